@@ -1,0 +1,47 @@
+# Everything a user or CI runs, by name. `make help` lists it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check lint lock
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(STAMP) ## set up .venv from the hashed lock
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
+	  || { echo "Python 3.11, 3.12 or 3.13 is needed, for example: make install PYTHON=python3.12"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	@touch $@
+
+demo: install ## draw a small PANDA, train, grade, map a slide; ends with figures and where the reports are
+	rm -rf runs/segmentation/demo runs/grading/demo out/demo
+	$(BIN)/python train.py experiment=demo
+	$(BIN)/python train.py experiment=demo_grading
+	$(BIN)/python infer.py checkpoint=runs/segmentation/demo/checkpoints/best.ckpt \
+	  grading_checkpoint=runs/grading/demo/checkpoints/best.ckpt output=out/demo \
+	  slides=data/synthetic/train_images/$$(ls runs/grading/demo/slides | head -n 1).tiff
+	@$(BIN)/python -m panda.report.headline runs/segmentation/demo runs/grading/demo
+	@echo "the mapped slide"; echo "  out/demo/report.html"
+
+test: install ## the tests (two cores, no GPU, no network)
+	$(BIN)/python -m pytest
+
+lint: install ## ruff, mypy --strict, the import contract
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint test ## what CI runs
+
+lock: install ## pin the ranges of pyproject.toml anew
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --upgrade \
+	  --python-version 3.11 --extra dev pyproject.toml -o requirements.lock

@@ -1,0 +1,22 @@
+"""Map slides with a checkpoint: `python infer.py checkpoint=… slides=DIR_OR_FILE_OR_GLOB_OR_CSV output=out/`."""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from panda.app.door import exit_status, guarded
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="infer")
+@guarded
+def main(cfg: DictConfig) -> None:
+    """Runs one job over all slides."""
+    from panda.app.infer import infer  # noqa: PLC0415  (slow imports only once the command line is understood)
+
+    infer(cfg)
+
+
+if __name__ == "__main__":
+    main()
+    sys.exit(exit_status())

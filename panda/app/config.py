@@ -1,0 +1,218 @@
+"""Checks a configuration before anything slow begins, and builds objects from it."""
+
+import difflib
+import importlib
+import inspect
+import typing
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from panda.errors import ConfigError, PandaError
+
+# What a `_target_` may name. A configuration is data; it must not be able to call anything that is installed.
+ALLOWED_TARGETS = (
+    "panda.",
+    "torch.nn.",
+    "torch.optim.",
+    "pytorch_lightning.",
+    "segmentation_models_pytorch.",
+    "albumentations.",
+    "torchmetrics.",
+)
+
+KEYS = {
+    "train": {
+        "data", "model", "loss", "augment", "optim", "trainer", "logger", "quantify", "engine", "task", "tiles",
+        "name", "seed", "threshold", "criterion", "test_slides", "resume", "segmentation_checkpoint", "debug",
+        "run_dir",
+    },
+    "infer": {
+        "quantify", "engine", "checkpoint", "grading_checkpoint", "slides", "output", "threshold", "mpp_override",
+        "reader", "debug", "run_dir",
+    },
+}  # fmt: skip
+
+CRITERIA = ("dice_pooled", "dice_mean_slide")
+
+
+def register_resolvers() -> None:
+    """Makes the names of run folders available to `conf/`."""
+    OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
+    OmegaConf.register_new_resolver("sweep_folder", sweep_folder, replace=True)
+
+
+def run_folder(resume: str | None, task: str, name: str | None, now: str) -> str:
+    """The folder of a run: that of the run which is resumed, else `runs/<task>/<name or time>`."""
+    if resume:
+        return str(Path(resume).parent.parent)
+    return str(Path("runs") / task / (str(name) if name is not None else now))
+
+
+def sweep_folder(task: str, name: str | None, now: str) -> str:
+    """The folder of a multirun; its jobs lie below by number."""
+    return str(Path("runs") / task / f"sweep-{name if name is not None else now}")
+
+
+class Faults:
+    """Collects the faults of a configuration, so that all are reported at once."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def add(self, fault: str) -> None:
+        """Adds one sentence that names key, value and remedy."""
+        if fault not in self.found:
+            self.found.append(fault)
+
+    @contextmanager
+    def collect(self) -> Iterator[None]:
+        """Takes over the faults of a ConfigError raised inside."""
+        try:
+            yield
+        except ConfigError as error:
+            for fault in error.faults:
+                self.add(fault)
+
+    def raise_any(self) -> None:
+        """Raises what was collected.
+
+        Raises:
+            ConfigError: With every fault, if there is any.
+        """
+        if self.found:
+            raise ConfigError(self.found)
+
+
+def near(name: str, known: typing.Iterable[str]) -> str:
+    """A hint with the names nearest to a wrong one: `; did you mean …?`, or those there are."""
+    names = sorted(map(str, known))
+    close = difflib.get_close_matches(name, names, n=3)
+    return f"; did you mean {' or '.join(close)}?" if close else f"; there are {', '.join(names)}"
+
+
+def check_config(cfg: DictConfig, door: str) -> None:
+    """Checks keys, mandatory values, targets and argument types of a composed configuration.
+
+    Args:
+        cfg: As Hydra composed it.
+        door: `train` or `infer`.
+
+    Raises:
+        ConfigError: With every fault that was found.
+    """
+    faults = Faults()
+    for key in cfg:
+        if str(key) not in KEYS[door]:
+            faults.add(f"{key}: there is no such key{near(str(key), KEYS[door])}")
+    for key in sorted(OmegaConf.missing_keys(cfg)):
+        faults.add(f"{key} is not given: write {key}=… on the command line")
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
+    except OmegaConfBaseException as error:
+        faults.add(f"{str(error).splitlines()[0]}; mend the ${{…}} it names")
+        faults.raise_any()
+    assert isinstance(plain, dict)
+    for key, node in plain.items():
+        _check_node(str(key), node, faults)
+    threshold = plain.get("threshold")
+    word = "auto" if door == "train" else "checkpoint"
+    number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+    if threshold != word and not (number and 0 < float(threshold) < 1):
+        faults.add(f"threshold={threshold} must be {word} or a probability between 0 and 1")
+    elif door == "train" and number and round(float(threshold) * 1000) / 1000 != threshold:
+        faults.add(f"threshold={threshold} must be a multiple of 0.001, the step of the histograms it is scored by")
+    if door == "train" and plain.get("criterion") not in CRITERIA:
+        faults.add(f"criterion={plain.get('criterion')} must be one of {', '.join(CRITERIA)}")
+    if door == "train" and not isinstance(plain.get("seed"), int):
+        faults.add(f"seed={plain.get('seed')} must be a whole number")
+    faults.raise_any()
+
+
+def _check_node(key: str, node: Any, faults: Faults) -> None:
+    """Checks a node with a `_target_` against that target's signature, and all nodes below it."""
+    if not isinstance(node, Mapping):
+        return
+    for name, child in node.items():
+        _check_node(f"{key}.{name}", child, faults)
+    if "_target_" not in node:
+        return
+    path = str(node["_target_"])
+    if not path.startswith(ALLOWED_TARGETS):
+        faults.add(
+            f"{key}._target_={path} is outside the packages a configuration may use ({', '.join(ALLOWED_TARGETS)})"
+        )
+        return
+    target = _locate(key, path, faults)
+    if target is None:
+        return
+    call = target.__init__ if inspect.isclass(target) else target
+    parameters = {name: parameter for name, parameter in inspect.signature(call).parameters.items() if name != "self"}
+    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    try:
+        hints = typing.get_type_hints(call)
+    except (NameError, TypeError):
+        hints = {}
+    for name, value in node.items():
+        if name in ("_target_", "_partial_") or value == "???":
+            continue
+        if name not in parameters:
+            # an open-ended target checks what it takes when it is built
+            if not open_ended:
+                faults.add(f"{key}.{name}={value}: {path} has no such option{near(str(name), parameters)}")
+        elif name in hints and not isinstance(value, Mapping):
+            _check_type(f"{key}.{name}", value, hints[name], faults)
+
+
+def _locate(key: str, path: str, faults: Faults) -> Any:
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        faults.add(f"{key}._target_={path} cannot be used: {error}")
+        return None
+
+
+def _check_type(key: str, value: Any, hint: Any, faults: Faults) -> None:
+    from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError  # noqa: PLC0415
+    from pydantic.errors import PydanticSchemaGenerationError  # noqa: PLC0415
+
+    try:
+        adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+    except (PydanticSchemaGenerationError, PydanticUserError):
+        return  # a library's own type that cannot be checked ahead: its constructor will
+    try:
+        # Lax lets YAML lists stand for tuples and text for paths, but would also take "3" for a number.
+        adapter.validate_python(value, strict=isinstance(value, str) and hint in (int, float, bool))
+    except ValidationError as error:
+        wanted = "; ".join(dict.fromkeys(e["msg"].lower() for e in error.errors()))
+        faults.add(f"{key}={value} is of the wrong kind: {wanted}")
+
+
+def build(node: Any, **extra: Any) -> Any:
+    """Makes the object that a node describes.
+
+    Args:
+        node: A mapping with `_target_`.
+        extra: Arguments that no configuration can hold.
+
+    Raises:
+        PandaError: What the object's constructor raised, unwrapped.
+        ConfigError: For any other error of the constructor, with the node's target.
+    """
+    import hydra.utils  # noqa: PLC0415
+    from hydra.errors import InstantiationException  # noqa: PLC0415
+
+    try:
+        return hydra.utils.instantiate(node, **extra, _convert_="all")
+    except InstantiationException as error:
+        cause: BaseException = error
+        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, PandaError):
+            raise cause from None
+        raise ConfigError(f"{node['_target_']} refuses its options: {cause}") from cause

@@ -1,0 +1,372 @@
+"""The grading experiment: bags of tiles from each slide, attention MIL, grades for the test slides."""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from panda.app.config import Faults, build
+from panda.app.run import Run, resolution_asked
+from panda.app.tracking import log_csv, wandb_of
+from panda.data.bag_datamodule import BagDataModule
+from panda.data.bags import BagItem
+from panda.data.datamodule import PatchDataModule
+from panda.data.manifest import SlideRecord
+from panda.data.patches import resolution_faults
+from panda.data.splits import Split
+from panda.errors import ConfigError, ManifestError
+from panda.files import write_json, write_table
+from panda.inference.canvas import Canvas
+from panda.inference.engine import SlideMapper, each_slide, tiles_on
+from panda.inference.predictor import (
+    EngineSettings,
+    Grade,
+    GradingPredictor,
+    SegmentationPredictor,
+    slide_tiles,
+)
+from panda.inference.quantify import QuantifySettings
+from panda.models.mil import MILNet
+from panda.report.panels import attention_tiles
+from panda.report.slide_page import write_slide_page
+from panda.tasks.grading import CLASSES, GradingTask, Target, target_class
+from panda.tasks.metrics import bootstrap_interval, grading_scores
+from panda.tasks.optim import Optim
+from panda.wsi.slide import Slide
+from panda.wsi.tissue import TissueMap, find_tissue
+
+log = logging.getLogger(__name__)
+
+OF_SEGMENTATION = "segmentation"
+"""`model.encoder_weights` that takes the encoder of the segmentation checkpoint."""
+
+
+@dataclass(frozen=True)
+class GradingSettings:
+    """What belongs to the task and not to its data, model or trainer.
+
+    Args:
+        name: `grading`.
+        target: `isup`, six classes; or `cancer`, present or absent.
+        patience: Epochs without a lower `val/loss` after which training stops.
+
+    Raises:
+        ConfigError: If a number is out of range.
+    """
+
+    name: str = "grading"
+    target: Target = "isup"
+    patience: int = 10
+
+    def __post_init__(self) -> None:
+        if self.patience < 1:
+            raise ConfigError(f"task.patience={self.patience} must be at least 1 epoch")
+
+
+@dataclass(frozen=True)
+class TileSettings:
+    """How a slide becomes a bag.
+
+    Args:
+        how: `guided` by a segmentation checkpoint, or any `tissue`.
+        k: Tiles in a bag, at most.
+        tile_size: Side of a tile in px at the resolution.
+        level: Pyramid level of the tiles; or
+        mpp: their µm/px (the other one None).
+        random_fraction: Share of the bag that is random tissue, whatever the segmentation says.
+        min_tissue: Least share of tissue in a tile.
+        seed: Of the random share.
+        batch_size: Bags in a batch.
+
+    Raises:
+        ConfigError: With every fault.
+    """
+
+    how: Literal["guided", "tissue"] = "guided"
+    k: int = 32
+    tile_size: int = 256
+    level: int | None = 1
+    mpp: float | None = None
+    random_fraction: float = 0.25
+    min_tissue: float = 0.25
+    seed: int = 0
+    batch_size: int = 1
+
+    def __post_init__(self) -> None:
+        faults = resolution_faults(self.level, self.mpp, "tiles")
+        faults += [
+            f"tiles.{key}={getattr(self, key)} must be at least 1"
+            for key in ("k", "tile_size", "batch_size")
+            if getattr(self, key) < 1
+        ]
+        faults += [
+            f"tiles.{key}={getattr(self, key)} must be a share from 0 to 1"
+            for key in ("random_fraction", "min_tissue")
+            if not 0 <= getattr(self, key) <= 1
+        ]
+        if faults:
+            raise ConfigError(faults)
+
+
+class GradingExperiment:
+    """Builds everything from the configuration, then runs it.
+
+    Args:
+        cfg: Checked by `check_config`.
+
+    Raises:
+        ConfigError: With every fault that the parts found.
+        CheckpointError: If the segmentation checkpoint cannot be used.
+    """
+
+    monitor = "val/loss"
+    mode = "min"
+
+    def __init__(self, cfg: DictConfig) -> None:
+        plain: Any = OmegaConf.to_container(cfg, resolve=True)
+        self.cfg = cfg
+        faults = Faults()
+        with faults.collect():
+            self.data: PatchDataModule = build(plain["data"])
+            if self.data.split != "holdout":
+                faults.add(f"data.split={self.data.split}: grading needs slides in each split; use data.split=holdout")
+        with faults.collect():
+            self.tiles: TileSettings = build(plain["tiles"])
+        with faults.collect():
+            self.settings: GradingSettings = build(plain["task"])
+        with faults.collect():
+            self.loss = build(plain["loss"])
+        with faults.collect():
+            self.optim: Optim = build(plain["optim"])
+        with faults.collect():
+            self.quantify: QuantifySettings = build(plain["quantify"])
+        with faults.collect():
+            self.engine: EngineSettings = build(plain["engine"])
+        guided = plain["tiles"]["how"] == "guided"
+        if guided and not cfg.segmentation_checkpoint:
+            faults.add(
+                "segmentation_checkpoint is not given: tiles=guided needs one "
+                "(segmentation_checkpoint=runs/segmentation/…/checkpoints/best.ckpt), tiles=tissue needs none"
+            )
+        from_segmentation = plain["model"].get("encoder_weights") == OF_SEGMENTATION
+        if from_segmentation and not guided:
+            faults.add("model.encoder_weights=segmentation needs tiles=guided and a segmentation_checkpoint")
+        with faults.collect():
+            model = plain["model"] | ({"encoder_weights": None} if from_segmentation else {})
+            self.network: MILNet = build(model, num_classes=CLASSES[cfg.task.target])
+        faults.raise_any()
+        self.segmenter = (
+            SegmentationPredictor.from_checkpoint(Path(cfg.segmentation_checkpoint), self.engine) if guided else None
+        )
+        if from_segmentation and self.segmenter is not None:
+            _take_encoder(self.network, self.segmenter)
+
+    def run(self, run: Run) -> float:
+        """See `Experiment.run`."""
+        splits = self.data.splits()
+        items: dict[Split, list[BagItem]] = {}
+        mpps: list[float] = []
+        for name, records in splits.items():
+            outcome = each_slide(
+                records,
+                lambda record: record.slide_id,
+                f"tiles of {name}",
+                lambda record, bar: self._bag_item(record, mpps, bar),
+            )
+            run.failures.extend(outcome.failures)
+            items[name] = outcome.results
+            if not items[name] and records:
+                raise ManifestError(f"no slide of the {name} split could be used: {run.failures[-1].message}")
+        carried = {
+            "resolution": resolution_asked(self.tiles.level, self.tiles.mpp, float(np.median(mpps)) if mpps else None),
+            "tile_size": self.tiles.tile_size,
+            "tiles": {key: getattr(self.tiles, key) for key in ("how", "k", "random_fraction", "min_tissue", "seed")},
+            "target": self.settings.target,
+            "segmentation": self.segmenter.fingerprint if self.segmenter else None,
+            "train_slides": sorted(item.record.slide_id for item in items["train"]),
+        }
+        settings = self.data.settings
+        bags = BagDataModule(
+            items,
+            k=self.tiles.k,
+            tile_size=self.tiles.tile_size,
+            level=self.tiles.level,
+            mpp=self.tiles.mpp,
+            batch_size=self.tiles.batch_size,
+            num_workers=self.data.num_workers,
+            augment=self.data.augment,
+            reader=settings.reader,
+            mpp_override=settings.mpp_override,
+        )
+        run.fit(GradingTask(self.network, self.loss, self.optim, carried), bags)
+        self._notes(run, items)
+        grader = GradingPredictor.from_checkpoint(run.best, self.engine)
+        run.summary |= {
+            "threshold": self.segmenter.threshold.value if self.segmenter else None,
+            "target": self.settings.target,
+            "tiles": asdict(self.tiles),
+            "data": {
+                "root": str(self.data.root),
+                "slides": {name: len(found) for name, found in items.items()},
+                "left_out": dict(self.data.left_out),
+                "groups": self.data.policy(),
+            },
+            "val": self._grade_slides(run, grader, splits["val"], "val"),
+        }
+        if self.cfg.test_slides and splits.get("test"):
+            run.summary["test"] = self._grade_slides(run, grader, splits["test"], "test")
+        self._show_in_wandb(run)
+        figure = run.summary.get("test", run.summary["val"])["qwk"]
+        return float("nan") if figure is None else float(figure)
+
+    def _open(self, record: SlideRecord) -> Slide:
+        settings = self.data.settings
+        return Slide.open(record.image_path, reader=settings.reader, mpp_override=settings.mpp_override)
+
+    def _class(self, record: SlideRecord) -> int:
+        assert record.isup_grade is not None  # a bag without a grade is refused
+        return int(target_class(torch.tensor(record.isup_grade), self.settings.target))
+
+    def _canvas(self, slide: Slide, tissue: TissueMap, bar: "tqdm[Any]") -> Canvas | None:
+        """The slide's canvas from the guiding segmenter, kept beside the patch stores for the next run."""
+        if self.segmenter is None:
+            return None
+        folder = self.data.store_root / f"canvases-{self.segmenter.fingerprint[:12]}"
+        return self.segmenter.predict(slide, tissue, folder / f"{slide.slide_id}.zarr", tiles_on(bar))
+
+    def _bag_item(self, record: SlideRecord, mpps: list[float], bar: "tqdm[Any]") -> BagItem:
+        with self._open(record) as slide:
+            tissue = find_tissue(slide)
+            asked = resolution_asked(self.tiles.level, self.tiles.mpp, None)
+            coords, view = slide_tiles(slide, tissue, self._canvas(slide, tissue, bar), asked, asdict(self.tiles))
+            if view.mpp:
+                mpps.append(view.mpp[0])
+            return BagItem(record, coords)
+
+    def _notes(self, run: Run, items: Mapping[Split, Sequence[BagItem]]) -> None:
+        train = {item.record.slide_id for item in items["train"]}
+        if self.segmenter is not None:
+            seen = set(self.segmenter.carried["train_slides"])
+            if train & seen:
+                run.notes.append(
+                    f"The segmentation that guides the tiles was trained on {len(train & seen)} of the {len(train)} "
+                    "training slides: their tiles are in-sample."
+                )
+            for name in ("val", "test"):
+                leaked = {item.record.slide_id for item in items.get(name, [])} & seen
+                if leaked:
+                    run.notes.append(
+                        f"The segmentation was trained on {len(leaked)} {name} slides: their figures flatter. "
+                        "Use the data.seed and fractions of its run."
+                    )
+        classes = CLASSES[self.settings.target]
+        counts = Counter(self._class(item.record) for item in items["train"])
+        absent = [str(c) for c in range(classes) if not counts[c]]
+        if absent:
+            run.notes.append(f"No training slide has class {', '.join(absent)}: it cannot be learnt.")
+        for note in run.notes:
+            log.warning("%s", note)
+
+    def _grade_slides(
+        self, run: Run, grader: GradingPredictor, records: Sequence[SlideRecord], split: str
+    ) -> dict[str, Any]:
+        """Grades slides as inference does; of test slides it leaves map, tiles and page."""
+        mapper = (
+            SlideMapper(self.segmenter, self.segmenter.threshold.value, self.quantify, grader)
+            if self.segmenter and split == "test"
+            else None
+        )
+
+        def work(record: SlideRecord, bar: "tqdm[Any]") -> tuple[SlideRecord, Grade]:
+            folder = run.folder / "slides" / record.slide_id
+            with self._open(record) as slide:
+                tissue = find_tissue(slide)
+                if mapper is not None:
+                    grade = mapper.map(slide, tissue, folder, folder / "canvas.zarr", tiles_on(bar)).grade
+                    assert grade is not None
+                else:
+                    grade = grader.grade(slide, tissue, self._canvas(slide, tissue, bar))
+            if split == "test":
+                attention_tiles(grade.tiles, grade.attention, grade.coords, folder / "attention_tiles.png")
+                if mapper is None:
+                    write_json(folder / "quantification.json", {"slide_id": record.slide_id, "grade": grade.plain()})
+                write_slide_page(folder)
+            return record, grade
+
+        outcome = each_slide(records, lambda record: record.slide_id, f"grades of {split}", work)
+        run.failures.extend(outcome.failures)
+        if not outcome.results:
+            return {"slides": 0, "qwk": None, "accuracy": None, "auroc": None}
+        rows = [
+            {
+                "slide_id": record.slide_id,
+                "provider": record.provider,
+                "isup_grade": record.isup_grade,
+                "label": self._class(record),
+                "predicted": grade.predicted,
+                **{f"p{i}": p for i, p in enumerate(grade.probabilities)},
+            }
+            for record, grade in outcome.results
+        ]
+        write_table(run.folder / f"{split}_slides.csv", rows)
+        return self._figures(outcome.results)
+
+    def _figures(self, graded: Sequence[tuple[SlideRecord, Grade]]) -> dict[str, Any]:
+        figures = self._scores(graded)
+        figures["by_provider"] = {
+            provider: self._scores([(r, g) for r, g in graded if r.provider == provider])
+            for provider in sorted({record.provider for record, _ in graded})
+        }
+        return figures
+
+    def _scores(self, graded: Sequence[tuple[SlideRecord, Grade]]) -> dict[str, Any]:
+        labels = np.array([self._class(record) for record, _ in graded])
+        prob = np.array([grade.probabilities for _, grade in graded])
+        found = grading_scores(labels, prob)
+
+        def accuracy_low_high() -> list[float] | None:
+            groups = [record.group for record, _ in graded]
+            low, high = bootstrap_interval(prob.argmax(1) == labels, groups, seed=self.cfg.seed)
+            return [low, high] if np.isfinite([low, high]).all() else None
+
+        return {
+            "slides": len(graded),
+            "qwk": found["qwk"],
+            "accuracy": found["accuracy"],
+            "accuracy_interval": accuracy_low_high(),
+            "auroc": found["auroc_cancer"],
+            "auroc_significant": found.get("auroc_significant"),
+            "confusion": found["confusion"],
+        }
+
+    def _show_in_wandb(self, run: Run) -> None:
+        logger = wandb_of(run.trainer.loggers)
+        if logger is None:
+            return
+        log_csv(logger, "test_slides", run.folder / "test_slides.csv")
+        for path in sorted((run.folder / "slides").glob("*/attention_tiles.png")):
+            logger.log_image("attention_tiles", [str(path)], caption=[path.parent.name])
+        for split in ("val", "test"):
+            for key, value in run.summary.get(split, {}).items():
+                if isinstance(value, int | float):
+                    logger.experiment.summary[f"{split}/final_{key}"] = value
+
+
+def _take_encoder(network: MILNet, segmenter: SegmentationPredictor) -> None:
+    """Starts the tiles' encoder from the segmenter's, where both are of one architecture."""
+    state = segmenter.network.network.encoder.state_dict()
+    try:
+        network.encoder.load_state_dict(state)
+    except RuntimeError as error:
+        used = segmenter.carried["network"]["encoder_name"]
+        raise ConfigError(
+            f"model.encoder_weights=segmentation: the segmentation's encoder is {used}, which does not fit the "
+            f"tiles' encoder; give model.encoder={used}, or model.encoder_weights=null"
+        ) from error

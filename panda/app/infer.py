@@ -1,0 +1,199 @@
+"""`infer(cfg)`: slides in, a folder of maps, figures, grades and a report out."""
+
+import csv
+import datetime
+import glob
+import logging
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from panda.app.config import Faults, build, check_config
+from panda.app.door import SomeSlidesFailed, log_to_file
+from panda.data.patches import Failure
+from panda.errors import ConfigError, ManifestError
+from panda.files import write_json, write_table
+from panda.inference.engine import MappedSlide, SlideMapper, each_slide, tiles_on, write_failures
+from panda.inference.predictor import EngineSettings, GradingPredictor, SegmentationPredictor
+from panda.inference.quantify import QuantifySettings
+from panda.report.panels import attention_tiles
+from panda.report.inference_page import write_inference_page
+from panda.report.slide_page import write_slide_page
+from panda.wsi.slide import Slide
+from panda.wsi.tissue import find_tissue
+
+log = logging.getLogger(__name__)
+
+SLIDE_SUFFIXES = (".tiff", ".tif", ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm")
+
+
+def infer(cfg: DictConfig) -> list[MappedSlide]:
+    """Maps every slide, goes on past bad ones, and writes the report.
+
+    Args:
+        cfg: `conf/infer.yaml` as composed by Hydra, or by a test, which then gives `run_dir`.
+
+    Returns:
+        What each mapped slide gave.
+
+    Raises:
+        ConfigError: With all faults of the configuration, before anything slow.
+        CheckpointError: If a checkpoint cannot be used.
+        SomeSlidesFailed: At the end, if any slide failed; `failures.csv` lists them.
+    """
+    started = time.monotonic()
+    check_config(cfg, "infer")
+    faults = Faults()
+    for key in ("checkpoint", "slides"):
+        if not cfg[key]:
+            faults.add(f"{key} is not given: write {key}=… on the command line")
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    with faults.collect():
+        engine: EngineSettings = build(plain["engine"])
+    with faults.collect():
+        quantify: QuantifySettings = build(plain["quantify"])
+    paths: list[Path] = []
+    if cfg.slides:
+        with faults.collect():
+            paths = find_slides(str(cfg.slides))
+    faults.raise_any()
+
+    predictor = SegmentationPredictor.from_checkpoint(Path(cfg.checkpoint), engine)
+    grader = GradingPredictor.from_checkpoint(Path(cfg.grading_checkpoint), engine) if cfg.grading_checkpoint else None
+    notes = _notes(predictor, grader)
+    threshold = predictor.threshold.value if cfg.threshold == "checkpoint" else float(cfg.threshold)
+    mapper = SlideMapper(predictor, threshold, quantify, grader)
+
+    # Results go to the job's folder; canvases to `output`, where all jobs of a multirun find them.
+    results, canvases = Path(cfg.run_dir), Path(cfg.output)
+    results.mkdir(parents=True, exist_ok=True)
+    log_to_file(results / "infer.log")
+    failures: list[Failure] = []
+
+    def note_failure(failure: Failure) -> None:
+        failures.append(failure)
+        write_failures(results / "failures.csv", failures)
+
+    def work(path: Path, bar: "tqdm[Any]") -> MappedSlide:
+        with Slide.open(path, reader=cfg.reader, mpp_override=cfg.mpp_override) as slide:
+            folder = results / slide.slide_id
+            canvas_path = canvases / slide.slide_id / "canvas.zarr"
+            mapped = mapper.map(slide, find_tissue(slide), folder, canvas_path, tiles_on(bar))
+        if mapped.grade is not None:
+            grade = mapped.grade
+            attention_tiles(grade.tiles, grade.attention, grade.coords, folder / "attention_tiles.png")
+        write_slide_page(folder)
+        return mapped
+
+    write_failures(results / "failures.csv", failures)
+    outcome = each_slide(paths, lambda path: path.stem, "slides", work, note_failure)
+    write_table(results / "quantification.csv", [mapped.row for mapped in outcome.results], _columns(outcome.results))
+    write_json(
+        results / "inference.json",
+        {
+            "checkpoint": str(cfg.checkpoint),
+            "grading_checkpoint": str(cfg.grading_checkpoint) if cfg.grading_checkpoint else None,
+            "threshold": threshold,
+            "threshold_choice": predictor.threshold.plain() if cfg.threshold == "checkpoint" else None,
+            "resolution": dict(predictor.carried["resolution"]),
+            "precision": engine.precision,
+            "device": str(engine.torch_device),
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "slides": len(paths),
+            "failed": len(outcome.failures),
+            "seconds": round(time.monotonic() - started, 1),
+            "notes": notes,
+        },
+    )
+    report = write_inference_page(results)
+    for mapped in outcome.results[:20]:
+        log.info("%s", _headline(mapped.row))
+    log.info("report: %s", report)
+    if outcome.failures:
+        raise SomeSlidesFailed(
+            f"{len(outcome.failures)} of {len(paths)} slides failed: {results / 'failures.csv'} says why; "
+            "the others are done"
+        )
+    return outcome.results
+
+
+def find_slides(given: str) -> list[Path]:
+    """The slides that `slides=` names, in a fixed order.
+
+    Args:
+        given: A slide; a folder of slides, or one in PANDA's layout; a glob; or a CSV with a column `path`, or
+            `image_id` with the slides in `train_images/` or beside the table.
+
+    Returns:
+        Paths; a slide that a CSV names is returned whether or not it exists, so that its absence is recorded.
+
+    Raises:
+        ConfigError: If nothing is found, or two slides have one name.
+        ManifestError: If a CSV has neither column.
+    """
+    path = Path(given)
+    if path.is_file() and path.suffix.lower() == ".csv":
+        found = _slides_of_table(path)
+    elif path.is_dir():
+        folder = path / "train_images" if (path / "train_images").is_dir() else path
+        found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SLIDE_SUFFIXES)
+    elif path.exists():
+        found = [path]
+    else:
+        found = sorted(Path(p) for p in glob.glob(given, recursive=True))
+    if not found:
+        raise ConfigError(
+            f"slides={given}: no slide found; give a slide, a folder of {', '.join(SLIDE_SUFFIXES[:3])} … files, "
+            "a quoted glob such as 'slides/*.svs', or a CSV with a column path or image_id"
+        )
+    twice = [name for name, count in Counter(p.stem for p in found).items() if count > 1]
+    if twice:
+        raise ConfigError(
+            f"slides={given}: several slides are named {', '.join(sorted(twice)[:5])}; results go by name"
+        )
+    return found
+
+
+def _slides_of_table(table: Path) -> list[Path]:
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        rows, columns = list(reader), reader.fieldnames or []
+    if "path" in columns:
+        return [table.parent / row["path"] for row in rows]
+    if "image_id" not in columns:
+        raise ManifestError(f"{table}: no column path or image_id; it has {', '.join(columns) or 'none'}")
+    folder = table.parent / "train_images"
+    folder = folder if folder.is_dir() else table.parent
+    unsafe = [row["image_id"] for row in rows if Path(row["image_id"]).name != row["image_id"]]
+    if unsafe:
+        raise ManifestError(f"{table}: image_id {unsafe[0]!r} is a path; give the slide's name alone, or a column path")
+    return [folder / f"{row['image_id']}.tiff" for row in rows]
+
+
+def _notes(predictor: SegmentationPredictor, grader: GradingPredictor | None) -> list[str]:
+    """What a reader of the results has to know about the checkpoints."""
+    notes = [f"The threshold {predictor.threshold.value:.3f} was chosen on {predictor.threshold.chosen_on}."]
+    if grader is not None and grader.carried["segmentation"] not in (None, predictor.fingerprint):
+        notes.append(
+            "The grader was trained on tiles that another segmentation chose: its grades are outside what was tested."
+        )
+    for note in notes[1:]:
+        log.warning("%s", note)
+    return notes
+
+
+def _columns(mapped: Sequence[MappedSlide]) -> list[str]:
+    return list(mapped[0].row) if mapped else ["slide_id"]
+
+
+def _headline(row: dict[str, Any]) -> str:
+    area = "area unknown (no µm/px)" if row["tumor_mm2"] is None else f"{row['tumor_mm2']:.3f} mm²"
+    percent = row["tumor_percent_of_tissue"]
+    share = "–" if percent is None else f"{percent:.2f} %"
+    grade = next((f", {key.removesuffix('_predicted')} {row[key]}" for key in row if key.endswith("_predicted")), "")
+    return f"{row['slide_id']}: tumour {share} of tissue, {area}, {row['num_regions']} regions{grade}"

@@ -1,0 +1,65 @@
+"""One run: its folder, its trainer, and what it has to say at its end."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig
+
+from panda.data.patches import Failure
+from panda.errors import PandaError
+
+
+@dataclass
+class Run:
+    """One run under way.
+
+    Attributes:
+        cfg: The checked configuration.
+        folder: `runs/<task>/<name or time>/`.
+        resume: The checkpoint to go on from, or None.
+        trainer: Lightning's trainer.
+        summary: What the experiment adds to `summary.json`.
+        failures: Slides that were passed over.
+        notes: Sentences that a reader of the figures has to know.
+    """
+
+    cfg: DictConfig
+    folder: Path
+    resume: Path | None
+    trainer: pl.Trainer
+    summary: dict[str, Any] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint of the best epoch."""
+        return self.folder / "checkpoints" / "best.ckpt"
+
+    def fit(self, task: pl.LightningModule, data: pl.LightningDataModule) -> None:
+        """Trains, or goes on training.
+
+        Raises:
+            PandaError: If it was interrupted; the run can be resumed.
+        """
+        self.trainer.fit(task, datamodule=data, ckpt_path=self.resume, weights_only=True)
+        if self.trainer.interrupted:
+            raise PandaError(f"interrupted; go on with: python train.py resume={self.folder}/checkpoints/last.ckpt")
+
+
+class Experiment(Protocol):
+    """What a task does between a checked configuration and its figures."""
+
+    monitor: str
+    mode: str
+
+    def run(self, run: Run) -> float:
+        """Trains, evaluates, fills `run.summary`, and returns the figure that runs are compared by."""
+
+
+def resolution_asked(level: int | None, mpp: float | None, train_mpp: float | None) -> Mapping[str, float | int | None]:
+    """What a checkpoint keeps of the resolution: what was asked for, and the µm/px it came to in training."""
+    return {"level": level, "mpp": mpp, "train_mpp": train_mpp}

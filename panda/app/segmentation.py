@@ -1,0 +1,246 @@
+"""The segmentation experiment: train, choose a threshold on validation, map and score the test slides."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from panda.app.config import Faults, build
+from panda.app.run import Run, resolution_asked
+from panda.app.tracking import log_csv, wandb_of
+from panda.data.datamodule import PatchDataModule
+from panda.data.manifest import SlideRecord
+from panda.errors import ConfigError
+from panda.files import write_table
+from panda.inference.engine import SlideMapper, each_slide, tiles_on
+from panda.inference.evaluate import SlideScore, histograms, score_canvas, summarise
+from panda.inference.predictor import EngineSettings, SegmentationPredictor
+from panda.inference.quantify import QuantifySettings
+from panda.models.segmentation import Segmenter
+from panda.report.panels import PanelRow, draw_panels
+from panda.report.selection import telling_rows
+from panda.report.slide_page import write_slide_page
+from panda.tasks.checkpoint import replace_carried
+from panda.tasks.optim import Optim
+from panda.tasks.segmentation import SegmentationTask
+from panda.tasks.threshold import ThresholdChoice, search_threshold, write_threshold_curve
+from panda.wsi.labels import PROVIDERS, LabelMask
+from panda.wsi.slide import Slide
+from panda.wsi.tissue import find_tissue
+
+QUANTIFIED = ("tumor_percent_of_tissue", "tumor_mm2", "tissue_mm2", "num_regions")
+"""What `test_slides.csv` takes over from the quantification."""
+
+
+@dataclass(frozen=True)
+class SegmentationSettings:
+    """What belongs to the task and not to its data, model or trainer.
+
+    Args:
+        name: `segmentation`.
+        overlap: Of neighbouring tiles when slides are mapped, as a share of the patch size, in [0, 1).
+        panels: Rows of the panel pictures.
+        patience: Epochs without a better `val/dice` after which training stops.
+
+    Raises:
+        ConfigError: If a number is out of range.
+    """
+
+    name: str = "segmentation"
+    overlap: float = 0.5
+    panels: int = 6
+    patience: int = 10
+
+    def __post_init__(self) -> None:
+        faults = []
+        if not 0 <= self.overlap < 1:
+            faults.append(
+                f"task.overlap={self.overlap} must lie in [0, 1): 0.5 lets each tile overlap half of the next"
+            )
+        if self.panels < 0:
+            faults.append(f"task.panels={self.panels} must not be negative; 0 draws none")
+        if self.patience < 1:
+            faults.append(f"task.patience={self.patience} must be at least 1 epoch")
+        if faults:
+            raise ConfigError(faults)
+
+
+class SegmentationExperiment:
+    """Builds everything from the configuration, then runs it.
+
+    Args:
+        cfg: Checked by `check_config`.
+
+    Raises:
+        ConfigError: With every fault that the parts found.
+    """
+
+    monitor = "val/dice"
+    mode = "max"
+
+    def __init__(self, cfg: DictConfig) -> None:
+        plain: Any = OmegaConf.to_container(cfg, resolve=True)
+        faults = Faults()
+        self.cfg = cfg
+        with faults.collect():
+            self.data: PatchDataModule = build(plain["data"])
+        with faults.collect():
+            self.network: Segmenter = build(plain["model"])
+            with faults.collect():
+                self.network.check_patch_size(plain["data"]["patch_size"])
+        with faults.collect():
+            self.loss = build(plain["loss"])
+        with faults.collect():
+            self.optim: Optim = build(plain["optim"])
+        with faults.collect():
+            self.settings: SegmentationSettings = build(plain["task"])
+        with faults.collect():
+            self.quantify: QuantifySettings = build(plain["quantify"])
+        with faults.collect():
+            self.engine: EngineSettings = build(plain["engine"])
+        faults.raise_any()
+
+    def run(self, run: Run) -> float:
+        """See `Experiment.run`."""
+        data = self.data
+        data.prepare_data()
+        data.setup("fit")
+        splits = data.splits()
+        carried = {
+            "resolution": resolution_asked(data.settings.level, data.settings.mpp, data.train_mpp()),
+            "patch_size": data.settings.patch_size,
+            "overlap": self.settings.overlap,
+            "labels": {name: sorted(labels.cancer) for name, labels in PROVIDERS.items()},
+            "train_slides": sorted(record.slide_id for record in splits["train"]),
+        }
+        run.fit(SegmentationTask(self.network, self.loss, self.optim, carried), data)
+        run.failures.extend(data.failures)
+        run.summary["data"] = data.describe()
+        predictor = SegmentationPredictor.from_checkpoint(run.best, self.engine)
+        choice = self._freeze_threshold(run, predictor, splits["val"])
+        one_slide = data.split == "patches"
+        if one_slide:
+            run.notes.append(
+                "One slide, its patches split: these figures show that the network learns, not that it generalises "
+                "to another slide."
+            )
+        shown = splits["train"] if one_slide else splits["test"] if self.cfg.test_slides else []
+        scores = self._map_slides(run, predictor, choice, shown)
+        if scores and not one_slide:
+            run.summary["test"] = summarise(scores, choice.value, self.cfg.seed)
+        self._show_in_wandb(run)
+        figure = run.summary.get("test", run.summary["val"])["dice"]
+        return float("nan") if figure is None else float(figure)
+
+    def _freeze_threshold(
+        self, run: Run, predictor: SegmentationPredictor, val: Sequence[SlideRecord]
+    ) -> ThresholdChoice:
+        """Chooses the threshold on validation and writes it into the best checkpoint.
+
+        Validation slides are mapped as inference maps slides and scored on their blended canvases. Where the
+        patches of one slide were split there is no such slide: the search over the best epoch's validation
+        patches stands.
+        """
+        choice = predictor.threshold
+        scores: list[SlideScore] = []
+        if self.data.split == "holdout":
+            canvases = run.folder / "validation"
+
+            def score(record: SlideRecord, bar: "tqdm[Any]") -> SlideScore:
+                with self._open(record) as slide, self._mask(record, slide) as mask:
+                    tissue = find_tissue(slide)
+                    canvas = predictor.predict(slide, tissue, canvases / f"{record.slide_id}.zarr", tiles_on(bar))
+                    return score_canvas(canvas, slide, mask, tissue, record)
+
+            outcome = each_slide(val, lambda record: record.slide_id, "validation", score)
+            run.failures.extend(outcome.failures)
+            scores = outcome.results
+            shutil.rmtree(canvases, ignore_errors=True)  # they are counted; a large split would fill the disk
+            choice = search_threshold(
+                histograms(scores),
+                criterion=self.cfg.criterion,
+                chosen_on=f"{len(scores)} validation slides, blended canvases, tissue only",
+            )
+            write_threshold_curve(
+                histograms(scores), choice, run.folder / "threshold_curve.csv", run.folder / "threshold_curve.png"
+            )
+        if self.cfg.threshold != "auto":
+            choice = ThresholdChoice.given(float(self.cfg.threshold))
+        replace_carried(run.best, threshold=choice.plain())
+        run.summary |= {
+            "threshold": choice.value,
+            "threshold_choice": choice.plain(),
+            "val": summarise(scores, choice.value, self.cfg.seed)
+            if scores
+            else {"dice": predictor.threshold.plain()["score"], "of": predictor.threshold.chosen_on},
+        }
+        return choice
+
+    def _open(self, record: SlideRecord) -> Slide:
+        settings = self.data.settings
+        return Slide.open(record.image_path, reader=settings.reader, mpp_override=settings.mpp_override)
+
+    def _mask(self, record: SlideRecord, slide: Slide) -> LabelMask:
+        assert record.mask_path is not None  # slides without a mask never reach a split
+        return LabelMask.open(record.mask_path, slide, record.provider)
+
+    def _map_slides(
+        self, run: Run, predictor: SegmentationPredictor, choice: ThresholdChoice, records: Sequence[SlideRecord]
+    ) -> list[SlideScore]:
+        """Maps, scores and writes slides at the frozen threshold, and draws the panels."""
+        mapper = SlideMapper(predictor, choice.value, self.quantify)
+        per_slide = -(-self.settings.panels // max(1, len(records)))
+        panels: list[PanelRow] = []
+        table: list[dict[str, Any]] = []
+
+        def work(record: SlideRecord, bar: "tqdm[Any]") -> SlideScore:
+            folder = run.folder / "slides" / record.slide_id
+            with self._open(record) as slide, self._mask(record, slide) as mask:
+                tissue = find_tissue(slide)
+                mapped = mapper.map(slide, tissue, folder, folder / "canvas.zarr", tiles_on(bar))
+                score = score_canvas(mapped.canvas, slide, mask, tissue, record)
+                panels.extend(
+                    telling_rows(
+                        record,
+                        slide,
+                        mask,
+                        tissue,
+                        mapped.canvas,
+                        patch_size=self.data.settings.patch_size,
+                        count=min(per_slide, self.settings.panels - len(panels)),
+                    )
+                )
+            write_slide_page(folder)
+            table.append(score.row(choice.value) | {key: mapped.row[key] for key in QUANTIFIED})
+            return score
+
+        outcome = each_slide(records, lambda record: record.slide_id, "slides", work)
+        run.failures.extend(outcome.failures)
+        if panels:
+            draw_panels(panels, choice.value, run.folder / "panels" / "patches.png")
+        if table:
+            write_table(run.folder / "test_slides.csv", table)
+        return outcome.results
+
+    def _show_in_wandb(self, run: Run) -> None:
+        """Pictures, the threshold curve, the test table and the headline figures for the dashboard."""
+        logger = wandb_of(run.trainer.loggers)
+        if logger is None:
+            return
+        for key, path in (
+            ("panels", run.folder / "panels" / "patches.png"),
+            ("threshold_curve", run.folder / "threshold_curve.png"),
+        ):
+            if path.exists():
+                logger.log_image(key, [str(path)])
+        for record_folder in sorted((run.folder / "slides").glob("*/overlay.png")):
+            logger.log_image("overlay", [str(record_folder)], caption=[record_folder.parent.name])
+        log_csv(logger, "threshold_curve_table", run.folder / "threshold_curve.csv")
+        log_csv(logger, "test_slides", run.folder / "test_slides.csv")
+        figures = {f"{split}/final_{k}": v for split in ("val", "test") for k, v in run.summary.get(split, {}).items()}
+        logger.experiment.summary.update(
+            {"threshold": run.summary["threshold"]} | {k: v for k, v in figures.items() if isinstance(v, int | float)}
+        )

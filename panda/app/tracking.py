@@ -1,0 +1,86 @@
+"""Where a run's metrics go: `metrics.csv` always, W&B unless disabled."""
+
+import csv
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """Settings of the loggers.
+
+    Args:
+        mode: `offline` writes W&B's files into the run's folder and sends nothing; `online` sends them as the
+            run goes; `disabled` leaves W&B out.
+        project: W&B project.
+        entity: W&B team or user; None takes the account's own.
+        tags: W&B tags.
+    """
+
+    mode: Literal["offline", "online", "disabled"] = "offline"
+    project: str = "panda"
+    entity: str | None = None
+    tags: Sequence[str] = ()
+
+    def loggers(
+        self, run_dir: Path, name: str, task: str, group: str | None, config: Mapping[str, Any]
+    ) -> list[Logger]:
+        """The loggers of one run.
+
+        Args:
+            run_dir: The run's folder: gets `metrics.csv` and `wandb/`.
+            name: The run's name in W&B.
+            task: W&B's job type.
+            group: W&B group: the sweep a job belongs to.
+            config: The resolved configuration as plain data.
+        """
+        loggers: list[Logger] = [_metrics_csv(run_dir)]
+        if self.mode != "disabled":
+            loggers.append(
+                WandbLogger(
+                    name=name,
+                    save_dir=run_dir,
+                    project=self.project,
+                    entity=self.entity,
+                    offline=self.mode == "offline",
+                    tags=list(self.tags),
+                    group=group,
+                    job_type=task,
+                    config=dict(config),
+                )
+            )
+        return loggers
+
+
+def _metrics_csv(run_dir: Path) -> CSVLogger:
+    """Lightning's CSV logger at `run_dir/metrics.csv`, which keeps the rows of a run that is resumed."""
+    path = run_dir / "metrics.csv"
+    kept: list[dict[str, Any]] = []
+    if path.exists():
+        with path.open(newline="") as file:
+            kept = list(csv.DictReader(file))
+    logger = CSVLogger(save_dir=run_dir, name="", version="")
+    with warnings.catch_warnings():
+        # The run's folder holds config.yaml before any metric; Lightning warns of any folder that is not empty.
+        warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
+        writer = logger.experiment
+    writer.metrics.extend(kept)
+    return logger
+
+
+def wandb_of(loggers: Sequence[Logger]) -> WandbLogger | None:
+    """The W&B logger among the loggers, if there is one."""
+    return next((logger for logger in loggers if isinstance(logger, WandbLogger)), None)
+
+
+def log_csv(logger: WandbLogger, key: str, path: Path) -> None:
+    """Logs a CSV file of the run as a W&B table; nothing where the run left no such file."""
+    if path.exists():
+        with path.open(newline="") as file:
+            header, *rows = list(csv.reader(file))
+        logger.log_table(key, columns=header, data=rows)

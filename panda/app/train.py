@@ -1,0 +1,181 @@
+"""`train(cfg)`: one run from a checked configuration to its folder, for either task."""
+
+import datetime
+import logging
+import time
+from pathlib import Path
+
+import pytorch_lightning as pl
+import wandb
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
+
+from panda.app.config import Faults, build, check_config
+from panda.app.door import SomeSlidesFailed, log_to_file
+from panda.app.grading import GradingExperiment
+from panda.app.run import Experiment, Run
+from panda.app.segmentation import SegmentationExperiment
+from panda.errors import ConfigError
+from panda.files import write_json, write_whole
+from panda.inference.engine import write_failures
+from panda.report.headline import headline
+from panda.report.run_page import write_run_page
+
+log = logging.getLogger(__name__)
+
+SCHEMA = 1
+EXPERIMENTS: dict[str, type[SegmentationExperiment] | type[GradingExperiment]] = {
+    "segmentation": SegmentationExperiment,
+    "grading": GradingExperiment,
+}
+
+
+def train(cfg: DictConfig) -> float:
+    """Trains and evaluates.
+
+    Args:
+        cfg: `conf/train.yaml` as composed by Hydra, or by a test, which then gives `run_dir`.
+
+    Returns:
+        The figure that runs are compared by: pooled Dice (segmentation) or quadratic kappa (grading) on the test
+        slides, on validation where there is no test; nan where it is undefined.
+
+    Raises:
+        ConfigError: With all faults of the configuration, before anything slow.
+        PandaError: If the run cannot go on; what it did is kept.
+        SomeSlidesFailed: At the end of a run that is whole but for some slides.
+    """
+    started = time.monotonic()
+    resume = Path(cfg.resume) if cfg.resume else None
+    if resume:
+        cfg = _config_of_resumed(cfg, resume)
+    check_config(cfg, "train")
+    folder = Path(cfg.run_dir)
+    _check_run(cfg, folder, resume)
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    experiment: Experiment = EXPERIMENTS[cfg.task.name](cfg)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    log_to_file(folder / "run.log")
+    if not resume:
+        write_whole(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        write_whole(folder / "overrides.txt", "".join(f"{line}\n" for line in _overrides()))
+    (folder / "error.txt").unlink(missing_ok=True)
+    log.info("run: %s", folder)
+    run = Run(cfg, folder, resume, _trainer(cfg, folder, experiment))
+    try:
+        figure = experiment.run(run)
+        if run.trainer.is_global_zero:
+            _write_summary(run, time.monotonic() - started)
+    finally:
+        # Left open, the next job of a multirun would log into this run.
+        if wandb.run is not None:
+            wandb.finish(quiet=True)
+    if run.failures:
+        raise SomeSlidesFailed(
+            f"the run is done, but without {len(run.failures)} slide(s): {folder / 'failures.csv'} says why"
+        )
+    return figure
+
+
+def _write_summary(run: Run, seconds: float) -> None:
+    summary = {
+        "schema": SCHEMA,
+        "task": run.cfg.task.name,
+        "name": run.folder.name,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seed": run.cfg.seed,
+        "device": str(run.trainer.strategy.root_device),
+        "epochs": run.trainer.current_epoch,
+        "seconds": round(seconds, 1),
+        **run.summary,
+        "notes": run.notes,
+    }
+    write_json(run.folder / "summary.json", summary)
+    write_failures(run.folder / "failures.csv", run.failures)
+    report = write_run_page(run.folder)
+    log.info("%s\nreport: %s", headline(summary), report)
+
+
+def _overrides() -> list[str]:
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def _is_multirun() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def _check_run(cfg: DictConfig, folder: Path, resume: Path | None) -> None:
+    """What no single node can know: the run's folder, and a multirun against several devices."""
+    faults = Faults()
+    if not resume and (folder / "config.yaml").exists():
+        faults.add(
+            f"name={cfg.name}: {folder} holds a run already; take another name, remove the folder, or go on with "
+            f"resume={folder}/checkpoints/last.ckpt"
+        )
+    if _is_multirun() and cfg.trainer.get("devices", 1) != 1:
+        faults.add(
+            f"trainer.devices={cfg.trainer.devices} in a multirun: each of its processes would run the whole sweep; "
+            "use trainer.devices=1"
+        )
+    faults.raise_any()
+
+
+def _config_of_resumed(cfg: DictConfig, resume: Path) -> DictConfig:
+    """The resumed run's own configuration, with the values of this command line on top."""
+    folder = resume.parent.parent
+    for needed in (resume, folder / "config.yaml"):
+        if not needed.is_file():
+            raise ConfigError(f"resume={resume}: {needed} does not exist; give runs/…/checkpoints/last.ckpt of a run")
+    own = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(own, DictConfig)
+    faults = Faults()
+    for override in _overrides():
+        key, _, value = override.partition("=")
+        if key in ("resume", "debug"):
+            continue
+        if "." not in key or OmegaConf.select(own, key) is None:
+            faults.add(
+                f"{override}: a resumed run keeps its choices; values such as trainer.max_epochs=30 can be changed"
+            )
+        else:
+            own.merge_with_dotlist([f"{key}={value}"])
+    faults.raise_any()
+    own.resume, own.run_dir, own.debug = str(resume), str(folder), cfg.debug
+    return own
+
+
+def _trainer(cfg: DictConfig, folder: Path, experiment: Experiment) -> pl.Trainer:
+    tracking = build(cfg.logger)
+    config = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(config, dict)
+    loggers = tracking.loggers(
+        folder,
+        name=folder.name,
+        task=cfg.task.name,
+        group=folder.parent.name if _is_multirun() else None,
+        config={str(key): value for key, value in config.items()},
+    )
+    monitor, mode = experiment.monitor, experiment.mode
+    callbacks: list[Callback] = [
+        ModelCheckpoint(
+            dirpath=folder / "checkpoints",
+            filename="best",
+            monitor=monitor,
+            mode=mode,
+            save_last=True,
+            enable_version_counter=False,
+        ),
+        EarlyStopping(monitor=monitor, mode=mode, patience=cfg.task.patience, check_finite=False),
+        LearningRateMonitor(logging_interval="epoch"),
+    ]
+    trainer: pl.Trainer = build(
+        OmegaConf.to_container(cfg.trainer, resolve=True),
+        logger=loggers,
+        callbacks=callbacks,
+        default_root_dir=str(folder),
+        num_sanity_val_steps=0,
+    )
+    return trainer

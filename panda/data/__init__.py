@@ -1,0 +1,1 @@
+"""From a folder of slides to tensors: tables, splits, patches, bags, loaders."""

@@ -1,0 +1,92 @@
+"""Bags of tiles, loaded, as a Lightning data module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader
+
+from panda.data.augment import Augmentation
+from panda.data.bags import BagItem, BagSet, BagSettings
+from panda.data.loaders import loader_faults, ordered_loader, train_loader
+from panda.data.splits import Split
+from panda.errors import ConfigError
+
+
+class BagDataModule(pl.LightningDataModule):
+    """Bags of slides whose tiles are chosen already.
+
+    Args:
+        splits: split → slides with their tiles; an empty list is no split.
+        k: tiles of a bag.
+        tile_size: side of a tile in px at the tiles' resolution.
+        level: pyramid level of the tiles, or None where ``mpp`` is given.
+        mpp: µm per tile px, or None where ``level`` is given.
+        batch_size: bags a batch.
+        num_workers: processes that load, for each loader; 0 for none.
+        augment: applied to each tile of training bags; None for none.
+        reader: of the slides, see `Slide.open`.
+        mpp_override: µm per level-0 px where the slides do not say, or say nonsense.
+
+    Raises:
+        ConfigError: all faults of the arguments at once.
+        ManifestError: a slide has no tiles or no grade.
+    """
+
+    def __init__(
+        self,
+        splits: Mapping[Split, Sequence[BagItem]],
+        *,
+        k: int = 32,
+        tile_size: int = 256,
+        level: int | None = 1,
+        mpp: float | None = None,
+        batch_size: int = 1,
+        num_workers: int = 2,
+        augment: Augmentation | None = None,
+        reader: Literal["auto", "openslide"] = "auto",
+        mpp_override: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.settings = BagSettings(k, tile_size, level, mpp, reader, mpp_override)
+        if faults := [*self.settings.faults(), *loader_faults(batch_size, num_workers, "tiles")]:
+            raise ConfigError(faults)
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self._sets = {
+            name: BagSet(items, self.settings, augment if name == "train" else None)
+            for name, items in splits.items()
+            if items
+        }
+
+    def bag_set(self, split: Split) -> BagSet:
+        """Bags of a split.
+
+        Args:
+            split: ``"train"``, ``"val"`` or ``"test"``.
+
+        Raises:
+            ConfigError: there is no such split.
+        """
+        if split not in self._sets:
+            raise ConfigError(f"there is no {split} split; there are {', '.join(self._sets) or 'none'}")
+        return self._sets[split]
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Training bags in random order; a last batch of one bag is left out where others have more."""
+        bags = self.bag_set("train")
+        return train_loader(bags, len(bags), self.batch_size, self.num_workers, self.trainer)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Validation bags in the order given."""
+        return ordered_loader(self.bag_set("val"), self.batch_size, self.num_workers)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Test bags in the order given.
+
+        Raises:
+            ConfigError: there is no test split.
+        """
+        return ordered_loader(self.bag_set("test"), self.batch_size, self.num_workers)

@@ -1,0 +1,150 @@
+"""Loaders whose samples are the same with any number of workers.
+
+The sampler draws, in the main process, the order of an epoch and a seed for the random choices of each sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+_SEEDS = 2**62
+
+
+class Draw(NamedTuple):
+    """A sample to be made: which item, and the seed of its random choices."""
+
+    item: int
+    seed: int
+
+
+def drawn(index: int | Draw) -> tuple[int, int]:
+    """Item and seed of an index; a plain index gets a seed from torch's random generator.
+
+    Args:
+        index: an item's number, or a draw.
+
+    Returns:
+        The item's number and the seed.
+    """
+    if isinstance(index, Draw):
+        return index.item, index.seed
+    return int(index), int(torch.randint(_SEEDS, ()).item())
+
+
+class DrawSampler(Sampler[Draw]):
+    """Draws each item once an epoch, in random order, with a seed for its augmentation.
+
+    Order and seeds depend on nothing but ``seed`` and the epoch: an epoch is the same after a resume, and on all
+    devices before they share it out.
+
+    Args:
+        items: number of items.
+        seed: of the run.
+        epoch: the first epoch; each pass begins the next one unless `set_epoch` says otherwise.
+    """
+
+    def __init__(self, items: int, seed: int, epoch: int = 0) -> None:
+        self.items = items
+        self.seed = seed
+        self.epoch = epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of the next pass; Lightning calls it."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.items
+
+    def __iter__(self) -> Iterator[Draw]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        self.epoch += 1
+        order = rng.permutation(self.items).tolist()
+        seeds = rng.integers(_SEEDS, size=self.items).tolist()
+        return iter([Draw(index, seed) for index, seed in zip(order, seeds, strict=True)])
+
+
+def loader_faults(batch_size: int, num_workers: int, prefix: str = "data") -> list[str]:
+    """Say what is wrong with the arguments of a loader, in words of the config.
+
+    Args:
+        batch_size: samples a batch.
+        num_workers: processes that load.
+        prefix: the config node that holds ``batch_size``.
+
+    Returns:
+        One sentence a fault.
+    """
+    faults = []
+    if batch_size < 1:
+        faults.append(f"{prefix}.batch_size is {batch_size}: give at least 1")
+    if num_workers < 0:
+        faults.append(f"data.num_workers is {num_workers}: give 0 (no processes of its own) or more")
+    return faults
+
+
+def train_loader(
+    dataset: Dataset[Any], items: int, batch_size: int, num_workers: int, trainer: pl.Trainer | None = None
+) -> DataLoader[Any]:
+    """Loader of a training split, in random order.
+
+    The last batch of an epoch is left out where it would be a single sample, of which batch normalisation can
+    make no statistics; order being random, no sample is left out for good. The seed is that of torch's random
+    generator, so it follows Lightning's ``seed_everything``.
+
+    Args:
+        dataset: its items are indexed by `Draw`.
+        items: its length.
+        batch_size: samples a batch.
+        num_workers: processes that load; 0 for none.
+        trainer: says how many devices share out an epoch, and which epoch comes first after a resume.
+
+    Returns:
+        The loader.
+    """
+    devices, epoch = (1, 0) if trainer is None else (trainer.world_size, trainer.current_epoch)
+    a_device = -(-items // devices)
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=DrawSampler(items, torch.initial_seed(), epoch),
+        drop_last=batch_size > 1 and a_device > 1 and a_device % batch_size == 1,
+        **_options(num_workers),
+    )
+
+
+def ordered_loader(dataset: Dataset[Any], batch_size: int, num_workers: int) -> DataLoader[Any]:
+    """Loader of a validation or test split, in the order of the dataset.
+
+    Args:
+        dataset: its items are indexed by number.
+        batch_size: samples a batch.
+        num_workers: processes that load; 0 for none.
+
+    Returns:
+        The loader.
+    """
+    return DataLoader(dataset, batch_size=batch_size, shuffle=False, **_options(num_workers))
+
+
+def _options(num_workers: int) -> dict[str, Any]:
+    """What all loaders have in common."""
+    return {
+        "num_workers": num_workers,
+        "persistent_workers": num_workers > 0,
+        "pin_memory": torch.cuda.is_available(),
+        "worker_init_fn": _start_worker,
+        # Of its own, so that the number of workers does not change what torch's generator gives to others.
+        "generator": torch.Generator().manual_seed(torch.initial_seed()),
+    }
+
+
+def _start_worker(number: int) -> None:
+    """Keep OpenCV to the worker's own thread: its pool of threads does not survive a fork."""
+    cv2.setNumThreads(0)

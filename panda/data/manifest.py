@@ -1,0 +1,247 @@
+"""The table of slides: PANDA's folder read into records, the patients' table, an example with cancer.
+
+A folder has PANDA's layout: ``train_images/<id>.tiff``, ``train_label_masks/<id>_mask.tiff`` and ``train.csv``
+with the columns ``image_id``, ``data_provider``, ``isup_grade``, ``gleason_score``
+(https://www.kaggle.com/c/prostate-cancer-grade-assessment/data).
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from panda.errors import ManifestError, MaskError, SlideError
+from panda.wsi.labels import PROVIDERS, LabelMask, tumor_bool_from_gray
+from panda.wsi.slide import Slide
+
+TABLE = "train.csv"
+IMAGES = "train_images"
+MASKS = "train_label_masks"
+COLUMNS = ("image_id", "data_provider", "isup_grade", "gleason_score")
+GRADES = range(6)
+"""ISUP grade groups as PANDA gives them: 0 (no cancer) to 5."""
+GROUP_COLUMNS = ("patient", "group")
+RESERVED = ("splits", "store.json")
+"""Names that a patch store uses beside the folders of its slides."""
+_SHOWN = 5
+_OVERVIEW = 2048
+
+
+@dataclass(frozen=True)
+class SlideRecord:
+    """One row of the table of slides.
+
+    Attributes:
+        slide_id: PANDA's ``image_id``.
+        provider: a key of `panda.wsi.labels.PROVIDERS`.
+        isup_grade: 0 to 5, or None where the slide has no grade.
+        gleason: the Gleason score as the table writes it (``"3+4"``, ``"negative"``).
+        image_path: where the slide lies, or should lie.
+        mask_path: where its label mask lies, or should lie; None for a slide that never had one.
+        group: slides of one group never straddle a split; the slide itself where nothing better is known.
+    """
+
+    slide_id: str
+    provider: str
+    isup_grade: int | None
+    gleason: str
+    image_path: Path
+    mask_path: Path | None
+    group: str
+
+
+def read_manifest(root: Path | str, *, mask_suffix: str = "_mask") -> list[SlideRecord]:
+    """Read the table of slides of a folder in PANDA's layout.
+
+    Whether the files of the table exist is not looked at here.
+
+    Args:
+        root: the folder that holds ``train.csv``.
+        mask_suffix: what a mask's file name has after the slide's id.
+
+    Returns:
+        One record a row, in the order of the table; each is its own group.
+
+    Raises:
+        ManifestError: the folder, the table or a column is missing, the table is empty, or rows are faulty (an
+            id that is no plain name or occurs twice, an unknown provider, a grade that is no integer 0..5);
+            the message names the rows.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise ManifestError(f"{root}: no such folder; data.root is the folder that holds {TABLE}")
+    table = root / TABLE
+    if not table.is_file():
+        raise ManifestError(f"{table}: no such file; data.root is the folder that holds {TABLE} and {IMAGES}/")
+    records: list[SlideRecord] = []
+    faults: list[str] = []
+    seen: dict[str, int] = {}
+    for number, row in _rows(table, COLUMNS):
+        slide_id = row["image_id"]
+        found = _row_faults(row)
+        if slide_id in seen:
+            found.append(f"image_id {slide_id!r} occurs already in row {seen[slide_id]}")
+        seen.setdefault(slide_id, number)
+        faults += [f"row {number}: {fault}" for fault in found]
+        if not found:
+            record = SlideRecord(
+                slide_id=slide_id,
+                provider=row["data_provider"],
+                isup_grade=int(row["isup_grade"]),
+                gleason=row["gleason_score"],
+                image_path=root / IMAGES / f"{slide_id}.tiff",
+                mask_path=root / MASKS / f"{slide_id}{mask_suffix}.tiff",
+                group=slide_id,
+            )
+            records.append(record)
+    if faults:
+        raise ManifestError(_listed(f"{table}: {len(faults)} faults; correct or remove these rows", faults))
+    return records
+
+
+def read_groups(path: Path | str) -> dict[str, str]:
+    """Read which patient (or other group) each slide belongs to.
+
+    Args:
+        path: CSV with the columns ``image_id`` and ``patient`` (or ``group``).
+
+    Returns:
+        slide id → group.
+
+    Raises:
+        ManifestError: the file or a column is missing, the table is empty, a field is empty, or a slide is
+            given two different groups.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ManifestError(f"{path}: no such file; data.groups is a CSV with image_id and patient (or group)")
+    groups: dict[str, str] = {}
+    for number, row in _rows(path, ("image_id",), one_of=GROUP_COLUMNS):
+        name = next(row[column] for column in GROUP_COLUMNS if column in row)
+        slide_id = row["image_id"]
+        if not slide_id or not name:
+            raise ManifestError(f"{path}, row {number}: empty image_id or group; fill it in or remove the row")
+        if groups.setdefault(slide_id, name) != name:
+            raise ManifestError(
+                f"{path}, row {number}: {slide_id!r} is in {name!r} and in {groups[slide_id]!r}; a slide has one group"
+            )
+    return groups
+
+
+def apply_groups(records: Sequence[SlideRecord], groups: Mapping[str, str]) -> list[SlideRecord]:
+    """Give each record the group of a patients' table.
+
+    Args:
+        records: the slides.
+        groups: slide id → group, of `read_groups`; slides that are no records are ignored.
+
+    Returns:
+        The records, in the same order, with their groups.
+
+    Raises:
+        ManifestError: records that the table does not list; the message counts them and names some.
+    """
+    absent = [record.slide_id for record in records if record.slide_id not in groups]
+    if absent:
+        raise ManifestError(
+            _listed(
+                f"{len(absent)} of {len(records)} slides are not in the table of groups; list them there, each "
+                f"with a group of its own if its patient is unknown",
+                absent,
+            )
+        )
+    return [replace(record, group=groups[record.slide_id]) for record in records]
+
+
+def find_one_tumor_example(root: Path | str, provider: str | None = None) -> SlideRecord:
+    """Find a slide whose mask really has cancer pixels, the highest grade first.
+
+    Masks are read small (2,048 px). Slides and masks that cannot be read are passed over.
+
+    Args:
+        root: the folder that holds ``train.csv``.
+        provider: only slides of this provider; None for any.
+
+    Returns:
+        The record of the first such slide, by falling grade and then by id.
+
+    Raises:
+        ManifestError: no slide of the table has cancer pixels, or the table is faulty (see `read_manifest`).
+    """
+    records = [record for record in read_manifest(root) if provider in (None, record.provider)]
+    unreadable = 0
+    for record in sorted(records, key=lambda record: (-(record.isup_grade or 0), record.slide_id)):
+        try:
+            if _has_tumor(record):
+                return record
+        except (SlideError, MaskError):
+            unreadable += 1
+    whose = "" if provider is None else f" of provider {provider!r}"
+    raise ManifestError(
+        f"{root}: none of {len(records)} slides{whose} has cancer pixels in its mask ({unreadable} could not be "
+        f"read); name a slide yourself with data.slide_id"
+    )
+
+
+def _has_tumor(record: SlideRecord) -> bool:
+    """Whether the slide's mask has cancer pixels in a small view of the slide."""
+    if record.mask_path is None:
+        return False
+    with Slide.open(record.image_path) as slide:
+        small = slide.at_downsample(max(1.0, max(slide.dimensions) / _OVERVIEW))
+        with LabelMask.open(record.mask_path, slide, record.provider) as mask:
+            return bool(tumor_bool_from_gray(mask.overview(small), record.provider).any())
+
+
+def _rows(path: Path, columns: Sequence[str], one_of: Sequence[str] = ()) -> list[tuple[int, dict[str, str]]]:
+    """Rows of a CSV as (number of the line in the file, stripped values by column), blank lines left out."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, skipinitialspace=True, strict=True, restkey="", restval="")
+            names = [name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = names
+            rows = [
+                (reader.line_num, {name: row[name].strip() for name in names})
+                for row in reader
+                if any(isinstance(value, str) and value.strip() for value in row.values())
+            ]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ManifestError(f"{path}: cannot be read as a CSV in UTF-8 ({error})") from error
+    absent = [column for column in columns if column not in names]
+    if one_of and not set(one_of) & set(names):
+        absent.append(" or ".join(one_of))
+    if absent:
+        raise ManifestError(
+            f"{path}: no column {', '.join(absent)}; the columns found are {', '.join(names) or 'none'}"
+        )
+    if not rows:
+        raise ManifestError(f"{path}: the table has no rows")
+    return rows
+
+
+def _row_faults(row: Mapping[str, str]) -> list[str]:
+    """What is wrong with a row of the table of slides, taken by itself."""
+    faults = []
+    slide_id, provider, grade = row["image_id"], row["data_provider"], row["isup_grade"]
+    if (
+        not slide_id
+        or slide_id.startswith(".")
+        or any(part in slide_id for part in ("/", "\\", ".."))
+        or not slide_id.isprintable()
+    ):
+        faults.append(f"image_id {slide_id!r} is not a plain file name without folder and suffix")
+    elif slide_id in RESERVED or slide_id.endswith(".partial"):
+        faults.append(f"image_id {slide_id!r} is a name that patch stores use themselves; rename the slide")
+    if provider not in PROVIDERS:
+        faults.append(f"data_provider {provider!r} is unknown; known are {', '.join(sorted(PROVIDERS))}")
+    if grade not in {str(known) for known in GRADES}:
+        faults.append(f"isup_grade {grade!r} is not an integer 0..5")
+    return faults
+
+
+def _listed(headline: str, items: Sequence[str]) -> str:
+    """A headline and the first few of the items below it."""
+    more = [f"… and {len(items) - _SHOWN} more"] if len(items) > _SHOWN else []
+    return "\n".join([f"{headline}:", *(f"  - {item}" for item in [*items[:_SHOWN], *more])])

@@ -1,0 +1,287 @@
+"""Patches of one slide: read over its tissue, written as image and mask files into a folder of its own.
+
+A slide's folder is written beside its final name and renamed when complete: it is whole or absent. It carries
+what it was made from, so that a slide or mask that has changed since is extracted again.
+
+``<store>/<SLIDE_ID>/img/<SLIDE_ID>_x1234_y5678.png``, the mask (0 or 255) in ``msk/`` under the same name; x and
+y are the patch's top-left corner in level-0 px of the slide.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from panda.data.manifest import SlideRecord
+from panda.data.settings import PatchSettings
+from panda.errors import MaskError, PandaError, SlideError
+from panda.files import fingerprint, remove, replace, sync
+from panda.wsi.geometry import Resolution
+from panda.wsi.grid import Grid, tissue_grid
+from panda.wsi.labels import LabelMask
+from panda.wsi.slide import Slide
+from panda.wsi.tissue import find_tissue
+
+SLIDE_FILE = "slide.json"
+PARTIAL = ".partial"
+_PNG_FAST = (cv2.IMWRITE_PNG_COMPRESSION, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class SlidePatches:
+    """The finished patches of one slide, by y and then x.
+
+    Attributes:
+        record: the slide.
+        folder: the slide's folder in the store.
+        downsample: level-0 px per patch px.
+        mpp: µm per patch px as (x, y), or None where unknown.
+        xy: (N, 2) int64, top-left corners in level-0 px.
+        tissue_fraction: (N,) float64, share of tissue in each patch.
+        tumor_fraction: (N,) float64, share of cancer pixels in each patch.
+        made_from: fingerprint of the settings and of the slide's and the mask's files.
+        reused: the folder was there already.
+    """
+
+    record: SlideRecord
+    folder: Path
+    downsample: float
+    mpp: tuple[float, float] | None
+    xy: NDArray[np.int64]
+    tissue_fraction: NDArray[np.float64]
+    tumor_fraction: NDArray[np.float64]
+    made_from: str
+    reused: bool
+
+    def __len__(self) -> int:
+        return len(self.xy)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A slide that could not be used.
+
+    Attributes:
+        slide_id: the slide.
+        stage: what was being done, e.g. ``"mask"``.
+        error: name of the error's class.
+        message: what the error says.
+    """
+
+    slide_id: str
+    stage: str
+    error: str
+    message: str
+
+
+def patch_name(slide_id: str, x: int, y: int) -> str:
+    """File name of the patch whose top-left corner is (x, y) in level-0 px."""
+    return f"{slide_id}_x{x}_y{y}.png"
+
+
+def load_slide(record: SlideRecord, settings: PatchSettings, store: Path) -> SlidePatches | None:
+    """Find a slide's finished patches in the store.
+
+    Args:
+        record: the slide.
+        settings: of the store.
+        store: the store's folder.
+
+    Returns:
+        The patches, or None where there are none, or where they were made from other files or another row.
+    """
+    try:
+        made_from = _made_from(_origin(record), settings)
+        folder = store / record.slide_id
+        stored = json.loads((folder / SLIDE_FILE).read_text(encoding="utf-8"))
+        if stored["made_from"] != made_from:
+            return None
+        mpp = stored["resolution"]["mpp"]
+        return SlidePatches(
+            record=record,
+            folder=folder,
+            downsample=float(stored["resolution"]["downsample"]),
+            mpp=None if mpp is None else (float(mpp[0]), float(mpp[1])),
+            xy=np.array([(patch["x"], patch["y"]) for patch in stored["patches"]], dtype=np.int64),
+            tissue_fraction=_column(stored["patches"], "tissue_fraction"),
+            tumor_fraction=_column(stored["patches"], "tumor_fraction"),
+            made_from=made_from,
+            reused=True,
+        )
+    except (OSError, ValueError, KeyError, TypeError, IndexError, PandaError):
+        return None
+
+
+def extract_slide(
+    record: SlideRecord,
+    settings: PatchSettings,
+    store: Path,
+    on_stage: Callable[[str], None] = lambda stage: None,
+) -> SlidePatches:
+    """Cut the patches of one slide, unless the store has them already.
+
+    One process at a time may work on a store: `panda.data.store.extract_store` holds its lock.
+
+    Args:
+        record: the slide.
+        settings: how to cut.
+        store: the store's folder; it is made where missing.
+        on_stage: called with the name of each stage as it begins (``slide``, ``mask``, ``tissue``, ``grid``, and
+            for each patch ``read`` and ``write``); what it raises ends the extraction.
+
+    Returns:
+        The patches.
+
+    Raises:
+        SlideError: the slide is missing, cannot be read, lacks the resolution, or has too little tissue.
+        MaskError: the mask is missing, cannot be read, or disagrees with the slide or the provider.
+        OSError: the store cannot be written; the stage is ``write``.
+    """
+    if (found := load_slide(record, settings, store)) is not None:
+        return found
+    on_stage("slide")
+    with Slide.open(record.image_path, reader=settings.reader, mpp_override=settings.mpp_override) as slide:
+        resolution = slide.at(level=settings.level, mpp=settings.mpp)
+        on_stage("mask")
+        if record.mask_path is None or not record.mask_path.is_file():
+            raise MaskError(
+                f"{record.slide_id}: no mask; put the mask at {record.mask_path}, or leave such slides out with "
+                f"data.exclude=[missing_mask]"
+            )
+        # Before a pixel is read, so that a file that changes meanwhile is seen to differ.
+        origin = _origin(record)
+        with LabelMask.open(record.mask_path, slide, record.provider) as mask:
+            on_stage("tissue")
+            tissue = find_tissue(slide)
+            on_stage("grid")
+            grid = tissue_grid(
+                resolution,
+                tissue,
+                settings.patch_size,
+                settings.step,
+                edge=settings.edge,
+                min_tissue=settings.min_tissue,
+            )
+            if len(grid.level0) == 0:
+                raise SlideError(
+                    f"{record.image_path}: no patch of {settings.patch_size} px holds at least "
+                    f"{settings.min_tissue:.0%} tissue; lower data.min_tissue or data.patch_size"
+                )
+            on_stage("write")
+            partial = store / f"{record.slide_id}{PARTIAL}"
+            remove(partial)
+            try:
+                tumor = _write_patches(partial, record.slide_id, slide, mask, grid, on_stage=on_stage)
+                content = {
+                    "made_from": _made_from(origin, settings),
+                    **origin,
+                    "resolution": _resolution(resolution, slide),
+                    "tissue": {"how": tissue.how, "fraction": round(float(tissue.fraction), 6)},
+                    "patches": _patches(grid, tumor),
+                }
+                (partial / SLIDE_FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+                sync(partial)
+                replace(partial, store / record.slide_id)
+            except BaseException:
+                remove(partial)
+                raise
+    return SlidePatches(
+        record=record,
+        folder=store / record.slide_id,
+        downsample=resolution.downsample,
+        mpp=resolution.mpp,
+        xy=grid.level0,
+        tissue_fraction=_column(content["patches"], "tissue_fraction"),
+        tumor_fraction=_column(content["patches"], "tumor_fraction"),
+        made_from=content["made_from"],
+        reused=False,
+    )
+
+
+def _write_patches(
+    folder: Path,
+    slide_id: str,
+    slide: Slide,
+    mask: LabelMask,
+    grid: Grid,
+    *,
+    on_stage: Callable[[str], None],
+) -> list[float]:
+    """Write all patches of the grid; the share of cancer in each."""
+    for name in ("img", "msk"):
+        (folder / name).mkdir(parents=True)
+    size = (grid.patch_size, grid.patch_size)
+    fractions = []
+    for x, y in grid.level0.tolist():
+        on_stage("read")
+        image = slide.read(grid.resolution, (x, y), size)
+        tumor = mask.read_tumor(grid.resolution, (x, y), size)
+        on_stage("write")
+        name = patch_name(slide_id, x, y)
+        # Encoded in memory: cv2.imwrite says no more than False when the disk is full.
+        (folder / "img" / name).write_bytes(_png(cv2.cvtColor(image, cv2.COLOR_RGB2BGR)))
+        (folder / "msk" / name).write_bytes(_png(tumor.astype(np.uint8) * 255))
+        fractions.append(round(float(tumor.mean()), 6))
+    return fractions
+
+
+def _png(image: NDArray[Any]) -> bytes:
+    """The image as a PNG file."""
+    return cv2.imencode(".png", image, _PNG_FAST)[1].tobytes()
+
+
+def _patches(grid: Grid, tumor: list[float]) -> list[dict[str, Any]]:
+    """The patches as plain data."""
+    return [
+        {"x": x, "y": y, "tissue_fraction": round(float(share), 6), "tumor_fraction": cancer}
+        for (x, y), share, cancer in zip(grid.level0.tolist(), grid.tissue_fraction, tumor, strict=True)
+    ]
+
+
+def _resolution(resolution: Resolution, slide: Slide) -> dict[str, Any]:
+    """The patches' resolution as plain data."""
+    return {
+        "downsample": resolution.downsample,
+        "level": resolution.level,
+        "resampled": resolution.resampled,
+        "mpp": None if resolution.mpp is None else list(resolution.mpp),
+        "mpp_note": slide.mpp_note,
+    }
+
+
+def _origin(record: SlideRecord) -> dict[str, Any]:
+    """The slide's row and files as plain data: what its patches depend on beside the settings.
+
+    Raises:
+        OSError: a file is missing.
+    """
+    return {
+        "slide_id": record.slide_id,
+        "provider": record.provider,
+        "isup_grade": record.isup_grade,
+        "slide": _identity(record.image_path),
+        "mask": None if record.mask_path is None else _identity(record.mask_path),
+    }
+
+
+def _made_from(origin: dict[str, Any], settings: PatchSettings) -> str:
+    """Fingerprint of all that a slide's patches depend on."""
+    return fingerprint({"settings": asdict(settings), **origin})
+
+
+def _identity(path: Path) -> dict[str, str | int]:
+    """Name, size and time of change of a file: opening every slide to see that it is unchanged takes long."""
+    stat = path.stat()
+    return {"name": path.name, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def _column(patches: list[dict[str, Any]], name: str) -> NDArray[np.float64]:
+    """One number of every patch."""
+    return np.array([patch[name] for patch in patches], dtype=np.float64)

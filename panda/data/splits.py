@@ -1,0 +1,123 @@
+"""Splits by group, stratified by provider and grade."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
+
+from panda.data.manifest import SlideRecord
+from panda.errors import ManifestError
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+_MAX_FOLDS = 100
+_CLOSE = 0.01
+_STRATA: tuple[Callable[[SlideRecord], str], ...] = (
+    lambda record: f"{record.provider} {record.isup_grade}",
+    lambda record: f"{record.provider} {bool(record.isup_grade)}",
+    lambda record: record.provider,
+    lambda record: "",
+)
+"""Finest first: provider × grade, provider × cancer, provider, one stratum."""
+
+
+def fraction_faults(val_fraction: float, test_fraction: float) -> list[str]:
+    """Say what is wrong with the shares of a split.
+
+    Args:
+        val_fraction: share of the slides for validation.
+        test_fraction: share of the slides for the test, 0 for none.
+
+    Returns:
+        One sentence a fault, none where the shares are good.
+    """
+    faults = []
+    if not 0 < val_fraction < 1:
+        faults.append(f"data.val_fraction is {val_fraction}: give a share over 0 and under 1 (the threshold needs it)")
+    if not 0 <= test_fraction < 1:
+        faults.append(f"data.test_fraction is {test_fraction}: give a share from 0 (no test) to under 1")
+    if not faults and val_fraction + test_fraction >= 1:
+        faults.append(
+            f"data.val_fraction + data.test_fraction is {val_fraction + test_fraction:g}: leave a share for "
+            f"training, less than 1 in sum"
+        )
+    return faults
+
+
+def split_slides(
+    records: Sequence[SlideRecord], *, seed: int, val_fraction: float, test_fraction: float
+) -> dict[str, Split]:
+    """Share slides out to training, validation and test; groups never straddle.
+
+    The slides are cut into folds with scikit-learn's ``StratifiedGroupKFold``, as many as make the two shares
+    whole numbers of folds (to within 0.01), and the folds are dealt out. Strata are provider × grade; where the
+    smallest has fewer slides than there are folds, provider × cancer, then provider, then none.
+
+    Args:
+        records: the slides, in any order: the split does not depend on it.
+        seed: of the shuffle.
+        val_fraction: share for validation, over 0.
+        test_fraction: share for the test; 0 makes none.
+
+    Returns:
+        slide id → ``"train"``, ``"val"`` or ``"test"``, by slide id.
+
+    Raises:
+        ManifestError: the shares are out of range, or a split would be empty.
+    """
+    if faults := fraction_faults(val_fraction, test_fraction):
+        raise ManifestError("; ".join(faults))
+    wanted = [split for split in SPLITS if split != "test" or test_fraction > 0]
+    ordered = sorted(records, key=lambda record: record.slide_id)
+    groups = np.array([record.group for record in ordered])
+    count = len(set(groups.tolist()))
+    if count < len(wanted):
+        raise ManifestError(
+            f"{len(ordered)} slides in {count} groups cannot make {', '.join(wanted)}: give more slides, "
+            f"or data.test_fraction=0, or learn from one slide with data.split=patches"
+        )
+    folds, val_folds, test_folds = _folds(val_fraction, test_fraction, count)
+    split: dict[str, Split] = {}
+    splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
+    for number, (_, members) in enumerate(splitter.split(groups, _strata(ordered, folds), groups)):
+        name: Split = "test" if number < test_folds else "val" if number < test_folds + val_folds else "train"
+        split.update((ordered[index].slide_id, name) for index in members)
+    if empty := [name for name in wanted if name not in split.values()]:
+        raise ManifestError(
+            f"{len(ordered)} slides in {count} groups leave {', '.join(empty)} empty: the groups are too "
+            f"unequal; give more slides, another data.seed or larger fractions"
+        )
+    return {record.slide_id: split[record.slide_id] for record in ordered}
+
+
+def _folds(val_fraction: float, test_fraction: float, groups: int) -> tuple[int, int, int]:
+    """Number of folds, of those for validation and of those for the test."""
+    candidates = []
+    for folds in range(2 + (test_fraction > 0), min(groups, _MAX_FOLDS) + 1):
+        test = max(1, round(test_fraction * folds)) if test_fraction > 0 else 0
+        val = max(1, round(val_fraction * folds))
+        if folds - test - val < 1:
+            continue
+        error = max(abs(val / folds - val_fraction), abs(test / folds - test_fraction))
+        candidates.append((0.0 if error <= _CLOSE else error, folds, val, test))
+    if not candidates:
+        raise ManifestError(
+            f"{groups} groups cannot be shared out with data.val_fraction={val_fraction} and "
+            f"data.test_fraction={test_fraction} so that training keeps one: give smaller fractions"
+        )
+    _, folds, val, test = min(candidates)
+    return folds, val, test
+
+
+def _strata(records: Sequence[SlideRecord], folds: int) -> list[str]:
+    """The finest strata whose smallest has as many slides as there are folds."""
+    for stratum in _STRATA[:-1]:
+        strata = [stratum(record) for record in records]
+        if min(Counter(strata).values()) >= folds:
+            return strata
+    return [_STRATA[-1](record) for record in records]

@@ -1,0 +1,248 @@
+"""The patch store: the patches of many slides under one set of settings.
+
+``<store_root>/<name of the data folder>-<fingerprint>`` holds ``store.json`` (the settings), one folder a slide
+(`panda.data.patches`) and ``splits/`` (`panda.data.patchset`). Extraction resumes: what is finished stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from panda.data.manifest import SlideRecord
+from panda.data.patches import PARTIAL, Failure, SlidePatches, extract_slide, load_slide
+from panda.data.settings import PatchSettings
+from panda.errors import ManifestError, PandaError
+from panda.files import fingerprint, remove, write_whole
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Version of the store's layout; another version gives another folder."""
+STORE_FILE = "store.json"
+_LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class StoreResult:
+    """What an extraction leaves.
+
+    Attributes:
+        store: the store's folder.
+        slides: slide id → its patches, in the order of the records.
+        failures: the slides that have none, in the order of the records.
+    """
+
+    store: Path
+    slides: dict[str, SlidePatches]
+    failures: list[Failure]
+
+
+class _StoreUnwritableError(PandaError):
+    """The store, not a slide, is at fault: the run ends."""
+
+
+class _StoppedError(Exception):
+    """Another slide has ended the run."""
+
+
+def store_path(store_root: Path | str, root: Path | str, settings: PatchSettings) -> Path:
+    """Folder of the store for a data folder and settings; other settings never share it.
+
+    Args:
+        store_root: the folder of all stores.
+        root: the data folder, whose name is used.
+        settings: how patches are cut.
+
+    Returns:
+        ``<store_root>/<name of root>-<12 hexadecimal digits>``.
+    """
+    return Path(store_root) / f"{Path(root).resolve().name}-{fingerprint(_store_content(settings))[:12]}"
+
+
+def extract_store(
+    records: Sequence[SlideRecord],
+    settings: PatchSettings,
+    store_root: Path | str,
+    root: Path | str,
+    *,
+    workers: int = 2,
+    progress: bool = True,
+) -> StoreResult:
+    """Cut the patches of all slides that the store does not have yet.
+
+    A slide that fails is told in the result and the rest go on. The process may be killed at any moment: the
+    next call goes on from the finished slides. A second process on the same store waits for the first.
+
+    Args:
+        records: the slides.
+        settings: how to cut.
+        store_root: the folder of all stores.
+        root: the data folder, for the store's name.
+        workers: slides cut at the same time, in threads.
+        progress: show a bar over the slides, with the patches so far.
+
+    Returns:
+        The patches of each slide, and the failures.
+
+    Raises:
+        PandaError: the store cannot be written (a full disk); finished slides are kept.
+        ManifestError: the folder holds a store of other settings.
+    """
+    store = store_path(store_root, root, settings)
+    slides: dict[str, SlidePatches] = {}
+    failures: dict[str, Failure] = {}
+    stop = threading.Event()
+    with _writing(store), _locked(store):
+        _prepare(store, settings)
+        with (
+            ThreadPoolExecutor(max(1, workers), thread_name_prefix="extract") as pool,
+            tqdm(total=len(records), desc="patches", unit="slide", disable=not progress) as bar,
+        ):
+            futures = [pool.submit(_extract, record, settings, store, stop) for record in records]
+            patches = 0
+            try:
+                for future in as_completed(futures):
+                    outcome = future.result()
+                    if isinstance(outcome, Failure):
+                        failures[outcome.slide_id] = outcome
+                    else:
+                        slides[outcome.record.slide_id] = outcome
+                        patches += len(outcome)
+                    bar.set_postfix(patches=patches, failed=len(failures), refresh=False)
+                    bar.update()
+            except BaseException:
+                stop.set()
+                pool.shutdown(cancel_futures=True)
+                raise
+    return _in_order(records, store, slides, failures)
+
+
+def load_store(
+    records: Sequence[SlideRecord], settings: PatchSettings, store_root: Path | str, root: Path | str
+) -> StoreResult:
+    """Read what an earlier extraction left, without cutting anything.
+
+    Args:
+        records: the slides.
+        settings: as in `extract_store`.
+        store_root: as in `extract_store`.
+        root: as in `extract_store`.
+
+    Returns:
+        The patches of each finished slide; the others are failures of the stage ``store``.
+    """
+    store = store_path(store_root, root, settings)
+    slides: dict[str, SlidePatches] = {}
+    failures: dict[str, Failure] = {}
+    for record in records:
+        if (found := load_slide(record, settings, store)) is not None:
+            slides[record.slide_id] = found
+        else:
+            failures[record.slide_id] = Failure(
+                record.slide_id, "store", ManifestError.__name__, f"{store} has no patches of this slide"
+            )
+    return _in_order(records, store, slides, failures)
+
+
+def _extract(
+    record: SlideRecord, settings: PatchSettings, store: Path, stop: threading.Event
+) -> SlidePatches | Failure:
+    """Cut one slide; its failure is a result, the store's an error."""
+    stage = "slide"
+
+    def on_stage(name: str) -> None:
+        nonlocal stage
+        if stop.is_set():
+            raise _StoppedError
+        stage = name
+
+    try:
+        return extract_slide(record, settings, store, on_stage)
+    except (_StoppedError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and stage == "write":
+            raise _StoreUnwritableError(_unwritable(store, error)) from error
+        if not isinstance(error, PandaError):
+            log.debug("slide %s", record.slide_id, exc_info=True)
+        return Failure(record.slide_id, stage, type(error).__name__, str(error))
+
+
+def _in_order(
+    records: Sequence[SlideRecord],
+    store: Path,
+    slides: dict[str, SlidePatches],
+    failures: dict[str, Failure],
+) -> StoreResult:
+    """Results in the order of the records, whichever thread was first."""
+    ids = [record.slide_id for record in records]
+    return StoreResult(
+        store,
+        {slide_id: slides[slide_id] for slide_id in ids if slide_id in slides},
+        [failures[slide_id] for slide_id in ids if slide_id in failures],
+    )
+
+
+def _store_content(settings: PatchSettings) -> dict[str, Any]:
+    """What ``store.json`` says."""
+    return {"format": FORMAT, "settings": asdict(settings)}
+
+
+def _prepare(store: Path, settings: PatchSettings) -> None:
+    """Describe a new store, or check an old one and clear away what killed runs left half-done."""
+    path, content = store / STORE_FILE, _store_content(settings)
+    if path.is_file():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            found = None
+        if found != content:
+            raise ManifestError(
+                f"{path} does not describe the settings that name its folder; remove the folder, its patches will "
+                f"be cut again"
+            )
+    else:
+        write_whole(path, json.dumps(content, indent=1))
+    for left in [*store.glob(f"*{PARTIAL}"), *store.glob(f".*{PARTIAL}.*"), *store.glob(".*.old")]:
+        remove(left)
+
+
+@contextlib.contextmanager
+def _writing(store: Path) -> Iterator[None]:
+    """Make the store's folder; say which store it is that cannot be written."""
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise _StoreUnwritableError(_unwritable(store, error)) from error
+
+
+def _unwritable(store: Path, error: OSError) -> str:
+    """What is wrong with the store, and the remedy."""
+    return (
+        f"{store}: the patch store cannot be written ({error.strerror or error}); make room or choose another "
+        f"folder with data.store_root. Finished slides are kept: run again to go on"
+    )
+
+
+@contextlib.contextmanager
+def _locked(store: Path) -> Iterator[None]:
+    """Hold the store for this process; the system frees the lock of a killed one."""
+    with (store / _LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.warning("%s: another run is cutting patches into this store; waiting for it", store)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

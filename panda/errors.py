@@ -1,0 +1,38 @@
+"""The errors a user meets. Each message names the file or key, the value and the remedy."""
+
+from collections.abc import Sequence
+
+
+class PandaError(Exception):
+    """Base of every error that is the input's fault and not the program's."""
+
+
+class ConfigError(PandaError):
+    """One or more faults in the configuration, all reported at once.
+
+    Args:
+        faults: One sentence a fault, each naming the key, the value and the remedy.
+    """
+
+    def __init__(self, faults: Sequence[str] | str) -> None:
+        self.faults = [faults] if isinstance(faults, str) else list(faults)
+        lines = "\n".join(f"  - {fault}" for fault in self.faults)
+        super().__init__(
+            f"{len(self.faults)} fault{'s' * (len(self.faults) > 1)} in the configuration:\n{lines}"
+        )
+
+
+class SlideError(PandaError):
+    """A slide that is missing, cannot be opened or read, or holds no tissue."""
+
+
+class MaskError(PandaError):
+    """A label mask that is missing, cannot be read, or disagrees with its slide or provider."""
+
+
+class ManifestError(PandaError):
+    """A table of slides or patches, or a store, that is missing, malformed or contradicts itself."""
+
+
+class CheckpointError(PandaError):
+    """A checkpoint or canvas that is not one, is of the wrong task, or of another version."""

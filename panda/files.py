@@ -1,0 +1,157 @@
+"""Files are whole or absent: write beside, fsync, rename.
+
+A reader never meets half a file: what bears the final name was complete when it got that name, and a process
+that is killed leaves at worst a hidden temporary name beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a whole folder; nothing happens where nothing is.
+
+    Args:
+        path: What to remove. A symbolic link is removed, never what it points to.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or a folder with all that lies in it, to the disk.
+
+    Args:
+        path: An existing file or folder.
+    """
+    if path.is_dir():
+        for entry in path.iterdir():
+            if not entry.is_symlink():
+                sync(entry)
+    _sync_entry(path)
+
+
+def _sync_entry(path: Path) -> None:
+    """Bring one file, or a folder's own list of names, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def replace(source: Path, target: Path) -> None:
+    """Give a finished file or folder its final name, in place of what bore that name before.
+
+    A file replaces a file in one step. A folder cannot replace a folder that has content in one step, so the
+    old one is first moved aside and moved back should the second step fail; a process killed between the two
+    steps leaves the name absent, never half-filled.
+
+    Args:
+        source: The finished, already synced file or folder; in the same folder as ``target``.
+        target: The final name.
+    """
+    if target.is_dir() and not target.is_symlink():
+        aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.old")
+        os.rename(target, aside)
+        try:
+            os.replace(source, target)
+        except BaseException:
+            os.rename(aside, target)
+            raise
+        remove(aside)
+    else:
+        os.replace(source, target)
+    _sync_entry(target.parent)  # else a power cut could undo the rename
+
+
+@contextlib.contextmanager
+def whole_path(path: Path | str) -> Iterator[Path]:
+    """Lend a temporary name beside ``path``; what lies there takes the final name when the block succeeds.
+
+    The temporary name keeps the suffixes of ``path`` (writers choose their format by it), and the missing
+    parent folders are made. Where the block raises, what was written is removed and the old file stays.
+
+    Args:
+        path: The final name of a file or folder.
+
+    Yields:
+        The temporary path, not yet existing: the block creates a file or a folder there.
+
+    Raises:
+        FileNotFoundError: The block ended well but created nothing.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{uuid.uuid4().hex[:12]}.partial.{path.name}")
+    try:
+        yield partial
+        sync(partial)
+        replace(partial, path)
+    except BaseException:
+        remove(partial)
+        raise
+
+
+def write_whole(path: Path | str, data: bytes | str) -> None:
+    """Write a small file whole or not at all.
+
+    Args:
+        path: The final name; missing parent folders are made.
+        data: The content; text is written as UTF-8 with its line ends as they are.
+    """
+    with whole_path(path) as partial:
+        partial.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
+
+
+def fingerprint(data: Mapping[str, Any]) -> str:
+    """Name a set of plain values by their content.
+
+    Args:
+        data: Values that JSON can hold; the order of the keys does not matter, NaN and infinity are refused.
+
+    Returns:
+        SHA-256 of the canonical JSON (sorted keys, no spaces, UTF-8), 64 hexadecimal digits.
+
+    Raises:
+        TypeError: A value or key is not plain data.
+        ValueError: A number is NaN or infinite.
+    """
+    text = json.dumps(dict(data), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def write_table(
+    path: Path | str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None
+) -> None:
+    """Write rows as a CSV file, whole or not at all.
+
+    Args:
+        path: The final name.
+        rows: One mapping a line; None becomes an empty field.
+        columns: The header; where None, every key met, in the order of meeting.
+    """
+    header = list(columns) if columns is not None else list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=header, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue())
+
+
+def write_json(path: Path | str, data: Mapping[str, Any]) -> None:
+    """Write plain data as indented JSON, whole or not at all; NaN and infinity are refused."""
+    write_whole(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -1,0 +1,187 @@
+"""Runs slides one after the other: what each leaves, and what happens to a bad one."""
+
+import errno
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from tqdm import tqdm
+
+from panda.data.patches import Failure
+from panda.files import write_json, write_table
+from panda.inference.canvas import Canvas
+from panda.inference.export import write_geojson, write_heatmap, write_ome_tiff, write_overlay
+from panda.inference.predictor import Grade, GradingPredictor, SegmentationPredictor
+from panda.inference.quantify import QuantifySettings, slide_quantification
+from panda.wsi.slide import Slide
+from panda.wsi.tissue import TissueMap
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+FAILURE_COLUMNS = ("slide_id", "stage", "error", "message")
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass
+class Outcome(Generic[R]):
+    """Results of the slides that went well and failures of the others, both in the order of the slides."""
+
+    results: list[R] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+
+def each_slide(
+    items: Sequence[T],
+    slide_id: Callable[[T], str],
+    stage: str,
+    work: Callable[[T, "tqdm[Any]"], R],
+    on_failure: Callable[[Failure], None] | None = None,
+) -> Outcome[R]:
+    """Does `work` for each slide under a progress bar; a bad slide is recorded and passed over.
+
+    Args:
+        items: Whatever stands for the slides.
+        slide_id: Names one.
+        stage: What is done, for the progress bar and the failures.
+        work: Gets an item and the progress bar, for a postfix about its tiles.
+        on_failure: Called at each failure, so that a list on disk is complete at any moment.
+
+    Raises:
+        OSError: If the disk is full: the next slide would fail alike.
+        MemoryError: Likewise.
+    """
+    outcome: Outcome[R] = Outcome()
+    with tqdm(items, desc=stage, unit="slide", dynamic_ncols=True) as bar:
+        for item in bar:
+            try:
+                outcome.results.append(work(item, bar))
+            except MemoryError:
+                raise
+            except Exception as error:
+                if isinstance(error, OSError) and error.errno in DISK_FULL:
+                    raise
+                failure = Failure(slide_id(item), stage, type(error).__name__, str(error))
+                log.warning("%s of %s: %s", stage, failure.slide_id, failure.message)
+                log.debug("", exc_info=error)
+                outcome.failures.append(failure)
+                if on_failure:
+                    on_failure(failure)
+    return outcome
+
+
+def tiles_on(bar: "tqdm[Any]") -> Callable[[int, int], None]:
+    """Shows the tiles done of the current slide behind a progress bar over slides."""
+
+    def show(done: int, total: int) -> None:
+        bar.set_postfix_str(f"{done}/{total} tiles")
+
+    return show
+
+
+def write_failures(path: Path, failures: Sequence[Failure]) -> None:
+    """Writes `failures.csv`: one line a slide that failed; the header alone where none did."""
+    rows = [{"slide_id": f.slide_id, "stage": f.stage, "error": f.error, "message": f.message} for f in failures]
+    write_table(path, rows, FAILURE_COLUMNS)
+
+
+@dataclass(frozen=True)
+class MappedSlide:
+    """What mapping one slide gave.
+
+    Attributes:
+        row: The slide's line of `quantification.csv`.
+        canvas: Its probability canvas.
+        quantification: What `slide_quantification` returned.
+        grade: Its grade, where a grader was given.
+        folder: Where its files are.
+    """
+
+    row: dict[str, Any]
+    canvas: Canvas
+    quantification: dict[str, Any]
+    grade: Grade | None
+    folder: Path
+
+
+@dataclass(frozen=True)
+class SlideMapper:
+    """Maps slides and writes for each the canvas, pictures, exports and figures.
+
+    Args:
+        predictor: The segmentation network.
+        threshold: Probability from which a pixel counts as tumour.
+        quantify: Limits of the clean-up.
+        grader: Adds a grade, or None.
+    """
+
+    predictor: SegmentationPredictor
+    threshold: float
+    quantify: QuantifySettings
+    grader: GradingPredictor | None = None
+
+    def map(
+        self,
+        slide: Slide,
+        tissue: TissueMap,
+        folder: Path,
+        canvas_path: Path,
+        on_tiles: Callable[[int, int], None] | None = None,
+    ) -> MappedSlide:
+        """Maps one open slide into `folder`.
+
+        Args:
+            slide: The slide.
+            tissue: Its tissue.
+            folder: Gets heatmap.png, overlay.png, regions.geojson, probability.ome.tiff, quantification.json.
+            canvas_path: Where the canvas lies or will lie.
+            on_tiles: As for `SegmentationPredictor.predict`.
+
+        Raises:
+            PandaError: Whatever keeps this slide from being mapped.
+        """
+        canvas = self.predictor.predict(slide, tissue, canvas_path, on_tiles)
+        found = slide_quantification(
+            canvas, slide, canvas.resolution, self.threshold, settings=self.quantify, tissue=tissue
+        )
+        grade = self.grader.grade(slide, tissue, canvas) if self.grader else None
+        mask_clean = found["mask_clean"]
+        write_heatmap(canvas, folder / "heatmap.png")
+        write_overlay(slide, canvas, mask_clean, self.threshold, folder / "overlay.png")
+        write_geojson(found, slide, canvas.resolution, folder / "regions.geojson")
+        write_ome_tiff(canvas, slide, folder / "probability.ome.tiff")
+        facts = {
+            "slide_id": slide.slide_id,
+            "threshold": self.threshold,
+            **{key: value for key, value in found.items() if key != "mask_clean"},
+            "mpp": list(slide.mpp) if slide.mpp else None,
+            "mpp_note": slide.mpp_note,
+            "downsample": canvas.resolution.downsample,
+            "tissue_how": tissue.how,
+            "in_sample": slide.slide_id in self.predictor.carried["train_slides"],
+            "grade": grade.plain() if grade else None,
+        }
+        # Written last: where it lies, all the others do.
+        write_json(folder / "quantification.json", facts)
+        row = {
+            key: facts[key]
+            for key in (
+                "slide_id",
+                "tumor_percent_of_tissue",
+                "tumor_mm2",
+                "tissue_mm2",
+                "tumor_px",
+                "tissue_px",
+                "num_regions",
+                "threshold",
+                "in_sample",
+            )
+        }
+        if grade:
+            row[f"{grade.target}_predicted"] = grade.predicted
+            row |= {f"p{i}": p for i, p in enumerate(grade.probabilities)}
+        return MappedSlide(row, canvas, found, grade, folder)

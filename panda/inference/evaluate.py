@@ -1,0 +1,122 @@
+"""Scores of canvases against label masks: pixels of tissue only, at every threshold or at a frozen one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from panda.data.manifest import SlideRecord
+from panda.inference.canvas import Canvas
+from panda.tasks.metrics import BINS, bootstrap_interval, nanmean, pixel_histogram, pooled, scores_at
+from panda.wsi.geometry import round_px
+from panda.wsi.labels import LabelMask
+from panda.wsi.slide import Slide
+from panda.wsi.tissue import TissueMap
+
+BAND_ROWS = 512
+SCORES = ("dice", "iou", "precision", "recall")
+
+
+@dataclass(frozen=True)
+class SlideScore:
+    """What one slide's canvas is worth against its mask.
+
+    Attributes:
+        record: The slide.
+        histogram: (2, BINS) counts of tissue pixels by probability: cancer, other.
+        pixel_area_um2: Of a canvas pixel, or None where µm/px is unknown.
+    """
+
+    record: SlideRecord
+    histogram: NDArray[np.int64]
+    pixel_area_um2: float | None
+
+    def row(self, threshold: float) -> dict[str, Any]:
+        """The slide's figures at a threshold; Dice and the like are None where the slide has no cancer.
+
+        A slide without cancer has no Dice (0/0, or 0 however small the fault); its false-positive area is
+        reported instead.
+        """
+        at = scores_at(self.histogram, threshold)
+        has_cancer = bool(self.histogram[0].any())
+
+        def mm2(pixels: float) -> float | None:
+            return None if self.pixel_area_um2 is None else float(pixels) * self.pixel_area_um2 / 1e6
+
+        return {
+            "slide_id": self.record.slide_id,
+            "provider": self.record.provider,
+            "isup_grade": self.record.isup_grade,
+            **{name: at[name] if has_cancer else None for name in SCORES},
+            "true_tumor_mm2": mm2(self.histogram[0].sum()),
+            "fp_mm2": mm2(at["fp"] or 0),
+            "fp_px": at["fp"],
+        }
+
+
+def score_canvas(canvas: Canvas, slide: Slide, mask: LabelMask, tissue: TissueMap, record: SlideRecord) -> SlideScore:
+    """Counts a canvas' tissue pixels by probability and truth, band by band.
+
+    Tissue that no tile covered counts as probability 0: what was not looked at was not found.
+
+    Raises:
+        MaskError: If the mask holds a code unknown to its provider.
+    """
+    resolution = canvas.resolution
+    counts = np.zeros((2, BINS), np.int64)
+    for y0, prob in canvas.bands(BAND_ROWS):
+        location = (0, round_px(y0 * resolution.downsample))
+        size = (prob.shape[1], prob.shape[0])
+        truth = mask.read_tumor(resolution, location, size)
+        where = tissue.crop(resolution, location, size)
+        counts += pixel_histogram(*map(torch.from_numpy, (prob, truth, where))).numpy()
+    return SlideScore(record, counts, resolution.pixel_area_um2)
+
+
+def summarise(scores: Sequence[SlideScore], threshold: float, seed: int) -> dict[str, Any]:
+    """Pooled and per-slide figures at a frozen threshold, as plain data.
+
+    Args:
+        scores: One a slide.
+        threshold: Frozen beforehand.
+        seed: Of the bootstrap.
+
+    Returns:
+        `dice` (pooled over pixels), `dice_mean_slide` with `dice_interval` (95 %, bootstrap over groups), `iou`,
+        `precision`, `recall`, `fp_mm2_benign_slides` (mean over slides without cancer), `all_tissue_dice` (what
+        calling all tissue cancer scores), `slides`, and the same `by_provider`. Undefined figures are None.
+    """
+    figures = _figures(scores, threshold, seed)
+    providers = sorted({score.record.provider for score in scores})
+    figures["by_provider"] = {
+        provider: _figures([s for s in scores if s.record.provider == provider], threshold, seed)
+        for provider in providers
+    }
+    return figures
+
+
+def _figures(scores: Sequence[SlideScore], threshold: float, seed: int) -> dict[str, Any]:
+    everything = pooled(histograms(scores))
+    at = scores_at(everything, threshold)
+    rows = [score.row(threshold) for score in scores]
+    dice = np.array([np.nan if row["dice"] is None else row["dice"] for row in rows])
+    low, high = bootstrap_interval(dice, [score.record.group for score in scores], seed=seed)
+    mean = nanmean(dice)
+    benign = [row["fp_mm2"] for row, score in zip(rows, scores, strict=True) if not score.histogram[0].any()]
+    return {
+        "slides": len(scores),
+        "slides_with_cancer": int(np.isfinite(dice).sum()),
+        **{name: at[name] for name in SCORES},
+        "dice_mean_slide": None if np.isnan(mean) else mean,
+        "dice_interval": None if np.isnan([low, high]).any() else [low, high],
+        "fp_mm2_benign_slides": float(np.mean(benign)) if benign and None not in benign else None,
+        "all_tissue_dice": scores_at(everything, 0.0)["dice"],
+    }
+
+
+def histograms(scores: Sequence[SlideScore]) -> Mapping[str, NDArray[np.int64]]:
+    """Slide id to histogram, as the threshold search takes them."""
+    return {score.record.slide_id: score.histogram for score in scores}

@@ -1,0 +1,171 @@
+"""What the pictures of a slide have around them: title, colour bar, scale bar and legend.
+
+All of it stands beside the image and nothing on it, so that no tissue is hidden.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import matplotlib as mpl
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from panda.wsi.geometry import round_px
+
+INK, FAINT, PAPER = (30, 30, 30), (110, 110, 110), (255, 255, 255)
+
+_BGR_JET = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_JET)
+JET: NDArray[np.uint8] = np.asarray(_BGR_JET[:, 0, ::-1], np.uint8)
+"""(256, 3) uint8 RGB: the colours of probability 0..1 in steps of 1/255."""
+
+
+def jet(prob: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Colour probabilities: (h, w) in [0, 1] to (h, w, 3) uint8 RGB."""
+    return JET[np.rint(prob * 255).astype(np.uint8)]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large a pixel of a picture is.
+
+    Attributes:
+        level0_px: Level-0 px per picture px.
+        um: µm per picture px, or None where µm/px is unknown.
+    """
+
+    level0_px: float
+    um: float | None
+
+    def bar(self, width: int) -> tuple[int, str]:
+        """A scale bar of a round length (1, 2 or 5 times a power of ten), at most a quarter of the width.
+
+        Args:
+            width: Of the image in picture px.
+
+        Returns:
+            Its length in picture px (at least 1) and its label; in level-0 px where µm/px is unknown.
+        """
+        per_px = self.level0_px if self.um is None else self.um
+        length = round_length(per_px * width / 4)
+        if self.um is None:
+            label = f"{length:g} px at level 0 (µm/px unknown)"
+        else:
+            label = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
+        return max(1, round_px(length / per_px)), label
+
+
+def round_length(longest: float) -> float:
+    """The largest of 1, 2 and 5 times a power of ten that is not longer than ``longest`` (> 0)."""
+    power = 10.0 ** math.floor(math.log10(longest))
+    return next(step for step in (5 * power, 2 * power, power) if step <= longest or step == power)
+
+
+@dataclass(frozen=True)
+class Key:
+    """One line of a legend.
+
+    Attributes:
+        text: What it says.
+        colour: RGB of the swatch.
+        line: Whether the swatch is a line (an outline in the picture) or a filled box.
+    """
+
+    text: str
+    colour: tuple[int, int, int]
+    line: bool = False
+
+
+def framed(
+    image: NDArray[np.uint8],
+    *,
+    title: str,
+    subtitle: str,
+    bar: NDArray[np.uint8],
+    mark: float | None,
+    scale: Scale,
+    keys: Sequence[Key],
+) -> Image.Image:
+    """Put an image on a white sheet with its title, colour bar, scale bar and legend.
+
+    Args:
+        image: (h, w, 3) uint8 RGB; it is not resized.
+        title: Bold, above the image.
+        subtitle: In grey below the title.
+        bar: (256, 3) uint8 colours of probability 0..1, drawn at the right.
+        mark: A probability to mark at the colour bar, or None.
+        scale: Of the image.
+        keys: The legend, below the image beside the scale bar.
+    """
+    height, width = image.shape[:2]
+    em = int(np.clip(max(height, width) / 75, 13, 26))
+    bold, plain, small = _font(round(em * 1.2), bold=True), _font(em), _font(round(em * 0.85))
+    length, scale_label = scale.bar(width)
+    column = max(em * 12, length + em, round(plain.getlength(scale_label)) + em)
+    foot_width = column + max((round(small.getlength(key.text)) + em * 4 for key in keys), default=0)
+    text_width = max(round(bold.getlength(title)), round(plain.getlength(subtitle)), foot_width)
+    body = max(height, em * 13)
+    left, top = em, round(em * 4.4)
+    sheet_width = max(left + width + em * 7, text_width + 2 * em)
+    foot = top + body + em
+    sheet_height = foot + max(em * 3, round(em * 1.5 * len(keys))) + em
+    sheet = Image.new("RGB", (sheet_width, sheet_height), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((left, round(em * 0.8)), title, INK, font=bold)
+    draw.text((left, round(em * 2.5)), subtitle, FAINT, font=plain)
+    sheet.paste(Image.fromarray(image), (left, top))
+    draw.rectangle((left - 1, top - 1, left + width, top + height), outline=(200, 200, 200))
+    _colour_bar(sheet, (left + width + em, top, min(body, em * 26)), em, bar, mark)
+    base = foot + em // 3
+    draw.rectangle((left, base, left + length - 1, base + max(3, em // 4)), fill=INK)
+    draw.text((left, base + round(em * 0.6)), scale_label, INK, font=plain)
+    for line, key in enumerate(keys):
+        y = foot + round(em * 1.5 * line)
+        box = (left + column, y, left + column + em * 2, y + em)
+        if key.line:
+            middle = y + em // 2
+            draw.line((box[0], middle, box[2], middle), fill=key.colour, width=max(3, em // 5))
+        else:
+            draw.rectangle(box, fill=key.colour, outline=(160, 160, 160))
+        draw.text((box[2] + em // 2, y + em // 2), key.text, INK, font=small, anchor="lm")
+    return sheet
+
+
+def _colour_bar(
+    sheet: Image.Image, place: tuple[int, int, int], em: int, bar: NDArray[np.uint8], mark: float | None
+) -> None:
+    """Draw the bar with its ticks; ``place`` is left, top and height, its title included."""
+    left, top, height = place
+    draw = ImageDraw.Draw(sheet)
+    small = _font(round(em * 0.85))
+    draw.text((left, top), "tumour", INK, font=small)
+    draw.text((left, top + em), "probability", INK, font=small)
+    top, bottom = top + round(em * 2.8), top + height - em
+    thick = round(em * 1.4)
+    rows = np.linspace(255, 0, bottom - top).round().astype(np.uint8)
+    sheet.paste(Image.fromarray(bar[rows][:, None].repeat(thick, axis=1)), (left, top))
+    draw.rectangle((left - 1, top - 1, left + thick, bottom), outline=(160, 160, 160))
+
+    def row(value: float) -> int:
+        return bottom - 1 - round_px(value * (bottom - 1 - top))
+
+    for value in (0.0, 0.25, 0.5, 0.75, 1.0):
+        at = left + thick
+        draw.line((at, row(value), at + em // 3, row(value)), fill=INK, width=1)
+        if mark is None or abs(value - mark) > 0.12:
+            draw.text((at + em // 2, row(value)), f"{value:g}", INK, font=small, anchor="lm")
+    if mark is not None:
+        draw.line((left - em // 3, row(mark), left + thick + em // 3, row(mark)), fill=INK, width=max(2, em // 8))
+        bold = _font(round(em * 0.85), bold=True)
+        draw.text((left + thick + em // 2, row(mark)), f"{mark:.3g}", INK, font=bold, anchor="lm")
+
+
+def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """DejaVu, which comes with matplotlib and has µ, ² and ≥ on every machine."""
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(Path(mpl.get_data_path()) / "fonts" / "ttf" / name, size)

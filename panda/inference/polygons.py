@@ -1,0 +1,50 @@
+"""From a mask to polygons that run along the edges of its pixels, so that their areas are the mask's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Ring = NDArray[np.int64]
+"""(n, 2) x, y corners in px edges, not closed: pixel i spans i to i + 1."""
+
+
+def trace(mask: NDArray[np.bool_]) -> list[list[Ring]]:
+    """Trace a mask's outline along pixel edges.
+
+    Pixels that touch only at a corner come as separate polygons: a ring that met itself there would be no valid
+    polygon. Every pixel edge lies on exactly one ring, so the areas of the polygons are pixel counts exactly.
+
+    Args:
+        mask: (H, W) bool.
+
+    Returns:
+        One list a polygon: its outer ring, then its holes.
+    """
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(
+        np.ascontiguousarray(mask).view(np.uint8), connectivity=4, ltype=cv2.CV_32S
+    )
+    polygons = []
+    for label in range(1, count):
+        left, top, width, height = stats[label, :4].tolist()
+        part = labels[top : top + height, left : left + width] == label
+        polygons.append([ring + np.array([left, top]) for ring in _rings(part)])
+    return polygons
+
+
+def _rings(part: NDArray[np.bool_]) -> Iterator[Ring]:
+    """Yield the outer ring and then the holes of one 4-connected object.
+
+    OpenCV's contours run through pixel centres. With each pixel doubled, the four pixels that come of one stand
+    for its four corners, and a contour along them is a path along its edges.
+    """
+    doubled = part.view(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
+    contours, hierarchy = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    for index in np.argsort(hierarchy[0, :, 3] >= 0, kind="stable"):  # the one without a parent first
+        corners = (contours[index][:, 0, :].astype(np.int64) + 1) // 2
+        corners = corners[np.any(corners != np.roll(corners, 1, axis=0), axis=1)]
+        before, after = corners - np.roll(corners, 1, axis=0), np.roll(corners, -1, axis=0) - corners
+        yield corners[before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]]

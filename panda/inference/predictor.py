@@ -1,0 +1,372 @@
+"""From a checkpoint and a slide to a probability canvas, and from a canvas to a grade."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from panda.data.bags import read_bag, select_tile_coords_for_slide
+from panda.errors import CheckpointError, ConfigError, SlideError
+from panda.files import fingerprint
+from panda.inference.canvas import Canvas, CanvasWriter
+from panda.models.mil import MILNet
+from panda.models.segmentation import Segmenter
+from panda.tasks.checkpoint import Checkpoint, read_checkpoint
+from panda.tasks.segmentation import probabilities
+from panda.tasks.threshold import ThresholdChoice
+from panda.wsi.geometry import Resolution, round_px
+from panda.wsi.grid import Grid, tissue_grid
+from panda.wsi.slide import Slide
+from panda.wsi.tissue import TissueMap
+
+# A level whose µm/px is within this share of the training's counts as the same resolution: scanners of one model
+# differ by 1 to 2 %, levels by a factor of 2 or more.
+SAME_MPP = 0.05
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How a network is run over slides.
+
+    Args:
+        device: `auto` takes CUDA, else Apple's GPU, else the CPU.
+        precision: `fp32`, or `bf16` autocast.
+        batch_size: Tiles that go through the network at once.
+        read_threads: Threads that read tiles ahead of the network.
+
+    Raises:
+        ConfigError: If a number is not positive.
+    """
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    batch_size: int = 8
+    read_threads: int = 2
+
+    def __post_init__(self) -> None:
+        faults = [
+            f"engine.{key}={getattr(self, key)} must be at least 1"
+            for key in ("batch_size", "read_threads")
+            if getattr(self, key) < 1
+        ]
+        if self.device == "cuda" and not torch.cuda.is_available():
+            faults.append("engine.device=cuda: no CUDA device was found; use engine.device=cpu")
+        if faults:
+            raise ConfigError(faults)
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device that `device` comes to on this machine."""
+        if self.device != "auto":
+            return torch.device(self.device)
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+    def autocast(self) -> torch.autocast:
+        """The autocast context of `precision` on the device."""
+        return torch.autocast(self.torch_device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def resolution_for(slide: Slide, asked: Mapping[str, Any]) -> Resolution:
+    """The working resolution of a network on one slide.
+
+    A network trained at a pyramid level saw some µm/px there. Where the slide at hand has other levels, the
+    µm/px of the training decides, not the level's number.
+
+    Args:
+        slide: Any slide.
+        asked: `level` or `mpp` (the other None), and `train_mpp`, µm per working px in training or None.
+
+    Raises:
+        SlideError: If the level is absent, or µm/px is needed and unknown.
+    """
+    if asked["mpp"] is not None:
+        return slide.at(mpp=asked["mpp"])
+    level, wanted = int(asked["level"]), asked["train_mpp"]
+    if wanted is None or slide.mpp is None:
+        return slide.at(level=level)
+    if level < len(slide.level_downsamples):
+        own = slide.mpp[0] * slide.level_downsamples[level]
+        if abs(own / wanted - 1) <= SAME_MPP:
+            return slide.at(level=level)
+    return slide.at(mpp=wanted)
+
+
+def _read_batches(
+    slide: Slide, grid: Grid, settings: EngineSettings
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+    """Yields tiles (n, p, p, 3) and their positions (n, 2) in working px, read ahead by two batches."""
+    size = (grid.patch_size, grid.patch_size)
+    starts = range(0, len(grid.working), settings.batch_size)
+    with ThreadPoolExecutor(settings.read_threads) as pool:
+
+        def submit(start: int) -> tuple[int, list[Future[NDArray[np.uint8]]]]:
+            stop = start + settings.batch_size
+            tiles = [
+                pool.submit(slide.read, grid.resolution, (int(x), int(y)), size) for x, y in grid.level0[start:stop]
+            ]
+            return start, tiles
+
+        waiting = deque(submit(start) for start in starts[:2])
+        upcoming = iter(starts[2:])
+        while waiting:
+            start, tiles = waiting.popleft()
+            images = np.stack([tile.result() for tile in tiles])
+            if (following := next(upcoming, None)) is not None:
+                waiting.append(submit(following))
+            yield images, grid.working[start : start + len(tiles)]
+
+
+def to_tensor(images: NDArray[np.uint8], device: torch.device) -> torch.Tensor:
+    """Images (n, h, w, 3) uint8 to (n, 3, h, w) float32 in [0, 1] on the device."""
+    moved = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+    return moved.permute(0, 3, 1, 2).float().div_(255)
+
+
+class SegmentationPredictor:
+    """A segmentation checkpoint, ready to map slides.
+
+    Args:
+        checkpoint: Read by `read_checkpoint(path, "segmentation")`.
+        settings: Device, precision, batch.
+
+    Attributes:
+        threshold: The threshold chosen in training, with where it was chosen.
+        fingerprint: Of weights and architecture.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, settings: EngineSettings) -> None:
+        self.checkpoint = checkpoint
+        self.carried = checkpoint.carried
+        self.settings = settings
+        self.threshold = ThresholdChoice.from_plain(self.carried["threshold"])
+        self.fingerprint = checkpoint.fingerprint
+        self.network = Segmenter(**self.carried["network"])
+        load_weights(self.network, checkpoint)
+        self.network.eval().to(settings.torch_device)
+
+    @classmethod
+    def from_checkpoint(cls, path: Path, settings: EngineSettings) -> "SegmentationPredictor":
+        """Reads the checkpoint at `path`.
+
+        Raises:
+            CheckpointError: If it is missing, broken, or of another task.
+        """
+        return cls(read_checkpoint(path, "segmentation"), settings)
+
+    def grid(self, slide: Slide, tissue: TissueMap) -> Grid:
+        """Every tile that holds tissue, overlapping as the checkpoint says."""
+        patch = int(self.carried["patch_size"])
+        stride = max(1, round_px(patch * (1 - self.carried["overlap"])))
+        resolution = resolution_for(slide, self.carried["resolution"])
+        return tissue_grid(resolution, tissue, patch, stride, edge="shift", min_tissue=0.0)
+
+    def canvas_fingerprint(self, slide: Slide, resolution: Resolution) -> str:
+        """Of all that makes a canvas: network, grid, precision, and the slide's identity."""
+        return fingerprint(
+            {
+                "network": self.fingerprint,
+                "patch_size": self.carried["patch_size"],
+                "overlap": self.carried["overlap"],
+                "precision": self.settings.precision,
+                "downsample": resolution.downsample,
+                "level": resolution.level,
+                "slide": slide.identity(),
+            }
+        )
+
+    def predict(
+        self, slide: Slide, tissue: TissueMap, path: Path, on_tiles: Callable[[int, int], None] | None = None
+    ) -> Canvas:
+        """Maps one slide, or reuses the canvas at `path` if the same network made it of the same slide.
+
+        Args:
+            slide: The slide.
+            tissue: Where its tissue is; only tiles that touch it are run.
+            path: Where the canvas goes (a zarr folder), whole or absent.
+            on_tiles: Called with (tiles done, tiles in all) after each batch.
+
+        Returns:
+            The `pred_canvas`: cancer probability at the network's working resolution.
+
+        Raises:
+            SlideError: If a region cannot be read.
+            PandaError: If the network gives a probability that is not finite.
+        """
+        resolution = resolution_for(slide, self.carried["resolution"])
+        made_of = self.canvas_fingerprint(slide, resolution)
+        if path.exists():
+            try:
+                kept = Canvas.open(path)
+            except CheckpointError:
+                kept = None  # cut off or of an older format: made anew below, in its place
+            if kept is not None and kept.fingerprint == made_of:
+                return kept
+        grid = self.grid(slide, tissue)
+        if len(grid.working) == 0:
+            raise SlideError(f"{slide.path}: no tile holds tissue at {resolution.width} × {resolution.height} px")
+        attrs = {"slide_id": slide.slide_id, "checkpoint": self.checkpoint.path.name, "tiles": len(grid.working)}
+        device = self.settings.torch_device
+        with (
+            CanvasWriter(path, resolution, grid.patch_size, made_of, attrs) as writer,
+            torch.inference_mode(),
+            self.settings.autocast(),
+        ):
+            done = 0
+            for images, positions in _read_batches(slide, grid, self.settings):
+                prob = probabilities(self.network, to_tensor(images, device))
+                writer.add(prob.float().cpu().numpy(), positions)
+                done += len(images)
+                if on_tiles:
+                    on_tiles(done, len(grid.working))
+            return writer.close()
+
+
+def load_weights(network: torch.nn.Module, checkpoint: Checkpoint) -> None:
+    """Loads a checkpoint's weights into the network that its carried data built.
+
+    Raises:
+        CheckpointError: If they do not fit.
+    """
+    try:
+        network.load_state_dict(checkpoint.weights)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path}: its weights do not fit the network it describes "
+            f"({str(error).splitlines()[-1].strip()[:160]}); it was altered, or made by another version: train again"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Grade:
+    """The grade of one slide.
+
+    Attributes:
+        target: `isup` or `cancer`.
+        predicted: The class with the highest probability.
+        probabilities: Of each class; they sum to 1.
+        coords: (K, 2) upper left corners of the tiles, level-0 px.
+        attention: (K,) weights of the tiles; they sum to 1.
+        tiles: (K, h, w, 3) uint8.
+        tile_side: Side of a tile in level-0 px.
+    """
+
+    target: str
+    predicted: int
+    probabilities: list[float]
+    coords: NDArray[np.int64]
+    attention: NDArray[np.float32]
+    tiles: NDArray[np.uint8]
+    tile_side: float
+
+    def plain(self) -> dict[str, Any]:
+        """Target, predicted class, probabilities and tiles as plain data for JSON."""
+        tiles = [
+            {"x": int(x), "y": int(y), "attention": float(weight)}
+            for (x, y), weight in zip(self.coords, self.attention, strict=True)
+        ]
+        return {
+            "target": self.target,
+            "predicted": self.predicted,
+            "probabilities": self.probabilities,
+            "tile_side_px": self.tile_side,
+            "tiles": tiles,
+        }
+
+
+def slide_tiles(
+    slide: Slide, tissue: TissueMap, canvas: Canvas | None, resolution: Mapping[str, Any], tiles: Mapping[str, Any]
+) -> tuple[NDArray[np.int64], Resolution]:
+    """The tiles of a slide's bag, the same for training and inference.
+
+    Args:
+        slide: The slide.
+        tissue: Its tissue.
+        canvas: Its probability canvas; needed for guided tiles.
+        resolution: As for `resolution_for`.
+        tiles: `how` (guided | tissue), `k`, `tile_size` (px at the resolution), `random_fraction`, `seed`.
+
+    Returns:
+        Coordinates (n ≤ k, 2) in level-0 px, and the resolution the tiles are read at.
+
+    Raises:
+        ConfigError: If guided tiles are asked for without a canvas.
+    """
+    guided = tiles["how"] == "guided"
+    if guided and canvas is None:
+        raise ConfigError("tiles=guided needs a segmentation checkpoint; give one, or use tiles=tissue")
+    view = resolution_for(slide, resolution)
+    coords = select_tile_coords_for_slide(
+        canvas if guided else None,
+        canvas.resolution if guided and canvas is not None else None,
+        tissue,
+        view,
+        k=tiles["k"],
+        tile_size=tiles["tile_size"],
+        random_fraction=tiles["random_fraction"],
+        min_tissue=tiles["min_tissue"],
+        seed=tiles["seed"],
+    )
+    if len(coords) == 0:
+        raise SlideError(
+            f"{slide.path}: no tile of {tiles['tile_size']} px holds at least {tiles['min_tissue']:.0%} tissue; "
+            "lower tiles.min_tissue"
+        )
+    return coords, view
+
+
+class GradingPredictor:
+    """A grading checkpoint, ready to grade slides.
+
+    Args:
+        checkpoint: Read by `read_checkpoint(path, "grading")`.
+        settings: Device, precision, batch.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, settings: EngineSettings) -> None:
+        self.checkpoint = checkpoint
+        self.carried = checkpoint.carried
+        self.settings = settings
+        self.network = MILNet(**self.carried["network"])
+        load_weights(self.network, checkpoint)
+        self.network.eval().to(settings.torch_device)
+
+    @classmethod
+    def from_checkpoint(cls, path: Path, settings: EngineSettings) -> "GradingPredictor":
+        """Reads the checkpoint at `path`.
+
+        Raises:
+            CheckpointError: If it is missing, broken, or of another task.
+        """
+        return cls(read_checkpoint(path, "grading"), settings)
+
+    def grade(self, slide: Slide, tissue: TissueMap, canvas: Canvas | None) -> Grade:
+        """Grades one slide from its tiles.
+
+        Args:
+            slide: The slide.
+            tissue: Its tissue.
+            canvas: Its probability canvas, for guided tiles.
+        """
+        tiles = {**self.carried["tiles"], "tile_size": self.carried["tile_size"]}
+        coords, view = slide_tiles(slide, tissue, canvas, self.carried["resolution"], tiles)
+        bag = read_bag(slide, coords, view, tiles["tile_size"])
+        with torch.inference_mode(), self.settings.autocast():
+            logits, attention, _ = self.network(bag.to(self.settings.torch_device))
+        probabilities = logits.float().softmax(-1).cpu().numpy()
+        return Grade(
+            target=self.carried["target"],
+            predicted=int(probabilities.argmax()),
+            probabilities=[float(p) for p in probabilities],
+            coords=coords,
+            attention=attention.float().cpu().numpy(),
+            tiles=(bag.permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8),
+            tile_side=tiles["tile_size"] * view.downsample,
+        )

@@ -1,0 +1,303 @@
+"""A slide as a bag of tiles: an encoder for the tiles, attention over them, one grade for the bag.
+
+Shapes: K tiles a bag, B bags, D features a tile, C classes.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from panda.errors import ConfigError
+from panda.models.encoders import IMAGENET_MEAN, IMAGENET_STD, Normalise, load_weights, near, require_size
+
+
+class Attention(nn.Module):
+    """Attention over a bag (Ilse, Tomczak, Welling 2018, "Attention-based deep multiple instance learning").
+
+    Gated, their equation 9: a = softmax_k(wᵀ(tanh(V hₖ) ⊙ sigm(U hₖ))); ungated, equation 8, the same without
+    U. As in the authors' program V and U have a bias; one for w would cancel in the softmax.
+
+    Args:
+        features: D.
+        hidden: Rows of V and U.
+        gated: Whether there is a gate U.
+    """
+
+    def __init__(self, features: int, hidden: int, gated: bool) -> None:
+        super().__init__()
+        self.V = nn.Linear(features, hidden)
+        self.U = nn.Linear(features, hidden) if gated else None
+        self.w = nn.Linear(hidden, 1, bias=False)
+
+    def forward(self, feats: Tensor, mask: Tensor) -> Tensor:
+        """Weigh the tiles.
+
+        Args:
+            feats: (B, K, D).
+            mask: (B, K) bool, True for a real tile; at least one in each bag.
+
+        Returns:
+            (B, K) float32, each row summing to 1 and exactly 0 where mask is False.
+        """
+        inner = torch.tanh(self.V(feats))
+        if self.U is not None:
+            inner = inner * torch.sigmoid(self.U(feats))
+        scores: Tensor = self.w(inner).squeeze(-1).float()
+        return torch.softmax(scores.masked_fill(~mask, -math.inf), dim=-1)
+
+
+class MILNet(nn.Module):
+    """Grade a slide from a bag of its tiles, and say which tiles it looked at.
+
+    Args:
+        encoder: A timm model's name.
+        encoder_weights: None for random ones, "imagenet" for timm's default set (downloaded), or the path of
+            a local state dict of this encoder; a classifier in it is left out.
+        num_classes: C: 6 for the ISUP grades 0 to 5, 2 for cancer absent or present.
+        hidden: Width of the attention.
+        gated: Gated attention, or plain.
+        dropout: Of the bag's features before the classifier, in [0, 1).
+        freeze_encoder: Keep the encoder as it came: no gradient and no change of its batch statistics.
+        chunk: How many tiles are encoded at a time. A bag that is larger and needs gradients is encoded twice
+            (once more in the backward pass), so that memory grows with the chunk and not with the bag.
+        mean: Of red, green and blue for pixels in [0, 1], taken away first.
+        std: What is then divided by.
+
+    Raises:
+        ConfigError: An encoder that does not exist (near names are given), numbers out of range, or weights
+            that cannot be had or do not fit.
+    """
+
+    def __init__(
+        self,
+        encoder: str = "resnet18",
+        encoder_weights: str | None = None,
+        num_classes: int = 6,
+        *,
+        hidden: int = 128,
+        gated: bool = True,
+        dropout: float = 0.25,
+        freeze_encoder: bool = False,
+        chunk: int = 64,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        faults = [
+            f"{key}={value}: must be at least {least}"
+            for key, value, least in (
+                ("num_classes", num_classes, 2),
+                ("hidden", hidden, 1),
+                ("chunk", chunk, 1),
+            )
+            if value < least
+        ]
+        if not 0 <= dropout < 1:
+            faults.append(f"dropout={dropout}: must be at least 0 and under 1")
+        if not timm.is_model(encoder):
+            faults.append(f"encoder={encoder}: timm has no such model{near(encoder, timm.list_models())}")
+        if faults:
+            raise ConfigError(faults)
+        self._plain: dict[str, Any] = {
+            "encoder": encoder,
+            "encoder_weights": None,
+            "num_classes": num_classes,
+            "hidden": hidden,
+            "gated": gated,
+            "dropout": dropout,
+            "freeze_encoder": freeze_encoder,
+            "chunk": chunk,
+            "mean": [float(value) for value in mean],
+            "std": [float(value) for value in std],
+        }
+        self.chunk = chunk
+        self.frozen = freeze_encoder
+        self.normalise = Normalise(mean, std)
+        self.encoder = _timm_encoder(encoder, encoder_weights)
+        # Some models end in a wider layer than their last stage: head_hidden_size is what comes out.
+        self.feature_dim = int(getattr(self.encoder, "head_hidden_size", None) or self.encoder.num_features)  # type: ignore[arg-type]
+        self.attention = Attention(self.feature_dim, hidden, gated)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(self.feature_dim, num_classes)
+        if freeze_encoder:
+            self.encoder.requires_grad_(False)
+            self.encoder.eval()
+
+    def train(self, mode: bool = True) -> "MILNet":
+        """Set training or evaluation mode; a frozen encoder stays in evaluation mode.
+
+        Args:
+            mode: Whether to train.
+
+        Returns:
+            The network itself.
+        """
+        super().train(mode)
+        if self.frozen:
+            self.encoder.eval()
+        return self
+
+    def forward(self, bag: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Grade bags of tiles.
+
+        Only real tiles are encoded, so what stands in the place of the others has no influence, not even on
+        batch statistics.
+
+        Args:
+            bag: (K, 3, h, w) or (B, K, 3, h, w) floating point RGB in [0, 1].
+            mask: (K,) or (B, K) bool, True for a real tile; None where all are.
+
+        Returns:
+            logits (C,) or (B, C); attention (K,) or (B, K), float32, summing to 1 over a bag; features (K, D)
+            or (B, K, D). Attention and features are 0 for tiles that are not real.
+
+        Raises:
+            ValueError: Shapes that do not agree, or a bag without a real tile.
+        """
+        if bag.ndim not in (4, 5) or bag.shape[-3] != 3:
+            raise ValueError(f"a bag is (K, 3, h, w) or (B, K, 3, h, w), not {tuple(bag.shape)}")
+        mask = _real(bag.shape[:-3], mask, bag.device)
+        # Under autocast the encoder's features are of another type than the tiles.
+        real = self.encode(bag[mask])
+        feats = real.new_zeros(*mask.shape, self.feature_dim)
+        feats[mask] = real
+        logits, attention = self.aggregate(feats, mask)
+        return logits, attention, feats
+
+    def encode(self, tiles: Tensor) -> Tensor:
+        """Turn tiles into features, `chunk` at most at a time.
+
+        Args:
+            tiles: (K, 3, h, w) floating point RGB in [0, 1], K at least 1.
+
+        Returns:
+            (K, D).
+        """
+        # Parts of near equal size: batch statistics of a last part of one tile would be noise.
+        parts = torch.tensor_split(tiles, math.ceil(len(tiles) / self.chunk))
+        learning = torch.is_grad_enabled() and not self.frozen
+        with torch.set_grad_enabled(learning):
+            if learning and len(parts) > 1:
+                contexts = partial(_recompute_contexts, self.encoder)
+                feats = [
+                    checkpoint(self._encode_part, part, use_reentrant=False, context_fn=contexts) for part in parts
+                ]
+            else:
+                feats = [self._encode_part(part) for part in parts]
+        return torch.cat(feats)
+
+    def _encode_part(self, tiles: Tensor) -> Tensor:
+        feats: Tensor = self.encoder(self.normalise(tiles))
+        return feats
+
+    def aggregate(self, feats: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Grade bags of features, such as were encoded before.
+
+        Args:
+            feats: (K, D) or (B, K, D).
+            mask: (K,) or (B, K) bool, True for a real tile; None where all are.
+
+        Returns:
+            logits (C,) or (B, C) and attention (K,) or (B, K).
+
+        Raises:
+            ValueError: Shapes that do not agree, or a bag without a real tile.
+        """
+        if feats.ndim not in (2, 3) or feats.shape[-1] != self.feature_dim:
+            raise ValueError(f"features are (K, D) or (B, K, D) with D = {self.feature_dim}, not {tuple(feats.shape)}")
+        mask = _real(feats.shape[:-1], mask, feats.device)
+        single = feats.ndim == 2
+        if single:
+            feats, mask = feats[None], mask[None]
+        feats = feats.masked_fill(~mask[..., None], 0.0)  # 0 × nan would be nan
+        attention = self.attention(feats, mask)
+        bags = torch.einsum("bk,bkd->bd", attention.to(feats.dtype), feats)
+        logits: Tensor = self.classifier(self.dropout(bags))
+        return (logits[0], attention[0]) if single else (logits, attention)
+
+    def check_patch_size(self, patch_size: int) -> None:
+        """Refuse a tile size that the encoder does not take, before anything slow begins.
+
+        Args:
+            patch_size: Side of the square tile in working px.
+
+        Raises:
+            ConfigError: With the size and the nearest sizes that are taken.
+        """
+        require_size(self.encoder, self._plain["encoder"], patch_size, 1)
+
+    def plain(self) -> dict[str, Any]:
+        """Give what rebuilds this architecture: `MILNet(**plain)`, without fetching any weights.
+
+        Returns:
+            Strings, numbers, lists and None only.
+        """
+        return {key: list(value) if isinstance(value, list) else value for key, value in self._plain.items()}
+
+
+def _real(shape: torch.Size, mask: Tensor | None, device: torch.device) -> Tensor:
+    """The mask in full, checked."""
+    if mask is None:
+        mask = torch.ones(shape, dtype=torch.bool, device=device)
+    if mask.shape != shape or mask.dtype != torch.bool:
+        raise ValueError(f"mask is {tuple(mask.shape)} {mask.dtype}, but must be {tuple(shape)} torch.bool")
+    empty = (~mask.any(dim=-1)).reshape(-1).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(f"bag {', '.join(map(str, empty))} of the batch has no real tile: leave such a slide out")
+    return mask
+
+
+def _timm_encoder(name: str, weights: str | None) -> nn.Module:
+    try:
+        encoder: nn.Module = timm.create_model(name, pretrained=False, num_classes=0)
+    except RuntimeError as error:
+        raise ConfigError(f"encoder={name}: timm cannot build it ({error})") from error
+    if weights is None:
+        return encoder
+    if weights != "imagenet":
+        classifier = getattr(encoder, "pretrained_cfg", {}).get("classifier") or ()
+        load_weights(encoder, Path(weights), [classifier] if isinstance(classifier, str) else classifier)
+        return encoder
+    try:
+        pretrained: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
+    except Exception as error:  # the hub's client, its transport and timm each have their own
+        raise ConfigError(
+            f"encoder_weights=imagenet: the weights of {name} could not be had "
+            f"({type(error).__name__}: {str(error)[:200]}); where there is no network give "
+            "model.encoder_weights=null or the path of a local state dict"
+        ) from error
+    return pretrained
+
+
+def _recompute_contexts(
+    encoder: nn.Module,
+) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), _still_statistics(encoder)
+
+
+@contextmanager
+def _still_statistics(module: nn.Module) -> Iterator[None]:
+    """Leave running batch statistics alone: a checkpointed part passes twice, but is one batch."""
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
+    before = [
+        (norm.momentum, None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone())
+        for norm in norms
+    ]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            if norm.num_batches_tracked is not None and count is not None:
+                norm.num_batches_tracked.copy_(count)

@@ -1,0 +1,179 @@
+"""Charts as inline SVG: lines over a common axis, and figures with their intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from panda.report.page import ENVIRONMENT
+
+# Okabe and Ito's colours (2008), the yellow left out for want of contrast on white: told apart with any colour vision.
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5b4b9a", "#444444")
+TRAIN, VALIDATION, TEST = "#7a8194", "#0072b2", "#3b2f7d"
+GREY = "#c3c6ce"
+_POINTS = 400
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a chart.
+
+    Args:
+        name: In the legend.
+        xs: Where its points lie, ascending.
+        ys: As many values.
+        colour: Of the line.
+    """
+
+    name: str
+    xs: Sequence[float]
+    ys: Sequence[float]
+    colour: str
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One row of a chart of figures.
+
+    Args:
+        name: At the left.
+        value: The figure.
+        low: Lower end of its interval, or None.
+        high: Upper end of its interval, or None.
+        other: A second figure to set beside it, or None.
+        href: Where a click on the name leads.
+    """
+
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    other: float | None = None
+    href: str = ""
+
+
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Choose round values for an axis.
+
+    Args:
+        low: Lowest value to show.
+        high: Highest value to show.
+        about: How many values are wanted.
+
+    Returns:
+        Multiples of 1, 2, 2.5 or 5 times a power of ten that span ``low`` to ``high``.
+    """
+    span = high - low if high > low else max(abs(high), 1e-6)
+    power = 10.0 ** math.floor(math.log10(span / about))
+    step = next(s * power for s in (1, 2, 2.5, 5, 10) if s * power * about >= span * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(k * step, 12) for k in range(first, max(last, first + 1) + 1)]
+
+
+def _label(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def line_chart(
+    title: str,
+    lines: Sequence[Line],
+    x_label: str,
+    *,
+    y_range: tuple[float, float] | None = None,
+    mark: tuple[float, str] | None = None,
+    whole_x: bool = False,
+    size: tuple[int, int] = (540, 270),
+) -> Markup:
+    """Draw lines over a common axis.
+
+    Args:
+        title: Above the chart.
+        lines: The lines, the first uppermost; those without a point are left out. Lines of one name share an entry
+            in the legend.
+        x_label: Below the axis.
+        y_range: What the y axis spans at least; the data's range where it is None.
+        mark: x and text of an upright dashed line.
+        whole_x: Whether x counts things, so that only whole numbers are labelled.
+        size: Width and height in px.
+
+    Returns:
+        A ``<figure>`` with inline SVG; empty where no line has a point.
+    """
+    lines = [line for line in lines if line.xs]
+    if not lines:
+        return Markup("")
+    (width, height), left, right, top, bottom = size, 48, 14, 12, 42
+    x_values = [x for line in lines for x in line.xs]
+    y_values = [y for line in lines for y in line.ys] + list(y_range or ())
+    y_ticks = ticks(min(y_values), max(y_values))
+    x_low, x_high = min(x_values), max(x_values)
+    end = ticks(x_low, x_high, 6)[-1]
+    # Thresholds end at 0.999: the axis ends at 1.
+    x_high = end if end - x_high < 0.01 * (x_high - x_low) else x_high
+    x_ticks = [t for t in ticks(x_low, x_high, 6) if x_low <= t <= x_high and (not whole_x or t == int(t))] or [x_low]
+    if x_high == x_low:
+        x_low, x_high = x_low - 0.5, x_high + 0.5
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = left + (x - x_low) / (x_high - x_low) * (width - left - right)
+        down = height - bottom - (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (height - top - bottom)
+        return round(across, 1), round(down, 1)
+
+    drawn = []
+    for line in reversed(lines):
+        step = math.ceil(len(line.xs) / _POINTS)
+        points = [
+            (*place(x, y), f"{line.name}: {y:.4g} at {x_label} {x:g}")
+            for x, y in list(zip(line.xs, line.ys, strict=True))[::step]
+        ]
+        drawn.append((line, " ".join(f"{x},{y}" for x, y, _ in points), points if len(points) <= 60 else []))
+    html = ENVIRONMENT.get_template("line_chart.html").render(
+        title=title,
+        drawn=drawn,
+        legend=list({line.name: line for line in reversed(lines)}.values())[::-1],
+        x_label=x_label,
+        size=(width, height),
+        frame=(left, top, width - right, height - bottom),
+        y_ticks=[(place(x_low, t)[1], _label(t)) for t in y_ticks],
+        x_ticks=[(place(t, y_ticks[0])[0], _label(t)) for t in x_ticks],
+        mark=None if mark is None else (place(min(max(mark[0], x_low), x_high), y_ticks[0])[0], mark[1]),
+    )
+    return Markup(html)
+
+
+def bar_chart(title: str, bars: Sequence[Bar], names: tuple[str, str]) -> Markup:
+    """Draw figures between 0 and 1 (or from −1, as κ may be) as dots with their intervals, one a row.
+
+    Args:
+        title: Above the chart.
+        bars: The rows, from top to bottom.
+        names: What ``value`` and ``other`` are, for the legend.
+
+    Returns:
+        A ``<figure>`` with inline SVG; empty where there is no row.
+    """
+    if not bars:
+        return Markup("")
+    values = [v for bar in bars for v in (bar.value, bar.low, bar.high, bar.other) if v is not None]
+    axis = ticks(min(0.0, *values), max(1.0, *values))
+    left, right, top, row, width = 340, 70, 8, 26, 1100
+    scale = (width - left - right) / (axis[-1] - axis[0])
+
+    def place(value: float | None) -> float | None:
+        return None if value is None else round(left + (value - axis[0]) * scale, 1)
+
+    html = ENVIRONMENT.get_template("bar_chart.html").render(
+        title=title,
+        names=names,
+        size=(width, top + row * len(bars) + 26),
+        left=left,
+        top=top,
+        row=row,
+        axis=[(place(t), _label(t)) for t in axis],
+        bars=[(bar, place(bar.value), place(bar.low), place(bar.high), place(bar.other)) for bar in bars],
+        zero=place(0.0),
+    )
+    return Markup(html)

@@ -1,0 +1,180 @@
+"""Read what a run left in its folder, part by part: what is missing or broken is said, and the rest is shown."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import cv2
+import numpy as np
+
+Row = Mapping[str, Any]
+
+
+def read_json(path: Path) -> tuple[dict[str, Any], str]:
+    """Read a JSON object.
+
+    Args:
+        path: A file that may be missing or broken.
+
+    Returns:
+        The object and an empty text, or an empty object and the reason as a sentence.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}, f"{path.name} is not in the folder."
+    except (OSError, ValueError) as error:
+        return {}, f"{path.name} could not be read: {error}"
+    if not isinstance(content, dict):
+        return {}, f"{path.name} holds no JSON object."
+    return content, ""
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Read a table with a header line.
+
+    Args:
+        path: A file that may be missing.
+
+    Returns:
+        One mapping a row; no row where the file is missing or cannot be read as a table.
+    """
+    try:
+        with path.open(encoding="utf-8", errors="replace", newline="") as file:
+            rows = csv.DictReader(file)
+            return [{str(k): v or "" for k, v in row.items() if k is not None} for row in rows]
+    except (OSError, csv.Error):
+        return []
+
+
+def read_text(path: Path) -> str:
+    """Read a text file; an empty text where it is missing or cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """Take ``value`` where it is a mapping, else an empty one: a part that a summary lacks or holds as null."""
+    return value if isinstance(value, dict) else {}
+
+
+def sequence(value: Any) -> list[Any]:
+    """Take ``value`` where it is a list, else an empty one."""
+    return value if isinstance(value, list) else []
+
+
+def number(value: Any) -> float | None:
+    """Read a number from JSON or CSV.
+
+    Args:
+        value: A number, its text, or anything else.
+
+    Returns:
+        The number; None for what is no number, and for NaN and infinity.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        result = float(value)
+    except ValueError:
+        return None
+    return result if math.isfinite(result) else None
+
+
+def natural(text: str) -> list[tuple[int, int, str]]:
+    """Key that sorts ``job2`` before ``job10``."""
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", text) if part]
+
+
+def link(*parts: str) -> str:
+    """Make a relative address of folder and file names, safe for any name.
+
+    Args:
+        parts: Names, each of one folder or file.
+
+    Returns:
+        The address; a name never turns into a scheme, a query or a way out of the folder.
+    """
+    return "/".join(quote(part, safe="") for part in parts)
+
+
+def inside(folder: Path, name: str) -> Path | None:
+    """Find the sub-folder of a name that came from a table.
+
+    Args:
+        folder: The parent.
+        name: The name, not to be trusted.
+
+    Returns:
+        The sub-folder, or None where there is none, or the name leads elsewhere.
+    """
+    plain = bool(name) and name not in {".", ".."} and "/" not in name and "\\" not in name and "\0" not in name
+    return folder / name if plain and (folder / name).is_dir() else None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture inside the page.
+
+    Args:
+        uri: The data URI.
+        width: Its width in px.
+        height: Its height in px.
+    """
+
+    uri: str
+    width: int
+    height: int
+
+    @property
+    def wide(self) -> bool:
+        """Whether two of them are better seen one below the other."""
+        return self.width > 1.9 * self.height
+
+
+def read_picture(path: Path, max_side: int, quality: int = 88) -> Picture | None:
+    """Read a picture for the page, made smaller where it is large.
+
+    Args:
+        path: A PNG or another file OpenCV reads; transparency is laid on white.
+        max_side: Most px of the longer side.
+        quality: Of the JPEG that goes into the page.
+
+    Returns:
+        The picture, or None where the file is missing or no picture.
+    """
+    try:
+        image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    except (OSError, cv2.error):
+        return None
+    if image is None:
+        return None
+    if image.dtype != np.uint8:
+        image = cv2.normalize(image, None, 0, 255, cv2.NORM_MINMAX, dtype=cv2.CV_8U)  # type: ignore[call-overload]
+    shrink = max_side / max(image.shape[:2])
+    if shrink < 1:
+        size = tuple(max(1, round(side * shrink)) for side in image.shape[1::-1])
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    if image.ndim == 3 and image.shape[2] == 4:
+        alpha = image[..., 3:].astype(np.float32) / 255
+        image = (image[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+    options = [
+        cv2.IMWRITE_JPEG_QUALITY,
+        quality,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+    ]
+    _, data = cv2.imencode(".jpg", image, options)
+    uri = "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode("ascii")
+    return Picture(uri, image.shape[1], image.shape[0])

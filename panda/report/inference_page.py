@@ -1,0 +1,103 @@
+"""The page of an inference: all slides with their figures, what was left undone, and what made the maps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from panda.report.folder import number, read_csv, read_json, sequence
+from panda.report.page import need_folder, write_page
+from panda.report.run_page import failure_table
+from panda.report.slide_page import Card, slide_table
+from panda.report.table import show
+
+_COLUMNS = (
+    "slide_id",
+    "isup_grade",
+    "isup_predicted",
+    "cancer_predicted",
+    "tumor_percent_of_tissue",
+    "tumor_mm2",
+    "tissue_mm2",
+    "num_regions",
+    "threshold",
+    "in_sample",
+)
+_NO_MM2 = "µm/px of the slide is unknown"
+_WHY = {
+    "tumor_mm2": _NO_MM2,
+    "tissue_mm2": _NO_MM2,
+    "isup_predicted": "the slide was not graded",
+    "cancer_predicted": "the slide was not graded",
+}
+
+
+def _plain(value: Any) -> str:
+    """Write a value of ``inference.json`` on one line."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{str(k).replace('_', ' ')} {_plain(v)}" for k, v in value.items() if v is not None)
+    if isinstance(value, list):
+        return " × ".join(_plain(v) for v in value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else str(value)
+
+
+def _cards(rows: list[dict[str, str]], failed: int) -> list[Card]:
+    tumour = [a for r in rows if (a := number(r.get("tumor_mm2"))) is not None]
+    tissue = [a for r in rows if (a := number(r.get("tissue_mm2"))) is not None]
+    positive = sum((number(r.get("num_regions")) or 0) > 0 for r in rows)
+    missing = len(rows) - len(tumour)
+    under = f"without {missing} slide{'s' * (missing != 1)} of unknown µm/px" if missing else ""
+    return [
+        Card(
+            "Slides finished", show(len(rows), "count"), under=f"{failed} failed" if failed else "none failed", big=True
+        ),
+        Card("Slides with tumour regions", show(positive, "count"), f"of {len(rows)}", big=True),
+        Card("Tumour, all slides", show(sum(tumour), "mm2") if tumour else "", "mm²", under),
+        Card("Tissue, all slides", show(sum(tissue), "mm2") if tissue else "", "mm²", under),
+    ]
+
+
+def write_inference_page(output: Path) -> Path:
+    """Make the page of an inference from its folder, and the pages of its slides where they are out of date.
+
+    Args:
+        output: Folder with ``quantification.csv``, ``failures.csv``, ``inference.json`` and one folder a slide; what is
+            missing in it is said on the page.
+
+    Returns:
+        ``report.html`` in that folder.
+
+    Raises:
+        PandaError: There is no such folder.
+    """
+    output = Path(output).absolute()
+    need_folder(output)
+    about, fault = read_json(output / "inference.json")
+    rows = read_csv(output / "quantification.csv")
+    rows.sort(key=lambda r: -(number(r.get("tumor_percent_of_tissue")) or 0.0))
+    failures = failure_table(output / "failures.csv")
+    keys = [k for k in _COLUMNS if rows and k in rows[0]]
+    thresholds = {r.get("threshold") for r in rows}
+    if len(thresholds) == 1 and "threshold" in keys:
+        keys.remove("threshold")
+    seen = sum(r.get("in_sample", "").lower() in {"true", "1"} for r in rows)
+    if seen == 0 and "in_sample" in keys:
+        keys.remove("in_sample")
+    facts = [(k.replace("_", " "), _plain(v)) for k, v in about.items() if k not in {"notes", "schema"}]
+    notes = about.get("notes")
+    return write_page(
+        output / "report.html",
+        "inference.html",
+        name=output.name,
+        checkpoint=_plain(about.get("checkpoint")),
+        date=_plain(about.get("date")).replace("T", " "),
+        seen=seen,
+        notes=([fault] if fault else []) + [str(n) for n in (sequence(notes) or ([notes] if notes else []))],
+        facts=[(name, text) for name, text in facts if text],
+        cards=_cards(rows, len({r[0].text for r in failures.rows})),
+        slides=slide_table(rows, keys, output, {"isup_grade": "Predicted ISUP"}, _WHY),
+        failures=failures,
+    )

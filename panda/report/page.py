@@ -1,0 +1,61 @@
+"""The frame of every page: one file that asks nothing of any server, with all text from the data escaped."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from panda.errors import PandaError
+from panda.files import write_whole
+from panda.report.table import show
+
+ENVIRONMENT = Environment(
+    loader=PackageLoader("panda.report", "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+ENVIRONMENT.filters["show"] = show
+
+
+def _source(name: str) -> str:
+    loader = ENVIRONMENT.loader
+    assert loader is not None
+    return loader.get_source(ENVIRONMENT, name)[0]
+
+
+def write_page(path: Path, template: str, **content: Any) -> Path:
+    """Render a page and write it whole or not at all.
+
+    The page forbids itself, by its content security policy, every request and every script but its own.
+
+    Args:
+        path: The HTML file.
+        template: Name of a template of this package.
+        content: What the template shows; text in it is escaped.
+
+    Returns:
+        ``path``.
+    """
+    script = _source("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    html = ENVIRONMENT.get_template(template).render(
+        script=script, style=_source("page.css"), script_hash=digest, **content
+    )
+    write_whole(path, html)
+    return path
+
+
+def need_folder(path: Path) -> None:
+    """Make sure that there is a folder to make a page from.
+
+    Raises:
+        PandaError: There is none.
+    """
+    if not path.is_dir():
+        raise PandaError(f"{path} is not a folder: give the folder that a run, an inference or a sweep left")

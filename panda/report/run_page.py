@@ -1,0 +1,304 @@
+"""The page of a training run: its figures and what they mean, its curves, its slides, and what was left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from panda.report.charts import TRAIN, VALIDATION, Line, line_chart
+from panda.report.folder import (
+    Picture,
+    link,
+    mapping,
+    natural,
+    number,
+    read_csv,
+    read_json,
+    read_picture,
+    read_text,
+    sequence,
+)
+from panda.report.page import need_folder, write_page
+from panda.report.slide_page import ONE_SLIDE, class_names, slide_table
+from panda.report.table import UNITS, Cell, Head, Table, cell, figure_kind, figure_name, head, show
+from panda.report.words import headline_cards, headline_keys, interval, interval_text, meaning, scored_split
+
+_MOST_PANELS = 12
+_SLIDE_COLUMNS = {
+    "segmentation": (
+        "slide_id", "provider", "isup_grade", "dice", "iou", "precision", "recall", "tumor_percent_of_tissue",
+        "tumor_mm2", "true_tumor_mm2", "tissue_mm2", "num_regions", "fp_mm2",
+    ),
+    "grading": ("slide_id", "provider", "isup_grade", "label", "predicted", "p0", "p1", "p2", "p3", "p4", "p5"),
+}  # fmt: skip
+_NO_DICE = "no cancer is labelled on this slide, so it has no Dice: see its false alarms"
+_NO_MM2 = "µm/px of the slide is unknown"
+_WHY = {
+    "dice": _NO_DICE,
+    "iou": _NO_DICE,
+    "precision": "no cancer is labelled on this slide, or nothing was predicted",
+    "recall": "no cancer is labelled on this slide",
+    "tumor_mm2": _NO_MM2,
+    "true_tumor_mm2": _NO_MM2,
+    "tissue_mm2": _NO_MM2,
+    "fp_mm2": _NO_MM2,
+    "isup_grade": "the slide has no grade",
+}
+
+
+def training_charts(rows: Sequence[dict[str, str]]) -> list[Markup]:
+    """Draw the training curves, loss and Dice first.
+
+    Args:
+        rows: Of ``metrics.csv``: sparse, each with an ``epoch``.
+
+    Returns:
+        One chart a metric that was logged as ``train/…`` or ``val/…``; empty where there is none.
+    """
+    columns = [c for c in (rows[0] if rows else {}) if c.startswith(("train/", "val/"))]
+    names = list(dict.fromkeys(c.split("/", 1)[1] for c in columns))
+    names = [n for n in names if not n.endswith(("_step", "_epoch"))]
+    first = ("loss", "dice", "qwk", "accuracy")
+    names.sort(key=lambda n: first.index(n) if n in first else len(first))
+    charts = []
+    for name in names[:4]:
+        lines = []
+        for split, colour, label in (("train", TRAIN, "training"), ("val", VALIDATION, "validation")):
+            points = _by_epoch(rows, f"{split}/{name}")
+            lines.append(Line(label, list(points), list(points.values()), colour))
+        val = dict(zip(lines[1].xs, lines[1].ys, strict=True))
+        mark = None
+        if name in {"dice", "qwk"} and val:
+            best = max(val, key=lambda epoch: val[epoch])
+            mark = (best, f"best epoch {best:g}: {val[best]:.3f}")
+        y_range = None if name == "loss" else (0.0, 1.0)
+        chart = line_chart(
+            "Dice" if name == "dice" else figure_name(name).capitalize(),
+            lines,
+            "epoch",
+            y_range=y_range,
+            mark=mark,
+            whole_x=True,
+        )
+        charts.append(chart)
+    return [chart for chart in charts if chart]
+
+
+def _by_epoch(rows: Sequence[dict[str, str]], column: str) -> dict[float, float]:
+    """Collect one value an epoch, the mean where it was logged more than once."""
+    values: dict[float, list[float]] = {}
+    for row in rows:
+        epoch, value = number(row.get("epoch")), number(row.get(column))
+        if epoch is not None and value is not None:
+            values.setdefault(epoch, []).append(value)
+    return {epoch: sum(v) / len(v) for epoch, v in sorted(values.items())}
+
+
+def threshold_line(path: Path, name: str, colour: str) -> Line:
+    """Read the pooled Dice at every threshold.
+
+    Args:
+        path: ``threshold_curve.csv``, with ``threshold`` and ``dice`` (or ``dice_pooled``).
+        name: In the legend.
+        colour: Of the line.
+
+    Returns:
+        The line, without a point where the table is missing.
+    """
+    points = []
+    for row in read_csv(path):
+        x, y = number(row.get("threshold")), number(row.get("dice", row.get("dice_pooled")))
+        if x is not None and y is not None:
+            points.append((x, y))
+    return Line(name, [x for x, _ in points], [y for _, y in points], colour)
+
+
+def _splits_table(summary: dict[str, Any]) -> Table:
+    """Set the figures of validation and test beside each other."""
+    val, test = mapping(summary.get("val")), mapping(summary.get("test"))
+    order = [*headline_keys(summary, test or val), *val, *test]
+    keys = [k for k in dict.fromkeys(order) if any(number(s.get(k)) is not None for s in (val, test))]
+    rows = []
+    for key in keys:
+        kind = figure_kind(key)
+        unit = UNITS.get(kind, "")
+        cells = [Cell(figure_name(key))]
+        for scores in (val, test):
+            text = show(scores.get(key), kind)
+            ends = interval_text(interval(scores, key))
+            cells.append(Cell(text and text + unit + (f"  ({ends})" if ends else ""), style="num", why="not recorded"))
+        rows.append(cells)
+    heads = [Head("Figure"), Head("Validation", figures=True), Head("Test (95 % interval)", figures=True)]
+    return Table(heads, rows, sortable=False)
+
+
+def _provider_table(scores: dict[str, Any]) -> Table:
+    by_provider = {name: mapping(s) for name, s in mapping(scores.get("by_provider")).items()}
+    every = list(dict.fromkeys(k for s in by_provider.values() for k in s))
+    keys = [k for k in every if any(number(s.get(k)) is not None for s in by_provider.values())]
+    keys.sort(key=lambda k: k != "slides")
+    rows = []
+    for name, provider in sorted(by_provider.items()):
+        cells = [Cell(name)]
+        for key in keys:
+            shown, ends = cell(provider.get(key), figure_kind(key), _WHY.get(key, "undefined")), interval(provider, key)
+            if ends and shown.text:
+                shown = Cell(f"{shown.text} ({interval_text(ends)})", shown.sort, style="num")
+            cells.append(shown)
+        rows.append(cells)
+    return Table([Head("Provider"), *(head(k) for k in keys)], rows)
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """A confusion matrix for the page.
+
+    Args:
+        names: Of the classes.
+        rows: One a given class: pairs of count and share of the row, the predicted classes across.
+    """
+
+    names: list[str]
+    rows: list[list[tuple[int, float]]]
+
+
+def _confusion(scores: dict[str, Any]) -> Confusion | None:
+    counts = [[number(v) or 0.0 for v in sequence(row)] for row in sequence(scores.get("confusion"))]
+    if not counts or any(len(row) != len(counts) for row in counts):
+        return None
+    names = class_names(str(scores.get("target") or "isup"), len(counts))
+    rows = [[(int(v), v / sum(row) if sum(row) else 0.0) for v in row] for row in counts]
+    return Confusion(names, rows)
+
+
+def _distance(row: dict[str, str]) -> float:
+    """How far a predicted class is from the given one."""
+    given, predicted = number(row.get("label", row.get("isup_grade"))), number(row.get("predicted"))
+    return abs(given - predicted) if given is not None and predicted is not None else 0.0
+
+
+def _slides(run_dir: Path, task: str) -> tuple[Table, str]:
+    """Lay out the test slides, the worst first, and say in which order they are."""
+    rows = read_csv(run_dir / "test_slides.csv")
+    if task == "grading":
+        rows.sort(key=_distance, reverse=True)
+        order = "Those furthest from what was given come first."
+    else:
+        rows.sort(key=lambda r: d if (d := number(r.get("dice"))) is not None else 2.0)
+        order = "Those with the lowest Dice come first; those without labelled cancer, which have no Dice, last."
+    keys = [k for k in _SLIDE_COLUMNS[task] if rows and k in rows[0]]
+    return slide_table(rows, keys, run_dir / "slides", ONE_SLIDE, _WHY, "slides"), order
+
+
+def failure_table(path: Path) -> Table:
+    """Read ``failures.csv``: slide, stage, error and message."""
+    rows = read_csv(path)
+    cells = [
+        [
+            Cell(r.get("slide_id", r.get("slide", "")), style="id"),
+            Cell(r.get("stage", "")),
+            Cell(r.get("error", ""), style="bad"),
+            Cell(r.get("message", ""), style="pre"),
+        ]
+        for r in rows
+    ]
+    return Table([Head("Slide"), Head("Stage"), Head("Error"), Head("Message")], cells)
+
+
+def _panels(run_dir: Path) -> tuple[list[tuple[str, str, Picture]], list[tuple[str, str]]]:
+    """Read the first panels as pictures and the rest as links."""
+    files = sorted((run_dir / "panels").glob("*.png"), key=lambda p: natural(p.name))
+    shown: list[tuple[str, str, Picture]] = []
+    rest: list[tuple[str, str]] = []
+    for file in files:
+        href = link("panels", file.name)
+        picture = read_picture(file, 2000) if len(shown) < _MOST_PANELS else None
+        if picture:
+            shown.append((href, file.stem.replace("_", " "), picture))
+        else:
+            rest.append((href, file.name))
+    return shown, rest
+
+
+def _counts(data: dict[str, Any]) -> tuple[Table, list[tuple[str, str]]]:
+    """Lay out how many slides and patches each split had, and how many were left out and why."""
+    splits = ("train", "val", "test")
+    counts: dict[str, dict[str, Any]] = {}
+    for key, value in data.items():
+        split, _, thing = key.partition("_")
+        if split in splits and thing:
+            counts.setdefault(thing, {})[split] = value
+        elif isinstance(value, dict) and any(number(value.get(s)) is not None for s in splits):
+            counts[key] = value
+    used = [s for s in splits if any(number(c.get(s)) is not None for c in counts.values())]
+    titles = {"train": "Training", "val": "Validation", "test": "Test"}
+    rows = [
+        [Cell(figure_name(thing).capitalize().replace("Tumor", "Tumour")), *(cell(c.get(s), "count") for s in used)]
+        for thing, c in counts.items()
+    ]
+    table = Table([Head(""), *(Head(titles[s], figures=True) for s in used)], rows, sortable=False)
+    left_out = mapping(data.get("left_out"))
+    return table, [(k.replace("_", " "), show(v, "count")) for k, v in left_out.items() if number(v)]
+
+
+def write_run_page(run_dir: Path) -> Path:
+    """Make the page of a training run from its folder, and the pages of its slides where they are out of date.
+
+    Args:
+        run_dir: Folder of the run; what is missing in it is said on the page.
+
+    Returns:
+        ``report.html`` in that folder.
+
+    Raises:
+        PandaError: There is no such folder.
+    """
+    run_dir = Path(run_dir).absolute()
+    need_folder(run_dir)
+    summary, fault = read_json(run_dir / "summary.json")
+    task = "grading" if summary.get("task") == "grading" else "segmentation"
+    split, scores = scored_split(summary)
+    slides, slide_order = _slides(run_dir, task)
+    curve = read_picture(run_dir / "threshold_curve.png", 1400)
+    line = threshold_line(run_dir / "threshold_curve.csv", "pooled Dice, validation", VALIDATION)
+    threshold = number(summary.get("threshold"))
+    mark = None if threshold is None else (threshold, f"threshold {threshold:.3g}")
+    panels, more_panels = _panels(run_dir)
+    counts, left_out = _counts(mapping(summary.get("data")))
+    return write_page(
+        run_dir / "report.html",
+        "run.html",
+        name=str(summary.get("name") or run_dir.name),
+        task=task,
+        notes=([fault] if fault else []) + [str(n) for n in sequence(summary.get("notes"))],
+        meta=[
+            ("Made", str(summary.get("created") or "").replace("T", " ").removesuffix("Z")),
+            ("Seed", show(summary.get("seed"), "text")),
+            ("Device", show(summary.get("device"), "text")),
+            ("Took", show(summary.get("seconds"), "seconds")),
+        ],
+        split=split,
+        cards=headline_cards(summary) if scores else [],
+        meaning=meaning(summary) if summary else [],
+        splits=_splits_table(summary),
+        charts=training_charts(read_csv(run_dir / "metrics.csv")),
+        curve=curve,
+        curve_chart=""
+        if curve
+        else line_chart("Dice at every threshold", [line], "threshold", y_range=(0.0, 1.0), mark=mark, size=(760, 300)),
+        confusion=_confusion(scores),
+        providers=_provider_table(scores),
+        panels=panels,
+        more_panels=more_panels,
+        slides=slides,
+        tested=bool(mapping(summary.get("test"))),
+        slide_order=slide_order,
+        counts=counts,
+        left_out=left_out,
+        failures=failure_table(run_dir / "failures.csv"),
+        config=read_text(run_dir / "config.yaml"),
+    )

@@ -1,0 +1,196 @@
+"""Figures as people read them, and the tables of the pages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from panda.report.folder import Picture, number
+
+# What each figure is called on a page and how many digits it bears.
+FIGURES: dict[str, tuple[str, str]] = {
+    "dice_mean_slide": ("Dice, mean over slides", "score"),
+    "dice": ("Dice, all pixels pooled", "score"),
+    "iou": ("IoU", "score"),
+    "precision": ("Precision", "score"),
+    "recall": ("Recall", "score"),
+    "fp_mm2_benign_slides": ("False alarms on benign slides", "mm2"),
+    "all_tissue_dice": ("Dice if all tissue were called tumour", "score"),
+    "qwk": ("Quadratic weighted κ", "score"),
+    "accuracy": ("Accuracy", "score"),
+    "auroc": ("AUROC, cancer against benign", "score"),
+    "auroc_significant": ("AUROC, ISUP 2 and above", "score"),
+    "loss": ("Loss", "score"),
+    "slides": ("Slides", "count"),
+    "slides_with_cancer": ("Slides with labelled cancer", "count"),
+    "threshold": ("Threshold", "score"),
+    "tumor_percent_of_tissue": ("Tumour, share of tissue", "percent"),
+    "tumor_mm2": ("Tumour", "mm2"),
+    "true_tumor_mm2": ("Labelled tumour", "mm2"),
+    "tissue_mm2": ("Tissue", "mm2"),
+    "fp_mm2": ("False alarms", "mm2"),
+    "num_regions": ("Regions", "count"),
+    "isup_grade": ("ISUP grade", "count"),
+    "predicted": ("Predicted", "count"),
+    "label": ("Given", "count"),
+    "isup_predicted": ("Predicted ISUP", "count"),
+    "cancer_predicted": ("Predicted cancer", "count"),
+    "in_sample": ("Seen in training", "text"),
+    **{f"p{k}": (f"P({k})", "headline") for k in range(6)},
+    "provider": ("Provider", "text"),
+    "slide_id": ("Slide", "id"),
+}
+UNITS = {"mm2": " mm²", "percent": " %"}
+_UNSET = {"", "none", "null", "nan"}
+
+
+def figure_name(key: str) -> str:
+    """Name a figure in words: a known one by its name, another by its key with blanks."""
+    return FIGURES[key][0] if key in FIGURES else key.replace("_", " ").replace("mm2", "mm²")
+
+
+def figure_kind(key: str) -> str:
+    """Say how a figure is formatted, see :func:`show`."""
+    if key in FIGURES:
+        return FIGURES[key][1]
+    return next(
+        (kind for end, kind in (("mm2", "mm2"), ("percent", "percent"), ("_px", "count")) if key.endswith(end)), "score"
+    )
+
+
+def show(value: Any, kind: str = "score") -> str:
+    """Write a value with the precision that it bears.
+
+    Args:
+        value: A number, its text, or another value.
+        kind: ``score`` (3 decimals), ``headline`` (2 decimals), ``mm2`` (mm²), ``percent`` (0 to 100), ``count``,
+            ``seconds``, or ``text`` (as it is).
+
+    Returns:
+        The text without a unit (``seconds`` bear theirs); empty where there is no value.
+    """
+    if kind in {"text", "id"}:
+        return "" if value is None or str(value).lower() in _UNSET else str(value)
+    figure = number(value)
+    if figure is None:
+        return ""
+    return _FORMATS.get(kind, _score)(figure)
+
+
+def _score(figure: float) -> str:
+    return f"{figure:.3f}" if abs(figure) < 100 else f"{figure:,.1f}"
+
+
+def _count(figure: float) -> str:
+    return f"{figure:,.0f}" if figure == int(figure) else f"{figure:,.2f}"
+
+
+def _percent(figure: float) -> str:
+    return "<0.1" if 0 < figure < 0.05 else f"{figure:.1f}"
+
+
+def _area(figure: float) -> str:
+    if 0 < abs(figure) < 0.0005:
+        return "<0.001"
+    return f"{figure:.3f}" if abs(figure) < 0.1 else f"{figure:.2f}" if abs(figure) < 100 else f"{figure:,.0f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    if seconds < 600:
+        return f"{int(seconds) // 60} min {int(seconds) % 60} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _headline(figure: float) -> str:
+    return f"{figure:.2f}"
+
+
+_FORMATS: dict[str, Callable[[float], str]] = {
+    "count": _count,
+    "mm2": _area,
+    "percent": _percent,
+    "seconds": _duration,
+    "headline": _headline,
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a table.
+
+    Args:
+        text: What is read; where it is empty a dash is shown.
+        sort: What the column is sorted by; the text where it is None.
+        why: Why there is no value, or more about it: shown when pointed at.
+        href: Where a click leads.
+        picture: Shown in place of the text.
+        style: Classes: ``num``, ``id``, ``bad``, ``pre``.
+    """
+
+    text: str = ""
+    sort: float | str | None = None
+    why: str = ""
+    href: str = ""
+    picture: Picture | None = None
+    style: str = ""
+
+
+@dataclass(frozen=True)
+class Head:
+    """The head of a column: its label, its unit, and whether figures stand below it."""
+
+    label: str
+    unit: str = ""
+    figures: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table, sortable by each column unless it is said otherwise.
+
+    Args:
+        heads: One a column.
+        rows: One cell a column each.
+        sortable: Whether a click on a head sorts.
+        note: A line below the table.
+    """
+
+    heads: Sequence[Head]
+    rows: Sequence[Sequence[Cell]]
+    sortable: bool = True
+    note: str = ""
+
+    @property
+    def dashes(self) -> list[str]:
+        """Say why figures are missing: the columns and the reason, a line a reason."""
+        reasons: dict[str, dict[str, None]] = {}
+        for row in self.rows:
+            for head, cell in zip(self.heads, row, strict=True):
+                if cell.why and not cell.text and not cell.picture:
+                    reasons.setdefault(cell.why, {})[head.label] = None
+        return [f"{', '.join(filter(None, labels)) or 'Picture'}: {why}." for why, labels in reasons.items()]
+
+
+def head(key: str, name: str = "") -> Head:
+    """Make the head of a figure's column, named otherwise than elsewhere where ``name`` is given."""
+    kind = figure_kind(key)
+    return Head(name or figure_name(key), UNITS.get(kind, "").strip(), kind not in {"text", "id"})
+
+
+def cell(value: Any, kind: str, why: str = "", href: str = "") -> Cell:
+    """Make a cell of a value.
+
+    Args:
+        value: The value, or None.
+        kind: As in :func:`show`.
+        why: Why there is no value; shown only then.
+        href: Where a click leads.
+    """
+    text = show(value, kind)
+    if kind in {"text", "id"}:
+        return Cell(text, why="" if text else why, href=href, style="id" if kind == "id" else "")
+    return Cell(text, sort=number(value), why="" if text else why, href=href, style="num")

@@ -1,0 +1,180 @@
+"""What the figures of a run mean, in plain sentences, from its summary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from panda.report.folder import mapping, number
+from panda.report.slide_page import Card
+from panda.report.table import UNITS, figure_kind, figure_name, show
+
+# First the figures that are read first.
+HEADLINES = {
+    "segmentation": (
+        "dice_mean_slide",
+        "dice",
+        "iou",
+        "precision",
+        "recall",
+        "fp_mm2_benign_slides",
+        "all_tissue_dice",
+    ),
+    "isup": ("qwk", "accuracy", "auroc_significant", "auroc"),
+    "cancer": ("auroc", "accuracy"),
+}
+_FEW = 20
+_WHY_NONE = {
+    "fp_mm2_benign_slides": "needs benign slides of known µm/px",
+    "auroc": "needs slides with and without cancer",
+    "auroc_significant": "needs slides on both sides of ISUP 2",
+}
+
+
+def headline_keys(summary: dict[str, Any], scores: dict[str, Any]) -> tuple[str, ...]:
+    """Name the figures that matter for the run's task, the most important first."""
+    if summary.get("task") != "grading":
+        return HEADLINES["segmentation"]
+    target = scores.get("target") or mapping(summary.get("val")).get("target") or summary.get("target")
+    return HEADLINES["cancer" if target == "cancer" else "isup"]
+
+
+def interval(scores: dict[str, Any], key: str) -> tuple[float, float] | None:
+    """Find the 95 % interval of a figure.
+
+    Args:
+        scores: Figures of a split.
+        key: The figure; its interval is ``<key>_interval``. Where only ``dice_interval`` is there it belongs to the
+            mean over slides, because it is slides that the bootstrap draws.
+    """
+    name = f"{key}_interval"
+    if "dice_mean_slide_interval" not in scores and key in {"dice", "dice_mean_slide"}:
+        name = "dice_interval" if (key == "dice_mean_slide") == ("dice_mean_slide" in scores) else ""
+    ends = scores.get(name)
+    if not isinstance(ends, list) or len(ends) != 2:
+        return None
+    low, high = number(ends[0]), number(ends[1])
+    return None if low is None or high is None else (low, high)
+
+
+def interval_text(ends: tuple[float, float] | None) -> str:
+    """Write an interval, such as ``0.66 to 0.83``; empty for None."""
+    return "" if ends is None else f"{ends[0]:.2f} to {ends[1]:.2f}"
+
+
+def scored_split(summary: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Choose the split whose figures lead the page: the test split where it was scored, else validation."""
+    test, val = mapping(summary.get("test")), mapping(summary.get("val"))
+    return ("test", test) if test else ("validation", val)
+
+
+def headline_cards(summary: dict[str, Any]) -> list[Card]:
+    """Make the cards of the figures that are read first."""
+    _, scores = scored_split(summary)
+    cards: list[Card] = []
+    for key in headline_keys(summary, scores):
+        kind = figure_kind(key)
+        text = show(scores.get(key), "headline" if kind == "score" else kind)
+        if not text and len(cards) >= 2 and key not in scores:
+            continue
+        big = len(cards) < 2
+        ends = interval(scores, key)
+        under = f"95 % interval {interval_text(ends)}" if ends else ""
+        if not text:
+            under = _WHY_NONE.get(key, "was not recorded" if key not in scores else "undefined on these slides")
+        elif big and not ends:
+            under = "no interval was recorded"
+        cards.append(Card(figure_name(key), text, UNITS.get(kind, "").strip(), under, big))
+    return cards
+
+
+def meaning(summary: dict[str, Any]) -> list[str]:
+    """Say what the figures at the head of the page are, and what they are not.
+
+    Args:
+        summary: The run's summary; any part of it may be missing.
+
+    Returns:
+        Sentences in paragraphs.
+    """
+    split, scores = scored_split(summary)
+    data = mapping(summary.get("data"))
+    if not scores:
+        return ["No figures: neither the validation nor the test split was scored in this run."]
+    slides = number(scores.get("slides"))
+    if slides is None:
+        slides = number(data.get("test_slides" if split == "test" else "val_slides"))
+    counted = "" if slides is None else f"{slides:.0f} test slide{'s' * (slides != 1)}"
+    if split == "validation":
+        first = (
+            "This run has no test split, so the figures above are those of validation. The best epoch and the "
+            "threshold were chosen on the same slides: they flatter, and say nothing certain of new slides."
+        )
+    elif summary.get("task") == "grading":
+        first = (
+            f"On {counted or 'test slides'} that took no part in training or in any choice: {_grading_words(scores)}"
+        )
+    else:
+        first = (
+            f"On {counted or 'test slides'} that took no part in training or in any choice: "
+            f"{_segmentation_words(scores)}"
+        )
+    return [first, *_threshold_words(summary), *_doubts(split, slides, data)]
+
+
+def _of(scores: dict[str, Any], key: str) -> str:
+    ends = interval(scores, key)
+    range_text = f" (95 % bootstrap interval {interval_text(ends)})" if ends else ""
+    return f"{show(scores.get(key), 'headline')}{range_text}"
+
+
+def _segmentation_words(scores: dict[str, Any]) -> str:
+    if number(scores.get("dice_mean_slide")) is None and number(scores.get("dice")) is None:
+        return "no Dice is defined, for want of labelled or predicted tumour."
+    key = "dice_mean_slide" if number(scores.get("dice_mean_slide")) is not None else "dice"
+    what = "a mean Dice per slide of" if key == "dice_mean_slide" else "a pooled Dice of"
+    text = f"the predicted tumour overlaps the label with {what} {_of(scores, key)}."
+    baseline = number(scores.get("all_tissue_dice"))
+    if baseline is not None:
+        text += f" Calling all tissue tumour would give {baseline:.2f}."
+    return text
+
+
+def _grading_words(scores: dict[str, Any]) -> str:
+    parts = []
+    if number(scores.get("qwk")) is not None:
+        parts.append(f"predicted and given grades agree with a quadratic weighted κ of {_of(scores, 'qwk')}")
+    if number(scores.get("accuracy")) is not None:
+        parts.append(f"{float(scores['accuracy']):.0%} of the slides got the right class")
+    if number(scores.get("auroc")) is not None:
+        parts.append(f"AUROC is {_of(scores, 'auroc')}")
+    return ("; ".join(parts) or "no figure is defined") + "."
+
+
+def _threshold_words(summary: dict[str, Any]) -> list[str]:
+    choice = mapping(summary.get("threshold_choice"))
+    value = number(choice.get("value", summary.get("threshold")))
+    if value is None or summary.get("task") == "grading":
+        return []
+    text = f"A pixel counts as tumour from a probability of {value:.3g}"
+    criteria = {"dice_pooled": "pooled Dice", "dice_mean_slide": "mean Dice per slide"}
+    if choice.get("criterion") not in criteria:
+        why = f" ({choice['chosen_on']})" if choice.get("chosen_on") else ""
+        return [f"{text}; it was not searched for{why}."]
+    if choice.get("chosen_on"):
+        text += f", chosen on {choice['chosen_on']}"
+    text += f" for the best {criteria[choice['criterion']]}"
+    if number(choice.get("score")) is not None:
+        text += f" ({show(choice['score'], 'headline')} there)"
+    return [f"{text}."]
+
+
+def _doubts(split: str, slides: float | None, data: dict[str, Any]) -> list[str]:
+    doubts = []
+    if slides is not None and slides < _FEW and split == "test":
+        doubts.append(
+            f"With {slides:.0f} slide{'s' * (slides != 1)} the figures are coarse: read them as a check that things "
+            "work, not as a measure of how well."
+        )
+    if data.get("groups"):
+        doubts.append(f"How the slides were split: {str(data['groups']).rstrip('.')}.")
+    return [" ".join(doubts)] if doubts else []

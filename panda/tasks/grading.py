@@ -1,0 +1,120 @@
+"""Slide grading by multiple-instance learning as a LightningModule."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from panda.models.mil import MILNet
+from panda.tasks.checkpoint import carried_data
+from panda.tasks.metrics import grading_scores
+from panda.tasks.optim import Optim
+
+Target = Literal["isup", "cancer"]
+CLASSES: Mapping[Target, int] = {"isup": 6, "cancer": 2}
+
+# bag (B, K, 3, h, w), mask (B, K) bool, ISUP grade (B,), slide ids
+Batch = tuple[Tensor, Tensor, Tensor, list[str]]
+
+
+def target_class(isup_grade: Tensor, target: Target) -> Tensor:
+    """Classes of slides (N,): their ISUP grades 0 to 5, or whether they have cancer (grade 1 or more)."""
+    return isup_grade if target == "isup" else (isup_grade > 0).long()
+
+
+class Predictions(Metric):
+    """Keeps probabilities (N, C) and labels (N,) of an epoch, gathered over devices."""
+
+    full_state_update = False
+    prob: list[Tensor]
+    label: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("prob", default=[], dist_reduce_fx="cat")
+        self.add_state("label", default=[], dist_reduce_fx="cat")
+
+    def update(self, prob: Tensor, label: Tensor) -> None:
+        """Adds a batch: prob (B, C), label (B,)."""
+        self.prob.append(prob)
+        self.label.append(label)
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """All probabilities (N, C) and labels (N,)."""
+        return dim_zero_cat(self.prob), dim_zero_cat(self.label)
+
+
+class GradingTask(pl.LightningModule):
+    """Trains a `MILNet` on bags of tiles.
+
+    Logs `train/loss`, `train/accuracy`, `val/loss`, and of the validation slides `val/accuracy`, `val/qwk`
+    (quadratic weighted kappa) and `val/auroc` (cancer against none), each where it is defined.
+
+    Args:
+        network: The MIL network.
+        loss: Module over logits (B, C) and labels (B,).
+        optim: Optimizer and schedule.
+        carried: Plain data for inference: resolution, tile_size, tiles, target, segmentation, train_slides.
+    """
+
+    def __init__(self, network: MILNet, loss: nn.Module, optim: Optim, carried: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.network = network
+        self.loss = loss
+        self.optim = optim
+        self.carried = dict(carried)
+        self.train_slides, self.val_slides = Predictions(), Predictions()
+        self.val_loss = MeanMetric()
+
+    def forward(self, bag: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """See `MILNet.forward`."""
+        out: tuple[Tensor, Tensor, Tensor] = self.network(bag, mask)
+        return out
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one batch of bags."""
+        bag, mask, grade, _ = batch
+        label = target_class(grade, self.carried["target"])
+        logits, _, _ = self(bag, mask)
+        loss: Tensor = self.loss(logits, label)
+        self.train_slides.update(logits.detach().float().softmax(-1), label)
+        self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(bag))
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Logs the epoch's training accuracy."""
+        prob, label = self.train_slides.compute()
+        self.train_slides.reset()
+        self.log("train/accuracy", (prob.argmax(-1) == label).float().mean(), prog_bar=True)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Adds one batch of bags to the epoch's figures."""
+        bag, mask, grade, _ = batch
+        label = target_class(grade, self.carried["target"])
+        logits, _, _ = self(bag, mask)
+        self.val_loss.update(self.loss(logits, label), weight=len(bag))
+        self.val_slides.update(logits.float().softmax(-1), label)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the figures of the validation slides; one that is undefined is not logged."""
+        self.log("val/loss", self.val_loss.compute(), prog_bar=True)
+        self.val_loss.reset()
+        prob, label = self.val_slides.compute()
+        self.val_slides.reset()
+        scores = grading_scores(label, prob)
+        for name, key in (("accuracy", "accuracy"), ("qwk", "qwk"), ("auroc", "auroc_cancer")):
+            if scores[key] is not None:
+                self.log(f"val/{name}", torch.tensor(scores[key]), prog_bar=name != "accuracy")
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Optimizer and schedule over all steps of the run."""
+        return self.optim.build(self.network.parameters(), int(self.trainer.estimated_stepping_batches))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Puts under `panda` all that inference needs, as plain data."""
+        checkpoint["panda"] = carried_data("grading", {**self.carried, "network": self.network.plain()})

@@ -1,0 +1,415 @@
+"""Scores for pixels, from histograms of probability, and for grades.
+
+Pixels are not kept: every probability falls into one of 1,000 bins, counted apart for cancer and for all
+other pixels. At each threshold k / 1000 that gives true and false positives exactly as comparing every pixel
+would (`probability >= k / 1000`), in memory that does not grow with the slides. Histograms add up over
+patches, slides and devices.
+
+A histogram is (2, BINS) int64: row 0 cancer, row 1 other pixels.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.functional.classification import (
+    binary_auroc,
+    multiclass_accuracy,
+    multiclass_cohen_kappa,
+    multiclass_confusion_matrix,
+)
+
+BINS = 1000
+"""Thresholds that can be asked for: 0, 0.001, … 0.999."""
+
+
+@overload
+def probability_bins(prob: Tensor) -> Tensor: ...
+@overload
+def probability_bins(prob: NDArray[np.floating]) -> NDArray[np.int64]: ...
+def probability_bins(prob: Tensor | NDArray[np.floating]) -> Tensor | NDArray[np.int64]:
+    """Find the highest threshold that each probability reaches.
+
+    Args:
+        prob: Any shape, floating point in [0, 1].
+
+    Returns:
+        int64 of the same shape: the largest k with prob >= k / 1000 (both as float64), at most 999.
+
+    Raises:
+        ValueError: A value outside [0, 1] or not a number.
+    """
+    if isinstance(prob, np.ndarray):
+        return probability_bins(torch.tensor(prob)).numpy()
+    if not prob.is_floating_point() or not bool(((prob >= 0) & (prob <= 1)).all()):
+        raise ValueError("probabilities must be floating point in [0, 1] (apply a sigmoid to logits)")
+    prob = prob.detach()
+    if prob.dtype not in (torch.float32, torch.float64):
+        prob = prob.float()  # exact for the shorter types
+    edges = _edges(prob.dtype).to(prob.device)
+    bins = (prob * BINS).long().clamp_(max=BINS - 1)
+    # The product is rounded and may lie a bin off near an edge: the comparisons decide.
+    bins -= (prob < edges[bins]).long()
+    bins += (prob >= edges[bins + 1]).long()
+    return bins
+
+
+def _edges(dtype: torch.dtype) -> Tensor:
+    """(BINS + 1,): for each k the smallest number of this type that is >= k / 1000 in float64; inf last.
+
+    Comparing in float32 with these is the same as comparing in float64 with k / 1000, on devices without
+    float64 too.
+    """
+    exact = torch.arange(BINS + 1, dtype=torch.float64) / BINS
+    edges = exact.to(dtype)
+    short = edges.double() < exact
+    edges = torch.where(short, torch.nextafter(edges, torch.full_like(edges, math.inf)), edges)
+    edges[BINS] = math.inf
+    return edges
+
+
+def pixel_histogram(prob: Tensor, target: Tensor, where: Tensor | None = None) -> Tensor:
+    """Count probabilities for cancer and for other pixels.
+
+    Args:
+        prob: Any shape, floating point in [0, 1].
+        target: The same shape, bool (or 0 and 1): cancer.
+        where: The same shape, bool: pixels that count; None for all.
+
+    Returns:
+        (2, BINS) int64 on the same device.
+
+    Raises:
+        ValueError: Shapes that differ, or values outside [0, 1].
+    """
+    for name, tensor in (("target", target), ("where", where)):
+        if tensor is not None and tensor.shape != prob.shape:
+            raise ValueError(f"{name} is {tuple(tensor.shape)} and prob {tuple(prob.shape)}: must be the same")
+    if where is not None:
+        prob, target = prob[where.bool()], target[where.bool()]
+    cells = probability_bins(prob) + BINS * (~target.bool()).long()
+    return torch.bincount(cells.flatten(), minlength=2 * BINS).view(2, BINS)
+
+
+class PixelHistogram(Metric):
+    """`pixel_histogram` summed over batches and devices.
+
+    Args:
+        **kwargs: Those of `torchmetrics.Metric`.
+    """
+
+    full_state_update = False
+    cancer: Tensor
+    other: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("cancer", torch.zeros(BINS, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("other", torch.zeros(BINS, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, prob: Tensor, target: Tensor, where: Tensor | None = None) -> None:
+        """Add a batch; arguments and errors as for `pixel_histogram`."""
+        counts = pixel_histogram(prob, target, where)
+        self.cancer += counts[0]
+        self.other += counts[1]
+
+    def compute(self) -> Tensor:
+        """Give the histogram so far.
+
+        Returns:
+            (2, BINS) int64.
+        """
+        return torch.stack([self.cancer, self.other])
+
+
+@dataclass(frozen=True)
+class ThresholdCurve:
+    """Scores at each threshold, where a pixel is positive when its probability is at least the threshold.
+
+    All are (BINS,). Counts are int64 pixels; scores float64 and nan where they are 0 / 0. Without cancer and
+    without a positive Dice is nan; without cancer but with positives it is 0.
+    """
+
+    thresholds: NDArray[np.float64]
+    tp: NDArray[np.int64]
+    fp: NDArray[np.int64]
+    fn: NDArray[np.int64]
+    dice: NDArray[np.float64]
+    iou: NDArray[np.float64]
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+
+    @property
+    def f1(self) -> NDArray[np.float64]:
+        """F1, which for pixels of one class is Dice by another name: 2 tp / (2 tp + fp + fn)."""
+        return self.dice
+
+
+def curve(cancer_hist: ArrayLike | Tensor, other_hist: ArrayLike | Tensor) -> ThresholdCurve:
+    """Score every threshold.
+
+    Args:
+        cancer_hist: (BINS,) counts of cancer pixels.
+        other_hist: (BINS,) counts of other pixels.
+
+    Returns:
+        The scores.
+
+    Raises:
+        ValueError: Not (BINS,) counts.
+    """
+    cancer, other = _counts([cancer_hist, other_hist])
+    tp = cancer[::-1].cumsum()[::-1]
+    fp = other[::-1].cumsum()[::-1]
+    fn = cancer.sum() - tp
+    return ThresholdCurve(
+        thresholds=np.arange(BINS) / BINS,
+        tp=tp,
+        fp=fp,
+        fn=fn,
+        dice=_ratio(2 * tp, 2 * tp + fp + fn),
+        iou=_ratio(tp, tp + fp + fn),
+        precision=_ratio(tp, tp + fp),
+        recall=_ratio(tp, tp + fn),
+    )
+
+
+def _ratio(above: NDArray[np.int64], below: NDArray[np.int64]) -> NDArray[np.float64]:
+    scores = np.full(below.shape, np.nan)
+    np.divide(above, below, out=scores, where=below > 0)
+    return scores
+
+
+def _counts(hist: Any) -> NDArray[np.int64]:
+    """Any histogram as (2, BINS) int64 on the CPU."""
+    if isinstance(hist, Tensor):
+        hist = hist.detach().cpu().numpy()
+    else:
+        hist = np.stack([row.detach().cpu().numpy() if isinstance(row, Tensor) else np.asarray(row) for row in hist])
+    if hist.shape != (2, BINS) or not np.issubdtype(hist.dtype, np.integer):
+        raise ValueError(f"a histogram is (2, {BINS}) integers, not {hist.shape} {hist.dtype}")
+    return np.asarray(hist, dtype=np.int64)
+
+
+def threshold_bin(threshold: float) -> int:
+    """Find the bin of a threshold.
+
+    Args:
+        threshold: One of 0, 0.001, … 0.999.
+
+    Returns:
+        Its k, with threshold = k / 1000.
+
+    Raises:
+        ValueError: Another value, about which a histogram knows nothing exact.
+    """
+    k = round(threshold * BINS)
+    if not 0 <= k < BINS or abs(threshold - k / BINS) > 1e-9:
+        raise ValueError(f"threshold {threshold}: histograms answer at 0, 0.001, … 0.999 only")
+    return k
+
+
+def scores_at(hist: ArrayLike | Tensor, threshold: float) -> dict[str, float | int | None]:
+    """Score one histogram at one threshold.
+
+    Args:
+        hist: (2, BINS).
+        threshold: See `threshold_bin`.
+
+    Returns:
+        tp, fp and fn in pixels; dice, iou, precision and recall, None where they are 0 / 0.
+
+    Raises:
+        ValueError: A threshold between bins.
+    """
+    k = threshold_bin(threshold)
+    at = curve(*_counts(hist))
+    counts: dict[str, float | int | None] = {name: int(getattr(at, name)[k]) for name in ("tp", "fp", "fn")}
+    names = ("dice", "iou", "precision", "recall")
+    return counts | {name: _defined(float(getattr(at, name)[k])) for name in names}
+
+
+def dice_at(hist: ArrayLike | Tensor, threshold: float) -> float:
+    """Give Dice of one histogram at one threshold.
+
+    Args:
+        hist: (2, BINS).
+        threshold: See `threshold_bin`.
+
+    Returns:
+        Dice; nan where there is neither cancer nor a positive.
+    """
+    return float(curve(*_counts(hist)).dice[threshold_bin(threshold)])
+
+
+def pooled(histograms: Mapping[str, ArrayLike | Tensor]) -> NDArray[np.int64]:
+    """Add up the histograms of slides.
+
+    Args:
+        histograms: Slide to (2, BINS).
+
+    Returns:
+        (2, BINS); zeros where there are no slides.
+    """
+    return sum((_counts(hist) for hist in histograms.values()), start=np.zeros((2, BINS), dtype=np.int64))
+
+
+def slide_dice(histograms: Mapping[str, ArrayLike | Tensor]) -> NDArray[np.float64]:
+    """Give each slide's Dice at every threshold.
+
+    A slide without any cancer has no Dice, whatever is predicted: its rows are nan and it is left out of a
+    mean. What is predicted there is for `false_positive_pixels` to say.
+
+    Args:
+        histograms: Slide to (2, BINS).
+
+    Returns:
+        (slides, BINS) in the mapping's order.
+    """
+    rows = np.full((len(histograms), BINS), np.nan)
+    for row, hist in enumerate(histograms.values()):
+        counts = _counts(hist)
+        if counts[0].any():
+            rows[row] = curve(*counts).dice
+    return rows
+
+
+def mean_slide_dice(histograms: Mapping[str, ArrayLike | Tensor]) -> NDArray[np.float64]:
+    """Give the mean Dice over the slides with cancer at every threshold.
+
+    Args:
+        histograms: Slide to (2, BINS).
+
+    Returns:
+        (BINS,); nan where no slide has cancer.
+    """
+    rows = slide_dice(histograms)
+    with_cancer = rows[~np.isnan(rows).all(axis=1)]
+    return with_cancer.mean(axis=0) if len(with_cancer) else np.full(BINS, np.nan)
+
+
+def false_positive_pixels(histograms: Mapping[str, ArrayLike | Tensor], threshold: float) -> dict[str, int]:
+    """Count the pixels predicted as cancer on slides that have none.
+
+    Args:
+        histograms: Slide to (2, BINS).
+        threshold: See `threshold_bin`.
+
+    Returns:
+        Slide to pixels, for slides without cancer only.
+    """
+    k = threshold_bin(threshold)
+    counts = {slide: _counts(hist) for slide, hist in histograms.items()}
+    return {slide: int(hist[1, k:].sum()) for slide, hist in counts.items() if not hist[0].any()}
+
+
+def nanmean(values: NDArray[Any]) -> float:
+    """Give the mean of what is not nan; nan (without a warning) where nothing is left."""
+    left = values[~np.isnan(values)]
+    return float(left.mean()) if len(left) else math.nan
+
+
+def bootstrap_interval(
+    values: ArrayLike,
+    groups: Sequence[Any] | NDArray[Any],
+    *,
+    seed: int,
+    statistic: Callable[[NDArray[Any]], float] = nanmean,
+    n: int = 2000,
+) -> tuple[float, float]:
+    """Give the 95 % interval of a statistic when whole groups are drawn anew with replacement.
+
+    It is the percentile interval (Efron and Tibshirani 1993, chapter 13). Slides of one patient are alike:
+    drawing slides, not patients, would make it too narrow.
+
+    Args:
+        values: (N, …), one row a slide; nan where a slide has no score.
+        groups: (N,), each slide's group.
+        seed: Of the drawing.
+        statistic: Takes rows of values.
+        n: How many times is drawn.
+
+    Returns:
+        (low, high); (nan, nan) with fewer than two groups, or where the statistic never is defined.
+
+    Raises:
+        ValueError: Not as many groups as values.
+    """
+    rows = np.asarray(values)
+    _, member = np.unique(np.asarray(groups), return_inverse=True)
+    if len(member) != len(rows):
+        raise ValueError(f"{len(rows)} values and {len(member)} groups: must be as many")
+    count = int(member.max(initial=-1)) + 1
+    if count < 2:
+        return math.nan, math.nan
+    of_group = [np.flatnonzero(member == group) for group in range(count)]
+    rng = np.random.default_rng(seed)
+    drawn = np.empty(n)
+    for turn in range(n):
+        picked = np.concatenate([of_group[group] for group in rng.integers(count, size=count)])
+        drawn[turn] = statistic(rows[picked])
+    drawn = drawn[~np.isnan(drawn)]
+    if not len(drawn):
+        return math.nan, math.nan
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def grading_scores(y_true: ArrayLike | Tensor, prob: ArrayLike | Tensor) -> dict[str, Any]:
+    """Score the grades of slides.
+
+    Args:
+        y_true: (N,) integers in 0 … C - 1: ISUP grades, or 0 and 1 for cancer where C is 2.
+        prob: (N, C) probabilities.
+
+    Returns:
+        n; accuracy; qwk (Cohen's kappa with quadratic weights, by which PANDA was ranked); auroc_cancer
+        (grade 1 or more against 0); auroc_significant (grade 2 or more against less; None where C is 2);
+        confusion, C × C counts with a row a true grade. What is undefined is None: an AUROC of one class, or
+        kappa where truth and prediction are all of one and the same grade.
+
+    Raises:
+        ValueError: Shapes that do not agree, grades out of range, or probabilities that are not numbers >= 0.
+    """
+    truth = torch.as_tensor(np.array(_array(y_true))).long()
+    scores = torch.as_tensor(np.array(_array(prob), dtype=np.float64))
+    if scores.ndim != 2 or scores.shape[1] < 2 or truth.shape != scores.shape[:1]:
+        raise ValueError(f"y_true is (N,) and prob (N, C), not {tuple(truth.shape)} and {tuple(scores.shape)}")
+    classes = scores.shape[1]
+    if not bool(((truth >= 0) & (truth < classes)).all()):
+        raise ValueError(f"grades must be 0 … {classes - 1}, but run from {truth.min()} to {truth.max()}")
+    if not bool((scores >= 0).all()) or not bool(torch.isfinite(scores).all()):
+        raise ValueError("probabilities must be numbers of at least 0 (apply a softmax to logits)")
+    # Sums of float32 may pass 1 by a hair, and torchmetrics takes anything past 1 for logits.
+    scores = scores / scores.sum(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    predicted = scores.argmax(dim=1)
+    found: dict[str, Any] = {"n": len(truth), "accuracy": None, "qwk": None}
+    found["confusion"] = [[0] * classes for _ in range(classes)]
+    if len(truth):
+        found["accuracy"] = float(multiclass_accuracy(predicted, truth, classes, average="micro"))
+        kappa = multiclass_cohen_kappa(predicted, truth, classes, weights="quadratic")
+        found["qwk"] = _defined(float(kappa))
+        found["confusion"] = multiclass_confusion_matrix(predicted, truth, classes).tolist()
+    found["auroc_cancer"] = _auroc(scores[:, 1:].sum(dim=1), truth >= 1)
+    found["auroc_significant"] = _auroc(scores[:, 2:].sum(dim=1), truth >= 2) if classes > 2 else None
+    return found
+
+
+def _array(values: Any) -> Any:
+    return values.detach().cpu().float().numpy() if isinstance(values, Tensor) else values
+
+
+def _auroc(score: Tensor, positive: Tensor) -> float | None:
+    if not positive.any() or positive.all():
+        return None
+    return float(binary_auroc(score.clamp(0, 1), positive.long()))
+
+
+def _defined(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -1,0 +1,99 @@
+"""Tumour segmentation as a LightningModule: steps, logged loss and Dice, threshold search, checkpoint content."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from panda.models.segmentation import Segmenter
+from panda.tasks.checkpoint import carried_data
+from panda.tasks.metrics import PixelHistogram, dice_at
+from panda.tasks.optim import Optim
+from panda.tasks.threshold import search_threshold
+
+Batch = tuple[Tensor, Tensor]
+
+
+class SegmentationTask(pl.LightningModule):
+    """Trains a `Segmenter` on patches.
+
+    Logs `train/loss`, `train/dice`, `val/loss`, `val/dice` (both Dice pooled over the pixels of the epoch, at a
+    probability of 0.5), and from the streamed histograms of the epoch `val/dice_best` with `val/threshold`,
+    where it is reached.
+
+    Args:
+        network: The segmenter.
+        loss: Module over logits and target, both (N, 1, h, w).
+        optim: Optimizer and schedule.
+        carried: Plain data for inference: resolution, patch_size, overlap, labels, train_slides.
+    """
+
+    def __init__(self, network: Segmenter, loss: nn.Module, optim: Optim, carried: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.network = network
+        self.loss = loss
+        self.optim = optim
+        self.carried = dict(carried)
+        self.train_pixels = PixelHistogram()
+        self.val_pixels = PixelHistogram()
+        self.val_loss = MeanMetric()
+        self.threshold = search_threshold({}, chosen_on="no validation yet")
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Maps images (N, 3, h, w) in [0, 1] to logits (N, 1, h, w)."""
+        logits: Tensor = self.network(image)
+        return logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one batch; adds its pixels to the epoch's Dice."""
+        image, mask = batch
+        logits = self(image)
+        loss: Tensor = self.loss(logits, mask)
+        self.train_pixels.update(logits.detach().float().sigmoid(), mask > 0.5)
+        self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(image))
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Logs the epoch's training Dice."""
+        self.log("train/dice", dice_at(self.train_pixels.compute(), 0.5), prog_bar=True)
+        self.train_pixels.reset()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Adds one batch to the epoch's validation loss and histogram."""
+        image, mask = batch
+        logits = self(image)
+        self.val_loss.update(self.loss(logits, mask), weight=len(image))
+        self.val_pixels.update(logits.float().sigmoid(), mask > 0.5)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs validation loss and Dice, and searches the threshold over the epoch's pixels."""
+        histogram = self.val_pixels.compute()
+        self.val_pixels.reset()
+        self.log("val/loss", self.val_loss.compute(), prog_bar=True)
+        self.val_loss.reset()
+        self.log("val/dice", dice_at(histogram, 0.5), prog_bar=True)
+        choice = search_threshold({"all": histogram}, chosen_on=f"validation patches, epoch {self.current_epoch}")
+        self.log("val/dice_best", choice.score)
+        self.log("val/threshold", choice.value)
+        if not self.trainer.sanity_checking:
+            self.threshold = choice
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Optimizer and schedule over all steps of the run."""
+        return self.optim.build(self.network.parameters(), int(self.trainer.estimated_stepping_batches))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Puts under `panda` all that inference needs, as plain data."""
+        checkpoint["panda"] = carried_data(
+            "segmentation",
+            {**self.carried, "network": self.network.plain(), "threshold": self.threshold.plain()},
+        )
+
+
+def probabilities(network: Segmenter, image: Tensor) -> Tensor:
+    """Cancer probability (N, h, w) float32 of images (N, 3, h, w) in [0, 1]."""
+    return torch.sigmoid(network(image).float())[:, 0]

@@ -1,0 +1,1 @@
+"""Whole-slide images: opening, frames, tissue, tile grids, label masks and synthetic slides."""

@@ -1,0 +1,217 @@
+"""Frames of a slide and the affine maps between them; the one place that rounds.
+
+Four frames occur in the package, all axis-aligned and all with their origin at the slide's top-left corner:
+level-0 px, level-L px (or any working resolution), mask level-0 px and µm. Coordinates are continuous: pixel
+``i`` of a frame covers ``[i, i + 1)`` and has its centre at ``i + 0.5``. Maps stay in floating point; only
+`round_px` turns a coordinate into a pixel index.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from panda.errors import MaskError
+
+ASPECT_TOLERANCE = 0.02
+"""Largest relative difference between the aspect of a slide and of its mask."""
+
+Points = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""x and y of many points, two arrays of one shape."""
+
+
+@overload
+def round_px(v: float) -> int: ...
+@overload
+def round_px(v: NDArray[Any]) -> NDArray[np.int64]: ...
+def round_px(v: float | NDArray[Any]) -> int | NDArray[np.int64]:
+    """Round a continuous coordinate to a pixel index, halves upwards: ``floor(v + 0.5)``.
+
+    Unlike Python's ``round`` it treats every half alike, so a shifted grid stays evenly spaced.
+
+    Args:
+        v: a coordinate or an array of them, in px of any frame.
+
+    Returns:
+        ``int`` for a number, an int64 array of the same shape for an array.
+    """
+    if isinstance(v, np.ndarray):
+        return np.floor(np.asarray(v, dtype=np.float64) + 0.5).astype(np.int64)
+    return math.floor(v + 0.5)
+
+
+def level_scale(size: tuple[int, int], level_size: tuple[int, int]) -> tuple[float, float]:
+    """Downsample of a pyramid level, and how far the level is from fitting it.
+
+    The ratio of the longer sides is taken: sizes are rounded to whole pixels, and the error this makes in the
+    ratio shrinks with the length. (The mean of both ratios, as OpenSlide takes it, puts the far corner of a
+    long and thin slide many pixels off.)
+
+    Args:
+        size: (W, H) of level 0.
+        level_size: (w, h) of the level.
+
+    Returns:
+        The downsample, level-0 px per level px, and the deviation of the shorter side in level px, which is
+        at most 1 for a level that is a whole-pixel shrinking of level 0.
+    """
+    long = 0 if size[0] >= size[1] else 1
+    downsample = size[long] / level_size[long]
+    return downsample, abs(level_size[1 - long] - size[1 - long] / downsample)
+
+
+def blocks(width: int, height: int, factor: float, side: int = 4096) -> Iterator[tuple[int, int, int, int]]:
+    """Cut an output image into blocks whose source windows stay small, so that memory stays bounded.
+
+    Args:
+        width: width of the output in px.
+        height: height of the output in px.
+        factor: source px per output px.
+        side: largest side of a block's source window in source px.
+
+    Yields:
+        (x, y, w, h) of each block in output px, row by row; together they tile the output.
+    """
+    step = max(1, int(side / factor))
+    for y in range(0, height, step):
+        for x in range(0, width, step):
+            yield x, y, min(step, width - x), min(step, height - y)
+
+
+def ceil_px(v: float) -> int:
+    """Return the number of whole pixels that cover a length of ``v`` px.
+
+    A length that exceeds a whole number by less than a millionth of a pixel is that whole number: such an
+    excess is the floating-point error of a division, not a sliver of slide.
+    """
+    return math.ceil(v - 1e-6)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A coordinate frame of one slide.
+
+    Attributes:
+        name: what messages call it, e.g. ``"level 1"``.
+        sx: level-0 px per unit of this frame, along x.
+        sy: level-0 px per unit of this frame, along y.
+    """
+
+    name: str
+    sx: float
+    sy: float
+
+    def __post_init__(self) -> None:
+        """Refuse scales that no map can be made of.
+
+        Raises:
+            ValueError: a scale is not a positive finite number.
+        """
+        if not (0 < self.sx < math.inf and 0 < self.sy < math.inf):
+            raise ValueError(f"frame {self.name!r}: scales must be positive and finite, not {self.sx}, {self.sy}")
+
+    @overload
+    def to_level0(self, x: float, y: float) -> tuple[float, float]: ...
+    @overload
+    def to_level0(self, x: ArrayLike, y: ArrayLike) -> Points: ...
+    def to_level0(self, x: Any, y: Any) -> tuple[Any, Any]:
+        """Map coordinates of this frame to level-0 px (floats or arrays, unrounded)."""
+        return _scaled(x, self.sx), _scaled(y, self.sy)
+
+    @overload
+    def from_level0(self, x: float, y: float) -> tuple[float, float]: ...
+    @overload
+    def from_level0(self, x: ArrayLike, y: ArrayLike) -> Points: ...
+    def from_level0(self, x: Any, y: Any) -> tuple[Any, Any]:
+        """Map level-0 px to coordinates of this frame (floats or arrays, unrounded)."""
+        return _scaled(x, 1.0 / self.sx), _scaled(y, 1.0 / self.sy)
+
+    @overload
+    def to(self, other: Frame, x: float, y: float) -> tuple[float, float]: ...
+    @overload
+    def to(self, other: Frame, x: ArrayLike, y: ArrayLike) -> Points: ...
+    def to(self, other: Frame, x: Any, y: Any) -> tuple[Any, Any]:
+        """Map coordinates of this frame to those of another frame of the same slide (unrounded)."""
+        return _scaled(x, self.sx / other.sx), _scaled(y, self.sy / other.sy)
+
+
+def _scaled(v: Any, scale: float) -> Any:
+    """``v * scale``: a float for a number, a float64 array for anything array-like."""
+    scaled = np.asarray(v, dtype=np.float64) * scale
+    return float(scaled) if scaled.ndim == 0 else scaled
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """A slide seen at one working resolution.
+
+    Attributes:
+        downsample: level-0 px per working px, the same in x and y.
+        width: width of the whole slide in working px.
+        height: height of the whole slide in working px. Both are the size of the level where a level is used
+            as it is, else rounded up so that every pixel is covered.
+        level: pyramid level that is read: the coarsest one that is not coarser than ``downsample``.
+        level_downsample: level-0 px per px of that level.
+        mpp: µm per working px as (x, y), or None where the slide's µm/px is unknown.
+    """
+
+    downsample: float
+    width: int
+    height: int
+    level: int
+    level_downsample: float
+    mpp: tuple[float, float] | None
+
+    @property
+    def frame(self) -> Frame:
+        """The frame of working px."""
+        return Frame(f"working px ({self.downsample:g} level-0 px each)", self.downsample, self.downsample)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """``(width, height)`` of the whole slide in working px."""
+        return self.width, self.height
+
+    @property
+    def pixel_area_um2(self) -> float | None:
+        """Area of one working px in µm², or None where µm/px is unknown."""
+        return None if self.mpp is None else self.mpp[0] * self.mpp[1]
+
+    @property
+    def resampled(self) -> bool:
+        """Whether reads are resampled from a finer level (False: the pixels of a level, untouched)."""
+        return self.downsample != self.level_downsample
+
+
+def mask_frame(slide_size: tuple[int, int], mask_size: tuple[int, int]) -> Frame:
+    """Frame of mask level-0 px on a slide: the mask spans the slide, whatever its own size.
+
+    Args:
+        slide_size: (W, H) of the slide in level-0 px.
+        mask_size: (W, H) of the mask in mask level-0 px.
+
+    Returns:
+        Frame whose scales are slide px per mask px, ``W_slide / W_mask`` and ``H_slide / H_mask``.
+
+    Raises:
+        MaskError: the mask is empty, or its shape differs from the slide's by more than 2 % and by more than
+            one mask pixel, so that it cannot be a mask of this slide.
+    """
+    (slide_w, slide_h), (mask_w, mask_h) = slide_size, mask_size
+    sizes = f"mask is {mask_w} x {mask_h} px, slide is {slide_w} x {slide_h} px"
+    if min(mask_w, mask_h, slide_w, slide_h) <= 0:
+        raise MaskError(f"{sizes}: an empty image has no frame")
+    sx, sy = slide_w / mask_w, slide_h / mask_h
+    difference = max(sx, sy) / min(sx, sy) - 1
+    # Thumbnail-sized masks are rounded to whole pixels, which alone can exceed the tolerance.
+    if difference > ASPECT_TOLERANCE and level_scale(slide_size, mask_size)[1] >= 1:
+        raise MaskError(
+            f"{sizes}: their shapes differ by {difference:.1%}, more than {ASPECT_TOLERANCE:.0%}; "
+            "this is not a mask of this slide, check the pairing of the files"
+        )
+    return Frame("mask level-0 px", sx, sy)

@@ -1,0 +1,164 @@
+"""Writes a slide and its label mask as tiled pyramidal TIFFs, tile by tile, in one pass over level 0.
+
+Memory holds one row of tiles of level 0; the reduced levels wait in unnamed temporary files beside the target
+(they vanish with the process), and the mask's level-0 tiles wait deflated, a few kilobytes each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import cv2
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from panda.files import whole_path
+
+DOWNSAMPLES = (1, 4, 16)
+JPEG_QUALITY = 80
+_CHUNK_PX = 1024
+# from here on offsets of 32 bits might not do
+_BIG_PX = 2**30
+
+Bytes = NDArray[np.uint8]
+Draw = Callable[[int, int, int, int], tuple[Bytes, Bytes]]
+
+
+class _Spill:
+    """Rows of one reduced level, written top to bottom and read back by tiles."""
+
+    def __init__(self, file: IO[bytes], width: int, channels: int) -> None:
+        self.file = file
+        self.width = width
+        self.channels = channels
+        self.rows = 0
+
+    def append(self, band: Bytes) -> None:
+        self.file.write(np.ascontiguousarray(band).data)
+        self.rows += band.shape[0]
+
+    def tiles(self, size: tuple[int, int], tile: int) -> Iterator[Bytes]:
+        """Yield the whole tiles (tile, tile, channels) of a level of ``size`` (w, h), edges repeated past it."""
+        line = self.width * self.channels
+        for y in range(0, size[1], tile):
+            count = min(tile, self.rows - y)
+            self.file.seek(y * line)
+            band = np.frombuffer(self.file.read(count * line), np.uint8).reshape(count, self.width, self.channels)
+            past = (-self.width) % tile
+            band = np.pad(band, ((0, tile - count), (0, past), (0, 0)), mode="edge")
+            for x in range(0, size[0], tile):
+                yield band[:, x : x + tile]
+
+
+def _red(codes: Bytes) -> Bytes:
+    """Put codes (h, w) into the red channel of (h, w, 3), as PANDA's masks have them."""
+    rgb = np.zeros((*codes.shape, 3), np.uint8)
+    rgb[..., 0] = codes
+    return rgb
+
+
+class _Pass:
+    """The one pass over level 0: yields the picture's tiles and lays by all else that is to be written."""
+
+    def __init__(self, draw: Draw, size: tuple[int, int], tile: int, files: list[IO[bytes]]) -> None:
+        self.draw = draw
+        self.size = size
+        self.tile = tile
+        self.across = -(-size[0] // tile)
+        widths = [self.across * tile // d for d in DOWNSAMPLES[1:]]
+        self.picture = [_Spill(f, w, 3) for f, w in zip(files[:2], widths, strict=True)]
+        self.mask = [_Spill(f, w, 1) for f, w in zip(files[2:], widths, strict=True)]
+        self.mask_tiles: list[bytes] = []
+        self.blank = zlib.compress(bytes(3 * tile * tile))
+        self.counts = np.zeros(256, np.int64)
+
+    def encoded(self, codes: Bytes) -> bytes:
+        return zlib.compress(_red(codes).tobytes(), 4) if codes.any() else self.blank
+
+    def tiles(self, recode: Bytes) -> Iterator[Bytes]:
+        tile, (width, height) = self.tile, self.size
+        step = max(_CHUNK_PX // tile, 1)
+        for y in range(0, height, tile):
+            small: list[list[Bytes]] = [[], [], [], []]
+            for first in range(0, self.across, step):
+                x, count = first * tile, min(step, self.across - first)
+                rgb, truth = (np.ascontiguousarray(a) for a in self.draw(x, y, count * tile, tile))
+                truth[max(height - y, 0) :] = 0
+                truth[:, max(width - x, 0) :] = 0
+                self.counts += np.bincount(truth.ravel(), minlength=256)
+                codes = recode[truth]
+                # an area mean by a whole factor: sums of bytes, so exact on any machine
+                quarter = cv2.resize(rgb, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
+                sixteenth = cv2.resize(quarter, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
+                reduced = (quarter, sixteenth, codes[2::4, 2::4], codes[8::16, 8::16])
+                for row, part in zip(small, reduced, strict=True):
+                    row.append(np.asarray(part, dtype=np.uint8))
+                for i in range(count):
+                    self.mask_tiles.append(self.encoded(codes[:, i * tile : (i + 1) * tile]))
+                    yield rgb[:, i * tile : (i + 1) * tile]
+            for spill, row in zip((*self.picture, *self.mask), small, strict=True):
+                spill.append(np.concatenate(row, axis=1))
+
+
+def write_slide(
+    image_path: Path, mask_path: Path, draw: Draw, recode: Bytes, *, size: tuple[int, int], tile: int, mpp: float
+) -> NDArray[np.int64]:
+    """Draw and write a slide and its mask, both whole or absent.
+
+    Level sizes are rounded down, as in PANDA. The picture is JPEG (YCbCr 4:2:0), its levels are area means; the
+    mask is deflated, its label lies in the red channel, its levels are nearest neighbours.
+
+    Args:
+        image_path: Where the slide goes.
+        mask_path: Where the mask goes.
+        draw: Gives picture (h, w, 3) RGB and true codes (h, w) of the rectangle x, y, w, h in level-0 px, also
+            where it reaches past the slide.
+        recode: (256,) what the mask says for each true code.
+        size: Width and height in level-0 px.
+        tile: Side of the tiles in px, a multiple of 16.
+        mpp: µm per level-0 px.
+
+    Returns:
+        (256,) level-0 px of each true code on the slide.
+    """
+    levels = [(max(size[0] // d, 1), max(size[1] // d, 1)) for d in DOWNSAMPLES]
+
+    def write(tiff: tifffile.TiffWriter, tiles: Iterator[Any], level: int, **how: Any) -> None:
+        per_cm = 10000 / (mpp * DOWNSAMPLES[level])
+        width, height = levels[level]
+        tiff.write(
+            tiles,
+            shape=(height, width, 3),
+            dtype=np.uint8,
+            tile=(tile, tile),
+            photometric="rgb",
+            subfiletype=int(level > 0),
+            resolution=(per_cm, per_cm),
+            resolutionunit="CENTIMETER",
+            metadata=None,
+            maxworkers=1,
+            **how,
+        )
+
+    jpeg = {"compression": "jpeg", "compressionargs": {"level": JPEG_QUALITY}, "subsampling": (2, 2)}
+    big = size[0] * size[1] > _BIG_PX
+    with contextlib.ExitStack() as stack:
+        image_partial, mask_partial = (stack.enter_context(whole_path(p)) for p in (image_path, mask_path))
+        files = [stack.enter_context(tempfile.TemporaryFile(dir=image_partial.parent)) for _ in range(4)]
+        once = _Pass(draw, size, tile, files)
+        with tifffile.TiffWriter(image_partial, bigtiff=big) as tiff:
+            write(tiff, once.tiles(recode), 0, **jpeg)
+            for level, spill in enumerate(once.picture, start=1):
+                write(tiff, spill.tiles(levels[level], tile), level, **jpeg)
+        with tifffile.TiffWriter(mask_partial, bigtiff=big) as tiff:
+            write(tiff, iter(once.mask_tiles), 0, compression="adobe_deflate")
+            for level, spill in enumerate(once.mask, start=1):
+                tiles = (_red(t[..., 0]) for t in spill.tiles(levels[level], tile))
+                write(tiff, tiles, level, compression="adobe_deflate")
+    return once.counts

@@ -1,0 +1,160 @@
+"""What reads a slide's pixels: OpenSlide, or the TIFF reader where OpenSlide does not know the layout."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import openslide
+from numpy.typing import NDArray
+
+from panda.errors import SlideError
+from panda.wsi.geometry import round_px
+from panda.wsi.tiff import PerProcess, TiffPyramid
+
+ReaderName = Literal["auto", "openslide"]
+
+
+class SlideReader(Protocol):
+    """Pixels of a slide, level by level. Readers are thread-safe and picklable, and open in each process."""
+
+    level_dimensions: tuple[tuple[int, int], ...]
+    stated_mpp: tuple[float, float] | None
+    """µm per level-0 px as the format's own metadata state it, not yet judged."""
+    mpp_note: str
+    """Where ``stated_mpp`` comes from, or why there is none."""
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """Read a window that lies within a level, in level px, as (height, width, 3) RGB over white."""
+
+    def close(self) -> None:
+        """Close the file in this process; a later read opens it again."""
+
+
+def open_reader(path: Path, reader: ReaderName) -> SlideReader:
+    """Open a slide for reading.
+
+    Args:
+        path: the slide.
+        reader: ``"openslide"`` for OpenSlide and nothing else; ``"auto"`` for OpenSlide and, for a TIFF whose
+            layout it does not take (levels in sub-IFDs, strips instead of tiles), the TIFF reader.
+
+    Raises:
+        SlideError: no reader opens it.
+    """
+    try:
+        return OpenSlideReader(path)
+    except (openslide.OpenSlideError, OSError, ValueError) as exc:
+        refused = f"{path}: OpenSlide cannot open it ({exc})"
+        if reader == "openslide":
+            raise SlideError(f"{refused}; is it whole, and in a format OpenSlide reads?") from exc
+    try:
+        return TiffReader(path)
+    except (OSError, ValueError) as exc:
+        raise SlideError(f"{refused}, nor can the TIFF reader ({exc}); is it whole, and a slide?") from exc
+
+
+class OpenSlideReader:
+    """Read through OpenSlide.
+
+    Args:
+        path: the slide.
+
+    Raises:
+        openslide.OpenSlideError: it cannot be opened.
+        ValueError: a level is empty.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._handle: PerProcess[Any] = PerProcess(partial(openslide.OpenSlide, path))
+        slide = self._handle.get()
+        self.level_dimensions = tuple((int(w), int(h)) for w, h in slide.level_dimensions)
+        if not self.level_dimensions or min(min(size) for size in self.level_dimensions) <= 0:
+            raise ValueError(f"its levels are {self.level_dimensions}, one of them empty")
+        self._downsamples = tuple(float(downsample) for downsample in slide.level_downsamples)
+        self.stated_mpp, self.mpp_note = _openslide_mpp(slide.properties)
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """Read a window in level px as RGB over white.
+
+        Raises:
+            openslide.OpenSlideError: the file cannot be read there.
+        """
+        slide = self._handle.get()
+        # OpenSlide takes level-0 px and divides by its own downsample, which need not be the one used here.
+        location = round_px(x * self._downsamples[level]), round_px(y * self._downsamples[level])
+        try:
+            rgba = np.asarray(slide.read_region(location, level, (width, height)))
+        except openslide.OpenSlideError:
+            self._handle.drop(slide)  # OpenSlide refuses every later read with a handle that has failed once
+            raise
+        return over_white(rgba)
+
+    def close(self) -> None:
+        """Close the file in this process; a later read opens it again."""
+        self._handle.close()
+
+
+class TiffReader:
+    """Read a TIFF without OpenSlide.
+
+    Args:
+        path: the slide.
+
+    Raises:
+        ValueError: it is no TIFF that can be read.
+        OSError: the file cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._tiff = TiffPyramid(path)
+        if self._tiff.samples not in {3, 4}:
+            raise ValueError(f"it has {self._tiff.samples} channels, a slide has 3 or 4")
+        self.level_dimensions = self._tiff.level_dimensions
+        self.stated_mpp: tuple[float, float] | None = None
+        self.mpp_note = "OpenSlide does not open it"
+        self.read(len(self.level_dimensions) - 1, 0, 0, 1, 1)  # an unknown compression shows only here
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """Read a window in level px as RGB over white.
+
+        Raises:
+            ValueError: the pixels do not decode.
+            OSError: the file cannot be read.
+        """
+        pixels = self._tiff.read(level, x, y, width, height)
+        return over_white(pixels) if self._tiff.samples == 4 else pixels
+
+    def close(self) -> None:
+        """Close the file in this process; a later read opens it again."""
+        self._tiff.close()
+
+
+def over_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Lay straight (not premultiplied) RGBA over white, the colour of glass.
+
+    Args:
+        rgba: (h, w, 4) uint8.
+
+    Returns:
+        (h, w, 3) uint8, contiguous; white where alpha is 0.
+    """
+    rgb = np.ascontiguousarray(rgba[..., :3])
+    seen_through = rgba[..., 3] < 255
+    if seen_through.any():
+        alpha = rgba[seen_through][:, 3:].astype(np.uint32)
+        rgb[seen_through] = (rgb[seen_through] * alpha + 255 * (255 - alpha) + 127) // 255
+    return rgb
+
+
+def _openslide_mpp(properties: Any) -> tuple[tuple[float, float] | None, str]:
+    """What OpenSlide states as µm per level-0 px, or None and the reason."""
+    texts = [properties.get(name) for name in (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)]
+    if None in texts:
+        return None, "OpenSlide finds no µm/px in it"
+    try:
+        return (float(texts[0]), float(texts[1])), "OpenSlide"
+    except ValueError:
+        return None, f"OpenSlide finds {texts[0]!r}, {texts[1]!r} for µm/px, which are no numbers"

@@ -1,0 +1,294 @@
+"""A whole slide: its levels, its resolution, and its pixels at any working resolution."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import TracebackType
+from typing import get_args
+
+import cv2
+import numpy as np
+import openslide
+from numpy.typing import NDArray
+
+from panda.errors import SlideError
+from panda.wsi.geometry import Resolution, blocks, ceil_px, level_scale, round_px
+from panda.wsi.mpp import MPP_MAX, MPP_MIN, MppSource, checked_override, judged_mpp
+from panda.wsi.readers import ReaderName, SlideReader, open_reader
+
+SNAP = 0.01
+"""A level this close (relative) to the resolution asked for is used as it is, without resampling."""
+
+FINEST = 0.9
+"""Smallest downsample drawn from level 0, a tenth finer than the scan; beyond it detail would be invented."""
+
+__all__ = ["FINEST", "MPP_MAX", "MPP_MIN", "SNAP", "MppSource", "ReaderName", "Slide"]
+
+
+class Slide:
+    """A slide, opened with `Slide.open`.
+
+    The file is opened again in each process that reads it, reads are safe from several threads, and a slide
+    can be pickled to workers. Closing releases the file; a later read opens it again.
+
+    Attributes:
+        path: the file.
+        slide_id: the file's name without its suffix, which is PANDA's image_id.
+        level_dimensions: (width, height) of each level in px of that level, level 0 first.
+        level_downsamples: level-0 px per px of each level, from the longer sides (see
+            `panda.wsi.geometry.level_scale`).
+        usable_levels: the levels that are a uniform shrinking of level 0, which alone have one downsample
+            and can be read; nearly always all.
+        mpp: µm per level-0 px as (x, y), or None where it is unknown.
+        mpp_source: where ``mpp`` comes from, None where it is unknown.
+        mpp_note: the same for people, or why ``mpp`` is unknown and what to do about it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        reader: SlideReader,
+        mpp: tuple[float, float] | None,
+        mpp_source: MppSource | None,
+        mpp_note: str,
+    ) -> None:
+        self.path = path
+        self.slide_id = path.stem
+        self.mpp = mpp
+        self.mpp_source = mpp_source
+        self.mpp_note = mpp_note
+        self.level_dimensions = reader.level_dimensions
+        scales = [level_scale(self.dimensions, size) for size in self.level_dimensions]
+        self.level_downsamples = tuple(downsample for downsample, _ in scales)
+        self.usable_levels = tuple(level for level, (_, deviation) in enumerate(scales) if deviation <= 1)
+        self._reader = reader
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        reader: ReaderName = "auto",
+        mpp_override: float | tuple[float, float] | None = None,
+    ) -> Slide:
+        """Open a slide.
+
+        Args:
+            path: the file.
+            reader: ``"openslide"``, or ``"auto"`` to fall back on a plain TIFF reader where OpenSlide does
+                not know the layout.
+            mpp_override: µm per level-0 px (or (x, y)) to use where the file states none, or nonsense. A
+                plausible value in the file comes first: OpenSlide's, then the TIFF resolution tags.
+
+        Raises:
+            SlideError: the file is missing, a folder, or cannot be opened; ``mpp_override`` is outside
+                0.05..20 µm/px; ``reader`` is unknown.
+        """
+        path = Path(path)
+        if reader not in get_args(ReaderName):
+            raise SlideError(f"reader is {reader!r}; choose one of {', '.join(get_args(ReaderName))}")
+        if path.is_dir():
+            raise SlideError(f"{path}: is a folder, not a slide; name the file in it")
+        if not path.is_file():
+            raise SlideError(f"{path}: there is no such slide; check data.root and the image_id")
+        override = checked_override(mpp_override)
+        opened = open_reader(path, reader)
+        return cls(path, opened, *judged_mpp(path, opened.stated_mpp, opened.mpp_note, override))
+
+    @property
+    def dimensions(self) -> tuple[int, int]:
+        """(width, height) of level 0 in level-0 px."""
+        return self.level_dimensions[0]
+
+    def identity(self) -> dict[str, str | int]:
+        """What tells this file from another in a fingerprint: name, size in bytes and time of change."""
+        stat = self.path.stat()
+        return {"name": self.path.name, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+    def at(self, *, level: int | None = None, mpp: float | None = None) -> Resolution:
+        """Choose a working resolution by pyramid level or by µm/px; give exactly one of them.
+
+        By µm/px, the nearest finer level is resampled to it; a level within 1 % of it is used as it is (its
+        true µm/px is what the result states).
+
+        Args:
+            level: number of a pyramid level.
+            mpp: µm per working px (the geometric mean of x and y where a slide's differ).
+
+        Raises:
+            SlideError: the slide has no such level, its µm/px is unknown, or ``mpp`` is finer than the scan
+                by more than a tenth.
+            ValueError: not exactly one of the two is given, or ``mpp`` is not positive.
+        """
+        if (level is None) == (mpp is None):
+            raise ValueError("give either a level or µm/px")
+        if level is not None:
+            self._check_level(level)
+            return self._native(level)
+        if mpp is None or not 0 < mpp < math.inf:
+            raise ValueError(f"µm/px must be positive, not {mpp}")
+        if self.mpp is None:
+            raise SlideError(f"{self.path}: cannot work at {mpp:g} µm/px: {self.mpp_note}, or use data.level")
+        scanned = math.sqrt(self.mpp[0] * self.mpp[1])
+        if mpp / scanned < FINEST:
+            raise SlideError(
+                f"{self.path}: {mpp:g} µm/px is finer than the scan, {scanned:.4g} µm/px at level 0; "
+                f"ask for data.mpp={scanned:.4g} or coarser"
+            )
+        return self.at_downsample(mpp / scanned)
+
+    def at_downsample(self, downsample: float) -> Resolution:
+        """Choose a working resolution by level-0 px per working px; µm/px plays no part.
+
+        Raises:
+            ValueError: ``downsample`` is under 0.9, finer than the scan.
+        """
+        if not FINEST <= downsample < math.inf:
+            raise ValueError(f"downsample must be {FINEST} or more, not {downsample}")
+        finer = [level for level in self.usable_levels if self.level_downsamples[level] <= downsample * (1 + SNAP)]
+        level = max(finer, key=lambda number: self.level_downsamples[number], default=0)
+        at_level = self.level_downsamples[level]
+        if abs(downsample / at_level - 1) <= SNAP:
+            return self._native(level)
+        width, height = (ceil_px(side / downsample) for side in self.dimensions)
+        return Resolution(downsample, width, height, level, at_level, self._mpp_at(downsample))
+
+    def _native(self, level: int) -> Resolution:
+        downsample = self.level_downsamples[level]
+        width, height = self.level_dimensions[level]
+        return Resolution(downsample, width, height, level, downsample, self._mpp_at(downsample))
+
+    def _mpp_at(self, downsample: float) -> tuple[float, float] | None:
+        return None if self.mpp is None else (self.mpp[0] * downsample, self.mpp[1] * downsample)
+
+    def _check_level(self, level: int) -> None:
+        last = len(self.level_dimensions) - 1
+        if not 0 <= level <= last:
+            raise SlideError(f"{self.path}: has no level {level}, its levels are 0 to {last}; change data.level")
+        if level not in self.usable_levels:
+            raise SlideError(
+                f"{self.path}: level {level} is {self.level_dimensions[level]}, no uniform shrinking of "
+                f"{self.dimensions}; choose data.level from {list(self.usable_levels)}"
+            )
+
+    def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """Read a window of a level.
+
+        Args:
+            location: (x, y) of its top-left corner in level-0 px; may be negative.
+            level: pyramid level.
+            size: (width, height) in px of that level.
+
+        Returns:
+            (height, width, 3) uint8 RGB; white past the edge of the slide and where nothing was scanned.
+
+        Raises:
+            SlideError: there is no such level, the size is not positive, or the file cannot be read there.
+        """
+        self._check_level(level)
+        self._check_size(size)
+        downsample = self.level_downsamples[level]
+        x, y = round_px(location[0] / downsample), round_px(location[1] / downsample)
+        return self._read_level(level, x, y, size[0], size[1])
+
+    def read(self, resolution: Resolution, location: tuple[int, int], size: tuple[int, int]) -> NDArray[np.uint8]:
+        """Read a window at a working resolution.
+
+        Args:
+            resolution: from `at`, of this slide.
+            location: (x, y) of its top-left corner in level-0 px; may be negative.
+            size: (width, height) in working px.
+
+        Returns:
+            (height, width, 3) uint8 RGB, white past the edge; averaged over the area of each working px where
+            the resolution is not that of a level. Source pixels are read in blocks, so that memory stays
+            bounded by the output.
+
+        Raises:
+            SlideError: the size is not positive, or the file cannot be read there.
+        """
+        level = resolution.level
+        if not resolution.resampled:
+            return self.read_region(location, level, size)
+        self._check_size(size)
+        # Level px per level-0 px, by axis: the level's rounded size makes them differ a little.
+        scale_x, scale_y = (
+            short / full for short, full in zip(self.level_dimensions[level], self.dimensions, strict=True)
+        )
+        left, factor_x = location[0] * scale_x, resolution.downsample * scale_x
+        top, factor_y = location[1] * scale_y, resolution.downsample * scale_y
+        out = np.empty((size[1], size[0], 3), np.uint8)
+        how = cv2.INTER_AREA if resolution.downsample > resolution.level_downsample else cv2.INTER_LINEAR
+        for x, y, width, height in blocks(size[0], size[1], max(factor_x, factor_y)):
+            x0, y0 = round_px(left + x * factor_x), round_px(top + y * factor_y)
+            x1, y1 = round_px(left + (x + width) * factor_x), round_px(top + (y + height) * factor_y)
+            pixels = self._read_level(level, x0, y0, max(1, x1 - x0), max(1, y1 - y0))
+            out[y : y + height, x : x + width] = cv2.resize(pixels, (width, height), interpolation=how)
+        return out
+
+    def overview(self, max_side: int = 2048) -> tuple[NDArray[np.uint8], Resolution]:
+        """Read the whole slide, small.
+
+        A level between half of ``max_side`` and ``max_side`` is taken as it is; else the next finer one is
+        shrunk to ``max_side``, block by block. A slide smaller than ``max_side`` comes at level 0.
+
+        Args:
+            max_side: largest width and height of the result in working px.
+
+        Returns:
+            (h, w, 3) uint8 RGB and the resolution it is at.
+
+        Raises:
+            SlideError: the file cannot be read.
+        """
+        fitting = [level for level in self.usable_levels if max(self.level_dimensions[level]) <= max_side]
+        largest = max(fitting, key=lambda level: max(self.level_dimensions[level]), default=None)
+        if largest is not None and (largest == 0 or 2 * max(self.level_dimensions[largest]) >= max_side):
+            resolution = self._native(largest)
+        else:
+            resolution = self.at_downsample(max(self.dimensions) / max_side)
+        return self.read(resolution, (0, 0), resolution.size), resolution
+
+    def _check_size(self, size: tuple[int, int]) -> None:
+        if min(size) <= 0:
+            raise SlideError(f"{self.path}: asked for {size[0]} x {size[1]} px; both must be at least 1")
+
+    def _read_level(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """Read a window in level px, of which any part may lie past the edge."""
+        level_width, level_height = self.level_dimensions[level]
+        x0, y0 = max(x, 0), max(y, 0)
+        x1, y1 = min(x + width, level_width), min(y + height, level_height)
+        if (x0, y0, x1, y1) == (x, y, x + width, y + height):
+            return self._read_inside(level, x, y, width, height)
+        out = np.full((height, width, 3), 255, np.uint8)
+        if x1 > x0 and y1 > y0:
+            out[y0 - y : y1 - y, x0 - x : x1 - x] = self._read_inside(level, x0, y0, x1 - x0, y1 - y0)
+        return out
+
+    def _read_inside(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        try:
+            return self._reader.read(level, x, y, width, height)
+        except (openslide.OpenSlideError, OSError, ValueError) as exc:
+            raise SlideError(
+                f"{self.path}: cannot read {width} x {height} px at ({x}, {y}) of level {level}: {exc}; "
+                "the file is damaged there, fetch it anew or leave the slide out"
+            ) from exc
+
+    def close(self) -> None:
+        """Close the file in this process."""
+        self._reader.close()
+
+    def __enter__(self) -> Slide:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        width, height = self.dimensions
+        return f"Slide({str(self.path)!r}, {width} x {height} px, {len(self.level_dimensions)} levels)"

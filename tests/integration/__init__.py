@@ -1,0 +1,1 @@
+"""End-to-end runs through the two doors."""

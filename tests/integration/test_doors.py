@@ -1,0 +1,217 @@
+"""What a user types, typed: both doors as processes, on small drawn slides."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TINY = (
+    "data.draw.slides=12",
+    "data.draw.width=1536",
+    "data.draw.height=1024",
+    "data.patch_size=64",
+    "data.batch_size=8",
+    "data.num_workers=0",
+    "model.encoder_name=resnet18",
+    "trainer=cpu",
+    "trainer.max_epochs=1",
+    "task.panels=2",
+)
+
+pytestmark = pytest.mark.slow
+
+
+def door(name: str, folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(REPOSITORY / f"{name}.py"), *overrides],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+    )
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def trained(home: Path) -> Path:
+    done = door("train", home, *TINY, "name=first")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return home / "runs" / "segmentation" / "first"
+
+
+def slides_of(home: Path) -> list[Path]:
+    return sorted((home / "data" / "synthetic" / "train_images").glob("*.tiff"))
+
+
+def test_a_run_leaves_what_it_promises(trained: Path) -> None:
+    for name in (
+        "config.yaml",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "metrics.csv",
+        "summary.json",
+        "threshold_curve.csv",
+        "threshold_curve.png",
+        "panels/patches.png",
+        "test_slides.csv",
+        "failures.csv",
+        "report.html",
+        "wandb",
+    ):
+        assert (trained / name).exists(), name
+    summary = json.loads((trained / "summary.json").read_text())
+    assert summary["task"] == "segmentation"
+    assert 0 <= summary["threshold"] < 1
+    assert {"dice", "all_tissue_dice", "by_provider"} <= set(summary["test"])
+    assert summary["val"]["slides"] > 0
+    header = table(trained / "metrics.csv")[0].keys()
+    assert {"train/loss", "train/dice", "val/loss", "val/dice"} <= {key.removesuffix("_epoch") for key in header}
+    for row in table(trained / "test_slides.csv"):
+        left = {path.name for path in (trained / "slides" / row["slide_id"]).iterdir()}
+        assert {"canvas.zarr", "heatmap.png", "overlay.png", "quantification.json", "regions.geojson"} <= left
+
+
+def test_inference_goes_on_past_a_bad_slide(home: Path, trained: Path) -> None:
+    folder = home / "mixed"
+    folder.mkdir()
+    good = slides_of(home)[0]
+    (folder / good.name).symlink_to(good)
+    (folder / "broken.tiff").write_bytes(b"II*\0 this is no slide")
+    done = door("infer", home, f"checkpoint={trained}/checkpoints/best.ckpt", f"slides={folder}", "output=out/mixed")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert [row["slide_id"] for row in table(home / "out/mixed/failures.csv")] == ["broken"]
+    assert [row["slide_id"] for row in table(home / "out/mixed/quantification.csv")] == [good.stem]
+    left = {path.name for path in (home / "out/mixed" / good.stem).iterdir()}
+    assert {
+        "canvas.zarr",
+        "heatmap.png",
+        "overlay.png",
+        "quantification.json",
+        "regions.geojson",
+        "probability.ome.tiff",
+        "slide.html",
+    } <= left
+    assert (home / "out/mixed/report.html").is_file()
+
+
+def test_a_sweep_over_thresholds_maps_each_slide_once(home: Path, trained: Path) -> None:
+    slide = slides_of(home)[1]
+    arguments = (f"checkpoint={trained}/checkpoints/best.ckpt", f"slides={slide}", "output=out/sweep")
+    done = door("infer", home, "-m", "threshold=0.001,0.999", *arguments)
+    assert done.returncode == 0, done.stderr[-3000:]
+    canvases = list((home / "out/sweep").rglob("canvas.zarr"))
+    assert canvases == [home / "out/sweep" / slide.stem / "canvas.zarr"]
+    found = {
+        folder.name: float(table(folder / "quantification.csv")[0]["tumor_px"])
+        for folder in (home / "out/sweep").glob("threshold=*")
+    }
+    assert set(found) == {"threshold=0.001", "threshold=0.999"}
+    assert found["threshold=0.001"] > found["threshold=0.999"]
+
+
+def test_an_interrupted_run_goes_on_in_its_folder(home: Path, trained: Path) -> None:
+    before = table(trained / "metrics.csv")
+    done = door("train", home, f"resume={trained}/checkpoints/last.ckpt", "trainer.max_epochs=2")
+    assert done.returncode == 0, done.stderr[-3000:]
+    after = table(trained / "metrics.csv")
+    epochs = {row["epoch"] for row in after if row["epoch"]}
+    assert epochs == {"0", "1"}
+    assert len(after) > len(before)
+    assert json.loads((trained / "summary.json").read_text())["epochs"] == 2
+
+
+def test_a_grader_trains_on_guided_tiles_and_grades(home: Path, trained: Path) -> None:
+    done = door(
+        "train",
+        home,
+        *(o for o in TINY if not o.startswith(("model.", "task."))),
+        "task=grading",
+        "name=first",
+        f"segmentation_checkpoint={trained}/checkpoints/best.ckpt",
+        "tiles.k=4",
+        "model.encoder_weights=segmentation",
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = home / "runs" / "grading" / "first"
+    summary = json.loads((run / "summary.json").read_text())
+    assert {"qwk", "auroc", "accuracy"} <= set(summary["test"])
+    slide = slides_of(home)[2]
+    done = door(
+        "infer",
+        home,
+        f"checkpoint={trained}/checkpoints/best.ckpt",
+        f"grading_checkpoint={run}/checkpoints/best.ckpt",
+        f"slides={slide}",
+        "output=out/graded",
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    facts = json.loads((home / "out/graded" / slide.stem / "quantification.json").read_text())
+    assert sum(facts["grade"]["probabilities"]) == pytest.approx(1, abs=1e-5)
+    assert sum(tile["attention"] for tile in facts["grade"]["tiles"]) == pytest.approx(1, abs=1e-5)
+    assert "isup_predicted" in table(home / "out/graded/quantification.csv")[0]
+
+
+def test_one_slide_says_that_it_does_not_generalise(home: Path, trained: Path) -> None:
+    done = door("train", home, *TINY, "data=one_slide", "name=one", "logger=csv")
+    assert done.returncode == 0, done.stderr[-3000:]
+    summary = json.loads((home / "runs/segmentation/one/summary.json").read_text())
+    assert "test" not in summary
+    assert any("generalise" in note for note in summary["notes"])
+    assert not (home / "runs/segmentation/one/wandb").exists()
+
+
+def test_a_sweep_keeps_a_failed_job_as_a_row(home: Path, trained: Path) -> None:
+    sizes = [o for o in TINY if not o.startswith("data.patch_size")]
+    done = door("train", home, "-m", *sizes, "model=deeplabv3", "data.patch_size=64,100", "name=sizes", "logger=csv")
+    assert done.returncode == 1
+    rows = table(home / "runs/segmentation/sweep-sizes/sweep.csv")
+    assert len(rows) == 2
+    assert (home / "runs/segmentation/sweep-sizes/sweep.html").is_file()
+    assert (home / "runs/segmentation/sweep-sizes/1/error.txt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (("data=panda", "data.root=nowhere"), "nowhere"),
+        (("model.encoder_name=resnet19",), "resnet18"),
+        (("data.provider=uppsala",), "karolinska"),
+        (("task=grading",), "segmentation_checkpoint"),
+        (("task=grading", "segmentation_checkpoint=nothing.ckpt"), "nothing.ckpt"),
+    ],
+)
+def test_a_refusal_is_one_message_and_leaves_nothing(
+    tmp_path: Path, overrides: Sequence[str], named: str
+) -> None:
+    done = door("train", tmp_path, *overrides)
+    assert done.returncode == 1
+    assert named in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_checkpoint_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "best.ckpt").write_bytes(b"PK nothing")
+    (tmp_path / "slide.tiff").write_bytes(b"II*\0")
+    done = door("infer", tmp_path, "checkpoint=best.ckpt", "slides=slide.tiff")
+    assert done.returncode == 1
+    assert "best.ckpt" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,94 @@
+"""Augmentation and the draws it follows."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from panda.data.augment import Augmentation
+from panda.data.loaders import Draw, DrawSampler, drawn
+from panda.errors import ConfigError
+
+
+def pair() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """An image whose brightness tells the mask: dark where the mask is 1."""
+    mask = np.zeros((32, 32), np.uint8)
+    mask[3:20, 5:11] = 1
+    image = np.where(mask[..., None] == 1, 40, 200).astype(np.uint8).repeat(3, axis=2)
+    return image, mask
+
+
+def test_light_keeps_image_and_mask_together() -> None:
+    augmentation = Augmentation("light")
+    image, mask = pair()
+    shapes = set()
+    for seed in range(40):
+        new_image, new_mask = augmentation(image, mask, seed)
+        assert new_image.shape == image.shape
+        assert new_image.dtype == np.uint8
+        assert set(np.unique(new_mask)) == {0, 1}
+        np.testing.assert_array_equal(new_image.mean(axis=2) < 120, new_mask == 1)
+        shapes.add(new_mask.tobytes())
+    assert len(shapes) == 8
+    assert len({augmentation.image(image, seed).mean() for seed in range(20)}) > 10
+
+
+def test_the_same_seed_gives_the_same_pair_even_when_pickled() -> None:
+    augmentation = Augmentation("light")
+    copy = pickle.loads(pickle.dumps(augmentation))
+    image, mask = pair()
+    augmentation(image, mask, 1)
+    for seed in range(10):
+        for left, right in zip(augmentation(image, mask, seed), copy(image, mask, seed), strict=True):
+            np.testing.assert_array_equal(left, right)
+
+
+def test_none_changes_nothing() -> None:
+    image, mask = pair()
+    new_image, new_mask = Augmentation("none")(image, mask, 5)
+    np.testing.assert_array_equal(new_image, image)
+    np.testing.assert_array_equal(new_mask, mask)
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(ConfigError, match="'heavy': give none or light"):
+        Augmentation("heavy")  # type: ignore[arg-type]
+
+
+def test_the_network_is_not_asked() -> None:
+    code = (
+        "import warnings; warnings.simplefilter('error')\n"
+        "import socket\n"
+        "def refuse(*a, **k): raise SystemExit('asked the network')\n"
+        "socket.socket.connect = socket.getaddrinfo = refuse\n"
+        "import panda.data.augment"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_plain_index_follows_torchs_generator() -> None:
+    torch.manual_seed(4)
+    first = drawn(3)
+    torch.manual_seed(4)
+    assert drawn(3) == first
+    assert drawn(3) != first
+    assert drawn(Draw(2, 9)) == (2, 9)
+
+
+def test_sampler_depends_on_seed_and_epoch_alone() -> None:
+    sampler = DrawSampler(10, seed=1)
+    first, second = list(sampler), list(sampler)
+    assert sorted(item for item, _ in first) == list(range(10))
+    assert first != second
+    assert list(DrawSampler(10, seed=1, epoch=1)) == second
+    sampler.set_epoch(0)
+    assert list(sampler) == first
+    assert list(DrawSampler(10, seed=2)) != first
+    assert len(sampler) == 10

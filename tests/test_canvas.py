@@ -1,0 +1,334 @@
+"""The probability canvas: blending, storage, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from panda.errors import CheckpointError, PandaError
+from panda.inference.canvas import Canvas, CanvasWriter, blend_window
+from panda.inference.canvas_store import CHUNK, STEPS, probability, quantise
+from panda.wsi.geometry import Resolution
+
+HALF_STEP = 0.5 / STEPS + 2e-7  # quantisation, and float32's own rounding of the weighted mean
+
+
+def resolution(width: int, height: int) -> Resolution:
+    return Resolution(4.0, width, height, 1, 4.0, (1.92, 1.92))
+
+
+def starts(length: int, patch: int, stride: int, edge: str) -> list[int]:
+    """Tile starts that cover ``[0, length)``: the last reaches past the edge, or is shifted back inside."""
+    count = max(0, -(-(length - patch) // stride)) + 1
+    found = [i * stride for i in range(count)]
+    if edge == "shift":
+        found[-1] = max(0, length - patch)
+    return found
+
+
+def cut(truth: NDArray[np.float32], patch: int, x: int, y: int) -> NDArray[np.float32]:
+    """What the identity network gives: the map itself, and 0.77 past the slide's edge."""
+    height, width = truth.shape
+    tile = np.full((patch, patch), 0.77, np.float32)
+    y0, y1, x0, x1 = max(y, 0), min(y + patch, height), max(x, 0), min(x + patch, width)
+    tile[y0 - y : y1 - y, x0 - x : x1 - x] = truth[y0:y1, x0:x1]
+    return tile
+
+
+def write(
+    path: Path,
+    truth: NDArray[np.float32],
+    patch: int,
+    positions: Sequence[tuple[int, int]],
+    *,
+    overlap: int = 0,
+    batch: int = 3,
+    fingerprint: str = "a",
+) -> Canvas:
+    height, width = truth.shape
+    with CanvasWriter(
+        path, resolution(width, height), patch, fingerprint, {"slide_id": "S1"}, overlap=overlap
+    ) as writer:
+        for at in range(0, len(positions), batch):
+            some = positions[at : at + batch]
+            writer.add(np.stack([cut(truth, patch, x, y) for x, y in some]), np.array(some))
+        return writer.close()
+
+
+@given(patch=st.integers(1, 80), data=st.data())
+def test_the_window_is_positive_symmetric_and_flat_without_overlap(patch: int, data: st.DataObject) -> None:
+    overlap = data.draw(st.integers(0, patch - 1))
+    window = blend_window(patch, overlap)
+    assert window.shape == (patch,)
+    assert window.dtype == np.float32
+    assert window.min() >= 0.01
+    assert window.max() <= 1
+    np.testing.assert_allclose(window, window[::-1])
+    if overlap == 0:
+        assert (window == 1).all()
+    assert (window[overlap : patch - overlap] == 1).all()
+
+
+@pytest.mark.parametrize("overlap", [-1, 8, 9])
+def test_the_window_refuses_an_impossible_overlap(overlap: int) -> None:
+    with pytest.raises(ValueError, match="overlap"):
+        blend_window(8, overlap)
+
+
+def test_codes_are_exact_at_the_ends_and_in_the_middle() -> None:
+    given_prob = np.array([0, 0.5, 1], np.float32)
+    assert quantise(given_prob).tolist() == [1, 32768, 65535]
+    assert probability(quantise(given_prob)).tolist() == [0, 0.5, 1]
+    every = np.arange(1, 65536).astype(np.uint16)
+    np.testing.assert_array_equal(quantise(probability(every)), every)
+    assert probability(np.zeros(2, np.uint16)).tolist() == [0, 0]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    width=st.integers(1, 70),
+    height=st.integers(1, 90),
+    patch=st.integers(1, 33),
+    edge=st.sampled_from(["pad", "shift"]),
+    before=st.integers(0, 5),
+    seed=st.integers(0, 999),
+    data=st.data(),
+)
+def test_the_identity_network_gives_its_input_back(
+    *, width: int, height: int, patch: int, edge: str, before: int, seed: int, data: st.DataObject
+) -> None:
+    before = min(before, patch - 1)
+    stride = data.draw(st.integers(1 + (patch - 1) // 4, patch), label="stride")
+    truth = np.random.default_rng(seed).random((height, width), np.float32)
+    ys = [y - before for y in starts(height + before, patch, stride, edge)]
+    xs = [x - before for x in starts(width + before, patch, stride, edge)]
+    with TemporaryDirectory() as folder:
+        positions = [(x, y) for y in ys for x in xs]
+        canvas = write(Path(folder) / "c.zarr", truth, patch, positions, overlap=patch - stride)
+        np.testing.assert_allclose(np.asarray(canvas), truth, atol=HALF_STEP, rtol=0)
+        assert canvas.scored(0, 0, width, height).all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 9999), patch=st.integers(2, 40), overlap=st.integers(0, 39))
+def test_blending_agrees_with_a_plain_weighted_mean(seed: int, patch: int, overlap: int) -> None:
+    """Tiles that disagree, scattered and sparse, against two whole float64 arrays."""
+    overlap = min(overlap, patch - 1)
+    rng = np.random.default_rng(seed)
+    height, width = rng.integers(1, 120, 2)
+    count = int(rng.integers(1, 12))
+    x = rng.integers(-patch, width + 1, count)
+    y = np.sort(rng.integers(-patch, height + 1, count))
+    tiles = rng.random((count, patch, patch)).astype(np.float32)
+    weight = np.outer(*[blend_window(patch, overlap).astype(np.float64)] * 2)
+    value_sum, weight_sum = np.zeros((2, height + 2 * patch + 1, width + 2 * patch + 1))
+    for tile, i, j in zip(tiles, y + patch, x + patch, strict=True):
+        value_sum[i : i + patch, j : j + patch] += tile * weight
+        weight_sum[i : i + patch, j : j + patch] += weight
+    inside = slice(patch, patch + height), slice(patch, patch + width)
+    value_sum, weight_sum = value_sum[inside], weight_sum[inside]
+    want = np.divide(value_sum, weight_sum, out=np.zeros_like(value_sum), where=weight_sum > 0)
+    with TemporaryDirectory() as folder:
+        res = resolution(int(width), int(height))
+        with CanvasWriter(Path(folder) / "c", res, patch, "f", {}, overlap=overlap) as writer:
+            writer.add(tiles, np.stack([x, y], 1))
+        canvas = Canvas.open(Path(folder) / "c")
+        np.testing.assert_allclose(np.asarray(canvas), want, atol=HALF_STEP + 1e-6, rtol=0)
+        np.testing.assert_array_equal(canvas.scored(0, 0, int(width), int(height)), weight_sum > 0)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.25, 0.5, 1.0])
+def test_a_constant_stays_that_constant(tmp_path: Path, value: float) -> None:
+    truth = np.full((100, 75), value, np.float32)
+    positions = [(x, y) for y in starts(100, 32, 13, "shift") for x in starts(75, 32, 13, "shift")]
+    canvas = write(tmp_path / "c", truth, 32, positions, overlap=19)
+    assert np.unique(canvas.codes(0, 0, 75, 100)).tolist() == [round(value * STEPS) + 1]
+
+
+def test_chunk_and_band_borders_leave_no_seam(tmp_path: Path) -> None:
+    """A canvas of several chunks each way, tiles that straddle their borders, a gap of a whole chunk row."""
+    height, width, patch = 2 * CHUNK + 37, CHUNK + 9, 96
+    truth = np.random.default_rng(1).random((height, width), np.float32)
+    positions = [(x, y) for y in starts(CHUNK + 60, patch, 70, "pad") for x in starts(width, patch, 70, "pad")]
+    positions.append((width - 40, height - 30))
+    canvas = write(tmp_path / "c", truth, patch, positions, overlap=26)
+    scored = canvas.scored(0, 0, width, height)
+    last = positions[-2][1] + patch
+    assert scored[:last].all()
+    assert not scored[last : height - 30].any()
+    assert scored[height - 30 :, width - 40 :].all()
+    np.testing.assert_allclose(np.asarray(canvas), np.where(scored, truth, 0), atol=HALF_STEP, rtol=0)
+    bands = list(canvas.bands(100))
+    assert [y0 for y0, _ in bands] == list(range(0, height, 100))
+    np.testing.assert_array_equal(np.concatenate([band for _, band in bands]), np.asarray(canvas))
+    window = canvas.read(CHUNK - 7, CHUNK - 5, 16, 11)
+    np.testing.assert_array_equal(window, np.asarray(canvas)[CHUNK - 5 : CHUNK + 6, CHUNK - 7 : CHUNK + 9])
+
+
+def test_unscored_is_told_from_probability_0_and_takes_no_space(tmp_path: Path) -> None:
+    truth = np.zeros((CHUNK * 3, CHUNK), np.float32)
+    canvas = write(tmp_path / "c", truth, 64, [(10, CHUNK + 10)])
+    scored = canvas.scored(0, 0, CHUNK, CHUNK * 3)
+    assert scored.sum() == 64 * 64
+    assert scored[CHUNK + 10 : CHUNK + 74, 10:74].all()
+    assert canvas.read(0, 0, CHUNK, 3 * CHUNK).max() == 0
+    assert len([p for p in (tmp_path / "c" / "c").rglob("*") if p.is_file()]) == 1
+
+
+def test_reads_past_the_edge_are_unscored(tmp_path: Path) -> None:
+    canvas = write(tmp_path / "c", np.full((20, 30), 0.5, np.float32), 16, [(0, 0), (14, 0), (0, 4), (14, 4)])
+    np.testing.assert_array_equal(canvas.read(-5, -4, 10, 8)[4:, 5:], np.full((4, 5), 0.5, np.float32))
+    assert canvas.scored(-5, -4, 10, 8).sum() == 20
+    assert not canvas.scored(30, 0, 5, 5).any()
+    assert canvas.read(100, 100, 3, 2).shape == (2, 3)
+
+
+def test_a_canvas_keeps_what_it_was_given(tmp_path: Path) -> None:
+    res = Resolution(4.0004, 40, 30, 1, 4.0004, None)
+    with CanvasWriter(tmp_path / "c", res, 16, "print", {"slide_id": "S1", "tiles": 3}) as writer:
+        assert writer.close().resolution == res
+    canvas = pickle.loads(pickle.dumps(Canvas.open(tmp_path / "c")))
+    assert (canvas.shape, canvas.resolution, canvas.fingerprint) == ((30, 40), res, "print")
+    assert (canvas.patch_size, canvas.attrs) == (16, {"slide_id": "S1", "tiles": 3})
+    assert np.asarray(canvas).dtype == np.float32
+    assert np.asarray(canvas, np.float64).dtype == np.float64
+    with pytest.raises(ValueError, match="copies"):
+        np.asarray(canvas, copy=False)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(np.nan, "3 of 64.*NaN or infinite"), (np.inf, "NaN or infinite"), (7.5, "7.5.*not logits"), (-3, "-3")],
+)
+def test_what_is_no_probability_is_refused_by_place(tmp_path: Path, value: float, message: str) -> None:
+    tiles = np.full((2, 8, 8), 0.5, np.float32)
+    tiles[1, 2, 3:6] = value
+    with (
+        pytest.raises(PandaError, match=rf"slide S1: tile at working px \(8, 4\), level-0 px \(32, 16\).*{message}"),
+        CanvasWriter(tmp_path / "c", resolution(40, 30), 8, "f", {"slide_id": "S1"}) as writer,
+    ):
+        writer.add(tiles, [[0, 4], [8, 4]])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rounding_past_0_and_1_is_clipped(tmp_path: Path) -> None:
+    tiles = np.stack([np.full((8, 8), 1 + 1e-6), np.full((8, 8), -1e-6)]).astype(np.float32)
+    with CanvasWriter(tmp_path / "c", resolution(16, 8), 8, "f", {}) as writer:
+        writer.add(tiles, [[0, 0], [8, 0]])
+    assert np.unique(Canvas.open(tmp_path / "c").read(0, 0, 16, 8)).tolist() == [0, 1]
+
+
+def test_tiles_out_of_order_or_shape_are_refused(tmp_path: Path) -> None:
+    with CanvasWriter(tmp_path / "c", resolution(40, 30), 8, "f", {}) as writer:
+        writer.add(np.zeros((1, 8, 8)), [[0, 9]])
+        with pytest.raises(ValueError, match="y=8 comes after one at y=9"):
+            writer.add(np.zeros((1, 8, 8)), [[0, 8]])
+        with pytest.raises(ValueError, match=r"\(n, 8, 8\)"):
+            writer.add(np.zeros((1, 8, 9)), [[0, 9]])
+        with pytest.raises(ValueError, match=r"and \(n, 2\)"):
+            writer.add(np.zeros((2, 8, 8)), [[0, 9]])
+    with pytest.raises(ValueError, match="is closed"):
+        writer.add(np.zeros((1, 8, 8)), [[0, 9]])
+
+
+def test_the_old_canvas_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "c.zarr"
+    everywhere = [(x, y) for y in (0, 8) for x in (0, 8)]
+    write(path, np.full((16, 16), 0.25, np.float32), 8, everywhere, fingerprint="old")
+
+    def fail(writer: CanvasWriter) -> None:
+        writer.add(np.ones((1, 8, 8)), [[0, 0]])
+        raise KeyboardInterrupt
+
+    with (
+        pytest.raises(KeyboardInterrupt),
+        CanvasWriter(path, resolution(16, 16), 8, "new", {}) as writer,
+    ):
+        fail(writer)
+    assert Canvas.open(path).fingerprint == "old"
+    write(path, np.full((16, 16), 0.75, np.float32), 8, everywhere, fingerprint="new")
+    canvas = Canvas.open(path)
+    assert canvas.fingerprint == "new"
+    assert canvas.read(0, 0, 16, 16).min() > 0.7
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
+    killed = CanvasWriter(tmp_path / "c", resolution(16, 16), 8, "killed", {})
+    killed.add(np.ones((1, 8, 8)), [[0, 0]])
+    assert not (tmp_path / "c").exists()
+    with CanvasWriter(tmp_path / "c", resolution(16, 16), 8, "f", {}) as writer:
+        writer.add(np.ones((1, 8, 8)), [[0, 0]])
+        # Were the first one alive after all, it may not slip in what it has.
+        with pytest.raises(PandaError, match="one run at a time"):
+            killed.close()
+    assert [p.name for p in tmp_path.iterdir()] == ["c"]
+    assert Canvas.open(tmp_path / "c").fingerprint == "f"
+
+
+FAULTS = {
+    "truncated metadata": "broken one",
+    "no metadata": "broken one",
+    "truncated chunk": "part of it is lost",
+    "missing chunk": "part of it is lost",
+    "other version": "its format is 99, this version reads 1",
+    "other array": "its format is None",
+    "incomplete": "incomplete",
+    "other shape": r"holds uint16 \(5, 5\)",
+}
+
+
+def damage(path: Path, how: str) -> None:
+    meta = path / "zarr.json"
+    chunk = next(p for p in (path / "c").rglob("*") if p.is_file())
+    plain = json.loads(meta.read_text())
+    if how == "other version":
+        plain["attributes"]["panda_canvas"] = 99
+    elif how == "other array":
+        plain["attributes"] = {}
+    elif how == "incomplete":
+        del plain["attributes"]["resolution"]["level"]
+    elif how == "other shape":
+        plain["shape"] = [5, 5]
+    elif how == "truncated chunk":
+        chunk.write_bytes(chunk.read_bytes()[:9])
+    elif how == "missing chunk":
+        chunk.unlink()
+    text = json.dumps(plain)
+    meta.write_text(text[:50] if how == "truncated metadata" else text)
+    if how == "no metadata":
+        meta.unlink()
+
+
+@pytest.mark.parametrize("how", FAULTS)
+def test_a_broken_canvas_is_refused_with_its_path_and_the_remedy(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "c.zarr"
+    write(path, np.full((40, 40), 0.3, np.float32), 40, [(0, 0)])
+    damage(path, how)
+    with pytest.raises(CheckpointError, match=rf"c\.zarr.*{FAULTS[how]}.*remove it and run the slide again"):
+        Canvas.open(path)
+
+
+def test_a_missing_canvas_and_damaged_bytes_are_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="there is no such canvas"):
+        Canvas.open(tmp_path / "none")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CheckpointError, match="is no canvas"):
+        Canvas.open(tmp_path / "file")
+    truth = np.random.default_rng(0).random((64, 64)).astype(np.float32)
+    canvas = write(tmp_path / "c", truth, 64, [(0, 0)])
+    chunk = tmp_path / "c" / "c" / "0" / "0"
+    content = bytearray(chunk.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    chunk.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"cannot be read at working px \(0, 0\)"):
+        canvas.read(0, 0, 10, 10)

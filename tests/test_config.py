@@ -1,0 +1,93 @@
+"""Every configuration composes and passes its check; every kind of fault is found, all at once."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from panda.app.config import build, check_config, register_resolvers, run_folder
+from panda.errors import ConfigError
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+GROUPS = sorted(
+    (group.name, option.stem)
+    for group in CONF.iterdir()
+    if group.is_dir() and group.name != "hydra_folders"
+    for option in group.glob("*.yaml")
+)
+
+
+def composed(*overrides: str, door: str = "train") -> DictConfig:
+    register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(door, overrides=["run_dir=somewhere", *overrides])
+
+
+def faults_of(*overrides: str, door: str = "train") -> str:
+    with pytest.raises(ConfigError) as caught:
+        check_config(composed(*overrides, door=door), door)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("group", "option"), GROUPS)
+def test_every_option_composes_and_passes(group: str, option: str) -> None:
+    overrides = [f"{group}={option}"]
+    if group == "tiles" or option.startswith("mil_"):
+        overrides = ["task=grading", *overrides]
+    if (group, option) == ("data", "panda"):
+        overrides.append("data.root=somewhere")
+    check_config(composed(*overrides), "train")
+
+
+def test_the_second_door_composes_and_passes() -> None:
+    check_config(composed("checkpoint=a.ckpt", "slides=b.tiff", door="infer"), "infer")
+
+
+def test_a_wrong_option_names_its_neighbour() -> None:
+    text = faults_of("+data.patchsize=256")
+    assert "data.patchsize=256" in text
+    assert "patch_size" in text
+
+
+def test_a_wrong_kind_is_named() -> None:
+    assert "data.patch_size=many" in faults_of("data.patch_size=many")
+    assert "engine.precision=fp8" in faults_of("engine.precision=fp8")
+
+
+def test_a_missing_value_is_named() -> None:
+    assert "data.root is not given" in faults_of("data=panda")
+
+
+def test_all_faults_come_at_once() -> None:
+    text = faults_of("data.patch_size=many", "+model_name=unet", "threshold=2", "criterion=best")
+    assert text.startswith("4 faults")
+    for part in ("data.patch_size", "model_name", "threshold=2", "criterion=best"):
+        assert part in text
+
+
+def test_a_target_outside_the_allowed_packages_is_refused() -> None:
+    assert "os.system" in faults_of("loss._target_=os.system")
+
+
+def test_a_target_that_does_not_exist_is_named() -> None:
+    assert "panda.models.losses.NoLoss" in faults_of("loss._target_=panda.models.losses.NoLoss")
+
+
+@pytest.mark.parametrize("value", ["0", "1", "often", "0.1234"])
+def test_a_threshold_is_a_word_or_a_probability_of_the_histograms(value: str) -> None:
+    assert f"threshold={value}" in faults_of(f"threshold={value}")
+
+
+def test_a_constructor_s_refusal_comes_out_unwrapped() -> None:
+    cfg = composed("optim.lr=-1")
+    with pytest.raises(ConfigError, match=r"optim\.lr=-1"):
+        build(cfg.optim)
+
+
+def test_the_folder_of_a_run() -> None:
+    assert run_folder(None, "segmentation", None, "now") == "runs/segmentation/now"
+    assert run_folder(None, "segmentation", "mine", "now") == "runs/segmentation/mine"
+    assert run_folder("runs/segmentation/mine/checkpoints/last.ckpt", "segmentation", None, "now") == (
+        "runs/segmentation/mine"
+    )

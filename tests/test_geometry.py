@@ -1,0 +1,112 @@
+"""Frames, rounding and the fit of a mask."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from panda.errors import MaskError
+from panda.wsi.geometry import Frame, Resolution, blocks, ceil_px, level_scale, mask_frame, round_px
+
+frames = st.builds(Frame, st.just("a"), st.floats(0.01, 500), st.floats(0.01, 500))
+coordinates = st.floats(-1e6, 1e6)
+
+
+def test_round_px_rounds_halves_upwards_alike_for_numbers_and_arrays() -> None:
+    values = [-1.5, -0.5, -0.2, 0.49, 0.5, 1.5, 2.5, 99_999.5]
+    assert [round_px(v) for v in values] == [-1, 0, 0, 0, 1, 2, 3, 100_000]
+    rounded = round_px(np.array(values))
+    assert rounded.dtype == np.int64
+    assert rounded.tolist() == [round_px(v) for v in values]
+
+
+@given(st.integers(-(10**6), 10**6), st.floats(0.9, 64))
+def test_a_working_px_survives_the_way_to_level_0_and_back(px: int, downsample: float) -> None:
+    assert abs(round_px(round_px(px * downsample) / downsample) - px) <= (downsample < 1)
+
+
+def test_ceil_px_forgives_the_error_of_a_division() -> None:
+    assert ceil_px(19919 / (19919 / 4979)) == 4979
+    assert ceil_px(3.0000000001) == 3
+    assert ceil_px(3.01) == 4
+
+
+@given(frames, frames, coordinates, coordinates)
+def test_frames_go_round_trip(a: Frame, b: Frame, x: float, y: float) -> None:
+    there = a.to(b, x, y)
+    assert b.to(a, *there) == pytest.approx((x, y), rel=1e-9, abs=1e-6)
+    assert b.to_level0(*there) == pytest.approx(a.to_level0(x, y), rel=1e-9, abs=1e-6)
+    assert a.from_level0(*a.to_level0(x, y)) == pytest.approx((x, y), rel=1e-9, abs=1e-6)
+
+
+def test_frames_map_arrays_as_they_map_numbers() -> None:
+    frame = Frame("level 1", 4.0, 2.0)
+    x, y = frame.to_level0(np.array([1, 2]), np.array([3, 4]))
+    assert x.tolist() == [4.0, 8.0]
+    assert y.tolist() == [6.0, 8.0]
+    assert frame.to_level0(1, 3) == (4.0, 6.0)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan])
+def test_a_frame_refuses_a_scale_without_a_map(scale: float) -> None:
+    with pytest.raises(ValueError, match="positive"):
+        Frame("bad", scale, 1.0)
+
+
+@given(st.integers(16, 60_000), st.integers(16, 60_000), st.sampled_from([2, 4, 8, 16]))
+def test_level_scale_puts_the_far_corner_within_one_px(width: int, height: int, step: int) -> None:
+    level = max(1, width // step), max(1, height // step)
+    downsample, deviation = level_scale((width, height), level)
+    assert max(abs(width / downsample - level[0]), abs(height / downsample - level[1])) <= 1
+    assert deviation <= 1
+
+
+def test_level_scale_of_a_long_thin_slide_follows_the_long_side() -> None:
+    downsample, deviation = level_scale((19919, 300), (1244, 18))
+    assert downsample == 19919 / 1244
+    assert deviation < 1
+
+
+@given(st.integers(1, 900), st.integers(1, 900), st.floats(0.5, 600))
+def test_blocks_tile_the_output_and_stay_small(width: int, height: int, factor: float) -> None:
+    area = 0
+    for x, y, w, h in blocks(width, height, factor, side=8192):
+        assert 0 <= x < x + w <= width
+        assert 0 <= y < y + h <= height
+        assert max(w, h) * factor <= 8192 * (1 + 1e-9)
+        area += w * h
+    assert area == width * height
+
+
+def test_mask_frame_spans_the_slide() -> None:
+    frame = mask_frame((19919, 28342), (9959, 14171))
+    assert frame.to_level0(9959, 14171) == pytest.approx((19919, 28342))
+
+
+@pytest.mark.parametrize("mask", [(1000, 2000), (1000, 1030), (500, 480)])
+def test_a_mask_of_another_shape_is_refused_with_both_sizes(mask: tuple[int, int]) -> None:
+    with pytest.raises(MaskError, match=f"{mask[0]} x {mask[1]} px, slide is 1000 x 1000 px"):
+        mask_frame((1000, 1000), mask)
+
+
+def test_a_mask_within_two_percent_or_one_rounded_px_is_taken() -> None:
+    assert mask_frame((1000, 1000), (1000, 1015)).sy == pytest.approx(1000 / 1015)
+    assert mask_frame((10_000, 290), (100, 2)).sy == 145  # a mask px is worth 100 slide px here
+
+
+def test_an_empty_mask_is_refused() -> None:
+    with pytest.raises(MaskError, match="empty"):
+        mask_frame((10, 10), (0, 10))
+
+
+def test_resolution_gives_areas_and_its_frame() -> None:
+    resolution = Resolution(4.0, 100, 50, 1, 4.0, (2.0, 1.5))
+    assert resolution.pixel_area_um2 == 3.0
+    assert resolution.size == (100, 50)
+    assert not resolution.resampled
+    assert resolution.frame.to_level0(10, 5) == (40.0, 20.0)
+    unknown = Resolution(5.0, 80, 40, 1, 4.0, None)
+    assert unknown.pixel_area_um2 is None
+    assert unknown.resampled

@@ -1,0 +1,264 @@
+"""The network over bags of tiles, against gated attention written out in numpy."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from panda.errors import ConfigError
+from panda.models.mil import MILNet
+
+ENCODER = "resnet10t"
+
+
+def net(**options: Any) -> MILNet:
+    torch.manual_seed(0)
+    return MILNet(**{"encoder": ENCODER, "hidden": 16, **options})
+
+
+@pytest.fixture(scope="module")
+def model() -> MILNet:
+    return net().eval()
+
+
+def reference(model: MILNet, feats: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Equations 8 and 9 of Ilse et al. 2018, tile by tile."""
+    w = {key: value.double().numpy() for key, value in model.state_dict().items()}
+    scores = []
+    for h in feats:
+        inner = np.tanh(w["attention.V.weight"] @ h + w["attention.V.bias"])
+        if "attention.U.weight" in w:
+            inner = inner / (1 + np.exp(-(w["attention.U.weight"] @ h + w["attention.U.bias"])))
+        scores.append(float(w["attention.w.weight"][0] @ inner))
+    a = np.exp(scores) / np.exp(scores).sum()
+    z = sum(weight * h for weight, h in zip(a, feats, strict=True))
+    return w["classifier.weight"] @ z + w["classifier.bias"], a
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_against_the_paper(gated: bool) -> None:
+    model = net(gated=gated).eval()
+    feats = torch.randn(7, model.feature_dim)
+    with torch.no_grad():
+        logits, attention = model.aggregate(feats)
+    expected_logits, expected_attention = reference(model, feats.double().numpy())
+    np.testing.assert_allclose(attention.numpy(), expected_attention, rtol=1e-4)
+    np.testing.assert_allclose(logits.numpy(), expected_logits, rtol=1e-3, atol=1e-5)
+
+
+@torch.no_grad()
+def test_shapes_and_sums(model: MILNet) -> None:
+    bag = torch.rand(5, 3, 32, 32)
+    logits, attention, feats = model(bag)
+    assert (logits.shape, attention.shape, feats.shape) == ((6,), (5,), (5, model.feature_dim))
+    torch.testing.assert_close(attention.sum(), torch.tensor(1.0))
+    many = model(torch.stack([bag, bag.flip(0)]))
+    assert [tuple(part.shape) for part in many] == [(2, 6), (2, 5), (2, 5, model.feature_dim)]
+    torch.testing.assert_close(many[0][0], logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(many[1][1].flip(0), attention, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_order_does_not_matter(model: MILNet) -> None:
+    bag = torch.rand(6, 3, 32, 32)
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    logits, attention, feats = model(bag)
+    other_logits, other_attention, other_feats = model(bag[order])
+    torch.testing.assert_close(other_logits, logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(other_attention, attention[order], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(other_feats, feats[order], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("filler", [0.0, 7.0, float("nan")])
+@pytest.mark.parametrize("training", [True, False])
+def test_padding_changes_nothing(filler: float, training: bool) -> None:
+    bag = torch.rand(2, 3, 3, 32, 32)
+    padded = torch.full((2, 5, 3, 32, 32), filler)
+    padded[:, 1:4] = bag
+    mask = torch.tensor([[False, True, True, True, False]] * 2)
+    plain, with_padding = (net(dropout=0).train(training) for _ in range(2))
+    logits, attention, feats = plain(bag)
+    padded_logits, padded_attention, padded_feats = with_padding(padded, mask)
+    torch.testing.assert_close(padded_logits, logits)
+    torch.testing.assert_close(padded_attention[:, 1:4], attention)
+    torch.testing.assert_close(padded_feats[:, 1:4], feats)
+    for outside in (padded_attention, padded_feats):
+        assert bool((outside[:, [0, 4]] == 0).all())
+    logits.sum().backward()
+    padded_logits.sum().backward()
+    for one, two in zip(plain.parameters(), with_padding.parameters(), strict=True):
+        assert one.grad is not None
+        torch.testing.assert_close(one.grad, two.grad)
+    for here, there in zip(plain.buffers(), with_padding.buffers(), strict=True):  # batch statistics too
+        torch.testing.assert_close(here, there)
+
+
+@torch.no_grad()
+def test_bags_of_different_sizes(model: MILNet) -> None:
+    feats = torch.randn(2, 4, model.feature_dim)
+    mask = torch.tensor([[True, True, False, False], [True, True, True, True]])
+    logits, _ = model.aggregate(feats, mask)
+    torch.testing.assert_close(logits[0], model.aggregate(feats[0, :2])[0])
+    torch.testing.assert_close(logits[1], model.aggregate(feats[1])[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tiles", [1, 4000])
+def test_small_and_large_bags(model: MILNet, tiles: int) -> None:
+    feats = torch.randn(tiles, model.feature_dim) * 3
+    logits, attention = model.aggregate(feats)
+    assert bool(torch.isfinite(logits).all())
+    torch.testing.assert_close(attention.sum(), torch.tensor(1.0))
+    if tiles == 1:
+        assert attention.tolist() == [1.0]
+
+
+def test_what_is_refused(model: MILNet) -> None:
+    feats = torch.randn(2, 3, model.feature_dim)
+    with pytest.raises(ValueError, match=r"bag 1 .*no real tile"):
+        model.aggregate(feats, torch.tensor([[True] * 3, [False] * 3]))
+    with pytest.raises(ValueError, match="no real tile"):
+        model(torch.rand(2, 3, 32, 32), torch.zeros(2, dtype=torch.bool))
+    with pytest.raises(ValueError, match="no real tile"):
+        model(torch.rand(0, 3, 32, 32))
+    with pytest.raises(ValueError, match="mask is"):
+        model.aggregate(feats, torch.ones(2, 3))
+    with pytest.raises(ValueError, match="mask is"):
+        model.aggregate(feats, torch.ones(3, 2, dtype=torch.bool))
+    with pytest.raises(ValueError, match="a bag is"):
+        model(torch.rand(3, 32, 32))
+    with pytest.raises(ValueError, match="features are"):
+        model.aggregate(torch.randn(3, 7))
+
+
+def test_chunks_give_the_same_and_count_each_batch_once() -> None:
+    """Against the same parts without recomputing: features, gradients and running statistics."""
+    bag = torch.rand(7, 3, 48, 48)
+    model, other = net(chunk=3, dropout=0), net(chunk=3, dropout=0)
+    logits, _, feats = model(bag)
+    expected = torch.cat([other._encode_part(part) for part in torch.tensor_split(bag, 3)])
+    torch.testing.assert_close(feats, expected)
+    logits.sum().backward()
+    torch.autograd.backward(other.aggregate(expected)[0].sum())
+    for (name, one), two in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert one.grad is not None
+        assert two.grad is not None
+        torch.testing.assert_close(one.grad, two.grad, msg=name)
+    for (name, here), there in zip(model.named_buffers(), other.buffers(), strict=True):
+        torch.testing.assert_close(here, there, msg=name)
+    norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
+    assert {norm.momentum for norm in norms} == {0.1}
+    assert {int(norm.num_batches_tracked or 0) for norm in norms} == {3}
+
+
+@torch.no_grad()
+def test_chunks_change_nothing_in_evaluation(model: MILNet) -> None:
+    small = net(chunk=2).eval()
+    bag = torch.rand(5, 3, 32, 32)
+    torch.testing.assert_close(small(bag)[0], model(bag)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_chunks_bound_what_is_kept_for_the_backward_pass() -> None:
+    def kept(chunk: int) -> int:
+        size = 0
+
+        def count(tensor: Tensor) -> Tensor:
+            nonlocal size
+            size += tensor.numel()
+            return tensor
+
+        model = net(chunk=chunk)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            model(torch.rand(8, 3, 64, 64))
+        return size
+
+    assert kept(2) < kept(8) / 5
+
+
+def test_a_frozen_encoder_stays_as_it_is() -> None:
+    model = net(freeze_encoder=True, chunk=2, dropout=0).train()
+    assert not model.encoder.training
+    assert model.attention.training
+    before = {key: value.clone() for key, value in model.encoder.state_dict().items()}
+    logits, _, feats = model(torch.rand(5, 3, 32, 32))
+    logits.sum().backward()
+    assert not feats.requires_grad
+    assert all(parameter.grad is None for parameter in model.encoder.parameters())
+    assert model.classifier.weight.grad is not None
+    for key, value in model.encoder.state_dict().items():
+        torch.testing.assert_close(value, before[key], rtol=0, atol=0)
+
+
+def test_half_precision() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mask = torch.tensor([[True, True, False], [True, True, True]])
+        logits, attention, feats = net(dropout=0)(torch.rand(2, 3, 3, 32, 32), mask)
+        logits.float().sum().backward()
+    assert attention.dtype == torch.float32
+    assert bool(torch.isfinite(feats).all())
+    torch.testing.assert_close(attention.sum(dim=1), torch.ones(2))
+
+
+def test_plain_rebuilds_it(tmp_path: Path) -> None:
+    model = net(num_classes=2, gated=False, freeze_encoder=True, chunk=5, mean=(0.7, 0.5, 0.7)).eval()
+    plain = json.loads(json.dumps(model.plain()))
+    assert plain["encoder_weights"] is None
+    torch.manual_seed(1)
+    twin = MILNet(**plain).eval()
+    twin.load_state_dict(model.state_dict())
+    bag = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(twin(bag)[0], model(bag)[0])
+    assert twin.plain() == model.plain()
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "convnext_atto", "vit_tiny_patch16_224"])
+@torch.no_grad()
+def test_feature_width_is_the_encoders(name: str) -> None:
+    model = MILNet(name).eval()
+    assert model.encode(torch.rand(1, 3, 224, 224)).shape == (1, model.feature_dim)
+
+
+def test_tile_sizes() -> None:
+    net().check_patch_size(100)
+    with pytest.raises(ConfigError, match=r"patch_size=256: vit_tiny_patch16_224 .*taken: 224"):
+        MILNet("vit_tiny_patch16_224").check_patch_size(256)
+
+
+def test_local_weights(tmp_path: Path) -> None:
+    path = tmp_path / "encoder.pt"
+    torch.manual_seed(3)
+    source = timm.create_model(ENCODER, num_classes=10)
+    torch.save(source.state_dict(), path)  # with its classifier, which is left out
+    state = net(encoder_weights=str(path)).encoder.state_dict()
+    for key, value in state.items():
+        torch.testing.assert_close(value, source.state_dict()[key])
+    with pytest.raises(ConfigError, match=r"encoder.pt.*missing in the file"):
+        net(encoder="resnet18", encoder_weights=str(path))
+    with pytest.raises(ConfigError, match="no such file"):
+        net(encoder_weights=str(tmp_path / "none.pt"))
+
+
+def test_a_download_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*args: Any, **kwargs: Any) -> None:
+        raise OSError("the network is away")
+
+    monkeypatch.setattr("timm.models._builder.load_pretrained", offline)
+    with pytest.raises(ConfigError) as caught:
+        net(encoder_weights="imagenet")
+    for words in ("encoder_weights=imagenet", ENCODER, "network is away", "encoder_weights=null"):
+        assert words in str(caught.value)
+
+
+def test_all_faults_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        MILNet("resnet_18", num_classes=1, hidden=0, chunk=0, dropout=1.0)
+    assert len(caught.value.faults) == 5
+    assert "resnet18" in str(caught.value)
+    with pytest.raises(ConfigError, match="nonesuch"):
+        MILNet("resnet18.nonesuch")

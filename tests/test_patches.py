@@ -1,0 +1,282 @@
+"""Cutting patches into a store."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import fcntl
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from panda.data import patches as patches_module
+from panda.data import store as store_module
+from panda.data.manifest import read_manifest
+from panda.data.patches import extract_slide, load_slide
+from panda.data.settings import PatchSettings
+from panda.data.store import StoreResult, extract_store, load_store, store_path
+from panda.errors import ManifestError, MaskError, PandaError, SlideError
+from tests.panda_folder import CANCER, TISSUE, codes, make_folder, picture
+from tests.pyramids import write_pyramid
+
+SETTINGS = PatchSettings(level=1, patch_size=64)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data") / "small"
+    make_folder(root, 4)
+    return root
+
+
+def extract(folder: Path, store_root: Path, settings: PatchSettings = SETTINGS, workers: int = 2) -> StoreResult:
+    return extract_store(read_manifest(folder), settings, store_root, folder, workers=workers, progress=False)
+
+
+def test_patches_hold_the_slides_pixels(folder: Path, tmp_path: Path) -> None:
+    record = read_manifest(folder)[0]
+    found = extract_slide(record, dataclasses.replace(SETTINGS, level=0, min_tissue=0.0), tmp_path)
+    image, tumor = picture(0), codes("radboud", True) == 4
+    assert found.downsample == 1
+    assert not found.reused
+    seen = np.zeros(tumor.shape, bool)
+    for x, y in found.xy.tolist():
+        name = f"{record.slide_id}_x{x}_y{y}.png"
+        got = cv2.imread(str(tmp_path / record.slide_id / "img" / name), cv2.IMREAD_COLOR_RGB)
+        mask = cv2.imread(str(tmp_path / record.slide_id / "msk" / name), cv2.IMREAD_UNCHANGED)
+        assert got is not None
+        assert mask is not None
+        np.testing.assert_array_equal(got, image[y : y + 64, x : x + 64])
+        np.testing.assert_array_equal(mask, tumor[y : y + 64, x : x + 64].astype(np.uint8) * 255)
+        seen[y : y + 64, x : x + 64] = True
+    assert seen[TISSUE].all()
+    assert found.tumor_fraction.sum() * 64 * 64 == tumor.sum()
+
+
+def test_slide_json_says_what_was_cut(folder: Path, tmp_path: Path) -> None:
+    record = read_manifest(folder)[1]
+    found = extract_slide(record, SETTINGS, tmp_path)
+    stored = json.loads((tmp_path / record.slide_id / "slide.json").read_text())
+    assert (stored["provider"], stored["isup_grade"]) == ("karolinska", 4)
+    assert stored["resolution"]["downsample"] == 2
+    assert stored["resolution"]["mpp"] == pytest.approx([4.0, 4.0])
+    assert stored["slide"]["bytes"] == record.image_path.stat().st_size
+    assert stored["tissue"]["how"] == "strict"
+    assert len(stored["patches"]) == len(found) == len(list((tmp_path / record.slide_id / "img").iterdir()))
+    height, width = (part.stop - part.start for part in CANCER)
+    assert found.tumor_fraction.sum() * 64 * 64 * 4 == pytest.approx(height * width, rel=1e-3)
+    assert (found.tissue_fraction >= SETTINGS.min_tissue).all()
+    again = load_slide(record, SETTINGS, tmp_path)
+    assert again is not None
+    assert again.reused
+    np.testing.assert_array_equal(again.xy, found.xy)
+    np.testing.assert_array_equal(again.tumor_fraction, found.tumor_fraction)
+
+
+def test_by_resolution_and_past_the_edge(folder: Path, tmp_path: Path) -> None:
+    record = read_manifest(folder)[0]
+    settings = PatchSettings(level=None, mpp=6.0, patch_size=100, min_tissue=0.0)
+    found = extract_slide(record, settings, tmp_path)
+    assert found.downsample == pytest.approx(3.0)
+    assert found.xy.tolist() == [[x, y] for y in (0, 300) for x in (0, 300, 600)]
+    corner = cv2.imread(str(next((tmp_path / record.slide_id / "img").glob("*_x600_y300.png"))))
+    assert corner is not None
+    assert corner.shape == (100, 100, 3)
+    assert (corner[:, 60:] == 255).all()
+    shifted = extract_slide(record, dataclasses.replace(settings, edge="shift"), tmp_path / "shift")
+    assert shifted.xy.max(axis=0).tolist() == [468, 213]
+
+
+def test_store_name_follows_settings_and_folder(tmp_path: Path) -> None:
+    first = store_path("patches", tmp_path / "a", SETTINGS)
+    assert first.parent == Path("patches")
+    assert first.name[:2] == "a-"
+    assert len(first.name) == 14
+    assert first == store_path("patches", tmp_path / "a", dataclasses.replace(SETTINGS))
+    others = [{"patch_size": 32}, {"level": 0}, {"stride": 32}, {"min_tissue": 0.2}, {"edge": "shift"}]
+    changed: list[dict[str, Any]] = [*others, {"mpp_override": 0.5}, {"reader": "openslide"}]
+    stores = {store_path("patches", tmp_path / "a", dataclasses.replace(SETTINGS, **change)) for change in changed}
+    assert len(stores | {first}) == len(changed) + 1
+
+
+def test_finished_slides_are_kept_and_changed_ones_cut_again(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "small"
+    shutil.copytree(folder, copy)
+    first = extract(copy, tmp_path)
+    assert first.failures == []
+    assert [*first.slides] == [record.slide_id for record in read_manifest(copy)]
+    assert not any(slide.reused for slide in first.slides.values())
+    changed = read_manifest(copy)[2]
+    os.utime(changed.image_path, ns=(1, 1))
+    (first.store / f"{changed.slide_id}.partial").mkdir()
+    (first.store / "half.partial").mkdir()
+    second = extract(copy, tmp_path)
+    assert [slide.reused for slide in second.slides.values()] == [True, True, False, True]
+    assert not list(first.store.glob("*.partial"))
+    shutil.rmtree(first.store / changed.slide_id)
+    read = load_store(read_manifest(copy), SETTINGS, tmp_path, copy)
+    assert len(read.slides) == 3
+    assert [(failure.slide_id, failure.stage) for failure in read.failures] == [(changed.slide_id, "store")]
+
+
+def test_bad_slides_do_not_end_the_run(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "small"
+    shutil.copytree(folder, copy)
+    first, second, third, fourth = read_manifest(copy)
+    assert first.mask_path is not None
+    assert second.mask_path is not None
+    first.mask_path.unlink()
+    write_pyramid(second.mask_path, codes("radboud", True), (1, 2, 4))  # 4 is no Karolinska code
+    third.image_path.write_bytes(b"not a slide")
+    result = extract(copy, tmp_path)
+    assert [*result.slides] == [fourth.slide_id]
+    assert [(failure.slide_id, failure.stage, failure.error) for failure in result.failures] == [
+        (first.slide_id, "mask", "MaskError"),
+        (second.slide_id, "read", "MaskError"),
+        (third.slide_id, "slide", "SlideError"),
+    ]
+    assert f"put the mask at {first.mask_path}, or leave such slides out" in result.failures[0].message
+    assert not list(result.store.glob("*.partial"))
+    assert not (result.store / second.slide_id).exists()
+
+
+def test_errors_of_one_slide(folder: Path, tmp_path: Path) -> None:
+    record = read_manifest(folder)[0]
+    with pytest.raises(SlideError, match="lower data.min_tissue"):
+        extract_slide(record, dataclasses.replace(SETTINGS, patch_size=512, min_tissue=1.0), tmp_path)
+    with pytest.raises(SlideError, match=r"data\.level"):
+        extract_slide(record, dataclasses.replace(SETTINGS, level=7), tmp_path)
+    with pytest.raises(MaskError, match="missing_mask"):
+        extract_slide(dataclasses.replace(record, mask_path=None), SETTINGS, tmp_path)
+    assert not (tmp_path / record.slide_id).exists()
+
+
+def test_a_full_disk_ends_the_run_and_keeps_what_is_finished(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, written = Path.write_bytes, 0
+
+    def full(path: Path, data: bytes) -> int:
+        nonlocal written
+        written += path.suffix == ".png"
+        if written > 60:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(PandaError, match=r"small-.*No space left.*data\.store_root.*run again") as caught:
+        extract(folder, tmp_path, workers=1)
+    assert str(store_path(tmp_path, folder, SETTINGS)) in str(caught.value)
+    monkeypatch.undo()
+    assert not list(tmp_path.glob("*/*.partial"))
+    result = extract(folder, tmp_path)
+    reused = [slide.reused for slide in result.slides.values()]
+    assert reused == sorted(reused, reverse=True)
+    assert reused[0]
+    assert not reused[-1]
+
+
+def test_a_store_that_cannot_be_made(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PandaError, match=r"cannot be written .*data\.store_root"):
+        extract(folder, tmp_path / "file")
+
+
+def test_a_store_of_other_settings_is_refused(folder: Path, tmp_path: Path) -> None:
+    store = store_path(tmp_path, folder, SETTINGS)
+    store.mkdir()
+    (store / "store.json").write_text("{}")
+    with pytest.raises(ManifestError, match=r"store\.json does not describe .*remove the folder"):
+        extract(folder, tmp_path)
+
+
+def _extract_slowly(folder: Path, store_root: Path) -> None:
+    write = patches_module._png
+
+    def slow(image: Any) -> bytes:
+        time.sleep(0.02)
+        return write(image)
+
+    patches_module._png = slow
+    extract(folder, store_root, workers=1)
+
+
+def test_killed_at_any_moment(folder: Path, tmp_path: Path) -> None:
+    store = store_path(tmp_path, folder, SETTINGS)
+    whole = extract(folder, tmp_path / "whole")
+    process = multiprocessing.get_context("fork").Process(target=_extract_slowly, args=(folder, tmp_path))
+    process.start()
+    deadline = time.monotonic() + 30
+    while not (list(store.glob("0*.partial/img/*.png")) and list(store.glob("0*/slide.json"))):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    finished = {path.parent.name for path in store.glob("*/slide.json")}
+    result = extract(folder, tmp_path)
+    assert {slide_id for slide_id, slide in result.slides.items() if slide.reused} >= finished - {
+        path.name for path in store.glob("*.partial")
+    }
+    assert result.failures == []
+    files = {path.relative_to(store): path.read_bytes() for path in store.rglob("*") if path.suffix == ".png"}
+    assert files == {path.relative_to(whole.store): path.read_bytes() for path in whole.store.rglob("*.png")}
+
+
+def test_a_second_run_waits(folder: Path, tmp_path: Path) -> None:
+    store = store_path(tmp_path, folder, SETTINGS)
+    store.mkdir()
+    process = multiprocessing.get_context("fork").Process(target=extract, args=(folder, tmp_path))
+    with (store / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        process.start()
+        process.join(1.0)
+        assert process.is_alive()
+        assert not (store / "store.json").exists()
+    process.join(60)
+    assert process.exitcode == 0
+    assert len(list(store.glob("*/slide.json"))) == 4
+
+
+def test_waiting_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    calls = []
+
+    def busy(lock: object, operation: int) -> None:
+        calls.append(operation)
+        if operation & fcntl.LOCK_NB:
+            raise BlockingIOError
+
+    monkeypatch.setattr(fcntl, "flock", busy)
+    with store_module._locked(tmp_path):
+        assert len(calls) == 2
+    assert "another run is cutting patches" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"level": None}, "give exactly one, not neither"),
+        ({"mpp": 1.0}, "give exactly one, not both"),
+        ({"level": -1}, "data.level is -1"),
+        ({"level": None, "mpp": 0.0}, "data.mpp is 0.0"),
+        ({"patch_size": 0}, "data.patch_size is 0"),
+        ({"stride": 65}, "data.stride is 65: give 1 to data.patch_size (64)"),
+        ({"stride": 0}, "data.stride is 0"),
+        ({"edge": "mirror"}, "data.edge is 'mirror'"),
+        ({"min_tissue": 1.5}, "data.min_tissue is 1.5"),
+        ({"reader": "magic"}, "data.reader is 'magic'"),
+        ({"mpp_override": 0.0}, "data.mpp_override is 0.0"),
+    ],
+)
+def test_faulty_settings(change: dict[str, Any], fault: str) -> None:
+    (found,) = dataclasses.replace(SETTINGS, **change).faults()
+    assert fault in found

@@ -1,0 +1,247 @@
+"""Areas, clean-up and regions, on maps of known truth and against scipy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from panda.errors import ConfigError, PandaError
+from panda.inference.canvas import Canvas, CanvasWriter
+from panda.inference.quantify import QuantifySettings, clean_mask, slide_quantification
+from panda.wsi.geometry import Resolution
+from panda.wsi.slide import Slide
+from panda.wsi.tissue import TissueMap
+from tests.pyramids import write_pyramid
+
+WIDTH, HEIGHT = 1200, 800  # level 0; level 1 is 300 x 200
+NO_LIMITS = QuantifySettings(0, 0, 0, 0)
+
+
+@pytest.fixture
+def slide(tmp_path: Path) -> Slide:
+    image = np.full((HEIGHT, WIDTH, 3), (190, 120, 170), np.uint8)
+    return Slide.open(write_pyramid(tmp_path / "slide.tiff", image, mpp=0.5))
+
+
+@pytest.fixture
+def slide_without_mpp(tmp_path: Path) -> Slide:
+    image = np.full((HEIGHT, WIDTH, 3), (190, 120, 170), np.uint8)
+    return Slide.open(write_pyramid(tmp_path / "bare.tiff", image))
+
+
+def tissue_of(slide: Slide, mask: NDArray[np.bool_] | None = None) -> TissueMap:
+    resolution = slide.at(level=1)
+    everywhere = np.ones((resolution.height, resolution.width), np.bool_)
+    return TissueMap(everywhere if mask is None else mask, resolution, "strict")
+
+
+def painted(*boxes: tuple[int, int, int, int, float]) -> NDArray[np.float32]:
+    """A 300 x 200 map with boxes (left, top, right, bottom, probability) painted one after the other."""
+    prob = np.zeros((HEIGHT // 4, WIDTH // 4), np.float32)
+    for x0, y0, x1, y1, value in boxes:
+        prob[y0:y1, x0:x1] = value
+    return prob
+
+
+def test_areas_are_pixels_times_pixel_area(slide: Slide) -> None:
+    # A working px is 2 µm: 4 µm². The box is 60 x 50 px, the small one 20 x 10 px.
+    prob = painted((40, 30, 100, 80, 0.9), (200, 100, 220, 110, 0.6))
+    found = slide_quantification(
+        prob, slide, 1, 0.5, settings=QuantifySettings(min_region_um2=800), tissue=tissue_of(slide)
+    )
+    assert found["tumor_px"] == 3000 + 200
+    assert found["tissue_px"] == 300 * 200
+    assert found["tumor_percent_of_tissue"] == pytest.approx(100 * 3200 / 60000)
+    assert found["tumor_mm2"] == pytest.approx(3200 * 4e-6)
+    assert found["tissue_mm2"] == pytest.approx(0.24)
+    assert found["num_regions"] == 2
+    np.testing.assert_array_equal(found["mask_clean"], prob >= 0.5)
+    assert found["mask_clean"].dtype == np.bool_
+    large, small = found["regions"]
+    assert large["id"] == 1
+    assert large["area_px"] == 3000
+    assert large["area_mm2"] == pytest.approx(0.012)
+    assert large["centroid"] == [70 * 4, 55 * 4]
+    assert large["bbox"] == [160, 120, 400, 320]
+    assert large["mean_probability"] == pytest.approx(0.9)
+    assert small["id"] == 2
+    assert small["max_probability"] == pytest.approx(0.6)
+    over = QuantifySettings(min_region_um2=800.1)
+    assert slide_quantification(prob, slide, 1, 0.5, settings=over, tissue=tissue_of(slide))["num_regions"] == 1
+
+
+def test_all_but_the_mask_is_plain_data(slide: Slide) -> None:
+    found = slide_quantification(painted((0, 0, 100, 100, 1)), slide, 1, 0.5, tissue=tissue_of(slide))
+    mask = found.pop("mask_clean")
+    assert mask.shape == (200, 300)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_only_scored_tissue_counts(slide: Slide, tmp_path: Path) -> None:
+    """Left half is tissue; the right half of the rows below 100 is scored."""
+    in_tissue = np.zeros((200, 300), np.bool_)
+    in_tissue[:, :150] = True
+    with CanvasWriter(tmp_path / "c", slide.at(level=1), 100, "f", {}) as writer:
+        writer.add(np.ones((3, 100, 100)), [[0, 100], [100, 100], [200, 100]])
+    canvas = Canvas.open(tmp_path / "c")
+    found = slide_quantification(
+        canvas, slide, canvas.resolution, 0.5, settings=NO_LIMITS, tissue=tissue_of(slide, in_tissue)
+    )
+    assert found["tissue_px"] == 150 * 200
+    assert found["tumor_px"] == 150 * 100
+    assert found["unscored_tissue_px"] == 150 * 100
+    # Where nothing was scored, a threshold of 0 finds nothing either.
+    at_0 = slide_quantification(canvas, slide, 1, 0, settings=NO_LIMITS, tissue=tissue_of(slide, in_tissue))
+    assert at_0["tumor_px"] == 150 * 100
+
+
+def test_a_canvas_and_its_array_agree(slide: Slide, tmp_path: Path) -> None:
+    prob = ndimage.gaussian_filter(np.random.default_rng(3).random((200, 300)), 6)
+    prob = ((prob - prob.min()) / np.ptp(prob)).astype(np.float32)
+    with CanvasWriter(tmp_path / "c", slide.at(level=1), 100, "f", {}) as writer:
+        for y in (0, 100):
+            writer.add(
+                np.stack([prob[y : y + 100, x : x + 100] for x in (0, 100, 200)]), [[x, y] for x in (0, 100, 200)]
+            )
+    canvas = Canvas.open(tmp_path / "c")
+    some, tissue = QuantifySettings(min_region_um2=400), tissue_of(slide)
+    of_canvas = slide_quantification(canvas, slide, 1, 0.6, settings=some, tissue=tissue)
+    of_array = slide_quantification(np.asarray(canvas), slide, 1, 0.6, settings=some, tissue=tissue)
+    mask = of_canvas.pop("mask_clean")
+    np.testing.assert_array_equal(mask, of_array.pop("mask_clean"))
+    assert of_canvas == of_array
+    assert of_canvas["num_regions"] > 1
+    labels, count = ndimage.label(mask, np.ones((3, 3)))
+    held = np.asarray(canvas)
+    assert sorted(r["max_probability"] for r in of_canvas["regions"]) == pytest.approx(
+        sorted(ndimage.maximum(held, labels, range(1, count + 1)))
+    )
+    assert sorted(r["mean_probability"] for r in of_canvas["regions"]) == pytest.approx(
+        sorted(ndimage.mean(held, labels, range(1, count + 1)))
+    )
+    areas = [r["area_px"] for r in of_canvas["regions"]]
+    assert areas == sorted(areas, reverse=True)
+    assert sum(areas) == of_canvas["tumor_px"]
+
+
+def test_the_threshold_is_inclusive_and_exact(slide: Slide) -> None:
+    for value, thr, count in ((0.5, 0.5, 100), (0.4999, 0.5, 0), (np.nextafter(0.5, 0, dtype=np.float32), 0.5, 0)):
+        prob = painted((0, 0, 10, 10, float(value)))
+        found = slide_quantification(prob, slide, 1, thr, settings=NO_LIMITS, tissue=tissue_of(slide))
+        assert found["tumor_px"] == count
+    # float32(0.7) is 0.699999988, below 0.7: the same verdict as in the threshold search.
+    prob = painted((0, 0, 10, 10, 0.7))
+    assert slide_quantification(prob, slide, 1, 0.7, settings=NO_LIMITS, tissue=tissue_of(slide))["tumor_px"] == 0
+
+
+def test_a_hole_is_filled_only_where_there_is_tissue(slide: Slide) -> None:
+    in_tissue = np.ones((200, 300), np.bool_)
+    in_tissue[45:50, 45:55] = False  # half of the hole is lumen
+    prob = painted((20, 20, 120, 120, 0.9), (45, 45, 55, 55, 0.1), (70, 70, 90, 90, 0.1))
+    tissue = tissue_of(slide, in_tissue)
+    some = QuantifySettings(min_region_um2=0, min_hole_um2=100 * 4 + 1)
+    found = slide_quantification(prob, slide, 1, 0.5, settings=some, tissue=tissue)
+    assert found["tumor_px"] == 100 * 100 - 50 - 400
+    none = QuantifySettings(min_region_um2=0, min_hole_um2=100 * 4)
+    assert slide_quantification(prob, slide, 1, 0.5, settings=none, tissue=tissue)["tumor_px"] == 10000 - 500
+    assert found["tissue_px"] == 60000 - 50
+
+
+def test_areas_are_unknown_where_the_resolution_is(slide_without_mpp: Slide) -> None:
+    slide = slide_without_mpp
+    prob = painted((0, 0, 8, 8, 1), (50, 50, 57, 59, 1))  # 64 px stays, 63 px does not
+    found = slide_quantification(prob, slide, 1, 0.5, tissue=tissue_of(slide))
+    assert (found["tumor_px"], found["num_regions"]) == (64, 1)
+    assert found["tumor_mm2"] is None
+    assert found["tissue_mm2"] is None
+    assert found["regions"][0]["area_mm2"] is None
+    assert "mpp" in found["mm2_note"]
+
+
+def test_a_slide_without_tumour_or_tissue(slide: Slide) -> None:
+    found = slide_quantification(painted(), slide, 1, 0.5, tissue=tissue_of(slide))
+    assert (found["tumor_px"], found["num_regions"], found["regions"]) == (0, 0, [])
+    assert found["tumor_percent_of_tissue"] == 0
+    none = tissue_of(slide, np.zeros((200, 300), np.bool_))
+    found = slide_quantification(painted((0, 0, 50, 50, 1)), slide, 1, 0.5, tissue=none)
+    assert (found["tumor_px"], found["tissue_px"], found["tumor_percent_of_tissue"]) == (0, 0, None)
+
+
+def test_tissue_is_found_where_none_is_given(tmp_path: Path) -> None:
+    image = np.full((HEIGHT, WIDTH, 3), 245, np.uint8)
+    image[200:600, 200:1000] = (190, 110, 165)
+    slide = Slide.open(write_pyramid(tmp_path / "s.tiff", image, mpp=0.5))
+    found = slide_quantification(painted((0, 0, 300, 200, 1)), slide, 1, 0.5)
+    assert found["tissue_px"] == pytest.approx(200 * 100, rel=0.1)
+    assert found["tumor_px"] == found["tissue_px"]
+    assert found["tumor_percent_of_tissue"] == 100
+
+
+def test_a_map_of_another_resolution_is_refused_with_both_sizes(slide: Slide) -> None:
+    with pytest.raises(PandaError, match=r"slide\.tiff: the probability map is 300 x 200 px.*is 1200 x 800 px"):
+        slide_quantification(painted(), slide, 0, 0.5, tissue=tissue_of(slide))
+    other = Resolution(4.0, 299, 200, 1, 4.0, None)
+    with pytest.raises(PandaError, match="is 299 x 200 px"):
+        slide_quantification(painted(), slide, other, 0.5, tissue=tissue_of(slide))
+
+
+def test_nan_and_a_nonsense_threshold_are_refused(slide: Slide) -> None:
+    prob = painted()
+    prob[7, 7] = np.nan
+    with pytest.raises(PandaError, match="holds NaN in rows 0 to 199"):
+        slide_quantification(prob, slide, 1, 0.5, tissue=tissue_of(slide))
+    with pytest.raises(ValueError, match=r"threshold is 1\.5"):
+        slide_quantification(painted(), slide, 1, 1.5, tissue=tissue_of(slide))
+
+
+def test_all_faults_of_the_settings_are_named_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        QuantifySettings(min_region_um2=-1, min_hole_px=-2, connectivity=6)  # type: ignore[arg-type]
+    assert len(caught.value.faults) == 3
+    assert "quantify.connectivity=6" in str(caught.value)
+
+
+def oracle(
+    mask: NDArray[np.bool_], fillable: NDArray[np.bool_], min_region: int, min_hole: int, connectivity: int
+) -> NDArray[np.bool_]:
+    """The same by scipy, one component at a time."""
+    eight, four = np.ones((3, 3), int), ndimage.generate_binary_structure(2, 1)
+    objects, holes = (eight, four) if connectivity == 8 else (four, eight)
+    out = np.zeros_like(mask)
+    labels, count = ndimage.label(mask, objects)
+    for number in range(1, count + 1):
+        if (labels == number).sum() >= min_region:
+            out |= labels == number
+    enclosed = ndimage.binary_fill_holes(out, structure=holes) & ~out
+    labels, count = ndimage.label(enclosed, holes)
+    for number in range(1, count + 1):
+        if (labels == number).sum() < min_hole:
+            out |= (labels == number) & fillable
+    return out
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    density=st.floats(0.2, 0.8),
+    min_region=st.integers(0, 12),
+    min_hole=st.integers(0, 12),
+    connectivity=st.sampled_from([4, 8]),
+)
+def test_the_clean_up_agrees_with_scipy(
+    *, seed: int, density: float, min_region: int, min_hole: int, connectivity: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    shape = tuple(rng.integers(1, 40, 2))
+    mask, fillable = rng.random(shape) < density, rng.random(shape) < 0.8
+    before = mask.copy()
+    got = clean_mask(mask, fillable, min_region=min_region, min_hole=min_hole, connectivity=connectivity)
+    np.testing.assert_array_equal(got, oracle(mask, fillable, min_region, min_hole, connectivity))
+    np.testing.assert_array_equal(mask, before)

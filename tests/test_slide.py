@@ -1,0 +1,396 @@
+"""Opening slides, their resolution, and reading them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openslide
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from panda.errors import SlideError
+from panda.wsi.mpp import tag_mpp
+from panda.wsi.readers import over_white
+from panda.wsi.slide import Slide
+from tests.pyramids import write_pyramid
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the real slides are not at {DATA}")
+
+
+def picture(width: int = 1005, height: int = 803, seed: int = 0) -> NDArray[np.uint8]:
+    """A picture in which every place looks different, smooth enough to be shrunk."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+    return np.ascontiguousarray(np.repeat(np.repeat(coarse, 8, 0), 8, 1)[:height, :width])
+
+
+@pytest.fixture(scope="module")
+def image() -> NDArray[np.uint8]:
+    return picture()
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory, image: NDArray[np.uint8]) -> Path:
+    return write_pyramid(tmp_path_factory.mktemp("slide") / "a1b2.tiff", image, tile=64, mpp=0.5)
+
+
+@pytest.fixture
+def slide(path: Path) -> Slide:
+    return Slide.open(path)
+
+
+def test_open_states_what_the_slide_is(slide: Slide, path: Path) -> None:
+    assert slide.slide_id == "a1b2"
+    assert slide.dimensions == (1005, 803)
+    assert slide.level_dimensions == ((1005, 803), (251, 200), (62, 50))
+    assert slide.level_downsamples == (1.0, 1005 / 251, 1005 / 62)
+    assert slide.usable_levels == (0, 1, 2)
+    assert slide.mpp == pytest.approx((0.5, 0.5))
+    assert slide.mpp_source == "openslide"
+    assert slide.identity() == {
+        "name": "a1b2.tiff",
+        "bytes": path.stat().st_size,
+        "mtime_ns": path.stat().st_mtime_ns,
+    }
+    assert "1005 x 803" in repr(slide)
+
+
+def test_level_0_reads_are_exact_and_white_past_every_edge(slide: Slide, image: NDArray[np.uint8]) -> None:
+    assert (slide.read_region((100, 50), 0, (300, 200)) == image[50:250, 100:400]).all()
+    around = slide.read_region((-10, -20), 0, (1005 + 30, 803 + 50))
+    assert (around[20 : 20 + 803, 10 : 10 + 1005] == image).all()
+    around[20 : 20 + 803, 10 : 10 + 1005] = 255
+    assert (around == 255).all()
+    for far in [(-5000, 0), (0, -5000), (5000, 0), (0, 5000)]:
+        assert (slide.read_region(far, 0, (7, 5)) == 255).all()
+
+
+def test_lower_levels_read_close_to_what_is_stored(slide: Slide, path: Path) -> None:
+    with tifffile.TiffFile(path) as tif:
+        stored = tif.pages[1].asarray()
+    for x, y in [(0, 0), (64, 64), (100, 37), (201, 150)]:
+        at = round(x * slide.level_downsamples[1]), round(y * slide.level_downsamples[1])
+        read = slide.read_region(at, 1, (50, 50))
+        assert read.shape == (50, 50, 3)
+        there, beside = stored[y : y + 50, x : x + 49], stored[y : y + 50, x + 1 : x + 50]
+        assert np.abs(read[:, :49].astype(int) - there).mean() < 10
+        assert np.abs(read[:, :49].astype(int) - beside).mean() > 30
+
+
+def test_a_level_is_named_when_it_is_absent(slide: Slide) -> None:
+    for call in (lambda: slide.at(level=3), lambda: slide.read_region((0, 0), -1, (5, 5))):
+        with pytest.raises(SlideError, match=r"levels are 0 to 2"):
+            call()
+
+
+@pytest.mark.parametrize("size", [(0, 5), (5, 0), (-1, 5)])
+def test_an_empty_window_is_refused(slide: Slide, size: tuple[int, int]) -> None:
+    with pytest.raises(SlideError, match="at least 1"):
+        slide.read_region((0, 0), 0, size)
+    with pytest.raises(SlideError, match="at least 1"):
+        slide.read(slide.at(mpp=1.3), (0, 0), size)
+
+
+def test_at_takes_a_level_as_it_is(slide: Slide) -> None:
+    resolution = slide.at(level=1)
+    assert resolution.size == (251, 200)
+    assert not resolution.resampled
+    assert resolution.mpp == pytest.approx((0.5 * 1005 / 251,) * 2)
+
+
+def test_at_resamples_the_nearest_finer_level(slide: Slide) -> None:
+    resolution = slide.at(mpp=3.0)
+    assert (resolution.level, resolution.resampled) == (1, True)
+    assert resolution.downsample == pytest.approx(6.0)
+    assert resolution.size == (168, 134)
+    assert resolution.mpp == pytest.approx((3.0, 3.0))
+    assert slide.at(mpp=1.9).level == 0
+
+
+def test_at_uses_a_level_within_one_percent_untouched(slide: Slide) -> None:
+    resolution = slide.at(mpp=2.0)  # level 1 is at 2.002: a quarter of a level-0 px would be lost for nothing
+    assert (resolution.level, resolution.resampled) == (1, False)
+
+
+def test_at_refuses_to_invent_detail(slide: Slide) -> None:
+    assert slide.at(mpp=0.46).size == (1093, 873)
+    with pytest.raises(SlideError, match=r"0\.25 µm/px is finer than the scan, 0\.5 µm/px"):
+        slide.at(mpp=0.25)
+    with pytest.raises(ValueError, match=r"0\.9 or more"):
+        slide.at_downsample(0.5)
+
+
+@pytest.mark.parametrize("asked", [{}, {"level": 1, "mpp": 1.0}, {"mpp": 0.0}, {"mpp": float("nan")}])
+def test_at_wants_one_sensible_answer(slide: Slide, asked: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="µm/px"):
+        slide.at(**asked)
+
+
+def test_a_resampled_read_is_the_area_mean(tmp_path: Path, image: NDArray[np.uint8]) -> None:
+    slide = Slide.open(write_pyramid(tmp_path / "one.tiff", image, downsamples=(1,)))
+    resolution = slide.at_downsample(3.0)
+    read = slide.read(resolution, (30, 60), (20, 10))
+    window = image[60:90, 30:90].reshape(10, 3, 20, 3, 3).mean(axis=(1, 3))
+    assert np.abs(read - window).max() <= 1
+
+
+def test_resampled_windows_fit_together(slide: Slide) -> None:
+    resolution = slide.at(mpp=3.0)
+    whole = slide.read(resolution, (0, 0), resolution.size)
+    part = slide.read(resolution, (round(6.0 * 80), round(6.0 * 40)), (40, 40))
+    # Windows begin at whole source px, so that two may differ by half a source px, not by a working px.
+    assert np.abs(part.astype(int) - whole[40:80, 80:120]).mean() < 18
+    assert np.abs(part.astype(int) - whole[40:80, 81:121]).mean() > 36
+    magnified = slide.read(slide.at(mpp=0.46), (0, 0), (50, 50))
+    assert magnified.shape == (50, 50, 3)
+
+
+def test_a_resampled_read_is_made_of_blocks_without_seams(tmp_path: Path) -> None:
+    ramp = np.broadcast_to((np.arange(6000) // 24).astype(np.uint8)[None, :, None], (40, 6000, 3))
+    slide = Slide.open(write_pyramid(tmp_path / "ramp.tiff", np.ascontiguousarray(ramp), downsamples=(1,)))
+    resolution = slide.at_downsample(10.0)  # 600 px wide, of which one block holds 409
+    read = slide.read(resolution, (0, 0), resolution.size)[0, :, 0].astype(int)
+    assert np.abs(read - (np.arange(600) * 10 + 5) / 24).max() <= 1
+
+
+def test_overview_takes_the_lowest_useful_level(slide: Slide) -> None:
+    for side, size in [(4000, (1005, 803)), (300, (251, 200)), (125, (125, 100)), (600, (600, 480))]:
+        overview, resolution = slide.overview(side)
+        assert resolution.size == size
+        assert overview.shape == (size[1], size[0], 3)
+    assert not slide.overview(300)[1].resampled
+
+
+def test_threads_share_a_slide(slide: Slide, image: NDArray[np.uint8]) -> None:
+    places = [(x, y) for x in range(0, 960, 96) for y in range(0, 720, 96)] * 2
+    with ThreadPoolExecutor(8) as pool:
+        reads = list(pool.map(lambda place: slide.read_region(place, 0, (40, 40)), places))
+    for (x, y), read in zip(places, reads, strict=True):
+        assert (read == image[y : y + 40, x : x + 40]).all()
+
+
+def test_a_slide_travels_by_pickle_and_opens_lazily(slide: Slide, image: NDArray[np.uint8]) -> None:
+    copy = pickle.loads(pickle.dumps(slide))
+    assert copy.mpp == slide.mpp
+    assert copy._reader._handle._handle is None
+    assert (copy.read_region((0, 0), 0, (30, 30)) == image[:30, :30]).all()
+
+
+def _mean(slide: Slide) -> float:
+    return float(slide.read_region((0, 0), 0, (100, 100)).mean())
+
+
+def test_a_forked_process_opens_its_own_handle(slide: Slide) -> None:
+    here = _mean(slide)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on: forking beside threads
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            assert pool.map(_mean, [slide] * 4) == [here] * 4
+
+
+def test_closing_releases_and_reading_opens_again(path: Path) -> None:
+    with Slide.open(path) as slide:
+        before = _mean(slide)
+    assert _mean(slide) == before
+    slide.close()
+    slide.close()
+
+
+def test_alpha_is_laid_over_white() -> None:
+    rgba = np.array([[[10, 20, 30, 255], [10, 20, 30, 0], [0, 100, 200, 128]]], np.uint8)
+    assert over_white(rgba).tolist() == [[[10, 20, 30], [255, 255, 255], [127, 177, 227]]]
+
+
+@pytest.mark.parametrize("what", ["missing.tiff", "folder", "text.tiff", "empty.tiff", "cut.tiff"])
+def test_what_is_no_slide_is_refused_by_name(tmp_path: Path, path: Path, what: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text.tiff").write_text("no slide at all")
+    (tmp_path / "empty.tiff").touch()
+    (tmp_path / "cut.tiff").write_bytes(path.read_bytes()[:100])
+    with pytest.raises(SlideError, match=what):
+        Slide.open(tmp_path / what)
+
+
+def test_an_unknown_reader_is_refused(path: Path) -> None:
+    with pytest.raises(SlideError, match="auto, openslide"):
+        Slide.open(path, reader="magic")  # type: ignore[arg-type]
+
+
+def test_a_damaged_region_is_an_error_and_the_rest_still_reads(
+    tmp_path: Path, path: Path, image: NDArray[np.uint8]
+) -> None:
+    damaged = tmp_path / "damaged.tiff"
+    content = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as tif:
+        page = tif.pages.first
+        start, count = page.dataoffsets[0], page.databytecounts[0]
+    content[start : start + count] = b"\xff" * count
+    damaged.write_bytes(content)
+    slide = Slide.open(damaged)
+    with pytest.raises(SlideError, match=r"damaged\.tiff: cannot read 10 x 10 px at \(0, 0\) of level 0"):
+        slide.read_region((0, 0), 0, (10, 10))
+    assert (slide.read_region((128, 128), 0, (10, 10)) == image[128:138, 128:138]).all()
+
+
+def test_auto_falls_back_on_the_tiff_reader(tmp_path: Path, image: NDArray[np.uint8]) -> None:
+    strips = tmp_path / "strips.tiff"
+    tifffile.imwrite(strips, image, rowsperstrip=16, photometric="rgb", resolution=(20000, 20000),
+                     resolutionunit="CENTIMETER", metadata=None)  # fmt: skip
+    with pytest.raises(SlideError, match="OpenSlide cannot open it"):
+        Slide.open(strips, reader="openslide")
+    slide = pickle.loads(pickle.dumps(Slide.open(strips)))
+    assert (slide.read_region((-3, 700), 0, (50, 200))[:103, 3:] == image[700:, :47]).all()
+    assert (slide.mpp_source, slide.mpp) == ("tiff tags", (0.5, 0.5))
+    slide.close()
+
+
+def test_the_tiff_reader_wants_colour(tmp_path: Path, image: NDArray[np.uint8]) -> None:
+    grey = tmp_path / "grey.tiff"
+    tifffile.imwrite(grey, np.ascontiguousarray(image[..., 0]), rowsperstrip=16, metadata=None)
+    with pytest.raises(SlideError, match="1 channels"):
+        Slide.open(grey)
+
+
+def test_a_level_that_fits_no_downsample_is_refused_and_never_chosen(tmp_path: Path) -> None:
+    odd = tmp_path / "odd.tiff"
+    with tifffile.TiffWriter(odd) as writer:
+        for number, (w, h) in enumerate([(800, 600), (400, 200), (200, 150)]):
+            writer.write(picture(w, h), tile=(64, 64), subfiletype=int(number > 0), metadata=None)
+    slide = Slide.open(odd)
+    assert slide.usable_levels == (0, 2)
+    with pytest.raises(SlideError, match=r"choose data\.level from \[0, 2\]"):
+        slide.at(level=1)
+    assert slide.at_downsample(2.0).level == 0
+
+
+def write_small(folder: Path, **tags: Any) -> Path:
+    return write_pyramid(folder / "slide.tiff", picture(100, 80), downsamples=(1,), tile=64, **tags)
+
+
+def test_inch_and_centimetre_tags(tmp_path: Path) -> None:
+    for unit, per_unit in [("INCH", 50800), ("CENTIMETER", 20000)]:
+        path = write_small(tmp_path, resolution=(per_unit, per_unit), unit=unit)
+        assert Slide.open(path).mpp == pytest.approx((0.5, 0.5))
+        assert tag_mpp(path)[0] == pytest.approx((0.5, 0.5))
+
+
+@pytest.mark.parametrize("dpi", [72, 96])
+def test_screen_resolutions_are_refused_with_both_values(tmp_path: Path, dpi: int) -> None:
+    slide = Slide.open(write_small(tmp_path, resolution=(dpi, dpi), unit="INCH"))
+    assert (slide.mpp, slide.mpp_source) == (None, None)
+    value = f"{25400 / dpi:.4g}"
+    assert f"{value} x {value} µm/px, outside 0.05..20: give data.mpp_override" in slide.mpp_note
+    with pytest.raises(SlideError, match=r"outside 0\.05\.\.20"):
+        slide.at(mpp=1.0)
+
+
+def test_a_resolution_without_unit_is_none(tmp_path: Path) -> None:
+    slide = Slide.open(write_small(tmp_path, resolution=(20000, 20000), unit="NONE"))
+    assert slide.mpp is None
+    assert "no unit" in slide.mpp_note
+    assert slide.at(level=0).mpp is None
+
+
+def test_tags_are_asked_where_openslide_knows_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_small(tmp_path, mpp=0.25)
+    monkeypatch.setattr(openslide, "PROPERTY_NAME_MPP_X", "openslide.absent")
+    slide = Slide.open(path)
+    assert slide.mpp_source == "tiff tags"
+    assert slide.mpp == pytest.approx((0.25, 0.25))
+
+
+def test_an_override_fills_in_and_replaces_nonsense_only(tmp_path: Path) -> None:
+    unknown = Slide.open(write_small(tmp_path), mpp_override=0.5)
+    assert (unknown.mpp, unknown.mpp_source) == ((0.5, 0.5), "override")
+    nonsense = Slide.open(write_small(tmp_path, resolution=(72, 72), unit="INCH"), mpp_override=(0.5, 0.6))
+    assert (nonsense.mpp, nonsense.mpp_source) == ((0.5, 0.6), "override")
+    assert "352.8" in nonsense.mpp_note
+    stated = Slide.open(write_small(tmp_path, mpp=0.25), mpp_override=0.5)
+    assert stated.mpp == pytest.approx((0.25, 0.25))
+    assert stated.mpp_source == "openslide"
+
+
+@pytest.mark.parametrize("override", [0.0, 0.01, 352.8, float("nan"), (0.5, 50.0)])
+def test_a_nonsense_override_is_an_error(tmp_path: Path, override: Any) -> None:
+    with pytest.raises(SlideError, match=r"data\.mpp_override"):
+        Slide.open(write_small(tmp_path), mpp_override=override)
+
+
+def test_zero_and_absent_tags_have_a_reason(tmp_path: Path) -> None:
+    assert tag_mpp(write_small(tmp_path, resolution=(0, 0)))[0] is None
+    (tmp_path / "no.tiff").write_text("x")
+    assert tag_mpp(tmp_path / "no.tiff") == (None, "it has no TIFF resolution tags")
+
+
+@settings(max_examples=12, deadline=None)
+@given(width=st.integers(150, 700), height=st.integers(150, 700), downsample=st.floats(1.0, 20.0))
+def test_a_landmark_at_the_far_corner_lands_within_one_px(
+    tmp_path_factory: pytest.TempPathFactory, width: int, height: int, downsample: float
+) -> None:
+    image = np.full((height, width, 3), 255, np.uint8)
+    image[-64:, -64:] = 0
+    path = write_pyramid(tmp_path_factory.mktemp("far") / "s.tiff", image, downsamples=(1, 2, 4, 16), tile=64)
+    with Slide.open(path) as slide:
+        views = [slide.at(level=level) for level in range(4)] + [slide.at_downsample(downsample)]
+        for view in views:
+            white = slide.read(view, (0, 0), view.size)[..., 0] / 255
+            x, y = int((width - 32) / view.downsample), int((height - 32) / view.downsample)
+            assert abs(white[y, :x].sum() - (width - 64) / view.downsample) <= 1
+            assert abs(white[:y, x].sum() - (height - 64) / view.downsample) <= 1
+
+
+@pytest.mark.real_data
+@needs_data
+def test_an_aperio_slide() -> None:
+    slide = Slide.open(DATA / "wsi" / "CMU-1-Small-Region.svs")
+    assert slide.dimensions == (2220, 2967)
+    assert slide.mpp == (0.499, 0.499)
+    overview, resolution = slide.overview(512)
+    assert overview.shape[:2] == (512, resolution.width)
+    assert 100 < overview.mean() < 245
+
+
+@pytest.mark.real_data
+@needs_data
+def test_a_slide_without_resolution() -> None:
+    slide = Slide.open(DATA / "wsi" / "jpeg2000_no_mpp.svs")
+    assert slide.mpp is None
+    assert "give data.mpp_override" in slide.mpp_note
+    assert slide.read_region((4400, 3500), 1, (100, 100)).shape == (100, 100, 3)
+    assert Slide.open(slide.path, mpp_override=0.5).at(mpp=1.0).level == 1
+
+
+@pytest.mark.real_data
+@needs_data
+def test_a_slide_with_a_nonsense_resolution() -> None:
+    slide = Slide.open(DATA / "wsi" / "nonsense_mpp.tiff")
+    assert slide.mpp is None
+    assert "352.8 x 352.8" in slide.mpp_note
+    assert slide.level_downsamples == pytest.approx((1, 2, 4.02, 8.09), rel=0.01)
+
+
+@pytest.mark.real_data
+@needs_data
+@pytest.mark.parametrize("reader", ["auto", "openslide"])
+def test_a_file_that_cannot_be_opened(reader: Any) -> None:
+    with pytest.raises(SlideError, match=r"unopenable\.tiff"):
+        Slide.open(DATA / "wsi" / "unopenable.tiff", reader=reader)
+
+
+@pytest.mark.real_data
+@needs_data
+def test_a_mosaic() -> None:
+    path = min((DATA / "glas_wsi" / "train_images").glob("*.tiff"))
+    slide = Slide.open(path)
+    assert slide.mpp == pytest.approx((0.62, 0.62))
+    assert slide.at(level=1).mpp == pytest.approx((2.48, 2.48))

@@ -1,0 +1,22 @@
+"""Train and evaluate: `python train.py [task=segmentation|grading] [model=…] [loss=…] [data=…] [key=value …]`."""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from panda.app.door import exit_status, guarded
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+@guarded
+def main(cfg: DictConfig) -> float | None:
+    """Runs one job; the figure it returns is what a sweep compares."""
+    from panda.app.train import train  # noqa: PLC0415  (slow imports only once the command line is understood)
+
+    return train(cfg)
+
+
+if __name__ == "__main__":
+    main()
+    sys.exit(exit_status())
