@@ -134,9 +134,7 @@ def fingerprint(data: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
-def write_table(
-    path: Path | str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None
-) -> None:
+def write_table(path: Path | str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
     """Write rows as a CSV file, whole or not at all.
 
     Args:

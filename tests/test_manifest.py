@@ -167,11 +167,11 @@ def test_split_of_few_slides_and_without_a_test() -> None:
 
 
 def test_odd_fractions_are_met() -> None:
-    records = [record(f"{number:04}", "radboud", 1) for number in range(1000)]
+    records = [record(f"{number:04}", "radboud", 1) for number in range(300)]
     split = split_slides(records, seed=0, val_fraction=0.15, test_fraction=0.4)
     counts = Counter(split.values())
-    assert abs(counts["val"] - 150) <= 10
-    assert abs(counts["test"] - 400) <= 10
+    assert abs(counts["val"] - 45) <= 5
+    assert abs(counts["test"] - 120) <= 5
 
 
 @st.composite
@@ -196,8 +196,10 @@ def test_split_properties(records: list[SlideRecord], seed: int, val: float, tes
     wanted = {"train", "val"} | ({"test"} if test else set())
     try:
         split = split_slides(records, seed=seed, val_fraction=val, test_fraction=test)
-    except ManifestError as error:
-        assert "give" in str(error)
+    except ManifestError:
+        # Only a table whose groups are few or very unequal cannot be shared out.
+        groups = Counter(item.group for item in records)
+        assert len(groups) < 5 or max(groups.values()) > 1 or val + test > 0.7
         return
     assert split.keys() == {item.slide_id for item in records}
     assert set(split.values()) == wanted

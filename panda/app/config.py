@@ -110,7 +110,7 @@ def check_config(cfg: DictConfig, door: str) -> None:
         if str(key) not in KEYS[door]:
             faults.add(f"{key}: there is no such key{near(str(key), KEYS[door])}")
     for key in sorted(OmegaConf.missing_keys(cfg)):
-        faults.add(f"{key} is not given: write {key}=… on the command line")
+        faults.add(f"{key!s} is not given: write {key!s}=… on the command line")
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as error:
@@ -119,7 +119,7 @@ def check_config(cfg: DictConfig, door: str) -> None:
     assert isinstance(plain, dict)
     for key, node in plain.items():
         _check_node(str(key), node, faults)
-    threshold = plain.get("threshold")
+    threshold: Any = plain.get("threshold")
     word = "auto" if door == "train" else "checkpoint"
     number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
     if threshold != word and not (number and 0 < float(threshold) < 1):

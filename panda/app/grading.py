@@ -19,7 +19,7 @@ from panda.data.bag_datamodule import BagDataModule
 from panda.data.bags import BagItem
 from panda.data.datamodule import PatchDataModule
 from panda.data.manifest import SlideRecord
-from panda.data.patches import resolution_faults
+from panda.data.settings import resolution_faults
 from panda.data.splits import Split
 from panda.errors import ConfigError, ManifestError
 from panda.files import write_json, write_table
@@ -361,7 +361,7 @@ class GradingExperiment:
 
 def _take_encoder(network: MILNet, segmenter: SegmentationPredictor) -> None:
     """Starts the tiles' encoder from the segmenter's, where both are of one architecture."""
-    state = segmenter.network.network.encoder.state_dict()
+    state = segmenter.network.encoder.state_dict()
     try:
         network.encoder.load_state_dict(state)
     except RuntimeError as error:

@@ -72,7 +72,7 @@ def train(cfg: DictConfig) -> float:
     finally:
         # Left open, the next job of a multirun would log into this run.
         if wandb.run is not None:
-            wandb.finish(quiet=True)
+            wandb.finish()
     if run.failures:
         raise SomeSlidesFailed(
             f"the run is done, but without {len(run.failures)} slide(s): {folder / 'failures.csv'} says why"

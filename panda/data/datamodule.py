@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -294,6 +295,14 @@ class PatchDataModule(pl.LightningDataModule):
         """
         return ordered_loader(self.patch_set("test"), self.batch_size, self.num_workers)
 
+    def train_mpp(self) -> float | None:
+        """Median µm per patch px over the training slides that have patches and state it; None where none does."""
+        self.setup()
+        assert self._result is not None
+        slides = [self._result.slides.get(record.slide_id) for record in self.splits()["train"]]
+        known = [slide.mpp[0] for slide in slides if slide is not None and slide.mpp is not None]
+        return median(known) if known else None
+
     def describe(self) -> dict[str, Any]:
         """Say what the data is, as plain data for ``summary.json``.
 
@@ -307,7 +316,7 @@ class PatchDataModule(pl.LightningDataModule):
             "settings": asdict(self.settings),
             "split": self.split,
             "seed": self.seed,
-            "groups": self._policy(),
+            "groups": self.policy(),
             "slides": {name: len(patches.slide_ids) for name, patches in self._sets.items()},
             "patches": {name: len(patches) for name, patches in self._sets.items()},
             "tumor_patches": {
@@ -317,7 +326,7 @@ class PatchDataModule(pl.LightningDataModule):
             "failed": [asdict(failure) for failure in self.failures],
         }
 
-    def _policy(self) -> str:
+    def policy(self) -> str:
         """What keeps the splits apart, in a sentence."""
         if self.split == "patches":
             return (

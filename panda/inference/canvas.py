@@ -52,9 +52,7 @@ def blend_window(patch_size: int, overlap: int) -> NDArray[np.float32]:
         ValueError: ``overlap`` is negative, or not smaller than ``patch_size``.
     """
     if not 0 <= overlap < patch_size:
-        raise ValueError(
-            f"overlap is {overlap} px; it must be at least 0 and less than the patch, {patch_size}"
-        )
+        raise ValueError(f"overlap is {overlap} px; it must be at least 0 and less than the patch, {patch_size}")
     if overlap == 0:
         return np.ones(patch_size, np.float32)
     centre = np.arange(patch_size) + 0.5

@@ -89,8 +89,7 @@ class Canvas:
             raise CheckpointError(f"{path}: its attributes are incomplete ({exc!r}); {again}") from exc
         if array.shape != canvas.shape or array.dtype != np.uint16:
             raise CheckpointError(
-                f"{path}: holds {array.dtype} {array.shape}, its attributes say uint16 {canvas.shape}; "
-                f"{again}"
+                f"{path}: holds {array.dtype} {array.shape}, its attributes say uint16 {canvas.shape}; {again}"
             )
         if (found := stored_size(path)) != stated:
             raise CheckpointError(

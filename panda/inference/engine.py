@@ -151,7 +151,7 @@ class SlideMapper:
         grade = self.grader.grade(slide, tissue, canvas) if self.grader else None
         mask_clean = found["mask_clean"]
         write_heatmap(canvas, folder / "heatmap.png")
-        write_overlay(slide, canvas, mask_clean, self.threshold, folder / "overlay.png")
+        write_overlay(slide, canvas, mask_clean, self.threshold, folder / "overlay.png", tissue=tissue)
         write_geojson(found, slide, canvas.resolution, folder / "regions.geojson")
         write_ome_tiff(canvas, slide, folder / "probability.ome.tiff")
         facts = {

@@ -88,7 +88,7 @@ def write_heatmap(canvas: Canvas, path: Path | str, *, max_side: int = MAX_SIDE)
         bar=JET,
         mark=None,
         scale=_scale(resolution, factor),
-        keys=[Key("not scored: no tissue there", UNSCORED)],
+        keys=[Key("not scored", UNSCORED)],
     )
     with whole_path(path) as partial:
         sheet.save(partial, format="PNG")
@@ -135,19 +135,19 @@ def write_overlay(
     sheet = framed(
         blended,
         title=slide.slide_id,
-        subtitle=f"Tumour probability ≥ {threshold:.3g} outlined, {_pixel_size(resolution)}",
+        subtitle=f"Tumour probability over the slide, threshold {threshold:.3g}, {_pixel_size(resolution)}",
         bar=bar[:, 0],
         mark=threshold,
         scale=_scale(view, 1),
-        keys=[Key(f"tumour after clean-up (threshold {threshold:.3g})", OUTLINE, line=True)],
+        keys=[Key("counted as tumour: small objects removed, small holes filled", OUTLINE, line=True)],
     )
     with whole_path(path) as partial:
         sheet.save(partial, format="PNG")
 
 
 def _opacity(prob: NDArray[np.float32]) -> NDArray[np.float32]:
-    """How much of the colour is laid over the tissue: none up to 0.1, rising to 0.5 at 0.6 and beyond."""
-    return np.asarray(0.5 * np.clip((prob - 0.1) / 0.5, 0, 1), np.float32)
+    """How much of the colour is laid over the tissue: none up to 0.1, rising to 0.4 at 0.6 and beyond."""
+    return np.asarray(0.4 * np.clip((prob - 0.1) / 0.5, 0, 1), np.float32)
 
 
 def _blend(below: NDArray[np.uint8], above: NDArray[np.uint8], opacity: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -171,7 +171,7 @@ def _draw_outline(image: NDArray[np.uint8], mask: NDArray[np.bool_], scale: floa
     shift = 4  # binary digits of a fraction of a pixel
     points = [np.rint((ring * scale - 0.5) * 2**shift).astype(np.int32) for ring in rings]
     thick = max(1, round_px(max(image.shape) / 1200))
-    for colour, thickness in (((255, 255, 255), thick + 2), (OUTLINE, thick)):
+    for colour, thickness in (((255, 255, 255), 2 * thick + 1), (OUTLINE, thick)):
         cv2.polylines(image, points, True, colour, thickness, cv2.LINE_AA, shift)
 
 

@@ -357,7 +357,7 @@ class GradingPredictor:
         """
         tiles = {**self.carried["tiles"], "tile_size": self.carried["tile_size"]}
         coords, view = slide_tiles(slide, tissue, canvas, self.carried["resolution"], tiles)
-        bag = read_bag(slide, coords, view, tiles["tile_size"])
+        bag = torch.from_numpy(read_bag(slide, coords, view, tiles["tile_size"]))
         with torch.inference_mode(), self.settings.autocast():
             logits, attention, _ = self.network(bag.to(self.settings.torch_device))
         probabilities = logits.float().softmax(-1).cpu().numpy()

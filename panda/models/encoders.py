@@ -127,8 +127,8 @@ def load_weights(module: nn.Module, path: Path, ignored: Collection[str] = ()) -
         ConfigError: The file cannot be read, or keys or shapes differ; the first of each are named.
     """
     prefixes = tuple(f"{name}." for name in ignored)
-    state = {name: value for name, value in read_weights(path).items() if not name.startswith(prefixes)}
     own = module.state_dict()
+    state = {name: value for name, value in read_weights(path).items() if name in own or not name.startswith(prefixes)}
     try:
         module.load_state_dict(dict(state))  # a copy: some encoders of smp take keys out of it
     except RuntimeError as error:

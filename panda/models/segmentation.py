@@ -83,7 +83,7 @@ class Segmenter(nn.Module):
 
     def _load_encoder(self, kind: type[nn.Module], weights: str, options: Mapping[str, Any]) -> None:
         name = self._plain["encoder_name"]
-        encoder: nn.Module = self.network.encoder  # type: ignore[assignment]
+        encoder = self.encoder
         named = weight_names(name)
         if weights not in named:
             if not Path(weights).exists() and Path(weights).suffix == "":
@@ -128,11 +128,17 @@ class Segmenter(nn.Module):
         return logits
 
     @property
+    def encoder(self) -> nn.Module:
+        """The encoder, as segmentation-models-pytorch built it."""
+        encoder: nn.Module = self.network.encoder  # type: ignore[assignment]
+        return encoder
+
+    @property
     def output_stride(self) -> int:
         """What a patch's side must be a multiple of, in px; 1 where the decoder takes any size (Unet)."""
         if not getattr(self.network, "requires_divisible_input_shape", True):
             return 1
-        return int(self.network.encoder.output_stride)  # type: ignore[union-attr, arg-type]
+        return int(self.encoder.output_stride)  # type: ignore[arg-type]
 
     def check_patch_size(self, patch_size: int) -> None:
         """Refuse a patch size that the network does not take, before anything slow begins.

@@ -105,13 +105,13 @@ def _place(numbers: Any) -> Cell:
 
 
 def _cards(quantification: dict[str, Any], grade: str) -> list[Card]:
-    why = str(quantification.get("mm2_note") or "")
+    why = "µm/px of the slide is unknown"
     tissue = show(quantification.get("tissue_mm2"), "mm2")
     tumour = show(quantification.get("tumor_mm2"), "mm2")
     cards = [
         Card("Tumour, share of tissue", show(quantification.get("tumor_percent_of_tissue"), "percent"), "%", big=True),
-        Card("Tumour area", tumour, "mm²", "" if tumour else why or "no area was recorded", big=True),
-        Card("Tissue area", tissue, "mm²", "" if tissue else why or "no area was recorded"),
+        Card("Tumour area", tumour, "mm²", "" if tumour else why, big=True),
+        Card("Tissue area", tissue, "mm²", "" if tissue else why),
         Card("Tumour regions", show(quantification.get("num_regions"), "count")),
         Card("Threshold", show(quantification.get("threshold")), under="tumour where the probability reaches it"),
     ]

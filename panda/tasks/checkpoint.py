@@ -61,7 +61,7 @@ class Checkpoint:
         digest = hashlib.sha256(repr(sorted(self.carried["network"].items())).encode())
         for name, tensor in sorted(self.weights.items()):
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
 

@@ -1,15 +1,19 @@
 """Optimizer and learning-rate schedule of both tasks, as plain settings."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pytorch_lightning.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR
 
 from panda.errors import ConfigError
+
+START = 0.04
+"""Learning rate of the first step as a share of the highest, where there is a warm-up."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,8 @@ class Optim:
         lr: Highest learning rate.
         weight_decay: Decoupled for AdamW, L2 for SGD.
         momentum: Of SGD; AdamW has its betas.
-        schedule: `onecycle` (warm-up over the first 10 % of the steps, cosine down), `cosine`, or `none`.
+        schedule: `onecycle` (a linear warm-up over the first 10 % of the steps, then down to 0 along a cosine),
+            `cosine` (the same without warm-up), or `none`.
 
     Raises:
         ConfigError: If a number is out of range.
@@ -44,7 +49,7 @@ class Optim:
         if faults:
             raise ConfigError(faults)
 
-    def build(self, parameters: Iterable[nn.Parameter], steps: int) -> OptimizerLRSchedulerConfig:
+    def build(self, parameters: Iterable[nn.Parameter], steps: int) -> OptimizerLRScheduler:
         """The optimizer and schedule in Lightning's form.
 
         Args:
@@ -64,11 +69,16 @@ class Optim:
             )
         if self.schedule == "none":
             return {"optimizer": optimizer}
-        scheduler: OneCycleLR | CosineAnnealingLR
-        if self.schedule == "onecycle":
-            # Two more than the run takes: the schedule may then be stepped after the last optimizer step.
-            scheduler = OneCycleLR(optimizer, max_lr=self.lr, total_steps=steps + 2, pct_start=0.1)
-        else:
-            scheduler = CosineAnnealingLR(optimizer, T_max=steps)
-        config: LRSchedulerConfigType = {"scheduler": scheduler, "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": config}
+        warm_up = 0.1 * steps if self.schedule == "onecycle" else 0.0
+
+        def factor(step: int) -> float:
+            if step < warm_up:
+                return START + (1 - START) * step / warm_up
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm_up) / max(1.0, steps - warm_up))))
+
+        # A plain function of the step leaves nothing in the checkpoint that would hold a resumed run, which may be
+        # asked for more epochs, to the old number of steps.
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
+        }

@@ -10,6 +10,7 @@ import functools
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +18,13 @@ from numpy.typing import NDArray
 from panda.wsi.glands import TURNS, VARIANTS, Bytes, NucleusKind, Stamp, blit, draw_gland, mix, nuclei
 from panda.wsi.scene import Floats, Scene, hashed
 
+# R, G, B and an idle byte in one number: a look-up and an addition then serve three channels
+Packed = NDArray[np.uint32]
 PERIOD = 1024
 GREY_BLOCK_PX = 192
 STAMP_CACHE_BYTES = 48 * 2**20
+# how far the core's border strays from its smooth course
+RAGGED_UM = 2.5
 _NOISE = 4
 
 
@@ -63,19 +68,26 @@ def _periodic(rng: np.random.Generator, cells: tuple[int, int], shift: Floats | 
     return np.asarray(top + (low - top) * s)
 
 
+def _pack(rgb: Bytes) -> Packed:
+    """Pack (..., 3) into (...) little-endian numbers."""
+    four = np.zeros((*rgb.shape[:-1], 4), np.uint8)
+    four[..., :3] = rgb
+    return four.view("<u4")[..., 0]
+
+
 def _texture(field: Floats) -> Bytes:
     return np.rint(np.clip(128 + 127 * field, 0, 255)).astype(np.uint8)
 
 
 @dataclass(frozen=True)
 class Textures:
-    """Periodic pictures (PERIOD, PERIOD) uint8 around 128, and the scanner's noise (PERIOD, PERIOD, 3)."""
+    """Periodic pictures (PERIOD, PERIOD): uint8 around 128, and the scanner's noise as packed R, G, B."""
 
     fibres: Bytes
     bundles: Bytes
     cloud: Bytes
     grain: Bytes
-    noise: Bytes
+    noise: Packed
 
 
 @functools.lru_cache(maxsize=4)
@@ -102,14 +114,13 @@ def textures(mpp: float) -> Textures:
     grain = 0.6 * _periodic(rng, (cells(4), cells(4))) + 0.5 * _periodic(rng, (cells(1.6), cells(1.6)))
     base = rng.random((PERIOD, PERIOD, 1)) + rng.random((PERIOD, PERIOD, 1)) + 0.5 * rng.random((PERIOD, PERIOD, 3))
     noise = np.floor(base * (2 * _NOISE + 1) / 2.5).astype(np.uint8)
-    return Textures(_texture(fibres), _texture(bundles), _texture(cloud), _texture(grain), noise)
+    return Textures(_texture(fibres), _texture(bundles), _texture(cloud), _texture(grain), _pack(noise))
 
 
-def _window(texture: Bytes, u: int, v: int, w: int, h: int, step: int = 1) -> Bytes:
-    """Cut (h, w) px out of an endlessly repeated texture whose px are ``step`` px wide."""
-    rows = ((v + np.arange(h)) // step) % PERIOD
-    cols = ((u + np.arange(w)) // step) % PERIOD
-    return texture[rows[:, None], cols[None, :]]
+def _window(texture: NDArray[Any], corner: tuple[int, int], size: tuple[int, int], step: int = 1) -> NDArray[Any]:
+    """Cut (h, w) px at u, v out of an endlessly repeated texture whose px are ``step`` px wide."""
+    rows, cols = (np.arange(at, at + n) // step % PERIOD for at, n in zip(corner[::-1], size[::-1], strict=True))
+    return np.take(np.take(texture, rows, axis=0), cols, axis=1)
 
 
 class Painter:
@@ -126,13 +137,14 @@ class Painter:
         self.textures = textures(scene.mpp)
         rng = np.random.Generator(np.random.PCG64([scene.seed, 2]))
         self.shift = [(int(rng.random() * PERIOD), int(rng.random() * PERIOD)) for _ in range(5)]
+        self.reach = math.ceil(RAGGED_UM / scene.mpp) + 2
         self.pink = 108 + int(rng.random() * 36)
         self.colours = self._colours(rng)
         self.stamps: OrderedDict[int, Stamp] = OrderedDict()
         self.cached = 0
 
-    def _colours(self, rng: np.random.Generator) -> Bytes:
-        """Table (65536, 3): colour by haematoxylin · 256 + eosin (Beer-Lambert), with this slide's staining."""
+    def _colours(self, rng: np.random.Generator) -> Packed:
+        """Table (65536,): packed colour by haematoxylin · 256 + eosin (Beer-Lambert), with this slide's staining."""
         strength = 0.84 + 0.32 * float(rng.random()), 0.84 + 0.32 * float(rng.random())
         amount = np.arange(256) / 255
         table = np.empty((256, 256, 3), np.uint8)
@@ -140,8 +152,8 @@ class Painter:
             haema = self.style.haema[channel] * strength[0] * (0.95 + 0.1 * float(rng.random()))
             eosin = self.style.eosin[channel] * strength[1] * (0.95 + 0.1 * float(rng.random()))
             light = np.exp(-haema * amount)[:, None] * np.exp(-eosin * amount)[None, :]
-            table[..., channel] = np.rint(self.style.glass[channel] * light) - min(_NOISE, 4)
-        return table.reshape(-1, 3)
+            table[..., channel] = np.rint(self.style.glass[channel] * light) - _NOISE
+        return _pack(table.reshape(-1, 3))
 
     def stamp(self, number: int) -> Stamp:
         """Give the picture of a gland, drawn anew where it fell out of the bounded cache."""
@@ -175,18 +187,21 @@ class Painter:
         return self._draw(x, y, w, h)
 
     def _draw(self, u: int, v: int, w: int, h: int) -> tuple[Bytes, Bytes]:
-        noise = self.textures.noise[(v + np.arange(h)[:, None]) % PERIOD, (u + np.arange(w)[None, :]) % PERIOD]
+        # glass is at most 248 and the noise spans -4 to 4, so no channel spills into the next
+        packed = _window(self.textures.noise, (u, v), (w, h))
         cover = self._cover(u, v, w, h)
+        codes = np.zeros((h, w), np.uint8)
         if cover is None:
-            rgb = self.colours[0] + noise
-            codes = np.zeros((h, w), np.uint8)
+            packed = packed + self.colours[0]
         else:
-            haema, eosin, codes = self._tissue(u, v, w, h)
-            haema, eosin = mix(np.zeros_like(haema), haema, cover), mix(np.zeros_like(eosin), eosin, cover)
+            haema, eosin = self._tissue(u, v, codes)
+            nothing = np.zeros_like(codes)
+            haema, eosin = mix(nothing, haema, cover), mix(nothing, eosin, cover)
             codes[cover < 128] = 0
-            rgb = self.colours[haema.astype(np.uint16) << 8 | eosin] + noise
+            packed = packed + np.take(self.colours, haema.astype(np.uint16) << 8 | eosin)
+        rgb = np.ascontiguousarray(packed.astype("<u4").view(np.uint8).reshape(h, w, 4)[..., :3])
         if self.style.grey is not None:
-            self._unscanned(rgb, u, v)
+            self._unscanned(rgb, u, v, self.style.grey)
         return rgb, codes
 
     def _cover(self, u: int, v: int, w: int, h: int) -> Bytes | None:
@@ -197,11 +212,11 @@ class Painter:
         for core in self.scene.cores:
             top, bottom = core.edges(at)
             some = bottom > top
-            if not some.any() or top[some].min() > v + h + 16 or bottom[some].max() < v - 16:
+            if not some.any() or top[some].min() > v + h + self.reach or bottom[some].max() < v - self.reach:
                 continue
             if ragged is None:
-                cloud = _window(self.textures.grain, u, v, w, h, 2).astype(np.float64)
-                ragged = (cloud - 128) * (2.5 / self.scene.mpp / 128)
+                cloud = _window(self.textures.grain, (u, v), (w, h), 2).astype(np.float64)
+                ragged = (cloud - 128) * (RAGGED_UM / self.scene.mpp / 128)
             depth = np.minimum(across - top, bottom - across) + ragged - 4
             depth = np.where(some[None, :], depth, -1)
             inside = depth if inside is None else np.maximum(inside, depth)
@@ -209,24 +224,25 @@ class Painter:
             return None
         return np.floor(np.clip(inside * (0.8 * self.scene.mpp), 0, 1) * 255 + 0.5).astype(np.uint8)
 
-    def _tissue(self, u: int, v: int, w: int, h: int) -> tuple[Bytes, Bytes, Bytes]:
-        """Stains and codes of the rectangle as if it lay wholly inside a core."""
-        maps, shift = self.textures, self.shift
-        along = _window(maps.fibres, u + shift[0][0], v + shift[0][1], w, h)
-        other = _window(maps.bundles, u + shift[1][0], v + shift[1][1], w, h)
-        cloud = _window(maps.cloud, u + shift[2][0], v + shift[2][1], w, h, 2)
+    def _tissue(self, u: int, v: int, codes: Bytes) -> tuple[Bytes, Bytes]:
+        """Stains of the rectangle ``codes`` at u, v as if it lay wholly inside a core; ``codes`` is filled in."""
+        h, w = codes.shape
+        maps, at = self.textures, [(u + a, v + b) for a, b in self.shift]
+        along = _window(maps.fibres, at[0], (w, h))
+        other = _window(maps.bundles, at[1], (w, h))
+        cloud = _window(maps.cloud, at[2], (w, h), 2)
         which = (np.clip(cloud.astype(np.int16) - 96, 0, 63) * 4).astype(np.uint8)
         fibre = mix(along, other, which).astype(np.int16) - 128
         eosin = self.pink + (fibre * 5 >> 3) + (cloud.astype(np.int16) - 128 >> 3)
         # where fibres part, the glass shines through
         eosin -= np.clip(-fibre - 44, 0, 36) * 2
         haema = 14 + (fibre >> 4)
-        stains = [np.clip(s, 0, 255).astype(np.uint8) for s in (haema, eosin)]
-        self._stromal_nuclei(stains[0], u, v)
-        codes = np.ones((h, w), np.uint8)
+        haema_px, eosin_px = (np.clip(s, 0, 255).astype(np.uint8) for s in (haema, eosin))
+        self._stromal_nuclei(haema_px, u, v)
+        codes[:] = 1
         for number in self.scene.within(u, v, u + w, v + h):
-            self._lay(self.scene.glands[number].box(), number, (u, v), (*stains, codes))
-        return stains[0], stains[1], codes
+            self._lay(self.scene.glands[number].box(), number, (u, v), (haema_px, eosin_px, codes))
+        return haema_px, eosin_px
 
     def _lay(
         self,
@@ -273,7 +289,7 @@ class Painter:
             y = int(rows[i, 0]) * cell + (bits >> 8 & 0xFF) * cell // 256 - v
             blit(haema, nuclei(kind, mpp)[(bits >> 16) % VARIANTS][turn], x, y)
 
-    def _unscanned(self, rgb: NDArray[np.uint8], u: int, v: int) -> None:
+    def _unscanned(self, rgb: Bytes, u: int, v: int, grey: int) -> None:
         """Grey out blocks of glass that the scanner skipped, in place."""
         h, w = rgb.shape[:2]
         size = GREY_BLOCK_PX
@@ -284,13 +300,17 @@ class Painter:
                 if coarse % 100 >= 45 or fine % 100 >= 85 or self._near_tissue(i * size, j * size):
                     continue
                 a, b = max(i * size - v, 0), max(j * size - u, 0)
-                rgb[a : (i + 1) * size - v, b : (j + 1) * size - u] = self.style.grey
+                rgb[a : (i + 1) * size - v, b : (j + 1) * size - u] = grey
 
     def _near_tissue(self, v: int, u: int) -> bool:
         at = np.arange(u, u + GREY_BLOCK_PX + 1, 8, dtype=np.float64)
         for core in self.scene.cores:
             top, bottom = core.edges(at)
             some = bottom > top
-            if some.any() and top[some].min() < v + GREY_BLOCK_PX + 12 and bottom[some].max() > v - 12:
+            if (
+                some.any()
+                and top[some].min() < v + GREY_BLOCK_PX + 2 * self.reach
+                and bottom[some].max() > v - 2 * self.reach
+            ):
                 return True
         return False

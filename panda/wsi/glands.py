@@ -104,9 +104,9 @@ def soften(mask: Bytes) -> Bytes:
     """Blur by the binomial 1-4-6-4-1 in integers (the same result on every machine); the shape stays."""
     wide = np.pad(mask.astype(np.uint16), 2, mode="edge")
     rows = wide[:-4] + wide[4:] + 4 * (wide[1:-3] + wide[3:-1]) + 6 * wide[2:-2]
-    rows = (rows + 8) >> 4
+    rows = (rows + 8) // 16
     cols = rows[:, :-4] + rows[:, 4:] + 4 * (rows[:, 1:-3] + rows[:, 3:-1]) + 6 * rows[:, 2:-2]
-    return ((cols + 8) >> 4).astype(np.uint8)
+    return ((cols + 8) // 16).astype(np.uint8)
 
 
 def mix(under: Bytes, over: Bytes | int, alpha: Bytes) -> Bytes:

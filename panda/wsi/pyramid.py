@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -66,7 +66,7 @@ def _red(codes: Bytes) -> Bytes:
 class _Pass:
     """The one pass over level 0: yields the picture's tiles and lays by all else that is to be written."""
 
-    def __init__(self, draw: Draw, size: tuple[int, int], tile: int, files: list[IO[bytes]]) -> None:
+    def __init__(self, draw: Draw, size: tuple[int, int], tile: int, files: Sequence[IO[bytes]]) -> None:
         self.draw = draw
         self.size = size
         self.tile = tile
@@ -99,11 +99,13 @@ class _Pass:
                 reduced = (quarter, sixteenth, codes[2::4, 2::4], codes[8::16, 8::16])
                 for row, part in zip(small, reduced, strict=True):
                     row.append(np.asarray(part, dtype=np.uint8))
-                for i in range(count):
-                    self.mask_tiles.append(self.encoded(codes[:, i * tile : (i + 1) * tile]))
-                    yield rgb[:, i * tile : (i + 1) * tile]
-            for spill, row in zip((*self.picture, *self.mask), small, strict=True):
-                spill.append(np.concatenate(row, axis=1))
+                columns = [np.s_[:, i * tile : (i + 1) * tile] for i in range(count)]
+                self.mask_tiles += [self.encoded(codes[column]) for column in columns]
+                if first + count == self.across:
+                    # before the last tile is handed out: the writer never comes back for more
+                    for spill, row in zip((*self.picture, *self.mask), small, strict=True):
+                        spill.append(np.concatenate(row, axis=1))
+                yield from (rgb[column] for column in columns)
 
 
 def write_slide(
@@ -159,6 +161,6 @@ def write_slide(
         with tifffile.TiffWriter(mask_partial, bigtiff=big) as tiff:
             write(tiff, iter(once.mask_tiles), 0, compression="adobe_deflate")
             for level, spill in enumerate(once.mask, start=1):
-                tiles = (_red(t[..., 0]) for t in spill.tiles(levels[level], tile))
-                write(tiff, tiles, level, compression="adobe_deflate")
+                reds = (_red(t[..., 0]) for t in spill.tiles(levels[level], tile))
+                write(tiff, reds, level, compression="adobe_deflate")
     return once.counts

@@ -1,7 +1,7 @@
 """A data set in PANDA's form, drawn with known truth: slides, label masks, ``train.csv`` and the true areas.
 
 The slides show what the codes mean, so that a small network can learn cancer from them at 2 µm/px in a minute;
-they are no substitute for tissue. ``drawing.py`` holds the looks, ``scene.py`` the layout.
+they are no substitute for tissue. ``drawing.py`` holds the looks, ``layout.py`` what lies where.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ from tqdm import tqdm
 from panda.errors import ConfigError, ManifestError
 from panda.files import fingerprint, remove, replace, sync, write_whole
 from panda.wsi.drawing import Painter
+from panda.wsi.layout import GRADE_PATTERNS, plan_scene
 from panda.wsi.pyramid import write_slide
-from panda.wsi.scene import GRADE_PATTERNS, plan_scene
 
 # a new number whenever the same spec would give other pixels
 DRAWING_VERSION = 1
 LARGEST_SIDE = 100_000
 # what a provider's mask says for: glass, stroma, benign epithelium, pattern 3, 4, 5
 MASK_CODES = {"karolinska": (0, 1, 1, 2, 2, 2), "radboud": (0, 1, 2, 3, 4, 5)}
-TRUTH_COLUMNS = (
-    "image_id,tissue_px,cancer_px,tissue_mm2,cancer_mm2,pattern3_px,pattern4_px,pattern5_px,benign_px,stroma_px"
-).split(",")
+TRUTH_COLUMNS = [
+    *("image_id", "tissue_px", "cancer_px", "tissue_mm2", "cancer_mm2"),
+    *("pattern3_px", "pattern4_px", "pattern5_px", "benign_px", "stroma_px"),
+]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,250 @@
+"""Choosing and reading the tiles of a bag."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from panda.data import bags as bags_module
+from panda.data.augment import Augmentation
+from panda.data.bag_datamodule import BagDataModule
+from panda.data.bags import (
+    BagItem,
+    BagSet,
+    BagSettings,
+    read_bag,
+    select_tile_coords_for_slide,
+)
+from panda.data.loaders import Draw
+from panda.data.manifest import SlideRecord
+from panda.errors import ConfigError, ManifestError, SlideError
+from panda.wsi.geometry import Resolution
+from panda.wsi.slide import Slide
+from panda.wsi.tissue import TissueMap
+from tests.panda_folder import make_folder, picture
+
+WIDTH, HEIGHT, TILE = 640, 448, 32
+
+
+def view(downsample: float) -> Resolution:
+    """A working resolution of a slide of 640 x 448 level-0 px."""
+    width, height = int(np.ceil(WIDTH / downsample)), int(np.ceil(HEIGHT / downsample))
+    return Resolution(downsample, width, height, 0, 1.0, None)
+
+
+def tissue_of(mask: NDArray[np.bool_], downsample: float = 8.0) -> TissueMap:
+    return TissueMap(mask, view(downsample), "strict")
+
+
+@pytest.fixture
+def tissue() -> TissueMap:
+    """Tissue with a ragged border, in a map of 8 level-0 px a px."""
+    rng = np.random.default_rng(0)
+    mask = np.zeros((HEIGHT // 8, WIDTH // 8), bool)
+    mask[6:50, 9:70] = rng.random((44, 61)) < 0.7
+    return tissue_of(mask)
+
+
+def brute_scores(
+    canvas: NDArray[np.float32], resolution: Resolution, tissue: TissueMap, coords: NDArray[np.int64], side: float
+) -> list[float]:
+    """Mean of the map over the tissue of each tile, pixel by pixel."""
+    found = tissue.crop(resolution, (0, 0), resolution.size)
+    scores = []
+    for x, y in coords.tolist():
+        left, top = round(x / resolution.downsample), round(y / resolution.downsample)
+        right, bottom = round((x + side) / resolution.downsample), round((y + side) / resolution.downsample)
+        where = found[top:bottom, left:right]
+        scores.append(float(canvas[top:bottom, left:right][where].mean()) if where.any() else 0.0)
+    return scores
+
+
+class Windows:
+    """A map that is read window by window, and remembers the largest."""
+
+    def __init__(self, canvas: NDArray[np.float32]) -> None:
+        self.canvas = canvas
+        self.largest = 0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.canvas.shape[0], self.canvas.shape[1]
+
+    def read(self, x0: int, y0: int, w: int, h: int) -> NDArray[np.float32]:
+        """A window."""
+        self.largest = max(self.largest, w * h)
+        return self.canvas[y0 : y0 + h, x0 : x0 + w]
+
+
+@pytest.mark.parametrize(("tile_downsample", "canvas_downsample"), [(2.0, 2.0), (4.0, 2.0), (2.0, 4.0), (2.0, 1.0)])
+def test_the_highest_scores_come_first(tissue: TissueMap, tile_downsample: float, canvas_downsample: float) -> None:
+    resolution = view(canvas_downsample)
+    canvas = np.random.default_rng(1).random((resolution.height, resolution.width), dtype=np.float32)
+    tiles = view(tile_downsample)
+    every = select_tile_coords_for_slide(None, None, tissue, tiles, k=10_000, tile_size=TILE)
+    coords = select_tile_coords_for_slide(canvas, resolution, tissue, tiles, k=12, tile_size=TILE, random_fraction=0.0)
+    side = TILE * tile_downsample
+    expected = sorted(brute_scores(canvas, resolution, tissue, every, side), reverse=True)[:12]
+    assert brute_scores(canvas, resolution, tissue, coords, side) == pytest.approx(expected, abs=1e-6)
+    assert coords.dtype == np.int64
+
+
+def test_tiles_lie_side_by_side_on_tissue(tissue: TissueMap) -> None:
+    coords = select_tile_coords_for_slide(None, None, tissue, view(2), k=10_000, tile_size=TILE)
+    assert (coords % (2 * TILE) == 0).all()
+    assert len(np.unique(coords, axis=0)) == len(coords)
+    boxes = np.concatenate([coords, coords + 2 * TILE], axis=1)
+    assert (tissue.fraction_of(boxes) > 0).all()
+    fuller = select_tile_coords_for_slide(None, None, tissue, view(2), k=10_000, tile_size=TILE, min_tissue=0.5)
+    assert 0 < len(fuller) < len(coords)
+    assert (tissue.fraction_of(np.concatenate([fuller, fuller + 2 * TILE], axis=1)) >= 0.5).all()
+
+
+def test_random_share(tissue: TissueMap) -> None:
+    resolution = view(2)
+    canvas = np.random.default_rng(1).random((resolution.height, resolution.width), dtype=np.float32)
+
+    def choose(fraction: float, seed: int, k: int = 16) -> NDArray[np.int64]:
+        return select_tile_coords_for_slide(
+            canvas, resolution, tissue, view(2), k=k, tile_size=TILE, random_fraction=fraction, seed=seed
+        )
+
+    best = choose(0.0, 0)
+    some = choose(0.25, 1)
+    np.testing.assert_array_equal(some[:12], best[:12])
+    np.testing.assert_array_equal(some, choose(0.25, 1))
+    assert not np.array_equal(some, choose(0.25, 2))
+    assert len(np.unique(some, axis=0)) == 16
+    assert not np.array_equal(choose(1.0, 1)[:4], best[:4])
+    everything = choose(0.25, 1, k=10_000)
+    np.testing.assert_array_equal(everything[:16], best)
+
+
+def test_equal_scores_go_by_tissue_then_place() -> None:
+    mask = np.zeros((HEIGHT // 8, WIDTH // 8), bool)
+    mask[8:24, 8:24] = True
+    mask[8:12, 8:16] = False  # the first tile has less tissue than its neighbours
+    resolution = view(2)
+    canvas = np.full((resolution.height, resolution.width), 0.5, np.float32)
+    coords = select_tile_coords_for_slide(
+        canvas, resolution, tissue_of(mask), view(2), k=3, tile_size=TILE, random_fraction=0.0
+    )
+    assert coords.tolist() == [[128, 64], [64, 128], [128, 128]]
+
+
+def test_bands_and_nan(tissue: TissueMap, monkeypatch: pytest.MonkeyPatch) -> None:
+    resolution = view(1)
+    canvas = np.random.default_rng(1).random((resolution.height, resolution.width), dtype=np.float32)
+    options: dict[str, Any] = {"k": 20, "tile_size": TILE, "random_fraction": 0.0}
+    whole = select_tile_coords_for_slide(canvas, resolution, tissue, view(2), **options)
+    windows = Windows(canvas)
+    monkeypatch.setattr(bags_module, "_BAND_PX", 5 * WIDTH)
+    np.testing.assert_array_equal(select_tile_coords_for_slide(windows, resolution, tissue, view(2), **options), whole)
+    assert windows.largest == 5 * WIDTH
+    canvas[:200] = np.nan
+    first = select_tile_coords_for_slide(canvas, resolution, tissue, view(2), **options)[0]
+    assert first[1] >= 128
+
+
+def test_no_tissue_and_faulty_arguments(tissue: TissueMap) -> None:
+    empty = tissue_of(np.zeros((HEIGHT // 8, WIDTH // 8), bool))
+    assert select_tile_coords_for_slide(None, None, empty, view(2), k=3, tile_size=TILE).shape == (0, 2)
+    with pytest.raises(ValueError, match="needs its resolution"):
+        select_tile_coords_for_slide(np.zeros((4, 4)), None, tissue, view(2), k=3, tile_size=TILE)
+    with pytest.raises(ValueError, match=r"map is \(4, 4\), its resolution says \(224, 320\)"):
+        select_tile_coords_for_slide(np.zeros((4, 4)), view(2), tissue, view(2), k=3, tile_size=TILE)
+    for change in ({"k": 0}, {"k": 2, "random_fraction": 1.5}):
+        options: dict[str, Any] = {"tile_size": TILE, **change}
+        with pytest.raises(ValueError, match="k must be at least 1"):
+            select_tile_coords_for_slide(None, None, tissue, view(2), **options)
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> list[SlideRecord]:
+    return make_folder(tmp_path_factory.mktemp("data"), 4)
+
+
+SETTINGS = BagSettings(k=3, tile_size=64, level=0)
+
+
+def items_of(records: list[SlideRecord]) -> list[BagItem]:
+    return [
+        BagItem(record, np.array([[64 + 64 * tile, 64] for tile in range(1 + number)], dtype=np.int64))
+        for number, record in enumerate(records)
+    ]
+
+
+def test_read_bag(records: list[SlideRecord]) -> None:
+    coords = np.array([[64, 64], [128, 192], [736, 480]], dtype=np.int64)
+    with Slide.open(records[0].image_path) as slide:
+        bag = read_bag(slide, coords, slide.at(level=0), 64)
+    assert bag.shape == (3, 3, 64, 64)
+    assert bag.dtype == np.float32
+    expected = picture(0)[192:256, 128:192].transpose(2, 0, 1) / np.float32(255)
+    np.testing.assert_array_equal(bag[1], expected)
+    assert (bag[2, :, 32:] == 1).all()
+
+
+def test_bag_items(records: list[SlideRecord]) -> None:
+    bags = BagSet(items_of(records), SETTINGS)
+    bag, mask, label, slide_id = bags[1]
+    assert bag.shape == (3, 3, 64, 64)
+    assert mask.tolist() == [True, True, False]
+    assert (bag[2] == 0).all()
+    assert bag[1].min() > 0
+    assert (label, slide_id) == (4, records[1].slide_id)
+    assert bags[3][1].all()
+    turned = BagSet(items_of(records), SETTINGS, Augmentation("light"))
+    assert torch.equal(turned[Draw(1, 5)][0], turned[Draw(1, 5)][0])
+    assert not torch.equal(turned[Draw(1, 5)][0], turned[Draw(1, 6)][0])
+    assert (turned[Draw(1, 5)][0][2] == 0).all()
+
+
+def test_faulty_bags(records: list[SlideRecord], tmp_path: Path) -> None:
+    items = items_of(records)
+    with pytest.raises(ConfigError, match=r"(?s)2 faults.*tiles\.k is 0.*tiles\.tile_size is 0"):
+        BagSet(items, BagSettings(k=0, tile_size=0))
+    with pytest.raises(ManifestError, match="no slides"):
+        BagSet([], SETTINGS)
+    with pytest.raises(ManifestError, match="no tiles"):
+        BagSet([BagItem(records[0], np.empty((0, 2), np.int64))], SETTINGS)
+    with pytest.raises(ManifestError, match="no isup_grade"):
+        BagSet([BagItem(dataclasses.replace(records[0], isup_grade=None), items[0].coords)], SETTINGS)
+    broken = tmp_path / "broken.tiff"
+    broken.write_bytes(b"no slide")
+    bags = BagSet([BagItem(dataclasses.replace(records[0], image_path=broken), items[0].coords)], SETTINGS)
+    with pytest.raises(SlideError, match=r"broken\.tiff"):
+        bags[0]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bag_loaders(records: list[SlideRecord], workers: int) -> None:
+    items = items_of(records)
+    module = BagDataModule(
+        {"train": items[:3], "val": items[3:], "test": []},
+        k=3,
+        tile_size=64,
+        level=0,
+        batch_size=2,
+        num_workers=workers,
+        augment=Augmentation("light"),
+    )
+    (batch,) = module.train_dataloader()  # the third bag would be alone
+    bag, mask, label, slide_ids = batch
+    assert bag.shape == (2, 3, 3, 64, 64)
+    assert mask.dtype == torch.bool
+    assert label.dtype == torch.int64
+    assert len(slide_ids) == 2
+    (batch,) = module.val_dataloader()
+    assert batch[3] == [records[3].slide_id] or batch[3] == (records[3].slide_id,)
+    with pytest.raises(ConfigError, match="there is no test split"):
+        module.test_dataloader()
+    with pytest.raises(ConfigError, match=r"tiles\.batch_size is 0"):
+        BagDataModule({"train": items}, batch_size=0)

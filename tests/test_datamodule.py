@@ -1,0 +1,219 @@
+"""The patches of a folder as a Lightning data module."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from panda.data.augment import Augmentation
+from panda.data.datamodule import PatchDataModule
+from panda.data.splits import SPLITS
+from panda.errors import ConfigError, ManifestError
+from panda.wsi.synthetic import SyntheticSpec
+from tests.panda_folder import make_folder, slide_name
+
+OPTIONS: dict[str, Any] = {"patch_size": 64, "batch_size": 8, "num_workers": 0}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data") / "small"
+    make_folder(root, 8)
+    return root
+
+
+def module_of(folder: Path, **change: Any) -> PatchDataModule:
+    return PatchDataModule(folder, **{**OPTIONS, "store_root": folder.parent / "patches", **change})
+
+
+def prepared(folder: Path, **change: Any) -> PatchDataModule:
+    module = module_of(folder, **change)
+    module.prepare_data()
+    module.setup("fit")
+    return module
+
+
+def test_all_faults_of_the_arguments_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        PatchDataModule(
+            tmp_path,
+            level=None,
+            patch_size=0,
+            stride=9,
+            min_tissue=2.0,
+            batch_size=0,
+            num_workers=-1,
+            seed=-1,
+            val_fraction=0.7,
+            test_fraction=0.5,
+            slide_id="a",
+            provider="nobody",
+            exclude=["near_duplicate"],
+            extract_workers=0,
+        )
+    assert len(caught.value.faults) == 12
+    text = str(caught.value)
+    for name in ("level", "stride", "val_fraction + data.test_fraction is 1.2", "slide_id", "extract_workers"):
+        assert f"data.{name}" in text
+    assert "near_duplicate: known are missing_slide, missing_mask" in text
+    with pytest.raises(ConfigError, match=r"data\.groups is set"):
+        PatchDataModule(tmp_path, split="patches", groups="patients.csv")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loaders(folder: Path, workers: int) -> None:
+    module = prepared(folder, num_workers=workers, augment=Augmentation("light"))
+    sides = {name: {record.slide_id for record in records} for name, records in module.splits().items()}
+    assert sum(map(len, sides.values())) == 8
+    loaders = {"train": module.train_dataloader(), "val": module.val_dataloader(), "test": module.test_dataloader()}
+    for name in SPLITS:
+        loader = loaders[name]
+        batches = list(loader)
+        image, mask = batches[0]
+        assert image.shape == (8, 3, 64, 64)
+        assert mask.shape == (8, 1, 64, 64)
+        assert image.dtype == mask.dtype == torch.float32
+        patches = module.patch_set(name)
+        assert set(patches.slide_ids) == sides[name]
+        left = len(patches) - sum(len(batch[0]) for batch in batches)
+        assert left in ((0, 1) if name == "train" else (0,))
+    assert module.failures == []
+
+
+def test_describe(folder: Path) -> None:
+    module = prepared(folder)
+    found = module.describe()
+    assert json.loads(json.dumps(found)) == found
+    assert sum(found["slides"].values()) == 8
+    assert [*found["patches"]] == ["train", "val", "test"]
+    assert found["patches"]["train"] == len(module.patch_set("train"))
+    assert 0 < sum(found["tumor_patches"].values()) < sum(found["patches"].values())
+    assert found["split"] == "holdout"
+    assert found["seed"] == 0
+    assert "Patients are unknown" in found["groups"]
+    assert (found["left_out"], found["failed"]) == ({}, [])
+    assert found["store"] == str(module.store)
+    assert module.train_mpp() == pytest.approx(4.0)
+
+
+def test_other_processes_read_the_store(folder: Path) -> None:
+    first = prepared(folder)
+    other = module_of(folder)
+    other.setup("fit")
+    assert other.describe() == first.describe()
+    fresh = module_of(folder, store_root=folder.parent / "nowhere")
+    with pytest.raises(ManifestError, match=r"all slides of train, val, test failed .*has no patches"):
+        fresh.setup("fit")
+
+
+def test_patches_of_one_slide(folder: Path) -> None:
+    module = prepared(folder, split="patches", slide_id=slide_name(1), val_fraction=0.25)
+    assert [*module.splits()] == ["train", "val"]
+    found = module.describe()
+    assert found["slides"] == {"train": 1, "val": 1}
+    assert found["left_out"] == {"other_slide": 7}
+    assert "not generalisation" in found["groups"]
+    with pytest.raises(ConfigError, match="there is no test split"):
+        module.test_dataloader()
+    anyone = module_of(folder, split="patches", provider="karolinska")
+    assert [record.slide_id for record in anyone.records()] == [slide_name(1)]
+    with pytest.raises(ManifestError, match=r"none of 8 slides is left \(other_slide: 8\)"):
+        module_of(folder, split="patches", slide_id="unknown").records()
+
+
+def test_provider_groups_and_no_test(folder: Path, tmp_path: Path) -> None:
+    table = tmp_path / "patients.csv"
+    table.write_text("image_id,patient\n" + "".join(f"{slide_name(number)},{number // 4}\n" for number in range(8)))
+    module = prepared(folder, provider="radboud", groups=table, test_fraction=0.0)
+    found = module.describe()
+    assert found["left_out"] == {"other_provider": 4}
+    assert found["slides"] == {"train": 2, "val": 2}
+    assert found["groups"].startswith("By group: 2 groups")
+    groups = {name: {record.group for record in records} for name, records in module.splits().items()}
+    assert not groups["train"] & groups["val"]
+    with pytest.raises(ManifestError, match="2 groups cannot make train, val, test"):
+        module_of(folder, provider="radboud", groups=table).splits()
+
+
+def test_missing_files(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "small"
+    shutil.copytree(folder, copy)
+    (copy / "train_label_masks" / f"{slide_name(2)}_mask.tiff").unlink()
+    (copy / "train_images" / f"{slide_name(3)}.tiff").unlink()
+    module = prepared(copy, test_fraction=0.0)
+    assert [(failure.slide_id, failure.stage) for failure in module.failures] == [
+        (slide_name(2), "mask"),
+        (slide_name(3), "slide"),
+    ]
+    assert sum(module.describe()["slides"].values()) == 6
+    assert module.describe()["failed"][0]["error"] == "MaskError"
+    module = prepared(copy, test_fraction=0.0, exclude=["missing_mask", "missing_slide"])
+    assert module.left_out == {"missing_mask": 1, "missing_slide": 1}
+    assert module.failures == []
+    with pytest.raises(ManifestError, match="put the mask at"):
+        prepared(copy, split="patches", slide_id=slide_name(2))
+
+
+def test_the_embedded_slides_are_drawn_on_first_use(tmp_path: Path) -> None:
+    spec = SyntheticSpec(slides=4, width=512, height=384)
+    options = {**OPTIONS, "store_root": tmp_path / "patches", "draw": spec, "test_fraction": 0.0}
+    module = PatchDataModule(tmp_path / "drawn", **options)
+    assert not (tmp_path / "drawn").exists()
+    module.prepare_data()
+    module.setup()
+    assert sum(module.describe()["slides"].values()) == 4
+
+
+class _Net(pl.LightningModule):
+    """Keeps what it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seen: dict[int, list[float]] = {}
+
+    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        """Keeps the batch's sum."""
+        self.seen.setdefault(self.current_epoch, []).append(float(batch[0].sum()))
+        return (self.weight * batch[0].mean()).sum()
+
+    def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:
+        """Nothing to do."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Any."""
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def _fit(folder: Path, path: Path, epochs: int, ckpt: Path | None = None) -> _Net:
+    pl.seed_everything(11, verbose=False)
+    net, module = _Net(), module_of(folder, augment=Augmentation("light"), test_fraction=0.0)
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        limit_val_batches=0,
+    )
+    trainer.fit(net, module, ckpt_path=ckpt, weights_only=True)
+    trainer.save_checkpoint(path, weights_only=False)
+    return net
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # Lightning 2.6 on torch 2.15
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:.*The number of training batches")
+def test_a_resumed_run_sees_what_an_unbroken_one_sees(folder: Path, tmp_path: Path) -> None:
+    whole = _fit(folder, tmp_path / "whole.ckpt", 3)
+    assert whole.seen[0] != whole.seen[1]
+    _fit(folder, tmp_path / "part.ckpt", 1)
+    resumed = _fit(folder, tmp_path / "rest.ckpt", 3, tmp_path / "part.ckpt")
+    assert resumed.seen == {epoch: whole.seen[epoch] for epoch in (1, 2)}

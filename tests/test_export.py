@@ -1,0 +1,263 @@
+"""Pictures, GeoJSON and OME-TIFF of a map of known content."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openslide
+import pytest
+import shapely
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image
+
+from panda.inference.canvas import Canvas, CanvasWriter
+from panda.inference.export import (
+    UNSCORED,
+    shrink,
+    write_geojson,
+    write_heatmap,
+    write_ome_tiff,
+    write_overlay,
+)
+from panda.inference.pictures import JET, Scale, round_length
+from panda.inference.quantify import QuantifySettings, slide_quantification
+from panda.wsi.slide import Slide
+from panda.wsi.tissue import TissueMap
+from tests.pyramids import write_pyramid
+
+WIDTH, HEIGHT = 5202, 3404  # level 1 is 1300 x 851, level 0 px per px not quite 4
+PINK = (200, 140, 180)
+
+
+def make_slide(folder: Path, mpp: float | None) -> Slide:
+    image = np.full((HEIGHT, WIDTH, 3), PINK, np.uint8)
+    return Slide.open(write_pyramid(folder / "a1b2.tiff", image, mpp=mpp))
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory: pytest.TempPathFactory) -> Slide:
+    return make_slide(tmp_path_factory.mktemp("slide"), 0.5)
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Slide:
+    return make_slide(tmp_path_factory.mktemp("bare"), None)
+
+
+def truth(shape: tuple[int, int]) -> NDArray[np.float32]:
+    """Two tumours, one with a hole and one of boxes that touch at a corner, on a slope of low probability."""
+    prob = np.broadcast_to(np.linspace(0, 0.3, shape[1], dtype=np.float32), shape).copy()
+    prob[100:400, 200:600] = 0.9
+    prob[200:300, 300:400] = 0.2
+    prob[600:700, 700:800] = 0.75
+    prob[700:760, 800:850] = 0.7
+    return prob
+
+
+def canvas_of(slide: Slide, path: Path) -> Canvas:
+    """The map at level 1 in tiles of 100 px; what lies right of 1200 px is not scored."""
+    resolution = slide.at(level=1)
+    prob = np.pad(truth((resolution.height, resolution.width)), ((0, 100), (0, 100)))
+    with CanvasWriter(path, resolution, 100, "f", {"slide_id": slide.slide_id}) as writer:
+        for y in range(0, resolution.height, 100):
+            tiles = [prob[y : y + 100, x : x + 100] for x in range(0, 1200, 100)]
+            writer.add(np.stack(tiles), [[x, y] for x in range(0, 1200, 100)])
+        return writer.close()
+
+
+@pytest.fixture(scope="module")
+def canvas(slide: Slide, tmp_path_factory: pytest.TempPathFactory) -> Canvas:
+    return canvas_of(slide, tmp_path_factory.mktemp("canvas") / "c.zarr")
+
+
+def everywhere(slide: Slide) -> TissueMap:
+    resolution = slide.at(level=1)
+    return TissueMap(np.ones((resolution.height, resolution.width), np.bool_), resolution, "strict")
+
+
+def quantified(canvas: Canvas, slide: Slide, **limits: Any) -> dict[str, Any]:
+    return slide_quantification(
+        canvas,
+        slide,
+        canvas.resolution,
+        0.5,
+        settings=QuantifySettings(0, 0, 0, 0, **limits),
+        tissue=everywhere(slide),
+    )
+
+
+def pixels(path: Path) -> NDArray[np.uint8]:
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        assert image.mode == "RGB"
+        return np.asarray(image)
+
+
+def near(image: NDArray[np.uint8], colour: tuple[int, ...] | NDArray[np.uint8], by: int = 3) -> NDArray[np.bool_]:
+    return np.asarray((np.abs(image.astype(int) - np.asarray(colour, int)) <= by).all(axis=-1))
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 7, 600])
+def test_shrinking_averages_what_was_scored(canvas: Canvas, factor: int) -> None:
+    height, width = canvas.shape
+    prob, scored = np.asarray(canvas).astype(np.float64), canvas.scored(0, 0, width, height)
+    mean, share = shrink(canvas, factor)
+    assert mean.shape == share.shape == (-(-height // factor), -(-width // factor))
+    for row, column in ((0, 0), (len(mean) // 2, mean.shape[1] // 2), (len(mean) - 1, mean.shape[1] - 1)):
+        block = np.s_[row * factor : (row + 1) * factor, column * factor : (column + 1) * factor]
+        assert share[row, column] == pytest.approx(scored[block].mean())
+        want = prob[block][scored[block]].mean() if scored[block].any() else 0
+        assert mean[row, column] == pytest.approx(want, abs=1e-5)
+
+
+def test_the_heatmap_has_the_jet_colours_of_the_map(canvas: Canvas, tmp_path: Path) -> None:
+    write_heatmap(canvas, tmp_path / "heat.png")
+    image = pixels(tmp_path / "heat.png")
+    height, width = canvas.shape
+    assert image.shape[0] > height
+    assert image.shape[1] > width
+    assert near(image, JET[round(0.9 * 255)], 0).sum() >= 300 * 400 - 100 * 100
+    assert near(image, UNSCORED, 0).sum() >= height * (width - 1200)
+    write_heatmap(canvas, tmp_path / "heat.png", max_side=500)
+    small = pixels(tmp_path / "heat.png")
+    assert near(small, JET[round(0.9 * 255)], 0).sum() == pytest.approx((300 * 400 - 100 * 100) / 9, rel=0.1)
+    assert list(tmp_path.iterdir()) == [tmp_path / "heat.png"]
+
+
+def test_the_overlay_colours_tumour_alone_and_outlines_it(slide: Slide, canvas: Canvas, tmp_path: Path) -> None:
+    found = quantified(canvas, slide)
+    write_overlay(slide, canvas, found["mask_clean"], 0.5, tmp_path / "over.png", tissue=everywhere(slide))
+    image = pixels(tmp_path / "over.png")
+    overview, view = slide.overview()
+    top, left = np.argwhere(near(image, overview[0, 0], 4))[0]  # the picture's first px
+    scale = canvas.resolution.downsample / view.downsample
+
+    def at(x: float, y: float) -> NDArray[np.uint8]:
+        row, column = top + round(y * scale), left + round(x * scale)
+        around = image[row - 2 : row + 3, column - 2 : column + 3]
+        return np.asarray(np.median(around, axis=(0, 1)), np.uint8)
+
+    assert near(at(30, 500), PINK, 4)  # low probability: the tissue as it is
+    assert near(at(1250, 500), PINK, 4)  # not scored
+    mixed = 0.6 * np.array(PINK) + 0.4 * JET[round(0.9 * 255)]
+    assert near(at(500, 250), mixed.astype(np.uint8), 4)
+    for x in (200, 600):  # the outline runs along the edge of the tumour, and around the hole
+        row, column = top + round(250 * scale), left + round(x * scale)
+        assert image[row, column - 3 : column + 4].max(axis=-1).min() < 100
+    row, column = top + round(250 * scale), left + round(300 * scale)
+    assert image[row, column - 3 : column + 4].max(axis=-1).min() < 100
+    nothing = TissueMap(np.zeros((10, 10), np.bool_), everywhere(slide).resolution, "strict")
+    write_overlay(slide, canvas, np.zeros(canvas.shape, np.bool_), 0.5, tmp_path / "over.png", tissue=nothing)
+    assert near(pixels(tmp_path / "over.png"), mixed.astype(np.uint8), 4).sum() == 0
+
+
+def test_pictures_do_without_the_resolution(bare: Slide, tmp_path: Path) -> None:
+    canvas = canvas_of(bare, tmp_path / "c.zarr")
+    write_heatmap(canvas, tmp_path / "heat.png", max_side=200)
+    write_overlay(bare, canvas, np.asarray(canvas) > 0.5, 0.123456, tmp_path / "over.png", max_side=300)
+    assert pixels(tmp_path / "heat.png").shape[1] > 200
+    assert pixels(tmp_path / "over.png").shape[1] > 300
+
+
+@pytest.mark.parametrize(
+    ("longest", "length"), [(1, 1), (1.99, 1), (2, 2), (4.9, 2), (5, 5), (9.9, 5), (0.3, 0.2), (740, 500), (2600, 2000)]
+)
+def test_scale_bars_have_round_lengths(longest: float, length: float) -> None:
+    assert round_length(longest) == pytest.approx(length)
+
+
+def test_a_scale_bar_says_how_long_it_is() -> None:
+    assert Scale(4, 2.0).bar(1000) == (250, "500 µm")
+    assert Scale(16, 8.0).bar(2048) == (250, "2 mm")
+    assert Scale(4, None).bar(1000) == (250, "1000 px at level 0 (µm/px unknown)")
+    assert Scale(1, 0.25).bar(3) == (1, "0.1 µm")
+
+
+@pytest.mark.parametrize("connectivity", [4, 8])
+def test_geojson_holds_the_regions_as_qupath_reads_them(
+    slide: Slide, canvas: Canvas, tmp_path: Path, connectivity: int
+) -> None:
+    found = quantified(canvas, slide, connectivity=connectivity)
+    write_geojson(found, slide, canvas.resolution, tmp_path / "r.geojson")
+    collection = json.loads((tmp_path / "r.geojson").read_text(encoding="utf-8"))
+    assert collection["type"] == "FeatureCollection"
+    features = collection["features"]
+    assert len(features) == found["num_regions"] == (2 if connectivity == 8 else 3)
+    assert features[0]["geometry"]["type"] == "Polygon"
+    assert features[1]["geometry"]["type"] == ("MultiPolygon" if connectivity == 8 else "Polygon")
+    for feature, region in zip(features, found["regions"], strict=True):
+        assert feature["type"] == "Feature"
+        assert uuid.UUID(feature["id"])
+        properties = feature["properties"]
+        assert properties["objectType"] == "annotation"
+        assert properties["name"] == f"Tumor {region['id']}"
+        assert properties["classification"] == {"name": "Tumor", "color": [200, 0, 0]}
+        assert properties["measurements"]["Area µm^2"] == pytest.approx(region["area_mm2"] * 1e6)
+        assert properties["measurements"]["Max tumor probability"] == region["max_probability"]
+        shape = shapely.geometry.shape(feature["geometry"])
+        assert shape.is_valid
+        assert shape.area == pytest.approx(region["area_px"] * canvas.resolution.downsample**2, rel=1e-4)
+        assert shape.area * 0.25 == pytest.approx(region["area_mm2"] * 1e6, rel=1e-3)
+        assert shape.bounds == pytest.approx(region["bbox"], abs=0.51)
+        assert [shape.centroid.x, shape.centroid.y] == pytest.approx(region["centroid"], abs=0.01)
+    assert len(shapely.geometry.shape(features[0]["geometry"]).interiors) == 1
+    ring = features[0]["geometry"]["coordinates"][0]
+    assert ring[0] == ring[-1]
+
+
+def test_geojson_of_no_tumour_or_unknown_area(bare: Slide, tmp_path: Path) -> None:
+    canvas = canvas_of(bare, tmp_path / "c.zarr")
+    found = quantified(canvas, bare)
+    write_geojson(found, bare, canvas.resolution, tmp_path / "r.geojson")
+    features = json.loads((tmp_path / "r.geojson").read_text())["features"]
+    assert "Area µm^2" not in features[0]["properties"]["measurements"]
+    found |= {"mask_clean": np.zeros(canvas.shape, np.bool_), "regions": []}
+    write_geojson(found, bare, canvas.resolution, tmp_path / "r.geojson")
+    assert json.loads((tmp_path / "r.geojson").read_text())["features"] == []
+
+
+def test_the_ome_tiff_is_a_pyramid_with_its_pixel_size(slide: Slide, canvas: Canvas, tmp_path: Path) -> None:
+    path = tmp_path / "p.ome.tiff"
+    write_ome_tiff(canvas, slide, path)
+    want = np.rint(np.asarray(canvas) * 255).astype(np.uint8)
+    with tifffile.TiffFile(path) as tif:
+        assert tif.is_ome
+        [series] = tif.series
+        assert [level.shape for level in series.levels] == [(851, 1300), (426, 650), (213, 325)]
+        assert series.axes == "YX"
+        np.testing.assert_array_equal(series.levels[0].asarray(), want)
+        half = series.levels[1].asarray()
+        mean = want[:850].reshape(425, 2, 650, 2).mean(axis=(1, 3))
+        np.testing.assert_allclose(half[:425], mean, atol=0.5)
+        assert series.levels[2].asarray().mean() == pytest.approx(want.mean(), abs=1)
+        assert all(level.keyframe.is_tiled for level in series.levels)
+        metadata = tifffile.xml2dict(tif.ome_metadata or "")["OME"]["Image"]
+        across, down = canvas.resolution.mpp or (0, 0)
+        assert metadata["Pixels"]["PhysicalSizeX"] == pytest.approx(across)
+        assert metadata["Pixels"]["PhysicalSizeY"] == pytest.approx(down)
+        assert metadata["Pixels"]["PhysicalSizeXUnit"] == "µm"
+        assert metadata["Name"].startswith("a1b2")
+    with openslide.OpenSlide(path) as opened:
+        assert opened.dimensions == (1300, 851)
+        grey = np.asarray(opened.read_region((190, 90), 0, (50, 40)).convert("RGB"))
+        np.testing.assert_array_equal(grey, want[90:130, 190:240, None].repeat(3, axis=2))
+    reopened = Slide.open(path)
+    assert reopened.mpp == pytest.approx((across, down), rel=1e-3)
+
+
+def test_a_small_map_of_unknown_resolution_is_one_level(bare: Slide, tmp_path: Path) -> None:
+    resolution = bare.at(level=2)
+    with CanvasWriter(tmp_path / "c", resolution, 64, "f", {}) as writer:
+        writer.add(np.ones((1, 64, 64)), [[0, 0]])
+    write_ome_tiff(Canvas.open(tmp_path / "c"), bare, tmp_path / "p.ome.tiff")
+    with tifffile.TiffFile(tmp_path / "p.ome.tiff") as tif:
+        assert len(tif.series[0].levels) == 1
+        assert "PhysicalSize" not in (tif.ome_metadata or "PhysicalSize")
+        image = tif.asarray()
+    assert image[:64, :64].min() == 255
+    assert image[64:].max() == 0

@@ -1,0 +1,351 @@
+"""Pages made from the folders of runs, inferences, slides and sweeps."""
+
+import base64
+import csv
+import hashlib
+import html
+import json
+import re
+from collections.abc import Mapping, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import cv2
+import numpy as np
+import pytest
+
+from panda.errors import PandaError
+from panda.report.charts import Bar, Line, bar_chart, line_chart, ticks
+from panda.report.folder import inside, link, natural, number, read_picture
+from panda.report.inference_page import write_inference_page
+from panda.report.run_page import write_run_page
+from panda.report.slide_page import write_slide_page
+from panda.report.sweep_page import write_sweep
+from panda.report.table import show
+
+EVIL = "<script>alert(1)<"  # a folder may bear it; a slash it cannot
+
+
+class _Links(HTMLParser):
+    """Collects what a page points to, and its scripts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.scripts = 0
+        self.handlers: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.scripts += tag == "script"
+        for name, value in attrs:
+            if name in {"href", "src", "srcset", "action"}:
+                self.addresses.append(value or "")
+            if name.startswith("on"):
+                self.handlers.append(name)
+
+
+def _check_page(page: Path) -> str:
+    """A page holds one script, its own; asks nothing of a server; and links only to what exists."""
+    text = page.read_text(encoding="utf-8")
+    links = _Links()
+    links.feed(text)
+    assert links.scripts == 1
+    assert not links.handlers
+    assert "@import" not in text
+    assert "url(" not in text
+    for address in links.addresses:
+        if not address.startswith("data:image/jpeg;base64,"):
+            assert not re.match(r"[a-z]+:|//", address)
+            assert (page.parent / unquote(address)).exists(), address
+    script = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)[0]
+    assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in text
+    return text
+
+
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _slide(folder: Path, **changes: Any) -> Path:
+    folder.mkdir(parents=True)
+    picture = np.full((60, 90, 4), 120, np.uint8)
+    for name in ("overlay", "heatmap"):
+        cv2.imwrite(str(folder / f"{name}.png"), picture)
+    region = {"id": 1, "area_px": 1200, "area_mm2": 0.0123, "centroid": [10.4, 20.6], "bbox": [0, 1, 2, 3]}
+    content = {
+        "slide_id": folder.name, "threshold": 0.43, "tumor_px": 1200, "tissue_px": 4800,
+        "tumor_percent_of_tissue": 25.0, "tumor_mm2": 0.0123, "tissue_mm2": 0.0492,
+        "mm2_note": "", "num_regions": 1, "mpp": [0.5, 0.5],
+        "mpp_note": "from OpenSlide", "downsample": 4.0, "tissue_how": "strict", "grade": None,
+        "regions": [region | {"mean_probability": 0.812, "max_probability": 0.99}],
+    }  # fmt: skip
+    (folder / "quantification.json").write_text(json.dumps(content | changes))
+    (folder / "regions.geojson").write_text("{}")
+    return folder
+
+
+def _summary(**changes: Any) -> dict[str, Any]:
+    test = {"dice": 0.77, "dice_mean_slide": 0.75, "dice_interval": [0.66, 0.83], "iou": None, "slides": 5}
+    test |= {
+        "all_tissue_dice": 0.31,
+        "fp_mm2_benign_slides": 0.02,
+        "by_provider": {"radboud": {"dice": 0.7, "slides": 5}},
+    }
+    choice = {"value": 0.43, "criterion": "dice_pooled", "score": 0.81, "chosen_on": "5 validation slides"}
+    content = {
+        "schema": 1, "task": "segmentation", "name": f"demo {EVIL}", "created": "2026-01-01T10:00:00Z", "seed": 0,
+        "threshold": 0.43, "threshold_choice": choice, "val": {"dice": 0.8, "dice_mean_slide": 0.78}, "test": test,
+        "data": {"slides": {"train": 14, "val": 5, "test": 5}, "groups": "by slide", "left_out": {"missing_mask": 1}},
+        "notes": [f"note {EVIL}"], "seconds": 93.1, "device": "cpu",
+    }  # fmt: skip
+    return content | changes
+
+
+def _run(folder: Path, summary: dict[str, Any] | None = None) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text(json.dumps(summary or _summary()))
+    (folder / "config.yaml").write_text(f"name: '{EVIL}'\n")
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = _run(tmp_path / "demo")
+    rows: list[dict[str, Any]] = []
+    for epoch in range(3):
+        rows.append({"epoch": epoch, "step": epoch, "train/loss": 1 / (epoch + 1), "val/loss": "", "val/dice": ""})
+        rows.append({"epoch": epoch, "step": epoch, "train/loss": "", "val/loss": 0.9, "val/dice": 0.2 * epoch})
+    _write_csv(folder / "metrics.csv", rows)
+    _write_csv(folder / "threshold_curve.csv", [{"threshold": k / 10, "dice_pooled": 0.5} for k in range(10)])
+    failure = {"slide_id": EVIL, "stage": "open", "error": "SlideError", "message": f"cannot be opened {EVIL}"}
+    _write_csv(folder / "failures.csv", [failure])
+    slides = [
+        {"slide_id": "good", "provider": "radboud", "dice": "0.9", "tumor_mm2": "1.5"},
+        {"slide_id": EVIL, "provider": EVIL, "dice": "0.2", "tumor_mm2": ""},
+        {"slide_id": "benign", "provider": "radboud", "dice": "", "tumor_mm2": "0.0"},
+        {"slide_id": "../..", "provider": "radboud", "dice": "0.5", "tumor_mm2": "0.0"},
+    ]
+    _write_csv(folder / "test_slides.csv", slides)
+    for name in ("good", EVIL):
+        _slide(folder / "slides" / name)
+    (folder / "panels").mkdir()
+    cv2.imwrite(str(folder / "panels" / "patches.png"), np.zeros((40, 200, 3), np.uint8))
+    return folder
+
+
+def test_run_page_says_the_figures_and_what_they_mean(run: Path) -> None:
+    text = html.unescape(_check_page(write_run_page(run)))
+    for said in ("0.75", "95 % interval 0.66 to 0.83", "On 5 test slides", "chosen on 5 validation slides", "by slide",
+                 "Calling all tissue tumour would give 0.31", "1 (missing mask)", "best epoch 2", "1 min 33 s",
+                 "With 5 slides the figures are coarse", "threshold 0.43"):  # fmt: skip
+        assert said in text
+    assert text.index(">0.200<") < text.index(">0.900<")  # the worst slide first
+    assert "so it has no Dice" in text
+
+
+def test_pages_are_harmless_whatever_a_slide_is_called(run: Path) -> None:
+    text = write_run_page(run).read_text()
+    assert "<script>alert" not in text
+    assert "&lt;script&gt;alert" in text
+    slide = run / "slides" / EVIL / "slide.html"
+    assert "<script>alert" not in _check_page(slide)
+    assert link("slides", EVIL, "slide.html") in text
+    assert inside(run / "slides", "../..") is None
+
+
+def test_slide_pages_are_made_again_only_when_out_of_date(run: Path) -> None:
+    write_run_page(run)
+    page = run / "slides" / "good" / "slide.html"
+    page.write_text("mine")
+    write_run_page(run)
+    assert page.read_text() == "mine"
+    page.unlink()
+    write_run_page(run)
+    assert "Against the label" in page.read_text()
+
+
+def test_a_run_without_test_says_so(tmp_path: Path) -> None:
+    folder = _run(tmp_path / "one", _summary(test=None, notes=["One slide: not generalisation."]))
+    text = html.unescape(_check_page(write_run_page(folder)))
+    assert "Figures on the validation split" in text
+    assert "This run has no test split" in text
+    assert "One slide: not generalisation." in text
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"test": null, "val": {"dice": NaN}}'])
+def test_a_broken_or_missing_summary_still_makes_a_page(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "summary.json").write_text(content)
+    text = _check_page(write_run_page(tmp_path))
+    assert "No training curves" in text
+    if content in {None, "{", "[]"}:
+        assert "summary.json" in text
+
+
+def test_grading_run_shows_agreement_and_confusion(tmp_path: Path) -> None:
+    scores = {"qwk": 0.68, "accuracy": 0.5, "accuracy_interval": [0.4, 0.6], "auroc": None, "slides": 60}
+    scores["confusion"] = [[7, 1], [2, 9]]
+    folder = _run(tmp_path / "g", _summary(task="grading", test=scores, val={"qwk": 0.7}, target="isup"))
+    rows = [{"slide_id": "near", "isup_grade": 1, "label": 1, "predicted": 1, "p0": 0.25}]
+    rows.append({"slide_id": "far", "isup_grade": 5, "label": 5, "predicted": 0, "p0": 0.75})
+    _write_csv(folder / "test_slides.csv", rows)
+    text = html.unescape(_check_page(write_run_page(folder)))
+    assert "quadratic weighted κ of 0.68" in text
+    assert "needs slides with and without cancer" in text
+    assert text.index(">far<") < text.index(">near<")
+    assert re.findall(r'class="diagonal"[^>]*>(\d+)<', text) == ["7", "9"]
+
+
+def test_slide_page_with_grade(tmp_path: Path) -> None:
+    grade = {"target": "isup", "predicted": 3, "probabilities": [0.02, 0.05, 0.17, 0.52, 0.2, 0.04]}
+    folder = _slide(tmp_path / "s", grade=grade, in_sample=True)
+    (tmp_path / "report.html").touch()
+    cv2.imwrite(str(folder / "attention_tiles.png"), np.zeros((30, 30, 3), np.uint8))
+    text = _check_page(write_slide_page(folder))
+    for said in (
+        "ISUP 3",
+        "0.52",
+        "25.0",
+        "0.012",
+        "Where the grading network looked",
+        "trained on this slide",
+        "10, 21",
+    ):
+        assert said in text
+
+
+def test_slide_page_gives_the_reason_for_unknown_areas(tmp_path: Path) -> None:
+    folder = _slide(
+        tmp_path / "s", tumor_mm2=None, tissue_mm2=None, mm2_note="no µm/px: give data.mpp_override", mpp=None
+    )
+    text = write_slide_page(folder).read_text()
+    assert "No areas in mm²: no µm/px: give data.mpp_override" in text
+    assert 'class="none"' in text
+
+
+def test_slide_page_of_a_slide_that_was_only_graded(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    folder.mkdir()
+    grade = {"target": "cancer", "predicted": 1, "probabilities": [0.1, 0.9]}
+    (folder / "quantification.json").write_text(json.dumps({"slide_id": "s", "grade": grade}))
+    text = write_slide_page(folder).read_text()
+    assert "no cancer" in text
+    assert "Tumour regions" not in text
+
+
+def test_inference_page(tmp_path: Path) -> None:
+    row = {"slide_id": "a", "tumor_percent_of_tissue": 1.5, "tumor_mm2": 0.5, "tissue_mm2": 4, "num_regions": 2}
+    rows = [row | {"threshold": 0.43, "in_sample": "False"}]
+    rows.append(rows[0] | {"slide_id": EVIL, "tumor_percent_of_tissue": 30, "tumor_mm2": "", "in_sample": "True"})
+    for r in rows:
+        _slide(tmp_path / str(r["slide_id"]))
+    _write_csv(tmp_path / "quantification.csv", rows)
+    _write_csv(tmp_path / "failures.csv", [{"slide_id": "c", "stage": "open", "error": "SlideError", "message": "no"}])
+    about = {"checkpoint": "best.ckpt", "threshold_choice": {"value": 0.43, "chosen_on": "validation"}, "notes": [EVIL]}
+    (tmp_path / "inference.json").write_text(json.dumps(about))
+    text = html.unescape(_check_page(write_inference_page(tmp_path)))
+    for said in ("best.ckpt", "1 failed", "chosen on validation", "trained on 1 of these slides", "SlideError",
+                 "without 1 slide of unknown µm/px"):  # fmt: skip
+        assert said in text
+    assert (tmp_path / "a" / "slide.html").is_file()
+
+
+def test_an_empty_inference_folder_makes_a_page(tmp_path: Path) -> None:
+    assert "No slide was finished" in _check_page(write_inference_page(tmp_path))
+
+
+def test_sweep(tmp_path: Path) -> None:
+    figures = {0: (0.6, 0.9), 1: (0.8, 0.5), 10: (0.7, 0.7)}
+    for job, (val, test) in figures.items():
+        summary = _summary(val={"dice_mean_slide": val}, test={"dice_mean_slide": test, "dice_interval": [0.1, 0.95]})
+        folder = _run(tmp_path / str(job), summary)
+        (folder / "overrides.txt").write_text(f"model=m{job}\nloss={'a' if job else 'b'}\ndata={EVIL}\n")
+        _write_csv(folder / "threshold_curve.csv", [{"threshold": 0.1, "dice_pooled": 0.5}])
+    (tmp_path / "0" / "report.html").touch()
+    failed = tmp_path / "2"
+    failed.mkdir()
+    (failed / "overrides.txt").write_text("model=m2\nloss=a\n")
+    (failed / "error.txt").write_text(f"ConfigError: {EVIL}\n" + "long " * 100)
+    (tmp_path / "not a job").mkdir()
+    text = _check_page(write_sweep(tmp_path))
+    assert re.findall(r"<td[^>]*>(?:<a[^>]*>)?(\d+)(?:</a>)?</td><td[^>]*>(done|failed)", text) == [
+        ("1", "done"), ("10", "done"), ("0", "done"), ("2", "failed"),
+    ]  # fmt: skip
+    assert "Best on validation: <b>m1 · a" in text
+    assert "ConfigError: &lt;script&gt;" in text
+    with (tmp_path / "sweep.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["job"] for row in rows] == ["0", "1", "2", "10"]
+    assert rows[1]["val_dice_mean_slide"] == "0.8"
+    assert rows[1]["test_high"] == "0.95"
+    assert rows[2]["error"].startswith("ConfigError")
+    assert rows[0]["model"] == "m0"
+
+
+def test_a_sweep_without_jobs_and_one_with_failures_only(tmp_path: Path) -> None:
+    assert "No job has left anything" in _check_page(write_sweep(tmp_path))
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "overrides.txt").write_text("a=1\n")
+    assert "summary.json is not in the folder" in _check_page(write_sweep(tmp_path))
+
+
+def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
+    for write in (write_run_page, write_inference_page, write_slide_page, write_sweep):
+        with pytest.raises(PandaError, match="is not a folder"):
+            write(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "text"),
+    [
+        (0.75249, "score", "0.752"), ("0.75", "headline", "0.75"), (None, "score", ""), (float("nan"), "mm2", ""),
+        (0.0001, "mm2", "<0.001"), (0.0, "mm2", "0.000"), (1.234, "mm2", "1.23"), (1234.5, "mm2", "1,234"),
+        (0.01, "percent", "<0.1"), (12345, "count", "12,345"), (59.6, "seconds", "60 s"),
+        (93.1, "seconds", "1 min 33 s"),
+        (7000, "seconds", "1 h 57 min"), ("None", "text", ""), (True, "score", ""),
+    ],
+)  # fmt: skip
+def test_figures_bear_sensible_digits(value: Any, kind: str, text: str) -> None:
+    assert show(value, kind) == text
+
+
+def test_pictures_are_reduced_and_laid_on_white(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "p.png"), np.zeros((100, 400, 4), np.uint8))
+    picture = read_picture(tmp_path / "p.png", 200)
+    assert picture is not None
+    assert (picture.width, picture.height, picture.wide) == (200, 50, True)
+    data = np.frombuffer(base64.b64decode(picture.uri.partition(",")[2]), np.uint8)
+    decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    assert decoded is not None
+    assert decoded.min() > 250
+    (tmp_path / "bad.png").write_bytes(b"")
+    assert read_picture(tmp_path / "bad.png", 200) is None
+    assert read_picture(tmp_path / "absent.png", 200) is None
+
+
+def test_axes_have_round_ticks_that_span_the_data() -> None:
+    assert ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    for low, high in ((0.0, 0.0), (3.0, 3.0), (-0.3, 0.71), (1e-5, 3e-5), (-2.0, -1.0)):
+        found = ticks(low, high)
+        assert found[0] <= low + 1e-12
+        assert found[-1] >= high - 1e-12
+        assert 2 <= len(found) <= 9
+
+
+def test_charts_of_one_point_or_none() -> None:
+    assert line_chart("t", [Line("a", [], [], "#000")], "x") == ""
+    assert "<svg" in line_chart("t", [Line(EVIL, [1], [0.5], "#000")], "x")
+    assert "<script" not in line_chart(EVIL, [Line(EVIL, [1], [0.5], "#000")], EVIL, mark=(1, EVIL))
+    assert bar_chart("t", [], ("a", "")) == ""
+    assert "<svg" in bar_chart("t", [Bar("κ below zero", -0.2, -0.5, 0.1)], ("a", ""))
+
+
+def test_names_sort_as_people_count() -> None:
+    assert sorted(["10", "9", "job", "1a"], key=natural) == ["1a", "9", "10", "job"]
+    assert number("inf") is None
+    assert number("1e-3") == 0.001

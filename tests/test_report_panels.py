@@ -1,0 +1,72 @@
+"""Pictures of patches and of attended tiles."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from panda.report.panels import PanelRow, attention_tiles, dice_text, draw_panels, scale_bar_um
+
+
+def _row(title: str = "slide x 1, y 2", truth: bool = True, um_per_px: float | None = 0.5) -> PanelRow:
+    image = np.full((48, 64, 3), 200, np.uint8)
+    probability = np.tile(np.linspace(0, 1, 64), (48, 1))
+    return PanelRow(image, probability, probability > 0.7 if truth else None, title, um_per_px)
+
+
+def test_rows_with_and_without_truth_and_scale_make_one_picture(tmp_path: Path) -> None:
+    rows = [_row(), _row("$bad _math^ <title>", truth=False, um_per_px=None)]
+    path = draw_panels(rows, 0.5, tmp_path / "new" / "panels.png")
+    picture = cv2.imread(str(path))
+    assert picture is not None
+    assert picture.shape[1] > 2000  # fit for a projector
+    assert [p.name for p in path.parent.iterdir()] == ["panels.png"]
+
+
+def test_overlay_shows_found_false_alarm_and_missed_in_their_colours(tmp_path: Path) -> None:
+    image = np.full((60, 60, 3), 255, np.uint8)
+    probability, truth = np.zeros((60, 60)), np.zeros((60, 60), bool)
+    probability[:, :40] = 0.9
+    truth[:, 20:] = True  # columns 0-19 false alarm, 20-39 found, 40-59 missed
+    path = draw_panels([PanelRow(image, probability, truth, "t", 1.0)], 0.5, tmp_path / "p.png")
+    picture = cv2.imread(str(path))
+    assert picture is not None
+    colours = {tuple(c) for c in picture[::3, ::3, ::-1].reshape(-1, 3).tolist()}
+
+    def tint(hex_colour: str, weight: float) -> tuple[int, ...]:
+        return tuple(int((1 - weight) * 255 + weight * int(hex_colour[i : i + 2], 16)) for i in (1, 3, 5))
+
+    assert {tint("#00a35a", 0.45), tint("#ffd000", 0.6), tint("#0a4dff", 0.6)} <= colours
+
+
+def test_a_patch_says_its_dice_or_why_it_has_none() -> None:
+    predicted = np.array([[True, True, False, False]])
+    assert dice_text(predicted, np.array([[True, False, False, False]])) == "Dice 0.67"
+    assert "no cancer labelled" in dice_text(predicted, np.zeros((1, 4), bool))
+    assert "50.0%" in dice_text(predicted, np.zeros((1, 4), bool))
+    assert "no ground truth" in dice_text(predicted, None)
+
+
+@pytest.mark.parametrize(("width", "um_per_px", "length"), [(512, 0.5, 50), (256, 1.0, 50), (1000, 10.0, 2000)])
+def test_scale_bar_is_round_and_fits(width: int, um_per_px: float, length: float) -> None:
+    assert scale_bar_um(width, um_per_px) == length
+
+
+def test_arrays_that_do_not_match_are_refused(tmp_path: Path) -> None:
+    row = _row()
+    wrong = PanelRow(row.image, row.probability[:10], None, "wrong one", None)
+    with pytest.raises(ValueError, match="wrong one"):
+        draw_panels([wrong], 0.5, tmp_path / "p.png")
+    with pytest.raises(ValueError, match="at least one"):
+        draw_panels([], 0.5, tmp_path / "p.png")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("count", [1, 20])
+def test_attention_tiles(tmp_path: Path, count: int) -> None:
+    tiles = np.zeros((count, 16, 16, 3), np.uint8)
+    path = attention_tiles(tiles, np.arange(count, dtype=float), np.zeros((count, 2), int), tmp_path / "a.png")
+    assert cv2.imread(str(path)) is not None
+    with pytest.raises(ValueError, match="one weight"):
+        attention_tiles(tiles, np.ones(count + 1), np.zeros((count, 2), int), tmp_path / "b.png")
