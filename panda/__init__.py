@@ -1,0 +1,1 @@
+"""Experiments on prostate whole-slide images: tumour segmentation and slide grading."""

@@ -17,9 +17,7 @@ class ConfigError(PandaError):
     def __init__(self, faults: Sequence[str] | str) -> None:
         self.faults = [faults] if isinstance(faults, str) else list(faults)
         lines = "\n".join(f"  - {fault}" for fault in self.faults)
-        super().__init__(
-            f"{len(self.faults)} fault{'s' * (len(self.faults) > 1)} in the configuration:\n{lines}"
-        )
+        super().__init__(f"{len(self.faults)} fault{'s' * (len(self.faults) > 1)} in the configuration:\n{lines}")
 
 
 class SlideError(PandaError):

@@ -106,19 +106,19 @@ def check_config(cfg: DictConfig, door: str) -> None:
         ConfigError: With every fault that was found.
     """
     faults = Faults()
-    for key in cfg:
-        if str(key) not in KEYS[door]:
-            faults.add(f"{key}: there is no such key{near(str(key), KEYS[door])}")
-    for key in sorted(OmegaConf.missing_keys(cfg)):
-        faults.add(f"{key!s} is not given: write {key!s}=… on the command line")
+    for key in map(str, cfg):
+        if key not in KEYS[door]:
+            faults.add(f"{key}: there is no such key{near(key, KEYS[door])}")
+    for key in sorted(map(str, OmegaConf.missing_keys(cfg))):
+        faults.add(f"{key} is not given: write {key}=… on the command line")
     try:
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as error:
         faults.add(f"{str(error).splitlines()[0]}; mend the ${{…}} it names")
         faults.raise_any()
     assert isinstance(plain, dict)
-    for key, node in plain.items():
-        _check_node(str(key), node, faults)
+    for node_key, node in plain.items():
+        _check_node(str(node_key), node, faults)
     threshold: Any = plain.get("threshold")
     word = "auto" if door == "train" else "checkpoint"
     number = isinstance(threshold, int | float) and not isinstance(threshold, bool)

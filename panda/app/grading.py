@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
@@ -25,6 +26,7 @@ from panda.errors import ConfigError, ManifestError
 from panda.files import write_json, write_table
 from panda.inference.canvas import Canvas
 from panda.inference.engine import SlideMapper, each_slide, tiles_on
+from panda.inference.evaluate import plain_interval
 from panda.inference.predictor import (
     EngineSettings,
     Grade,
@@ -46,6 +48,9 @@ log = logging.getLogger(__name__)
 
 OF_SEGMENTATION = "segmentation"
 """`model.encoder_weights` that takes the encoder of the segmentation checkpoint."""
+
+KAPPA_DRAWS = 500
+"""Draws of the bootstrap for the kappa, which takes milliseconds a draw."""
 
 
 @dataclass(frozen=True)
@@ -331,16 +336,22 @@ class GradingExperiment:
         prob = np.array([grade.probabilities for _, grade in graded])
         found = grading_scores(labels, prob)
 
-        def accuracy_low_high() -> list[float] | None:
-            groups = [record.group for record, _ in graded]
-            low, high = bootstrap_interval(prob.argmax(1) == labels, groups, seed=self.cfg.seed)
-            return [low, high] if np.isfinite([low, high]).all() else None
+        groups = [record.group for record, _ in graded]
+        pairs = np.column_stack([labels, prob])
 
+        def kappa(rows: NDArray[np.float64]) -> float:
+            drawn = grading_scores(rows[:, 0].astype(int), rows[:, 1:])["qwk"]
+            return float("nan") if drawn is None else float(drawn)
+
+        right = bootstrap_interval(prob.argmax(1) == labels, groups, seed=self.cfg.seed)
         return {
             "slides": len(graded),
             "qwk": found["qwk"],
+            "qwk_interval": plain_interval(
+                bootstrap_interval(pairs, groups, seed=self.cfg.seed, statistic=kappa, n=KAPPA_DRAWS)
+            ),
             "accuracy": found["accuracy"],
-            "accuracy_interval": accuracy_low_high(),
+            "accuracy_interval": plain_interval(right),
             "auroc": found["auroc_cancer"],
             "auroc_significant": found.get("auroc_significant"),
             "confusion": found["confusion"],

@@ -21,8 +21,8 @@ from panda.files import write_json, write_table
 from panda.inference.engine import MappedSlide, SlideMapper, each_slide, tiles_on, write_failures
 from panda.inference.predictor import EngineSettings, GradingPredictor, SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
-from panda.report.panels import attention_tiles
 from panda.report.inference_page import write_inference_page
+from panda.report.panels import attention_tiles
 from panda.report.slide_page import write_slide_page
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import find_tissue

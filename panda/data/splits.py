@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -84,7 +85,11 @@ def split_slides(
     folds, val_folds, test_folds = _folds(val_fraction, test_fraction, count)
     split: dict[str, Split] = {}
     splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
-    for number, (_, members) in enumerate(splitter.split(groups, _strata(ordered, folds), groups)):
+    with warnings.catch_warnings():
+        # A stratum with fewer slides than folds is spread over as many folds as it has slides: all one can do.
+        warnings.filterwarnings("ignore", message="The least populated class in y", category=UserWarning)
+        shares = list(splitter.split(groups, _strata(ordered, folds), groups))
+    for number, (_, members) in enumerate(shares):
         name: Split = "test" if number < test_folds else "val" if number < test_folds + val_folds else "train"
         split.update((ordered[index].slide_id, name) for index in members)
     if empty := [name for name in wanted if name not in split.values()]:
@@ -115,9 +120,9 @@ def _folds(val_fraction: float, test_fraction: float, groups: int) -> tuple[int,
 
 
 def _strata(records: Sequence[SlideRecord], folds: int) -> list[str]:
-    """The finest strata whose smallest has as many slides as there are folds."""
+    """The finest strata of which at least one can give a slide to every fold, as the splitter demands."""
     for stratum in _STRATA[:-1]:
         strata = [stratum(record) for record in records]
-        if min(Counter(strata).values()) >= folds:
+        if max(Counter(strata).values()) >= folds:
             return strata
     return [_STRATA[-1](record) for record in records]

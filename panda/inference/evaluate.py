@@ -34,13 +34,17 @@ class SlideScore:
     histogram: NDArray[np.int64]
     pixel_area_um2: float | None
 
+    def at(self, threshold: float) -> dict[str, float | int | None]:
+        """See `panda.tasks.metrics.scores_at`."""
+        return scores_at(self.histogram, threshold)
+
     def row(self, threshold: float) -> dict[str, Any]:
         """The slide's figures at a threshold; Dice and the like are None where the slide has no cancer.
 
         A slide without cancer has no Dice (0/0, or 0 however small the fault); its false-positive area is
         reported instead.
         """
-        at = scores_at(self.histogram, threshold)
+        at = self.at(threshold)
         has_cancer = bool(self.histogram[0].any())
 
         def mm2(pixels: float) -> float | None:
@@ -85,9 +89,9 @@ def summarise(scores: Sequence[SlideScore], threshold: float, seed: int) -> dict
         seed: Of the bootstrap.
 
     Returns:
-        `dice` (pooled over pixels), `dice_mean_slide` with `dice_interval` (95 %, bootstrap over groups), `iou`,
-        `precision`, `recall`, `fp_mm2_benign_slides` (mean over slides without cancer), `all_tissue_dice` (what
-        calling all tissue cancer scores), `slides`, and the same `by_provider`. Undefined figures are None.
+        `dice` (pooled over pixels) and `dice_mean_slide` (over slides with cancer), each with its `…_interval` (95 %,
+        bootstrap over groups), `iou`, `precision`, `recall`, `fp_mm2_benign_slides` (mean over slides without
+        cancer), `all_tissue_dice` (what calling all tissue cancer scores), `slides`, and the same `by_provider`. Undefined figures are None.
     """
     figures = _figures(scores, threshold, seed)
     providers = sorted({score.record.provider for score in scores})
@@ -98,20 +102,34 @@ def summarise(scores: Sequence[SlideScore], threshold: float, seed: int) -> dict
     return figures
 
 
+def plain_interval(ends: tuple[float, float]) -> list[float] | None:
+    """An interval as plain data; None where it is undefined."""
+    return None if np.isnan(ends).any() else [float(end) for end in ends]
+
+
+def _pooled_dice(counts: NDArray[np.int64]) -> float:
+    """Dice of slides' tp, fp, fn (N, 3), pooled."""
+    tp, fp, fn = counts.sum(axis=0)
+    return float(2 * tp / (2 * tp + fp + fn)) if tp + fp + fn else float("nan")
+
+
 def _figures(scores: Sequence[SlideScore], threshold: float, seed: int) -> dict[str, Any]:
     everything = pooled(histograms(scores))
     at = scores_at(everything, threshold)
     rows = [score.row(threshold) for score in scores]
     dice = np.array([np.nan if row["dice"] is None else row["dice"] for row in rows])
-    low, high = bootstrap_interval(dice, [score.record.group for score in scores], seed=seed)
+    scored = np.isfinite(dice)
+    groups = np.array([score.record.group for score in scores])
+    counts = np.array([[row[name] for name in ("tp", "fp", "fn")] for row in (s.at(threshold) for s in scores)])
     mean = nanmean(dice)
     benign = [row["fp_mm2"] for row, score in zip(rows, scores, strict=True) if not score.histogram[0].any()]
     return {
         "slides": len(scores),
-        "slides_with_cancer": int(np.isfinite(dice).sum()),
+        "slides_with_cancer": int(scored.sum()),
         **{name: at[name] for name in SCORES},
+        "dice_interval": plain_interval(bootstrap_interval(counts, groups, seed=seed, statistic=_pooled_dice)),
         "dice_mean_slide": None if np.isnan(mean) else mean,
-        "dice_interval": None if np.isnan([low, high]).any() else [low, high],
+        "dice_mean_slide_interval": plain_interval(bootstrap_interval(dice[scored], groups[scored], seed=seed)),
         "fp_mm2_benign_slides": float(np.mean(benign)) if benign and None not in benign else None,
         "all_tissue_dice": scores_at(everything, 0.0)["dice"],
     }

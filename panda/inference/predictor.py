@@ -215,7 +215,9 @@ class SegmentationPredictor:
         attrs = {"slide_id": slide.slide_id, "checkpoint": self.checkpoint.path.name, "tiles": len(grid.working)}
         device = self.settings.torch_device
         with (
-            CanvasWriter(path, resolution, grid.patch_size, made_of, attrs) as writer,
+            CanvasWriter(
+                path, resolution, grid.patch_size, made_of, attrs, overlap=grid.patch_size - grid.stride
+            ) as writer,
             torch.inference_mode(),
             self.settings.autocast(),
         ):

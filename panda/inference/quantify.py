@@ -43,8 +43,8 @@ class QuantifySettings:
         ConfigError: A limit is negative, or the connectivity is neither 4 nor 8; names all such keys.
     """
 
-    min_region_um2: float = 20000
-    min_hole_um2: float = 20000
+    min_region_um2: float = 1000
+    min_hole_um2: float = 1000
     min_region_px: int = 64
     min_hole_px: int = 64
     connectivity: Literal[4, 8] = 8

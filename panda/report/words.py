@@ -43,13 +43,9 @@ def interval(scores: dict[str, Any], key: str) -> tuple[float, float] | None:
 
     Args:
         scores: Figures of a split.
-        key: The figure; its interval is ``<key>_interval``. Where only ``dice_interval`` is there it belongs to the
-            mean over slides, because it is slides that the bootstrap draws.
+        key: The figure; its interval is ``<key>_interval``.
     """
-    name = f"{key}_interval"
-    if "dice_mean_slide_interval" not in scores and key in {"dice", "dice_mean_slide"}:
-        name = "dice_interval" if (key == "dice_mean_slide") == ("dice_mean_slide" in scores) else ""
-    ends = scores.get(name)
+    ends = scores.get(f"{key}_interval")
     if not isinstance(ends, list) or len(ends) != 2:
         return None
     low, high = number(ends[0]), number(ends[1])

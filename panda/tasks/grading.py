@@ -83,7 +83,8 @@ class GradingTask(pl.LightningModule):
         logits, _, _ = self(bag, mask)
         loss: Tensor = self.loss(logits, label)
         self.train_slides.update(logits.detach().float().softmax(-1), label)
-        self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(bag))
+        self.log("train/loss_step", loss, prog_bar=True)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(bag))
         return loss
 
     def on_train_epoch_end(self) -> None:

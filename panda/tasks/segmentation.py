@@ -54,7 +54,8 @@ class SegmentationTask(pl.LightningModule):
         logits = self(image)
         loss: Tensor = self.loss(logits, mask)
         self.train_pixels.update(logits.detach().float().sigmoid(), mask > 0.5)
-        self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(image))
+        self.log("train/loss_step", loss, prog_bar=True)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(image))
         return loss
 
     def on_train_epoch_end(self) -> None:

@@ -27,6 +27,9 @@ from panda.wsi.layout import GRADE_PATTERNS, plan_scene
 from panda.wsi.pyramid import write_slide
 
 # a new number whenever the same spec would give other pixels
+GRADES = (0, 1, 5, 2, 0, 1, 3, 4, 0, 2, 1, 5)
+"""ISUP grades in turn: of twelve slides 3 benign, 3 of grade 1, 2 of grade 2, as shares in PANDA's table (27, 25
+and 13 %; grades 3 to 5 have 12 % each there)."""
 DRAWING_VERSION = 1
 LARGEST_SIDE = 100_000
 # what a provider's mask says for: glass, stroma, benign epithelium, pattern 3, 4, 5
@@ -42,7 +45,7 @@ class SyntheticSpec:
     """Which data set is to be drawn; the same spec gives the same pixels.
 
     Attributes:
-        slides: How many; providers alternate, and the grades 0-5 take turns within each provider.
+        slides: How many; providers alternate, and within each the grades take turns as in `GRADES`.
         seed: Another seed, other slides.
         width: Of level 0 in px.
         height: Of level 0 in px; the cores run along the longer side.
@@ -200,7 +203,7 @@ def _draw_numbered(folder: Path, spec: SyntheticSpec, number: int) -> SlideTruth
         folder / "train_label_masks" / f"{slide_id}_mask.tiff",
         slide_id=slide_id,
         provider=tuple(MASK_CODES)[number % 2],
-        isup_grade=number // 2 % 6,
+        isup_grade=GRADES[number // 2 % len(GRADES)],
         seed=int.from_bytes(digest[16:20], "big") >> 1,
         width=spec.width,
         height=spec.height,

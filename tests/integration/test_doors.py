@@ -198,9 +198,7 @@ def test_a_sweep_keeps_a_failed_job_as_a_row(home: Path, trained: Path) -> None:
         (("task=grading", "segmentation_checkpoint=nothing.ckpt"), "nothing.ckpt"),
     ],
 )
-def test_a_refusal_is_one_message_and_leaves_nothing(
-    tmp_path: Path, overrides: Sequence[str], named: str
-) -> None:
+def test_a_refusal_is_one_message_and_leaves_nothing(tmp_path: Path, overrides: Sequence[str], named: str) -> None:
     done = door("train", tmp_path, *overrides)
     assert done.returncode == 1
     assert named in done.stderr
