@@ -27,7 +27,7 @@ demo: install ## draw a small PANDA, train, grade, map a slide; ends with figure
 	$(BIN)/python train.py experiment=demo_grading
 	$(BIN)/python infer.py checkpoint=runs/segmentation/demo/checkpoints/best.ckpt \
 	  grading_checkpoint=runs/grading/demo/checkpoints/best.ckpt output=out/demo \
-	  slides=data/synthetic/train_images/$$(ls runs/grading/demo/slides | head -n 1).tiff
+	  slides=data/synthetic/train_images/$$(sort -t, -k3n runs/grading/demo/test_slides.csv | tail -n 1 | cut -d, -f1).tiff
 	@$(BIN)/python -m panda.report.headline runs/segmentation/demo runs/grading/demo
 	@echo "the mapped slide"; echo "  out/demo/report.html"
 

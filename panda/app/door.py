@@ -71,6 +71,11 @@ def exit_status() -> int:
     return int(bool(_refusals))
 
 
+def forget_refusals() -> None:
+    """Starts a new count for `exit_status`, for a program that opens a door more than once."""
+    _refusals.clear()
+
+
 def set_up_logging(debug: bool) -> None:
     """Messages to the terminal, without disturbing progress bars."""
     log.setLevel(logging.DEBUG if debug else logging.INFO)

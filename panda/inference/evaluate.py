@@ -91,7 +91,8 @@ def summarise(scores: Sequence[SlideScore], threshold: float, seed: int) -> dict
     Returns:
         `dice` (pooled over pixels) and `dice_mean_slide` (over slides with cancer), each with its `…_interval` (95 %,
         bootstrap over groups), `iou`, `precision`, `recall`, `fp_mm2_benign_slides` (mean over slides without
-        cancer), `all_tissue_dice` (what calling all tissue cancer scores), `slides`, and the same `by_provider`. Undefined figures are None.
+        cancer), `all_tissue_dice` (what calling all tissue cancer scores), `slides`, and the same `by_provider`.
+        Undefined figures are None.
     """
     figures = _figures(scores, threshold, seed)
     providers = sorted({score.record.provider for score in scores})

@@ -1,14 +1,22 @@
 """What a user types, typed: both doors as processes, on small drawn slides."""
 
+import contextlib
 import csv
+import io
 import json
 import os
+import runpy
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+import panda.app.door
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = (
@@ -27,16 +35,42 @@ TINY = (
 pytestmark = pytest.mark.slow
 
 
-def door(name: str, folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(REPOSITORY / f"{name}.py"), *overrides],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "2"},
-    )
+@dataclass
+class Done:
+    returncode: int
+    stderr: str
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+class Door(Protocol):
+    def __call__(self, name: str, folder: Path, *overrides: str) -> Done: ...
+
+
+@pytest.fixture(scope="module")
+def door() -> Iterator[Door]:
+    """Runs a door as `python NAME.py …` in a folder does, in this process: a new one would spend its time importing."""
+
+    def run(name: str, folder: Path, *overrides: str) -> Done:
+        errors, here, arguments = io.StringIO(), Path.cwd(), sys.argv
+        script = REPOSITORY / f"{name}.py"
+        GlobalHydra.instance().clear()
+        panda.app.door.forget_refusals()
+        os.chdir(folder)
+        sys.argv = [str(script), *overrides]
+        try:
+            with contextlib.redirect_stderr(errors), pytest.raises(SystemExit) as ended:
+                runpy.run_path(str(script), run_name="__main__")
+        finally:
+            os.chdir(here)
+            sys.argv = arguments
+        return Done(int(ended.value.code or 0), errors.getvalue())
+
+    yield run
+    GlobalHydra.instance().clear()
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -45,12 +79,7 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="module")
-def trained(home: Path) -> Path:
+def trained(home: Path, door: Door) -> Path:
     done = door("train", home, *TINY, "name=first")
     assert done.returncode == 0, done.stderr[-3000:]
     return home / "runs" / "segmentation" / "first"
@@ -88,7 +117,7 @@ def test_a_run_leaves_what_it_promises(trained: Path) -> None:
         assert {"canvas.zarr", "heatmap.png", "overlay.png", "quantification.json", "regions.geojson"} <= left
 
 
-def test_inference_goes_on_past_a_bad_slide(home: Path, trained: Path) -> None:
+def test_inference_goes_on_past_a_bad_slide(door: Door, home: Path, trained: Path) -> None:
     folder = home / "mixed"
     folder.mkdir()
     good = slides_of(home)[0]
@@ -112,7 +141,7 @@ def test_inference_goes_on_past_a_bad_slide(home: Path, trained: Path) -> None:
     assert (home / "out/mixed/report.html").is_file()
 
 
-def test_a_sweep_over_thresholds_maps_each_slide_once(home: Path, trained: Path) -> None:
+def test_a_sweep_over_thresholds_maps_each_slide_once(door: Door, home: Path, trained: Path) -> None:
     slide = slides_of(home)[1]
     arguments = (f"checkpoint={trained}/checkpoints/best.ckpt", f"slides={slide}", "output=out/sweep")
     done = door("infer", home, "-m", "threshold=0.001,0.999", *arguments)
@@ -127,7 +156,7 @@ def test_a_sweep_over_thresholds_maps_each_slide_once(home: Path, trained: Path)
     assert found["threshold=0.001"] > found["threshold=0.999"]
 
 
-def test_an_interrupted_run_goes_on_in_its_folder(home: Path, trained: Path) -> None:
+def test_an_interrupted_run_goes_on_in_its_folder(door: Door, home: Path, trained: Path) -> None:
     before = table(trained / "metrics.csv")
     done = door("train", home, f"resume={trained}/checkpoints/last.ckpt", "trainer.max_epochs=2")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -138,7 +167,7 @@ def test_an_interrupted_run_goes_on_in_its_folder(home: Path, trained: Path) -> 
     assert json.loads((trained / "summary.json").read_text())["epochs"] == 2
 
 
-def test_a_grader_trains_on_guided_tiles_and_grades(home: Path, trained: Path) -> None:
+def test_a_grader_trains_on_guided_tiles_and_grades(door: Door, home: Path, trained: Path) -> None:
     done = door(
         "train",
         home,
@@ -169,7 +198,7 @@ def test_a_grader_trains_on_guided_tiles_and_grades(home: Path, trained: Path) -
     assert "isup_predicted" in table(home / "out/graded/quantification.csv")[0]
 
 
-def test_one_slide_says_that_it_does_not_generalise(home: Path, trained: Path) -> None:
+def test_one_slide_says_that_it_does_not_generalise(door: Door, home: Path, trained: Path) -> None:
     done = door("train", home, *TINY, "data=one_slide", "name=one", "logger=csv")
     assert done.returncode == 0, done.stderr[-3000:]
     summary = json.loads((home / "runs/segmentation/one/summary.json").read_text())
@@ -178,7 +207,7 @@ def test_one_slide_says_that_it_does_not_generalise(home: Path, trained: Path) -
     assert not (home / "runs/segmentation/one/wandb").exists()
 
 
-def test_a_sweep_keeps_a_failed_job_as_a_row(home: Path, trained: Path) -> None:
+def test_a_sweep_keeps_a_failed_job_as_a_row(door: Door, home: Path, trained: Path) -> None:
     sizes = [o for o in TINY if not o.startswith("data.patch_size")]
     done = door("train", home, "-m", *sizes, "model=deeplabv3", "data.patch_size=64,100", "name=sizes", "logger=csv")
     assert done.returncode == 1
@@ -198,7 +227,9 @@ def test_a_sweep_keeps_a_failed_job_as_a_row(home: Path, trained: Path) -> None:
         (("task=grading", "segmentation_checkpoint=nothing.ckpt"), "nothing.ckpt"),
     ],
 )
-def test_a_refusal_is_one_message_and_leaves_nothing(tmp_path: Path, overrides: Sequence[str], named: str) -> None:
+def test_a_refusal_is_one_message_and_leaves_nothing(
+    door: Door, tmp_path: Path, overrides: Sequence[str], named: str
+) -> None:
     done = door("train", tmp_path, *overrides)
     assert done.returncode == 1
     assert named in done.stderr
@@ -206,10 +237,11 @@ def test_a_refusal_is_one_message_and_leaves_nothing(tmp_path: Path, overrides: 
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_a_checkpoint_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_none_is_refused_by_a_real_process(tmp_path: Path) -> None:
     (tmp_path / "best.ckpt").write_bytes(b"PK nothing")
     (tmp_path / "slide.tiff").write_bytes(b"II*\0")
-    done = door("infer", tmp_path, "checkpoint=best.ckpt", "slides=slide.tiff")
+    command = [sys.executable, str(REPOSITORY / "infer.py"), "checkpoint=best.ckpt", "slides=slide.tiff"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 1
     assert "best.ckpt" in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,0 +1,153 @@
+"""From checkpoint and slide to canvas: the resolution a slide is read at, reuse, and scores against a mask."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from panda.data.manifest import SlideRecord
+from panda.errors import CheckpointError, SlideError
+from panda.inference.evaluate import score_canvas, summarise
+from panda.inference.predictor import EngineSettings, SegmentationPredictor, resolution_for
+from panda.models.segmentation import Segmenter
+from panda.tasks.checkpoint import carried_data
+from panda.tasks.metrics import BINS
+from panda.tasks.threshold import search_threshold
+from panda.wsi.labels import LabelMask
+from panda.wsi.slide import Slide
+from panda.wsi.tissue import find_tissue
+from tests.pyramids import write_pyramid
+
+PINK = (215, 120, 180)
+
+
+@pytest.fixture
+def slide_path(tmp_path: Path) -> Path:
+    image = np.full((1024, 1280, 3), 244, np.uint8)
+    image[200:700, 150:1000] = PINK
+    return write_pyramid(tmp_path / "slide.tiff", image, mpp=0.5)
+
+
+@pytest.fixture
+def mask_path(tmp_path: Path) -> Path:
+    codes = np.zeros((1024, 1280), np.uint8)
+    codes[200:700, 150:1000] = 1
+    codes[300:500, 300:600] = 2
+    return write_pyramid(tmp_path / "slide_mask.tiff", codes)
+
+
+def checkpoint(path: Path, **changes: Any) -> Path:
+    torch.manual_seed(0)
+    network = Segmenter("unet", "resnet18", decoder_channels=[16, 16, 8, 8, 8])
+    carried = {
+        "network": network.plain(),
+        "resolution": {"level": 1, "mpp": None, "train_mpp": 2.0},
+        "patch_size": 64,
+        "overlap": 0.5,
+        "labels": {},
+        "threshold": search_threshold({}).plain(),
+        "train_slides": [],
+    } | changes
+    state = {f"network.{key}": value for key, value in network.state_dict().items()}
+    torch.save({"state_dict": state, "panda": carried_data("segmentation", carried)}, path)
+    return path
+
+
+def asked(level: int | None, mpp: float | None, train_mpp: float | None) -> dict[str, Any]:
+    return {"level": level, "mpp": mpp, "train_mpp": train_mpp}
+
+
+def test_the_resolution_of_training_decides(slide_path: Path) -> None:
+    with Slide.open(slide_path) as slide:
+        assert resolution_for(slide, asked(1, None, 2.0)).level == 1
+        assert not resolution_for(slide, asked(1, None, 2.05)).resampled
+        coarser = resolution_for(slide, asked(1, None, 4.0))
+        assert coarser.mpp == pytest.approx((4.0, 4.0))
+        assert resolution_for(slide, asked(1, None, None)).level == 1
+        assert resolution_for(slide, asked(None, 1.0, 1.0)).mpp == pytest.approx((1.0, 1.0))
+        assert resolution_for(slide, asked(5, None, 2.0)).mpp == pytest.approx((2.0, 2.0))
+        with pytest.raises(SlideError, match="level"):
+            resolution_for(slide, asked(5, None, None))
+
+
+def test_a_canvas_covers_the_tissue_and_is_made_once(slide_path: Path, tmp_path: Path) -> None:
+    predictor = SegmentationPredictor.from_checkpoint(checkpoint(tmp_path / "a.ckpt"), EngineSettings(device="cpu"))
+    seen: list[tuple[int, int]] = []
+    with Slide.open(slide_path) as slide:
+        tissue = find_tissue(slide)
+        canvas = predictor.predict(slide, tissue, tmp_path / "c.zarr", lambda done, total: seen.append((done, total)))
+        where = tissue.crop(canvas.resolution, (0, 0), canvas.shape[::-1])
+        assert canvas.scored(0, 0, *canvas.shape[::-1])[where].all()
+        assert seen[-1][0] == seen[-1][1] > 0
+        seen.clear()
+        again = predictor.predict(slide, tissue, tmp_path / "c.zarr", lambda done, total: seen.append((done, total)))
+        assert not seen
+        assert np.array_equal(np.asarray(again), np.asarray(canvas))
+
+
+def test_another_network_makes_another_canvas(slide_path: Path, tmp_path: Path) -> None:
+    engine = EngineSettings(device="cpu")
+    with Slide.open(slide_path) as slide:
+        tissue = find_tissue(slide)
+        first = SegmentationPredictor.from_checkpoint(checkpoint(tmp_path / "a.ckpt"), engine)
+        one = first.predict(slide, tissue, tmp_path / "c.zarr").fingerprint
+        other = SegmentationPredictor.from_checkpoint(checkpoint(tmp_path / "b.ckpt", overlap=0.25), engine)
+        assert other.predict(slide, tissue, tmp_path / "c.zarr").fingerprint != one
+
+
+def test_batches_do_not_change_the_canvas(slide_path: Path, tmp_path: Path) -> None:
+    maps = []
+    for batch_size in (1, 7):
+        engine = EngineSettings(device="cpu", batch_size=batch_size)
+        predictor = SegmentationPredictor.from_checkpoint(checkpoint(tmp_path / "a.ckpt"), engine)
+        with Slide.open(slide_path) as slide:
+            maps.append(np.asarray(predictor.predict(slide, find_tissue(slide), tmp_path / f"{batch_size}.zarr")))
+    assert np.abs(maps[0] - maps[1]).max() < 1e-4
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "a.ckpt")
+    content = torch.load(path, weights_only=True)
+    content["panda"]["network"]["decoder_channels"] = [8, 8, 8, 8, 8]
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match="do not fit"):
+        SegmentationPredictor.from_checkpoint(path, EngineSettings(device="cpu"))
+
+
+def test_scores_agree_with_a_plain_count(slide_path: Path, mask_path: Path, tmp_path: Path) -> None:
+    predictor = SegmentationPredictor.from_checkpoint(checkpoint(tmp_path / "a.ckpt"), EngineSettings(device="cpu"))
+    record = SlideRecord("slide", "karolinska", 3, "4+3", slide_path, mask_path, "slide")
+    with Slide.open(slide_path) as slide, LabelMask.open(mask_path, slide, "karolinska") as mask:
+        tissue = find_tissue(slide)
+        canvas = predictor.predict(slide, tissue, tmp_path / "c.zarr")
+        score = score_canvas(canvas, slide, mask, tissue, record)
+        size = canvas.shape[::-1]
+        where = tissue.crop(canvas.resolution, (0, 0), size)
+        truth = mask.read_tumor(canvas.resolution, (0, 0), size)
+        prob = np.asarray(canvas, dtype=np.float64)
+    assert score.histogram.shape == (2, BINS)
+    assert score.histogram.sum() == where.sum()
+    threshold = float(np.round(np.median(prob[where]), 3))
+    called = (prob >= threshold) & where
+    tp, fp, fn = (called & truth).sum(), (called & ~truth).sum(), (~called & truth & where).sum()
+    figures = summarise([score], threshold, seed=0)
+    assert figures["dice"] == pytest.approx(2 * tp / (2 * tp + fp + fn), abs=1e-9)
+    assert figures["all_tissue_dice"] == pytest.approx(
+        2 * (truth & where).sum() / ((truth & where).sum() + where.sum()), abs=1e-9
+    )
+    assert figures["dice_interval"] is None
+
+
+def test_a_slide_without_cancer_has_no_dice_but_an_area(slide_path: Path, tmp_path: Path) -> None:
+    blank = write_pyramid(tmp_path / "blank_mask.tiff", np.ones((1024, 1280), np.uint8))
+    record = SlideRecord("slide", "karolinska", 0, "0+0", slide_path, blank, "slide")
+    predictor = SegmentationPredictor.from_checkpoint(checkpoint(tmp_path / "a.ckpt"), EngineSettings(device="cpu"))
+    with Slide.open(slide_path) as slide, LabelMask.open(blank, slide, "karolinska") as mask:
+        tissue = find_tissue(slide)
+        score = score_canvas(predictor.predict(slide, tissue, tmp_path / "c.zarr"), slide, mask, tissue, record)
+    row = score.row(0.001)
+    assert row["dice"] is None
+    assert row["fp_mm2"] == pytest.approx(row["fp_px"] * 4.0 / 1e6)
+    assert summarise([score], 0.001, seed=0)["fp_mm2_benign_slides"] == pytest.approx(row["fp_mm2"])
