@@ -1,6 +1,7 @@
 """The errors a user meets. Each message names the file or key, the value and the remedy."""
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Collection, Sequence
 
 
 class PandaError(Exception):
@@ -34,3 +35,20 @@ class ManifestError(PandaError):
 
 class CheckpointError(PandaError):
     """A checkpoint or canvas that is not one, is of the wrong task, or of another version."""
+
+
+def near(name: str, known: Collection[str]) -> str:
+    """Say which known names are near a wrong one.
+
+    Args:
+        name: What was given.
+        known: What there is.
+
+    Returns:
+        " (did you mean a, b?)", or all names where there are at most 20, or "".
+    """
+    lowered = {candidate.lower(): candidate for candidate in known}
+    matches = difflib.get_close_matches(name.lower(), list(lowered), n=3, cutoff=0.6)
+    if matches:
+        return f" (did you mean {', '.join(lowered[match] for match in matches)}?)"
+    return f" (there are: {', '.join(sorted(known))})" if 0 < len(known) <= 20 else ""

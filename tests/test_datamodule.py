@@ -57,7 +57,7 @@ def test_all_faults_of_the_arguments_at_once(tmp_path: Path) -> None:
             exclude=["near_duplicate"],
             extract_workers=0,
         )
-    assert len(caught.value.faults) == 12
+    assert len(caught.value.faults) == 13
     text = str(caught.value)
     for name in ("level", "stride", "val_fraction + data.test_fraction is 1.2", "slide_id", "extract_workers"):
         assert f"data.{name}" in text

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from panda.app.run import resolution_asked
 from panda.data.manifest import SlideRecord
 from panda.errors import CheckpointError, SlideError
 from panda.inference.evaluate import score_canvas, summarise
@@ -43,7 +44,7 @@ def checkpoint(path: Path, **changes: Any) -> Path:
     network = Segmenter("unet", "resnet18", decoder_channels=[16, 16, 8, 8, 8])
     carried = {
         "network": network.plain(),
-        "resolution": {"level": 1, "mpp": None, "train_mpp": 2.0},
+        "resolution": {"level": 1, "mpp": None, "train_mpp": [2.0, 2.0, 2.0]},
         "patch_size": 64,
         "overlap": 0.5,
         "labels": {},
@@ -55,8 +56,8 @@ def checkpoint(path: Path, **changes: Any) -> Path:
     return path
 
 
-def asked(level: int | None, mpp: float | None, train_mpp: float | None) -> dict[str, Any]:
-    return {"level": level, "mpp": mpp, "train_mpp": train_mpp}
+def asked(level: int | None, mpp: float | None, *train_mpp: float) -> dict[str, Any]:
+    return resolution_asked(level, mpp, train_mpp)
 
 
 def test_the_resolution_of_training_decides(slide_path: Path) -> None:
@@ -65,11 +66,13 @@ def test_the_resolution_of_training_decides(slide_path: Path) -> None:
         assert not resolution_for(slide, asked(1, None, 2.05)).resampled
         coarser = resolution_for(slide, asked(1, None, 4.0))
         assert coarser.mpp == pytest.approx((4.0, 4.0))
-        assert resolution_for(slide, asked(1, None, None)).level == 1
+        # a level whose µm/px training saw among others is read as training read it
+        assert not resolution_for(slide, asked(1, None, 2.0, 2.3, 2.4)).resampled
+        assert resolution_for(slide, asked(1, None)).level == 1
         assert resolution_for(slide, asked(None, 1.0, 1.0)).mpp == pytest.approx((1.0, 1.0))
         assert resolution_for(slide, asked(5, None, 2.0)).mpp == pytest.approx((2.0, 2.0))
         with pytest.raises(SlideError, match="level"):
-            resolution_for(slide, asked(5, None, None))
+            resolution_for(slide, asked(5, None))
 
 
 def test_a_canvas_covers_the_tissue_and_is_made_once(slide_path: Path, tmp_path: Path) -> None:

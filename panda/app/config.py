@@ -1,6 +1,5 @@
 """Checks a configuration before anything slow begins, and builds objects from it."""
 
-import difflib
 import importlib
 import inspect
 import typing
@@ -12,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from panda.errors import ConfigError, PandaError
+from panda.errors import ConfigError, PandaError, near
 
 # What a `_target_` may name. A configuration is data; it must not be able to call anything that is installed.
 ALLOWED_TARGETS = (
@@ -36,8 +35,6 @@ KEYS = {
         "reader", "debug", "run_dir",
     },
 }  # fmt: skip
-
-CRITERIA = ("dice_pooled", "dice_mean_slide")
 
 
 def register_resolvers() -> None:
@@ -88,13 +85,6 @@ class Faults:
             raise ConfigError(self.found)
 
 
-def near(name: str, known: typing.Iterable[str]) -> str:
-    """A hint with the names nearest to a wrong one: `; did you mean …?`, or those there are."""
-    names = sorted(map(str, known))
-    close = difflib.get_close_matches(name, names, n=3)
-    return f"; did you mean {' or '.join(close)}?" if close else f"; there are {', '.join(names)}"
-
-
 def check_config(cfg: DictConfig, door: str) -> None:
     """Checks keys, mandatory values, targets and argument types of a composed configuration.
 
@@ -126,8 +116,10 @@ def check_config(cfg: DictConfig, door: str) -> None:
         faults.add(f"threshold={threshold} must be {word} or a probability between 0 and 1")
     elif door == "train" and number and round(float(threshold) * 1000) / 1000 != threshold:
         faults.add(f"threshold={threshold} must be a multiple of 0.001, the step of the histograms it is scored by")
-    if door == "train" and plain.get("criterion") not in CRITERIA:
-        faults.add(f"criterion={plain.get('criterion')} must be one of {', '.join(CRITERIA)}")
+    if door == "train":
+        from panda.tasks.threshold import Criterion  # noqa: PLC0415
+
+        _check_type("criterion", plain.get("criterion"), Criterion, faults)
     if door == "train" and not isinstance(plain.get("seed"), int):
         faults.add(f"seed={plain.get('seed')} must be a whole number")
     faults.raise_any()
@@ -191,6 +183,29 @@ def _check_type(key: str, value: Any, hint: Any, faults: Faults) -> None:
     except ValidationError as error:
         wanted = "; ".join(dict.fromkeys(e["msg"].lower() for e in error.errors()))
         faults.add(f"{key}={value} is of the wrong kind: {wanted}")
+
+
+def check_loss(loss: Any, logits: Any, target: Any, node: Mapping[str, Any], faults: Faults) -> None:
+    """Runs a loss once on tensors of the task's shapes: one that cannot teach the task is a fault of the config.
+
+    Args:
+        loss: The module.
+        logits: As the task's network gives them, wrong everywhere.
+        target: As the task's data gives it.
+        node: The loss' configuration, for the message.
+        faults: Takes the fault.
+    """
+    logits = logits.clone().requires_grad_()
+    try:
+        value = loss(logits, target)
+        value.backward()
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        faults.add(f"loss={node['_target_']} does not fit the task: {str(error).splitlines()[0]}")
+        return
+    if not bool(logits.grad.any()):
+        faults.add(
+            f"loss={node['_target_']} gives no gradient for this task's logits {tuple(logits.shape)}: take another"
+        )
 
 
 def build(node: Any, **extra: Any) -> Any:

@@ -19,7 +19,16 @@ register_resolvers()
 
 
 class SomeSlidesFailed(PandaError):
-    """Raised at the end of work that is whole but for some slides, so that the exit status says so."""
+    """Raised at the end of work that is whole but for some slides, so that the exit status says so.
+
+    Args:
+        message: How many, and where they are listed.
+        figure: What the job returns all the same.
+    """
+
+    def __init__(self, message: str, figure: float | None = None) -> None:
+        super().__init__(message)
+        self.figure = figure
 
 
 _refusals: list[str] = []
@@ -41,8 +50,9 @@ def guarded(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
         except PandaError as error:
             _refusals.append(str(error))
             log.error("%s: %s", type(error).__name__, error, exc_info=cfg.debug)
-            if not isinstance(error, SomeSlidesFailed):
-                _leave_trace(run_dir, error)
+            if isinstance(error, SomeSlidesFailed):
+                return error.figure
+            _leave_trace(run_dir, error)
             return float("nan")
         finally:
             for handler in [h for h in log.handlers if isinstance(h, logging.FileHandler)]:

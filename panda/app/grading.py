@@ -1,9 +1,10 @@
 """The grading experiment: bags of tiles from each slide, attention MIL, grades for the test slides."""
 
+import functools
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from panda.app.config import Faults, build
+from panda.app.config import Faults, build, check_loss
 from panda.app.run import Run, resolution_asked
 from panda.app.tracking import log_csv, wandb_of
 from panda.data.bag_datamodule import BagDataModule
@@ -148,6 +149,8 @@ class GradingExperiment:
             self.settings: GradingSettings = build(plain["task"])
         with faults.collect():
             self.loss = build(plain["loss"])
+            logits = torch.zeros(2, CLASSES[cfg.task.target])
+            check_loss(self.loss, logits, torch.tensor([0, 1]), plain["loss"], faults)
         with faults.collect():
             self.optim: Optim = build(plain["optim"])
         with faults.collect():
@@ -160,12 +163,18 @@ class GradingExperiment:
                 "segmentation_checkpoint is not given: tiles=guided needs one "
                 "(segmentation_checkpoint=runs/segmentation/…/checkpoints/best.ckpt), tiles=tissue needs none"
             )
+        if not guided and cfg.segmentation_checkpoint:
+            faults.add("segmentation_checkpoint has no part in tiles=tissue: leave it out, or give tiles=guided")
+        if cfg.threshold != "auto":
+            faults.add(f"threshold={cfg.threshold}: grading takes the segmentation checkpoint's; leave it out")
         from_segmentation = plain["model"].get("encoder_weights") == OF_SEGMENTATION
         if from_segmentation and not guided:
             faults.add("model.encoder_weights=segmentation needs tiles=guided and a segmentation_checkpoint")
         with faults.collect():
             model = plain["model"] | ({"encoder_weights": None} if from_segmentation else {})
             self.network: MILNet = build(model, num_classes=CLASSES[cfg.task.target])
+            if not isinstance(self.network, MILNet):
+                faults.add(f"model={model['_target_']} is no MIL network: give model=mil_gated or model=mil_attention")
         faults.raise_any()
         self.segmenter = (
             SegmentationPredictor.from_checkpoint(Path(cfg.segmentation_checkpoint), self.engine) if guided else None
@@ -177,20 +186,20 @@ class GradingExperiment:
         """See `Experiment.run`."""
         splits = self.data.splits()
         items: dict[Split, list[BagItem]] = {}
-        mpps: list[float] = []
+        mpps: dict[Split, list[float]] = {name: [] for name in splits}
         for name, records in splits.items():
             outcome = each_slide(
                 records,
                 lambda record: record.slide_id,
                 f"tiles of {name}",
-                lambda record, bar: self._bag_item(record, mpps, bar),
+                functools.partial(self._bag_item, mpps[name]),
             )
             run.failures.extend(outcome.failures)
             items[name] = outcome.results
             if not items[name] and records:
                 raise ManifestError(f"no slide of the {name} split could be used: {run.failures[-1].message}")
         carried = {
-            "resolution": resolution_asked(self.tiles.level, self.tiles.mpp, float(np.median(mpps)) if mpps else None),
+            "resolution": resolution_asked(self.tiles.level, self.tiles.mpp, mpps["train"]),
             "tile_size": self.tiles.tile_size,
             "tiles": {key: getattr(self.tiles, key) for key in ("how", "k", "random_fraction", "min_tissue", "seed")},
             "target": self.settings.target,
@@ -243,13 +252,15 @@ class GradingExperiment:
         """The slide's canvas from the guiding segmenter, kept beside the patch stores for the next run."""
         if self.segmenter is None:
             return None
-        folder = self.data.store_root / f"canvases-{self.segmenter.fingerprint[:12]}"
-        return self.segmenter.predict(slide, tissue, folder / f"{slide.slide_id}.zarr", tiles_on(bar))
+        return self.segmenter.predict(slide, tissue, self._canvas_path(self.segmenter, slide), tiles_on(bar))
 
-    def _bag_item(self, record: SlideRecord, mpps: list[float], bar: "tqdm[Any]") -> BagItem:
+    def _canvas_path(self, segmenter: SegmentationPredictor, slide: Slide) -> Path:
+        return self.data.store_root / f"canvases-{segmenter.fingerprint[:12]}" / f"{slide.slide_id}.zarr"
+
+    def _bag_item(self, mpps: list[float], record: SlideRecord, bar: "tqdm[Any]") -> BagItem:
         with self._open(record) as slide:
             tissue = find_tissue(slide)
-            asked = resolution_asked(self.tiles.level, self.tiles.mpp, None)
+            asked = resolution_asked(self.tiles.level, self.tiles.mpp, [])
             coords, view = slide_tiles(slide, tissue, self._canvas(slide, tissue, bar), asked, asdict(self.tiles))
             if view.mpp:
                 mpps.append(view.mpp[0])
@@ -294,7 +305,9 @@ class GradingExperiment:
             with self._open(record) as slide:
                 tissue = find_tissue(slide)
                 if mapper is not None:
-                    grade = mapper.map(slide, tissue, folder, folder / "canvas.zarr", tiles_on(bar)).grade
+                    grade = mapper.map(
+                        slide, tissue, folder, self._canvas_path(mapper.predictor, slide), tiles_on(bar)
+                    ).grade
                     assert grade is not None
                 else:
                     grade = grader.grade(slide, tissue, self._canvas(slide, tissue, bar))
@@ -303,7 +316,7 @@ class GradingExperiment:
                 if mapper is None:
                     write_json(folder / "quantification.json", {"slide_id": record.slide_id, "grade": grade.plain()})
                 write_slide_page(folder)
-            return record, grade
+            return record, replace(grade, tiles=grade.tiles[:0])  # the pixels of thousands of bags fill a memory
 
         outcome = each_slide(records, lambda record: record.slide_id, f"grades of {split}", work)
         run.failures.extend(outcome.failures)

@@ -6,7 +6,6 @@ import glob
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from panda.app.door import SomeSlidesFailed, log_to_file
 from panda.data.patches import Failure
 from panda.errors import ConfigError, ManifestError
 from panda.files import write_json, write_table
-from panda.inference.engine import MappedSlide, SlideMapper, each_slide, tiles_on, write_failures
+from panda.inference.engine import SlideMapper, each_slide, tiles_on, write_failures
 from panda.inference.predictor import EngineSettings, GradingPredictor, SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
 from panda.report.inference_page import write_inference_page
@@ -32,14 +31,20 @@ log = logging.getLogger(__name__)
 SLIDE_SUFFIXES = (".tiff", ".tif", ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm")
 
 
-def infer(cfg: DictConfig) -> list[MappedSlide]:
+TABLE_EVERY = 20
+"""Slides after which `quantification.csv` is written anew, so that an interrupted run leaves one."""
+SHOWN = 20
+"""Slides whose figures are printed."""
+
+
+def infer(cfg: DictConfig) -> list[dict[str, Any]]:
     """Maps every slide, goes on past bad ones, and writes the report.
 
     Args:
         cfg: `conf/infer.yaml` as composed by Hydra, or by a test, which then gives `run_dir`.
 
     Returns:
-        What each mapped slide gave.
+        The rows of `quantification.csv`.
 
     Raises:
         ConfigError: With all faults of the configuration, before anything slow.
@@ -79,7 +84,9 @@ def infer(cfg: DictConfig) -> list[MappedSlide]:
         failures.append(failure)
         write_failures(results / "failures.csv", failures)
 
-    def work(path: Path, bar: "tqdm[Any]") -> MappedSlide:
+    rows: list[dict[str, Any]] = []
+
+    def work(path: Path, bar: "tqdm[Any]") -> None:
         with Slide.open(path, reader=cfg.reader, mpp_override=cfg.mpp_override) as slide:
             folder = results / slide.slide_id
             canvas_path = canvases / slide.slide_id / "canvas.zarr"
@@ -88,11 +95,13 @@ def infer(cfg: DictConfig) -> list[MappedSlide]:
             grade = mapped.grade
             attention_tiles(grade.tiles, grade.attention, grade.coords, folder / "attention_tiles.png")
         write_slide_page(folder)
-        return mapped
+        rows.append(mapped.row)
+        if len(rows) % TABLE_EVERY == 1:
+            write_table(results / "quantification.csv", rows)
 
     write_failures(results / "failures.csv", failures)
-    outcome = each_slide(paths, lambda path: path.stem, "slides", work, note_failure)
-    write_table(results / "quantification.csv", [mapped.row for mapped in outcome.results], _columns(outcome.results))
+    each_slide(paths, lambda path: path.stem, "inference", work, note_failure)
+    write_table(results / "quantification.csv", rows, None if rows else ["slide_id"])
     write_json(
         results / "inference.json",
         {
@@ -105,21 +114,20 @@ def infer(cfg: DictConfig) -> list[MappedSlide]:
             "device": str(engine.torch_device),
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "slides": len(paths),
-            "failed": len(outcome.failures),
+            "failed": len(failures),
             "seconds": round(time.monotonic() - started, 1),
             "notes": notes,
         },
     )
     report = write_inference_page(results)
-    for mapped in outcome.results[:20]:
-        log.info("%s", _headline(mapped.row))
+    for row in rows[:SHOWN]:
+        log.info("%s", _headline(row))
     log.info("report: %s", report)
-    if outcome.failures:
+    if failures:
         raise SomeSlidesFailed(
-            f"{len(outcome.failures)} of {len(paths)} slides failed: {results / 'failures.csv'} says why; "
-            "the others are done"
+            f"{len(failures)} of {len(paths)} slides failed: {results / 'failures.csv'} says why; the others are done"
         )
-    return outcome.results
+    return rows
 
 
 def find_slides(given: str) -> list[Path]:
@@ -160,13 +168,20 @@ def find_slides(given: str) -> list[Path]:
 
 
 def _slides_of_table(table: Path) -> list[Path]:
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        rows, columns = list(reader), reader.fieldnames or []
-    if "path" in columns:
-        return [table.parent / row["path"] for row in rows]
-    if "image_id" not in columns:
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            rows, columns = list(reader), reader.fieldnames or []
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ManifestError(f"{table}: is no CSV in UTF-8 ({error}); save it as one") from error
+    key = next((column for column in ("path", "image_id") if column in columns), None)
+    if key is None:
         raise ManifestError(f"{table}: no column path or image_id; it has {', '.join(columns) or 'none'}")
+    empty = [number for number, row in enumerate(rows, start=2) if not row[key]]
+    if empty:
+        raise ManifestError(f"{table}: line {empty[0]} has no {key}; fill it in or remove the line")
+    if key == "path":
+        return [table.parent / row["path"] for row in rows]
     folder = table.parent / "train_images"
     folder = folder if folder.is_dir() else table.parent
     unsafe = [row["image_id"] for row in rows if Path(row["image_id"]).name != row["image_id"]]
@@ -177,18 +192,14 @@ def _slides_of_table(table: Path) -> list[Path]:
 
 def _notes(predictor: SegmentationPredictor, grader: GradingPredictor | None) -> list[str]:
     """What a reader of the results has to know about the checkpoints."""
-    notes = [f"The threshold {predictor.threshold.value:.3f} was chosen on {predictor.threshold.chosen_on}."]
+    notes = []
     if grader is not None and grader.carried["segmentation"] not in (None, predictor.fingerprint):
         notes.append(
             "The grader was trained on tiles that another segmentation chose: its grades are outside what was tested."
         )
-    for note in notes[1:]:
+    for note in notes:
         log.warning("%s", note)
     return notes
-
-
-def _columns(mapped: Sequence[MappedSlide]) -> list[str]:
-    return list(mapped[0].row) if mapped else ["slide_id"]
 
 
 def _headline(row: dict[str, Any]) -> str:

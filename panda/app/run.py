@@ -1,8 +1,9 @@
 """One run: its folder, its trainer, and what it has to say at its end."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
@@ -45,9 +46,15 @@ class Run:
         Raises:
             PandaError: If it was interrupted; the run can be resumed.
         """
-        self.trainer.fit(task, datamodule=data, ckpt_path=self.resume, weights_only=True)
-        if self.trainer.interrupted:
-            raise PandaError(f"interrupted; go on with: python train.py resume={self.folder}/checkpoints/last.ckpt")
+        try:
+            self.trainer.fit(task, datamodule=data, ckpt_path=self.resume, weights_only=True)
+        except SystemExit as stop:
+            # Lightning answers Ctrl-C by closing what it opened and leaving the program.
+            if not self.trainer.interrupted:
+                raise
+            last = self.folder / "checkpoints" / "last.ckpt"
+            hint = f"go on with: python train.py resume={last}" if last.exists() else "no epoch was finished"
+            raise PandaError(f"interrupted; {hint}") from stop
 
 
 class Experiment(Protocol):
@@ -60,6 +67,16 @@ class Experiment(Protocol):
         """Trains, evaluates, fills `run.summary`, and returns the figure that runs are compared by."""
 
 
-def resolution_asked(level: int | None, mpp: float | None, train_mpp: float | None) -> Mapping[str, float | int | None]:
-    """What a checkpoint keeps of the resolution: what was asked for, and the µm/px it came to in training."""
-    return {"level": level, "mpp": mpp, "train_mpp": train_mpp}
+def resolution_asked(level: int | None, mpp: float | None, train_mpp: Sequence[float]) -> dict[str, Any]:
+    """What a checkpoint keeps of the resolution.
+
+    Args:
+        level: The pyramid level asked for; or
+        mpp: the µm/px asked for.
+        train_mpp: µm per working px of each training slide that states it.
+
+    Returns:
+        `level`, `mpp`, and `train_mpp` as the lowest, the median and the highest, or None.
+    """
+    seen = [min(train_mpp), median(train_mpp), max(train_mpp)] if train_mpp else None
+    return {"level": level, "mpp": mpp, "train_mpp": seen}

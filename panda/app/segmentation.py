@@ -1,20 +1,20 @@
 """The segmentation experiment: train, choose a threshold on validation, map and score the test slides."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from panda.app.config import Faults, build
+from panda.app.config import Faults, build, check_loss
 from panda.app.run import Run, resolution_asked
 from panda.app.tracking import log_csv, wandb_of
 from panda.data.datamodule import PatchDataModule
 from panda.data.manifest import SlideRecord
-from panda.errors import ConfigError
-from panda.files import write_table
+from panda.errors import ConfigError, ManifestError, PandaError
+from panda.files import remove, write_table
 from panda.inference.engine import SlideMapper, each_slide, tiles_on
 from panda.inference.evaluate import SlideScore, histograms, score_canvas, summarise
 from panda.inference.predictor import EngineSettings, SegmentationPredictor
@@ -23,7 +23,7 @@ from panda.models.segmentation import Segmenter
 from panda.report.panels import PanelRow, draw_panels
 from panda.report.selection import telling_rows
 from panda.report.slide_page import write_slide_page
-from panda.tasks.checkpoint import replace_carried
+from panda.tasks.checkpoint import read_checkpoint, replace_carried
 from panda.tasks.optim import Optim
 from panda.tasks.segmentation import SegmentationTask
 from panda.tasks.threshold import ThresholdChoice, search_threshold, write_threshold_curve
@@ -89,10 +89,18 @@ class SegmentationExperiment:
             self.data: PatchDataModule = build(plain["data"])
         with faults.collect():
             self.network: Segmenter = build(plain["model"])
-            with faults.collect():
-                self.network.check_patch_size(plain["data"]["patch_size"])
+            if isinstance(self.network, Segmenter):
+                with faults.collect():
+                    self.network.check_patch_size(plain["data"]["patch_size"])
+                with faults.collect():
+                    self.network.check_batch_size(plain["data"]["batch_size"])
+            else:
+                faults.add(f"model={plain['model']['_target_']} is no segmenter: give model=unet or model=deeplabv3")
         with faults.collect():
             self.loss = build(plain["loss"])
+            check_loss(self.loss, torch.zeros(2, 1, 8, 8), torch.ones(2, 1, 8, 8), plain["loss"], faults)
+        if plain["segmentation_checkpoint"] is not None:
+            faults.add("segmentation_checkpoint is for task=grading: leave it out, or give task=grading")
         with faults.collect():
             self.optim: Optim = build(plain["optim"])
         with faults.collect():
@@ -108,7 +116,8 @@ class SegmentationExperiment:
         data = self.data
         data.prepare_data()
         data.setup("fit")
-        splits = data.splits()
+        failed = {failure.slide_id for failure in data.failures}
+        splits = {name: [r for r in records if r.slide_id not in failed] for name, records in data.splits().items()}
         carried = {
             "resolution": resolution_asked(data.settings.level, data.settings.mpp, data.train_mpp()),
             "patch_size": data.settings.patch_size,
@@ -116,6 +125,11 @@ class SegmentationExperiment:
             "labels": {name: sorted(labels.cancer) for name, labels in PROVIDERS.items()},
             "train_slides": sorted(record.slide_id for record in splits["train"]),
         }
+        if (
+            run.resume
+            and read_checkpoint(run.resume, "segmentation").carried["train_slides"] != carried["train_slides"]
+        ):
+            raise ManifestError(f"{data.root}: the training slides are not those of {run.resume}; start a new run")
         run.fit(SegmentationTask(self.network, self.loss, self.optim, carried), data)
         run.failures.extend(data.failures)
         run.summary["data"] = data.describe()
@@ -127,9 +141,9 @@ class SegmentationExperiment:
                 "One slide, its patches split: these figures show that the network learns, not that it generalises "
                 "to another slide."
             )
-        shown = splits["train"] if one_slide else splits["test"] if self.cfg.test_slides else []
+        shown = splits["train"] if one_slide else splits.get("test", []) if self.cfg.test_slides else []
         scores = self._map_slides(run, predictor, choice, shown)
-        if scores and not one_slide:
+        if shown and not one_slide:
             run.summary["test"] = summarise(scores, choice.value, self.cfg.seed)
         self._show_in_wandb(run)
         figure = run.summary.get("test", run.summary["val"])["dice"]
@@ -153,29 +167,34 @@ class SegmentationExperiment:
                 with self._open(record) as slide, self._mask(record, slide) as mask:
                     tissue = find_tissue(slide)
                     canvas = predictor.predict(slide, tissue, canvases / f"{record.slide_id}.zarr", tiles_on(bar))
-                    return score_canvas(canvas, slide, mask, tissue, record)
+                    found = score_canvas(canvas, slide, mask, tissue, record)
+                remove(canvases)  # it is counted; those of a large split would fill the disk
+                return found
 
             outcome = each_slide(val, lambda record: record.slide_id, "validation", score)
             run.failures.extend(outcome.failures)
             scores = outcome.results
-            shutil.rmtree(canvases, ignore_errors=True)  # they are counted; a large split would fill the disk
+            if not scores:
+                raise PandaError(f"no validation slide could be scored: {run.failures[-1].message}")
             choice = search_threshold(
                 histograms(scores),
                 criterion=self.cfg.criterion,
                 chosen_on=f"{len(scores)} validation slides, blended canvases, tissue only",
             )
+        searched = self.cfg.threshold == "auto"
+        if not searched:
+            choice = ThresholdChoice.given(float(self.cfg.threshold))
+        if scores:
             write_threshold_curve(
                 histograms(scores), choice, run.folder / "threshold_curve.csv", run.folder / "threshold_curve.png"
             )
-        if self.cfg.threshold != "auto":
-            choice = ThresholdChoice.given(float(self.cfg.threshold))
         replace_carried(run.best, threshold=choice.plain())
         run.summary |= {
             "threshold": choice.value,
             "threshold_choice": choice.plain(),
             "val": summarise(scores, choice.value, self.cfg.seed)
             if scores
-            else {"dice": predictor.threshold.plain()["score"], "of": predictor.threshold.chosen_on},
+            else {"dice": predictor.threshold.plain()["score"] if searched else None, "of": choice.chosen_on},
         }
         return choice
 
@@ -184,7 +203,7 @@ class SegmentationExperiment:
         return Slide.open(record.image_path, reader=settings.reader, mpp_override=settings.mpp_override)
 
     def _mask(self, record: SlideRecord, slide: Slide) -> LabelMask:
-        assert record.mask_path is not None  # slides without a mask never reach a split
+        assert record.mask_path is not None
         return LabelMask.open(record.mask_path, slide, record.provider)
 
     def _map_slides(

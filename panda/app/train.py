@@ -26,6 +26,16 @@ from panda.report.run_page import write_run_page
 log = logging.getLogger(__name__)
 
 SCHEMA = 1
+RESUMABLE = (
+    "trainer.max_epochs",
+    "task.patience",
+    "task.panels",
+    "data.num_workers",
+    "engine.",
+    "logger.",
+    "quantify.",
+)
+"""What a resumed run may be given anew: nothing that decides what it learns from."""
 EXPERIMENTS: dict[str, type[SegmentationExperiment] | type[GradingExperiment]] = {
     "segmentation": SegmentationExperiment,
     "grading": GradingExperiment,
@@ -59,23 +69,23 @@ def train(cfg: DictConfig) -> float:
 
     folder.mkdir(parents=True, exist_ok=True)
     log_to_file(folder / "run.log")
+    write_whole(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     if not resume:
-        write_whole(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         write_whole(folder / "overrides.txt", "".join(f"{line}\n" for line in _overrides()))
     (folder / "error.txt").unlink(missing_ok=True)
     log.info("run: %s", folder)
     run = Run(cfg, folder, resume, _trainer(cfg, folder, experiment))
     try:
         figure = experiment.run(run)
-        if run.trainer.is_global_zero:
-            _write_summary(run, time.monotonic() - started)
+        _write_summary(run, time.monotonic() - started)
     finally:
         # Left open, the next job of a multirun would log into this run.
         if wandb.run is not None:
             wandb.finish()
     if run.failures:
         raise SomeSlidesFailed(
-            f"the run is done, but without {len(run.failures)} slide(s): {folder / 'failures.csv'} says why"
+            f"the run is done, but without {len(run.failures)} slide(s): {folder / 'failures.csv'} says why",
+            figure,
         )
     return figure
 
@@ -108,17 +118,17 @@ def _is_multirun() -> bool:
 
 
 def _check_run(cfg: DictConfig, folder: Path, resume: Path | None) -> None:
-    """What no single node can know: the run's folder, and a multirun against several devices."""
+    """What no single node of the configuration can know: the run's folder, and the number of devices."""
     faults = Faults()
-    if not resume and (folder / "config.yaml").exists():
+    if not resume and ((folder / "checkpoints").exists() or (folder / "summary.json").exists()):
         faults.add(
             f"name={cfg.name}: {folder} holds a run already; take another name, remove the folder, or go on with "
             f"resume={folder}/checkpoints/last.ckpt"
         )
-    if _is_multirun() and cfg.trainer.get("devices", 1) != 1:
+    if cfg.trainer.get("devices", 1) != 1 or cfg.trainer.get("num_nodes", 1) != 1:
         faults.add(
-            f"trainer.devices={cfg.trainer.devices} in a multirun: each of its processes would run the whole sweep; "
-            "use trainer.devices=1"
+            f"trainer.devices={cfg.trainer.get('devices')}, trainer.num_nodes={cfg.trainer.get('num_nodes', 1)}: "
+            "a run uses one device; use trainer.devices=1"
         )
     faults.raise_any()
 
@@ -136,12 +146,10 @@ def _config_of_resumed(cfg: DictConfig, resume: Path) -> DictConfig:
         key, _, value = override.partition("=")
         if key in ("resume", "debug"):
             continue
-        if "." not in key or OmegaConf.select(own, key) is None:
-            faults.add(
-                f"{override}: a resumed run keeps its choices; values such as trainer.max_epochs=30 can be changed"
-            )
-        else:
+        if key.startswith(RESUMABLE):
             own.merge_with_dotlist([f"{key}={value}"])
+        else:
+            faults.add(f"{override}: a resumed run keeps its choices; what can be changed is {', '.join(RESUMABLE)}")
     faults.raise_any()
     own.resume, own.run_dir, own.debug = str(resume), str(folder), cfg.debug
     return own
@@ -165,8 +173,11 @@ def _trainer(cfg: DictConfig, folder: Path, experiment: Experiment) -> pl.Traine
             filename="best",
             monitor=monitor,
             mode=mode,
-            save_last=True,
             enable_version_counter=False,
+        ),
+        # Of its own: Lightning's save_last follows the best one and would leave an older epoch to resume from.
+        ModelCheckpoint(
+            dirpath=folder / "checkpoints", filename="last", monitor=None, save_top_k=1, enable_version_counter=False
         ),
         EarlyStopping(monitor=monitor, mode=mode, patience=cfg.task.patience, check_finite=False),
         LearningRateMonitor(logging_interval="epoch"),

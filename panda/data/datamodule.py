@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader
 from panda.data.augment import Augmentation
 from panda.data.loaders import loader_faults, ordered_loader, train_loader
 from panda.data.manifest import (
+    TABLE,
     SlideRecord,
     apply_groups,
     find_one_tumor_example,
@@ -139,6 +139,10 @@ class PatchDataModule(pl.LightningDataModule):
             faults.append(f"data.exclude has {', '.join(unknown)}: known are {', '.join(FINDINGS)}")
         if self.slide_id is not None and self.split == "holdout":
             faults.append(f"data.slide_id is {self.slide_id!r}, which is for data.split=patches: set one of them")
+        if self.draw is None and not (self.root / TABLE).is_file():
+            faults.append(f"data.root={self.root} has no {TABLE}: give the folder that holds it and train_images/")
+        if self.groups is not None and not self.groups.is_file():
+            faults.append(f"data.groups={self.groups} is no file: give a CSV with image_id and patient (or group)")
         if self.groups is not None and self.split == "patches":
             faults.append("data.groups is set, but data.split=patches has one slide: remove one of them")
         return faults
@@ -295,13 +299,12 @@ class PatchDataModule(pl.LightningDataModule):
         """
         return ordered_loader(self.patch_set("test"), self.batch_size, self.num_workers)
 
-    def train_mpp(self) -> float | None:
-        """Median µm per patch px over the training slides that have patches and state it; None where none does."""
+    def train_mpp(self) -> list[float]:
+        """µm per patch px of each training slide that has patches and states it."""
         self.setup()
         assert self._result is not None
         slides = [self._result.slides.get(record.slide_id) for record in self.splits()["train"]]
-        known = [slide.mpp[0] for slide in slides if slide is not None and slide.mpp is not None]
-        return median(known) if known else None
+        return [slide.mpp[0] for slide in slides if slide is not None and slide.mpp is not None]
 
     def describe(self) -> dict[str, Any]:
         """Say what the data is, as plain data for ``summary.json``.

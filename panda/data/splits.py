@@ -57,7 +57,7 @@ def split_slides(
 
     The slides are cut into folds with scikit-learn's ``StratifiedGroupKFold``, as many as make the two shares
     whole numbers of folds (to within 0.01), and the folds are dealt out. Strata are provider × grade; where the
-    smallest has fewer slides than there are folds, provider × cancer, then provider, then none.
+    largest has fewer slides than there are folds, provider × cancer, then provider, then none.
 
     Args:
         records: the slides, in any order: the split does not depend on it.

@@ -162,7 +162,11 @@ class SlideMapper:
             "mpp_note": slide.mpp_note,
             "downsample": canvas.resolution.downsample,
             "tissue_how": tissue.how,
-            "in_sample": slide.slide_id in self.predictor.carried["train_slides"],
+            "in_sample": any(
+                slide.slide_id in network.carried["train_slides"]
+                for network in (self.predictor, self.grader)
+                if network
+            ),
             "grade": grade.plain() if grade else None,
         }
         # Written last: where it lies, all the others do.

@@ -25,8 +25,8 @@ from panda.wsi.grid import Grid, tissue_grid
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap
 
-# A level whose µm/px is within this share of the training's counts as the same resolution: scanners of one model
-# differ by 1 to 2 %, levels by a factor of 2 or more.
+# A level whose µm/px is within this share of those seen in training counts as the same resolution: scanners of one
+# model differ by 1 to 2 %, levels by a factor of 2 or more.
 SAME_MPP = 0.05
 
 
@@ -77,26 +77,28 @@ class EngineSettings:
 def resolution_for(slide: Slide, asked: Mapping[str, Any]) -> Resolution:
     """The working resolution of a network on one slide.
 
-    A network trained at a pyramid level saw some µm/px there. Where the slide at hand has other levels, the
-    µm/px of the training decides, not the level's number.
+    A network trained at a pyramid level saw a range of µm/px there. A slide whose level lies in that range is read at
+    the level, as in training; any other slide is resampled to the median.
 
     Args:
         slide: Any slide.
-        asked: `level` or `mpp` (the other None), and `train_mpp`, µm per working px in training or None.
+        asked: `level` or `mpp` (the other None), and `train_mpp`: the lowest, the median and the highest µm per
+            working px in training, or None where no training slide stated it.
 
     Raises:
         SlideError: If the level is absent, or µm/px is needed and unknown.
     """
     if asked["mpp"] is not None:
         return slide.at(mpp=asked["mpp"])
-    level, wanted = int(asked["level"]), asked["train_mpp"]
-    if wanted is None or slide.mpp is None:
+    level, seen = int(asked["level"]), asked["train_mpp"]
+    if seen is None or slide.mpp is None:
         return slide.at(level=level)
+    low, median, high = seen
     if level < len(slide.level_downsamples):
         own = slide.mpp[0] * slide.level_downsamples[level]
-        if abs(own / wanted - 1) <= SAME_MPP:
+        if low * (1 - SAME_MPP) <= own <= high * (1 + SAME_MPP):
             return slide.at(level=level)
-    return slide.at(mpp=wanted)
+    return slide.at(mpp=median)
 
 
 def _read_batches(
@@ -178,6 +180,7 @@ class SegmentationPredictor:
                 "precision": self.settings.precision,
                 "downsample": resolution.downsample,
                 "level": resolution.level,
+                "mpp": resolution.mpp,
                 "slide": slide.identity(),
             }
         )
@@ -293,13 +296,15 @@ def slide_tiles(
         tissue: Its tissue.
         canvas: Its probability canvas; needed for guided tiles.
         resolution: As for `resolution_for`.
-        tiles: `how` (guided | tissue), `k`, `tile_size` (px at the resolution), `random_fraction`, `seed`.
+        tiles: `how` (guided | tissue), `k`, `tile_size` (px at the resolution), `random_fraction`, `min_tissue`,
+            `seed`.
 
     Returns:
         Coordinates (n ≤ k, 2) in level-0 px, and the resolution the tiles are read at.
 
     Raises:
         ConfigError: If guided tiles are asked for without a canvas.
+        SlideError: If no tile holds enough tissue.
     """
     guided = tiles["how"] == "guided"
     if guided and canvas is None:

@@ -33,7 +33,7 @@ class QuantifySettings:
     """Limits of the clean-up.
 
     Args:
-        min_region_um2: Smallest object that is kept, in µm²; 20,000 is a disc 160 µm across, about one gland.
+        min_region_um2: Smallest object that is kept, in µm²; 1,000 is a disc 36 µm across, less than a small gland.
         min_hole_um2: Smallest hole that stays open, in µm².
         min_region_px: Smallest object that is kept, in working px, where µm/px is unknown.
         min_hole_px: Smallest hole that stays open, in working px, where µm/px is unknown.

@@ -1,6 +1,5 @@
 """What the encoders of all networks share: names, normalisation, weights from a file, patch sizes taken."""
 
-import difflib
 import pickle
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -18,23 +17,6 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 """Standard deviation of RGB in [0, 1] over ImageNet."""
 
 USUAL_SIZES = (32, 64, 96, 128, 192, 224, 256, 384, 448, 512, 768, 1024)
-
-
-def near(name: str, known: Collection[str]) -> str:
-    """Say which known names are near a wrong one.
-
-    Args:
-        name: What was given.
-        known: What there is.
-
-    Returns:
-        " (did you mean a, b?)", or all names where there are at most 20, or "".
-    """
-    lowered = {candidate.lower(): candidate for candidate in known}
-    matches = difflib.get_close_matches(name.lower(), list(lowered), n=3, cutoff=0.6)
-    if matches:
-        return f" (did you mean {', '.join(lowered[match] for match in matches)}?)"
-    return f" (there are: {', '.join(sorted(known))})" if 0 < len(known) <= 20 else ""
 
 
 class Normalise(nn.Module):

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from panda.errors import ConfigError
-from panda.models.encoders import IMAGENET_MEAN, IMAGENET_STD, Normalise, load_weights, near, require_size
+from panda.errors import ConfigError, near
+from panda.models.encoders import IMAGENET_MEAN, IMAGENET_STD, Normalise, load_weights, require_size
 
 
 class Attention(nn.Module):

@@ -10,8 +10,8 @@ import timm
 from segmentation_models_pytorch.encoders import encoders as smp_encoders
 from torch import Tensor, nn
 
-from panda.errors import ConfigError
-from panda.models.encoders import IMAGENET_MEAN, IMAGENET_STD, Normalise, load_weights, near, require_size
+from panda.errors import ConfigError, near
+from panda.models.encoders import IMAGENET_MEAN, IMAGENET_STD, Normalise, load_weights, require_size
 
 ARCHITECTURES: Mapping[str, type[nn.Module]] = dict(smp.MODEL_ARCHITECTURES_MAPPING)
 """Lower-case name to class: all that segmentation-models-pytorch has."""
@@ -139,6 +139,21 @@ class Segmenter(nn.Module):
         if not getattr(self.network, "requires_divisible_input_shape", True):
             return 1
         return int(self.encoder.output_stride)  # type: ignore[arg-type]
+
+    def check_batch_size(self, batch_size: int) -> None:
+        """Refuse a batch of one image where the network's batch normalisation pools the whole image first.
+
+        Args:
+            batch_size: Patches a batch.
+
+        Raises:
+            ConfigError: One patch a batch is too few for this architecture.
+        """
+        if batch_size < 2 and self._plain["architecture"] in ("DeepLabV3", "DeepLabV3Plus", "PSPNet"):
+            raise ConfigError(
+                f"data.batch_size={batch_size}: {self._plain['architecture']} normalises over a pooled image and needs "
+                "at least 2"
+            )
 
     def check_patch_size(self, patch_size: int) -> None:
         """Refuse a patch size that the network does not take, before anything slow begins.

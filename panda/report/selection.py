@@ -33,6 +33,8 @@ def telling_rows(
     Returns:
         Rows by falling sum of probability and cancer pixels.
     """
+    if count < 1:
+        return []
     view, size = canvas.resolution, (patch_size, patch_size)
     grid = tissue_grid(view, tissue, patch_size, patch_size, edge="shift", min_tissue=0.5)
     if len(grid.working) == 0:

@@ -22,7 +22,7 @@ Task = Literal["segmentation", "grading"]
 CARRIED: Mapping[Task, tuple[str, ...]] = {
     "segmentation": (
         "network",  # arguments that rebuild the network, normalisation included
-        "resolution",  # {"level": int | None, "mpp": float | None}: asked for, and µm/px seen in training
+        "resolution",  # {"level", "mpp", "train_mpp"}: what was asked for, and [low, median, high] µm/px of training
         "patch_size",  # px at that resolution
         "overlap",  # of neighbouring tiles, share of the patch size
         "labels",  # provider -> mask codes that count as cancer
@@ -33,7 +33,7 @@ CARRIED: Mapping[Task, tuple[str, ...]] = {
         "network",
         "resolution",
         "tile_size",
-        "tiles",  # {"how", "k", "random_fraction", "min_tissue"}
+        "tiles",  # {"how", "k", "random_fraction", "min_tissue", "seed"}
         "target",  # isup | cancer
         "segmentation",  # fingerprint of the segmenter that guided the tiles, or None
         "train_slides",

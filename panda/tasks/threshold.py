@@ -171,8 +171,8 @@ def _picture(columns: Mapping[str, NDArray[Any]], choice: ThresholdChoice) -> Fi
     else:
         axes.text(0.5, 0.5, "No cancer pixel: nothing to score", fontsize=15, ha="center", backgroundcolor="white")
     axes.axvline(choice.value, color="black", linewidth=1.5, linestyle=":")
-    if choice.criterion == "default":
-        title = f"Threshold {choice.value:.3f} by default\n{choice.chosen_on}"
+    if choice.criterion in ("default", "given"):
+        title = f"Threshold {choice.value:.3f}, {choice.criterion}\n{choice.chosen_on}"
     else:
         what = {"dice_pooled": "pooled Dice", "dice_mean_slide": "mean slide Dice"}[choice.criterion]
         title = f"Threshold {choice.value:.3f}: {what} {choice.score:.3f}, chosen on {choice.chosen_on}"

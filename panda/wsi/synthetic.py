@@ -230,7 +230,10 @@ def _is_drawn(root: Path, spec: SyntheticSpec) -> bool:
     try:
         there = json.loads((root / "synthetic.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ManifestError(f"{root} is no synthetic data set (no readable synthetic.json): {remedy}") from error
+        raise ManifestError(
+            f"{root} was not drawn by this program (no readable synthetic.json): for slides of your own give "
+            "data.draw=null, else another root"
+        ) from error
     asked = _described(spec)
     if there != asked:
         raise ManifestError(f"{root} was drawn by another spec: there {there}, asked {asked}; {remedy}")

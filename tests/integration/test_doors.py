@@ -20,17 +20,20 @@ import panda.app.door
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = (
-    "data.draw.slides=12",
-    "data.draw.width=1536",
-    "data.draw.height=1024",
+    "data.draw.slides=10",
+    "data.draw.width=1024",
+    "data.draw.height=768",
     "data.patch_size=64",
     "data.batch_size=8",
     "data.num_workers=0",
     "model.encoder_name=resnet18",
+    "model.decoder_channels=[16,16,8,8,8]",
+    "task.overlap=0.25",
     "trainer=cpu",
     "trainer.max_epochs=1",
     "task.panels=2",
 )
+DEEPLAB = ("model=deeplabv3", "model.decoder_channels=16")
 
 pytestmark = pytest.mark.slow
 
@@ -208,8 +211,8 @@ def test_one_slide_says_that_it_does_not_generalise(door: Door, home: Path, trai
 
 
 def test_a_sweep_keeps_a_failed_job_as_a_row(door: Door, home: Path, trained: Path) -> None:
-    sizes = [o for o in TINY if not o.startswith("data.patch_size")]
-    done = door("train", home, "-m", *sizes, "model=deeplabv3", "data.patch_size=64,100", "name=sizes", "logger=csv")
+    sizes = [o for o in TINY if not o.startswith(("data.patch_size", "model.decoder"))]
+    done = door("train", home, "-m", *sizes, *DEEPLAB, "data.patch_size=64,100", "name=sizes", "logger=csv")
     assert done.returncode == 1
     rows = table(home / "runs/segmentation/sweep-sizes/sweep.csv")
     assert len(rows) == 2
