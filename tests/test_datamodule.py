@@ -99,7 +99,7 @@ def test_describe(folder: Path) -> None:
     assert "Patients are unknown" in found["groups"]
     assert (found["left_out"], found["failed"]) == ({}, [])
     assert found["store"] == str(module.store)
-    assert module.train_mpp() == pytest.approx(4.0)
+    assert module.train_mpp() == pytest.approx([4.0] * 4)
 
 
 def test_other_processes_read_the_store(folder: Path) -> None:

@@ -1,24 +1,16 @@
 """What a user types, typed: both doors as processes, on small drawn slides."""
 
-import contextlib
 import csv
-import io
 import json
-import os
-import runpy
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 
-import panda.app.door
+from tests.integration.doors import REPOSITORY, run_door
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = (
     "data.draw.slides=10",
     "data.draw.width=1024",
@@ -38,42 +30,9 @@ DEEPLAB = ("model=deeplabv3", "model.decoder_channels=16")
 pytestmark = pytest.mark.slow
 
 
-@dataclass
-class Done:
-    returncode: int
-    stderr: str
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
-
-
-class Door(Protocol):
-    def __call__(self, name: str, folder: Path, *overrides: str) -> Done: ...
-
-
-@pytest.fixture(scope="module")
-def door() -> Iterator[Door]:
-    """Runs a door as `python NAME.py …` in a folder does, in this process: a new one would spend its time importing."""
-
-    def run(name: str, folder: Path, *overrides: str) -> Done:
-        errors, here, arguments = io.StringIO(), Path.cwd(), sys.argv
-        script = REPOSITORY / f"{name}.py"
-        GlobalHydra.instance().clear()
-        panda.app.door.forget_refusals()
-        os.chdir(folder)
-        sys.argv = [str(script), *overrides]
-        try:
-            with contextlib.redirect_stderr(errors), pytest.raises(SystemExit) as ended:
-                runpy.run_path(str(script), run_name="__main__")
-        finally:
-            os.chdir(here)
-            sys.argv = arguments
-        return Done(int(ended.value.code or 0), errors.getvalue())
-
-    yield run
-    GlobalHydra.instance().clear()
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -82,8 +41,8 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def trained(home: Path, door: Door) -> Path:
-    done = door("train", home, *TINY, "name=first")
+def trained(home: Path) -> Path:
+    done = run_door("train", home, *TINY, "name=first")
     assert done.returncode == 0, done.stderr[-3000:]
     return home / "runs" / "segmentation" / "first"
 
@@ -120,13 +79,15 @@ def test_a_run_leaves_what_it_promises(trained: Path) -> None:
         assert {"canvas.zarr", "heatmap.png", "overlay.png", "quantification.json", "regions.geojson"} <= left
 
 
-def test_inference_goes_on_past_a_bad_slide(door: Door, home: Path, trained: Path) -> None:
+def test_inference_goes_on_past_a_bad_slide(home: Path, trained: Path) -> None:
     folder = home / "mixed"
     folder.mkdir()
     good = slides_of(home)[0]
     (folder / good.name).symlink_to(good)
     (folder / "broken.tiff").write_bytes(b"II*\0 this is no slide")
-    done = door("infer", home, f"checkpoint={trained}/checkpoints/best.ckpt", f"slides={folder}", "output=out/mixed")
+    done = run_door(
+        "infer", home, f"checkpoint={trained}/checkpoints/best.ckpt", f"slides={folder}", "output=out/mixed"
+    )
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert [row["slide_id"] for row in table(home / "out/mixed/failures.csv")] == ["broken"]
@@ -144,10 +105,10 @@ def test_inference_goes_on_past_a_bad_slide(door: Door, home: Path, trained: Pat
     assert (home / "out/mixed/report.html").is_file()
 
 
-def test_a_sweep_over_thresholds_maps_each_slide_once(door: Door, home: Path, trained: Path) -> None:
+def test_a_sweep_over_thresholds_maps_each_slide_once(home: Path, trained: Path) -> None:
     slide = slides_of(home)[1]
     arguments = (f"checkpoint={trained}/checkpoints/best.ckpt", f"slides={slide}", "output=out/sweep")
-    done = door("infer", home, "-m", "threshold=0.001,0.999", *arguments)
+    done = run_door("infer", home, "-m", "threshold=0.001,0.999", *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     canvases = list((home / "out/sweep").rglob("canvas.zarr"))
     assert canvases == [home / "out/sweep" / slide.stem / "canvas.zarr"]
@@ -159,9 +120,9 @@ def test_a_sweep_over_thresholds_maps_each_slide_once(door: Door, home: Path, tr
     assert found["threshold=0.001"] > found["threshold=0.999"]
 
 
-def test_an_interrupted_run_goes_on_in_its_folder(door: Door, home: Path, trained: Path) -> None:
+def test_an_interrupted_run_goes_on_in_its_folder(home: Path, trained: Path) -> None:
     before = table(trained / "metrics.csv")
-    done = door("train", home, f"resume={trained}/checkpoints/last.ckpt", "trainer.max_epochs=2")
+    done = run_door("train", home, f"resume={trained}/checkpoints/last.ckpt", "trainer.max_epochs=2")
     assert done.returncode == 0, done.stderr[-3000:]
     after = table(trained / "metrics.csv")
     epochs = {row["epoch"] for row in after if row["epoch"]}
@@ -170,8 +131,8 @@ def test_an_interrupted_run_goes_on_in_its_folder(door: Door, home: Path, traine
     assert json.loads((trained / "summary.json").read_text())["epochs"] == 2
 
 
-def test_a_grader_trains_on_guided_tiles_and_grades(door: Door, home: Path, trained: Path) -> None:
-    done = door(
+def test_a_grader_trains_on_guided_tiles_and_grades(home: Path, trained: Path) -> None:
+    done = run_door(
         "train",
         home,
         *(o for o in TINY if not o.startswith(("model.", "task."))),
@@ -186,7 +147,7 @@ def test_a_grader_trains_on_guided_tiles_and_grades(door: Door, home: Path, trai
     summary = json.loads((run / "summary.json").read_text())
     assert {"qwk", "auroc", "accuracy"} <= set(summary["test"])
     slide = slides_of(home)[2]
-    done = door(
+    done = run_door(
         "infer",
         home,
         f"checkpoint={trained}/checkpoints/best.ckpt",
@@ -201,8 +162,8 @@ def test_a_grader_trains_on_guided_tiles_and_grades(door: Door, home: Path, trai
     assert "isup_predicted" in table(home / "out/graded/quantification.csv")[0]
 
 
-def test_one_slide_says_that_it_does_not_generalise(door: Door, home: Path, trained: Path) -> None:
-    done = door("train", home, *TINY, "data=one_slide", "name=one", "logger=csv")
+def test_one_slide_says_that_it_does_not_generalise(home: Path, trained: Path) -> None:
+    done = run_door("train", home, *TINY, "data=one_slide", "name=one", "logger=csv")
     assert done.returncode == 0, done.stderr[-3000:]
     summary = json.loads((home / "runs/segmentation/one/summary.json").read_text())
     assert "test" not in summary
@@ -210,9 +171,9 @@ def test_one_slide_says_that_it_does_not_generalise(door: Door, home: Path, trai
     assert not (home / "runs/segmentation/one/wandb").exists()
 
 
-def test_a_sweep_keeps_a_failed_job_as_a_row(door: Door, home: Path, trained: Path) -> None:
+def test_a_sweep_keeps_a_failed_job_as_a_row(home: Path, trained: Path) -> None:
     sizes = [o for o in TINY if not o.startswith(("data.patch_size", "model.decoder"))]
-    done = door("train", home, "-m", *sizes, *DEEPLAB, "data.patch_size=64,100", "name=sizes", "logger=csv")
+    done = run_door("train", home, "-m", *sizes, *DEEPLAB, "data.patch_size=64,100", "name=sizes", "logger=csv")
     assert done.returncode == 1
     rows = table(home / "runs/segmentation/sweep-sizes/sweep.csv")
     assert len(rows) == 2
@@ -230,10 +191,8 @@ def test_a_sweep_keeps_a_failed_job_as_a_row(door: Door, home: Path, trained: Pa
         (("task=grading", "segmentation_checkpoint=nothing.ckpt"), "nothing.ckpt"),
     ],
 )
-def test_a_refusal_is_one_message_and_leaves_nothing(
-    door: Door, tmp_path: Path, overrides: Sequence[str], named: str
-) -> None:
-    done = door("train", tmp_path, *overrides)
+def test_a_refusal_is_one_message_and_leaves_nothing(tmp_path: Path, overrides: Sequence[str], named: str) -> None:
+    done = run_door("train", tmp_path, *overrides)
     assert done.returncode == 1
     assert named in done.stderr
     assert "Traceback" not in done.stderr
