@@ -30,9 +30,7 @@ def light() -> A.Compose:
     return A.Compose(
         [
             A.D4(p=1.0),
-            A.ColorJitter(
-                brightness=(0.9, 1.1), contrast=(0.9, 1.1), saturation=(0.85, 1.15), hue=(-0.03, 0.03), p=0.8
-            ),
+            A.ColorJitter(brightness=(0.8, 1.2), contrast=(0.8, 1.2), saturation=(0.7, 1.3), hue=(-0.05, 0.05), p=0.8),
         ]
     )
 

@@ -66,7 +66,7 @@ def judged_mpp(
         note += f", outside {MPP_MIN}..{MPP_MAX:g}"
     if override is not None:
         return override, "override", f"data.mpp_override, {override[0]:g} x {override[1]:g} µm/px ({note})"
-    return None, None, f"{note}: give data.mpp_override"
+    return None, None, f"{note}: give data.mpp_override (infer.py: mpp_override)"
 
 
 def tag_mpp(path: Path) -> tuple[Mpp | None, str]:

@@ -1,6 +1,7 @@
 """Opening a door from a test."""
 
 import contextlib
+import csv
 import io
 import os
 import runpy
@@ -13,6 +14,12 @@ from hydra.core.global_hydra import GlobalHydra
 from panda.app.door import forget_refusals
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 @dataclass(frozen=True)

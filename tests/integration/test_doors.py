@@ -1,6 +1,5 @@
 """What a user types, typed: both doors as processes, on small drawn slides."""
 
-import csv
 import json
 import subprocess
 import sys
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.doors import REPOSITORY, run_door
+from tests.integration.doors import REPOSITORY, run_door, table
 
 TINY = (
     "data.draw.slides=10",
@@ -33,11 +32,6 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="module")

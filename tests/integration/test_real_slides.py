@@ -1,12 +1,11 @@
 """The doors on real H&E slides, where they lie beside the checkout."""
 
-import csv
 import json
 from pathlib import Path
 
 import pytest
 
-from tests.integration.doors import run_door
+from tests.integration.doors import run_door, table
 
 pytestmark = [pytest.mark.slow, pytest.mark.real_data]
 
@@ -37,7 +36,7 @@ def test_real_slides_are_trained_on_and_mapped(glas: Path, odd_slides: Path, tmp
     assert set(summary["data"]["slides"].values()) == {6, 2}
     assert "patients.csv" in summary["data"]["groups"]
     assert summary["test"]["slides"] == 2
-    for row in csv.DictReader((run / "test_slides.csv").open(newline="")):
+    for row in table(run / "test_slides.csv"):
         facts = json.loads((run / "slides" / row["slide_id"] / "quantification.json").read_text())
         assert facts["mpp"] == pytest.approx([0.62, 0.62], rel=0.01)
         assert 0 < facts["tissue_mm2"] < 30
@@ -50,8 +49,8 @@ def test_real_slides_are_trained_on_and_mapped(glas: Path, odd_slides: Path, tmp
         "output=out",
     )
     assert done.returncode == 1  # one of them cannot be opened
-    failed = {row["slide_id"]: row for row in csv.DictReader((tmp_path / "out/failures.csv").open(newline=""))}
+    failed = {row["slide_id"]: row for row in table(tmp_path / "out/failures.csv")}
     assert "unopenable" in failed
-    mapped = {row["slide_id"]: row for row in csv.DictReader((tmp_path / "out/quantification.csv").open(newline=""))}
+    mapped = {row["slide_id"]: row for row in table(tmp_path / "out/quantification.csv")}
     assert float(mapped["CMU-1-Small-Region"]["tissue_mm2"]) > 0
     assert all(row["error"] == "SlideError" and row["message"] for row in failed.values())
