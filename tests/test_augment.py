@@ -7,7 +7,6 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from albumentations import check_version
 from numpy.typing import NDArray
 
 from panda.data.augment import Augmentation
@@ -61,7 +60,9 @@ def test_unknown_name() -> None:
 
 
 def test_the_network_is_not_asked_for_a_newer_version() -> None:
-    # What would ask is made at the first asking, while the library is imported.
+    # The package has to be imported before the library: what would ask is made while that is imported.
+    from albumentations import check_version
+
     assert check_version.opener is None
 
 

@@ -90,7 +90,7 @@ def _slide(folder: Path, **changes: Any) -> Path:
 
 
 def _summary(**changes: Any) -> dict[str, Any]:
-    test = {"dice": 0.77, "dice_mean_slide": 0.75, "dice_interval": [0.66, 0.83], "iou": None, "slides": 5}
+    test = {"dice": 0.77, "dice_mean_slide": 0.75, "dice_mean_slide_interval": [0.66, 0.83], "iou": None, "slides": 5}
     test |= {
         "all_tissue_dice": 0.31,
         "fp_mm2_benign_slides": 0.02,
@@ -262,7 +262,9 @@ def test_an_empty_inference_folder_makes_a_page(tmp_path: Path) -> None:
 def test_sweep(tmp_path: Path) -> None:
     figures = {0: (0.6, 0.9), 1: (0.8, 0.5), 10: (0.7, 0.7)}
     for job, (val, test) in figures.items():
-        summary = _summary(val={"dice_mean_slide": val}, test={"dice_mean_slide": test, "dice_interval": [0.1, 0.95]})
+        summary = _summary(
+            val={"dice_mean_slide": val}, test={"dice_mean_slide": test, "dice_mean_slide_interval": [0.1, 0.95]}
+        )
         folder = _run(tmp_path / str(job), summary)
         (folder / "overrides.txt").write_text(f"model=m{job}\nloss={'a' if job else 'b'}\ndata={EVIL}\n")
         _write_csv(folder / "threshold_curve.csv", [{"threshold": 0.1, "dice_pooled": 0.5}])

@@ -229,7 +229,7 @@ def test_same_spec_is_reused_other_spec_is_refused(dataset: Path, tmp_path: Path
     with pytest.raises(ManifestError, match=r"another spec.*'seed': 3.*'seed': 4.*another root"):
         draw_dataset(dataset, SyntheticSpec(slides=4, seed=4, width=1024, height=768), progress=False)
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ManifestError, match="no synthetic data set"):
+    with pytest.raises(ManifestError, match="was not drawn by this program"):
         draw_dataset(tmp_path, SPEC, progress=False)
 
 

@@ -90,6 +90,9 @@ def set_up_logging(debug: bool) -> None:
     """Messages to the terminal, without disturbing progress bars."""
     log.setLevel(logging.DEBUG if debug else logging.INFO)
     log.propagate = False
+    if not debug:
+        # Lightning's notes on the hardware it did not find and products it could be used with.
+        logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     if not log.handlers:
         handler = _ThroughTqdm()
         handler.setFormatter(logging.Formatter("%(message)s"))

@@ -1,5 +1,6 @@
 """One run: its folder, its trainer, and what it has to say at its end."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +48,10 @@ class Run:
             PandaError: If it was interrupted; the run can be resumed.
         """
         try:
-            self.trainer.fit(task, datamodule=data, ckpt_path=self.resume, weights_only=True)
+            with warnings.catch_warnings():
+                # A frozen encoder is in evaluation mode on purpose.
+                warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")
+                self.trainer.fit(task, datamodule=data, ckpt_path=self.resume, weights_only=True)
         except SystemExit as stop:
             # Lightning answers Ctrl-C by closing what it opened and leaving the program.
             if not self.trainer.interrupted:

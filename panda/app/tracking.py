@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import wandb
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
 
@@ -52,6 +53,7 @@ class Tracking:
                     group=group,
                     job_type=task,
                     config=dict(config),
+                    settings=wandb.Settings(quiet=True, console="off"),
                 )
             )
         return loggers

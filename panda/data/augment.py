@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import random
 from typing import Literal
 
+import albumentations as A
 import numpy as np
 from numpy.typing import NDArray
-
-# Unless this is set when it is imported, albumentations asks the network for its newest version and warns when
-# it cannot. It has no other switch.
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-
-import albumentations as A
 
 from panda.errors import ConfigError
 
