@@ -75,6 +75,11 @@ class Faults:
             for fault in error.faults:
                 self.add(fault)
 
+    def build(self, node: Any, **extra: Any) -> Any:
+        """See `build`; None, and the faults taken over, where the object's constructor refuses."""
+        with self.collect():
+            return build(node, **extra)
+
     def raise_any(self) -> None:
         """Raises what was collected.
 

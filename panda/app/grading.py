@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from panda.app.config import Faults, build, check_loss
+from panda.app.config import Faults, check_loss
 from panda.app.run import Run, resolution_asked
 from panda.app.tracking import log_csv, wandb_of
 from panda.data.bag_datamodule import BagDataModule
@@ -47,6 +47,7 @@ from panda.wsi.tissue import TissueMap, find_tissue
 
 log = logging.getLogger(__name__)
 
+MIL_TARGET = "panda.models.mil.MILNet"
 OF_SEGMENTATION = "segmentation"
 """`model.encoder_weights` that takes the encoder of the segmentation checkpoint."""
 
@@ -139,24 +140,20 @@ class GradingExperiment:
         plain: Any = OmegaConf.to_container(cfg, resolve=True)
         self.cfg = cfg
         faults = Faults()
-        with faults.collect():
-            self.data: PatchDataModule = build(plain["data"])
-            if self.data.split != "holdout":
-                faults.add(f"data.split={self.data.split}: grading needs slides in each split; use data.split=holdout")
-        with faults.collect():
-            self.tiles: TileSettings = build(plain["tiles"])
-        with faults.collect():
-            self.settings: GradingSettings = build(plain["task"])
-        with faults.collect():
-            self.loss = build(plain["loss"])
+        self.data: PatchDataModule = faults.build(plain["data"])
+        if plain["data"]["split"] != "holdout":
+            faults.add(
+                f"data.split={plain['data']['split']}: grading needs slides in each split; use data.split=holdout"
+            )
+        self.tiles: TileSettings = faults.build(plain["tiles"])
+        self.settings: GradingSettings = faults.build(plain["task"])
+        self.loss = faults.build(plain["loss"])
+        if self.loss is not None:
             logits = torch.zeros(2, CLASSES[cfg.task.target])
             check_loss(self.loss, logits, torch.tensor([0, 1]), plain["loss"], faults)
-        with faults.collect():
-            self.optim: Optim = build(plain["optim"])
-        with faults.collect():
-            self.quantify: QuantifySettings = build(plain["quantify"])
-        with faults.collect():
-            self.engine: EngineSettings = build(plain["engine"])
+        self.optim: Optim = faults.build(plain["optim"])
+        self.quantify: QuantifySettings = faults.build(plain["quantify"])
+        self.engine: EngineSettings = faults.build(plain["engine"])
         guided = plain["tiles"]["how"] == "guided"
         if guided and not cfg.segmentation_checkpoint:
             faults.add(
@@ -170,11 +167,11 @@ class GradingExperiment:
         from_segmentation = plain["model"].get("encoder_weights") == OF_SEGMENTATION
         if from_segmentation and not guided:
             faults.add("model.encoder_weights=segmentation needs tiles=guided and a segmentation_checkpoint")
-        with faults.collect():
-            model = plain["model"] | ({"encoder_weights": None} if from_segmentation else {})
-            self.network: MILNet = build(model, num_classes=CLASSES[cfg.task.target])
-            if not isinstance(self.network, MILNet):
-                faults.add(f"model={model['_target_']} is no MIL network: give model=mil_gated or model=mil_attention")
+        model = plain["model"] | ({"encoder_weights": None} if from_segmentation else {})
+        if model["_target_"] == MIL_TARGET:
+            self.network: MILNet = faults.build(model, num_classes=CLASSES[cfg.task.target])
+        else:
+            faults.add(f"model={model['_target_']} is no MIL network: give model=mil_gated or model=mil_attention")
         faults.raise_any()
         self.segmenter = (
             SegmentationPredictor.from_checkpoint(Path(cfg.segmentation_checkpoint), self.engine) if guided else None

@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from panda.app.config import Faults, build, check_loss
+from panda.app.config import Faults, check_loss
 from panda.app.run import Run, resolution_asked
 from panda.app.tracking import log_csv, wandb_of
 from panda.data.datamodule import PatchDataModule
@@ -85,30 +85,24 @@ class SegmentationExperiment:
         plain: Any = OmegaConf.to_container(cfg, resolve=True)
         faults = Faults()
         self.cfg = cfg
-        with faults.collect():
-            self.data: PatchDataModule = build(plain["data"])
-        with faults.collect():
-            self.network: Segmenter = build(plain["model"])
-            if isinstance(self.network, Segmenter):
-                with faults.collect():
-                    self.network.check_patch_size(plain["data"]["patch_size"])
-                with faults.collect():
-                    self.network.check_batch_size(plain["data"]["batch_size"])
-            else:
-                faults.add(f"model={plain['model']['_target_']} is no segmenter: give model=unet or model=deeplabv3")
-        with faults.collect():
-            self.loss = build(plain["loss"])
+        self.data: PatchDataModule = faults.build(plain["data"])
+        self.network: Segmenter = faults.build(plain["model"])
+        if isinstance(self.network, Segmenter):
+            with faults.collect():
+                self.network.check_patch_size(plain["data"]["patch_size"])
+            with faults.collect():
+                self.network.check_batch_size(plain["data"]["batch_size"])
+        elif self.network is not None:
+            faults.add(f"model={plain['model']['_target_']} is no segmenter: give model=unet or model=deeplabv3")
+        self.loss = faults.build(plain["loss"])
+        if self.loss is not None:
             check_loss(self.loss, torch.zeros(2, 1, 8, 8), torch.ones(2, 1, 8, 8), plain["loss"], faults)
         if plain["segmentation_checkpoint"] is not None:
             faults.add("segmentation_checkpoint is for task=grading: leave it out, or give task=grading")
-        with faults.collect():
-            self.optim: Optim = build(plain["optim"])
-        with faults.collect():
-            self.settings: SegmentationSettings = build(plain["task"])
-        with faults.collect():
-            self.quantify: QuantifySettings = build(plain["quantify"])
-        with faults.collect():
-            self.engine: EngineSettings = build(plain["engine"])
+        self.optim: Optim = faults.build(plain["optim"])
+        self.settings: SegmentationSettings = faults.build(plain["task"])
+        self.quantify: QuantifySettings = faults.build(plain["quantify"])
+        self.engine: EngineSettings = faults.build(plain["engine"])
         faults.raise_any()
 
     def run(self, run: Run) -> float:

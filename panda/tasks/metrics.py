@@ -145,11 +145,6 @@ class ThresholdCurve:
     precision: NDArray[np.float64]
     recall: NDArray[np.float64]
 
-    @property
-    def f1(self) -> NDArray[np.float64]:
-        """F1, which for pixels of one class is Dice by another name: 2 tp / (2 tp + fp + fn)."""
-        return self.dice
-
 
 def curve(cancer_hist: ArrayLike | Tensor, other_hist: ArrayLike | Tensor) -> ThresholdCurve:
     """Score every threshold.
@@ -264,7 +259,7 @@ def slide_dice(histograms: Mapping[str, ArrayLike | Tensor]) -> NDArray[np.float
     """Give each slide's Dice at every threshold.
 
     A slide without any cancer has no Dice, whatever is predicted: its rows are nan and it is left out of a
-    mean. What is predicted there is for `false_positive_pixels` to say.
+    mean. What is predicted there is a false-positive area.
 
     Args:
         histograms: Slide to (2, BINS).
@@ -292,21 +287,6 @@ def mean_slide_dice(histograms: Mapping[str, ArrayLike | Tensor]) -> NDArray[np.
     rows = slide_dice(histograms)
     with_cancer = rows[~np.isnan(rows).all(axis=1)]
     return with_cancer.mean(axis=0) if len(with_cancer) else np.full(BINS, np.nan)
-
-
-def false_positive_pixels(histograms: Mapping[str, ArrayLike | Tensor], threshold: float) -> dict[str, int]:
-    """Count the pixels predicted as cancer on slides that have none.
-
-    Args:
-        histograms: Slide to (2, BINS).
-        threshold: See `threshold_bin`.
-
-    Returns:
-        Slide to pixels, for slides without cancer only.
-    """
-    k = threshold_bin(threshold)
-    counts = {slide: _counts(hist) for slide, hist in histograms.items()}
-    return {slide: int(hist[1, k:].sum()) for slide, hist in counts.items() if not hist[0].any()}
 
 
 def nanmean(values: NDArray[Any]) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.integration.doors import REPOSITORY, run_door, table
 
@@ -123,6 +124,11 @@ def test_an_interrupted_run_goes_on_in_its_folder(home: Path, trained: Path) -> 
     assert epochs == {"0", "1"}
     assert len(after) > len(before)
     assert json.loads((trained / "summary.json").read_text())["epochs"] == 2
+    # the last epoch, whether or not it was the best
+    assert torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 1
+    done = run_door("train", home, f"resume={trained}/checkpoints/last.ckpt", "data.seed=1")
+    assert done.returncode == 1
+    assert "data.seed=1" in done.stderr
 
 
 def test_a_grader_trains_on_guided_tiles_and_grades(home: Path, trained: Path) -> None:
