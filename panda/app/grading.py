@@ -28,13 +28,8 @@ from panda.files import write_json, write_table
 from panda.inference.canvas import Canvas
 from panda.inference.engine import SlideMapper, each_slide, tiles_on
 from panda.inference.evaluate import plain_interval
-from panda.inference.predictor import (
-    EngineSettings,
-    Grade,
-    GradingPredictor,
-    SegmentationPredictor,
-    slide_tiles,
-)
+from panda.inference.grader import Grade, GradingPredictor, slide_tiles
+from panda.inference.predictor import EngineSettings, SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
 from panda.models.mil import MILNet
 from panda.report.panels import attention_tiles

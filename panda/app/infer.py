@@ -18,7 +18,8 @@ from panda.data.patches import Failure
 from panda.errors import ConfigError, ManifestError
 from panda.files import write_json, write_table
 from panda.inference.engine import SlideMapper, each_slide, tiles_on, write_failures
-from panda.inference.predictor import EngineSettings, GradingPredictor, SegmentationPredictor
+from panda.inference.grader import GradingPredictor
+from panda.inference.predictor import EngineSettings, SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
 from panda.report.inference_page import write_inference_page
 from panda.report.panels import attention_tiles

@@ -13,7 +13,8 @@ from panda.data.patches import Failure
 from panda.files import write_json, write_table
 from panda.inference.canvas import Canvas
 from panda.inference.export import write_geojson, write_heatmap, write_ome_tiff, write_overlay
-from panda.inference.predictor import Grade, GradingPredictor, SegmentationPredictor
+from panda.inference.grader import Grade, GradingPredictor
+from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings, slide_quantification
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap
