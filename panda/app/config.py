@@ -6,8 +6,10 @@ import typing
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -37,10 +39,30 @@ KEYS = {
 }  # fmt: skip
 
 
+PLAIN_TYPES: dict[str, dict[str, Any]] = {
+    "train": {
+        "seed": int, "test_slides": bool, "debug": bool, "resume": str | None, "segmentation_checkpoint": str | None,
+    },
+    "infer": {
+        "checkpoint": str, "grading_checkpoint": str | None, "slides": str, "output": str, "debug": bool,
+        "mpp_override": float | None, "reader": Literal["auto", "openslide"],
+    },
+}  # fmt: skip
+"""Types of the keys that belong to no group."""
+
+
 def register_resolvers() -> None:
     """Makes the names of run folders available to `conf/`."""
+    OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
     OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
     OmegaConf.register_new_resolver("sweep_folder", sweep_folder, replace=True)
+
+
+def job_folder(own: str | None) -> str | None:
+    """The folder of a job: its own, or in a multirun the one that Hydra made for it."""
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        return str(HydraConfig.get().runtime.output_dir)
+    return own
 
 
 def run_folder(resume: str | None, task: str, name: str | None, now: str) -> str:
@@ -125,8 +147,11 @@ def check_config(cfg: DictConfig, door: str) -> None:
         from panda.tasks.threshold import Criterion  # noqa: PLC0415
 
         _check_type("criterion", plain.get("criterion"), Criterion, faults)
-    if door == "train" and not isinstance(plain.get("seed"), int):
-        faults.add(f"seed={plain.get('seed')} must be a whole number")
+    for key, hint in PLAIN_TYPES[door].items():
+        _check_type(key, plain.get(key), hint, faults)
+    name = plain.get("name")
+    if name is not None and (not str(name).strip() or Path(str(name)).name != str(name)):
+        faults.add(f"name={name!r} must be a plain name: it becomes a folder under runs/{plain['task']['name']}/")
     faults.raise_any()
 
 

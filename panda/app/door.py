@@ -1,5 +1,6 @@
 """What both doors do around their work: logging, one message a refusal, the exit status."""
 
+import contextlib
 import functools
 import logging
 import sys
@@ -43,16 +44,16 @@ def guarded(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
 
     @functools.wraps(job)
     def run(cfg: DictConfig) -> Any:
-        run_dir = Path(cfg.run_dir)
-        set_up_logging(debug=bool(cfg.debug))
+        set_up_logging(debug=cfg.debug is True)
         try:
             return job(cfg)
-        except PandaError as error:
+        except (PandaError, OSError) as error:
             _refusals.append(str(error))
-            log.error("%s: %s", type(error).__name__, error, exc_info=cfg.debug)
+            log.error("%s: %s", type(error).__name__, error, exc_info=cfg.debug is True)
             if isinstance(error, SomeSlidesFailed):
                 return error.figure
-            _leave_trace(run_dir, error)
+            if cfg.run_dir:
+                _leave_trace(Path(cfg.run_dir), error)
             return float("nan")
         finally:
             for handler in [h for h in log.handlers if isinstance(h, logging.FileHandler)]:
@@ -62,23 +63,29 @@ def guarded(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     return run
 
 
-def _leave_trace(run_dir: Path, error: PandaError) -> None:
-    """Keeps the error where there is work to go with it, and no empty folder where there is none."""
-    if not run_dir.is_dir():
-        return
-    if any(run_dir.iterdir()) or _is_sweep_job(run_dir):
-        write_whole(run_dir / "error.txt", f"{type(error).__name__}: {error}\n")
-    else:
-        run_dir.rmdir()
-
-
-def _is_sweep_job(run_dir: Path) -> bool:
-    return run_dir.parent.name.startswith("sweep-")
+def _leave_trace(run_dir: Path, error: Exception) -> None:
+    """Keeps the error with a job that had begun, or that is a row of a sweep; a refused command leaves nothing."""
+    begun = any(isinstance(handler, logging.FileHandler) for handler in log.handlers)
+    if begun or run_dir.parent.name.startswith("sweep-"):
+        with contextlib.suppress(OSError):  # the disk may be what the error is about
+            write_whole(run_dir / "error.txt", f"{type(error).__name__}: {error}\n")
 
 
 def exit_status() -> int:
     """0 if no job of this process was refused or lost slides, else 1."""
     return int(bool(_refusals))
+
+
+def make_folder(path: Path) -> None:
+    """Makes the folder that a job writes to.
+
+    Raises:
+        PandaError: If it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PandaError(f"{path} cannot be made ({error.strerror}): give a folder that can be written") from error
 
 
 def forget_refusals() -> None:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from panda.app.config import Faults, build, check_config
-from panda.app.door import SomeSlidesFailed, log_to_file
+from panda.app.door import SomeSlidesFailed, log_to_file, make_folder
 from panda.data.patches import Failure
 from panda.errors import ConfigError, ManifestError
 from panda.files import write_json, write_table
@@ -55,18 +55,14 @@ def infer(cfg: DictConfig) -> list[dict[str, Any]]:
     started = time.monotonic()
     check_config(cfg, "infer")
     faults = Faults()
-    for key in ("checkpoint", "slides"):
-        if not cfg[key]:
-            faults.add(f"{key} is not given: write {key}=… on the command line")
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     with faults.collect():
         engine: EngineSettings = build(plain["engine"])
     with faults.collect():
         quantify: QuantifySettings = build(plain["quantify"])
     paths: list[Path] = []
-    if cfg.slides:
-        with faults.collect():
-            paths = find_slides(str(cfg.slides))
+    with faults.collect():
+        paths = find_slides(cfg.slides)
     faults.raise_any()
 
     predictor = SegmentationPredictor.from_checkpoint(Path(cfg.checkpoint), engine)
@@ -77,7 +73,7 @@ def infer(cfg: DictConfig) -> list[dict[str, Any]]:
 
     # Results go to the job's folder; canvases to `output`, where all jobs of a multirun find them.
     results, canvases = Path(cfg.run_dir), Path(cfg.output)
-    results.mkdir(parents=True, exist_ok=True)
+    make_folder(results)
     log_to_file(results / "infer.log")
     failures: list[Failure] = []
 

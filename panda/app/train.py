@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
 
 from panda.app.config import Faults, build, check_config
-from panda.app.door import SomeSlidesFailed, log_to_file
+from panda.app.door import SomeSlidesFailed, log_to_file, make_folder
 from panda.app.grading import GradingExperiment
 from panda.app.run import Experiment, Run
 from panda.app.segmentation import SegmentationExperiment
@@ -67,7 +67,7 @@ def train(cfg: DictConfig) -> float:
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     experiment: Experiment = EXPERIMENTS[cfg.task.name](cfg)
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     log_to_file(folder / "run.log")
     write_whole(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     if not resume:

@@ -77,7 +77,7 @@ def _load(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"checkpoint {path} cannot be read ({reason[:160]}): give a .ckpt file under runs/…/checkpoints/"
         ) from error
-    if not isinstance(loaded, dict) or "panda" not in loaded or "state_dict" not in loaded:
+    if not isinstance(loaded, dict) or not all(isinstance(loaded.get(key), dict) for key in ("panda", "state_dict")):
         raise CheckpointError(
             f"checkpoint {path} was not written by this framework (no entry 'panda'): "
             "give a .ckpt file under runs/…/checkpoints/"

@@ -188,6 +188,11 @@ def test_a_sweep_keeps_a_failed_job_as_a_row(home: Path, trained: Path) -> None:
         (("model.encoder_name=resnet19",), "resnet18"),
         (("data.provider=uppsala",), "karolinska"),
         (("task=grading",), "segmentation_checkpoint"),
+        (("name=../evil",), "../evil"),
+        (("test_slides=perhaps",), "test_slides=perhaps"),
+        (("loss=cross_entropy",), "no gradient"),
+        (("model=mil_gated",), "no segmenter"),
+        (("model=deeplabv3", "data.batch_size=1"), "at least 2"),
         (("task=grading", "segmentation_checkpoint=nothing.ckpt"), "nothing.ckpt"),
     ],
 )
