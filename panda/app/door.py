@@ -55,6 +55,9 @@ def guarded(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
             if cfg.run_dir:
                 _leave_trace(Path(cfg.run_dir), error)
             return float("nan")
+        except KeyboardInterrupt:
+            log.error("interrupted; what was finished is kept, and the same command goes on from there")
+            raise SystemExit(130) from None
         finally:
             for handler in [h for h in log.handlers if isinstance(h, logging.FileHandler)]:
                 handler.close()

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from panda.app.config import Faults, build, check_config
 from panda.app.door import SomeSlidesFailed, log_to_file, make_folder
 from panda.data.patches import Failure
-from panda.errors import ConfigError, ManifestError
+from panda.errors import ConfigError, ManifestError, SlideError
 from panda.files import write_json, write_table
 from panda.inference.engine import SlideMapper, each_slide, tiles_on, write_failures
 from panda.inference.grader import GradingPredictor
@@ -84,6 +84,8 @@ def infer(cfg: DictConfig) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
 
     def work(path: Path, bar: "tqdm[Any]") -> None:
+        if path.stem in (".", ".."):
+            raise SlideError(f"{path}: {path.stem!r} cannot name a slide's folder; rename the file")
         with Slide.open(path, reader=cfg.reader, mpp_override=cfg.mpp_override) as slide:
             folder = results / slide.slide_id
             canvas_path = canvases / slide.slide_id / "canvas.zarr"

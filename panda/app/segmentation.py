@@ -109,7 +109,10 @@ class SegmentationExperiment:
         """See `Experiment.run`."""
         data = self.data
         data.prepare_data()
-        data.setup("fit")
+        try:
+            data.setup("fit")
+        finally:
+            run.failures.extend(data.failures)
         failed = {failure.slide_id for failure in data.failures}
         splits = {name: [r for r in records if r.slide_id not in failed] for name, records in data.splits().items()}
         carried = {
@@ -125,7 +128,6 @@ class SegmentationExperiment:
         ):
             raise ManifestError(f"{data.root}: the training slides are not those of {run.resume}; start a new run")
         run.fit(SegmentationTask(self.network, self.loss, self.optim, carried), data)
-        run.failures.extend(data.failures)
         run.summary["data"] = data.describe()
         predictor = SegmentationPredictor.from_checkpoint(run.best, self.engine)
         choice = self._freeze_threshold(run, predictor, splits["val"])

@@ -78,6 +78,9 @@ def train(cfg: DictConfig) -> float:
     try:
         figure = experiment.run(run)
         _write_summary(run, time.monotonic() - started)
+    except BaseException:
+        write_failures(folder / "failures.csv", run.failures)
+        raise
     finally:
         # Left open, the next job of a multirun would log into this run.
         if wandb.run is not None:
