@@ -23,8 +23,8 @@ from panda.wsi.grid import Grid, tissue_grid
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap
 
-# A level whose µm/px is within this share of those seen in training counts as the same resolution: scanners of one
-# model differ by 1 to 2 %, levels by a factor of 2 or more.
+# A level whose µm/px is within this share of those seen in training counts as the same resolution; neighbouring
+# levels differ by a factor of 2 or more.
 SAME_MPP = 0.05
 
 
