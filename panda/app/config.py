@@ -45,7 +45,7 @@ PLAIN_TYPES: dict[str, dict[str, Any]] = {
     },
     "infer": {
         "checkpoint": str, "grading_checkpoint": str | None, "slides": str, "output": str, "debug": bool,
-        "mpp_override": float | None, "reader": Literal["auto", "openslide"],
+        "mpp_override": float | None, "reader": Literal["auto", "openslide", "fast"],
     },
 }  # fmt: skip
 """Types of the keys that belong to no group."""

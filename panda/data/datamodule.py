@@ -28,6 +28,7 @@ from panda.data.splits import SPLITS, Split, fraction_faults, split_slides
 from panda.data.store import StoreResult, extract_store, load_store, store_path
 from panda.errors import ConfigError, ManifestError
 from panda.wsi.labels import PROVIDERS
+from panda.wsi.readers import ReaderName
 from panda.wsi.synthetic import SyntheticSpec, draw_dataset
 
 FINDINGS: Mapping[str, Callable[[SlideRecord], bool]] = {
@@ -91,7 +92,7 @@ class PatchDataModule(pl.LightningDataModule):
         provider: str | None = None,
         exclude: Sequence[str] = (),
         groups: str | Path | None = None,
-        reader: Literal["auto", "openslide"] = "auto",
+        reader: ReaderName = "auto",
         mpp_override: float | None = None,
         augment: Augmentation | None = None,
         extract_workers: int = 2,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
+
+from panda.wsi.readers import ReaderName
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class PatchSettings:
     stride: int | None = None
     edge: Literal["pad", "shift"] = "pad"
     min_tissue: float = 0.1
-    reader: Literal["auto", "openslide"] = "auto"
+    reader: ReaderName = "auto"
     mpp_override: float | None = None
 
     def faults(self) -> list[str]:
@@ -44,8 +46,8 @@ class PatchSettings:
             faults.append(f"data.edge is {self.edge!r}: give pad or shift")
         if not 0 <= self.min_tissue <= 1:
             faults.append(f"data.min_tissue is {self.min_tissue}: give a share from 0 to 1")
-        if self.reader not in ("auto", "openslide"):
-            faults.append(f"data.reader is {self.reader!r}: give auto or openslide")
+        if self.reader not in get_args(ReaderName):
+            faults.append(f"data.reader is {self.reader!r}: give {', '.join(get_args(ReaderName))}")
         if self.mpp_override is not None and not self.mpp_override > 0:
             faults.append(f"data.mpp_override is {self.mpp_override}: give µm per level-0 px, or null")
         return faults

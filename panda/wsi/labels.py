@@ -144,7 +144,7 @@ class LabelMask:
             what = "is a folder, not a mask" if path.is_dir() else "there is no such mask"
             raise MaskError(f"{path}: {what}; a slide without one is left out of training and scoring")
         try:
-            tiff = TiffPyramid(path)
+            tiff = TiffPyramid(path, red_only=True)
             tiff.read(len(tiff.level_dimensions) - 1, 0, 0, 1, 1)  # an unknown compression shows only here
         except (OSError, ValueError) as exc:
             raise MaskError(f"{path}: the mask cannot be opened: {exc}") from exc
@@ -206,7 +206,7 @@ class LabelMask:
         x0, y0 = int(x[0]), int(y[0])
         width, height = int(x[-1]) - x0 + 1, int(y[-1]) - y0 + 1
         try:
-            window = self._tiff.read(level, x0, y0, width, height)[..., 0]
+            window = self._tiff.read(level, x0, y0, width, height)
         except (OSError, ValueError) as exc:
             raise MaskError(
                 f"{self.path}: cannot read {width} x {height} px at ({x0}, {y0}) of mask level {level}: "

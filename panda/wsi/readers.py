@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 
 from panda.errors import SlideError
 from panda.wsi.geometry import round_px
-from panda.wsi.tiff import PerProcess, TiffPyramid
+from panda.wsi.handles import PerProcess
+from panda.wsi.tiff import CutShortError, TiffPyramid
 
-ReaderName = Literal["auto", "openslide"]
+ReaderName = Literal["auto", "openslide", "fast"]
+FAST_VENDORS = ("generic-tiff", "aperio")
+"""OpenSlide's names of the layouts whose tiles lie in the file as they are shown."""
 
 
 class SlideReader(Protocol):
@@ -38,22 +41,47 @@ def open_reader(path: Path, reader: ReaderName) -> SlideReader:
 
     Args:
         path: the slide.
-        reader: ``"openslide"`` for OpenSlide and nothing else; ``"auto"`` for OpenSlide and, for a TIFF whose
-            layout it does not take (levels in sub-IFDs, strips instead of tiles), the TIFF reader.
+        reader: ``"openslide"``: OpenSlide and nothing else. ``"fast"``: the TIFF reader and nothing else.
+            ``"auto"``: the TIFF reader where it shows the same levels and pixels as OpenSlide, or where OpenSlide
+            does not take the file (levels in sub-IFDs, strips instead of tiles); else OpenSlide.
 
     Raises:
         SlideError: no reader opens it.
     """
+    if reader == "fast":
+        try:
+            return TiffReader(path)
+        except (OSError, ValueError) as exc:
+            raise SlideError(f"{path}: the fast reader cannot open it: {exc}; give data.reader=auto") from exc
     try:
-        return OpenSlideReader(path)
+        reference = OpenSlideReader(path)
     except (openslide.OpenSlideError, OSError, ValueError) as exc:
         refused = f"{path}: OpenSlide cannot open it ({exc})"
         if reader == "openslide":
             raise SlideError(f"{refused}; is it whole, and in a format OpenSlide reads?") from exc
+    else:
+        return reference if reader == "openslide" else _faster(path, reference)
     try:
         return TiffReader(path)
     except (OSError, ValueError) as exc:
         raise SlideError(f"{refused}, nor can the TIFF reader ({exc}); is it whole, and a slide?") from exc
+
+
+def _faster(path: Path, reference: OpenSlideReader) -> SlideReader:
+    """The TIFF reader where it is sure to show what OpenSlide shows, with OpenSlide's µm/px; else OpenSlide's."""
+    if reference.vendor not in FAST_VENDORS:
+        return reference
+    try:
+        fast = TiffReader(path, reference)
+    except CutShortError as exc:
+        raise SlideError(f"{path}: {exc}; fetch it anew or leave the slide out") from exc
+    except (OSError, ValueError):
+        return reference
+    if not fast.like_openslide or fast.level_dimensions != reference.level_dimensions:
+        fast.close()
+        return reference
+    reference.close()
+    return fast
 
 
 class OpenSlideReader:
@@ -74,6 +102,7 @@ class OpenSlideReader:
         if not self.level_dimensions or min(min(size) for size in self.level_dimensions) <= 0:
             raise ValueError(f"its levels are {self.level_dimensions}, one of them empty")
         self._downsamples = tuple(float(downsample) for downsample in slide.level_downsamples)
+        self.vendor = str(slide.properties.get(openslide.PROPERTY_NAME_VENDOR))
         self.stated_mpp, self.mpp_note = _openslide_mpp(slide.properties)
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
@@ -102,19 +131,21 @@ class TiffReader:
 
     Args:
         path: the slide.
+        stated: the same file as OpenSlide opened it, for its µm/px; None where it does not.
 
     Raises:
         ValueError: it is no TIFF that can be read.
         OSError: the file cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._tiff = TiffPyramid(path)
+    def __init__(self, path: Path, stated: OpenSlideReader | None = None) -> None:
+        self._tiff = TiffPyramid(path, blank=255)
         if self._tiff.samples not in {3, 4}:
             raise ValueError(f"it has {self._tiff.samples} channels, a slide has 3 or 4")
+        self.like_openslide = self._tiff.like_openslide
         self.level_dimensions = self._tiff.level_dimensions
-        self.stated_mpp: tuple[float, float] | None = None
-        self.mpp_note = "OpenSlide does not open it"
+        self.stated_mpp = None if stated is None else stated.stated_mpp
+        self.mpp_note = "it was opened without OpenSlide" if stated is None else stated.mpp_note
         self.read(len(self.level_dimensions) - 1, 0, 0, 1, 1)  # an unknown compression shows only here
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:

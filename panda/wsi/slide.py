@@ -75,8 +75,8 @@ class Slide:
 
         Args:
             path: the file.
-            reader: ``"openslide"``, or ``"auto"`` to fall back on a plain TIFF reader where OpenSlide does
-                not know the layout.
+            reader: ``"auto"``: the fast reader where the file allows it, else OpenSlide; ``"openslide"`` or
+                ``"fast"`` for one of them alone (see `panda.wsi.readers.open_reader`).
             mpp_override: µm per level-0 px (or (x, y)) to use where the file states none, or nonsense. A
                 plausible value in the file comes first: OpenSlide's, then the TIFF resolution tags.
 

@@ -2,84 +2,29 @@
 
 OpenSlide interpolates whenever a location does not fall on a whole pixel of the level, which happens at
 every level whose downsample is no integer. That softens a photograph a little and ruins a label mask (between
-code 1 and code 5 it invents a 3), so masks are read here.
+code 1 and code 5 it invents a 3), so masks are read here; and so are slides whose files allow it, since decoding
+only the tiles that a window touches, each once, is several times faster (docs/performance.md).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
-import threading
-from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Generic, Protocol, TypeVar
+from typing import Any, BinaryIO
 
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
 from panda.wsi.geometry import level_scale
+from panda.wsi.handles import PerProcess
+from panda.wsi.segments import CACHE, JPEG, Decoder
 
-_CACHE_BYTES = 32 * 2**20
 _LARGEST_SEGMENT_BYTES = 2**28
-
-
-class Closable(Protocol):
-    """Anything that is closed when it is done with."""
-
-    def close(self) -> None:
-        """Release what is held."""
-
-
-Handle = TypeVar("Handle", bound=Closable)
-
-
-class PerProcess(Generic[Handle]):
-    """A handle that is opened on first use, once in every process, and shared by its threads.
-
-    Args:
-        opener: opens the handle; its errors pass through `get`. Pickling keeps the opener alone.
-    """
-
-    def __init__(self, opener: Callable[[], Handle]) -> None:
-        self._opener = opener
-        self._lock = threading.Lock()
-        self._pid = os.getpid()
-        self._handle: Handle | None = None
-        self._inherited: Handle | None = None
-
-    def __reduce__(self) -> tuple[type[PerProcess[Handle]], tuple[Callable[[], Handle]]]:
-        return type(self), (self._opener,)
-
-    def get(self) -> Handle:
-        """Return this process's handle, opening it where there is none."""
-        if self._pid != os.getpid():
-            # A forked worker shares file positions with its parent, and may have copied a lock that was held.
-            # The parent's handle is kept, unused: closing it here could wait for such a lock for ever.
-            self._inherited, self._handle = self._handle, None
-            self._lock = threading.Lock()
-            self._pid = os.getpid()
-        with self._lock:
-            if self._handle is None:
-                self._handle = self._opener()
-            return self._handle
-
-    def drop(self, handle: Handle) -> None:
-        """Forget a handle that has failed; the next `get` opens a new one."""
-        with self._lock:
-            if self._handle is handle:
-                self._handle = None
-
-    def close(self) -> None:
-        """Close this process's handle; a later `get` opens it again."""
-        if self._pid == os.getpid():
-            with self._lock:
-                handle, self._handle = self._handle, None
-            if handle is not None:
-                handle.close()
 
 
 @dataclass(frozen=True)
@@ -90,63 +35,93 @@ class _Level:
     height: int
     segment_width: int
     segment_height: int
+    tiled: bool
     offsets: tuple[int, ...]
     byte_counts: tuple[int, ...]
-    decode: Callable[..., tuple[NDArray[np.uint8] | None, Any, Any]]
-    jpeg_tables: bytes | None
+    decoder: Decoder
+
+    @property
+    def columns(self) -> int:
+        """Segments side by side."""
+        return math.ceil(self.width / self.segment_width)
+
+    @property
+    def rows(self) -> int:
+        """Segments one below the other."""
+        return math.ceil(self.height / self.segment_height)
+
+    def stored_height(self, index: int) -> int:
+        """Height of a segment as stored: tiles are whole even past the edge, the last strip ends with the picture."""
+        if self.tiled:
+            return self.segment_height
+        return min(self.segment_height, self.height - index // self.columns * self.segment_height)
 
 
 class _OpenFile:
-    """An open file with the lock its position needs and the segments decoded last."""
+    """An open file, with a number of its own among all that the process opens."""
+
+    _numbers = itertools.count()
 
     def __init__(self, path: Path) -> None:
-        self.stream: BinaryIO = path.open("rb")
-        self.lock = threading.Lock()
-        self.segments: OrderedDict[tuple[int, int], NDArray[np.uint8] | None] = OrderedDict()
+        self._stream: BinaryIO = path.open("rb", buffering=0)
+        self.number = next(self._numbers)
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Read bytes; fewer where the file ends. The position is not shared, so threads need no lock."""
+        return os.pread(self._stream.fileno(), count, offset)
 
     def close(self) -> None:
-        """Close the file."""
-        self.stream.close()
+        """Close the file and give back the memory of its segments."""
+        self._stream.close()
+        CACHE.drop(self.number)
 
     def __del__(self) -> None:
-        # As OpenSlide's handles do: one that is dropped closes itself, without a ResourceWarning.
-        if hasattr(self, "stream"):
-            self.stream.close()
+        # As OpenSlide's handles do: one that is dropped closes itself, without a ResourceWarning. Its segments
+        # are left to age: the lock over them may be held by the very thread that collects garbage.
+        if hasattr(self, "number"):
+            self._stream.close()
+
+
+class CutShortError(ValueError):
+    """The file ends before the pixels that it lists."""
 
 
 class TiffPyramid:
     """The levels of a tiled or stripped uint8 TIFF, whether they are further pages or sub-IFDs of the first.
 
-    Reads are exact, thread-safe, and decode only the segments that a window touches. Pickling keeps the path.
+    Reads are exact, thread-safe, and decode only the segments that a window touches; those decoded last are kept,
+    see `panda.wsi.segments.CACHE_BYTES`. A pickled one opens the file when it is read.
 
     Args:
         path: the file.
+        blank: value of the px of segments that the file leaves out.
+        red_only: read the first channel alone.
 
     Raises:
         ValueError: it is no TIFF, or one of a kind that is not read (the message says what).
+        CutShortError: the file ends before its pixels do.
         OSError: it cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, blank: int = 0, red_only: bool = False) -> None:
         self.path = path
+        self._blank = blank
+        self._red_only = red_only
         try:
             with tifffile.TiffFile(path) as tif:
                 first = tif.pages.first
                 further = [*list(tif.pages)[1:], *(first.pages or [])]
                 self._levels = _pyramid(first, [page.aspage() for page in further])
                 self.samples = int(first.samplesperpixel)
+                self.like_openslide = _like_openslide(first)
+                size = int(tif.filehandle.size)
         except (OSError, ValueError):
             raise
         except Exception as exc:  # a damaged file may raise anything from inside the parser
             raise ValueError(f"not a readable TIFF ({type(exc).__name__}: {exc})") from exc
-        largest = max(level.segment_width * level.segment_height for level in self._levels) * self.samples
-        if largest > _LARGEST_SEGMENT_BYTES:
-            raise ValueError(f"its tiles or strips take {largest} bytes each; write it with tiles of 256 px")
-        self._cached = max(4, _CACHE_BYTES // largest)
+        for level in self._levels:
+            _check(level, self.samples, size)
         self._file = PerProcess(partial(_OpenFile, path))
-
-    def __reduce__(self) -> tuple[type[TiffPyramid], tuple[Path]]:
-        return type(self), (self.path,)
 
     @property
     def level_dimensions(self) -> tuple[tuple[int, int], ...]:
@@ -164,49 +139,41 @@ class TiffPyramid:
             height: height in level px.
 
         Returns:
-            (height, width, samples) uint8; segments that the file leaves out are 0.
+            (height, width, samples) uint8, or (height, width) with ``red_only``, an array of its own.
 
         Raises:
             ValueError: a segment cannot be decoded.
             OSError: the file cannot be read.
         """
         of = self._levels[level]
-        out = np.zeros((height, width, self.samples), np.uint8)
-        columns = math.ceil(of.width / of.segment_width)
+        out = np.empty((height, width) if self._red_only else (height, width, self.samples), np.uint8)
         for row in range(y // of.segment_height, (y + height - 1) // of.segment_height + 1):
+            top = row * of.segment_height
+            y0, y1 = max(y, top), min(y + height, top + of.segment_height)
             for column in range(x // of.segment_width, (x + width - 1) // of.segment_width + 1):
-                segment = self._segment(level, row * columns + column)
-                if segment is None:
-                    continue
-                left, top = column * of.segment_width, row * of.segment_height
-                x0, y0 = max(x, left), max(y, top)
-                x1 = min(x + width, left + segment.shape[1])
-                y1 = min(y + height, top + segment.shape[0])
-                out[y0 - y : y1 - y, x0 - x : x1 - x] = segment[y0 - top : y1 - top, x0 - left : x1 - left]
+                left = column * of.segment_width
+                x0, x1 = max(x, left), min(x + width, left + of.segment_width)
+                segment = self._segment(level, row * of.columns + column)
+                window = out[y0 - y : y1 - y, x0 - x : x1 - x]
+                window[...] = self._blank if segment is None else segment[y0 - top : y1 - top, x0 - left : x1 - left]
         return out
 
     def _segment(self, level: int, index: int) -> NDArray[np.uint8] | None:
-        """Decode one tile or strip as (h, w, samples); None where the file stores nothing for it."""
-        file, of, key = self._file.get(), self._levels[level], (level, index)
-        with file.lock:
-            if key in file.segments:
-                file.segments.move_to_end(key)
-                return file.segments[key]
-            file.stream.seek(of.offsets[index])
-            data = file.stream.read(of.byte_counts[index])
-        segment: NDArray[np.uint8] | None = None
-        if of.byte_counts[index]:
-            if len(data) != of.byte_counts[index]:
-                raise ValueError(f"the file ends within segment {index} of level {level}: it is cut short")
-            try:
-                decoded = of.decode(data, index, jpegtables=of.jpeg_tables)[0]
-            except Exception as exc:  # every codec has errors of its own
-                raise ValueError(f"segment {index} of level {level} does not decode: {exc}") from exc
-            segment = None if decoded is None else decoded[0]
-        with file.lock:
-            file.segments[key] = segment
-            while len(file.segments) > self._cached:
-                file.segments.popitem(last=False)
+        """Decode one tile or strip as (h, w, samples) or (h, w); None where the file stores nothing for it."""
+        file, of = self._file.get(), self._levels[level]
+        if not of.byte_counts[index]:
+            return None
+        key = file.number, level, index
+        if (kept := CACHE.get(key)) is not None:
+            return kept
+        data = file.read(of.offsets[index], of.byte_counts[index])
+        try:
+            segment = of.decoder.decode(data, of.stored_height(index), of.segment_width)
+        except Exception as exc:  # every codec has errors of its own
+            raise ValueError(f"segment {index} of level {level} does not decode: {exc}") from exc
+        if self._red_only:
+            segment = np.ascontiguousarray(segment[..., 0])
+        CACHE.put(key, segment)
         return segment
 
     def close(self) -> None:
@@ -234,6 +201,14 @@ def _pyramid(first: Any, further: list[Any]) -> tuple[_Level, ...]:
     return tuple(levels)
 
 
+def _like_openslide(page: Any) -> bool:
+    """Whether OpenSlide shows the stored pixels as they are decoded here: tiles of RGB, or of JPEG's YCbCr."""
+    jpeg = int(page.compression) == JPEG
+    plain = int(page.photometric) == 2 or (jpeg and int(page.photometric) == 6)
+    upright = int(page.tags.valueof("Orientation", default=1)) == 1
+    return bool(page.is_tiled and page.samplesperpixel == 3 and plain and upright)
+
+
 def _level(page: Any) -> _Level:
     """Copy what reading a page takes, so that the parsed file can be closed."""
     height, width = page.chunks[:2]
@@ -242,8 +217,34 @@ def _level(page: Any) -> _Level:
         height=int(page.imagelength),
         segment_width=int(width),
         segment_height=int(height),
+        tiled=bool(page.is_tiled),
         offsets=tuple(page.dataoffsets),
         byte_counts=tuple(page.databytecounts),
-        decode=page.decode,
-        jpeg_tables=page.jpegtables,
+        decoder=Decoder(
+            int(page.compression),
+            int(page.predictor),
+            int(page.photometric),
+            int(page.samplesperpixel),
+            page.jpegtables,
+        ),
     )
+
+
+def _check(level: _Level, samples: int, size: int) -> None:
+    """Refuse a level that cannot be read, or not in bounded memory.
+
+    Raises:
+        ValueError: it is empty, its tiles are too large, or the file does not list all of them.
+        CutShortError: the file ends before its pixels do.
+    """
+    if min(level.width, level.height, level.segment_width, level.segment_height) < 1:
+        raise ValueError(f"a level is {level.width} x {level.height} px")
+    segment = level.segment_width * level.segment_height * samples
+    if segment > _LARGEST_SEGMENT_BYTES:
+        raise ValueError(f"its tiles or strips take {segment} bytes each; write it with tiles of 256 px")
+    wanted = level.columns * level.rows
+    if min(len(level.offsets), len(level.byte_counts)) < wanted:
+        raise ValueError(f"it lists {len(level.offsets)} of {wanted} tiles or strips")
+    end = max(map(sum, zip(level.offsets, level.byte_counts, strict=False)), default=0)
+    if end > size:
+        raise CutShortError(f"it is cut short: the file has {size} bytes, its pixels reach to {end}")

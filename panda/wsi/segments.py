@@ -1,0 +1,139 @@
+"""The tiles and strips of TIFFs: decoded in bounded memory, and kept while they may be asked for again."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+
+CACHE_BYTES = 64 * 2**20
+"""Decoded segments kept by a process, of all its TIFFs together: two rows of tiles of a slide 21,800 px wide (any
+larger is slower in itself: memory that was not touched for long is slow to come by)."""
+
+JPEG = 7
+_RGB, _YCBCR = 2, 6  # photometric interpretations (TIFF 6.0, sections 6 and 21)
+
+Segment = NDArray[np.uint8]
+
+# Each takes the data and the number of bytes it must come to, and never makes more.
+_INFLATE: Mapping[int, Callable[[bytes, int], bytes | bytearray]] = {
+    1: lambda data, size: data[:size],
+    5: lambda data, size: imagecodecs.lzw_decode(data, out=size),
+    8: lambda data, size: imagecodecs.deflate_decode(data, out=size),
+    32773: lambda data, size: imagecodecs.packbits_decode(data, out=size),
+    32946: lambda data, size: imagecodecs.deflate_decode(data, out=size),
+    50000: lambda data, size: imagecodecs.zstd_decode(data, out=size),
+}
+_READ = "read are none, LZW, deflate, PackBits and zstd, with predictor 1 or 2, and JPEG with 1 or 3 samples"
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """How the tiles or strips of a page are decoded.
+
+    JPEG takes its colours from the page's tags, as OpenSlide does, and not from markers within.
+
+    Attributes:
+        compression: TIFF's number of it.
+        predictor: 1 for none, 2 for differences along the rows.
+        photometric: TIFF's number of the colours' meaning.
+        samples: uint8 values a px, interleaved.
+        tables: the page's JPEG tables.
+
+    Raises:
+        ValueError: compression and predictor are none that is read.
+    """
+
+    compression: int
+    predictor: int
+    photometric: int
+    samples: int
+    tables: bytes | None
+
+    def __post_init__(self) -> None:
+        jpeg = self.compression == JPEG and self.samples in {1, 3}
+        if not jpeg and (self.compression not in _INFLATE or self.predictor not in {1, 2}):
+            raise ValueError(
+                f"its compression is {self.compression} with predictor {self.predictor} and {self.samples} samples; "
+                f"{_READ}"
+            )
+
+    def decode(self, data: bytes, height: int, width: int) -> Segment:
+        """Turn the bytes of a segment into (height, width, samples).
+
+        Raises:
+            Exception: any that a codec has for damaged data; also where they come to another size.
+        """
+        if self.compression == JPEG:
+            return self._jpeg(data, height, width)
+        size = height * width * self.samples
+        plain = _INFLATE[self.compression](data, size)
+        if len(plain) < size:
+            raise ValueError(f"it holds {len(plain)} of {size} bytes")
+        segment = np.frombuffer(plain, np.uint8).reshape(height, width, self.samples)
+        return np.asarray(imagecodecs.delta_decode(segment, axis=1)) if self.predictor == 2 else segment
+
+    def _jpeg(self, data: bytes, height: int, width: int) -> Segment:
+        colour = self.samples == 3
+        # Into an array of the right size: data of any other is refused before it takes memory.
+        segment = np.empty((height, width, 3) if colour else (height, width), np.uint8)
+        imagecodecs.jpeg8_decode(
+            data,
+            tables=self.tables,
+            colorspace={_RGB: "RGB", _YCBCR: "YCBCR"}.get(self.photometric) if colour else None,
+            outcolorspace="RGB" if colour else "GRAYSCALE",
+            out=segment,
+        )
+        return segment.reshape(height, width, self.samples)
+
+
+class SegmentCache:
+    """The segments that a process decoded last, up to a number of bytes.
+
+    Args:
+        most: bytes.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.clear()
+        os.register_at_fork(after_in_child=self.clear)  # a lock may have been held when the process was copied
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[int, int, int], Segment] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, key: tuple[int, int, int]) -> Segment | None:
+        """Return the segment of (file, level, index), None where it is not kept."""
+        with self._lock:
+            found = self._kept.get(key)
+            if found is not None:
+                self._kept.move_to_end(key)
+            return found
+
+    def put(self, key: tuple[int, int, int], segment: Segment) -> None:
+        """Keep a segment; those that were not asked for longest go."""
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = segment
+                self._bytes += segment.nbytes
+            while self._bytes > self._most:
+                self._bytes -= self._kept.popitem(last=False)[1].nbytes
+
+    def drop(self, file: int) -> None:
+        """Forget the segments of a file."""
+        with self._lock:
+            for key in [key for key in self._kept if key[0] == file]:
+                self._bytes -= self._kept.pop(key).nbytes
+
+
+CACHE = SegmentCache(CACHE_BYTES)
+"""Of this process."""

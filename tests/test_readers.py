@@ -1,0 +1,250 @@
+"""The fast reader against OpenSlide: the same levels, the same pixels, the same white, on every kind it takes."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import openslide
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from panda.errors import SlideError
+from panda.wsi.readers import OpenSlideReader, ReaderName, TiffReader, open_reader
+from panda.wsi.segments import CACHE, SegmentCache
+from panda.wsi.slide import Slide
+from panda.wsi.tiff import TiffPyramid
+
+WIDTH, HEIGHT = 1373, 1101
+KINDS: dict[str, dict[str, Any]] = {
+    "YCbCr 4:2:0": {"compression": "jpeg", "subsampling": (2, 2)},
+    "YCbCr 4:2:2": {"compression": "jpeg", "subsampling": (2, 1)},
+    "YCbCr 4:4:4": {"compression": "jpeg", "subsampling": (1, 1)},
+    "RGB JPEG": {"compression": "jpeg", "compressionargs": {"outcolorspace": "rgb"}, "subsampling": (1, 1)},
+    "deflate": {"compression": "adobe_deflate"},
+    "deflate, predictor": {"compression": "adobe_deflate", "predictor": True},
+    "LZW": {"compression": "lzw"},
+    "LZW, predictor": {"compression": "lzw", "predictor": True},
+    "PackBits": {"compression": "packbits"},
+    "none": {"compression": None},
+}
+
+
+def _picture(width: int = WIDTH, height: int = HEIGHT) -> NDArray[np.uint8]:
+    """Smooth colours with sharp edges and noise, so that chroma upsampling and rounding both show."""
+    rng = np.random.default_rng(7)
+    y, x = np.mgrid[:height, :width]
+    image = np.stack([128 + 100 * np.sin(x / 17 + c) * np.cos(y / (23 + c)) for c in range(3)], axis=-1)
+    image[(x // 40 + y // 56) % 3 == 0] = (190, 60, 150)
+    return np.clip(image + rng.normal(0, 6, image.shape), 0, 255).astype(np.uint8)
+
+
+def _write(path: Path, kind: str, tile: int) -> Path:
+    image = _picture()
+    with tifffile.TiffWriter(path) as tiff:
+        for level, downsample in enumerate((1, 4, 16)):
+            rows, columns = HEIGHT // downsample * downsample, WIDTH // downsample * downsample
+            tiff.write(
+                np.ascontiguousarray(image[:rows:downsample, :columns:downsample]),
+                tile=(tile, tile),
+                photometric="rgb",
+                subfiletype=int(level > 0),
+                metadata=None,
+                **KINDS[kind],
+            )
+    return path
+
+
+@pytest.mark.parametrize("tile", [256, 512])
+@pytest.mark.parametrize("kind", KINDS)
+def test_pixels_are_those_of_openslide(tmp_path: Path, kind: str, tile: int) -> None:
+    path = _write(tmp_path / "slide.tiff", kind, tile)
+    fast, reference = Slide.open(path, reader="fast"), Slide.open(path, reader="openslide")
+    assert isinstance(Slide.open(path)._reader, TiffReader)
+    assert fast.level_dimensions == reference.level_dimensions
+    rng = np.random.default_rng(tile)
+    largest = 0
+    for _ in range(40):
+        # at level 0 OpenSlide falls on whole pixels everywhere, edges and beyond included
+        x, y = int(rng.integers(-80, WIDTH)), int(rng.integers(-80, HEIGHT))
+        size = int(rng.integers(1, 600)), int(rng.integers(1, 600))
+        a, b = (slide.read_region((x, y), 0, size).astype(int) for slide in (fast, reference))
+        largest = max(largest, int(np.abs(a - b).max()))
+    assert largest == 0, f"largest difference {largest} grey values"
+    for level in (1, 2):
+        a, b = (
+            slide.read_region((0, 0), level, slide.level_dimensions[level]).astype(int) for slide in (fast, reference)
+        )
+        assert np.abs(a - b).max() == 0
+
+
+def test_levels_of_no_integer_downsample_are_the_stored_pixels(tmp_path: Path) -> None:
+    """OpenSlide interpolates there; both are held to what is stored."""
+    image = _picture(1203, 907)
+    path = tmp_path / "slide.tiff"
+    small = np.ascontiguousarray(image[:226, :300])
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(image, tile=(256, 256), photometric="rgb", compression="jpeg", metadata=None)
+        tiff.write(small, tile=(256, 256), photometric="rgb", compression="jpeg", subfiletype=1, metadata=None)
+    with tifffile.TiffFile(path) as tif:
+        stored = tif.pages[1].asarray()
+    slide = Slide.open(path)
+    assert slide.level_downsamples[1] == pytest.approx(4.01)
+    for x, y in [(0, 0), (131, 77), (269, 195)]:
+        location = round(x * 4.01), round(y * 4.01)
+        assert (slide.read_region(location, 1, (31, 31)) == stored[y : y + 31, x : x + 31]).all()
+        near = Slide.open(path, reader="openslide").read_region(location, 1, (31, 31)).astype(int)
+        assert np.abs(near - stored[y : y + 31, x : x + 31]).mean() < 8
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_any_window_is_cut_from_the_whole(tiled: Path, data: st.DataObject) -> None:
+    x, y = data.draw(st.integers(0, WIDTH - 1)), data.draw(st.integers(0, HEIGHT - 1))
+    width, height = data.draw(st.integers(1, WIDTH - x)), data.draw(st.integers(1, HEIGHT - y))
+    with tifffile.TiffFile(tiled) as tif:
+        stored = tif.pages[0].asarray()
+    assert (TiffPyramid(tiled).read(0, x, y, width, height) == stored[y : y + height, x : x + width]).all()
+
+
+@pytest.fixture(scope="module")
+def tiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _write(tmp_path_factory.mktemp("tiled") / "slide.tiff", "YCbCr 4:2:0", 256)
+
+
+def test_tiles_that_the_file_leaves_out_are_white_in_both(tmp_path: Path) -> None:
+    path = tmp_path / "sparse.tiff"
+    whole = _picture(1024, 768)
+
+    def tiles() -> Any:
+        for number in range(12):
+            y, x = divmod(number, 4)
+            yield None if number in {5, 6} else whole[y * 256 : y * 256 + 256, x * 256 : x * 256 + 256]
+
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(tiles(), shape=whole.shape, dtype=np.uint8, tile=(256, 256), photometric="rgb",
+                   compression="jpeg", metadata=None)  # fmt: skip
+    fast, reference = (Slide.open(path, reader=reader).read_region((0, 0), 0, (1024, 768)) for reader in _both())
+    assert (fast == reference).all()
+    assert (fast[256:512, 256:768] == 255).all()
+    assert (fast[:256] != 255).any()
+
+
+def _both() -> tuple[ReaderName, ReaderName]:
+    return "fast", "openslide"
+
+
+def test_auto_leaves_to_openslide_what_is_shown_otherwise(tmp_path: Path) -> None:
+    image = _picture(600, 600)
+    rotated = tmp_path / "rotated.tiff"
+    tifffile.imwrite(rotated, image, tile=(256, 256), photometric="rgb", metadata=None,
+                     extratags=[(274, 3, 1, 3, True)])  # fmt: skip
+    alpha = tmp_path / "alpha.tiff"
+    rgba = np.dstack([image, np.full(image.shape[:2], 200, np.uint8)])
+    tifffile.imwrite(alpha, rgba, tile=(256, 256), photometric="rgb", extrasamples=["unassalpha"], metadata=None)
+    for path in (rotated, alpha):
+        auto, reference = open_reader(path, "auto"), open_reader(path, "openslide")
+        assert isinstance(auto, OpenSlideReader)
+        assert (auto.read(0, 9, 9, 300, 300) == reference.read(0, 9, 9, 300, 300)).all()
+
+
+def test_fast_alone_names_the_file_and_the_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "sixteen.tiff"
+    tifffile.imwrite(path, np.zeros((300, 300, 3), np.uint16), tile=(256, 256), photometric="rgb", metadata=None)
+    with pytest.raises(
+        SlideError, match=r"sixteen\.tiff: the fast reader cannot open it: pixels are uint16.*reader=auto"
+    ):
+        Slide.open(path, reader="fast")
+    assert set(get_args(ReaderName)) == {"auto", "openslide", "fast"}
+
+
+def test_resolution_is_the_same_by_either_reader(tmp_path: Path) -> None:
+    path = tmp_path / "slide.tiff"
+    tifffile.imwrite(path, _picture(600, 600), tile=(256, 256), photometric="rgb", compression="jpeg",
+                     resolution=(20833, 20833), resolutionunit="CENTIMETER", metadata=None)  # fmt: skip
+    auto, fast, reference = (Slide.open(path, reader=reader) for reader in ("auto", *_both()))
+    assert auto.mpp == reference.mpp
+    assert fast.mpp == pytest.approx(reference.mpp)
+    assert (auto.mpp_source, fast.mpp_source) == ("openslide", "tiff tags")
+
+
+@pytest.mark.parametrize("reader", get_args(ReaderName))
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.9, 0.9999])
+def test_a_file_cut_short_is_refused_when_it_is_opened(
+    tiled: Path, tmp_path: Path, share: float, reader: ReaderName
+) -> None:
+    whole = tiled.read_bytes()
+    cut = tmp_path / "cut.tiff"
+    cut.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(SlideError, match=r"cut\.tiff.*(cut short|is it whole)"):
+        Slide.open(cut, reader=reader)
+
+
+def test_a_cut_that_openslide_does_not_see_is_refused_too(tiled: Path, tmp_path: Path) -> None:
+    """Where the tables come first, as in a cloud-optimised TIFF, a cut file opens and fails in the middle."""
+    path = tmp_path / "slide.tiff"
+    content = bytearray(tiled.read_bytes())
+    with tifffile.TiffFile(tiled) as tif:
+        at = tif.pages.first.tags["TileOffsets"].valueoffset
+    content[at : at + 4] = len(content).to_bytes(4, "little")
+    path.write_bytes(content)
+    Slide.open(path, reader="openslide")
+    for reader in get_args(ReaderName)[::2]:
+        with pytest.raises(SlideError, match=r"slide\.tiff.*cut short"):
+            Slide.open(path, reader=reader)
+
+
+def test_data_that_would_come_to_more_than_its_tile_is_refused(tmp_path: Path) -> None:
+    """A tile that says 256 x 256 px and inflates to a gigabyte must not be given the memory."""
+    path = tmp_path / "bomb.tiff"
+    bomb = zlib.compress(bytes(2**28), 9)
+    tifffile.imwrite(path, np.zeros((256, 256, 3), np.uint8), tile=(256, 256), photometric="rgb",
+                     compression="adobe_deflate", metadata=None)  # fmt: skip
+    content = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as tif:
+        tags = tif.pages.first.tags
+        offset, count = tags["TileOffsets"].valueoffset, tags["TileByteCounts"].valueoffset
+    content[offset : offset + 4] = len(content).to_bytes(4, "little")
+    content[count : count + 4] = len(bomb).to_bytes(4, "little")
+    path.write_bytes(content + bomb)
+    with pytest.raises(SlideError, match=r"bomb\.tiff.*does not decode"):
+        Slide.open(path, reader="fast").read_region((0, 0), 0, (10, 10))
+
+
+def test_memory_of_the_cache_is_bounded_whatever_is_open(tmp_path: Path) -> None:
+    cache = SegmentCache(1000)
+    for number in range(50):
+        cache.put((number % 3, 0, number), np.zeros(90 + number, np.uint8))
+    assert 800 < cache._bytes <= 1000
+    assert cache._bytes == sum(segment.nbytes for segment in cache._kept.values())
+    cache.drop(1)
+    assert cache.get((1, 0, 49)) is None
+    assert cache.get((0, 0, 48)) is not None
+    assert cache._bytes == sum(segment.nbytes for segment in cache._kept.values())
+    cache.put((9, 0, 0), np.zeros(5000, np.uint8))
+    assert cache._bytes == 0, "larger than all of it: not kept"
+
+
+def test_closing_gives_the_memory_back(tiled: Path) -> None:
+    pyramid = TiffPyramid(tiled)
+    pyramid.read(0, 0, 0, WIDTH, HEIGHT)
+    number = pyramid._file.get().number
+    assert any(key[0] == number for key in CACHE._kept)
+    pyramid.close()
+    assert not any(key[0] == number for key in CACHE._kept)
+
+
+def test_a_changed_read_does_not_reach_the_next(tiled: Path) -> None:
+    pyramid = TiffPyramid(tiled)
+    first = pyramid.read(0, 0, 0, 256, 256)
+    first[:] = 0
+    assert pyramid.read(0, 0, 0, 256, 256).any()
+
+
+def test_openslide_opens_what_the_test_writes(tiled: Path) -> None:
+    assert openslide.OpenSlide.detect_format(tiled) == "generic-tiff"
