@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
@@ -13,6 +13,7 @@ from panda.data.bags import BagItem, BagSet, BagSettings
 from panda.data.loaders import loader_faults, ordered_loader, train_loader
 from panda.data.splits import Split
 from panda.errors import ConfigError
+from panda.wsi.readers import ReaderName
 
 
 class BagDataModule(pl.LightningDataModule):
@@ -46,7 +47,7 @@ class BagDataModule(pl.LightningDataModule):
         batch_size: int = 1,
         num_workers: int = 2,
         augment: Augmentation | None = None,
-        reader: Literal["auto", "openslide"] = "auto",
+        reader: ReaderName = "auto",
         mpp_override: float | None = None,
     ) -> None:
         super().__init__()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from panda.data.settings import resolution_faults
 from panda.errors import ConfigError, ManifestError
 from panda.wsi.geometry import Resolution, round_px
 from panda.wsi.grid import Grid, tissue_grid
+from panda.wsi.readers import ReaderName
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap
 
@@ -56,7 +57,7 @@ class BagSettings:
     tile_size: int = 256
     level: int | None = 1
     mpp: float | None = None
-    reader: Literal["auto", "openslide"] = "auto"
+    reader: ReaderName = "auto"
     mpp_override: float | None = None
 
     def faults(self) -> list[str]:
