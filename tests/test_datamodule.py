@@ -98,7 +98,7 @@ def test_describe(folder: Path) -> None:
     assert found["seed"] == 0
     assert "Patients are unknown" in found["groups"]
     assert (found["left_out"], found["failed"]) == ({}, [])
-    assert found["store"] == str(module.store)
+    assert found["store"] == str(module.store_folder)
     assert module.train_mpp() == pytest.approx([4.0] * 4)
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import fcntl
 import json
 import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ import cv2
 import numpy as np
 import pytest
 
-from panda.data import patches as patches_module
+from panda.data import pixels as pixels_module
 from panda.data import store as store_module
 from panda.data.manifest import read_manifest
 from panda.data.patches import extract_slide, load_slide
-from panda.data.settings import PatchSettings
+from panda.data.settings import PatchSettings, StoreKind
 from panda.data.store import StoreResult, extract_store, load_store, store_path
 from panda.errors import ManifestError, MaskError, PandaError, SlideError
 from tests.panda_folder import CANCER, TISSUE, codes, make_folder, picture
@@ -168,29 +169,36 @@ def test_errors_of_one_slide(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / record.slide_id).exists()
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 600 KiB."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(path)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"no small file system can be mounted here: {mounted.stderr.strip()}")
+    yield path
+    subprocess.run(["umount", str(path)], check=True)
+
+
+@pytest.mark.parametrize("kind", ["png", "packed"])
 def test_a_full_disk_ends_the_run_and_keeps_what_is_finished(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: StoreKind
 ) -> None:
-    write, written = Path.write_bytes, 0
-
-    def full(path: Path, data: bytes) -> int:
-        nonlocal written
-        written += path.suffix == ".png"
-        if written > 60:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        return write(path, data)
-
-    monkeypatch.setattr(Path, "write_bytes", full)
+    settings = dataclasses.replace(SETTINGS, store=kind)
+    monkeypatch.setattr(store_module, "refuse_without_room", lambda need, store: None)  # as if the estimate were wrong
     with pytest.raises(PandaError, match=r"small-.*No space left.*data\.store_root.*run again") as caught:
-        extract(folder, tmp_path, workers=1)
-    assert str(store_path(tmp_path, folder, SETTINGS)) in str(caught.value)
-    monkeypatch.undo()
-    assert not list(tmp_path.glob("*/*.partial"))
-    result = extract(folder, tmp_path)
-    reused = [slide.reused for slide in result.slides.values()]
-    assert reused == sorted(reused, reverse=True)
-    assert reused[0]
-    assert not reused[-1]
+        extract(folder, small_disk, settings, workers=1)
+    assert str(store_path(small_disk, folder, settings)) in str(caught.value)
+    assert not list(small_disk.glob("*/*.partial"))
+    finished = {path.parent.name for path in small_disk.glob("*/*/slide.json")}
+    assert 0 < len(finished) < 4
+    shutil.copytree(small_disk, tmp_path / "larger")
+    result = extract(folder, tmp_path / "larger", settings)
+    assert {slide_id for slide_id, slide in result.slides.items() if slide.reused} == finished
+    assert not result.failures
 
 
 def test_a_store_that_cannot_be_made(folder: Path, tmp_path: Path) -> None:
@@ -208,13 +216,13 @@ def test_a_store_of_other_settings_is_refused(folder: Path, tmp_path: Path) -> N
 
 
 def _extract_slowly(folder: Path, store_root: Path) -> None:
-    write = patches_module._png
+    write = pixels_module.png_of_image
 
     def slow(image: Any) -> bytes:
         time.sleep(0.02)
         return write(image)
 
-    patches_module._png = slow
+    pixels_module.png_of_image = slow
     extract(folder, store_root, workers=1)
 
 

@@ -65,6 +65,7 @@ def test_manifests_of_a_split(result: StoreResult) -> None:
         "slide_id": slide_name(0),
         "provider": "radboud",
         "isup_grade": "4",
+        "number": "0",
         "x": str(x),
         "y": str(y),
         "img": f"{slide_name(0)}/img/{slide_name(0)}_x{x}_y{y}.png",
@@ -192,7 +193,7 @@ def test_faulty_manifests(manifest: Path) -> None:
         ("slide_id,x\n", "the columns are slide_id, x"),
         (f"{header}\n", "lists no patches"),
         (f"{header}\na,radboud,1,0,0\n", "row 2"),
-        (f"{header}\na,radboud,1,0,0,/etc/passwd,m,0,0\n", "row 2: img and msk are /etc/passwd and m"),
+        (f"{header}\na,radboud,1,0,0,0,/etc/passwd,m,0,0\n", "row 2: img and msk are /etc/passwd and m"),
     ]:
         manifest.write_text(text)
         with pytest.raises(ManifestError, match=fault):

@@ -23,7 +23,7 @@ from panda.data.manifest import (
 )
 from panda.data.patches import Failure
 from panda.data.patchset import PatchSet, write_one_slide_manifests, write_patch_manifests
-from panda.data.settings import PatchSettings
+from panda.data.settings import PatchSettings, StoreKind
 from panda.data.splits import SPLITS, Split, fraction_faults, split_slides
 from panda.data.store import StoreResult, extract_store, load_store, store_path
 from panda.errors import ConfigError, ManifestError
@@ -50,6 +50,7 @@ class PatchDataModule(pl.LightningDataModule):
         edge: what happens at the slide's edge, see `PatchSettings`.
         min_tissue: least share of tissue in a patch.
         store_root: the folder of the patch stores.
+        store: what is kept of the pixels, see `panda.data.pixels`.
         batch_size: patches a batch.
         num_workers: processes that load, for each loader; 0 for none.
         seed: of the split. Loaders and augmentation follow torch's seed.
@@ -97,10 +98,11 @@ class PatchDataModule(pl.LightningDataModule):
         augment: Augmentation | None = None,
         extract_workers: int = 2,
         draw: SyntheticSpec | None = None,
+        store: StoreKind = "png",
     ) -> None:
         super().__init__()
         self.root = Path(root)
-        self.settings = PatchSettings(level, mpp, patch_size, stride, edge, min_tissue, reader, mpp_override)
+        self.settings = PatchSettings(level, mpp, patch_size, stride, edge, min_tissue, reader, mpp_override, store)
         self.store_root = Path(store_root)
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -149,7 +151,7 @@ class PatchDataModule(pl.LightningDataModule):
         return faults
 
     @property
-    def store(self) -> Path:
+    def store_folder(self) -> Path:
         """Folder of the patch store."""
         return store_path(self.store_root, self.root, self.settings)
 
@@ -316,7 +318,7 @@ class PatchDataModule(pl.LightningDataModule):
         self.setup()
         return {
             "root": str(self.root),
-            "store": str(self.store),
+            "store": str(self.store_folder),
             "settings": asdict(self.settings),
             "split": self.split,
             "seed": self.seed,

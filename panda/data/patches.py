@@ -1,25 +1,25 @@
-"""Patches of one slide: read over its tissue, written as image and mask files into a folder of its own.
+"""Patches of one slide: laid over its tissue, their pixels kept in a folder of its own (`panda.data.pixels`).
 
 A slide's folder is written beside its final name and renamed when complete: it is whole or absent. It carries
 what it was made from, so that a slide or mask that has changed since is extracted again.
-
-``<store>/<SLIDE_ID>/img/<SLIDE_ID>_x1234_y5678.png``, the mask (0 or 255) in ``msk/`` under the same name; x and
-y are the patch's top-left corner in level-0 px of the slide.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from panda.data.manifest import SlideRecord
+from panda.data.pixels import PatchWriter, patch_writer
 from panda.data.settings import PatchSettings
 from panda.errors import MaskError, PandaError, SlideError
 from panda.files import fingerprint, remove, replace, sync
@@ -31,7 +31,6 @@ from panda.wsi.tissue import find_tissue
 
 SLIDE_FILE = "slide.json"
 PARTIAL = ".partial"
-_PNG_FAST = (cv2.IMWRITE_PNG_COMPRESSION, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,11 +78,6 @@ class Failure:
     stage: str
     error: str
     message: str
-
-
-def patch_name(slide_id: str, x: int, y: int) -> str:
-    """File name of the patch whose top-left corner is (x, y) in level-0 px."""
-    return f"{slide_id}_x{x}_y{y}.png"
 
 
 def load_slide(record: SlideRecord, settings: PatchSettings, store: Path) -> SlidePatches | None:
@@ -178,7 +172,12 @@ def extract_slide(
             partial = store / f"{record.slide_id}{PARTIAL}"
             remove(partial)
             try:
-                tumor = _write_patches(partial, record.slide_id, slide, mask, grid, on_stage=on_stage)
+                partial.mkdir(parents=True)
+                with closing(
+                    patch_writer(settings.store, partial, record.slide_id, len(grid), settings.patch_size)
+                ) as writer:
+                    tumor = _write_patches(writer, slide, mask, grid, on_stage)
+                    on_stage("write")
                 content = {
                     "made_from": _made_from(origin, settings),
                     **origin,
@@ -206,35 +205,19 @@ def extract_slide(
 
 
 def _write_patches(
-    folder: Path,
-    slide_id: str,
-    slide: Slide,
-    mask: LabelMask,
-    grid: Grid,
-    *,
-    on_stage: Callable[[str], None],
+    writer: PatchWriter, slide: Slide, mask: LabelMask, grid: Grid, on_stage: Callable[[str], None]
 ) -> list[float]:
     """Write all patches of the grid; the share of cancer in each."""
-    for name in ("img", "msk"):
-        (folder / name).mkdir(parents=True)
     size = (grid.patch_size, grid.patch_size)
-    fractions = []
+    fractions: list[float] = []
     for x, y in grid.level0.tolist():
         on_stage("read")
-        image = slide.read(grid.resolution, (x, y), size)
+        image = slide.read(grid.resolution, (x, y), size) if writer.wants_images else None
         tumor = mask.read_tumor(grid.resolution, (x, y), size)
         on_stage("write")
-        name = patch_name(slide_id, x, y)
-        # Encoded in memory: cv2.imwrite says no more than False when the disk is full.
-        (folder / "img" / name).write_bytes(_png(cv2.cvtColor(image, cv2.COLOR_RGB2BGR)))
-        (folder / "msk" / name).write_bytes(_png(tumor.astype(np.uint8) * 255))
-        fractions.append(round(float(tumor.mean()), 6))
+        writer.write(x, y, image, tumor)
+        fractions.append(round(int(np.count_nonzero(tumor)) / tumor.size, 6))
     return fractions
-
-
-def _png(image: NDArray[Any]) -> bytes:
-    """The image as a PNG file."""
-    return cv2.imencode(".png", image, _PNG_FAST)[1].tobytes()
 
 
 def _patches(grid: Grid, tumor: list[float]) -> list[dict[str, Any]]:
@@ -285,3 +268,30 @@ def _identity(path: Path) -> dict[str, str | int]:
 def _column(patches: list[dict[str, Any]], name: str) -> NDArray[np.float64]:
     """One number of every patch."""
     return np.array([patch[name] for patch in patches], dtype=np.float64)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`python -m panda.data.patches list [STORE_ROOT]`: says what the patch stores in a folder hold."""
+    from panda.data.store import list_stores  # noqa: PLC0415  (stores are built on this module)
+
+    parser = argparse.ArgumentParser(prog="python -m panda.data.patches", description="What lies in the patch stores.")
+    parser.add_argument("command", choices=["list"])
+    parser.add_argument("store_root", nargs="?", default="patches", help="as data.store_root (default: patches)")
+    try:
+        stores = list_stores(parser.parse_args(arguments).store_root)
+    except PandaError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{'slides':>7} {'patches':>10} {'GB':>8}  store")
+    for found in stores:
+        cut = found.settings
+        at = f"level {cut.level}" if cut.mpp is None else f"{cut.mpp:g} µm/px"
+        print(
+            f"{found.slides:>7,} {found.patches:>10,} {found.bytes / 1e9:>8.2f}  {found.store}: {cut.store}, {at}, "
+            f"{cut.patch_size} px every {cut.step} px, {cut.edge} at the edge, tissue from {cut.min_tissue:.0%}"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,8 +1,9 @@
 """Patches as a dataset: the manifests of a split, and the pairs of image and mask they list.
 
 A manifest is a CSV in ``<store>/splits/<fingerprint of the split>/{train,val,test}.csv``, one row a patch:
-``slide_id, provider, isup_grade, x, y, img, msk, tissue_fraction, tumor_fraction``; x and y in level-0 px, the
-files relative to the store.
+``slide_id, provider, isup_grade, number, x, y, img, msk, tissue_fraction, tumor_fraction``; ``number`` counts the
+slide's patches, x and y are level-0 px, and img and msk are the files that hold the pixels, relative to the store
+(slides, where the store keeps no pixels, by their whole path).
 """
 
 from __future__ import annotations
@@ -11,9 +12,8 @@ import csv
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, cast, overload
+from typing import NamedTuple, overload
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,9 +22,12 @@ from torch.utils.data import Dataset
 
 from panda.data.augment import Augmentation
 from panda.data.loaders import Draw, drawn
-from panda.data.patches import SlidePatches, patch_name
+from panda.data.manifest import SlideRecord
+from panda.data.patches import SlidePatches
+from panda.data.pixels import Place, kept_files, patch_pixels
+from panda.data.settings import StoreKind
 from panda.data.splits import SPLITS, Split
-from panda.data.store import StoreResult
+from panda.data.store import StoreResult, read_store
 from panda.errors import ManifestError
 from panda.files import fingerprint, whole_path
 
@@ -32,6 +35,7 @@ COLUMNS = (
     "slide_id",
     "provider",
     "isup_grade",
+    "number",
     "x",
     "y",
     "img",
@@ -51,10 +55,11 @@ class PatchRow(NamedTuple):
         slide_id: the slide.
         provider: its provider.
         isup_grade: its grade, or None.
+        number: of the patch on its slide, from 0.
         x: left edge in level-0 px of the slide.
         y: top edge in level-0 px of the slide.
-        img: image file.
-        msk: mask file.
+        img: the file that holds the image.
+        msk: the file that holds the mask.
         tissue_fraction: share of tissue.
         tumor_fraction: share of cancer pixels.
     """
@@ -62,6 +67,7 @@ class PatchRow(NamedTuple):
     slide_id: str
     provider: str
     isup_grade: int | None
+    number: int
     x: int
     y: int
     img: Path
@@ -83,8 +89,9 @@ class PatchTable(Sequence[PatchRow]):
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.store = self.path.resolve().parents[2]
-        slides: dict[tuple[str, str, str], int] = {}
-        index, xy, fractions = array("i"), array("q"), array("f")
+        self.settings = read_store(self.store)
+        slides: dict[tuple[str, ...], int] = {}
+        index, numbers, xy, fractions = array("i"), array("i"), array("q"), array("f")
         remedy = f"remove the folder {self.path.parent}, it will be written again"
         try:
             with self.path.open(newline="", encoding="utf-8") as file:
@@ -93,11 +100,13 @@ class PatchTable(Sequence[PatchRow]):
                     raise ManifestError(
                         f"{path}: the columns are {', '.join(found) or 'none'}, not {', '.join(COLUMNS)}; {remedy}"
                     )
-                for slide_id, provider, grade, x, y, img, msk, tissue, tumor in reader:
-                    files = image_file(slide_id, int(x), int(y)), mask_file(slide_id, int(x), int(y))
-                    if (img, msk) != files:
+                for slide_id, provider, grade, number, x, y, img, msk, tissue, tumor in reader:
+                    files = kept_files(self.settings.store, slide_id, int(x), int(y))
+                    if files is not None and (img, msk) != files:
                         raise ValueError(f"img and msk are {img} and {msk}, not {files[0]} and {files[1]}")
-                    index.append(slides.setdefault((slide_id, provider, grade), len(slides)))
+                    key = (slide_id, provider, grade) if files else (slide_id, provider, grade, img, msk)
+                    index.append(slides.setdefault(key, len(slides)))
+                    numbers.append(int(number))
                     xy.extend((int(x), int(y)))
                     fractions.extend((float(tissue), float(tumor)))
         except OSError as error:
@@ -108,6 +117,7 @@ class PatchTable(Sequence[PatchRow]):
             raise ManifestError(f"{path}: the patch manifest lists no patches")
         self.slides = list(slides)
         self.slide_index = np.array(index, dtype=np.int32)
+        self.numbers = np.array(numbers, dtype=np.int32)
         self.xy = np.array(xy, dtype=np.int64).reshape(-1, 2)
         self.fractions = np.array(fractions, dtype=np.float32).reshape(-1, 2)
 
@@ -121,17 +131,19 @@ class PatchTable(Sequence[PatchRow]):
     def __getitem__(self, index: int | slice) -> PatchRow | list[PatchRow]:
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
-        slide_id, provider, grade = self.slides[self.slide_index[index]]
+        slide_id, provider, grade, *slide_files = self.slides[self.slide_index[index]]
         x, y = self.xy[index].tolist()
         tissue, tumor = self.fractions[index].tolist()
+        img, msk = kept_files(self.settings.store, slide_id, x, y) or slide_files
         return PatchRow(
             slide_id,
             provider,
             int(grade) if grade else None,
+            int(self.numbers[index]),
             x,
             y,
-            self.store / image_file(slide_id, x, y),
-            self.store / mask_file(slide_id, x, y),
+            self.store / img,
+            self.store / msk,
             tissue,
             tumor,
         )
@@ -151,19 +163,19 @@ class PatchSet(Dataset[tuple[Tensor, Tensor]]):
             indexes the set or, with a plain index, torch's random generator.
 
     Raises:
-        ManifestError: the manifest is faulty; on access also a patch file that is missing, unreadable, of an
-            odd size, or a mask with values other than 0 and 255.
+        ManifestError: the manifest is faulty; on access also what the store keeps of a patch is missing or damaged.
+        PandaError: on access, a slide or mask that the store reads from cannot be read.
     """
 
     def __init__(self, manifest: Path | str, transform: Augmentation | None = None) -> None:
         self.rows = PatchTable(manifest)
         self.transform = transform
-        self.size = _read(self.rows[0].img, cv2.IMREAD_COLOR_RGB).shape[:2]
+        self.pixels = patch_pixels(self.rows.settings)
 
     @property
     def slide_ids(self) -> list[str]:
         """The slides of the patches, each once, in the manifest's order."""
-        return list(dict.fromkeys(slide_id for slide_id, _, _ in self.rows.slides))
+        return list(dict.fromkeys(slide[0] for slide in self.rows.slides))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -171,14 +183,7 @@ class PatchSet(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int | Draw) -> tuple[Tensor, Tensor]:
         number, seed = drawn(index)
         row = self.rows[number]
-        image = _read(row.img, cv2.IMREAD_COLOR_RGB)
-        mask = _read(row.msk, cv2.IMREAD_GRAYSCALE)
-        for path, part in ((row.img, image), (row.msk, mask)):
-            if part.shape[:2] != self.size:
-                raise _broken(path, f"is {part.shape[1]} x {part.shape[0]} px, not {self.size[1]} x {self.size[0]}")
-        if not np.isin(mask, (0, 255)).all():
-            raise _broken(row.msk, "has values other than 0 and 255")
-        tumor = (mask > 0).astype(np.uint8)
+        image, tumor = self.pixels.read(Place(row.provider, row.number, row.x, row.y, row.img, row.msk))
         if self.transform is not None:
             image, tumor = self.transform(image, tumor, seed)
         return image_tensor(image), torch.from_numpy(tumor.astype(np.float32))[None]
@@ -187,16 +192,6 @@ class PatchSet(Dataset[tuple[Tensor, Tensor]]):
 def image_tensor(image: NDArray[np.uint8]) -> Tensor:
     """(h, w, 3) uint8 → (3, h, w) float32 in [0, 1]."""
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)).astype(np.float32) / 255)
-
-
-def image_file(slide_id: str, x: int, y: int) -> str:
-    """Image file of the patch at (x, y) level-0 px, relative to the store."""
-    return f"{slide_id}/img/{patch_name(slide_id, x, y)}"
-
-
-def mask_file(slide_id: str, x: int, y: int) -> str:
-    """Mask file of the patch at (x, y) level-0 px, relative to the store."""
-    return f"{slide_id}/msk/{patch_name(slide_id, x, y)}"
 
 
 def write_patch_manifests(result: StoreResult, split: Mapping[str, Split]) -> dict[Split, Path]:
@@ -266,6 +261,7 @@ def _write(store: Path, members: Members) -> dict[Split, Path]:
     )[:12]
     folder = store / "splits" / name
     if not folder.is_dir():
+        kind = read_store(store).store
         with whole_path(folder) as partial:
             partial.mkdir()
             for split, slides in members.items():
@@ -273,40 +269,30 @@ def _write(store: Path, members: Members) -> dict[Split, Path]:
                     writer = csv.writer(file)
                     writer.writerow(COLUMNS)
                     for patches, numbers in slides:
-                        writer.writerows(_csv_rows(patches, numbers))
+                        writer.writerows(_csv_rows(kind, patches, numbers))
     return {split: folder / f"{split}.csv" for split in members}
 
 
-def _csv_rows(patches: SlidePatches, numbers: NDArray[np.int64]) -> Iterator[tuple[object, ...]]:
+def _csv_rows(kind: StoreKind, patches: SlidePatches, numbers: NDArray[np.int64]) -> Iterator[tuple[object, ...]]:
     """The rows of some patches of a slide."""
     record = patches.record
     for number in numbers.tolist():
         x, y = patches.xy[number].tolist()
+        img, msk = kept_files(kind, record.slide_id, x, y) or (record.image_path.resolve(), _mask_of(record))
         yield (
             record.slide_id,
             record.provider,
             "" if record.isup_grade is None else record.isup_grade,
+            number,
             x,
             y,
-            image_file(record.slide_id, x, y),
-            mask_file(record.slide_id, x, y),
+            img,
+            msk,
             patches.tissue_fraction[number],
             patches.tumor_fraction[number],
         )
 
 
-def _read(path: Path, flags: int) -> NDArray[np.uint8]:
-    """Read a patch file."""
-    try:
-        data = np.fromfile(path, dtype=np.uint8)
-    except OSError as error:
-        raise _broken(path, f"cannot be read ({error.strerror})") from error
-    image = cv2.imdecode(data, flags) if data.size else None
-    if image is None:
-        raise _broken(path, "is not an image")
-    return cast("NDArray[np.uint8]", image)
-
-
-def _broken(path: Path, fault: str) -> ManifestError:
-    """The error of a patch file, with the remedy."""
-    return ManifestError(f"{path} {fault}; delete the slide's folder {path.parents[1]}, its patches will be cut again")
+def _mask_of(record: SlideRecord) -> Path:
+    assert record.mask_path is not None, "patches are cut of slides with a mask"
+    return record.mask_path.resolve()

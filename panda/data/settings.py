@@ -7,6 +7,9 @@ from typing import Literal, get_args
 
 from panda.wsi.readers import ReaderName
 
+StoreKind = Literal["png", "packed", "slide"]
+"""How a store keeps pixels, see `panda.data.pixels`."""
+
 
 @dataclass(frozen=True)
 class PatchSettings:
@@ -21,6 +24,7 @@ class PatchSettings:
         min_tissue: least share of tissue in a patch.
         reader: of the slides, see `Slide.open`.
         mpp_override: µm per level-0 px where the slides do not say, or say nonsense.
+        store: what is kept of the pixels: ``"png"``: files; ``"packed"``: mapped arrays; ``"slide"``: nothing.
     """
 
     level: int | None = 1
@@ -31,6 +35,7 @@ class PatchSettings:
     min_tissue: float = 0.1
     reader: ReaderName = "auto"
     mpp_override: float | None = None
+    store: StoreKind = "png"
 
     def faults(self) -> list[str]:
         """Say what is wrong with the settings, one sentence a fault, in words of the ``data`` config."""
@@ -48,6 +53,8 @@ class PatchSettings:
             faults.append(f"data.min_tissue is {self.min_tissue}: give a share from 0 to 1")
         if self.reader not in get_args(ReaderName):
             faults.append(f"data.reader is {self.reader!r}: give {', '.join(get_args(ReaderName))}")
+        if self.store not in get_args(StoreKind):
+            faults.append(f"data.store is {self.store!r}: give {', '.join(get_args(StoreKind))}")
         if self.mpp_override is not None and not self.mpp_override > 0:
             faults.append(f"data.mpp_override is {self.mpp_override}: give µm per level-0 px, or null")
         return faults

@@ -19,15 +19,16 @@ from typing import Any
 
 from tqdm import tqdm
 
+from panda.data.disk import estimate_need, refuse_without_room
 from panda.data.manifest import SlideRecord
-from panda.data.patches import PARTIAL, Failure, SlidePatches, extract_slide, load_slide
+from panda.data.patches import PARTIAL, SLIDE_FILE, Failure, SlidePatches, extract_slide, load_slide
 from panda.data.settings import PatchSettings
 from panda.errors import ManifestError, PandaError
 from panda.files import fingerprint, remove, write_whole
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Version of the store's layout; another version gives another folder."""
 STORE_FILE = "store.json"
 _LOCK = ".lock"
@@ -96,7 +97,7 @@ def extract_store(
         The patches of each slide, and the failures.
 
     Raises:
-        PandaError: the store cannot be written (a full disk); finished slides are kept.
+        PandaError: the store cannot be written (a full disk), or will not fit; finished slides are kept.
         ManifestError: the folder holds a store of other settings.
     """
     store = store_path(store_root, root, settings)
@@ -105,6 +106,10 @@ def extract_store(
     stop = threading.Event()
     with _writing(store), _locked(store):
         _prepare(store, settings)
+        pending = [record for record in records if load_slide(record, settings, store) is None]
+        if pending and (need := estimate_need(pending, settings)) is not None:
+            log.info("%s: %s to write", store, need)
+            refuse_without_room(need, store)
         with (
             ThreadPoolExecutor(max(1, workers), thread_name_prefix="extract") as pool,
             tqdm(total=len(records), desc="patches", unit="slide", disable=not progress) as bar,
@@ -199,21 +204,80 @@ def _store_content(settings: PatchSettings) -> dict[str, Any]:
     return {"format": FORMAT, "settings": asdict(settings)}
 
 
+def read_store(store: Path) -> PatchSettings:
+    """Read how the patches of a store were cut.
+
+    Args:
+        store: the store's folder.
+
+    Raises:
+        ManifestError: it is no store, or one of another version.
+    """
+    path = store / STORE_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        settings = PatchSettings(**content["settings"])
+        if content != _store_content(settings):
+            raise ValueError(f"format {content['format']}, this version reads {FORMAT}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ManifestError(
+            f"{path} does not describe a patch store of this version ({error}); remove the folder, its patches will "
+            f"be cut again"
+        ) from error
+    return settings
+
+
+@dataclass(frozen=True)
+class StoredPatches:
+    """What a store holds.
+
+    Attributes:
+        store: its folder.
+        settings: how its patches were cut.
+        slides: finished ones.
+        patches: of them together.
+        bytes: of all its files.
+    """
+
+    store: Path
+    settings: PatchSettings
+    slides: int
+    patches: int
+    bytes: int
+
+
+def list_stores(store_root: Path | str) -> list[StoredPatches]:
+    """Say what lies in a folder of patch stores.
+
+    Args:
+        store_root: the folder of all stores.
+
+    Raises:
+        ManifestError: there is no such folder, or it holds a store that cannot be read.
+    """
+    root = Path(store_root)
+    if not root.is_dir():
+        raise ManifestError(f"{root}: no such folder; data.store_root is the folder of the patch stores")
+    found = []
+    for path in sorted(root.glob(f"*/{STORE_FILE}")):
+        store = path.parent
+        finished = [entry for entry in store.glob(f"*/{SLIDE_FILE}") if entry.parent.suffix != PARTIAL]
+        patches = sum(len(json.loads(entry.read_text(encoding="utf-8"))["patches"]) for entry in finished)
+        size = sum(entry.stat().st_size for entry in store.rglob("*") if entry.is_file())
+        found.append(StoredPatches(store, read_store(store), len(finished), patches, size))
+    return found
+
+
 def _prepare(store: Path, settings: PatchSettings) -> None:
     """Describe a new store, or check an old one and clear away what killed runs left half-done."""
-    path, content = store / STORE_FILE, _store_content(settings)
-    if path.is_file():
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            found = None
-        if found != content:
-            raise ManifestError(
-                f"{path} does not describe the settings that name its folder; remove the folder, its patches will "
-                f"be cut again"
-            )
-    else:
-        write_whole(path, json.dumps(content, indent=1))
+    path = store / STORE_FILE
+    if not path.is_file():
+        write_whole(path, json.dumps(_store_content(settings), indent=1))
+    elif read_store(store) != settings:
+        raise ManifestError(
+            f"{path} does not describe the settings that name its folder; remove the folder, its patches will be "
+            f"cut again"
+        )
     for left in [*store.glob(f"*{PARTIAL}"), *store.glob(f".*{PARTIAL}.*"), *store.glob(".*.old")]:
         remove(left)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -57,6 +58,8 @@ PROVIDERS: Mapping[str, ProviderLabels] = MappingProxyType(
 )
 """Label codes of PANDA's two providers."""
 
+_UNKNOWN = 2
+
 
 def provider_labels(provider: str) -> ProviderLabels:
     """Look up the codes of a provider.
@@ -89,18 +92,18 @@ def tumor_bool_from_gray(mask_gray: NDArray[np.uint8], provider: str) -> NDArray
             f"label codes come as (H, W) uint8, not {mask_gray.shape} {mask_gray.dtype}; "
             "pass the red channel of the mask"
         )
-    known = np.zeros(256, np.bool_)
-    known[list(labels.names)] = True
-    if not known[mask_gray].all():
-        codes, counts = np.unique(mask_gray[~known[mask_gray]], return_counts=True)
+    kind = np.full(256, _UNKNOWN, np.uint8)
+    kind[list(labels.names)] = 0
+    kind[list(labels.cancer)] = 1
+    kinds = np.asarray(cv2.LUT(mask_gray, kind), np.uint8) if mask_gray.size else mask_gray.copy()
+    if (kinds == _UNKNOWN).any():
+        codes, counts = np.unique(mask_gray[kinds == _UNKNOWN], return_counts=True)
         found = ", ".join(f"{code} ({count} px)" for code, count in zip(codes, counts, strict=True))
         raise MaskError(
             f"label codes {found} are not among {provider}'s {sorted(labels.names)}; "
             "is the provider right, and the mask stored without loss?"
         )
-    cancer = np.zeros(256, np.bool_)
-    cancer[list(labels.cancer)] = True
-    return cancer[mask_gray]
+    return kinds.view(np.bool_)
 
 
 class LabelMask:
@@ -212,7 +215,7 @@ class LabelMask:
                 f"{self.path}: cannot read {width} x {height} px at ({x0}, {y0}) of mask level {level}: "
                 f"{exc}; the file is damaged there, fetch it anew or leave the slide out"
             ) from exc
-        return window[np.ix_(y - y0, x - x0)]
+        return window if (width, height) == (x.size, y.size) else window[np.ix_(y - y0, x - x0)]
 
     def _level_for(self, resolution: Resolution) -> int:
         """The coarsest mask level that is not coarser than the working resolution."""

@@ -1,0 +1,101 @@
+"""How much disk an extraction will take, told from a few of its slides before it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import disk_usage
+
+import numpy as np
+
+from panda.data.manifest import SlideRecord
+from panda.data.pixels import png_of_image
+from panda.data.settings import PatchSettings
+from panda.errors import PandaError
+from panda.wsi.grid import tissue_grid
+from panda.wsi.slide import Slide
+from panda.wsi.tissue import find_tissue
+
+SAMPLED = 8
+"""Slides that are looked at."""
+_ENCODED = 3
+_BLOCK = 4096  # a file takes whole blocks; a mask as PNG is about one
+_LISTED = 100  # bytes of a patch's line in slide.json
+
+
+@dataclass(frozen=True)
+class Need:
+    """What is still to be written.
+
+    Attributes:
+        slides: that have no patches yet.
+        patches: about so many.
+        bytes: about so many.
+    """
+
+    slides: int
+    patches: int
+    bytes: int
+
+    def __str__(self) -> str:
+        return f"about {self.patches:,} patches of {self.slides:,} slides, {self.bytes / 1e9:.1f} GB"
+
+
+def estimate_need(pending: Sequence[SlideRecord], settings: PatchSettings) -> Need | None:
+    """Estimate the patches and the disk of slides from up to `SAMPLED` of them, spread over the list.
+
+    Args:
+        pending: the slides that have no patches yet.
+        settings: how they are cut.
+
+    Returns:
+        The estimate; None where none of the sample can be read (the extraction says why).
+    """
+    counts: list[int] = []
+    sizes: list[int] = []
+    for number in np.unique(np.linspace(0, len(pending) - 1, min(SAMPLED, len(pending))).round().astype(int)):
+        try:
+            with Slide.open(
+                pending[number].image_path, reader=settings.reader, mpp_override=settings.mpp_override
+            ) as slide:
+                resolution = slide.at(level=settings.level, mpp=settings.mpp)
+                grid = tissue_grid(
+                    resolution,
+                    find_tissue(slide),
+                    settings.patch_size,
+                    settings.step,
+                    edge=settings.edge,
+                    min_tissue=settings.min_tissue,
+                )
+                counts.append(len(grid))
+                if settings.store == "png":
+                    for x, y in grid.level0[:: max(1, len(grid) // _ENCODED)][:_ENCODED].tolist():
+                        image = slide.read(resolution, (x, y), (settings.patch_size, settings.patch_size))
+                        sizes.append(len(png_of_image(image)))
+        except PandaError:
+            continue
+    if not counts:
+        return None
+    patches = round(sum(counts) / len(counts) * len(pending))
+    each = _LISTED
+    if settings.store == "png":
+        each += round(sum(sizes) / max(1, len(sizes))) + 2 * _BLOCK
+    elif settings.store == "packed":
+        each += 4 * settings.patch_size**2
+    return Need(len(pending), patches, patches * each)
+
+
+def refuse_without_room(need: Need, store: Path) -> None:
+    """Compare a need with the room on the disk of a store.
+
+    Raises:
+        PandaError: there is less room than is needed.
+    """
+    free = disk_usage(store).free
+    if need.bytes > free:
+        raise PandaError(
+            f"{store}: the patches need {need}; the disk has {free / 1e9:.1f} GB free. Keep no pixels with "
+            f"data.store=slide, choose another disk with data.store_root, or cut fewer or coarser patches "
+            f"(data.stride, data.level, data.mpp)"
+        )

@@ -1,0 +1,244 @@
+"""The pixels of patches as each kind of store keeps them: written once by the extraction, read by `PatchSet`.
+
+- ``png``: files to look at, ``<SLIDE_ID>/img/<SLIDE_ID>_x1234_y5678.png`` and the mask (0 or 255) in ``msk/`` under
+  the same name; x and y are the patch's top-left corner in level-0 px of the slide.
+- ``packed``: mapped arrays, ``<SLIDE_ID>/img.npy`` (N, h, w, 3) uint8 and ``msk.npy`` (N, h, w) uint8, 0 or 1.
+- ``slide``: nothing; a patch is read from its slide and mask each time.
+
+The samples are the same, bit for bit.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import cv2
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+
+from panda.data.settings import PatchSettings, StoreKind
+from panda.errors import ManifestError
+from panda.wsi.geometry import Resolution
+from panda.wsi.labels import LabelMask
+from panda.wsi.slide import Slide
+
+OPEN_SLIDES = 32
+"""Slides, or packed files, that a process holds open for reading patches."""
+
+Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+"""An image (h, w, 3) RGB, and its cancer mask (h, w), 0 or 1."""
+
+
+class Place(NamedTuple):
+    """Where the pixels of a patch are found.
+
+    Attributes:
+        provider: whose codes the slide's mask holds.
+        number: of the patch on its slide, from 0.
+        x: left edge in level-0 px of the slide.
+        y: top edge in level-0 px of the slide.
+        img: the file with the image: a patch's own, a packed one, or the slide.
+        msk: the file with the mask likewise.
+    """
+
+    provider: str
+    number: int
+    x: int
+    y: int
+    img: Path
+    msk: Path
+
+
+def patch_name(slide_id: str, x: int, y: int) -> str:
+    """File name of the patch whose top-left corner is (x, y) in level-0 px."""
+    return f"{slide_id}_x{x}_y{y}.png"
+
+
+def kept_files(kind: StoreKind, slide_id: str, x: int, y: int) -> tuple[str, str] | None:
+    """Image and mask file of a patch, relative to the store; None where the store keeps none."""
+    if kind == "png":
+        name = patch_name(slide_id, x, y)
+        return f"{slide_id}/img/{name}", f"{slide_id}/msk/{name}"
+    return (f"{slide_id}/img.npy", f"{slide_id}/msk.npy") if kind == "packed" else None
+
+
+class PatchWriter(Protocol):
+    """Takes the patches of one slide in the order of their numbers."""
+
+    wants_images: bool
+    """Whether the images matter: where not, the extraction does not read them."""
+
+    def write(self, x: int, y: int, image: NDArray[np.uint8] | None, tumor: NDArray[np.bool_]) -> None:
+        """Keep a patch: (h, w, 3) RGB and (h, w) cancer."""
+
+    def close(self) -> None:
+        """Close the files."""
+
+
+def patch_writer(kind: StoreKind, folder: Path, slide_id: str, count: int, size: int) -> PatchWriter:
+    """Open a slide's folder for its patches.
+
+    Args:
+        kind: of the store.
+        folder: exists and is empty.
+        slide_id: of the slide.
+        count: patches to come.
+        size: their side in px.
+    """
+    if kind == "png":
+        return _PngWriter(folder, slide_id)
+    return _PackedWriter(folder, count, size) if kind == "packed" else _NoWriter()
+
+
+class _PngWriter:
+    wants_images = True
+
+    def __init__(self, folder: Path, slide_id: str) -> None:
+        self._folder, self._slide_id = folder, slide_id
+        for name in ("img", "msk"):
+            (folder / name).mkdir()
+
+    def write(self, x: int, y: int, image: NDArray[np.uint8] | None, tumor: NDArray[np.bool_]) -> None:
+        assert image is not None, "this store wants images"
+        name = patch_name(self._slide_id, x, y)
+        (self._folder / "img" / name).write_bytes(png_of_image(image))
+        (self._folder / "msk" / name).write_bytes(_png_of_mask(tumor))
+
+    def close(self) -> None:
+        pass
+
+
+def png_of_image(image: NDArray[np.uint8]) -> bytes:
+    """An RGB image as PNG, by the fastest of the settings measured (docs/performance.md): Huffman codes alone."""
+    return bytes(imagecodecs.png_encode(image, level=1, strategy=2, filter=32))
+
+
+def _png_of_mask(tumor: NDArray[np.bool_]) -> bytes:
+    """A mask as PNG of 0 and 255, by run lengths."""
+    return bytes(imagecodecs.png_encode(tumor.view(np.uint8) * np.uint8(255), level=1, strategy=3, filter=8))
+
+
+class _PackedWriter:
+    wants_images = True
+
+    def __init__(self, folder: Path, count: int, size: int) -> None:
+        # Written as plain files and not through a map: a full disk is an error there, and a crash here.
+        self._files = [(folder / name).open("wb") for name in ("img.npy", "msk.npy")]
+        for file, shape in zip(self._files, ((count, size, size, 3), (count, size, size)), strict=True):
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+
+    def write(self, x: int, y: int, image: NDArray[np.uint8] | None, tumor: NDArray[np.bool_]) -> None:
+        assert image is not None, "this store wants images"
+        for file, part in zip(self._files, (image, tumor), strict=True):
+            file.write(np.ascontiguousarray(part).data)
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+
+
+class _NoWriter:
+    wants_images = False
+
+    def write(self, x: int, y: int, image: NDArray[np.uint8] | None, tumor: NDArray[np.bool_]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class PatchPixels(Protocol):
+    """Reads the patches of a store; picklable, safe in several processes."""
+
+    def read(self, place: Place) -> Pair:
+        """Read a patch.
+
+        Raises:
+            ManifestError: what the store keeps of it is missing or damaged.
+            PandaError: the slide or its mask cannot be read there.
+        """
+
+
+def patch_pixels(settings: PatchSettings) -> PatchPixels:
+    """Choose how the patches of a store are read."""
+    if settings.store == "png":
+        return _PngPixels(settings.patch_size)
+    return _PackedPixels(settings.patch_size) if settings.store == "packed" else _SlidePixels(settings)
+
+
+class _PngPixels:
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def read(self, place: Place) -> Pair:
+        image = self._file(place.img, cv2.IMREAD_COLOR_RGB)
+        mask = self._file(place.msk, cv2.IMREAD_GRAYSCALE)
+        if not ((mask == 0) | (mask == 255)).all():
+            raise _broken(place.msk, "has values other than 0 and 255")
+        return image, (mask > 0).view(np.uint8)
+
+    def _file(self, path: Path, flags: int) -> NDArray[np.uint8]:
+        try:
+            data = np.fromfile(path, dtype=np.uint8)
+        except OSError as error:
+            raise _broken(path, f"cannot be read ({error.strerror})") from error
+        image = cv2.imdecode(data, flags) if data.size else None
+        if image is None:
+            raise _broken(path, "is not an image")
+        if image.shape[:2] != (self._size, self._size):
+            raise _broken(path, f"is {image.shape[1]} x {image.shape[0]} px, not {self._size} x {self._size}")
+        return np.asarray(image, np.uint8)
+
+
+class _PackedPixels:
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._open = lru_cache(2 * OPEN_SLIDES)(self._mapped)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._size,)
+
+    def read(self, place: Place) -> Pair:
+        images, masks = self._open(place.img), self._open(place.msk)
+        if not place.number < min(len(images), len(masks)):
+            raise _broken(place.img, f"holds {len(images)} patches, number {place.number} is asked for")
+        return np.array(images[place.number]), np.array(masks[place.number])
+
+    def _mapped(self, path: Path) -> NDArray[np.uint8]:
+        try:
+            mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise _broken(path, f"cannot be read ({error})") from error
+        if mapped.dtype != np.uint8 or mapped.shape[1:3] != (self._size, self._size):
+            raise _broken(path, f"holds {mapped.dtype} {mapped.shape}, not patches of {self._size} px")
+        return np.asarray(mapped, np.uint8)
+
+
+class _SlidePixels:
+    def __init__(self, settings: PatchSettings) -> None:
+        self._settings = settings
+        self._open = lru_cache(OPEN_SLIDES)(self._opened)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._settings,)
+
+    def read(self, place: Place) -> Pair:
+        slide, mask, resolution = self._open(place.img, place.msk, place.provider)
+        size = self._settings.patch_size, self._settings.patch_size
+        image = slide.read(resolution, (place.x, place.y), size)
+        return image, mask.read_tumor(resolution, (place.x, place.y), size).view(np.uint8)
+
+    def _opened(self, img: Path, msk: Path, provider: str) -> tuple[Slide, LabelMask, Resolution]:
+        settings = self._settings
+        slide = Slide.open(img, reader=settings.reader, mpp_override=settings.mpp_override)
+        return slide, LabelMask.open(msk, slide, provider), slide.at(level=settings.level, mpp=settings.mpp)
+
+
+def _broken(path: Path, fault: str) -> ManifestError:
+    """The error of a file of the store, with the remedy."""
+    folder = path.parents[path.suffix == ".png"]
+    return ManifestError(f"{path} {fault}; delete the slide's folder {folder}, its patches will be cut again")

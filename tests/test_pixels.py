@@ -1,0 +1,198 @@
+"""The three kinds of store: the same samples, each with its own ways to break."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from panda.data import disk, pixels
+from panda.data.augment import Augmentation
+from panda.data.disk import estimate_need
+from panda.data.loaders import train_loader
+from panda.data.manifest import SlideRecord
+from panda.data.patches import main
+from panda.data.patchset import PatchSet, write_patch_manifests
+from panda.data.settings import PatchSettings, StoreKind
+from panda.data.splits import Split
+from panda.data.store import StoreResult, extract_store, list_stores
+from panda.errors import ManifestError, PandaError
+from tests.panda_folder import make_folder, slide_name
+
+KINDS: tuple[StoreKind, ...] = ("png", "packed", "slide")
+SPLIT: dict[str, Split] = {slide_name(0): "train", slide_name(1): "val", slide_name(2): "test", slide_name(3): "train"}
+SETTINGS = {
+    "level": PatchSettings(level=1, patch_size=64, stride=48, edge="shift"),
+    "resampled": PatchSettings(level=None, mpp=3.1, patch_size=64, min_tissue=0.3),
+}
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> list[SlideRecord]:
+    return make_folder(tmp_path_factory.mktemp("data") / "small", 4)
+
+
+def _cut(records: list[SlideRecord], settings: PatchSettings, root: Path) -> StoreResult:
+    return extract_store(records, settings, root, "small", progress=False)
+
+
+def _train_set(result: StoreResult) -> PatchSet:
+    return PatchSet(write_patch_manifests(result, SPLIT)["train"])
+
+
+@pytest.mark.parametrize("how", SETTINGS)
+def test_all_kinds_give_the_same_samples(records: list[SlideRecord], tmp_path: Path, how: str) -> None:
+    sets = {kind: _train_set(_cut(records, dataclasses.replace(SETTINGS[how], store=kind), tmp_path)) for kind in KINDS}
+    count = len(sets["png"])
+    assert count == len(sets["packed"]) == len(sets["slide"]) > 10
+    for number in range(count):
+        image, mask = sets["png"][number]
+        for kind in ("packed", "slide"):
+            other_image, other_mask = sets[kind][number]
+            assert torch.equal(image, other_image)
+            assert torch.equal(mask, other_mask)
+    rows = [[(row.slide_id, row.x, row.y, row.tumor_fraction) for row in patches.rows] for patches in sets.values()]
+    assert rows[0] == rows[1] == rows[2]
+    assert any(fraction for *_, fraction in rows[0])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_loaders_read_every_kind(records: list[SlideRecord], tmp_path: Path, kind: StoreKind, workers: int) -> None:
+    patches = _train_set(_cut(records, dataclasses.replace(SETTINGS["level"], store=kind), tmp_path))
+    patches[0]  # handles that the parent has open must not harm the workers
+    turned = PatchSet(patches.rows.path, Augmentation("light"))
+    torch.manual_seed(1)
+    batches = torch.cat([image for image, _ in train_loader(turned, len(turned), 8, workers)])
+    assert len(batches) == len(turned)
+    torch.manual_seed(1)
+    again = torch.cat([image for image, _ in train_loader(turned, len(turned), 8, 0)])
+    assert torch.equal(batches, again)
+    copy = pickle.loads(pickle.dumps(patches))
+    assert torch.equal(copy[3][0], patches[3][0])
+
+
+def test_what_each_kind_leaves(records: list[SlideRecord], tmp_path: Path) -> None:
+    left = {}
+    for kind in KINDS:
+        result = _cut(records, dataclasses.replace(SETTINGS["level"], store=kind), tmp_path)
+        left[kind] = {path.name for path in (result.store / slide_name(0)).rglob("*") if path.is_file()}
+        count = len(result.slides[slide_name(0)])
+        if kind == "png":
+            assert len(left[kind]) == count + 1, "image and mask bear one name"
+        if kind == "packed":
+            packed = np.load(result.store / slide_name(0) / "img.npy", mmap_mode="r")
+            assert packed.shape == (count, 64, 64, 3)
+    assert left["packed"] == {"img.npy", "msk.npy", "slide.json"}
+    assert left["slide"] == {"slide.json"}
+
+
+def test_a_process_holds_few_slides_open(
+    records: list[SlideRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pixels, "OPEN_SLIDES", 1)
+    patches = _train_set(_cut(records, dataclasses.replace(SETTINGS["level"], store="slide"), tmp_path))
+    reader = patches.pixels
+    assert isinstance(reader, pixels._SlidePixels)
+    first, last = patches[0][0], patches[len(patches) - 1][0]
+    assert torch.equal(patches[0][0], first)
+    assert torch.equal(patches[len(patches) - 1][0], last)
+    assert reader._open.cache_info().currsize == 1
+    assert reader._open.cache_info().misses == 4
+
+
+def test_broken_packed_files_are_named(records: list[SlideRecord], tmp_path: Path) -> None:
+    result = _cut(records, dataclasses.replace(SETTINGS["level"], store="packed"), tmp_path)
+    manifest = write_patch_manifests(result, SPLIT)["train"]
+    path = result.store / slide_name(0) / "img.npy"
+    whole = path.read_bytes()
+    for content, fault in [
+        (whole[: len(whole) // 2], "cannot be read"),
+        (b"", "cannot be read"),
+        (b"no array", "cannot be read"),
+    ]:
+        path.write_bytes(content)
+        with pytest.raises(ManifestError, match=rf"img\.npy {fault}.*delete the slide's folder {path.parent},"):
+            PatchSet(manifest)[0]
+    np.save(path, np.zeros((1, 64, 64, 3), np.uint8))
+    with pytest.raises(ManifestError, match="holds 1 patches, number 1 is asked for"):
+        PatchSet(manifest)[1]
+    np.save(path, np.zeros((9, 32, 32, 3), np.uint8))
+    with pytest.raises(ManifestError, match=r"holds uint8 \(9, 32, 32, 3\), not patches of 64 px"):
+        PatchSet(manifest)[0]
+    path.unlink()
+    with pytest.raises(ManifestError, match="cannot be read"):
+        PatchSet(manifest)[0]
+
+
+def test_a_slide_that_is_gone_is_named_when_its_patch_is_read(tmp_path: Path) -> None:
+    records = make_folder(tmp_path / "small", 4)
+    patches = _train_set(_cut(records, dataclasses.replace(SETTINGS["level"], store="slide"), tmp_path))
+    records[0].image_path.unlink()
+    with pytest.raises(PandaError, match=rf"{slide_name(0)}\.tiff: there is no such slide"):
+        patches[0]
+
+
+def test_an_estimate_is_near_what_is_written(records: list[SlideRecord], tmp_path: Path) -> None:
+    for kind in KINDS:
+        settings = dataclasses.replace(SETTINGS["level"], store=kind)
+        need = estimate_need(records, settings)
+        assert need is not None
+        result = _cut(records, settings, tmp_path)
+        files = [
+            path for path in result.store.rglob("*") if path.is_file() and path.suffix in {".png", ".npy", ".json"}
+        ]
+        written = sum(-(-path.stat().st_size // 4096) * 4096 for path in files)
+        assert need.slides == 4
+        assert need.patches == pytest.approx(sum(len(slide) for slide in result.slides.values()), rel=0.2)
+        if kind != "slide":
+            assert 0.8 < need.bytes / written < 1.5, kind
+
+
+def test_what_cannot_fit_is_refused_before_it_begins(
+    records: list[SlideRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = shutil.disk_usage(tmp_path)._replace(free=100_000)
+    monkeypatch.setattr(disk, "disk_usage", lambda path: free)
+    with pytest.raises(PandaError, match=r"the patches need about .* of 4 slides.*0\.0 GB free.*data\.store=slide"):
+        _cut(records, SETTINGS["level"], tmp_path)
+    assert not list(tmp_path.glob("*/*/slide.json"))
+    assert _cut(records, dataclasses.replace(SETTINGS["level"], store="slide"), tmp_path).failures == []
+    monkeypatch.undo()
+    whole = _cut(records, SETTINGS["level"], tmp_path)
+    monkeypatch.setattr(disk, "disk_usage", lambda path: free._replace(free=0))
+    again = _cut(records, SETTINGS["level"], tmp_path)
+    assert all(slide.reused for slide in again.slides.values()), "nothing is to be written"
+    assert [*again.slides] == [*whole.slides]
+
+
+def test_the_stores_of_a_folder_are_listed(
+    records: list[SlideRecord], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = {kind: _cut(records, dataclasses.replace(SETTINGS["level"], store=kind), tmp_path) for kind in KINDS}
+    found = {stored.settings.store: stored for stored in list_stores(tmp_path)}
+    for kind, result in results.items():
+        assert found[kind].store == result.store
+        assert found[kind].slides == 4
+        assert found[kind].patches == sum(len(slide) for slide in result.slides.values())
+    assert found["packed"].bytes > found["png"].bytes > found["slide"].bytes
+    assert main(["list", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert all(str(result.store) in printed for result in results.values())
+    assert "64 px every 48 px, shift at the edge" in printed
+    assert main(["list", str(tmp_path / "none")]) == 1
+    assert "no such folder" in capsys.readouterr().err
+
+
+def test_the_list_is_a_command(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "panda.data.patches", "list", str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["slides", "patches", "GB", "store"]
