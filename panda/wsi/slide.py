@@ -164,7 +164,10 @@ class Slide:
     def _check_level(self, level: int) -> None:
         last = len(self.level_dimensions) - 1
         if not 0 <= level <= last:
-            raise SlideError(f"{self.path}: has no level {level}, its levels are 0 to {last}; change data.level")
+            raise SlideError(
+                f"{self.path}: has no level {level}, its levels are 0 to {last}; change data.level, "
+                "or fetch the file anew if it should have more"
+            )
         if level not in self.usable_levels:
             raise SlideError(
                 f"{self.path}: level {level} is {self.level_dimensions[level]}, no uniform shrinking of "
