@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint lock
+.PHONY: help install demo test check lint lock bench bench-peers
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,16 @@ demo: install ## draw a small PANDA, train, grade, map a slide; ends with figure
 
 test: install ## the tests (two cores, no GPU, no network)
 	$(BIN)/python -m pytest
+
+# with the other libraries where `make bench-peers` has been run, else without them
+bench: install ## measure reading, extraction, memory and start against OpenSlide and others (about 10 min, idle machine)
+	$(or $(wildcard bench/.peers/bin/python),$(BIN)/python) -m bench.run
+
+bench-peers: install ## install the other libraries that `make bench` compares with, apart from .venv
+	test -x bench/.peers/bin/python || $(BIN)/python -m venv bench/.peers
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > "$$(bench/.peers/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
+	$(BIN)/uv pip install --quiet --python bench/.peers/bin/python --no-deps -r bench/requirements.txt
 
 lint: install ## ruff, mypy --strict, the import contract
 	$(BIN)/ruff check .

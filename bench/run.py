@@ -1,0 +1,82 @@
+"""The door: ``python -m bench.run [--quick] [--only reading,extraction,memory,start] [--rounds 5]``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from statistics import median
+
+from bench import extraction, memory, reading, start
+from bench.project import READER, STORES
+from bench.results import BASELINE, Results
+from bench.slides import FULL, QUICK, drawn_slide
+
+PARTS = ("reading", "extraction", "memory", "start")
+
+
+def main() -> None:
+    """Measure, print the table and write ``bench/results.json`` (``results.quick.json`` where it is no full run)."""
+    parser = argparse.ArgumentParser(description="How fast and how small, beside plain OpenSlide and other libraries")
+    parser.add_argument("--quick", action="store_true", help="a small slide: to try it out, not to quote")
+    parser.add_argument("--only", default=",".join(PARTS), help=f"parts, of {','.join(PARTS)}")
+    parser.add_argument("--rounds", type=int, default=5, help="how many times each is measured (5)")
+    options = parser.parse_args()
+    parts = options.only.split(",")
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"--only: no such part: {', '.join(sorted(unknown))}; choose from {','.join(PARTS)}")
+    if options.rounds < 1:
+        parser.error(f"--rounds {options.rounds}: give at least 1")
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > 0.2 * cores:
+        print(f"This machine is busy (load {load:.1f} on {cores} cores): do not quote these figures.")
+    results = Results()
+    if "reading" in parts or "extraction" in parts:
+        slide = drawn_slide(*(QUICK if options.quick else FULL))
+        if "reading" in parts:
+            reading.measure(slide, options.rounds, results)
+        if "extraction" in parts:
+            extraction.measure(slide, drawn_slide(*QUICK), options.rounds, results)
+    if "memory" in parts:
+        memory.measure(options.rounds, results)
+    if "start" in parts:
+        start.measure(options.rounds, results)
+    _headline(results)
+    full = not options.quick and set(parts) == set(PARTS) and options.rounds >= 5
+    path = Path(__file__).parent / ("results.json" if full else "results.quick.json")
+    settings = {"quick": options.quick, "parts": parts, "rounds": options.rounds, "reader": READER, "load": load}
+    results.write(path, settings)
+    print(results.table())
+    print(f"\nAll of it is in {path}")
+
+
+def _headline(results: Results) -> None:
+    """The figures that stand for the rest; each is the median over the rounds of a ratio within a round."""
+    for threads, suffix in (("1 thread", ""), ("2 threads", "_2_threads")):
+        aligned = f"aligned, {threads}"
+        results.head(f"read_vs_decode_limit{suffix}", "reading", ("panda", reading.LIMIT), (aligned, aligned))
+        others = [BASELINE] if suffix else [name for name in reading.READERS if name not in ("panda", reading.LIMIT)]
+        for other in others:
+            for pattern in reading.PATTERNS:
+                case = f"{pattern}, {threads}"
+                results.head(f"read_vs_{other}_{pattern}{suffix}", "reading", ("panda", other), (case, case))
+        for store in STORES:
+            which = "" if store == STORES[0] else f"_{store}"
+            for other in extraction.CUTS:
+                # the store that leaves the pictures in the slide does less than the others: no ratios to these
+                if not other.startswith("panda") and (store != "slide" or other == BASELINE):
+                    key = f"extraction{which}_vs_{_word(other)}{suffix}"
+                    results.head(key, "extraction", (f"panda {store}", other), (threads, threads))
+    small, large = (memory.case_of(name) for name in ("10k", "100k"))
+    results.head("extraction_rss_100k_vs_10k", "memory", (memory.NAME, memory.NAME), (large, small))
+    for case, key in start.KEYS.items():
+        if values := results.rows.get(("start", "panda", case)):
+            results.headline[key] = round(median(values), 3)
+
+
+def _word(name: str) -> str:
+    return name.replace(" ", "_")
+
+
+if __name__ == "__main__":
+    main()
