@@ -110,7 +110,6 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": _cpu(),
         "cores": cores,
-        "load_before": os.getloadavg()[0],
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": versions,
