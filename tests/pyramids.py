@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
+
+Rounding = Literal["down", "up", "nearest"]
+_ROUND: dict[Rounding, Callable[[float], int]] = {"down": math.floor, "up": math.ceil, "nearest": round}
 
 
 def write_pyramid(
@@ -41,32 +45,89 @@ def write_pyramid(
     Returns:
         ``path``.
     """
+    size = image.shape[1], image.shape[0]
+    levels = [_shrink(image, level_size(size, downsample)) for downsample in downsamples]
+    options: list[dict[str, Any]] = [{} for _ in levels]
+    for of_level, downsample in zip(options, downsamples, strict=True):
+        if resolution is not None:
+            of_level.update(resolution=resolution, resolutionunit=unit)
+        elif mpp is not None:
+            per_cm = 1e4 / (mpp * downsample)
+            of_level.update(resolution=(per_cm, per_cm), resolutionunit="CENTIMETER")
+    if subifds:
+        options[0]["subifds"] = len(levels) - 1
+    return write_levels(path, levels, tile, options, compression=compression)
+
+
+def write_levels(
+    path: Path,
+    levels: Sequence[NDArray[np.uint8]],
+    tile: int | None,
+    options: Sequence[dict[str, Any]] | None = None,
+    **every: Any,
+) -> Path:
+    """Write levels as they are given.
+
+    Args:
+        path: file to write; its folder is made.
+        levels: (h, w, 3) uint8 RGB each, or (h, w) uint8 label codes, which go to the red channel of three
+            unless ``photometric`` says that one channel is all there is.
+        tile: tile side in px, a multiple of 16; None writes strips of 16 rows, which OpenSlide does not open.
+        options: further arguments of tifffile's ``write``, level by level.
+        **every: the same for every level.
+
+    Returns:
+        ``path``.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    height, width = image.shape[:2]
+    every = {"photometric": "rgb", "compression": "adobe_deflate", "metadata": None, **every}
+    every.update({"tile": (tile, tile)} if tile else {"rowsperstrip": 16})
     with tifffile.TiffWriter(path) as writer:
-        for number, downsample in enumerate(downsamples):
-            size = max(1, int(width // downsample)), max(1, int(height // downsample))
-            level = _shrink(image, size)
-            if level.ndim == 2:
-                level = np.dstack([level, np.zeros_like(level), np.zeros_like(level)])
-            options: dict[str, Any] = {}
-            if resolution is not None:
-                options = {"resolution": resolution, "resolutionunit": unit}
-            elif mpp is not None:
-                per_cm = 1e4 / (mpp * downsample)
-                options = {"resolution": (per_cm, per_cm), "resolutionunit": "CENTIMETER"}
-            if number == 0 and subifds:
-                options["subifds"] = len(downsamples) - 1
-            writer.write(
-                level,
-                tile=(tile, tile),
-                photometric="rgb",
-                compression=compression,
-                subfiletype=0 if number == 0 else 1,
-                metadata=None,
-                **options,
-            )
+        for number, level in enumerate(levels):
+            pixels = level
+            if level.ndim == 2 and every["photometric"] == "rgb":
+                pixels = np.dstack([level, np.zeros_like(level), np.zeros_like(level)])
+            own = options[number] if options else {}
+            writer.write(pixels, subfiletype=int(number > 0), **every, **own)
     return path
+
+
+def level_size(size: tuple[int, int], downsample: float, rounding: Rounding = "down") -> tuple[int, int]:
+    """(width, height) of a level: the sides of level 0 over the downsample, rounded, at least 1."""
+    width, height = (max(1, _ROUND[rounding](side / downsample)) for side in size)
+    return width, height
+
+
+def area_means(image: NDArray[np.uint8], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean colours of the cells between continuous edges, exactly: each px counts with its part in the cell.
+
+    Args:
+        image: (h, w, 3) uint8.
+        x: (n + 1,) ascending edges in px of the image, within 0..w.
+        y: (m + 1,) ascending edges in px of the image, within 0..h.
+
+    Returns:
+        (m, n, 3) float64.
+    """
+    means = image.astype(np.float64)
+    for axis, edges in ((0, y), (1, x)):
+        before = np.zeros_like(np.take(means, [0], axis))
+        sums = np.concatenate([before, np.cumsum(means, axis)], axis)
+        whole = np.minimum(edges.astype(np.int64), image.shape[axis] - 1)
+        part = np.expand_dims(edges - whole, [other for other in range(3) if other != axis])
+        at_edges = np.take(sums, whole, axis) * (1 - part) + np.take(sums, whole + 1, axis) * part
+        lengths = np.expand_dims(np.diff(edges), [other for other in range(3) if other != axis])
+        means = np.diff(at_edges, axis=axis) / lengths
+    return means
+
+
+def at_centres(codes: NDArray[np.uint8], size: tuple[int, int], step: tuple[float, float]) -> NDArray[np.uint8]:
+    """Shrink label codes to (width, height) px of ``step`` px each, by the px under each centre."""
+    columns, rows = (
+        np.minimum(((np.arange(count) + 0.5) * by).astype(np.int64), length - 1)
+        for count, by, length in zip(size, step, codes.shape[::-1], strict=True)
+    )
+    return codes[np.ix_(rows, columns)]
 
 
 def _shrink(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -76,6 +137,4 @@ def _shrink(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8
         return image
     if image.ndim == 3:
         return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
-    columns = ((np.arange(size[0]) + 0.5) * width / size[0]).astype(np.int64)
-    rows = ((np.arange(size[1]) + 0.5) * height / size[1]).astype(np.int64)
-    return image[np.ix_(rows, columns)]
+    return at_centres(image, size, (width / size[0], height / size[1]))
