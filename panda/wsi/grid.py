@@ -13,6 +13,8 @@ from panda.wsi.tissue import TissueMap
 
 Edge = Literal["pad", "shift"]
 
+_TILES_AT_ONCE = 2**15
+
 
 def axis_positions(length: int, patch: int, stride: int, edge: Edge = "pad") -> NDArray[np.int64]:
     """Place patches along one axis so that they cover it.
@@ -100,19 +102,35 @@ def tissue_grid(
         raise ValueError(f"min_tissue is a fraction from 0 to 1, not {min_tissue}")
     x = axis_positions(resolution.width, patch_size, stride, edge)
     y = axis_positions(resolution.height, patch_size, stride, edge)
-    working = np.stack([np.tile(x, len(y)), np.repeat(y, len(x))], axis=1)
-    fraction = np.ones(len(working), np.float64)
-    if tissue is not None:
-        corner = working * resolution.downsample
-        boxes = np.concatenate([corner, corner + patch_size * resolution.downsample], axis=1)
-        fraction = tissue.fraction_of(boxes)
-        kept = (fraction > 0) & (fraction >= min_tissue)
-        working, fraction = working[kept], fraction[kept]
+    # Some rows at a time: a large slide at level 0 has a million tiles, most of them on glass.
+    rows = max(1, _TILES_AT_ONCE // len(x))
+    parts = [
+        _with_tissue(_product(x, y[start : start + rows]), patch_size, resolution.downsample, tissue, min_tissue)
+        for start in range(0, len(y), rows)
+    ]
+    working = np.concatenate([corners for corners, _ in parts])
     return Grid(
         working=working,
         level0=round_px(working * resolution.downsample),
-        tissue_fraction=fraction.astype(np.float32),
+        tissue_fraction=np.concatenate([fraction for _, fraction in parts]),
         patch_size=patch_size,
         stride=stride,
         resolution=resolution,
     )
+
+
+def _product(x: NDArray[np.int64], y: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(len(x) * len(y), 2) pairs of x and y, row by row."""
+    return np.stack([np.tile(x, len(y)), np.repeat(y, len(x))], axis=1)
+
+
+def _with_tissue(
+    working: NDArray[np.int64], patch_size: int, downsample: float, tissue: TissueMap | None, min_tissue: float
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The tiles with enough tissue and how much of each is tissue; all of them where there is no map."""
+    if tissue is None:
+        return working, np.ones(len(working), np.float32)
+    corner = working * downsample
+    fraction = tissue.fraction_of(np.concatenate([corner, corner + patch_size * downsample], axis=1))
+    kept = (fraction > 0) & (fraction >= min_tissue)
+    return working[kept], fraction[kept].astype(np.float32)

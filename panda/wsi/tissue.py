@@ -167,11 +167,9 @@ class TissueMap:
         return fraction
 
     @cached_property
-    def _sums(self) -> NDArray[np.int64]:
+    def _sums(self) -> NDArray[np.int32]:
         """Summed-area table, (h + 1, w + 1): tissue px left of and above each px corner."""
-        sums = np.zeros((self.mask.shape[0] + 1, self.mask.shape[1] + 1), np.int64)
-        np.cumsum(np.cumsum(self.mask, axis=0, dtype=np.int64), axis=1, out=sums[1:, 1:])
-        return sums
+        return np.asarray(cv2.integral(self.mask.view(np.uint8), sdepth=cv2.CV_32S), np.int32)
 
     def _sum_to(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
         """Tissue area left of and above continuous points; between px corners the table is bilinear."""
