@@ -1,6 +1,7 @@
 """Frames, rounding and the fit of a mask."""
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from panda.errors import MaskError
 from panda.wsi.geometry import Frame, Resolution, blocks, ceil_px, level_scale, mask_frame, round_px
+from tests.pyramids import Rounding, level_size
 
 frames = st.builds(Frame, st.just("a"), st.floats(0.01, 500), st.floats(0.01, 500))
 coordinates = st.floats(-1e6, 1e6)
@@ -89,6 +91,30 @@ def test_mask_frame_spans_the_slide() -> None:
 def test_a_mask_of_another_shape_is_refused_with_both_sizes(mask: tuple[int, int]) -> None:
     with pytest.raises(MaskError, match=f"{mask[0]} x {mask[1]} px, slide is 1000 x 1000 px"):
         mask_frame((1000, 1000), mask)
+
+
+shrunk = st.floats(0.01, 1.3)
+sides = st.integers(16, 60_000)
+
+
+@given(sides, sides, shrunk, st.sampled_from(get_args(Rounding)))
+def test_a_shrunken_mask_is_taken_however_its_sides_were_rounded(
+    width: int, height: int, scale: float, rounding: Rounding
+) -> None:
+    mask = level_size((width, height), 1 / scale, rounding)
+    frame = mask_frame((width, height), mask)
+    assert frame.to_level0(*mask) == pytest.approx((width, height))
+
+
+@given(sides, sides, shrunk, st.floats(1.1, 4), st.booleans())
+def test_a_mask_a_tenth_longer_is_refused_with_both_sizes(
+    width: int, height: int, scale: float, stretch: float, upright: bool
+) -> None:
+    mask = max(20, round(width * scale)), max(20, round(height * scale))
+    slide = mask[0] * 7, mask[1] * 7
+    mask = (mask[0], math.ceil(mask[1] * stretch)) if upright else (math.ceil(mask[0] * stretch), mask[1])
+    with pytest.raises(MaskError, match=f"{mask[0]} x {mask[1]} px, slide is {slide[0]} x {slide[1]} px"):
+        mask_frame(slide, mask)
 
 
 def test_a_mask_within_two_percent_or_one_rounded_px_is_taken() -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from typing import get_args
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from panda.wsi.geometry import Resolution, round_px
+from panda.wsi.geometry import Resolution, level_scale, round_px
 from panda.wsi.grid import Edge, axis_positions, tissue_grid
 from panda.wsi.tissue import TissueMap
+from tests.pyramids import Rounding, level_size
 
 edges = st.sampled_from(["pad", "shift"])
 
@@ -53,34 +57,34 @@ def view(width: int, height: int, downsample: float) -> Resolution:
     return Resolution(downsample, *size, 0, 1.0, None)
 
 
-def tissue_map(width: int, height: int, downsample: float, seed: int, density: float) -> TissueMap:
-    resolution = view(width, height, downsample)
-    mask = np.random.default_rng(seed).random((resolution.height, resolution.width)) < density
-    return TissueMap(mask, resolution, "strict")
+@st.composite
+def views(draw: st.DrawFn, width: int, height: int, downsamples: st.SearchStrategy[float]) -> Resolution:
+    """A request, which covers the slide, or a level whose sides are rounded each way and may not reach its edge."""
+    downsample = draw(downsamples)
+    if draw(st.booleans()):
+        return view(width, height, downsample)
+    size = level_size((width, height), downsample, draw(st.sampled_from(get_args(Rounding))))
+    downsample, _ = level_scale((width, height), size)
+    return Resolution(downsample, *size, 0, downsample, None)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(
-    width=st.integers(1, 900),
-    height=st.integers(1, 900),
-    downsample=st.sampled_from([1.0, 2.0, 4.0004, 3.37]),
+    size=st.tuples(st.integers(1, 900), st.integers(1, 900)),
     patch=st.integers(8, 128),
     overlap=st.floats(0, 0.8),
     edge=edges,
-    seed=st.integers(0, 99),
     density=st.sampled_from([0.0, 0.01, 0.5]),
+    data=st.data(),
 )
 def test_tiles_cover_all_tissue(  # noqa: PLR0917 - one argument each of what is varied
-    width: int,
-    height: int,
-    downsample: float,
-    patch: int,
-    overlap: float,
-    edge: Edge,
-    seed: int,
-    density: float,
+    size: tuple[int, int], patch: int, overlap: float, edge: Edge, density: float, data: st.DataObject
 ) -> None:
-    resolution, tissue = view(width, height, downsample), tissue_map(width, height, 16.0084, seed, density)
+    resolution = data.draw(views(*size, st.sampled_from([1.0, 2.0, 4.0004, 3.37, 40.0])))
+    downsample = resolution.downsample
+    seen = data.draw(views(*size, st.sampled_from([16.0084, 5.5])))
+    mask = np.random.default_rng(data.draw(st.integers(0, 99))).random((seen.height, seen.width)) < density
+    tissue = TissueMap(mask, seen, "strict")
     grid = tissue_grid(resolution, tissue, patch, max(1, round(patch * (1 - overlap))), edge=edge)
     covered = np.zeros((resolution.height, resolution.width), np.bool_)
     for (x, y), fraction in zip(grid.working, grid.tissue_fraction, strict=True):
@@ -88,6 +92,10 @@ def test_tiles_cover_all_tissue(  # noqa: PLR0917 - one argument each of what is
         assert 0 < fraction <= 1
     at_working: NDArray[np.bool_] = tissue.crop(resolution, (0, 0), resolution.size)
     assert not (at_working & ~covered).any()
+    # A px of the map may lie between the centres of working px, or past the last of a level's.
+    y, x = (np.floor((place + 0.5) * seen.downsample / downsample).astype(np.int64) for place in np.nonzero(mask))
+    within = (x < resolution.width) & (y < resolution.height)
+    assert covered[y[within], x[within]].all()
     assert (grid.level0 == round_px(grid.working * downsample)).all()
     assert grid.working.tolist() == sorted(grid.working.tolist(), key=lambda corner: (corner[1], corner[0]))
     assert (round_px(grid.level0 / downsample) == grid.working).all()
@@ -113,6 +121,26 @@ def test_min_tissue_keeps_tiles_by_the_fraction_of_the_whole_tile() -> None:
     assert tissue_grid(resolution, tissue, 32, 32, min_tissue=0.25).tissue_fraction.tolist() == [0.25, 1.0]
     # A tile that reaches past the edge counts what lies there as no tissue.
     assert tissue_grid(resolution, tissue, 48, 48).tissue_fraction[-1] == pytest.approx(16 * 16 / 48**2)
+
+
+def test_a_large_slide_takes_little_memory() -> None:
+    resolution = Resolution(1.0, 100_000, 100_000, 0, 1.0, None)
+    mask = np.zeros((500, 500), np.bool_)
+    mask[100:140, 70:130] = mask[499, 499] = True
+    tissue = TissueMap(mask, Resolution(200.0, 500, 500, 0, 1.0, None), "strict")
+    tracemalloc.start()
+    try:
+        grid = tissue_grid(resolution, tissue, 256, 128)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 12 * 2**20  # the boxes of all 609,961 tiles alone would take 19 MiB
+    every = axis_positions(100_000, 256, 128)
+    expected = []
+    for y in every[(every + 256 > 20_000) & ((every < 28_000) | (every + 256 > 99_800))]:
+        first, last = (14_000, 26_000) if y < 28_000 else (99_800, 100_000)
+        expected += [(x, y) for x in every[(every + 256 > first) & (every < last)]]
+    assert grid.working.tolist() == [list(corner) for corner in expected]
 
 
 def test_no_tissue_gives_no_tiles() -> None:
