@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -22,7 +22,7 @@ from panda.wsi.labels import LabelMask
 from panda.wsi.slide import FINEST, SNAP, ReaderName, Slide
 from tests.pyramids import Rounding, area_means, at_centres, level_size, write_levels
 
-exactly = settings(derandomize=True, deadline=None, max_examples=40)
+exactly = settings(derandomize=True, deadline=None, max_examples=40, phases=[Phase.generate, Phase.shrink])
 readers = pytest.mark.parametrize("reader", get_args(ReaderName))
 
 LARGEST = 17.0

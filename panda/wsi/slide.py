@@ -205,7 +205,8 @@ class Slide:
         Returns:
             (height, width, 3) uint8 RGB, white past the edge; averaged over the area of each working px where
             the resolution is not that of a level. Source pixels are read in blocks, so that memory stays
-            bounded by the output.
+            bounded by the output; a block begins and ends at whole px of the level that is read, at most half
+            of one from where it would exactly.
 
         Raises:
             SlideError: the size is not positive, or the file cannot be read there.
