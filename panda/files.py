@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
+import fcntl
 import hashlib
 import io
 import json
+import logging
 import os
 import shutil
 import uuid
@@ -19,7 +22,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-_SYNCS = 8
+log = logging.getLogger(__name__)
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+_SYNCS = 8  # files brought to the disk at the same time
 
 
 def remove(path: Path) -> None:
@@ -112,6 +118,31 @@ def whole_path(path: Path | str) -> Iterator[Path]:
     except BaseException:
         remove(partial)
         raise
+
+
+@contextlib.contextmanager
+def locked(path: Path | str) -> Iterator[None]:
+    """Hold a name against other processes and threads that ask for it here; they wait.
+
+    The system frees the lock of a process that was killed. The lock is a hidden empty file beside ``path``,
+    which stays: taking it away would let two in.
+
+    Args:
+        path: A file or folder, existing or to be made; its missing parent folders are made.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("%s: another run is at work on it; waiting", path)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            log.warning("%s: this file system has no locks; let one run at a time work on it", path)
+        yield
 
 
 def write_whole(path: Path | str, data: bytes | str) -> None:

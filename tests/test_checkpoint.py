@@ -7,27 +7,39 @@ import pytest
 import torch
 
 from panda.errors import CheckpointError
-from panda.tasks.checkpoint import CARRIED, carried_data, read_checkpoint, replace_carried
+from panda.tasks.checkpoint import carried_data, read_checkpoint, replace_carried
+
+CARRIED_HERE: dict[str, Any] = {
+    "network": {"a": 1},
+    "resolution": {"level": 1, "mpp": None, "train_mpp": [1.9, 2.0, 2.1]},
+    "patch_size": 64,
+    "overlap": 0.5,
+    "labels": {"karolinska": [2]},
+    "threshold": {"value": 0.4, "criterion": "dice_pooled", "score": None, "chosen_on": "here", "date": "today"},
+    "train_slides": ["a"],
+    "val_slides": [],
+}
 
 
 def write(path: Path, **changes: Any) -> Path:
-    carried = carried_data("segmentation", dict.fromkeys(CARRIED["segmentation"], 1) | {"network": {"a": 1}})
-    torch.save({"state_dict": {"network.w": torch.ones(3), "loss.w": torch.ones(1)}, "panda": carried | changes}, path)
+    carried = carried_data("segmentation", CARRIED_HERE) | changes
+    torch.save({"state_dict": {"network.w": torch.ones(3), "loss.w": torch.ones(1)}, "panda": carried}, path)
     return path
 
 
 def test_weights_and_data_come_back(tmp_path: Path) -> None:
     found = read_checkpoint(write(tmp_path / "a.ckpt"), "segmentation")
     assert set(found.weights) == {"w"}
-    assert found.carried["patch_size"] == 1
+    assert found.carried["patch_size"] == 64
 
 
 def test_the_fingerprint_follows_weights_and_network_but_not_the_threshold(tmp_path: Path) -> None:
     path = write(tmp_path / "a.ckpt")
     before = read_checkpoint(path, "segmentation").fingerprint
-    replace_carried(path, threshold={"value": 0.3})
+    changed = CARRIED_HERE["threshold"] | {"value": 0.3}
+    replace_carried(path, threshold=changed)
     after = read_checkpoint(path, "segmentation")
-    assert after.carried["threshold"] == {"value": 0.3}
+    assert after.carried["threshold"] == changed
     assert after.fingerprint == before
     assert read_checkpoint(write(path, network={"a": 2}), "segmentation").fingerprint != before
 
@@ -53,6 +65,45 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     cut.write_bytes(write(tmp_path / "a.ckpt").read_bytes()[:200])
     with pytest.raises(CheckpointError, match=r"cut\.ckpt"):
         read_checkpoint(cut, "segmentation")
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"network": "unet"}, "panda.network is 'unet'"),
+        ({"resolution": 1}, "panda.resolution is 1"),
+        ({"resolution": {"level": "1", "mpp": None, "train_mpp": None}}, "panda.resolution.level is '1'"),
+        ({"resolution": {"level": 1, "mpp": None, "train_mpp": [2.0]}}, "panda.resolution.train_mpp"),
+        ({"threshold": 0.4}, "panda.threshold is 0.4"),
+        ({"threshold": CARRIED_HERE["threshold"] | {"value": "high"}}, "panda.threshold.value is 'high'"),
+        ({"threshold": CARRIED_HERE["threshold"] | {"value": float("nan")}}, "panda.threshold.value is nan"),
+        ({"patch_size": 0}, "panda.patch_size is 0"),
+        ({"overlap": 1.0}, "panda.overlap is 1.0"),
+        ({"train_slides": [1]}, "panda.train_slides.0 is 1"),
+    ],
+)
+def test_an_entry_that_is_not_what_it_has_to_be_is_named(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
+    path = write(tmp_path / "a.ckpt", **changes)
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(path, "segmentation")
+    assert named in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_weight_that_is_no_tensor_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.ckpt")
+    content = torch.load(path, weights_only=True)
+    for key, value in (("network.w", 3), (3, torch.ones(1))):
+        torch.save(content | {"state_dict": {key: value}}, path)
+        with pytest.raises(CheckpointError, match=rf"a\.ckpt: state_dict\[{key!r}\]"):
+            read_checkpoint(path, "segmentation")
+
+
+def test_a_folder_is_told_to_be_one(tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    write(tmp_path / "run" / "checkpoints" / "best.ckpt")
+    with pytest.raises(CheckpointError, match=r"run is a folder; there are .*best\.ckpt"):
+        read_checkpoint(tmp_path / "run", "segmentation")
 
 
 def test_a_missing_one_names_its_neighbours(tmp_path: Path) -> None:

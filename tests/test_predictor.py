@@ -12,13 +12,11 @@ from panda.data.manifest import SlideRecord
 from panda.errors import CheckpointError, SlideError
 from panda.inference.evaluate import score_canvas, summarise
 from panda.inference.predictor import EngineSettings, SegmentationPredictor, resolution_for
-from panda.models.segmentation import Segmenter
-from panda.tasks.checkpoint import carried_data
 from panda.tasks.metrics import BINS
-from panda.tasks.threshold import search_threshold
 from panda.wsi.labels import LabelMask
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import find_tissue
+from tests.checkpoints import segmentation_checkpoint
 from tests.pyramids import write_pyramid
 
 PINK = (215, 120, 180)
@@ -37,23 +35,6 @@ def mask_path(tmp_path: Path) -> Path:
     codes[200:700, 150:1000] = 1
     codes[300:500, 300:600] = 2
     return write_pyramid(tmp_path / "slide_mask.tiff", codes)
-
-
-def checkpoint(path: Path, **changes: Any) -> Path:
-    torch.manual_seed(0)
-    network = Segmenter("unet", "resnet18", decoder_channels=[16, 16, 8, 8, 8])
-    carried = {
-        "network": network.plain(),
-        "resolution": {"level": 1, "mpp": None, "train_mpp": [2.0, 2.0, 2.0]},
-        "patch_size": 64,
-        "overlap": 0.5,
-        "labels": {},
-        "threshold": search_threshold({}).plain(),
-        "train_slides": [],
-    } | changes
-    state = {f"network.{key}": value for key, value in network.state_dict().items()}
-    torch.save({"state_dict": state, "panda": carried_data("segmentation", carried)}, path)
-    return path
 
 
 def asked(level: int | None, mpp: float | None, *train_mpp: float) -> dict[str, Any]:
@@ -76,7 +57,9 @@ def test_the_resolution_of_training_decides(slide_path: Path) -> None:
 
 
 def test_a_canvas_covers_the_tissue_and_is_made_once(slide_path: Path, tmp_path: Path) -> None:
-    predictor = SegmentationPredictor.from_checkpoint(checkpoint(tmp_path / "a.ckpt"), EngineSettings(device="cpu"))
+    predictor = SegmentationPredictor.from_checkpoint(
+        segmentation_checkpoint(tmp_path / "a.ckpt"), EngineSettings(device="cpu")
+    )
     seen: list[tuple[int, int]] = []
     with Slide.open(slide_path) as slide:
         tissue = find_tissue(slide)
@@ -94,9 +77,11 @@ def test_another_network_makes_another_canvas(slide_path: Path, tmp_path: Path) 
     engine = EngineSettings(device="cpu")
     with Slide.open(slide_path) as slide:
         tissue = find_tissue(slide)
-        first = SegmentationPredictor.from_checkpoint(checkpoint(tmp_path / "a.ckpt"), engine)
+        first = SegmentationPredictor.from_checkpoint(segmentation_checkpoint(tmp_path / "a.ckpt"), engine)
         one = first.predict(slide, tissue, tmp_path / "c.zarr").fingerprint
-        other = SegmentationPredictor.from_checkpoint(checkpoint(tmp_path / "b.ckpt", overlap=0.25), engine)
+        other = SegmentationPredictor.from_checkpoint(
+            segmentation_checkpoint(tmp_path / "b.ckpt", overlap=0.25), engine
+        )
         assert other.predict(slide, tissue, tmp_path / "c.zarr").fingerprint != one
 
 
@@ -104,14 +89,14 @@ def test_batches_do_not_change_the_canvas(slide_path: Path, tmp_path: Path) -> N
     maps = []
     for batch_size in (1, 7):
         engine = EngineSettings(device="cpu", batch_size=batch_size)
-        predictor = SegmentationPredictor.from_checkpoint(checkpoint(tmp_path / "a.ckpt"), engine)
+        predictor = SegmentationPredictor.from_checkpoint(segmentation_checkpoint(tmp_path / "a.ckpt"), engine)
         with Slide.open(slide_path) as slide:
             maps.append(np.asarray(predictor.predict(slide, find_tissue(slide), tmp_path / f"{batch_size}.zarr")))
     assert np.abs(maps[0] - maps[1]).max() < 1e-4
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    path = checkpoint(tmp_path / "a.ckpt")
+    path = segmentation_checkpoint(tmp_path / "a.ckpt")
     content = torch.load(path, weights_only=True)
     content["panda"]["network"]["decoder_channels"] = [8, 8, 8, 8, 8]
     torch.save(content, path)
@@ -119,8 +104,23 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         SegmentationPredictor.from_checkpoint(path, EngineSettings(device="cpu"))
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("architecture", "hourglass"), ("encoder_name", 5), ("decoder_channels", ["wide"]), ("mean", None), ("colour", 1)],
+)
+def test_a_network_that_cannot_be_built_is_named(tmp_path: Path, key: str, value: object) -> None:
+    path = segmentation_checkpoint(tmp_path / "a.ckpt")
+    content = torch.load(path, weights_only=True)
+    content["panda"]["network"][key] = value
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=r"a\.ckpt: panda\.network describes no Segmenter"):
+        SegmentationPredictor.from_checkpoint(path, EngineSettings(device="cpu"))
+
+
 def test_scores_agree_with_a_plain_count(slide_path: Path, mask_path: Path, tmp_path: Path) -> None:
-    predictor = SegmentationPredictor.from_checkpoint(checkpoint(tmp_path / "a.ckpt"), EngineSettings(device="cpu"))
+    predictor = SegmentationPredictor.from_checkpoint(
+        segmentation_checkpoint(tmp_path / "a.ckpt"), EngineSettings(device="cpu")
+    )
     record = SlideRecord("slide", "karolinska", 3, "4+3", slide_path, mask_path, "slide")
     with Slide.open(slide_path) as slide, LabelMask.open(mask_path, slide, "karolinska") as mask:
         tissue = find_tissue(slide)
@@ -146,7 +146,9 @@ def test_scores_agree_with_a_plain_count(slide_path: Path, mask_path: Path, tmp_
 def test_a_slide_without_cancer_has_no_dice_but_an_area(slide_path: Path, tmp_path: Path) -> None:
     blank = write_pyramid(tmp_path / "blank_mask.tiff", np.ones((1024, 1280), np.uint8))
     record = SlideRecord("slide", "karolinska", 0, "0+0", slide_path, blank, "slide")
-    predictor = SegmentationPredictor.from_checkpoint(checkpoint(tmp_path / "a.ckpt"), EngineSettings(device="cpu"))
+    predictor = SegmentationPredictor.from_checkpoint(
+        segmentation_checkpoint(tmp_path / "a.ckpt"), EngineSettings(device="cpu")
+    )
     with Slide.open(slide_path) as slide, LabelMask.open(blank, slide, "karolinska") as mask:
         tissue = find_tissue(slide)
         score = score_canvas(predictor.predict(slide, tissue, tmp_path / "c.zarr"), slide, mask, tissue, record)

@@ -121,6 +121,7 @@ class SegmentationExperiment:
             "overlap": self.settings.overlap,
             "labels": {name: sorted(labels.cancer) for name, labels in PROVIDERS.items()},
             "train_slides": sorted(record.slide_id for record in splits["train"]),
+            "val_slides": sorted(record.slide_id for record in splits["val"]),
         }
         if (
             run.resume

@@ -129,6 +129,15 @@ class Canvas:
             out[top - y0 : bottom - y0, left - x0 : right - x0] = block
         return out
 
+    def check(self) -> None:
+        """Read every chunk, which carries a checksum.
+
+        Raises:
+            CheckpointError: The data is damaged.
+        """
+        for _ in self.code_bands():
+            pass
+
     def read(self, x0: int, y0: int, w: int, h: int) -> NDArray[np.float32]:
         """Read a window: (h, w) float32 probabilities, 0 where not scored; arguments as for `codes`."""
         return probability(self.codes(x0, y0, w, h))

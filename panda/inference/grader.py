@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from panda.data.bags import read_bag, select_tile_coords_for_slide
 from panda.errors import ConfigError, SlideError
 from panda.inference.canvas import Canvas
-from panda.inference.predictor import EngineSettings, load_weights, resolution_for
+from panda.inference.predictor import EngineSettings, resolution_for, restored
 from panda.models.mil import MILNet
 from panda.tasks.checkpoint import Checkpoint, read_checkpoint
 from panda.wsi.geometry import Resolution
@@ -112,9 +112,7 @@ class GradingPredictor:
         self.checkpoint = checkpoint
         self.carried = checkpoint.carried
         self.settings = settings
-        self.network = MILNet(**self.carried["network"])
-        load_weights(self.network, checkpoint)
-        self.network.eval().to(settings.torch_device)
+        self.network = restored(MILNet, checkpoint).eval().to(settings.torch_device)
 
     @classmethod
     def from_checkpoint(cls, path: Path, settings: EngineSettings) -> "GradingPredictor":

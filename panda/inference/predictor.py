@@ -1,18 +1,20 @@
 """From a segmentation checkpoint and a slide to a probability canvas."""
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from panda.errors import CheckpointError, ConfigError, SlideError
-from panda.files import fingerprint
+from panda.files import fingerprint, locked
 from panda.inference.canvas import Canvas, CanvasWriter
 from panda.models.segmentation import Segmenter
 from panda.tasks.checkpoint import Checkpoint, read_checkpoint
@@ -22,6 +24,10 @@ from panda.wsi.geometry import Resolution, round_px
 from panda.wsi.grid import Grid, tissue_grid
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap
+
+log = logging.getLogger(__name__)
+
+N = TypeVar("N", bound=torch.nn.Module)
 
 # A level whose µm/px is within this share of those seen in training counts as the same resolution; neighbouring
 # levels differ by a factor of 2 or more.
@@ -148,9 +154,7 @@ class SegmentationPredictor:
         self.settings = settings
         self.threshold = ThresholdChoice.from_plain(self.carried["threshold"])
         self.fingerprint = checkpoint.fingerprint
-        self.network = Segmenter(**self.carried["network"])
-        load_weights(self.network, checkpoint)
-        self.network.eval().to(settings.torch_device)
+        self.network = restored(Segmenter, checkpoint).eval().to(settings.torch_device)
 
     @classmethod
     def from_checkpoint(cls, path: Path, settings: EngineSettings) -> "SegmentationPredictor":
@@ -188,6 +192,9 @@ class SegmentationPredictor:
     ) -> Canvas:
         """Maps one slide, or reuses the canvas at `path` if the same network made it of the same slide.
 
+        A canvas there that is damaged is told in a warning and made anew. Another process that wants the same
+        path waits.
+
         Args:
             slide: The slide.
             tissue: Where its tissue is; only tiles that touch it are run.
@@ -201,16 +208,33 @@ class SegmentationPredictor:
             SlideError: If a region cannot be read.
             PandaError: If the network gives a probability that is not finite.
         """
+        with self.holding(slide, tissue, path, on_tiles) as canvas:
+            return canvas
+
+    @contextmanager
+    def holding(
+        self, slide: Slide, tissue: TissueMap, path: Path, on_tiles: Callable[[int, int], None] | None = None
+    ) -> Iterator[Canvas]:
+        """The canvas of `predict`, which no other process replaces until the block ends.
+
+        A canvas is read from disk as it is needed: replaced by that of another network meanwhile, it would be
+        read half from the one and half from the other.
+        """
         resolution = resolution_for(slide, self.carried["resolution"])
         made_of = self.canvas_fingerprint(slide, resolution)
-        if path.exists():
-            try:
-                kept = Canvas.open(path)
-            except CheckpointError:
-                kept = None  # cut off or of an older format: made anew below, in its place
-            if kept is not None and kept.fingerprint == made_of:
-                return kept
+        with locked(path):
+            yield _kept(path, resolution, made_of) or self._map(slide, tissue, path, made_of, on_tiles)
+
+    def _map(
+        self,
+        slide: Slide,
+        tissue: TissueMap,
+        path: Path,
+        made_of: str,
+        on_tiles: Callable[[int, int], None] | None,
+    ) -> Canvas:
         grid = self.grid(slide, tissue)
+        resolution = grid.resolution
         if len(grid.working) == 0:
             raise SlideError(f"{slide.path}: no tile holds tissue at {resolution.width} × {resolution.height} px")
         attrs = {"slide_id": slide.slide_id, "checkpoint": self.checkpoint.path.name, "tiles": len(grid.working)}
@@ -232,16 +256,43 @@ class SegmentationPredictor:
             return writer.close()
 
 
-def load_weights(network: torch.nn.Module, checkpoint: Checkpoint) -> None:
-    """Loads a checkpoint's weights into the network that its carried data built.
+def _kept(path: Path, resolution: Resolution, made_of: str) -> Canvas | None:
+    """The canvas at `path`, if it is whole and of this making; a damaged one is told."""
+    if not path.exists():
+        return None
+    try:
+        canvas = Canvas.open(path)
+        if canvas.fingerprint != made_of or canvas.resolution != resolution:
+            return None
+        canvas.check()
+    except CheckpointError as error:
+        log.warning("%s; it is made anew", str(error).removesuffix("; remove it and run the slide again"))
+        return None
+    return canvas
+
+
+def restored(kind: type[N], checkpoint: Checkpoint) -> N:
+    """Builds the network that a checkpoint describes and loads its weights.
+
+    Args:
+        kind: Class of the network.
+        checkpoint: Read and checked.
 
     Raises:
-        CheckpointError: If they do not fit.
+        CheckpointError: If no such network can be built, or the weights do not fit it.
     """
+    altered = "it was altered, or made by another version: train again"
+    try:
+        network = kind(**checkpoint.carried["network"])
+    except Exception as error:  # the libraries raise all sorts for options they do not expect
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path}: panda.network describes no {kind.__name__} ({error}); {altered}"
+        ) from error
     try:
         network.load_state_dict(checkpoint.weights)
     except RuntimeError as error:
         raise CheckpointError(
             f"checkpoint {checkpoint.path}: its weights do not fit the network it describes "
-            f"({str(error).splitlines()[-1].strip()[:160]}); it was altered, or made by another version: train again"
+            f"({str(error).splitlines()[-1].strip()[:160]}); {altered}"
         ) from error
+    return network

@@ -5,13 +5,13 @@ today's configuration, and the file loads with `weights_only=True`.
 """
 
 import hashlib
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import BaseModel, Field, PositiveInt, ValidationError
 
 from panda.errors import CheckpointError
 from panda.files import whole_path
@@ -19,26 +19,56 @@ from panda.files import whole_path
 FORMAT = 1
 Task = Literal["segmentation", "grading"]
 
-CARRIED: Mapping[Task, tuple[str, ...]] = {
-    "segmentation": (
-        "network",  # arguments that rebuild the network, normalisation included
-        "resolution",  # {"level", "mpp", "train_mpp"}: what was asked for, and [low, median, high] µm/px of training
-        "patch_size",  # px at that resolution
-        "overlap",  # of neighbouring tiles, share of the patch size
-        "labels",  # provider -> mask codes that count as cancer
-        "threshold",  # ThresholdChoice as plain data
-        "train_slides",  # ids: a slide among these is in-sample
-    ),
-    "grading": (
-        "network",
-        "resolution",
-        "tile_size",
-        "tiles",  # {"how", "k", "random_fraction", "min_tissue", "seed"}
-        "target",  # isup | cancer
-        "segmentation",  # fingerprint of the segmenter that guided the tiles, or None
-        "train_slides",
-    ),
-}
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Resolution(BaseModel, strict=True):
+    level: int | None  # what was asked for: a level, or
+    mpp: float | None  # µm/px
+    train_mpp: Annotated[list[float], Field(min_length=3, max_length=3)] | None  # lowest, median, highest of training
+
+
+class _Threshold(BaseModel, strict=True):  # ThresholdChoice as plain data
+    value: Share
+    criterion: str
+    score: float | None
+    chosen_on: str
+    date: str
+
+
+class _Tiles(BaseModel, strict=True):
+    how: Literal["guided", "tissue"]
+    k: PositiveInt
+    random_fraction: Share
+    min_tissue: Share
+    seed: int
+
+
+class _Network(BaseModel, strict=True):
+    network: dict[str, Any]  # arguments that rebuild the network, normalisation included
+    resolution: _Resolution
+    train_slides: list[str]  # ids of the slides it learnt from, and
+    val_slides: list[str]  # of those on which epoch and threshold were chosen: on both it is in-sample
+
+
+class _Segmentation(_Network, strict=True):
+    patch_size: PositiveInt  # px at the resolution
+    overlap: Annotated[float, Field(ge=0, lt=1)]  # of neighbouring tiles, share of the patch size
+    labels: dict[str, list[int]]  # provider -> mask codes that count as cancer
+    threshold: _Threshold
+
+
+class _Grading(_Network, strict=True):
+    tile_size: PositiveInt  # px at the resolution
+    tiles: _Tiles
+    target: Literal["isup", "cancer"]
+    segmentation: str | None  # fingerprint of the segmenter that guided the tiles
+
+
+_MODELS: Mapping[Task, type[_Network]] = {"segmentation": _Segmentation, "grading": _Grading}
+
+CARRIED: Mapping[Task, tuple[str, ...]] = {task: tuple(model.model_fields) for task, model in _MODELS.items()}
+"""Keys of the carried data of each task."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +97,13 @@ class Checkpoint:
 
 def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        near = sorted(str(p) for p in path.parent.glob("*.ckpt")) if path.parent.is_dir() else []
+        folder = path if path.is_dir() else path.parent
+        near = sorted(str(p) for pattern in ("*.ckpt", "checkpoints/*.ckpt") for p in folder.glob(pattern))
         hint = f"; there are {', '.join(near)}" if near else ""
-        raise CheckpointError(f"checkpoint {path} does not exist{hint}")
+        raise CheckpointError(f"checkpoint {path} {'is a folder' if path.is_dir() else 'does not exist'}{hint}")
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
+    except Exception as error:  # a damaged pickle raises whatever its bytes happen to ask for
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"checkpoint {path} cannot be read ({reason[:160]}): give a .ckpt file under runs/…/checkpoints/"
@@ -93,7 +124,8 @@ def read_checkpoint(path: Path, task: Task) -> Checkpoint:
         task: The task it has to be of.
 
     Raises:
-        CheckpointError: If the file is missing, is no checkpoint, is of another task or another format.
+        CheckpointError: If the file is missing, is no checkpoint, is of another task or another format, or an entry
+            of it is not what it has to be.
     """
     loaded = _load(path)
     carried = loaded["panda"]
@@ -108,6 +140,18 @@ def read_checkpoint(path: Path, task: Task) -> Checkpoint:
     missing = [key for key in CARRIED[task] if key not in carried]
     if missing:
         raise CheckpointError(f"checkpoint {path} lacks {', '.join(missing)}: train again")
+    altered = "it was altered, or made by another version: train again"
+    try:
+        _MODELS[task].model_validate(carried)
+    except ValidationError as error:
+        faults = "; ".join(
+            f"panda.{'.'.join(map(str, fault['loc']))} is {repr(fault['input'])[:80]}, {fault['msg'].lower()}"
+            for fault in error.errors()
+        )
+        raise CheckpointError(f"checkpoint {path}: {faults}; {altered}") from error
+    for key, value in loaded["state_dict"].items():
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+            raise CheckpointError(f"checkpoint {path}: state_dict[{key!r}] is no tensor under a name; {altered}")
     prefix = "network."
     weights = {key.removeprefix(prefix): value for key, value in loaded["state_dict"].items() if key.startswith(prefix)}
     return Checkpoint(path, carried, weights)

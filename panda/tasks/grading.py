@@ -59,7 +59,8 @@ class GradingTask(pl.LightningModule):
         network: The MIL network.
         loss: Module over logits (B, C) and labels (B,).
         optim: Optimizer and schedule.
-        carried: Plain data for inference: resolution, tile_size, tiles, target, segmentation, train_slides.
+        carried: Plain data for inference: resolution, tile_size, tiles, target, segmentation, train_slides,
+            val_slides.
     """
 
     def __init__(self, network: MILNet, loss: nn.Module, optim: Optim, carried: Mapping[str, Any]) -> None:

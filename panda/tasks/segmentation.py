@@ -29,7 +29,8 @@ class SegmentationTask(pl.LightningModule):
         network: The segmenter.
         loss: Module over logits and target, both (N, 1, h, w).
         optim: Optimizer and schedule.
-        carried: Plain data for inference: resolution, patch_size, overlap, labels, train_slides.
+        carried: Plain data for inference: resolution, patch_size, overlap, labels, train_slides,
+            val_slides.
     """
 
     def __init__(self, network: Segmenter, loss: nn.Module, optim: Optim, carried: Mapping[str, Any]) -> None:
