@@ -203,7 +203,7 @@ def test_grading_run_shows_agreement_and_confusion(tmp_path: Path) -> None:
 
 def test_slide_page_with_grade(tmp_path: Path) -> None:
     grade = {"target": "isup", "predicted": 3, "probabilities": [0.02, 0.05, 0.17, 0.52, 0.2, 0.04]}
-    folder = _slide(tmp_path / "s", grade=grade, in_sample=True)
+    folder = _slide(tmp_path / "s", grade=grade, in_sample="training")
     (tmp_path / "report.html").touch()
     cv2.imwrite(str(folder / "attention_tiles.png"), np.zeros((30, 30, 3), np.uint8))
     text = _check_page(write_slide_page(folder))
@@ -240,8 +240,8 @@ def test_slide_page_of_a_slide_that_was_only_graded(tmp_path: Path) -> None:
 
 def test_inference_page(tmp_path: Path) -> None:
     row = {"slide_id": "a", "tumor_percent_of_tissue": 1.5, "tumor_mm2": 0.5, "tissue_mm2": 4, "num_regions": 2}
-    rows = [row | {"threshold": 0.43, "in_sample": "False"}]
-    rows.append(rows[0] | {"slide_id": EVIL, "tumor_percent_of_tissue": 30, "tumor_mm2": "", "in_sample": "True"})
+    rows = [row | {"threshold": 0.43, "in_sample": ""}]
+    rows.append(rows[0] | {"slide_id": EVIL, "tumor_percent_of_tissue": 30, "tumor_mm2": "", "in_sample": "training"})
     for r in rows:
         _slide(tmp_path / str(r["slide_id"]))
     _write_csv(tmp_path / "quantification.csv", rows)

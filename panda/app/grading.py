@@ -197,6 +197,7 @@ class GradingExperiment:
             "target": self.settings.target,
             "segmentation": self.segmenter.fingerprint if self.segmenter else None,
             "train_slides": sorted(item.record.slide_id for item in items["train"]),
+            "val_slides": sorted(item.record.slide_id for item in items["val"]),
         }
         settings = self.data.settings
         bags = BagDataModule(
@@ -292,27 +293,32 @@ class GradingExperiment:
             else None
         )
 
-        def work(record: SlideRecord, bar: "tqdm[Any]") -> tuple[SlideRecord, Grade]:
+        def work(record: SlideRecord, bar: "tqdm[Any]") -> tuple[SlideRecord, Grade] | None:
             folder = run.folder / "slides" / record.slide_id
             with self._open(record) as slide:
                 tissue = find_tissue(slide)
                 if mapper is not None:
-                    grade = mapper.map(
-                        slide, tissue, folder, self._canvas_path(mapper.predictor, slide), tiles_on(bar)
-                    ).grade
-                    assert grade is not None
+                    canvas_path = self._canvas_path(mapper.predictor, slide)
+                    mapped = mapper.map(slide, tissue, folder, canvas_path, tiles_on(bar))
+                    if mapped.ungraded:
+                        run.failures.append(mapped.ungraded)
+                    grade = mapped.grade
                 else:
                     grade = grader.grade(slide, tissue, self._canvas(slide, tissue, bar))
             if split == "test":
-                attention_tiles(grade.tiles, grade.attention, grade.coords, folder / "attention_tiles.png")
-                if mapper is None:
-                    write_json(folder / "quantification.json", {"slide_id": record.slide_id, "grade": grade.plain()})
+                if grade is not None:
+                    attention_tiles(grade.tiles, grade.attention, grade.coords, folder / "attention_tiles.png")
+                    if mapper is None:
+                        facts = {"slide_id": record.slide_id, "grade": grade.plain()}
+                        write_json(folder / "quantification.json", facts)
                 write_slide_page(folder)
-            return record, replace(grade, tiles=grade.tiles[:0])  # the pixels of thousands of bags fill a memory
+            # without the pixels of its tiles: those of thousands of bags fill a memory
+            return None if grade is None else (record, replace(grade, tiles=grade.tiles[:0]))
 
         outcome = each_slide(records, lambda record: record.slide_id, f"grades of {split}", work)
         run.failures.extend(outcome.failures)
-        if not outcome.results:
+        graded = [result for result in outcome.results if result is not None]
+        if not graded:
             return {"slides": 0, "qwk": None, "accuracy": None, "auroc": None}
         rows = [
             {
@@ -323,10 +329,10 @@ class GradingExperiment:
                 "predicted": grade.predicted,
                 **{f"p{i}": p for i, p in enumerate(grade.probabilities)},
             }
-            for record, grade in outcome.results
+            for record, grade in graded
         ]
         write_table(run.folder / f"{split}_slides.csv", rows)
-        return self._figures(outcome.results)
+        return self._figures(graded)
 
     def _figures(self, graded: Sequence[tuple[SlideRecord, Grade]]) -> dict[str, Any]:
         figures = self._scores(graded)

@@ -6,6 +6,7 @@ import glob
 import logging
 import time
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,17 @@ from tqdm import tqdm
 
 from panda.app.config import Faults, build, check_config
 from panda.app.door import SomeSlidesFailed, log_to_file, make_folder
-from panda.data.patches import Failure
+from panda.app.results import ONLY_UNGRADED, Results
 from panda.errors import ConfigError, ManifestError, SlideError
-from panda.files import write_json, write_table
-from panda.inference.engine import SlideMapper, each_slide, tiles_on, write_failures
+from panda.files import write_json
+from panda.inference.engine import SlideMapper, each_slide, tiles_on
 from panda.inference.grader import GradingPredictor
 from panda.inference.predictor import EngineSettings, SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
 from panda.report.inference_page import write_inference_page
 from panda.report.panels import attention_tiles
 from panda.report.slide_page import write_slide_page
+from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import find_tissue
 
@@ -45,14 +47,76 @@ def infer(cfg: DictConfig) -> list[dict[str, Any]]:
         cfg: `conf/infer.yaml` as composed by Hydra, or by a test, which then gives `run_dir`.
 
     Returns:
-        The rows of `quantification.csv`.
+        The rows of `quantification.csv`: all slides in the folder that were made alike.
 
     Raises:
         ConfigError: With all faults of the configuration, before anything slow.
         CheckpointError: If a checkpoint cannot be used.
-        SomeSlidesFailed: At the end, if any slide failed; `failures.csv` lists them.
+        SomeSlidesFailed: At the end, if any slide failed or could not be graded; `failures.csv` lists them.
     """
     started = time.monotonic()
+    engine, quantify, paths = _checked(cfg)
+    predictor = SegmentationPredictor.from_checkpoint(Path(cfg.checkpoint), engine)
+    grader = GradingPredictor.from_checkpoint(Path(cfg.grading_checkpoint), engine) if cfg.grading_checkpoint else None
+    notes = _notes(predictor, grader)
+    searched = cfg.threshold == "checkpoint"
+    threshold = predictor.threshold.value if searched else float(cfg.threshold)
+    mapper = SlideMapper(predictor, threshold, quantify, grader)
+
+    # Results go to the job's folder; canvases to `output`, where all jobs of a multirun find them.
+    folder, canvases = Path(cfg.run_dir), Path(cfg.output)
+    make_folder(folder)
+    log_to_file(folder / "infer.log")
+    results = Results(folder, mapper.made_with["fingerprint"])
+
+    def work(path: Path, bar: "tqdm[Any]") -> None:
+        if path.stem in (".", ".."):
+            raise SlideError(f"{path}: {path.stem!r} cannot name a slide's folder; rename the file")
+        with Slide.open(path, reader=cfg.reader, mpp_override=cfg.mpp_override) as slide:
+            own = folder / slide.slide_id
+            canvas_path = canvases / slide.slide_id / "canvas.zarr"
+            mapped = mapper.map(slide, find_tissue(slide), own, canvas_path, tiles_on(bar))
+        tiles = own / "attention_tiles.png"
+        tiles.unlink(missing_ok=True)  # of an earlier run, which may have graded what this one cannot
+        if (grade := mapped.grade) is not None:
+            attention_tiles(grade.tiles, grade.attention, grade.coords, tiles)
+        write_slide_page(own)
+        results.add(mapped.row, mapped.ungraded)
+        if len(results.done) % TABLE_EVERY == 1:
+            results.write()
+
+    results.write()
+    each_slide(paths, lambda path: path.stem, "inference", work, results.fail)
+    results.scan()  # what another process mapped into this folder meanwhile
+    rows = results.write()
+    if others := results.note():
+        log.warning("%s", others)
+        notes.append(others)
+    about = _about(mapper, predictor.threshold if searched else None) | {
+        "last_run": {
+            "slides": len(paths),
+            "failed": len(results.failed),
+            "seconds": round(time.monotonic() - started, 1),
+        },
+        "notes": notes,
+    }
+    write_json(folder / "inference.json", about)
+    report = write_inference_page(folder)
+    for row in list(results.done.values())[:SHOWN]:
+        log.info("%s", _headline(row))
+    log.info("report: %s", report)
+    if results.failed:
+        ungraded = sum(failure.stage == ONLY_UNGRADED for failure in results.failed.values())
+        but = f" ({ungraded} in grading alone, their tumour figures are there)" if ungraded else ""
+        raise SomeSlidesFailed(
+            f"{len(results.failed)} of {len(paths)} slides failed{but}: {folder / 'failures.csv'} says why; "
+            "the others are done"
+        )
+    return rows
+
+
+def _checked(cfg: DictConfig) -> tuple[EngineSettings, QuantifySettings, list[Path]]:
+    """What can be refused before a network is loaded: settings and slides."""
     check_config(cfg, "infer")
     faults = Faults()
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
@@ -64,69 +128,7 @@ def infer(cfg: DictConfig) -> list[dict[str, Any]]:
     with faults.collect():
         paths = find_slides(cfg.slides)
     faults.raise_any()
-
-    predictor = SegmentationPredictor.from_checkpoint(Path(cfg.checkpoint), engine)
-    grader = GradingPredictor.from_checkpoint(Path(cfg.grading_checkpoint), engine) if cfg.grading_checkpoint else None
-    notes = _notes(predictor, grader)
-    threshold = predictor.threshold.value if cfg.threshold == "checkpoint" else float(cfg.threshold)
-    mapper = SlideMapper(predictor, threshold, quantify, grader)
-
-    # Results go to the job's folder; canvases to `output`, where all jobs of a multirun find them.
-    results, canvases = Path(cfg.run_dir), Path(cfg.output)
-    make_folder(results)
-    log_to_file(results / "infer.log")
-    failures: list[Failure] = []
-
-    def note_failure(failure: Failure) -> None:
-        failures.append(failure)
-        write_failures(results / "failures.csv", failures)
-
-    rows: list[dict[str, Any]] = []
-
-    def work(path: Path, bar: "tqdm[Any]") -> None:
-        if path.stem in (".", ".."):
-            raise SlideError(f"{path}: {path.stem!r} cannot name a slide's folder; rename the file")
-        with Slide.open(path, reader=cfg.reader, mpp_override=cfg.mpp_override) as slide:
-            folder = results / slide.slide_id
-            canvas_path = canvases / slide.slide_id / "canvas.zarr"
-            mapped = mapper.map(slide, find_tissue(slide), folder, canvas_path, tiles_on(bar))
-        if mapped.grade is not None:
-            grade = mapped.grade
-            attention_tiles(grade.tiles, grade.attention, grade.coords, folder / "attention_tiles.png")
-        write_slide_page(folder)
-        rows.append(mapped.row)
-        if len(rows) % TABLE_EVERY == 1:
-            write_table(results / "quantification.csv", rows)
-
-    write_failures(results / "failures.csv", failures)
-    each_slide(paths, lambda path: path.stem, "inference", work, note_failure)
-    write_table(results / "quantification.csv", rows, None if rows else ["slide_id"])
-    write_json(
-        results / "inference.json",
-        {
-            "checkpoint": str(cfg.checkpoint),
-            "grading_checkpoint": str(cfg.grading_checkpoint) if cfg.grading_checkpoint else None,
-            "threshold": threshold,
-            "threshold_choice": predictor.threshold.plain() if cfg.threshold == "checkpoint" else None,
-            "resolution": dict(predictor.carried["resolution"]),
-            "precision": engine.precision,
-            "device": str(engine.torch_device),
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "slides": len(paths),
-            "failed": len(failures),
-            "seconds": round(time.monotonic() - started, 1),
-            "notes": notes,
-        },
-    )
-    report = write_inference_page(results)
-    for row in rows[:SHOWN]:
-        log.info("%s", _headline(row))
-    log.info("report: %s", report)
-    if failures:
-        raise SomeSlidesFailed(
-            f"{len(failures)} of {len(paths)} slides failed: {results / 'failures.csv'} says why; the others are done"
-        )
-    return rows
+    return engine, quantify, paths
 
 
 def find_slides(given: str) -> list[Path]:
@@ -201,9 +203,26 @@ def _notes(predictor: SegmentationPredictor, grader: GradingPredictor | None) ->
     return notes
 
 
+def _about(mapper: SlideMapper, choice: ThresholdChoice | None) -> dict[str, Any]:
+    """What made the maps, for `inference.json`."""
+    engine = mapper.predictor.settings
+    return {
+        "checkpoint": mapper.made_with["checkpoint"],
+        "grading_checkpoint": mapper.made_with["grading_checkpoint"],
+        "threshold": mapper.threshold,
+        "threshold_choice": choice.plain() if choice else None,
+        "quantify": asdict(mapper.quantify),
+        "resolution": dict(mapper.predictor.carried["resolution"]),
+        "precision": engine.precision,
+        "device": str(engine.torch_device),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
 def _headline(row: dict[str, Any]) -> str:
     area = "area unknown (no µm/px)" if row["tumor_mm2"] is None else f"{row['tumor_mm2']:.3f} mm²"
     percent = row["tumor_percent_of_tissue"]
     share = "–" if percent is None else f"{percent:.2f} %"
-    grade = next((f", {key.removesuffix('_predicted')} {row[key]}" for key in row if key.endswith("_predicted")), "")
+    grades = [(key.removesuffix("_predicted"), row[key]) for key in row if key.endswith("_predicted")]
+    grade = "".join(", not graded" if value is None else f", {target} {value}" for target, value in grades)
     return f"{row['slide_id']}: tumour {share} of tissue, {area}, {row['num_regions']} regions{grade}"

@@ -1,16 +1,17 @@
 """Runs slides one after the other: what each leaves, and what happens to a bad one."""
 
 import errno
+import functools
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from tqdm import tqdm
 
 from panda.data.patches import Failure
-from panda.files import write_json, write_table
+from panda.files import fingerprint, write_json, write_table
 from panda.inference.canvas import Canvas
 from panda.inference.export import write_geojson, write_heatmap, write_ome_tiff, write_overlay
 from panda.inference.grader import Grade, GradingPredictor
@@ -61,18 +62,28 @@ def each_slide(
         for item in bar:
             try:
                 outcome.results.append(work(item, bar))
-            except MemoryError:
-                raise
             except Exception as error:
-                if isinstance(error, OSError) and error.errno in DISK_FULL:
-                    raise
-                failure = Failure(slide_id(item), stage, type(error).__name__, str(error))
-                log.warning("%s of %s: %s", stage, failure.slide_id, failure.message)
-                log.debug("", exc_info=error)
+                failure = passed_over(slide_id(item), stage, error)
                 outcome.failures.append(failure)
                 if on_failure:
                     on_failure(failure)
     return outcome
+
+
+def passed_over(slide_id: str, stage: str, error: Exception) -> Failure:
+    """Records and tells that a slide failed.
+
+    Args:
+        slide_id: The slide.
+        stage: What was being done.
+        error: What came of it; raised again where the next slide would fail alike: no memory, no disk.
+    """
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in DISK_FULL):
+        raise error
+    failure = Failure(slide_id, stage, type(error).__name__, str(error))
+    log.warning("%s of %s: %s", stage, slide_id, failure.message)
+    log.debug("", exc_info=error)
+    return failure
 
 
 def tiles_on(bar: "tqdm[Any]") -> Callable[[int, int], None]:
@@ -98,7 +109,8 @@ class MappedSlide:
         row: The slide's line of `quantification.csv`.
         canvas: Its probability canvas.
         quantification: What `slide_quantification` returned.
-        grade: Its grade, where a grader was given.
+        grade: Its grade, where a grader was given and could grade it.
+        ungraded: Why a grader that was given could not.
         folder: Where its files are.
     """
 
@@ -106,7 +118,38 @@ class MappedSlide:
     canvas: Canvas
     quantification: dict[str, Any]
     grade: Grade | None
+    ungraded: Failure | None
     folder: Path
+
+
+ROW = (
+    "slide_id",
+    "tumor_percent_of_tissue",
+    "tumor_mm2",
+    "tissue_mm2",
+    "tumor_px",
+    "tissue_px",
+    "num_regions",
+    "threshold",
+    "in_sample",
+)
+
+
+def row_of(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The line of `quantification.csv` of a slide.
+
+    Args:
+        facts: What its `quantification.json` holds.
+
+    Raises:
+        KeyError: If something is missing in it.
+    """
+    row = {key: facts[key] for key in ROW}
+    if (grader := facts["made_with"]["grader"]) is not None:
+        grade = facts["grade"]
+        row[f"{grader['target']}_predicted"] = grade["predicted"] if grade else None
+        row |= {f"p{i}": p for i, p in enumerate(grade["probabilities"] if grade else [])}
+    return row
 
 
 @dataclass(frozen=True)
@@ -125,6 +168,37 @@ class SlideMapper:
     quantify: QuantifySettings
     grader: GradingPredictor | None = None
 
+    @functools.cached_property
+    def made_with(self) -> dict[str, Any]:
+        """What makes a slide's figures comparable with another's: readable values, and their `fingerprint`.
+
+        Networks go by their weights: a checkpoint that was moved is the same one.
+        """
+        values = {
+            "segmentation": {"network": self.predictor.fingerprint}
+            | {key: self.predictor.carried[key] for key in ("resolution", "patch_size", "overlap")},
+            "grader": {"network": self.grader.checkpoint.fingerprint}
+            | {key: self.grader.carried[key] for key in ("resolution", "tile_size", "tiles", "target")}
+            if self.grader
+            else None,
+            "threshold": self.threshold,
+            "quantify": asdict(self.quantify),
+            "precision": self.predictor.settings.precision,
+        }
+        checkpoints = {
+            "checkpoint": str(self.predictor.checkpoint.path),
+            "grading_checkpoint": str(self.grader.checkpoint.path) if self.grader else None,
+        }
+        return {"fingerprint": fingerprint(values), **checkpoints, **values}
+
+    def in_sample(self, slide_id: str) -> str | None:
+        """What a slide was to the networks: `training`, `validation` (epoch or threshold chosen on it), or None."""
+        networks = [network.carried for network in (self.predictor, self.grader) if network]
+        for key, word in (("train_slides", "training"), ("val_slides", "validation")):
+            if any(slide_id in carried[key] for carried in networks):
+                return word
+        return None
+
     def map(
         self,
         slide: Slide,
@@ -133,7 +207,7 @@ class SlideMapper:
         canvas_path: Path,
         on_tiles: Callable[[int, int], None] | None = None,
     ) -> MappedSlide:
-        """Maps one open slide into `folder`.
+        """Maps one open slide into `folder`; one that cannot be graded keeps all but its grade.
 
         Args:
             slide: The slide.
@@ -145,16 +219,23 @@ class SlideMapper:
         Raises:
             PandaError: Whatever keeps this slide from being mapped.
         """
-        canvas = self.predictor.predict(slide, tissue, canvas_path, on_tiles)
-        found = slide_quantification(
-            canvas, slide, canvas.resolution, self.threshold, settings=self.quantify, tissue=tissue
-        )
-        grade = self.grader.grade(slide, tissue, canvas) if self.grader else None
-        mask_clean = found["mask_clean"]
-        write_heatmap(canvas, folder / "heatmap.png")
-        write_overlay(slide, canvas, mask_clean, self.threshold, folder / "overlay.png", tissue=tissue)
-        write_geojson(found, slide, canvas.resolution, folder / "regions.geojson")
-        write_ome_tiff(canvas, slide, folder / "probability.ome.tiff")
+        with self.predictor.holding(slide, tissue, canvas_path, on_tiles) as canvas:
+            found = slide_quantification(
+                canvas, slide, canvas.resolution, self.threshold, settings=self.quantify, tissue=tissue
+            )
+            grade, ungraded = None, None
+            if self.grader:
+                try:
+                    grade = self.grader.grade(slide, tissue, canvas)
+                except Exception as error:
+                    ungraded = passed_over(slide.slide_id, "grading", error)
+            # Written last: where it lies, all the others do, and of the same making.
+            (folder / "quantification.json").unlink(missing_ok=True)
+            mask_clean = found["mask_clean"]
+            write_heatmap(canvas, folder / "heatmap.png")
+            write_overlay(slide, canvas, mask_clean, self.threshold, folder / "overlay.png", tissue=tissue)
+            write_geojson(found, slide, canvas.resolution, folder / "regions.geojson")
+            write_ome_tiff(canvas, slide, folder / "probability.ome.tiff")
         facts = {
             "slide_id": slide.slide_id,
             "threshold": self.threshold,
@@ -163,30 +244,10 @@ class SlideMapper:
             "mpp_note": slide.mpp_note,
             "downsample": canvas.resolution.downsample,
             "tissue_how": tissue.how,
-            "in_sample": any(
-                slide.slide_id in network.carried["train_slides"]
-                for network in (self.predictor, self.grader)
-                if network
-            ),
+            "in_sample": self.in_sample(slide.slide_id),
             "grade": grade.plain() if grade else None,
+            "grade_note": ungraded.message if ungraded else None,
+            "made_with": self.made_with,
         }
-        # Written last: where it lies, all the others do.
         write_json(folder / "quantification.json", facts)
-        row = {
-            key: facts[key]
-            for key in (
-                "slide_id",
-                "tumor_percent_of_tissue",
-                "tumor_mm2",
-                "tissue_mm2",
-                "tumor_px",
-                "tissue_px",
-                "num_regions",
-                "threshold",
-                "in_sample",
-            )
-        }
-        if grade:
-            row[f"{grade.target}_predicted"] = grade.predicted
-            row |= {f"p{i}": p for i, p in enumerate(grade.probabilities)}
-        return MappedSlide(row, canvas, found, grade, folder)
+        return MappedSlide(row_of(facts), canvas, found, grade, ungraded, folder)

@@ -24,12 +24,17 @@ _COLUMNS = (
     "threshold",
     "in_sample",
 )
+_SEEN = {
+    "training": "The network was trained on {} of these slides: what it found there says little of slides new to it.",
+    "validation": "The epoch and the threshold were chosen on {} of these slides: the figures there flatter.",
+}
 _NO_MM2 = "µm/px of the slide is unknown"
 _WHY = {
     "tumor_mm2": _NO_MM2,
     "tissue_mm2": _NO_MM2,
     "isup_predicted": "the slide was not graded",
     "cancer_predicted": "the slide was not graded",
+    "in_sample": "the slide is new to the network",
 }
 
 
@@ -44,16 +49,17 @@ def _plain(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _cards(rows: list[dict[str, str]], failed: int) -> list[Card]:
+def _cards(rows: list[dict[str, str]], failed: set[str]) -> list[Card]:
     tumour = [a for r in rows if (a := number(r.get("tumor_mm2"))) is not None]
     tissue = [a for r in rows if (a := number(r.get("tissue_mm2"))) is not None]
     positive = sum((number(r.get("num_regions")) or 0) > 0 for r in rows)
     missing = len(rows) - len(tumour)
     under = f"without {missing} slide{'s' * (missing != 1)} of unknown µm/px" if missing else ""
+    finished = {r.get("slide_id", "") for r in rows}
+    counts = {"failed": len(failed - finished), "not graded": len(failed & finished)}
+    faults = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     return [
-        Card(
-            "Slides finished", show(len(rows), "count"), under=f"{failed} failed" if failed else "none failed", big=True
-        ),
+        Card("Slides finished", show(len(rows), "count"), under=faults or "none failed", big=True),
         Card("Slides with tumour regions", show(positive, "count"), f"of {len(rows)}", big=True),
         Card("Tumour, all slides", show(sum(tumour), "mm2") if tumour else "", "mm²", under),
         Card("Tissue, all slides", show(sum(tissue), "mm2") if tissue else "", "mm²", under),
@@ -83,8 +89,8 @@ def write_inference_page(output: Path) -> Path:
     thresholds = {r.get("threshold") for r in rows}
     if len(thresholds) == 1 and "threshold" in keys:
         keys.remove("threshold")
-    seen = sum(r.get("in_sample", "").lower() in {"true", "1"} for r in rows)
-    if seen == 0 and "in_sample" in keys:
+    counts = {word: sum(r.get("in_sample") == word for r in rows) for word in _SEEN}
+    if not any(counts.values()) and "in_sample" in keys:
         keys.remove("in_sample")
     facts = [(k.replace("_", " "), _plain(v)) for k, v in about.items() if k not in {"notes", "schema"}]
     notes = about.get("notes")
@@ -94,10 +100,10 @@ def write_inference_page(output: Path) -> Path:
         name=output.name,
         checkpoint=_plain(about.get("checkpoint")),
         date=_plain(about.get("date")).replace("T", " "),
-        seen=seen,
+        seen=[text.format(counts[word]) for word, text in _SEEN.items() if counts[word]],
         notes=([fault] if fault else []) + [str(n) for n in (sequence(notes) or ([notes] if notes else []))],
         facts=[(name, text) for name, text in facts if text],
-        cards=_cards(rows, len({r[0].text for r in failures.rows})),
+        cards=_cards(rows, {r[0].text for r in failures.rows}),
         slides=slide_table(rows, keys, output, {"isup_grade": "Predicted ISUP"}, _WHY),
         failures=failures,
     )

@@ -38,6 +38,10 @@ _FILES = (
 )
 # On one slide there is nothing to pool.
 ONE_SLIDE = {"dice": "Dice", "isup_grade": "Given ISUP"}
+_SEEN = {
+    "training": "The network was trained on this slide: what it found here says little of slides new to it.",
+    "validation": "The epoch and the threshold were chosen with this slide: what was found here flatters.",
+}
 GRADES = {"isup": "ISUP grade", "cancer": "Cancer"}
 
 
@@ -191,8 +195,10 @@ def write_slide_page(slide_dir: Path) -> Path:
         notes.append(
             "Tissue was found with the loose rule only: the slide is pale or unusual, so check the tissue area."
         )
-    if quantification.get("in_sample") is True:
-        notes.append("The network was trained on this slide: what it found here says little of slides new to it.")
+    if seen := _SEEN.get(str(quantification.get("in_sample"))):
+        notes.append(seen)
+    if quantification.get("grade_note"):
+        notes.append(f"Not graded: {quantification['grade_note']}")
     if "tumor_mm2" in quantification and number(quantification["tumor_mm2"]) is None:
         why = quantification.get("mm2_note") or quantification.get("mpp_note") or "µm/px is unknown"
         notes.append(f"No areas in mm²: {why}")

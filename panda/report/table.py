@@ -36,7 +36,7 @@ FIGURES: dict[str, tuple[str, str]] = {
     "label": ("Given", "count"),
     "isup_predicted": ("Predicted ISUP", "count"),
     "cancer_predicted": ("Predicted cancer", "count"),
-    "in_sample": ("Seen in training", "text"),
+    "in_sample": ("Seen in", "text"),
     **{f"p{k}": (f"P({k})", "headline") for k in range(6)},
     "provider": ("Provider", "text"),
     "slide_id": ("Slide", "id"),

@@ -1,0 +1,246 @@
+"""One folder of results: what runs over different slides, settings and failures leave in it."""
+
+import csv
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+
+from panda.app.config import register_resolvers
+from panda.app.door import SomeSlidesFailed
+from panda.app.infer import infer
+from panda.inference.engine import SlideMapper
+from panda.inference.predictor import EngineSettings, SegmentationPredictor
+from panda.inference.quantify import QuantifySettings
+from panda.wsi.slide import Slide
+from panda.wsi.tissue import find_tissue
+from tests.checkpoints import grading_checkpoint, segmentation_checkpoint
+from tests.pyramids import write_pyramid
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+Infer = Callable[..., list[dict[str, Any]]]
+
+
+def draw(path: Path) -> Path:
+    image = np.full((512, 640, 3), 244, np.uint8)
+    image[100:400, 100:500] = (215, 120, 180)
+    return write_pyramid(path, image, mpp=0.5)
+
+
+@pytest.fixture
+def slides(tmp_path: Path) -> Path:
+    for name in ("a", "b", "c"):
+        draw(tmp_path / "slides" / f"{name}.tiff")
+    return tmp_path / "slides"
+
+
+@pytest.fixture
+def run(tmp_path: Path, slides: Path) -> Infer:
+    checkpoint = segmentation_checkpoint(tmp_path / "best.ckpt")
+
+    def call(given: str, *overrides: str) -> list[dict[str, Any]]:
+        register_resolvers()
+        common = (f"checkpoint={checkpoint}", f"output={tmp_path / 'out'}", f"run_dir={tmp_path / 'out'}")
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("infer", overrides=[*common, f"slides='{slides / given}'", "engine.device=cpu", *overrides])
+        return infer(cfg)
+
+    return call
+
+
+def column(path: Path, name: str) -> list[str]:
+    with path.open(newline="") as file:
+        return [row[name] for row in csv.DictReader(file)]
+
+
+def notes(out: Path) -> list[str]:
+    found: list[str] = json.loads((out / "inference.json").read_text())["notes"]
+    return found
+
+
+def test_the_tables_cover_all_slides_of_one_making(tmp_path: Path, run: Infer) -> None:
+    out = tmp_path / "out"
+    run("a.tiff")
+    run("b.tiff")
+    run("b.tiff")
+    assert column(out / "quantification.csv", "slide_id") == ["a", "b"]
+    assert "slide.html" in {path.name for path in (out / "a").iterdir()}
+    assert not notes(out)
+    # the same weights elsewhere are the same making, another threshold is not
+    run("c.tiff", "threshold=0.9")
+    assert column(out / "quantification.csv", "slide_id") == ["c"]
+    (note,) = notes(out)
+    assert note.startswith("2 slides ")
+    assert "a, b" in note
+    assert "a, b" in (out / "report.html").read_text()
+    run("[ab].tiff", "threshold=0.9")
+    assert column(out / "quantification.csv", "slide_id") == ["a", "b", "c"]
+    assert set(column(out / "quantification.csv", "threshold")) == {"0.9"}
+    assert not notes(out)
+    run("a.tiff", "threshold=0.9", "quantify.min_region_um2=5")
+    assert column(out / "quantification.csv", "slide_id") == ["a"]
+
+
+def test_a_row_is_rebuilt_as_it_was_written(tmp_path: Path, run: Infer) -> None:
+    run("a.tiff")
+    before = (tmp_path / "out" / "quantification.csv").read_text()
+    run("b.tiff")
+    assert (tmp_path / "out" / "quantification.csv").read_text().splitlines()[:2] == before.splitlines()
+
+
+def test_a_folder_of_an_older_version_is_named(tmp_path: Path, run: Infer) -> None:
+    old = tmp_path / "out" / "old"
+    old.mkdir(parents=True)
+    (old / "quantification.json").write_text('{"slide_id": "old", "threshold": 0.5}')
+    run("a.tiff")
+    assert column(tmp_path / "out" / "quantification.csv", "slide_id") == ["a"]
+    assert notes(tmp_path / "out")[0].startswith("1 slide ")
+
+
+def test_failures_stay_until_the_slide_succeeds(tmp_path: Path, slides: Path, run: Infer) -> None:
+    out, good = tmp_path / "out", (slides / "a.tiff").read_bytes()
+    for name in ("a", "b"):
+        (slides / f"{name}.tiff").write_bytes(b"II*\0 no slide")
+    for name in ("a", "b"):
+        with pytest.raises(SomeSlidesFailed, match="1 of 1"):
+            run(f"{name}.tiff")
+    run("c.tiff")
+    assert column(out / "failures.csv", "slide_id") == ["a", "b"]
+    (slides / "a.tiff").write_bytes(good)
+    run("a.tiff")
+    assert column(out / "failures.csv", "slide_id") == ["b"]
+    assert column(out / "quantification.csv", "slide_id") == ["a", "c"]
+    # a slide that fails when it is run again has no row any more, and comes back when it succeeds
+    (slides / "a.tiff").write_bytes(b"")
+    with pytest.raises(SomeSlidesFailed):
+        run("a.tiff")
+    assert column(out / "quantification.csv", "slide_id") == ["c"]
+    run("c.tiff")
+    assert column(out / "quantification.csv", "slide_id") == ["c"]
+    # failures of other settings are another matter
+    run("c.tiff", "threshold=0.9")
+    assert column(out / "failures.csv", "slide_id") == []
+
+
+def test_a_slide_that_cannot_be_graded_keeps_its_figures(tmp_path: Path, run: Infer) -> None:
+    out = tmp_path / "out"
+    tiles = {"how": "guided", "k": 2, "random_fraction": 0.0, "min_tissue": 1.0, "seed": 0}
+    grader = grading_checkpoint(tmp_path / "grade.ckpt", tiles=tiles, tile_size=512)
+    with pytest.raises(SomeSlidesFailed, match="1 in grading alone"):
+        run("a.tiff", f"grading_checkpoint={grader}")
+    facts = json.loads((out / "a" / "quantification.json").read_text())
+    assert facts["grade"] is None
+    assert "no tile of 512 px" in facts["grade_note"]
+    assert facts["tissue_mm2"] > 0
+    assert "Not graded: " in (out / "a" / "slide.html").read_text()
+    assert {"heatmap.png", "overlay.png", "regions.geojson", "probability.ome.tiff"} <= {
+        path.name for path in (out / "a").iterdir()
+    }
+    assert column(out / "failures.csv", "stage") == ["grading"]
+    assert column(out / "quantification.csv", "isup_predicted") == [""]
+    assert float(column(out / "quantification.csv", "tissue_mm2")[0]) > 0
+    assert "1 not graded" in (out / "report.html").read_text()
+    # and a grader that can clears it
+    able = grading_checkpoint(tmp_path / "able.ckpt")
+    run("a.tiff", f"grading_checkpoint={able}")
+    assert column(out / "failures.csv", "slide_id") == []
+    assert column(out / "quantification.csv", "isup_predicted")[0] in set("012345")
+
+
+def test_slides_seen_in_training_or_validation_are_marked(tmp_path: Path, run: Infer) -> None:
+    seen = segmentation_checkpoint(tmp_path / "seen.ckpt", train_slides=["a"], val_slides=["b"])
+    run("*.tiff", f"checkpoint={seen}")
+    out = tmp_path / "out"
+    assert column(out / "quantification.csv", "in_sample") == ["training", "validation", ""]
+    report = (out / "report.html").read_text()
+    assert "trained on 1 of these slides" in report
+    assert "threshold were chosen on 1 of these slides" in report
+    assert "trained on this slide" in (out / "a" / "slide.html").read_text()
+    assert "chosen with this slide" in (out / "b" / "slide.html").read_text()
+    facts = json.loads((out / "c" / "quantification.json").read_text())
+    assert facts["in_sample"] is None
+
+
+@pytest.mark.parametrize("name", ["..tiff", "...tiff"])
+def test_a_name_that_is_no_folder_s_is_a_failure(tmp_path: Path, slides: Path, run: Infer, name: str) -> None:
+    draw(slides / name)
+    with pytest.raises(SomeSlidesFailed):
+        run(name)
+    out = tmp_path / "out"
+    assert "rename the file" in column(out / "failures.csv", "message")[0]
+    assert not list(tmp_path.glob("*.json"))
+    assert not list(out.glob("*.png"))
+
+
+def test_a_damaged_canvas_is_told_and_made_anew(
+    tmp_path: Path, run: Infer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import logging
+
+    out = tmp_path / "out"
+    run("a.tiff")
+    before = (out / "quantification.csv").read_text()
+    chunk = next(path for path in (out / "a" / "canvas.zarr" / "c").rglob("*") if path.is_file())
+    data = bytearray(chunk.read_bytes())
+    data[len(data) // 2] ^= 1
+    chunk.write_bytes(data)
+    monkeypatch.setattr(logging.getLogger("panda"), "propagate", True)
+    run("a.tiff")
+    told = [record for record in caplog.records if "made anew" in record.getMessage()]
+    assert len(told) == 1
+    assert "canvas.zarr" in told[0].getMessage()
+    assert (out / "quantification.csv").read_text() == before
+    caplog.clear()
+    run("a.tiff")
+    assert not [record for record in caplog.records if "made anew" in record.getMessage()]
+
+
+def test_two_that_share_a_canvas_make_it_once(tmp_path: Path, slides: Path) -> None:
+    path = segmentation_checkpoint(tmp_path / "a.ckpt")
+    made: list[int] = []
+    failed: list[BaseException] = []
+    start = threading.Barrier(2)
+
+    def work(number: int) -> None:
+        try:
+            predictor = SegmentationPredictor.from_checkpoint(path, EngineSettings(device="cpu"))
+            mapper = SlideMapper(predictor, 0.5, QuantifySettings())
+            with Slide.open(slides / "a.tiff") as slide:
+                tissue = find_tissue(slide)
+                start.wait()
+                mapper.map(slide, tissue, tmp_path / str(number), tmp_path / "c.zarr", lambda *_: made.append(number))
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert len(set(made)) == 1
+    one, two = (json.loads((tmp_path / n / "quantification.json").read_text()) for n in ("1", "2"))
+    assert one == two
+
+
+def test_a_canvas_is_not_replaced_while_it_is_read(tmp_path: Path, slides: Path) -> None:
+    engine = EngineSettings(device="cpu")
+    first = SegmentationPredictor.from_checkpoint(segmentation_checkpoint(tmp_path / "a.ckpt"), engine)
+    other = SegmentationPredictor.from_checkpoint(segmentation_checkpoint(tmp_path / "b.ckpt", overlap=0.25), engine)
+    with Slide.open(slides / "a.tiff") as slide:
+        tissue = find_tissue(slide)
+        path = tmp_path / "c.zarr"
+        thread = threading.Thread(target=lambda: other.predict(slide, tissue, path))
+        with first.holding(slide, tissue, path) as canvas:
+            before = np.asarray(canvas)
+            thread.start()
+            thread.join(2)
+            assert thread.is_alive()
+            assert np.array_equal(np.asarray(canvas), before)
+        thread.join()
+        assert other.predict(slide, tissue, path).fingerprint != canvas.fingerprint
