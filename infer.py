@@ -1,11 +1,9 @@
 """Map slides with a checkpoint: `python infer.py checkpoint=… slides=DIR_OR_FILE_OR_GLOB_OR_CSV output=out/`."""
 
-import sys
-
 import hydra
 from omegaconf import DictConfig
 
-from panda.app.door import exit_status, guarded
+from panda.app.door import enter, guarded
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="infer")
@@ -18,5 +16,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
-    sys.exit(exit_status())
+    enter(main)

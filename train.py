@@ -1,11 +1,9 @@
 """Train and evaluate: `python train.py [task=segmentation|grading] [model=…] [loss=…] [data=…] [key=value …]`."""
 
-import sys
-
 import hydra
 from omegaconf import DictConfig
 
-from panda.app.door import exit_status, guarded
+from panda.app.door import enter, guarded
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -18,5 +16,4 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    main()
-    sys.exit(exit_status())
+    enter(main)

@@ -79,6 +79,41 @@ def test_a_threshold_is_a_word_or_a_probability_of_the_histograms(value: str) ->
     assert f"threshold={value}" in faults_of(f"threshold={value}")
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "trainer.max_epochs=0",
+        "trainer.max_epochs=-1",
+        "trainer.max_epochs=-3",
+        "+trainer.max_steps=0",
+        "+trainer.limit_train_batches=0",
+        "+trainer.limit_val_batches=0.0",
+        "+trainer.limit_val_batches=1.5",
+        "+trainer.check_val_every_n_epoch=21",
+        "trainer.accumulate_grad_batches=0",
+        "trainer.gradient_clip_val=-1",
+        "+trainer.fast_dev_run=1",
+        "+trainer.val_check_interval=0",
+    ],
+)
+def test_a_trainer_that_would_train_or_score_nothing_is_refused(override: str) -> None:
+    text = faults_of(override)
+    assert text.startswith("1 fault ")
+    assert override.lstrip("+") in text
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("trainer.max_epochs=-1", "+trainer.max_steps=10"),
+        ("+trainer.limit_train_batches=2", "+trainer.limit_val_batches=1.0"),
+        ("trainer.gradient_clip_val=null", "trainer.max_epochs=null"),
+    ],
+)
+def test_a_trainer_with_unusual_values_passes(overrides: tuple[str, ...]) -> None:
+    check_config(composed(*overrides), "train")
+
+
 def test_a_constructor_s_refusal_comes_out_unwrapped() -> None:
     cfg = composed("optim.lr=-1")
     with pytest.raises(ConfigError, match=r"optim\.lr=-1"):

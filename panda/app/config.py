@@ -147,12 +147,54 @@ def check_config(cfg: DictConfig, door: str) -> None:
         from panda.tasks.threshold import Criterion  # noqa: PLC0415
 
         _check_type("criterion", plain.get("criterion"), Criterion, faults)
+        for fault in trainer_faults(plain.get("trainer") or {}):
+            faults.add(fault)
     for key, hint in PLAIN_TYPES[door].items():
         _check_type(key, plain.get(key), hint, faults)
     name = plain.get("name")
     if name is not None and (not str(name).strip() or Path(str(name)).name != str(name)):
         faults.add(f"name={name!r} must be a plain name: it becomes a folder under runs/{plain['task']['name']}/")
     faults.raise_any()
+
+
+def trainer_faults(trainer: Mapping[str, Any]) -> list[str]:
+    """Values that Lightning takes, and with which a run trains nothing, scores nothing or never ends.
+
+    Args:
+        trainer: The node, resolved. What is of the wrong kind is left to the check of types.
+    """
+
+    def number(key: str, default: float) -> float:
+        value = trainer.get(key)
+        return value if isinstance(value, int | float) and not isinstance(value, bool) else default
+
+    faults = []
+    epochs, steps = number("max_epochs", 1), number("max_steps", -1)
+    if not (epochs >= 1 or (epochs == -1 and steps >= 1)):
+        faults.append(f"trainer.max_epochs={epochs} must be at least 1, or -1 with a trainer.max_steps")
+    if not (steps >= 1 or steps == -1):
+        faults.append(f"trainer.max_steps={steps} must be at least 1, or -1 for no limit")
+    for key in ("limit_train_batches", "limit_val_batches", "val_check_interval"):
+        value = number(key, 1.0)
+        if value <= 0 or (isinstance(value, float) and value > 1):
+            faults.append(f"trainer.{key}={value} must be a share above 0 and up to 1.0, or at least 1 batch")
+    every = number("check_val_every_n_epoch", 1)
+    if every < 1 or (epochs != -1 and every > epochs >= 1):
+        faults.append(
+            f"trainer.check_val_every_n_epoch={every} must be from 1 to max_epochs: validation picks the epoch"
+        )
+    if number("accumulate_grad_batches", 1) < 1:
+        faults.append(f"trainer.accumulate_grad_batches={trainer['accumulate_grad_batches']} must be at least 1")
+    if number("gradient_clip_val", 0) < 0:
+        faults.append(
+            f"trainer.gradient_clip_val={trainer['gradient_clip_val']} must not be negative; null clips nothing"
+        )
+    for key in ("fast_dev_run", "overfit_batches", "barebones"):
+        if trainer.get(key):
+            faults.append(
+                f"trainer.{key}={trainer[key]} leaves no checkpoint or no validation to judge by: leave it out"
+            )
+    return faults
 
 
 def _check_node(key: str, node: Any, faults: Faults) -> None:

@@ -3,15 +3,18 @@
 import contextlib
 import functools
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from panda.app.command_line import explain
 from panda.app.config import register_resolvers
-from panda.errors import PandaError
+from panda.errors import ConfigError, PandaError
 from panda.files import write_whole
 
 log = logging.getLogger("panda")
@@ -33,6 +36,28 @@ class SomeSlidesFailed(PandaError):
 
 
 _refusals: list[str] = []
+_crashes: list[Exception] = []
+
+
+def enter(main: Callable[[], Any]) -> NoReturn:
+    """Opens a door and leaves the program: status 0 only if no job was refused, crashed or lost slides.
+
+    Args:
+        main: The door's function, as `hydra.main` returns it.
+    """
+    # Hydra would print and leave by itself; so it hands its errors on, and they are told as ours are.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    debug = "debug=true" in (argument.lower() for argument in sys.argv)
+    try:
+        main()
+    except Exception as error:
+        if _crashes:
+            raise
+        set_up_logging(debug)
+        fault = ConfigError(explain(error, sys.argv[1:]))
+        _refusals.append(str(fault))
+        log.error("ConfigError: %s", fault, exc_info=error if debug else None)
+    sys.exit(exit_status())
 
 
 def guarded(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
@@ -55,6 +80,11 @@ def guarded(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
             if cfg.run_dir:
                 _leave_trace(Path(cfg.run_dir), error)
             return float("nan")
+        except Exception as error:
+            _crashes.append(error)
+            if cfg.run_dir:
+                _leave_trace(Path(cfg.run_dir), error)
+            raise
         except KeyboardInterrupt:
             log.error("interrupted; what was finished is kept, and the same command goes on from there")
             raise SystemExit(130) from None
@@ -72,6 +102,18 @@ def _leave_trace(run_dir: Path, error: Exception) -> None:
     if begun or run_dir.parent.name.startswith("sweep-"):
         with contextlib.suppress(OSError):  # the disk may be what the error is about
             write_whole(run_dir / "error.txt", f"{type(error).__name__}: {error}\n")
+            if not (run_dir / "overrides.txt").exists():
+                write_overrides(run_dir)
+
+
+def overrides() -> list[str]:
+    """What the command line of this job asks for, `key=value`; empty where none was typed."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def write_overrides(folder: Path) -> None:
+    """Keeps the job's choices, which are its row's columns in a sweep."""
+    write_whole(folder / "overrides.txt", "".join(f"{line}\n" for line in overrides()))
 
 
 def exit_status() -> int:
@@ -94,6 +136,7 @@ def make_folder(path: Path) -> None:
 def forget_refusals() -> None:
     """Starts a new count for `exit_status`, for a program that opens a door more than once."""
     _refusals.clear()
+    _crashes.clear()
 
 
 def set_up_logging(debug: bool) -> None:
@@ -103,7 +146,7 @@ def set_up_logging(debug: bool) -> None:
     if not debug:
         # Lightning's notes on the hardware it did not find and products it could be used with.
         logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
-    if not log.handlers:
+    if not any(isinstance(handler, _ThroughTqdm) for handler in log.handlers):
         handler = _ThroughTqdm()
         handler.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(handler)

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
 
 from panda.app.config import Faults, build, check_config
-from panda.app.door import SomeSlidesFailed, log_to_file, make_folder
+from panda.app.door import SomeSlidesFailed, log_to_file, make_folder, overrides, write_overrides
 from panda.app.grading import GradingExperiment
 from panda.app.run import Experiment, Run
 from panda.app.segmentation import SegmentationExperiment
@@ -71,7 +71,7 @@ def train(cfg: DictConfig) -> float:
     log_to_file(folder / "run.log")
     write_whole(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     if not resume:
-        write_whole(folder / "overrides.txt", "".join(f"{line}\n" for line in _overrides()))
+        write_overrides(folder)
     (folder / "error.txt").unlink(missing_ok=True)
     log.info("run: %s", folder)
     run = Run(cfg, folder, resume, _trainer(cfg, folder, experiment))
@@ -112,10 +112,6 @@ def _write_summary(run: Run, seconds: float) -> None:
     log.info("%s\nreport: %s", headline(summary), report)
 
 
-def _overrides() -> list[str]:
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-
-
 def _is_multirun() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
@@ -133,6 +129,9 @@ def _check_run(cfg: DictConfig, folder: Path, resume: Path | None) -> None:
             f"trainer.devices={cfg.trainer.get('devices')}, trainer.num_nodes={cfg.trainer.get('num_nodes', 1)}: "
             "a run uses one device; use trainer.devices=1"
         )
+    else:
+        # Lightning says what it refuses (a GPU that is not there, say) before the run has a folder.
+        faults.build(OmegaConf.to_container(cfg.trainer, resolve=True), logger=False, callbacks=[ModelCheckpoint()])
     faults.raise_any()
 
 
@@ -145,7 +144,7 @@ def _config_of_resumed(cfg: DictConfig, resume: Path) -> DictConfig:
     own = OmegaConf.load(folder / "config.yaml")
     assert isinstance(own, DictConfig)
     faults = Faults()
-    for override in _overrides():
+    for override in overrides():
         key, _, value = override.partition("=")
         if key in ("resume", "debug"):
             continue

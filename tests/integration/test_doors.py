@@ -1,6 +1,7 @@
 """What a user types, typed: both doors as processes, on small drawn slides."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -176,9 +177,22 @@ def test_a_sweep_keeps_a_failed_job_as_a_row(home: Path, trained: Path) -> None:
     done = run_door("train", home, "-m", *sizes, *DEEPLAB, "data.patch_size=64,100", "name=sizes", "logger=csv")
     assert done.returncode == 1
     rows = table(home / "runs/segmentation/sweep-sizes/sweep.csv")
-    assert len(rows) == 2
+    assert [(row["data.patch_size"], row["state"]) for row in rows] == [("64", "done"), ("100", "failed")]
     assert (home / "runs/segmentation/sweep-sizes/sweep.html").is_file()
     assert (home / "runs/segmentation/sweep-sizes/1/error.txt").is_file()
+
+
+def test_a_split_of_bad_slides_ends_the_run_and_lists_them(home: Path, trained: Path) -> None:
+    shutil.copytree(home / "data" / "synthetic", home / "bad")
+    for path in (home / "bad" / "train_images").iterdir():
+        path.write_bytes(b"II*\0 this is no slide")
+    done = run_door("train", home, *(o for o in TINY if not o.startswith("data.draw")), "data=panda", "data.root=bad",
+                    "name=bad", "logger=csv")  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    failures = table(home / "runs/segmentation/bad/failures.csv")
+    assert len(failures) > 1
+    assert all(row["message"] for row in failures)
 
 
 @pytest.mark.parametrize(
@@ -194,6 +208,10 @@ def test_a_sweep_keeps_a_failed_job_as_a_row(home: Path, trained: Path) -> None:
         (("model=mil_gated",), "no segmenter"),
         (("model=deeplabv3", "data.batch_size=1"), "at least 2"),
         (("task=grading", "segmentation_checkpoint=nothing.ckpt"), "nothing.ckpt"),
+        (("trainer.max_epochs=0", "seed=one"), "2 faults"),
+        (("+trainer.enable_checkpointing=false",), "pytorch_lightning.Trainer"),
+        (("modle=unet",), "did you mean model?"),
+        (("name=a=b",), "'name=\"a=b\"'"),
     ],
 )
 def test_a_refusal_is_one_message_and_leaves_nothing(tmp_path: Path, overrides: Sequence[str], named: str) -> None:
