@@ -59,6 +59,33 @@ def test_a_missing_value_is_named() -> None:
     assert "data.root is not given" in faults_of("data=panda")
 
 
+def test_a_key_that_was_taken_away_is_named() -> None:
+    assert "data was taken away" in faults_of("~data")
+    assert "engine was taken away" in faults_of("~engine", "checkpoint=a.ckpt", "slides=b", door="infer")
+
+
+def test_an_interpolation_that_leads_nowhere_is_named() -> None:
+    assert "'nothing'" in faults_of("seed=${nothing}")
+
+
+@pytest.mark.parametrize("value", ["2024", "1e3"])
+def test_a_name_that_was_read_as_a_number_is_to_be_quoted(value: str) -> None:
+    text = faults_of(f"output={value}", "checkpoint=a.ckpt", "slides=b", door="infer")
+    assert "quote it" in text
+    assert "output=" in text
+
+
+def test_a_name_is_text_or_a_whole_number() -> None:
+    check_config(composed("name=7"), "train")
+    assert "quote it" in faults_of("name=1e3")
+    assert "quote it" in faults_of("name=[a]")
+    assert "plain name" in faults_of("name=..")
+
+
+def test_an_empty_value_is_named() -> None:
+    assert "output is empty" in faults_of("output=", "checkpoint=a.ckpt", "slides=b", door="infer")
+
+
 def test_all_faults_come_at_once() -> None:
     text = faults_of("data.patch_size=many", "+model_name=unet", "threshold=2", "criterion=best")
     assert text.startswith("4 faults")
@@ -107,7 +134,7 @@ def test_a_trainer_that_would_train_or_score_nothing_is_refused(override: str) -
     [
         ("trainer.max_epochs=-1", "+trainer.max_steps=10"),
         ("+trainer.limit_train_batches=2", "+trainer.limit_val_batches=1.0"),
-        ("trainer.gradient_clip_val=null", "trainer.max_epochs=null"),
+        ("trainer.gradient_clip_val=null", "trainer.max_epochs=null", "+trainer.check_val_every_n_epoch=2"),
     ],
 )
 def test_a_trainer_with_unusual_values_passes(overrides: tuple[str, ...]) -> None:

@@ -77,7 +77,7 @@ def test_ctrl_c_ends_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as left:
-        stopped(job(tmp_path))
+        enter(lambda: stopped(job(tmp_path)))
     assert left.value.code == 130
     err = capsys.readouterr().err
     assert err.startswith("interrupted; ")

@@ -13,6 +13,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from panda.app.command_line import quoted
+from panda.app.values import value_faults
 from panda.errors import ConfigError, PandaError, near
 
 # What a `_target_` may name. A configuration is data; it must not be able to call anything that is installed.
@@ -126,9 +128,11 @@ def check_config(cfg: DictConfig, door: str) -> None:
     for key in map(str, cfg):
         if key not in KEYS[door]:
             faults.add(f"{key}: there is no such key{near(key, KEYS[door])}")
-    for key in sorted(map(str, OmegaConf.missing_keys(cfg))):
-        faults.add(f"{key} is not given: write {key}=… on the command line")
+    for key in sorted(KEYS[door] - set(map(str, cfg)) - {"tiles"}):
+        faults.add(f"{key} was taken away, and a run needs it: leave out ~{key}")
     try:
+        for key in sorted(map(str, OmegaConf.missing_keys(cfg))):
+            faults.add(f"{key} is not given: write {key}=… on the command line")
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as error:
         faults.add(f"{str(error).splitlines()[0]}; mend the ${{…}} it names")
@@ -136,65 +140,21 @@ def check_config(cfg: DictConfig, door: str) -> None:
     assert isinstance(plain, dict)
     for node_key, node in plain.items():
         _check_node(str(node_key), node, faults)
-    threshold: Any = plain.get("threshold")
-    word = "auto" if door == "train" else "checkpoint"
-    number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
-    if threshold != word and not (number and 0 < float(threshold) < 1):
-        faults.add(f"threshold={threshold} must be {word} or a probability between 0 and 1")
-    elif door == "train" and number and round(float(threshold) * 1000) / 1000 != threshold:
-        faults.add(f"threshold={threshold} must be a multiple of 0.001, the step of the histograms it is scored by")
+    for fault in value_faults({str(key): value for key, value in plain.items()}, door):
+        faults.add(fault)
     if door == "train":
         from panda.tasks.threshold import Criterion  # noqa: PLC0415
 
         _check_type("criterion", plain.get("criterion"), Criterion, faults)
-        for fault in trainer_faults(plain.get("trainer") or {}):
-            faults.add(fault)
     for key, hint in PLAIN_TYPES[door].items():
-        _check_type(key, plain.get(key), hint, faults)
-    name = plain.get("name")
-    if name is not None and (not str(name).strip() or Path(str(name)).name != str(name)):
-        faults.add(f"name={name!r} must be a plain name: it becomes a folder under runs/{plain['task']['name']}/")
+        value = plain.get(key)
+        if value == "":
+            faults.add(f"{key} is empty: write {key}=…")
+        elif hint in (str, str | None) and isinstance(value, int | float):
+            faults.add(f"{key}={value} was read as a number: quote it, {quoted(f'{key}={value}')}")
+        else:
+            _check_type(key, value, hint, faults)
     faults.raise_any()
-
-
-def trainer_faults(trainer: Mapping[str, Any]) -> list[str]:
-    """Values that Lightning takes, and with which a run trains nothing, scores nothing or never ends.
-
-    Args:
-        trainer: The node, resolved. What is of the wrong kind is left to the check of types.
-    """
-
-    def number(key: str, default: float) -> float:
-        value = trainer.get(key)
-        return value if isinstance(value, int | float) and not isinstance(value, bool) else default
-
-    faults = []
-    epochs, steps = number("max_epochs", 1), number("max_steps", -1)
-    if not (epochs >= 1 or (epochs == -1 and steps >= 1)):
-        faults.append(f"trainer.max_epochs={epochs} must be at least 1, or -1 with a trainer.max_steps")
-    if not (steps >= 1 or steps == -1):
-        faults.append(f"trainer.max_steps={steps} must be at least 1, or -1 for no limit")
-    for key in ("limit_train_batches", "limit_val_batches", "val_check_interval"):
-        value = number(key, 1.0)
-        if value <= 0 or (isinstance(value, float) and value > 1):
-            faults.append(f"trainer.{key}={value} must be a share above 0 and up to 1.0, or at least 1 batch")
-    every = number("check_val_every_n_epoch", 1)
-    if every < 1 or (epochs != -1 and every > epochs >= 1):
-        faults.append(
-            f"trainer.check_val_every_n_epoch={every} must be from 1 to max_epochs: validation picks the epoch"
-        )
-    if number("accumulate_grad_batches", 1) < 1:
-        faults.append(f"trainer.accumulate_grad_batches={trainer['accumulate_grad_batches']} must be at least 1")
-    if number("gradient_clip_val", 0) < 0:
-        faults.append(
-            f"trainer.gradient_clip_val={trainer['gradient_clip_val']} must not be negative; null clips nothing"
-        )
-    for key in ("fast_dev_run", "overfit_batches", "barebones"):
-        if trainer.get(key):
-            faults.append(
-                f"trainer.{key}={trainer[key]} leaves no checkpoint or no validation to judge by: leave it out"
-            )
-    return faults
 
 
 def _check_node(key: str, node: Any, faults: Faults) -> None:

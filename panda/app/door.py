@@ -40,7 +40,7 @@ _crashes: list[Exception] = []
 
 
 def enter(main: Callable[[], Any]) -> NoReturn:
-    """Opens a door and leaves the program: status 0 only if no job was refused, crashed or lost slides.
+    """Opens a door and leaves the program: status 0 only if no job was refused or lost slides, 130 after Ctrl-C.
 
     Args:
         main: The door's function, as `hydra.main` returns it.
@@ -50,6 +50,10 @@ def enter(main: Callable[[], Any]) -> NoReturn:
     debug = "debug=true" in (argument.lower() for argument in sys.argv)
     try:
         main()
+    except KeyboardInterrupt:
+        set_up_logging(debug)
+        log.error("interrupted; what was finished is kept, and the same command goes on from there")
+        sys.exit(130)
     except Exception as error:
         if _crashes:
             raise
@@ -78,16 +82,13 @@ def guarded(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
             if isinstance(error, SomeSlidesFailed):
                 return error.figure
             if cfg.run_dir:
-                _leave_trace(Path(cfg.run_dir), error)
+                _leave_trace(Path(str(cfg.run_dir)), error)
             return float("nan")
         except Exception as error:
             _crashes.append(error)
             if cfg.run_dir:
-                _leave_trace(Path(cfg.run_dir), error)
+                _leave_trace(Path(str(cfg.run_dir)), error)
             raise
-        except KeyboardInterrupt:
-            log.error("interrupted; what was finished is kept, and the same command goes on from there")
-            raise SystemExit(130) from None
         finally:
             for handler in [h for h in log.handlers if isinstance(h, logging.FileHandler)]:
                 handler.close()
