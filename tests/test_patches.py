@@ -255,7 +255,7 @@ def test_a_second_run_waits(folder: Path, tmp_path: Path) -> None:
     store = store_path(tmp_path, folder, SETTINGS)
     store.mkdir()
     second = threading.Thread(target=extract, args=(folder, tmp_path))
-    with (store / ".lock").open("w") as lock:
+    with (store / ".store.json.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         second.start()
         second.join(0.5)
@@ -263,20 +263,6 @@ def test_a_second_run_waits(folder: Path, tmp_path: Path) -> None:
         assert not (store / "store.json").exists()
     second.join(60)
     assert len(list(store.glob("*/slide.json"))) == 4
-
-
-def test_waiting_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    calls = []
-
-    def busy(lock: object, operation: int) -> None:
-        calls.append(operation)
-        if operation & fcntl.LOCK_NB:
-            raise BlockingIOError
-
-    monkeypatch.setattr(fcntl, "flock", busy)
-    with store_module._locked(tmp_path):
-        assert len(calls) == 2
-    assert "another run is cutting patches" in caplog.text
 
 
 @pytest.mark.parametrize(

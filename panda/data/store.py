@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import threading
@@ -24,14 +23,13 @@ from panda.data.manifest import SlideRecord
 from panda.data.patches import PARTIAL, SLIDE_FILE, Failure, SlidePatches, extract_slide, load_slide
 from panda.data.settings import PatchSettings
 from panda.errors import ManifestError, PandaError
-from panda.files import fingerprint, remove, write_whole
+from panda.files import fingerprint, locked, remove, write_whole
 
 log = logging.getLogger(__name__)
 
 FORMAT = 2
 """Version of the store's layout; another version gives another folder."""
 STORE_FILE = "store.json"
-_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ def extract_store(
     slides: dict[str, SlidePatches] = {}
     failures: dict[str, Failure] = {}
     stop = threading.Event()
-    with _writing(store), _locked(store):
+    with _writing(store), locked(store / STORE_FILE):
         _prepare(store, settings)
         pending = [record for record in records if load_slide(record, settings, store) is None]
         if pending and (need := estimate_need(pending, settings)) is not None:
@@ -298,15 +296,3 @@ def _unwritable(store: Path, error: OSError) -> str:
         f"{store}: the patch store cannot be written ({error.strerror or error}); make room or choose another "
         f"folder with data.store_root. Finished slides are kept: run again to go on"
     )
-
-
-@contextlib.contextmanager
-def _locked(store: Path) -> Iterator[None]:
-    """Hold the store for this process; the system frees the lock of a killed one."""
-    with (store / _LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.warning("%s: another run is cutting patches into this store; waiting for it", store)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
