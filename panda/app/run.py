@@ -1,5 +1,6 @@
 """One run: its folder, its trainer, and what it has to say at its end."""
 
+import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from omegaconf import DictConfig
 
 from panda.data.patches import Failure
 from panda.errors import PandaError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -47,10 +50,15 @@ class Run:
         Raises:
             PandaError: If it was interrupted; the run can be resumed.
         """
+        weights = sum(parameter.numel() for parameter in task.parameters() if parameter.requires_grad)
+        log.info("training %.1f million weights on %s", weights / 1e6, self.trainer.strategy.root_device)
         try:
             with warnings.catch_warnings():
                 # A frozen encoder is in evaluation mode on purpose.
                 warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")
+                # Lightning's own use of what torch deprecates, and a hint that small data cannot follow.
+                warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated", category=FutureWarning)
+                warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than")
                 self.trainer.fit(task, datamodule=data, ckpt_path=self.resume, weights_only=True)
         except SystemExit as stop:
             # Lightning answers Ctrl-C by closing what it opened and leaving the program.

@@ -53,7 +53,7 @@ class Tracking:
                     group=group,
                     job_type=task,
                     config=dict(config),
-                    settings=wandb.Settings(quiet=True, console="off"),
+                    settings=wandb.Settings(quiet=True, silent=self.mode == "offline", console="off"),
                 )
             )
         return loggers

@@ -10,7 +10,7 @@ import wandb
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 
 from panda.app.config import Faults, build, check_config
 from panda.app.door import SomeSlidesFailed, log_to_file, make_folder, overrides, write_overrides
@@ -183,6 +183,7 @@ def _trainer(cfg: DictConfig, folder: Path, experiment: Experiment) -> pl.Traine
         ),
         EarlyStopping(monitor=monitor, mode=mode, patience=cfg.task.patience, check_finite=False),
         LearningRateMonitor(logging_interval="epoch"),
+        TQDMProgressBar(refresh_rate=5),
     ]
     trainer: pl.Trainer = build(
         OmegaConf.to_container(cfg.trainer, resolve=True),
@@ -190,5 +191,6 @@ def _trainer(cfg: DictConfig, folder: Path, experiment: Experiment) -> pl.Traine
         callbacks=callbacks,
         default_root_dir=str(folder),
         num_sanity_val_steps=0,
+        enable_model_summary=False,
     )
     return trainer

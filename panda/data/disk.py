@@ -39,7 +39,8 @@ class Need:
     bytes: int
 
     def __str__(self) -> str:
-        return f"about {self.patches:,} patches of {self.slides:,} slides, {self.bytes / 1e9:.1f} GB"
+        size = f"{self.bytes / 1e9:.1f} GB" if self.bytes >= 1e9 else f"{self.bytes / 1e6:.1f} MB"
+        return f"about {self.patches:,} patches of {self.slides:,} slides, {size}"
 
 
 def estimate_need(pending: Sequence[SlideRecord], settings: PatchSettings) -> Need | None:

@@ -43,7 +43,7 @@ def _plain(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{str(k).replace('_', ' ')} {_plain(v)}" for k, v in value.items() if v is not None)
     if isinstance(value, list):
-        return " × ".join(_plain(v) for v in value)
+        return ", ".join(dict.fromkeys(_plain(v) for v in value))
     if isinstance(value, float):
         return f"{value:.4g}"
     return "" if value is None else str(value)
