@@ -1,1 +1,1 @@
-"""How fast and how small: this project beside plain OpenSlide and other libraries. See README.md."""
+"""How fast, how small and how right: measured, beside other libraries where there are any. See README.md."""

@@ -228,6 +228,14 @@ def test_slide_page_gives_the_reason_for_unknown_areas(tmp_path: Path) -> None:
     assert 'class="none"' in text
 
 
+def test_slide_page_says_how_tissue_was_found_where_that_matters(tmp_path: Path) -> None:
+    said = {"strict": [], "loose": ["loose rule only"], "whole": ["the whole slide counts as tissue"]}
+    for how in said:
+        text = write_slide_page(_slide(tmp_path / how, tissue_how=how)).read_text()
+        for other, words in said.items():
+            assert all((word in text) == (how == other) for word in words)
+
+
 def test_slide_page_of_a_slide_that_was_only_graded(tmp_path: Path) -> None:
     folder = tmp_path / "s"
     folder.mkdir()

@@ -199,6 +199,11 @@ def write_slide_page(slide_dir: Path) -> Path:
         notes.append(seen)
     if quantification.get("grade_note"):
         notes.append(f"Not graded: {quantification['grade_note']}")
+    if quantification.get("tissue_how") == "whole":
+        notes.append(
+            "No stained tissue was found, but structure: the whole slide counts as tissue, glass included, so areas of "
+            "tissue and shares of it mean little. Is this slide stained with haematoxylin and eosin?"
+        )
     if "tumor_mm2" in quantification and number(quantification["tumor_mm2"]) is None:
         why = quantification.get("mm2_note") or quantification.get("mpp_note") or "µm/px is unknown"
         notes.append(f"No areas in mm²: {why}")

@@ -1,24 +1,19 @@
-"""Where a slide has tissue, told by colour alone.
-
-Haematoxylin and eosin both absorb green most, so stained tissue is always magenta to some degree: its green is
-below the larger of red and blue. Glass, the constant grey patches some scanners fill in, black padding, pencil
-and black, green or yellow ink are not, however dark they are, which is what brightness thresholds stumble over.
-Blue and red ink are magenta by this measure too and are told by their extreme colour.
-"""
+"""Where a slide has tissue: the searches over its overview, and the map they leave."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from panda.errors import SlideError
 from panda.wsi.geometry import Resolution, round_px
 from panda.wsi.slide import Slide
+from panda.wsi.stain import LOOSE, STRICT, Picture
 
 OVERVIEW_UM = 8.0
 """µm per px at which tissue is looked for: a core is about a hundred px across."""
@@ -29,84 +24,40 @@ OVERVIEW_SIDE = 4096
 UNKNOWN_SIDE = 2048
 """The same where the slide's µm/px is unknown."""
 
-How = Literal["strict", "loose"]
+LEAST_STRICT = 0.5
+"""The strict search stands where it finds at least this share of what the loose one finds."""
 
-
-@dataclass(frozen=True)
-class _Pass:
-    """Limits of one search. Magenta is in grey values of 0-255, areas are fractions of the picture's."""
-
-    lowest: float
-    highest: float
-    speck: float
-    hole: float
-
-
-# Otsu's threshold stays within lowest..highest: on glass alone it would split noise, on a picture full of
-# tissue it would split pale from dark tissue.
-_PASSES: dict[How, _Pass] = {
-    "strict": _Pass(lowest=8.0, highest=14.0, speck=1e-4, hole=2e-4),
-    "loose": _Pass(lowest=4.5, highest=4.5, speck=2e-5, hole=2e-4),
-}
-_SMALLEST_AREA, _LARGEST_AREA = 4, 2000  # px, limits of what counts as a speck or a hole in any picture
-_LARGEST_TINT = 8.0  # a scanner's glass is at most this magenta
+How = Literal["strict", "loose", "whole"]
 
 
 def tissue_mask_rgb(img_rgb: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Find tissue in a picture of a stained slide.
+    """Find tissue in a picture of a slide stained with haematoxylin and eosin.
 
-    Works at any scale, best at 2 to 16 µm/px. Colour is smoothed by a small median, the magenta of the glass is
-    taken off, Otsu's threshold is kept within absolute limits, ink is left out, and specks and small holes are
-    removed by area. Tissue is told from glass only: no benign tissue is told from cancer.
+    Works at any scale, best at 5 to 16 µm/px; searches as `find_tissue` does, strict and loose. Tissue is told from
+    glass only: no benign tissue is told from cancer.
 
     Args:
         img_rgb: (H, W, 3) uint8 RGB.
 
     Returns:
-        (H, W) bool, True on tissue.
+        (H, W) bool, True on tissue; all False where there is none.
 
     Raises:
         ValueError: the array is not (H, W, 3) uint8.
     """
-    return _find(img_rgb, _PASSES["strict"])
-
-
-def _find(img_rgb: NDArray[np.uint8], limits: _Pass) -> NDArray[np.bool_]:
     if img_rgb.ndim != 3 or img_rgb.shape[2] != 3 or img_rgb.dtype != np.uint8:
         raise ValueError(f"a picture is (H, W, 3) uint8, not {img_rgb.shape} {img_rgb.dtype}")
     if img_rgb.size == 0:
         return np.zeros(img_rgb.shape[:2], np.bool_)
-    smooth = cv2.medianBlur(np.ascontiguousarray(img_rgb), 5 if min(img_rgb.shape[:2]) >= 64 else 3)
-    red, green, blue = (smooth[..., channel].astype(np.int16) for channel in range(3))
-    magenta = np.maximum(red, blue) - green - _glass_tint(red, green, blue)
-    # Blue ink mostly passes more green than red, as stained tissue never does; else its blue is extreme, and
-    # so is the red of red ink.
-    ink = (green - red > 8) | ((blue - red > 75) & (blue - green > 50)) | ((red - green > 100) & (red - blue > 100))
-    magenta[ink] = 0
-    np.clip(magenta, 0, 255, out=magenta)
-    otsu, _ = cv2.threshold(magenta.astype(np.uint8), 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
-    mask: NDArray[np.bool_] = magenta > min(max(otsu, limits.lowest), limits.highest)
-    mask = _without_small(mask, limits.speck)
-    return ~_without_small(~mask, limits.hole)
+    return _stained(Picture(img_rgb, None))[0]
 
 
-def _glass_tint(red: NDArray[np.int16], green: NDArray[np.int16], blue: NDArray[np.int16]) -> int:
-    """How magenta the glass itself is: the median over what is bright and hardly coloured, if there is enough."""
-    magenta = np.maximum(red, blue) - green
-    glass = (np.minimum(np.minimum(red, green), blue) > 200) & (np.abs(magenta) <= _LARGEST_TINT)
-    if np.count_nonzero(glass) < 0.05 * glass.size:
-        return 0
-    return int(max(0.0, np.median(magenta[glass])))
-
-
-def _without_small(mask: NDArray[np.bool_], fraction: float) -> NDArray[np.bool_]:
-    """Remove the connected parts of a mask that cover less than a fraction of the picture."""
-    least = min(max(fraction * mask.size, _SMALLEST_AREA), _LARGEST_AREA)
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    kept = np.zeros(count, np.bool_)
-    kept[1:] = stats[1:, cv2.CC_STAT_AREA] >= least
-    found: NDArray[np.bool_] = kept[labels]
-    return found
+def _stained(picture: Picture) -> tuple[NDArray[np.bool_], How]:
+    """Search strictly, and loosely too; the loose search stands where it finds much more."""
+    strict, loose = picture.tissue(STRICT), picture.tissue(LOOSE)
+    if np.count_nonzero(strict) >= LEAST_STRICT * np.count_nonzero(loose):
+        return strict, "strict"
+    return loose, "loose"
 
 
 @dataclass(frozen=True)
@@ -116,7 +67,8 @@ class TissueMap:
     Attributes:
         mask: (h, w) bool, True on tissue.
         resolution: the working resolution of ``mask``.
-        how: ``"strict"``, or ``"loose"`` where only the search for pale tissue found any.
+        how: ``"strict"``; ``"loose"`` where the tissue is so pale that only the looser search found most of it;
+            ``"whole"`` where the slide is not stained as expected, so that all of it counts as tissue.
     """
 
     mask: NDArray[np.bool_]
@@ -188,24 +140,29 @@ class TissueMap:
 def find_tissue(slide: Slide) -> TissueMap:
     """Find the tissue of a slide in an overview of about 8 µm/px, at most 4096 px a side.
 
-    A level between 5 and 10 µm/px is used as it is, else a finer one is shrunk. Where the strict search finds
-    nothing, a looser one for very pale tissue follows.
+    A level between 5 and 10 µm/px is used as it is, else a finer one is shrunk, block by block. A strict search for
+    stained tissue comes first, then a looser one for very pale tissue. Where neither finds any, the whole slide
+    counts as tissue if there is structure on it that is no glass, ink or dirt (a grey-scale scan, another stain);
+    docs/tissue.md says how they are told apart.
 
     Args:
         slide: the slide; where its µm/px is unknown, the overview has at most 2048 px a side.
 
     Raises:
-        SlideError: neither search finds any tissue, or the slide cannot be read.
+        SlideError: there is nothing but glass, ink and dirt, or the slide cannot be read.
     """
     resolution = _overview_resolution(slide)
-    picture = slide.read(resolution, (0, 0), resolution.size)
-    for how, limits in _PASSES.items():
-        mask = _find(picture, limits)
-        if mask.any():
-            return TissueMap(mask, resolution, how)
+    overview = slide.read(resolution, (0, 0), resolution.size)
+    picture = Picture(overview, None if resolution.mpp is None else math.sqrt(math.prod(resolution.mpp)))
+    mask, how = _stained(picture)
+    if mask.any():
+        return TissueMap(mask, resolution, how)
+    if picture.has_structure():
+        return TissueMap(np.ones_like(mask), resolution, "whole")
     raise SlideError(
-        f"{slide.path}: no tissue found, not even pale tissue ({resolution.width} x {resolution.height} px "
-        f"overview, mean grey {round_px(float(picture.mean()))}); is the slide stained? Leave it out if not"
+        f"{slide.path}: no tissue found, not even pale tissue or an unusual stain ({resolution.width} x "
+        f"{resolution.height} px overview, mean grey {round_px(float(overview.mean()))}): nothing but glass, ink, "
+        "lines and specks; leave the slide out"
     )
 
 

@@ -1,0 +1,373 @@
+"""Precision and recall of tissue finding, on drawn slides with known truth and one kind of trouble each.
+
+``python -m bench.tissue OUT_DIR`` draws them, prints the table and writes ``OUT_DIR/<condition>.png`` (red: truth,
+green: found) and ``OUT_DIR/conditions.png``; with ``--real DIR`` it writes the pictures of the slides in a folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from panda.errors import SlideError
+from panda.files import whole_path
+from panda.wsi.drawing import STYLES, Painter
+from panda.wsi.layout import plan_scene
+from panda.wsi.pyramid import write_slide
+from panda.wsi.slide import Slide
+from panda.wsi.tissue import TissueMap, find_tissue
+
+MPP = 2.0
+"""µm per level-0 px of the drawn slides; their level 1 is at 8 µm/px."""
+SIZE = (3072, 2048)
+PENS = {"blue": (45, 70, 165), "green": (40, 140, 80), "black": (34, 32, 36), "red": (205, 40, 55)}
+
+Picture = NDArray[np.uint8]
+Truth = NDArray[np.bool_]
+
+
+@lru_cache(maxsize=4)
+def base(size: tuple[int, int], provider: str, seed: int = 5) -> tuple[Picture, Truth]:
+    """Give a drawn slide (h, w, 3) of a size (w, h) and where it has tissue (h, w)."""
+    rgb, codes = Painter(plan_scene(*size, MPP, 2, seed), provider).draw(0, 0, *size)
+    return rgb, codes > 0
+
+
+class Drawing:
+    """A slide under way: ``rgb`` (h, w, 3), ``truth`` (h, w); lengths in px of level 0."""
+
+    def __init__(self, size: tuple[int, int] = SIZE, provider: str = "karolinska", *, tissue: bool = True) -> None:
+        rgb, truth = base(size, provider)
+        self.rgb, self.truth = rgb.copy(), truth.copy()
+        self.glass = np.array(STYLES[provider].glass, np.float32)
+        self.rng = np.random.default_rng(3)
+        self.width, self.height = size
+        if not tissue:
+            self.keep(np.zeros_like(self.truth))
+
+    def keep(self, where: Truth) -> Drawing:
+        """Leave clean glass everywhere else."""
+        grain = self.rng.normal(0, 1.5, self.rgb.shape).astype(np.float32)
+        clean = np.clip(self.glass + grain, 0, 255).astype(np.uint8)
+        grown = cv2.dilate((where & self.truth).astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+        self.rgb = np.where(grown[..., None], self.rgb, clean)
+        self.truth &= where
+        return self
+
+    def fade(self, strength: float, where: Truth | None = None) -> Drawing:
+        """Weaken the stain to a share of its optical density."""
+        light = np.maximum(self.rgb, 1) / self.glass
+        passed = np.where(light < 1, light**strength, light)
+        faded = np.asarray(np.clip(self.glass * passed, 0, 255)).astype(np.uint8)
+        self.rgb = faded if where is None else np.where(where[..., None], faded, self.rgb)
+        return self
+
+    def light(self, colour: tuple[float, float, float], uneven: float = 0.0) -> Drawing:
+        """Scan in another light: glass of that colour, and darker by a share towards a corner."""
+        ramp = np.add.outer(np.linspace(0, 0.5, self.height), np.linspace(0, 0.5, self.width))[..., None]
+        shade = 1 - uneven * ramp * np.array([0.6, 1.0, 0.6])
+        self.rgb = np.clip(self.rgb * (np.array(colour) / self.glass) * shade, 0, 255).astype(np.uint8)
+        return self
+
+    def pen(self, colour: tuple[int, int, int], *, beside: bool = False) -> Drawing:
+        """Scribble across the slide, opaque in the middle of the stroke and streaky; ink covers what it lies on."""
+        canvas = np.zeros((self.height, self.width), np.float32)
+        x = np.linspace(0.05, 0.95, 60)
+        y = 0.04 + 0.02 * np.sin(9 * x) if beside else 0.5 + 0.42 * np.sin(7 * x)
+        points = np.stack([x * self.width, y * self.height], axis=1).astype(np.int32)
+        cv2.polylines(canvas, [points], False, 1.0, 110)
+        cover = cv2.GaussianBlur(canvas, (0, 0), 3)
+        grain = np.asarray(self.rng.normal(0, 1, cover.shape), np.float32)
+        streaks = cv2.GaussianBlur(grain, (0, 0), 6)
+        ink = np.array(colour, np.float32) + (streaks * 140)[..., None]
+        self.rgb = np.clip(self.rgb * (1 - cover[..., None]) + ink * cover[..., None], 0, 255).astype(np.uint8)
+        self.truth &= cover < 0.5
+        return self
+
+    def coverslip(self) -> Drawing:
+        """Lay the edge of a coverslip across: a grey line with a dark rim and a fringe of colour."""
+        for shift, colour, thick in ((0, (150, 150, 148), 9), (-8, (70, 70, 75), 3), (8, (222, 196, 224), 7)):
+            start = int(0.3 * self.width) + shift, 0
+            stop = int(0.36 * self.width) + shift, self.height
+            cv2.line(self.rgb, start, stop, colour, thick, cv2.LINE_AA)
+        row = int(0.06 * self.height)
+        cv2.line(self.rgb, (0, row), (self.width, row + 20), (120, 118, 122), 6, cv2.LINE_AA)
+        return self
+
+    def dust(self, per_mm2: float = 10.0) -> Drawing:
+        """Strew grey, dark and brown grains of up to 90 µm, and some fibres."""
+        grains = round(per_mm2 * self.width * self.height * MPP * MPP / 1e6)
+        colours = ((120, 118, 116), (60, 58, 60), (150, 126, 96), (190, 188, 180), (105, 85, 70))
+        places = self.rng.random((grains, 2)) * (self.width, self.height)
+        for number, (x, y) in enumerate(places.astype(int).tolist()):
+            axes = tuple(int(a) for a in self.rng.integers(2, 23, 2))
+            cv2.ellipse(self.rgb, (x, y), axes, 30.0 * number, 0, 360, colours[number % 5], -1, cv2.LINE_AA)
+            if number % 20 == 0:
+                arc = int(self.rng.integers(60, 200)), int(self.rng.integers(20, 100))
+                cv2.ellipse(self.rgb, (x, y), arc, 0, 0, 150, (90, 95, 120), 5, cv2.LINE_AA)
+        return self
+
+    def vacuoles(self, filling: tuple[int, int, int], um: tuple[float, float]) -> Drawing:
+        """Fill the middle third of the cores with round, thin-walled spaces, which are part of the tissue."""
+        low, high = (side / 2 / MPP for side in um)
+        spots = np.argwhere(self.truth[:, self.width // 3 : 2 * self.width // 3])
+        taken: list[tuple[float, float, float]] = []
+        for v, u in self.rng.permutation(spots)[:6000].tolist():
+            radius, x = float(self.rng.uniform(low, high)), u + self.width // 3
+            if all(math.hypot(x - a, v - b) > radius + r + 1.5 for a, b, r in taken):
+                taken.append((x, v, radius))
+        spaces = np.zeros_like(self.rgb[..., 0])
+        for x, y, radius in taken:
+            cv2.circle(spaces, (round(x), round(y)), int(radius), 1, -1)
+        inside = (spaces > 0) & self.truth
+        noise = self.rng.normal(0, 1.5, self.rgb.shape)
+        self.rgb[inside] = np.clip(np.array(filling) + noise, 0, 255).astype(np.uint8)[inside]
+        return self
+
+    def noise(self, sigma: float) -> Drawing:
+        """Add the noise of a poor camera."""
+        grain = self.rng.normal(0, sigma, self.rgb.shape)
+        self.rgb = np.clip(self.rgb + grain, 0, 255).astype(np.uint8)
+        return self
+
+    def fragment(self, um: float) -> Drawing:
+        """Leave one piece of a core of that length and clean glass."""
+        y, x = np.argwhere(self.truth)[self.truth.sum() // 2]
+        where = np.zeros_like(self.truth)
+        half = round(um / 2 / MPP)
+        where[max(y - half, 0) : y + half, max(x - half, 0) : x + half] = True
+        return self.keep(where)
+
+    def frame(self) -> Drawing:
+        """Blacken a margin and grey out a corner, as where nothing was scanned."""
+        self.rgb[: self.height // 12] = self.rgb[:, -self.width // 20 :] = 0
+        self.rgb[-self.height // 6 :, : self.width // 3] = 226
+        covered = (self.rgb == 0).all(axis=2) | (self.rgb == 226).all(axis=2)
+        self.truth &= ~covered
+        return self
+
+    def unscanned(self, um: float) -> Drawing:
+        """Fill with plain white what lies farther than that from tissue."""
+        side = 2 * round(um / MPP) + 1
+        near = cv2.dilate(self.truth.astype(np.uint8), np.ones((side, side), np.uint8)) > 0
+        self.rgb = np.where(near[..., None], self.rgb, np.uint8(255))
+        return self
+
+    def restain(self, colour: tuple[float, float, float]) -> Drawing:
+        """Replace the stains by one of that optical density in R, G, B; (1, 1, 1) is a grey-scale scan."""
+        grey = cv2.cvtColor(self.rgb, cv2.COLOR_RGB2GRAY).astype(np.float32)
+        density = -np.log(np.clip(grey / grey.max(), 0.004, 1))[..., None] * np.array(colour)
+        self.rgb = np.clip(grey.max() * np.exp(-density), 0, 255).astype(np.uint8)
+        return self
+
+
+Make = Callable[[tuple[int, int]], Drawing]
+
+
+def _pale_beside_dark(size: tuple[int, int]) -> Drawing:
+    drawing = Drawing(size)
+    half = np.zeros_like(drawing.truth)
+    half[:, size[0] // 2 :] = True
+    return drawing.fade(0.2, half)
+
+
+def _pen(name: str, *, tissue: bool) -> Make:
+    return lambda size: Drawing(size, tissue=tissue).pen(PENS[name])
+
+
+TISSUE: dict[str, Make] = {
+    "white glass": Drawing,
+    "grey blocks": lambda size: Drawing(size, "radboud"),
+    "grey glass": lambda size: Drawing(size).light((206, 206, 207)),
+    "magenta glass": lambda size: Drawing(size).light((240, 233, 240)),
+    "yellow glass": lambda size: Drawing(size).light((244, 240, 226)),
+    "uneven light": lambda size: Drawing(size).light((245, 244, 246), 0.04),
+    "black and grey frame": lambda size: Drawing(size).light((240, 233, 240)).frame(),
+    "magenta glass, little scanned": lambda size: Drawing(size).light((241, 235, 240)).unscanned(300),
+    "camera noise": lambda size: Drawing(size).noise(9),
+    **{f"{name} pen": _pen(name, tissue=True) for name in PENS},
+    "coverslip edge": lambda size: Drawing(size).coverslip(),
+    "dust": lambda size: Drawing(size).dust(),
+    "one fragment, 120 µm": lambda size: Drawing(size).fragment(120),
+    "fragment, dust and pen": lambda size: Drawing(size).fragment(300).dust().pen(PENS["blue"], beside=True),
+    "pale": lambda size: Drawing(size).fade(0.3),
+    "very pale": lambda size: Drawing(size).fade(0.12),
+    "barely stained": lambda size: Drawing(size).fade(0.06),
+    "pale, half of each core": _pale_beside_dark,
+    "very pale, blue pen": lambda size: Drawing(size).fade(0.12).pen(PENS["blue"]),
+    "fat": lambda size: Drawing(size).vacuoles((245, 244, 246), (40, 110)),
+    "mucin": lambda size: Drawing(size).vacuoles((232, 229, 240), (60, 160)),
+    "grey-scale scan": lambda size: Drawing(size).restain((1, 1, 1)),
+    "DAB brown": lambda size: Drawing(size).restain((0.55, 0.95, 1.4)),
+}
+"""Slides with tissue."""
+
+NO_TISSUE: dict[str, Make] = {
+    "blank white": lambda size: Drawing(size, tissue=False),
+    "blank grey": lambda size: Drawing(size, tissue=False).light((200, 200, 200)),
+    "blank, uneven light": lambda size: Drawing(size, tissue=False).light((245, 244, 246), 0.08),
+    "blank, grey blocks": lambda size: Drawing(size, tissue=False).frame(),
+    "noise on glass": lambda size: Drawing(size, tissue=False).noise(9),
+    **{f"{name} pen only": _pen(name, tissue=False) for name in PENS},
+    "dust only": lambda size: Drawing(size, tissue=False).dust(),
+    "coverslip edge only": lambda size: Drawing(size, tissue=False).coverslip(),
+}
+"""Slides without any, which are refused."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found on a drawn slide; ``how`` is ``"none"`` where it was refused, all its tissue then missed.
+
+    Attributes:
+        overview: (h, w, 3) the picture that was searched.
+        found: (h, w) tissue found.
+        truth: (h, w) tissue drawn.
+        how: the search that found it.
+    """
+
+    overview: Picture
+    found: Truth
+    truth: Truth
+    how: str
+
+    @property
+    def recall(self) -> float:
+        """Share of the tissue that was found; nan where there is none."""
+        return _share(self.found & self.truth, self.truth)
+
+    @property
+    def precision(self) -> float:
+        """Share of what was found that is tissue; nan where nothing was found."""
+        return _share(self.found & self.truth, self.found)
+
+
+def _share(part: Truth, whole: Truth) -> float:
+    return float(part.sum() / whole.sum()) if whole.any() else math.nan
+
+
+def _overview(slide: Slide) -> tuple[Picture, TissueMap | None]:
+    try:
+        tissue = find_tissue(slide)
+    except SlideError as error:
+        if "no tissue found" not in str(error):
+            raise
+        return slide.overview(1024)[0], None
+    return slide.read(tissue.resolution, (0, 0), tissue.resolution.size), tissue
+
+
+def measure(drawing: Drawing, folder: Path) -> Result:
+    """Write a drawing as a slide into a folder, find its tissue and compare."""
+
+    def draw(x: int, y: int, w: int, h: int) -> tuple[Picture, Picture]:
+        rgb, codes = np.full((h, w, 3), 245, np.uint8), np.zeros((h, w), np.uint8)
+        part = np.s_[y : y + h, x : x + w]
+        have = drawing.truth[part].shape
+        rgb[: have[0], : have[1]], codes[: have[0], : have[1]] = drawing.rgb[part], drawing.truth[part]
+        return rgb, codes
+
+    size = drawing.width, drawing.height
+    path = folder / "slide.tiff"
+    write_slide(path, folder / "mask.tiff", draw, np.arange(256, dtype=np.uint8), size=size, tile=256, mpp=MPP)
+    with Slide.open(path) as slide:
+        picture, tissue = _overview(slide)
+    height, width = picture.shape[:2]
+    truth = cv2.resize(drawing.truth.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA) >= 0.5
+    if tissue is None:
+        return Result(picture, np.zeros((height, width), np.bool_), truth, "none")
+    return Result(picture, tissue.mask, truth, tissue.how)
+
+
+def outlined(picture: Picture, **masks: Truth) -> Picture:
+    """Draw the outlines of masks, each keyed by ``red`` or ``green``, on a picture."""
+    out = picture.copy()
+    for name, mask in masks.items():
+        contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(out, contours, -1, {"red": (230, 0, 0), "green": (0, 150, 0)}[name], 1)
+    return out
+
+
+def _save(path: Path, rgb: Picture, colours: int | None = None) -> None:
+    """Write a picture, whole or absent; few colours make it small."""
+    picture = Image.fromarray(rgb)
+    with whole_path(path) as partial:
+        (picture.quantize(colours, dither=Image.Dither.NONE) if colours else picture).save(
+            partial, "png", optimize=True
+        )
+
+
+def _sheet(results: dict[str, Result], columns: int = 5, width: int = 220) -> Picture:
+    """Small pictures of all conditions in a grid, named."""
+    tiles = []
+    for name, result in results.items():
+        height = round(width * result.overview.shape[0] / result.overview.shape[1])
+        small = cv2.resize(result.overview, (width, height), interpolation=cv2.INTER_AREA)
+        masks = (
+            cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0
+            for mask in (result.truth, result.found)
+        )
+        tile = np.full((height + 17, width + 6, 3), 255, np.uint8)
+        tile[17:, :width] = outlined(np.asarray(small, np.uint8), **dict(zip(("red", "green"), masks, strict=True)))
+        label = f"{name}: {result.how}".replace("µ", "u")
+        cv2.putText(tile, label, (1, 12), cv2.FONT_HERSHEY_SIMPLEX, 0.37, (0, 0, 0), 1, cv2.LINE_AA)
+        tiles.append(tile)
+    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
+    return np.vstack([np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)])
+
+
+def synthetic(out: Path) -> None:
+    """Measure every condition, print the table and write the pictures."""
+    print("| slide | found by | precision | recall |\n|---|---|---|---|")
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, make in {**TISSUE, **NO_TISSUE}.items():
+            results[name] = result = measure(make(SIZE), Path(folder))
+            shown = [f"{v:.3f}" if math.isfinite(v) else "–" for v in (result.precision, result.recall)]
+            print(f"| {name} | {result.how} | {shown[0]} | {shown[1]} |", flush=True)
+            picture = outlined(result.overview, red=result.truth, green=result.found)
+            _save(out / f"{name.replace(' ', '_').replace(',', '').replace('µ', 'u')}.png", picture)
+    _save(out / "conditions.png", _sheet(results), colours=256)
+
+
+def real(folder: Path, out: Path) -> None:
+    """Write pictures of what is found on the slides of a folder."""
+    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in {".tiff", ".tif", ".svs", ".ndpi", ".mrxs"}):
+        try:
+            with Slide.open(path) as slide:
+                picture, tissue = _overview(slide)
+        except SlideError as error:
+            print(error)
+            continue
+        if tissue is None:
+            print(f"{path.name}: no tissue")
+            _save(out / f"{path.stem}.png", picture)
+            continue
+        print(f"{path.name}: {tissue.how}, {tissue.fraction:.1%} of {picture.shape[1]} x {picture.shape[0]} px")
+        _save(out / f"{path.stem}.png", outlined(picture, green=tissue.mask))
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.tissue", description=__doc__)
+    parser.add_argument("out", type=Path, nargs="?", default=Path("out/tissue"), help="where the pictures go")
+    parser.add_argument("--real", type=Path, help="a folder of slides; their pictures are written, nothing is measured")
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    if given.real is None:
+        synthetic(given.out)
+    else:
+        real(given.real, given.out)
+
+
+if __name__ == "__main__":
+    main()
