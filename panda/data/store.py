@@ -24,6 +24,7 @@ from panda.data.patches import PARTIAL, SLIDE_FILE, Failure, SlidePatches, extra
 from panda.data.settings import PatchSettings
 from panda.errors import ManifestError, PandaError
 from panda.files import fingerprint, locked, remove, write_whole
+from panda.wsi.tissue import RULES
 
 log = logging.getLogger(__name__)
 
@@ -199,7 +200,7 @@ def _in_order(
 
 def _store_content(settings: PatchSettings) -> dict[str, Any]:
     """What ``store.json`` says."""
-    return {"format": FORMAT, "settings": asdict(settings)}
+    return {"format": FORMAT, "tissue_rules": RULES, "settings": asdict(settings)}
 
 
 def read_store(store: Path) -> PatchSettings:
@@ -216,7 +217,7 @@ def read_store(store: Path) -> PatchSettings:
         content = json.loads(path.read_text(encoding="utf-8"))
         settings = PatchSettings(**content["settings"])
         if content != _store_content(settings):
-            raise ValueError(f"format {content['format']}, this version reads {FORMAT}")
+            raise ValueError(f"format {content['format']}, tissue rules {content.get('tissue_rules')}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ManifestError(
             f"{path} does not describe a patch store of this version ({error}); remove the folder, its patches will "

@@ -23,7 +23,7 @@ from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.geometry import Resolution, round_px
 from panda.wsi.grid import Grid, tissue_grid
 from panda.wsi.slide import Slide
-from panda.wsi.tissue import TissueMap
+from panda.wsi.tissue import RULES, TissueMap
 
 log = logging.getLogger(__name__)
 
@@ -183,6 +183,7 @@ class SegmentationPredictor:
                 "downsample": resolution.downsample,
                 "level": resolution.level,
                 "mpp": resolution.mpp,
+                "tissue_rules": RULES,
                 "slide": slide.identity(),
             }
         )

@@ -65,7 +65,7 @@ def level_scale(size: tuple[int, int], level_size: tuple[int, int]) -> tuple[flo
     return downsample, abs(level_size[1 - long] - size[1 - long] / downsample)
 
 
-def blocks(width: int, height: int, factor: float, side: int = 4096) -> Iterator[tuple[int, int, int, int]]:
+def blocks(width: int, height: int, factor: float, side: int = 2048) -> Iterator[tuple[int, int, int, int]]:
     """Cut an output image into blocks whose source windows stay small, so that memory stays bounded.
 
     Args:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,11 +19,12 @@ from panda.wsi.stain import LOOSE, STRICT, Picture
 OVERVIEW_UM = 8.0
 """µm per px at which tissue is looked for: a core is about a hundred px across."""
 
-OVERVIEW_SIDE = 4096
-"""Largest side in px of the picture in which tissue is looked for."""
+OVERVIEW_PX = 4_000_000
+"""Largest area in px of the picture in which tissue is looked for: four in a hundred of PANDA's slides are larger at
+8 µm per px and are looked at more coarsely. It bounds the memory that a slide takes, whatever its size."""
 
-UNKNOWN_SIDE = 2048
-"""The same where the slide's µm/px is unknown."""
+RULES = 1
+"""A new number whenever other pixels would count as tissue: stores and canvases made before are made anew."""
 
 LEAST_STRICT = 0.5
 """The strict search stands where it finds at least this share of what the loose one finds."""
@@ -138,7 +140,7 @@ class TissueMap:
 
 
 def find_tissue(slide: Slide) -> TissueMap:
-    """Find the tissue of a slide in an overview of about 8 µm/px, at most 4096 px a side.
+    """Find the tissue of a slide in an overview of about 8 µm/px, at most 4 million px.
 
     A level between 5 and 10 µm/px is used as it is, else a finer one is shrunk, block by block. A strict search for
     stained tissue comes first, then a looser one for very pale tissue. Where neither finds any, the whole slide
@@ -146,7 +148,7 @@ def find_tissue(slide: Slide) -> TissueMap:
     docs/tissue.md says how they are told apart.
 
     Args:
-        slide: the slide; where its µm/px is unknown, the overview has at most 2048 px a side.
+        slide: the slide; where its µm/px is unknown, the overview has 4 million px, or all that there are.
 
     Raises:
         SlideError: there is nothing but glass, ink and dirt, or the slide cannot be read.
@@ -167,14 +169,14 @@ def find_tissue(slide: Slide) -> TissueMap:
 
 
 def _overview_resolution(slide: Slide) -> Resolution:
-    side = max(slide.dimensions)
+    smallest = max(1.0, math.sqrt(math.prod(slide.dimensions) / OVERVIEW_PX))
     if slide.mpp is None:
-        return slide.at_downsample(max(1.0, side / UNKNOWN_SIDE))
-    wanted = max(1.0, OVERVIEW_UM / min(slide.mpp), side / OVERVIEW_SIDE)
+        return slide.at_downsample(smallest)
+    wanted = max(smallest, OVERVIEW_UM / min(slide.mpp))
     near = [
         level
         for level in slide.usable_levels
         if 0.6 <= slide.level_downsamples[level] / wanted <= 1.25
-        and max(slide.level_dimensions[level]) <= OVERVIEW_SIDE
+        and math.prod(slide.level_dimensions[level]) <= OVERVIEW_PX
     ]
     return slide.at(level=near[0]) if near else slide.at_downsample(wanted)
