@@ -100,27 +100,30 @@ class Picture:
         # JPEG spreads colour over its blocks of 16 px
         self._spill = cv2.dilate((self._ink | dirt).astype(np.uint8), np.ones((33, 33), np.uint8)) > 0
 
+    def candidates(self, search: Search) -> Mask:
+        """Find what is magenta enough, its small holes filled: (H, W) bool, all of `tissue` and more."""
+        mask = (self._magenta >= self._least(STRICT.grow, search.grow)) & (self._magenta >= self._falloff)
+        hole = HOLE_UM2 / self._um**2
+        closed = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, _disc(5)) > 0
+        holes = ~closed & ~without_small(~closed, hole)
+        return np.asarray(~without_small(~(mask | holes), hole) & ~self._ink)
+
+    def _least(self, strict: int, own: int) -> Bytes:
+        """The limit of each px: a search's own, and the strict one where JPEG spills colour."""
+        return np.where(self._spill, np.uint8(strict), np.uint8(own))
+
     def tissue(self, search: Search) -> Mask:
         """Find stained tissue.
 
         Returns:
             (H, W) bool: pieces that are magenta enough, end somewhere, and are neither specks nor thin lines.
         """
-        grow, seed = (
-            np.where(self._spill, np.uint8(strict), np.uint8(own))
-            for strict, own in ((STRICT.grow, search.grow), (STRICT.seed, search.seed))
-        )
-        mask = ((self._magenta >= grow) & (self._magenta >= self._falloff)).astype(np.uint8)
-        hole = HOLE_UM2 / self._um**2
-        closed = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, _disc(5)) > 0
-        holes = ~closed & ~without_small(~closed, hole)
-        filled = ~without_small(~((mask > 0) | holes), hole) & ~self._ink
-        filled = self._without_lines(filled)
+        filled = self._without_lines(self.candidates(search))
         count, labels, stats, _ = cv2.connectedComponentsWithStats(filled.astype(np.uint8), connectivity=8)
         area = stats[:, cv2.CC_STAT_AREA]
         border = filled & (cv2.erode(filled.astype(np.uint8), _disc(3)) == 0)
         large = area[labels] * self._um**2 >= STRUCTURE_UM2
-        seeds = filled & (self._hue | large) & (self._magenta >= seed)
+        seeds = filled & (self._hue | large) & (self._magenta >= self._least(STRICT.seed, search.seed))
         thick = self._thick(filled.astype(np.uint8)) > 0
         borders, seeded, wide = (np.bincount(labels[px], minlength=count) for px in (border, seeds, thick))
         steps = np.bincount(labels[border], weights=self._step[border], minlength=count)
@@ -220,9 +223,11 @@ def _ink(red: Bytes, green: Bytes, blue: Bytes, speck: float) -> Mask:
 
 def without_small(mask: Mask, area: float) -> Mask:
     """Remove the 8-connected parts of a mask that are smaller than an area in px."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    kept = np.zeros(count, np.bool_)
-    kept[1:] = stats[1:, cv2.CC_STAT_AREA] >= area
+    if not mask.any():
+        return mask
+    count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+    kept = np.bincount(labels.ravel(), minlength=count) >= area  # twice as fast as OpenCV's own statistics
+    kept[0] = False
     return np.asarray(kept[labels])
 
 

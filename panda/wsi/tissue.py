@@ -55,11 +55,14 @@ def tissue_mask_rgb(img_rgb: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 
 def _stained(picture: Picture) -> tuple[NDArray[np.bool_], How]:
-    """Search strictly, and loosely too; the loose search stands where it finds much more."""
-    strict, loose = picture.tissue(STRICT), picture.tissue(LOOSE)
-    if np.count_nonzero(strict) >= LEAST_STRICT * np.count_nonzero(loose):
-        return strict, "strict"
-    return loose, "loose"
+    """Search strictly, and loosely where there may be much more; the loose search stands where it finds that."""
+    strict = picture.tissue(STRICT)
+    enough = np.count_nonzero(strict) / LEAST_STRICT
+    if enough < np.count_nonzero(picture.candidates(LOOSE)):
+        loose = picture.tissue(LOOSE)
+        if enough < np.count_nonzero(loose):
+            return loose, "loose"
+    return strict, "strict"
 
 
 @dataclass(frozen=True)
