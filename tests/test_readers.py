@@ -181,7 +181,7 @@ def test_a_file_cut_short_is_refused_when_it_is_opened(
     whole = tiled.read_bytes()
     cut = tmp_path / "cut.tiff"
     cut.write_bytes(whole[: int(len(whole) * share)])
-    with pytest.raises(SlideError, match=r"cut\.tiff.*(cut short|is it whole)"):
+    with pytest.raises(SlideError, match=r"cut\.tiff.*cut short"):
         Slide.open(cut, reader=reader)
 
 
@@ -193,8 +193,8 @@ def test_a_cut_that_openslide_does_not_see_is_refused_too(tiled: Path, tmp_path:
         at = tif.pages.first.tags["TileOffsets"].valueoffset
     content[at : at + 4] = len(content).to_bytes(4, "little")
     path.write_bytes(content)
-    Slide.open(path, reader="openslide")
-    for reader in get_args(ReaderName)[::2]:
+    assert openslide.OpenSlide(path).dimensions == (WIDTH, HEIGHT)
+    for reader in get_args(ReaderName):
         with pytest.raises(SlideError, match=r"slide\.tiff.*cut short"):
             Slide.open(path, reader=reader)
 

@@ -80,15 +80,14 @@ def tag_mpp(path: Path) -> tuple[Mpp | None, str]:
             tags: Any = tif.pages.first.tags
             x, y = tags.valueof("XResolution"), tags.valueof("YResolution")
             unit = int(tags.valueof("ResolutionUnit", default=2))
+            (x_num, x_den), (y_num, y_den) = x, y
     except Exception:  # anything the parser raises means that there are no tags to be had
-        return None, "it has no TIFF resolution tags"
-    if x is None or y is None:
         return None, "it has no TIFF resolution tags"
     if unit not in _UNIT_UM:
         return None, "its TIFF resolution tags have no unit"
-    if 0 in {*x, *y}:
+    if 0 in {x_num, x_den, y_num, y_den}:
         return None, "its TIFF resolution tags are zero"
-    return (_UNIT_UM[unit] * x[1] / x[0], _UNIT_UM[unit] * y[1] / y[0]), ""
+    return (_UNIT_UM[unit] * x_den / x_num, _UNIT_UM[unit] * y_den / y_num), ""
 
 
 def _plausible(mpp: Mpp) -> bool:

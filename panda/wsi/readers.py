@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from panda.errors import SlideError
 from panda.wsi.geometry import round_px
 from panda.wsi.handles import PerProcess
-from panda.wsi.tiff import CutShortError, TiffPyramid
+from panda.wsi.tiff import TiffPyramid
+from panda.wsi.tiff_tables import BrokenTiffError
 
 ReaderName = Literal["auto", "openslide", "fast"]
 FAST_VENDORS = ("generic-tiff", "aperio")
@@ -48,40 +49,39 @@ def open_reader(path: Path, reader: ReaderName) -> SlideReader:
     Raises:
         SlideError: no reader opens it.
     """
+    fast: TiffReader | None = None
+    try:
+        fast = TiffReader(path)
+    except BrokenTiffError as exc:
+        raise SlideError(f"{path}: {exc}; fetch it anew or leave the slide out") from exc
+    except (OSError, ValueError) as exc:
+        unread = exc
     if reader == "fast":
-        try:
-            return TiffReader(path)
-        except (OSError, ValueError) as exc:
-            raise SlideError(f"{path}: the fast reader cannot open it: {exc}; give data.reader=auto") from exc
+        if fast is None:
+            raise SlideError(f"{path}: the fast reader cannot open it: {unread}; give data.reader=auto") from unread
+        return fast
     try:
         reference = OpenSlideReader(path)
     except (openslide.OpenSlideError, OSError, ValueError) as exc:
         refused = f"{path}: OpenSlide cannot open it ({exc})"
         if reader == "openslide":
             raise SlideError(f"{refused}; is it whole, and in a format OpenSlide reads?") from exc
-    else:
-        return reference if reader == "openslide" else _faster(path, reference)
-    try:
-        return TiffReader(path)
-    except (OSError, ValueError) as exc:
-        raise SlideError(f"{refused}, nor can the TIFF reader ({exc}); is it whole, and a slide?") from exc
-
-
-def _faster(path: Path, reference: OpenSlideReader) -> SlideReader:
-    """The TIFF reader where it is sure to show what OpenSlide shows, with OpenSlide's µm/px; else OpenSlide's."""
-    if reference.vendor not in FAST_VENDORS:
-        return reference
-    try:
-        fast = TiffReader(path, reference)
-    except CutShortError as exc:
-        raise SlideError(f"{path}: {exc}; fetch it anew or leave the slide out") from exc
-    except (OSError, ValueError):
-        return reference
-    if not fast.like_openslide or fast.level_dimensions != reference.level_dimensions:
+        if fast is None:
+            raise SlideError(f"{refused}, nor can the TIFF reader ({unread}); is it whole, and a slide?") from exc
+        return fast
+    if reader == "auto" and fast is not None and _same(fast, reference):
+        reference.close()
+        fast.stated_mpp, fast.mpp_note = reference.stated_mpp, reference.mpp_note
+        return fast
+    if fast is not None:
         fast.close()
-        return reference
-    reference.close()
-    return fast
+    return reference
+
+
+def _same(fast: TiffReader, reference: OpenSlideReader) -> bool:
+    """Whether the TIFF reader is sure to show what OpenSlide shows."""
+    known = reference.vendor in FAST_VENDORS and fast.like_openslide
+    return known and fast.level_dimensions == reference.level_dimensions
 
 
 class OpenSlideReader:
@@ -131,21 +131,23 @@ class TiffReader:
 
     Args:
         path: the slide.
-        stated: the same file as OpenSlide opened it, for its µm/px; None where it does not.
 
     Raises:
         ValueError: it is no TIFF that can be read.
         OSError: the file cannot be read.
     """
 
-    def __init__(self, path: Path, stated: OpenSlideReader | None = None) -> None:
+    stated_mpp: tuple[float, float] | None
+
+    def __init__(self, path: Path) -> None:
         self._tiff = TiffPyramid(path, blank=255)
-        if self._tiff.samples not in {3, 4}:
-            raise ValueError(f"it has {self._tiff.samples} channels, a slide has 3 or 4")
+        if self._tiff.colours is None:
+            raise ValueError(
+                f"it has {self._tiff.samples} channels, neither RGB nor RGB with straight alpha; write it as RGB"
+            )
         self.like_openslide = self._tiff.like_openslide
         self.level_dimensions = self._tiff.level_dimensions
-        self.stated_mpp = None if stated is None else stated.stated_mpp
-        self.mpp_note = "it was opened without OpenSlide" if stated is None else stated.mpp_note
+        self.stated_mpp, self.mpp_note = None, "it was opened without OpenSlide"
         self.read(len(self.level_dimensions) - 1, 0, 0, 1, 1)  # an unknown compression shows only here
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
@@ -156,7 +158,7 @@ class TiffReader:
             OSError: the file cannot be read.
         """
         pixels = self._tiff.read(level, x, y, width, height)
-        return over_white(pixels) if self._tiff.samples == 4 else pixels
+        return over_white(pixels) if self._tiff.colours == "RGBA" else pixels
 
     def close(self) -> None:
         """Close the file in this process; a later read opens it again."""
@@ -173,10 +175,9 @@ def over_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
         (h, w, 3) uint8, contiguous; white where alpha is 0.
     """
     rgb = np.ascontiguousarray(rgba[..., :3])
-    seen_through = rgba[..., 3] < 255
-    if seen_through.any():
-        alpha = rgba[seen_through][:, 3:].astype(np.uint32)
-        rgb[seen_through] = (rgb[seen_through] * alpha + 255 * (255 - alpha) + 127) // 255
+    for row in np.flatnonzero((rgba[..., 3] < 255).any(axis=1)):  # row by row, in little memory
+        alpha = rgba[row, :, 3:].astype(np.uint32)
+        rgb[row] = (rgb[row] * alpha + 255 * (255 - alpha) + 127) // 255
     return rgb
 
 

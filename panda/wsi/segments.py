@@ -1,4 +1,9 @@
-"""The tiles and strips of TIFFs: decoded in bounded memory, and kept while they may be asked for again."""
+"""The tiles and strips of TIFFs: decoded in bounded memory, and kept while they may be asked for again.
+
+Beside the pixels asked for, reading takes at most `CACHE_BYTES` and, for each thread that decodes, five times
+`SEGMENT_BYTES`, whatever a file claims: the stored bytes (at most two), the decoded ones, and what libjpeg keeps of a
+progressive picture (two).
+"""
 
 from __future__ import annotations
 
@@ -15,6 +20,9 @@ from numpy.typing import NDArray
 CACHE_BYTES = 64 * 2**20
 """Decoded segments kept by a process, of all its TIFFs together: two rows of tiles of a slide 21,800 px wide (any
 larger is slower in itself: memory that was not touched for long is slow to come by)."""
+
+SEGMENT_BYTES = CACHE_BYTES
+"""Largest decoded segment: one that the cache cannot keep would be decoded anew for every window that touches it."""
 
 JPEG = 7
 _RGB, _YCBCR = 2, 6  # photometric interpretations (TIFF 6.0, sections 6 and 21)
@@ -63,6 +71,8 @@ class Decoder:
                 f"its compression is {self.compression} with predictor {self.predictor} and {self.samples} samples; "
                 f"{_READ}"
             )
+        if jpeg and self.tables is not None and _frame(self.tables) is not None:
+            raise ValueError("its JPEG tables hold a picture")
 
     def decode(self, data: bytes, height: int, width: int) -> Segment:
         """Turn the bytes of a segment into (height, width, samples).
@@ -81,7 +91,9 @@ class Decoder:
 
     def _jpeg(self, data: bytes, height: int, width: int) -> Segment:
         colour = self.samples == 3
-        # Into an array of the right size: data of any other is refused before it takes memory.
+        # Before the codec sees it: a progressive JPEG takes memory by the size it claims.
+        if (frame := _frame(data)) not in {None, (height, width, self.samples)}:
+            raise ValueError(f"it says (height, width, samples) {frame}, not {(height, width, self.samples)}")
         segment = np.empty((height, width, 3) if colour else (height, width), np.uint8)
         imagecodecs.jpeg8_decode(
             data,
@@ -91,6 +103,28 @@ class Decoder:
             out=segment,
         )
         return segment.reshape(height, width, self.samples)
+
+
+def _frame(data: bytes) -> tuple[int, int, int] | None:
+    """Height, width and components that the frame header of a JPEG states, found as libjpeg finds it.
+
+    Returns:
+        None where there is none (ITU-T T.81, section B.2.2).
+    """
+    at = 2
+    while (at := data.find(b"\xff", at)) >= 0:
+        while data[at : at + 1] == b"\xff":
+            at += 1
+        marker = int.from_bytes(data[at : at + 1])
+        if marker in {0xD8, 0xD9, 0xDA}:  # another picture, its end, or pixels
+            return None
+        at += 1
+        if 0xC0 <= marker <= 0xCF and marker not in {0xC4, 0xC8, 0xCC}:
+            frame = data[at + 3 : at + 8]
+            return int.from_bytes(frame[:2]), int.from_bytes(frame[2:4]), int.from_bytes(frame[4:])
+        if marker > 1 and not 0xD0 <= marker <= 0xD7:  # these alone stand without content
+            at += int.from_bytes(data[at : at + 2])
+    return None
 
 
 class SegmentCache:

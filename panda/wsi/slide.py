@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import stat
 from pathlib import Path
 from types import TracebackType
 from typing import get_args
@@ -87,10 +88,7 @@ class Slide:
         path = Path(path)
         if reader not in get_args(ReaderName):
             raise SlideError(f"reader is {reader!r}; choose one of {', '.join(get_args(ReaderName))}")
-        if path.is_dir():
-            raise SlideError(f"{path}: is a folder, not a slide; name the file in it")
-        if not path.is_file():
-            raise SlideError(f"{path}: there is no such slide; check data.root and the image_id")
+        _check_file(path)
         override = checked_override(mpp_override)
         opened = open_reader(path, reader)
         return cls(path, opened, *judged_mpp(path, opened.stated_mpp, opened.mpp_note, override))
@@ -102,8 +100,8 @@ class Slide:
 
     def identity(self) -> dict[str, str | int]:
         """What tells this file from another in a fingerprint: name, size in bytes and time of change."""
-        stat = self.path.stat()
-        return {"name": self.path.name, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        found = self.path.stat()
+        return {"name": self.path.name, "bytes": found.st_size, "mtime_ns": found.st_mtime_ns}
 
     def at(self, *, level: int | None = None, mpp: float | None = None) -> Resolution:
         """Choose a working resolution by pyramid level or by µm/px; give exactly one of them.
@@ -296,3 +294,24 @@ class Slide:
     def __repr__(self) -> str:
         width, height = self.dimensions
         return f"Slide({str(self.path)!r}, {width} x {height} px, {len(self.level_dimensions)} levels)"
+
+
+def _check_file(path: Path) -> None:
+    """Refuse what is no file that can be read, without waiting for what will never come (a named pipe).
+
+    Raises:
+        SlideError: it is missing, a folder, no regular file, or may not be read.
+    """
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISREG(mode):
+            path.open("rb").close()
+            return
+    except (FileNotFoundError, NotADirectoryError):
+        raise SlideError(f"{path}: there is no such slide; check data.root and the image_id") from None
+    except (OSError, ValueError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else exc
+        raise SlideError(f"{path}: cannot be opened ({reason}); check the path, its links and permissions") from exc
+    if stat.S_ISDIR(mode):
+        raise SlideError(f"{path}: is a folder, not a slide; name the file in it")
+    raise SlideError(f"{path}: is a pipe or a device, not a slide; give a file")

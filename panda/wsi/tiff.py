@@ -9,52 +9,17 @@ only the tiles that a window touches, each once, is several times faster (docs/p
 from __future__ import annotations
 
 import itertools
-import math
 import os
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
 
-from panda.wsi.geometry import level_scale
 from panda.wsi.handles import PerProcess
-from panda.wsi.segments import CACHE, JPEG, Decoder
-
-_LARGEST_SEGMENT_BYTES = 2**28
-
-
-@dataclass(frozen=True)
-class _Level:
-    """One level: its size, its tiles or strips, and how to decode one."""
-
-    width: int
-    height: int
-    segment_width: int
-    segment_height: int
-    tiled: bool
-    offsets: tuple[int, ...]
-    byte_counts: tuple[int, ...]
-    decoder: Decoder
-
-    @property
-    def columns(self) -> int:
-        """Segments side by side."""
-        return math.ceil(self.width / self.segment_width)
-
-    @property
-    def rows(self) -> int:
-        """Segments one below the other."""
-        return math.ceil(self.height / self.segment_height)
-
-    def stored_height(self, index: int) -> int:
-        """Height of a segment as stored: tiles are whole even past the edge, the last strip ends with the picture."""
-        if self.tiled:
-            return self.segment_height
-        return min(self.segment_height, self.height - index // self.columns * self.segment_height)
+from panda.wsi.segments import CACHE, JPEG
+from panda.wsi.tiff_tables import pyramid_of
 
 
 class _OpenFile:
@@ -82,10 +47,6 @@ class _OpenFile:
             self._stream.close()
 
 
-class CutShortError(ValueError):
-    """The file ends before the pixels that it lists."""
-
-
 class TiffPyramid:
     """The levels of a tiled or stripped uint8 TIFF, whether they are further pages or sub-IFDs of the first.
 
@@ -95,11 +56,11 @@ class TiffPyramid:
     Args:
         path: the file.
         blank: value of the px of segments that the file leaves out.
-        red_only: read the first channel alone.
+        red_only: read the first channel alone, as label codes.
 
     Raises:
         ValueError: it is no TIFF, or one of a kind that is not read (the message says what).
-        CutShortError: the file ends before its pixels do.
+        BrokenTiffError: it is damaged; no reader should open it.
         OSError: it cannot be read.
     """
 
@@ -107,20 +68,15 @@ class TiffPyramid:
         self.path = path
         self._blank = blank
         self._red_only = red_only
-        try:
-            with tifffile.TiffFile(path) as tif:
-                first = tif.pages.first
-                further = [*list(tif.pages)[1:], *(first.pages or [])]
-                self._levels = _pyramid(first, [page.aspage() for page in further])
-                self.samples = int(first.samplesperpixel)
-                self.like_openslide = _like_openslide(first)
-                size = int(tif.filehandle.size)
-        except (OSError, ValueError):
-            raise
-        except Exception as exc:  # a damaged file may raise anything from inside the parser
-            raise ValueError(f"not a readable TIFF ({type(exc).__name__}: {exc})") from exc
-        for level in self._levels:
-            _check(level, self.samples, size)
+        pages = pyramid_of(path)
+        if red_only and pages[0].compression == JPEG:
+            # Most altered codes are codes again, so nothing downstream would see it.
+            raise ValueError("it is compressed by JPEG, which alters label codes; store the mask without loss")
+        self._levels = tuple(page.level for page in pages)
+        self._decoders = tuple(page.decoder() for page in pages)
+        self.samples = pages[0].samples
+        self.colours = pages[0].colours
+        self.like_openslide = pages[0].like_openslide
         self._file = PerProcess(partial(_OpenFile, path))
 
     @property
@@ -166,9 +122,9 @@ class TiffPyramid:
         key = file.number, level, index
         if (kept := CACHE.get(key)) is not None:
             return kept
-        data = file.read(of.offsets[index], of.byte_counts[index])
+        data = file.read(int(of.offsets[index]), int(of.byte_counts[index]))
         try:
-            segment = of.decoder.decode(data, of.stored_height(index), of.segment_width)
+            segment = self._decoders[level].decode(data, of.stored_height(index), of.segment_width)
         except Exception as exc:  # every codec has errors of its own
             raise ValueError(f"segment {index} of level {level} does not decode: {exc}") from exc
         if self._red_only:
@@ -179,72 +135,3 @@ class TiffPyramid:
     def close(self) -> None:
         """Close the file in this process; a later read opens it again."""
         self._file.close()
-
-
-def _pyramid(first: Any, further: list[Any]) -> tuple[_Level, ...]:
-    """Pick the pages that show the first one's picture, smaller; others are labels or thumbnails."""
-    if first.dtype != np.uint8 or first.planarconfig != 1 or first.imagedepth != 1:
-        raise ValueError(
-            f"pixels are {first.dtype}, planar configuration {int(first.planarconfig)}; "
-            "only uint8 pixels with interleaved channels are read"
-        )
-    size = first.imagewidth, first.imagelength
-
-    def kind(page: Any) -> tuple[Any, ...]:
-        return page.dtype, page.planarconfig, page.samplesperpixel, page.is_tiled
-
-    levels = [_level(first)]
-    for page in sorted(further, key=lambda page: -int(page.imagewidth)):
-        downsample, deviation = level_scale(size, (page.imagewidth, page.imagelength))
-        if kind(page) == kind(first) and downsample > 1 and deviation <= 1:
-            levels.append(_level(page))
-    return tuple(levels)
-
-
-def _like_openslide(page: Any) -> bool:
-    """Whether OpenSlide shows the stored pixels as they are decoded here: tiles of RGB, or of JPEG's YCbCr."""
-    jpeg = int(page.compression) == JPEG
-    plain = int(page.photometric) == 2 or (jpeg and int(page.photometric) == 6)
-    upright = int(page.tags.valueof("Orientation", default=1)) == 1
-    return bool(page.is_tiled and page.samplesperpixel == 3 and plain and upright)
-
-
-def _level(page: Any) -> _Level:
-    """Copy what reading a page takes, so that the parsed file can be closed."""
-    height, width = page.chunks[:2]
-    return _Level(
-        width=int(page.imagewidth),
-        height=int(page.imagelength),
-        segment_width=int(width),
-        segment_height=int(height),
-        tiled=bool(page.is_tiled),
-        offsets=tuple(page.dataoffsets),
-        byte_counts=tuple(page.databytecounts),
-        decoder=Decoder(
-            int(page.compression),
-            int(page.predictor),
-            int(page.photometric),
-            int(page.samplesperpixel),
-            page.jpegtables,
-        ),
-    )
-
-
-def _check(level: _Level, samples: int, size: int) -> None:
-    """Refuse a level that cannot be read, or not in bounded memory.
-
-    Raises:
-        ValueError: it is empty, its tiles are too large, or the file does not list all of them.
-        CutShortError: the file ends before its pixels do.
-    """
-    if min(level.width, level.height, level.segment_width, level.segment_height) < 1:
-        raise ValueError(f"a level is {level.width} x {level.height} px")
-    segment = level.segment_width * level.segment_height * samples
-    if segment > _LARGEST_SEGMENT_BYTES:
-        raise ValueError(f"its tiles or strips take {segment} bytes each; write it with tiles of 256 px")
-    wanted = level.columns * level.rows
-    if min(len(level.offsets), len(level.byte_counts)) < wanted:
-        raise ValueError(f"it lists {len(level.offsets)} of {wanted} tiles or strips")
-    end = max(map(sum, zip(level.offsets, level.byte_counts, strict=False)), default=0)
-    if end > size:
-        raise CutShortError(f"it is cut short: the file has {size} bytes, its pixels reach to {end}")
