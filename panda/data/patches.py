@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -134,23 +135,24 @@ def extract_slide(
         The patches.
 
     Raises:
-        SlideError: the slide is missing, cannot be read, lacks the resolution, or has too little tissue.
-        MaskError: the mask is missing, cannot be read, or disagrees with the slide or the provider.
+        SlideError: the slide is missing, cannot be read, changes meanwhile, lacks the resolution, or has too little
+            tissue.
+        MaskError: the mask is missing, cannot be read, changes meanwhile, or disagrees with the slide or the provider.
         OSError: the store cannot be written; the stage is ``write``.
     """
     if (found := load_slide(record, settings, store)) is not None:
         return found
     on_stage("slide")
+    slide_file = _identity(record.image_path, SlideError)
     with Slide.open(record.image_path, reader=settings.reader, mpp_override=settings.mpp_override) as slide:
         resolution = slide.at(level=settings.level, mpp=settings.mpp)
         on_stage("mask")
-        if record.mask_path is None or not record.mask_path.is_file():
+        if record.mask_path is None or not os.path.lexists(record.mask_path):
             raise MaskError(
                 f"{record.slide_id}: no mask; put the mask at {record.mask_path}, or leave such slides out with "
                 f"data.exclude=[missing_mask]"
             )
-        # Before a pixel is read, so that a file that changes meanwhile is seen to differ.
-        origin = _origin(record)
+        mask_file = _identity(record.mask_path, MaskError)
         with LabelMask.open(record.mask_path, slide, record.provider) as mask:
             on_stage("tissue")
             tissue = find_tissue(slide)
@@ -177,6 +179,12 @@ def extract_slide(
                     patch_writer(settings.store, partial, record.slide_id, len(grid), settings.patch_size)
                 ) as writer:
                     tumor = _write_patches(writer, slide, mask, grid, on_stage)
+                    on_stage("read")
+                    origin = _origin(record)
+                    if origin["slide"] != slide_file:
+                        raise SlideError(f"{record.image_path}: changed while it was read; run again to cut it anew")
+                    if origin["mask"] != mask_file:
+                        raise MaskError(f"{record.mask_path}: changed while it was read; run again to cut it anew")
                     on_stage("write")
                 content = {
                     "made_from": _made_from(origin, settings),
@@ -243,14 +251,15 @@ def _origin(record: SlideRecord) -> dict[str, Any]:
     """The slide's row and files as plain data: what its patches depend on beside the settings.
 
     Raises:
-        OSError: a file is missing.
+        SlideError: the slide is missing.
+        MaskError: the mask is missing.
     """
     return {
         "slide_id": record.slide_id,
         "provider": record.provider,
         "isup_grade": record.isup_grade,
-        "slide": _identity(record.image_path),
-        "mask": None if record.mask_path is None else _identity(record.mask_path),
+        "slide": _identity(record.image_path, SlideError),
+        "mask": None if record.mask_path is None else _identity(record.mask_path, MaskError),
     }
 
 
@@ -259,9 +268,12 @@ def _made_from(origin: dict[str, Any], settings: PatchSettings) -> str:
     return fingerprint({"settings": asdict(settings), **origin})
 
 
-def _identity(path: Path) -> dict[str, str | int]:
+def _identity(path: Path, error: type[PandaError]) -> dict[str, str | int]:
     """Name, size and time of change of a file: opening every slide to see that it is unchanged takes long."""
-    stat = path.stat()
+    try:
+        stat = path.stat()
+    except OSError as exc:
+        raise error(f"{path}: cannot be found ({exc.strerror}); check data.root and the image_id") from exc
     return {"name": path.name, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
