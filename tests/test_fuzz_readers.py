@@ -36,6 +36,7 @@ from panda.wsi.tissue import find_tissue
 
 CASES = 2400
 PROCESSES = 2
+_REPOSITORY = Path(__file__).resolve().parents[1]
 CASE_SECONDS = 20
 """A case takes a few hundredths of a second."""
 GROWTH_BYTES = CACHE_BYTES + 5 * SEGMENT_BYTES
@@ -345,7 +346,8 @@ def test_damaged_files_end_in_pixels_or_a_refusal(tmp_path: Path) -> None:
         for first, last in itertools.pairwise(bounds):
             log = stack.enter_context((tmp_path / f"{first}.log").open("w+"))  # a full pipe would look like a hang
             command = [sys.executable, "-m", __name__, str(tmp_path), str(first), str(last)]
-            running.append((stack.enter_context(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)), log))
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=_REPOSITORY)
+            running.append((stack.enter_context(process), log))
         for process, log in running:
             try:
                 status = process.wait(240)

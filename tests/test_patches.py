@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
-import multiprocessing
 import os
 import shutil
-import signal
 import subprocess
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +15,6 @@ import cv2
 import numpy as np
 import pytest
 
-from panda.data import pixels as pixels_module
 from panda.data import store as store_module
 from panda.data.manifest import read_manifest
 from panda.data.patches import extract_slide, load_slide
@@ -213,56 +207,6 @@ def test_a_store_of_other_settings_is_refused(folder: Path, tmp_path: Path) -> N
     (store / "store.json").write_text("{}")
     with pytest.raises(ManifestError, match=r"store\.json does not describe .*remove the folder"):
         extract(folder, tmp_path)
-
-
-def _extract_slowly(folder: Path, store_root: Path) -> None:
-    write = pixels_module.png_of_image
-
-    def slow(image: Any) -> bytes:
-        time.sleep(0.02)
-        return write(image)
-
-    pixels_module.png_of_image = slow
-    extract(folder, store_root, workers=1)
-
-
-def _finished(store: Path) -> set[str]:
-    return {path.parent.name for path in store.glob("*/slide.json") if path.parent.suffix != ".partial"}
-
-
-def test_killed_at_any_moment(folder: Path, tmp_path: Path) -> None:
-    store = store_path(tmp_path, folder, SETTINGS)
-    whole = extract(folder, tmp_path / "whole")
-    process = multiprocessing.get_context("spawn").Process(target=_extract_slowly, args=(folder, tmp_path))
-    process.start()
-    deadline = time.monotonic() + 30
-    # Killed in the middle of the second slide.
-    while not (_finished(store) and list(store.glob("0*.partial/img/*.png"))):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    finished = _finished(store)
-    result = extract(folder, tmp_path)
-    assert {slide_id for slide_id, slide in result.slides.items() if slide.reused} == finished
-    assert result.failures == []
-    files = {path.relative_to(store): path.read_bytes() for path in store.rglob("*") if path.suffix == ".png"}
-    assert files == {path.relative_to(whole.store): path.read_bytes() for path in whole.store.rglob("*.png")}
-
-
-def test_a_second_run_waits(folder: Path, tmp_path: Path) -> None:
-    store = store_path(tmp_path, folder, SETTINGS)
-    store.mkdir()
-    second = threading.Thread(target=extract, args=(folder, tmp_path))
-    with (store / ".store.json.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        second.start()
-        second.join(0.5)
-        assert second.is_alive()
-        assert not (store / "store.json").exists()
-    second.join(60)
-    assert len(list(store.glob("*/slide.json"))) == 4
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,154 @@
+"""Extractions that are killed anywhere, and two at once: the store ends as if nothing had happened.
+
+`python -m tests.test_killed` is the process that is killed: it counts what it does to files (Python tells each opening,
+renaming and removing beforehand) and ends itself by SIGKILL, or stops by SIGSTOP, before the one that it was told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from panda.data.manifest import read_manifest
+from panda.data.settings import PatchSettings, StoreKind
+from panda.data.store import extract_store, store_path
+from tests.panda_folder import make_folder
+
+SETTINGS = PatchSettings(level=1, patch_size=64)
+SLIDES = 6
+KILLS = 8
+_WAITING = "another run is cutting patches"
+_REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data") / "small"
+    make_folder(root, SLIDES)
+    return root
+
+
+def _command(folder: Path, store_root: Path, kind: StoreKind, event: int, number: signal.Signals) -> list[str]:
+    return [sys.executable, "-m", __name__, str(folder), str(store_root), kind, str(event), number.name]
+
+
+def _events(folder: Path, store_root: Path, kind: StoreKind) -> int:
+    """Let a process cut all patches undisturbed; what it did to files."""
+    command = _command(folder, store_root, kind, 10**9, signal.SIGKILL)
+    return int(subprocess.run(command, capture_output=True, text=True, check=True, cwd=_REPOSITORY).stdout)
+
+
+def _files(store: Path) -> dict[str, bytes]:
+    """All that the store holds, but for what is in the making."""
+    hidden = (".lock", ".partial", ".old")
+    return {
+        str(path.relative_to(store)): path.read_bytes()
+        for path in store.rglob("*")
+        if path.is_file() and not any(mark in part for mark in hidden for part in path.relative_to(store).parts)
+    }
+
+
+def _by_slide(files: dict[str, bytes]) -> dict[str, dict[str, bytes]]:
+    """The files of each slide; those of the store itself under their own names."""
+    slides: dict[str, dict[str, bytes]] = {}
+    for name, content in files.items():
+        slides.setdefault(name.split("/")[0], {})[name] = content
+    return slides
+
+
+@pytest.mark.parametrize(("kind", "anew"), [*((kind, False) for kind in get_args(StoreKind)), ("png", True)])
+def test_killed_anywhere_and_run_again(folder: Path, tmp_path: Path, kind: StoreKind, anew: bool) -> None:
+    """What bears its final name is whole at any time: ``anew``, either as it was or as it becomes."""
+    settings = dataclasses.replace(SETTINGS, store=kind)
+    store = store_path(tmp_path, folder, settings)
+    before: dict[str, dict[str, bytes]] = {}
+    if anew:
+        extract_store(read_manifest(folder), settings, tmp_path, folder, progress=False)
+        before = _by_slide(_files(store))
+        for record in read_manifest(folder):
+            os.utime(record.image_path)
+    events = _events(folder, tmp_path / "whole", kind)
+    whole = _by_slide(_files(store_path(tmp_path / "whole", folder, settings)))
+    rng = random.Random(kind)
+    seen: list[int] = []
+    for _ in range(KILLS):
+        left = sum(_by_slide(_files(store)).get(name) != content for name, content in whole.items())
+        # Never past what is still to do; from half of it on, two workers have surely finished a slide.
+        at = 1 + int(rng.uniform(0, 0.75) * events * left / len(whole))
+        command = _command(folder, tmp_path, kind, at, signal.SIGKILL)
+        killed = subprocess.run(command, capture_output=True, check=False, cwd=_REPOSITORY)
+        assert killed.returncode == -signal.SIGKILL
+        for name, content in _by_slide(_files(store)).items():
+            assert content in (before.get(name), whole[name]), name
+        seen.append(left)
+    result = extract_store(read_manifest(folder), settings, tmp_path, folder, progress=False)
+    assert result.failures == []
+    assert any(patches.reused for patches in result.slides.values())
+    assert len(set(seen)) > 1, "the runs got on"
+    assert _by_slide(_files(store)) == whole
+    assert not [path for path in store.iterdir() if path.name.endswith((".partial", ".old"))]
+
+
+def test_two_at_once(folder: Path, tmp_path: Path) -> None:
+    """The first is stopped in the middle of a slide, so that the second is sure to meet it."""
+    whole = store_path(tmp_path / "whole", folder, SETTINGS)
+    events = _events(folder, tmp_path / "whole", "png")
+    store = store_path(tmp_path, folder, SETTINGS)
+    with _started(_command(folder, tmp_path, "png", events // 3, signal.SIGSTOP)) as first:
+        _, status = os.waitpid(first.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status)
+        unfinished = _files(store)
+        with _started(_command(folder, tmp_path, "png", 10**9, signal.SIGKILL)) as second:
+            assert second.stderr is not None
+            assert _WAITING in second.stderr.readline()
+            time.sleep(0.2)
+            assert second.poll() is None
+            assert _files(store) == unfinished
+            first.send_signal(signal.SIGCONT)
+            assert first.wait(60) == 0
+            assert second.wait(60) == 0
+    assert _files(store) == _files(whole)
+    assert len(unfinished) < len(_files(whole))
+
+
+@contextlib.contextmanager
+def _started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=_REPOSITORY
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _main(folder: Path, store_root: Path, kind: StoreKind, event: int, number: signal.Signals) -> None:
+    records, settings = read_manifest(folder), dataclasses.replace(SETTINGS, store=kind)
+    count = 0
+
+    def hook(name: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal count
+        here = name in {"open", "os.mkdir", "os.rename"} and str(store_root) in str(arguments[0])
+        if here or name in {"os.remove", "os.rmdir"}:
+            count += 1
+            if count == event:
+                os.kill(os.getpid(), number)
+
+    sys.addaudithook(hook)
+    extract_store(records, settings, store_root, folder, workers=2, progress=False)
+    print(count)
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), signal.Signals[sys.argv[5]])  # type: ignore[arg-type]
