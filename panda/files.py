@@ -136,7 +136,7 @@ def locked(path: Path | str) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            log.info("%s: another run is at work on it; waiting", path)
+            log.warning("%s: another run is at work on it; waiting", path)
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:
             if error.errno not in _NO_LOCKS:

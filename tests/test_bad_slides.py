@@ -141,14 +141,14 @@ REFUSED: dict[str, tuple[Spoil, PatchSettings, str, str]] = {
     "strips of CMYK": (
         _write(CMYK, tile=None, photometric="separated"), FINEST, "slide", "4 channels, neither RGB nor.*write it as",
     ),
-    "grey": (_write(GREY, photometric="minisblack"), FINEST, "tissue", "no tissue found.*is the slide stained"),
+    "grey": (_write(GREY, photometric="minisblack"), FINEST, "tissue", "no tissue found.*leave the slide out"),
     "strips of grey": (
         _write(GREY, tile=None, photometric="minisblack"), FINEST, "slide", "1 channels.*write it as RGB",
     ),
     "strips of 16 bits": (_write(picture(0).astype(np.uint16) * 257, tile=None), FINEST, "slide", "uint16.*is it whol"),
     "no width": (_set_width(0), LEVEL, "slide", "it is 0 x 512 px.*fetch it anew"),
     "absurd width": (_set_width(2**16 - 1), LEVEL, "slide", "it lists 6 of 512 tiles.*fetch it anew"),
-    "no tissue": (_pyramid(np.full((HEIGHT, WIDTH, 3), 244, np.uint8)), LEVEL, "tissue", "no tissue found.*Leave it"),
+    "no tissue": (_pyramid(np.full((HEIGHT, WIDTH, 3), 244, np.uint8)), LEVEL, "tissue", "no tissue found.*leave the slide out"),
     "no resolution": (_pyramid(picture(0), mpp=None), BY_MPP, "slide", r"give data\.mpp_override.*or use data\.level"),
     "nonsense resolution": (
         _pyramid(picture(0), mpp=352.8), BY_MPP, "slide", r"352\.8 x 352\.8.*outside 0\.05\.\.20.*data\.mpp_override",
@@ -366,7 +366,8 @@ def test_a_real_slide_of_nonsense_resolution(tmp_path: Path) -> None:
     mask = write_pyramid(tmp_path / "mask.tiff", np.zeros((height, width), np.uint8), (1,))
     record = SlideRecord("nonsense_mpp", "radboud", 0, "0+0", slide, mask, "nonsense_mpp")
     settings = dataclasses.replace(FINEST, min_tissue=0.0)
-    assert len(extract_slide(record, settings, tmp_path / "store")) > 0
+    with pytest.raises(SlideError, match="no tissue found"):  # it shows three coloured squares
+        extract_slide(record, settings, tmp_path / "store")
     with pytest.raises(SlideError, match=r"nonsense_mpp\.tiff.*outside 0\.05\.\.20.*data\.mpp_override"):
         extract_slide(record, dataclasses.replace(settings, level=None, mpp=1.0), tmp_path / "store")
 

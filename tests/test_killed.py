@@ -28,7 +28,7 @@ from tests.panda_folder import make_folder
 SETTINGS = PatchSettings(level=1, patch_size=64)
 SLIDES = 6
 KILLS = 8
-_WAITING = "another run is cutting patches"
+_WAITING = "another run is at work on it; waiting"
 _REPOSITORY = Path(__file__).resolve().parents[1]
 
 
