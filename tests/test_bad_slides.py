@@ -148,7 +148,7 @@ REFUSED: dict[str, tuple[Spoil, PatchSettings, str, str]] = {
     "strips of 16 bits": (_write(picture(0).astype(np.uint16) * 257, tile=None), FINEST, "slide", "uint16.*is it whol"),
     "no width": (_set_width(0), LEVEL, "slide", "it is 0 x 512 px.*fetch it anew"),
     "absurd width": (_set_width(2**16 - 1), LEVEL, "slide", "it lists 6 of 512 tiles.*fetch it anew"),
-    "no tissue": (_pyramid(np.full((HEIGHT, WIDTH, 3), 244, np.uint8)), LEVEL, "tissue", "no tissue found.*leave the slide out"),
+    "no tissue": (_pyramid(np.full((HEIGHT, WIDTH, 3), 244, np.uint8)), LEVEL, "tissue", "no tissue.*leave the slide"),
     "no resolution": (_pyramid(picture(0), mpp=None), BY_MPP, "slide", r"give data\.mpp_override.*or use data\.level"),
     "nonsense resolution": (
         _pyramid(picture(0), mpp=352.8), BY_MPP, "slide", r"352\.8 x 352\.8.*outside 0\.05\.\.20.*data\.mpp_override",

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import pickle
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from panda.data import disk, pixels
 from panda.data.augment import Augmentation
@@ -92,6 +95,17 @@ def test_what_each_kind_leaves(records: list[SlideRecord], tmp_path: Path) -> No
             assert packed.shape == (count, 64, 64, 3)
     assert left["packed"] == {"img.npy", "msk.npy", "slide.json"}
     assert left["slide"] == {"slide.json"}
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 5), (64, 64), (1, 300, 3), (33, 17, 3)])
+def test_png_is_read_back_by_others(shape: tuple[int, ...]) -> None:
+    image = np.random.default_rng(1).integers(0, 256, shape).astype(np.uint8)
+    data = pixels.png(image)
+    with Image.open(io.BytesIO(data)) as opened:
+        assert opened.mode == ("RGB" if len(shape) == 3 else "L")
+        assert np.array_equal(np.asarray(opened), image)
+        Image.open(io.BytesIO(data)).verify()  # the checksums
+    assert np.array_equal(imagecodecs.png_decode(data), image)
 
 
 def test_a_process_holds_few_slides_open(

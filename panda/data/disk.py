@@ -10,7 +10,7 @@ from shutil import disk_usage
 import numpy as np
 
 from panda.data.manifest import SlideRecord
-from panda.data.pixels import png_of_image
+from panda.data.pixels import png
 from panda.data.settings import PatchSettings
 from panda.errors import PandaError
 from panda.wsi.grid import tissue_grid
@@ -73,7 +73,7 @@ def estimate_need(pending: Sequence[SlideRecord], settings: PatchSettings) -> Ne
                 if settings.store == "png":
                     for x, y in grid.level0[:: max(1, len(grid) // _ENCODED)][:_ENCODED].tolist():
                         image = slide.read(resolution, (x, y), (settings.patch_size, settings.patch_size))
-                        sizes.append(len(png_of_image(image)))
+                        sizes.append(len(png(image)))
         except Exception:  # whatever is wrong with a slide, the extraction says it
             continue
     if not counts:
