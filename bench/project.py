@@ -9,9 +9,9 @@ READER: ReaderName = "fast"
 """The one named outright: where it cannot read, that is an error here and no slower reader takes its place."""
 TILE = 512
 MIN_TISSUE = 0.1
-STORES: tuple[StoreKind, ...] = ("png", "packed", "slide")
-"""The first writes what the loops of other libraries write, a PNG per patch and one per mask; the last reads the
-masks but no pictures, for these stay in the slide."""
+STORES: tuple[StoreKind, ...] = ("packed", "png", "slide")
+"""The first two write pictures and masks, the second as the loops of other libraries do, a PNG each; the last reads
+the masks but no pictures, for these stay in the slide."""
 
 
 def settings(store: StoreKind) -> PatchSettings:

@@ -14,7 +14,13 @@ from typing import Any
 from panda.files import write_whole
 
 BASELINE = "openslide"
-UNITS = {"reading": "Mpx/s", "extraction": "tissue tiles/s", "memory": "MiB at most", "start": "s"}
+UNITS = {
+    "reading": "Mpx/s",
+    "extraction": "tissue tiles/s",
+    "stores": "patches/s",
+    "memory": "MiB at most",
+    "start": "s",
+}
 PACKAGES = (
     *("panda-wsi", "openslide-python", "openslide-bin", "imagecodecs", "tifffile", "zarr", "numpy", "pillow"),
     *("opencv-python-headless", "pyvips", "pyvips-binary", "cucim-cu12", "fastslide", "tiatoolbox", "hs2p"),

@@ -1,4 +1,4 @@
-"""The door: ``python -m bench.run [--quick] [--only reading,extraction,memory,start] [--rounds 5]``."""
+"""The door: ``python -m bench.run [--quick] [--only reading,extraction,stores,memory,start] [--rounds 5]``."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import os
 from pathlib import Path
 from statistics import median
 
-from bench import extraction, memory, reading, start
+from bench import extraction, memory, reading, start, stores
 from bench.project import READER, STORES
 from bench.results import BASELINE, Results
 from bench.slides import FULL, QUICK, drawn_slide
 
-PARTS = ("reading", "extraction", "memory", "start")
+PARTS = ("reading", "extraction", "stores", "memory", "start")
 
 
 def main() -> None:
@@ -31,12 +31,14 @@ def main() -> None:
     if load > 0.2 * cores:
         print(f"This machine is busy (load {load:.1f} on {cores} cores): do not quote these figures.")
     results = Results()
-    if "reading" in parts or "extraction" in parts:
+    if {"reading", "extraction", "stores"} & set(parts):
         slide = drawn_slide(*(QUICK if options.quick else FULL))
         if "reading" in parts:
             reading.measure(slide, options.rounds, results)
         if "extraction" in parts:
             extraction.measure(slide, drawn_slide(*QUICK), options.rounds, results)
+        if "stores" in parts:
+            stores.measure(slide, options.rounds, results)
     if "memory" in parts:
         memory.measure(options.rounds, results)
     if "start" in parts:
