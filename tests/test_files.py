@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from panda.files import fingerprint, remove, replace, whole_path, write_json, write_table, write_whole
+from panda.files import fingerprint, identity, remove, replace, whole_path, write_json, write_table, write_whole
 
 
 def test_text_and_bytes_arrive_as_given(tmp_path: Path) -> None:
@@ -76,6 +77,15 @@ def test_remove_takes_files_folders_and_nothing(tmp_path: Path) -> None:
     remove(tmp_path / "kept" / "file")
     remove(tmp_path / "kept")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_identity_tells_a_file_that_was_written_anew(tmp_path: Path) -> None:
+    path = tmp_path / "slide.tiff"
+    path.write_bytes(b"one")
+    os.utime(path, ns=(5, 5))
+    assert identity(path) == {"name": "slide.tiff", "bytes": 3, "mtime_ns": 5}
+    path.write_bytes(b"two")
+    assert identity(path)["mtime_ns"] != 5
 
 
 def test_a_fingerprint_is_of_the_content_alone() -> None:

@@ -20,7 +20,7 @@ from panda.data import disk, pixels
 from panda.data.augment import Augmentation
 from panda.data.disk import estimate_need
 from panda.data.loaders import train_loader
-from panda.data.manifest import SlideRecord
+from panda.data.manifest import SlideRecord, read_manifest
 from panda.data.patches import main
 from panda.data.patchset import PatchSet, write_patch_manifests
 from panda.data.settings import PatchSettings, StoreKind
@@ -152,6 +152,19 @@ def test_a_slide_that_is_gone_is_named_when_its_patch_is_read(tmp_path: Path) ->
     records[0].image_path.unlink()
     with pytest.raises(PandaError, match=rf"{slide_name(0)}\.tiff: there is no such slide"):
         patches[0]
+
+
+def test_a_data_folder_that_was_moved_is_found_where_it_is(tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS["level"], store="slide")
+    make_folder(tmp_path / "before" / "small", 4)
+    first = _train_set(_cut(read_manifest(tmp_path / "before" / "small"), settings, tmp_path / "patches"))
+    (tmp_path / "before").rename(tmp_path / "after")
+    moved = _cut(read_manifest(tmp_path / "after" / "small"), settings, tmp_path / "patches")
+    assert all(patches.reused for patches in moved.slides.values())
+    second = _train_set(moved)
+    second[0]  # is read
+    assert first.rows.path != second.rows.path
+    assert str(tmp_path / "after") in str(second.rows[0].img)
 
 
 def test_an_estimate_is_near_what_is_written(records: list[SlideRecord], tmp_path: Path) -> None:

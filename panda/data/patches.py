@@ -23,7 +23,7 @@ from panda.data.manifest import SlideRecord
 from panda.data.pixels import PatchWriter, patch_writer
 from panda.data.settings import PatchSettings
 from panda.errors import MaskError, PandaError, SlideError
-from panda.files import fingerprint, remove, replace, sync
+from panda.files import fingerprint, identity, remove, replace, sync
 from panda.wsi.geometry import Resolution
 from panda.wsi.grid import Grid, tissue_grid
 from panda.wsi.labels import LabelMask
@@ -269,12 +269,11 @@ def _made_from(origin: dict[str, Any], settings: PatchSettings) -> str:
 
 
 def _identity(path: Path, error: type[PandaError]) -> dict[str, str | int]:
-    """Name, size and time of change of a file: opening every slide to see that it is unchanged takes long."""
+    """See `panda.files.identity`: to open every slide only to see that it is unchanged would take long."""
     try:
-        stat = path.stat()
+        return identity(path)
     except OSError as exc:
         raise error(f"{path}: cannot be found ({exc.strerror}); check data.root and the image_id") from exc
-    return {"name": path.name, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
 def _column(patches: list[dict[str, Any]], name: str) -> NDArray[np.float64]:

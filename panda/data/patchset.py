@@ -253,15 +253,18 @@ def write_one_slide_manifests(
 
 def _write(store: Path, members: Members) -> dict[Split, Path]:
     """Write the manifests into a folder named by their content; the same split is written once."""
+    kind = read_store(store).store
     name = fingerprint(
         {
-            split: [[patches.record.slide_id, patches.made_from, numbers.tolist()] for patches, numbers in slides]
+            split: [
+                [patches.record.slide_id, patches.made_from, numbers.tolist(), _slide_files(kind, patches.record)]
+                for patches, numbers in slides
+            ]
             for split, slides in members.items()
         }
     )[:12]
     folder = store / "splits" / name
     if not folder.is_dir():
-        kind = read_store(store).store
         with whole_path(folder) as partial:
             partial.mkdir()
             for split, slides in members.items():
@@ -278,7 +281,7 @@ def _csv_rows(kind: StoreKind, patches: SlidePatches, numbers: NDArray[np.int64]
     record = patches.record
     for number in numbers.tolist():
         x, y = patches.xy[number].tolist()
-        img, msk = kept_files(kind, record.slide_id, x, y) or (record.image_path.resolve(), _mask_of(record))
+        img, msk = kept_files(kind, record.slide_id, x, y) or _slide_files(kind, record)
         yield (
             record.slide_id,
             record.provider,
@@ -293,6 +296,9 @@ def _csv_rows(kind: StoreKind, patches: SlidePatches, numbers: NDArray[np.int64]
         )
 
 
-def _mask_of(record: SlideRecord) -> Path:
+def _slide_files(kind: StoreKind, record: SlideRecord) -> list[str]:
+    """The whole paths of slide and mask where patches are read from them, else nothing."""
+    if kind != "slide":
+        return []
     assert record.mask_path is not None, "patches are cut of slides with a mask"
-    return record.mask_path.resolve()
+    return [str(record.image_path.resolve()), str(record.mask_path.resolve())]

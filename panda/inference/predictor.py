@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from panda.errors import CheckpointError, ConfigError, SlideError
-from panda.files import fingerprint, locked
+from panda.files import fingerprint, identity, locked
 from panda.inference.canvas import Canvas, CanvasWriter
 from panda.models.segmentation import Segmenter
 from panda.tasks.checkpoint import Checkpoint, read_checkpoint
@@ -184,7 +184,7 @@ class SegmentationPredictor:
                 "level": resolution.level,
                 "mpp": resolution.mpp,
                 "tissue_rules": RULES,
-                "slide": slide.identity(),
+                "slide": identity(slide.path),
             }
         )
 

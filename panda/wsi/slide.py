@@ -98,11 +98,6 @@ class Slide:
         """(width, height) of level 0 in level-0 px."""
         return self.level_dimensions[0]
 
-    def identity(self) -> dict[str, str | int]:
-        """What tells this file from another in a fingerprint: name, size in bytes and time of change."""
-        found = self.path.stat()
-        return {"name": self.path.name, "bytes": found.st_size, "mtime_ns": found.st_mtime_ns}
-
     def at(self, *, level: int | None = None, mpp: float | None = None) -> Resolution:
         """Choose a working resolution by pyramid level or by µm/px; give exactly one of them.
 
