@@ -1,13 +1,15 @@
 """A checkpoint is read back as it was written, and anything else is refused by name."""
 
+import errno
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from panda import files
 from panda.errors import CheckpointError
-from panda.tasks.checkpoint import carried_data, read_checkpoint, replace_carried
+from panda.tasks.checkpoint import WholeCheckpoints, carried_data, read_checkpoint, replace_carried
 
 CARRIED_HERE: dict[str, Any] = {
     "network": {"a": 1},
@@ -110,3 +112,19 @@ def test_a_missing_one_names_its_neighbours(tmp_path: Path) -> None:
     write(tmp_path / "best.ckpt")
     with pytest.raises(CheckpointError, match=r"best\.ckpt"):
         read_checkpoint(tmp_path / "first.ckpt", "segmentation")
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "last.ckpt"
+    WholeCheckpoints().save_checkpoint({"epoch": 0}, path)
+
+    def full(target: Path) -> None:
+        raise OSError(errno.ENOSPC, "full", str(target))
+
+    monkeypatch.setattr(files, "sync", full)
+    with pytest.raises(OSError, match="full"):
+        WholeCheckpoints().save_checkpoint({"epoch": 1}, path)
+    assert torch.load(path, weights_only=True) == {"epoch": 0}
+    assert list(tmp_path.iterdir()) == [path]

@@ -5,16 +5,18 @@ today's configuration, and the file loads with `weights_only=True`.
 """
 
 import hashlib
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
+from lightning_fabric.plugins import TorchCheckpointIO
 from pydantic import BaseModel, Field, PositiveInt, ValidationError
 
 from panda.errors import CheckpointError
-from panda.files import whole_path
+from panda.files import write_whole
 
 FORMAT = 1
 Task = Literal["segmentation", "grading"]
@@ -104,9 +106,9 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to ask for
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = " ".join((type(error).__name__, *str(error).strip().split(". ")[0].splitlines()[:1]))
         raise CheckpointError(
-            f"checkpoint {path} cannot be read ({reason[:160]}): give a .ckpt file under runs/…/checkpoints/"
+            f"checkpoint {path} is none, or damaged ({reason[:160]}): give a .ckpt file under runs/…/checkpoints/"
         ) from error
     if not isinstance(loaded, dict) or not all(isinstance(loaded.get(key), dict) for key in ("panda", "state_dict")):
         raise CheckpointError(
@@ -181,5 +183,23 @@ def replace_carried(path: Path, **changes: Any) -> None:
     unknown = set(changes) - set(loaded["panda"])
     assert not unknown, unknown
     loaded["panda"].update(changes)
-    with whole_path(path) as beside:
-        torch.save(loaded, beside)
+    _save(loaded, path)
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes Lightning's checkpoints whole or not at all.
+
+    Lightning's own writer copies from the system's folder for temporary files over the old checkpoint where that
+    is another file system: a full disk or a killed process would leave neither the old nor the new one.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """See the base class; `storage_options` is not used."""
+        _save(checkpoint, Path(path))
+
+
+def _save(data: dict[str, Any], path: Path) -> None:
+    # By way of memory: writing straight to a full disk, torch raises a RuntimeError that names nothing.
+    buffer = io.BytesIO()
+    torch.save(data, buffer)
+    write_whole(path, buffer.getvalue())
