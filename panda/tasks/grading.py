@@ -13,7 +13,7 @@ from torchmetrics.utilities import dim_zero_cat
 from panda.models.mil import MILNet
 from panda.tasks.checkpoint import carried_data
 from panda.tasks.metrics import grading_scores
-from panda.tasks.optim import Optim
+from panda.tasks.optim import Optim, check_finite
 
 Target = Literal["isup", "cancer"]
 CLASSES: Mapping[Target, int] = {"isup": 6, "cancer": 2}
@@ -83,6 +83,7 @@ class GradingTask(pl.LightningModule):
         label = target_class(grade, self.carried["target"])
         logits, _, _ = self(bag, mask)
         loss: Tensor = self.loss(logits, label)
+        check_finite(loss, self.optim.lr, self.current_epoch)
         self.train_slides.update(logits.detach().float().softmax(-1), label)
         self.log("train/loss_step", loss, prog_bar=True)
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(bag))
@@ -99,7 +100,9 @@ class GradingTask(pl.LightningModule):
         bag, mask, grade, _ = batch
         label = target_class(grade, self.carried["target"])
         logits, _, _ = self(bag, mask)
-        self.val_loss.update(self.loss(logits, label), weight=len(bag))
+        loss: Tensor = self.loss(logits, label)
+        check_finite(loss, self.optim.lr, self.current_epoch)
+        self.val_loss.update(loss, weight=len(bag))
         self.val_slides.update(logits.float().softmax(-1), label)
 
     def on_validation_epoch_end(self) -> None:

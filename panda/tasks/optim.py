@@ -7,10 +7,10 @@ from typing import Literal
 
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from panda.errors import ConfigError
+from panda.errors import ConfigError, PandaError
 
 START = 0.04
 """Learning rate of the first step as a share of the highest, where there is a warm-up."""
@@ -82,3 +82,21 @@ class Optim:
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
         }
+
+
+def check_finite(loss: Tensor, lr: float, epoch: int) -> None:
+    """Ends a training that has diverged: from weights that are no numbers nothing more is learnt.
+
+    Args:
+        loss: Of a batch.
+        lr: The highest learning rate, for the message.
+        epoch: For the message.
+
+    Raises:
+        PandaError: The loss is nan or infinite.
+    """
+    if not bool(torch.isfinite(loss).all()):
+        raise PandaError(
+            f"the loss is {loss.item()} in epoch {epoch}: training has diverged; lower optim.lr={lr:g} or set "
+            "trainer.gradient_clip_val=1.0. Checkpoints of earlier epochs are kept"
+        )

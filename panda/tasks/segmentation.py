@@ -12,7 +12,7 @@ from torchmetrics import MeanMetric
 from panda.models.segmentation import Segmenter
 from panda.tasks.checkpoint import carried_data
 from panda.tasks.metrics import PixelHistogram, dice_at
-from panda.tasks.optim import Optim
+from panda.tasks.optim import Optim, check_finite
 from panda.tasks.threshold import search_threshold
 
 Batch = tuple[Tensor, Tensor]
@@ -54,6 +54,7 @@ class SegmentationTask(pl.LightningModule):
         image, mask = batch
         logits = self(image)
         loss: Tensor = self.loss(logits, mask)
+        check_finite(loss, self.optim.lr, self.current_epoch)
         self.train_pixels.update(logits.detach().float().sigmoid(), mask > 0.5)
         self.log("train/loss_step", loss, prog_bar=True)
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(image))
@@ -68,7 +69,9 @@ class SegmentationTask(pl.LightningModule):
         """Adds one batch to the epoch's validation loss and histogram."""
         image, mask = batch
         logits = self(image)
-        self.val_loss.update(self.loss(logits, mask), weight=len(image))
+        loss: Tensor = self.loss(logits, mask)
+        check_finite(loss, self.optim.lr, self.current_epoch)
+        self.val_loss.update(loss, weight=len(image))
         self.val_pixels.update(logits.float().sigmoid(), mask > 0.5)
 
     def on_validation_epoch_end(self) -> None:
