@@ -55,6 +55,11 @@ def test_a_wrong_kind_is_named() -> None:
     assert "engine.precision=fp8" in faults_of("engine.precision=fp8")
 
 
+@pytest.mark.parametrize("override", ["data.level='1'", "data.mpp='1.0'", "trainer.max_epochs='3'", "optim.lr='1'"])
+def test_a_number_in_quotes_is_named_with_them(override: str) -> None:
+    assert f"{override} is of the wrong kind" in faults_of(override)
+
+
 def test_a_missing_value_is_named() -> None:
     assert "data.root is not given" in faults_of("data=panda")
 
@@ -101,7 +106,7 @@ def test_a_target_that_does_not_exist_is_named() -> None:
     assert "panda.models.losses.NoLoss" in faults_of("loss._target_=panda.models.losses.NoLoss")
 
 
-@pytest.mark.parametrize("value", ["0", "1", "often", "0.1234"])
+@pytest.mark.parametrize("value", ["0", "1", "'often'", "'0.5'", "0.1234"])
 def test_a_threshold_is_a_word_or_a_probability_of_the_histograms(value: str) -> None:
     assert f"threshold={value}" in faults_of(f"threshold={value}")
 

@@ -6,6 +6,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import Any, Literal
 
 from hydra.core.hydra_config import HydraConfig
@@ -211,10 +212,27 @@ def _check_type(key: str, value: Any, hint: Any, faults: Faults) -> None:
         return  # a library's own type that cannot be checked ahead: its constructor will
     try:
         # Lax lets YAML lists stand for tuples and text for paths, but would also take "3" for a number.
-        adapter.validate_python(value, strict=isinstance(value, str) and hint in (int, float, bool))
+        adapter.validate_python(value, strict=isinstance(value, str) and _kinds(hint) <= {int, float, bool, NoneType})
     except ValidationError as error:
         wanted = "; ".join(dict.fromkeys(e["msg"].lower() for e in error.errors()))
-        faults.add(f"{key}={value} is of the wrong kind: {wanted}")
+        # With its quotes where they are what is wrong.
+        shown = repr(value) if isinstance(value, str) and _is_number(value) else value
+        faults.add(f"{key}={shown} is of the wrong kind: {wanted}")
+
+
+def _kinds(hint: Any) -> set[Any]:
+    """The members of a union, and of unions in it; else the type itself."""
+    if typing.get_origin(hint) not in (typing.Union, UnionType):
+        return {hint}
+    return set().union(*map(_kinds, typing.get_args(hint)))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def check_loss(loss: Any, logits: Any, target: Any, node: Mapping[str, Any], faults: Faults) -> None:

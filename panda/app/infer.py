@@ -109,8 +109,8 @@ def infer(cfg: DictConfig) -> list[dict[str, Any]]:
         ungraded = sum(failure.stage == ONLY_UNGRADED for failure in results.failed.values())
         but = f" ({ungraded} in grading alone, their tumour figures are there)" if ungraded else ""
         raise SomeSlidesFailed(
-            f"{len(results.failed)} of {len(paths)} slides failed{but}: {folder / 'failures.csv'} says why; "
-            "the others are done"
+            f"{len(results.failed)} of {len(paths)} slides failed{but}: {folder / 'failures.csv'} says why"
+            + ("; the others are done" if len(results.failed) < len(paths) else "")
         )
     return rows
 

@@ -35,7 +35,7 @@ def _threshold_faults(threshold: Any, word: str) -> list[str]:
     number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
     if threshold == word or (number and 0 < float(threshold) < 1):
         return []
-    return [f"threshold={threshold} must be {word} or a probability between 0 and 1"]
+    return [f"threshold={threshold!r} must be {word} or a probability between 0 and 1"]
 
 
 def _name_faults(name: Any) -> list[str]:

@@ -97,7 +97,9 @@ def read_manifest(root: Path | str, *, mask_suffix: str = "_mask") -> list[Slide
             )
             records.append(record)
     if faults:
-        raise ManifestError(_listed(f"{table}: {len(faults)} faults; correct or remove these rows", faults))
+        raise ManifestError(
+            _listed(f"{table}: {len(faults)} fault{'s' * (len(faults) > 1)}; correct or remove these rows", faults)
+        )
     return records
 
 
