@@ -156,6 +156,26 @@ def write_whole(path: Path | str, data: bytes | str) -> None:
         partial.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
 
 
+@contextlib.contextmanager
+def alone(path: Path | str) -> Iterator[None]:
+    """Hold a name as `locked` does, without waiting for whoever holds it.
+
+    Args:
+        path: A file or folder, existing or not, in a folder that exists.
+
+    Raises:
+        BlockingIOError: Another process or thread holds it.
+    """
+    path = Path(path)
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        yield
+
+
 def fingerprint(data: Mapping[str, Any]) -> str:
     """Name a set of plain values by their content.
 

@@ -1,5 +1,6 @@
 """What both doors do around their work: refusals in our words, exit status, traces of jobs that failed."""
 
+import errno
 import logging
 import shlex
 import sys
@@ -13,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from panda.app.command_line import explain, quoted
 from panda.app.config import register_resolvers
-from panda.app.door import enter, exit_status, forget_refusals, guarded
+from panda.app.door import Interrupted, enter, exit_status, forget_refusals, guarded
 from panda.errors import SlideError
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -82,6 +83,38 @@ def test_ctrl_c_ends_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
     err = capsys.readouterr().err
     assert err.startswith("interrupted; ")
     assert "Traceback" not in err
+
+
+def test_ctrl_c_says_how_to_go_on_where_the_job_knows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    @guarded
+    def stopped(cfg: DictConfig) -> None:
+        raise Interrupted("go on with: that")
+
+    with pytest.raises(SystemExit) as left:
+        enter(lambda: stopped(job(tmp_path)))
+    assert left.value.code == 130
+    assert capsys.readouterr().err == "interrupted; go on with: that\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), ("RUN: No space left", "make room")),
+        (OSError(errno.EROFS, "Read-only file system", "a/b.log"), ("a/b.log: Read-only", "can be written")),
+        (OSError("odd"), ("odd",)),
+    ],
+)
+def test_an_error_of_the_system_says_where_and_what_to_do(
+    error: OSError, said: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    @guarded
+    def failing(cfg: DictConfig) -> None:
+        raise error
+
+    failing(job(Path("RUN")))
+    err = capsys.readouterr().err
+    for part in said:
+        assert part in err
 
 
 def test_a_refusal_of_hydra_is_one_message_and_a_status(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from panda.files import fingerprint, identity, remove, replace, whole_path, write_json, write_table, write_whole
+from panda.files import alone, fingerprint, identity, remove, replace, whole_path, write_json, write_table, write_whole
 
 
 def test_text_and_bytes_arrive_as_given(tmp_path: Path) -> None:
@@ -111,3 +111,10 @@ def test_a_table_has_every_key_as_a_column(tmp_path: Path) -> None:
     assert (tmp_path / "a.csv").read_text() == 'a,b,c\n1,,\n2,,"x,y"\n'
     write_table(tmp_path / "a.csv", [], ["a", "b"])
     assert (tmp_path / "a.csv").read_text() == "a,b\n"
+
+
+def test_a_name_that_is_held_is_refused_and_free_again_afterwards(tmp_path: Path) -> None:
+    with alone(tmp_path / "run"), pytest.raises(BlockingIOError), alone(tmp_path / "run"):
+        pass
+    with alone(tmp_path / "run"):
+        pass

@@ -1,6 +1,7 @@
 """What both doors do around their work: logging, one message a refusal, the exit status."""
 
 import contextlib
+import errno
 import functools
 import logging
 import os
@@ -35,6 +36,14 @@ class SomeSlidesFailed(PandaError):
         self.figure = figure
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, with what to do next; it ends a multirun too.
+
+    Args:
+        remedy: How to go on.
+    """
+
+
 _refusals: list[str] = []
 _crashes: list[Exception] = []
 
@@ -50,9 +59,9 @@ def enter(main: Callable[[], Any]) -> NoReturn:
     debug = "debug=true" in (argument.lower() for argument in sys.argv)
     try:
         main()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         set_up_logging(debug)
-        log.error("interrupted; what was finished is kept, and the same command goes on from there")
+        log.error("interrupted; %s", str(stop) or "what was finished is kept, and the same command goes on from there")
         sys.exit(130)
     except Exception as error:
         if _crashes:
@@ -77,8 +86,9 @@ def guarded(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
         try:
             return job(cfg)
         except (PandaError, OSError) as error:
-            _refusals.append(str(error))
-            log.error("%s: %s", type(error).__name__, error, exc_info=cfg.debug is True)
+            told = _told(error, str(cfg.run_dir))
+            _refusals.append(told)
+            log.error("%s: %s", type(error).__name__, told, exc_info=cfg.debug is True)
             if isinstance(error, SomeSlidesFailed):
                 return error.figure
             if cfg.run_dir:
@@ -95,6 +105,18 @@ def guarded(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
                 log.removeHandler(handler)
 
     return run
+
+
+_REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room; what was finished is kept") | dict.fromkeys(
+    (errno.EROFS, errno.EACCES, errno.EPERM), "give a folder that can be written, or the right to"
+)
+
+
+def _told(error: PandaError | OSError, run_dir: str) -> str:
+    """An error's message; of the system's own with the file or else the job's folder, and the remedy."""
+    if isinstance(error, OSError) and (remedy := _REMEDIES.get(error.errno or 0)):
+        return f"{error.filename2 or error.filename or run_dir}: {error.strerror}; {remedy}"
+    return str(error)
 
 
 def _leave_trace(run_dir: Path, error: Exception) -> None:

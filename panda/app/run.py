@@ -12,7 +12,6 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig
 
 from panda.data.patches import Failure
-from panda.errors import PandaError
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +43,16 @@ class Run:
         """The checkpoint of the best epoch."""
         return self.folder / "checkpoints" / "best.ckpt"
 
+    @property
+    def last(self) -> Path:
+        """The checkpoint of the last whole epoch, to go on from."""
+        return self.folder / "checkpoints" / "last.ckpt"
+
     def fit(self, task: pl.LightningModule, data: pl.LightningDataModule) -> None:
         """Trains, or goes on training.
 
         Raises:
-            PandaError: If it was interrupted; the run can be resumed.
+            KeyboardInterrupt: If it was interrupted.
         """
         weights = sum(parameter.numel() for parameter in task.parameters() if parameter.requires_grad)
         log.info("training %.1f million weights on %s", weights / 1e6, self.trainer.strategy.root_device)
@@ -59,14 +63,14 @@ class Run:
                 # Lightning's own use of what torch deprecates, and a hint that small data cannot follow.
                 warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated", category=FutureWarning)
                 warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than")
+                # That of a run which is resumed.
+                warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
                 self.trainer.fit(task, datamodule=data, ckpt_path=self.resume, weights_only=True)
         except SystemExit as stop:
             # Lightning answers Ctrl-C by closing what it opened and leaving the program.
             if not self.trainer.interrupted:
                 raise
-            last = self.folder / "checkpoints" / "last.ckpt"
-            hint = f"go on with: python train.py resume={last}" if last.exists() else "no epoch was finished"
-            raise PandaError(f"interrupted; {hint}") from stop
+            raise KeyboardInterrupt from stop
 
 
 class Experiment(Protocol):

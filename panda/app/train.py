@@ -11,17 +11,19 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from panda.app.config import Faults, build, check_config
-from panda.app.door import SomeSlidesFailed, log_to_file, make_folder, overrides, write_overrides
+from panda.app.door import Interrupted, SomeSlidesFailed, log_to_file, make_folder, overrides, write_overrides
 from panda.app.grading import GradingExperiment
 from panda.app.run import Experiment, Run
 from panda.app.segmentation import SegmentationExperiment
 from panda.errors import ConfigError
-from panda.files import write_json, write_whole
+from panda.files import alone, write_json, write_whole
 from panda.inference.engine import write_failures
 from panda.report.headline import headline
 from panda.report.run_page import write_run_page
+from panda.tasks.checkpoint import WholeCheckpoints
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ def train(cfg: DictConfig) -> float:
         ConfigError: With all faults of the configuration, before anything slow.
         PandaError: If the run cannot go on; what it did is kept.
         SomeSlidesFailed: At the end of a run that is whole but for some slides.
+        Interrupted: After Ctrl-C.
     """
     started = time.monotonic()
     resume = Path(cfg.resume) if cfg.resume else None
@@ -68,6 +71,15 @@ def train(cfg: DictConfig) -> float:
     experiment: Experiment = EXPERIMENTS[cfg.task.name](cfg)
 
     make_folder(folder)
+    try:
+        with alone(folder / "run"):
+            return _run(cfg, folder, resume, experiment, started)
+    except BlockingIOError as error:
+        raise ConfigError(f"name={cfg.name}: another process is at work in {folder}; take another name") from error
+
+
+def _run(cfg: DictConfig, folder: Path, resume: Path | None, experiment: Experiment, started: float) -> float:
+    """The run itself, in a folder that no other process works in."""
     log_to_file(folder / "run.log")
     write_whole(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     if not resume:
@@ -78,6 +90,11 @@ def train(cfg: DictConfig) -> float:
     try:
         figure = experiment.run(run)
         _write_summary(run, time.monotonic() - started)
+    except KeyboardInterrupt as stop:
+        write_failures(folder / "failures.csv", run.failures)
+        if run.last.exists():
+            raise Interrupted(f"go on with: python train.py resume={run.last}") from stop
+        raise
     except BaseException:
         write_failures(folder / "failures.csv", run.failures)
         raise
@@ -120,13 +137,14 @@ def _check_run(cfg: DictConfig, folder: Path, resume: Path | None) -> None:
     """What no single node of the configuration can know: the run's folder, and the number of devices."""
     faults = Faults()
     if not resume and ((folder / "checkpoints").exists() or (folder / "summary.json").exists()):
+        last = folder / "checkpoints" / "last.ckpt"
         faults.add(
-            f"name={cfg.name}: {folder} holds a run already; take another name, remove the folder, or go on with "
-            f"resume={folder}/checkpoints/last.ckpt"
+            f"name={cfg.name}: {folder} holds a run already; take another name, or remove the folder"
+            + (f", or go on with resume={last}" if last.exists() else " (it has no checkpoint to go on from)")
         )
     if cfg.trainer.get("devices", 1) != 1 or cfg.trainer.get("num_nodes", 1) != 1:
         faults.add(
-            f"trainer.devices={cfg.trainer.get('devices')}, trainer.num_nodes={cfg.trainer.get('num_nodes', 1)}: "
+            f"trainer.devices={cfg.trainer.get('devices')!r}, trainer.num_nodes={cfg.trainer.get('num_nodes', 1)}: "
             "a run uses one device; use trainer.devices=1"
         )
     else:
@@ -141,8 +159,12 @@ def _config_of_resumed(cfg: DictConfig, resume: Path) -> DictConfig:
     for needed in (resume, folder / "config.yaml"):
         if not needed.is_file():
             raise ConfigError(f"resume={resume}: {needed} does not exist; give runs/…/checkpoints/last.ckpt of a run")
-    own = OmegaConf.load(folder / "config.yaml")
-    assert isinstance(own, DictConfig)
+    try:
+        own = OmegaConf.load(folder / "config.yaml")
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"resume={resume}: {folder / 'config.yaml'} is damaged; start a new run") from error
+    if not isinstance(own, DictConfig) or not own:
+        raise ConfigError(f"resume={resume}: {folder / 'config.yaml'} is empty; start a new run")
     faults = Faults()
     for override in overrides():
         key, _, value = override.partition("=")
@@ -189,6 +211,7 @@ def _trainer(cfg: DictConfig, folder: Path, experiment: Experiment) -> pl.Traine
         OmegaConf.to_container(cfg.trainer, resolve=True),
         logger=loggers,
         callbacks=callbacks,
+        plugins=[WholeCheckpoints()],
         default_root_dir=str(folder),
         num_sanity_val_steps=0,
         enable_model_summary=False,

@@ -6,10 +6,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from panda.files import alone
+from panda.tasks.segmentation import SegmentationTask
 from tests.integration.doors import REPOSITORY, run_door, table
 
 TINY = (
@@ -180,6 +183,51 @@ def test_a_sweep_keeps_a_failed_job_as_a_row(home: Path, trained: Path) -> None:
     assert [(row["data.patch_size"], row["state"]) for row in rows] == [("64", "done"), ("100", "failed")]
     assert (home / "runs/segmentation/sweep-sizes/sweep.html").is_file()
     assert (home / "runs/segmentation/sweep-sizes/1/error.txt").is_file()
+
+
+def test_ctrl_c_ends_a_sweep_and_keeps_what_was_done(
+    home: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = SegmentationTask.training_step
+
+    def interrupted_in_job_1(task: SegmentationTask, batch: Any, batch_idx: int) -> torch.Tensor:
+        if task.trainer.default_root_dir.endswith("/1") and task.current_epoch == 1:
+            raise KeyboardInterrupt
+        return step(task, batch, batch_idx)
+
+    monkeypatch.setattr(SegmentationTask, "training_step", interrupted_in_job_1)
+    done = run_door("train", home, "-m", *TINY, "trainer.max_epochs=2", "seed=1,2,3", "name=stopped", "logger=csv")
+    assert done.returncode == 130
+    sweep = home / "runs/segmentation/sweep-stopped"
+    assert f"train.py resume={sweep}/1/checkpoints/last.ckpt" in done.stderr
+    assert [row["state"] for row in table(sweep / "sweep.csv")] == ["done"]
+    assert not (sweep / "2").exists()
+
+
+def test_a_training_that_diverges_is_a_refusal(home: Path, trained: Path) -> None:
+    wild = ("optim.lr=1e30", "trainer.gradient_clip_val=null", "name=wild", "logger=csv")
+    done = run_door("train", home, *TINY, *wild)
+    assert done.returncode == 1
+    assert "lower optim.lr=1e+30" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_two_runs_never_share_a_folder(home: Path, trained: Path) -> None:
+    (home / "runs/segmentation/shared").mkdir()
+    with alone(home / "runs/segmentation/shared/run"):
+        done = run_door("train", home, *TINY, "name=shared", "logger=csv")
+    assert done.returncode == 1
+    assert "another process is at work in runs/segmentation/shared" in done.stderr
+
+
+@pytest.mark.parametrize("content", ["{", "", "[1"])
+def test_a_damaged_configuration_is_not_gone_on_with(home: Path, trained: Path, content: str) -> None:
+    shutil.copytree(trained / "checkpoints", home / "damaged" / "checkpoints", dirs_exist_ok=True)
+    (home / "damaged" / "config.yaml").write_text(content)
+    done = run_door("train", home, "resume=damaged/checkpoints/last.ckpt")
+    assert done.returncode == 1
+    assert "damaged/config.yaml is " in done.stderr
+    assert "start a new run" in done.stderr
 
 
 def test_a_split_of_bad_slides_ends_the_run_and_lists_them(home: Path, trained: Path) -> None:
