@@ -66,6 +66,19 @@ def test_all_faults_of_the_arguments_at_once(tmp_path: Path) -> None:
         PatchDataModule(tmp_path, split="patches", groups="patients.csv")
 
 
+def test_patches_of_one_slide_that_would_overlap_are_refused(folder: Path) -> None:
+    for change, named in (({"stride": 32}, r"data\.stride is 32"), ({"edge": "shift"}, r"data\.edge is 'shift'")):
+        with pytest.raises(ConfigError, match=named):
+            module_of(folder, split="patches", **change)
+        module_of(folder, **change)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.04, 21.0])
+def test_nonsense_instead_of_the_slides_mpp_is_refused(folder: Path, value: float) -> None:
+    with pytest.raises(ConfigError, match=rf"data\.mpp_override is {value}: give µm per level-0 px, 0.05 to 20"):
+        module_of(folder, mpp_override=value)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loaders(folder: Path, workers: int) -> None:
     module = prepared(folder, num_workers=workers, augment=Augmentation("light"))

@@ -54,6 +54,8 @@ def test_the_resolution_of_training_decides(slide_path: Path) -> None:
         assert resolution_for(slide, asked(5, None, 2.0)).mpp == pytest.approx((2.0, 2.0))
         with pytest.raises(SlideError, match="level"):
             resolution_for(slide, asked(5, None))
+        slide.mpp = (0.25, 1.0)  # as many µm² a px as before
+        assert not resolution_for(slide, asked(1, None, 2.0)).resampled
 
 
 def test_a_canvas_covers_the_tissue_and_is_made_once(slide_path: Path, tmp_path: Path) -> None:

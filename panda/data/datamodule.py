@@ -27,6 +27,7 @@ from panda.data.settings import PatchSettings, StoreKind
 from panda.data.splits import SPLITS, Split, fraction_faults, split_slides
 from panda.data.store import StoreResult, extract_store, load_store, store_path
 from panda.errors import ConfigError, ManifestError
+from panda.wsi.geometry import mean_mpp
 from panda.wsi.labels import PROVIDERS
 from panda.wsi.readers import ReaderName
 from panda.wsi.synthetic import SyntheticSpec, draw_dataset
@@ -146,6 +147,15 @@ class PatchDataModule(pl.LightningDataModule):
             faults.append(f"data.root={self.root} has no {TABLE}: give the folder that holds it and train_images/")
         if self.groups is not None and not self.groups.is_file():
             faults.append(f"data.groups={self.groups} is no file: give a CSV with image_id and patient (or group)")
+        if self.split == "patches" and self.settings.step < self.settings.patch_size:
+            faults.append(
+                f"data.stride is {self.settings.stride}: with data.split=patches validation patches would overlap "
+                f"training patches; give null"
+            )
+        if self.split == "patches" and self.settings.edge == "shift":
+            faults.append(
+                "data.edge is 'shift': with data.split=patches the last patches would overlap others; give pad"
+            )
         if self.groups is not None and self.split == "patches":
             faults.append("data.groups is set, but data.split=patches has one slide: remove one of them")
         return faults
@@ -303,11 +313,11 @@ class PatchDataModule(pl.LightningDataModule):
         return ordered_loader(self.patch_set("test"), self.batch_size, self.num_workers)
 
     def train_mpp(self) -> list[float]:
-        """µm per patch px of each training slide that has patches and states it."""
+        """µm per patch px of each training slide that has patches and states it: the mean of x and y."""
         self.setup()
         assert self._result is not None
         slides = [self._result.slides.get(record.slide_id) for record in self.splits()["train"]]
-        return [slide.mpp[0] for slide in slides if slide is not None and slide.mpp is not None]
+        return [mean_mpp(slide.mpp) for slide in slides if slide is not None and slide.mpp is not None]
 
     def describe(self) -> dict[str, Any]:
         """Say what the data is, as plain data for ``summary.json``.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from panda.wsi.mpp import MPP_MAX, MPP_MIN
 from panda.wsi.readers import ReaderName
 
 StoreKind = Literal["png", "packed", "slide"]
@@ -55,8 +56,10 @@ class PatchSettings:
             faults.append(f"data.reader is {self.reader!r}: give {', '.join(get_args(ReaderName))}")
         if self.store not in get_args(StoreKind):
             faults.append(f"data.store is {self.store!r}: give {', '.join(get_args(StoreKind))}")
-        if self.mpp_override is not None and not self.mpp_override > 0:
-            faults.append(f"data.mpp_override is {self.mpp_override}: give µm per level-0 px, or null")
+        if self.mpp_override is not None and not MPP_MIN <= self.mpp_override <= MPP_MAX:
+            faults.append(
+                f"data.mpp_override is {self.mpp_override}: give µm per level-0 px, {MPP_MIN} to {MPP_MAX:g}, or null"
+            )
         return faults
 
     @property

@@ -99,9 +99,9 @@ def resolution_for(slide: Slide, asked: Mapping[str, Any]) -> Resolution:
         return slide.at(level=level)
     low, median, high = seen
     if level < len(slide.level_downsamples):
-        own = slide.mpp[0] * slide.level_downsamples[level]
-        if low * (1 - SAME_MPP) <= own <= high * (1 + SAME_MPP):
-            return slide.at(level=level)
+        at_level = slide.at(level=level)
+        if at_level.mean_mpp and low * (1 - SAME_MPP) <= at_level.mean_mpp <= high * (1 + SAME_MPP):
+            return at_level
     return slide.at(mpp=median)
 
 

@@ -183,9 +183,19 @@ class Resolution:
         return None if self.mpp is None else self.mpp[0] * self.mpp[1]
 
     @property
+    def mean_mpp(self) -> float | None:
+        """µm per working px as one number, see `mean_mpp`; None where µm/px is unknown."""
+        return None if self.mpp is None else mean_mpp(self.mpp)
+
+    @property
     def resampled(self) -> bool:
         """Whether reads are resampled from a finer level (False: the pixels of a level, untouched)."""
         return self.downsample != self.level_downsample
+
+
+def mean_mpp(mpp: tuple[float, float]) -> float:
+    """Return the geometric mean of µm/px along x and y: the side of a square px of the same area."""
+    return math.sqrt(mpp[0] * mpp[1])
 
 
 def mask_frame(slide_size: tuple[int, int], mask_size: tuple[int, int]) -> Frame:
