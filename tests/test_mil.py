@@ -225,9 +225,9 @@ def test_feature_width_is_the_encoders(name: str) -> None:
 
 
 def test_tile_sizes() -> None:
-    net().check_patch_size(100)
-    with pytest.raises(ConfigError, match=r"patch_size=256: vit_tiny_patch16_224 .*taken: 224"):
-        MILNet("vit_tiny_patch16_224").check_patch_size(256)
+    net().check_tile_size(100)
+    with pytest.raises(ConfigError, match=r"tile_size=256: vit_tiny_patch16_224 .*taken: 224"):
+        MILNet("vit_tiny_patch16_224").check_tile_size(256)
 
 
 def test_local_weights(tmp_path: Path) -> None:

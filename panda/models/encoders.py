@@ -169,7 +169,7 @@ def size_fault(module: nn.Module, size: int, *, confirm: bool = True) -> str | N
     return None
 
 
-def require_size(module: nn.Module, name: str, size: int, multiple: int) -> None:
+def require_size(module: nn.Module, name: str, size: int, multiple: int, key: str = "patch_size") -> None:
     """Refuse a patch size that a module does not take.
 
     Args:
@@ -177,6 +177,7 @@ def require_size(module: nn.Module, name: str, size: int, multiple: int) -> None
         name: Of the network, for the message.
         size: Side of a patch in working pixels.
         multiple: What the side must be a multiple of, as far as known.
+        key: What the size is called in the message.
 
     Raises:
         ConfigError: With the size, the multiple and the nearest sizes that are taken.
@@ -190,8 +191,6 @@ def require_size(module: nn.Module, name: str, size: int, multiple: int) -> None
     for candidate in sorted(candidates, key=lambda other: (abs(other - size), other)):
         if len(valid) < 2 and candidate > 0 and size_fault(module, candidate, confirm=False) is None:
             valid.append(candidate)
+    needed = f" (a multiple of {multiple} is needed)" if multiple > 1 else ""
     remedy = f"the nearest that are taken: {', '.join(map(str, sorted(valid)))}" if valid else "none is taken"
-    raise ConfigError(
-        f"patch_size={size}: {name} does not take it (a multiple of {multiple} is needed); {remedy}. "
-        f"The network says: {fault}"
-    )
+    raise ConfigError(f"{key}={size}: {name} does not take it{needed}; {remedy}. The network says: {fault}")

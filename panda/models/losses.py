@@ -1,10 +1,9 @@
 """Losses over logits for one class, cancer. Sums are taken in float32, whatever autocast asks for.
 
-Every loss is called as `loss(logits, target, weight=None)`:
+Every loss is called as `loss(logits, target)`:
 
 - logits: (N, 1, h, w), any floating type;
-- target: (N, 1, h, w), 1 where there is cancer and 0 elsewhere;
-- weight: (N, 1, h, w) >= 0 or None; a pixel of weight 0 is left out. Where all are 0 the loss is 0.
+- target: (N, 1, h, w), 1 where there is cancer and 0 elsewhere.
 """
 
 import torch
@@ -14,15 +13,12 @@ from torch import Tensor, nn
 from panda.errors import ConfigError
 
 
-def binary_cross_entropy(
-    logits: Tensor, target: Tensor, weight: Tensor | None = None, positive_weight: float = 1.0
-) -> Tensor:
+def binary_cross_entropy(logits: Tensor, target: Tensor, positive_weight: float = 1.0) -> Tensor:
     """Mean cross-entropy over the pixels of a batch.
 
     Args:
         logits: (N, 1, h, w).
         target: (N, 1, h, w) in {0, 1}.
-        weight: (N, 1, h, w) or None.
         positive_weight: How much more a pixel of cancer counts.
 
     Returns:
@@ -31,14 +27,13 @@ def binary_cross_entropy(
     Raises:
         ValueError: Shapes that differ.
     """
-    logits, target, weight = _checked(logits, target, weight)
-    pixels = F.binary_cross_entropy_with_logits(
-        logits, target, reduction="none", pos_weight=torch.tensor(positive_weight, device=logits.device)
+    logits, target = _checked(logits, target)
+    return F.binary_cross_entropy_with_logits(
+        logits, target, pos_weight=torch.tensor(positive_weight, device=logits.device)
     )
-    return pixels.mean() if weight is None else _mean(pixels, weight)
 
 
-def soft_dice_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None, smooth: float = 0.01) -> Tensor:
+def soft_dice_loss(logits: Tensor, target: Tensor, smooth: float = 0.01) -> Tensor:
     """One minus the soft Dice of a whole batch, in a form that still teaches where there is no cancer.
 
     With means over the pixels of the batch, i = mean(p t), a = mean(p), b = mean(t):
@@ -55,7 +50,6 @@ def soft_dice_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None,
     Args:
         logits: (N, 1, h, w).
         target: (N, 1, h, w) in {0, 1}.
-        weight: (N, 1, h, w) or None.
         smooth: Above 0, as a part of the batch's pixels.
 
     Returns:
@@ -64,12 +58,10 @@ def soft_dice_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None,
     Raises:
         ValueError: Shapes that differ.
     """
-    logits, target, weight = _checked(logits, target, weight)
+    logits, target = _checked(logits, target)
     probability = torch.sigmoid(logits)
-    if weight is None:
-        weight = torch.ones_like(probability)
-    both = _mean(probability * target, weight)
-    either = _mean(probability + target, weight)
+    both = (probability * target).mean()
+    either = (probability + target).mean()
     return 1.0 - (2.0 * both + smooth) / (either + smooth)
 
 
@@ -89,10 +81,10 @@ class BCELoss(nn.Module):
             raise ConfigError(f"positive_weight={positive_weight}: must be above 0")
         self.positive_weight = float(positive_weight)
 
-    def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Give the scalar loss; arguments and errors as in the module's text."""
         with torch.autocast(logits.device.type, enabled=False):
-            return binary_cross_entropy(logits, target, weight, self.positive_weight)
+            return binary_cross_entropy(logits, target, self.positive_weight)
 
 
 class DiceLoss(nn.Module):
@@ -111,10 +103,10 @@ class DiceLoss(nn.Module):
             raise ConfigError(f"smooth={smooth}: must be above 0, as without it a batch of no cancer has no loss")
         self.smooth = float(smooth)
 
-    def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Give the scalar loss; arguments and errors as in the module's text."""
         with torch.autocast(logits.device.type, enabled=False):
-            return soft_dice_loss(logits, target, weight, self.smooth)
+            return soft_dice_loss(logits, target, self.smooth)
 
 
 class BCEDiceLoss(nn.Module):
@@ -147,22 +139,15 @@ class BCEDiceLoss(nn.Module):
         self.bce_weight = float(bce_weight)
         self.dice_weight = float(dice_weight)
 
-    def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Give the scalar loss; arguments and errors as in the module's text."""
-        bce: Tensor = self.bce(logits, target, weight)
-        dice: Tensor = self.dice(logits, target, weight)
+        bce: Tensor = self.bce(logits, target)
+        dice: Tensor = self.dice(logits, target)
         return self.bce_weight * bce + self.dice_weight * dice
 
 
-def _checked(logits: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def _checked(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """In float32; broadcasting (N, h, w) against (N, 1, h, w) would silently compare all with all."""
-    for name, tensor in (("target", target), ("weight", weight)):
-        if tensor is not None and tensor.shape != logits.shape:
-            raise ValueError(f"{name} is {tuple(tensor.shape)} and logits are {tuple(logits.shape)}: must be the same")
-    return logits.float(), target.float(), None if weight is None else weight.float()
-
-
-def _mean(pixels: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean; 0 (with a gradient of 0) where all weights are 0."""
-    total = weight.sum()
-    return (pixels * weight).sum() / torch.where(total > 0, total, torch.ones_like(total))
+    if target.shape != logits.shape:
+        raise ValueError(f"target is {tuple(target.shape)} and logits are {tuple(logits.shape)}: must be the same")
+    return logits.float(), target.float()

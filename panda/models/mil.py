@@ -224,16 +224,16 @@ class MILNet(nn.Module):
         logits: Tensor = self.classifier(self.dropout(bags))
         return (logits[0], attention[0]) if single else (logits, attention)
 
-    def check_patch_size(self, patch_size: int) -> None:
+    def check_tile_size(self, tile_size: int) -> None:
         """Refuse a tile size that the encoder does not take, before anything slow begins.
 
         Args:
-            patch_size: Side of the square tile in working px.
+            tile_size: Side of the square tile in working px.
 
         Raises:
             ConfigError: With the size and the nearest sizes that are taken.
         """
-        require_size(self.encoder, self._plain["encoder"], patch_size, 1)
+        require_size(self.encoder, self._plain["encoder"], tile_size, 1, "tile_size")
 
     def plain(self) -> dict[str, Any]:
         """Give what rebuilds this architecture: `MILNet(**plain)`, without fetching any weights.
