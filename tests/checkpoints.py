@@ -30,6 +30,7 @@ def segmentation_checkpoint(path: Path, **changes: Any) -> Path:
         "overlap": 0.5,
         "labels": {},
         "threshold": search_threshold({}).plain(),
+        "precision": "fp32",
         "train_slides": [],
         "val_slides": [],
     }

@@ -18,6 +18,7 @@ CARRIED_HERE: dict[str, Any] = {
     "overlap": 0.5,
     "labels": {"karolinska": [2]},
     "threshold": {"value": 0.4, "criterion": "dice_pooled", "score": None, "chosen_on": "here", "date": "today"},
+    "precision": "fp32",
     "train_slides": ["a"],
     "val_slides": [],
 }
@@ -81,6 +82,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         ({"threshold": CARRIED_HERE["threshold"] | {"value": float("nan")}}, "panda.threshold.value is nan"),
         ({"patch_size": 0}, "panda.patch_size is 0"),
         ({"overlap": 1.0}, "panda.overlap is 1.0"),
+        ({"precision": "fp8"}, "panda.precision is 'fp8'"),
         ({"train_slides": [1]}, "panda.train_slides.0 is 1"),
     ],
 )
@@ -90,6 +92,12 @@ def test_an_entry_that_is_not_what_it_has_to_be_is_named(tmp_path: Path, changes
         read_checkpoint(path, "segmentation")
     assert named in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("labels", [{"karolinska": [1, 2]}, {"nobody": [2]}])
+def test_other_mask_codes_than_today_s_are_refused(tmp_path: Path, labels: dict[str, list[int]]) -> None:
+    with pytest.raises(CheckpointError, match=rf"a\.ckpt: the mask codes .* of {next(iter(labels))}"):
+        read_checkpoint(write(tmp_path / "a.ckpt", labels=labels), "segmentation")
 
 
 def test_a_weight_that_is_no_tensor_is_named(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, PositiveInt, ValidationError
 
 from panda.errors import CheckpointError
 from panda.files import write_whole
+from panda.wsi.labels import PROVIDERS
 
 FORMAT = 1
 Task = Literal["segmentation", "grading"]
@@ -58,6 +59,7 @@ class _Segmentation(_Network, strict=True):
     overlap: Annotated[float, Field(ge=0, lt=1)]  # of neighbouring tiles, share of the patch size
     labels: dict[str, list[int]]  # provider -> mask codes that count as cancer
     threshold: _Threshold
+    precision: Literal["fp32", "bf16"]  # of the engine that mapped the slides on which the threshold was chosen
 
 
 class _Grading(_Network, strict=True):
@@ -127,7 +129,7 @@ def read_checkpoint(path: Path, task: Task) -> Checkpoint:
 
     Raises:
         CheckpointError: If the file is missing, is no checkpoint, is of another task or another format, or an entry
-            of it is not what it has to be.
+            of it is not what it has to be, or other mask codes counted as cancer in training than count today.
     """
     loaded = _load(path)
     carried = loaded["panda"]
@@ -151,12 +153,24 @@ def read_checkpoint(path: Path, task: Task) -> Checkpoint:
             for fault in error.errors()
         )
         raise CheckpointError(f"checkpoint {path}: {faults}; {altered}") from error
+    _check_labels(path, carried.get("labels", {}))
     for key, value in loaded["state_dict"].items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
             raise CheckpointError(f"checkpoint {path}: state_dict[{key!r}] is no tensor under a name; {altered}")
     prefix = "network."
     weights = {key.removeprefix(prefix): value for key, value in loaded["state_dict"].items() if key.startswith(prefix)}
     return Checkpoint(path, carried, weights)
+
+
+def _check_labels(path: Path, labels: Mapping[str, list[int]]) -> None:
+    """Refuses a network that learnt as cancer what today's masks do not mean by it."""
+    for provider, codes in labels.items():
+        today = sorted(PROVIDERS[provider].cancer) if provider in PROVIDERS else None
+        if codes != today:
+            raise CheckpointError(
+                f"checkpoint {path}: the mask codes {codes} of {provider} counted as cancer in training, this version "
+                f"has {today or 'no such provider'}: train again, or use the version that made it"
+            )
 
 
 def carried_data(task: Task, data: Mapping[str, Any]) -> dict[str, Any]:

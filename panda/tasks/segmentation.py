@@ -29,7 +29,7 @@ class SegmentationTask(pl.LightningModule):
         network: The segmenter.
         loss: Module over logits and target, both (N, 1, h, w).
         optim: Optimizer and schedule.
-        carried: Plain data for inference: resolution, patch_size, overlap, labels, train_slides,
+        carried: Plain data for inference: resolution, patch_size, overlap, labels, precision, train_slides,
             val_slides.
     """
 
