@@ -106,6 +106,40 @@ def test_a_target_that_does_not_exist_is_named() -> None:
     assert "panda.models.losses.NoLoss" in faults_of("loss._target_=panda.models.losses.NoLoss")
 
 
+@pytest.mark.parametrize(
+    ("node", "target", "kind"),
+    [
+        ("augment", "torch.nn.Identity", "Augmentation"),
+        ("data.augment", "torch.nn.Identity", "Augmentation"),
+        ("optim", "torch.nn.Identity", "Optim"),
+        ("loss", "panda.tasks.optim.Optim", "Module"),
+        ("engine", "panda.tasks.optim.Optim", "EngineSettings"),
+        ("model", "panda.models.mil.MILNet", "Segmenter"),
+    ],
+)
+def test_a_target_of_another_kind_is_refused(node: str, target: str, kind: str) -> None:
+    text = faults_of(f"{node}={{_target_: {target}}}" if "." in node else f"{node}._target_={target}")
+    assert f"{node}._target_={target} is no {kind}" in text
+
+
+def test_a_node_without_a_target_is_named() -> None:
+    assert "optim has no _target_: give panda.tasks.optim.Optim" in faults_of("~optim._target_")
+
+
+@pytest.mark.parametrize("package", ["albumentations.HorizontalFlip", "torch.optim.Adam"])
+def test_packages_that_no_group_can_use_are_not_allowed(package: str) -> None:
+    assert "outside the packages" in faults_of(f"augment._target_={package}")
+
+
+def test_an_unknown_task_is_named() -> None:
+    assert "task.name=detection: give task=segmentation or task=grading" in faults_of("task.name=detection")
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_is_none_is_refused(seed: int) -> None:
+    assert f"seed={seed} must be from 0" in faults_of(f"seed={seed}")
+
+
 @pytest.mark.parametrize("value", ["0", "1", "'often'", "'0.5'", "0.1234"])
 def test_a_threshold_is_a_word_or_a_probability_of_the_histograms(value: str) -> None:
     assert f"threshold={value}" in faults_of(f"threshold={value}")

@@ -1,6 +1,5 @@
 """Checks a configuration before anything slow begins, and builds objects from it."""
 
-import importlib
 import inspect
 import typing
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from panda.app.command_line import quoted
+from panda.app.kinds import imported, kinds_of
 from panda.app.values import value_faults
 from panda.errors import ConfigError, PandaError, near
 
@@ -22,10 +22,8 @@ from panda.errors import ConfigError, PandaError, near
 ALLOWED_TARGETS = (
     "panda.",
     "torch.nn.",
-    "torch.optim.",
     "pytorch_lightning.",
     "segmentation_models_pytorch.",
-    "albumentations.",
     "torchmetrics.",
 )
 
@@ -139,8 +137,9 @@ def check_config(cfg: DictConfig, door: str) -> None:
         faults.add(f"{str(error).splitlines()[0]}; mend the ${{…}} it names")
         faults.raise_any()
     assert isinstance(plain, dict)
+    kinds = kinds_of(plain.get("task"))
     for node_key, node in plain.items():
-        _check_node(str(node_key), node, faults)
+        _check_node(str(node_key), node, kinds, faults)
     for fault in value_faults({str(key): value for key, value in plain.items()}, door):
         faults.add(fault)
     if door == "train":
@@ -158,23 +157,40 @@ def check_config(cfg: DictConfig, door: str) -> None:
     faults.raise_any()
 
 
-def _check_node(key: str, node: Any, faults: Faults) -> None:
-    """Checks a node with a `_target_` against that target's signature, and all nodes below it."""
-    if not isinstance(node, Mapping):
-        return
-    for name, child in node.items():
-        _check_node(f"{key}.{name}", child, faults)
-    if "_target_" not in node:
-        return
-    path = str(node["_target_"])
+def _check_node(key: str, node: Any, kinds: Mapping[str, str], faults: Faults) -> None:
+    """Checks a node with a `_target_` against its kind and that target's signature, and all nodes below it."""
+    if isinstance(node, Mapping):
+        for name, child in node.items():
+            _check_node(f"{key}.{name}", child, kinds, faults)
+        if "_target_" in node:
+            target = _target(key, str(node["_target_"]), kinds.get(key), faults)
+            if target is not None:
+                _check_options(key, node, target, faults)
+            return
+    if key in kinds and not (node is None and "." in key):
+        faults.add(f"{key} has no _target_: give {kinds[key]}, or what is derived from it")
+
+
+def _target(key: str, path: str, kind: str | None, faults: Faults) -> Any:
+    """What a `_target_` names; None, and a fault, where it must not or cannot be used."""
     if not path.startswith(ALLOWED_TARGETS):
         faults.add(
             f"{key}._target_={path} is outside the packages a configuration may use ({', '.join(ALLOWED_TARGETS)})"
         )
-        return
-    target = _locate(key, path, faults)
-    if target is None:
-        return
+        return None
+    try:
+        target = imported(path)
+    except (ImportError, AttributeError) as error:
+        faults.add(f"{key}._target_={path} cannot be used: {error}")
+        return None
+    if kind and not (inspect.isclass(target) and issubclass(target, imported(kind))):
+        faults.add(f"{key}._target_={path} is no {kind.rpartition('.')[2]}, which a run needs there")
+        return None
+    return target
+
+
+def _check_options(key: str, node: Mapping[str, Any], target: Any, faults: Faults) -> None:
+    path = node["_target_"]
     call = target.__init__ if inspect.isclass(target) else target
     parameters = {name: parameter for name, parameter in inspect.signature(call).parameters.items() if name != "self"}
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
@@ -191,15 +207,6 @@ def _check_node(key: str, node: Any, faults: Faults) -> None:
                 faults.add(f"{key}.{name}={value}: {path} has no such option{near(str(name), parameters)}")
         elif name in hints and not isinstance(value, Mapping):
             _check_type(f"{key}.{name}", value, hints[name], faults)
-
-
-def _locate(key: str, path: str, faults: Faults) -> Any:
-    module, _, name = path.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        faults.add(f"{key}._target_={path} cannot be used: {error}")
-        return None
 
 
 def _check_type(key: str, value: Any, hint: Any, faults: Faults) -> None:

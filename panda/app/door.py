@@ -6,7 +6,7 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -132,6 +132,17 @@ def _leave_trace(run_dir: Path, error: Exception) -> None:
 def overrides() -> list[str]:
     """What the command line of this job asks for, `key=value`; empty where none was typed."""
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def idle_faults(idle: Collection[str], where: str) -> list[str]:
+    """What the command line asks for and nothing would follow, as one sentence; none where there is nothing.
+
+    Args:
+        idle: Keys that have no part in this job.
+        where: What they have no part in.
+    """
+    given = [text for text in overrides() if text.lstrip("+").partition("=")[0] in idle]
+    return [f"{', '.join(given)}: no part in {where}; leave out"] if given else []
 
 
 def write_overrides(folder: Path) -> None:

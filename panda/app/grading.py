@@ -4,6 +4,7 @@ import functools
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from panda.app.config import Faults, check_loss
+from panda.app.door import idle_faults
 from panda.app.run import Run, resolution_asked
 from panda.app.tracking import log_csv, wandb_of
 from panda.data.bag_datamodule import BagDataModule
@@ -29,7 +31,7 @@ from panda.inference.canvas import Canvas
 from panda.inference.engine import SlideMapper, each_slide, tiles_on
 from panda.inference.evaluate import plain_interval
 from panda.inference.grader import Grade, GradingPredictor, slide_tiles
-from panda.inference.predictor import EngineSettings, SegmentationPredictor
+from panda.inference.predictor import EngineSettings, SegmentationPredictor, resolution_for
 from panda.inference.quantify import QuantifySettings
 from panda.models.mil import MILNet
 from panda.report.panels import attention_tiles
@@ -42,9 +44,14 @@ from panda.wsi.tissue import TissueMap, find_tissue
 
 log = logging.getLogger(__name__)
 
-MIL_TARGET = "panda.models.mil.MILNet"
 OF_SEGMENTATION = "segmentation"
 """`model.encoder_weights` that takes the encoder of the segmentation checkpoint."""
+
+IDLE = (
+    "criterion",
+    *(f"data.{key}" for key in ("batch_size", "stride", "edge", "min_tissue", "store", "extract_workers")),
+)
+"""What the command line may not ask for, as nothing would follow: `tiles` has its own."""
 
 KAPPA_DRAWS = 500
 """Draws of the bootstrap for the kappa, which takes milliseconds a draw."""
@@ -63,7 +70,7 @@ class GradingSettings:
         ConfigError: If a number is out of range.
     """
 
-    name: str = "grading"
+    name: Literal["grading"] = "grading"
     target: Target = "isup"
     patience: int = 10
 
@@ -108,6 +115,8 @@ class TileSettings:
             for key in ("k", "tile_size", "batch_size")
             if getattr(self, key) < 1
         ]
+        if self.seed < 0:
+            faults.append(f"tiles.seed={self.seed} must not be negative")
         faults += [
             f"tiles.{key}={getattr(self, key)} must be a share from 0 to 1"
             for key in ("random_fraction", "min_tissue")
@@ -163,10 +172,12 @@ class GradingExperiment:
         if from_segmentation and not guided:
             faults.add("model.encoder_weights=segmentation needs tiles=guided and a segmentation_checkpoint")
         model = plain["model"] | ({"encoder_weights": None} if from_segmentation else {})
-        if model["_target_"] == MIL_TARGET:
-            self.network: MILNet = faults.build(model, num_classes=CLASSES[cfg.task.target])
-        else:
-            faults.add(f"model={model['_target_']} is no MIL network: give model=mil_gated or model=mil_attention")
+        self.network: MILNet = faults.build(model, num_classes=CLASSES[cfg.task.target])
+        if self.network is not None and self.tiles is not None:
+            with faults.collect():
+                self.network.check_tile_size(self.tiles.tile_size)
+        for fault in idle_faults(IDLE, "task=grading"):
+            faults.add(fault)
         faults.raise_any()
         self.segmenter = (
             SegmentationPredictor.from_checkpoint(Path(cfg.segmentation_checkpoint), self.engine) if guided else None
@@ -174,7 +185,7 @@ class GradingExperiment:
         if from_segmentation and self.segmenter is not None:
             _take_encoder(self.network, self.segmenter)
 
-    def run(self, run: Run) -> float:
+    def run(self, run: Run) -> None:
         """See `Experiment.run`."""
         splits = self.data.splits()
         items: dict[Split, list[BagItem]] = {}
@@ -225,13 +236,11 @@ class GradingExperiment:
                 "left_out": dict(self.data.left_out),
                 "groups": self.data.policy(),
             },
-            "val": self._grade_slides(run, grader, splits["val"], "val"),
+            "val": self._grade_slides(run, grader, items["val"], "val"),
         }
-        if self.cfg.test_slides and splits.get("test"):
-            run.summary["test"] = self._grade_slides(run, grader, splits["test"], "test")
+        if self.cfg.test_slides and items.get("test"):
+            run.summary["test"] = self._grade_slides(run, grader, items["test"], "test")
         self._show_in_wandb(run)
-        figure = run.summary.get("test", run.summary["val"])["qwk"]
-        return float("nan") if figure is None else float(figure)
 
     def _open(self, record: SlideRecord) -> Slide:
         settings = self.data.settings
@@ -241,22 +250,28 @@ class GradingExperiment:
         assert record.isup_grade is not None  # a bag without a grade is refused
         return int(target_class(torch.tensor(record.isup_grade), self.settings.target))
 
-    def _canvas(self, slide: Slide, tissue: TissueMap, bar: "tqdm[Any]") -> Canvas | None:
+    def _canvas(
+        self, slide: Slide, tissue: TissueMap, bar: "tqdm[Any]"
+    ) -> AbstractContextManager[Canvas] | AbstractContextManager[None]:
         """The slide's canvas from the guiding segmenter, kept beside the patch stores for the next run."""
         if self.segmenter is None:
-            return None
-        return self.segmenter.predict(slide, tissue, self._canvas_path(self.segmenter, slide), tiles_on(bar))
+            return nullcontext()
+        return self.segmenter.holding(slide, tissue, self._canvas_path(self.segmenter, slide), tiles_on(bar))
 
     def _canvas_path(self, segmenter: SegmentationPredictor, slide: Slide) -> Path:
-        return self.data.store_root / f"canvases-{segmenter.fingerprint[:12]}" / f"{slide.slide_id}.zarr"
+        """Named by all that makes it, so that runs of another precision, say, do not replace each other's."""
+        made_of = segmenter.canvas_fingerprint(slide, resolution_for(slide, segmenter.carried["resolution"]))
+        folder = self.data.store_root / f"canvases-{segmenter.fingerprint[:12]}"
+        return folder / f"{slide.slide_id}-{made_of[:12]}.zarr"
 
     def _bag_item(self, mpps: list[float], record: SlideRecord, bar: "tqdm[Any]") -> BagItem:
         with self._open(record) as slide:
             tissue = find_tissue(slide)
             asked = resolution_asked(self.tiles.level, self.tiles.mpp, [])
-            coords, view = slide_tiles(slide, tissue, self._canvas(slide, tissue, bar), asked, asdict(self.tiles))
-            if view.mpp:
-                mpps.append(view.mpp[0])
+            with self._canvas(slide, tissue, bar) as canvas:
+                coords, view = slide_tiles(slide, tissue, canvas, asked, asdict(self.tiles))
+            if view.mean_mpp:
+                mpps.append(view.mean_mpp)
             return BagItem(record, coords)
 
     def _notes(self, run: Run, items: Mapping[Split, Sequence[BagItem]]) -> None:
@@ -268,13 +283,7 @@ class GradingExperiment:
                     f"The segmentation that guides the tiles was trained on {len(train & seen)} of the {len(train)} "
                     "training slides: their tiles are in-sample."
                 )
-            for name in ("val", "test"):
-                leaked = {item.record.slide_id for item in items.get(name, [])} & seen
-                if leaked:
-                    run.notes.append(
-                        f"The segmentation was trained on {len(leaked)} {name} slides: their figures flatter. "
-                        "Use the data.seed and fractions of its run."
-                    )
+            run.notes += leak_notes(items, self.segmenter.carried)
         classes = CLASSES[self.settings.target]
         counts = Counter(self._class(item.record) for item in items["train"])
         absent = [str(c) for c in range(classes) if not counts[c]]
@@ -283,10 +292,8 @@ class GradingExperiment:
         for note in run.notes:
             log.warning("%s", note)
 
-    def _grade_slides(
-        self, run: Run, grader: GradingPredictor, records: Sequence[SlideRecord], split: str
-    ) -> dict[str, Any]:
-        """Grades slides as inference does; of test slides it leaves map, tiles and page."""
+    def _grade_slides(self, run: Run, grader: GradingPredictor, items: Sequence[BagItem], split: str) -> dict[str, Any]:
+        """Grades the slides of bags as inference does; of test slides it leaves map, tiles and page."""
         mapper = (
             SlideMapper(self.segmenter, self.segmenter.threshold.value, self.quantify, grader)
             if self.segmenter and split == "test"
@@ -304,7 +311,8 @@ class GradingExperiment:
                         run.failures.append(mapped.ungraded)
                     grade = mapped.grade
                 else:
-                    grade = grader.grade(slide, tissue, self._canvas(slide, tissue, bar))
+                    with self._canvas(slide, tissue, bar) as canvas:
+                        grade = grader.grade(slide, tissue, canvas)
             if split == "test":
                 if grade is not None:
                     attention_tiles(grade.tiles, grade.attention, grade.coords, folder / "attention_tiles.png")
@@ -312,10 +320,11 @@ class GradingExperiment:
                         facts = {"slide_id": record.slide_id, "grade": grade.plain()}
                         write_json(folder / "quantification.json", facts)
                 write_slide_page(folder)
-            # without the pixels of its tiles: those of thousands of bags fill a memory
-            return None if grade is None else (record, replace(grade, tiles=grade.tiles[:0]))
+            return None if grade is None else (record, without_tiles(grade))
 
-        outcome = each_slide(records, lambda record: record.slide_id, f"grades of {split}", work)
+        outcome = each_slide(
+            [item.record for item in items], lambda record: record.slide_id, f"grades of {split}", work
+        )
         run.failures.extend(outcome.failures)
         graded = [result for result in outcome.results if result is not None]
         if not graded:
@@ -379,6 +388,36 @@ class GradingExperiment:
             for key, value in run.summary.get(split, {}).items():
                 if isinstance(value, int | float):
                     logger.experiment.summary[f"{split}/final_{key}"] = value
+
+
+def leak_notes(items: Mapping[Split, Sequence[BagItem]], carried: Mapping[str, Any]) -> list[str]:
+    """Says which slides that are judged on were no news to the segmentation that guides the tiles.
+
+    Args:
+        items: Slides of each split.
+        carried: Of the segmentation's checkpoint.
+    """
+    # On validation slides the grader chooses its epoch too: that the segmentation did adds nothing.
+    checked: tuple[tuple[Split, str, str], ...] = (
+        ("val", "train_slides", "was trained"),
+        ("test", "train_slides", "was trained"),
+        ("test", "val_slides", "chose its epoch and threshold"),
+    )
+    counts = [
+        (did, len({item.record.slide_id for item in items.get(name, ())} & set(carried[key])), name)
+        for name, key, did in checked
+    ]
+    return [
+        f"The segmentation {did} on {count} {name} slides: their figures flatter. "
+        "Use the data.seed and fractions of its run."
+        for did, count, name in counts
+        if count
+    ]
+
+
+def without_tiles(grade: Grade) -> Grade:
+    """A grade without the pixels of its tiles: those of thousands of bags fill a memory."""
+    return replace(grade, tiles=grade.tiles[:0].copy())  # a slice alone would keep them all
 
 
 def _take_encoder(network: MILNet, segmenter: SegmentationPredictor) -> None:

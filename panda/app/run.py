@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -12,6 +12,10 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig
 
 from panda.data.patches import Failure
+from panda.errors import CheckpointError
+from panda.tasks.checkpoint import Task, read_checkpoint
+from panda.tasks.grading import GradingTask
+from panda.tasks.segmentation import SegmentationTask
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +52,15 @@ class Run:
         """The checkpoint of the last whole epoch, to go on from."""
         return self.folder / "checkpoints" / "last.ckpt"
 
-    def fit(self, task: pl.LightningModule, data: pl.LightningDataModule) -> None:
+    def fit(self, task: SegmentationTask | GradingTask, data: pl.LightningDataModule) -> None:
         """Trains, or goes on training.
 
         Raises:
+            CheckpointError: If the run that is resumed was of other slides, tiles or segmentation.
             KeyboardInterrupt: If it was interrupted.
         """
+        if self.resume:
+            _check_same(self.resume, self.cfg.task.name, task.carried)
         weights = sum(parameter.numel() for parameter in task.parameters() if parameter.requires_grad)
         log.info("training %.1f million weights on %s", weights / 1e6, self.trainer.strategy.root_device)
         try:
@@ -79,8 +86,34 @@ class Experiment(Protocol):
     monitor: str
     mode: str
 
-    def run(self, run: Run) -> float:
-        """Trains, evaluates, fills `run.summary`, and returns the figure that runs are compared by."""
+    def run(self, run: Run) -> None:
+        """Trains, evaluates and fills `run.summary`."""
+
+
+AFTER_TRAINING = ("threshold", "precision")
+"""What a checkpoint carries that is decided anew once training has ended."""
+
+
+def _check_same(resume: Path, task: Task, today: Mapping[str, Any]) -> None:
+    """Refuses to go on with other data, in silence, under figures of the old ones."""
+    before = read_checkpoint(resume, task).carried
+    changes = [
+        _change(key, before[key], value)
+        for key, value in today.items()
+        if key not in AFTER_TRAINING and before[key] != value
+    ]
+    if changes:
+        raise CheckpointError(
+            f"resume={resume}: what the run learns from is no longer what it was ({'; '.join(changes)}): "
+            "bring that back, or start a new run"
+        )
+
+
+def _change(key: str, before: Any, today: Any) -> str:
+    if not isinstance(before, list):
+        return f"{key} was {before}, is {today}"
+    gone, new = sorted(set(before) - set(today)), sorted(set(today) - set(before))
+    return f"{key}: {len(gone)} gone, {len(new)} new, {(gone + new)[0]} among them"
 
 
 def resolution_asked(level: int | None, mpp: float | None, train_mpp: Sequence[float]) -> dict[str, Any]:

@@ -2,18 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from panda.app.config import Faults, check_loss
+from panda.app.door import idle_faults
 from panda.app.run import Run, resolution_asked
 from panda.app.tracking import log_csv, wandb_of
 from panda.data.datamodule import PatchDataModule
 from panda.data.manifest import SlideRecord
-from panda.errors import ConfigError, ManifestError, PandaError
+from panda.errors import ConfigError, PandaError
 from panda.files import remove, write_table
 from panda.inference.engine import SlideMapper, each_slide, tiles_on
 from panda.inference.evaluate import SlideScore, histograms, score_canvas, summarise
@@ -23,7 +25,7 @@ from panda.models.segmentation import Segmenter
 from panda.report.panels import PanelRow, draw_panels
 from panda.report.selection import telling_rows
 from panda.report.slide_page import write_slide_page
-from panda.tasks.checkpoint import read_checkpoint, replace_carried
+from panda.tasks.checkpoint import replace_carried
 from panda.tasks.optim import Optim
 from panda.tasks.segmentation import SegmentationTask
 from panda.tasks.threshold import ThresholdChoice, search_threshold, write_threshold_curve
@@ -32,7 +34,7 @@ from panda.wsi.slide import Slide
 from panda.wsi.tissue import find_tissue
 
 QUANTIFIED = ("tumor_percent_of_tissue", "tumor_mm2", "tissue_mm2", "num_regions")
-"""What `test_slides.csv` takes over from the quantification."""
+"""What the table of slides takes over from the quantification."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class SegmentationSettings:
         ConfigError: If a number is out of range.
     """
 
-    name: str = "segmentation"
+    name: Literal["segmentation"] = "segmentation"
     overlap: float = 0.5
     panels: int = 6
     patience: int = 10
@@ -87,25 +89,26 @@ class SegmentationExperiment:
         self.cfg = cfg
         self.data: PatchDataModule = faults.build(plain["data"])
         self.network: Segmenter = faults.build(plain["model"])
-        if isinstance(self.network, Segmenter):
+        if self.network is not None:
             with faults.collect():
                 self.network.check_patch_size(plain["data"]["patch_size"])
             with faults.collect():
                 self.network.check_batch_size(plain["data"]["batch_size"])
-        elif self.network is not None:
-            faults.add(f"model={plain['model']['_target_']} is no segmenter: give model=unet or model=deeplabv3")
         self.loss = faults.build(plain["loss"])
         if self.loss is not None:
             check_loss(self.loss, torch.zeros(2, 1, 8, 8), torch.ones(2, 1, 8, 8), plain["loss"], faults)
         if plain["segmentation_checkpoint"] is not None:
             faults.add("segmentation_checkpoint is for task=grading: leave it out, or give task=grading")
+        if plain["data"]["split"] == "patches":
+            for fault in idle_faults(("criterion", "data.test_fraction"), "data.split=patches"):
+                faults.add(fault)
         self.optim: Optim = faults.build(plain["optim"])
         self.settings: SegmentationSettings = faults.build(plain["task"])
         self.quantify: QuantifySettings = faults.build(plain["quantify"])
         self.engine: EngineSettings = faults.build(plain["engine"])
         faults.raise_any()
 
-    def run(self, run: Run) -> float:
+    def run(self, run: Run) -> None:
         """See `Experiment.run`."""
         data = self.data
         data.prepare_data()
@@ -120,14 +123,10 @@ class SegmentationExperiment:
             "patch_size": data.settings.patch_size,
             "overlap": self.settings.overlap,
             "labels": {name: sorted(labels.cancer) for name, labels in PROVIDERS.items()},
+            "precision": self.engine.precision,
             "train_slides": sorted(record.slide_id for record in splits["train"]),
             "val_slides": sorted(record.slide_id for record in splits["val"]),
         }
-        if (
-            run.resume
-            and read_checkpoint(run.resume, "segmentation").carried["train_slides"] != carried["train_slides"]
-        ):
-            raise ManifestError(f"{data.root}: the training slides are not those of {run.resume}; start a new run")
         run.fit(SegmentationTask(self.network, self.loss, self.optim, carried), data)
         run.summary["data"] = data.describe()
         predictor = SegmentationPredictor.from_checkpoint(run.best, self.engine)
@@ -138,13 +137,15 @@ class SegmentationExperiment:
                 "One slide, its patches split: these figures show that the network learns, not that it generalises "
                 "to another slide."
             )
-        shown = splits["train"] if one_slide else splits.get("test", []) if self.cfg.test_slides else []
-        scores = self._map_slides(run, predictor, choice, shown)
+        shown: Sequence[SlideRecord] = []
+        if self.cfg.test_slides:
+            shown = splits["train"] if one_slide else splits.get("test", [])
+        # the one slide is no test slide, and no table may say so
+        table = run.folder / ("slides.csv" if one_slide else "test_slides.csv")
+        scores = self._map_slides(run, predictor, choice, shown, table)
         if shown and not one_slide:
             run.summary["test"] = summarise(scores, choice.value, self.cfg.seed)
-        self._show_in_wandb(run)
-        figure = run.summary.get("test", run.summary["val"])["dice"]
-        return float("nan") if figure is None else float(figure)
+        self._show_in_wandb(run, table)
 
     def _freeze_threshold(
         self, run: Run, predictor: SegmentationPredictor, val: Sequence[SlideRecord]
@@ -161,12 +162,13 @@ class SegmentationExperiment:
             canvases = run.folder / "validation"
 
             def score(record: SlideRecord, bar: "tqdm[Any]") -> SlideScore:
-                with self._open(record) as slide, self._mask(record, slide) as mask:
-                    tissue = find_tissue(slide)
-                    canvas = predictor.predict(slide, tissue, canvases / f"{record.slide_id}.zarr", tiles_on(bar))
-                    found = score_canvas(canvas, slide, mask, tissue, record)
-                remove(canvases)  # it is counted; those of a large split would fill the disk
-                return found
+                try:
+                    with self._open(record) as slide, self._mask(record, slide) as mask:
+                        tissue = find_tissue(slide)
+                        canvas = predictor.predict(slide, tissue, canvases / f"{record.slide_id}.zarr", tiles_on(bar))
+                        return score_canvas(canvas, slide, mask, tissue, record)
+                finally:
+                    remove(canvases)  # counted or failed: those of a large split would fill the disk
 
             outcome = each_slide(val, lambda record: record.slide_id, "validation", score)
             run.failures.extend(outcome.failures)
@@ -185,7 +187,7 @@ class SegmentationExperiment:
             write_threshold_curve(
                 histograms(scores), choice, run.folder / "threshold_curve.csv", run.folder / "threshold_curve.png"
             )
-        replace_carried(run.best, threshold=choice.plain())
+        replace_carried(run.best, threshold=choice.plain(), precision=self.engine.precision)
         run.summary |= {
             "threshold": choice.value,
             "threshold_choice": choice.plain(),
@@ -204,7 +206,12 @@ class SegmentationExperiment:
         return LabelMask.open(record.mask_path, slide, record.provider)
 
     def _map_slides(
-        self, run: Run, predictor: SegmentationPredictor, choice: ThresholdChoice, records: Sequence[SlideRecord]
+        self,
+        run: Run,
+        predictor: SegmentationPredictor,
+        choice: ThresholdChoice,
+        records: Sequence[SlideRecord],
+        table_path: Path,
     ) -> list[SlideScore]:
         """Maps, scores and writes slides at the frozen threshold, and draws the panels."""
         mapper = SlideMapper(predictor, choice.value, self.quantify)
@@ -238,11 +245,11 @@ class SegmentationExperiment:
         if panels:
             draw_panels(panels, choice.value, run.folder / "panels" / "patches.png")
         if table:
-            write_table(run.folder / "test_slides.csv", table)
+            write_table(table_path, table)
         return outcome.results
 
-    def _show_in_wandb(self, run: Run) -> None:
-        """Pictures, the threshold curve, the test table and the headline figures for the dashboard."""
+    def _show_in_wandb(self, run: Run, table_path: Path) -> None:
+        """Pictures, the threshold curve, the table of slides and the headline figures for the dashboard."""
         logger = wandb_of(run.trainer.loggers)
         if logger is None:
             return
@@ -255,7 +262,7 @@ class SegmentationExperiment:
         for record_folder in sorted((run.folder / "slides").glob("*/overlay.png")):
             logger.log_image("overlay", [str(record_folder)], caption=[record_folder.parent.name])
         log_csv(logger, "threshold_curve_table", run.folder / "threshold_curve.csv")
-        log_csv(logger, "test_slides", run.folder / "test_slides.csv")
+        log_csv(logger, table_path.stem, table_path)
         figures = {f"{split}/final_{k}": v for split in ("val", "test") for k, v in run.summary.get(split, {}).items()}
         logger.experiment.summary.update(
             {"threshold": run.summary["threshold"]} | {k: v for k, v in figures.items() if isinstance(v, int | float)}

@@ -4,6 +4,7 @@ import datetime
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import wandb
@@ -11,8 +12,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
-from yaml import YAMLError  # type: ignore[import-untyped]
 
+from panda.app.callbacks import MovableCheckpoint, SeedOfEpoch
 from panda.app.config import Faults, build, check_config
 from panda.app.door import Interrupted, SomeSlidesFailed, log_to_file, make_folder, overrides, write_overrides
 from panda.app.grading import GradingExperiment
@@ -23,6 +24,7 @@ from panda.files import alone, write_json, write_whole
 from panda.inference.engine import write_failures
 from panda.report.headline import headline
 from panda.report.run_page import write_run_page
+from panda.report.words import headline_keys
 from panda.tasks.checkpoint import WholeCheckpoints
 
 log = logging.getLogger(__name__)
@@ -51,8 +53,7 @@ def train(cfg: DictConfig) -> float:
         cfg: `conf/train.yaml` as composed by Hydra, or by a test, which then gives `run_dir`.
 
     Returns:
-        The figure that runs are compared by: pooled Dice (segmentation) or quadratic kappa (grading) on the test
-        slides, on validation where there is no test; nan where it is undefined.
+        The figure that runs are compared by, see `compared_by`.
 
     Raises:
         ConfigError: With all faults of the configuration, before anything slow.
@@ -88,8 +89,8 @@ def _run(cfg: DictConfig, folder: Path, resume: Path | None, experiment: Experim
     log.info("run: %s", folder)
     run = Run(cfg, folder, resume, _trainer(cfg, folder, experiment))
     try:
-        figure = experiment.run(run)
-        _write_summary(run, time.monotonic() - started)
+        experiment.run(run)
+        figure = compared_by(_write_summary(run, time.monotonic() - started))
     except KeyboardInterrupt as stop:
         write_failures(folder / "failures.csv", run.failures)
         if run.last.exists():
@@ -110,7 +111,23 @@ def _run(cfg: DictConfig, folder: Path, resume: Path | None, experiment: Experim
     return figure
 
 
-def _write_summary(run: Run, seconds: float) -> None:
+def compared_by(summary: dict[str, Any]) -> float:
+    """The figure of a run that sweeps rank and optimise by: on validation, so that nothing is tuned on the test.
+
+    Args:
+        summary: The content of `summary.json`.
+
+    Returns:
+        The first of the task's `headline_keys` that validation has: the slides' mean Dice (segmentation; pooled
+        Dice with `data=one_slide`), quadratic kappa (`task.target=isup`) or AUROC (`cancer`). nan where it is
+        undefined.
+    """
+    scores = summary["val"]
+    figure = next((scores[key] for key in headline_keys(summary, scores) if key in scores), None)
+    return float("nan") if figure is None else float(figure)
+
+
+def _write_summary(run: Run, seconds: float) -> dict[str, Any]:
     summary = {
         "schema": SCHEMA,
         "task": run.cfg.task.name,
@@ -127,6 +144,7 @@ def _write_summary(run: Run, seconds: float) -> None:
     write_failures(run.folder / "failures.csv", run.failures)
     report = write_run_page(run.folder)
     log.info("%s\nreport: %s", headline(summary), report)
+    return summary
 
 
 def _is_multirun() -> bool:
@@ -156,15 +174,16 @@ def _check_run(cfg: DictConfig, folder: Path, resume: Path | None) -> None:
 def _config_of_resumed(cfg: DictConfig, resume: Path) -> DictConfig:
     """The resumed run's own configuration, with the values of this command line on top."""
     folder = resume.parent.parent
-    for needed in (resume, folder / "config.yaml"):
+    written = folder / "config.yaml"
+    for needed in (resume, resume.with_name("best.ckpt"), written):
         if not needed.is_file():
             raise ConfigError(f"resume={resume}: {needed} does not exist; give runs/…/checkpoints/last.ckpt of a run")
     try:
-        own = OmegaConf.load(folder / "config.yaml")
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"resume={resume}: {folder / 'config.yaml'} is damaged; start a new run") from error
-    if not isinstance(own, DictConfig) or not own:
-        raise ConfigError(f"resume={resume}: {folder / 'config.yaml'} is empty; start a new run")
+        own = OmegaConf.load(written)
+    except Exception as error:  # the YAML reader has errors of its own
+        raise ConfigError(f"{written} cannot be read ({str(error).splitlines()[0]}): start a new run") from error
+    if not isinstance(own, DictConfig):
+        raise ConfigError(f"{written} holds no keys: start a new run")
     faults = Faults()
     for override in overrides():
         key, _, value = override.partition("=")
@@ -192,7 +211,8 @@ def _trainer(cfg: DictConfig, folder: Path, experiment: Experiment) -> pl.Traine
     )
     monitor, mode = experiment.monitor, experiment.mode
     callbacks: list[Callback] = [
-        ModelCheckpoint(
+        SeedOfEpoch(cfg.seed),
+        MovableCheckpoint(
             dirpath=folder / "checkpoints",
             filename="best",
             monitor=monitor,
@@ -200,7 +220,7 @@ def _trainer(cfg: DictConfig, folder: Path, experiment: Experiment) -> pl.Traine
             enable_version_counter=False,
         ),
         # Of its own: Lightning's save_last follows the best one and would leave an older epoch to resume from.
-        ModelCheckpoint(
+        MovableCheckpoint(
             dirpath=folder / "checkpoints", filename="last", monitor=None, save_top_k=1, enable_version_counter=False
         ),
         EarlyStopping(monitor=monitor, mode=mode, patience=cfg.task.patience, check_finite=False),

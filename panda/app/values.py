@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from panda.app.command_line import quoted
+from panda.app.kinds import KINDS_OF_TASK
 
 
 def value_faults(plain: Mapping[str, Any], door: str) -> list[str]:
-    """The faults of threshold, trainer and name.
+    """The faults of threshold, task, seed, trainer and name.
 
     Args:
         plain: The resolved configuration; what is of the wrong kind in it is left to the check of types.
@@ -24,6 +25,13 @@ def value_faults(plain: Mapping[str, Any], door: str) -> list[str]:
     if not faults and threshold != "auto" and round(float(str(threshold)) * 1000) / 1000 != threshold:
         faults = [f"threshold={threshold} must be a multiple of 0.001, the step of the histograms it is scored by"]
     trainer = plain.get("trainer")
+    task = plain.get("task")
+    name = task.get("name") if isinstance(task, Mapping) else task
+    if name not in KINDS_OF_TASK:
+        faults.append(f"task.name={name}: give {' or '.join(f'task={known}' for known in KINDS_OF_TASK)}")
+    seed = plain.get("seed")
+    if isinstance(seed, int) and not 0 <= seed < 2**32:
+        faults.append(f"seed={seed} must be from 0 to {2**32 - 1}")
     return [
         *faults,
         *_trainer_faults(trainer if isinstance(trainer, Mapping) else {}),

@@ -23,7 +23,7 @@ from panda.report.folder import (
     sequence,
 )
 from panda.report.page import need_folder, write_page
-from panda.report.slide_page import ONE_SLIDE, class_names, slide_table
+from panda.report.slide_page import ONE_SLIDE, class_names, slide_table, table_of_slides
 from panda.report.table import UNITS, Cell, Head, Table, cell, figure_kind, figure_name, head, show
 from panda.report.words import headline_cards, headline_keys, interval, interval_text, meaning, scored_split
 
@@ -182,8 +182,8 @@ def _distance(row: dict[str, str]) -> float:
 
 
 def _slides(run_dir: Path, task: str) -> tuple[Table, str]:
-    """Lay out the test slides, the worst first, and say in which order they are."""
-    rows = read_csv(run_dir / "test_slides.csv")
+    """Lay out the run's slides, the worst first, and say in which order they are."""
+    rows = read_csv(table_of_slides(run_dir))
     if task == "grading":
         rows.sort(key=_distance, reverse=True)
         order = "Those furthest from what was given come first."

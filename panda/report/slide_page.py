@@ -144,9 +144,15 @@ def _grade(quantification: dict[str, Any]) -> tuple[str, list[_Bar]]:
     return names[int(predicted)] if 0 <= int(predicted) < len(names) else f"{predicted:g}", bars
 
 
+def table_of_slides(run_dir: Path) -> Path:
+    """The table of a run's slides: of its test slides, or of others where it shows those."""
+    test = run_dir / "test_slides.csv"
+    return test if test.is_file() else run_dir / "slides.csv"
+
+
 def _against_label(slide_dir: Path, slide_id: str) -> Table | None:
     """Find what the slide scored against its label, where a run left that."""
-    table = slide_dir.parent.parent / "test_slides.csv"
+    table = table_of_slides(slide_dir.parent.parent)
     if slide_dir.parent.name != "slides" or not table.is_file():
         return None
     row = next((r for r in read_csv(table) if r.get("slide_id") == slide_id), None)
@@ -238,7 +244,7 @@ def fresh_slide_page(slide_dir: Path) -> str:
         The page's name in that folder.
     """
     page = slide_dir / PAGE
-    parts = [slide_dir / name for name, _ in _FILES] + [slide_dir.parent.parent / "test_slides.csv"]
+    parts = [slide_dir / name for name, _ in _FILES] + [table_of_slides(slide_dir.parent.parent)]
     newest = max((part.stat().st_mtime_ns for part in parts if part.is_file()), default=0)
     if not page.is_file() or page.stat().st_mtime_ns <= newest:
         write_slide_page(slide_dir)

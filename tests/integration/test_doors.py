@@ -136,18 +136,25 @@ def test_an_interrupted_run_goes_on_in_its_folder(home: Path, trained: Path) -> 
 
 
 def test_a_grader_trains_on_guided_tiles_and_grades(home: Path, trained: Path) -> None:
+    shutil.copytree(home / "data" / "synthetic", home / "to_grade")
+    broken = table(trained / "test_slides.csv")[0]["slide_id"]
+    (home / "to_grade" / "train_images" / f"{broken}.tiff").write_bytes(b"II*\0 this is no slide")
     done = run_door(
         "train",
         home,
-        *(o for o in TINY if not o.startswith(("model.", "task."))),
+        *(o for o in TINY if not o.startswith(("model.", "task.", "data.batch_size", "data.draw"))),
+        "data=panda",
+        "data.root=to_grade",
         "task=grading",
         "name=first",
         f"segmentation_checkpoint={trained}/checkpoints/best.ckpt",
         "tiles.k=4",
         "model.encoder_weights=segmentation",
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 1, done.stderr[-3000:]
     run = home / "runs" / "grading" / "first"
+    assert [row["slide_id"] for row in table(run / "failures.csv")] == [broken]
+    assert len(list((home / "patches").glob("canvases-*/*.zarr"))) == 9
     summary = json.loads((run / "summary.json").read_text())
     assert {"qwk", "auroc", "accuracy"} <= set(summary["test"])
     slide = slides_of(home)[2]
@@ -173,6 +180,8 @@ def test_one_slide_says_that_it_does_not_generalise(home: Path, trained: Path) -
     assert "test" not in summary
     assert any("generalise" in note for note in summary["notes"])
     assert not (home / "runs/segmentation/one/wandb").exists()
+    assert len(table(home / "runs/segmentation/one/slides.csv")) == 1
+    assert not (home / "runs/segmentation/one/test_slides.csv").exists()
 
 
 def test_a_sweep_keeps_a_failed_job_as_a_row(home: Path, trained: Path) -> None:
@@ -253,7 +262,14 @@ def test_a_split_of_bad_slides_ends_the_run_and_lists_them(home: Path, trained: 
         (("name=../evil",), "../evil"),
         (("test_slides=perhaps",), "test_slides=perhaps"),
         (("loss=cross_entropy",), "no gradient"),
-        (("model=mil_gated",), "no segmenter"),
+        (("model=mil_gated",), "no Segmenter"),
+        (
+            ("task=grading", "data.batch_size=4", "criterion=dice_pooled"),
+            "data.batch_size=4, criterion=dice_pooled: no part",
+        ),
+        (("task=grading", "tiles=tissue", "model.encoder=vit_tiny_patch16_224"), "tile_size=128: vit_tiny"),
+        (("data=one_slide", "data.test_fraction=0.1"), "data.test_fraction=0.1: no part"),
+        (("data=one_slide", "data.stride=64"), "data.stride is 64"),
         (("model=deeplabv3", "data.batch_size=1"), "at least 2"),
         (("task=grading", "segmentation_checkpoint=nothing.ckpt"), "nothing.ckpt"),
         (("trainer.max_epochs=0", "seed=one"), "2 faults"),

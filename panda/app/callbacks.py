@@ -1,0 +1,41 @@
+"""What makes a resumed run go on as if it had never stopped, wherever its folder lies now."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+
+
+class MovableCheckpoint(ModelCheckpoint):
+    """Lightning's checkpoints, which keep their best score where the run's folder was moved or renamed.
+
+    Lightning forgets the score there, and the next epoch, however bad, would replace the best one.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the state over with its paths in today's folder."""
+
+        def here(path: str) -> str:
+            return str(Path(str(self.dirpath)) / Path(path).name) if path else path
+
+        paths = {key: here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        best = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **paths, "best_k_models": best, "dirpath": self.dirpath})
+
+
+class SeedOfEpoch(Callback):
+    """Seeds torch at the start of each epoch, so that dropout goes on where it stopped and repeats no epoch.
+
+    Args:
+        seed: Of the run.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The loaders have their own seeds by then."""
+        torch.manual_seed(int(np.random.default_rng((self.seed, trainer.current_epoch)).integers(2**63)))

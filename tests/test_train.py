@@ -1,0 +1,206 @@
+"""What a run returns, and that a resumed one goes on as if it had never stopped."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from panda.app.grading import leak_notes, without_tiles
+from panda.app.run import Run
+from panda.app.segmentation import SegmentationExperiment
+from panda.app.train import _config_of_resumed, _trainer, compared_by
+from panda.data.loaders import Draw, ordered_loader, train_loader
+from panda.errors import CheckpointError, ConfigError, PandaError, SlideError
+from panda.inference.grader import Grade
+from panda.models.losses import BCELoss
+from panda.tasks.optim import Optim
+from panda.tasks.segmentation import SegmentationTask
+from tests.test_config import composed
+
+CARRIED: dict[str, Any] = {
+    "resolution": {"level": 1, "mpp": None, "train_mpp": [2.0, 2.0, 2.0]},
+    "patch_size": 16,
+    "overlap": 0.5,
+    "labels": {"karolinska": [2]},
+    "precision": "fp32",
+    "train_slides": ["a", "b"],
+    "val_slides": ["c"],
+}
+
+
+class Tiny(nn.Sequential):
+    """A network with dropout."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 8, 3, padding=1), nn.Dropout(0.5), nn.Conv2d(8, 1, 1))
+
+    def plain(self) -> dict[str, Any]:
+        return {}
+
+
+class Patches(TensorDataset):
+    """Indexed by draws, as the patches of a split are."""
+
+    def __getitem__(self, index: Draw) -> tuple[Tensor, ...]:
+        return tuple(tensor[index.item] for tensor in self.tensors)
+
+
+class Data(pl.LightningDataModule):
+    def train_dataloader(self) -> DataLoader[Any]:
+        draw = torch.Generator().manual_seed(7)
+        image = torch.rand(12, 3, 16, 16, generator=draw)
+        return train_loader(Patches(image, (image[:, :1] > 0.5).float()), 12, 4, 0, self.trainer)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        image = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(8))
+        return ordered_loader(TensorDataset(image, (image[:, :1] > 0.5).float()), 4, 0)
+
+
+class PowerCut(pl.Callback):
+    """Ends the process at the start of an epoch."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.current_epoch == self.epoch:
+            raise RuntimeError("power cut")
+
+
+def trained(
+    folder: Path, *, resume: Path | None = None, stop: int | None = None, monitor: str = "val/dice", **carried: Any
+) -> tuple[Run, SegmentationTask]:
+    """A run of three epochs over tiny patches, through the run's own trainer."""
+    cfg = composed("trainer=cpu", "trainer.max_epochs=3", "logger=csv", f"run_dir={folder}")
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    pl.seed_everything(cfg.seed, verbose=False)
+    task = SegmentationTask(Tiny(), BCELoss(), Optim(lr=0.05), CARRIED | carried)  # type: ignore[arg-type]
+    experiment: Any = SimpleNamespace(monitor=monitor, mode="max")
+    run = Run(cfg, folder, resume, _trainer(cfg, folder, experiment))
+    if stop is not None:
+        run.trainer.callbacks.append(PowerCut(stop))  # type: ignore[attr-defined]
+        with pytest.raises(RuntimeError, match="power cut"):
+            run.fit(task, Data())
+    else:
+        run.fit(task, Data())
+    return run, task
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    return state
+
+
+@pytest.fixture
+def interrupted(tmp_path: Path) -> Path:
+    trained(tmp_path / "interrupted", stop=1)
+    return tmp_path / "interrupted"
+
+
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path: Path, interrupted: Path) -> None:
+    trained(tmp_path / "whole")
+    trained(interrupted, resume=interrupted / "checkpoints" / "last.ckpt")
+    whole, resumed = weights(tmp_path / "whole"), weights(interrupted)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_moved_run_keeps_its_best_epoch(tmp_path: Path, interrupted: Path) -> None:
+    moved = interrupted.rename(tmp_path / "moved")
+    last = moved / "checkpoints" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    (key,) = [key for key in content["callbacks"] if "'monitor': 'val/dice'" in key and "Checkpoint" in key]
+    state = content["callbacks"][key]
+    best = {path: torch.tensor(2.0) for path in state["best_k_models"]}  # no later epoch comes near
+    content["callbacks"][key] = state | {"best_k_models": best, "best_model_score": torch.tensor(2.0)}
+    torch.save(content, last)
+    before = (moved / "checkpoints" / "best.ckpt").read_bytes()
+    run, _ = trained(moved, resume=last)
+    assert run.best.read_bytes() == before
+    assert torch.load(last, weights_only=True)["epoch"] == 2
+    assert sorted(path.name for path in run.best.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"train_slides": ["a", "d"]}, "train_slides: 1 gone, 1 new, b among them"),
+        ({"val_slides": []}, "val_slides: 1 gone, 0 new"),
+        ({"patch_size": 32}, "patch_size was 16, is 32"),
+    ],
+)
+def test_a_run_is_not_resumed_on_other_data(interrupted: Path, changed: dict[str, Any], named: str) -> None:
+    with pytest.raises(CheckpointError, match=named):
+        trained(interrupted, resume=interrupted / "checkpoints" / "last.ckpt", **changed)
+
+
+def test_another_precision_of_the_engine_is_no_other_run(interrupted: Path) -> None:
+    trained(interrupted, resume=interrupted / "checkpoints" / "last.ckpt", precision="bf16")
+
+
+@pytest.mark.parametrize("text", ["- a\n", "a: ["])
+def test_a_config_of_a_resumed_run_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("last.ckpt", "best.ckpt"):
+        (tmp_path / "checkpoints" / name).touch()
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.yaml .*start a new run"):
+        _config_of_resumed(OmegaConf.create({"debug": False}), tmp_path / "checkpoints" / "last.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("summary", "figure"),
+    [
+        ({"task": "segmentation", "val": {"dice": 0.5, "dice_mean_slide": 0.4}}, 0.4),
+        ({"task": "segmentation", "val": {"dice": 0.5, "of": "patches"}}, 0.5),
+        ({"task": "segmentation", "val": {"dice": 0.5, "dice_mean_slide": None}}, float("nan")),
+        ({"task": "grading", "target": "isup", "val": {"qwk": 0.3, "auroc": 0.9}}, 0.3),
+        ({"task": "grading", "target": "cancer", "val": {"qwk": 0.3, "auroc": 0.9}}, 0.9),
+    ],
+)
+def test_runs_are_compared_on_validation(summary: dict[str, Any], figure: float) -> None:
+    test = {"dice": 1.0, "dice_mean_slide": 1.0, "qwk": 1.0, "auroc": 1.0}
+    assert compared_by(summary | {"test": test}) == pytest.approx(figure, nan_ok=True)
+
+
+def test_slides_that_the_segmentation_knows_are_noted() -> None:
+    items: Any = {
+        name: [SimpleNamespace(record=SimpleNamespace(slide_id=slide)) for slide in slides]
+        for name, slides in {"train": "ab", "val": "cd", "test": "efg"}.items()
+    }
+    assert leak_notes(items, {"train_slides": ["a", "b"], "val_slides": ["c", "d"]}) == []
+    (trained_on, chosen_on) = leak_notes(items, {"train_slides": ["c"], "val_slides": ["f", "g"]})
+    assert "was trained on 1 val slides" in trained_on
+    assert "chose its epoch and threshold on 2 test slides" in chosen_on
+
+
+def test_a_validation_slide_that_fails_leaves_no_canvas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def predict(slide: None, tissue: None, path: Path, on_tiles: object) -> None:
+        path.mkdir(parents=True)
+        raise SlideError("cannot be read")
+
+    experiment: Any = object.__new__(SegmentationExperiment)
+    experiment.data = SimpleNamespace(split="holdout")
+    experiment._open = experiment._mask = lambda *_: nullcontext()
+    monkeypatch.setattr("panda.app.segmentation.find_tissue", lambda _: None)
+    run: Any = SimpleNamespace(folder=tmp_path, failures=[])
+    predictor = SimpleNamespace(predict=predict, threshold=None)
+    with pytest.raises(PandaError, match="no validation slide could be scored: cannot be read"):
+        experiment._freeze_threshold(run, predictor, [SimpleNamespace(slide_id="a")])
+    assert [failure.slide_id for failure in run.failures] == ["a"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_kept_grade_holds_no_tiles() -> None:
+    zeros = np.zeros((3, 2), np.int64)
+    grade = Grade("isup", 0, [1.0], zeros, np.ones(3, np.float32), np.zeros((3, 8, 8, 3), np.uint8), 16.0)
+    kept = without_tiles(grade).tiles
+    assert len(kept) == 0
+    assert kept.base is None
