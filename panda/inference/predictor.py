@@ -173,7 +173,7 @@ class SegmentationPredictor:
         return tissue_grid(resolution, tissue, patch, stride, edge="shift", min_tissue=0.0)
 
     def canvas_fingerprint(self, slide: Slide, resolution: Resolution) -> str:
-        """Of all that makes a canvas: network, grid, precision, and the slide's identity."""
+        """Of all that makes a canvas: network, grid, precision, the slide's identity, and what reads it."""
         return fingerprint(
             {
                 "network": self.fingerprint,
@@ -185,6 +185,7 @@ class SegmentationPredictor:
                 "mpp": resolution.mpp,
                 "tissue_rules": RULES,
                 "slide": identity(slide.path),
+                "reader": slide.reader_name,
             }
         )
 

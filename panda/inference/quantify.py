@@ -101,7 +101,7 @@ def label_objects(mask: NDArray[np.bool_], connectivity: int) -> Labelled:
     if mask.size > _MAX_PX:
         raise PandaError(
             f"a map of {mask.shape[1]} x {mask.shape[0]} px is too large to find regions in (2^31 px at most); "
-            "work at a coarser resolution: raise data.level or data.mpp"
+            "train with a larger data.level or data.mpp, or leave the slide out"
         )
     _, labels, stats, centroids = cv2.connectedComponentsWithStats(
         np.ascontiguousarray(mask).view(np.uint8), connectivity=connectivity, ltype=cv2.CV_32S

@@ -30,7 +30,7 @@ def checked_override(override: float | Mpp | None) -> Mpp | None:
     x, y = (override, override) if isinstance(override, int | float) else override
     if not _plausible((x, y)):
         raise SlideError(
-            f"data.mpp_override is {x:g} x {y:g} µm/px, outside {MPP_MIN}..{MPP_MAX:g}; "
+            f"data.mpp_override (infer.py: mpp_override) is {x:g} x {y:g} µm/px, outside {MPP_MIN}..{MPP_MAX:g}; "
             "give the µm that a level-0 pixel spans"
         )
     return float(x), float(y)
@@ -65,7 +65,7 @@ def judged_mpp(
             return stated, source, note
         note += f", outside {MPP_MIN}..{MPP_MAX:g}"
     if override is not None:
-        return override, "override", f"data.mpp_override, {override[0]:g} x {override[1]:g} µm/px ({note})"
+        return override, "override", f"mpp_override, {override[0]:g} x {override[1]:g} µm/px ({note})"
     return None, None, f"{note}: give data.mpp_override (infer.py: mpp_override)"
 
 

@@ -24,6 +24,7 @@ FAST_VENDORS = ("generic-tiff", "aperio")
 class SlideReader(Protocol):
     """Pixels of a slide, level by level. Readers are thread-safe and picklable, and open in each process."""
 
+    name: Literal["openslide", "fast"]
     level_dimensions: tuple[tuple[int, int], ...]
     stated_mpp: tuple[float, float] | None
     """µm per level-0 px as the format's own metadata state it, not yet judged."""
@@ -58,7 +59,9 @@ def open_reader(path: Path, reader: ReaderName) -> SlideReader:
         unread = exc
     if reader == "fast":
         if fast is None:
-            raise SlideError(f"{path}: the fast reader cannot open it: {unread}; give data.reader=auto") from unread
+            raise SlideError(
+                f"{path}: the fast reader cannot open it: {unread}; give data.reader=auto (infer.py: reader=auto)"
+            ) from unread
         return fast
     try:
         reference = OpenSlideReader(path)
@@ -94,6 +97,8 @@ class OpenSlideReader:
         openslide.OpenSlideError: it cannot be opened.
         ValueError: a level is empty.
     """
+
+    name: Literal["openslide", "fast"] = "openslide"
 
     def __init__(self, path: Path) -> None:
         self._handle: PerProcess[Any] = PerProcess(partial(openslide.OpenSlide, path))
@@ -137,6 +142,7 @@ class TiffReader:
         OSError: the file cannot be read.
     """
 
+    name: Literal["openslide", "fast"] = "fast"
     stated_mpp: tuple[float, float] | None
 
     def __init__(self, path: Path) -> None:

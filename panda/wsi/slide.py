@@ -94,6 +94,11 @@ class Slide:
         return cls(path, opened, *judged_mpp(path, opened.stated_mpp, opened.mpp_note, override))
 
     @property
+    def reader_name(self) -> str:
+        """What reads its pixels: ``"fast"`` or ``"openslide"``, whichever ``reader="auto"`` came to."""
+        return self._reader.name
+
+    @property
     def dimensions(self) -> tuple[int, int]:
         """(width, height) of level 0 in level-0 px."""
         return self.level_dimensions[0]
@@ -121,12 +126,12 @@ class Slide:
         if mpp is None or not 0 < mpp < math.inf:
             raise ValueError(f"µm/px must be positive, not {mpp}")
         if self.mpp is None:
-            raise SlideError(f"{self.path}: cannot work at {mpp:g} µm/px: {self.mpp_note}, or use data.level")
+            raise SlideError(f"{self.path}: cannot work at {mpp:g} µm/px: {self.mpp_note}, or train with data.level")
         scanned = math.sqrt(self.mpp[0] * self.mpp[1])
         if mpp / scanned < FINEST:
             raise SlideError(
                 f"{self.path}: {mpp:g} µm/px is finer than the scan, {scanned:.4g} µm/px at level 0; "
-                f"ask for data.mpp={scanned:.4g} or coarser"
+                f"train with data.mpp={scanned:.4g} or coarser, or leave the slide out"
             )
         return self.at_downsample(mpp / scanned)
 
@@ -158,13 +163,14 @@ class Slide:
         last = len(self.level_dimensions) - 1
         if not 0 <= level <= last:
             raise SlideError(
-                f"{self.path}: has no level {level}, its levels are 0 to {last}; change data.level, "
-                "or fetch the file anew if it should have more"
+                f"{self.path}: has no level {level}, its levels are 0 to {last}; train with another data.level, "
+                "fetch the file anew if it should have more, or leave the slide out"
             )
         if level not in self.usable_levels:
             raise SlideError(
                 f"{self.path}: level {level} is {self.level_dimensions[level]}, no uniform shrinking of "
-                f"{self.dimensions}; choose data.level from {list(self.usable_levels)}"
+                f"{self.dimensions}; choose data.level from {list(self.usable_levels)} in training, "
+                "or leave the slide out"
             )
 
     def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -303,7 +309,9 @@ def _check_file(path: Path) -> None:
             path.open("rb").close()
             return
     except (FileNotFoundError, NotADirectoryError):
-        raise SlideError(f"{path}: there is no such slide; check data.root and the image_id") from None
+        raise SlideError(
+            f"{path}: there is no such slide; check data.root and the image_id (infer.py: slides)"
+        ) from None
     except (OSError, ValueError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else exc
         raise SlideError(f"{path}: cannot be opened ({reason}); check the path, its links and permissions") from exc
