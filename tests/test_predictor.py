@@ -87,6 +87,16 @@ def test_another_network_makes_another_canvas(slide_path: Path, tmp_path: Path) 
         assert other.predict(slide, tissue, tmp_path / "c.zarr").fingerprint != one
 
 
+def test_another_reader_makes_another_canvas(slide_path: Path, tmp_path: Path) -> None:
+    path = segmentation_checkpoint(tmp_path / "a.ckpt")
+    predictor = SegmentationPredictor.from_checkpoint(path, EngineSettings(device="cpu"))
+    made = {}
+    for reader in ("auto", "fast", "openslide"):
+        with Slide.open(slide_path, reader=reader) as slide:
+            made[reader] = predictor.canvas_fingerprint(slide, slide.at(level=1))
+    assert made["auto"] == made["fast"] != made["openslide"]
+
+
 def test_batches_do_not_change_the_canvas(slide_path: Path, tmp_path: Path) -> None:
     maps = []
     for batch_size in (1, 7):
@@ -143,6 +153,32 @@ def test_scores_agree_with_a_plain_count(slide_path: Path, mask_path: Path, tmp_
         2 * (truth & where).sum() / ((truth & where).sum() + where.sum()), abs=1e-9
     )
     assert figures["dice_interval"] is None
+
+
+def test_labelled_cancer_outside_the_tissue_is_counted(slide_path: Path, mask_path: Path, tmp_path: Path) -> None:
+    codes = np.ones((1024, 1280), np.uint8)
+    codes[800:1000, 200:400] = 2  # on glass, 50 x 50 px of level 1, which are 2 µm wide
+    astray = write_pyramid(tmp_path / "astray_mask.tiff", codes)
+    path = segmentation_checkpoint(tmp_path / "a.ckpt")
+    predictor = SegmentationPredictor.from_checkpoint(path, EngineSettings(device="cpu"))
+    scores = []
+    with Slide.open(slide_path) as slide:
+        tissue = find_tissue(slide)
+        canvas = predictor.predict(slide, tissue, tmp_path / "c.zarr")
+        for found in (astray, mask_path):
+            record = SlideRecord(found.stem, "karolinska", 0, "0+0", slide_path, found, found.stem)
+            with LabelMask.open(found, slide, "karolinska") as mask:
+                scores.append(score_canvas(canvas, slide, mask, tissue, record))
+    row = scores[0].row(0.5)
+    assert (row["cancer_outside_tissue_px"], row["cancer_outside_tissue_mm2"]) == (2500, pytest.approx(0.01))
+    assert row["dice"] is None
+    assert scores[1].row(0.5)["cancer_outside_tissue_px"] == 0
+    figures = summarise(scores, 0.5, seed=0)
+    assert figures["cancer_outside_tissue_px"] == 2500
+    assert figures["cancer_outside_tissue_mm2"] == pytest.approx(0.01)
+    assert figures["cancer_outside_tissue_percent"] == pytest.approx(100 * 2500 / (2500 + 50 * 75))
+    # cancer is labelled on it: it is no benign slide
+    assert figures["fp_mm2_benign_slides"] is None
 
 
 def test_a_slide_without_cancer_has_no_dice_but_an_area(slide_path: Path, tmp_path: Path) -> None:

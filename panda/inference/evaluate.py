@@ -1,4 +1,7 @@
-"""Scores of canvases against label masks: pixels of tissue only, at every threshold or at a frozen one."""
+"""Scores of canvases against label masks: pixels of tissue only, at every threshold or at a frozen one.
+
+Labelled cancer where no tissue was found enters no score: it is counted beside them.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,36 +31,45 @@ class SlideScore:
         record: The slide.
         histogram: (2, BINS) counts of tissue pixels by probability: cancer, other.
         pixel_area_um2: Of a canvas pixel, or None where µm/px is unknown.
+        outside_px: Canvas pixels that are labelled cancer but lie outside the tissue found.
     """
 
     record: SlideRecord
     histogram: NDArray[np.int64]
     pixel_area_um2: float | None
+    outside_px: int
+
+    @property
+    def labelled_px(self) -> int:
+        """All canvas pixels that are labelled cancer."""
+        return int(self.histogram[0].sum()) + self.outside_px
+
+    def mm2(self, pixels: float) -> float | None:
+        """The area of canvas pixels, or None where µm/px is unknown."""
+        return None if self.pixel_area_um2 is None else float(pixels) * self.pixel_area_um2 / 1e6
 
     def at(self, threshold: float) -> dict[str, float | int | None]:
         """See `panda.tasks.metrics.scores_at`."""
         return scores_at(self.histogram, threshold)
 
     def row(self, threshold: float) -> dict[str, Any]:
-        """The slide's figures at a threshold; Dice and the like are None where the slide has no cancer.
+        """The slide's figures at a threshold; Dice and the like are None where its tissue has no cancer.
 
         A slide without cancer has no Dice (0/0, or 0 however small the fault); its false-positive area is
         reported instead.
         """
         at = self.at(threshold)
         has_cancer = bool(self.histogram[0].any())
-
-        def mm2(pixels: float) -> float | None:
-            return None if self.pixel_area_um2 is None else float(pixels) * self.pixel_area_um2 / 1e6
-
         return {
             "slide_id": self.record.slide_id,
             "provider": self.record.provider,
             "isup_grade": self.record.isup_grade,
             **{name: at[name] if has_cancer else None for name in SCORES},
-            "true_tumor_mm2": mm2(self.histogram[0].sum()),
-            "fp_mm2": mm2(at["fp"] or 0),
+            "true_tumor_mm2": self.mm2(self.histogram[0].sum()),
+            "fp_mm2": self.mm2(at["fp"] or 0),
             "fp_px": at["fp"],
+            "cancer_outside_tissue_mm2": self.mm2(self.outside_px),
+            "cancer_outside_tissue_px": self.outside_px,
         }
 
 
@@ -70,14 +82,15 @@ def score_canvas(canvas: Canvas, slide: Slide, mask: LabelMask, tissue: TissueMa
         MaskError: If the mask holds a code unknown to its provider.
     """
     resolution = canvas.resolution
-    counts = np.zeros((2, BINS), np.int64)
+    counts, outside = np.zeros((2, BINS), np.int64), 0
     for y0, prob in canvas.bands(BAND_ROWS):
         location = (0, round_px(y0 * resolution.downsample))
         size = (prob.shape[1], prob.shape[0])
         truth = mask.read_tumor(resolution, location, size)
         where = tissue.crop(resolution, location, size)
         counts += pixel_histogram(*map(torch.from_numpy, (prob, truth, where))).numpy()
-    return SlideScore(record, counts, resolution.pixel_area_um2)
+        outside += int(np.count_nonzero(truth & ~where))
+    return SlideScore(record, counts, resolution.pixel_area_um2, outside)
 
 
 def summarise(scores: Sequence[SlideScore], threshold: float, seed: int) -> dict[str, Any]:
@@ -91,7 +104,8 @@ def summarise(scores: Sequence[SlideScore], threshold: float, seed: int) -> dict
     Returns:
         `dice` (pooled over pixels) and `dice_mean_slide` (over slides with cancer), each with its `…_interval` (95 %,
         bootstrap over groups), `iou`, `precision`, `recall`, `fp_mm2_benign_slides` (mean over slides without
-        cancer), `all_tissue_dice` (what calling all tissue cancer scores), `slides`, and the same `by_provider`.
+        labelled cancer), `all_tissue_dice` (what calling all tissue cancer scores), `cancer_outside_tissue_px`, `…_mm2`
+        and `…_percent` (of all labelled cancer), `slides`, and the same `by_provider`.
         Undefined figures are None.
     """
     figures = _figures(scores, threshold, seed)
@@ -123,7 +137,9 @@ def _figures(scores: Sequence[SlideScore], threshold: float, seed: int) -> dict[
     groups = np.array([score.record.group for score in scores])
     counts = np.array([[row[name] for name in ("tp", "fp", "fn")] for row in (s.at(threshold) for s in scores)])
     mean = nanmean(dice)
-    benign = [row["fp_mm2"] for row, score in zip(rows, scores, strict=True) if not score.histogram[0].any()]
+    benign = [row["fp_mm2"] for row, score in zip(rows, scores, strict=True) if not score.labelled_px]
+    outside, labelled = sum(score.outside_px for score in scores), sum(score.labelled_px for score in scores)
+    outside_mm2 = [score.mm2(score.outside_px) for score in scores if score.outside_px]
     return {
         "slides": len(scores),
         "slides_with_cancer": int(scored.sum()),
@@ -133,6 +149,9 @@ def _figures(scores: Sequence[SlideScore], threshold: float, seed: int) -> dict[
         "dice_mean_slide_interval": plain_interval(bootstrap_interval(dice[scored], groups[scored], seed=seed)),
         "fp_mm2_benign_slides": float(np.mean(benign)) if benign and None not in benign else None,
         "all_tissue_dice": scores_at(everything, 0.0)["dice"],
+        "cancer_outside_tissue_px": outside,
+        "cancer_outside_tissue_mm2": None if None in outside_mm2 else sum((area for area in outside_mm2 if area), 0.0),
+        "cancer_outside_tissue_percent": 100 * outside / labelled if labelled else None,
     }
 
 
