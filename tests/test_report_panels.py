@@ -6,13 +6,14 @@ import cv2
 import numpy as np
 import pytest
 
-from panda.report.panels import PanelRow, attention_tiles, dice_text, draw_panels, scale_bar_um
+from panda.report.panels import PanelRow, attention_tiles, dice_text, draw_panels
 
 
 def _row(title: str = "slide x 1, y 2", truth: bool = True, um_per_px: float | None = 0.5) -> PanelRow:
     image = np.full((48, 64, 3), 200, np.uint8)
     probability = np.tile(np.linspace(0, 1, 64), (48, 1))
-    return PanelRow(image, probability, probability > 0.7 if truth else None, title, um_per_px)
+    tissue = np.ones((48, 64), bool)
+    return PanelRow(image, probability, probability > 0.7 if truth else None, tissue, title, um_per_px)
 
 
 def test_rows_with_and_without_truth_and_scale_make_one_picture(tmp_path: Path) -> None:
@@ -29,7 +30,7 @@ def test_overlay_shows_found_false_alarm_and_missed_in_their_colours(tmp_path: P
     probability, truth = np.zeros((60, 60)), np.zeros((60, 60), bool)
     probability[:, :40] = 0.9
     truth[:, 20:] = True  # columns 0-19 false alarm, 20-39 found, 40-59 missed
-    path = draw_panels([PanelRow(image, probability, truth, "t", 1.0)], 0.5, tmp_path / "p.png")
+    path = draw_panels([PanelRow(image, probability, truth, np.ones_like(truth), "t", 1.0)], 0.5, tmp_path / "p.png")
     picture = cv2.imread(str(path))
     assert picture is not None
     colours = {tuple(c) for c in picture[::3, ::3, ::-1].reshape(-1, 3).tolist()}
@@ -48,14 +49,25 @@ def test_a_patch_says_its_dice_or_why_it_has_none() -> None:
     assert "no ground truth" in dice_text(predicted, None)
 
 
-@pytest.mark.parametrize(("width", "um_per_px", "length"), [(512, 0.5, 50), (256, 1.0, 50), (1000, 10.0, 2000)])
-def test_scale_bar_is_round_and_fits(width: int, um_per_px: float, length: float) -> None:
-    assert scale_bar_um(width, um_per_px) == length
+def test_a_panel_counts_tissue_alone_and_thresholds_as_the_scores_do(tmp_path: Path) -> None:
+    probability = np.full((60, 60), 0.6, np.float32)  # 0.600000024, to which 0.60000003 would be rounded
+    truth, tissue = np.zeros((60, 60), bool), np.zeros((60, 60), bool)
+    truth[:, :40] = True
+    tissue[:, 20:] = True
+    row = PanelRow(np.full((60, 60, 3), 255, np.uint8), probability, truth, tissue, "t", 1.0)
+    assert row.predicted(0.6).sum() == 60 * 40
+    assert not row.predicted(0.60000003).any()
+    picture = cv2.imread(str(draw_panels([row], 0.5, tmp_path / "p.png")))
+    assert picture is not None
+    colours = {tuple(c) for c in picture[::3, ::3, ::-1].reshape(-1, 3).tolist()}
+    # columns 0-19 are labelled, but no tissue: neither found nor missed
+    assert tuple(int(0.4 * 255 + 0.6 * v) for v in (10, 77, 255)) not in colours
+    assert tuple(int(0.55 * 255 + 0.45 * v) for v in (0, 163, 90)) in colours
 
 
 def test_arrays_that_do_not_match_are_refused(tmp_path: Path) -> None:
     row = _row()
-    wrong = PanelRow(row.image, row.probability[:10], None, "wrong one", None)
+    wrong = PanelRow(row.image, row.probability[:10], None, row.tissue, "wrong one", None)
     with pytest.raises(ValueError, match="wrong one"):
         draw_panels([wrong], 0.5, tmp_path / "p.png")
     with pytest.raises(ValueError, match="at least one"):

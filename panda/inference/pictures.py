@@ -25,9 +25,9 @@ JET: NDArray[np.uint8] = np.asarray(_BGR_JET[:, 0, ::-1], np.uint8)
 """(256, 3) uint8 RGB: the colours of probability 0..1 in steps of 1/255."""
 
 
-def jet(prob: NDArray[np.float32]) -> NDArray[np.uint8]:
+def jet(prob: NDArray[np.floating]) -> NDArray[np.uint8]:
     """Colour probabilities: (h, w) in [0, 1] to (h, w, 3) uint8 RGB."""
-    return JET[np.rint(prob * 255).astype(np.uint8)]
+    return np.asarray(JET[np.rint(prob * 255).astype(np.uint8)])
 
 
 @dataclass(frozen=True)

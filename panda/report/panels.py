@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 
 from panda.files import whole_path
+from panda.inference.pictures import JET, jet, round_length
 
 INK = "#1c2030"
 MUTED = "#5d6474"
@@ -44,6 +44,7 @@ class PanelRow:
         image: (h, w, 3) uint8 RGB.
         probability: (h, w) float, probability of tumour in [0, 1].
         truth: (h, w) bool tumour mask, or None where there is no label.
+        tissue: (h, w) bool; as in the scores, nothing outside it is predicted, found or missed.
         title: Slide id and coordinates, as the reader shall see them.
         um_per_px: µm a pixel of the image spans, or None where it is unknown.
     """
@@ -51,40 +52,31 @@ class PanelRow:
     image: NDArray[np.uint8]
     probability: NDArray[np.floating]
     truth: NDArray[np.bool_] | None
+    tissue: NDArray[np.bool_]
     title: str
     um_per_px: float | None
+
+    def predicted(self, threshold: float) -> NDArray[np.bool_]:
+        """Pixels of tissue whose probability reaches the threshold, (h, w) bool."""
+        # np.float64 and not float: against float32 numpy would round a plain float down to float32 first.
+        return np.asarray((self.probability >= np.float64(threshold)) & self.tissue)
 
 
 def dice_text(predicted: NDArray[np.bool_], truth: NDArray[np.bool_] | None) -> str:
     """Say the Dice of one patch, or why it has none.
 
     Args:
-        predicted: (h, w) bool.
-        truth: (h, w) bool, or None where there is no label.
+        predicted: (h, w) bool, of tissue only.
+        truth: (h, w) bool, of tissue only, or None where there is no label.
 
     Returns:
-        Such as ``Dice 0.83``; a patch without labelled cancer has no Dice, and the text says so.
+        Such as ``Dice 0.83``; a patch whose tissue has no labelled cancer has no Dice, and the text says so.
     """
     if truth is None:
         return "Dice unknown: no ground truth"
     if not truth.any():
-        return f"no cancer labelled, so no Dice; {predicted.mean():.1%} of the patch called tumour"
+        return f"no cancer labelled on tissue, so no Dice; {predicted.mean():.1%} of the patch called tumour"
     return f"Dice {2 * int((predicted & truth).sum()) / (int(predicted.sum()) + int(truth.sum())):.2f}"
-
-
-def scale_bar_um(width_px: int, um_per_px: float) -> float:
-    """Choose a round length for a scale bar.
-
-    Args:
-        width_px: Width of the picture in its own px.
-        um_per_px: µm a pixel spans.
-
-    Returns:
-        The largest 1, 2 or 5 times a power of ten that spans at most 30 % of the width, in µm.
-    """
-    most = 0.3 * width_px * um_per_px
-    power = 10.0 ** math.floor(math.log10(most))
-    return max(step * power for step in (1, 2, 5) if step * power <= most * (1 + 1e-9))
 
 
 def _blend(image: NDArray[np.uint8], regions: Sequence[tuple[NDArray[np.bool_], str]]) -> NDArray[np.uint8]:
@@ -134,7 +126,7 @@ def _scale_bar(axes: Axes, width: int, height: int, um_per_px: float | None) -> 
     if um_per_px is None:
         text, bar = "µm/px unknown", 0.0
     else:
-        length = scale_bar_um(width, um_per_px)
+        length = round_length(0.3 * width * um_per_px)
         text = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
         bar = length / um_per_px
     box_width = max(bar, (0.27 if bar else 0.45) * width) + 0.06 * width
@@ -153,18 +145,18 @@ def _check(rows: Sequence[PanelRow]) -> None:
     if not rows:
         raise ValueError("draw_panels needs at least one row")
     for row in rows:
-        shapes = [row.probability.shape] + ([] if row.truth is None else [row.truth.shape])
+        shapes = [a.shape for a in (row.probability, row.tissue, row.truth) if a is not None]
         if row.image.ndim != 3 or any(shape != row.image.shape[:2] for shape in shapes):
             raise ValueError(
-                f"panel row {row.title!r}: image {row.image.shape}, probability and truth {shapes} do not match; "
-                "give (h, w, 3), (h, w) and (h, w)"
+                f"panel row {row.title!r}: image {row.image.shape}, probability, tissue and truth {shapes} do not "
+                "match; give (h, w, 3) and (h, w)"
             )
 
 
 def _heatmap(figure: Figure, axes: Axes, box: tuple[float, float, float, float], threshold: float) -> None:
     """Draw the colour bar of one row, in ``box`` (figure fractions), with the threshold on it."""
     bar_axes = figure.add_axes(box)
-    mappable = ScalarMappable(Normalize(0.0, 1.0), matplotlib.colormaps["jet"])
+    mappable = ScalarMappable(Normalize(0.0, 1.0), ListedColormap(JET / 255.0))
     bar = figure.colorbar(mappable, cax=bar_axes)
     bar.set_ticks([0.0, 0.25, 0.5, 0.75, 1.0], labels=["0", "0.25", "0.5", "0.75", "1"])
     bar_axes.tick_params(labelsize=11, length=3, colors=INK)
@@ -176,8 +168,8 @@ def _heatmap(figure: Figure, axes: Axes, box: tuple[float, float, float, float],
 def draw_panels(rows: Sequence[PanelRow], threshold: float, path: Path) -> Path:
     """Draw patches as rows of five: image, predicted mask, overlay, ground truth, heatmap.
 
-    The overlay shows true positives, false positives and false negatives where the truth is known, else what was
-    predicted. The black line on the colour bar is the threshold.
+    The overlay shows true positives, false positives and false negatives of the tissue where the truth is known, else
+    what was predicted. The black line on the colour bar is the threshold.
 
     Args:
         rows: The patches, from top to bottom.
@@ -203,11 +195,12 @@ def draw_panels(rows: Sequence[PanelRow], threshold: float, path: Path) -> Path:
     y = height - top
     for row, cell_height in zip(rows, heights, strict=True):
         h, w = row.image.shape[:2]
-        predicted = row.probability >= threshold
+        predicted = row.predicted(threshold)
+        truth = None if row.truth is None else row.truth & row.tissue
         figure.text(
             left / width,
             (y - TITLE + 0.13) / height,
-            f"{row.title}   ·   {dice_text(predicted, row.truth)}",
+            f"{row.title}   ·   {dice_text(predicted, truth)}",
             fontsize=14,
             color=INK,
             va="bottom",
@@ -224,7 +217,7 @@ def draw_panels(rows: Sequence[PanelRow], threshold: float, path: Path) -> Path:
             elif name == "Predicted mask":
                 axes.imshow(_mask_picture(predicted), interpolation="nearest")
             elif name == "Overlay":
-                axes.imshow(_blend(row.image, _regions(predicted, row.truth)))
+                axes.imshow(_blend(row.image, _regions(predicted, truth)))
             elif name == "Ground truth" and row.truth is not None:
                 axes.imshow(_mask_picture(row.truth), interpolation="nearest")
             elif name == "Ground truth":
@@ -233,7 +226,7 @@ def draw_panels(rows: Sequence[PanelRow], threshold: float, path: Path) -> Path:
                     0.5, 0.5, "no label", ha="center", va="center", fontsize=15, color=MUTED, transform=axes.transAxes
                 )
             else:
-                axes.imshow(row.probability, cmap="jet", vmin=0.0, vmax=1.0)
+                axes.imshow(jet(row.probability))
                 box = ((x + CELL + 0.12) / width, y / height, 0.17 / width, cell_height / height)
                 _heatmap(figure, axes, box, threshold)
         y -= GAP
@@ -245,7 +238,7 @@ def draw_panels(rows: Sequence[PanelRow], threshold: float, path: Path) -> Path:
 
 def _legend(figure: Figure, rows: Sequence[PanelRow], threshold: float, width: float) -> None:
     known = any(row.truth is not None for row in rows)
-    handles = [Patch(facecolor=MASK, label=f"tumour (predicted: p ≥ {threshold:.3g})")]
+    handles = [Patch(facecolor=MASK, label=f"tumour (predicted: tissue with p ≥ {threshold:.3g})")]
     unlabelled = any(row.truth is None for row in rows)
     if known:
         handles += [

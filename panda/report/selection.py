@@ -31,7 +31,7 @@ def telling_rows(
         count: Rows at most; patches do not overlap.
 
     Returns:
-        Rows by falling sum of probability and cancer pixels.
+        Rows by falling sum of probability and cancer pixels, both of tissue.
     """
     if count < 1:
         return []
@@ -43,7 +43,8 @@ def telling_rows(
     for (x, y), (x0, y0) in zip(grid.working, grid.level0, strict=True):
         prob = canvas.read(int(x), int(y), *size)
         truth = mask.read_tumor(view, (int(x0), int(y0)), size)
-        weights.append(float(prob.sum()) + float(truth.sum()))
+        where = tissue.crop(view, (int(x0), int(y0)), size)
+        weights.append(float(prob[where].sum()) + float(truth[where].sum()))
     order = sorted(range(len(weights)), key=lambda i: (-weights[i], i))[:count]
     rows = []
     for i in order:
@@ -54,6 +55,7 @@ def telling_rows(
                 image=slide.read(view, location, size),
                 probability=canvas.read(x, y, *size),
                 truth=mask.read_tumor(view, location, size),
+                tissue=tissue.crop(view, location, size),
                 title=f"{record.slide_id} ({record.provider}) x={location[0]} y={location[1]}",
                 um_per_px=view.mpp[0] if view.mpp else None,
             )
