@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from panda.app.command_line import explain, quoted
 from panda.app.config import register_resolvers
-from panda.app.door import Interrupted, enter, exit_status, forget_refusals, guarded
+from panda.app.door import Interrupted, enter, exit_status, forget_refusals, guarded, log_to_file
 from panda.errors import SlideError
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -145,6 +145,22 @@ def test_an_error_of_ours_keeps_its_traceback_and_leaves_a_trace(tmp_path: Path)
     with pytest.raises(ZeroDivisionError):
         enter(lambda: broken(job(folder)))
     assert (folder / "error.txt").read_text() == "ZeroDivisionError: seven\n"
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_tracebacks_go_to_the_file_and_with_debug_to_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], debug: bool
+) -> None:
+    @guarded
+    def warned(cfg: DictConfig) -> None:
+        log_to_file(tmp_path / "run.log")
+        logging.getLogger("panda.x").warning("it failed", exc_info=ZeroDivisionError("seven"))
+
+    warned(job(tmp_path, debug=debug))
+    err = capsys.readouterr().err
+    assert "it failed" in err
+    assert ("ZeroDivisionError" in err) == debug
+    assert "ZeroDivisionError: seven" in (tmp_path / "run.log").read_text()
 
 
 def test_a_refused_job_of_a_sweep_leaves_error_and_choices(tmp_path: Path) -> None:

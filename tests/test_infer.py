@@ -1,7 +1,9 @@
 """One folder of results: what runs over different slides, settings and failures leave in it."""
 
 import csv
+import fcntl
 import json
+import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -9,16 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 
 from panda.app.config import register_resolvers
 from panda.app.door import SomeSlidesFailed
 from panda.app.infer import infer
+from panda.files import write_json
+from panda.inference import engine
 from panda.inference.engine import SlideMapper
 from panda.inference.predictor import EngineSettings, SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
 from panda.wsi.slide import Slide
-from panda.wsi.tissue import find_tissue
+from panda.wsi.tissue import RULES, find_tissue
 from tests.checkpoints import grading_checkpoint, segmentation_checkpoint
 from tests.pyramids import write_pyramid
 
@@ -53,6 +58,13 @@ def run(tmp_path: Path, slides: Path) -> Infer:
     return call
 
 
+@pytest.fixture
+def warnings_told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """What was logged since, each message once however many loggers hand it on."""
+    monkeypatch.setattr(logging.getLogger("panda"), "propagate", True)
+    return lambda: list({id(record): record.getMessage() for record in caplog.records}.values())
+
+
 def column(path: Path, name: str) -> list[str]:
     with path.open(newline="") as file:
         return [row[name] for row in csv.DictReader(file)]
@@ -84,6 +96,99 @@ def test_the_tables_cover_all_slides_of_one_making(tmp_path: Path, run: Infer) -
     assert not notes(out)
     run("a.tiff", "threshold=0.9", "quantify.min_region_um2=5")
     assert column(out / "quantification.csv", "slide_id") == ["a"]
+
+
+def test_another_override_or_reader_is_another_making(tmp_path: Path, slides: Path, run: Infer) -> None:
+    out, image = tmp_path / "out", np.full((512, 640, 3), 244, np.uint8)
+    image[100:400, 100:500] = (215, 120, 180)
+    for name in ("d", "e"):
+        write_pyramid(slides / f"{name}.tiff", image)
+    run("d.tiff", "mpp_override=0.4")
+    run("e.tiff", "mpp_override=0.8")
+    assert column(out / "quantification.csv", "slide_id") == ["e"]
+    assert notes(out)[0].startswith("1 slide ")
+    assert [column(out / "quantification.csv", f"mpp_{key}") for key in ("x", "y", "source")] == [
+        ["0.8"], ["0.8"], ["override"],
+    ]  # fmt: skip
+    run("d.tiff", "mpp_override=0.8", "reader=openslide")
+    assert column(out / "quantification.csv", "slide_id") == ["d"]
+    run("[de].tiff", "mpp_override=0.8")
+    assert not notes(out)
+    facts = json.loads((out / "d" / "quantification.json").read_text())
+    assert facts["reader"] == "fast"
+    assert facts["made_with"]["tissue_rules"] == RULES
+    assert column(out / "quantification.csv", "tissue_how") == ["strict", "strict"]
+    assert column(out / "quantification.csv", "unscored_tissue_px") == ["0", "0"]
+
+
+def test_results_of_another_file_of_the_name_are_replaced_aloud(
+    tmp_path: Path, slides: Path, run: Infer, warnings_told: Callable[[], list[str]]
+) -> None:
+    run("a.tiff")
+    run("a.tiff")
+    assert not [message for message in warnings_told() if "another file" in message]
+    draw(slides / "more" / "a.tiff")
+    run("more/a.tiff")
+    (told,) = {message for message in warnings_told() if "another file" in message}
+    assert str(slides / "more" / "a.tiff") in told
+
+
+def test_another_precision_than_the_threshold_s_is_noted(tmp_path: Path, run: Infer) -> None:
+    path = segmentation_checkpoint(tmp_path / "half.ckpt")
+    content = torch.load(path, weights_only=True)
+    content["panda"]["precision"] = "bf16"
+    torch.save(content, path)
+    run("a.tiff", f"checkpoint={path}")
+    (note,) = notes(tmp_path / "out")
+    assert "engine.precision=bf16; these are of fp32" in note
+    run("a.tiff", f"checkpoint={path}", "engine.precision=bf16")
+    assert not notes(tmp_path / "out")
+    run("a.tiff", f"checkpoint={path}", "threshold=0.5")
+    assert not notes(tmp_path / "out")
+
+
+def test_an_error_nobody_foresaw_leaves_its_traceback_in_the_log(
+    tmp_path: Path, run: Infer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise KeyError("x")
+
+    monkeypatch.setattr(engine, "write_heatmap", broken)
+    with pytest.raises(SomeSlidesFailed):
+        run("a.tiff")
+    assert column(tmp_path / "out" / "failures.csv", "error") == ["KeyError"]
+    log = (tmp_path / "out" / "infer.log").read_text()
+    assert "inference of a: KeyError: 'x'" in log
+    assert "Traceback" in log
+    assert "in broken" in log
+
+
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
+def test_no_memory_ends_the_run(run: Infer, monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(engine, "write_heatmap", full)
+    with pytest.raises(error):
+        run("*.tiff")
+
+
+def test_all_files_of_a_slide_are_written_under_one_lock(
+    tmp_path: Path, run: Infer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = []
+
+    def write(path: Path, facts: dict[str, Any]) -> None:
+        with (path.parent / ".canvas.zarr.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                held.append(path.name)
+        write_json(path, facts)
+
+    monkeypatch.setattr(engine, "write_json", write)
+    run("a.tiff")
+    assert held == ["quantification.json"]
 
 
 def test_a_row_is_rebuilt_as_it_was_written(tmp_path: Path, run: Infer) -> None:
@@ -178,10 +283,8 @@ def test_a_name_that_is_no_folder_s_is_a_failure(tmp_path: Path, slides: Path, r
 
 
 def test_a_damaged_canvas_is_told_and_made_anew(
-    tmp_path: Path, run: Infer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, run: Infer, warnings_told: Callable[[], list[str]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    import logging
-
     out = tmp_path / "out"
     run("a.tiff")
     before = (out / "quantification.csv").read_text()
@@ -189,16 +292,13 @@ def test_a_damaged_canvas_is_told_and_made_anew(
     data = bytearray(chunk.read_bytes())
     data[len(data) // 2] ^= 1
     chunk.write_bytes(data)
-    monkeypatch.setattr(logging.getLogger("panda"), "propagate", True)
     run("a.tiff")
-    # by identity: a record is captured once for each logger that hands it on
-    told = {id(record): record.getMessage() for record in caplog.records if "made anew" in record.getMessage()}
-    assert len(told) == 1
-    assert all("canvas.zarr" in message for message in told.values())
+    (told,) = [message for message in warnings_told() if "made anew" in message]
+    assert "canvas.zarr" in told
     assert (out / "quantification.csv").read_text() == before
     caplog.clear()
     run("a.tiff")
-    assert not [record for record in caplog.records if "made anew" in record.getMessage()]
+    assert not [message for message in warnings_told() if "made anew" in message]
 
 
 def test_two_that_share_a_canvas_make_it_once(tmp_path: Path, slides: Path) -> None:

@@ -194,9 +194,9 @@ def log_to_file(path: Path) -> None:
 
 
 class _ThroughTqdm(logging.Handler):
-    """Writes above a progress bar instead of into it."""
+    """Writes above a progress bar instead of into it; tracebacks only with debug=true, the file has them anyway."""
 
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm  # noqa: PLC0415  (the doors' --help must not wait for it)
 
-        tqdm.write(self.format(record), file=sys.stderr)
+        tqdm.write(self.format(record) if log.isEnabledFor(logging.DEBUG) else record.getMessage(), file=sys.stderr)

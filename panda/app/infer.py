@@ -17,7 +17,7 @@ from panda.app.config import Faults, build, check_config
 from panda.app.door import SomeSlidesFailed, log_to_file, make_folder
 from panda.app.results import ONLY_UNGRADED, Results
 from panda.errors import ConfigError, ManifestError, SlideError
-from panda.files import write_json
+from panda.files import locked, write_json
 from panda.inference.engine import SlideMapper, each_slide, tiles_on
 from panda.inference.grader import GradingPredictor
 from panda.inference.predictor import EngineSettings, SegmentationPredictor
@@ -58,10 +58,11 @@ def infer(cfg: DictConfig) -> list[dict[str, Any]]:
     engine, quantify, paths = _checked(cfg)
     predictor = SegmentationPredictor.from_checkpoint(Path(cfg.checkpoint), engine)
     grader = GradingPredictor.from_checkpoint(Path(cfg.grading_checkpoint), engine) if cfg.grading_checkpoint else None
-    notes = _notes(predictor, grader)
     searched = cfg.threshold == "checkpoint"
+    notes = _notes(predictor, grader, searched)
     threshold = predictor.threshold.value if searched else float(cfg.threshold)
-    mapper = SlideMapper(predictor, threshold, quantify, grader)
+    override = None if cfg.mpp_override is None else float(cfg.mpp_override)
+    mapper = SlideMapper(predictor, threshold, quantify, grader, cfg.reader, override)
 
     # Results go to the job's folder; canvases to `output`, where all jobs of a multirun find them.
     folder, canvases = Path(cfg.run_dir), Path(cfg.output)
@@ -72,15 +73,16 @@ def infer(cfg: DictConfig) -> list[dict[str, Any]]:
     def work(path: Path, bar: "tqdm[Any]") -> None:
         if path.stem in (".", ".."):
             raise SlideError(f"{path}: {path.stem!r} cannot name a slide's folder; rename the file")
-        with Slide.open(path, reader=cfg.reader, mpp_override=cfg.mpp_override) as slide:
-            own = folder / slide.slide_id
+        with Slide.open(path, reader=mapper.reader, mpp_override=mapper.mpp_override) as slide:
+            own, tissue = folder / slide.slide_id, find_tissue(slide)
             canvas_path = canvases / slide.slide_id / "canvas.zarr"
-            mapped = mapper.map(slide, find_tissue(slide), own, canvas_path, tiles_on(bar))
-        tiles = own / "attention_tiles.png"
-        tiles.unlink(missing_ok=True)  # of an earlier run, which may have graded what this one cannot
-        if (grade := mapped.grade) is not None:
-            attention_tiles(grade.tiles, grade.attention, grade.coords, tiles)
-        write_slide_page(own)
+            with locked(own / "slide.html"):  # so that another run's tiles and page do not come between
+                mapped = mapper.map(slide, tissue, own, canvas_path, tiles_on(bar))
+                tiles = own / "attention_tiles.png"
+                tiles.unlink(missing_ok=True)  # of an earlier run, which may have graded what this one cannot
+                if (grade := mapped.grade) is not None:
+                    attention_tiles(grade.tiles, grade.attention, grade.coords, tiles)
+                write_slide_page(own)
         results.add(mapped.row, mapped.ungraded)
         if len(results.done) % TABLE_EVERY == 1:
             results.write()
@@ -191,9 +193,22 @@ def _slides_of_table(table: Path) -> list[Path]:
     return [folder / f"{row['image_id']}.tiff" for row in rows]
 
 
-def _notes(predictor: SegmentationPredictor, grader: GradingPredictor | None) -> list[str]:
-    """What a reader of the results has to know about the checkpoints."""
+def _notes(predictor: SegmentationPredictor, grader: GradingPredictor | None, searched: bool) -> list[str]:
+    """What a reader of the results has to know about the checkpoints.
+
+    Args:
+        predictor: The segmentation.
+        grader: The grading, if any.
+        searched: Whether the segmentation's own threshold is used.
+    """
     notes = []
+    # Checkpoints of earlier versions do not say.
+    chosen_at, precision = predictor.carried.get("precision"), predictor.settings.precision
+    if searched and chosen_at not in (None, precision):
+        notes.append(
+            f"The threshold was chosen on maps of engine.precision={chosen_at}; these are of {precision}, whose "
+            "probabilities differ a little."
+        )
     if grader is not None and grader.carried["segmentation"] not in (None, predictor.fingerprint):
         notes.append(
             "The grader was trained on tiles that another segmentation chose: its grades are outside what was tested."
@@ -214,6 +229,8 @@ def _about(mapper: SlideMapper, choice: ThresholdChoice | None) -> dict[str, Any
         "quantify": asdict(mapper.quantify),
         "resolution": dict(mapper.predictor.carried["resolution"]),
         "precision": engine.precision,
+        "reader": mapper.reader,
+        "mpp_override": mapper.mpp_override,
         "device": str(engine.torch_device),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

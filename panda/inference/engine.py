@@ -2,23 +2,26 @@
 
 import errno
 import functools
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import torch
 from tqdm import tqdm
 
 from panda.data.patches import Failure
+from panda.errors import PandaError
 from panda.files import fingerprint, write_json, write_table
 from panda.inference.canvas import Canvas
 from panda.inference.export import write_geojson, write_heatmap, write_ome_tiff, write_overlay
 from panda.inference.grader import Grade, GradingPredictor
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings, slide_quantification
-from panda.wsi.slide import Slide
-from panda.wsi.tissue import TissueMap
+from panda.wsi.slide import ReaderName, Slide
+from panda.wsi.tissue import RULES, TissueMap
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +58,7 @@ def each_slide(
 
     Raises:
         OSError: If the disk is full: the next slide would fail alike.
-        MemoryError: Likewise.
+        MemoryError: Likewise, and torch.OutOfMemoryError, which says it of a GPU's.
     """
     outcome: Outcome[R] = Outcome()
     with tqdm(items, desc=stage, unit="slide", dynamic_ncols=True) as bar:
@@ -71,18 +74,23 @@ def each_slide(
 
 
 def passed_over(slide_id: str, stage: str, error: Exception) -> Failure:
-    """Records and tells that a slide failed.
+    """Records and tells that a slide failed; of an error that nobody foresaw the log file keeps the traceback.
 
     Args:
         slide_id: The slide.
         stage: What was being done.
         error: What came of it; raised again where the next slide would fail alike: no memory, no disk.
     """
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in DISK_FULL):
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        raise error
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
         raise error
     failure = Failure(slide_id, stage, type(error).__name__, str(error))
-    log.warning("%s of %s: %s", stage, slide_id, failure.message)
-    log.debug("", exc_info=error)
+    if isinstance(error, PandaError):
+        log.warning("%s of %s: %s", stage, slide_id, failure.message)
+        log.debug("", exc_info=error)
+    else:
+        log.warning("%s of %s: %s: %s", stage, slide_id, failure.error, failure.message, exc_info=error)
     return failure
 
 
@@ -129,9 +137,12 @@ ROW = (
     "tissue_mm2",
     "tumor_px",
     "tissue_px",
+    "unscored_tissue_px",
+    "tissue_how",
     "num_regions",
     "threshold",
     "in_sample",
+    "mpp_source",
 )
 
 
@@ -145,6 +156,7 @@ def row_of(facts: Mapping[str, Any]) -> dict[str, Any]:
         KeyError: If something is missing in it.
     """
     row = {key: facts[key] for key in ROW}
+    row["mpp_x"], row["mpp_y"] = facts["mpp"] or (None, None)
     if (grader := facts["made_with"]["grader"]) is not None:
         grade = facts["grade"]
         row[f"{grader['target']}_predicted"] = grade["predicted"] if grade else None
@@ -161,12 +173,16 @@ class SlideMapper:
         threshold: Probability from which a pixel counts as tumour.
         quantify: Limits of the clean-up.
         grader: Adds a grade, or None.
+        reader: What the slides are opened with; and
+        mpp_override: the µm/px given for those that state none. Both are kept with the results, no more.
     """
 
     predictor: SegmentationPredictor
     threshold: float
     quantify: QuantifySettings
     grader: GradingPredictor | None = None
+    reader: ReaderName = "auto"
+    mpp_override: float | None = None
 
     @functools.cached_property
     def made_with(self) -> dict[str, Any]:
@@ -184,6 +200,9 @@ class SlideMapper:
             "threshold": self.threshold,
             "quantify": asdict(self.quantify),
             "precision": self.predictor.settings.precision,
+            "tissue_rules": RULES,
+            "reader": self.reader,
+            "mpp_override": self.mpp_override,
         }
         checkpoints = {
             "checkpoint": str(self.predictor.checkpoint.path),
@@ -229,6 +248,7 @@ class SlideMapper:
                     grade = self.grader.grade(slide, tissue, canvas)
                 except Exception as error:
                     ungraded = passed_over(slide.slide_id, "grading", error)
+            _tell_of_another_file(folder / "quantification.json", slide)
             # Written last: where it lies, all the others do, and of the same making.
             (folder / "quantification.json").unlink(missing_ok=True)
             mask_clean = found["mask_clean"]
@@ -236,18 +256,41 @@ class SlideMapper:
             write_overlay(slide, canvas, mask_clean, self.threshold, folder / "overlay.png", tissue=tissue)
             write_geojson(found, slide, canvas.resolution, folder / "regions.geojson")
             write_ome_tiff(canvas, slide, folder / "probability.ome.tiff")
-        facts = {
-            "slide_id": slide.slide_id,
-            "threshold": self.threshold,
-            **{key: value for key, value in found.items() if key != "mask_clean"},
-            "mpp": list(slide.mpp) if slide.mpp else None,
-            "mpp_note": slide.mpp_note,
-            "downsample": canvas.resolution.downsample,
-            "tissue_how": tissue.how,
-            "in_sample": self.in_sample(slide.slide_id),
-            "grade": grade.plain() if grade else None,
-            "grade_note": ungraded.message if ungraded else None,
-            "made_with": self.made_with,
-        }
-        write_json(folder / "quantification.json", facts)
+            facts = {
+                "slide_id": slide.slide_id,
+                "file": slide.identity(),
+                "threshold": self.threshold,
+                **{key: value for key, value in found.items() if key != "mask_clean"},
+                "mpp": list(slide.mpp) if slide.mpp else None,
+                "mpp_source": slide.mpp_source,
+                "mpp_note": slide.mpp_note,
+                "reader": slide.reader_name,
+                "downsample": canvas.resolution.downsample,
+                "tissue_how": tissue.how,
+                "in_sample": self.in_sample(slide.slide_id),
+                "grade": grade.plain() if grade else None,
+                "grade_note": ungraded.message if ungraded else None,
+                "made_with": self.made_with,
+            }
+            write_json(folder / "quantification.json", facts)
         return MappedSlide(row_of(facts), canvas, found, grade, ungraded, folder)
+
+
+def _tell_of_another_file(path: Path, slide: Slide) -> None:
+    """Warns where results that are about to be replaced are those of another file: results go by a slide's name.
+
+    Args:
+        path: The `quantification.json` of earlier results, or nothing.
+        slide: The slide whose results come now.
+    """
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))["file"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # there is none, or it does not say
+    if before != slide.identity():
+        log.warning(
+            "%s: the results in %s were of another file of this name, or of this one before it changed; "
+            "they are replaced",
+            slide.path,
+            path.parent,
+        )
