@@ -148,6 +148,30 @@ def test_run_page_says_the_figures_and_what_they_mean(run: Path) -> None:
     assert "so it has no Dice" in text
 
 
+def test_slides_that_a_network_has_seen_are_not_called_new(tmp_path: Path) -> None:
+    note = "The segmentation was trained on 3 test slides: their figures flatter. Use the data.seed of its run."
+    said = {"seen": [note], "new": ["No training slide has class 4: it cannot be learnt."]}
+    for name, notes in said.items():
+        scores = {"qwk": 0.68, "slides": 60}
+        folder = _run(tmp_path / name, _summary(task="grading", test=scores, target="isup", notes=notes))
+        text = html.unescape(write_run_page(folder).read_text())
+        assert ("On 60 test slides that took no part in training or in any choice" in text) == (name == "new")
+        assert ("On 60 test slides, of which the notes above say more" in text) == (name == "seen")
+
+
+@pytest.mark.parametrize(("percent", "shown"), [(0.4, False), (None, False), (3.21, True)])
+def test_cancer_outside_the_tissue_stands_beside_dice(tmp_path: Path, percent: float | None, shown: bool) -> None:
+    test = {"dice": 0.77, "slides": 60, "cancer_outside_tissue_percent": percent, "cancer_outside_tissue_mm2": 1.5}
+    folder = _run(tmp_path / "run", _summary(test=test))
+    rows = [{"slide_id": "a", "dice": 0.7, "cancer_outside_tissue_mm2": 1.5, "cancer_outside_tissue_px": 4 * shown}]
+    _write_csv(folder / "test_slides.csv", rows)
+    text = html.unescape(_check_page(write_run_page(folder)))
+    assert ("3.2 % of the labelled cancer (1.50 mm²) lies where no tissue was found" in text) == shown
+    assert ("enters none of these figures" in text) == shown
+    slides = text[text.index("<h2>Test slides") :]
+    assert ("Labelled cancer outside the tissue" in slides) == shown
+
+
 def test_pages_are_harmless_whatever_a_slide_is_called(run: Path) -> None:
     text = write_run_page(run).read_text()
     assert "<script>alert" not in text
@@ -261,6 +285,23 @@ def test_inference_page(tmp_path: Path) -> None:
                  "without 1 slide of unknown µm/px"):  # fmt: skip
         assert said in text
     assert (tmp_path / "a" / "slide.html").is_file()
+
+
+def test_areas_of_a_slide_that_counts_as_tissue_whole_are_left_out(tmp_path: Path) -> None:
+    row = {"slide_id": "a", "tumor_mm2": 0.5, "tissue_mm2": 4, "tissue_how": "strict", "unscored_tissue_px": 0}
+    rows = [row, row | {"slide_id": "b", "tumor_mm2": 30, "tissue_mm2": 500, "tissue_how": "whole"}]
+    _write_csv(tmp_path / "quantification.csv", rows)
+    text = html.unescape(_check_page(write_inference_page(tmp_path)))
+    assert "without 1 slide whose whole area counts as tissue" in text
+    assert ">0.50" in text
+    assert ">30.50" not in text
+    assert "Tissue found as" in text
+    assert "Tissue not scored" not in text
+    _write_csv(tmp_path / "quantification.csv", [row, row | {"slide_id": "c", "unscored_tissue_px": 7}])
+    text = html.unescape(write_inference_page(tmp_path).read_text())
+    assert "whole area counts as tissue" not in text
+    assert "Tissue found as" not in text
+    assert "Tissue not scored" in text
 
 
 def test_an_empty_inference_folder_makes_a_page(tmp_path: Path) -> None:

@@ -14,12 +14,13 @@ from panda.report.table import show
 
 _COLUMNS = (
     "slide_id",
-    "isup_grade",
     "isup_predicted",
     "cancer_predicted",
     "tumor_percent_of_tissue",
     "tumor_mm2",
     "tissue_mm2",
+    "tissue_how",
+    "unscored_tissue_px",
     "num_regions",
     "threshold",
     "in_sample",
@@ -50,11 +51,12 @@ def _plain(value: Any) -> str:
 
 
 def _cards(rows: list[dict[str, str]], failed: set[str]) -> list[Card]:
-    tumour = [a for r in rows if (a := number(r.get("tumor_mm2"))) is not None]
-    tissue = [a for r in rows if (a := number(r.get("tissue_mm2"))) is not None]
+    told = [r for r in rows if r.get("tissue_how") != "whole"]
+    tumour = [a for r in told if (a := number(r.get("tumor_mm2"))) is not None]
+    tissue = [a for r in told if (a := number(r.get("tissue_mm2"))) is not None]
     positive = sum((number(r.get("num_regions")) or 0) > 0 for r in rows)
-    missing = len(rows) - len(tumour)
-    under = f"without {missing} slide{'s' * (missing != 1)} of unknown µm/px" if missing else ""
+    without = {"of unknown µm/px": len(told) - len(tumour), "whose whole area counts as tissue": len(rows) - len(told)}
+    under = ", ".join(f"without {n} slide{'s' * (n != 1)} {which}" for which, n in without.items() if n)
     finished = {r.get("slide_id", "") for r in rows}
     counts = {"failed": len(failed - finished), "not graded": len(failed & finished)}
     faults = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
@@ -85,15 +87,15 @@ def write_inference_page(output: Path) -> Path:
     rows = read_csv(output / "quantification.csv")
     rows.sort(key=lambda r: -(number(r.get("tumor_percent_of_tissue")) or 0.0))
     failures = failure_table(output / "failures.csv")
-    keys = [k for k in _COLUMNS if rows and k in rows[0]]
-    thresholds = {r.get("threshold") for r in rows}
-    if len(thresholds) == 1 and "threshold" in keys:
-        keys.remove("threshold")
     counts = {word: sum(r.get("in_sample") == word for r in rows) for word in _SEEN}
-    if not any(counts.values()) and "in_sample" in keys:
-        keys.remove("in_sample")
-    facts = [(k.replace("_", " "), _plain(v)) for k, v in about.items() if k not in {"notes", "schema"}]
-    notes = about.get("notes")
+    tells = {
+        "threshold": len({r.get("threshold") for r in rows}) > 1,
+        "tissue_how": any(r.get("tissue_how") != "strict" for r in rows),
+        "unscored_tissue_px": any(number(r.get("unscored_tissue_px")) for r in rows),
+        "in_sample": any(counts.values()),
+    }
+    keys = [k for k in _COLUMNS if rows and k in rows[0] and tells.get(k, True)]
+    facts = [(k.replace("_", " "), _plain(v)) for k, v in about.items() if k != "notes"]
     return write_page(
         output / "report.html",
         "inference.html",
@@ -101,9 +103,9 @@ def write_inference_page(output: Path) -> Path:
         checkpoint=_plain(about.get("checkpoint")),
         date=_plain(about.get("date")).replace("T", " "),
         seen=[text.format(counts[word]) for word, text in _SEEN.items() if counts[word]],
-        notes=([fault] if fault else []) + [str(n) for n in (sequence(notes) or ([notes] if notes else []))],
+        notes=([fault] if fault else []) + [str(n) for n in sequence(about.get("notes"))],
         facts=[(name, text) for name, text in facts if text],
         cards=_cards(rows, {r[0].text for r in failures.rows}),
-        slides=slide_table(rows, keys, output, {"isup_grade": "Predicted ISUP"}, _WHY),
+        slides=slide_table(rows, keys, output, {}, _WHY),
         failures=failures,
     )

@@ -31,7 +31,7 @@ _MOST_PANELS = 12
 _SLIDE_COLUMNS = {
     "segmentation": (
         "slide_id", "provider", "isup_grade", "dice", "iou", "precision", "recall", "tumor_percent_of_tissue",
-        "tumor_mm2", "true_tumor_mm2", "tissue_mm2", "num_regions", "fp_mm2",
+        "tumor_mm2", "true_tumor_mm2", "tissue_mm2", "num_regions", "fp_mm2", "cancer_outside_tissue_mm2",
     ),
     "grading": ("slide_id", "provider", "isup_grade", "label", "predicted", "p0", "p1", "p2", "p3", "p4", "p5"),
 }  # fmt: skip
@@ -46,6 +46,7 @@ _WHY = {
     "true_tumor_mm2": _NO_MM2,
     "tissue_mm2": _NO_MM2,
     "fp_mm2": _NO_MM2,
+    "cancer_outside_tissue_mm2": _NO_MM2,
     "isup_grade": "the slide has no grade",
 }
 
@@ -102,7 +103,7 @@ def threshold_line(path: Path, name: str, colour: str) -> Line:
     """Read the pooled Dice at every threshold.
 
     Args:
-        path: ``threshold_curve.csv``, with ``threshold`` and ``dice`` (or ``dice_pooled``).
+        path: ``threshold_curve.csv``, with ``threshold`` and ``dice_pooled``.
         name: In the legend.
         colour: Of the line.
 
@@ -111,7 +112,7 @@ def threshold_line(path: Path, name: str, colour: str) -> Line:
     """
     points = []
     for row in read_csv(path):
-        x, y = number(row.get("threshold")), number(row.get("dice", row.get("dice_pooled")))
+        x, y = number(row.get("threshold")), number(row.get("dice_pooled"))
         if x is not None and y is not None:
             points.append((x, y))
     return Line(name, [x for x, _ in points], [y for _, y in points], colour)
@@ -120,7 +121,7 @@ def threshold_line(path: Path, name: str, colour: str) -> Line:
 def _splits_table(summary: dict[str, Any]) -> Table:
     """Set the figures of validation and test beside each other."""
     val, test = mapping(summary.get("val")), mapping(summary.get("test"))
-    order = [*headline_keys(summary, test or val), *val, *test]
+    order = [*headline_keys(summary), *val, *test]
     keys = [k for k in dict.fromkeys(order) if any(number(s.get(k)) is not None for s in (val, test))]
     rows = []
     for key in keys:
@@ -166,18 +167,18 @@ class Confusion:
     rows: list[list[tuple[int, float]]]
 
 
-def _confusion(scores: dict[str, Any]) -> Confusion | None:
+def _confusion(scores: dict[str, Any], target: str) -> Confusion | None:
     counts = [[number(v) or 0.0 for v in sequence(row)] for row in sequence(scores.get("confusion"))]
     if not counts or any(len(row) != len(counts) for row in counts):
         return None
-    names = class_names(str(scores.get("target") or "isup"), len(counts))
+    names = class_names(target, len(counts))
     rows = [[(int(v), v / sum(row) if sum(row) else 0.0) for v in row] for row in counts]
     return Confusion(names, rows)
 
 
 def _distance(row: dict[str, str]) -> float:
     """How far a predicted class is from the given one."""
-    given, predicted = number(row.get("label", row.get("isup_grade"))), number(row.get("predicted"))
+    given, predicted = number(row.get("label")), number(row.get("predicted"))
     return abs(given - predicted) if given is not None and predicted is not None else 0.0
 
 
@@ -191,6 +192,8 @@ def _slides(run_dir: Path, task: str) -> tuple[Table, str]:
         rows.sort(key=lambda r: d if (d := number(r.get("dice"))) is not None else 2.0)
         order = "Those with the lowest Dice come first; those without labelled cancer, which have no Dice, last."
     keys = [k for k in _SLIDE_COLUMNS[task] if rows and k in rows[0]]
+    if not any(number(r.get("cancer_outside_tissue_px")) for r in rows):
+        keys = [k for k in keys if k != "cancer_outside_tissue_mm2"]
     return slide_table(rows, keys, run_dir / "slides", ONE_SLIDE, _WHY, "slides"), order
 
 
@@ -199,7 +202,7 @@ def failure_table(path: Path) -> Table:
     rows = read_csv(path)
     cells = [
         [
-            Cell(r.get("slide_id", r.get("slide", "")), style="id"),
+            Cell(r.get("slide_id", ""), style="id"),
             Cell(r.get("stage", "")),
             Cell(r.get("error", ""), style="bad"),
             Cell(r.get("message", ""), style="pre"),
@@ -227,13 +230,8 @@ def _panels(run_dir: Path) -> tuple[list[tuple[str, str, Picture]], list[tuple[s
 def _counts(data: dict[str, Any]) -> tuple[Table, list[tuple[str, str]]]:
     """Lay out how many slides and patches each split had, and how many were left out and why."""
     splits = ("train", "val", "test")
-    counts: dict[str, dict[str, Any]] = {}
-    for key, value in data.items():
-        split, _, thing = key.partition("_")
-        if split in splits and thing:
-            counts.setdefault(thing, {})[split] = value
-        elif isinstance(value, dict) and any(number(value.get(s)) is not None for s in splits):
-            counts[key] = value
+    of_splits = {key: mapping(value) for key, value in data.items()}
+    counts = {key: value for key, value in of_splits.items() if any(number(value.get(s)) is not None for s in splits)}
     used = [s for s in splits if any(number(c.get(s)) is not None for c in counts.values())]
     titles = {"train": "Training", "val": "Validation", "test": "Test"}
     rows = [
@@ -290,7 +288,7 @@ def write_run_page(run_dir: Path) -> Path:
         curve_chart=""
         if curve
         else line_chart("Dice at every threshold", [line], "threshold", y_range=(0.0, 1.0), mark=mark, size=(760, 300)),
-        confusion=_confusion(scores),
+        confusion=_confusion(scores, str(summary.get("target"))),
         providers=_provider_table(scores),
         panels=panels,
         more_panels=more_panels,

@@ -52,7 +52,7 @@ class Job:
     def key(self) -> str:
         """The figure that its task is judged by."""
         splits = [mapping(self.summary.get(split)) for split in ("val", "test")]
-        keys = headline_keys(self.summary, splits[1] or splits[0])
+        keys = headline_keys(self.summary)
         return next((k for scores in splits for k in keys if number(scores.get(k)) is not None), keys[0])
 
     def score(self, split: str) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from panda.report.folder import mapping, number
+from panda.report.folder import mapping, number, sequence
 from panda.report.slide_page import Card
 from panda.report.table import UNITS, figure_kind, figure_name, show
 
@@ -23,6 +23,8 @@ HEADLINES = {
     "cancer": ("auroc", "accuracy"),
 }
 _FEW = 20
+_OUTSIDE = 0.5
+"""Share in % of the labelled cancer beyond which what lies outside the tissue found is shown."""
 _WHY_NONE = {
     "fp_mm2_benign_slides": "needs benign slides of known µm/px",
     "auroc": "needs slides with and without cancer",
@@ -30,12 +32,11 @@ _WHY_NONE = {
 }
 
 
-def headline_keys(summary: dict[str, Any], scores: dict[str, Any]) -> tuple[str, ...]:
+def headline_keys(summary: dict[str, Any]) -> tuple[str, ...]:
     """Name the figures that matter for the run's task, the most important first."""
     if summary.get("task") != "grading":
         return HEADLINES["segmentation"]
-    target = scores.get("target") or mapping(summary.get("val")).get("target") or summary.get("target")
-    return HEADLINES["cancer" if target == "cancer" else "isup"]
+    return HEADLINES["cancer" if summary.get("target") == "cancer" else "isup"]
 
 
 def interval(scores: dict[str, Any], key: str) -> tuple[float, float] | None:
@@ -67,7 +68,7 @@ def headline_cards(summary: dict[str, Any]) -> list[Card]:
     """Make the cards of the figures that are read first."""
     _, scores = scored_split(summary)
     cards: list[Card] = []
-    for key in headline_keys(summary, scores):
+    for key in headline_keys(summary):
         kind = figure_kind(key)
         text = show(scores.get(key), "headline" if kind == "score" else kind)
         if not text and len(cards) >= 2 and key not in scores:
@@ -80,6 +81,9 @@ def headline_cards(summary: dict[str, Any]) -> list[Card]:
         elif big and not ends:
             under = "no interval was recorded"
         cards.append(Card(figure_name(key), text, UNITS.get(kind, "").strip(), under, big))
+    if _much_outside(scores):
+        key = "cancer_outside_tissue_percent"
+        cards.insert(2, Card(figure_name(key), show(scores[key], "percent"), "%", "enters none of these figures"))
     return cards
 
 
@@ -93,28 +97,39 @@ def meaning(summary: dict[str, Any]) -> list[str]:
         Sentences in paragraphs.
     """
     split, scores = scored_split(summary)
-    data = mapping(summary.get("data"))
     if not scores:
         return ["No figures: neither the validation nor the test split was scored in this run."]
     slides = number(scores.get("slides"))
-    if slides is None:
-        slides = number(data.get("test_slides" if split == "test" else "val_slides"))
-    counted = "" if slides is None else f"{slides:.0f} test slide{'s' * (slides != 1)}"
+    counted = "test slides" if slides is None else f"{slides:.0f} test slide{'s' * (slides != 1)}"
+    which = f"On {counted} that took no part in training or in any choice"
+    if any("test slide" in str(note) for note in sequence(summary.get("notes"))):
+        which = f"On {counted}, of which the notes above say more"
     if split == "validation":
         first = (
             "This run has no test split, so the figures above are those of validation. The best epoch and the "
             "threshold were chosen on the same slides: they flatter, and say nothing certain of new slides."
         )
     elif summary.get("task") == "grading":
-        first = (
-            f"On {counted or 'test slides'} that took no part in training or in any choice: {_grading_words(scores)}"
-        )
+        first = f"{which}: {_grading_words(scores)}"
     else:
-        first = (
-            f"On {counted or 'test slides'} that took no part in training or in any choice: "
-            f"{_segmentation_words(scores)}"
-        )
-    return [first, *_threshold_words(summary), *_doubts(split, slides, data)]
+        first = f"{which}: {_segmentation_words(scores)}"
+    groups = mapping(summary.get("data")).get("groups")
+    return [first, *_outside_words(scores), *_threshold_words(summary), *_doubts(split, slides, groups)]
+
+
+def _much_outside(scores: dict[str, Any]) -> bool:
+    """Whether so much labelled cancer lies outside the tissue found that Dice alone would mislead."""
+    return (number(scores.get("cancer_outside_tissue_percent")) or 0) > _OUTSIDE
+
+
+def _outside_words(scores: dict[str, Any]) -> list[str]:
+    if not _much_outside(scores):
+        return []
+    share, area = (show(scores.get(f"cancer_outside_tissue_{unit}"), unit) for unit in ("percent", "mm2"))
+    return [
+        f"{share} % of the labelled cancer{area and f' ({area} mm²)'} lies where no tissue was found: it enters no "
+        "score, neither as found nor as missed. The table of slides says where."
+    ]
 
 
 def _of(scores: dict[str, Any], key: str) -> str:
@@ -164,13 +179,13 @@ def _threshold_words(summary: dict[str, Any]) -> list[str]:
     return [f"{text}."]
 
 
-def _doubts(split: str, slides: float | None, data: dict[str, Any]) -> list[str]:
+def _doubts(split: str, slides: float | None, groups: Any) -> list[str]:
     doubts = []
     if slides is not None and slides < _FEW and split == "test":
         doubts.append(
             f"With {slides:.0f} slide{'s' * (slides != 1)} the figures are coarse: read them as a check that things "
             "work, not as a measure of how well."
         )
-    if data.get("groups"):
-        doubts.append(f"How the slides were split: {str(data['groups']).rstrip('.')}.")
+    if groups:
+        doubts.append(f"How the slides were split: {str(groups).rstrip('.')}.")
     return [" ".join(doubts)] if doubts else []
