@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,21 @@ def test_all_but_the_mask_is_plain_data(slide: Slide) -> None:
     mask = found.pop("mask_clean")
     assert mask.shape == (200, 300)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_a_px_of_the_map_takes_ten_bytes(tmp_path: Path) -> None:
+    side = 4096
+    slide = Slide.open(write_pyramid(tmp_path / "s.tiff", np.full((side, side, 3), 120, np.uint8), downsamples=(1,)))
+    tissue = TissueMap(np.ones((side, side), np.bool_), slide.at(level=0), "strict")
+    prob = np.random.default_rng(0).random((side // 16, side // 16)).astype(np.float32)
+    prob = prob.repeat(16, axis=0).repeat(16, axis=1)
+    tracemalloc.start()
+    try:
+        slide_quantification(prob, slide, 0, 0.5, tissue=tissue)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert 9 < peak / side**2 < 11
 
 
 def test_only_scored_tissue_counts(slide: Slide, tmp_path: Path) -> None:

@@ -161,6 +161,9 @@ def slide_quantification(
     The threshold is compared in float64 with what the canvas holds, as the threshold search does. Areas are
     pixel counts times the area of a working px.
 
+    Objects are found on the whole map at once: its arrays take about 10 bytes a working px at their peak, and a map
+    of 2³¹ px or more is refused.
+
     Args:
         pred_canvas: The probability map: a canvas, or an (H, W) array of probabilities, all of it scored.
         slide: The slide it was made of.
