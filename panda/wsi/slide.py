@@ -126,7 +126,7 @@ class Slide:
         if mpp is None or not 0 < mpp < math.inf:
             raise ValueError(f"µm/px must be positive, not {mpp}")
         if self.mpp is None:
-            raise SlideError(f"{self.path}: cannot work at {mpp:g} µm/px: {self.mpp_note}, or train with data.level")
+            raise SlideError(f"{self.path}: cannot work at {mpp:g} µm/px: {self.mpp_note}, or use data.level to train")
         scanned = math.sqrt(self.mpp[0] * self.mpp[1])
         if mpp / scanned < FINEST:
             raise SlideError(
