@@ -295,7 +295,14 @@ class GradingExperiment:
     def _grade_slides(self, run: Run, grader: GradingPredictor, items: Sequence[BagItem], split: str) -> dict[str, Any]:
         """Grades the slides of bags as inference does; of test slides it leaves map, tiles and page."""
         mapper = (
-            SlideMapper(self.segmenter, self.segmenter.threshold.value, self.quantify, grader)
+            SlideMapper(
+                self.segmenter,
+                self.segmenter.threshold.value,
+                self.quantify,
+                grader,
+                self.data.settings.reader,
+                self.data.settings.mpp_override,
+            )
             if self.segmenter and split == "test"
             else None
         )

@@ -214,7 +214,10 @@ class SegmentationExperiment:
         table_path: Path,
     ) -> list[SlideScore]:
         """Maps, scores and writes slides at the frozen threshold, and draws the panels."""
-        mapper = SlideMapper(predictor, choice.value, self.quantify)
+        asked = self.data.settings
+        mapper = SlideMapper(
+            predictor, choice.value, self.quantify, reader=asked.reader, mpp_override=asked.mpp_override
+        )
         per_slide = -(-self.settings.panels // max(1, len(records)))
         panels: list[PanelRow] = []
         table: list[dict[str, Any]] = []

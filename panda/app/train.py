@@ -123,7 +123,7 @@ def compared_by(summary: dict[str, Any]) -> float:
         undefined.
     """
     scores = summary["val"]
-    figure = next((scores[key] for key in headline_keys(summary, scores) if key in scores), None)
+    figure = next((scores[key] for key in headline_keys(summary) if key in scores), None)
     return float("nan") if figure is None else float(figure)
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from panda.data.patches import Failure
 from panda.errors import PandaError
-from panda.files import fingerprint, write_json, write_table
+from panda.files import fingerprint, identity, write_json, write_table
 from panda.inference.canvas import Canvas
 from panda.inference.export import write_geojson, write_heatmap, write_ome_tiff, write_overlay
 from panda.inference.grader import Grade, GradingPredictor
@@ -258,7 +258,7 @@ class SlideMapper:
             write_ome_tiff(canvas, slide, folder / "probability.ome.tiff")
             facts = {
                 "slide_id": slide.slide_id,
-                "file": slide.identity(),
+                "file": identity(slide.path),
                 "threshold": self.threshold,
                 **{key: value for key, value in found.items() if key != "mask_clean"},
                 "mpp": list(slide.mpp) if slide.mpp else None,
@@ -287,7 +287,7 @@ def _tell_of_another_file(path: Path, slide: Slide) -> None:
         before = json.loads(path.read_text(encoding="utf-8"))["file"]
     except (OSError, ValueError, KeyError, TypeError):
         return  # there is none, or it does not say
-    if before != slide.identity():
+    if before != identity(slide.path):
         log.warning(
             "%s: the results in %s were of another file of this name, or of this one before it changed; "
             "they are replaced",
