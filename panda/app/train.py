@@ -182,7 +182,7 @@ def _config_of_resumed(cfg: DictConfig, resume: Path) -> DictConfig:
         own = OmegaConf.load(written)
     except Exception as error:  # the YAML reader has errors of its own
         raise ConfigError(f"{written} cannot be read ({str(error).splitlines()[0]}): start a new run") from error
-    if not isinstance(own, DictConfig):
+    if not isinstance(own, DictConfig) or not own:
         raise ConfigError(f"{written} holds no keys: start a new run")
     faults = Faults()
     for override in overrides():
