@@ -237,7 +237,6 @@ def test_a_damaged_configuration_is_not_gone_on_with(home: Path, trained: Path, 
     assert done.returncode == 1
     assert "damaged/config.yaml cannot be read" in done.stderr or "damaged/config.yaml holds no keys" in done.stderr
     assert "start a new run" in done.stderr
-    assert "start a new run" in done.stderr
 
 
 def test_a_split_of_bad_slides_ends_the_run_and_lists_them(home: Path, trained: Path) -> None:
