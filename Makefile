@@ -50,7 +50,7 @@ lint: install ## ruff, mypy --strict, the import contract
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check: lint test ## what CI runs
+check: lint test ## lint and tests, which CI runs before the demo
 
 lock: install ## pin the ranges of pyproject.toml anew
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --upgrade \

@@ -180,6 +180,8 @@ def set_up_logging(debug: bool) -> None:
     if not debug:
         # Lightning's notes on the hardware it did not find and products it could be used with.
         logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+        # What it finds wrong with a damaged file ends in an error of ours.
+        logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     if not any(isinstance(handler, _ThroughTqdm) for handler in log.handlers):
         handler = _ThroughTqdm()
         handler.setFormatter(logging.Formatter("%(message)s"))

@@ -48,10 +48,6 @@ class StoreResult:
     failures: list[Failure]
 
 
-class _StoreUnwritableError(PandaError):
-    """The store, not a slide, is at fault: the run ends."""
-
-
 class _StoppedError(Exception):
     """Another slide has ended the run."""
 
@@ -177,7 +173,7 @@ def _extract(
         raise
     except Exception as error:
         if isinstance(error, OSError) and stage == "write":
-            raise _StoreUnwritableError(_unwritable(store, error)) from error
+            raise PandaError(_unwritable(store, error)) from error
         if not isinstance(error, PandaError):
             log.debug("slide %s", record.slide_id, exc_info=True)
         return Failure(record.slide_id, stage, type(error).__name__, str(error))
@@ -288,7 +284,7 @@ def _writing(store: Path) -> Iterator[None]:
         store.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        raise _StoreUnwritableError(_unwritable(store, error)) from error
+        raise PandaError(_unwritable(store, error)) from error
 
 
 def _unwritable(store: Path, error: OSError) -> str:
