@@ -1,27 +1,54 @@
-"""Part e: how fast each kind of store gives its patches back, and what a patch takes on the disk."""
+"""Part e: how fast each kind of store gives its patches back, how fast PNG is written, and what a patch takes."""
 
 from __future__ import annotations
 
+import io
 import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+import cv2
+import imagecodecs
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from bench.project import STORES, settings
 from bench.results import Results
 from bench.slides import CACHE
 from bench.worker import timed
 from panda.data.manifest import SlideRecord
-from panda.data.patchset import PatchSet, write_patch_manifests
-from panda.data.pixels import Place, patch_pixels
+from panda.data.patchset import PatchRow, PatchSet, write_patch_manifests
+from panda.data.pixels import Place, patch_pixels, png
 from panda.data.store import extract_store
 
 ORDERS = ("in order", "random")
 PART = "stores"
 
 
+def _opencv(image: NDArray[np.uint8], options: Sequence[int]) -> bytes:
+    return cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1].tobytes()
+
+
+def _pillow(image: NDArray[np.uint8]) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(image).save(data, "PNG", compress_level=1)
+    return data.getvalue()
+
+
+WRITERS: Mapping[str, Callable[[NDArray[np.uint8]], bytes]] = {
+    "panda": png,
+    "imagecodecs Huffman": lambda image: bytes(imagecodecs.png_encode(image, level=1, strategy=2, filter=32)),
+    "imagecodecs 1": lambda image: bytes(imagecodecs.png_encode(image, level=1)),
+    "opencv 1": lambda image: _opencv(image, (cv2.IMWRITE_PNG_COMPRESSION, 1)),
+    "opencv": lambda image: _opencv(image, ()),
+    "pillow 1": _pillow,
+}
+"""What writes PNG, with its compression level where one is given."""
+
+
 def measure(record: SlideRecord, rounds: int, results: Results) -> None:
-    """Cut a slide into each kind of store, then read all patches of each in turn, on one thread.
+    """Cut a slide into each kind of store, read all patches of each in turn, and write them as PNG, on one thread.
 
     Args:
         record: the slide.
@@ -45,12 +72,29 @@ def measure(record: SlideRecord, rounds: int, results: Results) -> None:
                     if turn >= 0:
                         rate = len(patches) / seconds
                         results.add(PART, f"panda {store}", f"read {order}", rate, f"{kib:.1f} KiB a patch")
+        packed, _ = sets["packed"]
+        images = [packed.pixels.read(place_of(row))[0] for row in packed.rows]
+        for turn in range(-1, rounds):
+            for name, write in WRITERS.items():
+                seconds, size = timed(partial(_write, write, images))
+                if turn >= 0:
+                    kib = size / 1024 / len(images)
+                    results.add(PART, name, "write PNG", len(images) / seconds, f"{kib:.1f} KiB an image")
+
+
+def place_of(row: PatchRow) -> Place:
+    """Where the pixels of a row are."""
+    return Place(row.provider, row.number, row.x, row.y, row.img, row.msk)
+
+
+def _write(write: Callable[[NDArray[np.uint8]], bytes], images: Sequence[NDArray[np.uint8]]) -> int:
+    """Encode images, nothing goes to the disk; the bytes they come to."""
+    return sum(len(write(image)) for image in images)
 
 
 def _read(patches: PatchSet, numbers: list[int]) -> int:
     """Read patches as `PatchSet` does, without making tensors of them; slides are opened anew."""
     pixels = patch_pixels(patches.rows.settings)
     for number in numbers:
-        row = patches.rows[number]
-        pixels.read(Place(row.provider, row.number, row.x, row.y, row.img, row.msk))
+        pixels.read(place_of(patches.rows[number]))
     return len(numbers)
