@@ -1,4 +1,4 @@
-"""What makes a resumed run go on as if it had never stopped, wherever its folder lies now."""
+"""What training shows, and what makes a resumed run go on as if it had never stopped, wherever its folder lies now."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 
 
 class MovableCheckpoint(ModelCheckpoint):
@@ -24,6 +24,14 @@ class MovableCheckpoint(ModelCheckpoint):
         paths = {key: here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
         best = {here(path): score for path, score in state_dict["best_k_models"].items()}
         super().load_state_dict({**state_dict, **paths, "best_k_models": best, "dirpath": self.dirpath})
+
+
+class Bar(TQDMProgressBar):
+    """Lightning's progress bar without the number that W&B gives a run."""
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """The figures behind the bar."""
+        return {key: value for key, value in super().get_metrics(trainer, pl_module).items() if key != "v_num"}
 
 
 class SeedOfEpoch(Callback):

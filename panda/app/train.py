@@ -11,9 +11,9 @@ import wandb
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
 
-from panda.app.callbacks import MovableCheckpoint, SeedOfEpoch
+from panda.app.callbacks import Bar, MovableCheckpoint, SeedOfEpoch
 from panda.app.config import Faults, build, check_config
 from panda.app.door import Interrupted, SomeSlidesFailed, log_to_file, make_folder, overrides, write_overrides
 from panda.app.grading import GradingExperiment
@@ -225,7 +225,7 @@ def _trainer(cfg: DictConfig, folder: Path, experiment: Experiment) -> pl.Traine
         ),
         EarlyStopping(monitor=monitor, mode=mode, patience=cfg.task.patience, check_finite=False),
         LearningRateMonitor(logging_interval="epoch"),
-        TQDMProgressBar(refresh_rate=5),
+        Bar(refresh_rate=5),
     ]
     trainer: pl.Trainer = build(
         OmegaConf.to_container(cfg.trainer, resolve=True),

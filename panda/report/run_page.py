@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,8 @@ _WHY = {
     "cancer_outside_tissue_mm2": _NO_MM2,
     "isup_grade": "the slide has no grade",
 }
+_ONLY_AS_SHARE = ("cancer_outside_tissue_px", "cancer_outside_tissue_mm2")
+"""Figures of a split that its tables give in per cent alone."""
 
 
 def training_charts(rows: Sequence[dict[str, str]]) -> list[Markup]:
@@ -122,7 +124,7 @@ def _splits_table(summary: dict[str, Any]) -> Table:
     """Set the figures of validation and test beside each other."""
     val, test = mapping(summary.get("val")), mapping(summary.get("test"))
     order = [*headline_keys(summary), *val, *test]
-    keys = [k for k in dict.fromkeys(order) if any(number(s.get(k)) is not None for s in (val, test))]
+    keys = _told(dict.fromkeys(order), (val, test))
     rows = []
     for key in keys:
         kind = figure_kind(key)
@@ -137,10 +139,16 @@ def _splits_table(summary: dict[str, Any]) -> Table:
     return Table(heads, rows, sortable=False)
 
 
+def _told(keys: Iterable[str], splits: Iterable[dict[str, Any]]) -> list[str]:
+    """The figures that a table of splits gives: those that one of them has."""
+    scores = list(splits)
+    return [k for k in keys if k not in _ONLY_AS_SHARE and any(number(s.get(k)) is not None for s in scores)]
+
+
 def _provider_table(scores: dict[str, Any]) -> Table:
     by_provider = {name: mapping(s) for name, s in mapping(scores.get("by_provider")).items()}
     every = list(dict.fromkeys(k for s in by_provider.values() for k in s))
-    keys = [k for k in every if any(number(s.get(k)) is not None for s in by_provider.values())]
+    keys = _told(every, by_provider.values())
     keys.sort(key=lambda k: k != "slides")
     rows = []
     for name, provider in sorted(by_provider.items()):
