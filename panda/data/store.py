@@ -101,16 +101,20 @@ def extract_store(
     stop = threading.Event()
     with _writing(store), locked(store / STORE_FILE):
         _prepare(store, settings)
-        pending = [record for record in records if load_slide(record, settings, store) is None]
-        if pending and (need := estimate_need(pending, settings)) is not None:
+        for record in records:
+            if (found := load_slide(record, settings, store)) is not None:
+                slides[record.slide_id] = found
+        pending = [record for record in records if record.slide_id not in slides]
+        # Where no pixels are kept, looking at a few slides first would only take the time that it takes to cut them.
+        if pending and settings.store != "slide" and (need := estimate_need(pending, settings)) is not None:
             log.info("%s: %s to write", store, need)
             refuse_without_room(need, store)
         with (
             ThreadPoolExecutor(max(1, workers), thread_name_prefix="extract") as pool,
-            tqdm(total=len(records), desc="patches", unit="slide", disable=not progress) as bar,
+            tqdm(total=len(records), initial=len(slides), desc="patches", unit="slide", disable=not progress) as bar,
         ):
-            futures = [pool.submit(_extract, record, settings, store, stop) for record in records]
-            patches = 0
+            futures = [pool.submit(_extract, record, settings, store, stop) for record in pending]
+            patches = sum(map(len, slides.values()))
             try:
                 for future in as_completed(futures):
                     outcome = future.result()
