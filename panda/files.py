@@ -121,14 +121,18 @@ def whole_path(path: Path | str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(path: Path | str) -> Iterator[None]:
-    """Hold a name against other processes and threads that ask for it here; they wait.
+def locked(path: Path | str, *, wait: bool = True) -> Iterator[None]:
+    """Hold a name against other processes and threads that ask for it here.
 
     The system frees the lock of a process that was killed. The lock is a hidden empty file beside ``path``,
     which stays: taking it away would let two in.
 
     Args:
         path: A file or folder, existing or to be made; its missing parent folders are made.
+        wait: Until whoever holds it lets go.
+
+    Raises:
+        BlockingIOError: Another process or thread holds it, and this one does not wait.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,6 +140,8 @@ def locked(path: Path | str) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            if not wait:
+                raise
             log.warning("%s: another run is at work on it; waiting", path)
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError as error:
@@ -154,26 +160,6 @@ def write_whole(path: Path | str, data: bytes | str) -> None:
     """
     with whole_path(path) as partial:
         partial.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
-
-
-@contextlib.contextmanager
-def alone(path: Path | str) -> Iterator[None]:
-    """Hold a name as `locked` does, without waiting for whoever holds it.
-
-    Args:
-        path: A file or folder, existing or not, in a folder that exists.
-
-    Raises:
-        BlockingIOError: Another process or thread holds it.
-    """
-    path = Path(path)
-    with path.with_name(f".{path.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-        yield
 
 
 def fingerprint(data: Mapping[str, Any]) -> str:

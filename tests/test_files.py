@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from panda.files import alone, fingerprint, identity, remove, replace, whole_path, write_json, write_table, write_whole
+from panda.files import fingerprint, identity, locked, remove, replace, whole_path, write_json, write_table, write_whole
 
 
 def test_text_and_bytes_arrive_as_given(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_table_has_every_key_as_a_column(tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_held_is_refused_and_free_again_afterwards(tmp_path: Path) -> None:
-    with alone(tmp_path / "run"), pytest.raises(BlockingIOError), alone(tmp_path / "run"):
+    with locked(tmp_path / "run", wait=False), pytest.raises(BlockingIOError), locked(tmp_path / "run", wait=False):
         pass
-    with alone(tmp_path / "run"):
+    with locked(tmp_path / "run", wait=False):
         pass

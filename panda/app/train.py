@@ -20,7 +20,7 @@ from panda.app.grading import GradingExperiment
 from panda.app.run import Experiment, Run
 from panda.app.segmentation import SegmentationExperiment
 from panda.errors import ConfigError
-from panda.files import alone, write_json, write_whole
+from panda.files import locked, write_json, write_whole
 from panda.inference.engine import write_failures
 from panda.report.headline import headline
 from panda.report.run_page import write_run_page
@@ -73,7 +73,7 @@ def train(cfg: DictConfig) -> float:
 
     make_folder(folder)
     try:
-        with alone(folder / "run"):
+        with locked(folder / "run", wait=False):
             return _run(cfg, folder, resume, experiment, started)
     except BlockingIOError as error:
         raise ConfigError(f"name={cfg.name}: another process is at work in {folder}; take another name") from error
