@@ -148,7 +148,6 @@ class LabelMask:
             raise MaskError(f"{path}: {what}; a slide without one is left out of training and scoring")
         try:
             tiff = TiffPyramid(path, red_only=True)
-            tiff.read(len(tiff.level_dimensions) - 1, 0, 0, 1, 1)  # an unknown compression shows only here
         except (OSError, ValueError) as exc:
             raise MaskError(f"{path}: the mask cannot be opened: {exc}") from exc
         try:

@@ -154,7 +154,6 @@ class TiffReader:
         self.like_openslide = self._tiff.like_openslide
         self.level_dimensions = self._tiff.level_dimensions
         self.stated_mpp, self.mpp_note = None, "it was opened without OpenSlide"
-        self.read(len(self.level_dimensions) - 1, 0, 0, 1, 1)  # an unknown compression shows only here
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """Read a window in level px as RGB over white.

@@ -158,7 +158,7 @@ def find_tissue(slide: Slide) -> TissueMap:
     """
     resolution = _overview_resolution(slide)
     overview = slide.read(resolution, (0, 0), resolution.size)
-    picture = Picture(overview, None if resolution.mpp is None else math.sqrt(math.prod(resolution.mpp)))
+    picture = Picture(overview, resolution.mean_mpp)
     mask, how = _stained(picture)
     if mask.any():
         return TissueMap(mask, resolution, how)
