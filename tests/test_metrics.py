@@ -12,12 +12,10 @@ from sklearn import metrics as oracle
 from panda.tasks.metrics import (
     BINS,
     PixelHistogram,
-    bootstrap_interval,
+    areas,
     curve,
     dice_at,
-    grading_scores,
     mean_slide_dice,
-    nanmean,
     pixel_histogram,
     pooled,
     probability_bins,
@@ -169,119 +167,52 @@ def test_slides_without_cancer_have_no_dice() -> None:
     assert pooled({}).sum() == 0
 
 
-def test_bootstrap_of_a_mean() -> None:
-    values = np.random.default_rng(0).normal(3, 2, size=400)
-    low, high = bootstrap_interval(values, np.arange(400), seed=1)
-    error = values.std(ddof=1) / 20
-    assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.2 * error)
-    assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.2 * error)
-    assert (low, high) == bootstrap_interval(values, np.arange(400), seed=1)
-    assert (low, high) != bootstrap_interval(values, np.arange(400), seed=2)
+def binned(seed: int, part: float) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]:
+    """A histogram, the probabilities rounded down to their bins, and the truth."""
+    prob, target = slide(seed, part)
+    return pixel_histogram(prob, target).numpy(), probability_bins(prob).numpy() / BINS, target.numpy()
 
 
-def test_bootstrap_draws_groups() -> None:
-    """Ten copies of each value in one group say no more than one."""
-    values = np.random.default_rng(0).normal(size=50)
-    once = bootstrap_interval(values, [f"p{i}" for i in range(50)], seed=3)
-    copied = bootstrap_interval(np.repeat(values, 10), np.repeat(np.arange(50), 10), seed=3)
-    assert copied[1] - copied[0] == pytest.approx(once[1] - once[0], rel=0.1)
+@pytest.mark.parametrize("part", [0.01, 0.4, 0.99])
+def test_areas_are_scikit_learn_s(part: float) -> None:
+    hist, prob, target = binned(3, part)
+    average, auroc = areas(hist)
+    assert average == pytest.approx(oracle.average_precision_score(target, prob), abs=1e-12)
+    assert auroc == pytest.approx(oracle.roc_auc_score(target, prob), abs=1e-12)
+    exact, _ = slide(3, part)  # what binning costs
+    assert average == pytest.approx(oracle.average_precision_score(target, exact), abs=2e-3)
+    assert auroc == pytest.approx(oracle.roc_auc_score(target, exact), abs=2e-3)
 
 
-def test_bootstrap_of_nothing() -> None:
-    assert all(math.isnan(v) for v in bootstrap_interval([1.0, 2.0], ["a", "a"], seed=0))
-    assert all(math.isnan(v) for v in bootstrap_interval([], [], seed=0))
-    assert all(math.isnan(v) for v in bootstrap_interval([math.nan] * 3, [0, 1, 2], seed=0))
-    low, high = bootstrap_interval([1.0, math.nan, 1.0, math.nan], [0, 1, 2, 3], seed=0)
-    assert (low, high) == (1.0, 1.0)
-    with pytest.raises(ValueError, match="groups"):
-        bootstrap_interval([1.0], [0, 1], seed=0)
-    assert math.isnan(nanmean(np.array([math.nan])))
+def test_areas_of_many_at_once_and_of_one_class() -> None:
+    cancer, other, both = binned(1, 1.0)[0], binned(1, 0.0)[0], binned(1, 0.3)[0]
+    average, auroc = areas(np.stack([cancer, other, both, np.zeros_like(both)]))
+    assert average[0] == 1
+    assert average[2] == areas(both)[0]
+    assert np.isnan(average[[1, 3]]).all()
+    assert np.isnan(auroc[[0, 1, 3]]).all()
+    assert auroc[2] == areas(both)[1]
 
 
-def test_bootstrap_of_any_statistic_over_rows() -> None:
-    rng = np.random.default_rng(0)
-    truth = rng.integers(0, 6, 80)
-    rows = np.column_stack([truth, np.clip(truth + rng.integers(-1, 2, 80), 0, 5)])
-
-    def kappa(drawn: NDArray[Any]) -> float:
-        return float(oracle.cohen_kappa_score(drawn[:, 0], drawn[:, 1], weights="quadratic"))
-
-    low, high = bootstrap_interval(rows, np.arange(80), seed=0, statistic=kappa, n=50)
-    assert low < kappa(rows) < high
+def test_ignored_pixels_count_nowhere_whatever_they_hold() -> None:
+    prob, target = slide(4, 0.3)
+    mask = target.float()
+    ignored = torch.rand(len(mask), generator=torch.Generator().manual_seed(0)) < 0.4
+    mask[ignored], prob[ignored] = -1, math.nan
+    found = pixel_histogram(prob, mask > 0.5, mask >= 0)
+    torch.testing.assert_close(found, pixel_histogram(prob[~ignored], target[~ignored]))
+    assert pixel_histogram(prob, mask > 0.5, torch.zeros_like(mask)).sum() == 0
 
 
-def grades(seed: int, classes: int, n: int = 120) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    rng = np.random.default_rng(seed)
-    truth = rng.integers(0, classes, n)
-    logits = rng.normal(size=(n, classes)) + 1.5 * np.eye(classes)[truth]
-    prob = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    return truth, prob.astype(np.float32)
-
-
-@pytest.mark.parametrize("classes", [2, 6])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_grades_against_the_oracle(classes: int, seed: int) -> None:
-    truth, prob = grades(seed, classes)
-    predicted = prob.argmax(axis=1)
-    found = grading_scores(torch.tensor(truth), torch.tensor(prob))
-    labels = list(range(classes))
-    assert found["n"] == len(truth)
-    assert found["accuracy"] == pytest.approx(oracle.accuracy_score(truth, predicted))
-    kappa = oracle.cohen_kappa_score(truth, predicted, weights="quadratic", labels=labels)
-    assert found["qwk"] == pytest.approx(kappa, abs=1e-5)
-    assert found["confusion"] == oracle.confusion_matrix(truth, predicted, labels=labels).tolist()
-    area = oracle.roc_auc_score(truth >= 1, prob[:, 1:].sum(axis=1, dtype=np.float64))
-    assert found["auroc_cancer"] == pytest.approx(area, abs=1e-4)
-    if classes > 2:
-        area = oracle.roc_auc_score(truth >= 2, prob[:, 2:].sum(axis=1, dtype=np.float64))
-        assert found["auroc_significant"] == pytest.approx(area, abs=1e-4)
-    else:
-        assert found["auroc_significant"] is None
-
-
-def test_grades_with_absent_classes() -> None:
-    truth, prob = grades(3, 6)
-    kept = np.isin(truth, [0, 3])
-    found = grading_scores(truth[kept], prob[kept])
-    predicted = prob[kept].argmax(axis=1)
-    kappa = oracle.cohen_kappa_score(truth[kept], predicted, weights="quadratic", labels=list(range(6)))
-    assert found["qwk"] == pytest.approx(kappa, abs=1e-5)
-    assert found["auroc_cancer"] == pytest.approx(found["auroc_significant"], abs=0.2)
-
-
-def test_grades_of_one_class() -> None:
-    found = grading_scores([0, 0, 0], np.eye(6)[[0, 0, 0]])
-    assert found["accuracy"] == 1
-    assert (found["qwk"], found["auroc_cancer"], found["auroc_significant"]) == (None, None, None)
-    ones = grading_scores([1, 1, 0], np.eye(6)[[1, 1, 0]])
-    assert (ones["qwk"], ones["auroc_cancer"], ones["auroc_significant"]) == (1.0, 1.0, None)
-
-
-def test_no_grades() -> None:
-    found = grading_scores(np.zeros(0, dtype=np.int64), np.zeros((0, 6)))
-    assert found["n"] == 0
-    assert found["accuracy"] is None
-    assert found["auroc_cancer"] is None
-    assert np.sum(found["confusion"]) == 0
-
-
-def test_sure_networks_are_ranked_right() -> None:
-    """Probabilities which pass 1 by rounding are not taken for logits, and tiny ones are not all alike."""
-    p0 = np.array([1e-9, 1e-3, 0.5, 1 - 1e-9, 1.0], dtype=np.float64)
-    prob = np.column_stack([p0, (1 - p0) + 3e-7])
-    assert grading_scores([1, 1, 1, 1, 0], prob)["auroc_cancer"] == 1.0
-
-
-@pytest.mark.parametrize(
-    ("truth", "prob", "word"),
-    [
-        ([0, 6], np.full((2, 6), 1 / 6), "grades must be"),
-        ([0], np.full((2, 6), 1 / 6), "prob"),
-        ([0, 1], np.array([[0.5, 0.5], [-1.0, 2.0]]), "softmax"),
-        ([0, 1], np.array([[0.5, 0.5], [math.nan, 2.0]]), "softmax"),
-        ([0, 0], np.ones((2, 1)), "prob"),
-    ],
-)
-def test_grades_that_are_refused(truth: list[int], prob: NDArray[Any], word: str) -> None:
-    with pytest.raises(ValueError, match=word):
-        grading_scores(truth, prob)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("part", [0.0, 0.3, 1.0])
+def test_scores_of_any_precision(dtype: torch.dtype, part: float) -> None:
+    """Half precision is scored as the numbers it holds, not rounded once more."""
+    prob, target = slide(5, part)
+    prob = prob.to(dtype)
+    hist = pixel_histogram(prob, target)
+    for threshold in (0.1, 0.5, 0.7):
+        predicted = prob.double().numpy() >= threshold
+        scores = scores_at(hist, threshold)
+        assert scores["tp"] == (predicted & target.numpy()).sum()
+        assert scores["fp"] == (predicted & ~target.numpy()).sum()

@@ -1,4 +1,4 @@
-"""Scores for pixels, from histograms of probability, and for grades.
+"""Scores for pixels, from histograms of probability.
 
 Pixels are not kept: every probability falls into one of 1,000 bins, counted apart for cancer and for all
 other pixels. At each threshold k / 1000 that gives true and false positives exactly as comparing every pixel
@@ -9,7 +9,7 @@ A histogram is (2, BINS) int64: row 0 cancer, row 1 other pixels.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -18,12 +18,6 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.functional.classification import (
-    binary_auroc,
-    multiclass_accuracy,
-    multiclass_cohen_kappa,
-    multiclass_confusion_matrix,
-)
 
 BINS = 1000
 """Thresholds that can be asked for: 0, 0.001, … 0.999."""
@@ -192,6 +186,29 @@ def _counts(hist: Any) -> NDArray[np.int64]:
     return np.asarray(hist, dtype=np.int64)
 
 
+def areas(hist: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Give the areas under the precision-recall and the receiver operating curve.
+
+    They are those of scikit-learn's `average_precision_score` and `roc_auc_score` for probabilities rounded
+    down to a multiple of 0.001: what lies in one bin counts as equal.
+
+    Args:
+        hist: (…, 2, BINS), any numbers that add up.
+
+    Returns:
+        Average precision (…), nan without cancer; and AUROC (…), nan without cancer or without other pixels.
+    """
+    cancer, other = np.moveaxis(np.asarray(hist, dtype=np.float64), -2, 0)
+    tp, fp = (row[..., ::-1].cumsum(axis=-1)[..., ::-1] for row in (cancer, other))
+    precision = np.divide(tp, tp + fp, out=np.zeros_like(tp), where=tp > 0)
+    ranked_lower = fp[..., :1] - fp + other / 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        average = (cancer * precision).sum(axis=-1) / tp[..., 0]
+        auroc = (cancer * ranked_lower).sum(axis=-1) / (tp[..., 0] * fp[..., 0])
+    # Sums of fractions may pass 1 by rounding.
+    return np.minimum(average, 1), np.minimum(auroc, 1)
+
+
 def threshold_bin(threshold: float) -> int:
     """Find the bin of a threshold.
 
@@ -287,108 +304,6 @@ def mean_slide_dice(histograms: Mapping[str, ArrayLike | Tensor]) -> NDArray[np.
     rows = slide_dice(histograms)
     with_cancer = rows[~np.isnan(rows).all(axis=1)]
     return with_cancer.mean(axis=0) if len(with_cancer) else np.full(BINS, np.nan)
-
-
-def nanmean(values: NDArray[Any]) -> float:
-    """Give the mean of what is not nan; nan (without a warning) where nothing is left."""
-    left = values[~np.isnan(values)]
-    return float(left.mean()) if len(left) else math.nan
-
-
-def bootstrap_interval(
-    values: ArrayLike,
-    groups: Sequence[Any] | NDArray[Any],
-    *,
-    seed: int,
-    statistic: Callable[[NDArray[Any]], float] = nanmean,
-    n: int = 2000,
-) -> tuple[float, float]:
-    """Give the 95 % interval of a statistic when whole groups are drawn anew with replacement.
-
-    It is the percentile interval (Efron and Tibshirani 1993, chapter 13). Slides of one patient are alike:
-    drawing slides, not patients, would make it too narrow.
-
-    Args:
-        values: (N, …), one row a slide; nan where a slide has no score.
-        groups: (N,), each slide's group.
-        seed: Of the drawing.
-        statistic: Takes rows of values.
-        n: How many times is drawn.
-
-    Returns:
-        (low, high); (nan, nan) with fewer than two groups, or where the statistic never is defined.
-
-    Raises:
-        ValueError: Not as many groups as values.
-    """
-    rows = np.asarray(values)
-    _, member = np.unique(np.asarray(groups), return_inverse=True)
-    if len(member) != len(rows):
-        raise ValueError(f"{len(rows)} values and {len(member)} groups: must be as many")
-    count = int(member.max(initial=-1)) + 1
-    if count < 2:
-        return math.nan, math.nan
-    of_group = [np.flatnonzero(member == group) for group in range(count)]
-    rng = np.random.default_rng(seed)
-    drawn = np.empty(n)
-    for turn in range(n):
-        picked = np.concatenate([of_group[group] for group in rng.integers(count, size=count)])
-        drawn[turn] = statistic(rows[picked])
-    drawn = drawn[~np.isnan(drawn)]
-    if not len(drawn):
-        return math.nan, math.nan
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def grading_scores(y_true: ArrayLike | Tensor, prob: ArrayLike | Tensor) -> dict[str, Any]:
-    """Score the grades of slides.
-
-    Args:
-        y_true: (N,) integers in 0 … C - 1: ISUP grades, or 0 and 1 for cancer where C is 2.
-        prob: (N, C) probabilities.
-
-    Returns:
-        n; accuracy; qwk (Cohen's kappa with quadratic weights, by which PANDA was ranked); auroc_cancer
-        (grade 1 or more against 0); auroc_significant (grade 2 or more against less; None where C is 2);
-        confusion, C × C counts with a row a true grade. What is undefined is None: an AUROC of one class, or
-        kappa where truth and prediction are all of one and the same grade.
-
-    Raises:
-        ValueError: Shapes that do not agree, grades out of range, or probabilities that are not numbers >= 0.
-    """
-    truth = torch.as_tensor(np.array(_array(y_true))).long()
-    scores = torch.as_tensor(np.array(_array(prob), dtype=np.float64))
-    if scores.ndim != 2 or scores.shape[1] < 2 or truth.shape != scores.shape[:1]:
-        raise ValueError(f"y_true is (N,) and prob (N, C), not {tuple(truth.shape)} and {tuple(scores.shape)}")
-    classes = scores.shape[1]
-    if not bool(((truth >= 0) & (truth < classes)).all()):
-        raise ValueError(f"grades must be 0 … {classes - 1}, but run from {truth.min()} to {truth.max()}")
-    if not bool((scores >= 0).all()) or not bool(torch.isfinite(scores).all()):
-        raise ValueError("probabilities must be numbers of at least 0 (apply a softmax to logits)")
-    # Sums of float32 may pass 1 by a hair, and torchmetrics takes anything past 1 for logits.
-    scores = scores / scores.sum(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-    predicted = scores.argmax(dim=1)
-    found: dict[str, Any] = {"n": len(truth), "accuracy": None, "qwk": None}
-    found["confusion"] = [[0] * classes for _ in range(classes)]
-    if len(truth):
-        found["accuracy"] = float(multiclass_accuracy(predicted, truth, classes, average="micro"))
-        kappa = multiclass_cohen_kappa(predicted, truth, classes, weights="quadratic")
-        found["qwk"] = _defined(float(kappa))
-        found["confusion"] = multiclass_confusion_matrix(predicted, truth, classes).tolist()
-    found["auroc_cancer"] = _auroc(scores[:, 1:].sum(dim=1), truth >= 1)
-    found["auroc_significant"] = _auroc(scores[:, 2:].sum(dim=1), truth >= 2) if classes > 2 else None
-    return found
-
-
-def _array(values: Any) -> Any:
-    return values.detach().cpu().float().numpy() if isinstance(values, Tensor) else values
-
-
-def _auroc(score: Tensor, positive: Tensor) -> float | None:
-    if not positive.any() or positive.all():
-        return None
-    return float(binary_auroc(score.clamp(0, 1), positive.long()))
 
 
 def _defined(value: float) -> float | None:

@@ -1,0 +1,74 @@
+"""Intervals over groups, against the normal approximation and against each other."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sklearn import metrics as oracle
+
+from panda.tasks.bootstrap import bootstrap_interval, nanmean, percentile_interval, resampled_sums
+
+
+def test_bootstrap_of_a_mean() -> None:
+    values = np.random.default_rng(0).normal(3, 2, size=400)
+    low, high = bootstrap_interval(values, np.arange(400), seed=1)
+    error = values.std(ddof=1) / 20
+    assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.2 * error)
+    assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.2 * error)
+    assert (low, high) == bootstrap_interval(values, np.arange(400), seed=1)
+    assert (low, high) != bootstrap_interval(values, np.arange(400), seed=2)
+
+
+def test_bootstrap_draws_groups() -> None:
+    """Ten copies of each value in one group say no more than one."""
+    values = np.random.default_rng(0).normal(size=50)
+    once = bootstrap_interval(values, [f"p{i}" for i in range(50)], seed=3)
+    copied = bootstrap_interval(np.repeat(values, 10), np.repeat(np.arange(50), 10), seed=3)
+    assert copied[1] - copied[0] == pytest.approx(once[1] - once[0], rel=0.1)
+
+
+def test_bootstrap_of_nothing() -> None:
+    assert all(math.isnan(v) for v in bootstrap_interval([1.0, 2.0], ["a", "a"], seed=0))
+    assert all(math.isnan(v) for v in bootstrap_interval([], [], seed=0))
+    assert all(math.isnan(v) for v in bootstrap_interval([math.nan] * 3, [0, 1, 2], seed=0))
+    low, high = bootstrap_interval([1.0, math.nan, 1.0, math.nan], [0, 1, 2, 3], seed=0)
+    assert (low, high) == (1.0, 1.0)
+    with pytest.raises(ValueError, match="groups"):
+        bootstrap_interval([1.0], [0, 1], seed=0)
+    assert math.isnan(nanmean(np.array([math.nan])))
+
+
+def test_bootstrap_of_any_statistic_over_rows() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 6, 80)
+    rows = np.column_stack([truth, np.clip(truth + rng.integers(-1, 2, 80), 0, 5)])
+
+    def kappa(drawn: NDArray[Any]) -> float:
+        return float(oracle.cohen_kappa_score(drawn[:, 0], drawn[:, 1], weights="quadratic"))
+
+    low, high = bootstrap_interval(rows, np.arange(80), seed=0, statistic=kappa, n=50)
+    assert low < kappa(rows) < high
+
+
+def ratio(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(sums[..., 0] / sums[..., 1])
+
+
+def test_sums_draw_as_rows_do() -> None:
+    """The fast way and the general one are the same bootstrap: uneven groups, more draws than fit at once."""
+    rng = np.random.default_rng(5)
+    rows = np.column_stack([rng.integers(1, 100, 60), rng.integers(100, 900, 60)])
+    groups = [f"patient {k}" for k in rng.integers(0, 17, 60)]
+    slow = bootstrap_interval(rows, groups, seed=7, statistic=lambda drawn: float(ratio(drawn.sum(axis=0))), n=600)
+    fast = percentile_interval(resampled_sums(rows, groups, ratio, seed=7, n=600))
+    assert fast == pytest.approx(slow, rel=1e-12)
+
+
+def test_sums_of_nothing() -> None:
+    assert resampled_sums(np.ones((3, 2)), ["a"] * 3, ratio, seed=0).shape == (0,)
+    assert resampled_sums(np.ones((0, 2)), [], ratio, seed=0).shape == (0,)
+    assert all(map(math.isnan, percentile_interval(np.empty(0))))
+    with pytest.raises(ValueError, match="groups"):
+        resampled_sums(np.ones((3, 2)), ["a"], ratio, seed=0)
