@@ -4,12 +4,15 @@ import errno
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from panda import files
 from panda.errors import CheckpointError
+from panda.tasks.calibration import fit_temperature
 from panda.tasks.checkpoint import WholeCheckpoints, carried_data, read_checkpoint, replace_carried
+from panda.tasks.threshold import ThresholdChoice, search_threshold
 
 CARRIED_HERE: dict[str, Any] = {
     "network": {"a": 1},
@@ -47,6 +50,28 @@ def test_the_fingerprint_follows_weights_and_network_but_not_the_threshold(tmp_p
     assert read_checkpoint(write(path, network={"a": 2}), "segmentation").fingerprint != before
 
 
+def test_thresholds_by_provider_and_a_temperature_come_back(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.ckpt")
+    hists = {"a": np.eye(2, 1000, 400, dtype=np.int64), "b": np.eye(2, 1000, 600, dtype=np.int64)}
+    choice = search_threshold(hists, "cost", cost_ratio=3, groups={"a": "p", "b": "q"}, providers={"a": "x", "b": "y"})
+    temperature = fit_temperature(np.ones((2, 1000), np.int64), "here", "today").plain()
+    replace_carried(path, threshold=choice.plain(), calibration=temperature)
+    found = read_checkpoint(path, "segmentation").carried
+    assert ThresholdChoice.from_plain(found["threshold"]) == choice
+    assert set(choice.by_provider) == {"x", "y"}
+    assert found["calibration"] == temperature
+
+
+def test_a_checkpoint_of_before_there_was_a_temperature_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.ckpt")
+    content = torch.load(path, weights_only=True)
+    del content["panda"]["calibration"]
+    torch.save(content, path)
+    assert read_checkpoint(path, "segmentation").carried["calibration"] is None
+    replace_carried(path, calibration={"value": 2.0, "note": "", "chosen_on": "here", "date": "today"})
+    assert read_checkpoint(path, "segmentation").carried["calibration"]["value"] == 2.0
+
+
 @pytest.mark.parametrize(("changes", "named"), [({"task": "grading"}, "grading"), ({"format": 99}, "99")])
 def test_another_task_or_format_is_refused(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
     path = write(tmp_path / "a.ckpt", **changes)
@@ -80,6 +105,13 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         ({"threshold": 0.4}, "panda.threshold is 0.4"),
         ({"threshold": CARRIED_HERE["threshold"] | {"value": "high"}}, "panda.threshold.value is 'high'"),
         ({"threshold": CARRIED_HERE["threshold"] | {"value": float("nan")}}, "panda.threshold.value is nan"),
+        ({"threshold": CARRIED_HERE["threshold"] | {"interval": [0.1]}}, "panda.threshold.interval is [0.1]"),
+        ({"threshold": CARRIED_HERE["threshold"] | {"cost_ratio": 0.0}}, "panda.threshold.cost_ratio is 0.0"),
+        (
+            {"threshold": CARRIED_HERE["threshold"] | {"by_provider": {"radboud": {"value": 2.0}}}},
+            "panda.threshold.by_provider.radboud.value is 2.0",
+        ),
+        ({"calibration": {"value": -1.0}}, "panda.calibration.value is -1.0"),
         ({"patch_size": 0}, "panda.patch_size is 0"),
         ({"overlap": 1.0}, "panda.overlap is 1.0"),
         ({"precision": "fp8"}, "panda.precision is 'fp8'"),

@@ -98,6 +98,13 @@ def test_all_faults_come_at_once() -> None:
         assert part in text
 
 
+def test_a_cost_and_a_provider_s_threshold_are_of_their_kind() -> None:
+    text = faults_of("cost_ratio=much", "threshold_per_provider=perhaps")
+    assert "cost_ratio=much" in text
+    assert "threshold_per_provider=perhaps" in text
+    check_config(composed("criterion=cost", "cost_ratio=5", "threshold_per_provider=true"), "train")
+
+
 def test_a_target_outside_the_allowed_packages_is_refused() -> None:
     assert "os.system" in faults_of("loss._target_=os.system")
 

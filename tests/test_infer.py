@@ -17,11 +17,13 @@ from hydra import compose, initialize_config_dir
 from panda.app.config import register_resolvers
 from panda.app.door import SomeSlidesFailed
 from panda.app.infer import infer
+from panda.errors import ConfigError
 from panda.files import write_json
 from panda.inference import engine
 from panda.inference.engine import SlideMapper
 from panda.inference.predictor import EngineSettings, SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
+from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import RULES, find_tissue
 from tests.checkpoints import grading_checkpoint, segmentation_checkpoint
@@ -145,6 +147,28 @@ def test_another_precision_than_the_threshold_s_is_noted(tmp_path: Path, run: In
     assert not notes(tmp_path / "out")
     run("a.tiff", f"checkpoint={path}", "threshold=0.5")
     assert not notes(tmp_path / "out")
+
+
+def test_a_provider_takes_its_own_threshold(tmp_path: Path, run: Infer) -> None:
+    own = {name: ThresholdChoice(value, "f1", 0.5, "here", "today") for name, value in (("x", 0.2), ("y", 0.7))}
+    choice = ThresholdChoice(0.4, "f1", 0.5, "here", "today", by_provider=own)
+    path = segmentation_checkpoint(tmp_path / "own.ckpt", threshold=choice.plain())
+    out = tmp_path / "out"
+    run("a.tiff", f"checkpoint={path}", "provider=y")
+    assert column(out / "quantification.csv", "threshold") == ["0.7"]
+    assert not notes(out)
+    assert json.loads((out / "inference.json").read_text())["provider"] == "y"
+    run("a.tiff", f"checkpoint={path}")
+    assert column(out / "quantification.csv", "threshold") == ["0.4"]
+    (note,) = notes(out)
+    assert "(x 0.200, y 0.700)" in note
+    assert "0.400. provider=… takes another" in note
+    with pytest.raises(ConfigError, match="provider=z: the checkpoint has thresholds for x, y"):
+        run("a.tiff", f"checkpoint={path}", "provider=z")
+    with pytest.raises(ConfigError, match=r"provider=x: no part where threshold="):
+        run("a.tiff", f"checkpoint={path}", "provider=x", "threshold=0.3")
+    with pytest.raises(ConfigError, match="provider=x: the checkpoint has one threshold"):
+        run("a.tiff", "provider=x")
 
 
 def test_an_error_nobody_foresaw_leaves_its_traceback_in_the_log(

@@ -3,17 +3,22 @@
 import csv
 import json
 import math
+from fractions import Fraction
 from pathlib import Path
+from typing import get_args
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from panda.errors import ConfigError
+from panda.report.curves import write_threshold_curve
 from panda.tasks.metrics import BINS, pixel_histogram
-from panda.tasks.threshold import ThresholdChoice, search_threshold, write_threshold_curve
+from panda.tasks.threshold import Criterion, ThresholdChoice, criterion_scores, search_threshold
 
 
 def hist(cancer: list[float], other: list[float]) -> NDArray[np.int64]:
@@ -92,14 +97,140 @@ def test_nothing_to_choose_by(criterion: str, slides: dict[str, NDArray[np.int64
 
 
 def test_another_criterion() -> None:
-    with pytest.raises(ConfigError, match=r"criterion=f2: .*dice_pooled, dice_mean_slide"):
+    with pytest.raises(ConfigError, match=r"criterion=f2: .*dice_pooled, dice_mean_slide, f1, youden, cost"):
         search_threshold({}, "f2")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("ratio", [0, -1, math.inf, math.nan])
+def test_a_cost_needs_its_ratio_and_nothing_else_does(ratio: float) -> None:
+    with pytest.raises(ConfigError, match="criterion=cost needs cost_ratio="):
+        search_threshold({}, "cost")
+    with pytest.raises(ConfigError, match=r"cost_ratio=2: no part in criterion=f1"):
+        search_threshold({}, "f1", cost_ratio=2)
+    with pytest.raises(ConfigError, match="above 0"):
+        search_threshold({}, "cost", cost_ratio=ratio)
+
+
+CRITERIA = get_args(Criterion)
+COST = Fraction(7, 2)
+
+# Probabilities on the thresholds, just beside them, and anywhere; few of them, so that ties are common.
+AT = st.integers(0, BINS - 1).map(lambda k: k / BINS)
+PROBABILITY = st.one_of(
+    AT, AT.map(lambda p: float(np.nextafter(p, 0))), st.floats(0, 1), st.sampled_from([0.0, 0.3, 0.6, 1.0])
+)
+SLIDES = st.lists(st.lists(st.tuples(PROBABILITY, st.booleans()), max_size=8), max_size=4)
+
+
+def brute_force(slides: list[list[tuple[float, bool]]], criterion: Criterion) -> list[Fraction | None]:
+    """The criterion at every threshold, from every pixel and in whole numbers; the greatest is best."""
+
+    def counts(pixels: list[tuple[float, bool]], k: int) -> tuple[int, int, int, int]:
+        called = [(prob >= k / BINS, cancer) for prob, cancer in pixels]
+        return (
+            called.count((True, True)), called.count((True, False)), called.count((False, True)),
+            called.count((False, False)),
+        )  # fmt: skip
+
+    def score(k: int) -> Fraction | None:
+        if criterion == "dice_mean_slide":
+            each = [counts(pixels, k) for pixels in slides if any(cancer for _, cancer in pixels)]
+            dice = [Fraction(2 * tp, 2 * tp + fp + fn) for tp, fp, fn, _ in each]
+            return sum(dice, Fraction()) / len(dice) if dice else None
+        tp, fp, fn, tn = counts([pixel for pixels in slides for pixel in pixels], k)
+        if tp + fn == 0 or (criterion == "youden" and fp + tn == 0):
+            return None
+        if criterion == "youden":
+            return Fraction(tp, tp + fn) - Fraction(fp, fp + tn)
+        if criterion == "cost":
+            return -(COST * fn + fp) / (COST * (tp + fn) + fp + tn)
+        if criterion == "f1":
+            precision, recall = Fraction(tp, max(1, tp + fp)), Fraction(tp, tp + fn)
+            return 2 * precision * recall / (precision + recall) if tp else Fraction(0)
+        return Fraction(2 * tp, 2 * tp + fp + fn)
+
+    return [score(k) for k in range(BINS)]
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+@settings(max_examples=40, deadline=None)
+@given(slides=SLIDES)
+def test_the_choice_is_that_of_all_stored_pixels(criterion: Criterion, slides: list[list[tuple[float, bool]]]) -> None:
+    hists = {
+        str(number): hist([p for p, cancer in pixels if cancer], [p for p, cancer in pixels if not cancer])
+        for number, pixels in enumerate(slides)
+    }
+    ratio = float(COST) if criterion == "cost" else None
+    choice = search_threshold(hists, criterion, cost_ratio=ratio)
+    scores = brute_force(slides, criterion)
+    if None in scores:
+        assert (choice.value, choice.criterion) == (0.5, "default")
+        return
+    best = max(score for score in scores if score is not None)
+    is_best = "".join("#" if score == best else "." for score in scores)
+    longest = max(is_best.split("."), key=len)
+    middle = is_best.index(longest) + (len(longest) - 1) // 2
+    assert round(choice.value * BINS) == middle
+    sign = -1 if criterion == "cost" else 1
+    assert choice.score == pytest.approx(sign * float(best), abs=1e-12)
+    drawn = criterion_scores(hists, criterion, ratio)
+    np.testing.assert_allclose(drawn, [sign * float(score) for score in scores if score is not None], atol=1e-12)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_the_interval_is_that_of_searches_on_groups_drawn_anew(criterion: Criterion) -> None:
+    hists, _ = random_hists(3, slides=5)
+    groups = dict(zip(hists, ["a", "b", "b", "c", "d"], strict=True))
+    ratio = 2.0 if criterion == "cost" else None
+    choice = search_threshold(hists, criterion, cost_ratio=ratio, groups=groups, seed=11)
+    of_group = [[hist for slide, hist in hists.items() if groups[slide] == group] for group in "abcd"]
+    rng, found = np.random.default_rng(11), []
+    for _ in range(2000):
+        picked = [hist for group in rng.integers(4, size=4) for hist in of_group[group]]
+        again = search_threshold({str(i): hist for i, hist in enumerate(picked)}, criterion, cost_ratio=ratio)
+        found += [again.value] if again.criterion == criterion else []
+    assert choice.interval == pytest.approx(tuple(np.quantile(found, [0.025, 0.975])))
+    assert choice.interval is not None
+    assert choice.interval[0] <= choice.value <= choice.interval[1]
+
+
+def test_one_group_gives_no_interval_and_says_so() -> None:
+    hists, _ = random_hists(0)
+    choice = search_threshold(hists, groups=dict.fromkeys(hists, "same patient"))
+    assert (choice.interval, choice.interval_note) == (None, "all slides are of one group: an interval needs two")
+    assert "not given" in search_threshold(hists).interval_note
+
+
+def test_each_provider_gets_the_threshold_of_its_own_slides() -> None:
+    hists = {"a": hist([0.9], [0.8]), "b": hist([0.4], [0.3]), "c": hist([], [0.95]), "d": hist([0.5], [0.3])}
+    providers = {"a": "x", "b": "y", "c": "z", "d": "y"}
+    choice = search_threshold(hists, providers=providers, groups={slide: slide for slide in hists})
+    own = {name: search_threshold({s: h for s, h in hists.items() if providers[s] == name}) for name in "xy"}
+    for name, alone in own.items():
+        assert choice.of(name) == choice.by_provider[name].value == alone.value
+    assert len(set(map(choice.of, "xy"))) == 2
+    assert choice.by_provider["y"].interval is not None
+    assert choice.by_provider["y"].chosen_on == "y, 2 of validation"
+    lone = choice.by_provider["z"]
+    assert (lone.value, lone.criterion) == (choice.value, "all_providers")
+    assert "no cancer pixel among the 1 slides of z" in lone.chosen_on
+    assert choice.of("another") == choice.of(None) == choice.value
+    again = ThresholdChoice.from_plain(json.loads(json.dumps(choice.plain())))
+    assert {name: again.by_provider[name] for name in "xy"} == {name: choice.by_provider[name] for name in "xy"}
+    assert again.by_provider["z"].plain() == lone.plain()
+    assert not search_threshold({"c": hists["c"]}, providers=providers).by_provider
+
+
+def test_a_choice_of_before_there_were_intervals_is_read() -> None:
+    plain = {"value": 0.4, "criterion": "dice_pooled", "score": 0.7, "chosen_on": "here", "date": "today"}
+    choice = ThresholdChoice.from_plain(plain)
+    assert (choice.of("radboud"), choice.interval, dict(choice.by_provider)) == (0.4, None, {})
 
 
 def test_plain_is_plain() -> None:
     choice = search_threshold(random_hists(0)[0])
     plain = json.loads(json.dumps(choice.plain()))
-    assert {type(value) for value in plain.values()} <= {str, float, int, type(None)}
+    assert {type(value) for value in plain.values()} <= {str, float, int, type(None), dict}
     assert ThresholdChoice.from_plain(plain) == choice
     assert choice.date.endswith("+00:00")
 
@@ -122,3 +253,43 @@ def test_table_and_picture(tmp_path: Path) -> None:
     assert image is not None
     assert image.shape[1] > 900
     assert sorted(path.name for path in table.parent.iterdir()) == ["threshold_curve.csv", "threshold_curve.png"]
+
+
+def test_the_table_has_what_was_chosen_by(tmp_path: Path) -> None:
+    hists, _ = random_hists(2)
+    providers = dict(zip(hists, "abab", strict=True))
+    groups = {slide: slide for slide in hists}
+    choice = search_threshold(hists, "cost", cost_ratio=3, providers=providers, groups=groups)
+    table = tmp_path / "threshold_curve.csv"
+    write_threshold_curve(hists, choice, table, tmp_path / "threshold_curve.png", providers)
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == [
+        "threshold", "dice_pooled", "dice_mean_slide", "iou", "precision", "recall", "youden", "cost", "tp", "fp", "fn",
+        "cost_a", "cost_b",
+    ]  # fmt: skip
+    assert min(float(row["cost"]) for row in rows) == pytest.approx(choice.score)
+    for name, own in choice.by_provider.items():
+        assert float(rows[round(own.value * BINS)][f"cost_{name}"]) == pytest.approx(own.score)
+    row = rows[300]
+    total = np.sum(list(hists.values()), axis=0)
+    tpr, fpr = (total[k, 300:].sum() / total[k].sum() for k in (0, 1))
+    assert float(row["youden"]) == pytest.approx(tpr - fpr)
+
+
+@pytest.mark.parametrize(("banded", "by_provider"), [(False, False), (True, False), (True, True)])
+def test_the_picture_shows_interval_and_providers(tmp_path: Path, banded: bool, by_provider: bool) -> None:
+    hists, _ = random_hists(2)
+    providers = dict(zip(hists, "abab", strict=True))
+    choice = search_threshold(
+        hists,
+        groups={slide: slide for slide in hists} if banded else None,
+        providers=providers if by_provider else None,
+    )
+    write_threshold_curve(hists, choice, tmp_path / "t.csv", tmp_path / "t.png", providers)
+    image = cv2.imread(str(tmp_path / "t.png"))
+    assert image is not None
+    band = np.abs(image.astype(int) - [194, 230, 241]).sum(axis=2) < 12  # BGR of the band over white
+    assert (band.sum() > 2000) == banded
+    orange = np.abs(image.astype(int) - [0, 94, 213]).sum(axis=2) < 30
+    assert (orange.sum() > 200) == by_provider

@@ -30,12 +30,12 @@ ALLOWED_TARGETS = (
 KEYS = {
     "train": {
         "data", "model", "loss", "augment", "optim", "trainer", "logger", "quantify", "engine", "task", "tiles",
-        "name", "seed", "threshold", "criterion", "test_slides", "resume", "segmentation_checkpoint", "debug",
-        "run_dir",
+        "name", "seed", "threshold", "criterion", "cost_ratio", "threshold_per_provider", "test_slides", "resume",
+        "segmentation_checkpoint", "debug", "run_dir",
     },
     "infer": {
-        "quantify", "engine", "checkpoint", "grading_checkpoint", "slides", "output", "threshold", "mpp_override",
-        "reader", "debug", "run_dir",
+        "quantify", "engine", "checkpoint", "grading_checkpoint", "slides", "output", "threshold", "provider",
+        "mpp_override", "reader", "debug", "run_dir",
     },
 }  # fmt: skip
 
@@ -43,10 +43,11 @@ KEYS = {
 PLAIN_TYPES: dict[str, dict[str, Any]] = {
     "train": {
         "seed": int, "test_slides": bool, "debug": bool, "resume": str | None, "segmentation_checkpoint": str | None,
+        "cost_ratio": float | None, "threshold_per_provider": bool,
     },
     "infer": {
         "checkpoint": str, "grading_checkpoint": str | None, "slides": str, "output": str, "debug": bool,
-        "mpp_override": float | None, "reader": Literal["auto", "openslide", "fast"],
+        "provider": str | None, "mpp_override": float | None, "reader": Literal["auto", "openslide", "fast"],
     },
 }  # fmt: skip
 """Types of the keys that belong to no group."""

@@ -59,8 +59,9 @@ def infer(cfg: DictConfig) -> list[dict[str, Any]]:
     predictor = SegmentationPredictor.from_checkpoint(Path(cfg.checkpoint), engine)
     grader = GradingPredictor.from_checkpoint(Path(cfg.grading_checkpoint), engine) if cfg.grading_checkpoint else None
     searched = cfg.threshold == "checkpoint"
-    notes = _notes(predictor, grader, searched)
-    threshold = predictor.threshold.value if searched else float(cfg.threshold)
+    _check_provider(cfg.provider, predictor.threshold, searched)
+    notes = _notes(predictor, grader, searched, cfg.provider)
+    threshold = predictor.threshold.of(cfg.provider) if searched else float(cfg.threshold)
     override = None if cfg.mpp_override is None else float(cfg.mpp_override)
     mapper = SlideMapper(predictor, threshold, quantify, grader, cfg.reader, override)
 
@@ -94,7 +95,7 @@ def infer(cfg: DictConfig) -> list[dict[str, Any]]:
     if others := results.note():
         log.warning("%s", others)
         notes.append(others)
-    about = _about(mapper, predictor.threshold if searched else None) | {
+    about = _about(mapper, predictor.threshold if searched else None, cfg.provider) | {
         "last_run": {
             "slides": len(paths),
             "failed": len(results.failed),
@@ -131,6 +132,22 @@ def _checked(cfg: DictConfig) -> tuple[EngineSettings, QuantifySettings, list[Pa
         paths = find_slides(cfg.slides)
     faults.raise_any()
     return engine, quantify, paths
+
+
+def _check_provider(provider: str | None, choice: ThresholdChoice, searched: bool) -> None:
+    """Refuses a provider that decides nothing, or that the checkpoint does not know.
+
+    Raises:
+        ConfigError: Naming the key and the remedy.
+    """
+    if provider is None:
+        return
+    if not searched:
+        raise ConfigError(f"provider={provider}: no part where threshold=… is given; leave one of them out")
+    if not choice.by_provider:
+        raise ConfigError(f"provider={provider}: the checkpoint has one threshold for all providers; leave it out")
+    if provider not in choice.by_provider:
+        raise ConfigError(f"provider={provider}: the checkpoint has thresholds for {', '.join(choice.by_provider)}")
 
 
 def find_slides(given: str) -> list[Path]:
@@ -193,15 +210,25 @@ def _slides_of_table(table: Path) -> list[Path]:
     return [folder / f"{row['image_id']}.tiff" for row in rows]
 
 
-def _notes(predictor: SegmentationPredictor, grader: GradingPredictor | None, searched: bool) -> list[str]:
+def _notes(
+    predictor: SegmentationPredictor, grader: GradingPredictor | None, searched: bool, provider: str | None
+) -> list[str]:
     """What a reader of the results has to know about the checkpoints.
 
     Args:
         predictor: The segmentation.
         grader: The grading, if any.
         searched: Whether the segmentation's own threshold is used.
+        provider: Of the slides, if it was given.
     """
     notes = []
+    choice = predictor.threshold
+    if searched and choice.by_provider and provider is None:
+        own = ", ".join(f"{name} {choice.of(name):.3f}" for name in choice.by_provider)
+        notes.append(
+            f"The checkpoint has thresholds by provider ({own}); the provider of these slides is not known, so that of "
+            f"all is used, {choice.value:.3f}. provider=… takes another."
+        )
     # Checkpoints of earlier versions do not say.
     chosen_at, precision = predictor.carried.get("precision"), predictor.settings.precision
     if searched and chosen_at not in (None, precision):
@@ -218,7 +245,7 @@ def _notes(predictor: SegmentationPredictor, grader: GradingPredictor | None, se
     return notes
 
 
-def _about(mapper: SlideMapper, choice: ThresholdChoice | None) -> dict[str, Any]:
+def _about(mapper: SlideMapper, choice: ThresholdChoice | None, provider: str | None) -> dict[str, Any]:
     """What made the maps, for `inference.json`."""
     engine = mapper.predictor.settings
     return {
@@ -226,6 +253,7 @@ def _about(mapper: SlideMapper, choice: ThresholdChoice | None) -> dict[str, Any
         "grading_checkpoint": mapper.made_with["grading_checkpoint"],
         "threshold": mapper.threshold,
         "threshold_choice": choice.plain() if choice else None,
+        "provider": provider,
         "quantify": asdict(mapper.quantify),
         "resolution": dict(mapper.predictor.carried["resolution"]),
         "precision": engine.precision,

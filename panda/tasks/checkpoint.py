@@ -37,6 +37,18 @@ class _Threshold(BaseModel, strict=True):  # ThresholdChoice as plain data
     score: float | None
     chosen_on: str
     date: str
+    # Not in checkpoints of before there were such choices.
+    cost_ratio: Annotated[float, Field(gt=0)] | None = None
+    interval: Annotated[list[Share], Field(min_length=2, max_length=2)] | None = None
+    interval_note: str = ""
+    by_provider: dict[str, "_Threshold"] = {}
+
+
+class _Calibration(BaseModel, strict=True):  # Temperature as plain data
+    value: Annotated[float, Field(gt=0)] | None
+    note: str
+    chosen_on: str
+    date: str
 
 
 class _Tiles(BaseModel, strict=True):
@@ -60,6 +72,7 @@ class _Segmentation(_Network, strict=True):
     labels: dict[str, list[int]]  # provider -> mask codes that count as cancer
     threshold: _Threshold
     precision: Literal["fp32", "bf16"]  # of the engine that mapped the slides on which the threshold was chosen
+    calibration: _Calibration | None = None  # what is known of the probabilities; maps are not changed by it
 
 
 class _Grading(_Network, strict=True):
@@ -73,6 +86,12 @@ _MODELS: Mapping[Task, type[_Network]] = {"segmentation": _Segmentation, "gradin
 
 CARRIED: Mapping[Task, tuple[str, ...]] = {task: tuple(model.model_fields) for task, model in _MODELS.items()}
 """Keys of the carried data of each task."""
+
+_DEFAULTS: Mapping[Task, dict[str, Any]] = {
+    task: {name: info.default for name, info in model.model_fields.items() if not info.is_required()}
+    for task, model in _MODELS.items()
+}
+"""Keys that a checkpoint may lack, and what then stands for them."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +160,7 @@ def read_checkpoint(path: Path, task: Task) -> Checkpoint:
         raise CheckpointError(
             f"checkpoint {path} is of the task {carried.get('task')!r}, a {task} checkpoint is needed here"
         )
+    carried = _DEFAULTS[task] | carried
     missing = [key for key in CARRIED[task] if key not in carried]
     if missing:
         raise CheckpointError(f"checkpoint {path} lacks {', '.join(missing)}: train again")
@@ -173,13 +193,14 @@ def _check_labels(path: Path, labels: Mapping[str, list[int]]) -> None:
             )
 
 
-def carried_data(task: Task, data: Mapping[str, Any]) -> dict[str, Any]:
+def carried_data(task: Task, data: dict[str, Any]) -> dict[str, Any]:
     """Completes and checks what a LightningModule puts under `panda`.
 
     Args:
         task: The task of the module.
-        data: Plain data with exactly the keys of `CARRIED[task]`.
+        data: Plain data with the keys of `CARRIED[task]`; what is known only after training may be left out.
     """
+    data = _DEFAULTS[task] | data
     assert set(data) == set(CARRIED[task]), set(data) ^ set(CARRIED[task])
     return {"format": FORMAT, "task": task, **data}
 
@@ -194,7 +215,7 @@ def replace_carried(path: Path, **changes: Any) -> None:
         changes: Keys of `CARRIED` and their new plain values.
     """
     loaded = _load(path)
-    unknown = set(changes) - set(loaded["panda"])
+    unknown = set(changes) - set(CARRIED[loaded["panda"]["task"]])
     assert not unknown, unknown
     loaded["panda"].update(changes)
     _save(loaded, path)

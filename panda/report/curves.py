@@ -1,0 +1,199 @@
+"""Threshold curve and reliability diagram: tables for programs, pictures for people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from panda.files import whole_path, write_table
+from panda.report.charts import PALETTE
+from panda.report.words import CRITERIA
+from panda.tasks.calibration import RELIABILITY_BINS, Reliability, reliability
+from panda.tasks.metrics import curve, mean_slide_dice, pooled
+from panda.tasks.threshold import Criterion, Histograms, ThresholdChoice, criterion_scores
+
+_LINES = {
+    "dice_pooled": ("Dice, all pixels", "#0b3c8c", "-", 3.0),
+    "dice_mean_slide": ("Dice, mean of slides with cancer", "#3f9bd8", "--", 2.5),
+    "precision": ("Precision", "#c8511b", "-", 1.8),
+    "recall": ("Recall", "#2a7f3f", "-", 1.8),
+    "youden": ("Youden's J", "#5b4b9a", "-.", 2.2),
+    "cost": ("Cost (the least is best)", "#5b4b9a", "-.", 2.2),
+}
+_BAND = "#e9d9a6"
+
+
+def write_threshold_curve(
+    hists: Histograms,
+    choice: ThresholdChoice,
+    csv_path: Path,
+    png_path: Path,
+    providers: Mapping[str, str] | None = None,
+) -> None:
+    """Write the scores at every threshold as a table and as a picture.
+
+    The table has a row a threshold: threshold, dice_pooled (which is the pixels' F1 too), dice_mean_slide, iou,
+    precision, recall, youden, cost (where the choice has a cost ratio), tp, fp, fn (pixels over all slides); and the
+    criterion of each provider that has a threshold of its own. A score that is 0 / 0 is empty. Either file is whole
+    or absent.
+
+    Args:
+        hists: Slide to (2, BINS).
+        choice: Marked in the picture, with its interval as a band and the providers' own thresholds.
+        csv_path: The table; folders are made.
+        png_path: The picture.
+        providers: Slide to provider; needed where the choice has thresholds by provider.
+    """
+    total = curve(*pooled(hists))
+    columns: dict[str, NDArray[Any]] = {
+        "threshold": total.thresholds,
+        "dice_pooled": total.dice,
+        "dice_mean_slide": mean_slide_dice(hists),
+        "iou": total.iou,
+        "precision": total.precision,
+        "recall": total.recall,
+        "youden": criterion_scores(hists, "youden"),
+    }
+    if choice.cost_ratio is not None:
+        columns["cost"] = criterion_scores(hists, "cost", choice.cost_ratio)
+    columns |= {"tp": total.tp, "fp": total.fp, "fn": total.fn}
+    criterion = next((known for known in get_args(Criterion) if known == choice.criterion), None)
+    for provider in choice.by_provider:
+        assert providers is not None and criterion is not None  # noqa: PT018 (what a choice by provider comes from)
+        own = {slide: hist for slide, hist in hists.items() if providers[slide] == provider}
+        columns[f"{criterion}_{provider}"] = criterion_scores(own, criterion, choice.cost_ratio)
+    _write_columns(csv_path, columns)
+    _save(_threshold_picture(columns, choice), png_path)
+
+
+def _write_columns(path: Path, columns: Mapping[str, NDArray[Any]]) -> None:
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    write_table(path, [dict(zip(columns, map(_known, row), strict=True)) for row in rows])
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with whole_path(path) as partial:
+        figure.savefig(partial, format="png")
+
+
+def _threshold_picture(columns: Mapping[str, NDArray[Any]], choice: ThresholdChoice) -> Figure:
+    figure = Figure(figsize=(9, 6.4), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    keys = ["dice_pooled", "dice_mean_slide", "precision", "recall"]
+    keys += [choice.criterion] if choice.criterion in ("youden", "cost") else []
+    if columns["tp"][0]:
+        for key in keys:
+            label, colour, style, width = _LINES[key]
+            axes.plot(columns["threshold"], columns[key], style, color=colour, linewidth=width, label=label)
+    else:
+        axes.text(0.5, 0.5, "No cancer pixel: nothing to score", fontsize=15, ha="center", backgroundcolor="white")
+    if choice.interval is not None:
+        label = "its 95 % interval" + (" (all providers)" if choice.by_provider else "")
+        axes.axvspan(*choice.interval, color=_BAND, alpha=0.6, linewidth=0, zorder=0, label=label)
+    axes.axvline(choice.value, color="black", linewidth=1.5, linestyle=":")
+    for (provider, own), colour in zip(choice.by_provider.items(), PALETTE[1:], strict=False):
+        axes.axvline(own.value, color=colour, linewidth=2, linestyle=(0, (1, 1)), label=f"{provider}: {own.value:.3f}")
+    if choice.criterion not in CRITERIA:
+        title = f"Threshold {choice.value:.3f}, {choice.criterion}\n{choice.chosen_on}"
+    else:
+        title = f"Threshold {choice.value:.3f}: {CRITERIA[choice.criterion]} {choice.score:.3f}\n{choice.chosen_on}"
+        axes.plot([choice.value], [choice.score], "o", color="black", markersize=9, label="chosen threshold")
+    axes.set_title(title, fontsize=14, loc="left", wrap=True)
+    _dress(figure, axes, "Threshold on the probability of cancer", "Score")
+    return figure
+
+
+def _dress(figure: Figure, axes: Axes, x_label: str, y_label: str) -> None:
+    axes.set_xlabel(x_label, fontsize=15)
+    axes.set_ylabel(y_label, fontsize=15)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1.02)
+    axes.tick_params(labelsize=13)
+    axes.grid(alpha=0.25)
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=12, frameon=False)
+
+
+def write_calibration(
+    hists: Mapping[str, NDArray[np.int64]], temperature: float | None, csv_path: Path, png_path: Path
+) -> None:
+    """Write the reliability of the probabilities, as they are and at a temperature.
+
+    The table has a row a split and bin: split, scaled (1: at the temperature), low, high (ends of the bin), pixels,
+    probability (their mean), cancer (their share of cancer); the last two are empty where there are no pixels.
+
+    Args:
+        hists: Split (validation, test) to its pooled (2, BINS).
+        temperature: T; None where there is none: then there are no scaled rows.
+        csv_path: The table; folders are made.
+        png_path: The picture, a panel a split.
+    """
+    drawn = {
+        (split, scaled): reliability(hist, temperature if scaled and temperature else 1.0)
+        for split, hist in hists.items()
+        for scaled in ((False, True) if temperature else (False,))
+    }
+    rows = [
+        {
+            "split": split,
+            "scaled": int(scaled),
+            "low": k / RELIABILITY_BINS,
+            "high": (k + 1) / RELIABILITY_BINS,
+            "pixels": int(found.pixels[k]),
+            "probability": _known(float(found.probability[k])),
+            "cancer": _known(float(found.cancer[k])),
+        }
+        for (split, scaled), found in drawn.items()
+        for k in range(RELIABILITY_BINS)
+    ]
+    write_table(csv_path, rows)
+    _save(_calibration_picture(drawn, list(hists), temperature), png_path)
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _calibration_picture(
+    drawn: Mapping[tuple[str, bool], Reliability], splits: list[str], temperature: float | None
+) -> Figure:
+    figure = Figure(figsize=(6.2 * len(splits), 6.6), dpi=120, layout="constrained")
+    for place, split in enumerate(splits, start=1):
+        axes = figure.add_subplot(1, len(splits), place)
+        axes.plot([0, 1], [0, 1], color="#9298a6", linewidth=1.2, label="says what is so")
+        plain = drawn[split, False]
+        share = plain.pixels / max(1, plain.pixels.sum())
+        middles = (np.arange(RELIABILITY_BINS) + 0.5) / RELIABILITY_BINS
+        axes.bar(middles, share, 0.9 / RELIABILITY_BINS, color="#d5d8df", zorder=0, label="share of the pixels")
+        for scaled, label, colour, style in (
+            (False, "as the network says", "#0b3c8c", "o-"),
+            (True, f"at temperature {temperature:.2f}" if temperature else "", "#c8511b", "s--"),
+        ):
+            found = drawn.get((split, scaled))
+            if found is not None:
+                axes.plot(
+                    found.probability, found.cancer, style, color=colour, linewidth=2, markersize=5,
+                    label=label, clip_on=False,
+                )  # fmt: skip
+        ends = f"ECE {plain.ece:.3f}" if plain.pixels.any() else "no pixels"
+        if (after := drawn.get((split, True))) is not None and after.pixels.any():
+            ends += f", {after.ece:.3f} at the temperature"
+        axes.set_title(f"{split.capitalize()}: {ends}", fontsize=14, loc="left")
+        axes.set_xlabel("Probability of cancer", fontsize=14)
+        axes.set_ylabel("Share of pixels that are cancer", fontsize=14)
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1.02)
+        axes.set_aspect("equal")
+        axes.tick_params(labelsize=12)
+        axes.grid(alpha=0.25)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2 * len(splits), fontsize=12, frameon=False)
+    return figure

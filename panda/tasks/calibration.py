@@ -1,0 +1,151 @@
+"""Whether probabilities of cancer mean what they say, and the temperature that mends them, from histograms.
+
+A histogram of 1,000 bins stands for probabilities at the middle of their bins: below 0.001 and from 0.999 on,
+where a sure network puts most pixels, it tells none apart. What is found is right for probabilities that are no
+surer than that.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from panda.tasks.metrics import BINS
+
+RELIABILITY_BINS = 20
+"""Bins of equal width of the reliability diagram and of the expected calibration error."""
+LOWEST, HIGHEST = 0.05, 20.0
+"""Temperatures beyond which none is given."""
+
+_MIDDLE = (np.arange(BINS) + 0.5) / BINS
+_LOGIT = np.log(_MIDDLE / (1 - _MIDDLE))
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """A temperature T and where it comes from: calibrated are the probabilities sigmoid(logit(p) / T).
+
+    Attributes:
+        value: T: above 1 the network is too sure, below 1 not sure enough; None where none is defined.
+        note: Why there is none, else empty.
+        chosen_on: The slides it was fitted on, in words.
+        date: ISO 8601, UTC.
+    """
+
+    value: float | None
+    note: str
+    chosen_on: str
+    date: str
+
+    def plain(self) -> dict[str, Any]:
+        """Give strings, numbers and None only: fit for a checkpoint or JSON."""
+        return asdict(self)
+
+
+def fit_temperature(hist: NDArray[np.int64], chosen_on: str, date: str) -> Temperature:
+    """Find the temperature of the least negative log-likelihood (Guo and others 2017, section 4.2).
+
+    Args:
+        hist: (2, BINS), of validation pixels: cancer, other.
+        chosen_on: The slides, in words.
+        date: ISO 8601 of the fit.
+
+    Returns:
+        The temperature; without a value where only one kind of pixels is there, or the least lies outside
+        `LOWEST` to `HIGHEST`.
+    """
+    if not hist[0].any() or not hist[1].any():
+        return Temperature(None, "needs pixels with and without cancer", chosen_on, date)
+    low, high = 1 / HIGHEST, 1 / LOWEST
+    if _slope(hist, low) > 0:
+        why = f"above {HIGHEST:g}: the probabilities say next to nothing of where cancer is"
+        return Temperature(None, why, chosen_on, date)
+    if _slope(hist, high) < 0:
+        why = f"below {LOWEST:g}: cancer and other pixels are told apart without fault"
+        return Temperature(None, why, chosen_on, date)
+    # The loss is convex in 1 / T: its slope crosses 0 once.
+    while high - low > 1e-9 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if _slope(hist, middle) > 0 else (middle, high)
+    return Temperature(2 / (low + high), "", chosen_on, date)
+
+
+def _slope(hist: NDArray[np.int64], inverse: float) -> float:
+    """The slope of the negative log-likelihood by 1 / T."""
+    return float((_LOGIT * (hist.sum(axis=0) * _scaled(inverse) - hist[0])).sum())
+
+
+def _scaled(inverse: float) -> NDArray[np.float64]:
+    """What the bins' probabilities become, (BINS,), at a temperature 1 / inverse."""
+    return np.asarray(1 / (1 + np.exp(-_LOGIT * inverse)))
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How often pixels of about one probability are cancer; all are (RELIABILITY_BINS,).
+
+    Attributes:
+        pixels: How many there are.
+        probability: Their mean probability, nan where there are none.
+        cancer: Their share of cancer, nan where there are none.
+    """
+
+    pixels: NDArray[np.int64]
+    probability: NDArray[np.float64]
+    cancer: NDArray[np.float64]
+
+    @property
+    def ece(self) -> float:
+        """The expected calibration error: |probability - cancer|, weighted by pixels; nan without pixels."""
+        if not self.pixels.any():
+            return math.nan
+        return float(np.nansum(self.pixels * np.abs(self.probability - self.cancer)) / self.pixels.sum())
+
+
+def reliability(hist: NDArray[np.int64], temperature: float = 1.0) -> Reliability:
+    """Compare probabilities with shares of cancer.
+
+    Args:
+        hist: (2, BINS): cancer, other.
+        temperature: Scales the probabilities first; 1 leaves them.
+
+    Returns:
+        Bins of equal width over 0 to 1.
+    """
+    scaled = _scaled(1 / temperature)
+    member = np.minimum((scaled * RELIABILITY_BINS).astype(int), RELIABILITY_BINS - 1)
+    total = hist.sum(axis=0)
+
+    def summed(weights: NDArray[Any]) -> NDArray[np.float64]:
+        return np.asarray(np.bincount(member, weights=weights, minlength=RELIABILITY_BINS), np.float64)
+
+    pixels = summed(total)
+    with np.errstate(invalid="ignore"):
+        return Reliability(pixels.astype(np.int64), summed(total * scaled) / pixels, summed(hist[0]) / pixels)
+
+
+def calibration_scores(hist: NDArray[np.int64], temperature: float | None) -> dict[str, float | None]:
+    """Give calibration error and log-likelihood, as they are and at a temperature.
+
+    Args:
+        hist: (2, BINS): cancer, other.
+        temperature: T, or None where there is none.
+
+    Returns:
+        ece, nll (mean negative log-likelihood of a pixel, in nats), ece_scaled and nll_scaled; None where there are
+        no pixels or no temperature.
+    """
+    found: dict[str, float | None] = {}
+    for suffix, t in (("", 1.0), ("_scaled", temperature)):
+        pixels = int(hist.sum())
+        known = t is not None and pixels > 0
+        found[f"ece{suffix}"] = reliability(hist, t).ece if known and t else None
+        found[f"nll{suffix}"] = _loss(hist, t) / pixels if known and t else None
+    return found
+
+
+def _loss(hist: NDArray[np.int64], temperature: float) -> float:
+    logit = _LOGIT / temperature
+    return float((hist[0] * np.logaddexp(0, -logit) + hist[1] * np.logaddexp(0, logit)).sum())
