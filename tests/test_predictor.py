@@ -10,9 +10,11 @@ import torch
 from panda.app.run import resolution_asked
 from panda.data.manifest import SlideRecord
 from panda.errors import CheckpointError, SlideError
-from panda.inference.evaluate import score_canvas, summarise
+from panda.inference.evaluate import score_canvas
+from panda.inference.figures import summarise
 from panda.inference.predictor import EngineSettings, SegmentationPredictor, resolution_for
 from panda.tasks.metrics import BINS
+from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.labels import LabelMask
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import find_tissue
@@ -147,7 +149,7 @@ def test_scores_agree_with_a_plain_count(slide_path: Path, mask_path: Path, tmp_
     threshold = float(np.round(np.median(prob[where]), 3))
     called = (prob >= threshold) & where
     tp, fp, fn = (called & truth).sum(), (called & ~truth).sum(), (~called & truth & where).sum()
-    figures = summarise([score], threshold, seed=0)
+    figures = summarise([score], ThresholdChoice.given(threshold), seed=0)
     assert figures["dice"] == pytest.approx(2 * tp / (2 * tp + fp + fn), abs=1e-9)
     assert figures["all_tissue_dice"] == pytest.approx(
         2 * (truth & where).sum() / ((truth & where).sum() + where.sum()), abs=1e-9
@@ -173,7 +175,7 @@ def test_labelled_cancer_outside_the_tissue_is_counted(slide_path: Path, mask_pa
     assert (row["cancer_outside_tissue_px"], row["cancer_outside_tissue_mm2"]) == (2500, pytest.approx(0.01))
     assert row["dice"] is None
     assert scores[1].row(0.5)["cancer_outside_tissue_px"] == 0
-    figures = summarise(scores, 0.5, seed=0)
+    figures = summarise(scores, ThresholdChoice.given(0.5), seed=0)
     assert figures["cancer_outside_tissue_px"] == 2500
     assert figures["cancer_outside_tissue_mm2"] == pytest.approx(0.01)
     assert figures["cancer_outside_tissue_percent"] == pytest.approx(100 * 2500 / (2500 + 50 * 75))
@@ -193,4 +195,6 @@ def test_a_slide_without_cancer_has_no_dice_but_an_area(slide_path: Path, tmp_pa
     row = score.row(0.001)
     assert row["dice"] is None
     assert row["fp_mm2"] == pytest.approx(row["fp_px"] * 4.0 / 1e6)
-    assert summarise([score], 0.001, seed=0)["fp_mm2_benign_slides"] == pytest.approx(row["fp_mm2"])
+    assert summarise([score], ThresholdChoice.given(0.001), seed=0)["fp_mm2_benign_slides"] == pytest.approx(
+        row["fp_mm2"]
+    )

@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from panda.app.config import Faults, check_loss
 from panda.app.door import idle_faults
+from panda.app.freeze import CHOICE_KEYS
 from panda.app.run import Run, resolution_asked
 from panda.app.tracking import log_csv, wandb_of
 from panda.data.bag_datamodule import BagDataModule
@@ -29,15 +29,16 @@ from panda.errors import ConfigError, ManifestError
 from panda.files import write_json, write_table
 from panda.inference.canvas import Canvas
 from panda.inference.engine import SlideMapper, each_slide, tiles_on
-from panda.inference.evaluate import plain_interval
+from panda.inference.figures import plain_interval
 from panda.inference.grader import Grade, GradingPredictor, slide_tiles
 from panda.inference.predictor import EngineSettings, SegmentationPredictor, resolution_for
 from panda.inference.quantify import QuantifySettings
 from panda.models.mil import MILNet
 from panda.report.panels import attention_tiles
 from panda.report.slide_page import write_slide_page
+from panda.tasks.bootstrap import percentile_interval, resampled_sums
+from panda.tasks.grades import agreement, confusions, grading_scores
 from panda.tasks.grading import CLASSES, GradingTask, Target, target_class
-from panda.tasks.metrics import bootstrap_interval, grading_scores
 from panda.tasks.optim import Optim
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap, find_tissue
@@ -48,13 +49,10 @@ OF_SEGMENTATION = "segmentation"
 """`model.encoder_weights` that takes the encoder of the segmentation checkpoint."""
 
 IDLE = (
-    "criterion",
+    *CHOICE_KEYS,
     *(f"data.{key}" for key in ("batch_size", "stride", "edge", "min_tissue", "store", "extract_workers")),
 )
 """What the command line may not ask for, as nothing would follow: `tiles` has its own."""
-
-KAPPA_DRAWS = 500
-"""Draws of the bootstrap for the kappa, which takes milliseconds a draw."""
 
 
 @dataclass(frozen=True)
@@ -294,26 +292,20 @@ class GradingExperiment:
 
     def _grade_slides(self, run: Run, grader: GradingPredictor, items: Sequence[BagItem], split: str) -> dict[str, Any]:
         """Grades the slides of bags as inference does; of test slides it leaves map, tiles and page."""
-        mapper = (
-            SlideMapper(
-                self.segmenter,
-                self.segmenter.threshold.value,
-                self.quantify,
-                grader,
-                self.data.settings.reader,
-                self.data.settings.mpp_override,
-            )
-            if self.segmenter and split == "test"
-            else None
-        )
+        segmenter, settings = self.segmenter if split == "test" else None, self.data.settings
+
+        @functools.cache
+        def mapper(network: SegmentationPredictor, threshold: float) -> SlideMapper:
+            return SlideMapper(network, threshold, self.quantify, grader, settings.reader, settings.mpp_override)
 
         def work(record: SlideRecord, bar: "tqdm[Any]") -> tuple[SlideRecord, Grade] | None:
             folder = run.folder / "slides" / record.slide_id
             with self._open(record) as slide:
                 tissue = find_tissue(slide)
-                if mapper is not None:
-                    canvas_path = self._canvas_path(mapper.predictor, slide)
-                    mapped = mapper.map(slide, tissue, folder, canvas_path, tiles_on(bar))
+                if segmenter is not None:
+                    canvas_path = self._canvas_path(segmenter, slide)
+                    at = mapper(segmenter, segmenter.threshold.of(record.provider))
+                    mapped = at.map(slide, tissue, folder, canvas_path, tiles_on(bar))
                     if mapped.ungraded:
                         run.failures.append(mapped.ungraded)
                     grade = mapped.grade
@@ -323,7 +315,7 @@ class GradingExperiment:
             if split == "test":
                 if grade is not None:
                     attention_tiles(grade.tiles, grade.attention, grade.coords, folder / "attention_tiles.png")
-                    if mapper is None:
+                    if segmenter is None:
                         facts = {"slide_id": record.slide_id, "grade": grade.plain()}
                         write_json(folder / "quantification.json", facts)
                 write_slide_page(folder)
@@ -334,8 +326,6 @@ class GradingExperiment:
         )
         run.failures.extend(outcome.failures)
         graded = [result for result in outcome.results if result is not None]
-        if not graded:
-            return {"slides": 0, "qwk": None, "accuracy": None, "auroc": None}
         rows = [
             {
                 "slide_id": record.slide_id,
@@ -347,7 +337,8 @@ class GradingExperiment:
             }
             for record, grade in graded
         ]
-        write_table(run.folder / f"{split}_slides.csv", rows)
+        if rows:
+            write_table(run.folder / f"{split}_slides.csv", rows)
         return self._figures(graded)
 
     def _figures(self, graded: Sequence[tuple[SlideRecord, Grade]]) -> dict[str, Any]:
@@ -359,26 +350,19 @@ class GradingExperiment:
         return figures
 
     def _scores(self, graded: Sequence[tuple[SlideRecord, Grade]]) -> dict[str, Any]:
-        labels = np.array([self._class(record) for record, _ in graded])
-        prob = np.array([grade.probabilities for _, grade in graded])
+        labels = np.array([self._class(record) for record, _ in graded], dtype=np.int64)
+        prob = np.array([grade.probabilities for _, grade in graded]).reshape(-1, CLASSES[self.settings.target])
         found = grading_scores(labels, prob)
 
         groups = [record.group for record, _ in graded]
-        pairs = np.column_stack([labels, prob])
-
-        def kappa(rows: NDArray[np.float64]) -> float:
-            drawn = grading_scores(rows[:, 0].astype(int), rows[:, 1:])["qwk"]
-            return float("nan") if drawn is None else float(drawn)
-
-        right = bootstrap_interval(prob.argmax(1) == labels, groups, seed=self.cfg.seed)
+        drawn = resampled_sums(confusions(labels, prob), groups, agreement, seed=self.cfg.seed)
+        kappa, right = (plain_interval(percentile_interval(column)) for column in drawn.T)
         return {
             "slides": len(graded),
             "qwk": found["qwk"],
-            "qwk_interval": plain_interval(
-                bootstrap_interval(pairs, groups, seed=self.cfg.seed, statistic=kappa, n=KAPPA_DRAWS)
-            ),
+            "qwk_interval": kappa,
             "accuracy": found["accuracy"],
-            "accuracy_interval": plain_interval(right),
+            "accuracy_interval": right,
             "auroc": found["auroc_cancer"],
             "auroc_significant": found.get("auroc_significant"),
             "confusion": found["confusion"],

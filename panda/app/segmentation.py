@@ -11,6 +11,14 @@ from tqdm import tqdm
 
 from panda.app.config import Faults, check_loss
 from panda.app.door import idle_faults
+from panda.app.freeze import (
+    CHOICE_KEYS,
+    VALIDATION,
+    choose_threshold,
+    providers_of,
+    unknown_providers,
+    write_reliability,
+)
 from panda.app.run import Run, resolution_asked
 from panda.app.tracking import log_csv, wandb_of
 from panda.data.datamodule import PatchDataModule
@@ -18,17 +26,21 @@ from panda.data.manifest import SlideRecord
 from panda.errors import ConfigError, PandaError
 from panda.files import remove, write_table
 from panda.inference.engine import SlideMapper, each_slide, tiles_on
-from panda.inference.evaluate import SlideScore, histograms, score_canvas, summarise
+from panda.inference.evaluate import SlideScore, histograms, score_canvas
+from panda.inference.figures import summarise
 from panda.inference.predictor import EngineSettings, SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
 from panda.models.segmentation import Segmenter
+from panda.report.curves import write_threshold_curve
 from panda.report.panels import PanelRow, draw_panels
 from panda.report.selection import telling_rows
 from panda.report.slide_page import write_slide_page
+from panda.tasks.calibration import fit_temperature
 from panda.tasks.checkpoint import replace_carried
+from panda.tasks.metrics import pooled
 from panda.tasks.optim import Optim
 from panda.tasks.segmentation import SegmentationTask
-from panda.tasks.threshold import ThresholdChoice, search_threshold, write_threshold_curve
+from panda.tasks.threshold import ThresholdChoice, check_criterion
 from panda.wsi.labels import PROVIDERS, LabelMask
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import find_tissue
@@ -100,8 +112,10 @@ class SegmentationExperiment:
         if plain["segmentation_checkpoint"] is not None:
             faults.add("segmentation_checkpoint is for task=grading: leave it out, or give task=grading")
         if plain["data"]["split"] == "patches":
-            for fault in idle_faults(("criterion", "data.test_fraction"), "data.split=patches"):
+            for fault in idle_faults((*CHOICE_KEYS, "data.test_fraction"), "data.split=patches"):
                 faults.add(fault)
+        with faults.collect():
+            check_criterion(plain["criterion"], plain["cost_ratio"])
         self.optim: Optim = faults.build(plain["optim"])
         self.settings: SegmentationSettings = faults.build(plain["task"])
         self.quantify: QuantifySettings = faults.build(plain["quantify"])
@@ -130,7 +144,7 @@ class SegmentationExperiment:
         run.fit(SegmentationTask(self.network, self.loss, self.optim, carried), data)
         run.summary["data"] = data.describe()
         predictor = SegmentationPredictor.from_checkpoint(run.best, self.engine)
-        choice = self._freeze_threshold(run, predictor, splits["val"])
+        choice, validated = self._freeze_threshold(run, predictor, splits["val"])
         one_slide = data.split == "patches"
         if one_slide:
             run.notes.append(
@@ -144,13 +158,17 @@ class SegmentationExperiment:
         table = run.folder / ("slides.csv" if one_slide else "test_slides.csv")
         scores = self._map_slides(run, predictor, choice, shown, table)
         if shown and not one_slide:
-            run.summary["test"] = summarise(scores, choice.value, self.cfg.seed)
+            run.summary["test"] = summarise(scores, choice, self.cfg.seed)
+            run.notes += unknown_providers(choice, scores)
+        if validated:
+            kept = {"validation": validated} | ({} if one_slide or not scores else {"test": scores})
+            run.summary["calibration"] |= write_reliability(run.folder, run.summary["calibration"]["value"], kept)
         self._show_in_wandb(run, table)
 
     def _freeze_threshold(
         self, run: Run, predictor: SegmentationPredictor, val: Sequence[SlideRecord]
-    ) -> ThresholdChoice:
-        """Chooses the threshold on validation and writes it into the best checkpoint.
+    ) -> tuple[ThresholdChoice, list[SlideScore]]:
+        """Chooses threshold and temperature on validation and writes them into the best checkpoint.
 
         Validation slides are mapped as inference maps slides and scored on their blended canvases. Where the
         patches of one slide were split there is no such slide: the search over the best epoch's validation
@@ -175,27 +193,31 @@ class SegmentationExperiment:
             scores = outcome.results
             if not scores:
                 raise PandaError(f"no validation slide could be scored: {run.failures[-1].message}")
-            choice = search_threshold(
-                histograms(scores),
-                criterion=self.cfg.criterion,
-                chosen_on=f"{len(scores)} validation slides, blended canvases, tissue only",
-            )
+            choice = choose_threshold(self.cfg, scores, VALIDATION.format(len(scores)))
         searched = self.cfg.threshold == "auto"
         if not searched:
             choice = ThresholdChoice.given(float(self.cfg.threshold))
+        temperature = None
         if scores:
             write_threshold_curve(
-                histograms(scores), choice, run.folder / "threshold_curve.csv", run.folder / "threshold_curve.png"
+                histograms(scores),
+                choice,
+                run.folder / "threshold_curve.csv",
+                run.folder / "threshold_curve.png",
+                providers_of(scores),
             )
-        replace_carried(run.best, threshold=choice.plain(), precision=self.engine.precision)
+            found = fit_temperature(pooled(histograms(scores)), VALIDATION.format(len(scores)), choice.date)
+            temperature = found.plain()
+        replace_carried(run.best, threshold=choice.plain(), precision=self.engine.precision, calibration=temperature)
         run.summary |= {
             "threshold": choice.value,
             "threshold_choice": choice.plain(),
-            "val": summarise(scores, choice.value, self.cfg.seed)
+            "calibration": temperature,
+            "val": summarise(scores, choice, self.cfg.seed)
             if scores
             else {"dice": predictor.threshold.plain()["score"] if searched else None, "of": choice.chosen_on},
         }
-        return choice
+        return choice, scores
 
     def _open(self, record: SlideRecord) -> Slide:
         settings = self.data.settings
@@ -215,20 +237,24 @@ class SegmentationExperiment:
     ) -> list[SlideScore]:
         """Maps, scores and writes slides at the frozen threshold, and draws the panels."""
         asked = self.data.settings
-        mapper = SlideMapper(
-            predictor, choice.value, self.quantify, reader=asked.reader, mpp_override=asked.mpp_override
-        )
+        mappers = {
+            threshold: SlideMapper(
+                predictor, threshold, self.quantify, reader=asked.reader, mpp_override=asked.mpp_override
+            )
+            for threshold in {choice.of(record.provider) for record in records}
+        }
         per_slide = -(-self.settings.panels // max(1, len(records)))
-        panels: list[PanelRow] = []
+        panels: dict[float, list[PanelRow]] = {threshold: [] for threshold in mappers}
         table: list[dict[str, Any]] = []
 
         def work(record: SlideRecord, bar: "tqdm[Any]") -> SlideScore:
             folder = run.folder / "slides" / record.slide_id
+            threshold = choice.of(record.provider)
             with self._open(record) as slide, self._mask(record, slide) as mask:
                 tissue = find_tissue(slide)
-                mapped = mapper.map(slide, tissue, folder, folder / "canvas.zarr", tiles_on(bar))
+                mapped = mappers[threshold].map(slide, tissue, folder, folder / "canvas.zarr", tiles_on(bar))
                 score = score_canvas(mapped.canvas, slide, mask, tissue, record)
-                panels.extend(
+                panels[threshold].extend(
                     telling_rows(
                         record,
                         slide,
@@ -236,17 +262,19 @@ class SegmentationExperiment:
                         tissue,
                         mapped.canvas,
                         patch_size=self.data.settings.patch_size,
-                        count=min(per_slide, self.settings.panels - len(panels)),
+                        count=min(per_slide, self.settings.panels - sum(map(len, panels.values()))),
                     )
                 )
             write_slide_page(folder)
-            table.append(score.row(choice.value) | {key: mapped.row[key] for key in QUANTIFIED})
+            table.append(score.row(threshold) | {key: mapped.row[key] for key in QUANTIFIED})
             return score
 
         outcome = each_slide(records, lambda record: record.slide_id, "slides", work)
         run.failures.extend(outcome.failures)
-        if panels:
-            draw_panels(panels, choice.value, run.folder / "panels" / "patches.png")
+        for threshold, rows in panels.items():
+            name = "patches.png" if len(panels) == 1 else f"patches_at_{threshold:.3f}.png"
+            if rows:
+                draw_panels(rows, threshold, run.folder / "panels" / name)
         if table:
             write_table(table_path, table)
         return outcome.results
@@ -256,15 +284,17 @@ class SegmentationExperiment:
         logger = wandb_of(run.trainer.loggers)
         if logger is None:
             return
-        for key, path in (
-            ("panels", run.folder / "panels" / "patches.png"),
-            ("threshold_curve", run.folder / "threshold_curve.png"),
+        for key, pattern in (
+            ("panels", "panels/*.png"),
+            ("threshold_curve", "threshold_curve.png"),
+            ("calibration", "calibration.png"),
         ):
-            if path.exists():
-                logger.log_image(key, [str(path)])
+            for path in sorted(run.folder.glob(pattern)):
+                logger.log_image(key, [str(path)], caption=[path.stem])
         for record_folder in sorted((run.folder / "slides").glob("*/overlay.png")):
             logger.log_image("overlay", [str(record_folder)], caption=[record_folder.parent.name])
         log_csv(logger, "threshold_curve_table", run.folder / "threshold_curve.csv")
+        log_csv(logger, "calibration_table", run.folder / "calibration.csv")
         log_csv(logger, table_path.stem, table_path)
         figures = {f"{split}/final_{k}": v for split in ("val", "test") for k, v in run.summary.get(split, {}).items()}
         logger.experiment.summary.update(

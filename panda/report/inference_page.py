@@ -42,7 +42,8 @@ _WHY = {
 def _plain(value: Any) -> str:
     """Write a value of ``inference.json`` on one line."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{str(k).replace('_', ' ')} {_plain(v)}" for k, v in value.items() if v is not None)
+        texts = {str(k).replace("_", " "): _plain(v) for k, v in value.items()}
+        return ", ".join(f"{k} {text}" for k, text in texts.items() if text)
     if isinstance(value, list):
         return ", ".join(dict.fromkeys(_plain(v) for v in value))
     if isinstance(value, float):

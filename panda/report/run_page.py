@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from panda.report.charts import TRAIN, VALIDATION, Line, line_chart
+from panda.report.figure_tables import grade_name, part_table, splits_table
 from panda.report.folder import (
     Picture,
     link,
@@ -24,8 +25,8 @@ from panda.report.folder import (
 )
 from panda.report.page import need_folder, write_page
 from panda.report.slide_page import ONE_SLIDE, class_names, slide_table, table_of_slides
-from panda.report.table import UNITS, Cell, Head, Table, cell, figure_kind, figure_name, head, show
-from panda.report.words import headline_cards, headline_keys, interval, interval_text, meaning, scored_split
+from panda.report.table import Cell, Head, Table, cell, figure_name, show
+from panda.report.words import headline_cards, meaning, scored_split
 
 _MOST_PANELS = 12
 _SLIDE_COLUMNS = {
@@ -49,8 +50,6 @@ _WHY = {
     "cancer_outside_tissue_mm2": _NO_MM2,
     "isup_grade": "the slide has no grade",
 }
-_ONLY_AS_SHARE = ("cancer_outside_tissue_px", "cancer_outside_tissue_mm2")
-"""Figures of a split that its tables give in per cent alone."""
 
 
 def training_charts(rows: Sequence[dict[str, str]]) -> list[Markup]:
@@ -118,48 +117,6 @@ def threshold_line(path: Path, name: str, colour: str) -> Line:
         if x is not None and y is not None:
             points.append((x, y))
     return Line(name, [x for x, _ in points], [y for _, y in points], colour)
-
-
-def _splits_table(summary: dict[str, Any]) -> Table:
-    """Set the figures of validation and test beside each other."""
-    val, test = mapping(summary.get("val")), mapping(summary.get("test"))
-    order = [*headline_keys(summary), *val, *test]
-    keys = _told(dict.fromkeys(order), (val, test))
-    rows = []
-    for key in keys:
-        kind = figure_kind(key)
-        unit = UNITS.get(kind, "")
-        cells = [Cell(figure_name(key))]
-        for scores in (val, test):
-            text = show(scores.get(key), kind)
-            ends = interval_text(interval(scores, key))
-            cells.append(Cell(text and text + unit + (f"  ({ends})" if ends else ""), style="num", why="not recorded"))
-        rows.append(cells)
-    heads = [Head("Figure"), Head("Validation", figures=True), Head("Test (95 % interval)", figures=True)]
-    return Table(heads, rows, sortable=False)
-
-
-def _told(keys: Iterable[str], splits: Iterable[dict[str, Any]]) -> list[str]:
-    """The figures that a table of splits gives: those that one of them has."""
-    scores = list(splits)
-    return [k for k in keys if k not in _ONLY_AS_SHARE and any(number(s.get(k)) is not None for s in scores)]
-
-
-def _provider_table(scores: dict[str, Any]) -> Table:
-    by_provider = {name: mapping(s) for name, s in mapping(scores.get("by_provider")).items()}
-    every = list(dict.fromkeys(k for s in by_provider.values() for k in s))
-    keys = _told(every, by_provider.values())
-    keys.sort(key=lambda k: k != "slides")
-    rows = []
-    for name, provider in sorted(by_provider.items()):
-        cells = [Cell(name)]
-        for key in keys:
-            shown, ends = cell(provider.get(key), figure_kind(key), _WHY.get(key, "undefined")), interval(provider, key)
-            if ends and shown.text:
-                shown = Cell(f"{shown.text} ({interval_text(ends)})", shown.sort, style="num")
-            cells.append(shown)
-        rows.append(cells)
-    return Table([Head("Provider"), *(head(k) for k in keys)], rows)
 
 
 @dataclass(frozen=True)
@@ -273,6 +230,7 @@ def write_run_page(run_dir: Path) -> Path:
     line = threshold_line(run_dir / "threshold_curve.csv", "pooled Dice, validation", VALIDATION)
     threshold = number(summary.get("threshold"))
     mark = None if threshold is None else (threshold, f"threshold {threshold:.3g}")
+    calibration = read_picture(run_dir / "calibration.png", 1800)
     panels, more_panels = _panels(run_dir)
     counts, left_out = _counts(mapping(summary.get("data")))
     return write_page(
@@ -290,14 +248,16 @@ def write_run_page(run_dir: Path) -> Path:
         split=split,
         cards=headline_cards(summary) if scores else [],
         meaning=meaning(summary) if summary else [],
-        splits=_splits_table(summary),
+        splits=splits_table(summary),
         charts=training_charts(read_csv(run_dir / "metrics.csv")),
         curve=curve,
+        calibration=calibration,
         curve_chart=""
         if curve
         else line_chart("Dice at every threshold", [line], "threshold", y_range=(0.0, 1.0), mark=mark, size=(760, 300)),
         confusion=_confusion(scores, str(summary.get("target"))),
-        providers=_provider_table(scores),
+        providers=part_table(scores, "by_provider", "Provider", str),
+        grades=part_table(scores, "by_grade", "Grade", grade_name),
         panels=panels,
         more_panels=more_panels,
         slides=slides,

@@ -15,7 +15,13 @@ FIGURES: dict[str, tuple[str, str]] = {
     "iou": ("IoU", "score"),
     "precision": ("Precision", "score"),
     "recall": ("Recall", "score"),
+    "pr_auc": ("Average precision, pixels", "score"),
+    "pixel_auroc": ("AUROC, pixels", "score"),
+    "iou_mean_slide": ("IoU, mean over slides", "score"),
+    "precision_mean_slide": ("Precision, mean over slides", "score"),
+    "recall_mean_slide": ("Recall, mean over slides", "score"),
     "fp_mm2_benign_slides": ("False alarms on benign slides", "mm2"),
+    "cancer_percent_of_tissue": ("Labelled cancer, share of tissue", "percent"),
     "all_tissue_dice": ("Dice if all tissue were called tumour", "score"),
     "cancer_outside_tissue_percent": ("Labelled cancer outside the tissue", "percent"),
     "cancer_outside_tissue_mm2": ("Labelled cancer outside the tissue", "mm2"),
@@ -27,6 +33,8 @@ FIGURES: dict[str, tuple[str, str]] = {
     "loss": ("Loss", "score"),
     "slides": ("Slides", "count"),
     "slides_with_cancer": ("Slides with labelled cancer", "count"),
+    "benign_slides": ("Slides without labelled cancer", "count"),
+    "groups": ("Groups of slides", "count"),
     "threshold": ("Threshold", "score"),
     "tumor_percent_of_tissue": ("Tumour, share of tissue", "percent"),
     "tumor_mm2": ("Tumour", "mm2"),
@@ -134,6 +142,7 @@ class Cell:
         href: Where a click leads.
         picture: Shown in place of the text.
         style: Classes: ``num``, ``id``, ``bad``, ``pre``.
+        under: Below the text, smaller: a figure's interval.
     """
 
     text: str = ""
@@ -142,6 +151,7 @@ class Cell:
     href: str = ""
     picture: Picture | None = None
     style: str = ""
+    under: str = ""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,14 @@ HEADLINES = {
     "isup": ("qwk", "accuracy", "auroc_significant", "auroc"),
     "cancer": ("auroc", "accuracy"),
 }
+CRITERIA = {
+    "dice_pooled": "pooled Dice",
+    "dice_mean_slide": "mean Dice per slide",
+    "f1": "F1 over pixels (pooled Dice)",
+    "youden": "Youden's J",
+    "cost": "cost",
+}
+"""What a threshold was searched for, in words."""
 _FEW = 20
 _OUTSIDE = 0.5
 """Share in % of the labelled cancer beyond which what lies outside the tissue found is shown."""
@@ -53,9 +61,15 @@ def interval(scores: dict[str, Any], key: str) -> tuple[float, float] | None:
     return None if low is None or high is None else (low, high)
 
 
-def interval_text(ends: tuple[float, float] | None) -> str:
-    """Write an interval, such as ``0.66 to 0.83``; empty for None."""
-    return "" if ends is None else f"{ends[0]:.2f} to {ends[1]:.2f}"
+def interval_text(ends: tuple[float, float] | None, kind: str = "score") -> str:
+    """Write an interval, such as ``0.66 to 0.83``; empty for None.
+
+    Args:
+        ends: Low and high.
+        kind: Of the figure, as for :func:`panda.report.table.show`; a score's interval has 2 decimals.
+    """
+    kind = "headline" if kind == "score" else kind
+    return "" if ends is None else f"{show(ends[0], kind)} to {show(ends[1], kind)}"
 
 
 def scored_split(summary: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -75,11 +89,11 @@ def headline_cards(summary: dict[str, Any]) -> list[Card]:
             continue
         big = len(cards) < 2
         ends = interval(scores, key)
-        under = f"95 % interval {interval_text(ends)}" if ends else ""
+        under = f"95 % interval {interval_text(ends, kind)}" if ends else ""
         if not text:
             under = _WHY_NONE.get(key, "was not recorded" if key not in scores else "undefined on these slides")
         elif big and not ends:
-            under = "no interval was recorded"
+            under = str(mapping(scores.get("no_interval")).get(key) or "no interval was recorded")
         cards.append(Card(figure_name(key), text, UNITS.get(kind, "").strip(), under, big))
     if _much_outside(scores):
         key = "cancer_outside_tissue_percent"
@@ -114,7 +128,13 @@ def meaning(summary: dict[str, Any]) -> list[str]:
     else:
         first = f"{which}: {_segmentation_words(scores)}"
     groups = mapping(summary.get("data")).get("groups")
-    return [first, *_outside_words(scores), *_threshold_words(summary), *_doubts(split, slides, groups)]
+    return [
+        first,
+        *_outside_words(scores),
+        *_threshold_words(summary),
+        *_calibration_words(summary),
+        *_doubts(split, slides, groups),
+    ]
 
 
 def _much_outside(scores: dict[str, Any]) -> bool:
@@ -167,16 +187,48 @@ def _threshold_words(summary: dict[str, Any]) -> list[str]:
     if value is None or summary.get("task") == "grading":
         return []
     text = f"A pixel counts as tumour from a probability of {value:.3g}"
-    criteria = {"dice_pooled": "pooled Dice", "dice_mean_slide": "mean Dice per slide"}
-    if choice.get("criterion") not in criteria:
+    criterion = choice.get("criterion")
+    if criterion not in CRITERIA:
         why = f" ({choice['chosen_on']})" if choice.get("chosen_on") else ""
         return [f"{text}; it was not searched for{why}."]
     if choice.get("chosen_on"):
         text += f", chosen on {choice['chosen_on']}"
-    text += f" for the best {criteria[choice['criterion']]}"
-    if number(choice.get("score")) is not None:
-        text += f" ({show(choice['score'], 'headline')} there)"
-    return [f"{text}."]
+    text += f", for the {'least' if criterion == 'cost' else 'best'} {CRITERIA[criterion]}"
+    told = [f"{show(choice['score'], 'headline')} there"] if number(choice.get("score")) is not None else []
+    if number(choice.get("cost_ratio")) is not None:
+        told.append(f"a missed cancer pixel counts as {choice['cost_ratio']:g} false ones")
+    text += f" ({'; '.join(told)})." if told else "."
+    if ends := interval({"value_interval": choice.get("interval")}, "value"):
+        text += f" On other such slides it might have come out from {show(ends[0])} to {show(ends[1])} (95 % interval)."
+    own = {name: mapping(found) for name, found in mapping(choice.get("by_provider")).items()}
+    if own:
+        each = []
+        for name, found in own.items():
+            ends = interval({"value_interval": found.get("interval")}, "value")
+            span = f" ({show(ends[0])} to {show(ends[1])})" if ends else ""
+            each.append(f"{name} {show(found.get('value'))}{span}")
+        text += f" Each provider's slides are scored at its own threshold: {', '.join(each)}."
+    return [text]
+
+
+def _calibration_words(summary: dict[str, Any]) -> list[str]:
+    """How far probabilities are from shares, and that the maps show them as they are."""
+    found = mapping(summary.get("calibration"))
+    errors = {name: mapping(found.get(split)) for split, name in (("val", "validation"), ("test", "the test slides"))}
+    plain = [f"{show(e['ece'])} on {name}" for name, e in errors.items() if number(e.get("ece")) is not None]
+    if not plain:
+        return []
+    text = f"Probabilities differ from the share of cancer among pixels by {' and '.join(plain)} (calibration error)"
+    temperature = number(found.get("value"))
+    if temperature is None:
+        return [f"{text}; no temperature would mend that ({found.get('note')})."]
+    scaled = [
+        f"{show(e.get('ece_scaled'))} on {name}" for name, e in errors.items() if number(e.get("ece")) is not None
+    ]
+    return [
+        f"{text}; at the temperature {temperature:.2f}, fitted on validation, by {' and '.join(scaled)}. The maps show "
+        "probabilities as the network gives them: a temperature would move the threshold too, and change no mask."
+    ]
 
 
 def _doubts(split: str, slides: float | None, groups: Any) -> list[str]:

@@ -1,0 +1,63 @@
+"""Make slides that were scored, of known pixels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from panda.data.manifest import SlideRecord
+from panda.inference.evaluate import SlideScore
+from panda.inference.figures import summarise
+from panda.tasks.metrics import BINS
+from panda.tasks.threshold import ThresholdChoice
+
+AREA = 4.0  # µm² of a pixel
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A slide's pixels: probabilities on the thresholds, and truth."""
+
+    score: SlideScore
+    prob: NDArray[np.float64]
+    truth: NDArray[np.bool_]
+
+
+def draw(
+    number: int,
+    part: float,
+    provider: str,
+    grade: int | None,
+    group: str,
+    *,
+    area: float | None = AREA,
+    outside: int = 0,
+) -> Drawn:
+    """A slide of 400 pixels of which a part is cancer."""
+    rng = np.random.default_rng(number)
+    truth = rng.random(400) < part
+    k = np.clip(rng.normal(350 + 300 * truth, 150), 0, BINS - 1).astype(int)
+    hist = np.stack([np.bincount(k[truth == kind], minlength=BINS) for kind in (True, False)])
+    record = SlideRecord(f"s{number}", provider, grade, "", Path("s.tiff"), None, group)
+    return Drawn(SlideScore(record, hist, area, outside), k / BINS, truth)
+
+
+SLIDES = [
+    draw(1, 0.3, "radboud", 4, "a"),
+    draw(2, 0.1, "radboud", 1, "a"),
+    draw(3, 0.0, "radboud", 0, "b"),
+    draw(4, 0.0, "karolinska", 0, "c"),
+    draw(5, 1.0, "karolinska", 4, "d"),
+    draw(6, 0.5, "karolinska", None, "e", outside=30),
+]
+AT = ThresholdChoice.given(0.5)
+BY_PROVIDER = ThresholdChoice(
+    0.5, "f1", 0.5, "", "", by_provider={"radboud": ThresholdChoice(0.35, "f1", 0.5, "", "")}
+)  # fmt: skip
+
+
+def figures(slides: Sequence[Drawn], choice: ThresholdChoice = AT) -> dict[str, Any]:
+    return summarise([slide.score for slide in slides], choice, seed=3)
