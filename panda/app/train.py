@@ -24,12 +24,13 @@ from panda.files import locked, write_json, write_whole
 from panda.inference.engine import write_failures
 from panda.report.headline import headline
 from panda.report.run_page import write_run_page
+from panda.report.summary_keys import SCHEMA
 from panda.report.words import headline_keys
+from panda.tasks.bootstrap import RESAMPLES
 from panda.tasks.checkpoint import WholeCheckpoints
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 1
 RESUMABLE = (
     "trainer.max_epochs",
     "task.patience",
@@ -137,6 +138,7 @@ def _write_summary(run: Run, seconds: float) -> dict[str, Any]:
         "device": str(run.trainer.strategy.root_device),
         "epochs": run.trainer.current_epoch,
         "seconds": round(seconds, 1),
+        "bootstrap": {"resamples": RESAMPLES, "seed": run.cfg.seed, "level": 0.95, "unit": "groups of slides"},
         **run.summary,
         "notes": run.notes,
     }

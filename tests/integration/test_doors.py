@@ -12,7 +12,10 @@ import pytest
 import torch
 
 from panda.files import locked
+from panda.report.summary_schema import summary_faults
+from panda.tasks.checkpoint import read_checkpoint
 from panda.tasks.segmentation import SegmentationTask
+from panda.tasks.threshold import ThresholdChoice
 from tests.integration.doors import REPOSITORY, run_door, table
 
 TINY = (
@@ -41,7 +44,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(home: Path) -> Path:
-    done = run_door("train", home, *TINY, "name=first")
+    by_provider = ("criterion=cost", "cost_ratio=4", "threshold_per_provider=true")
+    done = run_door("train", home, *TINY, *by_provider, "name=first")
     assert done.returncode == 0, done.stderr[-3000:]
     return home / "runs" / "segmentation" / "first"
 
@@ -59,7 +63,9 @@ def test_a_run_leaves_what_it_promises(trained: Path) -> None:
         "summary.json",
         "threshold_curve.csv",
         "threshold_curve.png",
-        "panels/patches.png",
+        "calibration.csv",
+        "calibration.png",
+        "panels",
         "test_slides.csv",
         "failures.csv",
         "report.html",
@@ -69,13 +75,31 @@ def test_a_run_leaves_what_it_promises(trained: Path) -> None:
     summary = json.loads((trained / "summary.json").read_text())
     assert summary["task"] == "segmentation"
     assert 0 <= summary["threshold"] < 1
-    assert {"dice", "all_tissue_dice", "by_provider"} <= set(summary["test"])
+    assert summary_faults(summary) == []
     assert summary["val"]["slides"] > 0
+    assert list((trained / "panels").glob("patches*.png"))
     header = table(trained / "metrics.csv")[0].keys()
     assert {"train/loss", "train/dice", "val/loss", "val/dice"} <= {key.removesuffix("_epoch") for key in header}
     for row in table(trained / "test_slides.csv"):
         left = {path.name for path in (trained / "slides" / row["slide_id"]).iterdir()}
         assert {"canvas.zarr", "heatmap.png", "overlay.png", "quantification.json", "regions.geojson"} <= left
+
+
+def test_the_checkpoint_carries_what_was_chosen(trained: Path) -> None:
+    summary = json.loads((trained / "summary.json").read_text())
+    carried = read_checkpoint(trained / "checkpoints" / "best.ckpt", "segmentation").carried
+    assert carried["threshold"] == summary["threshold_choice"]
+    assert {key: summary["calibration"][key] for key in carried["calibration"]} == carried["calibration"]
+    choice = ThresholdChoice.from_plain(carried["threshold"])
+    assert (choice.criterion, choice.cost_ratio) == ("cost", 4)
+    assert choice.by_provider
+    rows = table(trained / "test_slides.csv")
+    for row in rows:
+        facts = json.loads((trained / "slides" / row["slide_id"] / "quantification.json").read_text())
+        assert facts["threshold"] == choice.of(row["provider"])
+    assert {"cost", *(f"cost_{name}" for name in choice.by_provider)} <= set(table(trained / "threshold_curve.csv")[0])
+    for heading in ("By provider", "By grade", "Choice of threshold", "Calibration"):
+        assert f"<h2>{heading}</h2>" in (trained / "report.html").read_text()
 
 
 def test_inference_goes_on_past_a_bad_slide(home: Path, trained: Path) -> None:
@@ -156,7 +180,7 @@ def test_a_grader_trains_on_guided_tiles_and_grades(home: Path, trained: Path) -
     assert [row["slide_id"] for row in table(run / "failures.csv")] == [broken]
     assert len(list((home / "patches").glob("canvases-*/*.zarr"))) == 9
     summary = json.loads((run / "summary.json").read_text())
-    assert {"qwk", "auroc", "accuracy"} <= set(summary["test"])
+    assert summary_faults(summary) == []
     slide = slides_of(home)[2]
     done = run_door(
         "infer",
@@ -178,6 +202,7 @@ def test_one_slide_says_that_it_does_not_generalise(home: Path, trained: Path) -
     assert done.returncode == 0, done.stderr[-3000:]
     summary = json.loads((home / "runs/segmentation/one/summary.json").read_text())
     assert "test" not in summary
+    assert summary_faults(summary) == []
     assert any("generalise" in note for note in summary["notes"])
     assert not (home / "runs/segmentation/one/wandb").exists()
     assert len(table(home / "runs/segmentation/one/slides.csv")) == 1
@@ -269,6 +294,9 @@ def test_a_split_of_bad_slides_ends_the_run_and_lists_them(home: Path, trained: 
         ),
         (("task=grading", "tiles=tissue", "model.encoder=vit_tiny_patch16_224"), "tile_size=128: vit_tiny"),
         (("data=one_slide", "data.test_fraction=0.1"), "data.test_fraction=0.1: no part"),
+        (("data=one_slide", "threshold_per_provider=true"), "threshold_per_provider=true: no part"),
+        (("criterion=cost", "seed=1"), "criterion=cost needs cost_ratio="),
+        (("cost_ratio=5", "seed=1"), "cost_ratio=5: no part in criterion=dice_pooled"),
         (("data=one_slide", "data.stride=64"), "data.stride is 64"),
         (("model=deeplabv3", "data.batch_size=1"), "at least 2"),
         (("task=grading", "segmentation_checkpoint=nothing.ckpt"), "nothing.ckpt"),

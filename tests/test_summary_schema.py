@@ -1,0 +1,111 @@
+"""The page that describes summary.json, and the check of files against it; doors are checked in integration."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from panda.errors import ManifestError
+from panda.report.summary_keys import SCHEMA
+from panda.report.summary_schema import main, page, summary_faults
+from panda.tasks.calibration import calibration_scores, fit_temperature
+from panda.tasks.grades import grading_scores
+from panda.tasks.metrics import pooled
+from tests.drawn_scores import BY_PROVIDER, SLIDES, figures
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+
+def summary() -> dict[str, Any]:
+    """A segmentation's, with the parts that the framework makes."""
+    hist = pooled({slide.score.record.slide_id: slide.score.histogram for slide in SLIDES})
+    temperature = fit_temperature(hist, "six slides", "today")
+    errors = calibration_scores(hist, temperature.value)
+    return {
+        "schema": SCHEMA, "task": "segmentation", "name": "a", "created": "today", "seed": 0, "device": "cpu",
+        "epochs": 1, "seconds": 1.5, "notes": [],
+        "bootstrap": {"resamples": 2000, "seed": 0, "level": 0.95, "unit": "groups of slides"},
+        "threshold": 0.5, "threshold_choice": BY_PROVIDER.plain(),
+        "calibration": temperature.plain() | {"bins": 20, "val": errors, "test": None},
+        "data": {
+            "root": "data", "slides": {"train": 3}, "left_out": {}, "groups": "by slide", "store": "patches",
+            "settings": {}, "split": "holdout", "seed": 0, "patches": {"train": 9}, "tumor_patches": {"train": 4},
+            "failed": [],
+        },
+        "val": figures(SLIDES), "test": figures(SLIDES[2:4]),
+    }  # fmt: skip
+
+
+def test_the_page_in_docs_is_the_one_that_files_are_checked_against() -> None:
+    assert (DOCS / "summary.md").read_text() == page(), "python -m panda.report.summary_schema > docs/summary.md"
+
+
+def test_a_summary_as_described() -> None:
+    described = json.loads(json.dumps(summary()))
+    assert summary_faults(described) == []
+    del described["test"]
+    described["calibration"] = None
+    described["val"] = {"dice": None, "of": "patches"}
+    assert summary_faults(described) == []
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "named"),
+    [
+        ((), {"extra": 1}, "extra: "),
+        (("test",), {"dice": 1.2}, "test.dice: "),
+        (("test",), {"dice_interval": [0.1]}, "test.dice_interval: "),
+        (("test",), {"slides": None}, "test.slides: "),
+        (("test",), {"slides": "3"}, "test.slides: "),
+        (("test", "by_grade"), {"0": {}}, "test.by_grade.0.dice: "),
+        (("threshold_choice",), {"score": "high"}, "threshold_choice.score: "),
+        (("calibration",), {"value": True}, "calibration.value: "),
+        (("data",), {"patches": {"train": -1}}, "data.patches.train: "),
+        ((), {"task": "painting"}, "task is 'painting'"),
+        ((), {"schema": 1}, "schema is 1: this version describes 2"),
+    ],
+)
+def test_what_is_not_as_described_is_named(where: tuple[str, ...], value: dict[str, Any], named: str) -> None:
+    changed = json.loads(json.dumps(summary()))
+    part = changed
+    for key in where:
+        part = part[key]
+    part.update(value)
+    faults = summary_faults(changed)
+    assert any(fault.startswith(named) for fault in faults), faults
+
+
+def test_a_missing_key_is_named() -> None:
+    changed = summary()
+    del changed["bootstrap"], changed["test"]["no_interval"]
+    faults = summary_faults(changed)
+    assert {fault.split(":")[0] for fault in faults} == {"bootstrap", "test.no_interval"}
+
+
+def test_a_grading_as_described() -> None:
+    graded = grading_scores([0, 1, 5], [[0.5, 0.1, 0.1, 0.1, 0.1, 0.1]] * 3)
+    scores = {key: graded[key] for key in ("qwk", "accuracy", "auroc_significant", "confusion")}
+    scores |= {"slides": 3, "auroc": graded["auroc_cancer"], "qwk_interval": None, "accuracy_interval": [0.0, 1.0]}
+    given = summary()
+    content = {key: given[key] for key in given if key not in ("threshold_choice", "calibration", "data", "test")}
+    content |= {
+        "task": "grading", "target": "isup", "tiles": {}, "threshold": None,
+        "data": {key: given["data"][key] for key in ("root", "slides", "left_out", "groups")},
+        "val": scores | {"by_provider": {"radboud": scores}},
+    }  # fmt: skip
+    assert summary_faults(content) == []
+    assert summary_faults(content | {"val": scores})[0].startswith("val.by_provider: ")
+
+
+def test_files_are_checked_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = tmp_path / "good.json", tmp_path / "bad.json"
+    good.write_text(json.dumps(summary()))
+    bad.write_text(json.dumps(summary() | {"seconds": None}))
+    assert main([str(good)]) == 0
+    assert main([str(good), str(bad)]) == 1
+    told = capsys.readouterr().out.splitlines()
+    assert told[1] == f"{good}: as described"
+    assert told[2].startswith(f"{bad}: seconds: ")
+    with pytest.raises(ManifestError, match=r"absent\.json"):
+        main([str(tmp_path / "absent.json")])
