@@ -70,17 +70,13 @@ def read_manifest(root: Path | str, *, mask_suffix: str = "_mask") -> list[Slide
             the message names the rows.
     """
     root = Path(root)
-    if not root.is_dir():
-        raise ManifestError(f"{root}: no such folder; data.root is the folder that holds {TABLE}")
-    table = root / TABLE
-    if not table.is_file():
-        raise ManifestError(f"{table}: no such file; data.root is the folder that holds {TABLE} and {IMAGES}/")
+    table = table_of(root)
     records: list[SlideRecord] = []
     faults: list[str] = []
     seen: dict[str, int] = {}
-    for number, row in _rows(table, COLUMNS):
+    for number, row in csv_rows(table, COLUMNS):
         slide_id = row["image_id"]
-        found = _row_faults(row)
+        found = [fault for _, fault in row_faults(row)]
         if slide_id in seen:
             found.append(f"image_id {slide_id!r} occurs already in row {seen[slide_id]}")
         seen.setdefault(slide_id, number)
@@ -91,8 +87,8 @@ def read_manifest(root: Path | str, *, mask_suffix: str = "_mask") -> list[Slide
                 provider=row["data_provider"],
                 isup_grade=int(row["isup_grade"]),
                 gleason=row["gleason_score"],
-                image_path=root / IMAGES / f"{slide_id}.tiff",
-                mask_path=root / MASKS / f"{slide_id}{mask_suffix}.tiff",
+                image_path=image_path(root, slide_id),
+                mask_path=mask_path(root, slide_id, mask_suffix),
                 group=slide_id,
             )
             records.append(record)
@@ -101,6 +97,30 @@ def read_manifest(root: Path | str, *, mask_suffix: str = "_mask") -> list[Slide
             _listed(f"{table}: {len(faults)} fault{'s' * (len(faults) > 1)}; correct or remove these rows", faults)
         )
     return records
+
+
+def table_of(root: Path) -> Path:
+    """Where the table of a folder in PANDA's layout lies.
+
+    Raises:
+        ManifestError: the folder or the table is missing.
+    """
+    if not root.is_dir():
+        raise ManifestError(f"{root}: no such folder; data.root is the folder that holds {TABLE}")
+    table = root / TABLE
+    if not table.is_file():
+        raise ManifestError(f"{table}: no such file; data.root is the folder that holds {TABLE} and {IMAGES}/")
+    return table
+
+
+def image_path(root: Path, slide_id: str) -> Path:
+    """Where a slide lies, or should lie."""
+    return root / IMAGES / f"{slide_id}.tiff"
+
+
+def mask_path(root: Path, slide_id: str, suffix: str = "_mask") -> Path:
+    """Where a slide's label mask lies, or should lie; ``suffix`` is what its name has after the slide's id."""
+    return root / MASKS / f"{slide_id}{suffix}.tiff"
 
 
 def read_groups(path: Path | str) -> dict[str, str]:
@@ -120,7 +140,7 @@ def read_groups(path: Path | str) -> dict[str, str]:
     if not path.is_file():
         raise ManifestError(f"{path}: no such file; data.groups is a CSV with image_id and patient (or group)")
     groups: dict[str, str] = {}
-    for number, row in _rows(path, ("image_id",), one_of=GROUP_COLUMNS):
+    for number, row in csv_rows(path, ("image_id",), one_of=GROUP_COLUMNS):
         name = next(row[column] for column in GROUP_COLUMNS if column in row)
         slide_id = row["image_id"]
         if not slide_id or not name:
@@ -197,8 +217,17 @@ def _has_tumor(record: SlideRecord) -> bool:
             return bool(tumor_bool_from_gray(mask.overview(small), record.provider).any())
 
 
-def _rows(path: Path, columns: Sequence[str], one_of: Sequence[str] = ()) -> list[tuple[int, dict[str, str]]]:
-    """Rows of a CSV as (number of the line in the file, stripped values by column), blank lines left out."""
+def csv_rows(path: Path, columns: Sequence[str], one_of: Sequence[str] = ()) -> list[tuple[int, dict[str, str]]]:
+    """Rows of a CSV as (number of the line in the file, stripped values by column), blank lines left out.
+
+    Args:
+        path: the file, in UTF-8.
+        columns: that it must have.
+        one_of: columns of which it must have one at least.
+
+    Raises:
+        ManifestError: it cannot be read, a column is missing, or it has no rows.
+    """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, skipinitialspace=True, strict=True, restkey="", restval="")
@@ -223,8 +252,15 @@ def _rows(path: Path, columns: Sequence[str], one_of: Sequence[str] = ()) -> lis
     return rows
 
 
-def _row_faults(row: Mapping[str, str]) -> list[str]:
-    """What is wrong with a row of the table of slides, taken by itself."""
+def row_faults(row: Mapping[str, str]) -> list[tuple[str, str]]:
+    """What is wrong with a row of the table of slides, taken by itself, so that it makes no record.
+
+    Args:
+        row: values of ``image_id``, ``data_provider`` and ``isup_grade``.
+
+    Returns:
+        The name of each fault in `panda.data.findings.FINDINGS`, and a sentence.
+    """
     faults = []
     slide_id, provider, grade = row["image_id"], row["data_provider"], row["isup_grade"]
     if (
@@ -233,13 +269,15 @@ def _row_faults(row: Mapping[str, str]) -> list[str]:
         or any(part in slide_id for part in ("/", "\\", ".."))
         or not slide_id.isprintable()
     ):
-        faults.append(f"image_id {slide_id!r} is not a plain file name without folder and suffix")
+        faults.append(("bad_id", f"image_id {slide_id!r} is not a plain file name without folder and suffix"))
     elif slide_id in RESERVED or slide_id.endswith(".partial"):
-        faults.append(f"image_id {slide_id!r} is a name that patch stores use themselves; rename the slide")
+        faults.append(("bad_id", f"image_id {slide_id!r} is a name that patch stores use themselves; rename the slide"))
     if provider not in PROVIDERS:
-        faults.append(f"data_provider {provider!r} is unknown; known are {', '.join(sorted(PROVIDERS))}")
+        faults.append(
+            ("unknown_provider", f"data_provider {provider!r} is unknown; known are {', '.join(sorted(PROVIDERS))}")
+        )
     if grade not in {str(known) for known in GRADES}:
-        faults.append(f"isup_grade {grade!r} is not an integer 0..5")
+        faults.append(("bad_grade", f"isup_grade {grade!r} is not an integer 0..5"))
     return faults
 
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from panda.errors import ConfigError, ManifestError
 from panda.files import fingerprint, remove, replace, sync, write_whole
 from panda.wsi.drawing import Painter
+from panda.wsi.labels import isup_grade
 from panda.wsi.layout import GRADE_PATTERNS, plan_scene
 from panda.wsi.pyramid import write_slide
 
@@ -120,7 +121,7 @@ class SlideTruth:
 
 
 def grade_of(pattern_px: Mapping[int, int]) -> tuple[int, str]:
-    """Grade a biopsy by the areas of its patterns (ISUP 2014; Epstein et al., Am J Surg Pathol 2016).
+    """Grade a biopsy by the areas of its patterns (see `panda.wsi.labels.isup_grade`).
 
     The largest pattern is the primary one, the next largest the secondary one where it has 5 % of the cancer or
     more; else the primary one counts twice.
@@ -137,8 +138,7 @@ def grade_of(pattern_px: Mapping[int, int]) -> tuple[int, str]:
     first, second, *_ = sorted(pattern_px, key=lambda p: (-pattern_px[p], -p))
     if pattern_px[second] < 0.05 * total:
         second = first
-    grade = {6: 1, 7: 2 if first == 3 else 3, 8: 4}.get(first + second, 5)
-    return grade, f"{first}+{second}"
+    return isup_grade(first, second), f"{first}+{second}"
 
 
 def draw_slide(
