@@ -25,7 +25,7 @@ from panda.wsi.drawing import STYLES, Painter
 from panda.wsi.layout import plan_scene
 from panda.wsi.pyramid import write_slide
 from panda.wsi.slide import Slide
-from panda.wsi.tissue import TissueMap, find_tissue
+from panda.wsi.tissue import NoTissueError, TissueMap, find_tissue
 
 MPP = 2.0
 """µm per level-0 px of the drawn slides; their level 1 is at 8 µm/px."""
@@ -259,9 +259,7 @@ def _share(part: Truth, whole: Truth) -> float:
 def _overview(slide: Slide) -> tuple[Picture, TissueMap | None]:
     try:
         tissue = find_tissue(slide)
-    except SlideError as error:
-        if "no tissue found" not in str(error):
-            raise
+    except NoTissueError:
         return slide.overview(1024)[0], None
     return slide.read(tissue.resolution, (0, 0), tissue.resolution.size), tissue
 

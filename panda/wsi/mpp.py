@@ -38,7 +38,7 @@ def checked_override(override: float | Mpp | None) -> Mpp | None:
 
 def judged_mpp(
     path: Path, stated: Mpp | None, note: str, override: Mpp | None
-) -> tuple[Mpp | None, MppSource | None, str]:
+) -> tuple[Mpp | None, MppSource | None, str, Mpp | None]:
     """Decide µm per level-0 px: OpenSlide's, else the TIFF resolution tags', else the override, else unknown.
 
     A value outside 0.05..20 is refused, and the tags are not asked in its place: a file that states nonsense
@@ -51,7 +51,7 @@ def judged_mpp(
         override: the configured value, already checked.
 
     Returns:
-        µm/px or None, its source or None, and the sentence that explains both.
+        µm/px or None, its source or None, the sentence that explains both, and what the file states, be it nonsense.
     """
     source: MppSource = "openslide"
     said = "OpenSlide says"
@@ -62,11 +62,11 @@ def judged_mpp(
     if stated is not None:
         note = f"{said} {stated[0]:.4g} x {stated[1]:.4g} µm/px"
         if _plausible(stated):
-            return stated, source, note
+            return stated, source, note, stated
         note += f", outside {MPP_MIN}..{MPP_MAX:g}"
     if override is not None:
-        return override, "override", f"mpp_override, {override[0]:g} x {override[1]:g} µm/px ({note})"
-    return None, None, f"{note}: give data.mpp_override (infer.py: mpp_override)"
+        return override, "override", f"mpp_override, {override[0]:g} x {override[1]:g} µm/px ({note})", stated
+    return None, None, f"{note}: give data.mpp_override (infer.py: mpp_override)", stated
 
 
 def tag_mpp(path: Path) -> tuple[Mpp | None, str]:

@@ -146,13 +146,13 @@ class TiffReader:
     stated_mpp: tuple[float, float] | None
 
     def __init__(self, path: Path) -> None:
-        self._tiff = TiffPyramid(path, blank=255)
-        if self._tiff.colours is None:
+        self.tiff = TiffPyramid(path, blank=255)
+        if self.tiff.colours is None:
             raise ValueError(
-                f"it has {self._tiff.samples} channels, neither RGB nor RGB with straight alpha; write it as RGB"
+                f"it has {self.tiff.samples} channels, neither RGB nor RGB with straight alpha; write it as RGB"
             )
-        self.like_openslide = self._tiff.like_openslide
-        self.level_dimensions = self._tiff.level_dimensions
+        self.like_openslide = self.tiff.like_openslide
+        self.level_dimensions = self.tiff.level_dimensions
         self.stated_mpp, self.mpp_note = None, "it was opened without OpenSlide"
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
@@ -162,12 +162,12 @@ class TiffReader:
             ValueError: the pixels do not decode.
             OSError: the file cannot be read.
         """
-        pixels = self._tiff.read(level, x, y, width, height)
-        return over_white(pixels) if self._tiff.colours == "RGBA" else pixels
+        pixels = self.tiff.read(level, x, y, width, height)
+        return over_white(pixels) if self.tiff.colours == "RGBA" else pixels
 
     def close(self) -> None:
         """Close the file in this process; a later read opens it again."""
-        self._tiff.close()
+        self.tiff.close()
 
 
 def over_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:

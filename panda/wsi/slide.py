@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from panda.errors import SlideError
 from panda.wsi.geometry import Resolution, blocks, ceil_px, level_scale, round_px
 from panda.wsi.mpp import MPP_MAX, MPP_MIN, MppSource, checked_override, judged_mpp
-from panda.wsi.readers import ReaderName, SlideReader, open_reader
+from panda.wsi.readers import ReaderName, SlideReader, TiffReader, open_reader
+from panda.wsi.tiff import TiffPyramid
 
 SNAP = 0.01
 """A level this close (relative) to the resolution asked for is used as it is, without resampling."""
@@ -44,6 +45,7 @@ class Slide:
         mpp: µm per level-0 px as (x, y), or None where it is unknown.
         mpp_source: where ``mpp`` comes from, None where it is unknown.
         mpp_note: the same for people, or why ``mpp`` is unknown and what to do about it.
+        stated_mpp: what the file itself states, be it nonsense; None where it states nothing.
     """
 
     def __init__(
@@ -53,12 +55,15 @@ class Slide:
         mpp: tuple[float, float] | None,
         mpp_source: MppSource | None,
         mpp_note: str,
+        *,
+        stated_mpp: tuple[float, float] | None,
     ) -> None:
         self.path = path
         self.slide_id = path.stem
         self.mpp = mpp
         self.mpp_source = mpp_source
         self.mpp_note = mpp_note
+        self.stated_mpp = stated_mpp
         self.level_dimensions = reader.level_dimensions
         scales = [level_scale(self.dimensions, size) for size in self.level_dimensions]
         self.level_downsamples = tuple(downsample for downsample, _ in scales)
@@ -91,12 +96,18 @@ class Slide:
         _check_file(path)
         override = checked_override(mpp_override)
         opened = open_reader(path, reader)
-        return cls(path, opened, *judged_mpp(path, opened.stated_mpp, opened.mpp_note, override))
+        mpp, source, note, stated = judged_mpp(path, opened.stated_mpp, opened.mpp_note, override)
+        return cls(path, opened, mpp, source, note, stated_mpp=stated)
 
     @property
     def reader_name(self) -> str:
         """What reads its pixels: ``"fast"`` or ``"openslide"``, whichever ``reader="auto"`` came to."""
         return self._reader.name
+
+    @property
+    def tiff(self) -> TiffPyramid | None:
+        """Its tiles as they are stored; None where OpenSlide reads it."""
+        return self._reader.tiff if isinstance(self._reader, TiffReader) else None
 
     @property
     def dimensions(self) -> tuple[int, int]:

@@ -35,6 +35,9 @@ LINE_UM = 600.0
 THIN_UM = 60.0
 """Mean width up to which a line is thin; the thinnest needle cores are some 300 µm wide."""
 
+PEN_UM2 = 50_000.0
+"""220 x 220 µm: strokes of a pen are larger, threads, grains of dust and pigment smaller."""
+
 STRUCTURE_UM2 = 80_000.0
 """What is not of the hue of haematoxylin and eosin is believed from this area on; grains of dust are smaller."""
 
@@ -52,6 +55,8 @@ _SOLID = 0.6  # share of px that differ from the glass
 _DARKER = 50  # grey values below the glass: dirt, around which JPEG spills faint colour
 _STRONG = 60  # difference of the channels in ink; blue and green stains are paler at this scale
 _BLACK = 80  # darker than tissue is at this scale: marker, padding
+_COLOURLESS = 40  # difference of the channels in black ink; the darkest tissue is more coloured
+_PADDING_RANGE, _PADDED = 1, 0.5  # grey values over 5 px in padding, and the share of a piece that makes it padding
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,7 @@ class Picture:
         self._ink = _ink(red, green, blue, self._speck)
         low, high = cv2.min(cv2.min(red, green), blue), cv2.max(cv2.max(red, green), blue)
         self._strong_ink = self._ink & (cv2.subtract(high, low) > _STRONG)
+        self._dark = (high < _BLACK) & (cv2.subtract(high, low) <= _COLOURLESS)
         magenta = _magenta(red, green, blue)
         magenta[self._ink] = 0
         self._magenta = magenta
@@ -134,6 +140,19 @@ class Picture:
         kept &= ~self._lines(stats, LINE_UM / 2)
         kept[0] = False
         return np.asarray(kept[labels])
+
+    def pen(self) -> Mask:
+        """Find marks of a pen.
+
+        Returns:
+            (H, W) bool: coloured ink, and black that is not as even as padding, in patches larger than dust.
+        """
+        count, labels = cv2.connectedComponents(self._dark.astype(np.uint8), connectivity=8)
+        even = cv2.dilate(self._grey, np.ones((5, 5))) - cv2.erode(self._grey, np.ones((5, 5))) <= _PADDING_RANGE
+        area, blank = np.bincount(labels.ravel(), minlength=count), np.bincount(labels[even], minlength=count)
+        stroke = blank < _PADDED * area
+        stroke[0] = False
+        return without_small(self._ink | stroke[labels], PEN_UM2 / self._um**2)
 
     def _without_lines(self, mask: Mask) -> Mask:
         """Remove long thin lines, also where they run into tissue."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from panda.wsi.handles import PerProcess
 from panda.wsi.segments import CACHE, JPEG
-from panda.wsi.tiff_tables import pyramid_of
+from panda.wsi.tiff_tables import Level, pyramid_of
 
 
 class _OpenFile:
@@ -83,6 +83,23 @@ class TiffPyramid:
     def level_dimensions(self) -> tuple[tuple[int, int], ...]:
         """(width, height) of each level in px of that level, largest first."""
         return tuple((level.width, level.height) for level in self._levels)
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """Where the tiles or strips of each level lie, largest level first."""
+        return self._levels
+
+    def is_jpeg(self, level: int) -> bool:
+        """Whether the tiles or strips of a level are JPEG pictures."""
+        return self._decoders[level].compression == JPEG
+
+    def stored(self, offset: int, count: int) -> bytes:
+        """Read bytes as they are stored; fewer where the file ends.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        return self._file.get().read(offset, count)
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """Read a window that lies within a level.

@@ -28,6 +28,10 @@ class BrokenTiffError(ValueError):
     """The file is damaged: its tables cannot be read or cannot be true. No other reader is to be let at it."""
 
 
+class CutShortError(BrokenTiffError):
+    """Its tables are whole, but the file ends before its pixels do."""
+
+
 class _OtherTablesError(ValueError):
     """It is a TIFF whose tables mean something else."""
 
@@ -168,7 +172,7 @@ class Page:
             raise BrokenTiffError("it is damaged: tiles or strips lie at negative offsets")
         end = int((offsets + counts).max())
         if end > size:
-            raise BrokenTiffError(f"it is cut short: the file has {size} bytes, its pixels reach to {end}")
+            raise CutShortError(f"it is cut short: the file has {size} bytes, its pixels reach to {end}")
         if (stored := int(counts.max())) > 2 * segment + _SLACK_BYTES:
             raise BrokenTiffError(f"a tile or strip that comes to {segment} bytes is stored in {stored}")
 

@@ -142,6 +142,45 @@ class TissueMap:
         return area
 
 
+class NoTissueError(SlideError):
+    """A slide on which no tissue is found."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A slide looked over for tissue.
+
+    Attributes:
+        overview: (h, w, 3) uint8 RGB, the whole slide.
+        picture: the same, made ready for searches.
+        resolution: of both, about 8 µm/px and at most 4 million px.
+        tissue: what was found; None where there is nothing but glass, ink and dirt.
+    """
+
+    overview: NDArray[np.uint8]
+    picture: Picture
+    resolution: Resolution
+    tissue: TissueMap | None
+
+
+def survey(slide: Slide) -> Survey:
+    """Look a slide over as `find_tissue` does, and keep what was looked at.
+
+    Raises:
+        SlideError: the slide cannot be read.
+    """
+    resolution = _overview_resolution(slide)
+    overview = slide.read(resolution, (0, 0), resolution.size)
+    picture = Picture(overview, resolution.mean_mpp)
+    mask, how = _stained(picture)
+    tissue: TissueMap | None = None
+    if mask.any():
+        tissue = TissueMap(mask, resolution, how)
+    elif picture.has_structure():
+        tissue = TissueMap(np.ones_like(mask), resolution, "whole")
+    return Survey(overview, picture, resolution, tissue)
+
+
 def find_tissue(slide: Slide) -> TissueMap:
     """Find the tissue of a slide in an overview of about 8 µm/px, at most 4 million px.
 
@@ -154,21 +193,17 @@ def find_tissue(slide: Slide) -> TissueMap:
         slide: the slide; where its µm/px is unknown, the overview has 4 million px, or all that there are.
 
     Raises:
-        SlideError: there is nothing but glass, ink and dirt, or the slide cannot be read.
+        NoTissueError: there is nothing but glass, ink and dirt.
+        SlideError: the slide cannot be read.
     """
-    resolution = _overview_resolution(slide)
-    overview = slide.read(resolution, (0, 0), resolution.size)
-    picture = Picture(overview, resolution.mean_mpp)
-    mask, how = _stained(picture)
-    if mask.any():
-        return TissueMap(mask, resolution, how)
-    if picture.has_structure():
-        return TissueMap(np.ones_like(mask), resolution, "whole")
-    raise SlideError(
-        f"{slide.path}: no tissue found, not even pale tissue or an unusual stain ({resolution.width} x "
-        f"{resolution.height} px overview, mean grey {round_px(float(overview.mean()))}): nothing but glass, ink, "
-        "lines and specks; leave the slide out"
-    )
+    seen = survey(slide)
+    if seen.tissue is None:
+        raise NoTissueError(
+            f"{slide.path}: no tissue found, not even pale tissue or an unusual stain ({seen.resolution.width} x "
+            f"{seen.resolution.height} px overview, mean grey {round_px(float(seen.overview.mean()))}): nothing but "
+            "glass, ink, lines and specks; leave the slide out"
+        )
+    return seen.tissue
 
 
 def _overview_resolution(slide: Slide) -> Resolution:
