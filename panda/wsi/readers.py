@@ -31,6 +31,9 @@ class SlideReader(Protocol):
     mpp_note: str
     """Where ``stated_mpp`` comes from, or why there is none."""
 
+    vendor: str | None
+    """OpenSlide's name of the layout; None where OpenSlide does not take the file."""
+
     def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """Read a window that lies within a level, in level px, as (height, width, 3) RGB over white."""
 
@@ -74,7 +77,7 @@ def open_reader(path: Path, reader: ReaderName) -> SlideReader:
         return fast
     if reader == "auto" and fast is not None and _same(fast, reference):
         reference.close()
-        fast.stated_mpp, fast.mpp_note = reference.stated_mpp, reference.mpp_note
+        fast.stated_mpp, fast.mpp_note, fast.vendor = reference.stated_mpp, reference.mpp_note, reference.vendor
         return fast
     if fast is not None:
         fast.close()
@@ -107,7 +110,7 @@ class OpenSlideReader:
         if not self.level_dimensions or min(min(size) for size in self.level_dimensions) <= 0:
             raise ValueError(f"its levels are {self.level_dimensions}, one of them empty")
         self._downsamples = tuple(float(downsample) for downsample in slide.level_downsamples)
-        self.vendor = str(slide.properties.get(openslide.PROPERTY_NAME_VENDOR))
+        self.vendor: str | None = str(slide.properties.get(openslide.PROPERTY_NAME_VENDOR))
         self.stated_mpp, self.mpp_note = _openslide_mpp(slide.properties)
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
@@ -144,6 +147,7 @@ class TiffReader:
 
     name: Literal["openslide", "fast"] = "fast"
     stated_mpp: tuple[float, float] | None
+    vendor: str | None = None
 
     def __init__(self, path: Path) -> None:
         self.tiff = TiffPyramid(path, blank=255)

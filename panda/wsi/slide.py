@@ -105,6 +105,11 @@ class Slide:
         return self._reader.name
 
     @property
+    def vendor(self) -> str | None:
+        """OpenSlide's name of the file's layout; None where OpenSlide does not take it, or was not asked."""
+        return self._reader.vendor
+
+    @property
     def tiff(self) -> TiffPyramid | None:
         """Its tiles as they are stored; None where OpenSlide reads it."""
         return self._reader.tiff if isinstance(self._reader, TiffReader) else None
