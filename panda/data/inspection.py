@@ -190,14 +190,15 @@ def dataset_findings(inspections: Iterable[Inspection]) -> list[Finding]:
 
 def _split_usual(values: Mapping[str, tuple[float, ...]]) -> tuple[list[str], dict[str, tuple[float, ...]]]:
     """The usual values in words, the most frequent first, and the slides of unusual ones."""
-    counts = Counter(values.values())
+    rounded = {slide_id: tuple(float(f"{number:.3g}") for number in value) for slide_id, value in values.items()}
+    counts = Counter(rounded.values())
     alike = {value: sum(count for other, count in counts.items() if _are_alike(value, other)) for value in counts}
     least = max(2.0, _FEW * len(values))
-    unusual = {slide_id: value for slide_id, value in values.items() if alike[value] < least}
+    unusual = {slide_id: values[slide_id] for slide_id, value in rounded.items() if alike[value] < least}
     if len(values) - len(unusual) < _MOST * len(values):
         return [], {}
     named: list[tuple[float, ...]] = []
-    for value, _ in counts.most_common():
+    for value in sorted(alike, key=lambda value: (-alike[value], value)):
         if alike[value] >= least and not any(_are_alike(value, other) for other in named):
             named.append(value)
     return [_numbers(value) for value in named], unusual
@@ -208,4 +209,4 @@ def _are_alike(a: Sequence[float], b: Sequence[float]) -> bool:
 
 
 def _numbers(values: Sequence[float]) -> str:
-    return " / ".join(f"{value:.4g}" for value in values)
+    return " / ".join(f"{value:.3g}" for value in values)
