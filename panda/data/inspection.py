@@ -7,17 +7,23 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from panda.data.duplicates import HASH_RULES, TissueHashes
 from panda.data.findings import Finding, TableRow
 from panda.data.look import Look
 from panda.wsi.readers import ReaderName
+from panda.wsi.tissue import RULES
 
 VERSION = 1
-"""A new number whenever the same files would give another inspection: those made before are made anew."""
+"""A new number whenever the same files would give another inspection."""
+
+MADE_BY: Mapping[str, int] = MappingProxyType({"inspection": VERSION, "tissue": RULES, "hashes": HASH_RULES})
+"""The rules that inspections follow: those made by others are made anew."""
 
 _ALIKE = 0.02  # relative difference of µm/px, and of downsamples, that counts as none
 _FEW = 0.05  # share of a provider's slides below which a value is unusual
@@ -42,6 +48,7 @@ class Inspection:
         tissue_how: how its tissue was found, see `panda.wsi.tissue.TissueMap`.
         tissue_fraction: tissue as a fraction of the slide.
         tissue_mm2: the same as an area.
+        hashes: of its tissue, to find other scans of it.
         pen_fraction: ink as a fraction of the slide.
         sharpness: median over windows, see `panda.wsi.sharpness`.
         blurred: share of those windows that are out of focus.
@@ -67,6 +74,7 @@ class Inspection:
     tissue_how: str | None = None
     tissue_fraction: float | None = None
     tissue_mm2: float | None = None
+    hashes: TissueHashes | None = None
     pen_fraction: float | None = None
     sharpness: float | None = None
     blurred: float | None = None
@@ -80,7 +88,7 @@ class Inspection:
 
     def plain(self) -> dict[str, Any]:
         """The same as JSON can hold it."""
-        return asdict(self)
+        return asdict(self) | {"hashes": None if self.hashes is None else self.hashes.plain()}
 
     @classmethod
     def of_plain(cls, plain: Mapping[str, Any]) -> Inspection:
@@ -88,12 +96,14 @@ class Inspection:
 
         Raises:
             TypeError: a key is missing or unknown.
+            ManifestError: the hashes are none.
         """
         values = dict(plain)
         if unknown := set(values) ^ {known.name for known in fields(cls)}:
             raise TypeError(f"an inspection has not exactly its keys: {', '.join(sorted(unknown))}")
         for name in ("downsamples", "mpp", "mask_dimensions"):
             values[name] = None if values[name] is None else tuple(values[name])
+        values["hashes"] = None if values["hashes"] is None else TissueHashes.from_plain(values["hashes"])
         values["level_dimensions"] = tuple(tuple(size) for size in values["level_dimensions"])
         values["findings"] = tuple(Finding(**found) for found in values["findings"])
         return cls(**values)

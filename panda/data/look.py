@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from panda.data.duplicates import tissue_hashes
 from panda.data.findings import Finding, TableRow
 from panda.errors import MaskError, SlideError
 from panda.wsi.census import count_codes, counted_level
@@ -116,6 +117,7 @@ class Look:
             return
         self.seen |= {
             "tissue_how": tissue.how,
+            "hashes": tissue_hashes(view.overview, tissue.mask),
             "tissue_fraction": tissue.fraction,
             "tissue_mm2": None if area is None else float(tissue.mask.sum()) * area / 1e6,
         }
