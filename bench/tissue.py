@@ -25,7 +25,7 @@ from panda.wsi.drawing import STYLES, Painter
 from panda.wsi.layout import plan_scene
 from panda.wsi.pyramid import write_slide
 from panda.wsi.slide import Slide
-from panda.wsi.tissue import NoTissueError, TissueMap, find_tissue
+from panda.wsi.tissue import TissueMap, survey
 
 MPP = 2.0
 """µm per level-0 px of the drawn slides; their level 1 is at 8 µm/px."""
@@ -79,13 +79,13 @@ class Drawing:
         self.rgb = np.clip(self.rgb * (np.array(colour) / self.glass) * shade, 0, 255).astype(np.uint8)
         return self
 
-    def pen(self, colour: tuple[int, int, int], *, beside: bool = False) -> Drawing:
+    def pen(self, colour: tuple[int, int, int], *, beside: bool = False, um: float = 220) -> Drawing:
         """Scribble across the slide, opaque in the middle of the stroke and streaky; ink covers what it lies on."""
         canvas = np.zeros((self.height, self.width), np.float32)
         x = np.linspace(0.05, 0.95, 60)
         y = 0.04 + 0.02 * np.sin(9 * x) if beside else 0.5 + 0.42 * np.sin(7 * x)
         points = np.stack([x * self.width, y * self.height], axis=1).astype(np.int32)
-        cv2.polylines(canvas, [points], False, 1.0, 110)
+        cv2.polylines(canvas, [points], False, 1.0, round(um / MPP))
         cover = cv2.GaussianBlur(canvas, (0, 0), 3)
         grain = np.asarray(self.rng.normal(0, 1, cover.shape), np.float32)
         streaks = cv2.GaussianBlur(grain, (0, 0), 6)
@@ -257,15 +257,12 @@ def _share(part: Truth, whole: Truth) -> float:
 
 
 def _overview(slide: Slide) -> tuple[Picture, TissueMap | None]:
-    try:
-        tissue = find_tissue(slide)
-    except NoTissueError:
-        return slide.overview(1024)[0], None
-    return slide.read(tissue.resolution, (0, 0), tissue.resolution.size), tissue
+    seen = survey(slide)
+    return (seen.overview, seen.tissue) if seen.tissue is not None else (slide.overview(1024)[0], None)
 
 
-def measure(drawing: Drawing, folder: Path) -> Result:
-    """Write a drawing as a slide into a folder, find its tissue and compare."""
+def write(drawing: Drawing, folder: Path) -> Path:
+    """Write a drawing as a slide into a folder."""
 
     def draw(x: int, y: int, w: int, h: int) -> tuple[Picture, Picture]:
         rgb, codes = np.full((h, w, 3), 245, np.uint8), np.zeros((h, w), np.uint8)
@@ -277,7 +274,12 @@ def measure(drawing: Drawing, folder: Path) -> Result:
     size = drawing.width, drawing.height
     path = folder / "slide.tiff"
     write_slide(path, folder / "mask.tiff", draw, np.arange(256, dtype=np.uint8), size=size, tile=256, mpp=MPP)
-    with Slide.open(path) as slide:
+    return path
+
+
+def measure(drawing: Drawing, folder: Path) -> Result:
+    """Write a drawing as a slide into a folder, find its tissue and compare."""
+    with Slide.open(write(drawing, folder)) as slide:
         picture, tissue = _overview(slide)
     height, width = picture.shape[:2]
     truth = cv2.resize(drawing.truth.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA) >= 0.5

@@ -177,7 +177,7 @@ def test_threads_share_a_slide(slide: Slide, image: NDArray[np.uint8]) -> None:
 def test_a_slide_travels_by_pickle_and_opens_lazily(slide: Slide, image: NDArray[np.uint8]) -> None:
     copy = pickle.loads(pickle.dumps(slide))
     assert copy.mpp == slide.mpp
-    assert copy._reader._tiff._file._handle is None
+    assert copy._reader.tiff._file._handle is None
     assert (copy.read_region((0, 0), 0, (30, 30)) == image[:30, :30]).all()
 
 

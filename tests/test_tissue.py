@@ -82,6 +82,13 @@ def test_ink_beside_tissue_takes_nothing_from_it(name: str) -> None:
     assert not found[20:60, 205:295].any()
 
 
+@pytest.mark.parametrize("name", [*TISSUE, *NO_TISSUE])
+def test_marks_of_a_pen_are_told_from_all_else(name: str) -> None:
+    drawn = {**TISSUE, **NO_TISSUE}[name]((1536, 1024)).rgb
+    small = np.asarray(cv2.resize(drawn, (384, 256), interpolation=cv2.INTER_AREA), np.uint8)
+    assert Picture(small, 8.0).pen().any() == ("pen" in name)
+
+
 def test_a_tint_of_the_glass_is_taken_off() -> None:
     image, where = disc(STAINED["eosin"], glass=(243, 235, 242), noise=1.0)
     assert tissue_mask_rgb(image)[:, 180:].mean() < 0.01

@@ -55,7 +55,7 @@ def sharpness_of(rgb: NDArray[np.uint8], um: float) -> float | None:
         um: µm per px, at most 2.
 
     Returns:
-        The smaller ratio; in the slides tried 0.35 and more in focus. None where the window is of one colour.
+        The smaller ratio; in focus it was 0.46 or more in the slides tried. None where the window is of one colour.
     """
     grey = np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), np.float32)
     fine, coarse = _shrunk(grey, FINE_UM / um), _shrunk(grey, COARSE_UM / um)

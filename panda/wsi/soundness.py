@@ -6,8 +6,8 @@ damage within: a stretch that was never written, or written over. Three looks fi
 - Every JPEG tile begins with the marker SOI and ends with EOI (ITU-T T.81, section B.2.1). A stretch of wrong bytes
   as long as two tiles spoils a marker for certain.
 - The levels that are small are decoded wholly.
-- Of the other tiles a few are decoded, one at random out of each of as many equal runs in the order of the file: a
-  stretch as long as two runs holds one of them for certain.
+- Of the other tiles a few are decoded, those at a random byte of each of as many runs of equal length in the file: a
+  stretch as long as two runs holds such a byte for certain.
 
 None of them sees wrong bytes within a single tile that is not sampled, nor wrong pixels that decode, nor tiles that
 the file says are empty. ``deep`` decodes every tile, which sees what the codec calls an error.
@@ -98,18 +98,21 @@ def _spoilt_markers(tiff: TiffPyramid) -> str | None:
 
 
 def _sample_tiles(slide: Slide, tiff: TiffPyramid, rng: np.random.Generator) -> None:
-    """Decode one tile out of each of `SAMPLES` runs of the tiles that `unreadable` does not decode wholly."""
-    places: list[NDArray[np.int64]] = []
+    """Decode the tile at a random byte of each of `SAMPLES` runs of the tiles that `unreadable` leaves out."""
+    places: list[NDArray[np.int64]] = [np.empty((0, 4), np.int64)]
     for number, level in enumerate(tiff.levels):
         if level.width * level.height > SMALL_PX and number in slide.usable_levels:
             there = np.flatnonzero(level.byte_counts[: level.columns * level.rows])
-            places.append(np.stack([np.full_like(there, number), there, level.offsets[there]], axis=1))
-    of_file = np.concatenate([np.empty((0, 3), np.int64), *places])
+            of_level = [np.full_like(there, number), there, level.offsets[there], level.byte_counts[there]]
+            places.append(np.stack(of_level, axis=1))
+    of_file = np.concatenate(places)
     if not len(of_file):
         return
     of_file = of_file[np.argsort(of_file[:, 2], kind="stable")]
-    for run in np.array_split(of_file, min(SAMPLES, len(of_file))):
-        number, index, _ = run[rng.integers(len(run))].tolist()
+    ends = np.cumsum(of_file[:, 3])
+    at = (np.arange(SAMPLES) + rng.random(SAMPLES)) * (ends[-1] / SAMPLES)
+    for place in np.unique(np.searchsorted(ends, at, side="right")):
+        number, index = (int(value) for value in of_file[place, :2])
         level = tiff.levels[number]
         x, y = index % level.columns * level.segment_width, index // level.columns * level.segment_height
         size = min(level.segment_width, level.width - x), min(level.segment_height, level.height - y)

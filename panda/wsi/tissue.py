@@ -142,10 +142,6 @@ class TissueMap:
         return area
 
 
-class NoTissueError(SlideError):
-    """A slide on which no tissue is found."""
-
-
 @dataclass(frozen=True)
 class Survey:
     """A slide looked over for tissue.
@@ -193,12 +189,11 @@ def find_tissue(slide: Slide) -> TissueMap:
         slide: the slide; where its µm/px is unknown, the overview has 4 million px, or all that there are.
 
     Raises:
-        NoTissueError: there is nothing but glass, ink and dirt.
-        SlideError: the slide cannot be read.
+        SlideError: there is nothing but glass, ink and dirt, or the slide cannot be read.
     """
     seen = survey(slide)
     if seen.tissue is None:
-        raise NoTissueError(
+        raise SlideError(
             f"{slide.path}: no tissue found, not even pale tissue or an unusual stain ({seen.resolution.width} x "
             f"{seen.resolution.height} px overview, mean grey {round_px(float(seen.overview.mean()))}): nothing but "
             "glass, ink, lines and specks; leave the slide out"
