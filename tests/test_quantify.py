@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -85,19 +85,25 @@ def test_all_but_the_mask_is_plain_data(slide: Slide) -> None:
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
-def test_a_px_of_the_map_takes_ten_bytes(tmp_path: Path) -> None:
-    side = 4096
-    slide = Slide.open(write_pyramid(tmp_path / "s.tiff", np.full((side, side, 3), 120, np.uint8), downsamples=(1,)))
-    tissue = TissueMap(np.ones((side, side), np.bool_), slide.at(level=0), "strict")
-    prob = np.random.default_rng(0).random((side // 16, side // 16)).astype(np.float32)
-    prob = prob.repeat(16, axis=0).repeat(16, axis=1)
-    tracemalloc.start()
-    try:
-        slide_quantification(prob, slide, 0, 0.5, tissue=tissue)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert 9 < peak / side**2 < 11
+def test_memory_does_not_grow_with_the_map(tmp_path: Path) -> None:
+    """But for the mask itself, a byte a px of what holds tumour."""
+
+    def peak(side: int) -> int:
+        slide = Slide.open(
+            write_pyramid(tmp_path / f"{side}.tiff", np.full((side, side, 3), 120, np.uint8), downsamples=(1,))
+        )
+        tissue = TissueMap(np.ones((side // 8, side // 8), np.bool_), slide.at_downsample(8), "strict")
+        prob = np.zeros((side, side), np.float32)
+        blob = np.random.default_rng(0).random((64, 64)).astype(np.float32)
+        prob[:1024, :1024] = blob.repeat(16, axis=0).repeat(16, axis=1)
+        tracemalloc.start()
+        try:
+            slide_quantification(prob, slide, 0, 0.5, tissue=tissue, block=512)
+            return tracemalloc.get_traced_memory()[1] - side * side  # of which untouched pages take no memory
+        finally:
+            tracemalloc.stop()
+
+    assert peak(4096) < 1.2 * peak(2048)
 
 
 def test_only_scored_tissue_counts(slide: Slide, tmp_path: Path) -> None:
@@ -132,7 +138,14 @@ def test_a_canvas_and_its_array_agree(slide: Slide, tmp_path: Path) -> None:
     of_array = slide_quantification(np.asarray(canvas), slide, 1, 0.6, settings=some, tissue=tissue)
     mask = of_canvas.pop("mask_clean")
     np.testing.assert_array_equal(mask, of_array.pop("mask_clean"))
-    assert of_canvas == of_array
+    for region, same in zip(of_canvas["regions"], of_array["regions"], strict=True):
+        assert region["mean_probability"] == pytest.approx(same.pop("mean_probability"))
+    assert of_array["regions"] == [
+        {k: v for k, v in r.items() if k != "mean_probability"} for r in of_canvas["regions"]
+    ]
+    in_blocks = slide_quantification(canvas, slide, 1, 0.6, settings=some, tissue=tissue, block=64)
+    np.testing.assert_array_equal(mask, in_blocks.pop("mask_clean"))
+    assert of_canvas == in_blocks
     assert of_canvas["num_regions"] > 1
     labels, count = ndimage.label(mask, np.ones((3, 3)))
     held = np.asarray(canvas)
@@ -250,14 +263,83 @@ def oracle(
     min_region=st.integers(0, 12),
     min_hole=st.integers(0, 12),
     connectivity=st.sampled_from([4, 8]),
+    block=st.integers(1, 12),
 )
 def test_the_clean_up_agrees_with_scipy(
-    *, seed: int, density: float, min_region: int, min_hole: int, connectivity: int
+    *, seed: int, density: float, min_region: int, min_hole: int, connectivity: int, block: int
 ) -> None:
+    """Objects and holes that cross the seams of blocks among them."""
     rng = np.random.default_rng(seed)
     shape = tuple(rng.integers(1, 40, 2))
     mask, fillable = rng.random(shape) < density, rng.random(shape) < 0.8
-    before = mask.copy()
-    got = clean_mask(mask, fillable, min_region=min_region, min_hole=min_hole, connectivity=connectivity)
-    np.testing.assert_array_equal(got, oracle(mask, fillable, min_region, min_hole, connectivity))
-    np.testing.assert_array_equal(mask, before)
+    want = oracle(mask, fillable, min_region, min_hole, connectivity)
+    objects = clean_mask(
+        mask,
+        lambda window: fillable[window[1] : window[1] + window[3], window[0] : window[0] + window[2]],
+        min_region=min_region,
+        min_hole=min_hole,
+        connectivity=connectivity,
+        block=block,
+    )
+    np.testing.assert_array_equal(mask, want)
+    labels, count = ndimage.label(want, np.ones((3, 3)) if connectivity == 8 else None)
+    areas = ndimage.sum_labels(want, labels, range(1, count + 1)).astype(int).tolist()
+    assert objects.area[1:].tolist() == sorted(areas, reverse=True)
+    for number, (x, y) in enumerate(objects.start.tolist()[1:], start=1):
+        rows, columns = np.nonzero(labels == labels[y, x])
+        assert (y, x) == (rows[0], columns[0])
+        assert len(rows) == objects.area[number]
+        box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        assert objects.box[number].tolist() == box
+        np.testing.assert_allclose(objects.centroid[number], [columns.mean(), rows.mean()])
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 10**6), density=st.floats(0.3, 0.7), block=st.integers(17, 90))
+def test_the_size_of_the_blocks_changes_nothing(slide: Slide, *, seed: int, density: float, block: int) -> None:
+    """On a map of blobs that cross many seams."""
+    rng = np.random.default_rng(seed)
+    prob = ndimage.gaussian_filter(rng.random((200, 300)), rng.uniform(0.5, 4))
+    prob = ((prob - prob.min()) / np.ptp(prob)).astype(np.float32)
+    tissue = tissue_of(slide, ndimage.gaussian_filter(rng.random((200, 300)), 3) < 0.52)
+    some = QuantifySettings(min_region_um2=60, min_hole_um2=60, connectivity=int(rng.choice([4, 8])))  # type: ignore[arg-type]
+    thr = float(np.quantile(prob, density))
+    whole = slide_quantification(prob, slide, 1, thr, settings=some, tissue=tissue)
+    parts = slide_quantification(prob, slide, 1, thr, settings=some, tissue=tissue, block=block)
+    np.testing.assert_array_equal(whole.pop("mask_clean"), parts.pop("mask_clean"))
+    for region, same in zip(whole["regions"], parts["regions"], strict=True):
+        assert region.pop("mean_probability") == pytest.approx(same.pop("mean_probability"))
+    assert whole == parts
+
+
+def test_the_length_of_a_region_is_its_greatest_extent(slide: Slide) -> None:
+    prob = painted((40, 30, 43, 34, 0.9), (100, 100, 160, 101, 0.9))
+    found = slide_quantification(prob, slide, 1, 0.5, settings=NO_LIMITS, tissue=tissue_of(slide), block=16)
+    line, box = found["regions"]
+    assert box["length_px"] == pytest.approx(5)  # 3 by 4
+    assert box["length_mm"] == pytest.approx(5 * 2 / 1000)
+    assert line["length_px"] == pytest.approx(np.hypot(60, 1))
+    assert (box["box_px"], box["start_px"]) == ([40, 30, 43, 34], [40, 30])
+
+
+def test_pixels_are_counted_at_every_threshold(slide: Slide) -> None:
+    rng = np.random.default_rng(5)
+    prob = rng.choice(np.linspace(0, 1, 2001), (200, 300)).astype(np.float32)
+    tissue = tissue_of(slide, rng.random((200, 300)) < 0.5)
+    found = slide_quantification(prob, slide, 1, 0.1234, settings=NO_LIMITS, tissue=tissue)
+    inside = prob[tissue.mask].astype(np.float64)
+    assert found["px_at_threshold"] == [int((inside >= k / 1000).sum()) for k in range(1001)]
+    for near, off in zip(found["nearby"], (-0.1, -0.05, 0, 0.05, 0.1), strict=True):
+        assert near["threshold"] == 0.1234 + off
+        assert near["tumor_percent_of_tissue"] == 100 * (inside >= 0.1234 + off).sum() / inside.size
+
+
+def test_a_mask_on_the_disk_gives_the_same(slide: Slide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prob = ndimage.gaussian_filter(np.random.default_rng(3).random((200, 300)), 2).astype(np.float32)
+    in_memory = slide_quantification(prob, slide, 1, 0.5, settings=NO_LIMITS, tissue=tissue_of(slide))
+    monkeypatch.setattr("panda.inference.quantify._IN_MEMORY_PX", 100)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    on_disk = slide_quantification(prob, slide, 1, 0.5, settings=NO_LIMITS, tissue=tissue_of(slide))
+    assert isinstance(on_disk["mask_clean"], np.memmap)
+    np.testing.assert_array_equal(in_memory.pop("mask_clean"), on_disk.pop("mask_clean"))
+    assert in_memory == on_disk

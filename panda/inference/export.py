@@ -18,7 +18,6 @@ from panda.inference.canvas import Canvas
 from panda.inference.canvas_store import probability
 from panda.inference.pictures import JET, Key, Scale, framed, jet
 from panda.inference.polygons import trace
-from panda.inference.quantify import label_objects
 from panda.wsi.geometry import Resolution, round_px
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap
@@ -199,13 +198,15 @@ def write_geojson(quantification: Mapping[str, Any], slide: Slide, resolution: R
         resolution: Of ``mask_clean``.
         path: The file, whole or absent.
     """
-    objects = label_objects(quantification["mask_clean"], quantification["settings"]["connectivity"])
+    mask, connectivity = quantification["mask_clean"], quantification["settings"]["connectivity"]
     features = []
-    for region, label in zip(quantification["regions"], objects.order.tolist(), strict=True):
-        left, top, width, height = objects.stats[label, :4].tolist()
-        part = objects.labels[top : top + height, left : left + width] == label
+    for region in quantification["regions"]:
+        left, top, right, bottom = region["box_px"]
+        x, y = region["start_px"]
+        around = np.ascontiguousarray(mask[top:bottom, left:right]).view(np.uint8)
+        _, labels = cv2.connectedComponents(around, connectivity=connectivity, ltype=cv2.CV_32S)
         polygons = []
-        for rings in trace(part):
+        for rings in trace(labels == labels[y - top, x - left]):
             corners = [np.round((ring + np.array([left, top])) * resolution.downsample, 3) for ring in rings]
             polygons.append([np.concatenate([ring, ring[:1]]).tolist() for ring in corners])
         features.append(
@@ -230,9 +231,10 @@ def write_geojson(quantification: Mapping[str, Any], slide: Slide, resolution: R
 
 
 def _measurements(region: Mapping[str, Any]) -> dict[str, float]:
-    """A region's figures under the names that QuPath lists; the area is left out where it is unknown."""
-    area = region["area_mm2"]
-    return ({} if area is None else {"Area µm^2": area * 1e6}) | {
+    """A region's figures under the names that QuPath lists; area and diameter are left out where µm/px is unknown."""
+    area, length = region["area_mm2"], region["length_mm"]
+    known = {} if area is None else {"Area µm^2": area * 1e6, "Max diameter µm": length * 1e3}
+    return known | {
         "Area working px": region["area_px"],
         "Mean tumor probability": region["mean_probability"],
         "Max tumor probability": region["max_probability"],

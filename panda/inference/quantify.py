@@ -5,27 +5,40 @@ was scored. Objects under a smallest area are then removed, and after them holes
 (in this order, so that a speck within a gland does not keep its hole open). Objects are 8-connected and holes
 4-connected, or the other way round: a diagonal never joins both. Only tissue is ever filled: the lumen of a gland
 is glass, and stays out of the tumour's area.
+
+All of it goes block by block (`panda.inference.objects`): a map may be larger than memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.distance import pdist
 
 from panda.errors import ConfigError, PandaError
 from panda.inference.canvas import Canvas
-from panda.inference.canvas_store import CHUNK, probability
+from panda.inference.canvas_store import STEPS, probability
+from panda.inference.objects import BLOCK, ObjectFinder, Objects, Window, find_objects, windows
 from panda.wsi.geometry import Resolution, round_px
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap, find_tissue
 
-_MAX_PX = 2**31 - 1
-"""OpenCV counts pixels in int32."""
+THRESHOLDS = np.arange(1001) / 1000
+"""At which `slide_quantification` counts the pixels of a slide, for whoever moves the threshold afterwards."""
+
+NEARBY = (-0.1, -0.05, 0.0, 0.05, 0.1)
+"""How far from the threshold its neighbours lie, to tell how much hangs on it."""
+
+_IN_MEMORY_PX = 2**28
+"""A larger mask lies in an unnamed file on the disk, mapped into memory."""
 
 
 @dataclass(frozen=True)
@@ -71,80 +84,52 @@ class QuantifySettings:
         return self.min_region_um2 / pixel_area_um2, self.min_hole_um2 / pixel_area_um2
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """The objects of a mask, largest first.
-
-    Attributes:
-        labels: (H, W) int32; the pixels of an object hold its label, others 0. Labels are in no order.
-        order: Label of each object by falling area, ties by label: object ``i + 1`` has label ``order[i]``.
-        stats: (labels, 5) int32: left, top, width, height, area in working px; row 0 is the background.
-        centroids: (labels, 2) float64 x, y of the mean pixel index.
-    """
-
-    labels: NDArray[np.int32]
-    order: NDArray[np.int64]
-    stats: NDArray[np.int32]
-    centroids: NDArray[np.float64]
-
-
-def label_objects(mask: NDArray[np.bool_], connectivity: int) -> Labelled:
-    """Find the connected objects of a mask.
-
-    Args:
-        mask: (H, W) bool.
-        connectivity: 4 or 8.
-
-    Raises:
-        PandaError: The mask has 2³¹ px or more, beyond what the labelling counts.
-    """
-    if mask.size > _MAX_PX:
-        raise PandaError(
-            f"a map of {mask.shape[1]} x {mask.shape[0]} px is too large to find regions in (2^31 px at most); "
-            "train with a larger data.level or data.mpp, or leave the slide out"
-        )
-    _, labels, stats, centroids = cv2.connectedComponentsWithStats(
-        np.ascontiguousarray(mask).view(np.uint8), connectivity=connectivity, ltype=cv2.CV_32S
-    )
-    order = np.argsort(-stats[1:, cv2.CC_STAT_AREA].astype(np.int64), kind="stable") + 1
-    return Labelled(np.asarray(labels, np.int32), order, np.asarray(stats, np.int32), np.asarray(centroids))
-
-
 def clean_mask(
     mask: NDArray[np.bool_],
-    fillable: NDArray[np.bool_],
+    fillable: Callable[[Window], NDArray[np.bool_]],
     *,
     min_region: float,
     min_hole: float,
     connectivity: int = 8,
-) -> NDArray[np.bool_]:
-    """Remove small objects, then fill small holes.
+    block: int = BLOCK,
+) -> Objects:
+    """Remove small objects of a mask, then fill its small holes, in place.
 
     Args:
-        mask: (H, W) bool.
-        fillable: (H, W) bool; pixels of a hole outside of it stay open (they count towards its area).
+        mask: (H, W) bool; cleaned where it lies.
+        fillable: Gives the (h, w) bool part of what may be filled in a window; pixels of a hole outside of it stay
+            open (they count towards its area).
         min_region: Objects of fewer px are removed.
         min_hole: Holes of fewer px are filled. What reaches the edge of the map is no hole.
         connectivity: Of the objects, 4 or 8; the holes' is the other one.
+        block: Side of the blocks in px; it changes no result.
 
     Returns:
-        (H, W) bool, a new array.
+        The objects of the clean mask.
     """
-    objects = label_objects(mask, connectivity)
-    keep = objects.stats[:, cv2.CC_STAT_AREA] >= min_region
+    height, width = mask.shape
+    objects = find_objects(lambda window: mask[_part(window)], (height, width), connectivity, block)
+    keep = objects.area >= min_region
     keep[0] = False
-    cleaned = keep[objects.labels]
-    del objects
-    gaps = label_objects(~cleaned, 12 - connectivity)
-    stats = gaps.stats
-    right = stats[:, cv2.CC_STAT_LEFT] + stats[:, cv2.CC_STAT_WIDTH]
-    bottom = stats[:, cv2.CC_STAT_TOP] + stats[:, cv2.CC_STAT_HEIGHT]
-    enclosed = (stats[:, cv2.CC_STAT_LEFT] > 0) & (stats[:, cv2.CC_STAT_TOP] > 0)
-    enclosed &= (right < mask.shape[1]) & (bottom < mask.shape[0])
-    fill = enclosed & (stats[:, cv2.CC_STAT_AREA] < min_hole)
+    holes = ObjectFinder(width, 12 - connectivity)
+    for window in windows((height, width), block):
+        part = mask[_part(window)]
+        if part.any():
+            part[:] = keep[objects.numbered(window, part)]
+        holes.add(window, ~part)
+    gaps = holes.objects()
+    enclosed = (gaps.box[:, :2] > 0).all(axis=1) & (gaps.box[:, 2] < width) & (gaps.box[:, 3] < height)
+    fill = enclosed & (gaps.area < min_hole)
     fill[0] = False
-    cleaned |= fill[gaps.labels] & fillable
-    return cleaned
+    cleaned = ObjectFinder(width, connectivity)
+    for window in windows((height, width), block):
+        part = mask[_part(window)]
+        if fill.any() and not part.all():  # a block may be all hole
+            small = fill[gaps.numbered(window, ~part)]
+            if small.any():
+                part |= small & fillable(window)
+        cleaned.add(window, part)
+    return cleaned.objects()
 
 
 def slide_quantification(
@@ -155,14 +140,15 @@ def slide_quantification(
     *,
     settings: QuantifySettings | None = None,
     tissue: TissueMap | None = None,
+    block: int = BLOCK,
 ) -> dict[str, Any]:
     """Measure the tumour on a slide.
 
     The threshold is compared in float64 with what the canvas holds, as the threshold search does. Areas are
     pixel counts times the area of a working px.
 
-    Objects are found on the whole map at once: its arrays take about 10 bytes a working px at their peak, and a map
-    of 2³¹ px or more is refused.
+    Memory does not grow with the map, but for ``mask_clean``: one byte a px of the blocks that hold tumour, and from
+    2²⁸ px on the mask lies on the disk (beside the canvas), mapped into memory.
 
     Args:
         pred_canvas: The probability map: a canvas, or an (H, W) array of probabilities, all of it scored.
@@ -171,6 +157,7 @@ def slide_quantification(
         thr: A pixel is tumour when its probability is at least this.
         settings: Limits of the clean-up; `QuantifySettings()` where None.
         tissue: The slide's tissue; found anew where None.
+        block: Side of the blocks in px, a multiple of 512 for a canvas; it changes no result.
 
     Returns:
         Plain data but for the mask:
@@ -181,12 +168,17 @@ def slide_quantification(
         - ``tumor_mm2``, ``tissue_mm2``: None where µm/px is unknown; ``mm2_note`` says why, or where µm/px is from
         - ``num_regions`` and ``regions``, largest first: ``id`` from 1, ``area_px``, ``area_mm2``, ``centroid``
           [x, y] and ``bbox`` [left, top, right, bottom] in level-0 px, ``mean_probability``,
-          ``max_probability`` (over the region's pixels, filled holes included)
+          ``max_probability`` (over the region's pixels, filled holes included), ``length_px`` (working px) and
+          ``length_mm``: the greatest distance of two of its points (Feret's diameter); ``box_px`` [left, top, right,
+          bottom] and ``start_px`` [x, y], its topmost and there leftmost px, in working px
+        - ``nearby``: tumour per cent of tissue at thresholds near ``thr``, before the clean-up: list of
+          ``threshold`` and ``tumor_percent_of_tissue``
+        - ``px_at_threshold``: scored tissue px whose probability is at least 0, 0.001, … 1, before the clean-up
         - ``mask_clean``: (H, W) bool in working px
         - ``threshold`` and ``settings``: what was asked
 
     Raises:
-        PandaError: The map's shape is not the slide's at ``level_eval``, it holds NaN, or it is too large.
+        PandaError: The map's shape is not the slide's at ``level_eval``, or it holds NaN.
         SlideError: The slide has no such level, or no tissue is found.
         ValueError: ``thr`` is outside 0..1.
     """
@@ -201,98 +193,183 @@ def slide_quantification(
             f"at {resolution.downsample:g} level-0 px per px is {shape[1]} x {shape[0]} px; "
             "give the level or resolution that the map was made at"
         )
-    in_tissue = (tissue if tissue is not None else find_tissue(slide)).crop(resolution, (0, 0), resolution.size)
-    positive, scored_tissue = np.empty(shape, np.bool_), np.empty(shape, np.bool_)
-    for y0, prob, scored in _bands(pred_canvas, slide):
-        rows = slice(y0, y0 + len(prob))
-        scored_tissue[rows] = scored & in_tissue[rows]
-        # np.float64 and not float: against float32 numpy would round a plain float down to float32 first.
-        positive[rows] = (prob >= np.float64(thr)) & scored_tissue[rows]
+    source = _Source(pred_canvas, slide, tissue if tissue is not None else find_tissue(slide), resolution)
+    mask = _empty_mask(shape, pred_canvas.path.parent if isinstance(pred_canvas, Canvas) else None)
+    near = np.clip(thr + np.array(NEARBY), 0, 1)
+    steps = np.union1d(THRESHOLDS, near)
+    counts = np.zeros(len(steps) + 1, np.int64)
+    tissue_px = 0
+    for window in windows(shape, block):
+        in_tissue, scored, prob = source.read(window)
+        tissue_px += int(np.count_nonzero(in_tissue))
+        values = prob[scored].astype(np.float64)
+        if len(values):
+            counts += np.bincount(np.searchsorted(steps, values, side="right"), minlength=len(counts))
+            # np.float64 and not float: against float32 numpy would round a plain float down to float32 first.
+            mask[_part(window)] = (prob >= np.float64(thr)) & scored
+    at_least = counts[::-1].cumsum()[::-1][1:]
     area = resolution.pixel_area_um2
     min_region, min_hole = settings.limits_px(area)
-    mask = clean_mask(
-        positive,
-        scored_tissue,
+    objects = clean_mask(
+        mask,
+        lambda window: source.read(window)[1],
         min_region=min_region,
         min_hole=min_hole,
         connectivity=settings.connectivity,
+        block=block,
     )
-    regions = _regions(mask, pred_canvas, slide, resolution, settings.connectivity)
-    tumor_px, tissue_px = int(np.count_nonzero(mask)), int(np.count_nonzero(in_tissue))
+    regions = _regions(objects, mask, source, block)
+    tumor_px = int(objects.area.sum())
     return {
         "tumor_px": tumor_px,
         "tissue_px": tissue_px,
-        "unscored_tissue_px": tissue_px - int(np.count_nonzero(scored_tissue)),
-        "tumor_percent_of_tissue": 100 * tumor_px / tissue_px if tissue_px else None,
+        "unscored_tissue_px": tissue_px - int(counts.sum()),
+        "tumor_percent_of_tissue": _percent(tumor_px, tissue_px),
         "tumor_mm2": _mm2(tumor_px, area),
         "tissue_mm2": _mm2(tissue_px, area),
         "mm2_note": slide.mpp_note,
         "num_regions": len(regions),
         "regions": regions,
+        "nearby": [
+            {"threshold": float(step), "tumor_percent_of_tissue": _percent(int(count), tissue_px)}
+            for step, count in zip(near, at_least[np.searchsorted(steps, near)], strict=True)
+        ],
+        "px_at_threshold": at_least[np.searchsorted(steps, THRESHOLDS)].tolist(),
         "threshold": float(thr),
         "settings": asdict(settings),
         "mask_clean": mask,
     }
 
 
+def _part(window: Window) -> tuple[slice, slice]:
+    x0, y0, width, height = window
+    return slice(y0, y0 + height), slice(x0, x0 + width)
+
+
+def _percent(pixels: int, of: int) -> float | None:
+    return 100 * pixels / of if of else None
+
+
 def _mm2(pixels: int, pixel_area_um2: float | None) -> float | None:
     return None if pixel_area_um2 is None else pixels * pixel_area_um2 / 1e6
 
 
-def _bands(
-    pred_canvas: Canvas | NDArray[np.floating[Any]], slide: Slide
-) -> Iterator[tuple[int, NDArray[np.floating[Any]], NDArray[np.bool_]]]:
-    """Yield (y0, probabilities, scored) band by band.
+def _empty_mask(shape: tuple[int, int], folder: Path | None) -> NDArray[np.bool_]:
+    """A mask of False. Of one in memory only the parts that are written to take any; a large one lies on the disk."""
+    size = shape[0] * shape[1]
+    if size < _IN_MEMORY_PX:
+        return np.zeros(shape, np.bool_)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, and would be a crash later
+        else:
+            file.truncate(size)
+        return np.memmap(file, np.bool_, "r+", shape=shape)
 
-    Raises:
-        PandaError: An array holds NaN.
-    """
-    if isinstance(pred_canvas, Canvas):
-        for y0, codes in pred_canvas.code_bands():
-            yield y0, probability(codes), codes > 0
-        return
-    for y0 in range(0, pred_canvas.shape[0], CHUNK):
-        prob = pred_canvas[y0 : y0 + CHUNK]
+
+@dataclass(frozen=True)
+class _Source:
+    """A probability map and the tissue under it, block by block."""
+
+    map: Canvas | NDArray[np.floating[Any]]
+    slide: Slide
+    tissue: TissueMap
+    resolution: Resolution
+
+    def read(self, window: Window) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.floating[Any]]]:
+        """Tissue, scored tissue and probability in a window, each (h, w).
+
+        Raises:
+            PandaError: An array holds NaN.
+        """
+        tissue = self.tissue.window(self.resolution, *window)
+        if isinstance(self.map, Canvas):
+            codes = self.map.codes(*window)
+            return tissue, tissue & (codes > 0), probability(codes)
+        prob = self.map[_part(window)]
         if np.isnan(prob).any():
             raise PandaError(
-                f"{slide.path}: the probability map holds NaN in rows {y0} to {y0 + len(prob) - 1}; "
-                "give 0 where nothing was scored"
+                f"{self.slide.path}: the probability map holds NaN in rows {window[1]} to "
+                f"{window[1] + window[3] - 1}; give 0 where nothing was scored"
             )
-        yield y0, prob, np.ones(prob.shape, np.bool_)
+        return tissue, tissue, prob
 
 
-def _regions(
-    mask: NDArray[np.bool_],
-    pred_canvas: Canvas | NDArray[np.floating[Any]],
-    slide: Slide,
-    resolution: Resolution,
-    connectivity: int,
-) -> list[dict[str, Any]]:
+def _regions(objects: Objects, mask: NDArray[np.bool_], source: _Source, block: int) -> list[dict[str, Any]]:
     """Describe the objects of the clean mask, largest first; see `slide_quantification`."""
-    objects = label_objects(mask, connectivity)
-    count = len(objects.stats)
+    count = len(objects) + 1
     total, highest = np.zeros(count), np.zeros(count)
-    for y0, prob, _ in _bands(pred_canvas, slide):
-        inside = mask[y0 : y0 + len(prob)]
-        of, values = objects.labels[y0 : y0 + len(prob)][inside], prob[inside].astype(np.float64)
-        total += np.bincount(of, weights=values, minlength=count)
+    ends = []
+    for window in windows((mask.shape[0], mask.shape[1]), block):
+        inside = mask[_part(window)]
+        if not inside.any():
+            continue
+        numbers, prob = objects.numbered(window, inside), source.read(window)[2]
+        of, values = numbers[inside], prob[inside].astype(np.float64)
+        steps = values * STEPS
+        if isinstance(source.map, Canvas):
+            steps = np.rint(steps)  # whole numbers: a sum that is the same in whatever blocks it is taken
+        total += np.bincount(of, weights=steps, minlength=count)
         np.maximum.at(highest, of, values)
-    to_level0, (width, height) = resolution.frame.to_level0, slide.dimensions
+        ends.append(_row_ends(numbers, window))
+    lengths = _lengths(np.concatenate(ends, axis=1) if ends else np.zeros((4, 0), np.int64), source.resolution)
+    to_level0, (width, height) = source.resolution.frame.to_level0, source.slide.dimensions
     found = []
-    for number, label in enumerate(objects.order.tolist(), start=1):
-        left, top, w, h, area = objects.stats[label].tolist()
+    for number in range(1, count):
+        left, top, right, bottom = box = objects.box[number].tolist()
         x0, y0 = to_level0(left, top)
-        x1, y1 = to_level0(left + w, top + h)
-        x, y = objects.centroids[label].tolist()
+        x1, y1 = to_level0(right, bottom)
+        x, y = objects.centroid[number].tolist()
+        area = int(objects.area[number])
         found.append(
             {
                 "id": number,
                 "area_px": area,
-                "area_mm2": _mm2(area, resolution.pixel_area_um2),
+                "area_mm2": _mm2(area, source.resolution.pixel_area_um2),
                 "centroid": list(to_level0(x + 0.5, y + 0.5)),
                 "bbox": [round_px(x0), round_px(y0), min(round_px(x1), width), min(round_px(y1), height)],
-                "mean_probability": float(total[label] / area),
-                "max_probability": float(highest[label]),
+                "mean_probability": float(total[number] / STEPS / area),
+                "max_probability": float(highest[number]),
+                "length_px": lengths[number - 1][0],
+                "length_mm": lengths[number - 1][1],
+                "box_px": box,
+                "start_px": objects.start[number].tolist(),
             }
         )
     return found
+
+
+def _row_ends(numbers: NDArray[np.int32], window: Window) -> NDArray[np.int64]:
+    """(4, n) number, y, left and right edge in px: how far each object reaches in each row of a block."""
+    height, width = numbers.shape
+    framed = np.zeros((height, width + 2), np.int64)
+    framed[:, 1:-1] = numbers
+    change = framed[:, 1:] != framed[:, :-1]
+    y, x = np.nonzero(change)
+    before, after = framed[y, x], framed[y, x + 1]
+    many = int(numbers.max()) + 1
+    starts, finishes = after > 0, before > 0
+    keys, first = np.unique(y[starts] * many + after[starts], return_index=True)
+    last = np.unique((y[finishes] * many + before[finishes])[::-1], return_index=True)[1]
+    return np.stack(
+        [
+            keys % many,
+            keys // many + window[1],
+            x[starts][first] + window[0],
+            x[finishes][::-1][last] + window[0],
+        ]
+    )
+
+
+def _lengths(ends: NDArray[np.int64], resolution: Resolution) -> list[tuple[float, float | None]]:
+    """Feret's diameter of each object in working px and in mm, by number, from the ends of its rows."""
+    ends = ends[:, np.argsort(ends[0], kind="stable")]
+    borders = np.flatnonzero(np.diff(ends[0])) + 1
+    lengths = []
+    for number, y, left, right in (part for part in np.split(ends, borders, axis=1) if part.size):
+        del number
+        corners = np.stack([np.concatenate([left, left, right, right]), np.concatenate([y, y + 1, y, y + 1])], axis=1)
+        hull = cv2.convexHull(corners.astype(np.int32))[:, 0].astype(np.float64)
+        mm = None if resolution.mpp is None else float(pdist(hull * resolution.mpp).max()) / 1000
+        lengths.append((float(pdist(hull).max()), mm))
+    return lengths

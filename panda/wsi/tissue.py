@@ -96,12 +96,35 @@ class TissueMap:
         Returns:
             (height, width) bool, False past the edge of the slide.
         """
-        out = np.zeros((size[1], size[0]), np.bool_)
         own = self.resolution.downsample
-        x = np.floor((location[0] + (np.arange(size[0]) + 0.5) * resolution.downsample) / own).astype(np.int64)
-        y = np.floor((location[1] + (np.arange(size[1]) + 0.5) * resolution.downsample) / own).astype(np.int64)
-        columns, rows = (x >= 0) & (x < self.mask.shape[1]), (y >= 0) & (y < self.mask.shape[0])
-        out[np.ix_(rows, columns)] = self.mask[np.ix_(y[rows], x[columns])]
+        x = (location[0] + (np.arange(size[0]) + 0.5) * resolution.downsample) / own
+        y = (location[1] + (np.arange(size[1]) + 0.5) * resolution.downsample) / own
+        return self._nearest(x, y)
+
+    def window(self, resolution: Resolution, x0: int, y0: int, width: int, height: int) -> NDArray[np.bool_]:
+        """Cut a window out by px of a working resolution: the same px as of the whole of it by `crop`.
+
+        Args:
+            resolution: the resolution wanted.
+            x0: left edge in px of ``resolution``; may be negative.
+            y0: top edge, likewise.
+            width: in px of ``resolution``.
+            height: likewise.
+
+        Returns:
+            (height, width) bool, False past the edge of the slide.
+        """
+        own = self.resolution.downsample
+        x = (x0 + np.arange(width) + 0.5) * resolution.downsample / own
+        y = (y0 + np.arange(height) + 0.5) * resolution.downsample / own
+        return self._nearest(x, y)
+
+    def _nearest(self, x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
+        """The mask's px that hold the points (x, y) of a grid, in px of the mask; False outside of it."""
+        out = np.zeros((len(y), len(x)), np.bool_)
+        column, row = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
+        columns, rows = (column >= 0) & (column < self.mask.shape[1]), (row >= 0) & (row < self.mask.shape[0])
+        out[np.ix_(rows, columns)] = self.mask[np.ix_(row[rows], column[columns])]
         return out
 
     def fraction_of(self, boxes_level0: NDArray[Any]) -> NDArray[np.float64]:
