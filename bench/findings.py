@@ -115,7 +115,8 @@ def pens(folder: Path) -> None:
 
 def _ink(drawing: Drawing, folder: Path) -> bool:
     with Slide.open(write(drawing, folder)) as slide:
-        return bool(survey(slide).picture.pen().any())
+        seen = survey(slide)
+        return bool(seen.picture.pen(seen.overview).any())
 
 
 def _shown(rgb: Codes) -> Callable[[int, int, int, int], tuple[Codes, Codes]]:

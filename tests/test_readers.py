@@ -227,7 +227,9 @@ def test_memory_of_the_cache_is_bounded_whatever_is_open(tmp_path: Path) -> None
     assert cache.get((0, 0, 48)) is not None
     assert cache._bytes == sum(segment.nbytes for segment in cache._kept.values())
     cache.put((9, 0, 0), np.zeros(5000, np.uint8))
-    assert cache._bytes == 0, "larger than all of it: not kept"
+    assert (cache._bytes, len(cache._kept)) == (5000, 1), "larger than all of it: kept until the next"
+    cache.put((0, 0, 50), np.zeros(90, np.uint8))
+    assert (cache._bytes, len(cache._kept)) == (90, 1)
 
 
 def test_closing_gives_the_memory_back(tiled: Path) -> None:

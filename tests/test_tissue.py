@@ -86,7 +86,7 @@ def test_ink_beside_tissue_takes_nothing_from_it(name: str) -> None:
 def test_marks_of_a_pen_are_told_from_all_else(name: str) -> None:
     drawn = {**TISSUE, **NO_TISSUE}[name]((1536, 1024)).rgb
     small = np.asarray(cv2.resize(drawn, (384, 256), interpolation=cv2.INTER_AREA), np.uint8)
-    assert Picture(small, 8.0).pen().any() == ("pen" in name)
+    assert Picture(small, 8.0).pen(small).any() == ("pen" in name)
 
 
 def test_a_tint_of_the_glass_is_taken_off() -> None:
@@ -129,6 +129,29 @@ def test_other_arrays_are_refused(bad: NDArray[np.uint8]) -> None:
 @pytest.mark.parametrize("shape", [(0, 5, 3), (1, 1, 3), (3, 2, 3)])
 def test_tiny_pictures_pass(shape: tuple[int, int, int]) -> None:
     assert tissue_mask_rgb(np.full(shape, 255, np.uint8)).shape == shape[:2]
+
+
+@pytest.fixture(scope="module")
+def crowded() -> NDArray[np.uint8]:
+    """Cores, pale ones too, with pens, dust and the edge of a coverslip, 5 µm/px."""
+    drawing = Drawing((1280, 768)).fade(0.3, where=np.arange(1280) < 500).pen(PENS["blue"]).dust(40)
+    drawing = drawing.pen(PENS["black"]).coverslip()
+    return np.asarray(cv2.resize(drawing.rgb, None, fx=0.4, fy=0.4, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+@pytest.mark.parametrize("um", [5.0, None])
+@pytest.mark.parametrize("rows", [1, 2, 9, 50, 300])
+def test_what_is_found_does_not_depend_on_the_stripes(crowded: NDArray[np.uint8], rows: int, um: float | None) -> None:
+    at_once = Picture(crowded, um, crowded.size)
+    striped = Picture(crowded, um, rows * crowded.shape[1])
+    for search in (STRICT, LOOSE):
+        candidates, tissue = at_once.candidates(search), at_once.tissue(search)
+        assert 0.01 < tissue.mean() < candidates.mean() < 0.9
+        assert (striped.candidates(search) == candidates).all()
+        assert (striped.tissue(search) == tissue).all()
+    grey = np.repeat(crowded[..., 1:2], 3, axis=2)
+    assert Picture(grey, um, rows * grey.shape[1]).has_structure(grey)
+    assert not striped.has_structure(np.full_like(grey, 240))
 
 
 def as_slide(folder: Path, image: NDArray[np.uint8], mpp: float | None = None) -> Slide:
@@ -218,10 +241,11 @@ def test_much_dust_is_not_taken_for_structure(tmp_path: Path) -> None:
 def test_jpeg_noise_is_neither_tissue_nor_structure(level: int, quality: int) -> None:
     noise = np.random.default_rng(level).normal(level, 3, (300, 400, 3))
     _, coded = cv2.imencode(".jpg", np.clip(noise, 0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, quality])
-    picture = Picture(np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), np.uint8), 8.0)
+    image = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), np.uint8)
+    picture = Picture(image, 8.0)
     assert not picture.tissue(STRICT).any()
     assert not picture.tissue(LOOSE).any()
-    assert not picture.has_structure()
+    assert not picture.has_structure(image)
 
 
 @pytest.mark.parametrize("um", [400, 1200])

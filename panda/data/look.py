@@ -106,7 +106,7 @@ class Look:
         self.survey = view = survey(slide)
         self.thumbnail = _thumbnail(view.overview)
         area = view.resolution.pixel_area_um2
-        ink = view.picture.pen()
+        ink = view.picture.pen(view.overview)
         self.seen["pen_fraction"] = float(ink.mean())
         if ink.any():
             how_much = "" if area is None else f", {float(ink.sum()) * area / 1e6:.2f} mm²"

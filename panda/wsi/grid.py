@@ -13,7 +13,7 @@ from panda.wsi.tissue import TissueMap
 
 Edge = Literal["pad", "shift"]
 
-_TILES_AT_ONCE = 2**15
+_TILES_AT_ONCE = 2**12
 
 
 def axis_positions(length: int, patch: int, stride: int, edge: Edge = "pad") -> NDArray[np.int64]:

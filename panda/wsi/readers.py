@@ -34,8 +34,11 @@ class SlideReader(Protocol):
     vendor: str | None
     """OpenSlide's name of the layout; None where OpenSlide does not take the file."""
 
-    def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
-        """Read a window that lies within a level, in level px, as (height, width, 3) RGB over white."""
+    def read(self, level: int, x: int, y: int, width: int, height: int, *, keep: bool = True) -> NDArray[np.uint8]:
+        """Read a window that lies within a level, in level px, as (height, width, 3) RGB over white.
+
+        What was decoded for it need not be kept for later reads where ``keep`` is False.
+        """
 
     def close(self) -> None:
         """Close the file in this process; a later read opens it again."""
@@ -113,8 +116,8 @@ class OpenSlideReader:
         self.vendor: str | None = str(slide.properties.get(openslide.PROPERTY_NAME_VENDOR))
         self.stated_mpp, self.mpp_note = _openslide_mpp(slide.properties)
 
-    def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
-        """Read a window in level px as RGB over white.
+    def read(self, level: int, x: int, y: int, width: int, height: int, *, keep: bool = True) -> NDArray[np.uint8]:
+        """Read a window in level px as RGB over white; OpenSlide itself says what it keeps, up to 32 MiB.
 
         Raises:
             openslide.OpenSlideError: the file cannot be read there.
@@ -159,14 +162,14 @@ class TiffReader:
         self.level_dimensions = self.tiff.level_dimensions
         self.stated_mpp, self.mpp_note = None, "it was opened without OpenSlide"
 
-    def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+    def read(self, level: int, x: int, y: int, width: int, height: int, *, keep: bool = True) -> NDArray[np.uint8]:
         """Read a window in level px as RGB over white.
 
         Raises:
             ValueError: the pixels do not decode.
             OSError: the file cannot be read.
         """
-        pixels = self.tiff.read(level, x, y, width, height)
+        pixels = self.tiff.read(level, x, y, width, height, keep=keep)
         return over_white(pixels) if self.tiff.colours == "RGBA" else pixels
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
 """The tiles and strips of TIFFs: decoded in bounded memory, and kept while they may be asked for again.
 
-Beside the pixels asked for, reading takes at most `CACHE_BYTES` and, for each thread that decodes, five times
-`SEGMENT_BYTES`, whatever a file claims: the stored bytes (at most two), the decoded ones, and what libjpeg keeps of a
-progressive picture (two).
+Beside the pixels asked for, reading takes at most `CACHE_BYTES` (or one larger segment) and, for each thread that
+decodes, five times `SEGMENT_BYTES`, whatever a file claims: the stored bytes (at most two), the decoded ones, and what
+libjpeg keeps of a progressive picture (two).
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-CACHE_BYTES = 64 * 2**20
-"""Decoded segments kept by a process, of all its TIFFs together: two rows of tiles of a slide 21,800 px wide (any
-larger is slower in itself: memory that was not touched for long is slow to come by)."""
+CACHE_BYTES = 16 * 2**20
+"""Decoded segments kept by a process, of all its TIFFs together: 21 tiles of 512 px, so that windows that overlap are
+read row by row with each tile decoded once where a row of them touches no more. (A larger cache is slower in itself:
+it leaves the processor's own.)"""
 
-SEGMENT_BYTES = CACHE_BYTES
-"""Largest decoded segment: one that the cache cannot keep would be decoded anew for every window that touches it."""
+SEGMENT_BYTES = 64 * 2**20
+"""Largest decoded segment. The one decoded last is always kept, else it would be decoded anew for each window."""
 
 JPEG = 7
 _RGB, _YCBCR = 2, 6  # photometric interpretations (TIFF 6.0, sections 6 and 21)
@@ -159,7 +160,7 @@ class SegmentCache:
             if key not in self._kept:
                 self._kept[key] = segment
                 self._bytes += segment.nbytes
-            while self._bytes > self._most:
+            while self._bytes > self._most and len(self._kept) > 1:
                 self._bytes -= self._kept.popitem(last=False)[1].nbytes
 
     def drop(self, file: int) -> None:

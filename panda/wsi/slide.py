@@ -209,13 +209,16 @@ class Slide:
         x, y = round_px(location[0] / downsample), round_px(location[1] / downsample)
         return self._read_level(level, x, y, size[0], size[1])
 
-    def read(self, resolution: Resolution, location: tuple[int, int], size: tuple[int, int]) -> NDArray[np.uint8]:
+    def read(
+        self, resolution: Resolution, location: tuple[int, int], size: tuple[int, int], *, keep: bool = True
+    ) -> NDArray[np.uint8]:
         """Read a window at a working resolution.
 
         Args:
             resolution: from `at`, of this slide.
             location: (x, y) of its top-left corner in level-0 px; may be negative.
             size: (width, height) in working px.
+            keep: what is decoded, as far as it is bounded, for later reads nearby. False for one look at much.
 
         Returns:
             (height, width, 3) uint8 RGB, white past the edge; averaged over the area of each working px where
@@ -227,9 +230,10 @@ class Slide:
             SlideError: the size is not positive, or the file cannot be read there.
         """
         level = resolution.level
-        if not resolution.resampled:
-            return self.read_region(location, level, size)
         self._check_size(size)
+        if not resolution.resampled:
+            at = round_px(location[0] / resolution.downsample), round_px(location[1] / resolution.downsample)
+            return self._read_level(level, *at, *size, keep=keep)
         # Level px per level-0 px, by axis: the level's rounded size makes them differ a little.
         scale_x, scale_y = (
             short / full for short, full in zip(self.level_dimensions[level], self.dimensions, strict=True)
@@ -241,8 +245,9 @@ class Slide:
         for x, y, width, height in blocks(size[0], size[1], max(factor_x, factor_y)):
             x0, y0 = round_px(left + x * factor_x), round_px(top + y * factor_y)
             x1, y1 = round_px(left + (x + width) * factor_x), round_px(top + (y + height) * factor_y)
-            pixels = self._read_level(level, x0, y0, max(1, x1 - x0), max(1, y1 - y0))
+            pixels = self._read_level(level, x0, y0, max(1, x1 - x0), max(1, y1 - y0), keep=keep)
             out[y : y + height, x : x + width] = cv2.resize(pixels, (width, height), interpolation=how)
+            del pixels  # else there are two when the next is read
         return out
 
     def overview(self, max_side: int = 2048) -> tuple[NDArray[np.uint8], Resolution]:
@@ -266,27 +271,29 @@ class Slide:
             resolution = self._native(largest)
         else:
             resolution = self.at_downsample(max(self.dimensions) / max_side)
-        return self.read(resolution, (0, 0), resolution.size), resolution
+        return self.read(resolution, (0, 0), resolution.size, keep=False), resolution
 
     def _check_size(self, size: tuple[int, int]) -> None:
         if min(size) <= 0:
             raise SlideError(f"{self.path}: asked for {size[0]} x {size[1]} px; both must be at least 1")
 
-    def _read_level(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+    def _read_level(
+        self, level: int, x: int, y: int, width: int, height: int, *, keep: bool = True
+    ) -> NDArray[np.uint8]:
         """Read a window in level px, of which any part may lie past the edge."""
         level_width, level_height = self.level_dimensions[level]
         x0, y0 = max(x, 0), max(y, 0)
         x1, y1 = min(x + width, level_width), min(y + height, level_height)
         if (x0, y0, x1, y1) == (x, y, x + width, y + height):
-            return self._read_inside(level, x, y, width, height)
+            return self._read_inside(level, x, y, width, height, keep=keep)
         out = np.full((height, width, 3), 255, np.uint8)
         if x1 > x0 and y1 > y0:
-            out[y0 - y : y1 - y, x0 - x : x1 - x] = self._read_inside(level, x0, y0, x1 - x0, y1 - y0)
+            out[y0 - y : y1 - y, x0 - x : x1 - x] = self._read_inside(level, x0, y0, x1 - x0, y1 - y0, keep=keep)
         return out
 
-    def _read_inside(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+    def _read_inside(self, level: int, x: int, y: int, width: int, height: int, *, keep: bool) -> NDArray[np.uint8]:
         try:
-            return self._reader.read(level, x, y, width, height)
+            return self._reader.read(level, x, y, width, height, keep=keep)
         except (openslide.OpenSlideError, OSError, ValueError) as exc:
             raise SlideError(
                 f"{self.path}: cannot read {width} x {height} px at ({x}, {y}) of level {level}: {exc}; "

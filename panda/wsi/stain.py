@@ -10,6 +10,7 @@ in px of about 8 µm unless their name says otherwise.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from panda.wsi.pieces import Mask, Pieces, around, keep_large, stripes
+
 Bytes = NDArray[np.uint8]
-Mask = NDArray[np.bool_]
+Counts = NDArray[np.int64]
+
+STRIPE_PX = 2**17
+"""Px of a picture that are worked on at a time: filters take up to 30 bytes for each."""
 
 NOMINAL_UM = 8.0
 """µm per px that is assumed where it is unknown."""
@@ -67,6 +73,8 @@ class Search:
     grow: int
 
 
+_REDS, _OTHERS, _INK, _STRONG_INK, _STAIN_HUE, _DIRT, _SPILL = (1 << bit for bit in range(7))
+
 STRICT = Search(seed=9, grow=5)
 LOOSE = Search(seed=4, grow=4)
 
@@ -74,49 +82,135 @@ LOOSE = Search(seed=4, grow=4)
 class Picture:
     """A picture of a slide, made ready for several searches.
 
+    It is worked on in stripes, and keeps two bytes a px: where tissue is found does not depend on the stripes.
+
     Args:
-        rgb: (H, W, 3) uint8 RGB, neither side 0.
+        rgb: (H, W, 3) uint8 RGB, neither side 0; it is not kept.
         um: µm per px; None where unknown.
+        stripe_px: px of a stripe, rounded up to whole rows.
     """
 
-    def __init__(self, rgb: Bytes, um: float | None) -> None:
+    def __init__(self, rgb: Bytes, um: float | None, stripe_px: int = STRIPE_PX) -> None:
+        self._height, width = rgb.shape[:2]
+        self._rows = -(-stripe_px // width)
         self._um = um or NOMINAL_UM
         speck = SPECK_UM2 / self._um**2
         if um is None:
             speck = min(speck, 5e-4 * rgb[..., 0].size)  # a thumbnail's pieces are small
         self._speck = max(speck, 4.0)
-        self._grey: Bytes = np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), np.uint8)
-        counts = cv2.calcHist([self._grey], [0], None, [256], [0, 256]).ravel()
-        counts[:_BLACK] = 0
-        self._glass = int(counts.argmax())
-        smooth = cv2.medianBlur(_balanced(rgb), 5 if min(rgb.shape[:2]) >= 64 else 3)
+        self._window = 5 if min(rgb.shape[:2]) >= 64 else 3
+        self._flags = np.zeros(rgb.shape[:2], np.uint8)
+        self._magenta = np.zeros(rgb.shape[:2], np.uint8)
+        self._balance = self._balanced(rgb)
+        noise = self._find_ink(rgb)
+        self._find_magenta(rgb, noise)
+        for own, wide, within in self._stripes(16):  # JPEG spreads colour over its blocks of 16 px
+            spoilt = ((self._flags[wide] & (_INK | _DIRT)) > 0).astype(np.uint8)
+            spill = cv2.dilate(spoilt, np.ones((33, 33), np.uint8))[within] > 0
+            self._flags[own] |= spill * np.uint8(_SPILL)
+
+    def _stripes(self, halo: int = 0) -> Iterator[tuple[slice, slice, slice]]:
+        return stripes(self._height, self._rows, halo)
+
+    def _balanced(self, rgb: Bytes) -> Bytes | None:
+        """Find the table, (1, 256, 3), that takes the colour of the glass off; None where there is too little of it.
+
+        The colour is the median of what is bright and hardly coloured. Where nothing was scanned a slide is filled
+        with plain white or grey, which says nothing of the glass: that is left aside where there is much else.
+        """
+        grey = np.zeros(256, np.int64)
+        counts = np.zeros((2, 3, 256), np.int64)  # of the channels: on all glass, and where it was scanned
+        for own, wide, within in self._stripes(3):
+            grey += _counts(cv2.cvtColor(rgb[own], cv2.COLOR_RGB2GRAY))
+            red, green, blue = cv2.split(rgb[wide])
+            blurred = cv2.blur(green, (3, 3))
+            even = cv2.subtract(cv2.dilate(blurred, _disc(5)), cv2.erode(blurred, _disc(5)))[within] <= _EVEN
+            red, green, blue = red[within], green[within], blue[within]
+            bright = cv2.min(cv2.min(red, green), blue) > _BRIGHT
+            cast = cv2.absdiff(cv2.max(red, blue), green) <= _LARGEST_TINT
+            glass = bright & cast & (cv2.absdiff(red, blue) <= 30)
+            scanned = glass & even & ((red != green) | (green != blue))
+            counts += [[_counts(channel, px) for channel in (red, green, blue)] for px in (glass, scanned)]
+        grey[:_BLACK] = 0
+        self._glass = int(grey.argmax())
+        least = _LEAST_GLASS * self._flags.size
+        enough = [of for of in (counts[1], counts[0]) if of[0].sum() >= least]
+        if not enough:
+            return None
+        colour = np.array([_median(of) for of in enough[0]])
+        table = np.minimum(np.rint(np.arange(256)[:, None] * (colour.max() / colour)), 255).astype(np.uint8)
+        return np.asarray(table[None])
+
+    def _channels(self, rgb: Bytes, within: slice) -> tuple[Bytes, Bytes, Bytes]:
+        """Red, green and blue of some rows, balanced and smooth; two more rows are needed on either side."""
+        balanced = rgb if self._balance is None else cv2.LUT(rgb, self._balance)
+        smooth = cv2.medianBlur(np.ascontiguousarray(balanced), self._window)[within]
         red, green, blue = (np.asarray(channel, np.uint8) for channel in cv2.split(smooth))
-        self._ink = _ink(red, green, blue, self._speck)
-        low, high = cv2.min(cv2.min(red, green), blue), cv2.max(cv2.max(red, green), blue)
-        self._strong_ink = self._ink & (cv2.subtract(high, low) > _STRONG)
-        self._dark = (high < _BLACK) & (cv2.subtract(high, low) <= _COLOURLESS)
-        magenta = _magenta(red, green, blue)
-        magenta[self._ink] = 0
-        self._magenta = magenta
-        self._falloff = cv2.convertScaleAbs(cv2.dilate(magenta, _disc(9)), alpha=_BORDER)
-        even = cv2.blur(magenta, (5, 5))
-        self._step = cv2.subtract(cv2.dilate(even, _disc(9)), cv2.erode(even, _disc(9)))
-        self._hue = cv2.subtract(cv2.min(red, blue), green) >= _HUE
-        dirt = (green < self._glass - _DARKER) & ~(self._hue & (magenta > 0))
-        # JPEG spreads colour over its blocks of 16 px
-        self._spill = cv2.dilate((self._ink | dirt).astype(np.uint8), np.ones((33, 33), np.uint8)) > 0
+        return red, green, blue
+
+    def _find_ink(self, rgb: Bytes) -> int:
+        """Flag what has the colours of ink and is no speck; return how magenta the noise of the glass is."""
+        glass = np.zeros(256, np.int64)
+        for own, wide, within in self._stripes(2):
+            red, green, blue = self._channels(rgb[wide], within)
+            reds, others = _ink(red, green, blue)
+            self._flags[own] = reds * np.uint8(_REDS) + others * np.uint8(_OTHERS)
+            magenta = cv2.subtract(cv2.max(red, blue), green)
+            bright = cv2.min(cv2.min(red, green), blue) > _BRIGHT
+            glass += _counts(magenta, bright & (magenta <= _LARGEST_TINT))
+        for ink in (_REDS, _OTHERS):
+            mask = np.empty(self._flags.shape, np.bool_)
+            for own, _, _ in self._stripes():
+                mask[own] = (self._flags[own] & ink) > 0
+            keep_large(mask, self._speck, self._rows)
+            for own, _, _ in self._stripes():
+                self._flags[own] &= np.where(mask[own], np.uint8(255), np.uint8(255 - ink))
+        # the larger of two noisy values is above the third
+        return int(_median(glass)) if glass.sum() >= _LEAST_GLASS * self._flags.size else 0
+
+    def _find_magenta(self, rgb: Bytes, noise: int) -> None:
+        """Find how magenta each px is, and flag ink with its soft border, dirt and the hue of a stain."""
+        for own, wide, within in self._stripes(4):
+            red, green, blue = self._channels(rgb[wide], within)
+            reds, others = ((self._flags[wide] & ink) > 0 for ink in (_REDS, _OTHERS))
+            near_reds, near_others = (cv2.dilate(px.astype(np.uint8), _disc(9))[within] > 0 for px in (reds, others))
+            # the border mixes with glass: there it has the hue of ink, only paler
+            red_over, blue_over = cv2.subtract(red, green), cv2.subtract(blue, green)
+            red_border = near_reds & (cv2.convertScaleAbs(blue_over, alpha=4) <= red_over)
+            ink = reds[within] | others[within] | (near_others & (red_over <= 3)) | red_border
+            low, high = cv2.min(cv2.min(red, green), blue), cv2.max(cv2.max(red, green), blue)
+            magenta = _magenta(red, green, blue, noise)
+            magenta[ink] = 0
+            hue = cv2.subtract(cv2.min(red, blue), green) >= _HUE
+            dirt = (green < self._glass - _DARKER) & ~(hue & (magenta > 0))
+            strong = ink & (cv2.subtract(high, low) > _STRONG)
+            self._magenta[own] = magenta
+            for px, flag in ((ink, _INK), (strong, _STRONG_INK), (hue, _STAIN_HUE), (dirt, _DIRT)):
+                self._flags[own] |= px * np.uint8(flag)
 
     def candidates(self, search: Search) -> Mask:
         """Find what is magenta enough, its small holes filled: (H, W) bool, all of `tissue` and more."""
-        mask = (self._magenta >= self._least(STRICT.grow, search.grow)) & (self._magenta >= self._falloff)
+        mask, other = (np.empty(self._flags.shape, np.bool_) for _ in range(2))
+        for own, wide, within in self._stripes(8):
+            magenta = self._magenta[wide]
+            falloff = cv2.convertScaleAbs(cv2.dilate(magenta, _disc(9)), alpha=_BORDER)
+            enough = (magenta >= self._least(wide, STRICT.grow, search.grow)) & (magenta >= falloff)
+            closed = cv2.morphologyEx(enough.astype(np.uint8), cv2.MORPH_CLOSE, _disc(5))
+            mask[own], other[own] = enough[within], closed[within] == 0
         hole = HOLE_UM2 / self._um**2
-        closed = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, _disc(5)) > 0
-        holes = ~closed & ~without_small(~closed, hole)
-        return np.asarray(~without_small(~(mask | holes), hole) & ~self._ink)
+        holes = Pieces(other, self._rows)
+        for own, px in holes.px_of(holes.area < hole):
+            mask[own] |= px
+        del holes
+        np.logical_not(mask, out=other)
+        keep_large(other, hole, self._rows)
+        for own, _, _ in self._stripes():
+            mask[own] = ~other[own] & ((self._flags[own] & _INK) == 0)
+        return mask
 
-    def _least(self, strict: int, own: int) -> Bytes:
+    def _least(self, rows: slice, strict: int, own: int) -> Bytes:
         """The limit of each px: a search's own, and the strict one where JPEG spills colour."""
-        return np.where(self._spill, np.uint8(strict), np.uint8(own))
+        return np.where((self._flags[rows] & _SPILL) > 0, np.uint8(strict), np.uint8(own))
 
     def tissue(self, search: Search) -> Mask:
         """Find stained tissue.
@@ -124,108 +218,118 @@ class Picture:
         Returns:
             (H, W) bool: pieces that are magenta enough, end somewhere, and are neither specks nor thin lines.
         """
-        filled = self._without_lines(self.candidates(search))
-        count, labels, stats, _ = cv2.connectedComponentsWithStats(filled.astype(np.uint8), connectivity=8)
-        area = stats[:, cv2.CC_STAT_AREA]
-        border = filled & (cv2.erode(filled.astype(np.uint8), _disc(3)) == 0)
-        large = area[labels] * self._um**2 >= STRUCTURE_UM2
-        seeds = filled & (self._hue | large) & (self._magenta >= self._least(STRICT.seed, search.seed))
-        thick = self._thick(filled.astype(np.uint8)) > 0
-        borders, seeded, wide = (np.bincount(labels[px], minlength=count) for px in (border, seeds, thick))
-        steps = np.bincount(labels[border], weights=self._step[border], minlength=count)
-        kept = (area >= self._speck) & (wide > 0) & (seeded >= np.maximum(0.25 * self._speck, _SEEDED * area))
+        filled = self.candidates(search)
+        self._remove_lines(filled)
+        pieces = Pieces(filled, self._rows, boxes=True)
+        area = pieces.area
+        large = area * self._um**2 >= STRUCTURE_UM2
+        borders, seeded, thick, well, steps = np.zeros((5, len(area)), np.int64)
+        for own, numbers in pieces.labels():
+            wide, within = around(own, self._height, max(6, self._side - 1))
+            mask, magenta = filled[own], self._magenta[own]
+            part = filled[wide].view(np.uint8)
+            border = mask & (cv2.erode(part, _disc(3))[within] == 0)
+            even = cv2.blur(self._magenta[wide], (5, 5))
+            step = cv2.subtract(cv2.dilate(even, _disc(9)), cv2.erode(even, _disc(9)))[within]
+            hue = (self._flags[own] & _STAIN_HUE) > 0
+            seeds = mask & (hue | large[numbers]) & (magenta >= self._least(own, STRICT.seed, search.seed))
+            for counted, px in (
+                (borders, border),
+                (seeded, seeds),
+                (thick, self._thick(part)[within] > 0),
+                (well, mask & (magenta >= STRICT.seed)),
+            ):
+                np.add(counted, np.bincount(numbers[px], minlength=len(area)), out=counted)
+            steps += np.bincount(numbers[border], step[border], len(area)).astype(np.int64)
+        kept = (area >= self._speck) & (thick > 0) & (seeded >= np.maximum(0.25 * self._speck, _SEEDED * area))
         # what fills the picture has no border, and needs none if it is stained well
-        well = np.bincount(labels[filled & (self._magenta >= STRICT.seed)], minlength=count) > 0.5 * area
-        kept &= ((borders == 0) & well) | ((borders > 0) & (steps >= _LEAST_EDGE * borders))
-        kept &= ~self._lines(stats, LINE_UM / 2)
-        kept[0] = False
-        return np.asarray(kept[labels])
+        kept &= ((borders == 0) & (well > 0.5 * area)) | ((borders > 0) & (steps >= _LEAST_EDGE * borders))
+        kept &= ~self._lines(pieces, LINE_UM / 2)
+        pieces.remove(~kept)
+        return filled
 
-    def pen(self) -> Mask:
+    def pen(self, rgb: Bytes) -> Mask:
         """Find marks of a pen.
+
+        Args:
+            rgb: the picture, (H, W, 3) uint8: the searches for tissue need it no more, and it is not kept for them.
 
         Returns:
             (H, W) bool: coloured ink, and black that is not as even as padding, in patches larger than dust.
         """
-        count, labels = cv2.connectedComponents(self._dark.astype(np.uint8), connectivity=8)
-        even = cv2.dilate(self._grey, np.ones((5, 5))) - cv2.erode(self._grey, np.ones((5, 5))) <= _PADDING_RANGE
+        red, green, blue = self._channels(rgb, slice(None))
+        low, high = cv2.min(cv2.min(red, green), blue), cv2.max(cv2.max(red, green), blue)
+        dark = (high < _BLACK) & (cv2.subtract(high, low) <= _COLOURLESS)
+        grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
+        count, labels = cv2.connectedComponents(dark.astype(np.uint8), connectivity=8)
+        even = cv2.dilate(grey, np.ones((5, 5))) - cv2.erode(grey, np.ones((5, 5))) <= _PADDING_RANGE
         area, blank = np.bincount(labels.ravel(), minlength=count), np.bincount(labels[even], minlength=count)
         stroke = blank < _PADDED * area
         stroke[0] = False
-        return without_small(self._ink | stroke[labels], PEN_UM2 / self._um**2)
+        marks: Mask = ((self._flags & _INK) > 0) | stroke[labels]
+        keep_large(marks, PEN_UM2 / self._um**2, self._rows)
+        return marks
 
-    def _without_lines(self, mask: Mask) -> Mask:
+    def _remove_lines(self, mask: Mask) -> None:
         """Remove long thin lines, also where they run into tissue."""
-        whole = mask.astype(np.uint8)
-        thin = whole & (1 - self._thick(whole))
-        _, labels, stats, _ = cv2.connectedComponentsWithStats(thin, connectivity=8)
-        lines = self._lines(stats, LINE_UM)
-        lines[0] = False
-        return np.asarray(mask & ~lines[labels])
+        thin = np.empty_like(mask)
+        for own, wide, within in self._stripes(self._side - 1):
+            thin[own] = mask[own] & (self._thick(mask[wide].view(np.uint8))[within] == 0)
+        pieces = Pieces(thin, self._rows, boxes=True)
+        for own, px in pieces.px_of(self._lines(pieces, LINE_UM)):
+            mask[own] &= ~px
 
-    def _lines(self, stats: NDArray[Any], least_um: float) -> Mask:
-        """Which of the parts with these statistics are long and thin."""
-        length = np.hypot(stats[:, cv2.CC_STAT_WIDTH], stats[:, cv2.CC_STAT_HEIGHT]) * self._um
-        return np.asarray((length >= least_um) & (stats[:, cv2.CC_STAT_AREA] * self._um**2 <= THIN_UM * length))
+    def _lines(self, pieces: Pieces, least_um: float) -> Mask:
+        """Which of the pieces are long and thin."""
+        length = np.hypot(*pieces.sides.T) * self._um
+        return np.asarray((length >= least_um) & (pieces.area * self._um**2 <= THIN_UM * length))
+
+    @property
+    def _side(self) -> int:
+        """Side of a speck in px, odd."""
+        return max(round(math.sqrt(SPECK_UM2) / self._um), 3) | 1
 
     def _thick(self, mask: Bytes) -> Bytes:
         """The parts of a mask (0, 1) that are as wide as a speck may be."""
-        side = max(round(math.sqrt(SPECK_UM2) / self._um), 3)
-        return np.asarray(cv2.morphologyEx(mask, cv2.MORPH_OPEN, _disc(side | 1)))
+        return np.asarray(cv2.morphologyEx(mask, cv2.MORPH_OPEN, _disc(self._side)))
 
-    def has_structure(self) -> bool:
+    def has_structure(self, rgb: Bytes) -> bool:
         """Say whether there is anything but glass, blank patches, ink, lines and specks, whatever its colour.
 
         Structure is rough (grey values differ from their neighbours' median, which a straight edge's do not) and
         solid (most px differ from the glass, as few do between grains of dust), over an area no grain of dust has.
+
+        Args:
+            rgb: the same picture again, for it is not kept.
         """
-        rough = cv2.absdiff(self._grey, cv2.medianBlur(self._grey, 5))
-        texture = cv2.blur(rough.astype(np.float32), (9, 9))
-        other = cv2.absdiff(self._grey, np.full_like(self._grey, self._glass)) >= _CONTRAST
-        solid = cv2.blur(other.astype(np.float32), (9, 9))
-        black = self._strong_ink | (cv2.blur(self._grey, (9, 9)) < _BLACK)
-        blank = cv2.dilate(black.astype(np.uint8), np.ones((15, 15), np.uint8)) > 0
-        structure = (texture >= _TEXTURE) & (solid >= _SOLID) & ~blank
-        opened = cv2.morphologyEx(structure.astype(np.uint8), cv2.MORPH_OPEN, _disc(15))
-        return bool(without_small(opened > 0, STRUCTURE_UM2 / self._um**2).any())
+        found = np.empty(self._flags.shape, np.bool_)
+        for own, wide, within in self._stripes(25):
+            grey = np.asarray(cv2.cvtColor(rgb[wide], cv2.COLOR_RGB2GRAY), np.uint8)
+            rough = cv2.absdiff(grey, cv2.medianBlur(grey, 5))
+            texture = cv2.blur(rough.astype(np.float32), (9, 9))
+            other = cv2.absdiff(grey, np.full_like(grey, self._glass)) >= _CONTRAST
+            solid = cv2.blur(other.astype(np.float32), (9, 9))
+            black = ((self._flags[wide] & _STRONG_INK) > 0) | (cv2.blur(grey, (9, 9)) < _BLACK)
+            blank = cv2.dilate(black.astype(np.uint8), np.ones((15, 15), np.uint8)) > 0
+            structure = (texture >= _TEXTURE) & (solid >= _SOLID) & ~blank
+            opened = cv2.morphologyEx(structure.astype(np.uint8), cv2.MORPH_OPEN, _disc(15))
+            found[own] = opened[within] > 0
+        keep_large(found, STRUCTURE_UM2 / self._um**2, self._rows)
+        return bool(found.any())
 
 
-def _balanced(rgb: Bytes) -> Bytes:
-    """Take the colour of the glass off: the median of what is bright and hardly coloured, if there is enough.
-
-    Where nothing was scanned a slide is filled with plain white or grey, which says nothing of the glass: that is
-    left aside where there is much else.
-    """
-    red, green, blue = cv2.split(rgb)
-    bright = cv2.min(cv2.min(red, green), blue) > _BRIGHT
-    cast = cv2.absdiff(cv2.max(red, blue), green) <= _LARGEST_TINT
-    glass = bright & cast & (cv2.absdiff(red, blue) <= 30)
-    blurred = cv2.blur(green, (3, 3))
-    even = cv2.subtract(cv2.dilate(blurred, _disc(5)), cv2.erode(blurred, _disc(5))) <= _EVEN
-    scanned = glass & even & ((red != green) | (green != blue))
-    if np.count_nonzero(scanned) >= _LEAST_GLASS * scanned.size:
-        glass = scanned
-    if np.count_nonzero(glass) < _LEAST_GLASS * glass.size:
-        return np.ascontiguousarray(rgb)
-    colour = np.array([np.median(channel[glass]) for channel in (red, green, blue)])
-    table = np.minimum(np.rint(np.arange(256)[:, None] * (colour.max() / colour)), 255).astype(np.uint8)
-    return np.asarray(cv2.LUT(np.ascontiguousarray(rgb), table[None]), np.uint8)
-
-
-def _magenta(red: Bytes, green: Bytes, blue: Bytes) -> Bytes:
+def _magenta(red: Bytes, green: Bytes, blue: Bytes, noise: int) -> Bytes:
     """How much less green passes than red or blue, in grey values above what the glass has; 0 where hardly coloured."""
     magenta = cv2.subtract(cv2.max(red, blue), green)
-    glass = (cv2.min(cv2.min(red, green), blue) > _BRIGHT) & (magenta <= _LARGEST_TINT)
-    if np.count_nonzero(glass) >= _LEAST_GLASS * glass.size:  # the larger of two noisy values is above the third
-        magenta = cv2.subtract(magenta, np.full_like(magenta, int(np.median(magenta[glass]))))
+    magenta = cv2.subtract(magenta, np.full_like(magenta, noise))
     magenta[magenta < cv2.convertScaleAbs(cv2.bitwise_not(green), alpha=_LEAST_SATURATION)] = 0
     return np.asarray(magenta, np.uint8)
 
 
-def _ink(red: Bytes, green: Bytes, blue: Bytes, speck: float) -> Mask:
-    """Ink and its soft border, where it mixes with glass: there it has the hue of ink, only paler."""
+def _ink(red: Bytes, green: Bytes, blue: Bytes) -> tuple[Mask, Mask]:
+    """What has the colour of red ink, and of any other, specks included."""
     red_over, blue_over = cv2.subtract(red, green), cv2.subtract(blue, green)
-    reds = without_small((red_over > 100) & (cv2.subtract(red, blue) > 100), speck)
+    reds = (red_over > 100) & (cv2.subtract(red, blue) > 100)
     # Green and most blue inks pass more green than red, as stained tissue never does, dark blue ones as much;
     # other blues are extreme, and so is the lack of blue in yellow ink.
     others = (
@@ -234,20 +338,19 @@ def _ink(red: Bytes, green: Bytes, blue: Bytes, speck: float) -> Mask:
         | ((cv2.subtract(blue, red) > 75) & (blue_over > 50))
         | (cv2.subtract(green, blue) > 60)
     )
-    others = without_small(others, speck)
-    near_reds, near_others = (cv2.dilate(ink.astype(np.uint8), _disc(9)) > 0 for ink in (reds, others))
-    red_border = near_reds & (cv2.convertScaleAbs(blue_over, alpha=4) <= red_over)
-    return np.asarray(reds | others | (near_others & (red_over <= 3)) | red_border)
+    return np.asarray(reds), np.asarray(others)
 
 
-def without_small(mask: Mask, area: float) -> Mask:
-    """Remove the 8-connected parts of a mask that are smaller than an area in px."""
-    if not mask.any():
-        return mask
-    count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
-    kept = np.bincount(labels.ravel(), minlength=count) >= area  # twice as fast as OpenCV's own statistics
-    kept[0] = False
-    return np.asarray(kept[labels])
+def _counts(values: Any, where: Mask | None = None) -> Counts:
+    """How often each of the values 0 to 255 is there; (h, w) uint8, less than 2^24 of them."""
+    mask = None if where is None else where.view(np.uint8)
+    return cv2.calcHist([np.asarray(values)], [0], mask, [256], [0, 256]).ravel().astype(np.int64)
+
+
+def _median(counts: Counts) -> float:
+    """Median of values of which there are so many each, the mean of the middle two where they are even in number."""
+    upto, last = counts.cumsum(), int(counts.sum()) - 1
+    return float(np.searchsorted(upto, (last // 2, (last + 1) // 2), side="right").mean())
 
 
 def _disc(side: int) -> NDArray[Any]:

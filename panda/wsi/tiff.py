@@ -101,7 +101,7 @@ class TiffPyramid:
         """
         return self._file.get().read(offset, count)
 
-    def read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+    def read(self, level: int, x: int, y: int, width: int, height: int, *, keep: bool = True) -> NDArray[np.uint8]:
         """Read a window that lies within a level.
 
         Args:
@@ -110,6 +110,7 @@ class TiffPyramid:
             y: top edge in level px.
             width: width in level px.
             height: height in level px.
+            keep: the segments for later reads, except one that is the whole window: no other needs that.
 
         Returns:
             (height, width, samples) uint8, or (height, width) with ``red_only``, an array of its own.
@@ -119,20 +120,35 @@ class TiffPyramid:
             OSError: the file cannot be read.
         """
         of = self._levels[level]
-        out = np.empty((height, width) if self._red_only else (height, width, self.samples), np.uint8)
+        if (width, height) == (of.segment_width, of.segment_height) and not (x % width or y % height):
+            return self._whole(level, y // height * of.columns + x // width)
+        shape = (height, width) if self._red_only else (height, width, self.samples)
+        out = np.empty(shape, np.uint8)
         for row in range(y // of.segment_height, (y + height - 1) // of.segment_height + 1):
             top = row * of.segment_height
             y0, y1 = max(y, top), min(y + height, top + of.segment_height)
             for column in range(x // of.segment_width, (x + width - 1) // of.segment_width + 1):
                 left = column * of.segment_width
                 x0, x1 = max(x, left), min(x + width, left + of.segment_width)
-                segment = self._segment(level, row * of.columns + column)
+                segment = self._segment(level, row * of.columns + column, keep=keep)
                 window = out[y0 - y : y1 - y, x0 - x : x1 - x]
                 window[...] = self._blank if segment is None else segment[y0 - top : y1 - top, x0 - left : x1 - left]
         return out
 
-    def _segment(self, level: int, index: int) -> NDArray[np.uint8] | None:
-        """Decode one tile or strip as (h, w, samples) or (h, w); None where the file stores nothing for it."""
+    def _whole(self, level: int, index: int) -> NDArray[np.uint8]:
+        """Read a window that is one segment: decoded into the result, and not kept."""
+        segment = self._segment(level, index, keep=False)
+        if segment is None:
+            of = self._levels[level]
+            shape = (of.segment_height, of.segment_width, self.samples)
+            return np.full(shape[:2] if self._red_only else shape, self._blank, np.uint8)
+        return segment if segment.flags.writeable else segment.copy()
+
+    def _segment(self, level: int, index: int, *, keep: bool) -> NDArray[np.uint8] | None:
+        """Decode one tile or strip as (h, w, samples) or (h, w); None where the file stores nothing for it.
+
+        One that is kept, for others too, cannot be written to.
+        """
         file, of = self._file.get(), self._levels[level]
         if not of.byte_counts[index]:
             return None
@@ -146,7 +162,9 @@ class TiffPyramid:
             raise ValueError(f"segment {index} of level {level} does not decode: {exc}") from exc
         if self._red_only:
             segment = np.ascontiguousarray(segment[..., 0])
-        CACHE.put(key, segment)
+        if keep:
+            segment.flags.writeable = False
+            CACHE.put(key, segment)
         return segment
 
     def close(self) -> None:

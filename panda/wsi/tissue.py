@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal
 
 import cv2
@@ -25,6 +25,8 @@ OVERVIEW_PX = 4_000_000
 
 RULES = 1
 """A new number whenever other pixels would count as tissue: stores and canvases made before are made anew."""
+
+_BOXES = 2**12  # at a time
 
 LEAST_STRICT = 0.5
 """The strict search stands where it finds at least this share of what the loose one finds."""
@@ -140,29 +142,34 @@ class TissueMap:
             (N,) float64 in 0..1, exactly 0 where a box touches no tissue.
         """
         boxes = np.asarray(boxes_level0, np.float64).reshape(-1, 4) / self.resolution.downsample
-        x0, y0, x1, y1 = boxes.T
-        inside = self._sum_to(x1, y1) - self._sum_to(x0, y1) - self._sum_to(x1, y0) + self._sum_to(x0, y0)
+        parts = [self._fraction_of(boxes[start : start + _BOXES]) for start in range(0, len(boxes), _BOXES)]
+        return np.concatenate([np.empty(0), *parts])
+
+    def _fraction_of(self, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Tissue in boxes in px of the map."""
+        height, width = self.mask.shape
+        area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+        x0, y0, x1, y1 = np.clip(boxes, 0, (width, height, width, height)).T
+        # A summed-area table takes four bytes a px: of the rows between the boxes only.
+        top = min(int(y0.min()), height - 1)
+        rows = self.mask[top : max(int(np.ceil(y1.max())), top + 1)]
+        sums = np.asarray(cv2.integral(rows.view(np.uint8), sdepth=cv2.CV_32S), np.int32)
+        y0, y1 = y0 - top, y1 - top
+        inside = _sum_to(sums, x1, y1) - _sum_to(sums, x0, y1) - _sum_to(sums, x1, y0) + _sum_to(sums, x0, y0)
         inside[inside < 1e-6] = 0.0  # what the interpolation of large sums leaves of nothing
-        fraction: NDArray[np.float64] = np.clip(inside / ((x1 - x0) * (y1 - y0)), 0.0, 1.0)
+        fraction: NDArray[np.float64] = np.clip(inside / area, 0.0, 1.0)
         return fraction
 
-    @cached_property
-    def _sums(self) -> NDArray[np.int32]:
-        """Summed-area table, (h + 1, w + 1): tissue px left of and above each px corner."""
-        return np.asarray(cv2.integral(self.mask.view(np.uint8), sdepth=cv2.CV_32S), np.int32)
 
-    def _sum_to(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Tissue area left of and above continuous points; between px corners the table is bilinear."""
-        height, width = self.mask.shape
-        x, y = np.clip(x, 0, width), np.clip(y, 0, height)
-        left = np.minimum(x.astype(np.int64), width - 1)
-        top = np.minimum(y.astype(np.int64), height - 1)
-        fx, fy = x - left, y - top
-        sums = self._sums
-        upper = sums[top, left] * (1 - fx) + sums[top, left + 1] * fx
-        lower = sums[top + 1, left] * (1 - fx) + sums[top + 1, left + 1] * fx
-        area: NDArray[np.float64] = upper * (1 - fy) + lower * fy
-        return area
+def _sum_to(sums: NDArray[np.int32], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Tissue area left of and above continuous points; between px corners the table is bilinear."""
+    left = np.minimum(x.astype(np.int64), sums.shape[1] - 2)
+    top = np.minimum(y.astype(np.int64), sums.shape[0] - 2)
+    fx, fy = x - left, y - top
+    upper = sums[top, left] * (1 - fx) + sums[top, left + 1] * fx
+    lower = sums[top + 1, left] * (1 - fx) + sums[top + 1, left + 1] * fx
+    area: NDArray[np.float64] = upper * (1 - fy) + lower * fy
+    return area
 
 
 @dataclass(frozen=True)
@@ -189,15 +196,20 @@ def survey(slide: Slide) -> Survey:
         SlideError: the slide cannot be read.
     """
     resolution = _overview_resolution(slide)
-    overview = slide.read(resolution, (0, 0), resolution.size)
+    overview = slide.read(resolution, (0, 0), resolution.size, keep=False)
     picture = Picture(overview, resolution.mean_mpp)
-    mask, how = _stained(picture)
-    tissue: TissueMap | None = None
-    if mask.any():
-        tissue = TissueMap(mask, resolution, how)
-    elif picture.has_structure():
-        tissue = TissueMap(np.ones_like(mask), resolution, "whole")
+    tissue = _searched(picture, lambda: overview, resolution)
     return Survey(overview, picture, resolution, tissue)
+
+
+def _searched(picture: Picture, overview: Callable[[], NDArray[np.uint8]], resolution: Resolution) -> TissueMap | None:
+    """The tissue of an overview, of which the picture was made ready; None where there is none."""
+    mask, how = _stained(picture)
+    if mask.any():
+        return TissueMap(mask, resolution, how)
+    if picture.has_structure(overview()):
+        return TissueMap(np.ones_like(mask), resolution, "whole")
+    return None
 
 
 def find_tissue(slide: Slide) -> TissueMap:
@@ -214,14 +226,20 @@ def find_tissue(slide: Slide) -> TissueMap:
     Raises:
         SlideError: there is nothing but glass, ink and dirt, or the slide cannot be read.
     """
-    seen = survey(slide)
-    if seen.tissue is None:
+    resolution = _overview_resolution(slide)
+
+    def overview() -> NDArray[np.uint8]:
+        return slide.read(resolution, (0, 0), resolution.size, keep=False)
+
+    # Read anew where there is no stain: few slides come to that, and all others would have to keep it.
+    tissue = _searched(Picture(overview(), resolution.mean_mpp), overview, resolution)
+    if tissue is None:
         raise SlideError(
-            f"{slide.path}: no tissue found, not even pale tissue or an unusual stain ({seen.resolution.width} x "
-            f"{seen.resolution.height} px overview, mean grey {round_px(float(seen.overview.mean()))}): nothing but "
-            "glass, ink, lines and specks; leave the slide out"
+            f"{slide.path}: no tissue found, not even pale tissue or an unusual stain ({resolution.width} x "
+            f"{resolution.height} px overview, mean grey {round_px(float(overview().mean()))}): nothing but glass, "
+            "ink, lines and specks; leave the slide out"
         )
-    return seen.tissue
+    return tissue
 
 
 def _overview_resolution(slide: Slide) -> Resolution:
