@@ -18,8 +18,8 @@ from bench.results import Results
 from bench.slides import CACHE
 from bench.worker import timed
 from panda.data.manifest import SlideRecord
-from panda.data.patchset import PatchRow, PatchSet, write_patch_manifests
-from panda.data.pixels import Place, patch_pixels, png
+from panda.data.patchset import PatchSet, write_patch_manifests
+from panda.data.pixels import patch_pixels, png
 from panda.data.store import extract_store
 
 ORDERS = ("in order", "random")
@@ -73,18 +73,13 @@ def measure(record: SlideRecord, rounds: int, results: Results) -> None:
                         rate = len(patches) / seconds
                         results.add(PART, f"panda {store}", f"read {order}", rate, f"{kib:.1f} KiB a patch")
         packed, _ = sets["packed"]
-        images = [packed.pixels.read(place_of(row))[0] for row in packed.rows]
+        images = [packed.pixels.read(packed.place_of(row))[0] for row in packed.rows]
         for turn in range(-1, rounds):
             for name, write in WRITERS.items():
                 seconds, size = timed(partial(_write, write, images))
                 if turn >= 0:
                     kib = size / 1024 / len(images)
                     results.add(PART, name, "write PNG", len(images) / seconds, f"{kib:.1f} KiB an image")
-
-
-def place_of(row: PatchRow) -> Place:
-    """Where the pixels of a row are."""
-    return Place(row.provider, row.number, row.x, row.y, row.img, row.msk)
 
 
 def _write(write: Callable[[NDArray[np.uint8]], bytes], images: Sequence[NDArray[np.uint8]]) -> int:
@@ -96,5 +91,5 @@ def _read(patches: PatchSet, numbers: list[int]) -> int:
     """Read patches as `PatchSet` does, without making tensors of them; slides are opened anew."""
     pixels = patch_pixels(patches.rows.settings)
     for number in numbers:
-        pixels.read(place_of(patches.rows[number]))
+        pixels.read(patches.place_of(patches.rows[number]))
     return len(numbers)

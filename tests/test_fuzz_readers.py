@@ -39,7 +39,7 @@ PROCESSES = 2
 _REPOSITORY = Path(__file__).resolve().parents[1]
 CASE_SECONDS = 20
 """A case takes a few hundredths of a second."""
-GROWTH_BYTES = CACHE_BYTES + 5 * SEGMENT_BYTES
+GROWTH_BYTES = max(CACHE_BYTES, SEGMENT_BYTES) + 5 * SEGMENT_BYTES
 """What a process may take beside what it has after importing: `panda.wsi.segments` says why."""
 _GUARD_BYTES = 4 * 2**30  # of address space, so that a fault found here does not take the machine
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
 import pickle
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -17,6 +19,8 @@ import torch
 from PIL import Image
 
 from panda.data import disk, pixels
+from panda.data import patches as patches_module
+from panda.data import store as store_module
 from panda.data.augment import Augmentation
 from panda.data.disk import estimate_need
 from panda.data.loaders import train_loader
@@ -27,6 +31,8 @@ from panda.data.settings import PatchSettings, StoreKind
 from panda.data.splits import Split
 from panda.data.store import StoreResult, extract_store, list_stores
 from panda.errors import ManifestError, PandaError
+from panda.wsi.geometry import Resolution
+from panda.wsi.slide import Slide
 from tests.panda_folder import make_folder, slide_name
 
 KINDS: tuple[StoreKind, ...] = ("png", "packed", "slide")
@@ -152,6 +158,85 @@ def test_a_slide_that_is_gone_is_named_when_its_patch_is_read(tmp_path: Path) ->
     records[0].image_path.unlink()
     with pytest.raises(PandaError, match=rf"{slide_name(0)}\.tiff: there is no such slide"):
         patches[0]
+
+
+@pytest.mark.parametrize("which", ["slide", "mask"])
+def test_a_slide_or_mask_that_has_changed_is_not_read_as_if_it_had_not(tmp_path: Path, which: str) -> None:
+    records = make_folder(tmp_path / "small", 4)
+    settings = dataclasses.replace(SETTINGS["level"], store="slide")
+    result = _cut(records, settings, tmp_path)
+    manifest = write_patch_manifests(result, SPLIT)["train"]
+    right = PatchSet(manifest)[0]
+    path = records[0].image_path if which == "slide" else records[0].mask_path
+    assert path is not None
+    content, was = path.read_bytes(), path.stat()
+    path.write_bytes(content + b"\0")
+    os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+    said = rf"{path}: the {which} has changed since its patches were cut: {was.st_size} bytes of .*run again.*cut anew"
+    with pytest.raises(ManifestError, match=said):
+        PatchSet(manifest)[0]
+    path.write_bytes(content)
+    os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns + 5_000_000))
+    with pytest.raises(ManifestError, match=said):
+        PatchSet(manifest)[0]
+    last = len(PatchSet(manifest)) - 1
+    PatchSet(manifest)[last]  # another slide
+    again = _cut(records, settings, tmp_path)  # the remedies
+    assert [patches.reused for patches in again.slides.values()] == [False, True, True, True]
+    anew = write_patch_manifests(again, SPLIT)["train"]
+    assert anew != manifest
+    assert torch.equal(PatchSet(anew)[0][0], right[0])
+    (again.store / slide_name(0) / "slide.json").write_text("{")
+    with pytest.raises(
+        ManifestError, match=rf"slide\.json cannot be read.*delete the slide's folder .*{slide_name(0)},"
+    ):
+        PatchSet(anew)[0]
+
+
+def test_columns_change_the_order_of_reading_and_nothing_else(
+    records: list[SlideRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[tuple[int, int]] = []
+    inner = Slide.read
+
+    def noting(self: Slide, resolution: Resolution, location: tuple[int, int], *size: Any, keep: bool = True) -> Any:
+        if keep:  # no overview
+            read.append(location)
+        return inner(self, resolution, location, *size, keep=keep)
+
+    for kind in ("png", "packed"):
+        settings = dataclasses.replace(SETTINGS["level"], store=kind)
+        whole = _cut(records[:1], settings, tmp_path / "rows")
+        read.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(patches_module, "COLUMN_PX", 100)
+            patch.setattr(Slide, "read", noting)
+            columns = _cut(records[:1], settings, tmp_path / "columns")
+        assert read != sorted(read, key=lambda place: place[::-1])
+        width = 100 * round(whole.slides[records[0].slide_id].downsample)
+        assert read == sorted(read, key=lambda place: (place[0] // width, place[1], place[0]))
+        files = [path for path in whole.store.rglob("*.*") if path.is_file()]
+        assert len(files) > 3
+        for path in files:
+            assert path.read_bytes() == (columns.store / path.relative_to(whole.store)).read_bytes()
+
+
+def test_few_slides_on_a_large_disk_are_not_looked_at_twice(
+    records: list[SlideRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[int] = []
+    monkeypatch.setattr(store_module, "estimate_need", lambda pending, settings: looked.append(len(pending)))
+    plenty = shutil.disk_usage(tmp_path)._replace(free=10**9)
+    monkeypatch.setattr(disk, "disk_usage", lambda path: plenty)
+    _cut(records, SETTINGS["level"], tmp_path / "plenty")
+    assert looked == []
+    monkeypatch.setattr(disk, "SAMPLED", 3)
+    _cut(records, SETTINGS["level"], tmp_path / "many")
+    monkeypatch.undo()
+    monkeypatch.setattr(store_module, "estimate_need", lambda pending, settings: looked.append(len(pending)))
+    monkeypatch.setattr(disk, "disk_usage", lambda path: plenty._replace(free=10**6))
+    _cut(records, SETTINGS["level"], tmp_path / "little")
+    assert looked == [4, 4]
 
 
 def test_a_data_folder_that_was_moved_is_found_where_it_is(tmp_path: Path) -> None:

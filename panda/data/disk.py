@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,30 @@ def estimate_need(pending: Sequence[SlideRecord], settings: PatchSettings) -> Ne
     elif settings.store == "packed":
         each += 4 * settings.patch_size**2
     return Need(len(pending), patches, patches * each)
+
+
+def surely_fits(pending: Sequence[SlideRecord], settings: PatchSettings, store: Path) -> bool:
+    """Say whether the disk has room for the patches even if all of each slide were tissue, and no PNG smaller than it.
+
+    To look for tissue would take a good part of the time that it takes to cut a few slides.
+
+    Args:
+        pending: the slides that have no patches yet; where they are more than `SAMPLED`, the answer is no.
+        settings: how they are cut.
+        store: the store's folder.
+    """
+    if len(pending) > SAMPLED:
+        return False
+    each = 4 * settings.patch_size**2 + 3 * _BLOCK + _LISTED
+    most = 0
+    for record in pending:
+        try:
+            with Slide.open(record.image_path, reader=settings.reader, mpp_override=settings.mpp_override) as slide:
+                size = slide.at(level=settings.level, mpp=settings.mpp).size
+        except Exception:  # whatever is wrong with a slide, the extraction says it
+            continue
+        most += math.prod(-(-side // settings.step) for side in size) * each
+    return most <= disk_usage(store).free
 
 
 def refuse_without_room(need: Need, store: Path) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from panda.data.manifest import SlideRecord
-from panda.data.pixels import PatchWriter, patch_writer
+from panda.data.pixels import SLIDE_FILE, PatchWriter, patch_writer
 from panda.data.settings import PatchSettings
 from panda.errors import MaskError, PandaError, SlideError
 from panda.files import fingerprint, identity, remove, replace, sync
@@ -30,8 +30,10 @@ from panda.wsi.labels import LabelMask
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import find_tissue
 
-SLIDE_FILE = "slide.json"
 PARTIAL = ".partial"
+COLUMN_PX = 4096
+"""Width in px of the level that is read of the columns in which a slide is cut: a row of it, of 9 tiles of 512 px and
+those of the mask, is kept by `panda.wsi.segments` for each of two threads."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,16 +217,22 @@ def extract_slide(
 def _write_patches(
     writer: PatchWriter, slide: Slide, mask: LabelMask, grid: Grid, on_stage: Callable[[str], None]
 ) -> list[float]:
-    """Write all patches of the grid; the share of cancer in each."""
+    """Write all patches of the grid; the share of cancer in each.
+
+    Neighbours share tiles of the file, of which the readers keep some. So wide slides are read in columns, each of
+    them row by row.
+    """
     size = (grid.patch_size, grid.patch_size)
-    fractions: list[float] = []
-    for x, y in grid.level0.tolist():
+    fractions = [0.0] * len(grid)
+    column = grid.level0[:, 0] // round(COLUMN_PX * grid.resolution.level_downsample)
+    for number in np.argsort(column, kind="stable").tolist():
+        x, y = grid.level0[number].tolist()
         on_stage("read")
         image = slide.read(grid.resolution, (x, y), size) if writer.wants_images else None
         tumor = mask.read_tumor(grid.resolution, (x, y), size)
         on_stage("write")
-        writer.write(x, y, image, tumor)
-        fractions.append(round(int(np.count_nonzero(tumor)) / tumor.size, 6))
+        writer.write(number, x, y, image, tumor)
+        fractions[number] = round(int(np.count_nonzero(tumor)) / tumor.size, 6)
     return fractions
 
 

@@ -163,7 +163,8 @@ class PatchSet(Dataset[tuple[Tensor, Tensor]]):
             indexes the set or, with a plain index, torch's random generator.
 
     Raises:
-        ManifestError: the manifest is faulty; on access also what the store keeps of a patch is missing or damaged.
+        ManifestError: the manifest is faulty; on access also what the store keeps of a patch is missing or damaged,
+            or the slide or mask that it is read from has changed.
         PandaError: on access, a slide or mask that the store reads from cannot be read.
     """
 
@@ -177,13 +178,17 @@ class PatchSet(Dataset[tuple[Tensor, Tensor]]):
         """The slides of the patches, each once, in the manifest's order."""
         return list(dict.fromkeys(slide[0] for slide in self.rows.slides))
 
+    def place_of(self, row: PatchRow) -> Place:
+        """Where the pixels of a row are."""
+        return Place(self.rows.store / row.slide_id, row.provider, row.number, row.x, row.y, row.img, row.msk)
+
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int | Draw) -> tuple[Tensor, Tensor]:
         number, seed = drawn(index)
         row = self.rows[number]
-        image, tumor = self.pixels.read(Place(row.provider, row.number, row.x, row.y, row.img, row.msk))
+        image, tumor = self.pixels.read(self.place_of(row))
         if self.transform is not None:
             image, tumor = self.transform(image, tumor, seed)
         return image_tensor(image), torch.from_numpy(tumor.astype(np.float32))[None]

@@ -10,8 +10,10 @@ The samples are the same, bit for bit.
 
 from __future__ import annotations
 
+import json
 import struct
 import zlib
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -23,9 +25,13 @@ from numpy.typing import NDArray
 
 from panda.data.settings import PatchSettings, StoreKind
 from panda.errors import ManifestError
+from panda.files import identity
 from panda.wsi.geometry import Resolution
 from panda.wsi.labels import LabelMask
 from panda.wsi.slide import Slide
+
+SLIDE_FILE = "slide.json"
+"""Name of the record of a slide's extraction, in its folder of the store."""
 
 OPEN_SLIDES = 32
 """Slides, or packed files, that a process holds open for reading patches."""
@@ -38,6 +44,7 @@ class Place(NamedTuple):
     """Where the pixels of a patch are found.
 
     Attributes:
+        folder: of the slide in the store.
         provider: whose codes the slide's mask holds.
         number: of the patch on its slide, from 0.
         x: left edge in level-0 px of the slide.
@@ -46,6 +53,7 @@ class Place(NamedTuple):
         msk: the file with the mask likewise.
     """
 
+    folder: Path
     provider: str
     number: int
     x: int
@@ -68,13 +76,13 @@ def kept_files(kind: StoreKind, slide_id: str, x: int, y: int) -> tuple[str, str
 
 
 class PatchWriter(Protocol):
-    """Takes the patches of one slide in the order of their numbers."""
+    """Takes the patches of one slide, each once, in any order."""
 
     wants_images: bool
     """Whether the images matter: where not, the extraction does not read them."""
 
-    def write(self, x: int, y: int, image: NDArray[np.uint8] | None, tumor: NDArray[np.bool_]) -> None:
-        """Keep a patch: (h, w, 3) RGB and (h, w) cancer."""
+    def write(self, number: int, x: int, y: int, image: NDArray[np.uint8] | None, tumor: NDArray[np.bool_]) -> None:
+        """Keep a patch: its number on the slide, its place, (h, w, 3) RGB and (h, w) cancer."""
 
     def close(self) -> None:
         """Close the files."""
@@ -103,14 +111,27 @@ class _PngWriter:
         for name in ("img", "msk"):
             (folder / name).mkdir()
 
-    def write(self, x: int, y: int, image: NDArray[np.uint8] | None, tumor: NDArray[np.bool_]) -> None:
+    def write(self, number: int, x: int, y: int, image: NDArray[np.uint8] | None, tumor: NDArray[np.bool_]) -> None:
         assert image is not None, "this store wants images"
         name = patch_name(self._slide_id, x, y)
         (self._folder / "img" / name).write_bytes(png(image))
-        (self._folder / "msk" / name).write_bytes(png(tumor.view(np.uint8) * np.uint8(255)))
+        (self._folder / "msk" / name).write_bytes(_mask_png(tumor))
 
     def close(self) -> None:
         pass
+
+
+def _mask_png(tumor: NDArray[np.bool_]) -> bytes:
+    """Write a mask, 0 or 255, as PNG."""
+    first = bool(tumor.flat[0])
+    if tumor.all() if first else not tumor.any():  # as most are
+        return _even_png(*tumor.shape, 255 * first)
+    return png(tumor.view(np.uint8) * np.uint8(255))
+
+
+@lru_cache(16)
+def _even_png(height: int, width: int, value: int) -> bytes:
+    return png(np.full((height, width), value, np.uint8))
 
 
 def png(image: NDArray[np.uint8]) -> bytes:
@@ -126,12 +147,12 @@ def png(image: NDArray[np.uint8]) -> bytes:
     """
     height, width = image.shape[:2]
     flat = np.ascontiguousarray(image).reshape(height, -1)
-    rows = np.empty((height, flat.shape[1] + 1), np.uint8)
+    rows: Any = np.empty((height, flat.shape[1] + 1), np.uint8)
     rows[:, 0] = 2  # the filter "up"; above the first row there are zeros
     rows[0, 1:] = flat[0]
     np.subtract(flat[1:], flat[:-1], out=rows[1:, 1:])
     header = struct.pack(">IIBBBBB", width, height, 8, 2 if image.ndim == 3 else 0, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", imagecodecs.deflate_encode(rows.tobytes(), level=1)), (b"IEND", b""))
+    chunks = ((b"IHDR", header), (b"IDAT", imagecodecs.deflate_encode(rows, level=1)), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(name)))
         for name, data in chunks
@@ -147,10 +168,12 @@ class _PackedWriter:
         for file, shape in zip(self._files, ((count, size, size, 3), (count, size, size)), strict=True):
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
+        self._starts = [file.tell() for file in self._files]
 
-    def write(self, x: int, y: int, image: NDArray[np.uint8] | None, tumor: NDArray[np.bool_]) -> None:
+    def write(self, number: int, x: int, y: int, image: NDArray[np.uint8] | None, tumor: NDArray[np.bool_]) -> None:
         assert image is not None, "this store wants images"
-        for file, part in zip(self._files, (image, tumor), strict=True):
+        for file, start, part in zip(self._files, self._starts, (image, tumor), strict=True):
+            file.seek(start + number * part.nbytes)
             file.write(np.ascontiguousarray(part).data)
 
     def close(self) -> None:
@@ -161,7 +184,7 @@ class _PackedWriter:
 class _NoWriter:
     wants_images = False
 
-    def write(self, x: int, y: int, image: NDArray[np.uint8] | None, tumor: NDArray[np.bool_]) -> None:
+    def write(self, number: int, x: int, y: int, image: NDArray[np.uint8] | None, tumor: NDArray[np.bool_]) -> None:
         pass
 
     def close(self) -> None:
@@ -175,7 +198,8 @@ class PatchPixels(Protocol):
         """Read a patch.
 
         Raises:
-            ManifestError: what the store keeps of it is missing or damaged.
+            ManifestError: what the store keeps of it is missing or damaged, or the slide or mask that it is read from
+                has changed.
             PandaError: the slide or its mask cannot be read there.
         """
 
@@ -244,15 +268,48 @@ class _SlidePixels:
         return type(self), (self._settings,)
 
     def read(self, place: Place) -> Pair:
-        slide, mask, resolution = self._open(place.img, place.msk, place.provider)
+        slide, mask, resolution = self._open(place.img, place.msk, place.provider, place.folder)
         size = self._settings.patch_size, self._settings.patch_size
         image = slide.read(resolution, (place.x, place.y), size)
         return image, mask.read_tumor(resolution, (place.x, place.y), size).view(np.uint8)
 
-    def _opened(self, img: Path, msk: Path, provider: str) -> tuple[Slide, LabelMask, Resolution]:
+    def _opened(self, img: Path, msk: Path, provider: str, folder: Path) -> tuple[Slide, LabelMask, Resolution]:
         settings = self._settings
         slide = Slide.open(img, reader=settings.reader, mpp_override=settings.mpp_override)
-        return slide, LabelMask.open(msk, slide, provider), slide.at(level=settings.level, mpp=settings.mpp)
+        mask = LabelMask.open(msk, slide, provider)
+        _check_unchanged(folder / SLIDE_FILE, {"slide": img, "mask": msk})
+        return slide, mask, slide.at(level=settings.level, mpp=settings.mpp)
+
+
+def _check_unchanged(cut: Path, files: dict[str, Path]) -> None:
+    """Compare the slide and the mask that patches are read from with those that they were cut from.
+
+    Args:
+        cut: the record of the extraction.
+        files: ``"slide"`` and ``"mask"``.
+
+    Raises:
+        ManifestError: the record is missing or damaged, or a file's size or time of change is not what it says.
+    """
+    try:
+        stored = json.loads(cut.read_text(encoding="utf-8"))
+        were = {which: (stored[which]["bytes"], stored[which]["mtime_ns"]) for which in files}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _broken(cut, f"cannot be read ({error})") from error
+    for which, path in files.items():
+        found = identity(path)
+        now = found["bytes"], found["mtime_ns"]
+        if now != were[which]:
+            was, is_now = (f"{size} bytes of {_time(changed)}" for size, changed in (were[which], now))
+            raise ManifestError(
+                f"{path}: the {which} has changed since its patches were cut: {was} then, {is_now} now; run again, and "
+                "they will be cut anew, or put the old file back, with its time"
+            )
+
+
+def _time(ns: int | str) -> str:
+    """A file's time of change for people, in UTC."""
+    return datetime.fromtimestamp(int(ns) / 1e9, UTC).isoformat(sep=" ", timespec="milliseconds")
 
 
 def _broken(path: Path, fault: str) -> ManifestError:

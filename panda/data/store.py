@@ -18,9 +18,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from panda.data.disk import estimate_need, refuse_without_room
+from panda.data.disk import estimate_need, refuse_without_room, surely_fits
 from panda.data.manifest import SlideRecord
-from panda.data.patches import PARTIAL, SLIDE_FILE, Failure, SlidePatches, extract_slide, load_slide
+from panda.data.patches import PARTIAL, Failure, SlidePatches, extract_slide, load_slide
+from panda.data.pixels import SLIDE_FILE
 from panda.data.settings import PatchSettings
 from panda.errors import ManifestError, PandaError
 from panda.files import fingerprint, locked, remove, write_whole
@@ -106,9 +107,11 @@ def extract_store(
                 slides[record.slide_id] = found
         pending = [record for record in records if record.slide_id not in slides]
         # Where no pixels are kept, looking at a few slides first would only take the time that it takes to cut them.
-        if pending and settings.store != "slide" and (need := estimate_need(pending, settings)) is not None:
-            log.info("%s: %s to write", store, need)
-            refuse_without_room(need, store)
+        if pending and settings.store != "slide" and not surely_fits(pending, settings, store):
+            need = estimate_need(pending, settings)
+            if need is not None:
+                log.info("%s: %s to write", store, need)
+                refuse_without_room(need, store)
         with (
             ThreadPoolExecutor(max(1, workers), thread_name_prefix="extract") as pool,
             tqdm(total=len(records), initial=len(slides), desc="patches", unit="slide", disable=not progress) as bar,

@@ -61,6 +61,17 @@ PROVIDERS: Mapping[str, ProviderLabels] = MappingProxyType(
 _UNKNOWN = 2
 
 
+def _kinds(labels: ProviderLabels) -> NDArray[np.uint8]:
+    """Whether each code is cancer (1), something else (0) or unknown."""
+    kinds = np.full(256, _UNKNOWN, np.uint8)
+    kinds[list(labels.names)] = 0
+    kinds[list(labels.cancer)] = 1
+    return kinds
+
+
+_KINDS = {provider: _kinds(labels) for provider, labels in PROVIDERS.items()}
+
+
 def provider_labels(provider: str) -> ProviderLabels:
     """Look up the codes of a provider.
 
@@ -92,11 +103,8 @@ def tumor_bool_from_gray(mask_gray: NDArray[np.uint8], provider: str) -> NDArray
             f"label codes come as (H, W) uint8, not {mask_gray.shape} {mask_gray.dtype}; "
             "pass the red channel of the mask"
         )
-    kind = np.full(256, _UNKNOWN, np.uint8)
-    kind[list(labels.names)] = 0
-    kind[list(labels.cancer)] = 1
-    kinds = np.asarray(cv2.LUT(mask_gray, kind), np.uint8) if mask_gray.size else mask_gray.copy()
-    if (kinds == _UNKNOWN).any():
+    kinds = np.asarray(cv2.LUT(mask_gray, _KINDS[provider]), np.uint8) if mask_gray.size else mask_gray.copy()
+    if kinds.max(initial=0) == _UNKNOWN:
         codes, counts = np.unique(mask_gray[kinds == _UNKNOWN], return_counts=True)
         found = ", ".join(f"{code} ({count} px)" for code, count in zip(codes, counts, strict=True))
         raise MaskError(

@@ -17,10 +17,10 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-CACHE_BYTES = 16 * 2**20
-"""Decoded segments kept by a process, of all its TIFFs together: 21 tiles of 512 px, so that windows that overlap are
-read row by row with each tile decoded once where a row of them touches no more. (A larger cache is slower in itself:
-it leaves the processor's own.)"""
+CACHE_BYTES = 32 * 2**20
+"""Decoded segments kept by a process, of all its TIFFs together: 42 tiles of 512 px. Windows that overlap and are read
+row by row find each tile decoded once where a row of them touches no more. (A larger cache is slower in itself: memory
+that was not touched for long is slow to come by.)"""
 
 SEGMENT_BYTES = 64 * 2**20
 """Largest decoded segment. The one decoded last is always kept, else it would be decoded anew for each window."""
