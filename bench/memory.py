@@ -12,14 +12,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench.project import STORES, settings
+from bench.project import DEFAULT_STORE, settings
 from bench.results import Results
 from bench.slides import CACHE, shared_tiles_slide
 from panda.data.store import extract_store
 
 SIDES = {"10k": 10_000, "100k": 100_000}
-STORE = STORES[-1]
-NAME = f"panda {STORE}"
+NAME = f"panda {DEFAULT_STORE}"
 TIMEOUT_S = 1800.0
 
 
@@ -56,7 +55,7 @@ def main(side: int) -> None:
     record = shared_tiles_slide(side)
     before = _peak_mib()
     with tempfile.TemporaryDirectory(dir=CACHE) as out:
-        done = extract_store([record], settings(STORE), out, CACHE, workers=1, progress=False)
+        done = extract_store([record], settings(DEFAULT_STORE), out, CACHE, workers=1, progress=False)
     if done.failures:
         sys.exit(done.failures[0].message)
     print(json.dumps([_peak_mib(), before, len(done.slides[record.slide_id])]))

@@ -9,9 +9,10 @@ READER: ReaderName = "fast"
 """The one named outright: where it cannot read, that is an error here and no slower reader takes its place."""
 TILE = 512
 MIN_TISSUE = 0.1
-STORES: tuple[StoreKind, ...] = ("packed", "png", "slide")
-"""The first two write pictures and masks, the second as the loops of other libraries do, a PNG each; the last reads
-the masks but no pictures, for these stay in the slide."""
+DEFAULT_STORE: StoreKind = "slide"
+"""That of ``data=panda``: masks are read, pictures stay in the slide, where `PatchSet` reads them."""
+STORES: tuple[StoreKind, ...] = (DEFAULT_STORE, "packed", "png")
+"""The other two write pictures and masks, the last as the loops of other libraries do, a PNG each."""
 
 
 def settings(store: StoreKind) -> PatchSettings:

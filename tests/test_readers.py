@@ -241,6 +241,33 @@ def test_closing_gives_the_memory_back(tiled: Path) -> None:
     assert not any(key[0] == number for key in CACHE._kept)
 
 
+@pytest.mark.parametrize("compression", ["jpeg", "adobe_deflate"])
+@pytest.mark.parametrize("red_only", [False, True])
+def test_a_window_of_one_tile_is_its_own_and_not_kept(tmp_path: Path, compression: str, red_only: bool) -> None:
+    if red_only and compression == "jpeg":
+        pytest.skip("masks are no JPEG")
+    image = np.random.default_rng(2).integers(0, 256, (128, 192, 3), dtype=np.uint8)
+    how = {"tile": (64, 64), "photometric": "rgb", "compression": compression, "metadata": None}
+    tifffile.imwrite(tmp_path / "small.tiff", image, **how)
+    pyramid = TiffPyramid(tmp_path / "small.tiff", red_only=red_only)
+    number = pyramid._file.get().number
+
+    def kept() -> int:
+        return sum(key[0] == number for key in CACHE._kept)
+
+    tile = pyramid.read(0, 64, 64, 64, 64)
+    whole = pyramid.read(0, 0, 0, 192, 128, keep=False)
+    assert kept() == 0
+    assert (whole[64:128, 64:128] == tile).all()
+    tile[:] = 0
+    assert (pyramid.read(0, 64, 64, 64, 64) == whole[64:128, 64:128]).all()
+    assert (pyramid.read(0, 60, 60, 64, 64) == whole[60:124, 60:124]).all()
+    assert kept() == 4
+    tile = pyramid.read(0, 64, 64, 64, 64)  # of those that are kept
+    tile[:] = 0
+    assert (pyramid.read(0, 64, 64, 64, 64) == whole[64:128, 64:128]).all()
+
+
 def test_a_changed_read_does_not_reach_the_next(tiled: Path) -> None:
     pyramid = TiffPyramid(tiled)
     first = pyramid.read(0, 0, 0, 256, 256)

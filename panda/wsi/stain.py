@@ -159,6 +159,8 @@ class Picture:
             bright = cv2.min(cv2.min(red, green), blue) > _BRIGHT
             glass += _counts(magenta, bright & (magenta <= _LARGEST_TINT))
         for ink in (_REDS, _OTHERS):
+            if not any((self._flags[own] & ink).any() for own, _, _ in self._stripes()):
+                continue
             mask = np.empty(self._flags.shape, np.bool_)
             for own, _, _ in self._stripes():
                 mask[own] = (self._flags[own] & ink) > 0

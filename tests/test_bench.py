@@ -1,0 +1,23 @@
+"""What the measurements take for granted."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from bench.project import DEFAULT_STORE
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def test_contenders_do_not_get_torch_with_the_door() -> None:
+    # each has a process that imports the door's module first; cuCIM hangs where torch was there before it
+    code = "import sys, bench.run, bench.extraction, bench.reading; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
+
+
+def test_the_headline_store_is_the_one_of_data_panda() -> None:
+    assert OmegaConf.load(REPOSITORY / "conf" / "data" / "panda.yaml").store == DEFAULT_STORE
