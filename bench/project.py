@@ -15,10 +15,17 @@ STORES: tuple[StoreKind, ...] = (DEFAULT_STORE, "packed", "png")
 """The other two write pictures and masks, the last as the loops of other libraries do, a PNG each."""
 
 
-def settings(store: StoreKind) -> PatchSettings:
-    """Patches of 512 px at level 0, side by side, as all contenders cut them.
+TRAINING_SIZE, TRAINING_BATCH = 256, 8
+TRAINING = f"UNet-ResNet18, {TRAINING_SIZE} px, batches of {TRAINING_BATCH}"
+CACHED = "one cached batch"
+"""What training steps are measured on, and what those from the loader are compared with."""
+
+
+def settings(store: StoreKind, size: int = TILE) -> PatchSettings:
+    """Patches at level 0, side by side, as all contenders cut them.
 
     Args:
         store: one of ``STORES``.
+        size: of a patch in px.
     """
-    return PatchSettings(level=0, patch_size=TILE, min_tissue=MIN_TISSUE, reader=READER, store=store)
+    return PatchSettings(level=0, patch_size=size, min_tissue=MIN_TISSUE, reader=READER, store=store)

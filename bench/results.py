@@ -20,6 +20,7 @@ UNITS = {
     "stores": "patches/s",
     "memory": "MiB at most",
     "start": "s",
+    "training": "steps/s",
 }
 PACKAGES = (
     *("panda-wsi", "openslide-python", "openslide-bin", "imagecodecs", "tifffile", "zarr", "numpy", "pillow"),

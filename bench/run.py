@@ -1,4 +1,4 @@
-"""The door: ``python -m bench.run [--quick] [--only reading,extraction,stores,memory,start] [--rounds 5]``."""
+"""The door: ``python -m bench.run [--quick] [--only reading,extraction,stores,memory,start,training] [--rounds 5]``."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from statistics import median
 
 from bench import extraction, memory, reading, start
-from bench.project import DEFAULT_STORE, READER, STORES
+from bench.project import CACHED, DEFAULT_STORE, READER, STORES, TRAINING
 from bench.results import BASELINE, Results
 from bench.slides import FULL, QUICK, drawn_slide
 
-PARTS = ("reading", "extraction", "stores", "memory", "start")
+PARTS = ("reading", "extraction", "stores", "memory", "start", "training")
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     if load > 0.2 * cores:
         print(f"This machine is busy (load {load:.1f} on {cores} cores): do not quote these figures.")
     results = Results()
-    if {"reading", "extraction", "stores"} & set(parts):
+    if {"reading", "extraction", "stores", "training"} & set(parts):
         slide = drawn_slide(*(QUICK if options.quick else FULL))
         if "reading" in parts:
             reading.measure(slide, options.rounds, results)
@@ -43,6 +43,10 @@ def main() -> None:
             from bench import stores  # noqa: PLC0415
 
             stores.measure(slide, options.rounds, results)
+        if "training" in parts:
+            from bench import training  # noqa: PLC0415  (likewise)
+
+            training.measure(slide, options.rounds, results)
     if "memory" in parts:
         memory.measure(options.rounds, results)
     if "start" in parts:
@@ -74,6 +78,10 @@ def _headline(results: Results) -> None:
                     results.head(key, "extraction", (f"panda {store}", other), (threads, threads))
     small, large = (memory.case_of(name) for name in ("10k", "100k"))
     results.head("extraction_rss_100k_vs_10k", "memory", (memory.NAME, memory.NAME), (large, small))
+    for store in STORES:
+        which = "" if store == DEFAULT_STORE else f"_{store}"
+        names = f"panda {store}", CACHED
+        results.head(f"train_step_vs_cached{which}", "training", names, (TRAINING, TRAINING))
     for case, key in start.KEYS.items():
         if values := results.rows.get(("start", "panda", case)):
             results.headline[key] = round(median(values), 3)

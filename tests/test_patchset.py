@@ -180,7 +180,7 @@ def test_broken_files_are_named(manifest: Path, part: str) -> None:
 def test_a_mask_with_other_values(manifest: Path) -> None:
     patches = PatchSet(manifest)
     cv2.imwrite(str(patches.rows[0].msk), np.full((64, 64), 4, np.uint8))
-    with pytest.raises(ManifestError, match="values other than 0 and 255"):
+    with pytest.raises(ManifestError, match="values other than 0, 128 and 255"):
         patches[0]
 
 

@@ -33,7 +33,7 @@ from panda.data.store import StoreResult, extract_store, list_stores
 from panda.errors import ManifestError, PandaError
 from panda.wsi.geometry import Resolution
 from panda.wsi.slide import Slide
-from tests.panda_folder import make_folder, slide_name
+from tests.panda_folder import TISSUE, make_folder, slide_name
 
 KINDS: tuple[StoreKind, ...] = ("png", "packed", "slide")
 SPLIT: dict[str, Split] = {slide_name(0): "train", slide_name(1): "val", slide_name(2): "test", slide_name(3): "train"}
@@ -70,6 +70,27 @@ def test_all_kinds_give_the_same_samples(records: list[SlideRecord], tmp_path: P
     rows = [[(row.slide_id, row.x, row.y, row.tumor_fraction) for row in patches.rows] for patches in sets.values()]
     assert rows[0] == rows[1] == rows[2]
     assert any(fraction for *_, fraction in rows[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_background_and_what_lies_past_the_edge_can_be_ignored(
+    records: list[SlideRecord], tmp_path: Path, kind: StoreKind
+) -> None:
+    plain = PatchSettings(level=1, patch_size=100, min_tissue=0.1, store=kind)
+    ignoring = dataclasses.replace(plain, ignore_background=True)
+    before, after = (_train_set(_cut(records, settings, tmp_path)) for settings in (plain, ignoring))
+    assert len(before) == len(after)
+    for number, row in enumerate(before.rows):
+        (image, mask), (same, target) = before[number], after[number]
+        assert torch.equal(image, same)
+        assert row.tumor_fraction == after.rows[number].tumor_fraction
+        tissue = torch.zeros(1, 100, 100, dtype=torch.bool)
+        y, x = (np.arange(100) + start // 2 for start in (row.y, row.x))
+        inside = [(at >= part.start // 2) & (at < part.stop // 2) for at, part in zip((y, x), TISSUE, strict=True)]
+        tissue[0] = torch.from_numpy(np.outer(*inside))
+        assert torch.equal(target, torch.where(tissue, mask, -1.0))
+    turned = PatchSet(after.rows.path, Augmentation("light"))[0][1]
+    assert set(turned.flatten().tolist()) == set(after[0][1].flatten().tolist())
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -1,6 +1,11 @@
 """What a run returns, and that a resumed one goes on as if it had never stopped."""
 
+import gc
+import os
+import shutil
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,10 +22,12 @@ from panda.app.grading import leak_notes, without_tiles
 from panda.app.run import Run
 from panda.app.segmentation import SegmentationExperiment
 from panda.app.train import _config_of_resumed, _trainer, compared_by
-from panda.data.loaders import Draw, ordered_loader, train_loader
+from panda.data.loaders import Draw, drawn, ordered_loader, train_loader
+from panda.data.patchset import PatchSet
 from panda.errors import CheckpointError, ConfigError, PandaError, SlideError
 from panda.inference.grader import Grade
 from panda.models.losses import BCELoss
+from panda.models.segmentation import Segmenter
 from panda.tasks.optim import Optim
 from panda.tasks.segmentation import SegmentationTask
 from tests.test_config import composed
@@ -92,6 +99,137 @@ def trained(
     else:
         run.fit(task, Data())
     return run, task
+
+
+class Named(PatchSet):
+    """Patches of a split without a store, one of which may be broken."""
+
+    def __init__(self) -> None:
+        self.images = torch.rand(12, 3, 16, 16, generator=torch.Generator().manual_seed(7))
+        self.broken: int | None = None
+
+    def __len__(self) -> int:
+        return 12
+
+    def name(self, index: int) -> str:
+        return f"slide at level-0 px ({index}, 0)"
+
+    def __getitem__(self, index: int | Draw) -> tuple[Tensor, Tensor]:
+        number, _ = drawn(index)
+        image = self.images[number]
+        return image * (torch.nan if number == self.broken else 1), (image[:1] > 0.5).float()
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_loss_that_is_no_number_names_the_patch_and_keeps_the_checkpoints(tmp_path: Path, split: str) -> None:
+    sets = {name: Named() for name in ("train", "val")}
+
+    class Broken(Data):
+        def train_dataloader(self) -> DataLoader[Any]:
+            return train_loader(sets["train"], 12, 4, 0, self.trainer)
+
+        def val_dataloader(self) -> DataLoader[Any]:
+            return ordered_loader(sets["val"], 4, 0)
+
+    class Break(pl.Callback):
+        def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+            sets[split].broken = 5 if trainer.current_epoch == 1 else None
+
+    cfg = composed("trainer=cpu", "trainer.max_epochs=3", "logger=csv", f"run_dir={tmp_path}")
+    (tmp_path / "checkpoints").mkdir()
+    pl.seed_everything(0, verbose=False)
+    task = SegmentationTask(Tiny(), BCELoss(), Optim(lr=0.05), CARRIED)  # type: ignore[arg-type]
+    run = Run(cfg, tmp_path, None, _trainer(cfg, tmp_path, SimpleNamespace(monitor="val/dice", mode="max")))
+    run.trainer.callbacks.append(Break())  # type: ignore[attr-defined]
+    with pytest.raises(PandaError, match=r"loss is nan in epoch 1.*no number for: slide at level-0 px \(5, 0\)$"):
+        run.fit(task, Broken())
+    for name in ("best", "last"):
+        state = torch.load(tmp_path / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        assert state["epoch"] == 0
+        assert all(bool(torch.isfinite(value).all()) for value in state["state_dict"].values())
+
+
+class Memory(pl.Callback):
+    """Notes the process's memory after each epoch."""
+
+    def __init__(self) -> None:
+        self.mib: list[float] = []
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        gc.collect()
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        self.mib.append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
+
+
+def mib_after_epochs(folder: Path) -> list[float]:
+    """Trains twelve epochs; an epoch's logits are 12 MiB, so that what kept them would be seen at once."""
+
+    class Large(Data):
+        def train_dataloader(self) -> DataLoader[Any]:
+            image = torch.rand(12, 3, 256, 256, generator=torch.Generator().manual_seed(7))
+            return train_loader(Patches(image, (image[:, :1] > 0.5).float()), 12, 4, 0, self.trainer)
+
+    cfg = composed("trainer=cpu", "trainer.max_epochs=12", "task.patience=99", "logger=csv", f"run_dir={folder}")
+    (folder / "checkpoints").mkdir()
+    task = SegmentationTask(Tiny(), BCELoss(), Optim(), CARRIED)  # type: ignore[arg-type]
+    run = Run(cfg, folder, None, _trainer(cfg, folder, SimpleNamespace(monitor="val/dice", mode="max")))
+    memory = Memory()
+    run.trainer.callbacks.append(memory)  # type: ignore[attr-defined]
+    run.fit(task, Large())
+    return memory.mib
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="the system does not tell a process's memory so")
+def test_memory_does_not_grow_over_epochs(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(1, get_context("spawn")) as alone:  # what other tests left would blur it
+        mib = alone.submit(mib_after_epochs, tmp_path).result()
+    assert len(mib) == 12
+    assert max(mib[-3:]) < max(mib[2:5]) + 6, mib
+
+
+def test_memory_layout_changes_no_weight(tmp_path: Path) -> None:
+    """But for the order in which sums are taken; a checkpoint is the same either way."""
+    states = []
+    for channels_last in (False, True):
+        torch.manual_seed(0)
+        task = SegmentationTask(
+            Segmenter("Unet", "resnet18", decoder_channels=[16, 8, 8, 8, 8]),
+            BCELoss(),
+            Optim(name="sgd", lr=0.01),
+            CARRIED,
+            channels_last=channels_last,
+        )
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            max_steps=2,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=tmp_path,
+        )
+        trainer.fit(task, Data())
+        states.append(task.state_dict())
+    assert list(states[0]) == list(states[1])
+    for key, value in states[0].items():
+        torch.testing.assert_close(states[1][key], value, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_network_trains_alike_and_keeps_the_names_of_its_weights() -> None:
+    results = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        network = Segmenter("Unet", "resnet18", decoder_channels=[16, 8, 8, 8, 8])
+        task = SegmentationTask(network, BCELoss(), Optim(), CARRIED, compiled=compiled)
+        image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+        logits = task(image)
+        logits.square().mean().backward()
+        results.append((logits.detach(), next(network.parameters()).grad, list(task.state_dict())))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-2, atol=1e-4)
+    assert results[0][2] == results[1][2]
 
 
 def weights(folder: Path) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """The segmentation experiment: train, choose a threshold on validation, map and score the test slides."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,15 +59,20 @@ class SegmentationSettings:
         overlap: Of neighbouring tiles when slides are mapped, as a share of the patch size, in [0, 1).
         panels: Rows of the panel pictures.
         patience: Epochs without a better `val/dice` after which training stops.
+        channels_last: Train with the channels of a pixel side by side in memory: the same network, faster
+            (docs/performance.md).
+        compile: Train through `torch.compile`: slower to begin with, then faster.
 
     Raises:
-        ConfigError: If a number is out of range.
+        ConfigError: If a number is out of range, or `compile` lacks a C++ compiler for the CPU.
     """
 
     name: Literal["segmentation"] = "segmentation"
     overlap: float = 0.5
     panels: int = 6
     patience: int = 10
+    channels_last: bool = True
+    compile: bool = False
 
     def __post_init__(self) -> None:
         faults = []
@@ -78,6 +84,8 @@ class SegmentationSettings:
             faults.append(f"task.panels={self.panels} must not be negative; 0 draws none")
         if self.patience < 1:
             faults.append(f"task.patience={self.patience} must be at least 1 epoch")
+        if self.compile and not any(map(shutil.which, ("g++", "clang++", "cl"))):
+            faults.append("task.compile=true needs a C++ compiler (g++ or clang++), and none was found: install one")
         if faults:
             raise ConfigError(faults)
 
@@ -141,7 +149,15 @@ class SegmentationExperiment:
             "train_slides": sorted(record.slide_id for record in splits["train"]),
             "val_slides": sorted(record.slide_id for record in splits["val"]),
         }
-        run.fit(SegmentationTask(self.network, self.loss, self.optim, carried), data)
+        task = SegmentationTask(
+            self.network,
+            self.loss,
+            self.optim,
+            carried,
+            channels_last=self.settings.channels_last,
+            compiled=self.settings.compile,
+        )
+        run.fit(task, data)
         run.summary["data"] = data.describe()
         predictor = SegmentationPredictor.from_checkpoint(run.best, self.engine)
         choice, validated = self._freeze_threshold(run, predictor, splits["val"])

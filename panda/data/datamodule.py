@@ -67,6 +67,7 @@ class PatchDataModule(pl.LightningDataModule):
         mpp_override: µm per level-0 px where the slides do not say, or say nonsense.
         augment: applied to training patches; None for none.
         extract_workers: slides cut at the same time, in threads.
+        ignore_background: see `PatchSettings`.
         draw: draws the embedded slides at ``root`` on first use; None for a folder that exists.
 
     Raises:
@@ -100,10 +101,13 @@ class PatchDataModule(pl.LightningDataModule):
         extract_workers: int = 2,
         draw: SyntheticSpec | None = None,
         store: StoreKind = "png",
+        ignore_background: bool = False,
     ) -> None:
         super().__init__()
         self.root = Path(root)
-        self.settings = PatchSettings(level, mpp, patch_size, stride, edge, min_tissue, reader, mpp_override, store)
+        self.settings = PatchSettings(
+            level, mpp, patch_size, stride, edge, min_tissue, reader, mpp_override, store, ignore_background
+        )
         self.store_root = Path(store_root)
         self.batch_size = batch_size
         self.num_workers = num_workers

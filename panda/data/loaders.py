@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
 _SEEDS = 2**62
 
@@ -54,6 +54,8 @@ class DrawSampler(Sampler[Draw]):
         self.items = items
         self.seed = seed
         self.epoch = epoch
+        self.order: list[int] = []
+        """Items of the present pass, in the order they are drawn in."""
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next pass; Lightning calls it."""
@@ -65,9 +67,25 @@ class DrawSampler(Sampler[Draw]):
     def __iter__(self) -> Iterator[Draw]:
         rng = np.random.default_rng((self.seed, self.epoch))
         self.epoch += 1
-        order = rng.permutation(self.items).tolist()
+        order = self.order = rng.permutation(self.items).tolist()
         seeds = rng.integers(_SEEDS, size=self.items).tolist()
         return iter([Draw(index, seed) for index, seed in zip(order, seeds, strict=True)])
+
+
+def items_of(loader: DataLoader[Any], number: int) -> list[int]:
+    """Which items a batch of the present pass is made of.
+
+    Args:
+        loader: of `train_loader` or `ordered_loader`.
+        number: of the batch in the pass, from 0.
+
+    Returns:
+        Numbers of items; none where the loader's sampler was replaced, as for several devices.
+    """
+    sampler, size = loader.sampler, loader.batch_size or 1
+    if isinstance(sampler, DrawSampler):
+        return sampler.order[number * size : (number + 1) * size]
+    return list(sampler)[number * size : (number + 1) * size] if isinstance(sampler, SequentialSampler) else []
 
 
 def loader_faults(batch_size: int, num_workers: int, prefix: str = "data") -> list[str]:

@@ -7,6 +7,7 @@ what it was made from, so that a slide or mask that has changed since is extract
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -26,7 +27,7 @@ from panda.errors import MaskError, PandaError, SlideError
 from panda.files import fingerprint, identity, remove, replace, sync
 from panda.wsi.geometry import Resolution
 from panda.wsi.grid import Grid, tissue_grid
-from panda.wsi.labels import LabelMask
+from panda.wsi.labels import CANCER, LabelMask
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import find_tissue
 
@@ -180,7 +181,13 @@ def extract_slide(
                 with closing(
                     patch_writer(settings.store, partial, record.slide_id, len(grid), settings.patch_size)
                 ) as writer:
-                    tumor = _write_patches(writer, slide, mask, grid, on_stage)
+                    tumor = _write_patches(
+                        writer,
+                        slide,
+                        functools.partial(mask.read_target, ignore_background=settings.ignore_background),
+                        grid,
+                        on_stage,
+                    )
                     on_stage("read")
                     origin = _origin(record)
                     if origin["slide"] != slide_file:
@@ -215,7 +222,11 @@ def extract_slide(
 
 
 def _write_patches(
-    writer: PatchWriter, slide: Slide, mask: LabelMask, grid: Grid, on_stage: Callable[[str], None]
+    writer: PatchWriter,
+    slide: Slide,
+    read_target: Callable[..., NDArray[np.uint8]],
+    grid: Grid,
+    on_stage: Callable[[str], None],
 ) -> list[float]:
     """Write all patches of the grid; the share of cancer in each.
 
@@ -229,10 +240,10 @@ def _write_patches(
         x, y = grid.level0[number].tolist()
         on_stage("read")
         image = slide.read(grid.resolution, (x, y), size) if writer.wants_images else None
-        tumor = mask.read_tumor(grid.resolution, (x, y), size)
+        target = read_target(grid.resolution, (x, y), size)
         on_stage("write")
-        writer.write(number, x, y, image, tumor)
-        fractions[number] = round(int(np.count_nonzero(tumor)) / tumor.size, 6)
+        writer.write(number, x, y, image, target)
+        fractions[number] = round(int(np.count_nonzero(target == CANCER)) / target.size, 6)
     return fractions
 
 

@@ -44,6 +44,9 @@ COLUMNS = (
     "tumor_fraction",
 )
 
+_VALUES = np.array([0, 1, -1], np.float32)
+"""Of a mask tensor, by target: other, cancer, ignored."""
+
 Members = Mapping[Split, Sequence[tuple[SlidePatches, NDArray[np.int64]]]]
 """Split → slides with the numbers of their patches that belong to it."""
 
@@ -155,7 +158,8 @@ class PatchTable(Sequence[PatchRow]):
 class PatchSet(Dataset[tuple[Tensor, Tensor]]):
     """Pairs of image and cancer mask.
 
-    An item is ``(image, mask)``: (3, h, w) float32 in [0, 1], RGB; (1, h, w) float32, 0 or 1.
+    An item is ``(image, mask)``: (3, h, w) float32 in [0, 1], RGB; (1, h, w) float32, 0 or 1, and -1 where a pixel is
+    to be ignored (only where the patches were cut with ``ignore_background``).
 
     Args:
         manifest: CSV of a split.
@@ -185,13 +189,18 @@ class PatchSet(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def name(self, index: int) -> str:
+        """A patch in words: its slide and its place there."""
+        row = self.rows[index]
+        return f"{row.slide_id} at level-0 px ({row.x}, {row.y})"
+
     def __getitem__(self, index: int | Draw) -> tuple[Tensor, Tensor]:
         number, seed = drawn(index)
         row = self.rows[number]
-        image, tumor = self.pixels.read(self.place_of(row))
+        image, target = self.pixels.read(self.place_of(row))
         if self.transform is not None:
-            image, tumor = self.transform(image, tumor, seed)
-        return image_tensor(image), torch.from_numpy(tumor.astype(np.float32))[None]
+            image, target = self.transform(image, target, seed)
+        return image_tensor(image), torch.from_numpy(_VALUES[target])[None]
 
 
 def image_tensor(image: NDArray[np.uint8]) -> Tensor:

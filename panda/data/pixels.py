@@ -1,8 +1,9 @@
 """The pixels of patches as each kind of store keeps them: written once by the extraction, read by `PatchSet`.
 
-- ``png``: files to look at, ``<SLIDE_ID>/img/<SLIDE_ID>_x1234_y5678.png`` and the mask (0 or 255) in ``msk/`` under
-  the same name; x and y are the patch's top-left corner in level-0 px of the slide.
-- ``packed``: mapped arrays, ``<SLIDE_ID>/img.npy`` (N, h, w, 3) uint8 and ``msk.npy`` (N, h, w) uint8, 0 or 1.
+- ``png``: files to look at, ``<SLIDE_ID>/img/<SLIDE_ID>_x1234_y5678.png`` and the mask (255 cancer, 0 other, 128
+  ignored) in ``msk/`` under the same name; x and y are the patch's top-left corner in level-0 px of the slide.
+- ``packed``: mapped arrays, ``<SLIDE_ID>/img.npy`` (N, h, w, 3) uint8 and ``msk.npy`` (N, h, w) uint8,
+  0 other, 1 cancer, 2 ignored.
 - ``slide``: nothing; a patch is read from its slide and mask each time.
 
 The samples are the same, bit for bit.
@@ -27,7 +28,7 @@ from panda.data.settings import PatchSettings, StoreKind
 from panda.errors import ManifestError
 from panda.files import identity
 from panda.wsi.geometry import Resolution
-from panda.wsi.labels import LabelMask
+from panda.wsi.labels import CANCER, IGNORED, OTHER, LabelMask
 from panda.wsi.slide import Slide
 
 SLIDE_FILE = "slide.json"
@@ -37,7 +38,14 @@ OPEN_SLIDES = 32
 """Slides, or packed files, that a process holds open for reading patches."""
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8]]
-"""An image (h, w, 3) RGB, and its cancer mask (h, w), 0 or 1."""
+"""An image (h, w, 3) RGB, and its target (h, w): see `LabelMask.read_target`."""
+
+_GREYS = {OTHER: 0, CANCER: 255, IGNORED: 128}
+"""Value in a mask file of each target."""
+_TO_GREY = np.zeros(256, np.uint8)
+_FROM_GREY = np.full(256, 255, np.uint8)
+for _target, _grey in _GREYS.items():
+    _TO_GREY[_target], _FROM_GREY[_grey] = _grey, _target
 
 
 class Place(NamedTuple):
@@ -81,8 +89,8 @@ class PatchWriter(Protocol):
     wants_images: bool
     """Whether the images matter: where not, the extraction does not read them."""
 
-    def write(self, number: int, x: int, y: int, image: NDArray[np.uint8] | None, tumor: NDArray[np.bool_]) -> None:
-        """Keep a patch: its number on the slide, its place, (h, w, 3) RGB and (h, w) cancer."""
+    def write(self, number: int, x: int, y: int, image: NDArray[np.uint8] | None, target: NDArray[np.uint8]) -> None:
+        """Keep a patch: its number on the slide, its place, (h, w, 3) RGB and (h, w) target."""
 
     def close(self) -> None:
         """Close the files."""
@@ -111,22 +119,22 @@ class _PngWriter:
         for name in ("img", "msk"):
             (folder / name).mkdir()
 
-    def write(self, number: int, x: int, y: int, image: NDArray[np.uint8] | None, tumor: NDArray[np.bool_]) -> None:
+    def write(self, number: int, x: int, y: int, image: NDArray[np.uint8] | None, target: NDArray[np.uint8]) -> None:
         assert image is not None, "this store wants images"
         name = patch_name(self._slide_id, x, y)
         (self._folder / "img" / name).write_bytes(png(image))
-        (self._folder / "msk" / name).write_bytes(_mask_png(tumor))
+        (self._folder / "msk" / name).write_bytes(_mask_png(target))
 
     def close(self) -> None:
         pass
 
 
-def _mask_png(tumor: NDArray[np.bool_]) -> bytes:
-    """Write a mask, 0 or 255, as PNG."""
-    first = bool(tumor.flat[0])
-    if tumor.all() if first else not tumor.any():  # as most are
-        return _even_png(*tumor.shape, 255 * first)
-    return png(tumor.view(np.uint8) * np.uint8(255))
+def _mask_png(target: NDArray[np.uint8]) -> bytes:
+    """Write a target as PNG."""
+    first = target.flat[0]
+    if (target == first).all():  # as most are
+        return _even_png(*target.shape, int(_TO_GREY[first]))
+    return png(np.asarray(cv2.LUT(target, _TO_GREY), np.uint8))
 
 
 @lru_cache(16)
@@ -170,9 +178,9 @@ class _PackedWriter:
             np.lib.format.write_array_header_1_0(file, header)
         self._starts = [file.tell() for file in self._files]
 
-    def write(self, number: int, x: int, y: int, image: NDArray[np.uint8] | None, tumor: NDArray[np.bool_]) -> None:
+    def write(self, number: int, x: int, y: int, image: NDArray[np.uint8] | None, target: NDArray[np.uint8]) -> None:
         assert image is not None, "this store wants images"
-        for file, start, part in zip(self._files, self._starts, (image, tumor), strict=True):
+        for file, start, part in zip(self._files, self._starts, (image, target), strict=True):
             file.seek(start + number * part.nbytes)
             file.write(np.ascontiguousarray(part).data)
 
@@ -184,7 +192,7 @@ class _PackedWriter:
 class _NoWriter:
     wants_images = False
 
-    def write(self, number: int, x: int, y: int, image: NDArray[np.uint8] | None, tumor: NDArray[np.bool_]) -> None:
+    def write(self, number: int, x: int, y: int, image: NDArray[np.uint8] | None, target: NDArray[np.uint8]) -> None:
         pass
 
     def close(self) -> None:
@@ -218,9 +226,10 @@ class _PngPixels:
     def read(self, place: Place) -> Pair:
         image = self._file(place.img, cv2.IMREAD_COLOR_RGB)
         mask = self._file(place.msk, cv2.IMREAD_GRAYSCALE)
-        if not ((mask == 0) | (mask == 255)).all():
-            raise _broken(place.msk, "has values other than 0 and 255")
-        return image, (mask > 0).view(np.uint8)
+        target = np.asarray(cv2.LUT(mask, _FROM_GREY), np.uint8)
+        if target.max() > IGNORED:
+            raise _broken(place.msk, "has values other than 0, 128 and 255")
+        return image, target
 
     def _file(self, path: Path, flags: int) -> NDArray[np.uint8]:
         try:
@@ -271,7 +280,8 @@ class _SlidePixels:
         slide, mask, resolution = self._open(place.img, place.msk, place.provider, place.folder)
         size = self._settings.patch_size, self._settings.patch_size
         image = slide.read(resolution, (place.x, place.y), size)
-        return image, mask.read_tumor(resolution, (place.x, place.y), size).view(np.uint8)
+        ignore = self._settings.ignore_background
+        return image, mask.read_target(resolution, (place.x, place.y), size, ignore_background=ignore)
 
     def _opened(self, img: Path, msk: Path, provider: str, folder: Path) -> tuple[Slide, LabelMask, Resolution]:
         settings = self._settings

@@ -26,6 +26,7 @@ class PatchSettings:
         reader: of the slides, see `Slide.open`.
         mpp_override: µm per level-0 px where the slides do not say, or say nonsense.
         store: what is kept of the pixels: ``"png"``: files; ``"packed"``: mapped arrays; ``"slide"``: nothing.
+        ignore_background: pixels of mask code 0 (background or unknown) and past the slide's edge count in no loss.
     """
 
     level: int | None = 1
@@ -37,6 +38,7 @@ class PatchSettings:
     reader: ReaderName = "auto"
     mpp_override: float | None = None
     store: StoreKind = "png"
+    ignore_background: bool = False
 
     def faults(self) -> list[str]:
         """Say what is wrong with the settings, one sentence a fault, in words of the ``data`` config."""

@@ -79,11 +79,11 @@ class GradingTask(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch of bags."""
-        bag, mask, grade, _ = batch
+        bag, mask, grade, slides = batch
         label = target_class(grade, self.carried["target"])
         logits, _, _ = self(bag, mask)
         loss: Tensor = self.loss(logits, label)
-        check_finite(loss, self.optim.lr, self.current_epoch)
+        check_finite(loss, logits, self.optim.lr, self.current_epoch, lambda: slides)
         self.train_slides.update(logits.detach().float().softmax(-1), label)
         self.log("train/loss_step", loss, prog_bar=True)
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(bag))
@@ -97,11 +97,11 @@ class GradingTask(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds one batch of bags to the epoch's figures."""
-        bag, mask, grade, _ = batch
+        bag, mask, grade, slides = batch
         label = target_class(grade, self.carried["target"])
         logits, _, _ = self(bag, mask)
         loss: Tensor = self.loss(logits, label)
-        check_finite(loss, self.optim.lr, self.current_epoch)
+        check_finite(loss, logits, self.optim.lr, self.current_epoch, lambda: slides)
         self.val_loss.update(loss, weight=len(bag))
         self.val_slides.update(logits.float().softmax(-1), label)
 

@@ -1,7 +1,7 @@
 """Optimizer and learning-rate schedule of both tasks, as plain settings."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +14,10 @@ from panda.errors import ConfigError, PandaError
 
 START = 0.04
 """Learning rate of the first step as a share of the highest, where there is a warm-up."""
+
+
+_NAMED = 8
+"""Samples that an error names."""
 
 
 @dataclass(frozen=True)
@@ -84,19 +88,29 @@ class Optim:
         }
 
 
-def check_finite(loss: Tensor, lr: float, epoch: int) -> None:
+def check_finite(loss: Tensor, outputs: Tensor, lr: float, epoch: int, names: Callable[[], Sequence[str]]) -> None:
     """Ends a training that has diverged: from weights that are no numbers nothing more is learnt.
 
     Args:
         loss: Of a batch.
+        outputs: Of the network, (N, …).
         lr: The highest learning rate, for the message.
         epoch: For the message.
+        names: Names the N samples of the batch; asked only where the loss is no number.
 
     Raises:
         PandaError: The loss is nan or infinite.
     """
-    if not bool(torch.isfinite(loss).all()):
-        raise PandaError(
-            f"the loss is {loss.item()} in epoch {epoch}: training has diverged; lower optim.lr={lr:g} or set "
-            "trainer.gradient_clip_val=1.0. Checkpoints of earlier epochs are kept"
-        )
+    if bool(torch.isfinite(loss).all()):
+        return
+    fine = torch.isfinite(outputs.detach()).flatten(1).all(dim=1).tolist()
+    batch = list(names())
+    broken = [name for name, good in zip(batch, fine, strict=True) if not good] if len(batch) == len(fine) else []
+    told = broken or batch
+    where = "; ".join(told[:_NAMED]) + (f"; and {len(told) - _NAMED} more" if len(told) > _NAMED else "")
+    whose = "the network's output is no number for" if broken and len(broken) < len(batch) else "the batch was"
+    raise PandaError(
+        f"the loss is {loss.item()} in epoch {epoch}: training has diverged; lower optim.lr={lr:g}, set "
+        "trainer.gradient_clip_val=1.0, or train in trainer.precision=32-true. Checkpoints of earlier epochs are kept"
+        + (f"; {whose}: {where}" if where else "")
+    )

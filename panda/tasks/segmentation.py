@@ -7,8 +7,11 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
 
+from panda.data.loaders import items_of
+from panda.data.patchset import PatchSet
 from panda.models.segmentation import Segmenter
 from panda.tasks.checkpoint import carried_data
 from panda.tasks.metrics import PixelHistogram, dice_at
@@ -31,11 +34,25 @@ class SegmentationTask(pl.LightningModule):
         optim: Optimizer and schedule.
         carried: Plain data for inference: resolution, patch_size, overlap, labels, precision, train_slides,
             val_slides.
+        channels_last: Keep the channels of a pixel side by side in memory.
+        compiled: Run the network through `torch.compile`; its weights keep their names.
     """
 
-    def __init__(self, network: Segmenter, loss: nn.Module, optim: Optim, carried: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        network: Segmenter,
+        loss: nn.Module,
+        optim: Optim,
+        carried: Mapping[str, Any],
+        *,
+        channels_last: bool = False,
+        compiled: bool = False,
+    ) -> None:
         super().__init__()
-        self.network = network
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.network = network.to(memory_format=self.layout)
+        if compiled:
+            self.network.compile()
         self.loss = loss
         self.optim = optim
         self.carried = dict(carried)
@@ -46,7 +63,7 @@ class SegmentationTask(pl.LightningModule):
 
     def forward(self, image: Tensor) -> Tensor:
         """Maps images (N, 3, h, w) in [0, 1] to logits (N, 1, h, w)."""
-        logits: Tensor = self.network(image)
+        logits: Tensor = self.network(image.contiguous(memory_format=self.layout))
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -54,11 +71,21 @@ class SegmentationTask(pl.LightningModule):
         image, mask = batch
         logits = self(image)
         loss: Tensor = self.loss(logits, mask)
-        check_finite(loss, self.optim.lr, self.current_epoch)
-        self.train_pixels.update(logits.detach().float().sigmoid(), mask > 0.5)
+        self._check(loss, logits, self.trainer.train_dataloader, batch_idx)
+        self.train_pixels.update(logits.detach().float().sigmoid(), mask > 0.5, mask >= 0)
         self.log("train/loss_step", loss, prog_bar=True)
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(image))
         return loss
+
+    def _check(self, loss: Tensor, logits: Tensor, loader: DataLoader[Any] | None, number: int) -> None:
+        """Stops at a loss that is no number, naming the patches."""
+
+        def names() -> list[str]:
+            if loader is None or not isinstance(loader.dataset, PatchSet):
+                return []
+            return [loader.dataset.name(item) for item in items_of(loader, number)]
+
+        check_finite(loss, logits, self.optim.lr, self.current_epoch, names)
 
     def on_train_epoch_end(self) -> None:
         """Logs the epoch's training Dice."""
@@ -70,9 +97,9 @@ class SegmentationTask(pl.LightningModule):
         image, mask = batch
         logits = self(image)
         loss: Tensor = self.loss(logits, mask)
-        check_finite(loss, self.optim.lr, self.current_epoch)
-        self.val_loss.update(loss, weight=len(image))
-        self.val_pixels.update(logits.float().sigmoid(), mask > 0.5)
+        self._check(loss, logits, self.trainer.val_dataloaders, batch_idx)
+        self.val_loss.update(loss, weight=(mask >= 0).sum())
+        self.val_pixels.update(logits.float().sigmoid(), mask > 0.5, mask >= 0)
 
     def on_validation_epoch_end(self) -> None:
         """Logs validation loss and Dice, and searches the threshold over the epoch's pixels."""

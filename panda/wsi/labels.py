@@ -60,6 +60,9 @@ PROVIDERS: Mapping[str, ProviderLabels] = MappingProxyType(
 
 _UNKNOWN = 2
 
+OTHER, CANCER, IGNORED = 0, 1, 2
+"""What a pixel is to a network that learns: see `LabelMask.read_target`."""
+
 
 def _kinds(labels: ProviderLabels) -> NDArray[np.uint8]:
     """Whether each code is cancer (1), something else (0) or unknown."""
@@ -265,7 +268,34 @@ class LabelMask:
         Raises:
             MaskError: as `read`, or the mask holds a code its provider does not use.
         """
+        return self._tumor(self.read(resolution, location, size))
+
+    def read_target(
+        self, resolution: Resolution, location: tuple[int, int], size: tuple[int, int], *, ignore_background: bool
+    ) -> NDArray[np.uint8]:
+        """Read what a network is to learn; arguments and frame as in `read`.
+
+        Args:
+            resolution: of the slide.
+            location: (x, y) of the top-left corner in level-0 px of the slide.
+            size: (width, height) in working px.
+            ignore_background: code 0, which both providers use for background and for unknown, and what lies past the
+                edge of the slide is `IGNORED`; else it is `OTHER`.
+
+        Returns:
+            (height, width) uint8: `OTHER`, `CANCER` or `IGNORED`.
+
+        Raises:
+            MaskError: as `read_tumor`.
+        """
         codes = self.read(resolution, location, size)
+        target = self._tumor(codes).view(np.uint8)
+        if ignore_background:
+            target[codes == 0] = IGNORED
+        return target
+
+    def _tumor(self, codes: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Cancer or not; an unknown code is named together with the file."""
         try:
             return tumor_bool_from_gray(codes, self.provider)
         except MaskError as exc:

@@ -1,0 +1,105 @@
+"""Part f: how much of a training step is waiting for the loader, and what precision and memory layout buy."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import chain, repeat
+
+import torch
+from torch import Tensor
+
+from bench.project import CACHED, TRAINING, TRAINING_BATCH, TRAINING_SIZE, settings
+from bench.results import Results
+from bench.slides import CACHE
+from panda.data.augment import Augmentation
+from panda.data.loaders import train_loader
+from panda.data.manifest import SlideRecord
+from panda.data.patchset import PatchSet, write_patch_manifests
+from panda.data.settings import StoreKind
+from panda.data.store import extract_store
+from panda.models.losses import BCEDiceLoss
+from panda.models.segmentation import Segmenter
+
+PART = "training"
+STEPS = 10
+WORKERS = 2
+STORES: tuple[StoreKind, ...] = ("slide", "png")
+KINDS = {
+    "fp32": (torch.float32, torch.contiguous_format, False),
+    "fp32 channels-last": (torch.float32, torch.channels_last, False),
+    "fp32 channels-last compiled": (torch.float32, torch.channels_last, True),
+    "bf16": (torch.bfloat16, torch.contiguous_format, False),
+    "bf16 channels-last": (torch.bfloat16, torch.channels_last, False),
+    "bf16 channels-last compiled": (torch.bfloat16, torch.channels_last, True),
+}
+"""Precision, memory layout and whether the network goes through `torch.compile`."""
+
+Batch = tuple[Tensor, Tensor]
+
+
+class _Steps:
+    """A network in training, as `SegmentationTask` trains it."""
+
+    def __init__(
+        self,
+        dtype: torch.dtype = torch.float32,
+        layout: torch.memory_format = torch.channels_last,
+        compiled: bool = False,
+    ) -> None:
+        torch.manual_seed(0)
+        self.dtype, self.layout = dtype, layout
+        self.network = Segmenter("Unet", "resnet18").to(memory_format=layout)
+        if compiled:
+            self.network.compile()
+        self.loss = BCEDiceLoss()
+        self.optimizer = torch.optim.AdamW(self.network.parameters())
+
+    def seconds(self, batches: Iterator[Batch], steps: int) -> float:
+        """Time some steps after one that is not counted."""
+        start = 0.0
+        for number, (image, mask) in zip(range(steps + 1), batches, strict=False):
+            if number == 1:
+                start = time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+                logits = self.network(image.contiguous(memory_format=self.layout))
+                loss = self.loss(logits, mask)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+        return time.perf_counter() - start
+
+
+def measure(record: SlideRecord, rounds: int, results: Results) -> None:
+    """Train on patches of a slide from the loader and from memory in turn, and in each precision and layout.
+
+    Args:
+        record: the slide.
+        rounds: how many times each.
+        results: gets the rows, in steps/s.
+    """
+    with tempfile.TemporaryDirectory(dir=CACHE) as out:
+        sources: dict[str, Iterator[Batch]] = {}
+        batch: Batch | None = None
+        for store in STORES:
+            cut = settings(store, TRAINING_SIZE)
+            done = extract_store([record], cut, out, CACHE, workers=2, progress=False)
+            patches = PatchSet(write_patch_manifests(done, {record.slide_id: "train"})["train"], Augmentation("light"))
+            loader = train_loader(patches, len(patches), TRAINING_BATCH, WORKERS)
+            sources[f"panda {store}"] = chain.from_iterable(iter(loader) for _ in repeat(None))
+            batch = batch or next(iter(train_loader(patches, len(patches), TRAINING_BATCH, 0)))
+        assert batch is not None
+        steps = _Steps()
+        for turn in range(-1, rounds):
+            for name, batches in {CACHED: repeat(batch), **sources}.items():
+                seconds = steps.seconds(iter(batches), STEPS)
+                if turn >= 0:
+                    results.add(PART, name, TRAINING, STEPS / seconds)
+        del sources
+    kinds = {name: _Steps(*kind) for name, kind in KINDS.items()}
+    for turn in range(-1, rounds):
+        for name, steps in kinds.items():
+            seconds = steps.seconds(repeat(batch), 3)
+            if turn >= 0:
+                results.add(PART, name, f"{TRAINING}, by precision and memory layout", 3 / seconds)
