@@ -61,7 +61,7 @@ def test_all_faults_of_the_arguments_at_once(tmp_path: Path) -> None:
     text = str(caught.value)
     for name in ("level", "stride", "val_fraction + data.test_fraction is 1.2", "slide_id", "extract_workers"):
         assert f"data.{name}" in text
-    assert "near_duplicate: known are missing_slide, missing_mask" in text
+    assert "data.exclude has near_duplicate: give data.findings=audit/findings.csv" in text
     with pytest.raises(ConfigError, match=r"data\.groups is set"):
         PatchDataModule(tmp_path, split="patches", groups="patients.csv")
 
@@ -136,7 +136,7 @@ def test_patches_of_one_slide(folder: Path) -> None:
         module.test_dataloader()
     anyone = module_of(folder, split="patches", provider="karolinska")
     assert [record.slide_id for record in anyone.records()] == [slide_name(1)]
-    with pytest.raises(ManifestError, match=r"none of 8 slides is left \(other_slide: 8\)"):
+    with pytest.raises(ManifestError, match=r"of 8 slides in 8 groups 0 are used, left out are other_slide: 8"):
         module_of(folder, split="patches", slide_id="unknown").records()
 
 
@@ -147,7 +147,7 @@ def test_provider_groups_and_no_test(folder: Path, tmp_path: Path) -> None:
     found = module.describe()
     assert found["left_out"] == {"other_provider": 4}
     assert found["slides"] == {"train": 2, "val": 2}
-    assert found["groups"].startswith("By group: 2 groups")
+    assert found["groups"].startswith("By patient: 2 patients")
     groups = {name: {record.group for record in records} for name, records in module.splits().items()}
     assert not groups["train"] & groups["val"]
     with pytest.raises(ManifestError, match="2 groups cannot make train, val, test"):
@@ -167,7 +167,7 @@ def test_missing_files(folder: Path, tmp_path: Path) -> None:
     assert sum(module.describe()["slides"].values()) == 6
     assert module.describe()["failed"][0]["error"] == "MaskError"
     module = prepared(copy, test_fraction=0.0, exclude=["missing_mask", "missing_slide"])
-    assert module.left_out == {"missing_mask": 1, "missing_slide": 1}
+    assert module.selection().left_out == {"missing_mask": 1, "missing_slide": 1}
     assert module.failures == []
     with pytest.raises(ManifestError, match="put the mask at"):
         prepared(copy, split="patches", slide_id=slide_name(2))

@@ -104,8 +104,8 @@ def test_missing_folder_table_column_rows(tmp_path: Path) -> None:
 def test_groups(tmp_path: Path) -> None:
     path = tmp_path / "patients.csv"
     path.write_text("image_id,patient\na,7\nb,7\nc,8\n")
-    groups = read_groups(path)
-    assert groups == {"a": "7", "b": "7", "c": "8"}
+    groups, kind = read_groups(path)
+    assert (groups, kind) == ({"a": "7", "b": "7", "c": "8"}, "patient")
     grouped = apply_groups([record("a", "radboud", 0), record("c", "radboud", 0)], groups)
     assert [item.group for item in grouped] == ["7", "8"]
     with pytest.raises(ManifestError, match=r"(?s)1 of 2 slides are not in the table of groups.*- z"):

@@ -24,6 +24,7 @@ from panda.app.segmentation import SegmentationExperiment
 from panda.app.train import _config_of_resumed, _trainer, compared_by
 from panda.data.loaders import Draw, drawn, ordered_loader, train_loader
 from panda.data.patchset import PatchSet
+from panda.data.settings import SelectionSettings
 from panda.errors import CheckpointError, ConfigError, PandaError, SlideError
 from panda.inference.grader import Grade
 from panda.models.losses import BCELoss
@@ -325,7 +326,7 @@ def test_a_validation_slide_that_fails_leaves_no_canvas(tmp_path: Path, monkeypa
         raise SlideError("cannot be read")
 
     experiment: Any = object.__new__(SegmentationExperiment)
-    experiment.data = SimpleNamespace(split="holdout")
+    experiment.data = SimpleNamespace(choice=SelectionSettings())
     experiment._open = experiment._mask = lambda *_: nullcontext()
     monkeypatch.setattr("panda.app.segmentation.find_tissue", lambda _: None)
     run: Any = SimpleNamespace(folder=tmp_path, failures=[])

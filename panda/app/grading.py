@@ -143,10 +143,11 @@ class GradingExperiment:
         self.cfg = cfg
         faults = Faults()
         self.data: PatchDataModule = faults.build(plain["data"])
-        if plain["data"]["split"] != "holdout":
-            faults.add(
-                f"data.split={plain['data']['split']}: grading needs slides in each split; use data.split=holdout"
-            )
+        if plain["data"]["split"] == "patches":
+            faults.add("data.split=patches: grading needs slides in each split; use data.split=holdout or kfold")
+        elif self.data is not None:
+            for fault in idle_faults(self.data.choice.idle(), self.data.choice.how()):
+                faults.add(fault)
         self.tiles: TileSettings = faults.build(plain["tiles"])
         self.settings: GradingSettings = faults.build(plain["task"])
         self.loss = faults.build(plain["loss"])
@@ -186,6 +187,7 @@ class GradingExperiment:
     def run(self, run: Run) -> None:
         """See `Experiment.run`."""
         splits = self.data.splits()
+        self.data.selection().write(run.folder / "splits.csv")
         items: dict[Split, list[BagItem]] = {}
         mpps: dict[Split, list[float]] = {name: [] for name in splits}
         for name, records in splits.items():
@@ -231,8 +233,8 @@ class GradingExperiment:
             "data": {
                 "root": str(self.data.root),
                 "slides": {name: len(found) for name, found in items.items()},
-                "left_out": dict(self.data.left_out),
-                "groups": self.data.policy(),
+                "left_out": self.data.selection().left_out,
+                "groups": self.data.selection().policy(),
             },
             "val": self._grade_slides(run, grader, items["val"], "val"),
         }

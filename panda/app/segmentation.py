@@ -119,8 +119,10 @@ class SegmentationExperiment:
             check_loss(self.loss, torch.zeros(2, 1, 8, 8), torch.ones(2, 1, 8, 8), plain["loss"], faults)
         if plain["segmentation_checkpoint"] is not None:
             faults.add("segmentation_checkpoint is for task=grading: leave it out, or give task=grading")
-        if plain["data"]["split"] == "patches":
-            for fault in idle_faults((*CHOICE_KEYS, "data.test_fraction"), "data.split=patches"):
+        if self.data is not None:
+            choice = self.data.choice
+            idle = (*choice.idle(), *(CHOICE_KEYS if choice.split == "patches" else ()))
+            for fault in idle_faults(idle, choice.how()):
                 faults.add(fault)
         with faults.collect():
             check_criterion(plain["criterion"], plain["cost_ratio"])
@@ -134,6 +136,7 @@ class SegmentationExperiment:
         """See `Experiment.run`."""
         data = self.data
         data.prepare_data()
+        data.selection().write(run.folder / "splits.csv")
         try:
             data.setup("fit")
         finally:
@@ -161,7 +164,7 @@ class SegmentationExperiment:
         run.summary["data"] = data.describe()
         predictor = SegmentationPredictor.from_checkpoint(run.best, self.engine)
         choice, validated = self._freeze_threshold(run, predictor, splits["val"])
-        one_slide = data.split == "patches"
+        one_slide = data.choice.split == "patches"
         if one_slide:
             run.notes.append(
                 "One slide, its patches split: these figures show that the network learns, not that it generalises "
@@ -192,7 +195,7 @@ class SegmentationExperiment:
         """
         choice = predictor.threshold
         scores: list[SlideScore] = []
-        if self.data.split == "holdout":
+        if self.data.choice.split != "patches":
             canvases = run.folder / "validation"
 
             def score(record: SlideRecord, bar: "tqdm[Any]") -> SlideScore:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,30 +12,17 @@ from torch.utils.data import DataLoader
 
 from panda.data.augment import Augmentation
 from panda.data.loaders import loader_faults, ordered_loader, train_loader
-from panda.data.manifest import (
-    TABLE,
-    SlideRecord,
-    apply_groups,
-    find_one_tumor_example,
-    read_groups,
-    read_manifest,
-)
+from panda.data.manifest import TABLE, SlideRecord, find_one_tumor_example, read_manifest
 from panda.data.patches import Failure
 from panda.data.patchset import PatchSet, write_one_slide_manifests, write_patch_manifests
-from panda.data.settings import PatchSettings, StoreKind
-from panda.data.splits import SPLITS, Split, fraction_faults, split_slides
+from panda.data.selection import Selection, select
+from panda.data.settings import How, PatchSettings, SelectionSettings, StoreKind
+from panda.data.splits import SPLITS, Split
 from panda.data.store import StoreResult, extract_store, load_store, store_path
 from panda.errors import ConfigError, ManifestError
 from panda.wsi.geometry import mean_mpp
-from panda.wsi.labels import PROVIDERS
 from panda.wsi.readers import ReaderName
 from panda.wsi.synthetic import SyntheticSpec, draw_dataset
-
-FINDINGS: Mapping[str, Callable[[SlideRecord], bool]] = {
-    "missing_slide": lambda record: not record.image_path.is_file(),
-    "missing_mask": lambda record: record.mask_path is None or not record.mask_path.is_file(),
-}
-"""What may be found about a slide, by the name ``exclude`` uses."""
 
 
 class PatchDataModule(pl.LightningDataModule):
@@ -55,14 +41,19 @@ class PatchDataModule(pl.LightningDataModule):
         batch_size: patches a batch.
         num_workers: processes that load, for each loader; 0 for none.
         seed: of the split. Loaders and augmentation follow torch's seed.
-        split: ``"holdout"``: by slide or group. ``"patches"``: the patches of one slide are split into training
-            and validation, without a test, whatever ``test_fraction`` is; its figures are not generalisation.
+        split: ``"holdout"``, ``"kfold"`` or ``"patches"``: the patches of one slide are split into training and
+            validation, without a test, whatever ``test_fraction`` is; its figures are not generalisation.
+        folds: see `SelectionSettings`, as for all of the following up to ``splits``.
+        fold: which of them.
         val_fraction: share of the slides (or patches) for validation.
         test_fraction: share of the slides for the test; 0 for none.
         slide_id: the slide of ``split="patches"``; None for one that has cancer.
-        provider: only this provider's slides; None for all.
-        exclude: findings whose slides are left out: ``missing_mask``, ``missing_slide``.
-        groups: CSV with image_id and patient (or group), which never straddle the split.
+        provider: only this provider's slides.
+        test_provider: test on this provider's slides, train on the others.
+        exclude: findings whose slides are left out.
+        findings: those of an audit.
+        groups: CSV of groups that never straddle the split.
+        splits: the split of another run.
         reader: of the slides, see `Slide.open`.
         mpp_override: µm per level-0 px where the slides do not say, or say nonsense.
         augment: applied to training patches; None for none.
@@ -88,13 +79,18 @@ class PatchDataModule(pl.LightningDataModule):
         batch_size: int = 16,
         num_workers: int = 2,
         seed: int = 0,
-        split: Literal["holdout", "patches"] = "holdout",
+        split: How = "holdout",
+        folds: int = 5,
+        fold: int = 0,
         val_fraction: float = 0.2,
         test_fraction: float = 0.2,
         slide_id: str | None = None,
         provider: str | None = None,
+        test_provider: str | None = None,
         exclude: Sequence[str] = (),
+        findings: str | Path | None = None,
         groups: str | Path | None = None,
+        splits: str | Path | None = None,
         reader: ReaderName = "auto",
         mpp_override: float | None = None,
         augment: Augmentation | None = None,
@@ -111,20 +107,26 @@ class PatchDataModule(pl.LightningDataModule):
         self.store_root = Path(store_root)
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self.seed = seed
-        self.split = split
-        self.val_fraction = val_fraction
-        self.test_fraction = test_fraction if split == "holdout" else 0.0
-        self.slide_id = slide_id
-        self.provider = provider
-        self.exclude = tuple(exclude)
-        self.groups = None if groups is None else Path(groups)
+        self.choice = SelectionSettings(
+            split=split,
+            folds=folds,
+            fold=fold,
+            seed=seed,
+            val_fraction=val_fraction,
+            test_fraction=test_fraction if split != "patches" else 0.0,
+            slide_id=slide_id,
+            provider=provider,
+            test_provider=test_provider,
+            exclude=tuple(exclude),
+            findings=None if findings is None else Path(findings),
+            groups=None if groups is None else Path(groups),
+            splits=None if splits is None else Path(splits),
+        )
         self.augment = augment
         self.extract_workers = extract_workers
         self.draw = draw
-        self.left_out: dict[str, int] = {}
         self.failures: list[Failure] = []
-        self._records: list[SlideRecord] | None = None
+        self._selection: Selection | None = None
         self._result: StoreResult | None = None
         self._sets: dict[Split, PatchSet] = {}
         if faults := [*self.settings.faults(), *self._faults()]:
@@ -133,35 +135,20 @@ class PatchDataModule(pl.LightningDataModule):
     def _faults(self) -> list[str]:
         """What is wrong with the arguments beside the patch settings."""
         faults = loader_faults(self.batch_size, self.num_workers)
-        faults += fraction_faults(self.val_fraction, self.test_fraction)
-        if self.split not in ("holdout", "patches"):
-            faults.append(f"data.split is {self.split!r}: give holdout or patches")
-        if self.seed < 0:
-            faults.append(f"data.seed is {self.seed}: give 0 or more")
+        faults += self.choice.faults()
         if self.extract_workers < 1:
             faults.append(f"data.extract_workers is {self.extract_workers}: give at least 1")
-        if self.provider is not None and self.provider not in PROVIDERS:
-            known = ", ".join(sorted(PROVIDERS))
-            faults.append(f"data.provider is {self.provider!r}: give {known}, or null for all")
-        if unknown := [name for name in self.exclude if name not in FINDINGS]:
-            faults.append(f"data.exclude has {', '.join(unknown)}: known are {', '.join(FINDINGS)}")
-        if self.slide_id is not None and self.split == "holdout":
-            faults.append(f"data.slide_id is {self.slide_id!r}, which is for data.split=patches: set one of them")
         if self.draw is None and not (self.root / TABLE).is_file():
             faults.append(f"data.root={self.root} has no {TABLE}: give the folder that holds it and train_images/")
-        if self.groups is not None and not self.groups.is_file():
-            faults.append(f"data.groups={self.groups} is no file: give a CSV with image_id and patient (or group)")
-        if self.split == "patches" and self.settings.step < self.settings.patch_size:
+        if self.choice.split == "patches" and self.settings.step < self.settings.patch_size:
             faults.append(
                 f"data.stride is {self.settings.stride}: with data.split=patches validation patches would overlap "
                 f"training patches; give null"
             )
-        if self.split == "patches" and self.settings.edge == "shift":
+        if self.choice.split == "patches" and self.settings.edge == "shift":
             faults.append(
                 "data.edge is 'shift': with data.split=patches the last patches would overlap others; give pad"
             )
-        if self.groups is not None and self.split == "patches":
-            faults.append("data.groups is set, but data.split=patches has one slide: remove one of them")
         return faults
 
     @property
@@ -169,52 +156,28 @@ class PatchDataModule(pl.LightningDataModule):
         """Folder of the patch store."""
         return store_path(self.store_root, self.root, self.settings)
 
-    def records(self) -> list[SlideRecord]:
-        """Slides that are used; those left out are counted in ``left_out`` by reason.
-
-        Returns:
-            The records with their groups, in the order of the table (one record where ``split="patches"``).
+    def selection(self) -> Selection:
+        """What becomes of each slide of the table.
 
         Raises:
-            ManifestError: the tables are faulty, or no slide is left.
+            ManifestError: the tables are faulty, or no slide is left for a split.
         """
-        if self._records is None:
+        if self._selection is None:
             if self.draw is not None:
                 draw_dataset(self.root, self.draw)
-            records = read_manifest(self.root)
-            kept: list[SlideRecord] = []
-            left_out: Counter[str] = Counter()
-            chosen = self._chosen_id() if self.split == "patches" else None
-            for record in records:
-                if reason := self._reason_to_leave_out(record, chosen):
-                    left_out[reason] += 1
-                else:
-                    kept.append(record)
-            self.left_out = dict(sorted(left_out.items()))
-            if not kept:
-                counts = ", ".join(f"{reason}: {count}" for reason, count in self.left_out.items())
-                raise ManifestError(
-                    f"{self.root}: none of {len(records)} slides is left ({counts}); change data.provider, "
-                    f"data.exclude or data.slide_id"
-                )
-            if self.groups is not None:
-                kept = apply_groups(kept, read_groups(self.groups))
-            self._records = kept
-        return list(self._records)
+            choice = self.choice
+            if choice.split == "patches" and choice.slide_id is None:
+                choice = replace(choice, slide_id=find_one_tumor_example(self.root, choice.provider).slide_id)
+            self._selection = select(read_manifest(self.root), choice)
+        return self._selection
 
-    def _chosen_id(self) -> str:
-        """The slide of ``split="patches"``."""
-        if self.slide_id is not None:
-            return self.slide_id
-        return find_one_tumor_example(self.root, self.provider).slide_id
+    def records(self) -> list[SlideRecord]:
+        """Slides that are used, with their groups, in the order of the table (one where ``split="patches"``).
 
-    def _reason_to_leave_out(self, record: SlideRecord, chosen: str | None) -> str | None:
-        """Why a slide is not used, the first reason that holds."""
-        if chosen is not None and record.slide_id != chosen:
-            return "other_slide"
-        if self.provider not in (None, record.provider):
-            return "other_provider"
-        return next((name for name in self.exclude if FINDINGS[name](record)), None)
+        Raises:
+            ManifestError: as `selection`.
+        """
+        return self.selection().used
 
     def splits(self) -> dict[Split, list[SlideRecord]]:
         """Slides of each split.
@@ -223,22 +186,17 @@ class PatchDataModule(pl.LightningDataModule):
             Split → records by slide id. Where ``split="patches"``, training and validation share the slide.
 
         Raises:
-            ManifestError: as `records`, or a split would be empty.
+            ManifestError: as `selection`.
         """
-        records = self.records()
-        if self.split == "patches":
+        records, split = self.records(), self.selection().split
+        if self.choice.split == "patches":
             return {"train": records, "val": records}
-        split = self._split_of(records)
         ordered = sorted(records, key=lambda record: record.slide_id)
         return {
             name: [record for record in ordered if split[record.slide_id] == name]
             for name in SPLITS
             if name in split.values()
         }
-
-    def _split_of(self, records: Sequence[SlideRecord]) -> dict[str, Split]:
-        """Slide id → split."""
-        return split_slides(records, seed=self.seed, val_fraction=self.val_fraction, test_fraction=self.test_fraction)
 
     def prepare_data(self) -> None:
         """Draw the embedded slides if asked for, and cut the patches the store lacks.
@@ -268,16 +226,16 @@ class PatchDataModule(pl.LightningDataModule):
         # Processes that did not cut the patches themselves read what the first one left in the store.
         result = self._result or load_store(records, self.settings, self.store_root, self.root)
         self._result, self.failures = result, result.failures
-        if self.split == "holdout":
-            manifests = write_patch_manifests(result, self._split_of(records))
+        if self.choice.split != "patches":
+            manifests = write_patch_manifests(result, self.selection().split)
         elif result.failures:
             raise ManifestError(f"{records[0].slide_id}: {result.failures[0].message}")
         else:
             manifests = write_one_slide_manifests(
                 result.store,
                 result.slides[records[0].slide_id],
-                seed=self.seed,
-                val_fraction=self.val_fraction,
+                seed=self.choice.seed,
+                val_fraction=self.choice.val_fraction,
             )
         self._sets = {
             name: PatchSet(path, self.augment if name == "train" else None) for name, path in manifests.items()
@@ -295,7 +253,8 @@ class PatchDataModule(pl.LightningDataModule):
         self.setup()
         if split not in self._sets:
             raise ConfigError(
-                f"there is no {split} split: data.split is {self.split}, data.test_fraction {self.test_fraction}"
+                f"there is no {split} split: data.split is {self.choice.split}, data.test_fraction "
+                f"{self.choice.test_fraction}"
             )
         return self._sets[split]
 
@@ -334,29 +293,14 @@ class PatchDataModule(pl.LightningDataModule):
             "root": str(self.root),
             "store": str(self.store_folder),
             "settings": asdict(self.settings),
-            "split": self.split,
-            "seed": self.seed,
-            "groups": self.policy(),
+            "split": self.choice.split if self.choice.splits is None else str(self.choice.splits),
+            "seed": self.choice.seed,
+            "groups": self.selection().policy(),
             "slides": {name: len(patches.slide_ids) for name, patches in self._sets.items()},
             "patches": {name: len(patches) for name, patches in self._sets.items()},
             "tumor_patches": {
                 name: int((patches.rows.fractions[:, 1] > 0).sum()) for name, patches in self._sets.items()
             },
-            "left_out": dict(self.left_out),
+            "left_out": self.selection().left_out,
             "failed": [asdict(failure) for failure in self.failures],
         }
-
-    def policy(self) -> str:
-        """What keeps the splits apart, in a sentence."""
-        if self.split == "patches":
-            return (
-                f"None: the patches of one slide ({self.records()[0].slide_id}) are split at random. "
-                f"The figures say nothing of other slides: they are not generalisation."
-            )
-        if self.groups is None:
-            return (
-                "By slide: no patch of a slide straddles the split. Patients are unknown, so two slides of one "
-                "patient may be on both sides."
-            )
-        count = len({record.group for record in self.records()})
-        return f"By group: {count} groups of {self.groups}; no slide of a group straddles the split."

@@ -11,6 +11,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from panda.errors import ManifestError, MaskError, SlideError
 from panda.wsi.labels import PROVIDERS, LabelMask, tumor_bool_from_gray
@@ -22,7 +23,9 @@ MASKS = "train_label_masks"
 COLUMNS = ("image_id", "data_provider", "isup_grade", "gleason_score")
 GRADES = range(6)
 """ISUP grade groups as PANDA gives them: 0 (no cancer) to 5."""
-GROUP_COLUMNS = ("patient", "group")
+GroupKind = Literal["slide", "group", "patient"]
+"""What keeps the splits apart: nothing but slides, groups (near-duplicates), or patients."""
+GROUP_COLUMNS: tuple[GroupKind, ...] = ("patient", "group")
 RESERVED = ("splits", "store.json")
 """Names that a patch store uses beside the folders of its slides."""
 _SHOWN = 5
@@ -123,14 +126,14 @@ def mask_path(root: Path, slide_id: str, suffix: str = "_mask") -> Path:
     return root / MASKS / f"{slide_id}{suffix}.tiff"
 
 
-def read_groups(path: Path | str) -> dict[str, str]:
+def read_groups(path: Path | str) -> tuple[dict[str, str], GroupKind]:
     """Read which patient (or other group) each slide belongs to.
 
     Args:
         path: CSV with the columns ``image_id`` and ``patient`` (or ``group``).
 
     Returns:
-        slide id → group.
+        slide id → group, and what the groups are: ``"patient"`` or (near-duplicates, say) ``"group"``.
 
     Raises:
         ManifestError: the file or a column is missing, the table is empty, a field is empty, or a slide is
@@ -140,8 +143,10 @@ def read_groups(path: Path | str) -> dict[str, str]:
     if not path.is_file():
         raise ManifestError(f"{path}: no such file; data.groups is a CSV with image_id and patient (or group)")
     groups: dict[str, str] = {}
+    kind: GroupKind = "group"
     for number, row in csv_rows(path, ("image_id",), one_of=GROUP_COLUMNS):
-        name = next(row[column] for column in GROUP_COLUMNS if column in row)
+        kind = next(column for column in GROUP_COLUMNS if column in row)
+        name = row[kind]
         slide_id = row["image_id"]
         if not slide_id or not name:
             raise ManifestError(f"{path}, row {number}: empty image_id or group; fill it in or remove the row")
@@ -149,7 +154,7 @@ def read_groups(path: Path | str) -> dict[str, str]:
             raise ManifestError(
                 f"{path}, row {number}: {slide_id!r} is in {name!r} and in {groups[slide_id]!r}; a slide has one group"
             )
-    return groups
+    return groups, kind
 
 
 def apply_groups(records: Sequence[SlideRecord], groups: Mapping[str, str]) -> list[SlideRecord]:
@@ -217,13 +222,16 @@ def _has_tumor(record: SlideRecord) -> bool:
             return bool(tumor_bool_from_gray(mask.overview(small), record.provider).any())
 
 
-def csv_rows(path: Path, columns: Sequence[str], one_of: Sequence[str] = ()) -> list[tuple[int, dict[str, str]]]:
+def csv_rows(
+    path: Path, columns: Sequence[str], one_of: Sequence[str] = (), *, may_be_empty: bool = False
+) -> list[tuple[int, dict[str, str]]]:
     """Rows of a CSV as (number of the line in the file, stripped values by column), blank lines left out.
 
     Args:
         path: the file, in UTF-8.
         columns: that it must have.
         one_of: columns of which it must have one at least.
+        may_be_empty: a table without rows is none too few.
 
     Raises:
         ManifestError: it cannot be read, a column is missing, or it has no rows.
@@ -247,7 +255,7 @@ def csv_rows(path: Path, columns: Sequence[str], one_of: Sequence[str] = ()) -> 
         raise ManifestError(
             f"{path}: no column {', '.join(absent)}; the columns found are {', '.join(names) or 'none'}"
         )
-    if not rows:
+    if not rows and not may_be_empty:
         raise ManifestError(f"{path}: the table has no rows")
     return rows
 

@@ -1,15 +1,24 @@
-"""How patches are cut, checked in words of the config."""
+"""How patches are cut and which slides are used, checked in words of the config."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
+from panda.data.findings import FILE_FINDINGS, FINDINGS
+from panda.data.splits import fraction_faults
+from panda.wsi.labels import PROVIDERS
 from panda.wsi.mpp import MPP_MAX, MPP_MIN
 from panda.wsi.readers import ReaderName
 
 StoreKind = Literal["png", "packed", "slide"]
 """How a store keeps pixels, see `panda.data.pixels`."""
+
+
+How = Literal["holdout", "kfold", "patches"]
+AUDIT = "python -m panda.data.audit data=panda data.root=…"
+"""The command that looks for findings."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,118 @@ class PatchSettings:
     def step(self) -> int:
         """Distance of neighbouring patches in px at the patches' resolution."""
         return self.patch_size if self.stride is None else self.stride
+
+
+@dataclass(frozen=True)
+class SelectionSettings:
+    """Which slides are used and how they are split, in words of the ``data`` config.
+
+    Attributes:
+        split: ``"holdout"``: three parts; ``"kfold"``: of ``folds`` folds, ``fold`` is the test and the next one
+            validation; ``"patches"``: the patches of one slide.
+        folds: number of folds, at least 3 (2 with ``test_provider``).
+        fold: from 0.
+        seed: of the split.
+        val_fraction: share of the slides for validation.
+        test_fraction: share for the test; 0 for none.
+        slide_id: the slide of ``split="patches"``.
+        provider: only this provider's slides; None for all.
+        test_provider: all of its slides are the test, the others' are trained and validated on; None for no such test.
+        exclude: findings whose slides are left out.
+        findings: ``findings.csv`` of an audit; None where ``exclude`` asks only for what the files show.
+        groups: CSV with image_id and patient (or group), which never straddle the split.
+        splits: ``splits.csv`` of a run: its split is taken over as it is.
+    """
+
+    split: How = "holdout"
+    folds: int = 5
+    fold: int = 0
+    seed: int = 0
+    val_fraction: float = 0.2
+    test_fraction: float = 0.2
+    slide_id: str | None = None
+    provider: str | None = None
+    test_provider: str | None = None
+    exclude: tuple[str, ...] = ()
+    findings: Path | None = None
+    groups: Path | None = None
+    splits: Path | None = None
+
+    def faults(self) -> list[str]:
+        """Say what is wrong with the settings, one sentence a fault."""
+        return [*self._split_faults(), *self._slide_faults(), *self._file_faults()]
+
+    def _split_faults(self) -> list[str]:
+        faults = []
+        if self.split not in get_args(How):
+            faults.append(f"data.split is {self.split!r}: give {', '.join(get_args(How))}")
+        least = 2 if self.test_provider else 3
+        if self.split != "kfold":
+            faults += fraction_faults(self.val_fraction, self.test_fraction)
+        elif self.folds < least:
+            faults.append(f"data.folds is {self.folds}: give at least {least}, one a split")
+        elif not 0 <= self.fold < self.folds:
+            faults.append(f"data.fold is {self.fold}: give 0 to {self.folds - 1}, of data.folds={self.folds}")
+        if self.seed < 0:
+            faults.append(f"data.seed is {self.seed}: give 0 or more")
+        return faults
+
+    def _slide_faults(self) -> list[str]:
+        faults = [
+            f"data.{key} is {value!r}: give {', '.join(sorted(PROVIDERS))}, or null"
+            for key, value in (("provider", self.provider), ("test_provider", self.test_provider))
+            if value not in (None, *PROVIDERS)
+        ]
+        if self.provider and self.test_provider:
+            faults.append("data.provider and data.test_provider are both set: the test needs both providers' slides")
+        if self.slide_id is not None and self.split != "patches":
+            faults.append(f"data.slide_id is {self.slide_id!r}, which is for data.split=patches: set one of them")
+        if unknown := [name for name in self.exclude if name not in FINDINGS]:
+            faults.append(f"data.exclude has {', '.join(unknown)}: known are {', '.join(FINDINGS)}")
+        audited = [name for name in self.exclude if name in FINDINGS and name not in FILE_FINDINGS]
+        if audited and self.findings is None:
+            faults.append(f"data.exclude has {', '.join(audited)}: give data.findings=audit/findings.csv, from {AUDIT}")
+        return faults
+
+    def _file_faults(self) -> list[str]:
+        files = {
+            "findings": (self.findings, f"findings.csv of an audit ({AUDIT})"),
+            "groups": (self.groups, "a CSV with image_id and patient (or group)"),
+            "splits": (self.splits, "splits.csv of a run"),
+        }
+        faults = [
+            f"data.{key}={path} is no file: give {what}"
+            for key, (path, what) in files.items()
+            if path is not None and not path.is_file()
+        ]
+        if self.split == "patches":
+            faults += [
+                f"data.{key} is set, but data.split=patches has one slide: remove one of them"
+                for key in ("groups", "splits", "test_provider")
+                if getattr(self, key) is not None
+            ]
+        if self.splits is not None and self.test_provider is not None:
+            faults.append("data.splits and data.test_provider are both set: the file says what is tested on")
+        return faults
+
+    def how(self) -> str:
+        """How the slides are split, in the words of the command line."""
+        if self.splits is not None:
+            return f"data.splits={self.splits}"
+        return f"data.split={self.split}" + (
+            f" with data.test_provider={self.test_provider}" * bool(self.test_provider)
+        )
+
+    def idle(self) -> tuple[str, ...]:
+        """Keys of the config that decide nothing with `how`."""
+        if self.splits is not None:
+            return tuple(f"data.{key}" for key in ("split", "folds", "fold", "seed", "val_fraction", "test_fraction"))
+        if self.split == "kfold":
+            return "data.val_fraction", "data.test_fraction"
+        kfold = ("data.folds", "data.fold")
+        if self.split == "patches":
+            return (*kfold, "data.test_fraction")
+        return (*kfold, "data.test_fraction") if self.test_provider else kfold
 
 
 def resolution_faults(level: int | None, mpp: float | None, prefix: str = "data") -> list[str]:

@@ -59,6 +59,10 @@ def split_slides(
     whole numbers of folds (to within 0.01), and the folds are dealt out. Strata are provider × grade; where the
     largest has fewer slides than there are folds, provider × cancer, then provider, then none.
 
+    How near the shares are met: no split is off by more than the slides of the largest group and one slide a stratum
+    that is used, where there are at least as many groups as folds in each (tests/test_splits.py). What it relies on:
+    slides by id, and the shuffle of numpy's ``RandomState(seed)``, which numpy keeps as it is for good.
+
     Args:
         records: the slides, in any order: the split does not depend on it.
         seed: of the shuffle.
@@ -75,8 +79,7 @@ def split_slides(
         raise ManifestError("; ".join(faults))
     wanted = [split for split in SPLITS if split != "test" or test_fraction > 0]
     ordered = sorted(records, key=lambda record: record.slide_id)
-    groups = np.array([record.group for record in ordered])
-    count = len(set(groups.tolist()))
+    count = len({record.group for record in ordered})
     if count < len(wanted):
         raise ManifestError(
             f"{len(ordered)} slides in {count} groups cannot make {', '.join(wanted)}: give more slides, "
@@ -84,18 +87,63 @@ def split_slides(
         )
     folds, val_folds, test_folds = _folds(val_fraction, test_fraction, count)
     split: dict[str, Split] = {}
+    for number, members in enumerate(_dealt(ordered, folds, seed)):
+        name: Split = "test" if number < test_folds else "val" if number < test_folds + val_folds else "train"
+        split.update((record.slide_id, name) for record in members)
+    return _whole(split, ordered, wanted)
+
+
+def fold_slides(
+    records: Sequence[SlideRecord], *, seed: int, folds: int, fold: int, test: bool = True
+) -> dict[str, Split]:
+    """Take one of several folds as the test and the next one as validation; groups never straddle.
+
+    Over all values of ``fold`` each slide is in the test once, and in validation once. Folds are cut as in
+    `split_slides`.
+
+    Args:
+        records: the slides, in any order.
+        seed: of the shuffle.
+        folds: their number.
+        fold: from 0.
+        test: whether there is a test; without it ``fold`` is validation.
+
+    Returns:
+        slide id → ``"train"``, ``"val"`` or ``"test"``, by slide id.
+
+    Raises:
+        ManifestError: there are fewer groups than folds, or a split would be empty.
+    """
+    ordered = sorted(records, key=lambda record: record.slide_id)
+    count = len({record.group for record in ordered})
+    if count < folds:
+        raise ManifestError(
+            f"{len(ordered)} slides in {count} groups cannot make data.folds={folds}: give fewer folds or more slides"
+        )
+    names: dict[int, Split] = {fold: "test", (fold + 1) % folds: "val"} if test else {fold: "val"}
+    split: dict[str, Split] = {}
+    for number, members in enumerate(_dealt(ordered, folds, seed)):
+        split.update((record.slide_id, names.get(number, "train")) for record in members)
+    return _whole(split, ordered, ["train", *names.values()])
+
+
+def _dealt(ordered: Sequence[SlideRecord], folds: int, seed: int) -> list[list[SlideRecord]]:
+    """The slides of each fold."""
+    groups = np.array([record.group for record in ordered])
     splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         # A stratum with fewer slides than folds is spread over as many folds as it has slides: all one can do.
         warnings.filterwarnings("ignore", message="The least populated class in y", category=UserWarning)
         shares = list(splitter.split(groups, _strata(ordered, folds), groups))
-    for number, (_, members) in enumerate(shares):
-        name: Split = "test" if number < test_folds else "val" if number < test_folds + val_folds else "train"
-        split.update((ordered[index].slide_id, name) for index in members)
+    return [[ordered[index] for index in members] for _, members in shares]
+
+
+def _whole(split: dict[str, Split], ordered: Sequence[SlideRecord], wanted: Sequence[Split]) -> dict[str, Split]:
+    """The split by slide id, none of whose parts is empty."""
     if empty := [name for name in wanted if name not in split.values()]:
         raise ManifestError(
-            f"{len(ordered)} slides in {count} groups leave {', '.join(empty)} empty: the groups are too "
-            f"unequal; give more slides, another data.seed or larger fractions"
+            f"{len(ordered)} slides in {len({record.group for record in ordered})} groups leave {', '.join(empty)} "
+            f"empty: the groups are too unequal; give more slides, another data.seed or larger fractions"
         )
     return {record.slide_id: split[record.slide_id] for record in ordered}
 

@@ -1,0 +1,243 @@
+"""Splits that do not leak: over random tables, whatever is left out, and given back from a file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from panda.data.findings import FINDINGS
+from panda.data.manifest import SlideRecord, read_groups
+from panda.data.selection import SPLIT_COLUMNS, Selection, select
+from panda.data.settings import SelectionSettings
+from panda.data.splits import fold_slides, split_slides
+from panda.errors import ManifestError
+
+PROVIDERS = ("karolinska", "radboud")
+
+
+def table(count: int, seed: int, largest: int = 1) -> list[SlideRecord]:
+    """Slides of both providers and all grades, in groups of up to ``largest``, none of whose files are there."""
+    rng = np.random.default_rng(seed)
+    group_of = np.repeat(np.arange(count), rng.integers(1, largest + 1, count))[:count]
+    return [
+        SlideRecord(
+            slide_id=f"{number:08x}",
+            provider=PROVIDERS[int(rng.integers(2))],
+            isup_grade=int(rng.integers(6)),
+            gleason="",
+            image_path=Path(f"{number}.tiff"),
+            mask_path=Path(f"{number}_mask.tiff"),
+            group=f"g{group_of[number]}",
+        )
+        for number in range(count)
+    ]
+
+
+def strata(records: list[SlideRecord]) -> int:
+    return len({(record.provider, record.isup_grade) for record in records})
+
+
+tables = st.builds(table, st.integers(60, 400), st.integers(0, 10**6), st.integers(1, 8))
+
+
+@settings(max_examples=60, deadline=None)
+@given(tables, st.integers(0, 99), st.sampled_from([0.1, 0.15, 0.2, 0.3]), st.sampled_from([0.0, 0.1, 0.2, 0.25]))
+def test_a_holdout_keeps_groups_whole_and_shares_near(
+    records: list[SlideRecord], seed: int, val: float, test: float
+) -> None:
+    split = split_slides(records, seed=seed, val_fraction=val, test_fraction=test)
+    assert split.keys() == {record.slide_id for record in records}
+    sides: defaultdict[str, set[str]] = defaultdict(set)
+    for record in records:
+        sides[record.group].add(split[record.slide_id])
+    assert all(len(names) == 1 for names in sides.values())
+    largest = max(Counter(record.group for record in records).values())
+    slack = largest + strata(records) + 0.01 * len(records)
+    counts = Counter(split.values())
+    for name, share in (("val", val), ("test", test), ("train", 1 - val - test)):
+        assert abs(counts[name] - share * len(records)) <= slack  # type: ignore[index]
+    order = np.random.default_rng(seed).permutation(len(records))
+    assert split_slides([records[i] for i in order], seed=seed, val_fraction=val, test_fraction=test) == split
+
+
+@settings(max_examples=40, deadline=None)
+@given(tables, st.integers(0, 99), st.integers(3, 8))
+def test_over_all_folds_each_slide_is_tested_once(records: list[SlideRecord], seed: int, folds: int) -> None:
+    splits = [fold_slides(records, seed=seed, folds=folds, fold=fold) for fold in range(folds)]
+    largest = max(Counter(record.group for record in records).values())
+    for name in ("test", "val"):
+        times = Counter(slide_id for split in splits for slide_id, where in split.items() if where == name)
+        assert times == Counter(record.slide_id for record in records)
+    for fold, split in enumerate(splits):
+        group_of = {record.slide_id: record.group for record in records}
+        tested = {group_of[slide_id] for slide_id, where in split.items() if where == "test"}
+        assert not tested & {group_of[slide_id] for slide_id, where in split.items() if where != "test"}
+        members = {slide_id for slide_id, where in split.items() if where == "test"}
+        assert abs(len(members) - len(records) / folds) <= largest + strata(records)
+        following = splits[(fold + 1) % folds]
+        assert {slide_id for slide_id, where in following.items() if where == "test"} == {
+            slide_id for slide_id, where in split.items() if where == "val"
+        }
+
+
+@settings(max_examples=30, deadline=None)
+@given(tables, st.integers(0, 20), st.sampled_from(["holdout", "kfold"]), st.data())
+def test_what_is_left_out_moves_no_other_slide(
+    records: list[SlideRecord], seed: int, how: Any, data: st.DataObject
+) -> None:
+    whole = select(records, SelectionSettings(split=how, seed=seed))
+    gone = data.draw(st.sets(st.sampled_from([record.slide_id for record in records]), max_size=len(records) // 4))
+    there = [replace(record, mask_path=None) if record.slide_id in gone else record for record in records]
+    there_too = {record.slide_id for record in records} - gone
+    # missing_mask looks at the files: with a real one for the others it finds those that have none
+    real = [record if record.mask_path is None else replace(record, mask_path=Path(__file__)) for record in there]
+    part = select(real, SelectionSettings(split=how, seed=seed, exclude=("missing_mask",)))
+    assert part.split == {slide_id: whole.split[slide_id] for slide_id in there_too}
+    assert part.left_out == ({"missing_mask": len(gone)} if gone else {})
+    one = select(records, SelectionSettings(split=how, seed=seed, provider="radboud"))
+    assert one.split.items() <= whole.split.items()
+
+
+def test_the_split_of_a_table_is_the_same_on_any_machine() -> None:
+    """And with any version of the libraries: if this fails, splits.csv is how to keep a test set."""
+    records = table(500, 7, 4)
+    for split, digest in (
+        (split_slides(records, seed=3, val_fraction=0.2, test_fraction=0.2), "d5fdc739733c66c5"),
+        (fold_slides(records, seed=3, folds=5, fold=2), "89799ec4d72798ec"),
+    ):
+        text = "".join(f"{slide_id} {name}\n" for slide_id, name in sorted(split.items()))
+        assert hashlib.sha256(text.encode()).hexdigest()[:16] == digest
+
+
+def written(tmp_path: Path, **choice: Any) -> tuple[list[SlideRecord], Selection, Path]:
+    records = table(120, 1, 3)
+    groups = tmp_path / "groups.csv"
+    groups.write_text("image_id,group\n" + "".join(f"{r.slide_id},{r.group}\n" for r in records))
+    selection = select(records, SelectionSettings(groups=groups, **choice))
+    selection.write(tmp_path / "splits.csv")
+    return records, selection, tmp_path / "splits.csv"
+
+
+def test_a_split_is_written_and_given_back(tmp_path: Path) -> None:
+    records, selection, path = written(tmp_path, provider="karolinska")
+    assert path.read_text().startswith(",".join(SPLIT_COLUMNS) + "\n")
+    again = select(list(reversed(records)), SelectionSettings(splits=path))
+    assert again.split == selection.split
+    assert again.why == selection.why
+    assert {r.slide_id: r.group for r in again.records} == {r.slide_id: r.group for r in selection.records}
+    assert again.groups_are == "group"
+    assert f"The split is that of {path}" in again.policy()
+    more = [*records, replace(records[0], slide_id="new")]
+    assert select(more, SelectionSettings(splits=path)).why["new"] == "not_in_splits"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (",val,", ",validation,", "split is 'validation': give train, val, test or left_out"),
+        ("00000003,", "unknown,", "'unknown' is in no row of the table"),
+        ("g0,group,", "g0,family,", "groups_are has"),
+        ("why", "reason", "no column why"),
+    ],
+)
+def test_faults_of_a_given_split_are_named(tmp_path: Path, old: str, new: str, words: str) -> None:
+    records, _, path = written(tmp_path)
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(ManifestError, match=words):
+        select(records, SelectionSettings(splits=path))
+
+
+def test_a_given_split_may_not_tear_groups(tmp_path: Path) -> None:
+    records, selection, path = written(tmp_path)
+    patients = tmp_path / "patients.csv"
+    one = [next(slide_id for slide_id, name in selection.split.items() if name == side) for side in ("train", "test")]
+    patients.write_text(
+        "image_id,patient\n" + "".join(f"{r.slide_id},{'p' if r.slide_id in one else r.slide_id}\n" for r in records)
+    )
+    with pytest.raises(ManifestError, match="group 'p' is in test and train"):
+        select(records, SelectionSettings(splits=path, groups=patients))
+
+
+def test_findings_of_an_audit_leave_slides_out(tmp_path: Path) -> None:
+    records = table(80, 2)
+    header = "slide_id,finding,severity,value,what_to_do\n"
+    findings = tmp_path / "findings.csv"
+    findings.write_text(
+        header + "00000001,blur,note,1,look\n00000002,unopenable,error,x,y\n00000002,blur,note,1,look\n"
+    )
+    choice = SelectionSettings(exclude=("unopenable", "blur"), findings=findings)
+    assert select(records, choice).why == {"00000001": "blur", "00000002": "unopenable"}
+    findings.write_text(header)
+    assert select(records, choice).why == {}
+    (tmp_path / "audit.csv").write_text("slide_id\n" + "".join(f"{r.slide_id}\n" for r in records[1:]))
+    with pytest.raises(ManifestError, match=r"the audit has not seen 1 of 80 slides \(00000000\); run it again"):
+        select(records, choice)
+    findings.write_text(header + "00000001,blurred,note,1,look\n")
+    with pytest.raises(ManifestError, match="finding 'blurred' is not known"):
+        select(records, choice)
+
+
+@pytest.mark.parametrize("how", ["holdout", "kfold"])
+def test_one_provider_is_trained_on_and_the_other_tested(tmp_path: Path, how: Any) -> None:
+    records = table(200, 4)
+    groups = tmp_path / "patients.csv"
+    of = {record.slide_id: record for record in records}
+    pair = [next(r.slide_id for r in records if r.provider == name) for name in PROVIDERS]
+    groups.write_text("image_id,patient\n" + "".join(f"{s},{'both' if s in pair else s}\n" for s in of))
+    selection = select(records, SelectionSettings(split=how, test_provider="radboud", groups=groups))
+    for slide_id, name in selection.split.items():
+        assert (of[slide_id].provider == "radboud") == (name == "test")
+    assert selection.why == {pair[1]: "group_is_trained_on"}
+    assert len(selection.split) == 199
+    assert {"train", "val", "test"} == set(selection.split.values())
+    assert "Tested on radboud only" in selection.policy()
+    with pytest.raises(ManifestError, match=r"0 slides are of it and 200 of others|are of it and 0 of others"):
+        select([replace(r, provider="karolinska") for r in records], SelectionSettings(test_provider="radboud"))
+
+
+@pytest.mark.parametrize(
+    ("choice", "word"),
+    [
+        ({"split": "folds"}, "data.split is 'folds'"),
+        ({"split": "kfold", "folds": 2}, "data.folds is 2: give at least 3"),
+        ({"split": "kfold", "fold": 5}, "data.fold is 5: give 0 to 4"),
+        ({"seed": -1}, "data.seed is -1"),
+        ({"provider": "uppsala"}, "data.provider is 'uppsala'"),
+        ({"test_provider": "uppsala"}, "data.test_provider is 'uppsala'"),
+        ({"provider": "radboud", "test_provider": "radboud"}, "both set"),
+        ({"exclude": ("blurry",)}, "data.exclude has blurry: known are"),
+        ({"exclude": ("blur",)}, r"data.exclude has blur: give data.findings=audit/findings.csv"),
+        ({"findings": Path("none.csv")}, "data.findings=none.csv is no file"),
+        ({"splits": Path("none.csv")}, "data.splits=none.csv is no file"),
+        ({"split": "patches", "test_provider": "radboud"}, "data.test_provider is set, but data.split=patches"),
+        ({"slide_id": "a"}, "data.slide_id is 'a'"),
+    ],
+)
+def test_each_fault_names_its_key(choice: dict[str, Any], word: str) -> None:
+    (fault,) = SelectionSettings(**choice).faults()
+    assert word in fault
+
+
+def test_every_finding_can_be_excluded(tmp_path: Path) -> None:
+    (tmp_path / "findings.csv").write_text("slide_id,finding\n")
+    assert SelectionSettings(exclude=tuple(FINDINGS), findings=tmp_path / "findings.csv").faults() == []
+
+
+def test_what_keeps_the_splits_apart_is_said(tmp_path: Path) -> None:
+    records = table(90, 3)
+    assert select(records, SelectionSettings()).policy().startswith("By slide: ")
+    path = tmp_path / "groups.csv"
+    for column, start in (("patient", "By patient: "), ("group", "By group: ")):
+        path.write_text(f"image_id,{column}\n" + "".join(f"{r.slide_id},{r.slide_id}\n" for r in records))
+        assert read_groups(path)[1] == column
+        kfold = SelectionSettings(groups=path, split="kfold", fold=4)
+        assert select(records, kfold).policy().startswith(start)
+        assert select(records, kfold).policy().endswith("Fold 4 of 5 (from 0) is the test, fold 0 validation.")
