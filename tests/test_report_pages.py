@@ -333,7 +333,7 @@ def test_sweep(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [row["job"] for row in rows] == ["0", "1", "2", "10"]
     assert rows[1]["val_dice_mean_slide"] == "0.8"
-    assert rows[1]["test_high"] == "0.95"
+    assert rows[1]["test_dice_mean_slide_high"] == "0.95"
     assert rows[2]["error"].startswith("ConfigError")
     assert rows[0]["model"] == "m0"
 

@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from multiprocessing import get_context
@@ -18,6 +19,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from panda.app.callbacks import Clock
 from panda.app.grading import leak_notes, without_tiles
 from panda.app.run import Run
 from panda.app.segmentation import SegmentationExperiment
@@ -92,13 +94,13 @@ def trained(
     pl.seed_everything(cfg.seed, verbose=False)
     task = SegmentationTask(Tiny(), BCELoss(), Optim(lr=0.05), CARRIED | carried)  # type: ignore[arg-type]
     experiment: Any = SimpleNamespace(monitor=monitor, mode="max")
-    run = Run(cfg, folder, resume, _trainer(cfg, folder, experiment))
+    run = Run(cfg, folder, resume, _trainer(cfg, folder, experiment, Clock(time.monotonic()), resume))
     if stop is not None:
         run.trainer.callbacks.append(PowerCut(stop))  # type: ignore[attr-defined]
         with pytest.raises(RuntimeError, match="power cut"):
-            run.fit(task, Data())
+            run.fit(task, Data(), {})
     else:
-        run.fit(task, Data())
+        run.fit(task, Data(), {})
     return run, task
 
 
@@ -140,10 +142,15 @@ def test_a_loss_that_is_no_number_names_the_patch_and_keeps_the_checkpoints(tmp_
     (tmp_path / "checkpoints").mkdir()
     pl.seed_everything(0, verbose=False)
     task = SegmentationTask(Tiny(), BCELoss(), Optim(lr=0.05), CARRIED)  # type: ignore[arg-type]
-    run = Run(cfg, tmp_path, None, _trainer(cfg, tmp_path, SimpleNamespace(monitor="val/dice", mode="max")))
+    run = Run(
+        cfg,
+        tmp_path,
+        None,
+        _trainer(cfg, tmp_path, SimpleNamespace(monitor="val/dice", mode="max"), Clock(time.monotonic())),
+    )
     run.trainer.callbacks.append(Break())  # type: ignore[attr-defined]
     with pytest.raises(PandaError, match=r"loss is nan in epoch 1.*no number for: slide at level-0 px \(5, 0\)$"):
-        run.fit(task, Broken())
+        run.fit(task, Broken(), {})
     for name in ("best", "last"):
         state = torch.load(tmp_path / "checkpoints" / f"{name}.ckpt", weights_only=True)
         assert state["epoch"] == 0
@@ -173,10 +180,15 @@ def mib_after_epochs(folder: Path) -> list[float]:
     cfg = composed("trainer=cpu", "trainer.max_epochs=12", "task.patience=99", "logger=csv", f"run_dir={folder}")
     (folder / "checkpoints").mkdir()
     task = SegmentationTask(Tiny(), BCELoss(), Optim(), CARRIED)  # type: ignore[arg-type]
-    run = Run(cfg, folder, None, _trainer(cfg, folder, SimpleNamespace(monitor="val/dice", mode="max")))
+    run = Run(
+        cfg,
+        folder,
+        None,
+        _trainer(cfg, folder, SimpleNamespace(monitor="val/dice", mode="max"), Clock(time.monotonic())),
+    )
     memory = Memory()
     run.trainer.callbacks.append(memory)  # type: ignore[attr-defined]
-    run.fit(task, Large())
+    run.fit(task, Large(), {})
     return memory.mib
 
 
@@ -329,6 +341,7 @@ def test_a_validation_slide_that_fails_leaves_no_canvas(tmp_path: Path, monkeypa
     experiment.data = SimpleNamespace(choice=SelectionSettings())
     experiment._open = experiment._mask = lambda *_: nullcontext()
     monkeypatch.setattr("panda.app.segmentation.find_tissue", lambda _: None)
+    monkeypatch.setattr("panda.app.segmentation.score_made_of", lambda *_: "")
     run: Any = SimpleNamespace(folder=tmp_path, failures=[])
     predictor = SimpleNamespace(predict=predict, threshold=None)
     with pytest.raises(PandaError, match="no validation slide could be scored: cannot be read"):

@@ -1,5 +1,6 @@
 """What training shows, and what makes a resumed run go on as if it had never stopped, wherever its folder lies now."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -47,3 +48,30 @@ class SeedOfEpoch(Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The loaders have their own seeds by then."""
         torch.manual_seed(int(np.random.default_rng((self.seed, trainer.current_epoch)).integers(2**63)))
+
+
+class Clock(Callback):
+    """Counts the seconds of a run over all sessions that its weights come from.
+
+    What was spent on an epoch that was cut off is not counted: that work is lost.
+
+    Args:
+        started: `time.monotonic()` at the start of this session.
+    """
+
+    def __init__(self, started: float) -> None:
+        self.started = started
+        self.before = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Until now."""
+        return self.before + time.monotonic() - self.started
+
+    def state_dict(self) -> dict[str, Any]:
+        """Into each checkpoint."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From the checkpoint that is gone on from."""
+        self.before = float(state_dict["seconds"])

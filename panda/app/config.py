@@ -60,9 +60,14 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("sweep_folder", sweep_folder, replace=True)
 
 
+def is_multirun() -> bool:
+    """Whether this is a job of a sweep."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
 def job_folder(own: str | None) -> str | None:
     """The folder of a job: its own, or in a multirun the one that Hydra made for it."""
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+    if is_multirun():
         return str(HydraConfig.get().runtime.output_dir)
     return own
 

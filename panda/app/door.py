@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,9 +15,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from panda.app.command_line import explain
-from panda.app.config import register_resolvers
+from panda.app.config import is_multirun, register_resolvers
 from panda.errors import ConfigError, PandaError
-from panda.files import write_whole
+from panda.files import remove, write_whole
 
 log = logging.getLogger("panda")
 
@@ -46,6 +47,7 @@ class Interrupted(KeyboardInterrupt):
 
 _refusals: list[str] = []
 _crashes: list[Exception] = []
+_sweeps: list[Path] = []
 
 
 def enter(main: Callable[[], Any]) -> NoReturn:
@@ -67,6 +69,7 @@ def enter(main: Callable[[], Any]) -> NoReturn:
         if _crashes:
             raise
         set_up_logging(debug)
+        _withdraw_sweeps()
         fault = ConfigError(explain(error, sys.argv[1:]))
         _refusals.append(str(fault))
         log.error("ConfigError: %s", fault, exc_info=error if debug else None)
@@ -95,9 +98,14 @@ def guarded(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
                 _leave_trace(Path(str(cfg.run_dir)), error)
             return float("nan")
         except Exception as error:
-            _crashes.append(error)
             if cfg.run_dir:
                 _leave_trace(Path(str(cfg.run_dir)), error)
+            if is_multirun():
+                # Handed on, it would end the sweep with the next job, or at its end without a page.
+                traceback.print_exc()
+                _refusals.append(f"{type(error).__name__}: {error}")
+                return float("nan")
+            _crashes.append(error)
             raise
         finally:
             for handler in [h for h in log.handlers if isinstance(h, logging.FileHandler)]:
@@ -150,6 +158,24 @@ def write_overrides(folder: Path) -> None:
     write_whole(folder / "overrides.txt", "".join(f"{line}\n" for line in overrides()))
 
 
+def sweep_begins(folder: Path) -> None:
+    """Remembers a sweep, which leaves nothing should Hydra refuse it before its first job."""
+    _sweeps.append(folder)
+
+
+def sweep_ends(failed: int) -> None:
+    """Lets the exit status know of jobs that failed in processes of their own."""
+    if failed and not _refusals:
+        _refusals.append(f"{failed} jobs of the sweep failed")
+
+
+def _withdraw_sweeps() -> None:
+    """Removes the folders of sweeps that hold nothing but what Hydra writes before it looks at the jobs."""
+    for folder in _sweeps:
+        if folder.is_dir() and [path.name for path in folder.iterdir()] == ["multirun.yaml"]:
+            remove(folder)
+
+
 def exit_status() -> int:
     """0 if no job of this process was refused or lost slides, else 1."""
     return int(bool(_refusals))
@@ -171,6 +197,7 @@ def forget_refusals() -> None:
     """Starts a new count for `exit_status`, for a program that opens a door more than once."""
     _refusals.clear()
     _crashes.clear()
+    _sweeps.clear()
 
 
 def set_up_logging(debug: bool) -> None:

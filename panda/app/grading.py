@@ -1,6 +1,7 @@
 """The grading experiment: bags of tiles from each slide, attention MIL, grades for the test slides."""
 
 import functools
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ from panda.data.manifest import SlideRecord
 from panda.data.settings import resolution_faults
 from panda.data.splits import Split
 from panda.errors import ConfigError, ManifestError
-from panda.files import write_json, write_table
+from panda.files import identity, write_json, write_table
 from panda.inference.canvas import Canvas
 from panda.inference.engine import SlideMapper, each_slide, tiles_on
 from panda.inference.figures import plain_interval
@@ -223,7 +224,10 @@ class GradingExperiment:
             reader=settings.reader,
             mpp_override=settings.mpp_override,
         )
-        run.fit(GradingTask(self.network, self.loss, self.optim, carried), bags)
+        learns_from = {
+            name: {item.record.slide_id: self._identity(item) for item in items[name]} for name in ("train", "val")
+        }
+        run.fit(GradingTask(self.network, self.loss, self.optim, carried), bags, learns_from)
         self._notes(run, items)
         grader = GradingPredictor.from_checkpoint(run.best, self.engine)
         run.summary |= {
@@ -273,6 +277,11 @@ class GradingExperiment:
             if view.mean_mpp:
                 mpps.append(view.mean_mpp)
             return BagItem(record, coords)
+
+    def _identity(self, item: BagItem) -> list[Any]:
+        """Of a bag: its slide, its class and its tiles."""
+        tiles = hashlib.sha256(np.ascontiguousarray(item.coords).tobytes()).hexdigest()
+        return [identity(item.record.image_path), self._class(item.record), tiles]
 
     def _notes(self, run: Run, items: Mapping[Split, Sequence[BagItem]]) -> None:
         train = {item.record.slide_id for item in items["train"]}
@@ -335,6 +344,7 @@ class GradingExperiment:
                 "isup_grade": record.isup_grade,
                 "label": self._class(record),
                 "predicted": grade.predicted,
+                "group": record.group,
                 **{f"p{i}": p for i, p in enumerate(grade.probabilities)},
             }
             for record, grade in graded

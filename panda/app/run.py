@@ -11,8 +11,11 @@ from typing import Any, Protocol
 import pytorch_lightning as pl
 from omegaconf import DictConfig
 
+from panda.app.tracking import read_metrics, replay
+from panda.app.training import AFTER_TRAINING, Training, decided, find, fingerprint_of, take_over
 from panda.data.patches import Failure
 from panda.errors import CheckpointError
+from panda.files import locked
 from panda.tasks.checkpoint import Task, read_checkpoint
 from panda.tasks.grading import GradingTask
 from panda.tasks.segmentation import SegmentationTask
@@ -29,6 +32,8 @@ class Run:
         folder: `runs/<task>/<name or time>/`.
         resume: The checkpoint to go on from, or None.
         trainer: Lightning's trainer.
+        sweep: The folder of the sweep that the run is a job of, or None.
+        training: What was trained, once it was.
         summary: What the experiment adds to `summary.json`.
         failures: Slides that were passed over.
         notes: Sentences that a reader of the figures has to know.
@@ -38,6 +43,8 @@ class Run:
     folder: Path
     resume: Path | None
     trainer: pl.Trainer
+    sweep: Path | None = None
+    training: Training | None = None
     summary: dict[str, Any] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -52,15 +59,42 @@ class Run:
         """The checkpoint of the last whole epoch, to go on from."""
         return self.folder / "checkpoints" / "last.ckpt"
 
-    def fit(self, task: SegmentationTask | GradingTask, data: pl.LightningDataModule) -> None:
-        """Trains, or goes on training.
+    def fit(
+        self, task: SegmentationTask | GradingTask, data: pl.LightningDataModule, learns_from: Mapping[str, Any]
+    ) -> None:
+        """Trains, goes on training, or takes over what another job of the sweep trained of just the same.
+
+        Of two jobs at once that would train the same, one trains and the other waits for it.
+
+        Args:
+            task: With its network.
+            data: With its loaders.
+            learns_from: Identity of all that is learnt from, see `fingerprint_of`.
 
         Raises:
             CheckpointError: If the run that is resumed was of other slides, tiles or segmentation.
             KeyboardInterrupt: If it was interrupted.
         """
+        name: Task = self.cfg.task.name
         if self.resume:
-            _check_same(self.resume, self.cfg.task.name, task.carried)
+            _check_same(self.resume, name, task.carried)
+        made_of = fingerprint_of(self.cfg, task.carried, learns_from, str(self.trainer.strategy.root_device))
+        if self.sweep is None:
+            self._train(task, data, made_of)
+            return
+        with locked(self.sweep / f"training-{made_of[:16]}"):
+            found = None if self.resume else find(self.sweep, made_of, self.folder)
+            if found is None:
+                self._train(task, data, made_of)
+                return
+        source, training = found
+        self.training = take_over(source, training, self.folder, name, task.carried)
+        replay(read_metrics(source), self.trainer.loggers)
+        said = f"trained by job {source.name}: settings that only touch evaluation differ, so its checkpoints are used"
+        log.info("%s", said)
+        self.notes.append(f"{said[0].upper()}{said[1:]}.")
+
+    def _train(self, task: SegmentationTask | GradingTask, data: pl.LightningDataModule, made_of: str) -> None:
         weights = sum(parameter.numel() for parameter in task.parameters() if parameter.requires_grad)
         log.info("training %.1f million weights on %s", weights / 1e6, self.trainer.strategy.root_device)
         try:
@@ -78,6 +112,8 @@ class Run:
             if not self.trainer.interrupted:
                 raise
             raise KeyboardInterrupt from stop
+        self.training = Training(made_of, self.trainer.current_epoch, decided(self.best, self.cfg.task.name))
+        self.training.write(self.folder)
 
 
 class Experiment(Protocol):
@@ -88,10 +124,6 @@ class Experiment(Protocol):
 
     def run(self, run: Run) -> None:
         """Trains, evaluates and fills `run.summary`."""
-
-
-AFTER_TRAINING = ("threshold", "precision")
-"""What a checkpoint carries that is decided anew once training has ended."""
 
 
 def _check_same(resume: Path, task: Task, today: Mapping[str, Any]) -> None:

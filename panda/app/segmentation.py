@@ -22,6 +22,7 @@ from panda.app.freeze import (
 )
 from panda.app.run import Run, resolution_asked
 from panda.app.tracking import log_csv, wandb_of
+from panda.app.training import SCORES
 from panda.data.datamodule import PatchDataModule
 from panda.data.manifest import SlideRecord
 from panda.errors import ConfigError, PandaError
@@ -31,6 +32,7 @@ from panda.inference.evaluate import SlideScore, histograms, score_canvas
 from panda.inference.figures import summarise
 from panda.inference.predictor import EngineSettings, SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
+from panda.inference.score_store import read_scores, score_made_of, write_scores
 from panda.models.segmentation import Segmenter
 from panda.report.curves import write_threshold_curve
 from panda.report.panels import PanelRow, draw_panels
@@ -160,7 +162,7 @@ class SegmentationExperiment:
             channels_last=self.settings.channels_last,
             compiled=self.settings.compile,
         )
-        run.fit(task, data)
+        run.fit(task, data, data.learns_from())
         run.summary["data"] = data.describe()
         predictor = SegmentationPredictor.from_checkpoint(run.best, self.engine)
         choice, validated = self._freeze_threshold(run, predictor, splits["val"])
@@ -197,13 +199,19 @@ class SegmentationExperiment:
         scores: list[SlideScore] = []
         if self.data.choice.split != "patches":
             canvases = run.folder / "validation"
+            kept, scored = read_scores(run.folder / SCORES), dict[str, SlideScore]()
 
             def score(record: SlideRecord, bar: "tqdm[Any]") -> SlideScore:
                 try:
                     with self._open(record) as slide, self._mask(record, slide) as mask:
+                        made_of = score_made_of(predictor, slide, record)
+                        if made_of in kept:
+                            scored[made_of] = SlideScore(record=record, **kept[made_of])
+                            return scored[made_of]
                         tissue = find_tissue(slide)
                         canvas = predictor.predict(slide, tissue, canvases / f"{record.slide_id}.zarr", tiles_on(bar))
-                        return score_canvas(canvas, slide, mask, tissue, record)
+                        scored[made_of] = score_canvas(canvas, slide, mask, tissue, record)
+                        return scored[made_of]
                 finally:
                     remove(canvases)  # counted or failed: those of a large split would fill the disk
 
@@ -212,6 +220,7 @@ class SegmentationExperiment:
             scores = outcome.results
             if not scores:
                 raise PandaError(f"no validation slide could be scored: {run.failures[-1].message}")
+            write_scores(run.folder / SCORES, scored)
             choice = choose_threshold(self.cfg, scores, VALIDATION.format(len(scores)))
         searched = self.cfg.threshold == "auto"
         if not searched:
@@ -285,7 +294,12 @@ class SegmentationExperiment:
                     )
                 )
             write_slide_page(folder)
-            table.append(score.row(threshold) | {key: mapped.row[key] for key in QUANTIFIED})
+            at = score.at(threshold)
+            table.append(
+                score.row(threshold)
+                | {key: mapped.row[key] for key in QUANTIFIED}
+                | {"tp_px": at["tp"], "fn_px": at["fn"], "group": record.group}
+            )
             return score
 
         outcome = each_slide(records, lambda record: record.slide_id, "slides", work)

@@ -60,19 +60,60 @@ class Tracking:
 
 
 def _metrics_csv(run_dir: Path) -> CSVLogger:
-    """Lightning's CSV logger at `run_dir/metrics.csv`, which keeps the rows of a run that is resumed."""
-    path = run_dir / "metrics.csv"
-    kept: list[dict[str, Any]] = []
-    if path.exists():
-        with path.open(newline="") as file:
-            kept = list(csv.DictReader(file))
+    """Lightning's CSV logger at `run_dir/metrics.csv`; what lay there is gone."""
     logger = CSVLogger(save_dir=run_dir, name="", version="")
     with warnings.catch_warnings():
         # The run's folder holds config.yaml before any metric; Lightning warns of any folder that is not empty.
         warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
-        writer = logger.experiment
-    writer.metrics.extend(kept)
+        _ = logger.experiment
     return logger
+
+
+def read_metrics(run_dir: Path, before: int | None = None) -> list[dict[str, int | float]]:
+    """The rows of a run's `metrics.csv`.
+
+    Args:
+        run_dir: The run's folder.
+        before: Only rows of steps before this one: what was logged of an epoch that was cut off will be logged
+            again. None for all.
+
+    Returns:
+        What each row holds, `step` among it; a row that was cut off itself is left out.
+    """
+    path = run_dir / "metrics.csv"
+    rows = []
+    if path.exists():
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                try:
+                    rows.append({key: _number(text) for key, text in row.items() if text != ""})
+                except (TypeError, ValueError):
+                    continue
+    return [row for row in rows if "step" in row and (before is None or row["step"] < before)]
+
+
+def _number(text: str) -> int | float:
+    """A whole number stays one, so that it is written as it was."""
+    return int(text) if text.lstrip("-").isdecimal() else float(text)
+
+
+def replay(rows: Sequence[Mapping[str, int | float]], loggers: Sequence[Logger]) -> None:
+    """Logs again what an earlier session or another job logged, so that each log is whole by itself."""
+    for logger in loggers:
+        for row in rows:
+            logger.log_metrics({key: value for key, value in row.items() if key != "step"}, step=int(row["step"]))
+        logger.save()
+
+
+def set_wandb_aside(run_dir: Path) -> None:
+    """Moves what an interrupted session kept for W&B out of the way: the session that goes on logs all of it.
+
+    Sent both, the dashboard would show the run twice, and the epoch that was cut off with it.
+    """
+    for folder in sorted((run_dir / "wandb").glob("offline-run-*")):
+        aside = run_dir / "wandb" / "interrupted" / folder.name
+        aside.parent.mkdir(exist_ok=True)
+        folder.rename(aside)
 
 
 def wandb_of(loggers: Sequence[Logger]) -> WandbLogger | None:

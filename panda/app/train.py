@@ -7,24 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 import wandb
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
 
-from panda.app.callbacks import Bar, MovableCheckpoint, SeedOfEpoch
-from panda.app.config import Faults, build, check_config
+from panda.app.callbacks import Bar, Clock, MovableCheckpoint, SeedOfEpoch
+from panda.app.config import Faults, build, check_config, is_multirun
 from panda.app.door import Interrupted, SomeSlidesFailed, log_to_file, make_folder, overrides, write_overrides
 from panda.app.grading import GradingExperiment
 from panda.app.run import Experiment, Run
 from panda.app.segmentation import SegmentationExperiment
+from panda.app.tracking import read_metrics, replay, set_wandb_aside
 from panda.errors import ConfigError
 from panda.files import locked, write_json, write_whole
 from panda.inference.engine import write_failures
 from panda.report.headline import headline
 from panda.report.run_page import write_run_page
 from panda.report.summary_keys import SCHEMA
+from panda.report.sweep_page import write_sweep
 from panda.report.words import headline_keys
 from panda.tasks.bootstrap import RESAMPLES
 from panda.tasks.checkpoint import WholeCheckpoints
@@ -88,12 +89,16 @@ def _run(cfg: DictConfig, folder: Path, resume: Path | None, experiment: Experim
         write_overrides(folder)
     (folder / "error.txt").unlink(missing_ok=True)
     log.info("run: %s", folder)
-    run = Run(cfg, folder, resume, _trainer(cfg, folder, experiment))
+    clock = Clock(started)
+    run = Run(cfg, folder, resume, _trainer(cfg, folder, experiment, clock, resume))
+    run.sweep = folder.parent if is_multirun() else None
     try:
         experiment.run(run)
-        figure = compared_by(_write_summary(run, time.monotonic() - started))
+        figure = compared_by(_write_summary(run, clock.seconds))
     except KeyboardInterrupt as stop:
         write_failures(folder / "failures.csv", run.failures)
+        if run.sweep:
+            write_sweep(run.sweep)
         if run.last.exists():
             raise Interrupted(f"go on with: python train.py resume={run.last}") from stop
         raise
@@ -136,9 +141,10 @@ def _write_summary(run: Run, seconds: float) -> dict[str, Any]:
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seed": run.cfg.seed,
         "device": str(run.trainer.strategy.root_device),
-        "epochs": run.trainer.current_epoch,
+        "epochs": run.training.epochs if run.training else run.trainer.current_epoch,
         "seconds": round(seconds, 1),
         "bootstrap": {"resamples": RESAMPLES, "seed": run.cfg.seed, "level": 0.95, "unit": "groups of slides"},
+        "trained_by": run.training.trained_by if run.training else None,
         **run.summary,
         "notes": run.notes,
     }
@@ -147,10 +153,6 @@ def _write_summary(run: Run, seconds: float) -> dict[str, Any]:
     report = write_run_page(run.folder)
     log.info("%s\nreport: %s", headline(summary), report)
     return summary
-
-
-def _is_multirun() -> bool:
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def _check_run(cfg: DictConfig, folder: Path, resume: Path | None) -> None:
@@ -200,7 +202,13 @@ def _config_of_resumed(cfg: DictConfig, resume: Path) -> DictConfig:
     return own
 
 
-def _trainer(cfg: DictConfig, folder: Path, experiment: Experiment) -> pl.Trainer:
+def _trainer(
+    cfg: DictConfig, folder: Path, experiment: Experiment, clock: Clock, resume: Path | None = None
+) -> pl.Trainer:
+    # Read before the loggers begin theirs.
+    kept = read_metrics(folder, torch.load(resume, weights_only=True)["global_step"]) if resume else []
+    if resume:
+        set_wandb_aside(folder)
     tracking = build(cfg.logger)
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
@@ -208,11 +216,13 @@ def _trainer(cfg: DictConfig, folder: Path, experiment: Experiment) -> pl.Traine
         folder,
         name=folder.name,
         task=cfg.task.name,
-        group=folder.parent.name if _is_multirun() else None,
+        group=folder.parent.name if is_multirun() else None,
         config={str(key): value for key, value in config.items()},
     )
+    replay(kept, loggers)
     monitor, mode = experiment.monitor, experiment.mode
     callbacks: list[Callback] = [
+        clock,
         SeedOfEpoch(cfg.seed),
         MovableCheckpoint(
             dirpath=folder / "checkpoints",

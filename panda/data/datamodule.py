@@ -282,6 +282,16 @@ class PatchDataModule(pl.LightningDataModule):
         slides = [self._result.slides.get(record.slide_id) for record in self.splits()["train"]]
         return [mean_mpp(slide.mpp) for slide in slides if slide is not None and slide.mpp is not None]
 
+    def learns_from(self) -> dict[str, dict[str, str]]:
+        """Training and validation slides by id with what their patches were made from: slide, mask, row, settings."""
+        self.setup()
+        assert self._result is not None
+        slides, splits = self._result.slides, self.splits()
+        return {
+            name: {r.slide_id: slides[r.slide_id].made_from for r in splits[name] if r.slide_id in slides}
+            for name in ("train", "val")
+        }
+
     def describe(self) -> dict[str, Any]:
         """Say what the data is, as plain data for ``summary.json``.
 

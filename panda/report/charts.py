@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from panda.report.effects import Effect
 from panda.report.page import ENVIRONMENT
 
 # Okabe and Ito's colours (2008), the yellow left out for want of contrast on white: told apart with any colour vision.
@@ -26,12 +27,14 @@ class Line:
         xs: Where its points lie, ascending.
         ys: As many values.
         colour: Of the line.
+        marks: Points that stand out: x, y, and what is said when they are pointed at.
     """
 
     name: str
     xs: Sequence[float]
     ys: Sequence[float]
     colour: str
+    marks: Sequence[tuple[float, float, str]] = ()
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,8 @@ def line_chart(
             (*place(x, y), f"{line.name}: {y:.4g} at {x_label} {x:g}")
             for x, y in list(zip(line.xs, line.ys, strict=True))[::step]
         ]
-        drawn.append((line, " ".join(f"{x},{y}" for x, y, _ in points), points if len(points) <= 60 else []))
+        marks = [(*place(x, y), text) for x, y, text in line.marks]
+        drawn.append((line, " ".join(f"{x},{y}" for x, y, _ in points), points if len(points) <= 60 else [], marks))
     html = ENVIRONMENT.get_template("line_chart.html").render(
         title=title,
         drawn=drawn,
@@ -175,5 +179,43 @@ def bar_chart(title: str, bars: Sequence[Bar], names: tuple[str, str]) -> Markup
         axis=[(place(t), _label(t)) for t in axis],
         bars=[(bar, place(bar.value), place(bar.low), place(bar.high), place(bar.other)) for bar in bars],
         zero=place(0.0),
+    )
+    return Markup(html)
+
+
+def effect_chart(effect: Effect, reading: str, y_range: tuple[float, float]) -> Markup:
+    """Draw the jobs of each value of a choice, those that differ in it alone joined by a line.
+
+    Args:
+        effect: What the choice did.
+        reading: What is to be read from it, beside the title.
+        y_range: What the y axis spans at least: one for all choices of a sweep, so that they can be compared.
+
+    Returns:
+        A ``<figure>`` with inline SVG.
+    """
+    left, top, bottom = 48, 10, 44
+    width, height = max(370, left + 10 + 62 * len(effect.values)), 270
+    axis = ticks(*y_range)
+    room = (width - left - 10) / len(effect.values)
+
+    def place(k: int, score: float) -> tuple[float, float]:
+        down = (axis[-1] - score) / (axis[-1] - axis[0]) * (height - top - bottom)
+        return round(left + (k + 0.5) * room, 1), round(top + down, 1)
+
+    jobs = [(k, job) for thread in effect.threads for k, job in thread]
+    html = ENVIRONMENT.get_template("effect_chart.html").render(
+        title=effect.choice,
+        reading=reading,
+        size=(width, height),
+        left=left,
+        most=max(6, int(room / 7)),
+        y_ticks=[(place(0, t)[1], _label(t)) for t in axis],
+        threads=[" ".join("{},{}".format(*place(k, job.score)) for k, job in thread) for thread in effect.threads],
+        values=[
+            (*place(k, middle), value, f"{middle:.3f}")
+            for k, (value, middle) in enumerate(zip(effect.values, effect.medians(), strict=True))
+        ],
+        dots=[(*place(k, job.score), f"{job.label}: {job.score:.3f}") for k, job in jobs],
     )
     return Markup(html)

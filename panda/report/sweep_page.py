@@ -13,15 +13,16 @@ from typing import Any
 from markupsafe import Markup
 
 from panda.files import write_whole
-from panda.report.charts import GREY, PALETTE, Bar, Line, bar_chart, line_chart
-from panda.report.folder import link, mapping, natural, number, read_json, read_text
+from panda.report.charts import GREY, PALETTE, Bar, Line, bar_chart, effect_chart, line_chart
+from panda.report.effects import Effect, Scored, effects
+from panda.report.folder import link, mapping, natural, number, read_csv, read_json, read_text
 from panda.report.page import need_folder, write_page
 from panda.report.run_page import threshold_line
 from panda.report.table import Cell, Head, Table, cell, figure_kind, figure_name, show
 from panda.report.words import headline_keys, interval, interval_text
 
 _JOB_FILES = ("overrides.txt", "summary.json", "config.yaml", "error.txt")
-_MOST_VALUES = 12
+_MOST_BARS = 40
 _MOST_ERROR = 240
 
 
@@ -35,6 +36,7 @@ class Job:
         summary: What it left; empty where it failed.
         error: Text of its error; empty where it ended well.
         report: Address of its own page, empty where it has none.
+        lost: Slides that it passed over.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Job:
     summary: dict[str, Any]
     error: str
     report: str
+    lost: int = 0
 
     @property
     def task(self) -> str:
@@ -76,7 +79,8 @@ def _job(folder: Path) -> Job:
     if fault:
         error = read_text(folder / "error.txt").strip() or fault
     report = link(folder.name, "report.html") if (folder / "report.html").is_file() else ""
-    return Job(folder.name, _choices(read_text(folder / "overrides.txt")), summary, error, report)
+    lost = len(read_csv(folder / "failures.csv"))
+    return Job(folder.name, _choices(read_text(folder / "overrides.txt")), summary, error, report, lost)
 
 
 def read_jobs(sweep_dir: Path) -> list[Job]:
@@ -109,7 +113,7 @@ def _ranked(jobs: Sequence[Job]) -> list[Job]:
 
 def _table(jobs: Sequence[Job], varied: Sequence[str]) -> Table:
     figures = list(dict.fromkeys(job.key for job in jobs if job.summary))
-    failed = any(job.error for job in jobs)
+    failed, taken = any(job.error for job in jobs), any(job.summary.get("trained_by") for job in jobs)
     rows = []
     for job in _ranked(jobs):
         state = Cell("failed", style="bad") if job.error else Cell("done")
@@ -117,24 +121,31 @@ def _table(jobs: Sequence[Job], varied: Sequence[str]) -> Table:
         row += [Cell(job.choices.get(k, ""), why="left as it is by default") for k in varied]
         why = "the job failed" if job.error else "this split was not scored"
         for key in figures:
-            scores = [mapping(job.summary.get(split)) for split in ("val", "test")]
-            ends = interval(scores[1], key)
-            row += [cell(s.get(key), figure_kind(key), why) for s in scores]
-            row.append(Cell(interval_text(ends), sort=ends[0] if ends else None, why=why, style="num"))
+            for split in ("val", "test"):
+                scores = mapping(job.summary.get(split))
+                ends = interval(scores, key)
+                row.append(cell(scores.get(key), figure_kind(key), why))
+                unsure = why if scores.get(key) is None else "needs two groups of slides"
+                row.append(Cell(interval_text(ends), sort=ends[0] if ends else None, why=unsure, style="num"))
         row.append(
             cell(job.summary.get("threshold"), "score", "the job failed" if job.error else "not a threshold task")
         )
         seconds = job.summary.get("seconds")
         row.append(cell(seconds, "seconds", "the job failed" if job.error else "was not recorded"))
+        if taken:
+            by = job.summary.get("trained_by")
+            row.append(Cell(f"job {by}" if by else " "))
         if failed:
             row.append(Cell(_short(job.error), style="pre") if job.error else Cell(" "))
         rows.append(row)
     heads = [Head("Job"), Head("State"), *(Head(k) for k in varied)]
     for key in figures:
         name = figure_name(key)
-        heads += [Head(name, "validation", True), Head(name, "test", True), Head("95 % interval", "test", True)]
+        for split in ("validation", "test"):
+            heads += [Head(name, split, True), Head("95 % interval", split, True)]
     heads += [Head("Threshold", figures=True), Head("Took", figures=True)]
-    return Table([*heads, Head("Error")] if failed else heads, rows)
+    heads += [Head("Trained by")] * taken + [Head("Error")] * failed
+    return Table(heads, rows)
 
 
 def _short(text: str) -> str:
@@ -142,89 +153,121 @@ def _short(text: str) -> str:
 
 
 def _bars(jobs: Sequence[Job], varied: Sequence[str]) -> list[Markup]:
-    """Draw one chart a figure: the test figure where there is one, else that of validation."""
+    """Draw one chart a figure: validation, by which a job is chosen, with its interval, and the test beside it."""
     charts = []
     for key in dict.fromkeys(job.key for job in jobs if job.summary):
-        same = [job for job in _ranked(jobs) if job.summary and job.key == key]
-        tested = any(job.score("test") is not None for job in same)
+        same = [job for job in _ranked(jobs) if job.key == key and job.score("val") is not None]
         bars = []
-        for job in same:
-            value = job.score("test" if tested else "val")
-            if value is None:
-                continue
-            low, high = interval(mapping(job.summary.get("test")), key) or (None, None)
-            bars.append(Bar(_label(job, varied), value, low, high, job.score("val") if tested else None, job.report))
-        names = ("test, with its 95 % interval", "validation") if tested else ("validation", "")
-        charts.append(bar_chart(figure_name(key), bars, names))
+        for job in same[:_MOST_BARS]:
+            low, high = interval(mapping(job.summary.get("val")), key) or (None, None)
+            bars.append(Bar(_label(job, varied), job.score("val") or 0.0, low, high, job.score("test"), job.report))
+        title = figure_name(key) + (f": the best {_MOST_BARS} of {len(same)} jobs" if len(same) > _MOST_BARS else "")
+        tested = any(bar.other is not None for bar in bars)
+        unsure = any(bar.low is not None for bar in bars)
+        name = "validation, with its 95 % interval" if unsure else "validation"
+        charts.append(bar_chart(title, bars, (name, "test" if tested else "")))
     return [chart for chart in charts if chart]
 
 
-def _effects(jobs: Sequence[Job], varied: Sequence[str]) -> list[tuple[str, Table]]:
-    """For each varied choice with repeated values: how the jobs of each value did on validation."""
-    effects = []
+def _effects(jobs: Sequence[Job], varied: Sequence[str]) -> tuple[list[Markup], str]:
+    """Small multiples of the choices, the one that mattered most first, and how sure a single job is."""
     done = [job for job in jobs if job.score("val") is not None]
-    for choice in varied:
-        values: dict[str, list[Job]] = {}
-        for job in done:
-            values.setdefault(job.choices.get(choice, "default"), []).append(job)
-        same_figure = len({job.key for job in done}) == 1
-        if not same_figure or not 1 < len(values) <= _MOST_VALUES or len(values) == len(done):
-            continue
-        rows = []
-        for value, group in sorted(values.items(), key=lambda item: natural(item[0])):
-            scores = [s for job in group if (s := job.score("val")) is not None]
-            figures = [median(scores), min(scores), max(scores)]
-            rows.append([Cell(value), cell(len(scores), "count"), *(cell(f, "score") for f in figures)])
-        heads = [Head("Value"), *(Head(name, figures=True) for name in ("Jobs", "Median", "Lowest", "Highest"))]
-        effects.append((choice, Table(heads, rows)))
-    return effects
+    if len({job.key for job in done}) != 1:
+        return [], ""
+    scored = [Scored(job.choices, job.score("val") or 0.0, f"job {job.name}, {_label(job, varied)}") for job in done]
+    found = effects(scored, varied)
+    ends = (min(job.score for job in scored), max(job.score for job in scored))
+    intervals = [pair for job in done if (pair := interval(mapping(job.summary.get("val")), job.key))]
+    unsure = ""
+    if intervals:
+        half = median((high - low) / 2 for low, high in intervals)
+        unsure = f"For scale: the 95 % interval of a single job on these validation slides is about ± {half:.3f}."
+    return [effect_chart(effect, _reading(effect), ends) for effect in found], unsure
+
+
+def _reading(effect: Effect) -> str:
+    if effect.span == 0:
+        return "no difference"
+    best = effect.values[effect.best]
+    return f"{best} is best in {effect.wins} of {effect.compared}; values differ by {effect.span:.3f} on average"
 
 
 def _curves(sweep_dir: Path, jobs: Sequence[Job], varied: Sequence[str]) -> Markup:
-    """Lay the threshold curves over each other, the best by validation in colour and the rest in grey."""
-    ranked = [job for job in _ranked(jobs) if job.summary]
-    lines: list[Line] = []
-    for job in ranked:
-        rank = len(lines)
+    """Lay the threshold curves over each other, the best by validation in colour and the rest in grey.
+
+    Jobs of one training share a curve, on which their thresholds are marked.
+    """
+    curves: dict[tuple[Any, ...], tuple[Line, list[Job]]] = {}
+    for job in _ranked(jobs):
+        line = threshold_line(sweep_dir / job.name / "threshold_curve.csv", "", GREY)
+        if job.summary and line.xs:
+            curves.setdefault((tuple(line.xs), tuple(line.ys)), (line, []))[1].append(job)
+    lines = []
+    for rank, (line, same) in enumerate(curves.values()):
+        shared = [key for key in varied if len({job.choices.get(key) for job in same}) == 1]
         first = rank < len(PALETTE)
-        name, colour = (_label(job, varied), PALETTE[rank]) if first else ("the others", GREY)
-        line = threshold_line(sweep_dir / job.name / "threshold_curve.csv", name, colour)
-        if line.xs:
-            lines.append(line)
-    return line_chart("Pooled Dice on validation", lines, "threshold", y_range=(0.0, 1.0), size=(1100, 400))
+        name, colour = (_label(same[0], shared), PALETTE[rank]) if first else ("the others", GREY)
+        marks = []
+        for job in same:
+            at = number(job.summary.get("threshold"))
+            nearest = min(range(len(line.xs)), key=lambda k: abs(line.xs[k] - (at or 0.0)))
+            if first and at is not None:
+                text = f"job {job.name}, {_label(job, varied)}: threshold {at:g}, pooled Dice {line.ys[nearest]:.3f}"
+                marks.append((line.xs[nearest], line.ys[nearest], text))
+        lines.append(Line(name, line.xs, line.ys, colour, marks))
+    title = "Pooled Dice on validation; a ring is the threshold of a job"
+    return line_chart(title, lines, "threshold", y_range=(0.0, 1.0), size=(1100, 400))
 
 
 def _csv(jobs: Sequence[Job], varied: Sequence[str]) -> str:
-    """Write every figure of every job as a table."""
-    figures: dict[str, None] = {}
+    """Write every figure of every job as a table, each with the ends of its interval where it has one."""
+    columns = ["job", "state", *varied, "task", "seed", "threshold", "trained_by"]
+    rows = []
     for job in jobs:
+        row: dict[str, Any] = {"job": job.name, "state": "failed" if job.error else "done"}
+        row |= {k: job.choices.get(k, "") for k in varied}
+        row |= {k: job.summary.get(k) for k in ("task", "seed", "threshold", "trained_by")}
         for split in ("val", "test"):
             scores = mapping(job.summary.get(split))
-            figures.update(dict.fromkeys(f"{split}_{k}" for k, v in scores.items() if number(v) is not None))
-    columns = ["job", "state", *varied, "task", "seed", "threshold", *figures, "test_interval_of"]
-    columns += ["test_low", "test_high", "seconds", "error"]
+            for key, value in scores.items():
+                if number(value) is not None:
+                    row[f"{split}_{key}"] = value
+                    if ends := interval(scores, key):
+                        row[f"{split}_{key}_low"], row[f"{split}_{key}_high"] = ends
+        rows.append(row | {"seconds": job.summary.get("seconds"), "lost_slides": job.lost, "error": job.error})
+    last = ["seconds", "lost_slides", "error"]
+    columns += [key for key in dict.fromkeys(key for row in rows for key in row) if key not in {*columns, *last}]
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
+    writer = csv.DictWriter(text, [*columns, *last], lineterminator="\n", restval="")
     writer.writeheader()
-    for job in jobs:
-        row: dict[str, Any] = {"job": job.name, "state": "failed" if job.error else "done", "error": job.error}
-        row |= {k: job.choices.get(k, "") for k in varied}
-        row |= {k: job.summary.get(k) for k in ("task", "seed", "threshold", "seconds")}
-        for split in ("val", "test"):
-            row |= {f"{split}_{k}": v for k, v in mapping(job.summary.get(split)).items() if f"{split}_{k}" in figures}
-        ends = interval(mapping(job.summary.get("test")), job.key) if job.summary else None
-        if ends:
-            row |= {"test_interval_of": job.key, "test_low": ends[0], "test_high": ends[1]}
-        writer.writerow(row)
+    writer.writerows(rows)
     return text.getvalue()
+
+
+def write_sweep_table(sweep_dir: Path) -> list[Job]:
+    """Make the table of a sweep from its folder.
+
+    Args:
+        sweep_dir: Folder with one sub-folder a job, each with ``overrides.txt`` and either ``summary.json`` or, where
+            the job failed, ``error.txt``.
+
+    Returns:
+        The jobs, as ``sweep.csv`` in that folder has them.
+
+    Raises:
+        PandaError: There is no such folder.
+    """
+    need_folder(sweep_dir)
+    jobs = read_jobs(sweep_dir)
+    write_whole(sweep_dir / "sweep.csv", _csv(jobs, _varied(jobs)[0]))
+    return jobs
 
 
 def write_sweep(sweep_dir: Path) -> Path:
     """Make the table and the page of a sweep from its folder.
 
     Args:
-        sweep_dir: Folder with one sub-folder a job, each with ``overrides.txt`` and either ``summary.json`` or, where
-            the job failed, ``error.txt``.
+        sweep_dir: As for `write_sweep_table`.
 
     Returns:
         ``sweep.html`` in that folder, beside ``sweep.csv``.
@@ -233,24 +276,25 @@ def write_sweep(sweep_dir: Path) -> Path:
         PandaError: There is no such folder.
     """
     sweep_dir = Path(sweep_dir).absolute()
-    need_folder(sweep_dir)
-    jobs = read_jobs(sweep_dir)
+    jobs = write_sweep_table(sweep_dir)
     varied, constant = _varied(jobs)
-    write_whole(sweep_dir / "sweep.csv", _csv(jobs, varied))
     failed = [job for job in jobs if job.error]
     best = next((job for job in _ranked(jobs) if job.score("val") is not None), None)
+    charts, unsure = _effects(jobs, varied)
     return write_page(
         sweep_dir / "sweep.html",
         "sweep.html",
         name=sweep_dir.name,
         jobs=len(jobs),
         failed=len(failed),
+        trainings=sum(bool(job.summary) and not job.summary.get("trained_by") for job in jobs),
         errors=[(job.name, _label(job, varied), job.error) for job in failed if len(job.error) > _MOST_ERROR],
         constant=constant,
         best=None if best is None else (_label(best, varied), best.report, figure_name(best.key), *_both(best)),
         table=_table(jobs, varied),
         bars=_bars(jobs, varied),
-        effects=_effects(jobs, varied),
+        effects=charts,
+        unsure=unsure,
         curves=_curves(sweep_dir, jobs, varied),
     )
 
