@@ -23,7 +23,7 @@ from panda.report.words import headline_keys, interval, interval_text
 
 _JOB_FILES = ("overrides.txt", "summary.json", "config.yaml", "error.txt")
 _MOST_BARS = 40
-_MOST_ERROR = 240
+_MOST_ERROR = 110
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _label(job: Job, varied: Sequence[str]) -> str:
     parts = []
     for key in varied:
         value = job.choices.get(key, "")
-        bare = number(value) is None and value.lower() not in {"true", "false", "null"}
+        bare = number(value) is None and value.lower() not in {"true", "false", "null", "auto"}
         parts.append(value if bare else f"{key.rsplit('.', 1)[-1]} {value}")
     return " · ".join(part for part in parts if part) or job.name
 
@@ -149,7 +149,17 @@ def _table(jobs: Sequence[Job], varied: Sequence[str]) -> Table:
 
 
 def _short(text: str) -> str:
+    text = " ".join(text.split()).replace("1 fault in the configuration: - ", "")
     return text if len(text) <= _MOST_ERROR else f"{text[: _MOST_ERROR - 1]}…"
+
+
+def _errors(failed: Sequence[Job], varied: Sequence[str]) -> list[tuple[str, str]]:
+    """The errors that the table cuts short, each once, below the jobs that it ended."""
+    jobs: dict[str, list[str]] = {}
+    for job in failed:
+        if _short(job.error).endswith("…"):
+            jobs.setdefault(job.error, []).append(f"{job.name} ({_label(job, varied)})")
+    return [(", ".join(names), error) for error, names in jobs.items()]
 
 
 def _bars(jobs: Sequence[Job], varied: Sequence[str]) -> list[Markup]:
@@ -221,12 +231,14 @@ def _curves(sweep_dir: Path, jobs: Sequence[Job], varied: Sequence[str]) -> Mark
 
 def _csv(jobs: Sequence[Job], varied: Sequence[str]) -> str:
     """Write every figure of every job as a table, each with the ends of its interval where it has one."""
-    columns = ["job", "state", *varied, "task", "seed", "threshold", "trained_by"]
+    said = {"task": "task", "seed": "seed", "threshold": "threshold_used", "trained_by": "trained_by"}
+    said = {key: column for key, column in said.items() if column not in varied}
+    columns = ["job", "state", *varied, *said.values()]
     rows = []
     for job in jobs:
         row: dict[str, Any] = {"job": job.name, "state": "failed" if job.error else "done"}
         row |= {k: job.choices.get(k, "") for k in varied}
-        row |= {k: job.summary.get(k) for k in ("task", "seed", "threshold", "trained_by")}
+        row |= {column: job.summary.get(key) for key, column in said.items()}
         for split in ("val", "test"):
             scores = mapping(job.summary.get(split))
             for key, value in scores.items():
@@ -288,7 +300,7 @@ def write_sweep(sweep_dir: Path) -> Path:
         jobs=len(jobs),
         failed=len(failed),
         trainings=sum(bool(job.summary) and not job.summary.get("trained_by") for job in jobs),
-        errors=[(job.name, _label(job, varied), job.error) for job in failed if len(job.error) > _MOST_ERROR],
+        errors=_errors(failed, varied),
         constant=constant,
         best=None if best is None else (_label(best, varied), best.report, figure_name(best.key), *_both(best)),
         table=_table(jobs, varied),
