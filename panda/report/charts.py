@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -179,6 +179,66 @@ def bar_chart(title: str, bars: Sequence[Bar], names: tuple[str, str]) -> Markup
         axis=[(place(t), _label(t)) for t in axis],
         bars=[(bar, place(bar.value), place(bar.low), place(bar.high), place(bar.other)) for bar in bars],
         zero=place(0.0),
+    )
+    return Markup(html)
+
+
+def paired_chart(
+    title: str,
+    slides: Sequence[tuple[str, str, float, float]],
+    names: tuple[str, str],
+    colours: Mapping[str, str],
+) -> Markup:
+    """Draw a figure between 0 and 1 of the same slides in two runs: against each other, and its differences sorted.
+
+    Args:
+        title: Above the chart.
+        slides: Slide, provider, and the figure in either run.
+        names: Of the runs.
+        colours: Of the providers.
+
+    Returns:
+        A ``<figure>`` with inline SVG; empty where there is no slide.
+    """
+    if not slides:
+        return Markup("")
+    width, height = 1100, 400
+    box, fall = (64, 10, 404, 350), (500, 10, 1090, 350)
+    gaps = sorted(((b - a, slide, provider) for slide, provider, a, b in slides), reverse=True)
+    axis = ticks(min(0.0, gaps[-1][0]), max(0.0, gaps[0][0]))
+    step = (fall[2] - fall[0]) / len(gaps)
+
+    def place(a: float, b: float) -> tuple[float, float]:
+        return round(box[0] + a * (box[2] - box[0]), 1), round(box[3] - b * (box[3] - box[1]), 1)
+
+    def down(gap: float) -> float:
+        return round(fall[1] + (axis[-1] - gap) / (axis[-1] - axis[0]) * (fall[3] - fall[1]), 1)
+
+    html = ENVIRONMENT.get_template("paired_chart.html").render(
+        title=title,
+        names=names,
+        size=(width, height),
+        legend=list(colours.items()),
+        box=box,
+        fall=fall,
+        scatter_ticks=[(place(t, t), _label(t)) for t in ticks(0, 1)],
+        dots=[
+            (*place(a, b), colours[provider], f"{slide}: {names[0]} {a:.3f}, {names[1]} {b:.3f}")
+            for slide, provider, a, b in slides
+        ],
+        fall_ticks=[(down(t), f"{t:+.4g}" if t else "0") for t in axis],
+        bars=[
+            (
+                round(fall[0] + k * step + 0.1 * step, 1),
+                min(down(gap), down(0)),
+                round(min(0.8 * step, 40), 1),
+                round(max(abs(down(gap) - down(0)), 0.5), 1),
+                colours[provider],
+                f"{slide}: {gap:+.3f}",
+            )
+            for k, (gap, slide, provider) in enumerate(gaps)
+        ],
+        zero=down(0),
     )
     return Markup(html)
 

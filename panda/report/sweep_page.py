@@ -63,7 +63,7 @@ class Job:
         return number(mapping(self.summary.get(split)).get(self.key))
 
 
-def _choices(text: str) -> dict[str, str]:
+def read_choices(text: str) -> dict[str, str]:
     """Read overrides, one a line, ``key=value`` (with ``+``, ``++`` or ``~`` before the key as Hydra has it)."""
     choices = {}
     for line in text.splitlines():
@@ -80,7 +80,7 @@ def _job(folder: Path) -> Job:
         error = read_text(folder / "error.txt").strip() or fault
     report = link(folder.name, "report.html") if (folder / "report.html").is_file() else ""
     lost = len(read_csv(folder / "failures.csv"))
-    return Job(folder.name, _choices(read_text(folder / "overrides.txt")), summary, error, report, lost)
+    return Job(folder.name, read_choices(read_text(folder / "overrides.txt")), summary, error, report, lost)
 
 
 def read_jobs(sweep_dir: Path) -> list[Job]:

@@ -1,0 +1,287 @@
+"""Two runs on the same test slides: `python -m panda.report.compare runs/A runs/B`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from panda.errors import ManifestError, PandaError
+from panda.files import write_table
+from panda.report.charts import PALETTE, paired_chart
+from panda.report.folder import inside, link, mapping, number, read_csv, read_json, read_picture, read_text
+from panda.report.page import need_folder, write_page
+from panda.report.paired import Difference, differences, groups_of, paired_rows
+from panda.report.sweep_page import read_choices
+from panda.report.table import UNITS, Cell, Head, Table, cell, figure_kind, figure_name, show
+
+SHOWN = 4
+"""Slides on either side whose maps are set beside each other."""
+FEW_GROUPS = 6
+"""Below as many a signed-rank test cannot reach p < 0.05, and a bootstrap's interval is too narrow."""
+_RESOLUTION = ("level", "mpp", "mpp_override")
+
+Pair = tuple[Mapping[str, str], Mapping[str, str]]
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    need_folder(folder)
+    summary, fault = read_json(folder / "summary.json")
+    if fault:
+        raise ManifestError(f"{folder} holds no finished run: {fault}")
+    if not mapping(summary.get("test")):
+        raise ManifestError(f"{folder} scored no test slides: give a run with test_slides=true and data.test_fraction")
+    return summary
+
+
+def _check_alike(folders: Sequence[Path], summaries: Sequence[dict[str, Any]]) -> None:
+    """Refuses runs whose figures mean different things."""
+    a, b = summaries
+    for key in ("task", "target"):
+        if a.get(key) != b.get(key):
+            raise ManifestError(
+                f"{folders[0]} is of {key} {a.get(key)}, {folders[1]} of {b.get(key)}: give two runs of one {key}"
+            )
+    if a.get("task") == "segmentation":
+        settings = [mapping(mapping(summary.get("data")).get("settings")) for summary in summaries]
+        for key in _RESOLUTION:
+            was, is_ = (found.get(key) for found in settings)
+            if was != is_:
+                raise ManifestError(
+                    f"data.{key} is {was} in {folders[0]} and {is_} in {folders[1]}: pixels are scored at the "
+                    "resolution of the run, and those of two resolutions cannot be paired"
+                )
+
+
+def compare(a: Path, b: Path, output: Path | None = None) -> Path:
+    """Compare two finished runs slide by slide.
+
+    Args:
+        a: Folder of the first run.
+        b: Folder of the second; differences are the second less the first.
+        output: Gets ``compare.html``, ``compare.csv`` (figures) and ``compare_slides.csv``; None for
+            ``compare-A-B`` beside the second run.
+
+    Returns:
+        The page.
+
+    Raises:
+        PandaError: A folder holds no finished run, or the runs cannot be paired: other slides, truth, resolution.
+    """
+    a, b = Path(a).absolute(), Path(b).absolute()
+    summaries = [_summary(folder) for folder in (a, b)]
+    _check_alike((a, b), summaries)
+    task = str(summaries[0]["task"])
+    names = _names(a, b)
+    pairs = paired_rows(names, (read_csv(a / "test_slides.csv"), read_csv(b / "test_slides.csv")), task)
+    if not pairs:
+        raise ManifestError(f"{a / 'test_slides.csv'} holds no slide: nothing can be compared")
+    groups, agreed = groups_of(pairs)
+    found = differences(pairs, groups, task)
+    output = Path(output).absolute() if output else b.parent / f"compare-{'-'.join(names)}".replace(" ", "-")
+    write_table(output / "compare.csv", [_figure_row(difference) for difference in found])
+    slides = _slide_rows(pairs, groups, task)
+    write_table(output / "compare_slides.csv", slides)
+    return write_page(
+        output / "compare.html",
+        "compare.html",
+        names=names,
+        folders=[str(a), str(b)],
+        slides=len(pairs),
+        groups=len(set(groups)),
+        notes=_notes(pairs, agreed, summaries),
+        lead=_lead(found[0], names) if found else "",
+        choices=_choices(a, b, names),
+        figures=_figures(found, names),
+        chart=paired_chart(
+            "Dice of each slide",
+            [(row["slide_id"], row["provider"], *ends) for row in slides if (ends := _ends(row)) is not None],
+            names,
+            {p: PALETTE[k % len(PALETTE)] for k, p in enumerate(sorted({row["provider"] for row in slides}))},
+        )
+        if task == "segmentation"
+        else "",
+        table=_slide_table(slides, names, task),
+        sides=_sides((a, b), output, slides, names) if task == "segmentation" else [],
+    )
+
+
+def _names(a: Path, b: Path) -> tuple[str, str]:
+    """Short names that differ; the number of a job says that it is one."""
+    one, other = (f"job {path.name}" if path.name.isdecimal() else path.name for path in (a, b))
+    return (one, other) if one != other else (f"{a.parent.name} {one}", f"{b.parent.name} {other}")
+
+
+def _figure_row(difference: Difference) -> dict[str, Any]:
+    row = asdict(difference)
+    low, high = row.pop("interval") or (None, None)
+    return row | {"low": low, "high": high}
+
+
+def _slide_rows(pairs: Sequence[Pair], groups: Sequence[str], task: str) -> list[dict[str, Any]]:
+    keys = ("dice", "fp_mm2", "tumor_mm2") if task == "segmentation" else ("predicted",)
+    kept = ("isup_grade", "true_tumor_mm2") if task == "segmentation" else ("isup_grade", "label")
+    rows = []
+    for (one, other), group in zip(pairs, groups, strict=True):
+        row: dict[str, Any] = {"slide_id": one["slide_id"], "provider": one.get("provider", ""), "group": group}
+        row |= {key: one.get(key) for key in kept}
+        for key in keys:
+            was, is_ = number(one.get(key)), number(other.get(key))
+            row |= {f"{key}_a": was, f"{key}_b": is_}
+            row[f"{key}_difference"] = None if was is None or is_ is None else is_ - was
+        rows.append(row)
+    return rows
+
+
+def _ends(row: Mapping[str, Any]) -> tuple[float, float] | None:
+    was, is_ = row["dice_a"], row["dice_b"]
+    return None if was is None or is_ is None else (was, is_)
+
+
+def _notes(pairs: Sequence[Pair], agreed: bool, summaries: Sequence[dict[str, Any]]) -> list[str]:
+    notes = []
+    if not agreed:
+        notes.append("The runs know different groups of slides; the intervals are drawn by the fewer, larger ones.")
+    if all(one.get("group", one["slide_id"]) == one["slide_id"] for one, _ in pairs):
+        notes.append("No patients are known: slides count as independent, which makes intervals too narrow if not so.")
+    if len(pairs) < 20:
+        notes.append(f"With {len(pairs)} slides only large differences can be told from chance.")
+    versions = [summary.get("schema") for summary in summaries]
+    if versions[0] != versions[1]:
+        notes.append(f"The runs are of different versions (schema {versions[0]} and {versions[1]}).")
+    return notes
+
+
+def _lead(head: Difference, names: tuple[str, str]) -> str:
+    """The first figure in a sentence."""
+    if head.difference is None:
+        return f"{figure_name(head.figure)} is undefined on these slides."
+    text = f"{figure_name(head.figure)}: {names[1]} less {names[0]} is {head.difference:+.3f}"
+    if head.interval is None:
+        return f"{text}; one group of slides gives no interval."
+    low, high = head.interval
+    text += f", 95 % interval {low:+.3f} to {high:+.3f}"
+    if head.p is not None:
+        text += f", Wilcoxon p {'< 0.001' if head.p < 0.001 else f'= {head.p:.3f}'}"
+    better = names[1 if low > 0 else 0]
+    if low <= 0 <= high:
+        return f"{text}. The interval holds zero: these slides do not tell the two apart."
+    if head.groups < FEW_GROUPS or (head.p is not None and head.p >= 0.05):
+        return f"{text}. {better} looks better, but {head.groups} groups are too few, or too unlike, to be sure."
+    return f"{text}. {better} is better on slides like these."
+
+
+def _choices(a: Path, b: Path, names: tuple[str, str]) -> Table:
+    """What was typed for one run and not for the other."""
+    typed = [read_choices(read_text(folder / "overrides.txt")) for folder in (a, b)]
+    keys = [key for key in dict.fromkeys([*typed[0], *typed[1]]) if key != "name"]
+    differ = [key for key in keys if typed[0].get(key) != typed[1].get(key)]
+    rows = [[Cell(key), *(Cell(side.get(key, ""), why="left as it is by default") for side in typed)] for key in differ]
+    return Table([Head("Choice"), Head(names[0]), Head(names[1])], rows, sortable=False)
+
+
+def _figures(found: Sequence[Difference], names: tuple[str, str]) -> Table:
+    rows = []
+    for it in found:
+        kind, unit = figure_kind(it.figure), UNITS.get(figure_kind(it.figure), "")
+        ends = "" if it.interval is None else f"{it.interval[0]:+.3f} to {it.interval[1]:+.3f}"
+        why = "is undefined on these slides"
+        gap = Cell("" if it.difference is None else f"{it.difference:+.3f}", sort=it.difference, why=why, style="num")
+        rows.append(
+            [
+                Cell(figure_name(it.figure) + (f",{unit}" if unit else "")),
+                Cell(it.provider),
+                cell(it.slides, "count"),
+                cell(it.groups, "count"),
+                cell(it.a, kind, why),
+                cell(it.b, kind, why),
+                gap,
+                Cell(ends, sort=it.interval[0] if it.interval else None, why="needs two groups", style="num"),
+                Cell("" if it.p is None else f"{it.p:.3g}", sort=it.p, why=_NO_TEST, style="num"),
+            ]
+        )
+    heads = [Head("Figure"), Head("Provider"), Head("Slides", figures=True), Head("Groups", figures=True)]
+    heads += [Head(name, figures=True) for name in names]
+    heads += [Head("Difference", figures=True), Head("95 % interval", figures=True), Head("Wilcoxon p", figures=True)]
+    return Table(heads, rows)
+
+
+_NO_TEST = "tested is the Dice of slides alone, with at least 3 groups"
+
+
+def _slide_table(rows: Sequence[Mapping[str, Any]], names: tuple[str, str], task: str) -> Table:
+    key = "dice" if task == "segmentation" else "predicted"
+    kind = figure_kind(key)
+    why = "no cancer is labelled on this slide, so it has no Dice"
+    ordered = sorted(rows, key=lambda row: (row[f"{key}_difference"] is None, -abs(row[f"{key}_difference"] or 0)))
+    body = []
+    for row in ordered:
+        gap = row[f"{key}_difference"]
+        line = [cell(row["slide_id"], "id"), Cell(row["provider"]), cell(row["isup_grade"], "count", "it has no grade")]
+        line += [cell(row[f"{key}_{side}"], kind, why) for side in "ab"]
+        line.append(Cell("" if gap is None else f"{gap:+.3g}", sort=gap, why=why, style="num"))
+        if task == "segmentation":
+            line += [cell(row[f"fp_mm2_{side}"], "mm2", "µm/px of the slide is unknown") for side in "ab"]
+        body.append(line)
+    heads = [Head("Slide"), Head("Provider"), Head("ISUP grade", figures=True)]
+    heads += [Head(figure_name(key), name, True) for name in names] + [Head("Difference", figures=True)]
+    if task == "segmentation":
+        heads += [Head("False alarms, mm²", name, True) for name in names]
+    return Table(heads, body)
+
+
+def _sides(
+    folders: tuple[Path, Path], output: Path, rows: Sequence[Mapping[str, Any]], names: tuple[str, str]
+) -> list[tuple[str, list[tuple[str, list[tuple[Any, str, str]]]]]]:
+    """The slides on which the runs differ most, each with the overlay of either run."""
+    scored = sorted((row for row in rows if row["dice_difference"]), key=lambda row: row["dice_difference"])
+    worse = [row for row in scored[:SHOWN] if row["dice_difference"] < 0]
+    better = [row for row in scored[::-1][:SHOWN] if row["dice_difference"] > 0]
+    found = []
+    for title, chosen in ((f"Where {names[1]} is better", better), (f"Where {names[0]} is better", worse)):
+        slides = []
+        for row in chosen:
+            pictures = []
+            for folder, name, side in zip(folders, names, "ab", strict=True):
+                home = inside(folder / "slides", row["slide_id"])
+                picture = read_picture(home / "overlay.png", 560) if home else None
+                if picture and home:
+                    at = _address(home / "overlay.png", output)
+                    pictures.append((picture, at, f"{name}: Dice {show(row[f'dice_{side}'])}"))
+            if pictures:
+                slides.append((f"{row['slide_id']} ({row['dice_difference']:+.3f})", pictures))
+        if slides:
+            found.append((title, slides))
+    return found
+
+
+def _address(path: Path, start: Path) -> str:
+    """A relative address, safe for any name."""
+    parts = Path(os.path.relpath(path, start)).parts
+    return "/".join(part if part == ".." else link(part) for part in parts)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Writes the comparison and says where; 1, and why, where the runs cannot be compared."""
+    parser = argparse.ArgumentParser(
+        prog="python -m panda.report.compare", description="Compare two runs on the same test slides, slide by slide."
+    )
+    parser.add_argument("a", type=Path, help="folder of a finished run")
+    parser.add_argument("b", type=Path, help="folder of another; differences are this one less the first")
+    parser.add_argument("--output", type=Path, help="where the page and tables go; compare-A-B beside B if left out")
+    asked = parser.parse_args(arguments)
+    try:
+        page = compare(asked.a, asked.b, asked.output)
+    except (PandaError, OSError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    print(f"comparison: {page}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,225 @@
+"""Two runs on the same slides, slide by slide: differences with intervals, which pair what the slides share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import wilcoxon
+
+from panda.errors import ManifestError
+from panda.report.folder import number
+from panda.tasks.metrics import bootstrap_interval, nanmean
+
+DRAWS = 2000
+FEW = 3
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A figure of two runs and the difference between them.
+
+    Attributes:
+        figure: Its key.
+        provider: Whose slides, or "all".
+        slides: How many have the figure in both runs.
+        groups: Of how many groups.
+        a: The figure of the first run; and
+        b: of the second.
+        difference: ``b - a``, or None where either is undefined.
+        interval: 95 %, bootstrap over groups, or None with fewer than two of them.
+        p: Two-sided Wilcoxon signed-rank test of the groups' mean differences; None where it has no part.
+    """
+
+    figure: str
+    provider: str
+    slides: int
+    groups: int
+    a: float | None
+    b: float | None
+    difference: float | None
+    interval: tuple[float, float] | None
+    p: float | None
+
+
+def signed_rank(differences: NDArray[np.float64], groups: NDArray[Any]) -> float | None:
+    """Wilcoxon's signed-rank test of the mean difference of each group; slides of one patient are not independent.
+
+    Args:
+        differences: (N,), one a slide, no nan among them.
+        groups: (N,), the slide's group.
+
+    Returns:
+        The two-sided p; 1 where all differences are zero, None with fewer than 3 groups.
+    """
+    means = np.array([differences[groups == group].mean() for group in np.unique(groups)])
+    if len(means) < FEW:
+        return None
+    return 1.0 if not means.any() else float(wilcoxon(means).pvalue)
+
+
+def quadratic_kappa(pairs: NDArray[np.float64]) -> float:
+    """Cohen's kappa with quadratic weights of (N, 2) classes, true and predicted; nan where it is undefined."""
+    true, predicted = pairs[:, 0], pairs[:, 1]
+    expected = np.square(true[:, None] - predicted[None, :]).mean() if len(pairs) else 0.0
+    return float(1 - np.square(true - predicted).mean() / expected) if expected else float("nan")
+
+
+def _pooled_dice(counts: NDArray[np.float64]) -> float:
+    tp, fp, fn = counts.sum(axis=0)
+    return float(2 * tp / (2 * tp + fp + fn)) if tp + fp + fn else float("nan")
+
+
+def _accuracy(pairs: NDArray[np.float64]) -> float:
+    return float((pairs[:, 0] == pairs[:, 1]).mean()) if len(pairs) else float("nan")
+
+
+Statistic = Callable[[NDArray[Any]], float]
+
+FIGURES: Mapping[str, Sequence[tuple[str, tuple[str, ...], Statistic]]] = {
+    "segmentation": (
+        ("dice_mean_slide", ("dice",), nanmean),
+        ("dice", ("tp_px", "fp_px", "fn_px"), _pooled_dice),
+        ("fp_mm2_benign_slides", ("benign_fp_mm2",), nanmean),
+    ),
+    "grading": (
+        ("qwk", ("label", "predicted"), quadratic_kappa),
+        ("accuracy", ("label", "predicted"), _accuracy),
+    ),
+}
+"""For each task the figures, the columns each is made of, and how."""
+
+
+def differences(
+    rows: Sequence[tuple[Mapping[str, str], Mapping[str, str]]], groups: Sequence[str], task: str, seed: int = 0
+) -> list[Difference]:
+    """Compare two runs figure by figure, over all slides and by provider.
+
+    Args:
+        rows: Each slide's row in the tables of the first and the second run.
+        groups: Each slide's group.
+        task: ``segmentation`` or ``grading``.
+        seed: Of the bootstrap.
+
+    Returns:
+        The differences; a figure that no slide has is left out.
+    """
+    of = np.array([a.get("provider", "") for a, _ in rows])
+    names = np.array(groups)
+    found = []
+    for provider in ("all", *sorted(set(of.tolist()) - {""})):
+        chosen = np.ones(len(rows), bool) if provider == "all" else of == provider
+        for figure, columns, statistic in FIGURES[task]:
+            sides = [np.array([[_value(row[side], column) for column in columns] for row in rows]) for side in (0, 1)]
+            both = chosen & np.isfinite(sides[0]).all(axis=1) & np.isfinite(sides[1]).all(axis=1)
+            if both.any():
+                found.append(
+                    _difference(
+                        (figure, provider), sides[0][both], sides[1][both], names[both], statistic=statistic, seed=seed
+                    )
+                )
+    return found
+
+
+def _value(row: Mapping[str, str], column: str) -> float:
+    """A figure of a slide; nan where it has none."""
+    if column == "benign_fp_mm2":
+        labelled = [number(row.get(key)) for key in ("tp_px", "fn_px", "cancer_outside_tissue_px")]
+        return float("nan") if any(labelled) or None in labelled else _value(row, "fp_mm2")
+    value = number(row.get(column))
+    return float("nan") if value is None else value
+
+
+def _difference(
+    of: tuple[str, str],
+    a: NDArray[np.float64],
+    b: NDArray[np.float64],
+    groups: NDArray[Any],
+    *,
+    statistic: Statistic,
+    seed: int,
+) -> Difference:
+    pairs, width = np.hstack([a, b]), a.shape[1]
+
+    def gap(rows: NDArray[Any]) -> float:
+        return statistic(rows[:, width:]) - statistic(rows[:, :width])
+
+    ends = bootstrap_interval(pairs, groups, seed=seed, statistic=gap, n=DRAWS)
+    values = [None if np.isnan(value) else value for value in (statistic(a), statistic(b), gap(pairs))]
+    p = signed_rank((b - a)[:, 0], groups) if of[0] == "dice_mean_slide" else None
+    interval = None if np.isnan(ends).any() else ends
+    return Difference(*of, len(a), len(np.unique(groups)), *values, interval, p)
+
+
+SAME: Mapping[str, Sequence[tuple[str, str]]] = {
+    "segmentation": (
+        ("provider", "its provider"),
+        ("isup_grade", "its grade"),
+        ("cancer_outside_tissue_px", "the labelled cancer outside its tissue"),
+        ("labelled_px", "the labelled cancer in its tissue"),
+    ),
+    "grading": (("provider", "its provider"), ("label", "its class")),
+}
+"""What has to be alike of each slide for its figures to be comparable."""
+
+
+def paired_rows(
+    names: tuple[str, str], tables: tuple[Sequence[Mapping[str, str]], Sequence[Mapping[str, str]]], task: str
+) -> list[tuple[Mapping[str, str], Mapping[str, str]]]:
+    """Set the rows of the same slides beside each other.
+
+    Args:
+        names: Of the runs.
+        tables: Rows of their ``test_slides.csv``.
+        task: Of both.
+
+    Returns:
+        A pair a slide, by slide id.
+
+    Raises:
+        ManifestError: The slides differ, or what is true of one of them, or a table is of an older version.
+    """
+    a, b = ({row["slide_id"]: row for row in table} for table in tables)
+    if missing := sorted(set(a) ^ set(b)):
+        shown = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
+        raise ManifestError(
+            f"the test slides differ: {len(set(a) - set(b))} only in {names[0]}, {len(set(b) - set(a))} only in "
+            f"{names[1]} ({shown}): train both with one data.root, data.seed, data.test_fraction and data.groups"
+        )
+    pairs = [(a[slide_id], b[slide_id]) for slide_id in sorted(a)]
+    for name, table in zip(names, tables, strict=True):
+        for column in ("tp_px", "fp_px", "fn_px") if task == "segmentation" else ("label", "predicted"):
+            if any(column not in row for row in table):
+                raise ManifestError(f"{name}: test_slides.csv has no {column}: it is of an older version; train again")
+    for one, other in pairs:
+        for key, what in SAME[task]:
+            was, is_ = (_truth(row, key) for row in (one, other))
+            if was != is_:
+                raise ManifestError(
+                    f"the truth differs: of {one['slide_id']} {what} is {was} in {names[0]} and {is_} in {names[1]}: "
+                    "score both on the same masks, at the same resolution, with the same version"
+                )
+    return pairs
+
+
+def _truth(row: Mapping[str, str], key: str) -> str | float | None:
+    if key == "labelled_px":
+        return (number(row.get("tp_px")) or 0) + (number(row.get("fn_px")) or 0)
+    value = number(row.get(key))
+    return row.get(key) if value is None else value
+
+
+def groups_of(pairs: Sequence[tuple[Mapping[str, str], Mapping[str, str]]]) -> tuple[list[str], bool]:
+    """The groups to draw by: where the runs know different ones, the fewer and larger ones, which doubt more.
+
+    Args:
+        pairs: See `paired_rows`.
+
+    Returns:
+        A group a slide (itself where nothing better is known), and whether the runs agree.
+    """
+    sides = [[pair[side].get("group") or pair[side]["slide_id"] for pair in pairs] for side in (0, 1)]
+    return min(sides, key=lambda side: len(set(side))), sides[0] == sides[1]
