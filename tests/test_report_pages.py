@@ -46,7 +46,7 @@ class _Links(HTMLParser):
                 self.handlers.append(name)
 
 
-def _check_page(page: Path) -> str:
+def check_page(page: Path) -> str:
     """A page holds one script, its own; asks nothing of a server; and links only to what exists."""
     text = page.read_text(encoding="utf-8")
     links = _Links()
@@ -139,7 +139,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_run_page_says_the_figures_and_what_they_mean(run: Path) -> None:
-    text = html.unescape(_check_page(write_run_page(run)))
+    text = html.unescape(check_page(write_run_page(run)))
     for said in ("0.75", "95 % interval 0.66 to 0.83", "On 5 test slides", "chosen on 5 validation slides", "by slide",
                  "Calling all tissue tumour would give 0.31", "1 (missing mask)", "best epoch 2", "1 min 33 s",
                  "With 5 slides the figures are coarse", "threshold 0.43"):  # fmt: skip
@@ -165,7 +165,7 @@ def test_cancer_outside_the_tissue_stands_beside_dice(tmp_path: Path, percent: f
     folder = _run(tmp_path / "run", _summary(test=test))
     rows = [{"slide_id": "a", "dice": 0.7, "cancer_outside_tissue_mm2": 1.5, "cancer_outside_tissue_px": 4 * shown}]
     _write_csv(folder / "test_slides.csv", rows)
-    text = html.unescape(_check_page(write_run_page(folder)))
+    text = html.unescape(check_page(write_run_page(folder)))
     assert ("3.2 % of the labelled cancer (1.50 mm²) lies where no tissue was found" in text) == shown
     assert ("enters none of these figures" in text) == shown
     slides = text[text.index("<h2>Test slides") :]
@@ -177,7 +177,7 @@ def test_pages_are_harmless_whatever_a_slide_is_called(run: Path) -> None:
     assert "<script>alert" not in text
     assert "&lt;script&gt;alert" in text
     slide = run / "slides" / EVIL / "slide.html"
-    assert "<script>alert" not in _check_page(slide)
+    assert "<script>alert" not in check_page(slide)
     assert link("slides", EVIL, "slide.html") in text
     assert inside(run / "slides", "../..") is None
 
@@ -195,7 +195,7 @@ def test_slide_pages_are_made_again_only_when_out_of_date(run: Path) -> None:
 
 def test_a_run_without_test_says_so(tmp_path: Path) -> None:
     folder = _run(tmp_path / "one", _summary(test=None, notes=["One slide: not generalisation."]))
-    text = html.unescape(_check_page(write_run_page(folder)))
+    text = html.unescape(check_page(write_run_page(folder)))
     assert "Figures on the validation split" in text
     assert "This run has no test split" in text
     assert "One slide: not generalisation." in text
@@ -205,7 +205,7 @@ def test_a_run_without_test_says_so(tmp_path: Path) -> None:
 def test_a_broken_or_missing_summary_still_makes_a_page(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "summary.json").write_text(content)
-    text = _check_page(write_run_page(tmp_path))
+    text = check_page(write_run_page(tmp_path))
     assert "No training curves" in text
     if content in {None, "{", "[]"}:
         assert "summary.json" in text
@@ -218,7 +218,7 @@ def test_grading_run_shows_agreement_and_confusion(tmp_path: Path) -> None:
     rows = [{"slide_id": "near", "isup_grade": 1, "label": 1, "predicted": 1, "p0": 0.25}]
     rows.append({"slide_id": "far", "isup_grade": 5, "label": 5, "predicted": 0, "p0": 0.75})
     _write_csv(folder / "test_slides.csv", rows)
-    text = html.unescape(_check_page(write_run_page(folder)))
+    text = html.unescape(check_page(write_run_page(folder)))
     assert "quadratic weighted κ of 0.68" in text
     assert "needs slides with and without cancer" in text
     assert text.index(">far<") < text.index(">near<")
@@ -230,7 +230,7 @@ def test_slide_page_with_grade(tmp_path: Path) -> None:
     folder = _slide(tmp_path / "s", grade=grade, in_sample="training")
     (tmp_path / "report.html").touch()
     cv2.imwrite(str(folder / "attention_tiles.png"), np.zeros((30, 30, 3), np.uint8))
-    text = _check_page(write_slide_page(folder))
+    text = check_page(write_slide_page(folder))
     for said in (
         "ISUP 3",
         "0.52",
@@ -280,7 +280,7 @@ def test_inference_page(tmp_path: Path) -> None:
     _write_csv(tmp_path / "failures.csv", [{"slide_id": "c", "stage": "open", "error": "SlideError", "message": "no"}])
     about = {"checkpoint": "best.ckpt", "threshold_choice": {"value": 0.43, "chosen_on": "validation"}, "notes": [EVIL]}
     (tmp_path / "inference.json").write_text(json.dumps(about))
-    text = html.unescape(_check_page(write_inference_page(tmp_path)))
+    text = html.unescape(check_page(write_inference_page(tmp_path)))
     for said in ("best.ckpt", "1 failed", "chosen on validation", "trained on 1 of these slides", "SlideError",
                  "without 1 slide of unknown µm/px"):  # fmt: skip
         assert said in text
@@ -291,7 +291,7 @@ def test_areas_of_a_slide_that_counts_as_tissue_whole_are_left_out(tmp_path: Pat
     row = {"slide_id": "a", "tumor_mm2": 0.5, "tissue_mm2": 4, "tissue_how": "strict", "unscored_tissue_px": 0}
     rows = [row, row | {"slide_id": "b", "tumor_mm2": 30, "tissue_mm2": 500, "tissue_how": "whole"}]
     _write_csv(tmp_path / "quantification.csv", rows)
-    text = html.unescape(_check_page(write_inference_page(tmp_path)))
+    text = html.unescape(check_page(write_inference_page(tmp_path)))
     assert "without 1 slide whose whole area counts as tissue" in text
     assert ">0.50" in text
     assert ">30.50" not in text
@@ -305,7 +305,7 @@ def test_areas_of_a_slide_that_counts_as_tissue_whole_are_left_out(tmp_path: Pat
 
 
 def test_an_empty_inference_folder_makes_a_page(tmp_path: Path) -> None:
-    assert "No slide was finished" in _check_page(write_inference_page(tmp_path))
+    assert "No slide was finished" in check_page(write_inference_page(tmp_path))
 
 
 def test_sweep(tmp_path: Path) -> None:
@@ -323,7 +323,7 @@ def test_sweep(tmp_path: Path) -> None:
     (failed / "overrides.txt").write_text("model=m2\nloss=a\n")
     (failed / "error.txt").write_text(f"ConfigError: {EVIL}\n" + "long " * 100)
     (tmp_path / "not a job").mkdir()
-    text = _check_page(write_sweep(tmp_path))
+    text = check_page(write_sweep(tmp_path))
     assert re.findall(r"<td[^>]*>(?:<a[^>]*>)?(\d+)(?:</a>)?</td><td[^>]*>(done|failed)", text) == [
         ("1", "done"), ("10", "done"), ("0", "done"), ("2", "failed"),
     ]  # fmt: skip
@@ -339,10 +339,10 @@ def test_sweep(tmp_path: Path) -> None:
 
 
 def test_a_sweep_without_jobs_and_one_with_failures_only(tmp_path: Path) -> None:
-    assert "No job has left anything" in _check_page(write_sweep(tmp_path))
+    assert "No job has left anything" in check_page(write_sweep(tmp_path))
     (tmp_path / "0").mkdir()
     (tmp_path / "0" / "overrides.txt").write_text("a=1\n")
-    assert "summary.json is not in the folder" in _check_page(write_sweep(tmp_path))
+    assert "summary.json is not in the folder" in check_page(write_sweep(tmp_path))
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -86,15 +86,21 @@ class PowerCut(pl.Callback):
 
 
 def trained(
-    folder: Path, *, resume: Path | None = None, stop: int | None = None, monitor: str = "val/dice", **carried: Any
+    folder: Path,
+    *overrides: str,
+    resume: Path | None = None,
+    stop: int | None = None,
+    monitor: str = "val/dice",
+    sweep: Path | None = None,
+    **carried: Any,
 ) -> tuple[Run, SegmentationTask]:
     """A run of three epochs over tiny patches, through the run's own trainer."""
-    cfg = composed("trainer=cpu", "trainer.max_epochs=3", "logger=csv", f"run_dir={folder}")
+    cfg = composed("trainer=cpu", "trainer.max_epochs=3", "logger=csv", f"run_dir={folder}", *overrides)
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     pl.seed_everything(cfg.seed, verbose=False)
     task = SegmentationTask(Tiny(), BCELoss(), Optim(lr=0.05), CARRIED | carried)  # type: ignore[arg-type]
     experiment: Any = SimpleNamespace(monitor=monitor, mode="max")
-    run = Run(cfg, folder, resume, _trainer(cfg, folder, experiment, Clock(time.monotonic()), resume))
+    run = Run(cfg, folder, resume, _trainer(cfg, folder, experiment, Clock(time.monotonic()), resume), sweep)
     if stop is not None:
         run.trainer.callbacks.append(PowerCut(stop))  # type: ignore[attr-defined]
         with pytest.raises(RuntimeError, match="power cut"):

@@ -81,14 +81,9 @@ def read_metrics(run_dir: Path, before: int | None = None) -> list[dict[str, int
         What each row holds, `step` among it; a row that was cut off itself is left out.
     """
     path = run_dir / "metrics.csv"
-    rows = []
-    if path.exists():
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                try:
-                    rows.append({key: _number(text) for key, text in row.items() if text != ""})
-                except (TypeError, ValueError):
-                    continue
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    whole = text[: text.rfind("\n") + 1]
+    rows = [{key: _number(value) for key, value in row.items() if value} for row in csv.DictReader(whole.splitlines())]
     return [row for row in rows if "step" in row and (before is None or row["step"] < before)]
 
 

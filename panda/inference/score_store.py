@@ -66,7 +66,7 @@ def read_scores(path: Path) -> dict[str, dict[str, Any]]:
         The parts of each score but its record, by `score_made_of`; none where there is no file, or a damaged one.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             found: dict[str, dict[str, Any]] = json.loads(str(stored["plain"]))
             for name in stored.files:
                 key, _, part = name.partition("/")

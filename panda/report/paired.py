@@ -148,10 +148,10 @@ def _difference(
         return statistic(rows[:, width:]) - statistic(rows[:, :width])
 
     ends = bootstrap_interval(pairs, groups, seed=seed, statistic=gap, n=DRAWS)
-    values = [None if np.isnan(value) else value for value in (statistic(a), statistic(b), gap(pairs))]
+    was, is_, between = (None if np.isnan(value) else value for value in (statistic(a), statistic(b), gap(pairs)))
     p = signed_rank((b - a)[:, 0], groups) if of[0] == "dice_mean_slide" else None
     interval = None if np.isnan(ends).any() else ends
-    return Difference(*of, len(a), len(np.unique(groups)), *values, interval, p)
+    return Difference(*of, len(a), len(np.unique(groups)), was, is_, between, interval, p)
 
 
 SAME: Mapping[str, Sequence[tuple[str, str]]] = {

@@ -1,0 +1,116 @@
+"""Runs that are killed in mid-epoch, or whose disk is full, go on as if nothing had happened."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from panda.tasks.segmentation import SegmentationTask
+from tests.integration.doors import REPOSITORY, run_door, table
+from tests.integration.test_doors import TINY
+
+pytestmark = pytest.mark.slow
+
+# With dropout (DeepLabV3) and augmentation: both have to go on where they were.
+RUN = (
+    *(o for o in TINY if not o.startswith(("trainer.max_epochs", "model."))),
+    "model=deeplabv3",
+    "model.encoder_name=mobilenet_v2",
+    "model.decoder_channels=16",
+    "trainer.max_epochs=3",
+    "+trainer.limit_val_batches=2",
+    "trainer.log_every_n_steps=1",
+)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+def last(run: Path) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    return content
+
+
+def test_a_run_killed_in_mid_epoch_ends_as_an_uninterrupted_one(home: Path) -> None:
+    command = [sys.executable, "-m", "tests.integration.killed_training", "1", "2", *RUN, "name=killed"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    killed = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
+    run, whole = (home / "runs" / "segmentation" / name for name in ("killed", "whole"))
+    begun = last(run)
+    assert begun["epoch"] == 0
+    half = table(run / "metrics.csv")
+    assert any(int(row["step"]) >= begun["global_step"] for row in half), "it was killed before anything was logged"
+    assert len(list((run / "wandb").glob("offline-run-*"))) == 1
+
+    done = run_door("train", home, f"resume={run}/checkpoints/last.ckpt")
+    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_door("train", home, *RUN, "name=whole")
+    assert done.returncode == 0, done.stderr[-3000:]
+    resumed, uninterrupted = last(run), last(whole)
+    assert resumed["epoch"] == 2
+    for name, tensor in uninterrupted["state_dict"].items():
+        assert torch.equal(resumed["state_dict"][name], tensor), name
+    (ours,), (theirs,) = resumed["optimizer_states"], uninterrupted["optimizer_states"]
+    for key, state in theirs["state"].items():
+        assert all(torch.equal(ours["state"][key][name], tensor) for name, tensor in state.items())
+    assert ours["param_groups"] == theirs["param_groups"]
+    assert table(run / "metrics.csv") == table(whole / "metrics.csv")
+    for name in ("threshold_curve.csv", "test_slides.csv"):
+        assert (run / name).read_bytes() == (whole / name).read_bytes(), name
+    # what is sent to W&B is the whole run, once
+    assert len(list((run / "wandb").glob("offline-run-*"))) == 1
+    assert len(list((run / "wandb" / "interrupted").glob("offline-run-*"))) == 1
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of its own that holds the checkpoints and not much more."""
+    disk = tmp_path / "small"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=120m", "tmpfs", str(disk)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_a_disk_that_fills_in_mid_run_is_named_and_the_last_checkpoint_is_whole(
+    home: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = SegmentationTask.training_step
+    ballast = small_disk / "others"
+
+    def filling(task: SegmentationTask, batch: Any, batch_idx: int) -> torch.Tensor:
+        if (task.current_epoch, batch_idx) == (1, 1) and not ballast.exists():
+            free = os.statvfs(small_disk)
+            ballast.write_bytes(b"\0" * (free.f_bavail * free.f_frsize))
+        return step(task, batch, batch_idx)
+
+    data = (f"data.root={home}/data/synthetic", f"data.store_root={home}/patches", "logger=csv")
+    with monkeypatch.context() as patched:
+        patched.setattr(SegmentationTask, "training_step", filling)
+        done = run_door("train", small_disk, *RUN, *data, "name=full")
+    run = small_disk / "runs" / "segmentation" / "full"
+    assert done.returncode == 1
+    assert f"{run.relative_to(small_disk)}" in done.stderr
+    assert os.strerror(errno.ENOSPC) in done.stderr
+    assert "make room" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert last(run)["epoch"] == 0
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    ballast.unlink()
+    done = run_door("train", small_disk, f"resume={run.relative_to(small_disk)}/checkpoints/last.ckpt")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [row["epoch"] for row in table(run / "metrics.csv") if row["val/loss"]] == ["0", "1", "2"]

@@ -1,0 +1,224 @@
+"""Two runs on the same slides: identical ones, planted differences, and pairs that are refused."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from scipy.stats import bootstrap, wilcoxon
+from sklearn.metrics import cohen_kappa_score
+
+from panda.errors import ManifestError, PandaError
+from panda.report.compare import compare, main
+from panda.report.effects import Scored, effects
+from panda.report.paired import differences, quadratic_kappa, signed_rank
+from tests.test_report_pages import EVIL, check_page
+
+Rows = list[dict[str, Any]]
+
+
+def rows_of(n: int = 24, shift: float = 0.0, groups: int | None = None, seed: int = 0) -> Rows:
+    """Slides with 1,000 px of cancer each, of which a part is found, ``shift`` more than else; the last is benign."""
+    rng = np.random.default_rng(seed)
+    rows: Rows = []
+    for k in range(n):
+        tp = 0 if k == n - 1 else int(1000 * (0.5 + 0.3 * rng.random() + shift))
+        fn = 0 if k == n - 1 else 1000 - tp
+        rows.append(
+            {
+                "slide_id": f"s{k:02}",
+                "provider": "radboud" if k % 3 else "karolinska",
+                "isup_grade": k % 6,
+                "dice": 2 * tp / (2 * tp + 100 + fn) if tp else "",
+                "fp_mm2": 0.5 - shift,
+                "fp_px": 100,
+                "tp_px": tp,
+                "fn_px": fn,
+                "cancer_outside_tissue_px": 0,
+                "tumor_mm2": 1.0,
+                "true_tumor_mm2": 1.0,
+                "group": f"g{k % groups}" if groups else f"s{k:02}",
+            }
+        )
+    return rows
+
+
+def run_of(folder: Path, rows: Rows, overlays: bool = False, **summary: Any) -> Path:
+    folder.mkdir(parents=True)
+    with (folder / "test_slides.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    data = {"settings": {"level": 1, "mpp": None}}
+    content = {"schema": 1, "task": "segmentation", "test": {"dice": 0.5}, "data": data} | summary
+    (folder / "summary.json").write_text(json.dumps(content))
+    (folder / "overrides.txt").write_text(f"name={folder.name}\nmodel={folder.name}\nseed=0\n")
+    for row in rows if overlays else []:
+        (folder / "slides" / row["slide_id"]).mkdir(parents=True)
+        cv2.imwrite(str(folder / "slides" / row["slide_id"] / "overlay.png"), np.full((40, 60, 3), 200, np.uint8))
+    return folder
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_does_not_differ_from_itself(tmp_path: Path) -> None:
+    a, b = run_of(tmp_path / "a", rows_of()), run_of(tmp_path / "b", rows_of())
+    text = check_page(compare(a, b))
+    assert "these slides do not tell the two apart" in text
+    for row in table(tmp_path / "compare-a-b" / "compare.csv"):
+        ends = ("difference", "low", "high") if int(row["groups"]) > 1 else ("difference",)
+        assert {float(row[key]) for key in ends} == {0}
+        assert row["p"] in ("", "1.0")
+    assert all(row["dice_difference"] in ("", "0.0") for row in table(tmp_path / "compare-a-b" / "compare_slides.csv"))
+
+
+def test_a_planted_difference_is_found_with_its_size_and_side(tmp_path: Path) -> None:
+    a, b = run_of(tmp_path / "a", rows_of(), overlays=True), run_of(tmp_path / "b", rows_of(shift=0.1), overlays=True)
+    text = check_page(compare(a, b, tmp_path / "out" / "here"))
+    assert "b is better on slides like these" in text
+    assert "Where b is better" in text
+    assert "Where a is better" not in text
+    assert '<td data-sort="model">model</td>' in text
+    assert text.count("data:image/jpeg") == 8
+    figures = {(row["figure"], row["provider"]): row for row in table(tmp_path / "out" / "here" / "compare.csv")}
+    gaps = [
+        float(y["dice"]) - float(x["dice"]) for x, y in zip(rows_of(), rows_of(shift=0.1), strict=True) if x["dice"]
+    ]
+    mean = figures["dice_mean_slide", "all"]
+    assert float(mean["difference"]) == pytest.approx(np.mean(gaps))
+    assert float(mean["low"]) > 0.04
+    assert float(mean["p"]) == pytest.approx(wilcoxon(gaps).pvalue)
+    assert (mean["slides"], figures["dice_mean_slide", "karolinska"]["slides"]) == ("23", "8")
+    pooled = [sum(row[key] for row in rows) for rows in (rows_of(), rows_of(shift=0.1)) for key in ("tp_px", "fn_px")]
+    dice = [2 * tp / (2 * tp + 2400 + fn) for tp, fn in (pooled[:2], pooled[2:])]
+    assert float(figures["dice", "all"]["difference"]) == pytest.approx(dice[1] - dice[0])
+    benign = figures["fp_mm2_benign_slides", "all"]
+    assert benign["slides"] == "1"
+    assert float(benign["difference"]) == pytest.approx(-0.1)
+    back = compare(b, a, tmp_path / "back").read_text()
+    assert "b is better" in back
+
+
+def test_few_groups_do_not_make_sure(tmp_path: Path) -> None:
+    rows = [rows_of(groups=4), rows_of(groups=4, shift=0.1)]
+    a, b = (run_of(tmp_path / name, found) for name, found in zip("ab", rows, strict=True))
+    assert "b looks better, but 4 groups are too few" in compare(a, b).read_text()
+
+
+def test_the_interval_agrees_with_scipys_bootstrap() -> None:
+    rng = np.random.default_rng(3)
+    pairs: Any = [
+        ({"provider": "p", "dice": str(a)}, {"provider": "p", "dice": str(a + gap)})
+        for a, gap in zip(rng.random(40), rng.normal(0.05, 0.1, 40), strict=True)
+    ]
+    gaps = np.array([float(b["dice"]) - float(a["dice"]) for a, b in pairs])
+    (found, *_) = differences(pairs, [str(k) for k in range(40)], "segmentation")
+    theirs = bootstrap((gaps,), np.mean, method="percentile", n_resamples=20_000, rng=1).confidence_interval
+    assert found.interval == pytest.approx((theirs.low, theirs.high), abs=0.004)
+    assert found.difference == pytest.approx(gaps.mean())
+
+
+def test_slides_of_a_group_stand_together() -> None:
+    gaps, groups = np.array([0.1, 0.3, -0.2, 0.4, 0.5]), np.array(["a", "a", "b", "c", "d"])
+    assert signed_rank(gaps, groups) == wilcoxon([0.2, -0.2, 0.4, 0.5]).pvalue
+    assert signed_rank(gaps[:3], groups[:3]) is None
+    assert signed_rank(np.zeros(5), groups) == 1
+    pairs: Any = [({"dice": "0.5"}, {"dice": str(0.5 + gap)}) for gap in [0.1] * 20 + [-0.1] * 20]
+    wide, narrow = (
+        differences(pairs, names, "segmentation")[0].interval
+        for names in ([f"g{k // 10}" for k in range(40)], [str(k) for k in range(40)])
+    )
+    assert wide is not None
+    assert narrow is not None
+    assert wide[1] - wide[0] > 1.5 * (narrow[1] - narrow[0])
+
+
+@pytest.mark.parametrize("classes", [2, 6])
+def test_kappa_agrees_with_scikit_learn(classes: int) -> None:
+    pairs = np.random.default_rng(classes).integers(0, classes, (50, 2)).astype(float)
+    assert quadratic_kappa(pairs) == pytest.approx(cohen_kappa_score(*pairs.T, weights="quadratic"))
+    assert np.isnan(quadratic_kappa(np.full((5, 2), 3.0)))
+    assert np.isnan(quadratic_kappa(np.empty((0, 2))))
+
+
+def test_graders_are_compared_by_kappa(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 6, 60)
+    guesses = [np.clip(labels + rng.integers(-wrong, wrong + 1, 60), 0, 5) for wrong in (3, 1)]
+    for name, guess in zip("ab", guesses, strict=True):
+        rows = [
+            {"slide_id": f"s{k}", "provider": "p", "isup_grade": t, "label": t, "predicted": g, "group": f"s{k}"}
+            for k, (t, g) in enumerate(zip(labels.tolist(), guess.tolist(), strict=True))
+        ]
+        run_of(tmp_path / name, rows, task="grading", target="isup", test={"qwk": 0.5})
+    text = check_page(compare(tmp_path / "a", tmp_path / "b"))
+    assert "b is better" in text
+    kappa = table(tmp_path / "compare-a-b" / "compare.csv")[0]
+    ours = [cohen_kappa_score(labels, guess, weights="quadratic") for guess in guesses]
+    assert [float(kappa[key]) for key in "ab"] == pytest.approx(ours)
+
+
+def changed(rows: Rows, k: int, **values: Any) -> Rows:
+    return [row | values if at == k else row for at, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "summary", "said"),
+    [
+        (rows_of()[1:], {}, r"test slides differ: 1 only in a, 0 only in b \(s00\).*data.seed"),
+        (changed(rows_of(), 2, tp_px=1), {}, "truth differs: of s02 the labelled cancer in its tissue is 1000.0 in a"),
+        (changed(rows_of(), 2, isup_grade=5), {}, "of s02 its grade is 2.0 in a and 5.0 in b"),
+        (changed(rows_of(), 2, cancer_outside_tissue_px=9), {}, "labelled cancer outside its tissue"),
+        (rows_of(), {"data": {"settings": {"level": 0, "mpp": None}}}, "data.level is 1 in .*a and 0 in .*b"),
+        (rows_of(), {"task": "grading"}, "of task segmentation, .*b of grading"),
+        (rows_of(), {"test": None}, "b scored no test slides"),
+        ([{k: v for k, v in row.items() if k != "tp_px"} for row in rows_of()], {}, "b: test_slides.csv has no tp_px"),
+    ],
+)
+def test_runs_that_cannot_be_paired_are_refused(tmp_path: Path, rows: Rows, summary: dict[str, Any], said: str) -> None:
+    a, b = run_of(tmp_path / "a", rows_of()), run_of(tmp_path / "b", rows, **summary)
+    with pytest.raises(ManifestError, match=said):
+        compare(a, b)
+    assert not list(tmp_path.glob("compare*"))
+
+
+def test_the_command_says_where_or_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = run_of(tmp_path / "sweep-x" / "0", rows_of()), run_of(tmp_path / "sweep-x" / "1", rows_of(shift=0.1))
+    assert main([str(a), str(b)]) == 0
+    out = capsys.readouterr().out
+    assert out == f"comparison: {tmp_path / 'sweep-x' / 'compare-job-0-job-1' / 'compare.html'}\n"
+    (b / "summary.json").unlink()
+    assert main([str(a), str(b)]) == 1
+    assert "1 holds no finished run: summary.json is not in the folder" in capsys.readouterr().err
+    with pytest.raises(PandaError, match="is not a folder"):
+        compare(a, tmp_path / "absent")
+
+
+def test_names_are_not_to_be_trusted(tmp_path: Path) -> None:
+    rows = changed(rows_of(), 0, slide_id=EVIL, provider=EVIL)
+    other = changed(rows_of(shift=0.1), 0, slide_id=EVIL, provider=EVIL)
+    a, b = run_of(tmp_path / f"a{EVIL}", rows), run_of(tmp_path / "b", other)
+    assert "<script>alert" not in check_page(compare(a, b, tmp_path / "out"))
+
+
+def test_what_a_choice_did_is_parted_from_the_others() -> None:
+    """Of patch 64, 0.2 better than 128 in everything, only the worse model was tried with a third value."""
+    jobs = [
+        Scored({"patch": patch, "model": model}, base + (0.2 if patch == "64" else 0.0), "")
+        for model, base in (("unet", 0.5), ("fpn", 0.45))
+        for patch in ("128", "64")
+    ]
+    patch, model = effects(jobs, ["model", "patch"])
+    assert (patch.choice, patch.values) == ("patch", ["64", "128"])
+    assert patch.span == pytest.approx(0.2)
+    assert (patch.values[patch.best], patch.wins, patch.compared) == ("64", 2, 2)
+    assert model.span == pytest.approx(0.05)
+    assert model.medians() == pytest.approx([0.55, 0.6])
+    # a value that differs in something else as well is laid to neither
+    assert effects([jobs[0], Scored({"patch": "256", "model": "fpn"}, 0.9, "")], ["model", "patch"]) == []
