@@ -97,10 +97,12 @@ def _run(cfg: DictConfig, folder: Path, resume: Path | None, experiment: Experim
         figure = compared_by(_write_summary(run, clock.seconds))
     except KeyboardInterrupt as stop:
         write_failures(folder / "failures.csv", run.failures)
+        remedy = f"go on with: python train.py resume={run.last}" if run.last.exists() else "nothing to go on from yet"
         if run.sweep:
+            write_whole(folder / "error.txt", f"interrupted; {remedy}\n")
             write_sweep(run.sweep)
         if run.last.exists():
-            raise Interrupted(f"go on with: python train.py resume={run.last}") from stop
+            raise Interrupted(remedy) from stop
         raise
     except BaseException:
         write_failures(folder / "failures.csv", run.failures)

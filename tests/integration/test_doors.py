@@ -234,8 +234,9 @@ def test_ctrl_c_ends_a_sweep_and_keeps_what_was_done(
     assert done.returncode == 130
     sweep = home / "runs/segmentation/sweep-stopped"
     assert f"train.py resume={sweep}/1/checkpoints/last.ckpt" in done.stderr
-    # the job that was interrupted has begun, and says so
-    assert [row["state"] for row in table(sweep / "sweep.csv")] == ["done", "failed"]
+    rows = table(sweep / "sweep.csv")
+    assert [row["state"] for row in rows] == ["done", "failed"]
+    assert rows[1]["error"].startswith("interrupted; go on with: ")
     assert (sweep / "sweep.html").is_file()
     assert not (sweep / "2").exists()
 
