@@ -22,7 +22,7 @@ def main(epoch: int, batch: int, *overrides: str) -> None:
         return step(task, images, batch_idx)
 
     SegmentationTask.training_step = killed  # type: ignore[method-assign, assignment]
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     sys.argv = [str(REPOSITORY / "train.py"), *overrides]
     runpy.run_path(sys.argv[0], run_name="__main__")
 
