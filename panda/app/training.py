@@ -25,7 +25,8 @@ AFTER_TRAINING = ("threshold", "precision", "overlap", "calibration")
 """What a checkpoint carries that is decided anew once training has ended."""
 EVALUATION = (
     "name", "run_dir", "resume", "debug", "logger",
-    "threshold", "criterion", "cost_ratio", "threshold_per_provider", "test_slides", "quantify", "engine", "task.panels", "task.overlap",
+    "threshold", "criterion", "cost_ratio", "threshold_per_provider", "test_slides",
+    "quantify", "engine", "task.panels", "task.overlap",
     "data.num_workers", "data.extract_workers", "data.store_root",
 )  # fmt: skip
 """Keys that decide nothing of the weights. All others do, those that will be added too: a key that is forgotten here

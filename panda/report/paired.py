@@ -12,9 +12,8 @@ from scipy.stats import wilcoxon
 
 from panda.errors import ManifestError
 from panda.report.folder import number
-from panda.tasks.metrics import bootstrap_interval, nanmean
+from panda.tasks.bootstrap import RESAMPLES, bootstrap_interval, nanmean
 
-DRAWS = 2000
 FEW = 3
 
 
@@ -147,7 +146,7 @@ def _difference(
     def gap(rows: NDArray[Any]) -> float:
         return statistic(rows[:, width:]) - statistic(rows[:, :width])
 
-    ends = bootstrap_interval(pairs, groups, seed=seed, statistic=gap, n=DRAWS)
+    ends = bootstrap_interval(pairs, groups, seed=seed, statistic=gap, n=RESAMPLES)
     was, is_, between = (None if np.isnan(value) else value for value in (statistic(a), statistic(b), gap(pairs)))
     p = signed_rank((b - a)[:, 0], groups) if of[0] == "dice_mean_slide" else None
     interval = None if np.isnan(ends).any() else ends
