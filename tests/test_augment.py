@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def test_none_changes_nothing() -> None:
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(ConfigError, match="'heavy': give none or light"):
+    with pytest.raises(ConfigError, match="'heavy': give none, light, strong, stain"):
         Augmentation("heavy")  # type: ignore[arg-type]
 
 
@@ -85,3 +86,46 @@ def test_sampler_depends_on_seed_and_epoch_alone() -> None:
     assert list(sampler) == first
     assert list(DrawSampler(10, seed=2)) != first
     assert len(sampler) == 10
+
+
+def stained() -> NDArray[np.uint8]:
+    """Drawn tissue: eosin, nuclei of haematoxylin, and glass."""
+    rng = np.random.default_rng(0)
+    image = np.full((96, 96, 3), 255, np.uint8)
+    image[:, :64] = np.clip(np.array([225, 150, 190]) + rng.integers(-12, 12, (96, 64, 1)), 0, 255)
+    for x, y in rng.integers(4, 60, (40, 2)):
+        image[y : y + 5, x : x + 5] = (110, 70, 140)
+    return image
+
+
+@pytest.mark.parametrize("name", ["stain", "strong"])
+def test_another_stain_keeps_structure(name: Any) -> None:
+    """What is dark stays darker than what is light, and colours do change."""
+    augmentation, image = Augmentation(name), stained()
+    mask = (image[..., 1] < 100).astype(np.uint8)
+    hues = []
+    for seed in range(30):
+        new, where = augmentation(image, mask, seed)
+        tissue = new[..., 1] < 250
+        assert set(np.unique(where)) <= {0, 1}
+        dark, light = new[where == 1].mean(), new[(where == 0) & tissue].mean()
+        assert dark < light - 20
+        hues.append(new[where == 1].mean(axis=0))
+    assert np.ptp(np.array(hues), axis=0).max() > 30
+
+
+def test_another_stain_leaves_glass_white() -> None:
+    augmentation, image = Augmentation("stain"), stained()
+    glass = (image == 255).all(axis=2).astype(np.uint8)
+    for seed in range(30):
+        new, where = augmentation(image, glass, seed)
+        assert new[where == 1].min() >= 250
+
+
+@pytest.mark.parametrize("name", ["stain", "strong"])
+def test_ignored_pixels_stay_ignored(name: Any) -> None:
+    image = stained()
+    mask = np.zeros((96, 96), np.uint8)
+    mask[:30], mask[60:] = 1, 2
+    for seed in range(10):
+        assert set(np.unique(Augmentation(name)(image, mask, seed)[1])) <= {0, 1, 2}

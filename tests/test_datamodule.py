@@ -15,8 +15,12 @@ from panda.data.augment import Augmentation
 from panda.data.datamodule import PatchDataModule
 from panda.data.splits import SPLITS
 from panda.errors import ConfigError, ManifestError
+from panda.models.losses import BCELoss
+from panda.tasks.optim import Optim
+from panda.tasks.segmentation import SegmentationTask
 from panda.wsi.synthetic import SyntheticSpec
 from tests.panda_folder import make_folder, slide_name
+from tests.test_train import CARRIED
 
 OPTIONS: dict[str, Any] = {"patch_size": 64, "batch_size": 8, "num_workers": 0}
 
@@ -230,3 +234,49 @@ def test_a_resumed_run_sees_what_an_unbroken_one_sees(folder: Path, tmp_path: Pa
     _fit(folder, tmp_path / "part.ckpt", 1)
     resumed = _fit(folder, tmp_path / "rest.ckpt", 3, tmp_path / "part.ckpt")
     assert resumed.seen == {epoch: whole.seen[epoch] for epoch in (1, 2)}
+
+
+class _Small(torch.nn.Conv2d):
+    def __init__(self) -> None:
+        super().__init__(3, 1, 3, padding=1)
+
+    def plain(self) -> dict[str, Any]:
+        return {}
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # Lightning 2.6 on torch 2.15
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:.*The number of training batches")
+def test_a_resumed_run_draws_the_hard_patches_of_an_unbroken_one(folder: Path, tmp_path: Path) -> None:
+    def fit(epochs: int, path: Path, ckpt: Path | None = None) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        pl.seed_everything(11, verbose=False)
+        module = module_of(folder, sampler="hard", test_fraction=0.0)
+        task = SegmentationTask(_Small(), BCELoss(), Optim(lr=0.05, schedule="none"), CARRIED)  # type: ignore[arg-type]
+        trainer = pl.Trainer(
+            max_epochs=epochs,
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            limit_val_batches=0,
+        )
+        trainer.fit(task, module, ckpt_path=ckpt, weights_only=True)
+        trainer.save_checkpoint(path, weights_only=False)
+        return task.state_dict(), module.state_dict()["losses"].clone()
+
+    weights, losses = fit(3, tmp_path / "whole.ckpt")
+    assert not losses.isnan().all()
+    fit(1, tmp_path / "part.ckpt")
+    resumed, same = fit(3, tmp_path / "rest.ckpt", tmp_path / "part.ckpt")
+    torch.testing.assert_close(same, losses, rtol=0, atol=0, equal_nan=True)
+    for key, value in weights.items():
+        assert torch.equal(resumed[key], value)
+
+
+def test_balanced_patches_of_a_split(folder: Path) -> None:
+    module = prepared(folder, sampler="balanced", tumor_share=0.75, test_fraction=0.0)
+    loader = module.train_dataloader()
+    tumor = module.patch_set("train").rows.fractions[:, 1] > 0
+    drawn = [draw.item for draw in loader.sampler]
+    assert tumor[drawn].mean() == pytest.approx(0.75, abs=0.01)

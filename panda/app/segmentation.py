@@ -126,6 +126,9 @@ class SegmentationExperiment:
             idle = (*choice.idle(), *(CHOICE_KEYS if choice.split == "patches" else ()))
             for fault in idle_faults(idle, choice.how()):
                 faults.add(fault)
+            if self.data.sampler != "balanced":
+                for fault in idle_faults(("data.tumor_share",), f"data.sampler={self.data.sampler}"):
+                    faults.add(fault)
         with faults.collect():
             check_criterion(plain["criterion"], plain["cost_ratio"])
         self.optim: Optim = faults.build(plain["optim"])

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pytorch_lightning as pl
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from panda.data.augment import Augmentation
@@ -15,6 +16,7 @@ from panda.data.loaders import loader_faults, ordered_loader, train_loader
 from panda.data.manifest import TABLE, SlideRecord, find_one_tumor_example, read_manifest
 from panda.data.patches import Failure
 from panda.data.patchset import PatchSet, write_one_slide_manifests, write_patch_manifests
+from panda.data.samplers import BalancedDraws, HardDraws, SamplerName
 from panda.data.selection import Selection, select
 from panda.data.settings import How, PatchSettings, SelectionSettings, StoreKind
 from panda.data.splits import SPLITS, Split
@@ -59,6 +61,9 @@ class PatchDataModule(pl.LightningDataModule):
         augment: applied to training patches; None for none.
         extract_workers: slides cut at the same time, in threads.
         ignore_background: see `PatchSettings`.
+        sampler: which training patches an epoch draws: ``"uniform"``: each once; ``"balanced"``: by cancer, see
+            `BalancedDraws`; ``"hard"``: those that the network is wrong on more often, see `HardDraws`.
+        tumor_share: of the draws that have cancer, with ``sampler="balanced"``.
         draw: draws the embedded slides at ``root`` on first use; None for a folder that exists.
 
     Raises:
@@ -98,6 +103,8 @@ class PatchDataModule(pl.LightningDataModule):
         draw: SyntheticSpec | None = None,
         store: StoreKind = "png",
         ignore_background: bool = False,
+        sampler: SamplerName = "uniform",
+        tumor_share: float = 0.5,
     ) -> None:
         super().__init__()
         self.root = Path(root)
@@ -123,6 +130,10 @@ class PatchDataModule(pl.LightningDataModule):
             splits=None if splits is None else Path(splits),
         )
         self.augment = augment
+        self.sampler = sampler
+        self.tumor_share = tumor_share
+        self._losses: Tensor | None = None
+        self._hard: HardDraws | None = None
         self.extract_workers = extract_workers
         self.draw = draw
         self.failures: list[Failure] = []
@@ -136,6 +147,10 @@ class PatchDataModule(pl.LightningDataModule):
         """What is wrong with the arguments beside the patch settings."""
         faults = loader_faults(self.batch_size, self.num_workers)
         faults += self.choice.faults()
+        if self.sampler not in get_args(SamplerName):
+            faults.append(f"data.sampler is {self.sampler!r}: give {', '.join(get_args(SamplerName))}")
+        if not 0 < self.tumor_share < 1:
+            faults.append(f"data.tumor_share is {self.tumor_share}: give a share over 0 and under 1")
         if self.extract_workers < 1:
             faults.append(f"data.extract_workers is {self.extract_workers}: give at least 1")
         if self.draw is None and not (self.root / TABLE).is_file():
@@ -259,9 +274,26 @@ class PatchDataModule(pl.LightningDataModule):
         return self._sets[split]
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Training patches in random order; a last batch of a single patch is left out (see `train_loader`)."""
+        """Training patches as ``sampler`` draws them; a last batch of one patch is left out (see `train_loader`)."""
         patches = self.patch_set("train")
-        return train_loader(patches, len(patches), self.batch_size, self.num_workers, self.trainer)
+        choose: BalancedDraws | HardDraws | None = None
+        if self.sampler == "balanced":
+            choose = BalancedDraws(patches.rows.fractions[:, 1] > 0, patches.rows.slide_index, self.tumor_share)
+        elif self.sampler == "hard":
+            choose = self._hard = HardDraws(len(patches))
+            if self._losses is not None:
+                choose.losses = self._losses
+        return train_loader(patches, len(patches), self.batch_size, self.num_workers, self.trainer, choose=choose)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs beside the configuration: the losses that ``sampler="hard"`` draws by."""
+        return {} if self._hard is None else {"losses": self._hard.losses}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self._losses = state_dict.get("losses")
+        if self._hard is not None and self._losses is not None:
+            self._hard.losses = self._losses
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Validation patches in the order of their manifest."""

@@ -5,16 +5,19 @@ The sampler draws, in the main process, the order of an epoch and a seed for the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
 _SEEDS = 2**62
+Choice = Callable[[np.random.Generator], NDArray[np.int64]]
+"""See `panda.data.samplers`."""
 
 
 class Draw(NamedTuple):
@@ -39,7 +42,7 @@ def drawn(index: int | Draw) -> tuple[int, int]:
 
 
 class DrawSampler(Sampler[Draw]):
-    """Draws each item once an epoch, in random order, with a seed for its augmentation.
+    """Draws the items of an epoch, each with a seed for its augmentation.
 
     Order and seeds depend on nothing but ``seed`` and the epoch: an epoch is the same after a resume, and on all
     devices before they share it out.
@@ -48,9 +51,11 @@ class DrawSampler(Sampler[Draw]):
         items: number of items.
         seed: of the run.
         epoch: the first epoch; each pass begins the next one unless `set_epoch` says otherwise.
+        choose: gives the items of an epoch in their order, as many as there are; None for each once, in random order.
     """
 
-    def __init__(self, items: int, seed: int, epoch: int = 0) -> None:
+    def __init__(self, items: int, seed: int, epoch: int = 0, choose: Choice | None = None) -> None:
+        self.choose = choose
         self.items = items
         self.seed = seed
         self.epoch = epoch
@@ -67,7 +72,7 @@ class DrawSampler(Sampler[Draw]):
     def __iter__(self) -> Iterator[Draw]:
         rng = np.random.default_rng((self.seed, self.epoch))
         self.epoch += 1
-        order = self.order = rng.permutation(self.items).tolist()
+        order = self.order = (self.choose(rng) if self.choose else rng.permutation(self.items)).tolist()
         seeds = rng.integers(_SEEDS, size=self.items).tolist()
         return iter([Draw(index, seed) for index, seed in zip(order, seeds, strict=True)])
 
@@ -108,7 +113,13 @@ def loader_faults(batch_size: int, num_workers: int, prefix: str = "data") -> li
 
 
 def train_loader(
-    dataset: Dataset[Any], items: int, batch_size: int, num_workers: int, trainer: pl.Trainer | None = None
+    dataset: Dataset[Any],
+    items: int,
+    batch_size: int,
+    num_workers: int,
+    trainer: pl.Trainer | None = None,
+    *,
+    choose: Choice | None = None,
 ) -> DataLoader[Any]:
     """Loader of a training split, in random order.
 
@@ -122,6 +133,7 @@ def train_loader(
         batch_size: samples a batch.
         num_workers: processes that load; 0 for none.
         trainer: says how many devices share out an epoch, and which epoch comes first after a resume.
+        choose: which items an epoch draws, see `DrawSampler`.
 
     Returns:
         The loader.
@@ -131,7 +143,7 @@ def train_loader(
     return DataLoader(
         dataset,
         batch_size=batch_size,
-        sampler=DrawSampler(items, torch.initial_seed(), epoch),
+        sampler=DrawSampler(items, torch.initial_seed(), epoch, choose),
         drop_last=batch_size > 1 and a_device > 1 and a_device % batch_size == 1,
         **_options(num_workers),
     )

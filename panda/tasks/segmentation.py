@@ -7,11 +7,13 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
 
 from panda.data.loaders import items_of
 from panda.data.patchset import PatchSet
+from panda.data.samplers import HardDraws
 from panda.models.segmentation import Segmenter
 from panda.tasks.checkpoint import carried_data
 from panda.tasks.metrics import PixelHistogram, dice_at
@@ -72,10 +74,24 @@ class SegmentationTask(pl.LightningModule):
         logits = self(image)
         loss: Tensor = self.loss(logits, mask)
         self._check(loss, logits, self.trainer.train_dataloader, batch_idx)
+        self._note(logits, mask, batch_idx)
         self.train_pixels.update(logits.detach().float().sigmoid(), mask > 0.5, mask >= 0)
         self.log("train/loss_step", loss, prog_bar=True)
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(image))
         return loss
+
+    def _note(self, logits: Tensor, mask: Tensor, number: int) -> None:
+        """Tells a sampler that asks for it how wrong the network was on each patch: its mean cross-entropy."""
+        loader = self.trainer.train_dataloader
+        draws = getattr(getattr(loader, "sampler", None), "choose", None)
+        if loader is None or not isinstance(draws, HardDraws):
+            return
+        counts = (mask >= 0).float()
+        wrong = functional.binary_cross_entropy_with_logits(
+            logits.detach().float(), mask.clamp_min(0), reduction="none"
+        )
+        of_patch = (wrong * counts).flatten(1).sum(1) / counts.flatten(1).sum(1).clamp_min(1)
+        draws.note(items_of(loader, number), of_patch)
 
     def _check(self, loss: Tensor, logits: Tensor, loader: DataLoader[Any] | None, number: int) -> None:
         """Stops at a loss that is no number, naming the patches."""
