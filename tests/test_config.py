@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from panda.app.config import build, check_config, register_resolvers, run_folder
+from panda.app.config import Faults, build, check_config, check_ignoring, register_resolvers, run_folder
 from panda.errors import ConfigError
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -199,3 +200,15 @@ def test_the_folder_of_a_run() -> None:
     assert run_folder("runs/segmentation/mine/checkpoints/last.ckpt", "segmentation", None, "now") == (
         "runs/segmentation/mine"
     )
+
+
+def test_a_loss_that_would_learn_ignored_pixels_is_refused() -> None:
+    node = {"_target_": "torch.nn.HuberLoss"}
+    faults = Faults()
+    check_ignoring(torch.nn.HuberLoss(), node, faults)
+    with pytest.raises(ConfigError, match=r"data.ignore_background=true: loss=torch.nn.HuberLoss learns"):
+        faults.raise_any()
+    for option in (path.stem for path in (CONF / "loss").glob("*.yaml") if path.stem != "cross_entropy"):
+        faults = Faults()
+        check_ignoring(build(OmegaConf.load(CONF / "loss" / f"{option}.yaml")), node, faults)
+        faults.raise_any()

@@ -20,6 +20,7 @@ from panda.models.losses import (
     LovaszLoss,
     TverskyLoss,
     boundary_loss,
+    lovasz_hinge,
 )
 
 ALL: list[Callable[[], nn.Module]] = [
@@ -102,6 +103,49 @@ def test_lovasz_is_the_jaccard_loss_where_all_is_decided() -> None:
     # Each missed cancer pixel leaves the intersection, each false one joins the union.
     jaccard = (truth & called).sum() / (truth | called).sum()
     assert float(loss) == pytest.approx(2 * (1 - jaccard), rel=1e-5)
+
+
+def test_lovasz_by_the_jaccard_loss_of_every_prefix() -> None:
+    """As the paper defines it: errors by falling size, times how much each next wrong pixel adds to the loss."""
+    rng = np.random.default_rng(3)
+    for share in (0.0, 0.3, 1.0):
+        logits, truth = rng.normal(size=60), rng.random(60) < share
+        errors = 1 - logits * np.where(truth, 1, -1)
+        order = np.argsort(-errors)
+        before = total = 0.0
+        for count in range(1, 61):
+            wrong = np.zeros(60, bool)
+            wrong[order[:count]] = True
+            called = truth ^ wrong
+            loss = 1 - (truth & called).sum() / (truth | called).sum()
+            total += max(errors[order[count - 1]], 0) * (loss - before)
+            before = loss
+        args = [torch.from_numpy(values).float().view(1, 1, 6, 10) for values in (logits, truth)]
+        assert float(lovasz_hinge(*args)) == pytest.approx(total, rel=1e-5)
+
+
+def test_lovasz_keeps_the_weights_of_a_million_pixels() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 1, 1024, 1024, generator=generator)
+    target = (torch.rand(1, 1, 1024, 1024, generator=generator) < 0.15).float()
+    single = logits.clone().requires_grad_()
+    lovasz_hinge(single, target).backward()  # type: ignore[no-untyped-call]
+    assert single.grad is not None
+    wrong = 1 - logits * (2 * target - 1) > 0
+    assert bool((single.grad[wrong] != 0).all())
+
+
+def test_the_outline_does_not_run_along_ignored_pixels() -> None:
+    target = torch.zeros(1, 1, 8, 20)
+    target[..., 5:15] = 1
+    target[..., 15:] = -1
+    logits = torch.zeros_like(target, requires_grad=True)
+    boundary_loss(logits, target).backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None
+    row = logits.grad[0, 0, 4]
+    assert row[5] == 0
+    assert bool((row[6:15].diff() < 0).all())  # the farther from the one outline, the more
+    assert not row[15:].any()
 
 
 def test_boundary_by_brute_force() -> None:
@@ -249,6 +293,7 @@ def test_shapes_that_would_broadcast(make: Callable[[], nn.Module]) -> None:
         (BCEDiceLoss, {"bce_weight": 0, "dice_weight": 0}, "both be 0"),
         (FocalLoss, {"alpha": 1}, "alpha=1"),
         (FocalLoss, {"gamma": -1}, "gamma=-1"),
+        (FocalLoss, {"gamma": 0.5}, r"gamma=0\.5"),
         (TverskyLoss, {"false_positive": -0.1}, r"false_positive=-0\.1"),
         (TverskyLoss, {"gamma": 0}, "gamma=0"),
         (TverskyLoss, {"smooth": 0}, "smooth=0"),

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from panda.data.findings import FINDINGS
 from panda.data.manifest import SlideRecord, read_groups
 from panda.data.selection import SPLIT_COLUMNS, Selection, select
-from panda.data.settings import SelectionSettings
+from panda.data.settings import REFUSED, SelectionSettings
 from panda.data.splits import fold_slides, split_slides
 from panda.errors import ManifestError
 
@@ -155,6 +155,18 @@ def test_faults_of_a_given_split_are_named(tmp_path: Path, old: str, new: str, w
         select(records, SelectionSettings(splits=path))
 
 
+def test_a_split_that_moved_is_noticed(tmp_path: Path) -> None:
+    records, selection, path = written(tmp_path)
+    assert selection.changed_since(path) == []
+    other = select(records, SelectionSettings(seed=1))
+    assert other.changed_since(path) == sorted(record.slide_id for record in records if
+        (record.group, selection.split[record.slide_id]) != (record.group, other.split[record.slide_id]))  # fmt: skip
+    assert select(records[1:], selection.settings).changed_since(path)
+    path.write_text(path.read_text() + path.read_text().splitlines()[1] + "\n")
+    with pytest.raises(ManifestError, match="'00000000' is in 2 rows"):
+        select(records, SelectionSettings(splits=path))
+
+
 def test_a_given_split_may_not_tear_groups(tmp_path: Path) -> None:
     records, selection, path = written(tmp_path)
     patients = tmp_path / "patients.csv"
@@ -180,6 +192,10 @@ def test_findings_of_an_audit_leave_slides_out(tmp_path: Path) -> None:
     (tmp_path / "audit.csv").write_text("slide_id\n" + "".join(f"{r.slide_id}\n" for r in records[1:]))
     with pytest.raises(ManifestError, match=r"the audit has not seen 1 of 80 slides \(00000000\); run it again"):
         select(records, choice)
+    (tmp_path / "audit.csv").write_text("slide_id,looked_at\n" + "".join(f"{r.slide_id},no\n" for r in records))
+    with pytest.raises(ManifestError, match=r"read the table alone \(audit.slides=false\)"):
+        select(records, choice)
+    (tmp_path / "audit.csv").unlink()
     findings.write_text(header + "00000001,blurred,note,1,look\n")
     with pytest.raises(ManifestError, match="finding 'blurred' is not known"):
         select(records, choice)
@@ -214,6 +230,7 @@ def test_one_provider_is_trained_on_and_the_other_tested(tmp_path: Path, how: An
         ({"test_provider": "uppsala"}, "data.test_provider is 'uppsala'"),
         ({"provider": "radboud", "test_provider": "radboud"}, "both set"),
         ({"exclude": ("blurry",)}, "data.exclude has blurry: known are"),
+        ({"exclude": ("bad_id",)}, "data.exclude has bad_id: such rows are refused anyway"),
         ({"exclude": ("blur",)}, r"data.exclude has blur: give data.findings=audit/findings.csv"),
         ({"findings": Path("none.csv")}, "data.findings=none.csv is no file"),
         ({"splits": Path("none.csv")}, "data.splits=none.csv is no file"),
@@ -228,7 +245,10 @@ def test_each_fault_names_its_key(choice: dict[str, Any], word: str) -> None:
 
 def test_every_finding_can_be_excluded(tmp_path: Path) -> None:
     (tmp_path / "findings.csv").write_text("slide_id,finding\n")
-    assert SelectionSettings(exclude=tuple(FINDINGS), findings=tmp_path / "findings.csv").faults() == []
+    assert (
+        SelectionSettings(exclude=tuple(set(FINDINGS) - set(REFUSED)), findings=tmp_path / "findings.csv").faults()
+        == []
+    )
 
 
 def test_what_keeps_the_splits_apart_is_said(tmp_path: Path) -> None:

@@ -271,6 +271,27 @@ def check_loss(loss: Any, logits: Any, target: Any, node: Mapping[str, Any], fau
         )
 
 
+def check_ignoring(loss: Any, node: Mapping[str, Any], faults: Faults) -> None:
+    """Sees to it that a loss leaves out ignored pixels (target below 0): another one would learn them as a target.
+
+    Args:
+        loss: The module, over logits and target of one class.
+        node: Its configuration, for the message.
+        faults: Takes the fault.
+    """
+    import torch  # noqa: PLC0415
+
+    target = torch.tensor([[1.0, -1.0], [0.0, -1.0]]).view(1, 1, 2, 2)
+    logits = torch.zeros(1, 1, 2, 2, requires_grad=True)
+    loss(logits, target).backward()
+    assert logits.grad is not None
+    if bool(logits.grad[target < 0].any()):
+        faults.add(
+            f"data.ignore_background=true: loss={node['_target_']} learns from ignored pixels too; take one of "
+            "panda.models.losses"
+        )
+
+
 def build(node: Any, **extra: Any) -> Any:
     """Makes the object that a node describes.
 

@@ -188,7 +188,7 @@ class GradingExperiment:
     def run(self, run: Run) -> None:
         """See `Experiment.run`."""
         splits = self.data.splits()
-        self.data.selection().write(run.folder / "splits.csv")
+        run.keep_splits(self.data.selection())
         items: dict[Split, list[BagItem]] = {}
         mpps: dict[Split, list[float]] = {name: [] for name in splits}
         for name, records in splits.items():

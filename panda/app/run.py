@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from panda.app.tracking import read_metrics, replay
 from panda.app.training import AFTER_TRAINING, Training, decided, find, fingerprint_of, take_over
 from panda.data.patches import Failure
+from panda.data.selection import Selection
 from panda.errors import CheckpointError
 from panda.files import locked
 from panda.tasks.checkpoint import Task, read_checkpoint
@@ -58,6 +59,21 @@ class Run:
     def last(self) -> Path:
         """The checkpoint of the last whole epoch, to go on from."""
         return self.folder / "checkpoints" / "last.ckpt"
+
+    def keep_splits(self, selection: Selection) -> None:
+        """Writes `splits.csv`; a resumed run has to have the one that is there.
+
+        Raises:
+            CheckpointError: If the split of the run that is resumed was another one.
+            ManifestError: If its file cannot be read.
+        """
+        path = self.folder / "splits.csv"
+        if self.resume and path.is_file() and (changed := selection.changed_since(path)):
+            raise CheckpointError(
+                f"resume={self.resume}: {path} has {len(changed)} slides in another split or group than today "
+                f"({changed[0]} among them): bring table, groups and findings back, or start a new run"
+            )
+        selection.write(path)
 
     def fit(
         self, task: SegmentationTask | GradingTask, data: pl.LightningDataModule, learns_from: Mapping[str, Any]

@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from panda.app.config import Faults, check_loss
+from panda.app.config import Faults, check_ignoring, check_loss
 from panda.app.door import idle_faults
 from panda.app.freeze import (
     CHOICE_KEYS,
@@ -119,6 +119,8 @@ class SegmentationExperiment:
         self.loss = faults.build(plain["loss"])
         if self.loss is not None:
             check_loss(self.loss, torch.zeros(2, 1, 8, 8), torch.ones(2, 1, 8, 8), plain["loss"], faults)
+            if plain["data"]["ignore_background"]:
+                check_ignoring(self.loss, plain["loss"], faults)
         if plain["segmentation_checkpoint"] is not None:
             faults.add("segmentation_checkpoint is for task=grading: leave it out, or give task=grading")
         if self.data is not None:
@@ -140,8 +142,8 @@ class SegmentationExperiment:
     def run(self, run: Run) -> None:
         """See `Experiment.run`."""
         data = self.data
+        run.keep_splits(data.selection())
         data.prepare_data()
-        data.selection().write(run.folder / "splits.csv")
         try:
             data.setup("fit")
         finally:

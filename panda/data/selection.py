@@ -6,7 +6,6 @@ asked for, moves no other slide. So do two models, of both providers and of one,
 
 from __future__ import annotations
 
-import csv
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from panda.data.manifest import GroupKind, SlideRecord, apply_groups, csv_rows, 
 from panda.data.settings import AUDIT, SelectionSettings
 from panda.data.splits import SPLITS, Split, fold_slides, split_slides
 from panda.errors import ManifestError
-from panda.files import whole_path
+from panda.files import write_table
 
 LEFT_OUT = "left_out"
 SPLIT_COLUMNS = ("slide_id", "group", "groups_are", "provider", "isup_grade", "split", "why")
@@ -85,17 +84,33 @@ class Selection:
             words += f" Tested on {asked.test_provider} only, trained and validated on the others."
         return words
 
+    def rows(self) -> list[dict[str, str]]:
+        """The rows of ``splits.csv``, by slide id: see `SPLIT_COLUMNS`."""
+        rows = []
+        for record in sorted(self.records, key=lambda record: record.slide_id):
+            split = "patches" if self.settings.split == "patches" else self.split.get(record.slide_id, "")
+            why = self.why.get(record.slide_id, "")
+            grade = "" if record.isup_grade is None else str(record.isup_grade)
+            values = (record.slide_id, record.group, self.groups_are, record.provider, grade)
+            rows.append(dict(zip(SPLIT_COLUMNS, (*values, LEFT_OUT if why else split, why), strict=True)))
+        return rows
+
     def write(self, path: Path) -> None:
         """Write ``splits.csv``: a row a slide of the table, by slide id."""
-        with whole_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(SPLIT_COLUMNS)
-            for record in sorted(self.records, key=lambda record: record.slide_id):
-                split = "patches" if self.settings.split == "patches" else self.split.get(record.slide_id)
-                why = self.why.get(record.slide_id, "")
-                grade = "" if record.isup_grade is None else record.isup_grade
-                row = (record.slide_id, record.group, self.groups_are, record.provider, grade)
-                writer.writerow((*row, LEFT_OUT if why else split, why))
+        write_table(path, self.rows(), SPLIT_COLUMNS)
+
+    def changed_since(self, path: Path) -> list[str]:
+        """Slides whose split or group is not what ``splits.csv`` of an earlier session says, by id.
+
+        Raises:
+            ManifestError: the file cannot be read.
+        """
+        keys = ("group", "split")
+        before = {row["slide_id"]: [row[key] for key in keys] for _, row in csv_rows(path, SPLIT_COLUMNS)}
+        today = {row["slide_id"]: [row[key] for key in keys] for row in self.rows()}
+        return sorted(
+            slide_id for slide_id in before.keys() | today.keys() if before.get(slide_id) != today.get(slide_id)
+        )
 
 
 def select(records: Sequence[SlideRecord], settings: SelectionSettings) -> Selection:
@@ -139,7 +154,9 @@ def select(records: Sequence[SlideRecord], settings: SelectionSettings) -> Selec
 def _reasons(records: Sequence[SlideRecord], settings: SelectionSettings) -> dict[str, str]:
     """Slide id → why it is left out whatever the split, the first reason that holds."""
     ids = {record.slide_id for record in records}
-    found = _found(settings.findings, ids) if settings.findings is not None else {}
+    found: Mapping[str, set[str]] = {}
+    if settings.findings is not None:
+        found = _found(settings.findings, ids, wants_slides=bool(set(settings.exclude) - FILE_FINDINGS.keys()))
     why: dict[str, str] = {}
     for record in records:
         if settings.slide_id is not None and record.slide_id != settings.slide_id:
@@ -155,7 +172,7 @@ def _reasons(records: Sequence[SlideRecord], settings: SelectionSettings) -> dic
     return why
 
 
-def _found(path: Path, ids: Collection[str]) -> dict[str, set[str]]:
+def _found(path: Path, ids: Collection[str], *, wants_slides: bool) -> dict[str, set[str]]:
     """Slide id → its findings.
 
     Raises:
@@ -168,7 +185,10 @@ def _found(path: Path, ids: Collection[str]) -> dict[str, set[str]]:
         found[row["slide_id"]].add(row["finding"])
     seen = path.with_name("audit.csv")
     if seen.is_file():
-        audited = {row["slide_id"] for _, row in csv_rows(seen, ("slide_id",), may_be_empty=True)}
+        rows = [row for _, row in csv_rows(seen, ("slide_id",), may_be_empty=True)]
+        audited = {row["slide_id"] for row in rows}
+        if wants_slides and any(row.get("looked_at") == "no" for row in rows):
+            raise ManifestError(f"{path}: that audit read the table alone (audit.slides=false); make it anew: {AUDIT}")
         if missing := sorted(set(ids) - audited):
             raise ManifestError(
                 f"{path}: the audit has not seen {len(missing)} of {len(ids)} slides ({', '.join(missing[:_SHOWN])}"
@@ -226,9 +246,12 @@ def _given(
     """The split of a file, and the groups it names unless others are given."""
     path = settings.splits
     assert path is not None
-    rows = {row["slide_id"]: (number, row) for number, row in csv_rows(path, SPLIT_COLUMNS)}
+    listed = csv_rows(path, SPLIT_COLUMNS)
+    rows = {row["slide_id"]: (number, row) for number, row in listed}
     known = {record.slide_id: record for record in records}
-    faults = [
+    times = Counter(row["slide_id"] for _, row in listed)
+    faults = [f"{slide_id!r} is in {count} rows" for slide_id, count in times.items() if count > 1]
+    faults += [
         f"row {number}: {slide_id!r} is in no row of the table of slides"
         for slide_id, (number, row) in rows.items()
         if slide_id not in known and row["split"] != LEFT_OUT

@@ -17,6 +17,8 @@ StoreKind = Literal["png", "packed", "slide"]
 
 
 How = Literal["holdout", "kfold", "patches"]
+REFUSED = ("bad_id", "bad_grade", "duplicate_row", "unknown_provider")
+"""Findings about rows that make no record: the table of slides is refused as long as it has them."""
 AUDIT = "python -m panda.data.audit data=panda data.root=…"
 """The command that looks for findings."""
 
@@ -145,7 +147,11 @@ class SelectionSettings:
             faults.append(f"data.slide_id is {self.slide_id!r}, which is for data.split=patches: set one of them")
         if unknown := [name for name in self.exclude if name not in FINDINGS]:
             faults.append(f"data.exclude has {', '.join(unknown)}: known are {', '.join(FINDINGS)}")
-        audited = [name for name in self.exclude if name in FINDINGS and name not in FILE_FINDINGS]
+        if refused := [name for name in self.exclude if name in REFUSED]:
+            faults.append(
+                f"data.exclude has {', '.join(refused)}: such rows are refused anyway; correct or remove them"
+            )
+        audited = [name for name in self.exclude if name in FINDINGS and name not in (*FILE_FINDINGS, *REFUSED)]
         if audited and self.findings is None:
             faults.append(f"data.exclude has {', '.join(audited)}: give data.findings=audit/findings.csv, from {AUDIT}")
         return faults

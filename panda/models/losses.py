@@ -16,14 +16,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from segmentation_models_pytorch.losses import LovaszLoss as LovaszHinge
 from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
 from panda.errors import ConfigError
-
-IGNORED = -1.0
-"""The target of a pixel that counts in no loss and no score of a patch."""
 
 
 def binary_cross_entropy(logits: Tensor, target: Tensor, positive_weight: float = 1.0) -> Tensor:
@@ -122,6 +118,40 @@ def soft_dice_loss(logits: Tensor, target: Tensor, smooth: float = 0.01) -> Tens
     return 1 - soft_tversky_index(logits, target, 0.5, 0.5, smooth / 2)
 
 
+def lovasz_hinge(logits: Tensor, target: Tensor) -> Tensor:
+    """The convex surrogate of one minus the Jaccard index of a whole batch (Berman et al. 2018, eq. 9 and algorithm 1).
+
+    The hinge errors 1 - logit × (±1), above 0, by falling size, times what each adds to the Jaccard loss. With I and U,
+    intersection and union once that pixel is wrong too, a pixel of cancer adds 1 / U and another one I / (U (U - 1)):
+    taken as differences of sums, as is usual, most of it is lost to rounding in batches of a million pixels.
+
+    Where there is no cancer it sees the one most wrong pixel only.
+
+    Args:
+        logits: (N, 1, h, w).
+        target: (N, 1, h, w), see the module's text.
+
+    Returns:
+        Scalar float32, 0 or more.
+
+    Raises:
+        ValueError: Shapes that differ.
+    """
+    logits, target, counts = _checked(logits, target)
+    logits, target = logits[counts > 0], target[counts > 0]
+    if not len(target):
+        return logits.sum()
+    errors, order = torch.sort(1 - logits * (2 * target - 1), descending=True)
+    cancer = target[order] > 0
+    both = cancer.sum() - cancer.cumsum(0)
+    either = cancer.sum() + (~cancer).cumsum(0)
+    below = (either * (either - 1)).clamp_min(1)
+    adds = torch.where(cancer, 1 / either, both / below)
+    if not bool(cancer.any()):
+        adds[0] = 1.0
+    return torch.relu(errors) @ adds.to(errors.dtype)
+
+
 def boundary_loss(logits: Tensor, target: Tensor) -> Tensor:
     """How far from the outline of the cancer the wrong pixels lie (Kervadec et al. 2019, eq. 5).
 
@@ -129,7 +159,7 @@ def boundary_loss(logits: Tensor, target: Tensor) -> Tensor:
 
     Distances are Euclidean, in parts of the patch's diagonal, so that the loss lies in [-1, 1] at any patch size. A
     patch without cancer has no outline: its d is 0, and the cross-entropy beside this loss has to see to it; likewise
-    one that is all cancer. Ignored pixels are no cancer here, and do not count.
+    one that is all cancer. Ignored pixels do not count, and there is no outline towards them.
 
     Args:
         logits: (N, 1, h, w).
@@ -142,19 +172,22 @@ def boundary_loss(logits: Tensor, target: Tensor) -> Tensor:
         ValueError: Shapes that differ.
     """
     logits, target, counts = _checked(logits, target)
-    distance = torch.from_numpy(np.stack([_signed_distance(mask) for mask in target[:, 0].bool().cpu().numpy()]))
+    masks = zip(target[:, 0].bool().cpu().numpy(), counts[:, 0].bool().cpu().numpy(), strict=True)
+    distance = torch.from_numpy(np.stack([_signed_distance(*mask) for mask in masks]))
     return _mean(torch.sigmoid(logits) * distance[:, None].to(logits.device), counts)
 
 
-def _signed_distance(cancer: NDArray[np.bool_]) -> NDArray[np.float32]:
+def _signed_distance(cancer: NDArray[np.bool_], counts: NDArray[np.bool_]) -> NDArray[np.float32]:
     """(h, w) float32 distance from the outline in parts of the diagonal: over 0 outside, 0 or less inside."""
-    if not cancer.any() or cancer.all():
+    other = counts & ~cancer
+    if not cancer.any() or not other.any():
         return np.zeros(cancer.shape, np.float32)
     outside, inside = (
-        cv2.distanceTransform(part.view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE) for part in (~cancer, cancer)
+        cv2.distanceTransform((~part).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE) for part in (cancer, other)
     )
     # As the authors do: the outline is the innermost row of cancer pixels, which is at distance 0.
-    return np.asarray((outside - np.maximum(inside - 1, 0)) / math.hypot(*cancer.shape), np.float32)
+    signed = np.where(cancer, -np.maximum(inside - 1, 0), outside)
+    return np.asarray(signed / math.hypot(*cancer.shape), np.float32)
 
 
 class BCELoss(nn.Module):
@@ -183,7 +216,7 @@ class FocalLoss(nn.Module):
 
     Args:
         alpha: Weight of cancer pixels, in (0, 1).
-        gamma: 0 or more.
+        gamma: 0, or 1 and more: between them the slope has no bound where a pixel is right.
 
     Raises:
         ConfigError: A number out of range.
@@ -192,7 +225,7 @@ class FocalLoss(nn.Module):
     def __init__(self, alpha: float = 0.5, gamma: float = 2.0) -> None:
         super().__init__()
         _require(0 < alpha < 1, f"alpha={alpha}: must lie in (0, 1); 0.5 weighs cancer and other pixels alike")
-        _require(gamma >= 0, f"gamma={gamma}: must be 0 or more")
+        _require(gamma == 0 or gamma >= 1, f"gamma={gamma}: must be 0, or 1 and more")
         self.alpha, self.gamma = float(alpha), float(gamma)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -292,8 +325,7 @@ class BCEDiceLoss(nn.Module):
 class LovaszLoss(nn.Module):
     """`lovasz_weight` × Lovász hinge over the batch (Berman et al. 2018) + `bce_weight` × cross-entropy.
 
-    The Lovász hinge is the convex surrogate of the Jaccard index, made by segmentation-models-pytorch. On a batch
-    without cancer it sees the one most wrong pixel only, so cross-entropy stands beside it.
+    See `lovasz_hinge`; since it sees one pixel of a batch without cancer, cross-entropy stands beside it.
 
     Args:
         lovasz_weight: At least 0.
@@ -306,15 +338,13 @@ class LovaszLoss(nn.Module):
     def __init__(self, lovasz_weight: float = 1.0, bce_weight: float = 0.5) -> None:
         super().__init__()
         _require_weights("lovasz_weight", lovasz_weight, "bce_weight", bce_weight)
-        self.hinge = LovaszHinge("binary", per_image=False, ignore_index=int(IGNORED))
         self.lovasz_weight, self.bce_weight = float(lovasz_weight), float(bce_weight)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Give the scalar loss; arguments and errors as in the module's text."""
         with torch.autocast(logits.device.type, enabled=False):
             bce = binary_cross_entropy(logits, target)
-            hinge: Tensor = self.hinge(logits.float(), target.clamp_min(IGNORED))
-            return self.lovasz_weight * hinge + self.bce_weight * bce
+            return self.lovasz_weight * lovasz_hinge(logits, target) + self.bce_weight * bce
 
 
 class BCEBoundaryLoss(nn.Module):

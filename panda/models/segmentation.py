@@ -196,7 +196,8 @@ def _build(kind: type[nn.Module], encoder_name: str, options: Mapping[str, Any])
     except Exception as error:  # smp and timm raise five classes for options that do not go together
         raise ConfigError(
             f"architecture={kind.__name__} with encoder_name={encoder_name} and options {dict(options)} "
-            f"cannot be built ({type(error).__name__}: {error}); take another encoder or change the option"
+            f"cannot be built ({type(error).__name__}: {error}); take another encoder (resnet34 and efficientnet-b3 "
+            "go with every decoder but DPT) or change the option"
         ) from error
 
 

@@ -247,6 +247,7 @@ def write_run_page(run_dir: Path) -> Path:
         ],
         split=split,
         cards=headline_cards(summary) if scores else [],
+        policy=str(mapping(summary.get("data")).get("groups") or ""),
         meaning=meaning(summary) if summary else [],
         splits=splits_table(summary),
         charts=training_charts(read_csv(run_dir / "metrics.csv")),

@@ -127,13 +127,12 @@ def meaning(summary: dict[str, Any]) -> list[str]:
         first = f"{which}: {_grading_words(scores)}"
     else:
         first = f"{which}: {_segmentation_words(scores)}"
-    groups = mapping(summary.get("data")).get("groups")
     return [
         first,
         *_outside_words(scores),
         *_threshold_words(summary),
         *_calibration_words(summary),
-        *_doubts(split, slides, groups),
+        *_doubts(split, slides),
     ]
 
 
@@ -231,13 +230,10 @@ def _calibration_words(summary: dict[str, Any]) -> list[str]:
     ]
 
 
-def _doubts(split: str, slides: float | None, groups: Any) -> list[str]:
-    doubts = []
-    if slides is not None and slides < _FEW and split == "test":
-        doubts.append(
-            f"With {slides:.0f} slide{'s' * (slides != 1)} the figures are coarse: read them as a check that things "
-            "work, not as a measure of how well."
-        )
-    if groups:
-        doubts.append(f"How the slides were split: {str(groups).rstrip('.')}.")
-    return [" ".join(doubts)] if doubts else []
+def _doubts(split: str, slides: float | None) -> list[str]:
+    if slides is None or slides >= _FEW or split != "test":
+        return []
+    return [
+        f"With {slides:.0f} slide{'s' * (slides != 1)} the figures are coarse: read them as a check that things "
+        "work, not as a measure of how well."
+    ]
