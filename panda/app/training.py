@@ -1,6 +1,7 @@
 """What a training was made of, so that jobs of a sweep which differ only in their evaluation train once."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -82,6 +83,7 @@ def fingerprint_of(cfg: DictConfig, carried: Mapping[str, Any], learns_from: Map
     )
 
 
+@functools.cache  # what was imported is what trains, whatever is edited meanwhile
 def _code() -> str:
     """Digest of this package's sources: a sweep that is continued after a change trains anew."""
     folder, digest = Path(str(panda.__file__)).parent, hashlib.sha256()
