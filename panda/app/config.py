@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from panda.app.command_line import quoted
-from panda.app.kinds import imported, kinds_of
+from panda.app.kinds import KINDS_OF_AUDIT, imported, kinds_of
 from panda.app.values import value_faults
 from panda.errors import ConfigError, PandaError, near
 
@@ -37,6 +37,7 @@ KEYS = {
         "quantify", "engine", "checkpoint", "grading_checkpoint", "slides", "output", "threshold", "provider",
         "mpp_override", "reader", "debug", "run_dir",
     },
+    "audit": {"data", "audit", "debug", "run_dir"},
 }  # fmt: skip
 
 
@@ -49,6 +50,7 @@ PLAIN_TYPES: dict[str, dict[str, Any]] = {
         "checkpoint": str, "grading_checkpoint": str | None, "slides": str, "output": str, "debug": bool,
         "provider": str | None, "mpp_override": float | None, "reader": Literal["auto", "openslide", "fast"],
     },
+    "audit": {"debug": bool},
 }  # fmt: skip
 """Types of the keys that belong to no group."""
 
@@ -124,7 +126,7 @@ def check_config(cfg: DictConfig, door: str) -> None:
 
     Args:
         cfg: As Hydra composed it.
-        door: `train` or `infer`.
+        door: `train`, `infer` or `audit`.
 
     Raises:
         ConfigError: With every fault that was found.
@@ -143,7 +145,7 @@ def check_config(cfg: DictConfig, door: str) -> None:
         faults.add(f"{str(error).splitlines()[0]}; mend the ${{…}} it names")
         faults.raise_any()
     assert isinstance(plain, dict)
-    kinds = kinds_of(plain.get("task"))
+    kinds = KINDS_OF_AUDIT if door == "audit" else kinds_of(plain.get("task"))
     for node_key, node in plain.items():
         _check_node(str(node_key), node, kinds, faults)
     for fault in value_faults({str(key): value for key, value in plain.items()}, door):

@@ -27,6 +27,12 @@ KINDS_OF_TASK = {
     "grading": {"task": "panda.app.grading.GradingSettings", "model": "panda.models.mil.MILNet"},
 }
 """The same, where it depends on `task.name`."""
+KINDS_OF_AUDIT = {
+    "audit": "panda.app.audit.AuditSettings",
+    "data": "panda.app.audit.AuditedFolder",
+    "data.draw": KINDS["data.draw"],
+}
+"""The same of the audit, which needs no network and does not wait for the libraries that bring one."""
 
 
 def kinds_of(task: Any) -> Mapping[str, str]:

@@ -1,0 +1,220 @@
+"""`audit(cfg)`: a data set in, what is wrong with it out; the command is `python -m panda.data.audit`."""
+
+import logging
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from panda.app.config import Faults, check_config
+from panda.app.door import enter, guarded, idle_faults, log_to_file, make_folder, overrides
+from panda.errors import ConfigError
+from panda.wsi.mpp import MPP_MAX, MPP_MIN
+from panda.wsi.readers import ReaderName
+from panda.wsi.synthetic import SyntheticSpec
+
+log = logging.getLogger(__name__)
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+USED = ("root", "reader", "mpp_override", "draw")
+"""Keys of the ``data`` group that an audit goes by."""
+SPOILT_LABELS = ("missing_mask", "empty_mask_graded", "benign_mask_cancer_grade", "cancer_mask_benign_grade")
+"""Warnings whose slides would teach a segmentation wrong."""
+
+
+@dataclass(frozen=True)
+class AuditSettings:
+    """What is audited and where to.
+
+    Attributes:
+        slides: look at slides and masks; else at the table alone.
+        output: the folder to write to.
+        workers: slides looked at at the same time, one a process; None for as many as there are cores.
+        deep: decode every tile and count masks at level 0.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    slides: bool = True
+    output: str = "audit"
+    workers: int | None = None
+    deep: bool = False
+
+    def __post_init__(self) -> None:
+        faults = []
+        if not self.output.strip():
+            faults.append("audit.output is empty: give the folder to write to")
+        if self.workers is not None and not 1 <= self.workers <= 1024:
+            faults.append(f"audit.workers={self.workers}: give 1 to 1024 processes, or null for one a core")
+        if self.deep and not self.slides:
+            faults.append("audit.deep=true needs audit.slides=true: the table alone has no tiles")
+        if faults:
+            raise ConfigError(faults)
+
+
+@dataclass(frozen=True)
+class AuditedFolder:
+    """What an audit takes of the ``data`` group; the rest of it is for training.
+
+    Attributes:
+        root: the folder that holds ``train.csv``.
+        reader: of the slides, see `panda.wsi.slide.Slide.open`.
+        mpp_override: µm per level-0 px where a slide does not say.
+        draw: draws the embedded slides at ``root`` on first use; None for a folder that exists.
+
+    Raises:
+        ConfigError: a value is out of range, or the folder has no table.
+    """
+
+    root: str
+    reader: ReaderName = "auto"
+    mpp_override: float | None = None
+    draw: SyntheticSpec | None = None
+
+    def __post_init__(self) -> None:
+        faults = []
+        if self.mpp_override is not None and not MPP_MIN <= self.mpp_override <= MPP_MAX:
+            faults.append(
+                f"data.mpp_override is {self.mpp_override}: give µm per level-0 px, {MPP_MIN} to {MPP_MAX:g}, or null"
+            )
+        if self.draw is None and not (Path(self.root) / "train.csv").is_file():
+            faults.append(f"data.root={self.root} holds no train.csv: give the folder of PANDA's layout")
+        if faults:
+            raise ConfigError(faults)
+
+
+def audit(cfg: DictConfig) -> dict[str, Any]:
+    """Audits a data set and writes its report.
+
+    Args:
+        cfg: `conf/audit.yaml` as composed by Hydra, or by a test, which then gives `run_dir`.
+
+    Returns:
+        The content of `summary.json`.
+
+    Raises:
+        ConfigError: With all faults of the configuration, before anything slow.
+        ManifestError: If the table is none.
+    """
+    folder, settings = _checked(cfg)
+    from panda.data.audit import audit_folder  # noqa: PLC0415  (--help does not wait for them)
+    from panda.data.audit_tables import FINDINGS_TABLE  # noqa: PLC0415
+    from panda.data.processes import cores  # noqa: PLC0415
+    from panda.report.audit_page import write_audit_page  # noqa: PLC0415
+    from panda.wsi.synthetic import draw_dataset  # noqa: PLC0415
+
+    out = Path(cfg.run_dir)
+    make_folder(out)
+    log_to_file(out / "audit.log")
+    if folder.draw is not None:
+        draw_dataset(Path(folder.root), folder.draw)
+    counts = audit_folder(
+        folder.root,
+        out,
+        slides=settings.slides,
+        workers=settings.workers or cores(),
+        deep=settings.deep,
+        reader=folder.reader,
+        mpp_override=folder.mpp_override,
+    )
+    report = write_audit_page(out, next_steps := _next_steps(counts, out)).name
+    for line in _told(counts):
+        log.info("%s", line)
+    log.info("what was found, slide by slide: %s", out / FINDINGS_TABLE)
+    log.info("report: %s", out / report)
+    for step in next_steps:
+        log.info("next: %s", step)
+    return counts
+
+
+def _checked(cfg: DictConfig) -> tuple[AuditedFolder, AuditSettings]:
+    """What is asked, of the data group only what an audit goes by.
+
+    Raises:
+        ConfigError: With all faults.
+    """
+    faults = Faults()
+    data = cfg.get("data")
+    if not isinstance(data, DictConfig):
+        raise ConfigError("data was taken away, and an audit needs it: leave out ~data")
+    given: Any = OmegaConf.to_container(data)
+    for fault in idle_faults([f"data.{key}" for key in given if key not in USED], "an audit"):
+        faults.add(fault)
+    target = f"{AuditedFolder.__module__}.{AuditedFolder.__name__}"
+    pruned = cfg.copy()
+    pruned.data = {"_target_": target, **{key: given[key] for key in USED if key in given}}
+    with faults.collect():
+        check_config(pruned, "audit")
+    faults.raise_any()
+    plain: Any = OmegaConf.to_container(pruned, resolve=True)
+    folder, settings = faults.build(plain["data"]), faults.build(plain["audit"])
+    faults.raise_any()
+    return folder, settings
+
+
+def _told(counts: dict[str, Any]) -> list[str]:
+    """What was found, in a few lines, the worst first."""
+    found, worst = counts["findings"], counts["worst"]
+    lines = [
+        f"{counts['slides']:,} slides: {sum(worst.values()):,} with findings ("
+        + ", ".join(
+            f"{count:,} at worst with {'an' if name == 'error' else 'a'} {name}" for name, count in worst.items()
+        )
+        + ")"
+    ]
+    for severity in worst:
+        lines += [
+            f"  {severity:<8} {name:<26} {own['slides']:>7,}   "
+            + ", ".join(f"{provider} {count:,}" for provider, count in own["by_provider"].items())
+            for name, own in found.items()
+            if own["severity"] == severity
+        ]
+    if (groups := counts["groups"]) is not None:
+        lines.append(
+            f"near-duplicates: {groups['slides']:,} slides in {groups['groups']:,} groups, "
+            f"{groups['with_conflicting_grades']:,} of them with different grades; the largest has {groups['largest']}"
+            if groups["groups"]
+            else "near-duplicates: none"
+        )
+    return lines
+
+
+def _next_steps(counts: dict[str, Any], out: Path) -> list[str]:
+    """What to do now, as sentences and commands."""
+    from panda.data.audit_tables import FINDINGS_TABLE, GROUPS, REFUSED_ROWS  # noqa: PLC0415
+
+    found = counts["findings"]
+    steps = []
+    if refused := [name for name in found if name in REFUSED_ROWS]:
+        steps.append(f"correct train.csv first, training refuses it as it is: {', '.join(refused)}")
+    given = shlex.join(text for text in overrides() if text.startswith("data")) or "data=panda data.root=…"
+    if counts["groups"] is None:
+        steps.append(
+            "the slides were not looked at, so there is no groups.csv: near-duplicates are told by their tissue. Look "
+            f"at them: python -m panda.data.audit {given}"
+        )
+        return steps
+    exclude = [
+        name
+        for name, own in found.items()
+        if name in SPOILT_LABELS or (own["severity"] == "error" and name not in REFUSED_ROWS)
+    ]
+    filters = f" data.exclude=[{','.join(exclude)}]" if exclude else ""
+    steps.append(f"python train.py {given} data.findings={out / FINDINGS_TABLE} data.groups={out / GROUPS}{filters}")
+    return steps
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="audit")
+@guarded
+def main(cfg: DictConfig) -> None:
+    """Runs one audit."""
+    audit(cfg)
+
+
+def enter_audit() -> NoReturn:
+    """Opens the door; see `panda.app.door.enter`."""
+    enter(main)
