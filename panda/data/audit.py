@@ -105,9 +105,11 @@ def _look_at_all(rows: list[TableRow], records: Records, workers: int, progress:
     pending = [row for row in rows if not records.is_current(row)]
     if kept := len(rows) - len(pending):
         log.info("%s: %s of %s slides are as they were when last looked at", records.folder, kept, len(rows))
+    if not pending:
+        return
     bar = tqdm(total=len(rows), initial=kept, desc="slides", unit="slide", disable=not progress, smoothing=0.05)
     crashed = found = 0
-    with bar, closing(in_processes(records.look, pending, min(workers, len(pending) or 1))) as looks:  # type: ignore[type-var]
+    with bar, closing(in_processes(records.look, pending, min(workers, len(pending)))) as looks:  # type: ignore[type-var]
         for row, findings in looks:
             if findings is None:
                 records.keep_crash(row)

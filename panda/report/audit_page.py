@@ -216,7 +216,7 @@ def _groups(folder: _Folder) -> list[Group]:
     members: defaultdict[str, list[str]] = defaultdict(list)
     for row in read_csv(folder.path / GROUPS):
         members[row.get("group", "")].append(row.get("image_id", ""))
-    large = sorted((g for g in members.values() if len(g) > 1), key=lambda g: (-len(g), g[0]))[:WORST_SHOWN]
+    large = sorted((g for g in members.values() if len(g) > 2), key=lambda g: (-len(g), g[0]))[:WORST_SHOWN]
     shown = []
     for slides in large:
         grades = Counter(folder.rows.get(slide_id, {}).get("isup_grade", "") or "–" for slide_id in slides)
