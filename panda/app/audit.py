@@ -1,7 +1,7 @@
 """`audit(cfg)`: a data set in, what is wrong with it out; the command is `python -m panda.data.audit`."""
 
 import logging
-import shlex
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from panda.app.command_line import quoted
 from panda.app.config import Faults, check_config
 from panda.app.door import enter, guarded, idle_faults, log_to_file, make_folder, overrides
 from panda.errors import ConfigError
@@ -191,7 +192,7 @@ def _next_steps(counts: dict[str, Any], out: Path) -> list[str]:
     steps = []
     if refused := [name for name in found if name in REFUSED_ROWS]:
         steps.append(f"correct train.csv first, training refuses it as it is: {', '.join(refused)}")
-    given = shlex.join(text for text in overrides() if text.startswith("data")) or "data=panda data.root=…"
+    given = " ".join(_typed(text) for text in overrides() if text.startswith("data")) or "data=panda data.root=…"
     if counts["groups"] is None:
         steps.append(
             "the slides were not looked at, so there is no groups.csv: near-duplicates are told by their tissue. Look "
@@ -204,8 +205,14 @@ def _next_steps(counts: dict[str, Any], out: Path) -> list[str]:
         if name in SPOILT_LABELS or (own["severity"] == "error" and name not in REFUSED_ROWS)
     ]
     filters = f" data.exclude=[{','.join(exclude)}]" if exclude else ""
-    steps.append(f"python train.py {given} data.findings={out / FINDINGS_TABLE} data.groups={out / GROUPS}{filters}")
+    files = (_typed(f"data.findings={out / FINDINGS_TABLE}"), _typed(f"data.groups={out / GROUPS}"))
+    steps.append(f"python train.py {given} {' '.join(files)}{filters}")
     return steps
+
+
+def _typed(override: str) -> str:
+    """An override as it is typed, quoted only where it has to be."""
+    return override if re.fullmatch(r"[\w.=/:+~-]+", override) else quoted(override)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="audit")
