@@ -171,6 +171,7 @@ def test_exact_duplicates_without_tissue_share_a_group(tmp_path: Path) -> None:
 def test_one_worker_leaves_what_two_leave(faulty: Path, audited: Path, tmp_path: Path) -> None:
     audit_folder(faulty, tmp_path, workers=1, progress=False)
     assert _files(tmp_path) == _files(audited)
+    assert write_audit_page(tmp_path).read_bytes() == (audited / "report.html").read_bytes()
 
 
 def test_only_what_changed_is_looked_at_again(
@@ -202,6 +203,19 @@ def test_only_what_changed_is_looked_at_again(
     shutil.rmtree(root / "train_label_masks")
     assert EVIL not in current()
     assert not current() - {next(iter(rows)), list(rows)[4]}, "a mask that went is a change"
+
+
+def test_what_is_said_of_a_slide_has_no_folder_in_it(
+    faulty: Path, audited: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(faulty)
+    row = next(
+        row for row in read_table(".") if not (Path() / "train_label_masks" / f"{row.slide_id}_mask.tiff").exists()
+    )
+    Records(tmp_path, Path()).look(row)
+    assert (tmp_path / f"{row.slide_id}.json").read_bytes() == (
+        audited / "slides" / f"{row.slide_id}.json"
+    ).read_bytes()
 
 
 def test_the_table_alone(faulty: Path, audited: Path, tmp_path: Path) -> None:

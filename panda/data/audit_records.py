@@ -98,9 +98,9 @@ class Records:
         except Exception as error:  # what no reader foresaw is the slide's fault all the same
             inspection, picture = _failed(row, f"{type(error).__name__}: {error}"), None
         # Told from the folder of the data on, a finding stays true where the folder is moved.
+        prefix = str(self.root / "x")[:-1]  # empty for "."
         findings = tuple(
-            dataclasses.replace(found, value=found.value.replace(f"{self.root}{os.sep}", ""))
-            for found in inspection.findings
+            dataclasses.replace(found, value=found.value.replace(prefix, "")) for found in inspection.findings
         )
         self._keep(row, made_from, dataclasses.replace(inspection, findings=findings), picture)
         return len(findings)

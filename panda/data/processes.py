@@ -64,33 +64,33 @@ def _until_broken(
     """Do the work until all is done or a process crashes; the items that were under way then, else none."""
     running: dict[Future[Result], Item] = {}
     lost: list[Item] = []
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _prepare) as pool:
-        try:
-            pool.submit(os.getpid).result()
-            while True:
-                for item in islice(items, 0 if lost else at_once - len(running)):
-                    try:
-                        running[pool.submit(work, item)] = item
-                    except BrokenProcessPool:
-                        lost.append(item)
-                        break
-                if not running:
-                    return lost
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    item = running.pop(future)
-                    try:
-                        result = future.result()
-                    except BrokenProcessPool:
-                        lost.append(item)
-                    else:
-                        yield item, result
-        except BrokenProcessPool as error:
-            raise PandaError(
-                "no worker process can be started, or it ends at once; a script that calls this needs "
-                "`if __name__ == '__main__':`, and the system room for another process"
-            ) from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _prepare)
+    try:
+        pool.submit(os.getpid).result()
+        while True:
+            for item in islice(items, 0 if lost else at_once - len(running)):
+                try:
+                    running[pool.submit(work, item)] = item
+                except BrokenProcessPool:
+                    lost.append(item)
+                    break
+            if not running:
+                return lost
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                item = running.pop(future)
+                try:
+                    result = future.result()
+                except BrokenProcessPool:
+                    lost.append(item)
+                else:
+                    yield item, result
+    except BrokenProcessPool as error:
+        raise PandaError(
+            "no worker process can be started, or it ends at once; a script that calls this needs "
+            "`if __name__ == '__main__':`, and the system room for another process"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _prepare() -> None:
