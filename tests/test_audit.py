@@ -28,6 +28,8 @@ from panda.data.processes import in_processes
 from panda.errors import ConfigError, ManifestError, PandaError
 from panda.files import locked
 from panda.report.audit_page import WORST_SHOWN, write_audit_page
+from panda.report.charts import PALETTE
+from panda.report.columns import column_chart
 from panda.wsi.synthetic import SyntheticSpec, draw_dataset
 from tests.audit_process import NEVER
 from tests.integration.doors import REPOSITORY, table
@@ -400,3 +402,13 @@ def test_the_page_stays_small(audited: Path, tmp_path: Path) -> None:
     assert len(text) < 300_000
     worst = [slide_id for slide_id in many if slide_id in text]
     assert worst == many[-WORST_SHOWN:], "the most ink"
+
+
+def test_columns_keep_their_colours_whatever_is_left_out() -> None:
+    chart = str(column_chart("grades", ["0", "1"], [("a", [1, 2]), ("b", [0, 0]), ("c", [3, 0])], "grade"))
+    assert chart.count("<rect") == 4
+    assert "c, 0: 3" in chart
+    assert ">b<" not in chart
+    assert PALETTE[2] in chart
+    assert PALETTE[1] not in chart
+    assert column_chart("none", ["0"], [("a", [0])], "grade") == ""

@@ -10,7 +10,7 @@ from statistics import median
 from markupsafe import Markup
 
 from panda.data.audit_tables import OTHER
-from panda.report.charts import column_chart
+from panda.report.columns import column_chart
 from panda.report.folder import natural, number
 from panda.report.table import Cell, Head, Table, cell
 

@@ -230,11 +230,10 @@ def _cards(summary: Mapping[str, Any]) -> list[Card]:
     worst, groups = mapping(summary.get("worst")), mapping(summary.get("groups"))
     slides, found = int(number(summary.get("slides")) or 0), int(sum(number(v) or 0 for v in worst.values()))
     conflicts = int(number(groups.get("with_conflicting_grades")) or 0)
+    refused = "training refuses them as they are" if number(worst.get("error")) else "training refuses none"
     cards = [
         Card("Slides in the table", show(slides, "count"), under=f"{slides - found:,} without any finding", big=True),
-        Card(
-            "Slides with errors", show(worst.get("error"), "count"), under="training refuses them as they are", big=True
-        ),
+        Card("Slides with errors", show(worst.get("error"), "count"), under=refused, big=True),
         Card("At worst a warning", show(worst.get("warning"), "count"), under="would be used and may mislead"),
         Card("At worst a note", show(worst.get("note"), "count"), under="worth a look"),
     ]
