@@ -7,8 +7,9 @@ A near-duplicate is the same tissue on another scan: turned, mirrored, cropped, 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -17,31 +18,33 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from panda.data.hash_matches import LARGEST, OUTLINE, TEXTURE, find_matches
 from panda.errors import ManifestError
 
 HASH_RULES = 1
 """A new number whenever the same overview would give other hashes: records kept from before are made anew."""
 
-THRESHOLD = 0.24
+THRESHOLD = 0.30
 """Largest distance at which two slides match; docs/audit.md shows why."""
 
-SURE = 0.12
+SURE = 0.15
 """A slide that matches a crowd is believed only up to this distance."""
+
+LEAST_CROWD, CROWD = 40, 0.005
+"""A crowd is more slides than that, and a larger share of all."""
 
 LEAST_LINKED = 0.5
 """Two groups become one where at least this share of their slides match each other across."""
 
+PARTS = ((0.0, 1.0), (0.06, 1.0), (0.0, 0.94), (0.12, 1.0), (0.0, 0.88), (0.08, 0.92))
+"""The parts of the tissue that are hashed, as shares of its area along its axis: all of it, and what crops leave."""
+
 _WORK_PX = 512  # longest side at which the tissue is measured
 _FRAME_PX, _PICTURE_PX = 256, 64
 _FRAME_SIGMAS = 2.0  # an evenly filled bar ends at 1.73
-_CUT = 0.09  # share of the tissue that the hashes of a cropped scan leave out
-_TEXTURE, _OUTLINE = 16, 8  # rows of each hash; their bits are 256 and 64
-_CLASS_BITS = (_TEXTURE**2 + _OUTLINE**2) // 4
-_BITS = 4 * _CLASS_BITS
-_SQUARE = 1.5  # the long axis of tissue stouter than this may be taken for the short one
+_BLUR_PX = 2.0
 _LEAST_PX = 30.0
-_BLOCK = 512
-_LEAST_CROWD, _CROWD = 40, 0.005
+_LEAST_DEVIATION = 0.01  # of optical density; noise of a plain picture stays below
 
 Floats = NDArray[np.float32]
 
@@ -50,22 +53,19 @@ Floats = NDArray[np.float32]
 class TissueHashes:
     """What is kept of a slide's tissue to find it again.
 
-    Each tuple has three hashes as hex: of all tissue, and of what is left when 9 % of it is cut off at either end
-    of its long axis.
-
     Attributes:
-        texture: perceptual hashes (DCT, 256 bits) of the optical density inside the tissue.
-        outline: perceptual hashes (DCT, 64 bits) of where the tissue is.
-        aspect: spread of the tissue along its long axis by that across, at least 1.
+        texture: perceptual hashes (DCT, 1,024 bits, hex) of the optical density inside each of `PARTS`.
+        outline: perceptual hashes (DCT, 256 bits, hex) of where the tissue of each part is.
+        aspect: spread of the tissue along its axis by that across; the axis is the direction of its edges.
     """
 
-    texture: tuple[str, str, str]
-    outline: tuple[str, str, str]
+    texture: tuple[str, ...]
+    outline: tuple[str, ...]
     aspect: float
 
     def plain(self) -> dict[str, Any]:
         """Give it as what JSON holds."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {"texture": list(self.texture), "outline": list(self.outline), "aspect": self.aspect}
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> TissueHashes:
@@ -75,13 +75,18 @@ class TissueHashes:
             ManifestError: it is not that.
         """
         try:
-            texture, outline = (tuple(str(h) for h in plain[name]) for name in ("texture", "outline"))
-            for hashes, rows in ((texture, _TEXTURE), (outline, _OUTLINE)):
-                if len(hashes) != 3 or any(len(h) != rows * rows // 4 or int(h, 16) < 0 for h in hashes):
-                    raise ValueError(f"three hashes of {rows * rows // 4} hex digits each, not {hashes}")
-            return cls(texture, outline, float(plain["aspect"]))  # type: ignore[arg-type]
+            kinds = []
+            for name, rows in (("texture", TEXTURE), ("outline", OUTLINE)):
+                hashes, digits = tuple(map(str, plain[name])), rows * rows // 4
+                if len(hashes) != len(PARTS) or any(not re.fullmatch(f"[0-9a-f]{{{digits}}}", h) for h in hashes):
+                    raise ValueError(f"{name} is not {len(PARTS)} hashes of {digits} hex digits each")
+                kinds.append(hashes)
+            aspect = float(plain["aspect"])
+            if not 0 < aspect < math.inf:
+                raise ValueError(f"aspect is {aspect}")
         except (KeyError, TypeError, ValueError) as error:
-            raise ManifestError(f"no tissue hashes: {plain!r} ({error}); hash the slide anew") from error
+            raise ManifestError(f"these are no tissue hashes ({error}): hash the slide anew") from error
+        return cls(kinds[0], kinds[1], aspect)
 
 
 @dataclass(frozen=True, order=True)
@@ -148,11 +153,14 @@ def tissue_hashes(overview_rgb: NDArray[np.uint8], tissue: NDArray[np.bool_]) ->
     if cover.sum() < _LEAST_PX:
         return None
     whole = _Frame.of(cover)
-    hashed = [_hash(density, part, _Frame.of(part)) for part in (cover, *_cut(cover, whole))]
-    if any(pair is None for pair in hashed):
-        return None
-    (a, b), (c, d), (e, f) = (pair for pair in hashed if pair is not None)
-    return TissueHashes((a, c, e), (b, d, f), round(whole.aspect, 4))
+    hashed = []
+    for part in _parts(cover, whole):
+        pair = _hash(density, part, _Frame.of(part))
+        if pair is None:
+            return None
+        hashed.append(pair)
+    texture, outline = zip(*hashed, strict=True)
+    return TissueHashes(texture, outline, round(whole.aspect, 4))
 
 
 def group_near_duplicates(hashes: Mapping[str, TissueHashes | None], *, threshold: float = THRESHOLD) -> NearDuplicates:
@@ -185,9 +193,16 @@ def group_near_duplicates(hashes: Mapping[str, TissueHashes | None], *, threshol
     for slide_id, own in known.items():
         twins.setdefault(first.setdefault(own, slide_id), []).append(slide_id)
     ids = list(twins)
-    found, crowd = _matches([known[slide_id] for slide_id in ids], threshold)
+    match, crowd = find_matches(
+        [known[slide_id].texture for slide_id in ids],
+        [known[slide_id].outline for slide_id in ids],
+        np.abs(np.log([known[slide_id].aspect for slide_id in ids])),
+        near=math.floor(threshold * LARGEST + 1e-9),
+        sure=math.floor(min(SURE, threshold) * LARGEST + 1e-9),
+        crowd=max(LEAST_CROWD, CROWD * len(ids)),
+    )
     pairs = [DuplicatePair(0.0, one, other) for one, others in twins.items() for other in others[1:]]
-    apart = sorted(DuplicatePair(bits / _BITS, ids[i], ids[j]) for i, j, bits in found)
+    apart = sorted(DuplicatePair(bits / LARGEST, ids[i], ids[j]) for i, j, bits in match.T.tolist())
     groups = {slide_id: slide_id for slide_id in sorted(hashes)}
     for members in _grouped(apart):
         every = [slide_id for member in members for slide_id in twins[member]]
@@ -218,99 +233,6 @@ def _grouped(pairs: Sequence[DuplicatePair]) -> list[set[str]]:
     return list({id(members): members for members in group.values()}.values())
 
 
-@dataclass(frozen=True)
-class _Codes:
-    """Hashes of N slides as words, one for each parity of row and column frequency.
-
-    The first axis is: all tissue, without one end, without the other end, all tissue with the axes exchanged.
-
-    Attributes:
-        texture: (4, 4, N) uint64.
-        outline: (4, 4, N) uint16.
-    """
-
-    texture: NDArray[np.uint64]
-    outline: NDArray[np.uint16]
-
-    @classmethod
-    def of(cls, hashes: Sequence[TissueHashes]) -> _Codes:
-        texture = _words([own.texture for own in hashes], _TEXTURE).view(np.uint64)
-        outline = _words([own.outline for own in hashes], _OUTLINE).view(np.uint16)
-        return cls(np.ascontiguousarray(texture[..., 0]), np.ascontiguousarray(outline[..., 0]))
-
-    def part(self, start: int, stop: int) -> _Codes:
-        return _Codes(self.texture[..., start:stop], self.outline[..., start:stop])
-
-    def distance(self, kind: int, other: _Codes, other_kind: int) -> NDArray[np.int16]:
-        """Bits that differ from each of the other's in the best of four mirrorings, (N, M)."""
-        bits = [
-            np.bitwise_count(self.texture[kind, parity][:, None] ^ other.texture[other_kind, parity])
-            + np.bitwise_count(self.outline[kind, parity][:, None] ^ other.outline[other_kind, parity])
-            for parity in range(4)
-        ]
-        # A mirrored picture has the other sign wherever the frequency across the mirror is odd: what differed there
-        # is alike and the reverse. From the middle, the four sums are a + b + c, a - b - c, -a + b - c, -a - b + c.
-        a, b, c = (count.view(np.int8) - np.int8(_CLASS_BITS // 2) for count in bits[1:])
-        best = np.minimum(a - abs(b + c), -a - abs(b - c))
-        return np.asarray(bits[0].astype(np.int16) + best + np.int16(3 * _CLASS_BITS // 2), np.int16)
-
-    def nearest(self, other: _Codes, kind: int = 0) -> NDArray[np.int16]:
-        """Bits that differ, (N, M), with either slide whole or without an end; ``kind`` 3 exchanges the axes."""
-        ways = [self.distance(kind, other, their) for their in range(3)]
-        ways += [other.distance(kind, self, own).T for own in range(0 if kind else 1, 3)]
-        return np.asarray(np.minimum.reduce(ways), np.int16)
-
-
-def _words(hashes: Sequence[Sequence[str]], rows: int) -> NDArray[np.uint8]:
-    """Bits of three hashes for each of N slides by parity, (4, 4, N, bytes); the fourth is the first transposed."""
-    packed = np.array([[list(bytes.fromhex(h)) for h in own] for own in hashes], np.uint8)
-    bits = np.unpackbits(packed, axis=-1).reshape(len(hashes), 3, rows, rows)
-    bits = np.concatenate([bits, bits[:, :1].swapaxes(2, 3)], axis=1)
-    parities = [bits[:, :, row::2, column::2] for row in (0, 1) for column in (0, 1)]
-    return np.packbits(np.stack(parities).reshape(4, len(hashes), 4, -1), axis=-1).transpose(2, 0, 1, 3).copy()
-
-
-def _matches(hashes: Sequence[TissueHashes], threshold: float) -> tuple[list[tuple[int, int, int]], list[int]]:
-    """Compare all pairs in blocks.
-
-    Returns:
-        (i, j, bits that differ) of each match, i < j, and the slides that match a crowd.
-    """
-    count = len(hashes)
-    if count < 2:
-        return [], []
-    # stout tissue comes first, so that exchanged axes are tried in few blocks
-    order = np.argsort([own.aspect for own in hashes], kind="stable")
-    codes = _Codes.of([hashes[i] for i in order])
-    stout = sum(own.aspect < _SQUARE for own in hashes)
-    most = max(_LEAST_CROWD, round(_CROWD * count))
-    near, sure = math.floor(threshold * _BITS + 1e-9), math.floor(min(SURE, threshold) * _BITS + 1e-9)
-    degree = np.zeros(count, np.int64)
-    found = []
-    for start in range(0, count, _BLOCK):
-        mine = codes.part(start, start + _BLOCK)
-        for at in range(start, count, _BLOCK):
-            bits = mine.nearest(theirs := codes.part(at, at + _BLOCK))
-            rows, columns = max(0, stout - start), max(0, stout - at)
-            if columns:
-                exchanged = mine.part(0, rows).nearest(theirs.part(0, columns), 3)
-                corner = bits[:rows, :columns]
-                np.minimum(corner, exchanged, out=corner)
-            i, j = np.nonzero(np.triu(bits <= near, 1) if at == start else bits <= near)
-            match = np.stack([i + start, j + at, bits[i, j]])
-            np.add.at(degree, match[:2].ravel(), 1)
-            found.append(_believed(match, degree > most, sure))
-    match = _believed(np.concatenate(found, axis=1), degree > most, sure)
-    ends = np.sort(order[match[:2]], axis=0)
-    pairs = list(zip(*ends.tolist(), match[2].tolist(), strict=True))
-    return pairs, sorted(int(order[i]) for i in np.nonzero(degree > most)[0])
-
-
-def _believed(match: NDArray[np.int64], crowded: NDArray[np.bool_], sure: int) -> NDArray[np.int64]:
-    """Keep of (i, j, bits) what is no crowd's, and what is sure."""
-    return match[:, (match[2] <= sure) | ~(crowded[match[0]] | crowded[match[1]])]
-
-
 def _density(rgb: NDArray[np.uint8], tissue: NDArray[np.bool_]) -> tuple[Floats, Floats]:
     """Optical density against the glass, and share of tissue, both (h, w) at the working size."""
     scale = min(1.0, _WORK_PX / max(tissue.shape))
@@ -324,7 +246,7 @@ def _density(rgb: NDArray[np.uint8], tissue: NDArray[np.bool_]) -> tuple[Floats,
 
 @dataclass(frozen=True)
 class _Frame:
-    """Centre (x, y) in working px, unit vector of the long axis, and spread (σ in px) along and across."""
+    """Centre (x, y) in working px, unit vector of the axis, and spread (σ in px) along and across."""
 
     centre: tuple[float, float]
     axis: tuple[float, float]
@@ -336,15 +258,17 @@ class _Frame:
 
     @classmethod
     def of(cls, cover: Floats) -> _Frame:
+        """Take the axis from the edges, which run along needle cores however many lie side by side."""
+        soft = cv2.GaussianBlur(cover, (0, 0), _BLUR_PX)
+        gx, gy = cv2.Sobel(soft, cv2.CV_32F, 1, 0), cv2.Sobel(soft, cv2.CV_32F, 0, 1)
+        turn = 0.5 * math.atan2(-2 * float((gx * gy).sum()), float((gy * gy - gx * gx).sum()))
+        c, s = math.cos(turn), math.sin(turn)
         moments = cv2.moments(cover)
         mass = moments["m00"]
         xx, yy, xy = (moments[name] / mass for name in ("mu20", "mu02", "mu11"))
-        turn = 0.5 * math.atan2(2 * xy, xx - yy)
-        root = math.hypot((xx - yy) / 2, xy)
-        spread = [math.sqrt(max((xx + yy) / 2 + sign * root, 0.25)) for sign in (1, -1)]
-        return cls(
-            (moments["m10"] / mass, moments["m01"] / mass), (math.cos(turn), math.sin(turn)), (spread[0], spread[1])
-        )
+        along = c * c * xx + s * s * yy + 2 * c * s * xy
+        spread = [math.sqrt(max(variance, 0.25)) for variance in (along, xx + yy - along)]
+        return cls((moments["m10"] / mass, moments["m01"] / mass), (c, s), (spread[0], spread[1]))
 
     def lay(self, picture: Floats) -> Floats:
         """Resample a picture of the slide into the frame, (64, 64)."""
@@ -357,17 +281,17 @@ class _Frame:
         return np.asarray(cv2.resize(laid, (_PICTURE_PX, _PICTURE_PX), interpolation=cv2.INTER_AREA), np.float32)
 
 
-def _cut(cover: Floats, frame: _Frame) -> Iterator[Floats]:
-    """The tissue without its first, then without its last part along the long axis."""
+def _parts(cover: Floats, frame: _Frame) -> Iterator[Floats]:
+    """The tissue of each of `PARTS`."""
     rows, columns = np.ogrid[: cover.shape[0], : cover.shape[1]]
     along: NDArray[np.float64] = (columns - frame.centre[0]) * frame.axis[0] + (rows - frame.centre[1]) * frame.axis[1]
     inside = cover > 0
     order = np.argsort(along[inside], kind="stable")
-    mass = np.cumsum(cover[inside][order], dtype=np.float64)
-    sorted_along = along[inside][order]
-    first, last = (sorted_along[np.searchsorted(mass, share * mass[-1])] for share in (_CUT, 1 - _CUT))
-    yield np.where(along >= first, cover, np.float32(0))
-    yield np.where(along <= last, cover, np.float32(0))
+    places, mass = along[inside][order], np.cumsum(cover[inside][order], dtype=np.float64)
+    for share, rest in PARTS:
+        first, last = (np.searchsorted(mass, end * mass[-1]) for end in (share, rest))
+        kept = (along >= places[first]) & (along <= places[min(last, len(places) - 1)])
+        yield np.where(kept, cover, np.float32(0))
 
 
 def _hash(density: Floats, cover: Floats, frame: _Frame) -> tuple[str, str] | None:
@@ -376,11 +300,11 @@ def _hash(density: Floats, cover: Floats, frame: _Frame) -> tuple[str, str] | No
     inside = where.sum()
     texture = what - where * (what.sum() / inside)
     deviation = math.sqrt(float(np.square(texture).sum() / inside))
-    if deviation < 1e-3:
+    if deviation < _LEAST_DEVIATION:
         return None
     grey = np.clip(128 + texture * (40 / deviation), 0, 255).astype(np.uint8)
     shape = np.clip(255 * where, 0, 255).astype(np.uint8)
     return (
-        str(imagehash.phash(Image.fromarray(grey), hash_size=_TEXTURE)),
-        str(imagehash.phash(Image.fromarray(shape), hash_size=_OUTLINE, highfreq_factor=_PICTURE_PX // _OUTLINE)),
+        str(imagehash.phash(Image.fromarray(grey), hash_size=TEXTURE, highfreq_factor=_PICTURE_PX // TEXTURE)),
+        str(imagehash.phash(Image.fromarray(shape), hash_size=OUTLINE, highfreq_factor=_PICTURE_PX // OUTLINE)),
     )

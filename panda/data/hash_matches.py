@@ -1,0 +1,146 @@
+"""Compares the hashes of all slides with each other, in blocks of bits instead of pairs of objects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+TEXTURE, OUTLINE = 32, 16
+"""Rows of the two kinds of hash, which have 1,024 and 256 bits."""
+
+OUTLINE_WEIGHT = 2
+"""Bits of texture that one bit of outline counts for: texture tells slides apart, outline is the steadier one."""
+
+LARGEST = TEXTURE**2 + OUTLINE_WEIGHT * OUTLINE**2
+"""Distance of two hashes that differ in every bit."""
+
+LARGEST_STRETCH = 0.35
+"""Largest difference in the logarithm of how stretched two tissues are; cutting off a quarter makes 0.3."""
+
+STOUT = 0.4
+"""Where both tissues are stretched by less, the axis of one may be taken across that of the other."""
+
+_BLOCK = 512
+_HALF = LARGEST // 8  # of the largest distance within a parity
+
+Distances = NDArray[np.int16]
+
+
+@dataclass(frozen=True)
+class _Codes:
+    """Hashes of N slides as words, one row for each parity of vertical and horizontal frequency.
+
+    The first axis is the part of the tissue, all of it first; the last is all of it with the axes exchanged.
+
+    Attributes:
+        texture: (P + 1, 4, N, 4) uint64.
+        outline: (P + 1, 4, N, 1) uint64.
+    """
+
+    texture: NDArray[np.uint64]
+    outline: NDArray[np.uint64]
+
+    @classmethod
+    def of(cls, texture: Sequence[Sequence[str]], outline: Sequence[Sequence[str]]) -> _Codes:
+        blocks = [slice(start, start + _BLOCK) for start in range(0, len(texture), _BLOCK)]
+        words = [(_words(texture[part], TEXTURE), _words(outline[part], OUTLINE)) for part in blocks]
+        return cls(*(np.concatenate(kind, axis=2) for kind in zip(*words, strict=True)))
+
+    def part(self, start: int) -> _Codes:
+        return _Codes(self.texture[:, :, start : start + _BLOCK], self.outline[:, :, start : start + _BLOCK])
+
+    def distance(self, kind: int, other: _Codes, other_kind: int) -> Distances:
+        """Weighted count of the bits that differ, in the best of four mirrorings, (N, M)."""
+        even, a, b, c = (
+            _differ(self.texture[kind, parity], other.texture[other_kind, parity])
+            + OUTLINE_WEIGHT * _differ(self.outline[kind, parity], other.outline[other_kind, parity])
+            for parity in range(4)
+        )
+        # A mirrored picture has the other sign wherever the frequency across the mirror is odd: what differed there
+        # is alike and the reverse. From the middle, the four sums are a + b + c, a - b - c, -a + b - c, -a - b + c.
+        a, b, c = (odd - np.int16(_HALF) for odd in (a, b, c))
+        return np.asarray(even + np.minimum(a - abs(b + c), -a - abs(b - c)) + np.int16(3 * _HALF), np.int16)
+
+    def nearest(self, other: _Codes, stout: bool) -> Distances:
+        """Distance with either slide whole and the other in any of its parts, with exchanged axes too if stout."""
+        parts = len(self.texture) - 1
+        best = self.distance(0, other, 0)
+        for whole in (0, parts) if stout else (0,):
+            for part in range(parts):
+                if whole or part:
+                    np.minimum(best, self.distance(whole, other, part), out=best)
+                    np.minimum(best, other.distance(whole, self, part).T, out=best)
+        return best
+
+
+def _differ(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> Distances:
+    """Bits that differ between each of (N, words) and each of (M, words)."""
+    count = np.zeros((len(one), len(other)), np.int16)
+    for word in range(one.shape[1]):
+        count += np.bitwise_count(one[:, word, None] ^ other[None, :, word])
+    return count
+
+
+def _words(hashes: Sequence[Sequence[str]], rows: int) -> NDArray[np.uint64]:
+    """Bits of each part of N slides by parity, (P + 1, 4, N, words); the last part is the first transposed."""
+    packed = np.array([[list(bytes.fromhex(text)) for text in own] for own in hashes], np.uint8)
+    bits = np.unpackbits(packed, axis=-1).reshape(*packed.shape[:2], rows, rows)
+    bits = np.concatenate([bits, bits[:, :1].swapaxes(2, 3)], axis=1).swapaxes(0, 1)
+    parities = [bits[..., row::2, column::2] for row in (0, 1) for column in (0, 1)]
+    each = np.stack(parities, axis=1).reshape(len(bits), 4, len(hashes), -1)
+    # eight bytes make a word; the order of bytes is the machine's, as only counts of bits are asked
+    return np.ascontiguousarray(np.packbits(each, axis=-1)).view(np.uint64)
+
+
+def find_matches(
+    texture: Sequence[Sequence[str]],
+    outline: Sequence[Sequence[str]],
+    stretch: NDArray[np.float64],
+    near: int,
+    sure: int,
+    crowd: float,
+) -> tuple[NDArray[np.int64], list[int]]:
+    """Compare N slides, all pairs.
+
+    Args:
+        texture: for each slide the hashes of all its tissue and of parts of it as hex, as many for each slide.
+        outline: likewise.
+        stretch: (N,) logarithm of how much longer than wide, or wider than long, the tissue is.
+        near: largest distance of a match, 0 to `LARGEST`.
+        sure: largest distance at which a slide that matches a crowd is believed.
+        crowd: more matches than that are a crowd.
+
+    Returns:
+        (3, M) i, j and distance of the matches, i < j; and the slides that match a crowd.
+    """
+    count = len(texture)
+    if count < 2:
+        return np.zeros((3, 0), np.int64), []
+    order = np.argsort(stretch, kind="stable")
+    stretch = stretch[order]
+    codes = _Codes.of([texture[i] for i in order], [outline[i] for i in order])
+    degree = np.zeros(count, np.int64)
+    found = []
+    for start in range(0, count, _BLOCK):
+        mine, longest = codes.part(start), stretch[min(start + _BLOCK, count) - 1]
+        for at in range(start, count, _BLOCK):
+            if stretch[at] - longest > LARGEST_STRETCH:
+                break
+            distance = mine.nearest(codes.part(at), bool(max(stretch[start], stretch[at]) < STOUT))
+            close = distance <= near
+            i, j = np.nonzero(np.triu(close, 1) if at == start else close)
+            match = np.stack([i + start, j + at, distance[i, j]])
+            match = match[:, abs(stretch[match[0]] - stretch[match[1]]) <= LARGEST_STRETCH]
+            np.add.at(degree, match[:2].ravel(), 1)
+            found.append(_believed(match, degree > crowd, sure))
+    match = _believed(np.concatenate(found, axis=1), degree > crowd, sure)
+    match[:2] = np.sort(order[match[:2]], axis=0)
+    return match, sorted(order[degree > crowd].tolist())
+
+
+def _believed(match: NDArray[np.int64], crowded: NDArray[np.bool_], sure: int) -> NDArray[np.int64]:
+    """Keep of the matches what is no crowd's, and what is sure."""
+    return match[:, (match[2] <= sure) | ~(crowded[match[0]] | crowded[match[1]])]
