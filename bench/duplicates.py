@@ -20,12 +20,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from panda.data.duplicates import PARTS, THRESHOLD, TissueHashes, group_near_duplicates, tissue_hashes
+from panda.data.duplicates import AXES, PARTS, THRESHOLD, TissueHashes, group_near_duplicates, tissue_hashes
 from panda.data.hash_matches import LARGEST, OUTLINE, TEXTURE, find_matches
 from panda.wsi.drawing import STYLES, Painter
 from panda.wsi.layout import plan_scene
 from panda.wsi.slide import Slide
-from panda.wsi.tissue import find_tissue, tissue_mask_rgb
+from panda.wsi.tissue import tissue_mask_rgb
 
 Picture = NDArray[np.uint8]
 Floats = NDArray[np.float64]
@@ -40,7 +40,7 @@ LAYOUTS = (
 
 
 def draw(number: int, *, other: bool = False, blocks: bool = True) -> Picture:
-    """Draw slide ``number`` at 4 µm/px, in the colours of the other provider, or without blocks that were not scanned."""
+    """Draw slide ``number`` at 4 µm/px, in the other provider's colours, or without grey blocks."""
     width, height = LAYOUTS[number % len(LAYOUTS)]
     provider = tuple(STYLES)[(number + number // len(LAYOUTS) + other) % 2]
     painter = Painter(plan_scene(width, height, DRAWN_MPP, number % 6, 1000 + number), provider)
@@ -156,11 +156,10 @@ def scans(number: int) -> dict[str, TissueHashes | None]:
 
 
 def real_scans(path: Path) -> dict[str, TissueHashes | None]:
-    """The same for a slide in a file, of an overview as fine as there are px, 4 µm/px at the finest."""
+    """The same for a slide in a file, from a picture of 1,536 px at the longest side."""
     with Slide.open(path) as slide:
-        rough = find_tissue(slide).resolution
-        finer = slide.at_downsample(max(1.0, rough.downsample / 2))
-        rgb = slide.read(finer, (0, 0), finer.size)
+        resolution = slide.at_downsample(max(1.0, max(slide.dimensions) / 1536))
+        rgb = slide.read(resolution, (0, 0), resolution.size)
     rng = np.random.default_rng(0)
     return {"": _hashed(rgb)} | {
         name: _hashed(np.ascontiguousarray(rescan(rgb, rng))) for name, rescan in [*RESCANS.items(), (MIXED, _MIX)]
@@ -170,9 +169,9 @@ def real_scans(path: Path) -> dict[str, TissueHashes | None]:
 def distances(hashes: list[TissueHashes | None]) -> Floats:
     """Distance of each to each, (N, N), as grouping takes it; 1 where they are not compared."""
     known = [(i, own) for i, own in enumerate(hashes) if own is not None]
-    stretch = np.abs(np.log([own.aspect for _, own in known]))
+    stretch = np.log([own.aspect for _, own in known])
     texture, outline = [own.texture for _, own in known], [own.outline for _, own in known]
-    match, _ = find_matches(texture, outline, stretch, near=LARGEST, sure=LARGEST, crowd=np.inf)
+    match, _ = find_matches(texture, outline, stretch, frames=len(AXES), near=LARGEST, sure=LARGEST, crowd=np.inf)
     out = np.ones((len(hashes), len(hashes)))
     i, j = np.array([at for at, _ in known])[match[:2]]
     out[i, j] = out[j, i] = match[2] / LARGEST
@@ -218,7 +217,7 @@ def speed(count: int) -> None:
     rng = np.random.default_rng(0)
 
     def some(rows: int) -> list[Picture]:
-        return [rng.integers(0, 256, rows * rows // 8, dtype=np.uint8) for _ in PARTS]
+        return [rng.integers(0, 256, rows * rows // 8, dtype=np.uint8) for _ in AXES for _ in PARTS]
 
     def changed(words: Picture) -> str:
         bits = np.unpackbits(words)

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import imagehash
@@ -39,6 +39,11 @@ LEAST_LINKED = 0.5
 PARTS = ((0.0, 1.0), (0.06, 1.0), (0.0, 0.94), (0.12, 1.0), (0.0, 0.88), (0.08, 0.92))
 """The parts of the tissue that are hashed, as shares of its area along its axis: all of it, and what crops leave."""
 
+Axis = Literal["edges", "spread"]
+AXES: tuple[Axis, ...] = ("edges", "spread")
+"""What the tissue is laid along: the direction of its edges, which run along needle cores however many lie side by
+side; and that in which it spreads most, which is steady where it has no such direction."""
+
 _WORK_PX = 512  # longest side at which the tissue is measured
 _FRAME_PX, _PICTURE_PX = 256, 64
 _FRAME_SIGMAS = 2.0  # an evenly filled bar ends at 1.73
@@ -54,9 +59,10 @@ class TissueHashes:
     """What is kept of a slide's tissue to find it again.
 
     Attributes:
-        texture: perceptual hashes (DCT, 1,024 bits, hex) of the optical density inside each of `PARTS`.
+        texture: perceptual hashes (DCT, 1,024 bits, hex) of the optical density inside each of `PARTS`, laid
+            along the first of `AXES`, then along the second.
         outline: perceptual hashes (DCT, 256 bits, hex) of where the tissue of each part is.
-        aspect: spread of the tissue along its axis by that across; the axis is the direction of its edges.
+        aspect: largest spread of the tissue by that across, at least 1.
     """
 
     texture: tuple[str, ...]
@@ -78,11 +84,13 @@ class TissueHashes:
             kinds = []
             for name, rows in (("texture", TEXTURE), ("outline", OUTLINE)):
                 hashes, digits = tuple(map(str, plain[name])), rows * rows // 4
-                if len(hashes) != len(PARTS) or any(not re.fullmatch(f"[0-9a-f]{{{digits}}}", h) for h in hashes):
-                    raise ValueError(f"{name} is not {len(PARTS)} hashes of {digits} hex digits each")
+                if len(hashes) != len(AXES) * len(PARTS) or any(
+                    not re.fullmatch(f"[0-9a-f]{{{digits}}}", h) for h in hashes
+                ):
+                    raise ValueError(f"{name} is not {len(AXES) * len(PARTS)} hashes of {digits} hex digits each")
                 kinds.append(hashes)
             aspect = float(plain["aspect"])
-            if not 0 < aspect < math.inf:
+            if not 1 <= aspect < math.inf:
                 raise ValueError(f"aspect is {aspect}")
         except (KeyError, TypeError, ValueError) as error:
             raise ManifestError(f"these are no tissue hashes ({error}): hash the slide anew") from error
@@ -152,15 +160,13 @@ def tissue_hashes(overview_rgb: NDArray[np.uint8], tissue: NDArray[np.bool_]) ->
     density, cover = _density(overview_rgb, tissue)
     if cover.sum() < _LEAST_PX:
         return None
-    whole = _Frame.of(cover)
-    hashed = []
-    for part in _parts(cover, whole):
-        pair = _hash(density, part, _Frame.of(part))
-        if pair is None:
-            return None
-        hashed.append(pair)
-    texture, outline = zip(*hashed, strict=True)
-    return TissueHashes(texture, outline, round(whole.aspect, 4))
+    hashed = [_hash(density, part, frame) for axis in AXES for part, frame in _parts(cover, axis)]
+    kept = [pair for pair in hashed if pair is not None]
+    if len(kept) < len(hashed):
+        return None
+    texture, outline = zip(*kept, strict=True)
+    along, across = _Frame.of(cover, "spread").spread
+    return TissueHashes(texture, outline, round(along / across, 4))
 
 
 def group_near_duplicates(hashes: Mapping[str, TissueHashes | None], *, threshold: float = THRESHOLD) -> NearDuplicates:
@@ -196,7 +202,8 @@ def group_near_duplicates(hashes: Mapping[str, TissueHashes | None], *, threshol
     match, crowd = find_matches(
         [known[slide_id].texture for slide_id in ids],
         [known[slide_id].outline for slide_id in ids],
-        np.abs(np.log([known[slide_id].aspect for slide_id in ids])),
+        np.log([known[slide_id].aspect for slide_id in ids]),
+        frames=len(AXES),
         near=math.floor(threshold * LARGEST + 1e-9),
         sure=math.floor(min(SURE, threshold) * LARGEST + 1e-9),
         crowd=max(LEAST_CROWD, CROWD * len(ids)),
@@ -252,20 +259,18 @@ class _Frame:
     axis: tuple[float, float]
     spread: tuple[float, float]
 
-    @property
-    def aspect(self) -> float:
-        return self.spread[0] / self.spread[1]
-
     @classmethod
-    def of(cls, cover: Floats) -> _Frame:
-        """Take the axis from the edges, which run along needle cores however many lie side by side."""
-        soft = cv2.GaussianBlur(cover, (0, 0), _BLUR_PX)
-        gx, gy = cv2.Sobel(soft, cv2.CV_32F, 1, 0), cv2.Sobel(soft, cv2.CV_32F, 0, 1)
-        turn = 0.5 * math.atan2(-2 * float((gx * gy).sum()), float((gy * gy - gx * gx).sum()))
-        c, s = math.cos(turn), math.sin(turn)
+    def of(cls, cover: Floats, axis: Axis) -> _Frame:
         moments = cv2.moments(cover)
         mass = moments["m00"]
         xx, yy, xy = (moments[name] / mass for name in ("mu20", "mu02", "mu11"))
+        if axis == "spread":
+            turn = 0.5 * math.atan2(2 * xy, xx - yy)
+        else:
+            soft = cv2.GaussianBlur(cover, (0, 0), _BLUR_PX)
+            gx, gy = cv2.Sobel(soft, cv2.CV_32F, 1, 0), cv2.Sobel(soft, cv2.CV_32F, 0, 1)
+            turn = 0.5 * math.atan2(-2 * float((gx * gy).sum()), float((gy * gy - gx * gx).sum()))
+        c, s = math.cos(turn), math.sin(turn)
         along = c * c * xx + s * s * yy + 2 * c * s * xy
         spread = [math.sqrt(max(variance, 0.25)) for variance in (along, xx + yy - along)]
         return cls((moments["m10"] / mass, moments["m01"] / mass), (c, s), (spread[0], spread[1]))
@@ -281,8 +286,9 @@ class _Frame:
         return np.asarray(cv2.resize(laid, (_PICTURE_PX, _PICTURE_PX), interpolation=cv2.INTER_AREA), np.float32)
 
 
-def _parts(cover: Floats, frame: _Frame) -> Iterator[Floats]:
-    """The tissue of each of `PARTS`."""
+def _parts(cover: Floats, axis: Axis) -> Iterator[tuple[Floats, _Frame]]:
+    """The tissue of each of `PARTS` along an axis, and the frame that it has by itself."""
+    frame = _Frame.of(cover, axis)
     rows, columns = np.ogrid[: cover.shape[0], : cover.shape[1]]
     along: NDArray[np.float64] = (columns - frame.centre[0]) * frame.axis[0] + (rows - frame.centre[1]) * frame.axis[1]
     inside = cover > 0
@@ -291,7 +297,8 @@ def _parts(cover: Floats, frame: _Frame) -> Iterator[Floats]:
     for share, rest in PARTS:
         first, last = (np.searchsorted(mass, end * mass[-1]) for end in (share, rest))
         kept = (along >= places[first]) & (along <= places[min(last, len(places) - 1)])
-        yield np.where(kept, cover, np.float32(0))
+        part = np.where(kept, cover, np.float32(0))
+        yield part, _Frame.of(part, axis)
 
 
 def _hash(density: Floats, cover: Floats, frame: _Frame) -> tuple[str, str] | None:

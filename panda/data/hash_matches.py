@@ -33,24 +33,28 @@ Distances = NDArray[np.int16]
 class _Codes:
     """Hashes of N slides as words, one row for each parity of vertical and horizontal frequency.
 
-    The first axis is the part of the tissue, all of it first; the last is all of it with the axes exchanged.
+    The first axis is the K hashes of a slide, then the same with the axes exchanged.
 
     Attributes:
-        texture: (P + 1, 4, N, 4) uint64.
-        outline: (P + 1, 4, N, 1) uint64.
+        texture: (2 K, 4, N, 4) uint64.
+        outline: (2 K, 4, N, 1) uint64.
+        frames: kinds of frame that the K hashes are of, in turn; each begins with that of all tissue.
     """
 
     texture: NDArray[np.uint64]
     outline: NDArray[np.uint64]
+    frames: int
 
     @classmethod
-    def of(cls, texture: Sequence[Sequence[str]], outline: Sequence[Sequence[str]]) -> _Codes:
+    def of(cls, texture: Sequence[Sequence[str]], outline: Sequence[Sequence[str]], frames: int) -> _Codes:
         blocks = [slice(start, start + _BLOCK) for start in range(0, len(texture), _BLOCK)]
         words = [(_words(texture[part], TEXTURE), _words(outline[part], OUTLINE)) for part in blocks]
-        return cls(*(np.concatenate(kind, axis=2) for kind in zip(*words, strict=True)))
+        textures, outlines = zip(*words, strict=True)
+        return cls(np.concatenate(textures, axis=2), np.concatenate(outlines, axis=2), frames)
 
     def part(self, start: int) -> _Codes:
-        return _Codes(self.texture[:, :, start : start + _BLOCK], self.outline[:, :, start : start + _BLOCK])
+        block = np.s_[:, :, start : start + _BLOCK]
+        return _Codes(self.texture[block], self.outline[block], self.frames)
 
     def distance(self, kind: int, other: _Codes, other_kind: int) -> Distances:
         """Weighted count of the bits that differ, in the best of four mirrorings, (N, M)."""
@@ -66,13 +70,14 @@ class _Codes:
 
     def nearest(self, other: _Codes, stout: bool) -> Distances:
         """Distance with either slide whole and the other in any of its parts, with exchanged axes too if stout."""
-        parts = len(self.texture) - 1
+        hashes = len(self.texture) // 2
         best = self.distance(0, other, 0)
-        for whole in (0, parts) if stout else (0,):
-            for part in range(parts):
-                if whole or part:
-                    np.minimum(best, self.distance(whole, other, part), out=best)
-                    np.minimum(best, other.distance(whole, self, part).T, out=best)
+        for whole in range(0, hashes, hashes // self.frames):
+            for part in range(whole, whole + hashes // self.frames):
+                for exchanged in (0, hashes) if stout else (0,):
+                    np.minimum(best, self.distance(whole + exchanged, other, part), out=best)
+                    if part > whole or exchanged:
+                        np.minimum(best, other.distance(whole + exchanged, self, part).T, out=best)
         return best
 
 
@@ -85,10 +90,10 @@ def _differ(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> Distances:
 
 
 def _words(hashes: Sequence[Sequence[str]], rows: int) -> NDArray[np.uint64]:
-    """Bits of each part of N slides by parity, (P + 1, 4, N, words); the last part is the first transposed."""
+    """Bits of K hashes of each of N slides by parity, (2 K, 4, N, words); the second half is transposed."""
     packed = np.array([[list(bytes.fromhex(text)) for text in own] for own in hashes], np.uint8)
     bits = np.unpackbits(packed, axis=-1).reshape(*packed.shape[:2], rows, rows)
-    bits = np.concatenate([bits, bits[:, :1].swapaxes(2, 3)], axis=1).swapaxes(0, 1)
+    bits = np.concatenate([bits, bits.swapaxes(2, 3)], axis=1).swapaxes(0, 1)
     parities = [bits[..., row::2, column::2] for row in (0, 1) for column in (0, 1)]
     each = np.stack(parities, axis=1).reshape(len(bits), 4, len(hashes), -1)
     # eight bytes make a word; the order of bytes is the machine's, as only counts of bits are asked
@@ -99,6 +104,8 @@ def find_matches(
     texture: Sequence[Sequence[str]],
     outline: Sequence[Sequence[str]],
     stretch: NDArray[np.float64],
+    *,
+    frames: int,
     near: int,
     sure: int,
     crowd: float,
@@ -106,9 +113,11 @@ def find_matches(
     """Compare N slides, all pairs.
 
     Args:
-        texture: for each slide the hashes of all its tissue and of parts of it as hex, as many for each slide.
+        texture: for each slide its hashes as hex, as many for each slide: of all its tissue and of parts of it in a
+            first frame, then in the next.
         outline: likewise.
-        stretch: (N,) logarithm of how much longer than wide, or wider than long, the tissue is.
+        stretch: (N,) logarithm of how much longer than wide the tissue is.
+        frames: how many frames there are.
         near: largest distance of a match, 0 to `LARGEST`.
         sure: largest distance at which a slide that matches a crowd is believed.
         crowd: more matches than that are a crowd.
@@ -121,7 +130,7 @@ def find_matches(
         return np.zeros((3, 0), np.int64), []
     order = np.argsort(stretch, kind="stable")
     stretch = stretch[order]
-    codes = _Codes.of([texture[i] for i in order], [outline[i] for i in order])
+    codes = _Codes.of([texture[i] for i in order], [outline[i] for i in order], frames)
     degree = np.zeros(count, np.int64)
     found = []
     for start in range(0, count, _BLOCK):
