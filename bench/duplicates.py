@@ -217,7 +217,7 @@ def speed(count: int) -> None:
     rng = np.random.default_rng(0)
 
     def some(rows: int) -> list[Picture]:
-        return [rng.integers(0, 256, rows * rows // 8, dtype=np.uint8) for _ in AXES for _ in PARTS]
+        return [rng.integers(0, 256, rows * rows // 8, dtype=np.uint8) for _ in range(len(AXES) * sum(map(len, PARTS)))]
 
     def changed(words: Picture) -> str:
         bits = np.unpackbits(words)

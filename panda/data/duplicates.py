@@ -36,14 +36,18 @@ LEAST_CROWD, CROWD = 40, 0.005
 LEAST_LINKED = 0.5
 """Two groups become one where at least this share of their slides match each other across."""
 
-PARTS = ((0.0, 1.0), (0.06, 1.0), (0.0, 0.94), (0.12, 1.0), (0.0, 0.88), (0.08, 0.92))
-"""The parts of the tissue that are hashed, as shares of its area along its axis: all of it, and what crops leave."""
+PARTS = (
+    ((0.0, 1.0), (0.06, 1.0), (0.0, 0.94), (0.12, 1.0), (0.0, 0.88), (0.08, 0.92)),
+    ((0.09, 1.0), (0.0, 0.91)),
+)
+"""The parts of the tissue that are hashed, as shares of its area along its axis, all of it first, and across."""
 
 Axis = Literal["edges", "spread"]
 AXES: tuple[Axis, ...] = ("edges", "spread")
 """What the tissue is laid along: the direction of its edges, which run along needle cores however many lie side by
 side; and that in which it spreads most, which is steady where it has no such direction."""
 
+_HASHES = len(AXES) * sum(map(len, PARTS))
 _WORK_PX = 512  # longest side at which the tissue is measured
 _FRAME_PX, _PICTURE_PX = 256, 64
 _FRAME_SIGMAS = 2.0  # an evenly filled bar ends at 1.73
@@ -84,10 +88,8 @@ class TissueHashes:
             kinds = []
             for name, rows in (("texture", TEXTURE), ("outline", OUTLINE)):
                 hashes, digits = tuple(map(str, plain[name])), rows * rows // 4
-                if len(hashes) != len(AXES) * len(PARTS) or any(
-                    not re.fullmatch(f"[0-9a-f]{{{digits}}}", h) for h in hashes
-                ):
-                    raise ValueError(f"{name} is not {len(AXES) * len(PARTS)} hashes of {digits} hex digits each")
+                if len(hashes) != _HASHES or any(not re.fullmatch(f"[0-9a-f]{{{digits}}}", h) for h in hashes):
+                    raise ValueError(f"{name} is not {_HASHES} hashes of {digits} hex digits each")
                 kinds.append(hashes)
             aspect = float(plain["aspect"])
             if not 1 <= aspect < math.inf:
@@ -290,15 +292,16 @@ def _parts(cover: Floats, axis: Axis) -> Iterator[tuple[Floats, _Frame]]:
     """The tissue of each of `PARTS` along an axis, and the frame that it has by itself."""
     frame = _Frame.of(cover, axis)
     rows, columns = np.ogrid[: cover.shape[0], : cover.shape[1]]
-    along: NDArray[np.float64] = (columns - frame.centre[0]) * frame.axis[0] + (rows - frame.centre[1]) * frame.axis[1]
-    inside = cover > 0
-    order = np.argsort(along[inside], kind="stable")
-    places, mass = along[inside][order], np.cumsum(cover[inside][order], dtype=np.float64)
-    for share, rest in PARTS:
-        first, last = (np.searchsorted(mass, end * mass[-1]) for end in (share, rest))
-        kept = (along >= places[first]) & (along <= places[min(last, len(places) - 1)])
-        part = np.where(kept, cover, np.float32(0))
-        yield part, _Frame.of(part, axis)
+    (x, y), (c, s), inside = frame.centre, frame.axis, cover > 0
+    ways = (columns - x) * c + (rows - y) * s, (rows - y) * c - (columns - x) * s
+    for at, parts in zip(ways, PARTS, strict=True):
+        order = np.argsort(at[inside], kind="stable")
+        places, mass = at[inside][order], np.cumsum(cover[inside][order], dtype=np.float64)
+        for share, rest in parts:
+            first, last = (np.searchsorted(mass, end * mass[-1]) for end in (share, rest))
+            kept = (at >= places[first]) & (at <= places[min(last, len(places) - 1)])
+            part = np.where(kept, cover, np.float32(0))
+            yield part, _Frame.of(part, axis)
 
 
 def _hash(density: Floats, cover: Floats, frame: _Frame) -> tuple[str, str] | None:
