@@ -46,10 +46,11 @@ def draw(number: int, *, other: bool = False, blocks: bool = True) -> Picture:
     painter = Painter(plan_scene(width, height, DRAWN_MPP, number % 6, 1000 + number), provider)
     if not blocks:
         painter.style = dataclasses.replace(painter.style, grey=None)
-    return _half(painter.draw(0, 0, width, height)[0])
+    return half(painter.draw(0, 0, width, height)[0])
 
 
-def _half(rgb: Picture) -> Picture:
+def half(rgb: Picture) -> Picture:
+    """Shrink a picture to half its width and height."""
     size = rgb.shape[1] // 2, rgb.shape[0] // 2
     return np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.uint8)
 
@@ -74,7 +75,7 @@ def _crop(share: float, *, both: bool = False) -> Rescan:
     """Cut a share of the tissue's length off, at one end or at both."""
 
     def rescan(rgb: Picture, rng: np.random.Generator) -> Picture:
-        spans = [2 * np.array([at.min(), at.max()]) for at in np.nonzero(tissue_mask_rgb(_half(rgb)))]
+        spans = [2 * np.array([at.min(), at.max()]) for at in np.nonzero(tissue_mask_rgb(half(rgb)))]
         tall = np.ptp(spans[0]) > np.ptp(spans[1])
         low, high = spans[0 if tall else 1].tolist()
         cut = round(share * (high - low))
@@ -128,8 +129,8 @@ RESCANS: dict[str, Rescan] = {
     "paler": _light(1.0, 0.6),
     "JPEG quality 40": _jpeg(40),
     "noise": _noise(12),
-    "half resolution": lambda rgb, rng: _half(rgb),
-    "half resolution, JPEG quality 40": _all(lambda rgb, rng: _half(rgb), _jpeg(40)),
+    "half resolution": lambda rgb, rng: half(rgb),
+    "half resolution, JPEG quality 40": _all(lambda rgb, rng: half(rgb), _jpeg(40)),
 }
 """Changes of a picture at 4 µm/px."""
 
@@ -139,7 +140,7 @@ _MIX = _all(_crop(0.05), _turn(None), _light(0.95, 1.15), _jpeg(60))
 
 
 def _hashed(rgb: Picture) -> TissueHashes | None:
-    overview = _half(rgb)
+    overview = half(rgb)
     return tissue_hashes(overview, tissue_mask_rgb(overview))
 
 

@@ -53,7 +53,7 @@ _FRAME_PX, _PICTURE_PX = 256, 64
 _FRAME_SIGMAS = 2.0  # an evenly filled bar ends at 1.73
 _BLUR_PX = 2.0
 _LEAST_PX = 30.0
-_LEAST_DEVIATION = 0.01  # of optical density; noise of a plain picture stays below
+_LEAST_DEVIATION = 0.01  # of optical density; real tissue has 0.1, the noise of a scanner on a plain colour 0.005
 
 Floats = NDArray[np.float32]
 
@@ -134,19 +134,20 @@ class NearDuplicates:
 def tissue_hashes(overview_rgb: NDArray[np.uint8], tissue: NDArray[np.bool_]) -> TissueHashes | None:
     """Hash the tissue of a slide so that another scan of it, in any orientation, is found again.
 
-    The tissue is laid into a frame of its own: centred, its long axis (that of its second moments) horizontal, each
-    axis scaled by its spread, so that turning the slide and the size of its glass or pixels change nothing. Optical
-    density is taken against the slide's glass and scaled to mean 0 and deviation 1 inside the tissue, so colours and
-    light change little. Mirroring and half a turn are left to the comparison.
+    The tissue is laid into a frame of its own: centred, turned along its axis, each direction scaled by its spread, so
+    that turning the slide and the size of its glass or pixels change nothing. Optical density is taken against the
+    slide's glass and scaled to mean 0 and deviation 1 inside the tissue, so colours and light change little. Mirroring
+    and half a turn are left to the comparison. The same is done for `PARTS` of the tissue, which other scans may be
+    cropped to, and for both of `AXES`.
 
     Args:
-        overview_rgb: (H, W, 3) uint8 RGB overview of the whole slide, best at 5 to 16 µm/px; it is shrunk to 512 px
-            at the longest side, and fewer than that lose certainty.
+        overview_rgb: (H, W, 3) uint8 RGB overview of the whole slide. It is shrunk to 512 px at the longest side; with
+            fewer px, or with px of over 16 µm, other scans are found less surely.
         tissue: (H, W) bool, True on tissue, as `panda.wsi.tissue` finds it in that overview.
 
     Returns:
-        The hashes; None where there are fewer than 30 px of tissue at that size, or its density is the same
-        all over.
+        The hashes; None where there are fewer than 30 px of tissue at that size, or its density is the same all over,
+        so that it cannot be told from other tissue.
 
     Raises:
         ValueError: the arrays are not of that form.
@@ -174,9 +175,10 @@ def tissue_hashes(overview_rgb: NDArray[np.uint8], tissue: NDArray[np.bool_]) ->
 def group_near_duplicates(hashes: Mapping[str, TissueHashes | None], *, threshold: float = THRESHOLD) -> NearDuplicates:
     """Find the slides that show the same tissue and put them into groups.
 
-    All pairs are compared in all eight orientations, and each slide with what is left of the other when an end is
-    cut off, in blocks of 512 x 512 slides: some 20 MB whatever the number of slides, and 10 bytes a match. Mirroring
-    only changes the sign of odd frequencies, so one comparison of bits by parity serves four orientations.
+    All pairs are compared in blocks of 512 x 512 slides, by bits: some 20 MB whatever the number of slides, besides
+    the hashes and the matches. Mirroring only changes the sign of odd frequencies, so one comparison of bits
+    by parity serves four orientations; exchanged axes are tried for stout tissue only, whose axis may be
+    mistaken. Either slide is taken whole and the other in any of its parts.
 
     Groups do not chain. Pairs are taken up closest first, and two groups become one only where at least half of all
     pairs across them match: of a row of slides each like its neighbours only, no more than three come together.
@@ -309,9 +311,10 @@ def _hash(density: Floats, cover: Floats, frame: _Frame) -> tuple[str, str] | No
     where, what = frame.lay(cover), frame.lay(density * cover)
     inside = where.sum()
     texture = what - where * (what.sum() / inside)
-    deviation = math.sqrt(float(np.square(texture).sum() / inside))
-    if deviation < _LEAST_DEVIATION:
+    full = where > 0.99  # what the border cuts deviates by itself
+    if (texture[full] if np.count_nonzero(full) >= _LEAST_PX else texture).std() < _LEAST_DEVIATION:
         return None
+    deviation = math.sqrt(float(np.square(texture).sum() / inside))
     grey = np.clip(128 + texture * (40 / deviation), 0, 255).astype(np.uint8)
     shape = np.clip(255 * where, 0, 255).astype(np.uint8)
     return (
