@@ -64,8 +64,8 @@ def make_records(root: Path, out: Path, count: int) -> None:
     for number, row in enumerate(read_table(root)):
         if number % 20 >= 4 or number % 4 == 0:
             hashes = TissueHashes(
-                tuple(rng.bytes(32).hex() for _ in range(3)),  # type: ignore[arg-type]
-                tuple(rng.bytes(8).hex() for _ in range(3)),  # type: ignore[arg-type]
+                tuple(rng.bytes(32).hex() for _ in range(3)),
+                tuple(rng.bytes(8).hex() for _ in range(3)),
                 float(rng.uniform(1, 4)),
             )
         seen = Inspection(
