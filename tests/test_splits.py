@@ -64,6 +64,12 @@ def test_a_holdout_keeps_groups_whole_and_shares_near(
     counts = Counter(split.values())
     for name, share in (("val", val), ("test", test), ("train", 1 - val - test)):
         assert abs(counts[name] - share * len(records)) <= slack  # type: ignore[index]
+    of = Counter((record.provider, record.isup_grade) for record in records)
+    there = Counter((record.provider, record.isup_grade, split[record.slide_id]) for record in records)
+    if max(of.values()) >= 20:  # else the strata are coarser
+        for (provider, grade), count in of.items():
+            for name, share in (("val", val), ("test", test)):
+                assert abs(there[provider, grade, name] - share * count) <= 2 * largest + 0.01 * count  # type: ignore[index]
     order = np.random.default_rng(seed).permutation(len(records))
     assert split_slides([records[i] for i in order], seed=seed, val_fraction=val, test_fraction=test) == split
 
@@ -107,7 +113,7 @@ def test_what_is_left_out_moves_no_other_slide(
 
 
 def test_the_split_of_a_table_is_the_same_on_any_machine() -> None:
-    """And with any version of the libraries: if this fails, splits.csv is how to keep a test set."""
+    """If it fails after an update of scikit-learn or numpy, splits.csv is how to keep a test set."""
     records = table(500, 7, 4)
     for split, digest in (
         (split_slides(records, seed=3, val_fraction=0.2, test_fraction=0.2), "d5fdc739733c66c5"),

@@ -133,7 +133,7 @@ def select(records: Sequence[SlideRecord], settings: SelectionSettings) -> Selec
     elif settings.splits is not None:
         given, grouped, kind = _given(grouped, kind, settings)
         why |= {slide_id: given.why[slide_id] for slide_id in given.why if slide_id in kept}
-        split, wanted = dict(given.split), sorted(set(given.split.values()))
+        split, wanted = dict(given.split), ["train", "val", *(["test"] if "test" in given.split.values() else [])]
     else:
         split, straddling = _made(grouped, settings)
         why |= dict.fromkeys(straddling & kept, "group_is_trained_on")

@@ -131,8 +131,8 @@ class SelectionSettings:
             faults.append(f"data.folds is {self.folds}: give at least {least}, one a split")
         elif not 0 <= self.fold < self.folds:
             faults.append(f"data.fold is {self.fold}: give 0 to {self.folds - 1}, of data.folds={self.folds}")
-        if self.seed < 0:
-            faults.append(f"data.seed is {self.seed}: give 0 or more")
+        if not 0 <= self.seed < 2**32:
+            faults.append(f"data.seed is {self.seed}: give 0 to {2**32 - 1}")
         return faults
 
     def _slide_faults(self) -> list[str]:
