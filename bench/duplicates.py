@@ -214,7 +214,7 @@ def report(slides: list[dict[str, TissueHashes | None]]) -> None:
 
 
 def speed(count: int) -> None:
-    """Group random hashes among which every tenth slide has a twin that differs in a sixth of its bits."""
+    """Group random hashes, of which every tenth has a twin that differs in a sixth of its bits; hash an overview."""
     rng = np.random.default_rng(0)
 
     def some(rows: int) -> list[Picture]:
@@ -239,6 +239,13 @@ def speed(count: int) -> None:
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     print(f"{len(hashes)} slides, {len(found.pairs)} pairs: {wall:.1f} s, {cpu:.1f} s of one core, {more:.0f} MiB more")
+    cv2.setNumThreads(1)
+    overview = np.asarray(cv2.resize(draw(0), (2448, 1632)), np.uint8)
+    tissue = tissue_mask_rgb(overview)
+    cpu = time.process_time()
+    for _ in range(20):
+        tissue_hashes(overview, tissue)
+    print(f"hashing an overview of {overview[..., 0].size} px: {(time.process_time() - cpu) / 20:.3f} s of one core")
 
 
 def _several(paths: list[Path], slides: int) -> Iterator[dict[str, TissueHashes | None]]:
