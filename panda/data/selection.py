@@ -133,7 +133,8 @@ def select(records: Sequence[SlideRecord], settings: SelectionSettings) -> Selec
     elif settings.splits is not None:
         given, grouped, kind = _given(grouped, kind, settings)
         why |= {slide_id: given.why[slide_id] for slide_id in given.why if slide_id in kept}
-        split, wanted = dict(given.split), ["train", "val", *(["test"] if "test" in given.split.values() else [])]
+        split = dict(given.split)
+        wanted = [name for name in SPLITS if name != "test" or name in given.split.values()]
     else:
         split, straddling = _made(grouped, settings)
         why |= dict.fromkeys(straddling & kept, "group_is_trained_on")
