@@ -19,11 +19,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from panda.data.audit import audit_folder
 from panda.data.audit_records import Records
-from panda.data.duplicates import TissueHashes
+from panda.data.duplicates import TissueHashes, tissue_hashes
 from panda.data.findings import read_table
 from panda.data.inspection import Inspection
 from panda.report.audit_page import write_audit_page
@@ -60,14 +61,12 @@ def make_records(root: Path, out: Path, count: int) -> None:
     (root / "train.csv").write_text("image_id,data_provider,isup_grade,gleason_score\n" + "\n".join(lines) + "\n")
     records = Records(out / "slides", root)
     records.folder.mkdir(parents=True)
-    hashes = TissueHashes(("", "", ""), ("", "", ""), 2.0)
+    hashes: TissueHashes | None = None
     for number, row in enumerate(read_table(root)):
         if number % 20 >= 4 or number % 4 == 0:
-            hashes = TissueHashes(
-                tuple(rng.bytes(32).hex() for _ in range(3)),
-                tuple(rng.bytes(8).hex() for _ in range(3)),
-                float(rng.uniform(1, 4)),
-            )
+            size = int(rng.integers(60, 240)), 96
+            blobs = cv2.resize(rng.integers(60, 250, (12, 24, 3)).astype(np.uint8), size, interpolation=cv2.INTER_CUBIC)
+            hashes = tissue_hashes(np.asarray(blobs, np.uint8), np.ones(size[::-1], np.bool_))
         seen = Inspection(
             row.slide_id, row.provider, 30_000_000, f"{number:032x}", ((20480, 18432), (5120, 4608), (1280, 1152)),
             (1.0, 4.0, 16.0), (0.48, 0.48), "openslide", "fast", "generic-tiff", "strict", 0.2, 17.0, hashes, 0.0, 0.6,
