@@ -109,7 +109,7 @@ def _look_at_all(rows: list[TableRow], records: Records, workers: int, progress:
         return
     bar = tqdm(total=len(rows), initial=kept, desc="slides", unit="slide", disable=not progress, smoothing=0.05)
     crashed = found = 0
-    with bar, closing(in_processes(records.look, pending, min(workers, len(pending)))) as looks:  # type: ignore[type-var]
+    with bar, closing(in_processes(records.look, pending, min(workers, len(pending)))) as looks:
         for row, findings in looks:
             if findings is None:
                 records.keep_crash(row)

@@ -31,7 +31,7 @@ def cores() -> int:
 
 def in_processes(
     work: Callable[[Item], Result], items: Iterable[Item], workers: int
-) -> Iterator[tuple[Item, Result | None]]:
+) -> Generator[tuple[Item, Result | None], None, None]:
     """Do a piece of work for each item in new processes, which share nothing with this one.
 
     Where a process crashes (a decoder's segmentation fault, the system out of memory), what was under way then is

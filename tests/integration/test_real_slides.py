@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from panda.data.audit import audit_folder
 from tests.integration.doors import run_door, table
 
 pytestmark = [pytest.mark.slow, pytest.mark.real_data]
@@ -54,3 +55,30 @@ def test_real_slides_are_trained_on_and_mapped(glas: Path, odd_slides: Path, tmp
     mapped = {row["slide_id"]: row for row in table(tmp_path / "out/quantification.csv")}
     assert float(mapped["CMU-1-Small-Region"]["tissue_mm2"]) > 0
     assert all(row["error"] == "SlideError" and row["message"] for row in failed.values())
+
+
+def test_the_audit_finds_nothing_wrong_with_real_slides(glas: Path, tmp_path: Path) -> None:
+    summary = audit_folder(glas, tmp_path, workers=2, progress=False)
+    assert summary["slides"] == 10
+    assert summary["findings"] == {}
+    assert summary["groups"]["groups"] == 0
+
+
+def test_the_audit_of_odd_slides(odd_slides: Path, tmp_path: Path) -> None:
+    (tmp_path / "train_images").mkdir()
+    lines = ["image_id,data_provider,isup_grade,gleason_score"]
+    for path in sorted(odd_slides.iterdir()):
+        (tmp_path / "train_images" / f"{path.stem}.tiff").symlink_to(path)
+        lines.append(f"{path.stem},radboud,0,negative")
+    (tmp_path / "train.csv").write_text("\n".join(lines))
+    audit_folder(tmp_path, tmp_path / "audit", workers=2, progress=False)
+    found: dict[str, set[str]] = {}
+    for row in table(tmp_path / "audit" / "findings.csv"):
+        found.setdefault(row["slide_id"], set()).add(row["finding"])
+    assert all("missing_mask" in names for names in found.values())
+    assert {slide_id: names - {"missing_mask"} for slide_id, names in found.items()} == {
+        "CMU-1-Small-Region": {"unusual_levels"},
+        "jpeg2000_no_mpp": {"mpp_missing"},
+        "nonsense_mpp": {"mpp_nonsense", "no_tissue", "pen_marks"},
+        "unopenable": {"unopenable"},
+    }
