@@ -24,7 +24,7 @@ def summary() -> dict[str, Any]:
     errors = calibration_scores(hist, temperature.value)
     return {
         "schema": SCHEMA, "task": "segmentation", "name": "a", "created": "today", "seed": 0, "device": "cpu",
-        "epochs": 1, "seconds": 1.5, "notes": [],
+        "epochs": 1, "seconds": 1.5, "trained_by": None, "notes": [],
         "bootstrap": {"resamples": 2000, "seed": 0, "level": 0.95, "unit": "groups of slides"},
         "threshold": 0.5, "threshold_choice": BY_PROVIDER.plain(),
         "calibration": temperature.plain() | {"bins": 20, "val": errors, "test": None},
