@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from panda.data.findings import FINDINGS
+from panda.data.findings import FINDINGS, REFUSED_ROWS
 from panda.data.manifest import SlideRecord, read_groups
 from panda.data.selection import SPLIT_COLUMNS, Selection, select
-from panda.data.settings import REFUSED, SelectionSettings
+from panda.data.settings import SelectionSettings
 from panda.data.splits import fold_slides, split_slides
 from panda.errors import ManifestError
 
@@ -193,10 +193,10 @@ def test_findings_of_an_audit_leave_slides_out(tmp_path: Path) -> None:
     assert select(records, choice).why == {"00000001": "blur", "00000002": "unopenable"}
     findings.write_text(header)
     assert select(records, choice).why == {}
-    (tmp_path / "audit.csv").write_text("slide_id\n" + "".join(f"{r.slide_id}\n" for r in records[1:]))
+    (tmp_path / "audit.csv").write_text("slide_id,group\n" + "".join(f"{r.slide_id},a\n" for r in records[1:]))
     with pytest.raises(ManifestError, match=r"the audit has not seen 1 of 80 slides \(00000000\); run it again"):
         select(records, choice)
-    (tmp_path / "audit.csv").write_text("slide_id,looked_at\n" + "".join(f"{r.slide_id},no\n" for r in records))
+    (tmp_path / "audit.csv").write_text("slide_id,worst\n" + "".join(f"{r.slide_id},note\n" for r in records))
     with pytest.raises(ManifestError, match=r"read the table alone \(audit.slides=false\)"):
         select(records, choice)
     (tmp_path / "audit.csv").unlink()
@@ -250,7 +250,7 @@ def test_each_fault_names_its_key(choice: dict[str, Any], word: str) -> None:
 def test_every_finding_can_be_excluded(tmp_path: Path) -> None:
     (tmp_path / "findings.csv").write_text("slide_id,finding\n")
     assert (
-        SelectionSettings(exclude=tuple(set(FINDINGS) - set(REFUSED)), findings=tmp_path / "findings.csv").faults()
+        SelectionSettings(exclude=tuple(set(FINDINGS) - set(REFUSED_ROWS)), findings=tmp_path / "findings.csv").faults()
         == []
     )
 

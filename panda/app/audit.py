@@ -186,7 +186,8 @@ def _told(counts: dict[str, Any]) -> list[str]:
 
 def _next_steps(counts: dict[str, Any], out: Path) -> list[str]:
     """What to do now, as sentences and commands."""
-    from panda.data.audit_tables import FINDINGS_TABLE, GROUPS, REFUSED_ROWS  # noqa: PLC0415
+    from panda.data.audit_tables import FINDINGS_TABLE, GROUPS  # noqa: PLC0415
+    from panda.data.findings import REFUSED_ROWS  # noqa: PLC0415
 
     found = counts["findings"]
     steps = []

@@ -16,8 +16,6 @@ from panda.files import whole_path
 from panda.wsi.labels import PROVIDERS
 
 AUDIT, FINDINGS_TABLE, GROUPS, PAIRS = "audit.csv", "findings.csv", "groups.csv", "pairs.csv"
-REFUSED_ROWS = ("bad_id", "unknown_provider", "bad_grade", "duplicate_row")
-"""Findings whose rows `panda.data.manifest.read_manifest` refuses: no filter helps, the table must be corrected."""
 OTHER = "other"
 """In counts by provider: rows of a provider that is not known."""
 

@@ -206,6 +206,9 @@ FINDINGS: Mapping[str, FindingKind] = _kinds(
 )
 """Every kind of finding by its name, in the order in which they are shown."""
 
+REFUSED_ROWS = ("bad_id", "unknown_provider", "bad_grade", "duplicate_row")
+"""Findings whose rows `panda.data.manifest.read_manifest` refuses: no filter helps, the table must be corrected."""
+
 FILE_FINDINGS: Mapping[str, Callable[[SlideRecord], bool]] = MappingProxyType(
     {
         "missing_slide": lambda record: not record.image_path.is_file(),

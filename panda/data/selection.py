@@ -188,7 +188,7 @@ def _found(path: Path, ids: Collection[str], *, wants_slides: bool) -> dict[str,
     if seen.is_file():
         rows = [row for _, row in csv_rows(seen, ("slide_id",), may_be_empty=True)]
         audited = {row["slide_id"] for row in rows}
-        if wants_slides and any(row.get("looked_at") == "no" for row in rows):
+        if wants_slides and not all("group" in row for row in rows):  # what was seen of the slides is not there
             raise ManifestError(f"{path}: that audit read the table alone (audit.slides=false); make it anew: {AUDIT}")
         if missing := sorted(set(ids) - audited):
             raise ManifestError(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from panda.data.findings import FILE_FINDINGS, FINDINGS
+from panda.data.findings import FILE_FINDINGS, FINDINGS, REFUSED_ROWS
 from panda.data.splits import fraction_faults
 from panda.wsi.labels import PROVIDERS
 from panda.wsi.mpp import MPP_MAX, MPP_MIN
@@ -17,8 +17,6 @@ StoreKind = Literal["png", "packed", "slide"]
 
 
 How = Literal["holdout", "kfold", "patches"]
-REFUSED = ("bad_id", "bad_grade", "duplicate_row", "unknown_provider")
-"""Findings about rows that make no record: the table of slides is refused as long as it has them."""
 AUDIT = "python -m panda.data.audit data=panda data.root=…"
 """The command that looks for findings."""
 
@@ -147,11 +145,11 @@ class SelectionSettings:
             faults.append(f"data.slide_id is {self.slide_id!r}, which is for data.split=patches: set one of them")
         if unknown := [name for name in self.exclude if name not in FINDINGS]:
             faults.append(f"data.exclude has {', '.join(unknown)}: known are {', '.join(FINDINGS)}")
-        if refused := [name for name in self.exclude if name in REFUSED]:
+        if refused := [name for name in self.exclude if name in REFUSED_ROWS]:
             faults.append(
                 f"data.exclude has {', '.join(refused)}: such rows are refused anyway; correct or remove them"
             )
-        audited = [name for name in self.exclude if name in FINDINGS and name not in (*FILE_FINDINGS, *REFUSED)]
+        audited = [name for name in self.exclude if name in FINDINGS and name not in (*FILE_FINDINGS, *REFUSED_ROWS)]
         if audited and self.findings is None:
             faults.append(f"data.exclude has {', '.join(audited)}: give data.findings=audit/findings.csv, from {AUDIT}")
         return faults

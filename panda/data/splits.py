@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold
 
 from panda.data.manifest import SlideRecord
 from panda.errors import ManifestError
@@ -129,6 +128,9 @@ def fold_slides(
 
 def _dealt(ordered: Sequence[SlideRecord], folds: int, seed: int) -> list[list[SlideRecord]]:
     """The slides of each fold."""
+    # Processes that only cut or look at slides need not carry scikit-learn, 120 MiB of it.
+    from sklearn.model_selection import StratifiedGroupKFold  # noqa: PLC0415
+
     groups = np.array([record.group for record in ordered])
     splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():

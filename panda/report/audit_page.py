@@ -11,8 +11,8 @@ from typing import Any, get_args
 
 from panda.data.audit import RECORDS, SUMMARY
 from panda.data.audit_records import file_stem
-from panda.data.audit_tables import AUDIT, FINDINGS_TABLE, GROUPS, PAIRS, REFUSED_ROWS
-from panda.data.findings import FINDINGS, Severity
+from panda.data.audit_tables import AUDIT, FINDINGS_TABLE, GROUPS, PAIRS
+from panda.data.findings import FINDINGS, REFUSED_ROWS, Severity
 from panda.report.audit_charts import distributions, provider_table, rows_by_provider
 from panda.report.folder import Picture, link, mapping, number, read_csv, read_json, read_picture, sequence
 from panda.report.page import need_folder, write_page
