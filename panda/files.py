@@ -77,7 +77,12 @@ def replace(source: Path, target: Path) -> None:
     Args:
         source: The finished, already synced file or folder; in the same folder as ``target``.
         target: The final name.
+
+    Raises:
+        IsADirectoryError: A file would take the place of a folder.
     """
+    if target.is_dir() and not target.is_symlink() and source.is_file():
+        raise IsADirectoryError(errno.EISDIR, "a folder bears the name of a file to be written; move it", str(target))
     if target.is_dir() and not target.is_symlink():
         aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.old")
         os.rename(target, aside)

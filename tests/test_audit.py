@@ -182,6 +182,9 @@ def test_only_what_changed_is_looked_at_again(
     root, out = tmp_path / "moved", tmp_path / "audit"
     shutil.copytree(faulty, root)  # with the times of the files
     shutil.copytree(audited, out)
+    # as if it had lain elsewhere before
+    said = (out / "summary.json").read_text().replace(str(faulty), str(tmp_path / "before"))
+    (out / "summary.json").write_text(said)
     rows = {row.slide_id: row for row in read_table(root) if row.has_file}
     records = Records(out / "slides", root)
 
@@ -236,6 +239,35 @@ def test_the_table_alone(faulty: Path, audited: Path, tmp_path: Path) -> None:
     assert _files(audited) == before
     with pytest.raises(ManifestError, match="no such file"):
         audit_folder(tmp_path, out, slides=False, progress=False)
+
+
+def test_the_audit_of_other_data_is_not_replaced(faulty: Path, audited: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(faulty, other)
+    with pytest.raises(ConfigError, match=r"holds the audit of .* and that of .*other would replace it"):
+        audit_folder(other, audited, progress=False)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "summary.json").write_text('{"schema": 2, "task": "segmentation", "data": {}}')
+    with pytest.raises(ConfigError, match=r"summary\.json is not that of an audit"):
+        audit_folder(faulty, run, progress=False)
+
+
+def test_what_the_system_refused_is_looked_at_again(
+    faulty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = next(row for row in read_table(faulty) if row.has_file)
+    records = Records(tmp_path / "slides", faulty)
+
+    def away(*_: Any, **__: Any) -> Any:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("panda.data.audit_records.inspect_slide", away)
+        assert records.look(row) == 1
+    assert not records.is_current(row)
+    records.look(row)
+    assert records.is_current(row)
 
 
 def test_a_second_audit_waits_for_the_first(faulty: Path, tmp_path: Path) -> None:

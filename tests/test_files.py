@@ -118,3 +118,12 @@ def test_a_name_that_is_held_is_refused_and_free_again_afterwards(tmp_path: Path
         pass
     with locked(tmp_path / "run", wait=False):
         pass
+
+
+def test_a_file_takes_no_folders_place(tmp_path: Path) -> None:
+    (tmp_path / "out.csv").mkdir()
+    (tmp_path / "out.csv" / "thesis.txt").write_text("precious")
+    with pytest.raises(IsADirectoryError, match="a folder bears the name"):
+        write_whole(tmp_path / "out.csv", "x")
+    assert (tmp_path / "out.csv" / "thesis.txt").read_text() == "precious"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]

@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
@@ -203,7 +204,8 @@ def test_memory_does_not_grow_over_epochs(tmp_path: Path) -> None:
     with ProcessPoolExecutor(1, get_context("spawn")) as alone:  # what other tests left would blur it
         mib = alone.submit(mib_after_epochs, tmp_path).result()
     assert len(mib) == 12
-    assert max(mib[-3:]) < max(mib[2:5]) + 6, mib
+    # A graph that is kept would be 100 MiB and more; what the allocator gives back now and then is 20 or so.
+    assert median(mib[-4:]) < median(mib[2:6]) + 40, mib
 
 
 def test_memory_layout_changes_no_weight(tmp_path: Path) -> None:

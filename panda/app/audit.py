@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -193,7 +194,7 @@ def _next_steps(counts: dict[str, Any], out: Path) -> list[str]:
     steps = []
     if refused := [name for name in found if name in REFUSED_ROWS]:
         steps.append(f"correct train.csv first, training refuses it as it is: {', '.join(refused)}")
-    given = " ".join(_typed(text) for text in overrides() if text.startswith("data")) or "data=panda data.root=…"
+    given = " ".join(shlex.quote(text) for text in overrides() if text.startswith("data")) or "data=panda data.root=…"
     if counts["groups"] is None:
         steps.append(
             "the slides were not looked at, so there is no groups.csv: near-duplicates are told by their tissue. Look "

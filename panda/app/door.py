@@ -218,6 +218,8 @@ def set_up_logging(debug: bool) -> None:
 def log_to_file(path: Path) -> None:
     """Keeps this run's messages in a file too, until the job ends."""
     handler = logging.FileHandler(path, encoding="utf-8")
+    # Where the disk is full the error itself is told; a traceback for each line that could not be kept says no more.
+    handler.handleError = lambda record: None  # type: ignore[method-assign]
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     log.addHandler(handler)
 

@@ -45,7 +45,8 @@ class Tracking:
             loggers.append(
                 WandbLogger(
                     name=name,
-                    save_dir=run_dir,
+                    # W&B's own process may have been started in another folder: a relative path would be one there.
+                    save_dir=run_dir.absolute(),
                     project=self.project,
                     entity=self.entity,
                     offline=self.mode == "offline",

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import closing
@@ -29,7 +30,7 @@ from panda.data.audit_tables import (
 )
 from panda.data.findings import TableRow, read_table, table_findings
 from panda.data.inspection import MADE_BY, Inspection
-from panda.data.manifest import image_path
+from panda.data.manifest import TABLE, image_path
 from panda.data.processes import in_processes
 from panda.errors import ConfigError
 from panda.files import locked, write_json
@@ -78,7 +79,8 @@ def audit_folder(
 
     Raises:
         ManifestError: the table is missing or no table.
-        ConfigError: ``out`` has an audit of slides, and one of the table alone would replace it.
+        ConfigError: ``out`` has an audit of slides, and one of the table alone would replace it; or the audit of
+            other data, or what is no audit.
         OSError: ``out`` cannot be written, or a slide that was there is not any more.
     """
     root, out = Path(root), Path(out)
@@ -92,11 +94,30 @@ def audit_folder(
             f"audit.slides=false: {out} has an audit of the slides, whose findings those of the table alone would "
             f"replace; give another audit.output, or leave audit.slides=false out: what was looked at is kept"
         )
+    _require_own(out, root)
     records = Records(out / RECORDS, root, reader, mpp_override, deep)
     with locked(out / AUDIT):
         if slides:
             _look_at_all([row for row in rows if row.has_file], records, workers, progress)
         return _write_all(table, rows, records if slides else None, out, root)
+
+
+def _require_own(out: Path, root: Path) -> None:
+    """Refuse a folder that holds something else than an audit of these data (which may have been moved)."""
+    if not (out / SUMMARY).exists():
+        return
+    try:
+        before = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
+        other = Path(before["data"])
+        known = {"schema", "rows", "findings"} <= before.keys()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        known = False
+    if not known:
+        raise ConfigError(f"audit.output={out}: its {SUMMARY} is not that of an audit; give another folder")
+    if (other / TABLE).is_file() and other.resolve() != root.resolve():
+        raise ConfigError(
+            f"audit.output={out} holds the audit of {other}, and that of {root} would replace it; give another folder"
+        )
 
 
 def _look_at_all(rows: list[TableRow], records: Records, workers: int, progress: bool) -> None:

@@ -102,6 +102,9 @@ class Records:
         findings = tuple(
             dataclasses.replace(found, value=found.value.replace(prefix, "")) for found in inspection.findings
         )
+        # What the system refused (rights, a network disk that is away) may be well the next time: look again then.
+        if any("[Errno " in found.value for found in findings):
+            made_from = ""
         self._keep(row, made_from, dataclasses.replace(inspection, findings=findings), picture)
         return len(findings)
 

@@ -135,7 +135,7 @@ def write_pairs(path: Path, rows: Iterable[TableRow], duplicates: Duplicates) ->
                 *(a, b, round(distance, _DIGITS)),
                 "yes" if exact.get(a, a) == exact.get(b, b) else "no",
                 "yes" if duplicates.groups[a] == duplicates.groups[b] else "no",
-                "yes" if one.grade != other.grade else "no",
+                "yes" if len({one.grade, other.grade} - {None}) > 1 else "no",
                 *(one.provider, other.provider, one.isup_grade, other.isup_grade, one.gleason, other.gleason),
             )
         )
@@ -205,7 +205,9 @@ def summary(rows: Sequence[TableRow], findings: Sequence[Finding], duplicates: D
             "groups": len(members),
             "slides": sum(map(len, members.values())),
             "largest": max(map(len, members.values()), default=0),
-            "with_conflicting_grades": sum(len({of[s].grade for s in group}) > 1 for group in members.values()),
+            "with_conflicting_grades": sum(
+                len({of[slide_id].grade for slide_id in group} - {None}) > 1 for group in members.values()
+            ),
             "pairs": len(duplicates.near.pairs),
         }
     return {
