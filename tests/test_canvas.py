@@ -19,7 +19,7 @@ from panda.inference.canvas import Canvas, CanvasWriter, blend_window
 from panda.inference.canvas_store import CHUNK, STEPS, probability, quantise
 from panda.wsi.geometry import Resolution
 
-HALF_STEP = 0.5 / STEPS + 2e-7  # quantisation, and float32's own rounding of the weighted mean
+HALF_STEP = 0.5 / STEPS + 1e-6  # quantisation, and float32's own rounding in the weighted mean of up to 16 tiles
 
 
 def resolution(width: int, height: int) -> Resolution:
