@@ -13,8 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from panda.app.command_line import quoted
 from panda.app.config import Faults, check_config
 from panda.app.door import enter, guarded, idle_faults, log_to_file, make_folder, overrides
+from panda.data.settings import mpp_override_faults
 from panda.errors import ConfigError
-from panda.wsi.mpp import MPP_MAX, MPP_MIN
 from panda.wsi.readers import ReaderName
 from panda.wsi.synthetic import SyntheticSpec
 
@@ -78,11 +78,7 @@ class AuditedFolder:
     draw: SyntheticSpec | None = None
 
     def __post_init__(self) -> None:
-        faults = []
-        if self.mpp_override is not None and not MPP_MIN <= self.mpp_override <= MPP_MAX:
-            faults.append(
-                f"data.mpp_override is {self.mpp_override}: give µm per level-0 px, {MPP_MIN} to {MPP_MAX:g}, or null"
-            )
+        faults = mpp_override_faults(self.mpp_override)
         if self.draw is None and not (Path(self.root) / "train.csv").is_file():
             faults.append(f"data.root={self.root} holds no train.csv: give the folder of PANDA's layout")
         if faults:

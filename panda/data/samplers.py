@@ -66,10 +66,10 @@ def _quotas(sizes: Sequence[int], draws: int) -> list[int]:
 
 
 class HardDraws:
-    """As many patches as there are: half of them each once, the rest by how wrong the network last was on them.
+    """As many patches as there are: a random half of them, another each epoch, and the rest by their last loss.
 
-    A patch is drawn for the second half with a probability proportional to its last loss; one that was not seen yet
-    counts as the hardest. So every patch comes within two epochs or so, and what is learnt already comes seldom.
+    A patch is drawn for the rest with a probability proportional to its last loss; one that was not seen yet counts as
+    the hardest. So none is forgotten, and what is learnt already comes seldom.
 
     Args:
         count: of the patches.

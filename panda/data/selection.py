@@ -131,10 +131,9 @@ def select(records: Sequence[SlideRecord], settings: SelectionSettings) -> Selec
         split: dict[str, Split] = dict.fromkeys(kept, "train")
         wanted: list[Split] = ["train"]
     elif settings.splits is not None:
-        given, grouped, kind = _given(grouped, kind, settings)
-        why |= {slide_id: given.why[slide_id] for slide_id in given.why if slide_id in kept}
-        split = dict(given.split)
-        wanted = [name for name in SPLITS if name != "test" or name in given.split.values()]
+        split, not_used, grouped, kind = _given(grouped, kind, settings)
+        why = not_used | why
+        wanted = [name for name in SPLITS if name != "test" or name in split.values()]
     else:
         split, straddling = _made(grouped, settings)
         why |= dict.fromkeys(straddling & kept, "group_is_trained_on")
@@ -235,16 +234,10 @@ def _made(records: Sequence[SlideRecord], settings: SelectionSettings) -> tuple[
     return split | dict.fromkeys(sorted(tested - straddling), "test"), straddling
 
 
-@dataclass(frozen=True)
-class _Given:
-    split: Mapping[str, Split]
-    why: Mapping[str, str]
-
-
 def _given(
     records: Sequence[SlideRecord], kind: GroupKind, settings: SelectionSettings
-) -> tuple[_Given, list[SlideRecord], GroupKind]:
-    """The split of a file, and the groups it names unless others are given."""
+) -> tuple[dict[str, Split], dict[str, str], list[SlideRecord], GroupKind]:
+    """The split of a file, why it leaves slides out, and the groups it names unless others are given."""
     path = settings.splits
     assert path is not None
     listed = csv_rows(path, SPLIT_COLUMNS)
@@ -289,4 +282,4 @@ def _given(
             why[slide_id] = row["why"] or LEFT_OUT
         else:
             split[slide_id] = next(name for name in SPLITS if name == row["split"])
-    return _Given(split, why), list(records), kind
+    return split, why, list(records), kind

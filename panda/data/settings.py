@@ -67,11 +67,7 @@ class PatchSettings:
             faults.append(f"data.reader is {self.reader!r}: give {', '.join(get_args(ReaderName))}")
         if self.store not in get_args(StoreKind):
             faults.append(f"data.store is {self.store!r}: give {', '.join(get_args(StoreKind))}")
-        if self.mpp_override is not None and not MPP_MIN <= self.mpp_override <= MPP_MAX:
-            faults.append(
-                f"data.mpp_override is {self.mpp_override}: give µm per level-0 px, {MPP_MIN} to {MPP_MAX:g}, or null"
-            )
-        return faults
+        return faults + mpp_override_faults(self.mpp_override)
 
     @property
     def step(self) -> int:
@@ -193,6 +189,13 @@ class SelectionSettings:
         if self.split == "patches":
             return (*kfold, "data.test_fraction")
         return (*kfold, "data.test_fraction") if self.test_provider else kfold
+
+
+def mpp_override_faults(mpp_override: float | None) -> list[str]:
+    """Say what is wrong with ``data.mpp_override``: one sentence, none where it is good."""
+    if mpp_override is None or MPP_MIN <= mpp_override <= MPP_MAX:
+        return []
+    return [f"data.mpp_override is {mpp_override}: give µm per level-0 px, {MPP_MIN} to {MPP_MAX:g}, or null"]
 
 
 def resolution_faults(level: int | None, mpp: float | None, prefix: str = "data") -> list[str]:

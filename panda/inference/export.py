@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from panda.files import whole_path, write_whole
 from panda.inference.canvas import Canvas
 from panda.inference.canvas_store import probability
+from panda.inference.objects import cut_out
 from panda.inference.pictures import JET, Key, Scale, framed, jet
 from panda.inference.polygons import trace
 from panda.wsi.geometry import Resolution, round_px
@@ -201,12 +202,9 @@ def write_geojson(quantification: Mapping[str, Any], slide: Slide, resolution: R
     mask, connectivity = quantification["mask_clean"], quantification["settings"]["connectivity"]
     features = []
     for region in quantification["regions"]:
-        left, top, right, bottom = region["box_px"]
-        x, y = region["start_px"]
-        around = np.ascontiguousarray(mask[top:bottom, left:right]).view(np.uint8)
-        _, labels = cv2.connectedComponents(around, connectivity=connectivity, ltype=cv2.CV_32S)
+        left, top = region["box_px"][:2]
         polygons = []
-        for rings in trace(labels == labels[y - top, x - left]):
+        for rings in trace(cut_out(mask, region["box_px"], region["start_px"], connectivity)):
             corners = [np.round((ring + np.array([left, top])) * resolution.downsample, 3) for ring in rings]
             polygons.append([np.concatenate([ring, ring[:1]]).tolist() for ring in corners])
         features.append(

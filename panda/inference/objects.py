@@ -6,7 +6,7 @@ same figures, whatever the size of the blocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import cv2
@@ -181,6 +181,20 @@ def find_objects(
     for window in windows(shape, block):
         finder.add(window, read(window))
     return finder.objects()
+
+
+def cut_out(mask: NDArray[np.bool_], box: Sequence[int], start: Sequence[int], connectivity: int) -> NDArray[np.bool_]:
+    """Cut one object out of a mask: (h, w) bool, its box without what else lies in there.
+
+    Args:
+        mask: (H, W) bool.
+        box: left, top, right, bottom of the object in px edges.
+        start: x, y of one of its px.
+        connectivity: 4 or 8, that it was found with.
+    """
+    left, top, right, bottom = box
+    labels, _, _ = _label(mask[top:bottom, left:right], connectivity)
+    return np.asarray(labels == labels[start[1] - top, start[0] - left], np.bool_)
 
 
 def _label(

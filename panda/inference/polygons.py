@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from panda.inference.objects import cut_out, find_objects
+
 Ring = NDArray[np.int64]
 """(n, 2) x, y corners in px edges, not closed: pixel i spans i to i + 1."""
 
@@ -22,16 +24,17 @@ def trace(mask: NDArray[np.bool_]) -> list[list[Ring]]:
         mask: (H, W) bool.
 
     Returns:
-        One list a polygon: its outer ring, then its holes.
+        One list a polygon, largest first: its outer ring, then its holes.
     """
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(
-        np.ascontiguousarray(mask).view(np.uint8), connectivity=4, ltype=cv2.CV_32S
+    objects = find_objects(
+        lambda window: mask[window[1] : window[1] + window[3], window[0] : window[0] + window[2]],
+        (mask.shape[0], mask.shape[1]),
+        connectivity=4,
     )
     polygons = []
-    for label in range(1, count):
-        left, top, width, height = stats[label, :4].tolist()
-        part = labels[top : top + height, left : left + width] == label
-        polygons.append([ring + np.array([left, top]) for ring in _rings(part)])
+    for box, start in zip(objects.box[1:].tolist(), objects.start[1:].tolist(), strict=True):
+        part = cut_out(mask, box, start, connectivity=4)
+        polygons.append([ring + np.array(box[:2]) for ring in _rings(part)])
     return polygons
 
 

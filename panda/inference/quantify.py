@@ -198,13 +198,13 @@ def slide_quantification(
     near = np.clip(thr + np.array(NEARBY), 0, 1)
     steps = np.union1d(THRESHOLDS, near)
     counts = np.zeros(len(steps) + 1, np.int64)
+    reached = source.reached(steps)
     tissue_px = 0
     for window in windows(shape, block):
         in_tissue, scored, prob = source.read(window)
         tissue_px += int(np.count_nonzero(in_tissue))
-        values = prob[scored].astype(np.float64)
-        if len(values):
-            counts += np.bincount(np.searchsorted(steps, values, side="right"), minlength=len(counts))
+        if scored.any():
+            counts += np.bincount(reached(prob[scored]), minlength=len(counts))
             # np.float64 and not float: against float32 numpy would round a plain float down to float32 first.
             mask[_part(window)] = (prob >= np.float64(thr)) & scored
     at_least = counts[::-1].cumsum()[::-1][1:]
@@ -293,6 +293,14 @@ class _Source:
                 f"{window[1] + window[3] - 1}; give 0 where nothing was scored"
             )
         return tissue, tissue, prob
+
+    def reached(self, steps: NDArray[np.float64]) -> Callable[[NDArray[np.floating[Any]]], NDArray[np.int64]]:
+        """Gives of probabilities of this map how many of the ascending steps each reaches, compared in float64."""
+        if not isinstance(self.map, Canvas):
+            return lambda values: np.searchsorted(steps, values.astype(np.float64), side="right")
+        codes = np.arange(1, STEPS + 2).astype(np.uint16)  # a search for each code, not for each px
+        table = np.searchsorted(steps, probability(codes).astype(np.float64), side="right")
+        return lambda values: table[np.rint(values * STEPS).astype(np.int64)]
 
 
 def _regions(objects: Objects, mask: NDArray[np.bool_], source: _Source, block: int) -> list[dict[str, Any]]:
