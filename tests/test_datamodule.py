@@ -208,9 +208,8 @@ class _Net(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def _fit(folder: Path, path: Path, epochs: int, ckpt: Path | None = None) -> _Net:
-    pl.seed_everything(11, verbose=False)
-    net, module = _Net(), module_of(folder, augment=Augmentation("light"), test_fraction=0.0)
+def _fit(task: pl.LightningModule, module: PatchDataModule, path: Path, epochs: int, ckpt: Path | None = None) -> None:
+    """Train, and keep the checkpoint."""
     trainer = pl.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
@@ -220,19 +219,24 @@ def _fit(folder: Path, path: Path, epochs: int, ckpt: Path | None = None) -> _Ne
         enable_checkpointing=False,
         limit_val_batches=0,
     )
-    trainer.fit(net, module, ckpt_path=ckpt, weights_only=True)
+    trainer.fit(task, module, ckpt_path=ckpt, weights_only=True)
     trainer.save_checkpoint(path, weights_only=False)
-    return net
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # Lightning 2.6 on torch 2.15
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 @pytest.mark.filterwarnings("ignore:.*The number of training batches")
 def test_a_resumed_run_sees_what_an_unbroken_one_sees(folder: Path, tmp_path: Path) -> None:
-    whole = _fit(folder, tmp_path / "whole.ckpt", 3)
+    def fit(epochs: int, path: Path, ckpt: Path | None = None) -> _Net:
+        pl.seed_everything(11, verbose=False)
+        net = _Net()
+        _fit(net, module_of(folder, augment=Augmentation("light"), test_fraction=0.0), path, epochs, ckpt)
+        return net
+
+    whole = fit(3, tmp_path / "whole.ckpt")
     assert whole.seen[0] != whole.seen[1]
-    _fit(folder, tmp_path / "part.ckpt", 1)
-    resumed = _fit(folder, tmp_path / "rest.ckpt", 3, tmp_path / "part.ckpt")
+    fit(1, tmp_path / "part.ckpt")
+    resumed = fit(3, tmp_path / "rest.ckpt", tmp_path / "part.ckpt")
     assert resumed.seen == {epoch: whole.seen[epoch] for epoch in (1, 2)}
 
 
@@ -252,17 +256,7 @@ def test_a_resumed_run_draws_the_hard_patches_of_an_unbroken_one(folder: Path, t
         pl.seed_everything(11, verbose=False)
         module = module_of(folder, sampler="hard", test_fraction=0.0)
         task = SegmentationTask(_Small(), BCELoss(), Optim(lr=0.05, schedule="none"), CARRIED)  # type: ignore[arg-type]
-        trainer = pl.Trainer(
-            max_epochs=epochs,
-            accelerator="cpu",
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            enable_checkpointing=False,
-            limit_val_batches=0,
-        )
-        trainer.fit(task, module, ckpt_path=ckpt, weights_only=True)
-        trainer.save_checkpoint(path, weights_only=False)
+        _fit(task, module, path, epochs, ckpt)
         return task.state_dict(), module.state_dict()["losses"].clone()
 
     weights, losses = fit(3, tmp_path / "whole.ckpt")

@@ -6,8 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -163,33 +162,20 @@ def test_errors_of_one_slide(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / record.slide_id).exists()
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 600 KiB."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(path)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"no small file system can be mounted here: {mounted.stderr.strip()}")
-    yield path
-    subprocess.run(["umount", str(path)], check=True)
-
-
 @pytest.mark.parametrize("kind", ["png", "packed"])
 def test_a_full_disk_ends_the_run_and_keeps_what_is_finished(
-    folder: Path, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: StoreKind
+    folder: Path, small_disk: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: StoreKind
 ) -> None:
+    disk = small_disk("600k")
     settings = dataclasses.replace(SETTINGS, store=kind)
     monkeypatch.setattr(store_module, "refuse_without_room", lambda need, store: None)  # as if the estimate were wrong
     with pytest.raises(PandaError, match=r"small-.*No space left.*data\.store_root.*run again") as caught:
-        extract(folder, small_disk, settings, workers=1)
-    assert str(store_path(small_disk, folder, settings)) in str(caught.value)
-    assert not list(small_disk.glob("*/*.partial"))
-    finished = {path.parent.name for path in small_disk.glob("*/*/slide.json")}
+        extract(folder, disk, settings, workers=1)
+    assert str(store_path(disk, folder, settings)) in str(caught.value)
+    assert not list(disk.glob("*/*.partial"))
+    finished = {path.parent.name for path in disk.glob("*/*/slide.json")}
     assert 0 < len(finished) < 4
-    shutil.copytree(small_disk, tmp_path / "larger")
+    shutil.copytree(disk, tmp_path / "larger")
     result = extract(folder, tmp_path / "larger", settings)
     assert {slide_id for slide_id, slide in result.slides.items() if slide.reused} == finished
     assert not result.failures

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,45 +84,32 @@ def test_a_run_killed_in_mid_epoch_ends_as_an_uninterrupted_one(home: Path) -> N
     assert len(list((run / "wandb" / "interrupted").glob("offline-run-*"))) == 1
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of its own that holds the checkpoints and not much more."""
-    disk = tmp_path / "small"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=120m", "tmpfs", str(disk)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
-
-
 def test_a_disk_that_fills_in_mid_run_is_named_and_the_last_checkpoint_is_whole(
-    home: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, small_disk: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    disk = small_disk("120m")  # the checkpoints and not much more
     step = SegmentationTask.training_step
-    ballast = small_disk / "others"
+    ballast = disk / "others"
 
     def filling(task: SegmentationTask, batch: Any, batch_idx: int) -> torch.Tensor:
         if (task.current_epoch, batch_idx) == (1, 1) and not ballast.exists():
-            free = os.statvfs(small_disk)
+            free = os.statvfs(disk)
             ballast.write_bytes(b"\0" * (free.f_bavail * free.f_frsize))
         return step(task, batch, batch_idx)
 
     data = (f"data.root={home}/data/synthetic", f"data.store_root={home}/patches", "logger=csv")
     with monkeypatch.context() as patched:
         patched.setattr(SegmentationTask, "training_step", filling)
-        done = run_door("train", small_disk, *RUN, *data, "name=full")
-    run = small_disk / "runs" / "segmentation" / "full"
+        done = run_door("train", disk, *RUN, *data, "name=full")
+    run = disk / "runs" / "segmentation" / "full"
     assert done.returncode == 1
-    assert f"{run.relative_to(small_disk)}" in done.stderr
+    assert f"{run.relative_to(disk)}" in done.stderr
     assert os.strerror(errno.ENOSPC) in done.stderr
     assert "make room" in done.stderr
     assert "Traceback" not in done.stderr
     assert last(run)["epoch"] == 0
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     ballast.unlink()
-    done = run_door("train", small_disk, f"resume={run.relative_to(small_disk)}/checkpoints/last.ckpt")
+    done = run_door("train", disk, f"resume={run.relative_to(disk)}/checkpoints/last.ckpt")
     assert done.returncode == 0, done.stderr[-3000:]
     assert [row["epoch"] for row in table(run / "metrics.csv") if row["val/loss"]] == ["0", "1", "2"]
