@@ -171,14 +171,18 @@ def changed(rows: Rows, k: int, **values: Any) -> Rows:
 @pytest.mark.parametrize(
     ("rows", "summary", "said"),
     [
-        (rows_of()[1:], {}, r"test slides differ: 1 only in a, 0 only in b \(s00\).*data.seed"),
+        (rows_of()[1:], {}, r"the slides differ: 1 only in a, 0 only in b \(s00\).*data.splits=.*failures.csv"),
         (changed(rows_of(), 2, tp_px=1), {}, "truth differs: of s02 the labelled cancer in its tissue is 1000.0 in a"),
         (changed(rows_of(), 2, isup_grade=5), {}, "of s02 its grade is 2.0 in a and 5.0 in b"),
         (changed(rows_of(), 2, cancer_outside_tissue_px=9), {}, "labelled cancer outside its tissue"),
         (rows_of(), {"data": {"settings": {"level": 0, "mpp": None}}}, "data.level is 1 in .*a and 0 in .*b"),
         (rows_of(), {"task": "grading"}, "of task segmentation, .*b of grading"),
         (rows_of(), {"test": None}, "b scored no test slides"),
-        ([{k: v for k, v in row.items() if k != "tp_px"} for row in rows_of()], {}, "b: test_slides.csv has no tp_px"),
+        (
+            [{k: v for k, v in row.items() if k != "tp_px"} for row in rows_of()],
+            {},
+            "b: its table of slides has no tp_px",
+        ),
     ],
 )
 def test_runs_that_cannot_be_paired_are_refused(tmp_path: Path, rows: Rows, summary: dict[str, Any], said: str) -> None:

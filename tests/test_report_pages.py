@@ -338,6 +338,50 @@ def test_sweep(tmp_path: Path) -> None:
     assert rows[0]["model"] == "m0"
 
 
+def test_jobs_are_paired_with_the_best_on_the_slides_of_validation(tmp_path: Path) -> None:
+    """The intervals of the three overlap widely; slide by slide one is always worse and one is not."""
+    rng = np.random.default_rng(0)
+    best = rng.uniform(0.2, 0.9, 30)
+    noise = rng.normal(0, 0.02, 30)
+    scores = {"0": best, "1": best - 0.05 + noise / 2, "2": best - 0.001 + noise - noise.mean()}
+    scores["3"] = best[:-1] - 0.1
+    for job, dice in scores.items():
+        mean = {"dice_mean_slide": float(dice.mean()), "dice_mean_slide_interval": [0.4, 0.7]}
+        folder = _run(tmp_path / job, _summary(val=mean))
+        (folder / "overrides.txt").write_text(f"loss=l{job}\n")
+        rows = [
+            {"slide_id": f"s{k}", "provider": "p", "isup_grade": 1, "dice": value, "tp_px": 5, "fp_px": 1, "fn_px": 5}
+            | {"cancer_outside_tissue_px": 0, "group": f"s{k}"}
+            for k, value in enumerate(dice.tolist())
+        ]
+        _write_csv(folder / "val_slides.csv", rows)
+    text = check_page(write_sweep(tmp_path))
+    with (tmp_path / "sweep.csv").open(newline="") as file:
+        found = {
+            row["job"]: [row[f"val_less_best{end}"] for end in ("", "_low", "_high")] for row in csv.DictReader(file)
+        }
+    assert found["0"] == found["3"] == ["", "", ""], "the best, and one that was scored on other slides"
+    for job in "12":
+        gap = scores[job] - best
+        half = 1.96 * gap.std() / np.sqrt(30)
+        expected = [gap.mean(), gap.mean() - half, gap.mean() + half]
+        assert [float(value) for value in found[job]] == pytest.approx(expected, abs=0.002)
+    assert float(found["1"][2]) < 0 < float(found["2"][2])
+    assert "tell it from all but 1 of the 2 jobs" in text
+    assert "the best</td>" in text
+    assert "not scored on the same pixels" in text
+
+
+def test_a_job_that_was_killed_is_not_called_failed(tmp_path: Path) -> None:
+    for job in "01":
+        (tmp_path / job).mkdir()
+        (tmp_path / job / "overrides.txt").write_text(f"a={job}\n")
+    (tmp_path / "1" / "error.txt").write_text("SlideError: x\n")
+    write_sweep(tmp_path)
+    with (tmp_path / "sweep.csv").open(newline="") as file:
+        assert [row["state"] for row in csv.DictReader(file)] == ["unfinished", "failed"]
+
+
 def test_a_sweep_without_jobs_and_one_with_failures_only(tmp_path: Path) -> None:
     assert "No job has left anything" in check_page(write_sweep(tmp_path))
     (tmp_path / "0").mkdir()

@@ -89,9 +89,7 @@ def guarded(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
         try:
             return job(cfg)
         except (PandaError, OSError) as error:
-            told = _told(error, str(cfg.run_dir))
-            _refusals.append(told)
-            log.error("%s: %s", type(error).__name__, told, exc_info=cfg.debug is True)
+            refuse(error, Path(str(cfg.run_dir)), debug=cfg.debug is True)
             if isinstance(error, SomeSlidesFailed):
                 return error.figure
             if cfg.run_dir:
@@ -113,6 +111,19 @@ def guarded(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
                 log.removeHandler(handler)
 
     return run
+
+
+def refuse(error: PandaError | OSError, folder: Path, debug: bool = False) -> None:
+    """Says what went wrong, and lets the exit status know.
+
+    Args:
+        error: What ended the work.
+        folder: That was written to.
+        debug: Show a traceback.
+    """
+    told = _told(error, str(folder))
+    _refusals.append(told)
+    log.error("%s: %s", type(error).__name__, told, exc_info=error if debug else None)
 
 
 _REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room; what was finished is kept") | dict.fromkeys(
@@ -149,13 +160,28 @@ def idle_faults(idle: Collection[str], where: str) -> list[str]:
         idle: Keys that have no part in this job.
         where: What they have no part in.
     """
-    given = [text for text in overrides() if text.lstrip("+").partition("=")[0] in idle]
+    given = [text for text in overrides() if _key(text) in idle]
     return [f"{', '.join(given)}: no part in {where}; leave out"] if given else []
 
 
-def write_overrides(folder: Path) -> None:
-    """Keeps the job's choices, which are its row's columns in a sweep."""
-    write_whole(folder / "overrides.txt", "".join(f"{line}\n" for line in overrides()))
+def write_overrides(folder: Path, resumed: bool = False) -> None:
+    """Keeps the job's choices, which are its row's columns in a sweep and tell it from others in a comparison.
+
+    Args:
+        folder: Of the job.
+        resumed: The choices of the run that is gone on with stay, but for those that are typed anew.
+    """
+    path, lines = folder / "overrides.txt", overrides()
+    if resumed:
+        lines = [line for line in lines if _key(line) not in ("resume", "debug")]
+        typed = {_key(line) for line in lines}
+        before = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        lines = [line for line in before if _key(line) not in typed] + lines
+    write_whole(path, "".join(f"{line}\n" for line in lines))
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+").partition("=")[0]
 
 
 def sweep_begins(folder: Path) -> None:

@@ -232,6 +232,8 @@ class SegmentationExperiment:
             choice = ThresholdChoice.given(float(self.cfg.threshold))
         temperature = None
         if scores:
+            rows = [score.row(choice.of(score.record.provider)) for score in scores]
+            write_table(run.folder / "val_slides.csv", rows)
             write_threshold_curve(
                 histograms(scores),
                 choice,
@@ -299,12 +301,7 @@ class SegmentationExperiment:
                     )
                 )
             write_slide_page(folder)
-            at = score.at(threshold)
-            table.append(
-                score.row(threshold)
-                | {key: mapped.row[key] for key in QUANTIFIED}
-                | {"tp_px": at["tp"], "fn_px": at["fn"], "group": record.group}
-            )
+            table.append(score.row(threshold) | {key: mapped.row[key] for key in QUANTIFIED})
             return score
 
         outcome = each_slide(records, lambda record: record.slide_id, "slides", work)

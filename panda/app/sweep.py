@@ -8,7 +8,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from panda.app.door import sweep_begins, sweep_ends
+from panda.app.door import refuse, sweep_begins, sweep_ends
 
 
 class SweepPage(Callback):
@@ -31,8 +31,12 @@ class SweepPage(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Called once, after the last job."""
         # Imported here: Hydra makes its callbacks before the doors know whether anything is to be drawn.
-        from panda.report.sweep_page import read_jobs, write_sweep  # noqa: PLC0415
+        from panda.report.jobs import read_jobs  # noqa: PLC0415
+        from panda.report.sweep_page import write_sweep  # noqa: PLC0415
 
         folder = Path(config.hydra.sweep.dir)
-        print(f"sweep: {write_sweep(folder)}")
         sweep_ends(sum(job.error != "" or job.lost > 0 for job in read_jobs(folder)))
+        try:
+            print(f"sweep: {write_sweep(folder)}")
+        except OSError as error:  # Hydra would make a warning of it, and the exit status 0
+            refuse(error, folder)

@@ -85,8 +85,7 @@ def _run(cfg: DictConfig, folder: Path, resume: Path | None, experiment: Experim
     """The run itself, in a folder that no other process works in."""
     log_to_file(folder / "run.log")
     write_whole(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-    if not resume:
-        write_overrides(folder)
+    write_overrides(folder, resumed=resume is not None)
     (folder / "error.txt").unlink(missing_ok=True)
     log.info("run: %s", folder)
     clock = Clock(started)

@@ -68,8 +68,11 @@ class SlideScore:
             "true_tumor_mm2": self.mm2(self.histogram[0].sum()),
             "fp_mm2": self.mm2(at["fp"] or 0),
             "fp_px": at["fp"],
+            "tp_px": at["tp"],
+            "fn_px": at["fn"],
             "cancer_outside_tissue_mm2": self.mm2(self.outside_px),
             "cancer_outside_tissue_px": self.outside_px,
+            "group": self.record.group,
         }
 
 

@@ -106,21 +106,45 @@ def differences(
     Returns:
         The differences; a figure that no slide has is left out.
     """
-    of = np.array([a.get("provider", "") for a, _ in rows])
-    names = np.array(groups)
-    found = []
-    for provider in ("all", *sorted(set(of.tolist()) - {""})):
-        chosen = np.ones(len(rows), bool) if provider == "all" else of == provider
-        for figure, columns, statistic in FIGURES[task]:
-            sides = [np.array([[_value(row[side], column) for column in columns] for row in rows]) for side in (0, 1)]
-            both = chosen & np.isfinite(sides[0]).all(axis=1) & np.isfinite(sides[1]).all(axis=1)
-            if both.any():
-                found.append(
-                    _difference(
-                        (figure, provider), sides[0][both], sides[1][both], names[both], statistic=statistic, seed=seed
-                    )
-                )
-    return found
+    providers = sorted({a.get("provider", "") for a, _ in rows} - {""})
+    each = [(figure, provider) for provider in ("all", *providers) for figure, _, _ in FIGURES[task]]
+    found = [difference_of(rows, groups, task, *of, seed=seed) for of in each]
+    return [difference for difference in found if difference is not None]
+
+
+def difference_of(
+    rows: Sequence[tuple[Mapping[str, str], Mapping[str, str]]],
+    groups: Sequence[str],
+    task: str,
+    figure: str,
+    provider: str = "all",
+    *,
+    seed: int = 0,
+) -> Difference | None:
+    """Compare two runs by one figure.
+
+    Args:
+        rows: See `differences`.
+        groups: Each slide's group.
+        task: ``segmentation`` or ``grading``.
+        figure: Its key.
+        provider: Whose slides, or "all".
+        seed: Of the bootstrap.
+
+    Returns:
+        The difference; None where no slide has the figure in both runs, or it is none of `FIGURES`.
+    """
+    made_of = {key: (columns, statistic) for key, columns, statistic in FIGURES[task]}
+    if figure not in made_of:
+        return None
+    columns, statistic = made_of[figure]
+    chosen = np.array([provider in ("all", a.get("provider", "")) for a, _ in rows])
+    sides = [np.array([[_value(row[side], column) for column in columns] for row in rows]) for side in (0, 1)]
+    both = chosen & np.isfinite(sides[0]).all(axis=1) & np.isfinite(sides[1]).all(axis=1)
+    if not both.any():
+        return None
+    named = np.array(groups)[both]
+    return _difference((figure, provider), sides[0][both], sides[1][both], named, statistic=statistic, seed=seed)
 
 
 def _value(row: Mapping[str, str], column: str) -> float:
@@ -172,7 +196,7 @@ def paired_rows(
 
     Args:
         names: Of the runs.
-        tables: Rows of their ``test_slides.csv``.
+        tables: Rows of their ``test_slides.csv``, or of ``val_slides.csv``.
         task: Of both.
 
     Returns:
@@ -185,14 +209,17 @@ def paired_rows(
     if missing := sorted(set(a) ^ set(b)):
         shown = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
         raise ManifestError(
-            f"the test slides differ: {len(set(a) - set(b))} only in {names[0]}, {len(set(b) - set(a))} only in "
-            f"{names[1]} ({shown}): train both with one data.root, data.seed, data.test_fraction and data.groups"
+            f"the slides differ: {len(set(a) - set(b))} only in {names[0]}, {len(set(b) - set(a))} only in "
+            f"{names[1]} ({shown}): train both with data.splits=…/splits.csv of one run; what a run passed over is in "
+            "its failures.csv"
         )
     pairs = [(a[slide_id], b[slide_id]) for slide_id in sorted(a)]
     for name, table in zip(names, tables, strict=True):
         for column in ("tp_px", "fp_px", "fn_px") if task == "segmentation" else ("label", "predicted"):
             if any(column not in row for row in table):
-                raise ManifestError(f"{name}: test_slides.csv has no {column}: it is of an older version; train again")
+                raise ManifestError(
+                    f"{name}: its table of slides has no {column}: it is of an older version; train again"
+                )
     for one, other in pairs:
         for key, what in SAME[task]:
             was, is_ = (_truth(row, key) for row in (one, other))

@@ -18,12 +18,13 @@ from tests.integration.test_doors import TINY
 
 pytestmark = pytest.mark.slow
 
-# With dropout (DeepLabV3) and augmentation: both have to go on where they were.
+# With dropout (DeepLabV3), augmentation and draws by past losses: all have to go on where they were.
 RUN = (
     *(o for o in TINY if not o.startswith(("trainer.max_epochs", "model."))),
     "model=deeplabv3",
     "model.encoder_name=mobilenet_v2",
     "model.decoder_channels=16",
+    "data.sampler=hard",
     "trainer.max_epochs=3",
     "+trainer.limit_val_batches=2",
     "trainer.log_every_n_steps=1",
@@ -113,3 +114,5 @@ def test_a_disk_that_fills_in_mid_run_is_named_and_the_last_checkpoint_is_whole(
     done = run_door("train", disk, f"resume={run.relative_to(disk)}/checkpoints/last.ckpt")
     assert done.returncode == 0, done.stderr[-3000:]
     assert [row["epoch"] for row in table(run / "metrics.csv") if row["val/loss"]] == ["0", "1", "2"]
+    assert "resume=" not in (run / "overrides.txt").read_text()
+    assert "name=full" in (run / "overrides.txt").read_text()

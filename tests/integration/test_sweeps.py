@@ -60,9 +60,18 @@ def test_settings_of_evaluation_are_swept_over_one_training(home: Path, counted:
     ours, theirs = (json.loads((run / "summary.json").read_text()) for run in (sweep / "1", alone))
     assert (ours["trained_by"], theirs["trained_by"]) == ("0", None)
     assert all(ours[key] == theirs[key] for key in ("val", "test", "epochs", "threshold"))
-    for name in ("test_slides.csv", "threshold_curve.csv", "metrics.csv"):
+    for name in ("test_slides.csv", "val_slides.csv", "threshold_curve.csv", "metrics.csv"):
         assert (sweep / "1" / name).read_bytes() == (alone / name).read_bytes()
     assert (sweep / "1" / "overrides.txt").read_text() != (alone / "overrides.txt").read_text()
+
+    # each is paired with the best on validation, from the tables that the runs leave
+    best = max(rows, key=lambda row: float(row["val_dice_mean_slide"]))
+    assert best["val_less_best"] == ""
+    for row in rows:
+        ours, theirs = (table(sweep / job / "val_slides.csv") for job in (row["job"], best["job"]))
+        gaps = [float(a["dice"]) - float(b["dice"]) for a, b in zip(ours, theirs, strict=True) if a["dice"]]
+        if row is not best:
+            assert float(row["val_less_best"]) == pytest.approx(sum(gaps) / len(gaps))
 
 
 def test_an_error_that_nobody_foresaw_ends_its_job_alone(
