@@ -16,14 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from panda.inference.canvas import Canvas, CanvasWriter
-from panda.inference.export import (
-    UNSCORED,
-    shrink,
-    write_geojson,
-    write_heatmap,
-    write_ome_tiff,
-    write_overlay,
-)
+from panda.inference.export import write_geojson, write_ome_tiff
+from panda.inference.overview import UNSCORED, Overview, shrink, write_heatmap, write_overlay, write_view
 from panda.inference.pictures import JET, Scale, round_length
 from panda.inference.quantify import QuantifySettings, slide_quantification
 from panda.wsi.slide import Slide
@@ -116,14 +110,15 @@ def test_shrinking_averages_what_was_scored(canvas: Canvas, factor: int) -> None
 
 
 def test_the_heatmap_has_the_jet_colours_of_the_map(canvas: Canvas, tmp_path: Path) -> None:
-    write_heatmap(canvas, tmp_path / "heat.png")
+    nothing = np.zeros(canvas.shape, np.bool_)
+    write_heatmap(canvas, nothing, 0.5, tmp_path / "heat.png")
     image = pixels(tmp_path / "heat.png")
     height, width = canvas.shape
     assert image.shape[0] > height
     assert image.shape[1] > width
     assert near(image, JET[round(0.9 * 255)], 0).sum() >= 300 * 400 - 100 * 100
     assert near(image, UNSCORED, 0).sum() >= height * (width - 1200)
-    write_heatmap(canvas, tmp_path / "heat.png", max_side=500)
+    write_heatmap(canvas, nothing, 0.5, tmp_path / "heat.png", max_side=500)
     small = pixels(tmp_path / "heat.png")
     assert near(small, JET[round(0.9 * 255)], 0).sum() == pytest.approx((300 * 400 - 100 * 100) / 9, rel=0.1)
     assert list(tmp_path.iterdir()) == [tmp_path / "heat.png"]
@@ -131,7 +126,8 @@ def test_the_heatmap_has_the_jet_colours_of_the_map(canvas: Canvas, tmp_path: Pa
 
 def test_the_overlay_colours_tumour_alone_and_outlines_it(slide: Slide, canvas: Canvas, tmp_path: Path) -> None:
     found = quantified(canvas, slide)
-    write_overlay(slide, canvas, found["mask_clean"], 0.5, tmp_path / "over.png", tissue=everywhere(slide))
+    seen = Overview.of(slide, canvas, everywhere(slide))
+    write_overlay(seen, found["mask_clean"], 0.5, tmp_path / "over.png")
     image = pixels(tmp_path / "over.png")
     overview, view = slide.overview()
     top, left = np.argwhere(near(image, overview[0, 0], 4))[0]  # the picture's first px
@@ -152,16 +148,39 @@ def test_the_overlay_colours_tumour_alone_and_outlines_it(slide: Slide, canvas: 
     row, column = top + round(250 * scale), left + round(300 * scale)
     assert image[row, column - 3 : column + 4].max(axis=-1).min() < 100
     nothing = TissueMap(np.zeros((10, 10), np.bool_), everywhere(slide).resolution, "strict")
-    write_overlay(slide, canvas, np.zeros(canvas.shape, np.bool_), 0.5, tmp_path / "over.png", tissue=nothing)
+    write_overlay(Overview.of(slide, canvas, nothing), np.zeros(canvas.shape, np.bool_), 0.5, tmp_path / "over.png")
     assert near(pixels(tmp_path / "over.png"), mixed.astype(np.uint8), 4).sum() == 0
 
 
 def test_pictures_do_without_the_resolution(bare: Slide, tmp_path: Path) -> None:
     canvas = canvas_of(bare, tmp_path / "c.zarr")
-    write_heatmap(canvas, tmp_path / "heat.png", max_side=200)
-    write_overlay(bare, canvas, np.asarray(canvas) > 0.5, 0.123456, tmp_path / "over.png", max_side=300)
+    mask = np.asarray(canvas) > 0.5
+    write_heatmap(canvas, mask, 0.123456, tmp_path / "heat.png", max_side=200)
+    write_overlay(Overview.of(bare, canvas, max_side=300), mask, 0.123456, tmp_path / "over.png")
     assert pixels(tmp_path / "heat.png").shape[1] > 200
     assert pixels(tmp_path / "over.png").shape[1] > 300
+
+
+def test_the_view_lays_map_tissue_and_label_on_the_pixels_of_the_slide(
+    slide: Slide, canvas: Canvas, tmp_path: Path
+) -> None:
+    seen = Overview.of(slide, canvas, everywhere(slide), max_side=700)
+    label = np.zeros(seen.image.shape[:2], np.bool_)
+    label[:40, :30] = True
+    write_view(seen, tmp_path, label)
+    planes = pixels(tmp_path / "map.png")
+    with Image.open(tmp_path / "slide.jpg") as image:
+        assert image.size == planes.shape[1::-1] == seen.resolution.size
+        assert near(np.asarray(image), PINK, 4)[:-2, :-2].all()  # the last px may reach past the slide
+    width, height = seen.resolution.size
+    whole, scored = np.asarray(canvas), canvas.scored(0, 0, *canvas.shape[::-1])
+    scale = seen.resolution.downsample / canvas.resolution.downsample
+    for x, y in ((0.1, 0.5), (0.3, 0.2), (0.45, 0.3), (0.98, 0.5)):
+        column, row = int(x * width), int(y * height)
+        under = int((row + 0.5) * scale), int((column + 0.5) * scale)
+        assert abs(int(planes[row, column, 0]) - 255 * whole[under]) <= 1
+        assert (planes[row, column, 1] == 255) == scored[under]
+    assert (planes[..., 2] == 255 * label).all()
 
 
 @pytest.mark.parametrize(

@@ -31,11 +31,12 @@ KEYS = {
     "train": {
         "data", "model", "loss", "augment", "optim", "trainer", "logger", "quantify", "engine", "task", "tiles",
         "name", "seed", "threshold", "criterion", "cost_ratio", "threshold_per_provider", "test_slides", "resume",
+        "colour_map",
         "segmentation_checkpoint", "debug", "run_dir",
     },
     "infer": {
         "quantify", "engine", "checkpoint", "grading_checkpoint", "slides", "output", "threshold", "provider",
-        "mpp_override", "reader", "debug", "run_dir",
+        "mpp_override", "reader", "colour_map", "debug", "run_dir",
     },
     "audit": {"data", "audit", "debug", "run_dir"},
 }  # fmt: skip
@@ -44,11 +45,12 @@ KEYS = {
 PLAIN_TYPES: dict[str, dict[str, Any]] = {
     "train": {
         "seed": int, "test_slides": bool, "debug": bool, "resume": str | None, "segmentation_checkpoint": str | None,
-        "cost_ratio": float | None, "threshold_per_provider": bool,
+        "cost_ratio": float | None, "threshold_per_provider": bool, "colour_map": Literal["jet", "viridis"],
     },
     "infer": {
         "checkpoint": str, "grading_checkpoint": str | None, "slides": str, "output": str, "debug": bool,
         "provider": str | None, "mpp_override": float | None, "reader": Literal["auto", "openslide", "fast"],
+        "colour_map": Literal["jet", "viridis"],
     },
     "audit": {"debug": bool},
 }  # fmt: skip

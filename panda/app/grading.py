@@ -307,7 +307,15 @@ class GradingExperiment:
 
         @functools.cache
         def mapper(network: SegmentationPredictor, threshold: float) -> SlideMapper:
-            return SlideMapper(network, threshold, self.quantify, grader, settings.reader, settings.mpp_override)
+            return SlideMapper(
+                network,
+                threshold,
+                self.quantify,
+                grader,
+                settings.reader,
+                settings.mpp_override,
+                self.cfg.colour_map,
+            )
 
         def work(record: SlideRecord, bar: "tqdm[Any]") -> tuple[SlideRecord, Grade] | None:
             folder = run.folder / "slides" / record.slide_id

@@ -63,7 +63,7 @@ def infer(cfg: DictConfig) -> list[dict[str, Any]]:
     notes = _notes(predictor, grader, searched, cfg.provider)
     threshold = predictor.threshold.of(cfg.provider) if searched else float(cfg.threshold)
     override = None if cfg.mpp_override is None else float(cfg.mpp_override)
-    mapper = SlideMapper(predictor, threshold, quantify, grader, cfg.reader, override)
+    mapper = SlideMapper(predictor, threshold, quantify, grader, cfg.reader, override, cfg.colour_map)
 
     # Results go to the job's folder; canvases to `output`, where all jobs of a multirun find them.
     folder, canvases = Path(cfg.run_dir), Path(cfg.output)

@@ -274,7 +274,12 @@ class SegmentationExperiment:
         asked = self.data.settings
         mappers = {
             threshold: SlideMapper(
-                predictor, threshold, self.quantify, reader=asked.reader, mpp_override=asked.mpp_override
+                predictor,
+                threshold,
+                self.quantify,
+                reader=asked.reader,
+                mpp_override=asked.mpp_override,
+                colour_map=self.cfg.colour_map,
             )
             for threshold in {choice.of(record.provider) for record in records}
         }
@@ -287,7 +292,9 @@ class SegmentationExperiment:
             threshold = choice.of(record.provider)
             with self._open(record) as slide, self._mask(record, slide) as mask:
                 tissue = find_tissue(slide)
-                mapped = mappers[threshold].map(slide, tissue, folder, folder / "canvas.zarr", tiles_on(bar))
+                mapped = mappers[threshold].map(
+                    slide, tissue, folder, folder / "canvas.zarr", tiles_on(bar), label=mask
+                )
                 score = score_canvas(mapped.canvas, slide, mask, tissue, record)
                 panels[threshold].extend(
                     telling_rows(

@@ -40,6 +40,7 @@ RESUMABLE = (
     "engine.",
     "logger.",
     "quantify.",
+    "colour_map",
 )
 """What a resumed run may be given anew: nothing that decides what it learns from."""
 EXPERIMENTS: dict[str, type[SegmentationExperiment] | type[GradingExperiment]] = {

@@ -26,7 +26,7 @@ AFTER_TRAINING = ("threshold", "precision", "overlap", "calibration")
 """What a checkpoint carries that is decided anew once training has ended."""
 EVALUATION = (
     "name", "run_dir", "resume", "debug", "logger",
-    "threshold", "criterion", "cost_ratio", "threshold_per_provider", "test_slides",
+    "threshold", "criterion", "cost_ratio", "threshold_per_provider", "test_slides", "colour_map",
     "quantify", "engine", "task.panels", "task.overlap",
     "data.num_workers", "data.extract_workers", "data.store_root",
 )  # fmt: skip

@@ -16,10 +16,13 @@ from panda.data.patches import Failure
 from panda.errors import PandaError
 from panda.files import fingerprint, identity, write_json, write_table
 from panda.inference.canvas import Canvas
-from panda.inference.export import write_geojson, write_heatmap, write_ome_tiff, write_overlay
+from panda.inference.export import write_geojson, write_ome_tiff
 from panda.inference.grader import Grade, GradingPredictor
+from panda.inference.overview import Overview, write_heatmap, write_overlay, write_view
+from panda.inference.pictures import ColourMap
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings, slide_quantification
+from panda.wsi.labels import LabelMask
 from panda.wsi.slide import ReaderName, Slide
 from panda.wsi.tissue import RULES, TissueMap
 
@@ -175,6 +178,7 @@ class SlideMapper:
         grader: Adds a grade, or None.
         reader: What the slides are opened with; and
         mpp_override: the µm/px given for those that state none. Both are kept with the results, no more.
+        colour_map: Of the pictures.
     """
 
     predictor: SegmentationPredictor
@@ -183,6 +187,7 @@ class SlideMapper:
     grader: GradingPredictor | None = None
     reader: ReaderName = "auto"
     mpp_override: float | None = None
+    colour_map: ColourMap = "jet"
 
     @functools.cached_property
     def made_with(self) -> dict[str, Any]:
@@ -225,15 +230,19 @@ class SlideMapper:
         folder: Path,
         canvas_path: Path,
         on_tiles: Callable[[int, int], None] | None = None,
+        *,
+        label: LabelMask | None = None,
     ) -> MappedSlide:
         """Maps one open slide into `folder`; one that cannot be graded keeps all but its grade.
 
         Args:
             slide: The slide.
             tissue: Its tissue.
-            folder: Gets heatmap.png, overlay.png, regions.geojson, probability.ome.tiff, quantification.json.
+            folder: Gets heatmap.png, overlay.png, regions.geojson, probability.ome.tiff, quantification.json, and
+                slide.jpg and map.png for the page.
             canvas_path: Where the canvas lies or will lie.
             on_tiles: As for `SegmentationPredictor.predict`.
+            label: The slide's label mask, to be seen on its page.
 
         Raises:
             PandaError: Whatever keeps this slide from being mapped.
@@ -252,8 +261,11 @@ class SlideMapper:
             # Written last: where it lies, all the others do, and of the same making.
             (folder / "quantification.json").unlink(missing_ok=True)
             mask_clean = found["mask_clean"]
-            write_heatmap(canvas, folder / "heatmap.png")
-            write_overlay(slide, canvas, mask_clean, self.threshold, folder / "overlay.png", tissue=tissue)
+            colours, overview = self.colour_map, Overview.of(slide, canvas, tissue)
+            write_heatmap(canvas, mask_clean, self.threshold, folder / "heatmap.png", colour_map=colours)
+            write_overlay(overview, mask_clean, self.threshold, folder / "overlay.png", colour_map=colours)
+            view = overview.resolution
+            write_view(overview, folder, label.read_tumor(view, (0, 0), view.size) if label else None)
             write_geojson(found, slide, canvas.resolution, folder / "regions.geojson")
             write_ome_tiff(canvas, slide, folder / "probability.ome.tiff")
             facts = {
@@ -266,6 +278,7 @@ class SlideMapper:
                 "mpp_note": slide.mpp_note,
                 "reader": slide.reader_name,
                 "downsample": canvas.resolution.downsample,
+                "view_downsample": view.downsample,
                 "tissue_how": tissue.how,
                 "in_sample": self.in_sample(slide.slide_id),
                 "grade": grade.plain() if grade else None,

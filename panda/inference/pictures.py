@@ -6,9 +6,11 @@ All of it stands beside the image and nothing on it, so that no tissue is hidden
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
 
 import cv2
 import matplotlib as mpl
@@ -20,14 +22,30 @@ from panda.wsi.geometry import round_px
 
 INK, FAINT, PAPER = (30, 30, 30), (110, 110, 110), (255, 255, 255)
 
-_BGR_JET = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_JET)
-JET: NDArray[np.uint8] = np.asarray(_BGR_JET[:, 0, ::-1], np.uint8)
-"""(256, 3) uint8 RGB: the colours of probability 0..1 in steps of 1/255."""
+ColourMap = Literal["jet", "viridis"]
+"""`jet` is what most heatmaps of slides use; `viridis` is even to the eye, and to colour-blind ones."""
 
 
-def jet(prob: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Colour probabilities: (h, w) in [0, 1] to (h, w, 3) uint8 RGB."""
-    return np.asarray(JET[np.rint(prob * 255).astype(np.uint8)])
+def _colours(number: int) -> NDArray[np.uint8]:
+    bgr = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], number)
+    return np.asarray(bgr[:, 0, ::-1], np.uint8)
+
+
+COLOUR_MAPS: Mapping[ColourMap, NDArray[np.uint8]] = MappingProxyType(
+    {"jet": _colours(cv2.COLORMAP_JET), "viridis": _colours(cv2.COLORMAP_VIRIDIS)}
+)
+"""Each (256, 3) uint8 RGB: the colours of probability 0..1 in steps of 1/255."""
+JET = COLOUR_MAPS["jet"]
+
+
+def coloured(prob: NDArray[np.floating], colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Colour probabilities: (h, w) in [0, 1] to (h, w, 3) uint8 RGB.
+
+    Args:
+        prob: The probabilities.
+        colours: One of `COLOUR_MAPS`.
+    """
+    return np.asarray(colours[np.rint(prob * 255).astype(np.uint8)])
 
 
 @dataclass(frozen=True)

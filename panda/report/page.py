@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def _source(name: str) -> str:
     return loader.get_source(ENVIRONMENT, name)[0]
 
 
-def write_page(path: Path, template: str, **content: Any) -> Path:
+def write_page(path: Path, template: str, scripts: Sequence[str] = ("page.js",), **content: Any) -> Path:
     """Render a page and write it whole or not at all.
 
     The page forbids itself, by its content security policy, every request and every script but its own.
@@ -37,12 +38,13 @@ def write_page(path: Path, template: str, **content: Any) -> Path:
     Args:
         path: The HTML file.
         template: Name of a template of this package.
+        scripts: Names of the scripts of this package that it runs.
         content: What the template shows; text in it is escaped.
 
     Returns:
         ``path``.
     """
-    script = _source("page.js")
+    script = "\n".join(map(_source, scripts))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     html = ENVIRONMENT.get_template(template).render(
         script=script, style=_source("page.css"), script_hash=digest, **content

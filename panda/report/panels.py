@@ -18,7 +18,7 @@ from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 
 from panda.files import whole_path
-from panda.inference.pictures import JET, jet, round_length
+from panda.inference.pictures import JET, coloured, round_length
 
 INK = "#1c2030"
 MUTED = "#5d6474"
@@ -226,7 +226,7 @@ def draw_panels(rows: Sequence[PanelRow], threshold: float, path: Path) -> Path:
                     0.5, 0.5, "no label", ha="center", va="center", fontsize=15, color=MUTED, transform=axes.transAxes
                 )
             else:
-                axes.imshow(jet(row.probability))
+                axes.imshow(coloured(row.probability, JET))
                 box = ((x + CELL + 0.12) / width, y / height, 0.17 / width, cell_height / height)
                 _heatmap(figure, axes, box, threshold)
         y -= GAP
@@ -294,7 +294,7 @@ def attention_tiles(
     columns = min(6, len(order))
     lines = math.ceil(len(order) / columns)
     cell, label, head, side = 2.6, 0.95, 0.75, 0.2
-    width = max(2 * side + columns * cell + (columns - 1) * GAP, 9.5)
+    width = max(2 * side + columns * cell + (columns - 1) * GAP, 11.0)
     height = head + lines * (cell + label) + 0.1
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)

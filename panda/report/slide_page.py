@@ -21,16 +21,16 @@ from panda.report.folder import (
 )
 from panda.report.page import need_folder, write_page
 from panda.report.table import Cell, Head, Table, cell, figure_kind, head, show
+from panda.report.viewer import MOST_REGIONS, read_viewer
 
 PAGE = "slide.html"
 THUMBNAIL_SIDE = 220
 # Beyond these a page would weigh more than a browser carries with ease.
 MOST_THUMBNAILS = 400
-MOST_REGIONS = 300
 _PICTURE_SIDE = 1800
 _FILES = (
-    ("overlay.png", "the overlay at full size"),
-    ("heatmap.png", "the heatmap at full size"),
+    ("overlay.png", "the slide, the probability over it, and the outline of what counts as tumour"),
+    ("heatmap.png", "the probability alone"),
     ("regions.geojson", "tumour regions for QuPath, in level-0 pixels"),
     ("probability.ome.tiff", "probability map as a pyramid, for QuPath or napari"),
     ("attention_tiles.png", "most attended tiles at full size"),
@@ -71,13 +71,14 @@ def class_names(target: str, count: int) -> list[str]:
     return ["benign (0)" if k == 0 else f"ISUP {k}" for k in range(count)]
 
 
-def _regions(quantification: dict[str, Any]) -> Table:
+def _regions(quantification: dict[str, Any], seen: bool) -> Table:
+    """List the regions, largest first, each with a button that leads to it where a viewer shows them."""
     regions = [r for r in sequence(quantification.get("regions")) if isinstance(r, dict)]
     regions.sort(key=lambda r: number(r.get("area_px")) or 0.0, reverse=True)
     no_area = str(quantification.get("mm2_note") or "µm/px of the slide is unknown")
     rows = [
         [
-            cell(r.get("id"), "count"),
+            Cell(show(r.get("id"), "count"), sort=number(r.get("id")), style="num", goes=seen),
             cell(r.get("area_mm2"), "mm2", no_area),
             cell(r.get("area_px"), "count"),
             cell(r.get("length_mm"), "score", no_area),
@@ -114,8 +115,9 @@ def _cards(quantification: dict[str, Any], grade: str) -> list[Card]:
     why = "µm/px of the slide is unknown"
     tissue = show(quantification.get("tissue_mm2"), "mm2")
     tumour = show(quantification.get("tumor_mm2"), "mm2")
+    share = show(quantification.get("tumor_percent_of_tissue"), "percent")
     cards = [
-        Card("Tumour, share of tissue", show(quantification.get("tumor_percent_of_tissue"), "percent"), "%", big=True),
+        Card("Tumour, share of tissue", share, "%", _nearby(quantification), big=True),
         Card("Tumour area", tumour, "mm²", "" if tumour else why, big=True),
         Card("Tissue area", tissue, "mm²", "" if tissue else why),
         Card("Tumour regions", show(quantification.get("num_regions"), "count")),
@@ -123,6 +125,19 @@ def _cards(quantification: dict[str, Any], grade: str) -> list[Card]:
     ]
     mapped = "tumor_percent_of_tissue" in quantification
     return ([Card("Predicted grade", grade, big=True)] if grade else []) + (cards if mapped else [])
+
+
+def _nearby(quantification: dict[str, Any]) -> str:
+    """How far the share moves with the threshold, in a sentence."""
+    near = [mapping(step) for step in sequence(quantification.get("nearby"))]
+    steps = [(number(step.get("threshold")), number(step.get("tumor_percent_of_tissue"))) for step in near]
+    known = sorted((at, share) for at, share in steps if at is not None and share is not None)
+    if not known:
+        return ""
+    (low, most), (high, least) = known[0], known[-1]
+    return (
+        f"{show(least, 'percent')} to {show(most, 'percent')} % at thresholds {low:.2f} to {high:.2f}, before clean-up"
+    )
 
 
 @dataclass(frozen=True)
@@ -216,22 +231,27 @@ def write_slide_page(slide_dir: Path) -> Path:
         why = quantification.get("mm2_note") or quantification.get("mpp_note") or "µm/px is unknown"
         notes.append(f"No areas in mm²: {why}")
     target = str(mapping(quantification.get("grade")).get("target") or "isup")
+    viewer = read_viewer(slide_dir, quantification)
     return write_page(
         slide_dir / PAGE,
         "slide.html",
+        ("page.js", "viewer.js") if viewer else ("page.js",),
         slide_id=slide_id,
         overview=_overview(slide_dir),
         notes=notes,
         cards=_cards(quantification, grade) if quantification else [],
         meta=_meta(quantification),
-        overlay=read_picture(slide_dir / "overlay.png", _PICTURE_SIDE),
-        heatmap=read_picture(slide_dir / "heatmap.png", _PICTURE_SIDE),
+        viewer=viewer,
+        # of results without what the viewer needs
+        overlay=None if viewer else read_picture(slide_dir / "overlay.png", _PICTURE_SIDE),
+        heatmap=None if viewer else read_picture(slide_dir / "heatmap.png", _PICTURE_SIDE),
         attention=read_picture(slide_dir / "attention_tiles.png", _PICTURE_SIDE),
         grade_name=GRADES.get(target, target),
         bars=bars,
         against=_against_label(slide_dir, slide_id),
-        regions=_regions(quantification),
+        regions=_regions(quantification, viewer is not None),
         mapped="tumor_percent_of_tissue" in quantification,
+        threshold=quantification.get("threshold"),
         files=[(link(name), name, what) for name, what in _FILES if (slide_dir / name).is_file()],
     )
 

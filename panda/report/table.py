@@ -143,6 +143,7 @@ class Cell:
         picture: Shown in place of the text.
         style: Classes: ``num``, ``id``, ``bad``, ``pre``.
         under: Below the text, smaller: a figure's interval.
+        goes: Whether the text is a button, which a script of the page gives its meaning.
     """
 
     text: str = ""
@@ -152,6 +153,7 @@ class Cell:
     picture: Picture | None = None
     style: str = ""
     under: str = ""
+    goes: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,174 @@
+"""The pages of an inference in Chromium, from disk: what a reader clicks, and what must never happen."""
+
+import io
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+from panda.app.config import register_resolvers
+from panda.app.infer import infer
+from panda.inference.canvas import Canvas
+from panda.inference.quantify import QuantifySettings, slide_quantification
+from panda.wsi.slide import Slide
+from panda.wsi.tissue import find_tissue
+from tests.checkpoints import grading_checkpoint, segmentation_checkpoint
+from tests.test_infer import CONF, draw
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt install chromium"),
+]
+EVIL = "<script>alert(1)<"
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pages")
+    for name in ("a", "b", EVIL):
+        draw(folder / "slides" / f"{name}.tiff")
+    segmentation = segmentation_checkpoint(folder / "best.ckpt")
+    grading = grading_checkpoint(folder / "grade.ckpt")
+    register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose(
+            "infer",
+            overrides=[
+                f"checkpoint={segmentation}",
+                f"grading_checkpoint={grading}",
+                f"slides={folder / 'slides'}",
+                f"output={folder / 'out'}",
+                f"run_dir={folder / 'out'}",
+                "engine.device=cpu",
+                "threshold=0.45",
+                "quantify.min_region_um2=40",
+            ],
+        )
+    infer(cfg)
+    return folder / "out"
+
+
+@pytest.fixture
+def page(out: Path) -> Iterator[Page]:
+    """A page that may ask for nothing but itself, and must not complain."""
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1400, "height": 2200})
+        told: list[str] = []
+        page.on("console", lambda message: told.append(message.text))
+        page.on("pageerror", lambda error: told.append(str(error)))
+        page.on("dialog", lambda dialog: told.append(dialog.message))
+        page.on("request", lambda request: None if request.url.startswith("file://") else told.append(request.url))
+        yield page
+        browser.close()
+        assert told == []
+
+
+def open_slide(page: Page, out: Path, name: str) -> None:
+    page.goto((out / name / "slide.html").as_uri())
+    page.wait_for_selector("#viewer.ready")
+
+
+def drawn(page: Page, pane: str) -> tuple[bytes, int]:
+    """What a pane shows, and how many px of it have the colour of a lit region."""
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    data = page.locator(f"#viewer .{pane}").screenshot()
+    with Image.open(io.BytesIO(data)) as image:
+        red, green, blue = np.moveaxis(np.asarray(image.convert("RGB")), 2, 0)
+    return data, int(((red < 40) & (green > 150) & (blue > 230)).sum())
+
+
+def test_the_slider_recolours_the_map_and_tells_what_quantify_finds(page: Page, out: Path) -> None:
+    open_slide(page, out, "a")
+    slider, percent, mm2 = (page.locator(f"#viewer .{name}") for name in ("threshold", "percent", "mm2"))
+    pictures = set()
+    with Slide.open(out.parent / "slides" / "a.tiff") as slide:
+        canvas = Canvas.open(out / "a" / "canvas.zarr")
+        for step in (0, 400, 450, 473, 1000):
+            slider.evaluate("(it, step) => { it.value = step; it.dispatchEvent(new Event('input')); }", step)
+            found = slide_quantification(
+                canvas, slide, canvas.resolution, step / 1000,
+                settings=QuantifySettings(0, 0, 0, 0), tissue=find_tissue(slide),
+            )  # fmt: skip
+            assert percent.inner_text() == f"{found['tumor_percent_of_tissue']:.2f}"
+            assert mm2.inner_text() == f"{found['tumor_mm2']:.3f}"
+            pictures.add(drawn(page, "right")[0])
+    assert len(pictures) >= 4, "the map is drawn anew"
+    exact, back = page.locator("#viewer .exact"), page.locator("#viewer .reset")
+    exact.fill("0.25")
+    exact.press("Enter")
+    assert slider.input_value() == "250"
+    back.click()
+    assert slider.input_value() == "450"
+    assert exact.input_value() == "0.450"
+    assert back.is_disabled()
+
+
+def test_panes_zoom_and_move_and_regions_light_up_from_the_table(page: Page, out: Path) -> None:
+    open_slide(page, out, "a")
+    text = page.locator("#viewer .scale span")
+    bar = page.locator("#viewer .scale i")
+
+    def um_per_px() -> float:
+        box = bar.bounding_box()
+        assert box is not None
+        return float(text.inner_text().removesuffix(" µm")) / float(box["width"])
+
+    whole, before = drawn(page, "left"), um_per_px()
+    side = page.locator("#viewer .left").bounding_box()
+    assert side is not None
+    assert before == pytest.approx(640 * 0.5 / side["width"], rel=0.02), "640 px of 0.5 µm fill the pane"
+    assert whole[1] == 0
+    row = page.locator("#regions tbody tr").first
+    row.hover()
+    assert drawn(page, "left")[1] > 20, "the region is outlined"
+    page.locator("h1").hover()
+    assert drawn(page, "left") == whole
+    row.locator("button").click()
+    assert "chosen" in (row.get_attribute("class") or "")
+    assert drawn(page, "right")[1] > 20
+    page.locator("#viewer .fit").click()
+    page.locator("#viewer .in").click()
+    zoomed = drawn(page, "left")
+    assert um_per_px() == pytest.approx(before / 1.5, rel=0.02)
+    pane = page.locator("#viewer .left").bounding_box()
+    assert pane is not None
+    x, y = pane["x"] + pane["width"] / 2, pane["y"] + pane["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 80, y + 30, steps=4)
+    page.mouse.up()
+    assert drawn(page, "left") != zoomed
+    # the wheel belongs to the page until the picture was clicked
+    page.evaluate("document.activeElement.blur()")
+    shown = um_per_px()
+    page.mouse.wheel(0, -400)
+    drawn(page, "left")
+    assert um_per_px() == shown
+    for mode in ("blend", "slide", "map", "pair"):
+        page.locator(f"#viewer input[value={mode}]").check()
+        assert page.locator("#viewer .right").is_visible() == (mode == "pair")
+    page.locator("#viewer .colours").select_option("viridis")
+    plain = drawn(page, "right")
+    page.locator("#viewer .attention").check()
+    assert drawn(page, "right") != plain
+
+
+def test_the_table_of_slides_sorts_and_leads_to_their_pages(page: Page, out: Path) -> None:
+    page.goto((out / "report.html").as_uri())
+    names = page.locator("table.sortable").first.locator("tbody tr td.id")
+    head = page.locator("table.sortable").first.locator("th button", has_text="Slide").first
+    head.click()
+    first = names.all_inner_texts()
+    head.click()
+    assert names.all_inner_texts() == first[::-1]
+    assert EVIL in first
+    page.locator("td.id a", has_text=EVIL).click()
+    page.wait_for_selector("#viewer.ready")
+    assert page.locator("h1").inner_text() == EVIL
