@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,10 +56,11 @@ def write(
     overlap: int = 0,
     batch: int = 3,
     fingerprint: str = "a",
+    **options: Any,
 ) -> Canvas:
     height, width = truth.shape
     with CanvasWriter(
-        path, resolution(width, height), patch, fingerprint, {"slide_id": "S1"}, overlap=overlap
+        path, resolution(width, height), patch, fingerprint, {"slide_id": "S1"}, overlap=overlap, **options
     ) as writer:
         for at in range(0, len(positions), batch):
             some = positions[at : at + batch]
@@ -113,7 +117,8 @@ def test_the_identity_network_gives_its_input_back(
     xs = [x - before for x in starts(width + before, patch, stride, edge)]
     with TemporaryDirectory() as folder:
         positions = [(x, y) for y in ys for x in xs]
-        canvas = write(Path(folder) / "c.zarr", truth, patch, positions, overlap=patch - stride)
+        expected = positions if data.draw(st.booleans(), label="tiles known beforehand") else None
+        canvas = write(Path(folder) / "c.zarr", truth, patch, positions, overlap=patch - stride, expected=expected)
         np.testing.assert_allclose(np.asarray(canvas), truth, atol=HALF_STEP, rtol=0)
         assert canvas.scored(0, 0, width, height).all()
 
@@ -227,17 +232,77 @@ def test_rounding_past_0_and_1_is_clipped(tmp_path: Path) -> None:
     assert np.unique(Canvas.open(tmp_path / "c").read(0, 0, 16, 8)).tolist() == [0, 1]
 
 
-def test_tiles_out_of_order_or_shape_are_refused(tmp_path: Path) -> None:
+def test_tiles_of_another_shape_or_unexpected_are_refused(tmp_path: Path) -> None:
     with CanvasWriter(tmp_path / "c", resolution(40, 30), 8, "f", {}) as writer:
-        writer.add(np.zeros((1, 8, 8)), [[0, 9]])
-        with pytest.raises(ValueError, match="y=8 comes after one at y=9"):
-            writer.add(np.zeros((1, 8, 8)), [[0, 8]])
         with pytest.raises(ValueError, match=r"\(n, 8, 8\)"):
             writer.add(np.zeros((1, 8, 9)), [[0, 9]])
         with pytest.raises(ValueError, match=r"and \(n, 2\)"):
             writer.add(np.zeros((2, 8, 8)), [[0, 9]])
     with pytest.raises(ValueError, match="is closed"):
         writer.add(np.zeros((1, 8, 8)), [[0, 9]])
+    with CanvasWriter(tmp_path / "c", resolution(40, 30), 8, "f", {}, expected=[[0, 9]]) as writer:
+        writer.add(np.zeros((1, 8, 8)), [[0, 9]])
+        with pytest.raises(ValueError, match=r"tile at \(0, 9\) was not expected, or comes twice"):
+            writer.add(np.zeros((1, 8, 8)), [[0, 9]])
+
+
+def test_a_canvas_that_lacks_tiles_gets_no_name(tmp_path: Path) -> None:
+    with (
+        pytest.raises(PandaError, match="1 of its tiles never came"),
+        CanvasWriter(tmp_path / "c", resolution(40, 30), 8, "f", {}, expected=[[0, 9], [8, 9]]) as writer,
+    ):
+        writer.add(np.zeros((1, 8, 8)), [[0, 9]])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_neither_the_order_of_tiles_nor_the_budget_changes_the_canvas(tmp_path: Path, known: bool) -> None:
+    """Wide, and by columns: with room for two blocks most of what is open lies on the disk, to the bit."""
+    height, width, patch = CHUNK + 200, 5 * CHUNK + 9, 300
+    truth = np.random.default_rng(2).random((height, width), np.float32)
+    grid = [(x, y) for y in starts(height, patch, 150, "shift") for x in starts(width, patch, 150, "shift")]
+    canvases = {}
+    for name, order, budget in (
+        ("rows", grid, 2**30),
+        ("rows, tight", grid, 2 * 2 * 4 * CHUNK**2),
+        ("columns", sorted(grid), 2 * 2 * 4 * CHUNK**2),
+    ):
+        options = {"expected": grid if known else None, "budget": budget}
+        canvases[name] = write(tmp_path / name, truth, patch, order, overlap=150, **options)
+    codes = {name: canvas.codes(0, 0, width, height) for name, canvas in canvases.items()}
+    np.testing.assert_array_equal(codes["rows, tight"], codes["rows"])
+    np.testing.assert_allclose(codes["columns"].astype(int), codes["rows"].astype(int), atol=1)
+    np.testing.assert_allclose(np.asarray(canvases["columns"]), truth, atol=HALF_STEP, rtol=0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(canvases)
+
+
+def test_sums_take_no_more_than_the_budget_and_blocks_are_closed_early(tmp_path: Path) -> None:
+    height, width, patch, block = 3 * CHUNK, 40 * CHUNK, 256, 2 * 4 * CHUNK**2
+    grid = [(x, y) for y in starts(height, patch, 256, "pad") for x in starts(width, patch, 256, "pad")]
+    with CanvasWriter(
+        tmp_path / "c", resolution(width, height), patch, "f", {}, expected=grid, budget=3 * block
+    ) as writer:
+        for at, (x, y) in enumerate(grid):
+            writer.add(np.full((1, patch, patch), 0.5), [(x, y)])
+            if at + 1 == len(grid) // 3:
+                # the first row of blocks has all its tiles: it lies on the disk, and no block is held
+                assert writer.blocks.keys() == []
+                assert len(list(tmp_path.glob("c.*.partial/c/0/*"))) == 40
+    assert block < writer.blocks.peak_bytes <= 3 * block
+    assert writer.blocks.spilled > 0
+
+
+def test_a_full_disk_leaves_no_canvas_and_no_sums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, data: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with (
+        pytest.raises(OSError, match="No space left"),
+        CanvasWriter(tmp_path / "c", resolution(2 * CHUNK, 8), 8, "f", {}, budget=1) as writer,
+    ):
+        writer.add(np.zeros((2, 8, 8)), [[0, 0], [CHUNK, 0]])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_old_canvas_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:

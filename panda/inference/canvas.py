@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,6 +20,7 @@ from zarr.codecs import ZstdCodec
 
 from panda.errors import PandaError
 from panda.files import remove, replace, sync
+from panda.inference.blocks import OpenBlocks
 from panda.inference.canvas_store import CHUNK, FORMAT, Canvas, quantise, stored_size
 from panda.wsi.geometry import Resolution
 
@@ -28,8 +29,8 @@ __all__ = ["Canvas", "CanvasWriter", "blend_window"]
 WINDOW_FLOOR = 0.01
 """Smallest weight along one axis: what only the rim of one tile covers still has its own value."""
 
-_FINISH_ROWS = 64
-"""Rows normalised at once, which bounds the temporary arrays."""
+BUDGET = 128 * 2**20
+"""Bytes of sums that are held in memory where nothing else is said: 64 blocks of 512 px."""
 
 _ROUNDING = 1e-3
 """How far outside 0..1 a probability may lie: the rounding of a mean over augmented copies, say."""
@@ -62,11 +63,14 @@ def blend_window(patch_size: int, overlap: int) -> NDArray[np.float32]:
 
 
 class CanvasWriter:
-    """Blends tiles into a canvas, from the top of the slide to its bottom.
+    """Blends tiles into a canvas.
 
-    Only the rows that a later tile can still touch are held as floats (``patch_size`` rows of value and
-    weight), and one row of chunks as codes: memory is O(slide width × patch), whatever the slide's height. It
-    writes under a partial name beside ``path`` and takes the final name in `close`; used in a ``with``
+    The canvas is summed in blocks of one chunk. A block is finished and written as soon as no tile can touch it any
+    more, which is known where ``expected`` says what tiles will come; else at the end. Of the unfinished ones
+    ``budget`` bytes are held in memory and the rest on the disk (`panda.inference.blocks`): memory depends neither on
+    the slide's height nor on its width.
+
+    It writes under a partial name beside ``path`` and takes the final name in `close`; used in a ``with``
     statement, it closes at the end of the block, or leaves nothing behind where the block raises.
 
     One writer at a time may write a given path: what a killed run left there unfinished is removed.
@@ -79,6 +83,8 @@ class CanvasWriter:
         fingerprint: Of all that makes this canvas, see `panda.files.fingerprint`.
         attrs: Plain data (JSON) kept with the canvas; ``slide_id`` is named in messages.
         overlap: Working px that neighbouring tiles share, ``patch_size - stride``; shapes the window.
+        expected: (n, 2) x, y of all tiles that will come, in any order; None where that is not known.
+        budget: Bytes of sums held in memory; it changes no result.
 
     Raises:
         ValueError: ``patch_size`` or ``overlap`` is impossible, or ``attrs`` is not plain data.
@@ -93,25 +99,29 @@ class CanvasWriter:
         attrs: Mapping[str, Any],
         *,
         overlap: int = 0,
+        expected: ArrayLike | None = None,
+        budget: int = BUDGET,
     ) -> None:
         self.path = Path(path)
         self._resolution = resolution
         self._patch = patch_size
-        self._window = blend_window(patch_size, overlap)
+        window = blend_window(patch_size, overlap)
+        self._window = np.outer(window, window)
         self._slide = f"slide {attrs['slide_id']}" if "slide_id" in attrs else f"canvas {self.path}"
         height, width = resolution.height, resolution.width
-        self._values = np.zeros((patch_size, width), np.float32)
-        self._weights = np.zeros((patch_size, width), np.float32)
-        self._chunk_rows = min(CHUNK, height)
-        self._pending = np.zeros((self._chunk_rows, width), np.uint16)
-        self._row = 0  # rows above are final
-        self._touched = 0  # rows from here on have met no tile yet
-        self._last_y: int | None = None
+        self._side = (min(CHUNK, height), min(CHUNK, width))
+        self._left: NDArray[np.int64] | None = None
+        self._missing = 0
+        if expected is not None:
+            self._left = self._touches(np.asarray(expected, np.int64).reshape(-1, 2))
+            self._missing = len(np.asarray(expected))
         self._open = True
         self.path.parent.mkdir(parents=True, exist_ok=True)
         for leftover in self.path.parent.glob(f"{self.path.name}.*.partial"):
             remove(leftover)
-        self._partial = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex[:12]}.partial")
+        mark = uuid.uuid4().hex[:12]
+        self._partial = self.path.with_name(f"{self.path.name}.{mark}.partial")
+        self.blocks = OpenBlocks(self.path.with_name(f"{self.path.name}.{mark}.sums.partial"), budget)
         meta: dict[str, Any] = {
             "panda_canvas": FORMAT,
             "fingerprint": fingerprint,
@@ -124,7 +134,7 @@ class CanvasWriter:
         self._array = zarr.create_array(
             str(self._partial),
             shape=(height, width),
-            chunks=(self._chunk_rows, min(CHUNK, width)),
+            chunks=self._side,
             dtype="uint16",
             compressors=ZstdCodec(level=3, checksum=True),
             fill_value=0,
@@ -132,17 +142,30 @@ class CanvasWriter:
             dimension_names=("y", "x"),
         )
 
+    def _touches(self, where: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many tiles touch each block, (rows, columns)."""
+        size, side = np.array([self._resolution.width, self._resolution.height]), np.array(self._side[::-1])
+        first, last = np.maximum(where, 0), np.minimum(where + self._patch, size)
+        inside = (first < last).all(axis=1)
+        (x0, y0), (x1, y1) = (first[inside] // side).T, ((last[inside] - 1) // side + 1).T
+        columns, rows = -(-size // side)
+        edges = np.zeros((rows + 1, columns + 1), np.int64)
+        for y, x, sign in ((y0, x0, 1), (y0, x1, -1), (y1, x0, -1), (y1, x1, 1)):
+            np.add.at(edges, (y, x), sign)
+        return edges.cumsum(0).cumsum(1)[:-1, :-1]
+
     def add(self, tiles: ArrayLike, positions: ArrayLike) -> None:
         """Blend a batch of tiles in.
 
         Args:
             tiles: (n, p, p) probabilities in [0, 1].
-            positions: (n, 2) x, y of their top-left corners in working px, sorted by y within a call and from
-                one call to the next. A tile may begin before the slide or reach past it: it is cropped.
+            positions: (n, 2) x, y of their top-left corners in working px. A tile may begin before the slide or
+                reach past it: it is cropped.
 
         Raises:
             PandaError: A probability is not finite, or outside [0, 1]; names the slide and the tile.
-            ValueError: The shapes disagree, the tiles are not sorted by y, or the writer is closed.
+            ValueError: The shapes disagree, a tile was not expected, or the writer is closed.
+            OSError: The disk is full.
         """
         prob, where = np.asarray(tiles, np.float32), np.asarray(positions, np.int64)
         if not self._open:
@@ -155,12 +178,10 @@ class CanvasWriter:
         for tile, (x, y) in zip(prob, where.tolist(), strict=True):
             self._check(tile, x, y)
             self._blend(tile, x, y)
+            self._missing -= 1
 
     def _check(self, tile: NDArray[np.float32], x: int, y: int) -> None:
-        """Refuse a tile that is out of order or holds what is no probability."""
-        if self._last_y is not None and y < self._last_y:
-            raise ValueError(f"tile at y={y} comes after one at y={self._last_y}; sort the tiles by y")
-        self._last_y = y
+        """Refuse a tile that holds what is no probability."""
         low, high = float(tile.min()), float(tile.max())
         if low >= -_ROUNDING and high <= 1 + _ROUNDING:  # false for NaN, which min and max hand on
             return
@@ -180,50 +201,36 @@ class CanvasWriter:
         y0, y1 = max(y, 0), min(y + self._patch, height)
         if x0 >= x1 or y0 >= y1:
             return
-        self._advance(y0)
-        rows, columns = self._window[y0 - y : y1 - y], self._window[x0 - x : x1 - x]
-        for ring, part in self._ring(y0, y1):
-            weight = rows[part, None] * columns
-            source = tile[y0 - y + part.start : y0 - y + part.stop, x0 - x : x1 - x]
-            self._values[ring, x0:x1] += np.clip(source, 0, 1) * weight
-            self._weights[ring, x0:x1] += weight
-        self._touched = max(self._touched, y1)
+        rows, columns = self._side
+        for row in range(y0 // rows, (y1 - 1) // rows + 1):
+            for column in range(x0 // columns, (x1 - 1) // columns + 1):
+                top, left, bottom, right = self._bounds(row, column)
+                if self._left is not None and self._left[row, column] == 0:
+                    raise ValueError(f"{self._slide}: tile at ({x}, {y}) was not expected, or comes twice")
+                sums = self.blocks.get((row, column), (2, bottom - top, right - left))
+                upper, lower, start, stop = max(y0, top), min(y1, bottom), max(x0, left), min(x1, right)
+                weight = self._window[upper - y : lower - y, start - x : stop - x]
+                into = sums[:, upper - top : lower - top, start - left : stop - left]
+                into[0] += np.clip(tile[upper - y : lower - y, start - x : stop - x], 0, 1) * weight
+                into[1] += weight
+                if self._left is not None:
+                    self._left[row, column] -= 1
+                    if self._left[row, column] == 0:
+                        self._finish(row, column)
 
-    def _ring(self, start: int, stop: int) -> Iterator[tuple[slice, slice]]:
-        """Where rows ``start..stop`` (at most a patch of them) lie in the rolling band: one piece or two."""
-        done = start
-        while done < stop:
-            at = done % self._patch
-            count = min(stop - done, self._patch - at)
-            yield slice(at, at + count), slice(done - start, done - start + count)
-            done += count
+    def _bounds(self, row: int, column: int) -> tuple[int, int, int, int]:
+        """Top, left, bottom and right of a block in working px."""
+        top, left = row * self._side[0], column * self._side[1]
+        bottom, right = top + self._side[0], left + self._side[1]
+        return top, left, min(bottom, self._resolution.height), min(right, self._resolution.width)
 
-    def _advance(self, row: int) -> None:
-        """Make all rows above ``row`` final; whole rows of chunks go to the disk."""
-        while self._row < row:
-            chunk_start = self._row - self._row % self._chunk_rows
-            chunk_stop = min(chunk_start + self._chunk_rows, self._resolution.height)
-            stop = min(row, chunk_stop, self._row + _FINISH_ROWS)
-            final = min(stop, self._touched)
-            for ring, part in self._ring(self._row, final):
-                values, weights = self._values[ring], self._weights[ring]
-                scored = weights > 0
-                prob = np.divide(values, weights, out=values, where=scored)
-                first = self._row - chunk_start + part.start
-                block = self._pending[first : first + part.stop - part.start]
-                block[:] = np.where(scored, quantise(np.clip(prob, 0, 1)), 0)
-                values[:] = 0
-                weights[:] = 0
-            self._row = stop
-            if stop == chunk_stop:
-                self._flush(chunk_start, chunk_stop)
-
-    def _flush(self, start: int, stop: int) -> None:
-        """Write a row of chunks; chunks in which nothing was scored take no space."""
-        rows = self._pending[: stop - start]
-        if rows.any():
-            self._array[start:stop] = rows
-            self._pending[:] = 0
+    def _finish(self, row: int, column: int) -> None:
+        """Write a block; what was not scored in it stays 0."""
+        values, weights = self.blocks.take((row, column))
+        scored = weights > 0
+        prob = np.divide(values, weights, out=values, where=scored)
+        top, left, bottom, right = self._bounds(row, column)
+        self._array[top:bottom, left:right] = np.where(scored, quantise(np.clip(prob, 0, 1)), 0)
 
     def close(self) -> Canvas:
         """Finish the last rows, bring all to the disk and give the canvas its name.
@@ -232,11 +239,17 @@ class CanvasWriter:
             The canvas, open for reading.
 
         Raises:
-            PandaError: Its files were removed meanwhile, as another writer of the same path does.
+            PandaError: Tiles are missing, or its files were removed meanwhile, as another writer of the same path
+                does.
+            OSError: The disk is full.
         """
         if self._open:
             try:
-                self._advance(self._resolution.height)
+                if self._left is not None and self._missing:
+                    raise PandaError(f"{self.path}: {self._missing} of its tiles never came; run the slide again")
+                for row, column in self.blocks.keys():
+                    self._finish(row, column)
+                self.blocks.close()
                 if not (self._partial / "zarr.json").is_file():
                     raise PandaError(
                         f"{self.path}: its unfinished files were removed while it was written; "
@@ -256,6 +269,7 @@ class CanvasWriter:
         """Leave nothing behind; what lay at ``path`` before stays. Does nothing once closed."""
         if self._open:
             self._open = False
+            self.blocks.close()
             remove(self._partial)
 
     def __enter__(self) -> CanvasWriter:
