@@ -267,8 +267,8 @@ def test_neither_the_order_of_tiles_nor_the_budget_changes_the_canvas(tmp_path: 
         ("rows, tight", grid, 2 * 2 * 4 * CHUNK**2),
         ("columns", sorted(grid), 2 * 2 * 4 * CHUNK**2),
     ):
-        options = {"expected": grid if known else None, "budget": budget}
-        canvases[name] = write(tmp_path / name, truth, patch, order, overlap=150, **options)
+        expected = grid if known else None
+        canvases[name] = write(tmp_path / name, truth, patch, order, overlap=150, expected=expected, budget=budget)
     codes = {name: canvas.codes(0, 0, width, height) for name, canvas in canvases.items()}
     np.testing.assert_array_equal(codes["rows, tight"], codes["rows"])
     np.testing.assert_allclose(codes["columns"].astype(int), codes["rows"].astype(int), atol=1)
@@ -286,7 +286,7 @@ def test_sums_take_no_more_than_the_budget_and_blocks_are_closed_early(tmp_path:
             writer.add(np.full((1, patch, patch), 0.5), [(x, y)])
             if at + 1 == len(grid) // 3:
                 # the first row of blocks has all its tiles: it lies on the disk, and no block is held
-                assert writer.blocks.keys() == []
+                assert writer.blocks.unfinished() == []
                 assert len(list(tmp_path.glob("c.*.partial/c/0/*"))) == 40
     assert block < writer.blocks.peak_bytes <= 3 * block
     assert writer.blocks.spilled > 0

@@ -140,7 +140,7 @@ def test_another_precision_than_the_threshold_s_is_noted(tmp_path: Path, run: In
     content = torch.load(path, weights_only=True)
     content["panda"]["precision"] = "bf16"
     torch.save(content, path)
-    run("a.tiff", f"checkpoint={path}")
+    run("a.tiff", f"checkpoint={path}", "engine.precision=fp32")
     (note,) = notes(tmp_path / "out")
     assert "engine.precision=bf16; these are of fp32" in note
     run("a.tiff", f"checkpoint={path}", "engine.precision=bf16")

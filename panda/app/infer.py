@@ -16,9 +16,10 @@ from tqdm import tqdm
 from panda.app.config import Faults, build, check_config
 from panda.app.door import SomeSlidesFailed, log_to_file, make_folder
 from panda.app.results import ONLY_UNGRADED, Results
-from panda.errors import ConfigError, ManifestError, SlideError
+from panda.errors import ConfigError, ManifestError
 from panda.files import locked, write_json
-from panda.inference.engine import SlideMapper, each_slide, tiles_on
+from panda.inference.choice import Choice, choose
+from panda.inference.engine import SlideMapper, SlidesAhead, each_slide, tiles_on
 from panda.inference.grader import GradingPredictor
 from panda.inference.predictor import EngineSettings, SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
@@ -26,8 +27,6 @@ from panda.report.inference_page import write_inference_page
 from panda.report.panels import attention_tiles
 from panda.report.slide_page import write_slide_page
 from panda.tasks.threshold import ThresholdChoice
-from panda.wsi.slide import Slide
-from panda.wsi.tissue import find_tissue
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +59,6 @@ def infer(cfg: DictConfig) -> list[dict[str, Any]]:
     grader = GradingPredictor.from_checkpoint(Path(cfg.grading_checkpoint), engine) if cfg.grading_checkpoint else None
     searched = cfg.threshold == "checkpoint"
     _check_provider(cfg.provider, predictor.threshold, searched)
-    notes = _notes(predictor, grader, searched, cfg.provider)
     threshold = predictor.threshold.of(cfg.provider) if searched else float(cfg.threshold)
     override = None if cfg.mpp_override is None else float(cfg.mpp_override)
     mapper = SlideMapper(predictor, threshold, quantify, grader, cfg.reader, override, cfg.colour_map)
@@ -69,13 +67,14 @@ def infer(cfg: DictConfig) -> list[dict[str, Any]]:
     folder, canvases = Path(cfg.run_dir), Path(cfg.output)
     make_folder(folder)
     log_to_file(folder / "infer.log")
+    choice = choose(predictor, threshold, paths, mapper.open, canvases / "engine.json")
+    log.info("network in %s on %s: %s", predictor.way, engine.torch_device, choice.why)
+    notes = _notes(predictor, grader, searched, cfg.provider, choice)
     results = Results(folder, mapper.made_with["fingerprint"])
 
     def work(path: Path, bar: "tqdm[Any]") -> None:
-        if path.stem in (".", ".."):
-            raise SlideError(f"{path}: {path.stem!r} cannot name a slide's folder; rename the file")
-        with Slide.open(path, reader=mapper.reader, mpp_override=mapper.mpp_override) as slide:
-            own, tissue = folder / slide.slide_id, find_tissue(slide)
+        with ahead.opened(path) as (slide, tissue):
+            own = folder / slide.slide_id
             canvas_path = canvases / slide.slide_id / "canvas.zarr"
             with locked(own / "slide.html"):  # so that another run's tiles and page do not come between
                 mapped = mapper.map(slide, tissue, own, canvas_path, tiles_on(bar))
@@ -89,13 +88,14 @@ def infer(cfg: DictConfig) -> list[dict[str, Any]]:
             results.write()
 
     results.write()
-    each_slide(paths, lambda path: path.stem, "inference", work, results.fail)
+    with SlidesAhead(paths, mapper.open) as ahead:
+        each_slide(paths, lambda path: path.stem, "inference", work, results.fail)
     results.scan()  # what another process mapped into this folder meanwhile
     rows = results.write()
     if others := results.note():
         log.warning("%s", others)
         notes.append(others)
-    about = _about(mapper, predictor.threshold if searched else None, cfg.provider) | {
+    about = _about(mapper, predictor.threshold if searched else None, cfg.provider, choice) | {
         "last_run": {
             "slides": len(paths),
             "failed": len(results.failed),
@@ -211,31 +211,38 @@ def _slides_of_table(table: Path) -> list[Path]:
 
 
 def _notes(
-    predictor: SegmentationPredictor, grader: GradingPredictor | None, searched: bool, provider: str | None
+    predictor: SegmentationPredictor,
+    grader: GradingPredictor | None,
+    searched: bool,
+    provider: str | None,
+    choice: Choice,
 ) -> list[str]:
-    """What a reader of the results has to know about the checkpoints.
+    """What a reader of the results has to know about the checkpoints and how they are run.
 
     Args:
         predictor: The segmentation.
         grader: The grading, if any.
         searched: Whether the segmentation's own threshold is used.
         provider: Of the slides, if it was given.
+        choice: How the network is run.
     """
     notes = []
-    choice = predictor.threshold
-    if searched and choice.by_provider and provider is None:
-        own = ", ".join(f"{name} {choice.of(name):.3f}" for name in choice.by_provider)
+    frozen = predictor.threshold
+    if searched and frozen.by_provider and provider is None:
+        own = ", ".join(f"{name} {frozen.of(name):.3f}" for name in frozen.by_provider)
         notes.append(
             f"The checkpoint has thresholds by provider ({own}); the provider of these slides is not known, so that of "
-            f"all is used, {choice.value:.3f}. provider=… takes another."
+            f"all is used, {frozen.value:.3f}. provider=… takes another."
         )
-    # Checkpoints of earlier versions do not say.
-    chosen_at, precision = predictor.carried.get("precision"), predictor.settings.precision
-    if searched and chosen_at not in (None, precision):
+    carried, precision = predictor.carried, predictor.way.precision
+    if searched and carried["precision"] != precision:
+        tried = "" if choice.moved is None else f"; tried on tiles of one slide, {choice.why}"
         notes.append(
-            f"The threshold was chosen on maps of engine.precision={chosen_at}; these are of {precision}, whose "
-            "probabilities differ a little."
+            f"The threshold was chosen on maps of engine.precision={carried['precision']}; these are of {precision}, "
+            f"whose probabilities differ a little{tried}."
         )
+    if searched and carried["tta"] != (tta := predictor.settings.tta):
+        notes.append(f"The threshold was chosen on maps of engine.tta={carried['tta']}; these are of {tta}.")
     if grader is not None and grader.carried["segmentation"] not in (None, predictor.fingerprint):
         notes.append(
             "The grader was trained on tiles that another segmentation chose: its grades are outside what was tested."
@@ -245,7 +252,7 @@ def _notes(
     return notes
 
 
-def _about(mapper: SlideMapper, choice: ThresholdChoice | None, provider: str | None) -> dict[str, Any]:
+def _about(mapper: SlideMapper, choice: ThresholdChoice | None, provider: str | None, how: Choice) -> dict[str, Any]:
     """What made the maps, for `inference.json`."""
     engine = mapper.predictor.settings
     return {
@@ -256,7 +263,10 @@ def _about(mapper: SlideMapper, choice: ThresholdChoice | None, provider: str | 
         "provider": provider,
         "quantify": asdict(mapper.quantify),
         "resolution": dict(mapper.predictor.carried["resolution"]),
-        "precision": engine.precision,
+        "precision": mapper.predictor.way.precision,
+        "compiled": mapper.predictor.way.compiled,
+        "engine_choice": how.why,
+        "tta": engine.tta,
         "reader": mapper.reader,
         "mpp_override": mapper.mpp_override,
         "device": str(engine.torch_device),

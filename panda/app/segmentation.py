@@ -136,8 +136,9 @@ class SegmentationExperiment:
         self.optim: Optim = faults.build(plain["optim"])
         self.settings: SegmentationSettings = faults.build(plain["task"])
         self.quantify: QuantifySettings = faults.build(plain["quantify"])
-        self.engine: EngineSettings = faults.build(plain["engine"])
+        engine: EngineSettings = faults.build(plain["engine"])
         faults.raise_any()
+        self.engine = engine.frozen()
 
     def run(self, run: Run) -> None:
         """See `Experiment.run`."""
@@ -156,6 +157,7 @@ class SegmentationExperiment:
             "overlap": self.settings.overlap,
             "labels": {name: sorted(labels.cancer) for name, labels in PROVIDERS.items()},
             "precision": self.engine.precision,
+            "tta": self.engine.tta,
             "train_slides": sorted(record.slide_id for record in splits["train"]),
             "val_slides": sorted(record.slide_id for record in splits["val"]),
         }
@@ -243,7 +245,13 @@ class SegmentationExperiment:
             )
             found = fit_temperature(pooled(histograms(scores)), VALIDATION.format(len(scores)), choice.date)
             temperature = found.plain()
-        replace_carried(run.best, threshold=choice.plain(), precision=self.engine.precision, calibration=temperature)
+        replace_carried(
+            run.best,
+            threshold=choice.plain(),
+            precision=self.engine.precision,
+            tta=self.engine.tta,
+            calibration=temperature,
+        )
         run.summary |= {
             "threshold": choice.value,
             "threshold_choice": choice.plain(),

@@ -22,7 +22,7 @@ from panda.tasks.checkpoint import Task, read_checkpoint, replace_carried
 RECORD = "training.json"
 SCORES = "validation_scores.npz"
 CHECKPOINTS = ("best.ckpt", "last.ckpt")
-AFTER_TRAINING = ("threshold", "precision", "overlap", "calibration")
+AFTER_TRAINING = ("threshold", "precision", "tta", "overlap", "calibration")
 """What a checkpoint carries that is decided anew once training has ended."""
 EVALUATION = (
     "name", "run_dir", "resume", "debug", "logger",

@@ -34,7 +34,7 @@ class OpenBlocks:
         self.peak_bytes = 0
         self.spilled = 0
 
-    def keys(self) -> list[Key]:
+    def unfinished(self) -> list[Key]:
         """All blocks that were begun and not taken out, by row and column."""
         return sorted([*self._held, *self._away])
 

@@ -247,7 +247,7 @@ class CanvasWriter:
             try:
                 if self._left is not None and self._missing:
                     raise PandaError(f"{self.path}: {self._missing} of its tiles never came; run the slide again")
-                for row, column in self.blocks.keys():
+                for row, column in self.blocks.unfinished():
                     self._finish(row, column)
                 self.blocks.close()
                 if not (self._partial / "zarr.json").is_file():

@@ -1,10 +1,12 @@
 """Runs slides one after the other: what each leaves, and what happens to a bad one."""
 
+import contextlib
 import errno
 import functools
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -13,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from panda.data.patches import Failure
-from panda.errors import PandaError
+from panda.errors import PandaError, SlideError
 from panda.files import fingerprint, identity, write_json, write_table
 from panda.inference.canvas import Canvas
 from panda.inference.export import write_geojson, write_ome_tiff
@@ -24,7 +26,7 @@ from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings, slide_quantification
 from panda.wsi.labels import LabelMask
 from panda.wsi.slide import ReaderName, Slide
-from panda.wsi.tissue import RULES, TissueMap
+from panda.wsi.tissue import RULES, TissueMap, find_tissue
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +76,52 @@ def each_slide(
                 if on_failure:
                     on_failure(failure)
     return outcome
+
+
+class SlidesAhead:
+    """Opens slides and finds their tissue, each while the one before it is being worked on.
+
+    Args:
+        paths: The slides, in the order in which they will be asked for.
+        open_slide: Opens one.
+    """
+
+    def __init__(self, paths: Sequence[Path], open_slide: Callable[[Path], Slide]) -> None:
+        self._after = dict(zip(paths, [*paths[1:], None], strict=True)) if paths else {}
+        self._open_slide = open_slide
+        self._pool = ThreadPoolExecutor(1)
+        self._waiting: dict[Path, Future[tuple[Slide, TissueMap]]] = {}
+
+    def _opened(self, path: Path) -> tuple[Slide, TissueMap]:
+        slide = self._open_slide(path)
+        try:
+            return slide, find_tissue(slide)
+        except BaseException:
+            slide.close()
+            raise
+
+    @contextlib.contextmanager
+    def opened(self, path: Path) -> Iterator[tuple[Slide, TissueMap]]:
+        """The slide and its tissue; the slide is closed at the end of the block.
+
+        Raises:
+            SlideError: If it cannot be opened, or has no tissue.
+        """
+        coming = self._waiting.pop(path, None) or self._pool.submit(self._opened, path)
+        if (following := self._after.get(path)) is not None:
+            self._waiting[following] = self._pool.submit(self._opened, following)
+        slide, tissue = coming.result()
+        with slide:
+            yield slide, tissue
+
+    def __enter__(self) -> "SlidesAhead":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        for coming in self._waiting.values():
+            if not coming.cancelled() and coming.exception() is None:
+                coming.result()[0].close()
 
 
 def passed_over(slide_id: str, stage: str, error: Exception) -> Failure:
@@ -204,7 +252,8 @@ class SlideMapper:
             else None,
             "threshold": self.threshold,
             "quantify": asdict(self.quantify),
-            "precision": self.predictor.settings.precision,
+            "precision": self.predictor.way.precision,
+            "tta": self.predictor.settings.tta,
             "tissue_rules": RULES,
             "reader": self.reader,
             "mpp_override": self.mpp_override,
@@ -214,6 +263,16 @@ class SlideMapper:
             "grading_checkpoint": str(self.grader.checkpoint.path) if self.grader else None,
         }
         return {"fingerprint": fingerprint(values), **checkpoints, **values}
+
+    def open(self, path: Path) -> Slide:
+        """Opens a slide as its results will say it was opened.
+
+        Raises:
+            SlideError: If it cannot be opened, or its name can be no folder's.
+        """
+        if path.stem in (".", ".."):
+            raise SlideError(f"{path}: {path.stem!r} cannot name a slide's folder; rename the file")
+        return Slide.open(path, reader=self.reader, mpp_override=self.mpp_override)
 
     def in_sample(self, slide_id: str) -> str | None:
         """What a slide was to the networks: `training`, `validation` (epoch or threshold chosen on it), or None."""

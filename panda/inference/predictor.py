@@ -5,25 +5,26 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from panda.errors import CheckpointError, ConfigError, SlideError
+from panda.errors import CheckpointError, SlideError
 from panda.files import fingerprint, identity, locked
 from panda.inference.canvas import Canvas, CanvasWriter
+from panda.inference.compute import EngineSettings, Forward, Way
 from panda.models.segmentation import Segmenter
 from panda.tasks.checkpoint import Checkpoint, read_checkpoint
-from panda.tasks.segmentation import probabilities
 from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.geometry import Resolution, round_px
 from panda.wsi.grid import Grid, tissue_grid
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import RULES, TissueMap
+
+__all__ = ["EngineSettings", "SegmentationPredictor", "resolution_for", "restored"]
 
 log = logging.getLogger(__name__)
 
@@ -33,49 +34,12 @@ N = TypeVar("N", bound=torch.nn.Module)
 # levels differ by a factor of 2 or more.
 SAME_MPP = 0.05
 
+ENGINE = 1
+"""A new number whenever the same network and settings would give other last digits: canvases are made anew then."""
 
-@dataclass(frozen=True)
-class EngineSettings:
-    """How a network is run over slides.
-
-    Args:
-        device: `auto` takes CUDA, else Apple's GPU, else the CPU.
-        precision: `fp32`, or `bf16` autocast.
-        batch_size: Tiles that go through the network at once.
-        read_threads: Threads that read tiles ahead of the network.
-
-    Raises:
-        ConfigError: If a number is not positive.
-    """
-
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
-    batch_size: int = 8
-    read_threads: int = 2
-
-    def __post_init__(self) -> None:
-        faults = [
-            f"engine.{key}={getattr(self, key)} must be at least 1"
-            for key in ("batch_size", "read_threads")
-            if getattr(self, key) < 1
-        ]
-        if self.device == "cuda" and not torch.cuda.is_available():
-            faults.append("engine.device=cuda: no CUDA device was found; use engine.device=cpu")
-        if faults:
-            raise ConfigError(faults)
-
-    @property
-    def torch_device(self) -> torch.device:
-        """The device that `device` comes to on this machine."""
-        if self.device != "auto":
-            return torch.device(self.device)
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-    def autocast(self) -> torch.autocast:
-        """The autocast context of `precision` on the device."""
-        return torch.autocast(self.torch_device.type, torch.bfloat16, enabled=self.precision == "bf16")
+COLUMN_PX = 4096
+"""Width in px of the level that is read of the columns in which a slide is mapped: a row of its tiles is kept by the
+reader, and a row of its blocks by the canvas, however wide the slide."""
 
 
 def resolution_for(slide: Slide, asked: Mapping[str, Any]) -> Resolution:
@@ -108,16 +72,20 @@ def resolution_for(slide: Slide, asked: Mapping[str, Any]) -> Resolution:
 def _read_batches(
     slide: Slide, grid: Grid, settings: EngineSettings
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
-    """Yields tiles (n, p, p, 3) and their positions (n, 2) in working px, read ahead by two batches."""
+    """Yields tiles (n, p, p, 3) and their positions (n, 2) in working px, read ahead by two batches.
+
+    Column by column of the slide, each of them row by row.
+    """
     size = (grid.patch_size, grid.patch_size)
     starts = range(0, len(grid.working), settings.batch_size)
+    column = grid.level0[:, 0] // round(COLUMN_PX * grid.resolution.level_downsample)
+    order = np.argsort(column, kind="stable")
+    working, level0 = grid.working[order], grid.level0[order]
     with ThreadPoolExecutor(settings.read_threads) as pool:
 
         def submit(start: int) -> tuple[int, list[Future[NDArray[np.uint8]]]]:
             stop = start + settings.batch_size
-            tiles = [
-                pool.submit(slide.read, grid.resolution, (int(x), int(y)), size) for x, y in grid.level0[start:stop]
-            ]
+            tiles = [pool.submit(slide.read, grid.resolution, (int(x), int(y)), size) for x, y in level0[start:stop]]
             return start, tiles
 
         waiting = deque(submit(start) for start in starts[:2])
@@ -127,13 +95,7 @@ def _read_batches(
             images = np.stack([tile.result() for tile in tiles])
             if (following := next(upcoming, None)) is not None:
                 waiting.append(submit(following))
-            yield images, grid.working[start : start + len(tiles)]
-
-
-def to_tensor(images: NDArray[np.uint8], device: torch.device) -> torch.Tensor:
-    """Images (n, h, w, 3) uint8 to (n, 3, h, w) float32 in [0, 1] on the device."""
-    moved = torch.from_numpy(np.ascontiguousarray(images)).to(device)
-    return moved.permute(0, 3, 1, 2).float().div_(255)
+            yield images, working[start : start + len(tiles)]
 
 
 class SegmentationPredictor:
@@ -154,7 +116,8 @@ class SegmentationPredictor:
         self.settings = settings
         self.threshold = ThresholdChoice.from_plain(self.carried["threshold"])
         self.fingerprint = checkpoint.fingerprint
-        self.network = restored(Segmenter, checkpoint).eval().to(settings.torch_device)
+        self.network = restored(Segmenter, checkpoint).eval()
+        self.use(Forward(self.network, settings, settings.way(self.carried["precision"])))
 
     @classmethod
     def from_checkpoint(cls, path: Path, settings: EngineSettings) -> "SegmentationPredictor":
@@ -165,6 +128,15 @@ class SegmentationPredictor:
         """
         return cls(read_checkpoint(path, "segmentation"), settings)
 
+    def use(self, forward: Forward) -> None:
+        """Runs the network in another way from now on."""
+        self.forward = forward
+
+    @property
+    def way(self) -> Way:
+        """Precision and compilation that the network is run in."""
+        return self.forward.way
+
     def grid(self, slide: Slide, tissue: TissueMap) -> Grid:
         """Every tile that holds tissue, overlapping as the checkpoint says."""
         patch = int(self.carried["patch_size"])
@@ -173,13 +145,16 @@ class SegmentationPredictor:
         return tissue_grid(resolution, tissue, patch, stride, edge="shift", min_tissue=0.0)
 
     def canvas_fingerprint(self, slide: Slide, resolution: Resolution) -> str:
-        """Of all that makes a canvas: network, grid, precision, the slide's identity, and what reads it."""
+        """Of all that makes a canvas: network, grid, how it is run, the slide's identity, and what reads it."""
         return fingerprint(
             {
                 "network": self.fingerprint,
                 "patch_size": self.carried["patch_size"],
                 "overlap": self.carried["overlap"],
-                "precision": self.settings.precision,
+                "engine": ENGINE,
+                "precision": self.way.precision,
+                "compiled": self.way.compiled,
+                "tta": self.settings.tta,
                 "downsample": resolution.downsample,
                 "level": resolution.level,
                 "mpp": resolution.mpp,
@@ -240,21 +215,30 @@ class SegmentationPredictor:
         if len(grid.working) == 0:
             raise SlideError(f"{slide.path}: no tile holds tissue at {resolution.width} × {resolution.height} px")
         attrs = {"slide_id": slide.slide_id, "checkpoint": self.checkpoint.path.name, "tiles": len(grid.working)}
-        device = self.settings.torch_device
         with (
             CanvasWriter(
-                path, resolution, grid.patch_size, made_of, attrs, overlap=grid.patch_size - grid.stride
+                path,
+                resolution,
+                grid.patch_size,
+                made_of,
+                attrs,
+                overlap=grid.patch_size - grid.stride,
+                expected=grid.working,
+                budget=self.settings.canvas_mib * 2**20,
             ) as writer,
-            torch.inference_mode(),
-            self.settings.autocast(),
+            ThreadPoolExecutor(1) as blender,
         ):
             done = 0
+            blending: deque[Future[None]] = deque()
             for images, positions in _read_batches(slide, grid, self.settings):
-                prob = probabilities(self.network, to_tensor(images, device))
-                writer.add(prob.float().cpu().numpy(), positions)
+                blending.append(blender.submit(writer.add, self.forward(images), positions))
+                if len(blending) > 1:
+                    blending.popleft().result()
                 done += len(images)
                 if on_tiles:
                     on_tiles(done, len(grid.working))
+            while blending:
+                blending.popleft().result()
             return writer.close()
 
 

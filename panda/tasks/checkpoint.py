@@ -72,6 +72,7 @@ class _Segmentation(_Network, strict=True):
     labels: dict[str, list[int]]  # provider -> mask codes that count as cancer
     threshold: _Threshold
     precision: Literal["fp32", "bf16"]  # of the engine that mapped the slides on which the threshold was chosen
+    tta: Literal["none", "flip", "d4"] = "none"  # likewise: copies of a tile that were averaged
     calibration: _Calibration | None = None  # what is known of the probabilities; maps are not changed by it
 
 

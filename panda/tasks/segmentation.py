@@ -140,8 +140,3 @@ class SegmentationTask(pl.LightningModule):
             "segmentation",
             {**self.carried, "network": self.network.plain(), "threshold": self.threshold.plain()},
         )
-
-
-def probabilities(network: Segmenter, image: Tensor) -> Tensor:
-    """Cancer probability (N, h, w) float32 of images (N, 3, h, w) in [0, 1]."""
-    return torch.sigmoid(network(image).float())[:, 0]

@@ -1,0 +1,195 @@
+"""How a network is run: device, precision, memory layout, compilation, and copies that are turned or mirrored."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from panda.errors import ConfigError
+from panda.inference.canvas import BUDGET
+
+Precision = Literal["fp32", "bf16"]
+TTA = Literal["none", "flip", "d4"]
+
+Move = Callable[[Tensor], Tensor]
+
+
+def _turned(quarters: int, mirrored: bool) -> tuple[Move, Move]:
+    """A symmetry of the square, of (n, c, h, w), and what takes it back, of (n, h, w)."""
+
+    def there(image: Tensor) -> Tensor:
+        image = image.rot90(quarters, (-2, -1)) if quarters else image
+        return image.flip(-1) if mirrored else image
+
+    def back(prob: Tensor) -> Tensor:
+        prob = prob.flip(-1) if mirrored else prob
+        return prob.rot90(-quarters, (-2, -1)) if quarters else prob
+
+    return there, back
+
+
+_COPIES: dict[TTA, list[tuple[Move, Move]]] = {
+    "none": [_turned(0, False)],
+    "flip": [_turned(quarters, mirrored) for quarters in (0, 2) for mirrored in (False, True)],
+    "d4": [_turned(quarters, mirrored) for quarters in range(4) for mirrored in (False, True)],
+}
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How networks are run over slides.
+
+    Args:
+        device: `auto` takes CUDA, else Apple's GPU, else the CPU.
+        precision: `fp32`, or `bf16` autocast. `auto`: in training what is fast on this device, and the checkpoint
+            keeps it with the threshold; in inference that of the checkpoint's threshold, or what is fast here where a
+            trial shows that the tumour area stays (`panda.inference.choice`).
+        compile: Whether the network goes through `torch.compile` first, a matter of some ten seconds: `always`,
+            `never`, or `auto`: in inference, on a CPU, where there is so much to do that it pays.
+        tta: Copies of each tile whose probabilities are averaged: `none`; `flip`, the 4 that mirrorings give; `d4`,
+            those and quarter turns, 8.
+        batch_size: Tiles that go through the network at once.
+        read_threads: Threads that read tiles ahead of the network.
+        canvas_mib: MiB of unfinished canvas held in memory; what is more lies on the disk meanwhile.
+
+    Raises:
+        ConfigError: If a number is not positive, or the device or a compiler is absent.
+    """
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: Literal["auto", "always", "never"] = "auto"
+    tta: TTA = "none"
+    batch_size: int = 8
+    read_threads: int = 2
+    canvas_mib: int = BUDGET // 2**20
+
+    def __post_init__(self) -> None:
+        faults = [
+            f"engine.{key}={getattr(self, key)} must be at least 1"
+            for key in ("batch_size", "read_threads", "canvas_mib")
+            if getattr(self, key) < 1
+        ]
+        if self.device == "cuda" and not torch.cuda.is_available():
+            faults.append("engine.device=cuda: no CUDA device was found; use engine.device=cpu")
+        if self.compile == "always" and not self.can_compile:
+            faults.append(
+                "engine.compile=always needs a C++ compiler (g++ or clang++), and none was found: install one, or use "
+                "engine.compile=never"
+            )
+        if faults:
+            raise ConfigError(faults)
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device that `device` comes to on this machine."""
+        if self.device != "auto":
+            return torch.device(self.device)
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+    @property
+    def can_compile(self) -> bool:
+        """Whether there is what `torch.compile` needs on the device."""
+        return self.torch_device.type != "cpu" or any(map(shutil.which, ("g++", "clang++", "cl")))
+
+    @property
+    def fast_precision(self) -> Precision:
+        """bf16 where the device computes in it natively (without that it is slower than fp32), else fp32."""
+        kind = self.torch_device.type
+        if kind == "cuda":
+            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        if kind == "cpu":
+            return "bf16" if _cpu_has_bf16() else "fp32"
+        return "fp32"
+
+    def frozen(self) -> EngineSettings:
+        """The same with `auto` replaced by what is fast here: for maps on which a threshold is chosen."""
+        precision = self.fast_precision if self.precision == "auto" else self.precision
+        return replace(self, precision=precision)
+
+    def way(self, carried: Precision) -> Way:
+        """What these settings come to without a trial.
+
+        Args:
+            carried: Precision at which the threshold was chosen.
+        """
+        return Way(carried if self.precision == "auto" else self.precision, self.compile == "always")
+
+    def autocast(self) -> torch.autocast:
+        """The autocast context of `precision` on the device; `auto` is fp32 here."""
+        return torch.autocast(self.torch_device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the CPU has instructions for bf16 (AVX512-BF16 or AMX), as torch sees it."""
+    asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(known() for known in asked if known is not None)
+
+
+@dataclass(frozen=True)
+class Way:
+    """The part of the settings that decides the last digits of a probability.
+
+    Attributes:
+        precision: In which the network computes.
+        compiled: Whether it goes through `torch.compile`.
+    """
+
+    precision: Precision
+    compiled: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.precision}{', compiled' if self.compiled else ''}"
+
+
+class Forward:
+    """A segmentation network in evaluation, from pixels to probabilities.
+
+    Args:
+        network: (n, 3, h, w) in [0, 1] to logits (n, 1, h, w); it is moved to the device.
+        settings: Device, copies and batch size.
+        way: Precision and compilation.
+    """
+
+    def __init__(self, network: nn.Module, settings: EngineSettings, way: Way) -> None:
+        self.settings = settings
+        self.way = way
+        self._device = settings.torch_device
+        # The same numbers, in the order that convolutions on CPUs and tensor cores like.
+        self._layout = torch.contiguous_format if self._device.type == "mps" else torch.channels_last
+        self._network: Any = network.eval().to(self._device).to(memory_format=self._layout)
+        if way.compiled:
+            options: dict[str, Any] = {"freezing": True} if self._device.type == "cpu" else {}
+            self._network = torch.compile(self._network, dynamic=False, options=options)
+
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Cancer probabilities (n, h, w) of images (n, h, w, 3)."""
+        count = len(images)
+        if self.way.compiled and count < self.settings.batch_size:
+            # A batch of another size would be compiled anew.
+            rest = self.settings.batch_size - count
+            images = np.concatenate([images, np.zeros((rest, *images.shape[1:]), np.uint8)])
+        moved = torch.from_numpy(np.ascontiguousarray(images)).to(self._device)
+        batch = moved.permute(0, 3, 1, 2).float().div_(255)
+        copies = _COPIES[self.settings.tta]
+        half = self.way.precision == "bf16"
+        # A frozen graph is none for inference tensors.
+        guard = torch.no_grad() if self.way.compiled else torch.inference_mode()
+        with guard, torch.autocast(self._device.type, torch.bfloat16, enabled=half):
+            total: Tensor | None = None
+            for there, back in copies:
+                logits = self._network(there(batch).contiguous(memory_format=self._layout))
+                prob = back(torch.sigmoid(logits.float())[:, 0])
+                total = prob if total is None else total + prob
+            assert total is not None
+            mean = total if len(copies) == 1 else total / len(copies)
+        return np.asarray(mean[:count].float().cpu().numpy(), np.float32)
