@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from hydra import compose, initialize_config_dir
+from PIL import Image
 
 from panda.app.config import register_resolvers
 from panda.app.door import SomeSlidesFailed
@@ -20,9 +22,11 @@ from panda.app.infer import infer
 from panda.errors import ConfigError
 from panda.files import write_json
 from panda.inference import engine
+from panda.inference.canvas import Canvas
 from panda.inference.engine import SlideMapper
 from panda.inference.predictor import EngineSettings, SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
+from panda.report.folder import read_csv
 from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import RULES, find_tissue
@@ -369,3 +373,36 @@ def test_a_canvas_is_not_replaced_while_it_is_read(tmp_path: Path, slides: Path)
             assert np.array_equal(np.asarray(canvas), before)
         thread.join()
         assert other.predict(slide, tissue, path).fingerprint != canvas.fingerprint
+
+
+def test_slides_that_have_a_mask_are_scored_against_it(tmp_path: Path, slides: Path, run: Infer) -> None:
+    masks = tmp_path / "train_label_masks"
+    masks.mkdir()
+    for name in "ab":
+        codes = np.zeros((512, 640, 3), np.uint8)
+        codes[100:400, 100 : 300 if name == "a" else 500, 0] = 2
+        tifffile.imwrite(masks / f"{name}_mask.tiff", codes, tile=(256, 256), photometric="rgb", compression="deflate")
+    rows = [f"{name},karolinska,5,5+5\n" for name in "ab"]
+    (tmp_path / "train.csv").write_text("image_id,data_provider,isup_grade,gleason_score\n" + "".join(rows))
+    run("*.tiff", f"labels={tmp_path}", "threshold=0.42", "quantify.min_region_um2=0", "quantify.min_hole_um2=0")
+    table = {row["slide_id"]: row for row in read_csv(tmp_path / "out" / "quantification.csv")}
+    assert table["c"]["dice"] == ""
+    for name in "ab":
+        with Slide.open(slides / f"{name}.tiff") as slide:
+            canvas = Canvas.open(tmp_path / "out" / name / "canvas.zarr")
+            tissue = find_tissue(slide).crop(canvas.resolution, (0, 0), canvas.resolution.size)
+        found = (np.asarray(canvas) >= 0.42) & tissue
+        true = np.zeros(found.shape, np.bool_)
+        true[25:100, 25 : 75 if name == "a" else 125] = True
+        true &= tissue
+        dice = 2 * (found & true).sum() / (found.sum() + true.sum())
+        assert float(table[name]["dice"]) == pytest.approx(dice)
+        assert float(table[name]["true_tumor_mm2"]) == pytest.approx(true.sum() * 4e-6)
+        difference = (int(found.sum()) - int(true.sum())) * 4e-6
+        assert float(table[name]["tumor_difference_mm2"]) == pytest.approx(difference)
+        with Image.open(tmp_path / "out" / name / "map.png") as image:
+            assert (np.asarray(image)[..., 2] > 0).any()
+    (masks / "a_mask.tiff").unlink()
+    (masks / "b_mask.tiff").unlink()
+    with pytest.raises(ConfigError, match="none of the 3 slides has a mask there \\(2 are in its table\\)"):
+        run("*.tiff", f"labels={tmp_path}")

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from panda.errors import PandaError
+from panda.report.agreement import agreement_chart
 from panda.report.charts import Bar, Line, bar_chart, line_chart, ticks
 from panda.report.folder import inside, link, natural, number, read_picture
 from panda.report.inference_page import write_inference_page
@@ -380,6 +381,24 @@ def test_a_job_that_was_killed_is_not_called_failed(tmp_path: Path) -> None:
     write_sweep(tmp_path)
     with (tmp_path / "sweep.csv").open(newline="") as file:
         assert [row["state"] for row in csv.DictReader(file)] == ["unfinished", "failed"]
+
+
+def test_agreement_of_areas_is_bland_and_altman_s(run: Path) -> None:
+    found, true = [1.0, 2.5, 0.2, 4.0], [1.2, 2.0, 0.0, 3.1]
+    rows = [
+        {"slide_id": f"s{k}", "provider": "radboud", "dice": 0.5, "tumor_mm2": a, "true_tumor_mm2": b}
+        for k, (a, b) in enumerate(zip(found, true, strict=True))
+    ]
+    text = str(agreement_chart(rows))
+    gap = np.array(found) - true
+    low, high = (gap.mean() + sign * 1.96 * gap.std(ddof=1) for sign in (-1, 1))
+    assert f"mean {gap.mean():+.3f} mm²" in text
+    assert f"limits of agreement {low:+.3f} to {high:+.3f} mm² over 4 slides" in text
+    heights = [float(y) for y in re.findall(r'circle cx="[0-9.]+" cy="([0-9.]+)"', text)]
+    assert np.argsort(heights).tolist() == np.argsort(-gap).tolist(), "the larger the difference, the higher"
+    assert agreement_chart([*rows[:2], {"slide_id": "x", "tumor_mm2": "", "true_tumor_mm2": "1"}]) == ""
+    _write_csv(run / "test_slides.csv", rows)
+    assert "limits of agreement" in check_page(write_run_page(run))
 
 
 def test_a_sweep_without_jobs_and_one_with_failures_only(tmp_path: Path) -> None:

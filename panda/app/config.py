@@ -36,7 +36,7 @@ KEYS = {
     },
     "infer": {
         "quantify", "engine", "checkpoint", "grading_checkpoint", "slides", "output", "threshold", "provider",
-        "mpp_override", "reader", "colour_map", "debug", "run_dir",
+        "labels", "mpp_override", "reader", "colour_map", "debug", "run_dir",
     },
     "audit": {"data", "audit", "debug", "run_dir"},
 }  # fmt: skip
@@ -49,8 +49,8 @@ PLAIN_TYPES: dict[str, dict[str, Any]] = {
     },
     "infer": {
         "checkpoint": str, "grading_checkpoint": str | None, "slides": str, "output": str, "debug": bool,
-        "provider": str | None, "mpp_override": float | None, "reader": Literal["auto", "openslide", "fast"],
-        "colour_map": Literal["jet", "viridis"],
+        "provider": str | None, "labels": str | None, "mpp_override": float | None,
+        "reader": Literal["auto", "openslide", "fast"], "colour_map": Literal["jet", "viridis"],
     },
     "audit": {"debug": bool},
 }  # fmt: skip

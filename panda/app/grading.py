@@ -324,7 +324,7 @@ class GradingExperiment:
                 if segmenter is not None:
                     canvas_path = self._canvas_path(segmenter, slide)
                     at = mapper(segmenter, segmenter.threshold.of(record.provider))
-                    mapped = at.map(slide, tissue, folder, canvas_path, tiles_on(bar))
+                    mapped = at.map(slide, tissue, folder, canvas_path, tiles_on(bar), record=_labelled(record))
                     if mapped.ungraded:
                         run.failures.append(mapped.ungraded)
                     grade = mapped.grade
@@ -424,6 +424,11 @@ def leak_notes(items: Mapping[Split, Sequence[BagItem]], carried: Mapping[str, A
         for did, count, name in counts
         if count
     ]
+
+
+def _labelled(record: SlideRecord) -> SlideRecord | None:
+    """The slide where its label mask is there: grading itself needs none."""
+    return record if record.mask_path is not None and record.mask_path.is_file() else None
 
 
 def without_tiles(grade: Grade) -> Grade:

@@ -6,6 +6,7 @@ import glob
 import logging
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from panda.app.config import Faults, build, check_config
 from panda.app.door import SomeSlidesFailed, log_to_file, make_folder
 from panda.app.results import ONLY_UNGRADED, Results
+from panda.data.manifest import SlideRecord, read_manifest
 from panda.errors import ConfigError, ManifestError
 from panda.files import locked, write_json
 from panda.inference.choice import Choice, choose
@@ -55,6 +57,7 @@ def infer(cfg: DictConfig) -> list[dict[str, Any]]:
     """
     started = time.monotonic()
     engine, quantify, paths = _checked(cfg)
+    labelled = _labelled(cfg.labels, paths)
     predictor = SegmentationPredictor.from_checkpoint(Path(cfg.checkpoint), engine)
     grader = GradingPredictor.from_checkpoint(Path(cfg.grading_checkpoint), engine) if cfg.grading_checkpoint else None
     searched = cfg.threshold == "checkpoint"
@@ -77,7 +80,7 @@ def infer(cfg: DictConfig) -> list[dict[str, Any]]:
             own = folder / slide.slide_id
             canvas_path = canvases / slide.slide_id / "canvas.zarr"
             with locked(own / "slide.html"):  # so that another run's tiles and page do not come between
-                mapped = mapper.map(slide, tissue, own, canvas_path, tiles_on(bar))
+                mapped = mapper.map(slide, tissue, own, canvas_path, tiles_on(bar), record=labelled.get(slide.slide_id))
                 tiles = own / "attention_tiles.png"
                 tiles.unlink(missing_ok=True)  # of an earlier run, which may have graded what this one cannot
                 if (grade := mapped.grade) is not None:
@@ -132,6 +135,31 @@ def _checked(cfg: DictConfig) -> tuple[EngineSettings, QuantifySettings, list[Pa
         paths = find_slides(cfg.slides)
     faults.raise_any()
     return engine, quantify, paths
+
+
+def _labelled(root: str | None, paths: Sequence[Path]) -> dict[str, SlideRecord]:
+    """The slides that have a label mask, by name.
+
+    Args:
+        root: A folder in PANDA's layout, or None.
+        paths: The slides.
+
+    Raises:
+        ConfigError: If none of them has one there.
+        ManifestError: If the folder's table cannot be used.
+    """
+    if root is None:
+        return {}
+    names = {path.stem for path in paths}
+    found = [record for record in read_manifest(root) if record.slide_id in names]
+    labelled = {record.slide_id: record for record in found if record.mask_path and record.mask_path.is_file()}
+    if not labelled:
+        raise ConfigError(
+            f"labels={root}: none of the {len(names)} slides has a mask there ({len(found)} are in its table); give "
+            "the folder that holds train.csv and train_label_masks/ of these slides, or leave it out"
+        )
+    log.info("labels: %d of %d slides have a mask", len(labelled), len(names))
+    return labelled
 
 
 def _check_provider(provider: str | None, choice: ThresholdChoice, searched: bool) -> None:

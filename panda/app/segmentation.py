@@ -301,9 +301,9 @@ class SegmentationExperiment:
             with self._open(record) as slide, self._mask(record, slide) as mask:
                 tissue = find_tissue(slide)
                 mapped = mappers[threshold].map(
-                    slide, tissue, folder, folder / "canvas.zarr", tiles_on(bar), label=mask
+                    slide, tissue, folder, folder / "canvas.zarr", tiles_on(bar), record=record
                 )
-                score = score_canvas(mapped.canvas, slide, mask, tissue, record)
+                assert mapped.score is not None  # segmentation leaves out slides without a mask
                 panels[threshold].extend(
                     telling_rows(
                         record,
@@ -316,8 +316,8 @@ class SegmentationExperiment:
                     )
                 )
             write_slide_page(folder)
-            table.append(score.row(threshold) | {key: mapped.row[key] for key in QUANTIFIED})
-            return score
+            table.append(mapped.score.row(threshold) | {key: mapped.row[key] for key in QUANTIFIED})
+            return mapped.score
 
         outcome = each_slide(records, lambda record: record.slide_id, "slides", work)
         run.failures.extend(outcome.failures)

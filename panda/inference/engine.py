@@ -14,10 +14,12 @@ from typing import Any, Generic, TypeVar
 import torch
 from tqdm import tqdm
 
+from panda.data.manifest import SlideRecord
 from panda.data.patches import Failure
 from panda.errors import PandaError, SlideError
 from panda.files import fingerprint, identity, write_json, write_table
 from panda.inference.canvas import Canvas
+from panda.inference.evaluate import SlideScore, score_canvas
 from panda.inference.export import write_geojson, write_ome_tiff
 from panda.inference.grader import Grade, GradingPredictor
 from panda.inference.overview import Overview, write_heatmap, write_overlay, write_view
@@ -168,6 +170,7 @@ class MappedSlide:
         row: The slide's line of `quantification.csv`.
         canvas: Its probability canvas.
         quantification: What `slide_quantification` returned.
+        score: Against its label mask, where it has one.
         grade: Its grade, where a grader was given and could grade it.
         ungraded: Why a grader that was given could not.
         folder: Where its files are.
@@ -176,6 +179,7 @@ class MappedSlide:
     row: dict[str, Any]
     canvas: Canvas
     quantification: dict[str, Any]
+    score: SlideScore | None
     grade: Grade | None
     ungraded: Failure | None
     folder: Path
@@ -195,6 +199,9 @@ ROW = (
     "in_sample",
     "mpp_source",
 )
+AGAINST = ("dice", "iou", "precision", "recall", "true_tumor_mm2", "tumor_difference_mm2", "fp_mm2")
+"""Figures of a slide that has a label mask: its tumour as it is found before the clean-up, and the difference of area
+after it."""
 
 
 def row_of(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,6 +214,7 @@ def row_of(facts: Mapping[str, Any]) -> dict[str, Any]:
         KeyError: If something is missing in it.
     """
     row = {key: facts[key] for key in ROW}
+    row |= facts["against_label"] or {}
     row["mpp_x"], row["mpp_y"] = facts["mpp"] or (None, None)
     if (grader := facts["made_with"]["grader"]) is not None:
         grade = facts["grade"]
@@ -290,7 +298,7 @@ class SlideMapper:
         canvas_path: Path,
         on_tiles: Callable[[int, int], None] | None = None,
         *,
-        label: LabelMask | None = None,
+        record: SlideRecord | None = None,
     ) -> MappedSlide:
         """Maps one open slide into `folder`; one that cannot be graded keeps all but its grade.
 
@@ -301,12 +309,17 @@ class SlideMapper:
                 slide.jpg and map.png for the page.
             canvas_path: Where the canvas lies or will lie.
             on_tiles: As for `SegmentationPredictor.predict`.
-            label: The slide's label mask, to be seen on its page.
+            record: Of the slide; where it has a label mask, the map is scored against it, and its page shows it.
 
         Raises:
             PandaError: Whatever keeps this slide from being mapped.
         """
-        with self.predictor.holding(slide, tissue, canvas_path, on_tiles) as canvas:
+        with contextlib.ExitStack() as stack:
+            label = None
+            if record is not None and record.mask_path is not None:
+                label = stack.enter_context(LabelMask.open(record.mask_path, slide, record.provider))
+            canvas = stack.enter_context(self.predictor.holding(slide, tissue, canvas_path, on_tiles))
+            score = score_canvas(canvas, slide, label, tissue, record) if record and label else None
             found = slide_quantification(
                 canvas, slide, canvas.resolution, self.threshold, settings=self.quantify, tissue=tissue
             )
@@ -342,10 +355,19 @@ class SlideMapper:
                 "in_sample": self.in_sample(slide.slide_id),
                 "grade": grade.plain() if grade else None,
                 "grade_note": ungraded.message if ungraded else None,
+                "against_label": _against(score, self.threshold, found["tumor_mm2"]) if score else None,
                 "made_with": self.made_with,
             }
             write_json(folder / "quantification.json", facts)
-        return MappedSlide(row_of(facts), canvas, found, grade, ungraded, folder)
+        return MappedSlide(row_of(facts), canvas, found, score, grade, ungraded, folder)
+
+
+def _against(score: SlideScore, threshold: float, tumor_mm2: float | None) -> dict[str, Any]:
+    """What a map is worth against the label: figures of `AGAINST`."""
+    row = score.row(threshold)
+    true = row["true_tumor_mm2"]
+    row["tumor_difference_mm2"] = None if tumor_mm2 is None or true is None else tumor_mm2 - true
+    return {key: row[key] for key in AGAINST}
 
 
 def _tell_of_another_file(path: Path, slide: Slide) -> None:

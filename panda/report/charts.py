@@ -76,7 +76,8 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [round(k * step, 12) for k in range(first, max(last, first + 1) + 1)]
 
 
-def _label(value: float) -> str:
+def axis_label(value: float) -> str:
+    """Write a value of an axis."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
@@ -141,8 +142,8 @@ def line_chart(
         x_label=x_label,
         size=(width, height),
         frame=(left, top, width - right, height - bottom),
-        y_ticks=[(place(x_low, t)[1], _label(t)) for t in y_ticks],
-        x_ticks=[(place(t, y_ticks[0])[0], _label(t)) for t in x_ticks],
+        y_ticks=[(place(x_low, t)[1], axis_label(t)) for t in y_ticks],
+        x_ticks=[(place(t, y_ticks[0])[0], axis_label(t)) for t in x_ticks],
         mark=None if mark is None else (place(min(max(mark[0], x_low), x_high), y_ticks[0])[0], mark[1]),
     )
     return Markup(html)
@@ -176,7 +177,7 @@ def bar_chart(title: str, bars: Sequence[Bar], names: tuple[str, str]) -> Markup
         left=left,
         top=top,
         row=row,
-        axis=[(place(t), _label(t)) for t in axis],
+        axis=[(place(t), axis_label(t)) for t in axis],
         bars=[(bar, place(bar.value), place(bar.low), place(bar.high), place(bar.other)) for bar in bars],
         zero=place(0.0),
     )
@@ -221,7 +222,7 @@ def paired_chart(
         legend=list(colours.items()),
         box=box,
         fall=fall,
-        scatter_ticks=[(place(t, t), _label(t)) for t in ticks(0, 1)],
+        scatter_ticks=[(place(t, t), axis_label(t)) for t in ticks(0, 1)],
         dots=[
             (*place(a, b), colours[provider], f"{slide}: {names[0]} {a:.3f}, {names[1]} {b:.3f}")
             for slide, provider, a, b in slides
@@ -270,7 +271,7 @@ def effect_chart(effect: Effect, reading: str, y_range: tuple[float, float]) -> 
         size=(width, height),
         left=left,
         most=max(6, int(room / 7)),
-        y_ticks=[(place(0, t)[1], _label(t)) for t in axis],
+        y_ticks=[(place(0, t)[1], axis_label(t)) for t in axis],
         threads=[" ".join("{},{}".format(*place(k, job.score)) for k, job in thread) for thread in effect.threads],
         values=[
             (*place(k, middle), value, f"{middle:.3f}")

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from panda.report.agreement import agreement_chart
 from panda.report.folder import number, read_csv, read_json, sequence
 from panda.report.page import need_folder, write_page
 from panda.report.run_page import failure_table
-from panda.report.slide_page import Card, slide_table
+from panda.report.slide_page import ONE_SLIDE, Card, slide_table
 from panda.report.table import show
 
 _COLUMNS = (
@@ -18,6 +19,9 @@ _COLUMNS = (
     "cancer_predicted",
     "tumor_percent_of_tissue",
     "tumor_mm2",
+    "dice",
+    "true_tumor_mm2",
+    "tumor_difference_mm2",
     "tissue_mm2",
     "tissue_how",
     "unscored_tissue_px",
@@ -33,6 +37,9 @@ _NO_MM2 = "µm/px of the slide is unknown"
 _WHY = {
     "tumor_mm2": _NO_MM2,
     "tissue_mm2": _NO_MM2,
+    "dice": "the slide has no label mask, or no cancer in it",
+    "true_tumor_mm2": "the slide has no label mask, or its µm/px is unknown",
+    "tumor_difference_mm2": "the slide has no label mask, or its µm/px is unknown",
     "isup_predicted": "the slide was not graded",
     "cancer_predicted": "the slide was not graded",
     "in_sample": "the slide is new to the network",
@@ -95,7 +102,7 @@ def write_inference_page(output: Path) -> Path:
         "unscored_tissue_px": any(number(r.get("unscored_tissue_px")) for r in rows),
         "in_sample": any(counts.values()),
     }
-    keys = [k for k in _COLUMNS if rows and k in rows[0] and tells.get(k, True)]
+    keys = [k for k in _COLUMNS if any(k in row for row in rows) and tells.get(k, True)]
     facts = [(k.replace("_", " "), _plain(v)) for k, v in about.items() if k != "notes"]
     return write_page(
         output / "report.html",
@@ -107,6 +114,7 @@ def write_inference_page(output: Path) -> Path:
         notes=([fault] if fault else []) + [str(n) for n in sequence(about.get("notes"))],
         facts=[(name, text) for name, text in facts if text],
         cards=_cards(rows, {r[0].text for r in failures.rows}),
-        slides=slide_table(rows, keys, output, {}, _WHY),
+        slides=slide_table(rows, keys, output, ONE_SLIDE, _WHY),
+        agreement=agreement_chart(rows),
         failures=failures,
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from panda.report.agreement import agreement_chart
 from panda.report.charts import TRAIN, VALIDATION, Line, line_chart
 from panda.report.figure_tables import grade_name, part_table, splits_table
 from panda.report.folder import (
@@ -262,6 +263,7 @@ def write_run_page(run_dir: Path) -> Path:
         panels=panels,
         more_panels=more_panels,
         slides=slides,
+        agreement=agreement_chart(read_csv(table_of_slides(run_dir))),
         tested=bool(mapping(summary.get("test"))),
         slide_order=slide_order,
         counts=counts,

@@ -39,6 +39,7 @@ FIGURES: dict[str, tuple[str, str]] = {
     "tumor_percent_of_tissue": ("Tumour, share of tissue", "percent"),
     "tumor_mm2": ("Tumour", "mm2"),
     "true_tumor_mm2": ("Labelled tumour", "mm2"),
+    "tumor_difference_mm2": ("Tumour less label", "mm2"),
     "tissue_mm2": ("Tissue", "mm2"),
     "fp_mm2": ("False alarms", "mm2"),
     "tissue_how": ("Tissue found as", "text"),
