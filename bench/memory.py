@@ -53,15 +53,15 @@ def measure(rounds: int, results: Results) -> None:
 def main(side: int) -> None:
     """Cut a slide and print, in MiB, the peak of this process, what it was before, and the number of tiles."""
     record = shared_tiles_slide(side)
-    before = _peak_mib()
+    before = peak_mib()
     with tempfile.TemporaryDirectory(dir=CACHE) as out:
         done = extract_store([record], settings(DEFAULT_STORE), out, CACHE, workers=1, progress=False)
     if done.failures:
         sys.exit(done.failures[0].message)
-    print(json.dumps([_peak_mib(), before, len(done.slides[record.slide_id])]))
+    print(json.dumps([peak_mib(), before, len(done.slides[record.slide_id])]))
 
 
-def _peak_mib() -> float:
+def peak_mib() -> float:
     """Peak resident memory of this process so far."""
     status = Path("/proc/self/status")
     if status.is_file():

@@ -20,6 +20,12 @@ TRAINING = f"UNet-ResNet18, {TRAINING_SIZE} px, batches of {TRAINING_BATCH}"
 CACHED = "one cached batch"
 """What training steps are measured on, and what those from the loader are compared with."""
 
+UNET, DEEPLAB = "UNet-ResNet18", "DeepLabV3-ResNet50"
+NETWORKS = {UNET: ("Unet", "resnet18"), DEEPLAB: ("DeepLabV3", "resnet50")}
+MAPPED_TILE, OVERLAP, MAPPED_TISSUE = 512, 0.25, 0.2
+MAPPING = "a slide of which a fifth is tissue"
+"""What mapping is measured with: networks, side and overlap of the tiles, share of tissue."""
+
 
 def settings(store: StoreKind, size: int = TILE) -> PatchSettings:
     """Patches at level 0, side by side, as all contenders cut them.

@@ -21,11 +21,14 @@ UNITS = {
     "memory": "MiB at most",
     "start": "s",
     "training": "steps/s",
+    "inference": "tiles/s",
+    "mapping": "Mpx of slide/s",
+    "mapping memory": "MiB at most",
 }
 PACKAGES = (
     *("panda-wsi", "openslide-python", "openslide-bin", "imagecodecs", "tifffile", "zarr", "numpy", "pillow"),
     *("opencv-python-headless", "pyvips", "pyvips-binary", "cucim-cu12", "fastslide", "tiatoolbox", "hs2p"),
-    *("histolab", "dlup"),
+    *("histolab", "dlup", "torch", "monai"),
 )
 
 

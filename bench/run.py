@@ -1,4 +1,4 @@
-"""The door: ``python -m bench.run [--quick] [--only reading,extraction,stores,memory,start,training] [--rounds 5]``."""
+"""The door: ``python -m bench.run [--quick] [--only reading,extraction,stores,memory,start,…] [--rounds 5]``."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from statistics import median
 
 from bench import extraction, memory, reading, start
-from bench.project import CACHED, DEFAULT_STORE, READER, STORES, TRAINING
+from bench.project import CACHED, DEFAULT_STORE, MAPPING, NETWORKS, READER, STORES, TRAINING, UNET
 from bench.results import BASELINE, Results
 from bench.slides import FULL, QUICK, drawn_slide
 
-PARTS = ("reading", "extraction", "stores", "memory", "start", "training")
+PARTS = ("reading", "extraction", "stores", "memory", "start", "training", "inference")
 
 
 def main() -> None:
@@ -49,6 +49,10 @@ def main() -> None:
             training.measure(slide, options.rounds, results)
     if "memory" in parts:
         memory.measure(options.rounds, results)
+    if "inference" in parts:
+        from bench import inference  # noqa: PLC0415  (likewise)
+
+        inference.measure(options.quick, options.rounds, results)
     if "start" in parts:
         start.measure(options.rounds, results)
     _headline(results)
@@ -78,6 +82,15 @@ def _headline(results: Results) -> None:
                     results.head(key, "extraction", (f"panda {store}", other), (threads, threads))
     small, large = (memory.case_of(name) for name in ("10k", "100k"))
     results.head("extraction_rss_100k_vs_10k", "memory", (memory.NAME, memory.NAME), (large, small))
+    results.head("inference_rss_100k_vs_10k", "memory", ("panda inference", "panda inference"), (large, small))
+    for network in NETWORKS:
+        which = "" if network == UNET else "_deeplabv3"
+        names = "the network alone", "this project, all of it"  # tiles/s: the slower one is below
+        results.head(f"inference_wall_vs_forward{which}", "inference", names, (network, network))
+        case = f"{network}, {MAPPING}"
+        for other in ("tiatoolbox", "monai"):
+            results.head(f"inference{which}_vs_{other}", "mapping", ("panda", other), (case, case))
+            results.head(f"inference{which}_rss_vs_{other}", "mapping memory", ("panda", other), (case, case))
     for store in STORES:
         which = "" if store == DEFAULT_STORE else f"_{store}"
         names = f"panda {store}", CACHED

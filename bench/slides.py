@@ -53,21 +53,22 @@ def drawn_slide(width: int, height: int) -> SlideRecord:
     return record
 
 
-def shared_tiles_slide(side: int) -> SlideRecord:
+def shared_tiles_slide(side: int, tissue: float = 0.02) -> SlideRecord:
     """Write a square slide of any size in a moment, or take the one written before.
 
-    It is a BigTIFF whose offsets point again and again at the same few encoded tiles. About 2 % of it is tissue:
-    needle cores, one tile wide.
+    It is a BigTIFF whose offsets point again and again at the same few encoded tiles. Its tissue are needle cores,
+    one tile wide.
 
     Args:
-        side: of level 0 in px, at least 10,000.
+        side: of level 0 in px.
+        tissue: share of it that is tissue, about.
 
     Returns:
         The slide: JPEG tiles of 512 px, levels 1, 4 and 16; its mask has the same form, deflated.
     """
-    record = _record(f"shared_{side}")
+    record = _record(f"shared_{side}" + ("" if tissue == 0.02 else f"_{tissue:g}"))
     if not _is_there(record):
-        codes = _core_cells(side)
+        codes = _core_cells(side, tissue)
         picture = _tissue_texture()
         with whole_path(record.image_path) as path:
             _write_shared(path, side, (codes > 0).astype(np.uint8), {1: picture}, jpeg=True)
@@ -93,12 +94,12 @@ def _is_there(record: SlideRecord) -> bool:
     return record.image_path.is_file() and mask_path(record).is_file()
 
 
-def _core_cells(side: int) -> Bytes:
-    """Label codes by cells of one tile, (n, n): vertical cores that cover 2 % of the slide, a fifth of it cancer."""
+def _core_cells(side: int, tissue: float) -> Bytes:
+    """Label codes by cells of one tile, (n, n): vertical cores that cover so much of it, a fifth of them cancer."""
     cells = -(-side // TILE)
     codes = np.zeros((cells, cells), np.uint8)
-    wanted = round(0.02 * (side / TILE) ** 2)
-    lanes = max(1, wanted // max(8, cells // 2))
+    wanted = round(tissue * (side / TILE) ** 2)
+    lanes = max(1, wanted // max(8, cells // 2), -(-wanted // cells))
     for lane in range(lanes):
         length = wanted // lanes
         top = (cells - length) // 2

@@ -1,0 +1,223 @@
+"""Part g: mapping a slide, against the network alone and other libraries, and the memory that it takes.
+
+An untrained network; tiles of 512 px at level 0 that overlap by a quarter; a slide of which a fifth is
+tissue. ``python -m bench.inference SIDE`` maps a slide of that size with a network that computes nothing and prints the
+peak of the process.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bench.memory import SIDES, TIMEOUT_S, case_of, peak_mib
+from bench.project import DEEPLAB, MAPPED_TILE, MAPPED_TISSUE, MAPPING, NETWORKS, OVERLAP, READER, UNET
+from bench.results import Results
+from bench.segmenters import SEGMENTERS
+from bench.slides import CACHE, shared_tiles_slide
+from bench.worker import LeftOutError, workers
+from panda.files import remove
+from panda.inference.choice import choose
+from panda.inference.compute import EngineSettings, Forward, Way
+from panda.inference.engine import SlidesAhead
+from panda.inference.predictor import SegmentationPredictor
+from panda.models.segmentation import Segmenter
+from panda.tasks.checkpoint import carried_data
+from panda.tasks.threshold import search_threshold
+from panda.wsi.slide import Slide
+from panda.wsi.tissue import find_tissue
+
+WALL = "this project, all of it"
+ALONE = "the network alone"
+_SIDE, _QUICK_SIDE = 4096, 2048
+_SLIDES = 3
+_TIMEOUT_S = 1800.0
+_PEER_ROUNDS = 3
+"""At most: MONAI runs all tiles of the slide, tissue or not."""
+
+
+def measure(quick: bool, rounds: int, results: Results) -> None:
+    """Time the network alone and the whole way in turn; then all libraries in turn; then the memory.
+
+    Args:
+        quick: On a smaller slide.
+        rounds: How many times each.
+        results: Gets the rows.
+    """
+    path = shared_tiles_slide(_QUICK_SIDE if quick else _SIDE, MAPPED_TISSUE).image_path
+    for network in NETWORKS:
+        _wall(path, network, rounds, results)
+    for network in (UNET,) if quick else (UNET, DEEPLAB):
+        _beside_others(path, network, min(rounds, _PEER_ROUNDS), results)
+    _memory(rounds, results)
+
+
+def checkpoint(network: str) -> Path:
+    """Write the checkpoint of an untrained network, or take the one written before.
+
+    It carries the precision that training on this machine would have chosen its threshold at.
+    """
+    precision = EngineSettings(device="cpu").fast_precision
+    path = CACHE / f"untrained_{network}_{precision}_{MAPPED_TILE}.ckpt"
+    if not path.is_file():
+        torch.manual_seed(0)
+        made = Segmenter(*NETWORKS[network])
+        carried = {
+            "network": made.plain(),
+            "resolution": {"level": 0, "mpp": None, "train_mpp": None},
+            **{"patch_size": MAPPED_TILE, "overlap": OVERLAP, "labels": {}, "precision": precision},
+            **{"threshold": search_threshold({}).plain(), "train_slides": [], "val_slides": []},
+        }
+        state = {f"network.{key}": value for key, value in made.state_dict().items()}
+        torch.save({"state_dict": state, "panda": carried_data("segmentation", carried)}, path)
+    return path
+
+
+def _opened(path: Path) -> Slide:
+    return Slide.open(path, reader=READER)
+
+
+def _wall(path: Path, network: str, rounds: int, results: Results) -> None:
+    """Several slides from opening to canvas, against the network on the same tiles from memory."""
+    predictor = SegmentationPredictor.from_checkpoint(checkpoint(network), EngineSettings(device="cpu"))
+    with _opened(path) as slide:
+        grid = predictor.grid(slide, find_tissue(slide))
+        size = (grid.patch_size, grid.patch_size)
+        tiles = np.stack([slide.read(grid.resolution, (int(x), int(y)), size) for x, y in grid.level0])
+    batch = predictor.settings.batch_size
+    # Linked under several names: a slide is opened ahead of its turn by its path.
+    slides = [CACHE / "out" / f"slide{number}.tiff" for number in range(_SLIDES)]
+    slides[0].parent.mkdir(parents=True, exist_ok=True)
+    for link in slides:
+        link.unlink(missing_ok=True)
+        link.symlink_to(path.resolve())
+
+    def alone() -> None:
+        for _ in slides:
+            for at in range(0, len(tiles), batch):
+                predictor.forward(tiles[at : at + batch])
+
+    def all_of_it() -> None:
+        with SlidesAhead(slides, _opened) as ahead:
+            for link in slides:
+                with ahead.opened(link) as (slide, tissue):
+                    predictor.predict(slide, tissue, link.with_suffix(".zarr"))
+
+    for turn in range(-1, rounds):
+        for name, work in ((ALONE, alone), (WALL, all_of_it)):
+            for link in slides:
+                remove(link.with_suffix(".zarr"))
+            start = time.perf_counter()
+            work()
+            if turn >= 0:
+                seconds = (time.perf_counter() - start) / (_SLIDES * len(tiles))
+                results.add("inference", name, network, 1 / seconds, f"{len(tiles)} tiles a slide, {predictor.way}")
+    shutil.rmtree(CACHE / "out", ignore_errors=True)
+
+
+def _beside_others(path: Path, network: str, rounds: int, results: Results) -> None:
+    """One slide from opening to a map on the disk, each contender in a process of its own."""
+    contenders = {name: (f"{__name__}:contender", (name, network)) for name in SEGMENTERS}
+    contenders = {"panda": (f"{__name__}:contender", ("panda", network)), **contenders}
+    case = f"{network}, {MAPPING}"
+    with workers(contenders, CACHE / "log" / "inference", results.left_out) as started:
+        for turn in range(-1, rounds):
+            for name, worker in list(started.items()):
+                out = CACHE / "out" / name
+                shutil.rmtree(out, ignore_errors=True)
+                out.mkdir(parents=True)
+                try:
+                    seconds, mean, peak = worker.ask(path, out, timeout_s=_TIMEOUT_S)
+                except LeftOutError as error:
+                    results.left_out[name] = str(error)
+                    started.pop(name).close()
+                    continue
+                finally:
+                    shutil.rmtree(out, ignore_errors=True)
+                if turn >= 0:
+                    pixels = _opened(path).dimensions
+                    note = f"mean probability where scored {mean:.3f}"
+                    results.add("mapping", name, case, pixels[0] * pixels[1] / 1e6 / seconds, note)
+                    results.add("mapping memory", name, case, peak)
+
+
+def contender(name: str, network: str) -> Callable[[Path, Path], tuple[float, float, float]]:
+    """Answer questions in a process: seconds for a slide, the mean of its map, and the peak of memory in MiB."""
+    torch.manual_seed(0)
+    run = _panda(network) if name == "panda" else SEGMENTERS[name](checkpoint(network))
+
+    def answer(path: Path, out: Path) -> tuple[float, float, float]:
+        start = time.perf_counter()
+        prob = run(path, out)
+        seconds = time.perf_counter() - start
+        return seconds, prob(), peak_mib()
+
+    return answer
+
+
+def _panda(network: str) -> Callable[[Path, Path], Callable[[], float]]:
+    predictor = SegmentationPredictor.from_checkpoint(checkpoint(network), EngineSettings(device="cpu"))
+
+    def run(path: Path, out: Path) -> Callable[[], float]:
+        choose(predictor, 0.5, [path], _opened, out / "engine.json")
+        with _opened(path) as slide:
+            canvas = predictor.predict(slide, find_tissue(slide), out / "canvas.zarr")
+
+        def mean() -> float:
+            values: NDArray[np.float32] = np.asarray(canvas)
+            return float(values[values > 0].mean())
+
+        return mean
+
+    return run
+
+
+def _memory(rounds: int, results: Results) -> None:
+    """Map both slides in turn, each time in a fresh process."""
+    for side in SIDES.values():
+        shared_tiles_slide(side)
+    checkpoint(UNET)
+    for _ in range(rounds):
+        for name, side in SIDES.items():
+            command = [sys.executable, "-m", "bench.inference", str(side)]
+            ran = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+            if ran.returncode:
+                raise RuntimeError(f"mapping the slide of {side} px failed: {ran.stderr.strip()}")
+            peak, before, tiles = json.loads(ran.stdout.splitlines()[-1])
+            results.add("memory", "panda inference", case_of(name), peak, f"{before:.0f} MiB before, {tiles} tiles")
+
+
+class Nothing(nn.Module):
+    """A network that takes no time: the logit is the grey value."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(n, 3, h, w) to (n, 1, h, w)."""
+        return image.mean(dim=1, keepdim=True)
+
+
+def main(side: int) -> None:
+    """Map a slide, and print, in MiB, the peak of this process, what it was before, and the number of tiles."""
+    settings = EngineSettings(device="cpu")
+    predictor = SegmentationPredictor.from_checkpoint(checkpoint(UNET), settings)
+    predictor.use(Forward(Nothing(), settings, Way("fp32")))
+    before = peak_mib()
+    out = CACHE / "out" / f"memory_{side}"
+    remove(out)
+    with _opened(shared_tiles_slide(side).image_path) as slide:
+        canvas = predictor.predict(slide, find_tissue(slide), out / "canvas.zarr")
+    print(json.dumps([peak_mib(), before, canvas.attrs["tiles"]]))
+    remove(out)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
