@@ -35,6 +35,17 @@ class Bar(TQDMProgressBar):
         return {key: value for key, value in super().get_metrics(trainer, pl_module).items() if key != "v_num"}
 
 
+class LearningRate(Callback):
+    """Logs the epoch's learning rate beside its other figures; Lightning's own has no epoch in W&B."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Before the schedule's first step of the epoch."""
+        for optimizer in trainer.optimizers:
+            pl_module.log(
+                f"lr-{type(optimizer).__name__}", optimizer.param_groups[0]["lr"], on_step=False, on_epoch=True
+            )
+
+
 class SeedOfEpoch(Callback):
     """Seeds torch at the start of each epoch, so that dropout goes on where it stopped and repeats no epoch.
 

@@ -58,7 +58,8 @@ PLAIN_TYPES: dict[str, dict[str, Any]] = {
 
 
 def register_resolvers() -> None:
-    """Makes the names of run folders available to `conf/`."""
+    """Makes the names of run folders, and what was chosen, available to `conf/`."""
+    OmegaConf.register_new_resolver("choices_made", choices_made, replace=True)
     OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
     OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
     OmegaConf.register_new_resolver("sweep_folder", sweep_folder, replace=True)
@@ -67,6 +68,14 @@ def register_resolvers() -> None:
 def is_multirun() -> bool:
     """Whether this is a job of a sweep."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def choices_made() -> list[str]:
+    """What this job takes of each group of `conf/`, `model=unet`; nothing where no command line was read."""
+    if not HydraConfig.initialized():
+        return []
+    chosen = HydraConfig.get().runtime.choices
+    return [f"{group}={choice}" for group, choice in sorted(chosen.items()) if choice and group.isidentifier()]
 
 
 def job_folder(own: str | None) -> str | None:

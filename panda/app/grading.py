@@ -16,10 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from panda.app.config import Faults, check_loss
+from panda.app.dashboard import SHOWN, log_checkpoints, log_figures, log_pictures, log_slides
 from panda.app.door import idle_faults
 from panda.app.freeze import CHOICE_KEYS
 from panda.app.run import Run, resolution_asked
-from panda.app.tracking import log_csv, wandb_of
+from panda.app.tracking import wandb_of
 from panda.data.bag_datamodule import BagDataModule
 from panda.data.bags import BagItem
 from panda.data.datamodule import PatchDataModule
@@ -32,6 +33,7 @@ from panda.inference.canvas import Canvas
 from panda.inference.engine import SlideMapper, each_slide, tiles_on
 from panda.inference.figures import plain_interval
 from panda.inference.grader import Grade, GradingPredictor, slide_tiles
+from panda.inference.overview import write_slide
 from panda.inference.predictor import EngineSettings, SegmentationPredictor, resolution_for
 from panda.inference.quantify import QuantifySettings
 from panda.models.mil import MILNet
@@ -304,6 +306,7 @@ class GradingExperiment:
     def _grade_slides(self, run: Run, grader: GradingPredictor, items: Sequence[BagItem], split: str) -> dict[str, Any]:
         """Grades the slides of bags as inference does; of test slides it leaves map, tiles and page."""
         segmenter, settings = self.segmenter if split == "test" else None, self.data.settings
+        logger = wandb_of(run.trainer.loggers) if split == "test" else None
 
         @functools.cache
         def mapper(network: SegmentationPredictor, threshold: float) -> SlideMapper:
@@ -331,6 +334,8 @@ class GradingExperiment:
                 else:
                     with self._canvas(slide, tissue, bar) as canvas:
                         grade = grader.grade(slide, tissue, canvas)
+                    if split == "test":
+                        write_slide(slide.overview()[0], folder)
             if split == "test":
                 if grade is not None:
                     attention_tiles(grade.tiles, grade.attention, grade.coords, folder / "attention_tiles.png")
@@ -359,6 +364,8 @@ class GradingExperiment:
         ]
         if rows:
             write_table(run.folder / f"{split}_slides.csv", rows)
+            if logger is not None:
+                log_slides(logger, "test_slides", rows, run.folder / "slides")
         return self._figures(graded)
 
     def _figures(self, graded: Sequence[tuple[SlideRecord, Grade]]) -> dict[str, Any]:
@@ -392,13 +399,10 @@ class GradingExperiment:
         logger = wandb_of(run.trainer.loggers)
         if logger is None:
             return
-        log_csv(logger, "test_slides", run.folder / "test_slides.csv")
-        for path in sorted((run.folder / "slides").glob("*/attention_tiles.png")):
-            logger.log_image("attention_tiles", [str(path)], caption=[path.parent.name])
-        for split in ("val", "test"):
-            for key, value in run.summary.get(split, {}).items():
-                if isinstance(value, int | float):
-                    logger.experiment.summary[f"{split}/final_{key}"] = value
+        log_pictures(logger, "attention_tiles", sorted((run.folder / "slides").glob("*/attention_tiles.png"))[:SHOWN])
+        log_figures(logger, run.summary)
+        if self.cfg.logger.get("checkpoints", True):
+            log_checkpoints(logger, run.best.parent, {"task": "grading", "target": self.settings.target})
 
 
 def leak_notes(items: Mapping[Split, Sequence[BagItem]], carried: Mapping[str, Any]) -> list[str]:

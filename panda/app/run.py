@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import pytorch_lightning as pl
 from omegaconf import DictConfig
 
+from panda.app.dashboard import replay_views
 from panda.app.tracking import read_metrics, replay
 from panda.app.training import AFTER_TRAINING, Training, decided, find, fingerprint_of, take_over
 from panda.data.patches import Failure
@@ -106,6 +107,7 @@ class Run:
         source, training = found
         self.training = take_over(source, training, self.folder, name, task.carried)
         replay(read_metrics(source), self.trainer.loggers)
+        replay_views(self.folder, self.trainer.loggers)
         said = f"trained by job {source.name}: settings that only touch evaluation differ, so its checkpoints are used"
         log.info("%s", said)
         self.notes.append(f"{said[0].upper()}{said[1:]}.")

@@ -11,6 +11,15 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from panda.app.config import Faults, check_ignoring, check_loss
+from panda.app.dashboard import (
+    log_checkpoints,
+    log_csv,
+    log_figures,
+    log_pictures,
+    log_rows,
+    log_slides,
+    log_threshold_curve,
+)
 from panda.app.door import idle_faults
 from panda.app.freeze import (
     CHOICE_KEYS,
@@ -21,8 +30,9 @@ from panda.app.freeze import (
     write_reliability,
 )
 from panda.app.run import Run, resolution_asked
-from panda.app.tracking import log_csv, wandb_of
+from panda.app.tracking import wandb_of
 from panda.app.training import SCORES
+from panda.app.views import Views
 from panda.data.datamodule import PatchDataModule
 from panda.data.manifest import SlideRecord
 from panda.errors import ConfigError, PandaError
@@ -60,6 +70,8 @@ class SegmentationSettings:
         name: `segmentation`.
         overlap: Of neighbouring tiles when slides are mapped, as a share of the patch size, in [0, 1).
         panels: Rows of the panel pictures.
+        views_every: Epochs between pictures of validation patches while the network learns; 0 draws none.
+        views: Patches that are the same in all of them, see `panda.app.views`.
         patience: Epochs without a better `val/dice` after which training stops.
         channels_last: Train with the channels of a pixel side by side in memory: the same network, faster
             (docs/performance.md).
@@ -72,6 +84,8 @@ class SegmentationSettings:
     name: Literal["segmentation"] = "segmentation"
     overlap: float = 0.5
     panels: int = 6
+    views_every: int = 5
+    views: int = 4
     patience: int = 10
     channels_last: bool = True
     compile: bool = False
@@ -82,8 +96,11 @@ class SegmentationSettings:
             faults.append(
                 f"task.overlap={self.overlap} must lie in [0, 1): 0.5 lets each tile overlap half of the next"
             )
-        if self.panels < 0:
-            faults.append(f"task.panels={self.panels} must not be negative; 0 draws none")
+        faults += [
+            f"task.{key}={getattr(self, key)} must not be negative; 0 draws none"
+            for key in ("panels", "views_every", "views")
+            if getattr(self, key) < 0
+        ]
         if self.patience < 1:
             faults.append(f"task.patience={self.patience} must be at least 1 epoch")
         if self.compile and not any(map(shutil.which, ("g++", "clang++", "cl"))):
@@ -169,6 +186,16 @@ class SegmentationExperiment:
             channels_last=self.settings.channels_last,
             compiled=self.settings.compile,
         )
+        if self.settings.views_every:
+            views = Views(
+                data.patch_set("val"),
+                data.um_per_px(),
+                run.folder / "views",
+                every=self.settings.views_every,
+                fixed=self.settings.views,
+                seed=self.cfg.seed,
+            )
+            run.trainer.callbacks.append(views)  # type: ignore[attr-defined]
         run.fit(task, data, data.learns_from())
         run.summary["data"] = data.describe()
         predictor = SegmentationPredictor.from_checkpoint(run.best, self.engine)
@@ -191,7 +218,7 @@ class SegmentationExperiment:
         if validated:
             kept = {"validation": validated} | ({} if one_slide or not scores else {"test": scores})
             run.summary["calibration"] |= write_reliability(run.folder, run.summary["calibration"]["value"], kept)
-        self._show_in_wandb(run, table)
+        self._show_in_wandb(run)
 
     def _freeze_threshold(
         self, run: Run, predictor: SegmentationPredictor, val: Sequence[SlideRecord]
@@ -291,6 +318,7 @@ class SegmentationExperiment:
             )
             for threshold in {choice.of(record.provider) for record in records}
         }
+        logger = wandb_of(run.trainer.loggers)
         per_slide = -(-self.settings.panels // max(1, len(records)))
         panels: dict[float, list[PanelRow]] = {threshold: [] for threshold in mappers}
         table: list[dict[str, Any]] = []
@@ -321,32 +349,28 @@ class SegmentationExperiment:
 
         outcome = each_slide(records, lambda record: record.slide_id, "slides", work)
         run.failures.extend(outcome.failures)
+        sheets = []
         for threshold, rows in panels.items():
             name = "patches.png" if len(panels) == 1 else f"patches_at_{threshold:.3f}.png"
             if rows:
-                draw_panels(rows, threshold, run.folder / "panels" / name)
+                sheets.append((draw_panels(rows, threshold, run.folder / "panels" / name), rows, threshold))
+        if logger is not None:
+            log_rows(logger, "panels", sheets)
         if table:
             write_table(table_path, table)
+            if logger is not None:
+                log_slides(logger, table_path.stem, table, run.folder / "slides")
         return outcome.results
 
-    def _show_in_wandb(self, run: Run, table_path: Path) -> None:
-        """Pictures, the threshold curve, the table of slides and the headline figures for the dashboard."""
+    def _show_in_wandb(self, run: Run) -> None:
+        """Curves, figures and checkpoints for the dashboard."""
         logger = wandb_of(run.trainer.loggers)
         if logger is None:
             return
-        for key, pattern in (
-            ("panels", "panels/*.png"),
-            ("threshold_curve", "threshold_curve.png"),
-            ("calibration", "calibration.png"),
-        ):
-            for path in sorted(run.folder.glob(pattern)):
-                logger.log_image(key, [str(path)], caption=[path.stem])
-        for record_folder in sorted((run.folder / "slides").glob("*/overlay.png")):
-            logger.log_image("overlay", [str(record_folder)], caption=[record_folder.parent.name])
+        log_threshold_curve(logger, run.folder / "threshold_curve.csv")
         log_csv(logger, "threshold_curve_table", run.folder / "threshold_curve.csv")
         log_csv(logger, "calibration_table", run.folder / "calibration.csv")
-        log_csv(logger, table_path.stem, table_path)
-        figures = {f"{split}/final_{k}": v for split in ("val", "test") for k, v in run.summary.get(split, {}).items()}
-        logger.experiment.summary.update(
-            {"threshold": run.summary["threshold"]} | {k: v for k, v in figures.items() if isinstance(v, int | float)}
-        )
+        log_pictures(logger, "curves", [run.folder / "threshold_curve.png", run.folder / "calibration.png"])
+        log_figures(logger, run.summary)
+        if self.cfg.logger.get("checkpoints", True):
+            log_checkpoints(logger, run.best.parent, {"task": "segmentation", "threshold": run.summary["threshold"]})

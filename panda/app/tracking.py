@@ -1,6 +1,8 @@
 """Where a run's metrics go: `metrics.csv` always, W&B unless disabled."""
 
 import csv
+import logging
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +12,13 @@ from typing import Any, Literal
 import wandb
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
+log = logging.getLogger(__name__)
+
+TAG = 64
+"""Characters of a W&B tag at most."""
+REACH, FINISH = 30.0, 600.0
+"""Seconds that an online run waits for W&B at its start, and for the last uploads at its end."""
+
 
 @dataclass(frozen=True)
 class Tracking:
@@ -17,16 +26,21 @@ class Tracking:
 
     Args:
         mode: `offline` writes W&B's files into the run's folder and sends nothing; `online` sends them as the
-            run goes; `disabled` leaves W&B out.
+            run goes, or is offline where W&B cannot be reached; `disabled` leaves W&B out.
         project: W&B project.
         entity: W&B team or user; None takes the account's own.
-        tags: W&B tags.
+        tags: W&B tags, beside the choices.
+        choices: What was chosen of each group of the configuration, `model=unet`: tags too.
+        checkpoints: Send the best and the last checkpoint with the run. They are read where they lie when the run is
+            sent, and not copied before.
     """
 
     mode: Literal["offline", "online", "disabled"] = "offline"
     project: str = "panda"
     entity: str | None = None
     tags: Sequence[str] = ()
+    choices: Sequence[str] = ()
+    checkpoints: bool = True
 
     def loggers(
         self, run_dir: Path, name: str, task: str, group: str | None, config: Mapping[str, Any]
@@ -38,26 +52,73 @@ class Tracking:
             name: The run's name in W&B.
             task: W&B's job type.
             group: W&B group: the sweep a job belongs to.
-            config: The resolved configuration as plain data.
+            config: The resolved configuration as plain data, which W&B gets flat.
         """
         loggers: list[Logger] = [_metrics_csv(run_dir)]
         if self.mode != "disabled":
             loggers.append(
-                WandbLogger(
+                EpochLogger(
                     name=name,
                     # W&B's own process may have been started in another folder: a relative path would be one there.
                     save_dir=run_dir.absolute(),
                     project=self.project,
                     entity=self.entity,
-                    offline=self.mode == "offline",
-                    tags=list(self.tags),
+                    mode=self.mode,
+                    tags=list(dict.fromkeys(tag[:TAG] for tag in (*self.choices, *self.tags) if tag)),
                     group=group,
                     job_type=task,
-                    config=dict(config),
-                    settings=wandb.Settings(quiet=True, silent=self.mode == "offline", console="off"),
+                    config=flat(config),
+                    settings=wandb.Settings(
+                        quiet=True,
+                        silent=self.mode == "offline",
+                        console="off",
+                        init_timeout=REACH,
+                        finish_timeout=FINISH,
+                    ),
                 )
             )
         return loggers
+
+
+class EpochLogger(WandbLogger):
+    """Lightning's W&B logger with charts over epochs and all files in the run's folder; it asks nobody anything."""
+
+    @property
+    def experiment(self) -> Any:
+        """W&B's run, which begins when it is first asked for."""
+        if self._experiment is None:
+            folder = Path(str(self._wandb_init["dir"])) / "wandb"
+            # W&B would put what it has yet to send into the home folder, which may be full or not to be written to.
+            os.environ.update(WANDB_DATA_DIR=str(folder / "data"), WANDB_CACHE_DIR=str(folder / "cache"))
+            if self._wandb_init["mode"] == "online":
+                self._online_or_offline()
+            if self._experiment is None:
+                self._experiment = wandb.init(**self._wandb_init)
+            self._experiment.define_metric("trainer/global_step")
+            self._experiment.define_metric("train/loss_step", step_metric="trainer/global_step")
+            self._experiment.define_metric("*", step_metric="epoch")
+        return self._experiment
+
+    def _online_or_offline(self) -> None:
+        try:
+            if not wandb.login(prompt=False):
+                raise wandb.errors.UsageError("no account is known here: `wandb login`")
+            self._experiment = wandb.init(**self._wandb_init)
+        except wandb.errors.Error as error:
+            reason = str(error).splitlines()[0]
+            log.warning("logger.mode=online: W&B cannot be used (%s): the run is kept offline", reason)
+            self._wandb_init["mode"] = "offline"
+
+
+def flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings by their paths, `model/encoder_name`: a dot in a key would be taken for nesting by W&B."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            found |= {f"{key}/{below}": deep for below, deep in flat(value).items()}
+        else:
+            found[str(key)] = value
+    return found
 
 
 def _metrics_csv(run_dir: Path) -> CSVLogger:
@@ -115,11 +176,3 @@ def set_wandb_aside(run_dir: Path) -> None:
 def wandb_of(loggers: Sequence[Logger]) -> WandbLogger | None:
     """The W&B logger among the loggers, if there is one."""
     return next((logger for logger in loggers if isinstance(logger, WandbLogger)), None)
-
-
-def log_csv(logger: WandbLogger, key: str, path: Path) -> None:
-    """Logs a CSV file of the run as a W&B table; nothing where the run left no such file."""
-    if path.exists():
-        with path.open(newline="") as file:
-            header, *rows = list(csv.reader(file))
-        logger.log_table(key, columns=header, data=rows)

@@ -10,15 +10,17 @@ import pytorch_lightning as pl
 import torch
 import wandb
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import Callback, EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
-from panda.app.callbacks import Bar, Clock, MovableCheckpoint, SeedOfEpoch
+from panda.app.callbacks import Bar, Clock, LearningRate, MovableCheckpoint, SeedOfEpoch
 from panda.app.config import Faults, build, check_config, is_multirun
+from panda.app.dashboard import replay_views
 from panda.app.door import Interrupted, SomeSlidesFailed, log_to_file, make_folder, overrides, write_overrides
 from panda.app.grading import GradingExperiment
 from panda.app.run import Experiment, Run
 from panda.app.segmentation import SegmentationExperiment
 from panda.app.tracking import read_metrics, replay, set_wandb_aside
+from panda.app.training import made_with
 from panda.errors import ConfigError
 from panda.files import locked, write_json, write_whole
 from panda.inference.engine import write_failures
@@ -36,6 +38,7 @@ RESUMABLE = (
     "trainer.max_epochs",
     "task.patience",
     "task.panels",
+    "task.views",
     "data.num_workers",
     "engine.",
     "logger.",
@@ -208,7 +211,8 @@ def _trainer(
     cfg: DictConfig, folder: Path, experiment: Experiment, clock: Clock, resume: Path | None = None
 ) -> pl.Trainer:
     # Read before the loggers begin theirs.
-    kept = read_metrics(folder, torch.load(resume, weights_only=True)["global_step"]) if resume else []
+    begun = torch.load(resume, weights_only=True) if resume else None
+    kept = read_metrics(folder, begun["global_step"]) if begun else []
     if resume:
         set_wandb_aside(folder)
     tracking = build(cfg.logger)
@@ -218,10 +222,13 @@ def _trainer(
         folder,
         name=folder.name,
         task=cfg.task.name,
-        group=folder.parent.name if is_multirun() else None,
-        config={str(key): value for key, value in config.items()},
+        # a job that is resumed by itself still belongs to its sweep
+        group=folder.parent.name if is_multirun() or folder.parent.name.startswith("sweep-") else None,
+        config={str(key): value for key, value in config.items()} | made_with(),
     )
     replay(kept, loggers)
+    if begun:
+        replay_views(folder, loggers, begun["epoch"] + 1)
     monitor, mode = experiment.monitor, experiment.mode
     callbacks: list[Callback] = [
         clock,
@@ -238,7 +245,7 @@ def _trainer(
             dirpath=folder / "checkpoints", filename="last", monitor=None, save_top_k=1, enable_version_counter=False
         ),
         EarlyStopping(monitor=monitor, mode=mode, patience=cfg.task.patience, check_finite=False),
-        LearningRateMonitor(logging_interval="epoch"),
+        LearningRate(),
         Bar(refresh_rate=5),
     ]
     trainer: pl.Trainer = build(

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import os
+import platform
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -27,7 +28,7 @@ AFTER_TRAINING = ("threshold", "precision", "tta", "overlap", "calibration")
 EVALUATION = (
     "name", "run_dir", "resume", "debug", "logger",
     "threshold", "criterion", "cost_ratio", "threshold_per_provider", "test_slides", "colour_map",
-    "quantify", "engine", "task.panels", "task.overlap",
+    "quantify", "engine", "task.panels", "task.views", "task.views_every", "task.overlap",
     "data.num_workers", "data.extract_workers", "data.store_root",
 )  # fmt: skip
 """Keys that decide nothing of the weights. All others do, those that will be added too: a key that is forgotten here
@@ -83,6 +84,15 @@ def fingerprint_of(cfg: DictConfig, carried: Mapping[str, Any], learns_from: Map
     )
 
 
+def made_with() -> dict[str, Any]:
+    """The software that a run is made with, for those who compare runs."""
+    names = ("panda-wsi", "torch", "pytorch-lightning", "segmentation-models-pytorch", "timm", "numpy")
+    return {
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in names},
+        "code": _code()[:16],
+    }
+
+
 @functools.cache  # what was imported is what trains, whatever is edited meanwhile
 def _code() -> str:
     """Digest of this package's sources: a sweep that is continued after a change trains anew."""
@@ -119,7 +129,7 @@ def find(sweep: Path, made_of: str, but: Path) -> tuple[Path, Training] | None:
 
 
 def take_over(source: Path, training: Training, folder: Path, task: Task, carried: Mapping[str, Any]) -> Training:
-    """Gives a run the checkpoints of another job, and what that job mapped with them.
+    """Gives a run the checkpoints of another job, what it showed as they came about, and what it mapped with them.
 
     Files are linked where the file system can, else copied; nothing of the other job is changed by what becomes of
     them, since all of them are only ever replaced whole. Whether canvases and scores fit is decided where they are
@@ -148,6 +158,8 @@ def take_over(source: Path, training: Training, folder: Path, task: Task, carrie
         was = read_checkpoint(target, task).carried
         if changes := {key: value for key, value in own.items() if was[key] != value}:
             replace_carried(target, **changes)
+    for view in source.glob("views/*.png"):
+        _link(view, folder / view.relative_to(source))
     if (source / SCORES).is_file():
         _link(source / SCORES, folder / SCORES)
     for canvas in source.glob("slides/*/canvas.zarr"):

@@ -314,6 +314,13 @@ class PatchDataModule(pl.LightningDataModule):
         slides = [self._result.slides.get(record.slide_id) for record in self.splits()["train"]]
         return [mean_mpp(slide.mpp) for slide in slides if slide is not None and slide.mpp is not None]
 
+    def um_per_px(self) -> dict[str, float | None]:
+        """µm per patch px (the mean of x and y) of each slide that has patches, None where it is unknown."""
+        self.setup()
+        assert self._result is not None
+        slides = self._result.slides.items()
+        return {slide_id: mean_mpp(slide.mpp) if slide.mpp else None for slide_id, slide in slides}
+
     def learns_from(self) -> dict[str, dict[str, str]]:
         """Training and validation slides by id with what their patches were made from: slide, mask, row, settings."""
         self.setup()

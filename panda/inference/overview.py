@@ -179,6 +179,12 @@ def write_overlay(
         sheet.save(partial, format="PNG")
 
 
+def write_slide(image: NDArray[np.uint8], folder: Path) -> None:
+    """Write the whole slide as ``slide.jpg`` into a folder, from (h, w, 3) uint8 RGB."""
+    with whole_path(folder / "slide.jpg") as partial:
+        Image.fromarray(image).save(partial, format="JPEG", quality=85)
+
+
 def write_view(overview: Overview, folder: Path, label: NDArray[np.bool_] | None = None) -> None:
     """Write what the slide's page draws its map from, anew at each threshold.
 
@@ -193,8 +199,7 @@ def write_view(overview: Overview, folder: Path, label: NDArray[np.bool_] | None
     planes[..., 1] = 255 * (overview.share >= 0.5)
     if label is not None:
         planes[..., 2] = 255 * label
-    with whole_path(folder / "slide.jpg") as partial:
-        Image.fromarray(overview.image).save(partial, format="JPEG", quality=85)
+    write_slide(overview.image, folder)
     with whole_path(folder / "map.png") as partial:
         Image.fromarray(planes).save(partial, format="PNG")
 

@@ -44,7 +44,7 @@ class PanelRow:
         image: (h, w, 3) uint8 RGB.
         probability: (h, w) float, probability of tumour in [0, 1].
         truth: (h, w) bool tumour mask, or None where there is no label.
-        tissue: (h, w) bool; as in the scores, nothing outside it is predicted, found or missed.
+        tissue: (h, w) bool, what the scores count; as there, nothing outside it is predicted, found or missed.
         title: Slide id and coordinates, as the reader shall see them.
         um_per_px: µm a pixel of the image spans, or None where it is unknown.
     """
@@ -70,12 +70,12 @@ def dice_text(predicted: NDArray[np.bool_], truth: NDArray[np.bool_] | None) -> 
         truth: (h, w) bool, of tissue only, or None where there is no label.
 
     Returns:
-        Such as ``Dice 0.83``; a patch whose tissue has no labelled cancer has no Dice, and the text says so.
+        Such as ``Dice 0.83``; a patch that has no labelled cancer has no Dice, and the text says so.
     """
     if truth is None:
         return "Dice unknown: no ground truth"
     if not truth.any():
-        return f"no cancer labelled on tissue, so no Dice; {predicted.mean():.1%} of the patch called tumour"
+        return f"no cancer labelled, so no Dice; {predicted.mean():.1%} of the patch called tumour"
     return f"Dice {2 * int((predicted & truth).sum()) / (int(predicted.sum()) + int(truth.sum())):.2f}"
 
 
@@ -165,7 +165,9 @@ def _heatmap(figure: Figure, axes: Axes, box: tuple[float, float, float, float],
     bar_axes.set_ylabel("probability of tumour", fontsize=11.5, color=INK)
 
 
-def draw_panels(rows: Sequence[PanelRow], threshold: float, path: Path) -> Path:
+def draw_panels(
+    rows: Sequence[PanelRow], threshold: float, path: Path, *, heading: str = "", counted: str = "tissue"
+) -> Path:
     """Draw patches as rows of five: image, predicted mask, overlay, ground truth, heatmap.
 
     The overlay shows true positives, false positives and false negatives of the tissue where the truth is known, else
@@ -175,6 +177,8 @@ def draw_panels(rows: Sequence[PanelRow], threshold: float, path: Path) -> Path:
         rows: The patches, from top to bottom.
         threshold: A pixel is predicted tumour where its probability is at least this.
         path: The PNG to write; it is written whole or not at all.
+        heading: A line above all.
+        counted: What the pixels are that the rows count, in the legend's words.
 
     Returns:
         ``path``.
@@ -184,14 +188,18 @@ def draw_panels(rows: Sequence[PanelRow], threshold: float, path: Path) -> Path:
     """
     _check(rows)
     heights = [CELL * max(row.image.shape[0] / row.image.shape[1], 0.35) for row in rows]
-    left, right, top, bottom = 0.2, 1.15, 0.55, 0.7
+    left, right, top, bottom = 0.2, 1.15, 1.1 if heading else 0.55, 0.7
     width = left + 5 * CELL + 4 * GAP + right
     height = top + sum(heights) + len(rows) * (TITLE + GAP) + bottom
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
+    if heading:
+        figure.text(left / width, 1 - 0.36 / height, heading, va="center", fontsize=20, color=INK, parse_math=False)
     for index, name in enumerate(COLUMNS):
         x = left + index * (CELL + GAP) + CELL / 2
-        figure.text(x / width, 1 - 0.33 / height, name, ha="center", va="center", fontsize=17, weight="bold", color=INK)
+        figure.text(
+            x / width, 1 - (top - 0.22) / height, name, ha="center", va="center", fontsize=17, weight="bold", color=INK
+        )
     y = height - top
     for row, cell_height in zip(rows, heights, strict=True):
         h, w = row.image.shape[:2]
@@ -230,15 +238,15 @@ def draw_panels(rows: Sequence[PanelRow], threshold: float, path: Path) -> Path:
                 box = ((x + CELL + 0.12) / width, y / height, 0.17 / width, cell_height / height)
                 _heatmap(figure, axes, box, threshold)
         y -= GAP
-    _legend(figure, rows, threshold, width)
+    _legend(figure, rows, threshold, width, counted)
     with whole_path(path) as partial:
         figure.savefig(partial, format="png")
     return path
 
 
-def _legend(figure: Figure, rows: Sequence[PanelRow], threshold: float, width: float) -> None:
+def _legend(figure: Figure, rows: Sequence[PanelRow], threshold: float, width: float, counted: str) -> None:
     known = any(row.truth is not None for row in rows)
-    handles = [Patch(facecolor=MASK, label=f"tumour (predicted: tissue with p ≥ {threshold:.3g})")]
+    handles = [Patch(facecolor=MASK, label=f"tumour (predicted: {counted} with p ≥ {threshold:.3g})")]
     unlabelled = any(row.truth is None for row in rows)
     if known:
         handles += [

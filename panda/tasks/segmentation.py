@@ -108,14 +108,16 @@ class SegmentationTask(pl.LightningModule):
         self.log("train/dice", dice_at(self.train_pixels.compute(), 0.5), prog_bar=True)
         self.train_pixels.reset()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds one batch to the epoch's validation loss and histogram."""
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Adds one batch to the epoch's validation loss and histogram; gives its probabilities (N, 1, h, w)."""
         image, mask = batch
         logits = self(image)
         loss: Tensor = self.loss(logits, mask)
         self._check(loss, logits, self.trainer.val_dataloaders, batch_idx)
         self.val_loss.update(loss, weight=(mask >= 0).sum())
-        self.val_pixels.update(logits.float().sigmoid(), mask > 0.5, mask >= 0)
+        prob: Tensor = logits.float().sigmoid()
+        self.val_pixels.update(prob, mask > 0.5, mask >= 0)
+        return prob
 
     def on_validation_epoch_end(self) -> None:
         """Logs validation loss and Dice, and searches the threshold over the epoch's pixels."""

@@ -1,0 +1,185 @@
+"""What a run shows in W&B beside its metrics: patches, curves, the table of slides, its checkpoints."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import wandb
+from PIL import Image
+from pytorch_lightning.loggers import Logger, WandbLogger
+
+from panda.app.tracking import wandb_of
+from panda.report.panels import PanelRow
+from panda.report.table import figure_name
+from panda.report.words import interval
+
+LABELS = {0: "no cancer", 1: "cancer"}
+SIDE = 192
+"""Longest side of the pictures in the table of slides, in px."""
+PICTURED = 500
+"""Slides of the table that have pictures: in memory they take 0.2 MB each."""
+SHOWN = 20
+"""Pictures of attended tiles that are logged: at their full size they are copied."""
+CURVES = ("dice", "iou", "precision", "recall", "f1", "youden")
+"""How the columns begin that are scores from 0 to 1."""
+CHART_STEP = 4
+"""Thresholds from one point of the chart to the next: W&B draws 10,000 points."""
+
+
+Sheet = tuple[Path, Sequence[PanelRow], float]
+"""What `draw_panels` drew, of which rows, at which threshold."""
+
+
+def log_rows(logger: WandbLogger, key: str, sheets: Sequence[Sheet], epoch: int | None = None) -> None:
+    """Logs patches twice: as pictures of all, and each with masks that the dashboard shows and hides.
+
+    Args:
+        logger: W&B's.
+        key: In the dashboard; the single patches are under `<key>_patches`.
+        sheets: The patches.
+        epoch: That they belong to; None for the last one.
+    """
+    if sheets:
+        pictures = [wandb.Image(str(path), caption=path.stem) for path, _, _ in sheets]
+        patches = [_with_masks(row, threshold) for _, rows, threshold in sheets for row in rows]
+        of_epoch = {} if epoch is None else {"epoch": epoch}
+        logger.experiment.log({key: pictures, f"{key}_patches": patches} | of_epoch)
+
+
+def _with_masks(row: PanelRow, threshold: float) -> wandb.Image:
+    masks = {"prediction": row.predicted(threshold)} | ({} if row.truth is None else {"ground_truth": row.truth})
+    return wandb.Image(
+        row.image,
+        caption=row.title,
+        masks={name: {"mask_data": mask.astype(np.uint8), "class_labels": LABELS} for name, mask in masks.items()},
+    )
+
+
+def replay_views(run_dir: Path, loggers: Sequence[Logger], before: int | None = None) -> None:
+    """Logs again what an earlier session or another job drew while it trained; single patches it has not kept.
+
+    Args:
+        run_dir: The run's folder.
+        loggers: Of the run.
+        before: Only what belongs to epochs before this one; None for all.
+    """
+    logger = wandb_of(loggers)
+    for path in sorted((run_dir / "views").glob("epoch_*_*.png")):
+        _, epoch, name = path.stem.split("_")
+        if logger is not None and (before is None or int(epoch) < before):
+            picture = wandb.Image(str(path), caption=path.stem)
+            logger.experiment.log({f"views/{name}": [picture], "epoch": int(epoch)})
+
+
+def log_pictures(logger: WandbLogger, key: str, paths: Sequence[Path]) -> None:
+    """Logs the pictures that are there."""
+    if found := [wandb.Image(str(path), caption=path.stem) for path in paths if path.is_file()]:
+        logger.experiment.log({key: found})
+
+
+def log_csv(logger: WandbLogger, key: str, path: Path) -> None:
+    """Logs a CSV file of the run as a W&B table; nothing where the run left no such file."""
+    if columns := _columns(path):
+        rows = [list(row) for row in zip(*columns.values(), strict=True)]
+        logger.log_table(key, columns=list(columns), data=rows)
+
+
+def log_threshold_curve(logger: WandbLogger, path: Path) -> None:
+    """Logs the scores at every threshold as a chart of lines that can be picked and zoomed."""
+    columns = _columns(path)
+    if not columns:
+        return
+    lines = {}
+    for key, column in columns.items():
+        known = [(x, y) for x, y in zip(columns["threshold"], column, strict=True) if y is not None][::CHART_STEP]
+        if known and key.startswith(CURVES):
+            lines[key] = known
+    chart = wandb.plot.line_series(
+        xs=[[x for x, _ in line] for line in lines.values()],
+        ys=[[y for _, y in line] for line in lines.values()],
+        keys=list(lines),
+        title="Scores on validation by threshold",
+        xname="threshold",
+        split_table=True,
+    )
+    logger.experiment.log({"threshold_curve": chart})
+
+
+def _columns(path: Path) -> dict[str, list[Any]]:
+    """The columns of a CSV file, as numbers where all are, None where one is empty; none where there is no file."""
+    if not path.exists():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        header, *rows = list(csv.reader(file))
+    columns: dict[str, list[Any]] = {}
+    for key, texts in zip(header, zip(*rows, strict=True), strict=False):
+        try:
+            columns[key] = [float(text) if text else None for text in texts]
+        except ValueError:
+            columns[key] = [text or None for text in texts]
+    return columns
+
+
+def log_slides(logger: WandbLogger, key: str, rows: Sequence[Mapping[str, Any]], slides: Path) -> None:
+    """Logs the table of slides, a row each: thumbnail, heatmap, figures.
+
+    Args:
+        logger: W&B's.
+        key: Of the table.
+        rows: With the same keys, `slide_id` among them.
+        slides: The folder of the slides' folders. Those of the first `PICTURED` slides are shown.
+    """
+    columns = list(rows[0])
+    table = wandb.Table(columns=["slide_id", "thumbnail", "heatmap", *(name for name in columns if name != "slide_id")])
+    for number, row in enumerate(rows):
+        folder = slides / str(row["slide_id"])
+        pictures = [_small(folder / name) if number < PICTURED else None for name in ("slide.jpg", "heatmap.png")]
+        table.add_data(row["slide_id"], *pictures, *(row[name] for name in columns if name != "slide_id"))
+    logger.experiment.log({key: table})
+
+
+def _small(path: Path) -> wandb.Image | None:
+    """A picture of the run's folder at the size of a table; None where it is not there."""
+    if not path.is_file():
+        return None
+    with Image.open(path) as picture:
+        picture.thumbnail((SIDE, SIDE))
+        return wandb.Image(picture.convert("RGB"), file_type="jpg")
+
+
+def log_figures(logger: WandbLogger, summary: Mapping[str, Any]) -> None:
+    """Logs the figures of validation and test with their intervals: as a table, and for the table of runs."""
+    table = wandb.Table(columns=["split", "slides", "figure", "value", "low", "high"])
+    final: dict[str, Any] = {}
+    for split in ("val", "test"):
+        scores = summary.get(split) or {}
+        for part, of_part in {"all": scores, **scores.get("by_provider", {})}.items():
+            for key, value in of_part.items():
+                if isinstance(value, int | float):
+                    ends = interval(of_part, key)
+                    table.add_data(split, part, figure_name(key), float(value), *(ends or (None, None)))
+                    if part == "all":
+                        final[f"{split}/final_{key}"] = value
+                        final |= {
+                            f"{split}/final_{key}_{n}": end for n, end in zip(("low", "high"), ends or (), strict=False)
+                        }
+    logger.experiment.log({"figures": table})
+    logger.experiment.summary.update({"threshold": summary["threshold"]} | final)
+
+
+def log_checkpoints(logger: WandbLogger, folder: Path, about: Mapping[str, Any]) -> None:
+    """Logs the checkpoints as two versions of one artifact, `last` and `best`; W&B reads them where they lie.
+
+    Args:
+        logger: W&B's.
+        folder: Of the checkpoints.
+        about: What is said of them.
+    """
+    run = logger.experiment
+    for name in ("last", "best"):  # W&B calls the one that comes last `latest`
+        artifact = wandb.Artifact(f"checkpoint-{run.id}", type="model", metadata=dict(about))
+        # Mutable files are copied first, and all go through a cache: a sweep would take its disk twice over.
+        artifact.add_file(str((folder / f"{name}.ckpt").absolute()), policy="immutable", skip_cache=True)
+        run.log_artifact(artifact, aliases=[name])
