@@ -43,6 +43,7 @@ from panda.tasks.bootstrap import percentile_interval, resampled_sums
 from panda.tasks.grades import agreement, confusions, grading_scores
 from panda.tasks.grading import CLASSES, GradingTask, Target, target_class
 from panda.tasks.optim import Optim
+from panda.wsi.normalise import told_stain
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap, find_tissue
 
@@ -210,6 +211,7 @@ class GradingExperiment:
             "tiles": {key: getattr(self.tiles, key) for key in ("how", "k", "random_fraction", "min_tissue", "seed")},
             "target": self.settings.target,
             "segmentation": self.segmenter.fingerprint if self.segmenter else None,
+            "normalize": self.data.normalize,
             "train_slides": sorted(item.record.slide_id for item in items["train"]),
             "val_slides": sorted(item.record.slide_id for item in items["val"]),
         }
@@ -238,6 +240,7 @@ class GradingExperiment:
             "tiles": asdict(self.tiles),
             "data": {
                 "root": str(self.data.root),
+                "colours": self.data.colours(),
                 "slides": {name: len(found) for name, found in items.items()},
                 "left_out": self.data.selection().left_out,
                 "groups": self.data.selection().policy(),
@@ -278,7 +281,7 @@ class GradingExperiment:
                 coords, view = slide_tiles(slide, tissue, canvas, asked, asdict(self.tiles))
             if view.mean_mpp:
                 mpps.append(view.mean_mpp)
-            return BagItem(record, coords)
+            return BagItem(record, coords, told_stain(slide, tissue) if self.data.normalize else None)
 
     def _identity(self, item: BagItem) -> list[Any]:
         """Of a bag: its slide, its class and its tiles."""

@@ -175,6 +175,7 @@ class SegmentationExperiment:
             "labels": {name: sorted(labels.cancer) for name, labels in PROVIDERS.items()},
             "precision": self.engine.precision,
             "tta": self.engine.tta,
+            "normalize": data.normalize,
             "train_slides": sorted(record.slide_id for record in splits["train"]),
             "val_slides": sorted(record.slide_id for record in splits["val"]),
         }

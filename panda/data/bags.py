@@ -22,6 +22,7 @@ from panda.data.settings import resolution_faults
 from panda.errors import ConfigError, ManifestError
 from panda.wsi.geometry import Resolution, round_px
 from panda.wsi.grid import Grid, tissue_grid
+from panda.wsi.normalise import StainProfile, normalised
 from panda.wsi.readers import ReaderName
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap
@@ -77,10 +78,12 @@ class BagItem:
     Attributes:
         record: the slide.
         coords: (n, 2) int64, top-left corners in level-0 px, the most important first.
+        stain: that of the slide, whose colours are brought to the reference's; None: they stay.
     """
 
     record: SlideRecord
     coords: NDArray[np.int64]
+    stain: StainProfile | None = None
 
 
 def select_tile_coords_for_slide(
@@ -186,7 +189,9 @@ def _window(canvas: NDArray[Any] | ProbabilityMap, x: int, y: int, w: int, h: in
     return canvas.read(x, y, w, h)
 
 
-def read_bag(slide: Slide, coords: NDArray[np.int64], resolution: Resolution, tile_size: int) -> NDArray[np.float32]:
+def read_bag(
+    slide: Slide, coords: NDArray[np.int64], resolution: Resolution, tile_size: int, stain: StainProfile | None = None
+) -> NDArray[np.float32]:
     """Read the tiles of a bag.
 
     Args:
@@ -194,6 +199,7 @@ def read_bag(slide: Slide, coords: NDArray[np.int64], resolution: Resolution, ti
         coords: (K, 2) top-left corners in level-0 px.
         resolution: of the tiles.
         tile_size: side of a tile in px at that resolution.
+        stain: of the slide, whose colours are brought to the reference's; None: they stay.
 
     Returns:
         (K, 3, h, w) float32 in [0, 1], RGB; white past the slide's edge.
@@ -202,14 +208,17 @@ def read_bag(slide: Slide, coords: NDArray[np.int64], resolution: Resolution, ti
         SlideError: the slide cannot be read.
     """
     bag = np.empty((len(coords), 3, tile_size, tile_size), dtype=np.float32)
-    for number, tile in enumerate(_tiles(slide, coords, resolution, tile_size)):
+    for number, tile in enumerate(_tiles(slide, coords, resolution, tile_size, stain)):
         bag[number] = _planes(tile)
     return bag
 
 
-def _tiles(slide: Slide, coords: NDArray[np.int64], resolution: Resolution, tile_size: int) -> list[NDArray[np.uint8]]:
-    """The tiles as the slide gives them, (h, w, 3) uint8."""
-    return [slide.read(resolution, (x, y), (tile_size, tile_size)) for x, y in coords.tolist()]
+def _tiles(
+    slide: Slide, coords: NDArray[np.int64], resolution: Resolution, tile_size: int, stain: StainProfile | None
+) -> list[NDArray[np.uint8]]:
+    """The tiles as the slide gives them, normalised if asked for, (h, w, 3) uint8."""
+    tiles = [slide.read(resolution, (x, y), (tile_size, tile_size)) for x, y in coords.tolist()]
+    return tiles if stain is None else [normalised(tile, stain) for tile in tiles]
 
 
 def _planes(tile: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -259,7 +268,7 @@ class BagSet(Dataset[tuple[Tensor, Tensor, int, str]]):
         record, coords = self.items[number].record, self.items[number].coords[: settings.k]
         with Slide.open(record.image_path, reader=settings.reader, mpp_override=settings.mpp_override) as slide:
             resolution = slide.at(level=settings.level, mpp=settings.mpp)
-            tiles = _tiles(slide, coords, resolution, settings.tile_size)
+            tiles = _tiles(slide, coords, resolution, settings.tile_size, self.items[number].stain)
         if self.transform is not None:
             tiles = [self.transform.image(tile, seed + offset) for offset, tile in enumerate(tiles)]
         bag = np.zeros((settings.k, 3, settings.tile_size, settings.tile_size), dtype=np.float32)

@@ -20,9 +20,11 @@ from panda.data.samplers import BalancedDraws, HardDraws, SamplerName
 from panda.data.selection import Selection, select
 from panda.data.settings import How, PatchSettings, SelectionSettings, StoreKind
 from panda.data.splits import SPLITS, Split
+from panda.data.stains import Stains, find_stains
 from panda.data.store import StoreResult, extract_store, load_store, store_path
 from panda.errors import ConfigError, ManifestError
 from panda.wsi.geometry import mean_mpp
+from panda.wsi.normalise import NormaliseName
 from panda.wsi.readers import ReaderName
 from panda.wsi.synthetic import SyntheticSpec, draw_dataset
 
@@ -64,6 +66,8 @@ class PatchDataModule(pl.LightningDataModule):
         sampler: which training patches an epoch draws: ``"uniform"``: each once; ``"balanced"``: by cancer, see
             `BalancedDraws`; ``"hard"``: those that the network is wrong on more often, see `HardDraws`.
         tumor_share: of the draws that have cancer, with ``sampler="balanced"``.
+        normalize: ``"macenko"``: the colours of each slide, in all splits, are brought to those of a reference, see
+            `panda.wsi.normalise`; None: they stay.
         draw: draws the embedded slides at ``root`` on first use; None for a folder that exists.
 
     Raises:
@@ -105,6 +109,7 @@ class PatchDataModule(pl.LightningDataModule):
         ignore_background: bool = False,
         sampler: SamplerName = "uniform",
         tumor_share: float = 0.5,
+        normalize: NormaliseName | None = None,
     ) -> None:
         super().__init__()
         self.root = Path(root)
@@ -132,6 +137,8 @@ class PatchDataModule(pl.LightningDataModule):
         self.augment = augment
         self.sampler = sampler
         self.tumor_share = tumor_share
+        self.normalize = normalize
+        self._stains: Stains | None = None
         self._losses: Tensor | None = None
         self._hard: HardDraws | None = None
         self.extract_workers = extract_workers
@@ -149,6 +156,8 @@ class PatchDataModule(pl.LightningDataModule):
         faults += self.choice.faults()
         if self.sampler not in get_args(SamplerName):
             faults.append(f"data.sampler is {self.sampler!r}: give {', '.join(get_args(SamplerName))}")
+        if self.normalize not in (None, *get_args(NormaliseName)):
+            faults.append(f"data.normalize is {self.normalize!r}: give {', '.join(get_args(NormaliseName))}, or null")
         if not 0 < self.tumor_share < 1:
             faults.append(f"data.tumor_share is {self.tumor_share}: give a share over 0 and under 1")
         if self.extract_workers < 1:
@@ -225,6 +234,7 @@ class PatchDataModule(pl.LightningDataModule):
             self._result = extract_store(
                 self.records(), self.settings, self.store_root, self.root, workers=self.extract_workers
             )
+            self._result = self._stained(self._result)
 
     def setup(self, stage: str | None = None) -> None:
         """Write the manifests of the splits, and open them.
@@ -239,7 +249,7 @@ class PatchDataModule(pl.LightningDataModule):
             return
         records = self.records()
         # Processes that did not cut the patches themselves read what the first one left in the store.
-        result = self._result or load_store(records, self.settings, self.store_root, self.root)
+        result = self._result or self._stained(load_store(records, self.settings, self.store_root, self.root))
         self._result, self.failures = result, result.failures
         if self.choice.split != "patches":
             manifests = write_patch_manifests(result, self.selection().split)
@@ -253,8 +263,16 @@ class PatchDataModule(pl.LightningDataModule):
                 val_fraction=self.choice.val_fraction,
             )
         self._sets = {
-            name: PatchSet(path, self.augment if name == "train" else None) for name, path in manifests.items()
+            name: PatchSet(path, self.augment if name == "train" else None, self._stains)
+            for name, path in manifests.items()
         }
+
+    def _stained(self, result: StoreResult) -> StoreResult:
+        """Find how the slides are stained, where that is needed; slides that cannot be read fail."""
+        if self.normalize is None:
+            return result
+        result, self._stains = find_stains(result, self.settings, workers=self.extract_workers)
+        return result
 
     def patch_set(self, split: Split) -> PatchSet:
         """Patches of a split.
@@ -331,6 +349,11 @@ class PatchDataModule(pl.LightningDataModule):
             for name in ("train", "val")
         }
 
+    def colours(self) -> str:
+        """What is done to the colours of slides, and of training patches alone, in words of the command line."""
+        augment = self.augment.name if self.augment else "none"
+        return f"data.normalize={self.normalize or 'null'} augment={augment}"
+
     def describe(self) -> dict[str, Any]:
         """Say what the data is, as plain data for ``summary.json``.
 
@@ -342,6 +365,7 @@ class PatchDataModule(pl.LightningDataModule):
             "root": str(self.root),
             "store": str(self.store_folder),
             "settings": asdict(self.settings),
+            "colours": self.colours(),
             "split": self.choice.split if self.choice.splits is None else str(self.choice.splits),
             "seed": self.choice.seed,
             "groups": self.selection().policy(),

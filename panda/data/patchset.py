@@ -27,9 +27,11 @@ from panda.data.patches import SlidePatches
 from panda.data.pixels import Place, kept_files, patch_pixels
 from panda.data.settings import StoreKind
 from panda.data.splits import SPLITS, Split
+from panda.data.stains import Stains
 from panda.data.store import StoreResult, read_store
 from panda.errors import ManifestError
 from panda.files import fingerprint, whole_path
+from panda.wsi.normalise import normalised
 
 COLUMNS = (
     "slide_id",
@@ -165,6 +167,8 @@ class PatchSet(Dataset[tuple[Tensor, Tensor]]):
         manifest: CSV of a split.
         transform: applied to image and mask together; None for none. Its random choices follow the `Draw` that
             indexes the set or, with a plain index, torch's random generator.
+        stains: of each slide, whose pixels are brought to the reference's colours before ``transform``; None to
+            leave all pixels as they are.
 
     Raises:
         ManifestError: the manifest is faulty; on access also what the store keeps of a patch is missing or damaged,
@@ -172,8 +176,11 @@ class PatchSet(Dataset[tuple[Tensor, Tensor]]):
         PandaError: on access, a slide or mask that the store reads from cannot be read.
     """
 
-    def __init__(self, manifest: Path | str, transform: Augmentation | None = None) -> None:
+    def __init__(
+        self, manifest: Path | str, transform: Augmentation | None = None, stains: Stains | None = None
+    ) -> None:
         self.rows = PatchTable(manifest)
+        self.stains = stains
         self.transform = transform
         self.pixels = patch_pixels(self.rows.settings)
 
@@ -198,6 +205,8 @@ class PatchSet(Dataset[tuple[Tensor, Tensor]]):
         number, seed = drawn(index)
         row = self.rows[number]
         image, target = self.pixels.read(self.place_of(row))
+        if self.stains and (stain := self.stains[row.slide_id]):
+            image = normalised(image, stain)
         if self.transform is not None:
             image, target = self.transform(image, target, seed)
         return image_tensor(image), torch.from_numpy(_VALUES[target])[None]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from panda.errors import PandaError
 from panda.files import fingerprint, locked, write_json
 from panda.inference.compute import Forward, Precision, Way
-from panda.inference.predictor import SegmentationPredictor
+from panda.inference.predictor import SegmentationPredictor, TileReader
 from panda.wsi.grid import Grid
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap, find_tissue
@@ -118,7 +118,8 @@ def _tried(
             with open_slide(path) as slide:
                 tissue = find_tissue(slide)
                 grid = predictor.grid(slide, tissue)
-                sample = _sample(slide, tissue, grid, len(grid) * len(paths))
+                read = predictor.tile_reader(slide, tissue, grid)
+                sample = _sample(read, tissue, grid, len(grid) * len(paths))
         except (PandaError, OSError):
             continue  # its own turn comes, and then it is recorded
         if sample is None:
@@ -132,11 +133,11 @@ Sample = tuple[NDArray[np.uint8], NDArray[np.bool_]]
 """Tiles (n, p, p, 3) and where tissue is on them (n, p, p)."""
 
 
-def _sample(slide: Slide, tissue: TissueMap, grid: Grid, work: int) -> Sample | None:
+def _sample(read: TileReader, tissue: TissueMap, grid: Grid, work: int) -> Sample | None:
     """Tiles from all over a slide; None where they would be too much of all the work.
 
     Args:
-        slide: The slide.
+        read: Of the slide's tiles.
         tissue: Its tissue.
         grid: Its tiles.
         work: Tiles of all slides together, about.
@@ -146,7 +147,7 @@ def _sample(slide: Slide, tissue: TissueMap, grid: Grid, work: int) -> Sample | 
         return None
     size = (grid.patch_size, grid.patch_size)
     corners = [(int(x), int(y)) for x, y in grid.level0[np.linspace(0, len(grid) - 1, count).astype(int)]]
-    images = np.stack([slide.read(grid.resolution, corner, size) for corner in corners])
+    images = np.stack([read(*corner) for corner in corners])
     return images, np.stack([tissue.crop(grid.resolution, corner, size) for corner in corners])
 
 

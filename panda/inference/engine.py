@@ -27,6 +27,7 @@ from panda.inference.pictures import ColourMap
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings, slide_quantification
 from panda.wsi.labels import LabelMask
+from panda.wsi.normalise import STAIN_RULES
 from panda.wsi.slide import ReaderName, Slide
 from panda.wsi.tissue import RULES, TissueMap, find_tissue
 
@@ -266,6 +267,9 @@ class SlideMapper:
             "reader": self.reader,
             "mpp_override": self.mpp_override,
         }
+        networks = {"segmentation": self.predictor, "grader": self.grader}
+        if normalize := {of: name for of, by in networks.items() if by and (name := by.carried["normalize"])}:
+            values["normalize"] = normalize | {"rules": STAIN_RULES}
         checkpoints = {
             "checkpoint": str(self.predictor.checkpoint.path),
             "grading_checkpoint": str(self.grader.checkpoint.path) if self.grader else None,

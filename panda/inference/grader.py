@@ -16,6 +16,7 @@ from panda.inference.predictor import EngineSettings, resolution_for, restored
 from panda.models.mil import MILNet
 from panda.tasks.checkpoint import Checkpoint, read_checkpoint
 from panda.wsi.geometry import Resolution
+from panda.wsi.normalise import told_stain
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap
 
@@ -30,7 +31,7 @@ class Grade:
         probabilities: Of each class; they sum to 1.
         coords: (K, 2) upper left corners of the tiles, level-0 px.
         attention: (K,) weights of the tiles; they sum to 1.
-        tiles: (K, h, w, 3) uint8.
+        tiles: (K, h, w, 3) uint8, as the network sees them.
         tile_side: Side of a tile in level-0 px.
     """
 
@@ -133,7 +134,8 @@ class GradingPredictor:
         """
         tiles = {**self.carried["tiles"], "tile_size": self.carried["tile_size"]}
         coords, view = slide_tiles(slide, tissue, canvas, self.carried["resolution"], tiles)
-        bag = torch.from_numpy(read_bag(slide, coords, view, tiles["tile_size"]))
+        stain = told_stain(slide, tissue) if self.carried["normalize"] else None
+        bag = torch.from_numpy(read_bag(slide, coords, view, tiles["tile_size"], stain))
         with torch.inference_mode(), self.settings.autocast():
             logits, attention, _ = self.network(bag.to(self.settings.torch_device))
         probabilities = logits.float().softmax(-1).cpu().numpy()

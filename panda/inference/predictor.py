@@ -21,6 +21,7 @@ from panda.tasks.checkpoint import Checkpoint, read_checkpoint
 from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.geometry import Resolution, round_px
 from panda.wsi.grid import Grid, tissue_grid
+from panda.wsi.normalise import STAIN_RULES, normalised, told_stain
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import RULES, TissueMap
 
@@ -29,6 +30,7 @@ __all__ = ["EngineSettings", "SegmentationPredictor", "resolution_for", "restore
 log = logging.getLogger(__name__)
 
 N = TypeVar("N", bound=torch.nn.Module)
+TileReader = Callable[[int, int], NDArray[np.uint8]]
 
 # A level whose µm/px is within this share of those seen in training counts as the same resolution; neighbouring
 # levels differ by a factor of 2 or more.
@@ -70,13 +72,12 @@ def resolution_for(slide: Slide, asked: Mapping[str, Any]) -> Resolution:
 
 
 def _read_batches(
-    slide: Slide, grid: Grid, settings: EngineSettings
+    read: TileReader, grid: Grid, settings: EngineSettings
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
     """Yields tiles (n, p, p, 3) and their positions (n, 2) in working px, read ahead by two batches.
 
     Column by column of the slide, each of them row by row.
     """
-    size = (grid.patch_size, grid.patch_size)
     starts = range(0, len(grid.working), settings.batch_size)
     column = grid.level0[:, 0] // round(COLUMN_PX * grid.resolution.level_downsample)
     order = np.argsort(column, kind="stable")
@@ -85,7 +86,7 @@ def _read_batches(
 
         def submit(start: int) -> tuple[int, list[Future[NDArray[np.uint8]]]]:
             stop = start + settings.batch_size
-            tiles = [pool.submit(slide.read, grid.resolution, (int(x), int(y)), size) for x, y in level0[start:stop]]
+            tiles = [pool.submit(read, int(x), int(y)) for x, y in level0[start:stop]]
             return start, tiles
 
         waiting = deque(submit(start) for start in starts[:2])
@@ -144,8 +145,22 @@ class SegmentationPredictor:
         resolution = resolution_for(slide, self.carried["resolution"])
         return tissue_grid(resolution, tissue, patch, stride, edge="shift", min_tissue=0.0)
 
+    def tile_reader(self, slide: Slide, tissue: TissueMap, grid: Grid) -> TileReader:
+        """What reads a slide's tiles (p, p, 3) by their upper left corners in level-0 px, as the network knows them.
+
+        Where it was trained on normalised slides, the colours are brought to the reference's.
+        """
+        size = (grid.patch_size, grid.patch_size)
+        stain = told_stain(slide, tissue) if self.carried["normalize"] else None
+
+        def read(x: int, y: int) -> NDArray[np.uint8]:
+            tile = slide.read(grid.resolution, (x, y), size)
+            return tile if stain is None else normalised(tile, stain)
+
+        return read
+
     def canvas_fingerprint(self, slide: Slide, resolution: Resolution) -> str:
-        """Of all that makes a canvas: network, grid, how it is run, the slide's identity, and what reads it."""
+        """Of all that makes a canvas: network, grid, how it is run, colours, the slide and what reads it."""
         return fingerprint(
             {
                 "network": self.fingerprint,
@@ -161,6 +176,7 @@ class SegmentationPredictor:
                 "tissue_rules": RULES,
                 "slide": identity(slide.path),
                 "reader": slide.reader_name,
+                **({"normalize": [self.carried["normalize"], STAIN_RULES]} if self.carried["normalize"] else {}),
             }
         )
 
@@ -215,6 +231,7 @@ class SegmentationPredictor:
         if len(grid.working) == 0:
             raise SlideError(f"{slide.path}: no tile holds tissue at {resolution.width} × {resolution.height} px")
         attrs = {"slide_id": slide.slide_id, "checkpoint": self.checkpoint.path.name, "tiles": len(grid.working)}
+        read = self.tile_reader(slide, tissue, grid)
         with (
             CanvasWriter(
                 path,
@@ -230,7 +247,7 @@ class SegmentationPredictor:
         ):
             done = 0
             blending: deque[Future[None]] = deque()
-            for images, positions in _read_batches(slide, grid, self.settings):
+            for images, positions in _read_batches(read, grid, self.settings):
                 blending.append(blender.submit(writer.add, self.forward(images), positions))
                 if len(blending) > 1:
                     blending.popleft().result()

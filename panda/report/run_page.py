@@ -244,6 +244,7 @@ def write_run_page(run_dir: Path) -> Path:
             ("Made", str(summary.get("created") or "").replace("T", " ").removesuffix("Z")),
             ("Seed", show(summary.get("seed"), "text")),
             ("Device", show(summary.get("device"), "text")),
+            ("Colours", show(mapping(summary.get("data")).get("colours"), "text")),
             ("Took", show(summary.get("seconds"), "seconds")),
         ],
         split=split,

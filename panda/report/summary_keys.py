@@ -235,6 +235,12 @@ _DATA_OF_GRADING = Block(
         Key("root", "text", "folder of the data"),
         Key("slides", "counts by name", "slides of each split"),
         Key("left_out", "counts by name", "reason to slides"),
+        Key(
+            "colours",
+            "text",
+            "what was done to the colours of all slides, and of training patches",
+            absent="the run was made before it was kept",
+        ),
         Key("groups", "text", "what keeps the splits apart"),
     ),
 )

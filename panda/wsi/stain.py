@@ -101,6 +101,8 @@ class Picture:
         self._window = 5 if min(rgb.shape[:2]) >= 64 else 3
         self._flags = np.zeros(rgb.shape[:2], np.uint8)
         self._magenta = np.zeros(rgb.shape[:2], np.uint8)
+        self.glass: tuple[float, float, float] | None = None
+        """Colour of the glass, RGB; None where there is too little of it to tell."""
         self._balance = self._balanced(rgb)
         noise = self._find_ink(rgb)
         self._find_magenta(rgb, noise)
@@ -138,6 +140,8 @@ class Picture:
         if not enough:
             return None
         colour = np.array([_median(of) for of in enough[0]])
+        red, green, blue = colour.tolist()
+        self.glass = red, green, blue
         table = np.minimum(np.rint(np.arange(256)[:, None] * (colour.max() / colour)), 255).astype(np.uint8)
         return np.asarray(table[None])
 

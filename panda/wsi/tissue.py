@@ -76,11 +76,13 @@ class TissueMap:
         resolution: the working resolution of ``mask``.
         how: ``"strict"``; ``"loose"`` where the tissue is so pale that only the looser search found most of it;
             ``"whole"`` where the slide is not stained as expected, so that all of it counts as tissue.
+        glass: colour of the clean glass, RGB; None where there is too little of it to tell.
     """
 
     mask: NDArray[np.bool_]
     resolution: Resolution
     how: How
+    glass: tuple[float, float, float] | None = None
 
     @property
     def fraction(self) -> float:
@@ -206,9 +208,9 @@ def _searched(picture: Picture, overview: Callable[[], NDArray[np.uint8]], resol
     """The tissue of an overview, of which the picture was made ready; None where there is none."""
     mask, how = _stained(picture)
     if mask.any():
-        return TissueMap(mask, resolution, how)
+        return TissueMap(mask, resolution, how, picture.glass)
     if picture.has_structure(overview()):
-        return TissueMap(np.ones_like(mask), resolution, "whole")
+        return TissueMap(np.ones_like(mask), resolution, "whole", picture.glass)
     return None
 
 
