@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from panda.errors import ConfigError
+from panda.models.grade_losses import CumulativeLoss
 from panda.models.mil import MILNet
+from panda.models.pooling import POOLINGS, OrdinalHead, Pooling
 
 ENCODER = "resnet10t"
 
@@ -32,18 +34,18 @@ def reference(model: MILNet, feats: NDArray[np.float64]) -> tuple[NDArray[np.flo
     w = {key: value.double().numpy() for key, value in model.state_dict().items()}
     scores = []
     for h in feats:
-        inner = np.tanh(w["attention.V.weight"] @ h + w["attention.V.bias"])
-        if "attention.U.weight" in w:
-            inner = inner / (1 + np.exp(-(w["attention.U.weight"] @ h + w["attention.U.bias"])))
-        scores.append(float(w["attention.w.weight"][0] @ inner))
+        inner = np.tanh(w["pool.attention.V.weight"] @ h + w["pool.attention.V.bias"])
+        if "pool.attention.U.weight" in w:
+            inner = inner / (1 + np.exp(-(w["pool.attention.U.weight"] @ h + w["pool.attention.U.bias"])))
+        scores.append(float(w["pool.attention.w.weight"][0] @ inner))
     a = np.exp(scores) / np.exp(scores).sum()
     z = sum(weight * h for weight, h in zip(a, feats, strict=True))
     return w["classifier.weight"] @ z + w["classifier.bias"], a
 
 
-@pytest.mark.parametrize("gated", [True, False])
-def test_against_the_paper(gated: bool) -> None:
-    model = net(gated=gated).eval()
+@pytest.mark.parametrize("pooling", ["gated", "attention"])
+def test_against_the_paper(pooling: Pooling) -> None:
+    model = net(pooling=pooling).eval()
     feats = torch.randn(7, model.feature_dim)
     with torch.no_grad():
         logits, attention = model.aggregate(feats)
@@ -65,7 +67,22 @@ def test_shapes_and_sums(model: MILNet) -> None:
 
 
 @torch.no_grad()
-def test_order_does_not_matter(model: MILNet) -> None:
+def test_mean_and_max_are_what_they_say() -> None:
+    feats = torch.randn(7, 512)
+    for pooling, bag in (("mean", feats.mean(0)), ("max", feats.amax(0))):
+        model = net(pooling=pooling).eval()
+        logits, attention = model.aggregate(feats)
+        torch.testing.assert_close(logits, model.classifier(bag), rtol=1e-4, atol=1e-5)
+        shares = [
+            (feats[k] == feats.amax(0)).float().mean() if pooling == "max" else torch.tensor(1 / 7) for k in range(7)
+        ]
+        torch.testing.assert_close(attention, torch.stack(shares))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_order_does_not_matter(pooling: Pooling) -> None:
+    model = net(pooling=pooling).eval()
     bag = torch.rand(6, 3, 32, 32)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     logits, attention, feats = model(bag)
@@ -77,12 +94,13 @@ def test_order_does_not_matter(model: MILNet) -> None:
 
 @pytest.mark.parametrize("filler", [0.0, 7.0, float("nan")])
 @pytest.mark.parametrize("training", [True, False])
-def test_padding_changes_nothing(filler: float, training: bool) -> None:
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_padding_changes_nothing(pooling: Pooling, filler: float, training: bool) -> None:
     bag = torch.rand(2, 3, 3, 32, 32)
     padded = torch.full((2, 5, 3, 32, 32), filler)
     padded[:, 1:4] = bag
     mask = torch.tensor([[False, True, True, True, False]] * 2)
-    plain, with_padding = (net(dropout=0).train(training) for _ in range(2))
+    plain, with_padding = (net(dropout=0, pooling=pooling).train(training) for _ in range(2))
     logits, attention, feats = plain(bag)
     padded_logits, padded_attention, padded_feats = with_padding(padded, mask)
     torch.testing.assert_close(padded_logits, logits)
@@ -94,7 +112,7 @@ def test_padding_changes_nothing(filler: float, training: bool) -> None:
     padded_logits.sum().backward()
     for one, two in zip(plain.parameters(), with_padding.parameters(), strict=True):
         assert one.grad is not None
-        torch.testing.assert_close(one.grad, two.grad)
+        torch.testing.assert_close(one.grad, two.grad, rtol=1e-4, atol=1e-5)
     for here, there in zip(plain.buffers(), with_padding.buffers(), strict=True):  # batch statistics too
         torch.testing.assert_close(here, there)
 
@@ -110,13 +128,90 @@ def test_bags_of_different_sizes(model: MILNet) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("tiles", [1, 4000])
-def test_small_and_large_bags(model: MILNet, tiles: int) -> None:
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_small_and_large_bags(pooling: Pooling, tiles: int) -> None:
+    model = net(pooling=pooling).eval()
     feats = torch.randn(tiles, model.feature_dim) * 3
     logits, attention = model.aggregate(feats)
     assert bool(torch.isfinite(logits).all())
     torch.testing.assert_close(attention.sum(), torch.tensor(1.0))
     if tiles == 1:
         assert attention.tolist() == [1.0]
+
+
+@torch.no_grad()
+def test_features_are_taken_as_tiles_are(model: MILNet) -> None:
+    bag = torch.rand(2, 4, 3, 32, 32)
+    mask = torch.tensor([[True, True, True, False], [True] * 4])
+    logits, attention, feats = model(bag, mask)
+    again = model(feats, mask)
+    torch.testing.assert_close(again[0], logits)
+    torch.testing.assert_close(again[1], attention)
+
+
+@torch.no_grad()
+def test_the_ordinal_head_is_the_cumulative_logit_model() -> None:
+    model = net(head="ordinal").eval()
+    feats = torch.randn(9, 5, model.feature_dim)
+    fresh = model(feats * 0)[0].softmax(-1)
+    torch.testing.assert_close(fresh, torch.full((9, 6), 1 / 6))
+    head = model.classifier
+    assert isinstance(head, OrdinalHead)
+    for parameter in head.parameters():
+        parameter.copy_(torch.randn_like(parameter))
+    prob = model(feats)[0].softmax(-1).double()
+    bags = model.pool(feats, torch.ones(9, 5, dtype=torch.bool))[0].double()
+    first, steps, weight = (value.double().numpy() for value in (head.first, head.steps, head.score.weight))
+    thresholds = first - np.concatenate([[0], np.cumsum(np.log1p(np.exp(steps)))])
+    above = 1 / (1 + np.exp(-(bags.numpy() @ weight.T + thresholds)))
+    edges = np.concatenate([np.ones((9, 1)), above, np.zeros((9, 1))], axis=1)
+    np.testing.assert_allclose(prob.numpy(), -np.diff(edges, axis=1), atol=1e-6)
+
+
+def test_far_scores_of_the_ordinal_head_stay_numbers() -> None:
+    head = OrdinalHead(1, 6)
+    bags = torch.tensor([[-1e4], [0.0], [1e4]], requires_grad=True)
+    logits = head(bags)
+    torch.autograd.backward(nn.functional.cross_entropy(logits, torch.tensor([5, 3, 0])))
+    assert torch.isfinite(logits).all()
+    for parameter in head.parameters():
+        assert parameter.grad is not None
+        assert torch.isfinite(parameter.grad).all()
+
+
+def test_the_cumulative_loss_by_hand() -> None:
+    logits = torch.randn(4, 6, dtype=torch.float64)
+    label = torch.tensor([0, 2, 5, 3])
+    prob = logits.softmax(-1).numpy()
+    terms = []
+    for row, given in zip(prob, label.tolist(), strict=True):
+        for k in range(5):
+            above = row[k + 1 :].sum()
+            terms.append(-np.log(above if given > k else 1 - above))
+    assert float(CumulativeLoss()(logits, label)) == pytest.approx(np.mean(terms), rel=1e-5)
+    near, far = torch.tensor([[0.0, 0, 0, 4, 0, 0]]), torch.tensor([[4.0, 0, 0, 0, 0, 0]])
+    loss = CumulativeLoss()
+    assert loss(near, torch.tensor([4])) < loss(far, torch.tensor([4])), "cross-entropy tells no near miss"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_contributions_are_what_is_lost_without_a_tile(pooling: Pooling, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("panda.models.mil._AT_ONCE", 12)
+    model = net(pooling=pooling, head="ordinal").eval()
+    for parameter in model.classifier.parameters():
+        parameter.copy_(torch.randn_like(parameter))
+    feats = torch.randn(5, model.feature_dim)
+    found = model.contributions(feats, 2)
+
+    def odds(some: Tensor) -> float:
+        prob = model.aggregate(some)[0].softmax(-1).double()
+        return float(torch.log(prob[2] / (1 - prob[2])))
+
+    for k in range(5):
+        without = torch.cat([feats[:k], feats[k + 1 :]])
+        assert float(found[k]) == pytest.approx(odds(feats) - odds(without), abs=2e-3)
+    assert model.contributions(feats[:1], 0).tolist() == [0.0]
 
 
 def test_what_is_refused(model: MILNet) -> None:
@@ -131,8 +226,10 @@ def test_what_is_refused(model: MILNet) -> None:
         model.aggregate(feats, torch.ones(2, 3))
     with pytest.raises(ValueError, match="mask is"):
         model.aggregate(feats, torch.ones(3, 2, dtype=torch.bool))
-    with pytest.raises(ValueError, match="a bag is"):
+    with pytest.raises(ValueError, match="features are"):
         model(torch.rand(3, 32, 32))
+    with pytest.raises(ValueError, match="a bag is"):
+        model(torch.rand(2, 1, 32, 32))
     with pytest.raises(ValueError, match="features are"):
         model.aggregate(torch.randn(3, 7))
 
@@ -184,7 +281,7 @@ def test_chunks_bound_what_is_kept_for_the_backward_pass() -> None:
 def test_a_frozen_encoder_stays_as_it_is() -> None:
     model = net(freeze_encoder=True, chunk=2, dropout=0).train()
     assert not model.encoder.training
-    assert model.attention.training
+    assert model.pool.training
     before = {key: value.clone() for key, value in model.encoder.state_dict().items()}
     logits, _, feats = model(torch.rand(5, 3, 32, 32))
     logits.sum().backward()
@@ -206,7 +303,7 @@ def test_half_precision() -> None:
 
 
 def test_plain_rebuilds_it(tmp_path: Path) -> None:
-    model = net(num_classes=2, gated=False, freeze_encoder=True, chunk=5, mean=(0.7, 0.5, 0.7)).eval()
+    model = net(num_classes=2, pooling="max", head="ordinal", freeze_encoder=True, chunk=5, mean=(0.7, 0.5, 0.7)).eval()
     plain = json.loads(json.dumps(model.plain()))
     assert plain["encoder_weights"] is None
     torch.manual_seed(1)
@@ -260,5 +357,7 @@ def test_all_faults_at_once() -> None:
         MILNet("resnet_18", num_classes=1, hidden=0, chunk=0, dropout=1.0)
     assert len(caught.value.faults) == 5
     assert "resnet18" in str(caught.value)
+    with pytest.raises(ConfigError, match="hidden=18: must be a multiple of 4"):
+        net(pooling="transformer", hidden=18)
     with pytest.raises(ConfigError, match="nonesuch"):
         MILNet("resnet18.nonesuch")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -18,41 +18,10 @@ from torch.utils.checkpoint import checkpoint
 
 from panda.errors import ConfigError, near
 from panda.models.encoders import IMAGENET_MEAN, IMAGENET_STD, Normalise, load_weights, require_size
+from panda.models.pooling import POOLINGS, OrdinalHead, Pooling, TransformerPooling
 
-
-class Attention(nn.Module):
-    """Attention over a bag (Ilse, Tomczak, Welling 2018, "Attention-based deep multiple instance learning").
-
-    Gated, their equation 9: a = softmax_k(wᵀ(tanh(V hₖ) ⊙ sigm(U hₖ))); ungated, equation 8, the same without
-    U. As in the authors' program V and U have a bias; one for w would cancel in the softmax.
-
-    Args:
-        features: D.
-        hidden: Rows of V and U.
-        gated: Whether there is a gate U.
-    """
-
-    def __init__(self, features: int, hidden: int, gated: bool) -> None:
-        super().__init__()
-        self.V = nn.Linear(features, hidden)
-        self.U = nn.Linear(features, hidden) if gated else None
-        self.w = nn.Linear(hidden, 1, bias=False)
-
-    def forward(self, feats: Tensor, mask: Tensor) -> Tensor:
-        """Weigh the tiles.
-
-        Args:
-            feats: (B, K, D).
-            mask: (B, K) bool, True for a real tile; at least one in each bag.
-
-        Returns:
-            (B, K) float32, each row summing to 1 and exactly 0 where mask is False.
-        """
-        inner = torch.tanh(self.V(feats))
-        if self.U is not None:
-            inner = inner * torch.sigmoid(self.U(feats))
-        scores: Tensor = self.w(inner).squeeze(-1).float()
-        return torch.softmax(scores.masked_fill(~mask, -math.inf), dim=-1)
+_AT_ONCE = 2**14
+"""Tiles of bags that are graded at once to tell contributions."""
 
 
 class MILNet(nn.Module):
@@ -63,8 +32,10 @@ class MILNet(nn.Module):
         encoder_weights: None for random ones, "imagenet" for timm's default set (downloaded), or the path of
             a local state dict of this encoder; a classifier in it is left out.
         num_classes: C: 6 for the ISUP grades 0 to 5, 2 for cancer absent or present.
+        pooling: How tiles become a bag: `gated` or plain `attention` (Ilse et al. 2018), `mean`, `max`, or a small
+            `transformer`.
+        head: `softmax`: each class by itself; `ordinal`: one score and ordered thresholds on it.
         hidden: Width of the attention.
-        gated: Gated attention, or plain.
         dropout: Of the bag's features before the classifier, in [0, 1).
         freeze_encoder: Keep the encoder as it came: no gradient and no change of its batch statistics.
         chunk: How many tiles are encoded at a time. A bag that is larger and needs gradients is encoded twice
@@ -83,8 +54,9 @@ class MILNet(nn.Module):
         encoder_weights: str | None = None,
         num_classes: int = 6,
         *,
+        pooling: Pooling = "gated",
+        head: Literal["softmax", "ordinal"] = "softmax",
         hidden: int = 128,
-        gated: bool = True,
         dropout: float = 0.25,
         freeze_encoder: bool = False,
         chunk: int = 64,
@@ -103,6 +75,8 @@ class MILNet(nn.Module):
         ]
         if not 0 <= dropout < 1:
             faults.append(f"dropout={dropout}: must be at least 0 and under 1")
+        if pooling == "transformer" and hidden % TransformerPooling.HEADS:
+            faults.append(f"hidden={hidden}: must be a multiple of {TransformerPooling.HEADS} for pooling=transformer")
         if not timm.is_model(encoder):
             faults.append(f"encoder={encoder}: timm has no such model{near(encoder, timm.list_models())}")
         if faults:
@@ -111,8 +85,9 @@ class MILNet(nn.Module):
             "encoder": encoder,
             "encoder_weights": None,
             "num_classes": num_classes,
+            "pooling": pooling,
+            "head": head,
             "hidden": hidden,
-            "gated": gated,
             "dropout": dropout,
             "freeze_encoder": freeze_encoder,
             "chunk": chunk,
@@ -125,9 +100,10 @@ class MILNet(nn.Module):
         self.encoder = _timm_encoder(encoder, encoder_weights)
         # Some models end in a wider layer than their last stage: head_hidden_size is what comes out.
         self.feature_dim = int(getattr(self.encoder, "head_hidden_size", None) or self.encoder.num_features)  # type: ignore[arg-type]
-        self.attention = Attention(self.feature_dim, hidden, gated)
+        self.pool = POOLINGS[pooling](self.feature_dim, hidden)
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(self.feature_dim, num_classes)
+        width = int(self.pool.features)  # type: ignore[arg-type]
+        self.classifier = (OrdinalHead if head == "ordinal" else nn.Linear)(width, num_classes)
         if freeze_encoder:
             self.encoder.requires_grad_(False)
             self.encoder.eval()
@@ -147,13 +123,13 @@ class MILNet(nn.Module):
         return self
 
     def forward(self, bag: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Grade bags of tiles.
+        """Grade bags of tiles, or of features that were encoded before.
 
         Only real tiles are encoded, so what stands in the place of the others has no influence, not even on
         batch statistics.
 
         Args:
-            bag: (K, 3, h, w) or (B, K, 3, h, w) floating point RGB in [0, 1].
+            bag: (K, 3, h, w) or (B, K, 3, h, w) floating point RGB in [0, 1]; or features (K, D) or (B, K, D).
             mask: (K,) or (B, K) bool, True for a real tile; None where all are.
 
         Returns:
@@ -163,6 +139,8 @@ class MILNet(nn.Module):
         Raises:
             ValueError: Shapes that do not agree, or a bag without a real tile.
         """
+        if bag.ndim in (2, 3):
+            return *self.aggregate(bag, mask), bag
         if bag.ndim not in (4, 5) or bag.shape[-3] != 3:
             raise ValueError(f"a bag is (K, 3, h, w) or (B, K, 3, h, w), not {tuple(bag.shape)}")
         mask = _real(bag.shape[:-3], mask, bag.device)
@@ -219,10 +197,33 @@ class MILNet(nn.Module):
         if single:
             feats, mask = feats[None], mask[None]
         feats = feats.masked_fill(~mask[..., None], 0.0)  # 0 × nan would be nan
-        attention = self.attention(feats, mask)
-        bags = torch.einsum("bk,bkd->bd", attention.to(feats.dtype), feats)
+        bags, attention = self.pool(feats, mask)
         logits: Tensor = self.classifier(self.dropout(bags))
         return (logits[0], attention[0]) if single else (logits, attention)
+
+    def contributions(self, feats: Tensor, predicted: int) -> Tensor:
+        """Say what each tile did for a class: its log odds with the tile less those without it.
+
+        Args:
+            feats: (K, D) features of one bag.
+            predicted: The class.
+
+        Returns:
+            (K,) float32, positive where the tile speaks for the class; 0 for a bag of one tile.
+        """
+        count = len(feats)
+        found = feats.new_zeros(count, dtype=torch.float32)
+        if count == 1:
+            return found
+        whole = _log_odds(self.aggregate(feats)[0], predicted)
+        part = max(1, _AT_ONCE // count)
+        for start in range(0, count, part):
+            stop = min(start + part, count)
+            keep = torch.ones(stop - start, count, dtype=torch.bool, device=feats.device)
+            keep[torch.arange(stop - start), torch.arange(start, stop)] = False
+            logits = self.aggregate(feats.expand(stop - start, -1, -1), keep)[0]
+            found[start:stop] = whole - _log_odds(logits, predicted)
+        return found
 
     def check_tile_size(self, tile_size: int) -> None:
         """Refuse a tile size that the encoder does not take, before anything slow begins.
@@ -242,6 +243,12 @@ class MILNet(nn.Module):
             Strings, numbers, lists and None only.
         """
         return {key: list(value) if isinstance(value, list) else value for key, value in self._plain.items()}
+
+
+def _log_odds(logits: Tensor, of: int) -> Tensor:
+    logits = logits.float()
+    others = torch.cat([logits[..., :of], logits[..., of + 1 :]], dim=-1)
+    return logits[..., of] - others.logsumexp(dim=-1)
 
 
 def _real(shape: torch.Size, mask: Tensor | None, device: torch.device) -> Tensor:
