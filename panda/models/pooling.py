@@ -77,8 +77,11 @@ class MeanPooling(nn.Module):
 
 
 class MaxPooling(nn.Module):
-    """The greatest value of each feature. A tile's weight is the share of the features whose greatest is its own, or of those
-    that it shares with others its part."""
+    """The greatest value of each feature.
+
+    A tile's weight is the share of the features whose greatest value is its own; what tiles share is parted between
+    them.
+    """
 
     def __init__(self, features: int) -> None:
         super().__init__()
