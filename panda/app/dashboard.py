@@ -28,24 +28,28 @@ CHART_STEP = 4
 """Thresholds from one point of the chart to the next: W&B draws 10,000 points."""
 
 
-Sheet = tuple[Path, Sequence[PanelRow], float]
-"""What `draw_panels` drew, of which rows, at which threshold."""
-
-
-def log_rows(logger: WandbLogger, key: str, sheets: Sequence[Sheet], epoch: int | None = None) -> None:
-    """Logs patches twice: as pictures of all, and each with masks that the dashboard shows and hides.
+def log_rows(
+    logger: WandbLogger,
+    key: str,
+    picture: Path,
+    rows: Sequence[PanelRow],
+    threshold: float,
+    *,
+    epoch: int | None = None,
+) -> None:
+    """Logs patches twice: as the picture of all, and each with masks that the dashboard shows and hides.
 
     Args:
         logger: W&B's.
         key: In the dashboard; the single patches are under `<key>_patches`.
-        sheets: The patches.
+        picture: What `draw_panels` drew of them.
+        rows: The patches.
+        threshold: At which they are predicted.
         epoch: That they belong to; None for the last one.
     """
-    if sheets:
-        pictures = [wandb.Image(str(path), caption=path.stem) for path, _, _ in sheets]
-        patches = [_with_masks(row, threshold) for _, rows, threshold in sheets for row in rows]
-        of_epoch = {} if epoch is None else {"epoch": epoch}
-        logger.experiment.log({key: pictures, f"{key}_patches": patches} | of_epoch)
+    patches = [_with_masks(row, threshold) for row in rows]
+    of_epoch = {} if epoch is None else {"epoch": epoch}
+    logger.experiment.log({key: wandb.Image(str(picture), caption=picture.stem), f"{key}_patches": patches} | of_epoch)
 
 
 def _with_masks(row: PanelRow, threshold: float) -> wandb.Image:
@@ -70,13 +74,13 @@ def replay_views(run_dir: Path, loggers: Sequence[Logger], before: int | None = 
         _, epoch, name = path.stem.split("_")
         if logger is not None and (before is None or int(epoch) < before):
             picture = wandb.Image(str(path), caption=path.stem)
-            logger.experiment.log({f"views/{name}": [picture], "epoch": int(epoch)})
+            logger.experiment.log({f"views/{name}": picture, "epoch": int(epoch)})
 
 
-def log_pictures(logger: WandbLogger, key: str, paths: Sequence[Path]) -> None:
-    """Logs the pictures that are there."""
-    if found := [wandb.Image(str(path), caption=path.stem) for path in paths if path.is_file()]:
-        logger.experiment.log({key: found})
+def log_pictures(logger: WandbLogger, pictures: Mapping[str, Path]) -> None:
+    """Logs the pictures that are there, each under its key."""
+    if found := {key: wandb.Image(str(path)) for key, path in pictures.items() if path.is_file()}:
+        logger.experiment.log(found)
 
 
 def log_csv(logger: WandbLogger, key: str, path: Path) -> None:

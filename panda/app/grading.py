@@ -402,7 +402,8 @@ class GradingExperiment:
         logger = wandb_of(run.trainer.loggers)
         if logger is None:
             return
-        log_pictures(logger, "attention_tiles", sorted((run.folder / "slides").glob("*/attention_tiles.png"))[:SHOWN])
+        tiles = sorted((run.folder / "slides").glob("*/attention_tiles.png"))[:SHOWN]
+        log_pictures(logger, {f"attention_tiles/{path.parent.name}": path for path in tiles})
         log_figures(logger, run.summary)
         if self.cfg.logger.get("checkpoints", True):
             log_checkpoints(logger, run.best.parent, {"task": "grading", "target": self.settings.target})

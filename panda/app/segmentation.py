@@ -350,13 +350,12 @@ class SegmentationExperiment:
 
         outcome = each_slide(records, lambda record: record.slide_id, "slides", work)
         run.failures.extend(outcome.failures)
-        sheets = []
         for threshold, rows in panels.items():
-            name = "patches.png" if len(panels) == 1 else f"patches_at_{threshold:.3f}.png"
+            at = "" if len(panels) == 1 else f"_at_{threshold:.3f}"
             if rows:
-                sheets.append((draw_panels(rows, threshold, run.folder / "panels" / name), rows, threshold))
-        if logger is not None:
-            log_rows(logger, "panels", sheets)
+                path = draw_panels(rows, threshold, run.folder / "panels" / f"patches{at}.png")
+                if logger is not None:
+                    log_rows(logger, f"panels{at}", path, rows, threshold)
         if table:
             write_table(table_path, table)
             if logger is not None:
@@ -371,7 +370,8 @@ class SegmentationExperiment:
         log_threshold_curve(logger, run.folder / "threshold_curve.csv")
         log_csv(logger, "threshold_curve_table", run.folder / "threshold_curve.csv")
         log_csv(logger, "calibration_table", run.folder / "calibration.csv")
-        log_pictures(logger, "curves", [run.folder / "threshold_curve.png", run.folder / "calibration.png"])
+        pictures = {f"curves/{name}": run.folder / f"{name}.png" for name in ("threshold_curve", "calibration")}
+        log_pictures(logger, pictures)
         log_figures(logger, run.summary)
         if self.cfg.logger.get("checkpoints", True):
             log_checkpoints(logger, run.best.parent, {"task": "segmentation", "threshold": run.summary["threshold"]})

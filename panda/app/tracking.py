@@ -87,6 +87,7 @@ class EpochLogger(WandbLogger):
     def experiment(self) -> Any:
         """W&B's run, which begins when it is first asked for."""
         if self._experiment is None:
+            self._wandb_init.pop("anonymous", None)  # of which W&B says that it has no effect
             folder = Path(str(self._wandb_init["dir"])) / "wandb"
             # W&B would put what it has yet to send into the home folder, which may be full or not to be written to.
             os.environ.update(WANDB_DATA_DIR=str(folder / "data"), WANDB_CACHE_DIR=str(folder / "cache"))

@@ -172,7 +172,7 @@ class Views(Callback):
                 heading = f"Epoch {self._epoch} · validation · {headings[name]}"
                 draw_panels(rows, THRESHOLD, path, heading=heading, counted="pixels")
                 if logger is not None:
-                    log_rows(logger, f"views/{name}", [(path, rows, THRESHOLD)], self._epoch)
+                    log_rows(logger, f"views/{name}", path, rows, THRESHOLD, epoch=self._epoch)
 
     def _row(self, trainer: pl.Trainer, pl_module: pl.LightningModule, item: int, kind: str) -> PanelRow:
         place = self.patches.rows[item]

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from panda.tasks.checkpoint import read_checkpoint
 from panda.tasks.segmentation import SegmentationTask
 from panda.tasks.threshold import ThresholdChoice
 from tests.integration.doors import REPOSITORY, run_door, table
+from tests.wandb_log import OfflineRun
 
 TINY = (
     "data.draw.slides=10",
@@ -31,6 +33,7 @@ TINY = (
     "trainer=cpu",
     "trainer.max_epochs=1",
     "task.panels=2",
+    "task.views_every=0",
 )
 DEEPLAB = ("model=deeplabv3", "model.decoder_channels=16")
 
@@ -45,7 +48,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(home: Path) -> Path:
     by_provider = ("criterion=cost", "cost_ratio=4", "threshold_per_provider=true")
-    done = run_door("train", home, *TINY, *by_provider, "name=first")
+    shown = ("task.views_every=1", "task.views=2", "logger.tags=[mine]")
+    done = run_door("train", home, *TINY, *by_provider, *shown, "name=first")
     assert done.returncode == 0, done.stderr[-3000:]
     return home / "runs" / "segmentation" / "first"
 
@@ -66,6 +70,8 @@ def test_a_run_leaves_what_it_promises(trained: Path) -> None:
         "calibration.csv",
         "calibration.png",
         "panels",
+        "views/epoch_000_fixed.png",
+        "views/epoch_000_telling.png",
         "test_slides.csv",
         "failures.csv",
         "report.html",
@@ -83,6 +89,42 @@ def test_a_run_leaves_what_it_promises(trained: Path) -> None:
     for row in table(trained / "test_slides.csv"):
         left = {path.name for path in (trained / "slides" / row["slide_id"]).iterdir()}
         assert {"canvas.zarr", "heatmap.png", "overlay.png", "quantification.json", "regions.geojson"} <= left
+
+
+def test_the_dashboard_shows_all_that_a_run_has(trained: Path) -> None:
+    run = OfflineRun(trained)
+    assert {"model=unet", "loss=bce_dice", "data=synthetic", "mine"} <= set(run.about.tags)
+    assert run.config["model/encoder_name"] == "resnet18"
+    assert run.config["data/draw/slides"] == 10
+    assert run.config["versions/torch"] == version("torch")
+    assert not any(isinstance(value, dict) for key, value in run.config.items() if key != "_wandb")
+    assert run.steps == {"*": "epoch", "train/loss_step": "trainer/global_step", "trainer/global_step": ""}
+    epochs = [row for row in table(trained / "metrics.csv") if row["val/dice"]]
+    for key in ("train/loss", "val/dice", "lr-AdamW"):
+        logged = {item["epoch"]: item[key] for item in run.logged(key)}
+        assert logged.keys() == {int(row["epoch"]) for row in epochs}, key
+    for key in ("views/fixed_patches", "views/telling_patches"):
+        for item in run.logged(key):
+            assert item["epoch"] in logged
+            for masks in item[key]["all_masks"]:
+                assert masks.keys() == {"prediction", "ground_truth"}
+                assert all((run.folder / "files" / mask["path"]).is_file() for mask in masks.values())
+    labels = run.config["_wandb"]["mask/class_labels"]
+    assert labels["views/fixed_patches_wandb_delimeter_prediction"]["value"] == {"0": "no cancer", "1": "cancer"}
+    assert run.config["_wandb"]["visualize"]["threshold_curve"]["panel_config"]["panelDefId"] == "wandb/lineseries/v0"
+    (entry,) = run.logged("test_slides")
+    slides, rows = run.table(entry["test_slides"]), table(trained / "test_slides.csv")
+    assert [row[0] for row in slides["data"]] == [row["slide_id"] for row in rows]
+    for row in slides["data"]:
+        shown = dict(zip(slides["columns"], row, strict=True))
+        assert {shown[name]["_type"] for name in ("thumbnail", "heatmap")} == {"image-file"}
+        assert isinstance(shown["tumor_mm2"], float)
+    models = {alias: a for a in run.artifacts if a.type == "model" for alias in a.aliases}
+    for alias in ("best", "last"):
+        (content,) = models[alias].manifest.contents
+        assert Path(content.local_path) == trained / "checkpoints" / f"{alias}.ckpt"
+    size = (trained / "checkpoints" / "best.ckpt").stat().st_size
+    assert sum(path.stat().st_size for path in (trained / "wandb").rglob("*") if path.is_file()) < size / 2
 
 
 def test_the_checkpoint_carries_what_was_chosen(trained: Path) -> None:

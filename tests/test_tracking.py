@@ -1,0 +1,106 @@
+"""W&B: everything in the run's folder, nobody asked, charts over epochs; no account or network needed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import wandb
+from PIL import Image
+
+from panda.app.dashboard import log_checkpoints, log_figures, replay_views
+from panda.app.tracking import EpochLogger, Tracking, flat, wandb_of
+from tests.wandb_log import OfflineRun
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+RUN = """
+import socket, sys
+from pathlib import Path
+def refused(*_, **__):
+    raise OSError("there is no network")
+connect = socket.socket.connect
+socket.socket.connect = lambda own, to: connect(own, to) if own.family == socket.AF_UNIX else refused()
+from panda.app.dashboard import log_checkpoints
+from panda.app.tracking import Tracking, wandb_of
+import wandb
+folder = Path(sys.argv[2])
+loggers = Tracking(mode=sys.argv[1]).loggers(folder, "r", "segmentation", None, {"a": {"b": 1}})
+for logger in loggers:
+    logger.log_metrics({"val/dice": 0.5, "epoch": 0}, step=3)
+    logger.save()
+log_checkpoints(wandb_of(loggers), folder, {})
+wandb_of(loggers).log_table("t", columns=["x"], data=[[1]])
+wandb.finish()
+"""
+
+
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_a_run_finishes_without_account_network_home_or_anybody_to_ask(tmp_path: Path, mode: str) -> None:
+    for name in ("best.ckpt", "last.ckpt"):
+        (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "no_folder").touch()
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
+    environment |= {"HOME": str(tmp_path / "no_folder" / "home"), "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, mode, str(tmp_path)],
+        env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert ("kept offline" in done.stderr) == (mode == "online")
+    run = OfflineRun(tmp_path)
+    assert run.config["a/b"] == 1
+    assert [item["epoch"] for item in run.logged("val/dice")] == [0]
+    here = [Path(c.local_path) for artifact in run.artifacts for c in artifact.manifest.contents]
+    assert here
+    assert all(tmp_path in path.parents and path.is_file() for path in here)
+
+
+def test_settings_are_flat_without_dots() -> None:
+    assert flat({"a": {"b": {"c": 1}, "d": [1, {"e": 2}]}, "f": None}) == {"a/b/c": 1, "a/d": [1, {"e": 2}], "f": None}
+
+
+@pytest.fixture
+def logger(tmp_path: Path) -> EpochLogger:
+    choices = ("model=unet", "x=" + "y" * 100)
+    tracking = Tracking(tags=("mine", "model=unet"), choices=choices)
+    found = wandb_of(tracking.loggers(tmp_path, "3", "segmentation", "sweep-a", {"seed": 1}))
+    assert isinstance(found, EpochLogger)
+    return found
+
+
+def test_group_tags_and_figures_with_their_intervals(tmp_path: Path, logger: EpochLogger) -> None:
+    scores = {"dice": 0.5, "dice_interval": [0.4, 0.7], "slides": 3, "by_provider": {"radboud": {"dice": 0.6}}}
+    log_figures(logger, {"threshold": 0.3, "test": scores})
+    wandb.finish()
+    run = OfflineRun(tmp_path)
+    assert run.about.run_group == "sweep-a"
+    assert list(run.about.tags) == ["model=unet", ("x=" + "y" * 100)[:64], "mine"]
+    (entry,) = run.logged("figures")
+    table = run.table(entry["figures"])
+    assert ["test", "all", "Dice, all pixels pooled", 0.5, 0.4, 0.7] in table["data"]
+    assert ["test", "radboud", "Dice, all pixels pooled", 0.6, None, None] in table["data"]
+
+
+def test_checkpoints_are_named_and_not_copied(tmp_path: Path, logger: EpochLogger) -> None:
+    for name in ("best.ckpt", "last.ckpt"):
+        (tmp_path / name).write_bytes(name.encode() * 100_000)
+    log_checkpoints(logger, tmp_path, {"threshold": 0.3})
+    wandb.finish()
+    # `latest` is W&B's own
+    found = {alias: a for a in OfflineRun(tmp_path).artifacts for alias in a.aliases if alias != "latest"}
+    assert found.keys() == {"best", "last"}
+    for alias, artifact in found.items():
+        assert artifact.type == "model"
+        assert [c.local_path for c in artifact.manifest.contents] == [str(tmp_path / f"{alias}.ckpt")]
+    assert max(path.stat().st_size for path in (tmp_path / "wandb").rglob("*") if path.is_file()) < 900_000
+
+
+def test_pictures_of_epochs_that_were_whole_are_logged_again(tmp_path: Path, logger: EpochLogger) -> None:
+    (tmp_path / "views").mkdir()
+    for epoch in (1, 3, 5):
+        Image.new("RGB", (8, 8)).save(tmp_path / "views" / f"epoch_{epoch:03d}_fixed.png")
+    replay_views(tmp_path, [logger], before=4)
+    wandb.finish()
+    assert [item["epoch"] for item in OfflineRun(tmp_path).logged("views/fixed")] == [1, 3]

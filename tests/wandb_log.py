@@ -1,0 +1,91 @@
+"""What an offline run keeps for W&B, read back."""
+
+import json
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from wandb.proto import wandb_internal_pb2
+
+HEADER, BLOCK = 7, 32768
+WHOLE, LAST = 1, 4
+
+
+def records(path: Path) -> Iterator[Any]:
+    """The records of a `.wandb` file: LevelDB's log format, in blocks, a record of several parts where it must be."""
+    data, at, record = path.read_bytes(), HEADER, b""
+    while at < len(data):
+        if BLOCK - at % BLOCK < HEADER:
+            at += BLOCK - at % BLOCK
+            continue
+        if len(data) - at < HEADER:
+            return
+        _, length, kind = struct.unpack("<IHB", data[at : at + HEADER])
+        record += data[at + HEADER : at + HEADER + length]
+        at += HEADER + length
+        if kind in (WHOLE, LAST):
+            found = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
+            found.ParseFromString(record)
+            record = b""
+            yield found
+
+
+def _finished(log: Path) -> list[Any]:
+    """The records of a run that was finished; W&B's own process may still be writing the last of them."""
+    deadline = time.monotonic() + 30
+    while True:
+        found = list(records(log))
+        if any(record.WhichOneof("record_type") == "exit" for record in found) or time.monotonic() > deadline:
+            return found
+        time.sleep(0.05)
+
+
+class OfflineRun:
+    """The one offline run in a run's folder.
+
+    Attributes:
+        folder: Of the offline run.
+        about: The record of the run: its group, tags, project.
+        config: Keys with their values.
+        steps: Metrics (or patterns of them) with the metric that is their step.
+        history: What was logged, an item a call.
+        artifacts: Their records.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        (self.folder,) = (run_dir / "wandb").glob("offline-run-*")
+        (log,) = self.folder.glob("*.wandb")
+        self.config: dict[str, Any] = {}
+        self.steps: dict[str, str] = {}
+        self.history: list[dict[str, Any]] = []
+        self.artifacts: list[Any] = []
+        for record in _finished(log):
+            kind = record.WhichOneof("record_type")
+            if kind == "run":
+                self.about = record.run
+            if kind in ("run", "config"):
+                updates = record.run.config.update if kind == "run" else record.config.update
+                self.config |= {update.key: json.loads(update.value_json) for update in updates}
+            elif kind == "metric":
+                self.steps[record.metric.name or record.metric.glob_name] = record.metric.step_metric
+            elif kind == "history":
+                self.history.append({})
+                for item in record.history.item:
+                    *path, name = item.nested_key or [item.key]
+                    place = self.history[-1]
+                    for key in path:
+                        place = place.setdefault(key, {})
+                    place[name] = json.loads(item.value_json)
+            elif kind == "artifact":
+                self.artifacts.append(record.artifact)
+
+    def logged(self, key: str) -> list[dict[str, Any]]:
+        """What was logged together with a key, each time."""
+        return [item for item in self.history if key in item]
+
+    def table(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """A table that was logged: its columns and data."""
+        content: dict[str, Any] = json.loads((self.folder / "files" / entry["path"]).read_text())
+        return content
