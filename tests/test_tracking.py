@@ -77,8 +77,7 @@ def test_group_tags_and_figures_with_their_intervals(tmp_path: Path, logger: Epo
     run = OfflineRun(tmp_path)
     assert run.about.run_group == "sweep-a"
     assert list(run.about.tags) == ["model=unet", ("x=" + "y" * 100)[:64], "mine"]
-    (entry,) = run.logged("figures")
-    table = run.table(entry["figures"])
+    table = run.table("figures")
     assert ["test", "all", "Dice, all pixels pooled", 0.5, 0.4, 0.7] in table["data"]
     assert ["test", "radboud", "Dice, all pixels pooled", 0.6, None, None] in table["data"]
 

@@ -3,7 +3,7 @@
 import json
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,16 @@ def _finished(log: Path) -> list[Any]:
         time.sleep(0.05)
 
 
+def _put(tree: dict[str, Any], items: Iterable[Any]) -> None:
+    """Puts values where they belong: under a key, or under keys of keys."""
+    for item in items:
+        *path, name = item.nested_key or [item.key]
+        place = tree
+        for key in path:
+            place = place.setdefault(key, {})
+        place[name] = json.loads(item.value_json)
+
+
 class OfflineRun:
     """The one offline run in a run's folder.
 
@@ -67,17 +77,12 @@ class OfflineRun:
                 self.about = record.run
             if kind in ("run", "config"):
                 updates = record.run.config.update if kind == "run" else record.config.update
-                self.config |= {update.key: json.loads(update.value_json) for update in updates}
+                _put(self.config, updates)
             elif kind == "metric":
                 self.steps[record.metric.name or record.metric.glob_name] = record.metric.step_metric
             elif kind == "history":
                 self.history.append({})
-                for item in record.history.item:
-                    *path, name = item.nested_key or [item.key]
-                    place = self.history[-1]
-                    for key in path:
-                        place = place.setdefault(key, {})
-                    place[name] = json.loads(item.value_json)
+                _put(self.history[-1], record.history.item)
             elif kind == "artifact":
                 self.artifacts.append(record.artifact)
 
@@ -85,7 +90,8 @@ class OfflineRun:
         """What was logged together with a key, each time."""
         return [item for item in self.history if key in item]
 
-    def table(self, entry: dict[str, Any]) -> dict[str, Any]:
-        """A table that was logged: its columns and data."""
-        content: dict[str, Any] = json.loads((self.folder / "files" / entry["path"]).read_text())
+    def table(self, key: str) -> dict[str, Any]:
+        """A table that was logged: its columns and data, pictures as the artifact that holds it names them."""
+        (kept,) = (c.local_path for a in self.artifacts for c in a.manifest.contents if c.path == f"{key}.table.json")
+        content: dict[str, Any] = json.loads(Path(kept).read_text())
         return content
