@@ -33,6 +33,7 @@ def made_of(*overrides: str, learns: Any = LEARNS, device: str = "cpu", **carrie
 @pytest.mark.parametrize(
     "override",
     ["threshold=0.3", "criterion=dice_mean_slide", "quantify.min_region_px=1", "engine.batch_size=2", "task.panels=1",
+     "task.views=1", "task.views_every=1",
      "task.overlap=0.1", "test_slides=false", "logger=csv", "name=x", "debug=true", "data.num_workers=0",
      "run_dir=runs/y"],
 )  # fmt: skip
@@ -71,6 +72,8 @@ def sweep(tmp_path: Path) -> Path:
     canvas.parent.mkdir(parents=True)
     canvas.write_bytes(b"chunk")
     (folder / "0" / SCORES).write_bytes(b"scores")
+    (folder / "0" / "views").mkdir()
+    (folder / "0" / "views" / "epoch_002_fixed.png").write_bytes(b"picture")
     return folder
 
 
@@ -78,6 +81,7 @@ def test_a_job_takes_over_what_another_trained(sweep: Path) -> None:
     run, _ = trained(sweep / "1", "threshold=0.5", sweep=sweep, overlap=0.25)
     assert run.training is not None
     assert (run.training.trained_by, run.training.epochs) == ("0", 3)
+    assert (sweep / "1" / "views" / "epoch_002_fixed.png").read_bytes() == b"picture"
     assert "Trained by job 0" in run.notes[0]
     assert all(torch.equal(weights(sweep / "0")[name], tensor) for name, tensor in weights(sweep / "1").items())
     assert (sweep / "1" / "metrics.csv").read_text() == (sweep / "0" / "metrics.csv").read_text()

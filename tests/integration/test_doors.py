@@ -222,6 +222,12 @@ def test_a_grader_trains_on_guided_tiles_and_grades(home: Path, trained: Path) -
     assert len(list((home / "patches").glob("canvases-*/*.zarr"))) == 9
     summary = json.loads((run / "summary.json").read_text())
     assert summary_faults(summary) == []
+    shown = OfflineRun(run)
+    assert {"task=grading", "model=mil_gated", "tiles=guided"} <= set(shown.about.tags)
+    assert shown.config["tiles/k"] == 4
+    assert [item["epoch"] for item in shown.logged("val/loss")] == [0]
+    assert len(shown.table("test_slides")["data"]) == summary["test"]["slides"]
+    assert sorted(a.aliases[-1] for a in shown.artifacts if a.type == "model") == ["best", "last"]
     slide = slides_of(home)[2]
     done = run_door(
         "infer",

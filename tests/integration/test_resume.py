@@ -28,6 +28,8 @@ RUN = (
     "trainer.max_epochs=3",
     "+trainer.limit_val_batches=2",
     "trainer.log_every_n_steps=1",
+    "task.views_every=2",
+    "task.views=1",
 )
 
 
@@ -77,6 +79,9 @@ def test_a_run_killed_in_mid_epoch_ends_as_an_uninterrupted_one(home: Path) -> N
     assert table(run / "metrics.csv") == table(whole / "metrics.csv")
     for name in ("threshold_curve.csv", "test_slides.csv"):
         assert (run / name).read_bytes() == (whole / name).read_bytes(), name
+    pictures = [{path.name: path.read_bytes() for path in (folder / "views").iterdir()} for folder in (run, whole)]
+    assert pictures[0] == pictures[1]
+    assert {name[:9] for name in pictures[0]} == {"epoch_001", "epoch_002"}
     # what is sent to W&B is the whole run, once
     logged = [[log.read_bytes() for log in folder.glob("wandb/offline-run-*/*.wandb")] for folder in (run, whole)]
     counts = [[log.count(b"train/loss_step") for log in logs] for logs in logged]
