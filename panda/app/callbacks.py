@@ -1,6 +1,7 @@
 """What training shows, and what makes a resumed run go on as if it had never stopped, wherever its folder lies now."""
 
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+
+from panda.app.door import set_up_logging
 
 
 class MovableCheckpoint(ModelCheckpoint):
@@ -46,6 +49,35 @@ class LearningRate(Callback):
             )
 
 
+class Quiet(Callback):
+    """Silences what Lightning warns of and is as it should be, in each process that trains.
+
+    Args:
+        debug: Of the run: tells all the same what Lightning tells of the hardware.
+    """
+
+    IGNORED = (
+        # A frozen encoder is in evaluation mode on purpose.
+        ("Found .* in eval mode at the start of training", Warning),
+        # Lightning's own use of what torch deprecates, and a hint that small data cannot follow.
+        (".*LeafSpec.*is deprecated", FutureWarning),
+        ("The number of training batches .* is smaller than", Warning),
+        # That of a run which is resumed.
+        ("Checkpoint directory .* exists and is not empty", Warning),
+        # Figures of an epoch come from metrics that were added up over devices before.
+        (r"It is recommended to use .*sync_dist=True", Warning),
+    )
+
+    def __init__(self, debug: bool) -> None:
+        self.debug = debug
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """The filters end with the training, see `panda.app.run.Run.fit`."""
+        set_up_logging(self.debug)
+        for message, category in self.IGNORED:
+            warnings.filterwarnings("ignore", message=message, category=category)
+
+
 class SeedOfEpoch(Callback):
     """Seeds torch at the start of each epoch, so that dropout goes on where it stopped and repeats no epoch.
 
@@ -57,8 +89,9 @@ class SeedOfEpoch(Callback):
         self.seed = seed
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The loaders have their own seeds by then."""
-        torch.manual_seed(int(np.random.default_rng((self.seed, trainer.current_epoch)).integers(2**63)))
+        """The loaders have their own seeds by then. Of several devices each drops out by its own."""
+        of = (self.seed, trainer.current_epoch, *((trainer.global_rank,) if trainer.global_rank else ()))
+        torch.manual_seed(int(np.random.default_rng(of).integers(2**63)))
 
 
 class Clock(Callback):

@@ -9,9 +9,11 @@ from statistics import median
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
+import torch
 from omegaconf import DictConfig
 
 from panda.app.dashboard import replay_views
+from panda.app.processes import joined
 from panda.app.tracking import read_metrics, replay
 from panda.app.training import AFTER_TRAINING, Training, decided, find, fingerprint_of, take_over
 from panda.data.patches import Failure
@@ -115,23 +117,24 @@ class Run:
     def _train(self, task: SegmentationTask | GradingTask, data: pl.LightningDataModule, made_of: str) -> None:
         weights = sum(parameter.numel() for parameter in task.parameters() if parameter.requires_grad)
         log.info("training %.1f million weights on %s", weights / 1e6, self.trainer.strategy.root_device)
+        if (devices := self.trainer.world_size) > 1:
+            log.info("%d processes, a device each: a step takes %d batches", devices, devices)
         try:
-            with warnings.catch_warnings():
-                # A frozen encoder is in evaluation mode on purpose.
-                warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")
-                # Lightning's own use of what torch deprecates, and a hint that small data cannot follow.
-                warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated", category=FutureWarning)
-                warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than")
-                # That of a run which is resumed.
-                warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+            with warnings.catch_warnings(), joined(self.trainer):  # the callback `Quiet` adds filters
                 self.trainer.fit(task, datamodule=data, ckpt_path=self.resume, weights_only=True)
         except SystemExit as stop:
             # Lightning answers Ctrl-C by closing what it opened and leaving the program.
             if not self.trainer.interrupted:
                 raise
             raise KeyboardInterrupt from stop
-        self.training = Training(made_of, self.trainer.current_epoch, decided(self.best, self.cfg.task.name))
+        self.training = Training(made_of, self._epochs(), decided(self.best, self.cfg.task.name))
         self.training.write(self.folder)
+
+    def _epochs(self) -> int:
+        """How many were trained; processes of their own leave it in their last checkpoint."""
+        if self.trainer.world_size == 1:
+            return self.trainer.current_epoch
+        return int(torch.load(self.last, weights_only=True)["epoch"]) + 1
 
 
 class Experiment(Protocol):

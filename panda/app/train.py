@@ -12,11 +12,12 @@ import wandb
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
-from panda.app.callbacks import Bar, Clock, LearningRate, MovableCheckpoint, SeedOfEpoch
+from panda.app.callbacks import Bar, Clock, LearningRate, MovableCheckpoint, Quiet, SeedOfEpoch
 from panda.app.config import Faults, build, check_config, is_multirun
 from panda.app.dashboard import replay_views
 from panda.app.door import Interrupted, SomeSlidesFailed, log_to_file, make_folder, overrides, write_overrides
 from panda.app.grading import GradingExperiment
+from panda.app.processes import device_faults
 from panda.app.run import Experiment, Run
 from panda.app.segmentation import SegmentationExperiment
 from panda.app.tracking import read_metrics, replay, set_wandb_aside
@@ -146,6 +147,7 @@ def _write_summary(run: Run, seconds: float) -> dict[str, Any]:
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seed": run.cfg.seed,
         "device": str(run.trainer.strategy.root_device),
+        "devices": run.trainer.world_size,
         "epochs": run.training.epochs if run.training else run.trainer.current_epoch,
         "seconds": round(seconds, 1),
         "bootstrap": {"resamples": RESAMPLES, "seed": run.cfg.seed, "level": 0.95, "unit": "groups of slides"},
@@ -169,12 +171,10 @@ def _check_run(cfg: DictConfig, folder: Path, resume: Path | None) -> None:
             f"name={cfg.name}: {folder} holds a run already; take another name, or remove the folder"
             + (f", or go on with resume={last}" if last.exists() else " (it has no checkpoint to go on from)")
         )
-    if cfg.trainer.get("devices", 1) != 1 or cfg.trainer.get("num_nodes", 1) != 1:
-        faults.add(
-            f"trainer.devices={cfg.trainer.get('devices')!r}, trainer.num_nodes={cfg.trainer.get('num_nodes', 1)}: "
-            "a run uses one device; use trainer.devices=1"
-        )
-    else:
+    found = device_faults(cfg.trainer)
+    for fault in found:
+        faults.add(fault)
+    if not found:
         # Lightning says what it refuses (a GPU that is not there, say) before the run has a folder.
         faults.build(OmegaConf.to_container(cfg.trainer, resolve=True), logger=False, callbacks=[ModelCheckpoint()])
     faults.raise_any()
@@ -213,7 +213,9 @@ def _trainer(
     # Read before the loggers begin theirs.
     begun = torch.load(resume, weights_only=True) if resume else None
     kept = read_metrics(folder, begun["global_step"]) if begun else []
-    if resume:
+    if begun:
+        # Lightning does so too, but in the processes that train alone.
+        clock.load_state_dict(begun["callbacks"][clock.state_key])
         set_wandb_aside(folder)
     tracking = build(cfg.logger)
     config = OmegaConf.to_container(cfg, resolve=True)
@@ -231,6 +233,7 @@ def _trainer(
         replay_views(folder, loggers, begun["epoch"] + 1)
     monitor, mode = experiment.monitor, experiment.mode
     callbacks: list[Callback] = [
+        Quiet(cfg.debug is True),
         clock,
         SeedOfEpoch(cfg.seed),
         MovableCheckpoint(
@@ -255,6 +258,7 @@ def _trainer(
         plugins=[WholeCheckpoints()],
         default_root_dir=str(folder),
         num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # the loaders share an epoch out themselves
         enable_model_summary=False,
     )
     return trainer

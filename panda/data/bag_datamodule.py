@@ -82,7 +82,7 @@ class BagDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Validation bags in the order given."""
-        return ordered_loader(self.bag_set("val"), self.batch_size, self.num_workers)
+        return ordered_loader(self.bag_set("val"), self.batch_size, self.num_workers, self.trainer)
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Test bags in the order given.

@@ -315,7 +315,7 @@ class PatchDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Validation patches in the order of their manifest."""
-        return ordered_loader(self.patch_set("val"), self.batch_size, self.num_workers)
+        return ordered_loader(self.patch_set("val"), self.batch_size, self.num_workers, self.trainer)
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Test patches in the order of their manifest.

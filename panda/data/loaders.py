@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
+from panda.errors import ConfigError
+
 _SEEDS = 2**62
 Choice = Callable[[np.random.Generator], NDArray[np.int64]]
 """See `panda.data.samplers`."""
@@ -45,36 +47,46 @@ class DrawSampler(Sampler[Draw]):
     """Draws the items of an epoch, each with a seed for its augmentation.
 
     Order and seeds depend on nothing but ``seed`` and the epoch: an epoch is the same after a resume, and on all
-    devices before they share it out.
+    devices before they share it out. Of several devices each takes every n-th draw, so that their batches together are
+    a batch of one device that is as many times larger. The last draws of an epoch that do not go round are left out:
+    all devices have equally many, and none is drawn twice.
 
     Args:
         items: number of items.
         seed: of the run.
         epoch: the first epoch; each pass begins the next one unless `set_epoch` says otherwise.
         choose: gives the items of an epoch in their order, as many as there are; None for each once, in random order.
+        share: this device's number, from 0, and how many there are.
     """
 
-    def __init__(self, items: int, seed: int, epoch: int = 0, choose: Choice | None = None) -> None:
+    def __init__(
+        self, items: int, seed: int, epoch: int = 0, choose: Choice | None = None, share: tuple[int, int] = (0, 1)
+    ) -> None:
+        self.share = share
         self.choose = choose
         self.items = items
         self.seed = seed
         self.epoch = epoch
         self.order: list[int] = []
-        """Items of the present pass, in the order they are drawn in."""
+        """Items of the present pass on all devices, in the order they are drawn in."""
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next pass; Lightning calls it."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.items
+        return self.items // self.share[1]
 
     def __iter__(self) -> Iterator[Draw]:
         rng = np.random.default_rng((self.seed, self.epoch))
         self.epoch += 1
-        order = self.order = (self.choose(rng) if self.choose else rng.permutation(self.items)).tolist()
+        device, devices = self.share
+        order = (self.choose(rng) if self.choose else rng.permutation(self.items)).tolist()
         seeds = rng.integers(_SEEDS, size=self.items).tolist()
-        return iter([Draw(index, seed) for index, seed in zip(order, seeds, strict=True)])
+        whole = len(self) * devices
+        self.order = order[:whole]
+        draws = [Draw(index, seed) for index, seed in zip(order, seeds, strict=True)]
+        return iter(draws[device:whole:devices])
 
 
 def items_of(loader: DataLoader[Any], number: int) -> list[int]:
@@ -85,12 +97,29 @@ def items_of(loader: DataLoader[Any], number: int) -> list[int]:
         number: of the batch in the pass, from 0.
 
     Returns:
-        Numbers of items; none where the loader's sampler was replaced, as for several devices.
+        Numbers of items; none where the loader is another one.
     """
     sampler, size = loader.sampler, loader.batch_size or 1
     if isinstance(sampler, DrawSampler):
-        return sampler.order[number * size : (number + 1) * size]
-    return list(sampler)[number * size : (number + 1) * size] if isinstance(sampler, SequentialSampler) else []
+        device, devices = sampler.share
+        return sampler.order[device::devices][number * size : (number + 1) * size]
+    known = isinstance(sampler, SequentialSampler | range)
+    return list(sampler)[number * size : (number + 1) * size] if known else []
+
+
+def items_of_all(loader: DataLoader[Any], number: int) -> list[int]:
+    """Which items the batches of all devices are made of, in the order that they were drawn in.
+
+    Args:
+        loader: of `train_loader`.
+        number: of the batch in the pass, from 0.
+
+    Returns:
+        Numbers of items: each device's first, each device's second, and so on.
+    """
+    assert isinstance(loader.sampler, DrawSampler)
+    size = (loader.batch_size or 1) * loader.sampler.share[1]
+    return loader.sampler.order[number * size : (number + 1) * size]
 
 
 def loader_faults(batch_size: int, num_workers: int, prefix: str = "data") -> list[str]:
@@ -132,35 +161,57 @@ def train_loader(
         items: its length.
         batch_size: samples a batch.
         num_workers: processes that load; 0 for none.
-        trainer: says how many devices share out an epoch, and which epoch comes first after a resume.
+        trainer: says which of how many devices this one is, and which epoch comes first after a resume.
         choose: which items an epoch draws, see `DrawSampler`.
 
     Returns:
         The loader.
+
+    Raises:
+        ConfigError: there are more devices than items.
     """
-    devices, epoch = (1, 0) if trainer is None else (trainer.world_size, trainer.current_epoch)
-    a_device = -(-items // devices)
+    share, epoch = _share(trainer, items), 0 if trainer is None else trainer.current_epoch
+    a_device = items // share[1]
     return DataLoader(
         dataset,
         batch_size=batch_size,
-        sampler=DrawSampler(items, torch.initial_seed(), epoch, choose),
+        sampler=DrawSampler(items, torch.initial_seed(), epoch, choose, share),
         drop_last=batch_size > 1 and a_device > 1 and a_device % batch_size == 1,
         **_options(num_workers),
     )
 
 
-def ordered_loader(dataset: Dataset[Any], batch_size: int, num_workers: int) -> DataLoader[Any]:
+def _share(trainer: pl.Trainer | None, items: int) -> tuple[int, int]:
+    """This device's number, and how many there are."""
+    device, devices = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+    if items < devices > 1:
+        raise ConfigError(f"trainer.devices={devices}: a split has {items} patches or slides only; take fewer devices")
+    return device, devices
+
+
+def ordered_loader(
+    dataset: Dataset[Any], batch_size: int, num_workers: int, trainer: pl.Trainer | None = None
+) -> DataLoader[Any]:
     """Loader of a validation or test split, in the order of the dataset.
+
+    Of several devices each takes every n-th item; no item is taken twice, so some devices may have one less.
 
     Args:
         dataset: its items are indexed by number.
         batch_size: samples a batch.
         num_workers: processes that load; 0 for none.
+        trainer: says which of how many devices this one is.
 
     Returns:
         The loader.
+
+    Raises:
+        ConfigError: there are more devices than items.
     """
-    return DataLoader(dataset, batch_size=batch_size, shuffle=False, **_options(num_workers))
+    items = len(dataset)  # type: ignore[arg-type]
+    device, devices = _share(trainer, items)
+    mine = None if devices == 1 else range(device, items, devices)
+    return DataLoader(dataset, batch_size=batch_size, shuffle=False, sampler=mine, **_options(num_workers))
 
 
 def _options(num_workers: int) -> dict[str, Any]:

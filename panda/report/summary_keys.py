@@ -269,6 +269,7 @@ _RUN = Block(
         Key("created", "text", "ISO 8601, UTC, of the run's end"),
         Key("seed", "count", "of weights, loaders, augmentation"),
         Key("device", "text", "that it was trained on"),
+        Key("devices", "count", "devices that shared the training", absent="the run was made before it was kept"),
         Key("epochs", "count", "that were trained"),
         Key("seconds", "number", "over all sessions that the weights come from", "s"),
         Key("trained_by", "text", "job of the sweep whose weights were evaluated anew", "", "the run trained itself"),

@@ -70,7 +70,8 @@ class GradingTask(pl.LightningModule):
         self.optim = optim
         self.carried = dict(carried)
         self.train_slides, self.val_slides = Predictions(), Predictions()
-        self.val_loss = MeanMetric()
+        # Not Lightning's own mean over the epoch: its progress bar asks for that on one of several devices alone.
+        self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
 
     def forward(self, bag: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """See `MILNet.forward`."""
@@ -84,13 +85,15 @@ class GradingTask(pl.LightningModule):
         logits, _, _ = self(bag, mask)
         loss: Tensor = self.loss(logits, label)
         check_finite(loss, logits, self.optim.lr, self.current_epoch, lambda: slides)
+        self.train_loss.update(loss.detach(), weight=len(bag))
         self.train_slides.update(logits.detach().float().softmax(-1), label)
         self.log("train/loss_step", loss, prog_bar=True)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(bag))
         return loss
 
     def on_train_epoch_end(self) -> None:
-        """Logs the epoch's training accuracy."""
+        """Logs the epoch's training loss and accuracy."""
+        self.log("train/loss", self.train_loss.compute())
+        self.train_loss.reset()
         prob, label = self.train_slides.compute()
         self.train_slides.reset()
         self.log("train/accuracy", (prob.argmax(-1) == label).float().mean(), prog_bar=True)

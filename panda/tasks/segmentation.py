@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
+from torchmetrics.utilities.distributed import gather_all_tensors
 
-from panda.data.loaders import items_of
+from panda.data.loaders import items_of, items_of_all
 from panda.data.patchset import PatchSet
 from panda.data.samplers import HardDraws
 from panda.models.segmentation import Segmenter
@@ -53,15 +54,20 @@ class SegmentationTask(pl.LightningModule):
         super().__init__()
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.network = network.to(memory_format=self.layout)
-        if compiled:
-            self.network.compile()
+        self.compiled = compiled
         self.loss = loss
         self.optim = optim
         self.carried = dict(carried)
         self.train_pixels = PixelHistogram()
         self.val_pixels = PixelHistogram()
-        self.val_loss = MeanMetric()
+        # Not Lightning's own mean over the epoch: its progress bar asks for that on one of several devices alone.
+        self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
         self.threshold = search_threshold({}, chosen_on="no validation yet")
+
+    def setup(self, stage: str) -> None:
+        """Compiles the network, in the process that trains it: what is compiled does not pass to another one."""
+        if self.compiled:
+            self.network.compile()
 
     def forward(self, image: Tensor) -> Tensor:
         """Maps images (N, 3, h, w) in [0, 1] to logits (N, 1, h, w)."""
@@ -75,9 +81,9 @@ class SegmentationTask(pl.LightningModule):
         loss: Tensor = self.loss(logits, mask)
         self._check(loss, logits, self.trainer.train_dataloader, batch_idx)
         self._note(logits, mask, batch_idx)
+        self.train_loss.update(loss.detach(), weight=len(image))
         self.train_pixels.update(logits.detach().float().sigmoid(), mask > 0.5, mask >= 0)
         self.log("train/loss_step", loss, prog_bar=True)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(image))
         return loss
 
     def _note(self, logits: Tensor, mask: Tensor, number: int) -> None:
@@ -91,7 +97,9 @@ class SegmentationTask(pl.LightningModule):
             logits.detach().float(), mask.clamp_min(0), reduction="none"
         )
         of_patch = (wrong * counts).flatten(1).sum(1) / counts.flatten(1).sum(1).clamp_min(1)
-        draws.note(items_of(loader, number), of_patch)
+        # of all devices: each draws the next epoch by itself, and has to come to the same
+        gathered = gather_all_tensors(of_patch) if self.trainer.world_size > 1 else [of_patch]
+        draws.note(items_of_all(loader, number), torch.stack(gathered, dim=1).flatten())
 
     def _check(self, loss: Tensor, logits: Tensor, loader: DataLoader[Any] | None, number: int) -> None:
         """Stops at a loss that is no number, naming the patches."""
@@ -104,7 +112,9 @@ class SegmentationTask(pl.LightningModule):
         check_finite(loss, logits, self.optim.lr, self.current_epoch, names)
 
     def on_train_epoch_end(self) -> None:
-        """Logs the epoch's training Dice."""
+        """Logs the epoch's training loss and Dice."""
+        self.log("train/loss", self.train_loss.compute())
+        self.train_loss.reset()
         self.log("train/dice", dice_at(self.train_pixels.compute(), 0.5), prog_bar=True)
         self.train_pixels.reset()
 
