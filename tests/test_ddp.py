@@ -78,6 +78,7 @@ def last(run: Run) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path: Path) -> None:
     two = run_of(tmp_path / "two", Data(2, choose=HardDraws(12)), *DDP)
     one = run_of(tmp_path / "one", Data(4, choose=HardDraws(12)), "trainer=cpu")
@@ -97,6 +98,7 @@ def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path: Path) -> 
     assert "MASTER_PORT" not in os.environ
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_in_one_process_ends_all_and_names_the_patch(tmp_path: Path) -> None:
     # the second draw is the second process'
     seed = torch.Generator().manual_seed(0).initial_seed()
@@ -107,7 +109,6 @@ def test_a_loss_that_is_no_number_in_one_process_ends_all_and_names_the_patch(tm
         run_of(tmp_path / "run", Data(2, broken=broken), *DDP)
 
 
-@pytest.mark.slow
 def test_a_process_that_is_killed_ends_the_run(tmp_path: Path) -> None:
     ended = threading.Event()
 
