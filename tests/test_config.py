@@ -36,7 +36,7 @@ def test_every_option_composes_and_passes(group: str, option: str) -> None:
     overrides = [f"{group}={option}"]
     if group == "tiles" or option.startswith("mil_"):
         overrides = ["task=grading", *overrides]
-    if (group, option) == ("data", "panda"):
+    if (group, option) in {("data", "panda"), ("experiment", "glas")}:
         overrides.append("data.root=somewhere")
     check_config(composed(*overrides), "train")
 

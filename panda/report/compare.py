@@ -28,7 +28,12 @@ _RESOLUTION = ("level", "mpp", "mpp_override")
 Pair = tuple[Mapping[str, str], Mapping[str, str]]
 
 
-def _summary(folder: Path) -> dict[str, Any]:
+def summary_of(folder: Path) -> dict[str, Any]:
+    """Read the summary of a finished run.
+
+    Raises:
+        ManifestError: The folder holds none, or its run scored no test slides.
+    """
     need_folder(folder)
     summary, fault = read_json(folder / "summary.json")
     if fault:
@@ -73,7 +78,7 @@ def compare(a: Path, b: Path, output: Path | None = None) -> Path:
         PandaError: A folder holds no finished run, or the runs cannot be paired: other slides, truth, resolution.
     """
     a, b = Path(a).absolute(), Path(b).absolute()
-    summaries = [_summary(folder) for folder in (a, b)]
+    summaries = [summary_of(folder) for folder in (a, b)]
     _check_alike((a, b), summaries)
     task = str(summaries[0]["task"])
     names = _names(a, b)

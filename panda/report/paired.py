@@ -139,7 +139,7 @@ def difference_of(
         return None
     columns, statistic = made_of[figure]
     chosen = np.array([provider in ("all", a.get("provider", "")) for a, _ in rows])
-    sides = [np.array([[_value(row[side], column) for column in columns] for row in rows]) for side in (0, 1)]
+    sides = [np.array([[value_of(row[side], column) for column in columns] for row in rows]) for side in (0, 1)]
     both = chosen & np.isfinite(sides[0]).all(axis=1) & np.isfinite(sides[1]).all(axis=1)
     if not both.any():
         return None
@@ -147,11 +147,11 @@ def difference_of(
     return _difference((figure, provider), sides[0][both], sides[1][both], named, statistic=statistic, seed=seed)
 
 
-def _value(row: Mapping[str, str], column: str) -> float:
+def value_of(row: Mapping[str, str], column: str) -> float:
     """A figure of a slide; nan where it has none."""
     if column == "benign_fp_mm2":
         labelled = [number(row.get(key)) for key in ("tp_px", "fn_px", "cancer_outside_tissue_px")]
-        return float("nan") if any(labelled) or None in labelled else _value(row, "fp_mm2")
+        return float("nan") if any(labelled) or None in labelled else value_of(row, "fp_mm2")
     value = number(row.get(column))
     return float("nan") if value is None else value
 

@@ -1,0 +1,56 @@
+"""Folds of a cross-validation as one figure, against sums by hand; runs that are no folds of one are refused."""
+
+from pathlib import Path
+
+import pytest
+
+from panda.errors import ManifestError
+from panda.report.folds import figures, main, rows_of
+from tests.test_compare import rows_of as drawn_rows
+from tests.test_compare import run_of
+
+
+def test_folds_are_pooled_over_slides_and_not_averaged(tmp_path: Path) -> None:
+    rows = drawn_rows(n=9, groups=4)
+    folders = [run_of(tmp_path / str(fold), part) for fold, part in enumerate((rows[:2], rows[2:]))]
+    read, task = rows_of(folders)
+    assert [row["slide_id"] for row in read] == [row["slide_id"] for row in rows]
+    found = {figure.name: figure for figure in figures(read, task)}
+    tp, fp, fn = (sum(row[key] for row in rows) for key in ("tp_px", "fp_px", "fn_px"))
+    assert found["dice"].value == pytest.approx(2 * tp / (2 * tp + fp + fn))
+    assert found["dice"].groups == 4
+    with_cancer = [row["dice"] for row in rows if row["dice"] != ""]
+    assert found["dice_mean_slide"].value == pytest.approx(sum(with_cancer) / 8)
+    assert found["dice_mean_slide"].slides == 8
+    interval = found["dice"].interval
+    assert interval is not None
+    assert interval[0] < found["dice"].value < interval[1]
+    assert found["fp_mm2_benign_slides"].value == 0.5
+    assert found["fp_mm2_benign_slides"].interval is None  # one slide has no spread
+
+
+def test_the_command_prints_each_figure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = drawn_rows(n=6)
+    folders = [run_of(tmp_path / str(fold), rows[fold::2]) for fold in range(2)]
+    monkeypatch.setattr("sys.argv", ["folds", *map(str, folders)])
+    main()
+    printed = capsys.readouterr().out
+    assert printed.startswith("6 slides")
+    assert "dice_mean_slide" in printed
+    assert "5 slides, 5 groups" in printed
+
+
+def test_a_slide_tested_twice_is_refused(tmp_path: Path) -> None:
+    rows = drawn_rows(n=3)
+    folders = [run_of(tmp_path / name, rows) for name in ("a", "b")]
+    with pytest.raises(ManifestError, match=r"s00 was tested in .*a and in .*b: give runs of data.split=kfold"):
+        rows_of(folders)
+
+
+def test_runs_of_two_tasks_are_refused(tmp_path: Path) -> None:
+    rows = drawn_rows(n=4)
+    folders = [run_of(tmp_path / "a", rows[:2]), run_of(tmp_path / "b", rows[2:], task="grading")]
+    with pytest.raises(ManifestError, match="grading and segmentation"):
+        rows_of(folders)
