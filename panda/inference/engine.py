@@ -17,7 +17,7 @@ from tqdm import tqdm
 from panda.data.manifest import SlideRecord
 from panda.data.patches import Failure
 from panda.errors import PandaError, SlideError
-from panda.files import fingerprint, identity, write_json, write_table
+from panda.files import fingerprint, identity, remove, write_json, write_table
 from panda.inference.canvas import Canvas
 from panda.inference.evaluate import SlideScore, score_canvas
 from panda.inference.export import write_geojson, write_ome_tiff
@@ -324,6 +324,8 @@ class SlideMapper:
                 label = stack.enter_context(LabelMask.open(record.mask_path, slide, record.provider))
             canvas = stack.enter_context(self.predictor.holding(slide, tissue, canvas_path, on_tiles))
             score = score_canvas(canvas, slide, label, tissue, record) if record and label else None
+            for leftover in folder.glob(".*.partial.*"):  # of a run that was killed; no other writes here now
+                remove(leftover)
             found = slide_quantification(
                 canvas, slide, canvas.resolution, self.threshold, settings=self.quantify, tissue=tissue
             )

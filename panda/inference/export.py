@@ -99,6 +99,7 @@ def write_ome_tiff(canvas: Canvas, slide: Slide, path: Path | str) -> None:
     metadata: dict[str, Any] = {
         "axes": "YX",
         "Name": f"{slide.slide_id} tumour probability x 255",
+        "UUID": str(uuid.uuid5(_FEATURES, f"{slide.slide_id}/{canvas.fingerprint}")),  # the same map, the same bytes
         "Channel": {"Name": ["tumour probability x 255"]},
     }
     if resolution.mpp is not None:

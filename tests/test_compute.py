@@ -1,0 +1,273 @@
+"""How networks are run: copies that are turned, layouts and precisions, and what `auto` comes to."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from panda.errors import ConfigError
+from panda.inference import choice as choosing
+from panda.inference.choice import Choice, choose
+from panda.inference.compute import EngineSettings, Forward, Way
+from panda.inference.predictor import SegmentationPredictor
+from panda.wsi.slide import Slide
+from panda.wsi.tissue import find_tissue
+from tests.checkpoints import segmentation_checkpoint
+from tests.pyramids import write_pyramid
+
+FP32 = Way("fp32")
+
+
+class Lopsided(nn.Module):
+    """Turns and mirrorings of a picture give other logits, and other ones at each place."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        height, width = image.shape[-2:]
+        down = torch.linspace(-1, 1, height)[:, None]
+        across = torch.linspace(0, 3, width)[None, :]
+        return (image[:, :1] - 0.5) * (down + across**2) + image[:, 1:2] * across
+
+
+def pictures(count: int = 3, side: int = 16) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
+
+
+def forward(tta: Any, network: nn.Module | None = None) -> Forward:
+    return Forward(network or Lopsided(), EngineSettings(device="cpu", tta=tta), FP32)
+
+
+@pytest.mark.parametrize(("tta", "copies"), [("none", 1), ("flip", 4), ("d4", 8)])
+def test_copies_are_averaged_where_they_belong(tta: str, copies: int) -> None:
+    one = forward("none")
+    images = pictures()
+    maps = []
+    for mirrored in (False, True):
+        for quarters in range(4) if copies == 8 else (0, 2):
+            turned = np.rot90(images, quarters, (1, 2))
+            turned = turned[:, :, ::-1] if mirrored else turned
+            prob = one(np.ascontiguousarray(turned))
+            prob = prob[:, :, ::-1] if mirrored else prob
+            maps.append(np.rot90(prob, -quarters, (1, 2)))
+    wanted = np.mean(maps, axis=0) if copies > 1 else maps[0]
+    np.testing.assert_allclose(forward(tta)(images), wanted, atol=1e-6)
+
+
+def test_with_all_copies_a_turned_tile_has_a_turned_map() -> None:
+    images, run = pictures(), forward("d4")
+    turned = run(np.ascontiguousarray(np.rot90(images, 1, (1, 2))))
+    np.testing.assert_allclose(turned, np.rot90(run(images), 1, (1, 2)), atol=1e-6)
+    assert np.abs(forward("flip")(np.ascontiguousarray(np.rot90(images, 1, (1, 2)))) - turned).max() > 0.01
+
+
+def test_batches_of_any_size_give_the_same(tmp_path: Path) -> None:
+    network = SegmentationPredictor.from_checkpoint(
+        segmentation_checkpoint(tmp_path / "a.ckpt"), EngineSettings(device="cpu")
+    ).network
+    images, run = pictures(5, 64), forward("none", network)
+    np.testing.assert_allclose(run(images), np.concatenate([run(images[:2]), run(images[2:])]), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_gives_the_same_to_rounding(tmp_path: Path) -> None:
+    settings = EngineSettings(device="cpu", compile="always", batch_size=4)
+    predictor = SegmentationPredictor.from_checkpoint(segmentation_checkpoint(tmp_path / "a.ckpt"), settings)
+    assert predictor.way == Way("fp32", True)
+    images = pictures(6, 64)
+    eager = Forward(predictor.network, settings, FP32)
+    made = np.concatenate([predictor.forward(images[:4]), predictor.forward(images[4:])])
+    np.testing.assert_allclose(made, np.concatenate([eager(images[:4]), eager(images[4:])]), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"batch_size": 0}, "engine.batch_size=0"),
+        ({"read_threads": 0}, "engine.read_threads=0"),
+        ({"canvas_mib": 0}, "engine.canvas_mib=0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        EngineSettings(device="cpu", **changes)
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    with pytest.raises(ConfigError, match=r"engine.compile=always needs a C\+\+ compiler"):
+        EngineSettings(device="cpu", compile="always")
+    assert not EngineSettings(device="cpu").can_compile
+
+
+@pytest.mark.parametrize(("native", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_a_threshold_is_frozen_at_what_is_fast_here(
+    monkeypatch: pytest.MonkeyPatch, native: bool, precision: str
+) -> None:
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: native)
+    assert EngineSettings(device="cpu").frozen().precision == precision
+    assert EngineSettings(device="cpu", precision="fp32").frozen().precision == "fp32"
+
+
+Seconds = Callable[[Way], float]
+
+
+@pytest.fixture
+def predictor(tmp_path: Path) -> SegmentationPredictor:
+    return SegmentationPredictor.from_checkpoint(
+        segmentation_checkpoint(tmp_path / "a.ckpt"), EngineSettings(device="cpu")
+    )
+
+
+@pytest.fixture
+def slide_path(tmp_path: Path) -> Path:
+    image = np.full((1024, 1024, 3), 244, np.uint8)
+    image[200:900, 100:900] = (215, 120, 180)
+    return write_pyramid(tmp_path / "slide.tiff", image, mpp=0.5)
+
+
+@pytest.fixture
+def trial(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Way]]:
+    """Stands in for what is measured: how long each way takes, and the share of pixels that reach the threshold."""
+
+    def stand_in(seconds: Seconds, area: Seconds = lambda _: 0.5) -> list[Way]:
+        tried: list[Way] = []
+
+        def run(forward: Forward, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
+            tried.append(forward.way)
+            prob = np.zeros(images.shape[:3], np.float32)
+            prob.reshape(-1)[: round(area(forward.way) * prob.size)] = 1
+            return prob, seconds(forward.way)
+
+        monkeypatch.setattr(choosing, "_run", run)
+        monkeypatch.setattr(choosing, "_SHARE", 1)
+        monkeypatch.setattr(EngineSettings, "fast_precision", property(lambda _: "bf16"))
+        monkeypatch.setattr(EngineSettings, "can_compile", property(lambda _: True))
+        return tried
+
+    return stand_in
+
+
+def chosen(predictor: SegmentationPredictor, path: Path, folder: Path, slides: int = 1) -> Choice:
+    return choose(predictor, 0.5, [path] * slides, Slide.open, folder / "engine.json")
+
+
+def test_the_fast_precision_is_taken_where_the_area_stays(
+    predictor: SegmentationPredictor, slide_path: Path, tmp_path: Path, trial: Callable[..., list[Way]]
+) -> None:
+    tried = trial(lambda way: 1e-4 if way.precision == "bf16" else 2e-4, lambda way: 0.5 + 1e-4 * (way != FP32))
+    choice = chosen(predictor, slide_path, tmp_path)
+    assert (choice.precision, choice.compiled, predictor.way) == ("bf16", False, Way("bf16"))
+    assert choice.moved is not None
+    assert 0 < choice.moved < choosing.MOST_MOVED
+    assert tried == [FP32, Way("bf16")]
+    # a canvas of it is another one than that of fp32
+    with Slide.open(slide_path) as slide:
+        made = predictor.canvas_fingerprint(slide, slide.at(level=1))
+        predictor.use(Forward(predictor.network, predictor.settings, FP32))
+        assert predictor.canvas_fingerprint(slide, slide.at(level=1)) != made
+
+
+@pytest.mark.parametrize(
+    ("seconds", "area", "told"),
+    [
+        (1e-4, 0.51, "moves the tumour area at 0.500 by"),
+        (3e-4, 0.5, "slower here"),
+    ],
+)
+def test_the_precision_of_the_threshold_stands_else(
+    predictor: SegmentationPredictor,
+    slide_path: Path,
+    tmp_path: Path,
+    trial: Callable[..., list[Way]],
+    *,
+    seconds: float,
+    area: float,
+    told: str,
+) -> None:
+    trial(lambda way: seconds if way != FP32 else 2e-4, lambda way: area if way != FP32 else 0.5)
+    choice = chosen(predictor, slide_path, tmp_path)
+    assert (choice.precision, predictor.way, choice.moved) == ("fp32", FP32, None)
+    assert told in choice.why
+
+
+def test_it_is_compiled_where_there_is_much_to_do(
+    predictor: SegmentationPredictor, slide_path: Path, tmp_path: Path, trial: Callable[..., list[Way]]
+) -> None:
+    tried = trial(lambda way: 0.1 if way.compiled else 0.2)
+    few = chosen(predictor, slide_path, tmp_path / "few")
+    assert not few.compiled
+    assert not any(way.compiled for way in tried)
+    many = chosen(predictor, slide_path, tmp_path / "many", slides=1000)
+    assert many.compiled
+    assert "2.0 times as fast" in many.why
+
+
+def test_what_was_chosen_stands_for_the_output(
+    predictor: SegmentationPredictor, slide_path: Path, tmp_path: Path, trial: Callable[..., list[Way]]
+) -> None:
+    trial(lambda way: 1e-4 if way.precision == "bf16" else 2e-4)
+    first = chosen(predictor, slide_path, tmp_path)
+    assert first.precision == "bf16"
+    tried = trial(lambda way: 3e-4 if way.precision == "bf16" else 2e-4)
+    again = SegmentationPredictor.from_checkpoint(tmp_path / "a.ckpt", predictor.settings)
+    assert chosen(again, slide_path, tmp_path) == first
+    assert (again.way, tried) == (Way("bf16"), [])
+    # another network has a choice of its own, and both stay
+    other = SegmentationPredictor.from_checkpoint(
+        segmentation_checkpoint(tmp_path / "b.ckpt", network=predictor.carried["network"] | {"mean": [0.4, 0.4, 0.4]}),
+        predictor.settings,
+    )
+    assert chosen(other, slide_path, tmp_path).precision == "fp32"
+    assert len(json.loads((tmp_path / "engine.json").read_text())) == 2
+
+
+def test_a_damaged_choice_is_told_and_made_anew(
+    predictor: SegmentationPredictor,
+    slide_path: Path,
+    tmp_path: Path,
+    trial: Callable[..., list[Way]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    logging.getLogger("panda").addHandler(caplog.handler)
+    trial(lambda _: 1e-4)
+    (tmp_path / "engine.json").write_text('{"x": ')
+    assert chosen(predictor, slide_path, tmp_path).precision == "fp32"
+    assert "engine.json: cannot be read" in caplog.text
+    assert len(json.loads((tmp_path / "engine.json").read_text())) == 1
+
+
+def test_little_to_do_is_not_tried(predictor: SegmentationPredictor, slide_path: Path, tmp_path: Path) -> None:
+    assert "too little" in chosen(predictor, slide_path, tmp_path).why
+    assert predictor.way == FP32
+
+
+def test_unreadable_slides_leave_the_choice_open(
+    predictor: SegmentationPredictor, tmp_path: Path, trial: Callable[..., list[Way]]
+) -> None:
+    trial(lambda _: 1e-4)
+    assert "no slide could be read" in chosen(predictor, tmp_path / "none.tiff", tmp_path).why
+    assert not (tmp_path / "engine.json").exists()
+
+
+def test_a_real_trial_measures(
+    predictor: SegmentationPredictor, slide_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choosing, "_SHARE", 1)
+    monkeypatch.setattr(EngineSettings, "fast_precision", property(lambda _: "bf16"))
+    with Slide.open(slide_path) as slide:
+        tissue = find_tissue(slide)
+        canvas = predictor.predict(slide, tissue, tmp_path / "c.zarr")
+        prob = np.asarray(canvas)[canvas.scored(0, 0, *canvas.shape[::-1])]
+    # beyond all that the untrained network gives, nothing can move
+    choice = choose(predictor, float(prob.max()) + 0.05, [slide_path], Slide.open, tmp_path / "far.json")
+    assert "moves the tumour area" in choice.why
+    assert "by 0.00%" in choice.why
