@@ -73,7 +73,8 @@ class Quiet(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """The filters end with the training, see `panda.app.run.Run.fit`."""
-        set_up_logging(self.debug)
+        if trainer.world_size > 1:  # in a process of its own, which knows nothing of the door
+            set_up_logging(self.debug)
         for message, category in self.IGNORED:
             warnings.filterwarnings("ignore", message=message, category=category)
 
