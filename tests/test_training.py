@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import wandb
+from PIL import Image
 
 from panda.app.callbacks import Clock
 from panda.app.tracking import read_metrics
@@ -21,6 +23,7 @@ from panda.inference.score_store import read_scores, write_scores
 from panda.tasks.checkpoint import read_checkpoint, replace_carried
 from tests.test_config import composed
 from tests.test_train import CARRIED, trained, weights
+from tests.wandb_log import OfflineRun
 
 LEARNS = {"train": {"a": "1"}, "val": {"c": "2"}}
 
@@ -73,7 +76,7 @@ def sweep(tmp_path: Path) -> Path:
     canvas.write_bytes(b"chunk")
     (folder / "0" / SCORES).write_bytes(b"scores")
     (folder / "0" / "views").mkdir()
-    (folder / "0" / "views" / "epoch_002_fixed.png").write_bytes(b"picture")
+    Image.new("RGB", (8, 8)).save(folder / "0" / "views" / "epoch_002_fixed.png")
     return folder
 
 
@@ -81,7 +84,6 @@ def test_a_job_takes_over_what_another_trained(sweep: Path) -> None:
     run, _ = trained(sweep / "1", "threshold=0.5", sweep=sweep, overlap=0.25)
     assert run.training is not None
     assert (run.training.trained_by, run.training.epochs) == ("0", 3)
-    assert (sweep / "1" / "views" / "epoch_002_fixed.png").read_bytes() == b"picture"
     assert "Trained by job 0" in run.notes[0]
     assert all(torch.equal(weights(sweep / "0")[name], tensor) for name, tensor in weights(sweep / "1").items())
     assert (sweep / "1" / "metrics.csv").read_text() == (sweep / "0" / "metrics.csv").read_text()
@@ -97,6 +99,21 @@ def test_a_job_takes_over_what_another_trained(sweep: Path) -> None:
     assert run.training.trained_by == "0"
     # and a job that took over can be gone on with
     trained(sweep / "1", sweep=sweep, resume=sweep / "1" / "checkpoints" / "last.ckpt", overlap=0.25)
+
+
+def test_a_job_that_took_over_shows_in_wandb_what_the_other_logged(sweep: Path) -> None:
+    trained(sweep / "1", "threshold=0.5", "logger.mode=offline", sweep=sweep)
+    wandb.finish()
+    shown = OfflineRun(sweep / "1")
+    assert shown.about.run_group == sweep.name
+    rows = [row for row in read_metrics(sweep / "0") if "val/dice" in row]
+    assert [(item["epoch"], item["val/dice"]) for item in shown.logged("val/dice")] == [
+        (row["epoch"], row["val/dice"]) for row in rows
+    ]
+    assert len(rows) == 3
+    (view,) = shown.logged("views/fixed")
+    assert (view["epoch"], view["views/fixed"]["caption"]) == (2, "epoch_002_fixed")
+    assert (sweep / "1" / "views" / "epoch_002_fixed.png").is_file()
 
 
 @pytest.mark.parametrize("why", ["another seed", "no sweep", "a checkpoint is gone", "a record of another version"])

@@ -12,7 +12,6 @@ from panda.inference.predictor import SegmentationPredictor
 from panda.tasks.segmentation import SegmentationTask
 from tests.integration.doors import run_door, table
 from tests.integration.test_doors import DEEPLAB, TINY
-from tests.wandb_log import OfflineRun
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +38,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 def test_settings_of_evaluation_are_swept_over_one_training(home: Path, counted: dict[str, int]) -> None:
     choices = ("seed=1,2", "threshold=auto,0.3")
-    done = run_door("train", home, "-m", *TINY, *choices, "name=once")
+    done = run_door("train", home, "-m", *TINY, *choices, "name=once", "logger=csv")
     assert done.returncode == 0, done.stderr[-3000:]
     sweep = home / "runs" / "segmentation" / "sweep-once"
     rows = table(sweep / "sweep.csv")
@@ -52,11 +51,6 @@ def test_settings_of_evaluation_are_swept_over_one_training(home: Path, counted:
     assert "Trained by job 0" in (sweep / "1" / "report.html").read_text()
     assert (sweep / "1" / "metrics.csv").read_text() == (sweep / "0" / "metrics.csv").read_text()
     assert [row["threshold_used"] for row in rows if row["threshold"] != "auto"] == ["0.3", "0.3"]
-    shown = [OfflineRun(sweep / number) for number in "01"]
-    assert [run.about.run_group for run in shown] == ["sweep-once", "sweep-once"]
-    dice = [[(item["epoch"], item["val/dice"]) for item in run.logged("val/dice")] for run in shown]
-    assert dice[0] == dice[1] != []
-    assert sorted(a.aliases[-1] for a in shown[1].artifacts if a.type == "model") == ["best", "last"]
 
     # by itself the same job trains, and comes to the same
     done = run_door("train", home, *TINY, "seed=1", "threshold=0.3", "name=alone", "logger=csv")
