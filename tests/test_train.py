@@ -245,6 +245,8 @@ def test_a_compiled_network_trains_alike_and_keeps_the_names_of_its_weights() ->
         torch.manual_seed(0)
         network = Segmenter("Unet", "resnet18", decoder_channels=[16, 8, 8, 8, 8])
         task = SegmentationTask(network, BCELoss(), Optim(), CARRIED, compiled=compiled)
+        task.setup("fit")
+        assert (network._compiled_call_impl is not None) == compiled
         image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
         logits = task(image)
         logits.square().mean().backward()
