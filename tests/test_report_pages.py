@@ -373,6 +373,24 @@ def test_jobs_are_paired_with_the_best_on_the_slides_of_validation(tmp_path: Pat
     assert "not scored on the same pixels" in text
 
 
+def test_jobs_that_repeat_each_other_are_one_row(tmp_path: Path) -> None:
+    scores = {("a", 0): 0.5, ("a", 1): 0.7, ("a", 2): 0.9, ("b", 0): 0.8, ("b", 1): 0.9}
+    for job, ((loss, seed), dice) in enumerate(scores.items()):
+        folder = _run(tmp_path / str(job), _summary(val={"dice_mean_slide": dice}, test={"dice_mean_slide": dice / 2}))
+        (folder / "overrides.txt").write_text(f"loss={loss}\nseed={seed}\n")
+    (tmp_path / "9").mkdir()
+    (tmp_path / "9" / "overrides.txt").write_text("loss=b\nseed=2\n")
+    text = check_page(write_sweep(tmp_path))
+    with (tmp_path / "repeats.csv").open(newline="") as file:
+        b, a = csv.DictReader(file)
+    assert (a["loss"], a["jobs"], a["failed"]) == ("a", "3", "0")
+    assert (b["loss"], b["jobs"], b["failed"]) == ("b", "2", "1"), "the best on validation first"
+    assert float(a["val_dice_mean_slide_mean"]) == pytest.approx(0.7)
+    assert float(a["val_dice_mean_slide_sd"]) == pytest.approx(0.2)
+    assert float(a["test_dice_mean_slide_max"]) == pytest.approx(0.45)
+    assert "0.700 ± 0.200" in text
+
+
 def test_a_job_that_was_killed_is_not_called_failed(tmp_path: Path) -> None:
     for job in "01":
         (tmp_path / job).mkdir()

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from panda.inference.grader import Grade
 from panda.report.panels import PanelRow, attention_tiles, dice_text, draw_panels
 
 
@@ -77,8 +78,8 @@ def test_arrays_that_do_not_match_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [1, 20])
 def test_attention_tiles(tmp_path: Path, count: int) -> None:
-    tiles = np.zeros((count, 16, 16, 3), np.uint8)
-    path = attention_tiles(tiles, np.arange(count, dtype=float), np.zeros((count, 2), int), tmp_path / "a.png")
+    weights = np.arange(count, dtype=np.float32)
+    shown = np.zeros((min(count, 12), 16, 16, 3), np.uint8)
+    grade = Grade("isup", 0, [1.0], np.zeros((count, 2), np.int64), weights, weights, shown, 16.0)
+    path = attention_tiles(grade, tmp_path / "a.png")
     assert cv2.imread(str(path)) is not None
-    with pytest.raises(ValueError, match="one weight"):
-        attention_tiles(tiles, np.ones(count + 1), np.zeros((count, 2), int), tmp_path / "b.png")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from panda.errors import ManifestError
+from panda.inference.grader import AGAINST_TILES
 from panda.report.summary_keys import SCHEMA
 from panda.report.summary_schema import main, page, summary_faults
 from panda.tasks.calibration import calibration_scores, fit_temperature
@@ -87,6 +88,8 @@ def test_a_grading_as_described() -> None:
     graded = grading_scores([0, 1, 5], [[0.5, 0.1, 0.1, 0.1, 0.1, 0.1]] * 3)
     scores = {key: graded[key] for key in ("qwk", "accuracy", "auroc_significant", "confusion")}
     scores |= {"slides": 3, "auroc": graded["auroc_cancer"], "qwk_interval": None, "accuracy_interval": [0.0, 1.0]}
+    for key in AGAINST_TILES:
+        scores |= {key: None, f"{key}_interval": None}
     given = summary()
     content = {key: given[key] for key in given if key not in ("threshold_choice", "calibration", "data", "test")}
     content |= {

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from panda.app.callbacks import Clock
-from panda.app.grading import leak_notes, without_tiles
+from panda.app.grading import without_tiles
+from panda.app.guidance import leak_notes
 from panda.app.run import Run
 from panda.app.segmentation import SegmentationExperiment
 from panda.app.train import _config_of_resumed, _trainer, compared_by
@@ -337,7 +338,9 @@ def test_slides_that_the_segmentation_knows_are_noted() -> None:
         name: [SimpleNamespace(record=SimpleNamespace(slide_id=slide)) for slide in slides]
         for name, slides in {"train": "ab", "val": "cd", "test": "efg"}.items()
     }
-    assert leak_notes(items, {"train_slides": ["a", "b"], "val_slides": ["c", "d"]}) == []
+    (in_sample,) = leak_notes(items, {"train_slides": ["a", "x"], "val_slides": ["c", "d"]})
+    assert "trained on 1 of the 2 training slides: their tiles are in-sample" in in_sample
+    assert leak_notes(items, {"train_slides": ["x"], "val_slides": ["c", "d"]}) == []
     (trained_on, chosen_on) = leak_notes(items, {"train_slides": ["c"], "val_slides": ["f", "g"]})
     assert "was trained on 1 val slides" in trained_on
     assert "chose its epoch and threshold on 2 test slides" in chosen_on
@@ -363,7 +366,8 @@ def test_a_validation_slide_that_fails_leaves_no_canvas(tmp_path: Path, monkeypa
 
 def test_a_kept_grade_holds_no_tiles() -> None:
     zeros = np.zeros((3, 2), np.int64)
-    grade = Grade("isup", 0, [1.0], zeros, np.ones(3, np.float32), np.zeros((3, 8, 8, 3), np.uint8), 16.0)
-    kept = without_tiles(grade).tiles
+    ones = np.ones(3, np.float32)
+    grade = Grade("isup", 0, [1.0], zeros, ones, ones, np.zeros((3, 8, 8, 3), np.uint8), 16.0)
+    kept = without_tiles(grade).shown
     assert len(kept) == 0
     assert kept.base is None

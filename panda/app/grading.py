@@ -1,17 +1,18 @@
 """The grading experiment: bags of tiles from each slide, attention MIL, grades for the test slides."""
 
+import contextlib
 import functools
 import hashlib
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
@@ -19,22 +20,22 @@ from panda.app.config import Faults, check_loss
 from panda.app.dashboard import SHOWN, log_checkpoints, log_figures, log_pictures, log_slides
 from panda.app.door import idle_faults
 from panda.app.freeze import CHOICE_KEYS
+from panda.app.guidance import Guidance, TileSettings
 from panda.app.run import Run, resolution_asked
 from panda.app.tracking import wandb_of
 from panda.data.bag_datamodule import BagDataModule
 from panda.data.bags import BagItem
 from panda.data.datamodule import PatchDataModule
 from panda.data.manifest import SlideRecord
-from panda.data.settings import resolution_faults
 from panda.data.splits import Split
 from panda.errors import ConfigError, ManifestError
 from panda.files import identity, write_json, write_table
-from panda.inference.canvas import Canvas
 from panda.inference.engine import SlideMapper, each_slide, tiles_on
+from panda.inference.features import FeatureCache
 from panda.inference.figures import plain_interval
-from panda.inference.grader import Grade, GradingPredictor, slide_tiles
+from panda.inference.grader import AGAINST_TILES, Grade, GradingPredictor, slide_tiles
 from panda.inference.overview import write_slide
-from panda.inference.predictor import EngineSettings, SegmentationPredictor, resolution_for
+from panda.inference.predictor import EngineSettings, SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
 from panda.models.mil import MILNet
 from panda.report.panels import attention_tiles
@@ -43,9 +44,10 @@ from panda.tasks.bootstrap import percentile_interval, resampled_sums
 from panda.tasks.grades import agreement, confusions, grading_scores
 from panda.tasks.grading import CLASSES, GradingTask, Target, target_class
 from panda.tasks.optim import Optim
+from panda.wsi.labels import LabelMask
 from panda.wsi.normalise import told_stain
 from panda.wsi.slide import Slide
-from panda.wsi.tissue import TissueMap, find_tissue
+from panda.wsi.tissue import find_tissue
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +59,8 @@ IDLE = (
     *(f"data.{key}" for key in ("batch_size", "stride", "edge", "min_tissue", "store", "extract_workers")),
 )
 """What the command line may not ask for, as nothing would follow: `tiles` has its own."""
+
+AUGMENT = ("augment", "data.augment", "data.augment.name")
 
 
 @dataclass(frozen=True)
@@ -79,53 +83,6 @@ class GradingSettings:
     def __post_init__(self) -> None:
         if self.patience < 1:
             raise ConfigError(f"task.patience={self.patience} must be at least 1 epoch")
-
-
-@dataclass(frozen=True)
-class TileSettings:
-    """How a slide becomes a bag.
-
-    Args:
-        how: `guided` by a segmentation checkpoint, or any `tissue`.
-        k: Tiles in a bag, at most.
-        tile_size: Side of a tile in px at the resolution.
-        level: Pyramid level of the tiles; or
-        mpp: their µm/px (the other one None).
-        random_fraction: Share of the bag that is random tissue, whatever the segmentation says.
-        min_tissue: Least share of tissue in a tile.
-        seed: Of the random share.
-        batch_size: Bags in a batch.
-
-    Raises:
-        ConfigError: With every fault.
-    """
-
-    how: Literal["guided", "tissue"] = "guided"
-    k: int = 32
-    tile_size: int = 256
-    level: int | None = 1
-    mpp: float | None = None
-    random_fraction: float = 0.25
-    min_tissue: float = 0.25
-    seed: int = 0
-    batch_size: int = 1
-
-    def __post_init__(self) -> None:
-        faults = resolution_faults(self.level, self.mpp, "tiles")
-        faults += [
-            f"tiles.{key}={getattr(self, key)} must be at least 1"
-            for key in ("k", "tile_size", "batch_size")
-            if getattr(self, key) < 1
-        ]
-        if self.seed < 0:
-            faults.append(f"tiles.seed={self.seed} must not be negative")
-        faults += [
-            f"tiles.{key}={getattr(self, key)} must be a share from 0 to 1"
-            for key in ("random_fraction", "min_tissue")
-            if not 0 <= getattr(self, key) <= 1
-        ]
-        if faults:
-            raise ConfigError(faults)
 
 
 class GradingExperiment:
@@ -161,19 +118,9 @@ class GradingExperiment:
         self.optim: Optim = faults.build(plain["optim"])
         self.quantify: QuantifySettings = faults.build(plain["quantify"])
         self.engine: EngineSettings = faults.build(plain["engine"])
-        guided = plain["tiles"]["how"] == "guided"
-        if guided and not cfg.segmentation_checkpoint:
-            faults.add(
-                "segmentation_checkpoint is not given: tiles=guided needs one "
-                "(segmentation_checkpoint=runs/segmentation/…/checkpoints/best.ckpt), tiles=tissue needs none"
-            )
-        if not guided and cfg.segmentation_checkpoint:
-            faults.add("segmentation_checkpoint has no part in tiles=tissue: leave it out, or give tiles=guided")
-        if cfg.threshold != "auto":
-            faults.add(f"threshold={cfg.threshold}: grading takes the segmentation checkpoint's; leave it out")
         from_segmentation = plain["model"].get("encoder_weights") == OF_SEGMENTATION
-        if from_segmentation and not guided:
-            faults.add("model.encoder_weights=segmentation needs tiles=guided and a segmentation_checkpoint")
+        for fault in _source_faults(plain):
+            faults.add(fault)
         model = plain["model"] | ({"encoder_weights": None} if from_segmentation else {})
         self.network: MILNet = faults.build(model, num_classes=CLASSES[cfg.task.target])
         if self.network is not None and self.tiles is not None:
@@ -182,16 +129,20 @@ class GradingExperiment:
         for fault in idle_faults(IDLE, "task=grading"):
             faults.add(fault)
         faults.raise_any()
-        self.segmenter = (
-            SegmentationPredictor.from_checkpoint(Path(cfg.segmentation_checkpoint), self.engine) if guided else None
+        self.guidance = Guidance.of(
+            cfg.segmentation_checkpoint, self.tiles.cross_fit, self.engine, Path(self.data.store_root)
         )
-        if from_segmentation and self.segmenter is not None:
-            _take_encoder(self.network, self.segmenter)
+        if from_segmentation:
+            _take_encoder(self.network, self.guidance.segmenters[0])
 
     def run(self, run: Run) -> None:
         """See `Experiment.run`."""
         splits = self.data.splits()
         run.keep_splits(self.data.selection())
+        self.guidance.check([record.slide_id for records in splits.values() for record in records])
+        cache = None
+        if self.network.frozen:
+            cache = FeatureCache(self.network, self.engine, Path(self.data.store_root))
         items: dict[Split, list[BagItem]] = {}
         mpps: dict[Split, list[float]] = {name: [] for name in splits}
         for name, records in splits.items():
@@ -199,7 +150,8 @@ class GradingExperiment:
                 records,
                 lambda record: record.slide_id,
                 f"tiles of {name}",
-                functools.partial(self._bag_item, mpps[name]),
+                # Of test slides the grader reads the tiles itself.
+                functools.partial(self._bag_item, mpps[name], cache if name != "test" else None),
             )
             run.failures.extend(outcome.failures)
             items[name] = outcome.results
@@ -210,7 +162,7 @@ class GradingExperiment:
             "tile_size": self.tiles.tile_size,
             "tiles": {key: getattr(self.tiles, key) for key in ("how", "k", "random_fraction", "min_tissue", "seed")},
             "target": self.settings.target,
-            "segmentation": self.segmenter.fingerprint if self.segmenter else None,
+            "segmentation": [segmenter.fingerprint for segmenter in self.guidance.segmenters],
             "normalize": self.data.normalize,
             "train_slides": sorted(item.record.slide_id for item in items["train"]),
             "val_slides": sorted(item.record.slide_id for item in items["val"]),
@@ -235,7 +187,7 @@ class GradingExperiment:
         self._notes(run, items)
         grader = GradingPredictor.from_checkpoint(run.best, self.engine)
         run.summary |= {
-            "threshold": self.segmenter.threshold.value if self.segmenter else None,
+            "threshold": self.guidance.threshold,
             "target": self.settings.target,
             "tiles": asdict(self.tiles),
             "data": {
@@ -255,33 +207,27 @@ class GradingExperiment:
         settings = self.data.settings
         return Slide.open(record.image_path, reader=settings.reader, mpp_override=settings.mpp_override)
 
+    def _label(self, record: SlideRecord, slide: Slide) -> LabelMask:
+        assert record.mask_path is not None
+        return LabelMask.open(record.mask_path, slide, record.provider)
+
     def _class(self, record: SlideRecord) -> int:
         assert record.isup_grade is not None  # a bag without a grade is refused
         return int(target_class(torch.tensor(record.isup_grade), self.settings.target))
 
-    def _canvas(
-        self, slide: Slide, tissue: TissueMap, bar: "tqdm[Any]"
-    ) -> AbstractContextManager[Canvas] | AbstractContextManager[None]:
-        """The slide's canvas from the guiding segmenter, kept beside the patch stores for the next run."""
-        if self.segmenter is None:
-            return nullcontext()
-        return self.segmenter.holding(slide, tissue, self._canvas_path(self.segmenter, slide), tiles_on(bar))
-
-    def _canvas_path(self, segmenter: SegmentationPredictor, slide: Slide) -> Path:
-        """Named by all that makes it, so that runs of another precision, say, do not replace each other's."""
-        made_of = segmenter.canvas_fingerprint(slide, resolution_for(slide, segmenter.carried["resolution"]))
-        folder = self.data.store_root / f"canvases-{segmenter.fingerprint[:12]}"
-        return folder / f"{slide.slide_id}-{made_of[:12]}.zarr"
-
-    def _bag_item(self, mpps: list[float], record: SlideRecord, bar: "tqdm[Any]") -> BagItem:
+    def _bag_item(
+        self, mpps: list[float], cache: FeatureCache | None, record: SlideRecord, bar: "tqdm[Any]"
+    ) -> BagItem:
         with self._open(record) as slide:
             tissue = find_tissue(slide)
             asked = resolution_asked(self.tiles.level, self.tiles.mpp, [])
-            with self._canvas(slide, tissue, bar) as canvas:
+            with self.guidance.canvas(slide, tissue, bar) as canvas:
                 coords, view = slide_tiles(slide, tissue, canvas, asked, asdict(self.tiles))
             if view.mean_mpp:
                 mpps.append(view.mean_mpp)
-            return BagItem(record, coords, told_stain(slide, tissue) if self.data.normalize else None)
+            stain = told_stain(slide, tissue) if self.data.normalize else None
+            features = cache.of(slide, coords, view, self.tiles.tile_size, stain) if cache else None
+            return BagItem(record, coords, stain, features)
 
     def _identity(self, item: BagItem) -> list[Any]:
         """Of a bag: its slide, its class and its tiles."""
@@ -289,15 +235,7 @@ class GradingExperiment:
         return [identity(item.record.image_path), self._class(item.record), tiles]
 
     def _notes(self, run: Run, items: Mapping[Split, Sequence[BagItem]]) -> None:
-        train = {item.record.slide_id for item in items["train"]}
-        if self.segmenter is not None:
-            seen = set(self.segmenter.carried["train_slides"])
-            if train & seen:
-                run.notes.append(
-                    f"The segmentation that guides the tiles was trained on {len(train & seen)} of the {len(train)} "
-                    "training slides: their tiles are in-sample."
-                )
-            run.notes += leak_notes(items, self.segmenter.carried)
+        run.notes += self.guidance.notes(items)
         classes = CLASSES[self.settings.target]
         counts = Counter(self._class(item.record) for item in items["train"])
         absent = [str(c) for c in range(classes) if not counts[c]]
@@ -308,7 +246,7 @@ class GradingExperiment:
 
     def _grade_slides(self, run: Run, grader: GradingPredictor, items: Sequence[BagItem], split: str) -> dict[str, Any]:
         """Grades the slides of bags as inference does; of test slides it leaves map, tiles and page."""
-        segmenter, settings = self.segmenter if split == "test" else None, self.data.settings
+        settings = self.data.settings
         logger = wandb_of(run.trainer.loggers) if split == "test" else None
 
         @functools.cache
@@ -325,26 +263,35 @@ class GradingExperiment:
 
         def work(record: SlideRecord, bar: "tqdm[Any]") -> tuple[SlideRecord, Grade] | None:
             folder = run.folder / "slides" / record.slide_id
-            with self._open(record) as slide:
+            segmenter = self.guidance.segmenter(record.slide_id) if split == "test" else None
+            with contextlib.ExitStack() as stack:
+                slide = stack.enter_context(self._open(record))
                 tissue = find_tissue(slide)
                 if segmenter is not None:
-                    canvas_path = self._canvas_path(segmenter, slide)
+                    canvas_path = self.guidance.canvas_path(segmenter, slide)
                     at = mapper(segmenter, segmenter.threshold.of(record.provider))
                     mapped = at.map(slide, tissue, folder, canvas_path, tiles_on(bar), record=_labelled(record))
                     if mapped.ungraded:
                         run.failures.append(mapped.ungraded)
                     grade = mapped.grade
                 else:
-                    with self._canvas(slide, tissue, bar) as canvas:
-                        grade = grader.grade(slide, tissue, canvas)
+                    labelled = _labelled(record) if split == "test" else None
+                    label = stack.enter_context(self._label(labelled, slide)) if labelled else None
+                    with self.guidance.canvas(slide, tissue, bar) as canvas:
+                        grade = grader.grade(slide, tissue, canvas, label)
                     if split == "test":
-                        write_slide(slide.overview()[0], folder)
+                        image, view = slide.overview()
+                        write_slide(image, folder)
+                        facts = {
+                            "slide_id": record.slide_id,
+                            "mpp": list(slide.mpp) if slide.mpp else None,
+                            "view_downsample": view.downsample,
+                            "grade": grade.plain(),
+                        }
+                        write_json(folder / "quantification.json", facts)
             if split == "test":
                 if grade is not None:
-                    attention_tiles(grade.tiles, grade.attention, grade.coords, folder / "attention_tiles.png")
-                    if segmenter is None:
-                        facts = {"slide_id": record.slide_id, "grade": grade.plain()}
-                        write_json(folder / "quantification.json", facts)
+                    attention_tiles(grade, folder / "attention_tiles.png")
                 write_slide_page(folder)
             return None if grade is None else (record, without_tiles(grade))
 
@@ -362,6 +309,7 @@ class GradingExperiment:
                 "predicted": grade.predicted,
                 "group": record.group,
                 **{f"p{i}": p for i, p in enumerate(grade.probabilities)},
+                **({} if split != "test" else grade.against_label or dict.fromkeys(AGAINST_TILES)),
             }
             for record, grade in graded
         ]
@@ -396,7 +344,19 @@ class GradingExperiment:
             "auroc": found["auroc_cancer"],
             "auroc_significant": found.get("auroc_significant"),
             "confusion": found["confusion"],
-        }
+        } | self._attention(graded)
+
+    def _attention(self, graded: Sequence[tuple[SlideRecord, Grade]]) -> dict[str, Any]:
+        """Whether attention lies on labelled cancer: means over the slides that have some, with intervals."""
+        known = [(record.group, grade.against_label) for record, grade in graded if grade.against_label]
+        found: dict[str, Any] = {}
+        for key in AGAINST_TILES:
+            values = [(group, against[key]) for group, against in known if against[key] is not None]
+            found[key] = float(np.mean([value for _, value in values])) if values else None
+            sums = np.array([[value, 1.0] for _, value in values]).reshape(-1, 2)
+            drawn = resampled_sums(sums, [group for group, _ in values], _mean, seed=self.cfg.seed)
+            found[f"{key}_interval"] = plain_interval(percentile_interval(drawn)) if values else None
+        return found
 
     def _show_in_wandb(self, run: Run) -> None:
         logger = wandb_of(run.trainer.loggers)
@@ -409,29 +369,35 @@ class GradingExperiment:
             log_checkpoints(logger, run.best.parent, {"task": "grading", "target": self.settings.target})
 
 
-def leak_notes(items: Mapping[Split, Sequence[BagItem]], carried: Mapping[str, Any]) -> list[str]:
-    """Says which slides that are judged on were no news to the segmentation that guides the tiles.
+def _source_faults(plain: Mapping[str, Any]) -> list[str]:
+    """What contradicts itself in where tiles and weights come from, a sentence each."""
+    faults = []
+    guided, given = plain["tiles"]["how"] == "guided", plain["segmentation_checkpoint"]
+    if guided and not given:
+        faults.append(
+            "segmentation_checkpoint is not given: tiles=guided needs one "
+            "(segmentation_checkpoint=runs/segmentation/…/checkpoints/best.ckpt), tiles=tissue needs none"
+        )
+    if not guided and given:
+        faults.append("segmentation_checkpoint has no part in tiles=tissue: leave it out, or give tiles=guided")
+    if plain["threshold"] != "auto":
+        faults.append(f"threshold={plain['threshold']}: grading takes the segmentation checkpoint's; leave it out")
+    if plain["model"].get("encoder_weights") == OF_SEGMENTATION:
+        if not guided:
+            faults.append("model.encoder_weights=segmentation needs tiles=guided and a segmentation_checkpoint")
+        if plain["tiles"].get("cross_fit"):
+            faults.append(
+                "model.encoder_weights=segmentation with tiles.cross_fit=true: there is an encoder for each fold, and "
+                "each has seen slides that the others test on; give another model.encoder_weights"
+            )
+    if plain["model"].get("freeze_encoder"):
+        faults += idle_faults(AUGMENT, "model.freeze_encoder=true, which encodes each tile once")
+    return faults
 
-    Args:
-        items: Slides of each split.
-        carried: Of the segmentation's checkpoint.
-    """
-    # On validation slides the grader chooses its epoch too: that the segmentation did adds nothing.
-    checked: tuple[tuple[Split, str, str], ...] = (
-        ("val", "train_slides", "was trained"),
-        ("test", "train_slides", "was trained"),
-        ("test", "val_slides", "chose its epoch and threshold"),
-    )
-    counts = [
-        (did, len({item.record.slide_id for item in items.get(name, ())} & set(carried[key])), name)
-        for name, key, did in checked
-    ]
-    return [
-        f"The segmentation {did} on {count} {name} slides: their figures flatter. "
-        "Use the data.seed and fractions of its run."
-        for did, count, name in counts
-        if count
-    ]
+
+def _mean(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Means of (…, 2) sums and counts."""
+    return np.asarray(sums[..., 0] / sums[..., 1])
 
 
 def _labelled(record: SlideRecord) -> SlideRecord | None:
@@ -441,7 +407,7 @@ def _labelled(record: SlideRecord) -> SlideRecord | None:
 
 def without_tiles(grade: Grade) -> Grade:
     """A grade without the pixels of its tiles: those of thousands of bags fill a memory."""
-    return replace(grade, tiles=grade.tiles[:0].copy())  # a slice alone would keep them all
+    return replace(grade, shown=grade.shown[:0].copy())  # a slice alone would keep them all
 
 
 def _take_encoder(network: MILNet, segmenter: SegmentationPredictor) -> None:

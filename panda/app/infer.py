@@ -84,7 +84,7 @@ def infer(cfg: DictConfig) -> list[dict[str, Any]]:
                 tiles = own / "attention_tiles.png"
                 tiles.unlink(missing_ok=True)  # of an earlier run, which may have graded what this one cannot
                 if (grade := mapped.grade) is not None:
-                    attention_tiles(grade.tiles, grade.attention, grade.coords, tiles)
+                    attention_tiles(grade, tiles)
                 write_slide_page(own)
         results.add(mapped.row, mapped.ungraded)
         if len(results.done) % TABLE_EVERY == 1:
@@ -271,7 +271,7 @@ def _notes(
         )
     if searched and carried["tta"] != (tta := predictor.settings.tta):
         notes.append(f"The threshold was chosen on maps of engine.tta={carried['tta']}; these are of {tta}.")
-    if grader is not None and grader.carried["segmentation"] not in (None, predictor.fingerprint):
+    if grader is not None and (guides := grader.carried["segmentation"]) and predictor.fingerprint not in guides:
         notes.append(
             "The grader was trained on tiles that another segmentation chose: its grades are outside what was tested."
         )

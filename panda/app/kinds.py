@@ -16,7 +16,7 @@ KINDS = {
     "logger": "panda.app.tracking.Tracking",
     "quantify": "panda.inference.quantify.QuantifySettings",
     "engine": "panda.inference.predictor.EngineSettings",
-    "tiles": "panda.app.grading.TileSettings",
+    "tiles": "panda.app.guidance.TileSettings",
 }
 """What the target of a node has to be, or to be derived from."""
 KINDS_OF_TASK = {

@@ -5,8 +5,11 @@ A bag is at most K tiles of one slide: most of them where a segmentation sees tu
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -79,11 +82,13 @@ class BagItem:
         record: the slide.
         coords: (n, 2) int64, top-left corners in level-0 px, the most important first.
         stain: that of the slide, whose colours are brought to the reference's; None: they stay.
+        features: a file of what an encoder made of the tiles, which then stands for their pixels; None: pixels.
     """
 
     record: SlideRecord
     coords: NDArray[np.int64]
     stain: StainProfile | None = None
+    features: Path | None = None
 
 
 def select_tile_coords_for_slide(
@@ -226,10 +231,27 @@ def _planes(tile: NDArray[np.uint8]) -> NDArray[np.float32]:
     return tile.transpose(2, 0, 1).astype(np.float32) / np.float32(255)
 
 
+def read_features(path: Path) -> NDArray[np.float32]:
+    """Read the features of a slide's tiles, (K, D); the file's own checksum is looked at.
+
+    Raises:
+        ManifestError: the file is missing or damaged.
+    """
+    try:
+        with path.open("rb") as raw, np.load(raw) as file:
+            features: NDArray[np.float32] = file["features"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ManifestError(
+            f"{path}: features cannot be read ({type(error).__name__}: {error}); remove it and run again"
+        ) from error
+    return features
+
+
 class BagSet(Dataset[tuple[Tensor, Tensor, int, str]]):
     """Bags with the grade of their slide.
 
-    An item is ``(bag, mask, label, slide_id)``: (k, 3, h, w) float32 in [0, 1]; (k,) bool, False where the bag
+    An item is ``(bag, mask, label, slide_id)``: (k, 3, h, w) float32 in [0, 1], or (k, D) features where the items have
+    some; (k,) bool, False where the bag
     has fewer tiles and the rest is padding (zeros); the ISUP grade; the slide.
 
     Args:
@@ -265,10 +287,16 @@ class BagSet(Dataset[tuple[Tensor, Tensor, int, str]]):
     def __getitem__(self, index: int | Draw) -> tuple[Tensor, Tensor, int, str]:
         number, seed = drawn(index)
         settings = self.settings
-        record, coords = self.items[number].record, self.items[number].coords[: settings.k]
+        item = self.items[number]
+        record, coords = item.record, item.coords[: settings.k]
+        if item.features is not None:
+            found = read_features(item.features)[: settings.k]
+            padded = np.pad(found, ((0, settings.k - len(found)), (0, 0)))
+            mask = torch.arange(settings.k) < len(found)
+            return torch.from_numpy(padded), mask, self.labels[number], record.slide_id
         with Slide.open(record.image_path, reader=settings.reader, mpp_override=settings.mpp_override) as slide:
             resolution = slide.at(level=settings.level, mpp=settings.mpp)
-            tiles = _tiles(slide, coords, resolution, settings.tile_size, self.items[number].stain)
+            tiles = _tiles(slide, coords, resolution, settings.tile_size, item.stain)
         if self.transform is not None:
             tiles = [self.transform.image(tile, seed + offset) for offset, tile in enumerate(tiles)]
         bag = np.zeros((settings.k, 3, settings.tile_size, settings.tile_size), dtype=np.float32)

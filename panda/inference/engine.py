@@ -332,7 +332,7 @@ class SlideMapper:
             grade, ungraded = None, None
             if self.grader:
                 try:
-                    grade = self.grader.grade(slide, tissue, canvas)
+                    grade = self.grader.grade(slide, tissue, canvas, label)
                 except Exception as error:
                     ungraded = passed_over(slide.slide_id, "grading", error)
             _tell_of_another_file(folder / "quantification.json", slide)

@@ -8,17 +8,29 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torchmetrics.functional.classification import binary_auroc
 
 from panda.data.bags import read_bag, select_tile_coords_for_slide
 from panda.errors import ConfigError, SlideError
 from panda.inference.canvas import Canvas
+from panda.inference.features import encode_tiles
 from panda.inference.predictor import EngineSettings, resolution_for, restored
 from panda.models.mil import MILNet
 from panda.tasks.checkpoint import Checkpoint, read_checkpoint
 from panda.wsi.geometry import Resolution
+from panda.wsi.labels import LabelMask
 from panda.wsi.normalise import told_stain
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap
+
+MOST_SHOWN = 12
+"""Tiles of a slide that are drawn."""
+CANCER_TILE = 0.1
+"""Share of a tile that is labelled cancer, from which on it counts as one that holds cancer."""
+AGAINST_TILES = ("attention_auroc", "cancer_attended", "cancer_of_tiles")
+"""What tells whether attention lies on cancer, of slides whose tiles have some: AUROC of the attention for tiles that
+hold cancer, None where all do; the share of the tiles' px that is labelled cancer, weighed by attention; and the same,
+each tile alike."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +43,10 @@ class Grade:
         probabilities: Of each class; they sum to 1.
         coords: (K, 2) upper left corners of the tiles, level-0 px.
         attention: (K,) weights of the tiles; they sum to 1.
-        tiles: (K, h, w, 3) uint8, as the network sees them.
+        contributions: (K,) what each tile did for the predicted class: see `MILNet.contributions`.
+        shown: (n, h, w, 3) uint8, the `MOST_SHOWN` tiles at most that have the most attention, the most first.
         tile_side: Side of a tile in level-0 px.
+        against_label: Figures of `AGAINST_TILES`, where the slide has a label mask; else None.
     """
 
     target: str
@@ -40,20 +54,23 @@ class Grade:
     probabilities: list[float]
     coords: NDArray[np.int64]
     attention: NDArray[np.float32]
-    tiles: NDArray[np.uint8]
+    contributions: NDArray[np.float32]
+    shown: NDArray[np.uint8]
     tile_side: float
+    against_label: dict[str, float | None] | None = None
 
     def plain(self) -> dict[str, Any]:
         """Target, predicted class, probabilities and tiles as plain data for JSON."""
         tiles = [
-            {"x": int(x), "y": int(y), "attention": float(weight)}
-            for (x, y), weight in zip(self.coords, self.attention, strict=True)
+            {"x": int(x), "y": int(y), "attention": float(weight), "contribution": float(did)}
+            for (x, y), weight, did in zip(self.coords, self.attention, self.contributions, strict=True)
         ]
         return {
             "target": self.target,
             "predicted": self.predicted,
             "probabilities": self.probabilities,
             "tile_side_px": self.tile_side,
+            "against_label": self.against_label,
             "tiles": tiles,
         }
 
@@ -124,27 +141,51 @@ class GradingPredictor:
         """
         return cls(read_checkpoint(path, "grading"), settings)
 
-    def grade(self, slide: Slide, tissue: TissueMap, canvas: Canvas | None) -> Grade:
+    def grade(self, slide: Slide, tissue: TissueMap, canvas: Canvas | None, label: LabelMask | None = None) -> Grade:
         """Grades one slide from its tiles.
 
         Args:
             slide: The slide.
             tissue: Its tissue.
             canvas: Its probability canvas, for guided tiles.
+            label: Its label mask, to tell whether attention lies on cancer; it has no part in the grade.
         """
         tiles = {**self.carried["tiles"], "tile_size": self.carried["tile_size"]}
         coords, view = slide_tiles(slide, tissue, canvas, self.carried["resolution"], tiles)
-        stain = told_stain(slide, tissue) if self.carried["normalize"] else None
-        bag = torch.from_numpy(read_bag(slide, coords, view, tiles["tile_size"], stain))
-        with torch.inference_mode(), self.settings.autocast():
-            logits, attention, _ = self.network(bag.to(self.settings.torch_device))
-        probabilities = logits.float().softmax(-1).cpu().numpy()
+        stain, side = told_stain(slide, tissue) if self.carried["normalize"] else None, tiles["tile_size"]
+        features = encode_tiles(self.network, slide, coords, view, tile_size=side, stain=stain, settings=self.settings)
+        feats = torch.from_numpy(features).to(self.settings.torch_device)
+        with torch.inference_mode():
+            logits, weights = self.network.aggregate(feats)
+            predicted = int(logits.argmax())
+            contributions = self.network.contributions(feats, predicted).cpu().numpy()
+        attention = weights.float().cpu().numpy()
+        first = np.argsort(-attention, kind="stable")[:MOST_SHOWN]
+        shown = read_bag(slide, coords[first], view, side, stain).transpose(0, 2, 3, 1)
         return Grade(
             target=self.carried["target"],
-            predicted=int(probabilities.argmax()),
-            probabilities=[float(p) for p in probabilities],
+            predicted=predicted,
+            probabilities=[float(p) for p in logits.float().softmax(-1).cpu().numpy()],
             coords=coords,
-            attention=attention.float().cpu().numpy(),
-            tiles=(bag.permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8),
-            tile_side=tiles["tile_size"] * view.downsample,
+            attention=attention,
+            contributions=contributions,
+            shown=(shown * 255).round().astype(np.uint8),
+            tile_side=side * view.downsample,
+            against_label=None if label is None else _against(label, coords, view, side, attention),
         )
+
+
+def _against(
+    label: LabelMask, coords: NDArray[np.int64], view: Resolution, side: int, attention: NDArray[np.float32]
+) -> dict[str, float | None]:
+    """Whether attention lies on labelled cancer; None where no tile has any."""
+    cancer = np.array([label.read_tumor(view, (x, y), (side, side)).mean() for x, y in coords.tolist()])
+    holds = cancer >= CANCER_TILE
+    if not holds.any():
+        return dict.fromkeys(AGAINST_TILES)
+    auroc = None if holds.all() else float(binary_auroc(torch.from_numpy(attention), torch.from_numpy(holds).long()))
+    return {
+        "attention_auroc": auroc,
+        "cancer_attended": float((attention * cancer).sum() / attention.sum()),
+        "cancer_of_tiles": float(cancer.mean()),
+    }

@@ -18,6 +18,7 @@ from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 
 from panda.files import whole_path
+from panda.inference.grader import Grade
 from panda.inference.pictures import JET, coloured, round_length
 
 INK = "#1c2030"
@@ -269,39 +270,23 @@ def _legend(figure: Figure, rows: Sequence[PanelRow], threshold: float, width: f
     )
 
 
-def attention_tiles(
-    tiles: NDArray[np.uint8],
-    attention: NDArray[np.floating],
-    coords: NDArray[np.integer],
-    path: Path,
-    limit: int = 12,
-) -> Path:
-    """Draw the tiles of a bag that the grading network attended to most, the most attended first.
+def attention_tiles(grade: Grade, path: Path) -> Path:
+    """Draw the tiles of a slide that the grading network attended to most, the most attended first.
 
     Args:
-        tiles: (K, h, w, 3) uint8 RGB.
-        attention: (K,) weights, non-negative; shown as shares of their sum.
-        coords: (K, 2) x, y of the tiles' top-left corners in level-0 px.
+        grade: Of the slide.
         path: The PNG to write; it is written whole or not at all.
-        limit: How many tiles to draw at most.
 
     Returns:
         ``path``.
-
-    Raises:
-        ValueError: No tile, or the lengths differ.
     """
-    count = len(tiles)
-    if count == 0 or len(attention) != count or coords.shape != (count, 2):
-        raise ValueError(
-            f"{count} tiles, attention {attention.shape}, coordinates {coords.shape}: one weight and one x, y a tile"
-        )
-    total = float(attention.sum())
-    shares = attention / total if total > 0 else np.full(count, 1.0 / count)
-    order = np.argsort(-shares, kind="stable")[:limit]
+    count, coords = len(grade.coords), grade.coords
+    total = float(grade.attention.sum())
+    shares = grade.attention / total if total > 0 else np.full(count, 1.0 / count)
+    order = np.argsort(-grade.attention, kind="stable")[: len(grade.shown)]
     columns = min(6, len(order))
     lines = math.ceil(len(order) / columns)
-    cell, label, head, side = 2.6, 0.95, 0.75, 0.2
+    cell, label, head, side = 2.6, 1.15, 0.75, 0.2
     width = max(2 * side + columns * cell + (columns - 1) * GAP, 11.0)
     height = head + lines * (cell + label) + 0.1
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
@@ -320,7 +305,7 @@ def attention_tiles(
         y = height - head - (rank // columns) * (cell + label) - cell
         axes = figure.add_axes((x / width, y / height, cell / width, cell / height))
         _bare(axes)
-        axes.imshow(tiles[index])
+        axes.imshow(grade.shown[rank])
         bar = figure.add_axes((x / width, (y - 0.15) / height, cell / width, 0.09 / height))
         bar.set_xlim(0, 1)
         bar.set_ylim(0, 1)
@@ -339,7 +324,7 @@ def attention_tiles(
         figure.text(
             x / width,
             (y - 0.52) / height,
-            f"x {int(coords[index, 0])}, y {int(coords[index, 1])}",
+            f"x {int(coords[index, 0])}, y {int(coords[index, 1])}\ncontribution {grade.contributions[index]:+.2f}",
             fontsize=11.5,
             color=MUTED,
             va="top",

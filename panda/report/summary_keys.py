@@ -160,6 +160,21 @@ _GRADES_OF_PROVIDER = Block(
         Key("auroc", "share", "AUROC, cancer against none", "", "all slides are on one side"),
         Key("auroc_significant", "share", "AUROC, ISUP 2 and above", "", "likewise, or `target` is cancer"),
         Key("confusion", "matrix of counts", "slides: a row a true class, a column a predicted one"),
+        *_with_interval(
+            "attention_auroc",
+            "share",
+            "AUROC of a tile's attention for tiles of which a tenth or more is labelled cancer; mean over slides",
+            "",
+            "no test slide has a mask with both kinds of tiles",
+        ),
+        *_with_interval(
+            "cancer_attended",
+            "share",
+            "labelled cancer in the tiles, weighed by attention; mean over slides whose tiles have some",
+            "",
+            "no test slide has a mask with cancer",
+        ),
+        *_with_interval("cancer_of_tiles", "share", "the same, each tile alike", "", "likewise"),
     ),
 )
 _GRADES = Block(
@@ -294,7 +309,7 @@ GRADING = Block(
     "summary of grading",
     "The file of a run of `task=grading`.",
     (
-        Key("threshold", "share", "of the guiding segmentation", "", "no segmentation guides the tiles"),
+        Key("threshold", "share", "of the guiding segmentation", "", "none guides the tiles, or one a fold does"),
         Key("target", "text", "isup or cancer"),
         Key("tiles", "object", "how tiles were chosen: keys of `tiles`"),
         Key("data", _DATA_OF_GRADING.title, "what the slides were"),

@@ -14,13 +14,14 @@ from typing import Any
 from markupsafe import Markup
 
 from panda.errors import ManifestError
-from panda.files import write_whole
+from panda.files import write_table, write_whole
 from panda.report.charts import GREY, PALETTE, Bar, Line, bar_chart, effect_chart, line_chart
 from panda.report.effects import Effect, Scored, effects
 from panda.report.folder import mapping, number, read_csv
 from panda.report.jobs import Job, job_label, part_choices, ranked, read_jobs
 from panda.report.page import need_folder, write_page
 from panda.report.paired import Difference, difference_of, groups_of, paired_rows
+from panda.report.repeats import repeats, repeats_table
 from panda.report.run_page import threshold_line
 from panda.report.table import Cell, Head, Table, cell, figure_kind, figure_name, show
 from panda.report.words import interval, interval_text
@@ -240,6 +241,8 @@ def write_sweep(sweep_dir: Path) -> Path:
     varied, constant = part_choices(jobs)
     gaps = _gaps(sweep_dir, jobs)
     write_whole(sweep_dir / "sweep.csv", _csv(jobs, varied, gaps))
+    if same := repeats(jobs, varied):
+        write_table(sweep_dir / "repeats.csv", [repeat.row() for repeat in same])
     failed = [job for job in jobs if job.error]
     best = next((job for job in ranked(jobs) if job.score("val") is not None), None)
     charts, unsure = _effects(jobs, varied)
@@ -258,6 +261,7 @@ def write_sweep(sweep_dir: Path) -> Path:
         alike=sum(gap.interval is None or gap.interval[0] <= 0 <= gap.interval[1] for gap in gaps.values()),
         bars=_bars(jobs, varied),
         effects=charts,
+        repeats=repeats_table(same) if same else None,
         unsure=unsure,
         curves=_curves(sweep_dir, jobs, varied),
     )

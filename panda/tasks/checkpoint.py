@@ -82,7 +82,7 @@ class _Grading(_Network, strict=True):
     tile_size: PositiveInt  # px at the resolution
     tiles: _Tiles
     target: Literal["isup", "cancer"]
-    segmentation: str | None  # fingerprint of the segmenter that guided the tiles
+    segmentation: list[str]  # fingerprints of the segmenters that guided the tiles, none or several
 
 
 _MODELS: Mapping[Task, type[_Network]] = {"segmentation": _Segmentation, "grading": _Grading}

@@ -1,0 +1,202 @@
+"""Which tiles stand for a slide in grading: the settings of bags, and the segmentations that say where to look."""
+
+import glob
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from panda.data.bags import BagItem
+from panda.data.settings import resolution_faults
+from panda.data.splits import Split
+from panda.errors import ConfigError
+from panda.inference.canvas import Canvas
+from panda.inference.engine import tiles_on
+from panda.inference.predictor import EngineSettings, SegmentationPredictor, resolution_for
+from panda.wsi.slide import Slide
+from panda.wsi.tissue import TissueMap
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TileSettings:
+    """How a slide becomes a bag.
+
+    Args:
+        how: `guided` by a segmentation checkpoint, or any `tissue`.
+        k: Tiles in a bag, at most.
+        tile_size: Side of a tile in px at the resolution.
+        level: Pyramid level of the tiles; or
+        mpp: their µm/px (the other one None).
+        random_fraction: Share of the bag that is random tissue, whatever the segmentation says.
+        min_tissue: Least share of tissue in a tile.
+        seed: Of the random share.
+        batch_size: Bags in a batch.
+        cross_fit: Guide each slide by a segmentation that neither learnt from it nor was chosen on it.
+
+    Raises:
+        ConfigError: With every fault.
+    """
+
+    how: Literal["guided", "tissue"] = "guided"
+    k: int = 32
+    tile_size: int = 256
+    level: int | None = 1
+    mpp: float | None = None
+    random_fraction: float = 0.25
+    min_tissue: float = 0.25
+    seed: int = 0
+    batch_size: int = 1
+    cross_fit: bool = False
+
+    def __post_init__(self) -> None:
+        faults = resolution_faults(self.level, self.mpp, "tiles")
+        faults += [
+            f"tiles.{key}={getattr(self, key)} must be at least 1"
+            for key in ("k", "tile_size", "batch_size")
+            if getattr(self, key) < 1
+        ]
+        if self.seed < 0:
+            faults.append(f"tiles.seed={self.seed} must not be negative")
+        if self.cross_fit and self.how != "guided":
+            faults.append(f"tiles.cross_fit=true has no part in tiles={self.how}: leave it out, or give tiles=guided")
+        faults += [
+            f"tiles.{key}={getattr(self, key)} must be a share from 0 to 1"
+            for key in ("random_fraction", "min_tissue")
+            if not 0 <= getattr(self, key) <= 1
+        ]
+        if faults:
+            raise ConfigError(faults)
+
+
+class Guidance:
+    """The segmentations that guide the tiles of slides, and the canvases that they make.
+
+    Args:
+        segmenters: None at all, one, or with `cross_fit` those of the folds of a cross-validation.
+        cross_fit: Each slide gets the first that saw it neither in training nor in validation.
+        folder: Canvases are kept here for the next run.
+    """
+
+    def __init__(self, segmenters: Sequence[SegmentationPredictor], cross_fit: bool, folder: Path) -> None:
+        self.segmenters = segmenters
+        self.cross_fit = cross_fit
+        self.folder = folder
+
+    @classmethod
+    def of(cls, given: str | None, cross_fit: bool, engine: EngineSettings, folder: Path) -> "Guidance":
+        """Loads the segmentations.
+
+        Args:
+            given: A checkpoint; with `cross_fit` a glob of several; None for none.
+            cross_fit: See the class.
+            engine: How they are run.
+            folder: See the class.
+
+        Raises:
+            ConfigError: If there are not several, where there have to be, or they disagree on the resolution.
+            CheckpointError: If one cannot be used.
+        """
+        paths = [] if given is None else [Path(given)]
+        if cross_fit:
+            paths = sorted(Path(path) for path in glob.glob(str(given), recursive=True))
+            if len(paths) < 2:
+                raise ConfigError(
+                    f"segmentation_checkpoint={given}: tiles.cross_fit=true needs those of several folds and there are "
+                    f"{len(paths)}; train them with -m data.split=kfold data.fold=0,1,2,3,4 and give a glob, as "
+                    "'runs/segmentation/sweep-NAME/*/checkpoints/best.ckpt'"
+                )
+        segmenters = [SegmentationPredictor.from_checkpoint(path, engine) for path in paths]
+        asked = {str({key: s.carried["resolution"][key] for key in ("level", "mpp")}): s for s in segmenters}
+        if len(asked) > 1:
+            raise ConfigError(
+                f"segmentation_checkpoint={given}: the folds are of several resolutions ({', '.join(asked)}); give "
+                "those of one sweep"
+            )
+        return cls(segmenters, cross_fit, folder)
+
+    @property
+    def threshold(self) -> float | None:
+        """That of the segmentation; None where there is none, or several."""
+        return self.segmenters[0].threshold.value if len(self.segmenters) == 1 else None
+
+    def segmenter(self, slide_id: str) -> SegmentationPredictor | None:
+        """The segmentation that guides a slide's tiles, None where none does or may."""
+        if not self.cross_fit:
+            return self.segmenters[0] if self.segmenters else None
+        return next((s for s in self.segmenters if slide_id not in _seen(s.carried)), None)
+
+    def check(self, slides: Sequence[str]) -> None:
+        """Sees to it that each slide has a segmentation to which it is new, where that was asked for.
+
+        Raises:
+            ConfigError: Naming the slides that have none.
+        """
+        if self.cross_fit and (lacking := [name for name in slides if self.segmenter(name) is None]):
+            raise ConfigError(
+                f"tiles.cross_fit=true: {len(lacking)} of {len(slides)} slides are new to none of the "
+                f"{len(self.segmenters)} segmentations ({', '.join(lacking[:3])}{' …' * (len(lacking) > 3)}): give the "
+                "checkpoints of all folds, trained on the same data.splits or data.seed and data.groups"
+            )
+
+    def canvas(
+        self, slide: Slide, tissue: TissueMap, bar: "tqdm[Any]"
+    ) -> AbstractContextManager[Canvas] | AbstractContextManager[None]:
+        """The slide's canvas, held while it is used."""
+        segmenter = self.segmenter(slide.slide_id)
+        if segmenter is None:
+            return nullcontext()
+        return segmenter.holding(slide, tissue, self.canvas_path(segmenter, slide), tiles_on(bar))
+
+    def canvas_path(self, segmenter: SegmentationPredictor, slide: Slide) -> Path:
+        """Named by all that makes it, so that runs of another precision, say, do not replace each other's."""
+        made_of = segmenter.canvas_fingerprint(slide, resolution_for(slide, segmenter.carried["resolution"]))
+        return self.folder / f"canvases-{segmenter.fingerprint[:12]}" / f"{slide.slide_id}-{made_of[:12]}.zarr"
+
+    def notes(self, items: Mapping[Split, Sequence[BagItem]]) -> list[str]:
+        """Says which slides were no news to what guides their tiles."""
+        if self.cross_fit:
+            return [
+                f"The tiles of each slide were chosen by one of {len(self.segmenters)} segmentations that neither "
+                "learnt from it nor was chosen on it."
+            ]
+        return [note for segmenter in self.segmenters for note in leak_notes(items, segmenter.carried)]
+
+
+def _seen(carried: Mapping[str, Any]) -> set[str]:
+    return {*carried["train_slides"], *carried["val_slides"]}
+
+
+def leak_notes(items: Mapping[Split, Sequence[BagItem]], carried: Mapping[str, Any]) -> list[str]:
+    """Says which slides were no news to the segmentation that guides the tiles.
+
+    Args:
+        items: Slides of each split.
+        carried: Of the segmentation's checkpoint.
+    """
+    slides = {name: {item.record.slide_id for item in found} for name, found in items.items()}
+    notes = []
+    if known := len(slides.get("train", set()) & set(carried["train_slides"])):
+        notes.append(
+            f"The segmentation that guides the tiles was trained on {known} of the {len(slides['train'])} training "
+            "slides: their tiles are in-sample, better chosen than those of new slides will be. tiles.cross_fit=true "
+            "guides each slide by a segmentation that has not seen it."
+        )
+    # On validation slides the grader chooses its epoch too: that the segmentation did adds nothing.
+    checked: tuple[tuple[Split, str, str], ...] = (
+        ("val", "train_slides", "was trained"),
+        ("test", "train_slides", "was trained"),
+        ("test", "val_slides", "chose its epoch and threshold"),
+    )
+    for name, key, did in checked:
+        if count := len(slides.get(name, set()) & set(carried[key])):
+            notes.append(
+                f"The segmentation {did} on {count} {name} slides: their figures flatter. "
+                "Use the data.seed and fractions of its run."
+            )
+    return notes

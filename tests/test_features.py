@@ -1,0 +1,124 @@
+"""Features of tiles that are kept: what is in them, when they are made again, and what a bag makes of them."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from panda.data.bags import BagItem, BagSet, BagSettings, read_bag, read_features
+from panda.data.manifest import SlideRecord
+from panda.errors import ManifestError
+from panda.inference.features import FeatureCache, encode_tiles
+from panda.inference.predictor import EngineSettings
+from panda.models.mil import MILNet
+from panda.wsi.slide import Slide
+from tests.pyramids import write_pyramid
+
+SETTINGS = EngineSettings(device="cpu", precision="fp32")
+COORDS = np.array([[0, 0], [256, 128], [512, 256], [128, 384], [64, 64]], np.int64)
+
+
+def net(seed: int = 0, **options: Any) -> MILNet:
+    torch.manual_seed(seed)
+    return MILNet("resnet10t", freeze_encoder=True, hidden=8, chunk=2, **options)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    image = np.random.default_rng(0).integers(0, 255, (768, 1024, 3)).astype(np.uint8)
+    return write_pyramid(tmp_path_factory.mktemp("slide") / "s.tiff", image, mpp=0.5)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> FeatureCache:
+    return FeatureCache(net(), SETTINGS, tmp_path / "patches")
+
+
+def kept(cache: FeatureCache, path: Path, coords: Any = COORDS, side: int = 64) -> Path:
+    with Slide.open(path) as slide:
+        return cache.of(slide, coords, slide.at(level=1), side, None)
+
+
+def test_they_are_what_the_network_makes_of_the_tiles(cache: FeatureCache, path: Path) -> None:
+    features = read_features(kept(cache, path))
+    assert features.dtype == np.float32
+    with Slide.open(path) as slide, torch.inference_mode():
+        bag = torch.from_numpy(read_bag(slide, COORDS, slide.at(level=1), 64))
+        whole, direct = net().eval()(bag), net().eval().encode(bag)
+    torch.testing.assert_close(torch.from_numpy(features), direct, rtol=1e-4, atol=1e-4)
+    logits = net().eval()(torch.from_numpy(features))[0]
+    torch.testing.assert_close(logits, whole[0], rtol=1e-4, atol=1e-4)
+
+
+def test_each_tile_is_encoded_once(cache: FeatureCache, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = kept(cache, path)
+    monkeypatch.setattr("panda.inference.features.encode_tiles", None)
+    assert kept(cache, path) == first
+    again = FeatureCache(net(), SETTINGS, cache.folder.parent)
+    assert kept(again, path) == first, "a new process with the same weights finds them"
+
+
+def test_what_makes_other_features_has_another_file(cache: FeatureCache, path: Path) -> None:
+    others = [
+        kept(cache, path),
+        kept(cache, path, COORDS[:4]),
+        kept(cache, path, side=32),
+        kept(FeatureCache(net(seed=1), SETTINGS, cache.folder.parent), path),
+        kept(FeatureCache(net(mean=(0.5, 0.5, 0.5)), SETTINGS, cache.folder.parent), path),
+        kept(FeatureCache(net(), EngineSettings(device="cpu", precision="bf16"), cache.folder.parent), path),
+    ]
+    assert len(set(others)) == len(others)
+
+
+@pytest.mark.parametrize("how", ["byte", "cut", "empty", "other"])
+def test_a_damaged_file_is_told_and_made_anew(
+    cache: FeatureCache, path: Path, how: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("panda"), "propagate", True)
+    file = kept(cache, path)
+    before = read_features(file)
+    data = bytearray(file.read_bytes())
+    if how == "other":
+        np.savez(file, features=before[:2])
+    else:
+        data[len(data) // 2] ^= 255
+        file.write_bytes({"byte": bytes(data), "cut": bytes(data[:-30]), "empty": b""}[how])
+        with pytest.raises(ManifestError, match=r"features cannot be read .*remove it"):
+            read_features(file)
+    assert kept(cache, path) == file
+    np.testing.assert_array_equal(read_features(file), before)
+    assert "its tiles are encoded anew" in caplog.text
+    assert str(file) in caplog.text
+
+
+def test_a_bag_of_features_is_padded_and_masked(cache: FeatureCache, path: Path) -> None:
+    record = SlideRecord("s", "radboud", 3, "4+3", path, None, "s")
+    item = BagItem(record, COORDS, None, kept(cache, path))
+    bag, mask, label, name = BagSet([item], BagSettings(k=8))[0]
+    assert bag.shape == (8, cache.network.feature_dim)
+    assert mask.tolist() == [True] * 5 + [False] * 3
+    assert (label, name) == (3, "s")
+    assert not bag[5:].any()
+    assert BagSet([item], BagSettings(k=3))[0][0].shape[0] == 3
+    plain = BagSet([BagItem(record, COORDS)], BagSettings(k=8, tile_size=64))[0][0]
+    torch.manual_seed(0)
+    network = net().eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(network(bag, mask)[0], network(plain, mask)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_parts_are_read_ahead_in_order(path: Path) -> None:
+    with Slide.open(path) as slide:
+        for count in (1, 2, 5):
+            found = encode_tiles(
+                net().eval(), slide, COORDS[:count], slide.at(level=1), tile_size=64, stain=None, settings=SETTINGS
+            )
+            assert len(found) == count
+            one = encode_tiles(
+                net().eval(), slide, COORDS[count - 1 : count], slide.at(level=1),
+                tile_size=64, stain=None, settings=SETTINGS,
+            )  # fmt: skip
+            np.testing.assert_allclose(found[-1], one[0], rtol=1e-3, atol=1e-3)

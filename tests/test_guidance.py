@@ -1,0 +1,60 @@
+"""Which segmentation guides a slide's tiles."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from panda.app.guidance import Guidance, TileSettings
+from panda.errors import ConfigError
+from panda.inference.predictor import EngineSettings
+from tests.checkpoints import segmentation_checkpoint
+
+
+def fold(train: str, val: str) -> Any:
+    return SimpleNamespace(carried={"train_slides": list(train), "val_slides": list(val)})
+
+
+FOLDS = [fold("cd", "b"), fold("da", "c"), fold("ab", "d"), fold("bc", "a")]
+
+
+def test_each_slide_is_guided_by_one_to_which_it_is_new(tmp_path: Path) -> None:
+    guidance = Guidance(FOLDS, cross_fit=True, folder=tmp_path)
+    assert [guidance.segmenter(slide) for slide in "abcd"] == FOLDS
+    assert guidance.segmenter("new") is FOLDS[0]
+    guidance.check(["a", "b", "c", "d", "new"])
+    (note,) = guidance.notes({})
+    assert "neither learnt from it nor was chosen on it" in note
+    assert guidance.threshold is None
+    few = Guidance(FOLDS[:2], cross_fit=True, folder=tmp_path)
+    with pytest.raises(ConfigError, match=r"2 of 4 slides are new to none of the 2 segmentations \(c, d\)"):
+        few.check(list("abcd"))
+
+
+def test_one_segmentation_guides_all_and_says_whom_it_knew(tmp_path: Path) -> None:
+    guidance = Guidance(FOLDS[:1], cross_fit=False, folder=tmp_path)
+    assert all(guidance.segmenter(slide) is FOLDS[0] for slide in "abcd")
+    items: Any = {"train": [SimpleNamespace(record=SimpleNamespace(slide_id=slide)) for slide in "ac"]}
+    (note,) = guidance.notes(items)
+    assert "trained on 1 of the 2 training slides" in note
+    assert "tiles.cross_fit=true" in note
+
+
+def test_the_folds_checkpoints_are_a_glob_and_of_one_resolution(tmp_path: Path) -> None:
+    engine = EngineSettings(device="cpu")
+    for name in "01":
+        (tmp_path / name).mkdir()
+        segmentation_checkpoint(tmp_path / name / "best.ckpt", train_slides=[name])
+    found = Guidance.of(str(tmp_path / "*" / "best.ckpt"), True, engine, tmp_path)
+    assert [found.segmenter(name).carried["train_slides"] for name in "01"] == [["1"], ["0"]]  # type: ignore[union-attr]
+    with pytest.raises(ConfigError, match=r"those of several folds and there are 1.*data.fold=0,1,2,3,4"):
+        Guidance.of(str(tmp_path / "0" / "best.ckpt"), True, engine, tmp_path)
+    segmentation_checkpoint(tmp_path / "1" / "best.ckpt", resolution={"level": None, "mpp": 1.0, "train_mpp": None})
+    with pytest.raises(ConfigError, match="several resolutions"):
+        Guidance.of(str(tmp_path / "*" / "best.ckpt"), True, engine, tmp_path)
+
+
+def test_cross_fitting_is_for_guided_tiles() -> None:
+    with pytest.raises(ConfigError, match=r"tiles\.cross_fit=true has no part in tiles=tissue"):
+        TileSettings(how="tissue", cross_fit=True)
