@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import tifffile
@@ -83,8 +84,8 @@ def write_ome_tiff(canvas: Canvas, slide: Slide, path: Path | str) -> None:
 
     Levels halve until one tile holds the whole slide, and lie in SubIFDs as OME asks, where QuPath, Bio-Formats
     and tifffile find them (OpenSlide opens level 0 only). Not scored and probability 0 are both 0. The physical
-    pixel size is left out where µm/px is unknown. The map goes through in bands; a quarter of it, as uint8, is
-    held for the next level.
+    pixel size is left out where µm/px is unknown. The map goes through tile by tile; each level lies in an unnamed
+    file until the next is made of it, so that no more than a row of its tiles is in memory.
 
     Args:
         canvas: The probability map.
@@ -105,19 +106,34 @@ def write_ome_tiff(canvas: Canvas, slide: Slide, path: Path | str) -> None:
     if resolution.mpp is not None:
         for axis, mpp in zip("XY", resolution.mpp, strict=True):
             metadata |= {f"PhysicalSize{axis}": mpp, f"PhysicalSize{axis}Unit": "µm"}
-    below = np.zeros((-(-height // 2), -(-width // 2)), np.uint8)
-    with whole_path(path) as partial, tifffile.TiffWriter(partial, ome=True, bigtiff=True) as tif:
+    target = Path(path).parent
+    target.mkdir(parents=True, exist_ok=True)
+    with (
+        whole_path(path) as partial,
+        tifffile.TiffWriter(partial, ome=True, bigtiff=True) as tif,
+        tempfile.TemporaryFile(dir=target) as first,
+        tempfile.TemporaryFile(dir=target) as second,
+    ):
         tif.write(
-            _base_tiles(canvas, below),
+            _base_tiles(canvas, first),
             shape=(height, width),
             dtype=np.uint8,
             subifds=levels - 1,
             metadata=metadata,
             **_tiff_options(resolution, 1),
         )
+        source, following = first, second
         for number in range(1, levels):
-            tif.write(below, subfiletype=1, metadata=None, **_tiff_options(resolution, 2**number))
-            below = _halved(below)
+            height, width = -(-height // 2), -(-width // 2)
+            tif.write(
+                _smaller_tiles(source, height, width, following),
+                shape=(height, width),
+                dtype=np.uint8,
+                subfiletype=1,
+                metadata=None,
+                **_tiff_options(resolution, 2**number),
+            )
+            source, following = following, source
 
 
 def _tiff_options(resolution: Resolution, factor: int) -> dict[str, Any]:
@@ -128,18 +144,37 @@ def _tiff_options(resolution: Resolution, factor: int) -> dict[str, Any]:
     return options
 
 
-def _base_tiles(canvas: Canvas, below: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
-    """Yield the tiles of the full size row by row, and fill in the next level on the way."""
-    width = canvas.shape[1]
-    for y0, prob in canvas.bands(_TILE):
-        band = np.rint(prob * 255).astype(np.uint8)
-        half = _halved(band)
-        below[y0 // 2 : y0 // 2 + len(half)] = half
+def _base_tiles(canvas: Canvas, following: IO[bytes]) -> Iterator[NDArray[np.uint8]]:
+    """Yield the tiles of the full size row by row, and write the rows of the next level on the way."""
+    height, width = canvas.shape
+    for y0 in range(0, height, _TILE):
+        rows = min(_TILE, height - y0)
+        half = np.zeros((-(-rows // 2), -(-width // 2)), np.uint8)
         for x0 in range(0, width, _TILE):
-            tile = np.zeros((_TILE, _TILE), np.uint8)
-            part = band[:, x0 : x0 + _TILE]
-            tile[: part.shape[0], : part.shape[1]] = part
-            yield tile
+            codes = canvas.codes(x0, y0, min(_TILE, width - x0), rows)
+            part = np.rint(probability(codes) * 255).astype(np.uint8)
+            half[:, x0 // 2 : x0 // 2 + _TILE // 2] = _halved(part)
+            if x0 + _TILE >= width:  # before the last tile: nobody comes back after it
+                following.write(half.data)
+            yield _padded(part)
+
+
+def _smaller_tiles(source: IO[bytes], height: int, width: int, following: IO[bytes]) -> Iterator[NDArray[np.uint8]]:
+    """The same of a level that lies in a file."""
+    source.seek(0)
+    following.seek(0)
+    for y0 in range(0, height, _TILE):
+        rows = min(_TILE, height - y0)
+        band = np.frombuffer(source.read(rows * width), np.uint8).reshape(rows, width)
+        following.write(_halved(band).data)
+        for x0 in range(0, width, _TILE):
+            yield _padded(band[:, x0 : x0 + _TILE])
+
+
+def _padded(part: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    tile = np.zeros((_TILE, _TILE), np.uint8)
+    tile[: part.shape[0], : part.shape[1]] = part
+    return tile
 
 
 def _halved(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

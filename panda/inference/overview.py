@@ -29,7 +29,7 @@ _BAND_PX = 512
 
 
 def shrink(canvas: Canvas, factor: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Average a canvas over blocks of ``factor`` × ``factor`` px, band by band.
+    """Average a canvas over blocks of ``factor`` × ``factor`` px, window by window.
 
     Args:
         canvas: The probability map.
@@ -40,18 +40,22 @@ def shrink(canvas: Canvas, factor: int) -> tuple[NDArray[np.float32], NDArray[np
         share of the block, both ``ceil(size / factor)``.
     """
     height, width = canvas.shape
-    columns = np.arange(0, width, factor)
-    size = -(-height // factor), len(columns)
+    size = -(-height // factor), -(-width // factor)
     mean, share = np.zeros(size, np.float32), np.zeros(size, np.float32)
-    band = factor * max(1, _BAND_PX // factor)
-    for y0, codes in canvas.code_bands(band):
-        rows = np.arange(0, len(codes), factor)
-        total = _block_sums(probability(codes), rows, columns)
-        scored = _block_sums((codes > 0).astype(np.float32), rows, columns)
-        pixels = np.outer(np.diff(rows, append=len(codes)), np.diff(columns, append=width))
-        into = slice(y0 // factor, y0 // factor + len(rows))
-        mean[into] = np.divide(total, scored, out=np.zeros_like(total), where=scored > 0)
-        share[into] = scored / pixels
+    step = factor * max(1, _BAND_PX // factor)
+    for y0 in range(0, height, step):
+        for x0 in range(0, width, step):
+            codes = canvas.codes(x0, y0, min(step, width - x0), min(step, height - y0))
+            if not codes.any():
+                continue
+            rows, columns = (np.arange(0, side, factor) for side in codes.shape)
+            total = _block_sums(probability(codes), rows, columns)
+            scored = _block_sums((codes > 0).astype(np.float32), rows, columns)
+            pixels = np.outer(np.diff(rows, append=codes.shape[0]), np.diff(columns, append=codes.shape[1]))
+            top, left = y0 // factor, x0 // factor
+            into = slice(top, top + len(rows)), slice(left, left + len(columns))
+            mean[into] = np.divide(total, scored, out=np.zeros_like(total), where=scored > 0)
+            share[into] = scored / pixels
     return np.minimum(mean, 1), share
 
 
