@@ -46,7 +46,7 @@ def grading_checkpoint(path: Path, **changes: Any) -> Path:
         "tile_size": 64,
         "tiles": {"how": "guided", "k": 2, "random_fraction": 0.0, "min_tissue": 0.25, "seed": 0},
         "target": "isup",
-        "segmentation": None,
+        "segmentation": [],
         "train_slides": [],
         "val_slides": [],
     }

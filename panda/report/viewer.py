@@ -10,8 +10,10 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from panda.inference.pictures import COLOUR_MAPS
+from panda.inference.quantify import THRESHOLDS
 from panda.report.folder import mapping, number, read_json, sequence
 
 MOST_REGIONS = 300
@@ -22,40 +24,55 @@ def read_viewer(slide_dir: Path, quantification: dict[str, Any]) -> dict[str, An
     """Gather what the viewer of a slide's page shows.
 
     Args:
-        slide_dir: The slide's folder, with ``slide.jpg`` and ``map.png``.
+        slide_dir: The slide's folder, with ``slide.jpg`` and, of a slide that was mapped, ``map.png``.
         quantification: Content of its ``quantification.json``.
 
     Returns:
-        ``slide`` and ``map`` (data URIs), ``labelled``, ``mm2`` (whether areas are known), ``curve`` (points of an SVG
-        200 × 40: tumour per cent against threshold) and ``view``, the data that the script reads; None where the
-        folder lacks a part of it.
+        ``slide`` and ``view``, the data that the script reads; of a slide that was mapped also ``map``, ``labelled``,
+        ``mm2`` (whether areas are known) and ``curve`` (points of an SVG 200 × 40: tumour per cent against threshold).
+        ``slide`` and ``map`` are data URIs. None where the folder lacks a part of it.
     """
-    counts = [number(count) for count in sequence(quantification.get("px_at_threshold"))]
-    level0, tissue = number(quantification.get("view_downsample")), number(quantification.get("tissue_px"))
-    planes = cv2.imread(str(slide_dir / "map.png"), cv2.IMREAD_COLOR)
-    slide = slide_dir / "slide.jpg"
-    if planes is None or not slide.is_file() or len(counts) != 1001 or None in counts or not level0 or tissue is None:
+    level0, path = number(quantification.get("view_downsample")), slide_dir / "slide.jpg"
+    if not path.is_file() or not level0:
         return None
-    mpp, area = sequence(quantification.get("mpp")), number(quantification.get("tissue_mm2"))
+    mapped = _mapped(slide_dir, quantification)
+    tiles = _tiles(mapping(quantification.get("grade")), level0)
+    if not mapped and not tiles:
+        return None
+    with Image.open(path) as picture:
+        width, height = picture.size
+    mpp = sequence(quantification.get("mpp"))
     um = number(mpp[0]) if mpp else None
+    view = {
+        "width": width,
+        "height": height,
+        "um": None if um is None else um * level0,
+        "level0": level0,
+        "tiles": tiles,
+        "regions": _regions(read_json(slide_dir / "regions.geojson")[0], level0) if mapped else [],
+    }
+    return {"slide": _uri(path, "jpeg"), **mapped, "view": view | mapped.get("view", {})}
+
+
+def _mapped(slide_dir: Path, quantification: dict[str, Any]) -> dict[str, Any]:
+    """What there is beside the slide where it was mapped; empty where it was not, or a part is missing."""
+    counts = [number(count) for count in sequence(quantification.get("px_at_threshold"))]
+    tissue, area = number(quantification.get("tissue_px")), number(quantification.get("tissue_mm2"))
+    path = slide_dir / "map.png"
+    planes = cv2.imread(str(path), cv2.IMREAD_COLOR) if path.is_file() else None
+    if planes is None or len(counts) != len(THRESHOLDS) or None in counts or tissue is None:
+        return {}
     highest = max(tissue, 1)
     return {
-        "slide": _uri(slide, "jpeg"),
-        "map": _uri(slide_dir / "map.png", "png"),
+        "map": _uri(path, "png"),
         "labelled": bool((planes[..., 0] > 0).any()),  # OpenCV has blue first
         "mm2": area is not None,
         "curve": " ".join(f"{k / 5:g},{40 - 38 * (count or 0) / highest:.1f}" for k, count in enumerate(counts)),
         "view": {
-            "width": planes.shape[1],
-            "height": planes.shape[0],
-            "um": None if um is None else um * level0,
-            "level0": level0,
             "threshold": number(quantification.get("threshold")),
             "counts": counts,
             "tissue": tissue,
             "mm2": None if area is None or not tissue else area / tissue,
-            "regions": _regions(read_json(slide_dir / "regions.geojson")[0], level0),
-            "tiles": _tiles(mapping(quantification.get("grade")), level0),
             "colours": {name: colours.tobytes().hex() for name, colours in COLOUR_MAPS.items()},
         },
     }

@@ -88,7 +88,7 @@
     waiting = false;
     const least = fit();
     at.zoom = Math.min(Math.max(at.zoom, least), Math.max(16, 4 * least));
-    const mode = home.querySelector("input[name=mode]:checked").value;
+    const mode = view.counts ? home.querySelector("input[name=mode]:checked").value : "slide";
     panes.forEach(function (pane, right) {
       if (!pane.clientWidth) return;
       const ratio = window.devicePixelRatio || 1;
@@ -227,15 +227,17 @@
     const button = row.querySelector("button");
     if (button) button.addEventListener("click", () => { choose(id, true); home.scrollIntoView({ block: "nearest" }); });
   });
-  const moved = () => { tell(); paint(); later(); };
-  slider.addEventListener("input", moved);
-  exact.addEventListener("change", function () {
-    const asked = Number(exact.value);
-    if (exact.value !== "" && asked >= 0 && asked <= 1) slider.value = Math.round(1000 * asked);
-    moved();
-  });
-  find("reset").addEventListener("click", () => { slider.value = Math.round(1000 * view.threshold); moved(); });
-  home.querySelectorAll(".paints").forEach((input) => input.addEventListener("input", () => { paint(); later(); }));
+  if (view.counts) {
+    const moved = () => { tell(); paint(); later(); };
+    slider.addEventListener("input", moved);
+    exact.addEventListener("change", function () {
+      const asked = Number(exact.value);
+      if (exact.value !== "" && asked >= 0 && asked <= 1) slider.value = Math.round(1000 * asked);
+      moved();
+    });
+    find("reset").addEventListener("click", () => { slider.value = Math.round(1000 * view.threshold); moved(); });
+    home.querySelectorAll(".paints").forEach((input) => input.addEventListener("input", () => { paint(); later(); }));
+  }
   home.querySelectorAll("input[name=mode]").forEach((input) => input.addEventListener("input", function () {
     home.classList.toggle("single", input.value !== "pair");
     later();
@@ -246,7 +248,9 @@
   find("fit").addEventListener("click", () => { at.zoom = 0; later(); });
   new ResizeObserver(later).observe(home);
 
-  Promise.all([slide.decode(), codes.decode()]).then(function () {
+  Promise.all([slide, codes].map((image) => image && image.decode())).then(function () {
+    home.classList.add("ready");
+    if (!view.counts) { draw(); return; }
     const scratch = document.createElement("canvas");
     [scratch, ...painted].forEach((layer) => { layer.width = view.width; layer.height = view.height; });
     const context = scratch.getContext("2d", { willReadFrequently: true });
@@ -255,6 +259,5 @@
     tell();
     paint();
     draw();
-    home.classList.add("ready");
   });
 })();
