@@ -90,6 +90,8 @@ def _headline(results: Results) -> None:
         case = f"{network}, {MAPPING}"
         for other in ("tiatoolbox", "monai"):
             results.head(f"inference{which}_vs_{other}", "mapping", ("panda", other), (case, case))
+            names = "panda compiled", other
+            results.head(f"inference_compiled{which}_vs_{other}", "mapping", names, (case, case))
             results.head(f"inference{which}_rss_vs_{other}", "mapping memory", ("panda", other), (case, case))
     for store in STORES:
         which = "" if store == DEFAULT_STORE else f"_{store}"
