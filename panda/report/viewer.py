@@ -51,7 +51,8 @@ def read_viewer(slide_dir: Path, quantification: dict[str, Any]) -> dict[str, An
         "tiles": tiles,
         "regions": _regions(read_json(slide_dir / "regions.geojson")[0], level0) if mapped else [],
     }
-    return {"slide": _uri(path, "jpeg"), **mapped, "view": view | mapped.get("view", {})}
+    whole = {"slide": _uri(path, "jpeg"), "map": "", "labelled": False} | mapped
+    return whole | {"view": view | mapped.get("view", {})}
 
 
 def _mapped(slide_dir: Path, quantification: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The pages of an inference in Chromium, from disk: what a reader clicks, and what must never happen."""
 
 import io
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from panda.app.config import register_resolvers
 from panda.app.infer import infer
 from panda.inference.canvas import Canvas
 from panda.inference.quantify import QuantifySettings, slide_quantification
+from panda.report.slide_page import write_slide_page
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import find_tissue
 from tests.checkpoints import grading_checkpoint, segmentation_checkpoint
@@ -172,3 +174,18 @@ def test_the_table_of_slides_sorts_and_leads_to_their_pages(page: Page, out: Pat
     page.locator("td.id a", has_text=EVIL).click()
     page.wait_for_selector("#viewer.ready")
     assert page.locator("h1").inner_text() == EVIL
+
+
+def test_a_slide_that_was_only_graded_shows_where_the_network_looked(page: Page, out: Path, tmp_path: Path) -> None:
+    facts = json.loads((out / "a" / "quantification.json").read_text())
+    kept = {key: facts[key] for key in ("slide_id", "mpp", "view_downsample", "grade")}
+    (tmp_path / "quantification.json").write_text(json.dumps(kept))
+    shutil.copy(out / "a" / "slide.jpg", tmp_path)
+    write_slide_page(tmp_path)
+    page.goto((tmp_path / "slide.html").as_uri())
+    page.wait_for_selector("#viewer.ready")
+    assert page.locator("#viewer .threshold").count() == 0
+    attended = drawn(page, "left")
+    page.locator("#viewer .attention").uncheck()
+    assert drawn(page, "left") != attended
+    assert not page.locator("#viewer .right").is_visible()
