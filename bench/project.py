@@ -35,3 +35,9 @@ def settings(store: StoreKind, size: int = TILE) -> PatchSettings:
         size: of a patch in px.
     """
     return PatchSettings(level=0, patch_size=size, min_tissue=MIN_TISSUE, reader=READER, store=store)
+
+
+GRADING_K, GRADING_SIZE = 16, 256
+GRADING = f"MIL on ResNet18, {GRADING_K} tiles of {GRADING_SIZE} px"
+GRADING_MEMORY = f"one step of training on ResNet18, 128 tiles of {GRADING_SIZE} px"
+"""Cases of the parts on grading."""

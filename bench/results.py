@@ -21,6 +21,8 @@ UNITS = {
     "memory": "MiB at most",
     "start": "s",
     "training": "steps/s",
+    "grading": "bags/s",
+    "grading memory": "MiB at most",
     "inference": "tiles/s",
     "mapping": "Mpx of slide/s",
     "mapping memory": "MiB at most",

@@ -8,11 +8,22 @@ from pathlib import Path
 from statistics import median
 
 from bench import extraction, memory, reading, start
-from bench.project import CACHED, DEFAULT_STORE, MAPPING, NETWORKS, READER, STORES, TRAINING, UNET
+from bench.project import (
+    CACHED,
+    DEFAULT_STORE,
+    GRADING,
+    GRADING_MEMORY,
+    MAPPING,
+    NETWORKS,
+    READER,
+    STORES,
+    TRAINING,
+    UNET,
+)
 from bench.results import BASELINE, Results
 from bench.slides import FULL, QUICK, drawn_slide
 
-PARTS = ("reading", "extraction", "stores", "memory", "start", "training", "inference")
+PARTS = ("reading", "extraction", "stores", "memory", "start", "training", "inference", "grading")
 
 
 def main() -> None:
@@ -31,7 +42,7 @@ def main() -> None:
     if load > 0.2 * cores:
         print(f"This machine is busy (load {load:.1f} on {cores} cores): do not quote these figures.")
     results = Results()
-    if {"reading", "extraction", "stores", "training"} & set(parts):
+    if {"reading", "extraction", "stores", "training", "grading"} & set(parts):
         slide = drawn_slide(*(QUICK if options.quick else FULL))
         if "reading" in parts:
             reading.measure(slide, options.rounds, results)
@@ -47,6 +58,10 @@ def main() -> None:
             from bench import training  # noqa: PLC0415  (likewise)
 
             training.measure(slide, options.rounds, results)
+        if "grading" in parts:
+            from bench import grading  # noqa: PLC0415  (likewise)
+
+            grading.measure(slide, options.rounds, results)
     if "memory" in parts:
         memory.measure(options.rounds, results)
     if "inference" in parts:
@@ -97,6 +112,9 @@ def _headline(results: Results) -> None:
         which = "" if store == DEFAULT_STORE else f"_{store}"
         names = f"panda {store}", CACHED
         results.head(f"train_step_vs_cached{which}", "training", names, (TRAINING, TRAINING))
+    results.head("grading_features_vs_pixels", "grading", ("features", "pixels"), (GRADING, GRADING))
+    if values := results.rows.get(("grading memory", "end to end", GRADING_MEMORY)):
+        results.headline["grading_k128_peak_mib"] = round(median(values))
     for case, key in start.KEYS.items():
         if values := results.rows.get(("start", "panda", case)):
             results.headline[key] = round(median(values), 3)

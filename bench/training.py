@@ -5,10 +5,12 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator
-from itertools import chain, repeat
+from itertools import repeat
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from bench.project import CACHED, TRAINING, TRAINING_BATCH, TRAINING_SIZE, settings
 from bench.results import Results
@@ -37,6 +39,12 @@ KINDS = {
 """Precision, memory layout and whether the network goes through `torch.compile`."""
 
 Batch = tuple[Tensor, Tensor]
+
+
+def endless(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The batches of a loader, epoch after epoch."""
+    while True:
+        yield from loader
 
 
 class _Steps:
@@ -87,7 +95,7 @@ def measure(record: SlideRecord, rounds: int, results: Results) -> None:
             done = extract_store([record], cut, out, CACHE, workers=2, progress=False)
             patches = PatchSet(write_patch_manifests(done, {record.slide_id: "train"})["train"], Augmentation("light"))
             loader = train_loader(patches, len(patches), TRAINING_BATCH, WORKERS)
-            sources[f"panda {store}"] = chain.from_iterable(iter(loader) for _ in repeat(None))
+            sources[f"panda {store}"] = endless(loader)
             batch = batch or next(iter(train_loader(patches, len(patches), TRAINING_BATCH, 0)))
         assert batch is not None
         steps = _Steps()

@@ -1,0 +1,101 @@
+"""Does guidance earn its keep? Guided tiles against random ones and against all of them, on drawn slides.
+
+``python -m bench.ablation [--folds 3] [--seeds 5] [--slides 36] [--output bench/ablation]``
+
+For each fold a segmentation is trained on its training slides alone; its encoder, frozen, makes the features of all
+three arms, and in the guided arm it also chooses the tiles. Test slides are new to all of it. Each seed grades each
+slide once, over the folds, so that it gives one figure; what is printed is their mean and spread. A run that is done
+is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from statistics import fmean, stdev
+
+import numpy as np
+import torch
+
+from panda.files import write_table
+from panda.report.folder import read_csv
+from panda.tasks.checkpoint import read_checkpoint
+from panda.tasks.grades import grading_scores
+
+ROOT = Path(__file__).parents[1]
+ARMS = {
+    "guided": ("tiles=guided", "tiles.k=8"),
+    "random": ("tiles=tissue", "tiles.k=8"),
+    "all": ("tiles=all",),
+}
+DRAWN = ("data=synthetic", "data.patch_size=64", "data.split=kfold", "logger=csv", "trainer=cpu", "data.num_workers=0")
+FIGURES = ("qwk", "accuracy", "auroc_cancer", "auroc_significant")
+TILES = ("attention_auroc", "cancer_of_tiles")
+
+
+def main() -> None:
+    """Train what is not trained yet, and print the figures."""
+    parser = argparse.ArgumentParser(description="Guided, random and all tiles, on drawn slides")
+    parser.add_argument("--folds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--slides", type=int, default=36, help="that are drawn")
+    parser.add_argument("--output", type=Path, default=ROOT / "bench" / "ablation")
+    options = parser.parse_args()
+    output = options.output.absolute()
+    output.mkdir(parents=True, exist_ok=True)
+    shared = [*DRAWN, f"data.root={output / 'data'}", f"data.store_root={output / 'patches'}"]
+    shared += [f"data.draw.slides={options.slides}", f"data.folds={options.folds}"]
+    seeds = ",".join(map(str, range(options.seeds)))
+    for fold in range(options.folds):
+        segmentation = output / "runs" / "segmentation" / f"fold{fold}"
+        if not (segmentation / "summary.json").is_file():
+            common = [*shared, f"data.fold={fold}", f"name=fold{fold}", "experiment=demo", "test_slides=false"]
+            _train(output, *common)
+        best = segmentation / "checkpoints" / "best.ckpt"
+        weights = output / f"encoder{fold}.pt"
+        prefix = "encoder."
+        state = read_checkpoint(best, "segmentation").weights
+        torch.save({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}, weights)
+        for arm, chosen in ARMS.items():
+            sweep = output / "runs" / "grading" / f"sweep-{arm}{fold}"
+            if len(list(sweep.glob("*/summary.json"))) < options.seeds:
+                guide = str(best) if arm == "guided" else "null"
+                _train(
+                    output, "-m", *shared, "experiment=demo_grading", *chosen, f"data.fold={fold}", f"seed={seeds}",
+                    f"name={arm}{fold}", f"segmentation_checkpoint={guide}", f"model.encoder_weights={weights}",
+                )  # fmt: skip
+    table = [_figures(output, arm, options.folds, options.seeds) for arm in ARMS]
+    write_table(output / "ablation.csv", table)
+    for row in table:
+        print("; ".join(f"{key} {value}" for key, value in row.items()))
+
+
+def _train(folder: Path, *arguments: str) -> None:
+    subprocess.run([sys.executable, ROOT / "train.py", *arguments], cwd=folder, check=True)
+
+
+def _figures(output: Path, arm: str, folds: int, seeds: int) -> dict[str, str]:
+    """Mean and standard deviation over the seeds, each of which graded every slide once."""
+    scores: dict[str, list[float]] = {}
+    slides = 0
+    for seed in range(seeds):
+        rows = [
+            row
+            for fold in range(folds)
+            for row in read_csv(output / "runs" / "grading" / f"sweep-{arm}{fold}" / str(seed) / "test_slides.csv")
+        ]
+        slides = len(rows)
+        prob = np.array([[float(row[f"p{k}"]) for k in range(6)] for row in rows])
+        found = grading_scores([int(row["label"]) for row in rows], prob)
+        for key in FIGURES:
+            scores.setdefault(key, []).append(float(found[key]))
+        for key in TILES:
+            scores.setdefault(key, []).append(fmean(float(row[key]) for row in rows if row[key]))
+    told = {key: f"{fmean(v):.3f} ± {stdev(v) if len(v) > 1 else 0:.3f}" for key, v in scores.items()}
+    return {"tiles": arm, "slides": str(slides), "seeds": str(seeds), **told}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Part g: bags a second from features that are kept, against end to end from pixels; and the memory of large bags.
+
+Run as a program it takes one training step on a bag of `LARGE` tiles and prints the peak of its process in MiB.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.memory import peak_mib
+from bench.project import GRADING, GRADING_K, GRADING_MEMORY, GRADING_SIZE
+from bench.results import Results
+from bench.slides import CACHE
+from bench.training import endless
+from panda.data.bags import BagItem, BagSet, BagSettings, select_tile_coords_for_slide
+from panda.data.loaders import train_loader
+from panda.data.manifest import SlideRecord
+from panda.inference.compute import EngineSettings
+from panda.inference.features import FeatureCache
+from panda.models.mil import MILNet
+from panda.wsi.slide import Slide
+from panda.wsi.tissue import find_tissue
+
+PART, MEMORY = "grading", "grading memory"
+BAGS = 8
+STEPS = {"pixels": 2, "features": 200}
+LARGE = 128
+
+
+class _Steps:
+    """A MIL network in training, as `GradingTask` trains it."""
+
+    def __init__(self, frozen: bool) -> None:
+        torch.manual_seed(0)
+        self.network = MILNet("resnet18", freeze_encoder=frozen).train()
+        learns = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(learns)
+        self.loss = torch.nn.CrossEntropyLoss()
+
+    def seconds(self, batches: Iterator[Any], steps: int) -> float:
+        """Time some steps after one that is not counted."""
+        start = 0.0
+        for number, (bag, mask, label, _) in zip(range(steps + 1), batches, strict=False):
+            if number == 1:
+                start = time.perf_counter()
+            self.optimizer.zero_grad()
+            self.loss(self.network(bag, mask)[0], label).backward()
+            self.optimizer.step()
+        return time.perf_counter() - start
+
+
+def measure(record: SlideRecord, rounds: int, results: Results) -> None:
+    """Train on bags of one slide, from pixels and from kept features in turn; then take a step on a large bag.
+
+    Args:
+        record: the slide.
+        rounds: how many times each.
+        results: gets the rows, in bags/s and MiB.
+    """
+    settings = BagSettings(k=GRADING_K, tile_size=GRADING_SIZE, level=1)
+    record = replace(record, isup_grade=record.isup_grade or 0)
+    steps = {"pixels": _Steps(frozen=False), "features": _Steps(frozen=True)}
+    with tempfile.TemporaryDirectory(dir=CACHE) as out:
+        cache = FeatureCache(steps["features"].network, EngineSettings(device="cpu", precision="fp32"), Path(out))
+        with Slide.open(record.image_path) as slide:
+            view, tissue = slide.at(level=1), find_tissue(slide)
+            items = {name: list[BagItem]() for name in steps}
+            for seed in range(BAGS):
+                coords = select_tile_coords_for_slide(
+                    None, None, tissue, view, k=GRADING_K, tile_size=GRADING_SIZE, seed=seed
+                )
+                items["pixels"].append(BagItem(record, coords))
+                kept = cache.of(slide, coords, view, GRADING_SIZE, None)
+                items["features"].append(BagItem(record, coords, None, kept))
+        steps["features"].network.train()
+        sources: dict[str, Iterator[Any]] = {}
+        for name, bags in items.items():
+            sources[name] = endless(train_loader(BagSet(bags, settings), BAGS, 1, 0))
+        for turn in range(-1, rounds):
+            for name, batches in sources.items():
+                seconds = steps[name].seconds(batches, STEPS[name])
+                if turn >= 0:
+                    results.add(PART, name, GRADING, STEPS[name] / seconds)
+    for _ in range(rounds):
+        ran = subprocess.run([sys.executable, "-m", "bench.grading"], capture_output=True, text=True, check=True)
+        results.add(MEMORY, "end to end", GRADING_MEMORY, float(ran.stdout))
+
+
+def main() -> None:
+    """One step of training end to end on a bag of `LARGE` tiles."""
+    bag = torch.rand(1, LARGE, 3, GRADING_SIZE, GRADING_SIZE)
+    batch = bag, torch.ones(1, LARGE, dtype=torch.bool), torch.tensor([1]), ["s"]
+    _Steps(frozen=False).seconds(repeat(batch), 1)
+    print(peak_mib())
+
+
+if __name__ == "__main__":
+    main()
