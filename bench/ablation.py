@@ -20,6 +20,8 @@ import numpy as np
 import torch
 
 from panda.files import write_table
+from panda.inference.predictor import restored
+from panda.models.segmentation import Segmenter
 from panda.report.folder import read_csv
 from panda.tasks.checkpoint import read_checkpoint
 from panda.tasks.grades import grading_scores
@@ -55,9 +57,8 @@ def main() -> None:
             _train(output, *common)
         best = segmentation / "checkpoints" / "best.ckpt"
         weights = output / f"encoder{fold}.pt"
-        prefix = "encoder."
-        state = read_checkpoint(best, "segmentation").weights
-        torch.save({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}, weights)
+        segmenter = restored(Segmenter, read_checkpoint(best, "segmentation"))
+        torch.save(segmenter.encoder.state_dict(), weights)
         for arm, chosen in ARMS.items():
             sweep = output / "runs" / "grading" / f"sweep-{arm}{fold}"
             if len(list(sweep.glob("*/summary.json"))) < options.seeds:

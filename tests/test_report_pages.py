@@ -226,6 +226,35 @@ def test_grading_run_shows_agreement_and_confusion(tmp_path: Path) -> None:
     assert re.findall(r'class="diagonal"[^>]*>(\d+)<', text) == ["7", "9"]
 
 
+def test_the_viewer_holds_all_that_it_needs(tmp_path: Path) -> None:
+    (tmp_path / "report.html").touch()
+    counts = list(range(4800, 3799, -1))
+    folder = _slide(tmp_path / EVIL, view_downsample=8.0, px_at_threshold=counts, tissue_px=4800, tissue_mm2=0.0192)
+    planes = np.zeros((40, 60, 3), np.uint8)
+    planes[10:20, 10:30, 0] = 255  # blue in OpenCV's order: labelled cancer
+    cv2.imwrite(str(folder / "map.png"), planes)
+    cv2.imwrite(str(folder / "slide.jpg"), np.full((40, 60, 3), 200, np.uint8))
+    square = [[80, 160], [240, 160], [240, 320], [80, 320], [80, 160]]
+    hole = [[96, 176], [96, 192], [112, 192], [112, 176], [96, 176]]
+    features = [{"geometry": {"type": "MultiPolygon", "coordinates": [[square, hole], [square]]}}]
+    (folder / "regions.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    text = check_page(write_slide_page(folder))
+    data = re.findall(r"data-view='(.*?)'", text)[0]
+    view = json.loads(html.unescape(data))
+    assert (view["width"], view["height"], view["level0"], view["um"]) == (60, 40, 8.0, 4.0)
+    assert view["counts"] == counts
+    assert view["mm2"] == pytest.approx(4e-6)
+    (region,) = view["regions"]
+    assert region["box"] == [10.0, 20.0, 30.0, 40.0]
+    assert len(region["rings"]) == 3
+    assert "labelled cancer" in text
+    facts = json.loads((folder / "quantification.json").read_text())
+    (folder / "quantification.json").write_text(json.dumps(facts | {"px_at_threshold": counts[:10]}))
+    text = check_page(write_slide_page(folder))
+    assert "data-view" not in text
+    assert 'alt="overlay"' in text, "what lacks a part of the viewer shows the pictures"
+
+
 def test_slide_page_with_grade(tmp_path: Path) -> None:
     grade = {"target": "isup", "predicted": 3, "probabilities": [0.02, 0.05, 0.17, 0.52, 0.2, 0.04]}
     folder = _slide(tmp_path / "s", grade=grade, in_sample="training")
