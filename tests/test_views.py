@@ -17,7 +17,7 @@ from panda.app import views
 from panda.app.callbacks import Clock
 from panda.app.run import Run
 from panda.app.train import _trainer
-from panda.app.views import Views, fixed_patches, pixel_counts, telling_patches
+from panda.app.views import Views, fixed_patches, in_order, pixel_counts, telling_patches
 from panda.data.loaders import Draw, ordered_loader, train_loader
 from panda.models.losses import BCELoss
 from panda.report.panels import PanelRow
@@ -43,6 +43,13 @@ def test_pixels_that_do_not_count_are_neither_found_nor_missed() -> None:
     prob = torch.tensor([[[[0.9, 0.5, 0.1, 0.9, 0.9]]], [[[0.0, 0.0, 0.0, 0.0, 0.0]]]])
     mask = torch.tensor([[[[1.0, 0.0, 1.0, -1.0, 1.0]]], [[[1.0, 1.0, -1.0, 0.0, 0.0]]]])
     assert pixel_counts(prob, mask).tolist() == [[2, 1, 1], [0, 0, 2]]
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3])
+def test_counts_of_devices_are_put_in_the_order_of_the_patches(devices: int) -> None:
+    counts = np.arange(21).reshape(7, 3)
+    shares = [counts[device::devices] for device in range(devices)]
+    assert np.array_equal(in_order(shares), counts)
 
 
 def test_each_kind_has_a_patch_of_its_own_where_there_is_one() -> None:

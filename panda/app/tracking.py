@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import wandb
+from lightning_fabric.loggers.logger import rank_zero_experiment
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
 log = logging.getLogger(__name__)
@@ -84,8 +85,13 @@ class EpochLogger(WandbLogger):
     """Lightning's W&B logger with charts over epochs and all files in the run's folder; it asks nobody anything."""
 
     @property
+    @rank_zero_experiment
     def experiment(self) -> Any:
-        """W&B's run, which begins when it is first asked for."""
+        """W&B's run, which begins when it is first asked for; of several devices the first one has it."""
+        if self._experiment is None and (begun := getattr(self, "_attach_id", None)) is not None:
+            # In a process that trains alone: Lightning sends along which run the first process began, W&B no folder.
+            os.environ["WANDB_DIR"] = str(self._wandb_init["dir"])
+            self._experiment = wandb._attach(begun)  # type: ignore[attr-defined]
         if self._experiment is None:
             self._wandb_init.pop("anonymous", None)  # of which W&B says that it has no effect
             folder = Path(str(self._wandb_init["dir"])) / "wandb"

@@ -4,7 +4,7 @@ Which patches are shown follows from the seed and the counts of the epoch alone.
 the network once more by itself, so that nothing but four numbers a patch is kept of an epoch.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from panda.app.dashboard import log_rows
 from panda.app.tracking import wandb_of
@@ -47,6 +48,18 @@ def pixel_counts(prob: Tensor, mask: Tensor) -> Tensor:
     called, cancer = (prob >= THRESHOLD) & (mask >= 0), mask > 0.5
     parts = (called & cancer, called & ~cancer, ~called & cancer)
     return torch.stack([part.flatten(1).sum(1, dtype=torch.int32) for part in parts], dim=1)
+
+
+def in_order(shares: Sequence[NDArray[np.integer]]) -> NDArray[np.integer]:
+    """The counts of all devices in the order of the patches, of which each device took every n-th.
+
+    Args:
+        shares: (n, 3) of each device, the first ones' as long or longer by one.
+    """
+    whole = np.empty((sum(map(len, shares)), *shares[0].shape[1:]), shares[0].dtype)
+    for device, share in enumerate(shares):
+        whole[device :: len(shares)] = share
+    return whole
 
 
 def fixed_patches(has_cancer: NDArray[np.bool_], rank: NDArray[np.integer], count: int) -> list[int]:
@@ -94,6 +107,8 @@ def telling_patches(counts: NDArray[np.integer], rank: NDArray[np.integer]) -> d
 
 class Views(Callback):
     """Draws `views/epoch_NNN_fixed.png` and `…_telling.png` every few epochs and after the last, for W&B too.
+
+    Of several devices the first one draws, by the counts of all.
 
     Args:
         patches: Of validation, in the order of its loader.
@@ -152,7 +167,11 @@ class Views(Callback):
 
     def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._drawn = self._epoch
-        counts = torch.cat(self._counts).cpu().numpy()
+        mine = torch.cat(self._counts)
+        shares = gather_all_tensors(mine) if trainer.world_size > 1 else [mine]
+        if not trainer.is_global_zero:
+            return
+        counts = in_order([share.cpu().numpy() for share in shares])
         telling = telling_patches(counts, self.rank[: len(counts)])
         with _evaluating(pl_module):
             shown = {

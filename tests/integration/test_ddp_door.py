@@ -7,11 +7,14 @@ import pytest
 
 from tests.integration.doors import run_door, table
 from tests.integration.test_doors import TINY
+from tests.wandb_log import OfflineRun
 
 pytestmark = pytest.mark.slow
 
 OVERRIDES = (
-    *(override for override in TINY if not override.startswith("trainer")),
+    *(override for override in TINY if not override.startswith(("trainer", "task.views"))),
+    "task.views_every=1",
+    "task.views=2",
     "trainer=ddp",
     "trainer.accelerator=cpu",
     "trainer.max_epochs=1",
@@ -28,7 +31,13 @@ def test_a_run_on_two_devices_is_one_run_and_goes_on(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     run = tmp_path / "runs" / "segmentation" / "ddp"
     assert [path.name for path in run.parent.iterdir()] == ["ddp"]
-    assert len(list((run / "wandb").glob("offline-run-*"))) == 1
+    shown = OfflineRun(run)
+    for name in ("fixed", "telling"):
+        assert (run / "views" / f"epoch_000_{name}.png").is_file()
+        (logged,) = shown.logged(f"views/{name}")
+        patches = logged[f"views/{name}_patches"]
+        assert all((shown.folder / "files" / path).is_file() for path in patches["filenames"])
+    assert [item["epoch"] for item in shown.logged("val/dice")] == [0]
     first = json.loads((run / "summary.json").read_text())
     assert (first["devices"], first["epochs"]) == (2, 1)
     assert first["data"]["colours"] == "data.normalize=macenko augment=light"
