@@ -21,12 +21,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from panda.app.callbacks import Clock
-from panda.app.grading import without_tiles
+from panda.app.grading import GradingExperiment, GradingSettings, without_tiles
 from panda.app.guidance import leak_notes
 from panda.app.run import Run
 from panda.app.segmentation import SegmentationExperiment
 from panda.app.train import _config_of_resumed, _trainer, compared_by
+from panda.data.bags import BagItem
 from panda.data.loaders import Draw, drawn, ordered_loader, train_loader
+from panda.data.manifest import SlideRecord
 from panda.data.patchset import PatchSet
 from panda.data.settings import SelectionSettings
 from panda.errors import CheckpointError, ConfigError, PandaError, SlideError
@@ -316,6 +318,40 @@ def test_a_config_of_a_resumed_run_that_is_none_is_refused(tmp_path: Path, text:
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"config\.yaml .*start a new run"):
         _config_of_resumed(OmegaConf.create({"debug": False}), tmp_path / "checkpoints" / "last.ckpt")
+
+
+@pytest.mark.parametrize("task", ["segmentation", "grading"])
+def test_a_resumed_grading_keeps_what_its_bags_come_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("last.ckpt", "best.ckpt"):
+        (tmp_path / "checkpoints" / name).touch()
+    (tmp_path / "config.yaml").write_text(f"task: {{name: {task}}}\nengine: {{precision: fp32, batch_size: 8}}\n")
+    monkeypatch.setattr("panda.app.train.overrides", lambda: ["engine.batch_size=2", "engine.precision=bf16"])
+    resume, typed = tmp_path / "checkpoints" / "last.ckpt", OmegaConf.create({"debug": False})
+    if task == "grading":
+        with pytest.raises(ConfigError, match=r"engine\.precision=bf16: a resumed grading keeps the tiles"):
+            _config_of_resumed(typed, resume)
+        monkeypatch.setattr("panda.app.train.overrides", lambda: ["engine.batch_size=2"])
+    assert _config_of_resumed(typed, resume).engine.batch_size == 2
+
+
+def test_a_bag_is_another_with_other_tiles_or_features(tmp_path: Path) -> None:
+    experiment: Any = object.__new__(GradingExperiment)
+    experiment.settings = GradingSettings()
+    (tmp_path / "s.tiff").touch()
+    record = SlideRecord("s", "radboud", 3, "4+3", tmp_path / "s.tiff", None, "s")
+    tiles, features = np.zeros((2, 2), np.int64), tmp_path / "features"
+    items = [
+        BagItem(record, tiles),
+        BagItem(record, tiles + 1),
+        BagItem(record, tiles, None, features / "s-fp32.npz"),
+        BagItem(record, tiles, None, features / "s-bf16.npz"),
+    ]
+    assert len({str(experiment._identity(item)) for item in items}) == len(items)
+    moved = BagItem(record, tiles, None, tmp_path / "s-fp32.npz")
+    assert experiment._identity(moved) == experiment._identity(items[2])
 
 
 @pytest.mark.parametrize(

@@ -57,10 +57,13 @@ OF_SEGMENTATION = "segmentation"
 IDLE = (
     *CHOICE_KEYS,
     *(f"data.{key}" for key in ("batch_size", "stride", "edge", "min_tissue", "store", "extract_workers")),
+    *(f"data.{key}" for key in ("sampler", "tumor_share", "ignore_background")),
 )
 """What the command line may not ask for, as nothing would follow: `tiles` has its own."""
 
 AUGMENT = ("augment", "data.augment", "data.augment.name")
+WITHOUT_HIDDEN = ("mean", "max")
+"""Values of `model.pooling` that have no hidden layer."""
 
 
 @dataclass(frozen=True)
@@ -230,9 +233,10 @@ class GradingExperiment:
             return BagItem(record, coords, stain, features)
 
     def _identity(self, item: BagItem) -> list[Any]:
-        """Of a bag: its slide, its class and its tiles."""
+        """Of a bag: its slide, its class, its tiles and, where they are kept, the making of its features."""
         tiles = hashlib.sha256(np.ascontiguousarray(item.coords).tobytes()).hexdigest()
-        return [identity(item.record.image_path), self._class(item.record), tiles]
+        features = None if item.features is None else item.features.name
+        return [identity(item.record.image_path), self._class(item.record), tiles, features]
 
     def _notes(self, run: Run, items: Mapping[Split, Sequence[BagItem]]) -> None:
         run.notes += self.guidance.notes(items)
@@ -392,6 +396,8 @@ def _source_faults(plain: Mapping[str, Any]) -> list[str]:
             )
     if plain["model"].get("freeze_encoder"):
         faults += idle_faults(AUGMENT, "model.freeze_encoder=true, which encodes each tile once")
+    if (pooling := plain["model"].get("pooling")) in WITHOUT_HIDDEN:
+        faults += idle_faults(("model.hidden",), f"model.pooling={pooling}")
     return faults
 
 

@@ -46,7 +46,9 @@ RESUMABLE = (
     "quantify.",
     "colour_map",
 )
-"""What a resumed run may be given anew: nothing that decides what it learns from."""
+"""How the keys begin that a resumed run may be given anew: nothing that decides what it learns from."""
+DECIDES_BAGS = ("engine.precision", "engine.compile", "engine.tta")
+"""What does not belong to them in grading: tiles are chosen on maps, and a frozen encoder's features kept, by these."""
 EXPERIMENTS: dict[str, type[SegmentationExperiment] | type[GradingExperiment]] = {
     "segmentation": SegmentationExperiment,
     "grading": GradingExperiment,
@@ -198,7 +200,9 @@ def _config_of_resumed(cfg: DictConfig, resume: Path) -> DictConfig:
         key, _, value = override.partition("=")
         if key in ("resume", "debug"):
             continue
-        if key.startswith(RESUMABLE):
+        if own.task.name == "grading" and key in DECIDES_BAGS:
+            faults.add(f"{override}: a resumed grading keeps the tiles and features that it learns from; leave it out")
+        elif key.startswith(RESUMABLE):
             own.merge_with_dotlist([f"{key}={value}"])
         else:
             faults.add(f"{override}: a resumed run keeps its choices; what can be changed is {', '.join(RESUMABLE)}")

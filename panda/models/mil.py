@@ -35,7 +35,7 @@ class MILNet(nn.Module):
         pooling: How tiles become a bag: `gated` or plain `attention` (Ilse et al. 2018), `mean`, `max`, or a small
             `transformer`.
         head: `softmax`: each class by itself; `ordinal`: one score and ordered thresholds on it.
-        hidden: Width of the attention.
+        hidden: Width of the attention, or of the transformer; `mean` and `max` have none.
         dropout: Of the bag's features before the classifier, in [0, 1).
         freeze_encoder: Keep the encoder as it came: no gradient and no change of its batch statistics.
         chunk: How many tiles are encoded at a time. A bag that is larger and needs gradients is encoded twice

@@ -339,8 +339,12 @@ def test_a_split_of_bad_slides_ends_the_run_and_lists_them(home: Path, trained: 
         (("loss=cross_entropy",), "no gradient"),
         (("model=mil_gated",), "no Segmenter"),
         (
-            ("task=grading", "data.batch_size=4", "criterion=dice_pooled"),
-            "data.batch_size=4, criterion=dice_pooled: no part",
+            ("task=grading", "data.batch_size=4", "data.sampler=hard", "criterion=dice_pooled"),
+            "data.batch_size=4, data.sampler=hard, criterion=dice_pooled: no part",
+        ),
+        (
+            ("task=grading", "tiles=tissue", "model=mil_max", "model.hidden=64"),
+            "model.hidden=64: no part in model.pooling=max",
         ),
         (("task=grading", "tiles=tissue", "model.encoder=vit_tiny_patch16_224"), "tile_size=128: vit_tiny"),
         (("data=one_slide", "data.test_fraction=0.1"), "data.test_fraction=0.1: no part"),
