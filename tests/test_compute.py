@@ -18,7 +18,9 @@ from panda.errors import ConfigError
 from panda.inference import choice as choosing
 from panda.inference.choice import Choice, choose
 from panda.inference.compute import EngineSettings, Forward, Way
+from panda.inference.engine import SlideMapper
 from panda.inference.predictor import SegmentationPredictor
+from panda.inference.quantify import QuantifySettings
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import find_tissue
 from tests.checkpoints import segmentation_checkpoint
@@ -174,6 +176,14 @@ def test_the_fast_precision_is_taken_where_the_area_stays(
         made = predictor.canvas_fingerprint(slide, slide.at(level=1))
         predictor.use(Forward(predictor.network, predictor.settings, FP32))
         assert predictor.canvas_fingerprint(slide, slide.at(level=1)) != made
+
+
+def test_tables_hold_what_was_run_in_one_way(predictor: SegmentationPredictor) -> None:
+    made = set()
+    for way in (FP32, Way("bf16"), Way("fp32", True)):
+        predictor.use(Forward(predictor.network, predictor.settings, way))
+        made.add(SlideMapper(predictor, 0.5, QuantifySettings()).made_with["fingerprint"])
+    assert len(made) == 3
 
 
 @pytest.mark.parametrize(

@@ -262,6 +262,7 @@ class SlideMapper:
             "threshold": self.threshold,
             "quantify": asdict(self.quantify),
             "precision": self.predictor.way.precision,
+            "compiled": self.predictor.way.compiled,
             "tta": self.predictor.settings.tta,
             "tissue_rules": RULES,
             "reader": self.reader,
