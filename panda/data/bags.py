@@ -251,8 +251,7 @@ class BagSet(Dataset[tuple[Tensor, Tensor, int, str]]):
     """Bags with the grade of their slide.
 
     An item is ``(bag, mask, label, slide_id)``: (k, 3, h, w) float32 in [0, 1], or (k, D) features where the items have
-    some; (k,) bool, False where the bag
-    has fewer tiles and the rest is padding (zeros); the ISUP grade; the slide.
+    some; (k,) bool, False where the bag has fewer tiles and the rest is padding (zeros); the ISUP grade; the slide.
 
     Args:
         items: slides with their tiles; of more than k the first k are used.

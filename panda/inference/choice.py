@@ -73,6 +73,9 @@ def choose(
         paths: The slides to be mapped; the first that can be read is tried.
         open_slide: Opens one.
         record: A JSON file of the output: its choices, by network and settings. One that is there stands.
+
+    Returns:
+        The choice.
     """
     settings, way = predictor.settings, predictor.way
     if "auto" not in (settings.precision, settings.compile):

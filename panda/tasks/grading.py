@@ -18,7 +18,7 @@ from panda.tasks.optim import Optim, check_finite
 Target = Literal["isup", "cancer"]
 CLASSES: Mapping[Target, int] = {"isup": 6, "cancer": 2}
 
-# bag (B, K, 3, h, w), mask (B, K) bool, ISUP grade (B,), slide ids
+# bag (B, K, 3, h, w), or features (B, K, D) of a frozen encoder; mask (B, K) bool, ISUP grade (B,), slide ids
 Batch = tuple[Tensor, Tensor, Tensor, list[str]]
 
 
@@ -59,8 +59,8 @@ class GradingTask(pl.LightningModule):
         network: The MIL network.
         loss: Module over logits (B, C) and labels (B,).
         optim: Optimizer and schedule.
-        carried: Plain data for inference: resolution, tile_size, tiles, target, segmentation, train_slides,
-            val_slides.
+        carried: Plain data for inference: resolution, tile_size, tiles, target, segmentation, normalize,
+            train_slides, val_slides.
     """
 
     def __init__(self, network: MILNet, loss: nn.Module, optim: Optim, carried: Mapping[str, Any]) -> None:
