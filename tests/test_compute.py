@@ -255,6 +255,18 @@ def test_a_damaged_choice_is_told_and_made_anew(
     assert len(json.loads((tmp_path / "engine.json").read_text())) == 1
 
 
+def test_a_precision_that_was_asked_for_is_not_called_the_threshold_s(
+    tmp_path: Path, slide_path: Path, trial: Callable[..., list[Way]]
+) -> None:
+    tried = trial(lambda way: 0.1 if way.compiled else 0.2)
+    settings = EngineSettings(device="cpu", precision="bf16")
+    predictor = SegmentationPredictor.from_checkpoint(segmentation_checkpoint(tmp_path / "a.ckpt"), settings)
+    choice = chosen(predictor, slide_path, tmp_path, slides=1000)
+    assert {way.precision for way in tried} == {"bf16"}
+    assert choice.compiled
+    assert choice.why.startswith("bf16 is as asked for; compiled, 2.0 times as fast")
+
+
 def test_little_to_do_is_not_tried(predictor: SegmentationPredictor, slide_path: Path, tmp_path: Path) -> None:
     assert "too little" in chosen(predictor, slide_path, tmp_path).why
     assert predictor.way == FP32

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from panda.errors import PandaError
 from panda.files import fingerprint, locked, write_json
-from panda.inference.compute import Forward, Precision, Way
+from panda.inference.compute import EngineSettings, Forward, Precision, Way
 from panda.inference.predictor import SegmentationPredictor, TileReader
 from panda.wsi.grid import Grid
 from panda.wsi.slide import Slide
@@ -93,12 +93,16 @@ def choose(
             return choice
         found = _tried(predictor, threshold, paths, open_slide)
         if found is None:
-            return Choice(
-                way.precision, way.compiled, None, "that of the threshold; no slide could be read for a trial"
-            )
+            why = f"{_stands(settings)}; no slide could be read for a trial"
+            return Choice(way.precision, way.compiled, None, why)
         choice = found
         write_json(record, {name: asdict(value) for name, value in {**choices, key: choice}.items()})
     return choice
+
+
+def _stands(settings: EngineSettings) -> str:
+    """Where the precision is from that is taken without a trial."""
+    return "that of the threshold" if settings.precision == "auto" else "as asked for"
 
 
 def _kept(record: Path) -> dict[str, Choice]:
@@ -127,7 +131,8 @@ def _tried(
             continue  # its own turn comes, and then it is recorded
         if sample is None:
             way = predictor.way
-            return Choice(way.precision, way.compiled, None, "that of the threshold; too little to do for a trial")
+            why = f"{_stands(predictor.settings)}; too little to do for a trial"
+            return Choice(way.precision, way.compiled, None, why)
         return _choice(predictor, threshold, sample, len(grid) * len(paths))
     return None
 
@@ -161,7 +166,8 @@ def _choice(predictor: SegmentationPredictor, threshold: float, sample: Sample, 
     other = settings.precision == "auto" and fast != first.precision
     may_compile = settings.compile == "auto" and settings.torch_device.type == "cpu" and settings.can_compile
     if not other and not may_compile:
-        return Choice(first.precision, first.compiled, None, "that of the threshold, and fast here")
+        fits = ", and fast here" if fast == first.precision else ""
+        return Choice(first.precision, first.compiled, None, f"{_stands(settings)}{fits}")
     before, seconds = _run(predictor.forward, images)
     base = int(np.count_nonzero((before >= threshold) & where))
     least = max(LEAST_AREA * np.count_nonzero(where), 1)
@@ -169,7 +175,7 @@ def _choice(predictor: SegmentationPredictor, threshold: float, sample: Sample, 
     def moved(prob: NDArray[np.float32]) -> float:
         return abs(int(np.count_nonzero((prob >= threshold) & where)) - base) / max(base, least)
 
-    best, shift, said = predictor.forward, None, [f"{first.precision} is that of the threshold"]
+    best, shift, said = predictor.forward, None, [f"{first.precision} is {_stands(settings)}"]
     if other:
         tried = Forward(predictor.network, settings, Way(fast, first.compiled))
         prob, took = _run(tried, images)
