@@ -35,7 +35,7 @@ test: install ## the tests (two cores, no GPU, no network)
 	$(BIN)/python -m pytest
 
 # with the other libraries where `make bench-peers` has been run, else without them
-bench: install ## measure reading, extraction, memory and start against OpenSlide and others (about 10 min, idle machine)
+bench: install ## measure reading, extraction, training, inference, memory … against OpenSlide and others (idle machine)
 	$(or $(wildcard bench/.peers/bin/python),$(BIN)/python) -m bench.run
 
 bench-peers: install ## install the other libraries that `make bench` compares with, apart from .venv

@@ -36,7 +36,7 @@ def made_of(*overrides: str, learns: Any = LEARNS, device: str = "cpu", **carrie
 @pytest.mark.parametrize(
     "override",
     ["threshold=0.3", "criterion=dice_mean_slide", "quantify.min_region_px=1", "engine.batch_size=2", "task.panels=1",
-     "task.views=1", "task.views_every=1",
+     "task.views=1", "task.views_every=1", "colour_map=viridis",
      "task.overlap=0.1", "test_slides=false", "logger=csv", "name=x", "debug=true", "data.num_workers=0",
      "run_dir=runs/y"],
 )  # fmt: skip
