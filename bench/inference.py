@@ -1,8 +1,8 @@
-"""Part g: mapping a slide, against the network alone and other libraries, and the memory that it takes.
+"""Part h: mapping a slide, against the network alone and other libraries, and the memory that it takes.
 
 An untrained network; tiles of 512 px at level 0 that overlap by a quarter; a slide of which a fifth is
 tissue. ``python -m bench.inference SIDE`` maps a slide of that size with a network that computes nothing and prints the
-peak of the process.
+peak of the process; ``python -m bench.inference ways`` times the network alone in each precision and layout.
 """
 
 from __future__ import annotations
@@ -44,6 +44,15 @@ OWN = {"panda": EngineSettings(device="cpu"), "panda compiled": EngineSettings(d
 _SIDE, _QUICK_SIDE = 4096, 2048
 _SLIDES = 3
 _TIMEOUT_S = 1800.0
+_BATCH, _ROUNDS = 8, 4
+WAYS: dict[str, tuple[torch.dtype, torch.memory_format, bool]] = {
+    "fp32": (torch.float32, torch.contiguous_format, False),
+    "fp32, channels last": (torch.float32, torch.channels_last, False),
+    "bf16": (torch.bfloat16, torch.contiguous_format, False),
+    "bf16, channels last": (torch.bfloat16, torch.channels_last, False),
+    "bf16, channels last, compiled": (torch.bfloat16, torch.channels_last, True),
+}
+"""Precision, memory layout, and whether the network goes through `torch.compile`, as `Forward` compiles it."""
 _PEER_ROUNDS = 3
 """At most: MONAI runs all tiles of the slide, tissue or not."""
 
@@ -125,6 +134,29 @@ def _wall(path: Path, network: str, rounds: int, results: Results) -> None:
                 seconds = (time.perf_counter() - start) / (_SLIDES * len(tiles))
                 results.add("inference", name, network, 1 / seconds, f"{len(tiles)} tiles a slide, {predictor.way}")
     shutil.rmtree(CACHE / "out", ignore_errors=True)
+
+
+def ways(rounds: int, results: Results) -> None:
+    """One batch from memory through an untrained UNet in each of `WAYS` in turn; a first round warms up.
+
+    Args:
+        rounds: How many times each.
+        results: Gets the rows.
+    """
+    torch.manual_seed(0)
+    images = torch.rand(_BATCH, 3, MAPPED_TILE, MAPPED_TILE)
+    networks: dict[str, Callable[[Tensor], Tensor]] = {}
+    for name, (_, layout, compiled) in WAYS.items():
+        network = Segmenter(*NETWORKS[UNET]).eval().to(memory_format=layout)
+        networks[name] = torch.compile(network, dynamic=False, options={"freezing": True}) if compiled else network
+    for turn in range(-1, rounds):
+        for name, (dtype, layout, _) in WAYS.items():
+            batch = images.contiguous(memory_format=layout)
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+                start = time.perf_counter()
+                networks[name](batch)
+            if turn >= 0:
+                results.add("inference", name, f"{ALONE}, {UNET}", _BATCH / (time.perf_counter() - start))
 
 
 def _beside_others(path: Path, network: str, rounds: int, results: Results) -> None:
@@ -222,4 +254,12 @@ def main(side: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    if sys.argv[1] == "ways":
+        measured = Results()
+        ways(_ROUNDS, measured)
+        print(measured.table())
+        for asked in WAYS:
+            case = f"{ALONE}, {UNET}"
+            print(f"{asked}: {measured.ratio('inference', (asked, 'fp32'), (case, case)):.2f} x fp32")
+    else:
+        main(int(sys.argv[1]))
