@@ -261,7 +261,7 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def check_loss(loss: Any, logits: Any, target: Any, node: Mapping[str, Any], faults: Faults) -> None:
+def check_loss(loss: Any, logits: Any, target: Any, node: Mapping[str, Any], faults: Faults) -> bool:
     """Runs a loss once on tensors of the task's shapes: one that cannot teach the task is a fault of the config.
 
     Args:
@@ -270,6 +270,9 @@ def check_loss(loss: Any, logits: Any, target: Any, node: Mapping[str, Any], fau
         target: As the task's data gives it.
         node: The loss' configuration, for the message.
         faults: Takes the fault.
+
+    Returns:
+        Whether it can.
     """
     logits = logits.clone().requires_grad_()
     try:
@@ -277,18 +280,20 @@ def check_loss(loss: Any, logits: Any, target: Any, node: Mapping[str, Any], fau
         value.backward()
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         faults.add(f"loss={node['_target_']} does not fit the task: {str(error).splitlines()[0]}")
-        return
-    if not bool(logits.grad.any()):
+        return False
+    teaches = bool(logits.grad.any())
+    if not teaches:
         faults.add(
             f"loss={node['_target_']} gives no gradient for this task's logits {tuple(logits.shape)}: take another"
         )
+    return teaches
 
 
 def check_ignoring(loss: Any, node: Mapping[str, Any], faults: Faults) -> None:
     """Sees to it that a loss leaves out ignored pixels (target below 0): another one would learn them as a target.
 
     Args:
-        loss: The module, over logits and target of one class.
+        loss: The module, over logits and target of one class, which `check_loss` found to fit.
         node: Its configuration, for the message.
         faults: Takes the fault.
     """

@@ -135,8 +135,8 @@ class SegmentationExperiment:
                 self.network.check_batch_size(plain["data"]["batch_size"])
         self.loss = faults.build(plain["loss"])
         if self.loss is not None:
-            check_loss(self.loss, torch.zeros(2, 1, 8, 8), torch.ones(2, 1, 8, 8), plain["loss"], faults)
-            if plain["data"]["ignore_background"]:
+            fits = check_loss(self.loss, torch.zeros(2, 1, 8, 8), torch.ones(2, 1, 8, 8), plain["loss"], faults)
+            if fits and plain["data"]["ignore_background"]:
                 check_ignoring(self.loss, plain["loss"], faults)
         if plain["segmentation_checkpoint"] is not None:
             faults.add("segmentation_checkpoint is for task=grading: leave it out, or give task=grading")

@@ -13,7 +13,13 @@ class CumulativeLoss(nn.Module):
     """
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Loss of logits (B, C), computed in float32, and labels (B,) in 0 … C - 1."""
+        """Loss of logits (B, C), computed in float32, and labels (B,) in 0 … C - 1.
+
+        Raises:
+            ValueError: Logits that are not of two classes or more.
+        """
+        if logits.ndim != 2 or logits.shape[1] < 2:
+            raise ValueError(f"it is over classes in an order, (B, C) logits with C at least 2, not {(*logits.shape,)}")
         logits = logits.float()
         classes = logits.shape[1]
         below = torch.stack([logits[:, : k + 1].logsumexp(dim=1) for k in range(classes - 1)], dim=1)
