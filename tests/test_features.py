@@ -97,13 +97,15 @@ def test_a_damaged_file_is_told_and_made_anew(
 def test_a_bag_of_features_is_padded_and_masked(cache: FeatureCache, path: Path) -> None:
     record = SlideRecord("s", "radboud", 3, "4+3", path, None, "s")
     item = BagItem(record, COORDS, None, kept(cache, path))
-    bag, mask, label, name = BagSet([item], BagSettings(k=8))[0]
-    assert bag.shape == (8, cache.network.feature_dim)
+    longer = np.concatenate([COORDS, COORDS[:3]])
+    bags = BagSet([item, BagItem(record, longer, None, kept(cache, path, longer))], BagSettings(k=4000))
+    bag, mask, label, name = bags[0]
+    assert bag.shape == (8, cache.network.feature_dim), "as long as the longest bag that there is"
     assert mask.tolist() == [True] * 5 + [False] * 3
     assert (label, name) == (3, "s")
     assert not bag[5:].any()
     assert BagSet([item], BagSettings(k=3))[0][0].shape[0] == 3
-    plain = BagSet([BagItem(record, COORDS)], BagSettings(k=8, tile_size=64))[0][0]
+    plain = BagSet([BagItem(record, COORDS), BagItem(record, longer)], BagSettings(k=8, tile_size=64))[0][0]
     torch.manual_seed(0)
     network = net().eval()
     with torch.inference_mode():

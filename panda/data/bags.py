@@ -278,6 +278,8 @@ class BagSet(Dataset[tuple[Tensor, Tensor, int, str]]):
             self.labels.append(item.record.isup_grade)
         self.items = list(items)
         self.settings = settings
+        # No bag is longer, however many tiles were asked for.
+        self.k = min(settings.k, max(len(item.coords) for item in items))
         self.transform = transform
 
     def __len__(self) -> int:
@@ -287,19 +289,19 @@ class BagSet(Dataset[tuple[Tensor, Tensor, int, str]]):
         number, seed = drawn(index)
         settings = self.settings
         item = self.items[number]
-        record, coords = item.record, item.coords[: settings.k]
+        record, coords = item.record, item.coords[: self.k]
         if item.features is not None:
-            found = read_features(item.features)[: settings.k]
-            padded = np.pad(found, ((0, settings.k - len(found)), (0, 0)))
-            mask = torch.arange(settings.k) < len(found)
+            found = read_features(item.features)[: self.k]
+            padded = np.pad(found, ((0, self.k - len(found)), (0, 0)))
+            mask = torch.arange(self.k) < len(found)
             return torch.from_numpy(padded), mask, self.labels[number], record.slide_id
         with Slide.open(record.image_path, reader=settings.reader, mpp_override=settings.mpp_override) as slide:
             resolution = slide.at(level=settings.level, mpp=settings.mpp)
             tiles = _tiles(slide, coords, resolution, settings.tile_size, item.stain)
         if self.transform is not None:
             tiles = [self.transform.image(tile, seed + offset) for offset, tile in enumerate(tiles)]
-        bag = np.zeros((settings.k, 3, settings.tile_size, settings.tile_size), dtype=np.float32)
+        bag = np.zeros((self.k, 3, settings.tile_size, settings.tile_size), dtype=np.float32)
         for offset, tile in enumerate(tiles):
             bag[offset] = _planes(tile)
-        mask = torch.arange(settings.k) < len(tiles)
+        mask = torch.arange(self.k) < len(tiles)
         return torch.from_numpy(bag), mask, self.labels[number], record.slide_id
