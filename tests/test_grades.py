@@ -9,7 +9,10 @@ import torch
 from numpy.typing import NDArray
 from sklearn import metrics as oracle
 
+from panda.models.mil import MILNet
 from panda.tasks.grades import agreement, confusions, grading_scores
+from panda.tasks.grading import GradingTask
+from panda.tasks.optim import Optim
 
 
 def grades(seed: int, classes: int, n: int = 120) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -110,3 +113,15 @@ def test_agreement_where_there_is_nothing_to_agree_on() -> None:
     assert np.isnan(found[:, 0]).all()
     assert found[0, 1] == 1
     assert math.isnan(found[1, 1])
+
+
+@pytest.mark.parametrize("slides", [1, 3])
+def test_validation_of_any_number_of_slides_is_logged(slides: int) -> None:
+    task = GradingTask(MILNet("resnet18", num_classes=6), torch.nn.CrossEntropyLoss(), Optim(), {"target": "isup"})
+    logged: dict[str, float] = {}
+    task.log = lambda name, value, **_: logged.update({name: float(value)})  # type: ignore[method-assign]
+    truth, prob = grades(0, 6, slides)
+    task.val_loss.update(torch.tensor(0.5))
+    task.val_slides.update(torch.tensor(prob), torch.tensor(truth))
+    task.on_validation_epoch_end()
+    assert logged["val/accuracy"] == pytest.approx(float((prob.argmax(axis=1) == truth).mean()))

@@ -114,7 +114,7 @@ class GradingTask(pl.LightningModule):
         self.val_loss.reset()
         prob, label = self.val_slides.compute()
         self.val_slides.reset()
-        scores = grading_scores(label, prob)
+        scores = grading_scores(label.reshape(-1), prob)  # torchmetrics makes a number of the label of a single slide
         for name, key in (("accuracy", "accuracy"), ("qwk", "qwk"), ("auroc", "auroc_cancer")):
             if scores[key] is not None:
                 self.log(f"val/{name}", torch.tensor(scores[key]), prog_bar=name != "accuracy")
