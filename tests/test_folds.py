@@ -1,6 +1,7 @@
 """Folds of a cross-validation as one figure, against sums by hand; runs that are no folds of one are refused."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,8 +50,22 @@ def test_a_slide_tested_twice_is_refused(tmp_path: Path) -> None:
         rows_of(folders)
 
 
-def test_runs_of_two_tasks_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("one", "other", "told"),
+    [
+        ({}, {"task": "grading"}, "a is of task segmentation, .*b of grading"),
+        (
+            {"task": "grading", "target": "isup"},
+            {"task": "grading", "target": "cancer"},
+            "a is of target isup, .*b of cancer",
+        ),
+        ({}, {"data": {"settings": {"level": 2, "mpp": None}}}, "data.level is 1 in .*a and 2 in .*b"),
+    ],
+)
+def test_runs_whose_figures_mean_different_things_are_refused(
+    tmp_path: Path, one: dict[str, Any], other: dict[str, Any], told: str
+) -> None:
     rows = drawn_rows(n=4)
-    folders = [run_of(tmp_path / "a", rows[:2]), run_of(tmp_path / "b", rows[2:], task="grading")]
-    with pytest.raises(ManifestError, match="grading and segmentation"):
+    folders = [run_of(tmp_path / "a", rows[:2], **one), run_of(tmp_path / "b", rows[2:], **other)]
+    with pytest.raises(ManifestError, match=told):
         rows_of(folders)

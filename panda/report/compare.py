@@ -43,8 +43,16 @@ def summary_of(folder: Path) -> dict[str, Any]:
     return summary
 
 
-def _check_alike(folders: Sequence[Path], summaries: Sequence[dict[str, Any]]) -> None:
-    """Refuses runs whose figures mean different things."""
+def check_alike(folders: Sequence[Path], summaries: Sequence[dict[str, Any]]) -> None:
+    """Refuse two runs whose figures mean different things.
+
+    Args:
+        folders: Of the two, for the message.
+        summaries: Theirs.
+
+    Raises:
+        ManifestError: They are of two tasks, targets or resolutions.
+    """
     a, b = summaries
     for key in ("task", "target"):
         if a.get(key) != b.get(key):
@@ -58,7 +66,7 @@ def _check_alike(folders: Sequence[Path], summaries: Sequence[dict[str, Any]]) -
             if was != is_:
                 raise ManifestError(
                     f"data.{key} is {was} in {folders[0]} and {is_} in {folders[1]}: pixels are scored at the "
-                    "resolution of the run, and those of two resolutions cannot be paired"
+                    "resolution of the run, and those of two resolutions cannot be set side by side or summed"
                 )
 
 
@@ -79,7 +87,7 @@ def compare(a: Path, b: Path, output: Path | None = None) -> Path:
     """
     a, b = Path(a).absolute(), Path(b).absolute()
     summaries = [summary_of(folder) for folder in (a, b)]
-    _check_alike((a, b), summaries)
+    check_alike((a, b), summaries)
     task = str(summaries[0]["task"])
     names = _names(a, b)
     pairs = paired_rows(names, (read_csv(a / "test_slides.csv"), read_csv(b / "test_slides.csv")), task)

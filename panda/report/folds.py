@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from panda.errors import ManifestError, PandaError
-from panda.report.compare import summary_of
+from panda.report.compare import check_alike, summary_of
 from panda.report.folder import read_csv
 from panda.report.paired import FIGURES, value_of
 from panda.tasks.bootstrap import RESAMPLES, bootstrap_interval
@@ -76,11 +76,12 @@ def rows_of(folders: Sequence[Path]) -> tuple[list[dict[str, str]], str]:
         The rows of all, and the task.
 
     Raises:
-        ManifestError: A folder holds no finished run, a slide was tested in two of them, or their tasks differ.
+        ManifestError: A folder holds no finished run, a slide was tested in two of them, or their tasks, targets or
+            resolutions differ.
     """
-    tasks = {str(summary_of(folder)["task"]) for folder in folders}
-    if len(tasks) != 1:
-        raise ManifestError(f"the runs are of {' and '.join(sorted(tasks))}: give the folds of one cross-validation")
+    summaries = [summary_of(folder) for folder in folders]
+    for folder, summary in zip(folders[1:], summaries[1:], strict=True):
+        check_alike((folders[0], folder), (summaries[0], summary))
     rows: list[dict[str, str]] = []
     tested: dict[str, Path] = {}
     for folder in folders:
@@ -93,7 +94,7 @@ def rows_of(folders: Sequence[Path]) -> tuple[list[dict[str, str]], str]:
                 )
             tested[slide_id] = folder
             rows.append(row)
-    return rows, tasks.pop()
+    return rows, str(summaries[0]["task"])
 
 
 def main() -> None:
