@@ -21,6 +21,7 @@ from panda.report.agreement import agreement_chart
 from panda.report.charts import Bar, Line, bar_chart, line_chart, ticks
 from panda.report.folder import inside, link, natural, number, read_picture
 from panda.report.inference_page import write_inference_page
+from panda.report.jobs import ranked, read_jobs
 from panda.report.run_page import write_run_page
 from panda.report.slide_page import write_slide_page
 from panda.report.sweep_page import write_sweep
@@ -418,6 +419,23 @@ def test_jobs_that_repeat_each_other_are_one_row(tmp_path: Path) -> None:
     assert float(a["val_dice_mean_slide_sd"]) == pytest.approx(0.2)
     assert float(a["test_dice_mean_slide_max"]) == pytest.approx(0.45)
     assert "0.700 ± 0.200" in text
+
+
+def test_a_fold_whose_validation_has_no_cancer_is_neither_the_best_nor_left_out(tmp_path: Path) -> None:
+    """It is judged by its false alarms there, mm² and not Dice; what it found on its test slides counts like others."""
+    benign = {"dice_mean_slide": None, "dice": None, "fp_mm2_benign_slides": 3.0}
+    parts = [({"dice_mean_slide": 0.6}, 0.4), (benign, 0.8), (benign | {"fp_mm2_benign_slides": 2.0}, 0.3)]
+    for fold, (val, dice) in enumerate(parts):
+        folder = _run(tmp_path / str(fold), _summary(val=val, test={"dice_mean_slide": dice}))
+        (folder / "overrides.txt").write_text(f"data.fold={fold}\n")
+    text = check_page(write_sweep(tmp_path))
+    with (tmp_path / "repeats.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["jobs"], row["test_dice_mean_slide_jobs"], row["val_dice_mean_slide_jobs"]) == ("3", "3", "1")
+    assert float(row["test_dice_mean_slide_mean"]) == pytest.approx(0.5)
+    assert float(row["val_fp_mm2_benign_slides_mean"]) == pytest.approx(2.5)
+    assert "0.600 to 0.600, of 1" in text
+    assert [job.name for job in ranked(read_jobs(tmp_path))] == ["0", "2", "1"]
 
 
 def test_a_job_that_was_killed_is_not_called_failed(tmp_path: Path) -> None:

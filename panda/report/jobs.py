@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from panda.report.folder import link, mapping, natural, number, read_csv, read_json, read_text
-from panda.report.words import headline_keys
+from panda.report.words import LESS_IS_BETTER, headline_keys
 
 _JOB_FILES = ("overrides.txt", "summary.json", "config.yaml", "error.txt")
 
@@ -54,7 +54,11 @@ class Job:
 
     def score(self, split: str) -> float | None:
         """Its figure on ``val`` or ``test``."""
-        return number(mapping(self.summary.get(split)).get(self.key))
+        return self.figure(split, self.key)
+
+    def figure(self, split: str, key: str) -> float | None:
+        """Any figure on ``val`` or ``test``."""
+        return number(mapping(self.summary.get(split)).get(key))
 
 
 def read_choices(text: str) -> dict[str, str]:
@@ -102,6 +106,21 @@ def job_label(job: Job, varied: Sequence[str]) -> str:
     return " · ".join(part for part in parts if part) or job.name
 
 
+def place(job: Job, key: str, figure: float | None) -> tuple[float, float]:
+    """Where a figure puts a job: the less, the better.
+
+    Figures of two kinds do not compare: who has the more important one comes first, whatever it is.
+
+    Args:
+        job: Says by its task which figures matter.
+        key: The figure's.
+        figure: Its value on validation.
+    """
+    if figure is None:
+        return float("inf"), 0.0
+    return headline_keys(job.summary).index(key), figure if key in LESS_IS_BETTER else -figure
+
+
 def ranked(jobs: Sequence[Job]) -> list[Job]:
     """Order by the validation figure, the best first, those without one last: never by test."""
-    return sorted(jobs, key=lambda job: -score if (score := job.score("val")) is not None else float("inf"))
+    return sorted(jobs, key=lambda job: place(job, job.key, job.score("val")))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from panda.report.jobs import Job
+from panda.report.jobs import Job, place, ranked
 from panda.report.table import Cell, Head, Table, figure_kind, figure_name, show
 
 REPEATS = ("seed", "data.fold")
@@ -23,7 +23,8 @@ class Repeat:
         choices: What they share of what was varied.
         jobs: How many of them have figures.
         failed: How many have none.
-        values: Figure of each job that has it, by split and key.
+        values: Figure of each job that has it, by split and key: all that one of the jobs is judged by, the most
+            important first.
     """
 
     choices: Mapping[str, str]
@@ -32,10 +33,11 @@ class Repeat:
     values: Mapping[tuple[str, str], Sequence[float]]
 
     def row(self) -> dict[str, Any]:
-        """Mean, standard deviation, least and greatest of each figure, for a table; None where there are too few."""
+        """Give each figure's mean, standard deviation, least and greatest; None where too few of the jobs have it."""
         row: dict[str, Any] = {**self.choices, "jobs": self.jobs, "failed": self.failed}
         for (split, key), values in self.values.items():
             name = f"{split}_{key}"
+            row |= {f"{name}_jobs": len(values)}
             row |= {f"{name}_mean": fmean(values) if values else None}
             row |= {f"{name}_sd": stdev(values) if len(values) > 1 else None}
             row |= {f"{name}_min": min(values, default=None), f"{name}_max": max(values, default=None)}
@@ -60,20 +62,18 @@ def repeats(jobs: Sequence[Job], varied: Sequence[str]) -> list[Repeat]:
         groups.setdefault(tuple(job.choices.get(key, "") for key in shared), []).append(job)
     found = []
     for choices, same in groups.items():
-        keys = dict.fromkeys(job.key for job in same if job.summary)
+        keys = dict.fromkeys(job.key for job in ranked(same) if job.summary)
         values = {
-            (split, key): [score for job in same if job.key == key and (score := job.score(split)) is not None]
+            (split, key): [figure for job in same if (figure := job.figure(split, key)) is not None]
             for key in keys
             for split in SPLITS
         }
         done = sum(bool(job.summary) for job in same)
-        found.append(Repeat(dict(zip(shared, choices, strict=True)), done, len(same) - done, values))
-
-    def mean(repeat: Repeat) -> float:
-        scores = next((v for (split, _), v in repeat.values.items() if split == "val" and v), None)
-        return fmean(scores) if scores else float("-inf")
-
-    return sorted(found, key=mean, reverse=True)
+        repeat = Repeat(dict(zip(shared, choices, strict=True)), done, len(same) - done, values)
+        means = ((key, fmean(v)) for (split, key), v in values.items() if split == "val" and v)
+        key, mean = next(means, ("", None))
+        found.append((place(ranked(same)[0], key, mean), repeat))
+    return [repeat for _, repeat in sorted(found, key=lambda pair: pair[0])]
 
 
 def repeats_table(found: Sequence[Repeat]) -> Table:
@@ -91,6 +91,7 @@ def repeats_table(found: Sequence[Repeat]) -> Table:
                 continue
             spread = f" ± {show(stdev(values), kind)}" if len(values) > 1 else ""
             ends = f"{show(min(values), kind)} to {show(max(values), kind)}"
+            ends += f", of {len(values)}" * (len(values) < repeat.jobs)
             cells.append(Cell(show(fmean(values), kind) + spread, sort=fmean(values), style="num", under=ends))
         rows.append(cells)
     words = {"val": "validation", "test": "test"}

@@ -22,6 +22,7 @@ HEADLINES = {
     "isup": ("qwk", "accuracy", "auroc_significant", "auroc"),
     "cancer": ("auroc", "accuracy"),
 }
+LESS_IS_BETTER = frozenset({"fp_mm2_benign_slides"})
 CRITERIA = {
     "dice_pooled": "pooled Dice",
     "dice_mean_slide": "mean Dice per slide",
