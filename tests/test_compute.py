@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -107,6 +107,15 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ConfigError, match=r"engine.compile=always needs a C\+\+ compiler"):
         EngineSettings(device="cpu", compile="always")
     assert not EngineSettings(device="cpu").can_compile
+
+
+@pytest.mark.parametrize(("device", "asked"), [("cuda", "cuda.is_available"), ("mps", "backends.mps.is_available")])
+def test_a_device_that_is_not_there_is_refused(
+    device: Literal["cuda", "mps"], asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"torch.{asked}", lambda: False)
+    with pytest.raises(ConfigError, match=f"engine.device={device}: no .* was found; use engine.device=cpu"):
+        EngineSettings(device=device)
 
 
 @pytest.mark.parametrize(("native", "precision"), [(True, "bf16"), (False, "fp32")])

@@ -404,5 +404,7 @@ def test_slides_that_have_a_mask_are_scored_against_it(tmp_path: Path, slides: P
             assert (np.asarray(image)[..., 2] > 0).any()
     (masks / "a_mask.tiff").unlink()
     (masks / "b_mask.tiff").unlink()
+    with pytest.raises(ConfigError, match=r"labels=.*train_label_masks: there is no .*train.csv; give the folder"):
+        run("*.tiff", f"labels={masks}")
     with pytest.raises(ConfigError, match="none of the 3 slides has a mask there \\(2 are in its table\\)"):
         run("*.tiff", f"labels={tmp_path}")

@@ -383,7 +383,7 @@ def _source_faults(plain: Mapping[str, Any]) -> list[str]:
             "(segmentation_checkpoint=runs/segmentation/…/checkpoints/best.ckpt), tiles=tissue needs none"
         )
     if not guided and given:
-        faults.append("segmentation_checkpoint has no part in tiles=tissue: leave it out, or give tiles=guided")
+        faults.append("segmentation_checkpoint has no part in tiles=tissue or all: leave it out, or give tiles=guided")
     if plain["threshold"] != "auto":
         faults.append(f"threshold={plain['threshold']}: grading takes the segmentation checkpoint's; leave it out")
     if plain["model"].get("encoder_weights") == OF_SEGMENTATION:

@@ -64,7 +64,7 @@ class TileSettings:
         if self.seed < 0:
             faults.append(f"tiles.seed={self.seed} must not be negative")
         if self.cross_fit and self.how != "guided":
-            faults.append(f"tiles.cross_fit=true has no part in tiles={self.how}: leave it out, or give tiles=guided")
+            faults.append("tiles.cross_fit=true has no part in tiles=tissue or all: leave it out, or give tiles=guided")
         faults += [
             f"tiles.{key}={getattr(self, key)} must be a share from 0 to 1"
             for key in ("random_fraction", "min_tissue")

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from panda.app.config import Faults, build, check_config
 from panda.app.door import SomeSlidesFailed, log_to_file, make_folder
 from panda.app.results import ONLY_UNGRADED, Results
-from panda.data.manifest import SlideRecord, read_manifest
+from panda.data.manifest import TABLE, SlideRecord, read_manifest
 from panda.errors import ConfigError, ManifestError
 from panda.files import locked, write_json
 from panda.inference.choice import Choice, choose
@@ -145,11 +145,16 @@ def _labelled(root: str | None, paths: Sequence[Path]) -> dict[str, SlideRecord]
         paths: The slides.
 
     Raises:
-        ConfigError: If none of them has one there.
+        ConfigError: If it is no such folder, or none of them has one there.
         ManifestError: If the folder's table cannot be used.
     """
     if root is None:
         return {}
+    if not (Path(root) / TABLE).is_file():
+        raise ConfigError(
+            f"labels={root}: there is no {Path(root) / TABLE}; give the folder that holds {TABLE} and "
+            "train_label_masks/ of these slides, or leave it out"
+        )
     names = {path.stem for path in paths}
     found = [record for record in read_manifest(root) if record.slide_id in names]
     labelled = {record.slide_id: record for record in found if record.mask_path and record.mask_path.is_file()}

@@ -79,6 +79,8 @@ class EngineSettings:
         ]
         if self.device == "cuda" and not torch.cuda.is_available():
             faults.append("engine.device=cuda: no CUDA device was found; use engine.device=cpu")
+        if self.device == "mps" and not torch.backends.mps.is_available():
+            faults.append("engine.device=mps: no GPU of Apple's was found; use engine.device=cpu")
         if self.compile == "always" and not self.can_compile:
             faults.append(
                 "engine.compile=always needs a C++ compiler (g++ or clang++), and none was found: install one, or use "
