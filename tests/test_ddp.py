@@ -164,6 +164,7 @@ def test_batches_are_told_by_device() -> None:
         ({"devices": "auto"}, "trainer.devices=auto: give how many"),
         ({"devices": 0}, "trainer.devices=0: give how many"),
         ({"devices": 2, "strategy": "ddp"}, "trainer.strategy=ddp: give auto for one device, ddp_spawn"),
+        ({"accelerator": "cpu", "devices": 999, "strategy": "ddp_spawn"}, "trainer.devices=999: this machine has"),
         ({"num_nodes": 2}, "trainer.num_nodes=2: a run uses one machine"),
     ],
 )

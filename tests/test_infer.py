@@ -299,7 +299,7 @@ def test_slides_seen_in_training_or_validation_are_marked(tmp_path: Path, run: I
     assert facts["in_sample"] is None
 
 
-@pytest.mark.parametrize("name", ["..tiff", "...tiff"])
+@pytest.mark.parametrize("name", ["..tiff", "...tiff", "report.html.tiff", "a\nb.tiff"])
 def test_a_name_that_is_no_folder_s_is_a_failure(tmp_path: Path, slides: Path, run: Infer, name: str) -> None:
     draw(slides / name)
     with pytest.raises(SomeSlidesFailed):

@@ -104,6 +104,7 @@ def infer(cfg: DictConfig) -> list[dict[str, Any]]:
             "failed": len(results.failed),
             "seconds": round(time.monotonic() - started, 1),
         },
+        "labels": cfg.labels,
         "notes": notes,
     }
     write_json(folder / "inference.json", about)

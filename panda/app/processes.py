@@ -40,6 +40,8 @@ def device_faults(trainer: Mapping[str, Any]) -> list[str]:
         faults.append(f"trainer.num_nodes={nodes}: a run uses one machine; use trainer.num_nodes=1")
     if strategy not in ("auto", *STRATEGIES):
         faults.append(f"trainer.strategy={strategy}: give auto for one device, {' or '.join(STRATEGIES)} for several")
+    elif trainer.get("accelerator") == "cpu" and devices > (cores := os.cpu_count() or 1):
+        faults.append(f"trainer.devices={devices}: this machine has {cores} cores; use as many processes at most")
     elif devices > 1 and strategy == "auto":
         faults.append(f"trainer.devices={devices} needs trainer=ddp, which starts a process for each")
     return faults

@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 
+OUTPUTS = ("report.html", "quantification.csv", "failures.csv", "inference.json", "engine.json", "infer.log")
+"""Files of an output, beside the folders of its slides."""
 FAILURE_COLUMNS = ("slide_id", "stage", "error", "message")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -283,8 +285,8 @@ class SlideMapper:
         Raises:
             SlideError: If it cannot be opened, or its name can be no folder's.
         """
-        if path.stem in (".", ".."):
-            raise SlideError(f"{path}: {path.stem!r} cannot name a slide's folder; rename the file")
+        if path.stem in (".", "..", *OUTPUTS) or not path.stem.isprintable():
+            raise SlideError(f"{path}: {path.stem!r} cannot name a slide's folder in the output; rename the file")
         return Slide.open(path, reader=self.reader, mpp_override=self.mpp_override)
 
     def in_sample(self, slide_id: str) -> str | None:
