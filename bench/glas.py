@@ -26,6 +26,7 @@ from omegaconf import OmegaConf
 
 from bench import plain_loop
 from panda.data.manifest import SlideRecord, apply_groups, read_groups, read_manifest
+from panda.errors import PandaError
 from panda.files import write_table
 from panda.inference.evaluate import SlideScore, histograms
 from panda.report.folder import read_csv
@@ -219,14 +220,14 @@ def paired(names: tuple[str, str], a: Sequence[Row], b: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def train_folds(root: Path, sweep: Path) -> None:
+def train_folds(root: Path, name: str) -> None:
     """Train the folds of this project by its door, and score each at both thresholds.
 
     Raises:
         subprocess.CalledProcessError: a job failed.
     """
     folds = "data.fold=" + ",".join(map(str, range(FOLDS)))
-    keys = [f"data.root={root}", f"data.groups={root / 'patients.csv'}", f"name={sweep.name.removeprefix('sweep-')}"]
+    keys = [f"data.root={root}", f"data.groups={root / 'patients.csv'}", f"name={name}"]
     command = [sys.executable, str(REPOSITORY / "train.py"), "-m", "experiment=glas", folds, "threshold=auto,0.5"]
     subprocess.run([*command, *keys, "logger=csv"], check=True, env=os.environ | {"PYTHONPATH": str(REPOSITORY)})
 
@@ -286,13 +287,17 @@ def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.glas", description=__doc__)
     parser.add_argument("--root", type=Path, required=True, help="the folder with train.csv and patients.csv")
-    parser.add_argument("--sweep", type=Path, default=Path("runs/segmentation/sweep-glas"), help="of this project")
+    parser.add_argument("--name", default="glas", help="of this project's sweep, runs/segmentation/sweep-NAME")
     parser.add_argument("--out", type=Path, default=Path("out/glas"), help="keeps what the plain loop came to")
     given = parser.parse_args()
-    if not given.sweep.exists():
-        train_folds(given.root, given.sweep)
+    sweep = Path("runs/segmentation") / f"sweep-{given.name}"
+    if not sweep.exists():
+        train_folds(given.root, given.name)
     given.out.mkdir(parents=True, exist_ok=True)
-    print(compare_folds(given.root, given.sweep, given.out))
+    try:
+        print(compare_folds(given.root, sweep, given.out))
+    except PandaError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
