@@ -230,7 +230,14 @@ def test_grading_run_shows_agreement_and_confusion(tmp_path: Path) -> None:
 def test_the_viewer_holds_all_that_it_needs(tmp_path: Path) -> None:
     (tmp_path / "report.html").touch()
     counts = list(range(4800, 3799, -1))
-    folder = _slide(tmp_path / EVIL, view_downsample=8.0, px_at_threshold=counts, tissue_px=4800, tissue_mm2=0.0192)
+    folder = _slide(
+        tmp_path / EVIL,
+        view_downsample=8.0,
+        px_at_threshold=counts,
+        tissue_px=4800,
+        tissue_mm2=0.0192,
+        against_label={"dice": 0.5},
+    )
     planes = np.zeros((40, 60, 3), np.uint8)
     planes[10:20, 10:30, 0] = 255  # blue in OpenCV's order: labelled cancer
     cv2.imwrite(str(folder / "map.png"), planes)

@@ -60,13 +60,12 @@ def _mapped(slide_dir: Path, quantification: dict[str, Any]) -> dict[str, Any]:
     counts = [number(count) for count in sequence(quantification.get("px_at_threshold"))]
     tissue, area = number(quantification.get("tissue_px")), number(quantification.get("tissue_mm2"))
     path = slide_dir / "map.png"
-    planes = cv2.imread(str(path), cv2.IMREAD_COLOR) if path.is_file() else None
-    if planes is None or len(counts) != len(THRESHOLDS) or None in counts or tissue is None:
+    if not path.is_file() or len(counts) != len(THRESHOLDS) or None in counts or tissue is None:
         return {}
     highest = max(tissue, 1)
     return {
         "map": _uri(path, "png"),
-        "labelled": bool((planes[..., 0] > 0).any()),  # OpenCV has blue first
+        "labelled": number(mapping(quantification.get("against_label")).get("dice")) is not None,
         "mm2": area is not None,
         "curve": " ".join(f"{k / 5:g},{40 - 38 * (count or 0) / highest:.1f}" for k, count in enumerate(counts)),
         "view": {
