@@ -11,8 +11,8 @@ import torch
 from panda.data.bags import BagItem, BagSet, BagSettings, read_bag, read_features
 from panda.data.manifest import SlideRecord
 from panda.errors import ManifestError
+from panda.inference.compute import EngineSettings
 from panda.inference.features import FeatureCache, encode_tiles
-from panda.inference.predictor import EngineSettings
 from panda.models.mil import MILNet
 from panda.wsi.slide import Slide
 from tests.pyramids import write_pyramid

@@ -8,7 +8,7 @@ import pytest
 
 from panda.app.guidance import Guidance, TileSettings
 from panda.errors import ConfigError
-from panda.inference.predictor import EngineSettings
+from panda.inference.compute import EngineSettings
 from tests.checkpoints import segmentation_checkpoint
 
 

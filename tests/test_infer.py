@@ -23,8 +23,9 @@ from panda.errors import ConfigError
 from panda.files import write_json
 from panda.inference import engine
 from panda.inference.canvas import Canvas
+from panda.inference.compute import EngineSettings
 from panda.inference.engine import SlideMapper
-from panda.inference.predictor import EngineSettings, SegmentationPredictor
+from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
 from panda.report.folder import read_csv
 from panda.tasks.threshold import ThresholdChoice

@@ -21,8 +21,8 @@ from panda.data.settings import StoreKind
 from panda.data.stains import STAIN_FILE
 from panda.errors import ConfigError
 from panda.inference import predictor as engine
-from panda.inference.compute import Forward
-from panda.inference.predictor import EngineSettings, SegmentationPredictor
+from panda.inference.compute import EngineSettings, Forward
+from panda.inference.predictor import SegmentationPredictor
 from panda.wsi.drawing import STYLES
 from panda.wsi.normalise import REFERENCE, StainProfile, find_stain, normalised, stain_of, told_stain
 from panda.wsi.slide import Slide

@@ -31,8 +31,7 @@ KEYS = {
     "train": {
         "data", "model", "loss", "augment", "optim", "trainer", "logger", "quantify", "engine", "task", "tiles",
         "name", "seed", "threshold", "criterion", "cost_ratio", "threshold_per_provider", "test_slides", "resume",
-        "colour_map",
-        "segmentation_checkpoint", "debug", "run_dir",
+        "colour_map", "segmentation_checkpoint", "debug", "run_dir",
     },
     "infer": {
         "quantify", "engine", "checkpoint", "grading_checkpoint", "slides", "output", "threshold", "provider",

@@ -7,7 +7,6 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -30,12 +29,13 @@ from panda.data.manifest import SlideRecord
 from panda.data.splits import Split
 from panda.errors import ConfigError, ManifestError
 from panda.files import identity, write_json, write_table
+from panda.inference.compute import EngineSettings
 from panda.inference.engine import SlideMapper, each_slide, tiles_on
 from panda.inference.features import FeatureCache
 from panda.inference.figures import plain_interval
 from panda.inference.grader import AGAINST_TILES, Grade, GradingPredictor, slide_tiles
 from panda.inference.overview import write_slide
-from panda.inference.predictor import EngineSettings, SegmentationPredictor
+from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
 from panda.models.mil import MILNet
 from panda.report.panels import attention_tiles
@@ -133,7 +133,7 @@ class GradingExperiment:
             faults.add(fault)
         faults.raise_any()
         self.guidance = Guidance.of(
-            cfg.segmentation_checkpoint, self.tiles.cross_fit, self.engine, Path(self.data.store_root)
+            cfg.segmentation_checkpoint, self.tiles.cross_fit, self.engine, self.data.store_root
         )
         if from_segmentation:
             _take_encoder(self.network, self.guidance.segmenters[0])
@@ -145,7 +145,7 @@ class GradingExperiment:
         self.guidance.check([record.slide_id for records in splits.values() for record in records])
         cache = None
         if self.network.frozen:
-            cache = FeatureCache(self.network, self.engine, Path(self.data.store_root))
+            cache = FeatureCache(self.network, self.engine, self.data.store_root)
         items: dict[Split, list[BagItem]] = {}
         mpps: dict[Split, list[float]] = {name: [] for name in splits}
         for name, records in splits.items():

@@ -15,8 +15,9 @@ from panda.data.settings import resolution_faults
 from panda.data.splits import Split
 from panda.errors import ConfigError
 from panda.inference.canvas import Canvas
+from panda.inference.compute import EngineSettings
 from panda.inference.engine import tiles_on
-from panda.inference.predictor import EngineSettings, SegmentationPredictor, resolution_for
+from panda.inference.predictor import SegmentationPredictor, resolution_for
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap
 
@@ -85,6 +86,7 @@ class Guidance:
 
     def __init__(self, segmenters: Sequence[SegmentationPredictor], cross_fit: bool, folder: Path) -> None:
         self.segmenters = segmenters
+        self._seen = [{*s.carried["train_slides"], *s.carried["val_slides"]} for s in segmenters]
         self.cross_fit = cross_fit
         self.folder = folder
 
@@ -129,7 +131,8 @@ class Guidance:
         """The segmentation that guides a slide's tiles, None where none does or may."""
         if not self.cross_fit:
             return self.segmenters[0] if self.segmenters else None
-        return next((s for s in self.segmenters if slide_id not in _seen(s.carried)), None)
+        new_to = (s for s, seen in zip(self.segmenters, self._seen, strict=True) if slide_id not in seen)
+        return next(new_to, None)
 
     def check(self, slides: Sequence[str]) -> None:
         """Sees to it that each slide has a segmentation to which it is new, where that was asked for.
@@ -166,10 +169,6 @@ class Guidance:
                 "learnt from it nor was chosen on it."
             ]
         return [note for segmenter in self.segmenters for note in leak_notes(items, segmenter.carried)]
-
-
-def _seen(carried: Mapping[str, Any]) -> set[str]:
-    return {*carried["train_slides"], *carried["val_slides"]}
 
 
 def leak_notes(items: Mapping[Split, Sequence[BagItem]], carried: Mapping[str, Any]) -> list[str]:

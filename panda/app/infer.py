@@ -21,9 +21,10 @@ from panda.data.manifest import TABLE, SlideRecord, read_manifest
 from panda.errors import ConfigError, ManifestError
 from panda.files import locked, write_json
 from panda.inference.choice import Choice, choose
+from panda.inference.compute import EngineSettings
 from panda.inference.engine import SlideMapper, SlidesAhead, each_slide, tiles_on
 from panda.inference.grader import GradingPredictor
-from panda.inference.predictor import EngineSettings, SegmentationPredictor
+from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
 from panda.report.inference_page import write_inference_page
 from panda.report.panels import attention_tiles

@@ -15,7 +15,7 @@ KINDS = {
     "trainer": "pytorch_lightning.Trainer",
     "logger": "panda.app.tracking.Tracking",
     "quantify": "panda.inference.quantify.QuantifySettings",
-    "engine": "panda.inference.predictor.EngineSettings",
+    "engine": "panda.inference.compute.EngineSettings",
     "tiles": "panda.app.guidance.TileSettings",
 }
 """What the target of a node has to be, or to be derived from."""

@@ -37,10 +37,11 @@ from panda.data.datamodule import PatchDataModule
 from panda.data.manifest import SlideRecord
 from panda.errors import ConfigError, PandaError
 from panda.files import remove, write_table
+from panda.inference.compute import EngineSettings
 from panda.inference.engine import SlideMapper, each_slide, tiles_on
 from panda.inference.evaluate import SlideScore, histograms, score_canvas
 from panda.inference.figures import summarise
-from panda.inference.predictor import EngineSettings, SegmentationPredictor
+from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
 from panda.inference.score_store import read_scores, score_made_of, write_scores
 from panda.models.segmentation import Segmenter

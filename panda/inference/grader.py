@@ -13,8 +13,9 @@ from torchmetrics.functional.classification import binary_auroc
 from panda.data.bags import read_bag, select_tile_coords_for_slide
 from panda.errors import ConfigError, SlideError
 from panda.inference.canvas import Canvas
+from panda.inference.compute import EngineSettings
 from panda.inference.features import encode_tiles
-from panda.inference.predictor import EngineSettings, resolution_for, restored
+from panda.inference.predictor import resolution_for, restored
 from panda.models.mil import MILNet
 from panda.tasks.checkpoint import Checkpoint, read_checkpoint
 from panda.wsi.geometry import Resolution

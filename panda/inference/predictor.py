@@ -25,8 +25,6 @@ from panda.wsi.normalise import STAIN_RULES, normalised, told_stain
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import RULES, TissueMap
 
-__all__ = ["EngineSettings", "SegmentationPredictor", "resolution_for", "restored"]
-
 log = logging.getLogger(__name__)
 
 N = TypeVar("N", bound=torch.nn.Module)
