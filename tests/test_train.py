@@ -389,7 +389,8 @@ def test_a_validation_slide_that_fails_leaves_no_canvas(tmp_path: Path, monkeypa
 
     experiment: Any = object.__new__(SegmentationExperiment)
     experiment.data = SimpleNamespace(choice=SelectionSettings())
-    experiment._open = experiment._mask = lambda *_: nullcontext()
+    experiment._open = lambda *_: nullcontext()
+    monkeypatch.setattr("panda.app.segmentation.open_label", lambda *_: nullcontext())
     monkeypatch.setattr("panda.app.segmentation.find_tissue", lambda _: None)
     monkeypatch.setattr("panda.app.segmentation.score_made_of", lambda *_: "")
     run: Any = SimpleNamespace(folder=tmp_path, failures=[])

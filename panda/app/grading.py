@@ -31,6 +31,7 @@ from panda.errors import ConfigError, ManifestError
 from panda.files import identity, write_json, write_table
 from panda.inference.compute import EngineSettings
 from panda.inference.engine import SlideMapper, each_slide, tiles_on
+from panda.inference.evaluate import open_label
 from panda.inference.features import FeatureCache
 from panda.inference.figures import plain_interval
 from panda.inference.grader import AGAINST_TILES, Grade, GradingPredictor, slide_tiles
@@ -44,7 +45,6 @@ from panda.tasks.bootstrap import percentile_interval, resampled_sums
 from panda.tasks.grades import agreement, confusions, grading_scores
 from panda.tasks.grading import CLASSES, GradingTask, Target, target_class
 from panda.tasks.optim import Optim
-from panda.wsi.labels import LabelMask
 from panda.wsi.normalise import told_stain
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import find_tissue
@@ -210,10 +210,6 @@ class GradingExperiment:
         settings = self.data.settings
         return Slide.open(record.image_path, reader=settings.reader, mpp_override=settings.mpp_override)
 
-    def _label(self, record: SlideRecord, slide: Slide) -> LabelMask:
-        assert record.mask_path is not None
-        return LabelMask.open(record.mask_path, slide, record.provider)
-
     def _class(self, record: SlideRecord) -> int:
         assert record.isup_grade is not None  # a bag without a grade is refused
         return int(target_class(torch.tensor(record.isup_grade), self.settings.target))
@@ -271,16 +267,18 @@ class GradingExperiment:
             with contextlib.ExitStack() as stack:
                 slide = stack.enter_context(self._open(record))
                 tissue = find_tissue(slide)
+                known = split == "test" and record.mask_path is not None and record.mask_path.is_file()
+                label = stack.enter_context(open_label(record, slide)) if known else None
                 if segmenter is not None:
                     canvas_path = self.guidance.canvas_path(segmenter, slide)
                     at = mapper(segmenter, segmenter.threshold.of(record.provider))
-                    mapped = at.map(slide, tissue, folder, canvas_path, tiles_on(bar), record=_labelled(record))
+                    mapped = at.map(
+                        slide, tissue, folder, canvas_path, tiles_on(bar), labelled=(record, label) if label else None
+                    )
                     if mapped.ungraded:
                         run.failures.append(mapped.ungraded)
                     grade = mapped.grade
                 else:
-                    labelled = _labelled(record) if split == "test" else None
-                    label = stack.enter_context(self._label(labelled, slide)) if labelled else None
                     with self.guidance.canvas(slide, tissue, bar) as canvas:
                         grade = grader.grade(slide, tissue, canvas, label)
                     if split == "test":
@@ -404,11 +402,6 @@ def _source_faults(plain: Mapping[str, Any]) -> list[str]:
 def _mean(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     """Means of (…, 2) sums and counts."""
     return np.asarray(sums[..., 0] / sums[..., 1])
-
-
-def _labelled(record: SlideRecord) -> SlideRecord | None:
-    """The slide where its label mask is there: grading itself needs none."""
-    return record if record.mask_path is not None and record.mask_path.is_file() else None
 
 
 def without_tiles(grade: Grade) -> Grade:

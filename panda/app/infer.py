@@ -1,5 +1,6 @@
 """`infer(cfg)`: slides in, a folder of maps, figures, grades and a report out."""
 
+import contextlib
 import csv
 import datetime
 import glob
@@ -23,6 +24,7 @@ from panda.files import locked, write_json
 from panda.inference.choice import Choice, choose
 from panda.inference.compute import EngineSettings
 from panda.inference.engine import SlideMapper, SlidesAhead, each_slide, tiles_on
+from panda.inference.evaluate import open_label
 from panda.inference.grader import GradingPredictor
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
@@ -77,11 +79,14 @@ def infer(cfg: DictConfig) -> list[dict[str, Any]]:
     results = Results(folder, mapper.made_with["fingerprint"])
 
     def work(path: Path, bar: "tqdm[Any]") -> None:
-        with ahead.opened(path) as (slide, tissue):
+        with ahead.opened(path) as (slide, tissue), contextlib.ExitStack() as stack:
             own = folder / slide.slide_id
+            known = None
+            if record := labelled.get(slide.slide_id):
+                known = record, stack.enter_context(open_label(record, slide))
             canvas_path = canvases / slide.slide_id / "canvas.zarr"
             with locked(own / "slide.html"):  # so that another run's tiles and page do not come between
-                mapped = mapper.map(slide, tissue, own, canvas_path, tiles_on(bar), record=labelled.get(slide.slide_id))
+                mapped = mapper.map(slide, tissue, own, canvas_path, tiles_on(bar), labelled=known)
                 tiles = own / "attention_tiles.png"
                 tiles.unlink(missing_ok=True)  # of an earlier run, which may have graded what this one cannot
                 if (grade := mapped.grade) is not None:
@@ -114,12 +119,7 @@ def infer(cfg: DictConfig) -> list[dict[str, Any]]:
         log.info("%s", _headline(row))
     log.info("report: %s", report)
     if results.failed:
-        ungraded = sum(failure.stage == ONLY_UNGRADED for failure in results.failed.values())
-        but = f" ({ungraded} in grading alone, their tumour figures are there)" if ungraded else ""
-        raise SomeSlidesFailed(
-            f"{len(results.failed)} of {len(paths)} slides failed{but}: {folder / 'failures.csv'} says why"
-            + ("; the others are done" if len(results.failed) < len(paths) else "")
-        )
+        raise SomeSlidesFailed(_failed(results, len(paths)))
     return rows
 
 
@@ -307,6 +307,15 @@ def _about(mapper: SlideMapper, choice: ThresholdChoice | None, provider: str | 
         "device": str(engine.torch_device),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def _failed(results: Results, count: int) -> str:
+    """How many slides of so many failed, in a sentence."""
+    ungraded = sum(failure.stage == ONLY_UNGRADED for failure in results.failed.values())
+    but = f" ({ungraded} in grading alone, their tumour figures are there)" if ungraded else ""
+    return f"{len(results.failed)} of {count} slides failed{but}: {results.folder / 'failures.csv'} says why" + (
+        "; the others are done" if len(results.failed) < count else ""
+    )
 
 
 def _headline(row: dict[str, Any]) -> str:

@@ -39,7 +39,7 @@ from panda.errors import ConfigError, PandaError
 from panda.files import remove, write_table
 from panda.inference.compute import EngineSettings
 from panda.inference.engine import SlideMapper, each_slide, tiles_on
-from panda.inference.evaluate import SlideScore, histograms, score_canvas
+from panda.inference.evaluate import SlideScore, histograms, open_label, score_canvas
 from panda.inference.figures import summarise
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
@@ -55,7 +55,7 @@ from panda.tasks.metrics import pooled
 from panda.tasks.optim import Optim
 from panda.tasks.segmentation import SegmentationTask
 from panda.tasks.threshold import ThresholdChoice, check_criterion
-from panda.wsi.labels import PROVIDERS, LabelMask
+from panda.wsi.labels import PROVIDERS
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import find_tissue
 
@@ -239,7 +239,7 @@ class SegmentationExperiment:
 
             def score(record: SlideRecord, bar: "tqdm[Any]") -> SlideScore:
                 try:
-                    with self._open(record) as slide, self._mask(record, slide) as mask:
+                    with self._open(record) as slide, open_label(record, slide) as mask:
                         made_of = score_made_of(predictor, slide, record)
                         if made_of in kept:
                             scored[made_of] = SlideScore(record=record, **kept[made_of])
@@ -295,10 +295,6 @@ class SegmentationExperiment:
         settings = self.data.settings
         return Slide.open(record.image_path, reader=settings.reader, mpp_override=settings.mpp_override)
 
-    def _mask(self, record: SlideRecord, slide: Slide) -> LabelMask:
-        assert record.mask_path is not None
-        return LabelMask.open(record.mask_path, slide, record.provider)
-
     def _map_slides(
         self,
         run: Run,
@@ -328,10 +324,10 @@ class SegmentationExperiment:
         def work(record: SlideRecord, bar: "tqdm[Any]") -> SlideScore:
             folder = run.folder / "slides" / record.slide_id
             threshold = choice.of(record.provider)
-            with self._open(record) as slide, self._mask(record, slide) as mask:
+            with self._open(record) as slide, open_label(record, slide) as mask:
                 tissue = find_tissue(slide)
                 mapped = mappers[threshold].map(
-                    slide, tissue, folder, folder / "canvas.zarr", tiles_on(bar), record=record
+                    slide, tissue, folder, folder / "canvas.zarr", tiles_on(bar), labelled=(record, mask)
                 )
                 assert mapped.score is not None  # segmentation leaves out slides without a mask
                 panels[threshold].extend(

@@ -305,7 +305,7 @@ class SlideMapper:
         canvas_path: Path,
         on_tiles: Callable[[int, int], None] | None = None,
         *,
-        record: SlideRecord | None = None,
+        labelled: tuple[SlideRecord, LabelMask] | None = None,
     ) -> MappedSlide:
         """Maps one open slide into `folder`; one that cannot be graded keeps all but its grade.
 
@@ -316,17 +316,17 @@ class SlideMapper:
                 slide.jpg and map.png for the page.
             canvas_path: Where the canvas lies or will lie.
             on_tiles: As for `SegmentationPredictor.predict`.
-            record: Of the slide; where it has a label mask, the map is scored against it, and its page shows it.
+            labelled: The slide's row and its label mask, where it has one: the map is scored against it, and the page
+                shows it.
 
         Raises:
             PandaError: Whatever keeps this slide from being mapped.
         """
-        with contextlib.ExitStack() as stack:
-            label = None
-            if record is not None and record.mask_path is not None:
-                label = stack.enter_context(LabelMask.open(record.mask_path, slide, record.provider))
-            canvas = stack.enter_context(self.predictor.holding(slide, tissue, canvas_path, on_tiles))
-            score = score_canvas(canvas, slide, label, tissue, record) if record and label else None
+        with self.predictor.holding(slide, tissue, canvas_path, on_tiles) as canvas:
+            label, score = None, None
+            if labelled is not None:
+                record, label = labelled
+                score = score_canvas(canvas, slide, label, tissue, record)
             for leftover in folder.glob(".*.partial.*"):  # of a run that was killed; no other writes here now
                 remove(leftover)
             found = slide_quantification(

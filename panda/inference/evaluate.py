@@ -76,6 +76,16 @@ class SlideScore:
         }
 
 
+def open_label(record: SlideRecord, slide: Slide) -> LabelMask:
+    """Opens the label mask of a slide that has one.
+
+    Raises:
+        MaskError: If it cannot be opened, or does not fit the slide.
+    """
+    assert record.mask_path is not None
+    return LabelMask.open(record.mask_path, slide, record.provider)
+
+
 def score_canvas(canvas: Canvas, slide: Slide, mask: LabelMask, tissue: TissueMap, record: SlideRecord) -> SlideScore:
     """Counts a canvas' tissue pixels by probability and truth, band by band.
 
