@@ -8,7 +8,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import repeat
@@ -16,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bench.memory import peak_mib
 from bench.project import GRADING, GRADING_K, GRADING_MEMORY, GRADING_SIZE
 from bench.results import Results
 from bench.slides import CACHE
-from bench.training import endless
+from bench.training import Steps, endless
 from panda.data.bags import BagItem, BagSet, BagSettings, select_tile_coords_for_slide
 from panda.data.loaders import train_loader
 from panda.data.manifest import SlideRecord
@@ -37,8 +37,8 @@ STEPS = {"pixels": 2, "features": 200}
 LARGE = 128
 
 
-class _Steps:
-    """A MIL network in training, as `GradingTask` trains it."""
+class _Steps(Steps):
+    """As `GradingTask` trains."""
 
     def __init__(self, frozen: bool) -> None:
         torch.manual_seed(0)
@@ -47,16 +47,11 @@ class _Steps:
         self.optimizer = torch.optim.AdamW(learns)
         self.loss = torch.nn.CrossEntropyLoss()
 
-    def seconds(self, batches: Iterator[Any], steps: int) -> float:
-        """Time some steps after one that is not counted."""
-        start = 0.0
-        for number, (bag, mask, label, _) in zip(range(steps + 1), batches, strict=False):
-            if number == 1:
-                start = time.perf_counter()
-            self.optimizer.zero_grad()
-            self.loss(self.network(bag, mask)[0], label).backward()
-            self.optimizer.step()
-        return time.perf_counter() - start
+    def loss_of(self, batch: tuple[Tensor, Tensor, Tensor, list[str]]) -> Tensor:
+        """See `Steps`."""
+        bag, mask, label, _ = batch
+        loss: Tensor = self.loss(self.network(bag, mask)[0], label)
+        return loss
 
 
 def measure(record: SlideRecord, rounds: int, results: Results) -> None:

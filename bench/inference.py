@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -20,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bench.memory import SIDES, TIMEOUT_S, case_of, peak_mib
-from bench.project import DEEPLAB, MAPPED_TILE, MAPPED_TISSUE, MAPPING, NETWORKS, OVERLAP, READER, UNET
+from bench.memory import in_processes, peak_mib
+from bench.project import MAPPED_TILE, MAPPED_TISSUE, MAPPING, NETWORKS, OVERLAP, READER, UNET
 from bench.results import Results
 from bench.segmenters import SEGMENTERS
 from bench.slides import CACHE, shared_tiles_slide
@@ -68,9 +67,9 @@ def measure(quick: bool, rounds: int, results: Results) -> None:
     path = shared_tiles_slide(_QUICK_SIDE if quick else _SIDE, MAPPED_TISSUE).image_path
     for network in NETWORKS:
         _wall(path, network, rounds, results)
-    for network in (UNET,) if quick else (UNET, DEEPLAB):
-        _beside_others(path, network, min(rounds, _PEER_ROUNDS), results)
-    _memory(rounds, results)
+    _beside_others(path, min(rounds, _PEER_ROUNDS), results)
+    checkpoint(UNET)
+    in_processes("bench.inference", "panda inference", rounds, results)
 
 
 def checkpoint(network: str) -> Path:
@@ -159,11 +158,10 @@ def ways(rounds: int, results: Results) -> None:
                 results.add("inference", name, f"{ALONE}, {UNET}", _BATCH / (time.perf_counter() - start))
 
 
-def _beside_others(path: Path, network: str, rounds: int, results: Results) -> None:
+def _beside_others(path: Path, rounds: int, results: Results) -> None:
     """One slide from opening to a map on the disk, each contender in a process of its own."""
-    contenders = {name: (f"{__name__}:contender", (name, network)) for name in SEGMENTERS}
-    contenders = {name: (f"{__name__}:contender", (name, network)) for name in OWN} | contenders
-    case = f"{network}, {MAPPING}"
+    contenders = {name: (f"{__name__}:contender", (name,)) for name in SEGMENTERS}
+    contenders = {name: (f"{__name__}:contender", (name,)) for name in OWN} | contenders
     with workers(contenders, CACHE / "log" / "inference", results.left_out) as started:
         for turn in range(-1, rounds):
             for name, worker in list(started.items()):
@@ -181,14 +179,14 @@ def _beside_others(path: Path, network: str, rounds: int, results: Results) -> N
                 if turn >= 0:
                     pixels = _opened(path).dimensions
                     note = f"mean probability where scored {mean:.3f}"
-                    results.add("mapping", name, case, pixels[0] * pixels[1] / 1e6 / seconds, note)
-                    results.add("mapping memory", name, case, peak)
+                    results.add("mapping", name, MAPPING, pixels[0] * pixels[1] / 1e6 / seconds, note)
+                    results.add("mapping memory", name, MAPPING, peak)
 
 
-def contender(name: str, network: str) -> Callable[[Path, Path], tuple[float, float, float]]:
+def contender(name: str) -> Callable[[Path, Path], tuple[float, float, float]]:
     """Answer questions in a process: seconds for a slide, the mean of its map, and the peak of memory in MiB."""
     torch.manual_seed(0)
-    run = _panda(network, OWN[name]) if name in OWN else SEGMENTERS[name](checkpoint(network))
+    run = _panda(OWN[name]) if name in OWN else SEGMENTERS[name](checkpoint(UNET))
 
     def answer(path: Path, out: Path) -> tuple[float, float, float]:
         start = time.perf_counter()
@@ -199,8 +197,8 @@ def contender(name: str, network: str) -> Callable[[Path, Path], tuple[float, fl
     return answer
 
 
-def _panda(network: str, settings: EngineSettings) -> Callable[[Path, Path], Callable[[], float]]:
-    predictor = SegmentationPredictor.from_checkpoint(checkpoint(network), settings)
+def _panda(settings: EngineSettings) -> Callable[[Path, Path], Callable[[], float]]:
+    predictor = SegmentationPredictor.from_checkpoint(checkpoint(UNET), settings)
 
     def run(path: Path, out: Path) -> Callable[[], float]:
         choose(predictor, 0.5, [path], _opened, out / "engine.json")
@@ -214,21 +212,6 @@ def _panda(network: str, settings: EngineSettings) -> Callable[[Path, Path], Cal
         return mean
 
     return run
-
-
-def _memory(rounds: int, results: Results) -> None:
-    """Map both slides in turn, each time in a fresh process."""
-    for side in SIDES.values():
-        shared_tiles_slide(side)
-    checkpoint(UNET)
-    for _ in range(rounds):
-        for name, side in SIDES.items():
-            command = [sys.executable, "-m", "bench.inference", str(side)]
-            ran = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-            if ran.returncode:
-                raise RuntimeError(f"mapping the slide of {side} px failed: {ran.stderr.strip()}")
-            peak, before, tiles = json.loads(ran.stdout.splitlines()[-1])
-            results.add("memory", "panda inference", case_of(name), peak, f"{before:.0f} MiB before, {tiles} tiles")
 
 
 class Nothing(nn.Module):

@@ -37,17 +37,31 @@ def measure(rounds: int, results: Results) -> None:
     Raises:
         RuntimeError: an extraction failed.
     """
+    in_processes("bench.memory", NAME, rounds, results)
+
+
+def in_processes(module: str, name: str, rounds: int, results: Results) -> None:
+    """Let a program take both slides in turn, each time in a fresh process.
+
+    Args:
+        module: run with the slide's side, it ends by printing its peak, what it was before and its tiles, as JSON.
+        name: of the contender.
+        rounds: how many times each.
+        results: gets the rows, in MiB.
+
+    Raises:
+        RuntimeError: it failed.
+    """
     for side in SIDES.values():
         shared_tiles_slide(side)
     for _ in range(rounds):
-        for name, side in SIDES.items():
-            command = [sys.executable, "-m", "bench.memory", str(side)]
+        for key, side in SIDES.items():
+            command = [sys.executable, "-m", module, str(side)]
             ran = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
             if ran.returncode:
-                raise RuntimeError(f"extraction of the slide of {side} px failed: {ran.stderr.strip()}")
-            peak, before, tiles = json.loads(ran.stdout)
-            note = f"{before:.0f} MiB before it began, {tiles} tiles"
-            results.add("memory", NAME, case_of(name), peak, note)
+                raise RuntimeError(f"{module} failed on the slide of {side} px: {ran.stderr.strip()}")
+            peak, before, tiles = json.loads(ran.stdout.splitlines()[-1])
+            results.add("memory", name, case_of(key), peak, f"{before:.0f} MiB before it began, {tiles} tiles")
 
 
 def main(side: int) -> None:

@@ -23,7 +23,7 @@ CACHED = "one cached batch"
 UNET, DEEPLAB = "UNet-ResNet18", "DeepLabV3-ResNet50"
 NETWORKS = {UNET: ("Unet", "resnet18"), DEEPLAB: ("DeepLabV3", "resnet50")}
 MAPPED_TILE, OVERLAP, MAPPED_TISSUE = 512, 0.25, 0.2
-MAPPING = "a slide of which a fifth is tissue"
+MAPPING = f"{UNET}, a slide of which a fifth is tissue"
 """What mapping is measured with: networks, side and overlap of the tiles, share of tissue."""
 
 

@@ -98,16 +98,7 @@ def _headline(results: Results) -> None:
     small, large = (memory.case_of(name) for name in ("10k", "100k"))
     results.head("extraction_rss_100k_vs_10k", "memory", (memory.NAME, memory.NAME), (large, small))
     results.head("inference_rss_100k_vs_10k", "memory", ("panda inference", "panda inference"), (large, small))
-    for network in NETWORKS:
-        which = "" if network == UNET else "_deeplabv3"
-        names = "the network alone", "this project, all of it"  # tiles/s: the slower one is below
-        results.head(f"inference_wall_vs_forward{which}", "inference", names, (network, network))
-        case = f"{network}, {MAPPING}"
-        for other in ("tiatoolbox", "monai"):
-            results.head(f"inference{which}_vs_{other}", "mapping", ("panda", other), (case, case))
-            names = "panda compiled", other
-            results.head(f"inference_compiled{which}_vs_{other}", "mapping", names, (case, case))
-            results.head(f"inference{which}_rss_vs_{other}", "mapping memory", ("panda", other), (case, case))
+    _inference_headline(results)
     for store in STORES:
         which = "" if store == DEFAULT_STORE else f"_{store}"
         names = f"panda {store}", CACHED
@@ -118,6 +109,18 @@ def _headline(results: Results) -> None:
     for case, key in start.KEYS.items():
         if values := results.rows.get(("start", "panda", case)):
             results.headline[key] = round(median(values), 3)
+
+
+def _inference_headline(results: Results) -> None:
+    """Mapping against the network alone and the other libraries."""
+    for network in NETWORKS:
+        which = "" if network == UNET else "_deeplabv3"
+        names = "the network alone", "this project, all of it"  # tiles/s: the slower one is below
+        results.head(f"inference_wall_vs_forward{which}", "inference", names, (network, network))
+    for other in ("tiatoolbox", "monai"):
+        for part, what in (("mapping", ""), ("mapping memory", "_rss")):
+            results.head(f"inference{what}_vs_{other}", part, ("panda", other), (MAPPING, MAPPING))
+        results.head(f"inference_compiled_vs_{other}", "mapping", ("panda compiled", other), (MAPPING, MAPPING))
 
 
 def _word(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import repeat
 from typing import Any
@@ -47,8 +48,34 @@ def endless(loader: DataLoader[Any]) -> Iterator[Any]:
         yield from loader
 
 
-class _Steps:
-    """A network in training, as `SegmentationTask` trains it."""
+class Steps(ABC):
+    """A network in training.
+
+    Attributes:
+        optimizer: Of its weights.
+    """
+
+    optimizer: torch.optim.Optimizer
+
+    @abstractmethod
+    def loss_of(self, batch: Any) -> Tensor:
+        """The loss of one batch of the loader."""
+
+    def seconds(self, batches: Iterator[Any], steps: int) -> float:
+        """Time some steps after one that is not counted."""
+        start = 0.0
+        for number, batch in zip(range(steps + 1), batches, strict=False):
+            if number == 1:
+                start = time.perf_counter()
+            loss = self.loss_of(batch)
+            self.optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            self.optimizer.step()
+        return time.perf_counter() - start
+
+
+class _Steps(Steps):
+    """As `SegmentationTask` trains."""
 
     def __init__(
         self,
@@ -64,19 +91,12 @@ class _Steps:
         self.loss = BCEDiceLoss()
         self.optimizer = torch.optim.AdamW(self.network.parameters())
 
-    def seconds(self, batches: Iterator[Batch], steps: int) -> float:
-        """Time some steps after one that is not counted."""
-        start = 0.0
-        for number, (image, mask) in zip(range(steps + 1), batches, strict=False):
-            if number == 1:
-                start = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-                logits = self.network(image.contiguous(memory_format=self.layout))
-                loss = self.loss(logits, mask)
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-        return time.perf_counter() - start
+    def loss_of(self, batch: Batch) -> Tensor:
+        """See `Steps`."""
+        image, mask = batch
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            loss: Tensor = self.loss(self.network(image.contiguous(memory_format=self.layout)), mask)
+        return loss
 
 
 def measure(record: SlideRecord, rounds: int, results: Results) -> None:
