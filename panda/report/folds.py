@@ -102,10 +102,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m panda.report.folds", description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+", help="folders of finished runs, one a fold")
     try:
-        rows, task = rows_of(parser.parse_args().runs)
+        runs = parser.parse_args().runs
+        rows, task = rows_of(runs)
     except PandaError as error:
         sys.exit(f"error: {error}")
-    print(f"{len(rows)} slides, each tested once")
+    print(f"{len(rows)} slides of {len(runs)} runs, each tested once")
     for figure in figures(rows, task):
         ends = "no interval: one group" if figure.interval is None else "[{:.3f}, {:.3f}]".format(*figure.interval)
         print(f"{figure.name:22} {figure.value:.3f}  {ends}  {figure.slides} slides, {figure.groups} groups")
