@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from numpy.typing import NDArray
 
@@ -26,7 +27,8 @@ from panda.data.manifest import SlideRecord
 from panda.errors import ConfigError, ManifestError, SlideError
 from panda.wsi.geometry import Resolution
 from panda.wsi.slide import Slide
-from panda.wsi.tissue import TissueMap
+from panda.wsi.synthetic import draw_slide
+from panda.wsi.tissue import TissueMap, find_tissue
 from tests.panda_folder import make_folder, picture
 
 WIDTH, HEIGHT, TILE = 640, 448, 32
@@ -105,6 +107,29 @@ def test_tiles_lie_side_by_side_on_tissue(tissue: TissueMap) -> None:
     fuller = select_tile_coords_for_slide(None, None, tissue, view(2), k=10_000, tile_size=TILE, min_tissue=0.5)
     assert 0 < len(fuller) < len(coords)
     assert (tissue.fraction_of(np.concatenate([fuller, fuller + 2 * TILE], axis=1)) >= 0.5).all()
+
+
+def test_tiles_land_on_the_cancer_that_was_drawn(tmp_path: Path) -> None:
+    image, mask = tmp_path / "s.tiff", tmp_path / "s_mask.tiff"
+    draw_slide(
+        image, mask, slide_id="s", provider="radboud", isup_grade=3, seed=4, width=2048, height=1024, tile=256, mpp=0.48
+    )
+    cancer = tifffile.imread(mask)[..., 0] >= 3  # level 0; Gleason patterns 3 to 5
+    with Slide.open(image) as slide:
+        tissue, tiles, coarse = find_tissue(slide), slide.at(level=0), slide.at(level=1)
+        known = cancer.reshape(coarse.height, 4, coarse.width, 4).mean(axis=(1, 3), dtype=np.float32)
+        side: dict[str, Any] = {"tile_size": 128, "min_tissue": 0.5}
+        guided = select_tile_coords_for_slide(known, coarse, tissue, tiles, k=12, random_fraction=0.0, **side)
+        every = select_tile_coords_for_slide(None, None, tissue, tiles, k=10_000, **side)
+
+    def held(coords: NDArray[np.int64]) -> NDArray[np.float64]:
+        return np.array([cancer[y : y + 128, x : x + 128].mean() for x, y in coords.tolist()])
+
+    found, best = held(guided), np.sort(held(every))[::-1]
+    assert (found > 0.5).all()
+    # A score is over the tissue of a tile, so that one at the border may be preferred to one in the midst.
+    assert found.mean() > 0.9 * best[:12].mean()
+    assert found.mean() > 1.5 * best.mean()
 
 
 def test_random_share(tissue: TissueMap) -> None:
