@@ -361,3 +361,14 @@ def test_all_faults_at_once() -> None:
         net(pooling="transformer", hidden=18)
     with pytest.raises(ConfigError, match="nonesuch"):
         MILNet("resnet18.nonesuch")
+
+
+@torch.no_grad()
+def test_features_have_mean_0_and_variance_1_whatever_the_encoder_is_scaled_by() -> None:
+    model = net().eval()
+    tiles = torch.rand(3, 3, 32, 32)
+    feats = model.encode(tiles)
+    raw = model.encoder(model.normalise(tiles)).double()
+    expected = (raw - raw.mean(-1, keepdim=True)) / (raw.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(feats.double(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model(tiles)[2], feats)

@@ -16,6 +16,7 @@ from panda.errors import PandaError
 from panda.files import fingerprint, identity, locked, whole_path
 from panda.inference.compute import EngineSettings
 from panda.models.mil import MILNet
+from panda.tasks.checkpoint import FORMATS
 from panda.wsi.geometry import Resolution
 from panda.wsi.normalise import STAIN_RULES, StainProfile
 from panda.wsi.slide import Slide
@@ -83,7 +84,7 @@ class FeatureCache:
         for name, value in sorted(network.encoder.state_dict().items()):
             weights.update(name.encode() + value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         self.encoder = fingerprint(
-            {"weights": weights.hexdigest(), "precision": settings.precision}
+            {"rules": FORMATS["grading"], "weights": weights.hexdigest(), "precision": settings.precision}
             | {key: plain[key] for key in ("encoder", "mean", "std")}
         )
         self.folder = folder / f"features-{self.encoder[:12]}"

@@ -154,6 +154,9 @@ class MILNet(nn.Module):
     def encode(self, tiles: Tensor) -> Tensor:
         """Turn tiles into features, `chunk` at most at a time.
 
+        The encoder's numbers are brought to mean 0 and variance 1 in each tile (layer normalisation without weights):
+        encoders differ much in scale and offset, and attention on numbers as they come is slow to learn.
+
         Args:
             tiles: (K, 3, h, w) floating point RGB in [0, 1], K at least 1.
 
@@ -174,8 +177,7 @@ class MILNet(nn.Module):
         return torch.cat(feats)
 
     def _encode_part(self, tiles: Tensor) -> Tensor:
-        feats: Tensor = self.encoder(self.normalise(tiles))
-        return feats
+        return nn.functional.layer_norm(self.encoder(self.normalise(tiles)), (self.feature_dim,))
 
     def aggregate(self, feats: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Grade bags of features, such as were encoded before.
