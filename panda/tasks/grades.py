@@ -7,12 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
-from torchmetrics.functional.classification import (
-    binary_auroc,
-    multiclass_accuracy,
-    multiclass_cohen_kappa,
-    multiclass_confusion_matrix,
-)
+from torchmetrics.functional.classification import binary_auroc
 
 
 def grading_scores(y_true: ArrayLike | Tensor, prob: ArrayLike | Tensor) -> dict[str, Any]:
@@ -31,32 +26,38 @@ def grading_scores(y_true: ArrayLike | Tensor, prob: ArrayLike | Tensor) -> dict
     Raises:
         ValueError: Shapes that do not agree, grades out of range, or probabilities that are not numbers >= 0.
     """
-    truth = torch.as_tensor(np.array(_array(y_true))).long()
-    scores = torch.as_tensor(np.array(_array(prob), dtype=np.float64))
+    truth, scores = _checked(y_true, prob)
+    counts = confusions(truth, scores).sum(axis=0)
+    kappa, right = (None if math.isnan(value) else float(value) for value in agreement(counts))
+    positive = torch.as_tensor(truth)
+    tensor = torch.as_tensor(scores)
+    return {
+        "n": len(truth),
+        "accuracy": right,
+        "qwk": kappa,
+        "confusion": counts.astype(np.int64).tolist(),
+        "auroc_cancer": _auroc(tensor[:, 1:].sum(dim=1), positive >= 1),
+        "auroc_significant": _auroc(tensor[:, 2:].sum(dim=1), positive >= 2) if scores.shape[1] > 2 else None,
+    }
+
+
+def _checked(y_true: Any, prob: Any) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Grades (N,) and probabilities (N, C) that sum to 1, or what is wrong with them."""
+    truth = np.asarray(_array(y_true), dtype=np.int64)
+    scores = np.asarray(_array(prob), dtype=np.float64)
     if scores.ndim != 2 or scores.shape[1] < 2 or truth.shape != scores.shape[:1]:
-        raise ValueError(f"y_true is (N,) and prob (N, C), not {tuple(truth.shape)} and {tuple(scores.shape)}")
+        raise ValueError(f"y_true is (N,) and prob (N, C), not {truth.shape} and {scores.shape}")
     classes = scores.shape[1]
-    if not bool(((truth >= 0) & (truth < classes)).all()):
+    if not ((truth >= 0) & (truth < classes)).all():
         raise ValueError(f"grades must be 0 … {classes - 1}, but run from {truth.min()} to {truth.max()}")
-    if not bool((scores >= 0).all()) or not bool(torch.isfinite(scores).all()):
+    if not (scores >= 0).all() or not np.isfinite(scores).all():
         raise ValueError("probabilities must be numbers of at least 0 (apply a softmax to logits)")
     # Sums of float32 may pass 1 by a hair, and torchmetrics takes anything past 1 for logits.
-    scores = scores / scores.sum(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-    predicted = scores.argmax(dim=1)
-    found: dict[str, Any] = {"n": len(truth), "accuracy": None, "qwk": None}
-    found["confusion"] = [[0] * classes for _ in range(classes)]
-    if len(truth):
-        found["accuracy"] = float(multiclass_accuracy(predicted, truth, classes, average="micro"))
-        kappa = multiclass_cohen_kappa(predicted, truth, classes, weights="quadratic")
-        found["qwk"] = None if math.isnan(kappa) else float(kappa)
-        found["confusion"] = multiclass_confusion_matrix(predicted, truth, classes).tolist()
-    found["auroc_cancer"] = _auroc(scores[:, 1:].sum(dim=1), truth >= 1)
-    found["auroc_significant"] = _auroc(scores[:, 2:].sum(dim=1), truth >= 2) if classes > 2 else None
-    return found
+    return truth, scores / np.maximum(scores.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
 
 
 def _array(values: Any) -> Any:
-    return values.detach().cpu().float().numpy() if isinstance(values, Tensor) else values
+    return values.detach().cpu().double().numpy() if isinstance(values, Tensor) else values
 
 
 def _auroc(score: Tensor, positive: Tensor) -> float | None:
