@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from panda.app.callbacks import Clock
-from panda.app.grading import GradingExperiment, GradingSettings, without_tiles
+from panda.app.grading import GradingExperiment, GradingSettings
 from panda.app.guidance import leak_notes
 from panda.app.run import Run
 from panda.app.segmentation import SegmentationExperiment
@@ -405,6 +405,6 @@ def test_a_kept_grade_holds_no_tiles() -> None:
     zeros = np.zeros((3, 2), np.int64)
     ones = np.ones(3, np.float32)
     grade = Grade("isup", 0, [1.0], zeros, ones, ones, np.zeros((3, 8, 8, 3), np.uint8), 16.0)
-    kept = without_tiles(grade).shown
+    kept = grade.without_tiles().shown
     assert len(kept) == 0
     assert kept.base is None

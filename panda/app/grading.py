@@ -6,12 +6,11 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
@@ -33,16 +32,14 @@ from panda.inference.compute import EngineSettings
 from panda.inference.engine import SlideMapper, each_slide, tiles_on
 from panda.inference.evaluate import open_label
 from panda.inference.features import FeatureCache
-from panda.inference.figures import plain_interval
-from panda.inference.grader import AGAINST_TILES, Grade, GradingPredictor, slide_tiles
+from panda.inference.grader import GradingPredictor, slide_tiles
+from panda.inference.grading_figures import GradedSlide, summarise_grades
 from panda.inference.overview import write_slide
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
 from panda.models.mil import MILNet
 from panda.report.panels import attention_tiles
 from panda.report.slide_page import write_slide_page
-from panda.tasks.bootstrap import percentile_interval, resampled_sums
-from panda.tasks.grades import agreement, confusions, grading_scores
 from panda.tasks.grading import CLASSES, GradingTask, Target, target_class
 from panda.tasks.optim import Optim
 from panda.wsi.normalise import told_stain
@@ -261,7 +258,7 @@ class GradingExperiment:
                 self.cfg.colour_map,
             )
 
-        def work(record: SlideRecord, bar: "tqdm[Any]") -> tuple[SlideRecord, Grade] | None:
+        def work(record: SlideRecord, bar: "tqdm[Any]") -> GradedSlide | None:
             folder = run.folder / "slides" / record.slide_id
             segmenter = self.guidance.segmenter(record.slide_id) if split == "test" else None
             with contextlib.ExitStack() as stack:
@@ -295,70 +292,19 @@ class GradingExperiment:
                 if grade is not None:
                     attention_tiles(grade, folder / "attention_tiles.png")
                 write_slide_page(folder)
-            return None if grade is None else (record, without_tiles(grade))
+            return None if grade is None else GradedSlide(record, self._class(record), grade.without_tiles())
 
         outcome = each_slide(
             [item.record for item in items], lambda record: record.slide_id, f"grades of {split}", work
         )
         run.failures.extend(outcome.failures)
         graded = [result for result in outcome.results if result is not None]
-        rows = [
-            {
-                "slide_id": record.slide_id,
-                "provider": record.provider,
-                "isup_grade": record.isup_grade,
-                "label": self._class(record),
-                "predicted": grade.predicted,
-                "group": record.group,
-                **{f"p{i}": p for i, p in enumerate(grade.probabilities)},
-                **({} if split != "test" else grade.against_label or dict.fromkeys(AGAINST_TILES)),
-            }
-            for record, grade in graded
-        ]
-        if rows:
+        if graded:
+            rows = [slide.row(attention=split == "test") for slide in graded]
             write_table(run.folder / f"{split}_slides.csv", rows)
             if logger is not None:
                 log_slides(logger, "test_slides", rows, run.folder / "slides")
-        return self._figures(graded)
-
-    def _figures(self, graded: Sequence[tuple[SlideRecord, Grade]]) -> dict[str, Any]:
-        figures = self._scores(graded)
-        figures["by_provider"] = {
-            provider: self._scores([(r, g) for r, g in graded if r.provider == provider])
-            for provider in sorted({record.provider for record, _ in graded})
-        }
-        return figures
-
-    def _scores(self, graded: Sequence[tuple[SlideRecord, Grade]]) -> dict[str, Any]:
-        labels = np.array([self._class(record) for record, _ in graded], dtype=np.int64)
-        prob = np.array([grade.probabilities for _, grade in graded]).reshape(-1, CLASSES[self.settings.target])
-        found = grading_scores(labels, prob)
-
-        groups = [record.group for record, _ in graded]
-        drawn = resampled_sums(confusions(labels, prob), groups, agreement, seed=self.cfg.seed)
-        kappa, right = (plain_interval(percentile_interval(column)) for column in drawn.T)
-        return {
-            "slides": len(graded),
-            "qwk": found["qwk"],
-            "qwk_interval": kappa,
-            "accuracy": found["accuracy"],
-            "accuracy_interval": right,
-            "auroc": found["auroc_cancer"],
-            "auroc_significant": found.get("auroc_significant"),
-            "confusion": found["confusion"],
-        } | self._attention(graded)
-
-    def _attention(self, graded: Sequence[tuple[SlideRecord, Grade]]) -> dict[str, Any]:
-        """Whether attention lies on labelled cancer: means over the slides that have some, with intervals."""
-        known = [(record.group, grade.against_label) for record, grade in graded if grade.against_label]
-        found: dict[str, Any] = {}
-        for key in AGAINST_TILES:
-            values = [(group, against[key]) for group, against in known if against[key] is not None]
-            found[key] = float(np.mean([value for _, value in values])) if values else None
-            sums = np.array([[value, 1.0] for _, value in values]).reshape(-1, 2)
-            drawn = resampled_sums(sums, [group for group, _ in values], _mean, seed=self.cfg.seed)
-            found[f"{key}_interval"] = plain_interval(percentile_interval(drawn)) if values else None
-        return found
+        return summarise_grades(graded, CLASSES[self.settings.target], self.cfg.seed)
 
     def _show_in_wandb(self, run: Run) -> None:
         logger = wandb_of(run.trainer.loggers)
@@ -397,16 +343,6 @@ def _source_faults(plain: Mapping[str, Any]) -> list[str]:
     if (pooling := plain["model"].get("pooling")) in WITHOUT_HIDDEN:
         faults += idle_faults(("model.hidden",), f"model.pooling={pooling}")
     return faults
-
-
-def _mean(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Means of (…, 2) sums and counts."""
-    return np.asarray(sums[..., 0] / sums[..., 1])
-
-
-def without_tiles(grade: Grade) -> Grade:
-    """A grade without the pixels of its tiles: those of thousands of bags fill a memory."""
-    return replace(grade, shown=grade.shown[:0].copy())  # a slice alone would keep them all
 
 
 def _take_encoder(network: MILNet, segmenter: SegmentationPredictor) -> None:

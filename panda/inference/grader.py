@@ -1,7 +1,7 @@
 """From a grading checkpoint and a slide, with its canvas where tiles are guided, to a grade."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,10 @@ class Grade:
     shown: NDArray[np.uint8]
     tile_side: float
     against_label: dict[str, float | None] | None = None
+
+    def without_tiles(self) -> "Grade":
+        """The same without the pixels of its tiles: those of thousands of bags fill a memory."""
+        return replace(self, shown=self.shown[:0].copy())  # a slice alone would keep them all
 
     def plain(self) -> dict[str, Any]:
         """Target, predicted class, probabilities and tiles as plain data for JSON."""

@@ -1,0 +1,103 @@
+"""Figures of graded slides, with intervals: of all, and by provider."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from panda.data.manifest import SlideRecord
+from panda.inference.figures import plain_interval
+from panda.inference.grader import AGAINST_TILES, Grade
+from panda.tasks.bootstrap import percentile_interval, resampled_sums
+from panda.tasks.grades import agreement, confusions, grading_scores
+
+
+@dataclass(frozen=True)
+class GradedSlide:
+    """What a slide was given and what was found.
+
+    Attributes:
+        record: The slide.
+        label: The class that it was given.
+        grade: What was found.
+    """
+
+    record: SlideRecord
+    label: int
+    grade: Grade
+
+    def row(self, attention: bool) -> dict[str, Any]:
+        """The slide's row in a table.
+
+        Args:
+            attention: With the figures of `AGAINST_TILES`, None where it has none.
+        """
+        return {
+            "slide_id": self.record.slide_id,
+            "provider": self.record.provider,
+            "isup_grade": self.record.isup_grade,
+            "label": self.label,
+            "predicted": self.grade.predicted,
+            "group": self.record.group,
+            **{f"p{k}": p for k, p in enumerate(self.grade.probabilities)},
+            **((self.grade.against_label or dict.fromkeys(AGAINST_TILES)) if attention else {}),
+        }
+
+
+def summarise_grades(graded: Sequence[GradedSlide], classes: int, seed: int) -> dict[str, Any]:
+    """Figures over slides, as plain data.
+
+    Args:
+        graded: The slides.
+        classes: How many there are.
+        seed: Of the bootstrap.
+
+    Returns:
+        The figures of grading that `docs/summary.md` describes, of all slides, and the same `by_provider`. Undefined
+        figures are None.
+    """
+    figures = _figures(graded, classes, seed)
+    figures["by_provider"] = {
+        provider: _figures([slide for slide in graded if slide.record.provider == provider], classes, seed)
+        for provider in sorted({slide.record.provider for slide in graded})
+    }
+    return figures
+
+
+def _figures(graded: Sequence[GradedSlide], classes: int, seed: int) -> dict[str, Any]:
+    labels = np.array([slide.label for slide in graded], dtype=np.int64)
+    prob = np.array([slide.grade.probabilities for slide in graded]).reshape(-1, classes)
+    found = grading_scores(labels, prob)
+    groups = [slide.record.group for slide in graded]
+    drawn = resampled_sums(confusions(labels, prob), groups, agreement, seed=seed)
+    kappa, right = (plain_interval(percentile_interval(column)) for column in drawn.T)
+    return {
+        "slides": len(graded),
+        "qwk": found["qwk"],
+        "qwk_interval": kappa,
+        "accuracy": found["accuracy"],
+        "accuracy_interval": right,
+        "auroc": found["auroc_cancer"],
+        "auroc_significant": found["auroc_significant"],
+        "confusion": found["confusion"],
+    } | _attention(graded, seed)
+
+
+def _attention(graded: Sequence[GradedSlide], seed: int) -> dict[str, Any]:
+    """Whether attention lies on labelled cancer: means over the slides that have some, with intervals."""
+    known = [(slide.record.group, slide.grade.against_label) for slide in graded if slide.grade.against_label]
+    found: dict[str, Any] = {}
+    for key in AGAINST_TILES:
+        values = [(group, against[key]) for group, against in known if against[key] is not None]
+        found[key] = float(np.mean([value for _, value in values])) if values else None
+        sums = np.array([[value, 1.0] for _, value in values]).reshape(-1, 2)
+        drawn = resampled_sums(sums, [group for group, _ in values], _mean, seed=seed)
+        found[f"{key}_interval"] = plain_interval(percentile_interval(drawn)) if values else None
+    return found
+
+
+def _mean(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Means of (…, 2) sums and counts."""
+    return np.asarray(sums[..., 0] / sums[..., 1])
