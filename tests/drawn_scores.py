@@ -1,4 +1,4 @@
-"""Make slides that were scored, of known pixels."""
+"""Make slides that were scored, of known pixels, and slides that were graded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from panda.data.manifest import SlideRecord
 from panda.inference.evaluate import SlideScore
 from panda.inference.figures import summarise
+from panda.inference.grader import AGAINST_TILES, Grade
+from panda.inference.grading_figures import GradedSlide
 from panda.tasks.metrics import BINS
 from panda.tasks.threshold import ThresholdChoice
 
@@ -61,3 +63,20 @@ BY_PROVIDER = ThresholdChoice(
 
 def figures(slides: Sequence[Drawn], choice: ThresholdChoice = AT) -> dict[str, Any]:
     return summarise([slide.score for slide in slides], choice, seed=3)
+
+
+def graded(number: int, classes: int = 6) -> GradedSlide:
+    """A slide of one of 7 groups and of either provider; each third one's attention was held against a mask."""
+    rng = np.random.default_rng(number)
+    label = int(rng.integers(classes))
+    prob = np.round(rng.dirichlet(np.ones(classes)) + 0.4 * np.eye(classes)[label], 1)
+    record = SlideRecord(
+        f"s{number}", "radboud" if number % 2 else "karolinska", label, "", Path("s"), None, f"g{number % 7}"
+    )
+    none, tiles = np.zeros((0, 2), np.int64), np.zeros((0, 8, 8, 3), np.uint8)
+    against = dict(zip(AGAINST_TILES, rng.random(3).tolist(), strict=True)) if number % 3 == 0 else None
+    if number == 0 and against:
+        against["attention_auroc"] = None
+    weights = np.zeros(0, np.float32)
+    grade = Grade("isup", int(prob.argmax()), (prob / prob.sum()).tolist(), none, weights, weights, tiles, 8.0, against)
+    return GradedSlide(record, label, grade)

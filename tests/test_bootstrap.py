@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn import metrics as oracle
 
-from panda.tasks.bootstrap import bootstrap_interval, nanmean, percentile_interval, resampled_sums
+from panda.tasks.bootstrap import bootstrap_interval, nanmean, percentile_interval, resampled, resampled_sums
 
 
 def test_bootstrap_of_a_mean() -> None:
@@ -64,6 +64,18 @@ def test_sums_draw_as_rows_do() -> None:
     slow = bootstrap_interval(rows, groups, seed=7, statistic=lambda drawn: float(ratio(drawn.sum(axis=0))), n=600)
     fast = percentile_interval(resampled_sums(rows, groups, ratio, seed=7, n=600))
     assert fast == pytest.approx(slow, rel=1e-12)
+
+
+def test_slides_draw_as_rows_do() -> None:
+    rng = np.random.default_rng(6)
+    values, groups = rng.normal(size=60), rng.integers(0, 17, 60)
+
+    def greatest(times: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(np.where(times > 0, values, -np.inf).max(axis=-1))
+
+    slow = bootstrap_interval(values, groups, seed=7, statistic=lambda drawn: float(drawn.max()), n=600)
+    assert percentile_interval(resampled(groups, greatest, seed=7, n=600)) == slow
+    assert resampled(["a"] * 60, greatest, seed=0).shape == (0,)
 
 
 def test_sums_of_nothing() -> None:

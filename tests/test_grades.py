@@ -1,6 +1,7 @@
 """Scores of grades against scikit-learn."""
 
 import math
+import time
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from sklearn import metrics as oracle
-from torchmetrics.functional.classification import multiclass_cohen_kappa
+from torchmetrics.functional.classification import binary_auroc, multiclass_cohen_kappa
 
 from panda.models.mil import MILNet
-from panda.tasks.grades import agreement, confusions, grading_scores
+from panda.tasks.grades import agreement, auroc, confusions, grading_intervals, grading_scores
 from panda.tasks.grading import GradingTask
 from panda.tasks.optim import Optim
 
@@ -39,10 +40,10 @@ def test_grades_against_the_oracle(classes: int, seed: int) -> None:
     assert found["qwk"] == pytest.approx(float(multiclass_cohen_kappa(*both, classes, weights="quadratic")), abs=1e-5)
     assert found["confusion"] == oracle.confusion_matrix(truth, predicted, labels=labels).tolist()
     area = oracle.roc_auc_score(truth >= 1, prob[:, 1:].sum(axis=1, dtype=np.float64))
-    assert found["auroc_cancer"] == pytest.approx(area, abs=1e-4)
+    assert found["auroc_cancer"] == pytest.approx(area, abs=1e-12)
     if classes > 2:
         area = oracle.roc_auc_score(truth >= 2, prob[:, 2:].sum(axis=1, dtype=np.float64))
-        assert found["auroc_significant"] == pytest.approx(area, abs=1e-4)
+        assert found["auroc_significant"] == pytest.approx(area, abs=1e-12)
     else:
         assert found["auroc_significant"] is None
 
@@ -116,6 +117,47 @@ def test_agreement_where_there_is_nothing_to_agree_on() -> None:
     assert np.isnan(found[:, 0]).all()
     assert found[0, 1] == 1
     assert math.isnan(found[1, 1])
+
+
+def test_auroc_of_a_bootstrap_is_that_of_its_slides() -> None:
+    """Slides that count several times are slides that are there several times; of equal scores half."""
+    rng = np.random.default_rng(0)
+    score, positive = rng.integers(0, 9, 50) / 9, rng.random(50) < 0.4
+    times = rng.integers(0, 4, (20, 50))
+    areas = auroc(score, positive, times.astype(np.float64))
+    for found, counts in zip(areas.tolist(), times, strict=True):
+        expanded = torch.tensor(np.repeat(score, counts)), torch.tensor(np.repeat(positive, counts)).long()
+        assert found == pytest.approx(float(binary_auroc(*expanded)), abs=1e-6)
+        assert found == pytest.approx(oracle.roc_auc_score(expanded[1], expanded[0]), abs=1e-12)
+
+
+def test_auroc_of_one_side_is_undefined() -> None:
+    sides = np.array([True, False, False])
+    found = auroc(np.array([0.2, 0.2, 0.1]), sides, np.array([[1.0, 0, 0], [0, 1, 2], [0, 0, 0], [2, 1, 1]]))
+    assert found.tolist() == pytest.approx([math.nan] * 3 + [0.75], nan_ok=True)
+    assert auroc(np.zeros(0), np.zeros(0, np.bool_), np.zeros((0, 0))).shape == (0,)
+
+
+def test_draws_without_one_side_are_left_out_of_an_interval() -> None:
+    """Of two groups a quarter of the draws each holds one alone; the rest are all slides."""
+    prob = np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]])
+    found = grading_intervals([0, 1, 1], prob, ["a", "b", "b"], seed=0)
+    assert found["auroc_cancer"] == pytest.approx((1, 1))
+    assert all(map(math.isnan, found["auroc_significant"]))
+    with pytest.raises(ValueError, match="groups"):
+        grading_intervals([0, 1, 1], prob, ["a", "b"], seed=0)
+
+
+def test_intervals_of_many_slides_take_seconds() -> None:
+    truth, prob = grades(0, 6, 5000)
+    begun = time.process_time()
+    found = grading_intervals(truth, prob, np.arange(5000), seed=0)
+    assert time.process_time() - begun < 10  # half a second; a loop over draws takes minutes
+    for name, value in grading_scores(truth, prob).items():
+        if name in found:
+            low, high = found[name]
+            assert low < value < high
+            assert high - low < 0.06
 
 
 @pytest.mark.parametrize("slides", [1, 3])

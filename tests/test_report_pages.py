@@ -215,13 +215,14 @@ def test_a_broken_or_missing_summary_still_makes_a_page(tmp_path: Path, content:
 
 def test_grading_run_shows_agreement_and_confusion(tmp_path: Path) -> None:
     scores = {"qwk": 0.68, "accuracy": 0.5, "accuracy_interval": [0.4, 0.6], "auroc": None, "slides": 60}
-    scores["confusion"] = [[7, 1], [2, 9]]
+    scores |= {"auroc_significant": 0.81, "auroc_significant_interval": [0.72, 0.89], "confusion": [[7, 1], [2, 9]]}
     folder = _run(tmp_path / "g", _summary(task="grading", test=scores, val={"qwk": 0.7}, target="isup"))
     rows = [{"slide_id": "near", "isup_grade": 1, "label": 1, "predicted": 1, "p0": 0.25}]
     rows.append({"slide_id": "far", "isup_grade": 5, "label": 5, "predicted": 0, "p0": 0.75})
     _write_csv(folder / "test_slides.csv", rows)
     text = html.unescape(check_page(write_run_page(folder)))
     assert "quadratic weighted κ of 0.68" in text
+    assert text.count("0.72 to 0.89") == 2  # its card, and the table of splits
     assert "needs slides with and without cancer" in text
     assert text.index(">far<") < text.index(">near<")
     assert re.findall(r'class="diagonal"[^>]*>(\d+)<', text) == ["7", "9"]

@@ -11,7 +11,10 @@ from panda.data.manifest import SlideRecord
 from panda.inference.figures import plain_interval
 from panda.inference.grader import AGAINST_TILES, Grade
 from panda.tasks.bootstrap import percentile_interval, resampled_sums
-from panda.tasks.grades import agreement, confusions, grading_scores
+from panda.tasks.grades import grading_intervals, grading_scores
+
+_NAMES = {"qwk": "qwk", "accuracy": "accuracy", "auroc": "auroc_cancer", "auroc_significant": "auroc_significant"}
+"""What the figures of `grading_scores` that have an interval are called in a summary."""
 
 
 @dataclass(frozen=True)
@@ -70,19 +73,11 @@ def _figures(graded: Sequence[GradedSlide], classes: int, seed: int) -> dict[str
     labels = np.array([slide.label for slide in graded], dtype=np.int64)
     prob = np.array([slide.grade.probabilities for slide in graded]).reshape(-1, classes)
     found = grading_scores(labels, prob)
-    groups = [slide.record.group for slide in graded]
-    drawn = resampled_sums(confusions(labels, prob), groups, agreement, seed=seed)
-    kappa, right = (plain_interval(percentile_interval(column)) for column in drawn.T)
-    return {
-        "slides": len(graded),
-        "qwk": found["qwk"],
-        "qwk_interval": kappa,
-        "accuracy": found["accuracy"],
-        "accuracy_interval": right,
-        "auroc": found["auroc_cancer"],
-        "auroc_significant": found["auroc_significant"],
-        "confusion": found["confusion"],
-    } | _attention(graded, seed)
+    ends = grading_intervals(labels, prob, [slide.record.group for slide in graded], seed=seed)
+    figures: dict[str, Any] = {"slides": len(graded)}
+    for key, name in _NAMES.items():
+        figures |= {key: found[name], f"{key}_interval": plain_interval(ends[name])}
+    return figures | {"confusion": found["confusion"]} | _attention(graded, seed)
 
 
 def _attention(graded: Sequence[GradedSlide], seed: int) -> dict[str, Any]:

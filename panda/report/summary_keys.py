@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeInt
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True)
@@ -157,8 +157,8 @@ _GRADES_OF_PROVIDER = Block(
             "truth and prediction are of one class, or no slide was graded",
         ),
         *_with_interval("accuracy", "share", "share of slides given their class", "", "no slide was graded"),
-        Key("auroc", "share", "AUROC, cancer against none", "", "all slides are on one side"),
-        Key("auroc_significant", "share", "AUROC, ISUP 2 and above", "", "likewise, or `target` is cancer"),
+        *_with_interval("auroc", "share", "AUROC, cancer against none", "", "all slides are on one side"),
+        *_with_interval("auroc_significant", "share", "AUROC, ISUP 2 and above", "", "likewise, or `target` is cancer"),
         Key("confusion", "matrix of counts", "slides: a row a true class, a column a predicted one"),
         *_with_interval(
             "attention_auroc",

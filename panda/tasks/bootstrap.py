@@ -47,7 +47,7 @@ def bootstrap_interval(
     statistic: Callable[[NDArray[Any]], float] = nanmean,
     n: int = RESAMPLES,
 ) -> tuple[float, float]:
-    """Give the interval of any statistic of rows; of one that only takes sums, `resampled_sums` is far faster.
+    """Give the interval of any statistic of rows; `resampled_sums` and `resampled` are far faster.
 
     Args:
         values: (N, …), one row a slide; nan where a slide has no score.
@@ -110,6 +110,31 @@ def resampled_sums(
         for times in _times_drawn(count, seed, n if count >= 2 else 0)
     ]
     return np.concatenate(parts) if parts else statistic(np.zeros((0, *values.shape[1:])))
+
+
+def resampled(
+    groups: Sequence[Any] | NDArray[Any],
+    statistic: Callable[[NDArray[np.float64]], NDArray[Any]],
+    *,
+    seed: int,
+    n: int = RESAMPLES,
+) -> NDArray[Any]:
+    """Draw groups anew and give a statistic of how often each slide was drawn, for one that no sums give.
+
+    The draws are those of `bootstrap_interval` with the same seed.
+
+    Args:
+        groups: (N,), each slide's group.
+        statistic: Takes how often each slide was drawn (m, N) in m draws, returns (m, …).
+        seed: Of the drawing.
+        n: How many times is drawn.
+
+    Returns:
+        (n, …) what the statistic returned; (0, …) with fewer than two groups.
+    """
+    member, count = _members(groups, len(groups))
+    parts = [statistic(times[:, member]) for times in _times_drawn(count, seed, n if count >= 2 else 0)]
+    return np.concatenate(parts) if parts else statistic(np.zeros((0, len(member))))
 
 
 def _members(groups: Sequence[Any] | NDArray[Any], slides: int) -> tuple[NDArray[np.intp], int]:

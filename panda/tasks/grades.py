@@ -1,13 +1,19 @@
 """Scores of the grades of slides."""
 
 import math
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
-from torchmetrics.functional.classification import binary_auroc
+
+from panda.tasks.bootstrap import percentile_interval, resampled, resampled_sums
+from panda.tasks.metrics import roc_area
+
+AREAS = {"auroc_cancer": 1, "auroc_significant": 2}
+"""AUROCs, and the least grade on the upper side of each."""
 
 
 def grading_scores(y_true: ArrayLike | Tensor, prob: ArrayLike | Tensor) -> dict[str, Any]:
@@ -28,17 +34,71 @@ def grading_scores(y_true: ArrayLike | Tensor, prob: ArrayLike | Tensor) -> dict
     """
     truth, scores = _checked(y_true, prob)
     counts = confusions(truth, scores).sum(axis=0)
-    kappa, right = (None if math.isnan(value) else float(value) for value in agreement(counts))
-    positive = torch.as_tensor(truth)
-    tensor = torch.as_tensor(scores)
+    once = np.ones(len(truth))
+    found = dict(zip(("qwk", "accuracy"), agreement(counts), strict=True))
+    found |= {name: auroc(*side, once) for name, side in _sides(truth, scores).items()}
     return {
         "n": len(truth),
-        "accuracy": right,
-        "qwk": kappa,
         "confusion": counts.astype(np.int64).tolist(),
-        "auroc_cancer": _auroc(tensor[:, 1:].sum(dim=1), positive >= 1),
-        "auroc_significant": _auroc(tensor[:, 2:].sum(dim=1), positive >= 2) if scores.shape[1] > 2 else None,
+        **dict.fromkeys(AREAS),
+        **{name: None if math.isnan(value) else float(value) for name, value in found.items()},
     }
+
+
+def grading_intervals(
+    y_true: ArrayLike, prob: ArrayLike, groups: Sequence[Any] | NDArray[Any], *, seed: int
+) -> dict[str, tuple[float, float]]:
+    """Give the intervals of the figures of `grading_scores`, see `panda.tasks.bootstrap`.
+
+    Draws in which a figure is undefined are left out of its interval: an AUROC's is over the draws that hold both of
+    its sides.
+
+    Args:
+        y_true: As for `grading_scores`.
+        prob: As for `grading_scores`.
+        groups: (N,), each slide's group.
+        seed: Of the drawing.
+
+    Returns:
+        (low, high) of qwk, accuracy, auroc_cancer and auroc_significant; (nan, nan) with fewer than two groups, or
+        where the figure is undefined.
+
+    Raises:
+        ValueError: As `grading_scores`, or not as many groups as slides.
+    """
+    truth, scores = _checked(y_true, prob)
+    drawn = resampled_sums(confusions(truth, scores), groups, agreement, seed=seed)
+    found = dict(zip(("qwk", "accuracy"), map(percentile_interval, drawn.T), strict=True))
+    found |= dict.fromkeys(AREAS, (math.nan, math.nan))
+    for name, side in _sides(truth, scores).items():
+        found[name] = percentile_interval(resampled(groups, partial(auroc, *side), seed=seed))
+    return found
+
+
+def _sides(
+    truth: NDArray[np.int64], prob: NDArray[np.float64]
+) -> dict[str, tuple[NDArray[np.float64], NDArray[np.bool_]]]:
+    """For each AUROC that so many classes have, the score of slides and which are on its upper side."""
+    above = {name: least for name, least in AREAS.items() if least < prob.shape[1]}
+    # Rounded: sums of the same probabilities in another order differ in the last digits, and would be no equals.
+    return {name: (prob[:, least:].sum(axis=1).round(12), truth >= least) for name, least in above.items()}
+
+
+def auroc(score: NDArray[np.float64], positive: NDArray[np.bool_], times: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Give the AUROC of slides, each counted so many times; of equal scores half.
+
+    Args:
+        score: (N,).
+        positive: (N,), whether a slide is on the upper side.
+        times: (…, N), how often each slide counts.
+
+    Returns:
+        (…); nan where all slides that count are on one side.
+    """
+    order = np.argsort(score, kind="stable")
+    ranked, sides = times[..., order], (positive[order], ~positive[order])
+    starts = np.flatnonzero(np.diff(score[order], prepend=-np.inf))  # of runs of equal scores
+    return roc_area(*(np.add.reduceat(ranked * side, starts, axis=-1) for side in sides))
 
 
 def _checked(y_true: Any, prob: Any) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -52,18 +112,11 @@ def _checked(y_true: Any, prob: Any) -> tuple[NDArray[np.int64], NDArray[np.floa
         raise ValueError(f"grades must be 0 … {classes - 1}, but run from {truth.min()} to {truth.max()}")
     if not (scores >= 0).all() or not np.isfinite(scores).all():
         raise ValueError("probabilities must be numbers of at least 0 (apply a softmax to logits)")
-    # Sums of float32 may pass 1 by a hair, and torchmetrics takes anything past 1 for logits.
     return truth, scores / np.maximum(scores.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
 
 
 def _array(values: Any) -> Any:
     return values.detach().cpu().double().numpy() if isinstance(values, Tensor) else values
-
-
-def _auroc(score: Tensor, positive: Tensor) -> float | None:
-    if not positive.any() or positive.all():
-        return None
-    return float(binary_auroc(score.clamp(0, 1), positive.long()))
 
 
 def confusions(y_true: NDArray[np.int64], prob: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -201,12 +201,26 @@ def areas(hist: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     cancer, other = np.moveaxis(np.asarray(hist, dtype=np.float64), -2, 0)
     tp, fp = (row[..., ::-1].cumsum(axis=-1)[..., ::-1] for row in (cancer, other))
     precision = np.divide(tp, tp + fp, out=np.zeros_like(tp), where=tp > 0)
-    ranked_lower = fp[..., :1] - fp + other / 2
     with np.errstate(divide="ignore", invalid="ignore"):
         average = (cancer * precision).sum(axis=-1) / tp[..., 0]
-        auroc = (cancer * ranked_lower).sum(axis=-1) / (tp[..., 0] * fp[..., 0])
     # Sums of fractions may pass 1 by rounding.
-    return np.minimum(average, 1), np.minimum(auroc, 1)
+    return np.minimum(average, 1), roc_area(cancer, other)
+
+
+def roc_area(cancer: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Give the area under the receiver operating curve: how often cancer has the higher score, of equal ones half.
+
+    Args:
+        cancer: (…, n) how much cancer has each of n scores, the lowest first.
+        other: (…, n) the same of the others.
+
+    Returns:
+        (…), nan without cancer or without others.
+    """
+    ranked_lower = other.cumsum(axis=-1) - other / 2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        area = (cancer * ranked_lower).sum(axis=-1) / (cancer.sum(axis=-1) * other.sum(axis=-1))
+    return np.asarray(np.minimum(area, 1))  # sums of fractions may pass 1 by rounding
 
 
 def threshold_bin(threshold: float) -> int:
