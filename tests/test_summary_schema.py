@@ -84,15 +84,19 @@ def test_a_missing_key_is_named() -> None:
 
 
 def test_a_grading_as_described() -> None:
-    scores = summarise_grades([graded(number) for number in range(9)], 6, seed=0)
+    scores, tested = (
+        summarise_grades([graded(number) for number in range(9)], 6, seed=0, attention=attention)
+        for attention in (False, True)
+    )
     given = summary()
     content = {key: given[key] for key in given if key not in ("threshold_choice", "calibration", "data", "test")}
     content |= {
         "task": "grading", "target": "isup", "tiles": {}, "threshold": None,
         "data": {key: given["data"][key] for key in ("root", "slides", "left_out", "groups")},
-        "val": scores,
+        "val": scores, "test": tested,
     }  # fmt: skip
     assert summary_faults(content) == []
+    assert "val.attention_auroc: extra inputs are not permitted" in summary_faults(content | {"val": tested})
     del scores["by_provider"]
     assert summary_faults(content)[0].startswith("val.by_provider: ")
 

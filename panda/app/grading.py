@@ -299,12 +299,13 @@ class GradingExperiment:
         )
         run.failures.extend(outcome.failures)
         graded = [result for result in outcome.results if result is not None]
+        tested = split == "test"
         if graded:
-            rows = [slide.row(attention=split == "test") for slide in graded]
+            rows = [slide.row(attention=tested) for slide in graded]
             write_table(run.folder / f"{split}_slides.csv", rows)
             if logger is not None:
                 log_slides(logger, "test_slides", rows, run.folder / "slides")
-        return summarise_grades(graded, CLASSES[self.settings.target], self.cfg.seed)
+        return summarise_grades(graded, CLASSES[self.settings.target], self.cfg.seed, attention=tested)
 
     def _show_in_wandb(self, run: Run) -> None:
         logger = wandb_of(run.trainer.loggers)

@@ -49,27 +49,28 @@ class GradedSlide:
         }
 
 
-def summarise_grades(graded: Sequence[GradedSlide], classes: int, seed: int) -> dict[str, Any]:
+def summarise_grades(graded: Sequence[GradedSlide], classes: int, seed: int, attention: bool) -> dict[str, Any]:
     """Figures over slides, as plain data.
 
     Args:
         graded: The slides.
         classes: How many there are.
         seed: Of the bootstrap.
+        attention: With the figures of `AGAINST_TILES`: of slides whose masks were looked at.
 
     Returns:
         The figures of grading that `docs/summary.md` describes, of all slides, and the same `by_provider`. Undefined
         figures are None.
     """
-    figures = _figures(graded, classes, seed)
+    figures = _figures(graded, classes, seed, attention)
     figures["by_provider"] = {
-        provider: _figures([slide for slide in graded if slide.record.provider == provider], classes, seed)
+        provider: _figures([slide for slide in graded if slide.record.provider == provider], classes, seed, attention)
         for provider in sorted({slide.record.provider for slide in graded})
     }
     return figures
 
 
-def _figures(graded: Sequence[GradedSlide], classes: int, seed: int) -> dict[str, Any]:
+def _figures(graded: Sequence[GradedSlide], classes: int, seed: int, attention: bool) -> dict[str, Any]:
     labels = np.array([slide.label for slide in graded], dtype=np.int64)
     prob = np.array([slide.grade.probabilities for slide in graded]).reshape(-1, classes)
     found = grading_scores(labels, prob)
@@ -77,7 +78,7 @@ def _figures(graded: Sequence[GradedSlide], classes: int, seed: int) -> dict[str
     figures: dict[str, Any] = {"slides": len(graded)}
     for key, name in _NAMES.items():
         figures |= {key: found[name], f"{key}_interval": plain_interval(ends[name])}
-    return figures | {"confusion": found["confusion"]} | _attention(graded, seed)
+    return figures | {"confusion": found["confusion"]} | (_attention(graded, seed) if attention else {})
 
 
 def _attention(graded: Sequence[GradedSlide], seed: int) -> dict[str, Any]:

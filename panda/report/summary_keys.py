@@ -160,21 +160,6 @@ _GRADES_OF_PROVIDER = Block(
         *_with_interval("auroc", "share", "AUROC, cancer against none", "", "all slides are on one side"),
         *_with_interval("auroc_significant", "share", "AUROC, ISUP 2 and above", "", "likewise, or `target` is cancer"),
         Key("confusion", "matrix of counts", "slides: a row a true class, a column a predicted one"),
-        *_with_interval(
-            "attention_auroc",
-            "share",
-            "AUROC of a tile's attention for tiles of which a tenth or more is labelled cancer; mean over slides",
-            "",
-            "no test slide has a mask with both kinds of tiles",
-        ),
-        *_with_interval(
-            "cancer_attended",
-            "share",
-            "labelled cancer in the tiles, weighed by attention; mean over slides whose tiles have some",
-            "",
-            "no test slide has a mask with cancer",
-        ),
-        *_with_interval("cancer_of_tiles", "share", "the same, each tile alike", "", "likewise"),
     ),
 )
 _GRADES = Block(
@@ -182,6 +167,34 @@ _GRADES = Block(
     "Of all slides of a split.",
     (Key("by_provider", f"{_GRADES_OF_PROVIDER.title} by name", "the same for each provider's slides"),),
     _GRADES_OF_PROVIDER,
+)
+_ATTENTION_OF_PROVIDER = Block(
+    "figures of grading and attention",
+    "Attention is held against the label masks of test slides.",
+    (
+        *_with_interval(
+            "attention_auroc",
+            "share",
+            "AUROC of a tile's attention for tiles of which a tenth or more is labelled cancer; mean over slides",
+            "",
+            "no slide has a mask with both kinds of tiles",
+        ),
+        *_with_interval(
+            "cancer_attended",
+            "share",
+            "labelled cancer in the tiles, weighed by attention; mean over slides whose tiles have some",
+            "",
+            "no slide has a mask with cancer",
+        ),
+        *_with_interval("cancer_of_tiles", "share", "the same, each tile alike", "", "likewise"),
+    ),
+    _GRADES_OF_PROVIDER,
+)
+_ATTENTION = Block(
+    "figures of grading, attention and their parts",
+    "Of all test slides.",
+    (Key("by_provider", f"{_ATTENTION_OF_PROVIDER.title} by name", "the same for each provider's slides"),),
+    _ATTENTION_OF_PROVIDER,
 )
 _OF_PROVIDER = Block(
     "threshold of a provider",
@@ -314,12 +327,12 @@ GRADING = Block(
         Key("tiles", "object", "how tiles were chosen: keys of `tiles`"),
         Key("data", _DATA_OF_GRADING.title, "what the slides were"),
         Key("val", _GRADES.title, "on validation: the epoch was chosen there"),
-        Key("test", _GRADES.title, "on the test slides", absent=_NOT_TESTED),
+        Key("test", _ATTENTION.title, "on the test slides", absent=_NOT_TESTED),
     ),
     _RUN,
 )
 BLOCKS = (
     _RUN, SEGMENTATION, GRADING, _BOOTSTRAP, _DATA_OF_GRADING, _DATA, _CHOICE, _OF_PROVIDER, _CALIBRATION, _ERRORS,
-    _PARTS, _PIXELS, _PATCHES, _GRADES, _GRADES_OF_PROVIDER,
+    _PARTS, _PIXELS, _PATCHES, _GRADES, _ATTENTION, _ATTENTION_OF_PROVIDER, _GRADES_OF_PROVIDER,
 )  # fmt: skip
 """Every object, each before those that it holds."""

@@ -80,7 +80,7 @@ What a run says of itself, for programs; version {SCHEMA} (`schema`). The number
 changes its meaning. An undefined figure is null, never 0. `python -m panda.report.summary_schema FILE …` checks files
 against this page, which `python -m panda.report.summary_schema > docs/summary.md` makes.
 
-Version 2 had no intervals of the AUROCs of grading.
+Version 2 had no intervals of the AUROCs of grading, and its figures of attention, then null, of validation too.
 
 Version 1 had no `bootstrap`, `calibration`, `by_grade`, `no_interval`, `groups` and `benign_slides`; intervals of the
 two Dice alone; no means over slides but that of Dice; no areas under curves; and Dice, IoU, precision and
