@@ -55,6 +55,19 @@ def test_the_folds_checkpoints_are_a_glob_and_of_one_resolution(tmp_path: Path) 
         Guidance.of(str(tmp_path / "*" / "best.ckpt"), True, engine, tmp_path)
 
 
+def test_two_checkpoints_of_one_run_are_not_two_folds(tmp_path: Path) -> None:
+    engine = EngineSettings(device="cpu")
+    for name in ("0/best.ckpt", "0/last.ckpt", "1/best.ckpt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        segmentation_checkpoint(tmp_path / name, train_slides=[name[0]], val_slides=["v"])
+    with pytest.raises(ConfigError) as caught:
+        Guidance.of(str(tmp_path / "*" / "*.ckpt"), True, engine, tmp_path)
+    (fault,) = caught.value.faults
+    assert fault.startswith(f"segmentation_checkpoint={tmp_path}/*/*.ckpt: ")
+    assert f"{tmp_path}/0/best.ckpt and {tmp_path}/0/last.ckpt have seen the same slides" in fault
+    assert "checkpoints/best.ckpt'" in fault
+
+
 def test_cross_fitting_is_for_guided_tiles() -> None:
     with pytest.raises(ConfigError, match=r"tiles\.cross_fit=true has no part in tiles=tissue"):
         TileSettings(how="tissue", cross_fit=True)

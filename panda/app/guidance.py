@@ -101,7 +101,8 @@ class Guidance:
             folder: See the class.
 
         Raises:
-            ConfigError: If there are not several, where there have to be, or they disagree on the resolution.
+            ConfigError: If there are not several, where there have to be, two of them are of one fold, or they disagree
+                on the resolution.
             CheckpointError: If one cannot be used.
         """
         paths = [] if given is None else [Path(given)]
@@ -114,6 +115,15 @@ class Guidance:
                     "'runs/segmentation/sweep-NAME/*/checkpoints/best.ckpt'"
                 )
         segmenters = [SegmentationPredictor.from_checkpoint(path, engine) for path in paths]
+        folds: dict[tuple[frozenset[str], ...], Path] = {}
+        for s in segmenters:
+            path, fold = s.checkpoint.path, tuple(frozenset(s.carried[key]) for key in ("train_slides", "val_slides"))
+            if (other := folds.setdefault(fold, path)) is not path:
+                raise ConfigError(
+                    f"segmentation_checkpoint={given}: {other} and {path} have seen the same slides: they are one "
+                    "fold, not two; give one checkpoint of each, as "
+                    "'runs/segmentation/sweep-NAME/*/checkpoints/best.ckpt'"
+                )
         asked = {str({key: s.carried["resolution"][key] for key in ("level", "mpp")}): s for s in segmenters}
         if len(asked) > 1:
             raise ConfigError(
