@@ -329,6 +329,8 @@ def _source_faults(plain: Mapping[str, Any]) -> list[str]:
         )
     if not guided and given:
         faults.append("segmentation_checkpoint has no part in tiles=tissue or all: leave it out, or give tiles=guided")
+    if not guided:
+        faults += idle_faults(("tiles.random_fraction",), "tiles=tissue or all, which no segmentation guides")
     if plain["threshold"] != "auto":
         faults.append(f"threshold={plain['threshold']}: grading takes the segmentation checkpoint's; leave it out")
     if plain["model"].get("encoder_weights") == OF_SEGMENTATION:

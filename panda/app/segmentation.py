@@ -153,6 +153,9 @@ class SegmentationExperiment:
             check_criterion(plain["criterion"], plain["cost_ratio"])
         self.optim: Optim = faults.build(plain["optim"])
         self.settings: SegmentationSettings = faults.build(plain["task"])
+        if self.settings is not None and not self.settings.views_every:
+            for fault in idle_faults(("task.views",), "task.views_every=0, which draws none"):
+                faults.add(fault)
         self.quantify: QuantifySettings = faults.build(plain["quantify"])
         engine: EngineSettings = faults.build(plain["engine"])
         faults.raise_any()

@@ -349,6 +349,8 @@ def test_a_split_of_bad_slides_ends_the_run_and_lists_them(home: Path, trained: 
             "model.hidden=64: no part in model.pooling=max",
         ),
         (("task=grading", "tiles=tissue", "model.encoder=vit_tiny_patch16_224"), "tile_size=128: vit_tiny"),
+        (("task=grading", "tiles=all", "tiles.random_fraction=0.5"), "tiles.random_fraction=0.5: no part in tiles="),
+        (("task.views_every=0", "task.views=8"), "task.views=8: no part in task.views_every=0"),
         (("data=one_slide", "data.test_fraction=0.1"), "data.test_fraction=0.1: no part"),
         (("data=one_slide", "threshold_per_provider=true"), "threshold_per_provider=true: no part"),
         (("criterion=cost", "seed=1"), "criterion=cost needs cost_ratio="),
