@@ -1,6 +1,7 @@
 """Checks a configuration before anything slow begins, and builds objects from it."""
 
 import inspect
+import re
 import typing
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -96,6 +97,9 @@ def sweep_folder(task: str, name: str | None, now: str) -> str:
     return str(Path("runs") / task / f"sweep-{name if name is not None else now}")
 
 
+_BARE = re.compile(r"\w+=")
+
+
 class Faults:
     """Collects the faults of a configuration, so that all are reported at once."""
 
@@ -108,17 +112,22 @@ class Faults:
             self.found.append(fault)
 
     @contextmanager
-    def collect(self) -> Iterator[None]:
-        """Takes over the faults of a ConfigError raised inside."""
+    def collect(self, key: str = "") -> Iterator[None]:
+        """Takes over the faults of a ConfigError raised inside.
+
+        Args:
+            key: Of the node whose options are named bare in there, as by networks and losses, which know no
+                configuration: a fault that begins with `option=` begins with `key.option=` from here on.
+        """
         try:
             yield
         except ConfigError as error:
             for fault in error.faults:
-                self.add(fault)
+                self.add(f"{key}.{fault}" if key and _BARE.match(fault) else fault)
 
-    def build(self, node: Any, **extra: Any) -> Any:
-        """See `build`; None, and the faults taken over, where the object's constructor refuses."""
-        with self.collect():
+    def build(self, node: Any, key: str = "", /, **extra: Any) -> Any:
+        """See `build` and `collect`; None, and the faults taken over, where the object's constructor refuses."""
+        with self.collect(key):
             return build(node, **extra)
 
     def raise_any(self) -> None:

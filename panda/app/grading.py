@@ -111,7 +111,7 @@ class GradingExperiment:
                 faults.add(fault)
         self.tiles: TileSettings = faults.build(plain["tiles"])
         self.settings: GradingSettings = faults.build(plain["task"])
-        self.loss = faults.build(plain["loss"])
+        self.loss = faults.build(plain["loss"], "loss")
         if self.loss is not None:
             logits = torch.zeros(2, CLASSES[cfg.task.target])
             check_loss(self.loss, logits, torch.tensor([0, 1]), plain["loss"], faults)
@@ -122,9 +122,9 @@ class GradingExperiment:
         for fault in _source_faults(plain):
             faults.add(fault)
         model = plain["model"] | ({"encoder_weights": None} if from_segmentation else {})
-        self.network: MILNet = faults.build(model, num_classes=CLASSES[cfg.task.target])
+        self.network: MILNet = faults.build(model, "model", num_classes=CLASSES[cfg.task.target])
         if self.network is not None and self.tiles is not None:
-            with faults.collect():
+            with faults.collect("tiles"):
                 self.network.check_tile_size(self.tiles.tile_size)
         for fault in idle_faults(IDLE, "task=grading"):
             faults.add(fault)

@@ -128,13 +128,13 @@ class SegmentationExperiment:
         faults = Faults()
         self.cfg = cfg
         self.data: PatchDataModule = faults.build(plain["data"])
-        self.network: Segmenter = faults.build(plain["model"])
+        self.network: Segmenter = faults.build(plain["model"], "model")
         if self.network is not None:
-            with faults.collect():
+            with faults.collect("data"):
                 self.network.check_patch_size(plain["data"]["patch_size"])
             with faults.collect():
                 self.network.check_batch_size(plain["data"]["batch_size"])
-        self.loss = faults.build(plain["loss"])
+        self.loss = faults.build(plain["loss"], "loss")
         if self.loss is not None:
             fits = check_loss(self.loss, torch.zeros(2, 1, 8, 8), torch.ones(2, 1, 8, 8), plain["loss"], faults)
             if fits and plain["data"]["ignore_background"]:

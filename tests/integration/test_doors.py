@@ -332,7 +332,12 @@ def test_a_split_of_bad_slides_ends_the_run_and_lists_them(home: Path, trained: 
     ("overrides", "named"),
     [
         (("data=panda", "data.root=nowhere"), "nowhere"),
-        (("model.encoder_name=resnet19",), "resnet18"),
+        (("model.encoder_name=resnet19", "loss=focal", "loss.alpha=2"), "- loss.alpha=2: must lie in"),
+        (
+            ("model.encoder_name=resnet19",),
+            "- model.encoder_name=resnet19: there is no such encoder (did you mean resnet1",
+        ),
+        (("data.patch_size=100", "model=deeplabv3"), "- data.patch_size=100: DeepLabV3 over resnet50"),
         (("data.provider=uppsala",), "karolinska"),
         (("task=grading",), "segmentation_checkpoint"),
         (("name=../evil",), "../evil"),
@@ -348,7 +353,15 @@ def test_a_split_of_bad_slides_ends_the_run_and_lists_them(home: Path, trained: 
             ("task=grading", "tiles=tissue", "model=mil_max", "model.hidden=64"),
             "model.hidden=64: no part in model.pooling=max",
         ),
-        (("task=grading", "tiles=tissue", "model.encoder=vit_tiny_patch16_224"), "tile_size=128: vit_tiny"),
+        (("task=grading", "tiles=tissue", "model.encoder=vit_tiny_patch16_224"), "- tiles.tile_size=128: vit_"),
+        (
+            ("task=grading", "tiles=tissue", "model=mil_transformer", "model.hidden=18"),
+            "- model.hidden=18: must be a multiple of 4 for pooling=transformer",
+        ),
+        (
+            ("task=grading", "tiles=tissue", "model.encoder_weights=nowhere.pt"),
+            "- model.encoder_weights=nowhere.pt: no",
+        ),
         (("task=grading", "tiles=all", "tiles.random_fraction=0.5"), "tiles.random_fraction=0.5: no part in tiles="),
         (("task.views_every=0", "task.views=8"), "task.views=8: no part in task.views_every=0"),
         (("data=one_slide", "data.test_fraction=0.1"), "data.test_fraction=0.1: no part"),
