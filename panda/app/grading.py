@@ -50,6 +50,8 @@ log = logging.getLogger(__name__)
 
 OF_SEGMENTATION = "segmentation"
 """`model.encoder_weights` that takes the encoder of the segmentation checkpoint."""
+DOWNLOADED = "imagenet"
+"""`model.encoder_weights` that is fetched."""
 
 IDLE = (
     *CHOICE_KEYS,
@@ -94,6 +96,7 @@ class GradingExperiment:
     Raises:
         ConfigError: With every fault that the parts found.
         CheckpointError: If the segmentation checkpoint cannot be used.
+        ManifestError: If the table of slides cannot be used.
     """
 
     monitor = "val/loss"
@@ -118,10 +121,11 @@ class GradingExperiment:
         self.optim: Optim = faults.build(plain["optim"])
         self.quantify: QuantifySettings = faults.build(plain["quantify"])
         self.engine: EngineSettings = faults.build(plain["engine"])
-        from_segmentation = plain["model"].get("encoder_weights") == OF_SEGMENTATION
         for fault in _source_faults(plain):
             faults.add(fault)
-        model = plain["model"] | ({"encoder_weights": None} if from_segmentation else {})
+        weights = plain["model"].get("encoder_weights")
+        # The segmentation is not loaded yet, and what is downloaded waits until nothing is refused any more.
+        model = plain["model"] | ({"encoder_weights": None} if weights in (OF_SEGMENTATION, DOWNLOADED) else {})
         self.network: MILNet = faults.build(model, "model", num_classes=CLASSES[cfg.task.target])
         if self.network is not None and self.tiles is not None:
             with faults.collect("tiles"):
@@ -132,14 +136,18 @@ class GradingExperiment:
         self.guidance = Guidance.of(
             cfg.segmentation_checkpoint, self.tiles.cross_fit, self.engine, self.data.store_root
         )
-        if from_segmentation:
+        if self.data.draw is None:
+            self._splits()
+        if weights == OF_SEGMENTATION:
             _take_encoder(self.network, self.guidance.segmenters[0])
+        elif weights == DOWNLOADED:
+            self.network = faults.build(plain["model"], "model", num_classes=CLASSES[cfg.task.target])
+            faults.raise_any()
 
     def run(self, run: Run) -> None:
         """See `Experiment.run`."""
-        splits = self.data.splits()
+        splits = self._splits()
         run.keep_splits(self.data.selection())
-        self.guidance.check([record.slide_id for records in splits.values() for record in records])
         cache = None
         if self.network.frozen:
             cache = FeatureCache(self.network, self.engine, self.data.store_root)
@@ -202,6 +210,17 @@ class GradingExperiment:
         if self.cfg.test_slides and items.get("test"):
             run.summary["test"] = self._grade_slides(run, grader, items["test"], "test")
         self._show_in_wandb(run)
+
+    def _splits(self) -> dict[Split, list[SlideRecord]]:
+        """The slides of each split, each of which has a segmentation to guide it.
+
+        Raises:
+            ManifestError: If the table cannot be used.
+            ConfigError: See `Guidance.check`.
+        """
+        splits = self.data.splits()
+        self.guidance.check([record.slide_id for records in splits.values() for record in records])
+        return splits
 
     def _open(self, record: SlideRecord) -> Slide:
         settings = self.data.settings

@@ -44,7 +44,7 @@ from panda.inference.figures import summarise
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
 from panda.inference.score_store import read_scores, score_made_of, write_scores
-from panda.models.segmentation import Segmenter
+from panda.models.segmentation import Segmenter, weight_names
 from panda.report.curves import write_threshold_curve
 from panda.report.panels import PanelRow, draw_panels
 from panda.report.selection import telling_rows
@@ -128,7 +128,11 @@ class SegmentationExperiment:
         faults = Faults()
         self.cfg = cfg
         self.data: PatchDataModule = faults.build(plain["data"])
-        self.network: Segmenter = faults.build(plain["model"], "model")
+        model = plain["model"]
+        downloaded = model.get("encoder_weights") in weight_names(str(model.get("encoder_name")))
+        # A download waits until nothing is refused any more.
+        without = {"encoder_weights": None} if downloaded else {}
+        self.network: Segmenter = faults.build(model | without, "model")
         if self.network is not None:
             with faults.collect("data"):
                 self.network.check_patch_size(plain["data"]["patch_size"])
@@ -159,6 +163,9 @@ class SegmentationExperiment:
         self.quantify: QuantifySettings = faults.build(plain["quantify"])
         engine: EngineSettings = faults.build(plain["engine"])
         faults.raise_any()
+        if downloaded:
+            self.network = faults.build(model, "model")
+            faults.raise_any()
         self.engine = engine.frozen()
 
     def run(self, run: Run) -> None:

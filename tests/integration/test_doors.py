@@ -54,6 +54,15 @@ def trained(home: Path) -> Path:
     return home / "runs" / "segmentation" / "first"
 
 
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise OSError("the network is away")
+
+    monkeypatch.setattr("timm.models._builder.load_pretrained", away)
+    monkeypatch.setattr("segmentation_models_pytorch.encoders.hf_hub_download", away)
+
+
 def slides_of(home: Path) -> list[Path]:
     return sorted((home / "data" / "synthetic" / "train_images").glob("*.tiff"))
 
@@ -383,6 +392,46 @@ def test_a_refusal_is_one_message_and_leaves_nothing(tmp_path: Path, overrides: 
     assert named in done.stderr
     assert "Traceback" not in done.stderr
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+PRETRAINED = "model.encoder_weights=imagenet"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (
+            ("experiment=panda_grading", "data.root=nowhere"),
+            ("2 faults", "segmentation_checkpoint is not given", "nowhere"),
+        ),
+        (("task=grading", PRETRAINED, "segmentation_checkpoint=nothing.ckpt"), ("nothing.ckpt does not exist",)),
+        (("task=grading", "tiles=tissue", PRETRAINED, "model.hidden=0"), ("- model.hidden=0",)),
+        (("task=grading", "tiles=tissue", PRETRAINED, "data=panda", "data.root=bad"), ("train.csv", "image_id")),
+        ((PRETRAINED, "optim.lr=-1"), ("- optim.lr=-1",)),
+    ],
+)
+@pytest.mark.usefixtures("offline")
+def test_nothing_is_downloaded_for_what_is_refused(
+    tmp_path: Path, overrides: Sequence[str], named: Sequence[str]
+) -> None:
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "train.csv").write_text("no,such,table\n")
+    done = run_door("train", tmp_path, *overrides)
+    assert done.returncode == 1
+    assert "network is away" not in done.stderr
+    for part in named:
+        assert part in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("task", [(), ("task=grading", "tiles=tissue")])
+@pytest.mark.usefixtures("offline")
+def test_a_download_that_fails_is_a_refusal(tmp_path: Path, task: Sequence[str]) -> None:
+    done = run_door("train", tmp_path, *task, PRETRAINED)
+    assert done.returncode == 1
+    assert "- model.encoder_weights=imagenet: the weights of resnet" in done.stderr
+    assert "network is away" in done.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_checkpoint_that_is_none_is_refused_by_a_real_process(tmp_path: Path) -> None:
