@@ -51,6 +51,11 @@ def test_a_wrong_option_names_its_neighbour() -> None:
     assert "patch_size" in text
 
 
+def test_a_key_of_a_group_that_was_put_beside_it_is_named() -> None:
+    assert "target: there is no such key (did you mean task.target?)" in faults_of("+target=cancer", "task=grading")
+    assert "modle: there is no such key (did you mean model?)" in faults_of("+modle=unet")
+
+
 def test_a_wrong_kind_is_named() -> None:
     assert "data.patch_size=many" in faults_of("data.patch_size=many")
     assert "engine.precision=fp8" in faults_of("engine.precision=fp8")

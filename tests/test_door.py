@@ -42,6 +42,12 @@ def refusal(*overrides: str, door: str = "train") -> str:
         ("modle=unet", ("modle=unet", "did you mean model?")),
         ("data.patchsize=3", ("data.patchsize=3", "patch_size")),
         ("trainer.epochs=3", ("trainer.epochs=3", "max_epochs")),
+        ("target=cancer", ("target=cancer: there is no such key (did you mean task.target with task=grading?)",)),
+        ("lr=0.1", ("lr=0.1: there is no such key (did you mean optim.lr?)",)),
+        ("batch_size=4", ("did you mean data.batch_size, engine.batch_size?",)),
+        ("momentum=0.9", ("did you mean optim.momentum with optim=sgd?",)),
+        ("gamma=2", ("gamma=2: there is no such key (did you mean loss.gamma with loss=focal?)",)),
+        ("data.slides=4", ("did you mean data.draw.slides?",)),
         ("model=unett", ("model=unett", "did you mean unet?")),
         ("experiment=dmo", ("experiment=dmo", "did you mean demo?")),
         ("slides", ("slides is no key=value",)),
@@ -58,6 +64,12 @@ def test_what_hydra_refuses_is_said_in_our_words(override: str, said: tuple[str,
     assert "hydra.cc" not in text
     for part in said:
         assert part in text
+
+
+def test_a_key_of_the_task_that_was_chosen_is_named_with_it() -> None:
+    assert refusal("task=grading", "target=cancer").endswith("(did you mean task.target?)")
+    told = refusal("checkpoint=a", "slides=b", "min_region_px=9", door="infer")
+    assert told == "min_region_px=9: there is no such key (did you mean quantify.min_region_px?)"
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,23 @@
 """What a command line that Hydra refuses has wrong, in our words: the key, what is near it, how to quote."""
 
+import contextlib
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from panda.errors import near
 
 OWN = {"hydra", "run_dir"}
 """Keys that are not for the command line."""
+CONF = Path(__file__).resolve().parents[2] / "conf"
+"""The choices, where the package lies beside them."""
 
 
 def explain(error: Exception, arguments: Sequence[str]) -> str:
@@ -35,9 +41,44 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
     if isinstance(cause, OmegaConfBaseException) and str(error).startswith("Could not override"):
         key = str(cause.full_key)
         given = next((text for text in arguments if text.partition("=")[0] == key), key)
-        known = [str(name) for name in cause.parent_node] if isinstance(cause.parent_node, Mapping) else []
-        return f"{given}: there is no such key{near(str(cause.key), [name for name in known if name not in OWN])}"
+        node = OmegaConf.to_container(cause.parent_node) if isinstance(cause.parent_node, DictConfig) else {}
+        assert isinstance(node, dict)
+        return f"{given}: there is no such key{likely(str(cause.key), node, key[: -len(str(cause.key))])}"
     return f"{str(error).splitlines()[0]}; given was {shlex.join(arguments)}, --help lists choices and keys"
+
+
+def likely(key: str, node: Mapping[Any, Any], path: str = "") -> str:
+    """Say which key was meant by one that is not there.
+
+    Args:
+        key: Of the node.
+        node: As plain data.
+        path: Of the node, ending in a dot; empty for the root.
+
+    Returns:
+        " (did you mean group.key?)" with each group in the node that has the key; or the one that has it with another
+        choice, and that choice; else what `near` says.
+    """
+    known = {str(name): value for name, value in node.items() if name not in OWN}
+    inside = [f"{path}{name}.{key}" for name, value in known.items() if isinstance(value, Mapping) and key in value]
+    if not inside and not path:
+        inside = _of_other_choices(key, known)
+    return f" (did you mean {', '.join(inside)}?)" if inside else near(key, known)
+
+
+def _of_other_choices(key: str, groups: Collection[str]) -> list[str]:
+    """The key in the one of the groups that has it with some choice, and the first such choice; else nothing."""
+    found: dict[str, str] = {}
+    for file in sorted(path for group in groups for path in CONF.glob(f"{group}/*.yaml")):
+        group, content = file.parent.name, None
+        with contextlib.suppress(Exception):  # a broken file of another choice is not what is to be told
+            content = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+        if isinstance(content, dict):
+            # What a choice that bears on all of the configuration gives its own group stands under the group's name.
+            own = content.get(group)
+            if key in (own if isinstance(own, dict) else content):
+                found.setdefault(group, f"{group}.{key} with {group}={file.stem}")
+    return list(found.values()) if len(found) == 1 else []
 
 
 def quoted(override: str) -> str:

@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from panda.app.command_line import quoted
+from panda.app.command_line import likely, quoted
 from panda.app.kinds import KINDS_OF_AUDIT, imported, kinds_of
 from panda.app.values import value_faults
 from panda.errors import ConfigError, PandaError, near
@@ -151,9 +151,10 @@ def check_config(cfg: DictConfig, door: str) -> None:
         ConfigError: With every fault that was found.
     """
     faults = Faults()
+    asked: Any = OmegaConf.to_container(cfg, resolve=False)
     for key in map(str, cfg):
         if key not in KEYS[door]:
-            faults.add(f"{key}: there is no such key{near(key, KEYS[door])}")
+            faults.add(f"{key}: there is no such key{likely(key, {name: asked.get(name) for name in KEYS[door]})}")
     for key in sorted(KEYS[door] - set(map(str, cfg)) - {"tiles"}):
         faults.add(f"{key} was taken away, and a run needs it: leave out ~{key}")
     try:
