@@ -19,7 +19,7 @@ from PIL import Image
 from panda.app.config import register_resolvers
 from panda.app.door import SomeSlidesFailed
 from panda.app.infer import infer
-from panda.errors import ConfigError
+from panda.errors import CheckpointError, ConfigError, ManifestError
 from panda.files import write_json
 from panda.inference import engine
 from panda.inference.canvas import Canvas
@@ -174,6 +174,28 @@ def test_a_provider_takes_its_own_threshold(tmp_path: Path, run: Infer) -> None:
         run("a.tiff", f"checkpoint={path}", "provider=x", "threshold=0.3")
     with pytest.raises(ConfigError, match="provider=x: the checkpoint has one threshold"):
         run("a.tiff", "provider=x")
+
+
+def test_faults_of_labels_slides_and_provider_are_told_at_once(tmp_path: Path, run: Infer) -> None:
+    wrong = ("labels=nowhere", "provider=x", "quantify.min_region_px=-1")
+    with pytest.raises(ConfigError) as caught:
+        run("z.tiff", *wrong)
+    told = [fault.partition("=")[0] for fault in caught.value.faults]
+    assert told == ["quantify.min_region_px", "slides", "labels", "provider"]
+    # what is true of the checkpoint cannot be told where there is none; the rest can, and is told first
+    with pytest.raises(ConfigError) as caught:
+        run("a.tiff", *wrong, "checkpoint=nothing.ckpt")
+    assert len(caught.value.faults) == 2
+    with pytest.raises(ConfigError) as caught:
+        run("a.tiff", *wrong, "checkpoint=nothing.ckpt", "threshold=0.5")
+    assert [fault.partition("=")[0] for fault in caught.value.faults][1:] == ["provider", "labels"]
+    (tmp_path / "train.csv").write_text("no,such,table\n")
+    with pytest.raises(ConfigError, match="min_region_px=-1"):
+        run("a.tiff", f"labels={tmp_path}", "quantify.min_region_px=-1")
+    with pytest.raises(ManifestError, match=r"train\.csv"):
+        run("a.tiff", f"labels={tmp_path}")
+    with pytest.raises(CheckpointError, match=r"nothing\.ckpt does not exist"):
+        run("a.tiff", "checkpoint=nothing.ckpt")
 
 
 def test_an_error_nobody_foresaw_leaves_its_traceback_in_the_log(

@@ -15,11 +15,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from panda.app.config import Faults, build, check_config
+from panda.app.config import Faults, check_config
 from panda.app.door import SomeSlidesFailed, log_to_file, make_folder
 from panda.app.results import ONLY_UNGRADED, Results
 from panda.data.manifest import TABLE, SlideRecord, read_manifest
-from panda.errors import ConfigError, ManifestError
+from panda.errors import ConfigError, ManifestError, PandaError
 from panda.files import locked, write_json
 from panda.inference.choice import Choice, choose
 from panda.inference.compute import EngineSettings
@@ -31,6 +31,7 @@ from panda.inference.quantify import QuantifySettings
 from panda.report.inference_page import write_inference_page
 from panda.report.panels import attention_tiles
 from panda.report.slide_page import write_slide_page
+from panda.tasks.checkpoint import Checkpoint, read_checkpoint
 from panda.tasks.threshold import ThresholdChoice
 
 log = logging.getLogger(__name__)
@@ -59,12 +60,12 @@ def infer(cfg: DictConfig) -> list[dict[str, Any]]:
         SomeSlidesFailed: At the end, if any slide failed or could not be graded; `failures.csv` lists them.
     """
     started = time.monotonic()
-    engine, quantify, paths = _checked(cfg)
-    labelled = _labelled(cfg.labels, paths)
-    predictor = SegmentationPredictor.from_checkpoint(Path(cfg.checkpoint), engine)
+    engine, quantify, paths, labelled, checkpoint = _checked(cfg)
+    if cfg.labels:
+        log.info("labels: %d of %d slides have a mask", len(labelled), len(paths))
+    predictor = SegmentationPredictor(checkpoint, engine)
     grader = GradingPredictor.from_checkpoint(Path(cfg.grading_checkpoint), engine) if cfg.grading_checkpoint else None
     searched = cfg.threshold == "checkpoint"
-    _check_provider(cfg.provider, predictor.threshold, searched)
     threshold = predictor.threshold.of(cfg.provider) if searched else float(cfg.threshold)
     override = None if cfg.mpp_override is None else float(cfg.mpp_override)
     mapper = SlideMapper(predictor, threshold, quantify, grader, cfg.reader, override, cfg.colour_map)
@@ -123,20 +124,37 @@ def infer(cfg: DictConfig) -> list[dict[str, Any]]:
     return rows
 
 
-def _checked(cfg: DictConfig) -> tuple[EngineSettings, QuantifySettings, list[Path]]:
-    """What can be refused before a network is loaded: settings and slides."""
+def _checked(
+    cfg: DictConfig,
+) -> tuple[EngineSettings, QuantifySettings, list[Path], dict[str, SlideRecord], Checkpoint]:
+    """What can be refused before a network is built: settings, slides, their labels and the segmentation checkpoint.
+
+    A file that cannot be used is told after the faults that were found without it.
+    """
     check_config(cfg, "infer")
     faults = Faults()
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    with faults.collect():
-        engine: EngineSettings = build(plain["engine"])
-    with faults.collect():
-        quantify: QuantifySettings = build(plain["quantify"])
+    engine: EngineSettings = faults.build(plain["engine"])
+    quantify: QuantifySettings = faults.build(plain["quantify"])
+    searched = cfg.threshold == "checkpoint"
+    if cfg.provider is not None and not searched:
+        faults.add(f"provider={cfg.provider}: no part where threshold=… is given; leave one of them out")
     paths: list[Path] = []
-    with faults.collect():
-        paths = find_slides(cfg.slides)
+    labelled: dict[str, SlideRecord] = {}
+    try:
+        with faults.collect():
+            paths = find_slides(cfg.slides)
+        with faults.collect():
+            labelled = _labelled(cfg.labels, paths)
+        checkpoint = read_checkpoint(Path(cfg.checkpoint), "segmentation")
+    except PandaError:
+        faults.raise_any()
+        raise
+    if cfg.provider is not None and searched:
+        with faults.collect():
+            _check_provider(cfg.provider, ThresholdChoice.from_plain(checkpoint.carried["threshold"]))
     faults.raise_any()
-    return engine, quantify, paths
+    return engine, quantify, paths, labelled, checkpoint
 
 
 def _labelled(root: str | None, paths: Sequence[Path]) -> dict[str, SlideRecord]:
@@ -144,7 +162,7 @@ def _labelled(root: str | None, paths: Sequence[Path]) -> dict[str, SlideRecord]
 
     Args:
         root: A folder in PANDA's layout, or None.
-        paths: The slides.
+        paths: The slides; none where they could not be found, and nothing can be said of their masks.
 
     Raises:
         ConfigError: If it is no such folder, or none of them has one there.
@@ -157,6 +175,8 @@ def _labelled(root: str | None, paths: Sequence[Path]) -> dict[str, SlideRecord]
             f"labels={root}: there is no {Path(root) / TABLE}; give the folder that holds {TABLE} and "
             "train_label_masks/ of these slides, or leave it out"
         )
+    if not paths:
+        return {}
     names = {path.stem for path in paths}
     found = [record for record in read_manifest(root) if record.slide_id in names]
     labelled = {record.slide_id: record for record in found if record.mask_path and record.mask_path.is_file()}
@@ -165,20 +185,15 @@ def _labelled(root: str | None, paths: Sequence[Path]) -> dict[str, SlideRecord]
             f"labels={root}: none of the {len(names)} slides has a mask there ({len(found)} are in its table); give "
             "the folder that holds train.csv and train_label_masks/ of these slides, or leave it out"
         )
-    log.info("labels: %d of %d slides have a mask", len(labelled), len(names))
     return labelled
 
 
-def _check_provider(provider: str | None, choice: ThresholdChoice, searched: bool) -> None:
-    """Refuses a provider that decides nothing, or that the checkpoint does not know.
+def _check_provider(provider: str, choice: ThresholdChoice) -> None:
+    """Refuses a provider that the checkpoint does not know.
 
     Raises:
         ConfigError: Naming the key and the remedy.
     """
-    if provider is None:
-        return
-    if not searched:
-        raise ConfigError(f"provider={provider}: no part where threshold=… is given; leave one of them out")
     if not choice.by_provider:
         raise ConfigError(f"provider={provider}: the checkpoint has one threshold for all providers; leave it out")
     if provider not in choice.by_provider:
