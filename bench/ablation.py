@@ -1,6 +1,6 @@
 """Does guidance earn its keep? Guided tiles against random ones and against all of them, on drawn slides.
 
-``python -m bench.ablation [--folds 3] [--seeds 5] [--slides 36] [--output bench/ablation]``
+``python -m bench.ablation [--folds 3] [--seeds 5] [--slides 96] [--output bench/ablation]``
 
 For each fold a segmentation is trained on its training slides alone; its encoder, frozen, makes the features of all
 three arms, and in the guided arm it also chooses the tiles. Test slides are new to all of it. Each seed grades each
@@ -32,7 +32,10 @@ ARMS = {
     "random": ("tiles=tissue", "tiles.k=8"),
     "all": ("tiles=all",),
 }
-DRAWN = ("data=synthetic", "data.patch_size=64", "data.split=kfold", "logger=csv", "trainer=cpu", "data.num_workers=0")
+DRAWN = (
+    *("data=synthetic", "data.draw.width=3072", "data.draw.height=2048", "data.patch_size=64", "data.split=kfold"),
+    *("logger=csv", "trainer=cpu", "data.num_workers=0"),
+)
 FIGURES = ("qwk", "accuracy", "auroc_cancer", "auroc_significant")
 TILES = ("attention_auroc", "cancer_of_tiles")
 
@@ -42,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Guided, random and all tiles, on drawn slides")
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--slides", type=int, default=36, help="that are drawn")
+    parser.add_argument("--slides", type=int, default=96, help="that are drawn")
     parser.add_argument("--output", type=Path, default=ROOT / "bench" / "ablation")
     options = parser.parse_args()
     output = options.output.absolute()
