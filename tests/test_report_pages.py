@@ -228,6 +228,25 @@ def test_grading_run_shows_agreement_and_confusion(tmp_path: Path) -> None:
     assert re.findall(r'class="diagonal"[^>]*>(\d+)<', text) == ["7", "9"]
 
 
+def test_the_best_epoch_of_a_grading_is_that_of_its_checkpoint_and_not_of_the_best_kappa(tmp_path: Path) -> None:
+    folder = _run(tmp_path / "g", _summary(task="grading", test={"qwk": 0.1, "slides": 30}, target="isup"))
+    figures = [(0, 1.5, 0.6), (1, 1.2, 0.3), (2, 1.4, 0.5)]
+    rows = [{"epoch": epoch, "val/loss": loss, "val/qwk": qwk, "val/auroc": 0.5} for epoch, loss, qwk in figures]
+    _write_csv(folder / "metrics.csv", rows)
+    text = html.unescape(check_page(write_run_page(folder)))
+    assert "best epoch 1: 1.200" in text
+    assert "best epoch 1: 0.300" in text
+    assert "best epoch 0" not in text
+    assert "AUROC, cancer against benign</" in text
+
+
+def test_a_run_that_looks_for_cancer_says_how_well_cancer_is_told(tmp_path: Path) -> None:
+    scores = {"qwk": 0.4, "accuracy": 0.75, "auroc": 0.9, "slides": 30}
+    folder = _run(tmp_path / "g", _summary(task="grading", test=scores, target="cancer"))
+    text = html.unescape(check_page(write_run_page(folder)))
+    assert "choice: AUROC of cancer against benign is 0.90; 75% of the slides got the right class." in text
+
+
 def test_the_viewer_holds_all_that_it_needs(tmp_path: Path) -> None:
     (tmp_path / "report.html").touch()
     counts = list(range(4800, 3799, -1))

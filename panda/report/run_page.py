@@ -67,6 +67,10 @@ def training_charts(rows: Sequence[dict[str, str]]) -> list[Markup]:
     names = [n for n in names if not n.endswith(("_step", "_epoch"))]
     first = ("loss", "dice", "qwk", "accuracy")
     names.sort(key=lambda n: first.index(n) if n in first else len(first))
+    # What best.ckpt is chosen by: `monitor` of the segmentation and of the grading.
+    chosen_by, better = ("dice", max) if "dice" in names else ("loss", min)
+    chosen = _by_epoch(rows, f"val/{chosen_by}")
+    best = better(chosen, key=lambda epoch: chosen[epoch]) if chosen else None
     charts = []
     for name in names[:4]:
         lines = []
@@ -75,12 +79,12 @@ def training_charts(rows: Sequence[dict[str, str]]) -> list[Markup]:
             lines.append(Line(label, list(points), list(points.values()), colour))
         val = dict(zip(lines[1].xs, lines[1].ys, strict=True))
         mark = None
-        if name in {"dice", "qwk"} and val:
-            best = max(val, key=lambda epoch: val[epoch])
+        if name in {chosen_by, "qwk"} and best is not None and best in val:
             mark = (best, f"best epoch {best:g}: {val[best]:.3f}")
         y_range = None if name == "loss" else (0.0, 1.0)
+        title = figure_name(name)
         chart = line_chart(
-            "Dice" if name == "dice" else figure_name(name).capitalize(),
+            "Dice" if name == "dice" else title[:1].upper() + title[1:],
             lines,
             "epoch",
             y_range=y_range,

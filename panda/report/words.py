@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from panda.report.folder import mapping, number, sequence
@@ -120,12 +121,13 @@ def meaning(summary: dict[str, Any]) -> list[str]:
     if any("test slide" in str(note) for note in sequence(summary.get("notes"))):
         which = f"On {counted}, of which the notes above say more"
     if split == "validation":
+        what = "best epoch was" if summary.get("task") == "grading" else "best epoch and the threshold were"
         first = (
-            "This run has no test split, so the figures above are those of validation. The best epoch and the "
-            "threshold were chosen on the same slides: they flatter, and say nothing certain of new slides."
+            f"This run has no test split, so the figures above are those of validation. The {what} chosen on the same "
+            "slides: they flatter, and say nothing certain of new slides."
         )
     elif summary.get("task") == "grading":
-        first = f"{which}: {_grading_words(scores)}"
+        first = f"{which}: {_grading_words(scores, headline_keys(summary))}"
     else:
         first = f"{which}: {_segmentation_words(scores)}"
     return [
@@ -170,14 +172,16 @@ def _segmentation_words(scores: dict[str, Any]) -> str:
     return text
 
 
-def _grading_words(scores: dict[str, Any]) -> str:
+def _grading_words(scores: dict[str, Any], keys: Sequence[str]) -> str:
+    words = {
+        "qwk": "predicted and given grades agree with a quadratic weighted κ of {}",
+        "accuracy": "{} of the slides got the right class",
+        "auroc": "AUROC of cancer against benign is {}",
+    }
     parts = []
-    if number(scores.get("qwk")) is not None:
-        parts.append(f"predicted and given grades agree with a quadratic weighted κ of {_of(scores, 'qwk')}")
-    if number(scores.get("accuracy")) is not None:
-        parts.append(f"{float(scores['accuracy']):.0%} of the slides got the right class")
-    if number(scores.get("auroc")) is not None:
-        parts.append(f"AUROC is {_of(scores, 'auroc')}")
+    for key in keys:
+        if key in words and (value := number(scores.get(key))) is not None:
+            parts.append(words[key].format(f"{value:.0%}" if key == "accuracy" else _of(scores, key)))
     return ("; ".join(parts) or "no figure is defined") + "."
 
 
