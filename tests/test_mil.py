@@ -197,11 +197,15 @@ def test_the_cumulative_loss_by_hand() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_contributions_are_what_is_lost_without_a_tile(pooling: Pooling, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("panda.models.mil._AT_ONCE", 12)
+    monkeypatch.setattr("panda.models.pooling._AT_ONCE", 12)
     model = net(pooling=pooling, head="ordinal").eval()
     for parameter in model.classifier.parameters():
         parameter.copy_(torch.randn_like(parameter))
     feats = torch.randn(5, model.feature_dim)
+    if pooling in ("gated", "attention"):  # nearly all attention on one tile
+        model.pool.attention.w.weight.mul_(2000)  # type: ignore[union-attr,operator]
+        assert float(model.aggregate(feats)[1].max()) > 0.99
+    feats[1, :9] = feats[3, :9] = 7  # greatest values that two tiles share
     found = model.contributions(feats, 2)
 
     def odds(some: Tensor) -> float:

@@ -20,9 +20,6 @@ from panda.errors import ConfigError, near
 from panda.models.encoders import IMAGENET_MEAN, IMAGENET_STD, Normalise, load_weights, require_size
 from panda.models.pooling import POOLINGS, OrdinalHead, Pooling, TransformerPooling
 
-_AT_ONCE = 2**14
-"""Tiles of bags that are graded at once to tell contributions."""
-
 
 class MILNet(nn.Module):
     """Grade a slide from a bag of its tiles, and say which tiles it looked at.
@@ -213,19 +210,10 @@ class MILNet(nn.Module):
         Returns:
             (K,) float32, positive where the tile speaks for the class; 0 for a bag of one tile.
         """
-        count = len(feats)
-        found = feats.new_zeros(count, dtype=torch.float32)
-        if count == 1:
-            return found
-        whole = _log_odds(self.aggregate(feats)[0], predicted)
-        part = max(1, _AT_ONCE // count)
-        for start in range(0, count, part):
-            stop = min(start + part, count)
-            keep = torch.ones(stop - start, count, dtype=torch.bool, device=feats.device)
-            keep[torch.arange(stop - start), torch.arange(start, stop)] = False
-            logits = self.aggregate(feats.expand(stop - start, -1, -1), keep)[0]
-            found[start:stop] = whole - _log_odds(logits, predicted)
-        return found
+        if len(feats) == 1:
+            return feats.new_zeros(1, dtype=torch.float32)
+        without: Tensor = self.classifier(self.dropout(self.pool.without_each(feats)))  # type: ignore[operator]
+        return _log_odds(self.aggregate(feats)[0], predicted) - _log_odds(without, predicted)
 
     def check_tile_size(self, tile_size: int) -> None:
         """Refuse a tile size that the encoder does not take, before anything slow begins.

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 Pooling = Literal["gated", "attention", "mean", "max", "transformer"]
 
+_AT_ONCE = 2**14
+"""Tiles of bags that are pooled at once where one bag is pooled without each of its tiles."""
+
 
 class Attention(nn.Module):
     """Attention over a bag (Ilse, Tomczak, Welling 2018, "Attention-based deep multiple instance learning").
@@ -62,6 +65,19 @@ class AttentionPooling(nn.Module):
         attention: Tensor = self.attention(feats, mask)
         return torch.einsum("bk,bkd->bd", attention.to(feats.dtype), feats), attention
 
+    def without_each(self, feats: Tensor) -> Tensor:
+        """Pool one bag (K, D), K at least 2, without each of its tiles in turn, to (K, D)."""
+        keep = feats.new_ones(1, len(feats), dtype=torch.bool)
+        pooled, attention = self(feats[None], keep)
+        weights = attention[0, :, None]
+        # The weights of the others grow alike, so that they sum to 1 again.
+        found: Tensor = ((pooled - weights * feats) / (1 - weights)).to(feats.dtype)
+        most = int(weights.argmax())
+        if weights[most] > 0.5:  # little is left to divide by, and its digits are lost
+            keep[0, most] = False
+            found[most] = self(feats[None], keep)[0][0]
+        return found
+
 
 class MeanPooling(nn.Module):
     """The mean of the tiles: each has the same weight."""
@@ -74,6 +90,10 @@ class MeanPooling(nn.Module):
         """See `AttentionPooling.forward`."""
         weights = mask.float() / mask.sum(dim=-1, keepdim=True)
         return torch.einsum("bk,bkd->bd", weights.to(feats.dtype), feats), weights
+
+    def without_each(self, feats: Tensor) -> Tensor:
+        """See `AttentionPooling.without_each`."""
+        return (feats.sum(dim=0) - feats) / (len(feats) - 1)
 
 
 class MaxPooling(nn.Module):
@@ -92,6 +112,11 @@ class MaxPooling(nn.Module):
         highest = feats.masked_fill(~mask[..., None], -math.inf).amax(dim=1)
         own = ((feats == highest[:, None]) & mask[..., None]).float()
         return highest, (own / own.sum(dim=1, keepdim=True)).mean(dim=-1)
+
+    def without_each(self, feats: Tensor) -> Tensor:
+        """See `AttentionPooling.without_each`."""
+        highest, second = feats.topk(2, dim=0).values
+        return torch.where(feats == highest, second, highest)  # where tiles share it, the second is as high
 
 
 class TransformerPooling(nn.Module):
@@ -125,6 +150,12 @@ class TransformerPooling(nn.Module):
         bag, weights = self.attend(query, tiles, tiles, key_padding_mask=~mask)
         weights = weights[:, 0].float().masked_fill(~mask, 0.0)
         return bag[:, 0], weights
+
+    def without_each(self, feats: Tensor) -> Tensor:
+        """See `AttentionPooling.without_each`; as tiles look at each other, each time is a pass of its own."""
+        count = len(feats)
+        left_out = torch.split(torch.eye(count, dtype=torch.bool, device=feats.device), max(1, _AT_ONCE // count))
+        return torch.cat([self(feats.expand(len(part), -1, -1), ~part)[0] for part in left_out])
 
 
 POOLINGS: Mapping[Pooling, Callable[[int, int], nn.Module]] = MappingProxyType(
