@@ -225,6 +225,7 @@ def test_grading_run_shows_agreement_and_confusion(tmp_path: Path) -> None:
     assert text.count("0.72 to 0.89") == 2  # its card, and the table of splits
     assert "needs slides with and without cancer" in text
     assert text.index(">far<") < text.index(">near<")
+    assert len(re.findall(r'button">Given\b', text)) == 1, "the class is the grade: no second column for it"
     assert re.findall(r'class="diagonal"[^>]*>(\d+)<', text) == ["7", "9"]
 
 

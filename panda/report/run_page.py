@@ -164,6 +164,8 @@ def _slides(run_dir: Path, task: str) -> tuple[Table, str]:
     keys = [k for k in _SLIDE_COLUMNS[task] if rows and k in rows[0]]
     if not any(number(r.get("cancer_outside_tissue_px")) for r in rows):
         keys = [k for k in keys if k != "cancer_outside_tissue_mm2"]
+    if all(r.get("label") == r.get("isup_grade") for r in rows):  # where ISUP grades are what was learnt
+        keys = [k for k in keys if k != "label"]
     return slide_table(rows, keys, run_dir / "slides", ONE_SLIDE, _WHY, "slides"), order
 
 

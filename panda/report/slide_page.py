@@ -175,7 +175,8 @@ def _against_label(slide_dir: Path, slide_id: str) -> Table | None:
     row = next((r for r in read_csv(table) if r.get("slide_id") == slide_id), None)
     if row is None:
         return None
-    keys = [k for k in row if k not in {"slide_id", "group"} and show(row[k], "text") and not k[1:].isdecimal()]
+    hidden = {"slide_id", "group"} | ({"label"} if row.get("label") == row.get("isup_grade") else set())
+    keys = [k for k in row if k not in hidden and show(row[k], "text") and not k[1:].isdecimal()]
     return Table(
         [head(k, ONE_SLIDE.get(k, "")) for k in keys], [[cell(row[k], figure_kind(k)) for k in keys]], sortable=False
     )
