@@ -152,6 +152,8 @@ def test_a_missing_one_names_its_neighbours(tmp_path: Path) -> None:
     write(tmp_path / "best.ckpt")
     with pytest.raises(CheckpointError, match=r"best\.ckpt"):
         read_checkpoint(tmp_path / "first.ckpt", "segmentation")
+    with pytest.raises(CheckpointError, match=r"nowhere/best\.ckpt does not exist; train it, or give a \.ckpt file"):
+        read_checkpoint(tmp_path / "nowhere" / "best.ckpt", "segmentation")
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(

@@ -126,8 +126,8 @@ def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         folder = path if path.is_dir() else path.parent
         near = sorted(str(p) for pattern in ("*.ckpt", "checkpoints/*.ckpt") for p in folder.glob(pattern))
-        hint = f"; there are {', '.join(near)}" if near else ""
-        raise CheckpointError(f"checkpoint {path} {'is a folder' if path.is_dir() else 'does not exist'}{hint}")
+        remedy = f"there are {', '.join(near)}" if near else "train it, or give a .ckpt file under runs/…/checkpoints/"
+        raise CheckpointError(f"checkpoint {path} {'is a folder' if path.is_dir() else 'does not exist'}; {remedy}")
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to ask for
