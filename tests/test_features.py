@@ -91,6 +91,7 @@ def test_a_damaged_file_is_told_and_made_anew(
     assert kept(cache, path) == file
     np.testing.assert_array_equal(read_features(file), before)
     assert "its tiles are encoded anew" in caplog.text
+    assert "remove it" not in caplog.text
     assert str(file) in caplog.text
 
 

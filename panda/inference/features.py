@@ -130,7 +130,7 @@ class FeatureCache:
                         return path
                     log.warning("%s: holds features of another shape; its tiles are encoded anew", path)
                 except PandaError as error:
-                    log.warning("%s; its tiles are encoded anew", error)
+                    log.warning("%s: damaged (%s); its tiles are encoded anew", path, error.__cause__)
             features = encode_tiles(
                 self.network, slide, coords, resolution, tile_size=tile_size, stain=stain, settings=self.settings
             )
