@@ -220,11 +220,14 @@ def test_grading_run_shows_agreement_and_confusion(tmp_path: Path) -> None:
     rows = [{"slide_id": "near", "isup_grade": 1, "label": 1, "predicted": 1, "p0": 0.25}]
     rows.append({"slide_id": "far", "isup_grade": 5, "label": 5, "predicted": 0, "p0": 0.75})
     _write_csv(folder / "test_slides.csv", rows)
+    (folder / "slides" / "near").mkdir(parents=True)
+    cv2.imwrite(str(folder / "slides" / "near" / "slide.jpg"), np.zeros((40, 60, 3), np.uint8))
     text = html.unescape(check_page(write_run_page(folder)))
     assert "quadratic weighted κ of 0.68" in text
     assert text.count("0.72 to 0.89") == 2  # its card, and the table of splits
     assert "needs slides with and without cancer" in text
     assert text.index(">far<") < text.index(">near<")
+    assert text.count('alt="slide"') == 1, "a slide that was only graded is shown as it is"
     assert len(re.findall(r'button">Given\b', text)) == 1, "the class is the grade: no second column for it"
     assert re.findall(r'class="diagonal"[^>]*>(\d+)<', text) == ["7", "9"]
 

@@ -294,8 +294,10 @@ def slide_table(
         href = link(*up, name, fresh_slide_page(slide_dir)) if slide_dir else ""
         thumbnail: Picture | None = None
         if slide_dir and index < MOST_THUMBNAILS:
-            thumbnail = read_picture(slide_dir / "overlay.png", THUMBNAIL_SIDE, quality=80)
-        shown = Cell("overlay", picture=thumbnail, href=href) if thumbnail else Cell(why="no overlay was kept")
+            pictures = (slide_dir / name for name in ("overlay.png", "slide.jpg"))  # the slide where it was only graded
+            found = (read_picture(path, THUMBNAIL_SIDE, quality=80) for path in pictures)
+            thumbnail = next(filter(None, found), None)
+        shown = Cell("slide", picture=thumbnail, href=href) if thumbnail else Cell(why="no picture was kept")
         cells.append(
             [shown, *(cell(row.get(k), figure_kind(k), why.get(k, ""), href if k == "slide_id" else "") for k in keys)]
         )
