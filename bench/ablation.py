@@ -4,8 +4,8 @@
 
 For each fold a segmentation is trained on its training slides alone; its encoder, frozen, makes the features of all
 three arms, and in the guided arm it also chooses the tiles. Test slides are new to all of it. Each seed grades each
-slide once, over the folds, so that it gives one figure; what is printed is their mean and spread. A run that is done
-is not done again.
+slide once, over the folds, so that it gives one figure; what is printed is their mean and spread. A training, or the
+seeds of an arm in a fold, that are done are not done again; what was interrupted among them begins anew.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from statistics import fmean, stdev
 import numpy as np
 import torch
 
-from panda.files import write_table
+from panda.files import remove, write_table
 from panda.inference.predictor import restored
 from panda.models.segmentation import Segmenter
 from panda.report.folder import read_csv
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 ARMS = {
     "guided": ("tiles=guided", "tiles.k=8"),
     "random": ("tiles=tissue", "tiles.k=8"),
-    "all": ("tiles=all",),
+    "all": ("tiles=all", "tiles.k=4096"),  # an experiment's own tiles.k would take the place of that of tiles=all
 }
 DRAWN = (
     *("data=synthetic", "data.draw.width=3072", "data.draw.height=2048", "data.patch_size=64", "data.split=kfold"),
@@ -57,7 +57,7 @@ def main() -> None:
         segmentation = output / "runs" / "segmentation" / f"fold{fold}"
         if not (segmentation / "summary.json").is_file():
             common = [*shared, f"data.fold={fold}", f"name=fold{fold}", "experiment=demo", "test_slides=false"]
-            _train(output, *common)
+            _train(output, segmentation, *common)
         best = segmentation / "checkpoints" / "best.ckpt"
         weights = output / f"encoder{fold}.pt"
         segmenter = restored(Segmenter, read_checkpoint(best, "segmentation"))
@@ -67,8 +67,9 @@ def main() -> None:
             if len(list(sweep.glob("*/summary.json"))) < options.seeds:
                 guide = str(best) if arm == "guided" else "null"
                 _train(
-                    output, "-m", *shared, "experiment=demo_grading", *chosen, f"data.fold={fold}", f"seed={seeds}",
-                    f"name={arm}{fold}", f"segmentation_checkpoint={guide}", f"model.encoder_weights={weights}",
+                    output, sweep, "-m", *shared, "experiment=demo_grading", *chosen, f"data.fold={fold}",
+                    f"seed={seeds}", f"name={arm}{fold}", f"segmentation_checkpoint={guide}",
+                    f"model.encoder_weights={weights}",
                 )  # fmt: skip
     table = [_figures(output, arm, options.folds, options.seeds) for arm in ARMS]
     write_table(output / "ablation.csv", table)
@@ -76,7 +77,9 @@ def main() -> None:
         print("; ".join(f"{key} {value}" for key, value in row.items()))
 
 
-def _train(folder: Path, *arguments: str) -> None:
+def _train(folder: Path, makes: Path, *arguments: str) -> None:
+    """Train from `folder`; what an interrupted training left where this one `makes` its own is removed."""
+    remove(makes)
     subprocess.run([sys.executable, ROOT / "train.py", *arguments], cwd=folder, check=True)
 
 

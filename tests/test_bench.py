@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from omegaconf import OmegaConf
 
+from bench import ablation
 from bench.project import DEFAULT_STORE
+from tests.test_config import composed
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -21,3 +24,21 @@ def test_contenders_do_not_get_torch_with_the_door() -> None:
 
 def test_the_headline_store_is_the_one_of_data_panda() -> None:
     assert OmegaConf.load(REPOSITORY / "conf" / "data" / "panda.yaml").store == DEFAULT_STORE
+
+
+def test_all_tiles_of_the_ablation_are_all() -> None:
+    bags = {arm: composed("experiment=demo_grading", *chosen).tiles for arm, chosen in ablation.ARMS.items()}
+    assert {arm: (tiles.how, tiles.k) for arm, tiles in bags.items()} == {
+        "guided": ("guided", 8),
+        "random": ("tissue", 8),
+        "all": ("tissue", 4096),
+    }
+
+
+def test_an_interrupted_part_of_the_ablation_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = tmp_path / "sweep-all0" / "0" / "checkpoints"
+    left.mkdir(parents=True)
+    begun: list[bool] = []
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: begun.append(left.exists()))
+    ablation._train(tmp_path, tmp_path / "sweep-all0", "name=all0")
+    assert begun == [False], "a run refuses a folder that holds one"
