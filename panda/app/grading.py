@@ -154,6 +154,8 @@ class GradingExperiment:
         items: dict[Split, list[BagItem]] = {}
         mpps: dict[Split, list[float]] = {name: [] for name in splits}
         for name, records in splits.items():
+            if name == "test" and not self.cfg.test_slides:
+                continue
             outcome = each_slide(
                 records,
                 lambda record: record.slide_id,
@@ -201,13 +203,13 @@ class GradingExperiment:
             "data": {
                 "root": str(self.data.root),
                 "colours": self.data.colours(),
-                "slides": {name: len(found) for name, found in items.items()},
+                "slides": {name: len(items.get(name, records)) for name, records in splits.items()},
                 "left_out": self.data.selection().left_out,
                 "groups": self.data.selection().policy(),
             },
             "val": self._grade_slides(run, grader, items["val"], "val"),
         }
-        if self.cfg.test_slides and items.get("test"):
+        if items.get("test"):
             run.summary["test"] = self._grade_slides(run, grader, items["test"], "test")
         self._show_in_wandb(run)
 
