@@ -37,9 +37,9 @@ def segmentation_checkpoint(path: Path, **changes: Any) -> Path:
     return write(path, "segmentation", network, carried | changes)
 
 
-def grading_checkpoint(path: Path, **changes: Any) -> Path:
+def grading_checkpoint(path: Path, network: MILNet | None = None, **changes: Any) -> Path:
     torch.manual_seed(0)
-    network = MILNet(num_classes=6, encoder="resnet18", hidden=8)
+    network = network or MILNet(num_classes=6, encoder="resnet18", hidden=8)
     carried = {
         "network": network.plain(),
         "resolution": RESOLUTION,

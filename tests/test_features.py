@@ -13,8 +13,12 @@ from panda.data.manifest import SlideRecord
 from panda.errors import ManifestError
 from panda.inference.compute import EngineSettings
 from panda.inference.features import FeatureCache, encode_tiles
+from panda.inference.grader import GradingPredictor, slide_tiles
 from panda.models.mil import MILNet
 from panda.wsi.slide import Slide
+from panda.wsi.tissue import find_tissue
+from tests.checkpoints import grading_checkpoint
+from tests.panda_folder import make_folder
 from tests.pyramids import write_pyramid
 
 SETTINGS = EngineSettings(device="cpu", precision="fp32")
@@ -111,6 +115,36 @@ def test_a_bag_of_features_is_padded_and_masked(cache: FeatureCache, path: Path)
     network = net().eval()
     with torch.inference_mode():
         torch.testing.assert_close(network(bag, mask)[0], network(plain, mask)[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_grader_reads_what_was_kept_in_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frozen: bool
+) -> None:
+    torch.manual_seed(0)
+    network = MILNet("resnet10t", freeze_encoder=frozen, hidden=8)
+    tiles = {"how": "tissue", "k": 3, "random_fraction": 1.0, "min_tissue": 0.25, "seed": 0}
+    ready = grading_checkpoint(tmp_path / "grade.ckpt", network, tiles=tiles)
+    (record, *_) = make_folder(tmp_path / "data", 2)
+    encoded: list[int] = []
+
+    def counted(network: MILNet, slide: Slide, coords: Any, *args: Any, **options: Any) -> Any:
+        encoded.append(len(coords))
+        return encode_tiles(network, slide, coords, *args, **options)
+
+    for module in ("features", "grader"):
+        monkeypatch.setattr(f"panda.inference.{module}.encode_tiles", counted)
+    grader = GradingPredictor.from_checkpoint(ready, SETTINGS, tmp_path / "patches")
+    with Slide.open(record.image_path) as slide:
+        tissue = find_tissue(slide)
+        alone = GradingPredictor.from_checkpoint(ready, SETTINGS).grade(slide, tissue, None)
+        coords, view = slide_tiles(slide, tissue, None, grader.carried["resolution"], {**tiles, "tile_size": 64})
+        if frozen:
+            FeatureCache(network, SETTINGS, tmp_path / "patches").of(slide, coords, view, 64, None)
+        encoded.clear()
+        found = grader.grade(slide, tissue, None)
+    assert encoded == ([] if frozen else [3])
+    assert found.probabilities == pytest.approx(alone.probabilities, abs=1e-6)
 
 
 def test_parts_are_read_ahead_in_order(path: Path) -> None:

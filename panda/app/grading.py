@@ -195,7 +195,7 @@ class GradingExperiment:
         }
         run.fit(GradingTask(self.network, self.loss, self.optim, carried), bags, learns_from)
         self._notes(run, items)
-        grader = GradingPredictor.from_checkpoint(run.best, self.engine)
+        grader = GradingPredictor.from_checkpoint(run.best, self.engine, self.data.store_root)
         run.summary |= {
             "threshold": self.guidance.threshold,
             "target": self.settings.target,

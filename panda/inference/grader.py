@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torchmetrics.functional.classification import binary_auroc
 
-from panda.data.bags import read_bag, select_tile_coords_for_slide
+from panda.data.bags import read_bag, read_features, select_tile_coords_for_slide
 from panda.errors import ConfigError, SlideError
 from panda.inference.canvas import Canvas
 from panda.inference.compute import EngineSettings
-from panda.inference.features import encode_tiles
+from panda.inference.features import FeatureCache, encode_tiles
 from panda.inference.predictor import resolution_for, restored
 from panda.models.mil import MILNet
 from panda.tasks.checkpoint import Checkpoint, read_checkpoint
@@ -128,23 +128,27 @@ class GradingPredictor:
 
     Args:
         checkpoint: Read by `read_checkpoint(path, "grading")`.
-        settings: Device, precision, batch.
+        settings: Device and precision.
+        store_root: Where the features of a frozen encoder are kept, as in training; None keeps none.
     """
 
-    def __init__(self, checkpoint: Checkpoint, settings: EngineSettings) -> None:
+    def __init__(self, checkpoint: Checkpoint, settings: EngineSettings, store_root: Path | None = None) -> None:
         self.checkpoint = checkpoint
         self.carried = checkpoint.carried
         self.settings = settings
         self.network = restored(MILNet, checkpoint).eval().to(settings.torch_device)
+        self._cache = FeatureCache(self.network, settings, store_root) if store_root and self.network.frozen else None
 
     @classmethod
-    def from_checkpoint(cls, path: Path, settings: EngineSettings) -> "GradingPredictor":
+    def from_checkpoint(
+        cls, path: Path, settings: EngineSettings, store_root: Path | None = None
+    ) -> "GradingPredictor":
         """Reads the checkpoint at `path`.
 
         Raises:
             CheckpointError: If it is missing, broken, or of another task.
         """
-        return cls(read_checkpoint(path, "grading"), settings)
+        return cls(read_checkpoint(path, "grading"), settings, store_root)
 
     def grade(self, slide: Slide, tissue: TissueMap, canvas: Canvas | None, label: LabelMask | None = None) -> Grade:
         """Grades one slide from its tiles.
@@ -158,7 +162,12 @@ class GradingPredictor:
         tiles = {**self.carried["tiles"], "tile_size": self.carried["tile_size"]}
         coords, view = slide_tiles(slide, tissue, canvas, self.carried["resolution"], tiles)
         stain, side = told_stain(slide, tissue) if self.carried["normalize"] else None, tiles["tile_size"]
-        features = encode_tiles(self.network, slide, coords, view, tile_size=side, stain=stain, settings=self.settings)
+        if self._cache is not None:
+            features = read_features(self._cache.of(slide, coords, view, side, stain))
+        else:
+            features = encode_tiles(
+                self.network, slide, coords, view, tile_size=side, stain=stain, settings=self.settings
+            )
         feats = torch.from_numpy(features).to(self.settings.torch_device)
         with torch.inference_mode():
             logits, weights = self.network.aggregate(feats)
