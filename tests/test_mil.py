@@ -345,6 +345,16 @@ def test_local_weights(tmp_path: Path) -> None:
         net(encoder_weights=str(tmp_path / "none.pt"))
 
 
+def test_downloaded_weights_see_the_colours_that_they_were_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("timm.models._builder.load_pretrained", lambda *_, **__: None)
+    vit = MILNet("vit_tiny_patch16_224", "imagenet")
+    assert (vit.plain()["mean"], vit.plain()["std"]) == ([0.5] * 3, [0.5] * 3)
+    assert vit.normalise.mean.flatten().tolist() == [0.5] * 3
+    for other in (net(encoder_weights="imagenet"), MILNet("vit_tiny_patch16_224")):
+        assert other.plain()["mean"] == [0.485, 0.456, 0.406]
+    assert net(encoder_weights="imagenet", mean=(0.7, 0.5, 0.7)).plain()["mean"] == [0.7, 0.5, 0.7]
+
+
 def test_a_download_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*args: Any, **kwargs: Any) -> None:
         raise OSError("the network is away")

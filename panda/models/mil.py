@@ -37,8 +37,9 @@ class MILNet(nn.Module):
         freeze_encoder: Keep the encoder as it came: no gradient and no change of its batch statistics.
         chunk: How many tiles are encoded at a time. A bag that is larger and needs gradients is encoded twice
             (once more in the backward pass), so that memory grows with the chunk and not with the bag.
-        mean: Of red, green and blue for pixels in [0, 1], taken away first.
-        std: What is then divided by.
+        mean: Of red, green and blue for pixels in [0, 1], taken away first; None: what timm's default set of this
+            encoder was trained with where `encoder_weights` is "imagenet", else that of ImageNet.
+        std: What is then divided by; None likewise.
 
     Raises:
         ConfigError: An encoder that does not exist (near names are given), numbers out of range, or weights
@@ -57,8 +58,8 @@ class MILNet(nn.Module):
         dropout: float = 0.25,
         freeze_encoder: bool = False,
         chunk: int = 64,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         faults = [
@@ -78,6 +79,11 @@ class MILNet(nn.Module):
             faults.append(f"encoder={encoder}: timm has no such model{near(encoder, timm.list_models())}")
         if faults:
             raise ConfigError(faults)
+        self.encoder = _timm_encoder(encoder, encoder_weights)
+        # Many transformers were trained with 0.5 and 0.5, whatever the name of the data.
+        expected: Any = getattr(self.encoder, "pretrained_cfg", {}) if encoder_weights == "imagenet" else {}
+        mean = expected.get("mean", IMAGENET_MEAN) if mean is None else mean
+        std = expected.get("std", IMAGENET_STD) if std is None else std
         self._plain: dict[str, Any] = {
             "encoder": encoder,
             "encoder_weights": None,
@@ -94,7 +100,6 @@ class MILNet(nn.Module):
         self.chunk = chunk
         self.frozen = freeze_encoder
         self.normalise = Normalise(mean, std)
-        self.encoder = _timm_encoder(encoder, encoder_weights)
         # Some models end in a wider layer than their last stage: head_hidden_size is what comes out.
         self.feature_dim = int(getattr(self.encoder, "head_hidden_size", None) or self.encoder.num_features)  # type: ignore[arg-type]
         self.pool = POOLINGS[pooling](self.feature_dim, hidden)
