@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 ARMS = {
     "guided": ("tiles=guided", "tiles.k=8"),
     "random": ("tiles=tissue", "tiles.k=8"),
-    "all": ("tiles=all", "tiles.k=4096"),  # an experiment's own tiles.k would take the place of that of tiles=all
+    "all": ("tiles=all",),
 }
 DRAWN = (
     *("data=synthetic", "data.draw.width=3072", "data.draw.height=2048", "data.patch_size=64", "data.split=kfold"),

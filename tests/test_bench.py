@@ -11,7 +11,6 @@ from omegaconf import OmegaConf
 
 from bench import ablation
 from bench.project import DEFAULT_STORE
-from tests.test_config import composed
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -24,15 +23,6 @@ def test_contenders_do_not_get_torch_with_the_door() -> None:
 
 def test_the_headline_store_is_the_one_of_data_panda() -> None:
     assert OmegaConf.load(REPOSITORY / "conf" / "data" / "panda.yaml").store == DEFAULT_STORE
-
-
-def test_all_tiles_of_the_ablation_are_all() -> None:
-    bags = {arm: composed("experiment=demo_grading", *chosen).tiles for arm, chosen in ablation.ARMS.items()}
-    assert {arm: (tiles.how, tiles.k) for arm, tiles in bags.items()} == {
-        "guided": ("guided", 8),
-        "random": ("tissue", 8),
-        "all": ("tissue", 4096),
-    }
 
 
 def test_an_interrupted_part_of_the_ablation_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

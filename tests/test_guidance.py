@@ -71,3 +71,10 @@ def test_two_checkpoints_of_one_run_are_not_two_folds(tmp_path: Path) -> None:
 def test_cross_fitting_is_for_guided_tiles() -> None:
     with pytest.raises(ConfigError, match=r"tiles\.cross_fit=true has no part in tiles=tissue"):
         TileSettings(how="tissue", cross_fit=True)
+
+
+def test_all_tiles_are_all_whatever_k_an_experiment_has() -> None:
+    settings = {"min_tissue": 0.25, "seed": 0}
+    assert TileSettings(how="all", k=16).bag() == {"how": "tissue", "k": 4096, "random_fraction": 1.0} | settings
+    assert TileSettings(how="tissue", k=16).bag() == {"how": "tissue", "k": 16, "random_fraction": 1.0} | settings
+    assert TileSettings(k=16).bag() == {"how": "guided", "k": 16, "random_fraction": 0.25} | settings

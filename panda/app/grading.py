@@ -170,7 +170,7 @@ class GradingExperiment:
         carried = {
             "resolution": resolution_asked(self.tiles.level, self.tiles.mpp, mpps["train"]),
             "tile_size": self.tiles.tile_size,
-            "tiles": {key: getattr(self.tiles, key) for key in ("how", "k", "random_fraction", "min_tissue", "seed")},
+            "tiles": self.tiles.bag(),
             "target": self.settings.target,
             "segmentation": [segmenter.fingerprint for segmenter in self.guidance.segmenters],
             "normalize": self.data.normalize,
@@ -180,7 +180,7 @@ class GradingExperiment:
         settings = self.data.settings
         bags = BagDataModule(
             items,
-            k=self.tiles.k,
+            k=self.tiles.bag()["k"],
             tile_size=self.tiles.tile_size,
             level=self.tiles.level,
             mpp=self.tiles.mpp,
@@ -199,7 +199,7 @@ class GradingExperiment:
         run.summary |= {
             "threshold": self.guidance.threshold,
             "target": self.settings.target,
-            "tiles": asdict(self.tiles),
+            "tiles": asdict(self.tiles) | {"k": self.tiles.bag()["k"]},
             "data": {
                 "root": str(self.data.root),
                 "colours": self.data.colours(),
@@ -239,7 +239,9 @@ class GradingExperiment:
             tissue = find_tissue(slide)
             asked = resolution_asked(self.tiles.level, self.tiles.mpp, [])
             with self.guidance.canvas(slide, tissue, bar) as canvas:
-                coords, view = slide_tiles(slide, tissue, canvas, asked, asdict(self.tiles))
+                coords, view = slide_tiles(
+                    slide, tissue, canvas, asked, {**self.tiles.bag(), "tile_size": self.tiles.tile_size}
+                )
             if view.mean_mpp:
                 mpps.append(view.mean_mpp)
             stain = told_stain(slide, tissue) if self.data.normalize else None
@@ -352,6 +354,8 @@ def _source_faults(plain: Mapping[str, Any]) -> list[str]:
         faults.append("segmentation_checkpoint has no part in tiles=tissue or all: leave it out, or give tiles=guided")
     if not guided:
         faults += idle_faults(("tiles.random_fraction",), "tiles=tissue or all, which no segmentation guides")
+    if plain["tiles"]["how"] == "all":
+        faults += idle_faults(("tiles.k",), "tiles=all (tiles=tissue takes some)")
     if plain["threshold"] != "auto":
         faults.append(f"threshold={plain['threshold']}: grading takes the segmentation checkpoint's; leave it out")
     if plain["model"].get("encoder_weights") == OF_SEGMENTATION:

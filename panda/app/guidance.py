@@ -23,14 +23,17 @@ from panda.wsi.tissue import TissueMap
 
 log = logging.getLogger(__name__)
 
+MOST_TILES = 4096
+"""Tiles of a bag with `tiles=all`, at most."""
+
 
 @dataclass(frozen=True)
 class TileSettings:
     """How a slide becomes a bag.
 
     Args:
-        how: `guided` by a segmentation checkpoint, or any `tissue`.
-        k: Tiles in a bag, at most.
+        how: `guided` by a segmentation checkpoint, any `tissue`, or `all` of it.
+        k: Tiles in a bag, at most; of `all` there are `MOST_TILES` at most, whatever an experiment's k is.
         tile_size: Side of a tile in px at the resolution.
         level: Pyramid level of the tiles; or
         mpp: their µm/px (the other one None).
@@ -44,7 +47,7 @@ class TileSettings:
         ConfigError: With every fault.
     """
 
-    how: Literal["guided", "tissue"] = "guided"
+    how: Literal["guided", "tissue", "all"] = "guided"
     k: int = 32
     tile_size: int = 256
     level: int | None = 1
@@ -73,6 +76,16 @@ class TileSettings:
         ]
         if faults:
             raise ConfigError(faults)
+
+    def bag(self) -> dict[str, Any]:
+        """What a grader needs to choose the tiles of a slide, see `panda.inference.grader.slide_tiles`."""
+        return {
+            "how": "guided" if self.how == "guided" else "tissue",
+            "k": MOST_TILES if self.how == "all" else self.k,
+            "random_fraction": self.random_fraction if self.how == "guided" else 1.0,
+            "min_tissue": self.min_tissue,
+            "seed": self.seed,
+        }
 
 
 class Guidance:

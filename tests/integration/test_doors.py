@@ -374,6 +374,7 @@ def test_a_split_of_bad_slides_ends_the_run_and_lists_them(home: Path, trained: 
             ("task=grading", "tiles=tissue", "model.encoder_weights=nowhere.pt"),
             "- model.encoder_weights=nowhere.pt: no",
         ),
+        (("task=grading", "tiles=all", "tiles.k=9"), "tiles.k=9: no part in tiles=all (tiles=tissue takes some)"),
         (("task=grading", "tiles=all", "tiles.random_fraction=0.5"), "tiles.random_fraction=0.5: no part in tiles="),
         (("task.views_every=0", "task.views=8"), "task.views=8: no part in task.views_every=0"),
         (("data=one_slide", "data.test_fraction=0.1"), "data.test_fraction=0.1: no part"),
