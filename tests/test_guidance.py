@@ -19,23 +19,40 @@ def fold(train: str, val: str) -> Any:
 FOLDS = [fold("cd", "b"), fold("da", "c"), fold("ab", "d"), fold("bc", "a")]
 
 
+def slides(names: str, **groups: str) -> Any:
+    return [SimpleNamespace(slide_id=name, group=groups.get(name, name)) for name in names]
+
+
 def test_each_slide_is_guided_by_one_to_which_it_is_new(tmp_path: Path) -> None:
     guidance = Guidance(FOLDS, cross_fit=True, folder=tmp_path)
     assert [guidance.segmenter(slide) for slide in "abcd"] == FOLDS
     assert guidance.segmenter("new") is FOLDS[0]
-    guidance.check(["a", "b", "c", "d", "new"])
+    guidance.check(slides("abcdn"))
     (note,) = guidance.notes({})
-    assert "neither learnt from it nor was chosen on it" in note
+    assert "neither learnt from its group nor was chosen on it" in note
     assert guidance.threshold is None
     few = Guidance(FOLDS[:2], cross_fit=True, folder=tmp_path)
-    with pytest.raises(ConfigError, match=r"2 of 4 slides are new to none of the 2 segmentations \(c, d\)"):
-        few.check(list("abcd"))
+    with pytest.raises(ConfigError, match=r"2 of 4 slides.* are new to none of the 2 segmentations \(c, d\)"):
+        few.check(slides("abcd"))
+
+
+def test_what_a_segmentation_saw_of_a_group_is_the_whole_groups(tmp_path: Path) -> None:
+    """Slides of one patient are alike: one that saw another of them is not new to it."""
+    for mate, new_to in (("a", FOLDS[0]), ("c", FOLDS[2])):
+        guidance = Guidance(FOLDS, cross_fit=True, folder=tmp_path)
+        guidance.check(slides("abcdn", n=mate))
+        assert guidance.segmenter("n") is guidance.segmenter(mate) is new_to
+    with pytest.raises(ConfigError, match=r"4 of 5 slides, or others of their groups.*data\.groups"):
+        Guidance(FOLDS, cross_fit=True, folder=tmp_path).check(slides("abcdn", a="p", b="p", c="q", d="q"))
+    items: Any = {"test": [SimpleNamespace(record=record) for record in slides("en", n="e")]}
+    (note,) = Guidance([fold("e", "")], cross_fit=False, folder=tmp_path).notes(items)
+    assert "was trained on 2 test slides or others of their groups" in note
 
 
 def test_one_segmentation_guides_all_and_says_whom_it_knew(tmp_path: Path) -> None:
     guidance = Guidance(FOLDS[:1], cross_fit=False, folder=tmp_path)
     assert all(guidance.segmenter(slide) is FOLDS[0] for slide in "abcd")
-    items: Any = {"train": [SimpleNamespace(record=SimpleNamespace(slide_id=slide)) for slide in "ac"]}
+    items: Any = {"train": [SimpleNamespace(record=record) for record in slides("ac")]}
     (note,) = guidance.notes(items)
     assert "trained on 1 of the 2 training slides" in note
     assert "tiles.cross_fit=true" in note

@@ -221,7 +221,7 @@ class GradingExperiment:
             ConfigError: See `Guidance.check`.
         """
         splits = self.data.splits()
-        self.guidance.check([record.slide_id for records in splits.values() for record in records])
+        self.guidance.check([record for records in splits.values() for record in records])
         return splits
 
     def _open(self, record: SlideRecord) -> Slide:

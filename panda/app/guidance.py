@@ -11,6 +11,7 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from panda.data.bags import BagItem
+from panda.data.manifest import SlideRecord
 from panda.data.settings import resolution_faults
 from panda.data.splits import Split
 from panda.errors import ConfigError
@@ -41,7 +42,8 @@ class TileSettings:
         min_tissue: Least share of tissue in a tile.
         seed: Of the random share.
         batch_size: Bags in a batch.
-        cross_fit: Guide each slide by a segmentation that neither learnt from it nor was chosen on it.
+        cross_fit: Guide each slide by a segmentation that neither learnt from it nor was chosen on it, nor on another
+            slide of its group.
 
     Raises:
         ConfigError: With every fault.
@@ -93,7 +95,7 @@ class Guidance:
 
     Args:
         segmenters: None at all, one, or with `cross_fit` those of the folds of a cross-validation.
-        cross_fit: Each slide gets the first that saw it neither in training nor in validation.
+        cross_fit: Each slide gets the first that saw neither it nor, as far as `check` was told, another of its group.
         folder: Canvases are kept here for the next run.
     """
 
@@ -157,17 +159,27 @@ class Guidance:
         new_to = (s for s, seen in zip(self.segmenters, self._seen, strict=True) if slide_id not in seen)
         return next(new_to, None)
 
-    def check(self, slides: Sequence[str]) -> None:
-        """Sees to it that each slide has a segmentation to which it is new, where that was asked for.
+    def check(self, slides: Sequence[SlideRecord]) -> None:
+        """Sees to it that each slide has a segmentation to which its group is new, where that was asked for.
+
+        Args:
+            slides: All slides, with their groups: one that a segmentation saw is the whole group's.
 
         Raises:
             ConfigError: Naming the slides that have none.
         """
-        if self.cross_fit and (lacking := [name for name in slides if self.segmenter(name) is None]):
+        if not self.cross_fit:
+            return
+        for seen in self._seen:
+            groups = {record.group for record in slides if record.slide_id in seen}
+            seen |= {record.slide_id for record in slides if record.group in groups}
+        lacking = [record.slide_id for record in slides if self.segmenter(record.slide_id) is None]
+        if lacking:
             raise ConfigError(
-                f"tiles.cross_fit=true: {len(lacking)} of {len(slides)} slides are new to none of the "
-                f"{len(self.segmenters)} segmentations ({', '.join(lacking[:3])}{' …' * (len(lacking) > 3)}): give the "
-                "checkpoints of all folds, trained on the same data.splits or data.seed and data.groups"
+                f"tiles.cross_fit=true: {len(lacking)} of {len(slides)} slides, or others of their groups, are new to "
+                f"none of the {len(self.segmenters)} segmentations ({', '.join(lacking[:3])}"
+                f"{' …' * (len(lacking) > 3)}): give the checkpoints of all folds, trained on the same data.splits or "
+                "data.seed and data.groups"
             )
 
     def canvas(
@@ -189,25 +201,30 @@ class Guidance:
         if self.cross_fit:
             return [
                 f"The tiles of each slide were chosen by one of {len(self.segmenters)} segmentations that neither "
-                "learnt from it nor was chosen on it."
+                "learnt from its group nor was chosen on it."
             ]
         return [note for segmenter in self.segmenters for note in leak_notes(items, segmenter.carried)]
 
 
 def leak_notes(items: Mapping[Split, Sequence[BagItem]], carried: Mapping[str, Any]) -> list[str]:
-    """Says which slides were no news to the segmentation that guides the tiles.
+    """Says which slides were no news to the segmentation that guides the tiles, or others of their groups were not.
 
     Args:
         items: Slides of each split.
         carried: Of the segmentation's checkpoint.
     """
-    slides = {name: {item.record.slide_id for item in found} for name, found in items.items()}
+
+    def known(split: Split, key: str) -> int:
+        records, seen = [item.record for item in items.get(split, ())], set(carried[key])
+        groups = {record.group for record in records if record.slide_id in seen}
+        return sum(record.group in groups for record in records)
+
     notes = []
-    if known := len(slides.get("train", set()) & set(carried["train_slides"])):
+    if count := known("train", "train_slides"):
         notes.append(
-            f"The segmentation that guides the tiles was trained on {known} of the {len(slides['train'])} training "
-            "slides: their tiles are in-sample, better chosen than those of new slides will be. tiles.cross_fit=true "
-            "guides each slide by a segmentation that has not seen it."
+            f"The segmentation that guides the tiles was trained on {count} of the {len(items['train'])} training "
+            "slides or on others of their groups: their tiles are in-sample, better chosen than those of new slides "
+            "will be. tiles.cross_fit=true guides each slide by a segmentation that has not seen it."
         )
     # On validation slides the grader chooses its epoch too: that the segmentation did adds nothing.
     checked: tuple[tuple[Split, str, str], ...] = (
@@ -216,9 +233,9 @@ def leak_notes(items: Mapping[Split, Sequence[BagItem]], carried: Mapping[str, A
         ("test", "val_slides", "chose its epoch and threshold"),
     )
     for name, key, did in checked:
-        if count := len(slides.get(name, set()) & set(carried[key])):
+        if count := known(name, key):
             notes.append(
-                f"The segmentation {did} on {count} {name} slides: their figures flatter. "
-                "Use the data.seed and fractions of its run."
+                f"The segmentation {did} on {count} {name} slides or others of their groups: their figures flatter. "
+                "Use the data.groups, data.seed and fractions of its run."
             )
     return notes
