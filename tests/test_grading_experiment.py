@@ -4,13 +4,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from tqdm import tqdm
 
 from panda.app.grading import GradingExperiment
 from panda.data.bags import BagItem
 from panda.data.manifest import SlideRecord
-from tests.panda_folder import make_folder
+from panda.inference.grader import GradingPredictor
+from panda.models.mil import MILNet
+from panda.report.folder import read_csv
+from tests.checkpoints import grading_checkpoint
+from tests.panda_folder import HEIGHT, WIDTH, make_folder
+from tests.pyramids import write_pyramid
 from tests.test_config import composed
 
 
@@ -44,7 +50,10 @@ def untrained(tmp_path: Path) -> Any:
     def fit(*_: object) -> None:
         raise Trains
 
-    return SimpleNamespace(folder=tmp_path / "run", failures=[], notes=[], keep_splits=lambda _: None, fit=fit)
+    trainer = SimpleNamespace(loggers=[])
+    return SimpleNamespace(
+        folder=tmp_path / "run", trainer=trainer, failures=[], notes=[], keep_splits=lambda _: None, fit=fit
+    )
 
 
 @pytest.mark.parametrize("scored", [True, False])
@@ -64,3 +73,26 @@ def test_test_slides_are_left_alone_where_they_are_not_scored(
     with pytest.raises(Trains):
         grading.run(untrained(tmp_path))
     assert tested <= looked_at if scored else not tested & looked_at
+
+
+@pytest.mark.parametrize("code", [None, 9])
+def test_a_bad_mask_keeps_no_slide_from_being_graded(tmp_path: Path, code: int | None) -> None:
+    """One that cannot be opened, and one of a code that its provider does not have."""
+    grading, run = experiment(tmp_path), untrained(tmp_path)
+    tiles = {"how": "tissue", "k": 3, "random_fraction": 1.0, "min_tissue": 0.25, "seed": 0}
+    checkpoint = grading_checkpoint(tmp_path / "grade.ckpt", MILNet("resnet10t", hidden=8), tiles=tiles)
+    grader = GradingPredictor.from_checkpoint(checkpoint, grading.engine)
+    good, bad = (BagItem(record, np.zeros((0, 2), np.int64)) for record in grading.data.splits()["test"])
+    mask = bad.record.mask_path
+    assert mask is not None
+    if code is None:
+        mask.write_bytes(b"II*\0 this is no mask")
+    else:
+        write_pyramid(mask, np.full((HEIGHT, WIDTH), code, np.uint8), (1, 2, 4), mpp=2.0)
+    found = grading._grade_slides(run, grader, [good, bad], "test")
+    assert (found["slides"], run.failures) == (2, [])
+    (note,) = run.notes
+    assert note.startswith("The label masks of 1 graded slides cannot be used")
+    assert str(mask) in note or "label codes 9" in note
+    rows = {row["slide_id"]: row for row in read_csv(run.folder / "test_slides.csv")}
+    assert rows[bad.record.slide_id]["cancer_attended"] == ""

@@ -26,7 +26,7 @@ from panda.data.bags import BagItem
 from panda.data.datamodule import PatchDataModule
 from panda.data.manifest import SlideRecord
 from panda.data.splits import Split
-from panda.errors import ConfigError, ManifestError
+from panda.errors import ConfigError, ManifestError, MaskError
 from panda.files import identity, write_json, write_table
 from panda.inference.compute import EngineSettings
 from panda.inference.engine import SlideMapper, each_slide, tiles_on
@@ -281,14 +281,24 @@ class GradingExperiment:
                 self.cfg.colour_map,
             )
 
+        unusable: list[str] = []
+
         def work(record: SlideRecord, bar: "tqdm[Any]") -> GradedSlide | None:
+            known = split == "test" and record.mask_path is not None and record.mask_path.is_file()
+            try:
+                return graded_slide(record, bar, known)
+            except MaskError as error:  # no grade needs a mask
+                log.warning("%s is graded without its label mask: %s", record.slide_id, error)
+                unusable.append(str(error))
+                return graded_slide(record, bar, labelled=False)
+
+        def graded_slide(record: SlideRecord, bar: "tqdm[Any]", labelled: bool) -> GradedSlide | None:
             folder = run.folder / "slides" / record.slide_id
             segmenter = self.guidance.segmenter(record.slide_id) if split == "test" else None
             with contextlib.ExitStack() as stack:
                 slide = stack.enter_context(self._open(record))
                 tissue = find_tissue(slide)
-                known = split == "test" and record.mask_path is not None and record.mask_path.is_file()
-                label = stack.enter_context(open_label(record, slide)) if known else None
+                label = stack.enter_context(open_label(record, slide)) if labelled else None
                 if segmenter is not None:
                     canvas_path = self.guidance.canvas_path(segmenter, slide)
                     at = mapper(segmenter, segmenter.threshold.of(record.provider))
@@ -321,6 +331,11 @@ class GradingExperiment:
             [item.record for item in items], lambda record: record.slide_id, f"grades of {split}", work
         )
         run.failures.extend(outcome.failures)
+        if unusable:
+            run.notes.append(
+                f"The label masks of {len(unusable)} graded slides cannot be used, so nothing was held against them; "
+                f"the first: {unusable[0]}"
+            )
         graded = [result for result in outcome.results if result is not None]
         tested = split == "test"
         if graded:
