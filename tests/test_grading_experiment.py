@@ -11,6 +11,7 @@ from tqdm import tqdm
 from panda.app.grading import GradingExperiment
 from panda.data.bags import BagItem
 from panda.data.manifest import SlideRecord
+from panda.errors import ConfigError
 from panda.inference.grader import GradingPredictor
 from panda.models.mil import MILNet
 from panda.report.folder import read_csv
@@ -38,6 +39,15 @@ def experiment(tmp_path: Path, *overrides: str) -> GradingExperiment:
         "engine.device=cpu",
     )
     return GradingExperiment(composed(*own, *small, *overrides))
+
+
+@pytest.mark.parametrize("typed", ["colour_map=viridis", "quantify.min_hole_px=9", "engine.tta=d4"])
+def test_what_bears_on_maps_has_no_part_where_none_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str
+) -> None:
+    monkeypatch.setattr("panda.app.door.overrides", lambda: [typed])
+    with pytest.raises(ConfigError, match=f"{typed}: no part in tiles=tissue or all"):
+        experiment(tmp_path, typed)
 
 
 class Trains(Exception):

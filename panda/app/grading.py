@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -60,6 +60,8 @@ IDLE = (
 )
 """What the command line may not ask for, as nothing would follow: `tiles` has its own."""
 
+OF_MAPS = ("colour_map", "quantify", *(f"quantify.{limit.name}" for limit in fields(QuantifySettings)), "engine.tta")
+"""What bears on maps of slides alone, which only guided tiles need."""
 AUGMENT = ("augment", "data.augment", "data.augment.name")
 WITHOUT_HIDDEN = ("mean", "max")
 """Values of `model.pooling` that have no hidden layer."""
@@ -368,7 +370,7 @@ def _source_faults(plain: Mapping[str, Any]) -> list[str]:
     if not guided and given:
         faults.append("segmentation_checkpoint has no part in tiles=tissue or all: leave it out, or give tiles=guided")
     if not guided:
-        faults += idle_faults(("tiles.random_fraction",), "tiles=tissue or all, which no segmentation guides")
+        faults += idle_faults(("tiles.random_fraction", *OF_MAPS), "tiles=tissue or all, which no segmentation guides")
     if plain["tiles"]["how"] == "all":
         faults += idle_faults(("tiles.k",), "tiles=all (tiles=tissue takes some)")
     if plain["threshold"] != "auto":
