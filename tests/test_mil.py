@@ -144,9 +144,11 @@ def test_features_are_taken_as_tiles_are(model: MILNet) -> None:
     bag = torch.rand(2, 4, 3, 32, 32)
     mask = torch.tensor([[True, True, True, False], [True] * 4])
     logits, attention, feats = model(bag, mask)
-    again = model(feats, mask)
+    padded = feats.masked_fill(~mask[..., None], float("nan"))
+    again = model(padded, mask)
     torch.testing.assert_close(again[0], logits)
     torch.testing.assert_close(again[1], attention)
+    torch.testing.assert_close(again[2], feats, msg="0 for tiles that are not real")
 
 
 @torch.no_grad()

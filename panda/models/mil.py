@@ -142,7 +142,8 @@ class MILNet(nn.Module):
             ValueError: Shapes that do not agree, or a bag without a real tile.
         """
         if bag.ndim in (2, 3):
-            return *self.aggregate(bag, mask), bag
+            logits, attention = self.aggregate(bag, mask)
+            return logits, attention, bag if mask is None else bag.masked_fill(~mask[..., None], 0.0)
         if bag.ndim not in (4, 5) or bag.shape[-3] != 3:
             raise ValueError(f"a bag is (K, 3, h, w) or (B, K, 3, h, w), not {tuple(bag.shape)}")
         mask = _real(bag.shape[:-3], mask, bag.device)
