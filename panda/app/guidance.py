@@ -176,10 +176,10 @@ class Guidance:
         lacking = [record.slide_id for record in slides if self.segmenter(record.slide_id) is None]
         if lacking:
             raise ConfigError(
-                f"tiles.cross_fit=true: {len(lacking)} of {len(slides)} slides, or others of their groups, are new to "
-                f"none of the {len(self.segmenters)} segmentations ({', '.join(lacking[:3])}"
-                f"{' …' * (len(lacking) > 3)}): give the checkpoints of all folds, trained on the same data.splits or "
-                "data.seed and data.groups"
+                f"tiles.cross_fit=true: {len(lacking)} of {len(slides)} slides are new to none of the "
+                f"{len(self.segmenters)} segmentations ({', '.join(lacking[:3])}{' …' * (len(lacking) > 3)}), each of "
+                "which saw them or others of their groups: give the checkpoints of all folds, trained on the same "
+                "data.splits or data.seed and data.groups"
             )
 
     def canvas(
@@ -201,7 +201,7 @@ class Guidance:
         if self.cross_fit:
             return [
                 f"The tiles of each slide were chosen by one of {len(self.segmenters)} segmentations that neither "
-                "learnt from its group nor was chosen on it."
+                "learnt from it nor was chosen on it, nor on another slide of its group."
             ]
         return [note for segmenter in self.segmenters for note in leak_notes(items, segmenter.carried)]
 
