@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchmetrics.functional.classification import binary_auroc
 
 from panda.data.bags import read_bag, read_features, select_tile_coords_for_slide
 from panda.errors import ConfigError, SlideError
@@ -18,6 +17,7 @@ from panda.inference.features import FeatureCache, encode_tiles
 from panda.inference.predictor import resolution_for, restored
 from panda.models.mil import MILNet
 from panda.tasks.checkpoint import Checkpoint, read_checkpoint
+from panda.tasks.grades import auroc
 from panda.wsi.geometry import Resolution
 from panda.wsi.labels import LabelMask
 from panda.wsi.normalise import told_stain
@@ -197,9 +197,9 @@ def _against(
     holds = cancer >= CANCER_TILE
     if not holds.any():
         return dict.fromkeys(AGAINST_TILES)
-    auroc = None if holds.all() else float(binary_auroc(torch.from_numpy(attention), torch.from_numpy(holds).long()))
+    area = None if holds.all() else float(auroc(attention.astype(np.float64), holds, np.ones(len(holds))))
     return {
-        "attention_auroc": auroc,
+        "attention_auroc": area,
         "cancer_attended": float((attention * cancer).sum() / attention.sum()),
         "cancer_of_tiles": float(cancer.mean()),
     }
