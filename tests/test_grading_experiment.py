@@ -85,6 +85,13 @@ def test_test_slides_are_left_alone_where_they_are_not_scored(
     assert tested <= looked_at if scored else not tested & looked_at
 
 
+def test_an_absent_class_is_told_before_training(tmp_path: Path) -> None:
+    run = untrained(tmp_path)
+    with pytest.raises(Trains):
+        experiment(tmp_path).run(run)
+    assert run.notes == ["No training slide has class 1, 2, 3, 5: it cannot be learnt."]
+
+
 @pytest.mark.parametrize("code", [None, 9])
 def test_a_bad_mask_keeps_no_slide_from_being_graded(tmp_path: Path, code: int | None) -> None:
     """One that cannot be opened, and one of a code that its provider does not have."""

@@ -195,8 +195,8 @@ class GradingExperiment:
         learns_from = {
             name: {item.record.slide_id: self._identity(item) for item in items[name]} for name in ("train", "val")
         }
-        run.fit(GradingTask(self.network, self.loss, self.optim, carried), bags, learns_from)
         self._notes(run, items)
+        run.fit(GradingTask(self.network, self.loss, self.optim, carried), bags, learns_from)
         grader = GradingPredictor.from_checkpoint(run.best, self.engine, self.data.store_root)
         run.summary |= {
             "threshold": self.guidance.threshold,
