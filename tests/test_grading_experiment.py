@@ -1,5 +1,6 @@
 """What a grading run does with its slides, from small ones without any segmentation."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,12 +9,13 @@ import numpy as np
 import pytest
 from tqdm import tqdm
 
-from panda.app.grading import GradingExperiment
+from panda.app.grading import GradingExperiment, _take_encoder
 from panda.data.bags import BagItem
 from panda.data.manifest import SlideRecord
 from panda.errors import ConfigError
 from panda.inference.grader import GradingPredictor
 from panda.models.mil import MILNet
+from panda.models.segmentation import Segmenter
 from panda.report.folder import read_csv
 from tests.checkpoints import grading_checkpoint
 from tests.panda_folder import HEIGHT, WIDTH, make_folder
@@ -90,6 +92,24 @@ def test_an_absent_class_is_told_before_training(tmp_path: Path) -> None:
     with pytest.raises(Trains):
         experiment(tmp_path).run(run)
     assert run.notes == ["No training slide has class 1, 2, 3, 5: it cannot be learnt."]
+
+
+@pytest.mark.parametrize(
+    ("encoder", "given", "remedy"),
+    [
+        ("resnet18", {"encoder": "resnet10t"}, "; give model.encoder=resnet18, or model.encoder_weights=null"),
+        # of one name, and of a name that timm does not have
+        ("efficientnet-b0", {"encoder": "efficientnet_b0"}, "timm's efficientnet_b0; give model.encoder_weights=null"),
+        ("resnet18", {"encoder": "resnet18", "mean": [0.5] * 3}, "; give model.mean=[0.485,0.456,0.406]"),
+    ],
+)
+def test_an_encoder_that_is_not_the_segmentations_is_refused(
+    tmp_path: Path, encoder: str, given: dict[str, Any], remedy: str
+) -> None:
+    network = Segmenter("unet", encoder, decoder_channels=[16, 16, 8, 8, 8])
+    segmenter: Any = SimpleNamespace(network=network, carried={"network": network.plain()})
+    with pytest.raises(ConfigError, match=re.escape(remedy)):
+        _take_encoder(MILNet(**given), segmenter)
 
 
 @pytest.mark.parametrize("code", [None, 9])

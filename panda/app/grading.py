@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
+import timm
 import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
@@ -391,13 +392,21 @@ def _source_faults(plain: Mapping[str, Any]) -> list[str]:
 
 
 def _take_encoder(network: MILNet, segmenter: SegmentationPredictor) -> None:
-    """Starts the tiles' encoder from the segmenter's, where both are of one architecture."""
-    state = segmenter.network.encoder.state_dict()
+    """Starts the tiles' encoder from the segmenter's, where both are of one architecture and see the same colours."""
+    theirs, own = segmenter.carried["network"], network.plain()
+    used, said = theirs["encoder_name"], "model.encoder_weights=segmentation: the segmentation's encoder"
     try:
-        network.encoder.load_state_dict(state)
+        network.encoder.load_state_dict(segmenter.network.encoder.state_dict())
     except RuntimeError as error:
-        used = segmenter.carried["network"]["encoder_name"]
+        other = used != own["encoder"] and timm.is_model(used)
         raise ConfigError(
-            f"model.encoder_weights=segmentation: the segmentation's encoder is {used}, which does not fit the "
-            f"tiles' encoder; give model.encoder={used}, or model.encoder_weights=null"
+            f"{said} is {used}, which does not fit the tiles' encoder, timm's {own['encoder']}; give "
+            + f"model.encoder={used}, or " * other
+            + "model.encoder_weights=null"
         ) from error
+    if faults := [
+        f"{said} learnt on pixels of {key} {theirs[key]}; give model.{key}={str(theirs[key]).replace(' ', '')}"
+        for key in ("mean", "std")
+        if own[key] != theirs[key]
+    ]:
+        raise ConfigError(faults)
