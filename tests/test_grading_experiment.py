@@ -91,7 +91,7 @@ def test_an_absent_class_is_told_before_training(tmp_path: Path) -> None:
     run = untrained(tmp_path)
     with pytest.raises(Trains):
         experiment(tmp_path).run(run)
-    assert run.notes == ["No training slide has class 1, 2, 3, 5: it cannot be learnt."]
+    assert run.notes == ["No training slide has class 1, 2, 3, 5: what is absent cannot be learnt."]
 
 
 @pytest.mark.parametrize(

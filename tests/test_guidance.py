@@ -11,9 +11,12 @@ from panda.errors import ConfigError
 from panda.inference.compute import EngineSettings
 from tests.checkpoints import segmentation_checkpoint
 
+TILES = TileSettings(level=1)
+
 
 def fold(train: str, val: str) -> Any:
-    return SimpleNamespace(carried={"train_slides": list(train), "val_slides": list(val)})
+    resolution = {"level": 1, "mpp": None, "train_mpp": None}
+    return SimpleNamespace(carried={"train_slides": list(train), "val_slides": list(val), "resolution": resolution})
 
 
 FOLDS = [fold("cd", "b"), fold("da", "c"), fold("ab", "d"), fold("bc", "a")]
@@ -28,7 +31,7 @@ def test_each_slide_is_guided_by_one_to_which_it_is_new(tmp_path: Path) -> None:
     assert [guidance.segmenter(slide) for slide in "abcd"] == FOLDS
     assert guidance.segmenter("new") is FOLDS[0]
     guidance.check(slides("abcdn"))
-    (note,) = guidance.notes({})
+    (note,) = guidance.notes({}, TILES)
     assert "neither learnt from it nor was chosen on it, nor on another slide of its group" in note
     assert guidance.threshold is None
     few = Guidance(FOLDS[:2], cross_fit=True, folder=tmp_path)
@@ -45,7 +48,7 @@ def test_what_a_segmentation_saw_of_a_group_is_the_whole_groups(tmp_path: Path) 
     with pytest.raises(ConfigError, match=r"4 of 5 slides.*others of their groups.*data\.groups"):
         Guidance(FOLDS, cross_fit=True, folder=tmp_path).check(slides("abcdn", a="p", b="p", c="q", d="q"))
     items: Any = {"test": [SimpleNamespace(record=record) for record in slides("en", n="e")]}
-    (note,) = Guidance([fold("e", "")], cross_fit=False, folder=tmp_path).notes(items)
+    (note,) = Guidance([fold("e", "")], cross_fit=False, folder=tmp_path).notes(items, TILES)
     assert "was trained on 2 test slides or others of their groups" in note
 
 
@@ -53,7 +56,7 @@ def test_one_segmentation_guides_all_and_says_whom_it_knew(tmp_path: Path) -> No
     guidance = Guidance(FOLDS[:1], cross_fit=False, folder=tmp_path)
     assert all(guidance.segmenter(slide) is FOLDS[0] for slide in "abcd")
     items: Any = {"train": [SimpleNamespace(record=record) for record in slides("ac")]}
-    (note,) = guidance.notes(items)
+    (note,) = guidance.notes(items, TILES)
     assert "trained on 1 of the 2 training slides" in note
     assert "tiles.cross_fit=true" in note
 
@@ -95,3 +98,21 @@ def test_all_tiles_are_all_whatever_k_an_experiment_has() -> None:
     assert TileSettings(how="all", k=16).bag() == {"how": "tissue", "k": 4096, "random_fraction": 1.0} | settings
     assert TileSettings(how="tissue", k=16).bag() == {"how": "tissue", "k": 16, "random_fraction": 1.0} | settings
     assert TileSettings(k=16).bag() == {"how": "guided", "k": 16, "random_fraction": 0.25} | settings
+
+
+def test_maps_of_another_resolution_are_told(tmp_path: Path) -> None:
+    one = Guidance(FOLDS[:1], cross_fit=False, folder=tmp_path)
+    assert one.notes({}, TILES) == []
+    (note,) = one.notes({}, TileSettings(level=0))
+    assert "maps slides at level 1, tiles are read at level 0: its maps are resampled" in note
+    note, _ = Guidance(FOLDS, cross_fit=True, folder=tmp_path).notes({}, TileSettings(level=None, mpp=0.5))
+    assert "tiles are read at 0.5 µm/px" in note
+
+
+def test_several_checkpoints_without_cross_fitting_are_refused(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        segmentation_checkpoint(tmp_path / name / "best.ckpt")
+    given = str(tmp_path / "*" / "best.ckpt")
+    with pytest.raises(ConfigError, match=r"\*/best\.ckpt are 2 files: give one of them, or tiles\.cross_fit=true"):
+        Guidance.of(given, False, EngineSettings(device="cpu"), tmp_path)

@@ -152,7 +152,7 @@ def test_run_page_says_the_figures_and_what_they_mean(run: Path) -> None:
 
 def test_slides_that_a_network_has_seen_are_not_called_new(tmp_path: Path) -> None:
     note = "The segmentation was trained on 3 test slides: their figures flatter. Use the data.seed of its run."
-    said = {"seen": [note], "new": ["No training slide has class 4: it cannot be learnt."]}
+    said = {"seen": [note], "new": ["No training slide has class 4: what is absent cannot be learnt."]}
     for name, notes in said.items():
         scores = {"qwk": 0.68, "slides": 60}
         folder = _run(tmp_path / name, _summary(task="grading", test=scores, target="isup", notes=notes))

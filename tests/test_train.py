@@ -378,7 +378,7 @@ def test_slides_that_the_segmentation_knows_are_noted() -> None:
     assert "trained on 1 of the 2 training slides or on others of their groups: their tiles are in" in in_sample
     assert leak_notes(items, {"train_slides": ["x"], "val_slides": ["c", "d"]}) == []
     (trained_on, chosen_on) = leak_notes(items, {"train_slides": ["c"], "val_slides": ["f", "g"]})
-    assert "was trained on 1 val slides" in trained_on
+    assert "was trained on 1 validation slides" in trained_on
     assert "chose its epoch and threshold on 2 test slides" in chosen_on
 
 

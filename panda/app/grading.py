@@ -258,12 +258,12 @@ class GradingExperiment:
         return [identity(item.record.image_path), self._class(item.record), tiles, features]
 
     def _notes(self, run: Run, items: Mapping[Split, Sequence[BagItem]]) -> None:
-        run.notes += self.guidance.notes(items)
+        run.notes += self.guidance.notes(items, self.tiles)
         classes = CLASSES[self.settings.target]
         counts = Counter(self._class(item.record) for item in items["train"])
         absent = [str(c) for c in range(classes) if not counts[c]]
         if absent:
-            run.notes.append(f"No training slide has class {', '.join(absent)}: it cannot be learnt.")
+            run.notes.append(f"No training slide has class {', '.join(absent)}: what is absent cannot be learnt.")
         for note in run.notes:
             log.warning("%s", note)
 
@@ -321,6 +321,7 @@ class GradingExperiment:
                             "slide_id": record.slide_id,
                             "mpp": list(slide.mpp) if slide.mpp else None,
                             "view_downsample": view.downsample,
+                            "tissue_how": tissue.how,
                             "grade": grade.plain(),
                         }
                         write_json(folder / "quantification.json", facts)
@@ -364,9 +365,11 @@ def _source_faults(plain: Mapping[str, Any]) -> list[str]:
     faults = []
     guided, given = plain["tiles"]["how"] == "guided", plain["segmentation_checkpoint"]
     if guided and not given:
+        which = "'runs/segmentation/sweep-NAME/*" if plain["tiles"].get("cross_fit") else "runs/segmentation/…"
+        quote = "'" * which.startswith("'")
         faults.append(
             "segmentation_checkpoint is not given: tiles=guided needs one "
-            "(segmentation_checkpoint=runs/segmentation/…/checkpoints/best.ckpt), tiles=tissue needs none"
+            f"(segmentation_checkpoint={which}/checkpoints/best.ckpt{quote}), tiles=tissue needs none"
         )
     if not guided and given:
         faults.append("segmentation_checkpoint has no part in tiles=tissue or all: leave it out, or give tiles=guided")

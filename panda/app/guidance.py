@@ -121,6 +121,11 @@ class Guidance:
             CheckpointError: If one cannot be used.
         """
         paths = [] if given is None else [Path(given)]
+        if not cross_fit and given and not Path(given).exists() and (several := glob.glob(given, recursive=True)):
+            raise ConfigError(
+                f"segmentation_checkpoint={given} are {len(several)} files: give one of them, or tiles.cross_fit=true "
+                "to guide each slide by one that has not seen it"
+            )
         if cross_fit:
             paths = sorted(Path(path) for path in glob.glob(str(given), recursive=True))
             if len(paths) < 2:
@@ -196,14 +201,32 @@ class Guidance:
         made_of = segmenter.canvas_fingerprint(slide, resolution_for(slide, segmenter.carried["resolution"]))
         return self.folder / f"canvases-{segmenter.fingerprint[:12]}" / f"{slide.slide_id}-{made_of[:12]}.zarr"
 
-    def notes(self, items: Mapping[Split, Sequence[BagItem]]) -> list[str]:
-        """Says which slides were no news to what guides their tiles."""
+    def notes(self, items: Mapping[Split, Sequence[BagItem]], tiles: TileSettings) -> list[str]:
+        """Says which slides were no news to what guides their tiles, and where its maps are resampled to them.
+
+        Args:
+            items: Slides of each split.
+            tiles: How they are read.
+        """
+        notes = []
+        for segmenter in self.segmenters[:1]:  # all are of one resolution
+            mapped = {key: segmenter.carried["resolution"][key] for key in ("level", "mpp")}
+            if mapped != {"level": tiles.level, "mpp": tiles.mpp}:
+                notes.append(
+                    f"The segmentation maps slides at {_told(**mapped)}, tiles are read at "
+                    f"{_told(tiles.level, tiles.mpp)}: its maps are resampled to the tiles."
+                )
         if self.cross_fit:
             return [
+                *notes,
                 f"The tiles of each slide were chosen by one of {len(self.segmenters)} segmentations that neither "
-                "learnt from it nor was chosen on it, nor on another slide of its group."
+                "learnt from it nor was chosen on it, nor on another slide of its group.",
             ]
-        return [note for segmenter in self.segmenters for note in leak_notes(items, segmenter.carried)]
+        return notes + [note for segmenter in self.segmenters for note in leak_notes(items, segmenter.carried)]
+
+
+def _told(level: int | None, mpp: float | None) -> str:
+    return f"level {level}" if mpp is None else f"{mpp:g} µm/px"
 
 
 def leak_notes(items: Mapping[Split, Sequence[BagItem]], carried: Mapping[str, Any]) -> list[str]:
@@ -235,7 +258,8 @@ def leak_notes(items: Mapping[Split, Sequence[BagItem]], carried: Mapping[str, A
     for name, key, did in checked:
         if count := known(name, key):
             notes.append(
-                f"The segmentation {did} on {count} {name} slides or others of their groups: their figures flatter. "
-                "Use the data.groups, data.seed and fractions of its run."
+                f"The segmentation {did} on {count} {'validation' if name == 'val' else name} slides or others of "
+                "their groups: their figures flatter. Use the data.groups, data.seed and fractions of its run, or "
+                "data.splits=splits.csv of its folder."
             )
     return notes
