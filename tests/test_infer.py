@@ -306,6 +306,10 @@ def test_a_slide_that_cannot_be_graded_keeps_its_figures(tmp_path: Path, run: In
     run("a.tiff", f"grading_checkpoint={able}")
     assert column(out / "failures.csv", "slide_id") == []
     assert column(out / "quantification.csv", "isup_predicted")[0] in set("012345")
+    assert (out / "a" / "attention.png").is_file()
+    with pytest.raises(SomeSlidesFailed):
+        run("a.tiff", f"grading_checkpoint={grader}")
+    assert not list((out / "a").glob("attention*.png")), "of a grade that is none any more"
 
 
 def test_slides_seen_in_training_or_validation_are_marked(tmp_path: Path, run: Infer) -> None:

@@ -5,9 +5,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from panda.inference.grader import Grade
+from panda.inference.overview import write_attention
 from panda.report.panels import PanelRow, attention_tiles, dice_text, draw_panels
+from panda.wsi.geometry import Resolution
 
 
 def _row(title: str = "slide x 1, y 2", truth: bool = True, um_per_px: float | None = 0.5) -> PanelRow:
@@ -81,5 +84,26 @@ def test_attention_tiles(tmp_path: Path, count: int) -> None:
     weights = np.arange(count, dtype=np.float32)
     shown = np.zeros((min(count, 12), 16, 16, 3), np.uint8)
     grade = Grade("isup", 0, [1.0], np.zeros((count, 2), np.int64), weights, weights, shown, 16.0)
-    path = attention_tiles(grade, tmp_path / "a.png")
+    path = tmp_path / "a.png"
+    attention_tiles(grade, path)
     assert cv2.imread(str(path)) is not None
+    attention_tiles(None, path)
+    assert not path.exists()
+
+
+def test_attention_lies_where_its_tiles_do(tmp_path: Path) -> None:
+    view = Resolution(4.0, 400, 200, 1, 1.0, (2.0, 2.0))
+    image = np.full((200, 400, 3), 255, np.uint8)
+    coords, weights = np.array([[40, 80], [800, 400]], np.int64), np.array([0.8, 0.2], np.float32)
+    grade = Grade("isup", 3, [0.0, 0, 0, 1, 0, 0], coords, weights, weights, np.zeros((2, 8, 8, 3), np.uint8), 160.0)
+    path = tmp_path / "attention.png"
+    write_attention(image, view, grade, "s", path)
+    sheet = np.asarray(Image.open(path), int)
+    yellow, purple = (np.abs(sheet - (np.array(c) + 255) / 2).max(axis=2) <= 4 for c in ((253, 231, 37), (59, 82, 139)))
+    top, left = np.argwhere(yellow).min(axis=0)
+    # From tile to tile: (800 - 40) / 4 and (400 - 80) / 4 px; a tile is 40 px less its outline.
+    assert yellow[top : top + 36, left : left + 36].all()
+    assert purple[top + 80 : top + 116, left + 190 : left + 226].all()
+    assert (sheet[top + 40, left + 60] == 255).all()
+    write_attention(image, view, None, "s", path)
+    assert not path.exists()

@@ -1,6 +1,5 @@
 """The grading experiment: bags of tiles from each slide, attention MIL, grades for the test slides."""
 
-import contextlib
 import functools
 import hashlib
 import logging
@@ -21,26 +20,23 @@ from panda.app.door import idle_faults
 from panda.app.freeze import CHOICE_KEYS
 from panda.app.guidance import Guidance, TileSettings
 from panda.app.run import Run, resolution_asked
+from panda.app.slide_grading import SlideGrading
 from panda.app.tracking import wandb_of
 from panda.data.bag_datamodule import BagDataModule
 from panda.data.bags import BagItem
 from panda.data.datamodule import PatchDataModule
 from panda.data.manifest import SlideRecord
 from panda.data.splits import Split
-from panda.errors import ConfigError, ManifestError, MaskError
-from panda.files import identity, write_json, write_table
+from panda.errors import ConfigError, ManifestError
+from panda.files import identity, write_table
 from panda.inference.compute import EngineSettings
-from panda.inference.engine import SlideMapper, each_slide, tiles_on
-from panda.inference.evaluate import open_label
+from panda.inference.engine import each_slide
 from panda.inference.features import FeatureCache
 from panda.inference.grader import GradingPredictor, slide_tiles
 from panda.inference.grading_figures import GradedSlide, summarise_grades
-from panda.inference.overview import write_slide
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
 from panda.models.mil import MILNet
-from panda.report.panels import attention_tiles
-from panda.report.slide_page import write_slide_page
 from panda.tasks.grading import CLASSES, GradingTask, Target, target_class
 from panda.tasks.optim import Optim
 from panda.wsi.normalise import told_stain
@@ -268,84 +264,27 @@ class GradingExperiment:
             log.warning("%s", note)
 
     def _grade_slides(self, run: Run, grader: GradingPredictor, items: Sequence[BagItem], split: str) -> dict[str, Any]:
-        """Grades the slides of bags as inference does; of test slides it leaves map, tiles and page."""
+        """Grades the slides of bags, and gives their figures."""
+        tested = split == "test"
         settings = self.data.settings
-        logger = wandb_of(run.trainer.loggers) if split == "test" else None
-
-        @functools.cache
-        def mapper(network: SegmentationPredictor, threshold: float) -> SlideMapper:
-            return SlideMapper(
-                network,
-                threshold,
-                self.quantify,
-                grader,
-                settings.reader,
-                settings.mpp_override,
-                self.cfg.colour_map,
-            )
-
-        unusable: list[str] = []
-
-        def work(record: SlideRecord, bar: "tqdm[Any]") -> GradedSlide | None:
-            known = split == "test" and record.mask_path is not None and record.mask_path.is_file()
-            try:
-                return graded_slide(record, bar, known)
-            except MaskError as error:  # no grade needs a mask
-                log.warning("%s is graded without its label mask: %s", record.slide_id, error)
-                unusable.append(str(error))
-                return graded_slide(record, bar, labelled=False)
-
-        def graded_slide(record: SlideRecord, bar: "tqdm[Any]", labelled: bool) -> GradedSlide | None:
-            folder = run.folder / "slides" / record.slide_id
-            segmenter = self.guidance.segmenter(record.slide_id) if split == "test" else None
-            with contextlib.ExitStack() as stack:
-                slide = stack.enter_context(self._open(record))
-                tissue = find_tissue(slide)
-                label = stack.enter_context(open_label(record, slide)) if labelled else None
-                if segmenter is not None:
-                    canvas_path = self.guidance.canvas_path(segmenter, slide)
-                    at = mapper(segmenter, segmenter.threshold.of(record.provider))
-                    mapped = at.map(
-                        slide, tissue, folder, canvas_path, tiles_on(bar), labelled=(record, label) if label else None
-                    )
-                    if mapped.ungraded:
-                        run.failures.append(mapped.ungraded)
-                    grade = mapped.grade
-                else:
-                    with self.guidance.canvas(slide, tissue, bar) as canvas:
-                        grade = grader.grade(slide, tissue, canvas, label)
-                    if split == "test":
-                        image, view = slide.overview()
-                        write_slide(image, folder)
-                        facts = {
-                            "slide_id": record.slide_id,
-                            "mpp": list(slide.mpp) if slide.mpp else None,
-                            "view_downsample": view.downsample,
-                            "tissue_how": tissue.how,
-                            "grade": grade.plain(),
-                        }
-                        write_json(folder / "quantification.json", facts)
-            if split == "test":
-                if grade is not None:
-                    attention_tiles(grade, folder / "attention_tiles.png")
-                write_slide_page(folder)
-            return None if grade is None else GradedSlide(record, self._class(record), grade.without_tiles())
-
-        outcome = each_slide(
-            [item.record for item in items], lambda record: record.slide_id, f"grades of {split}", work
+        folder = run.folder / "slides" if tested else None
+        grading = SlideGrading(
+            grader, self.guidance, self.quantify, settings.reader, settings.mpp_override, self.cfg.colour_map, folder
         )
-        run.failures.extend(outcome.failures)
-        if unusable:
+        outcome = each_slide(
+            [item.record for item in items], lambda record: record.slide_id, f"grades of {split}", grading.of
+        )
+        run.failures.extend([*grading.ungraded, *outcome.failures])
+        if unusable := grading.unusable_masks:
             run.notes.append(
                 f"The label masks of {len(unusable)} graded slides cannot be used, so nothing was held against them; "
                 f"the first: {unusable[0]}"
             )
-        graded = [result for result in outcome.results if result is not None]
-        tested = split == "test"
+        graded = [GradedSlide(record, self._class(record), grade) for record, grade in filter(None, outcome.results)]
         if graded:
             rows = [slide.row(attention=tested) for slide in graded]
             write_table(run.folder / f"{split}_slides.csv", rows)
-            if logger is not None:
+            if tested and (logger := wandb_of(run.trainer.loggers)) is not None:
                 log_slides(logger, "test_slides", rows, run.folder / "slides")
         return summarise_grades(graded, CLASSES[self.settings.target], self.cfg.seed, attention=tested)
 

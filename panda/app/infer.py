@@ -88,10 +88,7 @@ def infer(cfg: DictConfig) -> list[dict[str, Any]]:
             canvas_path = canvases / slide.slide_id / "canvas.zarr"
             with locked(own / "slide.html"):  # so that another run's tiles and page do not come between
                 mapped = mapper.map(slide, tissue, own, canvas_path, tiles_on(bar), labelled=known)
-                tiles = own / "attention_tiles.png"
-                tiles.unlink(missing_ok=True)  # of an earlier run, which may have graded what this one cannot
-                if (grade := mapped.grade) is not None:
-                    attention_tiles(grade, tiles)
+                attention_tiles(mapped.grade, own / "attention_tiles.png")
                 write_slide_page(own)
         results.add(mapped.row, mapped.ungraded)
         if len(results.done) % TABLE_EVERY == 1:

@@ -22,7 +22,7 @@ from panda.inference.canvas import Canvas
 from panda.inference.evaluate import SlideScore, score_canvas
 from panda.inference.export import write_geojson, write_ome_tiff
 from panda.inference.grader import Grade, GradingPredictor
-from panda.inference.overview import Overview, write_heatmap, write_overlay, write_view
+from panda.inference.overview import Overview, write_attention, write_heatmap, write_overlay, write_view
 from panda.inference.pictures import ColourMap
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings, slide_quantification
@@ -312,8 +312,8 @@ class SlideMapper:
         Args:
             slide: The slide.
             tissue: Its tissue.
-            folder: Gets heatmap.png, overlay.png, regions.geojson, probability.ome.tiff, quantification.json, and
-                slide.jpg and map.png for the page.
+            folder: Gets heatmap.png, overlay.png, attention.png of a grade, regions.geojson, probability.ome.tiff,
+                quantification.json, and slide.jpg and map.png for the page.
             canvas_path: Where the canvas lies or will lie.
             on_tiles: As for `SegmentationPredictor.predict`.
             labelled: The slide's row and its label mask, where it has one: the map is scored against it, and the page
@@ -346,6 +346,7 @@ class SlideMapper:
             write_heatmap(canvas, mask_clean, self.threshold, folder / "heatmap.png", colour_map=colours)
             write_overlay(overview, mask_clean, self.threshold, folder / "overlay.png", colour_map=colours)
             view = overview.resolution
+            write_attention(overview.image, view, grade, slide.slide_id, folder / "attention.png")
             write_view(overview, folder, label.read_tumor(view, (0, 0), view.size) if label else None)
             write_geojson(found, slide, canvas.resolution, folder / "regions.geojson")
             write_ome_tiff(canvas, slide, folder / "probability.ome.tiff")

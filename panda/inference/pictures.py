@@ -108,6 +108,7 @@ def framed(
     mark: float | None,
     scale: Scale,
     keys: Sequence[Key],
+    measures: tuple[str, str] = ("tumour", "probability"),
 ) -> Image.Image:
     """Put an image on a white sheet with its title, colour bar, scale bar and legend.
 
@@ -115,10 +116,11 @@ def framed(
         image: (h, w, 3) uint8 RGB; it is not resized.
         title: Bold, above the image.
         subtitle: In grey below the title.
-        bar: (256, 3) uint8 colours of probability 0..1, drawn at the right.
-        mark: A probability to mark at the colour bar, or None.
+        bar: (256, 3) uint8 colours of 0..1, drawn at the right.
+        mark: A value to mark at the colour bar, or None.
         scale: Of the image.
         keys: The legend, below the image beside the scale bar.
+        measures: What the colour bar measures, in two lines.
     """
     height, width = image.shape[:2]
     em = int(np.clip(max(height, width) / 75, 13, 26))
@@ -138,7 +140,7 @@ def framed(
     draw.text((left, round(em * 2.5)), subtitle, FAINT, font=plain)
     sheet.paste(Image.fromarray(image), (left, top))
     draw.rectangle((left - 1, top - 1, left + width, top + height), outline=(200, 200, 200))
-    _colour_bar(sheet, (left + width + em, top, min(body, em * 26)), em, bar, mark)
+    _colour_bar(sheet, (left + width + em, top, min(body, em * 26)), em, bar, mark=mark, measures=measures)
     base = foot + em // 3
     draw.rectangle((left, base, left + length - 1, base + max(3, em // 4)), fill=INK)
     draw.text((left, base + round(em * 0.6)), scale_label, INK, font=plain)
@@ -155,14 +157,20 @@ def framed(
 
 
 def _colour_bar(
-    sheet: Image.Image, place: tuple[int, int, int], em: int, bar: NDArray[np.uint8], mark: float | None
+    sheet: Image.Image,
+    place: tuple[int, int, int],
+    em: int,
+    bar: NDArray[np.uint8],
+    *,
+    mark: float | None,
+    measures: tuple[str, str],
 ) -> None:
     """Draw the bar with its ticks; ``place`` is left, top and height, its title included."""
     left, top, height = place
     draw = ImageDraw.Draw(sheet)
     small = _font(round(em * 0.85))
-    draw.text((left, top), "tumour", INK, font=small)
-    draw.text((left, top + em), "probability", INK, font=small)
+    for line, text in enumerate(measures):
+        draw.text((left, top + line * em), text, INK, font=small)
     top, bottom = top + round(em * 2.8), top + height - em
     thick = round(em * 1.4)
     rows = np.linspace(255, 0, bottom - top).round().astype(np.uint8)

@@ -270,16 +270,16 @@ def _legend(figure: Figure, rows: Sequence[PanelRow], threshold: float, width: f
     )
 
 
-def attention_tiles(grade: Grade, path: Path) -> Path:
+def attention_tiles(grade: Grade | None, path: Path) -> None:
     """Draw the tiles of a slide that the grading network attended to most, the most attended first.
 
     Args:
-        grade: Of the slide.
+        grade: Of the slide; None where it has none, and an earlier picture is removed.
         path: The PNG to write; it is written whole or not at all.
-
-    Returns:
-        ``path``.
     """
+    if grade is None:
+        path.unlink(missing_ok=True)
+        return
     count, coords = len(grade.coords), grade.coords
     total = float(grade.attention.sum())
     shares = grade.attention / total if total > 0 else np.full(count, 1.0 / count)
@@ -331,4 +331,3 @@ def attention_tiles(grade: Grade, path: Path) -> Path:
         )
     with whole_path(path) as partial:
         figure.savefig(partial, format="png")
-    return path

@@ -33,6 +33,7 @@ _FILES = (
     ("heatmap.png", "the probability alone"),
     ("regions.geojson", "tumour regions for QuPath, in level-0 pixels"),
     ("probability.ome.tiff", "probability map as a pyramid, for QuPath or napari"),
+    ("attention.png", "the slide and the attention that the grading network had for its tiles"),
     ("attention_tiles.png", "most attended tiles at full size"),
     ("quantification.json", "all figures of this page"),
 )

@@ -1,0 +1,122 @@
+"""Grades the slides of a run once its network is trained, as inference does."""
+
+import contextlib
+import functools
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from panda.app.guidance import Guidance
+from panda.data.manifest import SlideRecord
+from panda.data.patches import Failure
+from panda.errors import MaskError
+from panda.files import write_json
+from panda.inference.engine import SlideMapper, tiles_on
+from panda.inference.evaluate import open_label
+from panda.inference.grader import Grade, GradingPredictor
+from panda.inference.overview import write_attention, write_slide
+from panda.inference.pictures import ColourMap
+from panda.inference.predictor import SegmentationPredictor
+from panda.inference.quantify import QuantifySettings
+from panda.report.panels import attention_tiles
+from panda.report.slide_page import write_slide_page
+from panda.wsi.labels import LabelMask
+from panda.wsi.readers import ReaderName
+from panda.wsi.slide import Slide
+from panda.wsi.tissue import TissueMap, find_tissue
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class SlideGrading:
+    """Grades slides one by one.
+
+    Attributes:
+        grader: The trained network.
+        guidance: The segmentations that guide its tiles, if any.
+        quantify: For the maps.
+        reader: What slides are opened with; and
+        mpp_override: the µm/px given for those that state none.
+        colour_map: Of the pictures.
+        folder: Gets a folder a slide with its map where a segmentation guides, its pictures and its page, and the
+            slides are held against their label masks; None for the grades alone.
+        ungraded: What kept a mapped slide from being graded.
+        unusable_masks: What is wrong with the label masks of slides that were graded without them.
+    """
+
+    grader: GradingPredictor
+    guidance: Guidance
+    quantify: QuantifySettings
+    reader: ReaderName
+    mpp_override: float | None
+    colour_map: ColourMap
+    folder: Path | None
+    ungraded: list[Failure] = field(default_factory=list)
+    unusable_masks: list[str] = field(default_factory=list)
+
+    def of(self, record: SlideRecord, bar: "tqdm[Any]") -> tuple[SlideRecord, Grade] | None:
+        """Grades a slide; None where it was mapped and could not be graded.
+
+        Raises:
+            PandaError: Whatever keeps the slide from being read or mapped.
+        """
+        labelled = self.folder is not None and record.mask_path is not None and record.mask_path.is_file()
+        try:
+            grade = self._graded(record, bar, labelled)
+        except MaskError as error:  # no grade needs a mask
+            log.warning("%s is graded without its label mask: %s", record.slide_id, error)
+            self.unusable_masks.append(str(error))
+            grade = self._graded(record, bar, labelled=False)
+        return None if grade is None else (record, grade.without_tiles())
+
+    def _graded(self, record: SlideRecord, bar: "tqdm[Any]", labelled: bool) -> Grade | None:
+        with contextlib.ExitStack() as stack:
+            slide = stack.enter_context(
+                Slide.open(record.image_path, reader=self.reader, mpp_override=self.mpp_override)
+            )
+            tissue = find_tissue(slide)
+            label = stack.enter_context(open_label(record, slide)) if labelled else None
+            if self.folder is None:
+                with self.guidance.canvas(slide, tissue, bar) as canvas:
+                    return self.grader.grade(slide, tissue, canvas)
+            own = self.folder / record.slide_id
+            segmenter = self.guidance.segmenter(record.slide_id)
+            if segmenter is None:
+                grade: Grade | None = self._unguided(slide, tissue, label, own)
+            else:
+                mapper = self._mapper(segmenter, segmenter.threshold.of(record.provider))
+                canvas_path = self.guidance.canvas_path(segmenter, slide)
+                known = (record, label) if label else None
+                mapped = mapper.map(slide, tissue, own, canvas_path, tiles_on(bar), labelled=known)
+                if mapped.ungraded:
+                    self.ungraded.append(mapped.ungraded)
+                grade = mapped.grade
+        attention_tiles(grade, own / "attention_tiles.png")
+        write_slide_page(own)
+        return grade
+
+    def _unguided(self, slide: Slide, tissue: TissueMap, label: LabelMask | None, own: Path) -> Grade:
+        """The grade of a slide that has no map; its pictures go to ``own``."""
+        grade = self.grader.grade(slide, tissue, None, label)
+        image, view = slide.overview()
+        write_slide(image, own)
+        write_attention(image, view, grade, slide.slide_id, own / "attention.png")
+        facts = {
+            "slide_id": slide.slide_id,
+            "mpp": list(slide.mpp) if slide.mpp else None,
+            "view_downsample": view.downsample,
+            "tissue_how": tissue.how,
+            "grade": grade.plain(),
+        }
+        write_json(own / "quantification.json", facts)
+        return grade
+
+    @functools.cache  # noqa: B019 - this object goes when the last slide is graded
+    def _mapper(self, segmenter: SegmentationPredictor, threshold: float) -> SlideMapper:
+        return SlideMapper(
+            segmenter, threshold, self.quantify, self.grader, self.reader, self.mpp_override, self.colour_map
+        )
