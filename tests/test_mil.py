@@ -164,7 +164,7 @@ def test_the_ordinal_head_is_the_cumulative_logit_model() -> None:
     prob = model(feats)[0].softmax(-1).double()
     bags = model.pool(feats, torch.ones(9, 5, dtype=torch.bool))[0].double()
     first, steps, weight = (value.double().numpy() for value in (head.first, head.steps, head.score.weight))
-    thresholds = first - np.concatenate([[0], np.cumsum(np.log1p(np.exp(steps)))])
+    thresholds = first - np.concatenate([[0], np.cumsum(np.log1p(np.exp(steps)) + 1e-4)])
     above = 1 / (1 + np.exp(-(bags.numpy() @ weight.T + thresholds)))
     edges = np.concatenate([np.ones((9, 1)), above, np.zeros((9, 1))], axis=1)
     np.testing.assert_allclose(prob.numpy(), -np.diff(edges, axis=1), atol=1e-6)
@@ -377,6 +377,15 @@ def test_all_faults_at_once() -> None:
         net(pooling="transformer", hidden=18)
     with pytest.raises(ConfigError, match="nonesuch"):
         MILNet("resnet18.nonesuch")
+
+
+def test_thresholds_that_met_can_part_again() -> None:
+    head = OrdinalHead(4, 6)
+    with torch.no_grad():
+        head.steps.fill_(-12.0)
+    torch.autograd.backward(nn.functional.nll_loss(head(torch.randn(8, 4)), torch.full((8,), 2)))
+    assert head.steps.grad is not None
+    assert bool((head.steps.grad[:2] < 0).any()), "wider for the class that is seen"
 
 
 @torch.no_grad()

@@ -171,7 +171,8 @@ class GradingPredictor:
         feats = torch.from_numpy(features).to(self.settings.torch_device)
         with torch.inference_mode():
             logits, weights = self.network.aggregate(feats)
-            predicted = int(logits.argmax())
+            probabilities = logits.float().softmax(-1)
+            predicted = int(probabilities.argmax())
             contributions = self.network.contributions(feats, predicted).cpu().numpy()
         attention = weights.float().cpu().numpy()
         first = np.argsort(-attention, kind="stable")[:MOST_SHOWN]
@@ -179,7 +180,7 @@ class GradingPredictor:
         return Grade(
             target=self.carried["target"],
             predicted=predicted,
-            probabilities=[float(p) for p in logits.float().softmax(-1).cpu().numpy()],
+            probabilities=probabilities.tolist(),
             coords=coords,
             attention=attention,
             contributions=contributions,

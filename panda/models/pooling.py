@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 Pooling = Literal["gated", "attention", "mean", "max", "transformer"]
 
+_LEAST_STEP = 1e-4
+"""Between two thresholds of an ordinal head: at none a class between them would have a probability of 0."""
 _AT_ONCE = 2**14
 """Tiles of bags that are pooled at once where one bag is pooled without each of its tiles."""
 
@@ -188,11 +190,12 @@ class OrdinalHead(nn.Module):
         # All classes alike to begin with.
         above = torch.logit(torch.arange(classes - 1, 0, -1) / classes)
         self.first = nn.Parameter(above[:1].clone())
-        self.steps = nn.Parameter(torch.log(torch.expm1(above[:-1] - above[1:])))
+        self.steps = nn.Parameter(torch.log(torch.expm1(above[:-1] - above[1:] - _LEAST_STEP)))
 
     def forward(self, bags: Tensor) -> Tensor:
         """Turn (B, features) into log probabilities (B, C), float32."""
-        steps = nn.functional.softplus(self.steps.float()).clamp_min(1e-4)
+        # Added, as what is clamped has no gradient: two thresholds that met would never part again.
+        steps = nn.functional.softplus(self.steps.float()) + _LEAST_STEP
         above = self.first.float() - nn.functional.pad(steps.cumsum(0), (1, 0))
         logits = self.score(bags).float() + above
         greater, less = nn.functional.logsigmoid(logits), nn.functional.logsigmoid(-logits)
