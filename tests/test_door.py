@@ -56,6 +56,8 @@ def refusal(*overrides: str, door: str = "train") -> str:
         ("slides=my slides (1).tiff", ("slides=my slides (1).tiff", "'slides=\"my slides (1).tiff\"'")),
         ("~modle", ("modle", "--help")),
         ("model=null", ("model=null", "--help")),
+        ("tiles=tissue", ("tiles=tissue: has no part without task=grading",)),
+        ("tiles.k=4", ("tiles.k=4: has no part without task=grading",)),
     ],
 )
 def test_what_hydra_refuses_is_said_in_our_words(override: str, said: tuple[str, ...]) -> None:
@@ -68,6 +70,7 @@ def test_what_hydra_refuses_is_said_in_our_words(override: str, said: tuple[str,
 
 def test_a_key_of_the_task_that_was_chosen_is_named_with_it() -> None:
     assert refusal("task=grading", "target=cancer").endswith("(did you mean task.target?)")
+    assert refusal("task=grading", "tiles.kk=4").startswith("tiles.kk=4: there is no such key")
     told = refusal("checkpoint=a", "slides=b", "min_region_px=9", door="infer")
     assert told == "min_region_px=9: there is no such key (did you mean quantify.min_region_px?)"
 

@@ -38,6 +38,10 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
             f"{several[1]}: a comma separates values; sweep over them with -m, or quote a value that holds one: "
             f"{quoted(several[1])}"
         )
+    absent = getattr(cause, "full_key", None) or "".join(re.findall(r"^Could not override '(\w+)'\. No", str(error)))
+    if with_it := _brought_by(absent):
+        given = next((text for text in arguments if _of_group(text, absent)), absent)
+        return f"{given}: has no part without {with_it}; give both"
     if isinstance(cause, OmegaConfBaseException) and str(error).startswith("Could not override"):
         key = str(cause.full_key)
         given = next((text for text in arguments if text.partition("=")[0] == key), key)
@@ -79,6 +83,22 @@ def _of_other_choices(key: str, groups: Collection[str]) -> list[str]:
             if key in (own if isinstance(own, dict) else content):
                 found.setdefault(group, f"{group}.{key} with {group}={file.stem}")
     return list(found.values()) if len(found) == 1 else []
+
+
+def _of_group(override: str, key: str) -> bool:
+    """Whether an override is of a key, or of one inside it."""
+    return f"{override.partition('=')[0]}.".startswith(f"{key}.")
+
+
+def _brought_by(group: str) -> str:
+    """The choice of another group that brings this one, `task=grading`; empty where none does."""
+    for file in sorted(CONF.glob("*/*.yaml")):
+        with contextlib.suppress(Exception):  # a broken file of another choice is not what is to be told
+            content = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+            defaults = content.get("defaults", []) if isinstance(content, dict) else []
+            if any(isinstance(entry, dict) and f"/{group}" in entry for entry in defaults):
+                return f"{file.parent.name}={file.stem}"
+    return ""
 
 
 def quoted(override: str) -> str:
