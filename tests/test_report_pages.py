@@ -19,13 +19,14 @@ import pytest
 from panda.errors import PandaError
 from panda.report.agreement import agreement_chart
 from panda.report.charts import Bar, Line, bar_chart, line_chart, ticks
+from panda.report.figure_tables import splits_table
 from panda.report.folder import inside, link, natural, number, read_picture
 from panda.report.inference_page import write_inference_page
 from panda.report.jobs import ranked, read_jobs
 from panda.report.run_page import write_run_page
 from panda.report.slide_page import write_slide_page
 from panda.report.sweep_page import write_sweep
-from panda.report.table import show
+from panda.report.table import figure_name, show
 
 EVIL = "<script>alert(1)<"  # a folder may bear it; a slash it cannot
 
@@ -305,6 +306,19 @@ def test_slide_page_with_grade(tmp_path: Path) -> None:
         assert said in text
 
 
+def test_the_page_of_a_graded_slide_says_what_the_tint_of_tiles_means(tmp_path: Path) -> None:
+    tiles = [{"x": 0, "y": 0, "attention": 0.7, "contribution": 0.1}]
+    grade = {"target": "cancer", "predicted": 1, "probabilities": [0.2, 0.8], "tile_side_px": 64, "tiles": tiles}
+    (tmp_path / "report.html").touch()
+    folder = _slide(tmp_path / "s", grade=grade, view_downsample=4.0)
+    cv2.imwrite(str(folder / "slide.jpg"), np.zeros((60, 90, 3), np.uint8))
+    said = "the outlined squares are the tiles that were graded"
+    assert said in check_page(write_slide_page(folder))
+    ungraded = _slide(tmp_path / "t", view_downsample=4.0)
+    cv2.imwrite(str(ungraded / "slide.jpg"), np.zeros((60, 90, 3), np.uint8))
+    assert said not in write_slide_page(ungraded).read_text()
+
+
 def test_slide_page_gives_the_reason_for_unknown_areas(tmp_path: Path) -> None:
     folder = _slide(
         tmp_path / "s", tumor_mm2=None, tissue_mm2=None, mm2_note="no µm/px: give data.mpp_override", mpp=None
@@ -559,3 +573,11 @@ def test_names_sort_as_people_count() -> None:
     assert sorted(["10", "9", "job", "1a"], key=natural) == ["1a", "9", "10", "job"]
     assert number("inf") is None
     assert number("1e-3") == 0.001
+
+
+def test_a_figure_that_slides_leave_undefined_is_not_called_unrecorded() -> None:
+    table = splits_table({"task": "grading", "val": {"auroc": 0.5}, "test": {"auroc": None, "attention_auroc": 0.9}})
+    cells = {row[0].text: row[1:] for row in table.rows}
+    auroc, attention = (cells[figure_name(key)] for key in ("auroc", "attention_auroc"))
+    assert [cell.why for cell in auroc if not cell.text] == ["needs slides with and without cancer"]
+    assert [cell.why for cell in attention if not cell.text] == ["was not recorded"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from panda.report.folder import mapping, number
 from panda.report.table import UNITS, Cell, Head, Table, cell, figure_kind, figure_name, head, show
-from panda.report.words import headline_keys, interval, interval_text
+from panda.report.words import headline_keys, interval, interval_text, why_none
 
 _PART_COLUMNS = (
     "slides", "slides_with_cancer", "dice_mean_slide", "dice", "iou", "precision", "recall", "pr_auc",
@@ -46,7 +46,9 @@ def splits_table(summary: dict[str, Any]) -> Table:
         for scores in (val, test):
             text = show(scores.get(key), kind)
             ends = interval_text(interval(scores, key), kind)
-            cells.append(Cell(text and text + unit + (f"  ({ends})" if ends else ""), style="num", why="not recorded"))
+            cells.append(
+                Cell(text and text + unit + (f"  ({ends})" if ends else ""), style="num", why=why_none(scores, key))
+            )
         rows.append(cells)
     heads = [Head("Figure"), Head("Validation", figures=True), Head("Test (95 % interval)", figures=True)]
     return Table(heads, rows, sortable=False)

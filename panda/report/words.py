@@ -42,6 +42,16 @@ _WHY_NONE = {
 }
 
 
+def why_none(scores: dict[str, Any], key: str) -> str:
+    """Say why a figure of a split is missing.
+
+    Args:
+        scores: Of the split.
+        key: Of the figure.
+    """
+    return _WHY_NONE.get(key, "undefined on these slides") if key in scores else "was not recorded"
+
+
 def headline_keys(summary: dict[str, Any]) -> tuple[str, ...]:
     """Name the figures that matter for the run's task, the most important first."""
     if summary.get("task") != "grading":
@@ -93,7 +103,7 @@ def headline_cards(summary: dict[str, Any]) -> list[Card]:
         ends = interval(scores, key)
         under = f"95 % interval {interval_text(ends, kind)}" if ends else ""
         if not text:
-            under = _WHY_NONE.get(key, "was not recorded" if key not in scores else "undefined on these slides")
+            under = why_none(scores, key)
         elif big and not ends:
             under = str(mapping(scores.get("no_interval")).get(key) or "no interval was recorded")
         cards.append(Card(figure_name(key), text, UNITS.get(kind, "").strip(), under, big))
