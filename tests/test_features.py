@@ -57,6 +57,12 @@ def test_they_are_what_the_network_makes_of_the_tiles(cache: FeatureCache, path:
     torch.testing.assert_close(logits, whole[0], rtol=1e-4, atol=1e-4)
 
 
+def test_a_store_that_cannot_be_made_is_told_before_any_slide(tmp_path: Path) -> None:
+    (tmp_path / "patches").write_text("a file where the store should be")
+    with pytest.raises(OSError, match="patches"):
+        FeatureCache(net(), SETTINGS, tmp_path / "patches")
+
+
 def test_each_tile_is_encoded_once(cache: FeatureCache, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = kept(cache, path)
     monkeypatch.setattr("panda.inference.features.encode_tiles", None)

@@ -129,6 +129,7 @@ def refuse(error: PandaError | OSError, folder: Path, debug: bool = False) -> No
 _REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room; what was finished is kept") | dict.fromkeys(
     (errno.EROFS, errno.EACCES, errno.EPERM), "give a folder that can be written, or the right to"
 )
+_REMEDIES[errno.EFBIG] = "raise the limit on the size of files (ulimit -f), or that of the file system"
 
 
 def _told(error: PandaError | OSError, run_dir: str) -> str:

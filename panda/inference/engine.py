@@ -39,7 +39,8 @@ R = TypeVar("R")
 OUTPUTS = ("report.html", "quantification.csv", "failures.csv", "inference.json", "engine.json", "infer.log")
 """Files of an output, beside the folders of its slides."""
 FAILURE_COLUMNS = ("slide_id", "stage", "error", "message")
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+"""What the system says where no result can be kept, whatever the slide: slides are only read."""
 
 
 @dataclass
@@ -67,7 +68,7 @@ def each_slide(
         on_failure: Called at each failure, so that a list on disk is complete at any moment.
 
     Raises:
-        OSError: If the disk is full: the next slide would fail alike.
+        OSError: If the disk is full or cannot be written: the next slide would fail alike.
         MemoryError: Likewise, and torch.OutOfMemoryError, which says it of a GPU's.
     """
     outcome: Outcome[R] = Outcome()
@@ -135,11 +136,11 @@ def passed_over(slide_id: str, stage: str, error: Exception) -> Failure:
     Args:
         slide_id: The slide.
         stage: What was being done.
-        error: What came of it; raised again where the next slide would fail alike: no memory, no disk.
+        error: What came of it; raised again where the next slide would fail alike: no memory, no disk that takes more.
     """
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         raise error
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
         raise error
     failure = Failure(slide_id, stage, type(error).__name__, str(error))
     if isinstance(error, PandaError):

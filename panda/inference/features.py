@@ -75,6 +75,9 @@ class FeatureCache:
         network: Its encoder is frozen; it is moved to the device of `settings`.
         settings: Device and precision.
         folder: Where the files lie.
+
+    Raises:
+        OSError: If there is no such folder and it cannot be made.
     """
 
     def __init__(self, network: MILNet, settings: EngineSettings, folder: Path) -> None:
@@ -88,6 +91,7 @@ class FeatureCache:
             | {key: plain[key] for key in ("encoder", "mean", "std")}
         )
         self.folder = folder / f"features-{self.encoder[:12]}"
+        self.folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is no fault of a slide
 
     def of(
         self,
