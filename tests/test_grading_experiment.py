@@ -1,5 +1,7 @@
 """What a grading run does with its slides, from small ones without any segmentation."""
 
+import errno
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -85,6 +87,32 @@ def test_test_slides_are_left_alone_where_they_are_not_scored(
     with pytest.raises(Trains):
         grading.run(untrained(tmp_path))
     assert tested <= looked_at if scored else not tested & looked_at
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EFBIG])
+def test_a_store_that_takes_no_features_ends_the_run_and_costs_no_slide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    grading, run = experiment(tmp_path, "model.freeze_encoder=true"), untrained(tmp_path)
+    monkeypatch.setattr("panda.inference.features.np.savez", full)
+    with pytest.raises(OSError, match=os.strerror(code)):
+        grading.run(run)
+    assert run.failures == []
+
+
+@pytest.mark.parametrize(("frozen", "colours"), [("true", "none"), ("false", "light")])
+def test_the_augmentation_is_told_only_of_tiles_that_go_through_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frozen: str, colours: str
+) -> None:
+    grading, run = experiment(tmp_path, f"model.freeze_encoder={frozen}"), untrained(tmp_path)
+    own = {"tiles": grading.tiles.bag()}
+    run.best = grading_checkpoint(tmp_path / "grade.ckpt", grading.network, **own)
+    run.summary, run.fit = {}, lambda *_: None
+    grading.run(run)
+    assert run.summary["data"]["colours"] == f"data.normalize=null augment={colours}"
 
 
 def test_an_absent_class_is_told_before_training(tmp_path: Path) -> None:

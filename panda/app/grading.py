@@ -201,7 +201,7 @@ class GradingExperiment:
             "tiles": asdict(self.tiles) | {"k": self.tiles.bag()["k"]},
             "data": {
                 "root": str(self.data.root),
-                "colours": self.data.colours(),
+                "colours": self.data.colours(augmented=not self.network.frozen),
                 "slides": {name: len(items.get(name, records)) for name, records in splits.items()},
                 "left_out": self.data.selection().left_out,
                 "groups": self.data.selection().policy(),

@@ -349,9 +349,13 @@ class PatchDataModule(pl.LightningDataModule):
             for name in ("train", "val")
         }
 
-    def colours(self) -> str:
-        """What is done to the colours of slides, and of training patches alone, in words of the command line."""
-        augment = self.augment.name if self.augment else "none"
+    def colours(self, augmented: bool = True) -> str:
+        """What is done to the colours of slides, and of training patches alone, in words of the command line.
+
+        Args:
+            augmented: Whether what is trained on passes through the augmentation at all.
+        """
+        augment = self.augment.name if self.augment and augmented else "none"
         return f"data.normalize={self.normalize or 'null'} augment={augment}"
 
     def describe(self) -> dict[str, Any]:
