@@ -1,6 +1,7 @@
 """Pictures of patches and of attended tiles."""
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -89,6 +90,24 @@ def test_attention_tiles(tmp_path: Path, count: int) -> None:
     assert cv2.imread(str(path)) is not None
     attention_tiles(None, path)
     assert not path.exists()
+
+
+@pytest.mark.parametrize(("predicted", "said"), [(0, "no cancer"), (1, "cancer")])
+def test_a_slide_without_cancer_is_not_headed_by_cancer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, predicted: int, said: str
+) -> None:
+    view = Resolution(4.0, 40, 20, 1, 1.0, (2.0, 2.0))
+    weights, shown = np.ones(1, np.float32), np.zeros((1, 8, 8, 3), np.uint8)
+    grade = Grade("cancer", predicted, [0.5, 0.5], np.zeros((1, 2), np.int64), weights, weights, shown, 16.0)
+    heads: list[str] = []
+
+    def headed(laid: Any, **sheet: Any) -> Image.Image:
+        heads.append(sheet["subtitle"])
+        return Image.fromarray(laid)
+
+    monkeypatch.setattr("panda.inference.overview.framed", headed)
+    write_attention(np.full((20, 40, 3), 255, np.uint8), view, grade, "s", tmp_path / "attention.png")
+    assert heads == [f"Attention for 1 tiles, {said} predicted; the most attended has 100.0%"]
 
 
 def test_attention_lies_where_its_tiles_do(tmp_path: Path) -> None:

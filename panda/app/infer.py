@@ -32,6 +32,7 @@ from panda.report.inference_page import write_inference_page
 from panda.report.panels import attention_tiles
 from panda.report.slide_page import write_slide_page
 from panda.tasks.checkpoint import Checkpoint, read_checkpoint
+from panda.tasks.grades import class_names
 from panda.tasks.threshold import ThresholdChoice
 
 log = logging.getLogger(__name__)
@@ -335,5 +336,9 @@ def _headline(row: dict[str, Any]) -> str:
     percent = row["tumor_percent_of_tissue"]
     share = "–" if percent is None else f"{percent:.2f} %"
     grades = [(key.removesuffix("_predicted"), row[key]) for key in row if key.endswith("_predicted")]
-    grade = "".join(", not graded" if value is None else f", {target} {value}" for target, value in grades)
+    classes = sum(key[0] == "p" and key[1:].isdecimal() for key in row)
+    grade = "".join(
+        ", not graded" if value is None else f", graded {class_names(target, classes)[value]}"
+        for target, value in grades
+    )
     return f"{row['slide_id']}: tumour {share} of tissue, {area}, {row['num_regions']} regions{grade}"

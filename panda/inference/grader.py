@@ -17,7 +17,7 @@ from panda.inference.features import FeatureCache, encode_tiles
 from panda.inference.predictor import resolution_for, restored
 from panda.models.mil import MILNet
 from panda.tasks.checkpoint import Checkpoint, read_checkpoint
-from panda.tasks.grades import auroc
+from panda.tasks.grades import auroc, class_names
 from panda.wsi.geometry import Resolution
 from panda.wsi.labels import LabelMask
 from panda.wsi.normalise import told_stain
@@ -59,6 +59,11 @@ class Grade:
     shown: NDArray[np.uint8]
     tile_side: float
     against_label: dict[str, float | None] | None = None
+
+    @property
+    def named(self) -> str:
+        """The predicted class in words: 0 of `cancer` is no cancer."""
+        return class_names(self.target, len(self.probabilities))[self.predicted]
 
     def without_tiles(self) -> "Grade":
         """The same without the pixels of its tiles: those of thousands of bags fill a memory."""

@@ -207,12 +207,10 @@ def write_attention(image: NDArray[np.uint8], view: Resolution, grade: Grade | N
         tile = laid[y : y + side, x : x + side]
         tile[:] = _blend(tile, np.array(colour, np.uint8), np.full(tile.shape[:2], 0.5, np.float32))
         cv2.rectangle(laid, (x, y), (x + side - 1, y + side - 1), colour, thick)
-    found = "cancer" if grade.target == "cancer" else "ISUP"
     sheet = framed(
         laid,
         title=slide_id,
-        subtitle=f"Attention for {len(share)} tiles, {found} {grade.predicted} predicted; the most attended has "
-        f"{share.max():.1%}",
+        subtitle=f"Attention for {len(share)} tiles, {grade.named} predicted; the most attended has {share.max():.1%}",
         bar=_blend(np.full((256, 1, 3), 255, np.uint8), colours[:, None], np.full((256, 1), 0.5, np.float32))[:, 0],
         mark=None,
         scale=_scale(view),

@@ -22,6 +22,7 @@ from panda.report.folder import (
 from panda.report.page import need_folder, write_page
 from panda.report.table import Cell, Head, Table, cell, figure_kind, head, show
 from panda.report.viewer import MOST_REGIONS, read_viewer
+from panda.tasks.grades import class_names
 
 PAGE = "slide.html"
 THUMBNAIL_SIDE = 220
@@ -63,13 +64,6 @@ class Card:
     unit: str = ""
     under: str = ""
     big: bool = False
-
-
-def class_names(target: str, count: int) -> list[str]:
-    """Name the classes of a grading target: ``isup`` by grade, ``cancer`` by word."""
-    if target == "cancer" or count == 2:
-        return ["no cancer", "cancer"]
-    return ["benign (0)" if k == 0 else f"ISUP {k}" for k in range(count)]
 
 
 def _regions(quantification: dict[str, Any], seen: bool) -> Table:
