@@ -47,7 +47,11 @@ def splits_table(summary: dict[str, Any]) -> Table:
             text = show(scores.get(key), kind)
             ends = interval_text(interval(scores, key), kind)
             cells.append(
-                Cell(text and text + unit + (f"  ({ends})" if ends else ""), style="num", why=why_none(scores, key))
+                Cell(
+                    text and text + unit + (f"  ({ends})" if ends else ""),
+                    style="num",
+                    why="" if text else why_none(scores, key),
+                )
             )
         rows.append(cells)
     heads = [Head("Figure"), Head("Validation", figures=True), Head("Test (95 % interval)", figures=True)]
