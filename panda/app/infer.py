@@ -32,8 +32,8 @@ from panda.report.inference_page import write_inference_page
 from panda.report.panels import attention_tiles
 from panda.report.slide_page import write_slide_page
 from panda.tasks.checkpoint import Checkpoint, read_checkpoint
-from panda.tasks.grades import class_names
 from panda.tasks.threshold import ThresholdChoice
+from panda.wsi.labels import class_names
 
 log = logging.getLogger(__name__)
 

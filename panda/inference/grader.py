@@ -17,9 +17,9 @@ from panda.inference.features import FeatureCache, encode_tiles
 from panda.inference.predictor import resolution_for, restored
 from panda.models.mil import MILNet
 from panda.tasks.checkpoint import Checkpoint, read_checkpoint
-from panda.tasks.grades import auroc, class_names
+from panda.tasks.grades import auroc
 from panda.wsi.geometry import Resolution
-from panda.wsi.labels import LabelMask
+from panda.wsi.labels import LabelMask, class_names
 from panda.wsi.normalise import told_stain
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap

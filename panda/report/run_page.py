@@ -28,7 +28,7 @@ from panda.report.page import need_folder, write_page
 from panda.report.slide_page import ONE_SLIDE, slide_table, table_of_slides
 from panda.report.table import Cell, Head, Table, cell, figure_name, show
 from panda.report.words import headline_cards, meaning, scored_split
-from panda.tasks.grades import class_names
+from panda.wsi.labels import class_names
 
 _MOST_PANELS = 12
 _SLIDE_COLUMNS = {

@@ -22,7 +22,7 @@ from panda.report.folder import (
 from panda.report.page import need_folder, write_page
 from panda.report.table import Cell, Head, Table, cell, figure_kind, head, show
 from panda.report.viewer import MOST_REGIONS, read_viewer
-from panda.tasks.grades import class_names
+from panda.wsi.labels import class_names
 
 PAGE = "slide.html"
 THUMBNAIL_SIDE = 220

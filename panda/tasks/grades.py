@@ -16,13 +16,6 @@ AREAS = {"auroc_cancer": 1, "auroc_significant": 2}
 """AUROCs, and the least grade on the upper side of each."""
 
 
-def class_names(target: str, count: int) -> list[str]:
-    """Name the classes of a grading target: ``isup`` by grade, ``cancer`` by word."""
-    if target == "cancer" or count == 2:
-        return ["no cancer", "cancer"]
-    return ["benign (0)" if k == 0 else f"ISUP {k}" for k in range(count)]
-
-
 def grading_scores(y_true: ArrayLike | Tensor, prob: ArrayLike | Tensor) -> dict[str, Any]:
     """Score the grades of slides.
 

@@ -139,6 +139,13 @@ def isup_grade(primary: int, secondary: int) -> int:
     return 1 if score <= 6 else 4 if score == 8 else 5
 
 
+def class_names(target: str, count: int) -> list[str]:
+    """Name the classes of a grading target: ``isup`` by grade, ``cancer`` by word."""
+    if target == "cancer" or count == 2:
+        return ["no cancer", "cancer"]
+    return ["benign (0)" if k == 0 else f"ISUP {k}" for k in range(count)]
+
+
 class LabelMask:
     """The label mask of one slide, opened with `LabelMask.open` and read in the slide's coordinates.
 
