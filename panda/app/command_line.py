@@ -3,7 +3,7 @@
 import contextlib
 import re
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +73,11 @@ def likely(key: str, node: Mapping[Any, Any], path: str = "") -> str:
 def _of_other_choices(key: str, groups: Collection[str]) -> list[str]:
     """The key in the one of the groups that has it with some choice, and the first such choice; else nothing."""
     found: dict[str, str] = {}
-    for file in sorted(path for group in groups for path in CONF.glob(f"{group}/*.yaml")):
-        group, content = file.parent.name, None
-        with contextlib.suppress(Exception):  # a broken file of another choice is not what is to be told
-            content = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-        if isinstance(content, dict):
-            # What a choice that bears on all of the configuration gives its own group stands under the group's name.
-            own = content.get(group)
-            if key in (own if isinstance(own, dict) else content):
-                found.setdefault(group, f"{group}.{key} with {group}={file.stem}")
+    for group, choice, content in _choices():
+        # What a choice that bears on all of the configuration gives its own group stands under the group's name.
+        own = content.get(group)
+        if group in groups and key in (own if isinstance(own, dict) else content):
+            found.setdefault(group, f"{group}.{key} with {group}={choice}")
     return list(found.values()) if len(found) == 1 else []
 
 
@@ -92,13 +88,19 @@ def _of_group(override: str, key: str) -> bool:
 
 def _brought_by(group: str) -> str:
     """The choice of another group that brings this one, `task=grading`; empty where none does."""
+    for other, choice, content in _choices():
+        if any(isinstance(entry, dict) and f"/{group}" in entry for entry in content.get("defaults", [])):
+            return f"{other}={choice}"
+    return ""
+
+
+def _choices() -> Iterator[tuple[str, str, dict[Any, Any]]]:
+    """Each choice of each group: both their names, and what it says."""
     for file in sorted(CONF.glob("*/*.yaml")):
         with contextlib.suppress(Exception):  # a broken file of another choice is not what is to be told
             content = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-            defaults = content.get("defaults", []) if isinstance(content, dict) else []
-            if any(isinstance(entry, dict) and f"/{group}" in entry for entry in defaults):
-                return f"{file.parent.name}={file.stem}"
-    return ""
+            if isinstance(content, dict):
+                yield file.parent.name, file.stem, content
 
 
 def quoted(override: str) -> str:

@@ -105,11 +105,7 @@ def resampled_sums(
     sums = np.zeros((count, *values.shape[1:]))
     np.add.at(sums, member, values)
     flat = sums.reshape(count, math.prod(values.shape[1:]))
-    parts = [
-        statistic((times @ flat).reshape(len(times), *values.shape[1:]))
-        for times in _times_drawn(count, seed, n if count >= 2 else 0)
-    ]
-    return np.concatenate(parts) if parts else statistic(np.zeros((0, *values.shape[1:])))
+    return _over_draws(lambda times: statistic((times @ flat).reshape(len(times), *values.shape[1:])), count, seed, n)
 
 
 def resampled(
@@ -133,8 +129,15 @@ def resampled(
         (n, …) what the statistic returned; (0, …) with fewer than two groups.
     """
     member, count = _members(groups, len(groups))
-    parts = [statistic(times[:, member]) for times in _times_drawn(count, seed, n if count >= 2 else 0)]
-    return np.concatenate(parts) if parts else statistic(np.zeros((0, len(member))))
+    return _over_draws(lambda times: statistic(times[:, member]), count, seed, n)
+
+
+def _over_draws(
+    statistic: Callable[[NDArray[np.float64]], NDArray[Any]], count: int, seed: int, n: int
+) -> NDArray[Any]:
+    """What a statistic of how often each group was drawn, (m, count), gives over n draws; over none of one group."""
+    parts = [statistic(times) for times in _times_drawn(count, seed, n if count >= 2 else 0)]
+    return np.concatenate(parts) if parts else statistic(np.zeros((0, count)))
 
 
 def _members(groups: Sequence[Any] | NDArray[Any], slides: int) -> tuple[NDArray[np.intp], int]:
