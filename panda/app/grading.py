@@ -198,7 +198,7 @@ class GradingExperiment:
         run.summary |= {
             "threshold": self.guidance.threshold,
             "target": self.settings.target,
-            "tiles": asdict(self.tiles) | {"k": self.tiles.bag()["k"]},
+            "tiles": asdict(self.tiles) | self.tiles.bag() | {"how": self.tiles.how},
             "data": {
                 "root": str(self.data.root),
                 "colours": self.data.colours(augmented=not self.network.frozen),
