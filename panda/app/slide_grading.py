@@ -82,7 +82,7 @@ class SlideGrading:
             label = stack.enter_context(open_label(record, slide)) if labelled else None
             if self.folder is None:
                 with self.guidance.canvas(slide, tissue, bar) as canvas:
-                    return self.grader.grade(slide, tissue, canvas)
+                    return self.grader.grade(slide, tissue, canvas, shown=0)  # nothing is drawn
             own = self.folder / record.slide_id
             segmenter = self.guidance.segmenter(record.slide_id)
             if segmenter is None:

@@ -155,7 +155,15 @@ class GradingPredictor:
         """
         return cls(read_checkpoint(path, "grading"), settings, store_root)
 
-    def grade(self, slide: Slide, tissue: TissueMap, canvas: Canvas | None, label: LabelMask | None = None) -> Grade:
+    def grade(
+        self,
+        slide: Slide,
+        tissue: TissueMap,
+        canvas: Canvas | None,
+        label: LabelMask | None = None,
+        *,
+        shown: int = MOST_SHOWN,
+    ) -> Grade:
         """Grades one slide from its tiles.
 
         Args:
@@ -163,6 +171,7 @@ class GradingPredictor:
             tissue: Its tissue.
             canvas: Its probability canvas, for guided tiles.
             label: Its label mask, to tell whether attention lies on cancer; it has no part in the grade.
+            shown: Tiles that are read once more to be drawn, at most.
         """
         tiles = {**self.carried["tiles"], "tile_size": self.carried["tile_size"]}
         coords, view = slide_tiles(slide, tissue, canvas, self.carried["resolution"], tiles)
@@ -180,8 +189,8 @@ class GradingPredictor:
             predicted = int(probabilities.argmax())
             contributions = self.network.contributions(feats, predicted).cpu().numpy()
         attention = weights.float().cpu().numpy()
-        first = np.argsort(-attention, kind="stable")[:MOST_SHOWN]
-        shown = read_bag(slide, coords[first], view, side, stain).transpose(0, 2, 3, 1)
+        first = np.argsort(-attention, kind="stable")[:shown]
+        drawn = read_bag(slide, coords[first], view, side, stain).transpose(0, 2, 3, 1)
         return Grade(
             target=self.carried["target"],
             predicted=predicted,
@@ -189,7 +198,7 @@ class GradingPredictor:
             coords=coords,
             attention=attention,
             contributions=contributions,
-            shown=(shown * 255).round().astype(np.uint8),
+            shown=(drawn * 255).round().astype(np.uint8),
             tile_side=side * view.downsample,
             against_label=None if label is None else _against(label, coords, view, side, attention),
         )
