@@ -3,7 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
-from panda.app.door import enter, guarded
+from panda.app.entry_point import enter, guarded
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

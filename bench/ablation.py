@@ -22,9 +22,9 @@ import torch
 from panda.files import remove, write_table
 from panda.inference.predictor import restored
 from panda.models.segmentation import Segmenter
-from panda.report.folder import read_csv
+from panda.report.run_folder import read_csv
 from panda.tasks.checkpoint import read_checkpoint
-from panda.tasks.grades import grading_scores
+from panda.tasks.grade_metrics import grading_scores
 
 ROOT = Path(__file__).parents[1]
 ARMS = {

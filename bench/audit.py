@@ -22,13 +22,13 @@ from typing import Any
 import cv2
 import numpy as np
 
-from panda.data.audit import audit_folder
-from panda.data.audit_records import Records
-from panda.data.duplicates import TissueHashes, tissue_hashes
+from panda.audit.dataset import audit_folder
+from panda.audit.inspection import Inspection
+from panda.audit.near_duplicates import TissueHashes, tissue_hashes
+from panda.audit.page import write_audit_page
+from panda.audit.records import Records
 from panda.data.findings import read_table
-from panda.data.inspection import Inspection
-from panda.report.audit_page import write_audit_page
-from panda.wsi.synthetic import SyntheticSpec, draw_dataset
+from panda.synthetic.dataset import SyntheticSpec, draw_dataset
 
 PANDA_SLIDES = 10_616
 SIZES = {

@@ -20,10 +20,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from panda.data.duplicates import AXES, PARTS, THRESHOLD, TissueHashes, group_near_duplicates, tissue_hashes
-from panda.data.hash_matches import LARGEST, OUTLINE, TEXTURE, find_matches
-from panda.wsi.drawing import STYLES, Painter
-from panda.wsi.layout import plan_scene
+from panda.audit.hash_distance import LARGEST, OUTLINE, TEXTURE, find_matches
+from panda.audit.near_duplicates import AXES, PARTS, THRESHOLD, TissueHashes, group_near_duplicates, tissue_hashes
+from panda.synthetic.layout import plan_scene
+from panda.synthetic.painter import STYLES, Painter
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import tissue_mask_rgb
 

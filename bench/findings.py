@@ -24,14 +24,14 @@ import tifffile
 from numpy.typing import NDArray
 
 from bench.tissue import NO_TISSUE, PENS, SIZE, TISSUE, Drawing, write
+from panda.audit.inspection import inspect_slide
+from panda.audit.readability import unreadable
+from panda.audit.sharpness import measure_sharpness
 from panda.data.findings import read_table
-from panda.data.inspection import inspect_slide
-from panda.wsi.pyramid import write_slide
-from panda.wsi.sharpness import measure_sharpness
+from panda.synthetic.dataset import SyntheticSpec, draw_dataset
+from panda.synthetic.pyramid_writer import write_slide
 from panda.wsi.slide import Slide
-from panda.wsi.soundness import unreadable
-from panda.wsi.synthetic import SyntheticSpec, draw_dataset
-from panda.wsi.tiff import TiffPyramid
+from panda.wsi.tiff.pyramid import TiffPyramid
 from panda.wsi.tissue import survey
 
 UM = 0.5

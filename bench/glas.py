@@ -29,9 +29,9 @@ from panda.data.manifest import SlideRecord, apply_groups, read_groups, read_man
 from panda.errors import PandaError
 from panda.files import write_table
 from panda.inference.evaluate import SlideScore, histograms
-from panda.report.folder import read_csv
 from panda.report.folds import Figure, figures, rows_of
 from panda.report.paired import differences, groups_of, paired_rows
+from panda.report.run_folder import read_csv
 from panda.tasks.metrics import BINS, pixel_histogram
 from panda.tasks.threshold import search_threshold
 from panda.wsi.labels import LabelMask

@@ -26,7 +26,7 @@ from bench.segmenters import SEGMENTERS
 from bench.slides import CACHE, shared_tiles_slide
 from bench.worker import LeftOutError, workers
 from panda.files import remove
-from panda.inference.choice import choose
+from panda.inference.autotune import choose
 from panda.inference.compute import EngineSettings, Forward, Way
 from panda.inference.engine import SlidesAhead
 from panda.inference.predictor import SegmentationPredictor

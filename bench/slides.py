@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from panda.data.manifest import SlideRecord
 from panda.files import whole_path
-from panda.wsi.synthetic import DRAWING_VERSION, draw_slide
+from panda.synthetic.dataset import DRAWING_VERSION, draw_slide
 
 CACHE = Path(__file__).parent / "cache"
 TILE = 512

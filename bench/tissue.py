@@ -21,9 +21,9 @@ from PIL import Image
 
 from panda.errors import SlideError
 from panda.files import whole_path
-from panda.wsi.drawing import STYLES, Painter
-from panda.wsi.layout import plan_scene
-from panda.wsi.pyramid import write_slide
+from panda.synthetic.layout import plan_scene
+from panda.synthetic.painter import STYLES, Painter
+from panda.synthetic.pyramid_writer import write_slide
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap, survey
 

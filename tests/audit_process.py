@@ -14,8 +14,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from panda.data import audit, audit_records
-from panda.data.inspection import inspect_slide
+from panda.audit import dataset, records
+from panda.audit.inspection import inspect_slide
 
 ROOT, OUT, KILL_AT, LOOKED_AT, CRASH_AT, HOW = sys.argv[1:7] if len(sys.argv) == 7 else [""] * 6
 NEVER = 10**9
@@ -49,13 +49,13 @@ def _main() -> None:
             step()
             return super().update(n)  # type: ignore[no-any-return]
 
-    setattr(audit, "tqdm", Bar)  # noqa: B010
+    setattr(dataset, "tqdm", Bar)  # noqa: B010
     sys.addaudithook(hook)
-    audit.audit_folder(ROOT, OUT, workers=2, progress=False)
+    dataset.audit_folder(ROOT, OUT, workers=2, progress=False)
     print(count)
 
 
 if __name__ == "__mp_main__":
-    setattr(audit_records, "inspect_slide", _look)  # noqa: B010
+    setattr(records, "inspect_slide", _look)  # noqa: B010
 if __name__ == "__main__":
     _main()

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from panda.data.manifest import SlideRecord
+from panda.inference.dataset_metrics import summarise
 from panda.inference.evaluate import SlideScore
-from panda.inference.figures import summarise
 from panda.inference.grader import AGAINST_TILES, Grade
-from panda.inference.grading_figures import GradedSlide
+from panda.inference.grading_metrics import GradedSlide
 from panda.tasks.metrics import BINS
 from panda.tasks.threshold import ThresholdChoice
 

@@ -20,19 +20,19 @@ import numpy as np
 import pytest
 import tifffile
 
-from panda.data.audit import audit_folder
-from panda.data.audit_records import Records, file_stem
+from panda.audit.dataset import audit_folder
+from panda.audit.page import WORST_SHOWN, write_audit_page
+from panda.audit.process_pool import in_processes
+from panda.audit.records import Records, file_stem
 from panda.data.findings import read_table
 from panda.data.manifest import read_groups
-from panda.data.processes import in_processes
 from panda.errors import ConfigError, ManifestError, PandaError
 from panda.files import locked
-from panda.report.audit_page import WORST_SHOWN, write_audit_page
 from panda.report.charts import PALETTE
-from panda.report.columns import column_chart
-from panda.wsi.synthetic import SyntheticSpec, draw_dataset
+from panda.report.column_chart import column_chart
+from panda.synthetic.dataset import SyntheticSpec, draw_dataset
 from tests.audit_process import NEVER
-from tests.integration.doors import REPOSITORY, table
+from tests.integration.entry_points import REPOSITORY, table
 from tests.pyramids import write_pyramid
 
 EVIL = "<script>alert(1)<"
@@ -263,7 +263,7 @@ def test_what_the_system_refused_is_looked_at_again(
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr("panda.data.audit_records.inspect_slide", away)
+        patch.setattr("panda.audit.records.inspect_slide", away)
         assert records.look(row) == 1
     assert not records.is_current(row)
     records.look(row)
@@ -369,13 +369,13 @@ def test_an_error_of_the_work_comes_through() -> None:
 
 
 def test_processes_that_cannot_start_are_no_fault_of_the_items(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("panda.data.processes._prepare", signal.raise_signal)
+    monkeypatch.setattr("panda.audit.process_pool._prepare", signal.raise_signal)
     with pytest.raises(PandaError, match="no worker process can be started"):
         list(in_processes(_work, [1], 1))
 
 
 def test_workers_end_with_their_parent(tmp_path: Path) -> None:
-    code = "from tests.test_audit import _sleep; from panda.data.processes import in_processes\n"
+    code = "from tests.test_audit import _sleep; from panda.audit.process_pool import in_processes\n"
     code += "if __name__ == '__main__': list(in_processes(_sleep, range(4), 2))"
     script = tmp_path / "script.py"
     script.write_text(code)

@@ -28,7 +28,7 @@ from panda.data.store import StoreResult, extract_store
 from panda.errors import MaskError, SlideError
 from panda.wsi.slide import Slide
 from tests.conftest import SHARED
-from tests.integration.doors import run_door, table
+from tests.integration.entry_points import run_door, table
 from tests.panda_folder import CANCER, HEADER, HEIGHT, WIDTH, codes, make_folder, picture, slide_name
 from tests.pyramids import write_pyramid
 

@@ -25,9 +25,9 @@ from panda.data.bags import (
 from panda.data.loaders import Draw
 from panda.data.manifest import SlideRecord
 from panda.errors import ConfigError, ManifestError, SlideError
+from panda.synthetic.dataset import draw_slide
 from panda.wsi.geometry import Resolution
 from panda.wsi.slide import Slide
-from panda.wsi.synthetic import draw_slide
 from panda.wsi.tissue import TissueMap, find_tissue
 from tests.panda_folder import make_folder, picture
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from panda.errors import ConfigError
-from panda.inference import choice as choosing
-from panda.inference.choice import Choice, choose
+from panda.inference import autotune as choosing
+from panda.inference.autotune import Choice, choose
 from panda.inference.compute import EngineSettings, Forward, Way
 from panda.inference.engine import SlideMapper
 from panda.inference.predictor import SegmentationPredictor

@@ -16,9 +16,9 @@ from panda.data.datamodule import PatchDataModule
 from panda.data.splits import SPLITS
 from panda.errors import ConfigError, ManifestError
 from panda.models.losses import BCELoss
+from panda.synthetic.dataset import SyntheticSpec
 from panda.tasks.optim import Optim
 from panda.tasks.segmentation import SegmentationTask
-from panda.wsi.synthetic import SyntheticSpec
 from tests.panda_folder import make_folder, slide_name
 from tests.test_train import CARRIED
 

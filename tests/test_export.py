@@ -17,9 +17,9 @@ from PIL import Image
 
 from panda.inference.canvas import Canvas, CanvasWriter
 from panda.inference.export import write_geojson, write_ome_tiff
-from panda.inference.overview import UNSCORED, Overview, shrink, write_heatmap, write_overlay, write_view
-from panda.inference.pictures import JET, Scale, round_length
+from panda.inference.legends import JET, Scale, round_length
 from panda.inference.quantify import QuantifySettings, slide_quantification
+from panda.inference.slide_images import UNSCORED, Overview, shrink, write_heatmap, write_overlay, write_view
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap
 from tests.pyramids import write_pyramid

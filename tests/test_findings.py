@@ -12,11 +12,11 @@ from panda.data.findings import (
     Finding,
     TableRow,
     group_findings,
-    isup_of_gleason,
     read_table,
     table_findings,
 )
 from panda.errors import ManifestError
+from panda.wsi.gleason import isup_grade_from_score
 from tests.conftest import SHARED
 
 HEADER = "image_id,data_provider,isup_grade,gleason_score"
@@ -40,7 +40,7 @@ def test_a_sound_table_has_no_findings(tmp_path: Path) -> None:
     ],
 )
 def test_contradicting_row(tmp_path: Path, score: str, grade: int) -> None:
-    assert isup_of_gleason(score) == grade
+    assert isup_grade_from_score(score) == grade
     for said in range(6):
         expected = [] if said == grade else [("a", "contradicting_row")]
         found = _found(tmp_path, f"a,radboud,{said},{score}")

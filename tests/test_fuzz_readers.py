@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 from panda.errors import PandaError, SlideError
 from panda.wsi.labels import LabelMask
 from panda.wsi.readers import ReaderName
-from panda.wsi.segments import CACHE_BYTES, JPEG, SEGMENT_BYTES, Decoder
 from panda.wsi.slide import Slide
+from panda.wsi.tiff.segments import CACHE_BYTES, JPEG, SEGMENT_BYTES, Decoder
 from panda.wsi.tissue import find_tissue
 
 CASES = 2400
@@ -40,7 +40,7 @@ _REPOSITORY = Path(__file__).resolve().parents[1]
 CASE_SECONDS = 20
 """A case takes a few hundredths of a second."""
 GROWTH_BYTES = max(CACHE_BYTES, SEGMENT_BYTES) + 5 * SEGMENT_BYTES
-"""What a process may take beside what it has after importing: `panda.wsi.segments` says why."""
+"""What a process may take beside what it has after importing: `panda.wsi.tiff.segments` says why."""
 _GUARD_BYTES = 4 * 2**30  # of address space, so that a fault found here does not take the machine
 
 WIDTH, HEIGHT, TILE = 200, 150, 64

@@ -18,7 +18,7 @@ from panda.errors import ConfigError
 from panda.inference.grader import GradingPredictor
 from panda.models.mil import MILNet
 from panda.models.segmentation import Segmenter
-from panda.report.folder import read_csv
+from panda.report.run_folder import read_csv
 from tests.checkpoints import grading_checkpoint
 from tests.panda_folder import HEIGHT, WIDTH, make_folder
 from tests.pyramids import write_pyramid
@@ -49,7 +49,7 @@ def experiment(tmp_path: Path, *overrides: str) -> GradingExperiment:
 def test_what_bears_on_maps_has_no_part_where_none_are_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str
 ) -> None:
-    monkeypatch.setattr("panda.app.door.overrides", lambda: [typed])
+    monkeypatch.setattr("panda.app.entry_point.overrides", lambda: [typed])
     with pytest.raises(ConfigError, match=f"{typed}: no part in tiles=tissue or all"):
         experiment(tmp_path, typed)
 

@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from panda.app.config import register_resolvers
-from panda.app.door import SomeSlidesFailed
+from panda.app.entry_point import SomeSlidesFailed
 from panda.app.infer import infer
 from panda.errors import CheckpointError, ConfigError, ManifestError
 from panda.files import write_json
@@ -27,7 +27,7 @@ from panda.inference.compute import EngineSettings
 from panda.inference.engine import SlideMapper
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
-from panda.report.folder import read_csv
+from panda.report.run_folder import read_csv
 from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import RULES, find_tissue

@@ -16,12 +16,12 @@ import tifffile
 from numpy.typing import NDArray
 
 from bench.tissue import PENS
+from panda.audit import readability as soundness
+from panda.audit.inspection import Inspection, dataset_findings, inspect_slide, same_files
+from panda.audit.slide_inspector import quick_digest
 from panda.data.findings import TableRow, group_findings, read_table
-from panda.data.inspection import Inspection, dataset_findings, inspect_slide, same_files
-from panda.data.look import quick_digest
-from panda.wsi import soundness
-from panda.wsi.synthetic import SyntheticSpec, draw_dataset
-from panda.wsi.tiff import TiffPyramid
+from panda.synthetic.dataset import SyntheticSpec, draw_dataset
+from panda.wsi.tiff.pyramid import TiffPyramid
 from tests.pyramids import write_levels, write_pyramid
 
 MPP = 0.48
@@ -437,6 +437,6 @@ def test_an_interruption_is_no_finding(case: Case, monkeypatch: pytest.MonkeyPat
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("panda.data.look.survey", interrupt)
+    monkeypatch.setattr("panda.audit.slide_inspector.survey", interrupt)
     with pytest.raises(KeyboardInterrupt):
         case.found()

@@ -27,7 +27,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from panda.app.config import register_resolvers
-from panda.app.door import SomeSlidesFailed
+from panda.app.entry_point import SomeSlidesFailed
 from panda.app.infer import infer
 from panda.inference.canvas import Canvas, CanvasWriter
 from panda.wsi.geometry import Resolution

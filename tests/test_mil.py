@@ -351,7 +351,7 @@ def test_downloaded_weights_see_the_colours_that_they_were_trained_on(monkeypatc
     monkeypatch.setattr("timm.models._builder.load_pretrained", lambda *_, **__: None)
     vit = MILNet("vit_tiny_patch16_224", "imagenet")
     assert (vit.plain()["mean"], vit.plain()["std"]) == ([0.5] * 3, [0.5] * 3)
-    assert vit.normalise.mean.flatten().tolist() == [0.5] * 3
+    assert vit.normalize.mean.flatten().tolist() == [0.5] * 3
     for other in (net(encoder_weights="imagenet"), MILNet("vit_tiny_patch16_224")):
         assert other.plain()["mean"] == [0.485, 0.456, 0.406]
     assert net(encoder_weights="imagenet", mean=(0.7, 0.5, 0.7)).plain()["mean"] == [0.7, 0.5, 0.7]
@@ -393,7 +393,7 @@ def test_features_have_mean_0_and_variance_1_whatever_the_encoder_is_scaled_by()
     model = net().eval()
     tiles = torch.rand(3, 3, 32, 32)
     feats = model.encode(tiles)
-    raw = model.encoder(model.normalise(tiles)).double()
+    raw = model.encoder(model.normalize(tiles)).double()
     expected = (raw - raw.mean(-1, keepdim=True)) / (raw.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
     torch.testing.assert_close(feats.double(), expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(model(tiles)[2], feats)

@@ -25,11 +25,10 @@ from panda.data.augment import Augmentation
 from panda.data.disk import estimate_need
 from panda.data.loaders import train_loader
 from panda.data.manifest import SlideRecord, read_manifest
-from panda.data.patches import main
 from panda.data.patchset import PatchSet, write_patch_manifests
 from panda.data.settings import PatchSettings, StoreKind
 from panda.data.splits import Split
-from panda.data.store import StoreResult, extract_store, list_stores
+from panda.data.store import StoreResult, extract_store, list_stores, main
 from panda.errors import ManifestError, PandaError
 from panda.wsi.geometry import Resolution
 from panda.wsi.slide import Slide

@@ -11,8 +11,8 @@ from panda.app.run import resolution_asked
 from panda.data.manifest import SlideRecord
 from panda.errors import CheckpointError, SlideError
 from panda.inference.compute import EngineSettings
+from panda.inference.dataset_metrics import summarise
 from panda.inference.evaluate import score_canvas
-from panda.inference.figures import summarise
 from panda.inference.predictor import SegmentationPredictor, resolution_for
 from panda.tasks.metrics import BINS
 from panda.tasks.threshold import ThresholdChoice

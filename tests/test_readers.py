@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from panda.errors import SlideError
 from panda.wsi.readers import OpenSlideReader, ReaderName, TiffReader, open_reader
-from panda.wsi.segments import CACHE, SegmentCache
 from panda.wsi.slide import Slide
-from panda.wsi.tiff import TiffPyramid
+from panda.wsi.tiff.pyramid import TiffPyramid
+from panda.wsi.tiff.segments import CACHE, SegmentCache
 
 WIDTH, HEIGHT = 1373, 1101
 KINDS: dict[str, dict[str, Any]] = {

@@ -20,11 +20,11 @@ from panda.errors import PandaError
 from panda.report.agreement import agreement_chart
 from panda.report.charts import Bar, Line, bar_chart, line_chart, ticks
 from panda.report.figure_tables import splits_table
-from panda.report.folder import inside, link, natural, number, read_picture
 from panda.report.inference_page import write_inference_page
-from panda.report.jobs import ranked, read_jobs
+from panda.report.run_folder import inside, link, natural, number, read_picture
 from panda.report.run_page import write_run_page
 from panda.report.slide_page import write_slide_page
+from panda.report.sweep_jobs import ranked, read_jobs
 from panda.report.sweep_page import write_sweep
 from panda.report.table import figure_name, show
 

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from panda.inference.grader import Grade
-from panda.inference.overview import write_attention
-from panda.report.panels import PanelRow, attention_tiles, dice_text, draw_panels
+from panda.inference.panel_patches import PanelRow
+from panda.inference.slide_images import write_attention
+from panda.report.panels import attention_tiles, dice_text, draw_panels
 from panda.wsi.geometry import Resolution
 
 
@@ -105,7 +106,7 @@ def test_a_slide_without_cancer_is_not_headed_by_cancer(
         heads.append(sheet["subtitle"])
         return Image.fromarray(laid)
 
-    monkeypatch.setattr("panda.inference.overview.framed", headed)
+    monkeypatch.setattr("panda.inference.slide_images.framed", headed)
     write_attention(np.full((20, 40, 3), 255, np.uint8), view, grade, "s", tmp_path / "attention.png")
     assert heads == [f"Attention for 1 tiles, {said} predicted; the most attended has 100.0%"]
 

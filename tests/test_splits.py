@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from panda.data.findings import FINDINGS, REFUSED_ROWS
 from panda.data.manifest import SlideRecord, read_groups
-from panda.data.selection import SPLIT_COLUMNS, Selection, select
 from panda.data.settings import SelectionSettings
+from panda.data.slide_selection import SPLIT_COLUMNS, Selection, select
 from panda.data.splits import fold_slides, split_slides
 from panda.errors import ManifestError
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from panda.errors import ManifestError
-from panda.inference.grading_figures import summarise_grades
+from panda.inference.grading_metrics import summarise_grades
 from panda.report.summary_keys import SCHEMA
 from panda.report.summary_schema import main, page, summary_faults
 from panda.tasks.calibration import calibration_scores, fit_temperature

@@ -17,11 +17,11 @@ import pytest
 import tifffile
 
 from panda.errors import ConfigError, ManifestError
-from panda.wsi import synthetic
-from panda.wsi.drawing import GREY_BLOCK_PX, STYLES, Painter
-from panda.wsi.layout import GRADE_PATTERNS, plan_scene
-from panda.wsi.scene import CELL_PX
-from panda.wsi.synthetic import SyntheticSpec, draw_dataset, draw_slide, grade_of
+from panda.synthetic import dataset as synthetic
+from panda.synthetic.dataset import SyntheticSpec, draw_dataset, draw_slide, grade_of
+from panda.synthetic.layout import GRADE_PATTERNS, plan_scene
+from panda.synthetic.painter import GREY_BLOCK_PX, STYLES, Painter
+from panda.synthetic.scene import CELL_PX
 
 SPEC = SyntheticSpec(slides=4, seed=3, width=1024, height=768)
 
@@ -125,7 +125,7 @@ def test_tiles_meet_without_seams(size: tuple[int, int]) -> None:
 
 
 def test_tiles_meet_at_a_fine_resolution_with_a_full_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("panda.wsi.drawing.STAMP_CACHE_BYTES", 1)
+    monkeypatch.setattr("panda.synthetic.painter.STAMP_CACHE_BYTES", 1)
     painter = Painter(plan_scene(900, 600, 0.15, 4, 2), "radboud")
     whole, _ = painter.draw(0, 0, 900, 600)
     parts = [painter.draw(x, 0, 100, 600)[0] for x in range(0, 900, 100)]
@@ -307,7 +307,7 @@ def test_memory_is_bounded_on_long_slides(tmp_path: Path, width: int, height: in
     code = f"""
 import resource, sys
 from pathlib import Path
-from panda.wsi.synthetic import draw_slide
+from panda.synthetic.dataset import draw_slide
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 how = dict(slide_id="s", provider="karolinska", isup_grade=4, seed=1, tile=256, mpp=1.0)
 draw_slide(Path("a.tiff"), Path("a_mask.tiff"), width=512, height=512, **how)

@@ -1,22 +1,21 @@
-"""`audit(cfg)`: a data set in, what is wrong with it out; the command is `python -m panda.data.audit`."""
+"""`audit(cfg)`: a data set in, what is wrong with it out; the command is `python audit.py`."""
 
 import logging
 import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from panda.app.command_line import quoted
 from panda.app.config import Faults, check_config
-from panda.app.door import enter, guarded, idle_faults, log_to_file, make_folder, overrides
+from panda.app.entry_point import idle_faults, log_to_file, make_folder, overrides
 from panda.data.settings import mpp_override_faults
 from panda.errors import ConfigError
+from panda.synthetic.dataset import SyntheticSpec
 from panda.wsi.readers import ReaderName
-from panda.wsi.synthetic import SyntheticSpec
 
 log = logging.getLogger(__name__)
 
@@ -99,11 +98,11 @@ def audit(cfg: DictConfig) -> dict[str, Any]:
         ManifestError: If the table is none.
     """
     folder, settings = _checked(cfg)
-    from panda.data.audit import audit_folder  # noqa: PLC0415  (--help does not wait for them)
-    from panda.data.audit_tables import FINDINGS_TABLE  # noqa: PLC0415
-    from panda.data.processes import cores  # noqa: PLC0415
-    from panda.report.audit_page import write_audit_page  # noqa: PLC0415
-    from panda.wsi.synthetic import draw_dataset  # noqa: PLC0415
+    from panda.audit.dataset import audit_folder  # noqa: PLC0415  (--help does not wait for them)
+    from panda.audit.page import write_audit_page  # noqa: PLC0415
+    from panda.audit.process_pool import cores  # noqa: PLC0415
+    from panda.audit.tables import FINDINGS_TABLE  # noqa: PLC0415
+    from panda.synthetic.dataset import draw_dataset  # noqa: PLC0415
 
     out = Path(cfg.run_dir)
     make_folder(out)
@@ -183,7 +182,7 @@ def _told(counts: dict[str, Any]) -> list[str]:
 
 def _next_steps(counts: dict[str, Any], out: Path) -> list[str]:
     """What to do now, as sentences and commands."""
-    from panda.data.audit_tables import FINDINGS_TABLE, GROUPS  # noqa: PLC0415
+    from panda.audit.tables import FINDINGS_TABLE, GROUPS  # noqa: PLC0415
     from panda.data.findings import REFUSED_ROWS  # noqa: PLC0415
 
     found = counts["findings"]
@@ -194,7 +193,7 @@ def _next_steps(counts: dict[str, Any], out: Path) -> list[str]:
     if counts["groups"] is None:
         steps.append(
             "the slides were not looked at, so there is no groups.csv: near-duplicates are told by their tissue. Look "
-            f"at them: python -m panda.data.audit {given}"
+            f"at them: python audit.py {given}"
         )
         return steps
     exclude = [
@@ -211,15 +210,3 @@ def _next_steps(counts: dict[str, Any], out: Path) -> list[str]:
 def _typed(override: str) -> str:
     """An override as it is typed, quoted only where it has to be."""
     return override if re.fullmatch(r"[\w.=/:+~-]+", override) else quoted(override)
-
-
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="audit")
-@guarded
-def main(cfg: DictConfig) -> None:
-    """Runs one audit."""
-    audit(cfg)
-
-
-def enter_audit() -> NoReturn:
-    """Opens the door; see `panda.app.door.enter`."""
-    enter(main)

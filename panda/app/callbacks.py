@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 
-from panda.app.door import set_up_logging
+from panda.app.entry_point import set_up_logging
 
 
 class MovableCheckpoint(ModelCheckpoint):

@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from panda.app.command_line import likely, quoted
-from panda.app.kinds import KINDS_OF_AUDIT, imported, kinds_of
-from panda.app.values import value_faults
+from panda.app.group_types import KINDS_OF_AUDIT, imported, kinds_of
+from panda.app.value_checks import value_faults
 from panda.errors import ConfigError, PandaError, near
 
 # What a `_target_` may name. A configuration is data; it must not be able to call anything that is installed.

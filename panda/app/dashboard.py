@@ -11,9 +11,9 @@ from PIL import Image
 from pytorch_lightning.loggers import Logger, WandbLogger
 
 from panda.app.tracking import wandb_of
-from panda.report.panels import PanelRow
+from panda.inference.panel_patches import PanelRow
+from panda.report.interpretation import interval
 from panda.report.table import figure_name
-from panda.report.words import interval
 
 LABELS = {0: "no cancer", 1: "cancer"}
 SIDE = 192

@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from panda.app.config import Faults, check_loss
 from panda.app.dashboard import SHOWN, log_checkpoints, log_figures, log_pictures, log_slides
-from panda.app.door import idle_faults
-from panda.app.freeze import CHOICE_KEYS
+from panda.app.entry_point import idle_faults
 from panda.app.guidance import Guidance, TileSettings
+from panda.app.operating_point import CHOICE_KEYS
 from panda.app.run import Run, resolution_asked
 from panda.app.slide_grading import SlideGrading
 from panda.app.tracking import wandb_of
@@ -33,14 +33,14 @@ from panda.inference.compute import EngineSettings
 from panda.inference.engine import each_slide
 from panda.inference.features import FeatureCache
 from panda.inference.grader import GradingPredictor, slide_tiles
-from panda.inference.grading_figures import GradedSlide, summarise_grades
+from panda.inference.grading_metrics import GradedSlide, summarise_grades
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
 from panda.models.mil import MILNet
 from panda.tasks.grading import CLASSES, GradingTask, Target, target_class
 from panda.tasks.optim import Optim
-from panda.wsi.normalise import told_stain
 from panda.wsi.slide import Slide
+from panda.wsi.stain_normalization import told_stain
 from panda.wsi.tissue import find_tissue
 
 log = logging.getLogger(__name__)

@@ -16,12 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from panda.app.config import Faults, check_config
-from panda.app.door import SomeSlidesFailed, log_to_file, make_folder
-from panda.app.results import ONLY_UNGRADED, Results
+from panda.app.entry_point import SomeSlidesFailed, log_to_file, make_folder
+from panda.app.inference_tables import ONLY_UNGRADED, Results
 from panda.data.manifest import TABLE, SlideRecord, read_manifest
 from panda.errors import ConfigError, ManifestError, PandaError
 from panda.files import locked, write_json
-from panda.inference.choice import Choice, choose
+from panda.inference.autotune import Choice, choose
 from panda.inference.compute import EngineSettings
 from panda.inference.engine import SlideMapper, SlidesAhead, each_slide, tiles_on
 from panda.inference.evaluate import open_label

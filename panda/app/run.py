@@ -13,11 +13,11 @@ import torch
 from omegaconf import DictConfig
 
 from panda.app.dashboard import replay_views
-from panda.app.processes import joined
+from panda.app.distributed import joined
 from panda.app.tracking import read_metrics, replay
-from panda.app.training import AFTER_TRAINING, Training, decided, find, fingerprint_of, take_over
-from panda.data.patches import Failure
-from panda.data.selection import Selection
+from panda.app.training_reuse import AFTER_TRAINING, Training, decided, find, fingerprint_of, take_over
+from panda.data.failures import Failure
+from panda.data.slide_selection import Selection
 from panda.errors import CheckpointError
 from panda.files import locked
 from panda.tasks.checkpoint import Task, read_checkpoint

@@ -20,8 +20,8 @@ from panda.app.dashboard import (
     log_slides,
     log_threshold_curve,
 )
-from panda.app.door import idle_faults
-from panda.app.freeze import (
+from panda.app.entry_point import idle_faults
+from panda.app.operating_point import (
     CHOICE_KEYS,
     VALIDATION,
     choose_threshold,
@@ -29,25 +29,25 @@ from panda.app.freeze import (
     unknown_providers,
     write_reliability,
 )
+from panda.app.patch_views import Views
 from panda.app.run import Run, resolution_asked
 from panda.app.tracking import wandb_of
-from panda.app.training import SCORES
-from panda.app.views import Views
+from panda.app.training_reuse import SCORES
 from panda.data.datamodule import PatchDataModule
 from panda.data.manifest import SlideRecord
 from panda.errors import ConfigError, PandaError
 from panda.files import remove, write_table
 from panda.inference.compute import EngineSettings
+from panda.inference.dataset_metrics import summarise
 from panda.inference.engine import SlideMapper, each_slide, tiles_on
 from panda.inference.evaluate import SlideScore, histograms, open_label, score_canvas
-from panda.inference.figures import summarise
+from panda.inference.panel_patches import PanelRow, telling_rows
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
 from panda.inference.score_store import read_scores, score_made_of, write_scores
 from panda.models.segmentation import Segmenter, weight_names
 from panda.report.curves import write_threshold_curve
-from panda.report.panels import PanelRow, draw_panels
-from panda.report.selection import telling_rows
+from panda.report.panels import draw_panels
 from panda.report.slide_page import write_slide_page
 from panda.tasks.calibration import fit_temperature
 from panda.tasks.checkpoint import replace_carried
@@ -72,7 +72,7 @@ class SegmentationSettings:
         overlap: Of neighbouring tiles when slides are mapped, as a share of the patch size, in [0, 1).
         panels: Rows of the panel pictures.
         views_every: Epochs between pictures of validation patches while the network learns; 0 draws none.
-        views: Patches that are the same in all of them, see `panda.app.views`.
+        views: Patches that are the same in all of them, see `panda.app.patch_views`.
         patience: Epochs without a better `val/dice` after which training stops.
         channels_last: Train with the channels of a pixel side by side in memory: the same network, faster
             (docs/performance.md).

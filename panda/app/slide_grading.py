@@ -10,17 +10,17 @@ from typing import Any
 from tqdm import tqdm
 
 from panda.app.guidance import Guidance
+from panda.data.failures import Failure
 from panda.data.manifest import SlideRecord
-from panda.data.patches import Failure
 from panda.errors import MaskError
 from panda.files import write_json
 from panda.inference.engine import SlideMapper, tiles_on
 from panda.inference.evaluate import open_label
 from panda.inference.grader import Grade, GradingPredictor
-from panda.inference.overview import write_attention, write_slide
-from panda.inference.pictures import ColourMap
+from panda.inference.legends import ColourMap
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
+from panda.inference.slide_images import write_attention, write_slide
 from panda.report.panels import attention_tiles
 from panda.report.slide_page import write_slide_page
 from panda.wsi.labels import LabelMask

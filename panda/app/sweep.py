@@ -8,7 +8,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from panda.app.door import refuse, sweep_begins, sweep_ends
+from panda.app.entry_point import refuse, sweep_begins, sweep_ends
 
 
 class SweepPage(Callback):
@@ -31,7 +31,7 @@ class SweepPage(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Called once, after the last job."""
         # Imported here: Hydra makes its callbacks before the doors know whether anything is to be drawn.
-        from panda.report.jobs import read_jobs  # noqa: PLC0415
+        from panda.report.sweep_jobs import read_jobs  # noqa: PLC0415
         from panda.report.sweep_page import write_sweep  # noqa: PLC0415
 
         folder = Path(config.hydra.sweep.dir)

@@ -15,21 +15,21 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from panda.app.callbacks import Bar, Clock, LearningRate, MovableCheckpoint, Quiet, SeedOfEpoch
 from panda.app.config import Faults, build, check_config, is_multirun
 from panda.app.dashboard import replay_views
-from panda.app.door import Interrupted, SomeSlidesFailed, log_to_file, make_folder, overrides, write_overrides
+from panda.app.distributed import device_faults
+from panda.app.entry_point import Interrupted, SomeSlidesFailed, log_to_file, make_folder, overrides, write_overrides
 from panda.app.grading import GradingExperiment
-from panda.app.processes import device_faults
 from panda.app.run import Experiment, Run
 from panda.app.segmentation import SegmentationExperiment
 from panda.app.tracking import read_metrics, replay, set_wandb_aside
-from panda.app.training import made_with
+from panda.app.training_reuse import made_with
+from panda.data.failures import write_failures
 from panda.errors import ConfigError
 from panda.files import locked, write_json, write_whole
-from panda.inference.engine import write_failures
 from panda.report.headline import headline
+from panda.report.interpretation import headline_keys
 from panda.report.run_page import write_run_page
 from panda.report.summary_keys import SCHEMA
 from panda.report.sweep_page import write_sweep
-from panda.report.words import headline_keys
 from panda.tasks.bootstrap import RESAMPLES
 from panda.tasks.checkpoint import WholeCheckpoints
 

@@ -25,9 +25,9 @@ from panda.data.settings import resolution_faults
 from panda.errors import ConfigError, ManifestError
 from panda.wsi.geometry import Resolution, round_px
 from panda.wsi.grid import Grid, tissue_grid
-from panda.wsi.normalise import StainProfile, normalised
 from panda.wsi.readers import ReaderName
 from panda.wsi.slide import Slide
+from panda.wsi.stain_normalization import StainProfile, normalized
 from panda.wsi.tissue import TissueMap
 
 _BAND_PX = 2**24
@@ -223,7 +223,7 @@ def _tiles(
 ) -> list[NDArray[np.uint8]]:
     """The tiles as the slide gives them, normalised if asked for, (h, w, 3) uint8."""
     tiles = [slide.read(resolution, (x, y), (tile_size, tile_size)) for x, y in coords.tolist()]
-    return tiles if stain is None else [normalised(tile, stain) for tile in tiles]
+    return tiles if stain is None else [normalized(tile, stain) for tile in tiles]
 
 
 def _planes(tile: NDArray[np.uint8]) -> NDArray[np.float32]:

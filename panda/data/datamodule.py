@@ -12,21 +12,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from panda.data.augment import Augmentation
+from panda.data.failures import Failure
 from panda.data.loaders import loader_faults, ordered_loader, train_loader
 from panda.data.manifest import TABLE, SlideRecord, find_one_tumor_example, read_manifest
-from panda.data.patches import Failure
 from panda.data.patchset import PatchSet, write_one_slide_manifests, write_patch_manifests
 from panda.data.samplers import BalancedDraws, HardDraws, SamplerName
-from panda.data.selection import Selection, select
 from panda.data.settings import How, PatchSettings, SelectionSettings, StoreKind
+from panda.data.slide_selection import Selection, select
 from panda.data.splits import SPLITS, Split
-from panda.data.stains import Stains, find_stains
+from panda.data.stain_estimates import Stains, find_stains
 from panda.data.store import StoreResult, extract_store, load_store, store_path
 from panda.errors import ConfigError, ManifestError
+from panda.synthetic.dataset import SyntheticSpec, draw_dataset
 from panda.wsi.geometry import mean_mpp
-from panda.wsi.normalise import NormaliseName
 from panda.wsi.readers import ReaderName
-from panda.wsi.synthetic import SyntheticSpec, draw_dataset
+from panda.wsi.stain_normalization import NormalizeName
 
 
 class PatchDataModule(pl.LightningDataModule):
@@ -67,7 +67,7 @@ class PatchDataModule(pl.LightningDataModule):
             `BalancedDraws`; ``"hard"``: those that the network is wrong on more often, see `HardDraws`.
         tumor_share: of the draws that have cancer, with ``sampler="balanced"``.
         normalize: ``"macenko"``: the colours of each slide, in all splits, are brought to those of a reference, see
-            `panda.wsi.normalise`; None: they stay.
+            `panda.wsi.stain_normalization`; None: they stay.
         draw: draws the embedded slides at ``root`` on first use; None for a folder that exists.
 
     Raises:
@@ -109,7 +109,7 @@ class PatchDataModule(pl.LightningDataModule):
         ignore_background: bool = False,
         sampler: SamplerName = "uniform",
         tumor_share: float = 0.5,
-        normalize: NormaliseName | None = None,
+        normalize: NormalizeName | None = None,
     ) -> None:
         super().__init__()
         self.root = Path(root)
@@ -156,8 +156,8 @@ class PatchDataModule(pl.LightningDataModule):
         faults += self.choice.faults()
         if self.sampler not in get_args(SamplerName):
             faults.append(f"data.sampler is {self.sampler!r}: give {', '.join(get_args(SamplerName))}")
-        if self.normalize not in (None, *get_args(NormaliseName)):
-            faults.append(f"data.normalize is {self.normalize!r}: give {', '.join(get_args(NormaliseName))}, or null")
+        if self.normalize not in (None, *get_args(NormalizeName)):
+            faults.append(f"data.normalize is {self.normalize!r}: give {', '.join(get_args(NormalizeName))}, or null")
         if not 0 < self.tumor_share < 1:
             faults.append(f"data.tumor_share is {self.tumor_share}: give a share over 0 and under 1")
         if self.extract_workers < 1:

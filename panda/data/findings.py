@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +18,12 @@ from panda.data.manifest import (
     row_faults,
     table_of,
 )
-from panda.wsi.labels import isup_grade
+from panda.wsi.gleason import isup_grade_from_score
 
 Severity = Literal["error", "warning", "note"]
 """``error``: training refuses the table, the slide or its mask as it is. ``warning``: it would be used and may mislead.
 ``note``: worth a look."""
 
-NO_CANCER = ("negative", "0+0")
-"""Gleason scores of a slide without cancer, as Radboud and Karolinska write them."""
-_SCORE = re.compile(r"([1-5])\+([1-5])")
 _SHOWN = 3
 
 
@@ -337,28 +333,12 @@ def table_findings(rows: Iterable[TableRow]) -> list[Finding]:
 def _score_fault(row: TableRow) -> tuple[str, str] | None:
     """What is wrong with the Gleason score of a row, or with the grade beside it."""
     try:
-        by_score = isup_of_gleason(row.gleason)
+        by_score = isup_grade_from_score(row.gleason)
     except ValueError as error:
         return "bad_gleason", str(error)
     if row.grade is None or row.grade == by_score:
         return None
     return "contradicting_row", f"gleason_score {row.gleason} is ISUP {by_score}, isup_grade is {row.grade}"
-
-
-def isup_of_gleason(score: str) -> int:
-    """ISUP grade of a Gleason score as the table writes it, see `panda.wsi.labels.isup_grade`.
-
-    Args:
-        score: ``"3+4"`` and the like; ``"negative"`` and ``"0+0"`` both mean no cancer.
-
-    Raises:
-        ValueError: it is no such score.
-    """
-    if score in NO_CANCER:
-        return 0
-    if (parts := _SCORE.fullmatch(score)) is None:
-        raise ValueError(f"gleason_score {score!r} is no score such as 3+4, nor {' nor '.join(NO_CANCER)}")
-    return isup_grade(int(parts[1]), int(parts[2]))
 
 
 def group_findings(

@@ -6,12 +6,10 @@ what it was made from, so that a slide or mask that has changed since is extract
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,7 +32,7 @@ from panda.wsi.tissue import find_tissue
 PARTIAL = ".partial"
 COLUMN_PX = 4096
 """Width in px of the level that is read of the columns in which a slide is cut: a row of it, of 9 tiles of 512 px and
-those of the mask, is kept by `panda.wsi.segments` for each of two threads."""
+those of the mask, is kept by `panda.wsi.tiff.segments` for each of two threads."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,23 +63,6 @@ class SlidePatches:
 
     def __len__(self) -> int:
         return len(self.xy)
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A slide that could not be used.
-
-    Attributes:
-        slide_id: the slide.
-        stage: what was being done, e.g. ``"mask"``.
-        error: name of the error's class.
-        message: what the error says.
-    """
-
-    slide_id: str
-    stage: str
-    error: str
-    message: str
 
 
 def load_slide(record: SlideRecord, settings: PatchSettings, store: Path) -> SlidePatches | None:
@@ -298,30 +279,3 @@ def _identity(path: Path, error: type[PandaError]) -> dict[str, str | int]:
 def _column(patches: list[dict[str, Any]], name: str) -> NDArray[np.float64]:
     """One number of every patch."""
     return np.array([patch[name] for patch in patches], dtype=np.float64)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """`python -m panda.data.patches list [STORE_ROOT]`: says what the patch stores in a folder hold."""
-    from panda.data.store import list_stores  # noqa: PLC0415  (stores are built on this module)
-
-    parser = argparse.ArgumentParser(prog="python -m panda.data.patches", description="What lies in the patch stores.")
-    parser.add_argument("command", choices=["list"])
-    parser.add_argument("store_root", nargs="?", default="patches", help="as data.store_root (default: patches)")
-    try:
-        stores = list_stores(parser.parse_args(arguments).store_root)
-    except PandaError as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(f"{'slides':>7} {'patches':>10} {'GB':>8}  store")
-    for found in stores:
-        cut = found.settings
-        at = f"level {cut.level}" if cut.mpp is None else f"{cut.mpp:g} µm/px"
-        print(
-            f"{found.slides:>7,} {found.patches:>10,} {found.bytes / 1e9:>8.2f}  {found.store}: {cut.store}, {at}, "
-            f"{cut.patch_size} px every {cut.step} px, {cut.edge} at the edge, tissue from {cut.min_tissue:.0%}"
-        )
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

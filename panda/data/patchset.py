@@ -27,11 +27,11 @@ from panda.data.patches import SlidePatches
 from panda.data.pixels import Place, kept_files, patch_pixels
 from panda.data.settings import StoreKind
 from panda.data.splits import SPLITS, Split
-from panda.data.stains import Stains
+from panda.data.stain_estimates import Stains
 from panda.data.store import StoreResult, read_store
 from panda.errors import ManifestError
 from panda.files import fingerprint, whole_path
-from panda.wsi.normalise import normalised
+from panda.wsi.stain_normalization import normalized
 
 COLUMNS = (
     "slide_id",
@@ -206,7 +206,7 @@ class PatchSet(Dataset[tuple[Tensor, Tensor]]):
         row = self.rows[number]
         image, target = self.pixels.read(self.place_of(row))
         if self.stains and (stain := self.stains[row.slide_id]):
-            image = normalised(image, stain)
+            image = normalized(image, stain)
         if self.transform is not None:
             image, target = self.transform(image, target, seed)
         return image_tensor(image), torch.from_numpy(_VALUES[target])[None]

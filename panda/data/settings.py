@@ -17,7 +17,7 @@ StoreKind = Literal["png", "packed", "slide"]
 
 
 How = Literal["holdout", "kfold", "patches"]
-AUDIT = "python -m panda.data.audit data=panda data.root=…"
+AUDIT = "python audit.py data=panda data.root=…"
 """The command that looks for findings."""
 
 

@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import logging
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -19,8 +21,9 @@ from typing import Any
 from tqdm import tqdm
 
 from panda.data.disk import estimate_need, refuse_without_room, surely_fits
+from panda.data.failures import Failure
 from panda.data.manifest import SlideRecord
-from panda.data.patches import PARTIAL, Failure, SlidePatches, extract_slide, load_slide
+from panda.data.patches import PARTIAL, SlidePatches, extract_slide, load_slide
 from panda.data.pixels import SLIDE_FILE
 from panda.data.settings import PatchSettings
 from panda.errors import ManifestError, PandaError
@@ -300,3 +303,28 @@ def _unwritable(store: Path, error: OSError) -> str:
         f"{store}: the patch store cannot be written ({error.strerror or error}); make room or choose another "
         f"folder with data.store_root. Finished slides are kept: run again to go on"
     )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`python -m panda.data.store list [STORE_ROOT]`: says what the patch stores in a folder hold."""
+    parser = argparse.ArgumentParser(prog="python -m panda.data.store", description="What lies in the patch stores.")
+    parser.add_argument("command", choices=["list"])
+    parser.add_argument("store_root", nargs="?", default="patches", help="as data.store_root (default: patches)")
+    try:
+        stores = list_stores(parser.parse_args(arguments).store_root)
+    except PandaError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{'slides':>7} {'patches':>10} {'GB':>8}  store")
+    for found in stores:
+        cut = found.settings
+        at = f"level {cut.level}" if cut.mpp is None else f"{cut.mpp:g} µm/px"
+        print(
+            f"{found.slides:>7,} {found.patches:>10,} {found.bytes / 1e9:>8.2f}  {found.store}: {cut.store}, {at}, "
+            f"{cut.patch_size} px every {cut.step} px, {cut.edge} at the edge, tissue from {cut.min_tissue:.0%}"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

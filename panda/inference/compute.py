@@ -50,7 +50,7 @@ class EngineSettings:
         device: `auto` takes CUDA, else Apple's GPU, else the CPU.
         precision: `fp32`, or `bf16` autocast. `auto`: in training what is fast on this device, and the checkpoint
             keeps it with the threshold; in inference that of the checkpoint's threshold, or what is fast here where a
-            trial shows that the tumour area stays (`panda.inference.choice`).
+            trial shows that the tumour area stays (`panda.inference.autotune`).
         compile: Whether the network goes through `torch.compile` first, a matter of some ten seconds: `always`,
             `never`, or `auto`: in inference, on a CPU, where there is so much to do that it pays.
         tta: Copies of each tile whose probabilities are averaged: `none`; `flip`, the 4 that mirrorings give; `d4`,

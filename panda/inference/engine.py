@@ -1,7 +1,6 @@
 """Runs slides one after the other: what each leaves, and what happens to a bad one."""
 
 import contextlib
-import errno
 import functools
 import json
 import logging
@@ -11,24 +10,23 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import torch
 from tqdm import tqdm
 
+from panda.data.failures import Failure, record_failure
 from panda.data.manifest import SlideRecord
-from panda.data.patches import Failure
-from panda.errors import PandaError, SlideError
-from panda.files import fingerprint, identity, remove, write_json, write_table
+from panda.errors import SlideError
+from panda.files import fingerprint, identity, remove, write_json
 from panda.inference.canvas import Canvas
 from panda.inference.evaluate import SlideScore, score_canvas
 from panda.inference.export import write_geojson, write_ome_tiff
 from panda.inference.grader import Grade, GradingPredictor
-from panda.inference.overview import Overview, write_attention, write_heatmap, write_overlay, write_view
-from panda.inference.pictures import ColourMap
+from panda.inference.legends import ColourMap
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings, slide_quantification
+from panda.inference.slide_images import Overview, write_attention, write_heatmap, write_overlay, write_view
 from panda.wsi.labels import LabelMask
-from panda.wsi.normalise import STAIN_RULES
 from panda.wsi.slide import ReaderName, Slide
+from panda.wsi.stain_normalization import STAIN_RULES
 from panda.wsi.tissue import RULES, TissueMap, find_tissue
 
 log = logging.getLogger(__name__)
@@ -38,9 +36,6 @@ R = TypeVar("R")
 
 OUTPUTS = ("report.html", "quantification.csv", "failures.csv", "inference.json", "engine.json", "infer.log")
 """Files of an output, beside the folders of its slides."""
-FAILURE_COLUMNS = ("slide_id", "stage", "error", "message")
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
-"""What the system says where no result can be kept, whatever the slide: slides are only read."""
 
 
 @dataclass
@@ -77,7 +72,7 @@ def each_slide(
             try:
                 outcome.results.append(work(item, bar))
             except Exception as error:
-                failure = passed_over(slide_id(item), stage, error)
+                failure = record_failure(slide_id(item), stage, error)
                 outcome.failures.append(failure)
                 if on_failure:
                     on_failure(failure)
@@ -130,27 +125,6 @@ class SlidesAhead:
                 coming.result()[0].close()
 
 
-def passed_over(slide_id: str, stage: str, error: Exception) -> Failure:
-    """Records and tells that a slide failed; of an error that nobody foresaw the log file keeps the traceback.
-
-    Args:
-        slide_id: The slide.
-        stage: What was being done.
-        error: What came of it; raised again where the next slide would fail alike: no memory, no disk that takes more.
-    """
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        raise error
-    if isinstance(error, OSError) and error.errno in UNWRITABLE:
-        raise error
-    failure = Failure(slide_id, stage, type(error).__name__, str(error))
-    if isinstance(error, PandaError):
-        log.warning("%s of %s: %s", stage, slide_id, failure.message)
-        log.debug("", exc_info=error)
-    else:
-        log.warning("%s of %s: %s: %s", stage, slide_id, failure.error, failure.message, exc_info=error)
-    return failure
-
-
 def tiles_on(bar: "tqdm[Any]") -> Callable[[int, int], None]:
     """Shows the tiles done of the current slide behind a progress bar over slides."""
 
@@ -158,12 +132,6 @@ def tiles_on(bar: "tqdm[Any]") -> Callable[[int, int], None]:
         bar.set_postfix_str(f"{done}/{total} tiles")
 
     return show
-
-
-def write_failures(path: Path, failures: Sequence[Failure]) -> None:
-    """Writes `failures.csv`: one line a slide that failed; the header alone where none did."""
-    rows = [{"slide_id": f.slide_id, "stage": f.stage, "error": f.error, "message": f.message} for f in failures]
-    write_table(path, rows, FAILURE_COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -338,7 +306,7 @@ class SlideMapper:
                 try:
                     grade = self.grader.grade(slide, tissue, canvas, label)
                 except Exception as error:
-                    ungraded = passed_over(slide.slide_id, "grading", error)
+                    ungraded = record_failure(slide.slide_id, "grading", error)
             _tell_of_another_file(folder / "quantification.json", slide)
             # Written last: where it lies, all the others do, and of the same making.
             (folder / "quantification.json").unlink(missing_ok=True)

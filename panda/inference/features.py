@@ -18,8 +18,8 @@ from panda.inference.compute import EngineSettings
 from panda.models.mil import MILNet
 from panda.tasks.checkpoint import FORMATS
 from panda.wsi.geometry import Resolution
-from panda.wsi.normalise import STAIN_RULES, StainProfile
 from panda.wsi.slide import Slide
+from panda.wsi.stain_normalization import STAIN_RULES, StainProfile
 
 log = logging.getLogger(__name__)
 

@@ -17,11 +17,11 @@ from panda.inference.features import FeatureCache, encode_tiles
 from panda.inference.predictor import resolution_for, restored
 from panda.models.mil import MILNet
 from panda.tasks.checkpoint import Checkpoint, read_checkpoint
-from panda.tasks.grades import auroc
+from panda.tasks.grade_metrics import auroc
 from panda.wsi.geometry import Resolution
 from panda.wsi.labels import LabelMask, class_names
-from panda.wsi.normalise import told_stain
 from panda.wsi.slide import Slide
+from panda.wsi.stain_normalization import told_stain
 from panda.wsi.tissue import TissueMap
 
 MOST_SHOWN = 12

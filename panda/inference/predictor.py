@@ -21,8 +21,8 @@ from panda.tasks.checkpoint import Checkpoint, read_checkpoint
 from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.geometry import Resolution, round_px
 from panda.wsi.grid import Grid, tissue_grid
-from panda.wsi.normalise import STAIN_RULES, normalised, told_stain
 from panda.wsi.slide import Slide
+from panda.wsi.stain_normalization import STAIN_RULES, normalized, told_stain
 from panda.wsi.tissue import RULES, TissueMap
 
 log = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ class SegmentationPredictor:
 
         def read(x: int, y: int) -> NDArray[np.uint8]:
             tile = slide.read(grid.resolution, (x, y), size)
-            return tile if stain is None else normalised(tile, stain)
+            return tile if stain is None else normalized(tile, stain)
 
         return read
 

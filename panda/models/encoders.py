@@ -19,7 +19,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 USUAL_SIZES = (32, 64, 96, 128, 192, 224, 256, 384, 448, 512, 768, 1024)
 
 
-class Normalise(nn.Module):
+class Normalize(nn.Module):
     """Take each colour channel's mean away and divide by its standard deviation.
 
     The two are not part of the state dict: they belong to how the network was built, and are kept with that.

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from panda.errors import ConfigError, near
-from panda.models.encoders import IMAGENET_MEAN, IMAGENET_STD, Normalise, load_weights, require_size
+from panda.models.encoders import IMAGENET_MEAN, IMAGENET_STD, Normalize, load_weights, require_size
 from panda.models.pooling import POOLINGS, OrdinalHead, Pooling, TransformerPooling
 
 
@@ -99,7 +99,7 @@ class MILNet(nn.Module):
         }
         self.chunk = chunk
         self.frozen = freeze_encoder
-        self.normalise = Normalise(mean, std)
+        self.normalize = Normalize(mean, std)
         # Some models end in a wider layer than their last stage: head_hidden_size is what comes out.
         self.feature_dim = int(getattr(self.encoder, "head_hidden_size", None) or self.encoder.num_features)  # type: ignore[arg-type]
         self.pool = POOLINGS[pooling](self.feature_dim, hidden)
@@ -180,7 +180,7 @@ class MILNet(nn.Module):
         return torch.cat(feats)
 
     def _encode_part(self, tiles: Tensor) -> Tensor:
-        return nn.functional.layer_norm(self.encoder(self.normalise(tiles)), (self.feature_dim,))
+        return nn.functional.layer_norm(self.encoder(self.normalize(tiles)), (self.feature_dim,))
 
     def aggregate(self, feats: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Grade bags of features, such as were encoded before.

@@ -11,7 +11,7 @@ from segmentation_models_pytorch.encoders import encoders as smp_encoders
 from torch import Tensor, nn
 
 from panda.errors import ConfigError, near
-from panda.models.encoders import IMAGENET_MEAN, IMAGENET_STD, Normalise, load_weights, require_size
+from panda.models.encoders import IMAGENET_MEAN, IMAGENET_STD, Normalize, load_weights, require_size
 
 ARCHITECTURES: Mapping[str, type[nn.Module]] = dict(smp.MODEL_ARCHITECTURES_MAPPING)
 """Lower-case name to class: all that segmentation-models-pytorch has."""
@@ -76,7 +76,7 @@ class Segmenter(nn.Module):
             "std": [float(value) for value in std],
             **options,
         }
-        self.normalise = Normalise(mean, std)
+        self.normalize = Normalize(mean, std)
         self.network = _build(kind, encoder_name, options)
         if encoder_weights is not None:
             self._load_encoder(kind, encoder_weights, options)
@@ -118,7 +118,7 @@ class Segmenter(nn.Module):
             RuntimeError: A size that the network does not take; see `check_patch_size`.
             ValueError: Options (`upsampling`, `encoder_depth`) under which the output is of another size.
         """
-        logits: Tensor = self.network(self.normalise(image))
+        logits: Tensor = self.network(self.normalize(image))
         if logits.shape[-2:] != image.shape[-2:]:
             raise ValueError(
                 f"{self._plain['architecture']} gives {tuple(logits.shape[-2:])} for an image of "

@@ -10,8 +10,8 @@ from typing import Any
 from markupsafe import Markup
 
 from panda.report.charts import PALETTE, axis_label, ticks
-from panda.report.folder import number
 from panda.report.page import ENVIRONMENT
+from panda.report.run_folder import number
 from panda.report.table import show
 
 

@@ -13,10 +13,10 @@ from typing import Any
 from panda.errors import ManifestError, PandaError
 from panda.files import write_table
 from panda.report.charts import PALETTE, paired_chart
-from panda.report.folder import inside, link, mapping, number, read_csv, read_json, read_picture, read_text
-from panda.report.jobs import read_choices
 from panda.report.page import need_folder, write_page
 from panda.report.paired import Difference, differences, groups_of, paired_rows
+from panda.report.run_folder import inside, link, mapping, number, read_csv, read_json, read_picture, read_text
+from panda.report.sweep_jobs import read_choices
 from panda.report.table import UNITS, Cell, Head, Table, cell, figure_kind, figure_name, show
 
 SHOWN = 4

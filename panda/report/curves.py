@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from panda.files import whole_path, write_table
 from panda.report.charts import PALETTE
-from panda.report.words import CRITERIA
+from panda.report.interpretation import CRITERIA
 from panda.tasks.calibration import RELIABILITY_BINS, Reliability, reliability
 from panda.tasks.metrics import curve, mean_slide_dice, pooled
 from panda.tasks.threshold import Criterion, Histograms, ThresholdChoice, criterion_scores

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, median
 
-from panda.report.folder import natural, number
+from panda.report.run_folder import natural, number
 
 MOST_VALUES = 12
 """Values of a choice beyond which no picture of it is drawn."""

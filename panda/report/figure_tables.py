@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from panda.report.folder import mapping, number
+from panda.report.interpretation import headline_keys, interval, interval_text, why_none
+from panda.report.run_folder import mapping, number
 from panda.report.table import UNITS, Cell, Head, Table, cell, figure_kind, figure_name, head, show
-from panda.report.words import headline_keys, interval, interval_text, why_none
 
 _PART_COLUMNS = (
     "slides", "slides_with_cancer", "dice_mean_slide", "dice", "iou", "precision", "recall", "pr_auc",

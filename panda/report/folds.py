@@ -16,8 +16,8 @@ import numpy as np
 
 from panda.errors import ManifestError, PandaError
 from panda.report.compare import check_alike, summary_of
-from panda.report.folder import read_csv
 from panda.report.paired import FIGURES, value_of
+from panda.report.run_folder import read_csv
 from panda.tasks.bootstrap import RESAMPLES, bootstrap_interval
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from panda.report.agreement import agreement_chart
-from panda.report.folder import number, read_csv, read_json, sequence
 from panda.report.page import need_folder, write_page
+from panda.report.run_folder import number, read_csv, read_json, sequence
 from panda.report.run_page import failure_table
 from panda.report.slide_page import ONE_SLIDE, Card, slide_table
 from panda.report.table import show
@@ -60,10 +60,10 @@ def _plain(value: Any) -> str:
 
 def _cards(rows: list[dict[str, str]], failed: set[str]) -> list[Card]:
     told = [r for r in rows if r.get("tissue_how") != "whole"]
-    tumour = [a for r in told if (a := number(r.get("tumor_mm2"))) is not None]
+    tumor = [a for r in told if (a := number(r.get("tumor_mm2"))) is not None]
     tissue = [a for r in told if (a := number(r.get("tissue_mm2"))) is not None]
     positive = sum((number(r.get("num_regions")) or 0) > 0 for r in rows)
-    without = {"of unknown µm/px": len(told) - len(tumour), "whose whole area counts as tissue": len(rows) - len(told)}
+    without = {"of unknown µm/px": len(told) - len(tumor), "whose whole area counts as tissue": len(rows) - len(told)}
     under = ", ".join(f"without {n} slide{'s' * (n != 1)} {which}" for which, n in without.items() if n)
     finished = {r.get("slide_id", "") for r in rows}
     counts = {"failed": len(failed - finished), "not graded": len(failed & finished)}
@@ -71,7 +71,7 @@ def _cards(rows: list[dict[str, str]], failed: set[str]) -> list[Card]:
     return [
         Card("Slides finished", show(len(rows), "count"), under=faults or "none failed", big=True),
         Card("Slides with tumour regions", show(positive, "count"), f"of {len(rows)}", big=True),
-        Card("Tumour, all slides", show(sum(tumour), "mm2") if tumour else "", "mm²", under),
+        Card("Tumour, all slides", show(sum(tumor), "mm2") if tumor else "", "mm²", under),
         Card("Tissue, all slides", show(sum(tissue), "mm2") if tissue else "", "mm²", under),
     ]
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import wilcoxon
 
 from panda.errors import ManifestError
-from panda.report.folder import number
+from panda.report.run_folder import number
 from panda.tasks.bootstrap import RESAMPLES, bootstrap_interval, nanmean
 
 FEW = 3

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -19,7 +18,8 @@ from numpy.typing import NDArray
 
 from panda.files import whole_path
 from panda.inference.grader import Grade
-from panda.inference.pictures import JET, coloured, round_length
+from panda.inference.legends import JET, coloured, round_length
+from panda.inference.panel_patches import PanelRow
 
 INK = "#1c2030"
 MUTED = "#5d6474"
@@ -35,32 +35,6 @@ GAP = 0.14
 TITLE = 0.52  # inches above each row
 DPI = 150
 COLUMNS = ("Image", "Predicted mask", "Overlay", "Ground truth", "Heatmap")
-
-
-@dataclass(frozen=True)
-class PanelRow:
-    """One patch and what the network said of it.
-
-    Args:
-        image: (h, w, 3) uint8 RGB.
-        probability: (h, w) float, probability of tumour in [0, 1].
-        truth: (h, w) bool tumour mask, or None where there is no label.
-        tissue: (h, w) bool, what the scores count; as there, nothing outside it is predicted, found or missed.
-        title: Slide id and coordinates, as the reader shall see them.
-        um_per_px: µm a pixel of the image spans, or None where it is unknown.
-    """
-
-    image: NDArray[np.uint8]
-    probability: NDArray[np.floating]
-    truth: NDArray[np.bool_] | None
-    tissue: NDArray[np.bool_]
-    title: str
-    um_per_px: float | None
-
-    def predicted(self, threshold: float) -> NDArray[np.bool_]:
-        """Pixels of tissue whose probability reaches the threshold, (h, w) bool."""
-        # np.float64 and not float: against float32 numpy would round a plain float down to float32 first.
-        return np.asarray((self.probability >= np.float64(threshold)) & self.tissue)
 
 
 def dice_text(predicted: NDArray[np.bool_], truth: NDArray[np.bool_] | None) -> str:

@@ -12,7 +12,9 @@ from markupsafe import Markup
 from panda.report.agreement import agreement_chart
 from panda.report.charts import TRAIN, VALIDATION, Line, line_chart
 from panda.report.figure_tables import grade_name, part_table, splits_table
-from panda.report.folder import (
+from panda.report.interpretation import headline_cards, meaning, scored_split
+from panda.report.page import need_folder, write_page
+from panda.report.run_folder import (
     Picture,
     link,
     mapping,
@@ -24,10 +26,8 @@ from panda.report.folder import (
     read_text,
     sequence,
 )
-from panda.report.page import need_folder, write_page
 from panda.report.slide_page import ONE_SLIDE, slide_table, table_of_slides
 from panda.report.table import Cell, Head, Table, cell, figure_name, show
-from panda.report.words import headline_cards, meaning, scored_split
 from panda.wsi.labels import class_names
 
 _MOST_PANELS = 12

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from panda.report.folder import (
+from panda.report.page import need_folder, write_page
+from panda.report.run_folder import (
     Picture,
     Row,
     inside,
@@ -19,7 +20,6 @@ from panda.report.folder import (
     read_picture,
     sequence,
 )
-from panda.report.page import need_folder, write_page
 from panda.report.table import Cell, Head, Table, cell, figure_kind, head, show
 from panda.report.viewer import MOST_REGIONS, read_viewer
 from panda.wsi.labels import class_names
@@ -109,11 +109,11 @@ def _place(numbers: Any) -> Cell:
 def _cards(quantification: dict[str, Any], grade: str) -> list[Card]:
     why = "µm/px of the slide is unknown"
     tissue = show(quantification.get("tissue_mm2"), "mm2")
-    tumour = show(quantification.get("tumor_mm2"), "mm2")
+    tumor = show(quantification.get("tumor_mm2"), "mm2")
     share = show(quantification.get("tumor_percent_of_tissue"), "percent")
     cards = [
         Card("Tumour, share of tissue", share, "%", _nearby(quantification), big=True),
-        Card("Tumour area", tumour, "mm²", "" if tumour else why, big=True),
+        Card("Tumour area", tumor, "mm²", "" if tumor else why, big=True),
         Card("Tissue area", tissue, "mm²", "" if tissue else why),
         Card("Tumour regions", show(quantification.get("num_regions"), "count")),
         Card("Threshold", show(quantification.get("threshold")), under="tumour where the probability reaches it"),

@@ -13,7 +13,7 @@ from typing import Any, Optional, Union
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from panda.errors import ManifestError
-from panda.report.folder import read_json
+from panda.report.run_folder import read_json
 from panda.report.summary_keys import BLOCKS, GRADING, KINDS, SCHEMA, SEGMENTATION
 
 

@@ -17,14 +17,14 @@ from panda.errors import ManifestError
 from panda.files import write_table, write_whole
 from panda.report.charts import GREY, PALETTE, Bar, Line, bar_chart, effect_chart, line_chart
 from panda.report.effects import Effect, Scored, effects
-from panda.report.folder import mapping, number, read_csv
-from panda.report.jobs import Job, job_label, part_choices, ranked, read_jobs
+from panda.report.interpretation import interval, interval_text
 from panda.report.page import need_folder, write_page
 from panda.report.paired import Difference, difference_of, groups_of, paired_rows
-from panda.report.repeats import repeats, repeats_table
+from panda.report.replicates import repeats, repeats_table
+from panda.report.run_folder import mapping, number, read_csv
 from panda.report.run_page import threshold_line
+from panda.report.sweep_jobs import Job, job_label, part_choices, ranked, read_jobs
 from panda.report.table import Cell, Head, Table, cell, figure_kind, figure_name, show
-from panda.report.words import interval, interval_text
 
 _MOST_BARS = 40
 _MOST_ERROR = 110

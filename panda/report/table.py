@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from panda.report.folder import Picture, number
+from panda.report.run_folder import Picture, number
 
 # What each figure is called on a page and how many digits it bears.
 FIGURES: dict[str, tuple[str, str]] = {

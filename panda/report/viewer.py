@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from panda.inference.pictures import COLOUR_MAPS
+from panda.inference.legends import COLOUR_MAPS
 from panda.inference.quantify import THRESHOLDS
-from panda.report.folder import mapping, number, read_json, sequence
+from panda.report.run_folder import mapping, number, read_json, sequence
 
 MOST_REGIONS = 300
 """Regions, the largest first, that a page lists and outlines; more would weigh too much for a browser."""

@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field, PositiveInt, ValidationError
 from panda.errors import CheckpointError
 from panda.files import write_whole
 from panda.wsi.labels import PROVIDERS
-from panda.wsi.normalise import NormaliseName
+from panda.wsi.stain_normalization import NormalizeName
 
 Task = Literal["segmentation", "grading"]
 FORMATS: Mapping[Task, int] = {"segmentation": 1, "grading": 2}
@@ -66,7 +66,7 @@ class _Network(BaseModel, strict=True):
     resolution: _Resolution
     train_slides: list[str]  # ids of the slides it learnt from, and
     val_slides: list[str]  # of those on which epoch and threshold were chosen: on both it is in-sample
-    normalize: NormaliseName | None = None  # how slides' colours were brought to a reference's; not in older ones
+    normalize: NormalizeName | None = None  # how slides' colours were brought to a reference's; not in older ones
 
 
 class _Segmentation(_Network, strict=True):

@@ -12,7 +12,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from panda.models.mil import MILNet
 from panda.tasks.checkpoint import carried_data
-from panda.tasks.grades import grading_scores
+from panda.tasks.grade_metrics import grading_scores
 from panda.tasks.optim import Optim, check_finite
 
 Target = Literal["isup", "cancer"]

@@ -1,1 +1,1 @@
-"""Whole-slide images: opening, frames, tissue, tile grids, label masks and synthetic slides."""
+"""Whole-slide images: open slides, frames, tissue, tile grids and label masks."""

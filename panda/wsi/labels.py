@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from panda.errors import MaskError
 from panda.wsi.geometry import Resolution, blocks, level_scale, mask_frame, round_px
 from panda.wsi.slide import SNAP, Slide
-from panda.wsi.tiff import TiffPyramid
+from panda.wsi.tiff.pyramid import TiffPyramid
 
 
 @dataclass(frozen=True)
@@ -115,28 +115,6 @@ def tumor_bool_from_gray(mask_gray: NDArray[np.uint8], provider: str) -> NDArray
             "is the provider right, and the mask stored without loss?"
         )
     return kinds.view(np.bool_)
-
-
-def isup_grade(primary: int, secondary: int) -> int:
-    """ISUP grade group of a Gleason score.
-
-    Up to 6 it is 1; 3+4 is 2; 4+3 is 3; 8 is 4; 9 and 10 are 5 (Epstein et al., "The 2014 International Society of
-    Urological Pathology (ISUP) Consensus Conference on Gleason Grading of Prostatic Carcinoma", Am J Surg Pathol
-    40:244-252, 2016).
-
-    Args:
-        primary: the most common Gleason pattern, 1 to 5.
-        secondary: the second most common one, or the same again, 1 to 5.
-
-    Raises:
-        ValueError: a pattern is outside 1..5.
-    """
-    if not (1 <= primary <= 5 and 1 <= secondary <= 5):
-        raise ValueError(f"Gleason {primary}+{secondary}: patterns are 1 to 5")
-    score = primary + secondary
-    if score == 7:  # 5+2 and 2+5, which pathologists no longer give, go by their larger part
-        return 2 if primary < secondary else 3
-    return 1 if score <= 6 else 4 if score == 8 else 5
 
 
 def class_names(target: str, count: int) -> list[str]:

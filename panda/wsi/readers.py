@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from panda.errors import SlideError
 from panda.wsi.geometry import round_px
 from panda.wsi.handles import PerProcess
-from panda.wsi.tiff import TiffPyramid
-from panda.wsi.tiff_tables import BrokenTiffError
+from panda.wsi.tiff.pyramid import TiffPyramid
+from panda.wsi.tiff.tables import BrokenTiffError
 
 ReaderName = Literal["auto", "openslide", "fast"]
 FAST_VENDORS = ("generic-tiff", "aperio")

@@ -17,7 +17,7 @@ from panda.errors import SlideError
 from panda.wsi.geometry import Resolution, blocks, ceil_px, level_scale, round_px
 from panda.wsi.mpp import MPP_MAX, MPP_MIN, MppSource, checked_override, judged_mpp
 from panda.wsi.readers import ReaderName, SlideReader, TiffReader, open_reader
-from panda.wsi.tiff import TiffPyramid
+from panda.wsi.tiff.pyramid import TiffPyramid
 
 SNAP = 0.01
 """A level this close (relative) to the resolution asked for is used as it is, without resampling."""

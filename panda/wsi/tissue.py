@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from panda.errors import SlideError
+from panda.wsi.appearance import LOOSE, STRICT, Picture
 from panda.wsi.geometry import Resolution, round_px
 from panda.wsi.slide import Slide
-from panda.wsi.stain import LOOSE, STRICT, Picture
 
 OVERVIEW_UM = 8.0
 """µm per px at which tissue is looked for: a core is about a hundred px across."""

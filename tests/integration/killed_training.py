@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from panda.tasks.segmentation import SegmentationTask
-from tests.integration.doors import REPOSITORY
+from tests.integration.entry_points import REPOSITORY
 
 
 def main(epoch: int, batch: int, *overrides: str) -> None:

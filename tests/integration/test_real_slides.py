@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from panda.data.audit import audit_folder
-from tests.integration.doors import run_door, table
+from panda.audit.dataset import audit_folder
+from tests.integration.entry_points import run_door, table
 
 pytestmark = [pytest.mark.slow, pytest.mark.real_data]
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from panda.tasks.segmentation import SegmentationTask
-from tests.integration.doors import REPOSITORY, run_door, table
-from tests.integration.test_doors import TINY
+from tests.integration.entry_points import REPOSITORY, run_door, table
+from tests.integration.test_entry_points import TINY
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,8 @@ import torch
 
 from panda.inference.predictor import SegmentationPredictor
 from panda.tasks.segmentation import SegmentationTask
-from tests.integration.doors import run_door, table
-from tests.integration.test_doors import DEEPLAB, TINY
+from tests.integration.entry_points import run_door, table
+from tests.integration.test_entry_points import DEEPLAB, TINY
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,92 @@
+"""Values of the right kind that make no sense: what no type and no constructor refuses in time."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from panda.app.command_line import quoted
+from panda.app.group_types import KINDS_OF_TASK
+
+
+def value_faults(plain: Mapping[str, Any], door: str) -> list[str]:
+    """The faults of threshold, task, seed, trainer and name.
+
+    Args:
+        plain: The resolved configuration; what is of the wrong kind in it is left to the check of types.
+        door: `train`, `infer` or `audit`, which has none of them.
+
+    Returns:
+        One sentence a fault, each naming key, value and remedy.
+    """
+    if door == "audit":
+        return []
+    if door == "infer":
+        return _threshold_faults(plain.get("threshold"), "checkpoint")
+    threshold = plain.get("threshold")
+    faults = _threshold_faults(threshold, "auto")
+    if not faults and threshold != "auto" and round(float(str(threshold)) * 1000) / 1000 != threshold:
+        faults = [f"threshold={threshold} must be a multiple of 0.001, the step of the histograms it is scored by"]
+    trainer = plain.get("trainer")
+    task = plain.get("task")
+    name = task.get("name") if isinstance(task, Mapping) else task
+    if name not in KINDS_OF_TASK:
+        faults.append(f"task.name={name}: give {' or '.join(f'task={known}' for known in KINDS_OF_TASK)}")
+    seed = plain.get("seed")
+    if isinstance(seed, int) and not 0 <= seed < 2**32:
+        faults.append(f"seed={seed} must be from 0 to {2**32 - 1}")
+    return [
+        *faults,
+        *_trainer_faults(trainer if isinstance(trainer, Mapping) else {}),
+        *_name_faults(plain.get("name")),
+    ]
+
+
+def _threshold_faults(threshold: Any, word: str) -> list[str]:
+    number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+    if threshold == word or (number and 0 < float(threshold) < 1):
+        return []
+    return [f"threshold={threshold!r} must be {word} or a probability between 0 and 1"]
+
+
+def _name_faults(name: Any) -> list[str]:
+    if not isinstance(name, str | int | None) or isinstance(name, bool):
+        return [f"name={name} was read as no text: quote it, {quoted(f'name={name}')}"]
+    if name is not None and (not str(name).strip() or Path(str(name)).name != str(name) or name == ".."):
+        return [f"name={name!r} must be a plain name: it becomes a folder under runs/"]
+    return []
+
+
+def _trainer_faults(trainer: Mapping[str, Any]) -> list[str]:
+    """Values that Lightning takes, and with which a run trains nothing, scores nothing or never ends."""
+
+    def number(key: str, default: float) -> float:
+        value = trainer.get(key)
+        return value if isinstance(value, int | float) and not isinstance(value, bool) else default
+
+    faults = []
+    epochs, steps = number("max_epochs", 1000), number("max_steps", -1)
+    if not (epochs >= 1 or (epochs == -1 and steps >= 1)):
+        faults.append(f"trainer.max_epochs={epochs} must be at least 1, or -1 with a trainer.max_steps")
+    if not (steps >= 1 or steps == -1):
+        faults.append(f"trainer.max_steps={steps} must be at least 1, or -1 for no limit")
+    for key in ("limit_train_batches", "limit_val_batches", "val_check_interval"):
+        value = number(key, 1.0)
+        if value <= 0 or (isinstance(value, float) and value > 1):
+            faults.append(f"trainer.{key}={value} must be a share above 0 and up to 1.0, or at least 1 batch")
+    every = number("check_val_every_n_epoch", 1)
+    if every < 1 or (epochs != -1 and every > epochs >= 1):
+        faults.append(
+            f"trainer.check_val_every_n_epoch={every} must be from 1 to max_epochs: validation picks the epoch"
+        )
+    if number("accumulate_grad_batches", 1) < 1:
+        faults.append(f"trainer.accumulate_grad_batches={trainer['accumulate_grad_batches']} must be at least 1")
+    if number("gradient_clip_val", 0) < 0:
+        faults.append(
+            f"trainer.gradient_clip_val={trainer['gradient_clip_val']} must not be negative; null clips nothing"
+        )
+    for key in ("fast_dev_run", "overfit_batches", "barebones"):
+        if trainer.get(key):
+            faults.append(
+                f"trainer.{key}={trainer[key]} leaves no checkpoint or no validation to judge by: leave it out"
+            )
+    return faults

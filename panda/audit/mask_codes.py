@@ -1,0 +1,53 @@
+"""How much of each code a label mask holds, counted at the coarsest level that loses no cancer of any size."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from panda.wsi.geometry import blocks, level_scale
+from panda.wsi.tiff.pyramid import TiffPyramid
+
+COUNTED_UM = 10.0
+"""Largest µm per px at which codes are counted, PANDA's level 2 (8 µm). Masks are shrunk by nearest neighbours, so
+areas are kept on average and whatever is 10 µm wide each way is hit: docs/audit.md has what is lost."""
+
+NOMINAL_UM = 0.5
+"""µm per level-0 px that is assumed where it is unknown."""
+
+_BLOCK = 2048
+
+
+def counted_level(tiff: TiffPyramid, um: float | None) -> int:
+    """The coarsest level of a mask at which its codes are counted.
+
+    Args:
+        tiff: the mask.
+        um: µm per mask level-0 px; None where unknown.
+    """
+    sizes = tiff.level_dimensions
+    scales = [level_scale(sizes[0], size)[0] * (um or NOMINAL_UM) for size in sizes]
+    return max((level for level, scale in enumerate(scales) if scale <= COUNTED_UM), default=0)
+
+
+def count_codes(tiff: TiffPyramid, level: int) -> NDArray[np.int64]:
+    """Count the px of each code at a level of a mask, block by block.
+
+    Args:
+        tiff: the mask, opened with ``red_only``.
+        level: the level.
+
+    Returns:
+        (256,) px of that level.
+
+    Raises:
+        ValueError: a tile cannot be decoded.
+        OSError: the file cannot be read.
+    """
+    counts = np.zeros(256, np.int64)
+    for window in blocks(*tiff.level_dimensions[level], 1.0, _BLOCK):
+        codes = tiff.read(level, *window)
+        # exact in 32-bit floating point up to 2^24, more than a block has
+        counts += np.rint(cv2.calcHist([codes], [0], None, [256], [0, 256])).astype(np.int64).ravel()
+    return counts

@@ -1,0 +1,67 @@
+"""Slides that could not be used: one record per failure, and their table."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from panda.errors import PandaError
+from panda.files import write_table
+
+log = logging.getLogger(__name__)
+
+FAILURE_COLUMNS = ("slide_id", "stage", "error", "message")
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+"""Error numbers of a disk that takes no more: every later slide would fail in the same way."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A slide that could not be used.
+
+    Attributes:
+        slide_id: The slide.
+        stage: The step that failed, e.g. `"mask"`.
+        error: Name of the error's class.
+        message: Message of the error.
+    """
+
+    slide_id: str
+    stage: str
+    error: str
+    message: str
+
+
+def record_failure(slide_id: str, stage: str, error: Exception) -> Failure:
+    """Log the failure of a slide and return its record; the log file keeps the traceback of an unexpected error.
+
+    Args:
+        slide_id: The slide.
+        stage: The step that failed, e.g. `"mask"`.
+        error: The error.
+
+    Raises:
+        Exception: The error itself, if the next slide would fail in the same way: no memory, or no disk to write to.
+    """
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        raise error
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        raise error
+    failure = Failure(slide_id, stage, type(error).__name__, str(error))
+    if isinstance(error, PandaError):
+        log.warning("%s of %s: %s", stage, slide_id, failure.message)
+        log.debug("", exc_info=error)
+    else:
+        log.warning("%s of %s: %s: %s", stage, slide_id, failure.error, failure.message, exc_info=error)
+    return failure
+
+
+def write_failures(path: Path, failures: Sequence[Failure]) -> None:
+    """Write `failures.csv`: one line per failed slide, or the header alone."""
+    rows = [{"slide_id": f.slide_id, "stage": f.stage, "error": f.error, "message": f.message} for f in failures]
+    write_table(path, rows, FAILURE_COLUMNS)

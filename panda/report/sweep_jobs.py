@@ -1,0 +1,126 @@
+"""The jobs of a sweep, as their folders have them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from panda.report.interpretation import LESS_IS_BETTER, headline_keys
+from panda.report.run_folder import link, mapping, natural, number, read_csv, read_json, read_text
+
+_JOB_FILES = ("overrides.txt", "summary.json", "config.yaml", "error.txt")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a sweep.
+
+    Args:
+        name: Of its folder.
+        choices: What was overridden, value by key.
+        summary: What it left; empty where it failed.
+        error: Text of its error, or why it has no figures; empty where it ended well.
+        report: Address of its own page, empty where it has none.
+        lost: Slides that it passed over.
+        ended: Whether it came to an end: one that is at work, or was killed, has not.
+    """
+
+    name: str
+    choices: dict[str, str]
+    summary: dict[str, Any]
+    error: str
+    report: str
+    lost: int = 0
+    ended: bool = True
+
+    @property
+    def state(self) -> str:
+        """``done``, ``failed`` or ``unfinished``."""
+        return "done" if not self.error else "failed" if self.ended else "unfinished"
+
+    @property
+    def task(self) -> str:
+        """The task, as the summary says."""
+        return str(self.summary.get("task") or "segmentation")
+
+    @property
+    def key(self) -> str:
+        """The figure that its task is judged by."""
+        splits = [mapping(self.summary.get(split)) for split in ("val", "test")]
+        keys = headline_keys(self.summary)
+        return next((k for scores in splits for k in keys if number(scores.get(k)) is not None), keys[0])
+
+    def score(self, split: str) -> float | None:
+        """Its figure on ``val`` or ``test``."""
+        return self.figure(split, self.key)
+
+    def figure(self, split: str, key: str) -> float | None:
+        """Any figure on ``val`` or ``test``."""
+        return number(mapping(self.summary.get(split)).get(key))
+
+
+def read_choices(text: str) -> dict[str, str]:
+    """Read overrides, one a line, ``key=value`` (with ``+``, ``++`` or ``~`` before the key as Hydra has it)."""
+    choices = {}
+    for line in text.splitlines():
+        key, _, value = line.strip().removeprefix("- ").partition("=")
+        if key:
+            choices[key.lstrip("+")] = value.strip("'\"")
+    return choices
+
+
+def _job(folder: Path) -> Job:
+    summary, fault = read_json(folder / "summary.json")
+    error, ended = "", True
+    if fault:
+        error = read_text(folder / "error.txt").strip()
+        ended = bool(error)
+        error = error or f"{fault} The job is at work still, or was killed."
+    report = link(folder.name, "report.html") if (folder / "report.html").is_file() else ""
+    lost = len(read_csv(folder / "failures.csv"))
+    return Job(folder.name, read_choices(read_text(folder / "overrides.txt")), summary, error, report, lost, ended)
+
+
+def read_jobs(sweep_dir: Path) -> list[Job]:
+    """Read the jobs of a sweep: every sub-folder that bears the marks of one, in natural order of their names."""
+    folders = [f for f in sweep_dir.iterdir() if f.is_dir() and any((f / name).is_file() for name in _JOB_FILES)]
+    return [_job(folder) for folder in sorted(folders, key=lambda f: natural(f.name))]
+
+
+def part_choices(jobs: Sequence[Job]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Part the overridden keys into those that differ between jobs and those that are the same in all."""
+    keys = list(dict.fromkeys(k for job in jobs for k in job.choices))
+    varied = [k for k in keys if len({job.choices.get(k) for job in jobs}) > 1]
+    return varied, [(k, jobs[0].choices[k]) for k in keys if k not in varied]
+
+
+def job_label(job: Job, varied: Sequence[str]) -> str:
+    """Name a job by its varied choices: a word stands for itself, a number or flag needs its key."""
+    parts = []
+    for key in varied:
+        value = job.choices.get(key, "")
+        bare = number(value) is None and value.lower() not in {"true", "false", "null", "auto"}
+        parts.append(value if bare else f"{key.rsplit('.', 1)[-1]} {value}")
+    return " · ".join(part for part in parts if part) or job.name
+
+
+def place(job: Job, key: str, figure: float | None) -> tuple[float, float]:
+    """Where a figure puts a job: the less, the better.
+
+    Figures of two kinds do not compare: who has the more important one comes first, whatever it is.
+
+    Args:
+        job: Says by its task which figures matter.
+        key: The figure's.
+        figure: Its value on validation.
+    """
+    if figure is None:
+        return float("inf"), 0.0
+    return headline_keys(job.summary).index(key), figure if key in LESS_IS_BETTER else -figure
+
+
+def ranked(jobs: Sequence[Job]) -> list[Job]:
+    """Order by the validation figure, the best first, those without one last: never by test."""
+    return sorted(jobs, key=lambda job: place(job, job.key, job.score("val")))

@@ -1,0 +1,1 @@
+"""Draw PANDA-like slides with known truth: slides, label masks, the table and the true areas."""

@@ -1,0 +1,318 @@
+"""A data set in PANDA's form, drawn with known truth: slides, label masks, ``train.csv`` and the true areas.
+
+The slides show what the codes mean, so that a small network can learn cancer from them at 2 µm/px in a minute;
+they are no substitute for tissue. ``drawing.py`` holds the looks, ``layout.py`` what lies where.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from panda.errors import ConfigError, ManifestError
+from panda.files import fingerprint, remove, replace, sync, write_whole
+from panda.synthetic.layout import GRADE_PATTERNS, plan_scene
+from panda.synthetic.painter import Painter
+from panda.synthetic.pyramid_writer import write_slide
+from panda.wsi.gleason import isup_grade
+
+# a new number whenever the same spec would give other pixels
+GRADES = (0, 1, 5, 2, 0, 1, 3, 4, 0, 2, 1, 5)
+"""ISUP grades in turn: of twelve slides 3 benign, 3 of grade 1, 2 of grade 2, as shares in PANDA's table (27, 25
+and 13 %; grades 3 to 5 have 12 % each there)."""
+DRAWING_VERSION = 1
+LARGEST_SIDE = 100_000
+# what a provider's mask says for: glass, stroma, benign epithelium, pattern 3, 4, 5
+MASK_CODES = {"karolinska": (0, 1, 1, 2, 2, 2), "radboud": (0, 1, 2, 3, 4, 5)}
+TRUTH_COLUMNS = [
+    *("image_id", "tissue_px", "cancer_px", "tissue_mm2", "cancer_mm2"),
+    *("pattern3_px", "pattern4_px", "pattern5_px", "benign_px", "stroma_px"),
+]
+
+
+@dataclass(frozen=True)
+class SyntheticSpec:
+    """Which data set is to be drawn; the same spec gives the same pixels.
+
+    Attributes:
+        slides: How many; providers alternate, and within each the grades take turns as in `GRADES`.
+        seed: Another seed, other slides.
+        width: Of level 0 in px.
+        height: Of level 0 in px; the cores run along the longer side.
+        tile: Side of the TIFF tiles in px, a multiple of 16.
+        mpp: µm per level-0 px.
+
+    Raises:
+        ConfigError: A value is out of range; all faults are named.
+    """
+
+    slides: int = 24
+    seed: int = 0
+    width: int = 3072
+    height: int = 2048
+    tile: int = 256
+    mpp: float = 0.48
+
+    def __post_init__(self) -> None:
+        faults = [
+            f"synthetic {key}={value}: give {low} to {high}"
+            for key, value, low, high in (
+                ("slides", self.slides, 1, 100_000),
+                ("seed", self.seed, 0, 2**31 - 1),
+                ("width", self.width, 256, LARGEST_SIDE),
+                ("height", self.height, 256, LARGEST_SIDE),
+                ("tile", self.tile, 64, 4096),
+                ("mpp", self.mpp, 0.1, 2.0),
+            )
+            if not low <= value <= high
+        ]
+        if self.tile % 16:
+            faults.append(f"synthetic tile={self.tile}: TIFF tiles are multiples of 16, give {self.tile // 16 * 16}")
+        if faults:
+            raise ConfigError(faults)
+
+
+@dataclass(frozen=True)
+class SlideTruth:
+    """What was drawn on a slide. All ``_px`` are level-0 px counted from the mask as written."""
+
+    image_id: str
+    provider: str
+    isup_grade: int
+    gleason: str
+    mpp: float
+    stroma_px: int
+    benign_px: int
+    pattern3_px: int
+    pattern4_px: int
+    pattern5_px: int
+
+    @property
+    def cancer_px(self) -> int:
+        """Px of the patterns 3, 4 and 5 together."""
+        return self.pattern3_px + self.pattern4_px + self.pattern5_px
+
+    @property
+    def tissue_px(self) -> int:
+        """Px that are not glass."""
+        return self.stroma_px + self.benign_px + self.cancer_px
+
+    def row(self) -> dict[str, str | int | float]:
+        """The slide's line of ``truth.csv``."""
+        mm2 = self.mpp * self.mpp / 1e6
+        values = asdict(self) | {
+            "tissue_px": self.tissue_px,
+            "cancer_px": self.cancer_px,
+            "tissue_mm2": round(self.tissue_px * mm2, 6),
+            "cancer_mm2": round(self.cancer_px * mm2, 6),
+        }
+        return {name: values[name] for name in TRUTH_COLUMNS}
+
+
+def grade_of(pattern_px: Mapping[int, int]) -> tuple[int, str]:
+    """Grade a biopsy by the areas of its patterns (see `panda.wsi.labels.isup_grade`).
+
+    The largest pattern is the primary one, the next largest the secondary one where it has 5 % of the cancer or
+    more; else the primary one counts twice.
+
+    Args:
+        pattern_px: Area of the patterns 3, 4, 5 in any unit.
+
+    Returns:
+        ISUP grade 0-5 and the Gleason score as text; (0, "0+0") without cancer.
+    """
+    total = sum(pattern_px.values())
+    if not total:
+        return 0, "0+0"
+    first, second, *_ = sorted(pattern_px, key=lambda p: (-pattern_px[p], -p))
+    if pattern_px[second] < 0.05 * total:
+        second = first
+    return isup_grade(first, second), f"{first}+{second}"
+
+
+def draw_slide(
+    image_path: Path,
+    mask_path: Path,
+    *,
+    slide_id: str,
+    provider: str,
+    isup_grade: int,
+    seed: int,
+    width: int,
+    height: int,
+    tile: int,
+    mpp: float,
+) -> SlideTruth:
+    """Draw one slide and its mask, tile by tile in bounded memory; both files are whole or absent.
+
+    Args:
+        image_path: Where the slide goes (JPEG pyramid, downsamples 1, 4, 16).
+        mask_path: Where the mask goes (label in the red channel, same pyramid).
+        slide_id: Name in the truth.
+        provider: ``karolinska`` or ``radboud``: colours, grey unscanned blocks, mask codes.
+        isup_grade: 0-5, the grade aimed at. The truth has the grade of what was drawn, which can differ on a
+            slide with room for few glands.
+        seed: Another seed, another slide.
+        width: Of level 0 in px.
+        height: Of level 0 in px.
+        tile: Side of the TIFF tiles in px, a multiple of 16.
+        mpp: µm per level-0 px.
+
+    Returns:
+        The truth.
+
+    Raises:
+        ConfigError: A value is out of range, or the provider or grade is unknown.
+    """
+    SyntheticSpec(slides=1, seed=seed, width=width, height=height, tile=tile, mpp=mpp)
+    if provider not in MASK_CODES:
+        raise ConfigError(f"synthetic provider={provider!r}: give one of {', '.join(MASK_CODES)}")
+    if isup_grade not in GRADE_PATTERNS:
+        raise ConfigError(f"synthetic isup_grade={isup_grade}: give 0 to 5")
+    painter = Painter(plan_scene(width, height, mpp, isup_grade, seed), provider)
+    recode = np.zeros(256, np.uint8)
+    recode[:6] = MASK_CODES[provider]
+    px = write_slide(image_path, mask_path, painter.draw, recode, size=(width, height), tile=tile, mpp=mpp)
+    _, stroma, benign, three, four, five = (int(n) for n in px[:6])
+    grade, gleason = grade_of({3: three, 4: four, 5: five})
+    if not grade and provider == "radboud":
+        gleason = "negative"
+    return SlideTruth(slide_id, provider, grade, gleason, mpp, stroma, benign, three, four, five)
+
+
+def _draw_numbered(folder: Path, spec: SyntheticSpec, number: int) -> SlideTruth:
+    """Draw slide ``number`` of the set into ``folder``, or take it as it is where an earlier run finished it."""
+    digest = hashlib.sha256(f"synthetic slide {spec.seed} {number}".encode()).digest()
+    slide_id = digest[:16].hex()
+    note = folder / ".drawn" / f"{slide_id}.json"
+    if note.exists():
+        return SlideTruth(**json.loads(note.read_text(encoding="utf-8")))
+    truth = draw_slide(
+        folder / "train_images" / f"{slide_id}.tiff",
+        folder / "train_label_masks" / f"{slide_id}_mask.tiff",
+        slide_id=slide_id,
+        provider=tuple(MASK_CODES)[number % 2],
+        isup_grade=GRADES[number // 2 % len(GRADES)],
+        seed=int.from_bytes(digest[16:20], "big") >> 1,
+        width=spec.width,
+        height=spec.height,
+        tile=spec.tile,
+        mpp=spec.mpp,
+    )
+    write_whole(note, json.dumps(asdict(truth)))
+    return truth
+
+
+def _described(spec: SyntheticSpec) -> dict[str, object]:
+    return {"drawing_version": DRAWING_VERSION, "spec": asdict(spec)}
+
+
+def _is_drawn(root: Path, spec: SyntheticSpec) -> bool:
+    """Whether ``root`` holds this very data set; False where nothing is.
+
+    Raises:
+        ManifestError: Something else is there.
+    """
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return False
+    remedy = "give another root, or remove it to have it drawn anew"
+    try:
+        there = json.loads((root / "synthetic.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ManifestError(
+            f"{root} was not drawn by this program (no readable synthetic.json): for slides of your own give "
+            "data.draw=null, else another root"
+        ) from error
+    asked = _described(spec)
+    if there != asked:
+        raise ManifestError(f"{root} was drawn by another spec: there {there}, asked {asked}; {remedy}")
+    with open(root / "train.csv", encoding="utf-8", newline="") as table:
+        for row in csv.DictReader(table):
+            name = row["image_id"]
+            for part in (f"train_images/{name}.tiff", f"train_label_masks/{name}_mask.tiff"):
+                if not (root / part).exists():
+                    raise ManifestError(f"{root} lacks {part}: remove the folder to have it drawn anew")
+    return True
+
+
+def _table(columns: list[str], rows: list[dict[str, str | int | float]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _fill(folder: Path, spec: SyntheticSpec, progress: bool) -> None:
+    for name in ("train_images", "train_label_masks"):
+        (folder / name).mkdir(exist_ok=True)
+        for leftover in (folder / name).glob(".*"):
+            remove(leftover)
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, spec.slides, 8)) as pool:
+        drawn = pool.map(lambda number: _draw_numbered(folder, spec, number), range(spec.slides))
+        try:
+            bar = tqdm(drawn, total=spec.slides, desc="drawing slides", unit="slide", disable=not progress)
+            truths = list(bar)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    labels: list[dict[str, str | int | float]] = [
+        {
+            "image_id": t.image_id,
+            "data_provider": t.provider,
+            "isup_grade": t.isup_grade,
+            "gleason_score": t.gleason,
+        }
+        for t in truths
+    ]
+    write_whole(folder / "train.csv", _table(list(labels[0]), labels))
+    write_whole(folder / "truth.csv", _table(TRUTH_COLUMNS, [t.row() for t in truths]))
+    write_whole(folder / "synthetic.json", json.dumps(_described(spec), indent=2) + "\n")
+    remove(folder / ".drawn")
+
+
+def draw_dataset(root: Path, spec: SyntheticSpec, progress: bool = True) -> Path:
+    """Draw a data set in PANDA's form, or reuse the one that is there.
+
+    ``root`` gets ``train_images/ID.tiff``, ``train_label_masks/ID_mask.tiff``, ``train.csv`` (PANDA's columns),
+    ``truth.csv`` (areas counted from the level-0 masks) and ``synthetic.json`` (the spec). It appears whole or not
+    at all: slides are drawn in a hidden folder beside it, where a killed run is taken up again slide by slide.
+    Of several processes that ask at once, one draws and the others wait for it.
+
+    Args:
+        root: Where the data set is to be.
+        spec: What is to be drawn.
+        progress: Whether to show a bar.
+
+    Returns:
+        ``root``.
+
+    Raises:
+        ManifestError: Something else is at ``root``, or a data set of another spec, or an incomplete one.
+    """
+    root = Path(root)
+    partial = root.parent / f".{root.name}.{fingerprint(_described(spec))[:12]}.partial"
+    while not _is_drawn(root, spec):
+        partial.mkdir(parents=True, exist_ok=True)
+        handle = os.open(partial, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            # while this process waited another may have finished and renamed the folder
+            if partial.exists() and os.path.samestat(os.fstat(handle), partial.stat()):
+                _fill(partial, spec, progress)
+                sync(partial)
+                replace(partial, root)
+        finally:
+            os.close(handle)
+    return root

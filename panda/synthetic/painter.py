@@ -1,0 +1,316 @@
+"""Draws any rectangle of a synthetic slide on its own: stains first, then the scanner's colours.
+
+Every pixel depends on its place and on whole stamps only, never on where a tile begins, so tiles meet without
+seams and in any order. The last steps are integer tables; the result is the same on every machine.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from panda.synthetic.glands import TURNS, VARIANTS, Bytes, NucleusKind, Stamp, blit, draw_gland, mix, nuclei
+from panda.synthetic.scene import Floats, Scene, hashed
+
+# R, G, B and an idle byte in one number: a look-up and an addition then serve three channels
+Packed = NDArray[np.uint32]
+PERIOD = 1024
+GREY_BLOCK_PX = 192
+STAMP_CACHE_BYTES = 48 * 2**20
+# how far the core's border strays from its smooth course
+RAGGED_UM = 2.5
+_NOISE = 4
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a provider's scanner and laboratory colour a slide.
+
+    Attributes:
+        haema: Optical density of full haematoxylin (255) in R, G, B.
+        eosin: The same of eosin.
+        glass: Colour of clean glass.
+        grey: Colour of blocks that were not scanned; None where the provider has no such blocks.
+    """
+
+    haema: tuple[float, float, float]
+    eosin: tuple[float, float, float]
+    glass: tuple[int, int, int]
+    grey: int | None
+
+
+STYLES = {
+    "karolinska": Style((0.86, 1.28, 0.52), (0.13, 0.98, 0.34), (245, 244, 246), None),
+    "radboud": Style((1.12, 1.22, 0.62), (0.22, 0.86, 0.48), (248, 248, 247), 225),
+}
+
+
+def _periodic(rng: np.random.Generator, cells: tuple[int, int], shift: Floats | float = 0.0) -> Floats:
+    """Smooth noise in [-1, 1], (PERIOD, PERIOD), that repeats; ``shift`` moves where it is read, in px."""
+    lattice = rng.random(cells) * 2 - 1
+    at = np.arange(PERIOD, dtype=np.float64)
+    out = []
+    for place, count in ((at[:, None] + shift, cells[0]), (at[None, :] + shift, cells[1])):
+        scaled = place * count / PERIOD
+        whole = np.floor(scaled)
+        t = scaled - whole
+        out.append((whole.astype(np.int64) % count, t * t * (3 - 2 * t)))
+    (i, s), (j, t) = out
+    k, m = (i + 1) % cells[0], (j + 1) % cells[1]
+    top = lattice[i, j] + (lattice[i, m] - lattice[i, j]) * t
+    low = lattice[k, j] + (lattice[k, m] - lattice[k, j]) * t
+    return np.asarray(top + (low - top) * s)
+
+
+def _pack(rgb: Bytes) -> Packed:
+    """Pack (..., 3) into (...) little-endian numbers."""
+    four = np.zeros((*rgb.shape[:-1], 4), np.uint8)
+    four[..., :3] = rgb
+    return four.view("<u4")[..., 0]
+
+
+def _texture(field: Floats) -> Bytes:
+    return np.rint(np.clip(128 + 127 * field, 0, 255)).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Textures:
+    """Periodic pictures (PERIOD, PERIOD): uint8 around 128, and the scanner's noise as packed R, G, B."""
+
+    fibres: Bytes
+    bundles: Bytes
+    cloud: Bytes
+    grain: Bytes
+    noise: Packed
+
+
+@functools.lru_cache(maxsize=4)
+def textures(mpp: float) -> Textures:
+    """Make the textures for a resolution.
+
+    Args:
+        mpp: µm per level-0 px; the fibres keep their size in µm.
+
+    Returns:
+        The textures.
+    """
+    rng = np.random.Generator(np.random.PCG64(11))
+
+    def cells(um: float) -> int:
+        return max(int(PERIOD * mpp / um), 4)
+
+    wave = 24 / mpp * _periodic(rng, (cells(120), cells(90))) + 5 / mpp * _periodic(rng, (cells(40), cells(28)))
+    fibres = 0.55 * _periodic(rng, (cells(7), cells(70)), wave) + 0.45 * _periodic(rng, (cells(3), cells(45)), wave)
+    wave = 60 / mpp * _periodic(rng, (cells(200), cells(120)))
+    bundles = 0.5 * _periodic(rng, (cells(9), cells(30)), wave) + 0.4 * _periodic(rng, (cells(4), cells(12)), wave)
+    wave = 40 * _periodic(rng, (14, 14))
+    cloud = 0.75 * _periodic(rng, (16, 16), wave) + 0.35 * _periodic(rng, (48, 48), wave)
+    grain = 0.6 * _periodic(rng, (cells(4), cells(4))) + 0.5 * _periodic(rng, (cells(1.6), cells(1.6)))
+    base = rng.random((PERIOD, PERIOD, 1)) + rng.random((PERIOD, PERIOD, 1)) + 0.5 * rng.random((PERIOD, PERIOD, 3))
+    noise = np.floor(base * (2 * _NOISE + 1) / 2.5).astype(np.uint8)
+    return Textures(_texture(fibres), _texture(bundles), _texture(cloud), _texture(grain), _pack(noise))
+
+
+def _window(texture: NDArray[Any], corner: tuple[int, int], size: tuple[int, int], step: int = 1) -> NDArray[Any]:
+    """Cut (h, w) px at u, v out of an endlessly repeated texture whose px are ``step`` px wide."""
+    rows, cols = (np.arange(at, at + n) // step % PERIOD for at, n in zip(corner[::-1], size[::-1], strict=True))
+    return np.take(np.take(texture, rows, axis=0), cols, axis=1)
+
+
+class Painter:
+    """Draws rectangles of one slide.
+
+    Args:
+        scene: What lies where.
+        provider: A key of ``STYLES``.
+    """
+
+    def __init__(self, scene: Scene, provider: str) -> None:
+        self.scene = scene
+        self.style = STYLES[provider]
+        self.textures = textures(scene.mpp)
+        rng = np.random.Generator(np.random.PCG64([scene.seed, 2]))
+        self.shift = [(int(rng.random() * PERIOD), int(rng.random() * PERIOD)) for _ in range(5)]
+        self.reach = math.ceil(RAGGED_UM / scene.mpp) + 2
+        self.pink = 108 + int(rng.random() * 36)
+        self.colours = self._colours(rng)
+        self.stamps: OrderedDict[int, Stamp] = OrderedDict()
+        self.cached = 0
+
+    def _colours(self, rng: np.random.Generator) -> Packed:
+        """Table (65536,): packed colour by haematoxylin · 256 + eosin (Beer-Lambert), with this slide's staining."""
+        strength = 0.84 + 0.32 * float(rng.random()), 0.84 + 0.32 * float(rng.random())
+        amount = np.arange(256) / 255
+        table = np.empty((256, 256, 3), np.uint8)
+        for channel in range(3):
+            haema = self.style.haema[channel] * strength[0] * (0.95 + 0.1 * float(rng.random()))
+            eosin = self.style.eosin[channel] * strength[1] * (0.95 + 0.1 * float(rng.random()))
+            light = np.exp(-haema * amount)[:, None] * np.exp(-eosin * amount)[None, :]
+            table[..., channel] = np.rint(self.style.glass[channel] * light) - _NOISE
+        return _pack(table.reshape(-1, 3))
+
+    def stamp(self, number: int) -> Stamp:
+        """Give the picture of a gland, drawn anew where it fell out of the bounded cache."""
+        stamp = self.stamps.get(number)
+        if stamp is None:
+            stamp = draw_gland(self.scene.glands[number], self.scene.mpp, self.textures.grain)
+            self.stamps[number] = stamp
+            self.cached += 3 * stamp.alpha.size
+            while self.cached > STAMP_CACHE_BYTES and len(self.stamps) > 1:
+                self.cached -= 3 * self.stamps.popitem(last=False)[1].alpha.size
+        else:
+            self.stamps.move_to_end(number)
+        return stamp
+
+    def draw(self, x: int, y: int, w: int, h: int) -> tuple[Bytes, Bytes]:
+        """Draw a rectangle.
+
+        Args:
+            x: Left edge, level-0 px.
+            y: Upper edge, level-0 px.
+            w: Width in px.
+            h: Height in px.
+
+        Returns:
+            The picture (h, w, 3) RGB, and (h, w) what is truly there: 0 glass, 1 stroma, 2 benign epithelium,
+            3, 4, 5 cancer of that Gleason pattern. Past the slide's edge there is glass.
+        """
+        if self.scene.upright:
+            rgb, codes = self._draw(y, x, h, w)
+            return rgb.transpose(1, 0, 2), codes.T
+        return self._draw(x, y, w, h)
+
+    def _draw(self, u: int, v: int, w: int, h: int) -> tuple[Bytes, Bytes]:
+        # glass is at most 248 and the noise spans -4 to 4, so no channel spills into the next
+        packed = _window(self.textures.noise, (u, v), (w, h))
+        cover = self._cover(u, v, w, h)
+        codes = np.zeros((h, w), np.uint8)
+        if cover is None:
+            packed = packed + self.colours[0]
+        else:
+            haema, eosin = self._tissue(u, v, codes)
+            nothing = np.zeros_like(codes)
+            haema, eosin = mix(nothing, haema, cover), mix(nothing, eosin, cover)
+            codes[cover < 128] = 0
+            packed = packed + np.take(self.colours, haema.astype(np.uint16) << 8 | eosin)
+        rgb = np.ascontiguousarray(packed.astype("<u4").view(np.uint8).reshape(h, w, 4)[..., :3])
+        if self.style.grey is not None:
+            self._unscanned(rgb, u, v, self.style.grey)
+        return rgb, codes
+
+    def _cover(self, u: int, v: int, w: int, h: int) -> Bytes | None:
+        """Opacity (h, w) of tissue; None where the rectangle holds glass only."""
+        at, across = np.arange(u, u + w, dtype=np.float64), np.arange(v, v + h, dtype=np.float64)[:, None]
+        inside: Floats | None = None
+        ragged: Floats | None = None
+        for core in self.scene.cores:
+            top, bottom = core.edges(at)
+            some = bottom > top
+            if not some.any() or top[some].min() > v + h + self.reach or bottom[some].max() < v - self.reach:
+                continue
+            if ragged is None:
+                cloud = _window(self.textures.grain, (u, v), (w, h), 2).astype(np.float64)
+                ragged = (cloud - 128) * (RAGGED_UM / self.scene.mpp / 128)
+            depth = np.minimum(across - top, bottom - across) + ragged - 4
+            depth = np.where(some[None, :], depth, -1)
+            inside = depth if inside is None else np.maximum(inside, depth)
+        if inside is None or inside.max() <= 0:
+            return None
+        return np.floor(np.clip(inside * (0.8 * self.scene.mpp), 0, 1) * 255 + 0.5).astype(np.uint8)
+
+    def _tissue(self, u: int, v: int, codes: Bytes) -> tuple[Bytes, Bytes]:
+        """Stains of the rectangle ``codes`` at u, v as if it lay wholly inside a core; ``codes`` is filled in."""
+        h, w = codes.shape
+        maps, at = self.textures, [(u + a, v + b) for a, b in self.shift]
+        along = _window(maps.fibres, at[0], (w, h))
+        other = _window(maps.bundles, at[1], (w, h))
+        cloud = _window(maps.cloud, at[2], (w, h), 2)
+        which = (np.clip(cloud.astype(np.int16) - 96, 0, 63) * 4).astype(np.uint8)
+        fibre = mix(along, other, which).astype(np.int16) - 128
+        eosin = self.pink + (fibre * 5 >> 3) + (cloud.astype(np.int16) - 128 >> 3)
+        # where fibres part, the glass shines through
+        eosin -= np.clip(-fibre - 44, 0, 36) * 2
+        haema = 14 + (fibre >> 4)
+        haema_px, eosin_px = (np.clip(s, 0, 255).astype(np.uint8) for s in (haema, eosin))
+        self._stromal_nuclei(haema_px, u, v)
+        codes[:] = 1
+        for number in self.scene.within(u, v, u + w, v + h):
+            self._lay(self.scene.glands[number].box(), number, (u, v), (haema_px, eosin_px, codes))
+        return haema_px, eosin_px
+
+    def _lay(
+        self,
+        box: tuple[int, int, int, int],
+        number: int,
+        corner: tuple[int, int],
+        layers: tuple[Bytes, Bytes, Bytes],
+    ) -> None:
+        """Lay a gland's stamp on the layers (haematoxylin, eosin, codes) whose corner is at u, v, in place."""
+        h, w = layers[2].shape
+        a, b = max(box[0], corner[0]), max(box[1], corner[1])
+        c, d = min(box[2], corner[0] + w), min(box[3], corner[1] + h)
+        if a >= c or b >= d:
+            return
+        stamp = self.stamp(number)
+        own = np.s_[b - stamp.v : d - stamp.v, a - stamp.u : c - stamp.u]
+        here = np.s_[b - corner[1] : d - corner[1], a - corner[0] : c - corner[0]]
+        haema, eosin, codes = (layer[here] for layer in layers)
+        alpha = stamp.alpha[own]
+        haema[:] = mix(haema, stamp.haema[own], alpha)
+        eosin[:] = mix(eosin, stamp.eosin[own], alpha)
+        codes[alpha >= 128] = stamp.code
+
+    def _stromal_nuclei(self, haema: Bytes, u: int, v: int) -> None:
+        """Scatter fibroblasts, and lymphocytes in clusters, by hashed cells of the plane, in place."""
+        h, w = haema.shape
+        seed, mpp = self.scene.seed, self.scene.mpp
+        cell, reach = max(round(8 / mpp), 4), math.ceil(10 / mpp) + 2
+        rows = np.arange((v - reach) // cell, (v + h + reach) // cell + 1)[:, None]
+        cols = np.arange((u - reach) // cell, (u + w + reach) // cell + 1)[None, :]
+        chance = hashed(rows, cols, seed)
+        more = hashed(rows, cols, seed + 1)
+        at = [((k * cell // 2 + s) % PERIOD) for k, s in zip((rows, cols), self.shift[3], strict=True)]
+        crowd = self.textures.cloud[at[0], at[1]].astype(np.int64)
+        # of 65536: about 1,000 fibroblasts a mm², and up to 8,000 lymphocytes where the cloud is thickest
+        lymph = np.clip((crowd - 188) * 1100, 0, 34000)
+        first = (chance & 0xFFFF).astype(np.int64)
+        for i, j in zip(*np.nonzero(first < 4200 + lymph), strict=True):
+            kind: NucleusKind = "lymphocyte" if first[i, j] < lymph[i, j] else "spindle"
+            bits, spare = int(more[i, j]), int(chance[i, j]) >> 16
+            # fibroblasts lie along the fibres, near enough
+            turn = (spare % 5 - 2 + (spare // 64 % TURNS if spare & 32 and spare & 8 else 0)) % TURNS
+            x = int(cols[0, j]) * cell + (bits & 0xFF) * cell // 256 - u
+            y = int(rows[i, 0]) * cell + (bits >> 8 & 0xFF) * cell // 256 - v
+            blit(haema, nuclei(kind, mpp)[(bits >> 16) % VARIANTS][turn], x, y)
+
+    def _unscanned(self, rgb: Bytes, u: int, v: int, grey: int) -> None:
+        """Grey out blocks of glass that the scanner skipped, in place."""
+        h, w = rgb.shape[:2]
+        size = GREY_BLOCK_PX
+        for i in range(v // size, (v + h - 1) // size + 1):
+            for j in range(u // size, (u + w - 1) // size + 1):
+                place = np.array([i // 2, i]), np.array([j // 3, j])
+                coarse, fine = hashed(place[0], place[1], self.scene.seed + 5)
+                if coarse % 100 >= 45 or fine % 100 >= 85 or self._near_tissue(i * size, j * size):
+                    continue
+                a, b = max(i * size - v, 0), max(j * size - u, 0)
+                rgb[a : (i + 1) * size - v, b : (j + 1) * size - u] = grey
+
+    def _near_tissue(self, v: int, u: int) -> bool:
+        at = np.arange(u, u + GREY_BLOCK_PX + 1, 8, dtype=np.float64)
+        for core in self.scene.cores:
+            top, bottom = core.edges(at)
+            some = bottom > top
+            if (
+                some.any()
+                and top[some].min() < v + GREY_BLOCK_PX + 2 * self.reach
+                and bottom[some].max() > v - 2 * self.reach
+            ):
+                return True
+        return False

@@ -1,0 +1,363 @@
+"""What colour and texture say of a picture of a slide: stained tissue, ink, or structure of any other kind.
+
+Haematoxylin and eosin both absorb green most, so stained tissue is always magenta to some degree: its green is
+below the larger of red and blue. Glass, the constant grey patches some scanners fill in, black padding, pencil
+and black, green or yellow ink are not, however dark they are, which is what brightness thresholds stumble over.
+Blue and red ink are magenta by this measure too and are told by their extreme colour. All lengths and areas are
+in px of about 8 µm unless their name says otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from panda.wsi.components import Mask, Pieces, around, keep_large, stripes
+
+Bytes = NDArray[np.uint8]
+Counts = NDArray[np.int64]
+
+STRIPE_PX = 2**17
+"""Px of a picture that are worked on at a time: filters take up to 30 bytes for each."""
+
+NOMINAL_UM = 8.0
+"""µm per px that is assumed where it is unknown."""
+
+SPECK_UM2 = 5_000.0
+"""70 x 70 µm: pieces smaller than this are no tissue, and ink smaller than this is none."""
+
+HOLE_UM2 = 20_000.0
+"""140 x 140 µm: lumina and fat cells up to this size are part of the tissue."""
+
+LINE_UM = 600.0
+"""What is thin over this length is the edge of a coverslip, a thread or a scratch; half of it for a piece alone."""
+
+THIN_UM = 60.0
+"""Mean width up to which a line is thin; the thinnest needle cores are some 300 µm wide."""
+
+PEN_UM2 = 50_000.0
+"""220 x 220 µm: strokes of a pen are larger, threads, grains of dust and pigment smaller."""
+
+STRUCTURE_UM2 = 80_000.0
+"""What is not of the hue of haematoxylin and eosin is believed from this area on; grains of dust are smaller."""
+
+_BRIGHT = 150  # glass is brighter, grey glass too
+_LEAST_GLASS = 0.05  # share of a picture that is enough to tell the colour of the glass
+_EVEN = 6  # grey values between neighbours, blurred: glass has no texture, not even pale tissue's
+_LARGEST_TINT = 8  # a scanner's glass is at most this magenta
+_LEAST_SATURATION = 0.08  # magenta over green absorbed: what black ink and grey dirt have less of
+_BORDER = 0.35  # a piece ends where its magenta falls to this share of the strongest within 4 px
+_SEEDED = 0.2  # share of a piece that is magenta enough to seed one
+_LEAST_EDGE = 3.5  # fall of magenta at a border: tissue ends, light falls off
+_HUE = 2  # red and blue both pass more than green: not so in dust, rust, DAB, fibres of cloth
+_TEXTURE, _CONTRAST = 2.5, 10  # grey values: what glass, blank patches and their noise stay below
+_SOLID = 0.6  # share of px that differ from the glass
+_DARKER = 50  # grey values below the glass: dirt, around which JPEG spills faint colour
+_STRONG = 60  # difference of the channels in ink; blue and green stains are paler at this scale
+_BLACK = 80  # darker than tissue is at this scale: marker, padding
+_COLOURLESS = 40  # difference of the channels in black ink; the darkest tissue is more coloured
+_PADDING_RANGE, _PADDED = 1, 0.5  # grey values over 5 px in padding, and the share of a piece that makes it padding
+
+
+@dataclass(frozen=True)
+class Search:
+    """Limits of a search in grey values of magenta: tissue has ``grow`` or more, some of it ``seed``."""
+
+    seed: int
+    grow: int
+
+
+_REDS, _OTHERS, _INK, _STRONG_INK, _STAIN_HUE, _DIRT, _SPILL = (1 << bit for bit in range(7))
+
+STRICT = Search(seed=9, grow=5)
+LOOSE = Search(seed=4, grow=4)
+
+
+class Picture:
+    """A picture of a slide, made ready for several searches.
+
+    It is worked on in stripes, and keeps two bytes a px: where tissue is found does not depend on the stripes.
+
+    Args:
+        rgb: (H, W, 3) uint8 RGB, neither side 0; it is not kept.
+        um: µm per px; None where unknown.
+        stripe_px: px of a stripe, rounded up to whole rows.
+    """
+
+    def __init__(self, rgb: Bytes, um: float | None, stripe_px: int = STRIPE_PX) -> None:
+        self._height, width = rgb.shape[:2]
+        self._rows = -(-stripe_px // width)
+        self._um = um or NOMINAL_UM
+        speck = SPECK_UM2 / self._um**2
+        if um is None:
+            speck = min(speck, 5e-4 * rgb[..., 0].size)  # a thumbnail's pieces are small
+        self._speck = max(speck, 4.0)
+        self._window = 5 if min(rgb.shape[:2]) >= 64 else 3
+        self._flags = np.zeros(rgb.shape[:2], np.uint8)
+        self._magenta = np.zeros(rgb.shape[:2], np.uint8)
+        self.glass: tuple[float, float, float] | None = None
+        """Colour of the glass, RGB; None where there is too little of it to tell."""
+        self._balance = self._balanced(rgb)
+        noise = self._find_ink(rgb)
+        self._find_magenta(rgb, noise)
+        for own, wide, within in self._stripes(16):  # JPEG spreads colour over its blocks of 16 px
+            spoilt = ((self._flags[wide] & (_INK | _DIRT)) > 0).astype(np.uint8)
+            spill = cv2.dilate(spoilt, np.ones((33, 33), np.uint8))[within] > 0
+            self._flags[own] |= spill * np.uint8(_SPILL)
+
+    def _stripes(self, halo: int = 0) -> Iterator[tuple[slice, slice, slice]]:
+        return stripes(self._height, self._rows, halo)
+
+    def _balanced(self, rgb: Bytes) -> Bytes | None:
+        """Find the table, (1, 256, 3), that takes the colour of the glass off; None where there is too little of it.
+
+        The colour is the median of what is bright and hardly coloured. Where nothing was scanned a slide is filled
+        with plain white or grey, which says nothing of the glass: that is left aside where there is much else.
+        """
+        grey = np.zeros(256, np.int64)
+        counts = np.zeros((2, 3, 256), np.int64)  # of the channels: on all glass, and where it was scanned
+        for own, wide, within in self._stripes(3):
+            grey += _counts(cv2.cvtColor(rgb[own], cv2.COLOR_RGB2GRAY))
+            red, green, blue = cv2.split(rgb[wide])
+            blurred = cv2.blur(green, (3, 3))
+            even = cv2.subtract(cv2.dilate(blurred, _disc(5)), cv2.erode(blurred, _disc(5)))[within] <= _EVEN
+            red, green, blue = red[within], green[within], blue[within]
+            bright = cv2.min(cv2.min(red, green), blue) > _BRIGHT
+            cast = cv2.absdiff(cv2.max(red, blue), green) <= _LARGEST_TINT
+            glass = bright & cast & (cv2.absdiff(red, blue) <= 30)
+            scanned = glass & even & ((red != green) | (green != blue))
+            counts += [[_counts(channel, px) for channel in (red, green, blue)] for px in (glass, scanned)]
+        grey[:_BLACK] = 0
+        self._glass = int(grey.argmax())
+        least = _LEAST_GLASS * self._flags.size
+        enough = [of for of in (counts[1], counts[0]) if of[0].sum() >= least]
+        if not enough:
+            return None
+        colour = np.array([_median(of) for of in enough[0]])
+        red, green, blue = colour.tolist()
+        self.glass = red, green, blue
+        table = np.minimum(np.rint(np.arange(256)[:, None] * (colour.max() / colour)), 255).astype(np.uint8)
+        return np.asarray(table[None])
+
+    def _channels(self, rgb: Bytes, within: slice) -> tuple[Bytes, Bytes, Bytes]:
+        """Red, green and blue of some rows, balanced and smooth; two more rows are needed on either side."""
+        balanced = rgb if self._balance is None else cv2.LUT(rgb, self._balance)
+        smooth = cv2.medianBlur(np.ascontiguousarray(balanced), self._window)[within]
+        red, green, blue = (np.asarray(channel, np.uint8) for channel in cv2.split(smooth))
+        return red, green, blue
+
+    def _find_ink(self, rgb: Bytes) -> int:
+        """Flag what has the colours of ink and is no speck; return how magenta the noise of the glass is."""
+        glass = np.zeros(256, np.int64)
+        for own, wide, within in self._stripes(2):
+            red, green, blue = self._channels(rgb[wide], within)
+            reds, others = _ink(red, green, blue)
+            self._flags[own] = reds * np.uint8(_REDS) + others * np.uint8(_OTHERS)
+            magenta = cv2.subtract(cv2.max(red, blue), green)
+            bright = cv2.min(cv2.min(red, green), blue) > _BRIGHT
+            glass += _counts(magenta, bright & (magenta <= _LARGEST_TINT))
+        for ink in (_REDS, _OTHERS):
+            if not any((self._flags[own] & ink).any() for own, _, _ in self._stripes()):
+                continue
+            mask = np.empty(self._flags.shape, np.bool_)
+            for own, _, _ in self._stripes():
+                mask[own] = (self._flags[own] & ink) > 0
+            keep_large(mask, self._speck, self._rows)
+            for own, _, _ in self._stripes():
+                self._flags[own] &= np.where(mask[own], np.uint8(255), np.uint8(255 - ink))
+        # the larger of two noisy values is above the third
+        return int(_median(glass)) if glass.sum() >= _LEAST_GLASS * self._flags.size else 0
+
+    def _find_magenta(self, rgb: Bytes, noise: int) -> None:
+        """Find how magenta each px is, and flag ink with its soft border, dirt and the hue of a stain."""
+        for own, wide, within in self._stripes(4):
+            red, green, blue = self._channels(rgb[wide], within)
+            reds, others = ((self._flags[wide] & ink) > 0 for ink in (_REDS, _OTHERS))
+            near_reds, near_others = (cv2.dilate(px.astype(np.uint8), _disc(9))[within] > 0 for px in (reds, others))
+            # the border mixes with glass: there it has the hue of ink, only paler
+            red_over, blue_over = cv2.subtract(red, green), cv2.subtract(blue, green)
+            red_border = near_reds & (cv2.convertScaleAbs(blue_over, alpha=4) <= red_over)
+            ink = reds[within] | others[within] | (near_others & (red_over <= 3)) | red_border
+            low, high = cv2.min(cv2.min(red, green), blue), cv2.max(cv2.max(red, green), blue)
+            magenta = _magenta(red, green, blue, noise)
+            magenta[ink] = 0
+            hue = cv2.subtract(cv2.min(red, blue), green) >= _HUE
+            dirt = (green < self._glass - _DARKER) & ~(hue & (magenta > 0))
+            strong = ink & (cv2.subtract(high, low) > _STRONG)
+            self._magenta[own] = magenta
+            for px, flag in ((ink, _INK), (strong, _STRONG_INK), (hue, _STAIN_HUE), (dirt, _DIRT)):
+                self._flags[own] |= px * np.uint8(flag)
+
+    def candidates(self, search: Search) -> Mask:
+        """Find what is magenta enough, its small holes filled: (H, W) bool, all of `tissue` and more."""
+        mask, other = (np.empty(self._flags.shape, np.bool_) for _ in range(2))
+        for own, wide, within in self._stripes(8):
+            magenta = self._magenta[wide]
+            falloff = cv2.convertScaleAbs(cv2.dilate(magenta, _disc(9)), alpha=_BORDER)
+            enough = (magenta >= self._least(wide, STRICT.grow, search.grow)) & (magenta >= falloff)
+            closed = cv2.morphologyEx(enough.astype(np.uint8), cv2.MORPH_CLOSE, _disc(5))
+            mask[own], other[own] = enough[within], closed[within] == 0
+        hole = HOLE_UM2 / self._um**2
+        holes = Pieces(other, self._rows)
+        for own, px in holes.px_of(holes.area < hole):
+            mask[own] |= px
+        del holes
+        np.logical_not(mask, out=other)
+        keep_large(other, hole, self._rows)
+        for own, _, _ in self._stripes():
+            mask[own] = ~other[own] & ((self._flags[own] & _INK) == 0)
+        return mask
+
+    def _least(self, rows: slice, strict: int, own: int) -> Bytes:
+        """The limit of each px: a search's own, and the strict one where JPEG spills colour."""
+        return np.where((self._flags[rows] & _SPILL) > 0, np.uint8(strict), np.uint8(own))
+
+    def tissue(self, search: Search) -> Mask:
+        """Find stained tissue.
+
+        Returns:
+            (H, W) bool: pieces that are magenta enough, end somewhere, and are neither specks nor thin lines.
+        """
+        filled = self.candidates(search)
+        self._remove_lines(filled)
+        pieces = Pieces(filled, self._rows, boxes=True)
+        area = pieces.area
+        large = area * self._um**2 >= STRUCTURE_UM2
+        borders, seeded, thick, well, steps = np.zeros((5, len(area)), np.int64)
+        for own, numbers in pieces.labels():
+            wide, within = around(own, self._height, max(6, self._side - 1))
+            mask, magenta = filled[own], self._magenta[own]
+            part = filled[wide].view(np.uint8)
+            border = mask & (cv2.erode(part, _disc(3))[within] == 0)
+            even = cv2.blur(self._magenta[wide], (5, 5))
+            step = cv2.subtract(cv2.dilate(even, _disc(9)), cv2.erode(even, _disc(9)))[within]
+            hue = (self._flags[own] & _STAIN_HUE) > 0
+            seeds = mask & (hue | large[numbers]) & (magenta >= self._least(own, STRICT.seed, search.seed))
+            for counted, px in (
+                (borders, border),
+                (seeded, seeds),
+                (thick, self._thick(part)[within] > 0),
+                (well, mask & (magenta >= STRICT.seed)),
+            ):
+                np.add(counted, np.bincount(numbers[px], minlength=len(area)), out=counted)
+            steps += np.bincount(numbers[border], step[border], len(area)).astype(np.int64)
+        kept = (area >= self._speck) & (thick > 0) & (seeded >= np.maximum(0.25 * self._speck, _SEEDED * area))
+        # what fills the picture has no border, and needs none if it is stained well
+        kept &= ((borders == 0) & (well > 0.5 * area)) | ((borders > 0) & (steps >= _LEAST_EDGE * borders))
+        kept &= ~self._lines(pieces, LINE_UM / 2)
+        pieces.remove(~kept)
+        return filled
+
+    def pen(self, rgb: Bytes) -> Mask:
+        """Find marks of a pen.
+
+        Args:
+            rgb: the picture, (H, W, 3) uint8: the searches for tissue need it no more, and it is not kept for them.
+
+        Returns:
+            (H, W) bool: coloured ink, and black that is not as even as padding, in patches larger than dust.
+        """
+        red, green, blue = self._channels(rgb, slice(None))
+        low, high = cv2.min(cv2.min(red, green), blue), cv2.max(cv2.max(red, green), blue)
+        dark = (high < _BLACK) & (cv2.subtract(high, low) <= _COLOURLESS)
+        grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
+        count, labels = cv2.connectedComponents(dark.astype(np.uint8), connectivity=8)
+        even = cv2.dilate(grey, np.ones((5, 5))) - cv2.erode(grey, np.ones((5, 5))) <= _PADDING_RANGE
+        area, blank = np.bincount(labels.ravel(), minlength=count), np.bincount(labels[even], minlength=count)
+        stroke = blank < _PADDED * area
+        stroke[0] = False
+        marks: Mask = ((self._flags & _INK) > 0) | stroke[labels]
+        keep_large(marks, PEN_UM2 / self._um**2, self._rows)
+        return marks
+
+    def _remove_lines(self, mask: Mask) -> None:
+        """Remove long thin lines, also where they run into tissue."""
+        thin = np.empty_like(mask)
+        for own, wide, within in self._stripes(self._side - 1):
+            thin[own] = mask[own] & (self._thick(mask[wide].view(np.uint8))[within] == 0)
+        pieces = Pieces(thin, self._rows, boxes=True)
+        for own, px in pieces.px_of(self._lines(pieces, LINE_UM)):
+            mask[own] &= ~px
+
+    def _lines(self, pieces: Pieces, least_um: float) -> Mask:
+        """Which of the pieces are long and thin."""
+        length = np.hypot(*pieces.sides.T) * self._um
+        return np.asarray((length >= least_um) & (pieces.area * self._um**2 <= THIN_UM * length))
+
+    @property
+    def _side(self) -> int:
+        """Side of a speck in px, odd."""
+        return max(round(math.sqrt(SPECK_UM2) / self._um), 3) | 1
+
+    def _thick(self, mask: Bytes) -> Bytes:
+        """The parts of a mask (0, 1) that are as wide as a speck may be."""
+        return np.asarray(cv2.morphologyEx(mask, cv2.MORPH_OPEN, _disc(self._side)))
+
+    def has_structure(self, rgb: Bytes) -> bool:
+        """Say whether there is anything but glass, blank patches, ink, lines and specks, whatever its colour.
+
+        Structure is rough (grey values differ from their neighbours' median, which a straight edge's do not) and
+        solid (most px differ from the glass, as few do between grains of dust), over an area no grain of dust has.
+
+        Args:
+            rgb: the same picture again, for it is not kept.
+        """
+        found = np.empty(self._flags.shape, np.bool_)
+        for own, wide, within in self._stripes(25):
+            grey = np.asarray(cv2.cvtColor(rgb[wide], cv2.COLOR_RGB2GRAY), np.uint8)
+            rough = cv2.absdiff(grey, cv2.medianBlur(grey, 5))
+            texture = cv2.blur(rough.astype(np.float32), (9, 9))
+            other = cv2.absdiff(grey, np.full_like(grey, self._glass)) >= _CONTRAST
+            solid = cv2.blur(other.astype(np.float32), (9, 9))
+            black = ((self._flags[wide] & _STRONG_INK) > 0) | (cv2.blur(grey, (9, 9)) < _BLACK)
+            blank = cv2.dilate(black.astype(np.uint8), np.ones((15, 15), np.uint8)) > 0
+            structure = (texture >= _TEXTURE) & (solid >= _SOLID) & ~blank
+            opened = cv2.morphologyEx(structure.astype(np.uint8), cv2.MORPH_OPEN, _disc(15))
+            found[own] = opened[within] > 0
+        keep_large(found, STRUCTURE_UM2 / self._um**2, self._rows)
+        return bool(found.any())
+
+
+def _magenta(red: Bytes, green: Bytes, blue: Bytes, noise: int) -> Bytes:
+    """How much less green passes than red or blue, in grey values above what the glass has; 0 where hardly coloured."""
+    magenta = cv2.subtract(cv2.max(red, blue), green)
+    magenta = cv2.subtract(magenta, np.full_like(magenta, noise))
+    magenta[magenta < cv2.convertScaleAbs(cv2.bitwise_not(green), alpha=_LEAST_SATURATION)] = 0
+    return np.asarray(magenta, np.uint8)
+
+
+def _ink(red: Bytes, green: Bytes, blue: Bytes) -> tuple[Mask, Mask]:
+    """What has the colour of red ink, and of any other, specks included."""
+    red_over, blue_over = cv2.subtract(red, green), cv2.subtract(blue, green)
+    reds = (red_over > 100) & (cv2.subtract(red, blue) > 100)
+    # Green and most blue inks pass more green than red, as stained tissue never does, dark blue ones as much;
+    # other blues are extreme, and so is the lack of blue in yellow ink.
+    others = (
+        (cv2.subtract(green, red) > 8)
+        | ((red_over <= 5) & (blue_over > 30))
+        | ((cv2.subtract(blue, red) > 75) & (blue_over > 50))
+        | (cv2.subtract(green, blue) > 60)
+    )
+    return np.asarray(reds), np.asarray(others)
+
+
+def _counts(values: Any, where: Mask | None = None) -> Counts:
+    """How often each of the values 0 to 255 is there; (h, w) uint8, less than 2^24 of them."""
+    mask = None if where is None else where.view(np.uint8)
+    return cv2.calcHist([np.asarray(values)], [0], mask, [256], [0, 256]).ravel().astype(np.int64)
+
+
+def _median(counts: Counts) -> float:
+    """Median of values of which there are so many each, the mean of the middle two where they are even in number."""
+    upto, last = counts.cumsum(), int(counts.sum()) - 1
+    return float(np.searchsorted(upto, (last // 2, (last + 1) // 2), side="right").mean())
+
+
+def _disc(side: int) -> NDArray[Any]:
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))

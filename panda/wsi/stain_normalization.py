@@ -1,0 +1,203 @@
+"""The stain of a slide, and how its pixels are brought to the colours of a reference.
+
+The method is Macenko's (Macenko et al., A method for normalizing histology slides for quantitative analysis, ISBI
+2009): light is absorbed by the sum of the stains' amounts, so in optical density, ``ln(glass / light)``, each pixel is
+a sum of two vectors, haematoxylin and eosin, which are the outermost directions of a slide's pixels. The amounts stay,
+the vectors and the strength become the reference's. Other than in the paper, what lies off the plane of the two stains
+(ink, pigment, noise) is kept and not dropped, so that a slide in the reference's colours stays as it is; and light is
+compared with the slide's own glass, which comes out white.
+
+All tiles of a slide share one estimate, so that neighbours agree.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from panda.wsi.grid import tissue_grid
+from panda.wsi.slide import Slide
+from panda.wsi.tissue import TissueMap
+
+log = logging.getLogger(__name__)
+
+NormalizeName = Literal["macenko"]
+"""Ways to normalise, in words of the config."""
+
+STAIN_RULES = 1
+"""A new number whenever a slide would get another estimate or other pixels: canvases made before are made anew."""
+
+WHITE = 255.0
+_DOWNSAMPLE = 4.0  # 2 µm/px on a scan of 0.5: nuclei still stand apart from what is between them
+_TILE, _TILES = 256, 32  # px, and how many of them are looked at, spread evenly over the tissue
+_TISSUE = 0.25  # least share of tissue in such a tile, where there are any
+_STAINED = 0.15  # optical density, the paper's: paler px say nothing of their stain
+_BLACK = 30  # grey value: in what is darker, as padding is, there is nothing but noise
+_LEAST = 1000  # stained px that are enough to go by
+_OUTERMOST = 1.0  # percent, the paper's
+_STRONGEST = 99.0  # percent, the paper's
+_APART = math.radians(4)  # vectors that are closer are no two stains: one of them is missing, or all has one colour
+
+Vector = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class StainProfile:
+    """How a slide is stained.
+
+    Attributes:
+        glass: colour of its glass, RGB.
+        haematoxylin: optical density of it in R, G, B, of length 1.
+        eosin: likewise.
+        strength: the amounts of both that one pixel in a hundred exceeds.
+    """
+
+    glass: Vector
+    haematoxylin: Vector
+    eosin: Vector
+    strength: tuple[float, float]
+
+    def plain(self) -> dict[str, list[float]]:
+        """As plain data for JSON."""
+        names = ("glass", "haematoxylin", "eosin", "strength")
+        return dict(zip(names, map(list, astuple(self)), strict=True))
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> StainProfile:
+        """Take back what `plain` gave.
+
+        Raises:
+            KeyError: something is missing.
+            TypeError: something is no list of numbers.
+            ValueError: likewise, or there are too many or too few of them.
+        """
+
+        def vector(name: str) -> Vector:
+            red, green, blue = map(float, plain[name])
+            return red, green, blue
+
+        haematoxylin, eosin = map(float, plain["strength"])
+        return cls(vector("glass"), vector("haematoxylin"), vector("eosin"), (haematoxylin, eosin))
+
+
+REFERENCE = StainProfile(
+    (WHITE, WHITE, WHITE), (0.5626, 0.7201, 0.4062), (0.2159, 0.8012, 0.5581), strength=(1.9705, 1.0308)
+)
+"""That of the code of M. Veta for Macenko's method, which most other programs took over; on white glass."""
+
+
+def find_stain(slide: Slide, tissue: TissueMap) -> StainProfile | None:
+    """Estimate how a slide is stained, from 32 tiles spread over its tissue.
+
+    Args:
+        slide: the slide.
+        tissue: its tissue.
+
+    Returns:
+        The estimate, rounded so that it is the same again after `StainProfile.plain`; None where there are not two
+        stains: too little stained tissue, or all of one colour.
+
+    Raises:
+        SlideError: the slide cannot be read.
+    """
+    glass = tissue.glass or (WHITE, WHITE, WHITE)
+    resolution = slide.at_downsample(_DOWNSAMPLE)
+    grid = tissue_grid(resolution, tissue, _TILE, _TILE)
+    chosen = np.flatnonzero(grid.tissue_fraction >= min(_TISSUE, grid.tissue_fraction.max(initial=0.0)))
+    chosen = chosen[np.linspace(0, len(chosen) - 1, min(_TILES, len(chosen))).round().astype(np.int64)]
+    tiles = [slide.read(resolution, (x, y), (_TILE, _TILE)) for x, y in grid.level0[chosen].tolist()]
+    if not tiles:
+        return None
+    return stain_of(np.concatenate(tiles), glass)
+
+
+def stain_of(rgb: NDArray[np.uint8], glass: Vector) -> StainProfile | None:
+    """Estimate a stain from pixels.
+
+    Args:
+        rgb: (H, W, 3) uint8 RGB, tissue and what lies between.
+        glass: colour of the glass, RGB.
+
+    Returns:
+        See `find_stain`.
+    """
+    density = _density(rgb, glass).reshape(-1, 3)
+    # haematoxylin and eosin absorb green most, as no ink and no dirt does (see `panda.wsi.appearance`)
+    stained = (density.min(axis=1) > _STAINED) & (density[:, 1] > density[:, ::2].min(axis=1))
+    stained &= rgb.max(axis=2).ravel() > _BLACK
+    density = density[stained].astype(np.float64)
+    if len(density) < _LEAST:
+        return None
+    _, axes = np.linalg.eigh(np.cov(density.T))
+    plane = axes[:, 1:]
+    plane = plane * np.where(plane.sum(axis=0) < 0, -1, 1)
+    first, second = (density @ plane).T
+    # measured from the mean direction, so that no angle jumps by a whole turn
+    middle = math.atan2(first.mean(), second.mean())
+    turned = np.angle(np.exp(1j * (np.arctan2(first, second) - middle)))
+    low, high = np.percentile(turned, (_OUTERMOST, 100 - _OUTERMOST))
+    if high - low < _APART:
+        return None
+    vectors = np.stack([plane @ (math.sin(middle + of), math.cos(middle + of)) for of in (low, high)])
+    vectors = np.maximum(vectors, 0)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    if math.acos(min(1.0, float(vectors[0] @ vectors[1]))) < _APART:
+        return None
+    vectors = vectors[np.argsort(-vectors[:, 0])]  # haematoxylin absorbs red, eosin hardly
+    amounts = density @ np.linalg.pinv(vectors)
+    strength = np.percentile(amounts, _STRONGEST, axis=0)
+    if strength.min() < _STAINED:
+        return None
+    named = {"glass": list(glass), "haematoxylin": vectors[0], "eosin": vectors[1], "strength": strength}
+    return StainProfile.from_plain({key: np.round(value, 4).tolist() for key, value in named.items()})
+
+
+def _density(rgb: NDArray[np.uint8], glass: Vector) -> NDArray[np.float32]:
+    """Optical density, (h, w, 3): 0 for glass and what is brighter."""
+    light = np.maximum(np.arange(256, dtype=np.float64), 1)[:, None]
+    table = np.maximum(np.log(np.maximum(glass, 1) / light), 0).astype(np.float32)
+    return np.asarray(cv2.LUT(rgb, table[None]), np.float32)
+
+
+def _basis(profile: StainProfile) -> NDArray[np.float64]:
+    """The two stains of full strength and what is neither of them, in rows."""
+    stains = np.array([profile.haematoxylin, profile.eosin])
+    neither = np.cross(*stains)
+    return np.vstack([stains * np.array(profile.strength)[:, None], neither / np.linalg.norm(neither)])
+
+
+@functools.lru_cache(4096)
+def _change(profile: StainProfile, reference: StainProfile) -> NDArray[np.float64]:
+    """(3, 3): takes the optical density of a pixel to the reference's, as a column."""
+    return np.asarray(_basis(reference).T @ np.linalg.inv(_basis(profile).T))
+
+
+def normalized(rgb: NDArray[np.uint8], profile: StainProfile, reference: StainProfile = REFERENCE) -> NDArray[np.uint8]:
+    """Bring pixels to the colours of a reference.
+
+    Args:
+        rgb: (h, w, 3) uint8 RGB of a slide.
+        profile: how the slide is stained.
+        reference: how it is to look.
+
+    Returns:
+        (h, w, 3) uint8 RGB. What is as bright as the slide's glass, or brighter, gets the colour of the reference's.
+    """
+    density = cv2.transform(_density(rgb, profile.glass), _change(profile, reference).astype(np.float32))
+    light = cv2.exp(-density) * np.array(reference.glass, np.float32)
+    return np.asarray(np.rint(np.minimum(light, WHITE)), np.uint8)
+
+
+def told_stain(slide: Slide, tissue: TissueMap) -> StainProfile | None:
+    """As `find_stain`; a slide without two stains is told, for it keeps its colours."""
+    if (profile := find_stain(slide, tissue)) is None:
+        log.warning("%s: not two stains are found on its tissue: its colours are not normalised", slide.path)
+    return profile

@@ -1,0 +1,116 @@
+"""The audit as it is typed: `python audit.py …`."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+import audit
+from panda.app import entry_point
+from panda.app.entry_point import forget_refusals
+from panda.synthetic.dataset import SyntheticSpec, draw_dataset
+from tests.integration.entry_points import REPOSITORY, table
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder to work in, with two slides in `data/`; a door that was never opened."""
+    draw_dataset(tmp_path / "data", SyntheticSpec(slides=2, width=1024, height=768), progress=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "")
+    monkeypatch.setattr(logging.getLogger("panda"), "handlers", [])
+    GlobalHydra.instance().clear()
+    forget_refusals()
+    yield tmp_path
+    GlobalHydra.instance().clear()
+    forget_refusals()
+
+
+def enter(monkeypatch: pytest.MonkeyPatch, *typed: str) -> int:
+    """Type the command in this process; its exit status."""
+    monkeypatch.setattr(sys, "argv", ["audit", *typed])
+    with pytest.raises(SystemExit) as left:
+        entry_point.enter(audit.main)
+    assert isinstance(left.value.code, int)
+    return left.value.code
+
+
+def test_an_audit_says_what_it_found_and_what_to_do(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoilt = table(home / "data" / "train.csv")[1]
+    (home / "data" / "train_label_masks" / f"{spoilt['image_id']}_mask.tiff").unlink()
+    assert enter(monkeypatch, "data=panda", "data.root=data", "audit.output=out/a b", "audit.workers=1") == 0
+    err = capsys.readouterr().err
+    assert "2 slides: 1 with findings (0 at worst with an error, 1 at worst with a warning" in err
+    assert "missing_mask" in err
+    assert f"{spoilt['data_provider']} 1" in err
+    assert "report: out/a b/report.html" in err
+    assert (
+        "next: python train.py data=panda data.root=data 'data.findings=\"out/a b/findings.csv\"' "
+        "'data.groups=\"out/a b/groups.csv\"' data.exclude=[missing_mask]" in err
+    )
+    left = {path.name for path in (home / "out/a b").iterdir()}
+    assert left >= {"audit.csv", "findings.csv", "groups.csv", "pairs.csv", "summary.json", "report.html", "audit.log"}
+    assert [row["finding"] for row in table(home / "out/a b/findings.csv")] == ["missing_mask"]
+    assert "data.exclude=[missing_mask]" in (home / "out/a b/report.html").read_text()
+
+
+def test_the_command_by_its_own_name_audits_the_table_alone(home: Path) -> None:
+    command = [sys.executable, str(REPOSITORY / "audit.py"), "data=panda", "data.root=data", "audit.slides=false"]
+    table_file = home / "data" / "train.csv"
+    table_file.write_text(table_file.read_text() + table_file.read_text().splitlines()[1] + "\n")
+    done = subprocess.run(
+        command, cwd=home, env={"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "correct train.csv first, training refuses it as it is: duplicate_row" in done.stderr
+    assert "there is no groups.csv" in done.stderr
+    assert not (home / "audit" / "groups.csv").exists()
+    assert [row["finding"] for row in table(home / "audit" / "findings.csv")] == ["duplicate_row"]
+
+
+def test_all_faults_come_at_once_and_nothing_is_made(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = ("data=panda", "data.root=nowhere", "data.level=1", "data.mpp_override=99", "data.reader=magic",
+             "audit.workers=0", "audit.deep=maybe")  # fmt: skip
+    assert enter(monkeypatch, *typed) == 1
+    err = capsys.readouterr().err
+    for said in ("data.level=1: no part in an audit; leave out", "data.reader=magic", "audit.deep=maybe"):
+        assert said in err
+    assert "Traceback" not in err
+    assert not (home / "audit").exists()
+    assert enter(monkeypatch, *typed[:2], typed[3], "audit.workers=0", "audit.slides=false", "audit.deep=true") == 1
+    err = capsys.readouterr().err
+    for said in ("4 faults", "data.root=nowhere holds no train.csv", "data.mpp_override is 99", "audit.workers=0",
+                 "audit.deep=true needs"):  # fmt: skip
+        assert said in err
+    assert enter(monkeypatch, "data=panda") == 1
+    assert "data.root is not given: write data.root=…" in capsys.readouterr().err
+    assert enter(monkeypatch, "data=panda", "data.root=data", "audit.wokers=3") == 1
+    assert "did you mean workers?" in capsys.readouterr().err
+    assert enter(monkeypatch, "~data") == 1
+    assert "data was taken away" in capsys.readouterr().err
+    assert not (home / "audit").exists()
+
+
+def test_the_embedded_slides_are_drawn_and_have_no_finding(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ("data.draw.slides=2", "data.draw.width=1024", "data.draw.height=768")
+    assert enter(monkeypatch, *small, "audit.workers=1") == 0
+    assert table(home / "audit" / "findings.csv") == []
+    assert "near-duplicates: none" in capsys.readouterr().err
+
+
+def test_an_audit_does_not_wait_for_torch() -> None:
+    code = "import sys, panda.app.audit, panda.audit.dataset, panda.audit.page; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -1,0 +1,143 @@
+"""Grading guided by the folds of a cross-validation, through both doors: who chose the tiles of which slide."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from panda.inference.canvas import Canvas
+from panda.report.summary_schema import summary_faults
+from tests.checkpoints import segmentation_checkpoint
+from tests.integration.entry_points import run_door, table
+
+pytestmark = pytest.mark.slow
+
+SMALL = ("data.num_workers=0", "data.patch_size=64", "trainer=cpu", "trainer.max_epochs=1", "logger=csv")
+SLIDES = ("data.draw.slides=9", "data.draw.width=640", "data.draw.height=512")
+SEGMENTATION = (
+    "data.batch_size=8",
+    "model.encoder_name=resnet18",
+    "model.decoder_channels=[16,16,8,8,8]",
+    "task.overlap=0.25",
+    "task.panels=0",
+    "task.views_every=0",
+)
+FOLDS = "runs/segmentation/sweep-folds"
+GRADING = ("data=panda", "data.root=data/synthetic", "task=grading", "tiles.k=4", "tiles.cross_fit=true")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """As in `test_resume`: the second thread would mostly wait."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where three folds were trained, and a grader on tiles that they chose."""
+    home = tmp_path_factory.mktemp("home")
+    folds = ("data.split=kfold", "data.folds=3", "data.fold=0,1,2", "name=folds")
+    done = run_door("train", home, "-m", *SMALL, *SLIDES, *SEGMENTATION, *folds)
+    assert done.returncode == 0, done.stderr[-3000:]
+    # a split of its own: its training slides come from the test slides of all folds
+    given = f"segmentation_checkpoint='{FOLDS}/*/checkpoints/best.ckpt'"
+    done = run_door("train", home, *SMALL, *GRADING, given, "name=fitted")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return home
+
+
+def fold_new_to(home: Path) -> dict[str, str]:
+    """Of each slide the fold that neither learnt from it nor was chosen on it, as the folds' own splits have it."""
+    return {
+        row["slide_id"]: fold
+        for fold in "012"
+        for row in table(home / FOLDS / fold / "splits.csv")
+        if row["split"] == "test"
+    }
+
+
+def test_each_slide_is_guided_by_the_fold_that_is_new_to_it(home: Path) -> None:
+    new_to = fold_new_to(home)
+    assert len(new_to) == 9
+    run = home / "runs" / "grading" / "fitted"
+    guides = {path.name.rpartition("-")[0]: path for path in (home / "patches").glob("canvases-*/*.zarr")}
+    assert guides.keys() == new_to.keys()
+    used = {row["slide_id"]: row["split"] for row in table(run / "splits.csv")}
+    assert {new_to[slide] for slide, split in used.items() if split == "train"} == set("012")
+    maps = {}
+    for slide, fold in new_to.items():
+        # what the fold itself mapped as one of its test slides
+        maps[slide] = np.asarray(Canvas.open(home / FOLDS / fold / "slides" / slide / "canvas.zarr"))
+        assert np.array_equal(np.asarray(Canvas.open(guides[slide])), maps[slide]), slide
+        if used[slide] == "test":
+            facts = json.loads((run / "slides" / slide / "quantification.json").read_text())
+            assert facts["made_with"]["checkpoint"] == f"{FOLDS}/{fold}/checkpoints/best.ckpt"
+    assert len({guides[slide].parent for slide in guides}) == 3
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary_faults(summary) == []
+    assert summary["tiles"]["cross_fit"] is True
+    assert summary["threshold"] is None
+    said = "chosen by one of 3 segmentations that neither learnt from it nor was chosen on it"
+    assert said in " ".join(summary["notes"])
+    assert said in (run / "report.html").read_text()
+    assert "in-sample" not in (run / "report.html").read_text()
+
+
+def test_folds_that_leave_a_slide_without_guide_are_refused_before_anything_is_mapped(home: Path) -> None:
+    before = sorted((home / "patches").glob("canvases-*/*"))
+    given = f"segmentation_checkpoint='{FOLDS}/[01]/checkpoints/best.ckpt'"
+    done = run_door("train", home, *SMALL, *GRADING, given, "name=two")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "3 of 9 slides are new to none of the 2 segmentations" in done.stderr
+    assert any(slide in done.stderr for slide, fold in fold_new_to(home).items() if fold == "2")
+    assert sorted((home / "patches").glob("canvases-*/*")) == before
+
+
+def test_a_cross_fitted_grader_grades_at_the_other_door(home: Path) -> None:
+    tested = table(home / "runs" / "grading" / "fitted" / "test_slides.csv")[0]
+    slide = tested["slide_id"]
+    fold = fold_new_to(home)[slide]
+    best = {
+        "own": home / FOLDS / fold / "checkpoints" / "best.ckpt",
+        "stranger": segmentation_checkpoint(home / "stranger.ckpt"),
+    }
+    for name, checkpoint in best.items():
+        done = run_door(
+            "infer",
+            home,
+            f"checkpoint={checkpoint}",
+            "grading_checkpoint=runs/grading/fitted/checkpoints/best.ckpt",
+            f"slides=data/synthetic/train_images/{slide}.tiff",
+            f"output={name}",
+            "engine.device=cpu",
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        # the tiles of a segmentation that had no part in training are news to the grader
+        strange = "tiles that another segmentation chose" in (home / name / "report.html").read_text()
+        assert strange == (name == "stranger")
+    facts = json.loads((home / "own" / slide / "quantification.json").read_text())
+    page = (home / "own" / slide / "slide.html").read_text()
+    grade = facts["grade"]
+    # what the run itself found on this test slide
+    assert grade["probabilities"] == pytest.approx([float(tested[f"p{i}"]) for i in range(6)], abs=1e-6)
+    for probability in grade["probabilities"]:
+        assert f"{probability:.2f}</" in page
+    assert facts["tumor_mm2"] is not None
+    for shown in (
+        'class="of-map" src="data:image/',
+        "Tumour, share of tissue",
+        "Predicted grade",
+        "<h2>ISUP grade</h2>",
+        'class="attention" type="checkbox"',
+        "<h2>Where the grading network looked</h2>",
+        'href="attention_tiles.png"',
+    ):
+        assert shown in page, shown
+    assert 1 < len(grade["tiles"]) <= 4

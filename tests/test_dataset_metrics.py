@@ -1,0 +1,112 @@
+"""Figures of many slides against a count of every pixel, scikit-learn, and slower bootstraps."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sklearn import metrics as oracle
+
+from panda.inference.dataset_metrics import FIGURES
+from panda.tasks.bootstrap import bootstrap_interval
+from panda.tasks.threshold import ThresholdChoice
+from tests.drawn_scores import AREA, AT, BY_PROVIDER, SLIDES, draw, figures
+
+
+@pytest.mark.parametrize("choice", [AT, BY_PROVIDER])
+def test_figures_are_those_of_every_pixel(choice: ThresholdChoice) -> None:
+    found = figures(SLIDES, choice)
+    called = [slide.prob >= choice.of(slide.score.record.provider) for slide in SLIDES]
+    truth, positive = np.concatenate([slide.truth for slide in SLIDES]), np.concatenate(called)
+    pooled = {
+        "dice": oracle.f1_score, "iou": oracle.jaccard_score, "precision": oracle.precision_score,
+        "recall": oracle.recall_score,
+    }  # fmt: skip
+    for name, score in pooled.items():
+        assert found[name] == pytest.approx(score(truth, positive))
+        each = [score(slide.truth, mask) for slide, mask in zip(SLIDES, called, strict=True) if slide.truth.any()]
+        assert found[f"{name}_mean_slide"] == pytest.approx(np.mean(each))
+    prob = np.concatenate([slide.prob for slide in SLIDES])
+    assert found["pr_auc"] == pytest.approx(oracle.average_precision_score(truth, prob))
+    assert found["pixel_auroc"] == pytest.approx(oracle.roc_auc_score(truth, prob))
+    assert found["fp_mm2_benign_slides"] == pytest.approx(np.mean([mask.sum() * AREA / 1e6 for mask in called[2:4]]))
+    assert found["all_tissue_dice"] == pytest.approx(oracle.f1_score(truth, np.ones_like(truth)))
+    assert found["cancer_percent_of_tissue"] == pytest.approx(100 * truth.mean())
+    assert found["cancer_outside_tissue_percent"] == pytest.approx(100 * 30 / (truth.sum() + 30))
+    counts = {"slides": 6, "slides_with_cancer": 4, "benign_slides": 2, "groups": 5}
+    assert {name: found[name] for name in counts} == counts
+
+
+def test_parts_are_what_their_slides_alone_would_be() -> None:
+    found = figures(SLIDES, BY_PROVIDER)
+    assert {name: part["slides"] for name, part in found["by_provider"].items()} == {"karolinska": 3, "radboud": 3}
+    assert {name: part["slides"] for name, part in found["by_grade"].items()} == {"0": 2, "1": 1, "4": 2, "none": 1}
+    alone = figures([SLIDES[0], SLIDES[4]], BY_PROVIDER)
+    assert found["by_grade"]["4"] == {name: alone[name] for name in found["by_grade"]["4"]}
+    assert "by_grade" not in found["by_provider"]["radboud"]
+
+
+def test_intervals_are_those_of_slides_drawn_by_group() -> None:
+    found = figures(SLIDES)
+    groups = [slide.score.record.group for slide in SLIDES]
+
+    def pooled_dice(numbers: NDArray[Any]) -> float:
+        truth = np.concatenate([SLIDES[k].truth for k in numbers])
+        called = np.concatenate([SLIDES[k].prob >= 0.5 for k in numbers])
+        return float(oracle.f1_score(truth, called)) if truth.any() else math.nan
+
+    def average_precision(numbers: NDArray[Any]) -> float:
+        truth = np.concatenate([SLIDES[k].truth for k in numbers])
+        prob = np.concatenate([SLIDES[k].prob for k in numbers])
+        return float(oracle.average_precision_score(truth, prob)) if truth.any() else math.nan
+
+    for name, statistic in (("dice", pooled_dice), ("pr_auc", average_precision)):
+        expected = bootstrap_interval(np.arange(6), groups, seed=3, statistic=statistic)
+        assert found[f"{name}_interval"] == pytest.approx(expected)
+    dice = [oracle.f1_score(s.truth, s.prob >= 0.5) if s.truth.any() else math.nan for s in SLIDES]
+    assert found["dice_mean_slide_interval"] == pytest.approx(bootstrap_interval(dice, groups, seed=3))
+    area = [math.nan if s.truth.any() else (s.prob >= 0.5).sum() * AREA / 1e6 for s in SLIDES]
+    assert found["fp_mm2_benign_slides_interval"] == pytest.approx(bootstrap_interval(area, groups, seed=3))
+    assert found["no_interval"] == {}
+
+
+def test_one_group_has_figures_without_intervals_and_the_reason() -> None:
+    found = figures(SLIDES[:2])
+    assert found["dice"] is not None
+    assert all(found[f"{name}_interval"] is None for name in FIGURES)
+    assert found["no_interval"]["dice"] == "1 group of slides bears on it, an interval needs two"
+    assert "fp_mm2_benign_slides" not in found["no_interval"]  # there is no such figure
+    two = figures(SLIDES[:3])
+    assert two["dice_interval"] is not None
+    assert two["dice_mean_slide_interval"] is two["fp_mm2_benign_slides_interval"] is None
+    assert set(two["no_interval"]) == {
+        "dice_mean_slide", "iou_mean_slide", "precision_mean_slide", "recall_mean_slide", "fp_mm2_benign_slides",
+    }  # fmt: skip
+
+
+def test_slides_without_cancer_have_an_area_and_no_dice() -> None:
+    found = figures(SLIDES[2:4])
+    for name in ("dice", "iou", "precision", "recall", "dice_mean_slide", "pr_auc", "pixel_auroc", "all_tissue_dice"):
+        assert found[name] is found.get(f"{name}_interval") is None, name
+    assert found["fp_mm2_benign_slides"] > 0
+    assert found["fp_mm2_benign_slides_interval"] is not None
+
+
+def test_all_cancer() -> None:
+    found = figures([SLIDES[4]])
+    assert (found["precision"], found["pr_auc"], found["pixel_auroc"]) == (1, 1, None)
+    assert found["all_tissue_dice"] == 1
+
+
+def test_an_unknown_area_is_no_area() -> None:
+    blank = draw(7, 0.0, "radboud", 0, "f", area=None)
+    found = figures([*SLIDES, blank])
+    assert found["fp_mm2_benign_slides"] is found["fp_mm2_benign_slides_interval"] is None
+    assert found["dice_interval"] is not None
+
+
+def test_no_slides() -> None:
+    found = figures([])
+    assert all(found[name] is found[f"{name}_interval"] is None for name in FIGURES)
+    assert (found["slides"], found["by_provider"], found["by_grade"]) == (0, {}, {})

@@ -1,0 +1,178 @@
+"""Training on several devices: what each of them draws, what they find together, and how they end."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from panda.app.callbacks import Clock
+from panda.app.distributed import device_faults
+from panda.app.run import Run
+from panda.app.tracking import read_metrics
+from panda.app.train import _trainer
+from panda.data.loaders import Choice, DrawSampler, items_of, items_of_all, ordered_loader, train_loader
+from panda.data.samplers import BalancedDraws, HardDraws
+from panda.errors import ConfigError, PandaError
+from panda.models.losses import BCELoss
+from panda.tasks.optim import Optim
+from panda.tasks.segmentation import SegmentationTask
+from tests.test_config import composed
+from tests.test_train import CARRIED, Named
+
+DDP = ("trainer=ddp", "trainer.accelerator=cpu")
+
+
+class Plain(nn.Sequential):
+    """A network whose gradient is the mean over samples, whoever has them."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 1, 1))
+
+    def plain(self) -> dict[str, Any]:
+        return {}
+
+
+class Data(pl.LightningDataModule):
+    """13 patches to learn from, which two devices cannot share evenly, and 5 to validate on."""
+
+    def __init__(self, batch: int, broken: int | None = None, choose: Choice | None = None) -> None:
+        super().__init__()
+        self.batch, self.choose = batch, choose
+        self.patches = Named()
+        self.patches.broken = broken
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return train_loader(self.patches, 12, self.batch, 0, self.trainer, choose=self.choose)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        image = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(8))
+        return ordered_loader(TensorDataset(image, (image[:, :1] > 0.5).float()), 2, 0, self.trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"losses": self.choose.losses} if isinstance(self.choose, HardDraws) else {}
+
+
+def run_of(folder: Path, data: Data, *overrides: str) -> Run:
+    cfg = composed("trainer.max_epochs=2", "logger=csv", f"run_dir={folder}", *overrides)
+    (folder / "checkpoints").mkdir(parents=True)
+    pl.seed_everything(cfg.seed, verbose=False)
+    task = SegmentationTask(Plain(), BCELoss(), Optim(lr=0.05), CARRIED)  # type: ignore[arg-type]
+    experiment: Any = SimpleNamespace(monitor="val/dice", mode="max")
+    run = Run(cfg, folder, None, _trainer(cfg, folder, experiment, Clock(time.monotonic())))
+    run.fit(task, data, {})
+    return run
+
+
+def last(run: Run) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(run.last, weights_only=True)
+    return content
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path: Path) -> None:
+    two = run_of(tmp_path / "two", Data(2, choose=HardDraws(12)), *DDP)
+    one = run_of(tmp_path / "one", Data(4, choose=HardDraws(12)), "trainer=cpu")
+    for ours, theirs in zip(read_metrics(two.folder), read_metrics(one.folder), strict=True):
+        figures = {key: value for key, value in ours.items() if "step" not in key or key == "step"}
+        assert {"val/dice", "val/threshold", "step"} <= set(ours) or "val/dice" not in theirs
+        assert figures == pytest.approx({key: theirs[key] for key in figures}, abs=1e-5)
+    left, right = last(two), last(one)
+    assert left["global_step"] == right["global_step"] == 6
+    for name, weight in left["state_dict"].items():
+        torch.testing.assert_close(weight, right["state_dict"][name], atol=1e-5, rtol=1e-4)
+    losses = left["Data"]["losses"]  # of the patches that both of them saw
+    assert not losses.isnan().all()
+    torch.testing.assert_close(losses, right["Data"]["losses"], atol=1e-5, rtol=1e-4, equal_nan=True)
+    assert two.training is not None
+    assert two.training.epochs == 2
+    assert "MASTER_PORT" not in os.environ
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_in_one_process_ends_all_and_names_the_patch(tmp_path: Path) -> None:
+    # the second draw is the second process'
+    seed = torch.Generator().manual_seed(0).initial_seed()
+    pl.seed_everything(seed, verbose=False)
+    sampler = DrawSampler(12, torch.initial_seed())
+    broken = [draw.item for draw in sampler][1]
+    with pytest.raises(PandaError, match=rf"the loss is nan in epoch 0: .* slide at level-0 px \({broken}, 0\)$"):
+        run_of(tmp_path / "run", Data(2, broken=broken), *DDP)
+
+
+def test_a_process_that_is_killed_ends_the_run(tmp_path: Path) -> None:
+    ended = threading.Event()
+
+    def kill() -> None:
+        while not ended.wait(0.05):
+            for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+                if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    os.kill(int(child), signal.SIGKILL)
+                    return
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        with pytest.raises(PandaError, match=r"a process that trained was ended from outside .*SIGKILL"):
+            run_of(tmp_path / "run", Data(2), *DDP)
+    finally:
+        ended.set()
+        killer.join()
+
+
+@pytest.mark.parametrize("choose", [None, HardDraws(50), BalancedDraws(np.arange(50) < 5, np.arange(50) % 7, 0.5)])
+@pytest.mark.parametrize("devices", [2, 3])
+def test_devices_share_the_draws_of_one(choose: Any, devices: int) -> None:
+    alone = list(DrawSampler(50, seed=3, epoch=1, choose=choose))
+    shares = [DrawSampler(50, seed=3, epoch=1, choose=choose, share=(device, devices)) for device in range(devices)]
+    drawn = [list(share) for share in shares]
+    assert {len(draws) for draws in drawn} == {len(share) for share in shares} == {50 // devices}
+    together = [draw for turn in zip(*drawn, strict=True) for draw in turn]
+    assert together == alone[: 50 // devices * devices]
+    assert all(share.order == [draw.item for draw in together] for share in shares)
+
+
+def test_batches_are_told_by_device() -> None:
+    loaders: list[DataLoader[Any]] = []
+    for device in range(2):
+        trainer: Any = SimpleNamespace(global_rank=device, world_size=2, current_epoch=0)
+        loaders.append(train_loader(TensorDataset(torch.zeros(11)), 11, 2, 0, trainer))
+        list(loaders[-1].sampler)
+        ordered = ordered_loader(TensorDataset(torch.arange(5)), 2, 0, trainer)
+        assert [item for batch in range(len(ordered)) for item in items_of(ordered, batch)] == [*range(device, 5, 2)]
+        assert torch.cat([batch[0] for batch in ordered]).tolist() == [*range(device, 5, 2)]
+    for batch in range(2):
+        of_all = [items_of(loader, batch) for loader in loaders]
+        assert items_of_all(loaders[0], batch) == [item for turn in zip(*of_all, strict=True) for item in turn]
+    with pytest.raises(ConfigError, match=r"trainer\.devices=2: a split has 1 patches"):
+        ordered_loader(TensorDataset(torch.zeros(1)), 2, 0, trainer)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "fault"),
+    [
+        ({"devices": 2}, "trainer.devices=2 needs trainer=ddp"),
+        ({"devices": "auto"}, "trainer.devices=auto: give how many"),
+        ({"devices": 0}, "trainer.devices=0: give how many"),
+        ({"devices": 2, "strategy": "ddp"}, "trainer.strategy=ddp: give auto for one device, ddp_spawn"),
+        ({"accelerator": "cpu", "devices": 999, "strategy": "ddp_spawn"}, "trainer.devices=999: this machine has"),
+        ({"num_nodes": 2}, "trainer.num_nodes=2: a run uses one machine"),
+    ],
+)
+def test_what_devices_cannot_do(trainer: dict[str, Any], fault: str) -> None:
+    (told,) = device_faults(trainer)
+    assert told.startswith(fault)
+
+
+def test_one_device_and_several() -> None:
+    assert device_faults({}) == device_faults({"devices": 1}) == []
+    assert device_faults({"devices": 4, "strategy": "ddp_spawn"}) == []

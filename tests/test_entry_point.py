@@ -1,0 +1,193 @@
+"""What both doors do around their work: refusals in our words, exit status, traces of jobs that failed."""
+
+import errno
+import logging
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from panda.app.command_line import explain, quoted
+from panda.app.config import register_resolvers
+from panda.app.entry_point import Interrupted, enter, exit_status, forget_refusals, guarded, log_to_file
+from panda.errors import SlideError
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(logging.getLogger("panda"), "handlers", [])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "")
+    forget_refusals()
+    yield
+    forget_refusals()
+
+
+def refusal(*overrides: str, door: str = "train") -> str:
+    register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"), pytest.raises(Exception) as caught:  # noqa: PT011
+        compose(door, overrides=list(overrides))
+    return explain(caught.value, overrides)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("modle=unet", ("modle=unet", "did you mean model?")),
+        ("data.patchsize=3", ("data.patchsize=3", "patch_size")),
+        ("trainer.epochs=3", ("trainer.epochs=3", "max_epochs")),
+        ("target=cancer", ("target=cancer: there is no such key (did you mean task.target with task=grading?)",)),
+        ("lr=0.1", ("lr=0.1: there is no such key (did you mean optim.lr?)",)),
+        ("batch_size=4", ("did you mean data.batch_size, engine.batch_size?",)),
+        ("momentum=0.9", ("did you mean optim.momentum with optim=sgd?",)),
+        ("gamma=2", ("gamma=2: there is no such key (did you mean loss.gamma with loss=focal?)",)),
+        ("data.slides=4", ("did you mean data.draw.slides?",)),
+        ("model=unett", ("model=unett", "did you mean unet?")),
+        ("experiment=dmo", ("experiment=dmo", "did you mean demo?")),
+        ("slides", ("slides is no key=value",)),
+        ("name=a,b", ("name=a,b", "-m", "'name=\"a,b\"'")),
+        ("output=a=b", ("output=a=b", "'output=\"a=b\"'")),
+        ("slides=my slides (1).tiff", ("slides=my slides (1).tiff", "'slides=\"my slides (1).tiff\"'")),
+        ("~modle", ("modle", "--help")),
+        ("model=null", ("model=null", "--help")),
+        ("tiles=tissue", ("tiles=tissue: has no part without task=grading",)),
+        ("tiles.k=4", ("tiles.k=4: has no part without task=grading",)),
+    ],
+)
+def test_what_hydra_refuses_is_said_in_our_words(override: str, said: tuple[str, ...]) -> None:
+    text = refusal(override)
+    assert "\n" not in text
+    assert "hydra.cc" not in text
+    for part in said:
+        assert part in text
+
+
+def test_a_key_of_the_task_that_was_chosen_is_named_with_it() -> None:
+    assert refusal("task=grading", "target=cancer").endswith("(did you mean task.target?)")
+    assert refusal("task=grading", "tiles.kk=4").startswith("tiles.kk=4: there is no such key")
+    told = refusal("checkpoint=a", "slides=b", "min_region_px=9", door="infer")
+    assert told == "min_region_px=9: there is no such key (did you mean quantify.min_region_px?)"
+
+
+@pytest.mark.parametrize(
+    "value", ["a=b", "my slides (1).tiff", 'say "a"', "it's", "C:\\x\\", 'a\\"', "[x", "{", "a,b", "#1"]
+)
+def test_a_quoted_value_comes_through_shell_and_hydra_as_it_was(value: str) -> None:
+    (typed,) = shlex.split(quoted(f"slides={value}"))
+    assert OverridesParser.create().parse_override(typed).value() == value
+
+
+def job(tmp_path: Path, **more: object) -> DictConfig:
+    return OmegaConf.create({"debug": False, "run_dir": str(tmp_path), **more})
+
+
+def test_ctrl_c_ends_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    @guarded
+    def stopped(cfg: DictConfig) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as left:
+        enter(lambda: stopped(job(tmp_path)))
+    assert left.value.code == 130
+    err = capsys.readouterr().err
+    assert err.startswith("interrupted; ")
+    assert "Traceback" not in err
+
+
+def test_ctrl_c_says_how_to_go_on_where_the_job_knows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    @guarded
+    def stopped(cfg: DictConfig) -> None:
+        raise Interrupted("go on with: that")
+
+    with pytest.raises(SystemExit) as left:
+        enter(lambda: stopped(job(tmp_path)))
+    assert left.value.code == 130
+    assert capsys.readouterr().err == "interrupted; go on with: that\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), ("RUN: No space left", "make room")),
+        (OSError(errno.EROFS, "Read-only file system", "a/b.log"), ("a/b.log: Read-only", "can be written")),
+        (OSError("odd"), ("odd",)),
+    ],
+)
+def test_an_error_of_the_system_says_where_and_what_to_do(
+    error: OSError, said: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    @guarded
+    def failing(cfg: DictConfig) -> None:
+        raise error
+
+    failing(job(Path("RUN")))
+    err = capsys.readouterr().err
+    for part in said:
+        assert part in err
+
+
+def test_a_refusal_of_hydra_is_one_message_and_a_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "modle=unet"])
+
+    def main() -> None:
+        refused = "Config group override must be a string"
+        raise ValueError(refused)
+
+    with pytest.raises(SystemExit) as left:
+        enter(main)
+    assert left.value.code == 1
+    err = capsys.readouterr().err
+    assert err.startswith("ConfigError: 1 fault")
+    assert "modle=unet" in err
+    assert "Traceback" not in err
+
+
+def test_an_error_of_ours_keeps_its_traceback_and_leaves_a_trace(tmp_path: Path) -> None:
+    folder = tmp_path / "sweep-x" / "0"
+
+    @guarded
+    def broken(cfg: DictConfig) -> None:
+        raise ZeroDivisionError("seven")
+
+    with pytest.raises(ZeroDivisionError):
+        enter(lambda: broken(job(folder)))
+    assert (folder / "error.txt").read_text() == "ZeroDivisionError: seven\n"
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_tracebacks_go_to_the_file_and_with_debug_to_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], debug: bool
+) -> None:
+    @guarded
+    def warned(cfg: DictConfig) -> None:
+        log_to_file(tmp_path / "run.log")
+        logging.getLogger("panda.x").warning("it failed", exc_info=ZeroDivisionError("seven"))
+
+    warned(job(tmp_path, debug=debug))
+    err = capsys.readouterr().err
+    assert "it failed" in err
+    assert ("ZeroDivisionError" in err) == debug
+    assert "ZeroDivisionError: seven" in (tmp_path / "run.log").read_text()
+
+
+def test_a_refused_job_of_a_sweep_leaves_error_and_choices(tmp_path: Path) -> None:
+    @guarded
+    def refused(cfg: DictConfig) -> None:
+        raise SlideError("no")
+
+    folder = tmp_path / "sweep-x" / "1"
+    refused(job(folder))
+    assert exit_status() == 1
+    assert (folder / "error.txt").read_text() == "SlideError: no\n"
+    assert (folder / "overrides.txt").exists()
+    alone = tmp_path / "alone"
+    refused(job(alone))
+    assert not alone.exists()

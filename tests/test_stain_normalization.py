@@ -1,0 +1,250 @@
+"""Stain normalisation: what it does to colours, what it leaves, and that training and inference see the same."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import ArrayLike, NDArray
+
+from panda.data.augment import Augmentation
+from panda.data.bags import BagItem, BagSet, BagSettings, read_bag
+from panda.data.datamodule import PatchDataModule
+from panda.data.settings import StoreKind
+from panda.data.stain_estimates import STAIN_FILE
+from panda.errors import ConfigError
+from panda.inference import predictor as engine
+from panda.inference.compute import EngineSettings, Forward
+from panda.inference.predictor import SegmentationPredictor
+from panda.synthetic.dataset import SyntheticSpec, draw_dataset
+from panda.synthetic.painter import STYLES
+from panda.wsi.slide import Slide
+from panda.wsi.stain_normalization import REFERENCE, StainProfile, find_stain, normalized, stain_of, told_stain
+from panda.wsi.tissue import find_tissue
+from tests.checkpoints import segmentation_checkpoint
+
+WHITE = (255.0, 255.0, 255.0)
+
+
+def amounts() -> NDArray[np.float64]:
+    """Haematoxylin and eosin of a picture, (128, 128, 2): nuclei on stroma, and glass in the right quarter."""
+    rng = np.random.default_rng(0)
+    out = np.stack([rng.random((128, 128)) ** 3, 0.15 + 0.85 * rng.random((128, 128))], axis=-1)
+    out[rng.random((128, 128)) < 0.2, 1] *= 0.1
+    out[:, 96:] = 0
+    return out
+
+
+def stained(haematoxylin: ArrayLike, eosin: ArrayLike, glass: ArrayLike) -> NDArray[np.uint8]:
+    """The picture of `amounts` in the colours of a laboratory."""
+    density = amounts() @ np.array([haematoxylin, eosin])
+    return np.asarray(np.rint(np.array(glass) * np.exp(-density)), np.uint8)
+
+
+def laboratory(provider: str) -> tuple[NDArray[np.uint8], StainProfile]:
+    style = STYLES[provider]
+    picture = stained(style.haema, style.eosin, style.glass)
+    profile = stain_of(picture, tuple(map(float, style.glass)))  # type: ignore[arg-type]
+    assert profile is not None
+    return picture, profile
+
+
+def test_two_laboratories_come_to_look_alike_and_keep_their_structure() -> None:
+    pictures = [laboratory(provider) for provider in STYLES]
+    made = [normalized(*pair).astype(int) for pair in pictures]
+    before = np.abs(pictures[0][0].astype(int) - pictures[1][0].astype(int))[:, :96].mean()
+    assert before > 10
+    assert np.abs(made[0] - made[1])[:, :96].mean() < before / 3
+    for (picture, _), after in zip(pictures, made, strict=True):
+        assert (after[:, 96:] == 255).all()  # glass is white
+        for channel in range(3):
+            was, now = picture[:, :96, channel].ravel(), after[:, :96, channel].ravel()
+            assert np.corrcoef(was, now)[0, 1] > 0.97
+
+
+def test_what_has_the_references_colours_stays() -> None:
+    picture = stained(2.0 * np.array(REFERENCE.haematoxylin), 1.1 * np.array(REFERENCE.eosin), WHITE)
+    ink = np.full((8, 8, 3), (20, 60, 160), np.uint8)
+    for image in (picture, ink, np.zeros_like(ink)):
+        assert np.abs(normalized(image, REFERENCE).astype(int) - image).max() <= 1
+    own = stain_of(picture, WHITE)
+    assert own is not None
+    assert np.abs(normalized(picture, own, own).astype(int) - picture).max() <= 1
+    assert np.abs(normalized(picture, own).astype(int) - picture).mean() < 6
+
+
+def test_a_stain_is_told_again_after_json() -> None:
+    _, profile = laboratory("radboud")
+    assert StainProfile.from_plain(json.loads(json.dumps(profile.plain()))) == profile
+    haematoxylin, eosin = np.array(STYLES["radboud"].haema), np.array(STYLES["radboud"].eosin)
+    for found, true in ((profile.haematoxylin, haematoxylin), (profile.eosin, eosin)):
+        assert np.array(found) @ true / np.linalg.norm(true) > math.cos(math.radians(3))
+
+
+@pytest.mark.parametrize("colour", [(244, 244, 244), (215, 120, 180), (128, 128, 128), (0, 0, 0), (255, 255, 255)])
+def test_a_picture_of_one_colour_has_no_two_stains(colour: tuple[int, int, int]) -> None:
+    flat = np.full((128, 128, 3), colour, np.uint8)
+    noise = np.random.default_rng(0).integers(-2, 3, flat.shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert stain_of(flat, WHITE) is None
+        if max(colour) < 240:
+            assert stain_of(np.clip(flat + noise, 0, 255).astype(np.uint8), WHITE) is None
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("drawn") / "slides"
+    draw_dataset(root, SyntheticSpec(slides=6, width=1024, height=768))
+    return root
+
+
+def module_of(root: Path, store: StoreKind = "png", augment: Augmentation | None = None) -> PatchDataModule:
+    module = PatchDataModule(
+        root,
+        patch_size=64,
+        num_workers=0,
+        store=store,
+        store_root=root.parent / "patches",
+        normalize="macenko",
+        augment=augment,
+    )
+    module.prepare_data()
+    module.setup()
+    return module
+
+
+def test_real_pixels_of_neighbours_are_told_alike(drawn: Path) -> None:
+    path = sorted((drawn / "train_images").iterdir())[0]
+    with Slide.open(path) as slide:
+        tissue = find_tissue(slide)
+        assert tissue.glass is not None
+        assert min(np.abs(np.array(tissue.glass) - style.glass).max() for style in STYLES.values()) < 6
+        profile = find_stain(slide, tissue)
+        assert profile is not None
+        assert profile == find_stain(slide, find_tissue(slide))
+        view = slide.at(level=1)
+        whole = normalized(slide.read(view, (0, 0), view.size), profile)
+        halves = [
+            normalized(slide.read(view, (x, 0), (64, view.height)), profile) for x in (0, round(64 * view.downsample))
+        ]
+        assert np.array_equal(np.concatenate(halves, axis=1), whole[:, :128])
+
+
+@pytest.mark.parametrize("store", ["png", "packed", "slide"])
+def test_training_and_inference_see_the_same_pixels(
+    drawn: Path, store: StoreKind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = module_of(drawn, store)
+    tiles: dict[tuple[int, int], NDArray[np.uint8]] = {}
+    read = engine._read_batches
+
+    def noted(*given: Any) -> Any:
+        for images, positions in read(*given):
+            tiles.update(zip(map(tuple, positions.tolist()), images, strict=True))
+            yield images, positions
+
+    monkeypatch.setattr(engine, "_read_batches", noted)
+    # only what it is shown matters
+    monkeypatch.setattr(Forward, "__call__", lambda _, images: images[..., 0].astype(np.float32) / 255)
+    plain = segmentation_checkpoint(tmp_path / "plain.ckpt", patch_size=64, overlap=0.0)
+    path = segmentation_checkpoint(tmp_path / "a.ckpt", normalize="macenko", patch_size=64, overlap=0.0)
+    settings = EngineSettings(device="cpu")
+    network = SegmentationPredictor.from_checkpoint(path, settings)
+    for split in ("train", "val"):
+        patches = module.patch_set(split)
+        slide_id = patches.slide_ids[0]
+        record = next(r for r in module.records() if r.slide_id == slide_id)
+        tiles.clear()
+        with Slide.open(record.image_path) as slide:
+            tissue = find_tissue(slide)
+            network.predict(slide, tissue, tmp_path / f"{split}.zarr")
+            view = slide.at(level=1)
+            other = SegmentationPredictor.from_checkpoint(plain, settings)
+            assert network.canvas_fingerprint(slide, view) != other.canvas_fingerprint(slide, view)
+        compared = 0
+        for number, row in enumerate(patches.rows):
+            at = round(row.x / view.downsample), round(row.y / view.downsample)
+            if row.slide_id == slide_id and at in tiles:
+                seen = (patches[number][0].numpy() * 255).round().astype(np.uint8).transpose(1, 2, 0)
+                assert np.array_equal(seen, tiles[at])
+                compared += 1
+        assert compared > 5
+        assert not np.array_equal(seen, patches.pixels.read(patches.place_of(row))[0])
+
+
+def test_a_bag_and_its_grader_see_the_same_pixels(drawn: Path) -> None:
+    record = module_of(drawn).records()[0]
+    with Slide.open(record.image_path) as slide:
+        profile = told_stain(slide, find_tissue(slide))
+        coords = np.array([[800, 600], [1000, 700]])
+        bag = read_bag(slide, coords, slide.at(level=1), 32, profile)
+        raw = read_bag(slide, coords, slide.at(level=1), 32)
+    item = BagSet([BagItem(record, coords, profile)], BagSettings(k=2, tile_size=32))[0]
+    assert np.array_equal(item[0].numpy(), bag)
+    assert not np.array_equal(bag, raw)
+
+
+def test_stains_are_found_once_and_again_where_the_slide_is_another(
+    drawn: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = module_of(drawn)
+    files = sorted(first.store_folder.glob(f"*/{STAIN_FILE}"))
+    assert len(files) == 6
+    looked: list[str] = []
+
+    def told(slide: Slide, tissue: object) -> None:
+        looked.append(slide.slide_id)
+
+    monkeypatch.setattr("panda.data.stain_estimates.told_stain", told)
+    module_of(drawn)
+    assert not looked
+    files[0].write_text("{")
+    record = next(r for r in first.records() if r.slide_id == files[1].parent.name)
+    os.utime(record.image_path)
+    again = module_of(drawn)
+    assert sorted(looked) == sorted(path.parent.name for path in files[:2])
+    patches = again.patch_set("train" if record.slide_id in again.patch_set("train").slide_ids else "val")
+    assert patches.stains is not None
+    assert patches.stains[record.slide_id] is None
+
+
+def test_a_slide_that_cannot_be_read_any_more_fails(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = module_of(drawn)
+    gone = module.patch_set("train").slide_ids[0]
+    (module.store_folder / gone / STAIN_FILE).unlink()
+
+    def unreadable(slide: Slide, tissue: object) -> None:
+        raise OSError("a bad block")
+
+    monkeypatch.setattr("panda.data.stain_estimates.told_stain", unreadable)
+    again = module_of(drawn)
+    assert [(failure.slide_id, failure.stage, failure.message) for failure in again.failures] == [
+        (gone, "stain", "a bad block")
+    ]
+    assert gone not in again.patch_set("train").slide_ids
+
+
+def test_a_slide_without_two_stains_is_told_and_stays(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.pyramids import write_pyramid
+
+    image = np.full((512, 768, 3), 244, np.uint8)
+    image[100:400, 100:600] = (215, 120, 180)
+    monkeypatch.setattr(logging.getLogger("panda"), "propagate", True)
+    with Slide.open(write_pyramid(tmp_path / "one.tiff", image, mpp=2.0)) as slide:
+        assert told_stain(slide, find_tissue(slide)) is None
+    assert "colours are not normalised" in caplog.text
+
+
+def test_an_unknown_way_to_normalise() -> None:
+    with pytest.raises(ConfigError, match=r"data\.normalize is 'vahadane': give macenko, or null"):
+        PatchDataModule(".", normalize="vahadane")  # type: ignore[arg-type]

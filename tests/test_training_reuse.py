@@ -1,0 +1,197 @@
+"""Jobs of a sweep that differ only in their evaluation train once; what they take over is as if they had trained."""
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import wandb
+from PIL import Image
+
+from panda.app.callbacks import Clock
+from panda.app.tracking import read_metrics
+from panda.app.training_reuse import RECORD, SCORES, Training, find, fingerprint_of
+from panda.data.manifest import SlideRecord
+from panda.errors import CheckpointError
+from panda.files import locked
+from panda.inference.evaluate import SlideScore
+from panda.inference.score_store import read_scores, write_scores
+from panda.tasks.checkpoint import read_checkpoint, replace_carried
+from tests.test_config import composed
+from tests.test_train import CARRIED, trained, weights
+from tests.wandb_log import OfflineRun
+
+LEARNS = {"train": {"a": "1"}, "val": {"c": "2"}}
+
+
+def made_of(*overrides: str, learns: Any = LEARNS, device: str = "cpu", **carried: Any) -> str:
+    cfg = composed("trainer=cpu", "run_dir=runs/x", *overrides)
+    return fingerprint_of(cfg, CARRIED | carried, learns, device)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["threshold=0.3", "criterion=dice_mean_slide", "quantify.min_region_px=1", "engine.batch_size=2", "task.panels=1",
+     "task.views=1", "task.views_every=1", "colour_map=viridis",
+     "task.overlap=0.1", "test_slides=false", "logger=csv", "name=x", "debug=true", "data.num_workers=0",
+     "run_dir=runs/y"],
+)  # fmt: skip
+def test_what_touches_evaluation_only_is_the_same_training(override: str) -> None:
+    assert made_of(override) == made_of()
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["seed=1", "model=deeplabv3", "model.encoder_name=resnet50", "loss=bce", "optim.lr=0.5", "augment=none",
+     "trainer.max_epochs=7", "trainer.precision=bf16-mixed", "data.patch_size=64", "data.batch_size=4", "data.seed=9",
+     "data.val_fraction=0.3", "task.patience=3", "+data.of_tomorrow=1"],
+)  # fmt: skip
+def test_whatever_else_is_typed_is_another_training(override: str) -> None:
+    assert made_of(override) != made_of()
+
+
+def test_other_slides_masks_devices_are_another_training() -> None:
+    assert made_of(overlap=0.1, precision="bf16") == made_of()
+    others = [
+        made_of(learns={"train": {"a": "other"}, "val": {"c": "2"}}),
+        made_of(device="cuda:0"),
+        made_of(val_slides=["d"]),
+    ]
+    assert len({made_of(), *others}) == 4
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """A sweep whose job 0 has trained and then put a given threshold into its checkpoint."""
+    folder = tmp_path / "sweep-x"
+    trained(folder / "0", sweep=folder)
+    given = {"value": 0.3, "criterion": "given", "score": None, "chosen_on": "nothing", "date": "today"}
+    replace_carried(folder / "0" / "checkpoints" / "best.ckpt", threshold=given)
+    canvas = folder / "0" / "slides" / "a" / "canvas.zarr" / "c" / "0"
+    canvas.parent.mkdir(parents=True)
+    canvas.write_bytes(b"chunk")
+    (folder / "0" / SCORES).write_bytes(b"scores")
+    (folder / "0" / "views").mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "0" / "views" / "epoch_002_fixed.png")
+    return folder
+
+
+def test_a_job_takes_over_what_another_trained(sweep: Path) -> None:
+    run, _ = trained(sweep / "1", "threshold=0.5", sweep=sweep, overlap=0.25)
+    assert run.training is not None
+    assert (run.training.trained_by, run.training.epochs) == ("0", 3)
+    assert "Trained by job 0" in run.notes[0]
+    assert all(torch.equal(weights(sweep / "0")[name], tensor) for name, tensor in weights(sweep / "1").items())
+    assert (sweep / "1" / "metrics.csv").read_text() == (sweep / "0" / "metrics.csv").read_text()
+    assert (sweep / "1" / "slides" / "a" / "canvas.zarr" / "c" / "0").read_bytes() == b"chunk"
+    assert (sweep / "1" / SCORES).read_bytes() == b"scores"
+    best = [read_checkpoint(sweep / job / "checkpoints" / "best.ckpt", "segmentation").carried for job in "01"]
+    assert [carried["threshold"]["criterion"] for carried in best] == ["given", "dice_pooled"]
+    assert [carried["overlap"] for carried in best] == [0.5, 0.25]
+    assert read_checkpoint(sweep / "1" / "checkpoints" / "last.ckpt", "segmentation").carried["overlap"] == 0.25
+    # of two that have it, it is the one that trained which is named
+    run, _ = trained(sweep / "2", "threshold=0.7", sweep=sweep)
+    assert run.training is not None
+    assert run.training.trained_by == "0"
+    # and a job that took over can be gone on with
+    trained(sweep / "1", sweep=sweep, resume=sweep / "1" / "checkpoints" / "last.ckpt", overlap=0.25)
+
+
+def test_a_job_that_took_over_shows_in_wandb_what_the_other_logged(sweep: Path) -> None:
+    trained(sweep / "1", "threshold=0.5", "logger.mode=offline", sweep=sweep)
+    wandb.finish()
+    shown = OfflineRun(sweep / "1")
+    assert shown.about.run_group == sweep.name
+    rows = [row for row in read_metrics(sweep / "0") if "val/dice" in row]
+    assert [(item["epoch"], item["val/dice"]) for item in shown.logged("val/dice")] == [
+        (row["epoch"], row["val/dice"]) for row in rows
+    ]
+    assert len(rows) == 3
+    (view,) = shown.logged("views/fixed")
+    assert (view["epoch"], view["views/fixed"]["caption"]) == (2, "epoch_002_fixed")
+    assert (sweep / "1" / "views" / "epoch_002_fixed.png").is_file()
+
+
+@pytest.mark.parametrize("why", ["another seed", "no sweep", "a checkpoint is gone", "a record of another version"])
+def test_a_job_trains_itself_where_nothing_fits(sweep: Path, why: str) -> None:
+    if why == "a checkpoint is gone":
+        (sweep / "0" / "checkpoints" / "last.ckpt").unlink()
+    if why == "a record of another version":
+        (sweep / "0" / RECORD).write_text('{"of": "tomorrow"}')
+    overrides = ["seed=1"] if why == "another seed" else []
+    run, _ = trained(sweep / "1", *overrides, sweep=None if why == "no sweep" else sweep)
+    assert run.training is not None
+    assert run.training.trained_by is None
+    assert run.notes == []
+
+
+def test_a_damaged_checkpoint_is_not_taken_over(sweep: Path) -> None:
+    (sweep / "0" / "checkpoints" / "best.ckpt").write_bytes(b"PK")
+    with pytest.raises(CheckpointError, match=r"best\.ckpt is none, or damaged"):
+        trained(sweep / "1", sweep=sweep)
+
+
+def test_a_second_job_waits_for_the_first_and_does_not_train(sweep: Path) -> None:
+    record = (sweep / "0" / RECORD).read_text()
+    (sweep / "0" / RECORD).unlink()
+    done: list[Any] = []
+    second = threading.Thread(target=lambda: done.append(trained(sweep / "1", sweep=sweep)))
+    with locked(sweep / f"training-{json.loads(record)['fingerprint'][:16]}"):
+        second.start()
+        time.sleep(1)
+        assert not done
+        assert not (sweep / "1" / "checkpoints" / "last.ckpt").exists()
+        (sweep / "0" / RECORD).write_text(record)
+    second.join(60)
+    assert done[0][0].training.trained_by == "0"
+
+
+def test_only_a_job_that_trained_itself_is_found(tmp_path: Path) -> None:
+    for job, by in (("0", "7"), ("1", None)):
+        (tmp_path / job / "checkpoints").mkdir(parents=True)
+        for name in ("best.ckpt", "last.ckpt"):
+            (tmp_path / job / "checkpoints" / name).touch()
+        Training("x", 1, {}, by).write(tmp_path / job)
+    found = find(tmp_path, "x", tmp_path / "2")
+    assert found is not None
+    assert found[0].name == "1"
+    assert find(tmp_path, "y", tmp_path / "2") is None
+    assert find(tmp_path, "x", tmp_path / "1") is None
+
+
+def test_scores_come_back_as_they_were(tmp_path: Path) -> None:
+    record = SlideRecord("a", "karolinska", 1, "3+3", Path("a"), None, "a")
+    counts = np.arange(2000).reshape(2, 1000)
+    scores = {"one": SlideScore(record, counts, 0.25, 7), "two": SlideScore(record, counts + 1, None, 0)}
+    write_scores(tmp_path / "s.npz", scores)
+    back = read_scores(tmp_path / "s.npz")
+    for key, score in scores.items():
+        found = SlideScore(record=record, **back[key])
+        assert np.array_equal(found.histogram, score.histogram)
+        assert (found.pixel_area_um2, found.outside_px) == (score.pixel_area_um2, score.outside_px)
+    assert read_scores(tmp_path / "absent.npz") == {}
+    (tmp_path / "s.npz").write_bytes((tmp_path / "s.npz").read_bytes()[:300])
+    assert read_scores(tmp_path / "s.npz") == {}
+
+
+def test_metrics_of_a_cut_off_epoch_and_a_cut_off_line_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("epoch,step,x,y\n0,1,0.1,\n0,2,,1e-05\n1,3,0.3,\n1,4,0.2,3")
+    assert read_metrics(tmp_path) == [
+        {"epoch": 0, "step": 1, "x": 0.1}, {"epoch": 0, "step": 2, "y": 1e-05}, {"epoch": 1, "step": 3, "x": 0.3},
+    ]  # fmt: skip
+    assert [row["step"] for row in read_metrics(tmp_path, before=3)] == [1, 2]
+    assert read_metrics(tmp_path / "absent") == []
+
+
+def test_seconds_are_those_of_all_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    first = Clock(90.0)
+    kept = first.state_dict()
+    second = Clock(95.0)
+    second.load_state_dict(kept)
+    assert second.seconds == 15.0
