@@ -9,7 +9,7 @@ from panda.app.entry_point import enter, guarded
 @hydra.main(version_base="1.3", config_path="conf", config_name="infer")
 @guarded
 def main(cfg: DictConfig) -> None:
-    """Runs one job over all slides."""
+    """Run one job over all slides."""
     from panda.app.infer import infer  # noqa: PLC0415  (slow imports only once the command line is understood)
 
     infer(cfg)

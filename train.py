@@ -9,7 +9,7 @@ from panda.app.entry_point import enter, guarded
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 @guarded
 def main(cfg: DictConfig) -> float | None:
-    """Runs one job; the figure it returns is what a sweep compares."""
+    """Run one job; the figure it returns is what a sweep compares."""
     from panda.app.train import train  # noqa: PLC0415  (slow imports only once the command line is understood)
 
     return train(cfg)

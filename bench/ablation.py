@@ -1,6 +1,6 @@
 """Does guidance earn its keep? Guided tiles against random ones and against all of them, on drawn slides.
 
-``python -m bench.ablation [--folds 3] [--seeds 5] [--slides 96] [--output bench/ablation]``
+`python -m bench.ablation [--folds 3] [--seeds 5] [--slides 96] [--output bench/ablation]`
 
 For each fold a segmentation is trained on its training slides alone; its encoder, frozen, makes the features of all
 three arms, and in the guided arm it also chooses the tiles. Test slides are new to all of it. Each seed grades each

@@ -1,7 +1,7 @@
 """How fast an audit is, what memory it takes, and how long its tables take for as many slides as PANDA has.
 
-``python -m bench.audit`` draws slides and audits them with one worker and with two, each time in new processes;
-``--tables`` makes the tables of 10,616 made-up records. Processor time tells of the work itself, whatever else the
+`python -m bench.audit` draws slides and audits them with one worker and with two, each time in new processes;
+`--tables` makes the tables of 10,616 made-up records. Processor time tells of the work itself, whatever else the
 machine does; what reading from a disk takes comes on top.
 """
 

@@ -1,8 +1,8 @@
 """Recall and precision of near-duplicate finding, on drawn or real slides that are scanned again by known changes.
 
-``python -m bench.duplicates`` draws unrelated slides, several of each layout, scans each again in many ways, and prints
-what is found again, the curve over thresholds and what the groups hold; ``--real DIR`` does so with the slides of a
-folder; ``--speed`` groups 10,616 slides of random hashes instead.
+`python -m bench.duplicates` draws unrelated slides, several of each layout, scans each again in many ways, and prints
+what is found again, the curve over thresholds and what the groups hold; `--real DIR` does so with the slides of a
+folder; `--speed` groups 10,616 slides of random hashes instead.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LAYOUTS = (
 
 
 def draw(number: int, *, other: bool = False, blocks: bool = True) -> Picture:
-    """Draw slide ``number`` at 4 µm/px, in the other provider's colours, or without grey blocks."""
+    """Draw slide `number` at 4 µm/px, in the other provider's colours, or without grey blocks."""
     width, height = LAYOUTS[number % len(LAYOUTS)]
     provider = tuple(STYLES)[(number + number // len(LAYOUTS) + other) % 2]
     painter = Painter(plan_scene(width, height, DRAWN_MPP, number % 6, 1000 + number), provider)
@@ -145,7 +145,7 @@ def _hashed(rgb: Picture) -> TissueHashes | None:
 
 
 def scans(number: int) -> dict[str, TissueHashes | None]:
-    """Hashes of drawn slide ``number`` and of all its other scans, by name; the first is the slide itself."""
+    """Hashes of drawn slide `number` and of all its other scans, by name; the first is the slide itself."""
     rng = np.random.default_rng(number)
     # blocks that were not scanned lie along the picture: they come after the slide was turned, and are left out here
     plain, first, other = draw(number, blocks=False), draw(number), draw(number, other=True)

@@ -37,10 +37,10 @@ def measure(slide: SlideRecord, warm_up: SlideRecord, rounds: int, results: Resu
     """Time all contenders, round by round in turn, on one slide and (where they can) on two at a time.
 
     Args:
-        slide: to be cut.
-        warm_up: a small slide that each cuts first, untimed.
-        rounds: how many times each is timed.
-        results: gets the rows, in tiles/s.
+        slide: To be cut.
+        warm_up: A small slide that each cuts first, untimed.
+        rounds: How many times each is timed.
+        results: Gets the rows, in tiles/s.
     """
     contenders = {name: (f"{__name__}:contender", (name,)) for name in CUTS}
     with workers(contenders, CACHE / "log", results.left_out) as started:

@@ -1,7 +1,7 @@
 """How well the audit's look at a slide finds what is wrong, and how fast: the tables of docs/audit.md.
 
-``python -m bench.findings`` measures on drawn slides; ``--real FOLDER`` blurs slides of a folder instead;
-``--speed`` times the look at them.
+`python -m bench.findings` measures on drawn slides; `--real FOLDER` blurs slides of a folder instead;
+`--speed` times the look at them.
 """
 
 from __future__ import annotations

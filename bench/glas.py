@@ -1,8 +1,8 @@
 """Real pixels, five folds over patients: this project beside a plain loop and beside what needs no network.
 
-``python -m bench.glas --root DIR`` trains what is not there yet (``python train.py -m experiment=glas`` and, with the
+`python -m bench.glas --root DIR` trains what is not there yet (`python train.py -m experiment=glas` and, with the
 same slides, patches and steps, `bench.plain_loop`), scores all of it on the same pixels and prints the table of
-docs/training.md. ``DIR`` is a folder in PANDA's layout with a ``patients.csv``.
+docs/training.md. `DIR` is a folder in PANDA's layout with a `patients.csv`.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def chosen(scores: Sequence[SlideScore]) -> tuple[float, float]:
 
 
 def row(scored: SlideScore, threshold: float) -> dict[str, str]:
-    """Give a slide's row as ``test_slides.csv`` of a run has it."""
+    """Give a slide's row as `test_slides.csv` of a run has it."""
     at = scored.at(threshold)
     values = scored.row(threshold) | {"tp_px": at["tp"], "fn_px": at["fn"], "group": scored.record.group}
     return {key: "" if value is None else str(value) for key, value in values.items()}
@@ -149,7 +149,7 @@ def by_colour(learnt: Sequence[Scene], tested: Sequence[Scene]) -> tuple[str, li
 def by_plain_loop(
     parts: Mapping[str, Sequence[Scene]], data: Mapping[str, Any], model: Mapping[str, Any], steps: int
 ) -> list[Row]:
-    """Train the plain loop on ``train``, choose its threshold on ``val``, and score ``test``.
+    """Train the plain loop on `train`, choose its threshold on `val`, and score `test`.
 
     Args:
         parts: The slides of each split.
@@ -224,7 +224,7 @@ def train_folds(root: Path, name: str) -> None:
     """Train the folds of this project by its door, and score each at both thresholds.
 
     Raises:
-        subprocess.CalledProcessError: a job failed.
+        subprocess.CalledProcessError: A job failed.
     """
     folds = "data.fold=" + ",".join(map(str, range(FOLDS)))
     keys = [f"data.root={root}", f"data.groups={root / 'patients.csv'}", f"name={name}"]

@@ -58,9 +58,9 @@ def measure(record: SlideRecord, rounds: int, results: Results) -> None:
     """Train on bags of one slide, from pixels and from kept features in turn; then take a step on a large bag.
 
     Args:
-        record: the slide.
-        rounds: how many times each.
-        results: gets the rows, in bags/s and MiB.
+        record: The slide.
+        rounds: How many times each.
+        results: Gets the rows, in bags/s and MiB.
     """
     settings = BagSettings(k=GRADING_K, tile_size=GRADING_SIZE, level=1)
     record = replace(record, isup_grade=record.isup_grade or 0)

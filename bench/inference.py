@@ -1,8 +1,8 @@
 """Part h: mapping a slide, against the network alone and other libraries, and the memory that it takes.
 
 An untrained network; tiles of 512 px at level 0 that overlap by a quarter; a slide of which a fifth is
-tissue. ``python -m bench.inference SIDE`` maps a slide of that size with a network that computes nothing and prints the
-peak of the process; ``python -m bench.inference ways`` times the network alone in each precision and layout.
+tissue. `python -m bench.inference SIDE` maps a slide of that size with a network that computes nothing and prints the
+peak of the process; `python -m bench.inference ways` times the network alone in each precision and layout.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Part c: the most memory that extraction takes, on a small and a large slide, each in a fresh process.
 
-Run as a program it cuts one slide and prints its own figures: ``python -m bench.memory SIDE``.
+Run as a program it cuts one slide and prints its own figures: `python -m bench.memory SIDE`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TIMEOUT_S = 1800.0
 
 
 def case_of(side: str) -> str:
-    """The row's name for a key of ``SIDES``."""
+    """The row's name for a key of `SIDES`."""
     return f"a slide of {side} x {side} px"
 
 
@@ -31,11 +31,11 @@ def measure(rounds: int, results: Results) -> None:
     """Cut both slides in turn, each time in a fresh process.
 
     Args:
-        rounds: how many times each.
-        results: gets the rows, in MiB.
+        rounds: How many times each.
+        results: Gets the rows, in MiB.
 
     Raises:
-        RuntimeError: an extraction failed.
+        RuntimeError: An extraction failed.
     """
     in_processes("bench.memory", NAME, rounds, results)
 
@@ -44,13 +44,13 @@ def in_processes(module: str, name: str, rounds: int, results: Results) -> None:
     """Let a program take both slides in turn, each time in a fresh process.
 
     Args:
-        module: run with the slide's side, it ends by printing its peak, what it was before and its tiles, as JSON.
-        name: of the contender.
-        rounds: how many times each.
-        results: gets the rows, in MiB.
+        module: Run with the slide's side, it ends by printing its peak, what it was before and its tiles, as JSON.
+        name: Of the contender.
+        rounds: How many times each.
+        results: Gets the rows, in MiB.
 
     Raises:
-        RuntimeError: it failed.
+        RuntimeError: It failed.
     """
     for side in SIDES.values():
         shared_tiles_slide(side)

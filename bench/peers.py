@@ -1,6 +1,6 @@
 """Other libraries, each as its documentation has it used; every adapter says what it leaves out.
 
-An adapter imports its library and returns what cuts one slide into ``out/img`` and ``out/msk`` and tells how many
+An adapter imports its library and returns what cuts one slide into `out/img` and `out/msk` and tells how many
 tiles that were. Pictures and masks are written by the same function for all who hand out pixels.
 """
 

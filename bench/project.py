@@ -10,7 +10,7 @@ READER: ReaderName = "fast"
 TILE = 512
 MIN_TISSUE = 0.1
 DEFAULT_STORE: StoreKind = "slide"
-"""That of ``data=panda``: masks are read, pictures stay in the slide, where `PatchSet` reads them."""
+"""That of `data=panda`: masks are read, pictures stay in the slide, where `PatchSet` reads them."""
 STORES: tuple[StoreKind, ...] = (DEFAULT_STORE, "packed", "png")
 """The other two write pictures and masks, the last as the loops of other libraries do, a PNG each."""
 
@@ -31,8 +31,8 @@ def settings(store: StoreKind, size: int = TILE) -> PatchSettings:
     """Patches at level 0, side by side, as all contenders cut them.
 
     Args:
-        store: one of ``STORES``.
-        size: of a patch in px.
+        store: One of `STORES`.
+        size: Of a patch in px.
     """
     return PatchSettings(level=0, patch_size=size, min_tissue=MIN_TISSUE, reader=READER, store=store)
 

@@ -40,9 +40,9 @@ def measure(slide: SlideRecord, rounds: int, results: Results) -> None:
     """Time all readers on all patterns, round by round in turn.
 
     Args:
-        slide: with JPEG tiles of 512 px.
-        rounds: how many times each is timed.
-        results: gets the rows, in Mpx/s.
+        slide: With JPEG tiles of 512 px.
+        rounds: How many times each is timed.
+        results: Gets the rows, in Mpx/s.
     """
     patterns = positions(slide)
     path = str(slide.image_path)
@@ -72,8 +72,8 @@ def positions(slide: SlideRecord) -> dict[str, list[tuple[int, int]]]:
     """Where the reads lie, all on tissue, by pattern.
 
     Returns:
-        ``aligned`` with the file's tiles, in row order; ``rows``: the same, shifted by a part of a tile, so that
-        each touches four; ``random``: within a tile's distance of these, in random order. (x, y) in level-0 px.
+        `aligned` with the file's tiles, in row order; `rows`: the same, shifted by a part of a tile, so that
+        each touches four; `random`: within a tile's distance of these, in random order. (x, y) in level-0 px.
     """
     with Slide.open(slide.image_path) as opened:
         width, height = opened.dimensions

@@ -41,8 +41,8 @@ class Results:
     Attributes:
         rows: (part, contender, case) → one value a round, in the part's unit.
         notes: (part, contender, case) → what else is to be said of a row.
-        headline: name → figure.
-        left_out: contender → why it has no row, or no further rounds.
+        headline: Name → figure.
+        left_out: Contender → why it has no row, or no further rounds.
     """
 
     rows: dict[tuple[str, str, str], list[float]] = field(default_factory=dict)

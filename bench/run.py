@@ -1,4 +1,4 @@
-"""The door: ``python -m bench.run [--quick] [--only reading,extraction,stores,memory,start,…] [--rounds 5]``."""
+"""The door: `python -m bench.run [--quick] [--only reading,extraction,stores,memory,start,…] [--rounds 5]`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PARTS = ("reading", "extraction", "stores", "memory", "start", "training", "infe
 
 
 def main() -> None:
-    """Measure, print the table and write ``bench/results.json`` (``results.quick.json`` where it is no full run)."""
+    """Measure, print the table and write `bench/results.json` (`results.quick.json` where it is no full run)."""
     parser = argparse.ArgumentParser(description="How fast and how small, beside plain OpenSlide and other libraries")
     parser.add_argument("--quick", action="store_true", help="a small slide: to try it out, not to quote")
     parser.add_argument("--only", default=",".join(PARTS), help=f"parts, of {','.join(PARTS)}")

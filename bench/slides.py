@@ -30,8 +30,8 @@ def drawn_slide(width: int, height: int) -> SlideRecord:
     """Draw a slide like PANDA's with its mask, or take the one drawn before.
 
     Args:
-        width: of level 0 in px.
-        height: of level 0 in px; the cores run along the longer side.
+        width: Of level 0 in px.
+        height: Of level 0 in px; the cores run along the longer side.
 
     Returns:
         The slide: JPEG tiles of 512 px, levels 1, 4 and 16.
@@ -60,8 +60,8 @@ def shared_tiles_slide(side: int, tissue: float = 0.02) -> SlideRecord:
     one tile wide.
 
     Args:
-        side: of level 0 in px.
-        tissue: share of it that is tissue, about.
+        side: Of level 0 in px.
+        tissue: Share of it that is tissue, about.
 
     Returns:
         The slide: JPEG tiles of 512 px, levels 1, 4 and 16; its mask has the same form, deflated.
@@ -174,7 +174,7 @@ def _append(file: Any, data: bytes) -> tuple[int, int]:
 def _write_directory(
     file: Any, link: int, size: int, downsample: int, tiles: list[tuple[int, int]], *, jpeg: bool
 ) -> int:
-    """Write the directory (IFD) of one level, and its offset at ``link``; return the place of the next link."""
+    """Write the directory (IFD) of one level, and its offset at `link`; return the place of the next link."""
     per_cm = struct.pack("<II", round(10_000_000 / (MPP * downsample)), 1000)
     shorts, longs, rationals, long8s = 3, 4, 5, 16
     tags: list[tuple[int, int, int, bytes]] = [

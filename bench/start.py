@@ -25,11 +25,11 @@ def measure(rounds: int, results: Results) -> None:
     """Time the commands in turn, after one round that is not counted.
 
     Args:
-        rounds: how many times each.
-        results: gets the rows, in s.
+        rounds: How many times each.
+        results: Gets the rows, in s.
 
     Raises:
-        subprocess.CalledProcessError: a command failed.
+        subprocess.CalledProcessError: A command failed.
     """
     for turn in range(-1, rounds):
         for case, arguments in COMMANDS.items():

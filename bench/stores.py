@@ -51,9 +51,9 @@ def measure(record: SlideRecord, rounds: int, results: Results) -> None:
     """Cut a slide into each kind of store, read all patches of each in turn, and write them as PNG, on one thread.
 
     Args:
-        record: the slide.
-        rounds: how many times each.
-        results: gets the rows, in patches/s, with the KiB of a patch as the note.
+        record: The slide.
+        rounds: How many times each.
+        results: Gets the rows, in patches/s, with the KiB of a patch as the note.
     """
     with tempfile.TemporaryDirectory(dir=CACHE) as out:
         sets = {}

@@ -1,7 +1,7 @@
 """Precision and recall of tissue finding, on drawn slides with known truth and one kind of trouble each.
 
-``python -m bench.tissue OUT_DIR`` draws them, prints the table and writes ``OUT_DIR/<condition>.png`` (red: truth,
-green: found) and ``OUT_DIR/conditions.png``; with ``--real DIR`` it writes the pictures of the slides in a folder.
+`python -m bench.tissue OUT_DIR` draws them, prints the table and writes `OUT_DIR/<condition>.png` (red: truth,
+green: found) and `OUT_DIR/conditions.png`; with `--real DIR` it writes the pictures of the slides in a folder.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def base(size: tuple[int, int], provider: str, seed: int = 5) -> tuple[Picture, 
 
 
 class Drawing:
-    """A slide under way: ``rgb`` (h, w, 3), ``truth`` (h, w); lengths in px of level 0."""
+    """A slide under way: `rgb` (h, w, 3), `truth` (h, w); lengths in px of level 0."""
 
     def __init__(self, size: tuple[int, int] = SIZE, provider: str = "karolinska", *, tissue: bool = True) -> None:
         rgb, truth = base(size, provider)
@@ -227,13 +227,13 @@ NO_TISSUE: dict[str, Make] = {
 
 @dataclass(frozen=True)
 class Result:
-    """What was found on a drawn slide; ``how`` is ``"none"`` where it was refused, all its tissue then missed.
+    """What was found on a drawn slide; `how` is `"none"` where it was refused, all its tissue then missed.
 
     Attributes:
         overview: (h, w, 3) the picture that was searched.
         found: (h, w) tissue found.
         truth: (h, w) tissue drawn.
-        how: the search that found it.
+        how: The search that found it.
     """
 
     overview: Picture
@@ -289,7 +289,7 @@ def measure(drawing: Drawing, folder: Path) -> Result:
 
 
 def outlined(picture: Picture, **masks: Truth) -> Picture:
-    """Draw the outlines of masks, each keyed by ``red`` or ``green``, on a picture."""
+    """Draw the outlines of masks, each keyed by `red` or `green`, on a picture."""
     out = picture.copy()
     for name, mask in masks.items():
         contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)

@@ -103,9 +103,9 @@ def measure(record: SlideRecord, rounds: int, results: Results) -> None:
     """Train on patches of a slide from the loader and from memory in turn, and in each precision and layout.
 
     Args:
-        record: the slide.
-        rounds: how many times each.
-        results: gets the rows, in steps/s.
+        record: The slide.
+        rounds: How many times each.
+        results: Gets the rows, in steps/s.
     """
     with tempfile.TemporaryDirectory(dir=CACHE) as out:
         sources: dict[str, Iterator[Batch]] = {}

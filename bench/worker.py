@@ -1,6 +1,6 @@
 """Processes of their own for what is measured: one contender cannot slow, break or silence another.
 
-A contender is named as ``module:function``; the function makes what the process then answers with. What it prints
+A contender is named as `module:function`; the function makes what the process then answers with. What it prints
 goes to a log.
 """
 
@@ -27,13 +27,13 @@ class Worker:
     """A process that answers questions, one at a time.
 
     Args:
-        name: of the contender, for messages.
-        target: ``module:function``; called once in the process, it returns what answers each question.
-        args: of that function.
-        log: where the process prints to.
+        name: Of the contender, for messages.
+        target: `module:function`; called once in the process, it returns what answers each question.
+        args: Of that function.
+        log: Where the process prints to.
 
     Raises:
-        LeftOutError: the contender is not installed, or does not start.
+        LeftOutError: The contender is not installed, or does not start.
     """
 
     def __init__(self, name: str, target: str, args: tuple[Any, ...], log: Path) -> None:
@@ -51,7 +51,7 @@ class Worker:
         """Put a question and wait for the answer.
 
         Raises:
-            LeftOutError: it failed, died or took longer than ``timeout_s``; the process is gone then.
+            LeftOutError: It failed, died or took longer than `timeout_s`; the process is gone then.
         """
         self._pipe.send(question)
         return self._answer(timeout_s)
@@ -91,9 +91,9 @@ def workers(
     """Start a process for each contender and end them all afterwards.
 
     Args:
-        contenders: name → target and arguments, as of `Worker`.
-        logs: folder of the logs.
-        left_out: gets the reason for each contender that does not start.
+        contenders: Name → target and arguments, as of `Worker`.
+        logs: Folder of the logs.
+        left_out: Gets the reason for each contender that does not start.
 
     Yields:
         The processes that did start, in the order of the contenders.

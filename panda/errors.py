@@ -1,5 +1,7 @@
 """The errors a user meets. Each message names the file or key, the value and the remedy."""
 
+from __future__ import annotations
+
 import difflib
 from collections.abc import Collection, Sequence
 

@@ -75,7 +75,7 @@ def replace(source: Path, target: Path) -> None:
     steps leaves the name absent, never half-filled.
 
     Args:
-        source: The finished, already synced file or folder; in the same folder as ``target``.
+        source: The finished, already synced file or folder; in the same folder as `target`.
         target: The final name.
 
     Raises:
@@ -99,16 +99,16 @@ def replace(source: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def whole_path(path: Path | str) -> Iterator[Path]:
-    """Lend a temporary name beside ``path``; what lies there takes the final name when the block succeeds.
+    """Lend a temporary name beside `path`; what lies there takes the final name when the block succeeds.
 
-    The temporary name keeps the suffixes of ``path`` (writers choose their format by it), and the missing
+    The temporary name keeps the suffixes of `path` (writers choose their format by it), and the missing
     parent folders are made. Where the block raises, what was written is removed and the old file stays.
 
     Args:
         path: The final name of a file or folder.
 
     Yields:
-        The temporary path, not yet existing: the block creates a file or a folder there.
+        The temporary path, not yet existing: The block creates a file or a folder there.
 
     Raises:
         FileNotFoundError: The block ended well but created nothing.
@@ -129,7 +129,7 @@ def whole_path(path: Path | str) -> Iterator[Path]:
 def locked(path: Path | str, *, wait: bool = True) -> Iterator[None]:
     """Hold a name against other processes and threads that ask for it here.
 
-    The system frees the lock of a process that was killed. The lock is a hidden empty file beside ``path``,
+    The system frees the lock of a process that was killed. The lock is a hidden empty file beside `path`,
     which stays: taking it away would let two in.
 
     Args:

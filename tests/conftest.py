@@ -35,7 +35,7 @@ def odd_slides() -> Path:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Mounts a disk of a size (``600k``, ``120m``) and gives its folder."""
+    """Mounts a disk of a size (`600k`, `120m`) and gives its folder."""
     mounted: list[Path] = []
 
     def mount(size: str) -> Path:

@@ -31,19 +31,19 @@ def write_pyramid(
     """Write an image or a label mask as a tiled pyramidal TIFF that OpenSlide opens.
 
     Args:
-        path: file to write; its folder is made.
+        path: File to write; its folder is made.
         image: (h, w, 3) uint8 RGB, or (h, w) uint8 label codes, which go to the red channel of three.
-        downsamples: one level each, from 1 on; a level has ``floor(size / downsample)`` px (at least 1), so
+        downsamples: One level each, from 1 on; a level has `floor(size / downsample)` px (at least 1), so
             an odd size gives the not quite integer downsamples PANDA's slides have.
-        tile: tile side in px, a multiple of 16.
+        tile: Tile side in px, a multiple of 16.
         mpp: µm per level-0 px, written as the resolution tags; None leaves them out.
-        compression: tifffile's name of it; lossless by default, ``"jpeg"`` is what real slides use.
-        resolution: raw (XResolution, YResolution) tags of every level instead of ``mpp``, for odd files.
-        unit: tifffile's name of the resolution unit that goes with ``resolution``.
-        subifds: put the lower levels into sub-IFDs (as OME-TIFF does), where OpenSlide does not find them.
+        compression: Tifffile's name of it; lossless by default, `"jpeg"` is what real slides use.
+        resolution: Raw (XResolution, YResolution) tags of every level instead of `mpp`, for odd files.
+        unit: Tifffile's name of the resolution unit that goes with `resolution`.
+        subifds: Put the lower levels into sub-IFDs (as OME-TIFF does), where OpenSlide does not find them.
 
     Returns:
-        ``path``.
+        `path`.
     """
     size = image.shape[1], image.shape[0]
     levels = [_shrink(image, level_size(size, downsample)) for downsample in downsamples]
@@ -69,15 +69,15 @@ def write_levels(
     """Write levels as they are given.
 
     Args:
-        path: file to write; its folder is made.
+        path: File to write; its folder is made.
         levels: (h, w, 3) uint8 RGB each, or (h, w) uint8 label codes, which go to the red channel of three
-            unless ``photometric`` says that one channel is all there is.
-        tile: tile side in px, a multiple of 16; None writes strips of 16 rows, which OpenSlide does not open.
-        options: further arguments of tifffile's ``write``, level by level.
-        **every: the same for every level.
+            unless `photometric` says that one channel is all there is.
+        tile: Tile side in px, a multiple of 16; None writes strips of 16 rows, which OpenSlide does not open.
+        options: Further arguments of tifffile's `write`, level by level.
+        **every: The same for every level.
 
     Returns:
-        ``path``.
+        `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     every = {"photometric": "rgb", "compression": "adobe_deflate", "metadata": None, **every}
@@ -122,7 +122,7 @@ def area_means(image: NDArray[np.uint8], x: NDArray[np.float64], y: NDArray[np.f
 
 
 def at_centres(codes: NDArray[np.uint8], size: tuple[int, int], step: tuple[float, float]) -> NDArray[np.uint8]:
-    """Shrink label codes to (width, height) px of ``step`` px each, by the px under each centre."""
+    """Shrink label codes to (width, height) px of `step` px each, by the px under each centre."""
     columns, rows = (
         np.minimum(((np.arange(count) + 0.5) * by).astype(np.int64), length - 1)
         for count, by, length in zip(size, step, codes.shape[::-1], strict=True)

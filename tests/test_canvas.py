@@ -30,7 +30,7 @@ def resolution(width: int, height: int) -> Resolution:
 
 
 def starts(length: int, patch: int, stride: int, edge: str) -> list[int]:
-    """Tile starts that cover ``[0, length)``: the last reaches past the edge, or is shifted back inside."""
+    """Tile starts that cover `[0, length)`: the last reaches past the edge, or is shifted back inside."""
     count = max(0, -(-(length - patch) // stride)) + 1
     found = [i * stride for i in range(count)]
     if edge == "shift":

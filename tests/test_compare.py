@@ -21,7 +21,7 @@ Rows = list[dict[str, Any]]
 
 
 def rows_of(n: int = 24, shift: float = 0.0, groups: int | None = None, seed: int = 0) -> Rows:
-    """Slides with 1,000 px of cancer each, of which a part is found, ``shift`` more than else; the last is benign."""
+    """Slides with 1,000 px of cancer each, of which a part is found, `shift` more than else; the last is benign."""
     rng = np.random.default_rng(seed)
     rows: Rows = []
     for k in range(n):

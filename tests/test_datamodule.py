@@ -196,7 +196,7 @@ class _Net(pl.LightningModule):
         self.seen: dict[int, list[float]] = {}
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        """Keeps the batch's sum."""
+        """Keep the batch's sum."""
         self.seen.setdefault(self.current_epoch, []).append(float(batch[0].sum()))
         return (self.weight * batch[0].mean()).sum()
 

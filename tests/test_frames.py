@@ -37,11 +37,11 @@ class Pyramid:
 
     Attributes:
         size: (width, height) of level 0.
-        downsamples: of each level; its sides are those of level 0 over it, rounded.
-        rounding: of the sides of a level.
-        spans: whether a level shows all of level 0 on its rounded sides. Writers that do not step by the
+        downsamples: Of each level; its sides are those of level 0 over it, rounded.
+        rounding: Of the sides of a level.
+        spans: Whether a level shows all of level 0 on its rounded sides. Writers that do not step by the
             downsample instead, and so leave a strip out at the far edges or add an incomplete px there.
-        tile: side of a tile in px.
+        tile: Side of a tile in px.
     """
 
     size: tuple[int, int]
@@ -118,7 +118,7 @@ def on_mask(box: Box, slide: tuple[int, int], mask: tuple[int, int]) -> Box:
 
 
 def painted(size: tuple[int, int], boxes: Sequence[Box]) -> NDArray[np.uint8]:
-    """White with box ``n`` black in channel ``n``."""
+    """White with box `n` black in channel `n`."""
     image = np.full((size[1], size[0], 3), 255, np.uint8)
     for channel, (x0, y0, x1, y1) in enumerate(boxes):
         image[y0:y1, x0:x1, channel] = 0
@@ -126,7 +126,7 @@ def painted(size: tuple[int, int], boxes: Sequence[Box]) -> NDArray[np.uint8]:
 
 
 def coded(size: tuple[int, int], boxes: Sequence[Box]) -> NDArray[np.uint8]:
-    """Codes in which box ``n`` is bit ``n``, so that boxes may overlap."""
+    """Codes in which box `n` is bit `n`, so that boxes may overlap."""
     codes = np.zeros((size[1], size[0]), np.uint8)
     for bit, (x0, y0, x1, y1) in enumerate(boxes):
         codes[y0:y1, x0:x1] |= 1 << bit

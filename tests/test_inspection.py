@@ -38,7 +38,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Case:
-    """A folder with copies of the drawn slides, of which one, ``row``, is to be spoilt."""
+    """A folder with copies of the drawn slides, of which one, `row`, is to be spoilt."""
 
     def __init__(self, root: Path, cancer: bool) -> None:
         self.root = root

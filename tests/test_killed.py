@@ -69,7 +69,7 @@ def _by_slide(files: dict[str, bytes]) -> dict[str, dict[str, bytes]]:
 
 @pytest.mark.parametrize(("kind", "anew"), [*((kind, False) for kind in get_args(StoreKind)), ("png", True)])
 def test_killed_anywhere_and_run_again(folder: Path, tmp_path: Path, kind: StoreKind, anew: bool) -> None:
-    """What bears its final name is whole at any time: ``anew``, either as it was or as it becomes."""
+    """What bears its final name is whole at any time: `anew`, either as it was or as it becomes."""
     settings = dataclasses.replace(SETTINGS, store=kind)
     store = store_path(tmp_path, folder, settings)
     before: dict[str, dict[str, bytes]] = {}

@@ -24,7 +24,7 @@ PROVIDERS = ("karolinska", "radboud")
 
 
 def table(count: int, seed: int, largest: int = 1) -> list[SlideRecord]:
-    """Slides of both providers and all grades, in groups of up to ``largest``, none of whose files are there."""
+    """Slides of both providers and all grades, in groups of up to `largest`, none of whose files are there."""
     rng = np.random.default_rng(seed)
     group_of = np.repeat(np.arange(count), rng.integers(1, largest + 1, count))[:count]
     return [

@@ -43,7 +43,7 @@ def _finished(log: Path) -> list[Any]:
 
 
 def _put(tree: dict[str, Any], items: Iterable[Any]) -> None:
-    """Puts values where they belong: under a key, or under keys of keys."""
+    """Put values where they belong: under a key, or under keys of keys."""
     for item in items:
         *path, name = item.nested_key or [item.key]
         place = tree

@@ -1,5 +1,7 @@
 """`audit(cfg)`: a data set in, what is wrong with it out; the command is `python audit.py`."""
 
+from __future__ import annotations
+
 import logging
 import re
 import shlex
@@ -21,7 +23,7 @@ log = logging.getLogger(__name__)
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 USED = ("root", "reader", "mpp_override", "draw")
-"""Keys of the ``data`` group that an audit goes by."""
+"""Keys of the `data` group that an audit goes by."""
 SPOILT_LABELS = ("missing_mask", "empty_mask_graded", "benign_mask_cancer_grade", "cancer_mask_benign_grade")
 """Warnings whose slides would teach a segmentation wrong."""
 
@@ -31,13 +33,13 @@ class AuditSettings:
     """What is audited and where to.
 
     Attributes:
-        slides: look at slides and masks; else at the table alone.
-        output: the folder to write to.
-        workers: slides looked at at the same time, one a process; None for as many as there are cores.
-        deep: decode every tile and count masks at level 0.
+        slides: Look at slides and masks; else at the table alone.
+        output: The folder to write to.
+        workers: Slides looked at at the same time, one a process; None for as many as there are cores.
+        deep: Decode every tile and count masks at level 0.
 
     Raises:
-        ConfigError: a value is out of range.
+        ConfigError: A value is out of range.
     """
 
     slides: bool = True
@@ -59,16 +61,16 @@ class AuditSettings:
 
 @dataclass(frozen=True)
 class AuditedFolder:
-    """What an audit takes of the ``data`` group; the rest of it is for training.
+    """What an audit takes of the `data` group; the rest of it is for training.
 
     Attributes:
-        root: the folder that holds ``train.csv``.
-        reader: of the slides, see `panda.wsi.slide.Slide.open`.
+        root: The folder that holds `train.csv`.
+        reader: Of the slides, see `panda.wsi.slide.Slide.open`.
         mpp_override: µm per level-0 px where a slide does not say.
-        draw: draws the embedded slides at ``root`` on first use; None for a folder that exists.
+        draw: Draws the embedded slides at `root` on first use; None for a folder that exists.
 
     Raises:
-        ConfigError: a value is out of range, or the folder has no table.
+        ConfigError: A value is out of range, or the folder has no table.
     """
 
     root: str

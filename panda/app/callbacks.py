@@ -1,5 +1,7 @@
 """What training shows, and what makes a resumed run go on as if it had never stopped, wherever its folder lies now."""
 
+from __future__ import annotations
+
 import time
 import warnings
 from pathlib import Path
@@ -20,7 +22,7 @@ class MovableCheckpoint(ModelCheckpoint):
     """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the state over with its paths in today's folder."""
+        """Take the state over with its paths in today's folder."""
 
         def here(path: str) -> str:
             return str(Path(str(self.dirpath)) / Path(path).name) if path else path

@@ -1,5 +1,7 @@
 """What a command line that Hydra refuses has wrong, in our words: the key, what is near it, how to quote."""
 
+from __future__ import annotations
+
 import contextlib
 import re
 import shlex

@@ -1,5 +1,7 @@
 """Checks a configuration before anything slow begins, and builds objects from it."""
 
+from __future__ import annotations
+
 import inspect
 import re
 import typing
@@ -58,7 +60,7 @@ PLAIN_TYPES: dict[str, dict[str, Any]] = {
 
 
 def register_resolvers() -> None:
-    """Makes the names of run folders, and what was chosen, available to `conf/`."""
+    """Make the names of run folders, and what was chosen, available to `conf/`."""
     OmegaConf.register_new_resolver("choices_made", choices_made, replace=True)
     OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
     OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
@@ -107,13 +109,13 @@ class Faults:
         self.found: list[str] = []
 
     def add(self, fault: str) -> None:
-        """Adds one sentence that names key, value and remedy."""
+        """Add one sentence that names key, value and remedy."""
         if fault not in self.found:
             self.found.append(fault)
 
     @contextmanager
     def collect(self, key: str = "") -> Iterator[None]:
-        """Takes over the faults of a ConfigError raised inside.
+        """Take over the faults of a ConfigError raised inside.
 
         Args:
             key: Of the node whose options are named bare in there, as by networks and losses, which know no
@@ -131,7 +133,7 @@ class Faults:
             return build(node, **extra)
 
     def raise_any(self) -> None:
-        """Raises what was collected.
+        """Raise what was collected.
 
         Raises:
             ConfigError: With every fault, if there is any.
@@ -141,7 +143,7 @@ class Faults:
 
 
 def check_config(cfg: DictConfig, door: str) -> None:
-    """Checks keys, mandatory values, targets and argument types of a composed configuration.
+    """Check keys, mandatory values, targets and argument types of a composed configuration.
 
     Args:
         cfg: As Hydra composed it.
@@ -186,7 +188,7 @@ def check_config(cfg: DictConfig, door: str) -> None:
 
 
 def _check_node(key: str, node: Any, kinds: Mapping[str, str], faults: Faults) -> None:
-    """Checks a node with a `_target_` against its kind and that target's signature, and all nodes below it."""
+    """Check a node with a `_target_` against its kind and that target's signature, and all nodes below it."""
     if isinstance(node, Mapping):
         for name, child in node.items():
             _check_node(f"{key}.{name}", child, kinds, faults)
@@ -271,7 +273,7 @@ def _is_number(text: str) -> bool:
 
 
 def check_loss(loss: Any, logits: Any, target: Any, node: Mapping[str, Any], faults: Faults) -> bool:
-    """Runs a loss once on tensors of the task's shapes: one that cannot teach the task is a fault of the config.
+    """Run a loss once on tensors of the task's shapes: one that cannot teach the task is a fault of the config.
 
     Args:
         loss: The module.
@@ -320,7 +322,7 @@ def check_ignoring(loss: Any, node: Mapping[str, Any], faults: Faults) -> None:
 
 
 def build(node: Any, **extra: Any) -> Any:
-    """Makes the object that a node describes.
+    """Make the object that a node describes.
 
     Args:
         node: A mapping with `_target_`.

@@ -1,5 +1,7 @@
 """What a run shows in W&B beside its metrics: patches, curves, the table of slides, its checkpoints."""
 
+from __future__ import annotations
+
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,7 +39,7 @@ def log_rows(
     *,
     epoch: int | None = None,
 ) -> None:
-    """Logs patches twice: as the picture of all, and each with masks that the dashboard shows and hides.
+    """Log patches twice: as the picture of all, and each with masks that the dashboard shows and hides.
 
     Args:
         logger: W&B's.
@@ -62,7 +64,7 @@ def _with_masks(row: PanelRow, threshold: float) -> wandb.Image:
 
 
 def replay_views(run_dir: Path, loggers: Sequence[Logger], before: int | None = None) -> None:
-    """Logs again what an earlier session or another job drew while it trained; single patches it has not kept.
+    """Log again what an earlier session or another job drew while it trained; single patches it has not kept.
 
     Args:
         run_dir: The run's folder.
@@ -78,20 +80,20 @@ def replay_views(run_dir: Path, loggers: Sequence[Logger], before: int | None = 
 
 
 def log_pictures(logger: WandbLogger, pictures: Mapping[str, Path]) -> None:
-    """Logs the pictures that are there, each under its key."""
+    """Log the pictures that are there, each under its key."""
     if found := {key: wandb.Image(str(path)) for key, path in pictures.items() if path.is_file()}:
         logger.experiment.log(found)
 
 
 def log_csv(logger: WandbLogger, key: str, path: Path) -> None:
-    """Logs a CSV file of the run as a W&B table; nothing where the run left no such file."""
+    """Log a CSV file of the run as a W&B table; nothing where the run left no such file."""
     if columns := _columns(path):
         rows = [list(row) for row in zip(*columns.values(), strict=True)]
         logger.log_table(key, columns=list(columns), data=rows)
 
 
 def log_threshold_curve(logger: WandbLogger, path: Path) -> None:
-    """Logs the scores at every threshold as a chart of lines that can be picked and zoomed."""
+    """Log the scores at every threshold as a chart of lines that can be picked and zoomed."""
     columns = _columns(path)
     if not columns:
         return
@@ -127,7 +129,7 @@ def _columns(path: Path) -> dict[str, list[Any]]:
 
 
 def log_slides(logger: WandbLogger, key: str, rows: Sequence[Mapping[str, Any]], slides: Path) -> None:
-    """Logs the table of slides, a row each: thumbnail, heatmap, figures.
+    """Log the table of slides, a row each: thumbnail, heatmap, figures.
 
     Args:
         logger: W&B's.
@@ -154,7 +156,7 @@ def _small(path: Path) -> wandb.Image | None:
 
 
 def log_figures(logger: WandbLogger, summary: Mapping[str, Any]) -> None:
-    """Logs the figures of validation and test with their intervals: as a table, and for the table of runs."""
+    """Log the figures of validation and test with their intervals: as a table, and for the table of runs."""
     table = wandb.Table(columns=["split", "slides", "figure", "value", "low", "high"])
     final: dict[str, Any] = {}
     for split in ("val", "test"):
@@ -174,7 +176,7 @@ def log_figures(logger: WandbLogger, summary: Mapping[str, Any]) -> None:
 
 
 def log_checkpoints(logger: WandbLogger, folder: Path, about: Mapping[str, Any]) -> None:
-    """Logs the checkpoints as two versions of one artifact, `last` and `best`; W&B reads them where they lie.
+    """Log the checkpoints as two versions of one artifact, `last` and `best`; W&B reads them where they lie.
 
     Args:
         logger: W&B's.

@@ -49,7 +49,7 @@ def device_faults(trainer: Mapping[str, Any]) -> list[str]:
 
 @contextmanager
 def joined(trainer: pl.Trainer) -> Iterator[None]:
-    """Makes errors of the processes that train errors of this one, and leaves none of them behind.
+    """Make errors of the processes that train errors of this one, and leaves none of them behind.
 
     Raises:
         PandaError: What a process raised as such, or that one was killed.

@@ -1,5 +1,7 @@
 """What both doors do around their work: logging, one message a refusal, the exit status."""
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import functools
@@ -51,7 +53,7 @@ _sweeps: list[Path] = []
 
 
 def enter(main: Callable[[], Any]) -> NoReturn:
-    """Opens a door and leaves the program: status 0 only if no job was refused or lost slides, 130 after Ctrl-C.
+    """Open a door and leaves the program: status 0 only if no job was refused or lost slides, 130 after Ctrl-C.
 
     Args:
         main: The door's function, as `hydra.main` returns it.
@@ -77,7 +79,7 @@ def enter(main: Callable[[], Any]) -> NoReturn:
 
 
 def guarded(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
-    """Makes refusals one message without a traceback, and lets the other jobs of a multirun go on.
+    """Make refusals one message without a traceback, and lets the other jobs of a multirun go on.
 
     Args:
         job: What a door does with its configuration.
@@ -140,7 +142,7 @@ def _told(error: PandaError | OSError, run_dir: str) -> str:
 
 
 def _leave_trace(run_dir: Path, error: Exception) -> None:
-    """Keeps the error with a job that had begun, or that is a row of a sweep; a refused command leaves nothing."""
+    """Keep the error with a job that had begun, or that is a row of a sweep; a refused command leaves nothing."""
     begun = any(isinstance(handler, logging.FileHandler) for handler in log.handlers)
     if begun or run_dir.parent.name.startswith("sweep-"):
         with contextlib.suppress(OSError):  # the disk may be what the error is about
@@ -166,7 +168,7 @@ def idle_faults(idle: Collection[str], where: str) -> list[str]:
 
 
 def write_overrides(folder: Path, resumed: bool = False) -> None:
-    """Keeps the job's choices, which are its row's columns in a sweep and tell it from others in a comparison.
+    """Keep the job's choices, which are its row's columns in a sweep and tell it from others in a comparison.
 
     Args:
         folder: Of the job.
@@ -197,7 +199,7 @@ def sweep_ends(failed: int) -> None:
 
 
 def _withdraw_sweeps() -> None:
-    """Removes the folders of sweeps that hold nothing but what Hydra writes before it looks at the jobs."""
+    """Remove the folders of sweeps that hold nothing but what Hydra writes before it looks at the jobs."""
     for folder in _sweeps:
         if folder.is_dir() and [path.name for path in folder.iterdir()] == ["multirun.yaml"]:
             remove(folder)
@@ -209,7 +211,7 @@ def exit_status() -> int:
 
 
 def make_folder(path: Path) -> None:
-    """Makes the folder that a job writes to.
+    """Make the folder that a job writes to.
 
     Raises:
         PandaError: If it cannot be made.
@@ -221,7 +223,7 @@ def make_folder(path: Path) -> None:
 
 
 def forget_refusals() -> None:
-    """Starts a new count for `exit_status`, for a program that opens a door more than once."""
+    """Start a new count for `exit_status`, for a program that opens a door more than once."""
     _refusals.clear()
     _crashes.clear()
     _sweeps.clear()
@@ -243,7 +245,7 @@ def set_up_logging(debug: bool) -> None:
 
 
 def log_to_file(path: Path) -> None:
-    """Keeps this run's messages in a file too, until the job ends."""
+    """Keep this run's messages in a file too, until the job ends."""
     handler = logging.FileHandler(path, encoding="utf-8")
     # Where the disk is full the error itself is told; a traceback for each line that could not be kept says no more.
     handler.handleError = lambda record: None  # type: ignore[method-assign]

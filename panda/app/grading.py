@@ -1,5 +1,7 @@
 """The grading experiment: bags of tiles from each slide, attention MIL, grades for the test slides."""
 
+from __future__ import annotations
+
 import functools
 import hashlib
 import logging
@@ -231,9 +233,7 @@ class GradingExperiment:
         assert record.isup_grade is not None  # a bag without a grade is refused
         return int(target_class(torch.tensor(record.isup_grade), self.settings.target))
 
-    def _bag_item(
-        self, mpps: list[float], cache: FeatureCache | None, record: SlideRecord, bar: "tqdm[Any]"
-    ) -> BagItem:
+    def _bag_item(self, mpps: list[float], cache: FeatureCache | None, record: SlideRecord, bar: tqdm[Any]) -> BagItem:
         with self._open(record) as slide:
             tissue = find_tissue(slide)
             asked = resolution_asked(self.tiles.level, self.tiles.mpp, [])
@@ -334,7 +334,7 @@ def _source_faults(plain: Mapping[str, Any]) -> list[str]:
 
 
 def _take_encoder(network: MILNet, segmenter: SegmentationPredictor) -> None:
-    """Starts the tiles' encoder from the segmenter's, where both are of one architecture and see the same colours."""
+    """Start the tiles' encoder from the segmenter's, where both are of one architecture and see the same colours."""
     theirs, own = segmenter.carried["network"], network.plain()
     used, said = theirs["encoder_name"], "model.encoder_weights=segmentation: the segmentation's encoder"
     try:

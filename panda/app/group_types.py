@@ -1,5 +1,7 @@
 """Which class each group of the configuration has to name."""
 
+from __future__ import annotations
+
 import importlib
 from collections.abc import Mapping
 from typing import Any

@@ -1,5 +1,7 @@
 """Which tiles stand for a slide in grading: the settings of bags, and the segmentations that say where to look."""
 
+from __future__ import annotations
+
 import glob
 import logging
 from collections.abc import Mapping, Sequence
@@ -37,7 +39,7 @@ class TileSettings:
         k: Tiles in a bag, at most; of `all` there are `MOST_TILES` at most, whatever an experiment's k is.
         tile_size: Side of a tile in px at the resolution.
         level: Pyramid level of the tiles; or
-        mpp: their µm/px (the other one None).
+        mpp: Their µm/px (the other one None).
         random_fraction: Share of the bag that is random tissue, whatever the segmentation says.
         min_tissue: Least share of tissue in a tile.
         seed: Of the random share.
@@ -106,8 +108,8 @@ class Guidance:
         self.folder = folder
 
     @classmethod
-    def of(cls, given: str | None, cross_fit: bool, engine: EngineSettings, folder: Path) -> "Guidance":
-        """Loads the segmentations.
+    def of(cls, given: str | None, cross_fit: bool, engine: EngineSettings, folder: Path) -> Guidance:
+        """Load the segmentations.
 
         Args:
             given: A checkpoint; with `cross_fit` a glob of several; None for none.
@@ -188,7 +190,7 @@ class Guidance:
             )
 
     def canvas(
-        self, slide: Slide, tissue: TissueMap, bar: "tqdm[Any]"
+        self, slide: Slide, tissue: TissueMap, bar: tqdm[Any]
     ) -> AbstractContextManager[Canvas] | AbstractContextManager[None]:
         """The slide's canvas, held while it is used."""
         segmenter = self.segmenter(slide.slide_id)

@@ -1,5 +1,7 @@
 """`infer(cfg)`: slides in, a folder of maps, figures, grades and a report out."""
 
+from __future__ import annotations
+
 import contextlib
 import csv
 import datetime
@@ -47,7 +49,7 @@ SHOWN = 20
 
 
 def infer(cfg: DictConfig) -> list[dict[str, Any]]:
-    """Maps every slide, goes on past bad ones, and writes the report.
+    """Map every slide, goes on past bad ones, and writes the report.
 
     Args:
         cfg: `conf/infer.yaml` as composed by Hydra, or by a test, which then gives `run_dir`.
@@ -80,7 +82,7 @@ def infer(cfg: DictConfig) -> list[dict[str, Any]]:
     notes = _notes(predictor, grader, searched, cfg.provider, choice)
     results = Results(folder, mapper.made_with["fingerprint"])
 
-    def work(path: Path, bar: "tqdm[Any]") -> None:
+    def work(path: Path, bar: tqdm[Any]) -> None:
         with ahead.opened(path) as (slide, tissue), contextlib.ExitStack() as stack:
             own = folder / slide.slide_id
             known = None

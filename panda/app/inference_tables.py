@@ -1,5 +1,7 @@
 """The tables of an inference's folder: every slide in it that was made alike, whichever run mapped it."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -45,7 +47,7 @@ class Results:
         self.scan()
 
     def scan(self) -> None:
-        """Reads the slides' folders."""
+        """Read the slides' folders."""
         self.earlier, self.others = {}, []
         for path in sorted(self.folder.glob("*/quantification.json")):
             try:
@@ -58,7 +60,7 @@ class Results:
             self.others.append(path.parent.name)
 
     def add(self, row: dict[str, Any], ungraded: Failure | None = None) -> None:
-        """Takes over a slide that was mapped, and perhaps not graded."""
+        """Take over a slide that was mapped, and perhaps not graded."""
         slide_id = row["slide_id"]
         self.done[slide_id] = row
         self.failed.pop(slide_id, None)
@@ -66,12 +68,12 @@ class Results:
             self.fail(ungraded)
 
     def fail(self, failure: Failure) -> None:
-        """Takes over a failure, and writes the list of them."""
+        """Take over a failure, and writes the list of them."""
         self.failed[failure.slide_id] = failure
         self.write_failures()
 
     def write_failures(self) -> dict[str, Mapping[str, Any]]:
-        """Writes `failures.csv`: one line a slide, those of earlier runs until the slide succeeds.
+        """Write `failures.csv`: one line a slide, those of earlier runs until the slide succeeds.
 
         Returns:
             Its lines by slide.
@@ -89,7 +91,7 @@ class Results:
         return lines
 
     def write(self) -> list[dict[str, Any]]:
-        """Writes both tables.
+        """Write both tables.
 
         Returns:
             The rows of `quantification.csv`, by slide: without a slide that failed since it was mapped.

@@ -1,5 +1,7 @@
 """What a segmentation run chooses on its validation slides, and how it is told."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ def providers_of(scores: Sequence[SlideScore]) -> dict[str, str]:
 
 
 def choose_threshold(cfg: DictConfig, scores: Sequence[SlideScore], chosen_on: str) -> ThresholdChoice:
-    """Searches as `criterion`, `cost_ratio`, `threshold_per_provider` and `seed` of a checked configuration say."""
+    """Search as `criterion`, `cost_ratio`, `threshold_per_provider` and `seed` of a checked configuration say."""
     return search_threshold(
         histograms(scores),
         cfg.criterion,
@@ -48,7 +50,7 @@ def unknown_providers(choice: ThresholdChoice, scores: Sequence[SlideScore]) -> 
 def write_reliability(
     folder: Path, temperature: float | None, splits: Mapping[str, Sequence[SlideScore]]
 ) -> dict[str, Any]:
-    """Writes `calibration.csv` and `.png` into a run's folder.
+    """Write `calibration.csv` and `.png` into a run's folder.
 
     Args:
         folder: The run's.

@@ -4,6 +4,8 @@ Which patches are shown follows from the seed and the counts of the epoch alone.
 the network once more by itself, so that nothing but four numbers a patch is kept of an epoch.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -152,7 +154,7 @@ class Views(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Counts; what it counts stays on the device, which is not waited for."""
+        """Count; what it counts stays on the device, which is not waited for."""
         self._counts.append(pixel_counts(outputs, batch[1]))
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -1,5 +1,7 @@
 """One run: its folder, its trainer, and what it has to say at its end."""
 
+from __future__ import annotations
+
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
@@ -64,7 +66,7 @@ class Run:
         return self.folder / "checkpoints" / "last.ckpt"
 
     def keep_splits(self, selection: Selection) -> None:
-        """Writes `splits.csv`; a resumed run has to have the one that is there.
+        """Write `splits.csv`; a resumed run has to have the one that is there.
 
         Raises:
             CheckpointError: If the split of the run that is resumed was another one.
@@ -174,7 +176,7 @@ def resolution_asked(level: int | None, mpp: float | None, train_mpp: Sequence[f
 
     Args:
         level: The pyramid level asked for; or
-        mpp: the µm/px asked for.
+        mpp: The µm/px asked for.
         train_mpp: µm per working px of each training slide that states it.
 
     Returns:

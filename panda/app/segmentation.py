@@ -1,5 +1,7 @@
 """The segmentation experiment: train, choose a threshold on validation, map and score the test slides."""
 
+from __future__ import annotations
+
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -247,7 +249,7 @@ class SegmentationExperiment:
             canvases = run.folder / "validation"
             kept, scored = read_scores(run.folder / SCORES), dict[str, SlideScore]()
 
-            def score(record: SlideRecord, bar: "tqdm[Any]") -> SlideScore:
+            def score(record: SlideRecord, bar: tqdm[Any]) -> SlideScore:
                 try:
                     with self._open(record) as slide, open_label(record, slide) as mask:
                         made_of = score_made_of(predictor, slide, record)
@@ -313,7 +315,7 @@ class SegmentationExperiment:
         records: Sequence[SlideRecord],
         table_path: Path,
     ) -> list[SlideScore]:
-        """Maps, scores and writes slides at the frozen threshold, and draws the panels."""
+        """Map, scores and writes slides at the frozen threshold, and draws the panels."""
         asked = self.data.settings
         mappers = {
             threshold: SlideMapper(
@@ -331,7 +333,7 @@ class SegmentationExperiment:
         panels: dict[float, list[PanelRow]] = {threshold: [] for threshold in mappers}
         table: list[dict[str, Any]] = []
 
-        def work(record: SlideRecord, bar: "tqdm[Any]") -> SlideScore:
+        def work(record: SlideRecord, bar: tqdm[Any]) -> SlideScore:
             folder = run.folder / "slides" / record.slide_id
             threshold = choice.of(record.provider)
             with self._open(record) as slide, open_label(record, slide) as mask:

@@ -1,5 +1,7 @@
 """Grades the slides of a run once its network is trained, as inference does."""
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import logging
@@ -40,7 +42,7 @@ class SlideGrading:
         guidance: The segmentations that guide its tiles, if any.
         quantify: For the maps.
         reader: What slides are opened with; and
-        mpp_override: the µm/px given for those that state none.
+        mpp_override: The µm/px given for those that state none.
         colour_map: Of the pictures.
         folder: Gets a folder a slide with its map where a segmentation guides, its pictures and its page, and the
             slides are held against their label masks; None for the grades alone.
@@ -58,7 +60,7 @@ class SlideGrading:
     ungraded: list[Failure] = field(default_factory=list)
     unusable_masks: list[str] = field(default_factory=list)
 
-    def of(self, record: SlideRecord, bar: "tqdm[Any]") -> tuple[SlideRecord, Grade] | None:
+    def of(self, record: SlideRecord, bar: tqdm[Any]) -> tuple[SlideRecord, Grade] | None:
         """Grades a slide; None where it was mapped and could not be graded.
 
         Raises:
@@ -73,7 +75,7 @@ class SlideGrading:
             grade = self._graded(record, bar, labelled=False)
         return None if grade is None else (record, grade.without_tiles())
 
-    def _graded(self, record: SlideRecord, bar: "tqdm[Any]", labelled: bool) -> Grade | None:
+    def _graded(self, record: SlideRecord, bar: tqdm[Any], labelled: bool) -> Grade | None:
         with contextlib.ExitStack() as stack:
             slide = stack.enter_context(
                 Slide.open(record.image_path, reader=self.reader, mpp_override=self.mpp_override)
@@ -100,7 +102,7 @@ class SlideGrading:
         return grade
 
     def _unguided(self, slide: Slide, tissue: TissueMap, label: LabelMask | None, own: Path) -> Grade:
-        """The grade of a slide that has no map; its pictures go to ``own``."""
+        """The grade of a slide that has no map; its pictures go to `own`."""
         grade = self.grader.grade(slide, tissue, None, label)
         image, view = slide.overview()
         write_slide(image, own)

@@ -1,5 +1,7 @@
 """A multirun's table after each of its jobs, and its page at its end."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Where a run's metrics go: `metrics.csv` always, W&B unless disabled."""
 
+from __future__ import annotations
+
 import csv
 import logging
 import os
@@ -162,7 +164,7 @@ def _number(text: str) -> int | float:
 
 
 def replay(rows: Sequence[Mapping[str, int | float]], loggers: Sequence[Logger]) -> None:
-    """Logs again what an earlier session or another job logged, so that each log is whole by itself."""
+    """Log again what an earlier session or another job logged, so that each log is whole by itself."""
     for logger in loggers:
         for row in rows:
             logger.log_metrics({key: value for key, value in row.items() if key != "step"}, step=int(row["step"]))
@@ -170,7 +172,7 @@ def replay(rows: Sequence[Mapping[str, int | float]], loggers: Sequence[Logger])
 
 
 def set_wandb_aside(run_dir: Path) -> None:
-    """Moves what an interrupted session kept for W&B out of the way: the session that goes on logs all of it.
+    """Move what an interrupted session kept for W&B out of the way: the session that goes on logs all of it.
 
     Sent both, the dashboard would show the run twice, and the epoch that was cut off with it.
     """

@@ -1,5 +1,7 @@
 """`train(cfg)`: one run from a checked configuration to its folder, for either task."""
 
+from __future__ import annotations
+
 import datetime
 import logging
 import time

@@ -1,5 +1,7 @@
 """What a training was made of, so that jobs of a sweep which differ only in their evaluation train once."""
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import hashlib
@@ -52,7 +54,7 @@ class Training:
     trained_by: str | None = None
 
     def write(self, folder: Path) -> None:
-        """Keeps it with the run in `folder`: from then on other jobs of the sweep may take the checkpoints."""
+        """Keep it with the run in `folder`: from then on other jobs of the sweep may take the checkpoints."""
         write_json(folder / RECORD, asdict(self))
 
 
@@ -129,7 +131,7 @@ def find(sweep: Path, made_of: str, but: Path) -> tuple[Path, Training] | None:
 
 
 def take_over(source: Path, training: Training, folder: Path, task: Task, carried: Mapping[str, Any]) -> Training:
-    """Gives a run the checkpoints of another job, what it showed as they came about, and what it mapped with them.
+    """Give a run the checkpoints of another job, what it showed as they came about, and what it mapped with them.
 
     Files are linked where the file system can, else copied; nothing of the other job is changed by what becomes of
     them, since all of them are only ever replaced whole. Whether canvases and scores fit is decided where they are

@@ -1,5 +1,7 @@
 """Values of the right kind that make no sense: what no type and no constructor refuses in time."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -15,12 +15,12 @@ from panda.report.run_folder import natural, number
 from panda.report.table import Cell, Head, Table, cell
 
 Rows = Mapping[str, Sequence[Mapping[str, str]]]
-"""Rows of ``audit.csv`` by provider."""
+"""Rows of `audit.csv` by provider."""
 _BINS = 12
 
 
 def rows_by_provider(rows: Sequence[Mapping[str, str]], providers: Sequence[str]) -> Rows:
-    """Sort the rows of ``audit.csv`` by provider; those of a provider that is not among them go to `OTHER`."""
+    """Sort the rows of `audit.csv` by provider; those of a provider that is not among them go to `OTHER`."""
     named: dict[str, list[Mapping[str, str]]] = {provider: [] for provider in providers}
     for row in rows:
         provider = row.get("provider", "")

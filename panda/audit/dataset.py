@@ -1,6 +1,6 @@
 """The audit: look at every slide and mask of a data set once, and say what is wrong with them.
 
-``python audit.py data=panda data.root=…``; `docs/audit.md` says what is looked for.
+`python audit.py data=panda data.root=…`; `docs/audit.md` says what is looked for.
 """
 
 from __future__ import annotations
@@ -56,32 +56,32 @@ def audit_folder(
 ) -> dict[str, Any]:
     """Audit a folder in PANDA's layout.
 
-    ``out`` gets ``audit.csv`` (a row a slide), ``findings.csv`` (a row a finding), ``groups.csv`` (the near-duplicate
-    group of each slide), ``pairs.csv`` (slides that match), ``summary.json`` and ``slides/``: of each slide what was
+    `out` gets `audit.csv` (a row a slide), `findings.csv` (a row a finding), `groups.csv` (the near-duplicate
+    group of each slide), `pairs.csv` (slides that match), `summary.json` and `slides/`: of each slide what was
     seen, and a picture. The process may be killed at any moment: the next call looks only at the slides that have no
     record yet, or whose row or files changed, and leaves the same bytes as if nothing had happened. A second process
     on the same folder waits for the first. Memory holds what the comparison of all slides needs of each, some
     kilobytes, and no picture.
 
     Args:
-        root: the folder that holds ``train.csv``.
-        out: the folder to write to.
-        slides: look at slides and masks; else at the table alone, and there are no groups and pairs.
-        workers: slides looked at at the same time, in processes of their own. One that crashes is that slide's
+        root: The folder that holds `train.csv`.
+        out: The folder to write to.
+        slides: Look at slides and masks; else at the table alone, and there are no groups and pairs.
+        workers: Slides looked at at the same time, in processes of their own. One that crashes is that slide's
             finding.
-        deep: decode every tile of every slide and count masks at level 0.
-        reader: of the slides, see `Slide.open`.
+        deep: Decode every tile of every slide and count masks at level 0.
+        reader: Of the slides, see `Slide.open`.
         mpp_override: µm per level-0 px where a slide states none, or nonsense.
-        progress: show a bar over the slides.
+        progress: Show a bar over the slides.
 
     Returns:
-        The content of ``summary.json``, see `panda.audit.tables.summary`.
+        The content of `summary.json`, see `panda.audit.tables.summary`.
 
     Raises:
-        ManifestError: the table is missing or no table.
-        ConfigError: ``out`` has an audit of slides, and one of the table alone would replace it; or the audit of
+        ManifestError: The table is missing or no table.
+        ConfigError: `out` has an audit of slides, and one of the table alone would replace it; or the audit of
             other data, or what is no audit.
-        OSError: ``out`` cannot be written, or a slide that was there is not any more.
+        OSError: `out` cannot be written, or a slide that was there is not any more.
     """
     root, out = Path(root), Path(out)
     table = read_table(root)

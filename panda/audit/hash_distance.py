@@ -38,7 +38,7 @@ class _Codes:
     Attributes:
         texture: (2 K, 4, N, 4) uint64.
         outline: (2 K, 4, N, 1) uint64.
-        frames: kinds of frame that the K hashes are of, in turn; each begins with that of all tissue.
+        frames: Kinds of frame that the K hashes are of, in turn; each begins with that of all tissue.
     """
 
     texture: NDArray[np.uint64]
@@ -113,14 +113,14 @@ def find_matches(
     """Compare N slides, all pairs.
 
     Args:
-        texture: for each slide its hashes as hex, as many for each slide: of all its tissue and of parts of it in a
+        texture: For each slide its hashes as hex, as many for each slide: of all its tissue and of parts of it in a
             first frame, then in the next.
-        outline: likewise.
+        outline: Likewise.
         stretch: (N,) logarithm of how much longer than wide the tissue is.
-        frames: how many frames there are.
-        near: largest distance of a match, 0 to `LARGEST`.
-        sure: largest distance at which a slide that matches a crowd is believed.
-        crowd: more matches than that are a crowd.
+        frames: How many frames there are.
+        near: Largest distance of a match, 0 to `LARGEST`.
+        sure: Largest distance at which a slide that matches a crowd is believed.
+        crowd: More matches than that are a crowd.
 
     Returns:
         (3, M) i, j and distance of the matches, i < j; and the slides that match a crowd.

@@ -35,30 +35,30 @@ class Inspection:
     """What was seen of a slide and its mask, as plain values. What could not be seen is None or empty.
 
     Attributes:
-        slide_id: the slide.
-        provider: as the table writes it.
-        file_bytes: size of its file.
-        digest: of its size and some of its content, see `panda.audit.slide_inspector.quick_digest`.
+        slide_id: The slide.
+        provider: As the table writes it.
+        file_bytes: Size of its file.
+        digest: Of its size and some of its content, see `panda.audit.slide_inspector.quick_digest`.
         level_dimensions: (width, height) of each level in px of that level, level 0 first.
-        downsamples: level-0 px per px of each level.
+        downsamples: Level-0 px per px of each level.
         mpp: µm per level-0 px as (x, y).
-        mpp_source: where that comes from.
-        reader: what read it, ``"fast"`` or ``"openslide"``.
+        mpp_source: Where that comes from.
+        reader: What read it, `"fast"` or `"openslide"`.
         vendor: OpenSlide's name of the file's layout.
-        tissue_how: how its tissue was found, see `panda.wsi.tissue.TissueMap`.
-        tissue_fraction: tissue as a fraction of the slide.
-        tissue_mm2: the same as an area.
-        hashes: of its tissue, to find other scans of it.
-        pen_fraction: ink as a fraction of the slide.
-        sharpness: median over windows, see `panda.audit.sharpness`.
-        blurred: share of those windows that are out of focus.
+        tissue_how: How its tissue was found, see `panda.wsi.tissue.TissueMap`.
+        tissue_fraction: Tissue as a fraction of the slide.
+        tissue_mm2: The same as an area.
+        hashes: Of its tissue, to find other scans of it.
+        pen_fraction: Ink as a fraction of the slide.
+        sharpness: Median over windows, see `panda.audit.sharpness`.
+        blurred: Share of those windows that are out of focus.
         mask_dimensions: (width, height) of mask level 0.
-        mask_level: level of the mask at which codes were counted.
-        mask_codes: px of each code at that level, by the code in decimal.
-        cancer_fraction: cancer as a fraction of what the mask labels.
-        cancer_mm2: the same as an area.
-        labelled_on_tissue: share of what the mask labels that lies where tissue was found.
-        findings: what is wrong.
+        mask_level: Level of the mask at which codes were counted.
+        mask_codes: Px of each code at that level, by the code in decimal.
+        cancer_fraction: Cancer as a fraction of what the mask labels.
+        cancer_mm2: The same as an area.
+        labelled_on_tissue: Share of what the mask labels that lies where tissue was found.
+        findings: What is wrong.
     """
 
     slide_id: str
@@ -95,8 +95,8 @@ class Inspection:
         """Make it of what `plain` gave, be it through JSON.
 
         Raises:
-            TypeError: a key is missing or unknown.
-            ManifestError: the hashes are none.
+            TypeError: A key is missing or unknown.
+            ManifestError: The hashes are none.
         """
         values = dict(plain)
         if unknown := set(values) ^ {known.name for known in fields(cls)}:
@@ -121,12 +121,12 @@ def inspect_slide(
     """Look at a slide and its mask, each opened once. Whatever cannot be read is a finding and no error.
 
     Args:
-        row: of the table; what it shows by itself is not found anew (see `panda.data.findings.table_findings`).
-        root: the folder of the data.
-        reader: of the slide, see `Slide.open`.
+        row: Of the table; what it shows by itself is not found anew (see `panda.data.findings.table_findings`).
+        root: The folder of the data.
+        reader: Of the slide, see `Slide.open`.
         mpp_override: µm per level-0 px where the slide states none, or nonsense.
-        mask_suffix: what a mask's file name has after the slide's id.
-        deep: decode every tile of the slide and count the mask at level 0, as slow as reading all.
+        mask_suffix: What a mask's file name has after the slide's id.
+        deep: Decode every tile of the slide and count the mask at level 0, as slow as reading all.
 
     Returns:
         The inspection and, where the slide can be read, a picture of it, (h, w, 3) uint8 RGB of at most
@@ -143,14 +143,14 @@ def same_files(inspections: Iterable[Inspection], path_of: Callable[[str], Path]
     """Find slides whose files are the same to the byte. Only those of the same `quick_digest` are read.
 
     Args:
-        inspections: of the slides.
-        path_of: slide id → its file.
+        inspections: Of the slides.
+        path_of: Slide id → its file.
 
     Returns:
         The ids of each group of two or more, in ascending order.
 
     Raises:
-        OSError: a file cannot be read any more.
+        OSError: A file cannot be read any more.
     """
     alike: defaultdict[str, set[str]] = defaultdict(set)
     for seen in inspections:
@@ -173,7 +173,7 @@ def dataset_findings(inspections: Iterable[Inspection]) -> list[Finding]:
     the slides have usual values.
 
     Args:
-        inspections: of all slides.
+        inspections: Of all slides.
 
     Returns:
         The findings, by provider and slide.

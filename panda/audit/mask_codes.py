@@ -23,7 +23,7 @@ def counted_level(tiff: TiffPyramid, um: float | None) -> int:
     """The coarsest level of a mask at which its codes are counted.
 
     Args:
-        tiff: the mask.
+        tiff: The mask.
         um: µm per mask level-0 px; None where unknown.
     """
     sizes = tiff.level_dimensions
@@ -35,15 +35,15 @@ def count_codes(tiff: TiffPyramid, level: int) -> NDArray[np.int64]:
     """Count the px of each code at a level of a mask, block by block.
 
     Args:
-        tiff: the mask, opened with ``red_only``.
-        level: the level.
+        tiff: The mask, opened with `red_only`.
+        level: The level.
 
     Returns:
         (256,) px of that level.
 
     Raises:
-        ValueError: a tile cannot be decoded.
-        OSError: the file cannot be read.
+        ValueError: A tile cannot be decoded.
+        OSError: The file cannot be read.
     """
     counts = np.zeros(256, np.int64)
     for window in blocks(*tiff.level_dimensions[level], 1.0, _BLOCK):

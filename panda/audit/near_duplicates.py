@@ -1,7 +1,7 @@
 """Near-duplicate slides: perceptual hashes of their tissue, compared in any orientation, and groups that do not chain.
 
 A near-duplicate is the same tissue on another scan: turned, mirrored, cropped, in other light, colours or quality.
-``docs/audit.md`` holds how well it is told from other tissue.
+`docs/audit.md` holds how well it is told from other tissue.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ class TissueHashes:
     """What is kept of a slide's tissue to find it again.
 
     Attributes:
-        texture: perceptual hashes (DCT, 1,024 bits, hex) of the optical density inside each of `PARTS`, laid
+        texture: Perceptual hashes (DCT, 1,024 bits, hex) of the optical density inside each of `PARTS`, laid
             along the first of `AXES`, then along the second.
-        outline: perceptual hashes (DCT, 256 bits, hex) of where the tissue of each part is.
-        aspect: largest spread of the tissue by that across, at least 1.
+        outline: Perceptual hashes (DCT, 256 bits, hex) of where the tissue of each part is.
+        aspect: Largest spread of the tissue by that across, at least 1.
     """
 
     texture: tuple[str, ...]
@@ -82,7 +82,7 @@ class TissueHashes:
         """Take it from what `plain` gave.
 
         Raises:
-            ManifestError: it is not that.
+            ManifestError: It is not that.
         """
         try:
             kinds = []
@@ -104,9 +104,9 @@ class DuplicatePair:
     """Two slides that match.
 
     Attributes:
-        distance: share of bits that differ in the best orientation, 0 to `THRESHOLD`.
-        a: the slide whose id sorts first.
-        b: the other.
+        distance: Share of bits that differ in the best orientation, 0 to `THRESHOLD`.
+        a: The slide whose id sorts first.
+        b: The other.
     """
 
     distance: float
@@ -119,10 +119,10 @@ class NearDuplicates:
     """Slides in groups of the same tissue.
 
     Attributes:
-        groups: slide id → group, named by its slide whose id sorts first; by slide id.
-        pairs: the matches, closest first. Slides of the very same hashes are paired with the first of them only.
+        groups: Slide id → group, named by its slide whose id sorts first; by slide id.
+        pairs: The matches, closest first. Slides of the very same hashes are paired with the first of them only.
             A pair may lie in two groups where the rest of these does not match.
-        crowded: slides that match so many others that their hashes say little, by id; only their matches up to
+        crowded: Slides that match so many others that their hashes say little, by id; only their matches up to
             `SURE` were believed.
     """
 
@@ -150,7 +150,7 @@ def tissue_hashes(overview_rgb: NDArray[np.uint8], tissue: NDArray[np.bool_]) ->
         so that it cannot be told from other tissue.
 
     Raises:
-        ValueError: the arrays are not of that form.
+        ValueError: The arrays are not of that form.
     """
     if overview_rgb.ndim != 3 or overview_rgb.shape[2] != 3 or overview_rgb.dtype != np.uint8:
         raise ValueError(f"an overview is (H, W, 3) uint8, not {overview_rgb.shape} {overview_rgb.dtype}")
@@ -183,17 +183,17 @@ def group_near_duplicates(hashes: Mapping[str, TissueHashes | None], *, threshol
     Groups do not chain. Pairs are taken up closest first, and two groups become one only where at least half of all
     pairs across them match: of a row of slides each like its neighbours only, no more than three come together.
     A slide that matches a crowd (over 40 slides and over 0.5 % of them) has hashes that say little; it is believed
-    up to the distance `SURE` only. Nothing depends on the order of ``hashes``.
+    up to the distance `SURE` only. Nothing depends on the order of `hashes`.
 
     Args:
-        hashes: slide id → hashes; None for a slide without, which makes a group of its own.
-        threshold: largest distance of a match.
+        hashes: Slide id → hashes; None for a slide without, which makes a group of its own.
+        threshold: Largest distance of a match.
 
     Returns:
         Groups, matches and crowded slides.
 
     Raises:
-        ManifestError: the threshold is not within 0 to 0.4; unrelated slides begin there.
+        ManifestError: The threshold is not within 0 to 0.4; unrelated slides begin there.
     """
     if not 0 <= threshold <= 0.4:
         raise ManifestError(f"a threshold of near-duplicates of {threshold}: give 0 to 0.4, such as {THRESHOLD}")

@@ -35,7 +35,7 @@ _WORST: Mapping[str, tuple[tuple[str, bool], ...]] = {
     "mask_geometry": (("labelled_on_tissue", False),),
     "no_tissue": (("pen_fraction", True),),
 }
-"""By which columns of ``audit.csv`` the slides of a finding are worst, and whether the largest is."""
+"""By which columns of `audit.csv` the slides of a finding are worst, and whether the largest is."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class Shown:
     """A slide as the page shows it.
 
     Attributes:
-        slide_id: its id.
-        about: provider, grade and score.
-        value: what was found.
+        slide_id: Its id.
+        about: Provider, grade and score.
+        value: What was found.
         picture: None where there is none.
-        href: where a click on it leads.
+        href: Where a click on it leads.
     """
 
     slide_id: str
@@ -62,12 +62,12 @@ class Gallery:
     """The slides of a finding.
 
     Attributes:
-        name: of the finding.
-        severity: of it.
-        meaning: what is the case.
-        remedy: what to do.
-        count: slides that have it.
-        shown: the worst of them.
+        name: Of the finding.
+        severity: Of it.
+        meaning: What is the case.
+        remedy: What to do.
+        count: Slides that have it.
+        shown: The worst of them.
     """
 
     name: str
@@ -251,7 +251,7 @@ def write_audit_page(folder: Path, steps: Sequence[str] = ()) -> Path:
         steps: What to do next, in sentences or commands.
 
     Returns:
-        ``report.html`` in that folder.
+        `report.html` in that folder.
 
     Raises:
         PandaError: There is no such folder.

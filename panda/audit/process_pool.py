@@ -40,16 +40,16 @@ def in_processes(
     however it ends; Ctrl-C lets them finish the items they are at.
 
     Args:
-        work: function of a module, called with an item; it never returns None.
-        items: picklable.
-        workers: number of processes.
+        work: Function of a module, called with an item; it never returns None.
+        items: Picklable.
+        workers: Number of processes.
 
     Yields:
         Item and result in the order of finishing; None for an item that crashes its process.
 
     Raises:
-        PandaError: no process can be started.
-        Exception: what ``work`` raised.
+        PandaError: No process can be started.
+        Exception: What `work` raised.
     """
     rest = iter(items)
     while suspects := (yield from _until_broken(work, rest, workers, _AHEAD * workers)):

@@ -10,7 +10,7 @@ damage within: a stretch that was never written, or written over. Three looks fi
   stretch as long as two runs holds such a byte for certain.
 
 None of them sees wrong bytes within a single tile that is not sampled, nor wrong pixels that decode, nor tiles that
-the file says are empty. ``deep`` decodes every tile, which sees what the codec calls an error.
+the file says are empty. `deep` decodes every tile, which sees what the codec calls an error.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def unreadable(slide: Slide, *, seed: int, deep: bool = False) -> str | None:
     """Look for pixels that cannot be read.
 
     Args:
-        slide: the slide.
-        seed: of the tiles that are sampled.
-        deep: decode everything, which takes as long as reading the whole slide.
+        slide: The slide.
+        seed: Of the tiles that are sampled.
+        deep: Decode everything, which takes as long as reading the whole slide.
 
     Returns:
         What is wrong, and where; None where nothing was seen.

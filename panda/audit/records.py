@@ -1,4 +1,4 @@
-"""What an audit keeps of each slide, so that it need not look twice: ``<SLIDE_ID>.json`` and a small picture."""
+"""What an audit keeps of each slide, so that it need not look twice: `<SLIDE_ID>.json` and a small picture."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Records:
     """The records of an audit's folder. Each bears the fingerprint of all that it depends on.
 
     Attributes:
-        folder: where they lie.
-        root: of the data.
-        reader: of the slides, see `Slide.open`.
+        folder: Where they lie.
+        root: Of the data.
+        reader: Of the slides, see `Slide.open`.
         mpp_override: µm per level-0 px where a slide does not say.
-        deep: every tile was decoded.
+        deep: Every tile was decoded.
     """
 
     folder: Path
@@ -76,7 +76,7 @@ class Records:
         """Read what was seen of a slide; of one whose id names no file, nothing was.
 
         Raises:
-            PandaError: the record is missing or damaged.
+            PandaError: The record is missing or damaged.
         """
         return self._load(row.slide_id)[1] if row.has_file else Inspection(row.slide_id, row.provider)
 
@@ -86,7 +86,7 @@ class Records:
         Nothing that is wrong with a slide is an error here.
 
         Raises:
-            OSError: the record cannot be written.
+            OSError: The record cannot be written.
         """
         made_from = self.made_from(row)
         try:
@@ -112,7 +112,7 @@ class Records:
         """Keep that looking at a slide ends the process that looks.
 
         Raises:
-            OSError: the record cannot be written.
+            OSError: The record cannot be written.
         """
         said = "the process that looked at it crashed, twice and the second time with nothing else to do"
         self._keep(row, self.made_from(row), _failed(row, said), None)

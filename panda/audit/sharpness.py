@@ -33,9 +33,9 @@ class Sharpness:
     """How sharp the windows measured are.
 
     Attributes:
-        median: of `sharpness_of` over the windows.
-        blurred: share of the windows below `BLURRED`.
-        windows: how many were measured.
+        median: Of `sharpness_of` over the windows.
+        blurred: Share of the windows below `BLURRED`.
+        windows: How many were measured.
     """
 
     median: float
@@ -76,15 +76,15 @@ def measure_sharpness(slide: Slide, tissue: TissueMap, *, seed: int) -> Sharpnes
     """Measure windows of a slide's tissue at level 0.
 
     Args:
-        slide: the slide.
-        tissue: its tissue.
-        seed: of the windows that are taken.
+        slide: The slide.
+        tissue: Its tissue.
+        seed: Of the windows that are taken.
 
     Returns:
         None where it cannot be said: µm/px is unknown or over 2 at level 0, or no window is half tissue.
 
     Raises:
-        SlideError: the slide cannot be read there.
+        SlideError: The slide cannot be read there.
     """
     if slide.mpp is None or (um := mean_mpp(slide.mpp)) > FINE_UM:
         return None

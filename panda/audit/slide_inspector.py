@@ -38,7 +38,7 @@ _BLOCKS = 16
 
 
 class Look:
-    """A slide being looked at: ``seen`` fills with the fields of `Inspection`."""
+    """A slide being looked at: `seen` fills with the fields of `Inspection`."""
 
     def __init__(self, row: TableRow, reader: ReaderName, mpp_override: float | None, deep: bool) -> None:
         self.row, self.reader, self.mpp_override, self.deep = row, reader, mpp_override, deep
@@ -101,7 +101,7 @@ class Look:
         """What is to be seen on the slide.
 
         Raises:
-            SlideError: it cannot be read.
+            SlideError: It cannot be read.
         """
         self.survey = view = survey(slide)
         self.thumbnail = _thumbnail(view.overview)
@@ -223,7 +223,7 @@ def quick_digest(path: Path) -> str:
     Files of other digests differ; those of the same one mostly are the same, which `same_files` tells.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: The file cannot be read.
     """
     size = path.stat().st_size
     digest = hashlib.blake2b(str(size).encode(), digest_size=16)

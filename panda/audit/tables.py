@@ -33,9 +33,9 @@ class Duplicates:
     """Which slides show the same tissue.
 
     Attributes:
-        groups: slide id → group, of every slide whose id names a file.
-        near: what their hashes say.
-        twins: ids of slides whose files are the same to the byte.
+        groups: Slide id → group, of every slide whose id names a file.
+        near: What their hashes say.
+        twins: Ids of slides whose files are the same to the byte.
     """
 
     groups: Mapping[str, str]
@@ -65,11 +65,11 @@ def find_duplicates(seen: Callable[[], Iterable[Inspection]], path_of: Callable[
     """Group slides of the same tissue, by their files and by the hashes of their tissue.
 
     Args:
-        seen: gives the inspections of all slides whose id names a file, each time it is called.
-        path_of: slide id → its file.
+        seen: Gives the inspections of all slides whose id names a file, each time it is called.
+        path_of: Slide id → its file.
 
     Raises:
-        OSError: a file cannot be read any more.
+        OSError: A file cannot be read any more.
     """
     near = group_near_duplicates({inspection.slide_id: inspection.hashes for inspection in seen()})
     twins = same_files(seen(), path_of)
@@ -90,10 +90,10 @@ def all_findings(
     """Everything found, by the order of the slides in the table, then of the kinds in `FINDINGS`.
 
     Args:
-        rows: of the table.
-        found: in the table alone.
-        seen: gives the inspections, each time it is called; none where the slides were not looked at.
-        duplicates: of the slides; None where they were not looked at.
+        rows: Of the table.
+        found: In the table alone.
+        seen: Gives the inspections, each time it is called; none where the slides were not looked at.
+        duplicates: Of the slides; None where they were not looked at.
     """
     every = [*found, *(finding for inspection in seen() for finding in inspection.findings)]
     every += dataset_findings(seen())
@@ -107,18 +107,18 @@ def all_findings(
 
 
 def write_findings(path: Path, findings: Iterable[Finding]) -> None:
-    """Write ``findings.csv``: a row a finding, with what to do about it."""
+    """Write `findings.csv`: a row a finding, with what to do about it."""
     rows = ((found.slide_id, found.finding, found.severity, found.value, found.remedy) for found in findings)
     _write(path, ("slide_id", "finding", "severity", "value", "what_to_do"), rows)
 
 
 def write_groups(path: Path, rows: Iterable[TableRow], groups: Mapping[str, str]) -> None:
-    """Write ``groups.csv``, as `panda.data.manifest.read_groups` reads it: a row a slide whose id names a file."""
+    """Write `groups.csv`, as `panda.data.manifest.read_groups` reads it: a row a slide whose id names a file."""
     _write(path, ("image_id", "group"), ((row.slide_id, groups[row.slide_id]) for row in rows if row.has_file))
 
 
 def write_pairs(path: Path, rows: Iterable[TableRow], duplicates: Duplicates) -> None:
-    """Write ``pairs.csv``: slides that match, closest first.
+    """Write `pairs.csv`: slides that match, closest first.
 
     A pair can lie in two groups: where most of the slides of these do not match.
     """
@@ -151,14 +151,14 @@ def write_audit(
     read: Callable[[TableRow], Inspection] | None,
     duplicates: Duplicates | None,
 ) -> None:
-    """Write ``audit.csv``: a row a slide, one after the other.
+    """Write `audit.csv`: a row a slide, one after the other.
 
     Args:
-        path: the file.
-        rows: one a slide.
-        findings: about all of them.
-        read: what was seen of a slide; None where the slides were not looked at.
-        duplicates: of the slides; None where they were not looked at.
+        path: The file.
+        rows: One a slide.
+        findings: About all of them.
+        read: What was seen of a slide; None where the slides were not looked at.
+        duplicates: Of the slides; None where they were not looked at.
     """
     about: defaultdict[str, list[Finding]] = defaultdict(list)
     for found in findings:
@@ -180,17 +180,17 @@ def write_audit(
 
 
 def summary(rows: Sequence[TableRow], findings: Sequence[Finding], duplicates: Duplicates | None) -> dict[str, Any]:
-    """Counts of what was found.
+    """Count of what was found.
 
     Args:
-        rows: one a slide.
-        findings: about all of them.
-        duplicates: of the slides; None where they were not looked at.
+        rows: One a slide.
+        findings: About all of them.
+        duplicates: Of the slides; None where they were not looked at.
 
     Returns:
-        ``slides``; ``findings``: those that were made, in the order of `FINDINGS`, each with its severity and the
-        slides it was made of, in all and by provider; ``worst``: slides by their worst finding; ``groups``: of two
-        slides and more, None without duplicates; ``crowded``: slides whose hashes say little.
+        `slides`; `findings`: those that were made, in the order of `FINDINGS`, each with its severity and the
+        slides it was made of, in all and by provider; `worst`: slides by their worst finding; `groups`: of two
+        slides and more, None without duplicates; `crowded`: slides whose hashes say little.
     """
     of = {row.slide_id: row for row in rows}
     slides: defaultdict[str, set[str]] = defaultdict(set)
@@ -243,7 +243,7 @@ def _by_provider(rows: Iterable[TableRow]) -> dict[str, int]:
 
 
 def _values(seen: Inspection) -> list[Any]:
-    """What was seen, in the order of the columns of ``audit.csv``."""
+    """What was seen, in the order of the columns of `audit.csv`."""
     width, height = seen.level_dimensions[0] if seen.level_dimensions else (None, None)
     values = (
         *(width, height, " ".join(map(_short, seen.downsamples)), *(seen.mpp or (None, None)), seen.mpp_source),

@@ -68,10 +68,10 @@ class Augmentation:
     """An augmentation by name, applied to the image and its mask together.
 
     Args:
-        name: ``"none"``, ``"light"``, ``"strong"`` or ``"stain"`` (see the functions of these names).
+        name: `"none"`, `"light"`, `"strong"` or `"stain"` (see the functions of these names).
 
     Raises:
-        ConfigError: no augmentation has this name.
+        ConfigError: No augmentation has this name.
     """
 
     def __init__(self, name: Name = "light") -> None:
@@ -89,7 +89,7 @@ class Augmentation:
         Args:
             image: (s, s, 3) uint8 RGB, square.
             mask: (s, s) uint8; it is turned with the image, its values stay.
-            seed: of the random choices; the same seed gives the same result.
+            seed: Of the random choices; the same seed gives the same result.
 
         Returns:
             Image and mask of the same shapes.
@@ -104,7 +104,7 @@ class Augmentation:
 
         Args:
             image: (s, s, 3) uint8 RGB, square.
-            seed: of the random choices.
+            seed: Of the random choices.
 
         Returns:
             The image, of the same shape.

@@ -20,20 +20,20 @@ class BagDataModule(pl.LightningDataModule):
     """Bags of slides whose tiles are chosen already.
 
     Args:
-        splits: split → slides with their tiles; an empty list is no split.
-        k: tiles of a bag.
-        tile_size: side of a tile in px at the tiles' resolution.
-        level: pyramid level of the tiles, or None where ``mpp`` is given.
-        mpp: µm per tile px, or None where ``level`` is given.
-        batch_size: bags a batch.
-        num_workers: processes that load, for each loader; 0 for none.
-        augment: applied to each tile of training bags; None for none.
-        reader: of the slides, see `Slide.open`.
+        splits: Split → slides with their tiles; an empty list is no split.
+        k: Tiles of a bag.
+        tile_size: Side of a tile in px at the tiles' resolution.
+        level: Pyramid level of the tiles, or None where `mpp` is given.
+        mpp: µm per tile px, or None where `level` is given.
+        batch_size: Bags a batch.
+        num_workers: Processes that load, for each loader; 0 for none.
+        augment: Applied to each tile of training bags; None for none.
+        reader: Of the slides, see `Slide.open`.
         mpp_override: µm per level-0 px where the slides do not say, or say nonsense.
 
     Raises:
-        ConfigError: all faults of the arguments at once.
-        ManifestError: a slide has no tiles or no grade.
+        ConfigError: All faults of the arguments at once.
+        ManifestError: A slide has no tiles or no grade.
     """
 
     def __init__(
@@ -66,10 +66,10 @@ class BagDataModule(pl.LightningDataModule):
         """Bags of a split.
 
         Args:
-            split: ``"train"``, ``"val"`` or ``"test"``.
+            split: `"train"`, `"val"` or `"test"`.
 
         Raises:
-            ConfigError: there is no such split.
+            ConfigError: There is no such split.
         """
         if split not in self._sets:
             raise ConfigError(f"there is no {split} split; there are {', '.join(self._sets) or 'none'}")
@@ -88,6 +88,6 @@ class BagDataModule(pl.LightningDataModule):
         """Test bags in the order given.
 
         Raises:
-            ConfigError: there is no test split.
+            ConfigError: There is no test split.
         """
         return ordered_loader(self.bag_set("test"), self.batch_size, self.num_workers)

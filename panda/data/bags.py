@@ -49,11 +49,11 @@ class BagSettings:
     """What a bag is made of.
 
     Attributes:
-        k: tiles of a bag, at most.
-        tile_size: side of a tile in px at the tiles' resolution.
-        level: pyramid level of the tiles, or None where ``mpp`` is given.
-        mpp: µm per tile px, or None where ``level`` is given.
-        reader: of the slides, see `Slide.open`.
+        k: Tiles of a bag, at most.
+        tile_size: Side of a tile in px at the tiles' resolution.
+        level: Pyramid level of the tiles, or None where `mpp` is given.
+        mpp: µm per tile px, or None where `level` is given.
+        reader: Of the slides, see `Slide.open`.
         mpp_override: µm per level-0 px where the slides do not say, or say nonsense.
     """
 
@@ -65,7 +65,7 @@ class BagSettings:
     mpp_override: float | None = None
 
     def faults(self) -> list[str]:
-        """Say what is wrong with the settings, one sentence a fault, in words of the ``tiles`` config."""
+        """Say what is wrong with the settings, one sentence a fault, in words of the `tiles` config."""
         faults = resolution_faults(self.level, self.mpp, "tiles")
         if self.k < 1:
             faults.append(f"tiles.k is {self.k}: give at least 1 tile")
@@ -79,10 +79,10 @@ class BagItem:
     """A slide and the tiles that stand for it.
 
     Attributes:
-        record: the slide.
+        record: The slide.
         coords: (n, 2) int64, top-left corners in level-0 px, the most important first.
-        stain: that of the slide, whose colours are brought to the reference's; None: they stay.
-        features: a file of what an encoder made of the tiles, which then stands for their pixels; None: pixels.
+        stain: That of the slide, whose colours are brought to the reference's; None: they stay.
+        features: A file of what an encoder made of the tiles, which then stands for their pixels; None: pixels.
     """
 
     record: SlideRecord
@@ -112,22 +112,22 @@ def select_tile_coords_for_slide(
     Args:
         pred_canvas: (H, W) probability map over the slide in [0, 1], read a row of tiles at a time; not a number
             counts as 0. None: all tiles are random ones.
-        canvas_resolution: resolution of the map; None without one.
-        tissue: the slide's tissue.
-        tile_resolution: resolution of the tiles.
-        k: tiles wanted.
-        tile_size: side of a tile in px at ``tile_resolution``.
-        random_fraction: share of the K tiles that is drawn from the tissue at random, in [0, 1].
-        min_tissue: least share of tissue in a tile; 0 for any tissue at all.
-        seed: of the draw.
+        canvas_resolution: Resolution of the map; None without one.
+        tissue: The slide's tissue.
+        tile_resolution: Resolution of the tiles.
+        k: Tiles wanted.
+        tile_size: Side of a tile in px at `tile_resolution`.
+        random_fraction: Share of the K tiles that is drawn from the tissue at random, in [0, 1].
+        min_tissue: Least share of tissue in a tile; 0 for any tissue at all.
+        seed: Of the draw.
 
     Returns:
         (n <= k, 2) int64 level-0 px, top-left corners: first by falling score, then the random ones. Empty where
         no tile has the tissue.
 
     Raises:
-        ValueError: the map's shape is not that of its resolution, the map or its resolution is missing, or ``k``
-            or ``random_fraction`` is out of range.
+        ValueError: The map's shape is not that of its resolution, the map or its resolution is missing, or `k`
+            or `random_fraction` is out of range.
     """
     if k < 1 or not 0 <= random_fraction <= 1:
         raise ValueError(f"k must be at least 1 and random_fraction in [0, 1], not {k} and {random_fraction}")
@@ -182,7 +182,7 @@ def _tile_scores(
 
 
 def _between(columns: NDArray[np.float64], x0: NDArray[np.int64], x1: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Sums of ``columns[x0:x1]`` for many pairs."""
+    """Sum of `columns[x0:x1]` for many pairs."""
     running = np.concatenate([[0.0], np.cumsum(columns)])
     return np.asarray(running[x1] - running[x0])
 
@@ -200,17 +200,17 @@ def read_bag(
     """Read the tiles of a bag.
 
     Args:
-        slide: the slide.
+        slide: The slide.
         coords: (K, 2) top-left corners in level-0 px.
-        resolution: of the tiles.
-        tile_size: side of a tile in px at that resolution.
-        stain: of the slide, whose colours are brought to the reference's; None: they stay.
+        resolution: Of the tiles.
+        tile_size: Side of a tile in px at that resolution.
+        stain: Of the slide, whose colours are brought to the reference's; None: they stay.
 
     Returns:
         (K, 3, h, w) float32 in [0, 1], RGB; white past the slide's edge.
 
     Raises:
-        SlideError: the slide cannot be read.
+        SlideError: The slide cannot be read.
     """
     bag = np.empty((len(coords), 3, tile_size, tile_size), dtype=np.float32)
     for number, tile in enumerate(_tiles(slide, coords, resolution, tile_size, stain)):
@@ -235,7 +235,7 @@ def read_features(path: Path) -> NDArray[np.float32]:
     """Read the features of a slide's tiles, (K, D); the file's own checksum is looked at.
 
     Raises:
-        ManifestError: the file is missing or damaged.
+        ManifestError: The file is missing or damaged.
     """
     try:
         with path.open("rb") as raw, np.load(raw) as file:
@@ -250,18 +250,18 @@ def read_features(path: Path) -> NDArray[np.float32]:
 class BagSet(Dataset[tuple[Tensor, Tensor, int, str]]):
     """Bags with the grade of their slide.
 
-    An item is ``(bag, mask, label, slide_id)``: (k, 3, h, w) float32 in [0, 1], or (k, D) features where the items have
+    An item is `(bag, mask, label, slide_id)`: (k, 3, h, w) float32 in [0, 1], or (k, D) features where the items have
     some; (k,) bool, False where the bag has fewer tiles and the rest is padding (zeros); the ISUP grade; the slide.
 
     Args:
-        items: slides with their tiles; of more than k the first k are used.
-        settings: of the bags.
-        transform: applied to each tile by itself, None for none; see `panda.data.patchset.PatchSet`.
+        items: Slides with their tiles; of more than k the first k are used.
+        settings: Of the bags.
+        transform: Applied to each tile by itself, None for none; see `panda.data.patchset.PatchSet`.
 
     Raises:
-        ConfigError: the settings are faulty.
-        ManifestError: there are no items, or one has no tiles or no grade.
-        SlideError: on access, a slide that cannot be read.
+        ConfigError: The settings are faulty.
+        ManifestError: There are no items, or one has no tiles or no grade.
+        SlideError: On access, a slide that cannot be read.
     """
 
     def __init__(self, items: Sequence[BagItem], settings: BagSettings, transform: Augmentation | None = None) -> None:

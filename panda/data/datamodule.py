@@ -33,45 +33,45 @@ class PatchDataModule(pl.LightningDataModule):
     """Patches of the slides of a folder in PANDA's layout.
 
     Args:
-        root: the folder that holds ``train.csv``.
-        level: pyramid level of the patches, or None where ``mpp`` is given.
-        mpp: µm per patch px, or None where ``level`` is given.
-        patch_size: side of a patch in px at that resolution.
-        stride: distance of neighbouring patches in px at that resolution; None for ``patch_size``.
-        edge: what happens at the slide's edge, see `PatchSettings`.
-        min_tissue: least share of tissue in a patch.
-        store_root: the folder of the patch stores.
-        store: what is kept of the pixels, see `panda.data.pixels`.
-        batch_size: patches a batch.
-        num_workers: processes that load, for each loader; 0 for none.
-        seed: of the split. Loaders and augmentation follow torch's seed.
-        split: ``"holdout"``, ``"kfold"`` or ``"patches"``: the patches of one slide are split into training and
-            validation, without a test, whatever ``test_fraction`` is; its figures are not generalisation.
-        folds: see `SelectionSettings`, as for all of the following up to ``splits``.
-        fold: which of them.
-        val_fraction: share of the slides (or patches) for validation.
-        test_fraction: share of the slides for the test; 0 for none.
-        slide_id: the slide of ``split="patches"``; None for one that has cancer.
-        provider: only this provider's slides.
-        test_provider: test on this provider's slides, train on the others.
-        exclude: findings whose slides are left out.
-        findings: those of an audit.
+        root: The folder that holds `train.csv`.
+        level: Pyramid level of the patches, or None where `mpp` is given.
+        mpp: µm per patch px, or None where `level` is given.
+        patch_size: Side of a patch in px at that resolution.
+        stride: Distance of neighbouring patches in px at that resolution; None for `patch_size`.
+        edge: What happens at the slide's edge, see `PatchSettings`.
+        min_tissue: Least share of tissue in a patch.
+        store_root: The folder of the patch stores.
+        store: What is kept of the pixels, see `panda.data.pixels`.
+        batch_size: Patches a batch.
+        num_workers: Processes that load, for each loader; 0 for none.
+        seed: Of the split. Loaders and augmentation follow torch's seed.
+        split: `"holdout"`, `"kfold"` or `"patches"`: the patches of one slide are split into training and
+            validation, without a test, whatever `test_fraction` is; its figures are not generalisation.
+        folds: See `SelectionSettings`, as for all of the following up to `splits`.
+        fold: Which of them.
+        val_fraction: Share of the slides (or patches) for validation.
+        test_fraction: Share of the slides for the test; 0 for none.
+        slide_id: The slide of `split="patches"`; None for one that has cancer.
+        provider: Only this provider's slides.
+        test_provider: Test on this provider's slides, train on the others.
+        exclude: Findings whose slides are left out.
+        findings: Those of an audit.
         groups: CSV of groups that never straddle the split.
-        splits: the split of another run.
-        reader: of the slides, see `Slide.open`.
+        splits: The split of another run.
+        reader: Of the slides, see `Slide.open`.
         mpp_override: µm per level-0 px where the slides do not say, or say nonsense.
-        augment: applied to training patches; None for none.
-        extract_workers: slides cut at the same time, in threads.
-        ignore_background: see `PatchSettings`.
-        sampler: which training patches an epoch draws: ``"uniform"``: each once; ``"balanced"``: by cancer, see
-            `BalancedDraws`; ``"hard"``: those that the network is wrong on more often, see `HardDraws`.
-        tumor_share: of the draws that have cancer, with ``sampler="balanced"``.
-        normalize: ``"macenko"``: the colours of each slide, in all splits, are brought to those of a reference, see
+        augment: Applied to training patches; None for none.
+        extract_workers: Slides cut at the same time, in threads.
+        ignore_background: See `PatchSettings`.
+        sampler: Which training patches an epoch draws: `"uniform"`: each once; `"balanced"`: by cancer, see
+            `BalancedDraws`; `"hard"`: those that the network is wrong on more often, see `HardDraws`.
+        tumor_share: Of the draws that have cancer, with `sampler="balanced"`.
+        normalize: `"macenko"`: the colours of each slide, in all splits, are brought to those of a reference, see
             `panda.wsi.stain_normalization`; None: they stay.
-        draw: draws the embedded slides at ``root`` on first use; None for a folder that exists.
+        draw: Draws the embedded slides at `root` on first use; None for a folder that exists.
 
     Raises:
-        ConfigError: all faults of the arguments at once.
+        ConfigError: All faults of the arguments at once.
     """
 
     def __init__(
@@ -184,7 +184,7 @@ class PatchDataModule(pl.LightningDataModule):
         """What becomes of each slide of the table.
 
         Raises:
-            ManifestError: the tables are faulty, or no slide is left for a split.
+            ManifestError: The tables are faulty, or no slide is left for a split.
         """
         if self._selection is None:
             if self.draw is not None:
@@ -196,10 +196,10 @@ class PatchDataModule(pl.LightningDataModule):
         return self._selection
 
     def records(self) -> list[SlideRecord]:
-        """Slides that are used, with their groups, in the order of the table (one where ``split="patches"``).
+        """Slides that are used, with their groups, in the order of the table (one where `split="patches"`).
 
         Raises:
-            ManifestError: as `selection`.
+            ManifestError: As `selection`.
         """
         return self.selection().used
 
@@ -207,10 +207,10 @@ class PatchDataModule(pl.LightningDataModule):
         """Slides of each split.
 
         Returns:
-            Split → records by slide id. Where ``split="patches"``, training and validation share the slide.
+            Split → records by slide id. Where `split="patches"`, training and validation share the slide.
 
         Raises:
-            ManifestError: as `selection`.
+            ManifestError: As `selection`.
         """
         records, split = self.records(), self.selection().split
         if self.choice.split == "patches":
@@ -226,8 +226,8 @@ class PatchDataModule(pl.LightningDataModule):
         """Draw the embedded slides if asked for, and cut the patches the store lacks.
 
         Raises:
-            ManifestError: as `splits`.
-            PandaError: the store cannot be written.
+            ManifestError: As `splits`.
+            PandaError: The store cannot be written.
         """
         if self._result is None:
             self.splits()  # a split that cannot be made is known before hours of cutting
@@ -240,10 +240,10 @@ class PatchDataModule(pl.LightningDataModule):
         """Write the manifests of the splits, and open them.
 
         Args:
-            stage: all stages are set up at once.
+            stage: All stages are set up at once.
 
         Raises:
-            ManifestError: a split has no patches, or the manifests are faulty.
+            ManifestError: A split has no patches, or the manifests are faulty.
         """
         if self._sets:
             return
@@ -278,10 +278,10 @@ class PatchDataModule(pl.LightningDataModule):
         """Patches of a split.
 
         Args:
-            split: ``"train"``, ``"val"`` or ``"test"``.
+            split: `"train"`, `"val"` or `"test"`.
 
         Raises:
-            ConfigError: there is no such split.
+            ConfigError: There is no such split.
         """
         self.setup()
         if split not in self._sets:
@@ -292,7 +292,7 @@ class PatchDataModule(pl.LightningDataModule):
         return self._sets[split]
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Training patches as ``sampler`` draws them; a last batch of one patch is left out (see `train_loader`)."""
+        """Training patches as `sampler` draws them; a last batch of one patch is left out (see `train_loader`)."""
         patches = self.patch_set("train")
         choose: BalancedDraws | HardDraws | None = None
         if self.sampler == "balanced":
@@ -304,7 +304,7 @@ class PatchDataModule(pl.LightningDataModule):
         return train_loader(patches, len(patches), self.batch_size, self.num_workers, self.trainer, choose=choose)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs beside the configuration: the losses that ``sampler="hard"`` draws by."""
+        """What a resumed run needs beside the configuration: the losses that `sampler="hard"` draws by."""
         return {} if self._hard is None else {"losses": self._hard.losses}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -321,7 +321,7 @@ class PatchDataModule(pl.LightningDataModule):
         """Test patches in the order of their manifest.
 
         Raises:
-            ConfigError: there is no test split.
+            ConfigError: There is no test split.
         """
         return ordered_loader(self.patch_set("test"), self.batch_size, self.num_workers)
 
@@ -359,7 +359,7 @@ class PatchDataModule(pl.LightningDataModule):
         return f"data.normalize={self.normalize or 'null'} augment={augment}"
 
     def describe(self) -> dict[str, Any]:
-        """Say what the data is, as plain data for ``summary.json``.
+        """Say what the data is, as plain data for `summary.json`.
 
         Returns:
             Where it lies, how it was split, slides and patches of each split, what was left out and what failed.

@@ -30,9 +30,9 @@ class Need:
     """What is still to be written.
 
     Attributes:
-        slides: that have no patches yet.
-        patches: about so many.
-        bytes: about so many.
+        slides: That have no patches yet.
+        patches: About so many.
+        bytes: About so many.
     """
 
     slides: int
@@ -48,8 +48,8 @@ def estimate_need(pending: Sequence[SlideRecord], settings: PatchSettings) -> Ne
     """Estimate the patches and the disk of slides from up to `SAMPLED` of them, spread over the list.
 
     Args:
-        pending: the slides that have no patches yet.
-        settings: how they are cut.
+        pending: The slides that have no patches yet.
+        settings: How they are cut.
 
     Returns:
         The estimate; None where none of the sample can be read (the extraction says why).
@@ -94,9 +94,9 @@ def surely_fits(pending: Sequence[SlideRecord], settings: PatchSettings, store: 
     To look for tissue would take a good part of the time that it takes to cut a few slides.
 
     Args:
-        pending: the slides that have no patches yet; where they are more than `SAMPLED`, the answer is no.
-        settings: how they are cut.
-        store: the store's folder.
+        pending: The slides that have no patches yet; where they are more than `SAMPLED`, the answer is no.
+        settings: How they are cut.
+        store: The store's folder.
     """
     if len(pending) > SAMPLED:
         return False
@@ -116,7 +116,7 @@ def refuse_without_room(need: Need, store: Path) -> None:
     """Compare a need with the room on the disk of a store.
 
     Raises:
-        PandaError: there is less room than is needed.
+        PandaError: There is less room than is needed.
     """
     free = disk_usage(store).free
     if need.bytes > free:

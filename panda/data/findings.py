@@ -21,8 +21,8 @@ from panda.data.manifest import (
 from panda.wsi.gleason import isup_grade_from_score
 
 Severity = Literal["error", "warning", "note"]
-"""``error``: training refuses the table, the slide or its mask as it is. ``warning``: it would be used and may mislead.
-``note``: worth a look."""
+"""`error`: training refuses the table, the slide or its mask as it is. `warning`: it would be used and may mislead.
+`note`: worth a look."""
 
 _SHOWN = 3
 
@@ -32,10 +32,10 @@ class FindingKind:
     """One kind of finding.
 
     Attributes:
-        name: what ``data.exclude`` and the audit's tables call it.
-        severity: see `Severity`.
-        meaning: what is the case, in a sentence.
-        remedy: what to do about it.
+        name: What `data.exclude` and the audit's tables call it.
+        severity: See `Severity`.
+        meaning: What is the case, in a sentence.
+        remedy: What to do about it.
     """
 
     name: str
@@ -211,7 +211,7 @@ FILE_FINDINGS: Mapping[str, Callable[[SlideRecord], bool]] = MappingProxyType(
         "missing_mask": lambda record: record.mask_path is None or not record.mask_path.is_file(),
     }
 )
-"""Those that a look at the folder shows, so that ``data.exclude`` needs no audit for them."""
+"""Those that a look at the folder shows, so that `data.exclude` needs no audit for them."""
 
 
 @dataclass(frozen=True)
@@ -219,9 +219,9 @@ class Finding:
     """Something found about one slide.
 
     Attributes:
-        slide_id: the slide, as the table writes it.
-        finding: a name in `FINDINGS`.
-        value: what was found, in words and numbers.
+        slide_id: The slide, as the table writes it.
+        finding: A name in `FINDINGS`.
+        value: What was found, in words and numbers.
     """
 
     slide_id: str
@@ -247,11 +247,11 @@ class TableRow:
     """A row of the table of slides as it is, right or wrong.
 
     Attributes:
-        number: of its line in the file, the header being 1.
-        slide_id: ``image_id``.
-        provider: ``data_provider``.
-        isup_grade: as written.
-        gleason: ``gleason_score``.
+        number: Of its line in the file, the header being 1.
+        slide_id: `image_id`.
+        provider: `data_provider`.
+        isup_grade: As written.
+        gleason: `gleason_score`.
     """
 
     number: int
@@ -276,11 +276,11 @@ class TableRow:
         return all(name != "bad_id" for name, _ in self.faults)
 
     def image_path(self, root: Path) -> Path:
-        """Where the slide should lie; only for rows that ``has_file``."""
+        """Where the slide should lie; only for rows that `has_file`."""
         return image_path(root, self.slide_id)
 
     def mask_path(self, root: Path, suffix: str = "_mask") -> Path:
-        """Where the mask should lie; only for rows that ``has_file``."""
+        """Where the mask should lie; only for rows that `has_file`."""
         return mask_path(root, self.slide_id, suffix)
 
     @property
@@ -292,13 +292,13 @@ def read_table(root: Path | str) -> list[TableRow]:
     """Read the table of slides of a folder in PANDA's layout, faulty rows too.
 
     Args:
-        root: the folder that holds ``train.csv``.
+        root: The folder that holds `train.csv`.
 
     Returns:
         The rows in their order.
 
     Raises:
-        ManifestError: the folder, the table or a column is missing, it is no CSV in UTF-8, or it has no rows.
+        ManifestError: The folder, the table or a column is missing, it is no CSV in UTF-8, or it has no rows.
     """
     return [
         TableRow(number, *(row[column] for column in COLUMNS))
@@ -310,7 +310,7 @@ def table_findings(rows: Iterable[TableRow]) -> list[Finding]:
     """Find what the table alone shows: faulty, contradicting and repeated rows.
 
     Args:
-        rows: of `read_table`.
+        rows: Of `read_table`.
 
     Returns:
         The findings in the order of the rows.
@@ -347,8 +347,8 @@ def group_findings(
     """Make a finding of each slide of groups of slides that are one another's duplicates.
 
     Args:
-        finding: which kind of duplicates they are.
-        groups: ids of the slides of each group; groups of one are passed over.
+        finding: Which kind of duplicates they are.
+        groups: Ids of the slides of each group; groups of one are passed over.
     """
     found = []
     for group in groups:

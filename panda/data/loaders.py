@@ -33,7 +33,7 @@ def drawn(index: int | Draw) -> tuple[int, int]:
     """Item and seed of an index; a plain index gets a seed from torch's random generator.
 
     Args:
-        index: an item's number, or a draw.
+        index: An item's number, or a draw.
 
     Returns:
         The item's number and the seed.
@@ -46,17 +46,17 @@ def drawn(index: int | Draw) -> tuple[int, int]:
 class DrawSampler(Sampler[Draw]):
     """Draws the items of an epoch, each with a seed for its augmentation.
 
-    Order and seeds depend on nothing but ``seed`` and the epoch: an epoch is the same after a resume, and on all
+    Order and seeds depend on nothing but `seed` and the epoch: an epoch is the same after a resume, and on all
     devices before they share it out. Of several devices each takes every n-th draw, so that their batches together are
     a batch of one device that is as many times larger. The last draws of an epoch that do not go round are left out:
     all devices have equally many, and none is drawn twice.
 
     Args:
-        items: number of items.
-        seed: of the run.
-        epoch: the first epoch; each pass begins the next one unless `set_epoch` says otherwise.
-        choose: gives the items of an epoch in their order, as many as there are; None for each once, in random order.
-        share: this device's number, from 0, and how many there are.
+        items: Number of items.
+        seed: Of the run.
+        epoch: The first epoch; each pass begins the next one unless `set_epoch` says otherwise.
+        choose: Gives the items of an epoch in their order, as many as there are; None for each once, in random order.
+        share: This device's number, from 0, and how many there are.
     """
 
     def __init__(
@@ -93,8 +93,8 @@ def items_of(loader: DataLoader[Any], number: int) -> list[int]:
     """Which items a batch of the present pass is made of.
 
     Args:
-        loader: of `train_loader` or `ordered_loader`.
-        number: of the batch in the pass, from 0.
+        loader: Of `train_loader` or `ordered_loader`.
+        number: Of the batch in the pass, from 0.
 
     Returns:
         Numbers of items; none where the loader is another one.
@@ -111,8 +111,8 @@ def items_of_all(loader: DataLoader[Any], number: int) -> list[int]:
     """Which items the batches of all devices are made of, in the order that they were drawn in.
 
     Args:
-        loader: of `train_loader`.
-        number: of the batch in the pass, from 0.
+        loader: Of `train_loader`.
+        number: Of the batch in the pass, from 0.
 
     Returns:
         Numbers of items: each device's first, each device's second, and so on.
@@ -126,9 +126,9 @@ def loader_faults(batch_size: int, num_workers: int, prefix: str = "data") -> li
     """Say what is wrong with the arguments of a loader, in words of the config.
 
     Args:
-        batch_size: samples a batch.
-        num_workers: processes that load.
-        prefix: the config node that holds ``batch_size``.
+        batch_size: Samples a batch.
+        num_workers: Processes that load.
+        prefix: The config node that holds `batch_size`.
 
     Returns:
         One sentence a fault.
@@ -154,21 +154,21 @@ def train_loader(
 
     The last batch of an epoch is left out where it would be a single sample, of which batch normalisation can
     make no statistics; order being random, no sample is left out for good. The seed is that of torch's random
-    generator, so it follows Lightning's ``seed_everything``.
+    generator, so it follows Lightning's `seed_everything`.
 
     Args:
-        dataset: its items are indexed by `Draw`.
-        items: its length.
-        batch_size: samples a batch.
-        num_workers: processes that load; 0 for none.
-        trainer: says which of how many devices this one is, and which epoch comes first after a resume.
-        choose: which items an epoch draws, see `DrawSampler`.
+        dataset: Its items are indexed by `Draw`.
+        items: Its length.
+        batch_size: Samples a batch.
+        num_workers: Processes that load; 0 for none.
+        trainer: Says which of how many devices this one is, and which epoch comes first after a resume.
+        choose: Which items an epoch draws, see `DrawSampler`.
 
     Returns:
         The loader.
 
     Raises:
-        ConfigError: there are more devices than items.
+        ConfigError: There are more devices than items.
     """
     share, epoch = _share(trainer, items), 0 if trainer is None else trainer.current_epoch
     a_device = items // share[1]
@@ -182,7 +182,7 @@ def train_loader(
 
 
 def _share(trainer: pl.Trainer | None, items: int) -> tuple[int, int]:
-    """This device's number, and how many there are."""
+    """Thi device's number, and how many there are."""
     device, devices = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
     if items < devices > 1:
         raise ConfigError(f"trainer.devices={devices}: a split has {items} patches or slides only; take fewer devices")
@@ -197,16 +197,16 @@ def ordered_loader(
     Of several devices each takes every n-th item; no item is taken twice, so some devices may have one less.
 
     Args:
-        dataset: its items are indexed by number.
-        batch_size: samples a batch.
-        num_workers: processes that load; 0 for none.
-        trainer: says which of how many devices this one is.
+        dataset: Its items are indexed by number.
+        batch_size: Samples a batch.
+        num_workers: Processes that load; 0 for none.
+        trainer: Says which of how many devices this one is.
 
     Returns:
         The loader.
 
     Raises:
-        ConfigError: there are more devices than items.
+        ConfigError: There are more devices than items.
     """
     items = len(dataset)  # type: ignore[arg-type]
     device, devices = _share(trainer, items)

@@ -1,7 +1,7 @@
 """The table of slides: PANDA's folder read into records, the patients' table, an example with cancer.
 
-A folder has PANDA's layout: ``train_images/<id>.tiff``, ``train_label_masks/<id>_mask.tiff`` and ``train.csv``
-with the columns ``image_id``, ``data_provider``, ``isup_grade``, ``gleason_score``
+A folder has PANDA's layout: `train_images/<id>.tiff`, `train_label_masks/<id>_mask.tiff` and `train.csv`
+with the columns `image_id`, `data_provider`, `isup_grade`, `gleason_score`
 (https://www.kaggle.com/c/prostate-cancer-grade-assessment/data).
 """
 
@@ -37,13 +37,13 @@ class SlideRecord:
     """One row of the table of slides.
 
     Attributes:
-        slide_id: PANDA's ``image_id``.
-        provider: a key of `panda.wsi.labels.PROVIDERS`.
+        slide_id: PANDA's `image_id`.
+        provider: A key of `panda.wsi.labels.PROVIDERS`.
         isup_grade: 0 to 5, or None where the slide has no grade.
-        gleason: the Gleason score as the table writes it (``"3+4"``, ``"negative"``).
-        image_path: where the slide lies, or should lie.
-        mask_path: where its label mask lies, or should lie; None for a slide that never had one.
-        group: slides of one group never straddle a split; the slide itself where nothing better is known.
+        gleason: The Gleason score as the table writes it (`"3+4"`, `"negative"`).
+        image_path: Where the slide lies, or should lie.
+        mask_path: Where its label mask lies, or should lie; None for a slide that never had one.
+        group: Slides of one group never straddle a split; the slide itself where nothing better is known.
     """
 
     slide_id: str
@@ -61,14 +61,14 @@ def read_manifest(root: Path | str, *, mask_suffix: str = "_mask") -> list[Slide
     Whether the files of the table exist is not looked at here.
 
     Args:
-        root: the folder that holds ``train.csv``.
-        mask_suffix: what a mask's file name has after the slide's id.
+        root: The folder that holds `train.csv`.
+        mask_suffix: What a mask's file name has after the slide's id.
 
     Returns:
         One record a row, in the order of the table; each is its own group.
 
     Raises:
-        ManifestError: the folder, the table or a column is missing, the table is empty, or rows are faulty (an
+        ManifestError: The folder, the table or a column is missing, the table is empty, or rows are faulty (an
             id that is no plain name or occurs twice, an unknown provider, a grade that is no integer 0..5);
             the message names the rows.
     """
@@ -106,7 +106,7 @@ def table_of(root: Path) -> Path:
     """Where the table of a folder in PANDA's layout lies.
 
     Raises:
-        ManifestError: the folder or the table is missing.
+        ManifestError: The folder or the table is missing.
     """
     if not root.is_dir():
         raise ManifestError(f"{root}: no such folder; data.root is the folder that holds {TABLE}")
@@ -122,7 +122,7 @@ def image_path(root: Path, slide_id: str) -> Path:
 
 
 def mask_path(root: Path, slide_id: str, suffix: str = "_mask") -> Path:
-    """Where a slide's label mask lies, or should lie; ``suffix`` is what its name has after the slide's id."""
+    """Where a slide's label mask lies, or should lie; `suffix` is what its name has after the slide's id."""
     return root / MASKS / f"{slide_id}{suffix}.tiff"
 
 
@@ -130,13 +130,13 @@ def read_groups(path: Path | str) -> tuple[dict[str, str], GroupKind]:
     """Read which patient (or other group) each slide belongs to.
 
     Args:
-        path: CSV with the columns ``image_id`` and ``patient`` (or ``group``).
+        path: CSV with the columns `image_id` and `patient` (or `group`).
 
     Returns:
-        slide id → group, and what the groups are: ``"patient"`` or (near-duplicates, say) ``"group"``.
+        slide id → group, and what the groups are: `"patient"` or (near-duplicates, say) `"group"`.
 
     Raises:
-        ManifestError: the file or a column is missing, the table is empty, a field is empty, or a slide is
+        ManifestError: The file or a column is missing, the table is empty, a field is empty, or a slide is
             given two different groups.
     """
     path = Path(path)
@@ -161,14 +161,14 @@ def apply_groups(records: Sequence[SlideRecord], groups: Mapping[str, str]) -> l
     """Give each record the group of a patients' table.
 
     Args:
-        records: the slides.
-        groups: slide id → group, of `read_groups`; slides that are no records are ignored.
+        records: The slides.
+        groups: Slide id → group, of `read_groups`; slides that are no records are ignored.
 
     Returns:
         The records, in the same order, with their groups.
 
     Raises:
-        ManifestError: records that the table does not list; the message counts them and names some.
+        ManifestError: Records that the table does not list; the message counts them and names some.
     """
     absent = [record.slide_id for record in records if record.slide_id not in groups]
     if absent:
@@ -188,14 +188,14 @@ def find_one_tumor_example(root: Path | str, provider: str | None = None) -> Sli
     Masks are read small (2,048 px). Slides and masks that cannot be read are passed over.
 
     Args:
-        root: the folder that holds ``train.csv``.
-        provider: only slides of this provider; None for any.
+        root: The folder that holds `train.csv`.
+        provider: Only slides of this provider; None for any.
 
     Returns:
         The record of the first such slide, by falling grade and then by id.
 
     Raises:
-        ManifestError: no slide of the table has cancer pixels, or the table is faulty (see `read_manifest`).
+        ManifestError: No slide of the table has cancer pixels, or the table is faulty (see `read_manifest`).
     """
     records = [record for record in read_manifest(root) if provider in (None, record.provider)]
     unreadable = 0
@@ -228,13 +228,13 @@ def csv_rows(
     """Rows of a CSV as (number of the line in the file, stripped values by column), blank lines left out.
 
     Args:
-        path: the file, in UTF-8.
-        columns: that it must have.
-        one_of: columns of which it must have one at least.
-        may_be_empty: a table without rows is none too few.
+        path: The file, in UTF-8.
+        columns: That it must have.
+        one_of: Columns of which it must have one at least.
+        may_be_empty: A table without rows is none too few.
 
     Raises:
-        ManifestError: it cannot be read, a column is missing, or it has no rows.
+        ManifestError: It cannot be read, a column is missing, or it has no rows.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -264,7 +264,7 @@ def row_faults(row: Mapping[str, str]) -> list[tuple[str, str]]:
     """What is wrong with a row of the table of slides, taken by itself, so that it makes no record.
 
     Args:
-        row: values of ``image_id``, ``data_provider`` and ``isup_grade``.
+        row: Values of `image_id`, `data_provider` and `isup_grade`.
 
     Returns:
         The name of each fault in `panda.data.findings.FINDINGS`, and a sentence.

@@ -40,15 +40,15 @@ class SlidePatches:
     """The finished patches of one slide, by y and then x.
 
     Attributes:
-        record: the slide.
-        folder: the slide's folder in the store.
-        downsample: level-0 px per patch px.
+        record: The slide.
+        folder: The slide's folder in the store.
+        downsample: Level-0 px per patch px.
         mpp: µm per patch px as (x, y), or None where unknown.
         xy: (N, 2) int64, top-left corners in level-0 px.
         tissue_fraction: (N,) float64, share of tissue in each patch.
         tumor_fraction: (N,) float64, share of cancer pixels in each patch.
-        made_from: fingerprint of the settings and of the slide's and the mask's files.
-        reused: the folder was there already.
+        made_from: Fingerprint of the settings and of the slide's and the mask's files.
+        reused: The folder was there already.
     """
 
     record: SlideRecord
@@ -69,9 +69,9 @@ def load_slide(record: SlideRecord, settings: PatchSettings, store: Path) -> Sli
     """Find a slide's finished patches in the store.
 
     Args:
-        record: the slide.
-        settings: of the store.
-        store: the store's folder.
+        record: The slide.
+        settings: Of the store.
+        store: The store's folder.
 
     Returns:
         The patches, or None where there are none, or where they were made from other files or another row.
@@ -109,20 +109,20 @@ def extract_slide(
     One process at a time may work on a store: `panda.data.store.extract_store` holds its lock.
 
     Args:
-        record: the slide.
-        settings: how to cut.
-        store: the store's folder; it is made where missing.
-        on_stage: called with the name of each stage as it begins (``slide``, ``mask``, ``tissue``, ``grid``, and
-            for each patch ``read`` and ``write``); what it raises ends the extraction.
+        record: The slide.
+        settings: How to cut.
+        store: The store's folder; it is made where missing.
+        on_stage: Called with the name of each stage as it begins (`slide`, `mask`, `tissue`, `grid`, and
+            for each patch `read` and `write`); what it raises ends the extraction.
 
     Returns:
         The patches.
 
     Raises:
-        SlideError: the slide is missing, cannot be read, changes meanwhile, lacks the resolution, or has too little
+        SlideError: The slide is missing, cannot be read, changes meanwhile, lacks the resolution, or has too little
             tissue.
-        MaskError: the mask is missing, cannot be read, changes meanwhile, or disagrees with the slide or the provider.
-        OSError: the store cannot be written; the stage is ``write``.
+        MaskError: The mask is missing, cannot be read, changes meanwhile, or disagrees with the slide or the provider.
+        OSError: The store cannot be written; the stage is `write`.
     """
     if (found := load_slide(record, settings, store)) is not None:
         return found
@@ -251,8 +251,8 @@ def _origin(record: SlideRecord) -> dict[str, Any]:
     """The slide's row and files as plain data: what its patches depend on beside the settings.
 
     Raises:
-        SlideError: the slide is missing.
-        MaskError: the mask is missing.
+        SlideError: The slide is missing.
+        MaskError: The mask is missing.
     """
     return {
         "slide_id": record.slide_id,

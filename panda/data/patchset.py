@@ -1,7 +1,7 @@
 """Patches as a dataset: the manifests of a split, and the pairs of image and mask they list.
 
-A manifest is a CSV in ``<store>/splits/<fingerprint of the split>/{train,val,test}.csv``, one row a patch:
-``slide_id, provider, isup_grade, number, x, y, img, msk, tissue_fraction, tumor_fraction``; ``number`` counts the
+A manifest is a CSV in `<store>/splits/<fingerprint of the split>/{train,val,test}.csv`, one row a patch:
+`slide_id, provider, isup_grade, number, x, y, img, msk, tissue_fraction, tumor_fraction`; `number` counts the
 slide's patches, x and y are level-0 px, and img and msk are the files that hold the pixels, relative to the store
 (slides, where the store keeps no pixels, by their whole path).
 """
@@ -57,16 +57,16 @@ class PatchRow(NamedTuple):
     """One row of a manifest.
 
     Attributes:
-        slide_id: the slide.
-        provider: its provider.
-        isup_grade: its grade, or None.
-        number: of the patch on its slide, from 0.
-        x: left edge in level-0 px of the slide.
-        y: top edge in level-0 px of the slide.
-        img: the file that holds the image.
-        msk: the file that holds the mask.
-        tissue_fraction: share of tissue.
-        tumor_fraction: share of cancer pixels.
+        slide_id: The slide.
+        provider: Its provider.
+        isup_grade: Its grade, or None.
+        number: Of the patch on its slide, from 0.
+        x: Left edge in level-0 px of the slide.
+        y: Top edge in level-0 px of the slide.
+        img: The file that holds the image.
+        msk: The file that holds the mask.
+        tissue_fraction: Share of tissue.
+        tumor_fraction: Share of cancer pixels.
     """
 
     slide_id: str
@@ -85,10 +85,10 @@ class PatchTable(Sequence[PatchRow]):
     """The rows of a manifest, kept as columns: PANDA has millions of patches, and each worker has them all.
 
     Args:
-        path: the manifest.
+        path: The manifest.
 
     Raises:
-        ManifestError: the manifest is missing, lacks a column, has no rows or a malformed one.
+        ManifestError: The manifest is missing, lacks a column, has no rows or a malformed one.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -160,20 +160,20 @@ class PatchTable(Sequence[PatchRow]):
 class PatchSet(Dataset[tuple[Tensor, Tensor]]):
     """Pairs of image and cancer mask.
 
-    An item is ``(image, mask)``: (3, h, w) float32 in [0, 1], RGB; (1, h, w) float32, 0 or 1, and -1 where a pixel is
-    to be ignored (only where the patches were cut with ``ignore_background``).
+    An item is `(image, mask)`: (3, h, w) float32 in [0, 1], RGB; (1, h, w) float32, 0 or 1, and -1 where a pixel is
+    to be ignored (only where the patches were cut with `ignore_background`).
 
     Args:
         manifest: CSV of a split.
-        transform: applied to image and mask together; None for none. Its random choices follow the `Draw` that
+        transform: Applied to image and mask together; None for none. Its random choices follow the `Draw` that
             indexes the set or, with a plain index, torch's random generator.
-        stains: of each slide, whose pixels are brought to the reference's colours before ``transform``; None to
+        stains: Of each slide, whose pixels are brought to the reference's colours before `transform`; None to
             leave all pixels as they are.
 
     Raises:
-        ManifestError: the manifest is faulty; on access also what the store keeps of a patch is missing or damaged,
+        ManifestError: The manifest is faulty; on access also what the store keeps of a patch is missing or damaged,
             or the slide or mask that it is read from has changed.
-        PandaError: on access, a slide or mask that the store reads from cannot be read.
+        PandaError: On access, a slide or mask that the store reads from cannot be read.
     """
 
     def __init__(
@@ -221,14 +221,14 @@ def write_patch_manifests(result: StoreResult, split: Mapping[str, Split]) -> di
     """Write the manifests of a split by slide.
 
     Args:
-        result: the patches in the store; slides that failed are in none of the manifests.
-        split: slide id → split.
+        result: The patches in the store; slides that failed are in none of the manifests.
+        split: Slide id → split.
 
     Returns:
         Split → manifest, for the splits that have patches.
 
     Raises:
-        ManifestError: all slides of a split failed.
+        ManifestError: All slides of a split failed.
     """
     members: dict[Split, list[tuple[SlidePatches, NDArray[np.int64]]]] = {
         name: [
@@ -253,16 +253,16 @@ def write_one_slide_manifests(
     """Write the manifests of one slide whose patches are split at random: to learn from, not to generalise.
 
     Args:
-        store: the store.
-        patches: of the slide.
-        seed: of the shuffle.
-        val_fraction: share of the patches for validation; at least one.
+        store: The store.
+        patches: Of the slide.
+        seed: Of the shuffle.
+        val_fraction: Share of the patches for validation; at least one.
 
     Returns:
-        Manifests of ``train`` and ``val``.
+        Manifests of `train` and `val`.
 
     Raises:
-        ManifestError: the slide has fewer than two patches.
+        ManifestError: The slide has fewer than two patches.
     """
     if len(patches) < 2:
         raise ManifestError(

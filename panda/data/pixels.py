@@ -1,10 +1,10 @@
 """The pixels of patches as each kind of store keeps them: written once by the extraction, read by `PatchSet`.
 
-- ``png``: files to look at, ``<SLIDE_ID>/img/<SLIDE_ID>_x1234_y5678.png`` and the mask (255 cancer, 0 other, 128
-  ignored) in ``msk/`` under the same name; x and y are the patch's top-left corner in level-0 px of the slide.
-- ``packed``: mapped arrays, ``<SLIDE_ID>/img.npy`` (N, h, w, 3) uint8 and ``msk.npy`` (N, h, w) uint8,
+- `png`: files to look at, `<SLIDE_ID>/img/<SLIDE_ID>_x1234_y5678.png` and the mask (255 cancer, 0 other, 128
+  ignored) in `msk/` under the same name; x and y are the patch's top-left corner in level-0 px of the slide.
+- `packed`: mapped arrays, `<SLIDE_ID>/img.npy` (N, h, w, 3) uint8 and `msk.npy` (N, h, w) uint8,
   0 other, 1 cancer, 2 ignored.
-- ``slide``: nothing; a patch is read from its slide and mask each time.
+- `slide`: nothing; a patch is read from its slide and mask each time.
 
 The samples are the same, bit for bit.
 """
@@ -52,13 +52,13 @@ class Place(NamedTuple):
     """Where the pixels of a patch are found.
 
     Attributes:
-        folder: of the slide in the store.
-        provider: whose codes the slide's mask holds.
-        number: of the patch on its slide, from 0.
-        x: left edge in level-0 px of the slide.
-        y: top edge in level-0 px of the slide.
-        img: the file with the image: a patch's own, a packed one, or the slide.
-        msk: the file with the mask likewise.
+        folder: Of the slide in the store.
+        provider: Whose codes the slide's mask holds.
+        number: Of the patch on its slide, from 0.
+        x: Left edge in level-0 px of the slide.
+        y: Top edge in level-0 px of the slide.
+        img: The file with the image: a patch's own, a packed one, or the slide.
+        msk: The file with the mask likewise.
     """
 
     folder: Path
@@ -100,11 +100,11 @@ def patch_writer(kind: StoreKind, folder: Path, slide_id: str, count: int, size:
     """Open a slide's folder for its patches.
 
     Args:
-        kind: of the store.
-        folder: exists and is empty.
-        slide_id: of the slide.
-        count: patches to come.
-        size: their side in px.
+        kind: Of the store.
+        folder: Exists and is empty.
+        slide_id: Of the slide.
+        count: Patches to come.
+        size: Their side in px.
     """
     if kind == "png":
         return _PngWriter(folder, slide_id)
@@ -206,9 +206,9 @@ class PatchPixels(Protocol):
         """Read a patch.
 
         Raises:
-            ManifestError: what the store keeps of it is missing or damaged, or the slide or mask that it is read from
+            ManifestError: What the store keeps of it is missing or damaged, or the slide or mask that it is read from
                 has changed.
-            PandaError: the slide or its mask cannot be read there.
+            PandaError: The slide or its mask cannot be read there.
         """
 
 
@@ -295,11 +295,11 @@ def _check_unchanged(cut: Path, files: dict[str, Path]) -> None:
     """Compare the slide and the mask that patches are read from with those that they were cut from.
 
     Args:
-        cut: the record of the extraction.
-        files: ``"slide"`` and ``"mask"``.
+        cut: The record of the extraction.
+        files: `"slide"` and `"mask"`.
 
     Raises:
-        ManifestError: the record is missing or damaged, or a file's size or time of change is not what it says.
+        ManifestError: The record is missing or damaged, or a file's size or time of change is not what it says.
     """
     try:
         stored = json.loads(cut.read_text(encoding="utf-8"))

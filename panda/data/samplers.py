@@ -27,7 +27,7 @@ class BalancedDraws:
     Args:
         tumor: (N,) bool, whether a patch has cancer.
         slides: (N,) its slide's number.
-        share: of the draws that have cancer, in [0, 1]; where all patches or none have cancer it has no say.
+        share: Of the draws that have cancer, in [0, 1]; where all patches or none have cancer it has no say.
     """
 
     def __init__(self, tumor: NDArray[np.bool_], slides: NDArray[np.integer[Any]], share: float) -> None:
@@ -72,7 +72,7 @@ class HardDraws:
     the hardest. So none is forgotten, and what is learnt already comes seldom.
 
     Args:
-        count: of the patches.
+        count: Of the patches.
     """
 
     def __init__(self, count: int) -> None:
@@ -82,7 +82,7 @@ class HardDraws:
         """Keep the losses of some patches.
 
         Args:
-            items: their numbers.
+            items: Their numbers.
             losses: (n,) 0 or more.
         """
         self.losses[list(items)] = losses.detach().float().cpu()

@@ -26,16 +26,16 @@ class PatchSettings:
     """How patches are cut; together with the slides it says what a patch store holds.
 
     Attributes:
-        level: pyramid level of the patches, or None where ``mpp`` is given.
-        mpp: µm per patch px: read at the nearest finer level and resampled. None where ``level`` is given.
-        patch_size: side of a patch in px at that resolution.
-        stride: distance of neighbouring patches in px at that resolution; None for ``patch_size``.
-        edge: ``"pad"``: white past the slide's edge; ``"shift"``: the last patch moves inside.
-        min_tissue: least share of tissue in a patch.
-        reader: of the slides, see `Slide.open`.
+        level: Pyramid level of the patches, or None where `mpp` is given.
+        mpp: µm per patch px: read at the nearest finer level and resampled. None where `level` is given.
+        patch_size: Side of a patch in px at that resolution.
+        stride: Distance of neighbouring patches in px at that resolution; None for `patch_size`.
+        edge: `"pad"`: white past the slide's edge; `"shift"`: the last patch moves inside.
+        min_tissue: Least share of tissue in a patch.
+        reader: Of the slides, see `Slide.open`.
         mpp_override: µm per level-0 px where the slides do not say, or say nonsense.
-        store: what is kept of the pixels: ``"png"``: files; ``"packed"``: mapped arrays; ``"slide"``: nothing.
-        ignore_background: pixels of mask code 0 (background or unknown) and past the slide's edge count in no loss.
+        store: What is kept of the pixels: `"png"`: files; `"packed"`: mapped arrays; `"slide"`: nothing.
+        ignore_background: Pixels of mask code 0 (background or unknown) and past the slide's edge count in no loss.
     """
 
     level: int | None = 1
@@ -50,7 +50,7 @@ class PatchSettings:
     ignore_background: bool = False
 
     def faults(self) -> list[str]:
-        """Say what is wrong with the settings, one sentence a fault, in words of the ``data`` config."""
+        """Say what is wrong with the settings, one sentence a fault, in words of the `data` config."""
         faults = resolution_faults(self.level, self.mpp)
         if self.patch_size < 1:
             faults.append(f"data.patch_size is {self.patch_size}: give at least 1 px")
@@ -77,23 +77,23 @@ class PatchSettings:
 
 @dataclass(frozen=True)
 class SelectionSettings:
-    """Which slides are used and how they are split, in words of the ``data`` config.
+    """Which slides are used and how they are split, in words of the `data` config.
 
     Attributes:
-        split: ``"holdout"``: three parts; ``"kfold"``: of ``folds`` folds, ``fold`` is the test and the next one
-            validation; ``"patches"``: the patches of one slide.
-        folds: number of folds, at least 3 (2 with ``test_provider``).
-        fold: from 0.
-        seed: of the split.
-        val_fraction: share of the slides for validation.
-        test_fraction: share for the test; 0 for none.
-        slide_id: the slide of ``split="patches"``.
-        provider: only this provider's slides; None for all.
-        test_provider: all of its slides are the test, the others' are trained and validated on; None for no such test.
-        exclude: findings whose slides are left out.
-        findings: ``findings.csv`` of an audit; None where ``exclude`` asks only for what the files show.
+        split: `"holdout"`: three parts; `"kfold"`: of `folds` folds, `fold` is the test and the next one
+            validation; `"patches"`: the patches of one slide.
+        folds: Number of folds, at least 3 (2 with `test_provider`).
+        fold: From 0.
+        seed: Of the split.
+        val_fraction: Share of the slides for validation.
+        test_fraction: Share for the test; 0 for none.
+        slide_id: The slide of `split="patches"`.
+        provider: Only this provider's slides; None for all.
+        test_provider: All of its slides are the test, the others' are trained and validated on; None for no such test.
+        exclude: Findings whose slides are left out.
+        findings: `findings.csv` of an audit; None where `exclude` asks only for what the files show.
         groups: CSV with image_id and patient (or group), which never straddle the split.
-        splits: ``splits.csv`` of a run: its split is taken over as it is.
+        splits: `splits.csv` of a run: its split is taken over as it is.
     """
 
     split: How = "holdout"
@@ -192,7 +192,7 @@ class SelectionSettings:
 
 
 def mpp_override_faults(mpp_override: float | None) -> list[str]:
-    """Say what is wrong with ``data.mpp_override``: one sentence, none where it is good."""
+    """Say what is wrong with `data.mpp_override`: one sentence, none where it is good."""
     if mpp_override is None or MPP_MIN <= mpp_override <= MPP_MAX:
         return []
     return [f"data.mpp_override is {mpp_override}: give µm per level-0 px, {MPP_MIN} to {MPP_MAX:g}, or null"]
@@ -202,9 +202,9 @@ def resolution_faults(level: int | None, mpp: float | None, prefix: str = "data"
     """Say what is wrong with a request for a resolution, in words of the config.
 
     Args:
-        level: pyramid level, or None.
+        level: Pyramid level, or None.
         mpp: µm per px, or None.
-        prefix: the config node that holds both keys.
+        prefix: The config node that holds both keys.
 
     Returns:
         One sentence a fault, none where exactly one of the two is given and in range.

@@ -21,7 +21,7 @@ from panda.files import write_table
 
 LEFT_OUT = "left_out"
 SPLIT_COLUMNS = ("slide_id", "group", "groups_are", "provider", "isup_grade", "split", "why")
-"""Of ``splits.csv``; ``why`` says why a slide is left out."""
+"""Of `splits.csv`; `why` says why a slide is left out."""
 _SHOWN = 5
 
 
@@ -30,11 +30,11 @@ class Selection:
     """What became of each slide of the table.
 
     Attributes:
-        settings: what was asked.
-        records: all slides of the table, with their groups, in its order.
-        split: slide id → split, of those that are used (with ``split="patches"`` all are ``"train"``).
-        why: slide id → why it is left out, of the others.
-        groups_are: what keeps the splits apart.
+        settings: What was asked.
+        records: All slides of the table, with their groups, in its order.
+        split: Slide id → split, of those that are used (with `split="patches"` all are `"train"`).
+        why: Slide id → why it is left out, of the others.
+        groups_are: What keeps the splits apart.
     """
 
     settings: SelectionSettings
@@ -85,7 +85,7 @@ class Selection:
         return words
 
     def rows(self) -> list[dict[str, str]]:
-        """The rows of ``splits.csv``, by slide id: see `SPLIT_COLUMNS`."""
+        """The rows of `splits.csv`, by slide id: see `SPLIT_COLUMNS`."""
         rows = []
         for record in sorted(self.records, key=lambda record: record.slide_id):
             split = "patches" if self.settings.split == "patches" else self.split.get(record.slide_id, "")
@@ -96,14 +96,14 @@ class Selection:
         return rows
 
     def write(self, path: Path) -> None:
-        """Write ``splits.csv``: a row a slide of the table, by slide id."""
+        """Write `splits.csv`: a row a slide of the table, by slide id."""
         write_table(path, self.rows(), SPLIT_COLUMNS)
 
     def changed_since(self, path: Path) -> list[str]:
-        """Slides whose split or group is not what ``splits.csv`` of an earlier session says, by id.
+        """Slides whose split or group is not what `splits.csv` of an earlier session says, by id.
 
         Raises:
-            ManifestError: the file cannot be read.
+            ManifestError: The file cannot be read.
         """
         keys = ("group", "split")
         before = {row["slide_id"]: [row[key] for key in keys] for _, row in csv_rows(path, SPLIT_COLUMNS)}
@@ -117,11 +117,11 @@ def select(records: Sequence[SlideRecord], settings: SelectionSettings) -> Selec
     """Say of each slide of the table whether it is used, and in which split.
 
     Args:
-        records: all slides of the table.
-        settings: without faults.
+        records: All slides of the table.
+        settings: Without faults.
 
     Raises:
-        ManifestError: a table or file is faulty or does not fit the slides, groups straddle a given split, or no slide
+        ManifestError: A table or file is faulty or does not fit the slides, groups straddle a given split, or no slide
             of a split is left.
     """
     why = _reasons(records, settings)
@@ -176,7 +176,7 @@ def _found(path: Path, ids: Collection[str], *, wants_slides: bool) -> dict[str,
     """Slide id → its findings.
 
     Raises:
-        ManifestError: the file is faulty, names a finding that is not known, or the audit did not see all slides.
+        ManifestError: The file is faulty, names a finding that is not known, or the audit did not see all slides.
     """
     found: defaultdict[str, set[str]] = defaultdict(set)
     for number, row in csv_rows(path, ("slide_id", "finding"), may_be_empty=True):

@@ -30,8 +30,8 @@ def fraction_faults(val_fraction: float, test_fraction: float) -> list[str]:
     """Say what is wrong with the shares of a split.
 
     Args:
-        val_fraction: share of the slides for validation.
-        test_fraction: share of the slides for the test, 0 for none.
+        val_fraction: Share of the slides for validation.
+        test_fraction: Share of the slides for the test, 0 for none.
 
     Returns:
         One sentence a fault, none where the shares are good.
@@ -54,26 +54,26 @@ def split_slides(
 ) -> dict[str, Split]:
     """Share slides out to training, validation and test; groups never straddle.
 
-    The slides are cut into folds with scikit-learn's ``StratifiedGroupKFold``, as many as make the two shares
+    The slides are cut into folds with scikit-learn's `StratifiedGroupKFold`, as many as make the two shares
     whole numbers of folds (to within 0.01), and the folds are dealt out. Strata are provider × grade; where the
     largest has fewer slides than there are folds, provider × cancer, then provider, then none.
 
     How near the shares are met, as tests/test_splits.py holds (seen over thousands of random tables, not proven): a
     fold, and each stratum in it, is off by no more slides than the largest group has and one; a split by no more than
     the largest group, one slide a stratum and 1 % of all. What it relies on:
-    slides by id, and the shuffle of numpy's ``RandomState(seed)``, which numpy keeps as it is for good.
+    slides by id, and the shuffle of numpy's `RandomState(seed)`, which numpy keeps as it is for good.
 
     Args:
-        records: the slides, in any order: the split does not depend on it.
-        seed: of the shuffle.
-        val_fraction: share for validation, over 0.
-        test_fraction: share for the test; 0 makes none.
+        records: The slides, in any order: the split does not depend on it.
+        seed: Of the shuffle.
+        val_fraction: Share for validation, over 0.
+        test_fraction: Share for the test; 0 makes none.
 
     Returns:
-        slide id → ``"train"``, ``"val"`` or ``"test"``, by slide id.
+        slide id → `"train"`, `"val"` or `"test"`, by slide id.
 
     Raises:
-        ManifestError: the shares are out of range, or a split would be empty.
+        ManifestError: The shares are out of range, or a split would be empty.
     """
     if faults := fraction_faults(val_fraction, test_fraction):
         raise ManifestError("; ".join(faults))
@@ -98,21 +98,21 @@ def fold_slides(
 ) -> dict[str, Split]:
     """Take one of several folds as the test and the next one as validation; groups never straddle.
 
-    Over all values of ``fold`` each slide is in the test once, and in validation once. Folds are cut as in
+    Over all values of `fold` each slide is in the test once, and in validation once. Folds are cut as in
     `split_slides`.
 
     Args:
-        records: the slides, in any order.
-        seed: of the shuffle.
-        folds: their number.
-        fold: from 0.
-        test: whether there is a test; without it ``fold`` is validation.
+        records: The slides, in any order.
+        seed: Of the shuffle.
+        folds: Their number.
+        fold: From 0.
+        test: Whether there is a test; without it `fold` is validation.
 
     Returns:
-        slide id → ``"train"``, ``"val"`` or ``"test"``, by slide id.
+        slide id → `"train"`, `"val"` or `"test"`, by slide id.
 
     Raises:
-        ManifestError: there are fewer groups than folds, or a split would be empty.
+        ManifestError: There are fewer groups than folds, or a split would be empty.
     """
     ordered = sorted(records, key=lambda record: record.slide_id)
     count = len({record.group for record in ordered})

@@ -1,4 +1,4 @@
-"""How each slide of a patch store is stained: estimated once and kept in the slide's folder, ``stain.json``.
+"""How each slide of a patch store is stained: estimated once and kept in the slide's folder, `stain.json`.
 
 The store's pixels stay as the slides have them, so that one store serves runs with and without normalisation.
 """
@@ -32,16 +32,16 @@ def find_stains(result: StoreResult, settings: PatchSettings, *, workers: int = 
     """Estimate the stain of each slide of a store that is not known yet.
 
     Args:
-        result: the slides with their patches.
-        settings: how the slides are read.
-        workers: slides looked at at the same time, in threads.
+        result: The slides with their patches.
+        settings: How the slides are read.
+        workers: Slides looked at at the same time, in threads.
 
     Returns:
-        What is left of the result, a slide that cannot be read being a failure of the stage ``stain``; and the stains
+        What is left of the result, a slide that cannot be read being a failure of the stage `stain`; and the stains
         of what is left.
 
     Raises:
-        OSError: the store cannot be written.
+        OSError: The store cannot be written.
     """
     stains: Stains = {}
     unknown: list[SlidePatches] = []

@@ -1,7 +1,7 @@
 """The patch store: the patches of many slides under one set of settings.
 
-``<store_root>/<name of the data folder>-<fingerprint>`` holds ``store.json`` (the settings), one folder a slide
-(`panda.data.patches`) and ``splits/`` (`panda.data.patchset`). Extraction resumes: what is finished stays.
+`<store_root>/<name of the data folder>-<fingerprint>` holds `store.json` (the settings), one folder a slide
+(`panda.data.patches`) and `splits/` (`panda.data.patchset`). Extraction resumes: what is finished stays.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class StoreResult:
     """What an extraction leaves.
 
     Attributes:
-        store: the store's folder.
-        slides: slide id → its patches, in the order of the records.
-        failures: the slides that have none, in the order of the records.
+        store: The store's folder.
+        slides: Slide id → its patches, in the order of the records.
+        failures: The slides that have none, in the order of the records.
     """
 
     store: Path
@@ -60,12 +60,12 @@ def store_path(store_root: Path | str, root: Path | str, settings: PatchSettings
     """Folder of the store for a data folder and settings; other settings never share it.
 
     Args:
-        store_root: the folder of all stores.
-        root: the data folder, whose name is used.
-        settings: how patches are cut.
+        store_root: The folder of all stores.
+        root: The data folder, whose name is used.
+        settings: How patches are cut.
 
     Returns:
-        ``<store_root>/<name of root>-<12 hexadecimal digits>``.
+        `<store_root>/<name of root>-<12 hexadecimal digits>`.
     """
     return Path(store_root) / f"{Path(root).resolve().name}-{fingerprint(_store_content(settings))[:12]}"
 
@@ -85,19 +85,19 @@ def extract_store(
     next call goes on from the finished slides. A second process on the same store waits for the first.
 
     Args:
-        records: the slides.
-        settings: how to cut.
-        store_root: the folder of all stores.
-        root: the data folder, for the store's name.
-        workers: slides cut at the same time, in threads.
-        progress: show a bar over the slides, with the patches so far.
+        records: The slides.
+        settings: How to cut.
+        store_root: The folder of all stores.
+        root: The data folder, for the store's name.
+        workers: Slides cut at the same time, in threads.
+        progress: Show a bar over the slides, with the patches so far.
 
     Returns:
         The patches of each slide, and the failures.
 
     Raises:
-        PandaError: the store cannot be written (a full disk), or will not fit; finished slides are kept.
-        ManifestError: the folder holds a store of other settings.
+        PandaError: The store cannot be written (a full disk), or will not fit; finished slides are kept.
+        ManifestError: The folder holds a store of other settings.
     """
     store = store_path(store_root, root, settings)
     slides: dict[str, SlidePatches] = {}
@@ -144,13 +144,13 @@ def load_store(
     """Read what an earlier extraction left, without cutting anything.
 
     Args:
-        records: the slides.
-        settings: as in `extract_store`.
-        store_root: as in `extract_store`.
-        root: as in `extract_store`.
+        records: The slides.
+        settings: As in `extract_store`.
+        store_root: As in `extract_store`.
+        root: As in `extract_store`.
 
     Returns:
-        The patches of each finished slide; the others are failures of the stage ``store``.
+        The patches of each finished slide; the others are failures of the stage `store`.
     """
     store = store_path(store_root, root, settings)
     slides: dict[str, SlidePatches] = {}
@@ -205,7 +205,7 @@ def _in_order(
 
 
 def _store_content(settings: PatchSettings) -> dict[str, Any]:
-    """What ``store.json`` says."""
+    """What `store.json` says."""
     return {"format": FORMAT, "tissue_rules": RULES, "settings": asdict(settings)}
 
 
@@ -213,10 +213,10 @@ def read_store(store: Path) -> PatchSettings:
     """Read how the patches of a store were cut.
 
     Args:
-        store: the store's folder.
+        store: The store's folder.
 
     Raises:
-        ManifestError: it is no store, or one of another version.
+        ManifestError: It is no store, or one of another version.
     """
     path = store / STORE_FILE
     try:
@@ -237,11 +237,11 @@ class StoredPatches:
     """What a store holds.
 
     Attributes:
-        store: its folder.
-        settings: how its patches were cut.
-        slides: finished ones.
-        patches: of them together.
-        bytes: of all its files.
+        store: Its folder.
+        settings: How its patches were cut.
+        slides: Finished ones.
+        patches: Of them together.
+        bytes: Of all its files.
     """
 
     store: Path
@@ -255,10 +255,10 @@ def list_stores(store_root: Path | str) -> list[StoredPatches]:
     """Say what lies in a folder of patch stores.
 
     Args:
-        store_root: the folder of all stores.
+        store_root: The folder of all stores.
 
     Raises:
-        ManifestError: there is no such folder, or it holds a store that cannot be read.
+        ManifestError: There is no such folder, or it holds a store that cannot be read.
     """
     root = Path(store_root)
     if not root.is_dir():

@@ -65,7 +65,7 @@ def choose(
     open_slide: Callable[[Path], Slide],
     record: Path,
 ) -> Choice:
-    """Makes a predictor run its network as its settings say, or as is best here, and keeps the choice.
+    """Make a predictor run its network as its settings say, or as is best here, and keeps the choice.
 
     Args:
         predictor: Its network is run in the chosen way from then on.
@@ -119,7 +119,7 @@ def _kept(record: Path) -> dict[str, Choice]:
 def _tried(
     predictor: SegmentationPredictor, threshold: float, paths: Sequence[Path], open_slide: Callable[[Path], Slide]
 ) -> Choice | None:
-    """Tries on the first slide that can be read, if any, and leaves the predictor in the way that was chosen."""
+    """Try on the first slide that can be read, if any, and leaves the predictor in the way that was chosen."""
     for path in paths:
         try:
             with open_slide(path) as slide:

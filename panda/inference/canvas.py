@@ -44,13 +44,13 @@ def blend_window(patch_size: int, overlap: int) -> NDArray[np.float32]:
 
     Args:
         patch_size: Side of a tile in working px.
-        overlap: Working px that neighbouring tiles share, ``patch_size - stride``; 0 gives a flat window.
+        overlap: Working px that neighbouring tiles share, `patch_size - stride`; 0 gives a flat window.
 
     Returns:
         (patch_size,) float32, symmetric, in [0.01, 1].
 
     Raises:
-        ValueError: ``overlap`` is negative, or not smaller than ``patch_size``.
+        ValueError: `overlap` is negative, or not smaller than `patch_size`.
     """
     if not 0 <= overlap < patch_size:
         raise ValueError(f"overlap is {overlap} px; it must be at least 0 and less than the patch, {patch_size}")
@@ -66,11 +66,11 @@ class CanvasWriter:
     """Blends tiles into a canvas.
 
     The canvas is summed in blocks of one chunk. A block is finished and written as soon as no tile can touch it any
-    more, which is known where ``expected`` says what tiles will come; else at the end. Of the unfinished ones
-    ``budget`` bytes are held in memory and the rest on the disk (`panda.inference.blocks`): memory depends neither on
+    more, which is known where `expected` says what tiles will come; else at the end. Of the unfinished ones
+    `budget` bytes are held in memory and the rest on the disk (`panda.inference.blocks`): memory depends neither on
     the slide's height nor on its width.
 
-    It writes under a partial name beside ``path`` and takes the final name in `close`; used in a ``with``
+    It writes under a partial name beside `path` and takes the final name in `close`; used in a `with`
     statement, it closes at the end of the block, or leaves nothing behind where the block raises.
 
     One writer at a time may write a given path: what a killed run left there unfinished is removed.
@@ -81,13 +81,13 @@ class CanvasWriter:
         resolution: The network's working resolution on this slide.
         patch_size: Side of a tile in working px.
         fingerprint: Of all that makes this canvas, see `panda.files.fingerprint`.
-        attrs: Plain data (JSON) kept with the canvas; ``slide_id`` is named in messages.
-        overlap: Working px that neighbouring tiles share, ``patch_size - stride``; shapes the window.
+        attrs: Plain data (JSON) kept with the canvas; `slide_id` is named in messages.
+        overlap: Working px that neighbouring tiles share, `patch_size - stride`; shapes the window.
         expected: (n, 2) x, y of all tiles that will come, in any order; None where that is not known.
         budget: Bytes of sums held in memory; it changes no result.
 
     Raises:
-        ValueError: ``patch_size`` or ``overlap`` is impossible, or ``attrs`` is not plain data.
+        ValueError: `patch_size` or `overlap` is impossible, or `attrs` is not plain data.
     """
 
     def __init__(
@@ -266,7 +266,7 @@ class CanvasWriter:
         return Canvas.open(self.path)
 
     def abort(self) -> None:
-        """Leave nothing behind; what lay at ``path`` before stays. Does nothing once closed."""
+        """Leave nothing behind; what lay at `path` before stays. Does nothing once closed."""
         if self._open:
             self._open = False
             self.blocks.close()

@@ -1,7 +1,7 @@
 """The probability map over a whole slide, blended from overlapping tiles and kept on disk.
 
 A canvas is a zarr 3 array of uint16 in the working frame of the network: 0 says "not scored", 1..65535 stand
-for the probability ``(v - 1) / 65534``. One step is 1.5e-5, far below what two runs of a network agree to, at
+for the probability `(v - 1) / 65534`. One step is 1.5e-5, far below what two runs of a network agree to, at
 half the bytes of float32; and 0.5 is a step exactly.
 """
 

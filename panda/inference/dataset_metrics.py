@@ -1,5 +1,7 @@
 """Figures of many slides at a frozen threshold, with intervals: of all, by provider and by grade."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Sequence
 from typing import Any

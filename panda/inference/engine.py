@@ -1,5 +1,7 @@
 """Runs slides one after the other: what each leaves, and what happens to a bad one."""
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import json
@@ -50,10 +52,10 @@ def each_slide(
     items: Sequence[T],
     slide_id: Callable[[T], str],
     stage: str,
-    work: Callable[[T, "tqdm[Any]"], R],
+    work: Callable[[T, tqdm[Any]], R],
     on_failure: Callable[[Failure], None] | None = None,
 ) -> Outcome[R]:
-    """Does `work` for each slide under a progress bar; a bad slide is recorded and passed over.
+    """Do `work` for each slide under a progress bar; a bad slide is recorded and passed over.
 
     Args:
         items: Whatever stands for the slides.
@@ -115,7 +117,7 @@ class SlidesAhead:
         with slide:
             yield slide, tissue
 
-    def __enter__(self) -> "SlidesAhead":
+    def __enter__(self) -> SlidesAhead:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -125,8 +127,8 @@ class SlidesAhead:
                 coming.result()[0].close()
 
 
-def tiles_on(bar: "tqdm[Any]") -> Callable[[int, int], None]:
-    """Shows the tiles done of the current slide behind a progress bar over slides."""
+def tiles_on(bar: tqdm[Any]) -> Callable[[int, int], None]:
+    """Show the tiles done of the current slide behind a progress bar over slides."""
 
     def show(done: int, total: int) -> None:
         bar.set_postfix_str(f"{done}/{total} tiles")
@@ -205,7 +207,7 @@ class SlideMapper:
         quantify: Limits of the clean-up.
         grader: Adds a grade, or None.
         reader: What the slides are opened with; and
-        mpp_override: the µm/px given for those that state none. Both are kept with the results, no more.
+        mpp_override: The µm/px given for those that state none. Both are kept with the results, no more.
         colour_map: Of the pictures.
     """
 
@@ -249,7 +251,7 @@ class SlideMapper:
         return {"fingerprint": fingerprint(values), **checkpoints, **values}
 
     def open(self, path: Path) -> Slide:
-        """Opens a slide as its results will say it was opened.
+        """Open a slide as its results will say it was opened.
 
         Raises:
             SlideError: If it cannot be opened, or its name can be no folder's.
@@ -276,7 +278,7 @@ class SlideMapper:
         *,
         labelled: tuple[SlideRecord, LabelMask] | None = None,
     ) -> MappedSlide:
-        """Maps one open slide into `folder`; one that cannot be graded keeps all but its grade.
+        """Map one open slide into `folder`; one that cannot be graded keeps all but its grade.
 
         Args:
             slide: The slide.

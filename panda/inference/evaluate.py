@@ -3,6 +3,8 @@
 Labelled cancer where no tissue was found enters no score: it is counted beside them.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,7 +79,7 @@ class SlideScore:
 
 
 def open_label(record: SlideRecord, slide: Slide) -> LabelMask:
-    """Opens the label mask of a slide that has one.
+    """Open the label mask of a slide that has one.
 
     Raises:
         MaskError: If it cannot be opened, or does not fit the slide.
@@ -87,7 +89,7 @@ def open_label(record: SlideRecord, slide: Slide) -> LabelMask:
 
 
 def score_canvas(canvas: Canvas, slide: Slide, mask: LabelMask, tissue: TissueMap, record: SlideRecord) -> SlideScore:
-    """Counts a canvas' tissue pixels by probability and truth, band by band.
+    """Count a canvas' tissue pixels by probability and truth, band by band.
 
     Tissue that no tile covered counts as probability 0: what was not looked at was not found.
 

@@ -35,9 +35,9 @@ def write_geojson(quantification: Mapping[str, Any], slide: Slide, resolution: R
     feature is its region's. A region whose pixels touch only at corners becomes a MultiPolygon.
 
     Args:
-        quantification: From `slide_quantification`; its ``regions`` and ``mask_clean`` are used.
+        quantification: From `slide_quantification`; its `regions` and `mask_clean` are used.
         slide: The slide; gives the annotations lasting ids.
-        resolution: Of ``mask_clean``.
+        resolution: Of `mask_clean`.
         path: The file, whole or absent.
     """
     mask, connectivity = quantification["mask_clean"], quantification["settings"]["connectivity"]
@@ -81,7 +81,7 @@ def _measurements(region: Mapping[str, Any]) -> dict[str, float]:
 
 
 def write_ome_tiff(canvas: Canvas, slide: Slide, path: Path | str) -> None:
-    """Write the probability map as a pyramidal OME-TIFF of uint8: ``round(255 × probability)``.
+    """Write the probability map as a pyramidal OME-TIFF of uint8: `round(255 × probability)`.
 
     Levels halve until one tile holds the whole slide, and lie in SubIFDs as OME asks, where QuPath, Bio-Formats
     and tifffile find them (OpenSlide opens level 0 only). Not scored and probability 0 are both 0. The physical

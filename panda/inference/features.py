@@ -1,5 +1,7 @@
 """Features of tiles: encoded part by part, and kept on the disk where the encoder does not learn."""
 
+from __future__ import annotations
+
 import hashlib
 import logging
 from collections.abc import Iterator
@@ -34,7 +36,7 @@ def encode_tiles(
     stain: StainProfile | None,
     settings: EngineSettings,
 ) -> NDArray[np.float32]:
-    """Encodes the tiles of a slide, `network.chunk` at a time, the next ones being read meanwhile.
+    """Encode the tiles of a slide, `network.chunk` at a time, the next ones being read meanwhile.
 
     Args:
         network: In evaluation mode, on the device of `settings`.
@@ -101,7 +103,7 @@ class FeatureCache:
         tile_size: int,
         stain: StainProfile | None,
     ) -> Path:
-        """Encodes a slide's tiles, or finds that it has been done.
+        """Encode a slide's tiles, or finds that it has been done.
 
         Args:
             slide: The slide.

@@ -1,5 +1,7 @@
 """From a grading checkpoint and a slide, with its canvas where tiles are guided, to a grade."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,7 +67,7 @@ class Grade:
         """The predicted class in words: 0 of `cancer` is no cancer."""
         return class_names(self.target, len(self.probabilities))[self.predicted]
 
-    def without_tiles(self) -> "Grade":
+    def without_tiles(self) -> Grade:
         """The same without the pixels of its tiles: those of thousands of bags fill a memory."""
         return replace(self, shown=self.shown[:0].copy())  # a slice alone would keep them all
 
@@ -145,10 +147,8 @@ class GradingPredictor:
         self._cache = FeatureCache(self.network, settings, store_root) if store_root and self.network.frozen else None
 
     @classmethod
-    def from_checkpoint(
-        cls, path: Path, settings: EngineSettings, store_root: Path | None = None
-    ) -> "GradingPredictor":
-        """Reads the checkpoint at `path`.
+    def from_checkpoint(cls, path: Path, settings: EngineSettings, store_root: Path | None = None) -> GradingPredictor:
+        """Read the checkpoint at `path`.
 
         Raises:
             CheckpointError: If it is missing, broken, or of another task.

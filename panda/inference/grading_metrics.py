@@ -1,5 +1,7 @@
 """Figures of graded slides, with intervals: of all, and by provider."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

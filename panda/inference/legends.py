@@ -79,7 +79,7 @@ class Scale:
 
 
 def round_length(longest: float) -> float:
-    """The largest of 1, 2 and 5 times a power of ten that is not longer than ``longest`` (> 0)."""
+    """The largest of 1, 2 and 5 times a power of ten that is not longer than `longest` (> 0)."""
     power = 10.0 ** math.floor(math.log10(longest))
     return next(step for step in (5 * power, 2 * power, power) if step <= longest or step == power)
 
@@ -165,7 +165,7 @@ def _colour_bar(
     mark: float | None,
     measures: tuple[str, str],
 ) -> None:
-    """Draw the bar with its ticks; ``place`` is left, top and height, its title included."""
+    """Draw the bar with its ticks; `place` is left, top and height, its title included."""
     left, top, height = place
     draw = ImageDraw.Draw(sheet)
     small = _font(round(em * 0.85))

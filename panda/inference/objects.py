@@ -188,8 +188,8 @@ def cut_out(mask: NDArray[np.bool_], box: Sequence[int], start: Sequence[int], c
 
     Args:
         mask: (H, W) bool.
-        box: left, top, right, bottom of the object in px edges.
-        start: x, y of one of its px.
+        box: Left, top, right, bottom of the object in px edges.
+        start: X, y of one of its px.
         connectivity: 4 or 8, that it was found with.
     """
     left, top, right, bottom = box

@@ -1,5 +1,7 @@
 """From a segmentation checkpoint and a slide to a probability canvas."""
 
+from __future__ import annotations
+
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -72,7 +74,7 @@ def resolution_for(slide: Slide, asked: Mapping[str, Any]) -> Resolution:
 def _read_batches(
     read: TileReader, grid: Grid, settings: EngineSettings
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
-    """Yields tiles (n, p, p, 3) and their positions (n, 2) in working px, read ahead by two batches.
+    """Yield tiles (n, p, p, 3) and their positions (n, 2) in working px, read ahead by two batches.
 
     Column by column of the slide, each of them row by row.
     """
@@ -119,8 +121,8 @@ class SegmentationPredictor:
         self.use(Forward(self.network, settings, settings.way(self.carried["precision"])))
 
     @classmethod
-    def from_checkpoint(cls, path: Path, settings: EngineSettings) -> "SegmentationPredictor":
-        """Reads the checkpoint at `path`.
+    def from_checkpoint(cls, path: Path, settings: EngineSettings) -> SegmentationPredictor:
+        """Read the checkpoint at `path`.
 
         Raises:
             CheckpointError: If it is missing, broken, or of another task.
@@ -128,7 +130,7 @@ class SegmentationPredictor:
         return cls(read_checkpoint(path, "segmentation"), settings)
 
     def use(self, forward: Forward) -> None:
-        """Runs the network in another way from now on."""
+        """Run the network in another way from now on."""
         self.forward = forward
 
     @property
@@ -181,7 +183,7 @@ class SegmentationPredictor:
     def predict(
         self, slide: Slide, tissue: TissueMap, path: Path, on_tiles: Callable[[int, int], None] | None = None
     ) -> Canvas:
-        """Maps one slide, or reuses the canvas at `path` if the same network made it of the same slide.
+        """Map one slide, or reuses the canvas at `path` if the same network made it of the same slide.
 
         A canvas there that is damaged is told in a warning and made anew. Another process that wants the same
         path waits.
@@ -273,7 +275,7 @@ def _kept(path: Path, resolution: Resolution, made_of: str) -> Canvas | None:
 
 
 def restored(kind: type[N], checkpoint: Checkpoint) -> N:
-    """Builds the network that a checkpoint describes and loads its weights.
+    """Build the network that a checkpoint describes and loads its weights.
 
     Args:
         kind: Class of the network.

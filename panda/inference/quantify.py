@@ -147,7 +147,7 @@ def slide_quantification(
     The threshold is compared in float64 with what the canvas holds, as the threshold search does. Areas are
     pixel counts times the area of a working px.
 
-    Memory does not grow with the map, but for ``mask_clean``: one byte a px of the blocks that hold tumour, and from
+    Memory does not grow with the map, but for `mask_clean`: one byte a px of the blocks that hold tumour, and from
     2²⁸ px on the mask lies on the disk (beside the canvas), mapped into memory.
 
     Args:
@@ -162,25 +162,25 @@ def slide_quantification(
     Returns:
         Plain data but for the mask:
 
-        - ``tumor_px``, ``tissue_px``: working px after clean-up; ``unscored_tissue_px`` of the tissue was
+        - `tumor_px`, `tissue_px`: working px after clean-up; `unscored_tissue_px` of the tissue was
           covered by no tile and counts as no tumour
-        - ``tumor_percent_of_tissue``: 0..100, None where there is no tissue
-        - ``tumor_mm2``, ``tissue_mm2``: None where µm/px is unknown; ``mm2_note`` says why, or where µm/px is from
-        - ``num_regions`` and ``regions``, largest first: ``id`` from 1, ``area_px``, ``area_mm2``, ``centroid``
-          [x, y] and ``bbox`` [left, top, right, bottom] in level-0 px, ``mean_probability``,
-          ``max_probability`` (over the region's pixels, filled holes included), ``length_px`` (working px) and
-          ``length_mm``: the greatest distance of two of its points (Feret's diameter); ``box_px`` [left, top, right,
-          bottom] and ``start_px`` [x, y], its topmost and there leftmost px, in working px
-        - ``nearby``: tumour per cent of tissue at thresholds near ``thr``, before the clean-up: list of
-          ``threshold`` and ``tumor_percent_of_tissue``
-        - ``px_at_threshold``: scored tissue px whose probability is at least 0, 0.001, … 1, before the clean-up
-        - ``mask_clean``: (H, W) bool in working px
-        - ``threshold`` and ``settings``: what was asked
+        - `tumor_percent_of_tissue`: 0..100, None where there is no tissue
+        - `tumor_mm2`, `tissue_mm2`: None where µm/px is unknown; `mm2_note` says why, or where µm/px is from
+        - `num_regions` and `regions`, largest first: `id` from 1, `area_px`, `area_mm2`, `centroid`
+          [x, y] and `bbox` [left, top, right, bottom] in level-0 px, `mean_probability`,
+          `max_probability` (over the region's pixels, filled holes included), `length_px` (working px) and
+          `length_mm`: the greatest distance of two of its points (Feret's diameter); `box_px` [left, top, right,
+          bottom] and `start_px` [x, y], its topmost and there leftmost px, in working px
+        - `nearby`: tumour per cent of tissue at thresholds near `thr`, before the clean-up: list of
+          `threshold` and `tumor_percent_of_tissue`
+        - `px_at_threshold`: scored tissue px whose probability is at least 0, 0.001, … 1, before the clean-up
+        - `mask_clean`: (H, W) bool in working px
+        - `threshold` and `settings`: what was asked
 
     Raises:
-        PandaError: The map's shape is not the slide's at ``level_eval``, or it holds NaN.
+        PandaError: The map's shape is not the slide's at `level_eval`, or it holds NaN.
         SlideError: The slide has no such level, or no tissue is found.
-        ValueError: ``thr`` is outside 0..1.
+        ValueError: `thr` is outside 0..1.
     """
     if not 0 <= thr <= 1:
         raise ValueError(f"the threshold is {thr}; it must be in 0..1")
@@ -295,7 +295,7 @@ class _Source:
         return tissue, tissue, prob
 
     def reached(self, steps: NDArray[np.float64]) -> Callable[[NDArray[np.floating[Any]]], NDArray[np.int64]]:
-        """Gives of probabilities of this map how many of the ascending steps each reaches, compared in float64."""
+        """Give of probabilities of this map how many of the ascending steps each reaches, compared in float64."""
         if not isinstance(self.map, Canvas):
             return lambda values: np.searchsorted(steps, values.astype(np.float64), side="right")
         codes = np.arange(1, STEPS + 2).astype(np.uint16)  # a search for each code, not for each px

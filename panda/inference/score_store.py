@@ -40,7 +40,7 @@ def score_made_of(predictor: SegmentationPredictor, slide: Slide, record: SlideR
 
 
 def write_scores(path: Path, scores: Mapping[str, SlideScore]) -> None:
-    """Writes scores as one `.npz` file, whole or not at all.
+    """Write scores as one `.npz` file, whole or not at all.
 
     Args:
         path: The file.
@@ -57,7 +57,7 @@ def write_scores(path: Path, scores: Mapping[str, SlideScore]) -> None:
 
 
 def read_scores(path: Path) -> dict[str, dict[str, Any]]:
-    """Reads what `write_scores` wrote.
+    """Read what `write_scores` wrote.
 
     Args:
         path: The file.

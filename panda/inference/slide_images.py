@@ -30,7 +30,7 @@ _BAND_PX = 512
 
 
 def shrink(canvas: Canvas, factor: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Average a canvas over blocks of ``factor`` × ``factor`` px, window by window.
+    """Average a canvas over blocks of `factor` × `factor` px, window by window.
 
     Args:
         canvas: The probability map.
@@ -38,7 +38,7 @@ def shrink(canvas: Canvas, factor: int) -> tuple[NDArray[np.float32], NDArray[np
 
     Returns:
         (h, w) float32 mean probability of the scored pixels, 0 where there are none, and (h, w) float32 scored
-        share of the block, both ``ceil(size / factor)``.
+        share of the block, both `ceil(size / factor)`.
     """
     height, width = canvas.shape
     size = -(-height // factor), -(-width // factor)
@@ -73,7 +73,7 @@ class Overview:
     Attributes:
         slide_id: Name of the slide.
         image: (h, w, 3) uint8 RGB, the whole slide.
-        resolution: Of ``image``.
+        resolution: Of `image`.
         prob: (h, w) float32 mean probability of what was scored under each px.
         share: (h, w) float32 share of each px that is scored tissue.
         mapped: Resolution of the probability map itself.
@@ -123,7 +123,7 @@ def write_heatmap(
     Args:
         canvas: The probability map.
         mask_clean: (H, W) bool in working px of the canvas; its outline is drawn.
-        threshold: That ``mask_clean`` was made with; marked at the colour bar.
+        threshold: That `mask_clean` was made with; marked at the colour bar.
         path: The PNG, whole or absent.
         colour_map: Name of the colours.
         max_side: Longest side of the map in it; larger ones are averaged down by a whole factor.
@@ -162,7 +162,7 @@ def write_overlay(
     Args:
         overview: The slide and its map; colours are laid on what was scored.
         mask_clean: (H, W) bool in working px of the map; its outline is drawn.
-        threshold: That ``mask_clean`` was made with; marked at the colour bar.
+        threshold: That `mask_clean` was made with; marked at the colour bar.
         path: The PNG, whole or absent.
         colour_map: Name of the colours.
     """
@@ -189,7 +189,7 @@ def write_attention(image: NDArray[np.uint8], view: Resolution, grade: Grade | N
 
     Args:
         image: (h, w, 3) uint8 RGB, the whole slide.
-        view: Resolution of ``image``.
+        view: Resolution of `image`.
         grade: Of the slide; None where it has none, and an earlier picture is removed.
         slide_id: Name of the slide.
         path: The PNG, whole or absent.
@@ -222,7 +222,7 @@ def write_attention(image: NDArray[np.uint8], view: Resolution, grade: Grade | N
 
 
 def write_slide(image: NDArray[np.uint8], folder: Path) -> None:
-    """Write the whole slide as ``slide.jpg`` into a folder, from (h, w, 3) uint8 RGB."""
+    """Write the whole slide as `slide.jpg` into a folder, from (h, w, 3) uint8 RGB."""
     with whole_path(folder / "slide.jpg") as partial:
         Image.fromarray(image).save(partial, format="JPEG", quality=85)
 
@@ -232,7 +232,7 @@ def write_view(overview: Overview, folder: Path, label: NDArray[np.bool_] | None
 
     Args:
         overview: The slide and its map.
-        folder: Gets ``slide.jpg``, the slide alone, and ``map.png`` of the same size: in red 255 × probability, in
+        folder: Gets `slide.jpg`, the slide alone, and `map.png` of the same size: in red 255 × probability, in
             green 255 where scored tissue is at least half of the px, in blue 255 where cancer is labelled.
         label: (h, w) bool in px of the overview, the label mask where the slide has one.
     """
@@ -257,7 +257,7 @@ def _blend(below: NDArray[np.uint8], above: NDArray[np.uint8], opacity: NDArray[
 
 
 def _warp(values: NDArray[np.float32], downsample: float, view: Resolution) -> NDArray[np.float32]:
-    """Bring values at ``downsample`` level-0 px per px onto the pixels of a view, bilinear."""
+    """Bring values at `downsample` level-0 px per px onto the pixels of a view, bilinear."""
     ratio = view.downsample / downsample
     offset = 0.5 * ratio - 0.5  # between pixel centres
     back = np.array([[ratio, 0, offset], [0, ratio, offset]])

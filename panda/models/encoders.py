@@ -1,5 +1,7 @@
 """What the encoders of all networks share: names, normalisation, weights from a file, patch sizes taken."""
 
+from __future__ import annotations
+
 import pickle
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Losses over the classes of whole slides."""
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional

@@ -9,6 +9,8 @@ Each gives a scalar float32; a batch of which nothing counts gives 0. Where a ba
 probabilities down (`lovasz` through the cross-entropy beside it).
 """
 
+from __future__ import annotations
+
 import math
 
 import cv2

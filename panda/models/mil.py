@@ -3,6 +3,8 @@
 Shapes: K tiles a bag, B bags, D features a tile, C classes.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -110,7 +112,7 @@ class MILNet(nn.Module):
             self.encoder.requires_grad_(False)
             self.encoder.eval()
 
-    def train(self, mode: bool = True) -> "MILNet":
+    def train(self, mode: bool = True) -> MILNet:
         """Set training or evaluation mode; a frozen encoder stays in evaluation mode.
 
         Args:

@@ -3,6 +3,8 @@
 Shapes: K tiles a bag, B bags, D features a tile. All are blind to the order of the tiles.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -63,7 +65,7 @@ class AttentionPooling(nn.Module):
         self.features = features
 
     def forward(self, feats: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Pool (B, K, D), of which ``mask`` (B, K) tells the real tiles, to (B, D); with weights (B, K), float32."""
+        """Pool (B, K, D), of which `mask` (B, K) tells the real tiles, to (B, D); with weights (B, K), float32."""
         attention: Tensor = self.attention(feats, mask)
         return torch.einsum("bk,bkd->bd", attention.to(feats.dtype), feats), attention
 
@@ -169,7 +171,7 @@ POOLINGS: Mapping[Pooling, Callable[[int, int], nn.Module]] = MappingProxyType(
         "transformer": TransformerPooling,
     }
 )
-"""Each takes D and the width of its hidden layer; ``features`` of what it makes is the width of the bag's."""
+"""Each takes D and the width of its hidden layer; `features` of what it makes is the width of the bag's."""
 
 
 class OrdinalHead(nn.Module):

@@ -1,5 +1,7 @@
 """A binary segmentation network: any decoder over any encoder of segmentation-models-pytorch."""
 
+from __future__ import annotations
+
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path

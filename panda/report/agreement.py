@@ -22,7 +22,7 @@ class Agreement:
     Attributes:
         bias: Mean of found less labelled, mm².
         low: Lower limit of agreement, mm²: the bias less 1.96 standard deviations of the differences; and
-        high: the upper one. Of slides like these about 95 % lie between them, if the differences are about normal.
+        high: The upper one. Of slides like these about 95 % lie between them, if the differences are about normal.
     """
 
     bias: float
@@ -42,10 +42,10 @@ def agreement_chart(rows: Sequence[Mapping[str, Any]]) -> Markup:
     """Draw the difference of found and labelled tumour against their mean, a dot a slide.
 
     Args:
-        rows: Slides, each with ``slide_id``, ``tumor_mm2``, ``true_tumor_mm2`` and, where known, ``provider``.
+        rows: Slides, each with `slide_id`, `tumor_mm2`, `true_tumor_mm2` and, where known, `provider`.
 
     Returns:
-        A ``<figure>`` with inline SVG; empty where fewer than three slides have both areas.
+        A `<figure>` with inline SVG; empty where fewer than three slides have both areas.
     """
     slides = []
     for row in rows:

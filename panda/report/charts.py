@@ -67,7 +67,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
         about: How many values are wanted.
 
     Returns:
-        Multiples of 1, 2, 2.5 or 5 times a power of ten that span ``low`` to ``high``.
+        Multiples of 1, 2, 2.5 or 5 times a power of ten that span `low` to `high`.
     """
     span = high - low if high > low else max(abs(high), 1e-6)
     power = 10.0 ** math.floor(math.log10(span / about))
@@ -99,12 +99,12 @@ def line_chart(
             in the legend.
         x_label: Below the axis.
         y_range: What the y axis spans at least; the data's range where it is None.
-        mark: x and text of an upright dashed line.
+        mark: X and text of an upright dashed line.
         whole_x: Whether x counts things, so that only whole numbers are labelled.
         size: Width and height in px.
 
     Returns:
-        A ``<figure>`` with inline SVG; empty where no line has a point.
+        A `<figure>` with inline SVG; empty where no line has a point.
     """
     lines = [line for line in lines if line.xs]
     if not lines:
@@ -155,10 +155,10 @@ def bar_chart(title: str, bars: Sequence[Bar], names: tuple[str, str]) -> Markup
     Args:
         title: Above the chart.
         bars: The rows, from top to bottom.
-        names: What ``value`` and ``other`` are, for the legend.
+        names: What `value` and `other` are, for the legend.
 
     Returns:
-        A ``<figure>`` with inline SVG; empty where there is no row.
+        A `<figure>` with inline SVG; empty where there is no row.
     """
     if not bars:
         return Markup("")
@@ -199,7 +199,7 @@ def paired_chart(
         colours: Of the providers.
 
     Returns:
-        A ``<figure>`` with inline SVG; empty where there is no slide.
+        A `<figure>` with inline SVG; empty where there is no slide.
     """
     if not slides:
         return Markup("")
@@ -253,7 +253,7 @@ def effect_chart(effect: Effect, reading: str, y_range: tuple[float, float]) -> 
         y_range: What the y axis spans at least: one for all choices of a sweep, so that they can be compared.
 
     Returns:
-        A ``<figure>`` with inline SVG.
+        A `<figure>` with inline SVG.
     """
     left, top, bottom = 48, 10, 44
     width, height = max(370, left + 10 + 62 * len(effect.values)), 270

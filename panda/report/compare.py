@@ -76,8 +76,8 @@ def compare(a: Path, b: Path, output: Path | None = None) -> Path:
     Args:
         a: Folder of the first run.
         b: Folder of the second; differences are the second less the first.
-        output: Gets ``compare.html``, ``compare.csv`` (figures) and ``compare_slides.csv``; None for
-            ``compare-A-B`` beside the second run.
+        output: Gets `compare.html`, `compare.csv` (figures) and `compare_slides.csv`; None for
+            `compare-A-B` beside the second run.
 
     Returns:
         The page.
@@ -279,7 +279,7 @@ def _address(path: Path, start: Path) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Writes the comparison and says where; 1, and why, where the runs cannot be compared."""
+    """Write the comparison and says where; 1, and why, where the runs cannot be compared."""
     parser = argparse.ArgumentParser(
         prog="python -m panda.report.compare", description="Compare two runs on the same test slides, slide by slide."
     )

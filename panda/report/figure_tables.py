@@ -69,7 +69,7 @@ def part_table(scores: dict[str, Any], by: str, title: str, names: Callable[[str
 
     Args:
         scores: Of the split.
-        by: Key of the parts, such as ``by_provider``.
+        by: Key of the parts, such as `by_provider`.
         title: Of the first column.
         names: What a part is called.
     """
@@ -95,5 +95,5 @@ def part_table(scores: dict[str, Any], by: str, title: str, names: Callable[[str
 
 
 def grade_name(grade: str) -> str:
-    """Call a part of ``by_grade`` by its grade."""
+    """Call a part of `by_grade` by its grade."""
     return f"ISUP\u00a0{grade}" if grade.isdecimal() else "not graded"

@@ -41,11 +41,11 @@ class Figure:
 
 
 def figures(rows: Sequence[Mapping[str, str]], task: str, seed: int = 0) -> list[Figure]:
-    """Give the figures over rows of ``test_slides.csv``.
+    """Give the figures over rows of `test_slides.csv`.
 
     Args:
         rows: One a slide.
-        task: ``segmentation`` or ``grading``.
+        task: `segmentation` or `grading`.
         seed: Of the bootstrap.
 
     Returns:

@@ -1,5 +1,7 @@
 """A run's figures in two lines: `python -m panda.report.headline runs/segmentation/demo …`."""
 
+from __future__ import annotations
+
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -37,7 +39,7 @@ def _shown(value: float | None) -> str:
 
 
 def main(folders: Sequence[str]) -> None:
-    """Prints headline and report of each run folder.
+    """Print headline and report of each run folder.
 
     Raises:
         ManifestError: If a folder holds no finished run.

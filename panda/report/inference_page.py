@@ -47,7 +47,7 @@ _WHY = {
 
 
 def _plain(value: Any) -> str:
-    """Write a value of ``inference.json`` on one line."""
+    """Write a value of `inference.json` on one line."""
     if isinstance(value, Mapping):
         texts = {str(k).replace("_", " "): _plain(v) for k, v in value.items()}
         return ", ".join(f"{k} {text}" for k, text in texts.items() if text)
@@ -80,11 +80,11 @@ def write_inference_page(output: Path) -> Path:
     """Make the page of an inference from its folder, and the pages of its slides where they are out of date.
 
     Args:
-        output: Folder with ``quantification.csv``, ``failures.csv``, ``inference.json`` and one folder a slide; what is
+        output: Folder with `quantification.csv`, `failures.csv`, `inference.json` and one folder a slide; what is
             missing in it is said on the page.
 
     Returns:
-        ``report.html`` in that folder.
+        `report.html` in that folder.
 
     Raises:
         PandaError: There is no such folder.

@@ -64,7 +64,7 @@ def interval(scores: dict[str, Any], key: str) -> tuple[float, float] | None:
 
     Args:
         scores: Figures of a split.
-        key: The figure; its interval is ``<key>_interval``.
+        key: The figure; its interval is `<key>_interval`.
     """
     ends = scores.get(f"{key}_interval")
     if not isinstance(ends, list) or len(ends) != 2:
@@ -74,7 +74,7 @@ def interval(scores: dict[str, Any], key: str) -> tuple[float, float] | None:
 
 
 def interval_text(ends: tuple[float, float] | None, kind: str = "score") -> str:
-    """Write an interval, such as ``0.66 to 0.83``; empty for None.
+    """Write an interval, such as `0.66 to 0.83`; empty for None.
 
     Args:
         ends: Low and high.

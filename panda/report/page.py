@@ -42,7 +42,7 @@ def write_page(path: Path, template: str, scripts: Sequence[str] = ("page.js",),
         content: What the template shows; text in it is escaped.
 
     Returns:
-        ``path``.
+        `path`.
     """
     script = "\n".join(map(_source, scripts))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")

@@ -27,8 +27,8 @@ class Difference:
         slides: How many have the figure in both runs.
         groups: Of how many groups.
         a: The figure of the first run; and
-        b: of the second.
-        difference: ``b - a``, or None where either is undefined.
+        b: Of the second.
+        difference: `b - a`, or None where either is undefined.
         interval: 95 %, bootstrap over groups, or None with fewer than two of them.
         p: Two-sided Wilcoxon signed-rank test of the groups' mean differences; None where it has no part.
     """
@@ -100,7 +100,7 @@ def differences(
     Args:
         rows: Each slide's row in the tables of the first and the second run.
         groups: Each slide's group.
-        task: ``segmentation`` or ``grading``.
+        task: `segmentation` or `grading`.
         seed: Of the bootstrap.
 
     Returns:
@@ -126,7 +126,7 @@ def difference_of(
     Args:
         rows: See `differences`.
         groups: Each slide's group.
-        task: ``segmentation`` or ``grading``.
+        task: `segmentation` or `grading`.
         figure: Its key.
         provider: Whose slides, or "all".
         seed: Of the bootstrap.
@@ -196,7 +196,7 @@ def paired_rows(
 
     Args:
         names: Of the runs.
-        tables: Rows of their ``test_slides.csv``, or of ``val_slides.csv``.
+        tables: Rows of their `test_slides.csv`, or of `val_slides.csv`.
         task: Of both.
 
     Returns:

@@ -45,7 +45,7 @@ def dice_text(predicted: NDArray[np.bool_], truth: NDArray[np.bool_] | None) -> 
         truth: (h, w) bool, of tissue only, or None where there is no label.
 
     Returns:
-        Such as ``Dice 0.83``; a patch that has no labelled cancer has no Dice, and the text says so.
+        Such as `Dice 0.83`; a patch that has no labelled cancer has no Dice, and the text says so.
     """
     if truth is None:
         return "Dice unknown: no ground truth"
@@ -129,7 +129,7 @@ def _check(rows: Sequence[PanelRow]) -> None:
 
 
 def _heatmap(figure: Figure, axes: Axes, box: tuple[float, float, float, float], threshold: float) -> None:
-    """Draw the colour bar of one row, in ``box`` (figure fractions), with the threshold on it."""
+    """Draw the colour bar of one row, in `box` (figure fractions), with the threshold on it."""
     bar_axes = figure.add_axes(box)
     mappable = ScalarMappable(Normalize(0.0, 1.0), ListedColormap(JET / 255.0))
     bar = figure.colorbar(mappable, cax=bar_axes)
@@ -156,7 +156,7 @@ def draw_panels(
         counted: What the pixels are that the rows count, in the legend's words.
 
     Returns:
-        ``path``.
+        `path`.
 
     Raises:
         ValueError: No row, or the arrays of a row differ in size.

@@ -65,12 +65,12 @@ def read_text(path: Path) -> str:
 
 
 def mapping(value: Any) -> dict[str, Any]:
-    """Take ``value`` where it is a mapping, else an empty one: a part that a summary lacks or holds as null."""
+    """Take `value` where it is a mapping, else an empty one: a part that a summary lacks or holds as null."""
     return value if isinstance(value, dict) else {}
 
 
 def sequence(value: Any) -> list[Any]:
-    """Take ``value`` where it is a list, else an empty one."""
+    """Take `value` where it is a list, else an empty one."""
     return value if isinstance(value, list) else []
 
 
@@ -93,7 +93,7 @@ def number(value: Any) -> float | None:
 
 
 def natural(text: str) -> list[tuple[int, int, str]]:
-    """Key that sorts ``job2`` before ``job10``."""
+    """Key that sorts `job2` before `job10`."""
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", text) if part]
 
 

@@ -58,10 +58,10 @@ def training_charts(rows: Sequence[dict[str, str]]) -> list[Markup]:
     """Draw the training curves, loss and Dice first.
 
     Args:
-        rows: Of ``metrics.csv``: sparse, each with an ``epoch``.
+        rows: Of `metrics.csv`: sparse, each with an `epoch`.
 
     Returns:
-        One chart a metric that was logged as ``train/…`` or ``val/…``; empty where there is none.
+        One chart a metric that was logged as `train/…` or `val/…`; empty where there is none.
     """
     columns = [c for c in (rows[0] if rows else {}) if c.startswith(("train/", "val/"))]
     names = list(dict.fromkeys(c.split("/", 1)[1] for c in columns))
@@ -110,7 +110,7 @@ def threshold_line(path: Path, name: str, colour: str) -> Line:
     """Read the pooled Dice at every threshold.
 
     Args:
-        path: ``threshold_curve.csv``, with ``threshold`` and ``dice_pooled``.
+        path: `threshold_curve.csv`, with `threshold` and `dice_pooled`.
         name: In the legend.
         colour: Of the line.
 
@@ -171,7 +171,7 @@ def _slides(run_dir: Path, task: str) -> tuple[Table, str]:
 
 
 def failure_table(path: Path) -> Table:
-    """Read ``failures.csv``: slide, stage, error and message."""
+    """Read `failures.csv`: slide, stage, error and message."""
     rows = read_csv(path)
     cells = [
         [
@@ -223,7 +223,7 @@ def write_run_page(run_dir: Path) -> Path:
         run_dir: Folder of the run; what is missing in it is said on the page.
 
     Returns:
-        ``report.html`` in that folder.
+        `report.html` in that folder.
 
     Raises:
         PandaError: There is no such folder.

@@ -188,7 +188,7 @@ def _meta(quantification: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _overview(slide_dir: Path) -> str:
-    """Address of the page of all slides: above ``slides/`` in a run, beside the slides' folders elsewhere."""
+    """Address of the page of all slides: above `slides/` in a run, beside the slides' folders elsewhere."""
     return "../../report.html" if slide_dir.parent.name == "slides" else "../report.html"
 
 
@@ -196,10 +196,10 @@ def write_slide_page(slide_dir: Path) -> Path:
     """Make the page of one slide from its folder.
 
     Args:
-        slide_dir: Folder with ``quantification.json`` and pictures; what is missing in it is said on the page.
+        slide_dir: Folder with `quantification.json` and pictures; what is missing in it is said on the page.
 
     Returns:
-        ``slide.html`` in that folder.
+        `slide.html` in that folder.
 
     Raises:
         PandaError: There is no such folder.
@@ -275,12 +275,12 @@ def slide_table(
     """Lay out slides as a table with thumbnails that lead to the slides' pages, and make those pages.
 
     Args:
-        rows: One a slide, each with ``slide_id``.
+        rows: One a slide, each with `slide_id`.
         keys: The columns, in order.
         folder: Where the slides' folders lie.
         names: For a column, a name other than its usual one.
         why: For a column, why a figure in it may be missing.
-        up: Names of folders from the page to ``folder``.
+        up: Names of folders from the page to `folder`.
     """
     cells: list[list[Cell]] = []
     for index, row in enumerate(rows):

@@ -16,7 +16,7 @@ class Key:
 
     Args:
         name: The key.
-        kind: One of `KINDS`, the title of a `Block`, or a title followed by `` by name``.
+        kind: One of `KINDS`, the title of a `Block`, or a title followed by ` by name`.
         meaning: In a sentence.
         unit: Of numbers that have one.
         null: When it is null; empty where it never is.

@@ -100,7 +100,7 @@ def _linked(kind: str) -> str:
 
 
 def main(paths: Sequence[str]) -> int:
-    """Prints the page, or the faults of files.
+    """Print the page, or the faults of files.
 
     Returns:
         The exit status: 1 if a file has a fault.

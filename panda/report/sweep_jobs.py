@@ -37,7 +37,7 @@ class Job:
 
     @property
     def state(self) -> str:
-        """``done``, ``failed`` or ``unfinished``."""
+        """`done`, `failed` or `unfinished`."""
         return "done" if not self.error else "failed" if self.ended else "unfinished"
 
     @property
@@ -53,16 +53,16 @@ class Job:
         return next((k for scores in splits for k in keys if number(scores.get(k)) is not None), keys[0])
 
     def score(self, split: str) -> float | None:
-        """Its figure on ``val`` or ``test``."""
+        """Its figure on `val` or `test`."""
         return self.figure(split, self.key)
 
     def figure(self, split: str, key: str) -> float | None:
-        """Any figure on ``val`` or ``test``."""
+        """Any figure on `val` or `test`."""
         return number(mapping(self.summary.get(split)).get(key))
 
 
 def read_choices(text: str) -> dict[str, str]:
-    """Read overrides, one a line, ``key=value`` (with ``+``, ``++`` or ``~`` before the key as Hydra has it)."""
+    """Read overrides, one a line, `key=value` (with `+`, `++` or `~` before the key as Hydra has it)."""
     choices = {}
     for line in text.splitlines():
         key, _, value = line.strip().removeprefix("- ").partition("=")

@@ -212,8 +212,8 @@ def write_sweep_table(sweep_dir: Path) -> None:
     """Make the table of a sweep from its folder, without what it takes long to work out.
 
     Args:
-        sweep_dir: Folder with one sub-folder a job, each with ``overrides.txt`` and either ``summary.json`` or, where
-            the job failed, ``error.txt``.
+        sweep_dir: Folder with one sub-folder a job, each with `overrides.txt` and either `summary.json` or, where
+            the job failed, `error.txt`.
 
     Raises:
         PandaError: There is no such folder.
@@ -230,7 +230,7 @@ def write_sweep(sweep_dir: Path) -> Path:
         sweep_dir: As for `write_sweep_table`.
 
     Returns:
-        ``sweep.html`` in that folder, beside ``sweep.csv``.
+        `sweep.html` in that folder, beside `sweep.csv`.
 
     Raises:
         PandaError: There is no such folder.

@@ -81,11 +81,11 @@ def show(value: Any, kind: str = "score") -> str:
 
     Args:
         value: A number, its text, or another value.
-        kind: ``score`` (3 decimals), ``headline`` (2 decimals), ``mm2`` (mm²), ``percent`` (0 to 100), ``count``,
-            ``seconds``, or ``text`` (as it is).
+        kind: `score` (3 decimals), `headline` (2 decimals), `mm2` (mm²), `percent` (0 to 100), `count`,
+            `seconds`, or `text` (as it is).
 
     Returns:
-        The text without a unit (``seconds`` bear theirs); empty where there is no value.
+        The text without a unit (`seconds` bear theirs); empty where there is no value.
     """
     if kind in {"text", "id"}:
         return "" if value is None or str(value).lower() in _UNSET else str(value)
@@ -145,7 +145,7 @@ class Cell:
         why: Why there is no value, or more about it: shown when pointed at.
         href: Where a click leads.
         picture: Shown in place of the text.
-        style: Classes: ``num``, ``id``, ``bad``, ``pre``.
+        style: Classes: `num`, `id`, `bad`, `pre`.
         under: Below the text, smaller: a figure's interval.
         goes: Whether the text is a button, which a script of the page gives its meaning.
     """
@@ -197,7 +197,7 @@ class Table:
 
 
 def head(key: str, name: str = "") -> Head:
-    """Make the head of a figure's column, named otherwise than elsewhere where ``name`` is given."""
+    """Make the head of a figure's column, named otherwise than elsewhere where `name` is given."""
     kind = figure_kind(key)
     return Head(name or figure_name(key), UNITS.get(kind, "").strip(), kind not in {"text", "id"})
 

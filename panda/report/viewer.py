@@ -24,13 +24,13 @@ def read_viewer(slide_dir: Path, quantification: dict[str, Any]) -> dict[str, An
     """Gather what the viewer of a slide's page shows.
 
     Args:
-        slide_dir: The slide's folder, with ``slide.jpg`` and, of a slide that was mapped, ``map.png``.
-        quantification: Content of its ``quantification.json``.
+        slide_dir: The slide's folder, with `slide.jpg` and, of a slide that was mapped, `map.png`.
+        quantification: Content of its `quantification.json`.
 
     Returns:
-        ``slide`` and ``view``, the data that the script reads; of a slide that was mapped also ``map``, ``labelled``,
-        ``mm2`` (whether areas are known) and ``curve`` (points of an SVG 200 × 40: tumour per cent against threshold).
-        ``slide`` and ``map`` are data URIs. None where the folder lacks a part of it.
+        `slide` and `view`, the data that the script reads; of a slide that was mapped also `map`, `labelled`,
+        `mm2` (whether areas are known) and `curve` (points of an SVG 200 × 40: tumour per cent against threshold).
+        `slide` and `map` are data URIs. None where the folder lacks a part of it.
     """
     level0, path = number(quantification.get("view_downsample")), slide_dir / "slide.jpg"
     if not path.is_file() or not level0:

@@ -1,7 +1,7 @@
-"""A data set in PANDA's form, drawn with known truth: slides, label masks, ``train.csv`` and the true areas.
+"""A data set in PANDA's form, drawn with known truth: slides, label masks, `train.csv` and the true areas.
 
 The slides show what the codes mean, so that a small network can learn cancer from them at 2 µm/px in a minute;
-they are no substitute for tissue. ``drawing.py`` holds the looks, ``layout.py`` what lies where.
+they are no substitute for tissue. `drawing.py` holds the looks, `layout.py` what lies where.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class SyntheticSpec:
 
 @dataclass(frozen=True)
 class SlideTruth:
-    """What was drawn on a slide. All ``_px`` are level-0 px counted from the mask as written."""
+    """What was drawn on a slide. All `_px` are level-0 px counted from the mask as written."""
 
     image_id: str
     provider: str
@@ -109,7 +109,7 @@ class SlideTruth:
         return self.stroma_px + self.benign_px + self.cancer_px
 
     def row(self) -> dict[str, str | int | float]:
-        """The slide's line of ``truth.csv``."""
+        """The slide's line of `truth.csv`."""
         mm2 = self.mpp * self.mpp / 1e6
         values = asdict(self) | {
             "tissue_px": self.tissue_px,
@@ -160,7 +160,7 @@ def draw_slide(
         image_path: Where the slide goes (JPEG pyramid, downsamples 1, 4, 16).
         mask_path: Where the mask goes (label in the red channel, same pyramid).
         slide_id: Name in the truth.
-        provider: ``karolinska`` or ``radboud``: colours, grey unscanned blocks, mask codes.
+        provider: `karolinska` or `radboud`: colours, grey unscanned blocks, mask codes.
         isup_grade: 0-5, the grade aimed at. The truth has the grade of what was drawn, which can differ on a
             slide with room for few glands.
         seed: Another seed, another slide.
@@ -192,7 +192,7 @@ def draw_slide(
 
 
 def _draw_numbered(folder: Path, spec: SyntheticSpec, number: int) -> SlideTruth:
-    """Draw slide ``number`` of the set into ``folder``, or take it as it is where an earlier run finished it."""
+    """Draw slide `number` of the set into `folder`, or take it as it is where an earlier run finished it."""
     digest = hashlib.sha256(f"synthetic slide {spec.seed} {number}".encode()).digest()
     slide_id = digest[:16].hex()
     note = folder / ".drawn" / f"{slide_id}.json"
@@ -219,7 +219,7 @@ def _described(spec: SyntheticSpec) -> dict[str, object]:
 
 
 def _is_drawn(root: Path, spec: SyntheticSpec) -> bool:
-    """Whether ``root`` holds this very data set; False where nothing is.
+    """Whether `root` holds this very data set; False where nothing is.
 
     Raises:
         ManifestError: Something else is there.
@@ -285,8 +285,8 @@ def _fill(folder: Path, spec: SyntheticSpec, progress: bool) -> None:
 def draw_dataset(root: Path, spec: SyntheticSpec, progress: bool = True) -> Path:
     """Draw a data set in PANDA's form, or reuse the one that is there.
 
-    ``root`` gets ``train_images/ID.tiff``, ``train_label_masks/ID_mask.tiff``, ``train.csv`` (PANDA's columns),
-    ``truth.csv`` (areas counted from the level-0 masks) and ``synthetic.json`` (the spec). It appears whole or not
+    `root` gets `train_images/ID.tiff`, `train_label_masks/ID_mask.tiff`, `train.csv` (PANDA's columns),
+    `truth.csv` (areas counted from the level-0 masks) and `synthetic.json` (the spec). It appears whole or not
     at all: slides are drawn in a hidden folder beside it, where a killed run is taken up again slide by slide.
     Of several processes that ask at once, one draws and the others wait for it.
 
@@ -296,10 +296,10 @@ def draw_dataset(root: Path, spec: SyntheticSpec, progress: bool = True) -> Path
         progress: Whether to show a bar.
 
     Returns:
-        ``root``.
+        `root`.
 
     Raises:
-        ManifestError: Something else is at ``root``, or a data set of another spec, or an incomplete one.
+        ManifestError: Something else is at `root`, or a data set of another spec, or an incomplete one.
     """
     root = Path(root)
     partial = root.parent / f".{root.name}.{fingerprint(_described(spec))[:12]}.partial"

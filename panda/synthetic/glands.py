@@ -58,7 +58,7 @@ def nuclei(kind: NucleusKind, mpp: float) -> tuple[tuple[Bytes, ...], ...]:
         mpp: µm per level-0 px.
 
     Returns:
-        ``VARIANTS`` tuples of ``TURNS`` square pictures of odd side: haematoxylin, turned by k·180°/TURNS.
+        `VARIANTS` tuples of `TURNS` square pictures of odd side: haematoxylin, turned by k·180°/TURNS.
     """
     look = _LOOKS[kind]
     rng = np.random.Generator(np.random.PCG64([7, *kind.encode()]))
@@ -90,7 +90,7 @@ def nuclei(kind: NucleusKind, mpp: float) -> tuple[tuple[Bytes, ...], ...]:
 
 
 def blit(haema: Bytes, picture: Bytes, u: int, v: int) -> None:
-    """Lay a nucleus with its middle at column ``u``, row ``v`` into ``haema`` in place; the darker px wins."""
+    """Lay a nucleus with its middle at column `u`, row `v` into `haema` in place; the darker px wins."""
     half = picture.shape[0] // 2
     u0, v0 = u - half, v - half
     a, b = max(u0, 0), max(v0, 0)
@@ -110,7 +110,7 @@ def soften(mask: Bytes) -> Bytes:
 
 
 def mix(under: Bytes, over: Bytes | int, alpha: Bytes) -> Bytes:
-    """Lay ``over`` on ``under`` with an opacity of 0-255, in integers."""
+    """Lay `over` on `under` with an opacity of 0-255, in integers."""
     a = alpha.astype(np.uint16)
     a += a >> 7
     return ((under * (256 - a) + np.asarray(over, dtype=np.uint16) * a) >> 8).astype(np.uint8)
@@ -164,7 +164,7 @@ class _Drawing:
         self.eosin = np.clip(int(eosin) + (grain >> 2), 0, 255).astype(np.uint8)
 
     def inset(self, depth: Floats | float) -> Floats:
-        """The outline moved by ``depth`` px towards the middle, at most 88 % of the way."""
+        """The outline moved by `depth` px towards the middle, at most 88 % of the way."""
         away = self.outline - self.centre
         reach = np.sqrt((away**2).sum(axis=1))
         return np.asarray(self.centre + away * np.maximum(1 - depth / reach, 0.12)[:, None])
@@ -181,7 +181,7 @@ class _Drawing:
         blit(self.haema, stock[turn], math.floor(u + 0.5), math.floor(v + 0.5))
 
     def row(self, kind: NucleusKind, depth: float, pitch: float, jitter: float, upright: bool) -> None:
-        """A row of nuclei along the outline at a depth; ``upright`` ones stand across the border."""
+        """A row of nuclei along the outline at a depth; `upright` ones stand across the border."""
         path = self.inset(depth)
         steps = np.roll(path, -1, axis=0) - path
         lengths = np.sqrt((steps**2).sum(axis=1))
@@ -211,7 +211,7 @@ class _Drawing:
         return 0 <= u < self.shape[1] and 0 <= v < self.shape[0] and bool(mask[int(v), int(u)] >= 200)
 
     def fill(self, kind: NucleusKind, pitch: float, jitter: float, where: Bytes) -> None:
-        """Nuclei all over the px where ``where`` is at least 200."""
+        """Nuclei all over the px where `where` is at least 200."""
         for u, v in self.lattice(pitch, jitter):
             if self.inside(where, u, v):
                 self.place(kind, u, v, self.uniform(0, math.pi))

@@ -102,7 +102,7 @@ class _Layout:
         self.taken.setdefault((int(u // self.cell), int(v // self.cell)), []).append((u, v, radius))
 
     def border(self, core: Core, u: float) -> tuple[float, float]:
-        """The core's borders near ``u``, from a table of one entry each 8 px."""
+        """The core's borders near `u`, from a table of one entry each 8 px."""
         if core.seed not in self.borders:
             self.borders[core.seed] = core.edges(np.arange(0, self.scene.length + 8, 8, dtype=np.float64))
         top, bottom = self.borders[core.seed]
@@ -131,7 +131,7 @@ class _Layout:
                     yield u, v, radius
 
     def ring(self, u: float, v: float, radius: float, squeeze: tuple[float, float], waves: Floats) -> Floats:
-        """A closed outline that stays within ``radius``: an ellipse with the given cosine waves from k = 2 on."""
+        """A closed outline that stays within `radius`: an ellipse with the given cosine waves from k = 2 on."""
         theta = np.arange(64) * (2 * math.pi / 64)
         r = np.ones(64)
         for k, height in enumerate(waves, start=2):
@@ -202,7 +202,7 @@ class _Layout:
 
 
 def _rounded(corners: Floats, gap: float, rng: np.random.Generator) -> Floats:
-    """Shrink a polygon by about ``gap`` px and cut its corners three times (Chaikin)."""
+    """Shrink a polygon by about `gap` px and cut its corners three times (Chaikin)."""
     middle = corners.mean(axis=0)
     away = corners - middle
     reach = np.sqrt((away**2).sum(axis=1, keepdims=True))

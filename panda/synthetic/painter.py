@@ -52,7 +52,7 @@ STYLES = {
 
 
 def _periodic(rng: np.random.Generator, cells: tuple[int, int], shift: Floats | float = 0.0) -> Floats:
-    """Smooth noise in [-1, 1], (PERIOD, PERIOD), that repeats; ``shift`` moves where it is read, in px."""
+    """Smooth noise in [-1, 1], (PERIOD, PERIOD), that repeats; `shift` moves where it is read, in px."""
     lattice = rng.random(cells) * 2 - 1
     at = np.arange(PERIOD, dtype=np.float64)
     out = []
@@ -118,7 +118,7 @@ def textures(mpp: float) -> Textures:
 
 
 def _window(texture: NDArray[Any], corner: tuple[int, int], size: tuple[int, int], step: int = 1) -> NDArray[Any]:
-    """Cut (h, w) px at u, v out of an endlessly repeated texture whose px are ``step`` px wide."""
+    """Cut (h, w) px at u, v out of an endlessly repeated texture whose px are `step` px wide."""
     rows, cols = (np.arange(at, at + n) // step % PERIOD for at, n in zip(corner[::-1], size[::-1], strict=True))
     return np.take(np.take(texture, rows, axis=0), cols, axis=1)
 
@@ -128,7 +128,7 @@ class Painter:
 
     Args:
         scene: What lies where.
-        provider: A key of ``STYLES``.
+        provider: A key of `STYLES`.
     """
 
     def __init__(self, scene: Scene, provider: str) -> None:
@@ -225,7 +225,7 @@ class Painter:
         return np.floor(np.clip(inside * (0.8 * self.scene.mpp), 0, 1) * 255 + 0.5).astype(np.uint8)
 
     def _tissue(self, u: int, v: int, codes: Bytes) -> tuple[Bytes, Bytes]:
-        """Stains of the rectangle ``codes`` at u, v as if it lay wholly inside a core; ``codes`` is filled in."""
+        """Stains of the rectangle `codes` at u, v as if it lay wholly inside a core; `codes` is filled in."""
         h, w = codes.shape
         maps, at = self.textures, [(u + a, v + b) for a, b in self.shift]
         along = _window(maps.fibres, at[0], (w, h))

@@ -44,7 +44,7 @@ class _Spill:
         self.rows += band.shape[0]
 
     def tiles(self, size: tuple[int, int], tile: int) -> Iterator[Bytes]:
-        """Yield the whole tiles (tile, tile, channels) of a level of ``size`` (w, h), edges repeated past it."""
+        """Yield the whole tiles (tile, tile, channels) of a level of `size` (w, h), edges repeated past it."""
         line = self.width * self.channels
         for y in range(0, size[1], tile):
             count = min(tile, self.rows - y)

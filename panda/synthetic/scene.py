@@ -4,7 +4,7 @@ A scene is a pure description, some kilobytes for a demonstration slide and some
 100,000 × 100,000 px, so that any rectangle of it can be drawn alone. The scene's frame is the slide's level-0
 frame, with the axes exchanged where the cores stand upright: u runs along the cores, v across them, in px.
 
-Randomness is ``Generator(PCG64).random`` and integer hashing only, which give the same numbers everywhere.
+Randomness is `Generator(PCG64).random` and integer hashing only, which give the same numbers everywhere.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def hashed(a: NDArray[np.int64], b: NDArray[np.int64] | int, seed: int) -> NDArr
 
     Args:
         a: First coordinate, any shape.
-        b: Second coordinate, broadcast against ``a``.
+        b: Second coordinate, broadcast against `a`.
         seed: Which of the many random fields is meant.
 
     Returns:
@@ -47,7 +47,7 @@ def noise1d(u: Floats, period: float, seed: int) -> Floats:
         seed: Which noise.
 
     Returns:
-        The noise at ``u``.
+        The noise at `u`.
     """
     cell = np.floor(u / period)
     t = u / period - cell
@@ -71,7 +71,7 @@ class Core:
     seed: int
 
     def edges(self, u: Floats) -> tuple[Floats, Floats]:
-        """Give the upper and lower border (v in px) of the core at the positions ``u``; equal where it ended."""
+        """Give the upper and lower border (v in px) of the core at the positions `u`; equal where it ended."""
         span = (self.stop - self.start) / 2
         s = np.clip((u - self.start) / span - 1, -1, 1)
         middle = self.centre + self.slope * s + self.bow * (s * s - 1 / 3)
@@ -86,7 +86,7 @@ class Core:
 
 @dataclass(frozen=True)
 class Gland:
-    """One object of the epithelium. ``outline`` is (N, 2) u, v in px of the scene's frame."""
+    """One object of the epithelium. `outline` is (N, 2) u, v in px of the scene's frame."""
 
     kind: Kind
     outline: Floats
@@ -102,7 +102,7 @@ class Gland:
 class Scene:
     """A slide's cores and glands, with an index by place.
 
-    ``upright`` says that u is the slide's y axis. ``length`` and ``breadth`` are the slide's size along u and v.
+    `upright` says that u is the slide's y axis. `length` and `breadth` are the slide's size along u and v.
     """
 
     length: int

@@ -4,6 +4,8 @@ They are 95 % percentile intervals (Efron and Tibshirani 1993, chapter 13). Slid
 drawing slides, not patients, would make an interval too narrow.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any

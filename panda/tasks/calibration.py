@@ -5,6 +5,8 @@ where a sure network puts most pixels, it tells none apart. What is found is rig
 surer than that.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import asdict, dataclass
 from typing import Any

@@ -4,6 +4,8 @@ The key `panda` of a Lightning checkpoint holds plain data (see `CARRIED`), so t
 today's configuration, and the file loads with `weights_only=True`.
 """
 
+from __future__ import annotations
+
 import hashlib
 import io
 from collections.abc import Mapping
@@ -43,7 +45,7 @@ class _Threshold(BaseModel, strict=True):  # ThresholdChoice as plain data
     cost_ratio: Annotated[float, Field(gt=0)] | None = None
     interval: Annotated[list[Share], Field(min_length=2, max_length=2)] | None = None
     interval_note: str = ""
-    by_provider: dict[str, "_Threshold"] = {}
+    by_provider: dict[str, _Threshold] = {}
 
 
 class _Calibration(BaseModel, strict=True):  # Temperature as plain data
@@ -144,7 +146,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def read_checkpoint(path: Path, task: Task) -> Checkpoint:
-    """Reads a checkpoint of one task.
+    """Read a checkpoint of one task.
 
     Args:
         path: A file that `train.py` left.
@@ -210,7 +212,7 @@ def carried_data(task: Task, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def replace_carried(path: Path, **changes: Any) -> None:
-    """Writes entries of the carried data anew, for example the threshold chosen after training.
+    """Write entries of the carried data anew, for example the threshold chosen after training.
 
     The file is whole before and after: it is written beside and renamed.
 

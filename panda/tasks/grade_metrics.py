@@ -1,5 +1,7 @@
 """Scores of the grades of slides."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from functools import partial

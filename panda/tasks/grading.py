@@ -1,5 +1,7 @@
 """Slide grading by multiple-instance learning as a LightningModule."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -40,7 +42,7 @@ class Predictions(Metric):
         self.add_state("label", default=[], dist_reduce_fx="cat")
 
     def update(self, prob: Tensor, label: Tensor) -> None:
-        """Adds a batch: prob (B, C), label (B,)."""
+        """Add a batch: prob (B, C), label (B,)."""
         self.prob.append(prob)
         self.label.append(label)
 
@@ -91,7 +93,7 @@ class GradingTask(pl.LightningModule):
         return loss
 
     def on_train_epoch_end(self) -> None:
-        """Logs the epoch's training loss and accuracy."""
+        """Log the epoch's training loss and accuracy."""
         self.log("train/loss", self.train_loss.compute())
         self.train_loss.reset()
         prob, label = self.train_slides.compute()
@@ -99,7 +101,7 @@ class GradingTask(pl.LightningModule):
         self.log("train/accuracy", (prob.argmax(-1) == label).float().mean(), prog_bar=True)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds one batch of bags to the epoch's figures."""
+        """Add one batch of bags to the epoch's figures."""
         bag, mask, grade, slides = batch
         label = target_class(grade, self.carried["target"])
         logits, _, _ = self(bag, mask)
@@ -109,7 +111,7 @@ class GradingTask(pl.LightningModule):
         self.val_slides.update(logits.float().softmax(-1), label)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the figures of the validation slides; one that is undefined is not logged."""
+        """Log the figures of the validation slides; one that is undefined is not logged."""
         self.log("val/loss", self.val_loss.compute(), prog_bar=True)
         self.val_loss.reset()
         prob, label = self.val_slides.compute()
@@ -124,5 +126,5 @@ class GradingTask(pl.LightningModule):
         return self.optim.build(self.network.parameters(), int(self.trainer.estimated_stepping_batches))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Puts under `panda` all that inference needs, as plain data."""
+        """Put under `panda` all that inference needs, as plain data."""
         checkpoint["panda"] = carried_data("grading", {**self.carried, "network": self.network.plain()})

@@ -8,6 +8,8 @@ patches, slides and devices.
 A histogram is (2, BINS) int64: row 0 cancer, row 1 other pixels.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

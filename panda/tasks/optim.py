@@ -1,5 +1,7 @@
 """Optimizer and learning-rate schedule of both tasks, as plain settings."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -89,7 +91,7 @@ class Optim:
 
 
 def check_finite(loss: Tensor, outputs: Tensor, lr: float, epoch: int, names: Callable[[], Sequence[str]]) -> None:
-    """Ends a training that has diverged: from weights that are no numbers nothing more is learnt.
+    """End a training that has diverged: from weights that are no numbers nothing more is learnt.
 
     Args:
         loss: Of a batch.

@@ -1,5 +1,7 @@
 """Tumour segmentation as a LightningModule: steps, logged loss and Dice, threshold search, checkpoint content."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,7 +72,7 @@ class SegmentationTask(pl.LightningModule):
             self.network.compile()
 
     def forward(self, image: Tensor) -> Tensor:
-        """Maps images (N, 3, h, w) in [0, 1] to logits (N, 1, h, w)."""
+        """Map images (N, 3, h, w) in [0, 1] to logits (N, 1, h, w)."""
         logits: Tensor = self.network(image.contiguous(memory_format=self.layout))
         return logits
 
@@ -102,7 +104,7 @@ class SegmentationTask(pl.LightningModule):
         draws.note(items_of_all(loader, number), torch.stack(gathered, dim=1).flatten())
 
     def _check(self, loss: Tensor, logits: Tensor, loader: DataLoader[Any] | None, number: int) -> None:
-        """Stops at a loss that is no number, naming the patches."""
+        """Stop at a loss that is no number, naming the patches."""
 
         def names() -> list[str]:
             if loader is None or not isinstance(loader.dataset, PatchSet):
@@ -112,14 +114,14 @@ class SegmentationTask(pl.LightningModule):
         check_finite(loss, logits, self.optim.lr, self.current_epoch, names)
 
     def on_train_epoch_end(self) -> None:
-        """Logs the epoch's training loss and Dice."""
+        """Log the epoch's training loss and Dice."""
         self.log("train/loss", self.train_loss.compute())
         self.train_loss.reset()
         self.log("train/dice", dice_at(self.train_pixels.compute(), 0.5), prog_bar=True)
         self.train_pixels.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Adds one batch to the epoch's validation loss and histogram; gives its probabilities (N, 1, h, w)."""
+        """Add one batch to the epoch's validation loss and histogram; gives its probabilities (N, 1, h, w)."""
         image, mask = batch
         logits = self(image)
         loss: Tensor = self.loss(logits, mask)
@@ -130,7 +132,7 @@ class SegmentationTask(pl.LightningModule):
         return prob
 
     def on_validation_epoch_end(self) -> None:
-        """Logs validation loss and Dice, and searches the threshold over the epoch's pixels."""
+        """Log validation loss and Dice, and searches the threshold over the epoch's pixels."""
         histogram = self.val_pixels.compute()
         self.val_pixels.reset()
         self.log("val/loss", self.val_loss.compute(), prog_bar=True)
@@ -147,7 +149,7 @@ class SegmentationTask(pl.LightningModule):
         return self.optim.build(self.network.parameters(), int(self.trainer.estimated_stepping_batches))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Puts under `panda` all that inference needs, as plain data."""
+        """Put under `panda` all that inference needs, as plain data."""
         checkpoint["panda"] = carried_data(
             "segmentation",
             {**self.carried, "network": self.network.plain(), "threshold": self.threshold.plain()},

@@ -1,5 +1,7 @@
 """The probability above which a pixel is called cancer: how it is chosen and kept."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -34,7 +36,7 @@ class ThresholdChoice:
         date: ISO 8601, UTC, of the choice.
         cost_ratio: Of the criterion "cost"; else None.
         interval: 95 % bootstrap interval of the value over groups of slides, or None; and
-        interval_note: why there is none, else empty.
+        interval_note: Why there is none, else empty.
         by_provider: Each provider's own threshold, where they were asked for.
     """
 
@@ -46,7 +48,7 @@ class ThresholdChoice:
     cost_ratio: float | None = None
     interval: tuple[float, float] | None = None
     interval_note: str = ""
-    by_provider: "Mapping[str, ThresholdChoice]" = field(default_factory=dict)
+    by_provider: Mapping[str, ThresholdChoice] = field(default_factory=dict)
 
     @classmethod
     def given(cls, value: float) -> Self:
@@ -189,7 +191,7 @@ def criterion_scores(
     Args:
         slide_histograms: Slide to (2, BINS).
         criterion: Which.
-        cost_ratio: r, for "cost".
+        cost_ratio: R, for "cost".
 
     Returns:
         (BINS,); nan where it is undefined.

@@ -67,7 +67,7 @@ _PADDING_RANGE, _PADDED = 1, 0.5  # grey values over 5 px in padding, and the sh
 
 @dataclass(frozen=True)
 class Search:
-    """Limits of a search in grey values of magenta: tissue has ``grow`` or more, some of it ``seed``."""
+    """Limits of a search in grey values of magenta: tissue has `grow` or more, some of it `seed`."""
 
     seed: int
     grow: int
@@ -87,7 +87,7 @@ class Picture:
     Args:
         rgb: (H, W, 3) uint8 RGB, neither side 0; it is not kept.
         um: µm per px; None where unknown.
-        stripe_px: px of a stripe, rounded up to whole rows.
+        stripe_px: Px of a stripe, rounded up to whole rows.
     """
 
     def __init__(self, rgb: Bytes, um: float | None, stripe_px: int = STRIPE_PX) -> None:
@@ -258,7 +258,7 @@ class Picture:
         """Find marks of a pen.
 
         Args:
-            rgb: the picture, (H, W, 3) uint8: the searches for tissue need it no more, and it is not kept for them.
+            rgb: The picture, (H, W, 3) uint8: the searches for tissue need it no more, and it is not kept for them.
 
         Returns:
             (H, W) bool: coloured ink, and black that is not as even as padding, in patches larger than dust.
@@ -306,7 +306,7 @@ class Picture:
         solid (most px differ from the glass, as few do between grains of dust), over an area no grain of dust has.
 
         Args:
-            rgb: the same picture again, for it is not kept.
+            rgb: The same picture again, for it is not kept.
         """
         found = np.empty(self._flags.shape, np.bool_)
         for own, wide, within in self._stripes(25):

@@ -24,9 +24,9 @@ def stripes(height: int, rows: int, halo: int = 0) -> Iterator[tuple[slice, slic
     """Cut a picture into stripes of whole rows.
 
     Args:
-        height: of the picture in px.
-        rows: of a stripe, at least 1.
-        halo: rows above and below that a filter needs.
+        height: Of the picture in px.
+        rows: Of a stripe, at least 1.
+        halo: Rows above and below that a filter needs.
 
     Yields:
         The stripe's rows; the same with its halo, as far as the picture goes; the stripe's rows within the latter.
@@ -47,8 +47,8 @@ class Pieces:
 
     Args:
         mask: (H, W) bool.
-        rows: of a stripe.
-        boxes: measure the parts' sides too.
+        rows: Of a stripe.
+        boxes: Measure the parts' sides too.
 
     Attributes:
         area: (N,) px of each part; 0 for number 0 and those that are not taken.

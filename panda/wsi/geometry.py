@@ -2,7 +2,7 @@
 
 Four frames occur in the package, all axis-aligned and all with their origin at the slide's top-left corner:
 level-0 px, level-L px (or any working resolution), mask level-0 px and µm. Coordinates are continuous: pixel
-``i`` of a frame covers ``[i, i + 1)`` and has its centre at ``i + 0.5``. Maps stay in floating point; only
+`i` of a frame covers `[i, i + 1)` and has its centre at `i + 0.5`. Maps stay in floating point; only
 `round_px` turns a coordinate into a pixel index.
 """
 
@@ -30,15 +30,15 @@ def round_px(v: float) -> int: ...
 @overload
 def round_px(v: NDArray[Any]) -> NDArray[np.int64]: ...
 def round_px(v: float | NDArray[Any]) -> int | NDArray[np.int64]:
-    """Round a continuous coordinate to a pixel index, halves upwards: ``floor(v + 0.5)``.
+    """Round a continuous coordinate to a pixel index, halves upwards: `floor(v + 0.5)`.
 
-    Unlike Python's ``round`` it treats every half alike, so a shifted grid stays evenly spaced.
+    Unlike Python's `round` it treats every half alike, so a shifted grid stays evenly spaced.
 
     Args:
-        v: a coordinate or an array of them, in px of any frame.
+        v: A coordinate or an array of them, in px of any frame.
 
     Returns:
-        ``int`` for a number, an int64 array of the same shape for an array.
+        `int` for a number, an int64 array of the same shape for an array.
     """
     if isinstance(v, np.ndarray):
         return np.floor(np.asarray(v, dtype=np.float64) + 0.5).astype(np.int64)
@@ -69,10 +69,10 @@ def blocks(width: int, height: int, factor: float, side: int = 2048) -> Iterator
     """Cut an output image into blocks whose source windows stay small, so that memory stays bounded.
 
     Args:
-        width: width of the output in px.
-        height: height of the output in px.
-        factor: source px per output px.
-        side: largest side of a block's source window in source px.
+        width: Width of the output in px.
+        height: Height of the output in px.
+        factor: Source px per output px.
+        side: Largest side of a block's source window in source px.
 
     Yields:
         (x, y, w, h) of each block in output px, row by row; together they tile the output.
@@ -84,7 +84,7 @@ def blocks(width: int, height: int, factor: float, side: int = 2048) -> Iterator
 
 
 def ceil_px(v: float) -> int:
-    """Return the number of whole pixels that cover a length of ``v`` px.
+    """Return the number of whole pixels that cover a length of `v` px.
 
     A length that exceeds a whole number by less than a millionth of a pixel is that whole number: such an
     excess is the floating-point error of a division, not a sliver of slide.
@@ -97,9 +97,9 @@ class Frame:
     """A coordinate frame of one slide.
 
     Attributes:
-        name: what messages call it, e.g. ``"level 1"``.
-        sx: level-0 px per unit of this frame, along x.
-        sy: level-0 px per unit of this frame, along y.
+        name: What messages call it, e.g. `"level 1"`.
+        sx: Level-0 px per unit of this frame, along x.
+        sy: Level-0 px per unit of this frame, along y.
     """
 
     name: str
@@ -110,7 +110,7 @@ class Frame:
         """Refuse scales that no map can be made of.
 
         Raises:
-            ValueError: a scale is not a positive finite number.
+            ValueError: A scale is not a positive finite number.
         """
         if not (0 < self.sx < math.inf and 0 < self.sy < math.inf):
             raise ValueError(f"frame {self.name!r}: scales must be positive and finite, not {self.sx}, {self.sy}")
@@ -141,7 +141,7 @@ class Frame:
 
 
 def _scaled(v: Any, scale: float) -> Any:
-    """``v * scale``: a float for a number, a float64 array for anything array-like."""
+    """`v * scale`: a float for a number, a float64 array for anything array-like."""
     scaled = np.asarray(v, dtype=np.float64) * scale
     return float(scaled) if scaled.ndim == 0 else scaled
 
@@ -151,12 +151,12 @@ class Resolution:
     """A slide seen at one working resolution.
 
     Attributes:
-        downsample: level-0 px per working px, the same in x and y.
-        width: width of the whole slide in working px.
-        height: height of the whole slide in working px. Both are the size of the level where a level is used
+        downsample: Level-0 px per working px, the same in x and y.
+        width: Width of the whole slide in working px.
+        height: Height of the whole slide in working px. Both are the size of the level where a level is used
             as it is, else rounded up so that every pixel is covered.
-        level: pyramid level that is read: the coarsest one that is not coarser than ``downsample``.
-        level_downsample: level-0 px per px of that level.
+        level: Pyramid level that is read: the coarsest one that is not coarser than `downsample`.
+        level_downsample: Level-0 px per px of that level.
         mpp: µm per working px as (x, y), or None where the slide's µm/px is unknown.
     """
 
@@ -174,7 +174,7 @@ class Resolution:
 
     @property
     def size(self) -> tuple[int, int]:
-        """``(width, height)`` of the whole slide in working px."""
+        """`(width, height)` of the whole slide in working px."""
         return self.width, self.height
 
     @property
@@ -206,10 +206,10 @@ def mask_frame(slide_size: tuple[int, int], mask_size: tuple[int, int]) -> Frame
         mask_size: (W, H) of the mask in mask level-0 px.
 
     Returns:
-        Frame whose scales are slide px per mask px, ``W_slide / W_mask`` and ``H_slide / H_mask``.
+        Frame whose scales are slide px per mask px, `W_slide / W_mask` and `H_slide / H_mask`.
 
     Raises:
-        MaskError: the mask is empty, or its shape differs from the slide's by more than 2 % and by more than
+        MaskError: The mask is empty, or its shape differs from the slide's by more than 2 % and by more than
             one mask pixel, so that it cannot be a mask of this slide.
     """
     (slide_w, slide_h), (mask_w, mask_h) = slide_size, mask_size

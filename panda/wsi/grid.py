@@ -20,17 +20,17 @@ def axis_positions(length: int, patch: int, stride: int, edge: Edge = "pad") -> 
     """Place patches along one axis so that they cover it.
 
     Args:
-        length: length of the axis in working px.
-        patch: side of a patch in working px.
-        stride: distance between neighbouring starts, at most ``patch``, so that no gap is left.
-        edge: what the last patch does: ``"pad"`` reaches past the end (where slides read white), ``"shift"``
+        length: Length of the axis in working px.
+        patch: Side of a patch in working px.
+        stride: Distance between neighbouring starts, at most `patch`, so that no gap is left.
+        edge: What the last patch does: `"pad"` reaches past the end (where slides read white), `"shift"`
             moves back to end with the axis, if the axis is at least a patch long.
 
     Returns:
-        (n,) int64 ascending starts in working px; together the patches cover ``[0, length)``.
+        (n,) int64 ascending starts in working px; together the patches cover `[0, length)`.
 
     Raises:
-        ValueError: a length is not positive, ``stride`` exceeds ``patch``, or ``edge`` is unknown.
+        ValueError: A length is not positive, `stride` exceeds `patch`, or `edge` is unknown.
     """
     if min(length, patch, stride) < 1:
         raise ValueError(f"length {length}, patch size {patch} and stride {stride} must be at least 1")
@@ -54,9 +54,9 @@ class Grid:
         level0: (N, 2) int64, the same corners in level-0 px.
         tissue_fraction: (N,) float32, tissue in each tile as a fraction of the whole tile (what lies past the
             edge of the slide is no tissue); 1 where no tissue map was given.
-        patch_size: side of a tile in working px.
-        stride: distance between neighbouring tiles in working px.
-        resolution: the working resolution.
+        patch_size: Side of a tile in working px.
+        stride: Distance between neighbouring tiles in working px.
+        resolution: The working resolution.
     """
 
     working: NDArray[np.int64]
@@ -83,19 +83,19 @@ def tissue_grid(
     """Lay tiles over a slide and keep those with tissue.
 
     Args:
-        resolution: the working resolution.
-        tissue: where the tissue is; None keeps every tile.
-        patch_size: side of a tile in working px.
-        stride: distance between neighbouring tiles in working px, at most ``patch_size``.
-        edge: as for `axis_positions`.
-        min_tissue: smallest fraction of a tile that is tissue. At 0 a tile with any tissue at all is kept, so
+        resolution: The working resolution.
+        tissue: Where the tissue is; None keeps every tile.
+        patch_size: Side of a tile in working px.
+        stride: Distance between neighbouring tiles in working px, at most `patch_size`.
+        edge: As for `axis_positions`.
+        min_tissue: Smallest fraction of a tile that is tissue. At 0 a tile with any tissue at all is kept, so
             that the tiles cover all tissue; a tile with none is never kept.
 
     Returns:
         The tiles, possibly none.
 
     Raises:
-        ValueError: a size is not positive, ``stride`` exceeds ``patch_size``, or ``min_tissue`` is not
+        ValueError: A size is not positive, `stride` exceeds `patch_size`, or `min_tissue` is not
             in 0..1.
     """
     if not 0 <= min_tissue <= 1:

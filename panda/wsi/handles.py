@@ -22,7 +22,7 @@ class PerProcess(Generic[Handle]):
     """A handle that is opened on first use, once in every process, and shared by its threads.
 
     Args:
-        opener: opens the handle; its errors pass through `get`. Pickling keeps the opener alone.
+        opener: Opens the handle; its errors pass through `get`. Pickling keeps the opener alone.
     """
 
     def __init__(self, opener: Callable[[], Handle]) -> None:

@@ -27,8 +27,8 @@ class ProviderLabels:
     """The codes of one provider.
 
     Attributes:
-        names: what each known code means.
-        cancer: the codes that are cancer.
+        names: What each known code means.
+        cancer: The codes that are cancer.
     """
 
     names: Mapping[int, str]
@@ -79,7 +79,7 @@ def provider_labels(provider: str) -> ProviderLabels:
     """Look up the codes of a provider.
 
     Raises:
-        MaskError: the provider is not known.
+        MaskError: The provider is not known.
     """
     if provider not in PROVIDERS:
         raise MaskError(f"provider {provider!r} has no label codes; known are {', '.join(sorted(PROVIDERS))}")
@@ -91,13 +91,13 @@ def tumor_bool_from_gray(mask_gray: NDArray[np.uint8], provider: str) -> NDArray
 
     Args:
         mask_gray: (H, W) uint8 label codes, the red channel of a mask.
-        provider: ``"radboud"`` (cancer is 3, 4, 5) or ``"karolinska"`` (cancer is 2).
+        provider: `"radboud"` (cancer is 3, 4, 5) or `"karolinska"` (cancer is 2).
 
     Returns:
         (H, W) bool, True where the code is cancer.
 
     Raises:
-        MaskError: the provider is unknown, the array is not a two-dimensional one of uint8, or it holds a
+        MaskError: The provider is unknown, the array is not a two-dimensional one of uint8, or it holds a
             code that the provider does not use (all such codes are named, with their counts).
     """
     labels = provider_labels(provider)
@@ -118,7 +118,7 @@ def tumor_bool_from_gray(mask_gray: NDArray[np.uint8], provider: str) -> NDArray
 
 
 def class_names(target: str, count: int) -> list[str]:
-    """Name the classes of a grading target: ``isup`` by grade, ``cancer`` by word."""
+    """Name the classes of a grading target: `isup` by grade, `cancer` by word."""
     if target == "cancer" or count == 2:
         return ["no cancer", "cancer"]
     return ["benign (0)" if k == 0 else f"ISUP {k}" for k in range(count)]
@@ -132,10 +132,10 @@ class LabelMask:
     several threads, opened again in each process.
 
     Attributes:
-        path: the file.
-        provider: whose codes it holds.
+        path: The file.
+        provider: Whose codes it holds.
         level_dimensions: (width, height) of each mask level in px of that level, mask level 0 first.
-        frame: the frame of mask level-0 px.
+        frame: The frame of mask level-0 px.
     """
 
     def __init__(self, path: Path, slide: Slide, provider: str, tiff: TiffPyramid) -> None:
@@ -151,12 +151,12 @@ class LabelMask:
         """Open the mask of a slide.
 
         Args:
-            path: a TIFF of uint8 codes, tiled or in strips, with or without a pyramid.
-            slide: the slide it labels.
-            provider: whose codes it holds.
+            path: A TIFF of uint8 codes, tiled or in strips, with or without a pyramid.
+            slide: The slide it labels.
+            provider: Whose codes it holds.
 
         Raises:
-            MaskError: the file is missing or cannot be opened, its shape differs from the slide's by more
+            MaskError: The file is missing or cannot be opened, its shape differs from the slide's by more
                 than 2 %, or the provider is unknown.
         """
         path = Path(path)
@@ -180,7 +180,7 @@ class LabelMask:
         counts as equal), in blocks, so that memory stays bounded by the output.
 
         Args:
-            resolution: of the slide.
+            resolution: Of the slide.
             location: (x, y) of the top-left corner in level-0 px of the slide; may be negative.
             size: (width, height) in working px.
 
@@ -188,7 +188,7 @@ class LabelMask:
             (height, width) uint8 codes, 0 past the edge.
 
         Raises:
-            MaskError: the size is not positive, or the file cannot be read there.
+            MaskError: The size is not positive, or the file cannot be read there.
         """
         if min(size) <= 0:
             raise MaskError(f"{self.path}: asked for {size[0]} x {size[1]} px; both must be at least 1")
@@ -208,7 +208,7 @@ class LabelMask:
         return out
 
     def _under(self, resolution: Resolution, axis: int, start: int, count: int, mask_length: int) -> NDArray[np.int64]:
-        """Mask level px under the centres of ``count`` working px from ``start`` (slide level-0 px) on."""
+        """Mask level px under the centres of `count` working px from `start` (slide level-0 px) on."""
         centres = np.arange(count) + 0.5
         if resolution.resampled:
             extent = self._slide_size[axis] / resolution.downsample
@@ -251,7 +251,7 @@ class LabelMask:
             (height, width) bool, False past the edge.
 
         Raises:
-            MaskError: as `read`, or the mask holds a code its provider does not use.
+            MaskError: As `read`, or the mask holds a code its provider does not use.
         """
         return self._tumor(self.read(resolution, location, size))
 
@@ -261,17 +261,17 @@ class LabelMask:
         """Read what a network is to learn; arguments and frame as in `read`.
 
         Args:
-            resolution: of the slide.
+            resolution: Of the slide.
             location: (x, y) of the top-left corner in level-0 px of the slide.
             size: (width, height) in working px.
-            ignore_background: code 0, which both providers use for background and for unknown, and what lies past the
+            ignore_background: Code 0, which both providers use for background and for unknown, and what lies past the
                 edge of the slide is `IGNORED`; else it is `OTHER`.
 
         Returns:
             (height, width) uint8: `OTHER`, `CANCER` or `IGNORED`.
 
         Raises:
-            MaskError: as `read_tumor`.
+            MaskError: As `read_tumor`.
         """
         codes = self.read(resolution, location, size)
         target = self._tumor(codes).view(np.uint8)
@@ -307,5 +307,5 @@ class LabelMask:
 
 
 def _inside(index: NDArray[np.int64], length: int) -> slice:
-    """The part of ascending indices that lies within ``[0, length)``."""
+    """The part of ascending indices that lies within `[0, length)`."""
     return slice(int(np.searchsorted(index, 0)), int(np.searchsorted(index, length)))

@@ -23,7 +23,7 @@ def checked_override(override: float | Mpp | None) -> Mpp | None:
     """Return a configured µm/px as (x, y).
 
     Raises:
-        SlideError: it is outside 0.05..20 µm/px.
+        SlideError: It is outside 0.05..20 µm/px.
     """
     if override is None:
         return None
@@ -45,10 +45,10 @@ def judged_mpp(
     in one place is not believed in another.
 
     Args:
-        path: the slide, whose tags are read where OpenSlide states nothing.
-        stated: what OpenSlide states.
-        note: why it states nothing.
-        override: the configured value, already checked.
+        path: The slide, whose tags are read where OpenSlide states nothing.
+        stated: What OpenSlide states.
+        note: Why it states nothing.
+        override: The configured value, already checked.
 
     Returns:
         µm/px or None, its source or None, the sentence that explains both, and what the file states, be it nonsense.

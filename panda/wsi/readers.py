@@ -29,7 +29,7 @@ class SlideReader(Protocol):
     stated_mpp: tuple[float, float] | None
     """µm per level-0 px as the format's own metadata state it, not yet judged."""
     mpp_note: str
-    """Where ``stated_mpp`` comes from, or why there is none."""
+    """Where `stated_mpp` comes from, or why there is none."""
 
     vendor: str | None
     """OpenSlide's name of the layout; None where OpenSlide does not take the file."""
@@ -37,7 +37,7 @@ class SlideReader(Protocol):
     def read(self, level: int, x: int, y: int, width: int, height: int, *, keep: bool = True) -> NDArray[np.uint8]:
         """Read a window that lies within a level, in level px, as (height, width, 3) RGB over white.
 
-        What was decoded for it need not be kept for later reads where ``keep`` is False.
+        What was decoded for it need not be kept for later reads where `keep` is False.
         """
 
     def close(self) -> None:
@@ -48,13 +48,13 @@ def open_reader(path: Path, reader: ReaderName) -> SlideReader:
     """Open a slide for reading.
 
     Args:
-        path: the slide.
-        reader: ``"openslide"``: OpenSlide and nothing else. ``"fast"``: the TIFF reader and nothing else.
-            ``"auto"``: the TIFF reader where it shows the same levels and pixels as OpenSlide, or where OpenSlide
+        path: The slide.
+        reader: `"openslide"`: OpenSlide and nothing else. `"fast"`: the TIFF reader and nothing else.
+            `"auto"`: the TIFF reader where it shows the same levels and pixels as OpenSlide, or where OpenSlide
             does not take the file (levels in sub-IFDs, strips instead of tiles); else OpenSlide.
 
     Raises:
-        SlideError: no reader opens it.
+        SlideError: No reader opens it.
     """
     fast: TiffReader | None = None
     try:
@@ -97,11 +97,11 @@ class OpenSlideReader:
     """Read through OpenSlide.
 
     Args:
-        path: the slide.
+        path: The slide.
 
     Raises:
-        openslide.OpenSlideError: it cannot be opened.
-        ValueError: a level is empty.
+        openslide.OpenSlideError: It cannot be opened.
+        ValueError: A level is empty.
     """
 
     name: Literal["openslide", "fast"] = "openslide"
@@ -120,7 +120,7 @@ class OpenSlideReader:
         """Read a window in level px as RGB over white; OpenSlide itself says what it keeps, up to 32 MiB.
 
         Raises:
-            openslide.OpenSlideError: the file cannot be read there.
+            openslide.OpenSlideError: The file cannot be read there.
         """
         slide = self._handle.get()
         # OpenSlide takes level-0 px and divides by its own downsample, which need not be the one used here.
@@ -141,11 +141,11 @@ class TiffReader:
     """Read a TIFF without OpenSlide.
 
     Args:
-        path: the slide.
+        path: The slide.
 
     Raises:
-        ValueError: it is no TIFF that can be read.
-        OSError: the file cannot be read.
+        ValueError: It is no TIFF that can be read.
+        OSError: The file cannot be read.
     """
 
     name: Literal["openslide", "fast"] = "fast"
@@ -166,8 +166,8 @@ class TiffReader:
         """Read a window in level px as RGB over white.
 
         Raises:
-            ValueError: the pixels do not decode.
-            OSError: the file cannot be read.
+            ValueError: The pixels do not decode.
+            OSError: The file cannot be read.
         """
         pixels = self.tiff.read(level, x, y, width, height, keep=keep)
         return over_white(pixels) if self.tiff.colours == "RGBA" else pixels

@@ -35,17 +35,17 @@ class Slide:
     can be pickled to workers. Closing releases the file; a later read opens it again.
 
     Attributes:
-        path: the file.
-        slide_id: the file's name without its suffix, which is PANDA's image_id.
+        path: The file.
+        slide_id: The file's name without its suffix, which is PANDA's image_id.
         level_dimensions: (width, height) of each level in px of that level, level 0 first.
-        level_downsamples: level-0 px per px of each level, from the longer sides (see
+        level_downsamples: Level-0 px per px of each level, from the longer sides (see
             `panda.wsi.geometry.level_scale`).
-        usable_levels: the levels that are a uniform shrinking of level 0, which alone have one downsample
+        usable_levels: The levels that are a uniform shrinking of level 0, which alone have one downsample
             and can be read; nearly always all.
         mpp: µm per level-0 px as (x, y), or None where it is unknown.
-        mpp_source: where ``mpp`` comes from, None where it is unknown.
-        mpp_note: the same for people, or why ``mpp`` is unknown and what to do about it.
-        stated_mpp: what the file itself states, be it nonsense; None where it states nothing.
+        mpp_source: Where `mpp` comes from, None where it is unknown.
+        mpp_note: The same for people, or why `mpp` is unknown and what to do about it.
+        stated_mpp: What the file itself states, be it nonsense; None where it states nothing.
     """
 
     def __init__(
@@ -80,15 +80,15 @@ class Slide:
         """Open a slide.
 
         Args:
-            path: the file.
-            reader: ``"auto"``: the fast reader where the file allows it, else OpenSlide; ``"openslide"`` or
-                ``"fast"`` for one of them alone (see `panda.wsi.readers.open_reader`).
+            path: The file.
+            reader: `"auto"`: the fast reader where the file allows it, else OpenSlide; `"openslide"` or
+                `"fast"` for one of them alone (see `panda.wsi.readers.open_reader`).
             mpp_override: µm per level-0 px (or (x, y)) to use where the file states none, or nonsense. A
                 plausible value in the file comes first: OpenSlide's, then the TIFF resolution tags.
 
         Raises:
-            SlideError: the file is missing, a folder, or cannot be opened; ``mpp_override`` is outside
-                0.05..20 µm/px; ``reader`` is unknown.
+            SlideError: The file is missing, a folder, or cannot be opened; `mpp_override` is outside
+                0.05..20 µm/px; `reader` is unknown.
         """
         path = Path(path)
         if reader not in get_args(ReaderName):
@@ -101,7 +101,7 @@ class Slide:
 
     @property
     def reader_name(self) -> str:
-        """What reads its pixels: ``"fast"`` or ``"openslide"``, whichever ``reader="auto"`` came to."""
+        """What reads its pixels: `"fast"` or `"openslide"`, whichever `reader="auto"` came to."""
         return self._reader.name
 
     @property
@@ -126,13 +126,13 @@ class Slide:
         true µm/px is what the result states).
 
         Args:
-            level: number of a pyramid level.
+            level: Number of a pyramid level.
             mpp: µm per working px (the geometric mean of x and y where a slide's differ).
 
         Raises:
-            SlideError: the slide has no such level, its µm/px is unknown, or ``mpp`` is finer than the scan
+            SlideError: The slide has no such level, its µm/px is unknown, or `mpp` is finer than the scan
                 by more than a tenth.
-            ValueError: not exactly one of the two is given, or ``mpp`` is not positive.
+            ValueError: Not exactly one of the two is given, or `mpp` is not positive.
         """
         if (level is None) == (mpp is None):
             raise ValueError("give either a level or µm/px")
@@ -155,7 +155,7 @@ class Slide:
         """Choose a working resolution by level-0 px per working px; µm/px plays no part.
 
         Raises:
-            ValueError: ``downsample`` is under 0.9, finer than the scan.
+            ValueError: `downsample` is under 0.9, finer than the scan.
         """
         if not FINEST <= downsample < math.inf:
             raise ValueError(f"downsample must be {FINEST} or more, not {downsample}")
@@ -194,14 +194,14 @@ class Slide:
 
         Args:
             location: (x, y) of its top-left corner in level-0 px; may be negative.
-            level: pyramid level.
+            level: Pyramid level.
             size: (width, height) in px of that level.
 
         Returns:
             (height, width, 3) uint8 RGB; white past the edge of the slide and where nothing was scanned.
 
         Raises:
-            SlideError: there is no such level, the size is not positive, or the file cannot be read there.
+            SlideError: There is no such level, the size is not positive, or the file cannot be read there.
         """
         self._check_level(level)
         self._check_size(size)
@@ -215,10 +215,10 @@ class Slide:
         """Read a window at a working resolution.
 
         Args:
-            resolution: from `at`, of this slide.
+            resolution: From `at`, of this slide.
             location: (x, y) of its top-left corner in level-0 px; may be negative.
             size: (width, height) in working px.
-            keep: what is decoded, as far as it is bounded, for later reads nearby. False for one look at much.
+            keep: What is decoded, as far as it is bounded, for later reads nearby. False for one look at much.
 
         Returns:
             (height, width, 3) uint8 RGB, white past the edge; averaged over the area of each working px where
@@ -227,7 +227,7 @@ class Slide:
             of one from where it would exactly.
 
         Raises:
-            SlideError: the size is not positive, or the file cannot be read there.
+            SlideError: The size is not positive, or the file cannot be read there.
         """
         level = resolution.level
         self._check_size(size)
@@ -253,17 +253,17 @@ class Slide:
     def overview(self, max_side: int = 2048) -> tuple[NDArray[np.uint8], Resolution]:
         """Read the whole slide, small.
 
-        A level between half of ``max_side`` and ``max_side`` is taken as it is; else the next finer one is
-        shrunk to ``max_side``, block by block. A slide smaller than ``max_side`` comes at level 0.
+        A level between half of `max_side` and `max_side` is taken as it is; else the next finer one is
+        shrunk to `max_side`, block by block. A slide smaller than `max_side` comes at level 0.
 
         Args:
-            max_side: largest width and height of the result in working px.
+            max_side: Largest width and height of the result in working px.
 
         Returns:
             (h, w, 3) uint8 RGB and the resolution it is at.
 
         Raises:
-            SlideError: the file cannot be read.
+            SlideError: The file cannot be read.
         """
         fitting = [level for level in self.usable_levels if max(self.level_dimensions[level]) <= max_side]
         largest = max(fitting, key=lambda level: max(self.level_dimensions[level]), default=None)
@@ -324,7 +324,7 @@ def _check_file(path: Path) -> None:
     """Refuse what is no file that can be read, without waiting for what will never come (a named pipe).
 
     Raises:
-        SlideError: it is missing, a folder, no regular file, or may not be read.
+        SlideError: It is missing, a folder, no regular file, or may not be read.
     """
     try:
         mode = path.stat().st_mode

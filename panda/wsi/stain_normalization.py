@@ -1,7 +1,7 @@
 """The stain of a slide, and how its pixels are brought to the colours of a reference.
 
 The method is Macenko's (Macenko et al., A method for normalizing histology slides for quantitative analysis, ISBI
-2009): light is absorbed by the sum of the stains' amounts, so in optical density, ``ln(glass / light)``, each pixel is
+2009): light is absorbed by the sum of the stains' amounts, so in optical density, `ln(glass / light)`, each pixel is
 a sum of two vectors, haematoxylin and eosin, which are the outermost directions of a slide's pixels. The amounts stay,
 the vectors and the strength become the reference's. Other than in the paper, what lies off the plane of the two stains
 (ink, pigment, noise) is kept and not dropped, so that a slide in the reference's colours stays as it is; and light is
@@ -54,10 +54,10 @@ class StainProfile:
     """How a slide is stained.
 
     Attributes:
-        glass: colour of its glass, RGB.
-        haematoxylin: optical density of it in R, G, B, of length 1.
-        eosin: likewise.
-        strength: the amounts of both that one pixel in a hundred exceeds.
+        glass: Colour of its glass, RGB.
+        haematoxylin: Optical density of it in R, G, B, of length 1.
+        eosin: Likewise.
+        strength: The amounts of both that one pixel in a hundred exceeds.
     """
 
     glass: Vector
@@ -75,9 +75,9 @@ class StainProfile:
         """Take back what `plain` gave.
 
         Raises:
-            KeyError: something is missing.
-            TypeError: something is no list of numbers.
-            ValueError: likewise, or there are too many or too few of them.
+            KeyError: Something is missing.
+            TypeError: Something is no list of numbers.
+            ValueError: Likewise, or there are too many or too few of them.
         """
 
         def vector(name: str) -> Vector:
@@ -98,15 +98,15 @@ def find_stain(slide: Slide, tissue: TissueMap) -> StainProfile | None:
     """Estimate how a slide is stained, from 32 tiles spread over its tissue.
 
     Args:
-        slide: the slide.
-        tissue: its tissue.
+        slide: The slide.
+        tissue: Its tissue.
 
     Returns:
         The estimate, rounded so that it is the same again after `StainProfile.plain`; None where there are not two
         stains: too little stained tissue, or all of one colour.
 
     Raises:
-        SlideError: the slide cannot be read.
+        SlideError: The slide cannot be read.
     """
     glass = tissue.glass or (WHITE, WHITE, WHITE)
     resolution = slide.at_downsample(_DOWNSAMPLE)
@@ -124,7 +124,7 @@ def stain_of(rgb: NDArray[np.uint8], glass: Vector) -> StainProfile | None:
 
     Args:
         rgb: (H, W, 3) uint8 RGB, tissue and what lies between.
-        glass: colour of the glass, RGB.
+        glass: Colour of the glass, RGB.
 
     Returns:
         See `find_stain`.
@@ -185,8 +185,8 @@ def normalized(rgb: NDArray[np.uint8], profile: StainProfile, reference: StainPr
 
     Args:
         rgb: (h, w, 3) uint8 RGB of a slide.
-        profile: how the slide is stained.
-        reference: how it is to look.
+        profile: How the slide is stained.
+        reference: How it is to look.
 
     Returns:
         (h, w, 3) uint8 RGB. What is as bright as the slide's glass, or brighter, gets the colour of the reference's.

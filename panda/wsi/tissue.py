@@ -47,7 +47,7 @@ def tissue_mask_rgb(img_rgb: NDArray[np.uint8]) -> NDArray[np.bool_]:
         (H, W) bool, True on tissue; all False where there is none.
 
     Raises:
-        ValueError: the array is not (H, W, 3) uint8.
+        ValueError: The array is not (H, W, 3) uint8.
     """
     if img_rgb.ndim != 3 or img_rgb.shape[2] != 3 or img_rgb.dtype != np.uint8:
         raise ValueError(f"a picture is (H, W, 3) uint8, not {img_rgb.shape} {img_rgb.dtype}")
@@ -73,10 +73,10 @@ class TissueMap:
 
     Attributes:
         mask: (h, w) bool, True on tissue.
-        resolution: the working resolution of ``mask``.
-        how: ``"strict"``; ``"loose"`` where the tissue is so pale that only the looser search found most of it;
-            ``"whole"`` where the slide is not stained as expected, so that all of it counts as tissue.
-        glass: colour of the clean glass, RGB; None where there is too little of it to tell.
+        resolution: The working resolution of `mask`.
+        how: `"strict"`; `"loose"` where the tissue is so pale that only the looser search found most of it;
+            `"whole"` where the slide is not stained as expected, so that all of it counts as tissue.
+        glass: Colour of the clean glass, RGB; None where there is too little of it to tell.
     """
 
     mask: NDArray[np.bool_]
@@ -93,9 +93,9 @@ class TissueMap:
         """Cut a window out at any working resolution of the slide, by nearest neighbour.
 
         Args:
-            resolution: the resolution wanted.
+            resolution: The resolution wanted.
             location: (x, y) of the top-left corner in level-0 px; may be negative.
-            size: (width, height) in px of ``resolution``.
+            size: (width, height) in px of `resolution`.
 
         Returns:
             (height, width) bool, False past the edge of the slide.
@@ -109,11 +109,11 @@ class TissueMap:
         """Cut a window out by px of a working resolution: the same px as of the whole of it by `crop`.
 
         Args:
-            resolution: the resolution wanted.
-            x0: left edge in px of ``resolution``; may be negative.
-            y0: top edge, likewise.
-            width: in px of ``resolution``.
-            height: likewise.
+            resolution: The resolution wanted.
+            x0: Left edge in px of `resolution`; may be negative.
+            y0: Top edge, likewise.
+            width: In px of `resolution`.
+            height: Likewise.
 
         Returns:
             (height, width) bool, False past the edge of the slide.
@@ -180,9 +180,9 @@ class Survey:
 
     Attributes:
         overview: (h, w, 3) uint8 RGB, the whole slide.
-        picture: the same, made ready for searches.
-        resolution: of both, about 8 µm/px and at most 4 million px.
-        tissue: what was found; None where there is nothing but glass, ink and dirt.
+        picture: The same, made ready for searches.
+        resolution: Of both, about 8 µm/px and at most 4 million px.
+        tissue: What was found; None where there is nothing but glass, ink and dirt.
     """
 
     overview: NDArray[np.uint8]
@@ -195,7 +195,7 @@ def survey(slide: Slide) -> Survey:
     """Look a slide over as `find_tissue` does, and keep what was looked at.
 
     Raises:
-        SlideError: the slide cannot be read.
+        SlideError: The slide cannot be read.
     """
     resolution = _overview_resolution(slide)
     overview = slide.read(resolution, (0, 0), resolution.size, keep=False)
@@ -223,10 +223,10 @@ def find_tissue(slide: Slide) -> TissueMap:
     docs/tissue.md says how they are told apart.
 
     Args:
-        slide: the slide; where its µm/px is unknown, the overview has 4 million px, or all that there are.
+        slide: The slide; where its µm/px is unknown, the overview has 4 million px, or all that there are.
 
     Raises:
-        SlideError: there is nothing but glass, ink and dirt, or the slide cannot be read.
+        SlideError: There is nothing but glass, ink and dirt, or the slide cannot be read.
     """
     resolution = _overview_resolution(slide)
 

@@ -31,7 +31,7 @@ class Done:
 
 
 def run_door(name: str, folder: Path, *overrides: str) -> Done:
-    """Does what `python NAME.py …` does in a folder, in this process: a new one would spend its time importing."""
+    """Do what `python NAME.py …` does in a folder, in this process: a new one would spend its time importing."""
     errors, here, arguments = io.StringIO(), Path.cwd(), sys.argv
     script = REPOSITORY / f"{name}.py"
     GlobalHydra.instance().clear()

@@ -13,7 +13,7 @@ from tests.integration.entry_points import REPOSITORY
 
 
 def main(epoch: int, batch: int, *overrides: str) -> None:
-    """Opens the door; no handler and no `finally` sees what comes at that batch."""
+    """Open the door; no handler and no `finally` sees what comes at that batch."""
     step = SegmentationTask.training_step
 
     def killed(task: SegmentationTask, images: Any, batch_idx: int) -> torch.Tensor:

@@ -54,14 +54,14 @@ class TiffPyramid:
     see `panda.wsi.tiff.segments.CACHE_BYTES`. A pickled one opens the file when it is read.
 
     Args:
-        path: the file.
-        blank: value of the px of segments that the file leaves out.
-        red_only: read the first channel alone, as label codes.
+        path: The file.
+        blank: Value of the px of segments that the file leaves out.
+        red_only: Read the first channel alone, as label codes.
 
     Raises:
-        ValueError: it is no TIFF, or one of a kind that is not read (the message says what).
-        BrokenTiffError: it is damaged; no reader should open it.
-        OSError: it cannot be read.
+        ValueError: It is no TIFF, or one of a kind that is not read (the message says what).
+        BrokenTiffError: It is damaged; no reader should open it.
+        OSError: It cannot be read.
     """
 
     def __init__(self, path: Path, *, blank: int = 0, red_only: bool = False) -> None:
@@ -97,7 +97,7 @@ class TiffPyramid:
         """Read bytes as they are stored; fewer where the file ends.
 
         Raises:
-            OSError: the file cannot be read.
+            OSError: The file cannot be read.
         """
         return self._file.get().read(offset, count)
 
@@ -105,19 +105,19 @@ class TiffPyramid:
         """Read a window that lies within a level.
 
         Args:
-            level: number of the level.
-            x: left edge in level px.
-            y: top edge in level px.
-            width: width in level px.
-            height: height in level px.
-            keep: the segments for later reads, except one that is the whole window: no other needs that.
+            level: Number of the level.
+            x: Left edge in level px.
+            y: Top edge in level px.
+            width: Width in level px.
+            height: Height in level px.
+            keep: The segments for later reads, except one that is the whole window: no other needs that.
 
         Returns:
-            (height, width, samples) uint8, or (height, width) with ``red_only``, an array of its own.
+            (height, width, samples) uint8, or (height, width) with `red_only`, an array of its own.
 
         Raises:
-            ValueError: a segment cannot be decoded.
-            OSError: the file cannot be read.
+            ValueError: A segment cannot be decoded.
+            OSError: The file cannot be read.
         """
         of = self._levels[level]
         if (width, height) == (of.segment_width, of.segment_height) and not (x % width or y % height):

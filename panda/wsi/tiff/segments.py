@@ -52,11 +52,11 @@ class Decoder:
         compression: TIFF's number of it.
         predictor: 1 for none, 2 for differences along the rows.
         photometric: TIFF's number of the colours' meaning.
-        samples: uint8 values a px, interleaved.
-        tables: the page's JPEG tables.
+        samples: Uint8 values a px, interleaved.
+        tables: The page's JPEG tables.
 
     Raises:
-        ValueError: compression and predictor are none that is read.
+        ValueError: Compression and predictor are none that is read.
     """
 
     compression: int
@@ -79,7 +79,7 @@ class Decoder:
         """Turn the bytes of a segment into (height, width, samples).
 
         Raises:
-            Exception: any that a codec has for damaged data; also where they come to another size.
+            Exception: Any that a codec has for damaged data; also where they come to another size.
         """
         if self.compression == JPEG:
             return self._jpeg(data, height, width)
@@ -132,7 +132,7 @@ class SegmentCache:
     """The segments that a process decoded last, up to a number of bytes.
 
     Args:
-        most: bytes.
+        most: Bytes.
     """
 
     def __init__(self, most: int) -> None:

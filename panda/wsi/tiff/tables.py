@@ -70,15 +70,15 @@ class Page:
     """What a page's tags say, copied so that the parsed file can be closed.
 
     Attributes:
-        level: its size and segments.
-        kind: type of its values, and how they lie; pages of one pyramid have the same.
-        samples: values a px.
-        bits: of a value.
+        level: Its size and segments.
+        kind: Type of its values, and how they lie; pages of one pyramid have the same.
+        samples: Values a px.
+        bits: Of a value.
         compression: TIFF's number of it.
-        predictor: likewise.
-        photometric: likewise, of the colours' meaning.
-        straight_alpha: the last of the values is alpha, not premultiplied.
-        upright: it is stored as it is shown.
+        predictor: Likewise.
+        photometric: Likewise, of the colours' meaning.
+        straight_alpha: The last of the values is alpha, not premultiplied.
+        upright: It is stored as it is shown.
         tables: JPEG tables.
     """
 
@@ -149,7 +149,7 @@ class Page:
         """Refuse a page that cannot be read, or not in bounded memory.
 
         Raises:
-            BrokenTiffError: it is empty, its tiles are too large, or the file of ``size`` bytes does not list or
+            BrokenTiffError: It is empty, its tiles are too large, or the file of `size` bytes does not list or
                 hold all of them.
         """
         level = self.level
@@ -184,9 +184,9 @@ def pyramid_of(path: Path) -> list[Page]:
         The first page, and those that show the same smaller, largest first: further pages or sub-IFDs of the first.
 
     Raises:
-        ValueError: it is no TIFF, one with tables of its own (NDPI), or its values are none that is read.
-        BrokenTiffError: it is damaged.
-        OSError: it cannot be read.
+        ValueError: It is no TIFF, one with tables of its own (NDPI), or its values are none that is read.
+        BrokenTiffError: It is damaged.
+        OSError: It cannot be read.
     """
     with path.open("rb") as file:
         if file.read(4) not in _MAGIC:
