@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,8 +12,6 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-import audit
-from panda.app import entry_point
 from panda.app.entry_point import forget_refusals
 from panda.synthetic.dataset import SyntheticSpec, draw_dataset
 from tests.integration.entry_points import REPOSITORY, table
@@ -36,7 +35,7 @@ def enter(monkeypatch: pytest.MonkeyPatch, *typed: str) -> int:
     """Type the command in this process; its exit status."""
     monkeypatch.setattr(sys, "argv", ["audit", *typed])
     with pytest.raises(SystemExit) as left:
-        entry_point.enter(audit.main)
+        runpy.run_path(str(REPOSITORY / "audit.py"), run_name="__main__")
     assert isinstance(left.value.code, int)
     return left.value.code
 
@@ -74,6 +73,16 @@ def test_the_command_by_its_own_name_audits_the_table_alone(home: Path) -> None:
     assert "there is no groups.csv" in done.stderr
     assert not (home / "audit" / "groups.csv").exists()
     assert [row["finding"] for row in table(home / "audit" / "findings.csv")] == ["duplicate_row"]
+
+
+def test_the_old_command_names_the_new_one_and_runs_it(home: Path) -> None:
+    command = [sys.executable, "-m", "panda.data.audit", "data=panda", "data.root=data", "audit.slides=false"]
+    done = subprocess.run(
+        command, cwd=home, env={"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "type python audit.py data=panda data.root=data audit.slides=false" in done.stderr
+    assert (home / "audit" / "report.html").exists()
 
 
 def test_all_faults_come_at_once_and_nothing_is_made(
