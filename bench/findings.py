@@ -30,7 +30,7 @@ from panda.audit.sharpness import measure_sharpness
 from panda.data.findings import read_table
 from panda.synthetic.dataset import SyntheticSpec, draw_dataset
 from panda.synthetic.pyramid_writer import write_slide
-from panda.wsi.slide import Slide
+from panda.wsi.slide import Slide, SlideOptions
 from panda.wsi.tiff.pyramid import TiffPyramid
 from panda.wsi.tissue import survey
 
@@ -175,7 +175,7 @@ def damage(folder: Path, places: int = 25) -> None:
                 for _ in range(places):
                     start = int(rng.integers(begin, end - count))
                     spoilt.write_bytes(content[:start] + bytes(count) + content[start + count :])
-                    with Slide.open(spoilt, "fast") as slide:
+                    with SlideOptions("fast").open(spoilt) as slide:
                         seen[length] += unreadable(slide, seed=int(rng.integers(2**32))) is not None
         _row(compression, *(f"{seen[length] / places / 2:.0%}" for length in lengths))
 

@@ -33,7 +33,7 @@ from panda.inference.predictor import SegmentationPredictor
 from panda.models.segmentation import Segmenter
 from panda.tasks.checkpoint import carried_data
 from panda.tasks.threshold import search_threshold
-from panda.wsi.slide import Slide
+from panda.wsi.slide import Slide, SlideOptions
 from panda.wsi.tissue import find_tissue
 
 WALL = "this project, all of it"
@@ -94,7 +94,7 @@ def checkpoint(network: str) -> Path:
 
 
 def _opened(path: Path) -> Slide:
-    return Slide.open(path, reader=READER)
+    return SlideOptions(reader=READER).open(path)
 
 
 def _wall(path: Path, network: str, rounds: int, results: Results) -> None:

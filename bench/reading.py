@@ -22,7 +22,7 @@ from bench.slides import CACHE
 from bench.worker import LeftOutError, confine, timed, workers
 from panda.data.manifest import SlideRecord
 from panda.wsi.grid import tissue_grid
-from panda.wsi.slide import Slide
+from panda.wsi.slide import Slide, SlideOptions
 from panda.wsi.tissue import find_tissue
 
 Read = Callable[[int, int], NDArray[np.uint8]]
@@ -127,7 +127,7 @@ def _seconds(read: Read, places: list[tuple[int, int]], threads: int) -> float:
 
 
 def _panda(path: Path) -> Read:
-    slide = Slide.open(path, reader=READER)
+    slide = SlideOptions(reader=READER).open(path)
     return lambda x, y: slide.read_region((x, y), 0, (TILE, TILE))
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from panda.wsi.geometry import Resolution, round_px
 from panda.wsi.grid import Edge, tissue_grid
 from panda.wsi.labels import LabelMask
-from panda.wsi.slide import FINEST, SNAP, ReaderName, Slide
+from panda.wsi.slide import FINEST, SNAP, ReaderName, Slide, SlideOptions
 from tests.pyramids import Rounding, area_means, at_centres, level_size, write_levels
 
 exactly = settings(derandomize=True, deadline=None, max_examples=40, phases=[Phase.generate, Phase.shrink])
@@ -141,7 +141,7 @@ def opened(levels: Iterable[NDArray[np.uint8]], tile: int, reader: ReaderName, m
     with TemporaryDirectory() as folder:
         levels = list(levels)
         path = write_levels(Path(folder) / "slide.tiff", levels, stored_in, [tags] * len(levels))
-        with Slide.open(path, reader=reader) as slide:
+        with SlideOptions(reader=reader).open(path) as slide:
             yield slide
 
 

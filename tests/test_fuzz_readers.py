@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from panda.errors import PandaError, SlideError
 from panda.wsi.labels import LabelMask
 from panda.wsi.readers import ReaderName
-from panda.wsi.slide import Slide
+from panda.wsi.slide import Slide, SlideOptions
 from panda.wsi.tiff.segments import CACHE_BYTES, JPEG, SEGMENT_BYTES, Decoder
 from panda.wsi.tissue import find_tissue
 
@@ -278,7 +278,7 @@ def _refused() -> Iterator[None]:
 def _read_all(path: Path, slide_of_mask: Slide) -> None:
     """Read a file every way there is."""
     for reader in get_args(ReaderName):
-        with _refused(), Slide.open(path, reader=reader) as slide:
+        with _refused(), SlideOptions(reader=reader).open(path) as slide:
             for level, (width, height) in enumerate(slide.level_dimensions):
                 for corner in (0, 1):
                     location = (corner * max(0, slide.dimensions[0] - 150), corner * max(0, slide.dimensions[1] - 99))
@@ -386,7 +386,7 @@ def test_tiles_too_large_to_keep_are_refused(tmp_path: Path, reader: ReaderName)
     with pytest.raises(
         SlideError, match=r"large\.tiff: its tiles.*100320256 bytes each.*write it with tiles of 256 px"
     ):
-        Slide.open(path, reader=reader)
+        SlideOptions(reader=reader).open(path)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from panda.audit.inspection import Inspection, dataset_findings, inspect_slide, 
 from panda.audit.slide_inspector import quick_digest
 from panda.data.findings import TableRow, group_findings, read_table
 from panda.synthetic.dataset import SyntheticSpec, draw_dataset
+from panda.wsi.slide import ReaderName, SlideOptions
 from panda.wsi.tiff.pyramid import TiffPyramid
 from tests.pyramids import write_levels, write_pyramid
 
@@ -144,11 +145,11 @@ def test_unreadable_region_where_the_file_is_cut_short(case: Case, kept: float) 
 
 @pytest.mark.parametrize("reader", ["auto", "openslide"])
 @pytest.mark.parametrize("compression", ["jpeg", "adobe_deflate"])
-def test_unreadable_region_where_a_stretch_was_never_written(case: Case, compression: str, reader: str) -> None:
+def test_unreadable_region_where_a_stretch_was_never_written(case: Case, compression: str, reader: ReaderName) -> None:
     case.draw(case.pixels, compression=compression)
     assert case.found() == {}
     _zero(case.image, 0.3, 0.1)
-    assert list(case.found(reader=reader)) == ["unreadable_region"]
+    assert list(case.found(options=SlideOptions(reader))) == ["unreadable_region"]
 
 
 def test_unreadable_region_of_jpeg_is_seen_by_the_ends_of_tiles(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,14 +305,14 @@ def test_codes_of_an_unknown_provider_are_counted_and_not_judged(case: Case) -> 
 def test_mpp_missing(case: Case) -> None:
     case.draw(case.pixels, mpp=None)
     assert list(case.found()) == ["mpp_missing"]
-    assert "0.5 x 0.5" in case.found(mpp_override=0.5)["mpp_missing"]
+    assert "0.5 x 0.5" in case.found(options=SlideOptions(mpp_override=0.5))["mpp_missing"]
 
 
 def test_mpp_nonsense(case: Case) -> None:
     case.draw(case.pixels, mpp=352.8)
     assert list(case.found()) == ["mpp_nonsense"]
     assert "352.8 x 352.8" in case.found()["mpp_nonsense"]
-    seen, _ = inspect_slide(case.row, case.root, mpp_override=0.5)
+    seen, _ = inspect_slide(case.row, case.root, SlideOptions(mpp_override=0.5))
     assert (seen.mpp, seen.mpp_source) == ((0.5, 0.5), "override")
 
 
@@ -346,7 +347,7 @@ def test_unusual_levels_of_a_slide_by_itself(case: Case) -> None:
     write_levels(
         case.image, [case.pixels, np.asarray(level1, np.uint8), np.asarray(level2, np.uint8)], 256, **resolution
     )
-    found = case.found(reader="openslide")
+    found = case.found(options=SlideOptions("openslide"))
     assert list(found) == ["unusual_levels"]
     assert found["unusual_levels"] == "level 2 of 128x40 px: no uniform shrinking of (2048, 1024)"
 

@@ -17,7 +17,7 @@ from panda.inference.predictor import SegmentationPredictor, resolution_for
 from panda.tasks.metrics import BINS
 from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.labels import LabelMask
-from panda.wsi.slide import Slide
+from panda.wsi.slide import Slide, SlideOptions
 from panda.wsi.tissue import find_tissue
 from tests.checkpoints import segmentation_checkpoint
 from tests.pyramids import write_pyramid
@@ -95,7 +95,7 @@ def test_another_reader_makes_another_canvas(slide_path: Path, tmp_path: Path) -
     predictor = SegmentationPredictor.from_checkpoint(path, EngineSettings(device="cpu"))
     made = {}
     for reader in ("auto", "fast", "openslide"):
-        with Slide.open(slide_path, reader=reader) as slide:
+        with SlideOptions(reader=reader).open(slide_path) as slide:
             made[reader] = predictor.canvas_fingerprint(slide, slide.at(level=1))
     assert made["auto"] == made["fast"] != made["openslide"]
 

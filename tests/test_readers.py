@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from panda.errors import SlideError
 from panda.wsi.readers import OpenSlideReader, ReaderName, TiffReader, open_reader
-from panda.wsi.slide import Slide
+from panda.wsi.slide import Slide, SlideOptions
 from panda.wsi.tiff.pyramid import TiffPyramid
 from panda.wsi.tiff.segments import CACHE, SegmentCache
 
@@ -64,7 +64,7 @@ def _write(path: Path, kind: str, tile: int) -> Path:
 @pytest.mark.parametrize("kind", KINDS)
 def test_pixels_are_those_of_openslide(tmp_path: Path, kind: str, tile: int) -> None:
     path = _write(tmp_path / "slide.tiff", kind, tile)
-    fast, reference = Slide.open(path, reader="fast"), Slide.open(path, reader="openslide")
+    fast, reference = SlideOptions(reader="fast").open(path), SlideOptions(reader="openslide").open(path)
     assert isinstance(Slide.open(path)._reader, TiffReader)
     assert fast.level_dimensions == reference.level_dimensions
     rng = np.random.default_rng(tile)
@@ -98,7 +98,7 @@ def test_levels_of_no_integer_downsample_are_the_stored_pixels(tmp_path: Path) -
     for x, y in [(0, 0), (131, 77), (269, 195)]:
         location = round(x * 4.01), round(y * 4.01)
         assert (slide.read_region(location, 1, (31, 31)) == stored[y : y + 31, x : x + 31]).all()
-        near = Slide.open(path, reader="openslide").read_region(location, 1, (31, 31)).astype(int)
+        near = SlideOptions(reader="openslide").open(path).read_region(location, 1, (31, 31)).astype(int)
         assert np.abs(near - stored[y : y + 31, x : x + 31]).mean() < 8
 
 
@@ -129,7 +129,7 @@ def test_tiles_that_the_file_leaves_out_are_white_in_both(tmp_path: Path) -> Non
     with tifffile.TiffWriter(path) as tiff:
         tiff.write(tiles(), shape=whole.shape, dtype=np.uint8, tile=(256, 256), photometric="rgb",
                    compression="jpeg", metadata=None)  # fmt: skip
-    fast, reference = (Slide.open(path, reader=reader).read_region((0, 0), 0, (1024, 768)) for reader in _both())
+    fast, reference = (SlideOptions(reader=reader).open(path).read_region((0, 0), 0, (1024, 768)) for reader in _both())
     assert (fast == reference).all()
     assert (fast[256:512, 256:768] == 255).all()
     assert (fast[:256] != 255).any()
@@ -159,7 +159,7 @@ def test_fast_alone_names_the_file_and_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(
         SlideError, match=r"sixteen\.tiff: the fast reader cannot open it: pixels are uint16.*reader=auto"
     ):
-        Slide.open(path, reader="fast")
+        SlideOptions(reader="fast").open(path)
     assert set(get_args(ReaderName)) == {"auto", "openslide", "fast"}
 
 
@@ -167,7 +167,7 @@ def test_resolution_is_the_same_by_either_reader(tmp_path: Path) -> None:
     path = tmp_path / "slide.tiff"
     tifffile.imwrite(path, _picture(600, 600), tile=(256, 256), photometric="rgb", compression="jpeg",
                      resolution=(20833, 20833), resolutionunit="CENTIMETER", metadata=None)  # fmt: skip
-    auto, fast, reference = (Slide.open(path, reader=reader) for reader in ("auto", *_both()))
+    auto, fast, reference = (SlideOptions(reader=reader).open(path) for reader in ("auto", *_both()))
     assert auto.mpp == reference.mpp
     assert fast.mpp == pytest.approx(reference.mpp)
     assert (auto.mpp_source, fast.mpp_source) == ("openslide", "tiff tags")
@@ -182,7 +182,7 @@ def test_a_file_cut_short_is_refused_when_it_is_opened(
     cut = tmp_path / "cut.tiff"
     cut.write_bytes(whole[: int(len(whole) * share)])
     with pytest.raises(SlideError, match=r"cut\.tiff.*cut short"):
-        Slide.open(cut, reader=reader)
+        SlideOptions(reader=reader).open(cut)
 
 
 def test_a_cut_that_openslide_does_not_see_is_refused_too(tiled: Path, tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_a_cut_that_openslide_does_not_see_is_refused_too(tiled: Path, tmp_path:
     assert openslide.OpenSlide(path).dimensions == (WIDTH, HEIGHT)
     for reader in get_args(ReaderName):
         with pytest.raises(SlideError, match=r"slide\.tiff.*cut short"):
-            Slide.open(path, reader=reader)
+            SlideOptions(reader=reader).open(path)
 
 
 def test_data_that_would_come_to_more_than_its_tile_is_refused(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_data_that_would_come_to_more_than_its_tile_is_refused(tmp_path: Path) -
     content[count : count + 4] = len(bomb).to_bytes(4, "little")
     path.write_bytes(content + bomb)
     with pytest.raises(SlideError, match=r"bomb\.tiff.*does not decode"):
-        Slide.open(path, reader="fast").read_region((0, 0), 0, (10, 10))
+        SlideOptions(reader="fast").open(path).read_region((0, 0), 0, (10, 10))
 
 
 def test_memory_of_the_cache_is_bounded_whatever_is_open(tmp_path: Path) -> None:

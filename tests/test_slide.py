@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from panda.errors import SlideError
 from panda.wsi.mpp import tag_mpp
 from panda.wsi.readers import over_white
-from panda.wsi.slide import Slide
+from panda.wsi.slide import Slide, SlideOptions
 from tests.pyramids import write_pyramid
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -218,7 +218,7 @@ def test_what_is_no_slide_is_refused_by_name(tmp_path: Path, path: Path, what: s
 
 def test_an_unknown_reader_is_refused(path: Path) -> None:
     with pytest.raises(SlideError, match="auto, openslide, fast"):
-        Slide.open(path, reader="magic")  # type: ignore[arg-type]
+        SlideOptions(reader="magic").open(path)  # type: ignore[arg-type]
 
 
 def test_a_damaged_region_is_an_error_and_the_rest_still_reads(
@@ -242,7 +242,7 @@ def test_auto_falls_back_on_the_tiff_reader(tmp_path: Path, image: NDArray[np.ui
     tifffile.imwrite(strips, image, rowsperstrip=16, photometric="rgb", resolution=(20000, 20000),
                      resolutionunit="CENTIMETER", metadata=None)  # fmt: skip
     with pytest.raises(SlideError, match="OpenSlide cannot open it"):
-        Slide.open(strips, reader="openslide")
+        SlideOptions(reader="openslide").open(strips)
     slide = pickle.loads(pickle.dumps(Slide.open(strips)))
     assert (slide.read_region((-3, 700), 0, (50, 200))[:103, 3:] == image[700:, :47]).all()
     assert (slide.mpp_source, slide.mpp) == ("tiff tags", (0.5, 0.5))
@@ -305,20 +305,20 @@ def test_tags_are_asked_where_openslide_knows_nothing(tmp_path: Path, monkeypatc
 
 
 def test_an_override_fills_in_and_replaces_nonsense_only(tmp_path: Path) -> None:
-    unknown = Slide.open(write_small(tmp_path), mpp_override=0.5)
+    unknown = SlideOptions(mpp_override=0.5).open(write_small(tmp_path))
     assert (unknown.mpp, unknown.mpp_source) == ((0.5, 0.5), "override")
-    nonsense = Slide.open(write_small(tmp_path, resolution=(72, 72), unit="INCH"), mpp_override=(0.5, 0.6))
-    assert (nonsense.mpp, nonsense.mpp_source) == ((0.5, 0.6), "override")
+    nonsense = SlideOptions(mpp_override=0.6).open(write_small(tmp_path, resolution=(72, 72), unit="INCH"))
+    assert (nonsense.mpp, nonsense.mpp_source) == ((0.6, 0.6), "override")
     assert "352.8" in nonsense.mpp_note
-    stated = Slide.open(write_small(tmp_path, mpp=0.25), mpp_override=0.5)
+    stated = SlideOptions(mpp_override=0.5).open(write_small(tmp_path, mpp=0.25))
     assert stated.mpp == pytest.approx((0.25, 0.25))
     assert stated.mpp_source == "openslide"
 
 
-@pytest.mark.parametrize("override", [0.0, 0.01, 352.8, float("nan"), (0.5, 50.0)])
-def test_a_nonsense_override_is_an_error(tmp_path: Path, override: Any) -> None:
-    with pytest.raises(SlideError, match=r"data\.mpp_override"):
-        Slide.open(write_small(tmp_path), mpp_override=override)
+@pytest.mark.parametrize("override", [0.0, 0.01, 352.8, float("nan"), 50.0])
+def test_slide_options_impossible_override_is_an_error(tmp_path: Path, override: float) -> None:
+    with pytest.raises(SlideError, match=rf"mpp_override is {override}: give µm per level-0 px, 0.05 to 20, or null"):
+        SlideOptions(mpp_override=override).open(write_small(tmp_path))
 
 
 def test_zero_and_absent_tags_have_a_reason(tmp_path: Path) -> None:
@@ -362,7 +362,7 @@ def test_a_slide_without_resolution() -> None:
     assert slide.mpp is None
     assert "give data.mpp_override" in slide.mpp_note
     assert slide.read_region((4400, 3500), 1, (100, 100)).shape == (100, 100, 3)
-    assert Slide.open(slide.path, mpp_override=0.5).at(mpp=1.0).level == 1
+    assert SlideOptions(mpp_override=0.5).open(slide.path).at(mpp=1.0).level == 1
 
 
 @pytest.mark.real_data
@@ -379,7 +379,7 @@ def test_a_slide_with_a_nonsense_resolution() -> None:
 @pytest.mark.parametrize("reader", ["auto", "openslide"])
 def test_a_file_that_cannot_be_opened(reader: Any) -> None:
     with pytest.raises(SlideError, match=r"unopenable\.tiff"):
-        Slide.open(DATA / "wsi" / "unopenable.tiff", reader=reader)
+        SlideOptions(reader=reader).open(DATA / "wsi" / "unopenable.tiff")
 
 
 @pytest.mark.real_data

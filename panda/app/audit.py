@@ -14,10 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from panda.app.command_line import quoted
 from panda.app.config import Faults, check_config
 from panda.app.entry_point import idle_faults, log_to_file, make_folder, overrides
-from panda.data.settings import mpp_override_faults
 from panda.errors import ConfigError
 from panda.synthetic.dataset import SyntheticSpec
-from panda.wsi.readers import ReaderName
+from panda.wsi.slide import ReaderName, SlideOptions
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +64,8 @@ class AuditedFolder:
 
     Attributes:
         root: The folder that holds `train.csv`.
-        reader: Of the slides, see `panda.wsi.slide.Slide.open`.
-        mpp_override: µm per level-0 px where a slide does not say.
+        reader: See `SlideOptions`.
+        mpp_override: See `SlideOptions`.
         draw: Draws the embedded slides at `root` on first use; None for a folder that exists.
 
     Raises:
@@ -79,11 +78,16 @@ class AuditedFolder:
     draw: SyntheticSpec | None = None
 
     def __post_init__(self) -> None:
-        faults = mpp_override_faults(self.mpp_override)
+        faults = self.slide_options.faults("data.")
         if self.draw is None and not (Path(self.root) / "train.csv").is_file():
             faults.append(f"data.root={self.root} holds no train.csv: give the folder of PANDA's layout")
         if faults:
             raise ConfigError(faults)
+
+    @property
+    def slide_options(self) -> SlideOptions:
+        """How the slides are opened."""
+        return SlideOptions(self.reader, self.mpp_override)
 
 
 def audit(cfg: DictConfig) -> dict[str, Any]:
@@ -117,8 +121,7 @@ def audit(cfg: DictConfig) -> dict[str, Any]:
         slides=settings.slides,
         workers=settings.workers or cores(),
         deep=settings.deep,
-        reader=folder.reader,
-        mpp_override=folder.mpp_override,
+        options=folder.slide_options,
     )
     report = write_audit_page(out, next_steps := _next_steps(counts, out)).name
     for line in _told(counts):

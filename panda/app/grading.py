@@ -178,7 +178,6 @@ class GradingExperiment:
             "train_slides": sorted(item.record.slide_id for item in items["train"]),
             "val_slides": sorted(item.record.slide_id for item in items["val"]),
         }
-        settings = self.data.settings
         bags = BagDataModule(
             items,
             k=self.tiles.bag()["k"],
@@ -188,8 +187,7 @@ class GradingExperiment:
             batch_size=self.tiles.batch_size,
             num_workers=self.data.num_workers,
             augment=self.data.augment,
-            reader=settings.reader,
-            mpp_override=settings.mpp_override,
+            slide_options=self.data.settings.slide_options,
         )
         learns_from = {
             name: {item.record.slide_id: self._identity(item) for item in items[name]} for name in ("train", "val")
@@ -226,8 +224,7 @@ class GradingExperiment:
         return splits
 
     def _open(self, record: SlideRecord) -> Slide:
-        settings = self.data.settings
-        return Slide.open(record.image_path, reader=settings.reader, mpp_override=settings.mpp_override)
+        return self.data.settings.slide_options.open(record.image_path)
 
     def _class(self, record: SlideRecord) -> int:
         assert record.isup_grade is not None  # a bag without a grade is refused
@@ -266,10 +263,9 @@ class GradingExperiment:
     def _grade_slides(self, run: Run, grader: GradingPredictor, items: Sequence[BagItem], split: str) -> dict[str, Any]:
         """Grades the slides of bags, and gives their figures."""
         tested = split == "test"
-        settings = self.data.settings
         folder = run.folder / "slides" if tested else None
         grading = SlideGrading(
-            grader, self.guidance, self.quantify, settings.reader, settings.mpp_override, self.cfg.colour_map, folder
+            grader, self.guidance, self.quantify, self.data.settings.slide_options, self.cfg.colour_map, folder
         )
         outcome = each_slide(
             [item.record for item in items], lambda record: record.slide_id, f"grades of {split}", grading.of

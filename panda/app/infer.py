@@ -36,6 +36,7 @@ from panda.report.slide_page import write_slide_page
 from panda.tasks.checkpoint import Checkpoint, read_checkpoint
 from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.labels import class_names
+from panda.wsi.slide import SlideOptions
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +71,7 @@ def infer(cfg: DictConfig) -> list[dict[str, Any]]:
     grader = GradingPredictor.from_checkpoint(Path(cfg.grading_checkpoint), engine) if cfg.grading_checkpoint else None
     searched = cfg.threshold == "checkpoint"
     threshold = predictor.threshold.of(cfg.provider) if searched else float(cfg.threshold)
-    override = None if cfg.mpp_override is None else float(cfg.mpp_override)
-    mapper = SlideMapper(predictor, threshold, quantify, grader, cfg.reader, override, cfg.colour_map)
+    mapper = SlideMapper(predictor, threshold, quantify, grader, _slide_options(cfg), cfg.colour_map)
 
     # Results go to the job's folder; canvases to `output`, where all jobs of a multirun find them.
     folder, canvases = Path(cfg.run_dir), Path(cfg.output)
@@ -136,6 +136,8 @@ def _checked(
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     engine: EngineSettings = faults.build(plain["engine"])
     quantify: QuantifySettings = faults.build(plain["quantify"])
+    for fault in _slide_options(cfg).faults():
+        faults.add(fault)
     searched = cfg.threshold == "checkpoint"
     if cfg.provider is not None and not searched:
         faults.add(f"provider={cfg.provider}: no part where threshold=… is given; leave one of them out")
@@ -155,6 +157,11 @@ def _checked(
             _check_provider(cfg.provider, ThresholdChoice.from_plain(checkpoint.carried["threshold"]))
     faults.raise_any()
     return engine, quantify, paths, labelled, checkpoint
+
+
+def _slide_options(cfg: DictConfig) -> SlideOptions:
+    """Return how the slides are opened, from the keys `reader` and `mpp_override`."""
+    return SlideOptions(cfg.reader, None if cfg.mpp_override is None else float(cfg.mpp_override))
 
 
 def _labelled(root: str | None, paths: Sequence[Path]) -> dict[str, SlideRecord]:
@@ -317,8 +324,7 @@ def _about(mapper: SlideMapper, choice: ThresholdChoice | None, provider: str | 
         "compiled": mapper.predictor.way.compiled,
         "engine_choice": how.why,
         "tta": engine.tta,
-        "reader": mapper.reader,
-        "mpp_override": mapper.mpp_override,
+        **asdict(mapper.slide_options),
         "device": str(engine.torch_device),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

@@ -304,8 +304,7 @@ class SegmentationExperiment:
         return choice, scores
 
     def _open(self, record: SlideRecord) -> Slide:
-        settings = self.data.settings
-        return Slide.open(record.image_path, reader=settings.reader, mpp_override=settings.mpp_override)
+        return self.data.settings.slide_options.open(record.image_path)
 
     def _map_slides(
         self,
@@ -316,14 +315,12 @@ class SegmentationExperiment:
         table_path: Path,
     ) -> list[SlideScore]:
         """Map, scores and writes slides at the frozen threshold, and draws the panels."""
-        asked = self.data.settings
         mappers = {
             threshold: SlideMapper(
                 predictor,
                 threshold,
                 self.quantify,
-                reader=asked.reader,
-                mpp_override=asked.mpp_override,
+                slide_options=self.data.settings.slide_options,
                 colour_map=self.cfg.colour_map,
             )
             for threshold in {choice.of(record.provider) for record in records}

@@ -26,8 +26,7 @@ from panda.inference.slide_images import write_attention, write_slide
 from panda.report.panels import attention_tiles
 from panda.report.slide_page import write_slide_page
 from panda.wsi.labels import LabelMask
-from panda.wsi.readers import ReaderName
-from panda.wsi.slide import Slide
+from panda.wsi.slide import Slide, SlideOptions
 from panda.wsi.tissue import TissueMap, find_tissue
 
 log = logging.getLogger(__name__)
@@ -41,8 +40,7 @@ class SlideGrading:
         grader: The trained network.
         guidance: The segmentations that guide its tiles, if any.
         quantify: For the maps.
-        reader: What slides are opened with; and
-        mpp_override: The µm/px given for those that state none.
+        slide_options: How slides are opened.
         colour_map: Of the pictures.
         folder: Gets a folder a slide with its map where a segmentation guides, its pictures and its page, and the
             slides are held against their label masks; None for the grades alone.
@@ -53,8 +51,7 @@ class SlideGrading:
     grader: GradingPredictor
     guidance: Guidance
     quantify: QuantifySettings
-    reader: ReaderName
-    mpp_override: float | None
+    slide_options: SlideOptions
     colour_map: ColourMap
     folder: Path | None
     ungraded: list[Failure] = field(default_factory=list)
@@ -77,9 +74,7 @@ class SlideGrading:
 
     def _graded(self, record: SlideRecord, bar: tqdm[Any], labelled: bool) -> Grade | None:
         with contextlib.ExitStack() as stack:
-            slide = stack.enter_context(
-                Slide.open(record.image_path, reader=self.reader, mpp_override=self.mpp_override)
-            )
+            slide = stack.enter_context(self.slide_options.open(record.image_path))
             tissue = find_tissue(slide)
             label = stack.enter_context(open_label(record, slide)) if labelled else None
             if self.folder is None:
@@ -119,6 +114,4 @@ class SlideGrading:
 
     @functools.cache  # noqa: B019 - this object goes when the last slide is graded
     def _mapper(self, segmenter: SegmentationPredictor, threshold: float) -> SlideMapper:
-        return SlideMapper(
-            segmenter, threshold, self.quantify, self.grader, self.reader, self.mpp_override, self.colour_map
-        )
+        return SlideMapper(segmenter, threshold, self.quantify, self.grader, self.slide_options, self.colour_map)

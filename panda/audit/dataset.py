@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from panda.data.findings import TableRow, read_table, table_findings
 from panda.data.manifest import TABLE, image_path
 from panda.errors import ConfigError
 from panda.files import locked, write_json
-from panda.wsi.readers import ReaderName
+from panda.wsi.slide import SlideOptions
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +51,7 @@ def audit_folder(
     slides: bool = True,
     workers: int = 2,
     deep: bool = False,
-    reader: ReaderName = "auto",
-    mpp_override: float | None = None,
+    options: SlideOptions = SlideOptions(),
     progress: bool = True,
 ) -> dict[str, Any]:
     """Audit a folder in PANDA's layout.
@@ -70,8 +70,7 @@ def audit_folder(
         workers: Slides looked at at the same time, in processes of their own. One that crashes is that slide's
             finding.
         deep: Decode every tile of every slide and count masks at level 0.
-        reader: Of the slides, see `Slide.open`.
-        mpp_override: µm per level-0 px where a slide states none, or nonsense.
+        options: How slides are opened.
         progress: Show a bar over the slides.
 
     Returns:
@@ -95,7 +94,7 @@ def audit_folder(
             f"replace; give another audit.output, or leave audit.slides=false out: what was looked at is kept"
         )
     _require_own(out, root)
-    records = Records(out / RECORDS, root, reader, mpp_override, deep)
+    records = Records(out / RECORDS, root, options, deep)
     with locked(out / AUDIT):
         if slides:
             _look_at_all([row for row in rows if row.has_file], records, workers, progress)
@@ -160,7 +159,6 @@ def _write_all(
     write_audit(out / AUDIT, rows, findings, None if records is None else records.read, duplicates)
     counts = {"schema": SCHEMA, "data": str(root), "rows": len(table), **summary(rows, findings, duplicates)}
     if records is not None:
-        settings = {"reader": records.reader, "mpp_override": records.mpp_override, "deep": records.deep}
-        counts |= {"looked_with": settings | dict(MADE_BY)}
+        counts |= {"looked_with": asdict(records.options) | {"deep": records.deep} | dict(MADE_BY)}
     write_json(out / SUMMARY, counts)
     return counts

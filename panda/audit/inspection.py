@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from panda.audit.near_duplicates import HASH_RULES, TissueHashes
 from panda.audit.slide_inspector import Look
 from panda.data.findings import Finding, TableRow
-from panda.wsi.readers import ReaderName
+from panda.wsi.slide import SlideOptions
 from panda.wsi.tissue import RULES
 
 VERSION = 1
@@ -112,9 +112,8 @@ class Inspection:
 def inspect_slide(
     row: TableRow,
     root: Path,
+    options: SlideOptions = SlideOptions(),
     *,
-    reader: ReaderName = "auto",
-    mpp_override: float | None = None,
     mask_suffix: str = "_mask",
     deep: bool = False,
 ) -> tuple[Inspection, NDArray[np.uint8] | None]:
@@ -123,8 +122,7 @@ def inspect_slide(
     Args:
         row: Of the table; what it shows by itself is not found anew (see `panda.data.findings.table_findings`).
         root: The folder of the data.
-        reader: Of the slide, see `Slide.open`.
-        mpp_override: µm per level-0 px where the slide states none, or nonsense.
+        options: How the slide is opened.
         mask_suffix: What a mask's file name has after the slide's id.
         deep: Decode every tile of the slide and count the mask at level 0, as slow as reading all.
 
@@ -132,7 +130,7 @@ def inspect_slide(
         The inspection and, where the slide can be read, a picture of it, (h, w, 3) uint8 RGB of at most
         512 px a side.
     """
-    look = Look(row, reader, mpp_override, deep)
+    look = Look(row, options, deep)
     if row.has_file:
         look.at_slide(row.image_path(root))
         look.at_mask(row.mask_path(root, mask_suffix))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from panda.audit.inspection import MADE_BY, Inspection, inspect_slide
 from panda.data.findings import Finding, TableRow
 from panda.errors import ManifestError, PandaError
 from panda.files import fingerprint, identity, remove, write_json, write_whole
-from panda.wsi.readers import ReaderName
+from panda.wsi.slide import SlideOptions
 
 PICTURE_QUALITY = 85
 _LONGEST_NAME = 180  # bytes; file systems take 255, a file in the making has a longer name
@@ -30,15 +30,13 @@ class Records:
     Attributes:
         folder: Where they lie.
         root: Of the data.
-        reader: Of the slides, see `Slide.open`.
-        mpp_override: µm per level-0 px where a slide does not say.
+        options: How slides are opened.
         deep: Every tile was decoded.
     """
 
     folder: Path
     root: Path
-    reader: ReaderName = "auto"
-    mpp_override: float | None = None
+    options: SlideOptions = SlideOptions()
     deep: bool = False
 
     def picture(self, slide_id: str) -> Path:
@@ -58,8 +56,7 @@ class Records:
                 "gleason": row.gleason,
                 "slide": _identity(row.image_path(self.root)),
                 "mask": _identity(row.mask_path(self.root)),
-                "reader": self.reader,
-                "mpp_override": self.mpp_override,
+                **asdict(self.options),
                 "deep": self.deep,
                 **MADE_BY,
             }
@@ -90,9 +87,7 @@ class Records:
         """
         made_from = self.made_from(row)
         try:
-            inspection, picture = inspect_slide(
-                row, self.root, reader=self.reader, mpp_override=self.mpp_override, deep=self.deep
-            )
+            inspection, picture = inspect_slide(row, self.root, self.options, deep=self.deep)
         except MemoryError:
             raise
         except Exception as error:  # what no reader foresaw is the slide's fault all the same

@@ -20,8 +20,7 @@ from panda.errors import MaskError, SlideError
 from panda.wsi.geometry import mean_mpp
 from panda.wsi.labels import PROVIDERS, LabelMask
 from panda.wsi.mpp import MPP_MAX, MPP_MIN
-from panda.wsi.readers import ReaderName
-from panda.wsi.slide import Slide
+from panda.wsi.slide import Slide, SlideOptions
 from panda.wsi.tiff.pyramid import TiffPyramid
 from panda.wsi.tiff.tables import CutShortError
 from panda.wsi.tissue import Survey, survey
@@ -40,8 +39,8 @@ _BLOCKS = 16
 class Look:
     """A slide being looked at: `seen` fills with the fields of `Inspection`."""
 
-    def __init__(self, row: TableRow, reader: ReaderName, mpp_override: float | None, deep: bool) -> None:
-        self.row, self.reader, self.mpp_override, self.deep = row, reader, mpp_override, deep
+    def __init__(self, row: TableRow, options: SlideOptions, deep: bool) -> None:
+        self.row, self.options, self.deep = row, options, deep
         self.seen: dict[str, Any] = {}
         self.findings: list[Finding] = []
         self.thumbnail: NDArray[np.uint8] | None = None
@@ -60,7 +59,7 @@ class Look:
             return
         try:
             self.seen["file_bytes"], self.seen["digest"] = path.stat().st_size, quick_digest(path)
-            slide = Slide.open(path, self.reader, self.mpp_override)
+            slide = self.options.open(path)
         except (SlideError, OSError) as error:
             cut = isinstance(error.__cause__, CutShortError)
             self.found("unreadable_region" if cut else "unopenable", str(error))

@@ -13,7 +13,7 @@ from panda.data.bags import BagItem, BagSet, BagSettings
 from panda.data.loaders import loader_faults, ordered_loader, train_loader
 from panda.data.splits import Split
 from panda.errors import ConfigError
-from panda.wsi.readers import ReaderName
+from panda.wsi.slide import SlideOptions
 
 
 class BagDataModule(pl.LightningDataModule):
@@ -28,8 +28,7 @@ class BagDataModule(pl.LightningDataModule):
         batch_size: Bags a batch.
         num_workers: Processes that load, for each loader; 0 for none.
         augment: Applied to each tile of training bags; None for none.
-        reader: Of the slides, see `Slide.open`.
-        mpp_override: µm per level-0 px where the slides do not say, or say nonsense.
+        slide_options: How slides are opened.
 
     Raises:
         ConfigError: All faults of the arguments at once.
@@ -47,11 +46,10 @@ class BagDataModule(pl.LightningDataModule):
         batch_size: int = 1,
         num_workers: int = 2,
         augment: Augmentation | None = None,
-        reader: ReaderName = "auto",
-        mpp_override: float | None = None,
+        slide_options: SlideOptions = SlideOptions(),
     ) -> None:
         super().__init__()
-        self.settings = BagSettings(k, tile_size, level, mpp, reader, mpp_override)
+        self.settings = BagSettings(k, tile_size, level, mpp, slide_options)
         if faults := [*self.settings.faults(), *loader_faults(batch_size, num_workers, "tiles")]:
             raise ConfigError(faults)
         self.batch_size = batch_size

@@ -25,8 +25,7 @@ from panda.data.settings import resolution_faults
 from panda.errors import ConfigError, ManifestError
 from panda.wsi.geometry import Resolution, round_px
 from panda.wsi.grid import Grid, tissue_grid
-from panda.wsi.readers import ReaderName
-from panda.wsi.slide import Slide
+from panda.wsi.slide import Slide, SlideOptions
 from panda.wsi.stain_normalization import StainProfile, normalized
 from panda.wsi.tissue import TissueMap
 
@@ -53,16 +52,14 @@ class BagSettings:
         tile_size: Side of a tile in px at the tiles' resolution.
         level: Pyramid level of the tiles, or None where `mpp` is given.
         mpp: µm per tile px, or None where `level` is given.
-        reader: Of the slides, see `Slide.open`.
-        mpp_override: µm per level-0 px where the slides do not say, or say nonsense.
+        slide_options: How slides are opened.
     """
 
     k: int = 32
     tile_size: int = 256
     level: int | None = 1
     mpp: float | None = None
-    reader: ReaderName = "auto"
-    mpp_override: float | None = None
+    slide_options: SlideOptions = SlideOptions()
 
     def faults(self) -> list[str]:
         """Say what is wrong with the settings, one sentence a fault, in words of the `tiles` config."""
@@ -295,7 +292,7 @@ class BagSet(Dataset[tuple[Tensor, Tensor, int, str]]):
             padded = np.pad(found, ((0, self.k - len(found)), (0, 0)))
             mask = torch.arange(self.k) < len(found)
             return torch.from_numpy(padded), mask, self.labels[number], record.slide_id
-        with Slide.open(record.image_path, reader=settings.reader, mpp_override=settings.mpp_override) as slide:
+        with settings.slide_options.open(record.image_path) as slide:
             resolution = slide.at(level=settings.level, mpp=settings.mpp)
             tiles = _tiles(slide, coords, resolution, settings.tile_size, item.stain)
         if self.transform is not None:

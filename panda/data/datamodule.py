@@ -58,8 +58,8 @@ class PatchDataModule(pl.LightningDataModule):
         findings: Those of an audit.
         groups: CSV of groups that never straddle the split.
         splits: The split of another run.
-        reader: Of the slides, see `Slide.open`.
-        mpp_override: µm per level-0 px where the slides do not say, or say nonsense.
+        reader: See `SlideOptions`.
+        mpp_override: See `SlideOptions`.
         augment: Applied to training patches; None for none.
         extract_workers: Slides cut at the same time, in threads.
         ignore_background: See `PatchSettings`.

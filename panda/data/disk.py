@@ -15,7 +15,6 @@ from panda.data.pixels import png
 from panda.data.settings import PatchSettings
 from panda.errors import PandaError
 from panda.wsi.grid import tissue_grid
-from panda.wsi.slide import Slide
 from panda.wsi.tissue import find_tissue
 
 SAMPLED = 8
@@ -58,9 +57,7 @@ def estimate_need(pending: Sequence[SlideRecord], settings: PatchSettings) -> Ne
     sizes: list[int] = []
     for number in np.unique(np.linspace(0, len(pending) - 1, min(SAMPLED, len(pending))).round().astype(int)):
         try:
-            with Slide.open(
-                pending[number].image_path, reader=settings.reader, mpp_override=settings.mpp_override
-            ) as slide:
+            with settings.slide_options.open(pending[number].image_path) as slide:
                 resolution = slide.at(level=settings.level, mpp=settings.mpp)
                 grid = tissue_grid(
                     resolution,
@@ -104,7 +101,7 @@ def surely_fits(pending: Sequence[SlideRecord], settings: PatchSettings, store: 
     most = 0
     for record in pending:
         try:
-            with Slide.open(record.image_path, reader=settings.reader, mpp_override=settings.mpp_override) as slide:
+            with settings.slide_options.open(record.image_path) as slide:
                 size = slide.at(level=settings.level, mpp=settings.mpp).size
         except Exception:  # whatever is wrong with a slide, the extraction says it
             continue

@@ -128,7 +128,7 @@ def extract_slide(
         return found
     on_stage("slide")
     slide_file = _identity(record.image_path, SlideError)
-    with Slide.open(record.image_path, reader=settings.reader, mpp_override=settings.mpp_override) as slide:
+    with settings.slide_options.open(record.image_path) as slide:
         resolution = slide.at(level=settings.level, mpp=settings.mpp)
         on_stage("mask")
         if record.mask_path is None or not os.path.lexists(record.mask_path):

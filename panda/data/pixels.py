@@ -285,7 +285,7 @@ class _SlidePixels:
 
     def _opened(self, img: Path, msk: Path, provider: str, folder: Path) -> tuple[Slide, LabelMask, Resolution]:
         settings = self._settings
-        slide = Slide.open(img, reader=settings.reader, mpp_override=settings.mpp_override)
+        slide = settings.slide_options.open(img)
         mask = LabelMask.open(msk, slide, provider)
         _check_unchanged(folder / SLIDE_FILE, {"slide": img, "mask": msk})
         return slide, mask, slide.at(level=settings.level, mpp=settings.mpp)

@@ -9,8 +9,7 @@ from typing import Literal, get_args
 from panda.data.findings import FILE_FINDINGS, FINDINGS, REFUSED_ROWS
 from panda.data.splits import fraction_faults
 from panda.wsi.labels import PROVIDERS
-from panda.wsi.mpp import MPP_MAX, MPP_MIN
-from panda.wsi.readers import ReaderName
+from panda.wsi.slide import ReaderName, SlideOptions
 
 StoreKind = Literal["png", "packed", "slide"]
 """How a store keeps pixels, see `panda.data.pixels`."""
@@ -32,8 +31,8 @@ class PatchSettings:
         stride: Distance of neighbouring patches in px at that resolution; None for `patch_size`.
         edge: `"pad"`: white past the slide's edge; `"shift"`: the last patch moves inside.
         min_tissue: Least share of tissue in a patch.
-        reader: Of the slides, see `Slide.open`.
-        mpp_override: µm per level-0 px where the slides do not say, or say nonsense.
+        reader: See `SlideOptions`.
+        mpp_override: See `SlideOptions`.
         store: What is kept of the pixels: `"png"`: files; `"packed"`: mapped arrays; `"slide"`: nothing.
         ignore_background: Pixels of mask code 0 (background or unknown) and past the slide's edge count in no loss.
     """
@@ -63,11 +62,14 @@ class PatchSettings:
             faults.append(f"data.edge is {self.edge!r}: give pad or shift")
         if not 0 <= self.min_tissue <= 1:
             faults.append(f"data.min_tissue is {self.min_tissue}: give a share from 0 to 1")
-        if self.reader not in get_args(ReaderName):
-            faults.append(f"data.reader is {self.reader!r}: give {', '.join(get_args(ReaderName))}")
         if self.store not in get_args(StoreKind):
             faults.append(f"data.store is {self.store!r}: give {', '.join(get_args(StoreKind))}")
-        return faults + mpp_override_faults(self.mpp_override)
+        return faults + self.slide_options.faults("data.")
+
+    @property
+    def slide_options(self) -> SlideOptions:
+        """How the slides are opened."""
+        return SlideOptions(self.reader, self.mpp_override)
 
     @property
     def step(self) -> int:
@@ -189,13 +191,6 @@ class SelectionSettings:
         if self.split == "patches":
             return (*kfold, "data.test_fraction")
         return (*kfold, "data.test_fraction") if self.test_provider else kfold
-
-
-def mpp_override_faults(mpp_override: float | None) -> list[str]:
-    """Say what is wrong with `data.mpp_override`: one sentence, none where it is good."""
-    if mpp_override is None or MPP_MIN <= mpp_override <= MPP_MAX:
-        return []
-    return [f"data.mpp_override is {mpp_override}: give µm per level-0 px, {MPP_MIN} to {MPP_MAX:g}, or null"]
 
 
 def resolution_faults(level: int | None, mpp: float | None, prefix: str = "data") -> list[str]:

@@ -18,7 +18,6 @@ from panda.data.patches import SlidePatches
 from panda.data.settings import PatchSettings
 from panda.data.store import StoreResult
 from panda.files import write_json
-from panda.wsi.slide import Slide
 from panda.wsi.stain_normalization import STAIN_RULES, StainProfile, told_stain
 from panda.wsi.tissue import find_tissue
 
@@ -80,7 +79,7 @@ def _looked_at(settings: PatchSettings) -> Callable[[SlidePatches], StainProfile
     def look(patches: SlidePatches) -> StainProfile | Failure | None:
         record = patches.record
         try:
-            with Slide.open(record.image_path, reader=settings.reader, mpp_override=settings.mpp_override) as slide:
+            with settings.slide_options.open(record.image_path) as slide:
                 return told_stain(slide, find_tissue(slide))
         except MemoryError:
             raise

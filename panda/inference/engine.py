@@ -27,7 +27,7 @@ from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings, slide_quantification
 from panda.inference.slide_images import Overview, write_attention, write_heatmap, write_overlay, write_view
 from panda.wsi.labels import LabelMask
-from panda.wsi.slide import ReaderName, Slide
+from panda.wsi.slide import Slide, SlideOptions
 from panda.wsi.stain_normalization import STAIN_RULES
 from panda.wsi.tissue import RULES, TissueMap, find_tissue
 
@@ -206,8 +206,7 @@ class SlideMapper:
         threshold: Probability from which a pixel counts as tumour.
         quantify: Limits of the clean-up.
         grader: Adds a grade, or None.
-        reader: What the slides are opened with; and
-        mpp_override: The µm/px given for those that state none. Both are kept with the results, no more.
+        slide_options: How slides are opened.
         colour_map: Of the pictures.
     """
 
@@ -215,8 +214,7 @@ class SlideMapper:
     threshold: float
     quantify: QuantifySettings
     grader: GradingPredictor | None = None
-    reader: ReaderName = "auto"
-    mpp_override: float | None = None
+    slide_options: SlideOptions = SlideOptions()
     colour_map: ColourMap = "jet"
 
     @functools.cached_property
@@ -238,8 +236,7 @@ class SlideMapper:
             "compiled": self.predictor.way.compiled,
             "tta": self.predictor.settings.tta,
             "tissue_rules": RULES,
-            "reader": self.reader,
-            "mpp_override": self.mpp_override,
+            **asdict(self.slide_options),
         }
         networks = {"segmentation": self.predictor, "grader": self.grader}
         if normalize := {of: name for of, by in networks.items() if by and (name := by.carried["normalize"])}:
@@ -258,7 +255,7 @@ class SlideMapper:
         """
         if path.stem in (".", "..", *OUTPUTS) or not path.stem.isprintable():
             raise SlideError(f"{path}: {path.stem!r} cannot name a slide's folder in the output; rename the file")
-        return Slide.open(path, reader=self.reader, mpp_override=self.mpp_override)
+        return self.slide_options.open(path)
 
     def in_sample(self, slide_id: str) -> str | None:
         """What a slide was to the networks: `training`, `validation` (epoch or threshold chosen on it), or None."""

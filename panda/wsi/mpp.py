@@ -1,4 +1,4 @@
-"""How many µm a level-0 pixel spans: what the file says, whether that can be, and what is used."""
+"""µm per level-0 px of a slide: what the file states, whether it is plausible, and what is used."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from typing import Any, Literal
 
 import tifffile
 
-from panda.errors import SlideError
-
 MPP_MIN, MPP_MAX = 0.05, 20.0
-"""µm per level-0 px that a slide scanner can mean; values outside are a file's mistake."""
+"""Smallest and largest µm per level-0 px of a slide scanner; a value outside is a mistake in the file."""
 
 MppSource = Literal["openslide", "tiff tags", "override"]
 Mpp = tuple[float, float]
@@ -19,39 +17,23 @@ Mpp = tuple[float, float]
 _UNIT_UM = {2: 25_400.0, 3: 10_000.0}  # ResolutionUnit inch, centimetre (TIFF 6.0, section 8)
 
 
-def checked_override(override: float | Mpp | None) -> Mpp | None:
-    """Return a configured µm/px as (x, y).
-
-    Raises:
-        SlideError: It is outside 0.05..20 µm/px.
-    """
-    if override is None:
-        return None
-    x, y = (override, override) if isinstance(override, int | float) else override
-    if not _plausible((x, y)):
-        raise SlideError(
-            f"data.mpp_override (infer.py: mpp_override) is {x:g} x {y:g} µm/px, outside {MPP_MIN}..{MPP_MAX:g}; "
-            "give the µm that a level-0 pixel spans"
-        )
-    return float(x), float(y)
-
-
-def judged_mpp(
-    path: Path, stated: Mpp | None, note: str, override: Mpp | None
+def find_mpp(
+    path: Path, stated: Mpp | None, note: str, override: float | None
 ) -> tuple[Mpp | None, MppSource | None, str, Mpp | None]:
-    """Decide µm per level-0 px: OpenSlide's, else the TIFF resolution tags', else the override, else unknown.
+    """Decide µm per level-0 px from OpenSlide, else the TIFF resolution tags, else the override.
 
-    A value outside 0.05..20 is refused, and the tags are not asked in its place: a file that states nonsense
-    in one place is not believed in another.
+    A value outside 0.05..20 is refused. The tags are not read instead of it: a file that states an impossible
+    value in one place is not trusted in another.
 
     Args:
-        path: The slide, whose tags are read where OpenSlide states nothing.
-        stated: What OpenSlide states.
-        note: Why it states nothing.
-        override: The configured value, already checked.
+        path: The slide. Its tags are read if OpenSlide states nothing.
+        stated: µm/px that OpenSlide states, or None.
+        note: Why OpenSlide states nothing.
+        override: µm/px that the user gives, already checked, or None.
 
     Returns:
-        µm/px or None, its source or None, the sentence that explains both, and what the file states, be it nonsense.
+        µm/px or None, its source or None, the sentence that explains both, and the value in the file, even if
+        it is impossible.
     """
     source: MppSource = "openslide"
     said = "OpenSlide says"
@@ -61,11 +43,12 @@ def judged_mpp(
         note = f"{note} and {tags_note}"
     if stated is not None:
         note = f"{said} {stated[0]:.4g} x {stated[1]:.4g} µm/px"
-        if _plausible(stated):
+        if is_plausible(*stated):
             return stated, source, note, stated
         note += f", outside {MPP_MIN}..{MPP_MAX:g}"
     if override is not None:
-        return override, "override", f"mpp_override, {override[0]:g} x {override[1]:g} µm/px ({note})", stated
+        used = float(override), float(override)
+        return used, "override", f"mpp_override, {override:g} x {override:g} µm/px ({note})", stated
     return None, None, f"{note}: give data.mpp_override (infer.py: mpp_override)", stated
 
 
@@ -73,7 +56,7 @@ def tag_mpp(path: Path) -> tuple[Mpp | None, str]:
     """Read µm per px of a TIFF's first page from XResolution, YResolution and ResolutionUnit.
 
     Returns:
-        The value, or None and the reason; files that are no TIFF have none.
+        The value and "", or None and the reason. A file that is not a TIFF has no value.
     """
     try:
         with tifffile.TiffFile(path) as tif:
@@ -81,7 +64,7 @@ def tag_mpp(path: Path) -> tuple[Mpp | None, str]:
             x, y = tags.valueof("XResolution"), tags.valueof("YResolution")
             unit = int(tags.valueof("ResolutionUnit", default=2))
             (x_num, x_den), (y_num, y_den) = x, y
-    except Exception:  # anything the parser raises means that there are no tags to be had
+    except Exception:  # whichever error the parser raises, there are no usable tags
         return None, "it has no TIFF resolution tags"
     if unit not in _UNIT_UM:
         return None, "its TIFF resolution tags have no unit"
@@ -90,5 +73,6 @@ def tag_mpp(path: Path) -> tuple[Mpp | None, str]:
     return (_UNIT_UM[unit] * x_den / x_num, _UNIT_UM[unit] * y_den / y_num), ""
 
 
-def _plausible(mpp: Mpp) -> bool:
+def is_plausible(*mpp: float) -> bool:
+    """Return whether all values can be the µm/px of a slide scanner."""
     return all(MPP_MIN <= value <= MPP_MAX for value in mpp)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import get_args
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from panda.errors import SlideError
 from panda.wsi.geometry import Resolution, blocks, ceil_px, level_scale, round_px
-from panda.wsi.mpp import MPP_MAX, MPP_MIN, MppSource, checked_override, judged_mpp
+from panda.wsi.mpp import MPP_MAX, MPP_MIN, MppSource, find_mpp, is_plausible
 from panda.wsi.readers import ReaderName, SlideReader, TiffReader, open_reader
 from panda.wsi.tiff.pyramid import TiffPyramid
 
@@ -25,7 +26,45 @@ SNAP = 0.01
 FINEST = 0.9
 """Smallest downsample drawn from level 0, a tenth finer than the scan; beyond it detail would be invented."""
 
-__all__ = ["FINEST", "MPP_MAX", "MPP_MIN", "SNAP", "MppSource", "ReaderName", "Slide"]
+__all__ = ["FINEST", "MPP_MAX", "MPP_MIN", "SNAP", "MppSource", "ReaderName", "Slide", "SlideOptions"]
+
+
+@dataclass(frozen=True)
+class SlideOptions:
+    """How slides are opened.
+
+    Attributes:
+        reader: `"auto"`: the fast reader if it shows the same pixels as OpenSlide, else OpenSlide. `"openslide"`
+            or `"fast"`: only this one (see `panda.wsi.readers.open_reader`).
+        mpp_override: µm per level-0 px if the file states none or an impossible value; None for unknown. A
+            plausible value in the file comes first: OpenSlide's, then the TIFF resolution tags.
+    """
+
+    reader: ReaderName = "auto"
+    mpp_override: float | None = None
+
+    def faults(self, prefix: str = "") -> list[str]:
+        """Return what is wrong with the options.
+
+        Args:
+            prefix: Written before the key in each message, for example `data.`.
+
+        Returns:
+            One sentence a fault that names key, value and remedy; empty if all is well.
+        """
+        faults = []
+        if self.reader not in get_args(ReaderName):
+            faults.append(f"{prefix}reader is {self.reader!r}: give {', '.join(get_args(ReaderName))}")
+        if self.mpp_override is not None and not is_plausible(self.mpp_override):
+            faults.append(
+                f"{prefix}mpp_override is {self.mpp_override}: give µm per level-0 px, {MPP_MIN} to {MPP_MAX:g}, "
+                "or null"
+            )
+        return faults
+
+    def open(self, path: str | Path) -> Slide:
+        """Open a slide with these options, see `Slide.open`."""
+        return Slide.open(path, self)
 
 
 class Slide:
@@ -71,33 +110,23 @@ class Slide:
         self._reader = reader
 
     @classmethod
-    def open(
-        cls,
-        path: str | Path,
-        reader: ReaderName = "auto",
-        mpp_override: float | tuple[float, float] | None = None,
-    ) -> Slide:
+    def open(cls, path: str | Path, options: SlideOptions = SlideOptions()) -> Slide:
         """Open a slide.
 
         Args:
             path: The file.
-            reader: `"auto"`: the fast reader where the file allows it, else OpenSlide; `"openslide"` or
-                `"fast"` for one of them alone (see `panda.wsi.readers.open_reader`).
-            mpp_override: µm per level-0 px (or (x, y)) to use where the file states none, or nonsense. A
-                plausible value in the file comes first: OpenSlide's, then the TIFF resolution tags.
+            options: How it is opened.
 
         Raises:
-            SlideError: The file is missing, a folder, or cannot be opened; `mpp_override` is outside
-                0.05..20 µm/px; `reader` is unknown.
+            SlideError: If the file is missing, is a folder or cannot be opened, or an option is out of range.
         """
         path = Path(path)
-        if reader not in get_args(ReaderName):
-            raise SlideError(f"reader is {reader!r}; choose one of {', '.join(get_args(ReaderName))}")
+        if faults := options.faults():
+            raise SlideError("; ".join(faults))
         _check_file(path)
-        override = checked_override(mpp_override)
-        opened = open_reader(path, reader)
-        mpp, source, note, stated = judged_mpp(path, opened.stated_mpp, opened.mpp_note, override)
-        return cls(path, opened, mpp, source, note, stated_mpp=stated)
+        reader = open_reader(path, options.reader)
+        mpp, source, note, stated = find_mpp(path, reader.stated_mpp, reader.mpp_note, options.mpp_override)
+        return cls(path, reader, mpp, source, note, stated_mpp=stated)
 
     @property
     def reader_name(self) -> str:
