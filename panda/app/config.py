@@ -20,6 +20,7 @@ from panda.app.command_line import likely, quoted
 from panda.app.group_types import KINDS_OF_AUDIT, imported, kinds_of
 from panda.app.value_checks import value_faults
 from panda.errors import ConfigError, PandaError, near
+from panda.settings import REFUSED, Settings
 
 # What a `_target_` may name. A configuration is data; it must not be able to call anything that is installed.
 ALLOWED_TARGETS = (
@@ -194,7 +195,9 @@ def _check_node(key: str, node: Any, kinds: Mapping[str, str], faults: Faults) -
             _check_node(f"{key}.{name}", child, kinds, faults)
         if "_target_" in node:
             target = _target(key, str(node["_target_"]), kinds.get(key), faults)
-            if target is not None:
+            if inspect.isclass(target) and issubclass(target, Settings):
+                _check_settings(key, node, target, faults)
+            elif target is not None:
                 _check_options(key, node, target, faults)
             return
     if key in kinds and not (node is None and "." in key):
@@ -217,6 +220,17 @@ def _target(key: str, path: str, kind: str | None, faults: Faults) -> Any:
         faults.add(f"{key}._target_={path} is no {kind.rpartition('.')[2]}, which a run needs there")
         return None
     return target
+
+
+def _check_settings(key: str, node: Mapping[str, Any], target: type[Settings], faults: Faults) -> None:
+    """Check a node by making its settings, whose nodes below it are checked already."""
+    values = {name: value for name, value in node.items() if name != "_target_" and value != "???"}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and "_target_" in value:
+            refused = any(fault.startswith(f"{key}.{name}.") for fault in faults.found)
+            values[name] = REFUSED if refused else build(value)
+    with faults.collect():
+        target(**values)
 
 
 def _check_options(key: str, node: Mapping[str, Any], target: Any, faults: Faults) -> None:

@@ -1,0 +1,151 @@
+"""Settings objects: what a node of the configuration may hold, checked in one place with all faults at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import NoneType
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, Strict, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from panda.errors import ConfigError, near
+
+PathValue = Annotated[Path, Strict(False)]
+"""A path, which YAML writes as text."""
+Names = Annotated[tuple[str, ...], Strict(False)]
+"""Names, which YAML writes as a list."""
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+
+REFUSED = object()
+"""Stands for a value whose faults are reported already: only the rules that read it are skipped."""
+
+_Rule = TypeVar("_Rule", bound=Callable[[Any], Iterator[str]])
+_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "multiple_of": "a multiple of"}
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "text",
+    "path": "a path",
+    "tuple": "a list",
+    "finite": "a finite number",
+}
+
+
+class _FaultyField(AttributeError):
+    """A rule reads a field whose own value is refused."""
+
+
+def rule(check: _Rule) -> _Rule:
+    """Mark a method of a `Settings` class as a rule between fields.
+
+    Args:
+        check: Yields one sentence per fault. A rule that reads a refused field is skipped.
+    """
+    setattr(check, "is_rule", True)  # noqa: B010  (mypy knows no attributes of functions)
+    return check
+
+
+class Settings(BaseModel):
+    """The values of one node of the configuration, immutable.
+
+    A text is never taken for a number. The description of a field, if there is one, ends the message about its value.
+
+    Attributes:
+        node: Key of the node, which begins the keys in messages.
+
+    Raises:
+        ConfigError: All faults of the fields and of the rules between them.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True
+    )
+    node: ClassVar[str]
+
+    def __init__(self, /, **values: Any) -> None:
+        faults: list[str] = []
+        checked: Settings = self
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            details = error.errors(include_url=False)
+            faults = [self._describe(detail) for detail in details if detail["input"] is not REFUSED]
+            checked = self._without({str(detail["loc"][0]) for detail in details}, values)
+        for check in (part for base in type(self).__mro__ for part in vars(base).values()):
+            if getattr(check, "is_rule", False):
+                with suppress(_FaultyField):
+                    faults += check(checked)
+        if faults:
+            raise ConfigError(list(dict.fromkeys(faults)))
+
+    def setting(self, name: str) -> str:
+        """Return a field as it is typed on a command line, `data.stride=64`."""
+        return f"{self.node}.{name}={shown(getattr(self, name))}"
+
+    @classmethod
+    def _describe(cls, error: ErrorDetails) -> str:
+        """Return the fault of one field in words of the configuration."""
+        name, kind = str(error["loc"][0]), error["type"]
+        key = f"{cls.node}.{name}"
+        if kind == "missing":
+            return f"{key} is not given: write {key}=… on the command line"
+        field = cls.model_fields.get(name)
+        if field is None:
+            return f"{key}={shown(error['input'])}: there is no such key{near(name, cls.model_fields)}"
+        remedy = f": {field.description}" if field.description else ""
+        return f"{key}={shown(error['input'])} must be {_expected(field, error)}{remedy}"
+
+    @classmethod
+    def _without(cls, faulty: set[str], values: dict[str, Any]) -> Settings:
+        """Return an object without the refused fields, for rules alone: to read one of them raises."""
+        partial = cls.__new__(cls)
+        valid = {}
+        for name, field in cls.model_fields.items():
+            if name in values and name not in faulty and not isinstance(values[name], BaseModel):
+                hint: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+                valid[name] = TypeAdapter(hint, config=cls.model_config).validate_python(values[name])
+            elif name not in faulty:
+                valid[name] = values.get(name, field.get_default(call_default_factory=True))
+        object.__setattr__(partial, "__dict__", valid)
+        return partial
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Refuse to read a field that `_without` left out."""
+            if name in type(self).model_fields:
+                raise _FaultyField(name)
+            return super().__getattr__(name)
+
+
+def shown(value: Any) -> str:
+    """Return a value as YAML has it; a text that looks like a number keeps its quotes."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(shown, value))}]"
+    if isinstance(value, str):
+        with suppress(ValueError):
+            float(value or 0)
+            return repr(value)
+    return str(value)
+
+
+def _expected(field: FieldInfo, error: ErrorDetails) -> str:
+    """Return what a field takes, as the end of "must be"."""
+    kind, limits = error["type"], error.get("ctx", {})
+    null = " or null" if NoneType in get_args(field.annotation) else ""
+    if kind == "literal_error":
+        return str(limits["expected"]).replace("'", "") + null
+    if (words := _KINDS.get(kind.partition("_")[0])) is not None:
+        return words + null
+    limits = {key: getattr(part, key) for part in field.metadata for key in _BOUNDS if hasattr(part, key)} or limits
+    bounds = [f"{words} {limits[key]}" for key, words in _BOUNDS.items() if key in limits]
+    return " and ".join(bounds) + null if bounds else error["msg"].removeprefix("Input should be ")
