@@ -26,10 +26,10 @@ from bench.segmenters import SEGMENTERS
 from bench.slides import CACHE, shared_tiles_slide
 from bench.worker import LeftOutError, workers
 from panda.files import remove
-from panda.inference.autotune import choose
-from panda.inference.compute import EngineSettings, Forward, Way
-from panda.inference.engine import SlidesAhead
+from panda.inference.autotune import tune_mode
+from panda.inference.compute import ComputeMode, EngineSettings, InferenceModel
 from panda.inference.predictor import SegmentationPredictor
+from panda.inference.slide_prefetcher import SlidePrefetcher
 from panda.models.segmentation import Segmenter
 from panda.tasks.checkpoint import carried_data
 from panda.tasks.threshold import search_threshold
@@ -51,7 +51,7 @@ WAYS: dict[str, tuple[torch.dtype, torch.memory_format, bool]] = {
     "bf16, channels last": (torch.bfloat16, torch.channels_last, False),
     "bf16, channels last, compiled": (torch.bfloat16, torch.channels_last, True),
 }
-"""Precision, memory layout, and whether the network goes through `torch.compile`, as `Forward` compiles it."""
+"""Precision, memory layout, and whether the network goes through `torch.compile`, as `InferenceModel` compiles it."""
 _PEER_ROUNDS = 3
 """At most: MONAI runs all tiles of the slide, tissue or not."""
 
@@ -115,12 +115,12 @@ def _wall(path: Path, network: str, rounds: int, results: Results) -> None:
     def alone() -> None:
         for _ in slides:
             for at in range(0, len(tiles), batch):
-                predictor.forward(tiles[at : at + batch])
+                predictor.model(tiles[at : at + batch])
 
     def all_of_it() -> None:
-        with SlidesAhead(slides, _opened) as ahead:
+        with SlidePrefetcher(slides, _opened) as prefetcher:
             for link in slides:
-                with ahead.opened(link) as (slide, tissue):
+                with prefetcher.open(link) as (slide, tissue):
                     predictor.predict(slide, tissue, link.with_suffix(".zarr"))
 
     for turn in range(-1, rounds):
@@ -131,7 +131,7 @@ def _wall(path: Path, network: str, rounds: int, results: Results) -> None:
             work()
             if turn >= 0:
                 seconds = (time.perf_counter() - start) / (_SLIDES * len(tiles))
-                results.add("inference", name, network, 1 / seconds, f"{len(tiles)} tiles a slide, {predictor.way}")
+                results.add("inference", name, network, 1 / seconds, f"{len(tiles)} tiles a slide, {predictor.mode}")
     shutil.rmtree(CACHE / "out", ignore_errors=True)
 
 
@@ -201,7 +201,7 @@ def _panda(settings: EngineSettings) -> Callable[[Path, Path], Callable[[], floa
     predictor = SegmentationPredictor.from_checkpoint(checkpoint(UNET), settings)
 
     def run(path: Path, out: Path) -> Callable[[], float]:
-        choose(predictor, 0.5, [path], _opened, out / "engine.json")
+        tune_mode(predictor, 0.5, [path], _opened, out / "engine.json")
         with _opened(path) as slide:
             canvas = predictor.predict(slide, find_tissue(slide), out / "canvas.zarr")
 
@@ -226,7 +226,7 @@ def main(side: int) -> None:
     """Map a slide, and print, in MiB, the peak of this process, what it was before, and the number of tiles."""
     settings = EngineSettings(device="cpu")
     predictor = SegmentationPredictor.from_checkpoint(checkpoint(UNET), settings)
-    predictor.use(Forward(Nothing(), settings, Way("fp32")))
+    predictor.model = InferenceModel(Nothing(), settings, ComputeMode("fp32"))
     before = peak_mib()
     out = CACHE / "out" / f"memory_{side}"
     remove(out)

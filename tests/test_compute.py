@@ -16,17 +16,17 @@ from torch import Tensor, nn
 
 from panda.errors import ConfigError
 from panda.inference import autotune as choosing
-from panda.inference.autotune import Choice, choose
-from panda.inference.compute import EngineSettings, Forward, Way
-from panda.inference.engine import SlideMapper
+from panda.inference.autotune import TunedMode, tune_mode
+from panda.inference.compute import ComputeMode, EngineSettings, InferenceModel
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
+from panda.inference.slide_mapper import SlideMapper
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import find_tissue
 from tests.checkpoints import segmentation_checkpoint
 from tests.pyramids import write_pyramid
 
-FP32 = Way("fp32")
+FP32 = ComputeMode("fp32")
 
 
 class Lopsided(nn.Module):
@@ -43,13 +43,13 @@ def pictures(count: int = 3, side: int = 16) -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
 
 
-def forward(tta: Any, network: nn.Module | None = None) -> Forward:
-    return Forward(network or Lopsided(), EngineSettings(device="cpu", tta=tta), FP32)
+def model(tta: Any, network: nn.Module | None = None) -> InferenceModel:
+    return InferenceModel(network or Lopsided(), EngineSettings(device="cpu", tta=tta), FP32)
 
 
 @pytest.mark.parametrize(("tta", "copies"), [("none", 1), ("flip", 4), ("d4", 8)])
 def test_copies_are_averaged_where_they_belong(tta: str, copies: int) -> None:
-    one = forward("none")
+    one = model("none")
     images = pictures()
     maps = []
     for mirrored in (False, True):
@@ -60,21 +60,21 @@ def test_copies_are_averaged_where_they_belong(tta: str, copies: int) -> None:
             prob = prob[:, :, ::-1] if mirrored else prob
             maps.append(np.rot90(prob, -quarters, (1, 2)))
     wanted = np.mean(maps, axis=0) if copies > 1 else maps[0]
-    np.testing.assert_allclose(forward(tta)(images), wanted, atol=1e-6)
+    np.testing.assert_allclose(model(tta)(images), wanted, atol=1e-6)
 
 
 def test_with_all_copies_a_turned_tile_has_a_turned_map() -> None:
-    images, run = pictures(), forward("d4")
+    images, run = pictures(), model("d4")
     turned = run(np.ascontiguousarray(np.rot90(images, 1, (1, 2))))
     np.testing.assert_allclose(turned, np.rot90(run(images), 1, (1, 2)), atol=1e-6)
-    assert np.abs(forward("flip")(np.ascontiguousarray(np.rot90(images, 1, (1, 2)))) - turned).max() > 0.01
+    assert np.abs(model("flip")(np.ascontiguousarray(np.rot90(images, 1, (1, 2)))) - turned).max() > 0.01
 
 
 def test_batches_of_any_size_give_the_same(tmp_path: Path) -> None:
     network = SegmentationPredictor.from_checkpoint(
         segmentation_checkpoint(tmp_path / "a.ckpt"), EngineSettings(device="cpu")
     ).network
-    images, run = pictures(5, 64), forward("none", network)
+    images, run = pictures(5, 64), model("none", network)
     np.testing.assert_allclose(run(images), np.concatenate([run(images[:2]), run(images[2:])]), atol=1e-5)
 
 
@@ -82,10 +82,10 @@ def test_batches_of_any_size_give_the_same(tmp_path: Path) -> None:
 def test_a_compiled_network_gives_the_same_to_rounding(tmp_path: Path) -> None:
     settings = EngineSettings(device="cpu", compile="always", batch_size=4)
     predictor = SegmentationPredictor.from_checkpoint(segmentation_checkpoint(tmp_path / "a.ckpt"), settings)
-    assert predictor.way == Way("fp32", True)
+    assert predictor.mode == ComputeMode("fp32", True)
     images = pictures(6, 64)
-    eager = Forward(predictor.network, settings, FP32)
-    made = np.concatenate([predictor.forward(images[:4]), predictor.forward(images[4:])])
+    eager = InferenceModel(predictor.network, settings, FP32)
+    made = np.concatenate([predictor.model(images[:4]), predictor.model(images[4:])])
     np.testing.assert_allclose(made, np.concatenate([eager(images[:4]), eager(images[4:])]), atol=1e-4)
 
 
@@ -124,11 +124,11 @@ def test_a_threshold_is_frozen_at_what_is_fast_here(
 ) -> None:
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda: native)
-    assert EngineSettings(device="cpu").frozen().precision == precision
-    assert EngineSettings(device="cpu", precision="fp32").frozen().precision == "fp32"
+    assert EngineSettings(device="cpu").resolve_auto().precision == precision
+    assert EngineSettings(device="cpu", precision="fp32").resolve_auto().precision == "fp32"
 
 
-Seconds = Callable[[Way], float]
+Seconds = Callable[[ComputeMode], float]
 
 
 @pytest.fixture
@@ -146,17 +146,17 @@ def slide_path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def trial(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Way]]:
+def trial(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[ComputeMode]]:
     """Stands in for what is measured: how long each way takes, and the share of pixels that reach the threshold."""
 
-    def stand_in(seconds: Seconds, area: Seconds = lambda _: 0.5) -> list[Way]:
-        tried: list[Way] = []
+    def stand_in(seconds: Seconds, area: Seconds = lambda _: 0.5) -> list[ComputeMode]:
+        tried: list[ComputeMode] = []
 
-        def run(forward: Forward, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
-            tried.append(forward.way)
+        def run(model: InferenceModel, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
+            tried.append(model.mode)
             prob = np.zeros(images.shape[:3], np.float32)
-            prob.reshape(-1)[: round(area(forward.way) * prob.size)] = 1
-            return prob, seconds(forward.way)
+            prob.reshape(-1)[: round(area(model.mode) * prob.size)] = 1
+            return prob, seconds(model.mode)
 
         monkeypatch.setattr(choosing, "_run", run)
         monkeypatch.setattr(choosing, "_SHARE", 1)
@@ -167,30 +167,30 @@ def trial(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Way]]:
     return stand_in
 
 
-def chosen(predictor: SegmentationPredictor, path: Path, folder: Path, slides: int = 1) -> Choice:
-    return choose(predictor, 0.5, [path] * slides, Slide.open, folder / "engine.json")
+def chosen(predictor: SegmentationPredictor, path: Path, folder: Path, slides: int = 1) -> TunedMode:
+    return tune_mode(predictor, 0.5, [path] * slides, Slide.open, folder / "engine.json")
 
 
 def test_the_fast_precision_is_taken_where_the_area_stays(
-    predictor: SegmentationPredictor, slide_path: Path, tmp_path: Path, trial: Callable[..., list[Way]]
+    predictor: SegmentationPredictor, slide_path: Path, tmp_path: Path, trial: Callable[..., list[ComputeMode]]
 ) -> None:
-    tried = trial(lambda way: 1e-4 if way.precision == "bf16" else 2e-4, lambda way: 0.5 + 1e-4 * (way != FP32))
+    tried = trial(lambda mode: 1e-4 if mode.precision == "bf16" else 2e-4, lambda mode: 0.5 + 1e-4 * (mode != FP32))
     choice = chosen(predictor, slide_path, tmp_path)
-    assert (choice.precision, choice.compiled, predictor.way) == ("bf16", False, Way("bf16"))
+    assert (choice.precision, choice.compiled, predictor.mode) == ("bf16", False, ComputeMode("bf16"))
     assert choice.moved is not None
     assert 0 < choice.moved < choosing.MOST_MOVED
-    assert tried == [FP32, Way("bf16")]
+    assert tried == [FP32, ComputeMode("bf16")]
     # a canvas of it is another one than that of fp32
     with Slide.open(slide_path) as slide:
         made = predictor.canvas_fingerprint(slide, slide.at(level=1))
-        predictor.use(Forward(predictor.network, predictor.settings, FP32))
+        predictor.model = InferenceModel(predictor.network, predictor.settings, FP32)
         assert predictor.canvas_fingerprint(slide, slide.at(level=1)) != made
 
 
 def test_tables_hold_what_was_run_in_one_way(predictor: SegmentationPredictor) -> None:
     made = set()
-    for way in (FP32, Way("bf16"), Way("fp32", True)):
-        predictor.use(Forward(predictor.network, predictor.settings, way))
+    for mode in (FP32, ComputeMode("bf16"), ComputeMode("fp32", True)):
+        predictor.model = InferenceModel(predictor.network, predictor.settings, mode)
         made.add(SlideMapper(predictor, 0.5, QuantifySettings()).made_with["fingerprint"])
     assert len(made) == 3
 
@@ -206,40 +206,40 @@ def test_the_precision_of_the_threshold_stands_else(
     predictor: SegmentationPredictor,
     slide_path: Path,
     tmp_path: Path,
-    trial: Callable[..., list[Way]],
+    trial: Callable[..., list[ComputeMode]],
     *,
     seconds: float,
     area: float,
     told: str,
 ) -> None:
-    trial(lambda way: seconds if way != FP32 else 2e-4, lambda way: area if way != FP32 else 0.5)
+    trial(lambda mode: seconds if mode != FP32 else 2e-4, lambda mode: area if mode != FP32 else 0.5)
     choice = chosen(predictor, slide_path, tmp_path)
-    assert (choice.precision, predictor.way, choice.moved) == ("fp32", FP32, None)
+    assert (choice.precision, predictor.mode, choice.moved) == ("fp32", FP32, None)
     assert told in choice.why
 
 
 def test_it_is_compiled_where_there_is_much_to_do(
-    predictor: SegmentationPredictor, slide_path: Path, tmp_path: Path, trial: Callable[..., list[Way]]
+    predictor: SegmentationPredictor, slide_path: Path, tmp_path: Path, trial: Callable[..., list[ComputeMode]]
 ) -> None:
-    tried = trial(lambda way: 0.1 if way.compiled else 0.2)
+    tried = trial(lambda mode: 0.1 if mode.compiled else 0.2)
     few = chosen(predictor, slide_path, tmp_path / "few")
     assert not few.compiled
-    assert not any(way.compiled for way in tried)
+    assert not any(mode.compiled for mode in tried)
     many = chosen(predictor, slide_path, tmp_path / "many", slides=1000)
     assert many.compiled
     assert "2.0 times as fast" in many.why
 
 
 def test_what_was_chosen_stands_for_the_output(
-    predictor: SegmentationPredictor, slide_path: Path, tmp_path: Path, trial: Callable[..., list[Way]]
+    predictor: SegmentationPredictor, slide_path: Path, tmp_path: Path, trial: Callable[..., list[ComputeMode]]
 ) -> None:
-    trial(lambda way: 1e-4 if way.precision == "bf16" else 2e-4)
+    trial(lambda mode: 1e-4 if mode.precision == "bf16" else 2e-4)
     first = chosen(predictor, slide_path, tmp_path)
     assert first.precision == "bf16"
-    tried = trial(lambda way: 3e-4 if way.precision == "bf16" else 2e-4)
+    tried = trial(lambda mode: 3e-4 if mode.precision == "bf16" else 2e-4)
     again = SegmentationPredictor.from_checkpoint(tmp_path / "a.ckpt", predictor.settings)
     assert chosen(again, slide_path, tmp_path) == first
-    assert (again.way, tried) == (Way("bf16"), [])
+    assert (again.mode, tried) == (ComputeMode("bf16"), [])
     # another network has a choice of its own, and both stay
     other = SegmentationPredictor.from_checkpoint(
         segmentation_checkpoint(tmp_path / "b.ckpt", network=predictor.carried["network"] | {"mean": [0.4, 0.4, 0.4]}),
@@ -253,7 +253,7 @@ def test_a_damaged_choice_is_told_and_made_anew(
     predictor: SegmentationPredictor,
     slide_path: Path,
     tmp_path: Path,
-    trial: Callable[..., list[Way]],
+    trial: Callable[..., list[ComputeMode]],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     logging.getLogger("panda").addHandler(caplog.handler)
@@ -265,24 +265,24 @@ def test_a_damaged_choice_is_told_and_made_anew(
 
 
 def test_a_precision_that_was_asked_for_is_not_called_the_threshold_s(
-    tmp_path: Path, slide_path: Path, trial: Callable[..., list[Way]]
+    tmp_path: Path, slide_path: Path, trial: Callable[..., list[ComputeMode]]
 ) -> None:
-    tried = trial(lambda way: 0.1 if way.compiled else 0.2)
+    tried = trial(lambda mode: 0.1 if mode.compiled else 0.2)
     settings = EngineSettings(device="cpu", precision="bf16")
     predictor = SegmentationPredictor.from_checkpoint(segmentation_checkpoint(tmp_path / "a.ckpt"), settings)
     choice = chosen(predictor, slide_path, tmp_path, slides=1000)
-    assert {way.precision for way in tried} == {"bf16"}
+    assert {mode.precision for mode in tried} == {"bf16"}
     assert choice.compiled
     assert choice.why.startswith("bf16 is as asked for; compiled, 2.0 times as fast")
 
 
 def test_little_to_do_is_not_tried(predictor: SegmentationPredictor, slide_path: Path, tmp_path: Path) -> None:
     assert "too little" in chosen(predictor, slide_path, tmp_path).why
-    assert predictor.way == FP32
+    assert predictor.mode == FP32
 
 
 def test_unreadable_slides_leave_the_choice_open(
-    predictor: SegmentationPredictor, tmp_path: Path, trial: Callable[..., list[Way]]
+    predictor: SegmentationPredictor, tmp_path: Path, trial: Callable[..., list[ComputeMode]]
 ) -> None:
     trial(lambda _: 1e-4)
     assert "no slide could be read" in chosen(predictor, tmp_path / "none.tiff", tmp_path).why
@@ -299,6 +299,6 @@ def test_a_real_trial_measures(
         canvas = predictor.predict(slide, tissue, tmp_path / "c.zarr")
         prob = np.asarray(canvas)[canvas.scored(0, 0, *canvas.shape[::-1])]
     # beyond all that the untrained network gives, nothing can move
-    choice = choose(predictor, float(prob.max()) + 0.05, [slide_path], Slide.open, tmp_path / "far.json")
+    choice = tune_mode(predictor, float(prob.max()) + 0.05, [slide_path], Slide.open, tmp_path / "far.json")
     assert "moves the tumour area" in choice.why
     assert "by 0.00%" in choice.why

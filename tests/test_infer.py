@@ -21,12 +21,12 @@ from panda.app.entry_point import SomeSlidesFailed
 from panda.app.infer import infer
 from panda.errors import CheckpointError, ConfigError, ManifestError
 from panda.files import write_json
-from panda.inference import engine
+from panda.inference import slide_mapper
 from panda.inference.canvas import Canvas
 from panda.inference.compute import EngineSettings
-from panda.inference.engine import SlideMapper
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
+from panda.inference.slide_mapper import SlideMapper
 from panda.report.run_folder import read_csv
 from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.slide import Slide
@@ -204,7 +204,7 @@ def test_an_error_nobody_foresaw_leaves_its_traceback_in_the_log(
     def broken(*_: object, **__: object) -> None:
         raise KeyError("x")
 
-    monkeypatch.setattr(engine, "write_heatmap", broken)
+    monkeypatch.setattr(slide_mapper, "write_heatmap", broken)
     with pytest.raises(SomeSlidesFailed):
         run("a.tiff")
     assert column(tmp_path / "out" / "failures.csv", "error") == ["KeyError"]
@@ -219,7 +219,7 @@ def test_no_memory_ends_the_run(run: Infer, monkeypatch: pytest.MonkeyPatch, err
     def full(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(engine, "write_heatmap", full)
+    monkeypatch.setattr(slide_mapper, "write_heatmap", full)
     with pytest.raises(error):
         run("*.tiff")
 
@@ -237,7 +237,7 @@ def test_all_files_of_a_slide_are_written_under_one_lock(
                 held.append(path.name)
         write_json(path, facts)
 
-    monkeypatch.setattr(engine, "write_json", write)
+    monkeypatch.setattr(slide_mapper, "write_json", write)
     run("a.tiff")
     assert held == ["quantification.json"]
 

@@ -21,7 +21,7 @@ from panda.data.settings import StoreKind
 from panda.data.stain_estimates import STAIN_FILE
 from panda.errors import ConfigError
 from panda.inference import predictor as engine
-from panda.inference.compute import EngineSettings, Forward
+from panda.inference.compute import EngineSettings, InferenceModel
 from panda.inference.predictor import SegmentationPredictor
 from panda.synthetic.dataset import SyntheticSpec, draw_dataset
 from panda.synthetic.painter import STYLES
@@ -153,7 +153,7 @@ def test_training_and_inference_see_the_same_pixels(
 
     monkeypatch.setattr(engine, "_read_batches", noted)
     # only what it is shown matters
-    monkeypatch.setattr(Forward, "__call__", lambda _, images: images[..., 0].astype(np.float32) / 255)
+    monkeypatch.setattr(InferenceModel, "__call__", lambda _, images: images[..., 0].astype(np.float32) / 255)
     plain = segmentation_checkpoint(tmp_path / "plain.ckpt", patch_size=64, overlap=0.0)
     path = segmentation_checkpoint(tmp_path / "a.ckpt", normalize="macenko", patch_size=64, overlap=0.0)
     settings = EngineSettings(device="cpu")

@@ -32,12 +32,12 @@ from panda.data.splits import Split
 from panda.errors import ConfigError, ManifestError
 from panda.files import identity, write_table
 from panda.inference.compute import EngineSettings
-from panda.inference.engine import each_slide
 from panda.inference.features import FeatureCache
 from panda.inference.grader import GradingPredictor, slide_tiles
 from panda.inference.grading_metrics import GradedSlide, summarise_grades
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
+from panda.inference.slide_loop import run_over_slides
 from panda.models.mil import MILNet
 from panda.tasks.grading import CLASSES, GradingTask, Target, target_class
 from panda.tasks.optim import Optim
@@ -157,7 +157,7 @@ class GradingExperiment:
         for name, records in splits.items():
             if name == "test" and not self.cfg.test_slides:
                 continue
-            outcome = each_slide(
+            outcome = run_over_slides(
                 records,
                 lambda record: record.slide_id,
                 f"tiles of {name}",
@@ -267,7 +267,7 @@ class GradingExperiment:
         grading = SlideGrading(
             grader, self.guidance, self.quantify, self.data.settings.slide_options, self.cfg.colour_map, folder
         )
-        outcome = each_slide(
+        outcome = run_over_slides(
             [item.record for item in items], lambda record: record.slide_id, f"grades of {split}", grading.of
         )
         run.failures.extend([*grading.ungraded, *outcome.failures])

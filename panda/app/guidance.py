@@ -19,8 +19,8 @@ from panda.data.splits import Split
 from panda.errors import ConfigError
 from panda.inference.canvas import Canvas
 from panda.inference.compute import EngineSettings
-from panda.inference.engine import tiles_on
 from panda.inference.predictor import SegmentationPredictor, resolution_for
+from panda.inference.slide_loop import tile_progress
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap
 
@@ -196,7 +196,7 @@ class Guidance:
         segmenter = self.segmenter(slide.slide_id)
         if segmenter is None:
             return nullcontext()
-        return segmenter.holding(slide, tissue, self.canvas_path(segmenter, slide), tiles_on(bar))
+        return segmenter.holding(slide, tissue, self.canvas_path(segmenter, slide), tile_progress(bar))
 
     def canvas_path(self, segmenter: SegmentationPredictor, slide: Slide) -> Path:
         """Named by all that makes it, so that runs of another precision, say, do not replace each other's."""

@@ -23,13 +23,15 @@ from panda.app.inference_tables import ONLY_UNGRADED, Results
 from panda.data.manifest import TABLE, SlideRecord, read_manifest
 from panda.errors import ConfigError, ManifestError, PandaError
 from panda.files import locked, write_json
-from panda.inference.autotune import Choice, choose
+from panda.inference.autotune import TunedMode, tune_mode
 from panda.inference.compute import EngineSettings
-from panda.inference.engine import SlideMapper, SlidesAhead, each_slide, tiles_on
 from panda.inference.evaluate import open_label
 from panda.inference.grader import GradingPredictor
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
+from panda.inference.slide_loop import run_over_slides, tile_progress
+from panda.inference.slide_mapper import SlideMapper
+from panda.inference.slide_prefetcher import SlidePrefetcher
 from panda.report.inference_page import write_inference_page
 from panda.report.panels import attention_tiles
 from panda.report.slide_page import write_slide_page
@@ -77,20 +79,20 @@ def infer(cfg: DictConfig) -> list[dict[str, Any]]:
     folder, canvases = Path(cfg.run_dir), Path(cfg.output)
     make_folder(folder)
     log_to_file(folder / "infer.log")
-    choice = choose(predictor, threshold, paths, mapper.open, canvases / "engine.json")
-    log.info("network in %s on %s: %s", predictor.way, engine.torch_device, choice.why)
+    choice = tune_mode(predictor, threshold, paths, mapper.open, canvases / "engine.json")
+    log.info("network in %s on %s: %s", predictor.mode, engine.torch_device, choice.why)
     notes = _notes(predictor, grader, searched, cfg.provider, choice)
     results = Results(folder, mapper.made_with["fingerprint"])
 
     def work(path: Path, bar: tqdm[Any]) -> None:
-        with ahead.opened(path) as (slide, tissue), contextlib.ExitStack() as stack:
+        with prefetcher.open(path) as (slide, tissue), contextlib.ExitStack() as stack:
             own = folder / slide.slide_id
             known = None
             if record := labelled.get(slide.slide_id):
                 known = record, stack.enter_context(open_label(record, slide))
             canvas_path = canvases / slide.slide_id / "canvas.zarr"
             with locked(own / "slide.html"):  # so that another run's tiles and page do not come between
-                mapped = mapper.map(slide, tissue, own, canvas_path, tiles_on(bar), labelled=known)
+                mapped = mapper.map(slide, tissue, own, canvas_path, tile_progress(bar), labelled=known)
                 attention_tiles(mapped.grade, own / "attention_tiles.png")
                 write_slide_page(own)
         results.add(mapped.row, mapped.ungraded)
@@ -98,8 +100,8 @@ def infer(cfg: DictConfig) -> list[dict[str, Any]]:
             results.write()
 
     results.write()
-    with SlidesAhead(paths, mapper.open) as ahead:
-        each_slide(paths, lambda path: path.stem, "inference", work, results.fail)
+    with SlidePrefetcher(paths, mapper.open) as prefetcher:
+        run_over_slides(paths, lambda path: path.stem, "inference", work, results.fail)
     results.scan()  # what another process mapped into this folder meanwhile
     rows = results.write()
     if others := results.note():
@@ -272,7 +274,7 @@ def _notes(
     grader: GradingPredictor | None,
     searched: bool,
     provider: str | None,
-    choice: Choice,
+    choice: TunedMode,
 ) -> list[str]:
     """What a reader of the results has to know about the checkpoints and how they are run.
 
@@ -291,7 +293,7 @@ def _notes(
             f"The checkpoint has thresholds by provider ({own}); the provider of these slides is not known, so that of "
             f"all is used, {frozen.value:.3f}. provider=… takes another."
         )
-    carried, precision = predictor.carried, predictor.way.precision
+    carried, precision = predictor.carried, predictor.mode.precision
     if searched and carried["precision"] != precision:
         tried = "" if choice.moved is None else f"; tried on tiles of one slide, {choice.why}"
         notes.append(
@@ -309,7 +311,7 @@ def _notes(
     return notes
 
 
-def _about(mapper: SlideMapper, choice: ThresholdChoice | None, provider: str | None, how: Choice) -> dict[str, Any]:
+def _about(mapper: SlideMapper, choice: ThresholdChoice | None, provider: str | None, how: TunedMode) -> dict[str, Any]:
     """What made the maps, for `inference.json`."""
     engine = mapper.predictor.settings
     return {
@@ -320,8 +322,8 @@ def _about(mapper: SlideMapper, choice: ThresholdChoice | None, provider: str | 
         "provider": provider,
         "quantify": asdict(mapper.quantify),
         "resolution": dict(mapper.predictor.carried["resolution"]),
-        "precision": mapper.predictor.way.precision,
-        "compiled": mapper.predictor.way.compiled,
+        "precision": mapper.predictor.mode.precision,
+        "compiled": mapper.predictor.mode.compiled,
         "engine_choice": how.why,
         "tta": engine.tta,
         **asdict(mapper.slide_options),

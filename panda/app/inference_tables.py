@@ -10,7 +10,7 @@ from typing import Any
 
 from panda.data.failures import FAILURE_COLUMNS, Failure
 from panda.files import locked, write_table
-from panda.inference.engine import row_of
+from panda.inference.slide_mapper import row_of
 from panda.report.run_folder import read_csv
 
 NAMED = 20

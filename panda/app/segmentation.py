@@ -41,12 +41,13 @@ from panda.errors import ConfigError, PandaError
 from panda.files import remove, write_table
 from panda.inference.compute import EngineSettings
 from panda.inference.dataset_metrics import summarise
-from panda.inference.engine import SlideMapper, each_slide, tiles_on
 from panda.inference.evaluate import SlideScore, histograms, open_label, score_canvas
 from panda.inference.panel_patches import PanelRow, telling_rows
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
 from panda.inference.score_store import read_scores, score_made_of, write_scores
+from panda.inference.slide_loop import run_over_slides, tile_progress
+from panda.inference.slide_mapper import SlideMapper
 from panda.models.segmentation import Segmenter, weight_names
 from panda.report.curves import write_threshold_curve
 from panda.report.panels import draw_panels
@@ -168,7 +169,7 @@ class SegmentationExperiment:
         if downloaded:
             self.network = faults.build(model, "model")
             faults.raise_any()
-        self.engine = engine.frozen()
+        self.engine = engine.resolve_auto()
 
     def run(self, run: Run) -> None:
         """See `Experiment.run`."""
@@ -257,13 +258,15 @@ class SegmentationExperiment:
                             scored[made_of] = SlideScore(record=record, **kept[made_of])
                             return scored[made_of]
                         tissue = find_tissue(slide)
-                        canvas = predictor.predict(slide, tissue, canvases / f"{record.slide_id}.zarr", tiles_on(bar))
+                        canvas = predictor.predict(
+                            slide, tissue, canvases / f"{record.slide_id}.zarr", tile_progress(bar)
+                        )
                         scored[made_of] = score_canvas(canvas, slide, mask, tissue, record)
                         return scored[made_of]
                 finally:
                     remove(canvases)  # counted or failed: those of a large split would fill the disk
 
-            outcome = each_slide(val, lambda record: record.slide_id, "validation", score)
+            outcome = run_over_slides(val, lambda record: record.slide_id, "validation", score)
             run.failures.extend(outcome.failures)
             scores = outcome.results
             if not scores:
@@ -336,7 +339,7 @@ class SegmentationExperiment:
             with self._open(record) as slide, open_label(record, slide) as mask:
                 tissue = find_tissue(slide)
                 mapped = mappers[threshold].map(
-                    slide, tissue, folder, folder / "canvas.zarr", tiles_on(bar), labelled=(record, mask)
+                    slide, tissue, folder, folder / "canvas.zarr", tile_progress(bar), labelled=(record, mask)
                 )
                 assert mapped.score is not None  # segmentation leaves out slides without a mask
                 panels[threshold].extend(
@@ -354,7 +357,7 @@ class SegmentationExperiment:
             table.append(mapped.score.row(threshold) | {key: mapped.row[key] for key in QUANTIFIED})
             return mapped.score
 
-        outcome = each_slide(records, lambda record: record.slide_id, "slides", work)
+        outcome = run_over_slides(records, lambda record: record.slide_id, "slides", work)
         run.failures.extend(outcome.failures)
         for threshold, rows in panels.items():
             at = "" if len(panels) == 1 else f"_at_{threshold:.3f}"

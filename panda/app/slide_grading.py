@@ -16,13 +16,14 @@ from panda.data.failures import Failure
 from panda.data.manifest import SlideRecord
 from panda.errors import MaskError
 from panda.files import write_json
-from panda.inference.engine import SlideMapper, tiles_on
 from panda.inference.evaluate import open_label
 from panda.inference.grader import Grade, GradingPredictor
 from panda.inference.legends import ColourMap
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
 from panda.inference.slide_images import write_attention, write_slide
+from panda.inference.slide_loop import tile_progress
+from panda.inference.slide_mapper import SlideMapper
 from panda.report.panels import attention_tiles
 from panda.report.slide_page import write_slide_page
 from panda.wsi.labels import LabelMask
@@ -88,7 +89,7 @@ class SlideGrading:
                 mapper = self._mapper(segmenter, segmenter.threshold.of(record.provider))
                 canvas_path = self.guidance.canvas_path(segmenter, slide)
                 known = (record, label) if label else None
-                mapped = mapper.map(slide, tissue, own, canvas_path, tiles_on(bar), labelled=known)
+                mapped = mapper.map(slide, tissue, own, canvas_path, tile_progress(bar), labelled=known)
                 if mapped.ungraded:
                     self.ungraded.append(mapped.ungraded)
                 grade = mapped.grade

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from panda.errors import PandaError
 from panda.files import fingerprint, locked, write_json
-from panda.inference.compute import EngineSettings, Forward, Precision, Way
+from panda.inference.compute import ComputeMode, EngineSettings, InferenceModel, Precision
 from panda.inference.predictor import SegmentationPredictor, TileReader
 from panda.wsi.grid import Grid
 from panda.wsi.slide import Slide
@@ -41,7 +41,7 @@ _FASTER = 0.9  # of the time without it: what a compiled network has to stay und
 
 
 @dataclass(frozen=True)
-class Choice:
+class TunedMode:
     """How an output's slides are mapped, and why.
 
     Attributes:
@@ -58,13 +58,13 @@ class Choice:
     why: str
 
 
-def choose(
+def tune_mode(
     predictor: SegmentationPredictor,
     threshold: float,
     paths: Sequence[Path],
     open_slide: Callable[[Path], Slide],
     record: Path,
-) -> Choice:
+) -> TunedMode:
     """Make a predictor run its network as its settings say, or as is best here, and keeps the choice.
 
     Args:
@@ -77,9 +77,9 @@ def choose(
     Returns:
         The choice.
     """
-    settings, way = predictor.settings, predictor.way
+    settings, mode = predictor.settings, predictor.mode
     if "auto" not in (settings.precision, settings.compile):
-        return Choice(way.precision, way.compiled, None, "as asked for")
+        return TunedMode(mode.precision, mode.compiled, None, "as asked for")
     asked = {"precision": settings.precision, "compile": settings.compile, "tta": settings.tta}
     key = fingerprint({"network": predictor.fingerprint, **asked})
     with locked(record):
@@ -89,12 +89,14 @@ def choose(
             if choice.compiled and not settings.can_compile:
                 log.warning("%s: says compiled, and no C++ compiler was found; slides are mapped without", record)
                 choice = replace(choice, compiled=False)
-            predictor.use(Forward(predictor.network, settings, Way(choice.precision, choice.compiled)))
+            predictor.model = InferenceModel(
+                predictor.network, settings, ComputeMode(choice.precision, choice.compiled)
+            )
             return choice
         found = _tried(predictor, threshold, paths, open_slide)
         if found is None:
             why = f"{_stands(settings)}; no slide could be read for a trial"
-            return Choice(way.precision, way.compiled, None, why)
+            return TunedMode(mode.precision, mode.compiled, None, why)
         choice = found
         write_json(record, {name: asdict(value) for name, value in {**choices, key: choice}.items()})
     return choice
@@ -105,10 +107,10 @@ def _stands(settings: EngineSettings) -> str:
     return "that of the threshold" if settings.precision == "auto" else "as asked for"
 
 
-def _kept(record: Path) -> dict[str, Choice]:
+def _kept(record: Path) -> dict[str, TunedMode]:
     """The choices of an output; none, and a warning, where their file is damaged."""
     try:
-        return {key: Choice(**plain) for key, plain in json.loads(record.read_text(encoding="utf-8")).items()}
+        return {key: TunedMode(**plain) for key, plain in json.loads(record.read_text(encoding="utf-8")).items()}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -118,7 +120,7 @@ def _kept(record: Path) -> dict[str, Choice]:
 
 def _tried(
     predictor: SegmentationPredictor, threshold: float, paths: Sequence[Path], open_slide: Callable[[Path], Slide]
-) -> Choice | None:
+) -> TunedMode | None:
     """Try on the first slide that can be read, if any, and leaves the predictor in the way that was chosen."""
     for path in paths:
         try:
@@ -130,9 +132,9 @@ def _tried(
         except (PandaError, OSError):
             continue  # its own turn comes, and then it is recorded
         if sample is None:
-            way = predictor.way
+            mode = predictor.mode
             why = f"{_stands(predictor.settings)}; too little to do for a trial"
-            return Choice(way.precision, way.compiled, None, why)
+            return TunedMode(mode.precision, mode.compiled, None, why)
         return _choice(predictor, threshold, sample, len(grid) * len(paths))
     return None
 
@@ -159,25 +161,25 @@ def _sample(read: TileReader, tissue: TissueMap, grid: Grid, work: int) -> Sampl
     return images, np.stack([tissue.crop(grid.resolution, corner, size) for corner in corners])
 
 
-def _choice(predictor: SegmentationPredictor, threshold: float, sample: Sample, work: int) -> Choice:
-    settings, first = predictor.settings, predictor.way
+def _choice(predictor: SegmentationPredictor, threshold: float, sample: Sample, work: int) -> TunedMode:
+    settings, first = predictor.settings, predictor.mode
     images, where = sample
     fast = settings.fast_precision
     other = settings.precision == "auto" and fast != first.precision
     may_compile = settings.compile == "auto" and settings.torch_device.type == "cpu" and settings.can_compile
     if not other and not may_compile:
         fits = ", and fast here" if fast == first.precision else ""
-        return Choice(first.precision, first.compiled, None, f"{_stands(settings)}{fits}")
-    before, seconds = _run(predictor.forward, images)
+        return TunedMode(first.precision, first.compiled, None, f"{_stands(settings)}{fits}")
+    before, seconds = _run(predictor.model, images)
     base = int(np.count_nonzero((before >= threshold) & where))
     least = max(LEAST_AREA * np.count_nonzero(where), 1)
 
     def moved(prob: NDArray[np.float32]) -> float:
         return abs(int(np.count_nonzero((prob >= threshold) & where)) - base) / max(base, least)
 
-    best, shift, said = predictor.forward, None, [f"{first.precision} is {_stands(settings)}"]
+    best, shift, said = predictor.model, None, [f"{first.precision} is {_stands(settings)}"]
     if other:
-        tried = Forward(predictor.network, settings, Way(fast, first.compiled))
+        tried = InferenceModel(predictor.network, settings, ComputeMode(fast, first.compiled))
         prob, took = _run(tried, images)
         by = moved(prob)
         what = f"{fast} moves the tumour area at {threshold:.3f} by {by:.2%} on {len(images)} tiles"
@@ -187,7 +189,7 @@ def _choice(predictor: SegmentationPredictor, threshold: float, sample: Sample, 
             why = f"{MOST_MOVED:.1%} is the limit" if by >= MOST_MOVED else "and is slower here"
             said.append(f"{what}, {why}")
     if may_compile and seconds * work >= _PAYS_S:
-        tried = Forward(predictor.network, settings, Way(best.way.precision, True))
+        tried = InferenceModel(predictor.network, settings, ComputeMode(best.mode.precision, True))
         prob, took = _run(tried, images)
         by = moved(prob)
         if by < MOST_MOVED and took < _FASTER * seconds:
@@ -195,15 +197,15 @@ def _choice(predictor: SegmentationPredictor, threshold: float, sample: Sample, 
             said.append(f"compiled, {seconds / took:.1f} times as fast, the area moves by {by:.2%}")
         else:
             said.append(f"compiled, {seconds / took:.1f} times as fast and moving the area by {by:.2%}: not worth it")
-    predictor.use(best)
-    return Choice(best.way.precision, best.way.compiled, shift, "; ".join(said))
+    predictor.model = best
+    return TunedMode(best.mode.precision, best.mode.compiled, shift, "; ".join(said))
 
 
-def _run(forward: Forward, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
+def _run(model: InferenceModel, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
     """Probabilities of some tiles, and seconds a tile once the network is warm."""
-    size = forward.settings.batch_size
-    forward(images[:size])
+    size = model.settings.batch_size
+    model(images[:size])
     start = time.perf_counter()
-    prob = [forward(images[at : at + size]) for at in range(0, len(images), size)]
-    batches = -(-len(images) // size) * size if forward.way.compiled else len(images)
+    prob = [model(images[at : at + size]) for at in range(0, len(images), size)]
+    batches = -(-len(images) // size) * size if model.mode.compiled else len(images)
     return np.concatenate(prob), (time.perf_counter() - start) / batches

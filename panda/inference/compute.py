@@ -113,18 +113,20 @@ class EngineSettings:
             return "bf16" if _cpu_has_bf16() else "fp32"
         return "fp32"
 
-    def frozen(self) -> EngineSettings:
-        """The same with `auto` replaced by what is fast here: for maps on which a threshold is chosen."""
+    def resolve_auto(self) -> EngineSettings:
+        """Return settings with `precision=auto` replaced by what is fast here; thresholds are chosen on such maps."""
         precision = self.fast_precision if self.precision == "auto" else self.precision
         return replace(self, precision=precision)
 
-    def way(self, carried: Precision) -> Way:
-        """What these settings come to without a trial.
+    def compute_mode(self, threshold_precision: Precision) -> ComputeMode:
+        """Return the compute mode these settings mean without a trial.
 
         Args:
-            carried: Precision at which the threshold was chosen.
+            threshold_precision: Precision of the maps on which the threshold was chosen.
         """
-        return Way(carried if self.precision == "auto" else self.precision, self.compile == "always")
+        return ComputeMode(
+            threshold_precision if self.precision == "auto" else self.precision, self.compile == "always"
+        )
 
     def autocast(self) -> torch.autocast:
         """The autocast context of `precision` on the device; `auto` is fp32 here."""
@@ -138,7 +140,7 @@ def _cpu_has_bf16() -> bool:
 
 
 @dataclass(frozen=True)
-class Way:
+class ComputeMode:
     """The part of the settings that decides the last digits of a probability.
 
     Attributes:
@@ -153,39 +155,39 @@ class Way:
         return f"{self.precision}{', compiled' if self.compiled else ''}"
 
 
-class Forward:
+class InferenceModel:
     """A segmentation network in evaluation, from pixels to probabilities.
 
     Args:
         network: (n, 3, h, w) in [0, 1] to logits (n, 1, h, w); it is moved to the device.
         settings: Device, copies and batch size.
-        way: Precision and compilation.
+        mode: Precision and compilation.
     """
 
-    def __init__(self, network: nn.Module, settings: EngineSettings, way: Way) -> None:
+    def __init__(self, network: nn.Module, settings: EngineSettings, mode: ComputeMode) -> None:
         self.settings = settings
-        self.way = way
+        self.mode = mode
         self._device = settings.torch_device
         # The same numbers, in the order that convolutions on CPUs and tensor cores like.
         self._layout = torch.contiguous_format if self._device.type == "mps" else torch.channels_last
         self._network: Any = network.eval().to(self._device).to(memory_format=self._layout)
-        if way.compiled:
+        if mode.compiled:
             options: dict[str, Any] = {"freezing": True} if self._device.type == "cpu" else {}
             self._network = torch.compile(self._network, dynamic=False, options=options)
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Cancer probabilities (n, h, w) of images (n, h, w, 3)."""
         count = len(images)
-        if self.way.compiled and count < self.settings.batch_size:
+        if self.mode.compiled and count < self.settings.batch_size:
             # A batch of another size would be compiled anew.
             rest = self.settings.batch_size - count
             images = np.concatenate([images, np.zeros((rest, *images.shape[1:]), np.uint8)])
         moved = torch.from_numpy(np.ascontiguousarray(images)).to(self._device)
         batch = moved.permute(0, 3, 1, 2).float().div_(255)
         copies = _COPIES[self.settings.tta]
-        half = self.way.precision == "bf16"
+        half = self.mode.precision == "bf16"
         # A frozen graph is none for inference tensors.
-        guard = torch.no_grad() if self.way.compiled else torch.inference_mode()
+        guard = torch.no_grad() if self.mode.compiled else torch.inference_mode()
         with guard, torch.autocast(self._device.type, torch.bfloat16, enabled=half):
             total: Tensor | None = None
             for there, back in copies:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from panda.errors import CheckpointError, SlideError
 from panda.files import fingerprint, identity, locked
 from panda.inference.canvas import Canvas, CanvasWriter
-from panda.inference.compute import EngineSettings, Forward, Way
+from panda.inference.compute import ComputeMode, EngineSettings, InferenceModel
 from panda.models.segmentation import Segmenter
 from panda.tasks.checkpoint import Checkpoint, read_checkpoint
 from panda.tasks.threshold import ThresholdChoice
@@ -118,7 +118,7 @@ class SegmentationPredictor:
         self.threshold = ThresholdChoice.from_plain(self.carried["threshold"])
         self.fingerprint = checkpoint.fingerprint
         self.network = restored(Segmenter, checkpoint).eval()
-        self.use(Forward(self.network, settings, settings.way(self.carried["precision"])))
+        self.model = InferenceModel(self.network, settings, settings.compute_mode(self.carried["precision"]))
 
     @classmethod
     def from_checkpoint(cls, path: Path, settings: EngineSettings) -> SegmentationPredictor:
@@ -129,14 +129,10 @@ class SegmentationPredictor:
         """
         return cls(read_checkpoint(path, "segmentation"), settings)
 
-    def use(self, forward: Forward) -> None:
-        """Run the network in another way from now on."""
-        self.forward = forward
-
     @property
-    def way(self) -> Way:
+    def mode(self) -> ComputeMode:
         """Precision and compilation that the network is run in."""
-        return self.forward.way
+        return self.model.mode
 
     def grid(self, slide: Slide, tissue: TissueMap) -> Grid:
         """Every tile that holds tissue, overlapping as the checkpoint says."""
@@ -167,8 +163,8 @@ class SegmentationPredictor:
                 "patch_size": self.carried["patch_size"],
                 "overlap": self.carried["overlap"],
                 "engine": ENGINE,
-                "precision": self.way.precision,
-                "compiled": self.way.compiled,
+                "precision": self.mode.precision,
+                "compiled": self.mode.compiled,
                 "tta": self.settings.tta,
                 "downsample": resolution.downsample,
                 "level": resolution.level,
@@ -248,7 +244,7 @@ class SegmentationPredictor:
             done = 0
             blending: deque[Future[None]] = deque()
             for images, positions in _read_batches(read, grid, self.settings):
-                blending.append(blender.submit(writer.add, self.forward(images), positions))
+                blending.append(blender.submit(writer.add, self.model(images), positions))
                 if len(blending) > 1:
                     blending.popleft().result()
                 done += len(images)

@@ -1,18 +1,14 @@
-"""Runs slides one after the other: what each leaves, and what happens to a bad one."""
+"""Map one slide: canvas, pictures, exports, figures and grade."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
-
-from tqdm import tqdm
+from typing import Any
 
 from panda.data.failures import Failure, record_failure
 from panda.data.manifest import SlideRecord
@@ -29,111 +25,12 @@ from panda.inference.slide_images import Overview, write_attention, write_heatma
 from panda.wsi.labels import LabelMask
 from panda.wsi.slide import Slide, SlideOptions
 from panda.wsi.stain_normalization import STAIN_RULES
-from panda.wsi.tissue import RULES, TissueMap, find_tissue
+from panda.wsi.tissue import RULES, TissueMap
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-R = TypeVar("R")
-
 OUTPUTS = ("report.html", "quantification.csv", "failures.csv", "inference.json", "engine.json", "infer.log")
 """Files of an output, beside the folders of its slides."""
-
-
-@dataclass
-class Outcome(Generic[R]):
-    """Results of the slides that went well and failures of the others, both in the order of the slides."""
-
-    results: list[R] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
-
-
-def each_slide(
-    items: Sequence[T],
-    slide_id: Callable[[T], str],
-    stage: str,
-    work: Callable[[T, tqdm[Any]], R],
-    on_failure: Callable[[Failure], None] | None = None,
-) -> Outcome[R]:
-    """Do `work` for each slide under a progress bar; a bad slide is recorded and passed over.
-
-    Args:
-        items: Whatever stands for the slides.
-        slide_id: Names one.
-        stage: What is done, for the progress bar and the failures.
-        work: Gets an item and the progress bar, for a postfix about its tiles.
-        on_failure: Called at each failure, so that a list on disk is complete at any moment.
-
-    Raises:
-        OSError: If the disk is full or cannot be written: the next slide would fail alike.
-        MemoryError: Likewise, and torch.OutOfMemoryError, which says it of a GPU's.
-    """
-    outcome: Outcome[R] = Outcome()
-    with tqdm(items, desc=stage, unit="slide", dynamic_ncols=True) as bar:
-        for item in bar:
-            try:
-                outcome.results.append(work(item, bar))
-            except Exception as error:
-                failure = record_failure(slide_id(item), stage, error)
-                outcome.failures.append(failure)
-                if on_failure:
-                    on_failure(failure)
-    return outcome
-
-
-class SlidesAhead:
-    """Opens slides and finds their tissue, each while the one before it is being worked on.
-
-    Args:
-        paths: The slides, in the order in which they will be asked for.
-        open_slide: Opens one.
-    """
-
-    def __init__(self, paths: Sequence[Path], open_slide: Callable[[Path], Slide]) -> None:
-        self._after = dict(zip(paths, [*paths[1:], None], strict=True)) if paths else {}
-        self._open_slide = open_slide
-        self._pool = ThreadPoolExecutor(1)
-        self._waiting: dict[Path, Future[tuple[Slide, TissueMap]]] = {}
-
-    def _opened(self, path: Path) -> tuple[Slide, TissueMap]:
-        slide = self._open_slide(path)
-        try:
-            return slide, find_tissue(slide)
-        except BaseException:
-            slide.close()
-            raise
-
-    @contextlib.contextmanager
-    def opened(self, path: Path) -> Iterator[tuple[Slide, TissueMap]]:
-        """The slide and its tissue; the slide is closed at the end of the block.
-
-        Raises:
-            SlideError: If it cannot be opened, or has no tissue.
-        """
-        coming = self._waiting.pop(path, None) or self._pool.submit(self._opened, path)
-        if (following := self._after.get(path)) is not None:
-            self._waiting[following] = self._pool.submit(self._opened, following)
-        slide, tissue = coming.result()
-        with slide:
-            yield slide, tissue
-
-    def __enter__(self) -> SlidesAhead:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
-        for coming in self._waiting.values():
-            if not coming.cancelled() and coming.exception() is None:
-                coming.result()[0].close()
-
-
-def tiles_on(bar: tqdm[Any]) -> Callable[[int, int], None]:
-    """Show the tiles done of the current slide behind a progress bar over slides."""
-
-    def show(done: int, total: int) -> None:
-        bar.set_postfix_str(f"{done}/{total} tiles")
-
-    return show
 
 
 @dataclass(frozen=True)
@@ -232,8 +129,8 @@ class SlideMapper:
             else None,
             "threshold": self.threshold,
             "quantify": asdict(self.quantify),
-            "precision": self.predictor.way.precision,
-            "compiled": self.predictor.way.compiled,
+            "precision": self.predictor.mode.precision,
+            "compiled": self.predictor.mode.compiled,
             "tta": self.predictor.settings.tta,
             "tissue_rules": RULES,
             **asdict(self.slide_options),
