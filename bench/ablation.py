@@ -19,10 +19,9 @@ from statistics import fmean, stdev
 import numpy as np
 import torch
 
-from panda.files import remove, write_table
+from panda.files import read_output_table, remove, write_table
 from panda.inference.predictor import restored
 from panda.models.segmentation import Segmenter
-from panda.report.run_folder import read_csv
 from panda.tasks.checkpoint import read_checkpoint
 from panda.tasks.grade_metrics import grading_scores
 
@@ -91,7 +90,9 @@ def _figures(output: Path, arm: str, folds: int, seeds: int) -> dict[str, str]:
         rows = [
             row
             for fold in range(folds)
-            for row in read_csv(output / "runs" / "grading" / f"sweep-{arm}{fold}" / str(seed) / "test_slides.csv")
+            for row in read_output_table(
+                output / "runs" / "grading" / f"sweep-{arm}{fold}" / str(seed) / "test_slides.csv"
+            )
         ]
         slides = len(rows)
         prob = np.array([[float(row[f"p{k}"]) for k in range(6)] for row in rows])

@@ -27,11 +27,10 @@ from omegaconf import OmegaConf
 from bench import plain_loop
 from panda.data.manifest import SlideRecord, apply_groups, read_groups, read_manifest
 from panda.errors import PandaError
-from panda.files import write_table
+from panda.files import read_output_table, write_table
 from panda.inference.evaluate import SlideScore, histograms
 from panda.report.folds import Figure, figures, rows_of
 from panda.report.paired import differences, groups_of, paired_rows
-from panda.report.run_folder import read_csv
 from panda.tasks.metrics import BINS, pixel_histogram
 from panda.tasks.threshold import search_threshold
 from panda.wsi.labels import LabelMask
@@ -255,13 +254,13 @@ def compare_folds(root: Path, sweep: Path, out: Path) -> str:
     for folder, config in jobs["auto"]:
         data, summary = config["data"], json.loads((folder / "summary.json").read_text())
         parts: dict[str, list[Scene]] = {}
-        for line in read_csv(folder / "splits.csv"):
+        for line in read_output_table(folder / "splits.csv"):
             parts.setdefault(line["split"], []).append(slides[line["slide_id"]])
         steps = summary["epochs"] * -(-summary["data"]["patches"]["train"] // int(data["batch_size"]))
         kept = out / f"plain_fold{data['fold']}_{steps}steps.csv"
         if not kept.is_file():
             write_table(kept, by_plain_loop(parts, data, config["model"], steps))
-        plain = read_csv(kept)
+        plain = read_output_table(kept)
         colour, rows = by_colour(parts["train"] + parts["val"], parts["test"])
         methods[ALL] += [row(scene.score(everything), 0.0) for scene in parts["test"]]
         methods[COLOUR] += rows

@@ -11,16 +11,17 @@ import csv
 import errno
 import fcntl
 import hashlib
-import io
 import json
 import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from panda.errors import ManifestError
 
 log = logging.getLogger(__name__)
 
@@ -194,20 +195,87 @@ def identity(path: Path) -> dict[str, str | int]:
     return {"name": path.name, "bytes": found.st_size, "mtime_ns": found.st_mtime_ns}
 
 
-def write_table(path: Path | str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
+def write_table(
+    path: Path | str, rows: Iterable[Mapping[str, Any] | Sequence[Any]], columns: Sequence[str] | None = None
+) -> None:
     """Write rows as a CSV file, whole or not at all.
 
     Args:
-        path: The final name.
-        rows: One mapping a line; None becomes an empty field.
-        columns: The header; where None, every key met, in the order of meeting.
+        path: The final name; missing parent folders are made.
+        rows: One a line, each a mapping or the values in the order of `columns`. None becomes an empty field.
+        columns: The header. If None, every key of the rows, which are mappings, in the order they first occur.
+
+    Raises:
+        ValueError: If a mapping has a key that is no column.
     """
-    header = list(columns) if columns is not None else list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=header, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_whole(path, text.getvalue())
+    if columns is None:
+        rows = list(rows)
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+    with whole_path(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            if isinstance(row, Mapping):
+                writer.writerow(row)
+            else:
+                writer.writer.writerow(row)
+
+
+def read_output_table(path: Path) -> list[dict[str, str]]:
+    """Read a table that this package wrote, as far as it is there.
+
+    Args:
+        path: A CSV file with a header; it may be missing.
+
+    Returns:
+        One mapping a row. No row if the file is missing or cannot be read as a table.
+    """
+    try:
+        with path.open(encoding="utf-8", errors="replace", newline="") as file:
+            return [{str(k): v or "" for k, v in row.items() if k is not None} for row in csv.DictReader(file)]
+    except (OSError, csv.Error):
+        return []
+
+
+def read_user_table(
+    path: Path, columns: Sequence[str], one_of: Sequence[str] = (), *, may_be_empty: bool = False
+) -> list[tuple[int, dict[str, str]]]:
+    """Read a table that a user wrote, and refuse one that is broken.
+
+    Args:
+        path: A CSV file in UTF-8 with a header.
+        columns: Columns that it must have.
+        one_of: Columns of which it must have at least one.
+        may_be_empty: Whether a table without rows is allowed.
+
+    Returns:
+        Rows as (number of the line in the file, stripped values by column), without blank lines.
+
+    Raises:
+        ManifestError: If it cannot be read, a column is missing, or it has no rows.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, skipinitialspace=True, strict=True, restkey="", restval="")
+            names = [name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = names
+            rows = [
+                (reader.line_num, {name: row[name].strip() for name in names})
+                for row in reader
+                if any(isinstance(value, str) and value.strip() for value in row.values())
+            ]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ManifestError(f"{path}: cannot be read as a CSV in UTF-8 ({error})") from error
+    absent = [column for column in columns if column not in names]
+    if one_of and not set(one_of) & set(names):
+        absent.append(" or ".join(one_of))
+    if absent:
+        raise ManifestError(
+            f"{path}: no column {', '.join(absent)}; the columns found are {', '.join(names) or 'none'}"
+        )
+    if not rows and not may_be_empty:
+        raise ManifestError(f"{path}: the table has no rows")
+    return rows
 
 
 def write_json(path: Path | str, data: Mapping[str, Any]) -> None:

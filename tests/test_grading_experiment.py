@@ -15,10 +15,10 @@ from panda.app.grading import GradingExperiment, _take_encoder
 from panda.data.bags import BagItem
 from panda.data.manifest import SlideRecord
 from panda.errors import ConfigError
+from panda.files import read_output_table
 from panda.inference.grader import GradingPredictor
 from panda.models.mil import MILNet
 from panda.models.segmentation import Segmenter
-from panda.report.run_folder import read_csv
 from tests.checkpoints import grading_checkpoint
 from tests.panda_folder import HEIGHT, WIDTH, make_folder
 from tests.pyramids import write_pyramid
@@ -159,5 +159,5 @@ def test_a_bad_mask_keeps_no_slide_from_being_graded(tmp_path: Path, code: int |
     (note,) = run.notes
     assert note.startswith("The label masks of 1 graded slides cannot be used")
     assert str(mask) in note or "label codes 9" in note
-    rows = {row["slide_id"]: row for row in read_csv(run.folder / "test_slides.csv")}
+    rows = {row["slide_id"]: row for row in read_output_table(run.folder / "test_slides.csv")}
     assert rows[bad.record.slide_id]["cancer_attended"] == ""

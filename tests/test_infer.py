@@ -20,14 +20,13 @@ from panda.app.config import register_resolvers
 from panda.app.entry_point import SomeSlidesFailed
 from panda.app.infer import infer
 from panda.errors import CheckpointError, ConfigError, ManifestError
-from panda.files import write_json
+from panda.files import read_output_table, write_json
 from panda.inference import slide_mapper
 from panda.inference.canvas import Canvas
 from panda.inference.compute import EngineSettings
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
 from panda.inference.slide_mapper import SlideMapper
-from panda.report.run_folder import read_csv
 from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import RULES, find_tissue
@@ -412,7 +411,7 @@ def test_slides_that_have_a_mask_are_scored_against_it(tmp_path: Path, slides: P
     rows = [f"{name},karolinska,5,5+5\n" for name in "ab"]
     (tmp_path / "train.csv").write_text("image_id,data_provider,isup_grade,gleason_score\n" + "".join(rows))
     run("*.tiff", f"labels={tmp_path}", "threshold=0.42", "quantify.min_region_um2=0", "quantify.min_hole_um2=0")
-    table = {row["slide_id"]: row for row in read_csv(tmp_path / "out" / "quantification.csv")}
+    table = {row["slide_id"]: row for row in read_output_table(tmp_path / "out" / "quantification.csv")}
     assert table["c"]["dice"] == ""
     for name in "ab":
         with Slide.open(slides / f"{name}.tiff") as slide:

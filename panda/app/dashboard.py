@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from PIL import Image
 from pytorch_lightning.loggers import Logger, WandbLogger
 
 from panda.app.tracking import wandb_of
+from panda.files import read_output_table
 from panda.inference.panel_patches import PanelRow
 from panda.report.interpretation import interval
 from panda.report.table import figure_name
@@ -114,13 +114,11 @@ def log_threshold_curve(logger: WandbLogger, path: Path) -> None:
 
 
 def _columns(path: Path) -> dict[str, list[Any]]:
-    """The columns of a CSV file, as numbers where all are, None where one is empty; none where there is no file."""
-    if not path.exists():
-        return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        header, *rows = list(csv.reader(file))
+    """Read the columns of a CSV file, as numbers if all are; an empty field is None. Without a file there are none."""
+    rows = read_output_table(path)
     columns: dict[str, list[Any]] = {}
-    for key, texts in zip(header, zip(*rows, strict=True), strict=False):
+    for key in rows[0] if rows else ():
+        texts = [row[key] for row in rows]
         try:
             columns[key] = [float(text) if text else None for text in texts]
         except ValueError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import datetime
 import glob
 import logging
@@ -22,7 +21,7 @@ from panda.app.entry_point import SomeSlidesFailed, log_to_file, make_folder
 from panda.app.inference_tables import ONLY_UNGRADED, Results
 from panda.data.manifest import TABLE, SlideRecord, read_manifest
 from panda.errors import ConfigError, ManifestError, PandaError
-from panda.files import locked, write_json
+from panda.files import locked, read_user_table, write_json
 from panda.inference.autotune import TunedMode, tune_mode
 from panda.inference.compute import EngineSettings
 from panda.inference.evaluate import open_label
@@ -247,16 +246,10 @@ def find_slides(given: str) -> list[Path]:
 
 
 def _slides_of_table(table: Path) -> list[Path]:
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            rows, columns = list(reader), reader.fieldnames or []
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ManifestError(f"{table}: is no CSV in UTF-8 ({error}); save it as one") from error
-    key = next((column for column in ("path", "image_id") if column in columns), None)
-    if key is None:
-        raise ManifestError(f"{table}: no column path or image_id; it has {', '.join(columns) or 'none'}")
-    empty = [number for number, row in enumerate(rows, start=2) if not row[key]]
+    numbered = read_user_table(table, (), ("path", "image_id"), may_be_empty=True)
+    rows = [row for _, row in numbered]
+    key = "path" if rows and "path" in rows[0] else "image_id"
+    empty = [number for number, row in numbered if not row[key]]
     if empty:
         raise ManifestError(f"{table}: line {empty[0]} has no {key}; fill it in or remove the line")
     if key == "path":

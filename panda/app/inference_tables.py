@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from panda.data.failures import FAILURE_COLUMNS, Failure
-from panda.files import locked, write_table
+from panda.files import locked, read_output_table, write_table
 from panda.inference.slide_mapper import row_of
-from panda.report.run_folder import read_csv
 
 NAMED = 20
 """Slides that a note names."""
@@ -82,7 +81,7 @@ class Results:
         with locked(path):
             lines: dict[str, Mapping[str, Any]] = {
                 line["slide_id"]: line
-                for line in read_csv(path)
+                for line in read_output_table(path)
                 if line.get("made_with") == mark and line.get("slide_id") and line["slide_id"] not in self.done
             }
             for slide_id, failure in self.failed.items():

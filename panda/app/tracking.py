@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 import warnings
@@ -14,6 +13,8 @@ from typing import Any, Literal
 import wandb
 from lightning_fabric.loggers.logger import rank_zero_experiment
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+
+from panda.files import read_output_table
 
 log = logging.getLogger(__name__)
 
@@ -152,9 +153,10 @@ def read_metrics(run_dir: Path, before: int | None = None) -> list[dict[str, int
         What each row holds, `step` among it; a row that was cut off itself is left out.
     """
     path = run_dir / "metrics.csv"
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    whole = text[: text.rfind("\n") + 1]
-    rows = [{key: _number(value) for key, value in row.items() if value} for row in csv.DictReader(whole.splitlines())]
+    table = read_output_table(path)
+    if table and not path.read_bytes().endswith(b"\n"):
+        table.pop()
+    rows = [{key: _number(value) for key, value in row.items() if value} for row in table]
     return [row for row in rows if "step" in row and (before is None or row["step"] < before)]
 
 

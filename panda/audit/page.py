@@ -14,8 +14,9 @@ from panda.audit.dataset import RECORDS, SUMMARY
 from panda.audit.records import file_stem
 from panda.audit.tables import AUDIT, FINDINGS_TABLE, GROUPS, PAIRS
 from panda.data.findings import FINDINGS, REFUSED_ROWS, Severity
+from panda.files import read_output_table
 from panda.report.page import need_folder, write_page
-from panda.report.run_folder import Picture, link, mapping, number, read_csv, read_json, read_picture, sequence
+from panda.report.run_folder import Picture, link, mapping, number, read_json, read_picture, sequence
 from panda.report.slide_page import Card
 from panda.report.table import Cell, Head, Table, cell, show
 
@@ -119,9 +120,9 @@ class _Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.summary, self.fault = read_json(path / SUMMARY)
-        self.rows = {row.get("slide_id", ""): row for row in read_csv(path / AUDIT)}
+        self.rows = {row.get("slide_id", ""): row for row in read_output_table(path / AUDIT)}
         self.findings: defaultdict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-        for row in read_csv(path / FINDINGS_TABLE):
+        for row in read_output_table(path / FINDINGS_TABLE):
             if row.get("finding") in FINDINGS:
                 self.findings[row["finding"]][row.get("slide_id", "")].append(row.get("value", ""))
         self.looked = mapping(self.summary.get("groups")) != {}
@@ -178,7 +179,7 @@ def _findings_table(summary: Mapping[str, Any], providers: Sequence[str]) -> Tab
 
 def _pairs(folder: _Folder) -> list[Pairs]:
     """The closest pairs of each kind, and those that are only just alike enough."""
-    rows = read_csv(folder.path / PAIRS)
+    rows = read_output_table(folder.path / PAIRS)
     conflict = [row for row in rows if row.get("grades_conflict") == "yes"]
     agree = [row for row in rows if row.get("grades_conflict") != "yes"]
     shown = [*conflict[:PAIRS_SHOWN], *agree[:PAIRS_SHOWN]]
@@ -214,7 +215,7 @@ def _pairs(folder: _Folder) -> list[Pairs]:
 
 def _groups(folder: _Folder) -> list[Group]:
     members: defaultdict[str, list[str]] = defaultdict(list)
-    for row in read_csv(folder.path / GROUPS):
+    for row in read_output_table(folder.path / GROUPS):
         members[row.get("group", "")].append(row.get("image_id", ""))
     large = sorted((g for g in members.values() if len(g) > 2), key=lambda g: (-len(g), g[0]))[:WORST_SHOWN]
     shown = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any, get_args
 from panda.audit.inspection import Inspection, dataset_findings, same_files
 from panda.audit.near_duplicates import NearDuplicates, group_near_duplicates
 from panda.data.findings import FINDINGS, Finding, Severity, TableRow, group_findings
-from panda.files import whole_path
+from panda.files import write_table
 from panda.wsi.labels import PROVIDERS
 
 AUDIT, FINDINGS_TABLE, GROUPS, PAIRS = "audit.csv", "findings.csv", "groups.csv", "pairs.csv"
@@ -109,12 +108,12 @@ def all_findings(
 def write_findings(path: Path, findings: Iterable[Finding]) -> None:
     """Write `findings.csv`: a row a finding, with what to do about it."""
     rows = ((found.slide_id, found.finding, found.severity, found.value, found.remedy) for found in findings)
-    _write(path, ("slide_id", "finding", "severity", "value", "what_to_do"), rows)
+    write_table(path, rows, ("slide_id", "finding", "severity", "value", "what_to_do"))
 
 
 def write_groups(path: Path, rows: Iterable[TableRow], groups: Mapping[str, str]) -> None:
     """Write `groups.csv`, as `panda.data.manifest.read_groups` reads it: a row a slide whose id names a file."""
-    _write(path, ("image_id", "group"), ((row.slide_id, groups[row.slide_id]) for row in rows if row.has_file))
+    write_table(path, ((row.slide_id, groups[row.slide_id]) for row in rows if row.has_file), ("image_id", "group"))
 
 
 def write_pairs(path: Path, rows: Iterable[TableRow], duplicates: Duplicates) -> None:
@@ -141,7 +140,7 @@ def write_pairs(path: Path, rows: Iterable[TableRow], duplicates: Duplicates) ->
         )
     columns = ("slide_a", "slide_b", "distance", "same_file", "same_group", "grades_conflict")
     each = tuple(f"{name}_{side}" for name in ("provider", "isup_grade", "gleason_score") for side in "ab")
-    _write(path, columns + each, lines)
+    write_table(path, lines, columns + each)
 
 
 def write_audit(
@@ -176,7 +175,7 @@ def write_audit(
                 group = duplicates.groups.get(row.slide_id, "")
                 yield (*line, group, sizes.get(group, ""), *_values(read(row)))
 
-    _write(path, _ROW if read is None else _ROW + _SEEN, lines())
+    write_table(path, lines(), _ROW if read is None else _ROW + _SEEN)
 
 
 def summary(rows: Sequence[TableRow], findings: Sequence[Finding], duplicates: Duplicates | None) -> dict[str, Any]:
@@ -257,11 +256,3 @@ def _values(seen: Inspection) -> list[Any]:
 
 def _short(value: float) -> str:
     return f"{value:.{_DIGITS}g}"
-
-
-def _write(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a CSV row by row, whole or not at all."""
-    with whole_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)

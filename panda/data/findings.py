@@ -12,12 +12,12 @@ from panda.data.manifest import (
     COLUMNS,
     GRADES,
     SlideRecord,
-    csv_rows,
     image_path,
     mask_path,
     row_faults,
     table_of,
 )
+from panda.files import read_user_table
 from panda.wsi.gleason import isup_grade_from_score
 
 Severity = Literal["error", "warning", "note"]
@@ -302,7 +302,7 @@ def read_table(root: Path | str) -> list[TableRow]:
     """
     return [
         TableRow(number, *(row[column] for column in COLUMNS))
-        for number, row in csv_rows(table_of(Path(root)), COLUMNS)
+        for number, row in read_user_table(table_of(Path(root)), COLUMNS)
     ]
 
 

@@ -7,13 +7,13 @@ with the columns `image_id`, `data_provider`, `isup_grade`, `gleason_score`
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from panda.errors import ManifestError, MaskError, SlideError
+from panda.files import read_user_table
 from panda.wsi.labels import PROVIDERS, LabelMask, tumor_bool_from_gray
 from panda.wsi.slide import Slide
 
@@ -77,7 +77,7 @@ def read_manifest(root: Path | str, *, mask_suffix: str = "_mask") -> list[Slide
     records: list[SlideRecord] = []
     faults: list[str] = []
     seen: dict[str, int] = {}
-    for number, row in csv_rows(table, COLUMNS):
+    for number, row in read_user_table(table, COLUMNS):
         slide_id = row["image_id"]
         found = [fault for _, fault in row_faults(row)]
         if slide_id in seen:
@@ -144,7 +144,7 @@ def read_groups(path: Path | str) -> tuple[dict[str, str], GroupKind]:
         raise ManifestError(f"{path}: no such file; data.groups is a CSV with image_id and patient (or group)")
     groups: dict[str, str] = {}
     kind: GroupKind = "group"
-    for number, row in csv_rows(path, ("image_id",), one_of=GROUP_COLUMNS):
+    for number, row in read_user_table(path, ("image_id",), one_of=GROUP_COLUMNS):
         kind = next(column for column in GROUP_COLUMNS if column in row)
         name = row[kind]
         slide_id = row["image_id"]
@@ -220,44 +220,6 @@ def _has_tumor(record: SlideRecord) -> bool:
         small = slide.at_downsample(max(1.0, max(slide.dimensions) / _OVERVIEW))
         with LabelMask.open(record.mask_path, slide, record.provider) as mask:
             return bool(tumor_bool_from_gray(mask.overview(small), record.provider).any())
-
-
-def csv_rows(
-    path: Path, columns: Sequence[str], one_of: Sequence[str] = (), *, may_be_empty: bool = False
-) -> list[tuple[int, dict[str, str]]]:
-    """Rows of a CSV as (number of the line in the file, stripped values by column), blank lines left out.
-
-    Args:
-        path: The file, in UTF-8.
-        columns: That it must have.
-        one_of: Columns of which it must have one at least.
-        may_be_empty: A table without rows is none too few.
-
-    Raises:
-        ManifestError: It cannot be read, a column is missing, or it has no rows.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True, strict=True, restkey="", restval="")
-            names = [name.strip() for name in reader.fieldnames or ()]
-            reader.fieldnames = names
-            rows = [
-                (reader.line_num, {name: row[name].strip() for name in names})
-                for row in reader
-                if any(isinstance(value, str) and value.strip() for value in row.values())
-            ]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ManifestError(f"{path}: cannot be read as a CSV in UTF-8 ({error})") from error
-    absent = [column for column in columns if column not in names]
-    if one_of and not set(one_of) & set(names):
-        absent.append(" or ".join(one_of))
-    if absent:
-        raise ManifestError(
-            f"{path}: no column {', '.join(absent)}; the columns found are {', '.join(names) or 'none'}"
-        )
-    if not rows and not may_be_empty:
-        raise ManifestError(f"{path}: the table has no rows")
-    return rows
 
 
 def row_faults(row: Mapping[str, str]) -> list[tuple[str, str]]:

@@ -30,7 +30,7 @@ from panda.data.splits import SPLITS, Split
 from panda.data.stain_estimates import Stains
 from panda.data.store import StoreResult, read_store
 from panda.errors import ManifestError
-from panda.files import fingerprint, whole_path
+from panda.files import fingerprint, whole_path, write_table
 from panda.wsi.stain_normalization import normalized
 
 COLUMNS = (
@@ -291,15 +291,12 @@ def _write(store: Path, members: Members) -> dict[Split, Path]:
         with whole_path(folder) as partial:
             partial.mkdir()
             for split, slides in members.items():
-                with (partial / f"{split}.csv").open("w", newline="", encoding="utf-8") as file:
-                    writer = csv.writer(file)
-                    writer.writerow(COLUMNS)
-                    for patches, numbers in slides:
-                        writer.writerows(_csv_rows(kind, patches, numbers))
+                rows = (row for patches, numbers in slides for row in _manifest_rows(kind, patches, numbers))
+                write_table(partial / f"{split}.csv", rows, COLUMNS)
     return {split: folder / f"{split}.csv" for split in members}
 
 
-def _csv_rows(kind: StoreKind, patches: SlidePatches, numbers: NDArray[np.int64]) -> Iterator[tuple[object, ...]]:
+def _manifest_rows(kind: StoreKind, patches: SlidePatches, numbers: NDArray[np.int64]) -> Iterator[tuple[object, ...]]:
     """The rows of some patches of a slide."""
     record = patches.record
     for number in numbers.tolist():

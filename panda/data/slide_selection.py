@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import get_args
 
 from panda.data.findings import FILE_FINDINGS, FINDINGS
-from panda.data.manifest import GroupKind, SlideRecord, apply_groups, csv_rows, read_groups
+from panda.data.manifest import GroupKind, SlideRecord, apply_groups, read_groups
 from panda.data.settings import AUDIT, SelectionSettings
 from panda.data.splits import SPLITS, Split, fold_slides, split_slides
 from panda.errors import ManifestError
-from panda.files import write_table
+from panda.files import read_user_table, write_table
 
 LEFT_OUT = "left_out"
 SPLIT_COLUMNS = ("slide_id", "group", "groups_are", "provider", "isup_grade", "split", "why")
@@ -106,7 +106,7 @@ class Selection:
             ManifestError: The file cannot be read.
         """
         keys = ("group", "split")
-        before = {row["slide_id"]: [row[key] for key in keys] for _, row in csv_rows(path, SPLIT_COLUMNS)}
+        before = {row["slide_id"]: [row[key] for key in keys] for _, row in read_user_table(path, SPLIT_COLUMNS)}
         today = {row["slide_id"]: [row[key] for key in keys] for row in self.rows()}
         return sorted(
             slide_id for slide_id in before.keys() | today.keys() if before.get(slide_id) != today.get(slide_id)
@@ -179,13 +179,13 @@ def _found(path: Path, ids: Collection[str], *, wants_slides: bool) -> dict[str,
         ManifestError: The file is faulty, names a finding that is not known, or the audit did not see all slides.
     """
     found: defaultdict[str, set[str]] = defaultdict(set)
-    for number, row in csv_rows(path, ("slide_id", "finding"), may_be_empty=True):
+    for number, row in read_user_table(path, ("slide_id", "finding"), may_be_empty=True):
         if row["finding"] not in FINDINGS:
             raise ManifestError(f"{path}, row {number}: finding {row['finding']!r} is not known; make the audit anew")
         found[row["slide_id"]].add(row["finding"])
     seen = path.with_name("audit.csv")
     if seen.is_file():
-        rows = [row for _, row in csv_rows(seen, ("slide_id",), may_be_empty=True)]
+        rows = [row for _, row in read_user_table(seen, ("slide_id",), may_be_empty=True)]
         audited = {row["slide_id"] for row in rows}
         if wants_slides and not all("group" in row for row in rows):  # what was seen of the slides is not there
             raise ManifestError(f"{path}: that audit read the table alone (audit.slides=false); make it anew: {AUDIT}")
@@ -240,7 +240,7 @@ def _given(
     """The split of a file, why it leaves slides out, and the groups it names unless others are given."""
     path = settings.splits
     assert path is not None
-    listed = csv_rows(path, SPLIT_COLUMNS)
+    listed = read_user_table(path, SPLIT_COLUMNS)
     rows = {row["slide_id"]: (number, row) for number, row in listed}
     known = {record.slide_id: record for record in records}
     times = Counter(row["slide_id"] for _, row in listed)

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from panda.errors import ManifestError, PandaError
-from panda.files import write_table
+from panda.files import read_output_table, write_table
 from panda.report.charts import PALETTE, paired_chart
 from panda.report.page import need_folder, write_page
 from panda.report.paired import Difference, differences, groups_of, paired_rows
-from panda.report.run_folder import inside, link, mapping, number, read_csv, read_json, read_picture, read_text
+from panda.report.run_folder import inside, link, mapping, number, read_json, read_picture, read_text
 from panda.report.sweep_jobs import read_choices
 from panda.report.table import UNITS, Cell, Head, Table, cell, figure_kind, figure_name, show
 
@@ -90,7 +90,9 @@ def compare(a: Path, b: Path, output: Path | None = None) -> Path:
     check_alike((a, b), summaries)
     task = str(summaries[0]["task"])
     names = _names(a, b)
-    pairs = paired_rows(names, (read_csv(a / "test_slides.csv"), read_csv(b / "test_slides.csv")), task)
+    pairs = paired_rows(
+        names, (read_output_table(a / "test_slides.csv"), read_output_table(b / "test_slides.csv")), task
+    )
     if not pairs:
         raise ManifestError(f"{a / 'test_slides.csv'} holds no slide: nothing can be compared")
     groups, agreed = groups_of(pairs)

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from panda.errors import ManifestError, PandaError
+from panda.files import read_output_table
 from panda.report.compare import check_alike, summary_of
 from panda.report.paired import FIGURES, value_of
-from panda.report.run_folder import read_csv
 from panda.tasks.bootstrap import RESAMPLES, bootstrap_interval
 
 
@@ -85,7 +85,7 @@ def rows_of(folders: Sequence[Path]) -> tuple[list[dict[str, str]], str]:
     rows: list[dict[str, str]] = []
     tested: dict[str, Path] = {}
     for folder in folders:
-        for row in read_csv(folder / "test_slides.csv"):
+        for row in read_output_table(folder / "test_slides.csv"):
             slide_id = row["slide_id"]
             if slide_id in tested:
                 raise ManifestError(

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from panda.files import read_output_table
 from panda.report.agreement import agreement_chart
 from panda.report.page import need_folder, write_page
-from panda.report.run_folder import number, read_csv, read_json, sequence
+from panda.report.run_folder import number, read_json, sequence
 from panda.report.run_page import failure_table
 from panda.report.slide_page import ONE_SLIDE, Card, slide_table
 from panda.report.table import show
@@ -92,7 +93,7 @@ def write_inference_page(output: Path) -> Path:
     output = Path(output).absolute()
     need_folder(output)
     about, fault = read_json(output / "inference.json")
-    rows = read_csv(output / "quantification.csv")
+    rows = read_output_table(output / "quantification.csv")
     rows.sort(key=lambda r: -(number(r.get("tumor_percent_of_tissue")) or 0.0))
     failures = failure_table(output / "failures.csv")
     counts = {word: sum(r.get("in_sample") == word for r in rows) for word in _SEEN}

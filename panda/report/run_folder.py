@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import json
 import math
 import re
@@ -37,23 +36,6 @@ def read_json(path: Path) -> tuple[dict[str, Any], str]:
     if not isinstance(content, dict):
         return {}, f"{path.name} holds no JSON object."
     return content, ""
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """Read a table with a header line.
-
-    Args:
-        path: A file that may be missing.
-
-    Returns:
-        One mapping a row; no row where the file is missing or cannot be read as a table.
-    """
-    try:
-        with path.open(encoding="utf-8", errors="replace", newline="") as file:
-            rows = csv.DictReader(file)
-            return [{str(k): v or "" for k, v in row.items() if k is not None} for row in rows]
-    except (OSError, csv.Error):
-        return []
 
 
 def read_text(path: Path) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from panda.files import read_output_table
 from panda.report.agreement import agreement_chart
 from panda.report.charts import TRAIN, VALIDATION, Line, line_chart
 from panda.report.figure_tables import grade_name, part_table, splits_table
@@ -20,7 +21,6 @@ from panda.report.run_folder import (
     mapping,
     natural,
     number,
-    read_csv,
     read_json,
     read_picture,
     read_text,
@@ -118,7 +118,7 @@ def threshold_line(path: Path, name: str, colour: str) -> Line:
         The line, without a point where the table is missing.
     """
     points = []
-    for row in read_csv(path):
+    for row in read_output_table(path):
         x, y = number(row.get("threshold")), number(row.get("dice_pooled"))
         if x is not None and y is not None:
             points.append((x, y))
@@ -155,7 +155,7 @@ def _distance(row: dict[str, str]) -> float:
 
 def _slides(run_dir: Path, task: str) -> tuple[Table, str]:
     """Lay out the run's slides, the worst first, and say in which order they are."""
-    rows = read_csv(table_of_slides(run_dir))
+    rows = read_output_table(table_of_slides(run_dir))
     if task == "grading":
         rows.sort(key=_distance, reverse=True)
         order = "Those furthest from what was given come first."
@@ -172,7 +172,7 @@ def _slides(run_dir: Path, task: str) -> tuple[Table, str]:
 
 def failure_table(path: Path) -> Table:
     """Read `failures.csv`: slide, stage, error and message."""
-    rows = read_csv(path)
+    rows = read_output_table(path)
     cells = [
         [
             Cell(r.get("slide_id", ""), style="id"),
@@ -259,7 +259,7 @@ def write_run_page(run_dir: Path) -> Path:
         policy=str(mapping(summary.get("data")).get("groups") or ""),
         meaning=meaning(summary) if summary else [],
         splits=splits_table(summary),
-        charts=training_charts(read_csv(run_dir / "metrics.csv")),
+        charts=training_charts(read_output_table(run_dir / "metrics.csv")),
         curve=curve,
         calibration=calibration,
         curve_chart=""
@@ -271,7 +271,7 @@ def write_run_page(run_dir: Path) -> Path:
         panels=panels,
         more_panels=more_panels,
         slides=slides,
-        agreement=agreement_chart(read_csv(table_of_slides(run_dir))),
+        agreement=agreement_chart(read_output_table(table_of_slides(run_dir))),
         tested=bool(mapping(summary.get("test"))),
         slide_order=slide_order,
         counts=counts,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from panda.files import read_output_table
 from panda.report.page import need_folder, write_page
 from panda.report.run_folder import (
     Picture,
@@ -15,7 +16,6 @@ from panda.report.run_folder import (
     link,
     mapping,
     number,
-    read_csv,
     read_json,
     read_picture,
     sequence,
@@ -167,7 +167,7 @@ def _against_label(slide_dir: Path, slide_id: str) -> Table | None:
     table = table_of_slides(slide_dir.parent.parent)
     if slide_dir.parent.name != "slides" or not table.is_file():
         return None
-    row = next((r for r in read_csv(table) if r.get("slide_id") == slide_id), None)
+    row = next((r for r in read_output_table(table) if r.get("slide_id") == slide_id), None)
     if row is None:
         return None
     hidden = {"slide_id", "group"} | ({"label"} if row.get("label") == row.get("isup_grade") else set())

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from panda.files import read_output_table
 from panda.report.interpretation import LESS_IS_BETTER, headline_keys
-from panda.report.run_folder import link, mapping, natural, number, read_csv, read_json, read_text
+from panda.report.run_folder import link, mapping, natural, number, read_json, read_text
 
 _JOB_FILES = ("overrides.txt", "summary.json", "config.yaml", "error.txt")
 
@@ -79,7 +80,7 @@ def _job(folder: Path) -> Job:
         ended = bool(error)
         error = error or f"{fault} The job is at work still, or was killed."
     report = link(folder.name, "report.html") if (folder / "report.html").is_file() else ""
-    lost = len(read_csv(folder / "failures.csv"))
+    lost = len(read_output_table(folder / "failures.csv"))
     return Job(folder.name, read_choices(read_text(folder / "overrides.txt")), summary, error, report, lost, ended)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +12,14 @@ from typing import Any
 from markupsafe import Markup
 
 from panda.errors import ManifestError
-from panda.files import write_table, write_whole
+from panda.files import read_output_table, write_table
 from panda.report.charts import GREY, PALETTE, Bar, Line, bar_chart, effect_chart, line_chart
 from panda.report.effects import Effect, Scored, effects
 from panda.report.interpretation import interval, interval_text
 from panda.report.page import need_folder, write_page
 from panda.report.paired import Difference, difference_of, groups_of, paired_rows
 from panda.report.replicates import repeats, repeats_table
-from panda.report.run_folder import mapping, number, read_csv
+from panda.report.run_folder import mapping, number
 from panda.report.run_page import threshold_line
 from panda.report.sweep_jobs import Job, job_label, part_choices, ranked, read_jobs
 from panda.report.table import Cell, Head, Table, cell, figure_kind, figure_name, show
@@ -39,7 +37,7 @@ def _gaps(sweep_dir: Path, jobs: Sequence[Job]) -> dict[str, Difference]:
     gaps = {}
     for key in dict.fromkeys(job.key for job in jobs if job.summary):
         same = [job for job in ranked(jobs) if job.key == key and job.score("val") is not None]
-        tables = [read_csv(sweep_dir / job.name / "val_slides.csv") for job in same[:_MOST_BARS]]
+        tables = [read_output_table(sweep_dir / job.name / "val_slides.csv") for job in same[:_MOST_BARS]]
         for job, table in zip(same[1:], tables[1:], strict=False):
             with contextlib.suppress(ManifestError):
                 pairs = paired_rows((same[0].name, job.name), (tables[0], table), job.task)
@@ -178,8 +176,8 @@ def _curves(sweep_dir: Path, jobs: Sequence[Job], varied: Sequence[str]) -> Mark
     return line_chart(title, lines, "threshold", y_range=(0.0, 1.0), size=(1100, 400))
 
 
-def _csv(jobs: Sequence[Job], varied: Sequence[str], gaps: Mapping[str, Difference]) -> str:
-    """Write every figure of every job as a table, each with the ends of its interval where it has one."""
+def _write_jobs(path: Path, jobs: Sequence[Job], varied: Sequence[str], gaps: Mapping[str, Difference]) -> None:
+    """Write every figure of every job as a table, each with the ends of its interval if it has one."""
     said = {"task": "task", "seed": "seed", "threshold": "threshold_used", "trained_by": "trained_by"}
     said = {key: column for key, column in said.items() if column not in varied}
     columns = ["job", "state", *varied, *said.values()]
@@ -201,11 +199,7 @@ def _csv(jobs: Sequence[Job], varied: Sequence[str], gaps: Mapping[str, Differen
         rows.append(row | {"seconds": job.summary.get("seconds"), "lost_slides": job.lost, "error": job.error})
     last = ["seconds", "lost_slides", "error"]
     columns += [key for key in dict.fromkeys(key for row in rows for key in row) if key not in {*columns, *last}]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [*columns, *last], lineterminator="\n", restval="")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    write_table(path, rows, [*columns, *last])
 
 
 def write_sweep_table(sweep_dir: Path) -> None:
@@ -220,7 +214,7 @@ def write_sweep_table(sweep_dir: Path) -> None:
     """
     need_folder(sweep_dir)
     jobs = read_jobs(sweep_dir)
-    write_whole(sweep_dir / "sweep.csv", _csv(jobs, part_choices(jobs)[0], {}))
+    _write_jobs(sweep_dir / "sweep.csv", jobs, part_choices(jobs)[0], {})
 
 
 def write_sweep(sweep_dir: Path) -> Path:
@@ -240,7 +234,7 @@ def write_sweep(sweep_dir: Path) -> Path:
     jobs = read_jobs(sweep_dir)
     varied, constant = part_choices(jobs)
     gaps = _gaps(sweep_dir, jobs)
-    write_whole(sweep_dir / "sweep.csv", _csv(jobs, varied, gaps))
+    _write_jobs(sweep_dir / "sweep.csv", jobs, varied, gaps)
     if same := repeats(jobs, varied):
         write_table(sweep_dir / "repeats.csv", [repeat.row() for repeat in same])
     failed = [job for job in jobs if job.error]

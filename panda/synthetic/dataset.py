@@ -6,10 +6,8 @@ they are no substitute for tissue. `drawing.py` holds the looks, `layout.py` wha
 
 from __future__ import annotations
 
-import csv
 import fcntl
 import hashlib
-import io
 import json
 import os
 from collections.abc import Mapping
@@ -21,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from panda.errors import ConfigError, ManifestError
-from panda.files import fingerprint, remove, replace, sync, write_whole
+from panda.files import fingerprint, read_user_table, remove, replace, sync, write_table, write_whole
 from panda.synthetic.layout import GRADE_PATTERNS, plan_scene
 from panda.synthetic.painter import Painter
 from panda.synthetic.pyramid_writer import write_slide
@@ -237,21 +235,12 @@ def _is_drawn(root: Path, spec: SyntheticSpec) -> bool:
     asked = _described(spec)
     if there != asked:
         raise ManifestError(f"{root} was drawn by another spec: there {there}, asked {asked}; {remedy}")
-    with open(root / "train.csv", encoding="utf-8", newline="") as table:
-        for row in csv.DictReader(table):
-            name = row["image_id"]
-            for part in (f"train_images/{name}.tiff", f"train_label_masks/{name}_mask.tiff"):
-                if not (root / part).exists():
-                    raise ManifestError(f"{root} lacks {part}: remove the folder to have it drawn anew")
+    for _, row in read_user_table(root / "train.csv", ("image_id",)):
+        name = row["image_id"]
+        for part in (f"train_images/{name}.tiff", f"train_label_masks/{name}_mask.tiff"):
+            if not (root / part).exists():
+                raise ManifestError(f"{root} lacks {part}: remove the folder to have it drawn again")
     return True
-
-
-def _table(columns: list[str], rows: list[dict[str, str | int | float]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _fill(folder: Path, spec: SyntheticSpec, progress: bool) -> None:
@@ -276,8 +265,8 @@ def _fill(folder: Path, spec: SyntheticSpec, progress: bool) -> None:
         }
         for t in truths
     ]
-    write_whole(folder / "train.csv", _table(list(labels[0]), labels))
-    write_whole(folder / "truth.csv", _table(TRUTH_COLUMNS, [t.row() for t in truths]))
+    write_table(folder / "train.csv", labels)
+    write_table(folder / "truth.csv", [t.row() for t in truths], TRUTH_COLUMNS)
     write_whole(folder / "synthetic.json", json.dumps(_described(spec), indent=2) + "\n")
     remove(folder / ".drawn")
 
