@@ -33,7 +33,7 @@ from panda.report.folds import Figure, figures, rows_of
 from panda.report.paired import differences, groups_of, paired_rows
 from panda.tasks.metrics import BINS, pixel_histogram
 from panda.tasks.threshold import search_threshold
-from panda.wsi.labels import LabelMask
+from panda.wsi.label_mask import LabelMask
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import find_tissue
 

@@ -85,7 +85,7 @@ def checkpoint(network: str) -> Path:
         carried = {
             "network": made.plain(),
             "resolution": {"level": 0, "mpp": None, "train_mpp": None},
-            **{"patch_size": MAPPED_TILE, "overlap": OVERLAP, "labels": {}, "precision": precision},
+            **{"patch_size": MAPPED_TILE, "overlap": OVERLAP, "label_maps": {}, "precision": precision},
             **{"threshold": search_threshold({}).plain(), "train_slides": [], "val_slides": []},
         }
         state = {f"network.{key}": value for key, value in made.state_dict().items()}

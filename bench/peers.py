@@ -20,12 +20,12 @@ from PIL import Image
 from bench.project import MIN_TISSUE, TILE
 from bench.slides import MPP, PROVIDER, mask_path
 from panda.data.manifest import SlideRecord
-from panda.wsi.labels import PROVIDERS
+from panda.wsi.label_maps import find_label_map
 
 CutOne = Callable[[SlideRecord, Path], int]
 _FAST = 1
 """zlib's level for PNG, the one this project uses; Pillow's own, 6, takes longer."""
-_CANCER = np.array([255 * (code in PROVIDERS[PROVIDER].cancer) for code in range(256)], np.uint8)
+_CANCER = np.array([255 * (code in find_label_map(PROVIDER).cancer) for code in range(256)], np.uint8)
 
 
 def saturated(rgb: NDArray[np.uint8]) -> NDArray[np.bool_]:

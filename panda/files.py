@@ -25,6 +25,9 @@ from panda.errors import ManifestError
 
 log = logging.getLogger(__name__)
 
+CONF = Path(__file__).resolve().parents[1] / "conf"
+"""The folder of choices, beside the package."""
+
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 _SYNCS = 8  # files brought to the disk at the same time
 

@@ -28,7 +28,7 @@ def segmentation_checkpoint(path: Path, **changes: Any) -> Path:
         "resolution": RESOLUTION,
         "patch_size": 64,
         "overlap": 0.5,
-        "labels": {},
+        "label_maps": {},
         "threshold": search_threshold({}).plain(),
         "precision": "fp32",
         "train_slides": [],

@@ -13,13 +13,14 @@ from panda.errors import CheckpointError
 from panda.tasks.calibration import fit_temperature
 from panda.tasks.checkpoint import WholeCheckpoints, carried_data, read_checkpoint, replace_carried
 from panda.tasks.threshold import ThresholdChoice, search_threshold
+from panda.wsi.label_maps import LabelMap, find_label_map
 
 CARRIED_HERE: dict[str, Any] = {
     "network": {"a": 1},
     "resolution": {"level": 1, "mpp": None, "train_mpp": [1.9, 2.0, 2.1]},
     "patch_size": 64,
     "overlap": 0.5,
-    "labels": {"karolinska": [2]},
+    "label_maps": {"karolinska": find_label_map("karolinska").model_dump(mode="json")},
     "threshold": {"value": 0.4, "criterion": "dice_pooled", "score": None, "chosen_on": "here", "date": "today"},
     "precision": "fp32",
     "train_slides": ["a"],
@@ -170,3 +171,20 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
         WholeCheckpoints().save_checkpoint({"epoch": 1}, path)
     assert torch.load(path, weights_only=True) == {"epoch": 0}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_checkpoint_that_has_only_cancer_codes_gets_the_known_label_maps(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.ckpt", labels={"karolinska": [2]})
+    content = torch.load(path, weights_only=True)
+    del content["panda"]["label_maps"]
+    torch.save(content, path)
+    assert read_checkpoint(path, "segmentation").label_maps == {"karolinska": find_label_map("karolinska")}
+
+
+def test_label_maps_come_from_the_checkpoint_alone(tmp_path: Path) -> None:
+    own = LabelMap(names={0: "other", 9: "cancer"}, cancer=(9,), unlabelled=())
+    path = write(tmp_path / "a.ckpt", label_maps={name: own.model_dump(mode="json") for name in ("leuven", "radboud")})
+    assert read_checkpoint(path, "segmentation").label_maps == {"leuven": own, "radboud": own}
+    path = write(path, label_maps={"leuven": {"names": {"0": "other"}, "cancer": [9], "unlabelled": []}})
+    with pytest.raises(CheckpointError, match=r"panda\.label_maps\.leuven\.cancer .*has code 9 without a name"):
+        read_checkpoint(path, "segmentation")

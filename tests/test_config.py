@@ -14,7 +14,7 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 GROUPS = sorted(
     (group.name, option.stem)
     for group in CONF.iterdir()
-    if group.is_dir() and group.name != "hydra_folders"
+    if group.is_dir() and group.name not in ("hydra_folders", "label_maps")
     for option in group.glob("*.yaml")
 )
 

@@ -71,7 +71,10 @@ def test_duplicate_row(tmp_path: Path) -> None:
 def test_unknown_provider(tmp_path: Path) -> None:
     [(slide_id, name, value)] = _found(tmp_path, "a,Radbout,1,3+3")
     assert (slide_id, name) == ("a", "unknown_provider")
-    assert value == "row 2: data_provider 'Radbout' is unknown; known are karolinska, radboud"
+    assert value == (
+        "row 2: data_provider 'Radbout' is unknown; known are binary, karolinska, radboud; correct it, or describe its "
+        "mask codes in conf/label_maps/Radbout.yaml"
+    )
 
 
 @pytest.mark.parametrize("grade", ["6", "-1", "1.0", "", "x"])

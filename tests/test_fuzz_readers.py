@@ -28,7 +28,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from panda.errors import PandaError, SlideError
-from panda.wsi.labels import LabelMask
+from panda.wsi.label_mask import LabelMask
 from panda.wsi.readers import ReaderName
 from panda.wsi.slide import Slide, SlideOptions
 from panda.wsi.tiff.segments import CACHE_BYTES, JPEG, SEGMENT_BYTES, Decoder

@@ -12,7 +12,7 @@ from bench.glas import Scene, by_colour, by_plain_loop, everything, paired, row,
 from panda.data.manifest import SlideRecord
 from panda.inference.canvas import CanvasWriter
 from panda.inference.evaluate import score_canvas
-from panda.wsi.labels import LabelMask
+from panda.wsi.label_mask import LabelMask
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import find_tissue
 from tests.panda_folder import make_folder

@@ -28,6 +28,7 @@ from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
 from panda.inference.slide_mapper import SlideMapper
 from panda.tasks.threshold import ThresholdChoice
+from panda.wsi.label_maps import LabelMap
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import RULES, find_tissue
 from tests.checkpoints import grading_checkpoint, segmentation_checkpoint
@@ -434,3 +435,17 @@ def test_slides_that_have_a_mask_are_scored_against_it(tmp_path: Path, slides: P
         run("*.tiff", f"labels={masks}")
     with pytest.raises(ConfigError, match="none of the 3 slides has a mask there \\(2 are in its table\\)"):
         run("*.tiff", f"labels={tmp_path}")
+
+
+def test_slides_of_a_provider_that_only_the_checkpoint_knows_are_scored(tmp_path: Path, run: Infer) -> None:
+    own = LabelMap(names={0: "other", 9: "cancer"}, cancer=(9,), unlabelled=())
+    checkpoint = segmentation_checkpoint(tmp_path / "own.ckpt", label_maps={"leuven": own.model_dump(mode="json")})
+    codes = np.zeros((512, 640), np.uint8)
+    codes[100:400, 100:300] = 9
+    write_pyramid(tmp_path / "train_label_masks" / "a_mask.tiff", codes)
+    (tmp_path / "train.csv").write_text("image_id,data_provider,isup_grade,gleason_score\na,leuven,5,5+5\n")
+    run("a.tiff", f"labels={tmp_path}", f"checkpoint={checkpoint}", "threshold=0.42")
+    (row,) = read_output_table(tmp_path / "out" / "quantification.csv")
+    assert float(row["true_tumor_mm2"]) == pytest.approx(300 * 200 * 0.25e-6, rel=0.05)
+    with pytest.raises(ManifestError, match=r"'leuven' is unknown; .*conf/label_maps/leuven\.yaml"):
+        run("a.tiff", f"labels={tmp_path}")

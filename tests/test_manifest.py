@@ -64,7 +64,7 @@ def test_mask_suffix(tmp_path: Path) -> None:
         (".hidden,radboud,0,0+0", "not a plain file name"),
         (",radboud,0,0+0", "not a plain file name"),
         ("splits,radboud,0,0+0", "rename the slide"),
-        ("b,stanford,0,0+0", "row 3: data_provider 'stanford' is unknown; known are karolinska, radboud"),
+        ("b,stanford,0,0+0", "row 3: data_provider 'stanford' is unknown; known are binary, karolinska, radboud"),
         ("b,radboud,6,0+0", "row 3: isup_grade '6' is not an integer 0..5"),
         ("b,radboud,1.0,0+0", "isup_grade '1.0'"),
         ("b,radboud,,0+0", "isup_grade ''"),

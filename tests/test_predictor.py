@@ -16,7 +16,7 @@ from panda.inference.evaluate import score_canvas
 from panda.inference.predictor import SegmentationPredictor, resolution_for
 from panda.tasks.metrics import BINS
 from panda.tasks.threshold import ThresholdChoice
-from panda.wsi.labels import LabelMask
+from panda.wsi.label_mask import LabelMask
 from panda.wsi.slide import Slide, SlideOptions
 from panda.wsi.tissue import find_tissue
 from tests.checkpoints import segmentation_checkpoint

@@ -19,7 +19,7 @@ from bench.tissue import NO_TISSUE, PENS, TISSUE, Drawing, measure
 from panda.errors import SlideError
 from panda.wsi.appearance import LOOSE, STRICT, Picture
 from panda.wsi.geometry import Resolution
-from panda.wsi.labels import LabelMask
+from panda.wsi.label_mask import LabelMask
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap, find_tissue, tissue_mask_rgb
 from tests.pyramids import write_pyramid

@@ -37,13 +37,14 @@ from panda.models.losses import BCELoss
 from panda.models.segmentation import Segmenter
 from panda.tasks.optim import Optim
 from panda.tasks.segmentation import SegmentationTask
+from panda.wsi.label_maps import find_label_map
 from tests.test_config import composed
 
 CARRIED: dict[str, Any] = {
     "resolution": {"level": 1, "mpp": None, "train_mpp": [2.0, 2.0, 2.0]},
     "patch_size": 16,
     "overlap": 0.5,
-    "labels": {"karolinska": [2]},
+    "label_maps": {"karolinska": find_label_map("karolinska").model_dump(mode="json")},
     "precision": "fp32",
     "train_slides": ["a", "b"],
     "val_slides": ["c"],
@@ -394,7 +395,7 @@ def test_a_validation_slide_that_fails_leaves_no_canvas(tmp_path: Path, monkeypa
     monkeypatch.setattr("panda.app.segmentation.find_tissue", lambda _: None)
     monkeypatch.setattr("panda.app.segmentation.score_made_of", lambda *_: "")
     run: Any = SimpleNamespace(folder=tmp_path, failures=[])
-    predictor = SimpleNamespace(predict=predict, threshold=None)
+    predictor = SimpleNamespace(predict=predict, threshold=None, label_maps={})
     with pytest.raises(PandaError, match="no validation slide could be scored: cannot be read"):
         experiment._freeze_threshold(run, predictor, [SimpleNamespace(slide_id="a")])
     assert [failure.slide_id for failure in run.failures] == ["a"]

@@ -20,7 +20,6 @@ from panda.wsi.slide import ReaderName, SlideOptions
 
 log = logging.getLogger(__name__)
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
 USED = ("root", "reader", "mpp_override", "draw")
 """Keys of the `data` group that an audit goes by."""
 SPOILT_LABELS = ("missing_mask", "empty_mask_graded", "benign_mask_cancer_grade", "cancer_mask_benign_grade")

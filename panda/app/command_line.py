@@ -6,7 +6,6 @@ import contextlib
 import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -15,11 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from panda.errors import near
+from panda.files import CONF
 
 OWN = {"hydra", "run_dir"}
 """Keys that are not for the command line."""
-CONF = Path(__file__).resolve().parents[2] / "conf"
-"""The choices, where the package lies beside them."""
 
 
 def explain(error: Exception, arguments: Sequence[str]) -> str:

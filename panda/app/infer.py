@@ -20,7 +20,7 @@ from panda.app.config import Faults, check_config
 from panda.app.entry_point import SomeSlidesFailed, log_to_file, make_folder
 from panda.app.inference_tables import ONLY_UNGRADED, Results
 from panda.data.manifest import TABLE, SlideRecord, read_manifest
-from panda.errors import ConfigError, ManifestError, PandaError
+from panda.errors import CheckpointError, ConfigError, ManifestError, PandaError
 from panda.files import locked, read_user_table, write_json
 from panda.inference.autotune import TunedMode, tune_mode
 from panda.inference.compute import EngineSettings
@@ -36,7 +36,7 @@ from panda.report.panels import attention_tiles
 from panda.report.slide_page import write_slide_page
 from panda.tasks.checkpoint import Checkpoint, read_checkpoint
 from panda.tasks.threshold import ThresholdChoice
-from panda.wsi.labels import class_names
+from panda.wsi.gleason import class_names
 from panda.wsi.slide import SlideOptions
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ def infer(cfg: DictConfig) -> list[dict[str, Any]]:
             own = folder / slide.slide_id
             known = None
             if record := labelled.get(slide.slide_id):
-                known = record, stack.enter_context(open_label(record, slide))
+                known = record, stack.enter_context(open_label(record, slide, predictor.label_maps))
             canvas_path = canvases / slide.slide_id / "canvas.zarr"
             with locked(own / "slide.html"):  # so that another run's tiles and page do not come between
                 mapped = mapper.map(slide, tissue, own, canvas_path, tile_progress(bar), labelled=known)
@@ -147,9 +147,15 @@ def _checked(
     try:
         with faults.collect():
             paths = find_slides(cfg.slides)
+        checkpoint: Checkpoint | CheckpointError
+        try:
+            checkpoint = read_checkpoint(Path(cfg.checkpoint), "segmentation")
+        except CheckpointError as error:
+            checkpoint = error
         with faults.collect():
-            labelled = _labelled(cfg.labels, paths)
-        checkpoint = read_checkpoint(Path(cfg.checkpoint), "segmentation")
+            labelled = _labelled(cfg.labels, paths, checkpoint)
+        if isinstance(checkpoint, CheckpointError):
+            raise checkpoint
     except PandaError:
         faults.raise_any()
         raise
@@ -165,12 +171,15 @@ def _slide_options(cfg: DictConfig) -> SlideOptions:
     return SlideOptions(cfg.reader, None if cfg.mpp_override is None else float(cfg.mpp_override))
 
 
-def _labelled(root: str | None, paths: Sequence[Path]) -> dict[str, SlideRecord]:
-    """The slides that have a label mask, by name.
+def _labelled(
+    root: str | None, paths: Sequence[Path], checkpoint: Checkpoint | CheckpointError
+) -> dict[str, SlideRecord]:
+    """Return the slides that have a label mask, by name.
 
     Args:
         root: A folder in PANDA's layout, or None.
-        paths: The slides; none where they could not be found, and nothing can be said of their masks.
+        paths: The slides; empty if they were not found, then nothing is known of their masks.
+        checkpoint: The checkpoint, which can know providers that `conf/label_maps` does not have; or its fault.
 
     Raises:
         ConfigError: If it is no such folder, or none of them has one there.
@@ -186,7 +195,8 @@ def _labelled(root: str | None, paths: Sequence[Path]) -> dict[str, SlideRecord]
     if not paths:
         return {}
     names = {path.stem for path in paths}
-    found = [record for record in read_manifest(root) if record.slide_id in names]
+    label_maps = checkpoint.label_maps if isinstance(checkpoint, Checkpoint) else {}
+    found = [record for record in read_manifest(root, label_maps=label_maps) if record.slide_id in names]
     labelled = {record.slide_id: record for record in found if record.mask_path and record.mask_path.is_file()}
     if not labelled:
         raise ConfigError(

@@ -58,7 +58,7 @@ from panda.tasks.metrics import pooled
 from panda.tasks.optim import Optim
 from panda.tasks.segmentation import SegmentationTask
 from panda.tasks.threshold import ThresholdChoice, check_criterion
-from panda.wsi.labels import PROVIDERS
+from panda.wsi.label_maps import find_label_map
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import find_tissue
 
@@ -186,7 +186,10 @@ class SegmentationExperiment:
             "resolution": resolution_asked(data.settings.level, data.settings.mpp, data.train_mpp()),
             "patch_size": data.settings.patch_size,
             "overlap": self.settings.overlap,
-            "labels": {name: sorted(labels.cancer) for name, labels in PROVIDERS.items()},
+            "label_maps": {
+                provider: find_label_map(provider).model_dump(mode="json")
+                for provider in sorted({record.provider for record in (*splits["train"], *splits["val"])})
+            },
             "precision": self.engine.precision,
             "tta": self.engine.tta,
             "normalize": data.normalize,
@@ -252,7 +255,7 @@ class SegmentationExperiment:
 
             def score(record: SlideRecord, bar: tqdm[Any]) -> SlideScore:
                 try:
-                    with self._open(record) as slide, open_label(record, slide) as mask:
+                    with self._open(record) as slide, open_label(record, slide, predictor.label_maps) as mask:
                         made_of = score_made_of(predictor, slide, record)
                         if made_of in kept:
                             scored[made_of] = SlideScore(record=record, **kept[made_of])
@@ -336,7 +339,7 @@ class SegmentationExperiment:
         def work(record: SlideRecord, bar: tqdm[Any]) -> SlideScore:
             folder = run.folder / "slides" / record.slide_id
             threshold = choice.of(record.provider)
-            with self._open(record) as slide, open_label(record, slide) as mask:
+            with self._open(record) as slide, open_label(record, slide, predictor.label_maps) as mask:
                 tissue = find_tissue(slide)
                 mapped = mappers[threshold].map(
                     slide, tissue, folder, folder / "canvas.zarr", tile_progress(bar), labelled=(record, mask)

@@ -26,7 +26,7 @@ from panda.inference.slide_loop import tile_progress
 from panda.inference.slide_mapper import SlideMapper
 from panda.report.panels import attention_tiles
 from panda.report.slide_page import write_slide_page
-from panda.wsi.labels import LabelMask
+from panda.wsi.label_mask import LabelMask
 from panda.wsi.slide import Slide, SlideOptions
 from panda.wsi.tissue import TissueMap, find_tissue
 
@@ -77,12 +77,13 @@ class SlideGrading:
         with contextlib.ExitStack() as stack:
             slide = stack.enter_context(self.slide_options.open(record.image_path))
             tissue = find_tissue(slide)
-            label = stack.enter_context(open_label(record, slide)) if labelled else None
             if self.folder is None:
                 with self.guidance.canvas(slide, tissue, bar) as canvas:
                     return self.grader.grade(slide, tissue, canvas, shown=0)  # nothing is drawn
             own = self.folder / record.slide_id
             segmenter = self.guidance.segmenter(record.slide_id)
+            label_maps = None if segmenter is None else segmenter.label_maps
+            label = stack.enter_context(open_label(record, slide, label_maps)) if labelled else None
             if segmenter is None:
                 grade: Grade | None = self._unguided(slide, tissue, label, own)
             else:

@@ -18,7 +18,8 @@ from panda.audit.sharpness import BLURRED, measure_sharpness
 from panda.data.findings import Finding, TableRow
 from panda.errors import MaskError, SlideError
 from panda.wsi.geometry import mean_mpp
-from panda.wsi.labels import PROVIDERS, LabelMask
+from panda.wsi.label_maps import known_label_maps
+from panda.wsi.label_mask import LabelMask
 from panda.wsi.mpp import MPP_MAX, MPP_MIN
 from panda.wsi.slide import Slide, SlideOptions
 from panda.wsi.tiff.pyramid import TiffPyramid
@@ -156,7 +157,7 @@ class Look:
         if self.slide is None:
             return None
         try:
-            return LabelMask(path, self.slide, self.row.provider, tiff)
+            return LabelMask(path, self.slide, self.row.provider, known_label_maps(), tiff)
         except MaskError as error:
             self.found("mask_geometry", str(error))
             return None
@@ -168,7 +169,7 @@ class Look:
             um = mean_mpp(self.slide.mpp) * math.sqrt(mask.frame.sx * mask.frame.sy)
         level = 0 if self.deep else counted_level(tiff, um)
         counts = count_codes(tiff, level)
-        labels = PROVIDERS.get(self.row.provider)
+        labels = known_label_maps().get(self.row.provider)
         grade = self.row.grade
         # That there is no cancer is said of level 0 only: the coarser ones can miss a sliver.
         while labels is not None and grade and level and not counts[list(labels.cancer)].any():
@@ -181,7 +182,8 @@ class Look:
         if unknown := [code for code in np.flatnonzero(counts).tolist() if code not in labels.names]:
             said = ", ".join(f"{code} ({counts[code]} px)" for code in unknown)
             self.found("unknown_mask_code", f"{said} at level {level}; {self.row.provider} has {sorted(labels.names)}")
-        cancer, labelled = int(counts[list(labels.cancer)].sum()), int(counts[1:].sum())
+        unlabelled = int(counts[list(labels.unlabelled)].sum())
+        cancer, labelled = int(counts[list(labels.cancer)].sum()), int(counts.sum()) - unlabelled
         self.seen["cancer_fraction"] = cancer / labelled if labelled else None
         size = ""
         if um is not None:
@@ -189,7 +191,7 @@ class Look:
             self.seen["cancer_mm2"] = cancer * um * um * scale / 1e6
             size = f", {self.seen['cancer_mm2']:.4g} mm²"
         if grade and not labelled:
-            self.found("empty_mask_graded", f"isup_grade is {grade}, the mask holds nothing but code 0")
+            self.found("empty_mask_graded", f"isup_grade is {grade}, the mask labels no px")
         elif grade and not cancer:
             self.found("benign_mask_cancer_grade", f"isup_grade is {grade}, the mask holds no cancer at level 0")
         elif grade == 0 and cancer:
@@ -197,10 +199,12 @@ class Look:
             self.found("cancer_mask_benign_grade", f"isup_grade is 0, {share}")
 
     def _place(self, mask: LabelMask) -> None:
-        """Whether what the mask labels lies on tissue."""
+        """Check that what the mask labels is on tissue."""
         if self.survey is None or self.survey.tissue is None:
             return
-        labelled = mask.overview(self.survey.resolution) > 0
+        codes, labels = mask.overview(self.survey.resolution), known_label_maps().get(self.row.provider)
+        # Code 0 is glass too, even if it says that there is no cancer.
+        labelled = ~np.isin(codes, (0, *(labels.unlabelled if labels is not None else ())))
         if not labelled.any():
             return
         self.seen["labelled_on_tissue"] = on_tissue = float(self.survey.tissue.mask[labelled].mean())

@@ -12,7 +12,7 @@ from panda.audit.inspection import Inspection, dataset_findings, same_files
 from panda.audit.near_duplicates import NearDuplicates, group_near_duplicates
 from panda.data.findings import FINDINGS, Finding, Severity, TableRow, group_findings
 from panda.files import write_table
-from panda.wsi.labels import PROVIDERS
+from panda.wsi.label_maps import known_label_maps
 
 AUDIT, FINDINGS_TABLE, GROUPS, PAIRS = "audit.csv", "findings.csv", "groups.csv", "pairs.csv"
 OTHER = "other"
@@ -236,9 +236,10 @@ def worst(findings: Iterable[Finding]) -> Severity | None:
 
 
 def _by_provider(rows: Iterable[TableRow]) -> dict[str, int]:
-    """Rows of each provider, those of unknown ones together at the end."""
-    counts = Counter(row.provider if row.provider in PROVIDERS else OTHER for row in rows)
-    return {provider: counts[provider] for provider in (*sorted(PROVIDERS), OTHER) if counts[provider]}
+    """Return the number of rows of each provider, those of unknown ones together at the end."""
+    known = known_label_maps()
+    counts = Counter(row.provider if row.provider in known else OTHER for row in rows)
+    return {provider: counts[provider] for provider in (*known, OTHER) if counts[provider]}
 
 
 def _values(seen: Inspection) -> list[Any]:

@@ -7,14 +7,15 @@ with the columns `image_id`, `data_provider`, `isup_grade`, `gleason_score`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from panda.errors import ManifestError, MaskError, SlideError
 from panda.files import read_user_table
-from panda.wsi.labels import PROVIDERS, LabelMask, tumor_bool_from_gray
+from panda.wsi.label_maps import LabelMap, known_label_maps, tumor_bool_from_gray, unknown_provider
+from panda.wsi.label_mask import LabelMask
 from panda.wsi.slide import Slide
 
 TABLE = "train.csv"
@@ -38,7 +39,7 @@ class SlideRecord:
 
     Attributes:
         slide_id: PANDA's `image_id`.
-        provider: A key of `panda.wsi.labels.PROVIDERS`.
+        provider: The name of its label map, see `panda.wsi.label_maps`.
         isup_grade: 0 to 5, or None where the slide has no grade.
         gleason: The Gleason score as the table writes it (`"3+4"`, `"negative"`).
         image_path: Where the slide lies, or should lie.
@@ -55,7 +56,9 @@ class SlideRecord:
     group: str
 
 
-def read_manifest(root: Path | str, *, mask_suffix: str = "_mask") -> list[SlideRecord]:
+def read_manifest(
+    root: Path | str, *, mask_suffix: str = "_mask", label_maps: Mapping[str, LabelMap] | None = None
+) -> list[SlideRecord]:
     """Read the table of slides of a folder in PANDA's layout.
 
     Whether the files of the table exist is not looked at here.
@@ -63,6 +66,7 @@ def read_manifest(root: Path | str, *, mask_suffix: str = "_mask") -> list[Slide
     Args:
         root: The folder that holds `train.csv`.
         mask_suffix: What a mask's file name has after the slide's id.
+        label_maps: Label maps of providers that are known besides those in `conf/label_maps`.
 
     Returns:
         One record a row, in the order of the table; each is its own group.
@@ -79,7 +83,7 @@ def read_manifest(root: Path | str, *, mask_suffix: str = "_mask") -> list[Slide
     seen: dict[str, int] = {}
     for number, row in read_user_table(table, COLUMNS):
         slide_id = row["image_id"]
-        found = [fault for _, fault in row_faults(row)]
+        found = [fault for _, fault in row_faults(row, label_maps or ())]
         if slide_id in seen:
             found.append(f"image_id {slide_id!r} occurs already in row {seen[slide_id]}")
         seen.setdefault(slide_id, number)
@@ -222,11 +226,12 @@ def _has_tumor(record: SlideRecord) -> bool:
             return bool(tumor_bool_from_gray(mask.overview(small), record.provider).any())
 
 
-def row_faults(row: Mapping[str, str]) -> list[tuple[str, str]]:
-    """What is wrong with a row of the table of slides, taken by itself, so that it makes no record.
+def row_faults(row: Mapping[str, str], providers: Collection[str] = ()) -> list[tuple[str, str]]:
+    """Return what is wrong with one row of the table of slides, so that it makes no record.
 
     Args:
         row: Values of `image_id`, `data_provider` and `isup_grade`.
+        providers: Providers that are known besides those in `conf/label_maps`.
 
     Returns:
         The name of each fault in `panda.data.findings.FINDINGS`, and a sentence.
@@ -242,10 +247,9 @@ def row_faults(row: Mapping[str, str]) -> list[tuple[str, str]]:
         faults.append(("bad_id", f"image_id {slide_id!r} is not a plain file name without folder and suffix"))
     elif slide_id in RESERVED or slide_id.endswith(".partial"):
         faults.append(("bad_id", f"image_id {slide_id!r} is a name that patch stores use themselves; rename the slide"))
-    if provider not in PROVIDERS:
-        faults.append(
-            ("unknown_provider", f"data_provider {provider!r} is unknown; known are {', '.join(sorted(PROVIDERS))}")
-        )
+    known = {*known_label_maps(), *providers}
+    if provider not in known:
+        faults.append(("unknown_provider", f"data_provider {unknown_provider(provider, known)}"))
     if grade not in {str(known) for known in GRADES}:
         faults.append(("bad_grade", f"isup_grade {grade!r} is not an integer 0..5"))
     return faults

@@ -25,7 +25,8 @@ from panda.errors import MaskError, PandaError, SlideError
 from panda.files import fingerprint, identity, remove, replace, sync
 from panda.wsi.geometry import Resolution
 from panda.wsi.grid import Grid, tissue_grid
-from panda.wsi.labels import CANCER, LabelMask
+from panda.wsi.label_maps import find_label_map
+from panda.wsi.label_mask import CANCER, LabelMask
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import find_tissue
 
@@ -252,12 +253,13 @@ def _origin(record: SlideRecord) -> dict[str, Any]:
 
     Raises:
         SlideError: The slide is missing.
-        MaskError: The mask is missing.
+        MaskError: The mask is missing, or its provider has no label map.
     """
     return {
         "slide_id": record.slide_id,
         "provider": record.provider,
         "isup_grade": record.isup_grade,
+        "codes": find_label_map(record.provider).codes(),
         "slide": _identity(record.image_path, SlideError),
         "mask": None if record.mask_path is None else _identity(record.mask_path, MaskError),
     }

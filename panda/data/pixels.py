@@ -28,7 +28,7 @@ from panda.data.settings import PatchSettings, StoreKind
 from panda.errors import ManifestError
 from panda.files import identity
 from panda.wsi.geometry import Resolution
-from panda.wsi.labels import CANCER, IGNORED, OTHER, LabelMask
+from panda.wsi.label_mask import CANCER, IGNORED, OTHER, LabelMask
 from panda.wsi.slide import Slide
 
 SLIDE_FILE = "slide.json"

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from panda.data.findings import FILE_FINDINGS, FINDINGS, REFUSED_ROWS
 from panda.data.splits import fraction_faults
-from panda.wsi.labels import PROVIDERS
+from panda.wsi.label_maps import known_label_maps
 from panda.wsi.slide import ReaderName, SlideOptions
 
 StoreKind = Literal["png", "packed", "slide"]
@@ -34,7 +34,8 @@ class PatchSettings:
         reader: See `SlideOptions`.
         mpp_override: See `SlideOptions`.
         store: What is kept of the pixels: `"png"`: files; `"packed"`: mapped arrays; `"slide"`: nothing.
-        ignore_background: Pixels of mask code 0 (background or unknown) and past the slide's edge count in no loss.
+        ignore_background: Px with an unlabelled mask code (see `conf/label_maps`) and px past the slide's edge count
+            in no loss.
     """
 
     level: int | None = 1
@@ -132,10 +133,11 @@ class SelectionSettings:
         return faults
 
     def _slide_faults(self) -> list[str]:
+        known = known_label_maps()
         faults = [
-            f"data.{key} is {value!r}: give {', '.join(sorted(PROVIDERS))}, or null"
+            f"data.{key} is {value!r}: give {', '.join(known)}, or null"
             for key, value in (("provider", self.provider), ("test_provider", self.test_provider))
-            if value not in (None, *PROVIDERS)
+            if value not in (None, *known)
         ]
         if self.provider and self.test_provider:
             faults.append("data.provider and data.test_provider are both set: the test needs both providers' slides")

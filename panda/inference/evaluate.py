@@ -17,7 +17,8 @@ from panda.data.manifest import SlideRecord
 from panda.inference.canvas import Canvas
 from panda.tasks.metrics import BINS, pixel_histogram, scores_at
 from panda.wsi.geometry import round_px
-from panda.wsi.labels import LabelMask
+from panda.wsi.label_maps import LabelMap
+from panda.wsi.label_mask import LabelMask
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap
 
@@ -78,14 +79,19 @@ class SlideScore:
         }
 
 
-def open_label(record: SlideRecord, slide: Slide) -> LabelMask:
+def open_label(record: SlideRecord, slide: Slide, label_maps: Mapping[str, LabelMap] | None = None) -> LabelMask:
     """Open the label mask of a slide that has one.
+
+    Args:
+        record: The slide, with its mask.
+        slide: The open slide.
+        label_maps: The checkpoint's label maps, which go before those in `conf/label_maps`.
 
     Raises:
         MaskError: If it cannot be opened, or does not fit the slide.
     """
     assert record.mask_path is not None
-    return LabelMask.open(record.mask_path, slide, record.provider)
+    return LabelMask.open(record.mask_path, slide, record.provider, label_maps)
 
 
 def score_canvas(canvas: Canvas, slide: Slide, mask: LabelMask, tissue: TissueMap, record: SlideRecord) -> SlideScore:

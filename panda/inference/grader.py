@@ -21,7 +21,8 @@ from panda.models.mil import MILNet
 from panda.tasks.checkpoint import Checkpoint, read_checkpoint
 from panda.tasks.grade_metrics import auroc
 from panda.wsi.geometry import Resolution
-from panda.wsi.labels import LabelMask, class_names
+from panda.wsi.gleason import class_names
+from panda.wsi.label_mask import LabelMask
 from panda.wsi.slide import Slide
 from panda.wsi.stain_normalization import told_stain
 from panda.wsi.tissue import TissueMap

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from panda.data.manifest import SlideRecord
 from panda.inference.canvas import Canvas
 from panda.wsi.grid import tissue_grid
-from panda.wsi.labels import LabelMask
+from panda.wsi.label_mask import LabelMask
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap
 

@@ -108,6 +108,7 @@ class SegmentationPredictor:
 
     Attributes:
         threshold: The threshold chosen in training, with where it was chosen.
+        label_maps: Label maps of the providers whose slides it was trained on.
         fingerprint: Of weights and architecture.
     """
 
@@ -116,6 +117,7 @@ class SegmentationPredictor:
         self.carried = checkpoint.carried
         self.settings = settings
         self.threshold = ThresholdChoice.from_plain(self.carried["threshold"])
+        self.label_maps = checkpoint.label_maps
         self.fingerprint = checkpoint.fingerprint
         self.network = restored(Segmenter, checkpoint).eval()
         self.model = InferenceModel(self.network, settings, settings.compute_mode(self.carried["precision"]))

@@ -14,14 +14,14 @@ from panda.data.manifest import SlideRecord
 from panda.files import fingerprint, identity, whole_path
 from panda.inference.evaluate import SlideScore
 from panda.inference.predictor import SegmentationPredictor, resolution_for
-from panda.wsi.labels import PROVIDERS
+from panda.wsi.label_maps import find_label_map
 from panda.wsi.slide import Slide
 
 _KEPT = tuple(field.name for field in fields(SlideScore) if field.name != "record")
 
 
 def score_made_of(predictor: SegmentationPredictor, slide: Slide, record: SlideRecord) -> str:
-    """Fingerprint of all that makes a slide's score: its canvas, its mask and the codes that count as cancer.
+    """Return the fingerprint of all that makes a slide's score: its canvas, its mask and what the codes mean.
 
     Args:
         predictor: That maps it.
@@ -33,7 +33,7 @@ def score_made_of(predictor: SegmentationPredictor, slide: Slide, record: SlideR
         {
             "canvas": predictor.canvas_fingerprint(slide, resolution_for(slide, predictor.carried["resolution"])),
             "mask": identity(record.mask_path),
-            "cancer": sorted(PROVIDERS[record.provider].cancer),
+            "codes": find_label_map(record.provider, predictor.label_maps).codes(),
             "parts": _KEPT,
         }
     )

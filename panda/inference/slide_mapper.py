@@ -22,7 +22,7 @@ from panda.inference.legends import ColourMap
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings, slide_quantification
 from panda.inference.slide_images import Overview, write_attention, write_heatmap, write_overlay, write_view
-from panda.wsi.labels import LabelMask
+from panda.wsi.label_mask import LabelMask
 from panda.wsi.slide import Slide, SlideOptions
 from panda.wsi.stain_normalization import STAIN_RULES
 from panda.wsi.tissue import RULES, TissueMap

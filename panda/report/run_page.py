@@ -28,7 +28,7 @@ from panda.report.run_folder import (
 )
 from panda.report.slide_page import ONE_SLIDE, slide_table, table_of_slides
 from panda.report.table import Cell, Head, Table, cell, figure_name, show
-from panda.wsi.labels import class_names
+from panda.wsi.gleason import class_names
 
 _MOST_PANELS = 12
 _SLIDE_COLUMNS = {

@@ -22,7 +22,7 @@ from panda.report.run_folder import (
 )
 from panda.report.table import Cell, Head, Table, cell, figure_kind, head, show
 from panda.report.viewer import MOST_REGIONS, read_viewer
-from panda.wsi.labels import class_names
+from panda.wsi.gleason import class_names
 
 PAGE = "slide.html"
 THUMBNAIL_SIDE = 220

@@ -119,7 +119,7 @@ class SlideTruth:
 
 
 def grade_of(pattern_px: Mapping[int, int]) -> tuple[int, str]:
-    """Grade a biopsy by the areas of its patterns (see `panda.wsi.labels.isup_grade`).
+    """Grade a biopsy by the areas of its patterns (see `panda.wsi.gleason.isup_grade`).
 
     The largest pattern is the primary one, the next largest the secondary one where it has 5 % of the cancer or
     more; else the primary one counts twice.

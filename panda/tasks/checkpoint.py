@@ -17,9 +17,9 @@ import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from pydantic import BaseModel, Field, PositiveInt, ValidationError
 
-from panda.errors import CheckpointError
+from panda.errors import CheckpointError, MaskError
 from panda.files import write_whole
-from panda.wsi.labels import PROVIDERS
+from panda.wsi.label_maps import LabelMap, find_label_map
 from panda.wsi.stain_normalization import NormalizeName
 
 Task = Literal["segmentation", "grading"]
@@ -74,7 +74,7 @@ class _Network(BaseModel, strict=True):
 class _Segmentation(_Network, strict=True):
     patch_size: PositiveInt  # px at the resolution
     overlap: Annotated[float, Field(ge=0, lt=1)]  # of neighbouring tiles, share of the patch size
-    labels: dict[str, list[int]]  # provider -> mask codes that count as cancer
+    label_maps: dict[str, LabelMap]  # by provider: what the mask codes of the slides it was trained on mean
     threshold: _Threshold
     precision: Literal["fp32", "bf16"]  # of the engine that mapped the slides on which the threshold was chosen
     tta: Literal["none", "flip", "d4"] = "none"  # likewise: copies of a tile that were averaged
@@ -113,6 +113,11 @@ class Checkpoint:
     path: Path
     carried: dict[str, Any]
     weights: dict[str, torch.Tensor]
+
+    @property
+    def label_maps(self) -> dict[str, LabelMap]:
+        """The label maps of the providers whose masks it was trained on."""
+        return {name: LabelMap.model_validate(plain) for name, plain in self.carried.get("label_maps", {}).items()}
 
     @property
     def fingerprint(self) -> str:
@@ -154,7 +159,7 @@ def read_checkpoint(path: Path, task: Task) -> Checkpoint:
 
     Raises:
         CheckpointError: If the file is missing, is no checkpoint, is of another task or another format, or an entry
-            of it is not what it has to be, or other mask codes counted as cancer in training than count today.
+            of it is not what it has to be, or an older one had other cancer codes than `conf/label_maps` has.
     """
     loaded = _load(path)
     carried = loaded["panda"]
@@ -166,6 +171,8 @@ def read_checkpoint(path: Path, task: Task) -> Checkpoint:
         raise CheckpointError(
             f"checkpoint {path} has format {carried.get('format')!r}, this version reads {FORMATS[task]}: train again"
         )
+    if "labels" in carried:
+        carried = {"label_maps": _label_maps_of_codes(path, carried["labels"])} | carried
     carried = _DEFAULTS[task] | carried
     missing = [key for key in CARRIED[task] if key not in carried]
     if missing:
@@ -179,7 +186,6 @@ def read_checkpoint(path: Path, task: Task) -> Checkpoint:
             for fault in error.errors()
         )
         raise CheckpointError(f"checkpoint {path}: {faults}; {altered}") from error
-    _check_labels(path, carried.get("labels", {}))
     for key, value in loaded["state_dict"].items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
             raise CheckpointError(f"checkpoint {path}: state_dict[{key!r}] is no tensor under a name; {altered}")
@@ -188,15 +194,27 @@ def read_checkpoint(path: Path, task: Task) -> Checkpoint:
     return Checkpoint(path, carried, weights)
 
 
-def _check_labels(path: Path, labels: Mapping[str, list[int]]) -> None:
-    """Refuses a network that learnt as cancer what today's masks do not mean by it."""
+def _label_maps_of_codes(path: Path, labels: Mapping[str, list[int]]) -> dict[str, Any]:
+    """Return label maps for a checkpoint from before they were stored, which has only cancer codes by provider.
+
+    Raises:
+        CheckpointError: If a provider is unknown today, or other codes of it are cancer today.
+    """
+    label_maps = {}
     for provider, codes in labels.items():
-        today = sorted(PROVIDERS[provider].cancer) if provider in PROVIDERS else None
-        if codes != today:
+        try:
+            label_map = find_label_map(provider)
+        except MaskError as error:
             raise CheckpointError(
-                f"checkpoint {path}: the mask codes {codes} of {provider} counted as cancer in training, this version "
-                f"has {today or 'no such provider'}: train again, or use the version that made it"
+                f"checkpoint {path}: the mask codes {codes} of {provider} were cancer in training; {error}"
+            ) from error
+        if list(label_map.cancer) != codes:
+            raise CheckpointError(
+                f"checkpoint {path}: the mask codes {codes} of {provider} were cancer in training, "
+                f"conf/label_maps/{provider}.yaml has {list(label_map.cancer)}: correct that file, or train again"
             )
+        label_maps[provider] = label_map.model_dump(mode="json")
+    return label_maps
 
 
 def carried_data(task: Task, data: dict[str, Any]) -> dict[str, Any]:

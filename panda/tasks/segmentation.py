@@ -37,7 +37,7 @@ class SegmentationTask(pl.LightningModule):
         network: The segmenter.
         loss: Module over logits and target, both (N, 1, h, w).
         optim: Optimizer and schedule.
-        carried: Plain data for inference: resolution, patch_size, overlap, labels, precision, tta, normalize,
+        carried: Plain data for inference: resolution, patch_size, overlap, label_maps, precision, tta, normalize,
             train_slides, val_slides.
         channels_last: Keep the channels of a pixel side by side in memory.
         compiled: Run the network through `torch.compile`; its weights keep their names.

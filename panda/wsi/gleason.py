@@ -1,4 +1,4 @@
-"""ISUP grade groups of Gleason scores."""
+"""ISUP grade groups: of Gleason scores, and their names."""
 
 from __future__ import annotations
 
@@ -45,3 +45,10 @@ def isup_grade_from_score(score: str) -> int:
     if (parts := _SCORE.fullmatch(score)) is None:
         raise ValueError(f"gleason_score {score!r} is no score such as 3+4, nor {' nor '.join(NEGATIVE_SCORES)}")
     return isup_grade(int(parts[1]), int(parts[2]))
+
+
+def class_names(target: str, count: int) -> list[str]:
+    """Return the names of the classes of a grading target: `isup` by grade, `cancer` by word."""
+    if target == "cancer" or count == 2:
+        return ["no cancer", "cancer"]
+    return ["benign (0)" if k == 0 else f"ISUP {k}" for k in range(count)]

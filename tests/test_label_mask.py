@@ -1,4 +1,4 @@
-"""Label codes and masks read in the frame of their slide."""
+"""Label masks are read in the frame of their slide."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from panda.errors import MaskError
 from panda.wsi.geometry import round_px
-from panda.wsi.labels import PROVIDERS, LabelMask, tumor_bool_from_gray
+from panda.wsi.label_maps import LabelMap, find_label_map, known_label_maps
+from panda.wsi.label_mask import CANCER, IGNORED, OTHER, LabelMask
 from panda.wsi.slide import Slide
 from tests.pyramids import at_centres, level_size, write_levels, write_pyramid
 
@@ -49,33 +50,37 @@ def mask(mask_path: Path, slide: Slide) -> LabelMask:
     return LabelMask.open(mask_path, slide, "radboud")
 
 
-def test_cancer_codes_of_each_provider() -> None:
-    row = np.array([[0, 1, 2, 3, 4, 5]], np.uint8)
-    assert tumor_bool_from_gray(row, "radboud").tolist() == [[False, False, False, True, True, True]]
-    assert tumor_bool_from_gray(row[:, :3], "karolinska").tolist() == [[False, False, True]]
-    assert PROVIDERS["radboud"].names[2] == "benign epithelium"
-
-
-def test_unknown_codes_are_named_with_their_counts() -> None:
-    with pytest.raises(MaskError, match=r"3 \(2 px\), 255 \(1 px\) are not among karolinska's \[0, 1, 2\]"):
-        tumor_bool_from_gray(np.array([[3, 3, 0], [1, 2, 255]], np.uint8), "karolinska")
-
-
-def test_an_unknown_provider_is_named_with_the_known(mask_path: Path, slide: Slide) -> None:
-    with pytest.raises(MaskError, match=r"'leuven'.*karolinska, radboud"):
-        tumor_bool_from_gray(np.zeros((2, 2), np.uint8), "leuven")
+def test_opening_a_mask_of_an_unknown_provider_is_refused(mask_path: Path, slide: Slide) -> None:
     with pytest.raises(MaskError, match="leuven"):
         LabelMask.open(mask_path, slide, "leuven")
 
 
-@pytest.mark.parametrize("bad", [np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2), np.float32)])
-def test_codes_must_be_a_plane_of_uint8(bad: NDArray[np.uint8]) -> None:
-    with pytest.raises(MaskError, match="red channel"):
-        tumor_bool_from_gray(bad, "radboud")
+def test_target_ignores_unlabelled_codes_and_px_past_the_edge(
+    tmp_path: Path, slide: Slide, codes: NDArray[np.uint8]
+) -> None:
+    level0, past = slide.at(level=0), (WIDTH - 8, 0)
+    binary = LabelMask.open(write_pyramid(tmp_path / "b.tiff", codes // 5, tile=64), slide, "binary")
+    radboud = LabelMask.open(write_pyramid(tmp_path / "r.tiff", codes, tile=64), slide, "radboud")
+    inside = codes[:16, -8:]
+    for mask, other in ((binary, OTHER), (radboud, IGNORED)):
+        target = mask.read_target(level0, past, (16, 16), ignore_background=True)
+        assert (target[:, :8] == np.where(inside == 5, CANCER, other)).all()
+        assert (target[:, 8:] == IGNORED).all()
+        target = mask.read_target(level0, past, (16, 16), ignore_background=False)
+        assert (target == np.pad(np.where(inside == 5, CANCER, OTHER), ((0, 0), (0, 8)))).all()
 
 
-def test_an_empty_plane_has_no_cancer() -> None:
-    assert tumor_bool_from_gray(np.zeros((0, 4), np.uint8), "radboud").shape == (0, 4)
+def test_label_maps_that_are_given_go_before_the_known_ones(mask_path: Path, slide: Slide) -> None:
+    own = LabelMap(names={0: "glass", 5: "tissue"}, cancer=(0,), unlabelled=())
+    level0 = slide.at(level=0)
+    with (
+        LabelMask.open(mask_path, slide, "radboud", {"radboud": own}) as given,
+        LabelMask.open(mask_path, slide, "elsewhere", {"elsewhere": own}) as third,
+        LabelMask.open(mask_path, slide, "radboud", {"elsewhere": own}) as known,
+    ):
+        tumor = known.read_tumor(level0, (0, 0), slide.dimensions)
+        for mask in (given, pickle.loads(pickle.dumps(third))):
+            assert (mask.read_tumor(level0, (0, 0), slide.dimensions) == ~tumor).all()
 
 
 def test_level_0_reads_are_exact_and_0_past_every_edge(mask: LabelMask, slide: Slide, codes: NDArray[np.uint8]) -> None:
@@ -158,11 +163,11 @@ def test_codes_read_are_codes_stored(  # noqa: PLR0917 - one argument each of wh
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
-@given(provider=st.sampled_from(sorted(PROVIDERS)), seed=st.integers(0, 99), data=st.data())
+@given(provider=st.sampled_from(sorted(known_label_maps())), seed=st.integers(0, 99), data=st.data())
 def test_every_unknown_code_is_named_with_file_and_count(
     tmp_path_factory: pytest.TempPathFactory, small: Slide, provider: str, seed: int, data: st.DataObject
 ) -> None:
-    known = sorted(PROVIDERS[provider].names)
+    known = sorted(find_label_map(provider).names)
     counts = data.draw(st.dictionaries(st.integers(known[-1] + 1, 255), st.integers(1, 400), min_size=1, max_size=3))
     rng = np.random.default_rng(seed)
     codes = rng.integers(0, len(known), 223 * 301).astype(np.uint8)

@@ -1,0 +1,195 @@
+"""Label maps: what the codes of each provider's masks mean, one YAML file a provider in `conf/label_maps`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
+
+from panda.errors import ConfigError, MaskError, near
+from panda.files import CONF
+
+FOLDER = CONF / "label_maps"
+"""The label maps of all known providers; the file name is the provider."""
+
+Code = Annotated[int, Field(ge=0, le=255)]
+Pattern = Annotated[int, Field(ge=1, le=5)]
+
+_UNKNOWN = 2
+
+
+class LabelMap(BaseModel, frozen=True, extra="forbid"):
+    """What the codes of one provider's masks mean.
+
+    Attributes:
+        names: The meaning of each code that occurs.
+        cancer: The codes that are cancer, ascending.
+        unlabelled: The codes that say nothing about a px, ascending.
+        patterns: The Gleason pattern of a code that has one.
+    """
+
+    names: Annotated[dict[Code, str], Field(min_length=1, description="a name for each code, 0 to 255")]
+    cancer: Annotated[tuple[Code, ...], Field(description="a list of codes, 0 to 255")]
+    unlabelled: Annotated[tuple[Code, ...], Field(description="a list of codes, 0 to 255, [] for none")]
+    patterns: Annotated[dict[Code, Pattern], Field(description="the Gleason pattern, 1 to 5, of each such code")] = {}
+
+    @field_validator("cancer", "unlabelled")
+    @classmethod
+    def _sort(cls, codes: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sorted(set(codes)))
+
+    @field_validator("cancer", "unlabelled", "patterns")
+    @classmethod
+    def _check_codes(cls, codes: Collection[int], info: ValidationInfo) -> Collection[int]:
+        """Refuse codes without a name, and codes that are cancer and unlabelled at once."""
+        if unnamed := sorted(set(codes) - set(info.data.get("names", codes))):
+            raise ValueError(f"has {_listed(unnamed)} without a name: add it to names, or remove it here")
+        if info.field_name == "unlabelled" and (both := sorted(set(codes) & set(info.data.get("cancer", ())))):
+            raise ValueError(f"has {_listed(both)}, which cancer has too: remove it from one of them")
+        return codes
+
+    def codes(self) -> dict[str, list[int]]:
+        """Return all that decides what a mask px is, for fingerprints: codes without their names."""
+        return {"known": sorted(self.names), "cancer": list(self.cancer), "unlabelled": list(self.unlabelled)}
+
+
+def known_label_maps() -> Mapping[str, LabelMap]:
+    """Return the label map of each provider in `FOLDER`, which each process reads once.
+
+    Raises:
+        ConfigError: If a file is faulty.
+    """
+    return load_label_maps(FOLDER)
+
+
+@functools.cache
+def load_label_maps(folder: Path) -> Mapping[str, LabelMap]:
+    """Read the label maps of a folder.
+
+    Args:
+        folder: Holds one YAML file a provider.
+
+    Returns:
+        Provider → label map, by name.
+
+    Raises:
+        ConfigError: If files are faulty or there are none; it holds all faults of all files.
+    """
+    found: dict[str, LabelMap] = {}
+    faults: list[str] = []
+    for path in sorted(folder.glob("*.yaml")):
+        try:
+            found[path.stem] = _read_label_map(path)
+        except ConfigError as error:
+            faults += error.faults
+    if not found and not faults:
+        faults = [f"{folder}: there is no label map; restore this folder from the checkout that holds the package"]
+    if faults:
+        raise ConfigError(faults)
+    return MappingProxyType(found)
+
+
+def _read_label_map(path: Path) -> LabelMap:
+    """Read one file.
+
+    Raises:
+        ConfigError: With all its faults.
+    """
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except Exception as error:  # errors of the system, of the YAML parser and of OmegaConf
+        raise ConfigError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())}); correct it") from error
+    try:
+        return LabelMap.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError([f"{path}: {_describe(fault)}" for fault in error.errors()]) from error
+
+
+def _describe(fault: Mapping[str, Any]) -> str:
+    """Name the key and value of a fault that pydantic found, and the remedy."""
+    if not fault["loc"]:
+        return f"is {fault['input']!r}: give the keys {', '.join(LabelMap.model_fields)}"
+    field = str(fault["loc"][0])
+    key = ".".join(str(part) for part in fault["loc"] if part != "[key]")
+    if fault["type"] == "extra_forbidden":
+        return f"{key}={fault['input']!r}: there is no such key{near(field, LabelMap.model_fields)}"
+    if fault["type"] == "value_error":
+        return f"{key} {fault['ctx']['error']}"
+    value = "missing" if fault["type"] == "missing" else repr(fault["input"])
+    return f"{key} is {value}: give {LabelMap.model_fields[field].description}"
+
+
+def unknown_provider(provider: str, known: Collection[str]) -> str:
+    """Say that a provider has no label map, and how it gets one."""
+    return (
+        f"{provider!r} is unknown; known are {', '.join(sorted(known))}; correct it, or describe its mask codes in "
+        f"conf/label_maps/{provider}.yaml"
+    )
+
+
+def find_label_map(provider: str, label_maps: Mapping[str, LabelMap] | None = None) -> LabelMap:
+    """Look up the label map of a provider.
+
+    Args:
+        provider: A name in `label_maps` or in `FOLDER`.
+        label_maps: Maps that go before those in `FOLDER`, such as the ones of a checkpoint.
+
+    Raises:
+        MaskError: If the provider is not known.
+        ConfigError: If a file in `FOLDER` is faulty.
+    """
+    if label_maps is not None and provider in label_maps:
+        return label_maps[provider]
+    known = known_label_maps()
+    if provider not in known:
+        raise MaskError(f"provider {unknown_provider(provider, known)}")
+    return known[provider]
+
+
+def tumor_bool_from_gray(
+    mask_gray: NDArray[np.uint8], provider: str, label_maps: Mapping[str, LabelMap] | None = None
+) -> NDArray[np.bool_]:
+    """Turn label codes into cancer or not.
+
+    Args:
+        mask_gray: Label codes, the red channel of a mask, (H, W) uint8.
+        provider: The provider, such as `"radboud"` (cancer is 3, 4, 5) or `"karolinska"` (cancer is 2).
+        label_maps: As in `find_label_map`.
+
+    Returns:
+        (H, W) bool, True if the code is cancer.
+
+    Raises:
+        MaskError: If the provider is unknown, the array is no plane of uint8, or it holds a code that the provider
+            does not use. All such codes are named, with their counts.
+    """
+    label_map = find_label_map(provider, label_maps)
+    if mask_gray.ndim != 2 or mask_gray.dtype != np.uint8:
+        raise MaskError(
+            f"label codes come as (H, W) uint8, not {mask_gray.shape} {mask_gray.dtype}; "
+            "pass the red channel of the mask"
+        )
+    table = np.full(256, _UNKNOWN, np.uint8)
+    table[list(label_map.names)] = 0
+    table[list(label_map.cancer)] = 1
+    kinds = np.asarray(cv2.LUT(mask_gray, table), np.uint8) if mask_gray.size else mask_gray.copy()
+    if kinds.max(initial=0) == _UNKNOWN:
+        codes, counts = np.unique(mask_gray[kinds == _UNKNOWN], return_counts=True)
+        found = ", ".join(f"{code} ({count} px)" for code, count in zip(codes, counts, strict=True))
+        raise MaskError(
+            f"label codes {found} are not among {provider}'s {sorted(label_map.names)}; "
+            "is the provider right, and the mask stored without loss?"
+        )
+    return kinds.view(np.bool_)
+
+
+def _listed(codes: Collection[int]) -> str:
+    return f"code{'s' * (len(codes) > 1)} {', '.join(map(str, codes))}"

@@ -1,0 +1,222 @@
+"""Label masks, read in the frame of their slide.
+
+The codes are in the red channel of a pyramidal TIFF; `panda.wsi.label_maps` says what they mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from panda.errors import MaskError
+from panda.wsi.geometry import Resolution, blocks, level_scale, mask_frame, round_px
+from panda.wsi.label_maps import LabelMap, find_label_map, tumor_bool_from_gray
+from panda.wsi.slide import SNAP, Slide
+from panda.wsi.tiff.pyramid import TiffPyramid
+
+OTHER, CANCER, IGNORED = 0, 1, 2
+"""What a pixel is to a network that learns: see `LabelMask.read_target`."""
+
+
+class LabelMask:
+    """The label mask of one slide, opened with `LabelMask.open` and read in the slide's coordinates.
+
+    The mask spans its slide at any size of its own (see `panda.wsi.geometry.mask_frame`). Codes are never
+    interpolated: each working px gets the code of the mask px under its centre. A mask can be pickled, is safe
+    from several threads, and is opened again in each process.
+
+    Attributes:
+        path: The file.
+        provider: The provider, whose codes it holds.
+        label_maps: What the codes mean, by provider; without the provider if it is not known.
+        level_dimensions: (width, height) of each mask level in px of that level, mask level 0 first.
+        frame: The frame of mask level-0 px.
+    """
+
+    def __init__(
+        self, path: Path, slide: Slide, provider: str, label_maps: Mapping[str, LabelMap], tiff: TiffPyramid
+    ) -> None:
+        self.path = path
+        self.provider = provider
+        self.label_maps = label_maps
+        self.level_dimensions = tiff.level_dimensions
+        self.frame = mask_frame(slide.dimensions, tiff.level_dimensions[0])
+        self._slide_size = slide.dimensions
+        self._tiff = tiff
+
+    @classmethod
+    def open(
+        cls, path: str | Path, slide: Slide, provider: str, label_maps: Mapping[str, LabelMap] | None = None
+    ) -> LabelMask:
+        """Open the mask of a slide.
+
+        Args:
+            path: A TIFF of uint8 codes, tiled or in strips, with or without a pyramid.
+            slide: The slide it labels.
+            provider: The provider, whose codes it holds.
+            label_maps: Maps that go before the known ones, see `panda.wsi.label_maps.find_label_map`.
+
+        Raises:
+            MaskError: If the file is missing or cannot be opened, its shape differs from the slide's by more than
+                2 %, or the provider is unknown.
+            ConfigError: If a known label map is faulty.
+        """
+        path = Path(path)
+        label_maps = {provider: find_label_map(provider, label_maps)}
+        if not path.is_file():
+            what = "is a folder, not a mask" if path.is_dir() else "there is no such mask"
+            raise MaskError(f"{path}: {what}; a slide without one is left out of training and scoring")
+        try:
+            tiff = TiffPyramid(path, red_only=True)
+        except (OSError, ValueError) as exc:
+            raise MaskError(f"{path}: the mask cannot be opened: {exc}") from exc
+        try:
+            return cls(path, slide, provider, label_maps, tiff)
+        except MaskError as exc:
+            raise MaskError(f"{path}: {exc}") from exc
+
+    def read(self, resolution: Resolution, location: tuple[int, int], size: tuple[int, int]) -> NDArray[np.uint8]:
+        """Read the label codes of the window whose colours `Slide.read` reads with the same arguments.
+
+        The coarsest mask level that is not coarser than the working resolution is read (one within 1 % of it
+        counts as equal). It is read in blocks, so that memory stays bounded by the output.
+
+        Args:
+            resolution: The working resolution of the slide.
+            location: Top-left corner (x, y), level-0 px of the slide; may be negative.
+            size: (width, height), working px.
+
+        Returns:
+            (height, width) uint8 codes, 0 past the edge.
+
+        Raises:
+            MaskError: If the size is not positive, or the file cannot be read there.
+        """
+        return self._read(resolution, location, size)[0]
+
+    def _read(
+        self, resolution: Resolution, location: tuple[int, int], size: tuple[int, int]
+    ) -> tuple[NDArray[np.uint8], tuple[slice, slice]]:
+        """Read codes as `read` does, and return also which rows and columns are on the slide."""
+        if min(size) <= 0:
+            raise MaskError(f"{self.path}: asked for {size[0]} x {size[1]} px; both must be at least 1")
+        level = self._level_for(resolution)
+        width, height = self.level_dimensions[level]
+        x = self._under(resolution, 0, location[0], size[0], width)
+        y = self._under(resolution, 1, location[1], size[1], height)
+        out = np.zeros((size[1], size[0]), np.uint8)
+        on_slide = _inside(y, height), _inside(x, width)
+        y, x = y[on_slide[0]], x[on_slide[1]]
+        if x.size and y.size:
+            inside = out[on_slide]
+            factor = resolution.downsample * max(width / self._slide_size[0], height / self._slide_size[1])
+            for bx, by, bw, bh in blocks(x.size, y.size, factor):
+                inside[by : by + bh, bx : bx + bw] = self._gather(level, x[bx : bx + bw], y[by : by + bh])
+        return out, on_slide
+
+    def _under(self, resolution: Resolution, axis: int, start: int, count: int, mask_length: int) -> NDArray[np.int64]:
+        """Mask level px under the centres of `count` working px from `start` (slide level-0 px) on."""
+        centres = np.arange(count) + 0.5
+        if resolution.resampled:
+            extent = self._slide_size[axis] / resolution.downsample
+            first = start / resolution.downsample
+        else:
+            # The level's own length: where slide and mask have levels of one size, px meets px exactly, even
+            # along the axis whose rounded length deviates from the common downsample.
+            extent = resolution.size[axis]
+            first = round_px(start / resolution.downsample)
+        under: NDArray[np.int64] = np.floor((first + centres) * (mask_length / extent)).astype(np.int64)
+        return under
+
+    def _gather(self, level: int, x: NDArray[np.int64], y: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Codes at the ascending columns x and rows y of a mask level."""
+        x0, y0 = int(x[0]), int(y[0])
+        width, height = int(x[-1]) - x0 + 1, int(y[-1]) - y0 + 1
+        try:
+            window = self._tiff.read(level, x0, y0, width, height)
+        except (OSError, ValueError) as exc:
+            raise MaskError(
+                f"{self.path}: cannot read {width} x {height} px at ({x0}, {y0}) of mask level {level}: "
+                f"{exc}; the file is damaged there, fetch it again or leave the slide out"
+            ) from exc
+        return window if (width, height) == (x.size, y.size) else window[np.ix_(y - y0, x - x0)]
+
+    def _level_for(self, resolution: Resolution) -> int:
+        """The coarsest mask level that is not coarser than the working resolution."""
+        finest_scale = max(self.frame.sx, self.frame.sy)  # slide level-0 px per mask level-0 px
+        chosen = 0
+        for level, level_size in enumerate(self.level_dimensions):
+            downsample, _ = level_scale(self.level_dimensions[0], level_size)
+            if downsample * finest_scale <= resolution.downsample * (1 + SNAP):
+                chosen = level
+        return chosen
+
+    def read_tumor(self, resolution: Resolution, location: tuple[int, int], size: tuple[int, int]) -> NDArray[np.bool_]:
+        """Read which px are cancer; arguments and frame as in `read`.
+
+        Returns:
+            (height, width) bool, False past the edge.
+
+        Raises:
+            MaskError: As `read`, or if the mask holds a code that its provider does not use.
+        """
+        return self.read_target(resolution, location, size, ignore_background=False).view(np.bool_)
+
+    def read_target(
+        self, resolution: Resolution, location: tuple[int, int], size: tuple[int, int], *, ignore_background: bool
+    ) -> NDArray[np.uint8]:
+        """Read what a network is to learn; arguments and frame as in `read`.
+
+        Args:
+            resolution: The working resolution of the slide.
+            location: Top-left corner (x, y), level-0 px of the slide.
+            size: (width, height), working px.
+            ignore_background: Mark px with an unlabelled code and px past the slide's edge as `IGNORED`, otherwise
+                they are `OTHER`.
+
+        Returns:
+            (height, width) uint8: `OTHER`, `CANCER` or `IGNORED`.
+
+        Raises:
+            MaskError: As `read_tumor`.
+        """
+        codes, on_slide = self._read(resolution, location, size)
+        codes = codes[on_slide]
+        target = np.full((size[1], size[0]), IGNORED if ignore_background else OTHER, np.uint8)
+        try:
+            tumor = tumor_bool_from_gray(codes, self.provider, self.label_maps)
+        except MaskError as exc:
+            raise MaskError(f"{self.path}: {exc}") from exc
+        target[on_slide] = tumor
+        if ignore_background:
+            for code in self.label_maps[self.provider].unlabelled:
+                target[on_slide][codes == code] = IGNORED
+        return target
+
+    def overview(self, resolution: Resolution) -> NDArray[np.uint8]:
+        """Return the codes of the whole slide at a working resolution, (height, width) uint8."""
+        return self.read(resolution, (0, 0), resolution.size)
+
+    def close(self) -> None:
+        """Close the file in this process; a later read opens it again."""
+        self._tiff.close()
+
+    def __enter__(self) -> LabelMask:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _inside(index: NDArray[np.int64], length: int) -> slice:
+    """The part of ascending indices that lies within `[0, length)`."""
+    return slice(int(np.searchsorted(index, 0)), int(np.searchsorted(index, length)))

@@ -1,0 +1,96 @@
+"""Label maps are read from YAML, checked, and turn codes into cancer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from panda.errors import ConfigError, MaskError
+from panda.wsi import label_maps
+from panda.wsi.label_maps import LabelMap, find_label_map, known_label_maps, load_label_maps, tumor_bool_from_gray
+
+GOOD = "names: {0: other, 7: cancer}\ncancer: [7]\nunlabelled: []\n"
+
+
+def test_cancer_codes_of_each_provider() -> None:
+    row = np.array([[0, 1, 2, 3, 4, 5]], np.uint8)
+    assert tumor_bool_from_gray(row, "radboud").tolist() == [[False, False, False, True, True, True]]
+    assert tumor_bool_from_gray(row[:, :3], "karolinska").tolist() == [[False, False, True]]
+    assert find_label_map("radboud").names[2] == "benign epithelium"
+
+
+def test_unknown_codes_are_named_with_their_counts() -> None:
+    with pytest.raises(MaskError, match=r"3 \(2 px\), 255 \(1 px\) are not among karolinska's \[0, 1, 2\]"):
+        tumor_bool_from_gray(np.array([[3, 3, 0], [1, 2, 255]], np.uint8), "karolinska")
+
+
+def test_an_unknown_provider_is_named_with_the_known() -> None:
+    with pytest.raises(MaskError, match=r"'leuven'.* binary, karolinska, radboud;.*conf/label_maps/leuven\.yaml"):
+        tumor_bool_from_gray(np.zeros((2, 2), np.uint8), "leuven")
+
+
+@pytest.mark.parametrize("bad", [np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2), np.float32)])
+def test_codes_must_be_a_plane_of_uint8(bad: NDArray[np.uint8]) -> None:
+    with pytest.raises(MaskError, match="red channel"):
+        tumor_bool_from_gray(bad, "radboud")
+
+
+def test_an_empty_plane_has_no_cancer() -> None:
+    assert tumor_bool_from_gray(np.zeros((0, 4), np.uint8), "radboud").shape == (0, 4)
+
+
+def test_a_third_provider_is_one_yaml_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "leuven.yaml").write_text(GOOD)
+    monkeypatch.setattr(label_maps, "FOLDER", tmp_path)
+    assert [*known_label_maps()] == ["leuven"]
+    assert tumor_bool_from_gray(np.array([[0, 7]], np.uint8), "leuven").tolist() == [[False, True]]
+    with pytest.raises(MaskError, match="known are leuven;"):
+        find_label_map("radboud")
+
+
+def test_a_map_comes_back_from_plain_data() -> None:
+    for label_map in known_label_maps().values():
+        plain = label_map.model_dump(mode="json")
+        assert LabelMap.model_validate(plain) == label_map
+    assert find_label_map("radboud").patterns == {3: 3, 4: 4, 5: 5}
+    assert find_label_map("binary").unlabelled == ()
+
+
+def test_codes_leave_names_out() -> None:
+    one, other = (LabelMap(names={1: name}, cancer=(1,), unlabelled=()) for name in ("tumour", "cancer"))
+    assert one.codes() == other.codes() == {"known": [1], "cancer": [1], "unlabelled": []}
+
+
+def test_all_faults_of_all_files_are_named_at_once(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(
+        "names: {0: other, 300: far, 2: grey}\ncancer: [2, x]\nunlabeled: [0]\npatterns: {2: 9}\n"
+    )
+    (tmp_path / "b.yaml").write_text("names: {0: a, 1: b}\ncancer: [1, 4]\nunlabelled: [0, 9]\npatterns: {5: 5}\n")
+    (tmp_path / "c.yaml").write_text("names: {0: a, 1: b}\ncancer: [1]\nunlabelled: [1]\n")
+    (tmp_path / "d.yaml").write_text("names: {0: a\n")
+    (tmp_path / "e.yaml").write_text("- 3\n")
+    (tmp_path / "good.yaml").write_text(GOOD)
+    with pytest.raises(ConfigError) as caught:
+        load_label_maps(tmp_path)
+    told = [fault.removeprefix(f"{tmp_path}/") for fault in caught.value.faults]
+    assert told[:-2] == [
+        "a.yaml: names.300 is 300: give a name for each code, 0 to 255",
+        "a.yaml: cancer.1 is 'x': give a list of codes, 0 to 255",
+        "a.yaml: unlabelled is missing: give a list of codes, 0 to 255, [] for none",
+        "a.yaml: patterns.2 is 9: give the Gleason pattern, 1 to 5, of each such code",
+        "a.yaml: unlabeled=[0]: there is no such key (did you mean unlabelled?)",
+        "b.yaml: cancer has code 4 without a name: add it to names, or remove it here",
+        "b.yaml: unlabelled has code 9 without a name: add it to names, or remove it here",
+        "b.yaml: patterns has code 5 without a name: add it to names, or remove it here",
+        "c.yaml: unlabelled has code 1, which cancer has too: remove it from one of them",
+    ]
+    assert told[-2].startswith("d.yaml: cannot be read as YAML (")
+    assert told[-1] == "e.yaml: is [3]: give the keys names, cancer, unlabelled, patterns"
+
+
+def test_a_folder_without_label_maps_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no label map; restore"):
+        load_label_maps(tmp_path)
