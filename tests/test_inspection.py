@@ -87,7 +87,7 @@ def _zero(path: Path, start: float, share: float) -> None:
         file.write(bytes(round(share * size)))
 
 
-@pytest.mark.parametrize("how", [{}, {"deep": True}, {"reader": "openslide"}])
+@pytest.mark.parametrize("how", [{}, {"deep": True}, {"options": SlideOptions("openslide")}])
 def test_sound_slides_have_no_finding(drawn: Path, how: dict[str, Any]) -> None:
     seen = []
     for row in read_table(drawn):
