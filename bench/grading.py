@@ -62,7 +62,7 @@ def measure(record: SlideRecord, rounds: int, results: Results) -> None:
         rounds: How many times each.
         results: Gets the rows, in bags/s and MiB.
     """
-    settings = BagSettings(k=GRADING_K, tile_size=GRADING_SIZE, level=1)
+    settings = BagSettings(k=GRADING_K, tile_size=GRADING_SIZE)
     record = replace(record, isup_grade=record.isup_grade or 0)
     steps = {"pixels": _Steps(frozen=False), "features": _Steps(frozen=True)}
     with tempfile.TemporaryDirectory(dir=CACHE) as out:

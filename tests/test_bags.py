@@ -27,6 +27,7 @@ from panda.data.manifest import SlideRecord
 from panda.errors import ConfigError, ManifestError, SlideError
 from panda.synthetic.dataset import draw_slide
 from panda.wsi.geometry import Resolution
+from panda.wsi.resolution_request import ResolutionRequest
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap, find_tissue
 from tests.panda_folder import make_folder, picture
@@ -196,7 +197,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[SlideRecord]:
     return make_folder(tmp_path_factory.mktemp("data"), 4)
 
 
-SETTINGS = BagSettings(k=3, tile_size=64, level=0)
+SETTINGS = BagSettings(k=3, tile_size=64, resolution=ResolutionRequest(level=0))
 
 
 def items_of(records: list[SlideRecord]) -> list[BagItem]:
@@ -254,9 +255,7 @@ def test_bag_loaders(records: list[SlideRecord], workers: int) -> None:
     items = items_of(records)
     module = BagDataModule(
         {"train": items[:3], "val": items[3:], "test": []},
-        k=3,
-        tile_size=64,
-        level=0,
+        SETTINGS,
         batch_size=2,
         num_workers=workers,
         augment=Augmentation("light"),
@@ -272,4 +271,4 @@ def test_bag_loaders(records: list[SlideRecord], workers: int) -> None:
     with pytest.raises(ConfigError, match="there is no test split"):
         module.test_dataloader()
     with pytest.raises(ConfigError, match=r"tiles\.batch_size is 0"):
-        BagDataModule({"train": items}, batch_size=0)
+        BagDataModule({"train": items}, SETTINGS, batch_size=0)

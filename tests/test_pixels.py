@@ -325,6 +325,6 @@ def test_the_stores_of_a_folder_are_listed(
 
 def test_the_list_is_a_command(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "panda.data.patches", "list", str(tmp_path)], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "panda.data.store", "list", str(tmp_path)], capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["slides", "patches", "GB", "store"]

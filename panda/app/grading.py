@@ -25,7 +25,7 @@ from panda.app.run import Run, resolution_asked
 from panda.app.slide_grading import SlideGrading
 from panda.app.tracking import wandb_of
 from panda.data.bag_datamodule import BagDataModule
-from panda.data.bags import BagItem
+from panda.data.bags import BagItem, BagSettings
 from panda.data.datamodule import PatchDataModule
 from panda.data.manifest import SlideRecord
 from panda.data.splits import Split
@@ -180,14 +180,12 @@ class GradingExperiment:
         }
         bags = BagDataModule(
             items,
-            k=self.tiles.bag()["k"],
-            tile_size=self.tiles.tile_size,
-            level=self.tiles.level,
-            mpp=self.tiles.mpp,
+            BagSettings(
+                self.tiles.bag()["k"], self.tiles.tile_size, self.tiles.resolution, self.data.settings.slide_options
+            ),
             batch_size=self.tiles.batch_size,
             num_workers=self.data.num_workers,
             augment=self.data.augment,
-            slide_options=self.data.settings.slide_options,
         )
         learns_from = {
             name: {item.record.slide_id: self._identity(item) for item in items[name]} for name in ("train", "val")

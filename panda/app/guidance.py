@@ -14,13 +14,13 @@ from tqdm import tqdm
 
 from panda.data.bags import BagItem
 from panda.data.manifest import SlideRecord
-from panda.data.settings import resolution_faults
 from panda.data.splits import Split
 from panda.errors import ConfigError
 from panda.inference.canvas import Canvas
 from panda.inference.compute import EngineSettings
 from panda.inference.predictor import SegmentationPredictor, resolution_for
 from panda.inference.slide_loop import tile_progress
+from panda.wsi.resolution_request import ResolutionRequest
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap
 
@@ -38,8 +38,8 @@ class TileSettings:
         how: `guided` by a segmentation checkpoint, any `tissue`, or `all` of it.
         k: Tiles in a bag, at most; of `all` there are `MOST_TILES` at most, whatever an experiment's k is.
         tile_size: Side of a tile in px at the resolution.
-        level: Pyramid level of the tiles; or
-        mpp: Their µm/px (the other one None).
+        level: Pyramid level of the tiles, see `ResolutionRequest`.
+        mpp: µm per tile px, see `ResolutionRequest`.
         random_fraction: Share of the bag that is random tissue, whatever the segmentation says.
         min_tissue: Least share of tissue in a tile.
         seed: Of the random share.
@@ -63,7 +63,7 @@ class TileSettings:
     cross_fit: bool = False
 
     def __post_init__(self) -> None:
-        faults = resolution_faults(self.level, self.mpp, "tiles")
+        faults = self.resolution.faults("tiles.")
         faults += [
             f"tiles.{key}={getattr(self, key)} must be at least 1"
             for key in ("k", "tile_size", "batch_size")
@@ -80,6 +80,11 @@ class TileSettings:
         ]
         if faults:
             raise ConfigError(faults)
+
+    @property
+    def resolution(self) -> ResolutionRequest:
+        """The resolution of the tiles."""
+        return ResolutionRequest(self.level, self.mpp)
 
     def bag(self) -> dict[str, Any]:
         """What a grader needs to choose the tiles of a slide, see `panda.inference.grader.slide_tiles`."""

@@ -13,7 +13,6 @@ from panda.data.bags import BagItem, BagSet, BagSettings
 from panda.data.loaders import loader_faults, ordered_loader, train_loader
 from panda.data.splits import Split
 from panda.errors import ConfigError
-from panda.wsi.slide import SlideOptions
 
 
 class BagDataModule(pl.LightningDataModule):
@@ -21,14 +20,10 @@ class BagDataModule(pl.LightningDataModule):
 
     Args:
         splits: Split → slides with their tiles; an empty list is no split.
-        k: Tiles of a bag.
-        tile_size: Side of a tile in px at the tiles' resolution.
-        level: Pyramid level of the tiles, or None where `mpp` is given.
-        mpp: µm per tile px, or None where `level` is given.
+        settings: How the tiles are read.
         batch_size: Bags a batch.
         num_workers: Processes that load, for each loader; 0 for none.
         augment: Applied to each tile of training bags; None for none.
-        slide_options: How slides are opened.
 
     Raises:
         ConfigError: All faults of the arguments at once.
@@ -38,24 +33,19 @@ class BagDataModule(pl.LightningDataModule):
     def __init__(
         self,
         splits: Mapping[Split, Sequence[BagItem]],
+        settings: BagSettings,
         *,
-        k: int = 32,
-        tile_size: int = 256,
-        level: int | None = 1,
-        mpp: float | None = None,
         batch_size: int = 1,
         num_workers: int = 2,
         augment: Augmentation | None = None,
-        slide_options: SlideOptions = SlideOptions(),
     ) -> None:
         super().__init__()
-        self.settings = BagSettings(k, tile_size, level, mpp, slide_options)
-        if faults := [*self.settings.faults(), *loader_faults(batch_size, num_workers, "tiles")]:
+        if faults := [*settings.faults(), *loader_faults(batch_size, num_workers, "tiles")]:
             raise ConfigError(faults)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self._sets = {
-            name: BagSet(items, self.settings, augment if name == "train" else None)
+            name: BagSet(items, settings, augment if name == "train" else None)
             for name, items in splits.items()
             if items
         }

@@ -21,10 +21,10 @@ from torch.utils.data import Dataset
 from panda.data.augment import Augmentation
 from panda.data.loaders import Draw, drawn
 from panda.data.manifest import SlideRecord
-from panda.data.settings import resolution_faults
 from panda.errors import ConfigError, ManifestError
 from panda.wsi.geometry import Resolution, round_px
 from panda.wsi.grid import Grid, tissue_grid
+from panda.wsi.resolution_request import ResolutionRequest
 from panda.wsi.slide import Slide, SlideOptions
 from panda.wsi.stain_normalization import StainProfile, normalized
 from panda.wsi.tissue import TissueMap
@@ -50,20 +50,18 @@ class BagSettings:
     Attributes:
         k: Tiles of a bag, at most.
         tile_size: Side of a tile in px at the tiles' resolution.
-        level: Pyramid level of the tiles, or None where `mpp` is given.
-        mpp: µm per tile px, or None where `level` is given.
+        resolution: The resolution of the tiles.
         slide_options: How slides are opened.
     """
 
     k: int = 32
     tile_size: int = 256
-    level: int | None = 1
-    mpp: float | None = None
+    resolution: ResolutionRequest = ResolutionRequest(level=1)
     slide_options: SlideOptions = SlideOptions()
 
     def faults(self) -> list[str]:
         """Say what is wrong with the settings, one sentence a fault, in words of the `tiles` config."""
-        faults = resolution_faults(self.level, self.mpp, "tiles")
+        faults = self.resolution.faults("tiles.")
         if self.k < 1:
             faults.append(f"tiles.k is {self.k}: give at least 1 tile")
         if self.tile_size < 1:
@@ -293,7 +291,7 @@ class BagSet(Dataset[tuple[Tensor, Tensor, int, str]]):
             mask = torch.arange(self.k) < len(found)
             return torch.from_numpy(padded), mask, self.labels[number], record.slide_id
         with settings.slide_options.open(record.image_path) as slide:
-            resolution = slide.at(level=settings.level, mpp=settings.mpp)
+            resolution = settings.resolution.resolve(slide)
             tiles = _tiles(slide, coords, resolution, settings.tile_size, item.stain)
         if self.transform is not None:
             tiles = [self.transform.image(tile, seed + offset) for offset, tile in enumerate(tiles)]

@@ -58,7 +58,7 @@ def estimate_need(pending: Sequence[SlideRecord], settings: PatchSettings) -> Ne
     for number in np.unique(np.linspace(0, len(pending) - 1, min(SAMPLED, len(pending))).round().astype(int)):
         try:
             with settings.slide_options.open(pending[number].image_path) as slide:
-                resolution = slide.at(level=settings.level, mpp=settings.mpp)
+                resolution = settings.resolution.resolve(slide)
                 grid = tissue_grid(
                     resolution,
                     find_tissue(slide),
@@ -102,7 +102,7 @@ def surely_fits(pending: Sequence[SlideRecord], settings: PatchSettings, store: 
     for record in pending:
         try:
             with settings.slide_options.open(record.image_path) as slide:
-                size = slide.at(level=settings.level, mpp=settings.mpp).size
+                size = settings.resolution.resolve(slide).size
         except Exception:  # whatever is wrong with a slide, the extraction says it
             continue
         most += math.prod(-(-side // settings.step) for side in size) * each

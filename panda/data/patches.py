@@ -130,7 +130,7 @@ def extract_slide(
     on_stage("slide")
     slide_file = _identity(record.image_path, SlideError)
     with settings.slide_options.open(record.image_path) as slide:
-        resolution = slide.at(level=settings.level, mpp=settings.mpp)
+        resolution = settings.resolution.resolve(slide)
         on_stage("mask")
         if record.mask_path is None or not os.path.lexists(record.mask_path):
             raise MaskError(

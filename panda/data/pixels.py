@@ -288,7 +288,7 @@ class _SlidePixels:
         slide = settings.slide_options.open(img)
         mask = LabelMask.open(msk, slide, provider)
         _check_unchanged(folder / SLIDE_FILE, {"slide": img, "mask": msk})
-        return slide, mask, slide.at(level=settings.level, mpp=settings.mpp)
+        return slide, mask, settings.resolution.resolve(slide)
 
 
 def _check_unchanged(cut: Path, files: dict[str, Path]) -> None:

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from panda.data.findings import FILE_FINDINGS, FINDINGS, REFUSED_ROWS
 from panda.data.splits import fraction_faults
 from panda.wsi.label_maps import known_label_maps
+from panda.wsi.resolution_request import ResolutionRequest
 from panda.wsi.slide import ReaderName, SlideOptions
 
 StoreKind = Literal["png", "packed", "slide"]
@@ -25,8 +26,8 @@ class PatchSettings:
     """How patches are cut; together with the slides it says what a patch store holds.
 
     Attributes:
-        level: Pyramid level of the patches, or None where `mpp` is given.
-        mpp: µm per patch px: read at the nearest finer level and resampled. None where `level` is given.
+        level: Pyramid level of the patches, see `ResolutionRequest`.
+        mpp: µm per patch px, see `ResolutionRequest`.
         patch_size: Side of a patch in px at that resolution.
         stride: Distance of neighbouring patches in px at that resolution; None for `patch_size`.
         edge: `"pad"`: white past the slide's edge; `"shift"`: the last patch moves inside.
@@ -51,7 +52,7 @@ class PatchSettings:
 
     def faults(self) -> list[str]:
         """Say what is wrong with the settings, one sentence a fault, in words of the `data` config."""
-        faults = resolution_faults(self.level, self.mpp)
+        faults = self.resolution.faults("data.")
         if self.patch_size < 1:
             faults.append(f"data.patch_size is {self.patch_size}: give at least 1 px")
         if self.stride is not None and not 1 <= self.stride <= self.patch_size:
@@ -71,6 +72,11 @@ class PatchSettings:
     def slide_options(self) -> SlideOptions:
         """How the slides are opened."""
         return SlideOptions(self.reader, self.mpp_override)
+
+    @property
+    def resolution(self) -> ResolutionRequest:
+        """The resolution of the patches."""
+        return ResolutionRequest(self.level, self.mpp)
 
     @property
     def step(self) -> int:
@@ -193,24 +199,3 @@ class SelectionSettings:
         if self.split == "patches":
             return (*kfold, "data.test_fraction")
         return (*kfold, "data.test_fraction") if self.test_provider else kfold
-
-
-def resolution_faults(level: int | None, mpp: float | None, prefix: str = "data") -> list[str]:
-    """Say what is wrong with a request for a resolution, in words of the config.
-
-    Args:
-        level: Pyramid level, or None.
-        mpp: µm per px, or None.
-        prefix: The config node that holds both keys.
-
-    Returns:
-        One sentence a fault, none where exactly one of the two is given and in range.
-    """
-    if (level is None) == (mpp is None):
-        given = "neither" if level is None else "both"
-        return [f"{prefix}.level is {level} and {prefix}.mpp is {mpp}: give exactly one, not {given} (the other null)"]
-    if level is not None and level < 0:
-        return [f"{prefix}.level is {level}: give 0 (full resolution) or a higher pyramid level"]
-    if mpp is not None and not mpp > 0:
-        return [f"{prefix}.mpp is {mpp}: give µm per px, over 0"]
-    return []

@@ -318,10 +318,10 @@ def main(arguments: Sequence[str]) -> int:
     print(f"{'slides':>7} {'patches':>10} {'GB':>8}  store")
     for found in stores:
         cut = found.settings
-        at = f"level {cut.level}" if cut.mpp is None else f"{cut.mpp:g} µm/px"
         print(
-            f"{found.slides:>7,} {found.patches:>10,} {found.bytes / 1e9:>8.2f}  {found.store}: {cut.store}, {at}, "
-            f"{cut.patch_size} px every {cut.step} px, {cut.edge} at the edge, tissue from {cut.min_tissue:.0%}"
+            f"{found.slides:>7,} {found.patches:>10,} {found.bytes / 1e9:>8.2f}  {found.store}: {cut.store}, "
+            f"{cut.resolution}, {cut.patch_size} px every {cut.step} px, "
+            f"{cut.edge} at the edge, tissue from {cut.min_tissue:.0%}"
         )
     return 0
 
