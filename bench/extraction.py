@@ -23,9 +23,9 @@ from bench.project import MIN_TISSUE, STORES, TILE, settings
 from bench.results import Results
 from bench.slides import CACHE, mask_path
 from bench.worker import LeftOutError, confine, timed, workers
+from panda.data.extraction import extract_store
 from panda.data.manifest import SlideRecord
-from panda.data.settings import StoreKind
-from panda.data.store import extract_store
+from panda.data.pixel_stores import StoreKind
 
 Cut = Callable[[list[SlideRecord], Path], int]
 """Cuts slides into a folder, each in a thread of its own; returns how many tiles it wrote."""

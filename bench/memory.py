@@ -15,7 +15,7 @@ from pathlib import Path
 from bench.project import DEFAULT_STORE, settings
 from bench.results import Results
 from bench.slides import CACHE, shared_tiles_slide
-from panda.data.store import extract_store
+from panda.data.extraction import extract_store
 
 SIDES = {"10k": 10_000, "100k": 100_000}
 NAME = f"panda {DEFAULT_STORE}"

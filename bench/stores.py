@@ -17,10 +17,11 @@ from bench.project import STORES, settings
 from bench.results import Results
 from bench.slides import CACHE
 from bench.worker import timed
+from panda.data.extraction import extract_store
 from panda.data.manifest import SlideRecord
-from panda.data.patchset import PatchSet, write_patch_manifests
-from panda.data.pixels import patch_pixels, png
-from panda.data.store import extract_store
+from panda.data.patch_manifests import write_patch_manifests
+from panda.data.patchset import PatchSet
+from panda.data.pixel_stores import encode_png, open_pixel_store
 
 ORDERS = ("in order", "random")
 PART = "stores"
@@ -37,7 +38,7 @@ def _pillow(image: NDArray[np.uint8]) -> bytes:
 
 
 WRITERS: Mapping[str, Callable[[NDArray[np.uint8]], bytes]] = {
-    "panda": png,
+    "panda": encode_png,
     "imagecodecs Huffman": lambda image: bytes(imagecodecs.png_encode(image, level=1, strategy=2, filter=32)),
     "imagecodecs 1": lambda image: bytes(imagecodecs.png_encode(image, level=1)),
     "opencv 1": lambda image: _opencv(image, (cv2.IMWRITE_PNG_COMPRESSION, 1)),
@@ -73,7 +74,7 @@ def measure(record: SlideRecord, rounds: int, results: Results) -> None:
                         rate = len(patches) / seconds
                         results.add(PART, f"panda {store}", f"read {order}", rate, f"{kib:.1f} KiB a patch")
         packed, _ = sets["packed"]
-        images = [packed.pixels.read(packed.place_of(row))[0] for row in packed.rows]
+        images = [packed.pixels.read(packed.locate(row))[0] for row in packed.rows]
         for turn in range(-1, rounds):
             for name, write in WRITERS.items():
                 seconds, size = timed(partial(_write, write, images))
@@ -89,7 +90,7 @@ def _write(write: Callable[[NDArray[np.uint8]], bytes], images: Sequence[NDArray
 
 def _read(patches: PatchSet, numbers: list[int]) -> int:
     """Read patches as `PatchSet` does, without making tensors of them; slides are opened anew."""
-    pixels = patch_pixels(patches.rows.settings)
+    pixels = open_pixel_store(patches.rows.settings)
     for number in numbers:
-        pixels.read(patches.place_of(patches.rows[number]))
+        pixels.read(patches.locate(patches.rows[number]))
     return len(numbers)

@@ -17,11 +17,12 @@ from bench.project import CACHED, TRAINING, TRAINING_BATCH, TRAINING_SIZE, setti
 from bench.results import Results
 from bench.slides import CACHE
 from panda.data.augment import Augmentation
+from panda.data.extraction import extract_store
 from panda.data.loaders import train_loader
 from panda.data.manifest import SlideRecord
-from panda.data.patchset import PatchSet, write_patch_manifests
-from panda.data.settings import StoreKind
-from panda.data.store import extract_store
+from panda.data.patch_manifests import write_patch_manifests
+from panda.data.patchset import PatchSet
+from panda.data.pixel_stores import StoreKind
 from panda.models.losses import BCEDiceLoss
 from panda.models.segmentation import Segmenter
 

@@ -21,6 +21,17 @@ def slide_name(number: int) -> str:
     return f"{number:032x}"
 
 
+def entry_files(store: Path) -> dict[str, tuple[int, int]]:
+    """Slide id → what tells its `slide.json` from one that is written again."""
+    found = {path.parent.name: path.stat() for path in store.glob("*/slide.json")}
+    return {slide_id: (entry.st_ino, entry.st_mtime_ns) for slide_id, entry in found.items()}
+
+
+def kept_slides(store: Path, before: dict[str, tuple[int, int]]) -> set[str]:
+    """Slides of a store that have not been cut again since `entry_files` gave `before`."""
+    return {slide_id for slide_id, entry in entry_files(store).items() if before.get(slide_id) == entry}
+
+
 def picture(seed: int) -> NDArray[np.uint8]:
     """A slide of level-0 px: noisy pink tissue (`TISSUE`) on white glass."""
     rng = np.random.default_rng(seed)

@@ -21,15 +21,27 @@ import pytest
 import tifffile
 from numpy.typing import NDArray
 
+from panda.data.extraction import extract_slide, extract_store
 from panda.data.manifest import SlideRecord, read_manifest
-from panda.data.patches import extract_slide, load_slide
+from panda.data.patches import load_slide
 from panda.data.settings import PatchSettings
-from panda.data.store import StoreResult, extract_store
+from panda.data.store import StoreResult
 from panda.errors import MaskError, SlideError
 from panda.wsi.slide import Slide
 from tests.conftest import SHARED
 from tests.integration.entry_points import run_door, table
-from tests.panda_folder import CANCER, HEADER, HEIGHT, WIDTH, codes, make_folder, picture, slide_name
+from tests.panda_folder import (
+    CANCER,
+    HEADER,
+    HEIGHT,
+    WIDTH,
+    codes,
+    entry_files,
+    kept_slides,
+    make_folder,
+    picture,
+    slide_name,
+)
 from tests.pyramids import write_pyramid
 
 LEVEL = PatchSettings(level=1, patch_size=64)
@@ -187,10 +199,12 @@ def test_an_odd_slide_gives_the_same_patches(folder: Path, case: str) -> None:
     spoil, settings = ACCEPTED[case]
     usual = _extract(folder, settings).slides[slide_name(0)]
     spoil(read_manifest(folder)[0].image_path)
+    (store,) = (folder.parent / "patches").iterdir()
+    before = entry_files(store)
     result = _extract(folder, settings)
     assert result.failures == []
     cut = result.slides[slide_name(0)]
-    assert not cut.reused
+    assert slide_name(0) not in kept_slides(result.store, before)
     assert cut.xy.tolist() == usual.xy.tolist()
     assert cut.tumor_fraction.sum() == pytest.approx(usual.tumor_fraction.sum())
 
@@ -316,7 +330,7 @@ _UNPRIVILEGED = """
 import os, pathlib, sys
 from panda.data.manifest import read_manifest
 from panda.data.settings import PatchSettings
-from panda.data.store import extract_store
+from panda.data.extraction import extract_store
 
 root, uid = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 records, settings = read_manifest(root), PatchSettings(level=1, patch_size=64)

@@ -14,13 +14,15 @@ import cv2
 import numpy as np
 import pytest
 
-from panda.data import store as store_module
+from panda.data import extraction
+from panda.data.extraction import extract_slide, extract_store
 from panda.data.manifest import read_manifest
-from panda.data.patches import extract_slide, load_slide
-from panda.data.settings import PatchSettings, StoreKind
-from panda.data.store import StoreResult, extract_store, load_store, store_path
+from panda.data.patches import load_slide
+from panda.data.pixel_stores import StoreKind
+from panda.data.settings import PatchSettings
+from panda.data.store import StoreResult, load_store, store_path
 from panda.errors import ManifestError, MaskError, PandaError, SlideError
-from tests.panda_folder import CANCER, TISSUE, codes, make_folder, picture
+from tests.panda_folder import CANCER, TISSUE, codes, entry_files, kept_slides, make_folder, picture
 from tests.pyramids import write_pyramid
 
 SETTINGS = PatchSettings(level=1, patch_size=64)
@@ -39,10 +41,10 @@ def extract(folder: Path, store_root: Path, settings: PatchSettings = SETTINGS, 
 
 def test_patches_hold_the_slides_pixels(folder: Path, tmp_path: Path) -> None:
     record = read_manifest(folder)[0]
+    assert not (tmp_path / record.slide_id).exists()
     found = extract_slide(record, dataclasses.replace(SETTINGS, level=0, min_tissue=0.0), tmp_path)
     image, tumor = picture(0), codes("radboud", True) == 4
     assert found.downsample == 1
-    assert not found.reused
     seen = np.zeros(tumor.shape, bool)
     for x, y in found.xy.tolist():
         name = f"{record.slide_id}_x{x}_y{y}.png"
@@ -72,7 +74,6 @@ def test_slide_json_says_what_was_cut(folder: Path, tmp_path: Path) -> None:
     assert (found.tissue_fraction >= SETTINGS.min_tissue).all()
     again = load_slide(record, SETTINGS, tmp_path)
     assert again is not None
-    assert again.reused
     np.testing.assert_array_equal(again.xy, found.xy)
     np.testing.assert_array_equal(again.tumor_fraction, found.tumor_fraction)
 
@@ -116,13 +117,14 @@ def test_finished_slides_are_kept_and_changed_ones_cut_again(folder: Path, tmp_p
     first = extract(copy, tmp_path)
     assert first.failures == []
     assert [*first.slides] == [record.slide_id for record in read_manifest(copy)]
-    assert not any(slide.reused for slide in first.slides.values())
+    before = entry_files(first.store)
     changed = read_manifest(copy)[2]
     os.utime(changed.image_path, ns=(1, 1))
     (first.store / f"{changed.slide_id}.partial").mkdir()
     (first.store / "half.partial").mkdir()
     second = extract(copy, tmp_path)
-    assert [slide.reused for slide in second.slides.values()] == [True, True, False, True]
+    assert kept_slides(second.store, before) == {*second.slides} - {changed.slide_id}
+    assert len(second.slides) == 4
     assert not list(first.store.glob("*.partial"))
     shutil.rmtree(first.store / changed.slide_id)
     read = load_store(read_manifest(copy), SETTINGS, tmp_path, copy)
@@ -168,7 +170,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_finished(
 ) -> None:
     disk = small_disk("600k")
     settings = dataclasses.replace(SETTINGS, store=kind)
-    monkeypatch.setattr(store_module, "refuse_without_room", lambda need, store: None)  # as if the estimate were wrong
+    monkeypatch.setattr(extraction, "refuse_without_room", lambda need, store: None)  # as if the estimate were wrong
     with pytest.raises(PandaError, match=r"small-.*No space left.*data\.store_root.*run again") as caught:
         extract(folder, disk, settings, workers=1)
     assert str(store_path(disk, folder, settings)) in str(caught.value)
@@ -176,8 +178,9 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_finished(
     finished = {path.parent.name for path in disk.glob("*/*/slide.json")}
     assert 0 < len(finished) < 4
     shutil.copytree(disk, tmp_path / "larger")
+    before = entry_files(store_path(tmp_path / "larger", folder, settings))
     result = extract(folder, tmp_path / "larger", settings)
-    assert {slide_id for slide_id, slide in result.slides.items() if slide.reused} == finished
+    assert kept_slides(result.store, before) == finished
     assert not result.failures
 
 

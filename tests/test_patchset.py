@@ -14,17 +14,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from panda.data.augment import Augmentation
+from panda.data.extraction import extract_store
 from panda.data.loaders import Draw, ordered_loader, train_loader
-from panda.data.patchset import (
-    COLUMNS,
-    PatchSet,
-    PatchTable,
-    write_one_slide_manifests,
-    write_patch_manifests,
-)
+from panda.data.patch_manifests import COLUMNS, PatchTable, write_one_slide_manifests, write_patch_manifests
+from panda.data.patchset import PatchSet
 from panda.data.settings import PatchSettings
 from panda.data.splits import Split
-from panda.data.store import StoreResult, extract_store
+from panda.data.store import StoreResult
 from panda.errors import ManifestError
 from tests.panda_folder import make_folder, slide_name
 

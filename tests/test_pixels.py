@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import imagecodecs
 import numpy as np
@@ -18,23 +18,24 @@ import pytest
 import torch
 from PIL import Image
 
-from panda.data import disk, pixels
-from panda.data import patches as patches_module
-from panda.data import store as store_module
+from panda.data import disk, extraction, pixel_stores
 from panda.data.augment import Augmentation
 from panda.data.disk import estimate_need
+from panda.data.extraction import extract_store
 from panda.data.loaders import train_loader
 from panda.data.manifest import SlideRecord, read_manifest
-from panda.data.patchset import PatchSet, write_patch_manifests
-from panda.data.settings import PatchSettings, StoreKind
+from panda.data.patch_manifests import write_patch_manifests
+from panda.data.patchset import PatchSet
+from panda.data.pixel_stores import StoreKind
+from panda.data.settings import PatchSettings
 from panda.data.splits import Split
-from panda.data.store import StoreResult, extract_store, list_stores, main
+from panda.data.store import StoreResult, list_stores, main
 from panda.errors import ManifestError, PandaError
 from panda.wsi.geometry import Resolution
 from panda.wsi.slide import Slide
-from tests.panda_folder import TISSUE, make_folder, slide_name
+from tests.panda_folder import TISSUE, entry_files, kept_slides, make_folder, slide_name
 
-KINDS: tuple[StoreKind, ...] = ("png", "packed", "slide")
+KINDS = get_args(StoreKind)
 SPLIT: dict[str, Split] = {slide_name(0): "train", slide_name(1): "val", slide_name(2): "test", slide_name(3): "train"}
 SETTINGS = {
     "level": PatchSettings(level=1, patch_size=64, stride=48, edge="shift"),
@@ -53,6 +54,10 @@ def _cut(records: list[SlideRecord], settings: PatchSettings, root: Path) -> Sto
 
 def _train_set(result: StoreResult) -> PatchSet:
     return PatchSet(write_patch_manifests(result, SPLIT)["train"])
+
+
+def test_every_kind_has_a_class() -> None:
+    assert tuple(pixel_stores.STORES) == KINDS
 
 
 @pytest.mark.parametrize("how", SETTINGS)
@@ -115,7 +120,7 @@ def test_what_each_kind_leaves(records: list[SlideRecord], tmp_path: Path) -> No
         left[kind] = {path.name for path in (result.store / slide_name(0)).rglob("*") if path.is_file()}
         count = len(result.slides[slide_name(0)])
         if kind == "png":
-            assert len(left[kind]) == count + 1, "image and mask bear one name"
+            assert len(left[kind]) == count + 1, "image and mask have one name"
         if kind == "packed":
             packed = np.load(result.store / slide_name(0) / "img.npy", mmap_mode="r")
             assert packed.shape == (count, 64, 64, 3)
@@ -126,7 +131,7 @@ def test_what_each_kind_leaves(records: list[SlideRecord], tmp_path: Path) -> No
 @pytest.mark.parametrize("shape", [(1, 1), (7, 5), (64, 64), (1, 300, 3), (33, 17, 3)])
 def test_png_is_read_back_by_others(shape: tuple[int, ...]) -> None:
     image = np.random.default_rng(1).integers(0, 256, shape).astype(np.uint8)
-    data = pixels.png(image)
+    data = pixel_stores.encode_png(image)
     with Image.open(io.BytesIO(data)) as opened:
         assert opened.mode == ("RGB" if len(shape) == 3 else "L")
         assert np.array_equal(np.asarray(opened), image)
@@ -137,10 +142,10 @@ def test_png_is_read_back_by_others(shape: tuple[int, ...]) -> None:
 def test_a_process_holds_few_slides_open(
     records: list[SlideRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pixels, "OPEN_SLIDES", 1)
+    monkeypatch.setattr(pixel_stores, "OPEN_SLIDES", 1)
     patches = _train_set(_cut(records, dataclasses.replace(SETTINGS["level"], store="slide"), tmp_path))
     reader = patches.pixels
-    assert isinstance(reader, pixels._SlidePixels)
+    assert isinstance(reader, pixel_stores.SlideStore)
     first, last = patches[0][0], patches[len(patches) - 1][0]
     assert torch.equal(patches[0][0], first)
     assert torch.equal(patches[len(patches) - 1][0], last)
@@ -192,7 +197,7 @@ def test_a_slide_or_mask_that_has_changed_is_not_read_as_if_it_had_not(tmp_path:
     content, was = path.read_bytes(), path.stat()
     path.write_bytes(content + b"\0")
     os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
-    said = rf"{path}: the {which} has changed since its patches were cut: {was.st_size} bytes of .*run again.*cut anew"
+    said = rf"{path}: the {which} has changed since its patches were cut: {was.st_size} bytes of .*run again to cut"
     with pytest.raises(ManifestError, match=said):
         PatchSet(manifest)[0]
     path.write_bytes(content)
@@ -201,8 +206,9 @@ def test_a_slide_or_mask_that_has_changed_is_not_read_as_if_it_had_not(tmp_path:
         PatchSet(manifest)[0]
     last = len(PatchSet(manifest)) - 1
     PatchSet(manifest)[last]  # another slide
+    before = entry_files(result.store)
     again = _cut(records, settings, tmp_path)  # the remedies
-    assert [patches.reused for patches in again.slides.values()] == [False, True, True, True]
+    assert kept_slides(again.store, before) == {slide_name(number) for number in (1, 2, 3)}
     anew = write_patch_manifests(again, SPLIT)["train"]
     assert anew != manifest
     assert torch.equal(PatchSet(anew)[0][0], right[0])
@@ -229,7 +235,7 @@ def test_columns_change_the_order_of_reading_and_nothing_else(
         whole = _cut(records[:1], settings, tmp_path / "rows")
         read.clear()
         with monkeypatch.context() as patch:
-            patch.setattr(patches_module, "COLUMN_PX", 100)
+            patch.setattr(extraction, "COLUMN_PX", 100)
             patch.setattr(Slide, "read", noting)
             columns = _cut(records[:1], settings, tmp_path / "columns")
         assert read != sorted(read, key=lambda place: place[::-1])
@@ -245,7 +251,7 @@ def test_few_slides_on_a_large_disk_are_not_looked_at_twice(
     records: list[SlideRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[int] = []
-    monkeypatch.setattr(store_module, "estimate_need", lambda pending, settings: looked.append(len(pending)))
+    monkeypatch.setattr(extraction, "estimate_need", lambda pending, settings: looked.append(len(pending)))
     plenty = shutil.disk_usage(tmp_path)._replace(free=10**9)
     monkeypatch.setattr(disk, "disk_usage", lambda path: plenty)
     _cut(records, SETTINGS["level"], tmp_path / "plenty")
@@ -253,7 +259,7 @@ def test_few_slides_on_a_large_disk_are_not_looked_at_twice(
     monkeypatch.setattr(disk, "SAMPLED", 3)
     _cut(records, SETTINGS["level"], tmp_path / "many")
     monkeypatch.undo()
-    monkeypatch.setattr(store_module, "estimate_need", lambda pending, settings: looked.append(len(pending)))
+    monkeypatch.setattr(extraction, "estimate_need", lambda pending, settings: looked.append(len(pending)))
     monkeypatch.setattr(disk, "disk_usage", lambda path: plenty._replace(free=10**6))
     _cut(records, SETTINGS["level"], tmp_path / "little")
     assert looked == [4, 4]
@@ -264,8 +270,9 @@ def test_a_data_folder_that_was_moved_is_found_where_it_is(tmp_path: Path) -> No
     make_folder(tmp_path / "before" / "small", 4)
     first = _train_set(_cut(read_manifest(tmp_path / "before" / "small"), settings, tmp_path / "patches"))
     (tmp_path / "before").rename(tmp_path / "after")
+    before = entry_files(first.rows.store)
     moved = _cut(read_manifest(tmp_path / "after" / "small"), settings, tmp_path / "patches")
-    assert all(patches.reused for patches in moved.slides.values())
+    assert kept_slides(moved.store, before) == {*moved.slides}
     second = _train_set(moved)
     second[0]  # is read
     assert first.rows.path != second.rows.path
@@ -300,8 +307,9 @@ def test_what_cannot_fit_is_refused_before_it_begins(
     monkeypatch.undo()
     whole = _cut(records, SETTINGS["level"], tmp_path)
     monkeypatch.setattr(disk, "disk_usage", lambda path: free._replace(free=0))
+    before = entry_files(whole.store)
     again = _cut(records, SETTINGS["level"], tmp_path)
-    assert all(slide.reused for slide in again.slides.values()), "nothing is to be written"
+    assert kept_slides(again.store, before) == {*again.slides}, "nothing is to be written"
     assert [*again.slides] == [*whole.slides]
 
 
@@ -328,3 +336,13 @@ def test_the_list_is_a_command(tmp_path: Path) -> None:
         [sys.executable, "-m", "panda.data.store", "list", str(tmp_path)], capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["slides", "patches", "GB", "store"]
+
+
+def test_the_old_command_names_the_new_one() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "panda.data.patches", "list"], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.strip() == (
+        "python -m panda.data.patches has moved: type python -m panda.data.store list [STORE_ROOT]"
+    )

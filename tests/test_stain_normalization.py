@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from panda.data.augment import Augmentation
 from panda.data.bags import BagItem, BagSet, BagSettings, read_bag
 from panda.data.datamodule import PatchDataModule
-from panda.data.settings import StoreKind
+from panda.data.pixel_stores import StoreKind
 from panda.data.stain_estimates import STAIN_FILE
 from panda.errors import ConfigError
 from panda.inference import predictor as engine
@@ -177,7 +177,7 @@ def test_training_and_inference_see_the_same_pixels(
                 assert np.array_equal(seen, tiles[at])
                 compared += 1
         assert compared > 5
-        assert not np.array_equal(seen, patches.pixels.read(patches.place_of(row))[0])
+        assert not np.array_equal(seen, patches.pixels.read(patches.locate(row))[0])
 
 
 def test_a_bag_and_its_grader_see_the_same_pixels(drawn: Path) -> None:

@@ -12,16 +12,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from panda.data.augment import Augmentation
+from panda.data.extraction import extract_store
 from panda.data.failures import Failure
 from panda.data.loaders import loader_faults, ordered_loader, train_loader
 from panda.data.manifest import TABLE, SlideRecord, find_one_tumor_example, read_manifest
-from panda.data.patchset import PatchSet, write_one_slide_manifests, write_patch_manifests
+from panda.data.patch_manifests import write_one_slide_manifests, write_patch_manifests
+from panda.data.patchset import PatchSet
+from panda.data.pixel_stores import StoreKind
 from panda.data.samplers import BalancedDraws, HardDraws, SamplerName
-from panda.data.settings import How, PatchSettings, SelectionSettings, StoreKind
+from panda.data.settings import How, PatchSettings, SelectionSettings
 from panda.data.slide_selection import Selection, select
 from panda.data.splits import SPLITS, Split
 from panda.data.stain_estimates import Stains, find_stains
-from panda.data.store import StoreResult, extract_store, load_store, store_path
+from panda.data.store import StoreResult, load_store, store_path
 from panda.errors import ConfigError, ManifestError
 from panda.synthetic.dataset import SyntheticSpec, draw_dataset
 from panda.wsi.geometry import mean_mpp
@@ -41,7 +44,7 @@ class PatchDataModule(pl.LightningDataModule):
         edge: What happens at the slide's edge, see `PatchSettings`.
         min_tissue: Least share of tissue in a patch.
         store_root: The folder of the patch stores.
-        store: What is kept of the pixels, see `panda.data.pixels`.
+        store: What is kept of the pixels, see `panda.data.pixel_stores`.
         batch_size: Patches a batch.
         num_workers: Processes that load, for each loader; 0 for none.
         seed: Of the split. Loaders and augmentation follow torch's seed.
@@ -345,7 +348,7 @@ class PatchDataModule(pl.LightningDataModule):
         assert self._result is not None
         slides, splits = self._result.slides, self.splits()
         return {
-            name: {r.slide_id: slides[r.slide_id].made_from for r in splits[name] if r.slide_id in slides}
+            name: {r.slide_id: slides[r.slide_id].fingerprint for r in splits[name] if r.slide_id in slides}
             for name in ("train", "val")
         }
 

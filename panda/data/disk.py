@@ -11,7 +11,7 @@ from shutil import disk_usage
 import numpy as np
 
 from panda.data.manifest import SlideRecord
-from panda.data.pixels import png
+from panda.data.pixel_stores import open_pixel_store
 from panda.data.settings import PatchSettings
 from panda.errors import PandaError
 from panda.wsi.grid import tissue_grid
@@ -55,6 +55,7 @@ def estimate_need(pending: Sequence[SlideRecord], settings: PatchSettings) -> Ne
     """
     counts: list[int] = []
     sizes: list[int] = []
+    pixels = open_pixel_store(settings)
     for number in np.unique(np.linspace(0, len(pending) - 1, min(SAMPLED, len(pending))).round().astype(int)):
         try:
             with settings.slide_options.open(pending[number].image_path) as slide:
@@ -68,20 +69,16 @@ def estimate_need(pending: Sequence[SlideRecord], settings: PatchSettings) -> Ne
                     min_tissue=settings.min_tissue,
                 )
                 counts.append(len(grid))
-                if settings.store == "png":
+                if pixels.keeps_pixels:
                     for x, y in grid.level0[:: max(1, len(grid) // _ENCODED)][:_ENCODED].tolist():
                         image = slide.read(resolution, (x, y), (settings.patch_size, settings.patch_size))
-                        sizes.append(len(png(image)))
+                        sizes.append(pixels.estimate_bytes(image))
         except Exception:  # whatever is wrong with a slide, the extraction says it
             continue
     if not counts:
         return None
     patches = round(sum(counts) / len(counts) * len(pending))
-    each = _LISTED
-    if settings.store == "png":
-        each += round(sum(sizes) / max(1, len(sizes))) + 2 * _BLOCK
-    elif settings.store == "packed":
-        each += 4 * settings.patch_size**2
+    each = _LISTED + round(sum(sizes) / max(1, len(sizes)))
     return Need(len(pending), patches, patches * each)
 
 

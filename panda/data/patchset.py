@@ -1,18 +1,8 @@
-"""Patches as a dataset: the manifests of a split, and the pairs of image and mask they list.
-
-A manifest is a CSV in `<store>/splits/<fingerprint of the split>/{train,val,test}.csv`, one row a patch:
-`slide_id, provider, isup_grade, number, x, y, img, msk, tissue_fraction, tumor_fraction`; `number` counts the
-slide's patches, x and y are level-0 px, and img and msk are the files that hold the pixels, relative to the store
-(slides, where the store keeps no pixels, by their whole path).
-"""
+"""Patches as a dataset: pairs of image and mask."""
 
 from __future__ import annotations
 
-import csv
-from array import array
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, overload
 
 import numpy as np
 import torch
@@ -22,158 +12,31 @@ from torch.utils.data import Dataset
 
 from panda.data.augment import Augmentation
 from panda.data.loaders import Draw, drawn
-from panda.data.manifest import SlideRecord
-from panda.data.patches import SlidePatches
-from panda.data.pixels import Place, kept_files, patch_pixels
-from panda.data.settings import StoreKind
-from panda.data.splits import SPLITS, Split
+from panda.data.patch_manifests import PatchRow, PatchTable
+from panda.data.pixel_stores import PatchLocation
 from panda.data.stain_estimates import Stains
-from panda.data.store import StoreResult, read_store
-from panda.errors import ManifestError
-from panda.files import fingerprint, whole_path, write_table
 from panda.wsi.stain_normalization import normalized
 
-COLUMNS = (
-    "slide_id",
-    "provider",
-    "isup_grade",
-    "number",
-    "x",
-    "y",
-    "img",
-    "msk",
-    "tissue_fraction",
-    "tumor_fraction",
-)
-
-_VALUES = np.array([0, 1, -1], np.float32)
-"""Of a mask tensor, by target: other, cancer, ignored."""
-
-Members = Mapping[Split, Sequence[tuple[SlidePatches, NDArray[np.int64]]]]
-"""Split → slides with the numbers of their patches that belong to it."""
-
-
-class PatchRow(NamedTuple):
-    """One row of a manifest.
-
-    Attributes:
-        slide_id: The slide.
-        provider: Its provider.
-        isup_grade: Its grade, or None.
-        number: Of the patch on its slide, from 0.
-        x: Left edge in level-0 px of the slide.
-        y: Top edge in level-0 px of the slide.
-        img: The file that holds the image.
-        msk: The file that holds the mask.
-        tissue_fraction: Share of tissue.
-        tumor_fraction: Share of cancer pixels.
-    """
-
-    slide_id: str
-    provider: str
-    isup_grade: int | None
-    number: int
-    x: int
-    y: int
-    img: Path
-    msk: Path
-    tissue_fraction: float
-    tumor_fraction: float
-
-
-class PatchTable(Sequence[PatchRow]):
-    """The rows of a manifest, kept as columns: PANDA has millions of patches, and each worker has them all.
-
-    Args:
-        path: The manifest.
-
-    Raises:
-        ManifestError: The manifest is missing, lacks a column, has no rows or a malformed one.
-    """
-
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
-        self.store = self.path.resolve().parents[2]
-        self.settings = read_store(self.store)
-        slides: dict[tuple[str, ...], int] = {}
-        index, numbers, xy, fractions = array("i"), array("i"), array("q"), array("f")
-        remedy = f"remove the folder {self.path.parent}, it will be written again"
-        try:
-            with self.path.open(newline="", encoding="utf-8") as file:
-                reader = csv.reader(file, strict=True)
-                if (found := tuple(next(reader, ()))) != COLUMNS:
-                    raise ManifestError(
-                        f"{path}: the columns are {', '.join(found) or 'none'}, not {', '.join(COLUMNS)}; {remedy}"
-                    )
-                for slide_id, provider, grade, number, x, y, img, msk, tissue, tumor in reader:
-                    files = kept_files(self.settings.store, slide_id, int(x), int(y))
-                    if files is not None and (img, msk) != files:
-                        raise ValueError(f"img and msk are {img} and {msk}, not {files[0]} and {files[1]}")
-                    key = (slide_id, provider, grade) if files else (slide_id, provider, grade, img, msk)
-                    index.append(slides.setdefault(key, len(slides)))
-                    numbers.append(int(number))
-                    xy.extend((int(x), int(y)))
-                    fractions.extend((float(tissue), float(tumor)))
-        except OSError as error:
-            raise ManifestError(f"{path}: the patch manifest cannot be read ({error.strerror})") from error
-        except (ValueError, csv.Error) as error:
-            raise ManifestError(f"{path}, row {reader.line_num}: {error}; {remedy}") from error
-        if not index:
-            raise ManifestError(f"{path}: the patch manifest lists no patches")
-        self.slides = list(slides)
-        self.slide_index = np.array(index, dtype=np.int32)
-        self.numbers = np.array(numbers, dtype=np.int32)
-        self.xy = np.array(xy, dtype=np.int64).reshape(-1, 2)
-        self.fractions = np.array(fractions, dtype=np.float32).reshape(-1, 2)
-
-    def __len__(self) -> int:
-        return len(self.slide_index)
-
-    @overload
-    def __getitem__(self, index: int) -> PatchRow: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[PatchRow]: ...
-    def __getitem__(self, index: int | slice) -> PatchRow | list[PatchRow]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        slide_id, provider, grade, *slide_files = self.slides[self.slide_index[index]]
-        x, y = self.xy[index].tolist()
-        tissue, tumor = self.fractions[index].tolist()
-        img, msk = kept_files(self.settings.store, slide_id, x, y) or slide_files
-        return PatchRow(
-            slide_id,
-            provider,
-            int(grade) if grade else None,
-            int(self.numbers[index]),
-            x,
-            y,
-            self.store / img,
-            self.store / msk,
-            tissue,
-            tumor,
-        )
-
-    def __iter__(self) -> Iterator[PatchRow]:
-        return (self[number] for number in range(len(self)))
+_VALUES = np.array([0, 1, -1], np.float32)  # in a mask tensor, by target: other, cancer, ignored
 
 
 class PatchSet(Dataset[tuple[Tensor, Tensor]]):
     """Pairs of image and cancer mask.
 
-    An item is `(image, mask)`: (3, h, w) float32 in [0, 1], RGB; (1, h, w) float32, 0 or 1, and -1 where a pixel is
-    to be ignored (only where the patches were cut with `ignore_background`).
+    An item is `(image, mask)`: (3, h, w) float32 in [0, 1], RGB; (1, h, w) float32, 0 or 1. Pixels to ignore are -1,
+    which needs patches that were cut with `ignore_background`.
 
     Args:
         manifest: CSV of a split.
         transform: Applied to image and mask together; None for none. Its random choices follow the `Draw` that
             indexes the set or, with a plain index, torch's random generator.
-        stains: Of each slide, whose pixels are brought to the reference's colours before `transform`; None to
-            leave all pixels as they are.
+        stains: The stain of each slide, to change its colors to those of the reference before `transform`; None to
+            leave all colors unchanged.
 
     Raises:
-        ManifestError: The manifest is faulty; on access also what the store keeps of a patch is missing or damaged,
-            or the slide or mask that it is read from has changed.
-        PandaError: On access, a slide or mask that the store reads from cannot be read.
+        ManifestError: If the manifest is faulty; on access, if a file of the store is missing or damaged, or if the
+            slide or mask has changed since the patches were cut.
+        PandaError: On access, if a slide or mask that the store reads from cannot be read.
     """
 
     def __init__(
@@ -182,29 +45,29 @@ class PatchSet(Dataset[tuple[Tensor, Tensor]]):
         self.rows = PatchTable(manifest)
         self.stains = stains
         self.transform = transform
-        self.pixels = patch_pixels(self.rows.settings)
+        self.pixels = self.rows.pixels
 
     @property
     def slide_ids(self) -> list[str]:
-        """The slides of the patches, each once, in the manifest's order."""
+        """The slides of the patches, each once, in the order of the manifest."""
         return list(dict.fromkeys(slide[0] for slide in self.rows.slides))
 
-    def place_of(self, row: PatchRow) -> Place:
-        """Where the pixels of a row are."""
-        return Place(self.rows.store / row.slide_id, row.provider, row.number, row.x, row.y, row.img, row.msk)
+    def locate(self, row: PatchRow) -> PatchLocation:
+        """Return where the pixels of a row are."""
+        return PatchLocation(self.rows.store / row.slide_id, row.provider, row.number, row.x, row.y, row.img, row.msk)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def name(self, index: int) -> str:
-        """A patch in words: its slide and its place there."""
+        """Return a name of a patch: its slide and its corner there."""
         row = self.rows[index]
         return f"{row.slide_id} at level-0 px ({row.x}, {row.y})"
 
     def __getitem__(self, index: int | Draw) -> tuple[Tensor, Tensor]:
         number, seed = drawn(index)
         row = self.rows[number]
-        image, target = self.pixels.read(self.place_of(row))
+        image, target = self.pixels.read(self.locate(row))
         if self.stains and (stain := self.stains[row.slide_id]):
             image = normalized(image, stain)
         if self.transform is not None:
@@ -213,112 +76,5 @@ class PatchSet(Dataset[tuple[Tensor, Tensor]]):
 
 
 def image_tensor(image: NDArray[np.uint8]) -> Tensor:
-    """(h, w, 3) uint8 → (3, h, w) float32 in [0, 1]."""
+    """Convert (h, w, 3) uint8 to (3, h, w) float32 in [0, 1]."""
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)).astype(np.float32) / 255)
-
-
-def write_patch_manifests(result: StoreResult, split: Mapping[str, Split]) -> dict[Split, Path]:
-    """Write the manifests of a split by slide.
-
-    Args:
-        result: The patches in the store; slides that failed are in none of the manifests.
-        split: Slide id → split.
-
-    Returns:
-        Split → manifest, for the splits that have patches.
-
-    Raises:
-        ManifestError: All slides of a split failed.
-    """
-    members: dict[Split, list[tuple[SlidePatches, NDArray[np.int64]]]] = {
-        name: [
-            (patches, np.arange(len(patches)))
-            for slide_id, patches in sorted(result.slides.items())
-            if split.get(slide_id) == name
-        ]
-        for name in SPLITS
-        if name in split.values()
-    }
-    if empty := [name for name, slides in members.items() if not slides]:
-        raise ManifestError(
-            f"{result.store}: all slides of {', '.join(empty)} failed ({len(result.failures)} failures in all; "
-            f"the first: {result.failures[0].message if result.failures else 'none'}); mend or exclude them"
-        )
-    return _write(result.store, members)
-
-
-def write_one_slide_manifests(
-    store: Path, patches: SlidePatches, *, seed: int, val_fraction: float
-) -> dict[Split, Path]:
-    """Write the manifests of one slide whose patches are split at random: to learn from, not to generalise.
-
-    Args:
-        store: The store.
-        patches: Of the slide.
-        seed: Of the shuffle.
-        val_fraction: Share of the patches for validation; at least one.
-
-    Returns:
-        Manifests of `train` and `val`.
-
-    Raises:
-        ManifestError: The slide has fewer than two patches.
-    """
-    if len(patches) < 2:
-        raise ManifestError(
-            f"{patches.folder}: the slide has {len(patches)} patch, two are needed for training and validation; "
-            f"choose another with data.slide_id, or lower data.patch_size or data.min_tissue"
-        )
-    order = np.random.default_rng(seed).permutation(len(patches))
-    val = min(max(1, round(val_fraction * len(patches))), len(patches) - 1)
-    return _write(store, {"train": [(patches, np.sort(order[val:]))], "val": [(patches, np.sort(order[:val]))]})
-
-
-def _write(store: Path, members: Members) -> dict[Split, Path]:
-    """Write the manifests into a folder named by their content; the same split is written once."""
-    kind = read_store(store).store
-    name = fingerprint(
-        {
-            split: [
-                [patches.record.slide_id, patches.made_from, numbers.tolist(), _slide_files(kind, patches.record)]
-                for patches, numbers in slides
-            ]
-            for split, slides in members.items()
-        }
-    )[:12]
-    folder = store / "splits" / name
-    if not folder.is_dir():
-        with whole_path(folder) as partial:
-            partial.mkdir()
-            for split, slides in members.items():
-                rows = (row for patches, numbers in slides for row in _manifest_rows(kind, patches, numbers))
-                write_table(partial / f"{split}.csv", rows, COLUMNS)
-    return {split: folder / f"{split}.csv" for split in members}
-
-
-def _manifest_rows(kind: StoreKind, patches: SlidePatches, numbers: NDArray[np.int64]) -> Iterator[tuple[object, ...]]:
-    """The rows of some patches of a slide."""
-    record = patches.record
-    for number in numbers.tolist():
-        x, y = patches.xy[number].tolist()
-        img, msk = kept_files(kind, record.slide_id, x, y) or _slide_files(kind, record)
-        yield (
-            record.slide_id,
-            record.provider,
-            "" if record.isup_grade is None else record.isup_grade,
-            number,
-            x,
-            y,
-            img,
-            msk,
-            patches.tissue_fraction[number],
-            patches.tumor_fraction[number],
-        )
-
-
-def _slide_files(kind: StoreKind, record: SlideRecord) -> list[str]:
-    """The whole paths of slide and mask where patches are read from them, else nothing."""
-    if kind != "slide":
-        return []
-    assert record.mask_path is not None, "patches are cut of slides with a mask"
-    return [str(record.image_path.resolve()), str(record.mask_path.resolve())]

@@ -7,14 +7,11 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from panda.data.findings import FILE_FINDINGS, FINDINGS, REFUSED_ROWS
+from panda.data.pixel_stores import StoreKind
 from panda.data.splits import fraction_faults
 from panda.wsi.label_maps import known_label_maps
 from panda.wsi.resolution_request import ResolutionRequest
 from panda.wsi.slide import ReaderName, SlideOptions
-
-StoreKind = Literal["png", "packed", "slide"]
-"""How a store keeps pixels, see `panda.data.pixels`."""
-
 
 How = Literal["holdout", "kfold", "patches"]
 AUDIT = "python audit.py data=panda data.root=…"

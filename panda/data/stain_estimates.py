@@ -58,7 +58,7 @@ def find_stains(result: StoreResult, settings: PatchSettings, *, workers: int = 
                 continue
             stains[slide_id] = outcome
             plain = None if outcome is None else outcome.plain()
-            write_json(_file(patches), {"rules": STAIN_RULES, "made_from": patches.made_from, "stain": plain})
+            write_json(_file(patches), {"rules": STAIN_RULES, "fingerprint": patches.fingerprint, "stain": plain})
     left = {slide_id: patches for slide_id, patches in result.slides.items() if slide_id in stains}
     return replace(result, slides=left), stains
 
@@ -70,7 +70,7 @@ def _file(patches: SlidePatches) -> Path:
 def _kept(patches: SlidePatches) -> StainProfile | None:
     """The stain that the store knows of a slide; an error of any kind where it knows none."""
     stored = json.loads(_file(patches).read_text(encoding="utf-8"))
-    if (stored["rules"], stored["made_from"]) != (STAIN_RULES, patches.made_from):
+    if (stored["rules"], stored["fingerprint"]) != (STAIN_RULES, patches.fingerprint):
         raise ValueError("of another slide, or found by other rules")
     return None if stored["stain"] is None else StainProfile.from_plain(stored["stain"])
 

@@ -1,0 +1,314 @@
+"""Extraction: cut the patches of slides into a patch store.
+
+The folder of a slide is written beside its final name and renamed when complete, so it is whole or absent. It has
+the fingerprint of what it was made from: a slide or mask that has changed since is cut again.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from panda.data.disk import estimate_need, refuse_without_room, surely_fits
+from panda.data.failures import Failure
+from panda.data.manifest import SlideRecord
+from panda.data.patches import SlidePatches, load_slide, patch_fingerprint
+from panda.data.pixel_stores import WritePatch, open_pixel_store
+from panda.data.settings import PatchSettings
+from panda.data.slide_entry import PatchEntry, ResolutionEntry, SlideEntry, TissueEntry, identify_file, read_origin
+from panda.data.store import (
+    PARTIAL,
+    STORE_FILE,
+    StoreResult,
+    describe_unwritable,
+    prepare_store,
+    sort_result,
+    store_path,
+)
+from panda.errors import MaskError, PandaError, SlideError
+from panda.files import locked, remove, replace, sync
+from panda.wsi.geometry import Resolution
+from panda.wsi.grid import Grid, tissue_grid
+from panda.wsi.label_mask import CANCER, LabelMask
+from panda.wsi.slide import Slide
+from panda.wsi.tissue import find_tissue
+
+log = logging.getLogger(__name__)
+
+COLUMN_PX = 4096
+"""Width of the columns in which a slide is cut, in px of the level that is read. `panda.wsi.tiff.segments` keeps a
+row of such a column (9 tiles of 512 px and those of the mask) for each of two threads."""
+
+
+class _StoppedError(Exception):
+    """Another slide has ended the run."""
+
+
+def extract_store(
+    records: Sequence[SlideRecord],
+    settings: PatchSettings,
+    store_root: Path | str,
+    root: Path | str,
+    *,
+    workers: int = 2,
+    progress: bool = True,
+) -> StoreResult:
+    """Cut the patches of all slides that the store does not have yet.
+
+    A slide that fails is listed in the result, and the others continue. The process may be killed at any moment: the
+    next call keeps the finished slides. A second process on the same store waits for the first.
+
+    Args:
+        records: The slides.
+        settings: How to cut.
+        store_root: The folder of all stores.
+        root: The data folder, for the store's name.
+        workers: Slides cut at the same time, in threads.
+        progress: Show a bar over the slides, with the patches so far.
+
+    Returns:
+        The patches of each slide, and the failures.
+
+    Raises:
+        PandaError: If the store cannot be written (a full disk) or will not fit; finished slides are kept.
+        ManifestError: If the folder holds a store of other settings.
+    """
+    store = store_path(store_root, root, settings)
+    slides: dict[str, SlidePatches] = {}
+    failures: dict[str, Failure] = {}
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        with locked(store / STORE_FILE):
+            prepare_store(store, settings)
+            for record in records:
+                if (found := load_slide(record, settings, store)) is not None:
+                    slides[record.slide_id] = found
+            pending = [record for record in records if record.slide_id not in slides]
+            _require_room(pending, settings, store)
+            _extract_pending(pending, settings, store, slides, failures, workers=workers, progress=progress)
+    except OSError as error:
+        raise PandaError(describe_unwritable(store, error)) from error
+    return sort_result(records, store, slides, failures)
+
+
+def _require_room(pending: Sequence[SlideRecord], settings: PatchSettings, store: Path) -> None:
+    """Check that the patches will fit on the disk.
+
+    Raises:
+        PandaError: If they will not.
+    """
+    # Without pixels, a look at a few slides would take as long as cutting them.
+    keeps_pixels = open_pixel_store(settings).keeps_pixels
+    if not pending or not keeps_pixels or surely_fits(pending, settings, store):
+        return
+    if (need := estimate_need(pending, settings)) is not None:
+        log.info("%s: %s to write", store, need)
+        refuse_without_room(need, store)
+
+
+def _extract_pending(
+    pending: Sequence[SlideRecord],
+    settings: PatchSettings,
+    store: Path,
+    slides: dict[str, SlidePatches],
+    failures: dict[str, Failure],
+    *,
+    workers: int,
+    progress: bool,
+) -> None:
+    """Cut the slides in threads, and add them to `slides` or `failures`; the first error of the store ends all."""
+    stop = threading.Event()
+    patches = sum(map(len, slides.values()))
+    total = len(slides) + len(pending)
+    with (
+        ThreadPoolExecutor(max(1, workers), thread_name_prefix="extract") as pool,
+        tqdm(total=total, initial=len(slides), desc="patches", unit="slide", disable=not progress) as bar,
+    ):
+        futures = [pool.submit(_try_slide, record, settings, store, stop) for record in pending]
+        try:
+            for future in as_completed(futures):
+                outcome = future.result()
+                if isinstance(outcome, Failure):
+                    failures[outcome.slide_id] = outcome
+                else:
+                    slides[outcome.record.slide_id] = outcome
+                    patches += len(outcome)
+                bar.set_postfix(patches=patches, failed=len(failures), refresh=False)
+                bar.update()
+        except BaseException:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _try_slide(
+    record: SlideRecord, settings: PatchSettings, store: Path, stop: threading.Event
+) -> SlidePatches | Failure:
+    """Cut one slide. Its failure is returned, an error of the store is raised."""
+    stage = "slide"
+
+    def on_stage(name: str) -> None:
+        nonlocal stage
+        if stop.is_set():
+            raise _StoppedError
+        stage = name
+
+    try:
+        return extract_slide(record, settings, store, on_stage)
+    except (_StoppedError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and stage == "write":
+            raise PandaError(describe_unwritable(store, error)) from error
+        if not isinstance(error, PandaError):
+            log.debug("slide %s", record.slide_id, exc_info=True)
+        return Failure(record.slide_id, stage, type(error).__name__, str(error))
+
+
+def extract_slide(
+    record: SlideRecord,
+    settings: PatchSettings,
+    store: Path,
+    on_stage: Callable[[str], None] = lambda stage: None,
+) -> SlidePatches:
+    """Cut the patches of one slide, unless the store has them already.
+
+    One process at a time may work on a store: `extract_store` holds its lock.
+
+    Args:
+        record: The slide.
+        settings: How to cut.
+        store: The store's folder; it is made if missing.
+        on_stage: Called with the name of each stage as it begins (`slide`, `mask`, `tissue`, `grid`, and
+            for each patch `read` and `write`); an exception of it ends the extraction.
+
+    Returns:
+        The patches.
+
+    Raises:
+        SlideError: If the slide is missing, cannot be read, changes meanwhile, lacks the resolution, or has too little
+            tissue.
+        MaskError: If the mask is missing, cannot be read, changes meanwhile, or disagrees with the slide or the
+            provider.
+        OSError: If the store cannot be written; the stage is `write`.
+    """
+    if (found := load_slide(record, settings, store)) is not None:
+        return found
+    on_stage("slide")
+    slide_file = identify_file(record.image_path, SlideError)
+    with settings.slide_options.open(record.image_path) as slide:
+        resolution = settings.resolution.resolve(slide)
+        on_stage("mask")
+        if record.mask_path is None or not os.path.lexists(record.mask_path):
+            raise MaskError(
+                f"{record.slide_id}: no mask; put the mask at {record.mask_path}, or leave such slides out with "
+                f"data.exclude=[missing_mask]"
+            )
+        mask_file = identify_file(record.mask_path, MaskError)
+        with LabelMask.open(record.mask_path, slide, record.provider) as mask:
+            on_stage("tissue")
+            tissue = find_tissue(slide)
+            on_stage("grid")
+            grid = tissue_grid(
+                resolution,
+                tissue,
+                settings.patch_size,
+                settings.step,
+                edge=settings.edge,
+                min_tissue=settings.min_tissue,
+            )
+            if len(grid.level0) == 0:
+                raise SlideError(
+                    f"{record.image_path}: no patch of {settings.patch_size} px holds at least "
+                    f"{settings.min_tissue:.0%} tissue; lower data.min_tissue or data.patch_size"
+                )
+            on_stage("write")
+            partial = store / f"{record.slide_id}{PARTIAL}"
+            remove(partial)
+            try:
+                partial.mkdir(parents=True)
+                pixels = open_pixel_store(settings)
+                read_target = functools.partial(mask.read_target, ignore_background=settings.ignore_background)
+                with pixels.open_writer(partial, record.slide_id, len(grid)) as write:
+                    tumor = _write_patches(write, slide if pixels.keeps_pixels else None, read_target, grid, on_stage)
+                on_stage("read")
+                origin = read_origin(record)
+                if origin.slide != slide_file:
+                    raise SlideError(f"{record.image_path}: changed while it was read; run again to cut it again")
+                if origin.mask != mask_file:
+                    raise MaskError(f"{record.mask_path}: changed while it was read; run again to cut it again")
+                on_stage("write")
+                entry = SlideEntry(
+                    **dict(origin),
+                    fingerprint=patch_fingerprint(origin, settings),
+                    resolution=_describe_resolution(slide, resolution),
+                    tissue=TissueEntry(how=tissue.how, fraction=round(float(tissue.fraction), 6)),
+                    patches=_list_patches(grid, tumor),
+                )
+                entry.write(partial)
+                sync(partial)
+                replace(partial, store / record.slide_id)
+            except BaseException:
+                remove(partial)
+                raise
+    return SlidePatches.from_entry(record, store / record.slide_id, entry)
+
+
+def _write_patches(
+    write: WritePatch,
+    slide: Slide | None,
+    read_target: Callable[..., NDArray[np.uint8]],
+    grid: Grid,
+    on_stage: Callable[[str], None],
+) -> list[float]:
+    """Write all patches of the grid and return the share of cancer in each.
+
+    Neighbours share tiles of the file, and the readers keep some of these. So wide slides are read in columns, each
+    of them row by row.
+
+    Args:
+        write: Writes a patch.
+        slide: The slide; None if the store keeps no pixels, and nothing is written.
+        read_target: Reads the target of a patch.
+        grid: The patches.
+        on_stage: See `extract_slide`.
+    """
+    size = (grid.patch_size, grid.patch_size)
+    fractions = [0.0] * len(grid)
+    column = grid.level0[:, 0] // round(COLUMN_PX * grid.resolution.level_downsample)
+    for number in np.argsort(column, kind="stable").tolist():
+        x, y = grid.level0[number].tolist()
+        on_stage("read")
+        image = None if slide is None else slide.read(grid.resolution, (x, y), size)
+        target = read_target(grid.resolution, (x, y), size)
+        on_stage("write")
+        if image is not None:
+            write(number, x, y, image, target)
+        fractions[number] = round(int(np.count_nonzero(target == CANCER)) / target.size, 6)
+    return fractions
+
+
+def _list_patches(grid: Grid, tumor: Sequence[float]) -> list[PatchEntry]:
+    return [
+        PatchEntry(x=x, y=y, tissue_fraction=round(float(tissue), 6), tumor_fraction=cancer)
+        for (x, y), tissue, cancer in zip(grid.level0.tolist(), grid.tissue_fraction, tumor, strict=True)
+    ]
+
+
+def _describe_resolution(slide: Slide, resolution: Resolution) -> ResolutionEntry:
+    return ResolutionEntry(
+        downsample=resolution.downsample,
+        level=resolution.level,
+        resampled=resolution.resampled,
+        mpp=resolution.mpp,
+        mpp_note=slide.mpp_note,
+    )

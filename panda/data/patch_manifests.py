@@ -1,0 +1,256 @@
+"""Patch manifests: which patches of a store belong to each split.
+
+A manifest is a CSV in `<store>/splits/<fingerprint of the split>/{train,val,test}.csv`, one row a patch:
+`slide_id, provider, isup_grade, number, x, y, img, msk, tissue_fraction, tumor_fraction`. `number` counts the slide's
+patches, and x and y are level-0 px. `img` and `msk` are the files with the pixels, relative to the store. If the store
+keeps no pixels, they are the absolute paths of slide and mask.
+"""
+
+from __future__ import annotations
+
+import csv
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from panda.data.manifest import SlideRecord
+from panda.data.patches import SlidePatches
+from panda.data.pixel_stores import PixelStore, open_pixel_store
+from panda.data.splits import SPLITS, Split
+from panda.data.store import StoreResult, read_store
+from panda.errors import ManifestError
+from panda.files import fingerprint, whole_path, write_table
+
+COLUMNS = (
+    "slide_id",
+    "provider",
+    "isup_grade",
+    "number",
+    "x",
+    "y",
+    "img",
+    "msk",
+    "tissue_fraction",
+    "tumor_fraction",
+)
+
+Members = Mapping[Split, Sequence[tuple[SlidePatches, NDArray[np.int64]]]]
+"""Split → slides with the numbers of their patches that belong to it."""
+
+
+class PatchRow(NamedTuple):
+    """One row of a manifest.
+
+    Attributes:
+        slide_id: The slide.
+        provider: Its provider.
+        isup_grade: Its grade, or None.
+        number: Number of the patch on its slide, from 0.
+        x: Left edge in level-0 px of the slide.
+        y: Top edge in level-0 px of the slide.
+        img: The file that holds the image.
+        msk: The file that holds the mask.
+        tissue_fraction: Share of tissue.
+        tumor_fraction: Share of cancer pixels.
+    """
+
+    slide_id: str
+    provider: str
+    isup_grade: int | None
+    number: int
+    x: int
+    y: int
+    img: Path
+    msk: Path
+    tissue_fraction: float
+    tumor_fraction: float
+
+
+class PatchTable(Sequence[PatchRow]):
+    """The rows of a manifest as columns, because PANDA has millions of patches and each worker has them all.
+
+    Args:
+        path: The manifest.
+
+    Raises:
+        ManifestError: If the manifest is missing, lacks a column, has no rows or a malformed one.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.store = self.path.resolve().parents[2]
+        self.settings = read_store(self.store)
+        self.pixels = open_pixel_store(self.settings)
+        slides: dict[tuple[str, ...], int] = {}
+        index, numbers, xy, fractions = array("i"), array("i"), array("q"), array("f")
+        remedy = f"remove the folder {self.path.parent}, it will be written again"
+        try:
+            with self.path.open(newline="", encoding="utf-8") as file:
+                reader = csv.reader(file, strict=True)
+                if (found := tuple(next(reader, ()))) != COLUMNS:
+                    raise ManifestError(
+                        f"{path}: the columns are {', '.join(found) or 'none'}, not {', '.join(COLUMNS)}; {remedy}"
+                    )
+                for slide_id, provider, grade, number, x, y, img, msk, tissue, tumor in reader:
+                    files = self.pixels.file_names(slide_id, int(x), int(y))
+                    if files is not None and (img, msk) != files:
+                        raise ValueError(f"img and msk are {img} and {msk}, not {files[0]} and {files[1]}")
+                    key = (slide_id, provider, grade) if files else (slide_id, provider, grade, img, msk)
+                    index.append(slides.setdefault(key, len(slides)))
+                    numbers.append(int(number))
+                    xy.extend((int(x), int(y)))
+                    fractions.extend((float(tissue), float(tumor)))
+        except OSError as error:
+            raise ManifestError(f"{path}: the patch manifest cannot be read ({error.strerror})") from error
+        except (ValueError, csv.Error) as error:
+            raise ManifestError(f"{path}, row {reader.line_num}: {error}; {remedy}") from error
+        if not index:
+            raise ManifestError(f"{path}: the patch manifest lists no patches")
+        self.slides = list(slides)
+        self.slide_index = np.array(index, dtype=np.int32)
+        self.numbers = np.array(numbers, dtype=np.int32)
+        self.xy = np.array(xy, dtype=np.int64).reshape(-1, 2)
+        self.fractions = np.array(fractions, dtype=np.float32).reshape(-1, 2)
+
+    def __len__(self) -> int:
+        return len(self.slide_index)
+
+    @overload
+    def __getitem__(self, index: int) -> PatchRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[PatchRow]: ...
+    def __getitem__(self, index: int | slice) -> PatchRow | list[PatchRow]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        slide_id, provider, grade, *slide_files = self.slides[self.slide_index[index]]
+        x, y = self.xy[index].tolist()
+        tissue, tumor = self.fractions[index].tolist()
+        img, msk = self.pixels.file_names(slide_id, x, y) or slide_files
+        return PatchRow(
+            slide_id,
+            provider,
+            int(grade) if grade else None,
+            int(self.numbers[index]),
+            x,
+            y,
+            self.store / img,
+            self.store / msk,
+            tissue,
+            tumor,
+        )
+
+    def __iter__(self) -> Iterator[PatchRow]:
+        return (self[number] for number in range(len(self)))
+
+
+def write_patch_manifests(result: StoreResult, split: Mapping[str, Split]) -> dict[Split, Path]:
+    """Write the manifests of a split by slide.
+
+    Args:
+        result: The patches in the store; no manifest has the slides that failed.
+        split: Slide id → split.
+
+    Returns:
+        Split → manifest, for the splits that have patches.
+
+    Raises:
+        ManifestError: If all slides of a split failed.
+    """
+    members: dict[Split, list[tuple[SlidePatches, NDArray[np.int64]]]] = {
+        name: [
+            (patches, np.arange(len(patches)))
+            for slide_id, patches in sorted(result.slides.items())
+            if split.get(slide_id) == name
+        ]
+        for name in SPLITS
+        if name in split.values()
+    }
+    if empty := [name for name, slides in members.items() if not slides]:
+        raise ManifestError(
+            f"{result.store}: all slides of {', '.join(empty)} failed ({len(result.failures)} failures in all; "
+            f"the first: {result.failures[0].message if result.failures else 'none'}); repair or exclude them"
+        )
+    return _write(result.store, members)
+
+
+def write_one_slide_manifests(
+    store: Path, patches: SlidePatches, *, seed: int, val_fraction: float
+) -> dict[Split, Path]:
+    """Write the manifests of one slide whose patches are split at random: to learn with, not to generalize.
+
+    Args:
+        store: The store.
+        patches: The patches of the slide.
+        seed: Seed of the shuffle.
+        val_fraction: Share of the patches for validation; at least one.
+
+    Returns:
+        Manifests of `train` and `val`.
+
+    Raises:
+        ManifestError: If the slide has fewer than two patches.
+    """
+    if len(patches) < 2:
+        raise ManifestError(
+            f"{patches.folder}: the slide has {len(patches)} patch, two are needed for training and validation; "
+            f"choose another with data.slide_id, or lower data.patch_size or data.min_tissue"
+        )
+    order = np.random.default_rng(seed).permutation(len(patches))
+    val = min(max(1, round(val_fraction * len(patches))), len(patches) - 1)
+    return _write(store, {"train": [(patches, np.sort(order[val:]))], "val": [(patches, np.sort(order[:val]))]})
+
+
+def _write(store: Path, members: Members) -> dict[Split, Path]:
+    """Write the manifests into a folder named by their content; the same split is written once."""
+    pixels = open_pixel_store(read_store(store))
+    name = fingerprint(
+        {
+            split: [
+                [patches.record.slide_id, patches.fingerprint, numbers.tolist(), _slide_paths(pixels, patches.record)]
+                for patches, numbers in slides
+            ]
+            for split, slides in members.items()
+        }
+    )[:12]
+    folder = store / "splits" / name
+    if not folder.is_dir():
+        with whole_path(folder) as partial:
+            partial.mkdir()
+            for split, slides in members.items():
+                rows = (row for patches, numbers in slides for row in _manifest_rows(pixels, patches, numbers))
+                write_table(partial / f"{split}.csv", rows, COLUMNS)
+    return {split: folder / f"{split}.csv" for split in members}
+
+
+def _manifest_rows(
+    pixels: PixelStore, patches: SlidePatches, numbers: NDArray[np.int64]
+) -> Iterator[tuple[object, ...]]:
+    """Yield the rows of some patches of a slide."""
+    record = patches.record
+    for number in numbers.tolist():
+        x, y = patches.xy[number].tolist()
+        img, msk = pixels.file_names(record.slide_id, x, y) or _slide_paths(pixels, record)
+        yield (
+            record.slide_id,
+            record.provider,
+            "" if record.isup_grade is None else record.isup_grade,
+            number,
+            x,
+            y,
+            img,
+            msk,
+            patches.tissue_fraction[number],
+            patches.tumor_fraction[number],
+        )
+
+
+def _slide_paths(pixels: PixelStore, record: SlideRecord) -> list[str]:
+    """Return the absolute paths of slide and mask if patches are read from them, else nothing."""
+    if pixels.keeps_pixels:
+        return []
+    assert record.mask_path is not None, "patches are cut from slides with a mask"
+    return [str(record.image_path.resolve()), str(record.mask_path.resolve())]

@@ -1,0 +1,316 @@
+"""The kinds of patch store: each class writes the pixels of patches once, and reads them for `PatchSet`.
+
+All kinds give the same samples, bit for bit. A kind is added here: a class, its name in `StoreKind` and in `STORES`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+import cv2
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+
+from panda.data.slide_entry import SLIDE_FILE, FileIdentity, SlideEntry
+from panda.errors import ManifestError
+from panda.wsi.geometry import Resolution
+from panda.wsi.label_mask import CANCER, IGNORED, OTHER, LabelMask
+from panda.wsi.slide import Slide
+
+if TYPE_CHECKING:  # the settings import `StoreKind` from here
+    from panda.data.settings import PatchSettings
+
+StoreKind = Literal["png", "packed", "slide"]
+
+OPEN_SLIDES = 32
+"""Slides, or packed files, that a process holds open to read patches."""
+
+Image = NDArray[np.uint8]
+"""(h, w, 3) RGB, or (h, w) one channel."""
+WritePatch = Callable[[int, int, int, Image, Image], None]
+"""Writes a patch: its number on the slide, x and y in level-0 px, image (h, w, 3) RGB and target (h, w)."""
+
+_BLOCK = 4096  # bytes; a file takes whole blocks, and a mask as PNG takes about one
+_GREYS = {OTHER: 0, CANCER: 255, IGNORED: 128}  # value in a mask file of each target
+_TO_GREY = np.zeros(256, np.uint8)
+_FROM_GREY = np.full(256, 255, np.uint8)
+for _target, _grey in _GREYS.items():
+    _TO_GREY[_target], _FROM_GREY[_grey] = _grey, _target
+
+
+class PatchLocation(NamedTuple):
+    """Where the pixels of a patch are.
+
+    Attributes:
+        folder: The slide's folder in the store.
+        provider: The slide's provider, whose codes its mask holds.
+        number: Number of the patch on its slide, from 0.
+        x: Left edge in level-0 px of the slide.
+        y: Top edge in level-0 px of the slide.
+        img: The file with the image: the patch's own, a packed one, or the slide.
+        msk: The file with the mask, in the same way.
+    """
+
+    folder: Path
+    provider: str
+    number: int
+    x: int
+    y: int
+    img: Path
+    msk: Path
+
+
+class PixelStore(ABC):
+    """The pixels of a patch store; picklable, and safe in several processes.
+
+    Args:
+        settings: How the patches are cut.
+    """
+
+    keeps_pixels: ClassVar[bool] = True
+    """The store has the pixels. If False, the extraction reads no images and writes no patches."""
+
+    def __init__(self, settings: PatchSettings) -> None:
+        self.settings = settings
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.settings,)
+
+    @abstractmethod
+    def file_names(self, slide_id: str, x: int, y: int) -> tuple[str, str] | None:
+        """Return image and mask file of a patch, relative to the store; None if the store keeps no pixels."""
+
+    @abstractmethod
+    def open_writer(self, folder: Path, slide_id: str, count: int) -> AbstractContextManager[WritePatch]:
+        """Open the folder of a slide for its patches.
+
+        Args:
+            folder: The slide's folder, which exists and is empty.
+            slide_id: The slide.
+            count: Number of its patches.
+
+        Returns:
+            A context that gives a function, which takes each patch once, in any order.
+        """
+
+    @abstractmethod
+    def read(self, location: PatchLocation) -> tuple[Image, Image]:
+        """Read image (h, w, 3) RGB and target (h, w) of a patch, see `LabelMask.read_target`.
+
+        Raises:
+            ManifestError: If a file of the store is missing or damaged, or the slide or mask has changed since.
+            PandaError: If the slide or its mask cannot be read there.
+        """
+
+    @abstractmethod
+    def estimate_bytes(self, image: Image) -> int:
+        """Return about how many bytes on the disk a patch takes that looks like this image."""
+
+
+class PngStore(PixelStore):
+    """Files to look at, one a patch.
+
+    `<SLIDE_ID>/img/<SLIDE_ID>_x1234_y5678.png`, and the mask in `msk/` under the same name: 255 cancer, 0 other, 128
+    ignored. x and y are the patch's top-left corner in level-0 px of the slide.
+    """
+
+    def file_names(self, slide_id: str, x: int, y: int) -> tuple[str, str]:
+        """Return the two files of the patch."""
+        name = f"{slide_id}_x{x}_y{y}.png"
+        return f"{slide_id}/img/{name}", f"{slide_id}/msk/{name}"
+
+    @contextmanager
+    def open_writer(self, folder: Path, slide_id: str, count: int) -> Iterator[WritePatch]:
+        """Make the folders of images and masks."""
+        for name in ("img", "msk"):
+            (folder / name).mkdir()
+
+        def write(number: int, x: int, y: int, image: Image, target: Image) -> None:
+            for name, pixels in zip(
+                self.file_names(slide_id, x, y), (image, np.asarray(cv2.LUT(target, _TO_GREY), np.uint8)), strict=True
+            ):
+                (folder / Path(name).relative_to(slide_id)).write_bytes(encode_png(pixels))
+
+        yield write
+
+    def read(self, location: PatchLocation) -> tuple[Image, Image]:
+        """Read the two files."""
+        image = self._decode(location.img, cv2.IMREAD_COLOR_RGB)
+        mask = self._decode(location.msk, cv2.IMREAD_GRAYSCALE)
+        target = np.asarray(cv2.LUT(mask, _FROM_GREY), np.uint8)
+        if target.max() > IGNORED:
+            raise _broken_file(location.msk, "has values other than 0, 128 and 255")
+        return image, target
+
+    def estimate_bytes(self, image: Image) -> int:
+        """Return the size of the image as PNG, and the rest of its last block and of the mask's."""
+        return len(encode_png(image)) + 2 * _BLOCK
+
+    def _decode(self, path: Path, flags: int) -> Image:
+        try:
+            data = np.fromfile(path, dtype=np.uint8)
+        except OSError as error:
+            raise _broken_file(path, f"cannot be read ({error.strerror})") from error
+        image = cv2.imdecode(data, flags) if data.size else None
+        if image is None:
+            raise _broken_file(path, "is not an image")
+        size = self.settings.patch_size
+        if image.shape[:2] != (size, size):
+            raise _broken_file(path, f"is {image.shape[1]} x {image.shape[0]} px, not {size} x {size}")
+        return np.asarray(image, np.uint8)
+
+
+class PackedStore(PixelStore):
+    """Memory-mapped arrays, two a slide.
+
+    `<SLIDE_ID>/img.npy` is (N, h, w, 3) uint8 and `msk.npy` (N, h, w) uint8: 0 other, 1 cancer, 2 ignored.
+    """
+
+    def __init__(self, settings: PatchSettings) -> None:
+        super().__init__(settings)
+        self._open = lru_cache(2 * OPEN_SLIDES)(self._map)
+
+    def file_names(self, slide_id: str, x: int, y: int) -> tuple[str, str]:
+        """Return the two files of the slide."""
+        return f"{slide_id}/img.npy", f"{slide_id}/msk.npy"
+
+    @contextmanager
+    def open_writer(self, folder: Path, slide_id: str, count: int) -> Iterator[WritePatch]:
+        """Create both files and write their headers."""
+        side = self.settings.patch_size
+        with ExitStack() as stack:
+            # Plain files and not memory maps: a full disk is an error in the first, and a crash in the second.
+            files = [stack.enter_context((folder / name).open("wb")) for name in ("img.npy", "msk.npy")]
+            for file, shape in zip(files, ((count, side, side, 3), (count, side, side)), strict=True):
+                np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            starts = [file.tell() for file in files]
+
+            def write(number: int, x: int, y: int, image: Image, target: Image) -> None:
+                for file, start, pixels in zip(files, starts, (image, target), strict=True):
+                    file.seek(start + number * pixels.nbytes)
+                    file.write(np.ascontiguousarray(pixels).data)
+
+            yield write
+
+    def read(self, location: PatchLocation) -> tuple[Image, Image]:
+        """Copy the patch from the mapped arrays."""
+        images, masks = self._open(location.img), self._open(location.msk)
+        if not location.number < min(len(images), len(masks)):
+            raise _broken_file(location.img, f"holds {len(images)} patches, number {location.number} is asked for")
+        return np.array(images[location.number]), np.array(masks[location.number])
+
+    def estimate_bytes(self, image: Image) -> int:
+        """Return the size of the patch as an array; it is exact."""
+        return 4 * self.settings.patch_size**2
+
+    def _map(self, path: Path) -> Image:
+        try:
+            mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise _broken_file(path, f"cannot be read ({error})") from error
+        side = self.settings.patch_size
+        if mapped.dtype != np.uint8 or mapped.shape[1:3] != (side, side):
+            raise _broken_file(path, f"holds {mapped.dtype} {mapped.shape}, not patches of {side} px")
+        return np.asarray(mapped, np.uint8)
+
+
+class SlideStore(PixelStore):
+    """No pixels: each patch is read from its slide and mask each time."""
+
+    keeps_pixels = False
+
+    def __init__(self, settings: PatchSettings) -> None:
+        super().__init__(settings)
+        self._open = lru_cache(OPEN_SLIDES)(self._open_slide)
+
+    def file_names(self, slide_id: str, x: int, y: int) -> None:
+        """Return None."""
+
+    def open_writer(self, folder: Path, slide_id: str, count: int) -> AbstractContextManager[WritePatch]:
+        """Return a context whose function does nothing."""
+        return nullcontext(lambda *patch: None)
+
+    def read(self, location: PatchLocation) -> tuple[Image, Image]:
+        """Read the patch from the slide and the mask."""
+        slide, mask, resolution = self._open(location.img, location.msk, location.provider, location.folder)
+        corner, size = (location.x, location.y), (self.settings.patch_size, self.settings.patch_size)
+        target = mask.read_target(resolution, corner, size, ignore_background=self.settings.ignore_background)
+        return slide.read(resolution, corner, size), target
+
+    def estimate_bytes(self, image: Image) -> int:
+        """Return 0."""
+        return 0
+
+    def _open_slide(self, img: Path, msk: Path, provider: str, folder: Path) -> tuple[Slide, LabelMask, Resolution]:
+        settings = self.settings
+        slide = settings.slide_options.open(img)
+        mask = LabelMask.open(msk, slide, provider)
+        _require_unchanged(folder, img, msk)
+        return slide, mask, settings.resolution.resolve(slide)
+
+
+STORES: dict[StoreKind, type[PixelStore]] = {"png": PngStore, "packed": PackedStore, "slide": SlideStore}
+"""Every kind of patch store by its name in `data.store`."""
+
+
+def open_pixel_store(settings: PatchSettings) -> PixelStore:
+    """Return the pixels of a store of these settings."""
+    return STORES[settings.store](settings)
+
+
+def encode_png(image: Image) -> bytes:
+    """Encode an image as PNG, with the options that are fastest for stained tissue (docs/performance.md).
+
+    Args:
+        image: (h, w, 3) uint8 RGB, or (h, w) uint8 grey.
+
+    Returns:
+        The content of the file.
+    """
+    options = {"level": 1, "strategy": imagecodecs.PNG.STRATEGY.RLE, "filter": imagecodecs.PNG.FILTER.UP}
+    return bytes(imagecodecs.png_encode(image, **options))
+
+
+def _require_unchanged(folder: Path, img: Path, msk: Path) -> None:
+    """Compare slide and mask with those that the patches were cut from.
+
+    Args:
+        folder: The slide's folder in the store.
+        img: The slide.
+        msk: The mask.
+
+    Raises:
+        ManifestError: If the slide's entry is missing or damaged, or a file has another size or time of change.
+    """
+    try:
+        entry = SlideEntry.read(folder)
+    except (OSError, ValueError) as error:
+        raise _broken_file(folder / SLIDE_FILE, f"cannot be read ({error})") from error
+    for what, path, before in (("slide", img, entry.slide), ("mask", msk, entry.mask)):
+        now = FileIdentity.read(path)
+        if before is None or (now.bytes, now.mtime_ns) != (before.bytes, before.mtime_ns):
+            raise ManifestError(
+                f"{path}: the {what} has changed since its patches were cut: {_describe(before)} then, "
+                f"{_describe(now)} now; run again to cut them again, or restore the old file with its time of change"
+            )
+
+
+def _describe(file: FileIdentity | None) -> str:
+    """Describe size and time of change of a file, in UTC."""
+    if file is None:
+        return "no file"
+    changed = datetime.fromtimestamp(file.mtime_ns / 1e9, UTC)
+    return f"{file.bytes} bytes of {changed.isoformat(sep=' ', timespec='milliseconds')}"
+
+
+def _broken_file(path: Path, fault: str) -> ManifestError:
+    """Return the error for a file of the store, with the remedy."""
+    folder = path.parents[path.suffix == ".png"]
+    return ManifestError(f"{path} {fault}; delete the slide's folder {folder}, its patches will be cut again")
