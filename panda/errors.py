@@ -23,6 +23,14 @@ class ConfigError(PandaError):
         super().__init__(f"{len(self.faults)} fault{'s' * (len(self.faults) > 1)} in the configuration:\n{lines}")
 
 
+class OptionError(ConfigError):
+    """Options that a loss or a network refuses. It knows no configuration: each fault begins with the option's name."""
+
+    def under(self, node: str) -> ConfigError:
+        """Return the same faults of the node that holds the options: `loss.alpha=2` for `alpha=2`."""
+        return ConfigError([f"{node}.{fault}" for fault in self.faults])
+
+
 class SlideError(PandaError):
     """A slide that is missing, cannot be opened or read, or holds no tissue."""
 

@@ -26,7 +26,14 @@ REFUSED = object()
 """Stands for a value whose faults are reported already: only the rules that read it are skipped."""
 
 _Rule = TypeVar("_Rule", bound=Callable[[Any], Iterator[str]])
-_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "multiple_of": "a multiple of"}
+_BOUNDS = {
+    "range": "from",
+    "ge": "at least",
+    "gt": "above",
+    "le": "at most",
+    "lt": "below",
+    "multiple_of": "a multiple of",
+}
 _KINDS = {
     "int": "a whole number",
     "float": "a number",
@@ -147,5 +154,7 @@ def _expected(field: FieldInfo, error: ErrorDetails) -> str:
     if (words := _KINDS.get(kind.partition("_")[0])) is not None:
         return words + null
     limits = {key: getattr(part, key) for part in field.metadata for key in _BOUNDS if hasattr(part, key)} or limits
+    if {"ge", "le"} <= limits.keys():
+        limits = {"range": f"{limits.pop('ge')} to {limits.pop('le')}"} | limits
     bounds = [f"{words} {limits[key]}" for key, words in _BOUNDS.items() if key in limits]
     return " and ".join(bounds) + null if bounds else error["msg"].removeprefix("Input should be ")

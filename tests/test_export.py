@@ -80,7 +80,7 @@ def quantified(canvas: Canvas, slide: Slide, **limits: Any) -> dict[str, Any]:
         slide,
         canvas.resolution,
         0.5,
-        settings=QuantifySettings(0, 0, 0, 0, **limits),
+        settings=QuantifySettings(min_region_um2=0, min_hole_um2=0, min_region_px=0, min_hole_px=0, **limits),
         tissue=everywhere(slide),
     )
 

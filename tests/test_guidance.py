@@ -89,7 +89,7 @@ def test_two_checkpoints_of_one_run_are_not_two_folds(tmp_path: Path) -> None:
 
 
 def test_cross_fitting_is_for_guided_tiles() -> None:
-    with pytest.raises(ConfigError, match=r"tiles\.cross_fit=true has no part in tiles=tissue"):
+    with pytest.raises(ConfigError, match=r"tiles\.cross_fit=true is not used with tiles=tissue: remove it"):
         TileSettings(how="tissue", cross_fit=True)
 
 

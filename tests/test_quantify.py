@@ -22,7 +22,7 @@ from panda.wsi.tissue import TissueMap
 from tests.pyramids import write_pyramid
 
 WIDTH, HEIGHT = 1200, 800  # level 0; level 1 is 300 x 200
-NO_LIMITS = QuantifySettings(0, 0, 0, 0)
+NO_LIMITS = QuantifySettings(min_region_um2=0, min_hole_um2=0, min_region_px=0, min_hole_px=0)
 
 
 @pytest.fixture

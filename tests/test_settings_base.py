@@ -66,7 +66,7 @@ def test_settings_lists_and_text_become_tuples_and_paths() -> None:
         ("size", None, "data.size=null must be a whole number"),
         ("step", 0, "data.step=0 must be at least 1 or null"),
         ("step", "wide", "data.step=wide must be a whole number or null"),
-        ("share", 1.5, "data.share=1.5 must be at least 0 and at most 1"),
+        ("share", 1.5, "data.share=1.5 must be from 0 to 1"),
         ("share", float("nan"), "data.share=nan must be a finite number"),
         ("weight", 2, "data.weight=2 must be above 0 and below 2: 1 weighs both alike"),
         ("edge", "cut", "data.edge=cut must be pad or shift"),
@@ -89,7 +89,7 @@ def test_settings_missing_key_is_named() -> None:
 
 def test_settings_rules_run_beside_faulty_fields() -> None:
     assert faults(share=-1, step=9, names=["bad"]) == [
-        "data.share=-1 must be at least 0 and at most 1",
+        "data.share=-1 must be from 0 to 1",
         "data.step=9 must be at most data.size=8",
         "data.names=[bad] has bad: remove it",
     ]

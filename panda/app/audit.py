@@ -5,29 +5,27 @@ from __future__ import annotations
 import logging
 import re
 import shlex
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from omegaconf import DictConfig, OmegaConf
+from pydantic import Field
 
 from panda.app.command_line import quoted
 from panda.app.config import Faults, check_config
 from panda.app.entry_point import idle_faults, log_to_file, make_folder, overrides
+from panda.data.settings import FolderSettings
 from panda.errors import ConfigError
-from panda.synthetic.dataset import SyntheticSpec
-from panda.wsi.slide import ReaderName, SlideOptions
+from panda.settings import Settings, rule
 
 log = logging.getLogger(__name__)
 
-USED = ("root", "reader", "mpp_override", "draw")
-"""Keys of the `data` group that an audit goes by."""
 SPOILT_LABELS = ("missing_mask", "empty_mask_graded", "benign_mask_cancer_grade", "cancer_mask_benign_grade")
 """Warnings whose slides would teach a segmentation wrong."""
 
 
-@dataclass(frozen=True)
-class AuditSettings:
+class AuditSettings(Settings):
     """What is audited and where to.
 
     Attributes:
@@ -35,58 +33,24 @@ class AuditSettings:
         output: The folder to write to.
         workers: Slides looked at at the same time, one a process; None for as many as there are cores.
         deep: Decode every tile and count masks at level 0.
-
-    Raises:
-        ConfigError: A value is out of range.
     """
+
+    node: ClassVar[str] = "audit"
 
     slides: bool = True
     output: str = "audit"
-    workers: int | None = None
+    workers: int | None = Field(default=None, ge=1, le=1024, description="null is one process a core")
     deep: bool = False
 
-    def __post_init__(self) -> None:
-        faults = []
+    @rule
+    def _check_output(self) -> Iterator[str]:
         if not self.output.strip():
-            faults.append("audit.output is empty: give the folder to write to")
-        if self.workers is not None and not 1 <= self.workers <= 1024:
-            faults.append(f"audit.workers={self.workers}: give 1 to 1024 processes, or null for one a core")
+            yield "audit.output is empty: give the folder to write to"
+
+    @rule
+    def _check_deep(self) -> Iterator[str]:
         if self.deep and not self.slides:
-            faults.append("audit.deep=true needs audit.slides=true: the table alone has no tiles")
-        if faults:
-            raise ConfigError(faults)
-
-
-@dataclass(frozen=True)
-class AuditedFolder:
-    """What an audit takes of the `data` group; the rest of it is for training.
-
-    Attributes:
-        root: The folder that holds `train.csv`.
-        reader: See `SlideOptions`.
-        mpp_override: See `SlideOptions`.
-        draw: Draws the embedded slides at `root` on first use; None for a folder that exists.
-
-    Raises:
-        ConfigError: A value is out of range, or the folder has no table.
-    """
-
-    root: str
-    reader: ReaderName = "auto"
-    mpp_override: float | None = None
-    draw: SyntheticSpec | None = None
-
-    def __post_init__(self) -> None:
-        faults = self.slide_options.faults("data.")
-        if self.draw is None and not (Path(self.root) / "train.csv").is_file():
-            faults.append(f"data.root={self.root} holds no train.csv: give the folder of PANDA's layout")
-        if faults:
-            raise ConfigError(faults)
-
-    @property
-    def slide_options(self) -> SlideOptions:
-        """How the slides are opened."""
-        return SlideOptions(self.reader, self.mpp_override)
+            yield "audit.deep=true needs audit.slides=true: the table alone has no tiles"
 
 
 def audit(cfg: DictConfig) -> dict[str, Any]:
@@ -132,7 +96,7 @@ def audit(cfg: DictConfig) -> dict[str, Any]:
     return counts
 
 
-def _checked(cfg: DictConfig) -> tuple[AuditedFolder, AuditSettings]:
+def _checked(cfg: DictConfig) -> tuple[FolderSettings, AuditSettings]:
     """What is asked, of the data group only what an audit goes by.
 
     Raises:
@@ -143,11 +107,10 @@ def _checked(cfg: DictConfig) -> tuple[AuditedFolder, AuditSettings]:
     if not isinstance(data, DictConfig):
         raise ConfigError("data was taken away, and an audit needs it: leave out ~data")
     given: Any = OmegaConf.to_container(data)
-    for fault in idle_faults([f"data.{key}" for key in given if key not in USED], "an audit"):
-        faults.add(fault)
-    target = f"{AuditedFolder.__module__}.{AuditedFolder.__name__}"
+    faults.add(*idle_faults([f"data.{key}" for key in given if key not in FolderSettings.model_fields], "an audit"))
+    target = f"{FolderSettings.__module__}.{FolderSettings.__name__}"
     pruned = cfg.copy()
-    pruned.data = {"_target_": target, **{key: given[key] for key in USED if key in given}}
+    pruned.data = {"_target_": target, **{key: given[key] for key in FolderSettings.model_fields if key in given}}
     with faults.collect():
         check_config(pruned, "audit")
     faults.raise_any()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 import typing
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from panda.app.command_line import likely, quoted
 from panda.app.group_types import KINDS_OF_AUDIT, imported, kinds_of
 from panda.app.value_checks import value_faults
-from panda.errors import ConfigError, PandaError, near
+from panda.errors import ConfigError, OptionError, PandaError, near
 from panda.settings import REFUSED, Settings
 
 # What a `_target_` may name. A configuration is data; it must not be able to call anything that is installed.
@@ -100,36 +99,36 @@ def sweep_folder(task: str, name: str | None, now: str) -> str:
     return str(Path("runs") / task / f"sweep-{name if name is not None else now}")
 
 
-_BARE = re.compile(r"\w+=")
-
-
 class Faults:
     """Collects the faults of a configuration, so that all are reported at once."""
 
     def __init__(self) -> None:
         self.found: list[str] = []
 
-    def add(self, fault: str) -> None:
-        """Add one sentence that names key, value and remedy."""
-        if fault not in self.found:
-            self.found.append(fault)
+    def add(self, *faults: str) -> None:
+        """Add sentences that each name key, value and remedy; one that is known already is left out."""
+        self.found += [fault for fault in dict.fromkeys(faults) if fault not in self.found]
+
+    def names(self, key: str) -> bool:
+        """Return whether a fault is about a key or one below it."""
+        return any(fault.startswith((f"{key}=", f"{key}.")) for fault in self.found)
 
     @contextmanager
     def collect(self, key: str = "") -> Iterator[None]:
         """Take over the faults of a ConfigError raised inside.
 
         Args:
-            key: Of the node whose options are named bare in there, as by networks and losses, which know no
-                configuration: a fault that begins with `option=` begins with `key.option=` from here on.
+            key: Node that holds the options of an `OptionError`.
         """
         try:
             yield
+        except OptionError as error:
+            self.add(*error.under(key).faults)
         except ConfigError as error:
-            for fault in error.faults:
-                self.add(f"{key}.{fault}" if key and _BARE.match(fault) else fault)
+            self.add(*error.faults)
 
     def build(self, node: Any, key: str = "", /, **extra: Any) -> Any:
-        """See `build` and `collect`; None, and the faults taken over, where the object's constructor refuses."""
+        """Build a node; return None and take over the faults if the object's constructor refuses. See `build`."""
         with self.collect(key):
             return build(node, **extra)
 
@@ -143,17 +142,19 @@ class Faults:
             raise ConfigError(self.found)
 
 
-def check_config(cfg: DictConfig, door: str) -> None:
+def check_config(cfg: DictConfig, door: str, refused: Faults | None = None) -> None:
     """Check keys, mandatory values, targets and argument types of a composed configuration.
 
     Args:
         cfg: As Hydra composed it.
         door: `train`, `infer` or `audit`.
+        refused: Takes the faults of settings if there are no others, so that a caller adds what its parts refuse and
+            raises all at once. None: they are raised here.
 
     Raises:
         ConfigError: With every fault that was found.
     """
-    faults = Faults()
+    faults, refused_here = Faults(), Faults()
     asked: Any = OmegaConf.to_container(cfg, resolve=False)
     for key in map(str, cfg):
         if key not in KEYS[door]:
@@ -170,9 +171,8 @@ def check_config(cfg: DictConfig, door: str) -> None:
     assert isinstance(plain, dict)
     kinds = KINDS_OF_AUDIT if door == "audit" else kinds_of(plain.get("task"))
     for node_key, node in plain.items():
-        _check_node(str(node_key), node, kinds, faults)
-    for fault in value_faults({str(key): value for key, value in plain.items()}, door):
-        faults.add(fault)
+        _check_node(str(node_key), node, kinds, faults, refused_here)
+    faults.add(*value_faults({str(key): value for key, value in plain.items()}, door))
     if door == "train":
         from panda.tasks.threshold import Criterion  # noqa: PLC0415
 
@@ -185,18 +185,30 @@ def check_config(cfg: DictConfig, door: str) -> None:
             faults.add(f"{key}={value} was read as a number: quote it, {quoted(f'{key}={value}')}")
         else:
             _check_type(key, value, hint, faults)
+    if faults.found or refused is None:
+        faults.add(*refused_here.found)
+    else:
+        refused.add(*refused_here.found)
     faults.raise_any()
 
 
-def _check_node(key: str, node: Any, kinds: Mapping[str, str], faults: Faults) -> None:
-    """Check a node with a `_target_` against its kind and that target's signature, and all nodes below it."""
+def _check_node(key: str, node: Any, kinds: Mapping[str, str], faults: Faults, refused: Faults) -> None:
+    """Check a node with a `_target_` and all nodes below it.
+
+    Args:
+        key: Of the node.
+        node: As plain data.
+        kinds: Class of a node's object by key.
+        faults: Takes what keeps the node from being built.
+        refused: Takes the faults of settings.
+    """
     if isinstance(node, Mapping):
         for name, child in node.items():
-            _check_node(f"{key}.{name}", child, kinds, faults)
+            _check_node(f"{key}.{name}", child, kinds, faults, refused)
         if "_target_" in node:
             target = _target(key, str(node["_target_"]), kinds.get(key), faults)
             if inspect.isclass(target) and issubclass(target, Settings):
-                _check_settings(key, node, target, faults)
+                _check_settings(key, node, target, faults, refused)
             elif target is not None:
                 _check_options(key, node, target, faults)
             return
@@ -222,14 +234,16 @@ def _target(key: str, path: str, kind: str | None, faults: Faults) -> Any:
     return target
 
 
-def _check_settings(key: str, node: Mapping[str, Any], target: type[Settings], faults: Faults) -> None:
+def _check_settings(key: str, node: Mapping[str, Any], target: type[Settings], faults: Faults, refused: Faults) -> None:
     """Check a node by making its settings, whose nodes below it are checked already."""
     values = {name: value for name, value in node.items() if name != "_target_" and value != "???"}
     for name, value in values.items():
         if isinstance(value, Mapping) and "_target_" in value:
-            refused = any(fault.startswith(f"{key}.{name}.") for fault in faults.found)
-            values[name] = REFUSED if refused else build(value)
-    with faults.collect():
+            values[name] = REFUSED
+            if not faults.names(f"{key}.{name}"):
+                with refused.collect():
+                    values[name] = build(value)
+    with refused.collect(key):
         target(**values)
 
 

@@ -7,8 +7,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import timm
@@ -39,6 +38,7 @@ from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
 from panda.inference.slide_loop import run_over_slides
 from panda.models.mil import MILNet
+from panda.settings import Count, Settings
 from panda.tasks.grading import CLASSES, GradingTask, Target, target_class
 from panda.tasks.optim import Optim
 from panda.wsi.slide import Slide
@@ -59,33 +59,27 @@ IDLE = (
 )
 """What the command line may not ask for, as nothing would follow: `tiles` has its own."""
 
-OF_MAPS = ("colour_map", "quantify", *(f"quantify.{limit.name}" for limit in fields(QuantifySettings)), "engine.tta")
+OF_MAPS = ("colour_map", "quantify", *(f"quantify.{limit}" for limit in QuantifySettings.model_fields), "engine.tta")
 """What bears on maps of slides alone, which only guided tiles need."""
 AUGMENT = ("augment", "data.augment", "data.augment.name")
 WITHOUT_HIDDEN = ("mean", "max")
 """Values of `model.pooling` that have no hidden layer."""
 
 
-@dataclass(frozen=True)
-class GradingSettings:
+class GradingSettings(Settings):
     """What belongs to the task and not to its data, model or trainer.
 
     Args:
         name: `grading`.
         target: `isup`, six classes; or `cancer`, present or absent.
         patience: Epochs without a lower `val/loss` after which training stops.
-
-    Raises:
-        ConfigError: If a number is out of range.
     """
+
+    node: ClassVar[str] = "task"
 
     name: Literal["grading"] = "grading"
     target: Target = "isup"
-    patience: int = 10
-
-    def __post_init__(self) -> None:
-        if self.patience < 1:
-            raise ConfigError(f"task.patience={self.patience} must be at least 1 epoch")
+    patience: Count = 10
 
 
 class GradingExperiment:
@@ -93,9 +87,10 @@ class GradingExperiment:
 
     Args:
         cfg: Checked by `check_config`.
+        faults: Those that were found before.
 
     Raises:
-        ConfigError: With every fault that the parts found.
+        ConfigError: With every fault, those found before included.
         CheckpointError: If the segmentation checkpoint cannot be used.
         ManifestError: If the table of slides cannot be used.
     """
@@ -103,36 +98,34 @@ class GradingExperiment:
     monitor = "val/loss"
     mode = "min"
 
-    def __init__(self, cfg: DictConfig) -> None:
+    def __init__(self, cfg: DictConfig, faults: Faults | None = None) -> None:
         plain: Any = OmegaConf.to_container(cfg, resolve=True)
         self.cfg = cfg
-        faults = Faults()
+        faults = faults or Faults()
         self.data: PatchDataModule = faults.build(plain["data"])
         if plain["data"]["split"] == "patches":
             faults.add("data.split=patches: grading needs slides in each split; use data.split=holdout or kfold")
         elif self.data is not None:
-            for fault in idle_faults(self.data.choice.idle(), self.data.choice.how()):
-                faults.add(fault)
+            faults.add(*idle_faults(self.data.choice.idle(), self.data.choice.how()))
         self.tiles: TileSettings = faults.build(plain["tiles"])
         self.settings: GradingSettings = faults.build(plain["task"])
+        classes = CLASSES[self.settings.target if self.settings else "isup"]
         self.loss = faults.build(plain["loss"], "loss")
         if self.loss is not None:
-            logits = torch.zeros(2, CLASSES[cfg.task.target])
+            logits = torch.zeros(2, classes)
             check_loss(self.loss, logits, torch.tensor([0, 1]), plain["loss"], faults)
         self.optim: Optim = faults.build(plain["optim"])
         self.quantify: QuantifySettings = faults.build(plain["quantify"])
         self.engine: EngineSettings = faults.build(plain["engine"])
-        for fault in _source_faults(plain):
-            faults.add(fault)
+        faults.add(*_source_faults(plain))
         weights = plain["model"].get("encoder_weights")
         # The segmentation is not loaded yet, and what is downloaded waits until nothing is refused any more.
         model = plain["model"] | ({"encoder_weights": None} if weights in (OF_SEGMENTATION, DOWNLOADED) else {})
-        self.network: MILNet = faults.build(model, "model", num_classes=CLASSES[cfg.task.target])
+        self.network: MILNet = faults.build(model, "model", num_classes=classes)
         if self.network is not None and self.tiles is not None:
             with faults.collect("tiles"):
                 self.network.check_tile_size(self.tiles.tile_size)
-        for fault in idle_faults(IDLE, "task=grading"):
-            faults.add(fault)
+        faults.add(*idle_faults(IDLE, "task=grading"))
         faults.raise_any()
         self.guidance = Guidance.of(
             cfg.segmentation_checkpoint, self.tiles.cross_fit, self.engine, self.data.store_root
@@ -142,7 +135,7 @@ class GradingExperiment:
         if weights == OF_SEGMENTATION:
             _take_encoder(self.network, self.guidance.segmenters[0])
         elif weights == DOWNLOADED:
-            self.network = faults.build(plain["model"], "model", num_classes=CLASSES[cfg.task.target])
+            self.network = faults.build(plain["model"], "model", num_classes=classes)
             faults.raise_any()
 
     def run(self, run: Run) -> None:
@@ -196,7 +189,7 @@ class GradingExperiment:
         run.summary |= {
             "threshold": self.guidance.threshold,
             "target": self.settings.target,
-            "tiles": asdict(self.tiles) | self.tiles.bag() | {"how": self.tiles.how},
+            "tiles": self.tiles.model_dump() | self.tiles.bag() | {"how": self.tiles.how},
             "data": {
                 "root": str(self.data.root),
                 "colours": self.data.colours(augmented=not self.network.frozen),

@@ -31,7 +31,7 @@ KINDS_OF_TASK = {
 """The same, where it depends on `task.name`."""
 KINDS_OF_AUDIT = {
     "audit": "panda.app.audit.AuditSettings",
-    "data": "panda.app.audit.AuditedFolder",
+    "data": "panda.data.settings.FolderSettings",
     "data.draw": KINDS["data.draw"],
 }
 """The same of the audit, which needs no network and does not wait for the libraries that bring one."""

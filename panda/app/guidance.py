@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import glob
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+from pydantic import Field
 from tqdm import tqdm
 
 from panda.data.bags import BagItem
 from panda.data.manifest import SlideRecord
+from panda.data.settings import ResolutionSettings
 from panda.data.splits import Split
 from panda.errors import ConfigError
 from panda.inference.canvas import Canvas
 from panda.inference.compute import EngineSettings
 from panda.inference.predictor import SegmentationPredictor, resolution_for
 from panda.inference.slide_loop import tile_progress
-from panda.wsi.resolution_request import ResolutionRequest
+from panda.settings import Count, Share, rule
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap
 
@@ -30,8 +31,7 @@ MOST_TILES = 4096
 """Tiles of a bag with `tiles=all`, at most."""
 
 
-@dataclass(frozen=True)
-class TileSettings:
+class TileSettings(ResolutionSettings):
     """How a slide becomes a bag.
 
     Args:
@@ -46,45 +46,23 @@ class TileSettings:
         batch_size: Bags in a batch.
         cross_fit: Guide each slide by a segmentation that neither learnt from it nor was chosen on it, nor on another
             slide of its group.
-
-    Raises:
-        ConfigError: With every fault.
     """
 
+    node: ClassVar[str] = "tiles"
+
     how: Literal["guided", "tissue", "all"] = "guided"
-    k: int = 32
-    tile_size: int = 256
-    level: int | None = 1
-    mpp: float | None = None
-    random_fraction: float = 0.25
-    min_tissue: float = 0.25
-    seed: int = 0
-    batch_size: int = 1
+    k: Count = 32
+    tile_size: Count = 256
+    random_fraction: Share = 0.25
+    min_tissue: Share = 0.25
+    seed: int = Field(default=0, ge=0)
+    batch_size: Count = 1
     cross_fit: bool = False
 
-    def __post_init__(self) -> None:
-        faults = self.resolution.faults("tiles.")
-        faults += [
-            f"tiles.{key}={getattr(self, key)} must be at least 1"
-            for key in ("k", "tile_size", "batch_size")
-            if getattr(self, key) < 1
-        ]
-        if self.seed < 0:
-            faults.append(f"tiles.seed={self.seed} must not be negative")
+    @rule
+    def _check_cross_fit(self) -> Iterator[str]:
         if self.cross_fit and self.how != "guided":
-            faults.append("tiles.cross_fit=true has no part in tiles=tissue or all: leave it out, or give tiles=guided")
-        faults += [
-            f"tiles.{key}={getattr(self, key)} must be a share from 0 to 1"
-            for key in ("random_fraction", "min_tissue")
-            if not 0 <= getattr(self, key) <= 1
-        ]
-        if faults:
-            raise ConfigError(faults)
-
-    @property
-    def resolution(self) -> ResolutionRequest:
-        """The resolution of the tiles."""
-        return ResolutionRequest(self.level, self.mpp)
+            yield f"tiles.cross_fit=true is not used with tiles={self.how}: remove it, or give tiles=guided"
 
     def bag(self) -> dict[str, Any]:
         """What a grader needs to choose the tiles of a slide, see `panda.inference.grader.slide_tiles`."""

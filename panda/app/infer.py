@@ -132,13 +132,12 @@ def _checked(
 
     A file that cannot be used is told after the faults that were found without it.
     """
-    check_config(cfg, "infer")
     faults = Faults()
+    check_config(cfg, "infer", faults)
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     engine: EngineSettings = faults.build(plain["engine"])
     quantify: QuantifySettings = faults.build(plain["quantify"])
-    for fault in _slide_options(cfg).faults():
-        faults.add(fault)
+    faults.add(*_slide_options(cfg).faults())
     searched = cfg.threshold == "checkpoint"
     if cfg.provider is not None and not searched:
         faults.add(f"provider={cfg.provider}: no part where threshold=… is given; leave one of them out")
@@ -323,7 +322,7 @@ def _about(mapper: SlideMapper, choice: ThresholdChoice | None, provider: str | 
         "threshold": mapper.threshold,
         "threshold_choice": choice.plain() if choice else None,
         "provider": provider,
-        "quantify": asdict(mapper.quantify),
+        "quantify": mapper.quantify.model_dump(),
         "resolution": dict(mapper.predictor.carried["resolution"]),
         "precision": mapper.predictor.mode.precision,
         "compiled": mapper.predictor.mode.compiled,

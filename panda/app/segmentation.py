@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from pydantic import Field
 from tqdm import tqdm
 
 from panda.app.config import Faults, check_ignoring, check_loss
@@ -37,7 +37,7 @@ from panda.app.tracking import wandb_of
 from panda.app.training_reuse import SCORES
 from panda.data.datamodule import PatchDataModule
 from panda.data.manifest import SlideRecord
-from panda.errors import ConfigError, PandaError
+from panda.errors import PandaError
 from panda.files import remove, write_table
 from panda.inference.compute import EngineSettings
 from panda.inference.dataset_metrics import summarise
@@ -52,6 +52,7 @@ from panda.models.segmentation import Segmenter, weight_names
 from panda.report.curves import write_threshold_curve
 from panda.report.panels import draw_panels
 from panda.report.slide_page import write_slide_page
+from panda.settings import Count, Settings, rule
 from panda.tasks.calibration import fit_temperature
 from panda.tasks.checkpoint import replace_carried
 from panda.tasks.metrics import pooled
@@ -66,8 +67,7 @@ QUANTIFIED = ("tumor_percent_of_tissue", "tumor_mm2", "tissue_mm2", "num_regions
 """What the table of slides takes over from the quantification."""
 
 
-@dataclass(frozen=True)
-class SegmentationSettings:
+class SegmentationSettings(Settings):
     """What belongs to the task and not to its data, model or trainer.
 
     Args:
@@ -82,35 +82,24 @@ class SegmentationSettings:
         compile: Train through `torch.compile`: slower to begin with, then faster.
 
     Raises:
-        ConfigError: If a number is out of range, or `compile` lacks a C++ compiler for the CPU.
+        ConfigError: If a value is out of range, or `compile` lacks a C++ compiler for the CPU.
     """
 
+    node: ClassVar[str] = "task"
+
     name: Literal["segmentation"] = "segmentation"
-    overlap: float = 0.5
-    panels: int = 6
-    views_every: int = 5
-    views: int = 4
-    patience: int = 10
+    overlap: float = Field(default=0.5, ge=0, lt=1, description="0.5 lets each tile overlap half of the next")
+    panels: int = Field(default=6, ge=0, description="0 draws none")
+    views_every: int = Field(default=5, ge=0, description="0 draws none")
+    views: int = Field(default=4, ge=0, description="0 draws none")
+    patience: Count = 10
     channels_last: bool = True
     compile: bool = False
 
-    def __post_init__(self) -> None:
-        faults = []
-        if not 0 <= self.overlap < 1:
-            faults.append(
-                f"task.overlap={self.overlap} must lie in [0, 1): 0.5 lets each tile overlap half of the next"
-            )
-        faults += [
-            f"task.{key}={getattr(self, key)} must not be negative; 0 draws none"
-            for key in ("panels", "views_every", "views")
-            if getattr(self, key) < 0
-        ]
-        if self.patience < 1:
-            faults.append(f"task.patience={self.patience} must be at least 1 epoch")
+    @rule
+    def _check_compiler(self) -> Iterator[str]:
         if self.compile and not any(map(shutil.which, ("g++", "clang++", "cl"))):
-            faults.append("task.compile=true needs a C++ compiler (g++ or clang++), and none was found: install one")
-        if faults:
-            raise ConfigError(faults)
+            yield "task.compile=true needs a C++ compiler (g++ or clang++), and none was found: install one"
 
 
 class SegmentationExperiment:
@@ -118,17 +107,18 @@ class SegmentationExperiment:
 
     Args:
         cfg: Checked by `check_config`.
+        faults: Those that were found before.
 
     Raises:
-        ConfigError: With every fault that the parts found.
+        ConfigError: With every fault, those found before included.
     """
 
     monitor = "val/dice"
     mode = "max"
 
-    def __init__(self, cfg: DictConfig) -> None:
+    def __init__(self, cfg: DictConfig, faults: Faults | None = None) -> None:
         plain: Any = OmegaConf.to_container(cfg, resolve=True)
-        faults = Faults()
+        faults = faults or Faults()
         self.cfg = cfg
         self.data: PatchDataModule = faults.build(plain["data"])
         model = plain["model"]
@@ -136,11 +126,10 @@ class SegmentationExperiment:
         # A download waits until nothing is refused any more.
         without = {"encoder_weights": None} if downloaded else {}
         self.network: Segmenter = faults.build(model | without, "model")
-        if self.network is not None:
-            with faults.collect("data"):
-                self.network.check_patch_size(plain["data"]["patch_size"])
-            with faults.collect():
-                self.network.check_batch_size(plain["data"]["batch_size"])
+        for key in ("patch_size", "batch_size"):
+            if self.network is not None and not faults.names(f"data.{key}"):
+                with faults.collect("data"):
+                    getattr(self.network, f"check_{key}")(plain["data"][key])
         self.loss = faults.build(plain["loss"], "loss")
         if self.loss is not None:
             fits = check_loss(self.loss, torch.zeros(2, 1, 8, 8), torch.ones(2, 1, 8, 8), plain["loss"], faults)
@@ -151,18 +140,15 @@ class SegmentationExperiment:
         if self.data is not None:
             choice = self.data.choice
             idle = (*choice.idle(), *(CHOICE_KEYS if choice.split == "patches" else ()))
-            for fault in idle_faults(idle, choice.how()):
-                faults.add(fault)
+            faults.add(*idle_faults(idle, choice.how()))
             if self.data.sampler != "balanced":
-                for fault in idle_faults(("data.tumor_share",), f"data.sampler={self.data.sampler}"):
-                    faults.add(fault)
+                faults.add(*idle_faults(("data.tumor_share",), f"data.sampler={self.data.sampler}"))
         with faults.collect():
             check_criterion(plain["criterion"], plain["cost_ratio"])
         self.optim: Optim = faults.build(plain["optim"])
         self.settings: SegmentationSettings = faults.build(plain["task"])
         if self.settings is not None and not self.settings.views_every:
-            for fault in idle_faults(("task.views",), "task.views_every=0, which draws none"):
-                faults.add(fault)
+            faults.add(*idle_faults(("task.views",), "task.views_every=0, which draws none"))
         self.quantify: QuantifySettings = faults.build(plain["quantify"])
         engine: EngineSettings = faults.build(plain["engine"])
         faults.raise_any()

@@ -6,15 +6,15 @@ import logging
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import wandb
 from lightning_fabric.loggers.logger import rank_zero_experiment
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
 from panda.files import read_output_table
+from panda.settings import Names, Settings
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +24,7 @@ REACH, FINISH = 30.0, 600.0
 """Seconds that an online run waits for W&B at its start, and for the last uploads at its end."""
 
 
-@dataclass(frozen=True)
-class Tracking:
+class Tracking(Settings):
     """Settings of the loggers.
 
     Args:
@@ -39,11 +38,13 @@ class Tracking:
             sent, and not copied before.
     """
 
+    node: ClassVar[str] = "logger"
+
     mode: Literal["offline", "online", "disabled"] = "offline"
     project: str = "panda"
     entity: str | None = None
-    tags: Sequence[str] = ()
-    choices: Sequence[str] = ()
+    tags: Names = ()
+    choices: Names = ()
     checkpoints: bool = True
 
     def loggers(

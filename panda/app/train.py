@@ -76,11 +76,12 @@ def train(cfg: DictConfig) -> float:
     resume = Path(cfg.resume) if cfg.resume else None
     if resume:
         cfg = _config_of_resumed(cfg, resume)
-    check_config(cfg, "train")
+    faults = Faults()
+    check_config(cfg, "train", faults)
     folder = Path(cfg.run_dir)
-    _check_run(cfg, folder, resume)
+    _check_run(cfg, folder, resume, faults)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    experiment: Experiment = EXPERIMENTS[cfg.task.name](cfg)
+    experiment: Experiment = EXPERIMENTS[cfg.task.name](cfg, faults)
 
     make_folder(folder)
     try:
@@ -166,9 +167,8 @@ def _write_summary(run: Run, seconds: float) -> dict[str, Any]:
     return summary
 
 
-def _check_run(cfg: DictConfig, folder: Path, resume: Path | None) -> None:
+def _check_run(cfg: DictConfig, folder: Path, resume: Path | None, faults: Faults) -> None:
     """What no single node of the configuration can know: the run's folder, and the number of devices."""
-    faults = Faults()
     if not resume and ((folder / "checkpoints").exists() or (folder / "summary.json").exists()):
         last = folder / "checkpoints" / "last.ckpt"
         faults.add(
@@ -176,12 +176,11 @@ def _check_run(cfg: DictConfig, folder: Path, resume: Path | None) -> None:
             + (f", or go on with resume={last}" if last.exists() else " (it has no checkpoint to go on from)")
         )
     found = device_faults(cfg.trainer)
-    for fault in found:
-        faults.add(fault)
+    faults.add(*found)
+    faults.build(OmegaConf.to_container(cfg.logger, resolve=True))
     if not found:
         # Lightning says what it refuses (a GPU that is not there, say) before the run has a folder.
         faults.build(OmegaConf.to_container(cfg.trainer, resolve=True), logger=False, callbacks=[ModelCheckpoint()])
-    faults.raise_any()
 
 
 def _config_of_resumed(cfg: DictConfig, resume: Path) -> DictConfig:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
+
+from pydantic import Field
 
 from panda.data.findings import FILE_FINDINGS, FINDINGS, REFUSED_ROWS
+from panda.data.manifest import TABLE
 from panda.data.pixel_stores import StoreKind
 from panda.data.splits import fraction_faults
+from panda.settings import PathValue, Settings, rule
+from panda.synthetic.dataset import SyntheticSpec
 from panda.wsi.label_maps import known_label_maps
 from panda.wsi.resolution_request import ResolutionRequest
 from panda.wsi.slide import ReaderName, SlideOptions
@@ -16,6 +22,69 @@ from panda.wsi.slide import ReaderName, SlideOptions
 How = Literal["holdout", "kfold", "patches"]
 AUDIT = "python audit.py data=panda data.root=…"
 """The command that looks for findings."""
+
+
+class ResolutionSettings(Settings):
+    """The resolution of patches or tiles, given one way or the other.
+
+    Attributes:
+        level: Pyramid level; None if `mpp` is given.
+        mpp: µm per px: read at the nearest finer level and resampled. None if `level` is given.
+    """
+
+    level: int | None = Field(default=1, ge=0, description="0 is full resolution")
+    mpp: float | None = Field(default=None, gt=0, description="µm per px")
+
+    @rule
+    def _check_one_is_given(self) -> Iterator[str]:
+        if (self.level is None) == (self.mpp is None):
+            given = "neither" if self.level is None else "both"
+            yield f"{self.setting('level')} and {self.setting('mpp')}: give exactly one, not {given} (the other null)"
+
+    @property
+    def resolution(self) -> ResolutionRequest:
+        """The same as the object that finds the resolution of a slide."""
+        return ResolutionRequest(self.level, self.mpp)
+
+
+class SlideSettings(Settings):
+    """How slides are opened.
+
+    Attributes:
+        reader: See `SlideOptions`.
+        mpp_override: See `SlideOptions`.
+    """
+
+    node: ClassVar[str] = "data"
+
+    reader: ReaderName = "auto"
+    mpp_override: float | None = None
+
+    @property
+    def slide_options(self) -> SlideOptions:
+        """The same as the object that opens slides."""
+        return SlideOptions(self.reader, self.mpp_override)
+
+    @rule
+    def _check_slide_options(self) -> Iterator[str]:
+        yield from self.slide_options.faults(f"{self.node}.")
+
+
+class FolderSettings(SlideSettings):
+    """A folder in PANDA's layout.
+
+    Attributes:
+        root: The folder that holds `train.csv`.
+        draw: Draws the embedded slides at `root` on first use; None for a folder that exists.
+    """
+
+    root: PathValue
+    draw: SyntheticSpec | None = None
+
+    @rule
+    def _check_root(self) -> Iterator[str]:
+        if self.draw is None and not (self.root / TABLE).is_file():
+            yield f"{self.setting('root')} has no {TABLE}: give the folder that holds it and train_images/"
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from panda.errors import ConfigError
 from panda.inference.canvas import BUDGET
+from panda.settings import Count, Settings, rule
 
 Precision = Literal["fp32", "bf16"]
 TTA = Literal["none", "flip", "d4"]
@@ -42,8 +42,7 @@ _COPIES: dict[TTA, list[tuple[Move, Move]]] = {
 }
 
 
-@dataclass(frozen=True)
-class EngineSettings:
+class EngineSettings(Settings):
     """How networks are run over slides.
 
     Args:
@@ -60,34 +59,33 @@ class EngineSettings:
         canvas_mib: MiB of unfinished canvas held in memory; what is more lies on the disk meanwhile.
 
     Raises:
-        ConfigError: If a number is not positive, or the device or a compiler is absent.
+        ConfigError: If a value is out of range, or the device or a compiler is absent.
     """
+
+    node: ClassVar[str] = "engine"
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "always", "never"] = "auto"
     tta: TTA = "none"
-    batch_size: int = 8
-    read_threads: int = 2
-    canvas_mib: int = BUDGET // 2**20
+    batch_size: Count = 8
+    read_threads: Count = 2
+    canvas_mib: Count = BUDGET // 2**20
 
-    def __post_init__(self) -> None:
-        faults = [
-            f"engine.{key}={getattr(self, key)} must be at least 1"
-            for key in ("batch_size", "read_threads", "canvas_mib")
-            if getattr(self, key) < 1
-        ]
+    @rule
+    def _check_device(self) -> Iterator[str]:
         if self.device == "cuda" and not torch.cuda.is_available():
-            faults.append("engine.device=cuda: no CUDA device was found; use engine.device=cpu")
+            yield "engine.device=cuda: no CUDA device was found; use engine.device=cpu"
         if self.device == "mps" and not torch.backends.mps.is_available():
-            faults.append("engine.device=mps: no GPU of Apple's was found; use engine.device=cpu")
+            yield "engine.device=mps: no GPU of Apple was found; use engine.device=cpu"
+
+    @rule
+    def _check_compiler(self) -> Iterator[str]:
         if self.compile == "always" and not self.can_compile:
-            faults.append(
+            yield (
                 "engine.compile=always needs a C++ compiler (g++ or clang++), and none was found: install one, or use "
                 "engine.compile=never"
             )
-        if faults:
-            raise ConfigError(faults)
 
     @property
     def torch_device(self) -> torch.device:
@@ -116,7 +114,7 @@ class EngineSettings:
     def resolve_auto(self) -> EngineSettings:
         """Return settings with `precision=auto` replaced by what is fast here; thresholds are chosen on such maps."""
         precision = self.fast_precision if self.precision == "auto" else self.precision
-        return replace(self, precision=precision)
+        return self.model_copy(update={"precision": precision})
 
     def compute_mode(self, threshold_precision: Precision) -> ComputeMode:
         """Return the compute mode these settings mean without a trial.

@@ -14,19 +14,21 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 from scipy.spatial.distance import pdist
 
-from panda.errors import ConfigError, PandaError
+from panda.errors import PandaError
 from panda.inference.canvas import Canvas
 from panda.inference.canvas_store import STEPS, probability
 from panda.inference.objects import BLOCK, ObjectFinder, Objects, Window, find_objects, windows
+from panda.settings import Settings
 from panda.wsi.geometry import Resolution, round_px
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap, find_tissue
@@ -41,8 +43,7 @@ _IN_MEMORY_PX = 2**28
 """A larger mask lies in an unnamed file on the disk, mapped into memory."""
 
 
-@dataclass(frozen=True)
-class QuantifySettings:
+class QuantifySettings(Settings):
     """Limits of the clean-up.
 
     Args:
@@ -51,27 +52,15 @@ class QuantifySettings:
         min_region_px: Smallest object that is kept, in working px, where µm/px is unknown.
         min_hole_px: Smallest hole that stays open, in working px, where µm/px is unknown.
         connectivity: 8 joins pixels that touch at a corner into one object, 4 does not; holes use the other.
-
-    Raises:
-        ConfigError: A limit is negative, or the connectivity is neither 4 nor 8; names all such keys.
     """
 
-    min_region_um2: float = 1000
-    min_hole_um2: float = 1000
-    min_region_px: int = 64
-    min_hole_px: int = 64
-    connectivity: Literal[4, 8] = 8
+    node: ClassVar[str] = "quantify"
 
-    def __post_init__(self) -> None:
-        faults = [
-            f"quantify.{key}={value} must be 0 or more"
-            for key, value in asdict(self).items()
-            if key != "connectivity" and not 0 <= value < float("inf")
-        ]
-        if self.connectivity not in {4, 8}:
-            faults.append(f"quantify.connectivity={self.connectivity} must be 4 or 8")
-        if faults:
-            raise ConfigError(faults)
+    min_region_um2: float = Field(default=1000, ge=0)
+    min_hole_um2: float = Field(default=1000, ge=0)
+    min_region_px: int = Field(default=64, ge=0)
+    min_hole_px: int = Field(default=64, ge=0)
+    connectivity: Literal[4, 8] = 8
 
     def limits_px(self, pixel_area_um2: float | None) -> tuple[float, float]:
         """The limits for objects and holes in working px, as far as possible from µm².
@@ -236,7 +225,7 @@ def slide_quantification(
         ],
         "px_at_threshold": at_least[np.searchsorted(steps, THRESHOLDS)].tolist(),
         "threshold": float(thr),
-        "settings": asdict(settings),
+        "settings": settings.model_dump(),
         "mask_clean": mask,
     }
 

@@ -128,7 +128,7 @@ class SlideMapper:
             if self.grader
             else None,
             "threshold": self.threshold,
-            "quantify": asdict(self.quantify),
+            "quantify": self.quantify.model_dump(),
             "precision": self.predictor.mode.precision,
             "compiled": self.predictor.mode.compiled,
             "tta": self.predictor.settings.tta,

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from panda.errors import ConfigError
+from panda.errors import OptionError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 """Mean of RGB in [0, 1] over ImageNet, which nearly all pretrained encoders expect to be subtracted."""
@@ -31,7 +31,7 @@ class Normalize(nn.Module):
         std: The same, above 0.
 
     Raises:
-        ConfigError: Not three numbers each, or a standard deviation of 0 or less.
+        OptionError: Not three numbers each, or a standard deviation of 0 or less.
     """
 
     mean: Tensor
@@ -47,7 +47,7 @@ class Normalize(nn.Module):
         if any(value <= 0 for value in std):
             faults.append(f"std={list(std)}: each number must be above 0")
         if faults:
-            raise ConfigError(faults)
+            raise OptionError(faults)
         self.register_buffer("mean", torch.tensor([float(v) for v in mean]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor([float(v) for v in std]).view(3, 1, 1), persistent=False)
 
@@ -79,23 +79,23 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         Parameter name to tensor, on the CPU.
 
     Raises:
-        ConfigError: The file is missing, is not such a file, or holds something else than named tensors.
+        OptionError: The file is missing, is not such a file, or holds something else than named tensors.
     """
     key = f"encoder_weights={path}"
     if not path.is_file():
-        raise ConfigError(f"{key}: no such file; give null, a known name, or a state dict's path")
+        raise OptionError(f"{key}: no such file; give null, a known name, or a state dict's path")
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path, device="cpu")
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
-        raise ConfigError(
+        raise OptionError(
             f"{key}: cannot be read as weights ({type(error).__name__}: {str(error)[:200]}); give a file "
             "written by torch.save(module.state_dict(), path), or .safetensors"
         ) from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ConfigError(f"{key}: holds {type(state).__name__}, not a dict of named tensors")
+        raise OptionError(f"{key}: holds {type(state).__name__}, not a dict of named tensors")
     return dict(state)
 
 
@@ -108,7 +108,7 @@ def load_weights(module: nn.Module, path: Path, ignored: Collection[str] = ()) -
         ignored: Names of submodules (such as a classifier) which the file may have and the module has not.
 
     Raises:
-        ConfigError: The file cannot be read, or keys or shapes differ; the first of each are named.
+        OptionError: The file cannot be read, or keys or shapes differ; the first of each are named.
     """
     prefixes = tuple(f"{name}." for name in ignored)
     own = module.state_dict()
@@ -130,7 +130,7 @@ def load_weights(module: nn.Module, path: Path, ignored: Collection[str] = ()) -
             for what, names in groups.items()
             if names
         )
-        raise ConfigError(
+        raise OptionError(
             f"encoder_weights={path}: does not fit {type(module).__name__} ({report}); give the weights of "
             "the same encoder"
         ) from error
@@ -182,7 +182,7 @@ def require_size(module: nn.Module, name: str, size: int, multiple: int, key: st
         key: What the size is called in the message.
 
     Raises:
-        ConfigError: With the size, the multiple and the nearest sizes that are taken.
+        OptionError: With the size, the multiple and the nearest sizes that are taken.
     """
     fault = size_fault(module, size) if size > 0 else "it must be above 0"
     if fault is None:
@@ -195,4 +195,4 @@ def require_size(module: nn.Module, name: str, size: int, multiple: int, key: st
             valid.append(candidate)
     needed = f" (a multiple of {multiple} is needed)" if multiple > 1 else ""
     remedy = f"the nearest that are taken: {', '.join(map(str, sorted(valid)))}" if valid else "none is taken"
-    raise ConfigError(f"{key}={size}: {name} does not take it{needed}; {remedy}. The network says: {fault}")
+    raise OptionError(f"{key}={size}: {name} does not take it{needed}; {remedy}. The network says: {fault}")

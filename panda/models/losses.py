@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
-from panda.errors import ConfigError
+from panda.errors import OptionError
 
 
 def binary_cross_entropy(logits: Tensor, target: Tensor, positive_weight: float = 1.0) -> Tensor:
@@ -199,7 +199,7 @@ class BCELoss(nn.Module):
         positive_weight: How much more a pixel of cancer counts, above 0.
 
     Raises:
-        ConfigError: A weight that is not above 0.
+        OptionError: A weight that is not above 0.
     """
 
     def __init__(self, positive_weight: float = 1.0) -> None:
@@ -221,7 +221,7 @@ class FocalLoss(nn.Module):
         gamma: 0, or 1 and more: between them the slope has no bound where a pixel is right.
 
     Raises:
-        ConfigError: A number out of range.
+        OptionError: A number out of range.
     """
 
     def __init__(self, alpha: float = 0.5, gamma: float = 2.0) -> None:
@@ -243,7 +243,7 @@ class DiceLoss(nn.Module):
         smooth: Above 0, as a part of the batch's pixels.
 
     Raises:
-        ConfigError: A smoothing that is not above 0.
+        OptionError: A smoothing that is not above 0.
     """
 
     def __init__(self, smooth: float = 0.01) -> None:
@@ -270,7 +270,7 @@ class TverskyLoss(nn.Module):
         smooth: Above 0, as a part of the batch's pixels.
 
     Raises:
-        ConfigError: A number out of range.
+        OptionError: A number out of range.
     """
 
     def __init__(
@@ -300,7 +300,7 @@ class BCEDiceLoss(nn.Module):
         smooth: See `DiceLoss`.
 
     Raises:
-        ConfigError: A weight under 0, or both 0, or the parts' own faults.
+        OptionError: A weight under 0, or both 0, or the parts' own faults.
     """
 
     def __init__(
@@ -334,7 +334,7 @@ class LovaszLoss(nn.Module):
         bce_weight: At least 0; not both 0.
 
     Raises:
-        ConfigError: A weight under 0, or both 0.
+        OptionError: A weight under 0, or both 0.
     """
 
     def __init__(self, lovasz_weight: float = 1.0, bce_weight: float = 0.5) -> None:
@@ -357,7 +357,7 @@ class BCEBoundaryLoss(nn.Module):
         positive_weight: See `BCELoss`.
 
     Raises:
-        ConfigError: A weight that is not above 0.
+        OptionError: A weight that is not above 0.
     """
 
     def __init__(self, boundary_weight: float = 1.0, positive_weight: float = 1.0) -> None:
@@ -391,7 +391,7 @@ def _mean(values: Tensor, counts: Tensor) -> Tensor:
 
 def _require(fine: bool, fault: str) -> None:
     if not fine:
-        raise ConfigError(fault)
+        raise OptionError(fault)
 
 
 def _require_weights(name: str, weight: float, other_name: str, other: float) -> None:

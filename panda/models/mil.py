@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from panda.errors import ConfigError, near
+from panda.errors import OptionError, near
 from panda.models.encoders import IMAGENET_MEAN, IMAGENET_STD, Normalize, load_weights, require_size
 from panda.models.pooling import POOLINGS, OrdinalHead, Pooling, TransformerPooling
 
@@ -44,7 +44,7 @@ class MILNet(nn.Module):
         std: What is then divided by; None likewise.
 
     Raises:
-        ConfigError: An encoder that does not exist (near names are given), numbers out of range, or weights
+        OptionError: An encoder that does not exist (near names are given), numbers out of range, or weights
             that cannot be had or do not fit.
     """
 
@@ -80,7 +80,7 @@ class MILNet(nn.Module):
         if not timm.is_model(encoder):
             faults.append(f"encoder={encoder}: timm has no such model{near(encoder, timm.list_models())}")
         if faults:
-            raise ConfigError(faults)
+            raise OptionError(faults)
         self.encoder = _timm_encoder(encoder, encoder_weights)
         # Many transformers were trained with 0.5 and 0.5, whatever the name of the data.
         expected: Any = getattr(self.encoder, "pretrained_cfg", {}) if encoder_weights == "imagenet" else {}
@@ -230,7 +230,7 @@ class MILNet(nn.Module):
             tile_size: Side of the square tile in working px.
 
         Raises:
-            ConfigError: With the size and the nearest sizes that are taken.
+            OptionError: With the size and the nearest sizes that are taken.
         """
         require_size(self.encoder, self._plain["encoder"], tile_size, 1, "tile_size")
 
@@ -265,7 +265,7 @@ def _timm_encoder(name: str, weights: str | None) -> nn.Module:
     try:
         encoder: nn.Module = timm.create_model(name, pretrained=False, num_classes=0)
     except RuntimeError as error:
-        raise ConfigError(f"encoder={name}: timm cannot build it ({error})") from error
+        raise OptionError(f"encoder={name}: timm cannot build it ({error})") from error
     if weights is None:
         return encoder
     if weights != "imagenet":
@@ -275,7 +275,7 @@ def _timm_encoder(name: str, weights: str | None) -> nn.Module:
     try:
         pretrained: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # the hub's client, its transport and timm each have their own
-        raise ConfigError(
+        raise OptionError(
             f"encoder_weights=imagenet: the weights of {name} could not be had "
             f"({type(error).__name__}: {str(error)[:200]}); where there is no network give "
             "model.encoder_weights=null or the path of a local state dict"

@@ -12,7 +12,7 @@ import timm
 from segmentation_models_pytorch.encoders import encoders as smp_encoders
 from torch import Tensor, nn
 
-from panda.errors import ConfigError, near
+from panda.errors import OptionError, near
 from panda.models.encoders import IMAGENET_MEAN, IMAGENET_STD, Normalize, load_weights, require_size
 
 ARCHITECTURES: Mapping[str, type[nn.Module]] = dict(smp.MODEL_ARCHITECTURES_MAPPING)
@@ -51,7 +51,7 @@ class Segmenter(nn.Module):
         **options: Further arguments of the architecture's class, such as `decoder_channels`.
 
     Raises:
-        ConfigError: An architecture, encoder or option that does not exist (near names are given), options
+        OptionError: An architecture, encoder or option that does not exist (near names are given), options
             that do not go together, or weights that cannot be had.
     """
 
@@ -68,7 +68,7 @@ class Segmenter(nn.Module):
         options = {key: _plain(key, value) for key, value in options.items()}
         faults = [*_architecture_faults(architecture, options), *_encoder_faults(encoder_name)]
         if faults:
-            raise ConfigError(faults)
+            raise OptionError(faults)
         kind = ARCHITECTURES[architecture.lower()]
         self._plain = {
             "architecture": kind.__name__,
@@ -89,7 +89,7 @@ class Segmenter(nn.Module):
         named = weight_names(name)
         if weights not in named:
             if not Path(weights).exists() and Path(weights).suffix == "":
-                raise ConfigError(
+                raise OptionError(
                     f"encoder_weights={weights}: neither a file nor a set of weights of {name}"
                     f"{near(weights, named)}; null starts from random weights"
                 )
@@ -99,7 +99,7 @@ class Segmenter(nn.Module):
             # The network itself was built without weights, so that what fails here is the download.
             given = kind(encoder_name=name, encoder_weights=True if name.startswith("tu-") else weights, **options)
         except Exception as error:  # the hub's client, its transport and timm each have their own
-            raise ConfigError(
+            raise OptionError(
                 f"encoder_weights={weights}: the weights of {name} could not be had "
                 f"({type(error).__name__}: {str(error)[:200]}); where there is no network give "
                 "model.encoder_weights=null or the path of a local state dict"
@@ -149,11 +149,11 @@ class Segmenter(nn.Module):
             batch_size: Patches a batch.
 
         Raises:
-            ConfigError: One patch a batch is too few for this architecture.
+            OptionError: One patch a batch is too few for this architecture.
         """
         if batch_size < 2 and self._plain["architecture"] in ("DeepLabV3", "DeepLabV3Plus", "PSPNet"):
-            raise ConfigError(
-                f"data.batch_size={batch_size}: {self._plain['architecture']} normalises over a pooled image and needs "
+            raise OptionError(
+                f"batch_size={batch_size}: {self._plain['architecture']} normalises over a pooled image and needs "
                 "at least 2"
             )
 
@@ -164,7 +164,7 @@ class Segmenter(nn.Module):
             patch_size: Side of the square patch in working px.
 
         Raises:
-            ConfigError: With the size, the stride and the nearest sizes that are taken.
+            OptionError: With the size, the stride and the nearest sizes that are taken.
         """
         name = f"{self._plain['architecture']} over {self._plain['encoder_name']}"
         require_size(self, name, patch_size, self.output_stride)
@@ -196,7 +196,7 @@ def _build(kind: type[nn.Module], encoder_name: str, options: Mapping[str, Any])
     try:
         return kind(encoder_name=encoder_name, encoder_weights=None, **options)
     except Exception as error:  # smp and timm raise five classes for options that do not go together
-        raise ConfigError(
+        raise OptionError(
             f"architecture={kind.__name__} with encoder_name={encoder_name} and options {dict(options)} "
             f"cannot be built ({type(error).__name__}: {error}); take another encoder (resnet34 and efficientnet-b3 "
             "go with every decoder but DPT) or change the option"
@@ -240,4 +240,4 @@ def _plain(key: str, value: Any) -> Any:
         return {str(name): _plain(key, item) for name, item in value.items()}
     if isinstance(value, Sequence):
         return [_plain(key, item) for item in value]
-    raise ConfigError(f"{key}={value!r}: give text, numbers, lists or null, not {type(value).__name__}")
+    raise OptionError(f"{key}={value!r}: give text, numbers, lists or null, not {type(value).__name__}")

@@ -14,12 +14,15 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
+from pydantic import Field
 from tqdm import tqdm
 
 from panda.errors import ConfigError, ManifestError
 from panda.files import fingerprint, read_user_table, remove, replace, sync, write_table, write_whole
+from panda.settings import Settings
 from panda.synthetic.layout import GRADE_PATTERNS, plan_scene
 from panda.synthetic.painter import Painter
 from panda.synthetic.pyramid_writer import write_slide
@@ -39,8 +42,7 @@ TRUTH_COLUMNS = [
 ]
 
 
-@dataclass(frozen=True)
-class SyntheticSpec:
+class SyntheticSpec(Settings):
     """Which data set is to be drawn; the same spec gives the same pixels.
 
     Attributes:
@@ -50,35 +52,16 @@ class SyntheticSpec:
         height: Of level 0 in px; the cores run along the longer side.
         tile: Side of the TIFF tiles in px, a multiple of 16.
         mpp: µm per level-0 px.
-
-    Raises:
-        ConfigError: A value is out of range; all faults are named.
     """
 
-    slides: int = 24
-    seed: int = 0
-    width: int = 3072
-    height: int = 2048
-    tile: int = 256
-    mpp: float = 0.48
+    node: ClassVar[str] = "data.draw"
 
-    def __post_init__(self) -> None:
-        faults = [
-            f"synthetic {key}={value}: give {low} to {high}"
-            for key, value, low, high in (
-                ("slides", self.slides, 1, 100_000),
-                ("seed", self.seed, 0, 2**31 - 1),
-                ("width", self.width, 256, LARGEST_SIDE),
-                ("height", self.height, 256, LARGEST_SIDE),
-                ("tile", self.tile, 64, 4096),
-                ("mpp", self.mpp, 0.1, 2.0),
-            )
-            if not low <= value <= high
-        ]
-        if self.tile % 16:
-            faults.append(f"synthetic tile={self.tile}: TIFF tiles are multiples of 16, give {self.tile // 16 * 16}")
-        if faults:
-            raise ConfigError(faults)
+    slides: int = Field(default=24, ge=1, le=100_000)
+    seed: int = Field(default=0, ge=0, le=2**31 - 1)
+    width: int = Field(default=3072, ge=256, le=LARGEST_SIDE)
+    height: int = Field(default=2048, ge=256, le=LARGEST_SIDE)
+    tile: int = Field(default=256, ge=64, le=4096, multiple_of=16, description="px, as TIFF tiles have it")
+    mpp: float = Field(default=0.48, ge=0.1, le=2.0, description="µm per px")
 
 
 @dataclass(frozen=True)
@@ -213,7 +196,7 @@ def _draw_numbered(folder: Path, spec: SyntheticSpec, number: int) -> SlideTruth
 
 
 def _described(spec: SyntheticSpec) -> dict[str, object]:
-    return {"drawing_version": DRAWING_VERSION, "spec": asdict(spec)}
+    return {"drawing_version": DRAWING_VERSION, "spec": spec.model_dump()}
 
 
 def _is_drawn(root: Path, spec: SyntheticSpec) -> bool:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from panda.errors import ConfigError, PandaError
+from panda.errors import PandaError
+from panda.settings import Settings
 
 START = 0.04
 """Learning rate of the first step as a share of the highest, where there is a warm-up."""
@@ -22,8 +23,7 @@ _NAMED = 8
 """Samples that an error names."""
 
 
-@dataclass(frozen=True)
-class Optim:
+class Optim(Settings):
     """Builds the optimizer and its schedule for a number of steps.
 
     Args:
@@ -33,27 +33,15 @@ class Optim:
         momentum: Of SGD; AdamW has its betas.
         schedule: `onecycle` (a linear warm-up over the first 10 % of the steps, then down to 0 along a cosine),
             `cosine` (the same without warm-up), or `none`.
-
-    Raises:
-        ConfigError: If a number is out of range.
     """
 
-    name: Literal["adamw", "sgd"] = "adamw"
-    lr: float = 1e-3
-    weight_decay: float = 1e-4
-    momentum: float = 0.9
-    schedule: Literal["onecycle", "cosine", "none"] = "onecycle"
+    node: ClassVar[str] = "optim"
 
-    def __post_init__(self) -> None:
-        faults = []
-        if self.lr <= 0:
-            faults.append(f"optim.lr={self.lr} must be above 0, for example 0.001")
-        if self.weight_decay < 0:
-            faults.append(f"optim.weight_decay={self.weight_decay} must not be negative")
-        if not 0 <= self.momentum < 1:
-            faults.append(f"optim.momentum={self.momentum} must lie in [0, 1)")
-        if faults:
-            raise ConfigError(faults)
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: float = Field(default=1e-3, gt=0, description="for example 0.001")
+    weight_decay: float = Field(default=1e-4, ge=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    schedule: Literal["onecycle", "cosine", "none"] = "onecycle"
 
     def build(self, parameters: Iterable[nn.Parameter], steps: int) -> OptimizerLRScheduler:
         """The optimizer and schedule in Lightning's form.

@@ -96,7 +96,8 @@ def test_the_slider_recolours_the_map_and_tells_what_quantify_finds(page: Page, 
             slider.evaluate("(it, step) => { it.value = step; it.dispatchEvent(new Event('input')); }", step)
             found = slide_quantification(
                 canvas, slide, canvas.resolution, step / 1000,
-                settings=QuantifySettings(0, 0, 0, 0), tissue=find_tissue(slide),
+                settings=QuantifySettings(min_region_um2=0, min_hole_um2=0, min_region_px=0, min_hole_px=0),
+                tissue=find_tissue(slide),
             )  # fmt: skip
             assert percent.inner_text() == f"{found['tumor_percent_of_tissue']:.2f}"
             assert mm2.inner_text() == f"{found['tumor_mm2']:.3f}"
