@@ -159,11 +159,11 @@ def check_config(cfg: DictConfig, door: str, refused: Faults | None = None) -> N
     for key in map(str, cfg):
         if key not in KEYS[door]:
             faults.add(f"{key}: there is no such key{likely(key, {name: asked.get(name) for name in KEYS[door]})}")
-    for key in sorted(KEYS[door] - set(map(str, cfg)) - {"tiles"}):
-        faults.add(f"{key} was taken away, and a run needs it: leave out ~{key}")
+    absent = sorted(KEYS[door] - set(map(str, cfg)) - {"tiles"})
+    faults.add(*(f"{key} was taken away, and a run needs it: leave out ~{key}" for key in absent))
     try:
-        for key in sorted(map(str, OmegaConf.missing_keys(cfg))):
-            faults.add(f"{key} is not given: write {key}=… on the command line")
+        missing = sorted(map(str, OmegaConf.missing_keys(cfg)))
+        faults.add(*(f"{key} is not given: write {key}=… on the command line" for key in missing))
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as error:
         faults.add(f"{str(error).splitlines()[0]}; mend the ${{…}} it names")
