@@ -27,7 +27,7 @@ from panda.audit.inspection import Inspection
 from panda.audit.near_duplicates import TissueHashes, tissue_hashes
 from panda.audit.page import write_audit_page
 from panda.audit.records import Records
-from panda.data.findings import read_table
+from panda.audit.slide_table import read_table
 from panda.synthetic.dataset import SyntheticSpec, draw_dataset
 
 PANDA_SLIDES = 10_616

@@ -27,7 +27,7 @@ from bench.tissue import NO_TISSUE, PENS, SIZE, TISSUE, Drawing, write
 from panda.audit.inspection import inspect_slide
 from panda.audit.readability import unreadable
 from panda.audit.sharpness import measure_sharpness
-from panda.data.findings import read_table
+from panda.audit.slide_table import read_table
 from panda.synthetic.dataset import SyntheticSpec, draw_dataset
 from panda.synthetic.pyramid_writer import write_slide
 from panda.wsi.slide import Slide, SlideOptions

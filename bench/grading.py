@@ -22,9 +22,10 @@ from bench.project import GRADING, GRADING_K, GRADING_MEMORY, GRADING_SIZE
 from bench.results import Results
 from bench.slides import CACHE
 from bench.training import Steps, endless
-from panda.data.bags import BagItem, BagSet, BagSettings, select_tile_coords_for_slide
+from panda.data.bagset import BagItem, BagSet, BagSettings
 from panda.data.loaders import train_loader
 from panda.data.manifest import SlideRecord
+from panda.data.tile_selection import select_tile_coords_for_slide
 from panda.inference.compute import EngineSettings
 from panda.inference.features import FeatureCache
 from panda.models.mil import MILNet

@@ -24,7 +24,7 @@ from panda.audit.dataset import audit_folder
 from panda.audit.page import WORST_SHOWN, write_audit_page
 from panda.audit.process_pool import in_processes
 from panda.audit.records import Records, file_stem
-from panda.data.findings import read_table
+from panda.audit.slide_table import read_table
 from panda.data.manifest import read_groups
 from panda.errors import ConfigError, ManifestError, PandaError
 from panda.files import locked

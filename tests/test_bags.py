@@ -15,15 +15,11 @@ from numpy.typing import NDArray
 from panda.data import bags as bags_module
 from panda.data.augment import Augmentation
 from panda.data.bag_datamodule import BagDataModule
-from panda.data.bags import (
-    BagItem,
-    BagSet,
-    BagSettings,
-    read_bag,
-    select_tile_coords_for_slide,
-)
+from panda.data.bags import read_bag
+from panda.data.bagset import BagItem, BagSet, BagSettings
 from panda.data.loaders import Draw
 from panda.data.manifest import SlideRecord
+from panda.data.tile_selection import select_tile_coords_for_slide
 from panda.errors import ConfigError, ManifestError, SlideError
 from panda.synthetic.dataset import draw_slide
 from panda.wsi.geometry import Resolution

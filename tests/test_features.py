@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from panda.data.bags import BagItem, BagSet, BagSettings, read_bag, read_features
+from panda.data.bags import read_bag, read_features
+from panda.data.bagset import BagItem, BagSet, BagSettings
 from panda.data.manifest import SlideRecord
 from panda.errors import ManifestError
 from panda.inference.compute import EngineSettings

@@ -7,14 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from panda.data.findings import (
-    FINDINGS,
-    Finding,
-    TableRow,
-    group_findings,
-    read_table,
-    table_findings,
-)
+from panda.audit.slide_table import TableRow, check_table, read_table
+from panda.audit.tables import group_findings
+from panda.data.findings import FINDINGS, Finding
 from panda.errors import ManifestError
 from panda.wsi.gleason import isup_grade_from_score
 from tests.conftest import SHARED
@@ -24,7 +19,7 @@ HEADER = "image_id,data_provider,isup_grade,gleason_score"
 
 def _found(folder: Path, *lines: str) -> list[tuple[str, str, str]]:
     (folder / "train.csv").write_text("\n".join([HEADER, *lines]) + "\n")
-    return [(found.slide_id, found.finding, found.value) for found in table_findings(read_table(folder))]
+    return [(found.slide_id, found.finding, found.value) for found in check_table(read_table(folder))]
 
 
 def test_a_sound_table_has_no_findings(tmp_path: Path) -> None:
@@ -135,6 +130,6 @@ def test_the_one_contradiction_in_the_real_table() -> None:
     rows = read_table(SHARED / "panda")
     assert len(rows) == 10_616
     assert all(isinstance(row, TableRow) and row.has_file for row in rows)
-    [found] = table_findings(rows)
+    [found] = check_table(rows)
     assert found.finding == "contradicting_row"
     assert "gleason_score 4+3 is ISUP 3, isup_grade is 2" in found.value

@@ -12,7 +12,7 @@ import pytest
 from tqdm import tqdm
 
 from panda.app.grading import GradingExperiment, _take_encoder
-from panda.data.bags import BagItem
+from panda.data.bagset import BagItem
 from panda.data.manifest import SlideRecord
 from panda.errors import ConfigError
 from panda.files import read_output_table

@@ -19,7 +19,8 @@ from bench.tissue import PENS
 from panda.audit import readability as soundness
 from panda.audit.inspection import Inspection, dataset_findings, inspect_slide, same_files
 from panda.audit.slide_inspector import quick_digest
-from panda.data.findings import TableRow, group_findings, read_table
+from panda.audit.slide_table import TableRow, read_table
+from panda.audit.tables import group_findings
 from panda.synthetic.dataset import SyntheticSpec, draw_dataset
 from panda.wsi.slide import ReaderName, SlideOptions
 from panda.wsi.tiff.pyramid import TiffPyramid

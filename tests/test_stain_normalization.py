@@ -15,7 +15,8 @@ import pytest
 from numpy.typing import ArrayLike, NDArray
 
 from panda.data.augment import Augmentation
-from panda.data.bags import BagItem, BagSet, BagSettings, read_bag
+from panda.data.bags import read_bag
+from panda.data.bagset import BagItem, BagSet, BagSettings
 from panda.data.datamodule import PatchDataModule
 from panda.data.pixel_stores import StoreKind
 from panda.data.stain_estimates import STAIN_FILE

@@ -26,7 +26,7 @@ from panda.app.guidance import leak_notes
 from panda.app.run import Run
 from panda.app.segmentation import SegmentationExperiment
 from panda.app.train import _config_of_resumed, _trainer, compared_by
-from panda.data.bags import BagItem
+from panda.data.bagset import BagItem
 from panda.data.loaders import Draw, drawn, ordered_loader, train_loader
 from panda.data.manifest import SlideRecord
 from panda.data.patchset import PatchSet

@@ -24,7 +24,7 @@ from panda.app.run import Run, resolution_asked
 from panda.app.slide_grading import SlideGrading
 from panda.app.tracking import wandb_of
 from panda.data.bag_datamodule import BagDataModule
-from panda.data.bags import BagItem, BagSettings
+from panda.data.bagset import BagItem, BagSettings
 from panda.data.datamodule import PatchDataModule
 from panda.data.manifest import SlideRecord
 from panda.data.splits import Split

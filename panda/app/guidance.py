@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from tqdm import tqdm
 
-from panda.data.bags import BagItem
+from panda.data.bagset import BagItem
 from panda.data.manifest import SlideRecord
 from panda.data.settings import ResolutionSettings
 from panda.data.splits import Split

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from panda.audit.inspection import MADE_BY, Inspection
 from panda.audit.process_pool import in_processes
 from panda.audit.records import Records
+from panda.audit.slide_table import TableRow, check_table, read_table
 from panda.audit.tables import (
     AUDIT,
     FINDINGS_TABLE,
@@ -31,7 +32,6 @@ from panda.audit.tables import (
     write_groups,
     write_pairs,
 )
-from panda.data.findings import TableRow, read_table, table_findings
 from panda.data.manifest import TABLE, image_path
 from panda.errors import ConfigError
 from panda.files import locked, write_json
@@ -151,7 +151,7 @@ def _write_all(
             yield from map(records.read, files)
 
     duplicates = None if records is None else find_duplicates(seen, lambda slide_id: image_path(root, slide_id))
-    findings = all_findings(rows, table_findings(table), seen, duplicates)
+    findings = all_findings(rows, check_table(table), seen, duplicates)
     if duplicates is not None:
         write_groups(out / GROUPS, rows, duplicates.groups)
         write_pairs(out / PAIRS, rows, duplicates)

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from panda.audit.near_duplicates import HASH_RULES, TissueHashes
 from panda.audit.slide_inspector import Look
-from panda.data.findings import Finding, TableRow
+from panda.audit.slide_table import TableRow
+from panda.data.findings import Finding
 from panda.wsi.slide import SlideOptions
 from panda.wsi.tissue import RULES
 
@@ -120,7 +121,7 @@ def inspect_slide(
     """Look at a slide and its mask, each opened once. Whatever cannot be read is a finding and no error.
 
     Args:
-        row: Of the table; what it shows by itself is not found anew (see `panda.data.findings.table_findings`).
+        row: Of the table; what it shows by itself is not found anew (see `panda.audit.slide_table.check_table`).
         root: The folder of the data.
         options: How the slide is opened.
         mask_suffix: What a mask's file name has after the slide's id.

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from panda.audit.inspection import MADE_BY, Inspection, inspect_slide
-from panda.data.findings import Finding, TableRow
+from panda.audit.slide_table import TableRow
+from panda.data.findings import Finding
 from panda.errors import ManifestError, PandaError
 from panda.files import fingerprint, identity, remove, write_json, write_whole
 from panda.wsi.slide import SlideOptions

@@ -15,7 +15,8 @@ from panda.audit.mask_codes import count_codes, counted_level
 from panda.audit.near_duplicates import tissue_hashes
 from panda.audit.readability import SMALL_PX, unreadable
 from panda.audit.sharpness import BLURRED, measure_sharpness
-from panda.data.findings import Finding, TableRow
+from panda.audit.slide_table import TableRow
+from panda.data.findings import Finding
 from panda.errors import MaskError, SlideError
 from panda.wsi.geometry import mean_mpp
 from panda.wsi.label_maps import known_label_maps

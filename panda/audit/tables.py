@@ -6,11 +6,12 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from panda.audit.inspection import Inspection, dataset_findings, same_files
 from panda.audit.near_duplicates import NearDuplicates, group_near_duplicates
-from panda.data.findings import FINDINGS, Finding, Severity, TableRow, group_findings
+from panda.audit.slide_table import TableRow
+from panda.data.findings import FINDINGS, Finding, Severity
 from panda.files import write_table
 from panda.wsi.label_maps import known_label_maps
 
@@ -24,6 +25,7 @@ _SEEN = (
     *("file_bytes", "tissue_how", "tissue_fraction", "tissue_mm2", "pen_fraction", "sharpness", "blurred"),
     *("mask_width", "mask_height", "mask_level", "mask_codes", "cancer_fraction", "cancer_mm2", "labelled_on_tissue"),
 )
+_SHOWN = 3
 _DIGITS = 6  # significant, of figures in the tables
 
 
@@ -58,6 +60,24 @@ class Duplicates:
             if len({exact.get(slide_id, slide_id) for slide_id in slides}) > 1
         ]
         return [*group_findings("exact_duplicate", self.twins), *group_findings("near_duplicate", near)]
+
+
+def group_findings(
+    finding: Literal["exact_duplicate", "near_duplicate"], groups: Iterable[Sequence[str]]
+) -> list[Finding]:
+    """Make a finding of each slide of groups of slides that are one another's duplicates.
+
+    Args:
+        finding: Which kind of duplicates they are.
+        groups: Ids of the slides of each group; groups of one are passed over.
+    """
+    found = []
+    for group in groups:
+        for slide_id in group if len(group) > 1 else ():
+            others = [other for other in group if other != slide_id]
+            more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
+            found.append(Finding(slide_id, finding, f"{', '.join(others[:_SHOWN])}{more}"))
+    return found
 
 
 def find_duplicates(seen: Callable[[], Iterable[Inspection]], path_of: Callable[[str], Path]) -> Duplicates:

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
 from panda.data.augment import Augmentation
-from panda.data.bags import BagItem, BagSet, BagSettings
+from panda.data.bagset import BagItem, BagSet, BagSettings
 from panda.data.loaders import loader_faults, ordered_loader, train_loader
 from panda.data.splits import Split
 from panda.errors import ConfigError

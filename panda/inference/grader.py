@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from panda.data.bags import read_bag, read_features, select_tile_coords_for_slide
+from panda.data.bags import read_bag, read_features
+from panda.data.tile_selection import select_tile_coords_for_slide
 from panda.errors import ConfigError, SlideError
 from panda.inference.canvas import Canvas
 from panda.inference.compute import EngineSettings

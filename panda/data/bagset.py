@@ -1,0 +1,126 @@
+"""Bags as a dataset: at most K tiles of a slide with its grade."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from panda.data.augment import Augmentation
+from panda.data.bags import read_features, read_tiles, to_planes
+from panda.data.loaders import Draw, drawn
+from panda.data.manifest import SlideRecord
+from panda.errors import ConfigError, ManifestError
+from panda.wsi.resolution_request import ResolutionRequest
+from panda.wsi.slide import SlideOptions
+from panda.wsi.stain_normalization import StainProfile
+
+
+@dataclass(frozen=True)
+class BagSettings:
+    """How the tiles of bags are read.
+
+    Attributes:
+        k: Most tiles of a bag.
+        tile_size: Side of a tile in px at the tiles' resolution.
+        resolution: The resolution of the tiles.
+        slide_options: How slides are opened.
+    """
+
+    k: int = 32
+    tile_size: int = 256
+    resolution: ResolutionRequest = ResolutionRequest(level=1)
+    slide_options: SlideOptions = SlideOptions()
+
+    def faults(self) -> list[str]:
+        """Return what is wrong with the settings, one sentence a fault, with the keys of the `tiles` config."""
+        faults = self.resolution.faults("tiles.")
+        if self.k < 1:
+            faults.append(f"tiles.k is {self.k}: give at least 1 tile")
+        if self.tile_size < 1:
+            faults.append(f"tiles.tile_size is {self.tile_size}: give at least 1 px")
+        return faults
+
+
+@dataclass(frozen=True, eq=False)
+class BagItem:
+    """A slide and the tiles that represent it.
+
+    Attributes:
+        record: The slide.
+        coords: Top-left corners, (n, 2) int64, level-0 px, the most important first.
+        stain: Stain of the slide, to change its colors to those of the reference; None to leave them unchanged.
+        features: A file with the features of the tiles, which are used instead of pixels; None for pixels.
+    """
+
+    record: SlideRecord
+    coords: NDArray[np.int64]
+    stain: StainProfile | None = None
+    features: Path | None = None
+
+
+class BagSet(Dataset[tuple[Tensor, Tensor, int, str]]):
+    """Bags with the grade of their slide.
+
+    An item is `(bag, mask, label, slide_id)`. The bag is (k, 3, h, w) float32 in [0, 1], or (k, D) float32 if the items
+    have features. The mask is (k,) bool, False for padding (zeros) if the slide has fewer tiles. The label is the ISUP
+    grade.
+
+    Args:
+        items: Slides with their tiles; if there are more than k, the first k are used.
+        settings: How the tiles are read.
+        transform: Applied to each tile by itself, None for none; see `panda.data.patchset.PatchSet`.
+
+    Raises:
+        ConfigError: If the settings are faulty.
+        ManifestError: If there are no items, or one has no tiles or no grade.
+        SlideError: On access, if a slide cannot be read.
+    """
+
+    def __init__(self, items: Sequence[BagItem], settings: BagSettings, transform: Augmentation | None = None) -> None:
+        if faults := settings.faults():
+            raise ConfigError(faults)
+        if not items:
+            raise ManifestError("no slides to make bags of")
+        self.labels: list[int] = []
+        for item in items:
+            if len(item.coords) == 0:
+                raise ManifestError(f"{item.record.slide_id}: no tiles; lower tiles.min_tissue or leave it out")
+            if item.record.isup_grade is None:
+                raise ManifestError(f"{item.record.slide_id}: no isup_grade; grade it in the table or leave it out")
+            self.labels.append(item.record.isup_grade)
+        self.items = list(items)
+        self.settings = settings
+        # No bag has more tiles than the slide with the most.
+        self.k = min(settings.k, max(len(item.coords) for item in items))
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int | Draw) -> tuple[Tensor, Tensor, int, str]:
+        number, seed = drawn(index)
+        settings = self.settings
+        item = self.items[number]
+        record, coords = item.record, item.coords[: self.k]
+        if item.features is not None:
+            found = read_features(item.features)[: self.k]
+            padded = np.pad(found, ((0, self.k - len(found)), (0, 0)))
+            mask = torch.arange(self.k) < len(found)
+            return torch.from_numpy(padded), mask, self.labels[number], record.slide_id
+        with settings.slide_options.open(record.image_path) as slide:
+            resolution = settings.resolution.resolve(slide)
+            tiles = read_tiles(slide, coords, resolution, settings.tile_size, item.stain)
+        if self.transform is not None:
+            tiles = [self.transform.image(tile, seed + offset) for offset, tile in enumerate(tiles)]
+        bag = np.zeros((self.k, 3, settings.tile_size, settings.tile_size), dtype=np.float32)
+        for offset, tile in enumerate(tiles):
+            bag[offset] = to_planes(tile)
+        mask = torch.arange(self.k) < len(tiles)
+        return torch.from_numpy(bag), mask, self.labels[number], record.slide_id
