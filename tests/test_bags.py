@@ -12,7 +12,7 @@ import tifffile
 import torch
 from numpy.typing import NDArray
 
-from panda.data import bags as bags_module
+from panda.data import tile_selection
 from panda.data.augment import Augmentation
 from panda.data.bag_datamodule import BagDataModule
 from panda.data.bags import read_bag
@@ -167,7 +167,7 @@ def test_bands_and_nan(tissue: TissueMap, monkeypatch: pytest.MonkeyPatch) -> No
     options: dict[str, Any] = {"k": 20, "tile_size": TILE, "random_fraction": 0.0}
     whole = select_tile_coords_for_slide(canvas, resolution, tissue, view(2), **options)
     windows = Windows(canvas)
-    monkeypatch.setattr(bags_module, "_BAND_PX", 5 * WIDTH)
+    monkeypatch.setattr(tile_selection, "_BAND_PX", 5 * WIDTH)
     np.testing.assert_array_equal(select_tile_coords_for_slide(windows, resolution, tissue, view(2), **options), whole)
     assert windows.largest == 5 * WIDTH
     canvas[:200] = np.nan
