@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from panda.data.manifest import SlideRecord
-from panda.inference.dataset_metrics import summarise
+from panda.inference.dataset_metrics import summarize
 from panda.inference.evaluate import SlideScore
 from panda.inference.grader import AGAINST_TILES, Grade
 from panda.inference.grading_metrics import GradedSlide
@@ -62,7 +62,7 @@ BY_PROVIDER = ThresholdChoice(
 
 
 def figures(slides: Sequence[Drawn], choice: ThresholdChoice = AT) -> dict[str, Any]:
-    return summarise([slide.score for slide in slides], choice, seed=3)
+    return summarize([slide.score for slide in slides], choice, seed=3).model_dump()
 
 
 def graded(number: int, classes: int = 6) -> GradedSlide:

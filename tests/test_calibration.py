@@ -68,7 +68,7 @@ def test_the_temperature_is_the_least_loss_and_moves_no_mask() -> None:
     hist = histogram(logits, target)
     temperature = fit_temperature(hist, "", "").value
     assert temperature is not None
-    loss = {t: calibration_scores(hist, t * temperature)["nll_scaled"] for t in (0.98, 1.0, 1.02)}
+    loss = {t: calibration_scores(hist, t * temperature).nll_scaled for t in (0.98, 1.0, 1.02)}
     assert loss[1.0] == min(value for value in loss.values() if value is not None)
     threshold = 0.3
     moved = 1 / (1 + math.exp(-math.log(threshold / (1 - threshold)) / temperature))
@@ -84,10 +84,10 @@ def test_errors_are_torchmetrics_and_the_raw_ones(sureness: float) -> None:
     for suffix, t in (("", 1.0), ("_scaled", temperature)):
         assert t is not None
         expected = binary_calibration_error((logits / t).sigmoid(), target.long(), RELIABILITY_BINS, norm="l1")
-        assert found[f"ece{suffix}"] == pytest.approx(float(expected), abs=1e-3)
-        assert found[f"nll{suffix}"] == pytest.approx(raw_loss(logits, target, t), rel=0.02)  # the last bins
+        assert getattr(found, f"ece{suffix}") == pytest.approx(float(expected), abs=1e-3)
+        assert getattr(found, f"nll{suffix}") == pytest.approx(raw_loss(logits, target, t), rel=0.02)  # the last bins
     if sureness == 3.0:
-        assert found["ece_scaled"] < found["ece"] / 5  # type: ignore[operator]
+        assert found.ece_scaled < found.ece / 5  # type: ignore[operator]
 
 
 def test_reliability_counts_every_pixel_once() -> None:
@@ -120,8 +120,8 @@ def test_where_no_temperature_is_defined_it_is_said_why(
     assert found.value is None
     assert word in found.note
     scores = calibration_scores(hist, found.value)
-    assert scores["ece_scaled"] is scores["nll_scaled"] is None
-    assert (scores["ece"] is None) == (len(prob) == 0)
+    assert scores.ece_scaled is scores.nll_scaled is None
+    assert (scores.ece is None) == (len(prob) == 0)
     write_calibration({"validation": hist}, found.value, tmp_path / "c.csv", tmp_path / "c.png")
     assert cv2.imread(str(tmp_path / "c.png")) is not None
 

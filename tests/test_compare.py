@@ -15,6 +15,7 @@ from panda.errors import ManifestError, PandaError
 from panda.report.compare import compare, main
 from panda.report.effects import Scored, effects
 from panda.report.paired import differences, quadratic_kappa, signed_rank
+from tests.summaries import fill_summary
 from tests.test_report_pages import EVIL, check_page
 
 Rows = list[dict[str, Any]]
@@ -53,8 +54,9 @@ def run_of(folder: Path, rows: Rows, overlays: bool = False, **summary: Any) -> 
         writer.writeheader()
         writer.writerows(rows)
     data = {"settings": {"level": 1, "mpp": None}}
-    content = {"schema": 1, "task": "segmentation", "test": {"dice": 0.5}, "data": data} | summary
-    (folder / "summary.json").write_text(json.dumps(content))
+    test = {"qwk": 0.5} if summary.get("task") == "grading" else {"dice": 0.5}
+    content = {"task": "segmentation", "test": test, "data": data} | summary
+    (folder / "summary.json").write_text(json.dumps(fill_summary(content)))
     (folder / "overrides.txt").write_text(f"name={folder.name}\nmodel={folder.name}\nseed=0\n")
     for row in rows if overlays else []:
         (folder / "slides" / row["slide_id"]).mkdir(parents=True)

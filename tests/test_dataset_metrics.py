@@ -75,7 +75,7 @@ def test_one_group_has_figures_without_intervals_and_the_reason() -> None:
     found = figures(SLIDES[:2])
     assert found["dice"] is not None
     assert all(found[f"{name}_interval"] is None for name in FIGURES)
-    assert found["no_interval"]["dice"] == "1 group of slides bears on it, an interval needs two"
+    assert found["no_interval"]["dice"] == "an interval needs at least two groups of slides, there is 1"
     assert "fp_mm2_benign_slides" not in found["no_interval"]  # there is no such figure
     two = figures(SLIDES[:3])
     assert two["dice_interval"] is not None

@@ -19,9 +19,11 @@ from panda.files import read_output_table
 from panda.inference.grader import GradingPredictor
 from panda.models.mil import MILNet
 from panda.models.segmentation import Segmenter
+from panda.report.run_summary import SCHEMA, CommonSummary
 from tests.checkpoints import grading_checkpoint
 from tests.panda_folder import HEIGHT, WIDTH, make_folder
 from tests.pyramids import write_pyramid
+from tests.summaries import make_summary
 from tests.test_config import composed
 
 
@@ -110,9 +112,10 @@ def test_the_augmentation_is_told_only_of_tiles_that_go_through_it(
     grading, run = experiment(tmp_path, f"model.freeze_encoder={frozen}"), untrained(tmp_path)
     own = {"tiles": grading.tiles.bag()}
     run.best = grading_checkpoint(tmp_path / "grade.ckpt", grading.network, **own)
-    run.summary, run.fit = {}, lambda *_: None
-    grading.run(run)
-    assert run.summary["data"]["colours"] == f"data.normalize=null augment={colours}"
+    given = make_summary({})
+    common = {name: getattr(given, name) for name in CommonSummary.model_fields if name not in ("version", "task")}
+    run.describe, run.fit = lambda: common | {"schema": SCHEMA}, lambda *_: None
+    assert grading.run(run).data.colours == f"data.normalize=null augment={colours}"
 
 
 def test_an_absent_class_is_told_before_training(tmp_path: Path) -> None:
@@ -155,7 +158,7 @@ def test_a_bad_mask_keeps_no_slide_from_being_graded(tmp_path: Path, code: int |
     else:
         write_pyramid(mask, np.full((HEIGHT, WIDTH), code, np.uint8), (1, 2, 4), mpp=2.0)
     found = grading._grade_slides(run, grader, [good, bad], "test")
-    assert (found["slides"], run.failures) == (2, [])
+    assert (len(found), run.failures) == (2, [])
     (note,) = run.notes
     assert note.startswith("The label masks of 1 graded slides cannot be used")
     assert str(mask) in note or "label codes 9" in note

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from panda.inference.grader import AGAINST_TILES
-from panda.inference.grading_metrics import summarise_grades
+from panda.inference.grading_metrics import summarize_grades, summarize_test_grades
 from panda.tasks.bootstrap import bootstrap_interval
 from tests.drawn_scores import graded
 
@@ -16,7 +16,7 @@ GRADED = [graded(number) for number in range(40)]
 
 
 def test_figures_and_their_intervals_are_those_of_slides_drawn_by_group() -> None:
-    found = summarise_grades(GRADED, 6, seed=3, attention=True)
+    found = summarize_test_grades(GRADED, 6, seed=3).model_dump()
     label = np.array([slide.label for slide in GRADED])
     prob = np.array([slide.grade.probabilities for slide in GRADED])
     groups = [slide.record.group for slide in GRADED]
@@ -42,33 +42,33 @@ def test_figures_and_their_intervals_are_those_of_slides_drawn_by_group() -> Non
 
 
 def test_parts_are_what_their_slides_alone_would_be() -> None:
-    found = summarise_grades(GRADED, 6, seed=3, attention=True)
-    alone = summarise_grades(GRADED[1::2], 6, seed=3, attention=True)
+    found = summarize_test_grades(GRADED, 6, seed=3).model_dump()
+    alone = summarize_test_grades(GRADED[1::2], 6, seed=3).model_dump()
     del alone["by_provider"]
     assert found["by_provider"]["radboud"] == alone
     assert set(found["by_provider"]) == {"karolinska", "radboud"}
 
 
 def test_attention_is_the_mean_of_the_slides_that_have_it() -> None:
-    found = summarise_grades(GRADED, 6, seed=3, attention=True)
+    found = summarize_test_grades(GRADED, 6, seed=3).model_dump()
     for name, held in (("attention_auroc", GRADED[3::3]), ("cancer_attended", GRADED[::3])):
         values = np.array([(slide.grade.against_label or {})[name] for slide in held], dtype=np.float64)
         assert found[name] == pytest.approx(values.mean())
         expected = bootstrap_interval(values, [slide.record.group for slide in held], seed=3)
         assert found[f"{name}_interval"] == pytest.approx(expected)
-    without = summarise_grades(GRADED, 6, seed=3, attention=False)
+    without = summarize_grades(GRADED, 6, seed=3).model_dump()
     assert without == {key: without[key] for key in found if key.removesuffix("_interval") not in AGAINST_TILES}
     assert not set(AGAINST_TILES) & without["by_provider"]["radboud"].keys()
 
 
 def test_what_is_undefined_is_none() -> None:
-    none = summarise_grades([], 6, seed=0, attention=True)
+    none = summarize_test_grades([], 6, seed=0).model_dump()
     assert {key for key, value in none.items() if value is not None} == {"slides", "confusion", "by_provider"}
-    one = summarise_grades(GRADED[:1], 6, seed=0, attention=True)
+    one = summarize_test_grades(GRADED[:1], 6, seed=0).model_dump()
     assert one["accuracy"] in (0, 1)
     assert [one[key] for key in one if key.endswith("_interval")] == [None] * 7
     benign = [slide for slide in (graded(number, 2) for number in range(30)) if slide.label == 0]
-    found = summarise_grades(benign, 2, seed=0, attention=True)
+    found = summarize_test_grades(benign, 2, seed=0).model_dump()
     assert (found["auroc"], found["auroc_interval"]) == (None, None)
     assert (found["auroc_significant"], found["auroc_significant_interval"]) == (None, None)
     assert found["accuracy_interval"] is not None

@@ -7,14 +7,18 @@ from typing import Any
 import pytest
 
 from panda.errors import ManifestError
-from panda.inference.grading_metrics import summarise_grades
-from panda.report.summary_keys import SCHEMA
-from panda.report.summary_schema import main, page, summary_faults
+from panda.inference.grading_metrics import summarize_grades, summarize_test_grades
+from panda.report.run_summary import SCHEMA, parse_summary
+from panda.report.summary_schema import main, render_page
 from panda.tasks.calibration import calibration_scores, fit_temperature
 from panda.tasks.metrics import pooled
 from tests.drawn_scores import BY_PROVIDER, SLIDES, figures, graded
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+
+def summary_faults(content: dict[str, Any]) -> list[str]:
+    return parse_summary(content)[1]
 
 
 def summary() -> dict[str, Any]:
@@ -27,7 +31,7 @@ def summary() -> dict[str, Any]:
         "epochs": 1, "seconds": 1.5, "trained_by": None, "notes": [],
         "bootstrap": {"resamples": 2000, "seed": 0, "level": 0.95, "unit": "groups of slides"},
         "threshold": 0.5, "threshold_choice": BY_PROVIDER.plain(),
-        "calibration": temperature.plain() | {"bins": 20, "val": errors, "test": None},
+        "calibration": temperature.plain() | {"bins": 20, "val": errors.model_dump(), "test": None},
         "data": {
             "root": "data", "slides": {"train": 3}, "left_out": {}, "groups": "by slide", "store": "patches",
             "settings": {}, "split": "holdout", "seed": 0, "patches": {"train": 9}, "tumor_patches": {"train": 4},
@@ -38,7 +42,7 @@ def summary() -> dict[str, Any]:
 
 
 def test_the_page_in_docs_is_the_one_that_files_are_checked_against() -> None:
-    assert (DOCS / "summary.md").read_text() == page(), "python -m panda.report.summary_schema > docs/summary.md"
+    assert (DOCS / "summary.md").read_text() == render_page(), "python -m panda.report.summary_schema > docs/summary.md"
 
 
 def test_a_summary_as_described() -> None:
@@ -55,7 +59,7 @@ def test_a_summary_as_described() -> None:
     [
         ((), {"extra": 1}, "extra: "),
         (("test",), {"dice": 1.2}, "test.dice: "),
-        (("test",), {"dice_interval": [0.1]}, "test.dice_interval: "),
+        (("test",), {"dice_interval": [0.1]}, "test.dice_interval.1: "),
         (("test",), {"slides": None}, "test.slides: "),
         (("test",), {"slides": "3"}, "test.slides: "),
         (("test", "by_grade"), {"0": {}}, "test.by_grade.0.dice: "),
@@ -63,7 +67,7 @@ def test_a_summary_as_described() -> None:
         (("calibration",), {"value": True}, "calibration.value: "),
         (("data",), {"patches": {"train": -1}}, "data.patches.train: "),
         ((), {"task": "painting"}, "task is 'painting'"),
-        ((), {"schema": 1}, "schema is 1: this version describes 3"),
+        ((), {"schema": 1}, "schema is 1, this version reads 3"),
     ],
 )
 def test_what_is_not_as_described_is_named(where: tuple[str, ...], value: dict[str, Any], named: str) -> None:
@@ -84,10 +88,8 @@ def test_a_missing_key_is_named() -> None:
 
 
 def test_a_grading_as_described() -> None:
-    scores, tested = (
-        summarise_grades([graded(number) for number in range(9)], 6, seed=0, attention=attention)
-        for attention in (False, True)
-    )
+    slides = [graded(number) for number in range(9)]
+    scores, tested = (compute(slides, 6, seed=0).model_dump() for compute in (summarize_grades, summarize_test_grades))
     given = summary()
     content = {key: given[key] for key in given if key not in ("threshold_choice", "calibration", "data", "test")}
     content |= {

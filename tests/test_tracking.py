@@ -11,6 +11,7 @@ from PIL import Image
 
 from panda.app.dashboard import log_checkpoints, log_figures, replay_views
 from panda.app.tracking import EpochLogger, Tracking, flat, wandb_of
+from tests.summaries import make_summary
 from tests.wandb_log import OfflineRun
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -72,7 +73,7 @@ def logger(tmp_path: Path) -> EpochLogger:
 
 def test_group_tags_and_figures_with_their_intervals(tmp_path: Path, logger: EpochLogger) -> None:
     scores = {"dice": 0.5, "dice_interval": [0.4, 0.7], "slides": 3, "by_provider": {"radboud": {"dice": 0.6}}}
-    log_figures(logger, {"threshold": 0.3, "test": scores})
+    log_figures(logger, make_summary({"threshold": 0.3, "test": scores}))
     wandb.finish()
     run = OfflineRun(tmp_path)
     assert run.about.run_group == "sweep-a"

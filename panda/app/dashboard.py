@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import Logger, WandbLogger
 from panda.app.tracking import wandb_of
 from panda.files import read_output_table
 from panda.inference.panel_patches import PanelRow
-from panda.report.interpretation import interval
+from panda.report.run_summary import RunSummary
 from panda.report.table import figure_name
 
 LABELS = {0: "no cancer", 1: "cancer"}
@@ -153,16 +153,15 @@ def _small(path: Path) -> wandb.Image | None:
         return wandb.Image(picture.convert("RGB"), file_type="jpg")
 
 
-def log_figures(logger: WandbLogger, summary: Mapping[str, Any]) -> None:
+def log_figures(logger: WandbLogger, summary: RunSummary) -> None:
     """Log the figures of validation and test with their intervals: as a table, and for the table of runs."""
     table = wandb.Table(columns=["split", "slides", "figure", "value", "low", "high"])
     final: dict[str, Any] = {}
-    for split in ("val", "test"):
-        scores = summary.get(split) or {}
-        for part, of_part in {"all": scores, **scores.get("by_provider", {})}.items():
-            for key, value in of_part.items():
-                if isinstance(value, int | float):
-                    ends = interval(of_part, key)
+    for split, scores in {"val": summary.val, "test": summary.test}.items():
+        for part, figures in {"all": scores, **scores.parts("by_provider")}.items() if scores else ():
+            for key, value in figures.numbers.items():
+                if value is not None:
+                    ends = figures.find_interval(key)
                     table.add_data(split, part, figure_name(key), float(value), *(ends or (None, None)))
                     if part == "all":
                         final[f"{split}/final_{key}"] = value
@@ -170,7 +169,7 @@ def log_figures(logger: WandbLogger, summary: Mapping[str, Any]) -> None:
                             f"{split}/final_{key}_{n}": end for n, end in zip(("low", "high"), ends or (), strict=False)
                         }
     logger.experiment.log({"figures": table})
-    logger.experiment.summary.update({"threshold": summary["threshold"]} | final)
+    logger.experiment.summary.update({"threshold": summary.threshold} | final)
 
 
 def log_checkpoints(logger: WandbLogger, folder: Path, about: Mapping[str, Any]) -> None:

@@ -33,11 +33,12 @@ from panda.files import identity, write_table
 from panda.inference.compute import EngineSettings
 from panda.inference.features import FeatureCache
 from panda.inference.grader import GradingPredictor, slide_tiles
-from panda.inference.grading_metrics import GradedSlide, summarise_grades
+from panda.inference.grading_metrics import GradedSlide, summarize_grades, summarize_test_grades
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
 from panda.inference.slide_loop import run_over_slides
 from panda.models.mil import MILNet
+from panda.report.run_summary import DataSummary, GradingSummary
 from panda.settings import Count, Settings
 from panda.tasks.grading import CLASSES, GradingTask, Target, target_class
 from panda.tasks.optim import Optim
@@ -138,7 +139,7 @@ class GradingExperiment:
             self.network = faults.build(plain["model"], "model", num_classes=classes)
             faults.raise_any()
 
-    def run(self, run: Run) -> None:
+    def run(self, run: Run) -> GradingSummary:
         """See `Experiment.run`."""
         splits = self._splits()
         run.keep_splits(self.data.selection())
@@ -186,22 +187,28 @@ class GradingExperiment:
         self._notes(run, items)
         run.fit(GradingTask(self.network, self.loss, self.optim, carried), bags, learns_from)
         grader = GradingPredictor.from_checkpoint(run.best, self.engine, self.data.store_root)
-        run.summary |= {
-            "threshold": self.guidance.threshold,
-            "target": self.settings.target,
-            "tiles": self.tiles.model_dump() | self.tiles.bag() | {"how": self.tiles.how},
-            "data": {
-                "root": str(self.data.root),
-                "colours": self.data.colours(augmented=not self.network.frozen),
-                "slides": {name: len(items.get(name, records)) for name, records in splits.items()},
-                "left_out": self.data.selection().left_out,
-                "groups": self.data.selection().policy(),
-            },
-            "val": self._grade_slides(run, grader, items["val"], "val"),
-        }
+        classes, seed = CLASSES[self.settings.target], self.cfg.seed
+        val = summarize_grades(self._grade_slides(run, grader, items["val"], "val"), classes, seed)
+        test = None
         if items.get("test"):
-            run.summary["test"] = self._grade_slides(run, grader, items["test"], "test")
-        self._show_in_wandb(run)
+            test = summarize_test_grades(self._grade_slides(run, grader, items["test"], "test"), classes, seed)
+        summary = GradingSummary(
+            **run.describe(),
+            threshold=self.guidance.threshold,
+            target=self.settings.target,
+            tiles=self.tiles.model_dump(mode="json") | self.tiles.bag() | {"how": self.tiles.how},
+            data=DataSummary(
+                root=str(self.data.root),
+                colours=self.data.colours(augmented=not self.network.frozen),
+                slides={name: len(items.get(name, records)) for name, records in splits.items()},
+                left_out=self.data.selection().left_out,
+                groups=self.data.selection().policy(),
+            ),
+            val=val,
+            test=test,
+        )
+        self._show_in_wandb(run, summary)
+        return summary
 
     def _splits(self) -> dict[Split, list[SlideRecord]]:
         """The slides of each split, each of which has a segmentation to guide it.
@@ -251,8 +258,10 @@ class GradingExperiment:
         for note in run.notes:
             log.warning("%s", note)
 
-    def _grade_slides(self, run: Run, grader: GradingPredictor, items: Sequence[BagItem], split: str) -> dict[str, Any]:
-        """Grades the slides of bags, and gives their figures."""
+    def _grade_slides(
+        self, run: Run, grader: GradingPredictor, items: Sequence[BagItem], split: str
+    ) -> list[GradedSlide]:
+        """Grade the slides of bags and write their table."""
         tested = split == "test"
         folder = run.folder / "slides" if tested else None
         grading = SlideGrading(
@@ -273,15 +282,15 @@ class GradingExperiment:
             write_table(run.folder / f"{split}_slides.csv", rows)
             if tested and (logger := wandb_of(run.trainer.loggers)) is not None:
                 log_slides(logger, "test_slides", rows, run.folder / "slides")
-        return summarise_grades(graded, CLASSES[self.settings.target], self.cfg.seed, attention=tested)
+        return graded
 
-    def _show_in_wandb(self, run: Run) -> None:
+    def _show_in_wandb(self, run: Run, summary: GradingSummary) -> None:
         logger = wandb_of(run.trainer.loggers)
         if logger is None:
             return
         tiles = sorted((run.folder / "slides").glob("*/attention_tiles.png"))[:SHOWN]
         log_pictures(logger, {f"attention_tiles/{path.parent.name}": path for path in tiles})
-        log_figures(logger, run.summary)
+        log_figures(logger, summary)
         if self.cfg.logger.get("checkpoints", True):
             log_checkpoints(logger, run.best.parent, {"task": "grading", "target": self.settings.target})
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
 from panda.inference.evaluate import SlideScore, histograms
 from panda.report.curves import write_calibration
-from panda.tasks.calibration import RELIABILITY_BINS, calibration_scores
+from panda.tasks.calibration import RELIABILITY_BINS, Calibration, Temperature, calibration_scores
 from panda.tasks.metrics import pooled
 from panda.tasks.threshold import ThresholdChoice, search_threshold
 
@@ -47,20 +46,18 @@ def unknown_providers(choice: ThresholdChoice, scores: Sequence[SlideScore]) -> 
     ]
 
 
-def write_reliability(
-    folder: Path, temperature: float | None, splits: Mapping[str, Sequence[SlideScore]]
-) -> dict[str, Any]:
-    """Write `calibration.csv` and `.png` into a run's folder.
+def calibrate(folder: Path, temperature: Temperature, splits: Mapping[str, Sequence[SlideScore]]) -> Calibration:
+    """Measure the calibration, and write `calibration.csv` and `.png` into the folder of a run.
 
     Args:
-        folder: The run's.
-        temperature: Fitted on validation; None where there is none.
-        splits: Scores of validation, and of test where it was scored.
+        folder: Folder of the run.
+        temperature: Fitted on validation.
+        splits: Scores of `validation`, and of `test` if it was scored.
 
     Returns:
-        What `summary.json` says of each split.
+        The temperature with the errors of each split.
     """
     hists = {split: pooled(histograms(scores)) for split, scores in splits.items()}
-    write_calibration(hists, temperature, folder / "calibration.csv", folder / "calibration.png")
-    found = {split: calibration_scores(hist, temperature) for split, hist in hists.items()}
-    return {"bins": RELIABILITY_BINS, "val": found["validation"], "test": found.get("test")}
+    write_calibration(hists, temperature.value, folder / "calibration.csv", folder / "calibration.png")
+    found = {split: calibration_scores(hist, temperature.value) for split, hist in hists.items()}
+    return Calibration(**temperature.plain(), bins=RELIABILITY_BINS, val=found["validation"], test=found.get("test"))

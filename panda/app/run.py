@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
 
+from panda.app.callbacks import Clock
 from panda.app.dashboard import replay_views
 from panda.app.distributed import joined
 from panda.app.tracking import read_metrics, replay
@@ -22,6 +24,8 @@ from panda.data.failures import Failure
 from panda.data.slide_selection import Selection
 from panda.errors import CheckpointError
 from panda.files import locked
+from panda.report.run_summary import SCHEMA, BootstrapSummary, RunSummary
+from panda.tasks.bootstrap import RESAMPLES
 from panda.tasks.checkpoint import Task, read_checkpoint
 from panda.tasks.grading import GradingTask
 from panda.tasks.segmentation import SegmentationTask
@@ -40,9 +44,9 @@ class Run:
         trainer: Lightning's trainer.
         sweep: The folder of the sweep that the run is a job of, or None.
         training: What was trained, once it was.
-        summary: What the experiment adds to `summary.json`.
         failures: Slides that were passed over.
-        notes: Sentences that a reader of the figures has to know.
+        notes: Sentences that a reader of the figures must know.
+        clock: Measures the time of the run.
     """
 
     cfg: DictConfig
@@ -51,9 +55,9 @@ class Run:
     trainer: pl.Trainer
     sweep: Path | None = None
     training: Training | None = None
-    summary: dict[str, Any] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    clock: Clock | None = None
 
     @property
     def best(self) -> Path:
@@ -79,6 +83,23 @@ class Run:
                 f"({changed[0]} among them): bring table, groups and findings back, or start a new run"
             )
         selection.write(path)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the fields of `CommonSummary`, at the end of the run."""
+        assert self.clock is not None
+        return {
+            "schema": SCHEMA,
+            "name": self.folder.name,
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "seed": self.cfg.seed,
+            "device": str(self.trainer.strategy.root_device),
+            "devices": self.trainer.world_size,
+            "epochs": self.training.epochs if self.training else self.trainer.current_epoch,
+            "seconds": round(self.clock.seconds, 1),
+            "bootstrap": BootstrapSummary(resamples=RESAMPLES, seed=self.cfg.seed, level=0.95, unit="groups of slides"),
+            "trained_by": self.training.trained_by if self.training else None,
+            "notes": self.notes,
+        }
 
     def fit(
         self, task: SegmentationTask | GradingTask, data: pl.LightningDataModule, learns_from: Mapping[str, Any]
@@ -145,8 +166,8 @@ class Experiment(Protocol):
     monitor: str
     mode: str
 
-    def run(self, run: Run) -> None:
-        """Trains, evaluates and fills `run.summary`."""
+    def run(self, run: Run) -> RunSummary:
+        """Train and evaluate."""
 
 
 def _check_same(resume: Path, task: Task, today: Mapping[str, Any]) -> None:

@@ -26,10 +26,10 @@ from panda.app.entry_point import idle_faults
 from panda.app.operating_point import (
     CHOICE_KEYS,
     VALIDATION,
+    calibrate,
     choose_threshold,
     providers_of,
     unknown_providers,
-    write_reliability,
 )
 from panda.app.patch_views import Views
 from panda.app.run import Run, resolution_asked
@@ -40,7 +40,7 @@ from panda.data.manifest import SlideRecord
 from panda.errors import PandaError
 from panda.files import remove, write_table
 from panda.inference.compute import EngineSettings
-from panda.inference.dataset_metrics import summarise
+from panda.inference.dataset_metrics import summarize
 from panda.inference.evaluate import SlideScore, histograms, open_label, score_canvas
 from panda.inference.panel_patches import PanelRow, telling_rows
 from panda.inference.predictor import SegmentationPredictor
@@ -51,9 +51,10 @@ from panda.inference.slide_mapper import SlideMapper
 from panda.models.segmentation import Segmenter, weight_names
 from panda.report.curves import write_threshold_curve
 from panda.report.panels import draw_panels
+from panda.report.run_summary import PatchDataSummary, PatchFigures, SegmentationSummary, ThresholdSummary
 from panda.report.slide_page import write_slide_page
 from panda.settings import Count, Settings, rule
-from panda.tasks.calibration import fit_temperature
+from panda.tasks.calibration import Temperature, fit_temperature
 from panda.tasks.checkpoint import replace_carried
 from panda.tasks.metrics import pooled
 from panda.tasks.optim import Optim
@@ -157,7 +158,7 @@ class SegmentationExperiment:
             faults.raise_any()
         self.engine = engine.resolve_auto()
 
-    def run(self, run: Run) -> None:
+    def run(self, run: Run) -> SegmentationSummary:
         """See `Experiment.run`."""
         data = self.data
         run.keep_splits(data.selection())
@@ -201,9 +202,8 @@ class SegmentationExperiment:
             )
             run.trainer.callbacks.append(views)  # type: ignore[attr-defined]
         run.fit(task, data, data.learns_from())
-        run.summary["data"] = data.describe()
         predictor = SegmentationPredictor.from_checkpoint(run.best, self.engine)
-        choice, validated = self._freeze_threshold(run, predictor, splits["val"])
+        choice, temperature, validated = self._freeze_threshold(run, predictor, splits["val"])
         one_slide = data.choice.split == "patches"
         if one_slide:
             run.notes.append(
@@ -216,22 +216,35 @@ class SegmentationExperiment:
         # the one slide is no test slide, and no table may say so
         table = run.folder / ("slides.csv" if one_slide else "test_slides.csv")
         scores = self._map_slides(run, predictor, choice, shown, table)
-        if shown and not one_slide:
-            run.summary["test"] = summarise(scores, choice, self.cfg.seed)
+        tested = bool(shown) and not one_slide
+        if tested:
             run.notes += unknown_providers(choice, scores)
-        if validated:
-            kept = {"validation": validated} | ({} if one_slide or not scores else {"test": scores})
-            run.summary["calibration"] |= write_reliability(run.folder, run.summary["calibration"]["value"], kept)
-        self._show_in_wandb(run)
+        calibration = None
+        if temperature is not None:
+            kept = {"validation": validated} | ({"test": scores} if tested and scores else {})
+            calibration = calibrate(run.folder, temperature, kept)
+        patch_dice = None if self.cfg.threshold != "auto" else predictor.threshold.plain()["score"]
+        summary = SegmentationSummary(
+            **run.describe(),
+            data=PatchDataSummary(**data.describe()),
+            threshold=choice.value,
+            threshold_choice=ThresholdSummary(**choice.plain()),
+            calibration=calibration,
+            val=summarize(validated, choice, self.cfg.seed)
+            if validated
+            else PatchFigures(dice=patch_dice, of=choice.chosen_on),
+            test=summarize(scores, choice, self.cfg.seed) if tested else None,
+        )
+        self._show_in_wandb(run, summary)
+        return summary
 
     def _freeze_threshold(
         self, run: Run, predictor: SegmentationPredictor, val: Sequence[SlideRecord]
-    ) -> tuple[ThresholdChoice, list[SlideScore]]:
-        """Chooses threshold and temperature on validation and writes them into the best checkpoint.
+    ) -> tuple[ThresholdChoice, Temperature | None, list[SlideScore]]:
+        """Choose threshold and temperature on validation and write them into the best checkpoint.
 
-        Validation slides are mapped as inference maps slides and scored on their blended canvases. Where the
-        patches of one slide were split there is no such slide: the search over the best epoch's validation
-        patches stands.
+        Validation slides are mapped as in inference and scored on their blended canvases. If the patches of one slide
+        were split, there is no validation slide: the threshold found on the best epoch's validation patches stays.
         """
         choice = predictor.threshold
         scores: list[SlideScore] = []
@@ -262,8 +275,7 @@ class SegmentationExperiment:
                 raise PandaError(f"no validation slide could be scored: {run.failures[-1].message}")
             write_scores(run.folder / SCORES, scored)
             choice = choose_threshold(self.cfg, scores, VALIDATION.format(len(scores)))
-        searched = self.cfg.threshold == "auto"
-        if not searched:
+        if self.cfg.threshold != "auto":
             choice = ThresholdChoice.given(float(self.cfg.threshold))
         temperature = None
         if scores:
@@ -276,24 +288,15 @@ class SegmentationExperiment:
                 run.folder / "threshold_curve.png",
                 providers_of(scores),
             )
-            found = fit_temperature(pooled(histograms(scores)), VALIDATION.format(len(scores)), choice.date)
-            temperature = found.plain()
+            temperature = fit_temperature(pooled(histograms(scores)), VALIDATION.format(len(scores)), choice.date)
         replace_carried(
             run.best,
             threshold=choice.plain(),
             precision=self.engine.precision,
             tta=self.engine.tta,
-            calibration=temperature,
+            calibration=temperature.plain() if temperature else None,
         )
-        run.summary |= {
-            "threshold": choice.value,
-            "threshold_choice": choice.plain(),
-            "calibration": temperature,
-            "val": summarise(scores, choice, self.cfg.seed)
-            if scores
-            else {"dice": predictor.threshold.plain()["score"] if searched else None, "of": choice.chosen_on},
-        }
-        return choice, scores
+        return choice, temperature, scores
 
     def _open(self, record: SlideRecord) -> Slide:
         return self.data.settings.slide_options.open(record.image_path)
@@ -360,7 +363,7 @@ class SegmentationExperiment:
                 log_slides(logger, table_path.stem, table, run.folder / "slides")
         return outcome.results
 
-    def _show_in_wandb(self, run: Run) -> None:
+    def _show_in_wandb(self, run: Run, summary: SegmentationSummary) -> None:
         """Curves, figures and checkpoints for the dashboard."""
         logger = wandb_of(run.trainer.loggers)
         if logger is None:
@@ -370,6 +373,6 @@ class SegmentationExperiment:
         log_csv(logger, "calibration_table", run.folder / "calibration.csv")
         pictures = {f"curves/{name}": run.folder / f"{name}.png" for name in ("threshold_curve", "calibration")}
         log_pictures(logger, pictures)
-        log_figures(logger, run.summary)
+        log_figures(logger, summary)
         if self.cfg.logger.get("checkpoints", True):
-            log_checkpoints(logger, run.best.parent, {"task": "segmentation", "threshold": run.summary["threshold"]})
+            log_checkpoints(logger, run.best.parent, {"task": "segmentation", "threshold": summary.threshold})

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
 import logging
+import math
 import time
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -30,9 +29,8 @@ from panda.files import locked, write_json, write_whole
 from panda.report.headline import headline
 from panda.report.interpretation import headline_keys
 from panda.report.run_page import write_run_page
-from panda.report.summary_keys import SCHEMA
+from panda.report.run_summary import RunSummary
 from panda.report.sweep_page import write_sweep
-from panda.tasks.bootstrap import RESAMPLES
 from panda.tasks.checkpoint import WholeCheckpoints
 
 log = logging.getLogger(__name__)
@@ -99,11 +97,12 @@ def _run(cfg: DictConfig, folder: Path, resume: Path | None, experiment: Experim
     (folder / "error.txt").unlink(missing_ok=True)
     log.info("run: %s", folder)
     clock = Clock(started)
-    run = Run(cfg, folder, resume, _trainer(cfg, folder, experiment, clock, resume))
-    run.sweep = folder.parent if is_multirun() else None
+    sweep = folder.parent if is_multirun() else None
+    run = Run(cfg, folder, resume, _trainer(cfg, folder, experiment, clock, resume), sweep, clock=clock)
     try:
-        experiment.run(run)
-        figure = compared_by(_write_summary(run, clock.seconds))
+        summary = experiment.run(run)
+        _finish(run, summary)
+        figure = compared_by(summary)
     except KeyboardInterrupt as stop:
         write_failures(folder / "failures.csv", run.failures)
         remedy = f"go on with: python train.py resume={run.last}" if run.last.exists() else "nothing to go on from yet"
@@ -128,43 +127,24 @@ def _run(cfg: DictConfig, folder: Path, resume: Path | None, experiment: Experim
     return figure
 
 
-def compared_by(summary: dict[str, Any]) -> float:
-    """The figure of a run that sweeps rank and optimise by: on validation, so that nothing is tuned on the test.
-
-    Args:
-        summary: The content of `summary.json`.
+def compared_by(summary: RunSummary) -> float:
+    """Return the figure by which sweeps rank and optimize runs: on validation, so that nothing is tuned on the test.
 
     Returns:
         The first of the task's `headline_keys` that validation has: the slides' mean Dice (segmentation; pooled
-        Dice with `data=one_slide`), quadratic kappa (`task.target=isup`) or AUROC (`cancer`). nan where it is
-        undefined.
+        Dice with `data=one_slide`), quadratic kappa (`task.target=isup`) or AUROC (`cancer`). NaN if it is undefined.
     """
-    scores = summary["val"]
-    figure = next((scores[key] for key in headline_keys(summary) if key in scores), None)
-    return float("nan") if figure is None else float(figure)
+    numbers = summary.val.numbers
+    figure = next((numbers[key] for key in headline_keys(summary) if key in numbers), None)
+    return math.nan if figure is None else float(figure)
 
 
-def _write_summary(run: Run, seconds: float) -> dict[str, Any]:
-    summary = {
-        "schema": SCHEMA,
-        "task": run.cfg.task.name,
-        "name": run.folder.name,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "seed": run.cfg.seed,
-        "device": str(run.trainer.strategy.root_device),
-        "devices": run.trainer.world_size,
-        "epochs": run.training.epochs if run.training else run.trainer.current_epoch,
-        "seconds": round(seconds, 1),
-        "bootstrap": {"resamples": RESAMPLES, "seed": run.cfg.seed, "level": 0.95, "unit": "groups of slides"},
-        "trained_by": run.training.trained_by if run.training else None,
-        **run.summary,
-        "notes": run.notes,
-    }
-    write_json(run.folder / "summary.json", summary)
+def _finish(run: Run, summary: RunSummary) -> None:
+    """Write summary, failures and page of a run."""
+    write_json(run.folder / "summary.json", summary.to_dict())
     write_failures(run.folder / "failures.csv", run.failures)
     report = write_run_page(run.folder)
     log.info("%s\nreport: %s", headline(summary), report)
-    return summary
 
 
 def _check_run(cfg: DictConfig, folder: Path, resume: Path | None, faults: Faults) -> None:

@@ -362,11 +362,7 @@ class PatchDataModule(pl.LightningDataModule):
         return f"data.normalize={self.normalize or 'null'} augment={augment}"
 
     def describe(self) -> dict[str, Any]:
-        """Say what the data is, as plain data for `summary.json`.
-
-        Returns:
-            Where it lies, how it was split, slides and patches of each split, what was left out and what failed.
-        """
+        """Return the fields of `panda.report.run_summary.PatchDataSummary`: the data, its splits and what failed."""
         self.setup()
         return {
             "root": str(self.root),

@@ -1,16 +1,18 @@
-"""Figures of many slides at a frozen threshold, with intervals: of all, by provider and by grade."""
+"""Segmentation figures of many slides at a frozen threshold, with intervals: of all, by provider and by grade."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from panda.inference.evaluate import SCORES, SlideScore
 from panda.tasks.bootstrap import percentile_interval, resampled_sums
+from panda.tasks.figures import Count, Figures, Interval, Share
 from panda.tasks.metrics import BINS, areas, scores_at
 from panda.tasks.threshold import ThresholdChoice
 
@@ -19,40 +21,125 @@ _AREAS = ("pr_auc", "pixel_auroc")
 FIGURES = (*SCORES, *_MEANS, *_AREAS)
 """Figures that have an interval."""
 
+_NO_CANCER = "Null if no labelled cancer is in tissue"
+_MEAN = "Mean `{}` of the slides with labelled cancer in tissue. Null if no slide has one."
 
-def summarise(scores: Sequence[SlideScore], choice: ThresholdChoice, seed: int) -> dict[str, Any]:
-    """Pooled and per-slide figures at a frozen threshold, as plain data.
+
+class SegmentationFigures(Figures, frozen=True):
+    """Scores over the tissue pixels of blended canvases, at the chosen threshold.
+
+    A slide without labelled cancer has no Dice; its false-positive area is given instead.
+    """
+
+    slides: Annotated[Count, Field(description="Slides that were scored.")]
+    slides_with_cancer: Annotated[Count, Field(description="Slides with labelled cancer in tissue.")]
+    benign_slides: Annotated[Count, Field(description="Slides without any labelled cancer.")]
+    groups: Annotated[Count, Field(description="Patients or near-duplicate groups, which the bootstrap draws.")]
+    dice: Annotated[
+        Share | None,
+        Field(description=f"2 TP / (2 TP + FP + FN) over the pixels of all slides, equal to their F1. {_NO_CANCER}."),
+    ]
+    dice_interval: Interval
+    iou: Annotated[Share | None, Field(description=f"TP / (TP + FP + FN) over the same pixels. {_NO_CANCER}.")]
+    iou_interval: Interval
+    precision: Annotated[
+        Share | None,
+        Field(description=f"TP / (TP + FP) over the same pixels. {_NO_CANCER}, or nothing was predicted."),
+    ]
+    precision_interval: Interval
+    recall: Annotated[Share | None, Field(description=f"TP / (TP + FN) over the same pixels. {_NO_CANCER}.")]
+    recall_interval: Interval
+    dice_mean_slide: Annotated[Share | None, Field(description=_MEAN.format("dice"))]
+    dice_mean_slide_interval: Interval
+    iou_mean_slide: Annotated[Share | None, Field(description=_MEAN.format("iou"))]
+    iou_mean_slide_interval: Interval
+    precision_mean_slide: Annotated[
+        Share | None,
+        Field(description=f"{_MEAN.format('precision')} A slide on which nothing was predicted has none."),
+    ]
+    precision_mean_slide_interval: Interval
+    recall_mean_slide: Annotated[Share | None, Field(description=_MEAN.format("recall"))]
+    recall_mean_slide_interval: Interval
+    fp_mm2_benign_slides: Annotated[
+        float | None,
+        Field(
+            description="Mean area called cancer on slides without any labelled cancer, before the clean-up, mm². Null "
+            "if there is no such slide, or µm/px of one is unknown."
+        ),
+    ]
+    fp_mm2_benign_slides_interval: Interval
+    pr_auc: Annotated[
+        Share | None,
+        Field(description=f"Average precision: area under the precision-recall curve of pixels. {_NO_CANCER}."),
+    ]
+    pr_auc_interval: Interval
+    pixel_auroc: Annotated[
+        Share | None, Field(description=f"Area under the ROC curve of pixels. {_NO_CANCER}, or no other tissue.")
+    ]
+    pixel_auroc_interval: Interval
+    no_interval: Annotated[dict[str, str], Field(description="Figure to the reason why it has no interval.")]
+    cancer_percent_of_tissue: Annotated[
+        float | None,
+        Field(description="Labelled cancer, % of tissue: `pr_auc` of a random map. Null if there is no tissue."),
+    ]
+    all_tissue_dice: Annotated[
+        Share | None, Field(description=f"`dice` if all tissue were called cancer. {_NO_CANCER}.")
+    ]
+    cancer_outside_tissue_px: Annotated[
+        Count, Field(description="Labelled cancer outside the tissue found, px of the map. It enters no score.")
+    ]
+    cancer_outside_tissue_mm2: Annotated[
+        float | None, Field(description="Area of that cancer, mm². Null if µm/px of such a slide is unknown.")
+    ]
+    cancer_outside_tissue_percent: Annotated[
+        float | None, Field(description="Its share, % of the labelled cancer. Null if there is none.")
+    ]
+
+
+class SegmentationSplitFigures(SegmentationFigures, frozen=True):
+    """Scores of all slides of a split, and of parts of them."""
+
+    by_provider: Annotated[dict[str, SegmentationFigures], Field(description="Provider to the scores of its slides.")]
+    by_grade: Annotated[
+        dict[str, SegmentationFigures], Field(description='ISUP grade, "0" to "5" or "none", to its slides\' scores.')
+    ]
+
+
+def summarize(scores: Sequence[SlideScore], choice: ThresholdChoice, seed: int) -> SegmentationSplitFigures:
+    """Compute pooled and per-slide figures at a frozen threshold.
 
     Args:
         scores: One a slide.
-        choice: The threshold; a slide whose provider has one of its own is scored at that.
-        seed: Of the bootstrap.
+        choice: The threshold. A slide whose provider has its own is scored at that.
+        seed: Seed of the bootstrap.
 
     Returns:
-        The figures that `docs/summary.md` describes, of all slides, and the same `by_provider` and `by_grade`.
-        Undefined figures are None.
+        The figures of all slides, of each provider and of each grade. An undefined figure is None.
     """
-    figures = _figures(scores, choice, seed)
-    of: dict[str, Callable[[SlideScore], str]] = {
-        "by_provider": lambda score: score.record.provider,
-        "by_grade": lambda score: "none" if score.record.isup_grade is None else str(score.record.isup_grade),
-    }
-    for key, part in of.items():
-        figures[key] = {
-            name: _figures([score for score in scores if part(score) == name], choice, seed)
-            for name in sorted({part(score) for score in scores})
-        }
-    return figures
+
+    def summarize_parts(name_part: Callable[[SlideScore], str]) -> dict[str, SegmentationFigures]:
+        names = sorted(set(map(name_part, scores)))
+        parts = {name: [score for score in scores if name_part(score) == name] for name in names}
+        return {name: SegmentationFigures(**_figures(part, choice, seed)) for name, part in parts.items()}
+
+    return SegmentationSplitFigures(
+        **_figures(scores, choice, seed),
+        by_provider=summarize_parts(lambda score: score.record.provider),
+        by_grade=summarize_parts(
+            lambda score: "none" if score.record.isup_grade is None else str(score.record.isup_grade)
+        ),
+    )
 
 
-def plain_interval(ends: tuple[float, float]) -> list[float] | None:
-    """An interval as plain data; None where it is undefined."""
-    return None if np.isnan(ends).any() else [float(end) for end in ends]
+def defined_interval(ends: tuple[float, float]) -> tuple[float, float] | None:
+    """Return an interval, or None if an end is NaN."""
+    return None if np.isnan(ends).any() else (float(ends[0]), float(ends[1]))
 
 
 def _figures(scores: Sequence[SlideScore], choice: ThresholdChoice, seed: int) -> dict[str, Any]:
+    """Compute the fields of `SegmentationFigures`."""
     groups = [score.record.group for score in scores]
-    sums = np.array([_of_slide(score, choice) for score in scores]).reshape(-1, 3 + 2 * len(_MEANS))
+    sums = np.array([_slide_terms(score, choice) for score in scores]).reshape(-1, 3 + 2 * len(_MEANS))
     hists = np.array([score.histogram for score in scores], dtype=np.int64).reshape(-1, 2, BINS)
     everything = hists.sum(axis=0)
     values = dict(zip(FIGURES, (*_from_sums(sums.sum(axis=0)), *_from_histograms(everything)), strict=True))
@@ -62,23 +149,22 @@ def _figures(scores: Sequence[SlideScore], choice: ThresholdChoice, seed: int) -
             resampled_sums(hists, groups, _from_histograms, seed=seed),
         ]
     )
-    found: dict[str, Any] = {
+    found: dict[str, Any] = {}
+    notes = {}
+    for column, (name, value) in enumerate(values.items()):
+        has = sums[:, 3 + len(_MEANS) + _MEANS.index(name)] > 0 if name in _MEANS else np.ones(len(scores), bool)
+        count = len(set(np.asarray(groups)[has]))
+        ends = defined_interval(percentile_interval(drawn[:, column])) if count > 1 else None
+        found |= {name: None if math.isnan(value) else float(value), f"{name}_interval": ends}
+        if not math.isnan(value) and ends is None:
+            notes[name] = f"an interval needs at least two groups of slides, there is {count}"
+    outside, labelled = sum(score.outside_px for score in scores), sum(score.labelled_px for score in scores)
+    outside_mm2 = [score.mm2(score.outside_px) for score in scores if score.outside_px]
+    return found | {
         "slides": len(scores),
         "slides_with_cancer": sum(bool(score.histogram[0].any()) for score in scores),
         "benign_slides": sum(not score.labelled_px for score in scores),
         "groups": len(set(groups)),
-    }
-    notes = {}
-    for column, (name, value) in enumerate(values.items()):
-        bears = sums[:, 3 + len(_MEANS) + _MEANS.index(name)] > 0 if name in _MEANS else np.ones(len(scores), bool)
-        bearing = len(set(np.asarray(groups)[bears]))
-        ends = plain_interval(percentile_interval(drawn[:, column])) if bearing > 1 else None
-        found |= {name: None if math.isnan(value) else float(value), f"{name}_interval": ends}
-        if not math.isnan(value) and ends is None:
-            notes[name] = f"{bearing} group of slides bears on it, an interval needs two"
-    outside, labelled = sum(score.outside_px for score in scores), sum(score.labelled_px for score in scores)
-    outside_mm2 = [score.mm2(score.outside_px) for score in scores if score.outside_px]
-    return found | {
         "no_interval": notes,
         "cancer_percent_of_tissue": 100 * float(everything[0].sum() / everything.sum()) if everything.any() else None,
         "all_tissue_dice": scores_at(everything, 0.0)["dice"] if everything[0].any() else None,
@@ -88,10 +174,10 @@ def _figures(scores: Sequence[SlideScore], choice: ThresholdChoice, seed: int) -
     }
 
 
-def _of_slide(score: SlideScore, choice: ThresholdChoice) -> list[float]:
-    """What of a slide adds up: tp, fp, fn; its part of the sums of `_MEANS`; and whether it has a part in them.
+def _slide_terms(score: SlideScore, choice: ThresholdChoice) -> list[float]:
+    """Return the terms of a slide that add up: tp, fp, fn; its `_MEANS`, 0 if undefined; and 1 for each defined one.
 
-    An area in mm² that is unknown is nan, and so is then the mean over all slides: a part of them is not their mean.
+    An unknown area is NaN and makes the mean NaN, because a mean over the remaining slides would be biased.
     """
     threshold = choice.of(score.record.provider)
     at, row = score.at(threshold), score.row(threshold)
@@ -103,9 +189,9 @@ def _of_slide(score: SlideScore, choice: ThresholdChoice) -> list[float]:
 
 
 def _from_sums(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`SCORES` and `_MEANS` (…, 9) from sums (…, 13) of `_of_slide`; nan where there is nothing to score.
+    """Compute `SCORES` and `_MEANS` (…, 9) from sums (…, 13) of `_slide_terms`; NaN if there is nothing to score.
 
-    As a slide without cancer has no Dice, neither have slides without: it would be 0 however small the fault.
+    Slides without any cancer have no Dice, because it would be 0 however small the error.
     """
     tp, fp, fn = np.moveaxis(sums[..., :3], -1, 0)
     above = np.stack([2 * tp, tp, tp, tp], axis=-1)
@@ -116,5 +202,5 @@ def _from_sums(sums: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _from_histograms(hists: NDArray[Any]) -> NDArray[np.float64]:
-    """`_AREAS` (…, 2) of histograms (…, 2, BINS)."""
+    """Compute `_AREAS` (…, 2) from histograms (…, 2, BINS)."""
     return np.stack(areas(hists), axis=-1)

@@ -1,32 +1,101 @@
-"""Figures of graded slides, with intervals: of all, and by provider."""
+"""Grading figures of many slides, with intervals: of all, and by provider."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from panda.data.manifest import SlideRecord
-from panda.inference.dataset_metrics import plain_interval
+from panda.inference.dataset_metrics import defined_interval
 from panda.inference.grader import AGAINST_TILES, Grade
 from panda.tasks.bootstrap import percentile_interval, resampled_sums
+from panda.tasks.figures import Count, Figures, Interval, Share
 from panda.tasks.grade_metrics import grading_intervals, grading_scores
 
 _NAMES = {"qwk": "qwk", "accuracy": "accuracy", "auroc": "auroc_cancer", "auroc_significant": "auroc_significant"}
-"""What the figures of `grading_scores` that have an interval are called in a summary."""
+"""Figure with an interval to its name in `grading_scores`."""
+
+
+_ONE_SIDE = "Null if all slides are on one side"
+
+
+class GradingFigures(Figures, frozen=True):
+    """Scores of whole slides, each with its most probable class."""
+
+    slides: Annotated[Count, Field(description="Slides that were graded.")]
+    qwk: Annotated[
+        float | None,
+        Field(
+            description="Cohen's kappa with quadratic weights. Null if truth and prediction are of one class, or no "
+            "slide was graded."
+        ),
+    ]
+    qwk_interval: Interval
+    accuracy: Annotated[
+        Share | None, Field(description="Share of slides with the right class. Null if no slide was graded.")
+    ]
+    accuracy_interval: Interval
+    auroc: Annotated[Share | None, Field(description=f"AUROC, cancer against none. {_ONE_SIDE}.")]
+    auroc_interval: Interval
+    auroc_significant: Annotated[
+        Share | None, Field(description=f"AUROC, ISUP 2 and above. {_ONE_SIDE}, or `target` is cancer.")
+    ]
+    auroc_significant_interval: Interval
+    confusion: Annotated[
+        list[list[Count]], Field(description="Slides: one row for each true class, one column for each predicted one.")
+    ]
+
+
+class GradingSplitFigures(GradingFigures, frozen=True):
+    """Scores of all graded slides of a split, and of parts of them."""
+
+    by_provider: Annotated[dict[str, GradingFigures], Field(description="Provider to the scores of its slides.")]
+
+
+class AttentionFigures(GradingFigures, frozen=True):
+    """Scores of test slides, whose attention is compared with their label masks."""
+
+    attention_auroc: Annotated[
+        Share | None,
+        Field(
+            description="AUROC of a tile's attention for tiles with at least 10 % labelled cancer, mean over slides. "
+            "Null if no slide has a mask with both kinds of tiles."
+        ),
+    ]
+    attention_auroc_interval: Interval
+    cancer_attended: Annotated[
+        Share | None,
+        Field(
+            description="Labelled cancer in the tiles, weighted by attention, mean over slides whose tiles have some. "
+            "Null if no slide has a mask with cancer."
+        ),
+    ]
+    cancer_attended_interval: Interval
+    cancer_of_tiles: Annotated[
+        Share | None, Field(description="The same with equal weights. Null if no slide has a mask with cancer.")
+    ]
+    cancer_of_tiles_interval: Interval
+
+
+class AttentionSplitFigures(AttentionFigures, frozen=True):
+    """Scores of all test slides, and of parts of them."""
+
+    by_provider: Annotated[dict[str, AttentionFigures], Field(description="Provider to the scores of its slides.")]
 
 
 @dataclass(frozen=True)
 class GradedSlide:
-    """What a slide was given and what was found.
+    """A slide with its true class and its grade.
 
     Attributes:
         record: The slide.
-        label: The class that it was given.
-        grade: What was found.
+        label: The true class.
+        grade: The predicted grade.
     """
 
     record: SlideRecord
@@ -34,10 +103,10 @@ class GradedSlide:
     grade: Grade
 
     def row(self, attention: bool) -> dict[str, Any]:
-        """The slide's row in a table.
+        """Return the slide's row of a table.
 
         Args:
-            attention: With the figures of `AGAINST_TILES`, None where it has none.
+            attention: Whether to add `AGAINST_TILES`, each None if the slide has none.
         """
         return {
             "slide_id": self.record.slide_id,
@@ -51,40 +120,59 @@ class GradedSlide:
         }
 
 
-def summarise_grades(graded: Sequence[GradedSlide], classes: int, seed: int, attention: bool) -> dict[str, Any]:
-    """Figures over slides, as plain data.
+def summarize_grades(graded: Sequence[GradedSlide], classes: int, seed: int) -> GradingSplitFigures:
+    """Compute figures of graded slides.
 
     Args:
         graded: The slides.
-        classes: How many there are.
-        seed: Of the bootstrap.
-        attention: With the figures of `AGAINST_TILES`: of slides whose masks were looked at.
+        classes: Number of classes.
+        seed: Seed of the bootstrap.
 
     Returns:
-        The figures of grading that `docs/summary.md` describes, of all slides, and the same `by_provider`. Undefined
-        figures are None.
+        The figures of all slides and of each provider. An undefined figure is None.
     """
-    figures = _figures(graded, classes, seed, attention)
-    figures["by_provider"] = {
-        provider: _figures([slide for slide in graded if slide.record.provider == provider], classes, seed, attention)
-        for provider in sorted({slide.record.provider for slide in graded})
-    }
-    return figures
+    parts = {name: GradingFigures(**_scores(part, classes, seed)) for name, part in _by_provider(graded).items()}
+    return GradingSplitFigures(**_scores(graded, classes, seed), by_provider=parts)
 
 
-def _figures(graded: Sequence[GradedSlide], classes: int, seed: int, attention: bool) -> dict[str, Any]:
+def summarize_test_grades(graded: Sequence[GradedSlide], classes: int, seed: int) -> AttentionSplitFigures:
+    """Compute figures of graded test slides, with those of attention against the label masks.
+
+    Args:
+        graded: The slides.
+        classes: Number of classes.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        The figures of all slides and of each provider. An undefined figure is None.
+    """
+
+    def compute(slides: Sequence[GradedSlide]) -> dict[str, Any]:
+        return _scores(slides, classes, seed) | _attention(slides, seed)
+
+    parts = {name: AttentionFigures(**compute(part)) for name, part in _by_provider(graded).items()}
+    return AttentionSplitFigures(**compute(graded), by_provider=parts)
+
+
+def _by_provider(graded: Sequence[GradedSlide]) -> dict[str, list[GradedSlide]]:
+    names = sorted({slide.record.provider for slide in graded})
+    return {name: [slide for slide in graded if slide.record.provider == name] for name in names}
+
+
+def _scores(graded: Sequence[GradedSlide], classes: int, seed: int) -> dict[str, Any]:
+    """Compute the fields of `GradingFigures`."""
     labels = np.array([slide.label for slide in graded], dtype=np.int64)
     prob = np.array([slide.grade.probabilities for slide in graded]).reshape(-1, classes)
     found = grading_scores(labels, prob)
     ends = grading_intervals(labels, prob, [slide.record.group for slide in graded], seed=seed)
-    figures: dict[str, Any] = {"slides": len(graded)}
+    figures: dict[str, Any] = {"slides": len(graded), "confusion": found["confusion"]}
     for key, name in _NAMES.items():
-        figures |= {key: found[name], f"{key}_interval": plain_interval(ends[name])}
-    return figures | {"confusion": found["confusion"]} | (_attention(graded, seed) if attention else {})
+        figures |= {key: found[name], f"{key}_interval": defined_interval(ends[name])}
+    return figures
 
 
 def _attention(graded: Sequence[GradedSlide], seed: int) -> dict[str, Any]:
-    """Whether attention lies on labelled cancer: means over the slides that have some, with intervals."""
+    """Compute `AGAINST_TILES` with intervals: means over the slides that have them."""
     known = [(slide.record.group, slide.grade.against_label) for slide in graded if slide.grade.against_label]
     found: dict[str, Any] = {}
     for key in AGAINST_TILES:
@@ -92,10 +180,10 @@ def _attention(graded: Sequence[GradedSlide], seed: int) -> dict[str, Any]:
         found[key] = float(np.mean([value for _, value in values])) if values else None
         sums = np.array([[value, 1.0] for _, value in values]).reshape(-1, 2)
         drawn = resampled_sums(sums, [group for group, _ in values], _mean, seed=seed)
-        found[f"{key}_interval"] = plain_interval(percentile_interval(drawn)) if values else None
+        found[f"{key}_interval"] = defined_interval(percentile_interval(drawn)) if values else None
     return found
 
 
 def _mean(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Means of (…, 2) sums and counts."""
+    """Divide (…, 2) sums by counts."""
     return np.asarray(sums[..., 0] / sums[..., 1])

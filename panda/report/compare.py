@@ -15,7 +15,8 @@ from panda.files import read_output_table, write_table
 from panda.report.charts import PALETTE, paired_chart
 from panda.report.page import need_folder, write_page
 from panda.report.paired import Difference, differences, groups_of, paired_rows
-from panda.report.run_folder import inside, link, mapping, number, read_json, read_picture, read_text
+from panda.report.run_folder import inside, link, number, read_picture, read_text
+from panda.report.run_summary import RunSummary, SegmentationSummary, read_summary
 from panda.report.sweep_jobs import read_choices
 from panda.report.table import UNITS, Cell, Head, Table, cell, figure_kind, figure_name, show
 
@@ -28,45 +29,43 @@ _RESOLUTION = ("level", "mpp", "mpp_override")
 Pair = tuple[Mapping[str, str], Mapping[str, str]]
 
 
-def summary_of(folder: Path) -> dict[str, Any]:
-    """Read the summary of a finished run.
+def read_tested(folder: Path) -> RunSummary:
+    """Read the summary of a finished run that scored its test slides.
 
     Raises:
-        ManifestError: The folder holds none, or its run scored no test slides.
+        ManifestError: If the folder holds no such run.
     """
     need_folder(folder)
-    summary, fault = read_json(folder / "summary.json")
-    if fault:
+    summary, fault = read_summary(folder)
+    if summary is None:
         raise ManifestError(f"{folder} holds no finished run: {fault}")
-    if not mapping(summary.get("test")):
+    if summary.test is None:
         raise ManifestError(f"{folder} scored no test slides: give a run with test_slides=true and data.test_fraction")
     return summary
 
 
-def check_alike(folders: Sequence[Path], summaries: Sequence[dict[str, Any]]) -> None:
+def check_alike(folders: tuple[Path, Path], summaries: tuple[RunSummary, RunSummary]) -> None:
     """Refuse two runs whose figures mean different things.
 
     Args:
-        folders: Of the two, for the message.
-        summaries: Theirs.
+        folders: Folders of the runs, for the message.
+        summaries: Their summaries.
 
     Raises:
-        ManifestError: They are of two tasks, targets or resolutions.
+        ManifestError: If their tasks, targets or resolutions differ.
     """
     a, b = summaries
     for key in ("task", "target"):
-        if a.get(key) != b.get(key):
-            raise ManifestError(
-                f"{folders[0]} is of {key} {a.get(key)}, {folders[1]} of {b.get(key)}: give two runs of one {key}"
-            )
-    if a.get("task") == "segmentation":
-        settings = [mapping(mapping(summary.get("data")).get("settings")) for summary in summaries]
+        was, is_ = (getattr(summary, key, None) for summary in summaries)
+        if was != is_:
+            raise ManifestError(f"{folders[0]} is of {key} {was}, {folders[1]} of {is_}: give two runs of one {key}")
+    if isinstance(a, SegmentationSummary) and isinstance(b, SegmentationSummary):
         for key in _RESOLUTION:
-            was, is_ = (found.get(key) for found in settings)
-            if was != is_:
+            before, after = a.data.settings.get(key), b.data.settings.get(key)
+            if before != after:
                 raise ManifestError(
-                    f"data.{key} is {was} in {folders[0]} and {is_} in {folders[1]}: pixels are scored at the "
-                    "resolution of the run, and those of two resolutions cannot be set side by side or summed"
+                    f"data.{key} is {before} in {folders[0]} and {after} in {folders[1]}: pixels are scored at the "
+                    "resolution of the run, and those of two resolutions cannot be compared or summed"
                 )
 
 
@@ -86,9 +85,9 @@ def compare(a: Path, b: Path, output: Path | None = None) -> Path:
         PandaError: A folder holds no finished run, or the runs cannot be paired: other slides, truth, resolution.
     """
     a, b = Path(a).absolute(), Path(b).absolute()
-    summaries = [summary_of(folder) for folder in (a, b)]
+    summaries = read_tested(a), read_tested(b)
     check_alike((a, b), summaries)
-    task = str(summaries[0]["task"])
+    task = summaries[0].task
     names = _names(a, b)
     pairs = paired_rows(
         names, (read_output_table(a / "test_slides.csv"), read_output_table(b / "test_slides.csv")), task
@@ -108,7 +107,7 @@ def compare(a: Path, b: Path, output: Path | None = None) -> Path:
         folders=[str(a), str(b)],
         slides=len(pairs),
         groups=len(set(groups)),
-        notes=_notes(pairs, agreed, summaries),
+        notes=_notes(pairs, agreed),
         lead=_lead(found[0], names) if found else "",
         choices=_choices(a, b, names),
         figures=_figures(found, names),
@@ -157,7 +156,7 @@ def _ends(row: Mapping[str, Any]) -> tuple[float, float] | None:
     return None if was is None or is_ is None else (was, is_)
 
 
-def _notes(pairs: Sequence[Pair], agreed: bool, summaries: Sequence[dict[str, Any]]) -> list[str]:
+def _notes(pairs: Sequence[Pair], agreed: bool) -> list[str]:
     notes = []
     if not agreed:
         notes.append("The runs know different groups of slides; the intervals are drawn by the fewer, larger ones.")
@@ -165,9 +164,6 @@ def _notes(pairs: Sequence[Pair], agreed: bool, summaries: Sequence[dict[str, An
         notes.append("No patients are known: slides count as independent, which makes intervals too narrow if not so.")
     if len(pairs) < 20:
         notes.append(f"With {len(pairs)} slides only large differences can be told from chance.")
-    versions = [summary.get("schema") for summary in summaries]
-    if versions[0] != versions[1]:
-        notes.append(f"The runs are of different versions (schema {versions[0]} and {versions[1]}).")
     return notes
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
-from typing import Any
 
-from panda.report.interpretation import headline_keys, interval, interval_text, why_none
-from panda.report.run_folder import mapping, number
+from panda.report.interpretation import explain_missing, headline_keys, write_interval
+from panda.report.run_summary import RunSummary
 from panda.report.table import UNITS, Cell, Head, Table, cell, figure_kind, figure_name, head, show
+from panda.tasks.figures import Figures
 
 _PART_COLUMNS = (
     "slides", "slides_with_cancer", "dice_mean_slide", "dice", "iou", "precision", "recall", "pr_auc",
     "fp_mm2_benign_slides", "cancer_outside_tissue_percent",
 )  # fmt: skip
-"""Figures that the tables of providers and grades give."""
+"""Columns of the tables of providers and grades."""
 _WHY_OF_PART = {
     "dice_mean_slide": "no slide with labelled cancer",
     "dice": "no labelled cancer",
@@ -26,74 +26,63 @@ _WHY_OF_PART = {
     "cancer_outside_tissue_percent": "no labelled cancer",
 }
 _ONLY_AS_SHARE = ("cancer_outside_tissue_px", "cancer_outside_tissue_mm2")
-"""Figures of a split that its tables give in per cent alone."""
+"""Figures of a split that its tables give only in per cent."""
 
 
-def splits_table(summary: dict[str, Any]) -> Table:
-    """Set the figures of validation and test beside each other.
-
-    Args:
-        summary: The run's summary; any part of it may be missing.
-    """
-    val, test = mapping(summary.get("val")), mapping(summary.get("test"))
-    order = [*headline_keys(summary), *val, *test]
-    keys = _told(dict.fromkeys(order), (val, test))
+def splits_table(summary: RunSummary) -> Table:
+    """Lay out the figures of validation and test beside each other."""
+    splits = (summary.val, summary.test)
+    order = [key for scores in splits if scores is not None for key in scores.numbers]
     rows = []
-    for key in keys:
+    for key in _select_keys([*headline_keys(summary), *order], [scores for scores in splits if scores is not None]):
         kind = figure_kind(key)
-        unit = UNITS.get(kind, "")
         cells = [Cell(figure_name(key))]
-        for scores in (val, test):
-            text = show(scores.get(key), kind)
-            ends = interval_text(interval(scores, key), kind)
+        for scores in splits:
+            text = show(scores.numbers.get(key), kind) if scores else ""
+            ends = write_interval(scores.find_interval(key), kind) if scores else ""
+            why = "" if text else explain_missing(scores, key)
             cells.append(
-                Cell(
-                    text and text + unit + (f"  ({ends})" if ends else ""),
-                    style="num",
-                    why="" if text else why_none(scores, key),
-                )
+                Cell(text and text + UNITS.get(kind, "") + (f"  ({ends})" if ends else ""), style="num", why=why)
             )
         rows.append(cells)
     heads = [Head("Figure"), Head("Validation", figures=True), Head("Test (95 % interval)", figures=True)]
     return Table(heads, rows, sortable=False)
 
 
-def _told(keys: Iterable[str], splits: Iterable[dict[str, Any]]) -> list[str]:
-    """The figures that a table of splits gives: those that one of them has."""
-    scores = list(splits)
-    return [k for k in keys if k not in _ONLY_AS_SHARE and any(number(s.get(k)) is not None for s in scores)]
+def _select_keys(keys: Iterable[str], splits: Collection[Figures]) -> list[str]:
+    """Return the keys, each once, that have a value in one of the splits."""
+    known = {key for scores in splits for key, value in scores.numbers.items() if value is not None}
+    return [key for key in dict.fromkeys(keys) if key in known and key not in _ONLY_AS_SHARE]
 
 
-def part_table(scores: dict[str, Any], by: str, title: str, names: Callable[[str], str]) -> Table:
+def part_table(parts: Mapping[str, Figures], title: str, name_part: Callable[[str], str]) -> Table:
     """Lay out the figures of parts of a split's slides, each over its interval.
 
     Args:
-        scores: Of the split.
-        by: Key of the parts, such as `by_provider`.
-        title: Of the first column.
-        names: What a part is called.
+        parts: Figures of each part by its key.
+        title: Title of the first column.
+        name_part: Takes the key of a part and returns its name on the page.
     """
-    parts = {name: mapping(part) for name, part in mapping(scores.get(by)).items()}
-    keys = _told(dict.fromkeys(k for part in parts.values() for k in part), parts.values())
-    if any("dice" in part for part in parts.values()):
-        keys = [k for k in _PART_COLUMNS if k in keys]
-    keys.sort(key=lambda k: k != "slides")
+    keys = _select_keys((key for part in parts.values() for key in part.numbers), parts.values())
+    if any("dice" in part.numbers for part in parts.values()):
+        keys = [key for key in _PART_COLUMNS if key in keys]
+    keys.sort(key=lambda key: key != "slides")
     rows = []
     for name, part in sorted(parts.items()):
-        cells = [Cell(names(name), sort=name)]
+        cells = [Cell(name_part(name), sort=name)]
         for key in keys:
             kind = figure_kind(key)
-            shown = cell(part.get(key), kind, _WHY_OF_PART.get(key, "undefined"))
+            shown = cell(part.numbers.get(key), kind, _WHY_OF_PART.get(key, "undefined"))
             if shown.text:
-                under = interval_text(interval(part, key), kind)
-                shown = replace(shown, under=under, why=str(mapping(part.get("no_interval")).get(key, "")))
+                under = write_interval(part.find_interval(key), kind)
+                shown = replace(shown, under=under, why=part.explain_no_interval(key))
             cells.append(shown)
         rows.append(cells)
     intervals = any(cell.under for row in rows for cell in row)
-    note = "Below a figure is its 95 % interval; one without rests on a single group of slides." if intervals else ""
-    return Table([Head(title), *(head(k) for k in keys)], rows, note=note)
+    note = "Below a figure is its 95 % interval. A figure of a single group of slides has none." if intervals else ""
+    return Table([Head(title), *(head(key) for key in keys)], rows, note=note)
 
 
 def grade_name(grade: str) -> str:
-    """Call a part of `by_grade` by its grade."""
+    """Name a part of `by_grade`."""
     return f"ISUP\u00a0{grade}" if grade.isdecimal() else "not graded"

@@ -16,7 +16,7 @@ import numpy as np
 
 from panda.errors import ManifestError, PandaError
 from panda.files import read_output_table
-from panda.report.compare import check_alike, summary_of
+from panda.report.compare import check_alike, read_tested
 from panda.report.paired import FIGURES, value_of
 from panda.tasks.bootstrap import RESAMPLES, bootstrap_interval
 
@@ -79,7 +79,7 @@ def rows_of(folders: Sequence[Path]) -> tuple[list[dict[str, str]], str]:
         ManifestError: A folder holds no finished run, a slide was tested in two of them, or their tasks, targets or
             resolutions differ.
     """
-    summaries = [summary_of(folder) for folder in folders]
+    summaries = [read_tested(folder) for folder in folders]
     for folder, summary in zip(folders[1:], summaries[1:], strict=True):
         check_alike((folders[0], folder), (summaries[0], summary))
     rows: list[dict[str, str]] = []
@@ -94,7 +94,7 @@ def rows_of(folders: Sequence[Path]) -> tuple[list[dict[str, str]], str]:
                 )
             tested[slide_id] = folder
             rows.append(row)
-    return rows, str(summaries[0]["task"])
+    return rows, summaries[0].task
 
 
 def main() -> None:

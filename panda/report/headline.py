@@ -1,14 +1,13 @@
-"""A run's figures in two lines: `python -m panda.report.headline runs/segmentation/demo …`."""
+"""Print the figures of a run in two lines: `python -m panda.report.headline runs/segmentation/demo …`."""
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from panda.errors import ManifestError
+from panda.report.run_summary import RunSummary, read_summary
 
 FIGURES = {
     "segmentation": (
@@ -20,21 +19,17 @@ FIGURES = {
 }
 
 
-def headline(summary: Mapping[str, Any]) -> str:
-    """The figures of the test slides, or of validation where there are none.
-
-    Args:
-        summary: The content of a run's `summary.json`.
-    """
-    split = "test" if summary.get("test") else "val"
-    scores = summary[split]
-    named = [f"{name} {_shown(scores[key])}" for key, name in FIGURES[summary["task"]] if key in scores]
-    slides = f" on {scores['slides']} slides" if "slides" in scores else ""
-    at = f" at threshold {summary['threshold']:.3f}" if summary["task"] == "segmentation" else ""
-    return f"{summary['task']} ({split}{slides}{at}): {', '.join(named)}"
+def headline(summary: RunSummary) -> str:
+    """Write the figures of the test slides, or of validation if there are none, in a line."""
+    split, scores = ("val", summary.val) if summary.test is None else ("test", summary.test)
+    numbers = scores.numbers
+    named = [f"{name} {_write(numbers[key])}" for key, name in FIGURES[summary.task] if key in numbers]
+    slides = f" on {numbers['slides']} slides" if "slides" in numbers else ""
+    at = f" at threshold {summary.threshold:.3f}" if summary.task == "segmentation" else ""
+    return f"{summary.task} ({split}{slides}{at}): {', '.join(named)}"
 
 
-def _shown(value: float | None) -> str:
+def _write(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.3f}"
 
 
@@ -42,13 +37,13 @@ def main(folders: Sequence[str]) -> None:
     """Print headline and report of each run folder.
 
     Raises:
-        ManifestError: If a folder holds no finished run.
+        ManifestError: If a folder holds no finished run, or one of another version.
     """
     for folder in folders:
-        path = Path(folder) / "summary.json"
-        if not path.is_file():
-            raise ManifestError(f"{path} does not exist: {folder} holds no finished run")
-        print(f"{headline(json.loads(path.read_text()))}\n  {Path(folder) / 'report.html'}")
+        summary, fault = read_summary(Path(folder))
+        if summary is None:
+            raise ManifestError(f"{folder} holds no finished run: {fault}")
+        print(f"{headline(summary)}\n  {Path(folder) / 'report.html'}")
 
 
 if __name__ == "__main__":

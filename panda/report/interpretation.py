@@ -1,13 +1,16 @@
-"""What the figures of a run mean, in plain sentences, from its summary."""
+"""Explain the figures of a run in plain sentences, from its summary."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from panda.report.run_folder import mapping, number, sequence
+from panda.report.run_summary import GradingSummary, RunSummary, SegmentationSummary, ThresholdSummary
 from panda.report.slide_page import Card
 from panda.report.table import UNITS, figure_kind, figure_name, show
+from panda.tasks.calibration import Calibration
+from panda.tasks.figures import Figures
+
+Numbers = Mapping[str, float | None]
 
 # First the figures that are read first.
 HEADLINES = {
@@ -31,10 +34,10 @@ CRITERIA = {
     "youden": "Youden's J",
     "cost": "cost",
 }
-"""What a threshold was searched for, in words."""
+"""Criterion of a threshold search to its name on a page."""
 _FEW = 20
 _OUTSIDE = 0.5
-"""Share in % of the labelled cancer beyond which what lies outside the tissue found is shown."""
+"""Share in % of the labelled cancer from which the cancer outside the tissue found is shown."""
 _WHY_NONE = {
     "fp_mm2_benign_slides": "needs benign slides of known µm/px",
     "auroc": "needs slides with and without cancer",
@@ -42,147 +45,131 @@ _WHY_NONE = {
 }
 
 
-def why_none(scores: dict[str, Any], key: str) -> str:
+def explain_missing(scores: Figures | None, key: str) -> str:
     """Say why a figure of a split is missing.
 
     Args:
-        scores: Of the split.
-        key: Of the figure.
+        scores: Figures of the split, or None if it was not scored.
+        key: Key of the figure.
     """
-    return _WHY_NONE.get(key, "undefined on these slides") if key in scores else "was not recorded"
+    recorded = scores is not None and key in scores.numbers
+    return _WHY_NONE.get(key, "undefined on these slides") if recorded else "was not recorded"
 
 
-def headline_keys(summary: dict[str, Any]) -> tuple[str, ...]:
+def headline_keys(summary: RunSummary | None) -> tuple[str, ...]:
     """Name the figures that matter for the run's task, the most important first."""
-    if summary.get("task") != "grading":
+    if not isinstance(summary, GradingSummary):
         return HEADLINES["segmentation"]
-    return HEADLINES["cancer" if summary.get("target") == "cancer" else "isup"]
+    return HEADLINES[summary.target]
 
 
-def interval(scores: dict[str, Any], key: str) -> tuple[float, float] | None:
-    """Find the 95 % interval of a figure.
-
-    Args:
-        scores: Figures of a split.
-        key: The figure; its interval is `<key>_interval`.
-    """
-    ends = scores.get(f"{key}_interval")
-    if not isinstance(ends, list) or len(ends) != 2:
-        return None
-    low, high = number(ends[0]), number(ends[1])
-    return None if low is None or high is None else (low, high)
-
-
-def interval_text(ends: tuple[float, float] | None, kind: str = "score") -> str:
+def write_interval(ends: tuple[float, float] | None, kind: str = "score") -> str:
     """Write an interval, such as `0.66 to 0.83`; empty for None.
 
     Args:
         ends: Low and high.
-        kind: Of the figure, as for :func:`panda.report.table.show`; a score's interval has 2 decimals.
+        kind: Kind of the figure, as for `panda.report.table.show`; a score's interval has 2 decimals.
     """
     kind = "headline" if kind == "score" else kind
     return "" if ends is None else f"{show(ends[0], kind)} to {show(ends[1], kind)}"
 
 
-def scored_split(summary: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Choose the split whose figures lead the page: the test split where it was scored, else validation."""
-    test, val = mapping(summary.get("test")), mapping(summary.get("val"))
-    return ("test", test) if test else ("validation", val)
+def choose_split(summary: RunSummary) -> tuple[str, Figures]:
+    """Choose the split whose figures lead the page: the test split if it was scored, otherwise validation."""
+    return ("test", summary.test) if summary.test is not None else ("validation", summary.val)
 
 
-def headline_cards(summary: dict[str, Any]) -> list[Card]:
+def make_cards(summary: RunSummary) -> list[Card]:
     """Make the cards of the figures that are read first."""
-    _, scores = scored_split(summary)
+    _, scores = choose_split(summary)
+    numbers = scores.numbers
     cards: list[Card] = []
     for key in headline_keys(summary):
         kind = figure_kind(key)
-        text = show(scores.get(key), "headline" if kind == "score" else kind)
-        if not text and len(cards) >= 2 and key not in scores:
+        text = show(numbers.get(key), "headline" if kind == "score" else kind)
+        if not text and len(cards) >= 2 and key not in numbers:
             continue
         big = len(cards) < 2
-        ends = interval(scores, key)
-        under = f"95 % interval {interval_text(ends, kind)}" if ends else ""
+        ends = scores.find_interval(key)
+        under = f"95 % interval {write_interval(ends, kind)}" if ends else ""
         if not text:
-            under = why_none(scores, key)
+            under = explain_missing(scores, key)
         elif big and not ends:
-            under = str(mapping(scores.get("no_interval")).get(key) or "no interval was recorded")
+            under = scores.explain_no_interval(key) or "no interval was recorded"
         cards.append(Card(figure_name(key), text, UNITS.get(kind, "").strip(), under, big))
-    if _much_outside(scores):
+    if _has_much_outside(numbers):
         key = "cancer_outside_tissue_percent"
-        cards.insert(2, Card(figure_name(key), show(scores[key], "percent"), "%", "enters none of these figures"))
+        cards.insert(2, Card(figure_name(key), show(numbers[key], "percent"), "%", "enters none of these figures"))
     return cards
 
 
-def meaning(summary: dict[str, Any]) -> list[str]:
-    """Say what the figures at the head of the page are, and what they are not.
+def explain_figures(summary: RunSummary) -> list[str]:
+    """Say what the figures at the head of the page mean, and what they do not mean.
 
     Args:
-        summary: The run's summary; any part of it may be missing.
+        summary: Summary of the run.
 
     Returns:
         Sentences in paragraphs.
     """
-    split, scores = scored_split(summary)
-    if not scores:
-        return ["No figures: neither the validation nor the test split was scored in this run."]
-    slides = number(scores.get("slides"))
+    split, scores = choose_split(summary)
+    numbers = scores.numbers
+    slides = numbers.get("slides")
     counted = "test slides" if slides is None else f"{slides:.0f} test slide{'s' * (slides != 1)}"
-    which = f"On {counted} that took no part in training or in any choice"
-    if any("test slide" in str(note) for note in sequence(summary.get("notes"))):
+    which = f"On {counted} that were not used in training or in any choice"
+    if any("test slide" in note for note in summary.notes):
         which = f"On {counted}, of which the notes above say more"
     if split == "validation":
-        what = "best epoch was" if summary.get("task") == "grading" else "best epoch and the threshold were"
+        what = "best epoch was" if summary.task == "grading" else "best epoch and the threshold were"
         first = (
             f"This run has no test split, so the figures above are those of validation. The {what} chosen on the same "
-            "slides: they flatter, and say nothing certain of new slides."
+            "slides. The figures are therefore too good and say nothing certain about new slides."
         )
-    elif summary.get("task") == "grading":
-        first = f"{which}: {_grading_words(scores, headline_keys(summary))}"
+    elif summary.task == "grading":
+        first = f"{which}: {_explain_grading(scores, headline_keys(summary))}"
     else:
-        first = f"{which}: {_segmentation_words(scores)}"
-    return [
-        first,
-        *_outside_words(scores),
-        *_threshold_words(summary),
-        *_calibration_words(summary),
-        *_doubts(split, slides),
-    ]
+        first = f"{which}: {_explain_segmentation(scores)}"
+    paragraphs = [first, *_explain_outside(numbers)]
+    if isinstance(summary, SegmentationSummary):
+        paragraphs += [_explain_threshold(summary.threshold_choice), *_explain_calibration(summary.calibration)]
+    return [*paragraphs, *_explain_doubts(split, slides)]
 
 
-def _much_outside(scores: dict[str, Any]) -> bool:
-    """Whether so much labelled cancer lies outside the tissue found that Dice alone would mislead."""
-    return (number(scores.get("cancer_outside_tissue_percent")) or 0) > _OUTSIDE
+def _has_much_outside(numbers: Numbers) -> bool:
+    """Return whether so much labelled cancer is outside the tissue found that Dice alone would mislead."""
+    return (numbers.get("cancer_outside_tissue_percent") or 0) > _OUTSIDE
 
 
-def _outside_words(scores: dict[str, Any]) -> list[str]:
-    if not _much_outside(scores):
+def _explain_outside(numbers: Numbers) -> list[str]:
+    if not _has_much_outside(numbers):
         return []
-    share, area = (show(scores.get(f"cancer_outside_tissue_{unit}"), unit) for unit in ("percent", "mm2"))
+    share, area = (show(numbers.get(f"cancer_outside_tissue_{unit}"), unit) for unit in ("percent", "mm2"))
     return [
-        f"{share} % of the labelled cancer{area and f' ({area} mm²)'} lies where no tissue was found: it enters no "
-        "score, neither as found nor as missed. The table of slides says where."
+        f"{share} % of the labelled cancer{area and f' ({area} mm²)'} is outside the tissue found. It enters no score, "
+        "neither as found nor as missed. The table of slides says on which slides it is."
     ]
 
 
-def _of(scores: dict[str, Any], key: str) -> str:
-    ends = interval(scores, key)
-    range_text = f" (95 % bootstrap interval {interval_text(ends)})" if ends else ""
-    return f"{show(scores.get(key), 'headline')}{range_text}"
+def _write_with_interval(scores: Figures, key: str) -> str:
+    ends = scores.find_interval(key)
+    range_text = f" (95 % bootstrap interval {write_interval(ends)})" if ends else ""
+    return f"{show(scores.numbers[key], 'headline')}{range_text}"
 
 
-def _segmentation_words(scores: dict[str, Any]) -> str:
-    if number(scores.get("dice_mean_slide")) is None and number(scores.get("dice")) is None:
-        return "no Dice is defined, for want of labelled or predicted tumour."
-    key = "dice_mean_slide" if number(scores.get("dice_mean_slide")) is not None else "dice"
+def _explain_segmentation(scores: Figures) -> str:
+    numbers = scores.numbers
+    if numbers.get("dice_mean_slide") is None and numbers.get("dice") is None:
+        return "no Dice is defined, because there is no labelled cancer."
+    key = "dice_mean_slide" if numbers.get("dice_mean_slide") is not None else "dice"
     what = "a mean Dice per slide of" if key == "dice_mean_slide" else "a pooled Dice of"
-    text = f"the predicted tumour overlaps the label with {what} {_of(scores, key)}."
-    baseline = number(scores.get("all_tissue_dice"))
+    text = f"the predicted tumour overlaps the label with {what} {_write_with_interval(scores, key)}."
+    baseline = numbers.get("all_tissue_dice")
     if baseline is not None:
         text += f" Calling all tissue tumour would give {baseline:.2f}."
     return text
 
 
-def _grading_words(scores: dict[str, Any], keys: Sequence[str]) -> str:
+def _explain_grading(scores: Figures, keys: Sequence[str]) -> str:
     words = {
         "qwk": "predicted and given grades agree with a quadratic weighted κ of {}",
         "accuracy": "{} of the slides got the right class",
@@ -190,65 +177,60 @@ def _grading_words(scores: dict[str, Any], keys: Sequence[str]) -> str:
     }
     parts = []
     for key in keys:
-        if key in words and (value := number(scores.get(key))) is not None:
-            parts.append(words[key].format(f"{value:.0%}" if key == "accuracy" else _of(scores, key)))
+        if key in words and (value := scores.numbers.get(key)) is not None:
+            parts.append(words[key].format(f"{value:.0%}" if key == "accuracy" else _write_with_interval(scores, key)))
     return ("; ".join(parts) or "no figure is defined") + "."
 
 
-def _threshold_words(summary: dict[str, Any]) -> list[str]:
-    choice = mapping(summary.get("threshold_choice"))
-    value = number(choice.get("value", summary.get("threshold")))
-    if value is None or summary.get("task") == "grading":
-        return []
-    text = f"A pixel counts as tumour from a probability of {value:.3g}"
-    criterion = choice.get("criterion")
-    if criterion not in CRITERIA:
-        why = f" ({choice['chosen_on']})" if choice.get("chosen_on") else ""
-        return [f"{text}; it was not searched for{why}."]
-    if choice.get("chosen_on"):
-        text += f", chosen on {choice['chosen_on']}"
-    text += f", for the {'least' if criterion == 'cost' else 'best'} {CRITERIA[criterion]}"
-    told = [f"{show(choice['score'], 'headline')} there"] if number(choice.get("score")) is not None else []
-    if number(choice.get("cost_ratio")) is not None:
-        told.append(f"a missed cancer pixel counts as {choice['cost_ratio']:g} false ones")
-    text += f" ({'; '.join(told)})." if told else "."
-    if ends := interval({"value_interval": choice.get("interval")}, "value"):
-        text += f" On other such slides it might have come out from {show(ends[0])} to {show(ends[1])} (95 % interval)."
-    own = {name: mapping(found) for name, found in mapping(choice.get("by_provider")).items()}
-    if own:
-        each = []
-        for name, found in own.items():
-            ends = interval({"value_interval": found.get("interval")}, "value")
-            span = f" ({show(ends[0])} to {show(ends[1])})" if ends else ""
-            each.append(f"{name} {show(found.get('value'))}{span}")
-        text += f" Each provider's slides are scored at its own threshold: {', '.join(each)}."
-    return [text]
+def _explain_threshold(choice: ThresholdSummary) -> str:
+    text = f"A pixel counts as tumour from a probability of {choice.value:.3g}"
+    criterion = CRITERIA.get(choice.criterion)
+    best = "lowest" if choice.criterion == "cost" else "best"
+    if criterion is None:
+        return f"{text}. The threshold was not searched ({choice.chosen_on})."
+    text += f", chosen on {choice.chosen_on}, for the {best} {criterion}"
+    details = [f"{show(choice.score, 'headline')} there"] if choice.score is not None else []
+    if choice.cost_ratio is not None:
+        details.append(f"a missed cancer pixel counts as {choice.cost_ratio:g} false ones")
+    text += f" ({'; '.join(details)})." if details else "."
+    if choice.interval:
+        text += f" On other such slides it could have been {_write_range(choice.interval)} (95 % interval)."
+    if choice.by_provider:
+        own = [
+            f"{name} {show(found.value)}" + (f" ({_write_range(found.interval)})" if found.interval else "")
+            for name, found in choice.by_provider.items()
+        ]
+        text += f" Each provider's slides are scored at its own threshold: {', '.join(own)}."
+    return text
 
 
-def _calibration_words(summary: dict[str, Any]) -> list[str]:
-    """How far probabilities are from shares, and that the maps show them as they are."""
-    found = mapping(summary.get("calibration"))
-    errors = {name: mapping(found.get(split)) for split, name in (("val", "validation"), ("test", "the test slides"))}
-    plain = [f"{show(e['ece'])} on {name}" for name, e in errors.items() if number(e.get("ece")) is not None]
-    if not plain:
+def _write_range(ends: tuple[float, float]) -> str:
+    return f"{show(ends[0])} to {show(ends[1])}"
+
+
+def _explain_calibration(found: Calibration | None) -> list[str]:
+    """Say how far probabilities are from shares, and that the maps show them unchanged."""
+    if found is None:
         return []
-    text = f"Probabilities differ from the share of cancer among pixels by {' and '.join(plain)} (calibration error)"
-    temperature = number(found.get("value"))
-    if temperature is None:
-        return [f"{text}; no temperature would mend that ({found.get('note')})."]
-    scaled = [
-        f"{show(e.get('ece_scaled'))} on {name}" for name, e in errors.items() if number(e.get("ece")) is not None
-    ]
+    splits = [("validation", found.val), *([("the test slides", found.test)] if found.test else [])]
+    known = [(name, errors) for name, errors in splits if errors.ece is not None]
+    if not known:
+        return []
+    unscaled = " and ".join(f"{show(errors.ece)} on {name}" for name, errors in known)
+    text = f"Probabilities differ from the share of cancer among pixels by {unscaled} (calibration error)"
+    if found.value is None:
+        return [f"{text}. No temperature corrects that ({found.note})."]
+    scaled = " and ".join(f"{show(errors.ece_scaled)} on {name}" for name, errors in known)
     return [
-        f"{text}; at the temperature {temperature:.2f}, fitted on validation, by {' and '.join(scaled)}. The maps show "
-        "probabilities as the network gives them: a temperature would move the threshold too, and change no mask."
+        f"{text}. At the temperature {found.value:.2f}, fitted on validation, they differ by {scaled}. The maps show "
+        "the probabilities of the network unchanged: a temperature would also move the threshold and change no mask."
     ]
 
 
-def _doubts(split: str, slides: float | None) -> list[str]:
+def _explain_doubts(split: str, slides: float | None) -> list[str]:
     if slides is None or slides >= _FEW or split != "test":
         return []
     return [
-        f"With {slides:.0f} slide{'s' * (slides != 1)} the figures are coarse: read them as a check that things "
-        "work, not as a measure of how well."
+        f"With {slides:.0f} slide{'s' * (slides != 1)} the figures are coarse. Read them as a check that everything "
+        "works, not as a measure of how well."
     ]

@@ -13,19 +13,10 @@ from panda.files import read_output_table
 from panda.report.agreement import agreement_chart
 from panda.report.charts import TRAIN, VALIDATION, Line, line_chart
 from panda.report.figure_tables import grade_name, part_table, splits_table
-from panda.report.interpretation import headline_cards, meaning, scored_split
+from panda.report.interpretation import choose_split, explain_figures, make_cards
 from panda.report.page import need_folder, write_page
-from panda.report.run_folder import (
-    Picture,
-    link,
-    mapping,
-    natural,
-    number,
-    read_json,
-    read_picture,
-    read_text,
-    sequence,
-)
+from panda.report.run_folder import Picture, link, natural, number, read_picture, read_text
+from panda.report.run_summary import DataSummary, GradingSummary, PatchDataSummary, RunSummary, read_summary
 from panda.report.slide_page import ONE_SLIDE, slide_table, table_of_slides
 from panda.report.table import Cell, Head, Table, cell, figure_name, show
 from panda.wsi.gleason import class_names
@@ -138,13 +129,13 @@ class Confusion:
     rows: list[list[tuple[int, float]]]
 
 
-def _confusion(scores: dict[str, Any], target: str) -> Confusion | None:
-    counts = [[number(v) or 0.0 for v in sequence(row)] for row in sequence(scores.get("confusion"))]
-    if not counts or any(len(row) != len(counts) for row in counts):
+def _confusion(summary: RunSummary | None) -> Confusion | None:
+    """Lay out the confusion matrix of a grading run; None for another run."""
+    if not isinstance(summary, GradingSummary):
         return None
-    names = class_names(target, len(counts))
-    rows = [[(int(v), v / sum(row) if sum(row) else 0.0) for v in row] for row in counts]
-    return Confusion(names, rows)
+    counts = (summary.test or summary.val).confusion
+    rows = [[(v, v / sum(row) if sum(row) else 0.0) for v in row] for row in counts]
+    return Confusion(class_names(summary.target, len(counts)), rows)
 
 
 def _distance(row: dict[str, str]) -> float:
@@ -200,20 +191,19 @@ def _panels(run_dir: Path) -> tuple[list[tuple[str, str, Picture]], list[tuple[s
     return shown, rest
 
 
-def _counts(data: dict[str, Any]) -> tuple[Table, list[tuple[str, str]]]:
+def _counts(data: DataSummary) -> tuple[Table, list[tuple[str, str]]]:
     """Lay out how many slides and patches each split had, and how many were left out and why."""
-    splits = ("train", "val", "test")
-    of_splits = {key: mapping(value) for key, value in data.items()}
-    counts = {key: value for key, value in of_splits.items() if any(number(value.get(s)) is not None for s in splits)}
-    used = [s for s in splits if any(number(c.get(s)) is not None for c in counts.values())]
+    counts: dict[str, dict[str, int]] = {"slides": data.slides}
+    if isinstance(data, PatchDataSummary):
+        counts |= {"patches": data.patches, "tumor_patches": data.tumor_patches}
+    used = [split for split in ("train", "val", "test") if any(split in row for row in counts.values())]
     titles = {"train": "Training", "val": "Validation", "test": "Test"}
     rows = [
         [Cell(figure_name(thing).capitalize().replace("Tumor", "Tumour")), *(cell(c.get(s), "count") for s in used)]
         for thing, c in counts.items()
     ]
     table = Table([Head(""), *(Head(titles[s], figures=True) for s in used)], rows, sortable=False)
-    left_out = mapping(data.get("left_out"))
-    return table, [(k.replace("_", " "), show(v, "count")) for k, v in left_out.items() if number(v)]
+    return table, [(k.replace("_", " "), show(v, "count")) for k, v in data.left_out.items() if v]
 
 
 def write_run_page(run_dir: Path) -> Path:
@@ -230,52 +220,63 @@ def write_run_page(run_dir: Path) -> Path:
     """
     run_dir = Path(run_dir).absolute()
     need_folder(run_dir)
-    summary, fault = read_json(run_dir / "summary.json")
-    task = "grading" if summary.get("task") == "grading" else "segmentation"
-    split, scores = scored_split(summary)
+    summary, fault = read_summary(run_dir)
+    task = summary.task if summary else "segmentation"
     slides, slide_order = _slides(run_dir, task)
     curve = read_picture(run_dir / "threshold_curve.png", 1400)
     line = threshold_line(run_dir / "threshold_curve.csv", "pooled Dice, validation", VALIDATION)
-    threshold = number(summary.get("threshold"))
+    threshold = summary.threshold if summary else None
     mark = None if threshold is None else (threshold, f"threshold {threshold:.3g}")
-    calibration = read_picture(run_dir / "calibration.png", 1800)
     panels, more_panels = _panels(run_dir)
-    counts, left_out = _counts(mapping(summary.get("data")))
     return write_page(
         run_dir / "report.html",
         "run.html",
-        name=str(summary.get("name") or run_dir.name),
+        name=summary.name if summary else run_dir.name,
         task=task,
-        notes=([fault] if fault else []) + [str(n) for n in sequence(summary.get("notes"))],
-        meta=[
-            ("Made", str(summary.get("created") or "").replace("T", " ").removesuffix("Z")),
-            ("Seed", show(summary.get("seed"), "text")),
-            ("Device", show(summary.get("device"), "text")),
-            ("Colours", show(mapping(summary.get("data")).get("colours"), "text")),
-            ("Took", show(summary.get("seconds"), "seconds")),
-        ],
-        split=split,
-        cards=headline_cards(summary) if scores else [],
-        policy=str(mapping(summary.get("data")).get("groups") or ""),
-        meaning=meaning(summary) if summary else [],
-        splits=splits_table(summary),
+        notes=[fault] if summary is None else summary.notes,
         charts=training_charts(read_output_table(run_dir / "metrics.csv")),
         curve=curve,
-        calibration=calibration,
+        calibration=read_picture(run_dir / "calibration.png", 1800),
         curve_chart=""
         if curve
         else line_chart("Dice at every threshold", [line], "threshold", y_range=(0.0, 1.0), mark=mark, size=(760, 300)),
-        confusion=_confusion(scores, str(summary.get("target"))),
-        providers=part_table(scores, "by_provider", "Provider", str),
-        grades=part_table(scores, "by_grade", "Grade", grade_name),
         panels=panels,
         more_panels=more_panels,
         slides=slides,
         agreement=agreement_chart(read_output_table(table_of_slides(run_dir))),
-        tested=bool(mapping(summary.get("test"))),
+        tested=summary is not None and summary.test is not None,
         slide_order=slide_order,
-        counts=counts,
-        left_out=left_out,
         failures=failure_table(run_dir / "failures.csv"),
         config=read_text(run_dir / "config.yaml"),
+        **_lay_out_summary(summary),
     )
+
+
+def _lay_out_summary(summary: RunSummary | None) -> dict[str, Any]:
+    """Return what the page shows of a summary; empty parts if there is none."""
+    empty = Table([], [])
+    if summary is None:
+        tables = {"splits": empty, "providers": empty, "grades": empty, "counts": empty}
+        texts = {"split": "", "policy": "", "confusion": None}
+        return tables | texts | {"meta": [], "cards": [], "meaning": [], "left_out": []}
+    split, scores = choose_split(summary)
+    counts, left_out = _counts(summary.data)
+    return {
+        "meta": [
+            ("Made", summary.created.replace("T", " ").removesuffix("Z")),
+            ("Seed", show(summary.seed, "text")),
+            ("Device", summary.device),
+            ("Colours", show(summary.data.colours, "text")),
+            ("Took", show(summary.seconds, "seconds")),
+        ],
+        "split": split,
+        "policy": summary.data.groups,
+        "cards": make_cards(summary),
+        "meaning": explain_figures(summary),
+        "confusion": _confusion(summary),
+        "splits": splits_table(summary),
+        "providers": part_table(scores.parts("by_provider"), "Provider", str),
+        "grades": part_table(scores.parts("by_grade"), "Grade", grade_name),
+        "counts": counts,
+        "left_out": left_out,
+    }

@@ -1,106 +1,102 @@
-"""A check of `summary.json`, and the text of docs/summary.md.
+"""Describe and check `summary.json`: `python -m panda.report.summary_schema` prints docs/summary.md.
 
-`python -m panda.report.summary_schema` prints the page; with files it checks them.
+With the names of files it checks these.
 """
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic.json_schema import models_json_schema
 
 from panda.errors import ManifestError
 from panda.report.run_folder import read_json
-from panda.report.summary_keys import BLOCKS, GRADING, KINDS, SCHEMA, SEGMENTATION
-
-
-def _models() -> dict[str, type[BaseModel]]:
-    """A model of each object: its keys, no other, each of its kind."""
-    models: dict[str, type[BaseModel]] = {}
-
-    def type_of(kind: str) -> Any:
-        if kind in KINDS:
-            return KINDS[kind]
-        if kind.endswith(" by name"):
-            return dict[str, models[kind.removesuffix(" by name")]]  # type: ignore[misc]
-        return Union[tuple(models[title] for title in kind.split(" or "))]  # noqa: UP007 (as many as there are)
-
-    for block in reversed(BLOCKS):
-        fields: dict[str, Any] = {}
-        for key in block.keys:
-            kind = type_of(key.kind)
-            default = None if key.absent else ...
-            # By alias: pydantic has names of its own, schema among them.
-            fields[f"key_{key.name}"] = (Optional[kind] if key.null else kind, Field(default, alias=key.name))  # noqa: UP045
-        models[block.title] = create_model(block.title, __config__=ConfigDict(strict=True, extra="forbid"), **fields)
-    return models
-
-
-def summary_faults(summary: Mapping[str, Any]) -> list[str]:
-    """Say where a summary is not what docs/summary.md says.
-
-    Args:
-        summary: The content of `summary.json`.
-
-    Returns:
-        A sentence a fault, with the key; empty where there is none.
-    """
-    if summary.get("schema") != SCHEMA:
-        return [f"schema is {summary.get('schema')!r}: this version describes {SCHEMA}"]
-    block = {"segmentation": SEGMENTATION, "grading": GRADING}.get(str(summary.get("task")))
-    if block is None:
-        return [f"task is {summary.get('task')!r}: it must be segmentation or grading"]
-    try:
-        _models()[block.title].model_validate(summary)
-    except ValidationError as error:
-        return [f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].lower()}" for fault in error.errors()]
-    return []
-
-
-def page() -> str:
-    """The text of docs/summary.md."""
-    parts = [_HEAD]
-    for block in BLOCKS:
-        base = f" It has all keys of [{block.base.title}](#{_anchor(block.base.title)}), and:" if block.base else ""
-        parts.append(f"## {block.title}\n\n{block.about}{base}\n")
-        lines = ["| key | type | unit | meaning | null where |", "|---|---|---|---|---|"]
-        for key in block.own:
-            null = f"absent: {key.absent}" if key.absent else key.null
-            lines.append(f"| `{key.name}` | {_linked(key.kind)} | {key.unit} | {key.meaning} | {null} |")
-        parts.append("\n".join(lines) + "\n")
-    return "\n".join(parts)
-
+from panda.report.run_summary import SCHEMA, CommonSummary, GradingSummary, SegmentationSummary, parse_summary
 
 _HEAD = f"""# `summary.json`
 
-What a run says of itself, for programs; version {SCHEMA} (`schema`). The number grows when a key is added, goes, or
-changes its meaning. An undefined figure is null, never 0. `python -m panda.report.summary_schema FILE …` checks files
-against this page, which `python -m panda.report.summary_schema > docs/summary.md` makes.
+What a run says about itself, for programs; version {SCHEMA} (`schema`). The version grows when a key is added, goes,
+or changes its meaning. An undefined figure is null, never 0. `python -m panda.report.summary_schema FILE …` checks
+files, and `python -m panda.report.summary_schema > docs/summary.md` writes this page from the models in the code.
 
-Version 2 had no intervals of the AUROCs of grading, and its figures of attention, then null, of validation too.
+Version 2 had no intervals of the AUROCs of grading. Its figures of attention, then null, were given for validation too.
 
-Version 1 had no `bootstrap`, `calibration`, `by_grade`, `no_interval`, `groups` and `benign_slides`; intervals of the
-two Dice alone; no means over slides but that of Dice; no areas under curves; and Dice, IoU, precision and
-`all_tissue_dice` of slides without any cancer were 0 where something was predicted.
+Version 1 had no `bootstrap`, `calibration`, `by_grade`, `no_interval`, `groups` and `benign_slides`. It had intervals
+of the two Dice only, means over slides of Dice only, and no areas under curves. Dice, IoU, precision and
+`all_tissue_dice` of slides without any cancer were 0 if something was predicted.
 """
 
 
-def _anchor(title: str) -> str:
-    return "".join(c for c in title.lower().replace(" ", "-") if c.isalnum() or c in "-_")
+def render_page() -> str:
+    """Return the text of docs/summary.md, made from the JSON schema of the models."""
+    models = (CommonSummary, SegmentationSummary, GradingSummary)
+    _, schema = models_json_schema([(model, "validation") for model in models])
+    blocks: dict[str, dict[str, Any]] = {
+        name: block for name, block in schema["$defs"].items() if "properties" in block
+    }
+    parts = [_HEAD]
+    for name in _sort_by_use(blocks, [model.__name__ for model in models]):
+        keys, base = blocks[name]["properties"], _find_base(blocks, name)
+        about = blocks[name]["description"].partition("Attributes:")[0]
+        about += f" It has all keys of {_link(base)}, and:" if base else ""
+        rows = [
+            f"| `{key}` | {_name_type(field)} | {field.get('description', '')} |"
+            for key, field in keys.items()
+            if not base or key not in blocks[base]["properties"]
+        ]
+        parts.append("\n".join([f"## {name}\n", " ".join(about.split()), "", *_COLUMNS, *rows, ""]))
+    return "\n".join(parts)
 
 
-def _linked(kind: str) -> str:
-    if kind in KINDS:
-        return kind
-    title, by_name, _ = kind.partition(" by name")
-    return " or ".join(f"[{part}](#{_anchor(part)})" for part in title.split(" or ")) + by_name
+_COLUMNS = ("| key | type | meaning |", "|---|---|---|")
+
+
+def _sort_by_use(blocks: Mapping[str, Any], first: Sequence[str]) -> list[str]:
+    """Order objects so that each comes after the one that holds it."""
+    found = list(first)
+    for name in found:  # grows while it is read
+        used = re.findall(r"#/\$defs/(\w+)", json.dumps(blocks[name]))
+        found += [one for one in dict.fromkeys([*used, _find_base(blocks, name)]) if one in blocks and one not in found]
+    return found
+
+
+def _find_base(blocks: Mapping[str, Any], name: str) -> str:
+    """Return the largest object whose keys are all keys of this one too; an empty text if there is none."""
+    keys = {name: set(block["properties"]) for name, block in blocks.items()}
+    bases = [other for other in blocks if keys[other] < keys[name] and len(keys[other]) > 2]
+    return max(bases, key=lambda other: len(keys[other]), default="")
+
+
+def _link(name: str) -> str:
+    return f"[{name}](#{name.lower()})"
+
+
+def _name_type(field: Mapping[str, Any]) -> str:
+    """Name the type of a field of a JSON schema in words."""
+    if "anyOf" in field:
+        return " or ".join(map(_name_type, field["anyOf"]))
+    if "const" in field or "enum" in field:
+        return " or ".join(f"`{value}`" for value in field.get("enum", [field.get("const")]))
+    if "$ref" in field:
+        return _link(field["$ref"].rpartition("/")[2])
+    kind, inner = field.get("type", "any"), field.get("items") or field.get("additionalProperties")
+    if isinstance(inner, Mapping) and inner != {"$ref": "#/$defs/JsonValue"}:
+        return f"list of {_name_type(inner)}" if kind == "array" else f"{_name_type(inner)} by name"
+    share, count = kind == "number" and "maximum" in field, kind == "integer" and "minimum" in field
+    names = {"string": "text", "integer": "count" if count else "integer", "array": "[low, high]"}
+    return "number, 0 to 1" if share else names.get(kind, kind)
 
 
 def main(paths: Sequence[str]) -> int:
     """Print the page, or the faults of files.
+
+    Args:
+        paths: The files; none prints the page.
 
     Returns:
         The exit status: 1 if a file has a fault.
@@ -109,13 +105,13 @@ def main(paths: Sequence[str]) -> int:
         ManifestError: If a file is missing or holds no JSON object.
     """
     if not paths:
-        print(page(), end="")
+        print(render_page(), end="")
     faulty = False
     for path in map(Path, paths):
-        summary, fault = read_json(path)
+        content, fault = read_json(path)
         if fault:
             raise ManifestError(f"{path}: {fault}")
-        faults = summary_faults(summary)
+        _, faults = parse_summary(content)
         faulty |= bool(faults)
         print("\n".join(f"{path}: {fault}" for fault in faults) or f"{path}: as described")
     return int(faulty)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from panda.files import read_output_table
 from panda.report.interpretation import LESS_IS_BETTER, headline_keys
-from panda.report.run_folder import link, mapping, natural, number, read_json, read_text
+from panda.report.run_folder import link, natural, number, read_text
+from panda.report.run_summary import RunSummary, read_summary
+from panda.tasks.figures import Figures
 
 _JOB_FILES = ("overrides.txt", "summary.json", "config.yaml", "error.txt")
 
@@ -21,7 +22,7 @@ class Job:
     Args:
         name: Of its folder.
         choices: What was overridden, value by key.
-        summary: What it left; empty where it failed.
+        summary: Its summary; None if it failed or is unfinished.
         error: Text of its error, or why it has no figures; empty where it ended well.
         report: Address of its own page, empty where it has none.
         lost: Slides that it passed over.
@@ -30,7 +31,7 @@ class Job:
 
     name: str
     choices: dict[str, str]
-    summary: dict[str, Any]
+    summary: RunSummary | None
     error: str
     report: str
     lost: int = 0
@@ -43,23 +44,34 @@ class Job:
 
     @property
     def task(self) -> str:
-        """The task, as the summary says."""
-        return str(self.summary.get("task") or "segmentation")
+        """Return the task; segmentation if there is no summary."""
+        return self.summary.task if self.summary else "segmentation"
 
     @property
     def key(self) -> str:
-        """The figure that its task is judged by."""
-        splits = [mapping(self.summary.get(split)) for split in ("val", "test")]
+        """Return the key of the figure that its task is judged by."""
         keys = headline_keys(self.summary)
-        return next((k for scores in splits for k in keys if number(scores.get(k)) is not None), keys[0])
+        return next((k for split in ("val", "test") for k in keys if self.figure(split, k) is not None), keys[0])
 
     def score(self, split: str) -> float | None:
-        """Its figure on `val` or `test`."""
+        """Return the figure of `key` on `val` or `test`."""
         return self.figure(split, self.key)
 
     def figure(self, split: str, key: str) -> float | None:
-        """Any figure on `val` or `test`."""
-        return number(mapping(self.summary.get(split)).get(key))
+        """Return any figure on `val` or `test`."""
+        scores = self.scores(split)
+        return None if scores is None else scores.numbers.get(key)
+
+    def scores(self, split: str) -> Figures | None:
+        """Return the figures of `val` or `test`."""
+        if self.summary is None:
+            return None
+        return self.summary.test if split == "test" else self.summary.val
+
+    def interval(self, split: str) -> tuple[float, float] | None:
+        """Return the 95 % interval of the figure of `key` on `val` or `test`."""
+        scores = self.scores(split)
+        return None if scores is None else scores.find_interval(self.key)
 
 
 def read_choices(text: str) -> dict[str, str]:
@@ -73,12 +85,12 @@ def read_choices(text: str) -> dict[str, str]:
 
 
 def _job(folder: Path) -> Job:
-    summary, fault = read_json(folder / "summary.json")
+    summary, fault = read_summary(folder)
     error, ended = "", True
     if fault:
         error = read_text(folder / "error.txt").strip()
-        ended = bool(error)
-        error = error or f"{fault} The job is at work still, or was killed."
+        ended = bool(error) or (folder / "summary.json").is_file()
+        error = error or (fault if ended else f"{fault} The job is still running, or was killed.")
     report = link(folder.name, "report.html") if (folder / "report.html").is_file() else ""
     lost = len(read_output_table(folder / "failures.csv"))
     return Job(folder.name, read_choices(read_text(folder / "overrides.txt")), summary, error, report, lost, ended)

@@ -15,11 +15,10 @@ from panda.errors import ManifestError
 from panda.files import read_output_table, write_table
 from panda.report.charts import GREY, PALETTE, Bar, Line, bar_chart, effect_chart, line_chart
 from panda.report.effects import Effect, Scored, effects
-from panda.report.interpretation import interval, interval_text
+from panda.report.interpretation import write_interval
 from panda.report.page import need_folder, write_page
 from panda.report.paired import Difference, difference_of, groups_of, paired_rows
 from panda.report.replicates import repeats, repeats_table
-from panda.report.run_folder import mapping, number
 from panda.report.run_page import threshold_line
 from panda.report.sweep_jobs import Job, job_label, part_choices, ranked, read_jobs
 from panda.report.table import Cell, Head, Table, cell, figure_kind, figure_name, show
@@ -49,7 +48,7 @@ def _gaps(sweep_dir: Path, jobs: Sequence[Job]) -> dict[str, Difference]:
 
 def _table(jobs: Sequence[Job], varied: Sequence[str], gaps: Mapping[str, Difference]) -> Table:
     figures = list(dict.fromkeys(job.key for job in jobs if job.summary))
-    failed, taken = any(job.error for job in jobs), any(job.summary.get("trained_by") for job in jobs)
+    failed, taken = any(job.error for job in jobs), any(job.summary and job.summary.trained_by for job in jobs)
     best = {next(job.name for job in ranked(jobs) if job.summary and job.key == key) for key in figures}
     rows = []
     for job in ranked(jobs):
@@ -59,18 +58,16 @@ def _table(jobs: Sequence[Job], varied: Sequence[str], gaps: Mapping[str, Differ
         why = "the job failed" if job.error else "this split was not scored"
         for key in figures:
             for split in ("val", "test"):
-                scores = mapping(job.summary.get(split))
-                figure = cell(scores.get(key), figure_kind(key), why)
-                row.append(replace(figure, under=interval_text(interval(scores, key))))
+                scores = job.scores(split)
+                figure = cell(job.figure(split, key), figure_kind(key), why)
+                row.append(replace(figure, under=write_interval(scores.find_interval(key) if scores else None)))
                 if split == "val" and gaps:
                     row.append(_gap_cell(gaps.get(job.name), job.name in best, why if job.error else _UNPAIRED))
-        row.append(
-            cell(job.summary.get("threshold"), "score", "the job failed" if job.error else "not a threshold task")
-        )
-        seconds = job.summary.get("seconds")
-        row.append(cell(seconds, "seconds", "the job failed" if job.error else "was not recorded"))
+        threshold = job.summary.threshold if job.summary else None
+        row.append(cell(threshold, "score", "the job failed" if job.error else "the task has no threshold"))
+        row.append(cell(job.summary.seconds if job.summary else None, "seconds", "the job failed"))
         if taken:
-            by = job.summary.get("trained_by")
+            by = job.summary.trained_by if job.summary else None
             row.append(Cell(f"job {by}" if by else " "))
         if failed:
             row.append(Cell(_short(job.error), style="pre") if job.error else Cell(" "))
@@ -116,7 +113,7 @@ def _bars(jobs: Sequence[Job], varied: Sequence[str]) -> list[Markup]:
         same = [job for job in ranked(jobs) if job.key == key and job.score("val") is not None]
         bars = []
         for job in same[:_MOST_BARS]:
-            low, high = interval(mapping(job.summary.get("val")), key) or (None, None)
+            low, high = job.interval("val") or (None, None)
             bars.append(Bar(job_label(job, varied), job.score("val") or 0.0, low, high, job.score("test"), job.report))
         title = figure_name(key) + (f": the best {_MOST_BARS} of {len(same)} jobs" if len(same) > _MOST_BARS else "")
         tested = any(bar.other is not None for bar in bars)
@@ -134,7 +131,7 @@ def _effects(jobs: Sequence[Job], varied: Sequence[str]) -> tuple[list[Markup], 
     scored = [Scored(job.choices, job.score("val") or 0.0, f"job {job.name}, {job_label(job, varied)}") for job in done]
     found = effects(scored, varied)
     ends = (min(job.score for job in scored), max(job.score for job in scored))
-    intervals = [pair for job in done if (pair := interval(mapping(job.summary.get("val")), job.key))]
+    intervals = [pair for job in done if (pair := job.interval("val"))]
     unsure = ""
     if intervals:
         half = median((high - low) / 2 for low, high in intervals)
@@ -166,7 +163,7 @@ def _curves(sweep_dir: Path, jobs: Sequence[Job], varied: Sequence[str]) -> Mark
         name, colour = (job_label(same[0], shared), PALETTE[rank]) if first else ("the others", GREY)
         marks = []
         for job in same:
-            at = number(job.summary.get("threshold"))
+            at = job.summary.threshold if job.summary else None
             nearest = min(range(len(line.xs)), key=lambda k: abs(line.xs[k] - (at or 0.0)))
             if first and at is not None:
                 text = f"job {job.name}, {job_label(job, varied)}: threshold {at:g}, pooled Dice {line.ys[nearest]:.3f}"
@@ -185,18 +182,21 @@ def _write_jobs(path: Path, jobs: Sequence[Job], varied: Sequence[str], gaps: Ma
     for job in jobs:
         row: dict[str, Any] = {"job": job.name, "state": job.state}
         row |= {k: job.choices.get(k, "") for k in varied}
-        row |= {column: job.summary.get(key) for key, column in said.items()}
+        row |= {column: getattr(job.summary, key, None) for key, column in said.items()}
         for split in ("val", "test"):
-            scores = mapping(job.summary.get(split))
-            for key, value in scores.items():
-                if number(value) is not None:
+            if (scores := job.scores(split)) is None:
+                continue
+            for key, value in scores.numbers.items():
+                if value is not None:
                     row[f"{split}_{key}"] = value
-                    if ends := interval(scores, key):
+                    if ends := scores.find_interval(key):
                         row[f"{split}_{key}_low"], row[f"{split}_{key}_high"] = ends
         if gap := gaps.get(job.name):
             row |= {"val_less_best": gap.difference}
             row |= dict(zip(("val_less_best_low", "val_less_best_high"), gap.interval or ("", ""), strict=True))
-        rows.append(row | {"seconds": job.summary.get("seconds"), "lost_slides": job.lost, "error": job.error})
+        rows.append(
+            row | {"seconds": getattr(job.summary, "seconds", None), "lost_slides": job.lost, "error": job.error}
+        )
     last = ["seconds", "lost_slides", "error"]
     columns += [key for key in dict.fromkeys(key for row in rows for key in row) if key not in {*columns, *last}]
     write_table(path, rows, [*columns, *last])
@@ -246,7 +246,7 @@ def write_sweep(sweep_dir: Path) -> Path:
         name=sweep_dir.name,
         jobs=len(jobs),
         failed=len(failed),
-        trainings=sum(bool(job.summary) and not job.summary.get("trained_by") for job in jobs),
+        trainings=sum(job.summary is not None and not job.summary.trained_by for job in jobs),
         errors=_errors(failed, varied),
         constant=constant,
         best=None if best is None else (job_label(best, varied), best.report, figure_name(best.key), *_both(best)),

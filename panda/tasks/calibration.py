@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
+from panda.tasks.figures import Count, Plain, Share
 from panda.tasks.metrics import BINS
 
 RELIABILITY_BINS = 20
@@ -44,6 +46,45 @@ class Temperature:
     def plain(self) -> dict[str, Any]:
         """Give strings, numbers and None only: fit for a checkpoint or JSON."""
         return asdict(self)
+
+
+class CalibrationScores(Plain, frozen=True):
+    """Errors of the probabilities of a split, over pixels of tissue."""
+
+    ece: Annotated[
+        Share | None,
+        Field(description="Mean distance of probability and share of cancer, over bins. Null without pixels."),
+    ]
+    nll: Annotated[
+        float | None, Field(description="Mean negative log-likelihood of a pixel, nat. Null without pixels.")
+    ]
+    ece_scaled: Annotated[
+        Share | None, Field(description="`ece` at the temperature. Null without pixels or temperature.")
+    ]
+    nll_scaled: Annotated[
+        float | None, Field(description="`nll` at the temperature, nat. Null without pixels or temperature.")
+    ]
+
+
+class Calibration(Plain, frozen=True):
+    """Errors of probabilities in 1,000 bins, and the temperature that reduces them.
+
+    Maps, thresholds and scores use the probabilities of the network unchanged. A temperature would not change their
+    order, so the threshold would move with it and every mask would stay the same.
+    """
+
+    value: Annotated[
+        float | None,
+        Field(description="T: sigmoid(logit(p) / T) is most likely on validation. Null for the reason in `note`."),
+    ]
+    note: Annotated[str, Field(description="Why there is no temperature, otherwise empty.")]
+    chosen_on: Annotated[str, Field(description="The slides it was fitted on.")]
+    date: Annotated[str, Field(description="Date of the fit, ISO 8601, UTC.")]
+    bins: Annotated[Count, Field(description="Bins of equal width for `ece`.")]
+    val: Annotated[CalibrationScores, Field(description="Validation slides, on which T was fitted.")]
+    test: Annotated[
+        CalibrationScores | None, Field(description="Test slides. Null if the test slides were not scored.")
+    ]
 
 
 def fit_temperature(hist: NDArray[np.int64], chosen_on: str, date: str) -> Temperature:
@@ -128,16 +169,12 @@ def reliability(hist: NDArray[np.int64], temperature: float = 1.0) -> Reliabilit
         return Reliability(pixels.astype(np.int64), summed(total * scaled) / pixels, summed(hist[0]) / pixels)
 
 
-def calibration_scores(hist: NDArray[np.int64], temperature: float | None) -> dict[str, float | None]:
-    """Give calibration error and log-likelihood, as they are and at a temperature.
+def calibration_scores(hist: NDArray[np.int64], temperature: float | None) -> CalibrationScores:
+    """Compute calibration error and log-likelihood, of the probabilities and at a temperature.
 
     Args:
-        hist: (2, BINS): cancer, other.
-        temperature: T, or None where there is none.
-
-    Returns:
-        ece, nll (mean negative log-likelihood of a pixel, in nats), ece_scaled and nll_scaled; None where there are
-        no pixels or no temperature.
+        hist: (2, BINS) counts: cancer, other.
+        temperature: T, or None if there is none.
     """
     found: dict[str, float | None] = {}
     for suffix, t in (("", 1.0), ("_scaled", temperature)):
@@ -145,7 +182,7 @@ def calibration_scores(hist: NDArray[np.int64], temperature: float | None) -> di
         known = t is not None and pixels > 0
         found[f"ece{suffix}"] = reliability(hist, t).ece if known and t else None
         found[f"nll{suffix}"] = _loss(hist, t) / pixels if known and t else None
-    return found
+    return CalibrationScores(**found)
 
 
 def _loss(hist: NDArray[np.int64], temperature: float) -> float:

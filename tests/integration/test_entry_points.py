@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from panda.files import locked
-from panda.report.summary_schema import summary_faults
+from panda.report.run_summary import parse_summary
 from panda.tasks.checkpoint import read_checkpoint
 from panda.tasks.segmentation import SegmentationTask
 from panda.tasks.threshold import ThresholdChoice
@@ -90,7 +90,7 @@ def test_a_run_leaves_what_it_promises(trained: Path) -> None:
     summary = json.loads((trained / "summary.json").read_text())
     assert summary["task"] == "segmentation"
     assert 0 <= summary["threshold"] < 1
-    assert summary_faults(summary) == []
+    assert parse_summary(summary)[1] == []
     assert summary["val"]["slides"] > 0
     assert list((trained / "panels").glob("patches*.png"))
     header = table(trained / "metrics.csv")[0].keys()
@@ -230,7 +230,7 @@ def test_a_grader_trains_on_guided_tiles_and_grades(home: Path, trained: Path) -
     assert [row["slide_id"] for row in table(run / "failures.csv")] == [broken]
     assert len(list((home / "patches").glob("canvases-*/*.zarr"))) == 9
     summary = json.loads((run / "summary.json").read_text())
-    assert summary_faults(summary) == []
+    assert parse_summary(summary)[1] == []
     learnt = summary["data"]["slides"]["train"]
     said = (
         f"trained on {learnt} of the {learnt} training slides or on others of their groups: their tiles are in-sample"
@@ -264,7 +264,7 @@ def test_one_slide_says_that_it_does_not_generalise(home: Path, trained: Path) -
     assert done.returncode == 0, done.stderr[-3000:]
     summary = json.loads((home / "runs/segmentation/one/summary.json").read_text())
     assert "test" not in summary
-    assert summary_faults(summary) == []
+    assert parse_summary(summary)[1] == []
     assert any("generalise" in note for note in summary["notes"])
     assert not (home / "runs/segmentation/one/wandb").exists()
     assert len(table(home / "runs/segmentation/one/slides.csv")) == 1

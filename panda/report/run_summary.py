@@ -1,0 +1,213 @@
+"""The content of `summary.json`: what a training run says about itself, for programs and for the pages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, JsonValue, ValidationError
+
+from panda.inference.dataset_metrics import SegmentationSplitFigures
+from panda.inference.grading_metrics import AttentionSplitFigures, GradingSplitFigures
+from panda.report.run_folder import read_json
+from panda.tasks.calibration import Calibration
+from panda.tasks.figures import Count, Ends, Figures, Plain, Share
+
+SCHEMA = 3
+"""Grows when a key is added, goes, or changes its meaning."""
+
+_NOT_TESTED = "Absent if the test slides were not scored."
+
+
+class PatchFigures(Figures, frozen=True):
+    """The score of `data=one_slide`, which has no validation slide."""
+
+    dice: Annotated[
+        Share | None,
+        Field(description="Pooled Dice of validation patches at their best threshold. Null if that was given."),
+    ]
+    of: Annotated[str, Field(description="What was scored.")]
+
+
+class DataSummary(Plain, frozen=True):
+    """The slides of a run."""
+
+    root: Annotated[str, Field(description="Folder of the data.")]
+    slides: Annotated[dict[str, Count], Field(description="Split to its number of slides.")]
+    left_out: Annotated[dict[str, Count], Field(description="Reason to the number of slides left out.")]
+    colours: Annotated[
+        str | None,
+        Field(description="Normalization of all slides, and augmentation of training patches. Absent in older runs."),
+    ] = None
+    groups: Annotated[str, Field(description="What keeps the splits apart.")]
+
+
+class PatchDataSummary(DataSummary, frozen=True):
+    """The slides of a run and the patches that were cut from them."""
+
+    store: Annotated[str, Field(description="Folder of the patches.")]
+    settings: Annotated[dict[str, JsonValue], Field(description="How patches were cut: keys of `data`.")]
+    split: Annotated[str, Field(description="`holdout`, `kfold`, `patches` of one slide, or the file of the splits.")]
+    seed: Annotated[int, Field(description="Seed of the split.")]
+    patches: Annotated[dict[str, Count], Field(description="Split to its number of patches.")]
+    tumor_patches: Annotated[dict[str, Count], Field(description="Split to its number of patches with cancer.")]
+    failed: Annotated[list[dict[str, str]], Field(description="Slides that failed: slide_id, stage, error, message.")]
+
+
+class BootstrapSummary(Plain, frozen=True):
+    """How intervals are made: percentiles of a figure over groups of slides, drawn with replacement.
+
+    Draws in which the figure is undefined are left out.
+    """
+
+    resamples: Annotated[Count, Field(description="Number of draws.")]
+    seed: Annotated[Count, Field(description="Seed of the draws.")]
+    level: Annotated[Share, Field(description="Share of the draws within an interval.")]
+    unit: Annotated[str, Field(description="What is drawn.")]
+
+
+class ProviderThreshold(Plain, frozen=True):
+    """A threshold and where it comes from."""
+
+    value: Annotated[Share, Field(description="A pixel is cancer if its probability is at least this.")]
+    criterion: Annotated[
+        str,
+        Field(
+            description="What was best there: dice_pooled, dice_mean_slide, f1, youden or cost. `default` or `given` "
+            "if nothing was searched, `all_providers` if a provider takes the threshold of all."
+        ),
+    ]
+    score: Annotated[float | None, Field(description="Value of the criterion. Null if nothing was searched.")]
+    chosen_on: Annotated[str, Field(description="The slides it was chosen on, or why there was no search.")]
+    date: Annotated[str, Field(description="Date of the choice, ISO 8601, UTC.")]
+    cost_ratio: Annotated[
+        float | None,
+        Field(description="False-positive pixels that one missed cancer pixel is worth. Null for other criteria."),
+    ]
+    interval: Annotated[
+        Ends | None, Field(description="Bootstrap 95 % interval of the value. Null for the reason in `interval_note`.")
+    ]
+    interval_note: Annotated[str, Field(description="Why there is no interval, otherwise empty.")]
+
+
+class ThresholdSummary(ProviderThreshold, frozen=True):
+    """The threshold that was chosen on all validation slides; the checkpoint has the same."""
+
+    by_provider: Annotated[
+        dict[str, ProviderThreshold],
+        Field(description="Provider to its own threshold; empty without `threshold_per_provider=true`."),
+    ]
+
+
+class CommonSummary(Plain, frozen=True):
+    """What the summaries of both tasks have in common."""
+
+    version: Annotated[Literal[3], Field(alias="schema", description="Version of this description.")]
+    task: Annotated[str, Field(description="`segmentation` or `grading`.")]
+    name: Annotated[str, Field(description="Name of the run's folder.")]
+    created: Annotated[str, Field(description="End of the run, ISO 8601, UTC.")]
+    seed: Annotated[Count, Field(description="Seed of weights, loaders and augmentation.")]
+    device: Annotated[str, Field(description="Device of the training.")]
+    devices: Annotated[
+        Count | None, Field(description="Number of devices that shared the training. Absent in older runs.")
+    ] = None
+    epochs: Annotated[Count, Field(description="Number of epochs.")]
+    seconds: Annotated[float, Field(description="Time of all sessions that the weights come from, s.")]
+    bootstrap: Annotated[BootstrapSummary, Field(description="How intervals are made.")]
+    trained_by: Annotated[
+        str | None,
+        Field(description="Job of the sweep whose weights were evaluated. Null if the run trained its own."),
+    ]
+    notes: Annotated[list[str], Field(description="What a reader of the figures must know.")]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of `summary.json`."""
+        content = self.model_dump(mode="json", by_alias=True)
+        return {key: value for key, value in content.items() if key != "test" or value is not None}
+
+
+class SegmentationSummary(CommonSummary, frozen=True):
+    """The summary of a run of `task=segmentation`."""
+
+    task: Literal["segmentation"] = "segmentation"
+    data: Annotated[PatchDataSummary, Field(description="Slides and patches.")]
+    threshold: Annotated[Share, Field(description="Common threshold of all providers.")]
+    threshold_choice: Annotated[ThresholdSummary, Field(description="Where the threshold comes from.")]
+    calibration: Annotated[
+        Calibration | None, Field(description="How far probabilities can be trusted. Null for `data=one_slide`.")
+    ]
+    val: Annotated[
+        SegmentationSplitFigures | PatchFigures,
+        Field(description="Validation slides. Epoch and threshold were chosen on them."),
+    ]
+    test: Annotated[SegmentationSplitFigures | None, Field(description=f"Test slides. {_NOT_TESTED}")] = None
+
+
+class GradingSummary(CommonSummary, frozen=True):
+    """The summary of a run of `task=grading`."""
+
+    task: Literal["grading"] = "grading"
+    threshold: Annotated[
+        Share | None,
+        Field(description="Threshold of the guiding segmentation. Null without one, or with one for each fold."),
+    ]
+    target: Annotated[Literal["isup", "cancer"], Field(description="What was learned.")]
+    tiles: Annotated[dict[str, JsonValue], Field(description="How tiles were chosen: keys of `tiles`.")]
+    data: Annotated[DataSummary, Field(description="Slides.")]
+    val: Annotated[GradingSplitFigures, Field(description="Validation slides. The epoch was chosen on them.")]
+    test: Annotated[AttentionSplitFigures | None, Field(description=f"Test slides. {_NOT_TESTED}")] = None
+
+
+RunSummary = SegmentationSummary | GradingSummary
+_MODELS: Mapping[str, type[SegmentationSummary | GradingSummary]] = {
+    "segmentation": SegmentationSummary,
+    "grading": GradingSummary,
+}
+
+
+def parse_summary(content: Mapping[str, Any]) -> tuple[RunSummary | None, list[str]]:
+    """Parse the content of `summary.json`.
+
+    Args:
+        content: The JSON object.
+
+    Returns:
+        The summary, or None; and a sentence for each fault, with its key.
+    """
+    if content.get("schema") != SCHEMA:
+        return None, [f"schema is {content.get('schema')!r}, this version reads {SCHEMA}"]
+    model = _MODELS.get(str(content.get("task")))
+    if model is None:
+        return None, [f"task is {content.get('task')!r}, it must be segmentation or grading"]
+    try:
+        return model.model_validate(content), []
+    except ValidationError as error:
+        return None, [f"{_name_key(fault['loc'])}: {fault['msg'].lower()}" for fault in error.errors()]
+
+
+def _name_key(location: tuple[int | str, ...]) -> str:
+    """Write the key of a fault, without the names of models that pydantic adds for a union."""
+    models = ("SegmentationSplitFigures", "PatchFigures")
+    return ".".join(str(part) for part in location if part not in models)
+
+
+def read_summary(run_dir: Path) -> tuple[RunSummary | None, str]:
+    """Read the summary of a run.
+
+    Args:
+        run_dir: Folder of the run.
+
+    Returns:
+        The summary and an empty text; or None, and why there is none as a sentence.
+    """
+    content, fault = read_json(run_dir / "summary.json")
+    if fault:
+        return None, fault
+    summary, faults = parse_summary(content)
+    more = f" ({len(faults) - 1} more)" if len(faults) > 1 else ""
+    return summary, (
+        f"summary.json cannot be used: {faults[0]}{more}. Train again, or open the run with the version that made it."
+        if faults
+        else ""
+    )
