@@ -22,6 +22,7 @@ from panda.data.pixel_stores import StoreKind
 from panda.data.settings import PatchSettings
 from panda.data.store import StoreResult, load_store, store_path
 from panda.errors import ManifestError, MaskError, PandaError, SlideError
+from panda.wsi.label_maps import known_label_maps
 from tests.panda_folder import CANCER, TISSUE, codes, entry_files, kept_slides, make_folder, picture
 from tests.pyramids import write_pyramid
 
@@ -217,3 +218,13 @@ def test_a_store_of_other_settings_is_refused(folder: Path, tmp_path: Path) -> N
 def test_faulty_settings(change: dict[str, Any], fault: str) -> None:
     (found,) = dataclasses.replace(SETTINGS, **change).faults()
     assert fault in found
+
+
+def test_a_changed_label_map_reuses_no_patches(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (record, *_) = read_manifest(folder)
+    extract_store([record], SETTINGS, tmp_path, folder, progress=False)
+    known = known_label_maps()
+    for change, failures in (({"names": {**known["radboud"].names, 4: "another name"}}, 0), ({"cancer": (3,)}, 1)):
+        changed = {**known, "radboud": known["radboud"].model_copy(update=change)}
+        monkeypatch.setattr("panda.wsi.label_maps.known_label_maps", lambda changed=changed: changed)
+        assert len(load_store([record], SETTINGS, tmp_path, folder).failures) == failures
