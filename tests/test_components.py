@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from panda.wsi import components as module
-from panda.wsi.components import Pieces, around, keep_large, stripes
+from panda.wsi.components import MaskComponents, around, keep_large, stripes
 
 
 def spiral(side: int) -> NDArray[np.bool_]:
@@ -49,7 +49,7 @@ def test_a_line_that_comes_back_is_one_part(rows: int) -> None:
 
 def check(mask: NDArray[np.bool_], rows: int) -> None:
     count, right, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
-    pieces = Pieces(mask, rows, boxes=True)
+    pieces = MaskComponents(mask, rows, boxes=True)
     found = np.zeros(mask.shape, np.int64)
     for own, numbers in pieces.labels():
         found[own] = numbers

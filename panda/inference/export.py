@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from panda.files import whole_path, write_whole
 from panda.inference.canvas import Canvas
 from panda.inference.canvas_store import probability
-from panda.inference.objects import cut_out
 from panda.inference.polygons import trace
+from panda.wsi.components import cut_out
 from panda.wsi.geometry import Resolution
 from panda.wsi.slide import Slide
 

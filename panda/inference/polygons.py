@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from panda.inference.objects import cut_out, find_objects
+from panda.wsi.components import cut_out, find_components
 
 Ring = NDArray[np.int64]
 """(n, 2) x, y corners in px edges, not closed: pixel i spans i to i + 1."""
@@ -26,7 +26,7 @@ def trace(mask: NDArray[np.bool_]) -> list[list[Ring]]:
     Returns:
         One list a polygon, largest first: its outer ring, then its holes.
     """
-    objects = find_objects(
+    objects = find_components(
         lambda window: mask[window[1] : window[1] + window[3], window[0] : window[0] + window[2]],
         (mask.shape[0], mask.shape[1]),
         connectivity=4,

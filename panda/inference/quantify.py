@@ -1,12 +1,12 @@
 """How much of a slide's tissue is tumour: threshold, clean-up, regions, areas.
 
 A pixel of the working frame counts as tumour when its probability reaches the threshold, it lies in tissue and it
-was scored. Objects under a smallest area are then removed, and after them holes under a smallest area are filled
-(in this order, so that a speck within a gland does not keep its hole open). Objects are 8-connected and holes
+was scored. Components under a smallest area are then removed, and after them holes under a smallest area are filled
+(in this order, so that a speck within a gland does not keep its hole open). Components are 8-connected and holes
 4-connected, or the other way round: a diagonal never joins both. Only tissue is ever filled: the lumen of a gland
 is glass, and stays out of the tumour's area.
 
-All of it goes block by block (`panda.inference.objects`): a map may be larger than memory.
+All of it goes block by block (`panda.wsi.components`): a map may be larger than memory.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from scipy.spatial.distance import pdist
 from panda.errors import PandaError
 from panda.inference.canvas import Canvas
 from panda.inference.canvas_store import STEPS, probability
-from panda.inference.objects import BLOCK, ObjectFinder, Objects, Window, find_objects, windows
 from panda.settings import Settings
+from panda.wsi.components import BLOCK, ComponentFinder, Components, Window, find_components, windows
 from panda.wsi.geometry import Resolution, round_px
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap, find_tissue
@@ -81,14 +81,14 @@ def clean_mask(
     min_hole: float,
     connectivity: int = 8,
     block: int = BLOCK,
-) -> Objects:
+) -> Components:
     """Remove small objects of a mask, then fill its small holes, in place.
 
     Args:
         mask: (H, W) bool; cleaned where it lies.
         fillable: Gives the (h, w) bool part of what may be filled in a window; pixels of a hole outside of it stay
             open (they count towards its area).
-        min_region: Objects of fewer px are removed.
+        min_region: Components of fewer px are removed.
         min_hole: Holes of fewer px are filled. What reaches the edge of the map is no hole.
         connectivity: Of the objects, 4 or 8; the holes' is the other one.
         block: Side of the blocks in px; it changes no result.
@@ -97,20 +97,20 @@ def clean_mask(
         The objects of the clean mask.
     """
     height, width = mask.shape
-    objects = find_objects(lambda window: mask[_part(window)], (height, width), connectivity, block)
+    objects = find_components(lambda window: mask[_part(window)], (height, width), connectivity, block)
     keep = objects.area >= min_region
     keep[0] = False
-    holes = ObjectFinder(width, 12 - connectivity)
+    holes = ComponentFinder(width, 12 - connectivity)
     for window in windows((height, width), block):
         part = mask[_part(window)]
         if part.any():
             part[:] = keep[objects.numbered(window, part)]
         holes.add(window, ~part)
-    gaps = holes.objects()
+    gaps = holes.components()
     enclosed = (gaps.box[:, :2] > 0).all(axis=1) & (gaps.box[:, 2] < width) & (gaps.box[:, 3] < height)
     fill = enclosed & (gaps.area < min_hole)
     fill[0] = False
-    cleaned = ObjectFinder(width, connectivity)
+    cleaned = ComponentFinder(width, connectivity)
     for window in windows((height, width), block):
         part = mask[_part(window)]
         if fill.any() and not part.all():  # a block may be all hole
@@ -118,7 +118,7 @@ def clean_mask(
             if small.any():
                 part |= small & fillable(window)
         cleaned.add(window, part)
-    return cleaned.objects()
+    return cleaned.components()
 
 
 def slide_quantification(
@@ -292,7 +292,7 @@ class _Source:
         return lambda values: table[np.rint(values * STEPS).astype(np.int64)]
 
 
-def _regions(objects: Objects, mask: NDArray[np.bool_], source: _Source, block: int) -> list[dict[str, Any]]:
+def _regions(objects: Components, mask: NDArray[np.bool_], source: _Source, block: int) -> list[dict[str, Any]]:
     """Describe the objects of the clean mask, largest first; see `slide_quantification`."""
     count = len(objects) + 1
     total, highest = np.zeros(count), np.zeros(count)

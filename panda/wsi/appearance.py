@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from panda.wsi.components import Mask, Pieces, around, keep_large, stripes
+from panda.wsi.components import Mask, MaskComponents, around, keep_large, stripes
 
 Bytes = NDArray[np.uint8]
 Counts = NDArray[np.int64]
@@ -204,7 +204,7 @@ class Picture:
             closed = cv2.morphologyEx(enough.astype(np.uint8), cv2.MORPH_CLOSE, _disc(5))
             mask[own], other[own] = enough[within], closed[within] == 0
         hole = HOLE_UM2 / self._um**2
-        holes = Pieces(other, self._rows)
+        holes = MaskComponents(other, self._rows)
         for own, px in holes.px_of(holes.area < hole):
             mask[own] |= px
         del holes
@@ -226,7 +226,7 @@ class Picture:
         """
         filled = self.candidates(search)
         self._remove_lines(filled)
-        pieces = Pieces(filled, self._rows, boxes=True)
+        pieces = MaskComponents(filled, self._rows, boxes=True)
         area = pieces.area
         large = area * self._um**2 >= STRUCTURE_UM2
         borders, seeded, thick, well, steps = np.zeros((5, len(area)), np.int64)
@@ -281,11 +281,11 @@ class Picture:
         thin = np.empty_like(mask)
         for own, wide, within in self._stripes(self._side - 1):
             thin[own] = mask[own] & (self._thick(mask[wide].view(np.uint8))[within] == 0)
-        pieces = Pieces(thin, self._rows, boxes=True)
+        pieces = MaskComponents(thin, self._rows, boxes=True)
         for own, px in pieces.px_of(self._lines(pieces, LINE_UM)):
             mask[own] &= ~px
 
-    def _lines(self, pieces: Pieces, least_um: float) -> Mask:
+    def _lines(self, pieces: MaskComponents, least_um: float) -> Mask:
         """Which of the pieces are long and thin."""
         length = np.hypot(*pieces.sides.T) * self._um
         return np.asarray((length >= least_um) & (pieces.area * self._um**2 <= THIN_UM * length))

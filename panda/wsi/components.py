@@ -1,13 +1,14 @@
-"""The connected parts of masks as large as a slide's overview, found stripe by stripe.
+"""Connected components of masks that are too large to be labelled at once.
 
-Labels take four bytes a px, more than all else that a search keeps, so there are never those of a whole mask at once:
-each stripe is labelled by itself, parts that meet at its edges are joined, and labels are made again when asked for.
+A mask is labelled block by block, and components that touch across a seam are joined. Labels are not kept, because
+they take four bytes a px: they are made again when they are needed. No result depends on the blocks.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -16,20 +17,42 @@ from numpy.typing import NDArray
 Mask = NDArray[np.bool_]
 Labels = NDArray[np.int32]
 
+BLOCK = 1024
+"""Side of a block in px: a multiple of the canvas's chunks. One takes about 30 bytes a px while it is labelled."""
+
 KEPT_PX = 2**21
-"""Px of a mask whose labels are kept; those of a larger one are made again."""
+"""Area in px up to which `MaskComponents` keeps the labels of a mask."""
+
+Window = tuple[int, int, int, int]
+"""x0, y0, width, height in px."""
+
+Measure = Literal["area", "box", "all"]
+"""What is measured of components: `box` takes twice as long as `area` alone, `all` longer."""
+
+
+def windows(shape: tuple[int, int], block: int = BLOCK) -> Iterator[Window]:
+    """Cut a map into blocks, row by row.
+
+    Args:
+        shape: (height, width) in px.
+        block: Side of a block in px; those at the right and lower edge may be smaller.
+    """
+    height, width = shape
+    for y0 in range(0, height, block):
+        for x0 in range(0, width, block):
+            yield x0, y0, min(block, width - x0), min(block, height - y0)
 
 
 def stripes(height: int, rows: int, halo: int = 0) -> Iterator[tuple[slice, slice, slice]]:
     """Cut a picture into stripes of whole rows.
 
     Args:
-        height: Of the picture in px.
-        rows: Of a stripe, at least 1.
+        height: Height of the picture, px.
+        rows: Rows of a stripe, at least 1.
         halo: Rows above and below that a filter needs.
 
     Yields:
-        The stripe's rows; the same with its halo, as far as the picture goes; the stripe's rows within the latter.
+        The stripe's rows; these rows with their halo, see `around`; the stripe's rows within the latter.
     """
     for top in range(0, height, rows):
         own = slice(top, min(top + rows, height))
@@ -37,135 +60,310 @@ def stripes(height: int, rows: int, halo: int = 0) -> Iterator[tuple[slice, slic
 
 
 def around(own: slice, height: int, halo: int) -> tuple[slice, slice]:
-    """Rows with a halo, as far as the picture goes, and where the rows themselves lie in it."""
+    """Return rows with a halo that ends at the picture's edge, and the position of the rows within it."""
     first = max(own.start - halo, 0)
     return slice(first, min(own.stop + halo, height)), slice(own.start - first, own.stop - first)
 
 
-class Pieces:
-    """The 8-connected parts of a mask. They have numbers over 0, not all of which are taken; 0 is what is in none.
+@dataclass(frozen=True)
+class Components:
+    """The connected components of a mask, numbered from 1.
+
+    With all measures the largest is the first, and of equal ones the topmost.
+
+    Attributes:
+        area: Area, (n + 1,) int64 px; entry 0 is the background in all arrays.
+        box: Left, top, right, bottom, (n + 1, 4) int64 px edges; 0 if not measured.
+        centroid: x and y of the mean pixel index, (n + 1, 2) float64; 0 if not measured.
+        start: x and y of the leftmost px of the topmost row, (n + 1, 2) int64; 0 if not measured.
+    """
+
+    area: NDArray[np.int64]
+    box: NDArray[np.int64]
+    centroid: NDArray[np.float64]
+    start: NDArray[np.int64]
+    _numbers: dict[tuple[int, int], Labels]  # by corner of the block: the number of each of its labels
+    _labels: dict[tuple[int, int], Labels]
+    _connectivity: int
+
+    def __len__(self) -> int:
+        return len(self.area) - 1
+
+    def numbers_in(self, window: Window) -> Labels:
+        """Return the numbers of the components that a block touches, after a 0 for the background.
+
+        Args:
+            window: One of those that the components were found in.
+        """
+        return self._numbers[window[:2]]
+
+    def numbered(self, window: Window, mask: Mask) -> Labels:
+        """Number the pixels of a block.
+
+        Args:
+            window: One of those that the components were found in.
+            mask: The block as it was then, (h, w) bool.
+
+        Returns:
+            (h, w) int32: the number of the component that a pixel belongs to, 0 outside of all.
+        """
+        numbers = self.numbers_in(window)
+        if len(numbers) == 1:
+            return np.zeros(mask.shape, np.int32)
+        labels = self._labels.get(window[:2])
+        return np.asarray(numbers[label(mask, self._connectivity) if labels is None else labels])
+
+
+class ComponentFinder:
+    """Finds the components of a mask whose blocks are added in the order of `windows`.
+
+    Args:
+        width: Width of the mask, px.
+        connectivity: 8 joins pixels that touch at a corner, 4 does not.
+        measure: What is measured.
+        keep_labels: Keep the labels of all blocks.
+    """
+
+    def __init__(self, width: int, connectivity: int, measure: Measure = "all", *, keep_labels: bool = False) -> None:
+        self.width, self.connectivity, self.measure = width, connectivity, measure
+        self._keep_labels = keep_labels
+        self._stats: list[NDArray[np.int64]] = []
+        self._pairs: list[NDArray[np.int64]] = []
+        self._blocks: dict[tuple[int, int], tuple[int, int]] = {}  # labels before the block, labels of the block
+        self._labels: dict[tuple[int, int], Labels] = {}
+        self._count = 0
+        # Labels of the last row above the present blocks, with a margin for corners, and of the last column.
+        self._above, self._row = np.zeros((2, width + 2), np.int64)
+        self._left = np.zeros(0, np.int64)
+
+    def add(self, window: Window, mask: Mask) -> None:
+        """Label one block.
+
+        Args:
+            window: Its place.
+            mask: (h, w) bool.
+        """
+        x0, y0, width, height = window
+        if x0 == 0:
+            self._above, self._row = self._row, np.zeros(self.width + 2, np.int64)
+            self._left = np.zeros(height, np.int64)
+        self._blocks[x0, y0] = self._count, 0
+        if not mask.any():
+            self._left = np.zeros(height, np.int64)
+            return
+        labels, stats = _measured(mask, self.connectivity, self.measure, x0, y0)
+        if self._keep_labels:
+            self._labels[x0, y0] = labels
+        top, bottom, left, right = (
+            np.where(line > 0, line.astype(np.int64) + self._count, 0)
+            for line in (labels[0], labels[-1], labels[:, 0], labels[:, -1])
+        )
+        for shift in (-1, 0, 1) if self.connectivity == 8 else (0,):
+            self._join(self._above[x0 + 1 + shift : x0 + 1 + shift + width], top)
+            down, up = max(shift, 0), max(-shift, 0)
+            self._join(self._left[down : height - up], left[up : height - down])
+        self._row[x0 + 1 : x0 + 1 + width] = bottom
+        self._left = right
+        self._stats.append(stats)
+        self._blocks[x0, y0] = self._count, len(stats)
+        self._count += len(stats)
+
+    def _join(self, one: NDArray[np.int64], other: NDArray[np.int64]) -> None:
+        """Note the pairs of labels that touch; one that repeats the pair before it says nothing new."""
+        both = (one > 0) & (other > 0)
+        pairs = np.stack([one[both], other[both]])
+        new = np.ones(pairs.shape[1], np.bool_)
+        new[1:] = (pairs[:, 1:] != pairs[:, :-1]).any(axis=0)
+        self._pairs.append(pairs[:, new] - 1)
+
+    def components(self) -> Components:
+        """Join what touches across seams, and number the components."""
+        columns = {"area": 1, "box": 5, "all": 8}[self.measure]
+        stats = np.concatenate([np.zeros((0, columns), np.int64), *self._stats])
+        pairs = np.concatenate([np.zeros((2, 0), np.int64), *self._pairs], axis=1)
+        roots, of = np.unique(_roots(self._count, pairs), return_inverse=True)
+        found = len(roots)
+        area, sums = np.zeros(found, np.int64), np.zeros((found, 2), np.int64)
+        box, start, order = np.zeros((found, 4), np.int64), np.zeros((found, 2), np.int64), np.arange(found)
+        np.add.at(area, of, stats[:, 0])
+        if self.measure != "area":
+            box[:, :2] = np.iinfo(np.int64).max
+            np.minimum.at(box[:, :2], of, stats[:, 1:3])
+            np.maximum.at(box[:, 2:], of, stats[:, 3:5])
+        if self.measure == "all":
+            np.add.at(sums, of, stats[:, 5:7])
+            first = np.full(found, np.iinfo(np.int64).max)
+            np.minimum.at(first, of, stats[:, 2] * self.width + stats[:, 7])
+            start = np.stack([first % max(self.width, 1), first // max(self.width, 1)], axis=1)
+            order = np.lexsort((first, -area))
+        rank = np.empty(found, np.int32)
+        rank[order] = np.arange(1, found + 1)
+        number = rank[of]
+        return Components(
+            area=np.concatenate([[0], area[order]]),
+            box=np.concatenate([np.zeros((1, 4), np.int64), box[order]]),
+            centroid=np.concatenate([np.zeros((1, 2)), sums[order] / area[order, None]]),
+            start=np.concatenate([np.zeros((1, 2), np.int64), start[order]]),
+            _numbers={
+                corner: np.append(np.int32(0), number[before : before + own])
+                for corner, (before, own) in self._blocks.items()
+            },
+            _labels=self._labels,
+            _connectivity=self.connectivity,
+        )
+
+
+def find_components(
+    read: Callable[[Window], Mask], shape: tuple[int, int], connectivity: int, block: int = BLOCK
+) -> Components:
+    """Find the components of a mask.
+
+    Args:
+        read: Gives the (h, w) bool part of the mask in a window.
+        shape: (height, width) of the mask in px.
+        connectivity: 4 or 8.
+        block: Side of the blocks in px.
+    """
+    finder = ComponentFinder(shape[1], connectivity)
+    for window in windows(shape, block):
+        finder.add(window, read(window))
+    return finder.components()
+
+
+def cut_out(mask: Mask, box: Sequence[int], start: Sequence[int], connectivity: int) -> Mask:
+    """Cut one component out of a mask: (h, w) bool, its box without the other components.
 
     Args:
         mask: (H, W) bool.
-        rows: Of a stripe.
-        boxes: Measure the parts' sides too.
+        box: Left, top, right, bottom of the component in px edges.
+        start: x and y of one of its px.
+        connectivity: 4 or 8, with which it was found.
+    """
+    left, top, right, bottom = box
+    labels = label(mask[top:bottom, left:right], connectivity)
+    return np.asarray(labels == labels[start[1] - top, start[0] - left], np.bool_)
+
+
+class MaskComponents:
+    """The 8-connected components of a mask in memory, found stripe by stripe.
+
+    Args:
+        mask: (H, W) bool.
+        rows: Rows of a stripe.
+        boxes: Measure boxes too.
 
     Attributes:
-        area: (N,) px of each part; 0 for number 0 and those that are not taken.
-        sides: (N, 2) width and height of each part's box in px, 0 likewise; where they are not measured, all 0.
+        area: Area, (n + 1,) int64 px; 0 for number 0, which is px outside of all components.
     """
 
     def __init__(self, mask: Mask, rows: int, *, boxes: bool = False) -> None:
         self._mask = mask
         self._rows = rows
-        self._kept: list[Labels | None] = []
-        firsts, areas, corners = [], [np.zeros(1, np.int64)], [np.zeros((1, 4), np.int64)]
-        pairs: list[NDArray[np.int64]] = []
-        above = np.zeros(mask.shape[1], np.int64)
-        total = 1
-        for own, _, _ in stripes(mask.shape[0], rows):
-            firsts.append(total)
-            if not mask[own].any():
-                above = np.zeros_like(above)
-                self._kept.append(None)
-                continue
-            labels, area, box = _labelled(mask[own], boxes)
-            areas.append(area)
-            corners.append(box + np.array((0, own.start, 0, own.start)))
-            edges = labels[[0, -1]].astype(np.int64)
-            first, last = np.where(edges > 0, edges + (total - 1), 0)
-            pairs += [_meeting(above, first), _meeting(above[1:], first[:-1]), _meeting(above[:-1], first[1:])]
-            above = last
-            total += len(area)
-            self._kept.append(labels if mask.size <= KEPT_PX else None)
-        firsts.append(total)
-        numbers = _joined(total, np.concatenate(pairs) if pairs else np.zeros((0, 2), np.int64))
-        self._numbers = [np.append(np.int32(0), numbers[start:stop]) for start, stop in itertools.pairwise(firsts)]
-        self.area = np.zeros(total, np.int64)
-        np.add.at(self.area, numbers, np.concatenate(areas))
-        low = np.full((total, 2), max(mask.shape), np.int64)
-        high = np.zeros((total, 2), np.int64)
-        corner = np.concatenate(corners)
-        if boxes:
-            np.minimum.at(low, numbers, corner[:, :2])
-            np.maximum.at(high, numbers, corner[:, 2:])
-        self.sides = np.maximum(high - low, 0)
-        self.sides[0] = 0
+        height, width = mask.shape
+        finder = ComponentFinder(width, 8, "box" if boxes else "area", keep_labels=mask.size <= KEPT_PX)
+        for own, _, _ in stripes(height, rows):
+            finder.add((0, own.start, width, own.stop - own.start), mask[own])
+        self._found = finder.components()
+        self.area = self._found.area
+
+    @property
+    def sides(self) -> NDArray[np.int64]:
+        """Width and height of each component's box, (n + 1, 2) int64 px; 0 if boxes are not measured."""
+        return np.asarray(self._found.box[:, 2:] - self._found.box[:, :2])
 
     def labels(self) -> Iterator[tuple[slice, Labels]]:
-        """Number the px of each stripe in turn; a stripe that touches no part is passed over.
+        """Number the px of each stripe that touches a component.
 
         Yields:
             The stripe's rows, and the number of each of its px. These rows of the mask may be altered then.
         """
-        for number, (own, _, _) in enumerate(stripes(self._mask.shape[0], self._rows)):
-            if len(self._numbers[number]) > 1:
-                yield own, self._numbers[number][self._labels(number, own)]
+        for own, window in self._stripes():
+            if len(self._found.numbers_in(window)) > 1:
+                yield own, self._found.numbered(window, self._mask[own])
 
     def px_of(self, chosen: Mask) -> Iterator[tuple[slice, Mask]]:
-        """Mark the px of the parts that are chosen, (N,) bool; a stripe that touches none is passed over.
+        """Mark the px of chosen components in each stripe that touches one.
+
+        Args:
+            chosen: (n + 1,) bool; entry 0 has no effect.
 
         Yields:
             The stripe's rows, and which of its px are chosen. These rows of the mask may be altered then.
         """
-        for number, (own, _, _) in enumerate(stripes(self._mask.shape[0], self._rows)):
-            here = chosen[self._numbers[number]]
-            here[0] = False
-            if here.any():
-                yield own, here[self._labels(number, own)]
-
-    def _labels(self, number: int, own: slice) -> Labels:
-        """The labels of a stripe."""
-        kept = self._kept[number]
-        if kept is not None:
-            return kept
-        return np.asarray(cv2.connectedComponents(self._mask[own].view(np.uint8), connectivity=8)[1], np.int32)
+        chosen = chosen.copy()
+        chosen[0] = False
+        for own, window in self._stripes():
+            if chosen[self._found.numbers_in(window)].any():
+                yield own, chosen[self._found.numbered(window, self._mask[own])]
 
     def remove(self, chosen: Mask) -> None:
-        """Take the parts that are chosen, (N,) bool, out of the mask."""
+        """Take the chosen components, (n + 1,) bool, out of the mask."""
         for own, px in self.px_of(chosen):
             self._mask[own] &= ~px
 
+    def _stripes(self) -> Iterator[tuple[slice, Window]]:
+        height, width = self._mask.shape
+        for own, _, _ in stripes(height, self._rows):
+            yield own, (0, own.start, width, own.stop - own.start)
+
 
 def keep_large(mask: Mask, area: float, rows: int) -> None:
-    """Take the 8-connected parts out of a mask that are smaller than an area in px."""
-    pieces = Pieces(mask, rows)
-    pieces.remove(pieces.area < area)
+    """Take the 8-connected components out of a mask that are smaller than an area in px."""
+    components = MaskComponents(mask, rows)
+    components.remove(components.area < area)
 
 
-def _labelled(mask: Mask, boxes: bool) -> tuple[Labels, NDArray[np.int64], NDArray[np.int64]]:
-    """Label a stripe; the area of each part, and the box: left, top, right, bottom."""
-    if not boxes:  # twice as fast as OpenCV's own statistics
-        count, labels = cv2.connectedComponents(mask.view(np.uint8), connectivity=8)
-        area = np.bincount(labels.ravel(), minlength=count)[1:]
-        return np.asarray(labels, np.int32), area, np.zeros((count - 1, 4), np.int64)
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
-    left, top, width, height, area = stats[1:].T.astype(np.int64)
-    return np.asarray(labels, np.int32), area, np.stack([left, top, left + width, top + height], axis=1)
+def label(mask: Mask, connectivity: int) -> Labels:
+    """Label the components of a block, (h, w) int32; the same mask always gets the same labels."""
+    return np.asarray(
+        cv2.connectedComponents(np.ascontiguousarray(mask).view(np.uint8), connectivity=connectivity)[1], np.int32
+    )
 
 
-def _meeting(above: NDArray[np.int64], below: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The numbers, (N, 2), that lie one below the other."""
-    both = (above > 0) & (below > 0)
-    pairs = np.stack([above[both], below[both]], axis=1)
-    again = np.zeros(len(pairs), np.bool_)  # most say what their neighbour says
-    again[1:] = (pairs[1:] == pairs[:-1]).all(axis=1)
-    return np.asarray(pairs[~again], np.int64)
+def _measured(mask: Mask, connectivity: int, measure: Measure, x0: int, y0: int) -> tuple[Labels, NDArray[np.int64]]:
+    """Label a block, and measure its components in px of the whole mask.
+
+    Returns:
+        The labels, and (n, 1), (n, 5) or (n, 8) figures: area; left, top, right, bottom; sum of x, sum of y, first
+        column.
+    """
+    if measure == "area":  # takes half the time of OpenCV's statistics
+        labels = label(mask, connectivity)
+        return labels, np.bincount(labels.ravel())[1:, None]
+    _, found, stats, centroids = cv2.connectedComponentsWithStats(
+        np.ascontiguousarray(mask).view(np.uint8), connectivity=connectivity, ltype=cv2.CV_32S
+    )
+    labels = np.asarray(found, np.int32)
+    left, top, width, height, area = stats[1:].astype(np.int64).T
+    columns = [area, left + x0, top + y0, left + x0 + width, top + y0 + height]
+    if measure == "all":
+        # The mean of whole numbers times their number is whole: rounding restores what the floats lost.
+        sums = np.rint(centroids[1:] * area[:, None]).astype(np.int64) + area[:, None] * np.array([x0, y0])
+        columns += [sums[:, 0], sums[:, 1], _first_columns(labels, top) + x0]
+    return labels, np.stack(columns, axis=1)
 
 
-def _joined(count: int, pairs: NDArray[np.int64]) -> NDArray[np.int32]:
-    """The numbers from 0 on, those that pairs join all as the least of them."""
-    root: dict[int, int] = {}
+def _first_columns(labels: Labels, tops: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the leftmost column of each label's topmost row, in px of the block."""
+    columns = np.zeros(len(tops), np.int64)
+    for top in np.unique(tops):
+        found, first = np.unique(labels[top], return_index=True)
+        here = np.flatnonzero(tops == top)
+        columns[here] = first[np.searchsorted(found, here + 1)]
+    return columns
 
-    def root_of(number: int) -> int:
-        while (higher := root.get(number, number)) != number:
-            root[number] = number = root.get(higher, higher)
-        return number
 
-    for one, other in pairs.tolist():
-        low, high = sorted((root_of(one), root_of(other)))
-        root[high] = low
-    numbers = np.arange(count, dtype=np.int32)
-    for number in root:
-        numbers[number] = root_of(number)
-    return numbers
+def _roots(count: int, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the smallest of all numbers, 0 to count - 1, that pairs join each number to, directly or not.
+
+    Each round halves the number of trees at least (Shiloach and Vishkin, "An O(log n) parallel connectivity
+    algorithm", J Algorithms 3:57-67, 1982).
+    """
+    root = np.arange(count)
+    while pairs.size:
+        pairs = root[pairs]
+        pairs = pairs[:, pairs[0] != pairs[1]]
+        np.minimum.at(root, pairs.max(axis=0), pairs.min(axis=0))
+        while (root[root] != root).any():
+            root = root[root]
+    return root
