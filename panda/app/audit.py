@@ -14,7 +14,9 @@ from pydantic import Field
 
 from panda.app.command_line import quoted
 from panda.app.config import Faults, check_config
-from panda.app.entry_point import idle_faults, log_to_file, make_folder, overrides
+from panda.app.entry_point import log_to_file, make_folder
+from panda.app.overrides import idle_faults, overrides
+from panda.app.registry import SLOTS, find_undeclared
 from panda.data.settings import FolderSettings
 from panda.errors import ConfigError
 from panda.settings import Settings, rule
@@ -108,6 +110,10 @@ def _checked(cfg: DictConfig) -> tuple[FolderSettings, AuditSettings]:
         raise ConfigError("data was taken away, and an audit needs it: leave out ~data")
     given: Any = OmegaConf.to_container(data)
     faults.add(*idle_faults([f"data.{key}" for key in given if key not in FolderSettings.model_fields], "an audit"))
+    # An audit does not build the data module, so that a node in an unused option would go unnoticed.
+    faults.add(*find_undeclared("data", given, SLOTS))
+    if given.get("_target_") != SLOTS["data"].base:
+        faults.add(f"data._target_={given.get('_target_')} is not allowed: data builds {SLOTS['data'].base} only")
     target = f"{FolderSettings.__module__}.{FolderSettings.__name__}"
     pruned = cfg.copy()
     pruned.data = {"_target_": target, **{key: given[key] for key in FolderSettings.model_fields if key in given}}
@@ -115,7 +121,7 @@ def _checked(cfg: DictConfig) -> tuple[FolderSettings, AuditSettings]:
         check_config(pruned, "audit")
     faults.raise_any()
     plain: Any = OmegaConf.to_container(pruned, resolve=True)
-    folder, settings = faults.build(plain["data"]), faults.build(plain["audit"])
+    folder, settings = faults.build(plain, "data"), faults.build(plain, "audit")
     faults.raise_any()
     return folder, settings
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal
@@ -16,25 +16,17 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from panda.app.command_line import likely, quoted
-from panda.app.group_types import KINDS_OF_AUDIT, imported, kinds_of
+from panda.app.overrides import is_typed
+from panda.app.registry import find_class, find_undeclared, slots_of
 from panda.app.value_checks import value_faults
 from panda.errors import ConfigError, OptionError, PandaError, near
 from panda.settings import REFUSED, Settings
-
-# What a `_target_` may name. A configuration is data; it must not be able to call anything that is installed.
-ALLOWED_TARGETS = (
-    "panda.",
-    "torch.nn.",
-    "pytorch_lightning.",
-    "segmentation_models_pytorch.",
-    "torchmetrics.",
-)
 
 KEYS = {
     "train": {
         "data", "model", "loss", "augment", "optim", "trainer", "logger", "quantify", "engine", "task", "tiles",
         "name", "seed", "threshold", "criterion", "cost_ratio", "threshold_per_provider", "test_slides", "resume",
-        "colour_map", "segmentation_checkpoint", "debug", "run_dir",
+        "colour_map", "segmentation_checkpoint", "allow_packages", "debug", "run_dir",
     },
     "infer": {
         "quantify", "engine", "checkpoint", "grading_checkpoint", "slides", "output", "threshold", "provider",
@@ -48,6 +40,7 @@ PLAIN_TYPES: dict[str, dict[str, Any]] = {
     "train": {
         "seed": int, "test_slides": bool, "debug": bool, "resume": str | None, "segmentation_checkpoint": str | None,
         "cost_ratio": float | None, "threshold_per_provider": bool, "colour_map": Literal["jet", "viridis"],
+        "allow_packages": list[str],
     },
     "infer": {
         "checkpoint": str, "grading_checkpoint": str | None, "slides": str, "output": str, "debug": bool,
@@ -90,7 +83,7 @@ def job_folder(own: str | None) -> str | None:
 def run_folder(resume: str | None, task: str, name: str | None, now: str) -> str:
     """The folder of a run: that of the run which is resumed, else `runs/<task>/<name or time>`."""
     if resume:
-        return str(Path(resume).parent.parent)
+        return str(Path(str(resume)).parent.parent)
     return str(Path("runs") / task / (str(name) if name is not None else now))
 
 
@@ -127,10 +120,10 @@ class Faults:
         except ConfigError as error:
             self.add(*error.faults)
 
-    def build(self, node: Any, key: str = "", /, **extra: Any) -> Any:
-        """Build a node; return None and take over the faults if the object's constructor refuses. See `build`."""
+    def build(self, plain: Mapping[str, Any], key: str, /, **extra: Any) -> Any:
+        """Build a node as `build` does. If its constructor refuses, take over its faults and return None."""
         with self.collect(key):
-            return build(node, **extra)
+            return build(plain, key, **extra)
 
     def raise_any(self) -> None:
         """Raise what was collected.
@@ -169,22 +162,14 @@ def check_config(cfg: DictConfig, door: str, refused: Faults | None = None) -> N
         faults.add(f"{str(error).splitlines()[0]}; mend the ${{…}} it names")
         faults.raise_any()
     assert isinstance(plain, dict)
-    kinds = KINDS_OF_AUDIT if door == "audit" else kinds_of(plain.get("task"))
-    for node_key, node in plain.items():
-        _check_node(str(node_key), node, kinds, faults, refused_here)
-    faults.add(*value_faults({str(key): value for key, value in plain.items()}, door))
-    if door == "train":
-        from panda.tasks.threshold import Criterion  # noqa: PLC0415
-
-        _check_type("criterion", plain.get("criterion"), Criterion, faults)
-    for key, hint in PLAIN_TYPES[door].items():
-        value = plain.get(key)
-        if value == "":
-            faults.add(f"{key} is empty: write {key}=…")
-        elif hint in (str, str | None) and isinstance(value, int | float):
-            faults.add(f"{key}={value} was read as a number: quote it, {quoted(f'{key}={value}')}")
-        else:
-            _check_type(key, value, hint, faults)
+    settings = {str(key): value for key, value in plain.items()}
+    slots, allowed = slots_of(settings), _allowed_packages(settings, faults)
+    for key, node in settings.items():
+        faults.add(*find_undeclared(key, node, slots))
+    for key in slots:
+        _check_slot(key, settings, allowed, faults, refused_here)
+    faults.add(*value_faults(settings, door))
+    _check_plain_values(settings, door, faults)
     if faults.found or refused is None:
         faults.add(*refused_here.found)
     else:
@@ -192,79 +177,111 @@ def check_config(cfg: DictConfig, door: str, refused: Faults | None = None) -> N
     faults.raise_any()
 
 
-def _check_node(key: str, node: Any, kinds: Mapping[str, str], faults: Faults, refused: Faults) -> None:
-    """Check a node with a `_target_` and all nodes below it.
+def _allowed_packages(settings: Mapping[str, Any], faults: Faults) -> Sequence[str]:
+    """Return the user's own packages that may define a class. They count only when typed."""
+    given = settings.get("allow_packages")
+    if given and not is_typed("allow_packages"):
+        faults.add(
+            f"allow_packages={given} comes from a file: remove it there, and type it with the command if you trust "
+            "these packages"
+        )
+        return []
+    return given if isinstance(given, list) and all(isinstance(name, str) for name in given) else []
+
+
+def _check_plain_values(settings: Mapping[str, Any], door: str, faults: Faults) -> None:
+    """Check the types of the keys that belong to no group."""
+    if door == "train":
+        from panda.tasks.threshold import Criterion  # noqa: PLC0415
+
+        _check_type("criterion", settings.get("criterion"), Criterion, faults)
+    for key, hint in PLAIN_TYPES[door].items():
+        value = settings.get(key)
+        if value == "":
+            faults.add(f"{key} is empty: write {key}=…")
+        elif hint in (str, str | None) and isinstance(value, int | float):
+            faults.add(f"{key}={value} was read as a number: quote it, {quoted(f'{key}={value}')}")
+        else:
+            _check_type(key, value, hint, faults)
+
+
+def _check_slot(key: str, settings: Mapping[str, Any], allowed: Sequence[str], faults: Faults, refused: Faults) -> None:
+    """Check that a node names a class that its slot allows, and that the class takes its options.
 
     Args:
-        key: Of the node.
-        node: As plain data.
-        kinds: Class of a node's object by key.
+        key: Key of the node.
+        settings: The resolved configuration.
+        allowed: The user's own packages.
         faults: Takes what keeps the node from being built.
         refused: Takes the faults of settings.
     """
-    if isinstance(node, Mapping):
-        for name, child in node.items():
-            _check_node(f"{key}.{name}", child, kinds, faults, refused)
-        if "_target_" in node:
-            target = _target(key, str(node["_target_"]), kinds.get(key), faults)
-            if inspect.isclass(target) and issubclass(target, Settings):
-                _check_settings(key, node, target, faults, refused)
-            elif target is not None:
-                _check_options(key, node, target, faults)
-            return
-    if key in kinds and not (node is None and "." in key):
-        faults.add(f"{key} has no _target_: give {kinds[key]}, or what is derived from it")
+    slot = slots_of(settings)[key]
+    parent, _, name = key.rpartition(".")
+    above = settings.get(parent) if parent else settings
+    if not isinstance(above, Mapping) or name not in above or (parent and above[name] is None):
+        return
+    node = above[name]
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        derived = ", or a class derived from it" if slot.packages else ""
+        faults.add(f"{key} has no _target_: give {slot.base}{derived}")
+        return
+    with faults.collect():
+        built = find_class(key, slot, str(node["_target_"]), allowed)
+        options = {option: value for option, value in node.items() if option != "_target_" and value != "???"}
+        if issubclass(built, Settings):
+            _check_settings(key, options, built, settings, refused)
+        else:
+            _check_options(key, options, built, settings, faults)
 
 
-def _target(key: str, path: str, kind: str | None, faults: Faults) -> Any:
-    """What a `_target_` names; None, and a fault, where it must not or cannot be used."""
-    if not path.startswith(ALLOWED_TARGETS):
-        faults.add(
-            f"{key}._target_={path} is outside the packages a configuration may use ({', '.join(ALLOWED_TARGETS)})"
-        )
-        return None
-    try:
-        target = imported(path)
-    except (ImportError, AttributeError) as error:
-        faults.add(f"{key}._target_={path} cannot be used: {error}")
-        return None
-    if kind and not (inspect.isclass(target) and issubclass(target, imported(kind))):
-        faults.add(f"{key}._target_={path} is no {kind.rpartition('.')[2]}, which a run needs there")
-        return None
-    return target
-
-
-def _check_settings(key: str, node: Mapping[str, Any], target: type[Settings], faults: Faults, refused: Faults) -> None:
-    """Check a node by making its settings, whose nodes below it are checked already."""
-    values = {name: value for name, value in node.items() if name != "_target_" and value != "???"}
-    for name, value in values.items():
-        if isinstance(value, Mapping) and "_target_" in value:
-            values[name] = REFUSED
-            if not faults.names(f"{key}.{name}"):
-                with refused.collect():
-                    values[name] = build(value)
+def _check_settings(
+    key: str, options: dict[str, Any], built: type[Settings], settings: Mapping[str, Any], refused: Faults
+) -> None:
+    """Check options by making the settings from them."""
+    slots = slots_of(settings)
+    for name, value in options.items():
+        if f"{key}.{name}" in slots and value is not None:
+            options[name] = REFUSED
+            with suppress(ConfigError):  # the check of its own slot reports it
+                options[name] = build(settings, f"{key}.{name}")
     with refused.collect(key):
-        target(**values)
+        built(**options)
 
 
-def _check_options(key: str, node: Mapping[str, Any], target: Any, faults: Faults) -> None:
-    path = node["_target_"]
-    call = target.__init__ if inspect.isclass(target) else target
-    parameters = {name: parameter for name, parameter in inspect.signature(call).parameters.items() if name != "self"}
-    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    try:
-        hints = typing.get_type_hints(call)
-    except (NameError, TypeError):
-        hints = {}
-    for name, value in node.items():
-        if name in ("_target_", "_partial_") or value == "???":
-            continue
-        if name not in parameters:
-            # an open-ended target checks what it takes when it is built
-            if not open_ended:
-                faults.add(f"{key}.{name}={value}: {path} has no such option{near(str(name), parameters)}")
-        elif name in hints and not isinstance(value, Mapping):
+def _check_options(
+    key: str, options: Mapping[str, Any], built: type, settings: Mapping[str, Any], faults: Faults
+) -> None:
+    """Check options against the signature of a class."""
+    known, hints = _signature(built, options)
+    for name, value in options.items():
+        if name not in known:
+            faults.add(
+                f"{key}.{name}={value}: {built.__module__}.{built.__name__} has no such option{near(name, known)}"
+            )
+        elif name in hints and f"{key}.{name}" not in slots_of(settings):
             _check_type(f"{key}.{name}", value, hints[name], faults)
+
+
+def _signature(built: type, options: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    """Return the names of the options that a class takes, and the types of those that state one.
+
+    A class that passes `**kwargs` on takes the options of its bases too, and of the class that it wraps, if it names
+    them by `wrapped_options`.
+    """
+    known: list[str] = []
+    hints: dict[str, Any] = {}
+    for kind in built.__mro__:
+        if "__init__" not in vars(kind):
+            continue
+        parameters = inspect.signature(kind.__init__).parameters  # type: ignore[misc]
+        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        known += [name for name, parameter in parameters.items() if parameter.kind in named and name != "self"]
+        with suppress(NameError, TypeError):
+            hints = typing.get_type_hints(kind.__init__) | hints  # type: ignore[misc]
+        if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+            return known, hints
+    wrapped = getattr(built, "wrapped_options", None)
+    return known + (list(wrapped(options)) if wrapped else []), hints
 
 
 def _check_type(key: str, value: Any, hint: Any, faults: Faults) -> None:
@@ -349,26 +366,29 @@ def check_ignoring(loss: Any, node: Mapping[str, Any], faults: Faults) -> None:
         )
 
 
-def build(node: Any, **extra: Any) -> Any:
-    """Make the object that a node describes.
+def build(plain: Mapping[str, Any], key: str, /, **extra: Any) -> Any:
+    """Build the object that a node describes, and the objects of its options that have a slot.
 
     Args:
-        node: A mapping with `_target_`.
-        extra: Arguments that no configuration can hold.
+        plain: The resolved configuration, which `check_config` passed.
+        key: Key of the node.
+        extra: Arguments that no configuration can hold; they replace the node's own.
 
     Raises:
-        PandaError: What the object's constructor raised, unwrapped.
-        ConfigError: For any other error of the constructor, with the node's target.
+        PandaError: What the constructor raised.
+        ConfigError: If the slot does not allow the class, or for any other error of the constructor.
     """
-    import hydra.utils  # noqa: PLC0415
-    from hydra.errors import InstantiationException  # noqa: PLC0415
-
+    parent, _, name = key.rpartition(".")
+    node, slots = (plain[parent] if parent else plain)[name], slots_of(plain)
+    built = find_class(key, slots[key], str(node["_target_"]), plain.get("allow_packages") or [])
+    options = {
+        name: build(plain, f"{key}.{name}") if f"{key}.{name}" in slots and value is not None else value
+        for name, value in node.items()
+        if name != "_target_"
+    }
     try:
-        return hydra.utils.instantiate(node, **extra, _convert_="all")
-    except InstantiationException as error:
-        cause: BaseException = error
-        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
-            cause = cause.__cause__
-        if isinstance(cause, PandaError):
-            raise cause from None
-        raise ConfigError(f"{node['_target_']} refuses its options: {cause}") from cause
+        return built(**options | extra)
+    except PandaError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{key}._target_={node['_target_']} refuses its options: {error}") from error

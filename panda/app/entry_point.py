@@ -9,15 +9,15 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from panda.app.command_line import explain
 from panda.app.config import is_multirun, register_resolvers
+from panda.app.overrides import typed_arguments, write_overrides
 from panda.errors import ConfigError, PandaError
 from panda.files import remove, write_whole
 
@@ -62,7 +62,8 @@ def enter(main: Callable[[], Any]) -> NoReturn:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     debug = "debug=true" in (argument.lower() for argument in sys.argv)
     try:
-        main()
+        with typed_arguments(sys.argv[1:]):
+            main()
     except KeyboardInterrupt as stop:
         set_up_logging(debug)
         log.error("interrupted; %s", str(stop) or "what was finished is kept, and the same command goes on from there")
@@ -149,42 +150,6 @@ def _leave_trace(run_dir: Path, error: Exception) -> None:
             write_whole(run_dir / "error.txt", f"{type(error).__name__}: {error}\n")
             if not (run_dir / "overrides.txt").exists():
                 write_overrides(run_dir)
-
-
-def overrides() -> list[str]:
-    """What the command line of this job asks for, `key=value`; empty where none was typed."""
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-
-
-def idle_faults(idle: Collection[str], where: str) -> list[str]:
-    """What the command line asks for and nothing would follow, as one sentence; none where there is nothing.
-
-    Args:
-        idle: Keys that have no part in this job.
-        where: What they have no part in.
-    """
-    given = [text for text in overrides() if _key(text) in idle]
-    return [f"{', '.join(given)}: no part in {where}; leave out"] if given else []
-
-
-def write_overrides(folder: Path, resumed: bool = False) -> None:
-    """Keep the job's choices, which are its row's columns in a sweep and tell it from others in a comparison.
-
-    Args:
-        folder: Of the job.
-        resumed: The choices of the run that is gone on with stay, but for those that are typed anew.
-    """
-    path, lines = folder / "overrides.txt", overrides()
-    if resumed:
-        lines = [line for line in lines if _key(line) not in ("resume", "debug")]
-        typed = {_key(line) for line in lines}
-        before = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        lines = [line for line in before if _key(line) not in typed] + lines
-    write_whole(path, "".join(f"{line}\n" for line in lines))
-
-
-def _key(override: str) -> str:
-    return override.lstrip("+").partition("=")[0]
 
 
 def sweep_begins(folder: Path) -> None:

@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from panda.app.config import Faults, check_loss
 from panda.app.dashboard import SHOWN, log_checkpoints, log_figures, log_pictures, log_slides
-from panda.app.entry_point import idle_faults
 from panda.app.guidance import Guidance, TileSettings
 from panda.app.operating_point import CHOICE_KEYS
+from panda.app.overrides import idle_faults
 from panda.app.run import Run, resolution_asked
 from panda.app.slide_grading import SlideGrading
 from panda.app.tracking import wandb_of
@@ -103,26 +103,26 @@ class GradingExperiment:
         plain: Any = OmegaConf.to_container(cfg, resolve=True)
         self.cfg = cfg
         faults = faults or Faults()
-        self.data: PatchDataModule = faults.build(plain["data"])
+        self.data: PatchDataModule = faults.build(plain, "data")
         if plain["data"]["split"] == "patches":
             faults.add("data.split=patches: grading needs slides in each split; use data.split=holdout or kfold")
         elif self.data is not None:
             faults.add(*idle_faults(self.data.choice.idle(), self.data.choice.how()))
-        self.tiles: TileSettings = faults.build(plain["tiles"])
-        self.settings: GradingSettings = faults.build(plain["task"])
+        self.tiles: TileSettings = faults.build(plain, "tiles")
+        self.settings: GradingSettings = faults.build(plain, "task")
         classes = CLASSES[self.settings.target if self.settings else "isup"]
-        self.loss = faults.build(plain["loss"], "loss")
+        self.loss = faults.build(plain, "loss")
         if self.loss is not None:
             logits = torch.zeros(2, classes)
             check_loss(self.loss, logits, torch.tensor([0, 1]), plain["loss"], faults)
-        self.optim: Optim = faults.build(plain["optim"])
-        self.quantify: QuantifySettings = faults.build(plain["quantify"])
-        self.engine: EngineSettings = faults.build(plain["engine"])
+        self.optim: Optim = faults.build(plain, "optim")
+        self.quantify: QuantifySettings = faults.build(plain, "quantify")
+        self.engine: EngineSettings = faults.build(plain, "engine")
         faults.add(*_source_faults(plain))
         weights = plain["model"].get("encoder_weights")
         # The segmentation is not loaded yet, and what is downloaded waits until nothing is refused any more.
-        model = plain["model"] | ({"encoder_weights": None} if weights in (OF_SEGMENTATION, DOWNLOADED) else {})
-        self.network: MILNet = faults.build(model, "model", num_classes=classes)
+        without = {"encoder_weights": None} if weights in (OF_SEGMENTATION, DOWNLOADED) else {}
+        self.network: MILNet = faults.build(plain, "model", num_classes=classes, **without)
         if self.network is not None and self.tiles is not None:
             with faults.collect("tiles"):
                 self.network.check_tile_size(self.tiles.tile_size)
@@ -136,7 +136,7 @@ class GradingExperiment:
         if weights == OF_SEGMENTATION:
             _take_encoder(self.network, self.guidance.segmenters[0])
         elif weights == DOWNLOADED:
-            self.network = faults.build(plain["model"], "model", num_classes=classes)
+            self.network = faults.build(plain, "model", num_classes=classes)
             faults.raise_any()
 
     def run(self, run: Run) -> GradingSummary:

@@ -135,8 +135,8 @@ def _checked(
     faults = Faults()
     check_config(cfg, "infer", faults)
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    engine: EngineSettings = faults.build(plain["engine"])
-    quantify: QuantifySettings = faults.build(plain["quantify"])
+    engine: EngineSettings = faults.build(plain, "engine")
+    quantify: QuantifySettings = faults.build(plain, "quantify")
     faults.add(*_slide_options(cfg).faults())
     searched = cfg.threshold == "checkpoint"
     if cfg.provider is not None and not searched:

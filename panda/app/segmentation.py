@@ -22,7 +22,6 @@ from panda.app.dashboard import (
     log_slides,
     log_threshold_curve,
 )
-from panda.app.entry_point import idle_faults
 from panda.app.operating_point import (
     CHOICE_KEYS,
     VALIDATION,
@@ -31,6 +30,7 @@ from panda.app.operating_point import (
     providers_of,
     unknown_providers,
 )
+from panda.app.overrides import idle_faults
 from panda.app.patch_views import Views
 from panda.app.run import Run, resolution_asked
 from panda.app.tracking import wandb_of
@@ -121,17 +121,17 @@ class SegmentationExperiment:
         plain: Any = OmegaConf.to_container(cfg, resolve=True)
         faults = faults or Faults()
         self.cfg = cfg
-        self.data: PatchDataModule = faults.build(plain["data"])
+        self.data: PatchDataModule = faults.build(plain, "data")
         model = plain["model"]
         downloaded = model.get("encoder_weights") in weight_names(str(model.get("encoder_name")))
         # A download waits until nothing is refused any more.
         without = {"encoder_weights": None} if downloaded else {}
-        self.network: Segmenter = faults.build(model | without, "model")
+        self.network: Segmenter = faults.build(plain, "model", **without)
         for key in ("patch_size", "batch_size"):
             if self.network is not None and not faults.names(f"data.{key}"):
                 with faults.collect("data"):
                     getattr(self.network, f"check_{key}")(plain["data"][key])
-        self.loss = faults.build(plain["loss"], "loss")
+        self.loss = faults.build(plain, "loss")
         if self.loss is not None:
             fits = check_loss(self.loss, torch.zeros(2, 1, 8, 8), torch.ones(2, 1, 8, 8), plain["loss"], faults)
             if fits and plain["data"]["ignore_background"]:
@@ -146,15 +146,15 @@ class SegmentationExperiment:
                 faults.add(*idle_faults(("data.tumor_share",), f"data.sampler={self.data.sampler}"))
         with faults.collect():
             check_criterion(plain["criterion"], plain["cost_ratio"])
-        self.optim: Optim = faults.build(plain["optim"])
-        self.settings: SegmentationSettings = faults.build(plain["task"])
+        self.optim: Optim = faults.build(plain, "optim")
+        self.settings: SegmentationSettings = faults.build(plain, "task")
         if self.settings is not None and not self.settings.views_every:
             faults.add(*idle_faults(("task.views",), "task.views_every=0, which draws none"))
-        self.quantify: QuantifySettings = faults.build(plain["quantify"])
-        engine: EngineSettings = faults.build(plain["engine"])
+        self.quantify: QuantifySettings = faults.build(plain, "quantify")
+        engine: EngineSettings = faults.build(plain, "engine")
         faults.raise_any()
         if downloaded:
-            self.network = faults.build(model, "model")
+            self.network = faults.build(plain, "model")
             faults.raise_any()
         self.engine = engine.resolve_auto()
 

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -17,8 +18,9 @@ from panda.app.callbacks import Bar, Clock, LearningRate, MovableCheckpoint, Qui
 from panda.app.config import Faults, build, check_config, is_multirun
 from panda.app.dashboard import replay_views
 from panda.app.distributed import device_faults
-from panda.app.entry_point import Interrupted, SomeSlidesFailed, log_to_file, make_folder, overrides, write_overrides
+from panda.app.entry_point import Interrupted, SomeSlidesFailed, log_to_file, make_folder
 from panda.app.grading import GradingExperiment
+from panda.app.overrides import is_typed, overrides, write_overrides
 from panda.app.run import Experiment, Run
 from panda.app.segmentation import SegmentationExperiment
 from panda.app.tracking import read_metrics, replay, set_wandb_aside
@@ -71,7 +73,7 @@ def train(cfg: DictConfig) -> float:
         Interrupted: After Ctrl-C.
     """
     started = time.monotonic()
-    resume = Path(cfg.resume) if cfg.resume else None
+    resume = Path(cfg.resume) if cfg.resume and isinstance(cfg.resume, str) else None
     if resume:
         cfg = _config_of_resumed(cfg, resume)
     faults = Faults()
@@ -157,10 +159,10 @@ def _check_run(cfg: DictConfig, folder: Path, resume: Path | None, faults: Fault
         )
     found = device_faults(cfg.trainer)
     faults.add(*found)
-    faults.build(OmegaConf.to_container(cfg.logger, resolve=True))
+    faults.build(_plain(cfg), "logger")
     if not found:
         # Lightning says what it refuses (a GPU that is not there, say) before the run has a folder.
-        faults.build(OmegaConf.to_container(cfg.trainer, resolve=True), logger=False, callbacks=[ModelCheckpoint()])
+        faults.build(_plain(cfg), "trainer", logger=False, callbacks=[ModelCheckpoint()])
 
 
 def _config_of_resumed(cfg: DictConfig, resume: Path) -> DictConfig:
@@ -179,9 +181,9 @@ def _config_of_resumed(cfg: DictConfig, resume: Path) -> DictConfig:
     faults = Faults()
     for override in overrides():
         key, _, value = override.partition("=")
-        if key in ("resume", "debug"):
+        if key.lstrip("+") in ("resume", "debug", "allow_packages"):
             continue
-        if own.task.name == "grading" and key in DECIDES_BAGS:
+        if OmegaConf.select(own, "task.name") == "grading" and key in DECIDES_BAGS:
             faults.add(f"{override}: a resumed grading keeps the tiles and features that it learns from; leave it out")
         elif key.startswith(RESUMABLE):
             own.merge_with_dotlist([f"{key}={value}"])
@@ -189,7 +191,16 @@ def _config_of_resumed(cfg: DictConfig, resume: Path) -> DictConfig:
             faults.add(f"{override}: a resumed run keeps its choices; what can be changed is {', '.join(RESUMABLE)}")
     faults.raise_any()
     own.resume, own.run_dir, own.debug = str(resume), str(folder), cfg.debug
+    # The run's folder may have been sent by somebody: it allows nothing.
+    own.allow_packages = cfg.allow_packages if is_typed("allow_packages") else []
     return own
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    """Return the resolved configuration as plain data."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
 
 
 def _trainer(
@@ -202,16 +213,14 @@ def _trainer(
         # Lightning does so too, but in the processes that train alone.
         clock.load_state_dict(begun["callbacks"][clock.state_key])
         set_wandb_aside(folder)
-    tracking = build(cfg.logger)
-    config = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(config, dict)
-    loggers = tracking.loggers(
+    config = _plain(cfg)
+    loggers = build(config, "logger").loggers(
         folder,
         name=folder.name,
         task=cfg.task.name,
         # a job that is resumed by itself still belongs to its sweep
         group=folder.parent.name if is_multirun() or folder.parent.name.startswith("sweep-") else None,
-        config={str(key): value for key, value in config.items()} | made_with(),
+        config=config | made_with(),
     )
     replay(kept, loggers)
     if begun:
@@ -237,7 +246,8 @@ def _trainer(
         Bar(refresh_rate=5),
     ]
     trainer: pl.Trainer = build(
-        OmegaConf.to_container(cfg.trainer, resolve=True),
+        config,
+        "trainer",
         logger=loggers,
         callbacks=callbacks,
         plugins=[WholeCheckpoints()],

@@ -28,7 +28,7 @@ CHECKPOINTS = ("best.ckpt", "last.ckpt")
 AFTER_TRAINING = ("threshold", "precision", "tta", "overlap", "calibration")
 """What a checkpoint carries that is decided anew once training has ended."""
 EVALUATION = (
-    "name", "run_dir", "resume", "debug", "logger",
+    "name", "run_dir", "resume", "debug", "logger", "allow_packages",
     "threshold", "criterion", "cost_ratio", "threshold_per_provider", "test_slides", "colour_map",
     "quantify", "engine", "task.panels", "task.views", "task.views_every", "task.overlap",
     "data.num_workers", "data.extract_workers", "data.store_root",

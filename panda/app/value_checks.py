@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from panda.app.command_line import quoted
-from panda.app.group_types import KINDS_OF_TASK
+from panda.app.registry import SLOTS_OF_TASK
 
 
 def value_faults(plain: Mapping[str, Any], door: str) -> list[str]:
@@ -31,8 +31,8 @@ def value_faults(plain: Mapping[str, Any], door: str) -> list[str]:
     trainer = plain.get("trainer")
     task = plain.get("task")
     name = task.get("name") if isinstance(task, Mapping) else task
-    if name not in KINDS_OF_TASK:
-        faults.append(f"task.name={name}: give {' or '.join(f'task={known}' for known in KINDS_OF_TASK)}")
+    if str(name) not in SLOTS_OF_TASK:
+        faults.append(f"task.name={name}: give {' or '.join(f'task={known}' for known in SLOTS_OF_TASK)}")
     seed = plain.get("seed")
     if isinstance(seed, int) and not 0 <= seed < 2**32:
         faults.append(f"seed={seed} must be from 0 to {2**32 - 1}")

@@ -169,6 +169,17 @@ class Segmenter(nn.Module):
         name = f"{self._plain['architecture']} over {self._plain['encoder_name']}"
         require_size(self, name, patch_size, self.output_stride)
 
+    @staticmethod
+    def wrapped_options(options: Mapping[str, Any]) -> list[str]:
+        """Return the names of the options that the architecture's class takes.
+
+        Args:
+            options: Arguments of this class. If they name no known architecture, their own names are returned, because
+                the constructor refuses them.
+        """
+        kind = ARCHITECTURES.get(str(options.get("architecture", "Unet")).lower())
+        return list(options) if kind is None else _option_names(kind)
+
     def plain(self) -> dict[str, Any]:
         """Give what rebuilds this architecture: `Segmenter(**plain)`, without fetching any weights.
 
@@ -208,13 +219,17 @@ def _architecture_faults(architecture: str, options: Mapping[str, Any]) -> list[
     if kind is None:
         names = [known.__name__ for known in ARCHITECTURES.values()]
         return [f"architecture={architecture}: there is none of this name{near(architecture, names)}"]
-    # Of unknown names smp hands those on to a timm encoder and drops them for its own: no option goes unused.
-    known = [key for key in inspect.signature(kind.__init__).parameters if key not in _FIXED]
+    known = _option_names(kind)
     return [
         f"{key}={options[key]}: {kind.__name__} has no such option{near(key, known)}"
         for key in options
         if key not in known
     ]
+
+
+def _option_names(kind: type[nn.Module]) -> list[str]:
+    # smp passes unknown names to a timm encoder and drops them for its own encoders, so that only named ones count.
+    return [key for key in inspect.signature(kind.__init__).parameters if key not in _FIXED]
 
 
 def _encoder_faults(encoder_name: str) -> list[str]:

@@ -1,0 +1,225 @@
+"""A configuration builds only what the registry of its group allows, however the configuration came about."""
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from panda.app.audit import audit
+from panda.app.config import build, check_config
+from panda.app.infer import infer
+from panda.app.overrides import typed_arguments
+from panda.app.registry import SLOTS
+from panda.app.train import train
+from panda.errors import ConfigError
+from tests.integration.entry_points import run_door
+from tests.test_config import composed, plain_of
+
+SENTINEL = "tests.sentinel.Sentinel"
+NODE = f"{{_target_: {SENTINEL}}}"
+SHAPES: tuple[Any, ...] = (
+    {"_target_": SENTINEL},
+    [{"deep": {"_target_": SENTINEL}}],
+    {"_args_": [1], "_target_": SENTINEL, "_partial_": True},
+    f"${{oc.create:'{NODE}'}}",
+)
+INFER = ("checkpoint=a.ckpt", "slides=b.tiff")
+ENTRY_POINTS: dict[str, tuple[Callable[[DictConfig], Any], tuple[str, ...], str]] = {
+    "segmentation": (train, ("logger=csv",), "train"),
+    "grading": (train, ("task=grading", "tiles=tissue", "+trainer.profiler=null"), "train"),
+    "infer": (infer, INFER, "infer"),
+    "audit": (audit, (), "audit"),
+}
+
+
+@pytest.fixture(autouse=True)
+def sentinel_is_never_imported() -> Iterator[None]:
+    sys.modules.pop("tests.sentinel", None)
+    yield
+    sys.modules.pop("tests.sentinel", None)
+
+
+def keys_of(node: Any, path: str = "") -> list[str]:
+    """Every key of a configuration, nodes included."""
+    if not isinstance(node, dict):
+        return []
+    below = [(f"{path}{key}", child) for key, child in node.items()]
+    return [key for name, child in below for key in (name, *keys_of(child, f"{name}."))]
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_no_key_of_any_entry_point_builds_a_nested_node(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run, overrides, entry_point = ENTRY_POINTS[name]
+    cfg = composed(*overrides, door=entry_point)
+    keys = keys_of(OmegaConf.to_container(cfg, resolve=False))
+    assert len(keys) > 20
+    for number, key in enumerate(keys):
+        changed = cfg.copy()
+        # An audit drops the options of data that it does not use, interpolations unresolved.
+        shapes = SHAPES[:-1] if name == "audit" else SHAPES
+        OmegaConf.update(changed, key, shapes[number % len(shapes)], merge=False, force_add=True)
+        with pytest.raises(ConfigError) as caught:
+            run(changed)
+        assert "_target_" in str(caught.value) or "${" in str(caught.value) or key in str(caught.value), key
+        assert "tests.sentinel" not in sys.modules, key
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("key", ["engine.device", "engine.batch_size", "engine", "data.draw.seed", "name", "new"])
+def test_each_shape_of_a_node_is_refused(key: str, shape: Any) -> None:
+    cfg = composed()
+    OmegaConf.update(cfg, key, shape, merge=False, force_add=True)
+    with pytest.raises(ConfigError):
+        check_config(cfg, "train")
+    assert "tests.sentinel" not in sys.modules
+
+
+@pytest.mark.parametrize("key", [key for key in SLOTS if key not in ("tiles", "augment")])
+@pytest.mark.parametrize("target", [SENTINEL, "builtins.print", "pathlib.Path", "torch.nn.functional.relu"])
+def test_a_slot_refuses_what_its_group_does_not_build(key: str, target: str) -> None:
+    cfg = composed()
+    OmegaConf.update(cfg, key, {"_target_": target}, merge=False)
+    with pytest.raises(ConfigError, match=f"{key}._target_={target} is not allowed"):
+        check_config(cfg, "train")
+    with pytest.raises(ConfigError, match="is not allowed"):
+        build(plain_of(cfg), key.partition(".")[0])
+    assert "tests.sentinel" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "target", ["panda.models.segmentation.Path", "panda.models.losses.nn", "torch.nn.modules.loss.Tensor"]
+)
+def test_a_class_imported_into_an_allowed_package_is_refused(target: str) -> None:
+    cfg = composed()
+    OmegaConf.update(cfg, "loss", {"_target_": target}, merge=False)
+    with pytest.raises(ConfigError, match="is not allowed: give a class derived from Module and defined in"):
+        check_config(cfg, "train")
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["torch.nn.HuberLoss", "segmentation_models_pytorch.losses.LovaszLoss", "torchmetrics.MeanSquaredError"],
+)
+def test_a_loss_of_an_allowed_library_is_built(target: str) -> None:
+    cfg = composed()
+    options = {"mode": "binary"} if "segmentation" in target else {}
+    OmegaConf.update(cfg, "loss", {"_target_": target, **options}, merge=False)
+    check_config(cfg, "train")
+    module, _, name = target.rpartition(".")
+    assert type(build(plain_of(cfg), "loss")) is getattr(importlib.import_module(module), name)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("+model.decoder_chanels=4", "model.decoder_chanels=4: panda.models.segmentation.Segmenter has no such option"),
+        ("+loss.nothing=4", "loss.nothing=4"),
+        ("+trainer.max_epoch=4", "did you mean max_epochs"),
+    ],
+)
+def test_an_unknown_option_is_refused_before_anything_is_built(override: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_config(composed(override), "train")
+    assert said in str(caught.value)
+
+
+def test_an_open_ended_library_class_takes_named_options_only() -> None:
+    cfg = composed()
+    OmegaConf.update(cfg, "loss", {"_target_": "torchmetrics.MeanSquaredError", "anything": 1}, merge=False)
+    with pytest.raises(ConfigError, match=r"loss\.anything=1"):
+        check_config(cfg, "train")
+
+
+def with_own_loss(*overrides: str) -> DictConfig:
+    cfg = composed(*overrides)
+    OmegaConf.update(cfg, "loss", {"_target_": "tests.sentinel.OwnLoss", "weight": 2.0}, merge=False)
+    return cfg
+
+
+def test_a_package_that_was_typed_is_allowed() -> None:
+    cfg = with_own_loss("allow_packages=[tests.sentinel]")
+    with typed_arguments(["model=unet", "allow_packages=[tests.sentinel]"]):
+        check_config(cfg, "train")
+    assert build(plain_of(cfg), "loss").weight == 2.0
+
+
+def test_a_package_that_a_file_allows_is_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_config(with_own_loss("allow_packages=[tests.sentinel]"), "train")
+    assert "allow_packages=['tests.sentinel'] comes from a file" in str(caught.value)
+    assert "loss._target_=tests.sentinel.OwnLoss is not allowed" in str(caught.value)
+    assert "tests.sentinel" not in sys.modules
+
+
+def test_an_allowed_package_defines_no_settings() -> None:
+    cfg = composed("allow_packages=[tests]")
+    OmegaConf.update(cfg, "engine", {"_target_": SENTINEL}, merge=False)
+    with typed_arguments(["allow_packages=[tests]"]), pytest.raises(ConfigError, match="engine builds panda"):
+        check_config(cfg, "train")
+    assert "tests.sentinel" not in sys.modules
+
+
+def sent_run(folder: Path, cfg: DictConfig) -> DictConfig:
+    """The configuration that resumes a run whose folder somebody sent."""
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    for name in ("last.ckpt", "best.ckpt"):
+        (folder / "checkpoints" / name).write_bytes(b"")
+    OmegaConf.save(cfg, folder / "config.yaml")
+    return composed(f"resume={folder}/checkpoints/last.ckpt")
+
+
+def test_no_key_of_a_sent_run_builds_a_nested_node(tmp_path: Path) -> None:
+    plain = plain_of(composed("logger=csv"))
+    own = ("resume", "run_dir", "debug", "allow_packages")  # are given by the command that resumes
+    for number, key in enumerate(key for key in (*keys_of(plain), "hydra", "new") if key not in own):
+        sent = OmegaConf.create(plain)
+        OmegaConf.update(sent, key, SHAPES[number % len(SHAPES)], merge=False, force_add=True)
+        with pytest.raises(ConfigError):
+            train(sent_run(tmp_path, sent))
+        assert "tests.sentinel" not in sys.modules, key
+
+
+def test_a_sent_run_allows_no_package(tmp_path: Path) -> None:
+    cfg = sent_run(tmp_path, with_own_loss("allow_packages=[tests.sentinel]"))
+    with pytest.raises(ConfigError) as caught:
+        train(cfg)
+    assert "type it with each command, also with resume=…" in str(caught.value)
+    assert "tests.sentinel" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("entry_point", "overrides"),
+    [
+        ("infer", (*INFER, f"engine.device={NODE}")),
+        ("infer", (*INFER, f"provider={NODE}")),
+        ("audit", (f"audit.workers={NODE}",)),
+        ("audit", (f"data.augment={NODE}",)),
+        ("train", (f"resume={NODE}",)),
+        ("train", (f"+trainer.callbacks=[{NODE}]",)),
+        ("train", ("loss._target_=tests.sentinel.OwnLoss", "~loss.bce_weight", "~loss.dice_weight")),
+        ("train", ("-m", "+hydra.sweeper.params.allow_packages='[tests.sentinel]'", "seed=1")),
+    ],
+)
+def test_an_entry_point_refuses_a_node_in_one_message(
+    tmp_path: Path, entry_point: str, overrides: tuple[str, ...]
+) -> None:
+    done = run_door(entry_point, tmp_path, *overrides)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "ConfigError" in done.stderr
+    assert "tests.sentinel" not in sys.modules
+
+
+def test_an_entry_point_takes_a_typed_package_to_the_next_check(tmp_path: Path) -> None:
+    overrides = ("loss._target_=tests.sentinel.OwnLoss", "~loss.bce_weight", "~loss.dice_weight", "seed=-1")
+    done = run_door("train", tmp_path, *overrides, "allow_packages=[tests.sentinel]")
+    assert "seed=-1" in done.stderr
+    assert "loss" not in done.stderr
+    assert "tests.sentinel" in sys.modules
