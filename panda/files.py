@@ -1,7 +1,7 @@
 """Files are whole or absent: write beside, fsync, rename.
 
-A reader never meets half a file: what bears the final name was complete when it got that name, and a process
-that is killed leaves at worst a hidden temporary name beside it.
+A reader never sees half a file: a file is complete before it gets its final name. A killed process leaves at most
+hidden temporary names beside it, which `remove_leftovers` removes.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
-import fcntl
+import glob
 import hashlib
 import json
 import logging
@@ -21,6 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from panda.errors import ManifestError
 
 log = logging.getLogger(__name__)
@@ -29,14 +31,15 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 """The folder of choices, beside the package."""
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
-_SYNCS = 8  # files brought to the disk at the same time
+_SYNCS = 8  # files flushed at the same time
+_WINDOWS = os.name == "nt"
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a whole folder; nothing happens where nothing is.
+    """Remove a file or a whole folder, if there is one.
 
     Args:
-        path: What to remove. A symbolic link is removed, never what it points to.
+        path: The file or folder. A symbolic link is removed, never its target.
     """
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -45,7 +48,7 @@ def remove(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or a folder with all that lies in it, to the disk.
+    """Flush a file, or a folder with all its content, to the disk.
 
     Args:
         path: An existing file or folder.
@@ -55,7 +58,7 @@ def sync(path: Path) -> None:
         return
     folders = [path, *(entry for entry in path.rglob("*") if entry.is_dir() and not entry.is_symlink())]
     files = [entry for folder in folders for entry in folder.iterdir() if entry.is_file() and not entry.is_symlink()]
-    # Side by side, so that the file system can bring many to the disk in one go.
+    # In parallel, so that the file system can flush many at once.
     with ThreadPoolExecutor(_SYNCS) as pool:
         list(pool.map(_sync_entry, files))
     for folder in reversed(folders):
@@ -63,8 +66,10 @@ def sync(path: Path) -> None:
 
 
 def _sync_entry(path: Path) -> None:
-    """Bring one file, or a folder's own list of names, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    """Flush one file, or the list of names in a folder, to the disk."""
+    if _WINDOWS and path.is_dir():
+        return  # Windows opens no folders and writes their names by itself
+    handle = os.open(path, os.O_RDWR if _WINDOWS else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -72,21 +77,21 @@ def _sync_entry(path: Path) -> None:
 
 
 def replace(source: Path, target: Path) -> None:
-    """Give a finished file or folder its final name, in place of what bore that name before.
+    """Give a finished file or folder its final name, and remove the one that had this name before.
 
-    A file replaces a file in one step. A folder cannot replace a folder that has content in one step, so the
-    old one is first moved aside and moved back should the second step fail; a process killed between the two
-    steps leaves the name absent, never half-filled.
+    A file replaces a file in one step. A folder cannot replace a folder with content in one step. The old one is
+    moved aside first, and moved back if the second step fails. If the process is killed between the two steps,
+    the name is absent, never half-filled.
 
     Args:
-        source: The finished, already synced file or folder; in the same folder as `target`.
+        source: The finished file or folder, already synced, in the same folder as `target`.
         target: The final name.
 
     Raises:
-        IsADirectoryError: A file would take the place of a folder.
+        IsADirectoryError: If a file would replace a folder.
     """
     if target.is_dir() and not target.is_symlink() and source.is_file():
-        raise IsADirectoryError(errno.EISDIR, "a folder bears the name of a file to be written; move it", str(target))
+        raise IsADirectoryError(errno.EISDIR, "a folder has the name of a file to be written; move it", str(target))
     if target.is_dir() and not target.is_symlink():
         aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.old")
         os.rename(target, aside)
@@ -98,28 +103,45 @@ def replace(source: Path, target: Path) -> None:
         remove(aside)
     else:
         os.replace(source, target)
-    _sync_entry(target.parent)  # else a power cut could undo the rename
+    _sync_entry(target.parent)  # otherwise a power cut could undo the rename
+
+
+def partial_path(path: Path) -> Path:
+    """Return a new hidden name beside `path`, with the same suffixes, for a file or folder in the making."""
+    return path.with_name(f".{uuid.uuid4().hex[:12]}.partial.{path.name}")
+
+
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Remove what killed processes left unfinished in a folder.
+
+    Args:
+        folder: A folder in which no other process writes the files at this time.
+        name: Final name of the file or folder in the making; all by default.
+    """
+    own = glob.escape(name) if name != "*" else name
+    for leftover in [*folder.glob(f".*.partial.{own}"), *folder.glob(f".{own}.*.old")]:
+        remove(leftover)
 
 
 @contextlib.contextmanager
 def whole_path(path: Path | str) -> Iterator[Path]:
-    """Lend a temporary name beside `path`; what lies there takes the final name when the block succeeds.
+    """Lend a temporary name beside `path`, which becomes the final name if the block succeeds.
 
-    The temporary name keeps the suffixes of `path` (writers choose their format by it), and the missing
-    parent folders are made. Where the block raises, what was written is removed and the old file stays.
+    The temporary name keeps the suffixes of `path`, because writers choose their format by them. Missing parent
+    folders are made. If the block raises, the new content is removed and the old file stays.
 
     Args:
         path: The final name of a file or folder.
 
     Yields:
-        The temporary path, not yet existing: The block creates a file or a folder there.
+        The temporary path, at which the block creates a file or a folder.
 
     Raises:
-        FileNotFoundError: The block ended well but created nothing.
+        FileNotFoundError: If the block ended without an error but created nothing.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{uuid.uuid4().hex[:12]}.partial.{path.name}")
+    partial = partial_path(path)
     try:
         yield partial
         sync(partial)
@@ -130,69 +152,75 @@ def whole_path(path: Path | str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(path: Path | str, *, wait: bool = True) -> Iterator[None]:
-    """Hold a name against other processes and threads that ask for it here.
+def hold_lock(path: Path | str, *, wait: bool = True) -> Iterator[None]:
+    """Hold a lock on a name against all other processes and threads that lock it here.
 
-    The system frees the lock of a process that was killed. The lock is a hidden empty file beside `path`,
-    which stays: taking it away would let two in.
+    The lock is a hidden empty file beside `path`. The file stays, because two processes could hold the lock if one
+    removed it. The system frees the lock of a killed process. A forked child does not hold it.
 
     Args:
-        path: A file or folder, existing or to be made; its missing parent folders are made.
-        wait: Until whoever holds it lets go.
+        path: A file or folder, which need not exist. Its missing parent folders are made.
+        wait: Wait until the present holder releases the lock.
 
     Raises:
-        BlockingIOError: Another process or thread holds it, and this one does not wait.
+        BlockingIOError: If another process or thread holds the lock and `wait` is False.
+        OSError: If the lock file cannot be written, or is a symbolic link.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("w") as lock:
+    # Soft locks, which are mere files, would outlive a killed process.
+    lock = FileLock(path.with_name(f".{path.name}.lock"), thread_local=False, fallback_to_soft=False)
+    try:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            lock.acquire(blocking=False)
+        except Timeout:
             if not wait:
-                raise
+                raise BlockingIOError(errno.EAGAIN, "another run holds its lock", str(path)) from None
             log.warning("%s: another run is at work on it; waiting", path)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            log.warning("%s: this file system has no locks; let one run at a time work on it", path)
+            lock.acquire()
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        log.warning("%s: this file system has no locks; let one run at a time work on it", path)
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def write_whole(path: Path | str, data: bytes | str) -> None:
     """Write a small file whole or not at all.
 
     Args:
-        path: The final name; missing parent folders are made.
-        data: The content; text is written as UTF-8 with its line ends as they are.
+        path: The final name. Missing parent folders are made.
+        data: The content. Text is written as UTF-8 with its line ends unchanged.
     """
     with whole_path(path) as partial:
         partial.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
 
 
 def fingerprint(data: Mapping[str, Any]) -> str:
-    """Name a set of plain values by their content.
+    """Return a hash of plain values.
 
     Args:
-        data: Values that JSON can hold; the order of the keys does not matter, NaN and infinity are refused.
+        data: Values that JSON can hold, without NaN and infinity. The order of the keys does not matter.
 
     Returns:
         SHA-256 of the canonical JSON (sorted keys, no spaces, UTF-8), 64 hexadecimal digits.
 
     Raises:
-        TypeError: A value or key is not plain data.
-        ValueError: A number is NaN or infinite.
+        TypeError: If a value or key is not plain data.
+        ValueError: If a number is NaN or infinite.
     """
     text = json.dumps(dict(data), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def identity(path: Path) -> dict[str, str | int]:
-    """What tells a file from another without reading it: name, size in bytes and time of change.
+    """Return what identifies a file without reading it: name, size in bytes and time of change.
 
     Raises:
-        OSError: The file is missing.
+        OSError: If the file is missing.
     """
     found = path.stat()
     return {"name": path.name, "bytes": found.st_size, "mtime_ns": found.st_mtime_ns}
@@ -225,7 +253,7 @@ def write_table(
 
 
 def read_output_table(path: Path) -> list[dict[str, str]]:
-    """Read a table that this package wrote, as far as it is there.
+    """Read a table that this package wrote.
 
     Args:
         path: A CSV file with a header; it may be missing.
@@ -282,5 +310,5 @@ def read_user_table(
 
 
 def write_json(path: Path | str, data: Mapping[str, Any]) -> None:
-    """Write plain data as indented JSON, whole or not at all; NaN and infinity are refused."""
+    """Write plain data as indented JSON, whole or not at all; refuse NaN and infinity."""
     write_whole(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -27,7 +27,7 @@ from panda.audit.records import Records, file_stem
 from panda.audit.slide_table import read_table
 from panda.data.manifest import read_groups
 from panda.errors import ConfigError, ManifestError, PandaError
-from panda.files import locked
+from panda.files import hold_lock
 from panda.report.charts import PALETTE
 from panda.report.column_chart import column_chart
 from panda.synthetic.dataset import SyntheticSpec, draw_dataset
@@ -272,7 +272,7 @@ def test_what_the_system_refused_is_looked_at_again(
 
 def test_a_second_audit_waits_for_the_first(faulty: Path, tmp_path: Path) -> None:
     second = threading.Thread(target=audit_folder, args=(faulty, tmp_path), kwargs={"slides": False, "progress": False})
-    with locked(tmp_path / "audit.csv"):
+    with hold_lock(tmp_path / "audit.csv"):
         second.start()
         second.join(0.3)
         assert second.is_alive()

@@ -64,7 +64,7 @@ def folder(sound: Path, tmp_path: Path) -> Iterator[Path]:
     copy = tmp_path / "small"
     shutil.copytree(sound, copy)
     yield copy
-    assert not list((tmp_path / "patches").glob("*/*.partial"))
+    assert not list((tmp_path / "patches").glob("*/.*.partial.*"))
 
 
 def _extract(folder: Path, settings: PatchSettings = LEVEL) -> StoreResult:

@@ -287,7 +287,7 @@ def test_sums_take_no_more_than_the_budget_and_blocks_are_closed_early(tmp_path:
             if at + 1 == len(grid) // 3:
                 # the first row of blocks has all its tiles: it lies on the disk, and no block is held
                 assert writer.blocks.unfinished() == []
-                assert len(list(tmp_path.glob("c.*.partial/c/0/*"))) == 40
+                assert len(list(tmp_path.glob(".*.partial.c/c/0/*"))) == 40
     assert block < writer.blocks.peak_bytes <= 3 * block
     assert writer.blocks.spilled > 0
 

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from panda.files import fingerprint, identity, locked, remove, replace, whole_path, write_json, write_table, write_whole
+from panda.files import (
+    fingerprint,
+    hold_lock,
+    identity,
+    partial_path,
+    remove,
+    remove_leftovers,
+    replace,
+    whole_path,
+    write_json,
+    write_table,
+    write_whole,
+)
 
 
 def test_text_and_bytes_arrive_as_given(tmp_path: Path) -> None:
@@ -113,17 +131,127 @@ def test_a_table_has_every_key_as_a_column(tmp_path: Path) -> None:
     assert (tmp_path / "a.csv").read_text() == "a,b\n"
 
 
-def test_a_name_that_is_held_is_refused_and_free_again_afterwards(tmp_path: Path) -> None:
-    with locked(tmp_path / "run", wait=False), pytest.raises(BlockingIOError), locked(tmp_path / "run", wait=False):
+def test_lock_held_is_refused_and_free_afterwards(tmp_path: Path) -> None:
+    with hold_lock(tmp_path / "run", wait=False), pytest.raises(BlockingIOError, match="another run holds its lock"):
+        _take_lock(tmp_path / "run")
+    _take_lock(tmp_path / "run")
+
+
+def test_lock_second_thread_waits_for_the_first(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    order = []
+
+    def wait() -> None:
+        _take_lock(tmp_path / "run", wait=True)
+        order.append("second")
+
+    with hold_lock(tmp_path / "run"):
+        second = threading.Thread(target=wait)
+        second.start()
+        while "another run is at work on it" not in caplog.text:
+            time.sleep(0.01)
+        order.append("first")
+    second.join()
+    assert order == ["first", "second"]
+
+
+def test_lock_symbolic_link_is_refused_and_target_kept(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    (tmp_path / ".run.lock").symlink_to(tmp_path / "thesis.txt")
+    with pytest.raises(OSError, match=r"\.run\.lock"):
+        _take_lock(tmp_path / "run")
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+def test_lock_without_file_system_support_warns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("filelock._unix.lock_fd_nonblocking", refuse)
+    _take_lock(tmp_path / "run")
+    assert "this file system has no locks" in caplog.text
+
+
+_HOLDER = """
+import os, sys, time
+from pathlib import Path
+from panda.files import hold_lock
+
+with hold_lock(Path(sys.argv[1])):
+    child = os.fork()
+    if child:
+        print(child, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="only POSIX forks")
+def test_lock_of_a_killed_process_is_free_while_its_child_lives(tmp_path: Path) -> None:
+    holder = subprocess.Popen([sys.executable, "-c", _HOLDER, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    child = int(holder.stdout.readline())
+    try:
+        with pytest.raises(BlockingIOError):
+            _take_lock(tmp_path / "run")
+        holder.kill()
+        holder.wait()
+        os.kill(child, 0)
+        _take_lock(tmp_path / "run")
+    finally:
+        os.kill(child, signal.SIGKILL)
+        holder.stdout.close()
+
+
+def _take_lock(path: Path, wait: bool = False) -> None:
+    with hold_lock(path, wait=wait):
         pass
-    with locked(tmp_path / "run", wait=False):
-        pass
+
+
+_WITHOUT_POSIX = """
+import builtins, importlib, pkgutil
+import panda
+
+POSIX = {"fcntl", "resource", "termios", "tty", "pty", "pwd", "grp", "posix", "syslog", "crypt", "readline"}
+real = builtins.__import__
+
+def guarded(name, globals=None, *rest, **named):
+    if name.partition(".")[0] in POSIX and (globals or {}).get("__name__", "").startswith("panda"):
+        raise ImportError(f"{name} is only on POSIX")
+    return real(name, globals, *rest, **named)
+
+builtins.__import__ = guarded
+for module in pkgutil.walk_packages(panda.__path__, "panda."):
+    importlib.import_module(module.name)
+    print(module.name)
+"""
+
+
+def test_every_module_imports_without_posix_modules() -> None:
+    done = subprocess.run([sys.executable, "-c", _WITHOUT_POSIX], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "panda.files" in done.stdout.split()
+
+
+def test_leftovers_of_one_name_or_all_are_removed(tmp_path: Path) -> None:
+    def leave(*names: str) -> None:
+        for name in names:
+            (partial_path(tmp_path / name)).mkdir()
+            (tmp_path / f".{name}.0.old").mkdir()
+
+    leave("a[1].csv", "b.csv")
+    (tmp_path / "a[1].csv").write_text("finished")
+    remove_leftovers(tmp_path, "a[1].csv")
+    assert len([path for path in tmp_path.iterdir() if "a[1]" in path.name]) == 1
+    assert len(list(tmp_path.iterdir())) == 3
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a[1].csv"]
 
 
 def test_a_file_takes_no_folders_place(tmp_path: Path) -> None:
     (tmp_path / "out.csv").mkdir()
     (tmp_path / "out.csv" / "thesis.txt").write_text("precious")
-    with pytest.raises(IsADirectoryError, match="a folder bears the name"):
+    with pytest.raises(IsADirectoryError, match="a folder has the name"):
         write_whole(tmp_path / "out.csv", "x")
     assert (tmp_path / "out.csv" / "thesis.txt").read_text() == "precious"
     assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]

@@ -1,7 +1,6 @@
 """One folder of results: what runs over different slides, settings and failures leave in it."""
 
 import csv
-import fcntl
 import json
 import logging
 import threading
@@ -20,7 +19,7 @@ from panda.app.config import register_resolvers
 from panda.app.entry_point import SomeSlidesFailed
 from panda.app.infer import infer
 from panda.errors import CheckpointError, ConfigError, ManifestError
-from panda.files import read_output_table, write_json
+from panda.files import hold_lock, read_output_table, write_json
 from panda.inference import slide_mapper
 from panda.inference.canvas import Canvas
 from panda.inference.compute import EngineSettings
@@ -230,11 +229,11 @@ def test_all_files_of_a_slide_are_written_under_one_lock(
     held = []
 
     def write(path: Path, facts: dict[str, Any]) -> None:
-        with (path.parent / ".canvas.zarr.lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                held.append(path.name)
+        try:
+            with hold_lock(path.with_name("canvas.zarr"), wait=False):
+                pass
+        except BlockingIOError:
+            held.append(path.name)
         write_json(path, facts)
 
     monkeypatch.setattr(slide_mapper, "write_json", write)

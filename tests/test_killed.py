@@ -100,7 +100,7 @@ def test_killed_anywhere_and_run_again(folder: Path, tmp_path: Path, kind: Store
     assert kept_slides(store, finished)
     assert len(set(seen)) > 1, "the runs got on"
     assert _by_slide(_files(store)) == whole
-    assert not [path for path in store.iterdir() if path.name.endswith((".partial", ".old"))]
+    assert not [path for path in store.iterdir() if ".partial." in path.name or path.name.endswith(".old")]
 
 
 def test_two_at_once(folder: Path, tmp_path: Path) -> None:

@@ -121,12 +121,12 @@ def test_finished_slides_are_kept_and_changed_ones_cut_again(folder: Path, tmp_p
     before = entry_files(first.store)
     changed = read_manifest(copy)[2]
     os.utime(changed.image_path, ns=(1, 1))
-    (first.store / f"{changed.slide_id}.partial").mkdir()
-    (first.store / "half.partial").mkdir()
+    (first.store / f".0.partial.{changed.slide_id}").mkdir()
+    (first.store / ".1.partial.half").mkdir()
     second = extract(copy, tmp_path)
     assert kept_slides(second.store, before) == {*second.slides} - {changed.slide_id}
     assert len(second.slides) == 4
-    assert not list(first.store.glob("*.partial"))
+    assert not list(first.store.glob(".*.partial.*"))
     shutil.rmtree(first.store / changed.slide_id)
     read = load_store(read_manifest(copy), SETTINGS, tmp_path, copy)
     assert len(read.slides) == 3
@@ -150,7 +150,7 @@ def test_bad_slides_do_not_end_the_run(folder: Path, tmp_path: Path) -> None:
         (third.slide_id, "slide", "SlideError"),
     ]
     assert f"put the mask at {first.mask_path}, or leave such slides out" in result.failures[0].message
-    assert not list(result.store.glob("*.partial"))
+    assert not list(result.store.glob(".*.partial.*"))
     assert not (result.store / second.slide_id).exists()
 
 
@@ -175,7 +175,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_finished(
     with pytest.raises(PandaError, match=r"small-.*No space left.*data\.store_root.*run again") as caught:
         extract(folder, disk, settings, workers=1)
     assert str(store_path(disk, folder, settings)) in str(caught.value)
-    assert not list(disk.glob("*/*.partial"))
+    assert not list(disk.glob("*/.*.partial.*"))
     finished = {path.parent.name for path in disk.glob("*/*/slide.json")}
     assert 0 < len(finished) < 4
     shutil.copytree(disk, tmp_path / "larger")

@@ -61,7 +61,7 @@ def test_layout_of_the_set(dataset: Path) -> None:
     assert sorted(p.name for p in dataset.iterdir()) == [
         *("synthetic.json", "train.csv", "train_images", "train_label_masks", "truth.csv")
     ]
-    assert [p.name for p in dataset.parent.iterdir()] == ["set"]
+    assert sorted(p.name for p in dataset.parent.iterdir()) == [".set.lock", "set"]
 
 
 def test_opens_in_openslide_with_levels_and_mpp(dataset: Path) -> None:
@@ -257,12 +257,12 @@ def test_stopped_run_leaves_nothing_at_root_and_is_taken_up(tmp_path: Path, monk
     with pytest.raises(KeyboardInterrupt):
         draw_dataset(root, spec, progress=False)
     assert not root.exists()
-    [partial] = tmp_path.iterdir()
+    [partial] = tmp_path.glob("*.partial")
     (partial / "train_images" / ".half.partial.x.tiff").write_bytes(b"killed while writing")
     draw_dataset(root, spec, progress=False)
     assert calls[3:] == calls[2:3]
     assert len(list((root / "train_images").iterdir())) == 3
-    assert [p.name for p in tmp_path.iterdir()] == ["set"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".set.lock", "set"]
 
 
 def test_two_at_once_draw_one_set(tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_two_at_once_draw_one_set(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [p.name for p in tmp_path.iterdir()] == ["set"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".set.lock", "set"]
     assert json.loads((tmp_path / "set" / "synthetic.json").read_text())["spec"]["slides"] == 2
     assert draw_dataset(tmp_path / "set", spec) == tmp_path / "set"
 

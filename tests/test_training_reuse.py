@@ -17,7 +17,7 @@ from panda.app.tracking import read_metrics
 from panda.app.training_reuse import RECORD, SCORES, Training, find, fingerprint_of
 from panda.data.manifest import SlideRecord
 from panda.errors import CheckpointError
-from panda.files import locked
+from panda.files import hold_lock
 from panda.inference.evaluate import SlideScore
 from panda.inference.score_store import read_scores, write_scores
 from panda.tasks.checkpoint import read_checkpoint, replace_carried
@@ -140,7 +140,7 @@ def test_a_second_job_waits_for_the_first_and_does_not_train(sweep: Path) -> Non
     (sweep / "0" / RECORD).unlink()
     done: list[Any] = []
     second = threading.Thread(target=lambda: done.append(trained(sweep / "1", sweep=sweep)))
-    with locked(sweep / f"training-{json.loads(record)['fingerprint'][:16]}"):
+    with hold_lock(sweep / f"training-{json.loads(record)['fingerprint'][:16]}"):
         second.start()
         time.sleep(1)
         assert not done

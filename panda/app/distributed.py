@@ -69,7 +69,7 @@ def joined(trainer: pl.Trainer) -> Iterator[None]:
         ) from error
     finally:
         if (launcher := trainer.strategy.launcher) is not None:
-            launcher.kill(signal.SIGKILL)
+            launcher.kill(getattr(signal, "SIGKILL", signal.SIGTERM))  # Windows has no SIGKILL
             # Lightning's: the next job of a sweep takes a port of its own.
             if port is None:
                 os.environ.pop("MASTER_PORT", None)

@@ -21,7 +21,7 @@ from panda.app.entry_point import SomeSlidesFailed, log_to_file, make_folder
 from panda.app.inference_tables import ONLY_UNGRADED, Results
 from panda.data.manifest import TABLE, SlideRecord, read_manifest
 from panda.errors import CheckpointError, ConfigError, ManifestError, PandaError
-from panda.files import locked, read_user_table, write_json
+from panda.files import hold_lock, read_user_table, write_json
 from panda.inference.autotune import TunedMode, tune_mode
 from panda.inference.compute import EngineSettings
 from panda.inference.evaluate import open_label
@@ -90,7 +90,7 @@ def infer(cfg: DictConfig) -> list[dict[str, Any]]:
             if record := labelled.get(slide.slide_id):
                 known = record, stack.enter_context(open_label(record, slide, predictor.label_maps))
             canvas_path = canvases / slide.slide_id / "canvas.zarr"
-            with locked(own / "slide.html"):  # so that another run's tiles and page do not come between
+            with hold_lock(own / "slide.html"):  # so that another run's tiles and page do not come between
                 mapped = mapper.map(slide, tissue, own, canvas_path, tile_progress(bar), labelled=known)
                 attention_tiles(mapped.grade, own / "attention_tiles.png")
                 write_slide_page(own)

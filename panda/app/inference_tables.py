@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from panda.data.failures import FAILURE_COLUMNS, Failure
-from panda.files import locked, read_output_table, write_table
+from panda.files import hold_lock, read_output_table, write_table
 from panda.inference.slide_mapper import row_of
 
 NAMED = 20
@@ -78,7 +78,7 @@ class Results:
             Its lines by slide.
         """
         path, mark = self.folder / "failures.csv", self.made_with[:12]
-        with locked(path):
+        with hold_lock(path):
             lines: dict[str, Mapping[str, Any]] = {
                 line["slide_id"]: line
                 for line in read_output_table(path)

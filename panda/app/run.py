@@ -23,7 +23,7 @@ from panda.app.training_reuse import AFTER_TRAINING, Training, decided, find, fi
 from panda.data.failures import Failure
 from panda.data.slide_selection import Selection
 from panda.errors import CheckpointError
-from panda.files import locked
+from panda.files import hold_lock
 from panda.report.run_summary import SCHEMA, BootstrapSummary, RunSummary
 from panda.tasks.bootstrap import RESAMPLES
 from panda.tasks.checkpoint import Task, read_checkpoint
@@ -124,7 +124,7 @@ class Run:
         if self.sweep is None:
             self._train(task, data, made_of)
             return
-        with locked(self.sweep / f"training-{made_of[:16]}"):
+        with hold_lock(self.sweep / f"training-{made_of[:16]}"):
             found = None if self.resume else find(self.sweep, made_of, self.folder)
             if found is None:
                 self._train(task, data, made_of)

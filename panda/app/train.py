@@ -27,7 +27,7 @@ from panda.app.tracking import read_metrics, replay, set_wandb_aside
 from panda.app.training_reuse import made_with
 from panda.data.failures import write_failures
 from panda.errors import ConfigError
-from panda.files import locked, write_json, write_whole
+from panda.files import hold_lock, write_json, write_whole
 from panda.report.headline import headline
 from panda.report.interpretation import headline_keys
 from panda.report.run_page import write_run_page
@@ -85,7 +85,7 @@ def train(cfg: DictConfig) -> float:
 
     make_folder(folder)
     try:
-        with locked(folder / "run", wait=False):
+        with hold_lock(folder / "run", wait=False):
             return _run(cfg, folder, resume, experiment, started)
     except BlockingIOError as error:
         raise ConfigError(f"name={cfg.name}: another process is at work in {folder}; take another name") from error

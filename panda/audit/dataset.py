@@ -34,7 +34,7 @@ from panda.audit.tables import (
 )
 from panda.data.manifest import TABLE, image_path
 from panda.errors import ConfigError
-from panda.files import locked, write_json
+from panda.files import hold_lock, remove_leftovers, write_json
 from panda.wsi.slide import SlideOptions
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def audit_folder(
         )
     _require_own(out, root)
     records = Records(out / RECORDS, root, options, deep)
-    with locked(out / AUDIT):
+    with hold_lock(out / AUDIT):
         if slides:
             _look_at_all([row for row in rows if row.has_file], records, workers, progress)
         return _write_all(table, rows, records if slides else None, out, root)
@@ -121,7 +121,7 @@ def _require_own(out: Path, root: Path) -> None:
 
 def _look_at_all(rows: list[TableRow], records: Records, workers: int, progress: bool) -> None:
     """Look at every slide that has no record of its files as they are."""
-    records.clear()
+    remove_leftovers(records.folder)
     pending = [row for row in rows if not records.is_current(row)]
     if kept := len(rows) - len(pending):
         log.info("%s: %s of %s slides are as they were when last looked at", records.folder, kept, len(rows))

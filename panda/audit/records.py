@@ -113,11 +113,6 @@ class Records:
         said = "the process that looked at it crashed, twice and the second time with nothing else to do"
         self._keep(row, self.made_from(row), _failed(row, said), None)
 
-    def clear(self) -> None:
-        """Remove what a killed process left in the making."""
-        for leftover in self.folder.glob(".*.partial.*"):
-            remove(leftover)
-
     def _keep(self, row: TableRow, made_from: str, inspection: Inspection, picture: NDArray[np.uint8] | None) -> None:
         if picture is None:
             remove(self.picture(row.slide_id))

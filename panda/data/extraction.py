@@ -26,7 +26,6 @@ from panda.data.pixel_stores import WritePatch, open_pixel_store
 from panda.data.settings import PatchSettings
 from panda.data.slide_entry import PatchEntry, ResolutionEntry, SlideEntry, TissueEntry, identify_file, read_origin
 from panda.data.store import (
-    PARTIAL,
     STORE_FILE,
     StoreResult,
     describe_unwritable,
@@ -35,7 +34,7 @@ from panda.data.store import (
     store_path,
 )
 from panda.errors import MaskError, PandaError, SlideError
-from panda.files import locked, remove, replace, sync
+from panda.files import hold_lock, whole_path
 from panda.wsi.geometry import Resolution
 from panda.wsi.grid import Grid, tissue_grid
 from panda.wsi.label_mask import CANCER, LabelMask
@@ -87,7 +86,7 @@ def extract_store(
     failures: dict[str, Failure] = {}
     try:
         store.mkdir(parents=True, exist_ok=True)
-        with locked(store / STORE_FILE):
+        with hold_lock(store / STORE_FILE):
             prepare_store(store, settings)
             for record in records:
                 if (found := load_slide(record, settings, store)) is not None:
@@ -232,10 +231,8 @@ def extract_slide(
                     f"{settings.min_tissue:.0%} tissue; lower data.min_tissue or data.patch_size"
                 )
             on_stage("write")
-            partial = store / f"{record.slide_id}{PARTIAL}"
-            remove(partial)
-            try:
-                partial.mkdir(parents=True)
+            with whole_path(store / record.slide_id) as partial:
+                partial.mkdir()
                 pixels = open_pixel_store(settings)
                 read_target = functools.partial(mask.read_target, ignore_background=settings.ignore_background)
                 with pixels.open_writer(partial, record.slide_id, len(grid)) as write:
@@ -255,11 +252,6 @@ def extract_slide(
                     patches=_list_patches(grid, tumor),
                 )
                 entry.write(partial)
-                sync(partial)
-                replace(partial, store / record.slide_id)
-            except BaseException:
-                remove(partial)
-                raise
     return SlidePatches.from_entry(record, store / record.slide_id, entry)
 
 

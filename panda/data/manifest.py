@@ -245,7 +245,7 @@ def row_faults(row: Mapping[str, str], providers: Collection[str] = ()) -> list[
         or not slide_id.isprintable()
     ):
         faults.append(("bad_id", f"image_id {slide_id!r} is not a plain file name without folder and suffix"))
-    elif slide_id in RESERVED or slide_id.endswith(".partial"):
+    elif slide_id in RESERVED:
         faults.append(("bad_id", f"image_id {slide_id!r} is a name that patch stores use themselves; rename the slide"))
     known = {*known_label_maps(), *providers}
     if provider not in known:

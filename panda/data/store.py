@@ -20,14 +20,12 @@ from panda.data.patches import SlidePatches, load_slide
 from panda.data.settings import PatchSettings
 from panda.data.slide_entry import SLIDE_FILE, SlideEntry
 from panda.errors import ManifestError, PandaError
-from panda.files import fingerprint, remove, write_whole
+from panda.files import fingerprint, remove_leftovers, write_whole
 from panda.wsi.tissue import RULES
 
 FORMAT = 3
 """Version of the store's layout; another version gives another folder."""
 STORE_FILE = "store.json"
-PARTIAL = ".partial"
-"""Suffix of the folder of a slide that is not finished."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +159,7 @@ def list_stores(store_root: Path | str) -> list[StoredPatches]:
     for path in sorted(root.glob(f"*/{STORE_FILE}")):
         store = path.parent
         settings = read_store(store)
-        finished = [file.parent for file in store.glob(f"*/{SLIDE_FILE}") if file.parent.suffix != PARTIAL]
+        finished = [file.parent for file in store.glob(f"*/{SLIDE_FILE}") if not file.parent.name.startswith(".")]
         patches = sum(len(SlideEntry.read(folder).patches) for folder in finished)
         size = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
         found.append(StoredPatches(store, settings, len(finished), patches, size))
@@ -182,8 +180,7 @@ def prepare_store(store: Path, settings: PatchSettings) -> None:
             f"{path} does not describe the settings that name its folder; remove the folder {store}, its patches will "
             f"be cut again"
         )
-    for left in [*store.glob(f"*{PARTIAL}"), *store.glob(f".*{PARTIAL}.*"), *store.glob(".*.old")]:
-        remove(left)
+    remove_leftovers(store)
 
 
 def describe_unwritable(store: Path, error: OSError) -> str:

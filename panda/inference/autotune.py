@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from panda.errors import PandaError
-from panda.files import fingerprint, locked, write_json
+from panda.files import fingerprint, hold_lock, write_json
 from panda.inference.compute import ComputeMode, EngineSettings, InferenceModel, Precision
 from panda.inference.predictor import SegmentationPredictor, TileReader
 from panda.wsi.grid import Grid
@@ -82,7 +82,7 @@ def tune_mode(
         return TunedMode(mode.precision, mode.compiled, None, "as asked for")
     asked = {"precision": settings.precision, "compile": settings.compile, "tta": settings.tta}
     key = fingerprint({"network": predictor.fingerprint, **asked})
-    with locked(record):
+    with hold_lock(record):
         choices = _kept(record)
         if key in choices:
             choice = choices[key]

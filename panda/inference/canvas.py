@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from zarr.codecs import ZstdCodec
 
 from panda.errors import PandaError
-from panda.files import remove, replace, sync
+from panda.files import partial_path, remove, remove_leftovers, replace, sync
 from panda.inference.blocks import OpenBlocks
 from panda.inference.canvas_store import CHUNK, FORMAT, Canvas, quantise, stored_size
 from panda.wsi.geometry import Resolution
@@ -117,11 +116,9 @@ class CanvasWriter:
             self._missing = len(np.asarray(expected))
         self._open = True
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in self.path.parent.glob(f"{self.path.name}.*.partial"):
-            remove(leftover)
-        mark = uuid.uuid4().hex[:12]
-        self._partial = self.path.with_name(f"{self.path.name}.{mark}.partial")
-        self.blocks = OpenBlocks(self.path.with_name(f"{self.path.name}.{mark}.sums.partial"), budget)
+        remove_leftovers(self.path.parent, self.path.name)
+        self._partial = partial_path(self.path)
+        self.blocks = OpenBlocks(partial_path(self.path), budget)
         meta: dict[str, Any] = {
             "panda_canvas": FORMAT,
             "fingerprint": fingerprint,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from panda.data.bags import read_bag, read_features
 from panda.errors import PandaError
-from panda.files import fingerprint, identity, locked, whole_path
+from panda.files import fingerprint, hold_lock, identity, whole_path
 from panda.inference.compute import EngineSettings
 from panda.models.mil import MILNet
 from panda.tasks.checkpoint import FORMATS
@@ -129,7 +129,7 @@ class FeatureCache:
             }
         )
         path = self.folder / f"{slide.slide_id}-{made_of[:16]}.npz"
-        with locked(path):
+        with hold_lock(path):
             if path.exists():
                 try:
                     if read_features(path).shape == (len(coords), self.network.feature_dim):

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from panda.errors import CheckpointError, SlideError
-from panda.files import fingerprint, identity, locked
+from panda.files import fingerprint, hold_lock, identity
 from panda.inference.canvas import Canvas, CanvasWriter
 from panda.inference.compute import ComputeMode, EngineSettings, InferenceModel
 from panda.models.segmentation import Segmenter
@@ -213,7 +213,7 @@ class SegmentationPredictor:
         """
         resolution = resolution_for(slide, self.carried["resolution"])
         made_of = self.canvas_fingerprint(slide, resolution)
-        with locked(path):
+        with hold_lock(path):
             yield _kept(path, resolution, made_of) or self._map(slide, tissue, path, made_of, on_tiles)
 
     def _map(

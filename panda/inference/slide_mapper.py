@@ -13,7 +13,7 @@ from typing import Any
 from panda.data.failures import Failure, record_failure
 from panda.data.manifest import SlideRecord
 from panda.errors import SlideError
-from panda.files import fingerprint, identity, remove, write_json
+from panda.files import fingerprint, identity, remove_leftovers, write_json
 from panda.inference.canvas import Canvas
 from panda.inference.evaluate import SlideScore, score_canvas
 from panda.inference.export import write_geojson, write_ome_tiff
@@ -192,8 +192,7 @@ class SlideMapper:
             if labelled is not None:
                 record, label = labelled
                 score = score_canvas(canvas, slide, label, tissue, record)
-            for leftover in folder.glob(".*.partial.*"):  # of a run that was killed; no other writes here now
-                remove(leftover)
+            remove_leftovers(folder)  # the lock of the canvas keeps other writers out
             found = slide_quantification(
                 canvas, slide, canvas.resolution, self.threshold, settings=self.quantify, tissue=tissue
             )

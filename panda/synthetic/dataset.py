@@ -6,7 +6,6 @@ they are no substitute for tissue. `drawing.py` holds the looks, `layout.py` wha
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -21,7 +20,7 @@ from pydantic import Field
 from tqdm import tqdm
 
 from panda.errors import ConfigError, ManifestError
-from panda.files import fingerprint, read_user_table, remove, replace, sync, write_table, write_whole
+from panda.files import fingerprint, hold_lock, read_user_table, remove, replace, sync, write_table, write_whole
 from panda.settings import Settings
 from panda.synthetic.layout import GRADE_PATTERNS, plan_scene
 from panda.synthetic.painter import Painter
@@ -275,16 +274,11 @@ def draw_dataset(root: Path, spec: SyntheticSpec, progress: bool = True) -> Path
     """
     root = Path(root)
     partial = root.parent / f".{root.name}.{fingerprint(_described(spec))[:12]}.partial"
-    while not _is_drawn(root, spec):
-        partial.mkdir(parents=True, exist_ok=True)
-        handle = os.open(partial, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            # while this process waited another may have finished and renamed the folder
-            if partial.exists() and os.path.samestat(os.fstat(handle), partial.stat()):
+    if not _is_drawn(root, spec):
+        with hold_lock(root):
+            if not _is_drawn(root, spec):  # while this process waited, another may have drawn it
+                partial.mkdir(parents=True, exist_ok=True)
                 _fill(partial, spec, progress)
                 sync(partial)
                 replace(partial, root)
-        finally:
-            os.close(handle)
     return root

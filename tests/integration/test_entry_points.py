@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from panda.files import locked
+from panda.files import hold_lock
 from panda.report.run_summary import parse_summary
 from panda.tasks.checkpoint import read_checkpoint
 from panda.tasks.segmentation import SegmentationTask
@@ -313,7 +313,7 @@ def test_a_training_that_diverges_is_a_refusal(home: Path, trained: Path) -> Non
 
 def test_two_runs_never_share_a_folder(home: Path, trained: Path) -> None:
     (home / "runs/segmentation/shared").mkdir()
-    with locked(home / "runs/segmentation/shared/run", wait=False):
+    with hold_lock(home / "runs/segmentation/shared/run", wait=False):
         done = run_door("train", home, *TINY, "name=shared", "logger=csv")
     assert done.returncode == 1
     assert "another process is at work in runs/segmentation/shared" in done.stderr
