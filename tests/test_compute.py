@@ -191,7 +191,7 @@ def test_tables_hold_what_was_run_in_one_way(predictor: SegmentationPredictor) -
     made = set()
     for mode in (FP32, ComputeMode("bf16"), ComputeMode("fp32", True)):
         predictor.model = InferenceModel(predictor.network, predictor.settings, mode)
-        made.add(SlideMapper(predictor, 0.5, QuantifySettings()).made_with["fingerprint"])
+        made.add(SlideMapper(predictor, 0.5, QuantifySettings()).provenance.fingerprint)
     assert len(made) == 3
 
 

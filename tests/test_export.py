@@ -18,7 +18,7 @@ from PIL import Image
 from panda.inference.canvas import Canvas, CanvasWriter
 from panda.inference.export import write_geojson, write_ome_tiff
 from panda.inference.legends import JET, Scale, round_length
-from panda.inference.quantify import QuantifySettings, slide_quantification
+from panda.inference.quantify import Quantification, QuantifySettings, slide_quantification
 from panda.inference.slide_images import UNSCORED, Overview, shrink, write_heatmap, write_overlay, write_view
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap
@@ -74,7 +74,7 @@ def everywhere(slide: Slide) -> TissueMap:
     return TissueMap(np.ones((resolution.height, resolution.width), np.bool_), resolution, "strict")
 
 
-def quantified(canvas: Canvas, slide: Slide, **limits: Any) -> dict[str, Any]:
+def quantified(canvas: Canvas, slide: Slide, **limits: Any) -> Quantification:
     return slide_quantification(
         canvas,
         slide,
@@ -127,7 +127,7 @@ def test_the_heatmap_has_the_jet_colours_of_the_map(canvas: Canvas, tmp_path: Pa
 def test_the_overlay_colours_tumour_alone_and_outlines_it(slide: Slide, canvas: Canvas, tmp_path: Path) -> None:
     found = quantified(canvas, slide)
     seen = Overview.of(slide, canvas, everywhere(slide))
-    write_overlay(seen, found["mask_clean"], 0.5, tmp_path / "over.png")
+    write_overlay(seen, found.mask_clean, 0.5, tmp_path / "over.png")
     image = pixels(tmp_path / "over.png")
     overview, view = slide.overview()
     top, left = np.argwhere(near(image, overview[0, 0], 4))[0]  # the picture's first px
@@ -206,24 +206,25 @@ def test_geojson_holds_the_regions_as_qupath_reads_them(
     collection = json.loads((tmp_path / "r.geojson").read_text(encoding="utf-8"))
     assert collection["type"] == "FeatureCollection"
     features = collection["features"]
-    assert len(features) == found["num_regions"] == (2 if connectivity == 8 else 3)
+    assert len(features) == found.num_regions == (2 if connectivity == 8 else 3)
     assert features[0]["geometry"]["type"] == "Polygon"
     assert features[1]["geometry"]["type"] == ("MultiPolygon" if connectivity == 8 else "Polygon")
-    for feature, region in zip(features, found["regions"], strict=True):
+    for feature, region in zip(features, found.regions, strict=True):
+        assert region.area_mm2 is not None
         assert feature["type"] == "Feature"
         assert uuid.UUID(feature["id"])
         properties = feature["properties"]
         assert properties["objectType"] == "annotation"
-        assert properties["name"] == f"Tumor {region['id']}"
+        assert properties["name"] == f"Tumor {region.id}"
         assert properties["classification"] == {"name": "Tumor", "color": [200, 0, 0]}
-        assert properties["measurements"]["Area µm^2"] == pytest.approx(region["area_mm2"] * 1e6)
-        assert properties["measurements"]["Max tumor probability"] == region["max_probability"]
+        assert properties["measurements"]["Area µm^2"] == pytest.approx(region.area_mm2 * 1e6)
+        assert properties["measurements"]["Max tumor probability"] == region.max_probability
         shape = shapely.geometry.shape(feature["geometry"])
         assert shape.is_valid
-        assert shape.area == pytest.approx(region["area_px"] * canvas.resolution.downsample**2, rel=1e-4)
-        assert shape.area * 0.25 == pytest.approx(region["area_mm2"] * 1e6, rel=1e-3)
-        assert shape.bounds == pytest.approx(region["bbox"], abs=0.51)
-        assert [shape.centroid.x, shape.centroid.y] == pytest.approx(region["centroid"], abs=0.01)
+        assert shape.area == pytest.approx(region.area_px * canvas.resolution.downsample**2, rel=1e-4)
+        assert shape.area * 0.25 == pytest.approx(region.area_mm2 * 1e6, rel=1e-3)
+        assert shape.bounds == pytest.approx(region.bbox, abs=0.51)
+        assert [shape.centroid.x, shape.centroid.y] == pytest.approx(region.centroid, abs=0.01)
     assert len(shapely.geometry.shape(features[0]["geometry"]).interiors) == 1
     ring = features[0]["geometry"]["coordinates"][0]
     assert ring[0] == ring[-1]
@@ -235,7 +236,7 @@ def test_geojson_of_no_tumour_or_unknown_area(bare: Slide, tmp_path: Path) -> No
     write_geojson(found, bare, canvas.resolution, tmp_path / "r.geojson")
     features = json.loads((tmp_path / "r.geojson").read_text())["features"]
     assert "Area µm^2" not in features[0]["properties"]["measurements"]
-    found |= {"mask_clean": np.zeros(canvas.shape, np.bool_), "regions": []}
+    found = found.model_copy(update={"mask_clean": np.zeros(canvas.shape, np.bool_), "regions": ()})
     write_geojson(found, bare, canvas.resolution, tmp_path / "r.geojson")
     assert json.loads((tmp_path / "r.geojson").read_text())["features"] == []
 

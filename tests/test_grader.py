@@ -8,14 +8,15 @@ import pytest
 from numpy.typing import NDArray
 from sklearn import metrics as oracle
 
-from panda.inference.grader import AGAINST_TILES, _against
+from panda.inference.grade import AttentionScores
+from panda.inference.grader import score_attention
 from panda.wsi.geometry import Resolution
 
 SIDE = 10
 VIEW = Resolution(2.0, 50, 40, 0, 1.0, None)
 
 
-def held(cancer: NDArray[np.bool_], attention: NDArray[np.float32]) -> dict[str, float | None]:
+def held(cancer: NDArray[np.bool_], attention: NDArray[np.float32]) -> AttentionScores:
     """Attention on the tiles of a view, side by side, against a mask of the view's size."""
 
     def read_tumor(view: Resolution, location: tuple[int, int], size: tuple[int, int]) -> NDArray[np.bool_]:
@@ -25,7 +26,7 @@ def held(cancer: NDArray[np.bool_], attention: NDArray[np.float32]) -> dict[str,
 
     label: Any = SimpleNamespace(read_tumor=read_tumor)
     coords = np.array([[2 * x, 2 * y] for y in range(0, 40, SIDE) for x in range(0, 50, SIDE)], np.int64)
-    return _against(label, coords, VIEW, SIDE, attention)
+    return score_attention(label, coords, VIEW, SIDE, attention)
 
 
 def test_figures_of_attention_against_the_oracle() -> None:
@@ -38,15 +39,14 @@ def test_figures_of_attention_against_the_oracle() -> None:
         cancer[y * SIDE : (y + 1) * SIDE, x * SIDE : (x + 1) * SIDE] = tile.reshape(SIDE, SIDE)
     attention = np.round(rng.dirichlet(np.ones(20)), 2).astype(np.float32)  # some are equal
     found = held(cancer, attention)
-    assert found.keys() == set(AGAINST_TILES)
-    assert found["attention_auroc"] == pytest.approx(oracle.roc_auc_score(part >= 0.1, attention), abs=1e-9)
-    assert found["cancer_of_tiles"] == pytest.approx(part.mean())
-    assert found["cancer_attended"] == pytest.approx(np.average(part, weights=attention))
+    assert found.attention_auroc == pytest.approx(oracle.roc_auc_score(part >= 0.1, attention), abs=1e-9)
+    assert found.cancer_of_tiles == pytest.approx(part.mean())
+    assert found.cancer_attended == pytest.approx(np.average(part, weights=attention))
 
 
 def test_tiles_without_cancer_say_nothing_of_attention_and_tiles_with_it_alone_no_auroc() -> None:
     even = np.full(20, 0.05, np.float32)
-    assert set(held(np.zeros((40, 50), np.bool_), even).values()) == {None}
+    assert held(np.zeros((40, 50), np.bool_), even) == AttentionScores()
     found = held(np.ones((40, 50), np.bool_), even)
-    assert found["attention_auroc"] is None
-    assert (found["cancer_attended"], found["cancer_of_tiles"]) == pytest.approx((1, 1))
+    assert found.attention_auroc is None
+    assert (found.cancer_attended, found.cancer_of_tiles) == pytest.approx((1, 1))

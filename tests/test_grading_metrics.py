@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from panda.inference.grader import AGAINST_TILES
+from panda.inference.grade import ATTENTION_SCORES
 from panda.inference.grading_metrics import summarize_grades, summarize_test_grades
 from panda.tasks.bootstrap import bootstrap_interval
 from tests.drawn_scores import graded
@@ -52,13 +52,13 @@ def test_parts_are_what_their_slides_alone_would_be() -> None:
 def test_attention_is_the_mean_of_the_slides_that_have_it() -> None:
     found = summarize_test_grades(GRADED, 6, seed=3).model_dump()
     for name, held in (("attention_auroc", GRADED[3::3]), ("cancer_attended", GRADED[::3])):
-        values = np.array([(slide.grade.against_label or {})[name] for slide in held], dtype=np.float64)
+        values = np.array([getattr(slide.grade.against_label, name) for slide in held], dtype=np.float64)
         assert found[name] == pytest.approx(values.mean())
         expected = bootstrap_interval(values, [slide.record.group for slide in held], seed=3)
         assert found[f"{name}_interval"] == pytest.approx(expected)
     without = summarize_grades(GRADED, 6, seed=3).model_dump()
-    assert without == {key: without[key] for key in found if key.removesuffix("_interval") not in AGAINST_TILES}
-    assert not set(AGAINST_TILES) & without["by_provider"]["radboud"].keys()
+    assert without == {key: without[key] for key in found if key.removesuffix("_interval") not in ATTENTION_SCORES}
+    assert not set(ATTENTION_SCORES) & without["by_provider"]["radboud"].keys()
 
 
 def test_what_is_undefined_is_none() -> None:

@@ -20,12 +20,13 @@ from panda.app.entry_point import SomeSlidesFailed
 from panda.app.infer import infer
 from panda.errors import CheckpointError, ConfigError, ManifestError
 from panda.files import hold_lock, read_output_table, write_json
-from panda.inference import slide_mapper
+from panda.inference import slide_mapper, slide_result
 from panda.inference.canvas import Canvas
 from panda.inference.compute import EngineSettings
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
 from panda.inference.slide_mapper import SlideMapper
+from panda.inference.slide_result import SlideResult
 from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.label_maps import LabelMap
 from panda.wsi.slide import Slide
@@ -34,7 +35,7 @@ from tests.checkpoints import grading_checkpoint, segmentation_checkpoint
 from tests.pyramids import write_pyramid
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
-Infer = Callable[..., list[dict[str, Any]]]
+Infer = Callable[..., list[SlideResult]]
 
 
 def draw(path: Path) -> Path:
@@ -54,7 +55,7 @@ def slides(tmp_path: Path) -> Path:
 def run(tmp_path: Path, slides: Path) -> Infer:
     checkpoint = segmentation_checkpoint(tmp_path / "best.ckpt")
 
-    def call(given: str, *overrides: str) -> list[dict[str, Any]]:
+    def call(given: str, *overrides: str) -> list[SlideResult]:
         register_resolvers()
         common = (f"checkpoint={checkpoint}", f"output={tmp_path / 'out'}", f"run_dir={tmp_path / 'out'}")
         with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -236,7 +237,7 @@ def test_all_files_of_a_slide_are_written_under_one_lock(
             held.append(path.name)
         write_json(path, facts)
 
-    monkeypatch.setattr(slide_mapper, "write_json", write)
+    monkeypatch.setattr(slide_result, "write_json", write)
     run("a.tiff")
     assert held == ["quantification.json"]
 

@@ -15,7 +15,8 @@ from scipy import ndimage
 
 from panda.errors import ConfigError, PandaError
 from panda.inference.canvas import Canvas, CanvasWriter
-from panda.inference.quantify import QuantifySettings, clean_mask, slide_quantification
+from panda.inference.mask_cleanup import clean_mask
+from panda.inference.quantify import Measurements, QuantifySettings, slide_quantification
 from panda.wsi.geometry import Resolution
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap
@@ -57,32 +58,34 @@ def test_areas_are_pixels_times_pixel_area(slide: Slide) -> None:
     found = slide_quantification(
         prob, slide, 1, 0.5, settings=QuantifySettings(min_region_um2=800), tissue=tissue_of(slide)
     )
-    assert found["tumor_px"] == 3000 + 200
-    assert found["tissue_px"] == 300 * 200
-    assert found["tumor_percent_of_tissue"] == pytest.approx(100 * 3200 / 60000)
-    assert found["tumor_mm2"] == pytest.approx(3200 * 4e-6)
-    assert found["tissue_mm2"] == pytest.approx(0.24)
-    assert found["num_regions"] == 2
-    np.testing.assert_array_equal(found["mask_clean"], prob >= 0.5)
-    assert found["mask_clean"].dtype == np.bool_
-    large, small = found["regions"]
-    assert large["id"] == 1
-    assert large["area_px"] == 3000
-    assert large["area_mm2"] == pytest.approx(0.012)
-    assert large["centroid"] == [70 * 4, 55 * 4]
-    assert large["bbox"] == [160, 120, 400, 320]
-    assert large["mean_probability"] == pytest.approx(0.9)
-    assert small["id"] == 2
-    assert small["max_probability"] == pytest.approx(0.6)
+    assert found.tumor_px == 3000 + 200
+    assert found.tissue_px == 300 * 200
+    assert found.tumor_percent_of_tissue == pytest.approx(100 * 3200 / 60000)
+    assert found.tumor_mm2 == pytest.approx(3200 * 4e-6)
+    assert found.tissue_mm2 == pytest.approx(0.24)
+    assert found.num_regions == 2
+    np.testing.assert_array_equal(found.mask_clean, prob >= 0.5)
+    assert str(found.mask_clean.dtype) == "bool"
+    large, small = found.regions
+    assert large.id == 1
+    assert large.area_px == 3000
+    assert large.area_mm2 == pytest.approx(0.012)
+    assert list(large.centroid) == [70 * 4, 55 * 4]
+    assert large.bbox == (160, 120, 400, 320)
+    assert large.mean_probability == pytest.approx(0.9)
+    assert small.id == 2
+    assert small.max_probability == pytest.approx(0.6)
     over = QuantifySettings(min_region_um2=800.1)
-    assert slide_quantification(prob, slide, 1, 0.5, settings=over, tissue=tissue_of(slide))["num_regions"] == 1
+    assert slide_quantification(prob, slide, 1, 0.5, settings=over, tissue=tissue_of(slide)).num_regions == 1
 
 
 def test_all_but_the_mask_is_plain_data(slide: Slide) -> None:
     found = slide_quantification(painted((0, 0, 100, 100, 1)), slide, 1, 0.5, tissue=tissue_of(slide))
-    mask = found.pop("mask_clean")
-    assert mask.shape == (200, 300)
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert found.mask_clean.shape == (200, 300)
+    plain = found.model_dump(mode="json")
+    assert "mask_clean" not in plain
+    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+    assert Measurements.model_validate_json(json.dumps(plain), strict=True).model_dump(mode="json") == plain
 
 
 def test_memory_does_not_grow_with_the_map(tmp_path: Path) -> None:
@@ -116,12 +119,12 @@ def test_only_scored_tissue_counts(slide: Slide, tmp_path: Path) -> None:
     found = slide_quantification(
         canvas, slide, canvas.resolution, 0.5, settings=NO_LIMITS, tissue=tissue_of(slide, in_tissue)
     )
-    assert found["tissue_px"] == 150 * 200
-    assert found["tumor_px"] == 150 * 100
-    assert found["unscored_tissue_px"] == 150 * 100
+    assert found.tissue_px == 150 * 200
+    assert found.tumor_px == 150 * 100
+    assert found.unscored_tissue_px == 150 * 100
     # Where nothing was scored, a threshold of 0 finds nothing either.
     at_0 = slide_quantification(canvas, slide, 1, 0, settings=NO_LIMITS, tissue=tissue_of(slide, in_tissue))
-    assert at_0["tumor_px"] == 150 * 100
+    assert at_0.tumor_px == 150 * 100
 
 
 def test_a_canvas_and_its_array_agree(slide: Slide, tmp_path: Path) -> None:
@@ -136,38 +139,36 @@ def test_a_canvas_and_its_array_agree(slide: Slide, tmp_path: Path) -> None:
     some, tissue = QuantifySettings(min_region_um2=400), tissue_of(slide)
     of_canvas = slide_quantification(canvas, slide, 1, 0.6, settings=some, tissue=tissue)
     of_array = slide_quantification(np.asarray(canvas), slide, 1, 0.6, settings=some, tissue=tissue)
-    mask = of_canvas.pop("mask_clean")
-    np.testing.assert_array_equal(mask, of_array.pop("mask_clean"))
-    for region, same in zip(of_canvas["regions"], of_array["regions"], strict=True):
-        assert region["mean_probability"] == pytest.approx(same.pop("mean_probability"))
-    assert of_array["regions"] == [
-        {k: v for k, v in r.items() if k != "mean_probability"} for r in of_canvas["regions"]
-    ]
+    mask = of_canvas.mask_clean
+    np.testing.assert_array_equal(mask, of_array.mask_clean)
+    for region, same in zip(of_canvas.regions, of_array.regions, strict=True):
+        assert region.mean_probability == pytest.approx(same.mean_probability)
+        assert same == region.model_copy(update={"mean_probability": same.mean_probability})
     in_blocks = slide_quantification(canvas, slide, 1, 0.6, settings=some, tissue=tissue, block=64)
-    np.testing.assert_array_equal(mask, in_blocks.pop("mask_clean"))
-    assert of_canvas == in_blocks
-    assert of_canvas["num_regions"] > 1
+    np.testing.assert_array_equal(mask, in_blocks.mask_clean)
+    assert of_canvas.model_dump() == in_blocks.model_dump()
+    assert of_canvas.num_regions > 1
     labels, count = ndimage.label(mask, np.ones((3, 3)))
     held = np.asarray(canvas)
-    assert sorted(r["max_probability"] for r in of_canvas["regions"]) == pytest.approx(
+    assert sorted(r.max_probability for r in of_canvas.regions) == pytest.approx(
         sorted(ndimage.maximum(held, labels, range(1, count + 1)))
     )
-    assert sorted(r["mean_probability"] for r in of_canvas["regions"]) == pytest.approx(
+    assert sorted(r.mean_probability for r in of_canvas.regions) == pytest.approx(
         sorted(ndimage.mean(held, labels, range(1, count + 1)))
     )
-    areas = [r["area_px"] for r in of_canvas["regions"]]
+    areas = [r.area_px for r in of_canvas.regions]
     assert areas == sorted(areas, reverse=True)
-    assert sum(areas) == of_canvas["tumor_px"]
+    assert sum(areas) == of_canvas.tumor_px
 
 
 def test_the_threshold_is_inclusive_and_exact(slide: Slide) -> None:
     for value, thr, count in ((0.5, 0.5, 100), (0.4999, 0.5, 0), (np.nextafter(0.5, 0, dtype=np.float32), 0.5, 0)):
         prob = painted((0, 0, 10, 10, float(value)))
         found = slide_quantification(prob, slide, 1, thr, settings=NO_LIMITS, tissue=tissue_of(slide))
-        assert found["tumor_px"] == count
+        assert found.tumor_px == count
     # float32(0.7) is 0.699999988, below 0.7: the same verdict as in the threshold search.
     prob = painted((0, 0, 10, 10, 0.7))
-    assert slide_quantification(prob, slide, 1, 0.7, settings=NO_LIMITS, tissue=tissue_of(slide))["tumor_px"] == 0
+    assert slide_quantification(prob, slide, 1, 0.7, settings=NO_LIMITS, tissue=tissue_of(slide)).tumor_px == 0
 
 
 def test_a_hole_is_filled_only_where_there_is_tissue(slide: Slide) -> None:
@@ -177,30 +178,30 @@ def test_a_hole_is_filled_only_where_there_is_tissue(slide: Slide) -> None:
     tissue = tissue_of(slide, in_tissue)
     some = QuantifySettings(min_region_um2=0, min_hole_um2=100 * 4 + 1)
     found = slide_quantification(prob, slide, 1, 0.5, settings=some, tissue=tissue)
-    assert found["tumor_px"] == 100 * 100 - 50 - 400
+    assert found.tumor_px == 100 * 100 - 50 - 400
     none = QuantifySettings(min_region_um2=0, min_hole_um2=100 * 4)
-    assert slide_quantification(prob, slide, 1, 0.5, settings=none, tissue=tissue)["tumor_px"] == 10000 - 500
-    assert found["tissue_px"] == 60000 - 50
+    assert slide_quantification(prob, slide, 1, 0.5, settings=none, tissue=tissue).tumor_px == 10000 - 500
+    assert found.tissue_px == 60000 - 50
 
 
 def test_areas_are_unknown_where_the_resolution_is(slide_without_mpp: Slide) -> None:
     slide = slide_without_mpp
     prob = painted((0, 0, 8, 8, 1), (50, 50, 57, 59, 1))  # 64 px stays, 63 px does not
     found = slide_quantification(prob, slide, 1, 0.5, tissue=tissue_of(slide))
-    assert (found["tumor_px"], found["num_regions"]) == (64, 1)
-    assert found["tumor_mm2"] is None
-    assert found["tissue_mm2"] is None
-    assert found["regions"][0]["area_mm2"] is None
-    assert "mpp" in found["mm2_note"]
+    assert (found.tumor_px, found.num_regions) == (64, 1)
+    assert found.tumor_mm2 is None
+    assert found.tissue_mm2 is None
+    assert found.regions[0].area_mm2 is None
+    assert "mpp" in found.mm2_note
 
 
 def test_a_slide_without_tumour_or_tissue(slide: Slide) -> None:
     found = slide_quantification(painted(), slide, 1, 0.5, tissue=tissue_of(slide))
-    assert (found["tumor_px"], found["num_regions"], found["regions"]) == (0, 0, [])
-    assert found["tumor_percent_of_tissue"] == 0
+    assert (found.tumor_px, found.num_regions, found.regions) == (0, 0, ())
+    assert found.tumor_percent_of_tissue == 0
     none = tissue_of(slide, np.zeros((200, 300), np.bool_))
     found = slide_quantification(painted((0, 0, 50, 50, 1)), slide, 1, 0.5, tissue=none)
-    assert (found["tumor_px"], found["tissue_px"], found["tumor_percent_of_tissue"]) == (0, 0, None)
+    assert (found.tumor_px, found.tissue_px, found.tumor_percent_of_tissue) == (0, 0, None)
 
 
 def test_tissue_is_found_where_none_is_given(tmp_path: Path) -> None:
@@ -208,9 +209,9 @@ def test_tissue_is_found_where_none_is_given(tmp_path: Path) -> None:
     image[200:600, 200:1000] = (190, 110, 165)
     slide = Slide.open(write_pyramid(tmp_path / "s.tiff", image, mpp=0.5))
     found = slide_quantification(painted((0, 0, 300, 200, 1)), slide, 1, 0.5)
-    assert found["tissue_px"] == pytest.approx(200 * 100, rel=0.1)
-    assert found["tumor_px"] == found["tissue_px"]
-    assert found["tumor_percent_of_tissue"] == 100
+    assert found.tissue_px == pytest.approx(200 * 100, rel=0.1)
+    assert found.tumor_px == found.tissue_px
+    assert found.tumor_percent_of_tissue == 100
 
 
 def test_a_map_of_another_resolution_is_refused_with_both_sizes(slide: Slide) -> None:
@@ -306,20 +307,21 @@ def test_the_size_of_the_blocks_changes_nothing(slide: Slide, *, seed: int, dens
     thr = float(np.quantile(prob, density))
     whole = slide_quantification(prob, slide, 1, thr, settings=some, tissue=tissue)
     parts = slide_quantification(prob, slide, 1, thr, settings=some, tissue=tissue, block=block)
-    np.testing.assert_array_equal(whole.pop("mask_clean"), parts.pop("mask_clean"))
-    for region, same in zip(whole["regions"], parts["regions"], strict=True):
-        assert region.pop("mean_probability") == pytest.approx(same.pop("mean_probability"))
-    assert whole == parts
+    np.testing.assert_array_equal(whole.mask_clean, parts.mask_clean)
+    for region, same in zip(whole.regions, parts.regions, strict=True):
+        assert region.mean_probability == pytest.approx(same.mean_probability)
+    without = {"regions": {"__all__": {"mean_probability"}}}
+    assert whole.model_dump(exclude=without) == parts.model_dump(exclude=without)
 
 
 def test_the_length_of_a_region_is_its_greatest_extent(slide: Slide) -> None:
     prob = painted((40, 30, 43, 34, 0.9), (100, 100, 160, 101, 0.9))
     found = slide_quantification(prob, slide, 1, 0.5, settings=NO_LIMITS, tissue=tissue_of(slide), block=16)
-    line, box = found["regions"]
-    assert box["length_px"] == pytest.approx(5)  # 3 by 4
-    assert box["length_mm"] == pytest.approx(5 * 2 / 1000)
-    assert line["length_px"] == pytest.approx(np.hypot(60, 1))
-    assert (box["box_px"], box["start_px"]) == ([40, 30, 43, 34], [40, 30])
+    line, box = found.regions
+    assert box.length_px == pytest.approx(5)  # 3 by 4
+    assert box.length_mm == pytest.approx(5 * 2 / 1000)
+    assert line.length_px == pytest.approx(np.hypot(60, 1))
+    assert (box.box_px, box.start_px) == ((40, 30, 43, 34), (40, 30))
 
 
 def test_pixels_are_counted_at_every_threshold(slide: Slide) -> None:
@@ -328,10 +330,10 @@ def test_pixels_are_counted_at_every_threshold(slide: Slide) -> None:
     tissue = tissue_of(slide, rng.random((200, 300)) < 0.5)
     found = slide_quantification(prob, slide, 1, 0.1234, settings=NO_LIMITS, tissue=tissue)
     inside = prob[tissue.mask].astype(np.float64)
-    assert found["px_at_threshold"] == [int((inside >= k / 1000).sum()) for k in range(1001)]
-    for near, off in zip(found["nearby"], (-0.1, -0.05, 0, 0.05, 0.1), strict=True):
-        assert near["threshold"] == 0.1234 + off
-        assert near["tumor_percent_of_tissue"] == 100 * (inside >= 0.1234 + off).sum() / inside.size
+    assert found.px_at_threshold == tuple(int((inside >= k / 1000).sum()) for k in range(1001))
+    for near, off in zip(found.nearby, (-0.1, -0.05, 0, 0.05, 0.1), strict=True):
+        assert near.threshold == 0.1234 + off
+        assert near.tumor_percent_of_tissue == 100 * (inside >= 0.1234 + off).sum() / inside.size
 
 
 def test_a_mask_on_the_disk_gives_the_same(slide: Slide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,6 +342,6 @@ def test_a_mask_on_the_disk_gives_the_same(slide: Slide, tmp_path: Path, monkeyp
     monkeypatch.setattr("panda.inference.quantify._IN_MEMORY_PX", 100)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     on_disk = slide_quantification(prob, slide, 1, 0.5, settings=NO_LIMITS, tissue=tissue_of(slide))
-    assert isinstance(on_disk["mask_clean"], np.memmap)
-    np.testing.assert_array_equal(in_memory.pop("mask_clean"), on_disk.pop("mask_clean"))
-    assert in_memory == on_disk
+    assert isinstance(on_disk.mask_clean, np.memmap)
+    np.testing.assert_array_equal(in_memory.mask_clean, on_disk.mask_clean)
+    assert in_memory.model_dump() == on_disk.model_dump()

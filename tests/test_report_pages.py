@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from panda.errors import PandaError
+from panda.inference.slide_result import LABEL_METRICS
 from panda.report.agreement import agreement_chart
 from panda.report.charts import Bar, Line, bar_chart, line_chart, ticks
 from panda.report.figure_tables import splits_table
@@ -81,12 +82,21 @@ def _slide(folder: Path, **changes: Any) -> Path:
     for name in ("overlay", "heatmap"):
         cv2.imwrite(str(folder / f"{name}.png"), picture)
     region = {"id": 1, "area_px": 1200, "area_mm2": 0.0123, "centroid": [10.4, 20.6], "bbox": [0, 1, 2, 3]}
+    region |= {"length_px": 60.5, "length_mm": 0.121, "box_px": [0, 0, 1, 1], "start_px": [0, 0]}
+    provenance: dict[str, Any] = {
+        "fingerprint": "f", "checkpoint": "best.ckpt", "grading_checkpoint": None, "segmentation": {}, "grader": None,
+        "threshold": 0.43, "quantify": {}, "precision": "fp32", "compiled": False, "tta": "none", "tissue_rules": 1,
+        "reader": "auto", "mpp_override": None,
+    }  # fmt: skip
     content = {
         "slide_id": folder.name, "threshold": 0.43, "tumor_px": 1200, "tissue_px": 4800,
         "tumor_percent_of_tissue": 25.0, "tumor_mm2": 0.0123, "tissue_mm2": 0.0492,
         "mm2_note": "", "num_regions": 1, "mpp": [0.5, 0.5],
         "mpp_note": "from OpenSlide", "downsample": 4.0, "tissue_how": "strict", "grade": None,
         "regions": [region | {"mean_probability": 0.812, "max_probability": 0.99}],
+        "unscored_tissue_px": 0, "nearby": [], "px_at_threshold": [], "settings": {}, "file": {"name": "a.tiff"},
+        "mpp_source": "openslide", "reader": "fast", "in_sample": None, "grade_note": None, "against_label": None,
+        "made_with": provenance,
     }  # fmt: skip
     (folder / "quantification.json").write_text(json.dumps(content | changes))
     (folder / "regions.geojson").write_text("{}")
@@ -263,7 +273,7 @@ def test_the_viewer_holds_all_that_it_needs(tmp_path: Path) -> None:
         px_at_threshold=counts,
         tissue_px=4800,
         tissue_mm2=0.0192,
-        against_label={"dice": 0.5},
+        against_label=dict.fromkeys(LABEL_METRICS, 0.5),
     )
     planes = np.zeros((40, 60, 3), np.uint8)
     planes[10:20, 10:30, 0] = 255  # blue in OpenCV's order: labelled cancer

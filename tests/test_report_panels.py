@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from panda.inference.grader import Grade
+from panda.inference.grade import Grade
 from panda.inference.panel_patches import PanelRow
 from panda.inference.slide_images import write_attention
 from panda.report.panels import attention_tiles, dice_text, draw_panels

@@ -32,7 +32,7 @@ from panda.data.manifest import SlideRecord
 from panda.data.patchset import PatchSet
 from panda.data.settings import SelectionSettings
 from panda.errors import CheckpointError, ConfigError, PandaError, SlideError
-from panda.inference.grader import Grade
+from panda.inference.grade import Grade
 from panda.models.losses import BCELoss
 from panda.models.segmentation import Segmenter
 from panda.tasks.optim import Optim

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from panda.app.config import Faults, check_config
 from panda.app.entry_point import SomeSlidesFailed, log_to_file, make_folder
-from panda.app.inference_tables import ONLY_UNGRADED, Results
+from panda.app.inference_tables import ONLY_UNGRADED, InferenceTables
 from panda.data.manifest import TABLE, SlideRecord, read_manifest
 from panda.errors import CheckpointError, ConfigError, ManifestError, PandaError
 from panda.files import hold_lock, read_user_table, write_json
@@ -31,12 +31,12 @@ from panda.inference.quantify import QuantifySettings
 from panda.inference.slide_loop import run_over_slides, tile_progress
 from panda.inference.slide_mapper import SlideMapper
 from panda.inference.slide_prefetcher import SlidePrefetcher
+from panda.inference.slide_result import SlideResult
 from panda.report.inference_page import write_inference_page
 from panda.report.panels import attention_tiles
 from panda.report.slide_page import write_slide_page
 from panda.tasks.checkpoint import Checkpoint, read_checkpoint
 from panda.tasks.threshold import ThresholdChoice
-from panda.wsi.gleason import class_names
 from panda.wsi.slide import SlideOptions
 
 log = logging.getLogger(__name__)
@@ -50,14 +50,14 @@ SHOWN = 20
 """Slides whose figures are printed."""
 
 
-def infer(cfg: DictConfig) -> list[dict[str, Any]]:
-    """Map every slide, goes on past bad ones, and writes the report.
+def infer(cfg: DictConfig) -> list[SlideResult]:
+    """Map every slide, continue after bad ones, and write the report.
 
     Args:
         cfg: `conf/infer.yaml` as composed by Hydra, or by a test, which then gives `run_dir`.
 
     Returns:
-        The rows of `quantification.csv`: all slides in the folder that were made alike.
+        The results in `quantification.csv`: all slides in the folder with the provenance of this run.
 
     Raises:
         ConfigError: With all faults of the configuration, before anything slow.
@@ -81,7 +81,7 @@ def infer(cfg: DictConfig) -> list[dict[str, Any]]:
     choice = tune_mode(predictor, threshold, paths, mapper.open, canvases / "engine.json")
     log.info("network in %s on %s: %s", predictor.mode, engine.torch_device, choice.why)
     notes = _notes(predictor, grader, searched, cfg.provider, choice)
-    results = Results(folder, mapper.made_with["fingerprint"])
+    tables = InferenceTables(folder, mapper.provenance.fingerprint)
 
     def work(path: Path, bar: tqdm[Any]) -> None:
         with prefetcher.open(path) as (slide, tissue), contextlib.ExitStack() as stack:
@@ -94,22 +94,22 @@ def infer(cfg: DictConfig) -> list[dict[str, Any]]:
                 mapped = mapper.map(slide, tissue, own, canvas_path, tile_progress(bar), labelled=known)
                 attention_tiles(mapped.grade, own / "attention_tiles.png")
                 write_slide_page(own)
-        results.add(mapped.row, mapped.ungraded)
-        if len(results.done) % TABLE_EVERY == 1:
-            results.write()
+        tables.add(mapped.result, mapped.ungraded)
+        if len(tables.done) % TABLE_EVERY == 1:
+            tables.write()
 
-    results.write()
+    tables.write()
     with SlidePrefetcher(paths, mapper.open) as prefetcher:
-        run_over_slides(paths, lambda path: path.stem, "inference", work, results.fail)
-    results.scan()  # what another process mapped into this folder meanwhile
-    rows = results.write()
-    if others := results.note():
+        run_over_slides(paths, lambda path: path.stem, "inference", work, tables.fail)
+    tables.scan()  # what another process mapped into this folder meanwhile
+    results = tables.write()
+    if others := tables.note():
         log.warning("%s", others)
         notes.append(others)
     about = _about(mapper, predictor.threshold if searched else None, cfg.provider, choice) | {
         "last_run": {
             "slides": len(paths),
-            "failed": len(results.failed),
+            "failed": len(tables.failed),
             "seconds": round(time.monotonic() - started, 1),
         },
         "labels": cfg.labels,
@@ -117,12 +117,12 @@ def infer(cfg: DictConfig) -> list[dict[str, Any]]:
     }
     write_json(folder / "inference.json", about)
     report = write_inference_page(folder)
-    for row in list(results.done.values())[:SHOWN]:
-        log.info("%s", _headline(row))
+    for result in list(tables.done.values())[:SHOWN]:
+        log.info("%s", _headline(result))
     log.info("report: %s", report)
-    if results.failed:
-        raise SomeSlidesFailed(_failed(results, len(paths)))
-    return rows
+    if tables.failed:
+        raise SomeSlidesFailed(_failed(tables, len(paths)))
+    return results
 
 
 def _checked(
@@ -317,8 +317,8 @@ def _about(mapper: SlideMapper, choice: ThresholdChoice | None, provider: str | 
     """What made the maps, for `inference.json`."""
     engine = mapper.predictor.settings
     return {
-        "checkpoint": mapper.made_with["checkpoint"],
-        "grading_checkpoint": mapper.made_with["grading_checkpoint"],
+        "checkpoint": mapper.provenance.checkpoint,
+        "grading_checkpoint": mapper.provenance.grading_checkpoint,
         "threshold": mapper.threshold,
         "threshold_choice": choice.plain() if choice else None,
         "provider": provider,
@@ -334,23 +334,21 @@ def _about(mapper: SlideMapper, choice: ThresholdChoice | None, provider: str | 
     }
 
 
-def _failed(results: Results, count: int) -> str:
+def _failed(tables: InferenceTables, count: int) -> str:
     """How many slides of so many failed, in a sentence."""
-    ungraded = sum(failure.stage == ONLY_UNGRADED for failure in results.failed.values())
+    ungraded = sum(failure.stage == ONLY_UNGRADED for failure in tables.failed.values())
     but = f" ({ungraded} in grading alone, their tumour figures are there)" if ungraded else ""
-    return f"{len(results.failed)} of {count} slides failed{but}: {results.folder / 'failures.csv'} says why" + (
-        "; the others are done" if len(results.failed) < count else ""
+    return f"{len(tables.failed)} of {count} slides failed{but}: {tables.folder / 'failures.csv'} says why" + (
+        "; the others are done" if len(tables.failed) < count else ""
     )
 
 
-def _headline(row: dict[str, Any]) -> str:
-    area = "area unknown (no µm/px)" if row["tumor_mm2"] is None else f"{row['tumor_mm2']:.3f} mm²"
-    percent = row["tumor_percent_of_tissue"]
+def _headline(result: SlideResult) -> str:
+    """Return the figures of a slide that are read first, as one line of the log."""
+    area = "area unknown (no µm/px)" if result.tumor_mm2 is None else f"{result.tumor_mm2:.3f} mm²"
+    percent = result.tumor_percent_of_tissue
     share = "–" if percent is None else f"{percent:.2f} %"
-    grades = [(key.removesuffix("_predicted"), row[key]) for key in row if key.endswith("_predicted")]
-    classes = sum(key[0] == "p" and key[1:].isdecimal() for key in row)
-    grade = "".join(
-        ", not graded" if value is None else f", graded {class_names(target, classes)[value]}"
-        for target, value in grades
-    )
-    return f"{row['slide_id']}: tumour {share} of tissue, {area}, {row['num_regions']} regions{grade}"
+    grade = "" if result.provenance.grader is None else ", not graded"
+    if result.grade is not None:
+        grade = f", graded {result.grade.class_names[result.grade.predicted]}"
+    return f"{result.slide_id}: tumour {share} of tissue, {area}, {result.num_regions} regions{grade}"

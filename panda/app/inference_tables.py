@@ -1,16 +1,18 @@
-"""The tables of an inference's folder: every slide in it that was made alike, whichever run mapped it."""
+"""The tables of an inference folder: every slide in it with the same provenance, whichever run mapped it."""
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from panda.data.failures import FAILURE_COLUMNS, Failure
+from panda.errors import PandaError
 from panda.files import hold_lock, read_output_table, write_table
-from panda.inference.slide_mapper import row_of
+from panda.inference.slide_result import RESULT_FILE, SlideResult
+
+log = logging.getLogger(__name__)
 
 NAMED = 20
 """Slides that a note names."""
@@ -20,66 +22,66 @@ ONLY_UNGRADED = "grading"
 
 
 @dataclass
-class Results:
-    """What lies in a folder and what one run adds to it.
+class InferenceTables:
+    """Results that a folder holds and results that one run adds to it.
 
-    A slide's own folder says what its figures were made with; only what was made alike enters the tables. What
-    a run says of a slide replaces what an earlier one said.
+    Only results with the same provenance enter the tables. A result of this run replaces an earlier one of the slide.
 
     Attributes:
-        folder: Gets `quantification.csv` and `failures.csv`, and holds one folder a slide.
-        made_with: Fingerprint of checkpoints and settings.
-        done: Rows of this run by slide.
+        folder: Gets `quantification.csv` and `failures.csv`, and holds one folder per slide.
+        fingerprint: Fingerprint of the provenance.
+        done: Results of this run by slide.
         failed: Failures of this run by slide.
-        earlier: Rows of earlier runs by slide, as far as made alike.
-        others: Slides whose folders were made with something else.
+        earlier: Results of earlier runs with the same provenance, by slide.
+        others: Slides whose results have another provenance or cannot be read.
     """
 
     folder: Path
-    made_with: str
-    done: dict[str, dict[str, Any]] = field(default_factory=dict)
+    fingerprint: str
+    done: dict[str, SlideResult] = field(default_factory=dict)
     failed: dict[str, Failure] = field(default_factory=dict)
-    earlier: dict[str, dict[str, Any]] = field(init=False)
+    earlier: dict[str, SlideResult] = field(init=False)
     others: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
         self.scan()
 
     def scan(self) -> None:
-        """Read the slides' folders."""
+        """Read the results in the folders of the slides; warn of those that were edited or are of another version."""
         self.earlier, self.others = {}, []
-        for path in sorted(self.folder.glob("*/quantification.json")):
+        for folder in sorted(path.parent for path in self.folder.glob(f"*/{RESULT_FILE}")):
             try:
-                facts = json.loads(path.read_text(encoding="utf-8"))
-                if facts["made_with"]["fingerprint"] == self.made_with:
-                    self.earlier[path.parent.name] = row_of(facts)
-                    continue
-            except (OSError, ValueError, KeyError, TypeError):
-                pass  # of an older version, or altered: whatever made it, it is not known to be alike
-            self.others.append(path.parent.name)
+                result = SlideResult.read(folder)
+            except (OSError, PandaError) as error:
+                log.warning("%s", error)
+                self.others.append(folder.name)
+                continue
+            if result.provenance.fingerprint == self.fingerprint:
+                self.earlier[folder.name] = result
+            else:
+                self.others.append(folder.name)
 
-    def add(self, row: dict[str, Any], ungraded: Failure | None = None) -> None:
-        """Take over a slide that was mapped, and perhaps not graded."""
-        slide_id = row["slide_id"]
-        self.done[slide_id] = row
-        self.failed.pop(slide_id, None)
+    def add(self, result: SlideResult, ungraded: Failure | None = None) -> None:
+        """Add a slide that was mapped, and the failure of its grading if there is one."""
+        self.done[result.slide_id] = result
+        self.failed.pop(result.slide_id, None)
         if ungraded:
             self.fail(ungraded)
 
     def fail(self, failure: Failure) -> None:
-        """Take over a failure, and writes the list of them."""
+        """Add a failure and write the list of failures."""
         self.failed[failure.slide_id] = failure
         self.write_failures()
 
-    def write_failures(self) -> dict[str, Mapping[str, Any]]:
-        """Write `failures.csv`: one line a slide, those of earlier runs until the slide succeeds.
+    def write_failures(self) -> dict[str, Mapping[str, str]]:
+        """Write `failures.csv`, one line per slide; the failure of an earlier run stays until the slide succeeds.
 
         Returns:
-            Its lines by slide.
+            The lines by slide.
         """
-        path, mark = self.folder / "failures.csv", self.made_with[:12]
+        path, mark = self.folder / "failures.csv", self.fingerprint[:12]
         with hold_lock(path):
-            lines: dict[str, Mapping[str, Any]] = {
+            lines: dict[str, Mapping[str, str]] = {
                 line["slide_id"]: line
                 for line in read_output_table(path)
                 if line.get("made_with") == mark and line.get("slide_id") and line["slide_id"] not in self.done
@@ -89,20 +91,21 @@ class Results:
             write_table(path, list(lines.values()), [*FAILURE_COLUMNS, "made_with"])
         return lines
 
-    def write(self) -> list[dict[str, Any]]:
+    def write(self) -> list[SlideResult]:
         """Write both tables.
 
         Returns:
-            The rows of `quantification.csv`, by slide: without a slide that failed since it was mapped.
+            The results in `quantification.csv`, by slide id; a slide that failed since it was mapped is left out.
         """
         failures = self.write_failures()
         gone = {slide_id for slide_id, line in failures.items() if line["stage"] != ONLY_UNGRADED}
-        rows = [row for slide_id, row in sorted((self.earlier | self.done).items()) if slide_id not in gone]
+        results = [result for slide_id, result in sorted((self.earlier | self.done).items()) if slide_id not in gone]
+        rows = [result.to_row() for result in results]
         write_table(self.folder / "quantification.csv", rows, None if rows else ["slide_id"])
-        return rows
+        return results
 
     def note(self) -> str:
-        """A sentence about the slides that were made with something else; empty where there are none."""
+        """Return a sentence about the slides with another provenance; empty if there are none."""
         if not self.others:
             return ""
         names = ", ".join(self.others[:NAMED]) + (" …" if len(self.others) > NAMED else "")

@@ -64,7 +64,7 @@ from panda.wsi.label_maps import find_label_map
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import find_tissue
 
-QUANTIFIED = ("tumor_percent_of_tissue", "tumor_mm2", "tissue_mm2", "num_regions")
+QUANTIFIED = {"tumor_percent_of_tissue", "tumor_mm2", "tissue_mm2", "num_regions"}
 """What the table of slides takes over from the quantification."""
 
 
@@ -346,7 +346,7 @@ class SegmentationExperiment:
                     )
                 )
             write_slide_page(folder)
-            table.append(mapped.score.row(threshold) | {key: mapped.row[key] for key in QUANTIFIED})
+            table.append(mapped.score.row(threshold) | mapped.result.model_dump(include=QUANTIFIED))
             return mapped.score
 
         outcome = run_over_slides(records, lambda record: record.slide_id, "slides", work)

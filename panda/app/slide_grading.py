@@ -15,15 +15,16 @@ from panda.app.guidance import Guidance
 from panda.data.failures import Failure
 from panda.data.manifest import SlideRecord
 from panda.errors import MaskError
-from panda.files import write_json
 from panda.inference.evaluate import open_label
-from panda.inference.grader import Grade, GradingPredictor
+from panda.inference.grade import Grade
+from panda.inference.grader import GradingPredictor
 from panda.inference.legends import ColourMap
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
 from panda.inference.slide_images import write_attention, write_slide
 from panda.inference.slide_loop import tile_progress
 from panda.inference.slide_mapper import SlideMapper
+from panda.inference.slide_result import SlideFacts
 from panda.report.panels import attention_tiles
 from panda.report.slide_page import write_slide_page
 from panda.wsi.label_mask import LabelMask
@@ -104,14 +105,14 @@ class SlideGrading:
         image, view = slide.overview()
         write_slide(image, own)
         write_attention(image, view, grade, slide.slide_id, own / "attention.png")
-        facts = {
-            "slide_id": slide.slide_id,
-            "mpp": list(slide.mpp) if slide.mpp else None,
-            "view_downsample": view.downsample,
-            "tissue_how": tissue.how,
-            "grade": grade.plain(),
-        }
-        write_json(own / "quantification.json", facts)
+        facts = SlideFacts(
+            slide_id=slide.slide_id,
+            mpp=slide.mpp,
+            view_downsample=view.downsample,
+            tissue_how=tissue.how,
+            grade=grade.to_record(),
+        )
+        facts.write(own)
         return grade
 
     @functools.cache  # noqa: B019 - this object goes when the last slide is graded

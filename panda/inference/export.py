@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,6 +17,8 @@ from panda.files import whole_path, write_whole
 from panda.inference.canvas import Canvas
 from panda.inference.canvas_store import probability
 from panda.inference.polygons import trace
+from panda.inference.quantify import Quantification
+from panda.inference.regions import Region
 from panda.wsi.components import cut_out
 from panda.wsi.geometry import Resolution
 from panda.wsi.slide import Slide
@@ -28,7 +30,7 @@ _TILE = 512
 _FEATURES = uuid.UUID("7d2cf0a4-5a3e-4c7e-9d52-1d1b6f3a0c11")
 
 
-def write_geojson(quantification: Mapping[str, Any], slide: Slide, resolution: Resolution, path: Path | str) -> None:
+def write_geojson(quantification: Quantification, slide: Slide, resolution: Resolution, path: Path | str) -> None:
     """Write the tumour regions as a GeoJSON that QuPath (0.4 and later) opens as annotations.
 
     Polygons lie in level-0 px, run along the edges of the working pixels and have holes, so that the area of a
@@ -40,18 +42,18 @@ def write_geojson(quantification: Mapping[str, Any], slide: Slide, resolution: R
         resolution: Of `mask_clean`.
         path: The file, whole or absent.
     """
-    mask, connectivity = quantification["mask_clean"], quantification["settings"]["connectivity"]
+    mask, connectivity = quantification.mask_clean, quantification.settings.connectivity
     features = []
-    for region in quantification["regions"]:
-        left, top = region["box_px"][:2]
+    for region in quantification.regions:
+        left, top = region.box_px[:2]
         polygons = []
-        for rings in trace(cut_out(mask, region["box_px"], region["start_px"], connectivity)):
+        for rings in trace(cut_out(mask, region.box_px, region.start_px, connectivity)):
             corners = [np.round((ring + np.array([left, top])) * resolution.downsample, 3) for ring in rings]
             polygons.append([np.concatenate([ring, ring[:1]]).tolist() for ring in corners])
         features.append(
             {
                 "type": "Feature",
-                "id": str(uuid.uuid5(_FEATURES, f"{slide.slide_id}/{region['id']}")),
+                "id": str(uuid.uuid5(_FEATURES, f"{slide.slide_id}/{region.id}")),
                 "geometry": (
                     {"type": "Polygon", "coordinates": polygons[0]}
                     if len(polygons) == 1
@@ -59,7 +61,7 @@ def write_geojson(quantification: Mapping[str, Any], slide: Slide, resolution: R
                 ),
                 "properties": {
                     "objectType": "annotation",
-                    "name": f"Tumor {region['id']}",
+                    "name": f"Tumor {region.id}",
                     "classification": {"name": "Tumor", "color": list(TUMOR_COLOUR)},
                     "measurements": _measurements(region),
                 },
@@ -69,14 +71,15 @@ def write_geojson(quantification: Mapping[str, Any], slide: Slide, resolution: R
     write_whole(path, json.dumps(collection, allow_nan=False, separators=(",", ":"), ensure_ascii=False))
 
 
-def _measurements(region: Mapping[str, Any]) -> dict[str, float]:
-    """A region's figures under the names that QuPath lists; area and diameter are left out where µm/px is unknown."""
-    area, length = region["area_mm2"], region["length_mm"]
-    known = {} if area is None else {"Area µm^2": area * 1e6, "Max diameter µm": length * 1e3}
+def _measurements(region: Region) -> dict[str, float]:
+    """Return the figures of a region under the names that QuPath lists; area and diameter need µm/px."""
+    known = {}
+    if region.area_mm2 is not None and region.length_mm is not None:
+        known = {"Area µm^2": region.area_mm2 * 1e6, "Max diameter µm": region.length_mm * 1e3}
     return known | {
-        "Area working px": region["area_px"],
-        "Mean tumor probability": region["mean_probability"],
-        "Max tumor probability": region["max_probability"],
+        "Area working px": region.area_px,
+        "Mean tumor probability": region.mean_probability,
+        "Max tumor probability": region.max_probability,
     }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,12 @@ from panda.errors import ConfigError, SlideError
 from panda.inference.canvas import Canvas
 from panda.inference.compute import EngineSettings
 from panda.inference.features import FeatureCache, encode_tiles
+from panda.inference.grade import AttentionScores, Grade
 from panda.inference.predictor import resolution_for, restored
 from panda.models.mil import MILNet
 from panda.tasks.checkpoint import Checkpoint, read_checkpoint
 from panda.tasks.grade_metrics import auroc
 from panda.wsi.geometry import Resolution
-from panda.wsi.gleason import class_names
 from panda.wsi.label_mask import LabelMask
 from panda.wsi.slide import Slide
 from panda.wsi.stain_normalization import told_stain
@@ -32,61 +31,6 @@ MOST_SHOWN = 12
 """Tiles of a slide that are drawn."""
 CANCER_TILE = 0.1
 """Share of a tile that is labelled cancer, from which on it counts as one that holds cancer."""
-AGAINST_TILES = ("attention_auroc", "cancer_attended", "cancer_of_tiles")
-"""What tells whether attention lies on cancer, of slides whose tiles have some: AUROC of the attention for tiles that
-hold cancer, None where all do; the share of the tiles' px that is labelled cancer, weighed by attention; and the same,
-each tile alike."""
-
-
-@dataclass(frozen=True)
-class Grade:
-    """The grade of one slide.
-
-    Attributes:
-        target: `isup` or `cancer`.
-        predicted: The class with the highest probability.
-        probabilities: Of each class; they sum to 1.
-        coords: (K, 2) upper left corners of the tiles, level-0 px.
-        attention: (K,) weights of the tiles; they sum to 1.
-        contributions: (K,) what each tile did for the predicted class: see `MILNet.contributions`.
-        shown: (n, h, w, 3) uint8, the `MOST_SHOWN` tiles at most that have the most attention, the most first.
-        tile_side: Side of a tile in level-0 px.
-        against_label: Figures of `AGAINST_TILES`, where the slide has a label mask; else None.
-    """
-
-    target: str
-    predicted: int
-    probabilities: list[float]
-    coords: NDArray[np.int64]
-    attention: NDArray[np.float32]
-    contributions: NDArray[np.float32]
-    shown: NDArray[np.uint8]
-    tile_side: float
-    against_label: dict[str, float | None] | None = None
-
-    @property
-    def named(self) -> str:
-        """The predicted class in words: 0 of `cancer` is no cancer."""
-        return class_names(self.target, len(self.probabilities))[self.predicted]
-
-    def without_tiles(self) -> Grade:
-        """The same without the pixels of its tiles: those of thousands of bags fill a memory."""
-        return replace(self, shown=self.shown[:0].copy())  # a slice alone would keep them all
-
-    def plain(self) -> dict[str, Any]:
-        """Target, predicted class, probabilities and tiles as plain data for JSON."""
-        tiles = [
-            {"x": int(x), "y": int(y), "attention": float(weight), "contribution": float(did)}
-            for (x, y), weight, did in zip(self.coords, self.attention, self.contributions, strict=True)
-        ]
-        return {
-            "target": self.target,
-            "predicted": self.predicted,
-            "probabilities": self.probabilities,
-            "tile_side_px": self.tile_side,
-            "against_label": self.against_label,
-            "tiles": tiles,
-        }
 
 
 def slide_tiles(
@@ -202,21 +146,29 @@ class GradingPredictor:
             contributions=contributions,
             shown=(drawn * 255).round().astype(np.uint8),
             tile_side=side * view.downsample,
-            against_label=None if label is None else _against(label, coords, view, side, attention),
+            against_label=None if label is None else score_attention(label, coords, view, side, attention),
         )
 
 
-def _against(
+def score_attention(
     label: LabelMask, coords: NDArray[np.int64], view: Resolution, side: int, attention: NDArray[np.float32]
-) -> dict[str, float | None]:
-    """Whether attention lies on labelled cancer; None where no tile has any."""
+) -> AttentionScores:
+    """Score whether attention lies on labelled cancer.
+
+    Args:
+        label: The label mask of the slide.
+        coords: Upper left corners of the tiles, (K, 2) int64, level-0 px.
+        view: Resolution of the tiles.
+        side: Side of a tile in px of `view`.
+        attention: (K,) attention weights.
+    """
     cancer = np.array([label.read_tumor(view, (x, y), (side, side)).mean() for x, y in coords.tolist()])
     holds = cancer >= CANCER_TILE
     if not holds.any():
-        return dict.fromkeys(AGAINST_TILES)
+        return AttentionScores()
     area = None if holds.all() else float(auroc(attention.astype(np.float64), holds, np.ones(len(holds))))
-    return {
-        "attention_auroc": area,
-        "cancer_attended": float((attention * cancer).sum() / attention.sum()),
-        "cancer_of_tiles": float(cancer.mean()),
-    }
+    return AttentionScores(
+        attention_auroc=area,
+        cancer_attended=float((attention * cancer).sum() / attention.sum()),
+        cancer_of_tiles=float(cancer.mean()),
+    )

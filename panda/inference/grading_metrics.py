@@ -12,7 +12,7 @@ from pydantic import Field
 
 from panda.data.manifest import SlideRecord
 from panda.inference.dataset_metrics import defined_interval
-from panda.inference.grader import AGAINST_TILES, Grade
+from panda.inference.grade import ATTENTION_SCORES, AttentionScores, Grade
 from panda.tasks.bootstrap import percentile_interval, resampled_sums
 from panda.tasks.figures import Count, Figures, Interval, Share
 from panda.tasks.grade_metrics import grading_intervals, grading_scores
@@ -106,7 +106,7 @@ class GradedSlide:
         """Return the slide's row of a table.
 
         Args:
-            attention: Whether to add `AGAINST_TILES`, each None if the slide has none.
+            attention: Whether to add `ATTENTION_SCORES`, each None if the slide has none.
         """
         return {
             "slide_id": self.record.slide_id,
@@ -116,7 +116,7 @@ class GradedSlide:
             "predicted": self.grade.predicted,
             "group": self.record.group,
             **{f"p{k}": p for k, p in enumerate(self.grade.probabilities)},
-            **((self.grade.against_label or dict.fromkeys(AGAINST_TILES)) if attention else {}),
+            **(dict(self.grade.against_label or AttentionScores()) if attention else {}),
         }
 
 
@@ -172,11 +172,11 @@ def _scores(graded: Sequence[GradedSlide], classes: int, seed: int) -> dict[str,
 
 
 def _attention(graded: Sequence[GradedSlide], seed: int) -> dict[str, Any]:
-    """Compute `AGAINST_TILES` with intervals: means over the slides that have them."""
+    """Compute `ATTENTION_SCORES` with intervals: means over the slides that have them."""
     known = [(slide.record.group, slide.grade.against_label) for slide in graded if slide.grade.against_label]
     found: dict[str, Any] = {}
-    for key in AGAINST_TILES:
-        values = [(group, against[key]) for group, against in known if against[key] is not None]
+    for key in ATTENTION_SCORES:
+        values = [(group, value) for group, scores in known if (value := getattr(scores, key)) is not None]
         found[key] = float(np.mean([value for _, value in values])) if values else None
         sums = np.array([[value, 1.0] for _, value in values]).reshape(-1, 2)
         drawn = resampled_sums(sums, [group for group, _ in values], _mean, seed=seed)

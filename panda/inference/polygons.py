@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from panda.wsi.components import cut_out, find_components
+from panda.wsi.components import cut_out, find_components, window_slices
 
 Ring = NDArray[np.int64]
 """(n, 2) x, y corners in px edges, not closed: pixel i spans i to i + 1."""
@@ -27,7 +27,7 @@ def trace(mask: NDArray[np.bool_]) -> list[list[Ring]]:
         One list a polygon, largest first: its outer ring, then its holes.
     """
     objects = find_components(
-        lambda window: mask[window[1] : window[1] + window[3], window[0] : window[0] + window[2]],
+        lambda window: mask[window_slices(window)],
         (mask.shape[0], mask.shape[1]),
         connectivity=4,
     )

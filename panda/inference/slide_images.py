@@ -13,7 +13,7 @@ from PIL import Image
 from panda.files import whole_path
 from panda.inference.canvas import Canvas
 from panda.inference.canvas_store import probability
-from panda.inference.grader import Grade
+from panda.inference.grade import Grade
 from panda.inference.legends import COLOUR_MAPS, ColourMap, Key, Scale, coloured, framed
 from panda.inference.polygons import trace
 from panda.wsi.geometry import Resolution, round_px
@@ -210,7 +210,8 @@ def write_attention(image: NDArray[np.uint8], view: Resolution, grade: Grade | N
     sheet = framed(
         laid,
         title=slide_id,
-        subtitle=f"Attention for {len(share)} tiles, {grade.named} predicted; the most attended has {share.max():.1%}",
+        subtitle=f"Attention for {len(share)} tiles, {grade.predicted_name} predicted; "
+        f"the most attended has {share.max():.1%}",
         bar=_blend(np.full((256, 1, 3), 255, np.uint8), colours[:, None], np.full((256, 1), 0.5, np.float32))[:, 0],
         mark=None,
         scale=_scale(view),

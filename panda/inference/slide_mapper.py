@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from panda.data.failures import Failure, record_failure
 from panda.data.manifest import SlideRecord
-from panda.errors import SlideError
-from panda.files import fingerprint, identity, remove_leftovers, write_json
+from panda.errors import PandaError, SlideError
+from panda.files import fingerprint, identity, remove_leftovers
 from panda.inference.canvas import Canvas
 from panda.inference.evaluate import SlideScore, score_canvas
 from panda.inference.export import write_geojson, write_ome_tiff
-from panda.inference.grader import Grade, GradingPredictor
+from panda.inference.grade import Grade
+from panda.inference.grader import GradingPredictor
 from panda.inference.legends import ColourMap
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings, slide_quantification
 from panda.inference.slide_images import Overview, write_attention, write_heatmap, write_overlay, write_view
+from panda.inference.slide_result import (
+    LABEL_METRICS,
+    RESULT_FILE,
+    InSample,
+    LabelMetrics,
+    Provenance,
+    SlideResult,
+)
 from panda.wsi.label_mask import LabelMask
 from panda.wsi.slide import Slide, SlideOptions
 from panda.wsi.stain_normalization import STAIN_RULES
@@ -35,63 +43,21 @@ OUTPUTS = ("report.html", "quantification.csv", "failures.csv", "inference.json"
 
 @dataclass(frozen=True)
 class MappedSlide:
-    """What mapping one slide gave.
+    """What mapping a slide returns beside its files.
 
     Attributes:
-        row: The slide's line of `quantification.csv`.
+        result: The content of its `quantification.json`.
         canvas: Its probability canvas.
-        quantification: What `slide_quantification` returned.
-        score: Against its label mask, where it has one.
-        grade: Its grade, where a grader was given and could grade it.
-        ungraded: Why a grader that was given could not.
-        folder: Where its files are.
+        score: Pixel counts against its label mask, None if it has none.
+        grade: Its grade, None without a grader or if the slide could not be graded.
+        ungraded: Why the slide could not be graded, None if it was.
     """
 
-    row: dict[str, Any]
+    result: SlideResult
     canvas: Canvas
-    quantification: dict[str, Any]
     score: SlideScore | None
     grade: Grade | None
     ungraded: Failure | None
-    folder: Path
-
-
-ROW = (
-    "slide_id",
-    "tumor_percent_of_tissue",
-    "tumor_mm2",
-    "tissue_mm2",
-    "tumor_px",
-    "tissue_px",
-    "unscored_tissue_px",
-    "tissue_how",
-    "num_regions",
-    "threshold",
-    "in_sample",
-    "mpp_source",
-)
-AGAINST = ("dice", "iou", "precision", "recall", "true_tumor_mm2", "tumor_difference_mm2", "fp_mm2")
-"""Figures of a slide that has a label mask: its tumour as it is found before the clean-up, and the difference of area
-after it."""
-
-
-def row_of(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The line of `quantification.csv` of a slide.
-
-    Args:
-        facts: What its `quantification.json` holds.
-
-    Raises:
-        KeyError: If something is missing in it.
-    """
-    row = {key: facts[key] for key in ROW}
-    row |= facts["against_label"] or {}
-    row["mpp_x"], row["mpp_y"] = facts["mpp"] or (None, None)
-    if (grader := facts["made_with"]["grader"]) is not None:
-        grade = facts["grade"]
-        row[f"{grader['target']}_predicted"] = grade["predicted"] if grade else None
-        row |= {f"p{i}": p for i, p in enumerate(grade["probabilities"] if grade else [])}
-    return row
 
 
 @dataclass(frozen=True)
@@ -115,12 +81,9 @@ class SlideMapper:
     colour_map: ColourMap = "jet"
 
     @functools.cached_property
-    def made_with(self) -> dict[str, Any]:
-        """What makes a slide's figures comparable with another's: readable values, and their `fingerprint`.
-
-        Networks go by their weights: a checkpoint that was moved is the same one.
-        """
-        values = {
+    def provenance(self) -> Provenance:
+        """Everything that must be equal for the figures of two slides to be comparable."""
+        values: dict[str, Any] = {
             "segmentation": {"network": self.predictor.fingerprint}
             | {key: self.predictor.carried[key] for key in ("resolution", "patch_size", "overlap")},
             "grader": {"network": self.grader.checkpoint.fingerprint}
@@ -136,13 +99,16 @@ class SlideMapper:
             **asdict(self.slide_options),
         }
         networks = {"segmentation": self.predictor, "grader": self.grader}
-        if normalize := {of: name for of, by in networks.items() if by and (name := by.carried["normalize"])}:
-            values["normalize"] = normalize | {"rules": STAIN_RULES}
-        checkpoints = {
-            "checkpoint": str(self.predictor.checkpoint.path),
-            "grading_checkpoint": str(self.grader.checkpoint.path) if self.grader else None,
-        }
-        return {"fingerprint": fingerprint(values), **checkpoints, **values}
+        normalize = {key: network.carried["normalize"] for key, network in networks.items() if network}
+        if any(normalize.values()):
+            used = {key: name for key, name in normalize.items() if name}
+            values["normalize"] = used | {"rules": STAIN_RULES}
+        return Provenance(
+            fingerprint=fingerprint(values),
+            checkpoint=str(self.predictor.checkpoint.path),
+            grading_checkpoint=str(self.grader.checkpoint.path) if self.grader else None,
+            **values,
+        )
 
     def open(self, path: Path) -> Slide:
         """Open a slide as its results will say it was opened.
@@ -154,13 +120,12 @@ class SlideMapper:
             raise SlideError(f"{path}: {path.stem!r} cannot name a slide's folder in the output; rename the file")
         return self.slide_options.open(path)
 
-    def in_sample(self, slide_id: str) -> str | None:
-        """What a slide was to the networks: `training`, `validation` (epoch or threshold chosen on it), or None."""
+    def in_sample(self, slide_id: str) -> InSample | None:
+        """Return the role of a slide in training: `validation` slides chose the epoch or the threshold."""
         networks = [network.carried for network in (self.predictor, self.grader) if network]
-        for key, word in (("train_slides", "training"), ("val_slides", "validation")):
-            if any(slide_id in carried[key] for carried in networks):
-                return word
-        return None
+        if any(slide_id in carried["train_slides"] for carried in networks):
+            return "training"
+        return "validation" if any(slide_id in carried["val_slides"] for carried in networks) else None
 
     def map(
         self,
@@ -172,20 +137,19 @@ class SlideMapper:
         *,
         labelled: tuple[SlideRecord, LabelMask] | None = None,
     ) -> MappedSlide:
-        """Map one open slide into `folder`; one that cannot be graded keeps all but its grade.
+        """Map one open slide into a folder; a slide that cannot be graded keeps everything except its grade.
 
         Args:
             slide: The slide.
             tissue: Its tissue.
-            folder: Gets heatmap.png, overlay.png, attention.png of a grade, regions.geojson, probability.ome.tiff,
-                quantification.json, and slide.jpg and map.png for the page.
-            canvas_path: Where the canvas lies or will lie.
+            folder: Gets heatmap.png, overlay.png, regions.geojson, probability.ome.tiff, quantification.json,
+                attention.png if there is a grade, and slide.jpg and map.png for the page.
+            canvas_path: Path of the canvas, which is reused if it fits.
             on_tiles: As for `SegmentationPredictor.predict`.
-            labelled: The slide's row and its label mask, where it has one: the map is scored against it, and the page
-                shows it.
+            labelled: Record and label mask of the slide, None if it has no mask. The map is scored against the mask.
 
         Raises:
-            PandaError: Whatever keeps this slide from being mapped.
+            PandaError: If the slide cannot be mapped.
         """
         with self.predictor.holding(slide, tissue, canvas_path, on_tiles) as canvas:
             label, score = None, None
@@ -202,10 +166,10 @@ class SlideMapper:
                     grade = self.grader.grade(slide, tissue, canvas, label)
                 except Exception as error:
                     ungraded = record_failure(slide.slide_id, "grading", error)
-            _tell_of_another_file(folder / "quantification.json", slide)
-            # Written last: where it lies, all the others do, and of the same making.
-            (folder / "quantification.json").unlink(missing_ok=True)
-            mask_clean = found["mask_clean"]
+            _warn_of_replaced_file(folder, slide)
+            # Removed first and written last: if it exists, all other files exist and have the same provenance.
+            (folder / RESULT_FILE).unlink(missing_ok=True)
+            mask_clean = found.mask_clean
             colours, overview = self.colour_map, Overview.of(slide, canvas, tissue)
             write_heatmap(canvas, mask_clean, self.threshold, folder / "heatmap.png", colour_map=colours)
             write_overlay(overview, mask_clean, self.threshold, folder / "overlay.png", colour_map=colours)
@@ -214,51 +178,45 @@ class SlideMapper:
             write_view(overview, folder, label.read_tumor(view, (0, 0), view.size) if label else None)
             write_geojson(found, slide, canvas.resolution, folder / "regions.geojson")
             write_ome_tiff(canvas, slide, folder / "probability.ome.tiff")
-            facts = {
-                "slide_id": slide.slide_id,
-                "file": identity(slide.path),
-                "threshold": self.threshold,
-                **{key: value for key, value in found.items() if key != "mask_clean"},
-                "mpp": list(slide.mpp) if slide.mpp else None,
-                "mpp_source": slide.mpp_source,
-                "mpp_note": slide.mpp_note,
-                "reader": slide.reader_name,
-                "downsample": canvas.resolution.downsample,
-                "view_downsample": view.downsample,
-                "tissue_how": tissue.how,
-                "in_sample": self.in_sample(slide.slide_id),
-                "grade": grade.plain() if grade else None,
-                "grade_note": ungraded.message if ungraded else None,
-                "against_label": _against(score, self.threshold, found["tumor_mm2"]) if score else None,
-                "made_with": self.made_with,
-            }
-            write_json(folder / "quantification.json", facts)
-        return MappedSlide(row_of(facts), canvas, found, score, grade, ungraded, folder)
+            result = SlideResult(
+                **dict(found),
+                slide_id=slide.slide_id,
+                file=identity(slide.path),
+                mpp=slide.mpp,
+                mpp_source=slide.mpp_source,
+                mpp_note=slide.mpp_note,
+                reader=slide.reader_name,
+                downsample=canvas.resolution.downsample,
+                view_downsample=view.downsample,
+                tissue_how=tissue.how,
+                in_sample=self.in_sample(slide.slide_id),
+                grade=grade.to_record() if grade else None,
+                grade_note=ungraded.message if ungraded else None,
+                against_label=_label_metrics(score, self.threshold, found.tumor_mm2) if score else None,
+                provenance=self.provenance,
+            )
+            result.write(folder)
+        return MappedSlide(result, canvas, score, grade, ungraded)
 
 
-def _against(score: SlideScore, threshold: float, tumor_mm2: float | None) -> dict[str, Any]:
-    """What a map is worth against the label: figures of `AGAINST`."""
+def _label_metrics(score: SlideScore, threshold: float, tumor_mm2: float | None) -> LabelMetrics:
+    """Return the metrics of a map at a threshold; `tumor_mm2` is its area after the clean-up."""
     row = score.row(threshold)
     true = row["true_tumor_mm2"]
     row["tumor_difference_mm2"] = None if tumor_mm2 is None or true is None else tumor_mm2 - true
-    return {key: row[key] for key in AGAINST}
+    return LabelMetrics(**{key: row[key] for key in LABEL_METRICS})
 
 
-def _tell_of_another_file(path: Path, slide: Slide) -> None:
-    """Warns where results that are about to be replaced are those of another file: results go by a slide's name.
-
-    Args:
-        path: The `quantification.json` of earlier results, or nothing.
-        slide: The slide whose results come now.
-    """
+def _warn_of_replaced_file(folder: Path, slide: Slide) -> None:
+    """Warn if the results in a folder, which are replaced now, are of another file with the name of this slide."""
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))["file"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # there is none, or it does not say
+        before = SlideResult.read(folder).file
+    except (OSError, PandaError):
+        return
     if before != identity(slide.path):
         log.warning(
-            "%s: the results in %s were of another file of this name, or of this one before it changed; "
+            "%s: the results in %s are of another file of this name, or of this file before it changed; "
             "they are replaced",
             slide.path,
-            path.parent,
+            folder,
         )

@@ -17,7 +17,7 @@ from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 
 from panda.files import whole_path
-from panda.inference.grader import Grade
+from panda.inference.grade import Grade
 from panda.inference.legends import JET, coloured, round_length
 from panda.inference.panel_patches import PanelRow
 

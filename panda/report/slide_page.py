@@ -5,24 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from panda.errors import PandaError
 from panda.files import read_output_table
+from panda.inference.grade import GradeRecord
+from panda.inference.slide_result import RESULT_FILE, SlideFacts, SlideResult, read_slide_facts
 from panda.report.page import need_folder, write_page
 from panda.report.run_folder import (
     Picture,
     Row,
     inside,
     link,
-    mapping,
-    number,
-    read_json,
     read_picture,
-    sequence,
 )
 from panda.report.table import Cell, Head, Table, cell, figure_kind, head, show
 from panda.report.viewer import MOST_REGIONS, read_viewer
-from panda.wsi.gleason import class_names
 
 PAGE = "slide.html"
 THUMBNAIL_SIDE = 220
@@ -66,23 +63,21 @@ class Card:
     big: bool = False
 
 
-def _regions(quantification: dict[str, Any], seen: bool) -> Table:
-    """List the regions, largest first, each with a button that leads to it where a viewer shows them."""
-    regions = [r for r in sequence(quantification.get("regions")) if isinstance(r, dict)]
-    regions.sort(key=lambda r: number(r.get("area_px")) or 0.0, reverse=True)
-    no_area = str(quantification.get("mm2_note") or "µm/px of the slide is unknown")
+def _regions(result: SlideResult, has_viewer: bool) -> Table:
+    """Return the table of the regions, largest first, each with a button that shows it if there is a viewer."""
+    no_area = result.mm2_note or "µm/px of the slide is unknown"
     rows = [
         [
-            Cell(show(r.get("id"), "count"), sort=number(r.get("id")), style="num", goes=seen),
-            cell(r.get("area_mm2"), "mm2", no_area),
-            cell(r.get("area_px"), "count"),
-            cell(r.get("length_mm"), "score", no_area),
-            cell(r.get("mean_probability"), "score"),
-            cell(r.get("max_probability"), "score"),
-            _place(r.get("centroid")),
-            _place(r.get("bbox")),
+            Cell(show(region.id, "count"), sort=region.id, style="num", goes=has_viewer),
+            cell(region.area_mm2, "mm2", no_area),
+            cell(region.area_px, "count"),
+            cell(region.length_mm, "score", no_area),
+            cell(region.mean_probability, "score"),
+            cell(region.max_probability, "score"),
+            _place(region.centroid),
+            _place(region.bbox),
         ]
-        for r in regions[:MOST_REGIONS]
+        for region in result.regions[:MOST_REGIONS]
     ]
     heads = [
         Head("Region", figures=True),
@@ -94,40 +89,36 @@ def _regions(quantification: dict[str, Any], seen: bool) -> Table:
         Head("Centre", "x, y in level-0 px", figures=True),
         Head("Box", "x0, y0, x1, y1 in level-0 px", figures=True),
     ]
-    more = len(regions) - len(rows)
+    more = len(result.regions) - len(rows)
     note = f"The {len(rows)} largest; {more} smaller ones are in regions.geojson." if more > 0 else ""
     return Table(heads, rows, note=note)
 
 
-def _place(numbers: Any) -> Cell:
-    values = [number(v) for v in sequence(numbers)]
-    if not values or any(v is None for v in values):
-        return Cell(style="num")
-    return Cell(", ".join(f"{v:.0f}" for v in values if v is not None), sort=values[0], style="num")
+def _place(numbers: Sequence[float]) -> Cell:
+    return Cell(", ".join(f"{v:.0f}" for v in numbers), sort=numbers[0], style="num")
 
 
-def _cards(quantification: dict[str, Any], grade: str) -> list[Card]:
+def _cards(facts: SlideFacts, grade: str) -> list[Card]:
+    cards = [Card("Predicted grade", grade, big=True)] if grade else []
+    if not isinstance(facts, SlideResult):
+        return cards
     why = "µm/px of the slide is unknown"
-    tissue = show(quantification.get("tissue_mm2"), "mm2")
-    tumor = show(quantification.get("tumor_mm2"), "mm2")
-    share = show(quantification.get("tumor_percent_of_tissue"), "percent")
-    cards = [
-        Card("Tumour, share of tissue", share, "%", _nearby(quantification), big=True),
+    tissue, tumor = show(facts.tissue_mm2, "mm2"), show(facts.tumor_mm2, "mm2")
+    share = show(facts.tumor_percent_of_tissue, "percent")
+    return [
+        *cards,
+        Card("Tumour, share of tissue", share, "%", _nearby(facts), big=True),
         Card("Tumour area", tumor, "mm²", "" if tumor else why, big=True),
         Card("Tissue area", tissue, "mm²", "" if tissue else why),
-        Card("Tumour regions", show(quantification.get("num_regions"), "count")),
-        Card("Threshold", show(quantification.get("threshold")), under="tumour where the probability reaches it"),
+        Card("Tumour regions", show(facts.num_regions, "count")),
+        Card("Threshold", show(facts.threshold), under="tumour where the probability reaches it"),
     ]
-    mapped = "tumor_percent_of_tissue" in quantification
-    return ([Card("Predicted grade", grade, big=True)] if grade else []) + (cards if mapped else [])
 
 
-def _nearby(quantification: dict[str, Any]) -> str:
-    """How far the share moves with the threshold, in a sentence."""
-    near = [mapping(step) for step in sequence(quantification.get("nearby"))]
-    steps = [(number(step.get("threshold")), number(step.get("tumor_percent_of_tissue"))) for step in near]
-    known = sorted((at, share) for at, share in steps if at is not None and share is not None)
-    if not known:
+def _nearby(result: SlideResult) -> str:
+    """Return in a sentence how much the tumour share changes with the threshold."""
+    known = [(near.threshold, near.tumor_percent_of_tissue) for near in result.nearby]
+    if not known or None in dict(known).values():
         return ""
     (low, most), (high, least) = known[0], known[-1]
     return (
@@ -143,17 +134,10 @@ class _Bar:
     top: bool
 
 
-def _grade(quantification: dict[str, Any]) -> tuple[str, list[_Bar]]:
-    """Name the predicted class and lay out the probabilities; empty where the slide was not graded."""
-    grade = mapping(quantification.get("grade"))
-    shares = [number(p) or 0.0 for p in sequence(grade.get("probabilities"))]
-    predicted = number(grade.get("predicted"))
-    if predicted is None:
-        return "", []
-    target = str(grade.get("target") or "isup")
-    names = class_names(target, max(len(shares), int(predicted) + 1))
-    bars = [_Bar(names[k], min(max(p, 0.0), 1.0), f"{p:.2f}", k == int(predicted)) for k, p in enumerate(shares)]
-    return names[int(predicted)] if 0 <= int(predicted) < len(names) else f"{predicted:g}", bars
+def _bars(grade: GradeRecord) -> list[_Bar]:
+    """Return the bars of the class probabilities."""
+    shares = zip(grade.class_names, grade.probabilities, strict=False)
+    return [_Bar(name, min(max(p, 0.0), 1.0), f"{p:.2f}", k == grade.predicted) for k, (name, p) in enumerate(shares)]
 
 
 def table_of_slides(run_dir: Path) -> Path:
@@ -177,14 +161,50 @@ def _against_label(slide_dir: Path, slide_id: str) -> Table | None:
     )
 
 
-def _meta(quantification: dict[str, Any]) -> list[tuple[str, str]]:
-    mpp = [v for v in map(number, sequence(quantification.get("mpp"))) if v is not None]
-    downsample = number(quantification.get("downsample"))
+def _meta(facts: SlideFacts) -> list[tuple[str, str]]:
+    mpp = facts.mpp or ()
     meta = [("Slide", " × ".join(f"{v:.4g}" for v in mpp) + " µm/px" if mpp else "")]
-    if downsample is not None:
-        spans = f"{' × '.join(f'{v * downsample:.3g}' for v in mpp)} µm, " if mpp else ""
-        meta.append(("A pixel of the map spans", f"{spans}{downsample:.4g} level-0 px a side"))
-    return [*meta, ("", str(quantification.get("mpp_note") or ""))]
+    if not isinstance(facts, SlideResult):
+        return [*meta, ("", "")]
+    spans = f"{' × '.join(f'{v * facts.downsample:.3g}' for v in mpp)} µm, " if mpp else ""
+    return [
+        *meta,
+        ("A pixel of the map spans", f"{spans}{facts.downsample:.4g} level-0 px a side"),
+        ("", facts.mpp_note),
+    ]
+
+
+def _notes(facts: SlideFacts) -> list[str]:
+    """Return what a reader of the page has to know about the slide."""
+    notes = []
+    if facts.tissue_how == "loose":
+        notes.append(
+            "Tissue was found with the loose rule only: the slide is pale or unusual, so check the tissue area."
+        )
+    result = facts if isinstance(facts, SlideResult) else None
+    if result and result.in_sample:
+        notes.append(_SEEN[result.in_sample])
+    if result and result.grade_note:
+        notes.append(f"Not graded: {result.grade_note}")
+    if facts.tissue_how == "whole":
+        notes.append(
+            "No stained tissue was found, but structure: the whole slide counts as tissue, glass included, so areas of "
+            "tissue and shares of it mean little. Is this slide stained with haematoxylin and eosin?"
+        )
+    if result and result.tumor_mm2 is None:
+        notes.append(f"No areas in mm²: {result.mm2_note or result.mpp_note or 'µm/px is unknown'}")
+    return notes
+
+
+def _read_facts(slide_dir: Path) -> tuple[SlideFacts, list[str]]:
+    """Return what is known of a slide; its name alone with the reason if the file is missing or refused."""
+    try:
+        return read_slide_facts(slide_dir), []
+    except FileNotFoundError:
+        fault = f"{RESULT_FILE} is not in the folder."
+    except (OSError, PandaError) as error:
+        fault = f"{RESULT_FILE} could not be read: {error}"
+    return SlideFacts(slide_id=slide_dir.name), [fault]
 
 
 def _overview(slide_dir: Path) -> str:
@@ -206,48 +226,29 @@ def write_slide_page(slide_dir: Path) -> Path:
     """
     slide_dir = Path(slide_dir).absolute()
     need_folder(slide_dir)
-    quantification, fault = read_json(slide_dir / "quantification.json")
-    slide_id = str(quantification.get("slide_id") or slide_dir.name)
-    grade, bars = _grade(quantification)
-    notes = [fault] if fault else []
-    if quantification.get("tissue_how") == "loose":
-        notes.append(
-            "Tissue was found with the loose rule only: the slide is pale or unusual, so check the tissue area."
-        )
-    if seen := _SEEN.get(str(quantification.get("in_sample"))):
-        notes.append(seen)
-    if quantification.get("grade_note"):
-        notes.append(f"Not graded: {quantification['grade_note']}")
-    if quantification.get("tissue_how") == "whole":
-        notes.append(
-            "No stained tissue was found, but structure: the whole slide counts as tissue, glass included, so areas of "
-            "tissue and shares of it mean little. Is this slide stained with haematoxylin and eosin?"
-        )
-    if "tumor_mm2" in quantification and number(quantification["tumor_mm2"]) is None:
-        why = quantification.get("mm2_note") or quantification.get("mpp_note") or "µm/px is unknown"
-        notes.append(f"No areas in mm²: {why}")
-    target = str(mapping(quantification.get("grade")).get("target") or "isup")
-    viewer = read_viewer(slide_dir, quantification)
+    facts, faults = _read_facts(slide_dir)
+    result, grade = facts if isinstance(facts, SlideResult) else None, facts.grade
+    viewer = read_viewer(slide_dir, facts)
     return write_page(
         slide_dir / PAGE,
         "slide.html",
         ("page.js", "viewer.js") if viewer else ("page.js",),
-        slide_id=slide_id,
+        slide_id=facts.slide_id,
         overview=_overview(slide_dir),
-        notes=notes,
-        cards=_cards(quantification, grade) if quantification else [],
-        meta=_meta(quantification),
+        notes=faults + _notes(facts),
+        cards=_cards(facts, grade.class_names[grade.predicted] if grade else ""),
+        meta=_meta(facts),
         viewer=viewer,
-        # of results without what the viewer needs
+        # without the parts of a viewer the pictures are shown
         overlay=None if viewer else read_picture(slide_dir / "overlay.png", _PICTURE_SIDE),
         heatmap=None if viewer else read_picture(slide_dir / "heatmap.png", _PICTURE_SIDE),
         attention=read_picture(slide_dir / "attention_tiles.png", _PICTURE_SIDE),
-        grade_name=GRADES.get(target, target),
-        bars=bars,
-        against=_against_label(slide_dir, slide_id),
-        regions=_regions(quantification, viewer is not None),
-        mapped="tumor_percent_of_tissue" in quantification,
-        threshold=quantification.get("threshold"),
+        grade_name=GRADES[grade.target if grade else "isup"],
+        bars=_bars(grade) if grade else [],
+        against=_against_label(slide_dir, facts.slide_id),
+        regions=_regions(result, viewer is not None) if result else None,
+        mapped=result is not None,
+        threshold=result.threshold if result else None,
         files=[(link(name), name, what) for name, what in _FILES if (slide_dir / name).is_file()],
     )
 

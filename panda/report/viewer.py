@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,41 +11,41 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from panda.inference.grade import GradeRecord
 from panda.inference.legends import COLOUR_MAPS
 from panda.inference.quantify import THRESHOLDS
-from panda.report.run_folder import mapping, number, read_json, sequence
+from panda.inference.slide_result import SlideFacts, SlideResult
+from panda.report.run_folder import mapping, read_json, sequence
 
 MOST_REGIONS = 300
 """Regions, the largest first, that a page lists and outlines; more would weigh too much for a browser."""
 
 
-def read_viewer(slide_dir: Path, quantification: dict[str, Any]) -> dict[str, Any] | None:
-    """Gather what the viewer of a slide's page shows.
+def read_viewer(slide_dir: Path, facts: SlideFacts) -> dict[str, Any] | None:
+    """Return the data that the viewer of a slide's page shows.
 
     Args:
-        slide_dir: The slide's folder, with `slide.jpg` and, of a slide that was mapped, `map.png`.
-        quantification: Content of its `quantification.json`.
+        slide_dir: Folder of the slide, with `slide.jpg` and, if the slide was mapped, `map.png`.
+        facts: What is known of the slide.
 
     Returns:
-        `slide` and `view`, the data that the script reads; of a slide that was mapped also `map`, `labelled`,
-        `mm2` (whether areas are known) and `curve` (points of an SVG 200 × 40: tumour per cent against threshold).
-        `slide` and `map` are data URIs. None where the folder lacks a part of it.
+        `slide`, a data URI, and `view`, the data that the script reads. A slide that was mapped also has `map` (a
+        data URI), `labelled`, `mm2` (whether areas are known) and `curve` (points of an SVG 200 × 40: tumour per cent
+        against threshold). None if the folder lacks a part of it.
     """
-    level0, path = number(quantification.get("view_downsample")), slide_dir / "slide.jpg"
+    level0, path = facts.view_downsample, slide_dir / "slide.jpg"
     if not path.is_file() or not level0:
         return None
-    mapped = _mapped(slide_dir, quantification)
-    tiles = _tiles(mapping(quantification.get("grade")), level0)
+    mapped = _read_map(slide_dir, facts) if isinstance(facts, SlideResult) else {}
+    tiles = _tiles(facts.grade, level0) if facts.grade else []
     if not mapped and not tiles:
         return None
     with Image.open(path) as picture:
         width, height = picture.size
-    mpp = sequence(quantification.get("mpp"))
-    um = number(mpp[0]) if mpp else None
     view = {
         "width": width,
         "height": height,
-        "um": None if um is None else um * level0,
+        "um": facts.mpp[0] * level0 if facts.mpp else None,
         "level0": level0,
         "tiles": tiles,
         "regions": _regions(read_json(slide_dir / "regions.geojson")[0], level0) if mapped else [],
@@ -55,24 +54,22 @@ def read_viewer(slide_dir: Path, quantification: dict[str, Any]) -> dict[str, An
     return whole | {"view": view | mapped.get("view", {})}
 
 
-def _mapped(slide_dir: Path, quantification: dict[str, Any]) -> dict[str, Any]:
-    """What there is beside the slide where it was mapped; empty where it was not, or a part is missing."""
-    counts = [number(count) for count in sequence(quantification.get("px_at_threshold"))]
-    tissue, area = number(quantification.get("tissue_px")), number(quantification.get("tissue_mm2"))
-    path = slide_dir / "map.png"
-    if not path.is_file() or len(counts) != len(THRESHOLDS) or None in counts or tissue is None:
+def _read_map(slide_dir: Path, result: SlideResult) -> dict[str, Any]:
+    """Return the parts of a slide that was mapped; empty if one is missing."""
+    counts, area, path = result.px_at_threshold, result.tissue_mm2, slide_dir / "map.png"
+    if not path.is_file() or len(counts) != len(THRESHOLDS):
         return {}
-    highest = max(tissue, 1)
+    highest = max(result.tissue_px, 1)
     return {
         "map": _uri(path, "png"),
-        "labelled": number(mapping(quantification.get("against_label")).get("dice")) is not None,
+        "labelled": result.against_label is not None and result.against_label.dice is not None,
         "mm2": area is not None,
-        "curve": " ".join(f"{k / 5:g},{40 - 38 * (count or 0) / highest:.1f}" for k, count in enumerate(counts)),
+        "curve": " ".join(f"{k / 5:g},{40 - 38 * count / highest:.1f}" for k, count in enumerate(counts)),
         "view": {
-            "threshold": number(quantification.get("threshold")),
+            "threshold": result.threshold,
             "counts": counts,
-            "tissue": tissue,
-            "mm2": None if area is None or not tissue else area / tissue,
+            "tissue": result.tissue_px,
+            "mm2": None if area is None or not result.tissue_px else area / result.tissue_px,
             "colours": {name: colours.tobytes().hex() for name, colours in COLOUR_MAPS.items()},
         },
     }
@@ -110,11 +107,10 @@ def _simpler(ring: NDArray[np.float32]) -> list[float]:
     return [round(float(value), 1) for value in kept.reshape(-1)]
 
 
-def _tiles(grade: dict[str, Any], level0: float) -> Sequence[list[float]]:
-    """The tiles that the grading network looked at: left, top and side in px of the view, attention over the most."""
-    tiles, side = [mapping(tile) for tile in sequence(grade.get("tiles"))], number(grade.get("tile_side_px"))
-    most = max((number(tile.get("attention")) or 0.0 for tile in tiles), default=0.0)
+def _tiles(grade: GradeRecord, level0: float) -> list[list[float]]:
+    """Return left, top and side of each graded tile in px of the view, and its attention over the highest."""
+    most, side = max((tile.attention for tile in grade.tiles), default=0.0), grade.tile_side_px
     if side is None or most <= 0:
         return []
-    places = [[number(tile.get(key)) or 0.0 for key in ("x", "y", "attention")] for tile in tiles]
-    return [[round(v, 2) for v in (x / level0, y / level0, side / level0, weight / most)] for x, y, weight in places]
+    places = [(tile.x / level0, tile.y / level0, side / level0, tile.attention / most) for tile in grade.tiles]
+    return [[round(value, 2) for value in place] for place in places]

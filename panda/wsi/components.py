@@ -43,6 +43,12 @@ def windows(shape: tuple[int, int], block: int = BLOCK) -> Iterator[Window]:
             yield x0, y0, min(block, width - x0), min(block, height - y0)
 
 
+def window_slices(window: Window) -> tuple[slice, slice]:
+    """Return the rows and columns of a window."""
+    x0, y0, width, height = window
+    return slice(y0, y0 + height), slice(x0, x0 + width)
+
+
 def stripes(height: int, rows: int, halo: int = 0) -> Iterator[tuple[slice, slice, slice]]:
     """Cut a picture into stripes of whole rows.
 

@@ -99,8 +99,8 @@ def test_the_slider_recolours_the_map_and_tells_what_quantify_finds(page: Page, 
                 settings=QuantifySettings(min_region_um2=0, min_hole_um2=0, min_region_px=0, min_hole_px=0),
                 tissue=find_tissue(slide),
             )  # fmt: skip
-            assert percent.inner_text() == f"{found['tumor_percent_of_tissue']:.2f}"
-            assert mm2.inner_text() == f"{found['tumor_mm2']:.3f}"
+            assert percent.inner_text() == f"{found.tumor_percent_of_tissue:.2f}"
+            assert mm2.inner_text() == f"{found.tumor_mm2:.3f}"
             pictures.add(drawn(page, "right")[0])
     assert len(pictures) >= 4, "the map is drawn anew"
     exact, back = page.locator("#viewer .exact"), page.locator("#viewer .reset")

@@ -1,0 +1,190 @@
+"""The result of one slide: the content of its `quantification.json`, and its row of `quantification.csv`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
+
+from panda.files import read_model, write_json
+from panda.inference.grade import GradeRecord
+from panda.inference.quantify import Measurements, QuantifySettings
+from panda.wsi.mpp import MppSource
+from panda.wsi.readers import ReaderName
+from panda.wsi.tissue import How
+
+RESULT_FILE = "quantification.json"
+InSample = Literal["training", "validation"]
+TableRow = dict[str, str | int | float | None]
+
+_COLUMNS = (
+    "slide_id",
+    "tumor_percent_of_tissue",
+    "tumor_mm2",
+    "tissue_mm2",
+    "tumor_px",
+    "tissue_px",
+    "unscored_tissue_px",
+    "tissue_how",
+    "num_regions",
+    "threshold",
+    "in_sample",
+    "mpp_source",
+)
+"""First columns of `quantification.csv`, see `SlideResult.to_row` for the others."""
+
+
+class LabelMetrics(BaseModel):
+    """Metrics of a prediction against the label mask.
+
+    Attributes:
+        dice: Dice before the clean-up, None if the slide has no cancer; the same for the next three.
+        iou: Intersection over union.
+        precision: Share of the predicted px that is labelled cancer.
+        recall: Share of the labelled px that is predicted.
+        true_tumor_mm2: Labelled area, None if µm/px is unknown.
+        tumor_difference_mm2: Predicted area after the clean-up minus labelled area.
+        fp_mm2: False-positive area before the clean-up.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    dice: float | None
+    iou: float | None
+    precision: float | None
+    recall: float | None
+    true_tumor_mm2: float | None
+    tumor_difference_mm2: float | None
+    fp_mm2: float | None
+
+
+LABEL_METRICS = tuple(LabelMetrics.model_fields)
+
+
+class Provenance(BaseModel):
+    """Everything that must be equal for the figures of two slides to be comparable.
+
+    Attributes:
+        fingerprint: Hash of all fields except the two paths: a moved checkpoint is the same checkpoint.
+        checkpoint: Path of the segmentation checkpoint.
+        grading_checkpoint: Path of the grading checkpoint, or None.
+        segmentation: Hash of the network, its resolution, patch size and overlap.
+        grader: Hash of the grading network, its resolution, tiles and target, or None.
+        threshold: Probability at which a pixel counts as tumour.
+        quantify: Limits of the clean-up.
+        precision: Precision of the network.
+        compiled: Whether the network was compiled.
+        tta: Test-time augmentation.
+        tissue_rules: Version of the tissue rules.
+        reader: Reader that was asked for.
+        mpp_override: µm/px of slides that state none, or None.
+        normalize: Stain normalization of each network and the version of its rules, None without any.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    fingerprint: str
+    checkpoint: str
+    grading_checkpoint: str | None
+    segmentation: dict[str, JsonValue]
+    grader: dict[str, JsonValue] | None
+    threshold: float
+    quantify: QuantifySettings
+    precision: Literal["fp32", "bf16"]
+    compiled: bool
+    tta: Literal["none", "flip", "d4"]
+    tissue_rules: int
+    reader: ReaderName
+    mpp_override: float | None
+    normalize: dict[str, JsonValue] | None = None
+
+
+class SlideFacts(BaseModel):
+    """What is known of any slide that was mapped or graded.
+
+    Attributes:
+        slide_id: Name of the slide.
+        mpp: µm/px at level 0 as (x, y), None if unknown.
+        view_downsample: Level-0 px per px of `slide.jpg` and `map.png`.
+        tissue_how: How its tissue was found.
+        grade: Its grade, None if it has none.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    slide_id: str
+    mpp: tuple[float, float] | None = None
+    view_downsample: float | None = None
+    tissue_how: How | None = None
+    grade: GradeRecord | None = None
+
+    def write(self, folder: Path) -> None:
+        """Write `quantification.json` into the folder of the slide."""
+        write_json(folder / RESULT_FILE, {"slide_id": self.slide_id, **self.model_dump(mode="json", by_alias=True)})
+
+
+class SlideResult(SlideFacts, Measurements):
+    """The result of a slide that was mapped.
+
+    Attributes:
+        file: Name, size in bytes and time of change of the slide's file.
+        mpp_source: Where µm/px is from, None if unknown.
+        mpp_note: The same in words, or why µm/px is unknown.
+        reader: Reader that opened the slide.
+        downsample: Level-0 px per px of the probability map.
+        in_sample: Role of the slide when the networks were trained, None if it is new to them.
+        grade_note: Why a slide has no grade although a grader was given.
+        against_label: Metrics against the label mask, None if the slide has none.
+        provenance: What made the result; `made_with` in the file.
+    """
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    file: dict[str, str | int]
+    mpp_source: MppSource | None
+    mpp_note: str
+    reader: str
+    downsample: float
+    in_sample: InSample | None
+    grade_note: str | None
+    against_label: LabelMetrics | None
+    provenance: Provenance = Field(validation_alias="made_with", serialization_alias="made_with")
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read the result of a slide from its folder.
+
+        Raises:
+            FileNotFoundError: If the folder has no result.
+            PandaError: If the file was edited, was written by another version, or is of a slide without a map.
+        """
+        return read_model(folder / RESULT_FILE, TypeAdapter(cls), _REMEDY)
+
+    def to_row(self) -> TableRow:
+        """Return the row of `quantification.csv`.
+
+        After `_COLUMNS` come the label metrics if there is a mask, µm/px, and class and probabilities of a grade.
+        """
+        row: TableRow = {key: getattr(self, key) for key in _COLUMNS}
+        if self.against_label is not None:
+            row |= dict(self.against_label)
+        row["mpp_x"], row["mpp_y"] = self.mpp or (None, None)
+        if (grader := self.provenance.grader) is not None:
+            row[f"{grader['target']}_predicted"] = None if self.grade is None else self.grade.predicted
+            row |= {f"p{i}": p for i, p in enumerate(self.grade.probabilities if self.grade else ())}
+        return row
+
+
+_REMEDY = "it was edited or written by another version: map the slide again"
+
+
+def read_slide_facts(folder: Path) -> SlideFacts:
+    """Read what is known of a slide from its folder: a `SlideResult` if it was mapped.
+
+    Raises:
+        FileNotFoundError: If the folder has no result.
+        PandaError: If the file was edited or written by another version.
+    """
+    mapped = b'"tumor_px"' in (folder / RESULT_FILE).read_bytes()
+    return read_model(folder / RESULT_FILE, TypeAdapter(SlideResult if mapped else SlideFacts), _REMEDY)
