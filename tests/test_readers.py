@@ -216,20 +216,24 @@ def test_data_that_would_come_to_more_than_its_tile_is_refused(tmp_path: Path) -
         SlideOptions(reader="fast").open(path).read_region((0, 0), 0, (10, 10))
 
 
+def _bytes_of(cache: SegmentCache) -> int:
+    return sum(segment.nbytes for segment in cache._kept.values())
+
+
 def test_memory_of_the_cache_is_bounded_whatever_is_open(tmp_path: Path) -> None:
     cache = SegmentCache(1000)
     for number in range(50):
         cache.put((number % 3, 0, number), np.zeros(90 + number, np.uint8))
-    assert 800 < cache._bytes <= 1000
-    assert cache._bytes == sum(segment.nbytes for segment in cache._kept.values())
+    assert 800 < _bytes_of(cache) <= 1000
+    assert cache._kept.currsize == _bytes_of(cache)
     cache.drop(1)
     assert cache.get((1, 0, 49)) is None
     assert cache.get((0, 0, 48)) is not None
-    assert cache._bytes == sum(segment.nbytes for segment in cache._kept.values())
+    assert cache._kept.currsize == _bytes_of(cache)
     cache.put((9, 0, 0), np.zeros(5000, np.uint8))
-    assert (cache._bytes, len(cache._kept)) == (5000, 1), "larger than all of it: kept until the next"
+    assert (_bytes_of(cache), len(cache._kept)) == (5000, 1), "larger than all of it: kept until the next"
     cache.put((0, 0, 50), np.zeros(90, np.uint8))
-    assert (cache._bytes, len(cache._kept)) == (90, 1)
+    assert (_bytes_of(cache), len(cache._kept)) == (90, 1)
 
 
 def test_closing_gives_the_memory_back(tiled: Path) -> None:

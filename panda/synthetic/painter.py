@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import functools
 import math
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from panda.synthetic.glands import TURNS, VARIANTS, Bytes, NucleusKind, Stamp, blit, draw_gland, mix, nuclei
@@ -140,8 +140,8 @@ class Painter:
         self.reach = math.ceil(RAGGED_UM / scene.mpp) + 2
         self.pink = 108 + int(rng.random() * 36)
         self.colours = self._colours(rng)
-        self.stamps: OrderedDict[int, Stamp] = OrderedDict()
-        self.cached = 0
+        most = STAMP_CACHE_BYTES
+        self.stamps: LRUCache[int, Stamp] = LRUCache(most, getsizeof=lambda stamp: min(3 * stamp.alpha.size, most))
 
     def _colours(self, rng: np.random.Generator) -> Packed:
         """Table (65536,): packed colour by haematoxylin · 256 + eosin (Beer-Lambert), with this slide's staining."""
@@ -156,16 +156,11 @@ class Painter:
         return _pack(table.reshape(-1, 3))
 
     def stamp(self, number: int) -> Stamp:
-        """Give the picture of a gland, drawn anew where it fell out of the bounded cache."""
+        """Return the picture of a gland, which is drawn again if it fell out of the bounded cache."""
         stamp = self.stamps.get(number)
         if stamp is None:
             stamp = draw_gland(self.scene.glands[number], self.scene.mpp, self.textures.grain)
             self.stamps[number] = stamp
-            self.cached += 3 * stamp.alpha.size
-            while self.cached > STAMP_CACHE_BYTES and len(self.stamps) > 1:
-                self.cached -= 3 * self.stamps.popitem(last=False)[1].alpha.size
-        else:
-            self.stamps.move_to_end(number)
         return stamp
 
     def draw(self, x: int, y: int, w: int, h: int) -> tuple[Bytes, Bytes]:

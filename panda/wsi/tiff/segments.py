@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import imagecodecs
 import numpy as np
+from cachetools import LRUCache
 from numpy.typing import NDArray
 
 CACHE_BYTES = 32 * 2**20
@@ -129,7 +129,7 @@ def _frame(data: bytes) -> tuple[int, int, int] | None:
 
 
 class SegmentCache:
-    """The segments that a process decoded last, up to a number of bytes.
+    """The segments that a process decoded last, up to a number of bytes, or one larger segment.
 
     Args:
         most: Bytes.
@@ -143,32 +143,26 @@ class SegmentCache:
     def clear(self) -> None:
         """Forget everything."""
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[int, int, int], Segment] = OrderedDict()
-        self._bytes = 0
+        self._kept: LRUCache[tuple[int, int, int], Segment] = LRUCache(
+            self._most, getsizeof=lambda segment: min(segment.nbytes, self._most)
+        )
 
     def get(self, key: tuple[int, int, int]) -> Segment | None:
-        """Return the segment of (file, level, index), None where it is not kept."""
+        """Return the segment of (file, level, index), or None if it is not kept."""
         with self._lock:
-            found = self._kept.get(key)
-            if found is not None:
-                self._kept.move_to_end(key)
-            return found
+            return self._kept.get(key)
 
     def put(self, key: tuple[int, int, int], segment: Segment) -> None:
-        """Keep a segment; those that were not asked for longest go."""
+        """Keep a segment in place of those that were not used for longest."""
         with self._lock:
-            if key not in self._kept:
-                self._kept[key] = segment
-                self._bytes += segment.nbytes
-            while self._bytes > self._most and len(self._kept) > 1:
-                self._bytes -= self._kept.popitem(last=False)[1].nbytes
+            self._kept.setdefault(key, segment)
 
     def drop(self, file: int) -> None:
         """Forget the segments of a file."""
         with self._lock:
             for key in [key for key in self._kept if key[0] == file]:
-                self._bytes -= self._kept.pop(key).nbytes
+                del self._kept[key]
 
 
 CACHE = SegmentCache(CACHE_BYTES)
-"""Of this process."""
+"""The cache of this process."""
