@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,10 @@ import numpy as np
 
 from panda.audit.dataset import audit_folder
 from panda.audit.inspection import Inspection
-from panda.audit.near_duplicates import TissueHashes, tissue_hashes
 from panda.audit.page import write_audit_page
-from panda.audit.records import Records
+from panda.audit.records import Record, RecordFolder
 from panda.audit.slide_table import read_table
+from panda.audit.tissue_hashes import TissueHashes, hash_tissue
 from panda.synthetic.dataset import SyntheticSpec, draw_dataset
 
 PANDA_SLIDES = 10_616
@@ -59,20 +60,20 @@ def make_records(root: Path, out: Path, count: int) -> None:
     rng = np.random.default_rng(0)
     lines = [f"s{number:05d},{('radboud', 'karolinska')[number % 2]},{number % 6},3+3" for number in range(count)]
     (root / "train.csv").write_text("image_id,data_provider,isup_grade,gleason_score\n" + "\n".join(lines) + "\n")
-    records = Records(out / "slides", root)
+    records = RecordFolder(out / "slides", root)
     records.folder.mkdir(parents=True)
     hashes: TissueHashes | None = None
     for number, row in enumerate(read_table(root)):
         if number % 20 >= 4 or number % 4 == 0:
             size = int(rng.integers(60, 240)), 96
             blobs = cv2.resize(rng.integers(60, 250, (12, 24, 3)).astype(np.uint8), size, interpolation=cv2.INTER_CUBIC)
-            hashes = tissue_hashes(np.asarray(blobs, np.uint8), np.ones(size[::-1], np.bool_))
+            hashes = hash_tissue(np.asarray(blobs, np.uint8), np.ones(size[::-1], np.bool_))
         seen = Inspection(
             row.slide_id, row.provider, 30_000_000, f"{number:032x}", ((20480, 18432), (5120, 4608), (1280, 1152)),
             (1.0, 4.0, 16.0), (0.48, 0.48), "openslide", "fast", "generic-tiff", "strict", 0.2, 17.0, hashes, 0.0, 0.6,
             0.0, (20480, 18432), 2, {"0": 1_000_000, "1": 300_000, "2": 100_000}, 0.25, 4.0, 0.95,
         )  # fmt: skip
-        record = {"made_from": records.made_from(row), "inspection": seen.plain()}
+        record = asdict(Record(records.fingerprint_slide(row), seen))
         (records.folder / f"{row.slide_id}.json").write_text(json.dumps(record))
 
 
@@ -88,11 +89,12 @@ def alone(root: Path, out: Path, workers: int) -> None:
     began = time.perf_counter()
     counts = audit_folder(root, out, workers=workers, progress=False)
     audited = time.perf_counter() - began
+    assert counts.groups is not None
     write_audit_page(out)
     own, others = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     mib = 2**20 if sys.platform == "darwin" else 2**10
     figures = {
-        "slides": counts["slides"],
+        "slides": counts.slides,
         "audit_s": round(audited, 2),
         "page_s": round(time.perf_counter() - began - audited, 2),
         "parent_cpu_s": round(own.ru_utime + own.ru_stime, 2),
@@ -101,7 +103,7 @@ def alone(root: Path, out: Path, workers: int) -> None:
         "worker_mib": round(others.ru_maxrss / mib),
         "slides_folder_kib": round(sum(file.stat().st_size for file in (out / "slides").iterdir()) / 1024),
         "page_kib": round((out / "report.html").stat().st_size / 1024),
-        "groups": counts["groups"]["groups"],
+        "groups": counts.groups.groups,
     }
     print(json.dumps(figures))
 

@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from panda.audit.hash_distance import LARGEST, OUTLINE, TEXTURE, find_matches
-from panda.audit.near_duplicates import AXES, PARTS, THRESHOLD, TissueHashes, group_near_duplicates, tissue_hashes
+from panda.audit.near_duplicates import THRESHOLD, group_near_duplicates
+from panda.audit.tissue_hashes import AXES, PARTS, TissueHashes, hash_tissue
 from panda.synthetic.layout import plan_scene
 from panda.synthetic.painter import STYLES, Painter
 from panda.wsi.slide import Slide
@@ -141,7 +142,7 @@ _MIX = _all(_crop(0.05), _turn(None), _light(0.95, 1.15), _jpeg(60))
 
 def _hashed(rgb: Picture) -> TissueHashes | None:
     overview = half(rgb)
-    return tissue_hashes(overview, tissue_mask_rgb(overview))
+    return hash_tissue(overview, tissue_mask_rgb(overview))
 
 
 def scans(number: int) -> dict[str, TissueHashes | None]:
@@ -244,7 +245,7 @@ def speed(count: int) -> None:
     tissue = tissue_mask_rgb(overview)
     cpu = time.process_time()
     for _ in range(20):
-        tissue_hashes(overview, tissue)
+        hash_tissue(overview, tissue)
     print(f"hashing an overview of {overview[..., 0].size} px: {(time.process_time() - cpu) / 20:.3f} s of one core")
 
 

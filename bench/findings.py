@@ -24,9 +24,9 @@ import tifffile
 from numpy.typing import NDArray
 
 from bench.tissue import NO_TISSUE, PENS, SIZE, TISSUE, Drawing, write
-from panda.audit.inspection import inspect_slide
-from panda.audit.readability import unreadable
+from panda.audit.readability import find_unreadable
 from panda.audit.sharpness import measure_sharpness
+from panda.audit.slide_inspector import inspect_slide
 from panda.audit.slide_table import read_table
 from panda.synthetic.dataset import SyntheticSpec, draw_dataset
 from panda.synthetic.pyramid_writer import write_slide
@@ -176,7 +176,7 @@ def damage(folder: Path, places: int = 25) -> None:
                     start = int(rng.integers(begin, end - count))
                     spoilt.write_bytes(content[:start] + bytes(count) + content[start + count :])
                     with SlideOptions("fast").open(spoilt) as slide:
-                        seen[length] += unreadable(slide, seed=int(rng.integers(2**32))) is not None
+                        seen[length] += find_unreadable(slide, seed=int(rng.integers(2**32))) is not None
         _row(compression, *(f"{seen[length] / places / 2:.0%}" for length in lengths))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from panda.audit import dataset, records
-from panda.audit.inspection import inspect_slide
+from panda.audit.slide_inspector import inspect_slide
 
 ROOT, OUT, KILL_AT, LOOKED_AT, CRASH_AT, HOW = sys.argv[1:7] if len(sys.argv) == 7 else [""] * 6
 NEVER = 10**9

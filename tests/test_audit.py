@@ -22,8 +22,8 @@ import tifffile
 
 from panda.audit.dataset import audit_folder
 from panda.audit.page import WORST_SHOWN, write_audit_page
-from panda.audit.process_pool import in_processes
-from panda.audit.records import Records, file_stem
+from panda.audit.process_pool import run_in_processes
+from panda.audit.records import RecordFolder, make_file_stem
 from panda.audit.slide_table import read_table
 from panda.data.manifest import read_groups
 from panda.errors import ConfigError, ManifestError, PandaError
@@ -186,7 +186,7 @@ def test_only_what_changed_is_looked_at_again(
     said = (out / "summary.json").read_text().replace(str(faulty), str(tmp_path / "before"))
     (out / "summary.json").write_text(said)
     rows = {row.slide_id: row for row in read_table(root) if row.has_file}
-    records = Records(out / "slides", root)
+    records = RecordFolder(out / "slides", root)
 
     def current() -> set[str]:
         return {slide_id for slide_id, row in rows.items() if records.is_current(row)}
@@ -194,7 +194,7 @@ def test_only_what_changed_is_looked_at_again(
     assert current() == set(rows), "a folder that is moved is not looked at anew"
     with caplog.at_level(logging.INFO, "panda"):
         audit_folder(root, out, workers=1, progress=False)
-    assert "9 of 9 slides are as they were" in caplog.text
+    assert "9 of 9 slides have not changed" in caplog.text
     changed, masked, graded = list(rows)[:3]
     os.utime(rows[changed].image_path(root))
     os.utime(rows[masked].mask_path(root))
@@ -204,7 +204,7 @@ def test_only_what_changed_is_looked_at_again(
     rows |= {row.slide_id: row for row in read_table(root)[:6]}
     (out / "slides" / f"{EVIL}.json").write_text("{")
     assert set(rows) - current() == {changed, masked, graded, EVIL}
-    assert not any(Records(out / "slides", root, deep=True).is_current(row) for row in rows.values())
+    assert not any(RecordFolder(out / "slides", root, deep=True).is_current(row) for row in rows.values())
     shutil.rmtree(root / "train_label_masks")
     assert EVIL not in current()
     assert not current() - {next(iter(rows)), list(rows)[4]}, "a mask that went is a change"
@@ -217,7 +217,7 @@ def test_what_is_said_of_a_slide_has_no_folder_in_it(
     row = next(
         row for row in read_table(".") if not (Path() / "train_label_masks" / f"{row.slide_id}_mask.tiff").exists()
     )
-    Records(tmp_path, Path()).look(row)
+    RecordFolder(tmp_path, Path()).inspect(row)
     assert (tmp_path / f"{row.slide_id}.json").read_bytes() == (
         audited / "slides" / f"{row.slide_id}.json"
     ).read_bytes()
@@ -230,7 +230,7 @@ def test_the_table_alone(faulty: Path, audited: Path, tmp_path: Path) -> None:
     out = tmp_path / "audit"
     summary = audit_folder(alone, out, slides=False, progress=False)
     assert set().union(*_found(out).values()) == {"duplicate_row", "contradicting_row", "bad_id", "unknown_provider"}
-    assert summary["groups"] is None
+    assert summary.groups is None
     assert sorted(_files(out)) == ["audit.csv", "findings.csv", "summary.json"]
     assert "there is no groups.csv" in write_audit_page(out).read_text()
     before = _files(audited)
@@ -257,16 +257,16 @@ def test_what_the_system_refused_is_looked_at_again(
     faulty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = next(row for row in read_table(faulty) if row.has_file)
-    records = Records(tmp_path / "slides", faulty)
+    records = RecordFolder(tmp_path / "slides", faulty)
 
     def away(*_: Any, **__: Any) -> Any:
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
         patch.setattr("panda.audit.records.inspect_slide", away)
-        assert records.look(row) == 1
+        assert records.inspect(row) == 1
     assert not records.is_current(row)
-    records.look(row)
+    records.inspect(row)
     assert records.is_current(row)
 
 
@@ -282,9 +282,9 @@ def test_a_second_audit_waits_for_the_first(faulty: Path, tmp_path: Path) -> Non
 
 
 def test_a_long_id_has_a_name_a_file_system_takes() -> None:
-    assert file_stem("a") == "a"
-    assert len(os.fsencode(file_stem("ä" * 120))) == 64
-    assert file_stem("ä" * 120) != file_stem("ä" * 121)
+    assert make_file_stem("a") == "a"
+    assert len(os.fsencode(make_file_stem("ä" * 120))) == 64
+    assert make_file_stem("ä" * 120) != make_file_stem("ä" * 121)
 
 
 def _process(root: Path, out: Path, looked_at: Path, *, kill_at: int = NEVER, crash_at: str = "", how: str = "") -> Any:
@@ -315,7 +315,7 @@ def test_killed_anywhere_and_run_again(faulty: Path, audited: Path, tmp_path: Pa
         killed = _process(faulty, out, looked_at, kill_at=at)
         assert killed.returncode in (-signal.SIGKILL, 0), killed.stderr
         kills += killed.returncode != 0
-        assert not before & {file_stem(slide_id) for slide_id in _looked_at(looked_at)}
+        assert not before & {make_file_stem(slide_id) for slide_id in _looked_at(looked_at)}
         for name, content in _files(out).items():
             assert content == whole[name], name
     assert kills > KILLS / 2
@@ -359,24 +359,24 @@ def _sleep(item: int) -> int:
 
 
 def test_items_that_crash_their_process_are_told(tmp_path: Path) -> None:
-    done = dict(in_processes(_work, range(8), 2))
+    done = dict(run_in_processes(_work, range(8), 2))
     assert done == {0: 0, 1: 1, 2: 4, 3: None, 4: 16, 5: 25, 6: 36, 7: 49}
 
 
 def test_an_error_of_the_work_comes_through() -> None:
     with pytest.raises(OSError, match="No space"):
-        list(in_processes(_work, [1, 99], 1))
+        list(run_in_processes(_work, [1, 99], 1))
 
 
 def test_processes_that_cannot_start_are_no_fault_of_the_items(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("panda.audit.process_pool._prepare", signal.raise_signal)
     with pytest.raises(PandaError, match="no worker process can be started"):
-        list(in_processes(_work, [1], 1))
+        list(run_in_processes(_work, [1], 1))
 
 
 def test_workers_end_with_their_parent(tmp_path: Path) -> None:
-    code = "from tests.test_audit import _sleep; from panda.audit.process_pool import in_processes\n"
-    code += "if __name__ == '__main__': list(in_processes(_sleep, range(4), 2))"
+    code = "from tests.test_audit import _sleep; from panda.audit.process_pool import run_in_processes\n"
+    code += "if __name__ == '__main__': list(run_in_processes(_sleep, range(4), 2))"
     script = tmp_path / "script.py"
     script.write_text(code)
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}

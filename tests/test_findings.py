@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from panda.audit.duplicates import report_groups
 from panda.audit.slide_table import TableRow, check_table, read_table
-from panda.audit.tables import group_findings
 from panda.data.findings import FINDINGS, Finding
 from panda.errors import ManifestError
 from panda.wsi.gleason import isup_grade_from_score
@@ -104,7 +104,7 @@ def test_a_table_that_is_none_is_refused(tmp_path: Path) -> None:
 
 def test_groups_of_duplicates_name_the_others() -> None:
     groups = [["a", "b"], ["c"], ["d", "e", "f", "g", "h"]]
-    found = group_findings("near_duplicate", groups)
+    found = report_groups("near_duplicate", groups)
     assert [(finding.slide_id, finding.value) for finding in found[:3]] == [
         ("a", "b"),
         ("b", "a"),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,16 @@ import numpy as np
 import pytest
 import tifffile
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from bench.tissue import PENS
 from panda.audit import readability as soundness
-from panda.audit.inspection import Inspection, dataset_findings, inspect_slide, same_files
-from panda.audit.slide_inspector import quick_digest
+from panda.audit.duplicates import report_groups
+from panda.audit.identical_files import digest_quickly, find_identical_files
+from panda.audit.inspection import Inspection
+from panda.audit.outliers import find_outliers
+from panda.audit.slide_inspector import inspect_slide
 from panda.audit.slide_table import TableRow, read_table
-from panda.audit.tables import group_findings
 from panda.synthetic.dataset import SyntheticSpec, draw_dataset
 from panda.wsi.slide import ReaderName, SlideOptions
 from panda.wsi.tiff.pyramid import TiffPyramid
@@ -37,6 +40,9 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four sound slides: of each provider one of grade 0 and one with cancer."""
     root = tmp_path_factory.mktemp("data") / "drawn"
     return draw_dataset(root, SyntheticSpec(slides=4, width=WIDTH, height=HEIGHT, mpp=MPP), progress=False)
+
+
+ADAPTER = TypeAdapter(Inspection)
 
 
 class Case:
@@ -97,13 +103,13 @@ def test_sound_slides_have_no_finding(drawn: Path, how: dict[str, Any]) -> None:
         assert thumbnail is not None
         assert thumbnail.dtype == np.uint8
         assert thumbnail.shape == (64, 128, 3)
-        assert Inspection.of_plain(json.loads(json.dumps(inspection.plain()))) == inspection
+        assert ADAPTER.validate_json(ADAPTER.dump_json(inspection)) == inspection
         assert inspect_slide(row, drawn, **how)[0] == inspection
         assert inspection.hashes is not None
         seen.append(inspection)
     assert len({seen_of_one.hashes for seen_of_one in seen}) == len(seen)
-    assert dataset_findings(seen) == []
-    assert same_files(seen, lambda slide_id: drawn / "train_images" / f"{slide_id}.tiff") == []
+    assert find_outliers(seen) == []
+    assert find_identical_files(seen, lambda slide_id: drawn / "train_images" / f"{slide_id}.tiff") == []
 
 
 def test_what_is_seen_of_a_slide(case: Case) -> None:
@@ -243,7 +249,7 @@ def test_unknown_mask_code(case: Case) -> None:
     ("codes", "said"),
     [
         (lambda codes: codes[:, :1700], "shapes differ"),
-        (lambda codes: np.where(codes > 0, 0, 4).astype(np.uint8), "lies on tissue"),
+        (lambda codes: np.where(codes > 0, 0, 4).astype(np.uint8), "are on tissue"),
     ],
     ids=["another shape", "labels on glass"],
 )
@@ -326,18 +332,18 @@ def test_mpp_unlike_provider() -> None:
     scanners = [_slide(f"b{number}", mpp=(0.5, 0.5)) for number in range(4)]
     others = [_slide("k", provider="karolinska", mpp=(0.24, 0.24)), _slide("o", mpp=(0.3, 0.3), mpp_source="override")]
     odd = _slide("odd", mpp=(0.24, 0.24))
-    [found] = dataset_findings([odd, *usual, *scanners, *others])
+    [found] = find_outliers([odd, *usual, *scanners, *others])
     assert (found.slide_id, found.finding) == ("odd", "mpp_unlike_provider")
     assert found.value == "µm/px is 0.24 / 0.24; the others of radboud have 0.48 / 0.48 or 0.5 / 0.5"
 
 
 def test_where_all_differ_none_is_unlike_the_rest() -> None:
-    assert dataset_findings([_slide(f"a{number}", mpp=(0.2 + number / 10,) * 2) for number in range(10)]) == []
+    assert find_outliers([_slide(f"a{number}", mpp=(0.2 + number / 10,) * 2) for number in range(10)]) == []
 
 
 def test_unusual_levels_among_the_slides_of_a_provider() -> None:
     usual = [_slide(f"a{number}", downsamples=(1.0, 4.0004, 16.0084)) for number in range(5)]
-    [found] = dataset_findings([*usual, _slide("odd", downsamples=(1.0, 2.0, 4.0))])
+    [found] = find_outliers([*usual, _slide("odd", downsamples=(1.0, 2.0, 4.0))])
     assert (found.slide_id, found.finding) == ("odd", "unusual_levels")
     assert found.value == "its levels are shrunk by 1 / 2 / 4; the others of radboud have 1 / 4 / 16"
 
@@ -350,7 +356,7 @@ def test_unusual_levels_of_a_slide_by_itself(case: Case) -> None:
     )
     found = case.found(options=SlideOptions("openslide"))
     assert list(found) == ["unusual_levels"]
-    assert found["unusual_levels"] == "level 2 of 128x40 px: no uniform shrinking of (2048, 1024)"
+    assert found["unusual_levels"] == "level 2 of 128x40 px: not a uniform reduction of (2048, 1024)"
 
 
 def test_unusual_levels_where_a_large_slide_has_one_only(case: Case) -> None:
@@ -412,14 +418,14 @@ def test_exact_duplicate(case: Case) -> None:
     content = bytearray(case.image.read_bytes())
     copy.write_bytes(content)
     seen.append(inspect_slide(second, case.root)[0])
-    groups = same_files(seen, lambda slide_id: case.root / "train_images" / f"{slide_id}.tiff")
+    groups = find_identical_files(seen, lambda slide_id: case.root / "train_images" / f"{slide_id}.tiff")
     assert groups == [sorted([first.slide_id, second.slide_id])]
-    assert {found.slide_id for found in group_findings("exact_duplicate", groups)} == set(groups[0])
+    assert {found.slide_id for found in report_groups("exact_duplicate", groups)} == set(groups[0])
     # one byte where the quick digest does not look
     content[4200] ^= 1
     copy.write_bytes(content)
-    assert quick_digest(copy) == seen[0].digest
-    assert same_files(seen, lambda slide_id: case.root / "train_images" / f"{slide_id}.tiff") == []
+    assert digest_quickly(copy) == seen[0].digest
+    assert find_identical_files(seen, lambda slide_id: case.root / "train_images" / f"{slide_id}.tiff") == []
 
 
 @pytest.mark.parametrize("slide_id", ["../secret", ""])
@@ -431,8 +437,8 @@ def test_an_id_that_is_no_file_name_opens_nothing(case: Case, slide_id: str) -> 
 
 
 def test_what_is_no_inspection_is_refused() -> None:
-    with pytest.raises(TypeError, match="colour"):
-        Inspection.of_plain(Inspection("a", "radboud").plain() | {"colour": 1})
+    with pytest.raises(ValidationError, match="colour"):
+        ADAPTER.validate_python(asdict(Inspection("a", "radboud")) | {"colour": 1})
 
 
 def test_an_interruption_is_no_finding(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,19 +10,12 @@ from itertools import combinations
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from bench.duplicates import RESCANS, distances, draw, half, scans
 from panda.audit.hash_distance import LARGEST, OUTLINE, OUTLINE_WEIGHT, TEXTURE
-from panda.audit.near_duplicates import (
-    AXES,
-    PARTS,
-    SURE,
-    THRESHOLD,
-    DuplicatePair,
-    TissueHashes,
-    group_near_duplicates,
-    tissue_hashes,
-)
+from panda.audit.near_duplicates import SURE, THRESHOLD, DuplicatePair, group_near_duplicates
+from panda.audit.tissue_hashes import AXES, PARTS, TissueHashes, hash_tissue
 from panda.errors import ManifestError
 from panda.wsi.tissue import tissue_mask_rgb
 
@@ -201,13 +194,14 @@ def test_memory_is_that_of_blocks() -> None:
 
 def test_plain_form_survives_json() -> None:
     own = made(some(np.random.default_rng(10)), 1.7321)
-    plain = json.loads(json.dumps(own.plain()))
-    assert TissueHashes.from_plain(plain) == own
+    adapter = TypeAdapter(TissueHashes)
+    plain = json.loads(adapter.dump_json(own))
+    assert adapter.validate_python(plain) == own
     for key, value in (("texture", plain["texture"][1:]), ("outline", ["no hex"] * COUNT), ("aspect", 0.5)):
-        with pytest.raises(ManifestError, match=f"{key}.*hash the slide anew"):
-            TissueHashes.from_plain(plain | {key: value})
-    with pytest.raises(ManifestError, match="aspect"):
-        TissueHashes.from_plain({k: v for k, v in plain.items() if k != "aspect"})
+        with pytest.raises(ValidationError, match=key):
+            adapter.validate_python(plain | {key: value})
+    with pytest.raises(ValidationError, match="aspect"):
+        adapter.validate_python({k: v for k, v in plain.items() if k != "aspect"})
     with pytest.raises(ManifestError, match=r"threshold.*0\.6"):
         group_near_duplicates({}, threshold=0.6)
 
@@ -216,26 +210,26 @@ def test_what_says_nothing_has_no_hashes() -> None:
     rng = np.random.default_rng(11)
     rgb = np.full((200, 600, 3), 245, np.uint8)
     tissue = np.zeros((200, 600), np.bool_)
-    assert tissue_hashes(rgb, tissue) is None
+    assert hash_tissue(rgb, tissue) is None
     tissue[80:120, 50:550] = True
     rgb[tissue] = (200, 120, 190)
-    assert tissue_hashes(np.clip(rgb + rng.normal(0, 4, rgb.shape), 0, 255).astype(np.uint8), tissue) is None
+    assert hash_tissue(np.clip(rgb + rng.normal(0, 4, rgb.shape), 0, 255).astype(np.uint8), tissue) is None
     rgb[80:120, 50:300] = (150, 60, 150)
-    assert tissue_hashes(rgb, tissue) is not None
+    assert hash_tissue(rgb, tissue) is not None
     speck = np.zeros_like(tissue)
     speck[10:14, 10:14] = True
-    assert tissue_hashes(rgb, speck) is None
+    assert hash_tissue(rgb, speck) is None
     for picture, mask in ((rgb[..., 0], tissue), (rgb, tissue[:, 1:]), (rgb, tissue.astype(np.uint8))):
         with pytest.raises(ValueError, match=r"bool|overview"):
-            tissue_hashes(picture, mask)  # type: ignore[arg-type]
+            hash_tissue(picture, mask)  # type: ignore[arg-type]
 
 
 def test_size_of_the_overview_matters_little() -> None:
     rgb = draw(6)
     tissue = tissue_mask_rgb(rgb)
-    whole, coarse = tissue_hashes(rgb, tissue), tissue_hashes(half(rgb), tissue[::2, ::2].copy())
+    whole, coarse = hash_tissue(rgb, tissue), hash_tissue(half(rgb), tissue[::2, ::2].copy())
     assert distances([whole, coarse])[0, 1] < 0.1
-    assert tissue_hashes(rgb, tissue) == whole
+    assert hash_tissue(rgb, tissue) == whole
 
 
 def test_other_scans_are_found_among_unrelated_slides() -> None:
@@ -248,7 +242,7 @@ def test_other_scans_are_found_among_unrelated_slides() -> None:
         for name in ("", *changes):
             scan = np.ascontiguousarray(RESCANS[name](rgb, rng)) if name else rgb
             small = half(scan)
-            hashes[f"{number:02d} {name}"] = tissue_hashes(small, tissue_mask_rgb(small))
+            hashes[f"{number:02d} {name}"] = hash_tissue(small, tissue_mask_rgb(small))
     found = group_near_duplicates(hashes)
     assert all(pair.a[:2] == pair.b[:2] for pair in found.pairs)
     assert sizes(found.groups) == [1 + len(changes)] * 4

@@ -1,4 +1,4 @@
-"""`audit(cfg)`: a data set in, what is wrong with it out; the command is `python audit.py`."""
+"""`audit(cfg)`: find what is wrong with a data set; the command is `python audit.py`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
@@ -21,19 +21,22 @@ from panda.data.settings import FolderSettings
 from panda.errors import ConfigError
 from panda.settings import Settings, rule
 
+if TYPE_CHECKING:  # slow to import, see `audit`
+    from panda.audit.summary import AuditSummary
+
 log = logging.getLogger(__name__)
 
 SPOILT_LABELS = ("missing_mask", "empty_mask_graded", "benign_mask_cancer_grade", "cancer_mask_benign_grade")
-"""Warnings whose slides would teach a segmentation wrong."""
+"""Warnings whose slides would train a segmentation wrongly."""
 
 
 class AuditSettings(Settings):
-    """What is audited and where to.
+    """What is audited, and the folder of the result.
 
     Attributes:
-        slides: Look at slides and masks; else at the table alone.
+        slides: Inspect slides and masks; otherwise only the table is read.
         output: The folder to write to.
-        workers: Slides looked at at the same time, one a process; None for as many as there are cores.
+        workers: Slides inspected at the same time, each in its own process; None for one a core.
         deep: Decode every tile and count masks at level 0.
     """
 
@@ -55,23 +58,23 @@ class AuditSettings(Settings):
             yield "audit.deep=true needs audit.slides=true: the table alone has no tiles"
 
 
-def audit(cfg: DictConfig) -> dict[str, Any]:
-    """Audits a data set and writes its report.
+def audit(cfg: DictConfig) -> AuditSummary:
+    """Audit a data set and write its report.
 
     Args:
-        cfg: `conf/audit.yaml` as composed by Hydra, or by a test, which then gives `run_dir`.
+        cfg: `conf/audit.yaml` as composed by Hydra; or by a test, which then sets `run_dir`.
 
     Returns:
         The content of `summary.json`.
 
     Raises:
-        ConfigError: With all faults of the configuration, before anything slow.
-        ManifestError: If the table is none.
+        ConfigError: If the configuration has faults; the message lists all of them.
+        ManifestError: If the table of slides is faulty.
     """
-    folder, settings = _checked(cfg)
+    folder, settings = _check_settings(cfg)
     from panda.audit.dataset import audit_folder  # noqa: PLC0415  (--help does not wait for them)
     from panda.audit.page import write_audit_page  # noqa: PLC0415
-    from panda.audit.process_pool import cores  # noqa: PLC0415
+    from panda.audit.process_pool import count_cores  # noqa: PLC0415
     from panda.audit.tables import FINDINGS_TABLE  # noqa: PLC0415
     from panda.synthetic.dataset import draw_dataset  # noqa: PLC0415
 
@@ -80,29 +83,29 @@ def audit(cfg: DictConfig) -> dict[str, Any]:
     log_to_file(out / "audit.log")
     if folder.draw is not None:
         draw_dataset(Path(folder.root), folder.draw)
-    counts = audit_folder(
+    summary = audit_folder(
         folder.root,
         out,
         slides=settings.slides,
-        workers=settings.workers or cores(),
+        workers=settings.workers or count_cores(),
         deep=settings.deep,
         options=folder.slide_options,
     )
-    report = write_audit_page(out, next_steps := _next_steps(counts, out)).name
-    for line in _told(counts):
+    report = write_audit_page(out, next_steps := list_next_steps(summary, out)).name
+    for line in describe_summary(summary):
         log.info("%s", line)
-    log.info("what was found, slide by slide: %s", out / FINDINGS_TABLE)
+    log.info("findings of each slide: %s", out / FINDINGS_TABLE)
     log.info("report: %s", out / report)
     for step in next_steps:
         log.info("next: %s", step)
-    return counts
+    return summary
 
 
-def _checked(cfg: DictConfig) -> tuple[FolderSettings, AuditSettings]:
-    """What is asked, of the data group only what an audit goes by.
+def _check_settings(cfg: DictConfig) -> tuple[FolderSettings, AuditSettings]:
+    """Return the settings of the data folder and of the audit.
 
     Raises:
-        ConfigError: With all faults.
+        ConfigError: If the configuration has faults; the message lists all of them.
     """
     faults = Faults()
     data = cfg.get("data")
@@ -126,60 +129,59 @@ def _checked(cfg: DictConfig) -> tuple[FolderSettings, AuditSettings]:
     return folder, settings
 
 
-def _told(counts: dict[str, Any]) -> list[str]:
-    """What was found, in a few lines, the worst first."""
-    found, worst = counts["findings"], counts["worst"]
+def describe_summary(summary: AuditSummary) -> list[str]:
+    """Describe the findings in a few lines, the worst first."""
     lines = [
-        f"{counts['slides']:,} slides: {sum(worst.values()):,} with findings ("
+        f"{summary.slides:,} slides: {sum(summary.worst.values()):,} with findings ("
         + ", ".join(
-            f"{count:,} at worst with {'an' if name == 'error' else 'a'} {name}" for name, count in worst.items()
+            f"{count:,} at worst with {'an' if severity == 'error' else 'a'} {severity}"
+            for severity, count in summary.worst.items()
         )
         + ")"
     ]
-    for severity in worst:
+    for severity in summary.worst:
         lines += [
-            f"  {severity:<8} {name:<26} {own['slides']:>7,}   "
-            + ", ".join(f"{provider} {count:,}" for provider, count in own["by_provider"].items())
-            for name, own in found.items()
-            if own["severity"] == severity
+            f"  {severity:<8} {name:<26} {count.slides:>7,}   "
+            + ", ".join(f"{provider} {slides:,}" for provider, slides in count.by_provider.items())
+            for name, count in summary.findings.items()
+            if count.severity == severity
         ]
-    if (groups := counts["groups"]) is not None:
+    if (groups := summary.groups) is not None:
         lines.append(
-            f"near-duplicates: {groups['slides']:,} slides in {groups['groups']:,} groups, "
-            f"{groups['with_conflicting_grades']:,} of them with different grades; the largest has {groups['largest']}"
-            if groups["groups"]
+            f"near-duplicates: {groups.slides:,} slides in {groups.groups:,} groups, "
+            f"{groups.with_conflicting_grades:,} of them with different grades; the largest has {groups.largest}"
+            if groups.groups
             else "near-duplicates: none"
         )
     return lines
 
 
-def _next_steps(counts: dict[str, Any], out: Path) -> list[str]:
-    """What to do now, as sentences and commands."""
+def list_next_steps(summary: AuditSummary, out: Path) -> list[str]:
+    """Return what to do next, as sentences and commands."""
     from panda.audit.tables import FINDINGS_TABLE, GROUPS  # noqa: PLC0415
     from panda.data.findings import REFUSED_ROWS  # noqa: PLC0415
 
-    found = counts["findings"]
     steps = []
-    if refused := [name for name in found if name in REFUSED_ROWS]:
+    if refused := [name for name in summary.findings if name in REFUSED_ROWS]:
         steps.append(f"correct train.csv first, training refuses it as it is: {', '.join(refused)}")
     given = " ".join(shlex.quote(text) for text in overrides() if text.startswith("data")) or "data=panda data.root=…"
-    if counts["groups"] is None:
+    if summary.groups is None:
         steps.append(
-            "the slides were not looked at, so there is no groups.csv: near-duplicates are told by their tissue. Look "
-            f"at them: python audit.py {given}"
+            "only the table was read, so there is no groups.csv: near-duplicates are found by their tissue. Inspect "
+            f"the slides: python audit.py {given}"
         )
         return steps
     exclude = [
         name
-        for name, own in found.items()
-        if name in SPOILT_LABELS or (own["severity"] == "error" and name not in REFUSED_ROWS)
+        for name, count in summary.findings.items()
+        if name in SPOILT_LABELS or (count.severity == "error" and name not in REFUSED_ROWS)
     ]
     filters = f" data.exclude=[{','.join(exclude)}]" if exclude else ""
-    files = (_typed(f"data.findings={out / FINDINGS_TABLE}"), _typed(f"data.groups={out / GROUPS}"))
+    files = (_quote_override(f"data.findings={out / FINDINGS_TABLE}"), _quote_override(f"data.groups={out / GROUPS}"))
     steps.append(f"python train.py {given} {' '.join(files)}{filters}")
     return steps
 
 
-def _typed(override: str) -> str:
-    """An override as it is typed, quoted only where it has to be."""
+def _quote_override(override: str) -> str:
+    """Quote an override for the command line, if it needs that."""
     return override if re.fullmatch(r"[\w.=/:+~-]+", override) else quoted(override)

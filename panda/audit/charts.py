@@ -9,7 +9,7 @@ from statistics import median
 
 from markupsafe import Markup
 
-from panda.audit.tables import OTHER
+from panda.audit.summary import OTHER
 from panda.report.column_chart import column_chart
 from panda.report.run_folder import natural, number
 from panda.report.table import Cell, Head, Table, cell

@@ -1,32 +1,30 @@
-"""The audit: look at every slide and mask of a data set once, and say what is wrong with them.
+"""The audit of a data set: inspect every slide and mask once, and report what is wrong with them.
 
-`python audit.py data=panda data.root=…`; `docs/audit.md` says what is looked for.
+`python audit.py data=panda data.root=…`; `docs/audit.md` lists the findings.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
-from panda.audit.inspection import MADE_BY, Inspection
-from panda.audit.process_pool import in_processes
-from panda.audit.records import Records
+from panda.audit.duplicates import find_duplicates
+from panda.audit.inspection import RULE_VERSIONS, Inspection
+from panda.audit.process_pool import run_in_processes
+from panda.audit.records import RecordFolder
 from panda.audit.slide_table import TableRow, check_table, read_table
+from panda.audit.summary import SUMMARY, AuditSummary, InspectionSettings, summarize
 from panda.audit.tables import (
     AUDIT,
     FINDINGS_TABLE,
     GROUPS,
     PAIRS,
-    all_findings,
-    find_duplicates,
-    summary,
+    collect_findings,
     write_audit,
     write_findings,
     write_groups,
@@ -34,14 +32,12 @@ from panda.audit.tables import (
 )
 from panda.data.manifest import TABLE, image_path
 from panda.errors import ConfigError
-from panda.files import hold_lock, remove_leftovers, write_json
+from panda.files import hold_lock, remove_leftovers
 from panda.wsi.slide import SlideOptions
 
 log = logging.getLogger(__name__)
 
 RECORDS = "slides"
-SUMMARY = "summary.json"
-SCHEMA = 1
 
 
 def audit_folder(
@@ -53,34 +49,34 @@ def audit_folder(
     deep: bool = False,
     options: SlideOptions = SlideOptions(),
     progress: bool = True,
-) -> dict[str, Any]:
+) -> AuditSummary:
     """Audit a folder in PANDA's layout.
 
-    `out` gets `audit.csv` (a row a slide), `findings.csv` (a row a finding), `groups.csv` (the near-duplicate
-    group of each slide), `pairs.csv` (slides that match), `summary.json` and `slides/`: of each slide what was
-    seen, and a picture. The process may be killed at any moment: the next call looks only at the slides that have no
-    record yet, or whose row or files changed, and leaves the same bytes as if nothing had happened. A second process
-    on the same folder waits for the first. Memory holds what the comparison of all slides needs of each, some
-    kilobytes, and no picture.
+    `out` gets `audit.csv` (a row for each slide), `findings.csv` (a row for each finding), `groups.csv` (the
+    near-duplicate group of each slide), `pairs.csv` (slides that match), `summary.json`, and `slides/` with the
+    inspection and a picture of each slide.
+
+    The process may be killed at any moment. The next call inspects only slides without a record, or whose row or files
+    changed, and leaves the same bytes as one call without interruption. A second process on the same folder waits for
+    the first. Memory holds some kilobytes of each slide to compare all of them, and no picture.
 
     Args:
         root: The folder that holds `train.csv`.
         out: The folder to write to.
-        slides: Look at slides and masks; else at the table alone, and there are no groups and pairs.
-        workers: Slides looked at at the same time, in processes of their own. One that crashes is that slide's
-            finding.
+        slides: Inspect slides and masks; otherwise only the table is read, and there are no groups and pairs.
+        workers: Slides inspected at the same time, each in its own process. A crash is a finding of its slide.
         deep: Decode every tile of every slide and count masks at level 0.
         options: How slides are opened.
         progress: Show a bar over the slides.
 
     Returns:
-        The content of `summary.json`, see `panda.audit.tables.summary`.
+        The content of `summary.json`.
 
     Raises:
-        ManifestError: The table is missing or no table.
-        ConfigError: `out` has an audit of slides, and one of the table alone would replace it; or the audit of
-            other data, or what is no audit.
-        OSError: `out` cannot be written, or a slide that was there is not any more.
+        ManifestError: If the table is missing or not a table.
+        ConfigError: If `out` has the audit of other data, or another `summary.json`; or if it has an audit of slides
+            and `slides` is False, because the findings of the table would replace those of the slides.
+        OSError: If `out` cannot be written, or a slide has been removed since its inspection.
     """
     root, out = Path(root), Path(out)
     table = read_table(root)
@@ -91,74 +87,75 @@ def audit_folder(
     if not slides and (out / GROUPS).exists():
         raise ConfigError(
             f"audit.slides=false: {out} has an audit of the slides, whose findings those of the table alone would "
-            f"replace; give another audit.output, or leave audit.slides=false out: what was looked at is kept"
+            f"replace; give another audit.output, or remove audit.slides=false: inspected slides are kept"
         )
     _require_own(out, root)
-    records = Records(out / RECORDS, root, options, deep)
+    records = RecordFolder(out / RECORDS, root, options, deep)
     with hold_lock(out / AUDIT):
         if slides:
-            _look_at_all([row for row in rows if row.has_file], records, workers, progress)
+            _inspect_all([row for row in rows if row.has_file], records, workers, progress)
         return _write_all(table, rows, records if slides else None, out, root)
 
 
 def _require_own(out: Path, root: Path) -> None:
-    """Refuse a folder that holds something else than an audit of these data (which may have been moved)."""
+    """Refuse a folder that has something else than an audit of these data, which may have been moved."""
     if not (out / SUMMARY).exists():
         return
     try:
-        before = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
-        other = Path(before["data"])
-        known = {"schema", "rows", "findings"} <= before.keys()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        known = False
-    if not known:
-        raise ConfigError(f"audit.output={out}: its {SUMMARY} is not that of an audit; give another folder")
+        other = Path(AuditSummary.read(out).data)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"audit.output={out}: its {SUMMARY} is not that of an audit of this version; give another folder, or "
+            f"remove it"
+        ) from error
     if (other / TABLE).is_file() and other.resolve() != root.resolve():
         raise ConfigError(
             f"audit.output={out} holds the audit of {other}, and that of {root} would replace it; give another folder"
         )
 
 
-def _look_at_all(rows: list[TableRow], records: Records, workers: int, progress: bool) -> None:
-    """Look at every slide that has no record of its files as they are."""
+def _inspect_all(rows: Sequence[TableRow], records: RecordFolder, workers: int, progress: bool) -> None:
+    """Inspect every slide that has no record of its present files."""
     remove_leftovers(records.folder)
     pending = [row for row in rows if not records.is_current(row)]
     if kept := len(rows) - len(pending):
-        log.info("%s: %s of %s slides are as they were when last looked at", records.folder, kept, len(rows))
+        log.info("%s: %s of %s slides have not changed since their inspection", records.folder, kept, len(rows))
     if not pending:
         return
     bar = tqdm(total=len(rows), initial=kept, desc="slides", unit="slide", disable=not progress, smoothing=0.05)
     crashed = found = 0
-    with bar, closing(in_processes(records.look, pending, min(workers, len(pending)))) as looks:
-        for row, findings in looks:
+    with bar, closing(run_in_processes(records.inspect, pending, min(workers, len(pending)))) as results:
+        for row, findings in results:
             if findings is None:
-                records.keep_crash(row)
+                records.write_crash(row)
                 crashed += 1
-                log.warning("slide %s: the process that looked at it crashed; see its finding", row.slide_id)
+                log.warning("slide %s: the process that inspected it crashed; see its finding", row.slide_id)
             found += 1 if findings is None else findings
             bar.set_postfix(findings=found, **({"crashed": crashed} if crashed else {}), refresh=False)
             bar.update()
 
 
 def _write_all(
-    table: list[TableRow], rows: list[TableRow], records: Records | None, out: Path, root: Path
-) -> dict[str, Any]:
+    table: Sequence[TableRow], rows: Sequence[TableRow], records: RecordFolder | None, out: Path, root: Path
+) -> AuditSummary:
     """Write all tables from the records; the summary last."""
     files = [row for row in rows if row.has_file]
 
-    def seen() -> Iterator[Inspection]:
+    def read_inspections() -> Iterator[Inspection]:
         if records is not None:
             yield from map(records.read, files)
 
-    duplicates = None if records is None else find_duplicates(seen, lambda slide_id: image_path(root, slide_id))
-    findings = all_findings(rows, check_table(table), seen, duplicates)
+    duplicates = looked_with = None
+    if records is not None:
+        duplicates = find_duplicates(read_inspections, lambda slide_id: image_path(root, slide_id))
+        settings = asdict(records.options) | {"deep": records.deep} | dict(RULE_VERSIONS)
+        looked_with = InspectionSettings.model_validate(settings)
+    findings = collect_findings(rows, check_table(table), read_inspections, duplicates)
     if duplicates is not None:
         write_groups(out / GROUPS, rows, duplicates.groups)
         write_pairs(out / PAIRS, rows, duplicates)
     write_findings(out / FINDINGS_TABLE, findings)
     write_audit(out / AUDIT, rows, findings, None if records is None else records.read, duplicates)
-    counts = {"schema": SCHEMA, "data": str(root), "rows": len(table), **summary(rows, findings, duplicates)}
-    if records is not None:
-        counts |= {"looked_with": asdict(records.options) | {"deep": records.deep} | dict(MADE_BY)}
-    write_json(out / SUMMARY, counts)
-    return counts
+    summary = summarize(str(root), table, findings, duplicates, looked_with)
+    summary.write(out)
+    return summary

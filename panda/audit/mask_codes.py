@@ -19,7 +19,7 @@ NOMINAL_UM = 0.5
 _BLOCK = 2048
 
 
-def counted_level(tiff: TiffPyramid, um: float | None) -> int:
+def choose_level(tiff: TiffPyramid, um: float | None) -> int:
     """The coarsest level of a mask at which its codes are counted.
 
     Args:

@@ -24,12 +24,12 @@ Result = TypeVar("Result")
 _AHEAD = 2  # items handed out per process, so that none waits for this one
 
 
-def cores() -> int:
+def count_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def in_processes(
+def run_in_processes(
     work: Callable[[Item], Result], items: Iterable[Item], workers: int
 ) -> Generator[tuple[Item, Result | None], None, None]:
     """Do a piece of work for each item in new processes, which share nothing with this one.

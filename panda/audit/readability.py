@@ -35,7 +35,7 @@ _WINDOW = 256
 _BLOCK = 2048
 
 
-def unreadable(slide: Slide, *, seed: int, deep: bool = False) -> str | None:
+def find_unreadable(slide: Slide, *, seed: int, deep: bool = False) -> str | None:
     """Look for pixels that cannot be read.
 
     Args:
@@ -98,7 +98,7 @@ def _spoilt_markers(tiff: TiffPyramid) -> str | None:
 
 
 def _sample_tiles(slide: Slide, tiff: TiffPyramid, rng: np.random.Generator) -> None:
-    """Decode the tile at a random byte of each of `SAMPLES` runs of the tiles that `unreadable` leaves out."""
+    """Decode the tile at a random byte of each of `SAMPLES` runs of the tiles that `find_unreadable` leaves out."""
     places: list[NDArray[np.int64]] = [np.empty((0, 4), np.int64)]
     for number, level in enumerate(tiff.levels):
         if level.width * level.height > SMALL_PX and number in slide.usable_levels:

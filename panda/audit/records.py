@@ -1,9 +1,8 @@
-"""What an audit keeps of each slide, so that it need not look twice: `<SLIDE_ID>.json` and a small picture."""
+"""Records of an audit: the inspection of each slide, kept as `<SLIDE_ID>.json` beside a small picture."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,27 +11,45 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
-from panda.audit.inspection import MADE_BY, Inspection, inspect_slide
+from panda.audit.inspection import RULE_VERSIONS, Inspection
+from panda.audit.slide_inspector import inspect_slide
 from panda.audit.slide_table import TableRow
 from panda.data.findings import Finding
-from panda.errors import ManifestError, PandaError
-from panda.files import fingerprint, identity, remove, write_json, write_whole
+from panda.errors import PandaError
+from panda.files import fingerprint, identity, read_model, remove, write_json, write_whole
 from panda.wsi.slide import SlideOptions
 
 PICTURE_QUALITY = 85
-_LONGEST_NAME = 180  # bytes; file systems take 255, a file in the making has a longer name
+_LONGEST_NAME = 180  # bytes; file systems allow 255, and an unfinished file has a longer name
 
 
 @dataclass(frozen=True)
-class Records:
-    """The records of an audit's folder. Each bears the fingerprint of all that it depends on.
+class Record:
+    """The record of a slide.
 
     Attributes:
-        folder: Where they lie.
-        root: Of the data.
+        fingerprint: Of all that the inspection depends on; empty if the slide must be inspected again.
+        inspection: The inspection.
+    """
+
+    fingerprint: str
+    inspection: Inspection
+
+
+_ADAPTER = TypeAdapter(Record)
+
+
+@dataclass(frozen=True)
+class RecordFolder:
+    """The records of an audit.
+
+    Attributes:
+        folder: The folder of the records.
+        root: The folder of the data.
         options: How slides are opened.
-        deep: Every tile was decoded.
+        deep: Every tile is decoded.
     """
 
     folder: Path
@@ -40,110 +57,99 @@ class Records:
     options: SlideOptions = SlideOptions()
     deep: bool = False
 
-    def picture(self, slide_id: str) -> Path:
-        """Where a slide's small picture lies, if it has one."""
-        return self.folder / f"{file_stem(slide_id)}.jpg"
-
-    def _record(self, slide_id: str) -> Path:
-        return self.folder / f"{file_stem(slide_id)}.json"
-
-    def made_from(self, row: TableRow) -> str:
-        """Fingerprint of a slide's row, its two files, and how they are looked at."""
+    def fingerprint_slide(self, row: TableRow) -> str:
+        """Return the fingerprint of a slide's row, of its two files, and of how they are inspected."""
         return fingerprint(
             {
                 "slide_id": row.slide_id,
                 "provider": row.provider,
                 "isup_grade": row.isup_grade,
                 "gleason": row.gleason,
-                "slide": _identity(row.image_path(self.root)),
-                "mask": _identity(row.mask_path(self.root)),
+                "slide": _identify(row.image_path(self.root)),
+                "mask": _identify(row.mask_path(self.root)),
                 **asdict(self.options),
                 "deep": self.deep,
-                **MADE_BY,
+                **RULE_VERSIONS,
             }
         )
 
     def is_current(self, row: TableRow) -> bool:
-        """Whether there is a record, whole, of the files as they are."""
+        """Return whether there is a complete record of the files as they are now."""
         try:
-            return self._load(row.slide_id)[0] == self.made_from(row)
-        except PandaError:
+            return self._load(row.slide_id).fingerprint == self.fingerprint_slide(row)
+        except (OSError, PandaError):
             return False
 
     def read(self, row: TableRow) -> Inspection:
-        """Read what was seen of a slide; of one whose id names no file, nothing was.
+        """Read the inspection of a slide; it is empty if the id cannot name a file.
 
         Raises:
-            PandaError: The record is missing or damaged.
+            OSError: If the record is missing.
+            PandaError: If the record is damaged.
         """
-        return self._load(row.slide_id)[1] if row.has_file else Inspection(row.slide_id, row.provider)
+        return self._load(row.slide_id).inspection if row.has_file else Inspection(row.slide_id, row.provider)
 
-    def look(self, row: TableRow) -> int:
-        """Look at a slide and keep what was seen, whole or not at all; the number of findings.
+    def inspect(self, row: TableRow) -> int:
+        """Inspect a slide, write its record, and return the number of findings.
 
-        Nothing that is wrong with a slide is an error here.
+        A fault of the slide is a finding and not an error.
 
         Raises:
-            OSError: The record cannot be written.
+            OSError: If the record cannot be written.
         """
-        made_from = self.made_from(row)
+        slide_fingerprint = self.fingerprint_slide(row)
         try:
             inspection, picture = inspect_slide(row, self.root, self.options, deep=self.deep)
         except MemoryError:
             raise
-        except Exception as error:  # what no reader foresaw is the slide's fault all the same
-            inspection, picture = _failed(row, f"{type(error).__name__}: {error}"), None
-        # Told from the folder of the data on, a finding stays true where the folder is moved.
+        except Exception as error:  # a fault that no reader expects is still a fault of the slide
+            inspection, picture = _describe_failure(row, f"{type(error).__name__}: {error}"), None
+        # Paths are relative to the folder of the data, so that a finding stays true if the folder is moved.
         prefix = str(self.root / "x")[:-1]  # empty for "."
         findings = tuple(
             dataclasses.replace(found, value=found.value.replace(prefix, "")) for found in inspection.findings
         )
-        # What the system refused (rights, a network disk that is away) may be well the next time: look again then.
+        # Errors of the system (permissions, a network disk that is away) may be gone the next time: inspect again.
         if any("[Errno " in found.value for found in findings):
-            made_from = ""
-        self._keep(row, made_from, dataclasses.replace(inspection, findings=findings), picture)
+            slide_fingerprint = ""
+        self._write(Record(slide_fingerprint, dataclasses.replace(inspection, findings=findings)), picture)
         return len(findings)
 
-    def keep_crash(self, row: TableRow) -> None:
-        """Keep that looking at a slide ends the process that looks.
+    def write_crash(self, row: TableRow) -> None:
+        """Write the record of a slide whose inspection crashes its process.
 
         Raises:
-            OSError: The record cannot be written.
+            OSError: If the record cannot be written.
         """
-        said = "the process that looked at it crashed, twice and the second time with nothing else to do"
-        self._keep(row, self.made_from(row), _failed(row, said), None)
+        message = "the process that inspected it crashed twice, the second time with no other slide to inspect"
+        self._write(Record(self.fingerprint_slide(row), _describe_failure(row, message)), None)
 
-    def _keep(self, row: TableRow, made_from: str, inspection: Inspection, picture: NDArray[np.uint8] | None) -> None:
+    def _write(self, record: Record, picture: NDArray[np.uint8] | None) -> None:
+        stem = self.folder / make_file_stem(record.inspection.slide_id)
         if picture is None:
-            remove(self.picture(row.slide_id))
+            remove(stem.with_name(f"{stem.name}.jpg"))
         else:
             done, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, PICTURE_QUALITY])
             assert done
-            write_whole(self.picture(row.slide_id), data.tobytes())
-        write_json(self._record(row.slide_id), {"made_from": made_from, "inspection": inspection.plain()})
+            write_whole(stem.with_name(f"{stem.name}.jpg"), data.tobytes())
+        write_json(stem.with_name(f"{stem.name}.json"), _ADAPTER.dump_python(record, mode="json"))
 
-    def _load(self, slide_id: str) -> tuple[str, Inspection]:
-        path = self._record(slide_id)
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            return str(content["made_from"]), Inspection.of_plain(content["inspection"])
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, AssertionError, ManifestError) as error:
-            raise PandaError(
-                f"{path}: is missing or damaged ({error}); run the audit again, the rest is kept"
-            ) from error
+    def _load(self, slide_id: str) -> Record:
+        path = self.folder / f"{make_file_stem(slide_id)}.json"
+        return read_model(path, _ADAPTER, "run the audit again, it keeps the other records")
 
 
-def file_stem(slide_id: str) -> str:
-    """Name of a slide's files in an audit: its id, or a digest of one that no file system could take."""
+def make_file_stem(slide_id: str) -> str:
+    """Return the stem of a slide's files in an audit: its id, or a digest if the id is too long for a file name."""
     return slide_id if len(os.fsencode(slide_id)) <= _LONGEST_NAME else fingerprint({"slide_id": slide_id})
 
 
-def _failed(row: TableRow, said: str) -> Inspection:
-    return Inspection(row.slide_id, row.provider, findings=(Finding(row.slide_id, "unopenable", said),))
+def _describe_failure(row: TableRow, message: str) -> Inspection:
+    return Inspection(row.slide_id, row.provider, findings=(Finding(row.slide_id, "unopenable", message),))
 
 
-def _identity(path: Path) -> dict[str, Any] | None:
-    """See `panda.files.identity`; None where there is no such file."""
+def _identify(path: Path) -> dict[str, Any] | None:
+    """Return the identity of a file, or None if there is no such file."""
     try:
         return identity(path)
     except OSError:

@@ -33,7 +33,7 @@ class Sharpness:
     """How sharp the windows measured are.
 
     Attributes:
-        median: Of `sharpness_of` over the windows.
+        median: Of `compute_sharpness` over the windows.
         blurred: Share of the windows below `BLURRED`.
         windows: How many were measured.
     """
@@ -43,7 +43,7 @@ class Sharpness:
     windows: int
 
 
-def sharpness_of(rgb: NDArray[np.uint8], um: float) -> float | None:
+def compute_sharpness(rgb: NDArray[np.uint8], um: float) -> float | None:
     """Measure a window of tissue.
 
     Two ratios of variances, which hold whatever the strength of the stain: the Laplacian at 2 µm/px over that at
@@ -96,7 +96,7 @@ def measure_sharpness(slide: Slide, tissue: TissueMap, *, seed: int) -> Sharpnes
     boxes = boxes[tissue.fraction_of(boxes) >= _LEAST_TISSUE] if len(boxes) else boxes
     found: list[float] = []
     for left, top, right, bottom in np.random.default_rng(seed).permutation(boxes)[:WINDOWS].tolist():
-        value = sharpness_of(slide.read_region((left, top), 0, (right - left, bottom - top)), um)
+        value = compute_sharpness(slide.read_region((left, top), 0, (right - left, bottom - top)), um)
         if value is not None:
             found.append(value)
     if not found:

@@ -1,21 +1,23 @@
-"""A look at one slide and its mask: what is seen, and what is found wrong."""
+"""Inspect one slide and its mask: what they are, and what is wrong with them."""
 
 from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from panda.audit.mask_codes import count_codes, counted_level
-from panda.audit.near_duplicates import tissue_hashes
-from panda.audit.readability import SMALL_PX, unreadable
+from panda.audit.identical_files import digest_quickly
+from panda.audit.inspection import Inspection
+from panda.audit.mask_codes import choose_level, count_codes
+from panda.audit.readability import SMALL_PX, find_unreadable
 from panda.audit.sharpness import BLURRED, measure_sharpness
 from panda.audit.slide_table import TableRow
+from panda.audit.tissue_hashes import hash_tissue
 from panda.data.findings import Finding
 from panda.errors import MaskError, SlideError
 from panda.wsi.geometry import mean_mpp
@@ -29,178 +31,186 @@ from panda.wsi.tissue import Survey, survey
 
 THUMBNAIL_PX = 512
 BLURRED_SLIDE = 0.5
-"""Share of blurred windows from which on a slide counts as blurred."""
+"""Least share of blurred windows of a blurred slide."""
 
 ON_TISSUE = 0.5
-"""A mask of which less than this share of what it labels lies on tissue does not fit its slide."""
-
-_BLOCK = 4096  # bytes
-_BLOCKS = 16
+"""Least share of labelled px of a mask that are on tissue, if the mask fits its slide."""
 
 
-class Look:
-    """A slide being looked at: `seen` fills with the fields of `Inspection`."""
+class SlideInspector:
+    """Inspect a slide, then its mask; `inspection` grows with each.
+
+    Args:
+        row: The slide's row of the table.
+        options: How the slide is opened.
+        deep: Decode every tile of the slide, and count the mask at level 0.
+    """
 
     def __init__(self, row: TableRow, options: SlideOptions, deep: bool) -> None:
         self.row, self.options, self.deep = row, options, deep
-        self.seen: dict[str, Any] = {}
-        self.findings: list[Finding] = []
+        self.inspection = Inspection(row.slide_id, row.provider)
         self.thumbnail: NDArray[np.uint8] | None = None
         self.slide: Slide | None = None
         self.survey: Survey | None = None
         self.seed = int.from_bytes(hashlib.blake2b(row.slide_id.encode(), digest_size=8).digest())
 
-    def found(self, finding: str, value: str) -> None:
-        """Note a finding."""
-        self.findings.append(Finding(self.row.slide_id, finding, value))
+    def add_finding(self, finding: str, value: str) -> None:
+        """Add a finding to the inspection."""
+        found = Finding(self.row.slide_id, finding, value)
+        self.inspection = replace(self.inspection, findings=(*self.inspection.findings, found))
 
-    def at_slide(self, path: Path) -> None:
-        """Look at the slide."""
+    def inspect_image(self, path: Path) -> None:
+        """Inspect the file of the slide; a fault is a finding and not an error."""
         if not path.is_file():
-            self.found("missing_slide", f"{path}: there is no such file")
+            self.add_finding("missing_slide", f"{path}: there is no such file")
             return
         try:
-            self.seen["file_bytes"], self.seen["digest"] = path.stat().st_size, quick_digest(path)
+            size, digest = path.stat().st_size, digest_quickly(path)
+            self.inspection = replace(self.inspection, file_bytes=size, digest=digest)
             slide = self.options.open(path)
         except (SlideError, OSError) as error:
             cut = isinstance(error.__cause__, CutShortError)
-            self.found("unreadable_region" if cut else "unopenable", str(error))
+            self.add_finding("unreadable_region" if cut else "unopenable", str(error))
             return
         with slide:
             self.slide = slide
-            self._tables(slide)
-            if (fault := unreadable(slide, seed=self.seed, deep=self.deep)) is not None:
-                self.found("unreadable_region", fault)
+            self._read_properties(slide)
+            if (fault := find_unreadable(slide, seed=self.seed, deep=self.deep)) is not None:
+                self.add_finding("unreadable_region", fault)
             try:
-                self._pixels(slide)
+                self._inspect_pixels(slide)
             except SlideError as error:
                 if fault is None:
-                    self.found("unreadable_region", str(error))
+                    self.add_finding("unreadable_region", str(error))
 
-    def _tables(self, slide: Slide) -> None:
-        """What the slide says of itself."""
-        self.seen |= {
-            "level_dimensions": slide.level_dimensions,
-            "downsamples": slide.level_downsamples,
-            "mpp": slide.mpp,
-            "mpp_source": slide.mpp_source,
-            "reader": slide.reader_name,
-            "vendor": slide.vendor,
-        }
+    def _read_properties(self, slide: Slide) -> None:
+        """Read levels and µm/px from the metadata of the slide."""
+        self.inspection = replace(
+            self.inspection,
+            level_dimensions=slide.level_dimensions,
+            downsamples=slide.level_downsamples,
+            mpp=slide.mpp,
+            mpp_source=slide.mpp_source,
+            reader=slide.reader_name,
+            vendor=slide.vendor,
+        )
         if slide.stated_mpp is None:
-            self.found("mpp_missing", slide.mpp_note)
+            self.add_finding("mpp_missing", slide.mpp_note)
         elif not all(MPP_MIN <= value <= MPP_MAX for value in slide.stated_mpp):
-            self.found("mpp_nonsense", slide.mpp_note)
+            self.add_finding("mpp_nonsense", slide.mpp_note)
         odd = [level for level in range(len(slide.level_dimensions)) if level not in slide.usable_levels]
         if odd:
             sizes = ", ".join(f"{level} of {'x'.join(map(str, slide.level_dimensions[level]))}" for level in odd)
-            self.found("unusual_levels", f"level {sizes} px: no uniform shrinking of {slide.dimensions}")
+            self.add_finding("unusual_levels", f"level {sizes} px: not a uniform reduction of {slide.dimensions}")
         elif len(slide.level_dimensions) == 1 and math.prod(slide.dimensions) > SMALL_PX:
-            self.found("unusual_levels", f"{slide.dimensions[0]} x {slide.dimensions[1]} px and no smaller level")
+            self.add_finding("unusual_levels", f"{slide.dimensions[0]} x {slide.dimensions[1]} px and no smaller level")
 
-    def _pixels(self, slide: Slide) -> None:
-        """What is to be seen on the slide.
+    def _inspect_pixels(self, slide: Slide) -> None:
+        """Find tissue, ink and blur on the slide.
 
         Raises:
-            SlideError: It cannot be read.
+            SlideError: If the slide cannot be read.
         """
         self.survey = view = survey(slide)
-        self.thumbnail = _thumbnail(view.overview)
+        self.thumbnail = _make_thumbnail(view.overview)
         area = view.resolution.pixel_area_um2
         ink = view.picture.pen(view.overview)
-        self.seen["pen_fraction"] = float(ink.mean())
+        self.inspection = replace(self.inspection, pen_fraction=float(ink.mean()))
         if ink.any():
-            how_much = "" if area is None else f", {float(ink.sum()) * area / 1e6:.2f} mm²"
-            self.found("pen_marks", f"ink on {ink.mean():.2%} of the slide{how_much}")
+            ink_area = "" if area is None else f", {float(ink.sum()) * area / 1e6:.2f} mm²"
+            self.add_finding("pen_marks", f"ink on {ink.mean():.2%} of the slide{ink_area}")
         if (tissue := view.tissue) is None:
-            self.found("no_tissue", f"nothing but glass, ink, lines and specks at {view.resolution.width} x "
-                                    f"{view.resolution.height} px")  # fmt: skip
+            size = f"{view.resolution.width} x {view.resolution.height} px"
+            self.add_finding("no_tissue", f"only glass, ink, lines and specks at {size}")
             return
-        self.seen |= {
-            "tissue_how": tissue.how,
-            "hashes": tissue_hashes(view.overview, tissue.mask),
-            "tissue_fraction": tissue.fraction,
-            "tissue_mm2": None if area is None else float(tissue.mask.sum()) * area / 1e6,
-        }
+        self.inspection = replace(
+            self.inspection,
+            tissue_how=tissue.how,
+            hashes=hash_tissue(view.overview, tissue.mask),
+            tissue_fraction=tissue.fraction,
+            tissue_mm2=None if area is None else float(tissue.mask.sum()) * area / 1e6,
+        )
         focus = measure_sharpness(slide, tissue, seed=self.seed)
         if focus is not None:
-            self.seen |= {"sharpness": focus.median, "blurred": focus.blurred}
+            self.inspection = replace(self.inspection, sharpness=focus.median, blurred=focus.blurred)
             if focus.blurred >= BLURRED_SLIDE:
-                self.found(
+                self.add_finding(
                     "blur",
                     f"{focus.blurred:.0%} of {focus.windows} windows of tissue are out of focus (sharpness below "
-                    f"{BLURRED}, its median is {focus.median:.2f})",
+                    f"{BLURRED}; the median is {focus.median:.2f})",
                 )
 
-    def at_mask(self, path: Path) -> None:
-        """Look at the mask."""
+    def inspect_mask(self, path: Path) -> None:
+        """Inspect the mask, after the slide; a fault is a finding and not an error."""
         if not path.is_file():
-            self.found("missing_mask", f"{path}: there is no such file")
+            self.add_finding("missing_mask", f"{path}: there is no such file")
             return
         try:
             tiff = TiffPyramid(path, red_only=True)
         except (OSError, ValueError) as error:
-            self.found("unopenable_mask", f"{path}: {error}")
+            self.add_finding("unopenable_mask", f"{path}: {error}")
             return
         try:
-            self.seen["mask_dimensions"] = tiff.level_dimensions[0]
-            mask = self._fitting(path, tiff)
-            self._codes(tiff, mask)
+            self.inspection = replace(self.inspection, mask_dimensions=tiff.level_dimensions[0])
+            mask = self._align_mask(path, tiff)
+            self._inspect_codes(tiff, mask)
             if mask is not None:
-                self._place(mask)
+                self._check_position(mask)
         except (OSError, ValueError, MaskError) as error:
-            self.found("unopenable_mask", f"{path}: {error}")
+            self.add_finding("unopenable_mask", f"{path}: {error}")
         finally:
             tiff.close()
 
-    def _fitting(self, path: Path, tiff: TiffPyramid) -> LabelMask | None:
-        """The mask in its slide's frame; None where there is no slide, or it is another's."""
+    def _align_mask(self, path: Path, tiff: TiffPyramid) -> LabelMask | None:
+        """Return the mask in the frame of its slide; None if there is no slide, or the mask does not fit it."""
         if self.slide is None:
             return None
         try:
             return LabelMask(path, self.slide, self.row.provider, known_label_maps(), tiff)
         except MaskError as error:
-            self.found("mask_geometry", str(error))
+            self.add_finding("mask_geometry", str(error))
             return None
 
-    def _codes(self, tiff: TiffPyramid, mask: LabelMask | None) -> None:
-        """Count codes, and compare them with the provider's and with the grade."""
+    def _inspect_codes(self, tiff: TiffPyramid, mask: LabelMask | None) -> None:
+        """Count the codes, and compare them with the label map and with the grade."""
         um = None
         if mask is not None and self.slide is not None and self.slide.mpp is not None:
             um = mean_mpp(self.slide.mpp) * math.sqrt(mask.frame.sx * mask.frame.sy)
-        level = 0 if self.deep else counted_level(tiff, um)
+        level = 0 if self.deep else choose_level(tiff, um)
         counts = count_codes(tiff, level)
         labels = known_label_maps().get(self.row.provider)
         grade = self.row.grade
-        # That there is no cancer is said of level 0 only: the coarser ones can miss a sliver.
+        # Coarser levels can miss a sliver of cancer, so only level 0 can show that there is none.
         while labels is not None and grade and level and not counts[list(labels.cancer)].any():
             level -= 1
             counts = count_codes(tiff, level)
-        self.seen["mask_level"] = level
-        self.seen["mask_codes"] = {str(code): int(counts[code]) for code in np.flatnonzero(counts)}
+        codes = {str(code): int(counts[code]) for code in np.flatnonzero(counts)}
+        self.inspection = replace(self.inspection, mask_level=level, mask_codes=codes)
         if labels is None:
             return
         if unknown := [code for code in np.flatnonzero(counts).tolist() if code not in labels.names]:
-            said = ", ".join(f"{code} ({counts[code]} px)" for code in unknown)
-            self.found("unknown_mask_code", f"{said} at level {level}; {self.row.provider} has {sorted(labels.names)}")
+            found = ", ".join(f"{code} ({counts[code]} px)" for code in unknown)
+            names = sorted(labels.names)
+            self.add_finding("unknown_mask_code", f"{found} at level {level}; {self.row.provider} has {names}")
         unlabelled = int(counts[list(labels.unlabelled)].sum())
         cancer, labelled = int(counts[list(labels.cancer)].sum()), int(counts.sum()) - unlabelled
-        self.seen["cancer_fraction"] = cancer / labelled if labelled else None
-        size = ""
+        area_mm2 = None
         if um is not None:
             scale = math.prod(tiff.level_dimensions[0]) / math.prod(tiff.level_dimensions[level])
-            self.seen["cancer_mm2"] = cancer * um * um * scale / 1e6
-            size = f", {self.seen['cancer_mm2']:.4g} mm²"
+            area_mm2 = cancer * um * um * scale / 1e6
+        share = cancer / labelled if labelled else None
+        self.inspection = replace(self.inspection, cancer_fraction=share, cancer_mm2=area_mm2)
         if grade and not labelled:
-            self.found("empty_mask_graded", f"isup_grade is {grade}, the mask labels no px")
+            self.add_finding("empty_mask_graded", f"isup_grade is {grade}, the mask labels no px")
         elif grade and not cancer:
-            self.found("benign_mask_cancer_grade", f"isup_grade is {grade}, the mask holds no cancer at level 0")
+            self.add_finding("benign_mask_cancer_grade", f"isup_grade is {grade}, the mask has no cancer at level 0")
         elif grade == 0 and cancer:
-            share = f"{cancer / labelled:.2%} of what the mask labels is cancer{size}"
-            self.found("cancer_mask_benign_grade", f"isup_grade is 0, {share}")
+            size = "" if area_mm2 is None else f", {area_mm2:.4g} mm²"
+            found = f"{cancer / labelled:.2%} of the labelled px are cancer{size}"
+            self.add_finding("cancer_mask_benign_grade", f"isup_grade is 0, {found}")
 
-    def _place(self, mask: LabelMask) -> None:
-        """Check that what the mask labels is on tissue."""
+    def _check_position(self, mask: LabelMask) -> None:
+        """Check that the labelled px of the mask are on tissue."""
         if self.survey is None or self.survey.tissue is None:
             return
         codes, labels = mask.overview(self.survey.resolution), known_label_maps().get(self.row.provider)
@@ -208,31 +218,43 @@ class Look:
         labelled = ~np.isin(codes, (0, *(labels.unlabelled if labels is not None else ())))
         if not labelled.any():
             return
-        self.seen["labelled_on_tissue"] = on_tissue = float(self.survey.tissue.mask[labelled].mean())
+        on_tissue = float(self.survey.tissue.mask[labelled].mean())
+        self.inspection = replace(self.inspection, labelled_on_tissue=on_tissue)
         if on_tissue < ON_TISSUE:
-            self.found("mask_geometry", f"only {on_tissue:.0%} of what the mask labels lies on tissue")
+            self.add_finding("mask_geometry", f"only {on_tissue:.0%} of the labelled px are on tissue")
 
 
-def _thumbnail(overview: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A picture of at most `THUMBNAIL_PX` a side."""
+def _make_thumbnail(overview: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Shrink the overview to at most `THUMBNAIL_PX` a side."""
     height, width = overview.shape[:2]
     shrink = min(1.0, THUMBNAIL_PX / max(height, width))
     size = max(1, round(width * shrink)), max(1, round(height * shrink))
     return np.asarray(cv2.resize(overview, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def quick_digest(path: Path) -> str:
-    """Digest a file's size and `_BLOCKS` blocks of 4 KiB, evenly spread from its beginning to its end.
+def inspect_slide(
+    row: TableRow,
+    root: Path,
+    options: SlideOptions = SlideOptions(),
+    *,
+    mask_suffix: str = "_mask",
+    deep: bool = False,
+) -> tuple[Inspection, NDArray[np.uint8] | None]:
+    """Inspect a slide and its mask, each opened once. What cannot be read is a finding and not an error.
 
-    Files of other digests differ; those of the same one mostly are the same, which `same_files` tells.
+    Args:
+        row: The slide's row. Its own faults are not repeated, see `panda.audit.slide_table.check_table`.
+        root: The folder of the data.
+        options: How the slide is opened.
+        mask_suffix: What a mask's file name has after the slide's id.
+        deep: Decode every tile of the slide and count the mask at level 0, which takes as long as reading all.
 
-    Raises:
-        OSError: The file cannot be read.
+    Returns:
+        The inspection, and a picture of the slide, (h, w, 3) uint8 RGB of at most 512 px a side. The picture is None
+        if the slide cannot be read.
     """
-    size = path.stat().st_size
-    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
-    with path.open("rb") as file:
-        for at in np.linspace(0, max(0, size - _BLOCK), _BLOCKS).astype(np.int64).tolist():
-            file.seek(at)
-            digest.update(file.read(_BLOCK))
-    return digest.hexdigest()
+    inspector = SlideInspector(row, options, deep)
+    if row.has_file:
+        inspector.inspect_image(row.image_path(root))
+        inspector.inspect_mask(row.mask_path(root, mask_suffix))
+    return inspector.inspection, inspector.thumbnail

@@ -59,9 +59,10 @@ def test_real_slides_are_trained_on_and_mapped(glas: Path, odd_slides: Path, tmp
 
 def test_the_audit_finds_nothing_wrong_with_real_slides(glas: Path, tmp_path: Path) -> None:
     summary = audit_folder(glas, tmp_path, workers=2, progress=False)
-    assert summary["slides"] == 10
-    assert summary["findings"] == {}
-    assert summary["groups"]["groups"] == 0
+    assert summary.slides == 10
+    assert summary.findings == {}
+    assert summary.groups is not None
+    assert summary.groups.groups == 0
 
 
 def test_the_audit_of_odd_slides(odd_slides: Path, tmp_path: Path) -> None:
