@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +101,7 @@ def chosen(scores: Sequence[SlideScore]) -> tuple[float, float]:
 
 def row(scored: SlideScore, threshold: float) -> dict[str, str]:
     """Give a slide's row as `test_slides.csv` of a run has it."""
-    at = scored.at(threshold)
-    values = scored.row(threshold) | {"tp_px": at["tp"], "fn_px": at["fn"], "group": scored.record.group}
-    return {key: "" if value is None else str(value) for key, value in values.items()}
+    return {key: "" if value is None else str(value) for key, value in asdict(scored.metrics(threshold)).items()}
 
 
 def everything(picture: Picture) -> Probability:

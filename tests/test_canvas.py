@@ -120,7 +120,7 @@ def test_the_identity_network_gives_its_input_back(
         expected = positions if data.draw(st.booleans(), label="tiles known beforehand") else None
         canvas = write(Path(folder) / "c.zarr", truth, patch, positions, overlap=patch - stride, expected=expected)
         np.testing.assert_allclose(np.asarray(canvas), truth, atol=HALF_STEP, rtol=0)
-        assert canvas.scored(0, 0, width, height).all()
+        assert canvas.codes(0, 0, width, height).all()
 
 
 @settings(max_examples=25, deadline=None)
@@ -148,7 +148,7 @@ def test_blending_agrees_with_a_plain_weighted_mean(seed: int, patch: int, overl
             writer.add(tiles, np.stack([x, y], 1))
         canvas = Canvas.open(Path(folder) / "c")
         np.testing.assert_allclose(np.asarray(canvas), want, atol=HALF_STEP + 1e-6, rtol=0)
-        np.testing.assert_array_equal(canvas.scored(0, 0, int(width), int(height)), weight_sum > 0)
+        np.testing.assert_array_equal((canvas.codes(0, 0, int(width), int(height)) > 0), weight_sum > 0)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.25, 0.5, 1.0])
@@ -166,7 +166,7 @@ def test_chunk_and_band_borders_leave_no_seam(tmp_path: Path) -> None:
     positions = [(x, y) for y in starts(CHUNK + 60, patch, 70, "pad") for x in starts(width, patch, 70, "pad")]
     positions.append((width - 40, height - 30))
     canvas = write(tmp_path / "c", truth, patch, positions, overlap=26)
-    scored = canvas.scored(0, 0, width, height)
+    scored = canvas.codes(0, 0, width, height) > 0
     last = positions[-2][1] + patch
     assert scored[:last].all()
     assert not scored[last : height - 30].any()
@@ -182,7 +182,7 @@ def test_chunk_and_band_borders_leave_no_seam(tmp_path: Path) -> None:
 def test_unscored_is_told_from_probability_0_and_takes_no_space(tmp_path: Path) -> None:
     truth = np.zeros((CHUNK * 3, CHUNK), np.float32)
     canvas = write(tmp_path / "c", truth, 64, [(10, CHUNK + 10)])
-    scored = canvas.scored(0, 0, CHUNK, CHUNK * 3)
+    scored = canvas.codes(0, 0, CHUNK, CHUNK * 3) > 0
     assert scored.sum() == 64 * 64
     assert scored[CHUNK + 10 : CHUNK + 74, 10:74].all()
     assert canvas.read(0, 0, CHUNK, 3 * CHUNK).max() == 0
@@ -192,8 +192,8 @@ def test_unscored_is_told_from_probability_0_and_takes_no_space(tmp_path: Path) 
 def test_reads_past_the_edge_are_unscored(tmp_path: Path) -> None:
     canvas = write(tmp_path / "c", np.full((20, 30), 0.5, np.float32), 16, [(0, 0), (14, 0), (0, 4), (14, 4)])
     np.testing.assert_array_equal(canvas.read(-5, -4, 10, 8)[4:, 5:], np.full((4, 5), 0.5, np.float32))
-    assert canvas.scored(-5, -4, 10, 8).sum() == 20
-    assert not canvas.scored(30, 0, 5, 5).any()
+    assert (canvas.codes(-5, -4, 10, 8) > 0).sum() == 20
+    assert not canvas.codes(30, 0, 5, 5).any()
     assert canvas.read(100, 100, 3, 2).shape == (2, 3)
 
 

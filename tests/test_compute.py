@@ -158,8 +158,8 @@ def trial(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[ComputeMode]]:
             prob.reshape(-1)[: round(area(model.mode) * prob.size)] = 1
             return prob, seconds(model.mode)
 
-        monkeypatch.setattr(choosing, "_run", run)
-        monkeypatch.setattr(choosing, "_SHARE", 1)
+        monkeypatch.setattr(choosing, "_time_model", run)
+        monkeypatch.setattr(choosing, "_TILES_PER_TRIAL_TILE", 1)
         monkeypatch.setattr(EngineSettings, "fast_precision", property(lambda _: "bf16"))
         monkeypatch.setattr(EngineSettings, "can_compile", property(lambda _: True))
         return tried
@@ -260,8 +260,13 @@ def test_a_damaged_choice_is_told_and_made_anew(
     trial(lambda _: 1e-4)
     (tmp_path / "engine.json").write_text('{"x": ')
     assert chosen(predictor, slide_path, tmp_path).precision == "fp32"
-    assert "engine.json: cannot be read" in caplog.text
-    assert len(json.loads((tmp_path / "engine.json").read_text())) == 1
+    assert "engine.json: invalid json" in caplog.text
+    (key,) = json.loads((tmp_path / "engine.json").read_text())
+    edited = {"precision": "int3", "compiled": False, "moved": None, "why": ""}
+    (tmp_path / "engine.json").write_text(json.dumps({key: edited}))
+    assert chosen(predictor, slide_path, tmp_path).precision == "fp32"
+    assert f"{key}.precision: input should be 'fp32' or 'bf16', not 'int3'; precision and" in caplog.text
+    assert json.loads((tmp_path / "engine.json").read_text())[key]["precision"] == "fp32"
 
 
 def test_a_precision_that_was_asked_for_is_not_called_the_threshold_s(
@@ -292,12 +297,12 @@ def test_unreadable_slides_leave_the_choice_open(
 def test_a_real_trial_measures(
     predictor: SegmentationPredictor, slide_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(choosing, "_SHARE", 1)
+    monkeypatch.setattr(choosing, "_TILES_PER_TRIAL_TILE", 1)
     monkeypatch.setattr(EngineSettings, "fast_precision", property(lambda _: "bf16"))
     with Slide.open(slide_path) as slide:
         tissue = find_tissue(slide)
         canvas = predictor.predict(slide, tissue, tmp_path / "c.zarr")
-        prob = np.asarray(canvas)[canvas.scored(0, 0, *canvas.shape[::-1])]
+        prob = np.asarray(canvas)[(canvas.codes(0, 0, *canvas.shape[::-1]) > 0)]
     # beyond all that the untrained network gives, nothing can move
     choice = tune_mode(predictor, float(prob.max()) + 0.05, [slide_path], Slide.open, tmp_path / "far.json")
     assert "moves the tumour area" in choice.why

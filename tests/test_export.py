@@ -99,7 +99,7 @@ def near(image: NDArray[np.uint8], colour: tuple[int, ...] | NDArray[np.uint8], 
 @pytest.mark.parametrize("factor", [1, 2, 3, 7, 600])
 def test_shrinking_averages_what_was_scored(canvas: Canvas, factor: int) -> None:
     height, width = canvas.shape
-    prob, scored = np.asarray(canvas).astype(np.float64), canvas.scored(0, 0, width, height)
+    prob, scored = np.asarray(canvas).astype(np.float64), (canvas.codes(0, 0, width, height) > 0)
     mean, share = shrink(canvas, factor)
     assert mean.shape == share.shape == (-(-height // factor), -(-width // factor))
     for row, column in ((0, 0), (len(mean) // 2, mean.shape[1] // 2), (len(mean) - 1, mean.shape[1] - 1)):
@@ -173,7 +173,7 @@ def test_the_view_lays_map_tissue_and_label_on_the_pixels_of_the_slide(
         assert image.size == planes.shape[1::-1] == seen.resolution.size
         assert near(np.asarray(image), PINK, 4)[:-2, :-2].all()  # the last px may reach past the slide
     width, height = seen.resolution.size
-    whole, scored = np.asarray(canvas), canvas.scored(0, 0, *canvas.shape[::-1])
+    whole, scored = np.asarray(canvas), (canvas.codes(0, 0, *canvas.shape[::-1]) > 0)
     scale = seen.resolution.downsample / canvas.resolution.downsample
     for x, y in ((0.1, 0.5), (0.3, 0.2), (0.45, 0.3), (0.98, 0.5)):
         column, row = int(x * width), int(y * height)

@@ -70,7 +70,7 @@ def test_a_canvas_covers_the_tissue_and_is_made_once(slide_path: Path, tmp_path:
         tissue = find_tissue(slide)
         canvas = predictor.predict(slide, tissue, tmp_path / "c.zarr", lambda done, total: seen.append((done, total)))
         where = tissue.crop(canvas.resolution, (0, 0), canvas.shape[::-1])
-        assert canvas.scored(0, 0, *canvas.shape[::-1])[where].all()
+        assert (canvas.codes(0, 0, *canvas.shape[::-1]) > 0)[where].all()
         assert seen[-1][0] == seen[-1][1] > 0
         seen.clear()
         again = predictor.predict(slide, tissue, tmp_path / "c.zarr", lambda done, total: seen.append((done, total)))
@@ -172,10 +172,11 @@ def test_labelled_cancer_outside_the_tissue_is_counted(slide_path: Path, mask_pa
             record = SlideRecord(found.stem, "karolinska", 0, "0+0", slide_path, found, found.stem)
             with LabelMask.open(found, slide, "karolinska") as mask:
                 scores.append(score_canvas(canvas, slide, mask, tissue, record))
-    row = scores[0].row(0.5)
-    assert (row["cancer_outside_tissue_px"], row["cancer_outside_tissue_mm2"]) == (2500, pytest.approx(0.01))
-    assert row["dice"] is None
-    assert scores[1].row(0.5)["cancer_outside_tissue_px"] == 0
+    row = scores[0].metrics(0.5)
+    assert row.cancer_outside_tissue_px == 2500
+    assert row.cancer_outside_tissue_mm2 == pytest.approx(0.01)
+    assert row.dice is None
+    assert scores[1].metrics(0.5).cancer_outside_tissue_px == 0
     figures = summarize(scores, ThresholdChoice.given(0.5), seed=0).model_dump()
     assert figures["cancer_outside_tissue_px"] == 2500
     assert figures["cancer_outside_tissue_mm2"] == pytest.approx(0.01)
@@ -193,7 +194,7 @@ def test_a_slide_without_cancer_has_no_dice_but_an_area(slide_path: Path, tmp_pa
     with Slide.open(slide_path) as slide, LabelMask.open(blank, slide, "karolinska") as mask:
         tissue = find_tissue(slide)
         score = score_canvas(predictor.predict(slide, tissue, tmp_path / "c.zarr"), slide, mask, tissue, record)
-    row = score.row(0.001)
-    assert row["dice"] is None
-    assert row["fp_mm2"] == pytest.approx(row["fp_px"] * 4.0 / 1e6)
-    assert summarize([score], ThresholdChoice.given(0.001), seed=0).fp_mm2_benign_slides == pytest.approx(row["fp_mm2"])
+    row = score.metrics(0.001)
+    assert row.dice is None
+    assert row.fp_mm2 == pytest.approx(row.fp_px * 4.0 / 1e6)
+    assert summarize([score], ThresholdChoice.given(0.001), seed=0).fp_mm2_benign_slides == pytest.approx(row.fp_mm2)

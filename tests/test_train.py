@@ -395,7 +395,7 @@ def test_a_validation_slide_that_fails_leaves_no_canvas(tmp_path: Path, monkeypa
     experiment._open = lambda *_: nullcontext()
     monkeypatch.setattr("panda.app.segmentation.open_label", lambda *_: nullcontext())
     monkeypatch.setattr("panda.app.segmentation.find_tissue", lambda _: None)
-    monkeypatch.setattr("panda.app.segmentation.score_made_of", lambda *_: "")
+    monkeypatch.setattr("panda.app.segmentation.score_fingerprint", lambda *_: "")
     run: Any = SimpleNamespace(folder=tmp_path, failures=[])
     predictor = SimpleNamespace(predict=predict, threshold=None, label_maps={})
     with pytest.raises(PandaError, match="no validation slide could be scored: cannot be read"):

@@ -170,7 +170,7 @@ def test_scores_come_back_as_they_were(tmp_path: Path) -> None:
     write_scores(tmp_path / "s.npz", scores)
     back = read_scores(tmp_path / "s.npz")
     for key, score in scores.items():
-        found = SlideScore(record=record, **back[key])
+        found = SlideScore(record, *back[key])
         assert np.array_equal(found.histogram, score.histogram)
         assert (found.pixel_area_um2, found.outside_px) == (score.pixel_area_um2, score.outside_px)
     assert read_scores(tmp_path / "absent.npz") == {}

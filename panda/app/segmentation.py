@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -45,7 +46,7 @@ from panda.inference.evaluate import SlideScore, histograms, open_label, score_c
 from panda.inference.panel_patches import PanelRow, telling_rows
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
-from panda.inference.score_store import read_scores, score_made_of, write_scores
+from panda.inference.score_store import read_scores, score_fingerprint, write_scores
 from panda.inference.slide_loop import run_over_slides, tile_progress
 from panda.inference.slide_mapper import SlideMapper
 from panda.models.segmentation import Segmenter, weight_names
@@ -255,16 +256,16 @@ class SegmentationExperiment:
             def score(record: SlideRecord, bar: tqdm[Any]) -> SlideScore:
                 try:
                     with self._open(record) as slide, open_label(record, slide, predictor.label_maps) as mask:
-                        made_of = score_made_of(predictor, slide, record)
-                        if made_of in kept:
-                            scored[made_of] = SlideScore(record=record, **kept[made_of])
-                            return scored[made_of]
+                        key = score_fingerprint(predictor, slide, record)
+                        if key in kept:
+                            scored[key] = SlideScore(record, *kept[key])
+                            return scored[key]
                         tissue = find_tissue(slide)
                         canvas = predictor.predict(
                             slide, tissue, canvases / f"{record.slide_id}.zarr", tile_progress(bar)
                         )
-                        scored[made_of] = score_canvas(canvas, slide, mask, tissue, record)
-                        return scored[made_of]
+                        scored[key] = score_canvas(canvas, slide, mask, tissue, record)
+                        return scored[key]
                 finally:
                     remove(canvases)  # counted or failed: those of a large split would fill the disk
 
@@ -279,7 +280,7 @@ class SegmentationExperiment:
             choice = ThresholdChoice.given(float(self.cfg.threshold))
         temperature = None
         if scores:
-            rows = [score.row(choice.of(score.record.provider)) for score in scores]
+            rows = [asdict(score.metrics(choice.of(score.record.provider))) for score in scores]
             write_table(run.folder / "val_slides.csv", rows)
             write_threshold_curve(
                 histograms(scores),
@@ -346,7 +347,7 @@ class SegmentationExperiment:
                     )
                 )
             write_slide_page(folder)
-            table.append(mapped.score.row(threshold) | mapped.result.model_dump(include=QUANTIFIED))
+            table.append(asdict(mapped.score.metrics(threshold)) | mapped.result.model_dump(include=QUANTIFIED))
             return mapped.score
 
         outcome = run_over_slides(records, lambda record: record.slide_id, "slides", work)

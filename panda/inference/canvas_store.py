@@ -142,24 +142,15 @@ class Canvas:
         """Read a window: (h, w) float32 probabilities, 0 where not scored; arguments as for `codes`."""
         return probability(self.codes(x0, y0, w, h))
 
-    def scored(self, x0: int, y0: int, w: int, h: int) -> NDArray[np.bool_]:
-        """Tell which pixels of a window any tile covered: (h, w) bool; arguments as for `codes`."""
-        return self.codes(x0, y0, w, h) > 0
-
     def bands(self, rows: int = CHUNK) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Go through the canvas from the top: yields (y0, (≤ rows, width) float32) in working px.
+        """Yield the canvas in bands from the top: (y0, (≤ rows, width) float32), working px.
 
         Args:
             rows: Height of a band; multiples of 512 read each chunk once.
         """
-        for y0, codes in self.code_bands(rows):
-            yield y0, probability(codes)
-
-    def code_bands(self, rows: int = CHUNK) -> Iterator[tuple[int, NDArray[np.uint16]]]:
-        """The same as `bands`, as stored: tells "not scored" (0) from probability 0 (1)."""
         height, width = self.shape
         for y0 in range(0, height, rows):
-            yield y0, self.codes(0, y0, width, min(rows, height - y0))
+            yield y0, self.read(0, y0, width, min(rows, height - y0))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         if copy is False:

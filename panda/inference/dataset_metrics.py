@@ -180,12 +180,17 @@ def _slide_terms(score: SlideScore, choice: ThresholdChoice) -> list[float]:
     An unknown area is NaN and makes the mean NaN, because a mean over the remaining slides would be biased.
     """
     threshold = choice.of(score.record.provider)
-    at, row = score.at(threshold), score.row(threshold)
-    parts = [None if row[name] is None else float(row[name]) for name in SCORES]
-    area = math.nan if row["fp_mm2"] is None else float(row["fp_mm2"])
+    metrics = score.metrics(threshold)
+    parts: list[float | None] = [getattr(metrics, name) for name in SCORES]
+    area = math.nan if metrics.fp_mm2 is None else metrics.fp_mm2
     parts.append(None if score.labelled_px else area)
-    counts = [float(at[name] or 0) for name in ("tp", "fp", "fn")]
-    return [*counts, *(part or 0.0 for part in parts), *(float(part is not None) for part in parts)]
+    return [
+        metrics.tp_px,
+        metrics.fp_px,
+        metrics.fn_px,
+        *(part or 0.0 for part in parts),
+        *(float(part is not None) for part in parts),
+    ]
 
 
 def _from_sums(sums: NDArray[np.float64]) -> NDArray[np.float64]:

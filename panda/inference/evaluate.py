@@ -1,13 +1,12 @@
-"""Scores of canvases against label masks: pixels of tissue only, at every threshold or at a frozen one.
+"""Score canvases against label masks: tissue pixels only, at every threshold or at a frozen one.
 
-Labelled cancer where no tissue was found enters no score: it is counted beside them.
+Labelled cancer outside the tissue enters no score. It is counted separately.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,14 +26,39 @@ SCORES = ("dice", "iou", "precision", "recall")
 
 
 @dataclass(frozen=True)
+class SlideMetrics:
+    """Metrics of a slide at one threshold, in the order of the columns of a table.
+
+    The four scores are None if the tissue of the slide has no cancer: Dice would be 0/0, or 0 however small the error.
+    Areas are None if µm/px is unknown. Pixels are those of the canvas.
+    """
+
+    slide_id: str
+    provider: str
+    isup_grade: int | None
+    dice: float | None
+    iou: float | None
+    precision: float | None
+    recall: float | None
+    true_tumor_mm2: float | None
+    fp_mm2: float | None
+    fp_px: int
+    tp_px: int
+    fn_px: int
+    cancer_outside_tissue_mm2: float | None
+    cancer_outside_tissue_px: int
+    group: str
+
+
+@dataclass(frozen=True)
 class SlideScore:
-    """What one slide's canvas is worth against its mask.
+    """Pixel counts of one canvas against its mask.
 
     Attributes:
         record: The slide.
         histogram: (2, BINS) counts of tissue pixels by probability: cancer, other.
-        pixel_area_um2: Of a canvas pixel, or None where µm/px is unknown.
-        outside_px: Canvas pixels that are labelled cancer but lie outside the tissue found.
+        pixel_area_um2: Area of a canvas pixel, None if µm/px is unknown.
+        outside_px: Canvas pixels that are labelled cancer outside the tissue.
     """
 
     record: SlideRecord
@@ -48,35 +72,28 @@ class SlideScore:
         return int(self.histogram[0].sum()) + self.outside_px
 
     def mm2(self, pixels: float) -> float | None:
-        """The area of canvas pixels, or None where µm/px is unknown."""
+        """Return the area of canvas pixels, None if µm/px is unknown."""
         return None if self.pixel_area_um2 is None else float(pixels) * self.pixel_area_um2 / 1e6
 
-    def at(self, threshold: float) -> dict[str, float | int | None]:
-        """See `panda.tasks.metrics.scores_at`."""
-        return scores_at(self.histogram, threshold)
-
-    def row(self, threshold: float) -> dict[str, Any]:
-        """The slide's figures at a threshold; Dice and the like are None where its tissue has no cancer.
-
-        A slide without cancer has no Dice (0/0, or 0 however small the fault); its false-positive area is
-        reported instead.
-        """
-        at = self.at(threshold)
-        has_cancer = bool(self.histogram[0].any())
-        return {
-            "slide_id": self.record.slide_id,
-            "provider": self.record.provider,
-            "isup_grade": self.record.isup_grade,
-            **{name: at[name] if has_cancer else None for name in SCORES},
-            "true_tumor_mm2": self.mm2(self.histogram[0].sum()),
-            "fp_mm2": self.mm2(at["fp"] or 0),
-            "fp_px": at["fp"],
-            "tp_px": at["tp"],
-            "fn_px": at["fn"],
-            "cancer_outside_tissue_mm2": self.mm2(self.outside_px),
-            "cancer_outside_tissue_px": self.outside_px,
-            "group": self.record.group,
-        }
+    def metrics(self, threshold: float) -> SlideMetrics:
+        """Return the metrics of the slide at a threshold."""
+        at = scores_at(self.histogram, threshold)
+        scores = {name: at[name] for name in SCORES} if self.histogram[0].any() else dict.fromkeys(SCORES)
+        fp_px, tp_px, fn_px = (int(at[name] or 0) for name in ("fp", "tp", "fn"))
+        return SlideMetrics(
+            slide_id=self.record.slide_id,
+            provider=self.record.provider,
+            isup_grade=self.record.isup_grade,
+            **scores,
+            true_tumor_mm2=self.mm2(self.histogram[0].sum()),
+            fp_mm2=self.mm2(fp_px),
+            fp_px=fp_px,
+            tp_px=tp_px,
+            fn_px=fn_px,
+            cancer_outside_tissue_mm2=self.mm2(self.outside_px),
+            cancer_outside_tissue_px=self.outside_px,
+            group=self.record.group,
+        )
 
 
 def open_label(record: SlideRecord, slide: Slide, label_maps: Mapping[str, LabelMap] | None = None) -> LabelMask:
@@ -85,19 +102,19 @@ def open_label(record: SlideRecord, slide: Slide, label_maps: Mapping[str, Label
     Args:
         record: The slide, with its mask.
         slide: The open slide.
-        label_maps: The checkpoint's label maps, which go before those in `conf/label_maps`.
+        label_maps: Label maps of the checkpoint, which take precedence over those in `conf/label_maps`.
 
     Raises:
-        MaskError: If it cannot be opened, or does not fit the slide.
+        MaskError: If the mask cannot be opened, or does not fit the slide.
     """
     assert record.mask_path is not None
     return LabelMask.open(record.mask_path, slide, record.provider, label_maps)
 
 
 def score_canvas(canvas: Canvas, slide: Slide, mask: LabelMask, tissue: TissueMap, record: SlideRecord) -> SlideScore:
-    """Count a canvas' tissue pixels by probability and truth, band by band.
+    """Count the tissue pixels of a canvas by probability and truth, band by band.
 
-    Tissue that no tile covered counts as probability 0: what was not looked at was not found.
+    Tissue that no tile covered counts as probability 0.
 
     Raises:
         MaskError: If the mask holds a code unknown to its provider.
@@ -108,12 +125,12 @@ def score_canvas(canvas: Canvas, slide: Slide, mask: LabelMask, tissue: TissueMa
         location = (0, round_px(y0 * resolution.downsample))
         size = (prob.shape[1], prob.shape[0])
         truth = mask.read_tumor(resolution, location, size)
-        where = tissue.crop(resolution, location, size)
-        counts += pixel_histogram(*map(torch.from_numpy, (prob, truth, where))).numpy()
-        outside += int(np.count_nonzero(truth & ~where))
+        in_tissue = tissue.crop(resolution, location, size)
+        counts += pixel_histogram(*map(torch.from_numpy, (prob, truth, in_tissue))).numpy()
+        outside += int(np.count_nonzero(truth & ~in_tissue))
     return SlideScore(record, counts, resolution.pixel_area_um2, outside)
 
 
 def histograms(scores: Sequence[SlideScore]) -> Mapping[str, NDArray[np.int64]]:
-    """Slide id to histogram, as the threshold search takes them."""
+    """Map slide id to histogram, as the threshold search takes them."""
     return {score.record.slide_id: score.histogram for score in scores}

@@ -1,32 +1,43 @@
-"""Scores of slides that are kept with what made them, so that nothing is mapped again to be counted again."""
+"""Store the scores of slides with their fingerprints, so that a slide is not mapped again to be scored again."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
+from pydantic import NonNegativeFloat, NonNegativeInt, TypeAdapter
 
 from panda.data.manifest import SlideRecord
 from panda.files import fingerprint, identity, whole_path
 from panda.inference.evaluate import SlideScore
 from panda.inference.predictor import SegmentationPredictor, resolution_for
+from panda.tasks.metrics import BINS
 from panda.wsi.label_maps import find_label_map
 from panda.wsi.slide import Slide
 
-_KEPT = tuple(field.name for field in fields(SlideScore) if field.name != "record")
+
+class StoredScore(NamedTuple):
+    """The fields of a `SlideScore` after its record."""
+
+    histogram: NDArray[np.int64]
+    pixel_area_um2: float | None
+    outside_px: int
 
 
-def score_made_of(predictor: SegmentationPredictor, slide: Slide, record: SlideRecord) -> str:
-    """Return the fingerprint of all that makes a slide's score: its canvas, its mask and what the codes mean.
+_PLAIN = TypeAdapter(dict[str, tuple[NonNegativeFloat | None, NonNegativeInt]])
+"""Fingerprint to the fields of a score that are no arrays."""
+
+
+def score_fingerprint(predictor: SegmentationPredictor, slide: Slide, record: SlideRecord) -> str:
+    """Return the fingerprint of everything that determines the score of a slide: canvas, mask and label map.
 
     Args:
-        predictor: That maps it.
+        predictor: The predictor that maps the slide.
         slide: The open slide.
-        record: With its mask.
+        record: The record of the slide, with its mask.
     """
     assert record.mask_path is not None
     return fingerprint(
@@ -34,7 +45,7 @@ def score_made_of(predictor: SegmentationPredictor, slide: Slide, record: SlideR
             "canvas": predictor.canvas_fingerprint(slide, resolution_for(slide, predictor.carried["resolution"])),
             "mask": identity(record.mask_path),
             "codes": find_label_map(record.provider, predictor.label_maps).codes(),
-            "parts": _KEPT,
+            "parts": StoredScore._fields,
         }
     )
 
@@ -44,34 +55,21 @@ def write_scores(path: Path, scores: Mapping[str, SlideScore]) -> None:
 
     Args:
         path: The file.
-        scores: By `score_made_of`.
+        scores: Scores by `score_fingerprint`.
     """
-    arrays: dict[str, Any] = {}
-    plain: dict[str, dict[str, Any]] = {}
-    for key, score in scores.items():
-        parts = {name: getattr(score, name) for name in _KEPT}
-        arrays |= {f"{key}/{name}": part for name, part in parts.items() if isinstance(part, np.ndarray)}
-        plain[key] = {name: part for name, part in parts.items() if not isinstance(part, np.ndarray)}
+    plain = _PLAIN.dump_json({key: (score.pixel_area_um2, score.outside_px) for key, score in scores.items()})
+    arrays: dict[str, Any] = {key: score.histogram for key, score in scores.items()}
     with whole_path(path) as partial:
-        np.savez_compressed(partial, plain=np.array(json.dumps(plain)), **arrays)
+        np.savez_compressed(partial, plain=np.array(plain.decode()), **arrays)
 
 
-def read_scores(path: Path) -> dict[str, dict[str, Any]]:
-    """Read what `write_scores` wrote.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The parts of each score but its record, by `score_made_of`; none where there is no file, or a damaged one.
-    """
+def read_scores(path: Path) -> dict[str, StoredScore]:
+    """Read the scores of a file by `score_fingerprint`; none if the file is missing, damaged or was edited."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            found: dict[str, dict[str, Any]] = json.loads(str(stored["plain"]))
-            for name in stored.files:
-                key, _, part = name.partition("/")
-                if part:
-                    found[key][part] = stored[name]
+            plain = _PLAIN.validate_json(str(stored["plain"]))
+            scores = {key: StoredScore(stored[key], *parts) for key, parts in plain.items()}
     except Exception:  # zip, zlib and NumPy each have errors of their own
         return {}
-    return {key: parts for key, parts in found.items() if set(parts) == set(_KEPT)}
+    whole = all(score.histogram.shape == (2, BINS) and score.histogram.dtype == np.int64 for score in scores.values())
+    return scores if whole else {}

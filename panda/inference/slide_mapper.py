@@ -201,10 +201,10 @@ class SlideMapper:
 
 def _label_metrics(score: SlideScore, threshold: float, tumor_mm2: float | None) -> LabelMetrics:
     """Return the metrics of a map at a threshold; `tumor_mm2` is its area after the clean-up."""
-    row = score.row(threshold)
-    true = row["true_tumor_mm2"]
-    row["tumor_difference_mm2"] = None if tumor_mm2 is None or true is None else tumor_mm2 - true
-    return LabelMetrics(**{key: row[key] for key in LABEL_METRICS})
+    metrics = asdict(score.metrics(threshold))
+    true = metrics["true_tumor_mm2"]
+    metrics["tumor_difference_mm2"] = None if tumor_mm2 is None or true is None else tumor_mm2 - true
+    return LabelMetrics(**{key: metrics[key] for key in LABEL_METRICS})
 
 
 def _warn_of_replaced_file(folder: Path, slide: Slide) -> None:
