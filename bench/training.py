@@ -114,7 +114,8 @@ def measure(record: SlideRecord, rounds: int, results: Results) -> None:
         for store in STORES:
             cut = settings(store, TRAINING_SIZE)
             done = extract_store([record], cut, out, CACHE, workers=2, progress=False)
-            patches = PatchSet(write_patch_manifests(done, {record.slide_id: "train"})["train"], Augmentation("light"))
+            manifest = write_patch_manifests(done, {record.slide_id: "train"})["train"]
+            patches = PatchSet(manifest, Augmentation(name="light"))
             loader = train_loader(patches, len(patches), TRAINING_BATCH, WORKERS)
             sources[f"panda {store}"] = endless(loader)
             batch = batch or next(iter(train_loader(patches, len(patches), TRAINING_BATCH, 0)))

@@ -25,6 +25,7 @@ Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 REFUSED = object()
 """Stands for a value whose faults are reported already: only the rules that read it are skipped."""
 
+_Part = TypeVar("_Part", bound="Settings")
 _Rule = TypeVar("_Rule", bound=Callable[[Any], Iterator[str]])
 _BOUNDS = {
     "range": "from",
@@ -95,6 +96,10 @@ class Settings(BaseModel):
     def setting(self, name: str) -> str:
         """Return a field as it is typed on a command line, `data.stride=64`."""
         return f"{self.node}.{name}={shown(getattr(self, name))}"
+
+    def part(self, kind: type[_Part]) -> _Part:
+        """Return the fields that a base class has, as an object of that class."""
+        return kind(**{name: getattr(self, name) for name in kind.model_fields})
 
     @classmethod
     def _describe(cls, error: ErrorDetails) -> str:

@@ -5,7 +5,6 @@ Each case spoils the first of two slides; the second one is cut whatever the fir
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import shutil
@@ -288,7 +287,7 @@ def test_names_may_hold_anything(sound: Path, tmp_path: Path, name: str) -> None
         shutil.copy(sound / part / f"{slide_name(0)}{suffix}.tiff", root / part / f"{name}{suffix}.tiff")
     quoted = name.replace('"', '""')
     (root / "train.csv").write_text(f'{HEADER}\n"{quoted}",radboud,4,4+4\n', encoding="utf-8")
-    for settings in (LEVEL, dataclasses.replace(LEVEL, reader="openslide")):
+    for settings in (LEVEL, LEVEL.model_copy(update={"reader": "openslide"})):
         result = extract_store(read_manifest(root), settings, tmp_path / "patches", root, progress=False)
         assert result.failures == []
         assert len(result.slides[name]) > 5
@@ -379,11 +378,11 @@ def test_a_real_slide_of_nonsense_resolution(tmp_path: Path) -> None:
         height, width = tif.pages.first.shape[:2]
     mask = write_pyramid(tmp_path / "mask.tiff", np.zeros((height, width), np.uint8), (1,))
     record = SlideRecord("nonsense_mpp", "radboud", 0, "0+0", slide, mask, "nonsense_mpp")
-    settings = dataclasses.replace(FINEST, min_tissue=0.0)
+    settings = FINEST.model_copy(update={"min_tissue": 0.0})
     with pytest.raises(SlideError, match="no tissue found"):  # it shows three coloured squares
         extract_slide(record, settings, tmp_path / "store")
     with pytest.raises(SlideError, match=r"nonsense_mpp\.tiff.*outside 0\.05\.\.20.*data\.mpp_override"):
-        extract_slide(record, dataclasses.replace(settings, level=None, mpp=1.0), tmp_path / "store")
+        extract_slide(record, settings.model_copy(update={"level": None, "mpp": 1.0}), tmp_path / "store")
 
 
 @pytest.mark.slow

@@ -223,7 +223,7 @@ def test_bag_items(records: list[SlideRecord]) -> None:
     assert bag[1].min() > 0
     assert (label, slide_id) == (4, records[1].slide_id)
     assert bags[3][1].all()
-    turned = BagSet(items_of(records), SETTINGS, Augmentation("light"))
+    turned = BagSet(items_of(records), SETTINGS, Augmentation(name="light"))
     assert torch.equal(turned[Draw(1, 5)][0], turned[Draw(1, 5)][0])
     assert not torch.equal(turned[Draw(1, 5)][0], turned[Draw(1, 6)][0])
     assert (turned[Draw(1, 5)][0][2] == 0).all()
@@ -254,7 +254,7 @@ def test_bag_loaders(records: list[SlideRecord], workers: int) -> None:
         SETTINGS,
         batch_size=2,
         num_workers=workers,
-        augment=Augmentation("light"),
+        augment=Augmentation(name="light"),
     )
     (batch,) = module.train_dataloader()  # the third bag would be alone
     bag, mask, label, slide_ids = batch

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 
 from panda.data.augment import Augmentation
-from panda.data.datamodule import PatchDataModule
+from panda.data.datamodule import DataSettings, PatchDataModule
 from panda.data.splits import SPLITS
 from panda.errors import ConfigError, ManifestError
 from panda.models.losses import BCELoss
@@ -33,7 +33,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def module_of(folder: Path, **change: Any) -> PatchDataModule:
-    return PatchDataModule(folder, **{**OPTIONS, "store_root": folder.parent / "patches", **change})
+    settings = {**OPTIONS, "store_root": folder.parent / "patches", **change}
+    return PatchDataModule(DataSettings(root=folder, **settings))
 
 
 def prepared(folder: Path, **change: Any) -> PatchDataModule:
@@ -45,11 +46,11 @@ def prepared(folder: Path, **change: Any) -> PatchDataModule:
 
 def test_all_faults_of_the_arguments_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        PatchDataModule(
-            tmp_path,
+        DataSettings(
+            root=tmp_path,
             level=None,
             patch_size=0,
-            stride=9,
+            stride=0,
             min_tissue=2.0,
             batch_size=0,
             num_workers=-1,
@@ -58,7 +59,7 @@ def test_all_faults_of_the_arguments_at_once(tmp_path: Path) -> None:
             test_fraction=0.5,
             slide_id="a",
             provider="nobody",
-            exclude=["near_duplicate"],
+            exclude=("near_duplicate",),
             extract_workers=0,
         )
     assert len(caught.value.faults) == 13
@@ -67,11 +68,14 @@ def test_all_faults_of_the_arguments_at_once(tmp_path: Path) -> None:
         assert f"data.{name}" in text
     assert "data.exclude has near_duplicate: give data.findings=audit/findings.csv" in text
     with pytest.raises(ConfigError, match=r"data\.groups is set"):
-        PatchDataModule(tmp_path, split="patches", groups="patients.csv")
+        DataSettings(root=tmp_path, split="patches", groups=Path("patients.csv"))
 
 
 def test_patches_of_one_slide_that_would_overlap_are_refused(folder: Path) -> None:
-    for change, named in (({"stride": 32}, r"data\.stride is 32"), ({"edge": "shift"}, r"data\.edge is 'shift'")):
+    for change, named in (
+        ({"stride": 32}, r"data\.stride=32: with data\.split=patches"),
+        ({"edge": "shift"}, r"data\.edge=shift: with"),
+    ):
         with pytest.raises(ConfigError, match=named):
             module_of(folder, split="patches", **change)
         module_of(folder, **change)
@@ -79,13 +83,13 @@ def test_patches_of_one_slide_that_would_overlap_are_refused(folder: Path) -> No
 
 @pytest.mark.parametrize("value", [0.0, 0.04, 21.0])
 def test_nonsense_instead_of_the_slides_mpp_is_refused(folder: Path, value: float) -> None:
-    with pytest.raises(ConfigError, match=rf"data\.mpp_override is {value}: give µm per level-0 px, 0.05 to 20"):
+    with pytest.raises(ConfigError, match=rf"data\.mpp_override={value} must be 0.05 to 20 µm per level-0 px, or null"):
         module_of(folder, mpp_override=value)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loaders(folder: Path, workers: int) -> None:
-    module = prepared(folder, num_workers=workers, augment=Augmentation("light"))
+    module = prepared(folder, num_workers=workers, augment=Augmentation(name="light"))
     sides = {name: {record.slide_id for record in records} for name, records in module.splits().items()}
     assert sum(map(len, sides.values())) == 8
     loaders = {"train": module.train_dataloader(), "val": module.val_dataloader(), "test": module.test_dataloader()}
@@ -180,7 +184,7 @@ def test_missing_files(folder: Path, tmp_path: Path) -> None:
 def test_the_embedded_slides_are_drawn_on_first_use(tmp_path: Path) -> None:
     spec = SyntheticSpec(slides=4, width=512, height=384)
     options = {**OPTIONS, "store_root": tmp_path / "patches", "draw": spec, "test_fraction": 0.0}
-    module = PatchDataModule(tmp_path / "drawn", **options)
+    module = PatchDataModule(DataSettings(root=tmp_path / "drawn", **options))
     assert not (tmp_path / "drawn").exists()
     module.prepare_data()
     module.setup()
@@ -230,7 +234,7 @@ def test_a_resumed_run_sees_what_an_unbroken_one_sees(folder: Path, tmp_path: Pa
     def fit(epochs: int, path: Path, ckpt: Path | None = None) -> _Net:
         pl.seed_everything(11, verbose=False)
         net = _Net()
-        _fit(net, module_of(folder, augment=Augmentation("light"), test_fraction=0.0), path, epochs, ckpt)
+        _fit(net, module_of(folder, augment=Augmentation(name="light"), test_fraction=0.0), path, epochs, ckpt)
         return net
 
     whole = fit(3, tmp_path / "whole.ckpt")

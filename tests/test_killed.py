@@ -7,7 +7,6 @@ renaming and removing beforehand) and ends itself by SIGKILL, or stops by SIGSTO
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import random
 import signal
@@ -72,7 +71,7 @@ def _by_slide(files: dict[str, bytes]) -> dict[str, dict[str, bytes]]:
 @pytest.mark.parametrize(("kind", "anew"), [*((kind, False) for kind in get_args(StoreKind)), ("png", True)])
 def test_killed_anywhere_and_run_again(folder: Path, tmp_path: Path, kind: StoreKind, anew: bool) -> None:
     """What bears its final name is whole at any time: `anew`, either as it was or as it becomes."""
-    settings = dataclasses.replace(SETTINGS, store=kind)
+    settings = SETTINGS.model_copy(update={"store": kind})
     store = store_path(tmp_path, folder, settings)
     before: dict[str, dict[str, bytes]] = {}
     if anew:
@@ -137,7 +136,7 @@ def _started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
 
 
 def _main(folder: Path, store_root: Path, kind: StoreKind, event: int, number: signal.Signals) -> None:
-    records, settings = read_manifest(folder), dataclasses.replace(SETTINGS, store=kind)
+    records, settings = read_manifest(folder), SETTINGS.model_copy(update={"store": kind})
     count = 0
 
     def hook(name: str, arguments: tuple[Any, ...]) -> None:

@@ -21,7 +21,7 @@ from panda.data.patches import load_slide
 from panda.data.pixel_stores import StoreKind
 from panda.data.settings import PatchSettings
 from panda.data.store import StoreResult, load_store, store_path
-from panda.errors import ManifestError, MaskError, PandaError, SlideError
+from panda.errors import ConfigError, ManifestError, MaskError, PandaError, SlideError
 from panda.wsi.label_maps import known_label_maps
 from tests.panda_folder import CANCER, TISSUE, codes, entry_files, kept_slides, make_folder, picture
 from tests.pyramids import write_pyramid
@@ -43,7 +43,7 @@ def extract(folder: Path, store_root: Path, settings: PatchSettings = SETTINGS, 
 def test_patches_hold_the_slides_pixels(folder: Path, tmp_path: Path) -> None:
     record = read_manifest(folder)[0]
     assert not (tmp_path / record.slide_id).exists()
-    found = extract_slide(record, dataclasses.replace(SETTINGS, level=0, min_tissue=0.0), tmp_path)
+    found = extract_slide(record, SETTINGS.model_copy(update={"level": 0, "min_tissue": 0.0}), tmp_path)
     image, tumor = picture(0), codes("radboud", True) == 4
     assert found.downsample == 1
     seen = np.zeros(tumor.shape, bool)
@@ -89,7 +89,7 @@ def test_by_resolution_and_past_the_edge(folder: Path, tmp_path: Path) -> None:
     assert corner is not None
     assert corner.shape == (100, 100, 3)
     assert (corner[:, 60:] == 255).all()
-    shifted = extract_slide(record, dataclasses.replace(settings, edge="shift"), tmp_path / "shift")
+    shifted = extract_slide(record, settings.model_copy(update={"edge": "shift"}), tmp_path / "shift")
     assert shifted.xy.max(axis=0).tolist() == [468, 213]
 
 
@@ -98,7 +98,7 @@ def test_store_name_follows_settings_and_folder(tmp_path: Path) -> None:
     assert first.parent == Path("patches")
     assert first.name[:2] == "a-"
     assert len(first.name) == 14
-    assert first == store_path("patches", tmp_path / "a", dataclasses.replace(SETTINGS))
+    assert first == store_path("patches", tmp_path / "a", SETTINGS.model_copy())
     changed: list[dict[str, Any]] = [
         {"patch_size": 32},
         {"level": 0},
@@ -108,7 +108,7 @@ def test_store_name_follows_settings_and_folder(tmp_path: Path) -> None:
         {"mpp_override": 0.5},
         {"reader": "openslide"},
     ]
-    stores = {store_path("patches", tmp_path / "a", dataclasses.replace(SETTINGS, **change)) for change in changed}
+    stores = {store_path("patches", tmp_path / "a", SETTINGS.model_copy(update=change)) for change in changed}
     assert len(stores | {first}) == len(changed) + 1
 
 
@@ -157,9 +157,9 @@ def test_bad_slides_do_not_end_the_run(folder: Path, tmp_path: Path) -> None:
 def test_errors_of_one_slide(folder: Path, tmp_path: Path) -> None:
     record = read_manifest(folder)[0]
     with pytest.raises(SlideError, match=r"lower data\.min_tissue"):
-        extract_slide(record, dataclasses.replace(SETTINGS, patch_size=512, min_tissue=1.0), tmp_path)
+        extract_slide(record, SETTINGS.model_copy(update={"patch_size": 512, "min_tissue": 1.0}), tmp_path)
     with pytest.raises(SlideError, match=r"data\.level"):
-        extract_slide(record, dataclasses.replace(SETTINGS, level=7), tmp_path)
+        extract_slide(record, SETTINGS.model_copy(update={"level": 7}), tmp_path)
     with pytest.raises(MaskError, match="missing_mask"):
         extract_slide(dataclasses.replace(record, mask_path=None), SETTINGS, tmp_path)
     assert not (tmp_path / record.slide_id).exists()
@@ -170,7 +170,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_finished(
     folder: Path, small_disk: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: StoreKind
 ) -> None:
     disk = small_disk("600k")
-    settings = dataclasses.replace(SETTINGS, store=kind)
+    settings = SETTINGS.model_copy(update={"store": kind})
     monkeypatch.setattr(extraction, "refuse_without_room", lambda need, store: None)  # as if the estimate were wrong
     with pytest.raises(PandaError, match=r"small-.*No space left.*data\.store_root.*run again") as caught:
         extract(folder, disk, settings, workers=1)
@@ -204,19 +204,21 @@ def test_a_store_of_other_settings_is_refused(folder: Path, tmp_path: Path) -> N
     [
         ({"level": None}, "give exactly one, not neither"),
         ({"mpp": 1.0}, "give exactly one, not both"),
-        ({"level": -1}, "data.level is -1"),
-        ({"level": None, "mpp": 0.0}, "data.mpp is 0.0"),
-        ({"patch_size": 0}, "data.patch_size is 0"),
-        ({"stride": 65}, "data.stride is 65: give 1 to data.patch_size (64)"),
-        ({"stride": 0}, "data.stride is 0"),
-        ({"edge": "mirror"}, "data.edge is 'mirror'"),
-        ({"min_tissue": 1.5}, "data.min_tissue is 1.5"),
-        ({"reader": "magic"}, "data.reader is 'magic'"),
-        ({"mpp_override": 0.0}, "data.mpp_override is 0.0"),
+        ({"level": -1}, "data.level=-1 must be at least 0 or null"),
+        ({"level": None, "mpp": 0.0}, "data.mpp=0.0 must be above 0 or null"),
+        ({"patch_size": 0}, "data.patch_size=0 must be at least 1"),
+        ({"stride": 65}, "data.stride=65 must be at most data.patch_size=64"),
+        ({"stride": 0}, "data.stride=0 must be at least 1 or null"),
+        ({"edge": "mirror"}, "data.edge=mirror must be pad or shift"),
+        ({"min_tissue": 1.5}, "data.min_tissue=1.5 must be from 0 to 1"),
+        ({"reader": "magic"}, "data.reader=magic must be"),
+        ({"mpp_override": 0.0}, "data.mpp_override=0.0 must be 0.05 to 20 µm"),
     ],
 )
 def test_faulty_settings(change: dict[str, Any], fault: str) -> None:
-    (found,) = dataclasses.replace(SETTINGS, **change).faults()
+    with pytest.raises(ConfigError) as refused:
+        PatchSettings(**{**SETTINGS.model_dump(), **change})
+    (found,) = refused.value.faults
     assert fault in found
 
 

@@ -117,7 +117,7 @@ def test_items(manifest: Path) -> None:
 
 
 def test_transform_is_applied_to_both(manifest: Path) -> None:
-    plain, turned = PatchSet(manifest), PatchSet(manifest, Augmentation("light"))
+    plain, turned = PatchSet(manifest), PatchSet(manifest, Augmentation(name="light"))
     number = int(plain.rows.fractions[:, 1].argmax())
     pairs = [turned[Draw(number, seed)] for seed in range(6)]
     assert all(mask.sum() == plain[number][1].sum() for _, mask in pairs)
@@ -131,7 +131,7 @@ def _epochs(loader: DataLoader[tuple[torch.Tensor, torch.Tensor]]) -> list[torch
 
 
 def test_samples_do_not_depend_on_the_workers(manifest: Path) -> None:
-    patches = PatchSet(manifest, Augmentation("light"))
+    patches = PatchSet(manifest, Augmentation(name="light"))
     torch.manual_seed(5)
     alone = _epochs(train_loader(patches, len(patches), 8, 0))
     torch.manual_seed(5)

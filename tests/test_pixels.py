@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import os
 import pickle
@@ -62,7 +61,9 @@ def test_every_kind_has_a_class() -> None:
 
 @pytest.mark.parametrize("how", SETTINGS)
 def test_all_kinds_give_the_same_samples(records: list[SlideRecord], tmp_path: Path, how: str) -> None:
-    sets = {kind: _train_set(_cut(records, dataclasses.replace(SETTINGS[how], store=kind), tmp_path)) for kind in KINDS}
+    sets = {
+        kind: _train_set(_cut(records, SETTINGS[how].model_copy(update={"store": kind}), tmp_path)) for kind in KINDS
+    }
     count = len(sets["png"])
     assert count == len(sets["packed"]) == len(sets["slide"]) > 10
     for number in range(count):
@@ -81,7 +82,7 @@ def test_background_and_what_lies_past_the_edge_can_be_ignored(
     records: list[SlideRecord], tmp_path: Path, kind: StoreKind
 ) -> None:
     plain = PatchSettings(level=1, patch_size=100, min_tissue=0.1, store=kind)
-    ignoring = dataclasses.replace(plain, ignore_background=True)
+    ignoring = plain.model_copy(update={"ignore_background": True})
     before, after = (_train_set(_cut(records, settings, tmp_path)) for settings in (plain, ignoring))
     assert len(before) == len(after)
     for number, row in enumerate(before.rows):
@@ -93,16 +94,16 @@ def test_background_and_what_lies_past_the_edge_can_be_ignored(
         inside = [(at >= part.start // 2) & (at < part.stop // 2) for at, part in zip((y, x), TISSUE, strict=True)]
         tissue[0] = torch.from_numpy(np.outer(*inside))
         assert torch.equal(target, torch.where(tissue, mask, -1.0))
-    turned = PatchSet(after.rows.path, Augmentation("light"))[0][1]
+    turned = PatchSet(after.rows.path, Augmentation(name="light"))[0][1]
     assert set(turned.flatten().tolist()) == set(after[0][1].flatten().tolist())
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("kind", KINDS)
 def test_loaders_read_every_kind(records: list[SlideRecord], tmp_path: Path, kind: StoreKind, workers: int) -> None:
-    patches = _train_set(_cut(records, dataclasses.replace(SETTINGS["level"], store=kind), tmp_path))
+    patches = _train_set(_cut(records, SETTINGS["level"].model_copy(update={"store": kind}), tmp_path))
     patches[0]  # handles that the parent has open must not harm the workers
-    turned = PatchSet(patches.rows.path, Augmentation("light"))
+    turned = PatchSet(patches.rows.path, Augmentation(name="light"))
     torch.manual_seed(1)
     batches = torch.cat([image for image, _ in train_loader(turned, len(turned), 8, workers)])
     assert len(batches) == len(turned)
@@ -116,7 +117,7 @@ def test_loaders_read_every_kind(records: list[SlideRecord], tmp_path: Path, kin
 def test_what_each_kind_leaves(records: list[SlideRecord], tmp_path: Path) -> None:
     left = {}
     for kind in KINDS:
-        result = _cut(records, dataclasses.replace(SETTINGS["level"], store=kind), tmp_path)
+        result = _cut(records, SETTINGS["level"].model_copy(update={"store": kind}), tmp_path)
         left[kind] = {path.name for path in (result.store / slide_name(0)).rglob("*") if path.is_file()}
         count = len(result.slides[slide_name(0)])
         if kind == "png":
@@ -143,7 +144,7 @@ def test_a_process_holds_few_slides_open(
     records: list[SlideRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pixel_stores, "OPEN_SLIDES", 1)
-    patches = _train_set(_cut(records, dataclasses.replace(SETTINGS["level"], store="slide"), tmp_path))
+    patches = _train_set(_cut(records, SETTINGS["level"].model_copy(update={"store": "slide"}), tmp_path))
     reader = patches.pixels
     assert isinstance(reader, pixel_stores.SlideStore)
     first, last = patches[0][0], patches[len(patches) - 1][0]
@@ -154,7 +155,7 @@ def test_a_process_holds_few_slides_open(
 
 
 def test_broken_packed_files_are_named(records: list[SlideRecord], tmp_path: Path) -> None:
-    result = _cut(records, dataclasses.replace(SETTINGS["level"], store="packed"), tmp_path)
+    result = _cut(records, SETTINGS["level"].model_copy(update={"store": "packed"}), tmp_path)
     manifest = write_patch_manifests(result, SPLIT)["train"]
     path = result.store / slide_name(0) / "img.npy"
     whole = path.read_bytes()
@@ -179,7 +180,7 @@ def test_broken_packed_files_are_named(records: list[SlideRecord], tmp_path: Pat
 
 def test_a_slide_that_is_gone_is_named_when_its_patch_is_read(tmp_path: Path) -> None:
     records = make_folder(tmp_path / "small", 4)
-    patches = _train_set(_cut(records, dataclasses.replace(SETTINGS["level"], store="slide"), tmp_path))
+    patches = _train_set(_cut(records, SETTINGS["level"].model_copy(update={"store": "slide"}), tmp_path))
     records[0].image_path.unlink()
     with pytest.raises(PandaError, match=rf"{slide_name(0)}\.tiff: there is no such slide"):
         patches[0]
@@ -188,7 +189,7 @@ def test_a_slide_that_is_gone_is_named_when_its_patch_is_read(tmp_path: Path) ->
 @pytest.mark.parametrize("which", ["slide", "mask"])
 def test_a_slide_or_mask_that_has_changed_is_not_read_as_if_it_had_not(tmp_path: Path, which: str) -> None:
     records = make_folder(tmp_path / "small", 4)
-    settings = dataclasses.replace(SETTINGS["level"], store="slide")
+    settings = SETTINGS["level"].model_copy(update={"store": "slide"})
     result = _cut(records, settings, tmp_path)
     manifest = write_patch_manifests(result, SPLIT)["train"]
     right = PatchSet(manifest)[0]
@@ -231,7 +232,7 @@ def test_columns_change_the_order_of_reading_and_nothing_else(
         return inner(self, resolution, location, *size, keep=keep)
 
     for kind in ("png", "packed"):
-        settings = dataclasses.replace(SETTINGS["level"], store=kind)
+        settings = SETTINGS["level"].model_copy(update={"store": kind})
         whole = _cut(records[:1], settings, tmp_path / "rows")
         read.clear()
         with monkeypatch.context() as patch:
@@ -266,7 +267,7 @@ def test_few_slides_on_a_large_disk_are_not_looked_at_twice(
 
 
 def test_a_data_folder_that_was_moved_is_found_where_it_is(tmp_path: Path) -> None:
-    settings = dataclasses.replace(SETTINGS["level"], store="slide")
+    settings = SETTINGS["level"].model_copy(update={"store": "slide"})
     make_folder(tmp_path / "before" / "small", 4)
     first = _train_set(_cut(read_manifest(tmp_path / "before" / "small"), settings, tmp_path / "patches"))
     (tmp_path / "before").rename(tmp_path / "after")
@@ -281,7 +282,7 @@ def test_a_data_folder_that_was_moved_is_found_where_it_is(tmp_path: Path) -> No
 
 def test_an_estimate_is_near_what_is_written(records: list[SlideRecord], tmp_path: Path) -> None:
     for kind in KINDS:
-        settings = dataclasses.replace(SETTINGS["level"], store=kind)
+        settings = SETTINGS["level"].model_copy(update={"store": kind})
         need = estimate_need(records, settings)
         assert need is not None
         result = _cut(records, settings, tmp_path)
@@ -303,7 +304,7 @@ def test_what_cannot_fit_is_refused_before_it_begins(
     with pytest.raises(PandaError, match=r"the patches need about .* of 4 slides.*0\.0 GB free.*data\.store=slide"):
         _cut(records, SETTINGS["level"], tmp_path)
     assert not list(tmp_path.glob("*/*/slide.json"))
-    assert _cut(records, dataclasses.replace(SETTINGS["level"], store="slide"), tmp_path).failures == []
+    assert _cut(records, SETTINGS["level"].model_copy(update={"store": "slide"}), tmp_path).failures == []
     monkeypatch.undo()
     whole = _cut(records, SETTINGS["level"], tmp_path)
     monkeypatch.setattr(disk, "disk_usage", lambda path: free._replace(free=0))
@@ -316,7 +317,7 @@ def test_what_cannot_fit_is_refused_before_it_begins(
 def test_the_stores_of_a_folder_are_listed(
     records: list[SlideRecord], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    results = {kind: _cut(records, dataclasses.replace(SETTINGS["level"], store=kind), tmp_path) for kind in KINDS}
+    results = {kind: _cut(records, SETTINGS["level"].model_copy(update={"store": kind}), tmp_path) for kind in KINDS}
     found = {stored.settings.store: stored for stored in list_stores(tmp_path)}
     for kind, result in results.items():
         assert found[kind].store == result.store

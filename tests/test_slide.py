@@ -317,7 +317,7 @@ def test_an_override_fills_in_and_replaces_nonsense_only(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("override", [0.0, 0.01, 352.8, float("nan"), 50.0])
 def test_slide_options_impossible_override_is_an_error(tmp_path: Path, override: float) -> None:
-    with pytest.raises(SlideError, match=rf"mpp_override is {override}: give µm per level-0 px, 0.05 to 20, or null"):
+    with pytest.raises(SlideError, match=rf"mpp_override={override} must be 0.05 to 20 µm per level-0 px, or null"):
         SlideOptions(mpp_override=override).open(write_small(tmp_path))
 
 

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from panda.data.augment import Augmentation
 from panda.data.bags import read_bag
 from panda.data.bagset import BagItem, BagSet, BagSettings
-from panda.data.datamodule import PatchDataModule
+from panda.data.datamodule import DataSettings, PatchDataModule
 from panda.data.pixel_stores import StoreKind
 from panda.data.stain_estimates import STAIN_FILE
 from panda.errors import ConfigError
@@ -108,8 +108,8 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def module_of(root: Path, store: StoreKind = "png", augment: Augmentation | None = None) -> PatchDataModule:
-    module = PatchDataModule(
-        root,
+    settings = DataSettings(
+        root=root,
         patch_size=64,
         num_workers=0,
         store=store,
@@ -117,6 +117,7 @@ def module_of(root: Path, store: StoreKind = "png", augment: Augmentation | None
         normalize="macenko",
         augment=augment,
     )
+    module = PatchDataModule(settings)
     module.prepare_data()
     module.setup()
     return module
@@ -247,5 +248,5 @@ def test_a_slide_without_two_stains_is_told_and_stays(
 
 
 def test_an_unknown_way_to_normalise() -> None:
-    with pytest.raises(ConfigError, match=r"data\.normalize is 'vahadane': give macenko, or null"):
-        PatchDataModule(".", normalize="vahadane")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"data\.normalize=vahadane must be macenko or null"):
+        DataSettings(root=Path(), normalize="vahadane")  # type: ignore[arg-type]

@@ -312,7 +312,9 @@ def test_another_precision_of_the_engine_is_no_other_run(interrupted: Path) -> N
     trained(interrupted, resume=interrupted / "checkpoints" / "last.ckpt", precision="bf16")
 
 
-@pytest.mark.parametrize("text", ["- a\n", "a: ["])
+@pytest.mark.parametrize(
+    "text", ["- a\n", "a: [", "data: {_target_: panda.data.datamodule.PatchDataModule, root: data}\n"]
+)
 def test_a_config_of_a_resumed_run_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "checkpoints").mkdir()
     for name in ("last.ckpt", "best.ckpt"):
@@ -391,7 +393,7 @@ def test_a_validation_slide_that_fails_leaves_no_canvas(tmp_path: Path, monkeypa
         raise SlideError("cannot be read")
 
     experiment: Any = object.__new__(SegmentationExperiment)
-    experiment.data = SimpleNamespace(choice=SelectionSettings())
+    experiment.data = SimpleNamespace(settings=SelectionSettings())
     experiment._open = lambda *_: nullcontext()
     monkeypatch.setattr("panda.app.segmentation.open_label", lambda *_: nullcontext())
     monkeypatch.setattr("panda.app.segmentation.find_tissue", lambda _: None)

@@ -25,7 +25,7 @@ from panda.app.slide_grading import SlideGrading
 from panda.app.tracking import wandb_of
 from panda.data.bag_datamodule import BagDataModule
 from panda.data.bagset import BagItem, BagSettings
-from panda.data.datamodule import PatchDataModule
+from panda.data.datamodule import DataSettings, PatchDataModule
 from panda.data.manifest import SlideRecord
 from panda.data.splits import Split
 from panda.errors import ConfigError, ManifestError
@@ -103,11 +103,11 @@ class GradingExperiment:
         plain: Any = OmegaConf.to_container(cfg, resolve=True)
         self.cfg = cfg
         faults = faults or Faults()
-        self.data: PatchDataModule = faults.build(plain, "data")
+        data: DataSettings | None = faults.build(plain, "data")
         if plain["data"]["split"] == "patches":
             faults.add("data.split=patches: grading needs slides in each split; use data.split=holdout or kfold")
-        elif self.data is not None:
-            faults.add(*idle_faults(self.data.choice.idle(), self.data.choice.how()))
+        elif data is not None:
+            faults.add(*idle_faults(data.idle(), data.how()))
         self.tiles: TileSettings = faults.build(plain, "tiles")
         self.settings: GradingSettings = faults.build(plain, "task")
         classes = CLASSES[self.settings.target if self.settings else "isup"]
@@ -128,10 +128,10 @@ class GradingExperiment:
                 self.network.check_tile_size(self.tiles.tile_size)
         faults.add(*idle_faults(IDLE, "task=grading"))
         faults.raise_any()
-        self.guidance = Guidance.of(
-            cfg.segmentation_checkpoint, self.tiles.cross_fit, self.engine, self.data.store_root
-        )
-        if self.data.draw is None:
+        assert data is not None
+        self.data = PatchDataModule(data)
+        self.guidance = Guidance.of(cfg.segmentation_checkpoint, self.tiles.cross_fit, self.engine, data.store_root)
+        if data.draw is None:
             self._splits()
         if weights == OF_SEGMENTATION:
             _take_encoder(self.network, self.guidance.segmenters[0])
@@ -145,7 +145,7 @@ class GradingExperiment:
         run.keep_splits(self.data.selection())
         cache = None
         if self.network.frozen:
-            cache = FeatureCache(self.network, self.engine, self.data.store_root)
+            cache = FeatureCache(self.network, self.engine, self.data.settings.store_root)
         items: dict[Split, list[BagItem]] = {}
         mpps: dict[Split, list[float]] = {name: [] for name in splits}
         for name, records in splits.items():
@@ -168,7 +168,7 @@ class GradingExperiment:
             "tiles": self.tiles.bag(),
             "target": self.settings.target,
             "segmentation": [segmenter.fingerprint for segmenter in self.guidance.segmenters],
-            "normalize": self.data.normalize,
+            "normalize": self.data.settings.normalize,
             "train_slides": sorted(item.record.slide_id for item in items["train"]),
             "val_slides": sorted(item.record.slide_id for item in items["val"]),
         }
@@ -178,15 +178,15 @@ class GradingExperiment:
                 self.tiles.bag()["k"], self.tiles.tile_size, self.tiles.resolution, self.data.settings.slide_options
             ),
             batch_size=self.tiles.batch_size,
-            num_workers=self.data.num_workers,
-            augment=self.data.augment,
+            num_workers=self.data.settings.num_workers,
+            augment=self.data.settings.augment,
         )
         learns_from = {
             name: {item.record.slide_id: self._identity(item) for item in items[name]} for name in ("train", "val")
         }
         self._notes(run, items)
         run.fit(GradingTask(self.network, self.loss, self.optim, carried), bags, learns_from)
-        grader = GradingPredictor.from_checkpoint(run.best, self.engine, self.data.store_root)
+        grader = GradingPredictor.from_checkpoint(run.best, self.engine, self.data.settings.store_root)
         classes, seed = CLASSES[self.settings.target], self.cfg.seed
         val = summarize_grades(self._grade_slides(run, grader, items["val"], "val"), classes, seed)
         test = None
@@ -198,7 +198,7 @@ class GradingExperiment:
             target=self.settings.target,
             tiles=self.tiles.model_dump(mode="json") | self.tiles.bag() | {"how": self.tiles.how},
             data=DataSummary(
-                root=str(self.data.root),
+                root=str(self.data.settings.root),
                 colours=self.data.colours(augmented=not self.network.frozen),
                 slides={name: len(items.get(name, records)) for name, records in splits.items()},
                 left_out=self.data.selection().left_out,
@@ -238,7 +238,7 @@ class GradingExperiment:
                 )
             if view.mean_mpp:
                 mpps.append(view.mean_mpp)
-            stain = told_stain(slide, tissue) if self.data.normalize else None
+            stain = told_stain(slide, tissue) if self.data.settings.normalize else None
             features = cache.of(slide, coords, view, self.tiles.tile_size, stain) if cache else None
             return BagItem(record, coords, stain, features)
 

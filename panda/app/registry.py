@@ -32,7 +32,7 @@ class Slot:
 AUGMENTATION = Slot("panda.data.augment.Augmentation")
 SYNTHETIC_DATA = Slot("panda.synthetic.dataset.SyntheticSpec")
 SLOTS = {
-    "data": Slot("panda.data.datamodule.PatchDataModule"),
+    "data": Slot("panda.data.datamodule.DataSettings"),
     "data.augment": AUGMENTATION,
     "data.draw": SYNTHETIC_DATA,
     "loss": Slot(

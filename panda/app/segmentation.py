@@ -36,7 +36,7 @@ from panda.app.patch_views import Views
 from panda.app.run import Run, resolution_asked
 from panda.app.tracking import wandb_of
 from panda.app.training_reuse import SCORES
-from panda.data.datamodule import PatchDataModule
+from panda.data.datamodule import DataSettings, PatchDataModule
 from panda.data.manifest import SlideRecord
 from panda.errors import PandaError
 from panda.files import remove, write_table
@@ -122,7 +122,7 @@ class SegmentationExperiment:
         plain: Any = OmegaConf.to_container(cfg, resolve=True)
         faults = faults or Faults()
         self.cfg = cfg
-        self.data: PatchDataModule = faults.build(plain, "data")
+        data: DataSettings | None = faults.build(plain, "data")
         model = plain["model"]
         downloaded = model.get("encoder_weights") in weight_names(str(model.get("encoder_name")))
         # A download waits until nothing is refused any more.
@@ -139,12 +139,11 @@ class SegmentationExperiment:
                 check_ignoring(self.loss, plain["loss"], faults)
         if plain["segmentation_checkpoint"] is not None:
             faults.add("segmentation_checkpoint is for task=grading: leave it out, or give task=grading")
-        if self.data is not None:
-            choice = self.data.choice
-            idle = (*choice.idle(), *(CHOICE_KEYS if choice.split == "patches" else ()))
-            faults.add(*idle_faults(idle, choice.how()))
-            if self.data.sampler != "balanced":
-                faults.add(*idle_faults(("data.tumor_share",), f"data.sampler={self.data.sampler}"))
+        if data is not None:
+            idle = (*data.idle(), *(CHOICE_KEYS if data.split == "patches" else ()))
+            faults.add(*idle_faults(idle, data.how()))
+            if data.sampler != "balanced":
+                faults.add(*idle_faults(("data.tumor_share",), data.setting("sampler")))
         with faults.collect():
             check_criterion(plain["criterion"], plain["cost_ratio"])
         self.optim: Optim = faults.build(plain, "optim")
@@ -154,6 +153,8 @@ class SegmentationExperiment:
         self.quantify: QuantifySettings = faults.build(plain, "quantify")
         engine: EngineSettings = faults.build(plain, "engine")
         faults.raise_any()
+        assert data is not None
+        self.data = PatchDataModule(data)
         if downloaded:
             self.network = faults.build(plain, "model")
             faults.raise_any()
@@ -180,7 +181,7 @@ class SegmentationExperiment:
             },
             "precision": self.engine.precision,
             "tta": self.engine.tta,
-            "normalize": data.normalize,
+            "normalize": data.settings.normalize,
             "train_slides": sorted(record.slide_id for record in splits["train"]),
             "val_slides": sorted(record.slide_id for record in splits["val"]),
         }
@@ -205,7 +206,7 @@ class SegmentationExperiment:
         run.fit(task, data, data.learns_from())
         predictor = SegmentationPredictor.from_checkpoint(run.best, self.engine)
         choice, temperature, validated = self._freeze_threshold(run, predictor, splits["val"])
-        one_slide = data.choice.split == "patches"
+        one_slide = data.settings.split == "patches"
         if one_slide:
             run.notes.append(
                 "One slide, its patches split: these figures show that the network learns, not that it generalises "
@@ -249,7 +250,7 @@ class SegmentationExperiment:
         """
         choice = predictor.threshold
         scores: list[SlideScore] = []
-        if self.data.choice.split != "patches":
+        if self.data.settings.split != "patches":
             canvases = run.folder / "validation"
             kept, scored = read_scores(run.folder / SCORES), dict[str, SlideScore]()
 

@@ -51,6 +51,8 @@ RESUMABLE = (
 """How the keys begin that a resumed run may be given anew: nothing that decides what it learns from."""
 DECIDES_BAGS = ("engine.precision", "engine.compile", "engine.tta")
 """What does not belong to them in grading: tiles are chosen on maps, and a frozen encoder's features kept, by these."""
+_OLD_DATA = "panda.data.datamodule.PatchDataModule"
+"""Target of the data of runs before their settings had a class of their own."""
 EXPERIMENTS: dict[str, type[SegmentationExperiment] | type[GradingExperiment]] = {
     "segmentation": SegmentationExperiment,
     "grading": GradingExperiment,
@@ -178,6 +180,8 @@ def _config_of_resumed(cfg: DictConfig, resume: Path) -> DictConfig:
         raise ConfigError(f"{written} cannot be read ({str(error).splitlines()[0]}): start a new run") from error
     if not isinstance(own, DictConfig) or not own:
         raise ConfigError(f"{written} holds no keys: start a new run")
+    if (target := OmegaConf.select(own, "data._target_")) == _OLD_DATA:
+        raise ConfigError(f"{written} is of an earlier version (data._target_={target}): start a new run")
     faults = Faults()
     for override in overrides():
         key, _, value = override.partition("=")

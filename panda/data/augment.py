@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
-from typing import Literal
+from functools import cached_property
+from typing import ClassVar, Literal
 
 import albumentations as A
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from panda.errors import ConfigError
+from panda.settings import Settings
 
 Name = Literal["none", "light", "strong", "stain"]
 
@@ -64,22 +65,21 @@ def strong() -> A.Compose:
     )
 
 
-class Augmentation:
+class Augmentation(Settings):
     """An augmentation by name, applied to the image and its mask together.
 
-    Args:
+    Attributes:
         name: `"none"`, `"light"`, `"strong"` or `"stain"` (see the functions of these names).
-
-    Raises:
-        ConfigError: No augmentation has this name.
     """
 
-    def __init__(self, name: Name = "light") -> None:
-        pipelines = {"none": none, "light": light, "strong": strong, "stain": stain}
-        if name not in pipelines:
-            raise ConfigError(f"augment.name is {name!r}: give {', '.join(pipelines)}")
-        self.name = name
-        self.pipeline = pipelines[name]()
+    node: ClassVar[str] = "augment"
+
+    name: Name = "light"
+
+    @cached_property
+    def pipeline(self) -> A.Compose:
+        """The transforms."""
+        return {"none": none, "light": light, "strong": strong, "stain": stain}[self.name]()
 
     def __call__(
         self, image: NDArray[np.uint8], mask: NDArray[np.uint8], seed: int

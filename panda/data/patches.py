@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +87,7 @@ def load_slide(record: SlideRecord, settings: PatchSettings, store: Path) -> Sli
 
 def patch_fingerprint(origin: SlideOrigin, settings: PatchSettings) -> str:
     """Return the fingerprint of all that a slide's patches depend on."""
-    return fingerprint({"settings": asdict(settings), **origin.model_dump()})
+    return fingerprint({"settings": settings.model_dump(), **origin.model_dump()})
 
 
 def _column(patches: Sequence[PatchEntry], name: str) -> NDArray[np.float64]:

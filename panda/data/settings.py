@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,7 +11,7 @@ from panda.data.findings import FILE_FINDINGS, FINDINGS, REFUSED_ROWS
 from panda.data.manifest import TABLE
 from panda.data.pixel_stores import StoreKind
 from panda.data.splits import fraction_faults
-from panda.settings import PathValue, Settings, rule
+from panda.settings import Count, Names, PathValue, Seed, Settings, Share, rule
 from panda.synthetic.dataset import SyntheticSpec
 from panda.wsi.label_maps import known_label_maps
 from panda.wsi.resolution_request import ResolutionRequest
@@ -22,6 +20,11 @@ from panda.wsi.slide import ReaderName, SlideOptions
 How = Literal["holdout", "kfold", "patches"]
 AUDIT = "python audit.py data=panda data.root=…"
 """The command that looks for findings."""
+_FILES = {
+    "findings": f"findings.csv of an audit ({AUDIT})",
+    "groups": "a CSV with image_id and patient (or group)",
+    "splits": "splits.csv of a run",
+}
 
 
 class ResolutionSettings(Settings):
@@ -87,62 +90,37 @@ class FolderSettings(SlideSettings):
             yield f"{self.setting('root')} has no {TABLE}: give the folder that holds it and train_images/"
 
 
-@dataclass(frozen=True)
-class PatchSettings:
+class PatchSettings(ResolutionSettings, SlideSettings):
     """How patches are cut; together with the slides it says what a patch store holds.
 
     Attributes:
-        level: Pyramid level of the patches, see `ResolutionRequest`.
-        mpp: µm per patch px, see `ResolutionRequest`.
+        level: See `ResolutionSettings`.
+        mpp: See `ResolutionSettings`.
         patch_size: Side of a patch in px at that resolution.
         stride: Distance of neighbouring patches in px at that resolution; None for `patch_size`.
         edge: `"pad"`: white past the slide's edge; `"shift"`: the last patch moves inside.
         min_tissue: Least share of tissue in a patch.
         reader: See `SlideOptions`.
         mpp_override: See `SlideOptions`.
-        store: What is kept of the pixels: `"png"`: files; `"packed"`: mapped arrays; `"slide"`: nothing.
+        store: Which pixels are stored: `"png"`: files; `"packed"`: mapped arrays; `"slide"`: none.
         ignore_background: Px with an unlabelled mask code (see `conf/label_maps`) and px past the slide's edge count
             in no loss.
     """
 
-    level: int | None = 1
-    mpp: float | None = None
-    patch_size: int = 256
-    stride: int | None = None
+    patch_size: Count = 256
+    stride: int | None = Field(default=None, ge=1, description="null lays patches side by side")
     edge: Literal["pad", "shift"] = "pad"
-    min_tissue: float = 0.1
-    reader: ReaderName = "auto"
-    mpp_override: float | None = None
+    min_tissue: Share = 0.1
     store: StoreKind = "png"
     ignore_background: bool = False
 
-    def faults(self) -> list[str]:
-        """Say what is wrong with the settings, one sentence a fault, in words of the `data` config."""
-        faults = self.resolution.faults("data.")
-        if self.patch_size < 1:
-            faults.append(f"data.patch_size is {self.patch_size}: give at least 1 px")
-        if self.stride is not None and not 1 <= self.stride <= self.patch_size:
-            faults.append(
-                f"data.stride is {self.stride}: give 1 to data.patch_size ({self.patch_size}) px, or null for "
-                f"patches side by side; a larger stride would leave tissue out"
+    @rule
+    def _check_stride(self) -> Iterator[str]:
+        if self.stride is not None and self.stride > self.patch_size:
+            yield (
+                f"{self.setting('stride')} must be at most {self.setting('patch_size')}, or null for patches side by "
+                "side: a larger stride would leave tissue out"
             )
-        if self.edge not in ("pad", "shift"):
-            faults.append(f"data.edge is {self.edge!r}: give pad or shift")
-        if not 0 <= self.min_tissue <= 1:
-            faults.append(f"data.min_tissue is {self.min_tissue}: give a share from 0 to 1")
-        if self.store not in get_args(StoreKind):
-            faults.append(f"data.store is {self.store!r}: give {', '.join(get_args(StoreKind))}")
-        return faults + self.slide_options.faults("data.")
-
-    @property
-    def slide_options(self) -> SlideOptions:
-        """How the slides are opened."""
-        return SlideOptions(self.reader, self.mpp_override)
-
-    @property
-    def resolution(self) -> ResolutionRequest:
-        """The resolution of the patches."""
-        return ResolutionRequest(self.level, self.mpp)
 
     @property
     def step(self) -> int:
@@ -150,8 +128,7 @@ class PatchSettings:
         return self.patch_size if self.stride is None else self.stride
 
 
-@dataclass(frozen=True)
-class SelectionSettings:
+class SelectionSettings(Settings):
     """Which slides are used and how they are split, in words of the `data` config.
 
     Attributes:
@@ -171,81 +148,77 @@ class SelectionSettings:
         splits: `splits.csv` of a run: its split is taken over as it is.
     """
 
+    node: ClassVar[str] = "data"
+
     split: How = "holdout"
     folds: int = 5
     fold: int = 0
-    seed: int = 0
+    seed: Seed = 0
     val_fraction: float = 0.2
     test_fraction: float = 0.2
     slide_id: str | None = None
     provider: str | None = None
     test_provider: str | None = None
-    exclude: tuple[str, ...] = ()
-    findings: Path | None = None
-    groups: Path | None = None
-    splits: Path | None = None
+    exclude: Names = ()
+    findings: PathValue | None = None
+    groups: PathValue | None = None
+    splits: PathValue | None = None
 
-    def faults(self) -> list[str]:
-        """Say what is wrong with the settings, one sentence a fault."""
-        return [*self._split_faults(), *self._slide_faults(), *self._file_faults()]
-
-    def _split_faults(self) -> list[str]:
-        faults = []
-        if self.split not in get_args(How):
-            faults.append(f"data.split is {self.split!r}: give {', '.join(get_args(How))}")
-        least = 2 if self.test_provider else 3
+    @rule
+    def _check_fractions(self) -> Iterator[str]:
         if self.split != "kfold":
-            faults += fraction_faults(self.val_fraction, self.test_fraction)
-        elif self.folds < least:
-            faults.append(f"data.folds is {self.folds}: give at least {least}, one a split")
-        elif not 0 <= self.fold < self.folds:
-            faults.append(f"data.fold is {self.fold}: give 0 to {self.folds - 1}, of data.folds={self.folds}")
-        if not 0 <= self.seed < 2**32:
-            faults.append(f"data.seed is {self.seed}: give 0 to {2**32 - 1}")
-        return faults
+            yield from fraction_faults(self.val_fraction, 0.0 if self.split == "patches" else self.test_fraction)
 
-    def _slide_faults(self) -> list[str]:
+    @rule
+    def _check_folds(self) -> Iterator[str]:
+        least = 2 if self.test_provider else 3
+        if self.split == "kfold" and self.folds < least:
+            yield f"{self.setting('folds')} must be at least {least}, one per split"
+        elif self.split == "kfold" and not 0 <= self.fold < self.folds:
+            yield f"{self.setting('fold')} must be from 0 to {self.folds - 1}, of {self.setting('folds')}"
+
+    @rule
+    def _check_providers(self) -> Iterator[str]:
         known = known_label_maps()
-        faults = [
-            f"data.{key} is {value!r}: give {', '.join(known)}, or null"
-            for key, value in (("provider", self.provider), ("test_provider", self.test_provider))
-            if value not in (None, *known)
-        ]
+        for key in ("provider", "test_provider"):
+            if getattr(self, key) not in (None, *known):
+                yield f"{self.setting(key)} must be {', '.join(known)}, or null"
         if self.provider and self.test_provider:
-            faults.append("data.provider and data.test_provider are both set: the test needs both providers' slides")
+            yield "data.provider and data.test_provider are both set: the test needs both providers' slides"
+
+    @rule
+    def _check_slide_id(self) -> Iterator[str]:
         if self.slide_id is not None and self.split != "patches":
-            faults.append(f"data.slide_id is {self.slide_id!r}, which is for data.split=patches: set one of them")
+            yield f"{self.setting('slide_id')} is for data.split=patches: set one of them"
+
+    @rule
+    def _check_exclude(self) -> Iterator[str]:
         if unknown := [name for name in self.exclude if name not in FINDINGS]:
-            faults.append(f"data.exclude has {', '.join(unknown)}: known are {', '.join(FINDINGS)}")
+            yield f"data.exclude has {', '.join(unknown)}: known are {', '.join(FINDINGS)}"
         if refused := [name for name in self.exclude if name in REFUSED_ROWS]:
-            faults.append(
-                f"data.exclude has {', '.join(refused)}: such rows are refused anyway; correct or remove them"
-            )
+            yield f"data.exclude has {', '.join(refused)}: such rows are refused anyway; correct or remove them"
+
+    @rule
+    def _check_findings(self) -> Iterator[str]:
         audited = [name for name in self.exclude if name in FINDINGS and name not in (*FILE_FINDINGS, *REFUSED_ROWS)]
         if audited and self.findings is None:
-            faults.append(f"data.exclude has {', '.join(audited)}: give data.findings=audit/findings.csv, from {AUDIT}")
-        return faults
+            yield f"data.exclude has {', '.join(audited)}: give data.findings=audit/findings.csv, from {AUDIT}"
 
-    def _file_faults(self) -> list[str]:
-        files = {
-            "findings": (self.findings, f"findings.csv of an audit ({AUDIT})"),
-            "groups": (self.groups, "a CSV with image_id and patient (or group)"),
-            "splits": (self.splits, "splits.csv of a run"),
-        }
-        faults = [
-            f"data.{key}={path} is no file: give {what}"
-            for key, (path, what) in files.items()
-            if path is not None and not path.is_file()
-        ]
+    @rule
+    def _check_files(self) -> Iterator[str]:
+        for key, what in _FILES.items():
+            path = getattr(self, key)
+            if path is not None and not path.is_file():
+                yield f"{self.setting(key)} is no file: give {what}"
+
+    @rule
+    def _check_given_split(self) -> Iterator[str]:
         if self.split == "patches":
-            faults += [
-                f"data.{key} is set, but data.split=patches has one slide: remove one of them"
-                for key in ("groups", "splits", "test_provider")
-                if getattr(self, key) is not None
-            ]
+            for key in ("groups", "splits", "test_provider"):
+                if getattr(self, key) is not None:
+                    yield f"data.{key} is set, but data.split=patches has one slide: remove one of them"
         if self.splits is not None and self.test_provider is not None:
-            faults.append("data.splits and data.test_provider are both set: the file says what is tested on")
-        return faults
+            yield "data.splits and data.test_provider are both set: the file says what is tested on"
 
     def how(self) -> str:
         """How the slides are split, in the words of the command line."""

@@ -38,9 +38,9 @@ def fraction_faults(val_fraction: float, test_fraction: float) -> list[str]:
     """
     faults = []
     if not 0 < val_fraction < 1:
-        faults.append(f"data.val_fraction is {val_fraction}: give a share over 0 and under 1 (the threshold needs it)")
+        faults.append(f"data.val_fraction={val_fraction} must be above 0 and below 1: the threshold is chosen on it")
     if not 0 <= test_fraction < 1:
-        faults.append(f"data.test_fraction is {test_fraction}: give a share from 0 (no test) to under 1")
+        faults.append(f"data.test_fraction={test_fraction} must be at least 0 (no test) and below 1")
     if not faults and val_fraction + test_fraction >= 1:
         faults.append(
             f"data.val_fraction + data.test_fraction is {val_fraction + test_fraction:g}: leave a share for "

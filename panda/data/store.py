@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from panda.data.manifest import SlideRecord
 from panda.data.patches import SlidePatches, load_slide
 from panda.data.settings import PatchSettings
 from panda.data.slide_entry import SLIDE_FILE, SlideEntry
-from panda.errors import ManifestError, PandaError
+from panda.errors import ConfigError, ManifestError, PandaError
 from panda.files import fingerprint, remove_leftovers, write_whole
 from panda.wsi.tissue import RULES
 
@@ -98,7 +98,7 @@ def sort_result(
 
 def _store_content(settings: PatchSettings) -> dict[str, Any]:
     """Return the content of `store.json`."""
-    return {"format": FORMAT, "tissue_rules": RULES, "settings": asdict(settings)}
+    return {"format": FORMAT, "tissue_rules": RULES, "settings": settings.model_dump()}
 
 
 def read_store(store: Path) -> PatchSettings:
@@ -116,7 +116,7 @@ def read_store(store: Path) -> PatchSettings:
         settings = PatchSettings(**content["settings"])
         if content != _store_content(settings):
             raise ValueError(f"format {content['format']}, tissue rules {content.get('tissue_rules')}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
         raise ManifestError(
             f"{path} does not describe a patch store of this version ({error}); remove the folder {store}, its patches "
             f"will be cut again"

@@ -54,11 +54,10 @@ class SlideOptions:
         """
         faults = []
         if self.reader not in get_args(ReaderName):
-            faults.append(f"{prefix}reader is {self.reader!r}: give {', '.join(get_args(ReaderName))}")
+            faults.append(f"{prefix}reader={self.reader} must be {', '.join(get_args(ReaderName))}")
         if self.mpp_override is not None and not is_plausible(self.mpp_override):
             faults.append(
-                f"{prefix}mpp_override is {self.mpp_override}: give µm per level-0 px, {MPP_MIN} to {MPP_MAX:g}, "
-                "or null"
+                f"{prefix}mpp_override={self.mpp_override} must be {MPP_MIN} to {MPP_MAX:g} µm per level-0 px, or null"
             )
         return faults
 

@@ -98,7 +98,7 @@ def test_all_faults_come_at_once_and_nothing_is_made(
     assert not (home / "audit").exists()
     assert enter(monkeypatch, *typed[:2], typed[3], "audit.workers=0", "audit.slides=false", "audit.deep=true") == 1
     err = capsys.readouterr().err
-    for said in ("4 faults", "data.root=nowhere has no train.csv", "data.mpp_override is 99", "audit.workers=0",
+    for said in ("4 faults", "data.root=nowhere has no train.csv", "data.mpp_override=99", "audit.workers=0",
                  "audit.deep=true needs"):  # fmt: skip
         assert said in err
     assert enter(monkeypatch, "data=panda") == 1
