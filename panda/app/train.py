@@ -180,8 +180,8 @@ def _config_of_resumed(cfg: DictConfig, resume: Path) -> DictConfig:
         raise ConfigError(f"{written} cannot be read ({str(error).splitlines()[0]}): start a new run") from error
     if not isinstance(own, DictConfig) or not own:
         raise ConfigError(f"{written} holds no keys: start a new run")
-    if (target := OmegaConf.select(own, "data._target_")) == _OLD_DATA:
-        raise ConfigError(f"{written} is of an earlier version (data._target_={target}): start a new run")
+    if isinstance(data := own.get("data"), DictConfig) and data.get("_target_") == _OLD_DATA:
+        raise ConfigError(f"{written} is of an earlier version (data._target_={_OLD_DATA}): start a new run")
     faults = Faults()
     for override in overrides():
         key, _, value = override.partition("=")
