@@ -26,7 +26,7 @@ from panda.errors import ConfigError, PandaError
 from panda.models.losses import BCELoss
 from panda.tasks.optim import Optim
 from panda.tasks.segmentation import SegmentationTask
-from tests.test_config import composed
+from tests.test_config_check import composed
 from tests.test_train import CARRIED, Named
 
 DDP = ("trainer=ddp", "trainer.accelerator=cpu")

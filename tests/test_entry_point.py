@@ -13,8 +13,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from panda.app.command_line import explain, quoted
-from panda.app.config import register_resolvers
 from panda.app.entry_point import Interrupted, enter, exit_status, forget_refusals, guarded, log_to_file
+from panda.app.resolvers import register_resolvers
 from panda.errors import SlideError
 
 CONF = Path(__file__).resolve().parents[1] / "conf"

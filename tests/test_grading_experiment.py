@@ -24,7 +24,7 @@ from tests.checkpoints import grading_checkpoint
 from tests.panda_folder import HEIGHT, WIDTH, make_folder
 from tests.pyramids import write_pyramid
 from tests.summaries import make_summary
-from tests.test_config import composed
+from tests.test_config_check import composed
 
 
 def experiment(tmp_path: Path, *overrides: str) -> GradingExperiment:

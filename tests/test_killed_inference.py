@@ -26,9 +26,9 @@ import tifffile
 import torch
 from hydra import compose, initialize_config_dir
 
-from panda.app.config import register_resolvers
 from panda.app.entry_point import SomeSlidesFailed
 from panda.app.infer import infer
+from panda.app.resolvers import register_resolvers
 from panda.inference.canvas import Canvas, CanvasWriter
 from panda.wsi.geometry import Resolution
 from tests.checkpoints import segmentation_checkpoint

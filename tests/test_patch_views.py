@@ -24,7 +24,7 @@ from panda.models.losses import BCELoss
 from panda.tasks import segmentation
 from panda.tasks.optim import Optim
 from panda.tasks.segmentation import SegmentationTask
-from tests.test_config import composed
+from tests.test_config_check import composed
 from tests.test_train import CARRIED, Data, Named, Tiny
 
 

@@ -10,14 +10,15 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from panda.app.audit import audit
-from panda.app.config import build, check_config
+from panda.app.build import build
+from panda.app.config_check import check_config
 from panda.app.infer import infer
 from panda.app.overrides import typed_arguments
 from panda.app.registry import SLOTS
 from panda.app.train import train
 from panda.errors import ConfigError
 from tests.integration.entry_points import run_door
-from tests.test_config import composed, plain_of
+from tests.test_config_check import composed, plain_of
 
 SENTINEL = "tests.sentinel.Sentinel"
 NODE = f"{{_target_: {SENTINEL}}}"

@@ -39,7 +39,7 @@ from panda.tasks.optim import Optim
 from panda.tasks.segmentation import SegmentationTask
 from panda.wsi.label_maps import find_label_map
 from tests.summaries import make_summary
-from tests.test_config import composed
+from tests.test_config_check import composed
 
 CARRIED: dict[str, Any] = {
     "resolution": {"level": 1, "mpp": None, "train_mpp": [2.0, 2.0, 2.0]},

@@ -21,7 +21,7 @@ from panda.files import hold_lock
 from panda.inference.evaluate import SlideScore
 from panda.inference.score_store import read_scores, write_scores
 from panda.tasks.checkpoint import read_checkpoint, replace_carried
-from tests.test_config import composed
+from tests.test_config_check import composed
 from tests.test_train import CARRIED, trained, weights
 from tests.wandb_log import OfflineRun
 

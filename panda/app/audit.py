@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 
+from panda.app.build import Faults
 from panda.app.command_line import quoted
-from panda.app.config import Faults, check_config
+from panda.app.config_check import check_config
 from panda.app.entry_point import log_to_file, make_folder
 from panda.app.overrides import idle_faults, overrides
 from panda.app.registry import SLOTS, find_undeclared

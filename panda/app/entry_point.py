@@ -16,8 +16,8 @@ from typing import Any, NoReturn
 from omegaconf import DictConfig
 
 from panda.app.command_line import explain
-from panda.app.config import is_multirun, register_resolvers
 from panda.app.overrides import typed_arguments, write_overrides
+from panda.app.resolvers import is_multirun, register_resolvers
 from panda.errors import ConfigError, PandaError
 from panda.files import remove, write_whole
 

@@ -15,9 +15,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from panda.app.config import Faults, check_loss
+from panda.app.build import Faults
 from panda.app.dashboard import SHOWN, log_checkpoints, log_figures, log_pictures, log_slides
 from panda.app.guidance import Guidance, TileSettings
+from panda.app.loss_check import check_loss
 from panda.app.operating_point import CHOICE_KEYS
 from panda.app.overrides import idle_faults
 from panda.app.run import Run, resolution_asked

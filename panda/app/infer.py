@@ -16,7 +16,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from panda.app.config import Faults, check_config
+from panda.app.build import Faults
+from panda.app.config_check import check_config
 from panda.app.entry_point import SomeSlidesFailed, log_to_file, make_folder
 from panda.app.inference_tables import ONLY_UNGRADED, InferenceTables
 from panda.data.manifest import TABLE, SlideRecord, read_manifest

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 from tqdm import tqdm
 
-from panda.app.config import Faults, check_ignoring, check_loss
+from panda.app.build import Faults
 from panda.app.dashboard import (
     log_checkpoints,
     log_csv,
@@ -23,6 +23,7 @@ from panda.app.dashboard import (
     log_slides,
     log_threshold_curve,
 )
+from panda.app.loss_check import check_ignored_pixels, check_loss
 from panda.app.operating_point import (
     CHOICE_KEYS,
     VALIDATION,
@@ -136,7 +137,7 @@ class SegmentationExperiment:
         if self.loss is not None:
             fits = check_loss(self.loss, torch.zeros(2, 1, 8, 8), torch.ones(2, 1, 8, 8), plain["loss"], faults)
             if fits and plain["data"]["ignore_background"]:
-                check_ignoring(self.loss, plain["loss"], faults)
+                check_ignored_pixels(self.loss, plain["loss"], faults)
         if plain["segmentation_checkpoint"] is not None:
             faults.add("segmentation_checkpoint is for task=grading: leave it out, or give task=grading")
         if data is not None:

@@ -14,13 +14,15 @@ import wandb
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
+from panda.app.build import Faults, build
 from panda.app.callbacks import Bar, Clock, LearningRate, MovableCheckpoint, Quiet, SeedOfEpoch
-from panda.app.config import Faults, build, check_config, is_multirun
+from panda.app.config_check import check_config
 from panda.app.dashboard import replay_views
 from panda.app.distributed import device_faults
 from panda.app.entry_point import Interrupted, SomeSlidesFailed, log_to_file, make_folder
 from panda.app.grading import GradingExperiment
 from panda.app.overrides import is_typed, overrides, write_overrides
+from panda.app.resolvers import is_multirun
 from panda.app.run import Experiment, Run
 from panda.app.segmentation import SegmentationExperiment
 from panda.app.tracking import read_metrics, replay, set_wandb_aside

@@ -10,19 +10,19 @@ from panda.app.command_line import quoted
 from panda.app.registry import SLOTS_OF_TASK
 
 
-def value_faults(plain: Mapping[str, Any], door: str) -> list[str]:
+def value_faults(plain: Mapping[str, Any], entry_point: str) -> list[str]:
     """The faults of threshold, task, seed, trainer and name.
 
     Args:
         plain: The resolved configuration; what is of the wrong kind in it is left to the check of types.
-        door: `train`, `infer` or `audit`, which has none of them.
+        entry_point: `train`, `infer` or `audit`, which has none of them.
 
     Returns:
         One sentence a fault, each naming key, value and remedy.
     """
-    if door == "audit":
+    if entry_point == "audit":
         return []
-    if door == "infer":
+    if entry_point == "infer":
         return _threshold_faults(plain.get("threshold"), "checkpoint")
     threshold = plain.get("threshold")
     faults = _threshold_faults(threshold, "auto")

@@ -8,7 +8,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from panda.app.config import Faults, build, check_config, check_ignoring, register_resolvers, run_folder
+from panda.app.build import Faults, build
+from panda.app.config_check import check_config
+from panda.app.loss_check import check_ignored_pixels
+from panda.app.resolvers import register_resolvers, run_folder
 from panda.errors import ConfigError
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -225,11 +228,11 @@ def test_the_folder_of_a_run() -> None:
 def test_a_loss_that_would_learn_ignored_pixels_is_refused() -> None:
     node = {"_target_": "torch.nn.HuberLoss"}
     faults = Faults()
-    check_ignoring(torch.nn.HuberLoss(), node, faults)
+    check_ignored_pixels(torch.nn.HuberLoss(), node, faults)
     with pytest.raises(ConfigError, match=r"data.ignore_background=true: loss=torch.nn.HuberLoss learns"):
         faults.raise_any()
     of_grades = {"cross_entropy", "coral"}
     for option in {path.stem for path in (CONF / "loss").glob("*.yaml")} - of_grades:
         faults = Faults()
-        check_ignoring(build(plain_of(composed(f"loss={option}")), "loss"), node, faults)
+        check_ignored_pixels(build(plain_of(composed(f"loss={option}")), "loss"), node, faults)
         faults.raise_any()

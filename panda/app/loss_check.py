@@ -1,0 +1,58 @@
+"""Try a loss on a few numbers before a run begins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from panda.app.build import Faults
+
+
+def check_loss(loss: nn.Module, logits: Tensor, target: Tensor, node: Mapping[str, Any], faults: Faults) -> bool:
+    """Check that a loss computes a gradient for tensors of the task's shapes.
+
+    Args:
+        loss: The module.
+        logits: Logits of the shape that the task's network returns, wrong everywhere.
+        target: Target of the shape that the task's data has.
+        node: Configuration of the loss, for the message.
+        faults: Takes the fault.
+
+    Returns:
+        Whether the loss fits.
+    """
+    logits = logits.clone().requires_grad_()
+    try:
+        value = loss(logits, target)
+        value.backward()
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        faults.add(f"loss={node['_target_']} does not fit the task: {str(error).splitlines()[0]}")
+        return False
+    fits = logits.grad is not None and bool(logits.grad.any())
+    if not fits:
+        faults.add(
+            f"loss={node['_target_']} gives no gradient for this task's logits {tuple(logits.shape)}: use another loss"
+        )
+    return fits
+
+
+def check_ignored_pixels(loss: nn.Module, node: Mapping[str, Any], faults: Faults) -> None:
+    """Check that a loss skips ignored pixels (target below 0); most losses would learn them as a target.
+
+    Args:
+        loss: A module over logits and target of one class that passed `check_loss`.
+        node: Configuration of the loss, for the message.
+        faults: Takes the fault.
+    """
+    target = torch.tensor([[1.0, -1.0], [0.0, -1.0]]).view(1, 1, 2, 2)
+    logits = torch.zeros(1, 1, 2, 2, requires_grad=True)
+    loss(logits, target).backward()
+    assert logits.grad is not None
+    if bool(logits.grad[target < 0].any()):
+        faults.add(
+            f"data.ignore_background=true: loss={node['_target_']} learns from ignored pixels too; use a loss "
+            "of panda.models.losses"
+        )
