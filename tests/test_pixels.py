@@ -236,7 +236,7 @@ def test_columns_change_the_order_of_reading_and_nothing_else(
         whole = _cut(records[:1], settings, tmp_path / "rows")
         read.clear()
         with monkeypatch.context() as patch:
-            patch.setattr(extraction, "COLUMN_PX", 100)
+            patch.setattr("panda.wsi.grid.COLUMN_PX", 100)
             patch.setattr(Slide, "read", noting)
             columns = _cut(records[:1], settings, tmp_path / "columns")
         assert read != sorted(read, key=lambda place: place[::-1])

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from panda.errors import SlideError
-from panda.wsi.geometry import blocks
+from panda.wsi.geometry import blocks, round_px
 from panda.wsi.slide import Slide
 from panda.wsi.tiff.pyramid import TiffPyramid
 
@@ -68,7 +68,7 @@ def _read(slide: Slide, level: int, window: tuple[int, int, int, int]) -> None:
     """Read x, y, width, height in level px, for its error only."""
     x, y, width, height = window
     downsample = slide.level_downsamples[level]
-    slide.read_region((round(x * downsample), round(y * downsample)), level, (width, height))
+    slide.read_region((round_px(x * downsample), round_px(y * downsample)), level, (width, height))
 
 
 def _spoilt_markers(tiff: TiffPyramid) -> str | None:

@@ -43,10 +43,6 @@ from panda.wsi.tissue import find_tissue
 
 log = logging.getLogger(__name__)
 
-COLUMN_PX = 4096
-"""Width of the columns in which a slide is cut, in px of the level that is read. `panda.wsi.tiff.segments` keeps a
-row of such a column (9 tiles of 512 px and those of the mask) for each of two threads."""
-
 
 class _StoppedError(Exception):
     """Another slide has ended the run."""
@@ -276,8 +272,7 @@ def _write_patches(
     """
     size = (grid.patch_size, grid.patch_size)
     fractions = [0.0] * len(grid)
-    column = grid.level0[:, 0] // round(COLUMN_PX * grid.resolution.level_downsample)
-    for number in np.argsort(column, kind="stable").tolist():
+    for number in grid.reading_order().tolist():
         x, y = grid.level0[number].tolist()
         on_stage("read")
         image = None if slide is None else slide.read(grid.resolution, (x, y), size)

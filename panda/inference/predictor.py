@@ -39,10 +39,6 @@ SAME_MPP = 0.05
 ENGINE = 1
 """A new number whenever the same network and settings would give other last digits: canvases are made anew then."""
 
-COLUMN_PX = 4096
-"""Width in px of the level that is read of the columns in which a slide is mapped: a row of its tiles is kept by the
-reader, and a row of its blocks by the canvas, however wide the slide."""
-
 
 def resolution_for(slide: Slide, asked: Mapping[str, Any]) -> Resolution:
     """The working resolution of a network on one slide.
@@ -79,8 +75,7 @@ def _read_batches(
     Column by column of the slide, each of them row by row.
     """
     starts = range(0, len(grid.working), settings.batch_size)
-    column = grid.level0[:, 0] // round(COLUMN_PX * grid.resolution.level_downsample)
-    order = np.argsort(column, kind="stable")
+    order = grid.reading_order()
     working, level0 = grid.working[order], grid.level0[order]
     with ThreadPoolExecutor(settings.read_threads) as pool:
 

@@ -200,7 +200,7 @@ def write_attention(image: NDArray[np.uint8], view: Resolution, grade: Grade | N
     share = grade.attention / grade.attention.sum()
     colours = COLOUR_MAPS["viridis"]
     fills = coloured(share / share.max(), colours)
-    corners = np.rint(grade.coords / view.downsample).astype(int)
+    corners = round_px(grade.coords / view.downsample)
     side = max(1, round_px(grade.tile_side / view.downsample))
     laid, thick = image.copy(), max(1, round_px(max(image.shape) / 1200))
     for (x, y), colour in zip(corners.tolist(), fills.tolist(), strict=True):
@@ -271,7 +271,7 @@ def _draw_outline(image: NDArray[np.uint8], mask: NDArray[np.bool_], scale: floa
     """Draw the mask's outline into the image: a dark line on a light one, seen on any colour."""
     rings = [ring for polygon in trace(mask) for ring in polygon]
     shift = 4  # binary digits of a fraction of a pixel
-    points = [np.rint((ring * scale - 0.5) * 2**shift).astype(np.int32) for ring in rings]
+    points = [round_px((ring * scale - 0.5) * 2**shift).astype(np.int32) for ring in rings]
     thick = max(1, round_px(max(image.shape) / 1200))
     for colour, thickness in (((255, 255, 255), 2 * thick + 1), (OUTLINE, thick)):
         cv2.polylines(image, points, True, colour, thickness, cv2.LINE_AA, shift)

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from panda.synthetic.scene import Floats, Gland
+from panda.wsi.geometry import round_px
 
 Bytes = NDArray[np.uint8]
 TURNS = 16
@@ -120,7 +121,7 @@ def polygons(shape: tuple[int, int], outlines: Sequence[Floats]) -> Bytes:
     """Fill closed outlines, (N, 2) column and row in px of the picture: 255 inside, soft at the border."""
     mask = np.zeros(shape, np.uint8)
     for outline in outlines:
-        points = np.floor(outline * 16 + 0.5).astype(np.int32).reshape(-1, 1, 2)
+        points = round_px(outline * 16).astype(np.int32).reshape(-1, 1, 2)
         cv2.fillPoly(mask, [points], (255,), lineType=cv2.LINE_8, shift=4)
     return soften(mask)
 
@@ -177,8 +178,8 @@ class _Drawing:
 
     def place(self, kind: NucleusKind, u: float, v: float, angle: float) -> None:
         stock = nuclei(kind, self.mpp)[int(self.rng.random() * VARIANTS)]
-        turn = math.floor(angle / math.pi * TURNS + 0.5) % TURNS
-        blit(self.haema, stock[turn], math.floor(u + 0.5), math.floor(v + 0.5))
+        turn = round_px(angle / math.pi * TURNS) % TURNS
+        blit(self.haema, stock[turn], round_px(u), round_px(v))
 
     def row(self, kind: NucleusKind, depth: float, pitch: float, jitter: float, upright: bool) -> None:
         """A row of nuclei along the outline at a depth; `upright` ones stand across the border."""

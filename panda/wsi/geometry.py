@@ -3,7 +3,7 @@
 Four frames occur in the package, all axis-aligned and all with their origin at the slide's top-left corner:
 level-0 px, level-L px (or any working resolution), mask level-0 px and µm. Coordinates are continuous: pixel
 `i` of a frame covers `[i, i + 1)` and has its centre at `i + 0.5`. Maps stay in floating point; only
-`round_px` turns a coordinate into a pixel index.
+`round_px` turns a coordinate into a pixel index (and `floor_px`, for the pixel that a point is in).
 """
 
 from __future__ import annotations
@@ -43,6 +43,11 @@ def round_px(v: float | NDArray[Any]) -> int | NDArray[np.int64]:
     if isinstance(v, np.ndarray):
         return np.floor(np.asarray(v, dtype=np.float64) + 0.5).astype(np.int64)
     return math.floor(v + 0.5)
+
+
+def floor_px(v: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the pixels that hold continuous coordinates, an int64 array of the shape of `v`."""
+    return np.asarray(np.floor(v), np.int64)
 
 
 def level_scale(size: tuple[int, int], level_size: tuple[int, int]) -> tuple[float, float]:

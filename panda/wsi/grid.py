@@ -13,6 +13,10 @@ from panda.wsi.tissue import TissueMap
 
 Edge = Literal["pad", "shift"]
 
+COLUMN_PX = 4096
+"""Width of the columns in which the tiles of a slide are read, in px of the level that is read. The readers keep a row
+of such a column for each of two threads (9 tiles of 512 px and those of the mask), however wide the slide."""
+
 _TILES_AT_ONCE = 2**12
 
 
@@ -69,6 +73,11 @@ class Grid:
     def __len__(self) -> int:
         """Count the tiles."""
         return len(self.working)
+
+    def reading_order(self) -> NDArray[np.int64]:
+        """Return the order in which to read tiles, (N,) int64: column by column of the slide, each row by row."""
+        column = self.level0[:, 0] // round_px(COLUMN_PX * self.resolution.level_downsample)
+        return np.argsort(column, kind="stable")
 
 
 def tissue_grid(

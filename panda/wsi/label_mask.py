@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from panda.errors import MaskError
-from panda.wsi.geometry import Resolution, blocks, level_scale, mask_frame, round_px
+from panda.wsi.geometry import Resolution, blocks, floor_px, level_scale, mask_frame, round_px
 from panda.wsi.label_maps import LabelMap, find_label_map, tumor_bool_from_gray
 from panda.wsi.slide import SNAP, Slide
 from panda.wsi.tiff.pyramid import TiffPyramid
@@ -129,8 +129,7 @@ class LabelMask:
             # along the axis whose rounded length deviates from the common downsample.
             extent = resolution.size[axis]
             first = round_px(start / resolution.downsample)
-        under: NDArray[np.int64] = np.floor((first + centres) * (mask_length / extent)).astype(np.int64)
-        return under
+        return floor_px((first + centres) * (mask_length / extent))
 
     def _gather(self, level: int, x: NDArray[np.int64], y: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Codes at the ascending columns x and rows y of a mask level."""

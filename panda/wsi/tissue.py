@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from panda.errors import SlideError
 from panda.wsi.appearance import LOOSE, STRICT, Picture
-from panda.wsi.geometry import Resolution, round_px
+from panda.wsi.geometry import Resolution, floor_px, round_px
 from panda.wsi.slide import Slide
 
 OVERVIEW_UM = 8.0
@@ -126,7 +126,7 @@ class TissueMap:
     def _nearest(self, x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
         """The mask's px that hold the points (x, y) of a grid, in px of the mask; False outside of it."""
         out = np.zeros((len(y), len(x)), np.bool_)
-        column, row = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
+        column, row = floor_px(x), floor_px(y)
         columns, rows = (column >= 0) & (column < self.mask.shape[1]), (row >= 0) & (row < self.mask.shape[0])
         out[np.ix_(rows, columns)] = self.mask[np.ix_(row[rows], column[columns])]
         return out
