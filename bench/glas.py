@@ -29,8 +29,8 @@ from panda.data.manifest import SlideRecord, apply_groups, read_groups, read_man
 from panda.errors import PandaError
 from panda.files import read_output_table, write_table
 from panda.inference.evaluate import SlideScore, histograms
-from panda.report.folds import Figure, figures, rows_of
-from panda.report.paired import differences, groups_of, paired_rows
+from panda.report.folds import Figure, compute_figures, read_folds
+from panda.report.paired import choose_groups, compute_differences, pair_rows
 from panda.tasks.metrics import BINS, pixel_histogram
 from panda.tasks.threshold import search_threshold
 from panda.wsi.label_mask import LabelMask
@@ -193,7 +193,7 @@ def table(methods: Mapping[str, Sequence[Row]]) -> str:
         "|---|---|---|---|",
     ]
     for method, rows in methods.items():
-        found = {figure.name: figure for figure in figures(rows, "segmentation")}
+        found = {figure.name: figure for figure in compute_figures(rows, "segmentation")}
         lines.append(f"| {method} | " + " | ".join(shown(found.get(name)) for name in names) + " |")
     return "\n".join(lines)
 
@@ -208,9 +208,9 @@ def shown(figure: Figure | None) -> str:
 
 def paired(names: tuple[str, str], a: Sequence[Row], b: Sequence[Row]) -> str:
     """Say how much better the second method is than the first, slide by slide."""
-    pairs = paired_rows(names, (a, b), "segmentation")
+    pairs = pair_rows(names, (a, b), "segmentation")
     lines = []
-    for found in differences(pairs, groups_of(pairs)[0], "segmentation"):
+    for found in compute_differences(pairs, choose_groups(pairs)[0], "segmentation"):
         if found.provider == "all" and found.difference is not None:
             ends = "" if found.interval is None else " [{:+.3f}, {:+.3f}]".format(*found.interval)
             lines.append(f"{names[1]} less {names[0]}, {found.figure}: {found.difference:+.3f}{ends}")
@@ -244,7 +244,7 @@ def compare_folds(root: Path, sweep: Path, out: Path) -> str:
     for path in sorted(sweep.glob("*/config.yaml")):
         config: Any = OmegaConf.to_container(OmegaConf.load(path))
         jobs.setdefault(str(config["threshold"]), []).append((path.parent, config))
-    ours = {threshold: rows_of([folder for folder, _ in found])[0] for threshold, found in jobs.items()}
+    ours = {threshold: read_folds([folder for folder, _ in found])[0] for threshold, found in jobs.items()}
     level = int(jobs["auto"][0][1]["data"]["level"])
     slides = {record.slide_id: Scene.read(record, level) for record in manifest(root)}
     methods: dict[str, list[Row]] = {name: [] for name in (ALL, COLOUR, PLAIN_HALF, PLAIN)}

@@ -13,8 +13,8 @@ from sklearn.metrics import cohen_kappa_score
 
 from panda.errors import ManifestError, PandaError
 from panda.report.compare import compare, main
-from panda.report.effects import Scored, effects
-from panda.report.paired import differences, quadratic_kappa, signed_rank
+from panda.report.effects import ScoredJob, find_effects
+from panda.report.paired import compute_differences, compute_signed_rank_p, quadratic_kappa
 from tests.summaries import fill_summary
 from tests.test_report_pages import EVIL, check_page
 
@@ -72,7 +72,7 @@ def table(path: Path) -> list[dict[str, str]]:
 def test_a_run_does_not_differ_from_itself(tmp_path: Path) -> None:
     a, b = run_of(tmp_path / "a", rows_of()), run_of(tmp_path / "b", rows_of())
     text = check_page(compare(a, b))
-    assert "these slides do not tell the two apart" in text
+    assert "these slides show no difference between the two" in text
     for row in table(tmp_path / "compare-a-b" / "compare.csv"):
         ends = ("difference", "low", "high") if int(row["groups"]) > 1 else ("difference",)
         assert {float(row[key]) for key in ends} == {0}
@@ -120,7 +120,7 @@ def test_the_interval_agrees_with_scipys_bootstrap() -> None:
         for a, gap in zip(rng.random(40), rng.normal(0.05, 0.1, 40), strict=True)
     ]
     gaps = np.array([float(b["dice"]) - float(a["dice"]) for a, b in pairs])
-    (found, *_) = differences(pairs, [str(k) for k in range(40)], "segmentation")
+    (found, *_) = compute_differences(pairs, [str(k) for k in range(40)], "segmentation")
     theirs = bootstrap((gaps,), np.mean, method="percentile", n_resamples=20_000, rng=1).confidence_interval
     assert found.interval == pytest.approx((theirs.low, theirs.high), abs=0.004)
     assert found.difference == pytest.approx(gaps.mean())
@@ -128,12 +128,12 @@ def test_the_interval_agrees_with_scipys_bootstrap() -> None:
 
 def test_slides_of_a_group_stand_together() -> None:
     gaps, groups = np.array([0.1, 0.3, -0.2, 0.4, 0.5]), np.array(["a", "a", "b", "c", "d"])
-    assert signed_rank(gaps, groups) == wilcoxon([0.2, -0.2, 0.4, 0.5]).pvalue
-    assert signed_rank(gaps[:3], groups[:3]) is None
-    assert signed_rank(np.zeros(5), groups) == 1
+    assert compute_signed_rank_p(gaps, groups) == wilcoxon([0.2, -0.2, 0.4, 0.5]).pvalue
+    assert compute_signed_rank_p(gaps[:3], groups[:3]) is None
+    assert compute_signed_rank_p(np.zeros(5), groups) == 1
     pairs: Any = [({"dice": "0.5"}, {"dice": str(0.5 + gap)}) for gap in [0.1] * 20 + [-0.1] * 20]
     wide, narrow = (
-        differences(pairs, names, "segmentation")[0].interval
+        compute_differences(pairs, names, "segmentation")[0].interval
         for names in ([f"g{k // 10}" for k in range(40)], [str(k) for k in range(40)])
     )
     assert wide is not None
@@ -216,15 +216,15 @@ def test_names_are_not_to_be_trusted(tmp_path: Path) -> None:
 def test_what_a_choice_did_is_parted_from_the_others() -> None:
     """Of patch 64, 0.2 better than 128 in everything, only the worse model was tried with a third value."""
     jobs = [
-        Scored({"patch": patch, "model": model}, base + (0.2 if patch == "64" else 0.0), "")
+        ScoredJob({"patch": patch, "model": model}, base + (0.2 if patch == "64" else 0.0), "")
         for model, base in (("unet", 0.5), ("fpn", 0.45))
         for patch in ("128", "64")
     ]
-    patch, model = effects(jobs, ["model", "patch"])
+    patch, model = find_effects(jobs, ["model", "patch"])
     assert (patch.choice, patch.values) == ("patch", ["64", "128"])
     assert patch.span == pytest.approx(0.2)
     assert (patch.values[patch.best], patch.wins, patch.compared) == ("64", 2, 2)
     assert model.span == pytest.approx(0.05)
     assert model.medians() == pytest.approx([0.55, 0.6])
     # a value that differs in something else as well is laid to neither
-    assert effects([jobs[0], Scored({"patch": "256", "model": "fpn"}, 0.9, "")], ["model", "patch"]) == []
+    assert find_effects([jobs[0], ScoredJob({"patch": "256", "model": "fpn"}, 0.9, "")], ["model", "patch"]) == []

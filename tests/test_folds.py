@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from panda.errors import ManifestError
-from panda.report.folds import figures, main, rows_of
+from panda.report.folds import compute_figures, main, read_folds
 from tests.test_compare import rows_of as drawn_rows
 from tests.test_compare import run_of
 
@@ -14,9 +14,9 @@ from tests.test_compare import run_of
 def test_folds_are_pooled_over_slides_and_not_averaged(tmp_path: Path) -> None:
     rows = drawn_rows(n=9, groups=4)
     folders = [run_of(tmp_path / str(fold), part) for fold, part in enumerate((rows[:2], rows[2:]))]
-    read, task = rows_of(folders)
+    read, task = read_folds(folders)
     assert [row["slide_id"] for row in read] == [row["slide_id"] for row in rows]
-    found = {figure.name: figure for figure in figures(read, task)}
+    found = {figure.name: figure for figure in compute_figures(read, task)}
     tp, fp, fn = (sum(row[key] for row in rows) for key in ("tp_px", "fp_px", "fn_px"))
     assert found["dice"].value == pytest.approx(2 * tp / (2 * tp + fp + fn))
     assert found["dice"].groups == 4
@@ -47,7 +47,7 @@ def test_a_slide_tested_twice_is_refused(tmp_path: Path) -> None:
     rows = drawn_rows(n=3)
     folders = [run_of(tmp_path / name, rows) for name in ("a", "b")]
     with pytest.raises(ManifestError, match=r"s00 was tested in .*a and in .*b: give runs of data.split=kfold"):
-        rows_of(folders)
+        read_folds(folders)
 
 
 @pytest.mark.parametrize(
@@ -68,4 +68,4 @@ def test_runs_whose_figures_mean_different_things_are_refused(
     rows = drawn_rows(n=4)
     folders = [run_of(tmp_path / "a", rows[:2], **one), run_of(tmp_path / "b", rows[2:], **other)]
     with pytest.raises(ManifestError, match=told):
-        rows_of(folders)
+        read_folds(folders)

@@ -22,10 +22,10 @@ from panda.report.agreement import agreement_chart
 from panda.report.charts import Bar, Line, bar_chart, line_chart, ticks
 from panda.report.figure_tables import splits_table
 from panda.report.inference_page import write_inference_page
-from panda.report.run_folder import inside, link, natural, number, read_picture
+from panda.report.run_folder import find_subfolder, link, natural_key, number, read_picture
 from panda.report.run_page import write_run_page
 from panda.report.slide_page import write_slide_page
-from panda.report.sweep_jobs import ranked, read_jobs
+from panda.report.sweep_jobs import rank_jobs, read_jobs
 from panda.report.sweep_page import write_sweep
 from panda.report.table import figure_name, show
 from tests.summaries import fill_summary, make_summary
@@ -195,7 +195,7 @@ def test_pages_are_harmless_whatever_a_slide_is_called(run: Path) -> None:
     slide = run / "slides" / EVIL / "slide.html"
     assert "<script>alert" not in check_page(slide)
     assert link("slides", EVIL, "slide.html") in text
-    assert inside(run / "slides", "../..") is None
+    assert find_subfolder(run / "slides", "../..") is None
 
 
 def test_slide_pages_are_made_again_only_when_out_of_date(run: Path) -> None:
@@ -341,7 +341,7 @@ def test_slide_page_gives_the_reason_for_unknown_areas(tmp_path: Path) -> None:
 
 
 def test_slide_page_says_how_tissue_was_found_where_that_matters(tmp_path: Path) -> None:
-    said = {"strict": [], "loose": ["loose rule only"], "whole": ["the whole slide counts as tissue"]}
+    said = {"strict": [], "loose": ["only with the loose rule"], "whole": ["the whole slide counts as tissue"]}
     for how in said:
         text = write_slide_page(_slide(tmp_path / how, tissue_how=how)).read_text()
         for other, words in said.items():
@@ -455,7 +455,7 @@ def test_jobs_are_paired_with_the_best_on_the_slides_of_validation(tmp_path: Pat
         expected = [gap.mean(), gap.mean() - half, gap.mean() + half]
         assert [float(value) for value in found[job]] == pytest.approx(expected, abs=0.002)
     assert float(found["1"][2]) < 0 < float(found["2"][2])
-    assert "tell it from all but 1 of the 2 jobs" in text
+    assert "differs from all but 1 of the 2 jobs" in text
     assert "the best</td>" in text
     assert "not scored on the same pixels" in text
 
@@ -492,7 +492,7 @@ def test_a_fold_whose_validation_has_no_cancer_is_neither_the_best_nor_left_out(
     assert float(row["test_dice_mean_slide_mean"]) == pytest.approx(0.5)
     assert float(row["val_fp_mm2_benign_slides_mean"]) == pytest.approx(2.5)
     assert "0.600 to 0.600, of 1" in text
-    assert [job.name for job in ranked(read_jobs(tmp_path))] == ["0", "2", "1"]
+    assert [job.name for job in rank_jobs(read_jobs(tmp_path))] == ["0", "2", "1"]
 
 
 def test_a_job_that_was_killed_is_not_called_failed(tmp_path: Path) -> None:
@@ -582,7 +582,7 @@ def test_charts_of_one_point_or_none() -> None:
 
 
 def test_names_sort_as_people_count() -> None:
-    assert sorted(["10", "9", "job", "1a"], key=natural) == ["1a", "9", "10", "job"]
+    assert sorted(["10", "9", "job", "1a"], key=natural_key) == ["1a", "9", "10", "job"]
     assert number("inf") is None
     assert number("1e-3") == 0.001
 

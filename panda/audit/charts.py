@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from panda.audit.summary import OTHER
 from panda.report.column_chart import column_chart
-from panda.report.run_folder import natural, number
+from panda.report.run_folder import natural_key, number
 from panda.report.table import Cell, Head, Table, cell
 
 Rows = Mapping[str, Sequence[Mapping[str, str]]]
@@ -59,7 +59,9 @@ def provider_table(by: Rows) -> Table:
 
 def distributions(by: Rows) -> list[Markup]:
     """Charts of grades, sizes, tissue and cancer by provider; those without a figure are left out."""
-    grades = sorted({row.get("isup_grade", "") for rows in by.values() for row in rows} & set("012345"), key=natural)
+    grades = sorted(
+        {row.get("isup_grade", "") for rows in by.values() for row in rows} & set("012345"), key=natural_key
+    )
     counts = [(p, [sum(row.get("isup_grade") == grade for row in rows) for grade in grades]) for p, rows in by.items()]
     charts = [
         column_chart("ISUP grades", grades, counts, "ISUP grade, as the table gives it"),

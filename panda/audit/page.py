@@ -16,7 +16,7 @@ from panda.audit.summary import SUMMARY, AuditSummary
 from panda.audit.tables import AUDIT, FINDINGS_TABLE, GROUPS, PAIRS
 from panda.data.findings import FINDINGS, REFUSED_ROWS, Severity
 from panda.files import read_output_table
-from panda.report.page import need_folder, write_page
+from panda.report.page import require_folder, write_page
 from panda.report.run_folder import Picture, link, number, read_picture
 from panda.report.slide_page import Card
 from panda.report.table import Cell, Head, Table, cell, show
@@ -264,7 +264,7 @@ def write_audit_page(folder: Path, steps: Sequence[str] = ()) -> Path:
         PandaError: If there is no such folder.
     """
     path = Path(folder).absolute()
-    need_folder(path)
+    require_folder(path)
     left = _Folder(path)
     summary = left.summary
     by_provider = rows_by_provider(list(left.rows.values()), list(summary.providers) if summary else [])

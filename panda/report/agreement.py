@@ -1,4 +1,4 @@
-"""How far the tumour areas that were found agree with the labelled ones."""
+"""Draw the agreement of predicted and labelled tumour areas."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Agreement:
     """Differences of paired areas (Bland and Altman 1986, "Statistical methods for assessing agreement").
 
     Attributes:
-        bias: Mean of found less labelled, mm².
-        low: Lower limit of agreement, mm²: the bias less 1.96 standard deviations of the differences; and
-        high: The upper one. Of slides like these about 95 % lie between them, if the differences are about normal.
+        bias: Mean of predicted less labelled area, mm².
+        low: Lower limit of agreement, mm²: the bias less 1.96 standard deviations of the differences.
+        high: Upper limit. About 95 % of such slides are between the limits if the differences are about normal.
     """
 
     bias: float
@@ -30,8 +30,8 @@ class Agreement:
     high: float
 
     @classmethod
-    def of(cls, differences: Sequence[float]) -> Agreement | None:
-        """Find bias and limits; None for fewer than three slides, whose spread says nothing."""
+    def from_differences(cls, differences: Sequence[float]) -> Agreement | None:
+        """Compute bias and limits; None for fewer than three slides, whose spread means nothing."""
         if len(differences) < 3:
             return None
         bias, spread = fmean(differences), stdev(differences)
@@ -39,20 +39,20 @@ class Agreement:
 
 
 def agreement_chart(rows: Sequence[Mapping[str, Any]]) -> Markup:
-    """Draw the difference of found and labelled tumour against their mean, a dot a slide.
+    """Draw the difference of predicted and labelled tumour area against their mean, one dot for each slide.
 
     Args:
-        rows: Slides, each with `slide_id`, `tumor_mm2`, `true_tumor_mm2` and, where known, `provider`.
+        rows: Slides, each with `slide_id`, `tumor_mm2`, `true_tumor_mm2` and, if known, `provider`.
 
     Returns:
-        A `<figure>` with inline SVG; empty where fewer than three slides have both areas.
+        A `<figure>` with inline SVG; empty if fewer than three slides have both areas.
     """
     slides = []
     for row in rows:
         found, true = number(row.get("tumor_mm2")), number(row.get("true_tumor_mm2"))
         if found is not None and true is not None:
             slides.append((str(row.get("slide_id")), str(row.get("provider") or "slides"), found, true))
-    agreement = Agreement.of([found - true for _, _, found, true in slides])
+    agreement = Agreement.from_differences([found - true for _, _, found, true in slides])
     if agreement is None:
         return Markup("")
     left, top, right, bottom, width, height = 70, 14, 930, 300, 1100, 350

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from panda.report.effects import Effect
 from panda.report.page import ENVIRONMENT
 
-# Okabe and Ito's colours (2008), the yellow left out for want of contrast on white: told apart with any colour vision.
+# Okabe and Ito's colours (2008), distinct with any color vision, without the yellow, which has no contrast on white.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5b4b9a", "#444444")
 TRAIN, VALIDATION, TEST = "#7a8194", "#0072b2", "#3b2f7d"
 GREY = "#c3c6ce"
@@ -23,11 +23,11 @@ class Line:
     """One line of a chart.
 
     Args:
-        name: In the legend.
-        xs: Where its points lie, ascending.
-        ys: As many values.
-        colour: Of the line.
-        marks: Points that stand out: x, y, and what is said when they are pointed at.
+        name: Name in the legend.
+        xs: X of its points, ascending.
+        ys: Y of its points.
+        colour: Color of the line.
+        marks: Highlighted points: x, y, and the text of their tooltip.
     """
 
     name: str
@@ -42,12 +42,12 @@ class Bar:
     """One row of a chart of figures.
 
     Args:
-        name: At the left.
+        name: Label at the left.
         value: The figure.
         low: Lower end of its interval, or None.
         high: Upper end of its interval, or None.
-        other: A second figure to set beside it, or None.
-        href: Where a click on the name leads.
+        other: A second figure in the same row, or None.
+        href: Link of the name.
     """
 
     name: str
@@ -64,7 +64,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     Args:
         low: Lowest value to show.
         high: Highest value to show.
-        about: How many values are wanted.
+        about: Wanted number of values.
 
     Returns:
         Multiples of 1, 2, 2.5 or 5 times a power of ten that span `low` to `high`.
@@ -77,7 +77,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def axis_label(value: float) -> str:
-    """Write a value of an axis."""
+    """Write the label of a value of an axis."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
@@ -94,17 +94,17 @@ def line_chart(
     """Draw lines over a common axis.
 
     Args:
-        title: Above the chart.
-        lines: The lines, the first uppermost; those without a point are left out. Lines of one name share an entry
-            in the legend.
-        x_label: Below the axis.
-        y_range: What the y axis spans at least; the data's range where it is None.
-        mark: X and text of an upright dashed line.
-        whole_x: Whether x counts things, so that only whole numbers are labelled.
+        title: Title above the chart.
+        lines: The lines, the first on top. Lines without a point are left out, and lines with the same name share an
+            entry in the legend.
+        x_label: Label below the axis.
+        y_range: Least range of the y axis; None for the range of the data.
+        mark: X and text of a vertical dashed line.
+        whole_x: Whether only whole numbers are labelled on the x axis.
         size: Width and height in px.
 
     Returns:
-        A `<figure>` with inline SVG; empty where no line has a point.
+        A `<figure>` with inline SVG; empty if no line has a point.
     """
     lines = [line for line in lines if line.xs]
     if not lines:
@@ -153,12 +153,12 @@ def bar_chart(title: str, bars: Sequence[Bar], names: tuple[str, str]) -> Markup
     """Draw figures between 0 and 1 (or from −1, as κ may be) as dots with their intervals, one a row.
 
     Args:
-        title: Above the chart.
+        title: Title above the chart.
         bars: The rows, from top to bottom.
         names: What `value` and `other` are, for the legend.
 
     Returns:
-        A `<figure>` with inline SVG; empty where there is no row.
+        A `<figure>` with inline SVG; empty if there is no row.
     """
     if not bars:
         return Markup("")
@@ -193,13 +193,13 @@ def paired_chart(
     """Draw a figure between 0 and 1 of the same slides in two runs: against each other, and its differences sorted.
 
     Args:
-        title: Above the chart.
+        title: Title above the chart.
         slides: Slide, provider, and the figure in either run.
         names: Of the runs.
         colours: Of the providers.
 
     Returns:
-        A `<figure>` with inline SVG; empty where there is no slide.
+        A `<figure>` with inline SVG; empty if there is no slide.
     """
     if not slides:
         return Markup("")
@@ -249,7 +249,7 @@ def effect_chart(effect: Effect, reading: str, y_range: tuple[float, float]) -> 
 
     Args:
         effect: What the choice did.
-        reading: What is to be read from it, beside the title.
+        reading: What the chart shows, after the title.
         y_range: What the y axis spans at least: one for all choices of a sweep, so that they can be compared.
 
     Returns:

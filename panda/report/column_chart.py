@@ -30,7 +30,7 @@ def column_chart(
         size: Width and height in px.
 
     Returns:
-        A `<figure>` with inline SVG; empty where nothing was counted.
+        A `<figure>` with inline SVG; empty if nothing was counted.
     """
     colours = dict(zip((name for name, _ in series), itertools.cycle(PALETTE), strict=False))
     series = [(name, counts) for name, counts in series if any(counts)]

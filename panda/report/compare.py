@@ -1,4 +1,4 @@
-"""Two runs on the same test slides: `python -m panda.report.compare runs/A runs/B`."""
+"""Compare two runs on the same test slides: `python -m panda.report.compare runs/A runs/B`."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import Any
 from panda.errors import ManifestError, PandaError
 from panda.files import read_output_table, write_table
 from panda.report.charts import PALETTE, paired_chart
-from panda.report.page import need_folder, write_page
-from panda.report.paired import Difference, differences, groups_of, paired_rows
-from panda.report.run_folder import inside, link, number, read_picture, read_text
+from panda.report.page import require_folder, write_page
+from panda.report.paired import Difference, choose_groups, compute_differences, pair_rows
+from panda.report.run_folder import find_subfolder, link, number, read_picture, read_text
 from panda.report.run_summary import RunSummary, SegmentationSummary, read_summary
 from panda.report.sweep_jobs import read_choices
 from panda.report.table import UNITS, Cell, Head, Table, cell, figure_kind, figure_name, show
 
 SHOWN = 4
-"""Slides on either side whose maps are set beside each other."""
+"""Number of slides on either side whose maps are shown."""
 FEW_GROUPS = 6
-"""Below as many a signed-rank test cannot reach p < 0.05, and a bootstrap's interval is too narrow."""
+"""With fewer groups a signed-rank test cannot reach p < 0.05, and a bootstrap interval is too narrow."""
 _RESOLUTION = ("level", "mpp", "mpp_override")
 
 Pair = tuple[Mapping[str, str], Mapping[str, str]]
@@ -35,7 +35,7 @@ def read_tested(folder: Path) -> RunSummary:
     Raises:
         ManifestError: If the folder holds no such run.
     """
-    need_folder(folder)
+    require_folder(folder)
     summary, fault = read_summary(folder)
     if summary is None:
         raise ManifestError(f"{folder} holds no finished run: {fault}")
@@ -76,26 +76,24 @@ def compare(a: Path, b: Path, output: Path | None = None) -> Path:
         a: Folder of the first run.
         b: Folder of the second; differences are the second less the first.
         output: Gets `compare.html`, `compare.csv` (figures) and `compare_slides.csv`; None for
-            `compare-A-B` beside the second run.
+            `compare-A-B` next to the second run.
 
     Returns:
         The page.
 
     Raises:
-        PandaError: A folder holds no finished run, or the runs cannot be paired: other slides, truth, resolution.
+        PandaError: If a folder holds no finished run, or slides, truth or resolution of the runs differ.
     """
     a, b = Path(a).absolute(), Path(b).absolute()
     summaries = read_tested(a), read_tested(b)
     check_alike((a, b), summaries)
     task = summaries[0].task
     names = _names(a, b)
-    pairs = paired_rows(
-        names, (read_output_table(a / "test_slides.csv"), read_output_table(b / "test_slides.csv")), task
-    )
+    pairs = pair_rows(names, (read_output_table(a / "test_slides.csv"), read_output_table(b / "test_slides.csv")), task)
     if not pairs:
         raise ManifestError(f"{a / 'test_slides.csv'} holds no slide: nothing can be compared")
-    groups, agreed = groups_of(pairs)
-    found = differences(pairs, groups, task)
+    groups, agreed = choose_groups(pairs)
+    found = compute_differences(pairs, groups, task)
     output = Path(output).absolute() if output else b.parent / f"compare-{'-'.join(names)}".replace(" ", "-")
     write_table(output / "compare.csv", [_figure_row(difference) for difference in found])
     slides = _slide_rows(pairs, groups, task)
@@ -125,7 +123,7 @@ def compare(a: Path, b: Path, output: Path | None = None) -> Path:
 
 
 def _names(a: Path, b: Path) -> tuple[str, str]:
-    """Short names that differ; the number of a job says that it is one."""
+    """Return short names that differ; a number is called a job."""
     one, other = (f"job {path.name}" if path.name.isdecimal() else path.name for path in (a, b))
     return (one, other) if one != other else (f"{a.parent.name} {one}", f"{b.parent.name} {other}")
 
@@ -159,39 +157,39 @@ def _ends(row: Mapping[str, Any]) -> tuple[float, float] | None:
 def _notes(pairs: Sequence[Pair], agreed: bool) -> list[str]:
     notes = []
     if not agreed:
-        notes.append("The runs know different groups of slides; the intervals are drawn by the fewer, larger ones.")
+        notes.append("The runs have different groups of slides. The intervals use the fewer, larger ones.")
     if all(one.get("group", one["slide_id"]) == one["slide_id"] for one, _ in pairs):
-        notes.append("No patients are known: slides count as independent, which makes intervals too narrow if not so.")
+        notes.append("No patients are known, so slides count as independent. Intervals are too narrow if they are not.")
     if len(pairs) < 20:
-        notes.append(f"With {len(pairs)} slides only large differences can be told from chance.")
+        notes.append(f"With {len(pairs)} slides only large differences can be distinguished from chance.")
     return notes
 
 
 def _lead(head: Difference, names: tuple[str, str]) -> str:
-    """The first figure in a sentence."""
+    """Write the first figure in a sentence."""
     if head.difference is None:
         return f"{figure_name(head.figure)} is undefined on these slides."
     text = f"{figure_name(head.figure)}: {names[1]} less {names[0]} is {head.difference:+.3f}"
     if head.interval is None:
-        return f"{text}; one group of slides gives no interval."
+        return f"{text}; an interval needs at least two groups of slides, there is 1."
     low, high = head.interval
     text += f", 95 % interval {low:+.3f} to {high:+.3f}"
     if head.p is not None:
         text += f", Wilcoxon p {'< 0.001' if head.p < 0.001 else f'= {head.p:.3f}'}"
     better = names[1 if low > 0 else 0]
     if low <= 0 <= high:
-        return f"{text}. The interval holds zero: these slides do not tell the two apart."
+        return f"{text}. The interval contains zero, so these slides show no difference between the two."
     if head.groups < FEW_GROUPS or (head.p is not None and head.p >= 0.05):
-        return f"{text}. {better} looks better, but {head.groups} groups are too few, or too unlike, to be sure."
+        return f"{text}. {better} looks better, but {head.groups} groups are too few or too different to be sure."
     return f"{text}. {better} is better on slides like these."
 
 
 def _choices(a: Path, b: Path, names: tuple[str, str]) -> Table:
-    """What was typed for one run and not for the other."""
+    """Lay out the overrides in which the runs differ."""
     typed = [read_choices(read_text(folder / "overrides.txt")) for folder in (a, b)]
     keys = [key for key in dict.fromkeys([*typed[0], *typed[1]]) if key != "name"]
     differ = [key for key in keys if typed[0].get(key) != typed[1].get(key)]
-    rows = [[Cell(key), *(Cell(side.get(key, ""), why="left as it is by default") for side in typed)] for key in differ]
+    rows = [[Cell(key), *(Cell(side.get(key, ""), why="the default") for side in typed)] for key in differ]
     return Table([Head("Choice"), Head(names[0]), Head(names[1])], rows, sortable=False)
 
 
@@ -221,7 +219,7 @@ def _figures(found: Sequence[Difference], names: tuple[str, str]) -> Table:
     return Table(heads, rows)
 
 
-_NO_TEST = "tested is the Dice of slides alone, with at least 3 groups"
+_NO_TEST = "only the Dice of slides is tested, with at least 3 groups"
 
 
 def _slide_table(rows: Sequence[Mapping[str, Any]], names: tuple[str, str], task: str) -> Table:
@@ -248,7 +246,7 @@ def _slide_table(rows: Sequence[Mapping[str, Any]], names: tuple[str, str], task
 def _sides(
     folders: tuple[Path, Path], output: Path, rows: Sequence[Mapping[str, Any]], names: tuple[str, str]
 ) -> list[tuple[str, list[tuple[str, list[tuple[Any, str, str]]]]]]:
-    """The slides on which the runs differ most, each with the overlay of either run."""
+    """Choose the slides on which the runs differ most, each with the overlay of either run."""
     scored = sorted((row for row in rows if row["dice_difference"]), key=lambda row: row["dice_difference"])
     worse = [row for row in scored[:SHOWN] if row["dice_difference"] < 0]
     better = [row for row in scored[::-1][:SHOWN] if row["dice_difference"] > 0]
@@ -258,7 +256,7 @@ def _sides(
         for row in chosen:
             pictures = []
             for folder, name, side in zip(folders, names, "ab", strict=True):
-                home = inside(folder / "slides", row["slide_id"])
+                home = find_subfolder(folder / "slides", row["slide_id"])
                 picture = read_picture(home / "overlay.png", 560) if home else None
                 if picture and home:
                     at = _address(home / "overlay.png", output)
@@ -271,19 +269,23 @@ def _sides(
 
 
 def _address(path: Path, start: Path) -> str:
-    """A relative address, safe for any name."""
+    """Return a relative address that is safe for any name."""
     parts = Path(os.path.relpath(path, start)).parts
     return "/".join(part if part == ".." else link(part) for part in parts)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the comparison and says where; 1, and why, where the runs cannot be compared."""
+    """Write the comparison and print its path.
+
+    Returns:
+        The exit status: 1 if the runs cannot be compared, which is then explained.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m panda.report.compare", description="Compare two runs on the same test slides, slide by slide."
     )
     parser.add_argument("a", type=Path, help="folder of a finished run")
     parser.add_argument("b", type=Path, help="folder of another; differences are this one less the first")
-    parser.add_argument("--output", type=Path, help="where the page and tables go; compare-A-B beside B if left out")
+    parser.add_argument("--output", type=Path, help="folder for the page and tables; default compare-A-B next to B")
     asked = parser.parse_args(arguments)
     try:
         page = compare(asked.a, asked.b, asked.output)

@@ -1,4 +1,4 @@
-"""Threshold curve and reliability diagram: tables for programs, pictures for people."""
+"""Write threshold curve and reliability diagram, each as a table and as a picture."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def write_threshold_curve(
     """Write the scores at every threshold as a table and as a picture.
 
     The table has a row a threshold: threshold, dice_pooled (which is the pixels' F1 too), dice_mean_slide, iou,
-    precision, recall, youden, cost (where the choice has a cost ratio), tp, fp, fn (pixels over all slides); and the
+    precision, recall, youden, cost (if the choice has a cost ratio), tp, fp, fn (pixels over all slides); and the
     criterion of each provider that has a threshold of its own. A score that is 0 / 0 is empty. Either file is whole
     or absent.
 
@@ -49,7 +49,7 @@ def write_threshold_curve(
         choice: Marked in the picture, with its interval as a band and the providers' own thresholds.
         csv_path: The table; folders are made.
         png_path: The picture.
-        providers: Slide to provider; needed where the choice has thresholds by provider.
+        providers: Slide to provider; needed if the choice has thresholds by provider.
     """
     total = curve(*pooled(hists))
     columns: dict[str, NDArray[Any]] = {
@@ -75,7 +75,7 @@ def write_threshold_curve(
 
 def _write_columns(path: Path, columns: Mapping[str, NDArray[Any]]) -> None:
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)
-    write_table(path, [dict(zip(columns, map(_known, row), strict=True)) for row in rows])
+    write_table(path, [dict(zip(columns, map(_none_if_nan, row), strict=True)) for row in rows])
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -106,11 +106,11 @@ def _threshold_picture(columns: Mapping[str, NDArray[Any]], choice: ThresholdCho
         title = f"Threshold {choice.value:.3f}: {CRITERIA[choice.criterion]} {choice.score:.3f}\n{choice.chosen_on}"
         axes.plot([choice.value], [choice.score], "o", color="black", markersize=9, label="chosen threshold")
     axes.set_title(title, fontsize=14, loc="left", wrap=True)
-    _dress(figure, axes, "Threshold on the probability of cancer", "Score")
+    _style_axes(figure, axes, "Threshold on the probability of cancer", "Score")
     return figure
 
 
-def _dress(figure: Figure, axes: Axes, x_label: str, y_label: str) -> None:
+def _style_axes(figure: Figure, axes: Axes, x_label: str, y_label: str) -> None:
     axes.set_xlabel(x_label, fontsize=15)
     axes.set_ylabel(y_label, fontsize=15)
     axes.set_xlim(0, 1)
@@ -127,12 +127,12 @@ def write_calibration(
 ) -> None:
     """Write the reliability of the probabilities, as they are and at a temperature.
 
-    The table has a row a split and bin: split, scaled (1: at the temperature), low, high (ends of the bin), pixels,
-    probability (their mean), cancer (their share of cancer); the last two are empty where there are no pixels.
+    The table has a row for each split and bin: split, scaled (1: at the temperature), low, high (ends of the bin),
+    pixels, probability (their mean), cancer (their share of cancer). The last two are empty without pixels.
 
     Args:
         hists: Split (validation, test) to its pooled (2, BINS).
-        temperature: T; None where there is none: then there are no scaled rows.
+        temperature: T, or None for no scaled rows.
         csv_path: The table; folders are made.
         png_path: The picture, a panel a split.
     """
@@ -148,8 +148,8 @@ def write_calibration(
             "low": k / RELIABILITY_BINS,
             "high": (k + 1) / RELIABILITY_BINS,
             "pixels": int(found.pixels[k]),
-            "probability": _known(float(found.probability[k])),
-            "cancer": _known(float(found.cancer[k])),
+            "probability": _none_if_nan(float(found.probability[k])),
+            "cancer": _none_if_nan(float(found.cancer[k])),
         }
         for (split, scaled), found in drawn.items()
         for k in range(RELIABILITY_BINS)
@@ -158,7 +158,7 @@ def write_calibration(
     _save(_calibration_picture(drawn, list(hists), temperature), png_path)
 
 
-def _known(value: float) -> float | None:
+def _none_if_nan(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
@@ -168,13 +168,13 @@ def _calibration_picture(
     figure = Figure(figsize=(6.2 * len(splits), 6.6), dpi=120, layout="constrained")
     for place, split in enumerate(splits, start=1):
         axes = figure.add_subplot(1, len(splits), place)
-        axes.plot([0, 1], [0, 1], color="#9298a6", linewidth=1.2, label="says what is so")
+        axes.plot([0, 1], [0, 1], color="#9298a6", linewidth=1.2, label="perfect calibration")
         plain = drawn[split, False]
         share = plain.pixels / max(1, plain.pixels.sum())
         middles = (np.arange(RELIABILITY_BINS) + 0.5) / RELIABILITY_BINS
         axes.bar(middles, share, 0.9 / RELIABILITY_BINS, color="#d5d8df", zorder=0, label="share of the pixels")
         for scaled, label, colour, style in (
-            (False, "as the network says", "#0b3c8c", "o-"),
+            (False, "uncalibrated", "#0b3c8c", "o-"),
             (True, f"at temperature {temperature:.2f}" if temperature else "", "#c8511b", "s--"),
         ):
             found = drawn.get((split, scaled))

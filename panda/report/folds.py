@@ -1,7 +1,7 @@
-"""The folds of a cross-validation as one figure: `python -m panda.report.folds runs/…/0 runs/…/1 …`.
+"""Pool the folds of a cross-validation: `python -m panda.report.folds runs/…/0 runs/…/1 …`.
 
-Each slide was tested once, at the threshold of its fold. The figures are of all of them together, with intervals over
-groups: five figures of two slides each say less.
+Each slide was tested once, at the threshold of its fold. The figures are computed over all slides together, with
+intervals over groups, because five figures of two slides each say less.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from panda.errors import ManifestError, PandaError
 from panda.files import read_output_table
 from panda.report.compare import check_alike, read_tested
-from panda.report.paired import FIGURES, value_of
+from panda.report.paired import FIGURES, read_value
 from panda.tasks.bootstrap import RESAMPLES, bootstrap_interval
 
 
@@ -27,10 +27,10 @@ class Figure:
 
     Attributes:
         name: Its key.
-        slides: How many bear on it.
-        groups: Of how many groups.
+        slides: Number of slides that have it.
+        groups: Number of their groups.
         value: The figure.
-        interval: 95 %, bootstrap over groups; None with fewer than two of them.
+        interval: Bootstrap 95 % interval over groups; None with fewer than two of them.
     """
 
     name: str
@@ -40,43 +40,43 @@ class Figure:
     interval: tuple[float, float] | None
 
 
-def figures(rows: Sequence[Mapping[str, str]], task: str, seed: int = 0) -> list[Figure]:
-    """Give the figures over rows of `test_slides.csv`.
+def compute_figures(rows: Sequence[Mapping[str, str]], task: str, seed: int = 0) -> list[Figure]:
+    """Compute the figures over rows of `test_slides.csv`.
 
     Args:
-        rows: One a slide.
+        rows: One for each slide.
         task: `segmentation` or `grading`.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
 
     Returns:
-        Those of `panda.report.paired.FIGURES`; one that no slide bears on is left out.
+        Those of `panda.report.paired.FIGURES`, without figures that no slide has.
     """
     names = np.array([row.get("group") or row["slide_id"] for row in rows])
     found = []
     for name, columns, statistic in FIGURES[task]:
-        values = np.array([[value_of(row, column) for column in columns] for row in rows]).reshape(-1, len(columns))
-        bears = np.isfinite(values).all(axis=1)
-        if not bears.any():
+        values = np.array([[read_value(row, column) for column in columns] for row in rows]).reshape(-1, len(columns))
+        has_it = np.isfinite(values).all(axis=1)
+        if not has_it.any():
             continue
-        groups = names[bears]
-        ends = bootstrap_interval(values[bears], groups, seed=seed, statistic=statistic, n=RESAMPLES)
+        groups = names[has_it]
+        ends = bootstrap_interval(values[has_it], groups, seed=seed, statistic=statistic, n=RESAMPLES)
         interval = None if np.isnan(ends).any() else ends
-        value = statistic(values[bears])
-        found.append(Figure(name, int(bears.sum()), len(set(groups.tolist())), value, interval))
+        value = statistic(values[has_it])
+        found.append(Figure(name, int(has_it.sum()), len(set(groups.tolist())), value, interval))
     return found
 
 
-def rows_of(folders: Sequence[Path]) -> tuple[list[dict[str, str]], str]:
-    """Read the test slides of runs whose test slides are apart.
+def read_folds(folders: Sequence[Path]) -> tuple[list[dict[str, str]], str]:
+    """Read the test slides of runs that tested different slides.
 
     Args:
-        folders: Of finished runs, one a fold.
+        folders: Folders of finished runs, one for each fold.
 
     Returns:
         The rows of all, and the task.
 
     Raises:
-        ManifestError: A folder holds no finished run, a slide was tested in two of them, or their tasks, targets or
+        ManifestError: If a folder holds no finished run, a slide was tested in two of them, or their tasks, targets or
             resolutions differ.
     """
     summaries = [read_tested(folder) for folder in folders]
@@ -90,7 +90,7 @@ def rows_of(folders: Sequence[Path]) -> tuple[list[dict[str, str]], str]:
             if slide_id in tested:
                 raise ManifestError(
                     f"{slide_id} was tested in {tested[slide_id]} and in {folder}: give runs of data.split=kfold that "
-                    "differ in data.fold alone"
+                    "differ only in data.fold"
                 )
             tested[slide_id] = folder
             rows.append(row)
@@ -100,14 +100,14 @@ def rows_of(folders: Sequence[Path]) -> tuple[list[dict[str, str]], str]:
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m panda.report.folds", description=__doc__)
-    parser.add_argument("runs", type=Path, nargs="+", help="folders of finished runs, one a fold")
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of finished runs, one for each fold")
     try:
         runs = parser.parse_args().runs
-        rows, task = rows_of(runs)
+        rows, task = read_folds(runs)
     except PandaError as error:
         sys.exit(f"error: {error}")
     print(f"{len(rows)} slides of {len(runs)} runs, each tested once")
-    for figure in figures(rows, task):
+    for figure in compute_figures(rows, task):
         ends = "no interval: one group" if figure.interval is None else "[{:.3f}, {:.3f}]".format(*figure.interval)
         print(f"{figure.name:22} {figure.value:.3f}  {ends}  {figure.slides} slides, {figure.groups} groups")
 

@@ -1,4 +1,4 @@
-"""The page of an inference: all slides with their figures, what was left undone, and what made the maps."""
+"""Write the page of an inference: all slides with their figures, failures, and the settings of the maps."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from panda.files import read_output_table
 from panda.report.agreement import agreement_chart
-from panda.report.page import need_folder, write_page
-from panda.report.run_folder import number, read_json, sequence
+from panda.report.page import require_folder, write_page
+from panda.report.run_folder import as_list, number, read_json
 from panda.report.run_page import failure_table
 from panda.report.slide_page import ONE_SLIDE, Card, slide_table
 from panda.report.table import show
@@ -31,8 +31,8 @@ _COLUMNS = (
     "in_sample",
 )
 _SEEN = {
-    "training": "The network was trained on {} of these slides: what it found there says little of slides new to it.",
-    "validation": "The epoch and the threshold were chosen on {} of these slides: the figures there flatter.",
+    "training": "The network was trained on {} of these slides, so their results say little about new slides.",
+    "validation": "The epoch and the threshold were chosen on {} of these slides, so their figures are too good.",
 }
 _NO_MM2 = "µm/px of the slide is unknown"
 _WHY = {
@@ -47,24 +47,24 @@ _WHY = {
 }
 
 
-def _plain(value: Any) -> str:
+def _write_value(value: Any) -> str:
     """Write a value of `inference.json` on one line."""
     if isinstance(value, Mapping):
-        texts = {str(k).replace("_", " "): _plain(v) for k, v in value.items()}
+        texts = {str(k).replace("_", " "): _write_value(v) for k, v in value.items()}
         return ", ".join(f"{k} {text}" for k, text in texts.items() if text)
     if isinstance(value, list):
-        return ", ".join(dict.fromkeys(_plain(v) for v in value))
+        return ", ".join(dict.fromkeys(_write_value(v) for v in value))
     if isinstance(value, float):
         return f"{value:.4g}"
     return "" if value is None else str(value)
 
 
 def _cards(rows: list[dict[str, str]], failed: set[str]) -> list[Card]:
-    told = [r for r in rows if r.get("tissue_how") != "whole"]
-    tumor = [a for r in told if (a := number(r.get("tumor_mm2"))) is not None]
-    tissue = [a for r in told if (a := number(r.get("tissue_mm2"))) is not None]
+    known = [r for r in rows if r.get("tissue_how") != "whole"]
+    tumor = [a for r in known if (a := number(r.get("tumor_mm2"))) is not None]
+    tissue = [a for r in known if (a := number(r.get("tissue_mm2"))) is not None]
     positive = sum((number(r.get("num_regions")) or 0) > 0 for r in rows)
-    without = {"of unknown µm/px": len(told) - len(tumor), "whose whole area counts as tissue": len(rows) - len(told)}
+    without = {"of unknown µm/px": len(known) - len(tumor), "whose whole area counts as tissue": len(rows) - len(known)}
     under = ", ".join(f"without {n} slide{'s' * (n != 1)} {which}" for which, n in without.items() if n)
     finished = {r.get("slide_id", "") for r in rows}
     counts = {"failed": len(failed - finished), "not graded": len(failed & finished)}
@@ -78,41 +78,41 @@ def _cards(rows: list[dict[str, str]], failed: set[str]) -> list[Card]:
 
 
 def write_inference_page(output: Path) -> Path:
-    """Make the page of an inference from its folder, and the pages of its slides where they are out of date.
+    """Write the page of an inference from its folder, and the pages of its slides if they are out of date.
 
     Args:
-        output: Folder with `quantification.csv`, `failures.csv`, `inference.json` and one folder a slide; what is
-            missing in it is said on the page.
+        output: Folder with `quantification.csv`, `failures.csv`, `inference.json` and one folder for each slide. The
+            page names missing files.
 
     Returns:
         `report.html` in that folder.
 
     Raises:
-        PandaError: There is no such folder.
+        PandaError: If there is no such folder.
     """
     output = Path(output).absolute()
-    need_folder(output)
+    require_folder(output)
     about, fault = read_json(output / "inference.json")
     rows = read_output_table(output / "quantification.csv")
     rows.sort(key=lambda r: -(number(r.get("tumor_percent_of_tissue")) or 0.0))
     failures = failure_table(output / "failures.csv")
     counts = {word: sum(r.get("in_sample") == word for r in rows) for word in _SEEN}
-    tells = {
+    is_informative = {
         "threshold": len({r.get("threshold") for r in rows}) > 1,
         "tissue_how": any(r.get("tissue_how") != "strict" for r in rows),
         "unscored_tissue_px": any(number(r.get("unscored_tissue_px")) for r in rows),
         "in_sample": any(counts.values()),
     }
-    keys = [k for k in _COLUMNS if any(k in row for row in rows) and tells.get(k, True)]
-    facts = [(k.replace("_", " "), _plain(v)) for k, v in about.items() if k != "notes"]
+    keys = [k for k in _COLUMNS if any(k in row for row in rows) and is_informative.get(k, True)]
+    facts = [(k.replace("_", " "), _write_value(v)) for k, v in about.items() if k != "notes"]
     return write_page(
         output / "report.html",
         "inference.html",
         name=output.name,
-        checkpoint=_plain(about.get("checkpoint")),
-        date=_plain(about.get("date")).replace("T", " "),
+        checkpoint=_write_value(about.get("checkpoint")),
+        date=_write_value(about.get("date")).replace("T", " "),
         seen=[text.format(counts[word]) for word, text in _SEEN.items() if counts[word]],
-        notes=([fault] if fault else []) + [str(n) for n in sequence(about.get("notes"))],
+        notes=([fault] if fault else []) + [str(n) for n in as_list(about.get("notes"))],
         facts=[(name, text) for name, text in facts if text],
         cards=_cards(rows, {r[0].text for r in failures.rows}),
         slides=slide_table(rows, keys, output, ONE_SLIDE, _WHY),

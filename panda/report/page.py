@@ -1,4 +1,4 @@
-"""The frame of every page: one file that asks nothing of any server, with all text from the data escaped."""
+"""Render pages: each is one file that makes no request, with all text from the data escaped."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def _source(name: str) -> str:
 def write_page(path: Path, template: str, scripts: Sequence[str] = ("page.js",), **content: Any) -> Path:
     """Render a page and write it whole or not at all.
 
-    The page forbids itself, by its content security policy, every request and every script but its own.
+    The content security policy of the page forbids every request and every script but its own.
 
     Args:
         path: The HTML file.
         template: Name of a template of this package.
-        scripts: Names of the scripts of this package that it runs.
-        content: What the template shows; text in it is escaped.
+        scripts: Names of scripts of this package.
+        content: Variables of the template; text in them is escaped.
 
     Returns:
         `path`.
@@ -53,11 +53,11 @@ def write_page(path: Path, template: str, scripts: Sequence[str] = ("page.js",),
     return path
 
 
-def need_folder(path: Path) -> None:
-    """Make sure that there is a folder to make a page from.
+def require_folder(path: Path) -> None:
+    """Check that a folder exists.
 
     Raises:
-        PandaError: There is none.
+        PandaError: If it does not.
     """
     if not path.is_dir():
-        raise PandaError(f"{path} is not a folder: give the folder that a run, an inference or a sweep left")
+        raise PandaError(f"{path} is not a folder: give the folder of a run, an inference or a sweep")

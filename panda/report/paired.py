@@ -1,4 +1,4 @@
-"""Two runs on the same slides, slide by slide: differences with intervals, which pair what the slides share."""
+"""Compare two runs slide by slide: differences with intervals."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Difference:
 
     Attributes:
         figure: Its key.
-        provider: Whose slides, or "all".
-        slides: How many have the figure in both runs.
-        groups: Of how many groups.
-        a: The figure of the first run; and
-        b: Of the second.
-        difference: `b - a`, or None where either is undefined.
-        interval: 95 %, bootstrap over groups, or None with fewer than two of them.
-        p: Two-sided Wilcoxon signed-rank test of the groups' mean differences; None where it has no part.
+        provider: Provider of the slides, or "all".
+        slides: Number of slides with the figure in both runs.
+        groups: Number of their groups.
+        a: The figure of the first run.
+        b: The figure of the second run.
+        difference: `b - a`, or None if either is undefined.
+        interval: Bootstrap 95 % interval over groups, or None with fewer than two of them.
+        p: Two-sided Wilcoxon signed-rank test of the groups' mean differences; None if not computed.
     """
 
     figure: str
@@ -44,15 +44,15 @@ class Difference:
     p: float | None
 
 
-def signed_rank(differences: NDArray[np.float64], groups: NDArray[Any]) -> float | None:
-    """Wilcoxon's signed-rank test of the mean difference of each group; slides of one patient are not independent.
+def compute_signed_rank_p(differences: NDArray[np.float64], groups: NDArray[Any]) -> float | None:
+    """Test the mean difference of each group, because slides of one patient are not independent.
 
     Args:
-        differences: (N,), one a slide, no nan among them.
-        groups: (N,), the slide's group.
+        differences: One for each slide, (N,), without NaN.
+        groups: Group of each slide, (N,).
 
     Returns:
-        The two-sided p; 1 where all differences are zero, None with fewer than 3 groups.
+        Two-sided p of Wilcoxon's signed-rank test; 1 if all differences are zero, None with fewer than 3 groups.
     """
     means = np.array([differences[groups == group].mean() for group in np.unique(groups)])
     if len(means) < FEW:
@@ -61,7 +61,7 @@ def signed_rank(differences: NDArray[np.float64], groups: NDArray[Any]) -> float
 
 
 def quadratic_kappa(pairs: NDArray[np.float64]) -> float:
-    """Cohen's kappa with quadratic weights of (N, 2) classes, true and predicted; nan where it is undefined."""
+    """Compute Cohen's kappa with quadratic weights of (N, 2) classes, true and predicted; NaN if undefined."""
     true, predicted = pairs[:, 0], pairs[:, 1]
     expected = np.square(true[:, None] - predicted[None, :]).mean() if len(pairs) else 0.0
     return float(1 - np.square(true - predicted).mean() / expected) if expected else float("nan")
@@ -89,30 +89,30 @@ FIGURES: Mapping[str, Sequence[tuple[str, tuple[str, ...], Statistic]]] = {
         ("accuracy", ("label", "predicted"), _accuracy),
     ),
 }
-"""For each task the figures, the columns each is made of, and how."""
+"""Figures of each task: key, columns of the table of slides, and the statistic over their rows."""
 
 
-def differences(
+def compute_differences(
     rows: Sequence[tuple[Mapping[str, str], Mapping[str, str]]], groups: Sequence[str], task: str, seed: int = 0
 ) -> list[Difference]:
     """Compare two runs figure by figure, over all slides and by provider.
 
     Args:
-        rows: Each slide's row in the tables of the first and the second run.
-        groups: Each slide's group.
+        rows: Row of each slide in the tables of the first and the second run.
+        groups: Group of each slide.
         task: `segmentation` or `grading`.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
 
     Returns:
-        The differences; a figure that no slide has is left out.
+        The differences, without figures that no slide has.
     """
     providers = sorted({a.get("provider", "") for a, _ in rows} - {""})
     each = [(figure, provider) for provider in ("all", *providers) for figure, _, _ in FIGURES[task]]
-    found = [difference_of(rows, groups, task, *of, seed=seed) for of in each]
+    found = [compute_difference(rows, groups, task, *of, seed=seed) for of in each]
     return [difference for difference in found if difference is not None]
 
 
-def difference_of(
+def compute_difference(
     rows: Sequence[tuple[Mapping[str, str], Mapping[str, str]]],
     groups: Sequence[str],
     task: str,
@@ -124,22 +124,22 @@ def difference_of(
     """Compare two runs by one figure.
 
     Args:
-        rows: See `differences`.
-        groups: Each slide's group.
+        rows: See `compute_differences`.
+        groups: Group of each slide.
         task: `segmentation` or `grading`.
-        figure: Its key.
-        provider: Whose slides, or "all".
-        seed: Of the bootstrap.
+        figure: Key of the figure.
+        provider: Provider of the slides, or "all".
+        seed: Seed of the bootstrap.
 
     Returns:
-        The difference; None where no slide has the figure in both runs, or it is none of `FIGURES`.
+        The difference; None if no slide has the figure in both runs, or it is not in `FIGURES`.
     """
-    made_of = {key: (columns, statistic) for key, columns, statistic in FIGURES[task]}
-    if figure not in made_of:
+    known = {key: (columns, statistic) for key, columns, statistic in FIGURES[task]}
+    if figure not in known:
         return None
-    columns, statistic = made_of[figure]
+    columns, statistic = known[figure]
     chosen = np.array([provider in ("all", a.get("provider", "")) for a, _ in rows])
-    sides = [np.array([[value_of(row[side], column) for column in columns] for row in rows]) for side in (0, 1)]
+    sides = [np.array([[read_value(row[side], column) for column in columns] for row in rows]) for side in (0, 1)]
     both = chosen & np.isfinite(sides[0]).all(axis=1) & np.isfinite(sides[1]).all(axis=1)
     if not both.any():
         return None
@@ -147,11 +147,11 @@ def difference_of(
     return _difference((figure, provider), sides[0][both], sides[1][both], named, statistic=statistic, seed=seed)
 
 
-def value_of(row: Mapping[str, str], column: str) -> float:
-    """A figure of a slide; nan where it has none."""
+def read_value(row: Mapping[str, str], column: str) -> float:
+    """Read a figure of a slide; NaN if it has none."""
     if column == "benign_fp_mm2":
         labelled = [number(row.get(key)) for key in ("tp_px", "fn_px", "cancer_outside_tissue_px")]
-        return float("nan") if any(labelled) or None in labelled else value_of(row, "fp_mm2")
+        return float("nan") if any(labelled) or None in labelled else read_value(row, "fp_mm2")
     value = number(row.get(column))
     return float("nan") if value is None else value
 
@@ -172,12 +172,12 @@ def _difference(
 
     ends = bootstrap_interval(pairs, groups, seed=seed, statistic=gap, n=RESAMPLES)
     was, is_, between = (None if np.isnan(value) else value for value in (statistic(a), statistic(b), gap(pairs)))
-    p = signed_rank((b - a)[:, 0], groups) if of[0] == "dice_mean_slide" else None
+    p = compute_signed_rank_p((b - a)[:, 0], groups) if of[0] == "dice_mean_slide" else None
     interval = None if np.isnan(ends).any() else ends
     return Difference(*of, len(a), len(np.unique(groups)), was, is_, between, interval, p)
 
 
-SAME: Mapping[str, Sequence[tuple[str, str]]] = {
+MUST_AGREE: Mapping[str, Sequence[tuple[str, str]]] = {
     "segmentation": (
         ("provider", "its provider"),
         ("isup_grade", "its grade"),
@@ -186,42 +186,42 @@ SAME: Mapping[str, Sequence[tuple[str, str]]] = {
     ),
     "grading": (("provider", "its provider"), ("label", "its class")),
 }
-"""What has to be alike of each slide for its figures to be comparable."""
+"""Columns that must be equal in both runs, and their names in messages."""
 
 
-def paired_rows(
+def pair_rows(
     names: tuple[str, str], tables: tuple[Sequence[Mapping[str, str]], Sequence[Mapping[str, str]]], task: str
 ) -> list[tuple[Mapping[str, str], Mapping[str, str]]]:
-    """Set the rows of the same slides beside each other.
+    """Pair the rows of the same slides.
 
     Args:
-        names: Of the runs.
-        tables: Rows of their `test_slides.csv`, or of `val_slides.csv`.
-        task: Of both.
+        names: Names of the runs.
+        tables: Rows of their `test_slides.csv` or `val_slides.csv`.
+        task: Task of both runs.
 
     Returns:
-        A pair a slide, by slide id.
+        One pair for each slide, by slide id.
 
     Raises:
-        ManifestError: The slides differ, or what is true of one of them, or a table is of an older version.
+        ManifestError: If the slides or their labels differ, or a table is of an older version.
     """
     a, b = ({row["slide_id"]: row for row in table} for table in tables)
     if missing := sorted(set(a) ^ set(b)):
         shown = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
         raise ManifestError(
             f"the slides differ: {len(set(a) - set(b))} only in {names[0]}, {len(set(b) - set(a))} only in "
-            f"{names[1]} ({shown}): train both with data.splits=…/splits.csv of one run; what a run passed over is in "
-            "its failures.csv"
+            f"{names[1]} ({shown}): train both with data.splits=…/splits.csv of one run. "
+            "The slides that a run skipped are in its failures.csv"
         )
     pairs = [(a[slide_id], b[slide_id]) for slide_id in sorted(a)]
     for name, table in zip(names, tables, strict=True):
         for column in ("tp_px", "fp_px", "fn_px") if task == "segmentation" else ("label", "predicted"):
             if any(column not in row for row in table):
                 raise ManifestError(
-                    f"{name}: its table of slides has no {column}: it is of an older version; train again"
+                    f"{name}: its table of slides has no {column}: it is of an older version, train again"
                 )
     for one, other in pairs:
-        for key, what in SAME[task]:
+        for key, what in MUST_AGREE[task]:
             was, is_ = (_truth(row, key) for row in (one, other))
             if was != is_:
                 raise ManifestError(
@@ -238,14 +238,14 @@ def _truth(row: Mapping[str, str], key: str) -> str | float | None:
     return row.get(key) if value is None else value
 
 
-def groups_of(pairs: Sequence[tuple[Mapping[str, str], Mapping[str, str]]]) -> tuple[list[str], bool]:
-    """The groups to draw by: where the runs know different ones, the fewer and larger ones, which doubt more.
+def choose_groups(pairs: Sequence[tuple[Mapping[str, str], Mapping[str, str]]]) -> tuple[list[str], bool]:
+    """Choose the groups to draw: of two different groupings the one with fewer groups, which is more cautious.
 
     Args:
-        pairs: See `paired_rows`.
+        pairs: See `pair_rows`.
 
     Returns:
-        A group a slide (itself where nothing better is known), and whether the runs agree.
+        The group of each slide (its own id if none is known), and whether the runs agree.
     """
     sides = [[pair[side].get("group") or pair[side]["slide_id"] for pair in pairs] for side in (0, 1)]
     return min(sides, key=lambda side: len(set(side))), sides[0] == sides[1]

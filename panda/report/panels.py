@@ -1,4 +1,4 @@
-"""Pictures of patches: image, prediction, overlay, ground truth and heatmap in a row; and most attended tiles."""
+"""Draw patches as rows of image, prediction, overlay, ground truth and heatmap; and the most attended tiles."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ INK = "#1c2030"
 MUTED = "#5d6474"
 PAPER = "#f4f3f0"
 MASK = "#3b2f7d"
-# Told apart with any colour vision, and none of them a colour that haematoxylin and eosin leave on a slide.
+# Distinct with any color vision, and unlike the colors of haematoxylin and eosin.
 TRUE_POSITIVE = "#00a35a"
 FALSE_POSITIVE = "#ffd000"
 FALSE_NEGATIVE = "#0a4dff"
@@ -38,11 +38,11 @@ COLUMNS = ("Image", "Predicted mask", "Overlay", "Ground truth", "Heatmap")
 
 
 def dice_text(predicted: NDArray[np.bool_], truth: NDArray[np.bool_] | None) -> str:
-    """Say the Dice of one patch, or why it has none.
+    """Write the Dice of one patch, or why it has none.
 
     Args:
         predicted: (h, w) bool, of tissue only.
-        truth: (h, w) bool, of tissue only, or None where there is no label.
+        truth: (h, w) bool, of tissue only, or None without a label.
 
     Returns:
         Such as `Dice 0.83`; a patch that has no labelled cancer has no Dice, and the text says so.
@@ -55,9 +55,9 @@ def dice_text(predicted: NDArray[np.bool_], truth: NDArray[np.bool_] | None) -> 
 
 
 def _blend(image: NDArray[np.uint8], regions: Sequence[tuple[NDArray[np.bool_], str]]) -> NDArray[np.uint8]:
-    """Tint each region of an RGB image and line it, on its inner side, in the full colour.
+    """Tint each region of an RGB image and outline it in the full color.
 
-    A line that left its region would make a thin error look broad.
+    The outline is inside the region, because outside it would make a thin error look broad.
     """
     out = image.copy()
     line = max(1, round(max(image.shape[:2]) / 250))
@@ -85,7 +85,7 @@ def _regions(predicted: NDArray[np.bool_], truth: NDArray[np.bool_] | None) -> l
     ]
 
 
-def _bare(axes: Axes) -> None:
+def _hide_ticks(axes: Axes) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
@@ -145,21 +145,21 @@ def draw_panels(
 ) -> Path:
     """Draw patches as rows of five: image, predicted mask, overlay, ground truth, heatmap.
 
-    The overlay shows true positives, false positives and false negatives of the tissue where the truth is known, else
-    what was predicted. The black line on the colour bar is the threshold.
+    The overlay shows true positives, false positives and false negatives in tissue if there is a label, otherwise the
+    prediction. The black line on the colour bar is the threshold.
 
     Args:
         rows: The patches, from top to bottom.
-        threshold: A pixel is predicted tumour where its probability is at least this.
-        path: The PNG to write; it is written whole or not at all.
+        threshold: A pixel is predicted tumour if its probability is at least this.
+        path: The PNG to write, whole or not at all.
         heading: A line above all.
-        counted: What the pixels are that the rows count, in the legend's words.
+        counted: Which pixels the rows count, for the legend.
 
     Returns:
         `path`.
 
     Raises:
-        ValueError: No row, or the arrays of a row differ in size.
+        ValueError: If there is no row, or the arrays of a row differ in size.
     """
     _check(rows)
     heights = [CELL * max(row.image.shape[0] / row.image.shape[1], 0.35) for row in rows]
@@ -193,7 +193,7 @@ def draw_panels(
         for index, name in enumerate(COLUMNS):
             x = left + index * (CELL + GAP)
             axes = figure.add_axes((x / width, y / height, CELL / width, cell_height / height))
-            _bare(axes)
+            _hide_ticks(axes)
             if name == "Image":
                 axes.imshow(row.image)
                 _scale_bar(axes, w, h, row.um_per_px)
@@ -225,7 +225,7 @@ def _legend(figure: Figure, rows: Sequence[PanelRow], threshold: float, width: f
     unlabelled = any(row.truth is None for row in rows)
     if known:
         handles += [
-            Patch(facecolor=TRUE_POSITIVE, label="found (TP)" + ", or predicted where no label" * unlabelled),
+            Patch(facecolor=TRUE_POSITIVE, label="found (TP)" + ", or predicted without label" * unlabelled),
             Patch(facecolor=FALSE_POSITIVE, label="false alarm (FP)"),
             Patch(facecolor=FALSE_NEGATIVE, label="missed (FN)"),
         ]
@@ -248,8 +248,8 @@ def attention_tiles(grade: Grade | None, path: Path) -> None:
     """Draw the tiles of a slide that the grading network attended to most, the most attended first.
 
     Args:
-        grade: Of the slide; None where it has none, and an earlier picture is removed.
-        path: The PNG to write; it is written whole or not at all.
+        grade: Grade of the slide; None removes an earlier picture.
+        path: The PNG to write, whole or not at all.
     """
     if grade is None:
         path.unlink(missing_ok=True)
@@ -278,7 +278,7 @@ def attention_tiles(grade: Grade | None, path: Path) -> None:
         x = side + (rank % columns) * (cell + GAP)
         y = height - head - (rank // columns) * (cell + label) - cell
         axes = figure.add_axes((x / width, y / height, cell / width, cell / height))
-        _bare(axes)
+        _hide_ticks(axes)
         axes.imshow(grade.shown[rank])
         bar = figure.add_axes((x / width, (y - 0.15) / height, cell / width, 0.09 / height))
         bar.set_xlim(0, 1)

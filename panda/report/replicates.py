@@ -1,4 +1,4 @@
-"""Jobs of a sweep that repeat each other: how much a figure varies from seed to seed, or from fold to fold."""
+"""Find the jobs of a sweep that differ only in seed or fold: how much their figures vary."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from panda.report.sweep_jobs import Job, place, ranked
+from panda.report.sweep_jobs import Job, rank_figure, rank_jobs
 from panda.report.table import Cell, Head, Table, figure_kind, figure_name, show
 
 REPEATS = ("seed", "data.fold")
-"""Choices of which one asks how much they matter, and not which is the best."""
+"""Choices whose variation matters, not their best value."""
 SPLITS = ("val", "test")
 
 
 @dataclass(frozen=True)
 class Repeat:
-    """Jobs alike in all but seed and fold.
+    """Jobs that differ only in seed and fold.
 
     Attributes:
-        choices: What they share of what was varied.
-        jobs: How many of them have figures.
-        failed: How many have none.
-        values: Figure of each job that has it, by split and key: all that one of the jobs is judged by, the most
-            important first.
+        choices: The varied choices that they share.
+        jobs: Number of jobs with figures.
+        failed: Number of jobs without.
+        values: Figures of the jobs by split and key, for every key that one of the jobs is judged by. The most
+            important comes first.
     """
 
     choices: Mapping[str, str]
@@ -33,7 +33,7 @@ class Repeat:
     values: Mapping[tuple[str, str], Sequence[float]]
 
     def row(self) -> dict[str, Any]:
-        """Give each figure's mean, standard deviation, least and greatest; None where too few of the jobs have it."""
+        """Return mean, standard deviation, minimum and maximum of each figure; None if too few jobs have it."""
         row: dict[str, Any] = {**self.choices, "jobs": self.jobs, "failed": self.failed}
         for (split, key), values in self.values.items():
             name = f"{split}_{key}"
@@ -44,15 +44,15 @@ class Repeat:
         return row
 
 
-def repeats(jobs: Sequence[Job], varied: Sequence[str]) -> list[Repeat]:
-    """Put the jobs together that differ in seed and fold alone.
+def find_repeats(jobs: Sequence[Job], varied: Sequence[str]) -> list[Repeat]:
+    """Group the jobs that differ only in seed and fold.
 
     Args:
-        jobs: Of a sweep.
+        jobs: Jobs of a sweep.
         varied: Keys that differ between them.
 
     Returns:
-        The best on validation first; empty where neither seed nor fold was varied.
+        The best on validation first; empty if neither seed nor fold was varied.
     """
     if not set(REPEATS) & set(varied):
         return []
@@ -62,7 +62,7 @@ def repeats(jobs: Sequence[Job], varied: Sequence[str]) -> list[Repeat]:
         groups.setdefault(tuple(job.choices.get(key, "") for key in shared), []).append(job)
     found = []
     for choices, same in groups.items():
-        keys = dict.fromkeys(job.key for job in ranked(same) if job.summary)
+        keys = dict.fromkeys(job.key for job in rank_jobs(same) if job.summary)
         values = {
             (split, key): [figure for job in same if (figure := job.figure(split, key)) is not None]
             for key in keys
@@ -72,20 +72,20 @@ def repeats(jobs: Sequence[Job], varied: Sequence[str]) -> list[Repeat]:
         repeat = Repeat(dict(zip(shared, choices, strict=True)), done, len(same) - done, values)
         means = ((key, fmean(v)) for (split, key), v in values.items() if split == "val" and v)
         key, mean = next(means, ("", None))
-        found.append((place(ranked(same)[0], key, mean), repeat))
+        found.append((rank_figure(rank_jobs(same)[0], key, mean), repeat))
     return [repeat for _, repeat in sorted(found, key=lambda pair: pair[0])]
 
 
 def repeats_table(found: Sequence[Repeat]) -> Table:
-    """Lay the repeats out: mean and standard deviation, and from where to where."""
-    figures = list(dict.fromkeys(of for repeat in found for of in repeat.values))
+    """Lay out the repeats: mean, standard deviation and range."""
+    figures = list(dict.fromkeys(key for repeat in found for key in repeat.values))
     rows = []
     for repeat in found:
-        cells = [Cell(text, why="left as it is by default") for text in repeat.choices.values()]
+        cells = [Cell(text, why="the default") for text in repeat.choices.values()]
         cells.append(Cell(f"{repeat.jobs}" + f", {repeat.failed} without" * bool(repeat.failed), style="num"))
-        for of in figures:
-            values = repeat.values.get(of, [])
-            kind = figure_kind(of[1])
+        for split, key in figures:
+            values = repeat.values.get((split, key), [])
+            kind = figure_kind(key)
             if not values:
                 cells.append(Cell(why="no job has it", style="num"))
                 continue

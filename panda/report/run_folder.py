@@ -1,4 +1,4 @@
-"""Read what a run left in its folder, part by part: what is missing or broken is said, and the rest is shown."""
+"""Read the files of a run's folder for its page, which names what is missing or broken and shows the rest."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ def read_json(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def read_text(path: Path) -> str:
-    """Read a text file; an empty text where it is missing or cannot be read."""
+    """Read a text file; an empty text if it is missing or cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
 
 
-def mapping(value: Any) -> dict[str, Any]:
-    """Take `value` where it is a mapping, else an empty one: a part that a summary lacks or holds as null."""
+def as_mapping(value: Any) -> dict[str, Any]:
+    """Return `value` if it is a mapping, otherwise an empty one."""
     return value if isinstance(value, dict) else {}
 
 
-def sequence(value: Any) -> list[Any]:
-    """Take `value` where it is a list, else an empty one."""
+def as_list(value: Any) -> list[Any]:
+    """Return `value` if it is a list, otherwise an empty one."""
     return value if isinstance(value, list) else []
 
 
@@ -63,7 +63,7 @@ def number(value: Any) -> float | None:
         value: A number, its text, or anything else.
 
     Returns:
-        The number; None for what is no number, and for NaN and infinity.
+        The number; None for anything else, NaN and infinity.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
@@ -74,8 +74,8 @@ def number(value: Any) -> float | None:
     return result if math.isfinite(result) else None
 
 
-def natural(text: str) -> list[tuple[int, int, str]]:
-    """Key that sorts `job2` before `job10`."""
+def natural_key(text: str) -> list[tuple[int, int, str]]:
+    """Return a key that sorts `job2` before `job10`."""
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", text) if part]
 
 
@@ -83,23 +83,23 @@ def link(*parts: str) -> str:
     """Make a relative address of folder and file names, safe for any name.
 
     Args:
-        parts: Names, each of one folder or file.
+        parts: Names of folders, and of the file.
 
     Returns:
-        The address; a name never turns into a scheme, a query or a way out of the folder.
+        The address. No name becomes a scheme, a query or a path out of the folder.
     """
     return "/".join(quote(part, safe="") for part in parts)
 
 
-def inside(folder: Path, name: str) -> Path | None:
-    """Find the sub-folder of a name that came from a table.
+def find_subfolder(folder: Path, name: str) -> Path | None:
+    """Find the subfolder whose name comes from a table.
 
     Args:
         folder: The parent.
-        name: The name, not to be trusted.
+        name: The name, which is not trusted.
 
     Returns:
-        The sub-folder, or None where there is none, or the name leads elsewhere.
+        The subfolder, or None if there is none or the name leads out of `folder`.
     """
     plain = bool(name) and name not in {".", ".."} and "/" not in name and "\\" not in name and "\0" not in name
     return folder / name if plain and (folder / name).is_dir() else None
@@ -107,12 +107,12 @@ def inside(folder: Path, name: str) -> Path | None:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture inside the page.
+    """A picture embedded in the page.
 
     Args:
         uri: The data URI.
-        width: Its width in px.
-        height: Its height in px.
+        width: Width, px.
+        height: Height, px.
     """
 
     uri: str
@@ -121,20 +121,20 @@ class Picture:
 
     @property
     def wide(self) -> bool:
-        """Whether two of them are better seen one below the other."""
+        """Return whether two of them are better placed one below the other."""
         return self.width > 1.9 * self.height
 
 
 def read_picture(path: Path, max_side: int, quality: int = 88) -> Picture | None:
-    """Read a picture for the page, made smaller where it is large.
+    """Read a picture for the page and reduce a large one.
 
     Args:
-        path: A PNG or another file OpenCV reads; transparency is laid on white.
-        max_side: Most px of the longer side.
-        quality: Of the JPEG that goes into the page.
+        path: A PNG or another file that OpenCV reads; transparent pixels become white.
+        max_side: Greatest length of the longer side, px.
+        quality: JPEG quality.
 
     Returns:
-        The picture, or None where the file is missing or no picture.
+        The picture, or None if the file is missing or no picture.
     """
     try:
         image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)

@@ -1,4 +1,4 @@
-"""The page of a training run: its figures and what they mean, its curves, its slides, and what was left out."""
+"""Write the page of a training run: figures and their meaning, curves, slides, and what was left out."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from panda.report.agreement import agreement_chart
 from panda.report.charts import TRAIN, VALIDATION, Line, line_chart
 from panda.report.figure_tables import grade_name, part_table, splits_table
 from panda.report.interpretation import choose_split, explain_figures, make_cards
-from panda.report.page import need_folder, write_page
-from panda.report.run_folder import Picture, link, natural, number, read_picture, read_text
+from panda.report.page import require_folder, write_page
+from panda.report.run_folder import Picture, link, natural_key, number, read_picture, read_text
 from panda.report.run_summary import DataSummary, GradingSummary, PatchDataSummary, RunSummary, read_summary
 from panda.report.slide_page import ONE_SLIDE, slide_table, table_of_slides
 from panda.report.table import Cell, Head, Table, cell, figure_name, show
@@ -29,7 +29,7 @@ _SLIDE_COLUMNS = {
     ),
     "grading": ("slide_id", "provider", "isup_grade", "label", "predicted", "p0", "p1", "p2", "p3", "p4", "p5"),
 }  # fmt: skip
-_NO_DICE = "no cancer is labelled on this slide, so it has no Dice: see its false alarms"
+_NO_DICE = "no cancer is labelled on this slide, so it has no Dice; see its false alarms"
 _NO_MM2 = "µm/px of the slide is unknown"
 _WHY = {
     "dice": _NO_DICE,
@@ -49,25 +49,25 @@ def training_charts(rows: Sequence[dict[str, str]]) -> list[Markup]:
     """Draw the training curves, loss and Dice first.
 
     Args:
-        rows: Of `metrics.csv`: sparse, each with an `epoch`.
+        rows: Rows of `metrics.csv`: sparse, each with an `epoch`.
 
     Returns:
-        One chart a metric that was logged as `train/…` or `val/…`; empty where there is none.
+        One chart for each metric logged as `train/…` or `val/…`.
     """
     columns = [c for c in (rows[0] if rows else {}) if c.startswith(("train/", "val/"))]
     names = list(dict.fromkeys(c.split("/", 1)[1] for c in columns))
     names = [n for n in names if not n.endswith(("_step", "_epoch"))]
     first = ("loss", "dice", "qwk", "accuracy")
     names.sort(key=lambda n: first.index(n) if n in first else len(first))
-    # What best.ckpt is chosen by: `monitor` of the segmentation and of the grading.
+    # best.ckpt is chosen by this metric: `monitor` of the segmentation and of the grading.
     chosen_by, better = ("dice", max) if "dice" in names else ("loss", min)
-    chosen = _by_epoch(rows, f"val/{chosen_by}")
+    chosen = _collect_by_epoch(rows, f"val/{chosen_by}")
     best = better(chosen, key=lambda epoch: chosen[epoch]) if chosen else None
     charts = []
     for name in names[:4]:
         lines = []
         for split, colour, label in (("train", TRAIN, "training"), ("val", VALIDATION, "validation")):
-            points = _by_epoch(rows, f"{split}/{name}")
+            points = _collect_by_epoch(rows, f"{split}/{name}")
             lines.append(Line(label, list(points), list(points.values()), colour))
         val = dict(zip(lines[1].xs, lines[1].ys, strict=True))
         mark = None
@@ -87,8 +87,8 @@ def training_charts(rows: Sequence[dict[str, str]]) -> list[Markup]:
     return [chart for chart in charts if chart]
 
 
-def _by_epoch(rows: Sequence[dict[str, str]], column: str) -> dict[float, float]:
-    """Collect one value an epoch, the mean where it was logged more than once."""
+def _collect_by_epoch(rows: Sequence[dict[str, str]], column: str) -> dict[float, float]:
+    """Collect one value for each epoch, the mean if it was logged more than once."""
     values: dict[float, list[float]] = {}
     for row in rows:
         epoch, value = number(row.get("epoch")), number(row.get(column))
@@ -102,11 +102,11 @@ def threshold_line(path: Path, name: str, colour: str) -> Line:
 
     Args:
         path: `threshold_curve.csv`, with `threshold` and `dice_pooled`.
-        name: In the legend.
-        colour: Of the line.
+        name: Name in the legend.
+        colour: Color of the line.
 
     Returns:
-        The line, without a point where the table is missing.
+        The line, without points if the table is missing.
     """
     points = []
     for row in read_output_table(path):
@@ -121,8 +121,8 @@ class Confusion:
     """A confusion matrix for the page.
 
     Args:
-        names: Of the classes.
-        rows: One a given class: pairs of count and share of the row, the predicted classes across.
+        names: Names of the classes.
+        rows: One for each true class: count and share of the row for each predicted class.
     """
 
     names: list[str]
@@ -138,25 +138,25 @@ def _confusion(summary: RunSummary | None) -> Confusion | None:
     return Confusion(class_names(summary.target, len(counts)), rows)
 
 
-def _distance(row: dict[str, str]) -> float:
-    """How far a predicted class is from the given one."""
+def _count_classes_off(row: dict[str, str]) -> float:
+    """Return how many classes the prediction is off."""
     given, predicted = number(row.get("label")), number(row.get("predicted"))
     return abs(given - predicted) if given is not None and predicted is not None else 0.0
 
 
 def _slides(run_dir: Path, task: str) -> tuple[Table, str]:
-    """Lay out the run's slides, the worst first, and say in which order they are."""
+    """Lay out the run's slides, the worst first, and describe the order."""
     rows = read_output_table(table_of_slides(run_dir))
     if task == "grading":
-        rows.sort(key=_distance, reverse=True)
-        order = "Those furthest from what was given come first."
+        rows.sort(key=_count_classes_off, reverse=True)
+        order = "Slides whose prediction is furthest from the given class come first."
     else:
         rows.sort(key=lambda r: d if (d := number(r.get("dice"))) is not None else 2.0)
-        order = "Those with the lowest Dice come first; those without labelled cancer, which have no Dice, last."
+        order = "Slides with the lowest Dice come first. Slides without labelled cancer have no Dice and come last."
     keys = [k for k in _SLIDE_COLUMNS[task] if rows and k in rows[0]]
     if not any(number(r.get("cancer_outside_tissue_px")) for r in rows):
         keys = [k for k in keys if k != "cancer_outside_tissue_mm2"]
-    if all(r.get("label") == r.get("isup_grade") for r in rows):  # where ISUP grades are what was learnt
+    if all(r.get("label") == r.get("isup_grade") for r in rows):  # ISUP grades are the target
         keys = [k for k in keys if k != "label"]
     return slide_table(rows, keys, run_dir / "slides", ONE_SLIDE, _WHY, "slides"), order
 
@@ -178,7 +178,7 @@ def failure_table(path: Path) -> Table:
 
 def _panels(run_dir: Path) -> tuple[list[tuple[str, str, Picture]], list[tuple[str, str]]]:
     """Read the first panels as pictures and the rest as links."""
-    files = sorted((run_dir / "panels").glob("*.png"), key=lambda p: natural(p.name))
+    files = sorted((run_dir / "panels").glob("*.png"), key=lambda p: natural_key(p.name))
     shown: list[tuple[str, str, Picture]] = []
     rest: list[tuple[str, str]] = []
     for file in files:
@@ -207,19 +207,19 @@ def _counts(data: DataSummary) -> tuple[Table, list[tuple[str, str]]]:
 
 
 def write_run_page(run_dir: Path) -> Path:
-    """Make the page of a training run from its folder, and the pages of its slides where they are out of date.
+    """Write the page of a training run from its folder, and the pages of its slides if they are out of date.
 
     Args:
-        run_dir: Folder of the run; what is missing in it is said on the page.
+        run_dir: Folder of the run. The page names missing files.
 
     Returns:
         `report.html` in that folder.
 
     Raises:
-        PandaError: There is no such folder.
+        PandaError: If there is no such folder.
     """
     run_dir = Path(run_dir).absolute()
-    need_folder(run_dir)
+    require_folder(run_dir)
     summary, fault = read_summary(run_dir)
     task = summary.task if summary else "segmentation"
     slides, slide_order = _slides(run_dir, task)

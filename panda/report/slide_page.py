@@ -1,4 +1,4 @@
-"""The page of one slide: what was found on it, how much, and where."""
+"""Write the page of one slide: its tumour area, regions and grade."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from panda.errors import PandaError
 from panda.files import read_output_table
 from panda.inference.grade import GradeRecord
 from panda.inference.slide_result import RESULT_FILE, SlideFacts, SlideResult, read_slide_facts
-from panda.report.page import need_folder, write_page
+from panda.report.page import require_folder, write_page
 from panda.report.run_folder import (
     Picture,
     Row,
-    inside,
+    find_subfolder,
     link,
     read_picture,
 )
@@ -23,23 +23,23 @@ from panda.report.viewer import MOST_REGIONS, read_viewer
 
 PAGE = "slide.html"
 THUMBNAIL_SIDE = 220
-# Beyond these a page would weigh more than a browser carries with ease.
+# More would make the page too large for a browser.
 MOST_THUMBNAILS = 400
 _PICTURE_SIDE = 1800
 _FILES = (
-    ("overlay.png", "the slide, the probability over it, and the outline of what counts as tumour"),
-    ("heatmap.png", "the probability alone"),
+    ("overlay.png", "the slide with the probability and the outline of the tumour"),
+    ("heatmap.png", "the probability"),
     ("regions.geojson", "tumour regions for QuPath, in level-0 pixels"),
     ("probability.ome.tiff", "probability map as a pyramid, for QuPath or napari"),
-    ("attention.png", "the slide and the attention that the grading network had for its tiles"),
+    ("attention.png", "the slide with the attention of the grading network"),
     ("attention_tiles.png", "most attended tiles at full size"),
     ("quantification.json", "all figures of this page"),
 )
-# On one slide there is nothing to pool.
+# The figures of one slide are not pooled.
 ONE_SLIDE = {"dice": "Dice", "isup_grade": "Given ISUP"}
 _SEEN = {
-    "training": "The network was trained on this slide: what it found here says little of slides new to it.",
-    "validation": "The epoch and the threshold were chosen with this slide: what was found here flatters.",
+    "training": "The network was trained on this slide, so the result says little about new slides.",
+    "validation": "The epoch and the threshold were chosen with this slide, so the result is too good.",
 }
 GRADES = {"isup": "ISUP grade", "cancer": "Cancer"}
 
@@ -49,11 +49,11 @@ class Card:
     """A figure that is read first.
 
     Args:
-        label: What it is.
-        text: The figure; a dash is shown where it is empty.
-        unit: Behind the figure.
-        under: A line below: its interval, or why there is none.
-        big: Whether it is one of the most important.
+        label: Name of the figure.
+        text: The figure; an empty text is shown as a dash.
+        unit: Unit after the figure.
+        under: Line below: its interval, or why there is none.
+        big: Whether it is among the most important.
     """
 
     label: str
@@ -111,7 +111,7 @@ def _cards(facts: SlideFacts, grade: str) -> list[Card]:
         Card("Tumour area", tumor, "mm²", "" if tumor else why, big=True),
         Card("Tissue area", tissue, "mm²", "" if tissue else why),
         Card("Tumour regions", show(facts.num_regions, "count")),
-        Card("Threshold", show(facts.threshold), under="tumour where the probability reaches it"),
+        Card("Threshold", show(facts.threshold), under="a pixel is tumour from this probability"),
     ]
 
 
@@ -141,13 +141,13 @@ def _bars(grade: GradeRecord) -> list[_Bar]:
 
 
 def table_of_slides(run_dir: Path) -> Path:
-    """The table of a run's slides: of its test slides, or of others where it shows those."""
+    """Return the table of a run's test slides, or of the slides that it shows as examples."""
     test = run_dir / "test_slides.csv"
     return test if test.is_file() else run_dir / "slides.csv"
 
 
 def _against_label(slide_dir: Path, slide_id: str) -> Table | None:
-    """Find what the slide scored against its label, where a run left that."""
+    """Lay out the scores of the slide against its label; None without such a table."""
     table = table_of_slides(slide_dir.parent.parent)
     if slide_dir.parent.name != "slides" or not table.is_file():
         return None
@@ -179,7 +179,7 @@ def _notes(facts: SlideFacts) -> list[str]:
     notes = []
     if facts.tissue_how == "loose":
         notes.append(
-            "Tissue was found with the loose rule only: the slide is pale or unusual, so check the tissue area."
+            "Tissue was found only with the loose rule. The slide is pale or unusual, so check the tissue area."
         )
     result = facts if isinstance(facts, SlideResult) else None
     if result and result.in_sample:
@@ -208,24 +208,24 @@ def _read_facts(slide_dir: Path) -> tuple[SlideFacts, list[str]]:
 
 
 def _overview(slide_dir: Path) -> str:
-    """Address of the page of all slides: above `slides/` in a run, beside the slides' folders elsewhere."""
+    """Return the address of the page of all slides: above `slides/` in a run, next to the slides' folders elsewhere."""
     return "../../report.html" if slide_dir.parent.name == "slides" else "../report.html"
 
 
 def write_slide_page(slide_dir: Path) -> Path:
-    """Make the page of one slide from its folder.
+    """Write the page of one slide from its folder.
 
     Args:
-        slide_dir: Folder with `quantification.json` and pictures; what is missing in it is said on the page.
+        slide_dir: Folder with `quantification.json` and pictures. The page names missing files.
 
     Returns:
         `slide.html` in that folder.
 
     Raises:
-        PandaError: There is no such folder.
+        PandaError: If there is no such folder.
     """
     slide_dir = Path(slide_dir).absolute()
-    need_folder(slide_dir)
+    require_folder(slide_dir)
     facts, faults = _read_facts(slide_dir)
     result, grade = facts if isinstance(facts, SlideResult) else None, facts.grade
     viewer = read_viewer(slide_dir, facts)
@@ -253,7 +253,7 @@ def write_slide_page(slide_dir: Path) -> Path:
     )
 
 
-def fresh_slide_page(slide_dir: Path) -> str:
+def update_slide_page(slide_dir: Path) -> str:
     """Make the page of a slide unless it is newer than all that it shows.
 
     Args:
@@ -273,27 +273,29 @@ def fresh_slide_page(slide_dir: Path) -> str:
 def slide_table(
     rows: Sequence[Row], keys: Sequence[str], folder: Path, names: dict[str, str], why: dict[str, str], *up: str
 ) -> Table:
-    """Lay out slides as a table with thumbnails that lead to the slides' pages, and make those pages.
+    """Lay out slides as a table with thumbnails that link to the slides' pages, and write those pages.
 
     Args:
-        rows: One a slide, each with `slide_id`.
+        rows: One for each slide, with `slide_id`.
         keys: The columns, in order.
-        folder: Where the slides' folders lie.
-        names: For a column, a name other than its usual one.
-        why: For a column, why a figure in it may be missing.
-        up: Names of folders from the page to `folder`.
+        folder: Folder of the slides' folders.
+        names: Column to a name other than its usual one.
+        why: Column to the reason why a figure in it may be missing.
+        up: Names of the folders from the page to `folder`.
     """
     cells: list[list[Cell]] = []
     for index, row in enumerate(rows):
         name = str(row.get("slide_id") or "")
-        slide_dir = inside(folder, name)
-        href = link(*up, name, fresh_slide_page(slide_dir)) if slide_dir else ""
+        slide_dir = find_subfolder(folder, name)
+        href = link(*up, name, update_slide_page(slide_dir)) if slide_dir else ""
         thumbnail: Picture | None = None
         if slide_dir and index < MOST_THUMBNAILS:
-            pictures = (slide_dir / name for name in ("overlay.png", "slide.jpg"))  # the slide where it was only graded
+            pictures = (
+                slide_dir / name for name in ("overlay.png", "slide.jpg")
+            )  # a slide that was only graded has no overlay
             found = (read_picture(path, THUMBNAIL_SIDE, quality=80) for path in pictures)
             thumbnail = next(filter(None, found), None)
-        shown = Cell("slide", picture=thumbnail, href=href) if thumbnail else Cell(why="no picture was kept")
+        shown = Cell("slide", picture=thumbnail, href=href) if thumbnail else Cell(why="there is no picture")
         cells.append(
             [shown, *(cell(row.get(k), figure_kind(k), why.get(k, ""), href if k == "slide_id" else "") for k in keys)]
         )

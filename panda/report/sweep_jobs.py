@@ -1,4 +1,4 @@
-"""The jobs of a sweep, as their folders have them."""
+"""Read the jobs of a sweep from their folders."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from panda.files import read_output_table
 from panda.report.interpretation import LESS_IS_BETTER, headline_keys
-from panda.report.run_folder import link, natural, number, read_text
+from panda.report.run_folder import link, natural_key, number, read_text
 from panda.report.run_summary import RunSummary, read_summary
 from panda.tasks.figures import Figures
 
@@ -20,13 +20,13 @@ class Job:
     """One job of a sweep.
 
     Args:
-        name: Of its folder.
-        choices: What was overridden, value by key.
+        name: Name of its folder.
+        choices: Overridden keys and their values.
         summary: Its summary; None if it failed or is unfinished.
-        error: Text of its error, or why it has no figures; empty where it ended well.
-        report: Address of its own page, empty where it has none.
-        lost: Slides that it passed over.
-        ended: Whether it came to an end: one that is at work, or was killed, has not.
+        error: Text of its error, or why it has no figures; empty if it ended well.
+        report: Address of its own page, empty if it has none.
+        lost: Number of slides that it skipped.
+        ended: Whether it ended; a job that is running or was killed has not.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Job:
 
     @property
     def state(self) -> str:
-        """`done`, `failed` or `unfinished`."""
+        """Return `done`, `failed` or `unfinished`."""
         return "done" if not self.error else "failed" if self.ended else "unfinished"
 
     @property
@@ -75,7 +75,7 @@ class Job:
 
 
 def read_choices(text: str) -> dict[str, str]:
-    """Read overrides, one a line, `key=value` (with `+`, `++` or `~` before the key as Hydra has it)."""
+    """Read overrides, one on each line: `key=value`, with `+`, `++` or `~` before the key as in Hydra."""
     choices = {}
     for line in text.splitlines():
         key, _, value = line.strip().removeprefix("- ").partition("=")
@@ -97,20 +97,20 @@ def _job(folder: Path) -> Job:
 
 
 def read_jobs(sweep_dir: Path) -> list[Job]:
-    """Read the jobs of a sweep: every sub-folder that bears the marks of one, in natural order of their names."""
+    """Read the jobs of a sweep: every subfolder with a file of a job, in natural order of their names."""
     folders = [f for f in sweep_dir.iterdir() if f.is_dir() and any((f / name).is_file() for name in _JOB_FILES)]
-    return [_job(folder) for folder in sorted(folders, key=lambda f: natural(f.name))]
+    return [_job(folder) for folder in sorted(folders, key=lambda f: natural_key(f.name))]
 
 
 def part_choices(jobs: Sequence[Job]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Part the overridden keys into those that differ between jobs and those that are the same in all."""
+    """Split the overridden keys into those that differ between jobs and those that are the same in all."""
     keys = list(dict.fromkeys(k for job in jobs for k in job.choices))
     varied = [k for k in keys if len({job.choices.get(k) for job in jobs}) > 1]
     return varied, [(k, jobs[0].choices[k]) for k in keys if k not in varied]
 
 
 def job_label(job: Job, varied: Sequence[str]) -> str:
-    """Name a job by its varied choices: a word stands for itself, a number or flag needs its key."""
+    """Name a job by its varied choices: a word alone, a number or flag with its key."""
     parts = []
     for key in varied:
         value = job.choices.get(key, "")
@@ -119,14 +119,14 @@ def job_label(job: Job, varied: Sequence[str]) -> str:
     return " · ".join(part for part in parts if part) or job.name
 
 
-def place(job: Job, key: str, figure: float | None) -> tuple[float, float]:
-    """Where a figure puts a job: the less, the better.
+def rank_figure(job: Job, key: str, figure: float | None) -> tuple[float, float]:
+    """Return the rank of a job with a figure; the lowest is best.
 
-    Figures of two kinds do not compare: who has the more important one comes first, whatever it is.
+    Figures of two kinds are not compared: a job with the more important one always comes first.
 
     Args:
-        job: Says by its task which figures matter.
-        key: The figure's.
+        job: The job, whose task says which figures matter.
+        key: Key of the figure.
         figure: Its value on validation.
     """
     if figure is None:
@@ -134,6 +134,6 @@ def place(job: Job, key: str, figure: float | None) -> tuple[float, float]:
     return headline_keys(job.summary).index(key), figure if key in LESS_IS_BETTER else -figure
 
 
-def ranked(jobs: Sequence[Job]) -> list[Job]:
-    """Order by the validation figure, the best first, those without one last: never by test."""
-    return sorted(jobs, key=lambda job: place(job, job.key, job.score("val")))
+def rank_jobs(jobs: Sequence[Job]) -> list[Job]:
+    """Sort jobs by the validation figure, never by test: the best first, those without one last."""
+    return sorted(jobs, key=lambda job: rank_figure(job, job.key, job.score("val")))

@@ -1,4 +1,4 @@
-"""The page of a sweep: every job with what was varied and what came of it."""
+"""Write the page of a sweep: every job with its varied choices and its figures."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from markupsafe import Markup
 from panda.errors import ManifestError
 from panda.files import read_output_table, write_table
 from panda.report.charts import GREY, PALETTE, Bar, Line, bar_chart, effect_chart, line_chart
-from panda.report.effects import Effect, Scored, effects
+from panda.report.effects import Effect, ScoredJob, find_effects
 from panda.report.interpretation import write_interval
-from panda.report.page import need_folder, write_page
-from panda.report.paired import Difference, difference_of, groups_of, paired_rows
-from panda.report.replicates import repeats, repeats_table
+from panda.report.page import require_folder, write_page
+from panda.report.paired import Difference, choose_groups, compute_difference, pair_rows
+from panda.report.replicates import find_repeats, repeats_table
 from panda.report.run_page import threshold_line
-from panda.report.sweep_jobs import Job, job_label, part_choices, ranked, read_jobs
+from panda.report.sweep_jobs import Job, job_label, part_choices, rank_jobs, read_jobs
 from panda.report.table import Cell, Head, Table, cell, figure_kind, figure_name, show
 
 _MOST_BARS = 40
@@ -28,19 +28,19 @@ _MOST_ERROR = 110
 _UNPAIRED = f"not scored on the same pixels of the same slides as the best, or not among the first {_MOST_BARS}"
 
 
-def _gaps(sweep_dir: Path, jobs: Sequence[Job]) -> dict[str, Difference]:
+def _pair_with_best(sweep_dir: Path, jobs: Sequence[Job]) -> dict[str, Difference]:
     """Pair each of the first jobs with the best one on the slides of validation, by the job's name.
 
-    A job that was scored on other slides, or other pixels of them, is left out.
+    A job that was scored on other slides or other pixels is left out.
     """
     gaps = {}
     for key in dict.fromkeys(job.key for job in jobs if job.summary):
-        same = [job for job in ranked(jobs) if job.key == key and job.score("val") is not None]
+        same = [job for job in rank_jobs(jobs) if job.key == key and job.score("val") is not None]
         tables = [read_output_table(sweep_dir / job.name / "val_slides.csv") for job in same[:_MOST_BARS]]
         for job, table in zip(same[1:], tables[1:], strict=False):
             with contextlib.suppress(ManifestError):
-                pairs = paired_rows((same[0].name, job.name), (tables[0], table), job.task)
-                found = difference_of(pairs, groups_of(pairs)[0], job.task, key) if pairs else None
+                pairs = pair_rows((same[0].name, job.name), (tables[0], table), job.task)
+                found = compute_difference(pairs, choose_groups(pairs)[0], job.task, key) if pairs else None
                 if found is not None:
                     gaps[job.name] = found
     return gaps
@@ -49,12 +49,12 @@ def _gaps(sweep_dir: Path, jobs: Sequence[Job]) -> dict[str, Difference]:
 def _table(jobs: Sequence[Job], varied: Sequence[str], gaps: Mapping[str, Difference]) -> Table:
     figures = list(dict.fromkeys(job.key for job in jobs if job.summary))
     failed, taken = any(job.error for job in jobs), any(job.summary and job.summary.trained_by for job in jobs)
-    best = {next(job.name for job in ranked(jobs) if job.summary and job.key == key) for key in figures}
+    best = {next(job.name for job in rank_jobs(jobs) if job.summary and job.key == key) for key in figures}
     rows = []
-    for job in ranked(jobs):
+    for job in rank_jobs(jobs):
         state = Cell(job.state, style="bad" if job.error else "")
         row = [Cell(job.name, href=job.report), state]
-        row += [Cell(job.choices.get(k, ""), why="left as it is by default") for k in varied]
+        row += [Cell(job.choices.get(k, ""), why="the default") for k in varied]
         why = "the job failed" if job.error else "this split was not scored"
         for key in figures:
             for split in ("val", "test"):
@@ -70,7 +70,7 @@ def _table(jobs: Sequence[Job], varied: Sequence[str], gaps: Mapping[str, Differ
             by = job.summary.trained_by if job.summary else None
             row.append(Cell(f"job {by}" if by else " "))
         if failed:
-            row.append(Cell(_short(job.error), style="pre") if job.error else Cell(" "))
+            row.append(Cell(_shorten(job.error), style="pre") if job.error else Cell(" "))
         rows.append(row)
     heads = [Head("Job"), Head("State"), *(Head(k) for k in varied)]
     for key in figures:
@@ -92,25 +92,25 @@ def _gap_cell(gap: Difference | None, best: bool, why: str) -> Cell:
     return Cell(f"{gap.difference:+.3f}", sort=gap.difference, style="num", under=under)
 
 
-def _short(text: str) -> str:
+def _shorten(text: str) -> str:
     text = " ".join(text.split()).replace("1 fault in the configuration: - ", "")
     return text if len(text) <= _MOST_ERROR else f"{text[: _MOST_ERROR - 1]}…"
 
 
 def _errors(failed: Sequence[Job], varied: Sequence[str]) -> list[tuple[str, str]]:
-    """The errors that the table cuts short, each once, below the jobs that it ended."""
+    """Return the errors that the table cuts short, each once, with the jobs that it ended."""
     jobs: dict[str, list[str]] = {}
     for job in failed:
-        if _short(job.error).endswith("…"):
+        if _shorten(job.error).endswith("…"):
             jobs.setdefault(job.error, []).append(f"{job.name} ({job_label(job, varied)})")
     return [(", ".join(names), error) for error, names in jobs.items()]
 
 
 def _bars(jobs: Sequence[Job], varied: Sequence[str]) -> list[Markup]:
-    """Draw one chart a figure: validation, by which a job is chosen, with its interval, and the test beside it."""
+    """Draw one chart for each figure: validation, which chooses a job, with its interval; and test."""
     charts = []
     for key in dict.fromkeys(job.key for job in jobs if job.summary):
-        same = [job for job in ranked(jobs) if job.key == key and job.score("val") is not None]
+        same = [job for job in rank_jobs(jobs) if job.key == key and job.score("val") is not None]
         bars = []
         for job in same[:_MOST_BARS]:
             low, high = job.interval("val") or (None, None)
@@ -124,22 +124,24 @@ def _bars(jobs: Sequence[Job], varied: Sequence[str]) -> list[Markup]:
 
 
 def _effects(jobs: Sequence[Job], varied: Sequence[str]) -> tuple[list[Markup], str]:
-    """Small multiples of the choices, the one that mattered most first, and how sure a single job is."""
+    """Draw the effect of each choice, the most important first, and write the uncertainty of a single job."""
     done = [job for job in jobs if job.score("val") is not None]
     if len({job.key for job in done}) != 1:
         return [], ""
-    scored = [Scored(job.choices, job.score("val") or 0.0, f"job {job.name}, {job_label(job, varied)}") for job in done]
-    found = effects(scored, varied)
+    scored = [
+        ScoredJob(job.choices, job.score("val") or 0.0, f"job {job.name}, {job_label(job, varied)}") for job in done
+    ]
+    found = find_effects(scored, varied)
     ends = (min(job.score for job in scored), max(job.score for job in scored))
     intervals = [pair for job in done if (pair := job.interval("val"))]
     unsure = ""
     if intervals:
         half = median((high - low) / 2 for low, high in intervals)
         unsure = f"For scale: the 95 % interval of a single job on these validation slides is about ± {half:.3f}."
-    return [effect_chart(effect, _reading(effect), ends) for effect in found], unsure
+    return [effect_chart(effect, _explain_effect(effect), ends) for effect in found], unsure
 
 
-def _reading(effect: Effect) -> str:
+def _explain_effect(effect: Effect) -> str:
     if effect.span == 0:
         return "no difference"
     best = effect.values[effect.best]
@@ -147,12 +149,12 @@ def _reading(effect: Effect) -> str:
 
 
 def _curves(sweep_dir: Path, jobs: Sequence[Job], varied: Sequence[str]) -> Markup:
-    """Lay the threshold curves over each other, the best by validation in colour and the rest in grey.
+    """Draw all threshold curves in one chart, the best by validation in color and the rest in grey.
 
     Jobs of one training share a curve, on which their thresholds are marked.
     """
     curves: dict[tuple[Any, ...], tuple[Line, list[Job]]] = {}
-    for job in ranked(jobs):
+    for job in rank_jobs(jobs):
         line = threshold_line(sweep_dir / job.name / "threshold_curve.csv", "", GREY)
         if job.summary and line.xs:
             curves.setdefault((tuple(line.xs), tuple(line.ys)), (line, []))[1].append(job)
@@ -175,14 +177,14 @@ def _curves(sweep_dir: Path, jobs: Sequence[Job], varied: Sequence[str]) -> Mark
 
 def _write_jobs(path: Path, jobs: Sequence[Job], varied: Sequence[str], gaps: Mapping[str, Difference]) -> None:
     """Write every figure of every job as a table, each with the ends of its interval if it has one."""
-    said = {"task": "task", "seed": "seed", "threshold": "threshold_used", "trained_by": "trained_by"}
-    said = {key: column for key, column in said.items() if column not in varied}
-    columns = ["job", "state", *varied, *said.values()]
+    columns_by_key = {"task": "task", "seed": "seed", "threshold": "threshold_used", "trained_by": "trained_by"}
+    columns_by_key = {key: column for key, column in columns_by_key.items() if column not in varied}
+    columns = ["job", "state", *varied, *columns_by_key.values()]
     rows = []
     for job in jobs:
         row: dict[str, Any] = {"job": job.name, "state": job.state}
         row |= {k: job.choices.get(k, "") for k in varied}
-        row |= {column: getattr(job.summary, key, None) for key, column in said.items()}
+        row |= {column: getattr(job.summary, key, None) for key, column in columns_by_key.items()}
         for split in ("val", "test"):
             if (scores := job.scores(split)) is None:
                 continue
@@ -203,42 +205,42 @@ def _write_jobs(path: Path, jobs: Sequence[Job], varied: Sequence[str], gaps: Ma
 
 
 def write_sweep_table(sweep_dir: Path) -> None:
-    """Make the table of a sweep from its folder, without what it takes long to work out.
+    """Write the table of a sweep from its folder, without the comparisons that take long.
 
     Args:
-        sweep_dir: Folder with one sub-folder a job, each with `overrides.txt` and either `summary.json` or, where
-            the job failed, `error.txt`.
+        sweep_dir: Folder with one subfolder for each job, with `overrides.txt` and either `summary.json` or, if the
+            job failed, `error.txt`.
 
     Raises:
-        PandaError: There is no such folder.
+        PandaError: If there is no such folder.
     """
-    need_folder(sweep_dir)
+    require_folder(sweep_dir)
     jobs = read_jobs(sweep_dir)
     _write_jobs(sweep_dir / "sweep.csv", jobs, part_choices(jobs)[0], {})
 
 
 def write_sweep(sweep_dir: Path) -> Path:
-    """Make the table and the page of a sweep from its folder.
+    """Write the table and the page of a sweep from its folder.
 
     Args:
         sweep_dir: As for `write_sweep_table`.
 
     Returns:
-        `sweep.html` in that folder, beside `sweep.csv`.
+        `sweep.html` in that folder, next to `sweep.csv`.
 
     Raises:
-        PandaError: There is no such folder.
+        PandaError: If there is no such folder.
     """
     sweep_dir = Path(sweep_dir).absolute()
-    need_folder(sweep_dir)
+    require_folder(sweep_dir)
     jobs = read_jobs(sweep_dir)
     varied, constant = part_choices(jobs)
-    gaps = _gaps(sweep_dir, jobs)
+    gaps = _pair_with_best(sweep_dir, jobs)
     _write_jobs(sweep_dir / "sweep.csv", jobs, varied, gaps)
-    if same := repeats(jobs, varied):
+    if same := find_repeats(jobs, varied):
         write_table(sweep_dir / "repeats.csv", [repeat.row() for repeat in same])
     failed = [job for job in jobs if job.error]
-    best = next((job for job in ranked(jobs) if job.score("val") is not None), None)
+    best = next((job for job in rank_jobs(jobs) if job.score("val") is not None), None)
     charts, unsure = _effects(jobs, varied)
     return write_page(
         sweep_dir / "sweep.html",
@@ -249,7 +251,9 @@ def write_sweep(sweep_dir: Path) -> Path:
         trainings=sum(job.summary is not None and not job.summary.trained_by for job in jobs),
         errors=_errors(failed, varied),
         constant=constant,
-        best=None if best is None else (job_label(best, varied), best.report, figure_name(best.key), *_both(best)),
+        best=None
+        if best is None
+        else (job_label(best, varied), best.report, figure_name(best.key), *_write_scores(best)),
         table=_table(jobs, varied, gaps),
         gaps=len(gaps),
         alike=sum(gap.interval is None or gap.interval[0] <= 0 <= gap.interval[1] for gap in gaps.values()),
@@ -261,5 +265,5 @@ def write_sweep(sweep_dir: Path) -> Path:
     )
 
 
-def _both(job: Job) -> tuple[str, str]:
+def _write_scores(job: Job) -> tuple[str, str]:
     return show(job.score("val"), "headline"), show(job.score("test"), "headline")

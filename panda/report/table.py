@@ -1,4 +1,4 @@
-"""Figures as people read them, and the tables of the pages."""
+"""Write figures for readers, and lay out the tables of the pages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from panda.report.run_folder import Picture, number
 
-# What each figure is called on a page and how many digits it bears.
+# Name of each figure on a page, and its format.
 FIGURES: dict[str, tuple[str, str]] = {
     "dice_mean_slide": ("Dice, mean over slides", "score"),
     "dice": ("Dice, all pixels pooled", "score"),
@@ -63,12 +63,12 @@ _UNSET = {"", "none", "null", "nan"}
 
 
 def figure_name(key: str) -> str:
-    """Name a figure in words: a known one by its name, another by its key with blanks."""
+    """Name a figure: a known one by its name, another by its key with blanks."""
     return FIGURES[key][0] if key in FIGURES else key.replace("_", " ").replace("mm2", "mm²")
 
 
 def figure_kind(key: str) -> str:
-    """Say how a figure is formatted, see :func:`show`."""
+    """Return the format of a figure, see `show`."""
     if key in FIGURES:
         return FIGURES[key][1]
     return next(
@@ -77,7 +77,7 @@ def figure_kind(key: str) -> str:
 
 
 def show(value: Any, kind: str = "score") -> str:
-    """Write a value with the precision that it bears.
+    """Write a value with a sensible precision.
 
     Args:
         value: A number, its text, or another value.
@@ -85,7 +85,7 @@ def show(value: Any, kind: str = "score") -> str:
             `seconds`, or `text` (as it is).
 
     Returns:
-        The text without a unit (`seconds` bear theirs); empty where there is no value.
+        The text without a unit, except for `seconds`; empty if there is no value.
     """
     if kind in {"text", "id"}:
         return "" if value is None or str(value).lower() in _UNSET else str(value)
@@ -140,14 +140,14 @@ class Cell:
     """One cell of a table.
 
     Args:
-        text: What is read; where it is empty a dash is shown.
-        sort: What the column is sorted by; the text where it is None.
-        why: Why there is no value, or more about it: shown when pointed at.
-        href: Where a click leads.
-        picture: Shown in place of the text.
+        text: Text; an empty one is shown as a dash.
+        sort: Sort key of the cell; None for the text.
+        why: Tooltip: why there is no value, or more about it.
+        href: Link of the cell.
+        picture: Picture instead of the text.
         style: Classes: `num`, `id`, `bad`, `pre`.
-        under: Below the text, smaller: a figure's interval.
-        goes: Whether the text is a button, which a script of the page gives its meaning.
+        under: Smaller text below, such as an interval.
+        goes: Whether the text is a button for a script of the page.
     """
 
     text: str = ""
@@ -162,7 +162,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Head:
-    """The head of a column: its label, its unit, and whether figures stand below it."""
+    """The head of a column: its label, its unit, and whether the column holds figures."""
 
     label: str
     unit: str = ""
@@ -171,13 +171,13 @@ class Head:
 
 @dataclass(frozen=True)
 class Table:
-    """A table, sortable by each column unless it is said otherwise.
+    """A table of a page.
 
     Args:
-        heads: One a column.
-        rows: One cell a column each.
+        heads: One for each column.
+        rows: Cells, one for each column.
         sortable: Whether a click on a head sorts.
-        note: A line below the table.
+        note: Line below the table.
     """
 
     heads: Sequence[Head]
@@ -187,7 +187,7 @@ class Table:
 
     @property
     def dashes(self) -> list[str]:
-        """Say why figures are missing: the columns and the reason, a line a reason."""
+        """Return why figures are missing: one line for each reason, with its columns."""
         reasons: dict[str, dict[str, None]] = {}
         for row in self.rows:
             for head, cell in zip(self.heads, row, strict=True):
@@ -197,7 +197,7 @@ class Table:
 
 
 def head(key: str, name: str = "") -> Head:
-    """Make the head of a figure's column, named otherwise than elsewhere where `name` is given."""
+    """Make the head of a figure's column, with `name` instead of its usual name if given."""
     kind = figure_kind(key)
     return Head(name or figure_name(key), UNITS.get(kind, "").strip(), kind not in {"text", "id"})
 
@@ -207,9 +207,9 @@ def cell(value: Any, kind: str, why: str = "", href: str = "") -> Cell:
 
     Args:
         value: The value, or None.
-        kind: As in :func:`show`.
+        kind: As in `show`.
         why: Why there is no value; shown only then.
-        href: Where a click leads.
+        href: Link of the cell.
     """
     text = show(value, kind)
     if kind in {"text", "id"}:

@@ -1,4 +1,4 @@
-"""What the page of a slide moves in: the slide, its map, and the tumour at any threshold."""
+"""Gather the data of the viewer on a slide's page: the slide, its map, and the tumour at any threshold."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from panda.inference.grade import GradeRecord
 from panda.inference.legends import COLOUR_MAPS
 from panda.inference.quantify import THRESHOLDS
 from panda.inference.slide_result import SlideFacts, SlideResult
-from panda.report.run_folder import mapping, read_json, sequence
+from panda.report.run_folder import as_list, as_mapping, read_json
 
 MOST_REGIONS = 300
-"""Regions, the largest first, that a page lists and outlines; more would weigh too much for a browser."""
+"""Number of largest regions that a page lists and outlines; more would be too many for a browser."""
 
 
 def read_viewer(slide_dir: Path, facts: SlideFacts) -> dict[str, Any] | None:
@@ -80,11 +80,11 @@ def _uri(path: Path, kind: str) -> str:
 
 
 def _regions(collection: dict[str, Any], level0: float) -> list[dict[str, Any]]:
-    """The outlines of the largest regions in px of the view, to half a px of it."""
+    """Return the outlines of the largest regions in px of the view, exact to half a px."""
     regions = []
-    for rank, feature in enumerate(sequence(collection.get("features"))[:MOST_REGIONS], start=1):
-        geometry = mapping(mapping(feature).get("geometry"))
-        polygons = sequence(geometry.get("coordinates"))
+    for rank, feature in enumerate(as_list(collection.get("features"))[:MOST_REGIONS], start=1):
+        geometry = as_mapping(as_mapping(feature).get("geometry"))
+        polygons = as_list(geometry.get("coordinates"))
         rings = [
             ring for polygon in ([polygons] if geometry.get("type") == "Polygon" else polygons) for ring in polygon
         ]
@@ -96,13 +96,13 @@ def _regions(collection: dict[str, Any], level0: float) -> list[dict[str, Any]]:
             {
                 "id": rank,
                 "box": [round(float(v), 1) for v in (*outer.min(axis=0), *outer.max(axis=0))],
-                "rings": [_simpler(ring) for ring in corners],
+                "rings": [_simplify(ring) for ring in corners],
             }
         )
     return regions
 
 
-def _simpler(ring: NDArray[np.float32]) -> list[float]:
+def _simplify(ring: NDArray[np.float32]) -> list[float]:
     kept = cv2.approxPolyDP(ring[:, None], 0.5, True)[:, 0]
     return [round(float(value), 1) for value in kept.reshape(-1)]
 

@@ -22,7 +22,7 @@
     return lines;
   }
 
-  // ---- the map in colours, anew at each threshold
+  // ---- the map in colours, again at each threshold
 
   function palette() {
     const text = view.colours[colours.value];
@@ -64,9 +64,9 @@
     }
   }
 
-  // ---- what stands beside it: exact, from the counts of all pixels of the map
+  // ---- the figures next to it: exact, from the counts of all pixels of the map
 
-  function tell() {
+  function writeFigures() {
     const step = Number(slider.value), pixels = view.counts[step];
     exact.value = (step / 1000).toFixed(3);
     find("percent").textContent = view.tissue ? (100 * pixels / view.tissue).toFixed(2) : "–";
@@ -95,7 +95,7 @@
       const wide = Math.round(pane.clientWidth * ratio), high = Math.round(pane.clientHeight * ratio);
       if (pane.width !== wide || pane.height !== high) { pane.width = wide; pane.height = high; }
       const zoom = at.zoom * ratio, context = pane.getContext("2d");
-      // What is seen stays on the slide; a slide that is smaller than the pane lies in its middle.
+      // The view stays on the slide; a slide smaller than the pane is centered.
       const half = { x: pane.clientWidth / at.zoom / 2, y: pane.clientHeight / at.zoom / 2 };
       at.x = view.width < 2 * half.x ? view.width / 2 : Math.min(Math.max(at.x, half.x), view.width - half.x);
       at.y = view.height < 2 * half.y ? view.height / 2 : Math.min(Math.max(at.y, half.y), view.height - half.y);
@@ -228,7 +228,7 @@
     if (button) button.addEventListener("click", () => { choose(id, true); home.scrollIntoView({ block: "nearest" }); });
   });
   if (view.counts) {
-    const moved = () => { tell(); paint(); later(); };
+    const moved = () => { writeFigures(); paint(); later(); };
     slider.addEventListener("input", moved);
     exact.addEventListener("change", function () {
       const asked = Number(exact.value);
@@ -256,7 +256,7 @@
     const context = scratch.getContext("2d", { willReadFrequently: true });
     context.drawImage(codes, 0, 0);
     planes = context.getImageData(0, 0, view.width, view.height).data;
-    tell();
+    writeFigures();
     paint();
     draw();
   });
