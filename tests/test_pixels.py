@@ -19,7 +19,7 @@ from PIL import Image
 
 from panda.data import disk, extraction, pixel_stores
 from panda.data.augment import Augmentation
-from panda.data.disk import estimate_need
+from panda.data.disk import estimate_disk
 from panda.data.extraction import extract_store
 from panda.data.loaders import train_loader
 from panda.data.manifest import SlideRecord, read_manifest
@@ -252,7 +252,7 @@ def test_few_slides_on_a_large_disk_are_not_looked_at_twice(
     records: list[SlideRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[int] = []
-    monkeypatch.setattr(extraction, "estimate_need", lambda pending, settings: looked.append(len(pending)))
+    monkeypatch.setattr(disk, "estimate_disk", lambda pending, settings: looked.append(len(pending)))
     plenty = shutil.disk_usage(tmp_path)._replace(free=10**9)
     monkeypatch.setattr(disk, "disk_usage", lambda path: plenty)
     _cut(records, SETTINGS["level"], tmp_path / "plenty")
@@ -260,7 +260,7 @@ def test_few_slides_on_a_large_disk_are_not_looked_at_twice(
     monkeypatch.setattr(disk, "SAMPLED", 3)
     _cut(records, SETTINGS["level"], tmp_path / "many")
     monkeypatch.undo()
-    monkeypatch.setattr(extraction, "estimate_need", lambda pending, settings: looked.append(len(pending)))
+    monkeypatch.setattr(disk, "estimate_disk", lambda pending, settings: looked.append(len(pending)))
     monkeypatch.setattr(disk, "disk_usage", lambda path: plenty._replace(free=10**6))
     _cut(records, SETTINGS["level"], tmp_path / "little")
     assert looked == [4, 4]
@@ -283,7 +283,7 @@ def test_a_data_folder_that_was_moved_is_found_where_it_is(tmp_path: Path) -> No
 def test_an_estimate_is_near_what_is_written(records: list[SlideRecord], tmp_path: Path) -> None:
     for kind in KINDS:
         settings = SETTINGS["level"].model_copy(update={"store": kind})
-        need = estimate_need(records, settings)
+        need = estimate_disk(records, settings)
         assert need is not None
         result = _cut(records, settings, tmp_path)
         files = [

@@ -1,14 +1,14 @@
-"""How much disk an extraction will take, told from a few of its slides before it begins."""
+"""How much disk an extraction takes, estimated from a few of its slides before it begins."""
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import disk_usage
-
-import numpy as np
 
 from panda.data.manifest import SlideRecord
 from panda.data.pixel_stores import open_pixel_store
@@ -17,21 +17,23 @@ from panda.errors import PandaError
 from panda.wsi.grid import tissue_grid
 from panda.wsi.tissue import find_tissue
 
+log = logging.getLogger(__name__)
+
 SAMPLED = 8
-"""Slides that are looked at."""
-_ENCODED = 3
-_BLOCK = 4096  # a file takes whole blocks; a mask as PNG is about one
-_LISTED = 100  # bytes of a patch's line in slide.json
+"""Most slides that are read for an estimate."""
+_ENCODED = 3  # patches of each of them that are encoded
+_BLOCK = 4096  # bytes; a file takes whole blocks, and a mask as PNG about one
+_LISTED = 100  # bytes of a patch in slide.json
 
 
 @dataclass(frozen=True)
-class Need:
-    """What is still to be written.
+class DiskEstimate:
+    """What an extraction will write.
 
     Attributes:
-        slides: That have no patches yet.
-        patches: About so many.
-        bytes: About so many.
+        slides: Slides without patches so far.
+        patches: Estimated number of patches of all of them.
+        bytes: Estimated size of these patches on the disk.
     """
 
     slides: int
@@ -43,79 +45,71 @@ class Need:
         return f"about {self.patches:,} patches of {self.slides:,} slides, {size}"
 
 
-def estimate_need(pending: Sequence[SlideRecord], settings: PatchSettings) -> Need | None:
-    """Estimate the patches and the disk of slides from up to `SAMPLED` of them, spread over the list.
+def require_room(pending: Sequence[SlideRecord], settings: PatchSettings, store: Path) -> None:
+    """Check that the patches of slides fit on the disk of their store.
 
     Args:
-        pending: The slides that have no patches yet.
+        pending: Slides without patches so far.
+        settings: How they are cut.
+        store: The folder of the store.
+
+    Raises:
+        PandaError: If the disk has less room than the patches need.
+    """
+    # Without pixels, or for a few slides, a look at the tissue would take about as long as the extraction.
+    if not open_pixel_store(settings).keeps_pixels:
+        return
+    if len(pending) <= SAMPLED and fits_on_disk(_most_bytes(pending, settings), store):
+        return
+    if (estimate := estimate_disk(pending, settings)) is None:
+        return
+    log.info("%s: %s to write", store, estimate)
+    if not fits_on_disk(estimate.bytes, store):
+        raise PandaError(
+            f"{store}: the patches need {estimate}; the disk has {disk_usage(store).free / 1e9:.1f} GB free. Keep no "
+            "pixels with data.store=slide, choose another disk with data.store_root, or cut fewer or coarser patches "
+            "(data.stride, data.level, data.mpp)"
+        )
+
+
+def fits_on_disk(size: int, folder: Path) -> bool:
+    """Return whether so many bytes are free on the disk of a folder."""
+    return size <= disk_usage(folder).free
+
+
+def estimate_disk(pending: Sequence[SlideRecord], settings: PatchSettings) -> DiskEstimate | None:
+    """Estimate patches and bytes of slides from at most `SAMPLED` of them, spread over the list.
+
+    Args:
+        pending: Slides without patches so far.
         settings: How they are cut.
 
     Returns:
-        The estimate; None where none of the sample can be read (the extraction says why).
+        The estimate; None if no slide of the sample can be read. The extraction then reports why.
     """
     counts: list[int] = []
     sizes: list[int] = []
-    pixels = open_pixel_store(settings)
-    for number in np.unique(np.linspace(0, len(pending) - 1, min(SAMPLED, len(pending))).round().astype(int)):
-        try:
-            with settings.slide_options.open(pending[number].image_path) as slide:
-                resolution = settings.resolution.resolve(slide)
-                grid = tissue_grid(
-                    resolution,
-                    find_tissue(slide),
-                    settings.patch_size,
-                    settings.step,
-                    edge=settings.edge,
-                    min_tissue=settings.min_tissue,
-                )
-                counts.append(len(grid))
-                if pixels.keeps_pixels:
-                    for x, y in grid.level0[:: max(1, len(grid) // _ENCODED)][:_ENCODED].tolist():
-                        image = slide.read(resolution, (x, y), (settings.patch_size, settings.patch_size))
-                        sizes.append(pixels.estimate_bytes(image))
-        except Exception:  # whatever is wrong with a slide, the extraction says it
-            continue
+    pixels, side = open_pixel_store(settings), settings.patch_size
+    for record in pending[:: max(1, -(-len(pending) // SAMPLED))]:
+        with suppress(Exception), settings.slide_options.open(record.image_path) as slide:
+            resolution, tissue = settings.resolution.resolve(slide), find_tissue(slide)
+            grid = tissue_grid(
+                resolution, tissue, side, settings.step, edge=settings.edge, min_tissue=settings.min_tissue
+            )
+            counts.append(len(grid))
+            if pixels.keeps_pixels:
+                for x, y in grid.level0[:: max(1, len(grid) // _ENCODED)][:_ENCODED].tolist():
+                    sizes.append(pixels.estimate_bytes(slide.read(resolution, (x, y), (side, side))))
     if not counts:
         return None
     patches = round(sum(counts) / len(counts) * len(pending))
-    each = _LISTED + round(sum(sizes) / max(1, len(sizes)))
-    return Need(len(pending), patches, patches * each)
+    return DiskEstimate(len(pending), patches, patches * (_LISTED + round(sum(sizes) / max(1, len(sizes)))))
 
 
-def surely_fits(pending: Sequence[SlideRecord], settings: PatchSettings, store: Path) -> bool:
-    """Say whether the disk has room for the patches even if all of each slide were tissue, and no PNG smaller than it.
-
-    To look for tissue would take a good part of the time that it takes to cut a few slides.
-
-    Args:
-        pending: The slides that have no patches yet; where they are more than `SAMPLED`, the answer is no.
-        settings: How they are cut.
-        store: The store's folder.
-    """
-    if len(pending) > SAMPLED:
-        return False
-    each = 4 * settings.patch_size**2 + 3 * _BLOCK + _LISTED
-    most = 0
+def _most_bytes(pending: Sequence[SlideRecord], settings: PatchSettings) -> int:
+    """Return the bytes of all patches if the slides were all tissue and no PNG smaller than its pixels."""
+    patches = 0
     for record in pending:
-        try:
-            with settings.slide_options.open(record.image_path) as slide:
-                size = settings.resolution.resolve(slide).size
-        except Exception:  # whatever is wrong with a slide, the extraction says it
-            continue
-        most += math.prod(-(-side // settings.step) for side in size) * each
-    return most <= disk_usage(store).free
-
-
-def refuse_without_room(need: Need, store: Path) -> None:
-    """Compare a need with the room on the disk of a store.
-
-    Raises:
-        PandaError: There is less room than is needed.
-    """
-    free = disk_usage(store).free
-    if need.bytes > free:
-        raise PandaError(
-            f"{store}: the patches need {need}; the disk has {free / 1e9:.1f} GB free. Keep no pixels with "
-            f"data.store=slide, choose another disk with data.store_root, or cut fewer or coarser patches "
-            f"(data.stride, data.level, data.mpp)"
-        )
+        with suppress(Exception), settings.slide_options.open(record.image_path) as slide:
+            patches += math.prod(-(-side // settings.step) for side in settings.resolution.resolve(slide).size)
+    return patches * (4 * settings.patch_size**2 + 3 * _BLOCK + _LISTED)

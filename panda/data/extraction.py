@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from panda.data.disk import estimate_need, refuse_without_room, surely_fits
+from panda.data.disk import require_room
 from panda.data.failures import Failure
 from panda.data.manifest import SlideRecord
 from panda.data.patches import SlidePatches, load_slide, patch_fingerprint
@@ -88,26 +88,12 @@ def extract_store(
                 if (found := load_slide(record, settings, store)) is not None:
                     slides[record.slide_id] = found
             pending = [record for record in records if record.slide_id not in slides]
-            _require_room(pending, settings, store)
+            if pending:
+                require_room(pending, settings, store)
             _extract_pending(pending, settings, store, slides, failures, workers=workers, progress=progress)
     except OSError as error:
         raise PandaError(describe_unwritable(store, error)) from error
     return sort_result(records, store, slides, failures)
-
-
-def _require_room(pending: Sequence[SlideRecord], settings: PatchSettings, store: Path) -> None:
-    """Check that the patches will fit on the disk.
-
-    Raises:
-        PandaError: If they will not.
-    """
-    # Without pixels, a look at a few slides would take as long as cutting them.
-    keeps_pixels = open_pixel_store(settings).keeps_pixels
-    if not pending or not keeps_pixels or surely_fits(pending, settings, store):
-        return
-    if (need := estimate_need(pending, settings)) is not None:
-        log.info("%s: %s to write", store, need)
-        refuse_without_room(need, store)
 
 
 def _extract_pending(
