@@ -129,14 +129,6 @@ class Frame:
         return _scaled(x, self.sx), _scaled(y, self.sy)
 
     @overload
-    def from_level0(self, x: float, y: float) -> tuple[float, float]: ...
-    @overload
-    def from_level0(self, x: ArrayLike, y: ArrayLike) -> Points: ...
-    def from_level0(self, x: Any, y: Any) -> tuple[Any, Any]:
-        """Map level-0 px to coordinates of this frame (floats or arrays, unrounded)."""
-        return _scaled(x, 1.0 / self.sx), _scaled(y, 1.0 / self.sy)
-
-    @overload
     def to(self, other: Frame, x: float, y: float) -> tuple[float, float]: ...
     @overload
     def to(self, other: Frame, x: ArrayLike, y: ArrayLike) -> Points: ...
