@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from panda.data import disk, extraction, pixel_stores
+from panda.data import disk, pixel_stores
 from panda.data.augment import Augmentation
 from panda.data.disk import estimate_disk
 from panda.data.extraction import extract_store
