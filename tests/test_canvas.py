@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from panda.errors import CheckpointError, PandaError
 from panda.inference.canvas import Canvas, CanvasWriter, blend_window
-from panda.inference.canvas_store import CHUNK, STEPS, probability, quantise
+from panda.inference.canvas_store import CHUNK, STEPS, probability, quantize
 from panda.wsi.geometry import Resolution
 
 HALF_STEP = 0.5 / STEPS + 1e-6  # quantisation, and float32's own rounding in the weighted mean of up to 16 tiles
@@ -90,10 +90,10 @@ def test_the_window_refuses_an_impossible_overlap(overlap: int) -> None:
 
 def test_codes_are_exact_at_the_ends_and_in_the_middle() -> None:
     given_prob = np.array([0, 0.5, 1], np.float32)
-    assert quantise(given_prob).tolist() == [1, 32768, 65535]
-    assert probability(quantise(given_prob)).tolist() == [0, 0.5, 1]
+    assert quantize(given_prob).tolist() == [1, 32768, 65535]
+    assert probability(quantize(given_prob)).tolist() == [0, 0.5, 1]
     every = np.arange(1, 65536).astype(np.uint16)
-    np.testing.assert_array_equal(quantise(probability(every)), every)
+    np.testing.assert_array_equal(quantize(probability(every)), every)
     assert probability(np.zeros(2, np.uint16)).tolist() == [0, 0]
 
 
@@ -248,7 +248,7 @@ def test_tiles_of_another_shape_or_unexpected_are_refused(tmp_path: Path) -> Non
 
 def test_a_canvas_that_lacks_tiles_gets_no_name(tmp_path: Path) -> None:
     with (
-        pytest.raises(PandaError, match="1 of its tiles never came"),
+        pytest.raises(PandaError, match="1 of its tiles are missing"),
         CanvasWriter(tmp_path / "c", resolution(40, 30), 8, "f", {}, expected=[[0, 9], [8, 9]]) as writer,
     ):
         writer.add(np.zeros((1, 8, 8)), [[0, 9]])

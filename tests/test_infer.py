@@ -392,7 +392,7 @@ def test_a_canvas_is_not_replaced_while_it_is_read(tmp_path: Path, slides: Path)
         tissue = find_tissue(slide)
         path = tmp_path / "c.zarr"
         thread = threading.Thread(target=lambda: other.predict(slide, tissue, path))
-        with first.holding(slide, tissue, path) as canvas:
+        with first.hold_canvas(slide, tissue, path) as canvas:
             before = np.asarray(canvas)
             thread.start()
             thread.join(2)

@@ -179,7 +179,7 @@ class Guidance:
         segmenter = self.segmenter(slide.slide_id)
         if segmenter is None:
             return nullcontext()
-        return segmenter.holding(slide, tissue, self.canvas_path(segmenter, slide), tile_progress(bar))
+        return segmenter.hold_canvas(slide, tissue, self.canvas_path(segmenter, slide), tile_progress(bar))
 
     def canvas_path(self, segmenter: SegmentationPredictor, slide: Slide) -> Path:
         """Named by all that makes it, so that runs of another precision, say, do not replace each other's."""

@@ -44,7 +44,7 @@ from panda.files import remove, write_table
 from panda.inference.compute import EngineSettings
 from panda.inference.dataset_metrics import summarize
 from panda.inference.evaluate import SlideScore, histograms, open_label, score_canvas
-from panda.inference.panel_patches import PanelRow, telling_rows
+from panda.inference.panel_patches import PanelRow, select_panel_rows
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
 from panda.inference.score_store import read_scores, score_fingerprint, write_scores
@@ -338,7 +338,7 @@ class SegmentationExperiment:
                 )
                 assert mapped.score is not None  # segmentation leaves out slides without a mask
                 panels[threshold].extend(
-                    telling_rows(
+                    select_panel_rows(
                         record,
                         slide,
                         mask,

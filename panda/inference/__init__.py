@@ -1,1 +1,1 @@
-"""From a trained network and a slide to a probability map, figures in mm² and files others can open."""
+"""Turn a trained network and a slide into a probability map, figures in mm² and files for other programs."""

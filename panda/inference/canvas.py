@@ -1,45 +1,43 @@
-"""Blends overlapping tiles into the probability map over a whole slide.
+"""Blend overlapping tiles into the probability map of a whole slide.
 
-`Canvas`, what comes out, and what lies on disk are described in `panda.inference.canvas_store`.
+`panda.inference.canvas_store` describes the result and its files.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import ArrayLike, NDArray
+from pydantic import JsonValue
 from zarr.codecs import ZstdCodec
 
 from panda.errors import PandaError
 from panda.files import partial_path, remove, remove_leftovers, replace, sync
 from panda.inference.blocks import OpenBlocks
-from panda.inference.canvas_store import CHUNK, FORMAT, Canvas, quantise, stored_size
+from panda.inference.canvas_store import CHUNK, FORMAT, Canvas, CanvasMetadata, quantize, stored_size
 from panda.wsi.geometry import Resolution
 
 __all__ = ["Canvas", "CanvasWriter", "blend_window"]
 
 WINDOW_FLOOR = 0.01
-"""Smallest weight along one axis: what only the rim of one tile covers still has its own value."""
+"""Smallest weight along one axis: a pixel that only the rim of one tile covers still gets a value."""
 
 BUDGET = 128 * 2**20
-"""Bytes of sums that are held in memory where nothing else is said: 64 blocks of 512 px."""
+"""Default bytes of sums held in memory: 64 blocks of 512 px."""
 
 _ROUNDING = 1e-3
-"""How far outside 0..1 a probability may lie: the rounding of a mean over augmented copies, say."""
+"""How far outside 0..1 a probability may be, for example by rounding a mean over augmented copies."""
 
 
 def blend_window(patch_size: int, overlap: int) -> NDArray[np.float32]:
-    """Weights of a tile along one axis: a raised cosine over the overlap, flat between.
+    """Return the weights of a tile along one axis: a raised cosine over the overlap, flat between.
 
-    The same for both axes; a pixel's weight is the product of the two. Strictly positive, so that every pixel
-    that any tile covers has a value, whatever the stride and wherever the slide ends.
+    The weight of a pixel is the product of both axes. It is positive, so every pixel that a tile covers gets a value.
 
     Args:
         patch_size: Side of a tile in working px.
@@ -49,7 +47,7 @@ def blend_window(patch_size: int, overlap: int) -> NDArray[np.float32]:
         (patch_size,) float32, symmetric, in [0.01, 1].
 
     Raises:
-        ValueError: `overlap` is negative, or not smaller than `patch_size`.
+        ValueError: If `overlap` is negative, or not smaller than `patch_size`.
     """
     if not 0 <= overlap < patch_size:
         raise ValueError(f"overlap is {overlap} px; it must be at least 0 and less than the patch, {patch_size}")
@@ -64,29 +62,27 @@ def blend_window(patch_size: int, overlap: int) -> NDArray[np.float32]:
 class CanvasWriter:
     """Blends tiles into a canvas.
 
-    The canvas is summed in blocks of one chunk. A block is finished and written as soon as no tile can touch it any
-    more, which is known where `expected` says what tiles will come; else at the end. Of the unfinished ones
-    `budget` bytes are held in memory and the rest on the disk (`panda.inference.blocks`): memory depends neither on
-    the slide's height nor on its width.
+    The canvas is summed in blocks of one chunk. If `expected` is given, a block is written as soon as no more tile
+    touches it, otherwise at the end. `budget` bytes of unfinished blocks are held in memory and the rest on the disk
+    (`panda.inference.blocks`), so memory depends neither on the height nor on the width of the slide.
 
-    It writes under a partial name beside `path` and takes the final name in `close`; used in a `with`
-    statement, it closes at the end of the block, or leaves nothing behind where the block raises.
+    The files have a partial name beside `path` until `close`. A `with` statement closes the canvas at its end, or
+    removes the files if it raises.
 
-    One writer at a time may write a given path: what a killed run left there unfinished is removed.
+    Only one writer at a time may write a path: it removes the unfinished files of a killed run.
 
     Args:
-        path: The zarr folder to make. What lies there is replaced when the new canvas is complete, not
-            before.
+        path: The zarr folder to make. An older one is replaced when the new canvas is complete.
         resolution: The network's working resolution on this slide.
         patch_size: Side of a tile in working px.
-        fingerprint: Of all that makes this canvas, see `panda.files.fingerprint`.
-        attrs: Plain data (JSON) kept with the canvas; `slide_id` is named in messages.
+        fingerprint: Hash of everything that determines the canvas, see `panda.files.fingerprint`.
+        attrs: Plain data (JSON) stored with the canvas; messages name `slide_id`.
         overlap: Working px that neighbouring tiles share, `patch_size - stride`; shapes the window.
-        expected: (n, 2) x, y of all tiles that will come, in any order; None where that is not known.
+        expected: (n, 2) x, y of all tiles that will be added, in any order; None if unknown.
         budget: Bytes of sums held in memory; it changes no result.
 
     Raises:
-        ValueError: `patch_size` or `overlap` is impossible, or `attrs` is not plain data.
+        ValueError: If `patch_size` or `overlap` is impossible, or `attrs` is not plain data.
     """
 
     def __init__(
@@ -95,7 +91,7 @@ class CanvasWriter:
         resolution: Resolution,
         patch_size: int,
         fingerprint: str,
-        attrs: Mapping[str, Any],
+        attrs: Mapping[str, JsonValue],
         *,
         overlap: int = 0,
         expected: ArrayLike | None = None,
@@ -112,21 +108,17 @@ class CanvasWriter:
         self._left: NDArray[np.int64] | None = None
         self._missing = 0
         if expected is not None:
-            self._left = self._touches(np.asarray(expected, np.int64).reshape(-1, 2))
+            self._left = self._count_tiles(np.asarray(expected, np.int64).reshape(-1, 2))
             self._missing = len(np.asarray(expected))
         self._open = True
         self.path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.path.parent, self.path.name)
         self._partial = partial_path(self.path)
         self.blocks = OpenBlocks(partial_path(self.path), budget)
-        meta: dict[str, Any] = {
-            "panda_canvas": FORMAT,
-            "fingerprint": fingerprint,
-            "resolution": dataclasses.asdict(resolution),
-            "patch_size": patch_size,
-            "overlap": overlap,
-            "attrs": dict(attrs),
-        }
+        metadata = CanvasMetadata(
+            fingerprint=fingerprint, resolution=resolution, patch_size=patch_size, overlap=overlap, attrs=dict(attrs)
+        )
+        meta = {"panda_canvas": FORMAT, **metadata.model_dump(mode="json")}
         json.dumps(meta, allow_nan=False)
         self._array = zarr.create_array(
             str(self._partial),
@@ -139,10 +131,10 @@ class CanvasWriter:
             dimension_names=("y", "x"),
         )
 
-    def _touches(self, where: NDArray[np.int64]) -> NDArray[np.int64]:
-        """How many tiles touch each block, (rows, columns)."""
+    def _count_tiles(self, corners: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return how many tiles touch each block, (rows, columns)."""
         size, side = np.array([self._resolution.width, self._resolution.height]), np.array(self._side[::-1])
-        first, last = np.maximum(where, 0), np.minimum(where + self._patch, size)
+        first, last = np.maximum(corners, 0), np.minimum(corners + self._patch, size)
         inside = (first < last).all(axis=1)
         (x0, y0), (x1, y1) = (first[inside] // side).T, ((last[inside] - 1) // side + 1).T
         columns, rows = -(-size // side)
@@ -152,17 +144,17 @@ class CanvasWriter:
         return edges.cumsum(0).cumsum(1)[:-1, :-1]
 
     def add(self, tiles: ArrayLike, positions: ArrayLike) -> None:
-        """Blend a batch of tiles in.
+        """Blend a batch of tiles.
 
         Args:
             tiles: (n, p, p) probabilities in [0, 1].
-            positions: (n, 2) x, y of their top-left corners in working px. A tile may begin before the slide or
-                reach past it: it is cropped.
+            positions: (n, 2) x, y of their top-left corners in working px. A tile that begins before the slide or
+                reaches past it is cropped.
 
         Raises:
-            PandaError: A probability is not finite, or outside [0, 1]; names the slide and the tile.
-            ValueError: The shapes disagree, a tile was not expected, or the writer is closed.
-            OSError: The disk is full.
+            PandaError: If a probability is not finite, or outside [0, 1]; names the slide and the tile.
+            ValueError: If the shapes disagree, a tile was not expected, or the writer is closed.
+            OSError: If the disk is full.
         """
         prob, where = np.asarray(tiles, np.float32), np.asarray(positions, np.int64)
         if not self._open:
@@ -178,9 +170,9 @@ class CanvasWriter:
             self._missing -= 1
 
     def _check(self, tile: NDArray[np.float32], x: int, y: int) -> None:
-        """Refuse a tile that holds what is no probability."""
+        """Refuse a tile with values that are no probabilities."""
         low, high = float(tile.min()), float(tile.max())
-        if low >= -_ROUNDING and high <= 1 + _ROUNDING:  # false for NaN, which min and max hand on
+        if low >= -_ROUNDING and high <= 1 + _ROUNDING:  # false for NaN, which min and max propagate
             return
         bad = int(np.count_nonzero(~np.isfinite(tile)))
         what = (
@@ -216,34 +208,33 @@ class CanvasWriter:
                         self._finish(row, column)
 
     def _bounds(self, row: int, column: int) -> tuple[int, int, int, int]:
-        """Top, left, bottom and right of a block in working px."""
+        """Return top, left, bottom and right of a block in working px."""
         top, left = row * self._side[0], column * self._side[1]
         bottom, right = top + self._side[0], left + self._side[1]
         return top, left, min(bottom, self._resolution.height), min(right, self._resolution.width)
 
     def _finish(self, row: int, column: int) -> None:
-        """Write a block; what was not scored in it stays 0."""
+        """Write a block; pixels that were not scored stay 0."""
         values, weights = self.blocks.take((row, column))
         scored = weights > 0
         prob = np.divide(values, weights, out=values, where=scored)
         top, left, bottom, right = self._bounds(row, column)
-        self._array[top:bottom, left:right] = np.where(scored, quantise(np.clip(prob, 0, 1)), 0)
+        self._array[top:bottom, left:right] = np.where(scored, quantize(np.clip(prob, 0, 1)), 0)
 
     def close(self) -> Canvas:
-        """Finish the last rows, bring all to the disk and give the canvas its name.
+        """Write the last blocks, flush the files and give the canvas its name.
 
         Returns:
             The canvas, open for reading.
 
         Raises:
-            PandaError: Tiles are missing, or its files were removed meanwhile, as another writer of the same path
-                does.
-            OSError: The disk is full.
+            PandaError: If tiles are missing, or another writer of the path removed the files.
+            OSError: If the disk is full.
         """
         if self._open:
             try:
                 if self._left is not None and self._missing:
-                    raise PandaError(f"{self.path}: {self._missing} of its tiles never came; run the slide again")
+                    raise PandaError(f"{self.path}: {self._missing} of its tiles are missing; run the slide again")
                 for row, column in self.blocks.unfinished():
                     self._finish(row, column)
                 self.blocks.close()
@@ -252,8 +243,8 @@ class CanvasWriter:
                         f"{self.path}: its unfinished files were removed while it was written; "
                         "let one run at a time write it"
                     )
-                # A missing chunk reads as "not scored": only the tally tells it from a lost one.
-                self._array.attrs["stored"] = stored_size(self._partial)
+                # A lost chunk reads as "not scored"; only this count reveals it.
+                self._array.attrs["stored"] = stored_size(self._partial).model_dump()
                 sync(self._partial)
                 replace(self._partial, self.path)
             except BaseException:
@@ -263,7 +254,7 @@ class CanvasWriter:
         return Canvas.open(self.path)
 
     def abort(self) -> None:
-        """Leave nothing behind; what lay at `path` before stays. Does nothing once closed."""
+        """Remove the unfinished files and keep an older canvas at `path`; do nothing after `close`."""
         if self._open:
             self._open = False
             self.blocks.close()

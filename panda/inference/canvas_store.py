@@ -1,41 +1,71 @@
-"""The probability map over a whole slide, blended from overlapping tiles and kept on disk.
+"""Store the probability map of a whole slide on disk.
 
-A canvas is a zarr 3 array of uint16 in the working frame of the network: 0 says "not scored", 1..65535 stand
-for the probability `(v - 1) / 65534`. One step is 1.5e-5, far below what two runs of a network agree to, at
-half the bytes of float32; and 0.5 is a step exactly.
+A canvas is a zarr 3 array of uint16 in the working frame of the network. 0 means "not scored", a value v of 1..65535
+means the probability `(v - 1) / 65534`. One step is 1.5e-5, far below the agreement of two runs of a network, and
+takes half the bytes of float32. 0.5 is exactly one of the steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, JsonValue, NonNegativeInt, PositiveInt, ValidationError
 
 from panda.errors import CheckpointError
 from panda.wsi.geometry import Resolution
 
 FORMAT = 1
-"""Version of what lies on disk; a canvas of another version is refused."""
+"""Version of the files; a canvas of another version is refused."""
 
 CHUNK = 512
 """Side of a stored chunk in working px."""
 
 STEPS = 65534
-"""Quantisation steps between probability 0 and 1."""
+"""Quantization steps between probability 0 and 1."""
 
 
-def quantise(prob: NDArray[np.floating[Any]]) -> NDArray[np.uint16]:
-    """Probabilities in [0, 1] to the codes 1..65535 that a canvas holds."""
+def quantize(prob: NDArray[np.floating[Any]]) -> NDArray[np.uint16]:
+    """Convert probabilities in [0, 1] to the codes 1..65535 of a canvas."""
     return np.asarray(np.rint(prob * STEPS) + 1, np.uint16)
 
 
 def probability(codes: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """Codes of a canvas to float32 probabilities; 0 where a pixel was not scored."""
+    """Convert codes of a canvas to float32 probabilities; 0 for a pixel that was not scored."""
     return np.asarray((np.maximum(codes, 1) - 1) / np.float32(STEPS), np.float32)
+
+
+class StoredSize(BaseModel):
+    """Number and bytes of the chunks on the disk."""
+
+    model_config = ConfigDict(frozen=True)
+
+    chunks: int
+    bytes: int
+
+
+class CanvasMetadata(BaseModel):
+    """Attributes of the zarr array.
+
+    Attributes:
+        fingerprint: Hash of everything that determined the canvas.
+        resolution: Its working resolution.
+        patch_size: Side of the tiles in working px.
+        overlap: Working px that neighbouring tiles share.
+        attrs: Plain data that the writer was given.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    fingerprint: str
+    resolution: Resolution
+    patch_size: PositiveInt
+    overlap: NonNegativeInt
+    attrs: dict[str, JsonValue]
 
 
 class Canvas:
@@ -43,21 +73,19 @@ class Canvas:
 
     Attributes:
         path: The zarr folder.
-        resolution: The working frame it lies in.
-        fingerprint: Of all that made it.
+        resolution: Its working resolution.
+        fingerprint: Hash of everything that determined it.
         patch_size: Side of the tiles in working px.
-        attrs: The plain data its writer was given.
+        attrs: The plain data that its writer stored.
     """
 
-    def __init__(self, path: Path, array: Any, meta: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, array: Any, metadata: CanvasMetadata) -> None:
         self.path = path
         self._array = array
-        plain = dict(meta["resolution"])
-        plain["mpp"] = None if plain["mpp"] is None else tuple(plain["mpp"])
-        self.resolution = Resolution(**plain)
-        self.fingerprint = str(meta["fingerprint"])
-        self.patch_size = int(meta["patch_size"])
-        self.attrs: dict[str, Any] = dict(meta["attrs"])
+        self.resolution = metadata.resolution
+        self.fingerprint = metadata.fingerprint
+        self.patch_size = metadata.patch_size
+        self.attrs = metadata.attrs
 
     @classmethod
     def open(cls, path: Path | str) -> Canvas:
@@ -67,7 +95,7 @@ class Canvas:
             path: The zarr folder.
 
         Raises:
-            CheckpointError: There is none, it is of another format, or some of it is lost.
+            CheckpointError: If there is none, it is of another format, or a part of it is lost.
         """
         path = Path(path)
         again = "remove it and run the slide again"
@@ -75,26 +103,27 @@ class Canvas:
             raise CheckpointError(f"{path}: there is no such canvas; run the slide first")
         try:
             array = zarr.open_array(str(path), mode="r")
-            meta: dict[str, Any] = dict(array.attrs.asdict())
-        except Exception as exc:  # zarr raises whatever its JSON, its codecs or the file system raise
-            raise CheckpointError(f"{path}: is no canvas, or a broken one ({exc}); {again}") from exc
+            meta = array.attrs.asdict()
+        except Exception as exc:  # zarr raises the errors of its JSON, its codecs and the file system
+            raise CheckpointError(f"{path}: this is no canvas, or a broken one ({exc}); {again}") from exc
         if meta.get("panda_canvas") != FORMAT:
             raise CheckpointError(
                 f"{path}: its format is {meta.get('panda_canvas')!r}, this version reads {FORMAT}; {again}"
             )
         try:
-            canvas = cls(path, array, meta)
-            stated = dict(meta["stored"])
-        except (KeyError, TypeError, ValueError) as exc:
-            raise CheckpointError(f"{path}: its attributes are incomplete ({exc!r}); {again}") from exc
+            canvas = cls(path, array, CanvasMetadata.model_validate(meta))
+            stated = StoredSize.model_validate(meta.get("stored"))
+        except ValidationError as exc:
+            faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in exc.errors()[:3])
+            raise CheckpointError(f"{path}: its attributes are incomplete or were edited ({faults}); {again}") from exc
         if array.shape != canvas.shape or array.dtype != np.uint16:
             raise CheckpointError(
                 f"{path}: holds {array.dtype} {array.shape}, its attributes say uint16 {canvas.shape}; {again}"
             )
         if (found := stored_size(path)) != stated:
             raise CheckpointError(
-                f"{path}: part of it is lost: {found['bytes']} bytes in {found['chunks']} chunks are there, "
-                f"{stated.get('bytes')} in {stated.get('chunks')} were written; {again}"
+                f"{path}: part of it is lost: it has {found.bytes} bytes in {found.chunks} chunks, "
+                f"{stated.bytes} in {stated.chunks} were written; {again}"
             )
         return canvas
 
@@ -104,7 +133,7 @@ class Canvas:
         return self.resolution.height, self.resolution.width
 
     def codes(self, x0: int, y0: int, w: int, h: int) -> NDArray[np.uint16]:
-        """Read a window as stored: (h, w) uint16, 0 where not scored and past the edge.
+        """Read a window as stored: (h, w) uint16, 0 for pixels that were not scored or are past the edge.
 
         Args:
             x0: Left edge in working px; may be negative.
@@ -113,7 +142,7 @@ class Canvas:
             h: Height in working px.
 
         Raises:
-            CheckpointError: The data there is damaged.
+            CheckpointError: If the data of the window is damaged.
         """
         height, width = self.shape
         left, right, top, bottom = max(x0, 0), min(x0 + w, width), max(y0, 0), min(y0 + h, height)
@@ -121,7 +150,7 @@ class Canvas:
         if left < right and top < bottom:
             try:
                 block = self._array[top:bottom, left:right]
-            except Exception as exc:  # codecs raise RuntimeError and what not
+            except Exception as exc:  # codecs raise RuntimeError and others
                 raise CheckpointError(
                     f"{self.path}: cannot be read at working px ({left}, {top}) ({exc}); "
                     "remove it and run the slide again"
@@ -130,16 +159,16 @@ class Canvas:
         return out
 
     def check(self) -> None:
-        """Read every chunk that lies on the disk; each carries a checksum.
+        """Read every chunk on the disk and verify its checksum.
 
         Raises:
-            CheckpointError: The data is damaged.
+            CheckpointError: If the data is damaged.
         """
         for chunk in sorted((self.path / "c").glob("*/*")):
             self.codes(int(chunk.name) * CHUNK, int(chunk.parent.name) * CHUNK, CHUNK, CHUNK)
 
     def read(self, x0: int, y0: int, w: int, h: int) -> NDArray[np.float32]:
-        """Read a window: (h, w) float32 probabilities, 0 where not scored; arguments as for `codes`."""
+        """Read a window: (h, w) float32 probabilities, 0 for pixels that were not scored; arguments as for `codes`."""
         return probability(self.codes(x0, y0, w, h))
 
     def bands(self, rows: int = CHUNK) -> Iterator[tuple[int, NDArray[np.float32]]]:
@@ -154,7 +183,7 @@ class Canvas:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         if copy is False:
-            raise ValueError("a canvas lies on disk: making an array of it always copies")
+            raise ValueError("a canvas is on the disk: np.asarray always copies it")
         out = np.empty(self.shape, np.float32 if dtype is None else dtype)
         for y0, band in self.bands():
             out[y0 : y0 + len(band)] = band
@@ -164,7 +193,7 @@ class Canvas:
         return f"Canvas({str(self.path)!r}, {self.shape[1]} x {self.shape[0]} working px)"
 
 
-def stored_size(path: Path) -> dict[str, int]:
-    """Number and bytes of the chunks that lie on disk."""
+def stored_size(path: Path) -> StoredSize:
+    """Return the number and the bytes of the chunks on the disk."""
     sizes = [entry.stat().st_size for entry in (path / "c").rglob("*") if entry.is_file()]
-    return {"chunks": len(sizes), "bytes": sum(sizes)}
+    return StoredSize(chunks=len(sizes), bytes=sum(sizes))

@@ -38,7 +38,7 @@ COLOUR_MAPS: Mapping[ColourMap, NDArray[np.uint8]] = MappingProxyType(
 JET = COLOUR_MAPS["jet"]
 
 
-def coloured(prob: NDArray[np.floating], colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def colorize(prob: NDArray[np.floating], colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Colour probabilities: (h, w) in [0, 1] to (h, w, 3) uint8 RGB.
 
     Args:
@@ -99,7 +99,7 @@ class Key:
     line: bool = False
 
 
-def framed(
+def frame_image(
     image: NDArray[np.uint8],
     *,
     title: str,

@@ -41,7 +41,7 @@ class PanelRow:
         return np.asarray((self.probability >= np.float64(threshold)) & self.tissue)
 
 
-def telling_rows(
+def select_panel_rows(
     record: SlideRecord,
     slide: Slide,
     mask: LabelMask,

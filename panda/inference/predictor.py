@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import JsonValue
 
 from panda.errors import CheckpointError, SlideError
 from panda.files import fingerprint, hold_lock, identity
@@ -194,11 +195,11 @@ class SegmentationPredictor:
             SlideError: If a region cannot be read.
             PandaError: If the network gives a probability that is not finite.
         """
-        with self.holding(slide, tissue, path, on_tiles) as canvas:
+        with self.hold_canvas(slide, tissue, path, on_tiles) as canvas:
             return canvas
 
     @contextmanager
-    def holding(
+    def hold_canvas(
         self, slide: Slide, tissue: TissueMap, path: Path, on_tiles: Callable[[int, int], None] | None = None
     ) -> Iterator[Canvas]:
         """The canvas of `predict`, which no other process replaces until the block ends.
@@ -223,7 +224,11 @@ class SegmentationPredictor:
         resolution = grid.resolution
         if len(grid.working) == 0:
             raise SlideError(f"{slide.path}: no tile holds tissue at {resolution.width} × {resolution.height} px")
-        attrs = {"slide_id": slide.slide_id, "checkpoint": self.checkpoint.path.name, "tiles": len(grid.working)}
+        attrs: dict[str, JsonValue] = {
+            "slide_id": slide.slide_id,
+            "checkpoint": self.checkpoint.path.name,
+            "tiles": len(grid.working),
+        }
         read = self.tile_reader(slide, tissue, grid)
         with (
             CanvasWriter(

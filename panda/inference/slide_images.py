@@ -14,7 +14,7 @@ from panda.files import whole_path
 from panda.inference.canvas import Canvas
 from panda.inference.canvas_store import probability
 from panda.inference.grade import Grade
-from panda.inference.legends import COLOUR_MAPS, ColourMap, Key, Scale, coloured, framed
+from panda.inference.legends import COLOUR_MAPS, ColourMap, Key, Scale, colorize, frame_image
 from panda.inference.polygons import trace
 from panda.wsi.geometry import Resolution, round_px
 from panda.wsi.slide import Slide
@@ -131,10 +131,10 @@ def write_heatmap(
     resolution = canvas.resolution
     factor = -(-max(canvas.shape) // max_side)
     prob, share = shrink(canvas, factor)
-    image = coloured(prob, COLOUR_MAPS[colour_map])
+    image = colorize(prob, COLOUR_MAPS[colour_map])
     image[share == 0] = UNSCORED
     _draw_outline(image, mask_clean, 1 / factor)
-    sheet = framed(
+    sheet = frame_image(
         image,
         title=str(canvas.attrs.get("slide_id", canvas.path.parent.name)),
         subtitle=f"Tumour probability, threshold {threshold:.3g}, {_pixel_size(resolution)}",
@@ -167,11 +167,11 @@ def write_overlay(
         colour_map: Name of the colours.
     """
     colours = COLOUR_MAPS[colour_map]
-    blended = _blend(overview.image, coloured(overview.prob, colours), _opacity(overview.prob) * overview.share)
+    blended = _blend(overview.image, colorize(overview.prob, colours), _opacity(overview.prob) * overview.share)
     _draw_outline(blended, mask_clean, overview.mapped.downsample / overview.resolution.downsample)
     glass = np.full((256, 1, 3), 255, np.uint8)
     bar = _blend(glass, colours[:, None], _opacity(np.linspace(0, 1, 256, dtype=np.float32)[:, None]))
-    sheet = framed(
+    sheet = frame_image(
         blended,
         title=overview.slide_id,
         subtitle=f"Tumour probability over the slide, threshold {threshold:.3g}, {_pixel_size(overview.mapped)}",
@@ -199,7 +199,7 @@ def write_attention(image: NDArray[np.uint8], view: Resolution, grade: Grade | N
         return
     share = grade.attention / grade.attention.sum()
     colours = COLOUR_MAPS["viridis"]
-    fills = coloured(share / share.max(), colours)
+    fills = colorize(share / share.max(), colours)
     corners = round_px(grade.coords / view.downsample)
     side = max(1, round_px(grade.tile_side / view.downsample))
     laid, thick = image.copy(), max(1, round_px(max(image.shape) / 1200))
@@ -207,7 +207,7 @@ def write_attention(image: NDArray[np.uint8], view: Resolution, grade: Grade | N
         tile = laid[y : y + side, x : x + side]
         tile[:] = _blend(tile, np.array(colour, np.uint8), np.full(tile.shape[:2], 0.5, np.float32))
         cv2.rectangle(laid, (x, y), (x + side - 1, y + side - 1), colour, thick)
-    sheet = framed(
+    sheet = frame_image(
         laid,
         title=slide_id,
         subtitle=f"Attention for {len(share)} tiles, {grade.predicted_name} predicted; "

@@ -151,7 +151,7 @@ class SlideMapper:
         Raises:
             PandaError: If the slide cannot be mapped.
         """
-        with self.predictor.holding(slide, tissue, canvas_path, on_tiles) as canvas:
+        with self.predictor.hold_canvas(slide, tissue, canvas_path, on_tiles) as canvas:
             label, score = None, None
             if labelled is not None:
                 record, label = labelled

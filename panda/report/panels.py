@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from panda.files import whole_path
 from panda.inference.grade import Grade
-from panda.inference.legends import JET, coloured, round_length
+from panda.inference.legends import JET, colorize, round_length
 from panda.inference.panel_patches import PanelRow
 
 INK = "#1c2030"
@@ -209,7 +209,7 @@ def draw_panels(
                     0.5, 0.5, "no label", ha="center", va="center", fontsize=15, color=MUTED, transform=axes.transAxes
                 )
             else:
-                axes.imshow(coloured(row.probability, JET))
+                axes.imshow(colorize(row.probability, JET))
                 box = ((x + CELL + 0.12) / width, y / height, 0.17 / width, cell_height / height)
                 _heatmap(figure, axes, box, threshold)
         y -= GAP
