@@ -23,7 +23,7 @@ from bench.results import Results
 from bench.slides import CACHE
 from bench.training import Steps, endless
 from panda.data.bagset import BagItem, BagSet, BagSettings
-from panda.data.loaders import train_loader
+from panda.data.loaders import make_train_loader
 from panda.data.manifest import SlideRecord
 from panda.data.tile_selection import select_tile_coords_for_slide
 from panda.inference.compute import EngineSettings
@@ -81,7 +81,7 @@ def measure(record: SlideRecord, rounds: int, results: Results) -> None:
         steps["features"].network.train()
         sources: dict[str, Iterator[Any]] = {}
         for name, bags in items.items():
-            sources[name] = endless(train_loader(BagSet(bags, settings), BAGS, 1, 0))
+            sources[name] = endless(make_train_loader(BagSet(bags, settings), BAGS, 1, 0))
         for turn in range(-1, rounds):
             for name, batches in sources.items():
                 seconds = steps[name].seconds(batches, STEPS[name])

@@ -18,7 +18,7 @@ from bench.results import Results
 from bench.slides import CACHE
 from panda.data.augment import Augmentation
 from panda.data.extraction import extract_store
-from panda.data.loaders import train_loader
+from panda.data.loaders import make_train_loader
 from panda.data.manifest import SlideRecord
 from panda.data.patch_manifests import write_patch_manifests
 from panda.data.patchset import PatchSet
@@ -116,9 +116,9 @@ def measure(record: SlideRecord, rounds: int, results: Results) -> None:
             done = extract_store([record], cut, out, CACHE, workers=2, progress=False)
             manifest = write_patch_manifests(done, {record.slide_id: "train"})["train"]
             patches = PatchSet(manifest, Augmentation(name="light"))
-            loader = train_loader(patches, len(patches), TRAINING_BATCH, WORKERS)
+            loader = make_train_loader(patches, len(patches), TRAINING_BATCH, WORKERS)
             sources[f"panda {store}"] = endless(loader)
-            batch = batch or next(iter(train_loader(patches, len(patches), TRAINING_BATCH, 0)))
+            batch = batch or next(iter(make_train_loader(patches, len(patches), TRAINING_BATCH, 0)))
         assert batch is not None
         steps = _Steps()
         for turn in range(-1, rounds):

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from panda.data.augment import Augmentation
-from panda.data.loaders import Draw, DrawSampler, drawn
+from panda.data.loaders import Draw, DrawSampler, resolve_draw
 from panda.errors import ConfigError
 
 
@@ -69,11 +69,11 @@ def test_the_network_is_not_asked_for_a_newer_version() -> None:
 
 def test_a_plain_index_follows_torchs_generator() -> None:
     torch.manual_seed(4)
-    first = drawn(3)
+    first = resolve_draw(3)
     torch.manual_seed(4)
-    assert drawn(3) == first
-    assert drawn(3) != first
-    assert drawn(Draw(2, 9)) == (2, 9)
+    assert resolve_draw(3) == first
+    assert resolve_draw(3) != first
+    assert resolve_draw(Draw(2, 9)) == (2, 9)
 
 
 def test_sampler_depends_on_seed_and_epoch_alone() -> None:

@@ -117,7 +117,7 @@ def test_describe(folder: Path) -> None:
     assert 0 < sum(found["tumor_patches"].values()) < sum(found["patches"].values())
     assert found["split"] == "holdout"
     assert found["seed"] == 0
-    assert "Patients are unknown" in found["groups"]
+    assert "Patients and near-duplicates are unknown" in found["groups"]
     assert (found["left_out"], found["failed"]) == ({}, [])
     assert found["store"] == str(module.store_folder)
     assert module.train_mpp() == pytest.approx([4.0] * 4)
@@ -139,7 +139,7 @@ def test_patches_of_one_slide(folder: Path) -> None:
     found = module.describe()
     assert found["slides"] == {"train": 1, "val": 1}
     assert found["left_out"] == {"other_slide": 7}
-    assert "not generalisation" in found["groups"]
+    assert "do not measure generalization" in found["groups"]
     with pytest.raises(ConfigError, match="there is no test split"):
         module.test_dataloader()
     anyone = module_of(folder, split="patches", provider="karolinska")

@@ -20,7 +20,14 @@ from panda.app.distributed import device_faults
 from panda.app.run import Run
 from panda.app.tracking import read_metrics
 from panda.app.train import _trainer
-from panda.data.loaders import Choice, DrawSampler, items_of, items_of_all, ordered_loader, train_loader
+from panda.data.loaders import (
+    Choice,
+    DrawSampler,
+    find_batch_items,
+    find_step_items,
+    make_ordered_loader,
+    make_train_loader,
+)
 from panda.data.samplers import BalancedDraws, HardDraws
 from panda.errors import ConfigError, PandaError
 from panda.models.losses import BCELoss
@@ -52,11 +59,11 @@ class Data(pl.LightningDataModule):
         self.patches.broken = broken
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return train_loader(self.patches, 12, self.batch, 0, self.trainer, choose=self.choose)
+        return make_train_loader(self.patches, 12, self.batch, 0, self.trainer, choose=self.choose)
 
     def val_dataloader(self) -> DataLoader[Any]:
         image = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(8))
-        return ordered_loader(TensorDataset(image, (image[:, :1] > 0.5).float()), 2, 0, self.trainer)
+        return make_ordered_loader(TensorDataset(image, (image[:, :1] > 0.5).float()), 2, 0, self.trainer)
 
     def state_dict(self) -> dict[str, Any]:
         return {"losses": self.choose.losses} if isinstance(self.choose, HardDraws) else {}
@@ -145,16 +152,18 @@ def test_batches_are_told_by_device() -> None:
     loaders: list[DataLoader[Any]] = []
     for device in range(2):
         trainer: Any = SimpleNamespace(global_rank=device, world_size=2, current_epoch=0)
-        loaders.append(train_loader(TensorDataset(torch.zeros(11)), 11, 2, 0, trainer))
+        loaders.append(make_train_loader(TensorDataset(torch.zeros(11)), 11, 2, 0, trainer))
         list(loaders[-1].sampler)
-        ordered = ordered_loader(TensorDataset(torch.arange(5)), 2, 0, trainer)
-        assert [item for batch in range(len(ordered)) for item in items_of(ordered, batch)] == [*range(device, 5, 2)]
+        ordered = make_ordered_loader(TensorDataset(torch.arange(5)), 2, 0, trainer)
+        assert [item for batch in range(len(ordered)) for item in find_batch_items(ordered, batch)] == [
+            *range(device, 5, 2)
+        ]
         assert torch.cat([batch[0] for batch in ordered]).tolist() == [*range(device, 5, 2)]
     for batch in range(2):
-        of_all = [items_of(loader, batch) for loader in loaders]
-        assert items_of_all(loaders[0], batch) == [item for turn in zip(*of_all, strict=True) for item in turn]
-    with pytest.raises(ConfigError, match=r"trainer\.devices=2: a split has 1 patches"):
-        ordered_loader(TensorDataset(torch.zeros(1)), 2, 0, trainer)
+        of_all = [find_batch_items(loader, batch) for loader in loaders]
+        assert find_step_items(loaders[0], batch) == [item for turn in zip(*of_all, strict=True) for item in turn]
+    with pytest.raises(ConfigError, match=r"trainer\.devices=2: a split has only 1 patches"):
+        make_ordered_loader(TensorDataset(torch.zeros(1)), 2, 0, trainer)
 
 
 @pytest.mark.parametrize(

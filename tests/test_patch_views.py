@@ -18,7 +18,7 @@ from panda.app.callbacks import Clock
 from panda.app.patch_views import Views, fixed_patches, in_order, pixel_counts, telling_patches
 from panda.app.run import Run
 from panda.app.train import _trainer
-from panda.data.loaders import Draw, ordered_loader, train_loader
+from panda.data.loaders import Draw, make_ordered_loader, make_train_loader
 from panda.inference.panel_patches import PanelRow
 from panda.models.losses import BCELoss
 from panda.tasks import segmentation
@@ -103,10 +103,10 @@ class OfPatches(Data):
     """Training and validation patches that both have a place."""
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return train_loader(Placed(), 12, 4, 0, self.trainer)
+        return make_train_loader(Placed(), 12, 4, 0, self.trainer)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return ordered_loader(Placed(), 4, 0)
+        return make_ordered_loader(Placed(), 4, 0)
 
 
 def learnt(folder: Path, every: int, *overrides: str) -> tuple[SegmentationTask, Run]:

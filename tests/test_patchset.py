@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from panda.data.augment import Augmentation
 from panda.data.extraction import extract_store
-from panda.data.loaders import Draw, ordered_loader, train_loader
+from panda.data.loaders import Draw, make_ordered_loader, make_train_loader
 from panda.data.patch_manifests import COLUMNS, PatchTable, write_one_slide_manifests, write_patch_manifests
 from panda.data.patchset import PatchSet
 from panda.data.settings import PatchSettings
@@ -133,16 +133,18 @@ def _epochs(loader: DataLoader[tuple[torch.Tensor, torch.Tensor]]) -> list[torch
 def test_samples_do_not_depend_on_the_workers(manifest: Path) -> None:
     patches = PatchSet(manifest, Augmentation(name="light"))
     torch.manual_seed(5)
-    alone = _epochs(train_loader(patches, len(patches), 8, 0))
+    alone = _epochs(make_train_loader(patches, len(patches), 8, 0))
     torch.manual_seed(5)
-    helped = _epochs(train_loader(patches, len(patches), 8, 2))
+    helped = _epochs(make_train_loader(patches, len(patches), 8, 2))
     for left, right in zip(alone, helped, strict=True):
         assert torch.equal(left, right)
     assert not torch.equal(*alone)
     torch.manual_seed(6)
-    assert not torch.equal(_epochs(train_loader(patches, len(patches), 8, 0))[0], alone[0])
+    assert not torch.equal(_epochs(make_train_loader(patches, len(patches), 8, 0))[0], alone[0])
     plain = PatchSet(manifest)
-    ordered = [torch.cat([mask for _, mask in ordered_loader(plain, 8, workers)]).sum((1, 2, 3)) for workers in (0, 2)]
+    ordered = [
+        torch.cat([mask for _, mask in make_ordered_loader(plain, 8, workers)]).sum((1, 2, 3)) for workers in (0, 2)
+    ]
     assert torch.equal(*ordered)
     assert ordered[0].numpy() / 64**2 == pytest.approx(plain.rows.fractions[:, 1], abs=1e-5)
 
@@ -151,7 +153,7 @@ def test_samples_do_not_depend_on_the_workers(manifest: Path) -> None:
     ("items", "batch", "batches"), [(9, 4, 2), (8, 4, 2), (10, 4, 3), (1, 4, 1), (3, 1, 3), (5, 4, 1)]
 )
 def test_no_batch_of_a_single_sample(items: int, batch: int, batches: int) -> None:
-    assert len(train_loader(torch.utils.data.TensorDataset(torch.zeros(items)), items, batch, 0)) == batches
+    assert len(make_train_loader(torch.utils.data.TensorDataset(torch.zeros(items)), items, batch, 0)) == batches
 
 
 @pytest.mark.parametrize("part", ["img", "msk"])

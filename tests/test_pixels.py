@@ -21,7 +21,7 @@ from panda.data import disk, pixel_stores
 from panda.data.augment import Augmentation
 from panda.data.disk import estimate_disk
 from panda.data.extraction import extract_store
-from panda.data.loaders import train_loader
+from panda.data.loaders import make_train_loader
 from panda.data.manifest import SlideRecord, read_manifest
 from panda.data.patch_manifests import write_patch_manifests
 from panda.data.patchset import PatchSet
@@ -105,10 +105,10 @@ def test_loaders_read_every_kind(records: list[SlideRecord], tmp_path: Path, kin
     patches[0]  # handles that the parent has open must not harm the workers
     turned = PatchSet(patches.rows.path, Augmentation(name="light"))
     torch.manual_seed(1)
-    batches = torch.cat([image for image, _ in train_loader(turned, len(turned), 8, workers)])
+    batches = torch.cat([image for image, _ in make_train_loader(turned, len(turned), 8, workers)])
     assert len(batches) == len(turned)
     torch.manual_seed(1)
-    again = torch.cat([image for image, _ in train_loader(turned, len(turned), 8, 0)])
+    again = torch.cat([image for image, _ in make_train_loader(turned, len(turned), 8, 0)])
     assert torch.equal(batches, again)
     copy = pickle.loads(pickle.dumps(patches))
     assert torch.equal(copy[3][0], patches[3][0])

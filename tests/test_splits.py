@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from panda.data.findings import FINDINGS, REFUSED_ROWS
 from panda.data.manifest import SlideRecord, read_groups
 from panda.data.settings import SelectionSettings
-from panda.data.slide_selection import SPLIT_COLUMNS, Selection, select
+from panda.data.slide_selection import SPLIT_COLUMNS, Selection, select_slides
 from panda.data.splits import fold_slides, split_slides
 from panda.errors import ConfigError, ManifestError
 
@@ -97,16 +97,16 @@ def test_over_all_folds_each_slide_is_tested_once(records: list[SlideRecord], se
 def test_what_is_left_out_moves_no_other_slide(
     records: list[SlideRecord], seed: int, how: Any, data: st.DataObject
 ) -> None:
-    whole = select(records, SelectionSettings(split=how, seed=seed))
+    whole = select_slides(records, SelectionSettings(split=how, seed=seed))
     gone = data.draw(st.sets(st.sampled_from([record.slide_id for record in records]), max_size=len(records) // 4))
     there = [replace(record, mask_path=None) if record.slide_id in gone else record for record in records]
     there_too = {record.slide_id for record in records} - gone
     # missing_mask looks at the files: with a real one for the others it finds those that have none
     real = [record if record.mask_path is None else replace(record, mask_path=Path(__file__)) for record in there]
-    part = select(real, SelectionSettings(split=how, seed=seed, exclude=("missing_mask",)))
+    part = select_slides(real, SelectionSettings(split=how, seed=seed, exclude=("missing_mask",)))
     assert part.split == {slide_id: whole.split[slide_id] for slide_id in there_too}
     assert part.left_out == ({"missing_mask": len(gone)} if gone else {})
-    one = select(records, SelectionSettings(split=how, seed=seed, provider="radboud"))
+    one = select_slides(records, SelectionSettings(split=how, seed=seed, provider="radboud"))
     assert one.split.items() <= whole.split.items()
 
 
@@ -125,7 +125,7 @@ def written(tmp_path: Path, **choice: Any) -> tuple[list[SlideRecord], Selection
     records = table(120, 1, 3)
     groups = tmp_path / "groups.csv"
     groups.write_text("image_id,group\n" + "".join(f"{r.slide_id},{r.group}\n" for r in records))
-    selection = select(records, SelectionSettings(groups=groups, **choice))
+    selection = select_slides(records, SelectionSettings(groups=groups, **choice))
     selection.write(tmp_path / "splits.csv")
     return records, selection, tmp_path / "splits.csv"
 
@@ -133,14 +133,14 @@ def written(tmp_path: Path, **choice: Any) -> tuple[list[SlideRecord], Selection
 def test_a_split_is_written_and_given_back(tmp_path: Path) -> None:
     records, selection, path = written(tmp_path, provider="karolinska")
     assert path.read_text().startswith(",".join(SPLIT_COLUMNS) + "\n")
-    again = select(list(reversed(records)), SelectionSettings(splits=path))
+    again = select_slides(list(reversed(records)), SelectionSettings(splits=path))
     assert again.split == selection.split
     assert again.why == selection.why
     assert {r.slide_id: r.group for r in again.records} == {r.slide_id: r.group for r in selection.records}
     assert again.groups_are == "group"
-    assert f"The split is that of {path}" in again.policy()
+    assert f"The split comes from {path}" in again.describe_policy()
     more = [*records, replace(records[0], slide_id="new")]
-    assert select(more, SelectionSettings(splits=path)).why["new"] == "not_in_splits"
+    assert select_slides(more, SelectionSettings(splits=path)).why["new"] == "not_in_splits"
 
 
 @pytest.mark.parametrize(
@@ -156,19 +156,19 @@ def test_faults_of_a_given_split_are_named(tmp_path: Path, old: str, new: str, w
     records, _, path = written(tmp_path)
     path.write_text(path.read_text().replace(old, new, 1))
     with pytest.raises(ManifestError, match=words):
-        select(records, SelectionSettings(splits=path))
+        select_slides(records, SelectionSettings(splits=path))
 
 
 def test_a_split_that_moved_is_noticed(tmp_path: Path) -> None:
     records, selection, path = written(tmp_path)
-    assert selection.changed_since(path) == []
-    other = select(records, SelectionSettings(seed=1))
-    assert other.changed_since(path) == sorted(record.slide_id for record in records if
+    assert selection.find_changes(path) == []
+    other = select_slides(records, SelectionSettings(seed=1))
+    assert other.find_changes(path) == sorted(record.slide_id for record in records if
         (record.group, selection.split[record.slide_id]) != (record.group, other.split[record.slide_id]))  # fmt: skip
-    assert select(records[1:], selection.settings).changed_since(path)
+    assert select_slides(records[1:], selection.settings).find_changes(path)
     path.write_text(path.read_text() + path.read_text().splitlines()[1] + "\n")
     with pytest.raises(ManifestError, match="'00000000' is in 2 rows"):
-        select(records, SelectionSettings(splits=path))
+        select_slides(records, SelectionSettings(splits=path))
 
 
 def test_a_given_split_may_not_tear_groups(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_a_given_split_may_not_tear_groups(tmp_path: Path) -> None:
         "image_id,patient\n" + "".join(f"{r.slide_id},{'p' if r.slide_id in one else r.slide_id}\n" for r in records)
     )
     with pytest.raises(ManifestError, match="group 'p' is in test and train"):
-        select(records, SelectionSettings(splits=path, groups=patients))
+        select_slides(records, SelectionSettings(splits=path, groups=patients))
 
 
 def test_findings_of_an_audit_leave_slides_out(tmp_path: Path) -> None:
@@ -190,19 +190,19 @@ def test_findings_of_an_audit_leave_slides_out(tmp_path: Path) -> None:
         header + "00000001,blur,note,1,look\n00000002,unopenable,error,x,y\n00000002,blur,note,1,look\n"
     )
     choice = SelectionSettings(exclude=("unopenable", "blur"), findings=findings)
-    assert select(records, choice).why == {"00000001": "blur", "00000002": "unopenable"}
+    assert select_slides(records, choice).why == {"00000001": "blur", "00000002": "unopenable"}
     findings.write_text(header)
-    assert select(records, choice).why == {}
+    assert select_slides(records, choice).why == {}
     (tmp_path / "audit.csv").write_text("slide_id,group\n" + "".join(f"{r.slide_id},a\n" for r in records[1:]))
-    with pytest.raises(ManifestError, match=r"the audit has not seen 1 of 80 slides \(00000000\); run it again"):
-        select(records, choice)
+    with pytest.raises(ManifestError, match=r"the audit lacks 1 of 80 slides \(00000000\); run it again"):
+        select_slides(records, choice)
     (tmp_path / "audit.csv").write_text("slide_id,worst\n" + "".join(f"{r.slide_id},note\n" for r in records))
-    with pytest.raises(ManifestError, match=r"read the table alone \(audit.slides=false\)"):
-        select(records, choice)
+    with pytest.raises(ManifestError, match=r"read only the table \(audit.slides=false\)"):
+        select_slides(records, choice)
     (tmp_path / "audit.csv").unlink()
     findings.write_text(header + "00000001,blurred,note,1,look\n")
     with pytest.raises(ManifestError, match="finding 'blurred' is not known"):
-        select(records, choice)
+        select_slides(records, choice)
 
 
 @pytest.mark.parametrize("how", ["holdout", "kfold"])
@@ -212,15 +212,15 @@ def test_one_provider_is_trained_on_and_the_other_tested(tmp_path: Path, how: An
     of = {record.slide_id: record for record in records}
     pair = [next(r.slide_id for r in records if r.provider == name) for name in PROVIDERS]
     groups.write_text("image_id,patient\n" + "".join(f"{s},{'both' if s in pair else s}\n" for s in of))
-    selection = select(records, SelectionSettings(split=how, test_provider="radboud", groups=groups))
+    selection = select_slides(records, SelectionSettings(split=how, test_provider="radboud", groups=groups))
     for slide_id, name in selection.split.items():
         assert (of[slide_id].provider == "radboud") == (name == "test")
     assert selection.why == {pair[1]: "group_is_trained_on"}
     assert len(selection.split) == 199
     assert {"train", "val", "test"} == set(selection.split.values())
-    assert "Tested on radboud only" in selection.policy()
-    with pytest.raises(ManifestError, match=r"0 slides are of it and 200 of others|are of it and 0 of others"):
-        select([replace(r, provider="karolinska") for r in records], SelectionSettings(test_provider="radboud"))
+    assert "Tested on radboud only" in selection.describe_policy()
+    with pytest.raises(ManifestError, match=r"it has 0 slides, the others have 200|the others have 0;"):
+        select_slides([replace(r, provider="karolinska") for r in records], SelectionSettings(test_provider="radboud"))
 
 
 @pytest.mark.parametrize(
@@ -257,11 +257,12 @@ def test_every_finding_can_be_excluded(tmp_path: Path) -> None:
 
 def test_what_keeps_the_splits_apart_is_said(tmp_path: Path) -> None:
     records = table(90, 3)
-    assert select(records, SelectionSettings()).policy().startswith("By slide: ")
+    assert select_slides(records, SelectionSettings()).describe_policy().startswith("By slide: ")
     path = tmp_path / "groups.csv"
     for column, start in (("patient", "By patient: "), ("group", "By group: ")):
         path.write_text(f"image_id,{column}\n" + "".join(f"{r.slide_id},{r.slide_id}\n" for r in records))
         assert read_groups(path)[1] == column
         kfold = SelectionSettings(groups=path, split="kfold", fold=4)
-        assert select(records, kfold).policy().startswith(start)
-        assert select(records, kfold).policy().endswith("Fold 4 of 5 (from 0) is the test, fold 0 validation.")
+        policy = select_slides(records, kfold).describe_policy()
+        assert policy.startswith(start)
+        assert policy.endswith("Fold 4 of 5 (from 0) is the test, fold 0 validation.")

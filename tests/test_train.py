@@ -27,7 +27,7 @@ from panda.app.run import Run
 from panda.app.segmentation import SegmentationExperiment
 from panda.app.train import _config_of_resumed, _trainer, compared_by
 from panda.data.bagset import BagItem
-from panda.data.loaders import Draw, drawn, ordered_loader, train_loader
+from panda.data.loaders import Draw, make_ordered_loader, make_train_loader, resolve_draw
 from panda.data.manifest import SlideRecord
 from panda.data.patchset import PatchSet
 from panda.data.settings import SelectionSettings
@@ -73,11 +73,11 @@ class Data(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         draw = torch.Generator().manual_seed(7)
         image = torch.rand(12, 3, 16, 16, generator=draw)
-        return train_loader(Patches(image, (image[:, :1] > 0.5).float()), 12, 4, 0, self.trainer)
+        return make_train_loader(Patches(image, (image[:, :1] > 0.5).float()), 12, 4, 0, self.trainer)
 
     def val_dataloader(self) -> DataLoader[Any]:
         image = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(8))
-        return ordered_loader(TensorDataset(image, (image[:, :1] > 0.5).float()), 4, 0)
+        return make_ordered_loader(TensorDataset(image, (image[:, :1] > 0.5).float()), 4, 0)
 
 
 class PowerCut(pl.Callback):
@@ -130,7 +130,7 @@ class Named(PatchSet):
         return f"slide at level-0 px ({index}, 0)"
 
     def __getitem__(self, index: int | Draw) -> tuple[Tensor, Tensor]:
-        number, _ = drawn(index)
+        number, _ = resolve_draw(index)
         image = self.images[number]
         return image * (torch.nan if number == self.broken else 1), (image[:1] > 0.5).float()
 
@@ -141,10 +141,10 @@ def test_a_loss_that_is_no_number_names_the_patch_and_keeps_the_checkpoints(tmp_
 
     class Broken(Data):
         def train_dataloader(self) -> DataLoader[Any]:
-            return train_loader(sets["train"], 12, 4, 0, self.trainer)
+            return make_train_loader(sets["train"], 12, 4, 0, self.trainer)
 
         def val_dataloader(self) -> DataLoader[Any]:
-            return ordered_loader(sets["val"], 4, 0)
+            return make_ordered_loader(sets["val"], 4, 0)
 
     class Break(pl.Callback):
         def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -187,7 +187,7 @@ def mib_after_epochs(folder: Path) -> list[float]:
     class Large(Data):
         def train_dataloader(self) -> DataLoader[Any]:
             image = torch.rand(24, 3, 512, 512, generator=torch.Generator().manual_seed(7))
-            return train_loader(Patches(image, (image[:, :1] > 0.5).float()), 24, 4, 0, self.trainer)
+            return make_train_loader(Patches(image, (image[:, :1] > 0.5).float()), 24, 4, 0, self.trainer)
 
     cfg = composed("trainer=cpu", "trainer.max_epochs=12", "task.patience=99", "logger=csv", f"run_dir={folder}")
     (folder / "checkpoints").mkdir()

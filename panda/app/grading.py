@@ -203,7 +203,7 @@ class GradingExperiment:
                 colours=self.data.colours(augmented=not self.network.frozen),
                 slides={name: len(items.get(name, records)) for name, records in splits.items()},
                 left_out=self.data.selection().left_out,
-                groups=self.data.selection().policy(),
+                groups=self.data.selection().describe_policy(),
             ),
             val=val,
             test=test,

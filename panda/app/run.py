@@ -77,7 +77,7 @@ class Run:
             ManifestError: If its file cannot be read.
         """
         path = self.folder / "splits.csv"
-        if self.resume and path.is_file() and (changed := selection.changed_since(path)):
+        if self.resume and path.is_file() and (changed := selection.find_changes(path)):
             raise CheckpointError(
                 f"resume={self.resume}: {path} has {len(changed)} slides in another split or group than today "
                 f"({changed[0]} among them): bring table, groups and findings back, or start a new run"

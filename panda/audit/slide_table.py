@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from panda.data.findings import Finding
-from panda.data.manifest import COLUMNS, GRADES, image_path, mask_path, row_faults, table_of
+from panda.data.manifest import COLUMNS, GRADES, check_row, find_table, image_path, mask_path
 from panda.files import read_user_table
 from panda.wsi.gleason import isup_grade_from_score
 
@@ -37,8 +37,8 @@ class TableRow:
 
     @property
     def faults(self) -> list[tuple[str, str]]:
-        """The faults of the row by itself, see `panda.data.manifest.row_faults`."""
-        return row_faults(dict(zip(COLUMNS, self._values, strict=True)))
+        """The faults of the row by itself, see `panda.data.manifest.check_row`."""
+        return check_row(dict(zip(COLUMNS, self._values, strict=True)))
 
     @property
     def has_file(self) -> bool:
@@ -72,7 +72,7 @@ def read_table(root: Path | str) -> list[TableRow]:
     """
     return [
         TableRow(number, *(row[column] for column in COLUMNS))
-        for number, row in read_user_table(table_of(Path(root)), COLUMNS)
+        for number, row in read_user_table(find_table(Path(root)), COLUMNS)
     ]
 
 

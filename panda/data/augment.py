@@ -1,4 +1,4 @@
-"""Augmentation of image and mask together; its random choices follow the seed that each call gives."""
+"""Augmentation of image and mask together, with a seed for the random choices of each call."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from panda.settings import Settings
 Name = Literal["none", "light", "strong", "stain"]
 
 
-def none() -> A.Compose:
-    """No change at all."""
+def make_none() -> A.Compose:
+    """Change nothing."""
     return A.Compose([])
 
 
-def light() -> A.Compose:
-    """One of the eight turns and mirrorings of a square, and mild changes of stain and brightness."""
+def make_light() -> A.Compose:
+    """Rotate or mirror the square patch, and change color and brightness slightly."""
     return A.Compose(
         [
             A.D4(p=1.0),
@@ -31,11 +31,11 @@ def light() -> A.Compose:
     )
 
 
-def _stain(p: float) -> A.BasicTransform:
-    """Another stain: haematoxylin and eosin are told apart in optical density, and made weaker or stronger.
+def _make_stain_change(p: float) -> A.BasicTransform:
+    """Change the stain: separate hematoxylin and eosin in optical density, and make each weaker or stronger.
 
-    The vectors are those of a laboratory drawn at random (albumentations' `HEStain`, after Ruifrok and Johnston 2001
-    and Tellez et al. 2018); glass stays as it is.
+    The stain vectors are those of a random laboratory (albumentations' `HEStain`, after Ruifrok and Johnston 2001 and
+    Tellez et al. 2018). Glass does not change.
     """
     return A.HEStain(
         method="random_preset",
@@ -46,18 +46,18 @@ def _stain(p: float) -> A.BasicTransform:
     )
 
 
-def stain() -> A.Compose:
-    """The turns of `light`, and another stain: for slides of other laboratories than those trained on."""
-    return A.Compose([A.D4(p=1.0), _stain(0.9)])
+def make_stain() -> A.Compose:
+    """Rotate or mirror, and change the stain: for slides of laboratories that are not in training."""
+    return A.Compose([A.D4(p=1.0), _make_stain_change(0.9)])
 
 
-def strong() -> A.Compose:
-    """`stain`, and changes of size and angle, brightness, sharpness, noise and compression."""
+def make_strong() -> A.Compose:
+    """Change as in `stain`, and also scale, angle, brightness, sharpness, noise and compression."""
     return A.Compose(
         [
             A.D4(p=1.0),
             A.Affine(scale=(0.8, 1.25), rotate=(-20, 20), border_mode=cv2.BORDER_REFLECT_101, p=0.5),
-            _stain(0.7),
+            _make_stain_change(0.7),
             A.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.15, p=0.5),
             A.OneOf([A.GaussianBlur(blur_limit=(3, 5)), A.GaussNoise(std_range=(0.01, 0.04))], p=0.3),
             A.ImageCompression(quality_range=(50, 95), p=0.3),
@@ -69,7 +69,7 @@ class Augmentation(Settings):
     """An augmentation by name, applied to the image and its mask together.
 
     Attributes:
-        name: `"none"`, `"light"`, `"strong"` or `"stain"` (see the functions of these names).
+        name: `"none"`, `"light"`, `"strong"` or `"stain"`, see `make_none` and so on.
     """
 
     node: ClassVar[str] = "augment"
@@ -79,7 +79,7 @@ class Augmentation(Settings):
     @cached_property
     def pipeline(self) -> A.Compose:
         """The transforms."""
-        return {"none": none, "light": light, "strong": strong, "stain": stain}[self.name]()
+        return {"none": make_none, "light": make_light, "strong": make_strong, "stain": make_stain}[self.name]()
 
     def __call__(
         self, image: NDArray[np.uint8], mask: NDArray[np.uint8], seed: int
@@ -87,24 +87,24 @@ class Augmentation(Settings):
         """Augment a pair.
 
         Args:
-            image: (s, s, 3) uint8 RGB, square.
-            mask: (s, s) uint8; it is turned with the image, its values stay.
-            seed: Of the random choices; the same seed gives the same result.
+            image: Square image, (s, s, 3) uint8 RGB.
+            mask: Its mask, (s, s) uint8; it is rotated with the image and keeps its values.
+            seed: Seed of the random choices; the same seed gives the same result.
 
         Returns:
             Image and mask of the same shapes.
         """
-        # One shared pair of generators: seeding each transform alike would tie their choices together.
+        # One pair of generators for all transforms: the same seed for each would correlate their choices.
         self.pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
         result = self.pipeline(image=image, mask=mask)
         return result["image"], result["mask"]
 
     def image(self, image: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
-        """Augment an image that has no mask.
+        """Augment an image without a mask.
 
         Args:
-            image: (s, s, 3) uint8 RGB, square.
-            seed: Of the random choices.
+            image: Square image, (s, s, 3) uint8 RGB.
+            seed: Seed of the random choices.
 
         Returns:
             The image, of the same shape.

@@ -1,4 +1,4 @@
-"""Bags of tiles, loaded, as a Lightning data module."""
+"""A Lightning data module of bags of tiles."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from torch.utils.data import DataLoader
 
 from panda.data.augment import Augmentation
 from panda.data.bagset import BagItem, BagSet, BagSettings
-from panda.data.loaders import loader_faults, ordered_loader, train_loader
+from panda.data.loaders import loader_faults, make_ordered_loader, make_train_loader
 from panda.data.splits import Split
 from panda.errors import ConfigError
 
 
 class BagDataModule(pl.LightningDataModule):
-    """Bags of slides whose tiles are chosen already.
+    """Bags of slides whose tiles are already selected.
 
     Args:
-        splits: Split → slides with their tiles; an empty list is no split.
+        splits: Split → slides with their tiles; a split without slides is left out.
         settings: How the tiles are read.
         batch_size: Bags a batch.
-        num_workers: Processes that load, for each loader; 0 for none.
-        augment: Applied to each tile of training bags; None for none.
+        num_workers: Loading processes for each loader; 0 for none.
+        augment: Augmentation of each tile of training bags; None for none.
 
     Raises:
-        ConfigError: All faults of the arguments at once.
-        ManifestError: A slide has no tiles or no grade.
+        ConfigError: If arguments are faulty; the message lists all faults.
+        ManifestError: If a slide has no tiles or no grade.
     """
 
     def __init__(
@@ -51,31 +51,31 @@ class BagDataModule(pl.LightningDataModule):
         }
 
     def bag_set(self, split: Split) -> BagSet:
-        """Bags of a split.
+        """Return the bags of a split.
 
         Args:
             split: `"train"`, `"val"` or `"test"`.
 
         Raises:
-            ConfigError: There is no such split.
+            ConfigError: If there is no such split.
         """
         if split not in self._sets:
             raise ConfigError(f"there is no {split} split; there are {', '.join(self._sets) or 'none'}")
         return self._sets[split]
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Training bags in random order; a last batch of one bag is left out where others have more."""
+        """Return a loader of training bags in random order, see `make_train_loader`."""
         bags = self.bag_set("train")
-        return train_loader(bags, len(bags), self.batch_size, self.num_workers, self.trainer)
+        return make_train_loader(bags, len(bags), self.batch_size, self.num_workers, self.trainer)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Validation bags in the order given."""
-        return ordered_loader(self.bag_set("val"), self.batch_size, self.num_workers, self.trainer)
+        """Return a loader of validation bags in order."""
+        return make_ordered_loader(self.bag_set("val"), self.batch_size, self.num_workers, self.trainer)
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Test bags in the order given.
+        """Return a loader of test bags in order.
 
         Raises:
-            ConfigError: There is no test split.
+            ConfigError: If there is no test split.
         """
-        return ordered_loader(self.bag_set("test"), self.batch_size, self.num_workers)
+        return make_ordered_loader(self.bag_set("test"), self.batch_size, self.num_workers)

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from panda.data.augment import Augmentation
 from panda.data.bags import read_features, read_tiles, to_planes
-from panda.data.loaders import Draw, drawn
+from panda.data.loaders import Draw, resolve_draw
 from panda.data.manifest import SlideRecord
 from panda.errors import ConfigError, ManifestError
 from panda.wsi.resolution_request import ResolutionRequest
@@ -105,7 +105,7 @@ class BagSet(Dataset[tuple[Tensor, Tensor, int, str]]):
         return len(self.items)
 
     def __getitem__(self, index: int | Draw) -> tuple[Tensor, Tensor, int, str]:
-        number, seed = drawn(index)
+        number, seed = resolve_draw(index)
         settings = self.settings
         item = self.items[number]
         record, coords = item.record, item.coords[: self.k]

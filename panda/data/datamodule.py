@@ -15,15 +15,15 @@ from torch.utils.data import DataLoader
 from panda.data.augment import Augmentation
 from panda.data.extraction import extract_store
 from panda.data.failures import Failure
-from panda.data.loaders import ordered_loader, train_loader
+from panda.data.loaders import make_ordered_loader, make_train_loader
 from panda.data.manifest import SlideRecord, find_one_tumor_example, read_manifest
 from panda.data.patch_manifests import write_one_slide_manifests, write_patch_manifests
 from panda.data.patchset import PatchSet
 from panda.data.samplers import BalancedDraws, HardDraws, SamplerName
 from panda.data.settings import FolderSettings, PatchSettings, SelectionSettings
-from panda.data.slide_selection import Selection, select
+from panda.data.slide_selection import Selection, select_slides
 from panda.data.splits import SPLITS, Split
-from panda.data.stain_estimates import Stains, find_stains
+from panda.data.stain_estimates import Stains, estimate_stains
 from panda.data.store import StoreResult, load_store, store_path
 from panda.errors import ConfigError, ManifestError
 from panda.settings import Count, PathValue, rule
@@ -108,7 +108,7 @@ class PatchDataModule(pl.LightningDataModule):
             if settings.split == "patches" and settings.slide_id is None:
                 example = find_one_tumor_example(settings.root, settings.provider)
                 settings = settings.model_copy(update={"slide_id": example.slide_id})
-            self._selection = select(read_manifest(settings.root), settings)
+            self._selection = select_slides(read_manifest(settings.root), settings)
         return self._selection
 
     def records(self) -> list[SlideRecord]:
@@ -194,7 +194,7 @@ class PatchDataModule(pl.LightningDataModule):
         """Find how the slides are stained, where that is needed; slides that cannot be read fail."""
         if self.settings.normalize is None:
             return result
-        result, self._stains = find_stains(result, self.patch_settings, workers=self.settings.extract_workers)
+        result, self._stains = estimate_stains(result, self.patch_settings, workers=self.settings.extract_workers)
         return result
 
     def patch_set(self, split: Split) -> PatchSet:
@@ -215,7 +215,7 @@ class PatchDataModule(pl.LightningDataModule):
         return self._sets[split]
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Training patches as `sampler` draws them; a last batch of one patch is left out (see `train_loader`)."""
+        """Training patches as `sampler` draws them; a last batch of one patch is left out (see `make_train_loader`)."""
         patches = self.patch_set("train")
         choose: BalancedDraws | HardDraws | None = None
         if self.settings.sampler == "balanced":
@@ -226,7 +226,7 @@ class PatchDataModule(pl.LightningDataModule):
             choose = self._hard = HardDraws(len(patches))
             if self._losses is not None:
                 choose.losses = self._losses
-        return train_loader(
+        return make_train_loader(
             patches, len(patches), self.settings.batch_size, self.settings.num_workers, self.trainer, choose=choose
         )
 
@@ -242,7 +242,9 @@ class PatchDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Validation patches in the order of their manifest."""
-        return ordered_loader(self.patch_set("val"), self.settings.batch_size, self.settings.num_workers, self.trainer)
+        return make_ordered_loader(
+            self.patch_set("val"), self.settings.batch_size, self.settings.num_workers, self.trainer
+        )
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Test patches in the order of their manifest.
@@ -250,7 +252,7 @@ class PatchDataModule(pl.LightningDataModule):
         Raises:
             ConfigError: There is no test split.
         """
-        return ordered_loader(self.patch_set("test"), self.settings.batch_size, self.settings.num_workers)
+        return make_ordered_loader(self.patch_set("test"), self.settings.batch_size, self.settings.num_workers)
 
     def train_mpp(self) -> list[float]:
         """µm per patch px of each training slide that has patches and states it: the mean of x and y."""
@@ -295,7 +297,7 @@ class PatchDataModule(pl.LightningDataModule):
             "colours": self.colours(),
             "split": self.settings.split if self.settings.splits is None else str(self.settings.splits),
             "seed": self.settings.seed,
-            "groups": self.selection().policy(),
+            "groups": self.selection().describe_policy(),
             "slides": {name: len(patches.slide_ids) for name, patches in self._sets.items()},
             "patches": {name: len(patches) for name, patches in self._sets.items()},
             "tumor_patches": {

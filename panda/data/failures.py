@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 FAILURE_COLUMNS = ("slide_id", "stage", "error", "message")
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
-"""Error numbers of a disk that takes no more: every later slide would fail in the same way."""
+"""Error numbers of a disk that cannot be written: every later slide would fail in the same way."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,6 @@ def record_failure(slide_id: str, stage: str, error: Exception) -> Failure:
 
 
 def write_failures(path: Path, failures: Sequence[Failure]) -> None:
-    """Write `failures.csv`: one line per failed slide, or the header alone."""
+    """Write `failures.csv`: a row for each failed slide, or only the header."""
     rows = [{"slide_id": f.slide_id, "stage": f.stage, "error": f.error, "message": f.message} for f in failures]
     write_table(path, rows, FAILURE_COLUMNS)

@@ -1,6 +1,6 @@
 """Loaders whose samples are the same with any number of workers.
 
-The sampler draws, in the main process, the order of an epoch and a seed for the random choices of each sample.
+The sampler draws the order of an epoch, and a seed for the random choices of each sample, in the main process.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ Choice = Callable[[np.random.Generator], NDArray[np.int64]]
 
 
 class Draw(NamedTuple):
-    """A sample to be made: which item, and the seed of its random choices."""
+    """The number of an item, and the seed of its random choices."""
 
     item: int
     seed: int
 
 
-def drawn(index: int | Draw) -> tuple[int, int]:
-    """Item and seed of an index; a plain index gets a seed from torch's random generator.
+def resolve_draw(index: int | Draw) -> tuple[int, int]:
+    """Return item and seed of an index; a plain index gets a seed from torch's random generator.
 
     Args:
-        index: An item's number, or a draw.
+        index: The number of an item, or a draw.
 
     Returns:
         The item's number and the seed.
@@ -44,19 +44,19 @@ def drawn(index: int | Draw) -> tuple[int, int]:
 
 
 class DrawSampler(Sampler[Draw]):
-    """Draws the items of an epoch, each with a seed for its augmentation.
+    """Draw the items of an epoch, each with a seed for its augmentation.
 
-    Order and seeds depend on nothing but `seed` and the epoch: an epoch is the same after a resume, and on all
-    devices before they share it out. Of several devices each takes every n-th draw, so that their batches together are
-    a batch of one device that is as many times larger. The last draws of an epoch that do not go round are left out:
-    all devices have equally many, and none is drawn twice.
+    Order and seeds depend only on `seed` and the epoch, so an epoch is the same after a resume, and on every device.
+    With several devices, each takes every n-th draw: their batches together are one larger batch of one device. The
+    last draws of an epoch are left out if they are too few for all devices, so that all devices have the same number
+    and no item is drawn twice.
 
     Args:
         items: Number of items.
-        seed: Of the run.
-        epoch: The first epoch; each pass begins the next one unless `set_epoch` says otherwise.
-        choose: Gives the items of an epoch in their order, as many as there are; None for each once, in random order.
-        share: This device's number, from 0, and how many there are.
+        seed: Seed of the run.
+        epoch: The first epoch; each pass starts the next one, if `set_epoch` does not set another.
+        choose: Gives the items of an epoch in order, as many as `items`; None for each once, in random order.
+        share: Number of this device, from 0, and number of devices.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class DrawSampler(Sampler[Draw]):
         self.seed = seed
         self.epoch = epoch
         self.order: list[int] = []
-        """Items of the present pass on all devices, in the order they are drawn in."""
+        """Items of the present pass on all devices, in the order of the draws."""
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next pass; Lightning calls it."""
@@ -89,15 +89,15 @@ class DrawSampler(Sampler[Draw]):
         return iter(draws[device:whole:devices])
 
 
-def items_of(loader: DataLoader[Any], number: int) -> list[int]:
-    """Which items a batch of the present pass is made of.
+def find_batch_items(loader: DataLoader[Any], number: int) -> list[int]:
+    """Return the items in a batch of the present pass.
 
     Args:
-        loader: Of `train_loader` or `ordered_loader`.
-        number: Of the batch in the pass, from 0.
+        loader: A loader of `make_train_loader` or `make_ordered_loader`.
+        number: Number of the batch in the pass, from 0.
 
     Returns:
-        Numbers of items; none where the loader is another one.
+        Numbers of items; empty for any other loader.
     """
     sampler, size = loader.sampler, loader.batch_size or 1
     if isinstance(sampler, DrawSampler):
@@ -107,15 +107,15 @@ def items_of(loader: DataLoader[Any], number: int) -> list[int]:
     return list(sampler)[number * size : (number + 1) * size] if known else []
 
 
-def items_of_all(loader: DataLoader[Any], number: int) -> list[int]:
-    """Which items the batches of all devices are made of, in the order that they were drawn in.
+def find_step_items(loader: DataLoader[Any], number: int) -> list[int]:
+    """Return the items in the batches of all devices, in the order of the draws.
 
     Args:
-        loader: Of `train_loader`.
-        number: Of the batch in the pass, from 0.
+        loader: A loader of `make_train_loader`.
+        number: Number of the batch in the pass, from 0.
 
     Returns:
-        Numbers of items: each device's first, each device's second, and so on.
+        Numbers of items: the first of each device, then the second of each, and so on.
     """
     assert isinstance(loader.sampler, DrawSampler)
     size = (loader.batch_size or 1) * loader.sampler.share[1]
@@ -123,7 +123,7 @@ def items_of_all(loader: DataLoader[Any], number: int) -> list[int]:
 
 
 def loader_faults(batch_size: int, num_workers: int, prefix: str = "data") -> list[str]:
-    """Say what is wrong with the arguments of a loader, in words of the config.
+    """Return what is wrong with the arguments of a loader, with the keys of the config.
 
     Args:
         batch_size: Samples a batch.
@@ -141,7 +141,7 @@ def loader_faults(batch_size: int, num_workers: int, prefix: str = "data") -> li
     return faults
 
 
-def train_loader(
+def make_train_loader(
     dataset: Dataset[Any],
     items: int,
     batch_size: int,
@@ -150,82 +150,82 @@ def train_loader(
     *,
     choose: Choice | None = None,
 ) -> DataLoader[Any]:
-    """Loader of a training split, in random order.
+    """Return a loader of a training split, in random order.
 
-    The last batch of an epoch is left out where it would be a single sample, of which batch normalisation can
-    make no statistics; order being random, no sample is left out for good. The seed is that of torch's random
-    generator, so it follows Lightning's `seed_everything`.
+    The last batch of an epoch is left out if it has a single sample, because batch normalization needs two. The order
+    is random, so each sample occurs in other epochs. The seed is that of torch's random generator, so it follows
+    Lightning's `seed_everything`.
 
     Args:
-        dataset: Its items are indexed by `Draw`.
-        items: Its length.
+        dataset: A dataset that is indexed by `Draw`.
+        items: Length of the dataset.
         batch_size: Samples a batch.
         num_workers: Processes that load; 0 for none.
-        trainer: Says which of how many devices this one is, and which epoch comes first after a resume.
-        choose: Which items an epoch draws, see `DrawSampler`.
+        trainer: Gives the number of this device, the number of devices, and the first epoch after a resume.
+        choose: Chooses the items of an epoch, see `DrawSampler`.
 
     Returns:
         The loader.
 
     Raises:
-        ConfigError: There are more devices than items.
+        ConfigError: If there are more devices than items.
     """
-    share, epoch = _share(trainer, items), 0 if trainer is None else trainer.current_epoch
+    share, epoch = _find_share(trainer, items), 0 if trainer is None else trainer.current_epoch
     a_device = items // share[1]
     return DataLoader(
         dataset,
         batch_size=batch_size,
         sampler=DrawSampler(items, torch.initial_seed(), epoch, choose, share),
         drop_last=batch_size > 1 and a_device > 1 and a_device % batch_size == 1,
-        **_options(num_workers),
+        **_make_options(num_workers),
     )
 
 
-def _share(trainer: pl.Trainer | None, items: int) -> tuple[int, int]:
-    """Thi device's number, and how many there are."""
+def _find_share(trainer: pl.Trainer | None, items: int) -> tuple[int, int]:
+    """Return the number of this device, and the number of devices."""
     device, devices = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
     if items < devices > 1:
-        raise ConfigError(f"trainer.devices={devices}: a split has {items} patches or slides only; take fewer devices")
+        raise ConfigError(f"trainer.devices={devices}: a split has only {items} patches or slides; use fewer devices")
     return device, devices
 
 
-def ordered_loader(
+def make_ordered_loader(
     dataset: Dataset[Any], batch_size: int, num_workers: int, trainer: pl.Trainer | None = None
 ) -> DataLoader[Any]:
-    """Loader of a validation or test split, in the order of the dataset.
+    """Return a loader of a validation or test split, in the order of the dataset.
 
-    Of several devices each takes every n-th item; no item is taken twice, so some devices may have one less.
+    With several devices, each takes every n-th item. No item is read twice, so some devices may have one less.
 
     Args:
-        dataset: Its items are indexed by number.
+        dataset: A dataset that is indexed by number.
         batch_size: Samples a batch.
         num_workers: Processes that load; 0 for none.
-        trainer: Says which of how many devices this one is.
+        trainer: Gives the number of this device and the number of devices.
 
     Returns:
         The loader.
 
     Raises:
-        ConfigError: There are more devices than items.
+        ConfigError: If there are more devices than items.
     """
     items = len(dataset)  # type: ignore[arg-type]
-    device, devices = _share(trainer, items)
+    device, devices = _find_share(trainer, items)
     mine = None if devices == 1 else range(device, items, devices)
-    return DataLoader(dataset, batch_size=batch_size, shuffle=False, sampler=mine, **_options(num_workers))
+    return DataLoader(dataset, batch_size=batch_size, shuffle=False, sampler=mine, **_make_options(num_workers))
 
 
-def _options(num_workers: int) -> dict[str, Any]:
-    """What all loaders have in common."""
+def _make_options(num_workers: int) -> dict[str, Any]:
+    """Return the options that all loaders share."""
     return {
         "num_workers": num_workers,
         "persistent_workers": num_workers > 0,
         "pin_memory": torch.cuda.is_available(),
         "worker_init_fn": _start_worker,
-        # Of its own, so that the number of workers does not change what torch's generator gives to others.
+        # A separate generator, so that the number of workers does not change torch's own generator.
         "generator": torch.Generator().manual_seed(torch.initial_seed()),
     }
 
 
 def _start_worker(number: int) -> None:
-    """Keep OpenCV to the worker's own thread: its pool of threads does not survive a fork."""
+    """Limit OpenCV to the thread of the worker, because its thread pool does not survive a fork."""
     cv2.setNumThreads(0)

@@ -1,4 +1,4 @@
-"""The table of slides: PANDA's folder read into records, the patients' table, an example with cancer.
+"""The table of slides: records of a folder in PANDA's layout, their groups, and an example with cancer.
 
 A folder has PANDA's layout: `train_images/<id>.tiff`, `train_label_masks/<id>_mask.tiff` and `train.csv`
 with the columns `image_id`, `data_provider`, `isup_grade`, `gleason_score`
@@ -25,10 +25,10 @@ COLUMNS = ("image_id", "data_provider", "isup_grade", "gleason_score")
 GRADES = range(6)
 """ISUP grade groups as PANDA gives them: 0 (no cancer) to 5."""
 GroupKind = Literal["slide", "group", "patient"]
-"""What keeps the splits apart: nothing but slides, groups (near-duplicates), or patients."""
+"""What is never in two splits: a slide, a group (of near-duplicates), or a patient."""
 GROUP_COLUMNS: tuple[GroupKind, ...] = ("patient", "group")
 RESERVED = ("splits", "store.json")
-"""Names that a patch store uses beside the folders of its slides."""
+"""Names in a patch store that are not folders of slides."""
 _SHOWN = 5
 _OVERVIEW = 2048
 
@@ -40,11 +40,11 @@ class SlideRecord:
     Attributes:
         slide_id: PANDA's `image_id`.
         provider: The name of its label map, see `panda.wsi.label_maps`.
-        isup_grade: 0 to 5, or None where the slide has no grade.
-        gleason: The Gleason score as the table writes it (`"3+4"`, `"negative"`).
-        image_path: Where the slide lies, or should lie.
-        mask_path: Where its label mask lies, or should lie; None for a slide that never had one.
-        group: Slides of one group never straddle a split; the slide itself where nothing better is known.
+        isup_grade: 0 to 5, or None without a grade.
+        gleason: The Gleason score as in the table (`"3+4"`, `"negative"`).
+        image_path: Where the slide is, or should be.
+        mask_path: Where its label mask is, or should be; None for a slide without one.
+        group: Slides of one group are never in two splits; the slide's own id if its group is unknown.
     """
 
     slide_id: str
@@ -61,29 +61,29 @@ def read_manifest(
 ) -> list[SlideRecord]:
     """Read the table of slides of a folder in PANDA's layout.
 
-    Whether the files of the table exist is not looked at here.
+    The files of the slides are not checked.
 
     Args:
         root: The folder that holds `train.csv`.
-        mask_suffix: What a mask's file name has after the slide's id.
+        mask_suffix: Suffix of a mask's file name after the slide's id.
         label_maps: Label maps of providers that are known besides those in `conf/label_maps`.
 
     Returns:
         One record a row, in the order of the table; each is its own group.
 
     Raises:
-        ManifestError: The folder, the table or a column is missing, the table is empty, or rows are faulty (an
-            id that is no plain name or occurs twice, an unknown provider, a grade that is no integer 0..5);
-            the message names the rows.
+        ManifestError: If the folder, the table or a column is missing, the table is empty, or rows are faulty (an id
+            that is not a plain name or occurs twice, an unknown provider, a grade that is not an integer from 0 to 5).
+            The message names the rows.
     """
     root = Path(root)
-    table = table_of(root)
+    table = find_table(root)
     records: list[SlideRecord] = []
     faults: list[str] = []
     seen: dict[str, int] = {}
     for number, row in read_user_table(table, COLUMNS):
         slide_id = row["image_id"]
-        found = [fault for _, fault in row_faults(row, label_maps or ())]
+        found = [fault for _, fault in check_row(row, label_maps or ())]
         if slide_id in seen:
             found.append(f"image_id {slide_id!r} occurs already in row {seen[slide_id]}")
         seen.setdefault(slide_id, number)
@@ -101,16 +101,16 @@ def read_manifest(
             records.append(record)
     if faults:
         raise ManifestError(
-            _listed(f"{table}: {len(faults)} fault{'s' * (len(faults) > 1)}; correct or remove these rows", faults)
+            _format_list(f"{table}: {len(faults)} fault{'s' * (len(faults) > 1)}; correct or remove these rows", faults)
         )
     return records
 
 
-def table_of(root: Path) -> Path:
-    """Where the table of a folder in PANDA's layout lies.
+def find_table(root: Path) -> Path:
+    """Return the path of the table in a folder of PANDA's layout.
 
     Raises:
-        ManifestError: The folder or the table is missing.
+        ManifestError: If the folder or the table is missing.
     """
     if not root.is_dir():
         raise ManifestError(f"{root}: no such folder; data.root is the folder that holds {TABLE}")
@@ -121,27 +121,27 @@ def table_of(root: Path) -> Path:
 
 
 def image_path(root: Path, slide_id: str) -> Path:
-    """Where a slide lies, or should lie."""
+    """Return where a slide is, or should be."""
     return root / IMAGES / f"{slide_id}.tiff"
 
 
 def mask_path(root: Path, slide_id: str, suffix: str = "_mask") -> Path:
-    """Where a slide's label mask lies, or should lie; `suffix` is what its name has after the slide's id."""
+    """Return where a slide's label mask is, or should be; `suffix` follows the slide's id in its name."""
     return root / MASKS / f"{slide_id}{suffix}.tiff"
 
 
 def read_groups(path: Path | str) -> tuple[dict[str, str], GroupKind]:
-    """Read which patient (or other group) each slide belongs to.
+    """Read the patient (or other group) of each slide.
 
     Args:
         path: CSV with the columns `image_id` and `patient` (or `group`).
 
     Returns:
-        slide id → group, and what the groups are: `"patient"` or (near-duplicates, say) `"group"`.
+        Slide id → group, and the kind of groups: `"patient"` or `"group"` (for example near-duplicates).
 
     Raises:
-        ManifestError: The file or a column is missing, the table is empty, a field is empty, or a slide is
-            given two different groups.
+        ManifestError: If the file or a column is missing, the table or a field is empty, or a slide has two different
+            groups.
     """
     path = Path(path)
     if not path.is_file():
@@ -166,18 +166,18 @@ def apply_groups(records: Sequence[SlideRecord], groups: Mapping[str, str]) -> l
 
     Args:
         records: The slides.
-        groups: Slide id → group, of `read_groups`; slides that are no records are ignored.
+        groups: Slide id → group, see `read_groups`; slides without a record are ignored.
 
     Returns:
         The records, in the same order, with their groups.
 
     Raises:
-        ManifestError: Records that the table does not list; the message counts them and names some.
+        ManifestError: If the table lacks records; the message counts them and names some.
     """
     absent = [record.slide_id for record in records if record.slide_id not in groups]
     if absent:
         raise ManifestError(
-            _listed(
+            _format_list(
                 f"{len(absent)} of {len(records)} slides are not in the table of groups; list them there, each "
                 f"with a group of its own if its patient is unknown",
                 absent,
@@ -187,9 +187,9 @@ def apply_groups(records: Sequence[SlideRecord], groups: Mapping[str, str]) -> l
 
 
 def find_one_tumor_example(root: Path | str, provider: str | None = None) -> SlideRecord:
-    """Find a slide whose mask really has cancer pixels, the highest grade first.
+    """Find a slide whose mask has cancer pixels, the highest grade first.
 
-    Masks are read small (2,048 px). Slides and masks that cannot be read are passed over.
+    Masks are read at low resolution (2,048 px). Slides and masks that cannot be read are skipped.
 
     Args:
         root: The folder that holds `train.csv`.
@@ -199,7 +199,7 @@ def find_one_tumor_example(root: Path | str, provider: str | None = None) -> Sli
         The record of the first such slide, by falling grade and then by id.
 
     Raises:
-        ManifestError: No slide of the table has cancer pixels, or the table is faulty (see `read_manifest`).
+        ManifestError: If no slide of the table has cancer pixels, or the table is faulty (see `read_manifest`).
     """
     records = [record for record in read_manifest(root) if provider in (None, record.provider)]
     unreadable = 0
@@ -217,7 +217,7 @@ def find_one_tumor_example(root: Path | str, provider: str | None = None) -> Sli
 
 
 def _has_tumor(record: SlideRecord) -> bool:
-    """Whether the slide's mask has cancer pixels in a small view of the slide."""
+    """Return whether the mask has cancer pixels at low resolution."""
     if record.mask_path is None:
         return False
     with Slide.open(record.image_path) as slide:
@@ -226,7 +226,7 @@ def _has_tumor(record: SlideRecord) -> bool:
             return bool(tumor_bool_from_gray(mask.overview(small), record.provider).any())
 
 
-def row_faults(row: Mapping[str, str], providers: Collection[str] = ()) -> list[tuple[str, str]]:
+def check_row(row: Mapping[str, str], providers: Collection[str] = ()) -> list[tuple[str, str]]:
     """Return what is wrong with one row of the table of slides, so that it makes no record.
 
     Args:
@@ -246,7 +246,7 @@ def row_faults(row: Mapping[str, str], providers: Collection[str] = ()) -> list[
     ):
         faults.append(("bad_id", f"image_id {slide_id!r} is not a plain file name without folder and suffix"))
     elif slide_id in RESERVED:
-        faults.append(("bad_id", f"image_id {slide_id!r} is a name that patch stores use themselves; rename the slide"))
+        faults.append(("bad_id", f"image_id {slide_id!r} is a reserved name in patch stores; rename the slide"))
     known = {*known_label_maps(), *providers}
     if provider not in known:
         faults.append(("unknown_provider", f"data_provider {unknown_provider(provider, known)}"))
@@ -255,7 +255,7 @@ def row_faults(row: Mapping[str, str], providers: Collection[str] = ()) -> list[
     return faults
 
 
-def _listed(headline: str, items: Sequence[str]) -> str:
-    """A headline and the first few of the items below it."""
+def _format_list(headline: str, items: Sequence[str]) -> str:
+    """Return a headline with the first few items below it."""
     more = [f"… and {len(items) - _SHOWN} more"] if len(items) > _SHOWN else []
     return "\n".join([f"{headline}:", *(f"  - {item}" for item in [*items[:_SHOWN], *more])])

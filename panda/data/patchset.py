@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from panda.data.augment import Augmentation
-from panda.data.loaders import Draw, drawn
+from panda.data.loaders import Draw, resolve_draw
 from panda.data.patch_manifests import PatchRow, PatchTable
 from panda.data.pixel_stores import PatchLocation
 from panda.data.stain_estimates import Stains
@@ -65,16 +65,16 @@ class PatchSet(Dataset[tuple[Tensor, Tensor]]):
         return f"{row.slide_id} at level-0 px ({row.x}, {row.y})"
 
     def __getitem__(self, index: int | Draw) -> tuple[Tensor, Tensor]:
-        number, seed = drawn(index)
+        number, seed = resolve_draw(index)
         row = self.rows[number]
         image, target = self.pixels.read(self.locate(row))
         if self.stains and (stain := self.stains[row.slide_id]):
             image = normalized(image, stain)
         if self.transform is not None:
             image, target = self.transform(image, target, seed)
-        return image_tensor(image), torch.from_numpy(_VALUES[target])[None]
+        return to_image_tensor(image), torch.from_numpy(_VALUES[target])[None]
 
 
-def image_tensor(image: NDArray[np.uint8]) -> Tensor:
+def to_image_tensor(image: NDArray[np.uint8]) -> Tensor:
     """Convert (h, w, 3) uint8 to (3, h, w) float32 in [0, 1]."""
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)).astype(np.float32) / 255)

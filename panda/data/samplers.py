@@ -1,7 +1,7 @@
-"""Which training patches an epoch draws: all of them, balanced by cancer, or those that are hard more often.
+"""Choose the training patches of an epoch: balanced by cancer, or hard patches more often.
 
-A choice is a function of a random generator that `panda.data.loaders.DrawSampler` seeds by run and epoch: an epoch is
-the same after a resume, and on all devices before they share it out.
+`panda.data.loaders.DrawSampler` seeds the random generator of a choice by run and epoch, so that an epoch is the same
+after a resume, and on every device.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ SamplerName = Literal["uniform", "balanced", "hard"]
 
 
 class BalancedDraws:
-    """As many patches as there are, of which a stated share has cancer; no slide is starved.
+    """Draw as many patches as there are, with a given share of cancer, and some of every slide.
 
-    Within patches with cancer, and within those without, each slide gets draws by the square root of its number of
-    such patches: a slide of 1,000 patches ten times as many as one of 10, not a hundred times. Each slide that has such
-    patches gets one draw at least, and no patch is drawn again before all of its slide and kind have been.
+    Patches with cancer, and those without, are drawn in proportion to the square root of their number on a slide. A
+    slide with 1,000 patches gets ten times the draws of a slide with 10, not a hundred times. Each slide with such
+    patches gets at least one draw. A patch is drawn again only after all others of its slide and kind.
 
     Args:
-        tumor: (N,) bool, whether a patch has cancer.
-        slides: (N,) its slide's number.
-        share: Of the draws that have cancer, in [0, 1]; where all patches or none have cancer it has no say.
+        tumor: Patches that have cancer, (N,) bool.
+        slides: Number of the slide of each patch, (N,).
+        share: Share of the draws that have cancer, in [0, 1]; it has no effect if all patches or none have cancer.
     """
 
     def __init__(self, tumor: NDArray[np.bool_], slides: NDArray[np.integer[Any]], share: float) -> None:
@@ -38,22 +38,22 @@ class BalancedDraws:
         ]
         share = share if all(self._kinds) else float(bool(self._kinds[0]))
         cancer = round(share * self._count)
-        self._draws = [_quotas([len(of) for of in kind], n) for kind, n in
+        self._draws = [_compute_quotas([len(patches) for patches in kind], n) for kind, n in
                        zip(self._kinds, (cancer, self._count - cancer), strict=True)]  # fmt: skip
 
     def __call__(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        """The patches of an epoch, in the order they are drawn in."""
+        """Return the patches of an epoch, in the order of the draws."""
         drawn = [
-            np.concatenate([rng.permutation(of) for _ in range(-(-quota // len(of)))])[:quota]
+            np.concatenate([rng.permutation(patches) for _ in range(-(-quota // len(patches)))])[:quota]
             for kind, quotas in zip(self._kinds, self._draws, strict=True)
-            for of, quota in zip(kind, quotas, strict=True)
+            for patches, quota in zip(kind, quotas, strict=True)
             if quota
         ]
         return np.asarray(rng.permutation(np.concatenate(drawn)), np.int64)
 
 
-def _quotas(sizes: Sequence[int], draws: int) -> list[int]:
-    """Share draws out by the square root of the sizes, one at least each where there are enough."""
+def _compute_quotas(sizes: Sequence[int], draws: int) -> list[int]:
+    """Divide draws in proportion to the square root of the sizes, at least one each if there are enough."""
     if not sizes or draws == 0:
         return [0] * len(sizes)
     least = int(draws >= len(sizes))
@@ -66,29 +66,29 @@ def _quotas(sizes: Sequence[int], draws: int) -> list[int]:
 
 
 class HardDraws:
-    """As many patches as there are: a random half of them, another each epoch, and the rest by their last loss.
+    """Draw as many patches as there are: a random half of them, and the others by their last loss.
 
-    A patch is drawn for the rest with a probability proportional to its last loss; one that was not seen yet counts as
-    the hardest. So none is forgotten, and what is learnt already comes seldom.
+    The random half is another one in each epoch. The other draws have a probability proportional to the last loss of a
+    patch; patches without a loss count as the hardest. So every patch occurs, and easy patches are drawn rarely.
 
     Args:
-        count: Of the patches.
+        count: Number of patches.
     """
 
     def __init__(self, count: int) -> None:
         self.losses = torch.full((count,), torch.nan)
 
     def note(self, items: Sequence[int], losses: Tensor) -> None:
-        """Keep the losses of some patches.
+        """Store the losses of some patches.
 
         Args:
-            items: Their numbers.
-            losses: (n,) 0 or more.
+            items: Numbers of the patches.
+            losses: Their losses, (n,), 0 or more.
         """
         self.losses[list(items)] = losses.detach().float().cpu()
 
     def __call__(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        """The patches of an epoch, in the order they are drawn in."""
+        """Return the patches of an epoch, in the order of the draws."""
         count = len(self.losses)
         whole = rng.permutation(count)[: -(-count // 2)]
         losses = self.losses.double().numpy()

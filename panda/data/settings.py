@@ -17,7 +17,7 @@ from panda.wsi.label_maps import known_label_maps
 from panda.wsi.resolution_request import ResolutionRequest
 from panda.wsi.slide import ReaderName, SlideOptions
 
-How = Literal["holdout", "kfold", "patches"]
+SplitMethod = Literal["holdout", "kfold", "patches"]
 AUDIT = "python audit.py data=panda data.root=…"
 """The command that looks for findings."""
 _FILES = {
@@ -150,7 +150,7 @@ class SelectionSettings(Settings):
 
     node: ClassVar[str] = "data"
 
-    split: How = "holdout"
+    split: SplitMethod = "holdout"
     folds: int = 5
     fold: int = 0
     seed: Seed = 0

@@ -1,7 +1,7 @@
-"""Which slides of the table are used, in which split, and why the others are not.
+"""Select the slides of the table: which are used, in which split, and why the others are left out.
 
-The split is made over the whole table, before any slide is left out: what is excluded, or a provider that is not
-asked for, moves no other slide. So do two models, of both providers and of one, have the same test slides of that one.
+The split is made over the whole table before any slide is left out, so that excluding slides or a provider moves no
+other slide. A model of both providers and a model of one have the same test slides of that provider.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from panda.files import read_user_table, write_table
 
 LEFT_OUT = "left_out"
 SPLIT_COLUMNS = ("slide_id", "group", "groups_are", "provider", "isup_grade", "split", "why")
-"""Of `splits.csv`; `why` says why a slide is left out."""
+"""Columns of `splits.csv`; `why` is the reason why a slide is left out."""
 _SHOWN = 5
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What became of each slide of the table.
+    """The slides of a table, used or left out.
 
     Attributes:
-        settings: What was asked.
-        records: All slides of the table, with their groups, in its order.
-        split: Slide id → split, of those that are used (with `split="patches"` all are `"train"`).
-        why: Slide id → why it is left out, of the others.
-        groups_are: What keeps the splits apart.
+        settings: How the slides were selected.
+        records: All slides with their groups, in the order of the table.
+        split: Slide id → split, for the slides that are used (with `split="patches"` all are `"train"`).
+        why: Slide id → the reason, for the slides that are left out.
+        groups_are: The kind of groups that are never in two splits.
     """
 
     settings: SelectionSettings
@@ -53,39 +53,37 @@ class Selection:
         """Reason → slides that are left out for it."""
         return dict(sorted(Counter(self.why.values()).items()))
 
-    def policy(self) -> str:
-        """How the slides were split, what keeps the splits apart, and what the figures therefore mean."""
+    def describe_policy(self) -> str:
+        """Return how the slides were split, by which groups, and what that means for the figures."""
         asked = self.settings
         if asked.split == "patches":
             return (
                 f"None: the patches of one slide ({self.used[0].slide_id}) are split at random. "
-                f"The figures say nothing of other slides: they are not generalisation."
+                f"The figures are not valid for other slides: they do not measure generalization."
             )
         count = len({record.group for record in self.used})
         source = asked.splits or asked.groups
         words = {
-            "slide": "By slide: no patch of a slide straddles the split. Patients are unknown and near-duplicates were "
-            "not looked for, so two slides of one patient may be on both sides: the figures may flatter.",
-            "group": f"By group: {count} groups of {source}; no slide of a group straddles the split. Near-duplicates "
-            f"are kept together, patients are unknown: slides of one patient that look different may be on both sides, "
-            f"and the figures may flatter a little.",
-            "patient": f"By patient: {count} patients of {source}; no patient straddles the split. The figures are of "
-            f"patients new to the network.",
+            "slide": "By slide: no slide is in two splits. Patients and near-duplicates are unknown, so two slides of "
+            "one patient may be in two splits: the figures may be too good.",
+            "group": f"By group: {count} groups of {source}; no group is in two splits. Near-duplicates are in one "
+            f"group. Patients are unknown: slides of one patient that look different may be in two splits, and the "
+            f"figures may be slightly too good.",
+            "patient": f"By patient: {count} patients of {source}; no patient is in two splits. The figures are for "
+            f"patients that the network has not seen.",
         }[self.groups_are]
         if asked.splits is not None:
-            words += f" The split is that of {asked.splits}."
+            words += f" The split comes from {asked.splits}."
         elif asked.split == "kfold":
             words += f" Fold {asked.fold} of {asked.folds} (from 0) is " + (
-                "validated on."
-                if asked.test_provider
-                else f"the test, fold {(asked.fold + 1) % asked.folds} validation."
+                "validation." if asked.test_provider else f"the test, fold {(asked.fold + 1) % asked.folds} validation."
             )
         if asked.test_provider:
             words += f" Tested on {asked.test_provider} only, trained and validated on the others."
         return words
 
-    def rows(self) -> list[dict[str, str]]:
-        """The rows of `splits.csv`, by slide id: see `SPLIT_COLUMNS`."""
+    def list_rows(self) -> list[dict[str, str]]:
+        """Return the rows of `splits.csv` by slide id, see `SPLIT_COLUMNS`."""
         rows = []
         for record in sorted(self.records, key=lambda record: record.slide_id):
             split = "patches" if self.settings.split == "patches" else self.split.get(record.slide_id, "")
@@ -96,46 +94,46 @@ class Selection:
         return rows
 
     def write(self, path: Path) -> None:
-        """Write `splits.csv`: a row a slide of the table, by slide id."""
-        write_table(path, self.rows(), SPLIT_COLUMNS)
+        """Write `splits.csv`: a row for each slide of the table, by slide id."""
+        write_table(path, self.list_rows(), SPLIT_COLUMNS)
 
-    def changed_since(self, path: Path) -> list[str]:
-        """Slides whose split or group is not what `splits.csv` of an earlier session says, by id.
+    def find_changes(self, path: Path) -> list[str]:
+        """Return the slides whose split or group differs from a `splits.csv` of an earlier session, by id.
 
         Raises:
-            ManifestError: The file cannot be read.
+            ManifestError: If the file cannot be read.
         """
         keys = ("group", "split")
         before = {row["slide_id"]: [row[key] for key in keys] for _, row in read_user_table(path, SPLIT_COLUMNS)}
-        today = {row["slide_id"]: [row[key] for key in keys] for row in self.rows()}
+        today = {row["slide_id"]: [row[key] for key in keys] for row in self.list_rows()}
         return sorted(
             slide_id for slide_id in before.keys() | today.keys() if before.get(slide_id) != today.get(slide_id)
         )
 
 
-def select(records: Sequence[SlideRecord], settings: SelectionSettings) -> Selection:
-    """Say of each slide of the table whether it is used, and in which split.
+def select_slides(records: Sequence[SlideRecord], settings: SelectionSettings) -> Selection:
+    """Select the slides that are used, and the split of each.
 
     Args:
         records: All slides of the table.
-        settings: Without faults.
+        settings: Settings without faults.
 
     Raises:
-        ManifestError: A table or file is faulty or does not fit the slides, groups straddle a given split, or no slide
-            of a split is left.
+        ManifestError: If a table or file is faulty or does not fit the slides, a group is in two splits of a given
+            file, or no slide of a split is left.
     """
-    why = _reasons(records, settings)
+    why = _find_reasons(records, settings)
     kept = {record.slide_id for record in records} - why.keys()
-    grouped, kind = _grouped(records, kept, settings)
+    grouped, kind = _add_groups(records, kept, settings)
     if settings.split == "patches":
         split: dict[str, Split] = dict.fromkeys(kept, "train")
         wanted: list[Split] = ["train"]
     elif settings.splits is not None:
-        split, not_used, grouped, kind = _given(grouped, kind, settings)
+        split, not_used, grouped, kind = _read_split(grouped, kind, settings)
         why = not_used | why
         wanted = [name for name in SPLITS if name != "test" or name in split.values()]
     else:
-        split, straddling = _made(grouped, settings)
+        split, straddling = _make_split(grouped, settings)
         why |= dict.fromkeys(straddling & kept, "group_is_trained_on")
         tested = settings.split == "kfold" or settings.test_provider is not None or settings.test_fraction > 0
         wanted = [name for name in SPLITS if name != "test" or tested]
@@ -151,12 +149,12 @@ def select(records: Sequence[SlideRecord], settings: SelectionSettings) -> Selec
     return selection
 
 
-def _reasons(records: Sequence[SlideRecord], settings: SelectionSettings) -> dict[str, str]:
-    """Slide id → why it is left out whatever the split, the first reason that holds."""
+def _find_reasons(records: Sequence[SlideRecord], settings: SelectionSettings) -> dict[str, str]:
+    """Return slide id → the first reason that leaves it out of every split."""
     ids = {record.slide_id for record in records}
     found: Mapping[str, set[str]] = {}
     if settings.findings is not None:
-        found = _found(settings.findings, ids, wants_slides=bool(set(settings.exclude) - FILE_FINDINGS.keys()))
+        found = _read_findings(settings.findings, ids, wants_slides=bool(set(settings.exclude) - FILE_FINDINGS.keys()))
     why: dict[str, str] = {}
     for record in records:
         if settings.slide_id is not None and record.slide_id != settings.slide_id:
@@ -172,35 +170,39 @@ def _reasons(records: Sequence[SlideRecord], settings: SelectionSettings) -> dic
     return why
 
 
-def _found(path: Path, ids: Collection[str], *, wants_slides: bool) -> dict[str, set[str]]:
-    """Slide id → its findings.
+def _read_findings(path: Path, ids: Collection[str], *, wants_slides: bool) -> dict[str, set[str]]:
+    """Return slide id → its findings in `findings.csv` of an audit.
 
     Raises:
-        ManifestError: The file is faulty, names a finding that is not known, or the audit did not see all slides.
+        ManifestError: If the file is faulty, names an unknown finding, or the audit has not all slides.
     """
     found: defaultdict[str, set[str]] = defaultdict(set)
     for number, row in read_user_table(path, ("slide_id", "finding"), may_be_empty=True):
         if row["finding"] not in FINDINGS:
-            raise ManifestError(f"{path}, row {number}: finding {row['finding']!r} is not known; make the audit anew")
+            raise ManifestError(
+                f"{path}, row {number}: finding {row['finding']!r} is not known; run the audit again: {AUDIT}"
+            )
         found[row["slide_id"]].add(row["finding"])
     seen = path.with_name("audit.csv")
     if seen.is_file():
         rows = [row for _, row in read_user_table(seen, ("slide_id",), may_be_empty=True)]
         audited = {row["slide_id"] for row in rows}
-        if wants_slides and not all("group" in row for row in rows):  # what was seen of the slides is not there
-            raise ManifestError(f"{path}: that audit read the table alone (audit.slides=false); make it anew: {AUDIT}")
+        if wants_slides and not all("group" in row for row in rows):
+            raise ManifestError(
+                f"{path}: this audit read only the table (audit.slides=false); run it again with slides: {AUDIT}"
+            )
         if missing := sorted(set(ids) - audited):
             raise ManifestError(
-                f"{path}: the audit has not seen {len(missing)} of {len(ids)} slides ({', '.join(missing[:_SHOWN])}"
-                f"{' …' * (len(missing) > _SHOWN)}); run it again, what it has seen is kept: {AUDIT}"
+                f"{path}: the audit lacks {len(missing)} of {len(ids)} slides ({', '.join(missing[:_SHOWN])}"
+                f"{' …' * (len(missing) > _SHOWN)}); run it again, it keeps the other slides: {AUDIT}"
             )
     return found
 
 
-def _grouped(
+def _add_groups(
     records: Sequence[SlideRecord], kept: Collection[str], settings: SelectionSettings
 ) -> tuple[list[SlideRecord], GroupKind]:
-    """The records with their groups; slides that are left out anyway need none."""
+    """Return the records with their groups; slides that are left out need none."""
     if settings.groups is None:
         return list(records), "slide"
     groups, kind = read_groups(settings.groups)
@@ -209,14 +211,14 @@ def _grouped(
     return [with_groups.get(record.slide_id, record) for record in records], kind
 
 
-def _made(records: Sequence[SlideRecord], settings: SelectionSettings) -> tuple[dict[str, Split], set[str]]:
-    """The split over the whole table; and slides of the test provider whose group is trained on."""
+def _make_split(records: Sequence[SlideRecord], settings: SelectionSettings) -> tuple[dict[str, Split], set[str]]:
+    """Return the split of the whole table, and the slides of the test provider whose group is in training."""
     tested = {record.slide_id for record in records if record.provider == settings.test_provider}
     others = [record for record in records if record.slide_id not in tested]
     if settings.test_provider is not None and not (tested and others):
         raise ManifestError(
-            f"data.test_provider={settings.test_provider}: {len(tested)} slides are of it and {len(others)} of others; "
-            f"both are needed"
+            f"data.test_provider={settings.test_provider}: it has {len(tested)} slides, the others have {len(others)}; "
+            f"give slides of both"
         )
     if settings.split == "kfold":
         split = fold_slides(
@@ -234,10 +236,13 @@ def _made(records: Sequence[SlideRecord], settings: SelectionSettings) -> tuple[
     return split | dict.fromkeys(sorted(tested - straddling), "test"), straddling
 
 
-def _given(
+def _read_split(
     records: Sequence[SlideRecord], kind: GroupKind, settings: SelectionSettings
 ) -> tuple[dict[str, Split], dict[str, str], list[SlideRecord], GroupKind]:
-    """The split of a file, why it leaves slides out, and the groups it names unless others are given."""
+    """Return the split of a file, the reasons for slides left out, the records with their groups, and their kind.
+
+    The groups come from the file if `settings.groups` gives none.
+    """
     path = settings.splits
     assert path is not None
     listed = read_user_table(path, SPLIT_COLUMNS)

@@ -23,18 +23,18 @@ _STRATA: tuple[Callable[[SlideRecord], str], ...] = (
     lambda record: record.provider,
     lambda record: "",
 )
-"""Finest first: provider × grade, provider × cancer, provider, one stratum."""
+"""Strata, the finest first: provider × grade, provider × cancer, provider, one stratum."""
 
 
 def fraction_faults(val_fraction: float, test_fraction: float) -> list[str]:
-    """Say what is wrong with the shares of a split.
+    """Return what is wrong with the shares of a split.
 
     Args:
         val_fraction: Share of the slides for validation.
         test_fraction: Share of the slides for the test, 0 for none.
 
     Returns:
-        One sentence a fault, none where the shares are good.
+        One sentence a fault; empty if there is none.
     """
     faults = []
     if not 0 < val_fraction < 1:
@@ -52,28 +52,28 @@ def fraction_faults(val_fraction: float, test_fraction: float) -> list[str]:
 def split_slides(
     records: Sequence[SlideRecord], *, seed: int, val_fraction: float, test_fraction: float
 ) -> dict[str, Split]:
-    """Share slides out to training, validation and test; groups never straddle.
+    """Split slides into training, validation and test; a group is always in one split.
 
-    The slides are cut into folds with scikit-learn's `StratifiedGroupKFold`, as many as make the two shares
-    whole numbers of folds (to within 0.01), and the folds are dealt out. Strata are provider × grade; where the
-    largest has fewer slides than there are folds, provider × cancer, then provider, then none.
+    scikit-learn's `StratifiedGroupKFold` makes folds, as many as make both shares whole numbers of folds (to within
+    0.01). Each split gets its number of folds. Strata are provider × grade. If the largest stratum has fewer slides
+    than there are folds, strata are provider × cancer, then provider, then none.
 
-    How near the shares are met, as tests/test_splits.py holds (seen over thousands of random tables, not proven): a
-    fold, and each stratum in it, is off by no more slides than the largest group has and one; a split by no more than
-    the largest group, one slide a stratum and 1 % of all. What it relies on:
-    slides by id, and the shuffle of numpy's `RandomState(seed)`, which numpy keeps as it is for good.
+    tests/test_splits.py checks how close the shares are, over thousands of random tables; this is not proven. A fold,
+    and each stratum in it, differs by at most the largest group and one slide. A split differs by at most the largest
+    group, one slide a stratum, and 1 % of all. The split depends on the ids and on numpy's `RandomState(seed)`, whose
+    shuffle is the same in all versions of numpy.
 
     Args:
-        records: The slides, in any order: the split does not depend on it.
-        seed: Of the shuffle.
+        records: The slides; their order does not matter.
+        seed: Seed of the shuffle.
         val_fraction: Share for validation, over 0.
-        test_fraction: Share for the test; 0 makes none.
+        test_fraction: Share for the test; 0 for no test.
 
     Returns:
-        slide id → `"train"`, `"val"` or `"test"`, by slide id.
+        Slide id → `"train"`, `"val"` or `"test"`, by slide id.
 
     Raises:
-        ManifestError: The shares are out of range, or a split would be empty.
+        ManifestError: If the shares are out of range, or a split would be empty.
     """
     if faults := fraction_faults(val_fraction, test_fraction):
         raise ManifestError("; ".join(faults))
@@ -83,36 +83,36 @@ def split_slides(
     if count < len(wanted):
         raise ManifestError(
             f"{len(ordered)} slides in {count} groups cannot make {', '.join(wanted)}: give more slides, "
-            f"or data.test_fraction=0, or learn from one slide with data.split=patches"
+            f"or data.test_fraction=0, or train on one slide with data.split=patches"
         )
-    folds, val_folds, test_folds = _folds(val_fraction, test_fraction, count)
+    folds, val_folds, test_folds = _choose_fold_counts(val_fraction, test_fraction, count)
     split: dict[str, Split] = {}
-    for number, members in enumerate(_dealt(ordered, folds, seed)):
+    for number, members in enumerate(_make_folds(ordered, folds, seed)):
         name: Split = "test" if number < test_folds else "val" if number < test_folds + val_folds else "train"
         split.update((record.slide_id, name) for record in members)
-    return _whole(split, ordered, wanted)
+    return _require_filled(split, ordered, wanted)
 
 
 def fold_slides(
     records: Sequence[SlideRecord], *, seed: int, folds: int, fold: int, test: bool = True
 ) -> dict[str, Split]:
-    """Take one of several folds as the test and the next one as validation; groups never straddle.
+    """Use one of several folds as the test and the next one as validation; a group is always in one split.
 
-    Over all values of `fold` each slide is in the test once, and in validation once. Folds are cut as in
+    Over all values of `fold`, each slide is in the test once and in validation once. Folds are made as in
     `split_slides`.
 
     Args:
-        records: The slides, in any order.
-        seed: Of the shuffle.
-        folds: Their number.
-        fold: From 0.
-        test: Whether there is a test; without it `fold` is validation.
+        records: The slides; their order does not matter.
+        seed: Seed of the shuffle.
+        folds: Number of folds.
+        fold: Number of the fold, from 0.
+        test: Make a test; otherwise `fold` is validation.
 
     Returns:
-        slide id → `"train"`, `"val"` or `"test"`, by slide id.
+        Slide id → `"train"`, `"val"` or `"test"`, by slide id.
 
     Raises:
-        ManifestError: There are fewer groups than folds, or a split would be empty.
+        ManifestError: If there are fewer groups than folds, or a split would be empty.
     """
     ordered = sorted(records, key=lambda record: record.slide_id)
     count = len({record.group for record in ordered})
@@ -122,27 +122,29 @@ def fold_slides(
         )
     names: dict[int, Split] = {fold: "test", (fold + 1) % folds: "val"} if test else {fold: "val"}
     split: dict[str, Split] = {}
-    for number, members in enumerate(_dealt(ordered, folds, seed)):
+    for number, members in enumerate(_make_folds(ordered, folds, seed)):
         split.update((record.slide_id, names.get(number, "train")) for record in members)
-    return _whole(split, ordered, ["train", *names.values()])
+    return _require_filled(split, ordered, ["train", *names.values()])
 
 
-def _dealt(ordered: Sequence[SlideRecord], folds: int, seed: int) -> list[list[SlideRecord]]:
-    """The slides of each fold."""
-    # Processes that only cut or look at slides need not carry scikit-learn, 120 MiB of it.
+def _make_folds(ordered: Sequence[SlideRecord], folds: int, seed: int) -> list[list[SlideRecord]]:
+    """Return the slides of each fold."""
+    # Processes that only cut or inspect slides do not need the 120 MiB of scikit-learn.
     from sklearn.model_selection import StratifiedGroupKFold  # noqa: PLC0415
 
     groups = np.array([record.group for record in ordered])
     splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
-        # A stratum with fewer slides than folds is spread over as many folds as it has slides: all one can do.
+        # A stratum with fewer slides than folds can only be spread over as many folds as it has slides.
         warnings.filterwarnings("ignore", message="The least populated class in y", category=UserWarning)
-        shares = list(splitter.split(groups, _strata(ordered, folds), groups))
+        shares = list(splitter.split(groups, _choose_strata(ordered, folds), groups))
     return [[ordered[index] for index in members] for _, members in shares]
 
 
-def _whole(split: dict[str, Split], ordered: Sequence[SlideRecord], wanted: Sequence[Split]) -> dict[str, Split]:
-    """The split by slide id, none of whose parts is empty."""
+def _require_filled(
+    split: dict[str, Split], ordered: Sequence[SlideRecord], wanted: Sequence[Split]
+) -> dict[str, Split]:
+    """Return the split in the order of the slides, and refuse an empty part."""
     if empty := [name for name in wanted if name not in split.values()]:
         raise ManifestError(
             f"{len(ordered)} slides in {len({record.group for record in ordered})} groups leave {', '.join(empty)} "
@@ -151,8 +153,8 @@ def _whole(split: dict[str, Split], ordered: Sequence[SlideRecord], wanted: Sequ
     return {record.slide_id: split[record.slide_id] for record in ordered}
 
 
-def _folds(val_fraction: float, test_fraction: float, groups: int) -> tuple[int, int, int]:
-    """Number of folds, of those for validation and of those for the test."""
+def _choose_fold_counts(val_fraction: float, test_fraction: float, groups: int) -> tuple[int, int, int]:
+    """Return the number of folds, of folds for validation and of folds for the test."""
     candidates = []
     for folds in range(2 + (test_fraction > 0), min(groups, _MAX_FOLDS) + 1):
         test = max(1, round(test_fraction * folds)) if test_fraction > 0 else 0
@@ -163,15 +165,15 @@ def _folds(val_fraction: float, test_fraction: float, groups: int) -> tuple[int,
         candidates.append((0.0 if error <= _CLOSE else error, folds, val, test))
     if not candidates:
         raise ManifestError(
-            f"{groups} groups cannot be shared out with data.val_fraction={val_fraction} and "
-            f"data.test_fraction={test_fraction} so that training keeps one: give smaller fractions"
+            f"{groups} groups cannot be split with data.val_fraction={val_fraction} and "
+            f"data.test_fraction={test_fraction} so that one is left for training: give smaller fractions"
         )
     _, folds, val, test = min(candidates)
     return folds, val, test
 
 
-def _strata(records: Sequence[SlideRecord], folds: int) -> list[str]:
-    """The finest strata of which at least one can give a slide to every fold, as the splitter demands."""
+def _choose_strata(records: Sequence[SlideRecord], folds: int) -> list[str]:
+    """Return the finest strata of which one has a slide for every fold, because the splitter requires that."""
     for stratum in _STRATA[:-1]:
         strata = [stratum(record) for record in records]
         if max(Counter(strata).values()) >= folds:

@@ -1,15 +1,14 @@
-"""How each slide of a patch store is stained: estimated once and kept in the slide's folder, `stain.json`.
+"""The stain of each slide of a patch store: estimated once and kept in the slide's folder, `stain.json`.
 
-The store's pixels stay as the slides have them, so that one store serves runs with and without normalisation.
+The pixels of the store keep their colors, so that one store serves runs with and without normalization.
 """
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 from tqdm import tqdm
 
@@ -24,33 +23,32 @@ from panda.wsi.tissue import find_tissue
 STAIN_FILE = "stain.json"
 
 Stains = dict[str, StainProfile | None]
-"""Slide id → its stain; None where it has not two stains."""
+"""Slide id → its stain; None for a slide without two stains."""
 
 
-def find_stains(result: StoreResult, settings: PatchSettings, *, workers: int = 2) -> tuple[StoreResult, Stains]:
-    """Estimate the stain of each slide of a store that is not known yet.
+def estimate_stains(result: StoreResult, settings: PatchSettings, *, workers: int = 2) -> tuple[StoreResult, Stains]:
+    """Estimate the stain of each slide of a store, if the store does not have it yet.
 
     Args:
         result: The slides with their patches.
-        settings: How the slides are read.
-        workers: Slides looked at at the same time, in threads.
+        settings: How the slides are opened.
+        workers: Slides read at the same time, in threads.
 
     Returns:
-        What is left of the result, a slide that cannot be read being a failure of the stage `stain`; and the stains
-        of what is left.
+        The result without slides that cannot be read, which are failures of the stage `stain`; and the stains.
 
     Raises:
-        OSError: The store cannot be written.
+        OSError: If the store cannot be written.
     """
     stains: Stains = {}
     unknown: list[SlidePatches] = []
     for slide_id, patches in result.slides.items():
         try:
-            stains[slide_id] = _kept(patches)
-        except (OSError, ValueError, KeyError, TypeError):  # there is none yet, of another slide, or damaged
+            stains[slide_id] = _read_stain(patches)
+        except (OSError, ValueError, KeyError, TypeError):  # missing, of another slide, or damaged
             unknown.append(patches)
     with ThreadPoolExecutor(max(1, workers), thread_name_prefix="stain") as pool:
-        found = pool.map(_looked_at(settings), unknown)
+        found = pool.map(functools.partial(_estimate_stain, settings), unknown)
         for patches, outcome in zip(unknown, tqdm(found, "stains", len(unknown), disable=not unknown), strict=True):
             slide_id = patches.record.slide_id
             if isinstance(outcome, Failure):
@@ -58,32 +56,27 @@ def find_stains(result: StoreResult, settings: PatchSettings, *, workers: int = 
                 continue
             stains[slide_id] = outcome
             plain = None if outcome is None else outcome.plain()
-            write_json(_file(patches), {"rules": STAIN_RULES, "fingerprint": patches.fingerprint, "stain": plain})
+            write_json(
+                patches.folder / STAIN_FILE, {"rules": STAIN_RULES, "fingerprint": patches.fingerprint, "stain": plain}
+            )
     left = {slide_id: patches for slide_id, patches in result.slides.items() if slide_id in stains}
     return replace(result, slides=left), stains
 
 
-def _file(patches: SlidePatches) -> Path:
-    return patches.folder / STAIN_FILE
-
-
-def _kept(patches: SlidePatches) -> StainProfile | None:
-    """The stain that the store knows of a slide; an error of any kind where it knows none."""
-    stored = json.loads(_file(patches).read_text(encoding="utf-8"))
+def _read_stain(patches: SlidePatches) -> StainProfile | None:
+    """Return the stain in the store; raise an error of any kind if there is none."""
+    stored = json.loads((patches.folder / STAIN_FILE).read_text(encoding="utf-8"))
     if (stored["rules"], stored["fingerprint"]) != (STAIN_RULES, patches.fingerprint):
-        raise ValueError("of another slide, or found by other rules")
+        raise ValueError("another slide, or other rules")
     return None if stored["stain"] is None else StainProfile.from_plain(stored["stain"])
 
 
-def _looked_at(settings: PatchSettings) -> Callable[[SlidePatches], StainProfile | Failure | None]:
-    def look(patches: SlidePatches) -> StainProfile | Failure | None:
-        record = patches.record
-        try:
-            with settings.slide_options.open(record.image_path) as slide:
-                return told_stain(slide, find_tissue(slide))
-        except MemoryError:
-            raise
-        except Exception as error:
-            return Failure(record.slide_id, "stain", type(error).__name__, str(error))
-
-    return look
+def _estimate_stain(settings: PatchSettings, patches: SlidePatches) -> StainProfile | Failure | None:
+    record = patches.record
+    try:
+        with settings.slide_options.open(record.image_path) as slide:
+            return told_stain(slide, find_tissue(slide))
+    except MemoryError:
+        raise
+    except Exception as error:
+        return Failure(record.slide_id, "stain", type(error).__name__, str(error))
