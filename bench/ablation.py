@@ -24,6 +24,7 @@ from panda.inference.predictor import restored
 from panda.models.segmentation import Segmenter
 from panda.tasks.checkpoint import read_checkpoint
 from panda.tasks.grade_metrics import grading_scores
+from panda.tasks.metadata import SegmentationMetadata
 
 ROOT = Path(__file__).parents[1]
 ARMS = {
@@ -59,7 +60,7 @@ def main() -> None:
             _train(output, segmentation, *common)
         best = segmentation / "checkpoints" / "best.ckpt"
         weights = output / f"encoder{fold}.pt"
-        segmenter = restored(Segmenter, read_checkpoint(best, "segmentation"))
+        segmenter = restored(Segmenter, read_checkpoint(best, SegmentationMetadata))
         torch.save(segmenter.encoder.state_dict(), weights)
         for arm, chosen in ARMS.items():
             sweep = output / "runs" / "grading" / f"sweep-{arm}{fold}"

@@ -96,6 +96,7 @@ class Scene:
 def chosen(scores: Sequence[SlideScore]) -> tuple[float, float]:
     """Give the threshold of the best pooled Dice of some slides, and that Dice."""
     choice = search_threshold(histograms(scores), chosen_on="slides")
+    assert choice.score is not None  # all images have cancer
     return choice.value, choice.score
 
 

@@ -31,7 +31,7 @@ from panda.inference.compute import ComputeMode, EngineSettings, InferenceModel
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.slide_prefetcher import SlidePrefetcher
 from panda.models.segmentation import Segmenter
-from panda.tasks.checkpoint import carried_data
+from panda.tasks.metadata import SegmentationMetadata, TrainedResolution
 from panda.tasks.threshold import search_threshold
 from panda.wsi.slide import Slide, SlideOptions
 from panda.wsi.tissue import find_tissue
@@ -82,14 +82,19 @@ def checkpoint(network: str) -> Path:
     if not path.is_file():
         torch.manual_seed(0)
         made = Segmenter(*NETWORKS[network])
-        carried = {
-            "network": made.plain(),
-            "resolution": {"level": 0, "mpp": None, "train_mpp": None},
-            **{"patch_size": MAPPED_TILE, "overlap": OVERLAP, "label_maps": {}, "precision": precision},
-            **{"threshold": search_threshold({}).plain(), "train_slides": [], "val_slides": []},
-        }
+        metadata = SegmentationMetadata(
+            network=made.options,
+            resolution=TrainedResolution(level=0, mpp=None, train_mpp=None),
+            patch_size=MAPPED_TILE,
+            overlap=OVERLAP,
+            label_maps={},
+            threshold=search_threshold({}),
+            precision=precision,
+            train_slides=(),
+            val_slides=(),
+        )
         state = {f"network.{key}": value for key, value in made.state_dict().items()}
-        torch.save({"state_dict": state, "panda": carried_data("segmentation", carried)}, path)
+        torch.save({"state_dict": state, "panda": metadata.to_entry()}, path)
     return path
 
 

@@ -20,13 +20,14 @@ from bench.project import MAPPED_TILE, OVERLAP
 from panda.inference.predictor import restored
 from panda.models.segmentation import Segmenter
 from panda.tasks.checkpoint import read_checkpoint
+from panda.tasks.metadata import SegmentationMetadata
 
 Run = Callable[[Path, Path], Callable[[], float]]
 _BATCH = 8
 
 
 def _network(checkpoint: Path) -> Segmenter:
-    return restored(Segmenter, read_checkpoint(checkpoint, "segmentation")).eval()
+    return restored(Segmenter, read_checkpoint(checkpoint, SegmentationMetadata)).eval()
 
 
 def tiatoolbox(checkpoint: Path) -> Run:

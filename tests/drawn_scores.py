@@ -56,9 +56,10 @@ SLIDES = [
     draw(6, 0.5, "karolinska", None, "e", outside=30),
 ]
 AT = ThresholdChoice.given(0.5)
-BY_PROVIDER = ThresholdChoice(
-    0.5, "f1", 0.5, "", "", by_provider={"radboud": ThresholdChoice(0.35, "f1", 0.5, "", "")}
-)  # fmt: skip
+_SEARCHED = {"criterion": "f1", "score": 0.5, "chosen_on": "", "date": ""}
+BY_PROVIDER = ThresholdChoice.model_validate(
+    {"value": 0.5, **_SEARCHED, "by_provider": {"radboud": {"value": 0.35, **_SEARCHED}}}
+)
 
 
 def figures(slides: Sequence[Drawn], choice: ThresholdChoice = AT) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def test_the_temperature_is_that_of_raw_logits(sureness: float) -> None:
     found = fit_temperature(histogram(logits, target), "here", "today")
     assert found.value == pytest.approx(raw_temperature(logits, target), rel=5e-3)
     assert found.value == pytest.approx(sureness, rel=0.03)
-    assert (found.note, found.plain()["chosen_on"]) == ("", "here")
+    assert (found.note, found.chosen_on) == ("", "here")
 
 
 def test_beyond_the_last_bin_the_histogram_is_blind() -> None:

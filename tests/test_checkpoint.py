@@ -1,6 +1,7 @@
 """A checkpoint is read back as it was written, and anything else is refused by name."""
 
 import errno
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,17 @@ import torch
 
 from panda import files
 from panda.errors import CheckpointError
-from panda.tasks.calibration import fit_temperature
-from panda.tasks.checkpoint import WholeCheckpoints, carried_data, read_checkpoint, replace_carried
+from panda.tasks.calibration import Temperature, fit_temperature
+from panda.tasks.checkpoint import WholeCheckpoints, read_checkpoint, update_metadata
+from panda.tasks.metadata import GradingMetadata, SegmentationMetadata, TrainedResolution
 from panda.tasks.threshold import ThresholdChoice, search_threshold
 from panda.wsi.label_maps import LabelMap, find_label_map
+from panda.wsi.resolution_request import ResolutionRequest
 
-CARRIED_HERE: dict[str, Any] = {
+RESOLUTION = {"level": 1, "mpp": None, "train_mpp": [1.9, 2.0, 2.1]}
+DATA: dict[str, Any] = {
     "network": {"a": 1},
-    "resolution": {"level": 1, "mpp": None, "train_mpp": [1.9, 2.0, 2.1]},
+    "resolution": RESOLUTION,
     "patch_size": 64,
     "overlap": 0.5,
     "label_maps": {"karolinska": find_label_map("karolinska").model_dump(mode="json")},
@@ -29,38 +33,38 @@ CARRIED_HERE: dict[str, Any] = {
 
 
 def write(path: Path, **changes: Any) -> Path:
-    carried = carried_data("segmentation", CARRIED_HERE) | changes
-    torch.save({"state_dict": {"network.w": torch.ones(3), "loss.w": torch.ones(1)}, "panda": carried}, path)
+    entry = SegmentationMetadata.model_validate(DATA).to_entry() | changes
+    torch.save({"state_dict": {"network.w": torch.ones(3), "loss.w": torch.ones(1)}, "panda": entry}, path)
     return path
 
 
 def test_weights_and_data_come_back(tmp_path: Path) -> None:
-    found = read_checkpoint(write(tmp_path / "a.ckpt"), "segmentation")
+    found = read_checkpoint(write(tmp_path / "a.ckpt"), SegmentationMetadata)
     assert set(found.weights) == {"w"}
-    assert found.carried["patch_size"] == 64
+    assert found.metadata == SegmentationMetadata.model_validate(DATA)
 
 
 def test_the_fingerprint_follows_weights_and_network_but_not_the_threshold(tmp_path: Path) -> None:
     path = write(tmp_path / "a.ckpt")
-    before = read_checkpoint(path, "segmentation").fingerprint
-    changed = CARRIED_HERE["threshold"] | {"value": 0.3}
-    replace_carried(path, threshold=changed)
-    after = read_checkpoint(path, "segmentation")
-    assert after.carried["threshold"] == changed
+    before = read_checkpoint(path, SegmentationMetadata).fingerprint
+    changed = ThresholdChoice.model_validate(DATA["threshold"] | {"value": 0.3})
+    update_metadata(path, SegmentationMetadata, threshold=changed)
+    after = read_checkpoint(path, SegmentationMetadata)
+    assert after.metadata.threshold == changed
     assert after.fingerprint == before
-    assert read_checkpoint(write(path, network={"a": 2}), "segmentation").fingerprint != before
+    assert read_checkpoint(write(path, network={"a": 2}), SegmentationMetadata).fingerprint != before
 
 
 def test_thresholds_by_provider_and_a_temperature_come_back(tmp_path: Path) -> None:
     path = write(tmp_path / "a.ckpt")
     hists = {"a": np.eye(2, 1000, 400, dtype=np.int64), "b": np.eye(2, 1000, 600, dtype=np.int64)}
     choice = search_threshold(hists, "cost", cost_ratio=3, groups={"a": "p", "b": "q"}, providers={"a": "x", "b": "y"})
-    temperature = fit_temperature(np.ones((2, 1000), np.int64), "here", "today").plain()
-    replace_carried(path, threshold=choice.plain(), calibration=temperature)
-    found = read_checkpoint(path, "segmentation").carried
-    assert ThresholdChoice.from_plain(found["threshold"]) == choice
+    temperature = fit_temperature(np.ones((2, 1000), np.int64), "here", "today")
+    update_metadata(path, SegmentationMetadata, threshold=choice, calibration=temperature)
+    found = read_checkpoint(path, SegmentationMetadata).metadata
+    assert found.threshold == choice
     assert set(choice.by_provider) == {"x", "y"}
-    assert found["calibration"] == temperature
+    assert found.calibration == temperature
 
 
 def test_a_checkpoint_of_before_there_was_a_temperature_is_read(tmp_path: Path) -> None:
@@ -68,16 +72,20 @@ def test_a_checkpoint_of_before_there_was_a_temperature_is_read(tmp_path: Path) 
     content = torch.load(path, weights_only=True)
     del content["panda"]["calibration"]
     torch.save(content, path)
-    assert read_checkpoint(path, "segmentation").carried["calibration"] is None
-    replace_carried(path, calibration={"value": 2.0, "note": "", "chosen_on": "here", "date": "today"})
-    assert read_checkpoint(path, "segmentation").carried["calibration"]["value"] == 2.0
+    assert read_checkpoint(path, SegmentationMetadata).metadata.calibration is None
+    temperature = Temperature(value=2.0, note="", chosen_on="here", date="today")
+    update_metadata(path, SegmentationMetadata, calibration=temperature)
+    assert read_checkpoint(path, SegmentationMetadata).metadata.calibration == temperature
 
 
-@pytest.mark.parametrize(("changes", "named"), [({"task": "grading"}, "grading"), ({"format": 99}, "99")])
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({"task": "grading"}, "grading"), ({"format": 99}, "99"), ({"format": 0}, "train again")],
+)
 def test_another_task_or_format_is_refused(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
     path = write(tmp_path / "a.ckpt", **changes)
     with pytest.raises(CheckpointError, match=named) as caught:
-        read_checkpoint(path, "segmentation")
+        read_checkpoint(path, SegmentationMetadata)
     assert str(path) in str(caught.value)
 
 
@@ -85,15 +93,15 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     text = tmp_path / "text.ckpt"
     text.write_text("not a checkpoint")
     with pytest.raises(CheckpointError, match=r"text\.ckpt"):
-        read_checkpoint(text, "segmentation")
+        read_checkpoint(text, SegmentationMetadata)
     other = tmp_path / "other.ckpt"
     torch.save({"state_dict": {}}, other)
     with pytest.raises(CheckpointError, match="not written by this framework"):
-        read_checkpoint(other, "segmentation")
+        read_checkpoint(other, SegmentationMetadata)
     cut = tmp_path / "cut.ckpt"
     cut.write_bytes(write(tmp_path / "a.ckpt").read_bytes()[:200])
     with pytest.raises(CheckpointError, match=r"cut\.ckpt"):
-        read_checkpoint(cut, "segmentation")
+        read_checkpoint(cut, SegmentationMetadata)
 
 
 @pytest.mark.parametrize(
@@ -102,17 +110,23 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         ({"network": "unet"}, "panda.network is 'unet'"),
         ({"resolution": 1}, "panda.resolution is 1"),
         ({"resolution": {"level": "1", "mpp": None, "train_mpp": None}}, "panda.resolution.level is '1'"),
-        ({"resolution": {"level": 1, "mpp": None, "train_mpp": [2.0]}}, "panda.resolution.train_mpp"),
+        ({"resolution": {"level": 1, "mpp": None, "train_mpp": [2.0]}}, "panda.resolution.train_mpp.1 is missing"),
+        ({"resolution": RESOLUTION | {"mpp": 1.0}}, "exactly one of level and mpp must be given"),
+        ({"resolution": RESOLUTION | {"level": None}}, "exactly one of level and mpp must be given"),
+        ({"resolution": RESOLUTION | {"level": None, "mpp": 0.01}}, "panda.resolution.mpp is 0.01"),
+        ({"resolution": RESOLUTION | {"level": None, "mpp": float("inf")}}, "panda.resolution.mpp is inf"),
+        ({"resolution": RESOLUTION | {"train_mpp": [3.0, 2.0, 1.0]}}, "the lowest, the median and the highest"),
         ({"threshold": 0.4}, "panda.threshold is 0.4"),
-        ({"threshold": CARRIED_HERE["threshold"] | {"value": "high"}}, "panda.threshold.value is 'high'"),
-        ({"threshold": CARRIED_HERE["threshold"] | {"value": float("nan")}}, "panda.threshold.value is nan"),
-        ({"threshold": CARRIED_HERE["threshold"] | {"interval": [0.1]}}, "panda.threshold.interval is [0.1]"),
-        ({"threshold": CARRIED_HERE["threshold"] | {"cost_ratio": 0.0}}, "panda.threshold.cost_ratio is 0.0"),
+        ({"threshold": DATA["threshold"] | {"value": "high"}}, "panda.threshold.value is 'high'"),
+        ({"threshold": DATA["threshold"] | {"value": float("nan")}}, "panda.threshold.value is nan"),
+        ({"threshold": DATA["threshold"] | {"interval": [0.1]}}, "panda.threshold.interval.1 is missing"),
+        ({"threshold": DATA["threshold"] | {"cost_ratio": 0.0}}, "panda.threshold.cost_ratio is 0.0"),
         (
-            {"threshold": CARRIED_HERE["threshold"] | {"by_provider": {"radboud": {"value": 2.0}}}},
+            {"threshold": DATA["threshold"] | {"by_provider": {"radboud": {"value": 2.0}}}},
             "panda.threshold.by_provider.radboud.value is 2.0",
         ),
         ({"calibration": {"value": -1.0}}, "panda.calibration.value is -1.0"),
+        ({"normalise": None}, "panda.normalise is None, extra inputs are not permitted"),
         ({"patch_size": 0}, "panda.patch_size is 0"),
         ({"overlap": 1.0}, "panda.overlap is 1.0"),
         ({"precision": "fp8"}, "panda.precision is 'fp8'"),
@@ -122,7 +136,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
 def test_an_entry_that_is_not_what_it_has_to_be_is_named(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
     path = write(tmp_path / "a.ckpt", **changes)
     with pytest.raises(CheckpointError) as caught:
-        read_checkpoint(path, "segmentation")
+        read_checkpoint(path, SegmentationMetadata)
     assert named in str(caught.value)
     assert str(path) in str(caught.value)
 
@@ -130,7 +144,7 @@ def test_an_entry_that_is_not_what_it_has_to_be_is_named(tmp_path: Path, changes
 @pytest.mark.parametrize("labels", [{"karolinska": [1, 2]}, {"nobody": [2]}])
 def test_other_mask_codes_than_today_s_are_refused(tmp_path: Path, labels: dict[str, list[int]]) -> None:
     with pytest.raises(CheckpointError, match=rf"a\.ckpt: the mask codes .* of {next(iter(labels))}"):
-        read_checkpoint(write(tmp_path / "a.ckpt", labels=labels), "segmentation")
+        read_checkpoint(write(tmp_path / "a.ckpt", labels=labels), SegmentationMetadata)
 
 
 def test_a_weight_that_is_no_tensor_is_named(tmp_path: Path) -> None:
@@ -139,22 +153,22 @@ def test_a_weight_that_is_no_tensor_is_named(tmp_path: Path) -> None:
     for key, value in (("network.w", 3), (3, torch.ones(1))):
         torch.save(content | {"state_dict": {key: value}}, path)
         with pytest.raises(CheckpointError, match=rf"a\.ckpt: state_dict\[{key!r}\]"):
-            read_checkpoint(path, "segmentation")
+            read_checkpoint(path, SegmentationMetadata)
 
 
 def test_a_folder_is_told_to_be_one(tmp_path: Path) -> None:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     write(tmp_path / "run" / "checkpoints" / "best.ckpt")
     with pytest.raises(CheckpointError, match=r"run is a folder; there are .*best\.ckpt"):
-        read_checkpoint(tmp_path / "run", "segmentation")
+        read_checkpoint(tmp_path / "run", SegmentationMetadata)
 
 
 def test_a_missing_one_names_its_neighbours(tmp_path: Path) -> None:
     write(tmp_path / "best.ckpt")
     with pytest.raises(CheckpointError, match=r"best\.ckpt"):
-        read_checkpoint(tmp_path / "first.ckpt", "segmentation")
+        read_checkpoint(tmp_path / "first.ckpt", SegmentationMetadata)
     with pytest.raises(CheckpointError, match=r"nowhere/best\.ckpt does not exist; train it, or give a \.ckpt file"):
-        read_checkpoint(tmp_path / "nowhere" / "best.ckpt", "segmentation")
+        read_checkpoint(tmp_path / "nowhere" / "best.ckpt", SegmentationMetadata)
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
@@ -178,13 +192,44 @@ def test_a_checkpoint_that_has_only_cancer_codes_gets_the_known_label_maps(tmp_p
     content = torch.load(path, weights_only=True)
     del content["panda"]["label_maps"]
     torch.save(content, path)
-    assert read_checkpoint(path, "segmentation").label_maps == {"karolinska": find_label_map("karolinska")}
+    assert read_checkpoint(path, SegmentationMetadata).metadata.label_maps == {
+        "karolinska": find_label_map("karolinska")
+    }
 
 
 def test_label_maps_come_from_the_checkpoint_alone(tmp_path: Path) -> None:
     own = LabelMap(names={0: "other", 9: "cancer"}, cancer=(9,), unlabelled=())
     path = write(tmp_path / "a.ckpt", label_maps={name: own.model_dump(mode="json") for name in ("leuven", "radboud")})
-    assert read_checkpoint(path, "segmentation").label_maps == {"leuven": own, "radboud": own}
+    assert read_checkpoint(path, SegmentationMetadata).metadata.label_maps == {"leuven": own, "radboud": own}
     path = write(path, label_maps={"leuven": {"names": {"0": "other"}, "cancer": [9], "unlabelled": []}})
     with pytest.raises(CheckpointError, match=r"panda\.label_maps\.leuven\.cancer .*has code 9 without a name"):
-        read_checkpoint(path, "segmentation")
+        read_checkpoint(path, SegmentationMetadata)
+
+
+def test_every_missing_entry_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.ckpt")
+    content = torch.load(path, weights_only=True)
+    del content["panda"]["patch_size"], content["panda"]["threshold"]["date"]
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=r"patch_size is missing; panda\.threshold\.date is missing; .*train"):
+        read_checkpoint(path, SegmentationMetadata)
+
+
+def test_the_stored_entry_is_plain_data(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.ckpt")
+    entry = torch.load(path, weights_only=True)["panda"]
+    assert json.loads(json.dumps(entry)) == entry
+    assert (entry["task"], entry["format"], entry["train_slides"]) == ("segmentation", 1, ["a"])
+
+
+def test_a_checkpoint_of_another_task_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match="of the task 'segmentation', but a grading checkpoint is needed: give"):
+        read_checkpoint(path, GradingMetadata)
+
+
+def test_the_resolution_of_training_is_summarized() -> None:
+    assert TrainedResolution.from_slides(ResolutionRequest(level=1), [3.0, 1.0, 2.5]).train_mpp == (1.0, 2.5, 3.0)
+    asked = TrainedResolution.from_slides(ResolutionRequest(mpp=1.0))
+    assert asked.train_mpp is None
+    assert asked.request == ResolutionRequest(mpp=1.0)

@@ -242,7 +242,7 @@ def test_what_was_chosen_stands_for_the_output(
     assert (again.mode, tried) == (ComputeMode("bf16"), [])
     # another network has a choice of its own, and both stay
     other = SegmentationPredictor.from_checkpoint(
-        segmentation_checkpoint(tmp_path / "b.ckpt", network=predictor.carried["network"] | {"mean": [0.4, 0.4, 0.4]}),
+        segmentation_checkpoint(tmp_path / "b.ckpt", network=predictor.metadata.network | {"mean": [0.4, 0.4, 0.4]}),
         predictor.settings,
     )
     assert chosen(other, slide_path, tmp_path).precision == "fp32"

@@ -20,7 +20,7 @@ from panda.synthetic.dataset import SyntheticSpec
 from panda.tasks.optim import Optim
 from panda.tasks.segmentation import SegmentationTask
 from tests.panda_folder import make_folder, slide_name
-from tests.test_train import CARRIED
+from tests.test_train import METADATA
 
 OPTIONS: dict[str, Any] = {"patch_size": 64, "batch_size": 8, "num_workers": 0}
 
@@ -259,7 +259,7 @@ def test_a_resumed_run_draws_the_hard_patches_of_an_unbroken_one(folder: Path, t
     def fit(epochs: int, path: Path, ckpt: Path | None = None) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         pl.seed_everything(11, verbose=False)
         module = module_of(folder, sampler="hard", test_fraction=0.0)
-        task = SegmentationTask(_Small(), BCELoss(), Optim(lr=0.05, schedule="none"), CARRIED)  # type: ignore[arg-type]
+        task = SegmentationTask(_Small(), BCELoss(), Optim(lr=0.05, schedule="none"), METADATA)  # type: ignore[arg-type]
         _fit(task, module, path, epochs, ckpt)
         return task.state_dict(), module.state_dict()["losses"].clone()
 

@@ -17,7 +17,7 @@ from tests.drawn_scores import AREA, AT, BY_PROVIDER, SLIDES, draw, figures
 @pytest.mark.parametrize("choice", [AT, BY_PROVIDER])
 def test_figures_are_those_of_every_pixel(choice: ThresholdChoice) -> None:
     found = figures(SLIDES, choice)
-    called = [slide.prob >= choice.of(slide.score.record.provider) for slide in SLIDES]
+    called = [slide.prob >= choice.value_for(slide.score.record.provider) for slide in SLIDES]
     truth, positive = np.concatenate([slide.truth for slide in SLIDES]), np.concatenate(called)
     pooled = {
         "dice": oracle.f1_score, "iou": oracle.jaccard_score, "precision": oracle.precision_score,

@@ -34,7 +34,7 @@ from panda.models.losses import BCELoss
 from panda.tasks.optim import Optim
 from panda.tasks.segmentation import SegmentationTask
 from tests.test_config_check import composed
-from tests.test_train import CARRIED, Named
+from tests.test_train import METADATA, Named
 
 DDP = ("trainer=ddp", "trainer.accelerator=cpu")
 
@@ -73,7 +73,7 @@ def run_of(folder: Path, data: Data, *overrides: str) -> Run:
     cfg = composed("trainer.max_epochs=2", "logger=csv", f"run_dir={folder}", *overrides)
     (folder / "checkpoints").mkdir(parents=True)
     pl.seed_everything(cfg.seed, verbose=False)
-    task = SegmentationTask(Plain(), BCELoss(), Optim(lr=0.05), CARRIED)  # type: ignore[arg-type]
+    task = SegmentationTask(Plain(), BCELoss(), Optim(lr=0.05), METADATA)  # type: ignore[arg-type]
     experiment: Any = SimpleNamespace(monitor="val/dice", mode="max")
     run = Run(cfg, folder, None, _trainer(cfg, folder, experiment, Clock(time.monotonic())))
     run.fit(task, data, {})

@@ -14,7 +14,7 @@ from panda.data.manifest import SlideRecord
 from panda.errors import ManifestError
 from panda.inference.compute import EngineSettings
 from panda.inference.features import FeatureCache, encode_tiles
-from panda.inference.grader import GradingPredictor, slide_tiles
+from panda.inference.grader import GradingPredictor, select_tiles
 from panda.models.mil import MILNet
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import find_tissue
@@ -145,7 +145,9 @@ def test_a_grader_reads_what_was_kept_in_training(
     with Slide.open(record.image_path) as slide:
         tissue = find_tissue(slide)
         alone = GradingPredictor.from_checkpoint(ready, SETTINGS).grade(slide, tissue, None)
-        coords, view = slide_tiles(slide, tissue, None, grader.carried["resolution"], {**tiles, "tile_size": 64})
+        metadata = grader.metadata
+        view = metadata.resolution.resolve(slide)
+        coords = select_tiles(slide, view, tissue, None, metadata.tiles, tile_size=64)
         if frozen:
             FeatureCache(network, SETTINGS, tmp_path / "patches").of(slide, coords, view, 64, None)
         encoded.clear()

@@ -14,6 +14,7 @@ from torchmetrics.functional.classification import binary_auroc, multiclass_cohe
 from panda.models.mil import MILNet
 from panda.tasks.grade_metrics import agreement, auroc, confusions, grading_intervals, grading_scores
 from panda.tasks.grading import GradingTask
+from panda.tasks.metadata import GradingMetadata
 from panda.tasks.optim import Optim
 
 
@@ -162,7 +163,8 @@ def test_intervals_of_many_slides_take_seconds() -> None:
 
 @pytest.mark.parametrize("slides", [1, 3])
 def test_validation_of_any_number_of_slides_is_logged(slides: int) -> None:
-    task = GradingTask(MILNet("resnet18", num_classes=6), torch.nn.CrossEntropyLoss(), Optim(), {"target": "isup"})
+    metadata = GradingMetadata.model_construct(target="isup")
+    task = GradingTask(MILNet("resnet18", num_classes=6), torch.nn.CrossEntropyLoss(), Optim(), metadata)
     logged: dict[str, float] = {}
     task.log = lambda name, value, **_: logged.update({name: float(value)})  # type: ignore[method-assign]
     truth, prob = grades(0, 6, slides)

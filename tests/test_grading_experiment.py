@@ -110,7 +110,7 @@ def test_the_augmentation_is_told_only_of_tiles_that_go_through_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frozen: str, colours: str
 ) -> None:
     grading, run = experiment(tmp_path, f"model.freeze_encoder={frozen}"), untrained(tmp_path)
-    own = {"tiles": grading.tiles.bag()}
+    own = {"tiles": grading.tiles.selection}
     run.best = grading_checkpoint(tmp_path / "grade.ckpt", grading.network, **own)
     given = make_summary({})
     common = {name: getattr(given, name) for name in CommonSummary.model_fields if name not in ("version", "task")}
@@ -138,7 +138,7 @@ def test_an_encoder_that_is_not_the_segmentations_is_refused(
     tmp_path: Path, encoder: str, given: dict[str, Any], remedy: str
 ) -> None:
     network = Segmenter("unet", encoder, decoder_channels=[16, 16, 8, 8, 8])
-    segmenter: Any = SimpleNamespace(network=network, carried={"network": network.plain()})
+    segmenter: Any = SimpleNamespace(network=network)
     with pytest.raises(ConfigError, match=re.escape(remedy)):
         _take_encoder(MILNet(**given), segmenter)
 

@@ -9,14 +9,16 @@ import pytest
 from panda.app.guidance import Guidance, TileSettings
 from panda.errors import ConfigError
 from panda.inference.compute import EngineSettings
+from panda.tasks.metadata import TileSelection, TrainedResolution
 from tests.checkpoints import segmentation_checkpoint
 
 TILES = TileSettings(level=1)
 
 
 def fold(train: str, val: str) -> Any:
-    resolution = {"level": 1, "mpp": None, "train_mpp": None}
-    return SimpleNamespace(carried={"train_slides": list(train), "val_slides": list(val), "resolution": resolution})
+    resolution = TrainedResolution(level=1, mpp=None, train_mpp=None)
+    slides = {"train_slides": tuple(train), "val_slides": tuple(val)}
+    return SimpleNamespace(metadata=SimpleNamespace(**slides, resolution=resolution))
 
 
 FOLDS = [fold("cd", "b"), fold("da", "c"), fold("ab", "d"), fold("bc", "a")]
@@ -67,7 +69,7 @@ def test_the_folds_checkpoints_are_a_glob_and_of_one_resolution(tmp_path: Path) 
         (tmp_path / name).mkdir()
         segmentation_checkpoint(tmp_path / name / "best.ckpt", train_slides=[name])
     found = Guidance.of(str(tmp_path / "*" / "best.ckpt"), True, engine, tmp_path)
-    assert [found.segmenter(name).carried["train_slides"] for name in "01"] == [["1"], ["0"]]  # type: ignore[union-attr]
+    assert [found.segmenter(name).metadata.train_slides for name in "01"] == [("1",), ("0",)]  # type: ignore[union-attr]
     with pytest.raises(ConfigError, match=r"those of several folds and there are 1.*data.fold=0,1,2,3,4"):
         Guidance.of(str(tmp_path / "0" / "best.ckpt"), True, engine, tmp_path)
     segmentation_checkpoint(tmp_path / "1" / "best.ckpt", resolution={"level": None, "mpp": 1.0, "train_mpp": None})
@@ -94,10 +96,11 @@ def test_cross_fitting_is_for_guided_tiles() -> None:
 
 
 def test_all_tiles_are_all_whatever_k_an_experiment_has() -> None:
-    settings = {"min_tissue": 0.25, "seed": 0}
-    assert TileSettings(how="all", k=16).bag() == {"how": "tissue", "k": 4096, "random_fraction": 1.0} | settings
-    assert TileSettings(how="tissue", k=16).bag() == {"how": "tissue", "k": 16, "random_fraction": 1.0} | settings
-    assert TileSettings(k=16).bag() == {"how": "guided", "k": 16, "random_fraction": 0.25} | settings
+    tissue = TileSelection(how="tissue", k=4096, random_fraction=1.0, min_tissue=0.25, seed=0)
+    assert TileSettings(how="all", k=16).selection == tissue
+    assert TileSettings(how="tissue", k=16).selection == tissue.model_copy(update={"k": 16})
+    guided = {"how": "guided", "k": 16, "random_fraction": 0.25}
+    assert TileSettings(k=16).selection == tissue.model_copy(update=guided)
 
 
 def test_maps_of_another_resolution_are_told(tmp_path: Path) -> None:

@@ -27,7 +27,6 @@ from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
 from panda.inference.slide_mapper import SlideMapper
 from panda.inference.slide_result import SlideResult
-from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.label_maps import LabelMap
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import RULES, find_tissue
@@ -155,9 +154,10 @@ def test_another_precision_than_the_threshold_s_is_noted(tmp_path: Path, run: In
 
 
 def test_a_provider_takes_its_own_threshold(tmp_path: Path, run: Infer) -> None:
-    own = {name: ThresholdChoice(value, "f1", 0.5, "here", "today") for name, value in (("x", 0.2), ("y", 0.7))}
-    choice = ThresholdChoice(0.4, "f1", 0.5, "here", "today", by_provider=own)
-    path = segmentation_checkpoint(tmp_path / "own.ckpt", threshold=choice.plain())
+    searched = {"criterion": "f1", "score": 0.5, "chosen_on": "here", "date": "today"}
+    own = {name: {"value": value, **searched} for name, value in (("x", 0.2), ("y", 0.7))}
+    choice = {"value": 0.4, **searched, "by_provider": own}
+    path = segmentation_checkpoint(tmp_path / "own.ckpt", threshold=choice)
     out = tmp_path / "out"
     run("a.tiff", f"checkpoint={path}", "provider=y")
     assert column(out / "quantification.csv", "threshold") == ["0.7"]

@@ -15,14 +15,13 @@ from panda.tasks.metrics import (
     areas,
     curve,
     dice_at,
-    mean_slide_dice,
     pixel_histogram,
     pooled,
     probability_bins,
     scores_at,
-    slide_dice,
     threshold_bin,
 )
+from panda.tasks.threshold import criterion_scores
 
 EDGES = np.arange(BINS) / BINS
 
@@ -157,12 +156,10 @@ def test_slides_without_cancer_have_no_dice() -> None:
         "benign": pixel_histogram(torch.tensor([0.9, 0.2, 0.6]), torch.zeros(3)),
         "b": pixel_histogram(*slide(2, 0.1)),
     }
-    rows = slide_dice(hists)
-    assert np.isnan(rows[1]).all()
     expected = (dice_at(hists["a"], 0.5) + dice_at(hists["b"], 0.5)) / 2
-    assert mean_slide_dice(hists)[500] == pytest.approx(expected)
-    assert np.isnan(mean_slide_dice({"benign": hists["benign"]})).all()
-    assert np.isnan(mean_slide_dice({})).all()
+    assert criterion_scores(hists, "dice_mean_slide")[500] == pytest.approx(expected)
+    assert np.isnan(criterion_scores({"benign": hists["benign"]}, "dice_mean_slide")).all()
+    assert np.isnan(criterion_scores({}, "dice_mean_slide")).all()
     np.testing.assert_array_equal(pooled(hists), sum(h.numpy() for h in hists.values()))
     assert pooled({}).sum() == 0
 

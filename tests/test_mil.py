@@ -310,14 +310,14 @@ def test_half_precision() -> None:
 
 def test_plain_rebuilds_it(tmp_path: Path) -> None:
     model = net(num_classes=2, pooling="max", head="ordinal", freeze_encoder=True, chunk=5, mean=(0.7, 0.5, 0.7)).eval()
-    plain = json.loads(json.dumps(model.plain()))
+    plain = json.loads(json.dumps(model.options))
     assert plain["encoder_weights"] is None
     torch.manual_seed(1)
     twin = MILNet(**plain).eval()
     twin.load_state_dict(model.state_dict())
     bag = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(twin(bag)[0], model(bag)[0])
-    assert twin.plain() == model.plain()
+    assert twin.options == model.options
 
 
 @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "convnext_atto", "vit_tiny_patch16_224"])
@@ -350,11 +350,11 @@ def test_local_weights(tmp_path: Path) -> None:
 def test_downloaded_weights_see_the_colours_that_they_were_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("timm.models._builder.load_pretrained", lambda *_, **__: None)
     vit = MILNet("vit_tiny_patch16_224", "imagenet")
-    assert (vit.plain()["mean"], vit.plain()["std"]) == ([0.5] * 3, [0.5] * 3)
+    assert (vit.options["mean"], vit.options["std"]) == ([0.5] * 3, [0.5] * 3)
     assert vit.normalize.mean.flatten().tolist() == [0.5] * 3
     for other in (net(encoder_weights="imagenet"), MILNet("vit_tiny_patch16_224")):
-        assert other.plain()["mean"] == [0.485, 0.456, 0.406]
-    assert net(encoder_weights="imagenet", mean=(0.7, 0.5, 0.7)).plain()["mean"] == [0.7, 0.5, 0.7]
+        assert other.options["mean"] == [0.485, 0.456, 0.406]
+    assert net(encoder_weights="imagenet", mean=(0.7, 0.5, 0.7)).options["mean"] == [0.7, 0.5, 0.7]
 
 
 def test_a_download_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:

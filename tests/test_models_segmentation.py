@@ -49,8 +49,8 @@ def test_contract(architecture: str) -> None:
     assert gradients
     assert all(bool(torch.isfinite(g).all()) for g in gradients)
 
-    plain = json.loads(json.dumps(network.plain()))
-    assert plain == network.plain()
+    plain = json.loads(json.dumps(network.options))
+    assert plain == network.options
     torch.manual_seed(1)
     twin = Segmenter(**plain)
     assert list(twin.state_dict()) == list(network.state_dict())
@@ -87,11 +87,11 @@ def test_normalisation_is_inside() -> None:
 
 def test_options_reach_the_decoder_and_plain() -> None:
     network = Segmenter("unetplusplus", "resnet18", encoder_depth=3, decoder_channels=(32, 16, 8))
-    assert network.plain()["decoder_channels"] == [32, 16, 8]
-    assert network.plain()["architecture"] == "UnetPlusPlus"
-    assert network.plain()["encoder_weights"] is None
+    assert network.options["decoder_channels"] == [32, 16, 8]
+    assert network.options["architecture"] == "UnetPlusPlus"
+    assert network.options["encoder_weights"] is None
     assert network.output_stride == 8
-    assert Segmenter(**network.plain()).state_dict().keys() == network.state_dict().keys()
+    assert Segmenter(**network.options).state_dict().keys() == network.state_dict().keys()
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_local_weights(tmp_path: Path, suffix: str) -> None:
     loaded = Segmenter("FPN", "resnet18", encoder_weights=str(path))
     for key, value in loaded.network.encoder.state_dict().items():  # type: ignore[union-attr]
         torch.testing.assert_close(value, state[key])
-    assert loaded.plain()["encoder_weights"] is None
+    assert loaded.options["encoder_weights"] is None
 
 
 def test_weights_that_do_not_fit(tmp_path: Path) -> None:

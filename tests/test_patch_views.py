@@ -25,7 +25,7 @@ from panda.tasks import segmentation
 from panda.tasks.optim import Optim
 from panda.tasks.segmentation import SegmentationTask
 from tests.test_config_check import composed
-from tests.test_train import CARRIED, Data, Named, Tiny
+from tests.test_train import METADATA, Data, Named, Tiny
 
 
 def test_half_of_the_fixed_patches_have_cancer_where_there_are_enough() -> None:
@@ -113,7 +113,7 @@ def learnt(folder: Path, every: int, *overrides: str) -> tuple[SegmentationTask,
     cfg = composed("trainer=cpu", "trainer.max_epochs=4", "logger=csv", f"run_dir={folder}", *overrides)
     (folder / "checkpoints").mkdir(parents=True)
     pl.seed_everything(0, verbose=False)
-    task = SegmentationTask(Tiny(), BCELoss(), Optim(lr=0.05), CARRIED)  # type: ignore[arg-type]
+    task = SegmentationTask(Tiny(), BCELoss(), Optim(lr=0.05), METADATA)  # type: ignore[arg-type]
     experiment: Any = SimpleNamespace(monitor="val/dice", mode="max")
     run = Run(cfg, folder, None, _trainer(cfg, folder, experiment, Clock(time.monotonic())))
     if every:

@@ -1,22 +1,22 @@
 """From checkpoint and slide to canvas: the resolution a slide is read at, reuse, and scores against a mask."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from panda.app.run import resolution_asked
 from panda.data.manifest import SlideRecord
 from panda.errors import CheckpointError, SlideError
 from panda.inference.compute import EngineSettings
 from panda.inference.dataset_metrics import summarize
 from panda.inference.evaluate import score_canvas
-from panda.inference.predictor import SegmentationPredictor, resolution_for
+from panda.inference.predictor import SegmentationPredictor
+from panda.tasks.metadata import TrainedResolution
 from panda.tasks.metrics import BINS
 from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.label_mask import LabelMask
+from panda.wsi.resolution_request import ResolutionRequest
 from panda.wsi.slide import Slide, SlideOptions
 from panda.wsi.tissue import find_tissue
 from tests.checkpoints import segmentation_checkpoint
@@ -40,25 +40,25 @@ def mask_path(tmp_path: Path) -> Path:
     return write_pyramid(tmp_path / "slide_mask.tiff", codes)
 
 
-def asked(level: int | None, mpp: float | None, *train_mpp: float) -> dict[str, Any]:
-    return resolution_asked(level, mpp, train_mpp)
+def asked(level: int | None, mpp: float | None, *train_mpp: float) -> TrainedResolution:
+    return TrainedResolution.from_slides(ResolutionRequest(level, mpp), train_mpp)
 
 
 def test_the_resolution_of_training_decides(slide_path: Path) -> None:
     with Slide.open(slide_path) as slide:
-        assert resolution_for(slide, asked(1, None, 2.0)).level == 1
-        assert not resolution_for(slide, asked(1, None, 2.05)).resampled
-        coarser = resolution_for(slide, asked(1, None, 4.0))
+        assert asked(1, None, 2.0).resolve(slide).level == 1
+        assert not asked(1, None, 2.05).resolve(slide).resampled
+        coarser = asked(1, None, 4.0).resolve(slide)
         assert coarser.mpp == pytest.approx((4.0, 4.0))
         # a level whose µm/px training saw among others is read as training read it
-        assert not resolution_for(slide, asked(1, None, 2.0, 2.3, 2.4)).resampled
-        assert resolution_for(slide, asked(1, None)).level == 1
-        assert resolution_for(slide, asked(None, 1.0, 1.0)).mpp == pytest.approx((1.0, 1.0))
-        assert resolution_for(slide, asked(5, None, 2.0)).mpp == pytest.approx((2.0, 2.0))
+        assert not asked(1, None, 2.0, 2.3, 2.4).resolve(slide).resampled
+        assert asked(1, None).resolve(slide).level == 1
+        assert asked(None, 1.0, 1.0).resolve(slide).mpp == pytest.approx((1.0, 1.0))
+        assert asked(5, None, 2.0).resolve(slide).mpp == pytest.approx((2.0, 2.0))
         with pytest.raises(SlideError, match="level"):
-            resolution_for(slide, asked(5, None))
+            asked(5, None).resolve(slide)
         slide.mpp = (0.25, 1.0)  # as many µm² a px as before
-        assert not resolution_for(slide, asked(1, None, 2.0)).resampled
+        assert not asked(1, None, 2.0).resolve(slide).resampled
 
 
 def test_a_canvas_covers_the_tissue_and_is_made_once(slide_path: Path, tmp_path: Path) -> None:

@@ -30,8 +30,8 @@ def summary() -> dict[str, Any]:
         "schema": SCHEMA, "task": "segmentation", "name": "a", "created": "today", "seed": 0, "device": "cpu",
         "epochs": 1, "seconds": 1.5, "trained_by": None, "notes": [],
         "bootstrap": {"resamples": 2000, "seed": 0, "level": 0.95, "unit": "groups of slides"},
-        "threshold": 0.5, "threshold_choice": BY_PROVIDER.plain(),
-        "calibration": temperature.plain() | {"bins": 20, "val": errors.model_dump(), "test": None},
+        "threshold": 0.5, "threshold_choice": BY_PROVIDER.model_dump(mode="json"),
+        "calibration": temperature.model_dump() | {"bins": 20, "val": errors.model_dump(), "test": None},
         "data": {
             "root": "data", "slides": {"train": 3}, "left_out": {}, "groups": "by slide", "store": "patches",
             "settings": {}, "split": "holdout", "seed": 0, "patches": {"train": 9}, "tumor_patches": {"train": 4},

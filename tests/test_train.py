@@ -35,21 +35,25 @@ from panda.errors import CheckpointError, ConfigError, PandaError, SlideError
 from panda.inference.grade import Grade
 from panda.models.losses import BCELoss
 from panda.models.segmentation import Segmenter
+from panda.tasks.metadata import SegmentationMetadata, TrainedResolution
 from panda.tasks.optim import Optim
 from panda.tasks.segmentation import SegmentationTask
+from panda.tasks.threshold import search_threshold
 from panda.wsi.label_maps import find_label_map
 from tests.summaries import make_summary
 from tests.test_config_check import composed
 
-CARRIED: dict[str, Any] = {
-    "resolution": {"level": 1, "mpp": None, "train_mpp": [2.0, 2.0, 2.0]},
-    "patch_size": 16,
-    "overlap": 0.5,
-    "label_maps": {"karolinska": find_label_map("karolinska").model_dump(mode="json")},
-    "precision": "fp32",
-    "train_slides": ["a", "b"],
-    "val_slides": ["c"],
-}
+METADATA = SegmentationMetadata(
+    network={},
+    resolution=TrainedResolution(level=1, mpp=None, train_mpp=(2.0, 2.0, 2.0)),
+    patch_size=16,
+    overlap=0.5,
+    label_maps={"karolinska": find_label_map("karolinska")},
+    threshold=search_threshold({}),
+    precision="fp32",
+    train_slides=("a", "b"),
+    val_slides=("c",),
+)
 
 
 class Tiny(nn.Sequential):
@@ -57,9 +61,6 @@ class Tiny(nn.Sequential):
 
     def __init__(self) -> None:
         super().__init__(nn.Conv2d(3, 8, 3, padding=1), nn.Dropout(0.5), nn.Conv2d(8, 1, 1))
-
-    def plain(self) -> dict[str, Any]:
-        return {}
 
 
 class Patches(TensorDataset):
@@ -98,13 +99,13 @@ def trained(
     stop: int | None = None,
     monitor: str = "val/dice",
     sweep: Path | None = None,
-    **carried: Any,
+    **metadata: Any,
 ) -> tuple[Run, SegmentationTask]:
     """A run of three epochs over tiny patches, through the run's own trainer."""
     cfg = composed("trainer=cpu", "trainer.max_epochs=3", "logger=csv", f"run_dir={folder}", *overrides)
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     pl.seed_everything(cfg.seed, verbose=False)
-    task = SegmentationTask(Tiny(), BCELoss(), Optim(lr=0.05), CARRIED | carried)  # type: ignore[arg-type]
+    task = SegmentationTask(Tiny(), BCELoss(), Optim(lr=0.05), METADATA.model_copy(update=metadata))  # type: ignore[arg-type]
     experiment: Any = SimpleNamespace(monitor=monitor, mode="max")
     run = Run(cfg, folder, resume, _trainer(cfg, folder, experiment, Clock(time.monotonic()), resume), sweep)
     if stop is not None:
@@ -153,7 +154,7 @@ def test_a_loss_that_is_no_number_names_the_patch_and_keeps_the_checkpoints(tmp_
     cfg = composed("trainer=cpu", "trainer.max_epochs=3", "logger=csv", f"run_dir={tmp_path}")
     (tmp_path / "checkpoints").mkdir()
     pl.seed_everything(0, verbose=False)
-    task = SegmentationTask(Tiny(), BCELoss(), Optim(lr=0.05), CARRIED)  # type: ignore[arg-type]
+    task = SegmentationTask(Tiny(), BCELoss(), Optim(lr=0.05), METADATA)  # type: ignore[arg-type]
     run = Run(
         cfg,
         tmp_path,
@@ -191,7 +192,7 @@ def mib_after_epochs(folder: Path) -> list[float]:
 
     cfg = composed("trainer=cpu", "trainer.max_epochs=12", "task.patience=99", "logger=csv", f"run_dir={folder}")
     (folder / "checkpoints").mkdir()
-    task = SegmentationTask(Tiny(), BCELoss(), Optim(), CARRIED)  # type: ignore[arg-type]
+    task = SegmentationTask(Tiny(), BCELoss(), Optim(), METADATA)  # type: ignore[arg-type]
     run = Run(
         cfg,
         folder,
@@ -223,7 +224,7 @@ def test_memory_layout_changes_no_weight(tmp_path: Path) -> None:
             Segmenter("Unet", "resnet18", decoder_channels=[16, 8, 8, 8, 8]),
             BCELoss(),
             Optim(name="sgd", lr=0.01),
-            CARRIED,
+            METADATA,
             channels_last=channels_last,
         )
         trainer = pl.Trainer(
@@ -249,7 +250,7 @@ def test_a_compiled_network_trains_alike_and_keeps_the_names_of_its_weights() ->
     for compiled in (False, True):
         torch.manual_seed(0)
         network = Segmenter("Unet", "resnet18", decoder_channels=[16, 8, 8, 8, 8])
-        task = SegmentationTask(network, BCELoss(), Optim(), CARRIED, compiled=compiled)
+        task = SegmentationTask(network, BCELoss(), Optim(), METADATA, compiled=compiled)
         task.setup("fit")
         assert (network._compiled_call_impl is not None) == compiled
         image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
@@ -298,8 +299,8 @@ def test_a_moved_run_keeps_its_best_epoch(tmp_path: Path, interrupted: Path) -> 
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        ({"train_slides": ["a", "d"]}, "train_slides: 1 gone, 1 new, b among them"),
-        ({"val_slides": []}, "val_slides: 1 gone, 0 new"),
+        ({"train_slides": ("a", "d")}, "train_slides: 1 gone, 1 new, b among them"),
+        ({"val_slides": ()}, "val_slides: 1 gone, 0 new"),
         ({"patch_size": 32}, "patch_size was 16, is 32"),
     ],
 )
@@ -379,10 +380,14 @@ def test_slides_that_the_segmentation_knows_are_noted() -> None:
         name: [SimpleNamespace(record=SimpleNamespace(slide_id=slide, group=slide)) for slide in slides]
         for name, slides in {"train": "ab", "val": "cd", "test": "efg"}.items()
     }
-    (in_sample,) = leak_notes(items, {"train_slides": ["a", "x"], "val_slides": ["c", "d"]})
+
+    def known(train: str, val: str) -> SegmentationMetadata:
+        return METADATA.model_copy(update={"train_slides": tuple(train), "val_slides": tuple(val)})
+
+    (in_sample,) = leak_notes(items, known("ax", "cd"))
     assert "trained on 1 of the 2 training slides or on others of their groups: their tiles are in" in in_sample
-    assert leak_notes(items, {"train_slides": ["x"], "val_slides": ["c", "d"]}) == []
-    (trained_on, chosen_on) = leak_notes(items, {"train_slides": ["c"], "val_slides": ["f", "g"]})
+    assert leak_notes(items, known("x", "cd")) == []
+    (trained_on, chosen_on) = leak_notes(items, known("c", "fg"))
     assert "was trained on 1 validation slides" in trained_on
     assert "chose its epoch and threshold on 2 test slides" in chosen_on
 

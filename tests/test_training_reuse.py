@@ -14,23 +14,24 @@ from PIL import Image
 
 from panda.app.callbacks import Clock
 from panda.app.tracking import read_metrics
-from panda.app.training_reuse import RECORD, SCORES, Training, find, fingerprint_of
+from panda.app.training_reuse import RECORD, SCORES, Training, find_training, training_fingerprint
 from panda.data.manifest import SlideRecord
 from panda.errors import CheckpointError
 from panda.files import hold_lock
 from panda.inference.evaluate import SlideScore
 from panda.inference.score_store import read_scores, write_scores
-from panda.tasks.checkpoint import read_checkpoint, replace_carried
+from panda.tasks.checkpoint import read_checkpoint, update_metadata
+from panda.tasks.metadata import SegmentationMetadata
 from tests.test_config_check import composed
-from tests.test_train import CARRIED, trained, weights
+from tests.test_train import METADATA, trained, weights
 from tests.wandb_log import OfflineRun
 
 LEARNS = {"train": {"a": "1"}, "val": {"c": "2"}}
 
 
-def made_of(*overrides: str, learns: Any = LEARNS, device: str = "cpu", **carried: Any) -> str:
+def fingerprint(*overrides: str, learns: Any = LEARNS, device: str = "cpu", **metadata: Any) -> str:
     cfg = composed("trainer=cpu", "run_dir=runs/x", *overrides)
-    return fingerprint_of(cfg, CARRIED | carried, learns, device)
+    return training_fingerprint(cfg, METADATA.model_copy(update=metadata), learns, device)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,7 @@ def made_of(*overrides: str, learns: Any = LEARNS, device: str = "cpu", **carrie
      "run_dir=runs/y"],
 )  # fmt: skip
 def test_what_touches_evaluation_only_is_the_same_training(override: str) -> None:
-    assert made_of(override) == made_of()
+    assert fingerprint(override) == fingerprint()
 
 
 @pytest.mark.parametrize(
@@ -51,17 +52,17 @@ def test_what_touches_evaluation_only_is_the_same_training(override: str) -> Non
      "data.val_fraction=0.3", "task.patience=3", "+data.of_tomorrow=1"],
 )  # fmt: skip
 def test_whatever_else_is_typed_is_another_training(override: str) -> None:
-    assert made_of(override) != made_of()
+    assert fingerprint(override) != fingerprint()
 
 
 def test_other_slides_masks_devices_are_another_training() -> None:
-    assert made_of(overlap=0.1, precision="bf16") == made_of()
+    assert fingerprint(overlap=0.1, precision="bf16") == fingerprint()
     others = [
-        made_of(learns={"train": {"a": "other"}, "val": {"c": "2"}}),
-        made_of(device="cuda:0"),
-        made_of(val_slides=["d"]),
+        fingerprint(learns={"train": {"a": "other"}, "val": {"c": "2"}}),
+        fingerprint(device="cuda:0"),
+        fingerprint(val_slides=("d",)),
     ]
-    assert len({made_of(), *others}) == 4
+    assert len({fingerprint(), *others}) == 4
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def sweep(tmp_path: Path) -> Path:
     folder = tmp_path / "sweep-x"
     trained(folder / "0", sweep=folder)
     given = {"value": 0.3, "criterion": "given", "score": None, "chosen_on": "nothing", "date": "today"}
-    replace_carried(folder / "0" / "checkpoints" / "best.ckpt", threshold=given)
+    update_metadata(folder / "0" / "checkpoints" / "best.ckpt", SegmentationMetadata, threshold=given)
     canvas = folder / "0" / "slides" / "a" / "canvas.zarr" / "c" / "0"
     canvas.parent.mkdir(parents=True)
     canvas.write_bytes(b"chunk")
@@ -89,10 +90,14 @@ def test_a_job_takes_over_what_another_trained(sweep: Path) -> None:
     assert (sweep / "1" / "metrics.csv").read_text() == (sweep / "0" / "metrics.csv").read_text()
     assert (sweep / "1" / "slides" / "a" / "canvas.zarr" / "c" / "0").read_bytes() == b"chunk"
     assert (sweep / "1" / SCORES).read_bytes() == b"scores"
-    best = [read_checkpoint(sweep / job / "checkpoints" / "best.ckpt", "segmentation").carried for job in "01"]
-    assert [carried["threshold"]["criterion"] for carried in best] == ["given", "dice_pooled"]
-    assert [carried["overlap"] for carried in best] == [0.5, 0.25]
-    assert read_checkpoint(sweep / "1" / "checkpoints" / "last.ckpt", "segmentation").carried["overlap"] == 0.25
+
+    def stored(job: str, name: str) -> SegmentationMetadata:
+        return read_checkpoint(sweep / job / "checkpoints" / name, SegmentationMetadata).metadata
+
+    best = [stored(job, "best.ckpt") for job in "01"]
+    assert [metadata.threshold.criterion for metadata in best] == ["given", "dice_pooled"]
+    assert [metadata.overlap for metadata in best] == [0.5, 0.25]
+    assert stored("1", "last.ckpt").overlap == 0.25
     # of two that have it, it is the one that trained which is named
     run, _ = trained(sweep / "2", "threshold=0.7", sweep=sweep)
     assert run.training is not None
@@ -131,7 +136,7 @@ def test_a_job_trains_itself_where_nothing_fits(sweep: Path, why: str) -> None:
 
 def test_a_damaged_checkpoint_is_not_taken_over(sweep: Path) -> None:
     (sweep / "0" / "checkpoints" / "best.ckpt").write_bytes(b"PK")
-    with pytest.raises(CheckpointError, match=r"best\.ckpt is none, or damaged"):
+    with pytest.raises(CheckpointError, match=r"best\.ckpt is not a checkpoint, or is damaged"):
         trained(sweep / "1", sweep=sweep)
 
 
@@ -156,11 +161,11 @@ def test_only_a_job_that_trained_itself_is_found(tmp_path: Path) -> None:
         for name in ("best.ckpt", "last.ckpt"):
             (tmp_path / job / "checkpoints" / name).touch()
         Training("x", 1, {}, by).write(tmp_path / job)
-    found = find(tmp_path, "x", tmp_path / "2")
+    found = find_training(tmp_path, "x", tmp_path / "2")
     assert found is not None
     assert found[0].name == "1"
-    assert find(tmp_path, "y", tmp_path / "2") is None
-    assert find(tmp_path, "x", tmp_path / "1") is None
+    assert find_training(tmp_path, "y", tmp_path / "2") is None
+    assert find_training(tmp_path, "x", tmp_path / "1") is None
 
 
 def test_scores_come_back_as_they_were(tmp_path: Path) -> None:

@@ -95,9 +95,10 @@ def check_config(cfg: DictConfig, entry_point: str, refused: Faults | None = Non
 def _check_plain_values(nodes: Mapping[str, Any], entry_point: str, faults: Faults) -> None:
     """Check the types of the keys that belong to no group."""
     if entry_point == "train":
-        from panda.tasks.threshold import Criterion  # noqa: PLC0415
+        from panda.tasks.threshold import find_criterion  # noqa: PLC0415
 
-        _check_type("criterion", nodes.get("criterion"), Criterion, faults)
+        with faults.collect():
+            find_criterion(str(nodes.get("criterion")))
     for key, hint in PLAIN_TYPES[entry_point].items():
         value = nodes.get(key)
         if value == "":

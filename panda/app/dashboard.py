@@ -16,6 +16,7 @@ from panda.files import read_output_table
 from panda.inference.panel_patches import PanelRow
 from panda.report.run_summary import RunSummary
 from panda.report.table import figure_name
+from panda.tasks.threshold import CRITERIA
 
 LABELS = {0: "no cancer", 1: "cancer"}
 SIDE = 192
@@ -24,8 +25,8 @@ PICTURED = 500
 """Slides of the table that have pictures: in memory they take 0.2 MB each."""
 SHOWN = 20
 """Pictures of attended tiles that are logged: at their full size they are copied."""
-CURVES = ("dice", "iou", "precision", "recall", "f1", "youden")
-"""How the columns begin that are scores from 0 to 1."""
+CURVES = ("iou", "precision", "recall", *(name for name, rule in CRITERIA.items() if not rule.lowest_is_best))
+"""Columns, and the beginnings of columns, that are charted."""
 CHART_STEP = 4
 """Thresholds from one point of the chart to the next: W&B draws 10,000 points."""
 

@@ -21,7 +21,7 @@ from panda.app.guidance import Guidance, TileSettings
 from panda.app.loss_check import check_loss
 from panda.app.operating_point import CHOICE_KEYS
 from panda.app.overrides import idle_faults
-from panda.app.run import Run, resolution_asked
+from panda.app.run import Run
 from panda.app.slide_grading import SlideGrading
 from panda.app.tracking import wandb_of
 from panda.data.bag_datamodule import BagDataModule
@@ -33,7 +33,7 @@ from panda.errors import ConfigError, ManifestError
 from panda.files import identity, write_table
 from panda.inference.compute import EngineSettings
 from panda.inference.features import FeatureCache
-from panda.inference.grader import GradingPredictor, slide_tiles
+from panda.inference.grader import GradingPredictor, select_tiles
 from panda.inference.grading_metrics import GradedSlide, summarize_grades, summarize_test_grades
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
@@ -41,7 +41,8 @@ from panda.inference.slide_loop import run_over_slides
 from panda.models.mil import MILNet
 from panda.report.run_summary import DataSummary, GradingSummary
 from panda.settings import Count, Settings
-from panda.tasks.grading import CLASSES, GradingTask, Target, target_class
+from panda.tasks.grading import CLASSES, GradingTask, target_class
+from panda.tasks.metadata import GradingMetadata, Target, TrainedResolution
 from panda.tasks.optim import Optim
 from panda.wsi.slide import Slide
 from panda.wsi.stain_normalization import told_stain
@@ -163,20 +164,21 @@ class GradingExperiment:
             items[name] = outcome.results
             if not items[name] and records:
                 raise ManifestError(f"no slide of the {name} split could be used: {run.failures[-1].message}")
-        carried = {
-            "resolution": resolution_asked(self.tiles.level, self.tiles.mpp, mpps["train"]),
-            "tile_size": self.tiles.tile_size,
-            "tiles": self.tiles.bag(),
-            "target": self.settings.target,
-            "segmentation": [segmenter.fingerprint for segmenter in self.guidance.segmenters],
-            "normalize": self.data.settings.normalize,
-            "train_slides": sorted(item.record.slide_id for item in items["train"]),
-            "val_slides": sorted(item.record.slide_id for item in items["val"]),
-        }
+        metadata = GradingMetadata(
+            network=self.network.options,
+            resolution=TrainedResolution.from_slides(self.tiles.resolution, mpps["train"]),
+            tile_size=self.tiles.tile_size,
+            tiles=self.tiles.selection,
+            target=self.settings.target,
+            segmentation=tuple(segmenter.fingerprint for segmenter in self.guidance.segmenters),
+            normalize=self.data.settings.normalize,
+            train_slides=tuple(sorted(item.record.slide_id for item in items["train"])),
+            val_slides=tuple(sorted(item.record.slide_id for item in items["val"])),
+        )
         bags = BagDataModule(
             items,
             BagSettings(
-                self.tiles.bag()["k"], self.tiles.tile_size, self.tiles.resolution, self.data.settings.slide_options
+                self.tiles.selection.k, self.tiles.tile_size, self.tiles.resolution, self.data.settings.slide_options
             ),
             batch_size=self.tiles.batch_size,
             num_workers=self.data.settings.num_workers,
@@ -186,7 +188,7 @@ class GradingExperiment:
             name: {item.record.slide_id: self._identity(item) for item in items[name]} for name in ("train", "val")
         }
         self._notes(run, items)
-        run.fit(GradingTask(self.network, self.loss, self.optim, carried), bags, learns_from)
+        run.fit(GradingTask(self.network, self.loss, self.optim, metadata), bags, learns_from)
         grader = GradingPredictor.from_checkpoint(run.best, self.engine, self.data.settings.store_root)
         classes, seed = CLASSES[self.settings.target], self.cfg.seed
         val = summarize_grades(self._grade_slides(run, grader, items["val"], "val"), classes, seed)
@@ -197,7 +199,7 @@ class GradingExperiment:
             **run.describe(),
             threshold=self.guidance.threshold,
             target=self.settings.target,
-            tiles=self.tiles.model_dump(mode="json") | self.tiles.bag() | {"how": self.tiles.how},
+            tiles=self.tiles.model_dump(mode="json") | self.tiles.selection.model_dump() | {"how": self.tiles.how},
             data=DataSummary(
                 root=str(self.data.settings.root),
                 colours=self.data.colours(augmented=not self.network.frozen),
@@ -232,11 +234,10 @@ class GradingExperiment:
     def _bag_item(self, mpps: list[float], cache: FeatureCache | None, record: SlideRecord, bar: tqdm[Any]) -> BagItem:
         with self._open(record) as slide:
             tissue = find_tissue(slide)
-            asked = resolution_asked(self.tiles.level, self.tiles.mpp, [])
+            view = self.tiles.resolution.resolve(slide)
             with self.guidance.canvas(slide, tissue, bar) as canvas:
-                coords, view = slide_tiles(
-                    slide, tissue, canvas, asked, {**self.tiles.bag(), "tile_size": self.tiles.tile_size}
-                )
+                size = self.tiles.tile_size
+                coords = select_tiles(slide, view, tissue, canvas, self.tiles.selection, tile_size=size)
             if view.mean_mpp:
                 mpps.append(view.mean_mpp)
             stain = told_stain(slide, tissue) if self.data.settings.normalize else None
@@ -332,7 +333,7 @@ def _source_faults(plain: Mapping[str, Any]) -> list[str]:
 
 def _take_encoder(network: MILNet, segmenter: SegmentationPredictor) -> None:
     """Start the tiles' encoder from the segmenter's, where both are of one architecture and see the same colours."""
-    theirs, own = segmenter.carried["network"], network.plain()
+    theirs, own = segmenter.network.options, network.options
     used, said = theirs["encoder_name"], "model.encoder_weights=segmentation: the segmentation's encoder"
     try:
         network.encoder.load_state_dict(segmenter.network.encoder.state_dict())

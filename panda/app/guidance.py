@@ -19,9 +19,10 @@ from panda.data.splits import Split
 from panda.errors import ConfigError
 from panda.inference.canvas import Canvas
 from panda.inference.compute import EngineSettings
-from panda.inference.predictor import SegmentationPredictor, resolution_for
+from panda.inference.predictor import SegmentationPredictor
 from panda.inference.slide_loop import tile_progress
 from panda.settings import Count, Share, rule
+from panda.tasks.metadata import SegmentationMetadata, TileSelection
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap
 
@@ -64,15 +65,16 @@ class TileSettings(ResolutionSettings):
         if self.cross_fit and self.how != "guided":
             yield f"tiles.cross_fit=true is not used with tiles={self.how}: remove it, or give tiles=guided"
 
-    def bag(self) -> dict[str, Any]:
-        """What a grader needs to choose the tiles of a slide, see `panda.inference.grader.slide_tiles`."""
-        return {
-            "how": "guided" if self.how == "guided" else "tissue",
-            "k": MOST_TILES if self.how == "all" else self.k,
-            "random_fraction": self.random_fraction if self.how == "guided" else 1.0,
-            "min_tissue": self.min_tissue,
-            "seed": self.seed,
-        }
+    @property
+    def selection(self) -> TileSelection:
+        """What a grader needs to select the tiles of a slide, see `panda.inference.grader.select_tiles`."""
+        return TileSelection(
+            how="guided" if self.how == "guided" else "tissue",
+            k=MOST_TILES if self.how == "all" else self.k,
+            random_fraction=self.random_fraction if self.how == "guided" else 1.0,
+            min_tissue=self.min_tissue,
+            seed=self.seed,
+        )
 
 
 class Guidance:
@@ -86,7 +88,7 @@ class Guidance:
 
     def __init__(self, segmenters: Sequence[SegmentationPredictor], cross_fit: bool, folder: Path) -> None:
         self.segmenters = segmenters
-        self._seen = [{*s.carried["train_slides"], *s.carried["val_slides"]} for s in segmenters]
+        self._seen = [{*s.metadata.train_slides, *s.metadata.val_slides} for s in segmenters]
         self.cross_fit = cross_fit
         self.folder = folder
 
@@ -122,14 +124,14 @@ class Guidance:
         segmenters = [SegmentationPredictor.from_checkpoint(path, engine) for path in paths]
         folds: dict[tuple[frozenset[str], ...], Path] = {}
         for s in segmenters:
-            path, fold = s.checkpoint.path, tuple(frozenset(s.carried[key]) for key in ("train_slides", "val_slides"))
+            path, fold = s.checkpoint.path, (frozenset(s.metadata.train_slides), frozenset(s.metadata.val_slides))
             if (other := folds.setdefault(fold, path)) is not path:
                 raise ConfigError(
                     f"segmentation_checkpoint={given}: {other} and {path} have seen the same slides: they are one "
                     "fold, not two; give one checkpoint of each, as "
                     "'runs/segmentation/sweep-NAME/*/checkpoints/best.ckpt'"
                 )
-        asked = {str({key: s.carried["resolution"][key] for key in ("level", "mpp")}): s for s in segmenters}
+        asked = dict.fromkeys(str(s.metadata.resolution.request) for s in segmenters)
         if len(asked) > 1:
             raise ConfigError(
                 f"segmentation_checkpoint={given}: the folds are of several resolutions ({', '.join(asked)}); give "
@@ -183,8 +185,8 @@ class Guidance:
 
     def canvas_path(self, segmenter: SegmentationPredictor, slide: Slide) -> Path:
         """Named by all that makes it, so that runs of another precision, say, do not replace each other's."""
-        made_of = segmenter.canvas_fingerprint(slide, resolution_for(slide, segmenter.carried["resolution"]))
-        return self.folder / f"canvases-{segmenter.fingerprint[:12]}" / f"{slide.slide_id}-{made_of[:12]}.zarr"
+        fingerprint = segmenter.canvas_fingerprint(slide, segmenter.metadata.resolution.resolve(slide))
+        return self.folder / f"canvases-{segmenter.fingerprint[:12]}" / f"{slide.slide_id}-{fingerprint[:12]}.zarr"
 
     def notes(self, items: Mapping[Split, Sequence[BagItem]], tiles: TileSettings) -> list[str]:
         """Says which slides were no news to what guides their tiles, and where its maps are resampled to them.
@@ -195,11 +197,10 @@ class Guidance:
         """
         notes = []
         for segmenter in self.segmenters[:1]:  # all are of one resolution
-            mapped = {key: segmenter.carried["resolution"][key] for key in ("level", "mpp")}
-            if mapped != {"level": tiles.level, "mpp": tiles.mpp}:
+            if (mapped := segmenter.metadata.resolution.request) != tiles.resolution:
                 notes.append(
-                    f"The segmentation maps slides at {_told(**mapped)}, tiles are read at "
-                    f"{_told(tiles.level, tiles.mpp)}: its maps are resampled to the tiles."
+                    f"The segmentation maps slides at {mapped}, tiles are read at {tiles.resolution}: its maps are "
+                    "resampled to the tiles."
                 )
         if self.cross_fit:
             return [
@@ -207,28 +208,25 @@ class Guidance:
                 f"The tiles of each slide were chosen by one of {len(self.segmenters)} segmentations that neither "
                 "learnt from it nor was chosen on it, nor on another slide of its group.",
             ]
-        return notes + [note for segmenter in self.segmenters for note in leak_notes(items, segmenter.carried)]
+        return notes + [note for segmenter in self.segmenters for note in leak_notes(items, segmenter.metadata)]
 
 
-def _told(level: int | None, mpp: float | None) -> str:
-    return f"level {level}" if mpp is None else f"{mpp:g} µm/px"
-
-
-def leak_notes(items: Mapping[Split, Sequence[BagItem]], carried: Mapping[str, Any]) -> list[str]:
-    """Says which slides were no news to the segmentation that guides the tiles, or others of their groups were not.
+def leak_notes(items: Mapping[Split, Sequence[BagItem]], metadata: SegmentationMetadata) -> list[str]:
+    """Report the slides that leaked into the segmentation that guides the tiles, by themselves or by their groups.
 
     Args:
         items: Slides of each split.
-        carried: Of the segmentation's checkpoint.
+        metadata: What the segmentation's checkpoint says.
     """
+    seen = {"train": set(metadata.train_slides), "val": set(metadata.val_slides)}
 
-    def known(split: Split, key: str) -> int:
-        records, seen = [item.record for item in items.get(split, ())], set(carried[key])
-        groups = {record.group for record in records if record.slide_id in seen}
+    def count_leaks(split: Split, source: str) -> int:
+        records = [item.record for item in items.get(split, ())]
+        groups = {record.group for record in records if record.slide_id in seen[source]}
         return sum(record.group in groups for record in records)
 
     notes = []
-    if count := known("train", "train_slides"):
+    if count := count_leaks("train", "train"):
         notes.append(
             f"The segmentation that guides the tiles was trained on {count} of the {len(items['train'])} training "
             "slides or on others of their groups: their tiles are in-sample, better chosen than those of new slides "
@@ -236,12 +234,12 @@ def leak_notes(items: Mapping[Split, Sequence[BagItem]], carried: Mapping[str, A
         )
     # On validation slides the grader chooses its epoch too: that the segmentation did adds nothing.
     checked: tuple[tuple[Split, str, str], ...] = (
-        ("val", "train_slides", "was trained"),
-        ("test", "train_slides", "was trained"),
-        ("test", "val_slides", "chose its epoch and threshold"),
+        ("val", "train", "was trained"),
+        ("test", "train", "was trained"),
+        ("test", "val", "chose its epoch and threshold"),
     )
-    for name, key, did in checked:
-        if count := known(name, key):
+    for name, source, did in checked:
+        if count := count_leaks(name, source):
             notes.append(
                 f"The segmentation {did} on {count} {'validation' if name == 'val' else name} slides or others of "
                 "their groups: their figures flatter. Use the data.groups, data.seed and fractions of its run, or "

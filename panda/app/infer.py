@@ -37,6 +37,7 @@ from panda.report.inference_page import write_inference_page
 from panda.report.panels import attention_tiles
 from panda.report.slide_page import write_slide_page
 from panda.tasks.checkpoint import Checkpoint, read_checkpoint
+from panda.tasks.metadata import SegmentationMetadata
 from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.slide import SlideOptions
 
@@ -72,7 +73,7 @@ def infer(cfg: DictConfig) -> list[SlideResult]:
     predictor = SegmentationPredictor(checkpoint, engine)
     grader = GradingPredictor.from_checkpoint(Path(cfg.grading_checkpoint), engine) if cfg.grading_checkpoint else None
     searched = cfg.threshold == "checkpoint"
-    threshold = predictor.threshold.of(cfg.provider) if searched else float(cfg.threshold)
+    threshold = predictor.threshold.value_for(cfg.provider) if searched else float(cfg.threshold)
     mapper = SlideMapper(predictor, threshold, quantify, grader, _slide_options(cfg), cfg.colour_map)
 
     # Results go to the job's folder; canvases to `output`, where all jobs of a multirun find them.
@@ -89,7 +90,7 @@ def infer(cfg: DictConfig) -> list[SlideResult]:
             own = folder / slide.slide_id
             known = None
             if record := labelled.get(slide.slide_id):
-                known = record, stack.enter_context(open_label(record, slide, predictor.label_maps))
+                known = record, stack.enter_context(open_label(record, slide, predictor.metadata.label_maps))
             canvas_path = canvases / slide.slide_id / "canvas.zarr"
             with hold_lock(own / "slide.html"):  # so that another run's tiles and page do not come between
                 mapped = mapper.map(slide, tissue, own, canvas_path, tile_progress(bar), labelled=known)
@@ -128,7 +129,7 @@ def infer(cfg: DictConfig) -> list[SlideResult]:
 
 def _checked(
     cfg: DictConfig,
-) -> tuple[EngineSettings, QuantifySettings, list[Path], dict[str, SlideRecord], Checkpoint]:
+) -> tuple[EngineSettings, QuantifySettings, list[Path], dict[str, SlideRecord], Checkpoint[SegmentationMetadata]]:
     """What can be refused before a network is built: settings, slides, their labels and the segmentation checkpoint.
 
     A file that cannot be used is told after the faults that were found without it.
@@ -147,9 +148,9 @@ def _checked(
     try:
         with faults.collect():
             paths = find_slides(cfg.slides)
-        checkpoint: Checkpoint | CheckpointError
+        checkpoint: Checkpoint[SegmentationMetadata] | CheckpointError
         try:
-            checkpoint = read_checkpoint(Path(cfg.checkpoint), "segmentation")
+            checkpoint = read_checkpoint(Path(cfg.checkpoint), SegmentationMetadata)
         except CheckpointError as error:
             checkpoint = error
         with faults.collect():
@@ -161,7 +162,7 @@ def _checked(
         raise
     if cfg.provider is not None and searched:
         with faults.collect():
-            _check_provider(cfg.provider, ThresholdChoice.from_plain(checkpoint.carried["threshold"]))
+            _check_provider(cfg.provider, checkpoint.metadata.threshold)
     faults.raise_any()
     return engine, quantify, paths, labelled, checkpoint
 
@@ -172,7 +173,7 @@ def _slide_options(cfg: DictConfig) -> SlideOptions:
 
 
 def _labelled(
-    root: str | None, paths: Sequence[Path], checkpoint: Checkpoint | CheckpointError
+    root: str | None, paths: Sequence[Path], checkpoint: Checkpoint[SegmentationMetadata] | CheckpointError
 ) -> dict[str, SlideRecord]:
     """Return the slides that have a label mask, by name.
 
@@ -195,7 +196,7 @@ def _labelled(
     if not paths:
         return {}
     names = {path.stem for path in paths}
-    label_maps = checkpoint.label_maps if isinstance(checkpoint, Checkpoint) else {}
+    label_maps = checkpoint.metadata.label_maps if isinstance(checkpoint, Checkpoint) else {}
     found = [record for record in read_manifest(root, label_maps=label_maps) if record.slide_id in names]
     labelled = {record.slide_id: record for record in found if record.mask_path and record.mask_path.is_file()}
     if not labelled:
@@ -291,21 +292,21 @@ def _notes(
     notes = []
     frozen = predictor.threshold
     if searched and frozen.by_provider and provider is None:
-        own = ", ".join(f"{name} {frozen.of(name):.3f}" for name in frozen.by_provider)
+        own = ", ".join(f"{name} {frozen.value_for(name):.3f}" for name in frozen.by_provider)
         notes.append(
             f"The checkpoint has thresholds by provider ({own}); the provider of these slides is not known, so that of "
             f"all is used, {frozen.value:.3f}. provider=… takes another."
         )
-    carried, precision = predictor.carried, predictor.mode.precision
-    if searched and carried["precision"] != precision:
+    metadata, precision = predictor.metadata, predictor.mode.precision
+    if searched and metadata.precision != precision:
         tried = "" if choice.moved is None else f"; tried on tiles of one slide, {choice.why}"
         notes.append(
-            f"The threshold was chosen on maps of engine.precision={carried['precision']}; these are of {precision}, "
+            f"The threshold was chosen on maps of engine.precision={metadata.precision}; these are of {precision}, "
             f"whose probabilities differ a little{tried}."
         )
-    if searched and carried["tta"] != (tta := predictor.settings.tta):
-        notes.append(f"The threshold was chosen on maps of engine.tta={carried['tta']}; these are of {tta}.")
-    if grader is not None and (guides := grader.carried["segmentation"]) and predictor.fingerprint not in guides:
+    if searched and metadata.tta != (tta := predictor.settings.tta):
+        notes.append(f"The threshold was chosen on maps of engine.tta={metadata.tta}; these are of {tta}.")
+    if grader is not None and (guides := grader.metadata.segmentation) and predictor.fingerprint not in guides:
         notes.append(
             "The grader was trained on tiles that another segmentation chose: its grades are outside what was tested."
         )
@@ -321,10 +322,10 @@ def _about(mapper: SlideMapper, choice: ThresholdChoice | None, provider: str | 
         "checkpoint": mapper.provenance.checkpoint,
         "grading_checkpoint": mapper.provenance.grading_checkpoint,
         "threshold": mapper.threshold,
-        "threshold_choice": choice.plain() if choice else None,
+        "threshold_choice": choice.model_dump(mode="json") if choice else None,
         "provider": provider,
         "quantify": mapper.quantify.model_dump(),
-        "resolution": dict(mapper.predictor.carried["resolution"]),
+        "resolution": mapper.predictor.metadata.resolution.model_dump(mode="json"),
         "precision": mapper.predictor.mode.precision,
         "compiled": mapper.predictor.mode.compiled,
         "engine_choice": how.why,

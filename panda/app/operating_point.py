@@ -60,4 +60,6 @@ def calibrate(folder: Path, temperature: Temperature, splits: Mapping[str, Seque
     hists = {split: pooled(histograms(scores)) for split, scores in splits.items()}
     write_calibration(hists, temperature.value, folder / "calibration.csv", folder / "calibration.png")
     found = {split: calibration_scores(hist, temperature.value) for split, hist in hists.items()}
-    return Calibration(**temperature.plain(), bins=RELIABILITY_BINS, val=found["validation"], test=found.get("test"))
+    return Calibration(
+        **temperature.model_dump(), bins=RELIABILITY_BINS, val=found["validation"], test=found.get("test")
+    )

@@ -5,10 +5,9 @@ from __future__ import annotations
 import datetime
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
@@ -19,15 +18,23 @@ from panda.app.callbacks import Clock
 from panda.app.dashboard import replay_views
 from panda.app.distributed import joined
 from panda.app.tracking import read_metrics, replay
-from panda.app.training_reuse import AFTER_TRAINING, Training, decided, find, fingerprint_of, take_over
+from panda.app.training_reuse import (
+    AFTER_TRAINING,
+    Training,
+    find_training,
+    read_decided,
+    take_over,
+    training_fingerprint,
+)
 from panda.data.failures import Failure
 from panda.data.slide_selection import Selection
 from panda.errors import CheckpointError
 from panda.files import hold_lock
 from panda.report.run_summary import SCHEMA, BootstrapSummary, RunSummary
 from panda.tasks.bootstrap import RESAMPLES
-from panda.tasks.checkpoint import Task, read_checkpoint
+from panda.tasks.checkpoint import read_checkpoint
 from panda.tasks.grading import GradingTask
+from panda.tasks.metadata import CheckpointMetadata
 from panda.tasks.segmentation import SegmentationTask
 
 log = logging.getLogger(__name__)
@@ -111,33 +118,33 @@ class Run:
         Args:
             task: With its network.
             data: With its loaders.
-            learns_from: Identity of all that is learnt from, see `fingerprint_of`.
+            learns_from: Identity of all that is learnt from, see `training_fingerprint`.
 
         Raises:
             CheckpointError: If the run that is resumed was of other slides, tiles or segmentation.
             KeyboardInterrupt: If it was interrupted.
         """
-        name: Task = self.cfg.task.name
         if self.resume:
-            _check_same(self.resume, name, task.carried)
-        made_of = fingerprint_of(self.cfg, task.carried, learns_from, str(self.trainer.strategy.root_device))
+            _check_same(self.resume, task.metadata)
+        device = str(self.trainer.strategy.root_device)
+        fingerprint = training_fingerprint(self.cfg, task.metadata, learns_from, device)
         if self.sweep is None:
-            self._train(task, data, made_of)
+            self._train(task, data, fingerprint)
             return
-        with hold_lock(self.sweep / f"training-{made_of[:16]}"):
-            found = None if self.resume else find(self.sweep, made_of, self.folder)
+        with hold_lock(self.sweep / f"training-{fingerprint[:16]}"):
+            found = None if self.resume else find_training(self.sweep, fingerprint, self.folder)
             if found is None:
-                self._train(task, data, made_of)
+                self._train(task, data, fingerprint)
                 return
         source, training = found
-        self.training = take_over(source, training, self.folder, name, task.carried)
+        self.training = take_over(source, training, self.folder, task.metadata)
         replay(read_metrics(source), self.trainer.loggers)
         replay_views(self.folder, self.trainer.loggers)
         said = f"trained by job {source.name}: settings that only touch evaluation differ, so its checkpoints are used"
         log.info("%s", said)
         self.notes.append(f"{said[0].upper()}{said[1:]}.")
 
-    def _train(self, task: SegmentationTask | GradingTask, data: pl.LightningDataModule, made_of: str) -> None:
+    def _train(self, task: SegmentationTask | GradingTask, data: pl.LightningDataModule, fingerprint: str) -> None:
         weights = sum(parameter.numel() for parameter in task.parameters() if parameter.requires_grad)
         log.info("training %.1f million weights on %s", weights / 1e6, self.trainer.strategy.root_device)
         if (devices := self.trainer.world_size) > 1:
@@ -150,7 +157,7 @@ class Run:
             if not self.trainer.interrupted:
                 raise
             raise KeyboardInterrupt from stop
-        self.training = Training(made_of, self._epochs(), decided(self.best, self.cfg.task.name))
+        self.training = Training(fingerprint, self._epochs(), read_decided(self.best, type(task.metadata)))
         self.training.write(self.folder)
 
     def _epochs(self) -> int:
@@ -170,14 +177,11 @@ class Experiment(Protocol):
         """Train and evaluate."""
 
 
-def _check_same(resume: Path, task: Task, today: Mapping[str, Any]) -> None:
-    """Refuses to go on with other data, in silence, under figures of the old ones."""
-    before = read_checkpoint(resume, task).carried
-    changes = [
-        _change(key, before[key], value)
-        for key, value in today.items()
-        if key not in AFTER_TRAINING and before[key] != value
-    ]
+def _check_same(resume: Path, today: CheckpointMetadata) -> None:
+    """Refuse to resume a run with other data than it began with."""
+    before = read_checkpoint(resume, type(today)).metadata.model_dump(mode="json", exclude={"network", *AFTER_TRAINING})
+    now = today.model_dump(mode="json")
+    changes = [_change(key, value, now[key]) for key, value in before.items() if value != now[key]]
     if changes:
         raise CheckpointError(
             f"resume={resume}: what the run learns from is no longer what it was ({'; '.join(changes)}): "
@@ -190,18 +194,3 @@ def _change(key: str, before: Any, today: Any) -> str:
         return f"{key} was {before}, is {today}"
     gone, new = sorted(set(before) - set(today)), sorted(set(today) - set(before))
     return f"{key}: {len(gone)} gone, {len(new)} new, {(gone + new)[0]} among them"
-
-
-def resolution_asked(level: int | None, mpp: float | None, train_mpp: Sequence[float]) -> dict[str, Any]:
-    """What a checkpoint keeps of the resolution.
-
-    Args:
-        level: The pyramid level asked for; or
-        mpp: The µm/px asked for.
-        train_mpp: µm per working px of each training slide that states it.
-
-    Returns:
-        `level`, `mpp`, and `train_mpp` as the lowest, the median and the highest, or None.
-    """
-    seen = [min(train_mpp), median(train_mpp), max(train_mpp)] if train_mpp else None
-    return {"level": level, "mpp": mpp, "train_mpp": seen}

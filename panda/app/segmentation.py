@@ -34,7 +34,7 @@ from panda.app.operating_point import (
 )
 from panda.app.overrides import idle_faults
 from panda.app.patch_views import Views
-from panda.app.run import Run, resolution_asked
+from panda.app.run import Run
 from panda.app.tracking import wandb_of
 from panda.app.training_reuse import SCORES
 from panda.data.datamodule import DataSettings, PatchDataModule
@@ -53,15 +53,16 @@ from panda.inference.slide_mapper import SlideMapper
 from panda.models.segmentation import Segmenter, weight_names
 from panda.report.curves import write_threshold_curve
 from panda.report.panels import draw_panels
-from panda.report.run_summary import PatchDataSummary, PatchFigures, SegmentationSummary, ThresholdSummary
+from panda.report.run_summary import PatchDataSummary, PatchFigures, SegmentationSummary
 from panda.report.slide_page import write_slide_page
 from panda.settings import Count, Settings, rule
 from panda.tasks.calibration import Temperature, fit_temperature
-from panda.tasks.checkpoint import replace_carried
+from panda.tasks.checkpoint import update_metadata
+from panda.tasks.metadata import SegmentationMetadata, TrainedResolution
 from panda.tasks.metrics import pooled
 from panda.tasks.optim import Optim
 from panda.tasks.segmentation import SegmentationTask
-from panda.tasks.threshold import ThresholdChoice, check_criterion
+from panda.tasks.threshold import DEFAULT_THRESHOLD, ThresholdChoice, check_criterion
 from panda.wsi.label_maps import find_label_map
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import find_tissue
@@ -172,25 +173,26 @@ class SegmentationExperiment:
             run.failures.extend(data.failures)
         failed = {failure.slide_id for failure in data.failures}
         splits = {name: [r for r in records if r.slide_id not in failed] for name, records in data.splits().items()}
-        carried = {
-            "resolution": resolution_asked(data.settings.level, data.settings.mpp, data.train_mpp()),
-            "patch_size": data.settings.patch_size,
-            "overlap": self.settings.overlap,
-            "label_maps": {
-                provider: find_label_map(provider).model_dump(mode="json")
-                for provider in sorted({record.provider for record in (*splits["train"], *splits["val"])})
-            },
-            "precision": self.engine.precision,
-            "tta": self.engine.tta,
-            "normalize": data.settings.normalize,
-            "train_slides": sorted(record.slide_id for record in splits["train"]),
-            "val_slides": sorted(record.slide_id for record in splits["val"]),
-        }
+        assert self.engine.precision != "auto"
+        providers = sorted({record.provider for record in (*splits["train"], *splits["val"])})
+        metadata = SegmentationMetadata(
+            network=self.network.options,
+            resolution=TrainedResolution.from_slides(data.settings.resolution, data.train_mpp()),
+            patch_size=data.settings.patch_size,
+            overlap=self.settings.overlap,
+            label_maps={provider: find_label_map(provider) for provider in providers},
+            threshold=ThresholdChoice.unsearched("default", DEFAULT_THRESHOLD, "not searched: no validation yet"),
+            precision=self.engine.precision,
+            tta=self.engine.tta,
+            normalize=data.settings.normalize,
+            train_slides=tuple(sorted(record.slide_id for record in splits["train"])),
+            val_slides=tuple(sorted(record.slide_id for record in splits["val"])),
+        )
         task = SegmentationTask(
             self.network,
             self.loss,
             self.optim,
-            carried,
+            metadata,
             channels_last=self.settings.channels_last,
             compiled=self.settings.compile,
         )
@@ -226,12 +228,12 @@ class SegmentationExperiment:
         if temperature is not None:
             kept = {"validation": validated} | ({"test": scores} if tested and scores else {})
             calibration = calibrate(run.folder, temperature, kept)
-        patch_dice = None if self.cfg.threshold != "auto" else predictor.threshold.plain()["score"]
+        patch_dice = None if self.cfg.threshold != "auto" else predictor.threshold.score
         summary = SegmentationSummary(
             **run.describe(),
             data=PatchDataSummary(**data.describe()),
             threshold=choice.value,
-            threshold_choice=ThresholdSummary(**choice.plain()),
+            threshold_choice=choice,
             calibration=calibration,
             val=summarize(validated, choice, self.cfg.seed)
             if validated
@@ -257,7 +259,7 @@ class SegmentationExperiment:
 
             def score(record: SlideRecord, bar: tqdm[Any]) -> SlideScore:
                 try:
-                    with self._open(record) as slide, open_label(record, slide, predictor.label_maps) as mask:
+                    with self._open(record) as slide, open_label(record, slide, predictor.metadata.label_maps) as mask:
                         key = score_fingerprint(predictor, slide, record)
                         if key in kept:
                             scored[key] = SlideScore(record, *kept[key])
@@ -282,7 +284,7 @@ class SegmentationExperiment:
             choice = ThresholdChoice.given(float(self.cfg.threshold))
         temperature = None
         if scores:
-            rows = [asdict(score.metrics(choice.of(score.record.provider))) for score in scores]
+            rows = [asdict(score.metrics(choice.value_for(score.record.provider))) for score in scores]
             write_table(run.folder / "val_slides.csv", rows)
             write_threshold_curve(
                 histograms(scores),
@@ -292,12 +294,13 @@ class SegmentationExperiment:
                 providers_of(scores),
             )
             temperature = fit_temperature(pooled(histograms(scores)), VALIDATION.format(len(scores)), choice.date)
-        replace_carried(
+        update_metadata(
             run.best,
-            threshold=choice.plain(),
+            SegmentationMetadata,
+            threshold=choice,
             precision=self.engine.precision,
             tta=self.engine.tta,
-            calibration=temperature.plain() if temperature else None,
+            calibration=temperature,
         )
         return choice, temperature, scores
 
@@ -321,7 +324,7 @@ class SegmentationExperiment:
                 slide_options=self.data.settings.slide_options,
                 colour_map=self.cfg.colour_map,
             )
-            for threshold in {choice.of(record.provider) for record in records}
+            for threshold in {choice.value_for(record.provider) for record in records}
         }
         logger = wandb_of(run.trainer.loggers)
         per_slide = -(-self.settings.panels // max(1, len(records)))
@@ -330,8 +333,8 @@ class SegmentationExperiment:
 
         def work(record: SlideRecord, bar: tqdm[Any]) -> SlideScore:
             folder = run.folder / "slides" / record.slide_id
-            threshold = choice.of(record.provider)
-            with self._open(record) as slide, open_label(record, slide, predictor.label_maps) as mask:
+            threshold = choice.value_for(record.provider)
+            with self._open(record) as slide, open_label(record, slide, predictor.metadata.label_maps) as mask:
                 tissue = find_tissue(slide)
                 mapped = mappers[threshold].map(
                     slide, tissue, folder, folder / "canvas.zarr", tile_progress(bar), labelled=(record, mask)

@@ -83,12 +83,12 @@ class SlideGrading:
                     return self.grader.grade(slide, tissue, canvas, shown=0)  # nothing is drawn
             own = self.folder / record.slide_id
             segmenter = self.guidance.segmenter(record.slide_id)
-            label_maps = None if segmenter is None else segmenter.label_maps
+            label_maps = None if segmenter is None else segmenter.metadata.label_maps
             label = stack.enter_context(open_label(record, slide, label_maps)) if labelled else None
             if segmenter is None:
                 grade: Grade | None = self._unguided(slide, tissue, label, own)
             else:
-                mapper = self._mapper(segmenter, segmenter.threshold.of(record.provider))
+                mapper = self._mapper(segmenter, segmenter.threshold.value_for(record.provider))
                 canvas_path = self.guidance.canvas_path(segmenter, slide)
                 known = (record, label) if label else None
                 mapped = mapper.map(slide, tissue, own, canvas_path, tile_progress(bar), labelled=known)

@@ -26,7 +26,7 @@ from panda.app.resolvers import is_multirun
 from panda.app.run import Experiment, Run
 from panda.app.segmentation import SegmentationExperiment
 from panda.app.tracking import read_metrics, replay, set_wandb_aside
-from panda.app.training_reuse import made_with
+from panda.app.training_reuse import software_versions
 from panda.data.failures import write_failures
 from panda.errors import ConfigError
 from panda.files import hold_lock, write_json, write_whole
@@ -226,7 +226,7 @@ def _trainer(
         task=cfg.task.name,
         # a job that is resumed by itself still belongs to its sweep
         group=folder.parent.name if is_multirun() or folder.parent.name.startswith("sweep-") else None,
-        config=config | made_with(),
+        config=config | software_versions(),
     )
     replay(kept, loggers)
     if begun:

@@ -20,13 +20,16 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 import panda
 from panda.errors import CheckpointError
 from panda.files import fingerprint, whole_path, write_json
-from panda.tasks.checkpoint import Task, read_checkpoint, replace_carried
+from panda.tasks.checkpoint import read_checkpoint, update_metadata
+from panda.tasks.metadata import CheckpointMetadata
 
 RECORD = "training.json"
 SCORES = "validation_scores.npz"
 CHECKPOINTS = ("best.ckpt", "last.ckpt")
-AFTER_TRAINING = ("threshold", "precision", "tta", "overlap", "calibration")
-"""What a checkpoint carries that is decided anew once training has ended."""
+FROM_EVALUATION = frozenset({"precision", "tta", "overlap"})
+"""Fields of the metadata that a run's evaluation settings decide."""
+AFTER_TRAINING = FROM_EVALUATION | {"threshold", "calibration"}
+"""Fields of the metadata that decide nothing of the weights."""
 EVALUATION = (
     "name", "run_dir", "resume", "debug", "logger", "allow_packages",
     "threshold", "criterion", "cost_ratio", "threshold_per_provider", "test_slides", "colour_map",
@@ -44,7 +47,7 @@ class Training:
     Attributes:
         fingerprint: Of all that decides its weights.
         epochs: How many it took.
-        decided: What its best checkpoint carried of `AFTER_TRAINING` when training ended.
+        decided: Fields `AFTER_TRAINING` of its best checkpoint when training ended.
         trained_by: The job of the sweep that trained, where it was another one.
     """
 
@@ -58,12 +61,14 @@ class Training:
         write_json(folder / RECORD, asdict(self))
 
 
-def fingerprint_of(cfg: DictConfig, carried: Mapping[str, Any], learns_from: Mapping[str, Any], device: str) -> str:
-    """Names a training by all that decides its weights.
+def training_fingerprint(
+    cfg: DictConfig, metadata: CheckpointMetadata, learns_from: Mapping[str, Any], device: str
+) -> str:
+    """Return the fingerprint of all that decides the weights of a training.
 
     Args:
         cfg: The checked configuration; `EVALUATION` does not enter.
-        carried: What the task puts into checkpoints; `AFTER_TRAINING` does not enter.
+        metadata: What the task stores in checkpoints; `AFTER_TRAINING` does not enter.
         learns_from: Identity of the slides, masks and tiles of training and validation, as plain data.
         device: That it runs on: results of a GPU are not those of a CPU.
     """
@@ -77,7 +82,7 @@ def fingerprint_of(cfg: DictConfig, carried: Mapping[str, Any], learns_from: Map
     return fingerprint(
         {
             "config": OmegaConf.to_yaml(decisive, sort_keys=True),
-            "carried": {key: value for key, value in carried.items() if key not in AFTER_TRAINING},
+            "metadata": metadata.model_dump(mode="json", exclude=set(AFTER_TRAINING)),
             "learns_from": dict(learns_from),
             "device": device,
             "versions": {name: version(name) for name in ("torch", "pytorch-lightning")},
@@ -86,8 +91,8 @@ def fingerprint_of(cfg: DictConfig, carried: Mapping[str, Any], learns_from: Map
     )
 
 
-def made_with() -> dict[str, Any]:
-    """The software that a run is made with, for those who compare runs."""
+def software_versions() -> dict[str, Any]:
+    """Return the versions of the software that a run uses, for a comparison of runs."""
     names = ("panda-wsi", "torch", "pytorch-lightning", "segmentation-models-pytorch", "timm", "numpy")
     return {
         "versions": {"python": platform.python_version()} | {name: version(name) for name in names},
@@ -104,18 +109,17 @@ def _code() -> str:
     return digest.hexdigest()
 
 
-def decided(best: Path, task: Task) -> dict[str, Any]:
-    """What a checkpoint carries of `AFTER_TRAINING`."""
-    carried = read_checkpoint(best, task).carried
-    return {key: carried[key] for key in AFTER_TRAINING if key in carried}
+def read_decided(best: Path, kind: type[CheckpointMetadata]) -> dict[str, Any]:
+    """Read the fields `AFTER_TRAINING` of a checkpoint, as plain data."""
+    return read_checkpoint(best, kind).metadata.model_dump(mode="json", include=set(AFTER_TRAINING))
 
 
-def find(sweep: Path, made_of: str, but: Path) -> tuple[Path, Training] | None:
+def find_training(sweep: Path, training: str, but: Path) -> tuple[Path, Training] | None:
     """A job of a sweep that finished a training.
 
     Args:
         sweep: The sweep's folder.
-        made_of: Fingerprint of the training.
+        training: Fingerprint of the training.
         but: A job's folder that is not looked at.
 
     Returns:
@@ -125,12 +129,12 @@ def find(sweep: Path, made_of: str, but: Path) -> tuple[Path, Training] | None:
         with contextlib.suppress(OSError, ValueError, TypeError):  # of another version: no training that is known
             found = Training(**json.loads(path.read_text(encoding="utf-8")))
             whole = all((path.parent / "checkpoints" / name).is_file() for name in CHECKPOINTS)
-            if path.parent != but and found.fingerprint == made_of and found.trained_by is None and whole:
+            if path.parent != but and found.fingerprint == training and found.trained_by is None and whole:
                 return path.parent, found
     return None
 
 
-def take_over(source: Path, training: Training, folder: Path, task: Task, carried: Mapping[str, Any]) -> Training:
+def take_over(source: Path, training: Training, folder: Path, metadata: CheckpointMetadata) -> Training:
     """Give a run the checkpoints of another job, what it showed as they came about, and what it mapped with them.
 
     Files are linked where the file system can, else copied; nothing of the other job is changed by what becomes of
@@ -141,8 +145,7 @@ def take_over(source: Path, training: Training, folder: Path, task: Task, carrie
         source: Folder of the job that trained.
         training: What it kept of it.
         folder: Of the run.
-        task: Of both.
-        carried: What this run's own checkpoints would carry.
+        metadata: What this run would store in its own checkpoints.
 
     Returns:
         The training as the run's own record has it.
@@ -153,13 +156,13 @@ def take_over(source: Path, training: Training, folder: Path, task: Task, carrie
     for name in CHECKPOINTS:
         target = folder / "checkpoints" / name
         _link(source / "checkpoints" / name, target)
-        own = {key: value for key, value in carried.items() if key in AFTER_TRAINING}
+        own = metadata.model_dump(mode="json", include=set(FROM_EVALUATION))
         if name == "best.ckpt":
             # The other job has put its own choices there since.
             own = training.decided | own
-        was = read_checkpoint(target, task).carried
+        was = read_checkpoint(target, type(metadata)).metadata.model_dump(mode="json")
         if changes := {key: value for key, value in own.items() if was[key] != value}:
-            replace_carried(target, **changes)
+            update_metadata(target, type(metadata), **changes)
     for view in source.glob("views/*.png"):
         _link(view, folder / view.relative_to(source))
     if (source / SCORES).is_file():

@@ -179,7 +179,7 @@ def _slide_terms(score: SlideScore, choice: ThresholdChoice) -> list[float]:
 
     An unknown area is NaN and makes the mean NaN, because a mean over the remaining slides would be biased.
     """
-    threshold = choice.of(score.record.provider)
+    threshold = choice.value_for(score.record.provider)
     metrics = score.metrics(threshold)
     parts: list[float | None] = [getattr(metrics, name) for name in SCORES]
     area = math.nan if metrics.fp_mm2 is None else metrics.fp_mm2

@@ -18,7 +18,7 @@ from panda.errors import PandaError
 from panda.files import fingerprint, hold_lock, identity, whole_path
 from panda.inference.compute import EngineSettings
 from panda.models.mil import MILNet
-from panda.tasks.checkpoint import FORMATS
+from panda.tasks.metadata import GradingMetadata
 from panda.wsi.geometry import Resolution
 from panda.wsi.slide import Slide
 from panda.wsi.stain_normalization import STAIN_RULES, StainProfile
@@ -85,12 +85,12 @@ class FeatureCache:
     def __init__(self, network: MILNet, settings: EngineSettings, folder: Path) -> None:
         self.network = network.eval().to(settings.torch_device)
         self.settings = settings
-        plain, weights = network.plain(), hashlib.sha256()
+        weights = hashlib.sha256()
         for name, value in sorted(network.encoder.state_dict().items()):
             weights.update(name.encode() + value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         self.encoder = fingerprint(
-            {"rules": FORMATS["grading"], "weights": weights.hexdigest(), "precision": settings.precision}
-            | {key: plain[key] for key in ("encoder", "mean", "std")}
+            {"rules": GradingMetadata.FORMAT, "weights": weights.hexdigest(), "precision": settings.precision}
+            | {key: network.options[key] for key in ("encoder", "mean", "std")}
         )
         self.folder = folder / f"features-{self.encoder[:12]}"
         self.folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is no fault of a slide

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +15,11 @@ from panda.inference.canvas import Canvas
 from panda.inference.compute import EngineSettings
 from panda.inference.features import FeatureCache, encode_tiles
 from panda.inference.grade import AttentionScores, Grade
-from panda.inference.predictor import resolution_for, restored
+from panda.inference.predictor import restored
 from panda.models.mil import MILNet
 from panda.tasks.checkpoint import Checkpoint, read_checkpoint
 from panda.tasks.grade_metrics import auroc
+from panda.tasks.metadata import GradingMetadata, TileSelection
 from panda.wsi.geometry import Resolution
 from panda.wsi.label_mask import LabelMask
 from panda.wsi.slide import Slide
@@ -33,61 +32,62 @@ CANCER_TILE = 0.1
 """Share of a tile that is labelled cancer, from which on it counts as one that holds cancer."""
 
 
-def slide_tiles(
-    slide: Slide, tissue: TissueMap, canvas: Canvas | None, resolution: Mapping[str, Any], tiles: Mapping[str, Any]
-) -> tuple[NDArray[np.int64], Resolution]:
-    """The tiles of a slide's bag, the same for training and inference.
+def select_tiles(
+    slide: Slide, view: Resolution, tissue: TissueMap, canvas: Canvas | None, tiles: TileSelection, *, tile_size: int
+) -> NDArray[np.int64]:
+    """Select the tiles of a slide's bag, the same for training and inference.
 
     Args:
         slide: The slide.
+        view: Working resolution of the tiles.
         tissue: Its tissue.
         canvas: Its probability canvas; needed for guided tiles.
-        resolution: As for `resolution_for`.
-        tiles: `how` (guided | tissue), `k`, `tile_size` (px at the resolution), `random_fraction`, `min_tissue`,
-            `seed`.
+        tiles: How they are selected.
+        tile_size: Side of a tile in working px.
 
     Returns:
-        Coordinates (n ≤ k, 2) in level-0 px, and the resolution the tiles are read at.
+        Upper left corners, (n ≤ k, 2) int64, level-0 px.
 
     Raises:
         ConfigError: If guided tiles are asked for without a canvas.
         SlideError: If no tile holds enough tissue.
     """
-    guided = tiles["how"] == "guided"
+    guided = tiles.how == "guided"
     if guided and canvas is None:
         raise ConfigError("tiles=guided needs a segmentation checkpoint; give one, or use tiles=tissue")
-    view = resolution_for(slide, resolution)
     coords = select_tile_coords_for_slide(
         canvas if guided else None,
         canvas.resolution if guided and canvas is not None else None,
         tissue,
         view,
-        k=tiles["k"],
-        tile_size=tiles["tile_size"],
-        random_fraction=tiles["random_fraction"],
-        min_tissue=tiles["min_tissue"],
-        seed=tiles["seed"],
+        k=tiles.k,
+        tile_size=tile_size,
+        random_fraction=tiles.random_fraction,
+        min_tissue=tiles.min_tissue,
+        seed=tiles.seed,
     )
     if len(coords) == 0:
         raise SlideError(
-            f"{slide.path}: no tile of {tiles['tile_size']} px holds at least {tiles['min_tissue']:.0%} tissue; "
+            f"{slide.path}: no tile of {tile_size} px holds at least {tiles.min_tissue:.0%} tissue; "
             "lower tiles.min_tissue"
         )
-    return coords, view
+    return coords
 
 
 class GradingPredictor:
     """A grading checkpoint, ready to grade slides.
 
     Args:
-        checkpoint: Read by `read_checkpoint(path, "grading")`.
+        checkpoint: Read by `read_checkpoint(path, GradingMetadata)`.
         settings: Device and precision.
         store_root: Where the features of a frozen encoder are kept, as in training; None keeps none.
     """
 
-    def __init__(self, checkpoint: Checkpoint, settings: EngineSettings, store_root: Path | None = None) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint[GradingMetadata], settings: EngineSettings, store_root: Path | None = None
+    ) -> None:
         self.checkpoint = checkpoint
-        self.carried = checkpoint.carried
+        self.metadata = checkpoint.metadata
         self.settings = settings
         self.network = restored(MILNet, checkpoint).eval().to(settings.torch_device)
         self._cache = FeatureCache(self.network, settings, store_root) if store_root and self.network.frozen else None
@@ -99,7 +99,7 @@ class GradingPredictor:
         Raises:
             CheckpointError: If it is missing, broken, or of another task.
         """
-        return cls(read_checkpoint(path, "grading"), settings, store_root)
+        return cls(read_checkpoint(path, GradingMetadata), settings, store_root)
 
     def grade(
         self,
@@ -119,9 +119,10 @@ class GradingPredictor:
             label: Its label mask, to tell whether attention lies on cancer; it has no part in the grade.
             shown: Tiles that are read once more to be drawn, at most.
         """
-        tiles = {**self.carried["tiles"], "tile_size": self.carried["tile_size"]}
-        coords, view = slide_tiles(slide, tissue, canvas, self.carried["resolution"], tiles)
-        stain, side = told_stain(slide, tissue) if self.carried["normalize"] else None, tiles["tile_size"]
+        side = self.metadata.tile_size
+        view = self.metadata.resolution.resolve(slide)
+        coords = select_tiles(slide, view, tissue, canvas, self.metadata.tiles, tile_size=side)
+        stain = told_stain(slide, tissue) if self.metadata.normalize else None
         if self._cache is not None:
             features = read_features(self._cache.of(slide, coords, view, side, stain))
         else:
@@ -138,7 +139,7 @@ class GradingPredictor:
         first = np.argsort(-attention, kind="stable")[:shown]
         drawn = read_bag(slide, coords[first], view, side, stain).transpose(0, 2, 3, 1)
         return Grade(
-            target=self.carried["target"],
+            target=self.metadata.target,
             predicted=predicted,
             probabilities=probabilities.tolist(),
             coords=coords,

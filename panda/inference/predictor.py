@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from panda.inference.canvas import Canvas, CanvasWriter
 from panda.inference.compute import ComputeMode, EngineSettings, InferenceModel
 from panda.models.segmentation import Segmenter
 from panda.tasks.checkpoint import Checkpoint, read_checkpoint
-from panda.tasks.threshold import ThresholdChoice
+from panda.tasks.metadata import CheckpointMetadata, SegmentationMetadata
 from panda.wsi.geometry import Resolution, round_px
 from panda.wsi.grid import Grid, tissue_grid
 from panda.wsi.slide import Slide
@@ -33,39 +33,8 @@ log = logging.getLogger(__name__)
 N = TypeVar("N", bound=torch.nn.Module)
 TileReader = Callable[[int, int], NDArray[np.uint8]]
 
-# A level whose µm/px is within this share of those seen in training counts as the same resolution; neighbouring
-# levels differ by a factor of 2 or more.
-SAME_MPP = 0.05
-
 ENGINE = 1
 """A new number whenever the same network and settings would give other last digits: canvases are made anew then."""
-
-
-def resolution_for(slide: Slide, asked: Mapping[str, Any]) -> Resolution:
-    """The working resolution of a network on one slide.
-
-    A network trained at a pyramid level saw a range of µm/px there. A slide whose level lies in that range is read at
-    the level, as in training; any other slide is resampled to the median.
-
-    Args:
-        slide: Any slide.
-        asked: `level` or `mpp` (the other None), and `train_mpp`: the lowest, the median and the highest µm per
-            working px in training, or None where no training slide stated it.
-
-    Raises:
-        SlideError: If the level is absent, or µm/px is needed and unknown.
-    """
-    if asked["mpp"] is not None:
-        return slide.at(mpp=asked["mpp"])
-    level, seen = int(asked["level"]), asked["train_mpp"]
-    if seen is None or slide.mpp is None:
-        return slide.at(level=level)
-    low, median, high = seen
-    if level < len(slide.level_downsamples):
-        at_level = slide.at(level=level)
-        if at_level.mean_mpp and low * (1 - SAME_MPP) <= at_level.mean_mpp <= high * (1 + SAME_MPP):
-            return at_level
-    return slide.at(mpp=median)
 
 
 def _read_batches(
@@ -99,24 +68,22 @@ class SegmentationPredictor:
     """A segmentation checkpoint, ready to map slides.
 
     Args:
-        checkpoint: Read by `read_checkpoint(path, "segmentation")`.
+        checkpoint: Read by `read_checkpoint(path, SegmentationMetadata)`.
         settings: Device, precision, batch.
 
     Attributes:
         threshold: The threshold chosen in training, with where it was chosen.
-        label_maps: Label maps of the providers whose slides it was trained on.
         fingerprint: Of weights and architecture.
     """
 
-    def __init__(self, checkpoint: Checkpoint, settings: EngineSettings) -> None:
+    def __init__(self, checkpoint: Checkpoint[SegmentationMetadata], settings: EngineSettings) -> None:
         self.checkpoint = checkpoint
-        self.carried = checkpoint.carried
+        self.metadata = checkpoint.metadata
         self.settings = settings
-        self.threshold = ThresholdChoice.from_plain(self.carried["threshold"])
-        self.label_maps = checkpoint.label_maps
+        self.threshold = self.metadata.threshold
         self.fingerprint = checkpoint.fingerprint
         self.network = restored(Segmenter, checkpoint).eval()
-        self.model = InferenceModel(self.network, settings, settings.compute_mode(self.carried["precision"]))
+        self.model = InferenceModel(self.network, settings, settings.compute_mode(self.metadata.precision))
 
     @classmethod
     def from_checkpoint(cls, path: Path, settings: EngineSettings) -> SegmentationPredictor:
@@ -125,7 +92,7 @@ class SegmentationPredictor:
         Raises:
             CheckpointError: If it is missing, broken, or of another task.
         """
-        return cls(read_checkpoint(path, "segmentation"), settings)
+        return cls(read_checkpoint(path, SegmentationMetadata), settings)
 
     @property
     def mode(self) -> ComputeMode:
@@ -134,9 +101,9 @@ class SegmentationPredictor:
 
     def grid(self, slide: Slide, tissue: TissueMap) -> Grid:
         """Every tile that holds tissue, overlapping as the checkpoint says."""
-        patch = int(self.carried["patch_size"])
-        stride = max(1, round_px(patch * (1 - self.carried["overlap"])))
-        resolution = resolution_for(slide, self.carried["resolution"])
+        patch = self.metadata.patch_size
+        stride = max(1, round_px(patch * (1 - self.metadata.overlap)))
+        resolution = self.metadata.resolution.resolve(slide)
         return tissue_grid(resolution, tissue, patch, stride, edge="shift", min_tissue=0.0)
 
     def tile_reader(self, slide: Slide, tissue: TissueMap, grid: Grid) -> TileReader:
@@ -145,7 +112,7 @@ class SegmentationPredictor:
         Where it was trained on normalised slides, the colours are brought to the reference's.
         """
         size = (grid.patch_size, grid.patch_size)
-        stain = told_stain(slide, tissue) if self.carried["normalize"] else None
+        stain = told_stain(slide, tissue) if self.metadata.normalize else None
 
         def read(x: int, y: int) -> NDArray[np.uint8]:
             tile = slide.read(grid.resolution, (x, y), size)
@@ -158,8 +125,8 @@ class SegmentationPredictor:
         return fingerprint(
             {
                 "network": self.fingerprint,
-                "patch_size": self.carried["patch_size"],
-                "overlap": self.carried["overlap"],
+                "patch_size": self.metadata.patch_size,
+                "overlap": self.metadata.overlap,
                 "engine": ENGINE,
                 "precision": self.mode.precision,
                 "compiled": self.mode.compiled,
@@ -170,7 +137,7 @@ class SegmentationPredictor:
                 "tissue_rules": RULES,
                 "slide": identity(slide.path),
                 "reader": slide.reader_name,
-                **({"normalize": [self.carried["normalize"], STAIN_RULES]} if self.carried["normalize"] else {}),
+                **({"normalize": [self.metadata.normalize, STAIN_RULES]} if self.metadata.normalize else {}),
             }
         )
 
@@ -207,7 +174,7 @@ class SegmentationPredictor:
         A canvas is read from disk as it is needed: replaced by that of another network meanwhile, it would be
         read half from the one and half from the other.
         """
-        resolution = resolution_for(slide, self.carried["resolution"])
+        resolution = self.metadata.resolution.resolve(slide)
         made_of = self.canvas_fingerprint(slide, resolution)
         with hold_lock(path):
             yield _kept(path, resolution, made_of) or self._map(slide, tissue, path, made_of, on_tiles)
@@ -272,7 +239,7 @@ def _kept(path: Path, resolution: Resolution, made_of: str) -> Canvas | None:
     return canvas
 
 
-def restored(kind: type[N], checkpoint: Checkpoint) -> N:
+def restored(kind: type[N], checkpoint: Checkpoint[CheckpointMetadata]) -> N:
     """Build the network that a checkpoint describes and loads its weights.
 
     Args:
@@ -284,7 +251,7 @@ def restored(kind: type[N], checkpoint: Checkpoint) -> N:
     """
     altered = "it was altered, or made by another version: train again"
     try:
-        network = kind(**checkpoint.carried["network"])
+        network = kind(**checkpoint.metadata.network)
     except Exception as error:  # the libraries raise all sorts for options they do not expect
         raise CheckpointError(
             f"checkpoint {checkpoint.path}: panda.network describes no {kind.__name__} ({error}); {altered}"

@@ -13,7 +13,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, TypeAdapter
 from panda.data.manifest import SlideRecord
 from panda.files import fingerprint, identity, whole_path
 from panda.inference.evaluate import SlideScore
-from panda.inference.predictor import SegmentationPredictor, resolution_for
+from panda.inference.predictor import SegmentationPredictor
 from panda.tasks.metrics import BINS
 from panda.wsi.label_maps import find_label_map
 from panda.wsi.slide import Slide
@@ -42,9 +42,9 @@ def score_fingerprint(predictor: SegmentationPredictor, slide: Slide, record: Sl
     assert record.mask_path is not None
     return fingerprint(
         {
-            "canvas": predictor.canvas_fingerprint(slide, resolution_for(slide, predictor.carried["resolution"])),
+            "canvas": predictor.canvas_fingerprint(slide, predictor.metadata.resolution.resolve(slide)),
             "mask": identity(record.mask_path),
-            "codes": find_label_map(record.provider, predictor.label_maps).codes(),
+            "codes": find_label_map(record.provider, predictor.metadata.label_maps).codes(),
             "parts": StoredScore._fields,
         }
     )

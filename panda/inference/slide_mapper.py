@@ -85,9 +85,9 @@ class SlideMapper:
         """Everything that must be equal for the figures of two slides to be comparable."""
         values: dict[str, Any] = {
             "segmentation": {"network": self.predictor.fingerprint}
-            | {key: self.predictor.carried[key] for key in ("resolution", "patch_size", "overlap")},
+            | self.predictor.metadata.model_dump(mode="json", include={"resolution", "patch_size", "overlap"}),
             "grader": {"network": self.grader.checkpoint.fingerprint}
-            | {key: self.grader.carried[key] for key in ("resolution", "tile_size", "tiles", "target")}
+            | self.grader.metadata.model_dump(mode="json", include={"resolution", "tile_size", "tiles", "target"})
             if self.grader
             else None,
             "threshold": self.threshold,
@@ -99,7 +99,7 @@ class SlideMapper:
             **asdict(self.slide_options),
         }
         networks = {"segmentation": self.predictor, "grader": self.grader}
-        normalize = {key: network.carried["normalize"] for key, network in networks.items() if network}
+        normalize = {key: network.metadata.normalize for key, network in networks.items() if network}
         if any(normalize.values()):
             used = {key: name for key, name in normalize.items() if name}
             values["normalize"] = used | {"rules": STAIN_RULES}
@@ -122,10 +122,10 @@ class SlideMapper:
 
     def in_sample(self, slide_id: str) -> InSample | None:
         """Return the role of a slide in training: `validation` slides chose the epoch or the threshold."""
-        networks = [network.carried for network in (self.predictor, self.grader) if network]
-        if any(slide_id in carried["train_slides"] for carried in networks):
+        networks = [network.metadata for network in (self.predictor, self.grader) if network]
+        if any(slide_id in network.train_slides for network in networks):
             return "training"
-        return "validation" if any(slide_id in carried["val_slides"] for carried in networks) else None
+        return "validation" if any(slide_id in network.val_slides for network in networks) else None
 
     def map(
         self,

@@ -46,6 +46,9 @@ class MILNet(nn.Module):
     Raises:
         OptionError: An encoder that does not exist (near names are given), numbers out of range, or weights
             that cannot be had or do not fit.
+
+    Attributes:
+        options: Plain data that rebuilds the architecture: `MILNet(**options)` downloads no weights.
     """
 
     def __init__(
@@ -86,7 +89,7 @@ class MILNet(nn.Module):
         expected: Any = getattr(self.encoder, "pretrained_cfg", {}) if encoder_weights == "imagenet" else {}
         mean = expected.get("mean", IMAGENET_MEAN) if mean is None else mean
         std = expected.get("std", IMAGENET_STD) if std is None else std
-        self._plain: dict[str, Any] = {
+        self.options: dict[str, Any] = {
             "encoder": encoder,
             "encoder_weights": None,
             "num_classes": num_classes,
@@ -232,15 +235,7 @@ class MILNet(nn.Module):
         Raises:
             OptionError: With the size and the nearest sizes that are taken.
         """
-        require_size(self.encoder, self._plain["encoder"], tile_size, 1, "tile_size")
-
-    def plain(self) -> dict[str, Any]:
-        """Give what rebuilds this architecture: `MILNet(**plain)`, without fetching any weights.
-
-        Returns:
-            Strings, numbers, lists and None only.
-        """
-        return {key: list(value) if isinstance(value, list) else value for key, value in self._plain.items()}
+        require_size(self.encoder, self.options["encoder"], tile_size, 1, "tile_size")
 
 
 def _log_odds(logits: Tensor, of: int) -> Tensor:

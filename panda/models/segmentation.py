@@ -53,6 +53,9 @@ class Segmenter(nn.Module):
     Raises:
         OptionError: An architecture, encoder or option that does not exist (near names are given), options
             that do not go together, or weights that cannot be had.
+
+    Attributes:
+        options: Plain data that rebuilds the architecture: `Segmenter(**options)` downloads no weights.
     """
 
     def __init__(
@@ -70,7 +73,7 @@ class Segmenter(nn.Module):
         if faults:
             raise OptionError(faults)
         kind = ARCHITECTURES[architecture.lower()]
-        self._plain = {
+        self.options: dict[str, Any] = {
             "architecture": kind.__name__,
             "encoder_name": encoder_name,
             "encoder_weights": None,
@@ -84,7 +87,7 @@ class Segmenter(nn.Module):
             self._load_encoder(kind, encoder_weights, options)
 
     def _load_encoder(self, kind: type[nn.Module], weights: str, options: Mapping[str, Any]) -> None:
-        name = self._plain["encoder_name"]
+        name = self.options["encoder_name"]
         encoder = self.encoder
         named = weight_names(name)
         if weights not in named:
@@ -123,7 +126,7 @@ class Segmenter(nn.Module):
         logits: Tensor = self.network(self.normalize(image))
         if logits.shape[-2:] != image.shape[-2:]:
             raise ValueError(
-                f"{self._plain['architecture']} gives {tuple(logits.shape[-2:])} for an image of "
+                f"{self.options['architecture']} gives {tuple(logits.shape[-2:])} for an image of "
                 f"{tuple(image.shape[-2:])}: let the options upsampling, encoder_depth and "
                 "encoder_output_stride agree"
             )
@@ -151,9 +154,9 @@ class Segmenter(nn.Module):
         Raises:
             OptionError: One patch a batch is too few for this architecture.
         """
-        if batch_size < 2 and self._plain["architecture"] in ("DeepLabV3", "DeepLabV3Plus", "PSPNet"):
+        if batch_size < 2 and self.options["architecture"] in ("DeepLabV3", "DeepLabV3Plus", "PSPNet"):
             raise OptionError(
-                f"batch_size={batch_size}: {self._plain['architecture']} normalises over a pooled image and needs "
+                f"batch_size={batch_size}: {self.options['architecture']} normalizes over a pooled image and needs "
                 "at least 2"
             )
 
@@ -166,7 +169,7 @@ class Segmenter(nn.Module):
         Raises:
             OptionError: With the size, the stride and the nearest sizes that are taken.
         """
-        name = f"{self._plain['architecture']} over {self._plain['encoder_name']}"
+        name = f"{self.options['architecture']} over {self.options['encoder_name']}"
         require_size(self, name, patch_size, self.output_stride)
 
     @staticmethod
@@ -179,14 +182,6 @@ class Segmenter(nn.Module):
         """
         kind = ARCHITECTURES.get(str(options.get("architecture", "Unet")).lower())
         return list(options) if kind is None else _option_names(kind)
-
-    def plain(self) -> dict[str, Any]:
-        """Give what rebuilds this architecture: `Segmenter(**plain)`, without fetching any weights.
-
-        Returns:
-            Strings, numbers, lists and None only (a dict where the option `decoder_use_norm` is one).
-        """
-        return {key: _plain(key, value) for key, value in self._plain.items()}
 
 
 def weight_names(encoder_name: str) -> list[str]:

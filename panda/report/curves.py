@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,19 +14,17 @@ from numpy.typing import NDArray
 
 from panda.files import whole_path, write_table
 from panda.report.charts import PALETTE
-from panda.report.interpretation import CRITERIA
 from panda.tasks.calibration import RELIABILITY_BINS, Reliability, reliability
-from panda.tasks.metrics import curve, mean_slide_dice, pooled
-from panda.tasks.threshold import Criterion, Histograms, ThresholdChoice, criterion_scores
+from panda.tasks.metrics import curve, pooled
+from panda.tasks.threshold import CRITERIA, Histograms, ThresholdChoice, criterion_scores
 
 _LINES = {
     "dice_pooled": ("Dice, all pixels", "#0b3c8c", "-", 3.0),
     "dice_mean_slide": ("Dice, mean of slides with cancer", "#3f9bd8", "--", 2.5),
     "precision": ("Precision", "#c8511b", "-", 1.8),
     "recall": ("Recall", "#2a7f3f", "-", 1.8),
-    "youden": ("Youden's J", "#5b4b9a", "-.", 2.2),
-    "cost": ("Cost (the least is best)", "#5b4b9a", "-.", 2.2),
 }
+"""Lines that are always drawn; another criterion of the choice is drawn beside them."""
 _BAND = "#e9d9a6"
 
 
@@ -39,14 +37,13 @@ def write_threshold_curve(
 ) -> None:
     """Write the scores at every threshold as a table and as a picture.
 
-    The table has a row a threshold: threshold, dice_pooled (which is the pixels' F1 too), dice_mean_slide, iou,
-    precision, recall, youden, cost (if the choice has a cost ratio), tp, fp, fn (pixels over all slides); and the
-    criterion of each provider that has a threshold of its own. A score that is 0 / 0 is empty. Either file is whole
-    or absent.
+    The table has a row for each threshold: threshold; every criterion (one that takes a cost ratio only if the choice
+    has one); iou, precision and recall; tp, fp and fn (pixels over all slides); and the choice's criterion for each
+    provider with its own threshold. A score that is 0 / 0 is empty. Either file is whole or absent.
 
     Args:
         hists: Slide to (2, BINS).
-        choice: Marked in the picture, with its interval as a band and the providers' own thresholds.
+        choice: Is marked in the picture, with its interval as a band and the providers' own thresholds.
         csv_path: The table; folders are made.
         png_path: The picture.
         providers: Slide to provider; needed if the choice has thresholds by provider.
@@ -54,21 +51,17 @@ def write_threshold_curve(
     total = curve(*pooled(hists))
     columns: dict[str, NDArray[Any]] = {
         "threshold": total.thresholds,
-        "dice_pooled": total.dice,
-        "dice_mean_slide": mean_slide_dice(hists),
-        "iou": total.iou,
-        "precision": total.precision,
-        "recall": total.recall,
-        "youden": criterion_scores(hists, "youden"),
+        **{
+            name: criterion_scores(hists, name, choice.cost_ratio)
+            for name, rule in CRITERIA.items()
+            if rule.equal_to is None and not (rule.takes_cost_ratio and choice.cost_ratio is None)
+        },
+        **{name: getattr(total, name) for name in ("iou", "precision", "recall", "tp", "fp", "fn")},
     }
-    if choice.cost_ratio is not None:
-        columns["cost"] = criterion_scores(hists, "cost", choice.cost_ratio)
-    columns |= {"tp": total.tp, "fp": total.fp, "fn": total.fn}
-    criterion = next((known for known in get_args(Criterion) if known == choice.criterion), None)
     for provider in choice.by_provider:
-        assert providers is not None and criterion is not None  # noqa: PT018 (what a choice by provider comes from)
+        assert providers is not None  # they gave the thresholds
         own = {slide: hist for slide, hist in hists.items() if providers[slide] == provider}
-        columns[f"{criterion}_{provider}"] = criterion_scores(own, criterion, choice.cost_ratio)
+        columns[f"{choice.criterion}_{provider}"] = criterion_scores(own, choice.criterion, choice.cost_ratio)
     _write_columns(csv_path, columns)
     _save(_threshold_picture(columns, choice), png_path)
 
@@ -86,11 +79,13 @@ def _save(figure: Figure, path: Path) -> None:
 def _threshold_picture(columns: Mapping[str, NDArray[Any]], choice: ThresholdChoice) -> Figure:
     figure = Figure(figsize=(9, 6.4), dpi=120, layout="constrained")
     axes = figure.add_subplot()
-    keys = ["dice_pooled", "dice_mean_slide", "precision", "recall"]
-    keys += [choice.criterion] if choice.criterion in ("youden", "cost") else []
+    criterion = CRITERIA.get(choice.criterion)
+    lines = dict(_LINES)
+    if criterion and criterion.equal_to is None and choice.criterion not in lines:
+        label = f"{criterion.label} (the lowest is best)" if criterion.lowest_is_best else criterion.label
+        lines[choice.criterion] = (label, "#5b4b9a", "-.", 2.2)
     if columns["tp"][0]:
-        for key in keys:
-            label, colour, style, width = _LINES[key]
+        for key, (label, colour, style, width) in lines.items():
             axes.plot(columns["threshold"], columns[key], style, color=colour, linewidth=width, label=label)
     else:
         axes.text(0.5, 0.5, "No cancer pixel: nothing to score", fontsize=15, ha="center", backgroundcolor="white")
@@ -100,10 +95,10 @@ def _threshold_picture(columns: Mapping[str, NDArray[Any]], choice: ThresholdCho
     axes.axvline(choice.value, color="black", linewidth=1.5, linestyle=":")
     for (provider, own), colour in zip(choice.by_provider.items(), PALETTE[1:], strict=False):
         axes.axvline(own.value, color=colour, linewidth=2, linestyle=(0, (1, 1)), label=f"{provider}: {own.value:.3f}")
-    if choice.criterion not in CRITERIA:
+    if criterion is None or choice.score is None:
         title = f"Threshold {choice.value:.3f}, {choice.criterion}\n{choice.chosen_on}"
     else:
-        title = f"Threshold {choice.value:.3f}: {CRITERIA[choice.criterion]} {choice.score:.3f}\n{choice.chosen_on}"
+        title = f"Threshold {choice.value:.3f}: {criterion.label} {choice.score:.3f}\n{choice.chosen_on}"
         axes.plot([choice.value], [choice.score], "o", color="black", markersize=9, label="chosen threshold")
     axes.set_title(title, fontsize=14, loc="left", wrap=True)
     _style_axes(figure, axes, "Threshold on the probability of cancer", "Score")

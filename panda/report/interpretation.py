@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from panda.report.run_summary import GradingSummary, RunSummary, SegmentationSummary, ThresholdSummary
+from panda.report.run_summary import GradingSummary, RunSummary, SegmentationSummary
 from panda.report.slide_page import Card
 from panda.report.table import UNITS, figure_kind, figure_name, show
 from panda.tasks.calibration import Calibration
 from panda.tasks.figures import Figures
+from panda.tasks.threshold import CRITERIA, ThresholdChoice
 
 Numbers = Mapping[str, float | None]
 
@@ -27,14 +28,6 @@ HEADLINES = {
     "cancer": ("auroc", "accuracy"),
 }
 LESS_IS_BETTER = frozenset({"fp_mm2_benign_slides"})
-CRITERIA = {
-    "dice_pooled": "pooled Dice",
-    "dice_mean_slide": "mean Dice per slide",
-    "f1": "F1 over pixels (pooled Dice)",
-    "youden": "Youden's J",
-    "cost": "cost",
-}
-"""Criterion of a threshold search to its name on a page."""
 _FEW = 20
 _OUTSIDE = 0.5
 """Share in % of the labelled cancer from which the cancer outside the tissue found is shown."""
@@ -182,13 +175,13 @@ def _explain_grading(scores: Figures, keys: Sequence[str]) -> str:
     return ("; ".join(parts) or "no figure is defined") + "."
 
 
-def _explain_threshold(choice: ThresholdSummary) -> str:
+def _explain_threshold(choice: ThresholdChoice) -> str:
     text = f"A pixel counts as tumour from a probability of {choice.value:.3g}"
     criterion = CRITERIA.get(choice.criterion)
-    best = "lowest" if choice.criterion == "cost" else "best"
     if criterion is None:
         return f"{text}. The threshold was not searched ({choice.chosen_on})."
-    text += f", chosen on {choice.chosen_on}, for the {best} {criterion}"
+    best = "lowest" if criterion.lowest_is_best else "best"
+    text += f", chosen on {choice.chosen_on}, for the {best} {criterion.label}"
     details = [f"{show(choice.score, 'headline')} there"] if choice.score is not None else []
     if choice.cost_ratio is not None:
         details.append(f"a missed cancer pixel counts as {choice.cost_ratio:g} false ones")

@@ -12,7 +12,8 @@ from panda.inference.dataset_metrics import SegmentationSplitFigures
 from panda.inference.grading_metrics import AttentionSplitFigures, GradingSplitFigures
 from panda.report.run_folder import read_json
 from panda.tasks.calibration import Calibration
-from panda.tasks.figures import Count, Ends, Figures, Plain, Share
+from panda.tasks.figures import Count, Figures, Plain, Share
+from panda.tasks.threshold import ThresholdChoice
 
 SCHEMA = 3
 """Grows when a key is added, goes, or changes its meaning."""
@@ -67,39 +68,6 @@ class BootstrapSummary(Plain, frozen=True):
     unit: Annotated[str, Field(description="What is drawn.")]
 
 
-class ProviderThreshold(Plain, frozen=True):
-    """A threshold and where it comes from."""
-
-    value: Annotated[Share, Field(description="A pixel is cancer if its probability is at least this.")]
-    criterion: Annotated[
-        str,
-        Field(
-            description="What was best there: dice_pooled, dice_mean_slide, f1, youden or cost. `default` or `given` "
-            "if nothing was searched, `all_providers` if a provider takes the threshold of all."
-        ),
-    ]
-    score: Annotated[float | None, Field(description="Value of the criterion. Null if nothing was searched.")]
-    chosen_on: Annotated[str, Field(description="The slides it was chosen on, or why there was no search.")]
-    date: Annotated[str, Field(description="Date of the choice, ISO 8601, UTC.")]
-    cost_ratio: Annotated[
-        float | None,
-        Field(description="False-positive pixels that one missed cancer pixel is worth. Null for other criteria."),
-    ]
-    interval: Annotated[
-        Ends | None, Field(description="Bootstrap 95 % interval of the value. Null for the reason in `interval_note`.")
-    ]
-    interval_note: Annotated[str, Field(description="Why there is no interval, otherwise empty.")]
-
-
-class ThresholdSummary(ProviderThreshold, frozen=True):
-    """The threshold that was chosen on all validation slides; the checkpoint has the same."""
-
-    by_provider: Annotated[
-        dict[str, ProviderThreshold],
-        Field(description="Provider to its own threshold; empty without `threshold_per_provider=true`."),
-    ]
-
-
 class CommonSummary(Plain, frozen=True):
     """What the summaries of both tasks have in common."""
 
@@ -133,7 +101,7 @@ class SegmentationSummary(CommonSummary, frozen=True):
     task: Literal["segmentation"] = "segmentation"
     data: Annotated[PatchDataSummary, Field(description="Slides and patches.")]
     threshold: Annotated[Share, Field(description="Common threshold of all providers.")]
-    threshold_choice: Annotated[ThresholdSummary, Field(description="Where the threshold comes from.")]
+    threshold_choice: Annotated[ThresholdChoice, Field(description="Where the threshold comes from.")]
     calibration: Annotated[
         Calibration | None, Field(description="How far probabilities can be trusted. Null for `data=one_slide`.")
     ]

@@ -8,12 +8,13 @@ surer than that.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
+from scipy.optimize import brentq
 
 from panda.tasks.figures import Count, Plain, Share
 from panda.tasks.metrics import BINS
@@ -27,25 +28,19 @@ _MIDDLE = (np.arange(BINS) + 0.5) / BINS
 _LOGIT = np.log(_MIDDLE / (1 - _MIDDLE))
 
 
-@dataclass(frozen=True)
-class Temperature:
-    """A temperature T and where it comes from: calibrated are the probabilities sigmoid(logit(p) / T).
+class Temperature(Plain, frozen=True):
+    """A temperature T and its provenance. Calibrated probabilities are sigmoid(logit(p) / T).
 
-    Attributes:
-        value: T: above 1 the network is too sure, below 1 not sure enough; None where none is defined.
-        note: Why there is none, else empty.
-        chosen_on: The slides it was fitted on, in words.
-        date: ISO 8601, UTC.
+    T above 1 means that the network is overconfident, below 1 that it is underconfident.
     """
 
-    value: float | None
-    note: str
-    chosen_on: str
-    date: str
-
-    def plain(self) -> dict[str, Any]:
-        """Give strings, numbers and None only: fit for a checkpoint or JSON."""
-        return asdict(self)
+    value: Annotated[
+        Annotated[float, Field(gt=0)] | None,
+        Field(description="T: sigmoid(logit(p) / T) is most likely on validation. Null for the reason in `note`."),
+    ]
+    note: Annotated[str, Field(description="Why there is no temperature, otherwise empty.")]
+    chosen_on: Annotated[str, Field(description="The slides it was fitted on.")]
+    date: Annotated[str, Field(description="Date of the fit, ISO 8601, UTC.")]
 
 
 class CalibrationScores(Plain, frozen=True):
@@ -66,20 +61,13 @@ class CalibrationScores(Plain, frozen=True):
     ]
 
 
-class Calibration(Plain, frozen=True):
+class Calibration(Temperature, frozen=True):
     """Errors of probabilities in 1,000 bins, and the temperature that reduces them.
 
     Maps, thresholds and scores use the probabilities of the network unchanged. A temperature would not change their
     order, so the threshold would move with it and every mask would stay the same.
     """
 
-    value: Annotated[
-        float | None,
-        Field(description="T: sigmoid(logit(p) / T) is most likely on validation. Null for the reason in `note`."),
-    ]
-    note: Annotated[str, Field(description="Why there is no temperature, otherwise empty.")]
-    chosen_on: Annotated[str, Field(description="The slides it was fitted on.")]
-    date: Annotated[str, Field(description="Date of the fit, ISO 8601, UTC.")]
     bins: Annotated[Count, Field(description="Bins of equal width for `ece`.")]
     val: Annotated[CalibrationScores, Field(description="Validation slides, on which T was fitted.")]
     test: Annotated[
@@ -99,24 +87,22 @@ def fit_temperature(hist: NDArray[np.int64], chosen_on: str, date: str) -> Tempe
         The temperature; without a value where only one kind of pixels is there, or the least lies outside
         `LOWEST` to `HIGHEST`.
     """
-    if not hist[0].any() or not hist[1].any():
-        return Temperature(None, "needs pixels with and without cancer", chosen_on, date)
     low, high = 1 / HIGHEST, 1 / LOWEST
-    if _slope(hist, low) > 0:
-        why = f"above {HIGHEST:g}: the probabilities say next to nothing of where cancer is"
-        return Temperature(None, why, chosen_on, date)
-    if _slope(hist, high) < 0:
-        why = f"below {LOWEST:g}: cancer and other pixels are told apart without fault"
-        return Temperature(None, why, chosen_on, date)
-    # The loss is convex in 1 / T: its slope crosses 0 once.
-    while high - low > 1e-9 * high:
-        middle = (low + high) / 2
-        low, high = (low, middle) if _slope(hist, middle) > 0 else (middle, high)
-    return Temperature(2 / (low + high), "", chosen_on, date)
+    value, note = None, ""
+    if not hist[0].any() or not hist[1].any():
+        note = "needs pixels with and without cancer"
+    elif _slope(low, hist) > 0:
+        note = f"above {HIGHEST:g}: the probabilities say next to nothing of where cancer is"
+    elif _slope(high, hist) < 0:
+        note = f"below {LOWEST:g}: cancer and other pixels are told apart without fault"
+    else:
+        # The loss is convex in 1 / T, so its slope has one root.
+        value = 1 / float(brentq(_slope, low, high, args=(hist,), xtol=1e-12))
+    return Temperature(value=value, note=note, chosen_on=chosen_on, date=date)
 
 
-def _slope(hist: NDArray[np.int64], inverse: float) -> float:
-    """The slope of the negative log-likelihood by 1 / T."""
+def _slope(inverse: float, hist: NDArray[np.int64]) -> float:
+    """Return the derivative of the negative log-likelihood with respect to 1 / T."""
     return float((_LOGIT * (hist.sum(axis=0) * _scaled(inverse) - hist[0])).sum())
 
 

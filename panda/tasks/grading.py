@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -13,11 +13,10 @@ from torchmetrics import MeanMetric, Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from panda.models.mil import MILNet
-from panda.tasks.checkpoint import carried_data
 from panda.tasks.grade_metrics import grading_scores
+from panda.tasks.metadata import GradingMetadata, Target
 from panda.tasks.optim import Optim, check_finite
 
-Target = Literal["isup", "cancer"]
 CLASSES: Mapping[Target, int] = {"isup": 6, "cancer": 2}
 
 # bag (B, K, 3, h, w), or features (B, K, D) of a frozen encoder; mask (B, K) bool, ISUP grade (B,), slide ids
@@ -61,16 +60,15 @@ class GradingTask(pl.LightningModule):
         network: The MIL network.
         loss: Module over logits (B, C) and labels (B,).
         optim: Optimizer and schedule.
-        carried: Plain data for inference: resolution, tile_size, tiles, target, segmentation, normalize,
-            train_slides, val_slides.
+        metadata: What checkpoints store for inference.
     """
 
-    def __init__(self, network: MILNet, loss: nn.Module, optim: Optim, carried: Mapping[str, Any]) -> None:
+    def __init__(self, network: MILNet, loss: nn.Module, optim: Optim, metadata: GradingMetadata) -> None:
         super().__init__()
         self.network = network
         self.loss = loss
         self.optim = optim
-        self.carried = dict(carried)
+        self.metadata = metadata
         self.train_slides, self.val_slides = Predictions(), Predictions()
         # Not Lightning's own mean over the epoch: its progress bar asks for that on one of several devices alone.
         self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
@@ -83,7 +81,7 @@ class GradingTask(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch of bags."""
         bag, mask, grade, slides = batch
-        label = target_class(grade, self.carried["target"])
+        label = target_class(grade, self.metadata.target)
         logits, _, _ = self(bag, mask)
         loss: Tensor = self.loss(logits, label)
         check_finite(loss, logits, self.optim.lr, self.current_epoch, lambda: slides)
@@ -103,7 +101,7 @@ class GradingTask(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add one batch of bags to the epoch's figures."""
         bag, mask, grade, slides = batch
-        label = target_class(grade, self.carried["target"])
+        label = target_class(grade, self.metadata.target)
         logits, _, _ = self(bag, mask)
         loss: Tensor = self.loss(logits, label)
         check_finite(loss, logits, self.optim.lr, self.current_epoch, lambda: slides)
@@ -126,5 +124,5 @@ class GradingTask(pl.LightningModule):
         return self.optim.build(self.network.parameters(), int(self.trainer.estimated_stepping_batches))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put under `panda` all that inference needs, as plain data."""
-        checkpoint["panda"] = carried_data("grading", {**self.carried, "network": self.network.plain()})
+        """Store under `panda` all that inference needs, as plain data."""
+        checkpoint["panda"] = self.metadata.to_entry()

@@ -288,39 +288,5 @@ def pooled(histograms: Mapping[str, ArrayLike | Tensor]) -> NDArray[np.int64]:
     return sum((_counts(hist) for hist in histograms.values()), start=np.zeros((2, BINS), dtype=np.int64))
 
 
-def slide_dice(histograms: Mapping[str, ArrayLike | Tensor]) -> NDArray[np.float64]:
-    """Give each slide's Dice at every threshold.
-
-    A slide without any cancer has no Dice, whatever is predicted: its rows are nan and it is left out of a
-    mean. What is predicted there is a false-positive area.
-
-    Args:
-        histograms: Slide to (2, BINS).
-
-    Returns:
-        (slides, BINS) in the mapping's order.
-    """
-    rows = np.full((len(histograms), BINS), np.nan)
-    for row, hist in enumerate(histograms.values()):
-        counts = _counts(hist)
-        if counts[0].any():
-            rows[row] = curve(*counts).dice
-    return rows
-
-
-def mean_slide_dice(histograms: Mapping[str, ArrayLike | Tensor]) -> NDArray[np.float64]:
-    """Give the mean Dice over the slides with cancer at every threshold.
-
-    Args:
-        histograms: Slide to (2, BINS).
-
-    Returns:
-        (BINS,); nan where no slide has cancer.
-    """
-    rows = slide_dice(histograms)
-    with_cancer = rows[~np.isnan(rows).all(axis=1)]
-    return with_cancer.mean(axis=0) if len(with_cancer) else np.full(BINS, np.nan)
-
-
 def _defined(value: float) -> float | None:
     return None if math.isnan(value) else value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from typing import Any
 
 import pytorch_lightning as pl
@@ -18,7 +18,7 @@ from panda.data.loaders import find_batch_items, find_step_items
 from panda.data.patchset import PatchSet
 from panda.data.samplers import HardDraws
 from panda.models.segmentation import Segmenter
-from panda.tasks.checkpoint import carried_data
+from panda.tasks.metadata import SegmentationMetadata
 from panda.tasks.metrics import PixelHistogram, dice_at
 from panda.tasks.optim import Optim, check_finite
 from panda.tasks.threshold import search_threshold
@@ -37,8 +37,7 @@ class SegmentationTask(pl.LightningModule):
         network: The segmenter.
         loss: Module over logits and target, both (N, 1, h, w).
         optim: Optimizer and schedule.
-        carried: Plain data for inference: resolution, patch_size, overlap, label_maps, precision, tta, normalize,
-            train_slides, val_slides.
+        metadata: What checkpoints store for inference; each validation epoch replaces its threshold.
         channels_last: Keep the channels of a pixel side by side in memory.
         compiled: Run the network through `torch.compile`; its weights keep their names.
     """
@@ -48,7 +47,7 @@ class SegmentationTask(pl.LightningModule):
         network: Segmenter,
         loss: nn.Module,
         optim: Optim,
-        carried: Mapping[str, Any],
+        metadata: SegmentationMetadata,
         *,
         channels_last: bool = False,
         compiled: bool = False,
@@ -59,12 +58,11 @@ class SegmentationTask(pl.LightningModule):
         self.compiled = compiled
         self.loss = loss
         self.optim = optim
-        self.carried = dict(carried)
+        self.metadata = metadata
         self.train_pixels = PixelHistogram()
         self.val_pixels = PixelHistogram()
         # Not Lightning's own mean over the epoch: its progress bar asks for that on one of several devices alone.
         self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
-        self.threshold = search_threshold({}, chosen_on="no validation yet")
 
     def setup(self, stage: str) -> None:
         """Compiles the network, in the process that trains it: what is compiled does not pass to another one."""
@@ -139,18 +137,15 @@ class SegmentationTask(pl.LightningModule):
         self.val_loss.reset()
         self.log("val/dice", dice_at(histogram, 0.5), prog_bar=True)
         choice = search_threshold({"all": histogram}, chosen_on=f"validation patches, epoch {self.current_epoch}")
-        self.log("val/dice_best", choice.score)
+        self.log("val/dice_best", math.nan if choice.score is None else choice.score)
         self.log("val/threshold", choice.value)
         if not self.trainer.sanity_checking:
-            self.threshold = choice
+            self.metadata = self.metadata.model_copy(update={"threshold": choice})
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimizer and schedule over all steps of the run."""
         return self.optim.build(self.network.parameters(), int(self.trainer.estimated_stepping_batches))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put under `panda` all that inference needs, as plain data."""
-        checkpoint["panda"] = carried_data(
-            "segmentation",
-            {**self.carried, "network": self.network.plain(), "threshold": self.threshold.plain()},
-        )
+        """Store under `panda` all that inference needs, as plain data."""
+        checkpoint["panda"] = self.metadata.to_entry()

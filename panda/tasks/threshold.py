@@ -1,115 +1,226 @@
-"""The probability above which a pixel is called cancer: how it is chosen and kept."""
+"""The probability from which a pixel counts as cancer: the criteria, the search, and the result as it is stored."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal, Self, get_args
+from types import MappingProxyType
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import Field
 from torch import Tensor
 
 from panda.errors import ConfigError
 from panda.tasks.bootstrap import percentile_interval, resampled_sums
+from panda.tasks.figures import Plain, Share
 from panda.tasks.metrics import BINS, curve, pooled
 
-Criterion = Literal["dice_pooled", "dice_mean_slide", "f1", "youden", "cost"]
 DEFAULT_THRESHOLD = 0.5
-"""What is taken where there is nothing to choose by."""
+"""Threshold if there is nothing to choose by."""
 
 Histograms = Mapping[str, ArrayLike | Tensor]
+Array = NDArray[np.float64]
+
+
+def _count_positives(hist: ArrayLike | Tensor) -> Array:
+    found = curve(*pooled({"": hist}))
+    return np.stack([found.tp, found.fp]).astype(np.float64)
+
+
+def _measure_dice(hist: ArrayLike | Tensor) -> Array:
+    found = curve(*pooled({"": hist}))
+    if not found.tp[0]:
+        return np.zeros((2, BINS))
+    return np.stack([found.dice, np.ones(BINS)])
+
+
+def _divide(above: Array, below: Array) -> Array:
+    below = np.broadcast_to(below, above.shape)
+    return np.asarray(np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0))
+
+
+def _pooled_dice(tp: Array, fp: Array, _: float) -> Array:
+    cancer = tp[..., :1]  # at threshold 0 every pixel is positive
+    return np.asarray(np.where(cancer > 0, _divide(2 * tp, tp + fp + cancer), np.nan))
+
+
+def _youden(tp: Array, fp: Array, _: float) -> Array:
+    return _divide(tp, tp[..., :1]) - _divide(fp, fp[..., :1])
+
+
+def _cost(tp: Array, fp: Array, ratio: float) -> Array:
+    cancer, other = tp[..., :1], fp[..., :1]
+    share = _divide(ratio * (cancer - tp) + fp, ratio * cancer + other)
+    return np.asarray(np.where(cancer > 0, share, np.nan))
 
 
 @dataclass(frozen=True)
-class ThresholdChoice:
-    """A threshold and where it comes from.
+class Criterion:
+    """A rule that says which threshold is best.
 
     Attributes:
-        value: A pixel is cancer where its probability is at least this.
-        criterion: What was best there, a `Criterion`; "default" where nothing was searched, "given" where it was
-            set beforehand, "all_providers" where a provider takes the threshold of all.
-        score: The criterion's value there; nan where nothing was searched.
-        chosen_on: The slides it was chosen on, in words; for "default", why there was no search.
-        date: ISO 8601, UTC, of the choice.
-        cost_ratio: Of the criterion "cost"; else None.
-        interval: 95 % bootstrap interval of the value over groups of slides, or None; and
-        interval_note: Why there is none, else empty.
-        by_provider: Each provider's own threshold, where they were asked for.
+        label: Name in reports and charts.
+        description: The formula or rule, for the documentation.
+        score: Takes both rows of the summed terms, each (…, BINS), and the cost ratio. Returns (…, BINS), NaN if
+            undefined.
+        terms: Takes the (2, BINS) histogram of a slide. Returns (2, BINS) terms that add up over slides; by default
+            true and false positives at each threshold.
+        takes_cost_ratio: Whether `cost_ratio` must be given.
+        lowest_is_best: Whether the lowest score is best.
+        equal_to: Name of a criterion with the same scores, which is charted instead.
     """
 
-    value: float
-    criterion: str
-    score: float
-    chosen_on: str
-    date: str
-    cost_ratio: float | None = None
-    interval: tuple[float, float] | None = None
-    interval_note: str = ""
-    by_provider: Mapping[str, ThresholdChoice] = field(default_factory=dict)
+    label: str
+    description: str
+    score: Callable[[Array, Array, float], Array]
+    terms: Callable[[ArrayLike | Tensor], Array] = _count_positives
+    takes_cost_ratio: bool = False
+    lowest_is_best: bool = False
+    equal_to: str | None = None
+
+    def rank(self, sums: Array, cost_ratio: float | None) -> Array:
+        """Score summed terms (…, 2, BINS) so that the highest of (…, BINS) is best."""
+        scores = self.score(sums[..., 0, :], sums[..., 1, :], cost_ratio or 1.0)
+        return -scores if self.lowest_is_best else scores
+
+
+CRITERIA: Mapping[str, Criterion] = MappingProxyType(
+    {
+        "dice_pooled": Criterion(
+            "pooled Dice",
+            "2 TP / (2 TP + FP + FN) over the pixels of all slides together. Large tumors weigh most, and false "
+            "positives on benign slides count.",
+            _pooled_dice,
+        ),
+        "dice_mean_slide": Criterion(
+            "mean Dice per slide",
+            "Mean Dice of the slides with cancer, each with the same weight. Slides without cancer do not count.",
+            lambda dice, slides, _: _divide(dice, slides),
+            terms=_measure_dice,
+        ),
+        "f1": Criterion(
+            "F1 over pixels (pooled Dice)",
+            "Harmonic mean of precision and recall over pixels. It equals `dice_pooled`.",
+            _pooled_dice,
+            equal_to="dice_pooled",
+        ),
+        "youden": Criterion(
+            "Youden's J",
+            "Recall minus false-positive rate over pixels: TP / (TP + FN) - FP / (FP + TN).",
+            _youden,
+        ),
+        "cost": Criterion(
+            "cost",
+            "(r FN + FP) / (r (TP + FN) + FP + TN) over pixels, with r = `cost_ratio`. It is 0 if all pixels are right "
+            "and 1 if all are wrong; the lowest is best.",
+            _cost,
+            takes_cost_ratio=True,
+            lowest_is_best=True,
+        ),
+    }
+)
+"""All threshold criteria. Configuration checks, reports and charts read them from here."""
+
+
+class Threshold(Plain, frozen=True):
+    """A threshold and where it comes from."""
+
+    value: Annotated[
+        float, Field(ge=0, lt=1, description="A pixel is cancer if its probability is at least this; 0 to below 1.")
+    ]
+    criterion: Annotated[
+        str,
+        Field(
+            description=f"What was best there: {', '.join(CRITERIA)}. `default` or `given` if nothing was searched, "
+            "`all_providers` if a provider takes the threshold of all."
+        ),
+    ]
+    score: Annotated[float | None, Field(description="Value of the criterion. Null if nothing was searched.")]
+    chosen_on: Annotated[str, Field(description="The slides it was chosen on, or why there was no search.")]
+    date: Annotated[str, Field(description="Date of the choice, ISO 8601, UTC.")]
+    cost_ratio: Annotated[
+        Annotated[float, Field(gt=0)] | None,
+        Field(description="False-positive pixels that one missed cancer pixel is worth. Null if it was not used."),
+    ] = None
+    interval: Annotated[
+        Annotated[tuple[Share, Share], Field(strict=False)] | None,
+        Field(description="Bootstrap 95 % interval of the value. Null for the reason in `interval_note`."),
+    ] = None
+    interval_note: Annotated[str, Field(description="Why there is no interval, otherwise empty.")] = ""
 
     @classmethod
-    def given(cls, value: float) -> Self:
-        """A threshold that the user set beforehand: nothing was searched."""
-        return cls(value, "given", math.nan, "no slides: it was given beforehand", _now(), interval_note=_UNSEARCHED)
-
-    def of(self, provider: str | None) -> float:
-        """The threshold for a provider's slides: its own where it has one, else that of all."""
-        own = self.by_provider.get(provider) if provider is not None else None
-        return self.value if own is None else own.value
-
-    def plain(self) -> dict[str, Any]:
-        """Give strings, numbers, lists, mappings and None only: fit for a checkpoint or JSON."""
-        own = {name: choice.plain() for name, choice in self.by_provider.items()}
-        for plain in own.values():
-            del plain["by_provider"]
-        return {
-            "value": self.value,
-            "criterion": self.criterion,
-            "score": None if math.isnan(self.score) else self.score,
-            "chosen_on": self.chosen_on,
-            "date": self.date,
-            "cost_ratio": self.cost_ratio,
-            "interval": None if self.interval is None else list(self.interval),
-            "interval_note": self.interval_note,
-            "by_provider": own,
-        }
-
-    @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> Self:
-        """Rebuild what `plain` gave, in this version or in one that kept no more than where it was chosen.
+    def unsearched(cls, criterion: Literal["default", "given"], value: float, reason: str) -> Self:
+        """Return a threshold that no search chose.
 
         Args:
-            plain: Its keys and values.
-
-        Returns:
-            The choice.
-
-        Raises:
-            KeyError: A key is missing.
+            criterion: "given" by the user, or the "default".
+            value: The threshold.
+            reason: Why nothing was searched, stored as `chosen_on`.
         """
-        score, interval = plain["score"], plain.get("interval")
         return cls(
-            value=float(plain["value"]),
-            criterion=str(plain["criterion"]),
-            score=math.nan if score is None else float(score),
-            chosen_on=str(plain["chosen_on"]),
-            date=str(plain["date"]),
-            cost_ratio=plain.get("cost_ratio"),
-            interval=None if interval is None else (float(interval[0]), float(interval[1])),
-            interval_note=str(plain.get("interval_note", "")),
-            by_provider={name: cls.from_plain(own) for name, own in plain.get("by_provider", {}).items()},
+            value=value,
+            criterion=criterion,
+            score=None,
+            chosen_on=reason,
+            date=_now(),
+            interval_note="nothing was searched",
         )
 
 
-_UNSEARCHED = "nothing was searched"
+class ThresholdChoice(Threshold, frozen=True):
+    """The threshold that was chosen on all validation slides; checkpoint and summary have the same."""
+
+    by_provider: Annotated[
+        dict[str, Threshold],
+        Field(description="Provider to its own threshold; empty without `threshold_per_provider=true`."),
+    ] = Field(default_factory=dict)
+
+    @classmethod
+    def given(cls, value: float) -> Self:
+        """Return a threshold that the user set."""
+        return cls.unsearched("given", value, "no slides: it was given beforehand")
+
+    def value_for(self, provider: str | None) -> float:
+        """Return the threshold for slides of a provider: its own if it has one, otherwise the common one."""
+        own = self.by_provider.get(provider) if provider is not None else None
+        return self.value if own is None else own.value
+
+
+def find_criterion(name: str) -> Criterion:
+    """Return a criterion by name.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    if name not in CRITERIA:
+        raise ConfigError(f"criterion={name} is unknown: use one of {', '.join(CRITERIA)}")
+    return CRITERIA[name]
+
+
+def check_criterion(name: str, cost_ratio: float | None) -> None:
+    """Check a criterion and its cost ratio.
+
+    Raises:
+        ConfigError: If the criterion is unknown, or its cost ratio is missing, out of range or not used.
+    """
+    if not find_criterion(name).takes_cost_ratio:
+        if cost_ratio is not None:
+            raise ConfigError(f"cost_ratio is not used with criterion={name}: remove it")
+    elif cost_ratio is None:
+        raise ConfigError(
+            f"criterion={name} needs cost_ratio=…: how many false-positive pixels one missed cancer pixel is worth"
+        )
+    elif not 0 < cost_ratio < math.inf:
+        raise ConfigError(f"cost_ratio={cost_ratio} must be a number above 0")
 
 
 def search_threshold(
     slide_histograms: Histograms,
-    criterion: Criterion = "dice_pooled",
+    criterion: str = "dice_pooled",
     chosen_on: str = "validation",
     *,
     cost_ratio: float | None = None,
@@ -119,161 +230,117 @@ def search_threshold(
 ) -> ThresholdChoice:
     """Choose the best threshold among 0, 0.001, … 0.999.
 
-    Of thresholds that are equally good (to 1e-12) the middle one of the longest unbroken run is taken (of runs as long
-    the lowest): it is farthest from where the score falls.
+    If several thresholds are equally good (to 1e-12), the middle of their longest unbroken run is chosen, because it
+    is farthest from any fall of the score. Of runs of equal length the lowest counts.
 
     Args:
         slide_histograms: Slide to (2, BINS), of validation slides only.
-        criterion: What is best, see `criterion_scores`.
+        criterion: A name of `CRITERIA`.
         chosen_on: The slides, in words.
-        cost_ratio: For "cost" only: how many false-positive pixels one missed cancer pixel is worth, above 0.
-        groups: Slide to group: gives the choice an interval, by choosing anew on groups drawn anew.
-        providers: Slide to provider: each provider gets a threshold of its own too, from its slides alone.
-        seed: Of the drawing.
+        cost_ratio: How many false-positive pixels one missed cancer pixel is worth, if the criterion takes it.
+        groups: Slide to group. Gives the choice an interval, by searches on groups that are drawn with replacement.
+        providers: Slide to provider. Gives each provider a threshold from its own slides.
+        seed: Seed of the drawing.
 
     Returns:
-        The choice; where the criterion is undefined (no slide has a cancer pixel), 0.5 by the criterion
-        "default", with the reason.
+        The choice. If the criterion is undefined (no slide has a cancer pixel), 0.5 with the criterion "default" and
+        the reason.
 
     Raises:
-        ConfigError: Another criterion, or a cost ratio without its criterion or the reverse.
+        ConfigError: If the criterion is unknown, or its cost ratio is missing, out of range or not used.
     """
     check_criterion(criterion, cost_ratio)
-    choice = _choose(slide_histograms, criterion, chosen_on, cost_ratio=cost_ratio, groups=groups, seed=seed)
-    if providers is None or choice.criterion == "default":
-        return choice
+
+    def choose(hists: Histograms, where: str) -> Threshold:
+        return _choose(hists, criterion, where, cost_ratio=cost_ratio, groups=groups, seed=seed)
+
+    common = choose(slide_histograms, chosen_on)
     own = {}
-    for provider in sorted({providers[slide] for slide in slide_histograms}):
-        hists = {slide: hist for slide, hist in slide_histograms.items() if providers[slide] == provider}
-        where = f"{provider}, {len(hists)} of {chosen_on}"
-        found = _choose(hists, criterion, where, cost_ratio=cost_ratio, groups=groups, seed=seed)
-        if found.criterion == "default":
-            reason = f"{found.chosen_on}; the threshold of all providers is taken"
-            found = replace(found, value=choice.value, criterion="all_providers", chosen_on=reason)
-        own[provider] = found
-    return replace(choice, by_provider=own)
+    if providers is not None and common.criterion != "default":
+        for provider in sorted({providers[slide] for slide in slide_histograms}):
+            hists = {slide: hist for slide, hist in slide_histograms.items() if providers[slide] == provider}
+            found = choose(hists, f"{provider}, {len(hists)} of {chosen_on}")
+            if found.criterion == "default":
+                reason = f"{found.chosen_on}; the threshold of all providers is taken"
+                changes = {"value": common.value, "criterion": "all_providers", "chosen_on": reason}
+                found = found.model_copy(update=changes)
+            own[provider] = found
+    return ThresholdChoice(**common.model_dump(), by_provider=own)
 
 
-def check_criterion(criterion: str, cost_ratio: float | None) -> None:
-    """Refuse a criterion that there is not, or one whose cost ratio is missing or idle.
-
-    Raises:
-        ConfigError: Naming the key, the value and the remedy.
-    """
-    if criterion not in get_args(Criterion):
-        raise ConfigError(f"criterion={criterion}: must be one of {', '.join(get_args(Criterion))}")
-    if criterion != "cost":
-        if cost_ratio is not None:
-            raise ConfigError(f"cost_ratio={cost_ratio}: no part in criterion={criterion}; leave out")
-    elif cost_ratio is None:
-        raise ConfigError(
-            "criterion=cost needs cost_ratio=…: how many false-positive pixels one missed cancer pixel is worth"
-        )
-    elif not 0 < cost_ratio < math.inf:
-        raise ConfigError(f"cost_ratio={cost_ratio} must be a number above 0")
-
-
-def criterion_scores(
-    slide_histograms: Histograms, criterion: Criterion, cost_ratio: float | None = None
-) -> NDArray[np.float64]:
-    """Give a criterion at every threshold.
-
-    With TP, FP, FN and TN counted over the pixels of all slides together:
-
-    - "dice_pooled" is 2 TP / (2 TP + FP + FN): large tumours weigh most, false positives on benign slides count.
-    - "f1", the harmonic mean of precision and recall over pixels, is the same number by definition.
-    - "dice_mean_slide" is the mean Dice over slides with cancer, each weighing the same; slides without have no
-      Dice and no say.
-    - "youden" is recall less false-positive rate, TP / (TP + FN) - FP / (FP + TN).
-    - "cost" is (r FN + FP) / (r (TP + FN) + FP + TN): 0 where all is right, 1 where all is wrong; the least is
-      best. r is the cost ratio.
+def criterion_scores(slide_histograms: Histograms, criterion: str, cost_ratio: float | None = None) -> Array:
+    """Score every threshold by a criterion.
 
     Args:
         slide_histograms: Slide to (2, BINS).
-        criterion: Which.
-        cost_ratio: R, for "cost".
+        criterion: A name of `CRITERIA`.
+        cost_ratio: For a criterion that takes one.
 
     Returns:
-        (BINS,); nan where it is undefined.
+        (BINS,); NaN if undefined.
     """
-    found = _goodness(_parts(slide_histograms, criterion).sum(axis=0), criterion, cost_ratio)
-    return -found if criterion == "cost" else found
+    rule = find_criterion(criterion)
+    ranked = rule.rank(_stack_terms(slide_histograms, rule).sum(axis=0), cost_ratio)
+    return -ranked if rule.lowest_is_best else ranked
 
 
-def _parts(slide_histograms: Histograms, criterion: Criterion) -> NDArray[np.float64]:
-    """What of each slide adds up to the criterion: (slides, 2, BINS)."""
-    parts = np.zeros((len(slide_histograms), 2, BINS))
-    for row, hist in zip(parts, slide_histograms.values(), strict=True):
-        at = curve(*pooled({"": hist}))
-        if criterion != "dice_mean_slide":
-            row[0], row[1] = at.tp, at.fp
-        elif at.tp[0]:
-            row[0], row[1] = at.dice, 1
-    return parts
-
-
-def _goodness(sums: NDArray[np.float64], criterion: Criterion, cost_ratio: float | None) -> NDArray[np.float64]:
-    """The criterion (…, BINS) of sums (…, 2, BINS) of `_parts`, turned so that the greatest is best."""
-    first, second = sums[..., 0, :], sums[..., 1, :]
-    if criterion == "dice_mean_slide":
-        return _over(first, second)
-    cancer, other = first[..., :1], second[..., :1]  # at threshold 0 every pixel is positive
-    if criterion == "youden":
-        return _over(first, cancer) - _over(second, other)
-    if criterion == "cost":
-        assert cost_ratio is not None
-        wrong = cost_ratio * (cancer - first) + second
-        return np.asarray(np.where(cancer > 0, -_over(wrong, cost_ratio * cancer + other), np.nan))
-    dice = _over(2 * first, first + second + cancer)
-    return np.asarray(np.where(cancer > 0, dice, np.nan))
-
-
-def _over(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
-    below = np.broadcast_to(below, above.shape)
-    return np.asarray(np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0))
+def _stack_terms(slide_histograms: Histograms, rule: Criterion) -> Array:
+    """Return the terms of each slide, (slides, 2, BINS)."""
+    return np.array([rule.terms(hist) for hist in slide_histograms.values()]).reshape(-1, 2, BINS)
 
 
 def _choose(
     hists: Histograms,
-    criterion: Criterion,
+    criterion: str,
     chosen_on: str,
     *,
     cost_ratio: float | None,
     groups: Mapping[str, str] | None,
     seed: int,
-) -> ThresholdChoice:
-    parts = _parts(hists, criterion)
-    goodness = _goodness(parts.sum(axis=0), criterion, cost_ratio)
-    k = _middle_of_best(goodness)
+) -> Threshold:
+    rule = CRITERIA[criterion]
+    terms = _stack_terms(hists, rule)
+    ranked = rule.rank(terms.sum(axis=0), cost_ratio)
+    k = _find_best_bin(ranked)
     if k is None:
         lacking = "cancer pixel" if not pooled(hists)[0].any() else "pixel without cancer"
-        why = f"not searched: no {lacking} among the {len(hists)} slides of {chosen_on}"
-        return ThresholdChoice(DEFAULT_THRESHOLD, "default", math.nan, why, _now(), interval_note=_UNSEARCHED)
-    score = float(-goodness[k] if criterion == "cost" else goodness[k])
-    choice = ThresholdChoice(k / BINS, criterion, score, chosen_on, _now(), cost_ratio)
+        reason = f"not searched: no {lacking} among the {len(hists)} slides of {chosen_on}"
+        return Threshold.unsearched("default", DEFAULT_THRESHOLD, reason)
+
+    def search(sums: Array) -> Array:
+        bins = map(_find_best_bin, rule.rank(sums, cost_ratio))
+        return np.array([math.nan if found is None else found / BINS for found in bins])
+
+    slide_groups = [] if groups is None else [groups[slide] for slide in hists]
+    interval, note = None, ""
     if groups is None:
-        return replace(choice, interval_note="the groups of the slides were not given")
-    of_slides = [groups[slide] for slide in hists]
-    if len(set(of_slides)) < 2:
-        return replace(choice, interval_note="all slides are of one group: an interval needs two")
-
-    def best(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-        found = (_middle_of_best(row) for row in _goodness(sums, criterion, cost_ratio))
-        return np.array([math.nan if k is None else k / BINS for k in found])
-
-    return replace(choice, interval=percentile_interval(resampled_sums(parts, of_slides, best, seed=seed)))
+        note = "the groups of the slides were not given"
+    elif len(set(slide_groups)) < 2:
+        note = "all slides are of one group: an interval needs two"
+    else:
+        interval = percentile_interval(resampled_sums(terms, slide_groups, search, seed=seed))
+    return Threshold(
+        value=k / BINS,
+        criterion=criterion,
+        score=float(-ranked[k] if rule.lowest_is_best else ranked[k]),
+        chosen_on=chosen_on,
+        date=_now(),
+        cost_ratio=cost_ratio,
+        interval=interval,
+        interval_note=note,
+    )
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _middle_of_best(scores: NDArray[np.float64]) -> int | None:
-    """The middle of the longest run of greatest scores; None where all are nan."""
-    if np.isnan(scores).all():
+def _find_best_bin(ranked: Array) -> int | None:
+    """Return the middle of the longest run of highest scores; None if all scores are NaN."""
+    if np.isnan(ranked).all():
         return None
-    # Sums of fractions that are equal differ by rounding; what differs in truth does by more.
-    best = np.flatnonzero(scores >= np.nanmax(scores) - 1e-12)
+    # Equal sums of fractions differ by rounding; different ones differ by more.
+    best = np.flatnonzero(ranked >= np.nanmax(ranked) - 1e-12)
     runs = np.split(best, np.flatnonzero(np.diff(best) > 1) + 1)
     longest = max(runs, key=len)
     return int(longest[(len(longest) - 1) // 2])

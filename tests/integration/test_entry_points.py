@@ -15,6 +15,7 @@ import torch
 from panda.files import hold_lock
 from panda.report.run_summary import parse_summary
 from panda.tasks.checkpoint import read_checkpoint
+from panda.tasks.metadata import SegmentationMetadata
 from panda.tasks.segmentation import SegmentationTask
 from panda.tasks.threshold import ThresholdChoice
 from tests.integration.entry_points import REPOSITORY, run_door, table
@@ -137,16 +138,18 @@ def test_the_dashboard_shows_all_that_a_run_has(trained: Path) -> None:
 
 def test_the_checkpoint_carries_what_was_chosen(trained: Path) -> None:
     summary = json.loads((trained / "summary.json").read_text())
-    carried = read_checkpoint(trained / "checkpoints" / "best.ckpt", "segmentation").carried
-    assert carried["threshold"] == summary["threshold_choice"]
-    assert {key: summary["calibration"][key] for key in carried["calibration"]} == carried["calibration"]
-    choice = ThresholdChoice.from_plain(carried["threshold"])
+    metadata = read_checkpoint(trained / "checkpoints" / "best.ckpt", SegmentationMetadata).metadata
+    assert metadata.threshold == ThresholdChoice.model_validate(summary["threshold_choice"])
+    assert metadata.calibration is not None
+    calibration = metadata.calibration.model_dump()
+    assert {key: summary["calibration"][key] for key in calibration} == calibration
+    choice = metadata.threshold
     assert (choice.criterion, choice.cost_ratio) == ("cost", 4)
     assert choice.by_provider
     rows = table(trained / "test_slides.csv")
     for row in rows:
         facts = json.loads((trained / "slides" / row["slide_id"] / "quantification.json").read_text())
-        assert facts["threshold"] == choice.of(row["provider"])
+        assert facts["threshold"] == choice.value_for(row["provider"])
     assert {"cost", *(f"cost_{name}" for name in choice.by_provider)} <= set(table(trained / "threshold_curve.csv")[0])
     for heading in ("By provider", "By grade", "Choice of threshold", "Calibration"):
         assert f"<h2>{heading}</h2>" in (trained / "report.html").read_text()
@@ -382,7 +385,7 @@ def test_a_split_of_bad_slides_ends_the_run_and_lists_them(home: Path, trained: 
         (("data=one_slide", "data.test_fraction=0.1"), "data.test_fraction=0.1: no part"),
         (("data=one_slide", "threshold_per_provider=true"), "threshold_per_provider=true: no part"),
         (("criterion=cost", "seed=1"), "criterion=cost needs cost_ratio="),
-        (("cost_ratio=5", "seed=1"), "cost_ratio=5: no part in criterion=dice_pooled"),
+        (("cost_ratio=5", "seed=1"), "cost_ratio is not used with criterion=dice_pooled: remove it"),
         (("data=one_slide", "data.stride=64"), "data.stride is 64"),
         (("model=deeplabv3", "data.batch_size=1"), "at least 2"),
         (("task=grading", "segmentation_checkpoint=nothing.ckpt"), "nothing.ckpt"),

@@ -11,6 +11,7 @@ import pytest
 
 from panda.files import CONF
 from panda.tasks.checkpoint import read_checkpoint
+from panda.tasks.metadata import SegmentationMetadata
 from panda.wsi import label_maps
 from panda.wsi.label_maps import find_label_map
 from tests.integration.entry_points import run_door, table
@@ -65,7 +66,7 @@ def test_a_provider_of_one_yaml_file_trains_and_is_scored(tmp_path: Path, monkey
         assert done.returncode == 0, done.stderr[-3000:]
     run = tmp_path / "runs" / "segmentation" / "own"
     checkpoint = run / "checkpoints" / "best.ckpt"
-    assert read_checkpoint(checkpoint, "segmentation").label_maps == {"mylab": find_label_map("binary")}
+    assert read_checkpoint(checkpoint, SegmentationMetadata).metadata.label_maps == {"mylab": find_label_map("binary")}
     assert json.loads((run / "summary.json").read_text())["test"]["slides"] > 0
 
     # mylab.yaml is gone: the checkpoint says what the codes mean

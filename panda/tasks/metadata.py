@@ -1,0 +1,177 @@
+"""What a checkpoint says about its network: models of the plain data beside the weights.
+
+A new field with a default keeps older checkpoints readable. A change that gives other results from the same weights
+needs a new `FORMAT`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, JsonValue, PositiveInt, model_validator
+from pydantic_core import PydanticCustomError
+
+from panda.tasks.calibration import Temperature
+from panda.tasks.figures import Plain, Share
+from panda.tasks.threshold import ThresholdChoice
+from panda.wsi.geometry import Resolution
+from panda.wsi.label_maps import LabelMap
+from panda.wsi.mpp import MPP_MAX, MPP_MIN
+from panda.wsi.resolution_request import ResolutionRequest
+from panda.wsi.slide import Slide
+from panda.wsi.stain_normalization import NormalizeName
+
+Task = Literal["segmentation", "grading"]
+Target = Literal["isup", "cancer"]
+
+SlideIds = Annotated[tuple[str, ...], Field(strict=False)]
+"""Read from a list, because JSON and checkpoints have no tuples."""
+Mpp = Annotated[float, Field(gt=0)]
+
+SAME_MPP = 0.05
+"""Relative difference of µm/px up to which resolutions are the same. Neighboring levels differ by a factor of 2."""
+
+
+class TrainedResolution(Plain, frozen=True):
+    """The resolution that was asked for in training, and the one that the slides had there.
+
+    Attributes:
+        level: Pyramid level; None if `mpp` was asked for.
+        mpp: µm per working px, 0.05 to 20; None if `level` was asked for.
+        train_mpp: Lowest, median and highest µm per working px of the training slides; None if none states it.
+    """
+
+    level: Annotated[int, Field(ge=0)] | None
+    mpp: Annotated[float, Field(ge=MPP_MIN, le=MPP_MAX)] | None
+    train_mpp: Annotated[tuple[Mpp, Mpp, Mpp], Field(strict=False)] | None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.level is None) == (self.mpp is None):
+            raise PydanticCustomError("resolution", "exactly one of level and mpp must be given")
+        if self.train_mpp and list(self.train_mpp) != sorted(self.train_mpp):
+            raise PydanticCustomError("resolution", "train_mpp must be the lowest, the median and the highest")
+        return self
+
+    @classmethod
+    def from_slides(cls, request: ResolutionRequest, train_mpp: Sequence[float] = ()) -> Self:
+        """Summarize the resolution of the training slides.
+
+        Args:
+            request: The resolution that was asked for.
+            train_mpp: µm per working px of each training slide that states it.
+        """
+        seen = (min(train_mpp), median(train_mpp), max(train_mpp)) if train_mpp else None
+        return cls(level=request.level, mpp=request.mpp, train_mpp=seen)
+
+    @property
+    def request(self) -> ResolutionRequest:
+        """The resolution that was asked for."""
+        return ResolutionRequest(self.level, self.mpp)
+
+    def resolve(self, slide: Slide) -> Resolution:
+        """Return the working resolution of the network on a slide.
+
+        A network that was trained at a pyramid level saw a range of µm/px there. A slide is read at that level if
+        its µm/px lies in the range, as in training. Any other slide is resampled to the median.
+
+        Raises:
+            SlideError: If the level is absent, or µm/px is needed and unknown.
+        """
+        if self.level is None or self.train_mpp is None or slide.mpp is None:
+            return self.request.resolve(slide)
+        low, median_mpp, high = self.train_mpp
+        if self.level < len(slide.level_downsamples):
+            at_level = slide.at(level=self.level)
+            if at_level.mean_mpp and low * (1 - SAME_MPP) <= at_level.mean_mpp <= high * (1 + SAME_MPP):
+                return at_level
+        return slide.at(mpp=median_mpp)
+
+
+class TileSelection(Plain, frozen=True):
+    """How the tiles of a slide's bag are selected.
+
+    Attributes:
+        how: `guided` by a segmentation, or any `tissue`.
+        k: Largest number of tiles in a bag.
+        random_fraction: Share of the bag that is random tissue.
+        min_tissue: Least share of tissue in a tile.
+        seed: Seed of the random share.
+    """
+
+    how: Literal["guided", "tissue"]
+    k: PositiveInt
+    random_fraction: Share
+    min_tissue: Share
+    seed: int
+
+
+class CheckpointMetadata(Plain, frozen=True):
+    """What both tasks store beside the weights.
+
+    Attributes:
+        network: Arguments that rebuild the network, input normalization included.
+        resolution: Working resolution.
+        train_slides: Ids of the slides that the network learned from.
+        val_slides: Ids of the slides that chose epoch and threshold. Both are in-sample.
+        normalize: How the colors of slides were brought to those of a reference, or None.
+    """
+
+    TASK: ClassVar[Task]
+    FORMAT: ClassVar[int]
+
+    network: dict[str, JsonValue]
+    resolution: TrainedResolution
+    train_slides: SlideIds
+    val_slides: SlideIds
+    normalize: NormalizeName | None = None
+
+    def to_entry(self) -> dict[str, Any]:
+        """Return the plain data that a checkpoint stores under `panda`."""
+        return {"format": self.FORMAT, "task": self.TASK, **self.model_dump(mode="json")}
+
+
+class SegmentationMetadata(CheckpointMetadata, frozen=True):
+    """What a segmentation checkpoint stores beside the weights.
+
+    Attributes:
+        patch_size: Side of a patch in working px.
+        overlap: Overlap of neighboring tiles, as a share of the patch size.
+        label_maps: Provider to the meaning of its mask codes, for the providers of the training slides.
+        threshold: The chosen threshold and its provenance.
+        precision: Precision of the maps on which the threshold was chosen.
+        tta: Test-time augmentation of these maps.
+        calibration: Temperature of the probabilities, or None. Maps are not changed by it.
+    """
+
+    TASK = "segmentation"
+    FORMAT = 1
+
+    patch_size: PositiveInt
+    overlap: Annotated[float, Field(ge=0, lt=1)]
+    label_maps: dict[str, LabelMap]
+    threshold: ThresholdChoice
+    precision: Literal["fp32", "bf16"]
+    tta: Literal["none", "flip", "d4"] = "none"
+    calibration: Temperature | None = None
+
+
+class GradingMetadata(CheckpointMetadata, frozen=True):
+    """What a grading checkpoint stores beside the weights.
+
+    Attributes:
+        tile_size: Side of a tile in working px.
+        tiles: How tiles are selected.
+        target: `isup` grades, or `cancer` present or absent.
+        segmentation: Fingerprints of the segmentations that guided the tiles.
+    """
+
+    TASK = "grading"
+    FORMAT = 2  # 1 had tile features without normalization
+
+    tile_size: PositiveInt
+    tiles: TileSelection
+    target: Target
+    segmentation: SlideIds
