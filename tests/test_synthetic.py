@@ -18,7 +18,7 @@ import tifffile
 
 from panda.errors import ConfigError, ManifestError
 from panda.synthetic import dataset as synthetic
-from panda.synthetic.dataset import SyntheticSpec, draw_dataset, draw_slide, grade_of
+from panda.synthetic.dataset import SyntheticSpec, draw_dataset, draw_slide, find_grade
 from panda.synthetic.layout import GRADE_PATTERNS, plan_scene
 from panda.synthetic.painter import GREY_BLOCK_PX, STYLES, Painter
 from panda.synthetic.scene import CELL_PX
@@ -195,7 +195,7 @@ def test_drawn_grade_is_the_one_asked_for(grade: int) -> None:
     for seed in (1, 2):
         _, codes = Painter(plan_scene(1280, 800, 0.48, grade, seed), "radboud").draw(0, 0, 1280, 800)
         counts = np.bincount(codes.ravel(), minlength=6)
-        assert grade_of({p: int(counts[p]) for p in (3, 4, 5)})[0] == grade
+        assert find_grade({p: int(counts[p]) for p in (3, 4, 5)})[0] == grade
         assert counts[1] > 0
         assert counts[2] > 0
 
@@ -219,7 +219,7 @@ def test_drawn_grade_is_the_one_asked_for(grade: int) -> None:
     ],
 )
 def test_grade_rules(three: int, four: int, five: int, expected: tuple[int, str]) -> None:
-    assert grade_of({3: three, 4: four, 5: five}) == expected
+    assert find_grade({3: three, 4: four, 5: five}) == expected
 
 
 def test_same_spec_is_reused_other_spec_is_refused(dataset: Path, tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_scene_finds_every_gland_that_touches() -> None:
             u0, v0, u1, v1 = gland.box()
             if u0 < x + w and u1 > x and v0 < y + h and v1 > y:
                 touching.append(number)
-        assert set(touching) <= set(scene.within(x, y, x + w, y + h))
+        assert set(touching) <= set(scene.find_glands(x, y, x + w, y + h))
 
 
 @pytest.mark.parametrize(("width", "height"), [(16384, 512), (512, 16384)])

@@ -1,7 +1,7 @@
-"""A data set in PANDA's form, drawn with known truth: slides, label masks, `train.csv` and the true areas.
+"""Draw a data set in PANDA's layout with known truth: slides, label masks, `train.csv` and the true areas.
 
-The slides show what the codes mean, so that a small network can learn cancer from them at 2 µm/px in a minute;
-they are no substitute for tissue. `drawing.py` holds the looks, `layout.py` what lies where.
+The slides show what the codes mean, so a small network learns cancer from them at 2 µm/px in a minute. They are no
+substitute for tissue. `layout.py` places the glands, `glands.py` and `painter.py` draw them.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from panda.synthetic.painter import Painter
 from panda.synthetic.pyramid_writer import write_slide
 from panda.wsi.gleason import isup_grade
 
-# a new number whenever the same spec would give other pixels
 GRADES = (0, 1, 5, 2, 0, 1, 3, 4, 0, 2, 1, 5)
-"""ISUP grades in turn: of twelve slides 3 benign, 3 of grade 1, 2 of grade 2, as shares in PANDA's table (27, 25
-and 13 %; grades 3 to 5 have 12 % each there)."""
+"""ISUP grades in turn. Three of twelve slides are benign, 3 have grade 1 and 2 grade 2, close to the shares in PANDA
+(27, 25 and 13 %; grades 3 to 5 have 12 % each)."""
 DRAWING_VERSION = 1
+"""To be raised by each change that gives other pixels for the same spec."""
 LARGEST_SIDE = 100_000
-# what a provider's mask says for: glass, stroma, benign epithelium, pattern 3, 4, 5
+# codes of a provider's mask for: glass, stroma, benign epithelium, pattern 3, 4, 5
 MASK_CODES = {"karolinska": (0, 1, 1, 2, 2, 2), "radboud": (0, 1, 2, 3, 4, 5)}
 TRUTH_COLUMNS = [
     *("image_id", "tissue_px", "cancer_px", "tissue_mm2", "cancer_mm2"),
@@ -42,13 +42,13 @@ TRUTH_COLUMNS = [
 
 
 class SyntheticSpec(Settings):
-    """Which data set is to be drawn; the same spec gives the same pixels.
+    """The data set to draw; the same spec gives the same pixels.
 
     Attributes:
-        slides: How many; providers alternate, and within each the grades take turns as in `GRADES`.
-        seed: Another seed, other slides.
-        width: Of level 0 in px.
-        height: Of level 0 in px; the cores run along the longer side.
+        slides: Number of slides; providers alternate, and each takes the grades of `GRADES` in turn.
+        seed: Seed of the slides.
+        width: Width of level 0 in px.
+        height: Height of level 0 in px; the cores run along the longer side.
         tile: Side of the TIFF tiles in px, a multiple of 16.
         mpp: µm per level-0 px.
     """
@@ -65,7 +65,7 @@ class SyntheticSpec(Settings):
 
 @dataclass(frozen=True)
 class SlideTruth:
-    """What was drawn on a slide. All `_px` are level-0 px counted from the mask as written."""
+    """The content of a drawn slide. All `_px` are level-0 px, counted in the mask as written."""
 
     image_id: str
     provider: str
@@ -80,16 +80,16 @@ class SlideTruth:
 
     @property
     def cancer_px(self) -> int:
-        """Px of the patterns 3, 4 and 5 together."""
+        """Area of the patterns 3, 4 and 5 in level-0 px."""
         return self.pattern3_px + self.pattern4_px + self.pattern5_px
 
     @property
     def tissue_px(self) -> int:
-        """Px that are not glass."""
+        """Area that is not glass in level-0 px."""
         return self.stroma_px + self.benign_px + self.cancer_px
 
     def row(self) -> dict[str, str | int | float]:
-        """The slide's line of `truth.csv`."""
+        """Return the row of the slide in `truth.csv`."""
         mm2 = self.mpp * self.mpp / 1e6
         values = asdict(self) | {
             "tissue_px": self.tissue_px,
@@ -100,11 +100,11 @@ class SlideTruth:
         return {name: values[name] for name in TRUTH_COLUMNS}
 
 
-def grade_of(pattern_px: Mapping[int, int]) -> tuple[int, str]:
-    """Grade a biopsy by the areas of its patterns (see `panda.wsi.gleason.isup_grade`).
+def find_grade(pattern_px: Mapping[int, int]) -> tuple[int, str]:
+    """Return the grade of a biopsy from the areas of its patterns (see `panda.wsi.gleason.isup_grade`).
 
-    The largest pattern is the primary one, the next largest the secondary one where it has 5 % of the cancer or
-    more; else the primary one counts twice.
+    The largest pattern is the primary one. The next largest is the secondary one if it has at least 5 % of the cancer,
+    otherwise the primary one counts twice.
 
     Args:
         pattern_px: Area of the patterns 3, 4, 5 in any unit.
@@ -134,26 +134,23 @@ def draw_slide(
     tile: int,
     mpp: float,
 ) -> SlideTruth:
-    """Draw one slide and its mask, tile by tile in bounded memory; both files are whole or absent.
+    """Draw one slide and its mask, tile by tile in bounded memory; write both files whole or not at all.
 
     Args:
-        image_path: Where the slide goes (JPEG pyramid, downsamples 1, 4, 16).
-        mask_path: Where the mask goes (label in the red channel, same pyramid).
+        image_path: Path of the slide (JPEG pyramid, downsamples 1, 4, 16).
+        mask_path: Path of the mask (label in the red channel, same pyramid).
         slide_id: Name in the truth.
-        provider: `karolinska` or `radboud`: colours, grey unscanned blocks, mask codes.
-        isup_grade: 0-5, the grade aimed at. The truth has the grade of what was drawn, which can differ on a
-            slide with room for few glands.
-        seed: Another seed, another slide.
-        width: Of level 0 in px.
-        height: Of level 0 in px.
+        provider: `karolinska` or `radboud`; chooses colours, grey unscanned blocks and mask codes.
+        isup_grade: The intended grade, 0-5. The truth has the grade of the drawn areas, which can differ if the slide
+            has room for few glands only.
+        seed: Seed of the slide.
+        width: Width of level 0 in px.
+        height: Height of level 0 in px.
         tile: Side of the TIFF tiles in px, a multiple of 16.
         mpp: µm per level-0 px.
 
-    Returns:
-        The truth.
-
     Raises:
-        ConfigError: A value is out of range, or the provider or grade is unknown.
+        ConfigError: If a value is out of range, or the provider or grade is unknown.
     """
     SyntheticSpec(slides=1, seed=seed, width=width, height=height, tile=tile, mpp=mpp)
     if provider not in MASK_CODES:
@@ -165,14 +162,14 @@ def draw_slide(
     recode[:6] = MASK_CODES[provider]
     px = write_slide(image_path, mask_path, painter.draw, recode, size=(width, height), tile=tile, mpp=mpp)
     _, stroma, benign, three, four, five = (int(n) for n in px[:6])
-    grade, gleason = grade_of({3: three, 4: four, 5: five})
+    grade, gleason = find_grade({3: three, 4: four, 5: five})
     if not grade and provider == "radboud":
         gleason = "negative"
     return SlideTruth(slide_id, provider, grade, gleason, mpp, stroma, benign, three, four, five)
 
 
 def _draw_numbered(folder: Path, spec: SyntheticSpec, number: int) -> SlideTruth:
-    """Draw slide `number` of the set into `folder`, or take it as it is where an earlier run finished it."""
+    """Draw slide `number` of the set into `folder`, unless an earlier run finished it."""
     digest = hashlib.sha256(f"synthetic slide {spec.seed} {number}".encode()).digest()
     slide_id = digest[:16].hex()
     note = folder / ".drawn" / f"{slide_id}.json"
@@ -194,19 +191,19 @@ def _draw_numbered(folder: Path, spec: SyntheticSpec, number: int) -> SlideTruth
     return truth
 
 
-def _described(spec: SyntheticSpec) -> dict[str, object]:
+def _describe(spec: SyntheticSpec) -> dict[str, object]:
     return {"drawing_version": DRAWING_VERSION, "spec": spec.model_dump()}
 
 
 def _is_drawn(root: Path, spec: SyntheticSpec) -> bool:
-    """Whether `root` holds this very data set; False where nothing is.
+    """Return whether `root` holds the data set of this spec; False if it is absent or empty.
 
     Raises:
-        ManifestError: Something else is there.
+        ManifestError: If it holds something else.
     """
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
-    remedy = "give another root, or remove it to have it drawn anew"
+    remedy = "give another root, or remove it to have it drawn again"
     try:
         there = json.loads((root / "synthetic.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -214,9 +211,9 @@ def _is_drawn(root: Path, spec: SyntheticSpec) -> bool:
             f"{root} was not drawn by this program (no readable synthetic.json): for slides of your own give "
             "data.draw=null, else another root"
         ) from error
-    asked = _described(spec)
+    asked = _describe(spec)
     if there != asked:
-        raise ManifestError(f"{root} was drawn by another spec: there {there}, asked {asked}; {remedy}")
+        raise ManifestError(f"{root} was drawn with another spec: it has {there}, asked for is {asked}; {remedy}")
     for _, row in read_user_table(root / "train.csv", ("image_id",)):
         name = row["image_id"]
         for part in (f"train_images/{name}.tiff", f"train_label_masks/{name}_mask.tiff"):
@@ -249,34 +246,34 @@ def _fill(folder: Path, spec: SyntheticSpec, progress: bool) -> None:
     ]
     write_table(folder / "train.csv", labels)
     write_table(folder / "truth.csv", [t.row() for t in truths], TRUTH_COLUMNS)
-    write_whole(folder / "synthetic.json", json.dumps(_described(spec), indent=2) + "\n")
+    write_whole(folder / "synthetic.json", json.dumps(_describe(spec), indent=2) + "\n")
     remove(folder / ".drawn")
 
 
 def draw_dataset(root: Path, spec: SyntheticSpec, progress: bool = True) -> Path:
-    """Draw a data set in PANDA's form, or reuse the one that is there.
+    """Draw a data set in PANDA's layout, or reuse the existing one.
 
     `root` gets `train_images/ID.tiff`, `train_label_masks/ID_mask.tiff`, `train.csv` (PANDA's columns),
-    `truth.csv` (areas counted from the level-0 masks) and `synthetic.json` (the spec). It appears whole or not
-    at all: slides are drawn in a hidden folder beside it, where a killed run is taken up again slide by slide.
-    Of several processes that ask at once, one draws and the others wait for it.
+    `truth.csv` (areas counted in the level-0 masks) and `synthetic.json` (the spec). It is whole or absent: slides are
+    drawn in a hidden folder beside it, and a killed run resumes there with the next slide. If several processes ask at
+    the same time, one draws and the others wait.
 
     Args:
-        root: Where the data set is to be.
-        spec: What is to be drawn.
+        root: Folder of the data set.
+        spec: The data set to draw.
         progress: Whether to show a bar.
 
     Returns:
         `root`.
 
     Raises:
-        ManifestError: Something else is at `root`, or a data set of another spec, or an incomplete one.
+        ManifestError: If `root` holds something else, a data set of another spec, or an incomplete one.
     """
     root = Path(root)
-    partial = root.parent / f".{root.name}.{fingerprint(_described(spec))[:12]}.partial"
+    partial = root.parent / f".{root.name}.{fingerprint(_describe(spec))[:12]}.partial"
     if not _is_drawn(root, spec):
         with hold_lock(root):
-            if not _is_drawn(root, spec):  # while this process waited, another may have drawn it
+            if not _is_drawn(root, spec):  # another process may have drawn it before the lock was free
                 partial.mkdir(parents=True, exist_ok=True)
                 _fill(partial, spec, progress)
                 sync(partial)

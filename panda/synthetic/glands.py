@@ -1,7 +1,7 @@
-"""Nuclei and glands of synthetic tissue, each drawn whole into a small picture of its own (a stamp).
+"""Draw nuclei and glands of synthetic tissue, each whole into a small picture of its own (a stamp).
 
-A stamp depends on nothing but its gland, so a tile that holds a corner of it shows the very same pixels as its
-neighbour. What is drawn is not colour but stain: the amounts of haematoxylin and eosin, 0-255 each.
+A stamp depends only on its gland, so neighbouring tiles show the same pixels of it. It holds stain instead of colour:
+the amounts of haematoxylin and eosin, 0-255 each.
 
 The architecture follows the ISUP description of the Gleason patterns (Epstein et al., Am J Surg Pathol 2016):
 3, separate small glands with one row of nuclei; 4, fused and cribriform sheets with punched-out lumina;
@@ -30,8 +30,8 @@ NucleusKind = Literal["spindle", "basal", "luminal", "lymphocyte", "cancer3", "c
 
 
 @dataclass(frozen=True)
-class _Look:
-    """Half axes in µm (least, most), depth of the chromatin 0-255, share of nuclei with a nucleolus."""
+class _NucleusLook:
+    """Half axes in µm (smallest, largest), depth of the chromatin 0-255, share of nuclei with a nucleolus."""
 
     long: tuple[float, float]
     short: tuple[float, float]
@@ -39,29 +39,29 @@ class _Look:
     nucleolus: float
 
 
-_LOOKS: dict[NucleusKind, _Look] = {
-    "spindle": _Look((5.0, 8.0), (1.0, 1.6), (120, 180), 0.0),
-    "basal": _Look((3.0, 4.4), (1.5, 2.0), (150, 205), 0.0),
-    "luminal": _Look((3.3, 4.2), (2.6, 3.2), (105, 165), 0.15),
-    "lymphocyte": _Look((2.4, 2.9), (2.3, 2.7), (190, 235), 0.0),
-    "cancer3": _Look((3.4, 4.2), (3.0, 3.6), (125, 185), 0.8),
-    "cancer4": _Look((3.5, 4.5), (3.0, 3.8), (125, 190), 0.8),
-    "cancer5": _Look((3.2, 5.0), (2.8, 4.0), (160, 235), 0.5),
+_NUCLEUS_LOOKS: dict[NucleusKind, _NucleusLook] = {
+    "spindle": _NucleusLook((5.0, 8.0), (1.0, 1.6), (120, 180), 0.0),
+    "basal": _NucleusLook((3.0, 4.4), (1.5, 2.0), (150, 205), 0.0),
+    "luminal": _NucleusLook((3.3, 4.2), (2.6, 3.2), (105, 165), 0.15),
+    "lymphocyte": _NucleusLook((2.4, 2.9), (2.3, 2.7), (190, 235), 0.0),
+    "cancer3": _NucleusLook((3.4, 4.2), (3.0, 3.6), (125, 185), 0.8),
+    "cancer4": _NucleusLook((3.5, 4.5), (3.0, 3.8), (125, 190), 0.8),
+    "cancer5": _NucleusLook((3.2, 5.0), (2.8, 4.0), (160, 235), 0.5),
 }
 
 
 @functools.lru_cache(maxsize=32)
-def nuclei(kind: NucleusKind, mpp: float) -> tuple[tuple[Bytes, ...], ...]:
+def draw_nuclei(kind: NucleusKind, mpp: float) -> tuple[tuple[Bytes, ...], ...]:
     """Draw the stock of nuclei of a kind.
 
     Args:
-        kind: Which nuclei.
+        kind: Kind of the nuclei.
         mpp: µm per level-0 px.
 
     Returns:
         `VARIANTS` tuples of `TURNS` square pictures of odd side: haematoxylin, turned by k·180°/TURNS.
     """
-    look = _LOOKS[kind]
+    look = _NUCLEUS_LOOKS[kind]
     rng = np.random.Generator(np.random.PCG64([7, *kind.encode()]))
     stock = []
     for _ in range(VARIANTS):
@@ -91,7 +91,7 @@ def nuclei(kind: NucleusKind, mpp: float) -> tuple[tuple[Bytes, ...], ...]:
 
 
 def blit(haema: Bytes, picture: Bytes, u: int, v: int) -> None:
-    """Lay a nucleus with its middle at column `u`, row `v` into `haema` in place; the darker px wins."""
+    """Draw a nucleus centred at column `u`, row `v` into `haema` in place; the darker px wins."""
     half = picture.shape[0] // 2
     u0, v0 = u - half, v - half
     a, b = max(u0, 0), max(v0, 0)
@@ -102,7 +102,7 @@ def blit(haema: Bytes, picture: Bytes, u: int, v: int) -> None:
 
 
 def soften(mask: Bytes) -> Bytes:
-    """Blur by the binomial 1-4-6-4-1 in integers (the same result on every machine); the shape stays."""
+    """Blur by the binomial 1-4-6-4-1 in integers, with the same result on every machine; the shape stays."""
     wide = np.pad(mask.astype(np.uint16), 2, mode="edge")
     rows = wide[:-4] + wide[4:] + 4 * (wide[1:-3] + wide[3:-1]) + 6 * wide[2:-2]
     rows = (rows + 8) // 16
@@ -111,14 +111,14 @@ def soften(mask: Bytes) -> Bytes:
 
 
 def mix(under: Bytes, over: Bytes | int, alpha: Bytes) -> Bytes:
-    """Lay `over` on `under` with an opacity of 0-255, in integers."""
+    """Return `over` blended on `under` with an opacity of 0-255, in integers."""
     a = alpha.astype(np.uint16)
     a += a >> 7
     return ((under * (256 - a) + np.asarray(over, dtype=np.uint16) * a) >> 8).astype(np.uint8)
 
 
-def polygons(shape: tuple[int, int], outlines: Sequence[Floats]) -> Bytes:
-    """Fill closed outlines, (N, 2) column and row in px of the picture: 255 inside, soft at the border."""
+def fill_outlines(shape: tuple[int, int], outlines: Sequence[Floats]) -> Bytes:
+    """Return a mask of closed outlines, (N, 2) column and row in px: 255 inside, soft at the border."""
     mask = np.zeros(shape, np.uint8)
     for outline in outlines:
         points = round_px(outline * 16).astype(np.int32).reshape(-1, 1, 2)
@@ -128,7 +128,7 @@ def polygons(shape: tuple[int, int], outlines: Sequence[Floats]) -> Bytes:
 
 @dataclass(frozen=True)
 class Stamp:
-    """A gland drawn whole: place of its corner (u, v in px), stains, opacity, and its mask code."""
+    """A whole gland: its corner (u, v in px), stains, opacity, and mask code."""
 
     u: int
     v: int
@@ -139,7 +139,7 @@ class Stamp:
 
 
 class _Drawing:
-    """The canvas on which one gland is drawn."""
+    """The drawing of one gland."""
 
     def __init__(self, gland: Gland, mpp: float, grain: Bytes) -> None:
         u0, v0, u1, v1 = gland.box()
@@ -149,7 +149,7 @@ class _Drawing:
         self.outline = gland.outline - (u0, v0)
         self.centre = self.outline.mean(axis=0)
         self.shape = (v1 - v0, u1 - u0)
-        self.alpha = polygons(self.shape, [self.outline])
+        self.alpha = fill_outlines(self.shape, [self.outline])
         rows = (np.arange(self.shape[0]) + gland.seed % 1024) % grain.shape[0]
         cols = (np.arange(self.shape[1]) + gland.seed // 1024 % 1024) % grain.shape[1]
         self.grain = grain[np.ix_(rows, cols)]
@@ -165,24 +165,24 @@ class _Drawing:
         self.eosin = np.clip(int(eosin) + (grain >> 2), 0, 255).astype(np.uint8)
 
     def inset(self, depth: Floats | float) -> Floats:
-        """The outline moved by `depth` px towards the middle, at most 88 % of the way."""
+        """Return the outline moved by `depth` px towards the middle, at most 88 % of the way."""
         away = self.outline - self.centre
         reach = np.sqrt((away**2).sum(axis=1))
         return np.asarray(self.centre + away * np.maximum(1 - depth / reach, 0.12)[:, None])
 
     def lumina(self, outlines: Sequence[Floats], secretion: float) -> None:
-        hole = polygons(self.shape, outlines)
+        hole = fill_outlines(self.shape, outlines)
         inside = (np.clip(self.grain.astype(np.int16) - 150, 0, 60) * secretion).astype(np.uint8)
         self.haema = mix(self.haema, 1, hole)
         self.eosin = mix(self.eosin, inside, hole)
 
     def place(self, kind: NucleusKind, u: float, v: float, angle: float) -> None:
-        stock = nuclei(kind, self.mpp)[int(self.rng.random() * VARIANTS)]
+        stock = draw_nuclei(kind, self.mpp)[int(self.rng.random() * VARIANTS)]
         turn = round_px(angle / math.pi * TURNS) % TURNS
         blit(self.haema, stock[turn], round_px(u), round_px(v))
 
     def row(self, kind: NucleusKind, depth: float, pitch: float, jitter: float, upright: bool) -> None:
-        """A row of nuclei along the outline at a depth; `upright` ones stand across the border."""
+        """Draw a row of nuclei along the outline at a depth; `upright` ones are perpendicular to the border."""
         path = self.inset(depth)
         steps = np.roll(path, -1, axis=0) - path
         lengths = np.sqrt((steps**2).sum(axis=1))
@@ -202,7 +202,7 @@ class _Drawing:
             at += pitch * self.uniform(0.8, 1.25)
 
     def lattice(self, pitch: float, jitter: float) -> Floats:
-        """Points (N, 2) u, v of a jittered hexagonal lattice over the whole canvas."""
+        """Return the points (N, 2) u, v of a jittered hexagonal lattice over the whole drawing."""
         rows, cols = np.mgrid[0 : int(self.shape[0] / (0.866 * pitch)) + 1, 0 : int(self.shape[1] / pitch) + 1]
         u = (cols + 0.5 * (rows % 2)) * pitch
         points = np.stack([u.ravel(), rows.ravel() * 0.866 * pitch], axis=1)
@@ -211,10 +211,10 @@ class _Drawing:
     def inside(self, mask: Bytes, u: float, v: float) -> bool:
         return 0 <= u < self.shape[1] and 0 <= v < self.shape[0] and bool(mask[int(v), int(u)] >= 200)
 
-    def fill(self, kind: NucleusKind, pitch: float, jitter: float, where: Bytes) -> None:
-        """Nuclei all over the px where `where` is at least 200."""
+    def fill(self, kind: NucleusKind, pitch: float, jitter: float, area: Bytes) -> None:
+        """Fill the px at which `area` is at least 200 with nuclei."""
         for u, v in self.lattice(pitch, jitter):
-            if self.inside(where, u, v):
+            if self.inside(area, u, v):
                 self.place(kind, u, v, self.uniform(0, math.pi))
 
 
@@ -240,7 +240,7 @@ def _pattern3(d: _Drawing) -> None:
 def _pattern4(d: _Drawing) -> None:
     um = d.um
     d.cytoplasm(d.uniform(26, 50), d.uniform(66, 100))
-    inner = polygons(d.shape, [d.inset(10 * um)])
+    inner = fill_outlines(d.shape, [d.inset(10 * um)])
     turn = np.arange(24) * (2 * math.pi / 24)
     holes, rims = [], []
     for u, v in d.lattice(d.uniform(24, 32) * um, 0.2):
@@ -252,19 +252,19 @@ def _pattern4(d: _Drawing) -> None:
         holes.append((u, v) + circle * radius)
         rims.append((u, v) + circle * (radius + 3.8 * um))
     d.lumina(holes, d.uniform(0, 0.8))
-    free = np.minimum(polygons(d.shape, [d.inset(2.5 * um)]), 255 - polygons(d.shape, rims))
+    free = np.minimum(fill_outlines(d.shape, [d.inset(2.5 * um)]), 255 - fill_outlines(d.shape, rims))
     d.fill("cancer4", 7.6 * um, 0.24, free)
 
 
 def _pattern5(d: _Drawing) -> None:
     um = d.um
     d.cytoplasm(d.uniform(34, 58), d.uniform(70, 108))
-    d.fill("cancer5", 7.5 * um, 0.3, polygons(d.shape, [d.inset(2.5 * um)]))
+    d.fill("cancer5", 7.5 * um, 0.3, fill_outlines(d.shape, [d.inset(2.5 * um)]))
 
 
 def _cords(d: _Drawing) -> None:
     d.cytoplasm(d.uniform(34, 58), d.uniform(70, 108))
-    d.fill("cancer5", 7.5 * d.um, 0.15, polygons(d.shape, [d.inset(1.5 * d.um)]))
+    d.fill("cancer5", 7.5 * d.um, 0.15, fill_outlines(d.shape, [d.inset(1.5 * d.um)]))
     d.place("cancer5", d.centre[0], d.centre[1], d.uniform(0, math.pi))
 
 
@@ -281,12 +281,12 @@ def draw_gland(gland: Gland, mpp: float, grain: Bytes) -> Stamp:
     """Draw a gland.
 
     Args:
-        gland: What to draw.
+        gland: The gland.
         mpp: µm per level-0 px.
-        grain: A square periodic texture around 128; its place is chosen by the gland's seed.
+        grain: A square periodic texture around 128; the gland's seed shifts it.
 
     Returns:
-        The stamp; its code is that of Radboud (2 benign epithelium, 3, 4, 5 Gleason patterns).
+        The stamp; its code is the Radboud code (2 benign epithelium; 3, 4, 5 Gleason patterns).
     """
     drawing = _Drawing(gland, mpp, grain)
     draw, code = _DRAW[gland.kind]

@@ -1,7 +1,7 @@
-"""Lays out a synthetic slide that is to bear an ISUP grade: zones of Gleason patterns along the cores, filled.
+"""Lay out a synthetic slide for an ISUP grade: zones of Gleason patterns along the cores, filled with glands.
 
-Sizes follow prostate histology: benign glands are 100-250 µm across, glands of pattern 3 40-80 µm. Cancer lies in
-contiguous intervals of one or two cores, benign glands fill the rest.
+Sizes follow prostate histology: benign glands are 100-250 µm across, glands of pattern 3 are 40-80 µm. Cancer takes
+contiguous intervals of one or two cores, and benign glands fill the rest.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from panda.synthetic.scene import Core, Floats, Gland, Kind, Scene, hashed
+from panda.synthetic.scene import Core, Floats, Gland, Kind, Scene, hash_points
 
 CORE_WIDTH_UM = 350.0
 # primary and secondary pattern of each ISUP grade, the frequent ones of PANDA first
@@ -23,7 +23,7 @@ GRADE_PATTERNS: dict[int, tuple[tuple[int, int], ...]] = {
     4: ((4, 4), (4, 4), (4, 4), (3, 5), (5, 3)),
     5: ((4, 5), (4, 5), (5, 4), (5, 5)),
 }
-# share of a zone that its glands cover once drawn: a zone of pattern 3 must be longer for the same area
+# share of a zone that its drawn glands cover: pattern 3 needs a longer zone for the same area
 _COVER = {3: 0.47, 4: 0.74, 5: 0.74}
 
 
@@ -63,7 +63,7 @@ class _Layout:
             scene.cores.append(Core(start, stop, centre, *bends, half, scene.mpp, self.seed()))
 
     def zones(self, isup_grade: int) -> dict[int, list[tuple[float, float, int]]]:
-        """Choose the intervals of each core that bear cancer: (u0, u1, pattern)."""
+        """Choose the intervals of each core with cancer: (u0, u1, pattern)."""
         zones: dict[int, list[tuple[float, float, int]]] = {}
         choices = GRADE_PATTERNS[isup_grade]
         if not choices:
@@ -102,7 +102,7 @@ class _Layout:
         self.taken.setdefault((int(u // self.cell), int(v // self.cell)), []).append((u, v, radius))
 
     def border(self, core: Core, u: float) -> tuple[float, float]:
-        """The core's borders near `u`, from a table of one entry each 8 px."""
+        """Return the borders of the core near `u`, from a table with one entry per 8 px."""
         if core.seed not in self.borders:
             self.borders[core.seed] = core.edges(np.arange(0, self.scene.length + 8, 8, dtype=np.float64))
         top, bottom = self.borders[core.seed]
@@ -112,7 +112,7 @@ class _Layout:
     def scatter(
         self, core: Core, span: tuple[float, float], radii: tuple[float, float], gap: float, tries: float
     ) -> Iterator[tuple[float, float, float]]:
-        """Throw discs (u, v, radius) into an interval of a core, large ones first, keeping those that fit."""
+        """Yield discs (u, v, radius) in an interval of a core that do not overlap, large ones first."""
         low, high = radii
         area = (span[1] - span[0]) * 2 * core.half
         for step in range(3):
@@ -131,7 +131,7 @@ class _Layout:
                     yield u, v, radius
 
     def ring(self, u: float, v: float, radius: float, squeeze: tuple[float, float], waves: Floats) -> Floats:
-        """A closed outline that stays within `radius`: an ellipse with the given cosine waves from k = 2 on."""
+        """Return a closed outline within `radius`: an ellipse with the given cosine waves from k = 2 on."""
         theta = np.arange(64) * (2 * math.pi / 64)
         r = np.ones(64)
         for k, height in enumerate(waves, start=2):
@@ -170,16 +170,16 @@ class _Layout:
                     angle = math.pi / 6 + k * math.pi / 3
                     cu = u + pitch / math.sqrt(3) * math.cos(angle)
                     cv = v + pitch / math.sqrt(3) * math.sin(angle)
-                    # a corner is named by its place on the lattice, so that the three cells at it agree
+                    # a corner is identified by its lattice position, so that its three cells agree
                     name = (
                         np.array([round((cu - span[0]) / pitch * 2)]),
                         round((cv - core.centre) / height * 6),
                     )
-                    bits = int(hashed(name[0], name[1], salt)[0])
+                    bits = int(hash_points(name[0], name[1], salt)[0])
                     cu += ((bits & 0xFFFF) / 65536 - 0.5) * 0.42 * pitch
                     cv += ((bits >> 16) / 65536 - 0.5) * 0.42 * pitch
                     corners.append((cu, cv))
-                outline = _rounded(np.array(corners), gap, self.rng)
+                outline = _round_corners(np.array(corners), gap, self.rng)
                 self.scene.add(Gland(kind, outline, self.seed()))
                 self.take(u, v, 0.42 * pitch)
 
@@ -201,7 +201,7 @@ class _Layout:
                     self.rings("cords", core, (u0, u1))
 
 
-def _rounded(corners: Floats, gap: float, rng: np.random.Generator) -> Floats:
+def _round_corners(corners: Floats, gap: float, rng: np.random.Generator) -> Floats:
     """Shrink a polygon by about `gap` px and cut its corners three times (Chaikin)."""
     middle = corners.mean(axis=0)
     away = corners - middle
@@ -216,18 +216,15 @@ def _rounded(corners: Floats, gap: float, rng: np.random.Generator) -> Floats:
 
 
 def plan_scene(width: int, height: int, mpp: float, isup_grade: int, seed: int) -> Scene:
-    """Lay out a slide that is to bear an ISUP grade.
+    """Lay out a slide for an ISUP grade.
 
     Args:
-        width: Level-0 px.
-        height: Level-0 px. The cores run along the longer side.
+        width: Width in level-0 px.
+        height: Height in level-0 px. The cores run along the longer side.
         mpp: µm per level-0 px.
-        isup_grade: 0-5; chooses the patterns and their areas. On a slide with room for few glands the areas that
-            come out may make another grade.
-        seed: Another seed, another slide.
-
-    Returns:
-        The scene.
+        isup_grade: 0-5; chooses the patterns and their areas. If the slide has room for few glands only, the drawn
+            areas may give another grade.
+        seed: Seed of the slide.
     """
     upright = height > width
     length, breadth = (height, width) if upright else (width, height)

@@ -1,7 +1,7 @@
-"""Draws any rectangle of a synthetic slide on its own: stains first, then the scanner's colours.
+"""Draw any rectangle of a synthetic slide alone: first the stains, then the colours of the scanner.
 
-Every pixel depends on its place and on whole stamps only, never on where a tile begins, so tiles meet without
-seams and in any order. The last steps are integer tables; the result is the same on every machine.
+A pixel depends only on its position and on whole stamps, never on the tile, so tiles have no seams and any order. The
+last steps are integer tables, so the result is the same on every machine.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ import numpy as np
 from cachetools import LRUCache
 from numpy.typing import NDArray
 
-from panda.synthetic.glands import TURNS, VARIANTS, Bytes, NucleusKind, Stamp, blit, draw_gland, mix, nuclei
-from panda.synthetic.scene import Floats, Scene, hashed
+from panda.synthetic.glands import TURNS, VARIANTS, Bytes, NucleusKind, Stamp, blit, draw_gland, draw_nuclei, mix
+from panda.synthetic.scene import Floats, Scene, hash_points
 
-# R, G, B and an idle byte in one number: a look-up and an addition then serve three channels
+# R, G, B and an unused byte in one number: one look-up and one addition serve three channels
 Packed = NDArray[np.uint32]
 PERIOD = 1024
 GREY_BLOCK_PX = 192
 STAMP_CACHE_BYTES = 48 * 2**20
-# how far the core's border strays from its smooth course
+# deviation of a core's border from its smooth course
 RAGGED_UM = 2.5
 _NOISE = 4
 
 
 @dataclass(frozen=True)
 class Style:
-    """How a provider's scanner and laboratory colour a slide.
+    """The colours that a provider's scanner and laboratory give to a slide.
 
     Attributes:
         haema: Optical density of full haematoxylin (255) in R, G, B.
-        eosin: The same of eosin.
+        eosin: Optical density of full eosin.
         glass: Colour of clean glass.
-        grey: Colour of blocks that were not scanned; None where the provider has no such blocks.
+        grey: Colour of blocks that were not scanned; None if the provider has no such blocks.
     """
 
     haema: tuple[float, float, float]
@@ -51,8 +51,8 @@ STYLES = {
 }
 
 
-def _periodic(rng: np.random.Generator, cells: tuple[int, int], shift: Floats | float = 0.0) -> Floats:
-    """Smooth noise in [-1, 1], (PERIOD, PERIOD), that repeats; `shift` moves where it is read, in px."""
+def _weave(rng: np.random.Generator, cells: tuple[int, int], shift: Floats | float = 0.0) -> Floats:
+    """Return periodic smooth noise in [-1, 1], (PERIOD, PERIOD); `shift` moves it by px."""
     lattice = rng.random(cells) * 2 - 1
     at = np.arange(PERIOD, dtype=np.float64)
     out = []
@@ -91,34 +91,31 @@ class Textures:
 
 
 @functools.lru_cache(maxsize=4)
-def textures(mpp: float) -> Textures:
+def make_textures(mpp: float) -> Textures:
     """Make the textures for a resolution.
 
     Args:
         mpp: µm per level-0 px; the fibres keep their size in µm.
-
-    Returns:
-        The textures.
     """
     rng = np.random.Generator(np.random.PCG64(11))
 
     def cells(um: float) -> int:
         return max(int(PERIOD * mpp / um), 4)
 
-    wave = 24 / mpp * _periodic(rng, (cells(120), cells(90))) + 5 / mpp * _periodic(rng, (cells(40), cells(28)))
-    fibres = 0.55 * _periodic(rng, (cells(7), cells(70)), wave) + 0.45 * _periodic(rng, (cells(3), cells(45)), wave)
-    wave = 60 / mpp * _periodic(rng, (cells(200), cells(120)))
-    bundles = 0.5 * _periodic(rng, (cells(9), cells(30)), wave) + 0.4 * _periodic(rng, (cells(4), cells(12)), wave)
-    wave = 40 * _periodic(rng, (14, 14))
-    cloud = 0.75 * _periodic(rng, (16, 16), wave) + 0.35 * _periodic(rng, (48, 48), wave)
-    grain = 0.6 * _periodic(rng, (cells(4), cells(4))) + 0.5 * _periodic(rng, (cells(1.6), cells(1.6)))
+    wave = 24 / mpp * _weave(rng, (cells(120), cells(90))) + 5 / mpp * _weave(rng, (cells(40), cells(28)))
+    fibres = 0.55 * _weave(rng, (cells(7), cells(70)), wave) + 0.45 * _weave(rng, (cells(3), cells(45)), wave)
+    wave = 60 / mpp * _weave(rng, (cells(200), cells(120)))
+    bundles = 0.5 * _weave(rng, (cells(9), cells(30)), wave) + 0.4 * _weave(rng, (cells(4), cells(12)), wave)
+    wave = 40 * _weave(rng, (14, 14))
+    cloud = 0.75 * _weave(rng, (16, 16), wave) + 0.35 * _weave(rng, (48, 48), wave)
+    grain = 0.6 * _weave(rng, (cells(4), cells(4))) + 0.5 * _weave(rng, (cells(1.6), cells(1.6)))
     base = rng.random((PERIOD, PERIOD, 1)) + rng.random((PERIOD, PERIOD, 1)) + 0.5 * rng.random((PERIOD, PERIOD, 3))
     noise = np.floor(base * (2 * _NOISE + 1) / 2.5).astype(np.uint8)
     return Textures(_texture(fibres), _texture(bundles), _texture(cloud), _texture(grain), _pack(noise))
 
 
 def _window(texture: NDArray[Any], corner: tuple[int, int], size: tuple[int, int], step: int = 1) -> NDArray[Any]:
-    """Cut (h, w) px at u, v out of an endlessly repeated texture whose px are `step` px wide."""
+    """Return (h, w) px at u, v of an endlessly repeated texture whose px are `step` px wide."""
     rows, cols = (np.arange(at, at + n) // step % PERIOD for at, n in zip(corner[::-1], size[::-1], strict=True))
     return np.take(np.take(texture, rows, axis=0), cols, axis=1)
 
@@ -127,14 +124,14 @@ class Painter:
     """Draws rectangles of one slide.
 
     Args:
-        scene: What lies where.
+        scene: The content of the slide.
         provider: A key of `STYLES`.
     """
 
     def __init__(self, scene: Scene, provider: str) -> None:
         self.scene = scene
         self.style = STYLES[provider]
-        self.textures = textures(scene.mpp)
+        self.textures = make_textures(scene.mpp)
         rng = np.random.Generator(np.random.PCG64([scene.seed, 2]))
         self.shift = [(int(rng.random() * PERIOD), int(rng.random() * PERIOD)) for _ in range(5)]
         self.reach = math.ceil(RAGGED_UM / scene.mpp) + 2
@@ -144,7 +141,7 @@ class Painter:
         self.stamps: LRUCache[int, Stamp] = LRUCache(most, getsizeof=lambda stamp: min(3 * stamp.alpha.size, most))
 
     def _colours(self, rng: np.random.Generator) -> Packed:
-        """Table (65536,): packed colour by haematoxylin · 256 + eosin (Beer-Lambert), with this slide's staining."""
+        """Return the (65536,) packed colours of the slide by haematoxylin · 256 + eosin (Beer-Lambert)."""
         strength = 0.84 + 0.32 * float(rng.random()), 0.84 + 0.32 * float(rng.random())
         amount = np.arange(256) / 255
         table = np.empty((256, 256, 3), np.uint8)
@@ -173,8 +170,8 @@ class Painter:
             h: Height in px.
 
         Returns:
-            The picture (h, w, 3) RGB, and (h, w) what is truly there: 0 glass, 1 stroma, 2 benign epithelium,
-            3, 4, 5 cancer of that Gleason pattern. Past the slide's edge there is glass.
+            The picture (h, w, 3) RGB, and the truth (h, w): 0 glass, 1 stroma, 2 benign epithelium, and 3, 4, 5 cancer
+            of that Gleason pattern. Past the edge of the slide there is glass.
         """
         if self.scene.upright:
             rgb, codes = self._draw(y, x, h, w)
@@ -196,11 +193,11 @@ class Painter:
             packed = packed + np.take(self.colours, haema.astype(np.uint16) << 8 | eosin)
         rgb = np.ascontiguousarray(packed.astype("<u4").view(np.uint8).reshape(h, w, 4)[..., :3])
         if self.style.grey is not None:
-            self._unscanned(rgb, u, v, self.style.grey)
+            self._grey_out(rgb, u, v, self.style.grey)
         return rgb, codes
 
     def _cover(self, u: int, v: int, w: int, h: int) -> Bytes | None:
-        """Opacity (h, w) of tissue; None where the rectangle holds glass only."""
+        """Return the opacity (h, w) of tissue; None if the rectangle holds glass only."""
         at, across = np.arange(u, u + w, dtype=np.float64), np.arange(v, v + h, dtype=np.float64)[:, None]
         inside: Floats | None = None
         ragged: Floats | None = None
@@ -220,7 +217,7 @@ class Painter:
         return np.floor(np.clip(inside * (0.8 * self.scene.mpp), 0, 1) * 255 + 0.5).astype(np.uint8)
 
     def _tissue(self, u: int, v: int, codes: Bytes) -> tuple[Bytes, Bytes]:
-        """Stains of the rectangle `codes` at u, v as if it lay wholly inside a core; `codes` is filled in."""
+        """Return the stains of a rectangle at u, v as if it were all inside a core, and fill in `codes`."""
         h, w = codes.shape
         maps, at = self.textures, [(u + a, v + b) for a, b in self.shift]
         along = _window(maps.fibres, at[0], (w, h))
@@ -229,24 +226,24 @@ class Painter:
         which = (np.clip(cloud.astype(np.int16) - 96, 0, 63) * 4).astype(np.uint8)
         fibre = mix(along, other, which).astype(np.int16) - 128
         eosin = self.pink + (fibre * 5 >> 3) + (cloud.astype(np.int16) - 128 >> 3)
-        # where fibres part, the glass shines through
+        # the glass shines through between the fibres
         eosin -= np.clip(-fibre - 44, 0, 36) * 2
         haema = 14 + (fibre >> 4)
         haema_px, eosin_px = (np.clip(s, 0, 255).astype(np.uint8) for s in (haema, eosin))
-        self._stromal_nuclei(haema_px, u, v)
+        self._scatter_nuclei(haema_px, u, v)
         codes[:] = 1
-        for number in self.scene.within(u, v, u + w, v + h):
-            self._lay(self.scene.glands[number].box(), number, (u, v), (haema_px, eosin_px, codes))
+        for number in self.scene.find_glands(u, v, u + w, v + h):
+            self._draw_stamp(self.scene.glands[number].box(), number, (u, v), (haema_px, eosin_px, codes))
         return haema_px, eosin_px
 
-    def _lay(
+    def _draw_stamp(
         self,
         box: tuple[int, int, int, int],
         number: int,
         corner: tuple[int, int],
         layers: tuple[Bytes, Bytes, Bytes],
     ) -> None:
-        """Lay a gland's stamp on the layers (haematoxylin, eosin, codes) whose corner is at u, v, in place."""
+        """Draw a gland's stamp on the layers (haematoxylin, eosin, codes) with their corner at u, v, in place."""
         h, w = layers[2].shape
         a, b = max(box[0], corner[0]), max(box[1], corner[1])
         c, d = min(box[2], corner[0] + w), min(box[3], corner[1] + h)
@@ -261,37 +258,37 @@ class Painter:
         eosin[:] = mix(eosin, stamp.eosin[own], alpha)
         codes[alpha >= 128] = stamp.code
 
-    def _stromal_nuclei(self, haema: Bytes, u: int, v: int) -> None:
+    def _scatter_nuclei(self, haema: Bytes, u: int, v: int) -> None:
         """Scatter fibroblasts, and lymphocytes in clusters, by hashed cells of the plane, in place."""
         h, w = haema.shape
         seed, mpp = self.scene.seed, self.scene.mpp
         cell, reach = max(round(8 / mpp), 4), math.ceil(10 / mpp) + 2
         rows = np.arange((v - reach) // cell, (v + h + reach) // cell + 1)[:, None]
         cols = np.arange((u - reach) // cell, (u + w + reach) // cell + 1)[None, :]
-        chance = hashed(rows, cols, seed)
-        more = hashed(rows, cols, seed + 1)
+        chance = hash_points(rows, cols, seed)
+        more = hash_points(rows, cols, seed + 1)
         at = [((k * cell // 2 + s) % PERIOD) for k, s in zip((rows, cols), self.shift[3], strict=True)]
         crowd = self.textures.cloud[at[0], at[1]].astype(np.int64)
-        # of 65536: about 1,000 fibroblasts a mm², and up to 8,000 lymphocytes where the cloud is thickest
+        # of 65536: about 1,000 fibroblasts per mm², and up to 8,000 lymphocytes at the thickest parts of the cloud
         lymph = np.clip((crowd - 188) * 1100, 0, 34000)
         first = (chance & 0xFFFF).astype(np.int64)
         for i, j in zip(*np.nonzero(first < 4200 + lymph), strict=True):
             kind: NucleusKind = "lymphocyte" if first[i, j] < lymph[i, j] else "spindle"
             bits, spare = int(more[i, j]), int(chance[i, j]) >> 16
-            # fibroblasts lie along the fibres, near enough
+            # fibroblasts are roughly parallel to the fibres
             turn = (spare % 5 - 2 + (spare // 64 % TURNS if spare & 32 and spare & 8 else 0)) % TURNS
             x = int(cols[0, j]) * cell + (bits & 0xFF) * cell // 256 - u
             y = int(rows[i, 0]) * cell + (bits >> 8 & 0xFF) * cell // 256 - v
-            blit(haema, nuclei(kind, mpp)[(bits >> 16) % VARIANTS][turn], x, y)
+            blit(haema, draw_nuclei(kind, mpp)[(bits >> 16) % VARIANTS][turn], x, y)
 
-    def _unscanned(self, rgb: Bytes, u: int, v: int, grey: int) -> None:
+    def _grey_out(self, rgb: Bytes, u: int, v: int, grey: int) -> None:
         """Grey out blocks of glass that the scanner skipped, in place."""
         h, w = rgb.shape[:2]
         size = GREY_BLOCK_PX
         for i in range(v // size, (v + h - 1) // size + 1):
             for j in range(u // size, (u + w - 1) // size + 1):
                 place = np.array([i // 2, i]), np.array([j // 3, j])
-                coarse, fine = hashed(place[0], place[1], self.scene.seed + 5)
+                coarse, fine = hash_points(place[0], place[1], self.scene.seed + 5)
                 if coarse % 100 >= 45 or fine % 100 >= 85 or self._near_tissue(i * size, j * size):
                     continue
                 a, b = max(i * size - v, 0), max(j * size - u, 0)

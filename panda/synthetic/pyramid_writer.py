@@ -1,7 +1,7 @@
-"""Writes a slide and its label mask as tiled pyramidal TIFFs, tile by tile, in one pass over level 0.
+"""Write a slide and its label mask as tiled pyramidal TIFFs, tile by tile, in one pass over level 0.
 
-Memory holds one row of tiles of level 0; the reduced levels wait in unnamed temporary files beside the target
-(they vanish with the process), and the mask's level-0 tiles wait deflated, a few kilobytes each.
+Memory holds one row of tiles of level 0. The reduced levels wait in unnamed temporary files beside the target, which
+vanish with the process. The level-0 tiles of the mask wait deflated, with a few kilobytes each.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from panda.files import whole_path
 DOWNSAMPLES = (1, 4, 16)
 JPEG_QUALITY = 80
 _CHUNK_PX = 1024
-# from here on offsets of 32 bits might not do
+# a larger image may need offsets of more than 32 bits
 _BIG_PX = 2**30
 
 Bytes = NDArray[np.uint8]
@@ -31,7 +31,7 @@ Draw = Callable[[int, int, int, int], tuple[Bytes, Bytes]]
 
 
 class _Spill:
-    """Rows of one reduced level, written top to bottom and read back by tiles."""
+    """Rows of one reduced level, written from the top and read back as tiles."""
 
     def __init__(self, file: IO[bytes], width: int, channels: int) -> None:
         self.file = file
@@ -44,7 +44,7 @@ class _Spill:
         self.rows += band.shape[0]
 
     def tiles(self, size: tuple[int, int], tile: int) -> Iterator[Bytes]:
-        """Yield the whole tiles (tile, tile, channels) of a level of `size` (w, h), edges repeated past it."""
+        """Yield the tiles (tile, tile, channels) of a level of `size` (w, h), with its edges repeated past it."""
         line = self.width * self.channels
         for y in range(0, size[1], tile):
             count = min(tile, self.rows - y)
@@ -56,15 +56,15 @@ class _Spill:
                 yield band[:, x : x + tile]
 
 
-def _red(codes: Bytes) -> Bytes:
-    """Put codes (h, w) into the red channel of (h, w, 3), as PANDA's masks have them."""
+def _to_red(codes: Bytes) -> Bytes:
+    """Return (h, w, 3) with codes (h, w) in the red channel, as in PANDA's masks."""
     rgb = np.zeros((*codes.shape, 3), np.uint8)
     rgb[..., 0] = codes
     return rgb
 
 
 class _Pass:
-    """The one pass over level 0: yields the picture's tiles and lays by all else that is to be written."""
+    """The one pass over level 0: it yields the tiles of the picture and stores everything that is written later."""
 
     def __init__(self, draw: Draw, size: tuple[int, int], tile: int, files: Sequence[IO[bytes]]) -> None:
         self.draw = draw
@@ -79,7 +79,7 @@ class _Pass:
         self.counts = np.zeros(256, np.int64)
 
     def encoded(self, codes: Bytes) -> bytes:
-        return zlib.compress(_red(codes).tobytes(), 4) if codes.any() else self.blank
+        return zlib.compress(_to_red(codes).tobytes(), 4) if codes.any() else self.blank
 
     def tiles(self, recode: Bytes) -> Iterator[Bytes]:
         tile, (width, height) = self.tile, self.size
@@ -93,7 +93,7 @@ class _Pass:
                 truth[:, max(width - x, 0) :] = 0
                 self.counts += np.bincount(truth.ravel(), minlength=256)
                 codes = recode[truth]
-                # an area mean by a whole factor: sums of bytes, so exact on any machine
+                # area means by a whole factor are sums of bytes, so they are exact on any machine
                 quarter = cv2.resize(rgb, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
                 sixteenth = cv2.resize(quarter, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
                 reduced = (quarter, sixteenth, codes[2::4, 2::4], codes[8::16, 8::16])
@@ -102,7 +102,7 @@ class _Pass:
                 columns = [np.s_[:, i * tile : (i + 1) * tile] for i in range(count)]
                 self.mask_tiles += [self.encoded(codes[column]) for column in columns]
                 if first + count == self.across:
-                    # before the last tile is handed out: the writer never comes back for more
+                    # before the last tile is yielded: the writer asks for no more
                     for spill, row in zip((*self.picture, *self.mask), small, strict=True):
                         spill.append(np.concatenate(row, axis=1))
                 yield from (rgb[column] for column in columns)
@@ -111,17 +111,17 @@ class _Pass:
 def write_slide(
     image_path: Path, mask_path: Path, draw: Draw, recode: Bytes, *, size: tuple[int, int], tile: int, mpp: float
 ) -> NDArray[np.int64]:
-    """Draw and write a slide and its mask, both whole or absent.
+    """Draw and write a slide and its mask, both whole or not at all.
 
-    Level sizes are rounded down, as in PANDA. The picture is JPEG (YCbCr 4:2:0), its levels are area means; the
-    mask is deflated, its label lies in the red channel, its levels are nearest neighbours.
+    Level sizes are rounded down, as in PANDA. The picture is JPEG (YCbCr 4:2:0) and its levels are area means. The mask
+    is deflated with the label in the red channel, and its levels are nearest neighbours.
 
     Args:
-        image_path: Where the slide goes.
-        mask_path: Where the mask goes.
-        draw: Gives picture (h, w, 3) RGB and true codes (h, w) of the rectangle x, y, w, h in level-0 px, also
-            where it reaches past the slide.
-        recode: (256,) what the mask says for each true code.
+        image_path: Path of the slide.
+        mask_path: Path of the mask.
+        draw: Returns picture (h, w, 3) RGB and true codes (h, w) of the rectangle x, y, w, h in level-0 px, also past
+            the edge of the slide.
+        recode: (256,) code of the mask for each true code.
         size: Width and height in level-0 px.
         tile: Side of the tiles in px, a multiple of 16.
         mpp: µm per level-0 px.
@@ -161,6 +161,6 @@ def write_slide(
         with tifffile.TiffWriter(mask_partial, bigtiff=big) as tiff:
             write(tiff, iter(once.mask_tiles), 0, compression="adobe_deflate")
             for level, spill in enumerate(once.mask, start=1):
-                reds = (_red(t[..., 0]) for t in spill.tiles(levels[level], tile))
+                reds = (_to_red(t[..., 0]) for t in spill.tiles(levels[level], tile))
                 write(tiff, reds, level, compression="adobe_deflate")
     return once.counts

@@ -1,10 +1,10 @@
-"""What lies where on a synthetic biopsy slide: its cores and every single gland.
+"""Describe a synthetic biopsy slide: its cores and every gland, with their places.
 
-A scene is a pure description, some kilobytes for a demonstration slide and some megabytes for one of
-100,000 × 100,000 px, so that any rectangle of it can be drawn alone. The scene's frame is the slide's level-0
-frame, with the axes exchanged where the cores stand upright: u runs along the cores, v across them, in px.
+A scene takes some kilobytes for a demonstration slide and some megabytes for one of 100,000 × 100,000 px. Any
+rectangle of it can be drawn alone. Its frame is the level-0 frame of the slide, with the axes exchanged if the cores
+are upright: u runs along the cores, v across them, in px.
 
-Randomness is `Generator(PCG64).random` and integer hashing only, which give the same numbers everywhere.
+Random numbers come from `Generator(PCG64).random` and integer hashing only, which are the same on every machine.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Floats = NDArray[np.float64]
 CELL_PX = 512
 
 
-def hashed(a: NDArray[np.int64], b: NDArray[np.int64] | int, seed: int) -> NDArray[np.uint32]:
+def hash_points(a: NDArray[np.int64], b: NDArray[np.int64] | int, seed: int) -> NDArray[np.uint32]:
     """Hash integer lattice points to 32 random bits (the mixer of MurmurHash3).
 
     Args:
         a: First coordinate, any shape.
         b: Second coordinate, broadcast against `a`.
-        seed: Which of the many random fields is meant.
+        seed: Number of the random field.
 
     Returns:
         uint32 of the broadcast shape.
@@ -38,28 +38,25 @@ def hashed(a: NDArray[np.int64], b: NDArray[np.int64] | int, seed: int) -> NDArr
     return (x ^ (x >> np.uint64(16))).astype(np.uint32)
 
 
-def noise1d(u: Floats, period: float, seed: int) -> Floats:
-    """Smooth noise in [-1, 1] along a line.
+def make_noise(u: Floats, period: float, seed: int) -> Floats:
+    """Return smooth noise in [-1, 1] along a line.
 
     Args:
         u: Positions in px.
         period: Distance in px between independent values.
-        seed: Which noise.
-
-    Returns:
-        The noise at `u`.
+        seed: Number of the noise.
     """
     cell = np.floor(u / period)
     t = u / period - cell
     t = t * t * (3 - 2 * t)
     i = cell.astype(np.int64)
-    left, right = (hashed(i + k, 0, seed) / 2147483648.0 - 1 for k in (0, 1))
+    left, right = (hash_points(i + k, 0, seed) / 2147483648.0 - 1 for k in (0, 1))
     return np.asarray(left + (right - left) * t)
 
 
 @dataclass(frozen=True)
 class Core:
-    """One needle core, lying along u. All numbers are px of the scene's frame."""
+    """One needle core along u. All numbers are px in the frame of the scene."""
 
     start: float
     stop: float
@@ -71,38 +68,38 @@ class Core:
     seed: int
 
     def edges(self, u: Floats) -> tuple[Floats, Floats]:
-        """Give the upper and lower border (v in px) of the core at the positions `u`; equal where it ended."""
+        """Return the upper and lower border (v in px) of the core at positions `u`; they are equal past its ends."""
         span = (self.stop - self.start) / 2
         s = np.clip((u - self.start) / span - 1, -1, 1)
         middle = self.centre + self.slope * s + self.bow * (s * s - 1 / 3)
-        middle = middle + 0.06 * self.half * noise1d(u, 260 / self.mpp, self.seed)
-        half = self.half * (1 + 0.10 * noise1d(u, 90 / self.mpp, self.seed + 1))
+        middle = middle + 0.06 * self.half * make_noise(u, 260 / self.mpp, self.seed)
+        half = self.half * (1 + 0.10 * make_noise(u, 90 / self.mpp, self.seed + 1))
         cap = min(0.9 * self.half / span, 1.0)
         past = np.clip((np.abs(s) - (1 - cap)) / cap, 0, 1)
-        half = half * np.sqrt(1 - past * past) + 4 / self.mpp * noise1d(u, 12 / self.mpp, self.seed + 2)
+        half = half * np.sqrt(1 - past * past) + 4 / self.mpp * make_noise(u, 12 / self.mpp, self.seed + 2)
         half = np.where((u > self.start) & (u < self.stop), np.maximum(half, 0), 0)
         return middle - half, middle + half
 
 
 @dataclass(frozen=True)
 class Gland:
-    """One object of the epithelium. `outline` is (N, 2) u, v in px of the scene's frame."""
+    """One object of the epithelium. `outline` is (N, 2) u, v in px in the frame of the scene."""
 
     kind: Kind
     outline: Floats
     seed: int
 
     def box(self) -> tuple[int, int, int, int]:
-        """Give u0, v0, u1, v1: the whole px that the outline may touch, soft border included."""
+        """Return u0, v0, u1, v1: the box of whole px that the outline may touch, soft border included."""
         low, high = self.outline.min(axis=0), self.outline.max(axis=0)
         return int(low[0]) - 6, int(low[1]) - 6, int(high[0]) + 7, int(high[1]) + 7
 
 
 @dataclass
 class Scene:
-    """A slide's cores and glands, with an index by place.
+    """The cores and glands of a slide, with a spatial index.
 
-    `upright` says that u is the slide's y axis. `length` and `breadth` are the slide's size along u and v.
+    If `upright`, u is the y axis of the slide. `length` and `breadth` are the size of the slide along u and v.
     """
 
     length: int
@@ -115,15 +112,15 @@ class Scene:
     _index: dict[tuple[int, int], list[int]] = field(default_factory=dict)
 
     def add(self, gland: Gland) -> None:
-        """Add a gland; later glands lie over earlier ones."""
+        """Add a gland; a later gland covers earlier ones."""
         u0, v0, u1, v1 = gland.box()
         for cu in range(u0 // CELL_PX, u1 // CELL_PX + 1):
             for cv in range(v0 // CELL_PX, v1 // CELL_PX + 1):
                 self._index.setdefault((cu, cv), []).append(len(self.glands))
         self.glands.append(gland)
 
-    def within(self, u0: int, v0: int, u1: int, v1: int) -> list[int]:
-        """Find the glands that may touch a rectangle, in the order in which they are to be drawn."""
+    def find_glands(self, u0: int, v0: int, u1: int, v1: int) -> list[int]:
+        """Return the glands that may touch a rectangle, in drawing order."""
         found: set[int] = set()
         for cu in range(u0 // CELL_PX, (u1 - 1) // CELL_PX + 1):
             for cv in range(v0 // CELL_PX, (v1 - 1) // CELL_PX + 1):
