@@ -1,4 +1,4 @@
-"""How much of each code a label mask holds, counted at the coarsest level that loses no cancer of any size."""
+"""Count the codes of a label mask, at the coarsest level that loses no cancer of relevant size."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from panda.wsi.geometry import blocks, level_scale
 from panda.wsi.tiff.pyramid import TiffPyramid
 
 COUNTED_UM = 10.0
-"""Largest µm per px at which codes are counted, PANDA's level 2 (8 µm). Masks are shrunk by nearest neighbours, so
-areas are kept on average and whatever is 10 µm wide each way is hit: docs/audit.md has what is lost."""
+"""Largest µm per px at which codes are counted, PANDA's level 2 (8 µm). Masks are shrunk by nearest neighbors: areas
+are right on average, and no spot of 10 µm or more is lost. docs/audit.md has the measured losses."""
 
 NOMINAL_UM = 0.5
-"""µm per level-0 px that is assumed where it is unknown."""
+"""Assumed µm per level-0 px if it is unknown."""
 
 _BLOCK = 2048
 
 
 def choose_level(tiff: TiffPyramid, um: float | None) -> int:
-    """The coarsest level of a mask at which its codes are counted.
+    """Return the coarsest level of a mask at which its codes are counted.
 
     Args:
         tiff: The mask.
-        um: µm per mask level-0 px; None where unknown.
+        um: µm per mask level-0 px; None if unknown.
     """
     sizes = tiff.level_dimensions
     scales = [level_scale(sizes[0], size)[0] * (um or NOMINAL_UM) for size in sizes]
@@ -39,11 +39,11 @@ def count_codes(tiff: TiffPyramid, level: int) -> NDArray[np.int64]:
         level: The level.
 
     Returns:
-        (256,) px of that level.
+        Number of px of each code, (256,) int64.
 
     Raises:
-        ValueError: A tile cannot be decoded.
-        OSError: The file cannot be read.
+        ValueError: If a tile cannot be decoded.
+        OSError: If the file cannot be read.
     """
     counts = np.zeros(256, np.int64)
     for window in blocks(*tiff.level_dimensions[level], 1.0, _BLOCK):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from panda.audit.charts import distributions, provider_table, rows_by_provider
+from panda.audit.charts import group_rows, make_charts, make_provider_table
 from panda.audit.dataset import RECORDS
 from panda.audit.records import make_file_stem
 from panda.audit.summary import SUMMARY, AuditSummary
@@ -267,7 +267,7 @@ def write_audit_page(folder: Path, steps: Sequence[str] = ()) -> Path:
     require_folder(path)
     left = _Folder(path)
     summary = left.summary
-    by_provider = rows_by_provider(list(left.rows.values()), list(summary.providers) if summary else [])
+    by_provider = group_rows(list(left.rows.values()), list(summary.providers) if summary else [])
     notes = [left.fault] if left.fault else []
     if summary and (crowded := summary.crowded):
         notes.append(
@@ -292,8 +292,8 @@ def write_audit_page(folder: Path, steps: Sequence[str] = ()) -> Path:
         cards=_make_cards(summary) if summary else [],
         findings=_make_findings_table(summary) if summary else None,
         inspected=left.inspected,
-        providers=provider_table(by_provider) if left.inspected else None,
-        charts=distributions(by_provider),
+        providers=make_provider_table(by_provider) if left.inspected else None,
+        charts=make_charts(by_provider),
         galleries=[
             left.make_gallery(name) for name in sorted(left.findings, key=_rank_finding) if name not in _DUPLICATES
         ],

@@ -1,4 +1,4 @@
-"""Work spread over processes, any of which may crash: the rest of the work goes on, and it is known what crashed it."""
+"""Run work in processes: if one crashes, the others continue, and the item that crashed it is known."""
 
 from __future__ import annotations
 
@@ -21,47 +21,46 @@ from panda.errors import PandaError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_AHEAD = 2  # items handed out per process, so that none waits for this one
+_AHEAD = 2  # submitted items per process, so that none waits for this one
 
 
 def count_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_in_processes(
     work: Callable[[Item], Result], items: Iterable[Item], workers: int
 ) -> Generator[tuple[Item, Result | None], None, None]:
-    """Do a piece of work for each item in new processes, which share nothing with this one.
+    """Call a function for each item in new processes, which share nothing with this one.
 
-    Where a process crashes (a decoder's segmentation fault, the system out of memory), what was under way then is
-    done again one by one, and what crashes its process even so is told. Items are taken as they are needed and
-    results handed on at once, so memory does not grow with their number. The processes end when this one does,
-    however it ends; Ctrl-C lets them finish the items they are at.
+    If a process crashes (a segmentation fault of a decoder, no memory), the unfinished items are run again one by one,
+    so that the item at fault is known. Items are taken when needed and results are yielded at once, so memory does not
+    grow with their number. The processes end with this one in any case. After Ctrl-C they finish their present items.
 
     Args:
-        work: Function of a module, called with an item; it never returns None.
-        items: Picklable.
+        work: A function of a module that takes an item; it never returns None.
+        items: The items; they must be picklable.
         workers: Number of processes.
 
     Yields:
-        Item and result in the order of finishing; None for an item that crashes its process.
+        Item and result, in the order of finishing; the result is None for an item that crashes its process.
 
     Raises:
-        PandaError: No process can be started.
-        Exception: What `work` raised.
+        PandaError: If no process can be started.
+        Exception: If `work` raises it.
     """
     rest = iter(items)
-    while suspects := (yield from _until_broken(work, rest, workers, _AHEAD * workers)):
+    while suspects := (yield from _run_until_crash(work, rest, workers, _AHEAD * workers)):
         alone = iter(suspects)
-        while culprit := (yield from _until_broken(work, alone, 1, 1)):
+        while culprit := (yield from _run_until_crash(work, alone, 1, 1)):
             yield culprit[0], None
 
 
-def _until_broken(
+def _run_until_crash(
     work: Callable[[Item], Result], items: Iterator[Item], workers: int, at_once: int
 ) -> Generator[tuple[Item, Result], None, list[Item]]:
-    """Do the work until all is done or a process crashes; the items that were under way then, else none."""
+    """Run items until all are done or a process crashes; return the items that were unfinished then."""
     running: dict[Future[Result], Item] = {}
     lost: list[Item] = []
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _prepare)
@@ -87,14 +86,14 @@ def _until_broken(
     except BrokenProcessPool as error:
         raise PandaError(
             "no worker process can be started, or it ends at once; a script that calls this needs "
-            "`if __name__ == '__main__':`, and the system room for another process"
+            "`if __name__ == '__main__':`, and the system must allow another process"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _prepare() -> None:
-    """Make a new process a worker: quiet, one thread for OpenCV, gone when its parent is."""
+    """Prepare a worker process: no log of tifffile, one thread for OpenCV, and it ends with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     cv2.setNumThreads(1)
@@ -102,7 +101,7 @@ def _prepare() -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process when its parent has ended: killed, it could tell nobody, and the pool would wait for ever."""
+    """End this process after its parent: a killed parent cannot end its workers, which would wait forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     connection.wait([parent.sentinel])

@@ -1,16 +1,16 @@
-"""Whether all pixels of a slide are there, without reading them all.
+"""Find pixels of a slide that cannot be read, without reading all pixels.
 
-Opening a TIFF has already shown that its tables list every tile and that each lies within the file. What is left is
-damage within: a stretch that was never written, or written over. Three looks find it:
+Opening a TIFF has already checked that its tables list every tile, and that each tile is within the file. The remaining
+damage is a range of bytes that was not written, or was overwritten. Three checks find it:
 
-- Every JPEG tile begins with the marker SOI and ends with EOI (ITU-T T.81, section B.2.1). A stretch of wrong bytes
-  as long as two tiles spoils a marker for certain.
-- The levels that are small are decoded wholly.
-- Of the other tiles a few are decoded, those at a random byte of each of as many runs of equal length in the file: a
-  stretch as long as two runs holds such a byte for certain.
+- Every JPEG tile begins with the marker SOI and ends with EOI (ITU-T T.81, section B.2.1). A damaged range as long as
+  two tiles always destroys a marker.
+- Small levels are decoded completely.
+- A few of the other tiles are decoded: the file is divided into runs of equal length, and the tile at a random byte of
+  each run is decoded. A damaged range as long as two runs always has such a byte.
 
-None of them sees wrong bytes within a single tile that is not sampled, nor wrong pixels that decode, nor tiles that
-the file says are empty. `deep` decodes every tile, which sees what the codec calls an error.
+These checks miss wrong bytes within a tile that is not decoded, wrong pixels that decode without an error, and tiles
+that the file marks as empty. `deep` decodes every tile and finds all errors of the codec.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from panda.wsi.slide import Slide
 from panda.wsi.tiff.pyramid import TiffPyramid
 
 SAMPLES = 16
-"""Tiles decoded of the larger levels."""
+"""Number of decoded tiles of the larger levels."""
 
 SMALL_PX = 4_000_000
-"""Levels up to this area are decoded wholly."""
+"""Levels up to this area in px are decoded completely."""
 
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
 _TAIL = 16  # bytes at a tile's end that may hold EOI: some writers pad
@@ -36,17 +36,17 @@ _BLOCK = 2048
 
 
 def find_unreadable(slide: Slide, *, seed: int, deep: bool = False) -> str | None:
-    """Look for pixels that cannot be read.
+    """Find pixels that cannot be read.
 
     Args:
         slide: The slide.
-        seed: Of the tiles that are sampled.
-        deep: Decode everything, which takes as long as reading the whole slide.
+        seed: Seed of the random tiles.
+        deep: Decode all tiles, which takes as long as reading the whole slide.
 
     Returns:
-        What is wrong, and where; None where nothing was seen.
+        The fault and its position; None if no fault is found.
     """
-    if (tiff := slide.tiff) is not None and (fault := _spoilt_markers(tiff)) is not None:
+    if (tiff := slide.tiff) is not None and (fault := _find_broken_markers(tiff)) is not None:
         return fault
     rng = np.random.default_rng(seed)
     try:
@@ -54,7 +54,7 @@ def find_unreadable(slide: Slide, *, seed: int, deep: bool = False) -> str | Non
             width, height = slide.level_dimensions[level]
             if deep or width * height <= SMALL_PX:
                 for window in blocks(width, height, 1.0, _BLOCK):
-                    _read(slide, level, window)
+                    _try_window(slide, level, window)
             elif tiff is None:
                 _sample_windows(slide, level, rng)
         if tiff is not None and not deep:
@@ -64,15 +64,15 @@ def find_unreadable(slide: Slide, *, seed: int, deep: bool = False) -> str | Non
     return None
 
 
-def _read(slide: Slide, level: int, window: tuple[int, int, int, int]) -> None:
-    """Read x, y, width, height in level px, for its error only."""
+def _try_window(slide: Slide, level: int, window: tuple[int, int, int, int]) -> None:
+    """Read a window (x, y, width, height in level px) only for its error."""
     x, y, width, height = window
     downsample = slide.level_downsamples[level]
     slide.read_region((round_px(x * downsample), round_px(y * downsample)), level, (width, height))
 
 
-def _spoilt_markers(tiff: TiffPyramid) -> str | None:
-    """Say how many JPEG tiles of a level lack the markers at their ends."""
+def _find_broken_markers(tiff: TiffPyramid) -> str | None:
+    """Return how many JPEG tiles of a level lack the markers at their ends, or None if none does."""
     for number, level in enumerate(tiff.levels):
         if not tiff.is_jpeg(number):
             continue
@@ -86,19 +86,19 @@ def _spoilt_markers(tiff: TiffPyramid) -> str | None:
                 ended[place] = _EOI in tiff.stored(offset + count - tail, tail)
         except OSError as error:
             return f"level {number} cannot be read: {error}"
-        # Decoders do without EOI, so a writer that leaves it out everywhere is let be.
-        spoilt = ~begun | (~ended if ended.mean() > 0.5 else np.zeros_like(ended))
-        if spoilt.any():
-            first = divmod(int(there[spoilt][0]), level.columns)
+        # Decoders do not need EOI, so a file without any EOI is accepted.
+        broken = ~begun | (~ended if ended.mean() > 0.5 else np.zeros_like(ended))
+        if broken.any():
+            first = divmod(int(there[broken][0]), level.columns)
             return (
-                f"{int(spoilt.sum())} of {len(there)} tiles of level {number} do not begin or end as JPEG does, the "
+                f"{int(broken.sum())} of {len(there)} tiles of level {number} do not begin or end as JPEG does, the "
                 f"first in row {first[0]}, column {first[1]}"
             )
     return None
 
 
 def _sample_tiles(slide: Slide, tiff: TiffPyramid, rng: np.random.Generator) -> None:
-    """Decode the tile at a random byte of each of `SAMPLES` runs of the tiles that `find_unreadable` leaves out."""
+    """Decode the tile at a random byte of each of `SAMPLES` runs of the tiles of larger levels."""
     places: list[NDArray[np.int64]] = [np.empty((0, 4), np.int64)]
     for number, level in enumerate(tiff.levels):
         if level.width * level.height > SMALL_PX and number in slide.usable_levels:
@@ -116,14 +116,14 @@ def _sample_tiles(slide: Slide, tiff: TiffPyramid, rng: np.random.Generator) -> 
         level = tiff.levels[number]
         x, y = index % level.columns * level.segment_width, index // level.columns * level.segment_height
         size = min(level.segment_width, level.width - x), min(level.segment_height, level.height - y)
-        _read(slide, number, (x, y, *size))
+        _try_window(slide, number, (x, y, *size))
 
 
 def _sample_windows(slide: Slide, level: int, rng: np.random.Generator) -> None:
-    """Read one window out of each of `SAMPLES` runs of the windows of a level, row by row."""
+    """Read one random window of each of `SAMPLES` runs of the windows of a level, row by row."""
     width, height = slide.level_dimensions[level]
     columns, rows = -(-width // _WINDOW), -(-height // _WINDOW)
     for run in np.array_split(np.arange(columns * rows), min(SAMPLES, columns * rows)):
         row, column = divmod(int(rng.choice(run)), columns)
         x, y = column * _WINDOW, row * _WINDOW
-        _read(slide, level, (x, y, min(_WINDOW, width - x), min(_WINDOW, height - y)))
+        _try_window(slide, level, (x, y, min(_WINDOW, width - x), min(_WINDOW, height - y)))

@@ -1,4 +1,4 @@
-"""Whether tissue is in focus: how much of its detail at 2 µm is left."""
+"""Measure how sharp tissue is, by its detail at 2 µm."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap
 
 FINE_UM, COARSE_UM = 2.0, 4.0
-"""Nuclei, of 5 to 10 µm, have their borders at the first and their bodies at the second."""
+"""The first scale shows the borders of nuclei (5 to 10 µm), the second their bodies."""
 
 BLURRED = 0.22
-"""Sharpness below which a window is out of focus: a Gaussian of 2 µm and more, see docs/audit.md."""
+"""A window with less sharpness is out of focus, by a Gaussian of 2 µm or more; see docs/audit.md."""
 
 WINDOWS = 12
-"""Windows of tissue that are measured on a slide."""
+"""Number of windows of tissue that are measured on a slide."""
 
 _SIDE_UM = 200.0  # of a window, at least
-_SIDE_PX = 512  # windows are multiples of it, so that they meet the tiles
+_SIDE_PX = 512  # windows are multiples of it, to align with tiles
 _LEAST_TISSUE = 0.5  # share of a window
-_FLAT = 1.0  # variance of grey values below which there is nothing to be sharp
+_FLAT = 1.0  # variance of gray values below which a window has no detail
 
 
 @dataclass(frozen=True)
 class Sharpness:
-    """How sharp the windows measured are.
+    """The sharpness of the tissue of a slide.
 
     Attributes:
-        median: Of `compute_sharpness` over the windows.
+        median: Median of `compute_sharpness` over the windows.
         blurred: Share of the windows below `BLURRED`.
-        windows: How many were measured.
+        windows: Number of windows.
     """
 
     median: float
@@ -44,21 +44,21 @@ class Sharpness:
 
 
 def compute_sharpness(rgb: NDArray[np.uint8], um: float) -> float | None:
-    """Measure a window of tissue.
+    """Compute the sharpness of a window of tissue.
 
-    Two ratios of variances, which hold whatever the strength of the stain: the Laplacian at 2 µm/px over that at
-    4 µm/px, which falls with the first blur, and over the contrast at 2 µm/px (doubled, to have the same limit),
-    which goes on falling where nothing is left but the noise of camera and JPEG.
+    It is the smaller of two ratios of variances, which do not depend on the strength of the stain. The Laplacian at
+    2 µm/px over that at 4 µm/px falls with slight blur. The Laplacian at 2 µm/px over the contrast there (doubled, to
+    have the same limit) still falls if only the noise of camera and JPEG is left.
 
     Args:
-        rgb: (h, w, 3) uint8.
+        rgb: Window, (h, w, 3) uint8.
         um: µm per px, at most 2.
 
     Returns:
-        The smaller ratio; in focus it was 0.46 or more in the slides tried. None where the window is of one colour.
+        The smaller ratio, at least 0.46 on the slides in focus that were tried. None for a window of one color.
     """
     grey = np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), np.float32)
-    fine, coarse = _shrunk(grey, FINE_UM / um), _shrunk(grey, COARSE_UM / um)
+    fine, coarse = _shrink(grey, FINE_UM / um), _shrink(grey, COARSE_UM / um)
     contrast = float(fine.var())
     if contrast < _FLAT:
         return None
@@ -66,25 +66,25 @@ def compute_sharpness(rgb: NDArray[np.uint8], um: float) -> float | None:
     return min(detail / max(float(cv2.Laplacian(coarse, cv2.CV_32F).var()), 1e-6), 2 * detail / contrast)
 
 
-def _shrunk(grey: NDArray[np.float32], factor: float) -> NDArray[np.float32]:
+def _shrink(grey: NDArray[np.float32], factor: float) -> NDArray[np.float32]:
     """Shrink by area means."""
     size = max(1, round(grey.shape[1] / factor)), max(1, round(grey.shape[0] / factor))
     return np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), np.float32)
 
 
 def measure_sharpness(slide: Slide, tissue: TissueMap, *, seed: int) -> Sharpness | None:
-    """Measure windows of a slide's tissue at level 0.
+    """Measure the sharpness of random windows of a slide's tissue at level 0.
 
     Args:
         slide: The slide.
         tissue: Its tissue.
-        seed: Of the windows that are taken.
+        seed: Seed of the random windows.
 
     Returns:
-        None where it cannot be said: µm/px is unknown or over 2 at level 0, or no window is half tissue.
+        The sharpness. None if it is unknown: µm/px is unknown or over 2 at level 0, or no window is half tissue.
 
     Raises:
-        SlideError: The slide cannot be read there.
+        SlideError: If the slide cannot be read there.
     """
     if slide.mpp is None or (um := mean_mpp(slide.mpp)) > FINE_UM:
         return None

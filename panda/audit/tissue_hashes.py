@@ -21,18 +21,18 @@ from pydantic import Field
 from panda.audit.hash_distance import OUTLINE, TEXTURE
 
 HASH_RULES = 1
-"""A new number whenever the same overview would give other hashes: records kept from before are made anew."""
+"""Increase it if the same overview would give other hashes, so that slides are inspected again."""
 
 PARTS = (
     ((0.0, 1.0), (0.06, 1.0), (0.0, 0.94), (0.12, 1.0), (0.0, 0.88), (0.08, 0.92)),
     ((0.09, 1.0), (0.0, 0.91)),
 )
-"""The parts of the tissue that are hashed, as shares of its area along its axis, all of it first, and across."""
+"""Parts of the tissue that are hashed, as shares of its area along its axis (first all of it), then across."""
 
 Axis = Literal["edges", "spread"]
 AXES: tuple[Axis, ...] = ("edges", "spread")
-"""What the tissue is laid along: the direction of its edges, which run along needle cores however many lie side by
-side; and that in which it spreads most, which is steady where it has no such direction."""
+"""Axes of the tissue: the direction of its edges, which follows needle cores even if several are side by side, and the
+direction of its largest spread, which is stable if the edges have no main direction."""
 
 _HASHES = len(AXES) * sum(map(len, PARTS))
 _WORK_PX = 512  # longest side at which the tissue is measured
@@ -40,7 +40,7 @@ _FRAME_PX, _PICTURE_PX = 256, 64
 _FRAME_SIGMAS = 2.0  # an evenly filled bar ends at 1.73
 _BLUR_PX = 2.0
 _LEAST_PX = 30.0
-_LEAST_DEVIATION = 0.01  # of optical density; real tissue has 0.1, the noise of a scanner on a plain colour 0.005
+_LEAST_DEVIATION = 0.01  # of optical density; real tissue has 0.1, scanner noise on a uniform color 0.005
 
 Floats = NDArray[np.float32]
 
@@ -65,48 +65,49 @@ class TissueHashes:
 
 
 def hash_tissue(overview_rgb: NDArray[np.uint8], tissue: NDArray[np.bool_]) -> TissueHashes | None:
-    """Hash the tissue of a slide so that another scan of it, in any orientation, is found again.
+    """Hash the tissue of a slide, to find another scan of it in any orientation.
 
-    The tissue is laid into a frame of its own: centred, turned along its axis, each direction scaled by its spread, so
-    that turning the slide and the size of its glass or pixels change nothing. Optical density is taken against the
-    slide's glass and scaled to mean 0 and deviation 1 inside the tissue, so colours and light change little. Mirroring
-    and half a turn are left to the comparison. The same is done for `PARTS` of the tissue, which other scans may be
-    cropped to, and for both of `AXES`.
+    The tissue is resampled into its own frame: centered, rotated along its axis, each direction scaled by its spread.
+    So rotation and the size of glass or pixels have no effect. Optical density is relative to the slide's glass, and
+    scaled to mean 0 and deviation 1 inside the tissue, so colors and light have little effect. The comparison of hashes
+    covers mirroring and half a turn. `PARTS` of the tissue are hashed in the same way, because other scans may be
+    cropped, and so are both of `AXES`.
 
     Args:
-        overview_rgb: (H, W, 3) uint8 RGB overview of the whole slide. It is shrunk to 512 px at the longest side; with
-            fewer px, or with px of over 16 µm, other scans are found less surely.
-        tissue: (H, W) bool, True on tissue, as `panda.wsi.tissue` finds it in that overview.
+        overview_rgb: Overview of the whole slide, (H, W, 3) uint8 RGB. Its longest side is reduced to 512 px; with
+            fewer px, or px of over 16 µm, other scans are found less reliably.
+        tissue: Tissue in the overview, (H, W) bool, see `panda.wsi.tissue`.
 
     Returns:
-        The hashes; None where there are fewer than 30 px of tissue at that size, or its density is the same all over,
-        so that it cannot be told from other tissue.
+        The hashes. None if there are fewer than 30 px of tissue at that size, or if its density is uniform, because it
+        cannot be separated from other tissue.
 
     Raises:
-        ValueError: The arrays are not of that form.
+        ValueError: If the arrays have another shape or dtype.
     """
     if overview_rgb.ndim != 3 or overview_rgb.shape[2] != 3 or overview_rgb.dtype != np.uint8:
         raise ValueError(f"an overview is (H, W, 3) uint8, not {overview_rgb.shape} {overview_rgb.dtype}")
     if tissue.shape != overview_rgb.shape[:2] or tissue.dtype != np.bool_:
         raise ValueError(
-            f"the tissue of {overview_rgb.shape[:2]} px is bool and as large, not {tissue.shape} {tissue.dtype}"
+            f"the tissue is bool and of the size of the overview, {overview_rgb.shape[:2]}, not {tissue.shape} "
+            f"{tissue.dtype}"
         )
     if not tissue.any():
         return None
-    density, cover = _density(overview_rgb, tissue)
+    density, cover = _compute_density(overview_rgb, tissue)
     if cover.sum() < _LEAST_PX:
         return None
-    hashed = [_hash(density, part, frame) for axis in AXES for part, frame in _parts(cover, axis)]
+    hashed = [_hash_part(density, part, frame) for axis in AXES for part, frame in _cut_parts(cover, axis)]
     kept = [pair for pair in hashed if pair is not None]
     if len(kept) < len(hashed):
         return None
     texture, outline = zip(*kept, strict=True)
-    along, across = _Frame.of(cover, "spread").spread
+    along, across = _Frame.measure(cover, "spread").spread
     return TissueHashes(texture, outline, round(along / across, 4))
 
 
-def _density(rgb: NDArray[np.uint8], tissue: NDArray[np.bool_]) -> tuple[Floats, Floats]:
-    """Optical density against the glass, and share of tissue, both (h, w) at the working size."""
+def _compute_density(rgb: NDArray[np.uint8], tissue: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    """Return optical density relative to the glass, and share of tissue, both (h, w) at the working size."""
     scale = min(1.0, _WORK_PX / max(tissue.shape))
     size = max(1, round(tissue.shape[1] * scale)), max(1, round(tissue.shape[0] * scale))
     small = np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), np.float32)
@@ -118,14 +119,14 @@ def _density(rgb: NDArray[np.uint8], tissue: NDArray[np.bool_]) -> tuple[Floats,
 
 @dataclass(frozen=True)
 class _Frame:
-    """Centre (x, y) in working px, unit vector of the axis, and spread (σ in px) along and across."""
+    """A frame of tissue: center (x, y) in working px, unit vector of the axis, spread (σ in px) along and across."""
 
-    centre: tuple[float, float]
+    center: tuple[float, float]
     axis: tuple[float, float]
     spread: tuple[float, float]
 
     @classmethod
-    def of(cls, cover: Floats, axis: Axis) -> _Frame:
+    def measure(cls, cover: Floats, axis: Axis) -> _Frame:
         moments = cv2.moments(cover)
         mass = moments["m00"]
         xx, yy, xy = (moments[name] / mass for name in ("mu20", "mu02", "mu11"))
@@ -140,9 +141,9 @@ class _Frame:
         spread = [math.sqrt(max(variance, 0.25)) for variance in (along, xx + yy - along)]
         return cls((moments["m10"] / mass, moments["m01"] / mass), (c, s), (spread[0], spread[1]))
 
-    def lay(self, picture: Floats) -> Floats:
+    def resample(self, picture: Floats) -> Floats:
         """Resample a picture of the slide into the frame, (64, 64)."""
-        (x, y), (c, s) = self.centre, self.axis
+        (x, y), (c, s) = self.center, self.axis
         along, across = (2 * _FRAME_SIGMAS * spread / _FRAME_PX for spread in self.spread)
         middle = (_FRAME_PX - 1) / 2
         into = np.array([[along * c, -across * s, 0], [along * s, across * c, 0]])
@@ -151,11 +152,11 @@ class _Frame:
         return np.asarray(cv2.resize(laid, (_PICTURE_PX, _PICTURE_PX), interpolation=cv2.INTER_AREA), np.float32)
 
 
-def _parts(cover: Floats, axis: Axis) -> Iterator[tuple[Floats, _Frame]]:
-    """The tissue of each of `PARTS` along an axis, and the frame that it has by itself."""
-    frame = _Frame.of(cover, axis)
+def _cut_parts(cover: Floats, axis: Axis) -> Iterator[tuple[Floats, _Frame]]:
+    """Yield the tissue of each of `PARTS` along an axis, and its own frame."""
+    frame = _Frame.measure(cover, axis)
     rows, columns = np.ogrid[: cover.shape[0], : cover.shape[1]]
-    (x, y), (c, s), inside = frame.centre, frame.axis, cover > 0
+    (x, y), (c, s), inside = frame.center, frame.axis, cover > 0
     ways = (columns - x) * c + (rows - y) * s, (rows - y) * c - (columns - x) * s
     for at, parts in zip(ways, PARTS, strict=True):
         order = np.argsort(at[inside], kind="stable")
@@ -164,12 +165,12 @@ def _parts(cover: Floats, axis: Axis) -> Iterator[tuple[Floats, _Frame]]:
             first, last = (np.searchsorted(mass, end * mass[-1]) for end in (share, rest))
             kept = (at >= places[first]) & (at <= places[min(last, len(places) - 1)])
             part = np.where(kept, cover, np.float32(0))
-            yield part, _Frame.of(part, axis)
+            yield part, _Frame.measure(part, axis)
 
 
-def _hash(density: Floats, cover: Floats, frame: _Frame) -> tuple[str, str] | None:
-    """Hash texture and outline in the frame; None without texture."""
-    where, what = frame.lay(cover), frame.lay(density * cover)
+def _hash_part(density: Floats, cover: Floats, frame: _Frame) -> tuple[str, str] | None:
+    """Return the hashes of texture and outline in the frame; None without texture."""
+    where, what = frame.resample(cover), frame.resample(density * cover)
     inside = where.sum()
     texture = what - where * (what.sum() / inside)
     full = where > 0.99  # what the border cuts deviates by itself
