@@ -160,7 +160,7 @@ def scans(number: int) -> dict[str, TissueHashes | None]:
 def real_scans(path: Path) -> dict[str, TissueHashes | None]:
     """The same for a slide in a file, from a picture of 1,536 px at the longest side."""
     with Slide.open(path) as slide:
-        resolution = slide.at_downsample(max(1.0, max(slide.dimensions) / 1536))
+        resolution = slide.choose_resolution(downsample=max(1.0, max(slide.dimensions) / 1536))
         rgb = slide.read(resolution, (0, 0), resolution.size)
     rng = np.random.default_rng(0)
     return {"": _hashed(rgb)} | {

@@ -76,7 +76,7 @@ class Scene:
         """Read it by the project's own readers: mask and tissue are those that its runs are scored by."""
         assert record.mask_path is not None
         with Slide.open(record.image_path) as slide, LabelMask.open(record.mask_path, slide, record.provider) as mask:
-            resolution = slide.at(level=level)
+            resolution = slide.choose_resolution(level=level)
             size = resolution.width, resolution.height
             return cls(
                 record,

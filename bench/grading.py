@@ -69,7 +69,7 @@ def measure(record: SlideRecord, rounds: int, results: Results) -> None:
     with tempfile.TemporaryDirectory(dir=CACHE) as out:
         cache = FeatureCache(steps["features"].network, EngineSettings(device="cpu", precision="fp32"), Path(out))
         with Slide.open(record.image_path) as slide:
-            view, tissue = slide.at(level=1), find_tissue(slide)
+            view, tissue = slide.choose_resolution(level=1), find_tissue(slide)
             items = {name: list[BagItem]() for name in steps}
             for seed in range(BAGS):
                 coords = select_tile_coords_for_slide(

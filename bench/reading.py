@@ -77,7 +77,7 @@ def positions(slide: SlideRecord) -> dict[str, list[tuple[int, int]]]:
     """
     with Slide.open(slide.image_path) as opened:
         width, height = opened.dimensions
-        grid = tissue_grid(opened.at(level=0), find_tissue(opened), TILE, TILE, min_tissue=MIN_TISSUE)
+        grid = tissue_grid(opened.choose_resolution(level=0), find_tissue(opened), TILE, TILE, min_tissue=MIN_TISSUE)
     inner = grid.level0[(grid.level0 < (width - 2 * TILE, height - 2 * TILE)).all(axis=1)]
     aligned = inner[inner.min(axis=1) >= TILE][:READS]
     rng = np.random.Generator(np.random.PCG64(1))

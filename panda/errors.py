@@ -1,4 +1,4 @@
-"""The errors a user meets. Each message names the file or key, the value and the remedy."""
+"""Errors that a user can cause. Each message names the file or key, the value and the remedy."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Collection, Sequence
 
 
 class PandaError(Exception):
-    """Base of every error that is the input's fault and not the program's."""
+    """Base of all errors that the input causes, not the program."""
 
 
 class ConfigError(PandaError):
     """One or more faults in the configuration, all reported at once.
 
     Args:
-        faults: One sentence a fault, each naming the key, the value and the remedy.
+        faults: One sentence a fault, which names the key, the value and the remedy.
     """
 
     def __init__(self, faults: Sequence[str] | str) -> None:
@@ -32,30 +32,30 @@ class OptionError(ConfigError):
 
 
 class SlideError(PandaError):
-    """A slide that is missing, cannot be opened or read, or holds no tissue."""
+    """A slide is missing, cannot be opened or read, or has no tissue."""
 
 
 class MaskError(PandaError):
-    """A label mask that is missing, cannot be read, or disagrees with its slide or provider."""
+    """A label mask is missing, cannot be read, or does not fit its slide or provider."""
 
 
 class ManifestError(PandaError):
-    """A table of slides or patches, or a store, that is missing, malformed or contradicts itself."""
+    """A table of slides or patches, or a store, is missing, malformed or contradictory."""
 
 
 class CheckpointError(PandaError):
-    """A checkpoint or canvas that is not one, is of the wrong task, or of another version."""
+    """A checkpoint or canvas is none, is for another task, or has another version."""
 
 
-def near(name: str, known: Collection[str]) -> str:
-    """Say which known names are near a wrong one.
+def suggest(name: str, known: Collection[str]) -> str:
+    """Return a hint for a wrong name, which ends a message.
 
     Args:
-        name: What was given.
-        known: What there is.
+        name: The wrong name.
+        known: The names that exist.
 
     Returns:
-        " (did you mean a, b?)", or all names where there are at most 20, or "".
+        " (did you mean a, b?)" with the most similar names, else all names if there are at most 20, else "".
     """
     lowered = {candidate.lower(): candidate for candidate in known}
     matches = difflib.get_close_matches(name.lower(), list(lowered), n=3, cutoff=0.6)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, TypeAdapter, Validati
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from panda.errors import ConfigError, near
+from panda.errors import ConfigError, suggest
 
 PathValue = Annotated[Path, Strict(False)]
 """A path, which YAML writes as text."""
@@ -110,7 +110,7 @@ class Settings(BaseModel):
             return f"{key} is not given: write {key}=… on the command line"
         field = cls.model_fields.get(name)
         if field is None:
-            return f"{key}={shown(error['input'])}: there is no such key{near(name, cls.model_fields)}"
+            return f"{key}={shown(error['input'])}: there is no such key{suggest(name, cls.model_fields)}"
         remedy = f": {field.description}" if field.description else ""
         return f"{key}={shown(error['input'])} must be {_expected(field, error)}{remedy}"
 

@@ -100,10 +100,10 @@ def test_tiles_lie_side_by_side_on_tissue(tissue: TissueMap) -> None:
     assert (coords % (2 * TILE) == 0).all()
     assert len(np.unique(coords, axis=0)) == len(coords)
     boxes = np.concatenate([coords, coords + 2 * TILE], axis=1)
-    assert (tissue.fraction_of(boxes) > 0).all()
+    assert (tissue.measure_fraction(boxes) > 0).all()
     fuller = select_tile_coords_for_slide(None, None, tissue, view(2), k=10_000, tile_size=TILE, min_tissue=0.5)
     assert 0 < len(fuller) < len(coords)
-    assert (tissue.fraction_of(np.concatenate([fuller, fuller + 2 * TILE], axis=1)) >= 0.5).all()
+    assert (tissue.measure_fraction(np.concatenate([fuller, fuller + 2 * TILE], axis=1)) >= 0.5).all()
 
 
 def test_tiles_land_on_the_cancer_that_was_drawn(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_tiles_land_on_the_cancer_that_was_drawn(tmp_path: Path) -> None:
     )
     cancer = tifffile.imread(mask)[..., 0] >= 3  # level 0; Gleason patterns 3 to 5
     with Slide.open(image) as slide:
-        tissue, tiles, coarse = find_tissue(slide), slide.at(level=0), slide.at(level=1)
+        tissue, tiles, coarse = find_tissue(slide), slide.choose_resolution(level=0), slide.choose_resolution(level=1)
         known = cancer.reshape(coarse.height, 4, coarse.width, 4).mean(axis=(1, 3), dtype=np.float32)
         side: dict[str, Any] = {"tile_size": 128, "min_tissue": 0.5}
         guided = select_tile_coords_for_slide(known, coarse, tissue, tiles, k=12, random_fraction=0.0, **side)
@@ -206,7 +206,7 @@ def items_of(records: list[SlideRecord]) -> list[BagItem]:
 def test_read_bag(records: list[SlideRecord]) -> None:
     coords = np.array([[64, 64], [128, 192], [736, 480]], dtype=np.int64)
     with Slide.open(records[0].image_path) as slide:
-        bag = read_bag(slide, coords, slide.at(level=0), 64)
+        bag = read_bag(slide, coords, slide.choose_resolution(level=0), 64)
     assert bag.shape == (3, 3, 64, 64)
     assert bag.dtype == np.float32
     expected = picture(0)[192:256, 128:192].transpose(2, 0, 1) / np.float32(255)

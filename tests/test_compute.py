@@ -182,9 +182,9 @@ def test_the_fast_precision_is_taken_where_the_area_stays(
     assert tried == [FP32, ComputeMode("bf16")]
     # a canvas of it is another one than that of fp32
     with Slide.open(slide_path) as slide:
-        made = predictor.canvas_fingerprint(slide, slide.at(level=1))
+        made = predictor.canvas_fingerprint(slide, slide.choose_resolution(level=1))
         predictor.model = InferenceModel(predictor.network, predictor.settings, FP32)
-        assert predictor.canvas_fingerprint(slide, slide.at(level=1)) != made
+        assert predictor.canvas_fingerprint(slide, slide.choose_resolution(level=1)) != made
 
 
 def test_tables_hold_what_was_run_in_one_way(predictor: SegmentationPredictor) -> None:

@@ -55,7 +55,7 @@ def truth(shape: tuple[int, int]) -> NDArray[np.float32]:
 
 def canvas_of(slide: Slide, path: Path) -> Canvas:
     """The map at level 1 in tiles of 100 px; what lies right of 1200 px is not scored."""
-    resolution = slide.at(level=1)
+    resolution = slide.choose_resolution(level=1)
     prob = np.pad(truth((resolution.height, resolution.width)), ((0, 100), (0, 100)))
     with CanvasWriter(path, resolution, 100, "f", {"slide_id": slide.slide_id}) as writer:
         for y in range(0, resolution.height, 100):
@@ -70,7 +70,7 @@ def canvas(slide: Slide, tmp_path_factory: pytest.TempPathFactory) -> Canvas:
 
 
 def everywhere(slide: Slide) -> TissueMap:
-    resolution = slide.at(level=1)
+    resolution = slide.choose_resolution(level=1)
     return TissueMap(np.ones((resolution.height, resolution.width), np.bool_), resolution, "strict")
 
 
@@ -271,7 +271,7 @@ def test_the_ome_tiff_is_a_pyramid_with_its_pixel_size(slide: Slide, canvas: Can
 
 
 def test_a_small_map_of_unknown_resolution_is_one_level(bare: Slide, tmp_path: Path) -> None:
-    resolution = bare.at(level=2)
+    resolution = bare.choose_resolution(level=2)
     with CanvasWriter(tmp_path / "c", resolution, 64, "f", {}) as writer:
         writer.add(np.ones((1, 64, 64)), [[0, 0]])
     write_ome_tiff(Canvas.open(tmp_path / "c"), bare, tmp_path / "p.ome.tiff")

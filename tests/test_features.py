@@ -44,14 +44,14 @@ def cache(tmp_path: Path) -> FeatureCache:
 
 def kept(cache: FeatureCache, path: Path, coords: Any = COORDS, side: int = 64) -> Path:
     with Slide.open(path) as slide:
-        return cache.of(slide, coords, slide.at(level=1), side, None)
+        return cache.of(slide, coords, slide.choose_resolution(level=1), side, None)
 
 
 def test_they_are_what_the_network_makes_of_the_tiles(cache: FeatureCache, path: Path) -> None:
     features = read_features(kept(cache, path))
     assert features.dtype == np.float32
     with Slide.open(path) as slide, torch.inference_mode():
-        bag = torch.from_numpy(read_bag(slide, COORDS, slide.at(level=1), 64))
+        bag = torch.from_numpy(read_bag(slide, COORDS, slide.choose_resolution(level=1), 64))
         whole, direct = net().eval()(bag), net().eval().encode(bag)
     torch.testing.assert_close(torch.from_numpy(features), direct, rtol=1e-4, atol=1e-4)
     logits = net().eval()(torch.from_numpy(features))[0]
@@ -160,11 +160,17 @@ def test_parts_are_read_ahead_in_order(path: Path) -> None:
     with Slide.open(path) as slide:
         for count in (1, 2, 5):
             found = encode_tiles(
-                net().eval(), slide, COORDS[:count], slide.at(level=1), tile_size=64, stain=None, settings=SETTINGS
+                net().eval(),
+                slide,
+                COORDS[:count],
+                slide.choose_resolution(level=1),
+                tile_size=64,
+                stain=None,
+                settings=SETTINGS,
             )
             assert len(found) == count
             one = encode_tiles(
-                net().eval(), slide, COORDS[count - 1 : count], slide.at(level=1),
+                net().eval(), slide, COORDS[count - 1 : count], slide.choose_resolution(level=1),
                 tile_size=64, stain=None, settings=SETTINGS,
             )  # fmt: skip
             np.testing.assert_allclose(found[-1], one[0], rtol=1e-3, atol=1e-3)

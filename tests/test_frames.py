@@ -194,8 +194,8 @@ def test_landmarks_are_read_where_they_were_painted(reader: ReaderName, data: st
                 len(as_mask.downsamples),
                 len(pyramid.downsamples),
             )
-            levels = [slide.at(level=level) for level in slide.usable_levels]
-            for view in [*levels, *(slide.at(mpp=0.5 * request) for request in requests)]:
+            levels = [slide.choose_resolution(level=level) for level in slide.usable_levels]
+            for view in [*levels, *(slide.choose_resolution(mpp=0.5 * request) for request in requests)]:
                 # Resampling begins at a whole px of a level, half a px off at most. That counts only where
                 # the writer has moved the far corner by up to a px already.
                 limit = 1.5 if view.resampled and not pyramid.spans else 1.0
@@ -240,7 +240,7 @@ def test_the_tiles_of_a_grid_show_their_own_place(
     with opened(levels, pyramid.tile, reader) as slide:
         mask = LabelMask.open(write_levels(slide.path.with_name("mask.tiff"), codes, 64), slide, "radboud")
         for number, (level, labels) in enumerate(zip(levels, codes, strict=True)):
-            view = slide.at(level=number)
+            view = slide.choose_resolution(level=number)
             around = ((0, patch), (0, patch))
             labels_around = np.pad(labels, around)
             level_around = np.pad(level, (*around, (0, 0)), constant_values=255)
@@ -272,7 +272,7 @@ def test_a_read_in_microns_is_the_area_mean(reader: ReaderName, pyramid: Pyramid
     image = np.full((height, width, 3), 128, np.uint8)
     image[..., 0], image[..., 1] = np.linspace(0, 250, width)[None, :], np.linspace(250, 0, height)[:, None]
     with opened(pyramid.levels(image), pyramid.tile, reader, mpp=scan) as slide:
-        view = slide.at(mpp=request * scan)
+        view = slide.choose_resolution(mpp=request * scan)
         read = slide.read(view, (0, 0), view.size).astype(np.float64)
         level_size = slide.level_dimensions[view.level]
     assert view.mpp == pytest.approx((view.downsample * scan,) * 2, rel=1e-4)

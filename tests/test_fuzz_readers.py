@@ -292,7 +292,7 @@ def _read_all(path: Path, slide_of_mask: Slide) -> None:
     with _refused(), LabelMask.open(path, slide_of_mask, "radboud") as mask:
         for level in range(3):
             with _refused():
-                mask.read_tumor(slide_of_mask.at(level=level), (-5, -5), (180, 170))
+                mask.read_tumor(slide_of_mask.choose_resolution(level=level), (-5, -5), (180, 170))
 
 
 def _run(folder: Path, first: int, last: int) -> list[str]:

@@ -12,9 +12,6 @@ from panda.errors import MaskError
 from panda.wsi.geometry import Frame, Resolution, blocks, ceil_px, level_scale, mask_frame, round_px
 from tests.pyramids import Rounding, level_size
 
-frames = st.builds(Frame, st.just("a"), st.floats(0.01, 500), st.floats(0.01, 500))
-coordinates = st.floats(-1e6, 1e6)
-
 
 def test_round_px_rounds_halves_upwards_alike_for_numbers_and_arrays() -> None:
     values = [-1.5, -0.5, -0.2, 0.49, 0.5, 1.5, 2.5, 99_999.5]
@@ -33,14 +30,6 @@ def test_ceil_px_forgives_the_error_of_a_division() -> None:
     assert ceil_px(19919 / (19919 / 4979)) == 4979
     assert ceil_px(3.0000000001) == 3
     assert ceil_px(3.01) == 4
-
-
-@given(frames, frames, coordinates, coordinates)
-def test_frames_go_round_trip(a: Frame, b: Frame, x: float, y: float) -> None:
-    there = a.to(b, x, y)
-    assert b.to(a, *there) == pytest.approx((x, y), rel=1e-9, abs=1e-6)
-    assert b.to_level0(*there) == pytest.approx(a.to_level0(x, y), rel=1e-9, abs=1e-6)
-    assert Frame("level 0", 1, 1).to(a, *a.to_level0(x, y)) == pytest.approx((x, y), rel=1e-9, abs=1e-6)
 
 
 def test_frames_map_arrays_as_they_map_numbers() -> None:

@@ -35,7 +35,7 @@ def test_a_map_is_scored_as_a_canvas_is(tmp_path: Path) -> None:
     prob = ((np.random.default_rng(0).integers(0, 1000, scene.truth.shape) + 0.5) / 1000).astype(np.float32)
     assert record.mask_path is not None
     with Slide.open(record.image_path) as slide, LabelMask.open(record.mask_path, slide, "radboud") as mask:
-        resolution, tissue = slide.at(level=1), find_tissue(slide)
+        resolution, tissue = slide.choose_resolution(level=1), find_tissue(slide)
         with CanvasWriter(tmp_path / "canvas.zarr", resolution, 64, "made", {}, overlap=0) as writer:
             height, width = prob.shape
             corners = [(x, y) for y in range(0, height, 64) for x in range(0, width, 64)]

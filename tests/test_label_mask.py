@@ -58,7 +58,7 @@ def test_opening_a_mask_of_an_unknown_provider_is_refused(mask_path: Path, slide
 def test_target_ignores_unlabelled_codes_and_px_past_the_edge(
     tmp_path: Path, slide: Slide, codes: NDArray[np.uint8]
 ) -> None:
-    level0, past = slide.at(level=0), (WIDTH - 8, 0)
+    level0, past = slide.choose_resolution(level=0), (WIDTH - 8, 0)
     binary = LabelMask.open(write_pyramid(tmp_path / "b.tiff", codes // 5, tile=64), slide, "binary")
     radboud = LabelMask.open(write_pyramid(tmp_path / "r.tiff", codes, tile=64), slide, "radboud")
     inside = codes[:16, -8:]
@@ -72,7 +72,7 @@ def test_target_ignores_unlabelled_codes_and_px_past_the_edge(
 
 def test_label_maps_that_are_given_go_before_the_known_ones(mask_path: Path, slide: Slide) -> None:
     own = LabelMap(names={0: "glass", 5: "tissue"}, cancer=(0,), unlabelled=())
-    level0 = slide.at(level=0)
+    level0 = slide.choose_resolution(level=0)
     with (
         LabelMask.open(mask_path, slide, "radboud", {"radboud": own}) as given,
         LabelMask.open(mask_path, slide, "elsewhere", {"elsewhere": own}) as third,
@@ -84,7 +84,7 @@ def test_label_maps_that_are_given_go_before_the_known_ones(mask_path: Path, sli
 
 
 def test_level_0_reads_are_exact_and_0_past_every_edge(mask: LabelMask, slide: Slide, codes: NDArray[np.uint8]) -> None:
-    level0 = slide.at(level=0)
+    level0 = slide.choose_resolution(level=0)
     assert (mask.overview(level0) == codes).all()
     around = mask.read(level0, (-10, -20), (WIDTH + 30, HEIGHT + 50))
     assert (around[20 : 20 + HEIGHT, 10 : 10 + WIDTH] == codes).all()
@@ -98,7 +98,7 @@ def test_lower_levels_are_the_stored_px(mask: LabelMask, slide: Slide, mask_path
     with tifffile.TiffFile(mask_path) as tif:
         stored = [page.asarray()[..., 0] for page in tif.pages]
     for level in (1, 2):
-        view = slide.at(level=level)
+        view = slide.choose_resolution(level=level)
         assert (mask.overview(view) == stored[level]).all()
         for x, y in [(3, 5), (20, 17), (40, 30)]:
             at = round_px(x * view.downsample), round_px(y * view.downsample)
@@ -153,12 +153,12 @@ def test_codes_read_are_codes_stored(  # noqa: PLR0917 - one argument each of wh
     write_levels(path, [channels_of(level, stored, seed) for level in levels], tile, **every)
     with LabelMask.open(path, small, "radboud") as mask:
         assert len(mask.level_dimensions) == 3
-        view = small.at_downsample(data.draw(st.floats(0.9, 20)))
+        view = small.choose_resolution(downsample=data.draw(st.floats(0.9, 20)))
         columns, rows = (round_px(side / view.downsample) for side in small.dimensions)
         assert set(np.unique(mask.overview(view)[:rows, :columns]).tolist()) <= set(kept)
         if scale == 1:
             x, y = data.draw(st.integers(0, 300)), data.draw(st.integers(0, 222))
-            window = mask.read(small.at(level=0), (x, y), (90, 70))
+            window = mask.read(small.choose_resolution(level=0), (x, y), (90, 70))
             assert (window[: 223 - y, : 301 - x] == first[y : y + 70, x : x + 90]).all()
 
 
@@ -177,17 +177,17 @@ def test_every_unknown_code_is_named_with_file_and_count(
     path = write_levels(tmp_path_factory.mktemp("odd") / "odd_mask.tiff", [codes.reshape(223, 301)], 64)
     named = ", ".join(f"{code} ({counts[code]} px)" for code in sorted(counts))
     with LabelMask.open(path, small, provider) as mask, pytest.raises(MaskError) as error:
-        mask.read_tumor(small.at(level=0), (0, 0), small.dimensions)
+        mask.read_tumor(small.choose_resolution(level=0), (0, 0), small.dimensions)
     assert str(error.value).startswith(f"{path}: label codes {named} are not among {provider}'s {known}")
 
 
 def test_the_coarsest_sufficient_mask_level_is_read(
     mask: LabelMask, slide: Slide, tmp_path: Path, codes: NDArray[np.uint8]
 ) -> None:
-    assert [mask._level_for(slide.at(level=level)) for level in (0, 1, 2)] == [0, 1, 2]
-    assert [mask._level_for(slide.at_downsample(d)) for d in (3.0, 8.0, 40.0)] == [0, 1, 2]
+    assert [mask._level_for(slide.choose_resolution(level=level)) for level in (0, 1, 2)] == [0, 1, 2]
+    assert [mask._level_for(slide.choose_resolution(downsample=d)) for d in (3.0, 8.0, 40.0)] == [0, 1, 2]
     half = LabelMask.open(write_pyramid(tmp_path / "h.tiff", codes[::2, ::2], tile=64), slide, "radboud")
-    assert [half._level_for(slide.at(level=level)) for level in (0, 1, 2)] == [0, 0, 1]
+    assert [half._level_for(slide.choose_resolution(level=level)) for level in (0, 1, 2)] == [0, 0, 1]
 
 
 def test_large_windows_are_read_in_blocks(tmp_path: Path) -> None:
@@ -195,14 +195,14 @@ def test_large_windows_are_read_in_blocks(tmp_path: Path) -> None:
     stripes[:, ::2] = 2
     slide = Slide.open(write_pyramid(tmp_path / "s.tiff", np.full((63, 9000, 3), 255, np.uint8), (1,)))
     mask = LabelMask.open(write_pyramid(tmp_path / "m.tiff", stripes, (1,)), slide, "karolinska")
-    assert (mask.overview(slide.at(level=0)) == stripes).all()
-    assert (mask.overview(slide.at_downsample(3.0)) == stripes[1::3, 1::3]).all()
+    assert (mask.overview(slide.choose_resolution(level=0)) == stripes).all()
+    assert (mask.overview(slide.choose_resolution(downsample=3.0)) == stripes[1::3, 1::3]).all()
 
 
 def test_read_tumor_names_the_file_of_a_bad_code(
     mask: LabelMask, slide: Slide, codes: NDArray[np.uint8], mask_path: Path
 ) -> None:
-    view = slide.at(level=0)
+    view = slide.choose_resolution(level=0)
     assert (mask.read_tumor(view, (0, 0), (200, 100)) == (codes[:100, :200] == 5)).all()
     with (
         LabelMask.open(mask_path, slide, "karolinska") as wrong,
@@ -214,7 +214,7 @@ def test_read_tumor_names_the_file_of_a_bad_code(
 def test_single_channel_and_stripped_masks_are_read(tmp_path: Path, slide: Slide, codes: NDArray[np.uint8]) -> None:
     tifffile.imwrite(tmp_path / "g.tiff", codes, rowsperstrip=50, metadata=None, compression="lzw")
     mask = LabelMask.open(tmp_path / "g.tiff", slide, "radboud")
-    assert (mask.overview(slide.at(level=0)) == codes).all()
+    assert (mask.overview(slide.choose_resolution(level=0)) == codes).all()
 
 
 def test_levels_in_sub_ifds_are_found(tmp_path: Path, slide: Slide, codes: NDArray[np.uint8]) -> None:
@@ -224,7 +224,7 @@ def test_levels_in_sub_ifds_are_found(tmp_path: Path, slide: Slide, codes: NDArr
 
 def test_a_mask_travels_by_pickle(mask: LabelMask, slide: Slide, codes: NDArray[np.uint8]) -> None:
     copy = pickle.loads(pickle.dumps(mask))
-    assert (copy.read(slide.at(level=0), (0, 0), (50, 60)) == codes[:60, :50]).all()
+    assert (copy.read(slide.choose_resolution(level=0), (0, 0), (50, 60)) == codes[:60, :50]).all()
     copy.close()
 
 
@@ -254,7 +254,7 @@ def test_a_damaged_region_is_an_error_where_it_is_read(tmp_path: Path, slide: Sl
     content[start : start + count] = b"\xff" * count
     (tmp_path / "d.tiff").write_bytes(content)
     mask = LabelMask.open(tmp_path / "d.tiff", slide, "radboud")
-    view = slide.at(level=0)
+    view = slide.choose_resolution(level=0)
     mask.read(view, (128, 128), (10, 10))
     with pytest.raises(MaskError, match=r"d\.tiff: cannot read 10 x 10 px at \(0, 0\) of mask level 0"):
         mask.read(view, (0, 0), (10, 10))
@@ -271,10 +271,10 @@ def test_real_masks_fit_their_slides(number: int, provider: str) -> None:
     slide = Slide.open(DATA / "glas_wsi" / "train_images" / f"{image_id}.tiff")
     path = DATA / "glas_wsi" / "train_label_masks" / f"{image_id}_mask.tiff"
     with LabelMask.open(path, slide, provider) as mask:
-        view = slide.at(level=1)
+        view = slide.choose_resolution(level=1)
         codes = mask.overview(view)
         assert codes.shape == (view.height, view.width)
         picture = slide.read(view, (0, 0), view.size)
         labelled = codes > 0
         assert picture[labelled].mean() < picture[~labelled].mean() - 20
-        mask.read_tumor(slide.at(mpp=5.0), (0, 0), (100, 100))
+        mask.read_tumor(slide.choose_resolution(mpp=5.0), (0, 0), (100, 100))

@@ -39,7 +39,7 @@ def slide_without_mpp(tmp_path: Path) -> Slide:
 
 
 def tissue_of(slide: Slide, mask: NDArray[np.bool_] | None = None) -> TissueMap:
-    resolution = slide.at(level=1)
+    resolution = slide.choose_resolution(level=1)
     everywhere = np.ones((resolution.height, resolution.width), np.bool_)
     return TissueMap(everywhere if mask is None else mask, resolution, "strict")
 
@@ -95,7 +95,7 @@ def test_memory_does_not_grow_with_the_map(tmp_path: Path) -> None:
         slide = Slide.open(
             write_pyramid(tmp_path / f"{side}.tiff", np.full((side, side, 3), 120, np.uint8), downsamples=(1,))
         )
-        tissue = TissueMap(np.ones((side // 8, side // 8), np.bool_), slide.at_downsample(8), "strict")
+        tissue = TissueMap(np.ones((side // 8, side // 8), np.bool_), slide.choose_resolution(downsample=8), "strict")
         prob = np.zeros((side, side), np.float32)
         blob = np.random.default_rng(0).random((64, 64)).astype(np.float32)
         prob[:1024, :1024] = blob.repeat(16, axis=0).repeat(16, axis=1)
@@ -113,7 +113,7 @@ def test_only_scored_tissue_counts(slide: Slide, tmp_path: Path) -> None:
     """Left half is tissue; the right half of the rows below 100 is scored."""
     in_tissue = np.zeros((200, 300), np.bool_)
     in_tissue[:, :150] = True
-    with CanvasWriter(tmp_path / "c", slide.at(level=1), 100, "f", {}) as writer:
+    with CanvasWriter(tmp_path / "c", slide.choose_resolution(level=1), 100, "f", {}) as writer:
         writer.add(np.ones((3, 100, 100)), [[0, 100], [100, 100], [200, 100]])
     canvas = Canvas.open(tmp_path / "c")
     found = slide_quantification(
@@ -130,7 +130,7 @@ def test_only_scored_tissue_counts(slide: Slide, tmp_path: Path) -> None:
 def test_a_canvas_and_its_array_agree(slide: Slide, tmp_path: Path) -> None:
     prob = ndimage.gaussian_filter(np.random.default_rng(3).random((200, 300)), 6)
     prob = ((prob - prob.min()) / np.ptp(prob)).astype(np.float32)
-    with CanvasWriter(tmp_path / "c", slide.at(level=1), 100, "f", {}) as writer:
+    with CanvasWriter(tmp_path / "c", slide.choose_resolution(level=1), 100, "f", {}) as writer:
         for y in (0, 100):
             writer.add(
                 np.stack([prob[y : y + 100, x : x + 100] for x in (0, 100, 200)]), [[x, y] for x in (0, 100, 200)]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from panda.errors import SlideError
 from panda.wsi.mpp import tag_mpp
-from panda.wsi.readers import over_white
+from panda.wsi.readers import blend_over_white
 from panda.wsi.slide import Slide, SlideOptions
 from tests.pyramids import write_pyramid
 
@@ -83,7 +83,7 @@ def test_lower_levels_read_close_to_what_is_stored(slide: Slide, path: Path) -> 
 
 
 def test_a_level_is_named_when_it_is_absent(slide: Slide) -> None:
-    for call in (lambda: slide.at(level=3), lambda: slide.read_region((0, 0), -1, (5, 5))):
+    for call in (lambda: slide.choose_resolution(level=3), lambda: slide.read_region((0, 0), -1, (5, 5))):
         with pytest.raises(SlideError, match=r"levels are 0 to 2"):
             call()
 
@@ -93,67 +93,68 @@ def test_an_empty_window_is_refused(slide: Slide, size: tuple[int, int]) -> None
     with pytest.raises(SlideError, match="at least 1"):
         slide.read_region((0, 0), 0, size)
     with pytest.raises(SlideError, match="at least 1"):
-        slide.read(slide.at(mpp=1.3), (0, 0), size)
+        slide.read(slide.choose_resolution(mpp=1.3), (0, 0), size)
 
 
-def test_at_takes_a_level_as_it_is(slide: Slide) -> None:
-    resolution = slide.at(level=1)
+def test_choose_resolution_level_is_used_unchanged(slide: Slide) -> None:
+    resolution = slide.choose_resolution(level=1)
     assert resolution.size == (251, 200)
     assert not resolution.resampled
     assert resolution.mpp == pytest.approx((0.5 * 1005 / 251,) * 2)
 
 
-def test_at_resamples_the_nearest_finer_level(slide: Slide) -> None:
-    resolution = slide.at(mpp=3.0)
+def test_choose_resolution_resamples_the_nearest_finer_level(slide: Slide) -> None:
+    resolution = slide.choose_resolution(mpp=3.0)
     assert (resolution.level, resolution.resampled) == (1, True)
     assert resolution.downsample == pytest.approx(6.0)
     assert resolution.size == (168, 134)
     assert resolution.mpp == pytest.approx((3.0, 3.0))
-    assert slide.at(mpp=1.9).level == 0
+    assert slide.choose_resolution(mpp=1.9).level == 0
 
 
-def test_at_uses_a_level_within_one_percent_untouched(slide: Slide) -> None:
-    resolution = slide.at(mpp=2.0)  # level 1 is at 2.002: a quarter of a level-0 px would be lost for nothing
+def test_choose_resolution_level_within_one_percent_is_unchanged(slide: Slide) -> None:
+    # Level 1 is at 2.002 µm/px: resampling it would lose a quarter of a level-0 px.
+    resolution = slide.choose_resolution(mpp=2.0)
     assert (resolution.level, resolution.resampled) == (1, False)
 
 
-def test_at_refuses_to_invent_detail(slide: Slide) -> None:
-    assert slide.at(mpp=0.46).size == (1093, 873)
+def test_choose_resolution_finer_than_the_scan_is_refused(slide: Slide) -> None:
+    assert slide.choose_resolution(mpp=0.46).size == (1093, 873)
     with pytest.raises(SlideError, match=r"0\.25 µm/px is finer than the scan, 0\.5 µm/px"):
-        slide.at(mpp=0.25)
+        slide.choose_resolution(mpp=0.25)
     with pytest.raises(ValueError, match=r"0\.9 or more"):
-        slide.at_downsample(0.5)
+        slide.choose_resolution(downsample=0.5)
 
 
 @pytest.mark.parametrize("asked", [{}, {"level": 1, "mpp": 1.0}, {"mpp": 0.0}, {"mpp": float("nan")}])
-def test_at_wants_one_sensible_answer(slide: Slide, asked: dict[str, Any]) -> None:
+def test_choose_resolution_takes_exactly_one_argument(slide: Slide, asked: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="µm/px"):
-        slide.at(**asked)
+        slide.choose_resolution(**asked)
 
 
 def test_a_resampled_read_is_the_area_mean(tmp_path: Path, image: NDArray[np.uint8]) -> None:
     slide = Slide.open(write_pyramid(tmp_path / "one.tiff", image, downsamples=(1,)))
-    resolution = slide.at_downsample(3.0)
+    resolution = slide.choose_resolution(downsample=3.0)
     read = slide.read(resolution, (30, 60), (20, 10))
     window = image[60:90, 30:90].reshape(10, 3, 20, 3, 3).mean(axis=(1, 3))
     assert np.abs(read - window).max() <= 1
 
 
 def test_resampled_windows_fit_together(slide: Slide) -> None:
-    resolution = slide.at(mpp=3.0)
+    resolution = slide.choose_resolution(mpp=3.0)
     whole = slide.read(resolution, (0, 0), resolution.size)
     part = slide.read(resolution, (round(6.0 * 80), round(6.0 * 40)), (40, 40))
     # Windows begin at whole source px, so that two may differ by half a source px, not by a working px.
     assert np.abs(part.astype(int) - whole[40:80, 80:120]).mean() < 18
     assert np.abs(part.astype(int) - whole[40:80, 81:121]).mean() > 36
-    magnified = slide.read(slide.at(mpp=0.46), (0, 0), (50, 50))
+    magnified = slide.read(slide.choose_resolution(mpp=0.46), (0, 0), (50, 50))
     assert magnified.shape == (50, 50, 3)
 
 
 def test_a_resampled_read_is_made_of_blocks_without_seams(tmp_path: Path) -> None:
     ramp = np.broadcast_to((np.arange(6000) // 24).astype(np.uint8)[None, :, None], (40, 6000, 3))
     slide = Slide.open(write_pyramid(tmp_path / "ramp.tiff", np.ascontiguousarray(ramp), downsamples=(1,)))
-    resolution = slide.at_downsample(10.0)  # 600 px wide, of which one block holds 409
+    resolution = slide.choose_resolution(downsample=10.0)  # 600 px wide, of which one block holds 409
     read = slide.read(resolution, (0, 0), resolution.size)[0, :, 0].astype(int)
     assert np.abs(read - (np.arange(600) * 10 + 5) / 24).max() <= 1
 
@@ -201,9 +202,9 @@ def test_closing_releases_and_reading_opens_again(path: Path) -> None:
     slide.close()
 
 
-def test_alpha_is_laid_over_white() -> None:
+def test_alpha_is_laid_blend_over_white() -> None:
     rgba = np.array([[[10, 20, 30, 255], [10, 20, 30, 0], [0, 100, 200, 128]]], np.uint8)
-    assert over_white(rgba).tolist() == [[[10, 20, 30], [255, 255, 255], [127, 177, 227]]]
+    assert blend_over_white(rgba).tolist() == [[[10, 20, 30], [255, 255, 255], [127, 177, 227]]]
 
 
 @pytest.mark.parametrize("what", ["missing.tiff", "folder", "text.tiff", "empty.tiff", "cut.tiff"])
@@ -264,8 +265,8 @@ def test_a_level_that_fits_no_downsample_is_refused_and_never_chosen(tmp_path: P
     slide = Slide.open(odd)
     assert slide.usable_levels == (0, 2)
     with pytest.raises(SlideError, match=r"choose data\.level from \[0, 2\]"):
-        slide.at(level=1)
-    assert slide.at_downsample(2.0).level == 0
+        slide.choose_resolution(level=1)
+    assert slide.choose_resolution(downsample=2.0).level == 0
 
 
 def write_small(folder: Path, **tags: Any) -> Path:
@@ -286,14 +287,14 @@ def test_screen_resolutions_are_refused_with_both_values(tmp_path: Path, dpi: in
     value = f"{25400 / dpi:.4g}"
     assert f"{value} x {value} µm/px, outside 0.05..20: give data.mpp_override" in slide.mpp_note
     with pytest.raises(SlideError, match=r"outside 0\.05\.\.20"):
-        slide.at(mpp=1.0)
+        slide.choose_resolution(mpp=1.0)
 
 
 def test_a_resolution_without_unit_is_none(tmp_path: Path) -> None:
     slide = Slide.open(write_small(tmp_path, resolution=(20000, 20000), unit="NONE"))
     assert slide.mpp is None
     assert "no unit" in slide.mpp_note
-    assert slide.at(level=0).mpp is None
+    assert slide.choose_resolution(level=0).mpp is None
 
 
 def test_tags_are_asked_where_openslide_knows_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,7 +337,9 @@ def test_a_landmark_at_the_far_corner_lands_within_one_px(
     image[-64:, -64:] = 0
     path = write_pyramid(tmp_path_factory.mktemp("far") / "s.tiff", image, downsamples=(1, 2, 4, 16), tile=64)
     with Slide.open(path) as slide:
-        views = [slide.at(level=level) for level in range(4)] + [slide.at_downsample(downsample)]
+        views = [slide.choose_resolution(level=level) for level in range(4)] + [
+            slide.choose_resolution(downsample=downsample)
+        ]
         for view in views:
             white = slide.read(view, (0, 0), view.size)[..., 0] / 255
             x, y = int((width - 32) / view.downsample), int((height - 32) / view.downsample)
@@ -362,7 +365,7 @@ def test_a_slide_without_resolution() -> None:
     assert slide.mpp is None
     assert "give data.mpp_override" in slide.mpp_note
     assert slide.read_region((4400, 3500), 1, (100, 100)).shape == (100, 100, 3)
-    assert SlideOptions(mpp_override=0.5).open(slide.path).at(mpp=1.0).level == 1
+    assert SlideOptions(mpp_override=0.5).open(slide.path).choose_resolution(mpp=1.0).level == 1
 
 
 @pytest.mark.real_data
@@ -388,4 +391,4 @@ def test_a_mosaic() -> None:
     path = min((DATA / "glas_wsi" / "train_images").glob("*.tiff"))
     slide = Slide.open(path)
     assert slide.mpp == pytest.approx((0.62, 0.62))
-    assert slide.at(level=1).mpp == pytest.approx((2.48, 2.48))
+    assert slide.choose_resolution(level=1).mpp == pytest.approx((2.48, 2.48))

@@ -132,7 +132,7 @@ def test_real_pixels_of_neighbours_are_told_alike(drawn: Path) -> None:
         profile = find_stain(slide, tissue)
         assert profile is not None
         assert profile == find_stain(slide, find_tissue(slide))
-        view = slide.at(level=1)
+        view = slide.choose_resolution(level=1)
         whole = normalized(slide.read(view, (0, 0), view.size), profile)
         halves = [
             normalized(slide.read(view, (x, 0), (64, view.height)), profile) for x in (0, round(64 * view.downsample))
@@ -168,7 +168,7 @@ def test_training_and_inference_see_the_same_pixels(
         with Slide.open(record.image_path) as slide:
             tissue = find_tissue(slide)
             network.predict(slide, tissue, tmp_path / f"{split}.zarr")
-            view = slide.at(level=1)
+            view = slide.choose_resolution(level=1)
             other = SegmentationPredictor.from_checkpoint(plain, settings)
             assert network.canvas_fingerprint(slide, view) != other.canvas_fingerprint(slide, view)
         compared = 0
@@ -187,8 +187,8 @@ def test_a_bag_and_its_grader_see_the_same_pixels(drawn: Path) -> None:
     with Slide.open(record.image_path) as slide:
         profile = told_stain(slide, find_tissue(slide))
         coords = np.array([[800, 600], [1000, 700]])
-        bag = read_bag(slide, coords, slide.at(level=1), 32, profile)
-        raw = read_bag(slide, coords, slide.at(level=1), 32)
+        bag = read_bag(slide, coords, slide.choose_resolution(level=1), 32, profile)
+        raw = read_bag(slide, coords, slide.choose_resolution(level=1), 32)
     item = BagSet([BagItem(record, coords, profile)], BagSettings(k=2, tile_size=32))[0]
     assert np.array_equal(item[0].numpy(), bag)
     assert not np.array_equal(bag, raw)

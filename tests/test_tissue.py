@@ -375,13 +375,13 @@ def test_fraction_of_a_box_is_exact(seed: int, x0: int, y0: int, width: int, hei
     mask = np.random.default_rng(seed).random((20, 30)) < 0.2
     tissue = a_map(mask)
     at_level0 = tissue.crop(Resolution(1.0, 120, 80, 0, 1.0, None), (x0, y0), (width, height))
-    fraction = tissue.fraction_of(np.array([[x0, y0, x0 + width, y0 + height]], np.float64))
+    fraction = tissue.measure_fraction(np.array([[x0, y0, x0 + width, y0 + height]], np.float64))
     assert fraction == pytest.approx([at_level0.mean()], abs=1e-9)
     assert (fraction[0] > 0) == at_level0.any()
 
 
 def test_fraction_of_no_boxes_is_empty() -> None:
-    assert a_map(np.ones((3, 3), np.bool_)).fraction_of(np.empty((0, 4))).shape == (0,)
+    assert a_map(np.ones((3, 3), np.bool_)).measure_fraction(np.empty((0, 4))).shape == (0,)
 
 
 @pytest.mark.real_data

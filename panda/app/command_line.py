@@ -13,7 +13,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from panda.errors import near
+from panda.errors import suggest
 from panda.files import CONF
 
 OWN = {"hydra", "run_dir"}
@@ -32,7 +32,7 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
         return _unreadable(error.override)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, choice = error.missing_cfg_file.rpartition("/")
-        return f"{group}={choice}: there is no such choice{near(choice, error.options)}"
+        return f"{group}={choice}: there is no such choice{suggest(choice, error.options)}"
     if (several := re.search(r"Ambiguous value for argument '(.*)'\n", str(error))) is not None:
         return (
             f"{several[1]}: a comma separates values; sweep over them with -m, or quote a value that holds one: "
@@ -61,13 +61,13 @@ def likely(key: str, node: Mapping[Any, Any], path: str = "") -> str:
 
     Returns:
         " (did you mean group.key?)" with each group in the node that has the key; or the one that has it with another
-        choice, and that choice; else what `near` says.
+        choice, and that choice; else what `suggest` says.
     """
     known = {str(name): value for name, value in node.items() if name not in OWN}
     inside = [f"{path}{name}.{key}" for name, value in known.items() if isinstance(value, Mapping) and key in value]
     if not inside and not path:
         inside = _of_other_choices(key, known)
-    return f" (did you mean {', '.join(inside)}?)" if inside else near(key, known)
+    return f" (did you mean {', '.join(inside)}?)" if inside else suggest(key, known)
 
 
 def _of_other_choices(key: str, groups: Collection[str]) -> list[str]:

@@ -19,7 +19,7 @@ from panda.app.command_line import likely, quoted
 from panda.app.overrides import is_typed
 from panda.app.registry import find_class, find_undeclared, slots_of
 from panda.app.value_checks import value_faults
-from panda.errors import ConfigError, near
+from panda.errors import ConfigError, suggest
 from panda.settings import REFUSED, Settings, shown
 
 KEYS = {
@@ -177,7 +177,8 @@ class _NodeCheck:
         for name, value in options.items():
             if name not in known:
                 self.faults.add(
-                    f"{key}.{name}={value}: {built.__module__}.{built.__name__} has no such option{near(name, known)}"
+                    f"{key}.{name}={value}: {built.__module__}.{built.__name__} has no such option"
+                    f"{suggest(name, known)}"
                 )
             elif name in hints and f"{key}.{name}" not in self.slots:
                 _check_type(f"{key}.{name}", value, hints[name], self.faults)

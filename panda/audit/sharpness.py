@@ -93,7 +93,7 @@ def measure_sharpness(slide: Slide, tissue: TissueMap, *, seed: int) -> Sharpnes
     x, y = (axis.ravel() for axis in np.meshgrid(np.arange(0, width, side), np.arange(0, height, side)))
     boxes = np.stack([x, y, np.minimum(x + side, width), np.minimum(y + side, height)], axis=1)
     boxes = boxes[(boxes[:, 2:] - boxes[:, :2]).min(axis=1) * um >= _SIDE_UM / 2]
-    boxes = boxes[tissue.fraction_of(boxes) >= _LEAST_TISSUE] if len(boxes) else boxes
+    boxes = boxes[tissue.measure_fraction(boxes) >= _LEAST_TISSUE] if len(boxes) else boxes
     found: list[float] = []
     for left, top, right, bottom in np.random.default_rng(seed).permutation(boxes)[:WINDOWS].tolist():
         value = compute_sharpness(slide.read_region((left, top), 0, (right - left, bottom - top)), um)

@@ -221,7 +221,7 @@ def _has_tumor(record: SlideRecord) -> bool:
     if record.mask_path is None:
         return False
     with Slide.open(record.image_path) as slide:
-        small = slide.at_downsample(max(1.0, max(slide.dimensions) / _OVERVIEW))
+        small = slide.choose_resolution(downsample=max(1.0, max(slide.dimensions) / _OVERVIEW))
         with LabelMask.open(record.mask_path, slide, record.provider) as mask:
             return bool(tumor_bool_from_gray(mask.overview(small), record.provider).any())
 

@@ -161,7 +161,7 @@ def slide_quantification(
     if not 0 <= thr <= 1:
         raise ValueError(f"the threshold is {thr}; it must be in 0..1")
     settings = settings if settings is not None else QuantifySettings()
-    resolution = level_eval if isinstance(level_eval, Resolution) else slide.at(level=level_eval)
+    resolution = level_eval if isinstance(level_eval, Resolution) else slide.choose_resolution(level=level_eval)
     shape = resolution.height, resolution.width
     if tuple(pred_canvas.shape) != shape:
         raise PandaError(

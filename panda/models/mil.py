@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from panda.errors import OptionError, near
+from panda.errors import OptionError, suggest
 from panda.models.encoders import IMAGENET_MEAN, IMAGENET_STD, Normalize, load_weights, require_size
 from panda.models.pooling import POOLINGS, OrdinalHead, Pooling, TransformerPooling
 
@@ -81,7 +81,7 @@ class MILNet(nn.Module):
         if pooling == "transformer" and hidden % TransformerPooling.HEADS:
             faults.append(f"hidden={hidden}: must be a multiple of {TransformerPooling.HEADS} for pooling=transformer")
         if not timm.is_model(encoder):
-            faults.append(f"encoder={encoder}: timm has no such model{near(encoder, timm.list_models())}")
+            faults.append(f"encoder={encoder}: timm has no such model{suggest(encoder, timm.list_models())}")
         if faults:
             raise OptionError(faults)
         self.encoder = _timm_encoder(encoder, encoder_weights)

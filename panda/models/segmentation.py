@@ -12,7 +12,7 @@ import timm
 from segmentation_models_pytorch.encoders import encoders as smp_encoders
 from torch import Tensor, nn
 
-from panda.errors import OptionError, near
+from panda.errors import OptionError, suggest
 from panda.models.encoders import IMAGENET_MEAN, IMAGENET_STD, Normalize, load_weights, require_size
 
 ARCHITECTURES: Mapping[str, type[nn.Module]] = dict(smp.MODEL_ARCHITECTURES_MAPPING)
@@ -94,7 +94,7 @@ class Segmenter(nn.Module):
             if not Path(weights).exists() and Path(weights).suffix == "":
                 raise OptionError(
                     f"encoder_weights={weights}: neither a file nor a set of weights of {name}"
-                    f"{near(weights, named)}; null starts from random weights"
+                    f"{suggest(weights, named)}; null starts from random weights"
                 )
             load_weights(encoder, Path(weights), ignored=("fc", "classifier", "head"))
             return
@@ -213,10 +213,10 @@ def _architecture_faults(architecture: str, options: Mapping[str, Any]) -> list[
     kind = ARCHITECTURES.get(architecture.lower())
     if kind is None:
         names = [known.__name__ for known in ARCHITECTURES.values()]
-        return [f"architecture={architecture}: there is none of this name{near(architecture, names)}"]
+        return [f"architecture={architecture}: there is none of this name{suggest(architecture, names)}"]
     known = _option_names(kind)
     return [
-        f"{key}={options[key]}: {kind.__name__} has no such option{near(key, known)}"
+        f"{key}={options[key]}: {kind.__name__} has no such option{suggest(key, known)}"
         for key in options
         if key not in known
     ]
@@ -237,7 +237,7 @@ def _encoder_faults(encoder_name: str) -> list[str]:
             return []
         known = list(smp_encoders)
     return [
-        f"encoder_name={encoder_name}: there is no such encoder{near(encoder_name, known)}; models of timm "
+        f"encoder_name={encoder_name}: there is no such encoder{suggest(encoder_name, known)}; models of timm "
         "are asked for as tu-NAME"
     ]
 

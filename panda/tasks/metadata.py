@@ -84,10 +84,10 @@ class TrainedResolution(Plain, frozen=True):
             return self.request.resolve(slide)
         low, median_mpp, high = self.train_mpp
         if self.level < len(slide.level_downsamples):
-            at_level = slide.at(level=self.level)
+            at_level = slide.choose_resolution(level=self.level)
             if at_level.mean_mpp and low * (1 - SAME_MPP) <= at_level.mean_mpp <= high * (1 + SAME_MPP):
                 return at_level
-        return slide.at(mpp=median_mpp)
+        return slide.choose_resolution(mpp=median_mpp)
 
 
 class TileSelection(Plain, frozen=True):

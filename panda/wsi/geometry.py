@@ -1,4 +1,4 @@
-"""Frames of a slide and the affine maps between them; the one place that rounds.
+"""Frames of a slide, the affine maps between them, and the only functions that round coordinates.
 
 Four frames occur in the package, all axis-aligned and all with their origin at the slide's top-left corner:
 level-0 px, level-L px (or any working resolution), mask level-0 px and µm. Coordinates are continuous: pixel
@@ -51,19 +51,18 @@ def floor_px(v: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def level_scale(size: tuple[int, int], level_size: tuple[int, int]) -> tuple[float, float]:
-    """Downsample of a pyramid level, and how far the level is from fitting it.
+    """Return the downsample of a pyramid level, and how well the level fits it.
 
-    The ratio of the longer sides is taken: sizes are rounded to whole pixels, and the error this makes in the
-    ratio shrinks with the length. (The mean of both ratios, as OpenSlide takes it, puts the far corner of a
-    long and thin slide many pixels off.)
+    The downsample is the ratio of the longer sides, because rounding to whole px changes it least. The mean of both
+    ratios, which OpenSlide uses, would shift the far corner of a long and thin slide by many px.
 
     Args:
         size: (W, H) of level 0.
         level_size: (w, h) of the level.
 
     Returns:
-        The downsample, level-0 px per level px, and the deviation of the shorter side in level px, which is
-        at most 1 for a level that is a whole-pixel shrinking of level 0.
+        The downsample, level-0 px per level px, and the deviation of the shorter side in level px. It is at most 1
+        if the level shrinks level 0 uniformly.
     """
     long = 0 if size[0] >= size[1] else 1
     downsample = size[long] / level_size[long]
@@ -71,7 +70,7 @@ def level_scale(size: tuple[int, int], level_size: tuple[int, int]) -> tuple[flo
 
 
 def blocks(width: int, height: int, factor: float, side: int = 2048) -> Iterator[tuple[int, int, int, int]]:
-    """Cut an output image into blocks whose source windows stay small, so that memory stays bounded.
+    """Cut an output image into blocks with small source windows, so that memory stays bounded.
 
     Args:
         width: Width of the output in px.
@@ -80,7 +79,7 @@ def blocks(width: int, height: int, factor: float, side: int = 2048) -> Iterator
         side: Largest side of a block's source window in source px.
 
     Yields:
-        (x, y, w, h) of each block in output px, row by row; together they tile the output.
+        (x, y, w, h) of each block in output px, row by row, without gap or overlap.
     """
     step = max(1, int(side / factor))
     for y in range(0, height, step):
@@ -91,8 +90,8 @@ def blocks(width: int, height: int, factor: float, side: int = 2048) -> Iterator
 def ceil_px(v: float) -> int:
     """Return the number of whole pixels that cover a length of `v` px.
 
-    A length that exceeds a whole number by less than a millionth of a pixel is that whole number: such an
-    excess is the floating-point error of a division, not a sliver of slide.
+    A length less than a millionth of a pixel above a whole number is that whole number, because the rest is the
+    floating-point error of a division.
     """
     return math.ceil(v - 1e-6)
 
@@ -102,7 +101,7 @@ class Frame:
     """A coordinate frame of one slide.
 
     Attributes:
-        name: What messages call it, e.g. `"level 1"`.
+        name: Name in messages, for example `"level 1"`.
         sx: Level-0 px per unit of this frame, along x.
         sy: Level-0 px per unit of this frame, along y.
     """
@@ -112,10 +111,10 @@ class Frame:
     sy: float
 
     def __post_init__(self) -> None:
-        """Refuse scales that no map can be made of.
+        """Check the scales.
 
         Raises:
-            ValueError: A scale is not a positive finite number.
+            ValueError: If a scale is not a positive finite number.
         """
         if not (0 < self.sx < math.inf and 0 < self.sy < math.inf):
             raise ValueError(f"frame {self.name!r}: scales must be positive and finite, not {self.sx}, {self.sy}")
@@ -126,35 +125,27 @@ class Frame:
     def to_level0(self, x: ArrayLike, y: ArrayLike) -> Points: ...
     def to_level0(self, x: Any, y: Any) -> tuple[Any, Any]:
         """Map coordinates of this frame to level-0 px (floats or arrays, unrounded)."""
-        return _scaled(x, self.sx), _scaled(y, self.sy)
-
-    @overload
-    def to(self, other: Frame, x: float, y: float) -> tuple[float, float]: ...
-    @overload
-    def to(self, other: Frame, x: ArrayLike, y: ArrayLike) -> Points: ...
-    def to(self, other: Frame, x: Any, y: Any) -> tuple[Any, Any]:
-        """Map coordinates of this frame to those of another frame of the same slide (unrounded)."""
-        return _scaled(x, self.sx / other.sx), _scaled(y, self.sy / other.sy)
+        return _scale(x, self.sx), _scale(y, self.sy)
 
 
-def _scaled(v: Any, scale: float) -> Any:
-    """`v * scale`: a float for a number, a float64 array for anything array-like."""
+def _scale(v: Any, scale: float) -> Any:
+    """Return `v * scale`: a float for a number, a float64 array for anything array-like."""
     scaled = np.asarray(v, dtype=np.float64) * scale
     return float(scaled) if scaled.ndim == 0 else scaled
 
 
 @dataclass(frozen=True)
 class Resolution:
-    """A slide seen at one working resolution.
+    """A working resolution of one slide.
 
     Attributes:
         downsample: Level-0 px per working px, the same in x and y.
         width: Width of the whole slide in working px.
-        height: Height of the whole slide in working px. Both are the size of the level where a level is used
-            as it is, else rounded up so that every pixel is covered.
-        level: Pyramid level that is read: the coarsest one that is not coarser than `downsample`.
+        height: Height of the whole slide in working px. Width and height are those of the level if a level is used
+            unchanged, else rounded up to cover every pixel.
+        level: Pyramid level that is read, the coarsest one that is not coarser than `downsample`.
         level_downsample: Level-0 px per px of that level.
-        mpp: µm per working px as (x, y), or None where the slide's µm/px is unknown.
+        mpp: µm per working px as (x, y), or None if the slide's µm/px is unknown.
     """
 
     downsample: float
@@ -176,17 +167,17 @@ class Resolution:
 
     @property
     def pixel_area_um2(self) -> float | None:
-        """Area of one working px in µm², or None where µm/px is unknown."""
+        """Area of one working px in µm², or None if µm/px is unknown."""
         return None if self.mpp is None else self.mpp[0] * self.mpp[1]
 
     @property
     def mean_mpp(self) -> float | None:
-        """µm per working px as one number, see `mean_mpp`; None where µm/px is unknown."""
+        """µm per working px as one number, see `mean_mpp`; None if µm/px is unknown."""
         return None if self.mpp is None else mean_mpp(self.mpp)
 
     @property
     def resampled(self) -> bool:
-        """Whether reads are resampled from a finer level (False: the pixels of a level, untouched)."""
+        """Whether reads are resampled from a finer level; False for the unchanged px of a level."""
         return self.downsample != self.level_downsample
 
 
@@ -196,18 +187,18 @@ def mean_mpp(mpp: tuple[float, float]) -> float:
 
 
 def mask_frame(slide_size: tuple[int, int], mask_size: tuple[int, int]) -> Frame:
-    """Frame of mask level-0 px on a slide: the mask spans the slide, whatever its own size.
+    """Return the frame of mask level-0 px, if the mask covers the whole slide at any size.
 
     Args:
         slide_size: (W, H) of the slide in level-0 px.
         mask_size: (W, H) of the mask in mask level-0 px.
 
     Returns:
-        Frame whose scales are slide px per mask px, `W_slide / W_mask` and `H_slide / H_mask`.
+        A frame with slide px per mask px as its scales, `W_slide / W_mask` and `H_slide / H_mask`.
 
     Raises:
-        MaskError: The mask is empty, or its shape differs from the slide's by more than 2 % and by more than
-            one mask pixel, so that it cannot be a mask of this slide.
+        MaskError: If the mask is empty, or its aspect differs from the slide's by more than 2 % and by more than
+            one mask pixel: it cannot be a mask of this slide.
     """
     (slide_w, slide_h), (mask_w, mask_h) = slide_size, mask_size
     sizes = f"mask is {mask_w} x {mask_h} px, slide is {slide_w} x {slide_h} px"
@@ -215,7 +206,7 @@ def mask_frame(slide_size: tuple[int, int], mask_size: tuple[int, int]) -> Frame
         raise MaskError(f"{sizes}: an empty image has no frame")
     sx, sy = slide_w / mask_w, slide_h / mask_h
     difference = max(sx, sy) / min(sx, sy) - 1
-    # Thumbnail-sized masks are rounded to whole pixels, which alone can exceed the tolerance.
+    # Rounding a small mask to whole pixels alone can exceed the tolerance.
     if difference > ASPECT_TOLERANCE and level_scale(slide_size, mask_size)[1] >= 1:
         raise MaskError(
             f"{sizes}: their shapes differ by {difference:.1%}, more than {ASPECT_TOLERANCE:.0%}; "

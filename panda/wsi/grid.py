@@ -1,4 +1,4 @@
-"""Where the tiles of a slide lie: positions that cover every pixel of the tissue."""
+"""The grid of tiles of a slide, which covers every pixel of its tissue."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def axis_positions(length: int, patch: int, stride: int, edge: Edge = "pad") -> 
     Args:
         length: Length of the axis in working px.
         patch: Side of a patch in working px.
-        stride: Distance between neighbouring starts, at most `patch`, so that no gap is left.
-        edge: What the last patch does: `"pad"` reaches past the end (where slides read white), `"shift"`
-            moves back to end with the axis, if the axis is at least a patch long.
+        stride: Distance between neighbouring starts, at most `patch`, so that there is no gap.
+        edge: `"pad"`: the last patch reaches past the end, which reads white. `"shift"`: it moves back to end with
+            the axis, if the axis is at least as long as a patch.
 
     Returns:
-        (n,) int64 ascending starts in working px; together the patches cover `[0, length)`.
+        Ascending starts, (n,) int64, working px. Together the patches cover `[0, length)`.
 
     Raises:
-        ValueError: A length is not positive, `stride` exceeds `patch`, or `edge` is unknown.
+        ValueError: If a length is not positive, `stride` exceeds `patch`, or `edge` is unknown.
     """
     if min(length, patch, stride) < 1:
         raise ValueError(f"length {length}, patch size {patch} and stride {stride} must be at least 1")
@@ -54,10 +54,10 @@ class Grid:
     """The tiles of one slide at one working resolution, sorted by y, then x.
 
     Attributes:
-        working: (N, 2) int64, (x, y) of each tile's top-left corner in working px.
-        level0: (N, 2) int64, the same corners in level-0 px.
-        tissue_fraction: (N,) float32, tissue in each tile as a fraction of the whole tile (what lies past the
-            edge of the slide is no tissue); 1 where no tissue map was given.
+        working: Top-left corners of the tiles as (x, y), (N, 2) int64, working px.
+        level0: The same corners, (N, 2) int64, level-0 px.
+        tissue_fraction: Tissue as a fraction of each whole tile, (N,) float32. Px past the edge of the slide are
+            not tissue. 1 without a tissue map.
         patch_size: Side of a tile in working px.
         stride: Distance between neighbouring tiles in working px.
         resolution: The working resolution.
@@ -89,32 +89,31 @@ def tissue_grid(
     edge: Edge = "pad",
     min_tissue: float = 0.0,
 ) -> Grid:
-    """Lay tiles over a slide and keep those with tissue.
+    """Place tiles on a slide and keep those with tissue.
 
     Args:
         resolution: The working resolution.
-        tissue: Where the tissue is; None keeps every tile.
+        tissue: The tissue of the slide; None keeps every tile.
         patch_size: Side of a tile in working px.
         stride: Distance between neighbouring tiles in working px, at most `patch_size`.
-        edge: As for `axis_positions`.
-        min_tissue: Smallest fraction of a tile that is tissue. At 0 a tile with any tissue at all is kept, so
-            that the tiles cover all tissue; a tile with none is never kept.
+        edge: See `axis_positions`.
+        min_tissue: Smallest fraction of tissue in a tile. At 0, a tile with any tissue is kept, so that the tiles
+            cover all tissue. A tile without tissue is never kept.
 
     Returns:
         The tiles, possibly none.
 
     Raises:
-        ValueError: A size is not positive, `stride` exceeds `patch_size`, or `min_tissue` is not
-            in 0..1.
+        ValueError: If a size is not positive, `stride` exceeds `patch_size`, or `min_tissue` is not in 0..1.
     """
     if not 0 <= min_tissue <= 1:
         raise ValueError(f"min_tissue is a fraction from 0 to 1, not {min_tissue}")
     x = axis_positions(resolution.width, patch_size, stride, edge)
     y = axis_positions(resolution.height, patch_size, stride, edge)
-    # Some rows at a time: a large slide at level 0 has a million tiles, most of them on glass.
+    # A few rows at a time, because a large slide at level 0 has a million tiles, most of them on glass.
     rows = max(1, _TILES_AT_ONCE // len(x))
     parts = [
-        _with_tissue(_product(x, y[start : start + rows]), patch_size, resolution.downsample, tissue, min_tissue)
+        _select_tissue(_combine(x, y[start : start + rows]), patch_size, resolution.downsample, tissue, min_tissue)
         for start in range(0, len(y), rows)
     ]
     working = np.concatenate([corners for corners, _ in parts])
@@ -128,18 +127,18 @@ def tissue_grid(
     )
 
 
-def _product(x: NDArray[np.int64], y: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(len(x) * len(y), 2) pairs of x and y, row by row."""
+def _combine(x: NDArray[np.int64], y: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return all pairs of x and y, (len(x) * len(y), 2), row by row."""
     return np.stack([np.tile(x, len(y)), np.repeat(y, len(x))], axis=1)
 
 
-def _with_tissue(
+def _select_tissue(
     working: NDArray[np.int64], patch_size: int, downsample: float, tissue: TissueMap | None, min_tissue: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The tiles with enough tissue and how much of each is tissue; all of them where there is no map."""
+    """Return the tiles with enough tissue and their tissue fractions; all tiles without a map."""
     if tissue is None:
         return working, np.ones(len(working), np.float32)
     corner = working * downsample
-    fraction = tissue.fraction_of(np.concatenate([corner, corner + patch_size * downsample], axis=1))
+    fraction = tissue.measure_fraction(np.concatenate([corner, corner + patch_size * downsample], axis=1))
     kept = (fraction > 0) & (fraction >= min_tissue)
     return working[kept], fraction[kept].astype(np.float32)

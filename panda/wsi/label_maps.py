@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
-from panda.errors import ConfigError, MaskError, near
+from panda.errors import ConfigError, MaskError, suggest
 from panda.files import CONF
 
 FOLDER = CONF / "label_maps"
@@ -120,7 +120,7 @@ def _describe(fault: Mapping[str, Any]) -> str:
     field = str(fault["loc"][0])
     key = ".".join(str(part) for part in fault["loc"] if part != "[key]")
     if fault["type"] == "extra_forbidden":
-        return f"{key}={fault['input']!r}: there is no such key{near(field, LabelMap.model_fields)}"
+        return f"{key}={fault['input']!r}: there is no such key{suggest(field, LabelMap.model_fields)}"
     if fault["type"] == "value_error":
         return f"{key} {fault['ctx']['error']}"
     value = "missing" if fault["type"] == "missing" else repr(fault["input"])

@@ -1,7 +1,8 @@
-"""What reads a slide's pixels: OpenSlide, or the TIFF reader where OpenSlide does not know the layout."""
+"""Readers of a slide's pixels: OpenSlide, and the faster TIFF reader for the layouts that it reads alike."""
 
 from __future__ import annotations
 
+import stat
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -18,26 +19,26 @@ from panda.wsi.tiff.tables import BrokenTiffError
 
 ReaderName = Literal["auto", "openslide", "fast"]
 FAST_VENDORS = ("generic-tiff", "aperio")
-"""OpenSlide's names of the layouts whose tiles lie in the file as they are shown."""
+"""OpenSlide's names of the layouts whose tiles are stored as they are shown."""
 
 
 class SlideReader(Protocol):
-    """Pixels of a slide, level by level. Readers are thread-safe and picklable, and open in each process."""
+    """Reader of a slide's levels, thread-safe and picklable; each process opens the file for itself."""
 
     name: Literal["openslide", "fast"]
     level_dimensions: tuple[tuple[int, int], ...]
     stated_mpp: tuple[float, float] | None
-    """µm per level-0 px as the format's own metadata state it, not yet judged."""
+    """µm per level-0 px as the metadata of the format state it, not yet checked."""
     mpp_note: str
-    """Where `stated_mpp` comes from, or why there is none."""
+    """The source of `stated_mpp`, or why there is none."""
 
     vendor: str | None
-    """OpenSlide's name of the layout; None where OpenSlide does not take the file."""
+    """OpenSlide's name of the layout; None if OpenSlide does not open the file."""
 
     def read(self, level: int, x: int, y: int, width: int, height: int, *, keep: bool = True) -> NDArray[np.uint8]:
-        """Read a window that lies within a level, in level px, as (height, width, 3) RGB over white.
+        """Read a window inside a level, in level px, as (height, width, 3) uint8 RGB over white.
 
-        What was decoded for it need not be kept for later reads where `keep` is False.
+        If `keep` is False, decoded tiles need not be cached for later reads.
         """
 
     def close(self) -> None:
@@ -49,18 +50,18 @@ def open_reader(path: Path, reader: ReaderName) -> SlideReader:
 
     Args:
         path: The slide.
-        reader: `"openslide"`: OpenSlide and nothing else. `"fast"`: the TIFF reader and nothing else.
-            `"auto"`: the TIFF reader where it shows the same levels and pixels as OpenSlide, or where OpenSlide
-            does not take the file (levels in sub-IFDs, strips instead of tiles); else OpenSlide.
+        reader: `"openslide"`: only OpenSlide. `"fast"`: only the TIFF reader. `"auto"`: the TIFF reader if it shows
+            the same levels and pixels as OpenSlide, or if OpenSlide does not open the file (levels in sub-IFDs,
+            strips instead of tiles); else OpenSlide.
 
     Raises:
-        SlideError: No reader opens it.
+        SlideError: If no reader opens the file.
     """
     fast: TiffReader | None = None
     try:
         fast = TiffReader(path)
     except BrokenTiffError as exc:
-        raise SlideError(f"{path}: {exc}; fetch it anew or leave the slide out") from exc
+        raise SlideError(f"{path}: {exc}; fetch it again or leave the slide out") from exc
     except (OSError, ValueError) as exc:
         unread = exc
     if reader == "fast":
@@ -78,7 +79,7 @@ def open_reader(path: Path, reader: ReaderName) -> SlideReader:
         if fast is None:
             raise SlideError(f"{refused}, nor can the TIFF reader ({unread}); is it whole, and a slide?") from exc
         return fast
-    if reader == "auto" and fast is not None and _same(fast, reference):
+    if reader == "auto" and fast is not None and _shows_the_same(fast, reference):
         reference.close()
         fast.stated_mpp, fast.mpp_note, fast.vendor = reference.stated_mpp, reference.mpp_note, reference.vendor
         return fast
@@ -87,21 +88,44 @@ def open_reader(path: Path, reader: ReaderName) -> SlideReader:
     return reference
 
 
-def _same(fast: TiffReader, reference: OpenSlideReader) -> bool:
-    """Whether the TIFF reader is sure to show what OpenSlide shows."""
+def _shows_the_same(fast: TiffReader, reference: OpenSlideReader) -> bool:
+    """Return whether the TIFF reader certainly shows what OpenSlide shows."""
     known = reference.vendor in FAST_VENDORS and fast.like_openslide
     return known and fast.level_dimensions == reference.level_dimensions
 
 
+def check_slide_file(path: Path) -> None:
+    """Check that a path is a regular file that can be read, without waiting for a named pipe.
+
+    Raises:
+        SlideError: If the file is missing, is a folder, a pipe or a device, or may not be read.
+    """
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISREG(mode):
+            path.open("rb").close()
+            return
+    except (FileNotFoundError, NotADirectoryError):
+        raise SlideError(
+            f"{path}: there is no such slide; check data.root and the image_id (infer.py: slides)"
+        ) from None
+    except (OSError, ValueError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else exc
+        raise SlideError(f"{path}: cannot be opened ({reason}); check the path, its links and permissions") from exc
+    if stat.S_ISDIR(mode):
+        raise SlideError(f"{path}: is a folder, not a slide; name the file in it")
+    raise SlideError(f"{path}: is a pipe or a device, not a slide; give a file")
+
+
 class OpenSlideReader:
-    """Read through OpenSlide.
+    """Read a slide with OpenSlide.
 
     Args:
         path: The slide.
 
     Raises:
-        openslide.OpenSlideError: It cannot be opened.
-        ValueError: A level is empty.
+        openslide.OpenSlideError: If it cannot be opened.
+        ValueError: If a level is empty.
     """
 
     name: Literal["openslide", "fast"] = "openslide"
@@ -117,20 +141,20 @@ class OpenSlideReader:
         self.stated_mpp, self.mpp_note = _openslide_mpp(slide.properties)
 
     def read(self, level: int, x: int, y: int, width: int, height: int, *, keep: bool = True) -> NDArray[np.uint8]:
-        """Read a window in level px as RGB over white; OpenSlide itself says what it keeps, up to 32 MiB.
+        """Read a window in level px as RGB over white. OpenSlide caches up to 32 MiB and ignores `keep`.
 
         Raises:
-            openslide.OpenSlideError: The file cannot be read there.
+            openslide.OpenSlideError: If the file cannot be read there.
         """
         slide = self._handle.get()
-        # OpenSlide takes level-0 px and divides by its own downsample, which need not be the one used here.
+        # OpenSlide divides level-0 px by its own downsample, which may differ from the one used here.
         location = round_px(x * self._downsamples[level]), round_px(y * self._downsamples[level])
         try:
             rgba = np.asarray(slide.read_region(location, level, (width, height)))
         except openslide.OpenSlideError:
             self._handle.drop(slide)  # OpenSlide refuses every later read with a handle that has failed once
             raise
-        return over_white(rgba)
+        return blend_over_white(rgba)
 
     def close(self) -> None:
         """Close the file in this process; a later read opens it again."""
@@ -144,8 +168,8 @@ class TiffReader:
         path: The slide.
 
     Raises:
-        ValueError: It is no TIFF that can be read.
-        OSError: The file cannot be read.
+        ValueError: If it is no TIFF that can be read.
+        OSError: If the file cannot be read.
     """
 
     name: Literal["openslide", "fast"] = "fast"
@@ -166,35 +190,35 @@ class TiffReader:
         """Read a window in level px as RGB over white.
 
         Raises:
-            ValueError: The pixels do not decode.
-            OSError: The file cannot be read.
+            ValueError: If the pixels do not decode.
+            OSError: If the file cannot be read.
         """
         pixels = self.tiff.read(level, x, y, width, height, keep=keep)
-        return over_white(pixels) if self.tiff.colours == "RGBA" else pixels
+        return blend_over_white(pixels) if self.tiff.colours == "RGBA" else pixels
 
     def close(self) -> None:
         """Close the file in this process; a later read opens it again."""
         self.tiff.close()
 
 
-def over_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Lay straight (not premultiplied) RGBA over white, the colour of glass.
+def blend_over_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Blend straight (not premultiplied) RGBA over white, the color of glass.
 
     Args:
         rgba: (h, w, 4) uint8.
 
     Returns:
-        (h, w, 3) uint8, contiguous; white where alpha is 0.
+        (h, w, 3) uint8, contiguous; white if alpha is 0.
     """
     rgb = np.ascontiguousarray(rgba[..., :3])
-    for row in np.flatnonzero((rgba[..., 3] < 255).any(axis=1)):  # row by row, in little memory
+    for row in np.flatnonzero((rgba[..., 3] < 255).any(axis=1)):  # row by row, to save memory
         alpha = rgba[row, :, 3:].astype(np.uint32)
         rgb[row] = (rgb[row] * alpha + 255 * (255 - alpha) + 127) // 255
     return rgb
 
 
 def _openslide_mpp(properties: Any) -> tuple[tuple[float, float] | None, str]:
-    """What OpenSlide states as µm per level-0 px, or None and the reason."""
+    """Return µm per level-0 px that OpenSlide states and "OpenSlide", or None and the reason."""
     texts = [properties.get(name) for name in (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)]
     if None in texts:
         return None, "OpenSlide finds no µm/px in it"

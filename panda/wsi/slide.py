@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,16 +14,16 @@ import openslide
 from numpy.typing import NDArray
 
 from panda.errors import SlideError
-from panda.wsi.geometry import Resolution, blocks, ceil_px, level_scale, round_px
+from panda.wsi.geometry import Resolution, blocks, ceil_px, level_scale, mean_mpp, round_px
 from panda.wsi.mpp import MPP_MAX, MPP_MIN, MppSource, find_mpp, is_plausible
-from panda.wsi.readers import ReaderName, SlideReader, TiffReader, open_reader
+from panda.wsi.readers import ReaderName, SlideReader, TiffReader, check_slide_file, open_reader
 from panda.wsi.tiff.pyramid import TiffPyramid
 
 SNAP = 0.01
-"""A level this close (relative) to the resolution asked for is used as it is, without resampling."""
+"""Largest relative difference between a level and a requested resolution at which the level is not resampled."""
 
 FINEST = 0.9
-"""Smallest downsample drawn from level 0, a tenth finer than the scan; beyond it detail would be invented."""
+"""Smallest downsample of level 0. A finer one would show detail that was never scanned."""
 
 __all__ = ["FINEST", "MPP_MAX", "MPP_MIN", "SNAP", "MppSource", "ReaderName", "Slide", "SlideOptions"]
 
@@ -69,8 +68,8 @@ class SlideOptions:
 class Slide:
     """A slide, opened with `Slide.open`.
 
-    The file is opened again in each process that reads it, reads are safe from several threads, and a slide
-    can be pickled to workers. Closing releases the file; a later read opens it again.
+    Each process that reads the slide opens the file for itself. Several threads may read at once, and a slide can
+    be pickled to workers. Closing releases the file; a later read opens it again.
 
     Attributes:
         path: The file.
@@ -78,12 +77,11 @@ class Slide:
         level_dimensions: (width, height) of each level in px of that level, level 0 first.
         level_downsamples: Level-0 px per px of each level, from the longer sides (see
             `panda.wsi.geometry.level_scale`).
-        usable_levels: The levels that are a uniform shrinking of level 0, which alone have one downsample
-            and can be read; nearly always all.
-        mpp: µm per level-0 px as (x, y), or None where it is unknown.
-        mpp_source: Where `mpp` comes from, None where it is unknown.
-        mpp_note: The same for people, or why `mpp` is unknown and what to do about it.
-        stated_mpp: What the file itself states, be it nonsense; None where it states nothing.
+        usable_levels: The levels that shrink level 0 uniformly, nearly always all. Only these can be read.
+        mpp: µm per level-0 px as (x, y); None if unknown.
+        mpp_source: Where `mpp` comes from; None if unknown.
+        mpp_note: A sentence with the source, or with the reason and the remedy if `mpp` is unknown.
+        stated_mpp: µm per level-0 px that the file states, even if impossible; None if it states none.
     """
 
     def __init__(
@@ -122,24 +120,24 @@ class Slide:
         path = Path(path)
         if faults := options.faults():
             raise SlideError("; ".join(faults))
-        _check_file(path)
+        check_slide_file(path)
         reader = open_reader(path, options.reader)
         mpp, source, note, stated = find_mpp(path, reader.stated_mpp, reader.mpp_note, options.mpp_override)
         return cls(path, reader, mpp, source, note, stated_mpp=stated)
 
     @property
     def reader_name(self) -> str:
-        """What reads its pixels: `"fast"` or `"openslide"`, whichever `reader="auto"` came to."""
+        """The reader in use, `"fast"` or `"openslide"`."""
         return self._reader.name
 
     @property
     def vendor(self) -> str | None:
-        """OpenSlide's name of the file's layout; None where OpenSlide does not take it, or was not asked."""
+        """OpenSlide's name of the file's layout; None if OpenSlide did not open it."""
         return self._reader.vendor
 
     @property
     def tiff(self) -> TiffPyramid | None:
-        """Its tiles as they are stored; None where OpenSlide reads it."""
+        """The stored tiles of the file; None if OpenSlide reads it."""
         return self._reader.tiff if isinstance(self._reader, TiffReader) else None
 
     @property
@@ -147,53 +145,53 @@ class Slide:
         """(width, height) of level 0 in level-0 px."""
         return self.level_dimensions[0]
 
-    def at(self, *, level: int | None = None, mpp: float | None = None) -> Resolution:
-        """Choose a working resolution by pyramid level or by µm/px; give exactly one of them.
+    def choose_resolution(
+        self, *, level: int | None = None, mpp: float | None = None, downsample: float | None = None
+    ) -> Resolution:
+        """Choose a working resolution; give exactly one of the arguments.
 
-        By µm/px, the nearest finer level is resampled to it; a level within 1 % of it is used as it is (its
-        true µm/px is what the result states).
+        By µm/px or downsample, the nearest finer level is resampled. A level within 1 % is used unchanged, and
+        the result states its true µm/px.
 
         Args:
             level: Number of a pyramid level.
-            mpp: µm per working px (the geometric mean of x and y where a slide's differ).
+            mpp: µm per working px (the geometric mean of x and y if those of the slide differ).
+            downsample: Level-0 px per working px, 0.9 or more. It needs no µm/px.
 
         Raises:
-            SlideError: The slide has no such level, its µm/px is unknown, or `mpp` is finer than the scan
-                by more than a tenth.
-            ValueError: Not exactly one of the two is given, or `mpp` is not positive.
+            SlideError: If the slide has no such level, its µm/px is unknown, or `mpp` is finer than the scan by
+                more than a tenth.
+            ValueError: If not exactly one argument is given, `mpp` is not positive, or `downsample` is under 0.9.
         """
-        if (level is None) == (mpp is None):
-            raise ValueError("give either a level or µm/px")
+        if [level, mpp, downsample].count(None) != 2:
+            raise ValueError("give either a level, µm/px or a downsample")
         if level is not None:
             self._check_level(level)
             return self._native(level)
-        if mpp is None or not 0 < mpp < math.inf:
+        if mpp is not None:
+            downsample = self._downsample_at(mpp)
+        if downsample is None or not FINEST <= downsample < math.inf:
+            raise ValueError(f"downsample must be {FINEST} or more, not {downsample}")
+        finer = [level for level in self.usable_levels if self.level_downsamples[level] <= downsample * (1 + SNAP)]
+        nearest = max(finer, key=lambda number: self.level_downsamples[number], default=0)
+        at_level = self.level_downsamples[nearest]
+        if abs(downsample / at_level - 1) <= SNAP:
+            return self._native(nearest)
+        width, height = (ceil_px(side / downsample) for side in self.dimensions)
+        return Resolution(downsample, width, height, nearest, at_level, self._mpp_at(downsample))
+
+    def _downsample_at(self, mpp: float) -> float:
+        if not 0 < mpp < math.inf:
             raise ValueError(f"µm/px must be positive, not {mpp}")
         if self.mpp is None:
             raise SlideError(f"{self.path}: cannot work at {mpp:g} µm/px: {self.mpp_note}, or use data.level to train")
-        scanned = math.sqrt(self.mpp[0] * self.mpp[1])
+        scanned = mean_mpp(self.mpp)
         if mpp / scanned < FINEST:
             raise SlideError(
                 f"{self.path}: {mpp:g} µm/px is finer than the scan, {scanned:.4g} µm/px at level 0; "
                 f"train with data.mpp={scanned:.4g} or coarser, or leave the slide out"
             )
-        return self.at_downsample(mpp / scanned)
-
-    def at_downsample(self, downsample: float) -> Resolution:
-        """Choose a working resolution by level-0 px per working px; µm/px plays no part.
-
-        Raises:
-            ValueError: `downsample` is under 0.9, finer than the scan.
-        """
-        if not FINEST <= downsample < math.inf:
-            raise ValueError(f"downsample must be {FINEST} or more, not {downsample}")
-        finer = [level for level in self.usable_levels if self.level_downsamples[level] <= downsample * (1 + SNAP)]
-        level = max(finer, key=lambda number: self.level_downsamples[number], default=0)
-        at_level = self.level_downsamples[level]
-        if abs(downsample / at_level - 1) <= SNAP:
-            return self._native(level)
-        width, height = (ceil_px(side / downsample) for side in self.dimensions)
-        return Resolution(downsample, width, height, level, at_level, self._mpp_at(downsample))
+        return mpp / scanned
 
     def _native(self, level: int) -> Resolution:
         downsample = self.level_downsamples[level]
@@ -208,7 +206,7 @@ class Slide:
         if not 0 <= level <= last:
             raise SlideError(
                 f"{self.path}: has no level {level}, its levels are 0 to {last}; train with another data.level, "
-                "fetch the file anew if it should have more, or leave the slide out"
+                "fetch the file again if it should have more, or leave the slide out"
             )
         if level not in self.usable_levels:
             raise SlideError(
@@ -226,10 +224,10 @@ class Slide:
             size: (width, height) in px of that level.
 
         Returns:
-            (height, width, 3) uint8 RGB; white past the edge of the slide and where nothing was scanned.
+            (height, width, 3) uint8 RGB, white past the edge of the slide and in areas that were not scanned.
 
         Raises:
-            SlideError: There is no such level, the size is not positive, or the file cannot be read there.
+            SlideError: If there is no such level, the size is not positive, or the file cannot be read there.
         """
         self._check_level(level)
         self._check_size(size)
@@ -243,19 +241,18 @@ class Slide:
         """Read a window at a working resolution.
 
         Args:
-            resolution: From `at`, of this slide.
+            resolution: A resolution of this slide, from `choose_resolution`.
             location: (x, y) of its top-left corner in level-0 px; may be negative.
             size: (width, height) in working px.
-            keep: What is decoded, as far as it is bounded, for later reads nearby. False for one look at much.
+            keep: Cache decoded tiles for later reads nearby. Give False for a single read of a large area.
 
         Returns:
-            (height, width, 3) uint8 RGB, white past the edge; averaged over the area of each working px where
-            the resolution is not that of a level. Source pixels are read in blocks, so that memory stays
-            bounded by the output; a block begins and ends at whole px of the level that is read, at most half
-            of one from where it would exactly.
+            (height, width, 3) uint8 RGB, white past the edge. A resolution that is not that of a level is
+            averaged over the area of each working px. Source px are read in blocks, so that the output bounds
+            the memory. Each edge of a block is rounded to a whole px of the source level.
 
         Raises:
-            SlideError: The size is not positive, or the file cannot be read there.
+            SlideError: If the size is not positive, or the file cannot be read there.
         """
         level = resolution.level
         self._check_size(size)
@@ -275,30 +272,30 @@ class Slide:
             x1, y1 = round_px(left + (x + width) * factor_x), round_px(top + (y + height) * factor_y)
             pixels = self._read_level(level, x0, y0, max(1, x1 - x0), max(1, y1 - y0), keep=keep)
             out[y : y + height, x : x + width] = cv2.resize(pixels, (width, height), interpolation=how)
-            del pixels  # else there are two when the next is read
+            del pixels  # otherwise two blocks are in memory during the next read
         return out
 
     def overview(self, max_side: int = 2048) -> tuple[NDArray[np.uint8], Resolution]:
-        """Read the whole slide, small.
+        """Read the whole slide at a small size.
 
-        A level between half of `max_side` and `max_side` is taken as it is; else the next finer one is
-        shrunk to `max_side`, block by block. A slide smaller than `max_side` comes at level 0.
+        A level between half of `max_side` and `max_side` is used unchanged. Otherwise the next finer one is shrunk
+        to `max_side`, block by block. A slide smaller than `max_side` is read at level 0.
 
         Args:
             max_side: Largest width and height of the result in working px.
 
         Returns:
-            (h, w, 3) uint8 RGB and the resolution it is at.
+            The overview, (h, w, 3) uint8 RGB, and its resolution.
 
         Raises:
-            SlideError: The file cannot be read.
+            SlideError: If the file cannot be read.
         """
         fitting = [level for level in self.usable_levels if max(self.level_dimensions[level]) <= max_side]
         largest = max(fitting, key=lambda level: max(self.level_dimensions[level]), default=None)
         if largest is not None and (largest == 0 or 2 * max(self.level_dimensions[largest]) >= max_side):
             resolution = self._native(largest)
         else:
-            resolution = self.at_downsample(max(self.dimensions) / max_side)
+            resolution = self.choose_resolution(downsample=max(self.dimensions) / max_side)
         return self.read(resolution, (0, 0), resolution.size, keep=False), resolution
 
     def _check_size(self, size: tuple[int, int]) -> None:
@@ -308,7 +305,7 @@ class Slide:
     def _read_level(
         self, level: int, x: int, y: int, width: int, height: int, *, keep: bool = True
     ) -> NDArray[np.uint8]:
-        """Read a window in level px, of which any part may lie past the edge."""
+        """Read a window in level px; any part of it may be past the edge."""
         level_width, level_height = self.level_dimensions[level]
         x0, y0 = max(x, 0), max(y, 0)
         x1, y1 = min(x + width, level_width), min(y + height, level_height)
@@ -325,7 +322,7 @@ class Slide:
         except (openslide.OpenSlideError, OSError, ValueError) as exc:
             raise SlideError(
                 f"{self.path}: cannot read {width} x {height} px at ({x}, {y}) of level {level}: {exc}; "
-                "the file is damaged there, fetch it anew or leave the slide out"
+                "the file is damaged there, fetch it again or leave the slide out"
             ) from exc
 
     def close(self) -> None:
@@ -346,26 +343,3 @@ class Slide:
     def __repr__(self) -> str:
         width, height = self.dimensions
         return f"Slide({str(self.path)!r}, {width} x {height} px, {len(self.level_dimensions)} levels)"
-
-
-def _check_file(path: Path) -> None:
-    """Refuse what is no file that can be read, without waiting for what will never come (a named pipe).
-
-    Raises:
-        SlideError: It is missing, a folder, no regular file, or may not be read.
-    """
-    try:
-        mode = path.stat().st_mode
-        if stat.S_ISREG(mode):
-            path.open("rb").close()
-            return
-    except (FileNotFoundError, NotADirectoryError):
-        raise SlideError(
-            f"{path}: there is no such slide; check data.root and the image_id (infer.py: slides)"
-        ) from None
-    except (OSError, ValueError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else exc
-        raise SlideError(f"{path}: cannot be opened ({reason}); check the path, its links and permissions") from exc
-    if stat.S_ISDIR(mode):
-        raise SlideError(f"{path}: is a folder, not a slide; name the file in it")
-    raise SlideError(f"{path}: is a pipe or a device, not a slide; give a file")

@@ -109,7 +109,7 @@ def find_stain(slide: Slide, tissue: TissueMap) -> StainProfile | None:
         SlideError: The slide cannot be read.
     """
     glass = tissue.glass or (WHITE, WHITE, WHITE)
-    resolution = slide.at_downsample(_DOWNSAMPLE)
+    resolution = slide.choose_resolution(downsample=_DOWNSAMPLE)
     grid = tissue_grid(resolution, tissue, _TILE, _TILE)
     chosen = np.flatnonzero(grid.tissue_fraction >= min(_TISSUE, grid.tissue_fraction.max(initial=0.0)))
     chosen = chosen[np.linspace(0, len(chosen) - 1, min(_TILES, len(chosen))).round().astype(np.int64)]

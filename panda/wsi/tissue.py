@@ -1,4 +1,4 @@
-"""Where a slide has tissue: the searches over its overview, and the map they leave."""
+"""The tissue of a slide: searches in its overview, and the map of what they find."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from panda.wsi.geometry import Resolution, floor_px, round_px
 from panda.wsi.slide import Slide
 
 OVERVIEW_UM = 8.0
-"""µm per px at which tissue is looked for: a core is about a hundred px across."""
+"""µm per px of the overview in which tissue is searched; a core is about a hundred px wide there."""
 
 OVERVIEW_PX = 4_000_000
-"""Largest area in px of the picture in which tissue is looked for: four in a hundred of PANDA's slides are larger at
-8 µm per px and are looked at more coarsely. It bounds the memory that a slide takes, whatever its size."""
+"""Largest area of the overview in px, which bounds its memory. Four in a hundred of PANDA's slides are larger at 8 µm
+per px and get a coarser overview."""
 
 RULES = 1
-"""A new number whenever other pixels would count as tissue: stores and canvases made before are made anew."""
+"""Version of the search. A new number makes old stores and canvases invalid, because other px count as tissue."""
 
-_BOXES = 2**12  # at a time
+_BOXES = 2**12  # boxes that are measured at a time
 
 LEAST_STRICT = 0.5
-"""The strict search stands where it finds at least this share of what the loose one finds."""
+"""Least share of the area of the loose search that the strict search must find to be used."""
 
 How = Literal["strict", "loose", "whole"]
 
@@ -37,27 +37,27 @@ How = Literal["strict", "loose", "whole"]
 def tissue_mask_rgb(img_rgb: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Find tissue in a picture of a slide stained with haematoxylin and eosin.
 
-    Works at any scale, best at 5 to 16 µm/px; searches as `find_tissue` does, strict and loose. Tissue is told from
-    glass only: no benign tissue is told from cancer.
+    It works at any scale, best at 5 to 16 µm/px, and searches like `find_tissue`. It separates tissue from glass
+    only, never cancer from benign tissue.
 
     Args:
         img_rgb: (H, W, 3) uint8 RGB.
 
     Returns:
-        (H, W) bool, True on tissue; all False where there is none.
+        (H, W) bool, True on tissue.
 
     Raises:
-        ValueError: The array is not (H, W, 3) uint8.
+        ValueError: If the array is not (H, W, 3) uint8.
     """
     if img_rgb.ndim != 3 or img_rgb.shape[2] != 3 or img_rgb.dtype != np.uint8:
         raise ValueError(f"a picture is (H, W, 3) uint8, not {img_rgb.shape} {img_rgb.dtype}")
     if img_rgb.size == 0:
         return np.zeros(img_rgb.shape[:2], np.bool_)
-    return _stained(Picture(img_rgb, None))[0]
+    return _search_stain(Picture(img_rgb, None))[0]
 
 
-def _stained(picture: Picture) -> tuple[NDArray[np.bool_], How]:
-    """Search strictly, and loosely where there may be much more; the loose search stands where it finds that."""
+def _search_stain(picture: Picture) -> tuple[NDArray[np.bool_], How]:
+    """Return the tissue of a strict search, or of a loose one if that finds much more."""
     strict = picture.tissue(STRICT)
     enough = np.count_nonzero(strict) / LEAST_STRICT
     if enough < np.count_nonzero(picture.candidates(LOOSE)):
@@ -74,9 +74,9 @@ class TissueMap:
     Attributes:
         mask: (h, w) bool, True on tissue.
         resolution: The working resolution of `mask`.
-        how: `"strict"`; `"loose"` where the tissue is so pale that only the looser search found most of it;
-            `"whole"` where the slide is not stained as expected, so that all of it counts as tissue.
-        glass: Colour of the clean glass, RGB; None where there is too little of it to tell.
+        how: `"strict"`; `"loose"` if the tissue is so pale that only the loose search found most of it; `"whole"` if
+            the slide has an unexpected stain, so that all of it counts as tissue.
+        glass: Color of the clean glass, RGB; None if there is too little of it.
     """
 
     mask: NDArray[np.bool_]
@@ -90,10 +90,10 @@ class TissueMap:
         return float(self.mask.mean())
 
     def crop(self, resolution: Resolution, location: tuple[int, int], size: tuple[int, int]) -> NDArray[np.bool_]:
-        """Cut a window out at any working resolution of the slide, by nearest neighbour.
+        """Return a window at any working resolution of the slide, by nearest neighbour.
 
         Args:
-            resolution: The resolution wanted.
+            resolution: The resolution of the window.
             location: (x, y) of the top-left corner in level-0 px; may be negative.
             size: (width, height) in px of `resolution`.
 
@@ -103,17 +103,17 @@ class TissueMap:
         own = self.resolution.downsample
         x = (location[0] + (np.arange(size[0]) + 0.5) * resolution.downsample) / own
         y = (location[1] + (np.arange(size[1]) + 0.5) * resolution.downsample) / own
-        return self._nearest(x, y)
+        return self._read_nearest(x, y)
 
     def window(self, resolution: Resolution, x0: int, y0: int, width: int, height: int) -> NDArray[np.bool_]:
-        """Cut a window out by px of a working resolution: the same px as of the whole of it by `crop`.
+        """Return a window by px of a working resolution, equal to the same px of a `crop` of the whole slide.
 
         Args:
-            resolution: The resolution wanted.
+            resolution: The resolution of the window.
             x0: Left edge in px of `resolution`; may be negative.
-            y0: Top edge, likewise.
-            width: In px of `resolution`.
-            height: Likewise.
+            y0: Top edge in px of `resolution`; may be negative.
+            width: Width in px of `resolution`.
+            height: Height in px of `resolution`.
 
         Returns:
             (height, width) bool, False past the edge of the slide.
@@ -121,50 +121,50 @@ class TissueMap:
         own = self.resolution.downsample
         x = (x0 + np.arange(width) + 0.5) * resolution.downsample / own
         y = (y0 + np.arange(height) + 0.5) * resolution.downsample / own
-        return self._nearest(x, y)
+        return self._read_nearest(x, y)
 
-    def _nearest(self, x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
-        """The mask's px that hold the points (x, y) of a grid, in px of the mask; False outside of it."""
+    def _read_nearest(self, x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
+        """Return the mask at the points (x, y) of a grid, given in px of the mask; False outside."""
         out = np.zeros((len(y), len(x)), np.bool_)
         column, row = floor_px(x), floor_px(y)
         columns, rows = (column >= 0) & (column < self.mask.shape[1]), (row >= 0) & (row < self.mask.shape[0])
         out[np.ix_(rows, columns)] = self.mask[np.ix_(row[rows], column[columns])]
         return out
 
-    def fraction_of(self, boxes_level0: NDArray[Any]) -> NDArray[np.float64]:
-        """Tissue in each of many boxes, as a fraction of the box.
+    def measure_fraction(self, boxes_level0: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the tissue in each box as a fraction of the box.
 
-        The px of the map count with the part of them that lies in the box, exactly; what lies past the edge of
-        the slide is no tissue.
+        A px of the map counts with the exact part of it that is in the box. Px past the edge of the slide are not
+        tissue.
 
         Args:
-            boxes_level0: (N, 4) x0, y0, x1, y1 in level-0 px, each of positive area.
+            boxes_level0: Boxes as x0, y0, x1, y1, (N, 4), level-0 px, each of positive area.
 
         Returns:
-            (N,) float64 in 0..1, exactly 0 where a box touches no tissue.
+            (N,) float64 in 0..1, exactly 0 if a box touches no tissue.
         """
         boxes = np.asarray(boxes_level0, np.float64).reshape(-1, 4) / self.resolution.downsample
-        parts = [self._fraction_of(boxes[start : start + _BOXES]) for start in range(0, len(boxes), _BOXES)]
+        parts = [self._measure_fraction(boxes[start : start + _BOXES]) for start in range(0, len(boxes), _BOXES)]
         return np.concatenate([np.empty(0), *parts])
 
-    def _fraction_of(self, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Tissue in boxes in px of the map."""
+    def _measure_fraction(self, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the tissue fraction of boxes in px of the map."""
         height, width = self.mask.shape
         area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
         x0, y0, x1, y1 = np.clip(boxes, 0, (width, height, width, height)).T
-        # A summed-area table takes four bytes a px: of the rows between the boxes only.
+        # A summed-area table takes four bytes a px, so it covers only the rows of the boxes.
         top = min(int(y0.min()), height - 1)
         rows = self.mask[top : max(int(np.ceil(y1.max())), top + 1)]
         sums = np.asarray(cv2.integral(rows.view(np.uint8), sdepth=cv2.CV_32S), np.int32)
         y0, y1 = y0 - top, y1 - top
         inside = _sum_to(sums, x1, y1) - _sum_to(sums, x0, y1) - _sum_to(sums, x1, y0) + _sum_to(sums, x0, y0)
-        inside[inside < 1e-6] = 0.0  # what the interpolation of large sums leaves of nothing
+        inside[inside < 1e-6] = 0.0  # error of the interpolation of large sums
         fraction: NDArray[np.float64] = np.clip(inside / area, 0.0, 1.0)
         return fraction
 
 
 def _sum_to(sums: NDArray[np.int32], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Tissue area left of and above continuous points; between px corners the table is bilinear."""
+    """Return the tissue area left of and above continuous points; the table is bilinear between px corners."""
     left = np.minimum(x.astype(np.int64), sums.shape[1] - 2)
     top = np.minimum(y.astype(np.int64), sums.shape[0] - 2)
     fx, fy = x - left, y - top
@@ -176,13 +176,13 @@ def _sum_to(sums: NDArray[np.int32], x: NDArray[np.float64], y: NDArray[np.float
 
 @dataclass(frozen=True)
 class Survey:
-    """A slide looked over for tissue.
+    """An overview of a slide and the tissue in it.
 
     Attributes:
-        overview: (h, w, 3) uint8 RGB, the whole slide.
-        picture: The same, made ready for searches.
-        resolution: Of both, about 8 µm/px and at most 4 million px.
-        tissue: What was found; None where there is nothing but glass, ink and dirt.
+        overview: The whole slide, (h, w, 3) uint8 RGB.
+        picture: The overview, prepared for searches.
+        resolution: Resolution of the overview, about 8 µm/px and at most 4 million px.
+        tissue: The tissue; None if there is nothing but glass, ink and dirt.
     """
 
     overview: NDArray[np.uint8]
@@ -192,21 +192,23 @@ class Survey:
 
 
 def survey(slide: Slide) -> Survey:
-    """Look a slide over as `find_tissue` does, and keep what was looked at.
+    """Search a slide like `find_tissue`, and return the overview too.
 
     Raises:
-        SlideError: The slide cannot be read.
+        SlideError: If the slide cannot be read.
     """
     resolution = _overview_resolution(slide)
     overview = slide.read(resolution, (0, 0), resolution.size, keep=False)
     picture = Picture(overview, resolution.mean_mpp)
-    tissue = _searched(picture, lambda: overview, resolution)
+    tissue = _search_tissue(picture, lambda: overview, resolution)
     return Survey(overview, picture, resolution, tissue)
 
 
-def _searched(picture: Picture, overview: Callable[[], NDArray[np.uint8]], resolution: Resolution) -> TissueMap | None:
-    """The tissue of an overview, of which the picture was made ready; None where there is none."""
-    mask, how = _stained(picture)
+def _search_tissue(
+    picture: Picture, overview: Callable[[], NDArray[np.uint8]], resolution: Resolution
+) -> TissueMap | None:
+    """Return the tissue of a prepared overview, or None if there is none."""
+    mask, how = _search_stain(picture)
     if mask.any():
         return TissueMap(mask, resolution, how, picture.glass)
     if picture.has_structure(overview()):
@@ -217,24 +219,23 @@ def _searched(picture: Picture, overview: Callable[[], NDArray[np.uint8]], resol
 def find_tissue(slide: Slide) -> TissueMap:
     """Find the tissue of a slide in an overview of about 8 µm/px, at most 4 million px.
 
-    A level between 5 and 10 µm/px is used as it is, else a finer one is shrunk, block by block. A strict search for
-    stained tissue comes first, then a looser one for very pale tissue. Where neither finds any, the whole slide
-    counts as tissue if there is structure on it that is no glass, ink or dirt (a grey-scale scan, another stain);
-    docs/tissue.md says how they are told apart.
+    A level between 5 and 10 µm/px is used unchanged, else a finer one is shrunk, block by block. A strict search for
+    stained tissue comes first, then a loose one for very pale tissue. If neither finds any, the whole slide counts as
+    tissue if it shows structure other than glass, ink or dirt (a grey-scale scan, another stain). See docs/tissue.md.
 
     Args:
-        slide: The slide; where its µm/px is unknown, the overview has 4 million px, or all that there are.
+        slide: The slide. If its µm/px is unknown, the overview has at most 4 million px.
 
     Raises:
-        SlideError: There is nothing but glass, ink and dirt, or the slide cannot be read.
+        SlideError: If there is nothing but glass, ink and dirt, or the slide cannot be read.
     """
     resolution = _overview_resolution(slide)
 
     def overview() -> NDArray[np.uint8]:
         return slide.read(resolution, (0, 0), resolution.size, keep=False)
 
-    # Read anew where there is no stain: few slides come to that, and all others would have to keep it.
-    tissue = _searched(Picture(overview(), resolution.mean_mpp), overview, resolution)
+    # Few slides have no stain and are read again; to keep the overview would cost memory for all others.
+    tissue = _search_tissue(Picture(overview(), resolution.mean_mpp), overview, resolution)
     if tissue is None:
         raise SlideError(
             f"{slide.path}: no tissue found, not even pale tissue or an unusual stain ({resolution.width} x "
@@ -247,7 +248,7 @@ def find_tissue(slide: Slide) -> TissueMap:
 def _overview_resolution(slide: Slide) -> Resolution:
     smallest = max(1.0, math.sqrt(math.prod(slide.dimensions) / OVERVIEW_PX))
     if slide.mpp is None:
-        return slide.at_downsample(smallest)
+        return slide.choose_resolution(downsample=smallest)
     wanted = max(smallest, OVERVIEW_UM / min(slide.mpp))
     near = [
         level
@@ -255,4 +256,4 @@ def _overview_resolution(slide: Slide) -> Resolution:
         if 0.6 <= slide.level_downsamples[level] / wanted <= 1.25
         and math.prod(slide.level_dimensions[level]) <= OVERVIEW_PX
     ]
-    return slide.at(level=near[0]) if near else slide.at_downsample(wanted)
+    return slide.choose_resolution(level=near[0]) if near else slide.choose_resolution(downsample=wanted)
