@@ -14,7 +14,8 @@ from sklearn.metrics import cohen_kappa_score
 from panda.errors import ManifestError, PandaError
 from panda.report.compare import compare, main
 from panda.report.effects import ScoredJob, find_effects
-from panda.report.paired import compute_differences, compute_signed_rank_p, quadratic_kappa
+from panda.report.paired import compute_differences, compute_signed_rank_p
+from panda.tasks.grade_metrics import compare_grades
 from tests.summaries import fill_summary
 from tests.test_report_pages import EVIL, check_page
 
@@ -144,9 +145,11 @@ def test_slides_of_a_group_stand_together() -> None:
 @pytest.mark.parametrize("classes", [2, 6])
 def test_kappa_agrees_with_scikit_learn(classes: int) -> None:
     pairs = np.random.default_rng(classes).integers(0, classes, (50, 2)).astype(float)
-    assert quadratic_kappa(pairs) == pytest.approx(cohen_kappa_score(*pairs.T, weights="quadratic"))
-    assert np.isnan(quadratic_kappa(np.full((5, 2), 3.0)))
-    assert np.isnan(quadratic_kappa(np.empty((0, 2))))
+    kappa, accuracy = compare_grades(pairs)
+    assert kappa == pytest.approx(cohen_kappa_score(*pairs.T, weights="quadratic"))
+    assert accuracy == (pairs[:, 0] == pairs[:, 1]).mean()
+    assert np.isnan(compare_grades(np.full((5, 2), 3.0))[0])
+    assert np.isnan(compare_grades(np.empty((0, 2)))).all()
 
 
 def test_graders_are_compared_by_kappa(tmp_path: Path) -> None:

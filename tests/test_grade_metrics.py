@@ -12,7 +12,7 @@ from sklearn import metrics as oracle
 from torchmetrics.functional.classification import binary_auroc, multiclass_cohen_kappa
 
 from panda.models.mil import MILNet
-from panda.tasks.grade_metrics import agreement, auroc, confusions, grading_intervals, grading_scores
+from panda.tasks.grade_metrics import auroc, compute_agreement, confusions, grading_intervals, grading_scores
 from panda.tasks.grading import GradingTask
 from panda.tasks.metadata import GradingMetadata
 from panda.tasks.optim import Optim
@@ -104,7 +104,7 @@ def test_agreement_of_a_bootstrap_is_that_of_its_slides(classes: int) -> None:
     assert parts.sum(axis=0).tolist() == grading_scores(truth, prob)["confusion"]
     drawn = np.random.default_rng(0).integers(len(truth), size=(5, len(truth)))
     labels = list(range(classes))
-    for picked, (kappa, accuracy) in zip(drawn, agreement(parts[drawn].sum(axis=1)), strict=True):
+    for picked, (kappa, accuracy) in zip(drawn, compute_agreement(parts[drawn].sum(axis=1)), strict=True):
         predicted = prob[picked].argmax(axis=1)
         expected = oracle.cohen_kappa_score(truth[picked], predicted, weights="quadratic", labels=labels)
         assert kappa == pytest.approx(expected)
@@ -114,7 +114,7 @@ def test_agreement_of_a_bootstrap_is_that_of_its_slides(classes: int) -> None:
 def test_agreement_where_there_is_nothing_to_agree_on() -> None:
     one_class = np.zeros((6, 6))
     one_class[3, 3] = 9
-    found = agreement(np.stack([one_class, np.zeros((6, 6))]))
+    found = compute_agreement(np.stack([one_class, np.zeros((6, 6))]))
     assert np.isnan(found[:, 0]).all()
     assert found[0, 1] == 1
     assert math.isnan(found[1, 1])

@@ -94,6 +94,12 @@ def test_nothing_to_choose_by(criterion: str, slides: dict[str, NDArray[np.int64
     assert cv2.imread(str(tmp_path / "curve.png")) is not None
 
 
+def test_the_docs_list_every_criterion() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "design.md").read_text(encoding="utf-8")
+    for name, rule in CRITERIA.items():
+        assert f"| `{name}` | {rule.description} |" in page
+
+
 def test_another_criterion() -> None:
     with pytest.raises(ConfigError, match=r"criterion=f2 is unknown: .*dice_pooled, dice_mean_slide, f1, youden, cost"):
         search_threshold({}, "f2")

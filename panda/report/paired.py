@@ -13,6 +13,7 @@ from scipy.stats import wilcoxon
 from panda.errors import ManifestError
 from panda.report.run_folder import number
 from panda.tasks.bootstrap import RESAMPLES, bootstrap_interval, nanmean
+from panda.tasks.grade_metrics import compare_grades
 
 FEW = 3
 
@@ -60,20 +61,9 @@ def compute_signed_rank_p(differences: NDArray[np.float64], groups: NDArray[Any]
     return 1.0 if not means.any() else float(wilcoxon(means).pvalue)
 
 
-def quadratic_kappa(pairs: NDArray[np.float64]) -> float:
-    """Compute Cohen's kappa with quadratic weights of (N, 2) classes, true and predicted; NaN if undefined."""
-    true, predicted = pairs[:, 0], pairs[:, 1]
-    expected = np.square(true[:, None] - predicted[None, :]).mean() if len(pairs) else 0.0
-    return float(1 - np.square(true - predicted).mean() / expected) if expected else float("nan")
-
-
 def _pooled_dice(counts: NDArray[np.float64]) -> float:
     tp, fp, fn = counts.sum(axis=0)
     return float(2 * tp / (2 * tp + fp + fn)) if tp + fp + fn else float("nan")
-
-
-def _accuracy(pairs: NDArray[np.float64]) -> float:
-    return float((pairs[:, 0] == pairs[:, 1]).mean()) if len(pairs) else float("nan")
 
 
 Statistic = Callable[[NDArray[Any]], float]
@@ -85,8 +75,8 @@ FIGURES: Mapping[str, Sequence[tuple[str, tuple[str, ...], Statistic]]] = {
         ("fp_mm2_benign_slides", ("benign_fp_mm2",), nanmean),
     ),
     "grading": (
-        ("qwk", ("label", "predicted"), quadratic_kappa),
-        ("accuracy", ("label", "predicted"), _accuracy),
+        ("qwk", ("label", "predicted"), lambda pairs: compare_grades(pairs)[0]),
+        ("accuracy", ("label", "predicted"), lambda pairs: compare_grades(pairs)[1]),
     ),
 }
 """Figures of each task: key, columns of the table of slides, and the statistic over their rows."""

@@ -37,7 +37,7 @@ def grading_scores(y_true: ArrayLike | Tensor, prob: ArrayLike | Tensor) -> dict
     truth, scores = _checked(y_true, prob)
     counts = confusions(truth, scores).sum(axis=0)
     once = np.ones(len(truth))
-    found = dict(zip(("qwk", "accuracy"), agreement(counts), strict=True))
+    found = dict(zip(("qwk", "accuracy"), compute_agreement(counts), strict=True))
     found |= {name: auroc(*side, once) for name, side in _sides(truth, scores).items()}
     return {
         "n": len(truth),
@@ -69,7 +69,7 @@ def grading_intervals(
         ValueError: As `grading_scores`, or not as many groups as slides.
     """
     truth, scores = _checked(y_true, prob)
-    drawn = resampled_sums(confusions(truth, scores), groups, agreement, seed=seed)
+    drawn = resampled_sums(confusions(truth, scores), groups, compute_agreement, seed=seed)
     found = dict(zip(("qwk", "accuracy"), map(percentile_interval, drawn.T), strict=True))
     found |= dict.fromkeys(AREAS, (math.nan, math.nan))
     for name, side in _sides(truth, scores).items():
@@ -135,14 +135,16 @@ def confusions(y_true: NDArray[np.int64], prob: NDArray[np.float64]) -> NDArray[
     return np.asarray(classes[y_true][:, :, None] * classes[prob.argmax(axis=1)][:, None, :])
 
 
-def agreement(confusion: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Give Cohen's kappa with quadratic weights, and the accuracy.
+def compute_agreement(confusion: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Compute Cohen's kappa with quadratic weights, and accuracy.
+
+    It is our own, because scikit-learn's takes one matrix at a time and the bootstrap has thousands.
 
     Args:
-        confusion: (…, C, C) counts with a row a true class.
+        confusion: Counts, (…, C, C), with a row for each true class.
 
     Returns:
-        (…, 2); nan where they are undefined: kappa where truth and prediction are all of one and the same class.
+        Kappa and accuracy, (…, 2). Kappa is NaN if all true and predicted classes are the same one.
     """
     count = confusion.sum(axis=(-2, -1))
     grade = np.arange(confusion.shape[-1])
@@ -150,5 +152,14 @@ def agreement(confusion: NDArray[np.float64]) -> NDArray[np.float64]:
     by_chance = confusion.sum(axis=-1)[..., :, None] * confusion.sum(axis=-2)[..., None, :]
     with np.errstate(divide="ignore", invalid="ignore"):
         kappa = 1 - count * (distance * confusion).sum(axis=(-2, -1)) / (distance * by_chance).sum(axis=(-2, -1))
-        right = np.trace(confusion, axis1=-2, axis2=-1) / count
-    return np.stack([kappa, right], axis=-1)
+        accuracy = np.trace(confusion, axis1=-2, axis2=-1) / count
+    return np.stack([kappa, accuracy], axis=-1)
+
+
+def compare_grades(pairs: NDArray[np.float64]) -> tuple[float, float]:
+    """Compute kappa and accuracy of (N, 2) true and predicted classes, see `compute_agreement`."""
+    true, predicted = pairs.astype(np.int64).T
+    classes = int(pairs.max(initial=0)) + 1
+    counts = np.bincount(true * classes + predicted, minlength=classes**2).reshape(classes, classes)
+    kappa, accuracy = compute_agreement(counts.astype(np.float64)).tolist()
+    return kappa, accuracy
