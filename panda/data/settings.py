@@ -14,6 +14,7 @@ from panda.data.splits import fraction_faults
 from panda.settings import Count, Names, PathValue, Seed, Settings, Share, rule
 from panda.synthetic.dataset import SyntheticSpec
 from panda.wsi.label_maps import known_label_maps
+from panda.wsi.mpp import MPP_MAX, MPP_MIN
 from panda.wsi.resolution_request import ResolutionRequest
 from panda.wsi.slide import ReaderName, SlideOptions
 
@@ -36,7 +37,7 @@ class ResolutionSettings(Settings):
     """
 
     level: int | None = Field(default=1, ge=0, description="0 is full resolution")
-    mpp: float | None = Field(default=None, gt=0, description="µm per px")
+    mpp: float | None = Field(default=None, ge=MPP_MIN, le=MPP_MAX, description="µm per px")
 
     @rule
     def _check_one_is_given(self) -> Iterator[str]:
