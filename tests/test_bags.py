@@ -23,7 +23,6 @@ from panda.data.tile_selection import select_tile_coords_for_slide
 from panda.errors import ConfigError, ManifestError, SlideError
 from panda.synthetic.dataset import draw_slide
 from panda.wsi.geometry import Resolution
-from panda.wsi.resolution_request import ResolutionRequest
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap, find_tissue
 from tests.panda_folder import make_folder, picture
@@ -193,7 +192,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[SlideRecord]:
     return make_folder(tmp_path_factory.mktemp("data"), 4)
 
 
-SETTINGS = BagSettings(k=3, tile_size=64, resolution=ResolutionRequest(level=0))
+SETTINGS = BagSettings(k=3, tile_size=64, level=0)
 
 
 def items_of(records: list[SlideRecord]) -> list[BagItem]:
@@ -231,8 +230,8 @@ def test_bag_items(records: list[SlideRecord]) -> None:
 
 def test_faulty_bags(records: list[SlideRecord], tmp_path: Path) -> None:
     items = items_of(records)
-    with pytest.raises(ConfigError, match=r"(?s)2 faults.*tiles\.k is 0.*tiles\.tile_size is 0"):
-        BagSet(items, BagSettings(k=0, tile_size=0))
+    with pytest.raises(ConfigError, match=r"(?s)2 faults.*tiles\.k=0 must be at least 1.*tiles\.tile_size=0 must be"):
+        BagSettings(k=0, tile_size=0)
     with pytest.raises(ManifestError, match="no slides"):
         BagSet([], SETTINGS)
     with pytest.raises(ManifestError, match="no tiles"):
@@ -251,10 +250,8 @@ def test_bag_loaders(records: list[SlideRecord], workers: int) -> None:
     items = items_of(records)
     module = BagDataModule(
         {"train": items[:3], "val": items[3:], "test": []},
-        SETTINGS,
-        batch_size=2,
-        num_workers=workers,
-        augment=Augmentation(name="light"),
+        SETTINGS.model_copy(update={"batch_size": 2, "num_workers": workers}),
+        Augmentation(name="light"),
     )
     (batch,) = module.train_dataloader()  # the third bag would be alone
     bag, mask, label, slide_ids = batch
@@ -266,5 +263,5 @@ def test_bag_loaders(records: list[SlideRecord], workers: int) -> None:
     assert batch[3] == [records[3].slide_id] or batch[3] == (records[3].slide_id,)
     with pytest.raises(ConfigError, match="there is no test split"):
         module.test_dataloader()
-    with pytest.raises(ConfigError, match=r"tiles\.batch_size is 0"):
-        BagDataModule({"train": items}, SETTINGS, batch_size=0)
+    with pytest.raises(ConfigError, match=r"tiles\.batch_size=0 must be at least 1"):
+        BagSettings(batch_size=0)

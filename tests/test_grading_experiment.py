@@ -51,7 +51,7 @@ def experiment(tmp_path: Path, *overrides: str) -> GradingExperiment:
 def test_what_bears_on_maps_has_no_part_where_none_are_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str
 ) -> None:
-    monkeypatch.setattr("panda.app.entry_point.overrides", lambda: [typed])
+    monkeypatch.setattr("panda.app.overrides.overrides", lambda: [typed])
     with pytest.raises(ConfigError, match=f"{typed}: no part in tiles=tissue or all"):
         experiment(tmp_path, typed)
 

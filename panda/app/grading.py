@@ -175,15 +175,18 @@ class GradingExperiment:
             train_slides=tuple(sorted(item.record.slide_id for item in items["train"])),
             val_slides=tuple(sorted(item.record.slide_id for item in items["val"])),
         )
-        bags = BagDataModule(
-            items,
-            BagSettings(
-                self.tiles.selection.k, self.tiles.tile_size, self.tiles.resolution, self.data.settings.slide_options
-            ),
-            batch_size=self.tiles.batch_size,
-            num_workers=self.data.settings.num_workers,
-            augment=self.data.settings.augment,
+        data, tiles = self.data.settings, self.tiles
+        settings = BagSettings(
+            k=tiles.selection.k,
+            tile_size=tiles.tile_size,
+            level=tiles.level,
+            mpp=tiles.mpp,
+            batch_size=tiles.batch_size,
+            num_workers=data.num_workers,
+            reader=data.reader,
+            mpp_override=data.mpp_override,
         )
+        bags = BagDataModule(items, settings, data.augment)
         learns_from = {
             name: {item.record.slide_id: self._identity(item) for item in items[name]} for name in ("train", "val")
         }

@@ -10,23 +10,20 @@ from torch.utils.data import DataLoader
 
 from panda.data.augment import Augmentation
 from panda.data.bagset import BagItem, BagSet, BagSettings
-from panda.data.loaders import loader_faults, make_ordered_loader, make_train_loader
+from panda.data.loaders import make_ordered_loader, make_train_loader
 from panda.data.splits import Split
 from panda.errors import ConfigError
 
 
 class BagDataModule(pl.LightningDataModule):
-    """Bags of slides whose tiles are already selected.
+    """Bags of slides whose tiles were selected before.
 
     Args:
-        splits: Split → slides with their tiles; a split without slides is left out.
-        settings: How the tiles are read.
-        batch_size: Bags a batch.
-        num_workers: Loading processes for each loader; 0 for none.
-        augment: Augmentation of each tile of training bags; None for none.
+        splits: Split → slides with their tiles; an empty list is no split.
+        settings: How the bags are read and loaded.
+        augment: Applied to each tile of training bags; None for none.
 
     Raises:
-        ConfigError: If arguments are faulty; the message lists all faults.
         ManifestError: If a slide has no tiles or no grade.
     """
 
@@ -34,16 +31,10 @@ class BagDataModule(pl.LightningDataModule):
         self,
         splits: Mapping[Split, Sequence[BagItem]],
         settings: BagSettings,
-        *,
-        batch_size: int = 1,
-        num_workers: int = 2,
         augment: Augmentation | None = None,
     ) -> None:
         super().__init__()
-        if faults := [*settings.faults(), *loader_faults(batch_size, num_workers, "tiles")]:
-            raise ConfigError(faults)
-        self.batch_size = batch_size
-        self.num_workers = num_workers
+        self.settings = settings
         self._sets = {
             name: BagSet(items, settings, augment if name == "train" else None)
             for name, items in splits.items()
@@ -66,11 +57,13 @@ class BagDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Return a loader of training bags in random order, see `make_train_loader`."""
         bags = self.bag_set("train")
-        return make_train_loader(bags, len(bags), self.batch_size, self.num_workers, self.trainer)
+        return make_train_loader(bags, len(bags), self.settings.batch_size, self.settings.num_workers, self.trainer)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return a loader of validation bags in order."""
-        return make_ordered_loader(self.bag_set("val"), self.batch_size, self.num_workers, self.trainer)
+        return make_ordered_loader(
+            self.bag_set("val"), self.settings.batch_size, self.settings.num_workers, self.trainer
+        )
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Return a loader of test bags in order.
@@ -78,4 +71,4 @@ class BagDataModule(pl.LightningDataModule):
         Raises:
             ConfigError: If there is no test split.
         """
-        return make_ordered_loader(self.bag_set("test"), self.batch_size, self.num_workers)
+        return make_ordered_loader(self.bag_set("test"), self.settings.batch_size, self.settings.num_workers)

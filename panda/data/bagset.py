@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -16,36 +18,28 @@ from panda.data.augment import Augmentation
 from panda.data.bags import read_features, read_tiles, to_planes
 from panda.data.loaders import Draw, resolve_draw
 from panda.data.manifest import SlideRecord
-from panda.errors import ConfigError, ManifestError
-from panda.wsi.resolution_request import ResolutionRequest
-from panda.wsi.slide import SlideOptions
+from panda.data.settings import ResolutionSettings, SlideSettings
+from panda.errors import ManifestError
+from panda.settings import Count
 from panda.wsi.stain_normalization import StainProfile
 
 
-@dataclass(frozen=True)
-class BagSettings:
-    """How the tiles of bags are read.
+class BagSettings(ResolutionSettings, SlideSettings):
+    """How bags are read and loaded. See the base classes for their fields.
 
     Attributes:
         k: Most tiles of a bag.
         tile_size: Side of a tile in px at the tiles' resolution.
-        resolution: The resolution of the tiles.
-        slide_options: How slides are opened.
+        batch_size: Bags per batch.
+        num_workers: Processes that load, for each loader; 0 for none.
     """
 
-    k: int = 32
-    tile_size: int = 256
-    resolution: ResolutionRequest = ResolutionRequest(level=1)
-    slide_options: SlideOptions = SlideOptions()
+    node: ClassVar[str] = "tiles"
 
-    def faults(self) -> list[str]:
-        """Return what is wrong with the settings, one sentence a fault, with the keys of the `tiles` config."""
-        faults = []
-        if self.k < 1:
-            faults.append(f"tiles.k is {self.k}: give at least 1 tile")
-        if self.tile_size < 1:
-            faults.append(f"tiles.tile_size is {self.tile_size}: give at least 1 px")
-        return faults
+    k: Count = 32
+    tile_size: Count = 256
+    batch_size: Count = 1
+    num_workers: int = Field(default=2, ge=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,14 +72,11 @@ class BagSet(Dataset[tuple[Tensor, Tensor, int, str]]):
         transform: Applied to each tile by itself, None for none; see `panda.data.patchset.PatchSet`.
 
     Raises:
-        ConfigError: If the settings are faulty.
         ManifestError: If there are no items, or one has no tiles or no grade.
         SlideError: On access, if a slide cannot be read.
     """
 
     def __init__(self, items: Sequence[BagItem], settings: BagSettings, transform: Augmentation | None = None) -> None:
-        if faults := settings.faults():
-            raise ConfigError(faults)
         if not items:
             raise ManifestError("no slides to make bags of")
         self.labels: list[int] = []

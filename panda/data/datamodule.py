@@ -42,10 +42,10 @@ class DataSettings(PatchSettings, SelectionSettings, FolderSettings):
         extract_workers: Slides cut at the same time, in threads.
         augment: Applied to training patches; None for none.
         sampler: Which training patches an epoch draws: `"uniform"`: each once; `"balanced"`: by cancer, see
-            `BalancedDraws`; `"hard"`: those that the network is wrong on more often, see `HardDraws`.
+            `BalancedDraws`; `"hard"`: those with a high loss more often, see `HardDraws`.
         tumor_share: Share of the draws that have cancer, with `sampler="balanced"`.
-        normalize: `"macenko"`: the colours of each slide, in all splits, are brought to those of a reference, see
-            `panda.wsi.stain_normalization`; None: they stay.
+        normalize: `"macenko"`: match the colours of each slide, in all splits, to a reference, see
+            `panda.wsi.stain_normalization`; None: leave them.
     """
 
     store_root: PathValue = Path("patches")
@@ -71,8 +71,8 @@ class DataSettings(PatchSettings, SelectionSettings, FolderSettings):
 class PatchDataModule(pl.LightningDataModule):
     """Patches of the slides of a folder in PANDA's layout.
 
-    Loaders and augmentation follow torch's seed; `settings.seed` is that of the split. With `split="patches"` the
-    patches of one slide are split into training and validation without a test, and figures do not generalise.
+    Loaders and augmentation follow torch's seed; `settings.seed` is that of the split. `split="patches"` splits the
+    patches of one slide into training and validation without a test: its figures say nothing about other slides.
 
     Args:
         settings: What is cut, split and loaded.
@@ -92,14 +92,14 @@ class PatchDataModule(pl.LightningDataModule):
 
     @property
     def store_folder(self) -> Path:
-        """Folder of the patch store."""
+        """The folder of the patch store."""
         return store_path(self.settings.store_root, self.settings.root, self.patch_settings)
 
     def selection(self) -> Selection:
-        """What becomes of each slide of the table.
+        """Return which slides of the table are used and which split each belongs to.
 
         Raises:
-            ManifestError: The tables are faulty, or no slide is left for a split.
+            ManifestError: If the tables are faulty, or no slide is left for a split.
         """
         if self._selection is None:
             if self.settings.draw is not None:
@@ -112,21 +112,21 @@ class PatchDataModule(pl.LightningDataModule):
         return self._selection
 
     def records(self) -> list[SlideRecord]:
-        """Slides that are used, with their groups, in the order of the table (one where `split="patches"`).
+        """Return the used slides with their groups, in the order of the table; one slide with `split="patches"`.
 
         Raises:
-            ManifestError: As `selection`.
+            ManifestError: See `selection`.
         """
         return self.selection().used
 
     def splits(self) -> dict[Split, list[SlideRecord]]:
-        """Slides of each split.
+        """Return the slides of each split.
 
         Returns:
-            Split → records by slide id. Where `split="patches"`, training and validation share the slide.
+            Split → records by slide id. With `split="patches"` training and validation share the slide.
 
         Raises:
-            ManifestError: As `selection`.
+            ManifestError: See `selection`.
         """
         records, split = self.records(), self.selection().split
         if self.settings.split == "patches":
@@ -142,11 +142,11 @@ class PatchDataModule(pl.LightningDataModule):
         """Draw the embedded slides if asked for, and cut the patches the store lacks.
 
         Raises:
-            ManifestError: As `splits`.
-            PandaError: The store cannot be written.
+            ManifestError: See `splits`.
+            PandaError: If the store cannot be written.
         """
         if self._result is None:
-            self.splits()  # a split that cannot be made is known before hours of cutting
+            self.splits()  # a faulty split is reported before hours of cutting
             settings = self.settings
             self._result = extract_store(
                 self.records(),
@@ -155,22 +155,22 @@ class PatchDataModule(pl.LightningDataModule):
                 settings.root,
                 workers=settings.extract_workers,
             )
-            self._result = self._stained(self._result)
+            self._result = self._with_stains(self._result)
 
     def setup(self, stage: str | None = None) -> None:
         """Write the manifests of the splits, and open them.
 
         Args:
-            stage: All stages are set up at once.
+            stage: Not used: all stages are set up at once.
 
         Raises:
-            ManifestError: A split has no patches, or the manifests are faulty.
+            ManifestError: If a split has no patches, or the manifests are faulty.
         """
         if self._sets:
             return
         records = self.records()
-        # Processes that did not cut the patches themselves read what the first one left in the store.
-        result = self._result or self._stained(
+        # Only the first process cuts patches: the others read the store.
+        result = self._result or self._with_stains(
             load_store(records, self.patch_settings, self.settings.store_root, self.settings.root)
         )
         self._result, self.failures = result, result.failures
@@ -190,21 +190,21 @@ class PatchDataModule(pl.LightningDataModule):
             for name, path in manifests.items()
         }
 
-    def _stained(self, result: StoreResult) -> StoreResult:
-        """Find how the slides are stained, where that is needed; slides that cannot be read fail."""
+    def _with_stains(self, result: StoreResult) -> StoreResult:
+        """Estimate the stain of each slide if `normalize` needs it; a slide that cannot be read becomes a failure."""
         if self.settings.normalize is None:
             return result
         result, self._stains = estimate_stains(result, self.patch_settings, workers=self.settings.extract_workers)
         return result
 
     def patch_set(self, split: Split) -> PatchSet:
-        """Patches of a split.
+        """Return the patches of a split.
 
         Args:
             split: `"train"`, `"val"` or `"test"`.
 
         Raises:
-            ConfigError: There is no such split.
+            ConfigError: If there is no such split.
         """
         self.setup()
         if split not in self._sets:
@@ -215,7 +215,7 @@ class PatchDataModule(pl.LightningDataModule):
         return self._sets[split]
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Training patches as `sampler` draws them; a last batch of one patch is left out (see `make_train_loader`)."""
+        """Load training patches as `sampler` draws them. A last batch of one patch is dropped, see `make_train_loader`."""
         patches = self.patch_set("train")
         choose: BalancedDraws | HardDraws | None = None
         if self.settings.sampler == "balanced":
@@ -231,45 +231,45 @@ class PatchDataModule(pl.LightningDataModule):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs beside the configuration: the losses that `sampler="hard"` draws by."""
+        """Return the patch losses that `sampler="hard"` draws by, which a resumed run needs."""
         return {} if self._hard is None else {"losses": self._hard.losses}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore the patch losses of `state_dict`."""
         self._losses = state_dict.get("losses")
         if self._hard is not None and self._losses is not None:
             self._hard.losses = self._losses
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Validation patches in the order of their manifest."""
+        """Load validation patches in the order of their manifest."""
         return make_ordered_loader(
             self.patch_set("val"), self.settings.batch_size, self.settings.num_workers, self.trainer
         )
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Test patches in the order of their manifest.
+        """Load test patches in the order of their manifest.
 
         Raises:
-            ConfigError: There is no test split.
+            ConfigError: If there is no test split.
         """
         return make_ordered_loader(self.patch_set("test"), self.settings.batch_size, self.settings.num_workers)
 
     def train_mpp(self) -> list[float]:
-        """µm per patch px of each training slide that has patches and states it: the mean of x and y."""
+        """Return µm per patch px (mean of x and y) of each training slide that has patches and a known resolution."""
         self.setup()
         assert self._result is not None
         slides = [self._result.slides.get(record.slide_id) for record in self.splits()["train"]]
         return [mean_mpp(slide.mpp) for slide in slides if slide is not None and slide.mpp is not None]
 
     def um_per_px(self) -> dict[str, float | None]:
-        """µm per patch px (the mean of x and y) of each slide that has patches, None where it is unknown."""
+        """Return µm per patch px (mean of x and y) of each slide that has patches; None if it is unknown."""
         self.setup()
         assert self._result is not None
         slides = self._result.slides.items()
         return {slide_id: mean_mpp(slide.mpp) if slide.mpp else None for slide_id, slide in slides}
 
     def learns_from(self) -> dict[str, dict[str, str]]:
-        """Training and validation slides by id with what their patches were made from: slide, mask, row, settings."""
+        """Return the fingerprint of the patches of each training and validation slide, by slide id."""
         self.setup()
         assert self._result is not None
         slides, splits = self._result.slides, self.splits()
@@ -279,10 +279,10 @@ class PatchDataModule(pl.LightningDataModule):
         }
 
     def colours(self, augmented: bool = True) -> str:
-        """What is done to the colours of slides, and of training patches alone, in words of the command line.
+        """Return how colours are changed, as typed on a command line: normalization of slides, augmentation of patches.
 
         Args:
-            augmented: Whether what is trained on passes through the augmentation at all.
+            augmented: Whether training patches pass through the augmentation.
         """
         augment = self.settings.augment.name if self.settings.augment and augmented else "none"
         return f"data.normalize={self.settings.normalize or 'null'} augment={augment}"

@@ -122,25 +122,6 @@ def find_step_items(loader: DataLoader[Any], number: int) -> list[int]:
     return loader.sampler.order[number * size : (number + 1) * size]
 
 
-def loader_faults(batch_size: int, num_workers: int, prefix: str = "data") -> list[str]:
-    """Return what is wrong with the arguments of a loader, with the keys of the config.
-
-    Args:
-        batch_size: Samples a batch.
-        num_workers: Processes that load.
-        prefix: The config node that holds `batch_size`.
-
-    Returns:
-        One sentence a fault.
-    """
-    faults = []
-    if batch_size < 1:
-        faults.append(f"{prefix}.batch_size is {batch_size}: give at least 1")
-    if num_workers < 0:
-        faults.append(f"data.num_workers is {num_workers}: give 0 (no processes of its own) or more")
-    return faults
-
-
 def make_train_loader(
     dataset: Dataset[Any],
     items: int,

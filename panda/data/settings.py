@@ -1,4 +1,4 @@
-"""How patches are cut and which slides are used, checked in words of the config."""
+"""Settings of the `data` config: how slides are opened, how patches are cut, which slides are used."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from panda.wsi.slide import ReaderName, SlideOptions
 
 SplitMethod = Literal["holdout", "kfold", "patches"]
 AUDIT = "python audit.py data=panda data.root=…"
-"""The command that looks for findings."""
+"""The command that finds the findings."""
 _FILES = {
     "findings": f"findings.csv of an audit ({AUDIT})",
     "groups": "a CSV with image_id and patient (or group)",
@@ -47,7 +47,7 @@ class ResolutionSettings(Settings):
 
     @property
     def resolution(self) -> ResolutionRequest:
-        """The same as the object that finds the resolution of a slide."""
+        """The request that resolves to a working resolution for each slide."""
         return ResolutionRequest(self.level, self.mpp)
 
 
@@ -66,7 +66,7 @@ class SlideSettings(Settings):
 
     @property
     def slide_options(self) -> SlideOptions:
-        """The same as the object that opens slides."""
+        """The options that open slides."""
         return SlideOptions(self.reader, self.mpp_override)
 
     @rule
@@ -92,7 +92,7 @@ class FolderSettings(SlideSettings):
 
 
 class PatchSettings(ResolutionSettings, SlideSettings):
-    """How patches are cut; together with the slides it says what a patch store holds.
+    """How patches are cut; with the slides, this defines the content of a patch store.
 
     Attributes:
         level: See `ResolutionSettings`.
@@ -130,23 +130,23 @@ class PatchSettings(ResolutionSettings, SlideSettings):
 
 
 class SelectionSettings(Settings):
-    """Which slides are used and how they are split, in words of the `data` config.
+    """Which slides are used and how they are split.
 
     Attributes:
         split: `"holdout"`: three parts; `"kfold"`: of `folds` folds, `fold` is the test and the next one
             validation; `"patches"`: the patches of one slide.
         folds: Number of folds, at least 3 (2 with `test_provider`).
-        fold: From 0.
-        seed: Of the split.
+        fold: Number of the test fold, from 0.
+        seed: Seed of the split.
         val_fraction: Share of the slides for validation.
         test_fraction: Share for the test; 0 for none.
-        slide_id: The slide of `split="patches"`.
+        slide_id: The slide of `split="patches"`; None for one that has cancer.
         provider: Only this provider's slides; None for all.
-        test_provider: All of its slides are the test, the others' are trained and validated on; None for no such test.
+        test_provider: Its slides are the test split and all others train and validate; None for no such test.
         exclude: Findings whose slides are left out.
-        findings: `findings.csv` of an audit; None where `exclude` asks only for what the files show.
+        findings: `findings.csv` of an audit; None if `exclude` only has findings that the files themselves show.
         groups: CSV with image_id and patient (or group), which never straddle the split.
-        splits: `splits.csv` of a run: its split is taken over as it is.
+        splits: `splits.csv` of a run, whose split is used unchanged.
     """
 
     node: ClassVar[str] = "data"
@@ -222,7 +222,7 @@ class SelectionSettings(Settings):
             yield "data.splits and data.test_provider are both set: the file says what is tested on"
 
     def how(self) -> str:
-        """How the slides are split, in the words of the command line."""
+        """Return how the slides are split, as typed on a command line."""
         if self.splits is not None:
             return f"data.splits={self.splits}"
         return f"data.split={self.split}" + (
@@ -230,7 +230,7 @@ class SelectionSettings(Settings):
         )
 
     def idle(self) -> tuple[str, ...]:
-        """Keys of the config that decide nothing with `how`."""
+        """Return the keys that have no effect on a split made by `how`."""
         if self.splits is not None:
             return tuple(f"data.{key}" for key in ("split", "folds", "fold", "seed", "val_fraction", "test_fraction"))
         if self.split == "kfold":

@@ -43,8 +43,8 @@ def fraction_faults(val_fraction: float, test_fraction: float) -> list[str]:
         faults.append(f"data.test_fraction={test_fraction} must be at least 0 (no test) and below 1")
     if not faults and val_fraction + test_fraction >= 1:
         faults.append(
-            f"data.val_fraction + data.test_fraction is {val_fraction + test_fraction:g}: leave a share for "
-            f"training, less than 1 in sum"
+            f"data.val_fraction + data.test_fraction is {val_fraction + test_fraction:g}: it must be below 1, as "
+            "the rest is for training"
         )
     return faults
 

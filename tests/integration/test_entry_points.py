@@ -386,7 +386,7 @@ def test_a_split_of_bad_slides_ends_the_run_and_lists_them(home: Path, trained: 
         (("data=one_slide", "threshold_per_provider=true"), "threshold_per_provider=true: no part"),
         (("criterion=cost", "seed=1"), "criterion=cost needs cost_ratio="),
         (("cost_ratio=5", "seed=1"), "cost_ratio is not used with criterion=dice_pooled: remove it"),
-        (("data=one_slide", "data.stride=64"), "data.stride is 64"),
+        (("data=one_slide", "data.stride=64"), "data.stride=64: with data.split=patches"),
         (("model=deeplabv3", "data.batch_size=1"), "at least 2"),
         (("task=grading", "segmentation_checkpoint=nothing.ckpt"), "nothing.ckpt"),
         (("trainer.max_epochs=0", "seed=one"), "2 faults"),
