@@ -215,7 +215,7 @@ class PatchDataModule(pl.LightningDataModule):
         return self._sets[split]
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Load training patches as `sampler` draws them. A last batch of one patch is dropped, see `make_train_loader`."""
+        """Load training patches as `sampler` draws them, see `make_train_loader`."""
         patches = self.patch_set("train")
         choose: BalancedDraws | HardDraws | None = None
         if self.settings.sampler == "balanced":
