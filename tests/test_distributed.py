@@ -19,7 +19,7 @@ from panda.app.callbacks import Clock
 from panda.app.distributed import device_faults
 from panda.app.run import Run
 from panda.app.tracking import read_metrics
-from panda.app.train import _trainer
+from panda.app.trainer import build_trainer
 from panda.data.loaders import (
     Choice,
     DrawSampler,
@@ -75,7 +75,7 @@ def run_of(folder: Path, data: Data, *overrides: str) -> Run:
     pl.seed_everything(cfg.seed, verbose=False)
     task = SegmentationTask(Plain(), BCELoss(), Optim(lr=0.05), METADATA)  # type: ignore[arg-type]
     experiment: Any = SimpleNamespace(monitor="val/dice", mode="max")
-    run = Run(cfg, folder, None, _trainer(cfg, folder, experiment, Clock(time.monotonic())))
+    run = Run(cfg, folder, None, build_trainer(cfg, folder, experiment, Clock(time.monotonic())))
     run.fit(task, data, {})
     return run
 

@@ -103,12 +103,12 @@ def test_ctrl_c_ends_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_ctrl_c_says_how_to_go_on_where_the_job_knows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     @guarded
     def stopped(cfg: DictConfig) -> None:
-        raise Interrupted("go on with: that")
+        raise Interrupted("resume it with: that")
 
     with pytest.raises(SystemExit) as left:
         enter(lambda: stopped(job(tmp_path)))
     assert left.value.code == 130
-    assert capsys.readouterr().err == "interrupted; go on with: that\n"
+    assert capsys.readouterr().err == "interrupted; resume it with: that\n"
 
 
 @pytest.mark.parametrize(

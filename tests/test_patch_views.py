@@ -17,7 +17,7 @@ from panda.app import patch_views as views
 from panda.app.callbacks import Clock
 from panda.app.patch_views import Views, fixed_patches, in_order, pixel_counts, telling_patches
 from panda.app.run import Run
-from panda.app.train import _trainer
+from panda.app.trainer import build_trainer
 from panda.data.loaders import Draw, make_ordered_loader, make_train_loader
 from panda.inference.panel_patches import PanelRow
 from panda.models.losses import BCELoss
@@ -115,7 +115,7 @@ def learnt(folder: Path, every: int, *overrides: str) -> tuple[SegmentationTask,
     pl.seed_everything(0, verbose=False)
     task = SegmentationTask(Tiny(), BCELoss(), Optim(lr=0.05), METADATA)  # type: ignore[arg-type]
     experiment: Any = SimpleNamespace(monitor="val/dice", mode="max")
-    run = Run(cfg, folder, None, _trainer(cfg, folder, experiment, Clock(time.monotonic())))
+    run = Run(cfg, folder, None, build_trainer(cfg, folder, experiment, Clock(time.monotonic())))
     if every:
         shown = Views(Placed(), {"s": 0.5}, folder / "views", every=every, fixed=1, seed=0)
         run.trainer.callbacks.append(shown)  # type: ignore[attr-defined]

@@ -23,9 +23,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from panda.app.callbacks import Clock
 from panda.app.grading import GradingExperiment, GradingSettings
 from panda.app.guidance import leak_notes
+from panda.app.resume import load_resumed_config
 from panda.app.run import Run
 from panda.app.segmentation import SegmentationExperiment
-from panda.app.train import _config_of_resumed, _trainer, compared_by
+from panda.app.train import find_objective
+from panda.app.trainer import build_trainer
 from panda.data.bagset import BagItem
 from panda.data.loaders import Draw, make_ordered_loader, make_train_loader, resolve_draw
 from panda.data.manifest import SlideRecord
@@ -107,7 +109,7 @@ def trained(
     pl.seed_everything(cfg.seed, verbose=False)
     task = SegmentationTask(Tiny(), BCELoss(), Optim(lr=0.05), METADATA.model_copy(update=metadata))  # type: ignore[arg-type]
     experiment: Any = SimpleNamespace(monitor=monitor, mode="max")
-    run = Run(cfg, folder, resume, _trainer(cfg, folder, experiment, Clock(time.monotonic()), resume), sweep)
+    run = Run(cfg, folder, resume, build_trainer(cfg, folder, experiment, Clock(time.monotonic()), resume), sweep)
     if stop is not None:
         run.trainer.callbacks.append(PowerCut(stop))  # type: ignore[attr-defined]
         with pytest.raises(RuntimeError, match="power cut"):
@@ -159,7 +161,7 @@ def test_a_loss_that_is_no_number_names_the_patch_and_keeps_the_checkpoints(tmp_
         cfg,
         tmp_path,
         None,
-        _trainer(cfg, tmp_path, SimpleNamespace(monitor="val/dice", mode="max"), Clock(time.monotonic())),
+        build_trainer(cfg, tmp_path, SimpleNamespace(monitor="val/dice", mode="max"), Clock(time.monotonic())),
     )
     run.trainer.callbacks.append(Break())  # type: ignore[attr-defined]
     with pytest.raises(PandaError, match=r"loss is nan in epoch 1.*no number for: slide at level-0 px \(5, 0\)$"):
@@ -197,7 +199,7 @@ def mib_after_epochs(folder: Path) -> list[float]:
         cfg,
         folder,
         None,
-        _trainer(cfg, folder, SimpleNamespace(monitor="val/dice", mode="max"), Clock(time.monotonic())),
+        build_trainer(cfg, folder, SimpleNamespace(monitor="val/dice", mode="max"), Clock(time.monotonic())),
     )
     memory = Memory()
     run.trainer.callbacks.append(memory)  # type: ignore[attr-defined]
@@ -322,7 +324,7 @@ def test_a_config_of_a_resumed_run_that_is_none_is_refused(tmp_path: Path, text:
         (tmp_path / "checkpoints" / name).touch()
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"config\.yaml .*start a new run"):
-        _config_of_resumed(OmegaConf.create({"debug": False}), tmp_path / "checkpoints" / "last.ckpt")
+        load_resumed_config(OmegaConf.create({"debug": False}), tmp_path / "checkpoints" / "last.ckpt")
 
 
 @pytest.mark.parametrize("task", ["segmentation", "grading"])
@@ -333,13 +335,13 @@ def test_a_resumed_grading_keeps_what_its_bags_come_from(
     for name in ("last.ckpt", "best.ckpt"):
         (tmp_path / "checkpoints" / name).touch()
     (tmp_path / "config.yaml").write_text(f"task: {{name: {task}}}\nengine: {{precision: fp32, batch_size: 8}}\n")
-    monkeypatch.setattr("panda.app.train.overrides", lambda: ["engine.batch_size=2", "engine.precision=bf16"])
+    monkeypatch.setattr("panda.app.resume.overrides", lambda: ["engine.batch_size=2", "engine.precision=bf16"])
     resume, typed = tmp_path / "checkpoints" / "last.ckpt", OmegaConf.create({"debug": False})
     if task == "grading":
         with pytest.raises(ConfigError, match=r"engine\.precision=bf16: a resumed grading keeps the tiles"):
-            _config_of_resumed(typed, resume)
-        monkeypatch.setattr("panda.app.train.overrides", lambda: ["engine.batch_size=2"])
-    assert _config_of_resumed(typed, resume).engine.batch_size == 2
+            load_resumed_config(typed, resume)
+        monkeypatch.setattr("panda.app.resume.overrides", lambda: ["engine.batch_size=2"])
+    assert load_resumed_config(typed, resume).engine.batch_size == 2
 
 
 def test_a_bag_is_another_with_other_tiles_or_features(tmp_path: Path) -> None:
@@ -372,7 +374,7 @@ def test_a_bag_is_another_with_other_tiles_or_features(tmp_path: Path) -> None:
 def test_runs_are_compared_on_validation(summary: dict[str, Any], figure: float) -> None:
     keys = ("dice", "dice_mean_slide") if summary["task"] == "segmentation" else ("qwk", "auroc")
     summary = summary | {"test": dict.fromkeys(keys, 1.0)}
-    assert compared_by(make_summary(summary)) == pytest.approx(figure, nan_ok=True)
+    assert find_objective(make_summary(summary)) == pytest.approx(figure, nan_ok=True)
 
 
 def test_slides_that_the_segmentation_knows_are_noted() -> None:

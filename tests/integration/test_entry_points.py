@@ -301,7 +301,7 @@ def test_ctrl_c_ends_a_sweep_and_keeps_what_was_done(
     assert f"train.py resume={sweep}/1/checkpoints/last.ckpt" in done.stderr
     rows = table(sweep / "sweep.csv")
     assert [row["state"] for row in rows] == ["done", "failed"]
-    assert rows[1]["error"].startswith("interrupted; go on with: ")
+    assert rows[1]["error"].startswith("interrupted; resume it with: ")
     assert (sweep / "sweep.html").is_file()
     assert not (sweep / "2").exists()
 
@@ -319,7 +319,7 @@ def test_two_runs_never_share_a_folder(home: Path, trained: Path) -> None:
     with hold_lock(home / "runs/segmentation/shared/run", wait=False):
         done = run_door("train", home, *TINY, "name=shared", "logger=csv")
     assert done.returncode == 1
-    assert "another process is at work in runs/segmentation/shared" in done.stderr
+    assert "another process works in runs/segmentation/shared" in done.stderr
 
 
 @pytest.mark.parametrize("content", ["{", "", "[1"])

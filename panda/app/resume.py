@@ -1,0 +1,76 @@
+"""The configuration of a resumed run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from panda.app.build import Faults
+from panda.app.overrides import is_typed, overrides
+from panda.errors import ConfigError
+
+RESUMABLE = (
+    "trainer.max_epochs",
+    "task.patience",
+    "task.panels",
+    "task.views",
+    "data.num_workers",
+    "engine.",
+    "logger.",
+    "quantify.",
+    "colour_map",
+)
+"""Prefixes of the keys that a command may change when it resumes a run. None of them decides what the run learns from.
+"""
+DECIDES_BAGS = ("engine.precision", "engine.compile", "engine.tta")
+"""Exceptions in grading, because tiles are chosen on maps and features are computed with these settings."""
+_OLD_DATA = "panda.data.datamodule.PatchDataModule"
+"""Target of the data of runs before their settings had a class of their own."""
+
+
+def load_resumed_config(cfg: DictConfig, resume: Path) -> DictConfig:
+    """Return the configuration of the resumed run, changed by what is typed with this command.
+
+    Args:
+        cfg: Configuration of this command.
+        resume: Checkpoint of the run.
+
+    Raises:
+        ConfigError: If files of the run are missing or unreadable, or a typed key cannot change.
+    """
+    own = _read_config(resume)
+    grading = OmegaConf.select(own, "task.name") == "grading"
+    faults = Faults()
+    for override in overrides():
+        key, _, value = override.partition("=")
+        if key.lstrip("+") in ("resume", "debug", "allow_packages"):
+            continue
+        if grading and key in DECIDES_BAGS:
+            faults.add(f"{override}: a resumed grading keeps the tiles and features that it learns from; leave it out")
+        elif key.startswith(RESUMABLE):
+            own.merge_with_dotlist([f"{key}={value}"])
+        else:
+            faults.add(f"{override}: a resumed run keeps its choices; what can be changed is {', '.join(RESUMABLE)}")
+    faults.raise_any()
+    own.resume, own.run_dir, own.debug = str(resume), str(resume.parent.parent), cfg.debug
+    # The run's folder may come from somebody else, so what it allows does not count.
+    own.allow_packages = cfg.allow_packages if is_typed("allow_packages") else []
+    return own
+
+
+def _read_config(resume: Path) -> DictConfig:
+    """Read `config.yaml` of the run that a checkpoint belongs to."""
+    written = resume.parent.parent / "config.yaml"
+    for needed in (resume, resume.with_name("best.ckpt"), written):
+        if not needed.is_file():
+            raise ConfigError(f"resume={resume}: {needed} does not exist; give runs/…/checkpoints/last.ckpt of a run")
+    try:
+        own = OmegaConf.load(written)
+    except Exception as error:  # the YAML reader has errors of its own
+        raise ConfigError(f"{written} cannot be read ({str(error).splitlines()[0]}): start a new run") from error
+    if not isinstance(own, DictConfig) or not own:
+        raise ConfigError(f"{written} holds no keys: start a new run")
+    if isinstance(data := own.get("data"), DictConfig) and data.get("_target_") == _OLD_DATA:
+        raise ConfigError(f"{written} is of an earlier version (data._target_={_OLD_DATA}): start a new run")
+    return own
