@@ -406,7 +406,7 @@ def test_a_validation_slide_that_fails_leaves_no_canvas(tmp_path: Path, monkeypa
     monkeypatch.setattr("panda.app.segmentation.find_tissue", lambda _: None)
     monkeypatch.setattr("panda.app.segmentation.score_fingerprint", lambda *_: "")
     run: Any = SimpleNamespace(folder=tmp_path, failures=[])
-    predictor = SimpleNamespace(predict=predict, threshold=None, label_maps={})
+    predictor = SimpleNamespace(predict=predict, threshold=None, metadata=SimpleNamespace(label_maps={}))
     with pytest.raises(PandaError, match="no validation slide could be scored: cannot be read"):
         experiment._freeze_threshold(run, predictor, [SimpleNamespace(slide_id="a")])
     assert [failure.slide_id for failure in run.failures] == ["a"]
