@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from panda.files import read_output_table, remove, write_table
-from panda.inference.predictor import restored
+from panda.inference.predictor import restore_network
 from panda.models.segmentation import Segmenter
 from panda.tasks.checkpoint import read_checkpoint
 from panda.tasks.grade_metrics import grading_scores
@@ -60,7 +60,7 @@ def main() -> None:
             _train(output, segmentation, *common)
         best = segmentation / "checkpoints" / "best.ckpt"
         weights = output / f"encoder{fold}.pt"
-        segmenter = restored(Segmenter, read_checkpoint(best, SegmentationMetadata))
+        segmenter = restore_network(Segmenter, read_checkpoint(best, SegmentationMetadata))
         torch.save(segmenter.encoder.state_dict(), weights)
         for arm, chosen in ARMS.items():
             sweep = output / "runs" / "grading" / f"sweep-{arm}{fold}"

@@ -76,7 +76,7 @@ def measure(record: SlideRecord, rounds: int, results: Results) -> None:
                     None, None, tissue, view, k=GRADING_K, tile_size=GRADING_SIZE, seed=seed
                 )
                 items["pixels"].append(BagItem(record, coords))
-                kept = cache.of(slide, coords, view, GRADING_SIZE, None)
+                kept = cache.encode(slide, coords, view, GRADING_SIZE, None)
                 items["features"].append(BagItem(record, coords, None, kept))
         steps["features"].network.train()
         sources: dict[str, Iterator[Any]] = {}

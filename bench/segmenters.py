@@ -17,7 +17,7 @@ import zarr
 from torch import Tensor
 
 from bench.project import MAPPED_TILE, OVERLAP
-from panda.inference.predictor import restored
+from panda.inference.predictor import restore_network
 from panda.models.segmentation import Segmenter
 from panda.tasks.checkpoint import read_checkpoint
 from panda.tasks.metadata import SegmentationMetadata
@@ -27,7 +27,7 @@ _BATCH = 8
 
 
 def _network(checkpoint: Path) -> Segmenter:
-    return restored(Segmenter, read_checkpoint(checkpoint, SegmentationMetadata)).eval()
+    return restore_network(Segmenter, read_checkpoint(checkpoint, SegmentationMetadata)).eval()
 
 
 def tiatoolbox(checkpoint: Path) -> Run:

@@ -126,7 +126,7 @@ def test_the_heatmap_has_the_jet_colours_of_the_map(canvas: Canvas, tmp_path: Pa
 
 def test_the_overlay_colours_tumour_alone_and_outlines_it(slide: Slide, canvas: Canvas, tmp_path: Path) -> None:
     found = quantified(canvas, slide)
-    seen = Overview.of(slide, canvas, everywhere(slide))
+    seen = Overview.from_canvas(slide, canvas, everywhere(slide))
     write_overlay(seen, found.mask_clean, 0.5, tmp_path / "over.png")
     image = pixels(tmp_path / "over.png")
     overview, view = slide.overview()
@@ -148,7 +148,9 @@ def test_the_overlay_colours_tumour_alone_and_outlines_it(slide: Slide, canvas: 
     row, column = top + round(250 * scale), left + round(300 * scale)
     assert image[row, column - 3 : column + 4].max(axis=-1).min() < 100
     nothing = TissueMap(np.zeros((10, 10), np.bool_), everywhere(slide).resolution, "strict")
-    write_overlay(Overview.of(slide, canvas, nothing), np.zeros(canvas.shape, np.bool_), 0.5, tmp_path / "over.png")
+    write_overlay(
+        Overview.from_canvas(slide, canvas, nothing), np.zeros(canvas.shape, np.bool_), 0.5, tmp_path / "over.png"
+    )
     assert near(pixels(tmp_path / "over.png"), mixed.astype(np.uint8), 4).sum() == 0
 
 
@@ -156,7 +158,7 @@ def test_pictures_do_without_the_resolution(bare: Slide, tmp_path: Path) -> None
     canvas = canvas_of(bare, tmp_path / "c.zarr")
     mask = np.asarray(canvas) > 0.5
     write_heatmap(canvas, mask, 0.123456, tmp_path / "heat.png", max_side=200)
-    write_overlay(Overview.of(bare, canvas, max_side=300), mask, 0.123456, tmp_path / "over.png")
+    write_overlay(Overview.from_canvas(bare, canvas, max_side=300), mask, 0.123456, tmp_path / "over.png")
     assert pixels(tmp_path / "heat.png").shape[1] > 200
     assert pixels(tmp_path / "over.png").shape[1] > 300
 
@@ -164,7 +166,7 @@ def test_pictures_do_without_the_resolution(bare: Slide, tmp_path: Path) -> None
 def test_the_view_lays_map_tissue_and_label_on_the_pixels_of_the_slide(
     slide: Slide, canvas: Canvas, tmp_path: Path
 ) -> None:
-    seen = Overview.of(slide, canvas, everywhere(slide), max_side=700)
+    seen = Overview.from_canvas(slide, canvas, everywhere(slide), max_side=700)
     label = np.zeros(seen.image.shape[:2], np.bool_)
     label[:40, :30] = True
     write_view(seen, tmp_path, label)

@@ -44,7 +44,7 @@ def cache(tmp_path: Path) -> FeatureCache:
 
 def kept(cache: FeatureCache, path: Path, coords: Any = COORDS, side: int = 64) -> Path:
     with Slide.open(path) as slide:
-        return cache.of(slide, coords, slide.choose_resolution(level=1), side, None)
+        return cache.encode(slide, coords, slide.choose_resolution(level=1), side, None)
 
 
 def test_they_are_what_the_network_makes_of_the_tiles(cache: FeatureCache, path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_damaged_file_is_told_and_made_anew(
             read_features(file)
     assert kept(cache, path) == file
     np.testing.assert_array_equal(read_features(file), before)
-    assert "its tiles are encoded anew" in caplog.text
+    assert "its tiles are encoded again" in caplog.text
     assert "remove it" not in caplog.text
     assert str(file) in caplog.text
 
@@ -149,7 +149,7 @@ def test_a_grader_reads_what_was_kept_in_training(
         view = metadata.resolution.resolve(slide)
         coords = select_tiles(slide, view, tissue, None, metadata.tiles, tile_size=64)
         if frozen:
-            FeatureCache(network, SETTINGS, tmp_path / "patches").of(slide, coords, view, 64, None)
+            FeatureCache(network, SETTINGS, tmp_path / "patches").encode(slide, coords, view, 64, None)
         encoded.clear()
         found = grader.grade(slide, tissue, None)
     assert encoded == ([] if frozen else [3])

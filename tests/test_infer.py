@@ -348,12 +348,12 @@ def test_a_damaged_canvas_is_told_and_made_anew(
     data[len(data) // 2] ^= 1
     chunk.write_bytes(data)
     run("a.tiff")
-    (told,) = [message for message in warnings_told() if "made anew" in message]
+    (told,) = [message for message in warnings_told() if "made again" in message]
     assert "canvas.zarr" in told
     assert (out / "quantification.csv").read_text() == before
     caplog.clear()
     run("a.tiff")
-    assert not [message for message in warnings_told() if "made anew" in message]
+    assert not [message for message in warnings_told() if "made again" in message]
 
 
 def test_two_that_share_a_canvas_make_it_once(tmp_path: Path, slides: Path) -> None:

@@ -193,7 +193,7 @@ def test_a_canvas_of_an_older_version_is_made_anew(
     meta.write_text(json.dumps(plain))
     caplog.clear()
     _run(tmp_path, "out")
-    (told,) = {record.getMessage() for record in caplog.records if "made anew" in record.getMessage()}
+    (told,) = {record.getMessage() for record in caplog.records if "made again" in record.getMessage()}
     assert "its format is 0, this version reads 1" in told
     assert _files(tmp_path / "out") == before
 

@@ -61,8 +61,8 @@ def test_a_panel_counts_tissue_alone_and_thresholds_as_the_scores_do(tmp_path: P
     truth[:, :40] = True
     tissue[:, 20:] = True
     row = PanelRow(np.full((60, 60, 3), 255, np.uint8), probability, truth, tissue, "t", 1.0)
-    assert row.predicted(0.6).sum() == 60 * 40
-    assert not row.predicted(0.60000003).any()
+    assert row.predict(0.6).sum() == 60 * 40
+    assert not row.predict(0.60000003).any()
     picture = cv2.imread(str(draw_panels([row], 0.5, tmp_path / "p.png")))
     assert picture is not None
     colours = {tuple(c) for c in picture[::3, ::3, ::-1].reshape(-1, 3).tolist()}

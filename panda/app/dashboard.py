@@ -56,7 +56,7 @@ def log_rows(
 
 
 def _with_masks(row: PanelRow, threshold: float) -> wandb.Image:
-    masks = {"prediction": row.predicted(threshold)} | ({} if row.truth is None else {"ground_truth": row.truth})
+    masks = {"prediction": row.predict(threshold)} | ({} if row.truth is None else {"ground_truth": row.truth})
     return wandb.Image(
         row.image,
         caption=row.title,

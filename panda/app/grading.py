@@ -244,7 +244,7 @@ class GradingExperiment:
             if view.mean_mpp:
                 mpps.append(view.mean_mpp)
             stain = told_stain(slide, tissue) if self.data.settings.normalize else None
-            features = cache.of(slide, coords, view, self.tiles.tile_size, stain) if cache else None
+            features = cache.encode(slide, coords, view, self.tiles.tile_size, stain) if cache else None
             return BagItem(record, coords, stain, features)
 
     def _identity(self, item: BagItem) -> list[Any]:

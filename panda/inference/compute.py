@@ -1,4 +1,4 @@
-"""How a network is run: device, precision, memory layout, compilation, and copies that are turned or mirrored."""
+"""Run a network: device, precision, memory layout, compilation and test-time augmentation."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ TTA = Literal["none", "flip", "d4"]
 Move = Callable[[Tensor], Tensor]
 
 
-def _turned(quarters: int, mirrored: bool) -> tuple[Move, Move]:
-    """A symmetry of the square, of (n, c, h, w), and what takes it back, of (n, h, w)."""
+def _make_symmetry(quarters: int, mirrored: bool) -> tuple[Move, Move]:
+    """Return a symmetry of the square for (n, c, h, w), and its inverse for (n, h, w)."""
 
     def there(image: Tensor) -> Tensor:
         image = image.rot90(quarters, (-2, -1)) if quarters else image
@@ -36,9 +36,9 @@ def _turned(quarters: int, mirrored: bool) -> tuple[Move, Move]:
 
 
 _COPIES: dict[TTA, list[tuple[Move, Move]]] = {
-    "none": [_turned(0, False)],
-    "flip": [_turned(quarters, mirrored) for quarters in (0, 2) for mirrored in (False, True)],
-    "d4": [_turned(quarters, mirrored) for quarters in range(4) for mirrored in (False, True)],
+    "none": [_make_symmetry(0, False)],
+    "flip": [_make_symmetry(quarters, mirrored) for quarters in (0, 2) for mirrored in (False, True)],
+    "d4": [_make_symmetry(quarters, mirrored) for quarters in range(4) for mirrored in (False, True)],
 }
 
 
@@ -47,16 +47,16 @@ class EngineSettings(Settings):
 
     Args:
         device: `auto` takes CUDA, else Apple's GPU, else the CPU.
-        precision: `fp32`, or `bf16` autocast. `auto`: in training what is fast on this device, and the checkpoint
-            keeps it with the threshold; in inference that of the checkpoint's threshold, or what is fast here where a
-            trial shows that the tumour area stays (`panda.inference.autotune`).
-        compile: Whether the network goes through `torch.compile` first, a matter of some ten seconds: `always`,
-            `never`, or `auto`: in inference, on a CPU, where there is so much to do that it pays.
-        tta: Copies of each tile whose probabilities are averaged: `none`; `flip`, the 4 that mirrorings give; `d4`,
-            those and quarter turns, 8.
-        batch_size: Tiles that go through the network at once.
+        precision: `fp32`, or `bf16` autocast. In training, `auto` takes what is fast on this device, and the checkpoint
+            stores it with the threshold. In inference, `auto` takes the precision of the threshold, or what is fast
+            here if a trial shows that the tumour area stays (`panda.inference.autotune`).
+        compile: Whether the network goes through `torch.compile`, which takes some ten seconds: `always`, `never`, or
+            `auto`. In inference on a CPU, `auto` compiles if there is enough work to pay for it.
+        tta: Copies of each tile whose probabilities are averaged: `none`; `flip`, 4 by mirroring; `d4`, 8 with quarter
+            turns too.
+        batch_size: Tiles in a batch.
         read_threads: Threads that read tiles ahead of the network.
-        canvas_mib: MiB of unfinished canvas held in memory; what is more lies on the disk meanwhile.
+        canvas_mib: MiB of unfinished canvas held in memory; the rest is on the disk until it is finished.
 
     Raises:
         ConfigError: If a value is out of range, or the device or a compiler is absent.
@@ -89,7 +89,7 @@ class EngineSettings(Settings):
 
     @property
     def torch_device(self) -> torch.device:
-        """The device that `device` comes to on this machine."""
+        """The device that `device` means on this machine."""
         if self.device != "auto":
             return torch.device(self.device)
         if torch.cuda.is_available():
@@ -98,12 +98,12 @@ class EngineSettings(Settings):
 
     @property
     def can_compile(self) -> bool:
-        """Whether there is what `torch.compile` needs on the device."""
+        """Whether `torch.compile` can run for this device."""
         return self.torch_device.type != "cpu" or any(map(shutil.which, ("g++", "clang++", "cl")))
 
     @property
     def fast_precision(self) -> Precision:
-        """bf16 where the device computes in it natively (without that it is slower than fp32), else fp32."""
+        """bf16 if the device computes in it natively, otherwise fp32, because emulated bf16 is slower."""
         kind = self.torch_device.type
         if kind == "cuda":
             return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
@@ -127,23 +127,23 @@ class EngineSettings(Settings):
         )
 
     def autocast(self) -> torch.autocast:
-        """The autocast context of `precision` on the device; `auto` is fp32 here."""
+        """Return the autocast context of `precision` on the device; `auto` means fp32."""
         return torch.autocast(self.torch_device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
 def _cpu_has_bf16() -> bool:
-    """Whether the CPU has instructions for bf16 (AVX512-BF16 or AMX), as torch sees it."""
+    """Return whether torch reports instructions for bf16 on the CPU (AVX512-BF16 or AMX)."""
     asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return any(known() for known in asked if known is not None)
 
 
 @dataclass(frozen=True)
 class ComputeMode:
-    """The part of the settings that decides the last digits of a probability.
+    """The part of the settings that determines the last digits of a probability.
 
     Attributes:
-        precision: In which the network computes.
-        compiled: Whether it goes through `torch.compile`.
+        precision: Precision of the network.
+        compiled: Whether the network goes through `torch.compile`.
     """
 
     precision: Precision
@@ -154,7 +154,7 @@ class ComputeMode:
 
 
 class InferenceModel:
-    """A segmentation network in evaluation, from pixels to probabilities.
+    """A segmentation network in evaluation mode, from pixels to probabilities.
 
     Args:
         network: (n, 3, h, w) in [0, 1] to logits (n, 1, h, w); it is moved to the device.
@@ -166,7 +166,7 @@ class InferenceModel:
         self.settings = settings
         self.mode = mode
         self._device = settings.torch_device
-        # The same numbers, in the order that convolutions on CPUs and tensor cores like.
+        # The same numbers in the memory order that is fast for convolutions on CPUs and tensor cores.
         self._layout = torch.contiguous_format if self._device.type == "mps" else torch.channels_last
         self._network: Any = network.eval().to(self._device).to(memory_format=self._layout)
         if mode.compiled:
@@ -174,17 +174,17 @@ class InferenceModel:
             self._network = torch.compile(self._network, dynamic=False, options=options)
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Cancer probabilities (n, h, w) of images (n, h, w, 3)."""
+        """Return cancer probabilities (n, h, w) of images (n, h, w, 3)."""
         count = len(images)
         if self.mode.compiled and count < self.settings.batch_size:
-            # A batch of another size would be compiled anew.
+            # A batch of another size would be compiled again.
             rest = self.settings.batch_size - count
             images = np.concatenate([images, np.zeros((rest, *images.shape[1:]), np.uint8)])
         moved = torch.from_numpy(np.ascontiguousarray(images)).to(self._device)
         batch = moved.permute(0, 3, 1, 2).float().div_(255)
         copies = _COPIES[self.settings.tta]
         half = self.mode.precision == "bf16"
-        # A frozen graph is none for inference tensors.
+        # A frozen graph does not accept inference tensors.
         guard = torch.no_grad() if self.mode.compiled else torch.inference_mode()
         with guard, torch.autocast(self._device.type, torch.bfloat16, enabled=half):
             total: Tensor | None = None

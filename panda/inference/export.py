@@ -1,4 +1,4 @@
-"""What a mapped slide leaves for other programs: regions as GeoJSON, the map as OME-TIFF."""
+"""Export a mapped slide for other programs: regions as GeoJSON, the map as OME-TIFF."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ _FEATURES = uuid.UUID("7d2cf0a4-5a3e-4c7e-9d52-1d1b6f3a0c11")
 def write_geojson(quantification: Quantification, slide: Slide, resolution: Resolution, path: Path | str) -> None:
     """Write the tumour regions as a GeoJSON that QuPath (0.4 and later) opens as annotations.
 
-    Polygons lie in level-0 px, run along the edges of the working pixels and have holes, so that the area of a
-    feature is its region's. A region whose pixels touch only at corners becomes a MultiPolygon.
+    Polygons are in level-0 px, run along the edges of the working pixels and have holes, so a feature has the area of
+    its region. A region whose pixels touch only at corners becomes a MultiPolygon.
 
     Args:
-        quantification: From `slide_quantification`; its `regions` and `mask_clean` are used.
-        slide: The slide; gives the annotations lasting ids.
-        resolution: Of `mask_clean`.
+        quantification: The result of `slide_quantification`.
+        slide: The slide; the ids of its annotations are always the same.
+        resolution: Resolution of `mask_clean`.
         path: The file, whole or absent.
     """
     mask, connectivity = quantification.mask_clean, quantification.settings.connectivity
@@ -86,14 +86,14 @@ def _measurements(region: Region) -> dict[str, float]:
 def write_ome_tiff(canvas: Canvas, slide: Slide, path: Path | str) -> None:
     """Write the probability map as a pyramidal OME-TIFF of uint8: `round(255 × probability)`.
 
-    Levels halve until one tile holds the whole slide, and lie in SubIFDs as OME asks, where QuPath, Bio-Formats
-    and tifffile find them (OpenSlide opens level 0 only). Not scored and probability 0 are both 0. The physical
-    pixel size is left out where µm/px is unknown. The map goes through tile by tile; each level lies in an unnamed
-    file until the next is made of it, so that no more than a row of its tiles is in memory.
+    Levels halve until one tile holds the whole slide. They are in SubIFDs as OME asks; QuPath, Bio-Formats and
+    tifffile find them there, OpenSlide opens level 0 only. Pixels that were not scored are 0. The physical pixel size
+    is left out if µm/px is unknown. Each level waits in an unnamed file until the next one is made, so that memory
+    holds one row of tiles at most.
 
     Args:
         canvas: The probability map.
-        slide: The slide; gives the image its name.
+        slide: The slide, which names the image.
         path: The file, whole or absent.
     """
     resolution = canvas.resolution
@@ -104,7 +104,9 @@ def write_ome_tiff(canvas: Canvas, slide: Slide, path: Path | str) -> None:
     metadata: dict[str, Any] = {
         "axes": "YX",
         "Name": f"{slide.slide_id} tumour probability x 255",
-        "UUID": str(uuid.uuid5(_FEATURES, f"{slide.slide_id}/{canvas.fingerprint}")),  # the same map, the same bytes
+        "UUID": str(
+            uuid.uuid5(_FEATURES, f"{slide.slide_id}/{canvas.fingerprint}")
+        ),  # the same map gives the same bytes
         "Channel": {"Name": ["tumour probability x 255"]},
     }
     if resolution.mpp is not None:
@@ -149,7 +151,7 @@ def _tiff_options(resolution: Resolution, factor: int) -> dict[str, Any]:
 
 
 def _base_tiles(canvas: Canvas, following: IO[bytes]) -> Iterator[NDArray[np.uint8]]:
-    """Yield the tiles of the full size row by row, and write the rows of the next level on the way."""
+    """Yield the tiles of level 0 row by row, and write the rows of the next level at the same time."""
     height, width = canvas.shape
     for y0 in range(0, height, _TILE):
         rows = min(_TILE, height - y0)
@@ -157,32 +159,32 @@ def _base_tiles(canvas: Canvas, following: IO[bytes]) -> Iterator[NDArray[np.uin
         for x0 in range(0, width, _TILE):
             codes = canvas.codes(x0, y0, min(_TILE, width - x0), rows)
             part = np.rint(probability(codes) * 255).astype(np.uint8)
-            half[:, x0 // 2 : x0 // 2 + _TILE // 2] = _halved(part)
-            if x0 + _TILE >= width:  # before the last tile: nobody comes back after it
+            half[:, x0 // 2 : x0 // 2 + _TILE // 2] = _halve(part)
+            if x0 + _TILE >= width:  # before the last tile: the generator is not resumed after it
                 following.write(half.data)
-            yield _padded(part)
+            yield _pad(part)
 
 
 def _smaller_tiles(source: IO[bytes], height: int, width: int, following: IO[bytes]) -> Iterator[NDArray[np.uint8]]:
-    """The same of a level that lies in a file."""
+    """Yield the tiles of a reduced level from its file, and write the rows of the next level."""
     source.seek(0)
     following.seek(0)
     for y0 in range(0, height, _TILE):
         rows = min(_TILE, height - y0)
         band = np.frombuffer(source.read(rows * width), np.uint8).reshape(rows, width)
-        following.write(_halved(band).data)
+        following.write(_halve(band).data)
         for x0 in range(0, width, _TILE):
-            yield _padded(band[:, x0 : x0 + _TILE])
+            yield _pad(band[:, x0 : x0 + _TILE])
 
 
-def _padded(part: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _pad(part: NDArray[np.uint8]) -> NDArray[np.uint8]:
     tile = np.zeros((_TILE, _TILE), np.uint8)
     tile[: part.shape[0], : part.shape[1]] = part
     return tile
 
 
-def _halved(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Average 2 × 2 px; an odd last row or column is doubled first."""
+def _halve(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return averages of 2 × 2 px; an odd last row or column is doubled first."""
     height, width = image.shape
     even = np.pad(image, ((0, height % 2), (0, width % 2)), mode="edge").astype(np.uint16)
     total = even[::2, ::2] + even[1::2, ::2] + even[::2, 1::2] + even[1::2, 1::2]

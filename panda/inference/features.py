@@ -1,4 +1,4 @@
-"""Features of tiles: encoded part by part, and kept on the disk where the encoder does not learn."""
+"""Encode tiles into features, and cache the features of a frozen encoder on the disk."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ def encode_tiles(
     stain: StainProfile | None,
     settings: EngineSettings,
 ) -> NDArray[np.float32]:
-    """Encode the tiles of a slide, `network.chunk` at a time, the next ones being read meanwhile.
+    """Encode the tiles of a slide, `network.chunk` at a time, and read the next ones at the same time.
 
     Args:
-        network: In evaluation mode, on the device of `settings`.
+        network: The network in evaluation mode, on the device of `settings`.
         slide: The slide.
         coords: (K, 2) upper left corners, level-0 px.
-        resolution: Of the tiles.
+        resolution: Resolution of the tiles.
         tile_size: Side of a tile in px.
-        stain: As for `read_bag`.
+        stain: Stain of the slide, as for `read_bag`.
         settings: Device and precision.
 
     Returns:
-        (K, D) float32.
+        Features, (K, D) float32.
     """
     parts = np.array_split(coords, -(-len(coords) // network.chunk))
 
@@ -68,15 +68,15 @@ def encode_tiles(
 
 
 class FeatureCache:
-    """Features that a frozen encoder gave to tiles, each encoded once.
+    """Features of tiles by a frozen encoder, each computed once.
 
-    Files are named by all that makes them: the encoder's weights, the slide, its tiles and how they are read. They
-    hold their own checksum; one that is damaged is told and made anew.
+    The name of a file holds the hash of everything that determines it: the weights of the encoder, the slide, its tiles
+    and how they are read. A file has a checksum; a damaged one is made again with a warning.
 
     Args:
-        network: Its encoder is frozen; it is moved to the device of `settings`.
+        network: A network with a frozen encoder; it is moved to the device of `settings`.
         settings: Device and precision.
-        folder: Where the files lie.
+        folder: Parent folder of the files.
 
     Raises:
         OSError: If there is no such folder and it cannot be made.
@@ -93,9 +93,9 @@ class FeatureCache:
             | {key: network.options[key] for key in ("encoder", "mean", "std")}
         )
         self.folder = folder / f"features-{self.encoder[:12]}"
-        self.folder.mkdir(parents=True, exist_ok=True)  # a folder that cannot be made is no fault of a slide
+        self.folder.mkdir(parents=True, exist_ok=True)  # before any slide, because it is no failure of a slide
 
-    def of(
+    def encode(
         self,
         slide: Slide,
         coords: NDArray[np.int64],
@@ -103,14 +103,14 @@ class FeatureCache:
         tile_size: int,
         stain: StainProfile | None,
     ) -> Path:
-        """Encode a slide's tiles, or finds that it has been done.
+        """Encode the tiles of a slide, or find their features.
 
         Args:
             slide: The slide.
             coords: (K, 2) upper left corners, level-0 px.
-            resolution: Of the tiles.
+            resolution: Resolution of the tiles.
             tile_size: Side of a tile in px.
-            stain: As for `read_bag`.
+            stain: Stain of the slide, as for `read_bag`.
 
         Returns:
             A file for `read_features`.
@@ -118,7 +118,7 @@ class FeatureCache:
         Raises:
             SlideError: If the slide cannot be read.
         """
-        made_of = fingerprint(
+        key = fingerprint(
             {
                 "encoder": self.encoder,
                 "slide": identity(slide.path),
@@ -128,15 +128,15 @@ class FeatureCache:
                 "stain": None if stain is None else [STAIN_RULES, asdict(stain)],
             }
         )
-        path = self.folder / f"{slide.slide_id}-{made_of[:16]}.npz"
+        path = self.folder / f"{slide.slide_id}-{key[:16]}.npz"
         with hold_lock(path):
             if path.exists():
                 try:
                     if read_features(path).shape == (len(coords), self.network.feature_dim):
                         return path
-                    log.warning("%s: holds features of another shape; its tiles are encoded anew", path)
+                    log.warning("%s: holds features of another shape; its tiles are encoded again", path)
                 except PandaError as error:
-                    log.warning("%s: damaged (%s); its tiles are encoded anew", path, error.__cause__)
+                    log.warning("%s: damaged (%s); its tiles are encoded again", path, error.__cause__)
             features = encode_tiles(
                 self.network, slide, coords, resolution, tile_size=tile_size, stain=stain, settings=self.settings
             )

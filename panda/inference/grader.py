@@ -1,4 +1,4 @@
-"""From a grading checkpoint and a slide, with its canvas where tiles are guided, to a grade."""
+"""Grade a slide with a grading checkpoint, and with its canvas if its tiles are guided."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from panda.inference.canvas import Canvas
 from panda.inference.compute import EngineSettings
 from panda.inference.features import FeatureCache, encode_tiles
 from panda.inference.grade import AttentionScores, Grade
-from panda.inference.predictor import restored
+from panda.inference.predictor import restore_network
 from panda.models.mil import MILNet
 from panda.tasks.checkpoint import Checkpoint, read_checkpoint
 from panda.tasks.grade_metrics import auroc
@@ -27,9 +27,9 @@ from panda.wsi.stain_normalization import told_stain
 from panda.wsi.tissue import TissueMap
 
 MOST_SHOWN = 12
-"""Tiles of a slide that are drawn."""
+"""Most tiles of a slide that are drawn."""
 CANCER_TILE = 0.1
-"""Share of a tile that is labelled cancer, from which on it counts as one that holds cancer."""
+"""Share of labelled cancer from which a tile counts as one that holds cancer."""
 
 
 def select_tiles(
@@ -80,7 +80,7 @@ class GradingPredictor:
     Args:
         checkpoint: Read by `read_checkpoint(path, GradingMetadata)`.
         settings: Device and precision.
-        store_root: Where the features of a frozen encoder are kept, as in training; None keeps none.
+        store_root: Folder of the features of a frozen encoder, as in training; None stores none.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class GradingPredictor:
         self.checkpoint = checkpoint
         self.metadata = checkpoint.metadata
         self.settings = settings
-        self.network = restored(MILNet, checkpoint).eval().to(settings.torch_device)
+        self.network = restore_network(MILNet, checkpoint).eval().to(settings.torch_device)
         self._cache = FeatureCache(self.network, settings, store_root) if store_root and self.network.frozen else None
 
     @classmethod
@@ -110,21 +110,21 @@ class GradingPredictor:
         *,
         shown: int = MOST_SHOWN,
     ) -> Grade:
-        """Grades one slide from its tiles.
+        """Grade one slide from its tiles.
 
         Args:
             slide: The slide.
             tissue: Its tissue.
             canvas: Its probability canvas, for guided tiles.
-            label: Its label mask, to tell whether attention lies on cancer; it has no part in the grade.
-            shown: Tiles that are read once more to be drawn, at most.
+            label: Its label mask, to score the attention; it does not influence the grade.
+            shown: Most tiles that are read again for the pictures.
         """
         side = self.metadata.tile_size
         view = self.metadata.resolution.resolve(slide)
         coords = select_tiles(slide, view, tissue, canvas, self.metadata.tiles, tile_size=side)
         stain = told_stain(slide, tissue) if self.metadata.normalize else None
         if self._cache is not None:
-            features = read_features(self._cache.of(slide, coords, view, side, stain))
+            features = read_features(self._cache.encode(slide, coords, view, side, stain))
         else:
             features = encode_tiles(
                 self.network, slide, coords, view, tile_size=side, stain=stain, settings=self.settings

@@ -1,6 +1,6 @@
-"""What the pictures of a slide have around them: title, colour bar, scale bar and legend.
+"""Frame the pictures of a slide: title, colour bar, scale bar and legend.
 
-All of it stands beside the image and nothing on it, so that no tissue is hidden.
+Everything is beside the image, so that no tissue is hidden.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from panda.wsi.geometry import round_px
 INK, FAINT, PAPER = (30, 30, 30), (110, 110, 110), (255, 255, 255)
 
 ColourMap = Literal["jet", "viridis"]
-"""`jet` is what most heatmaps of slides use; `viridis` is even to the eye, and to colour-blind ones."""
+"""Most heatmaps of slides use `jet`; `viridis` is perceptually uniform, also for colour-blind readers."""
 
 
 def _colours(number: int) -> NDArray[np.uint8]:
@@ -39,7 +39,7 @@ JET = COLOUR_MAPS["jet"]
 
 
 def colorize(prob: NDArray[np.floating], colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Colour probabilities: (h, w) in [0, 1] to (h, w, 3) uint8 RGB.
+    """Convert probabilities (h, w) in [0, 1] to colours (h, w, 3) uint8 RGB.
 
     Args:
         prob: The probabilities.
@@ -50,24 +50,24 @@ def colorize(prob: NDArray[np.floating], colours: NDArray[np.uint8]) -> NDArray[
 
 @dataclass(frozen=True)
 class Scale:
-    """How large a pixel of a picture is.
+    """Size of a pixel of a picture.
 
     Attributes:
         level0_px: Level-0 px per picture px.
-        um: µm per picture px, or None where µm/px is unknown.
+        um: µm per picture px, None if unknown.
     """
 
     level0_px: float
     um: float | None
 
     def bar(self, width: int) -> tuple[int, str]:
-        """A scale bar of a round length (1, 2 or 5 times a power of ten), at most a quarter of the width.
+        """Return a scale bar of a round length, at most a quarter of the width.
 
         Args:
-            width: Of the image in picture px.
+            width: Width of the image in picture px.
 
         Returns:
-            Its length in picture px (at least 1) and its label; in level-0 px where µm/px is unknown.
+            Its length in picture px (at least 1) and its label, in level-0 px if µm/px is unknown.
         """
         per_px = self.level0_px if self.um is None else self.um
         length = round_length(per_px * width / 4)
@@ -79,17 +79,17 @@ class Scale:
 
 
 def round_length(longest: float) -> float:
-    """The largest of 1, 2 and 5 times a power of ten that is not longer than `longest` (> 0)."""
+    """Return the largest of 1, 2 and 5 times a power of ten that is at most `longest` (> 0)."""
     power = 10.0 ** math.floor(math.log10(longest))
     return next(step for step in (5 * power, 2 * power, power) if step <= longest or step == power)
 
 
 @dataclass(frozen=True)
-class Key:
+class LegendEntry:
     """One line of a legend.
 
     Attributes:
-        text: What it says.
+        text: Text of the line.
         colour: RGB of the swatch.
         line: Whether the swatch is a line (an outline in the picture) or a filled box.
     """
@@ -107,20 +107,20 @@ def frame_image(
     bar: NDArray[np.uint8],
     mark: float | None,
     scale: Scale,
-    keys: Sequence[Key],
+    keys: Sequence[LegendEntry],
     measures: tuple[str, str] = ("tumour", "probability"),
 ) -> Image.Image:
-    """Put an image on a white sheet with its title, colour bar, scale bar and legend.
+    """Return an image on a white sheet with title, colour bar, scale bar and legend.
 
     Args:
         image: (h, w, 3) uint8 RGB; it is not resized.
-        title: Bold, above the image.
-        subtitle: In grey below the title.
-        bar: (256, 3) uint8 colours of 0..1, drawn at the right.
-        mark: A value to mark at the colour bar, or None.
-        scale: Of the image.
+        title: Bold text above the image.
+        subtitle: Grey text below the title.
+        bar: (256, 3) uint8 colours of 0..1, drawn on the right.
+        mark: A value to mark on the colour bar, or None.
+        scale: Scale of the image.
         keys: The legend, below the image beside the scale bar.
-        measures: What the colour bar measures, in two lines.
+        measures: Title of the colour bar, in two lines.
     """
     height, width = image.shape[:2]
     em = int(np.clip(max(height, width) / 75, 13, 26))
@@ -165,7 +165,7 @@ def _colour_bar(
     mark: float | None,
     measures: tuple[str, str],
 ) -> None:
-    """Draw the bar with its ticks; `place` is left, top and height, its title included."""
+    """Draw the colour bar with its ticks; `place` is left, top and height with the title."""
     left, top, height = place
     draw = ImageDraw.Draw(sheet)
     small = _font(round(em * 0.85))
@@ -192,6 +192,6 @@ def _colour_bar(
 
 
 def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu, which comes with matplotlib and has µ, ² and ≥ on every machine."""
+    """Load DejaVu, which comes with matplotlib and has µ, ² and ≥ on every machine."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(Path(mpl.get_data_path()) / "fonts" / "ttf" / name, size)

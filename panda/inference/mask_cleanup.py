@@ -1,4 +1,4 @@
-"""Clean a tumor mask in place, block by block: remove small objects, then fill small holes.
+"""Clean a tumour mask in place, block by block: remove small objects, then fill small holes.
 
 The order matters: a speck inside a gland is removed first, so it does not keep the hole around it open. Objects are
 8-connected and holes 4-connected, or the reverse, so a diagonal never joins both.

@@ -1,4 +1,4 @@
-"""Which patches of a slide are shown: those where truth and prediction hold most cancer together."""
+"""Select the patches of a slide for panels: those with the most cancer in truth and prediction together."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from panda.wsi.tissue import TissueMap
 
 @dataclass(frozen=True)
 class PanelRow:
-    """One patch and what the network said of it.
+    """One patch with its prediction.
 
     Args:
         image: (h, w, 3) uint8 RGB.
         probability: (h, w) float, probability of tumour in [0, 1].
-        truth: (h, w) bool tumour mask, or None where there is no label.
-        tissue: (h, w) bool, what the scores count; as there, nothing outside it is predicted, found or missed.
-        title: Slide id and coordinates, as the reader shall see them.
-        um_per_px: µm a pixel of the image spans, or None where it is unknown.
+        truth: (h, w) bool tumour mask, None without a label mask.
+        tissue: (h, w) bool; as in the scores, pixels outside it are neither predicted nor found nor missed.
+        title: Slide id and coordinates.
+        um_per_px: µm per pixel of the image, None if unknown.
     """
 
     image: NDArray[np.uint8]
@@ -35,9 +35,9 @@ class PanelRow:
     title: str
     um_per_px: float | None
 
-    def predicted(self, threshold: float) -> NDArray[np.bool_]:
-        """Pixels of tissue whose probability reaches the threshold, (h, w) bool."""
-        # np.float64 and not float: against float32 numpy would round a plain float down to float32 first.
+    def predict(self, threshold: float) -> NDArray[np.bool_]:
+        """Return the tissue pixels whose probability reaches the threshold, (h, w) bool."""
+        # np.float64 and not float: NumPy would round a plain float to float32 before it compares.
         return np.asarray((self.probability >= np.float64(threshold)) & self.tissue)
 
 
@@ -51,19 +51,19 @@ def select_panel_rows(
     patch_size: int,
     count: int,
 ) -> list[PanelRow]:
-    """Rows for `draw_panels` from one mapped slide with a mask.
+    """Select the rows of `draw_panels` for one mapped slide with a mask.
 
     Args:
-        record: The slide's row of the table.
-        slide: The slide, open.
-        mask: Its label mask, open.
+        record: The record of the slide.
+        slide: The open slide.
+        mask: Its open label mask.
         tissue: Its tissue.
         canvas: Its probability canvas.
         patch_size: Side of a patch in working px of the canvas.
-        count: Rows at most; patches do not overlap.
+        count: Most rows; patches do not overlap.
 
     Returns:
-        Rows by falling sum of probability and cancer pixels, both of tissue.
+        Rows by decreasing sum of probability and cancer pixels, both in tissue.
     """
     if count < 1:
         return []

@@ -1,4 +1,4 @@
-"""From a mask to polygons that run along the edges of its pixels, so that their areas are the mask's."""
+"""Turn a mask into polygons along the edges of its pixels, with the same area."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Ring = NDArray[np.int64]
 def trace(mask: NDArray[np.bool_]) -> list[list[Ring]]:
     """Trace a mask's outline along pixel edges.
 
-    Pixels that touch only at a corner come as separate polygons: a ring that met itself there would be no valid
-    polygon. Every pixel edge lies on exactly one ring, so the areas of the polygons are pixel counts exactly.
+    Pixels that touch only at a corner give separate polygons, because a ring that meets itself there is not valid.
+    Every pixel edge is on exactly one ring, so the areas of the polygons are exact pixel counts.
 
     Args:
         mask: (H, W) bool.
 
     Returns:
-        One list a polygon, largest first: its outer ring, then its holes.
+        One list per polygon, largest first: its outer ring, then its holes.
     """
     objects = find_components(
         lambda window: mask[window_slices(window)],
@@ -41,8 +41,8 @@ def trace(mask: NDArray[np.bool_]) -> list[list[Ring]]:
 def _rings(part: NDArray[np.bool_]) -> Iterator[Ring]:
     """Yield the outer ring and then the holes of one 4-connected object.
 
-    OpenCV's contours run through pixel centres. With each pixel doubled, the four pixels that come of one stand
-    for its four corners, and a contour along them is a path along its edges.
+    OpenCV's contours run through pixel centres. After each pixel is doubled, its four copies stand for its four
+    corners, and a contour through them is a path along its edges.
     """
     doubled = part.view(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
     contours, hierarchy = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)

@@ -1,4 +1,4 @@
-"""From a segmentation checkpoint and a slide to a probability canvas."""
+"""Map a slide with a segmentation checkpoint: from tiles to a probability canvas."""
 
 from __future__ import annotations
 
@@ -33,17 +33,14 @@ log = logging.getLogger(__name__)
 N = TypeVar("N", bound=torch.nn.Module)
 TileReader = Callable[[int, int], NDArray[np.uint8]]
 
-ENGINE = 1
-"""A new number whenever the same network and settings would give other last digits: canvases are made anew then."""
+ENGINE_VERSION = 1
+"""To be raised by each change that gives other last digits; it makes all canvases again."""
 
 
 def _read_batches(
     read: TileReader, grid: Grid, settings: EngineSettings
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
-    """Yield tiles (n, p, p, 3) and their positions (n, 2) in working px, read ahead by two batches.
-
-    Column by column of the slide, each of them row by row.
-    """
+    """Yield tiles (n, p, p, 3) and their positions (n, 2) in working px, in reading order, two batches ahead."""
     starts = range(0, len(grid.working), settings.batch_size)
     order = grid.reading_order()
     working, level0 = grid.working[order], grid.level0[order]
@@ -73,7 +70,7 @@ class SegmentationPredictor:
 
     Attributes:
         threshold: The threshold chosen in training, with where it was chosen.
-        fingerprint: Of weights and architecture.
+        fingerprint: Hash of weights and architecture.
     """
 
     def __init__(self, checkpoint: Checkpoint[SegmentationMetadata], settings: EngineSettings) -> None:
@@ -82,7 +79,7 @@ class SegmentationPredictor:
         self.settings = settings
         self.threshold = self.metadata.threshold
         self.fingerprint = checkpoint.fingerprint
-        self.network = restored(Segmenter, checkpoint).eval()
+        self.network = restore_network(Segmenter, checkpoint).eval()
         self.model = InferenceModel(self.network, settings, settings.compute_mode(self.metadata.precision))
 
     @classmethod
@@ -96,20 +93,20 @@ class SegmentationPredictor:
 
     @property
     def mode(self) -> ComputeMode:
-        """Precision and compilation that the network is run in."""
+        """Precision and compilation of the network."""
         return self.model.mode
 
     def grid(self, slide: Slide, tissue: TissueMap) -> Grid:
-        """Every tile that holds tissue, overlapping as the checkpoint says."""
+        """Return every tile that holds tissue, with the overlap that the checkpoint states."""
         patch = self.metadata.patch_size
         stride = max(1, round_px(patch * (1 - self.metadata.overlap)))
         resolution = self.metadata.resolution.resolve(slide)
         return tissue_grid(resolution, tissue, patch, stride, edge="shift", min_tissue=0.0)
 
     def tile_reader(self, slide: Slide, tissue: TissueMap, grid: Grid) -> TileReader:
-        """What reads a slide's tiles (p, p, 3) by their upper left corners in level-0 px, as the network knows them.
+        """Return a function that reads a tile (p, p, 3) by its upper left corner in level-0 px.
 
-        Where it was trained on normalised slides, the colours are brought to the reference's.
+        If the network was trained on normalized slides, the colours of the tile are normalized too.
         """
         size = (grid.patch_size, grid.patch_size)
         stain = told_stain(slide, tissue) if self.metadata.normalize else None
@@ -121,13 +118,13 @@ class SegmentationPredictor:
         return read
 
     def canvas_fingerprint(self, slide: Slide, resolution: Resolution) -> str:
-        """Of all that makes a canvas: network, grid, how it is run, colours, the slide and what reads it."""
+        """Return the hash of everything that determines a canvas: network, grid, mode, colours, slide and reader."""
         return fingerprint(
             {
                 "network": self.fingerprint,
                 "patch_size": self.metadata.patch_size,
                 "overlap": self.metadata.overlap,
-                "engine": ENGINE,
+                "engine": ENGINE_VERSION,
                 "precision": self.mode.precision,
                 "compiled": self.mode.compiled,
                 "tta": self.settings.tta,
@@ -144,23 +141,22 @@ class SegmentationPredictor:
     def predict(
         self, slide: Slide, tissue: TissueMap, path: Path, on_tiles: Callable[[int, int], None] | None = None
     ) -> Canvas:
-        """Map one slide, or reuses the canvas at `path` if the same network made it of the same slide.
+        """Map one slide, or reuse the canvas at `path` if it has the same fingerprint.
 
-        A canvas there that is damaged is told in a warning and made anew. Another process that wants the same
-        path waits.
+        A damaged canvas is made again with a warning. Another process that needs the same path waits.
 
         Args:
             slide: The slide.
-            tissue: Where its tissue is; only tiles that touch it are run.
-            path: Where the canvas goes (a zarr folder), whole or absent.
-            on_tiles: Called with (tiles done, tiles in all) after each batch.
+            tissue: Its tissue; only tiles that touch it are run.
+            path: The zarr folder of the canvas, whole or absent.
+            on_tiles: Called with (finished tiles, all tiles) after each batch.
 
         Returns:
             The `pred_canvas`: cancer probability at the network's working resolution.
 
         Raises:
             SlideError: If a region cannot be read.
-            PandaError: If the network gives a probability that is not finite.
+            PandaError: If a probability is not finite.
         """
         with self.hold_canvas(slide, tissue, path, on_tiles) as canvas:
             return canvas
@@ -169,22 +165,21 @@ class SegmentationPredictor:
     def hold_canvas(
         self, slide: Slide, tissue: TissueMap, path: Path, on_tiles: Callable[[int, int], None] | None = None
     ) -> Iterator[Canvas]:
-        """The canvas of `predict`, which no other process replaces until the block ends.
+        """Yield the canvas of `predict`, locked against replacement by other processes.
 
-        A canvas is read from disk as it is needed: replaced by that of another network meanwhile, it would be
-        read half from the one and half from the other.
+        A canvas is read from the disk in parts, so a replacement would mix the maps of two networks.
         """
         resolution = self.metadata.resolution.resolve(slide)
-        made_of = self.canvas_fingerprint(slide, resolution)
+        expected = self.canvas_fingerprint(slide, resolution)
         with hold_lock(path):
-            yield _kept(path, resolution, made_of) or self._map(slide, tissue, path, made_of, on_tiles)
+            yield _reuse_canvas(path, resolution, expected) or self._map(slide, tissue, path, expected, on_tiles)
 
     def _map(
         self,
         slide: Slide,
         tissue: TissueMap,
         path: Path,
-        made_of: str,
+        canvas_fingerprint: str,
         on_tiles: Callable[[int, int], None] | None,
     ) -> Canvas:
         grid = self.grid(slide, tissue)
@@ -202,7 +197,7 @@ class SegmentationPredictor:
                 path,
                 resolution,
                 grid.patch_size,
-                made_of,
+                canvas_fingerprint,
                 attrs,
                 overlap=grid.patch_size - grid.stride,
                 expected=grid.working,
@@ -224,35 +219,35 @@ class SegmentationPredictor:
             return writer.close()
 
 
-def _kept(path: Path, resolution: Resolution, made_of: str) -> Canvas | None:
-    """The canvas at `path`, if it is whole and of this making; a damaged one is told."""
+def _reuse_canvas(path: Path, resolution: Resolution, expected: str) -> Canvas | None:
+    """Return the canvas at `path` if it is whole and has the expected fingerprint; warn of a damaged one."""
     if not path.exists():
         return None
     try:
         canvas = Canvas.open(path)
-        if canvas.fingerprint != made_of or canvas.resolution != resolution:
+        if canvas.fingerprint != expected or canvas.resolution != resolution:
             return None
         canvas.check()
     except CheckpointError as error:
-        log.warning("%s; it is made anew", str(error).removesuffix("; remove it and run the slide again"))
+        log.warning("%s; it is made again", str(error).removesuffix("; remove it and run the slide again"))
         return None
     return canvas
 
 
-def restored(kind: type[N], checkpoint: Checkpoint[CheckpointMetadata]) -> N:
-    """Build the network that a checkpoint describes and loads its weights.
+def restore_network(kind: type[N], checkpoint: Checkpoint[CheckpointMetadata]) -> N:
+    """Build the network that a checkpoint describes and load its weights.
 
     Args:
         kind: Class of the network.
-        checkpoint: Read and checked.
+        checkpoint: The checkpoint.
 
     Raises:
         CheckpointError: If no such network can be built, or the weights do not fit it.
     """
-    altered = "it was altered, or made by another version: train again"
+    altered = "the file was altered or written by another version: train again"
     try:
         network = kind(**checkpoint.metadata.network)
-    except Exception as error:  # the libraries raise all sorts for options they do not expect
+    except Exception as error:  # the libraries raise many kinds of errors for unknown options
         raise CheckpointError(
             f"checkpoint {checkpoint.path}: panda.network describes no {kind.__name__} ({error}); {altered}"
         ) from error

@@ -43,10 +43,10 @@ class QuantifySettings(Settings):
     """Limits of the clean-up.
 
     Args:
-        min_region_um2: Smallest object that is kept, in µm²; 1,000 is a disc 36 µm across, less than a small gland.
-        min_hole_um2: Smallest hole that stays open, in µm².
-        min_region_px: Smallest object that is kept, in working px, where µm/px is unknown.
-        min_hole_px: Smallest hole that stays open, in working px, where µm/px is unknown.
+        min_region_um2: Area of the smallest object that stays, in µm²; 1,000 is less than a small gland.
+        min_hole_um2: Area of the smallest hole that stays open, in µm².
+        min_region_px: Area of the smallest object that stays, in working px, if µm/px is unknown.
+        min_hole_px: Area of the smallest hole that stays open, in working px, if µm/px is unknown.
         connectivity: 8 joins pixels that touch at a corner into one object, 4 does not; holes use the other.
     """
 
@@ -59,10 +59,10 @@ class QuantifySettings(Settings):
     connectivity: Literal[4, 8] = 8
 
     def limits_px(self, pixel_area_um2: float | None) -> tuple[float, float]:
-        """The limits for objects and holes in working px, as far as possible from µm².
+        """Return the limits for objects and holes in working px, from those in µm² if possible.
 
         Args:
-            pixel_area_um2: Area of a working px, or None where µm/px is unknown.
+            pixel_area_um2: Area of a working px, None if µm/px is unknown.
         """
         if pixel_area_um2 is None:
             return self.min_region_px, self.min_hole_px

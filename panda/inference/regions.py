@@ -1,4 +1,4 @@
-"""Tumor regions of a clean mask: area, place, length and probability of each."""
+"""Tumour regions of a clean mask: area, place, length and probability of each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from panda.wsi.geometry import Resolution, round_px
 
 
 class Region(BaseModel):
-    """One connected tumor region.
+    """One connected tumour region.
 
     Attributes:
         id: Number from 1; the largest region is first.

@@ -1,4 +1,4 @@
-"""Pictures of a mapped slide as a whole: heatmap, overlay, and what its page draws from."""
+"""Write the pictures of a whole mapped slide: heatmap, overlay, attention, and the images of its page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from panda.files import whole_path
 from panda.inference.canvas import Canvas
 from panda.inference.canvas_store import probability
 from panda.inference.grade import Grade
-from panda.inference.legends import COLOUR_MAPS, ColourMap, Key, Scale, colorize, frame_image
+from panda.inference.legends import COLOUR_MAPS, ColourMap, LegendEntry, Scale, colorize, frame_image
 from panda.inference.polygons import trace
 from panda.wsi.geometry import Resolution, round_px
 from panda.wsi.slide import Slide
@@ -25,7 +25,7 @@ MAX_SIDE = 2048
 
 UNSCORED = (225, 225, 225)
 OUTLINE = (0, 0, 0)
-_OUTLINED = Key("counted as tumour: small objects removed, small holes filled", OUTLINE, line=True)
+_OUTLINED = LegendEntry("counted as tumour: small objects removed, small holes filled", OUTLINE, line=True)
 _BAND_PX = 512
 
 
@@ -37,8 +37,8 @@ def shrink(canvas: Canvas, factor: int) -> tuple[NDArray[np.float32], NDArray[np
         factor: Side of a block in working px; blocks at the right and lower edge may be cut.
 
     Returns:
-        (h, w) float32 mean probability of the scored pixels, 0 where there are none, and (h, w) float32 scored
-        share of the block, both `ceil(size / factor)`.
+        (h, w) float32 mean probability of the scored pixels, 0 without any, and (h, w) float32 scored share of the
+        block, both of size `ceil(size / factor)`.
     """
     height, width = canvas.shape
     size = -(-height // factor), -(-width // factor)
@@ -68,13 +68,13 @@ def _block_sums(
 
 @dataclass(frozen=True)
 class Overview:
-    """A slide and its probability map, both small enough for a picture.
+    """A slide and its probability map, both shrunk to the size of a picture.
 
     Attributes:
         slide_id: Name of the slide.
         image: (h, w, 3) uint8 RGB, the whole slide.
-        resolution: Of `image`.
-        prob: (h, w) float32 mean probability of what was scored under each px.
+        resolution: Resolution of `image`.
+        prob: (h, w) float32 mean probability of the scored pixels under each px.
         share: (h, w) float32 share of each px that is scored tissue.
         mapped: Resolution of the probability map itself.
     """
@@ -87,17 +87,19 @@ class Overview:
     mapped: Resolution
 
     @classmethod
-    def of(cls, slide: Slide, canvas: Canvas, tissue: TissueMap | None = None, max_side: int = MAX_SIDE) -> Overview:
-        """Make it.
+    def from_canvas(
+        cls, slide: Slide, canvas: Canvas, tissue: TissueMap | None = None, max_side: int = MAX_SIDE
+    ) -> Overview:
+        """Shrink a slide and its map.
 
         Args:
             slide: The slide.
             canvas: Its probability map.
-            tissue: Where given, what lies outside of it counts as not scored.
+            tissue: If given, pixels outside it count as not scored.
             max_side: Longest side of the image.
 
         Raises:
-            SlideError: The slide cannot be read.
+            SlideError: If the slide cannot be read.
         """
         image, view = slide.overview(max_side)
         factor = max(1, round_px(view.downsample / canvas.resolution.downsample))
@@ -118,15 +120,15 @@ def write_heatmap(
     colour_map: ColourMap = "jet",
     max_side: int = MAX_SIDE,
 ) -> None:
-    """Write the probability map as a picture, with the tumour's outline, a colour bar and a scale bar.
+    """Write the probability map as a picture with the outline of the tumour, a colour bar and a scale bar.
 
     Args:
         canvas: The probability map.
         mask_clean: (H, W) bool in working px of the canvas; its outline is drawn.
-        threshold: That `mask_clean` was made with; marked at the colour bar.
+        threshold: Threshold of `mask_clean`, marked on the colour bar.
         path: The PNG, whole or absent.
         colour_map: Name of the colours.
-        max_side: Longest side of the map in it; larger ones are averaged down by a whole factor.
+        max_side: Longest side of the map in the picture; a larger map is averaged down by a whole factor.
     """
     resolution = canvas.resolution
     factor = -(-max(canvas.shape) // max_side)
@@ -141,7 +143,7 @@ def write_heatmap(
         bar=COLOUR_MAPS[colour_map],
         mark=threshold,
         scale=_scale(resolution, factor),
-        keys=[_OUTLINED, Key("not scored", UNSCORED)],
+        keys=[_OUTLINED, LegendEntry("not scored", UNSCORED)],
     )
     with whole_path(path) as partial:
         sheet.save(partial, format="PNG")
@@ -155,14 +157,14 @@ def write_overlay(
     *,
     colour_map: ColourMap = "jet",
 ) -> None:
-    """Write the slide with the probability over it and the tumour's outline.
+    """Write the slide with its probability map as an overlay and the outline of the tumour.
 
-    The colours fade with the probability: where it is low, the tissue is seen as it is.
+    The opacity falls with the probability, so tissue of low probability keeps its own colours.
 
     Args:
-        overview: The slide and its map; colours are laid on what was scored.
+        overview: The slide and its map; only scored pixels are coloured.
         mask_clean: (H, W) bool in working px of the map; its outline is drawn.
-        threshold: That `mask_clean` was made with; marked at the colour bar.
+        threshold: Threshold of `mask_clean`, marked on the colour bar.
         path: The PNG, whole or absent.
         colour_map: Name of the colours.
     """
@@ -185,12 +187,12 @@ def write_overlay(
 
 
 def write_attention(image: NDArray[np.uint8], view: Resolution, grade: Grade | None, slide_id: str, path: Path) -> None:
-    """Write the slide with the attention that the grading network had for its tiles.
+    """Write the slide with the attention of the grading network for its tiles.
 
     Args:
         image: (h, w, 3) uint8 RGB, the whole slide.
         view: Resolution of `image`.
-        grade: Of the slide; None where it has none, and an earlier picture is removed.
+        grade: Grade of the slide; None removes an earlier picture.
         slide_id: Name of the slide.
         path: The PNG, whole or absent.
     """
@@ -215,7 +217,11 @@ def write_attention(image: NDArray[np.uint8], view: Resolution, grade: Grade | N
         bar=_blend(np.full((256, 1, 3), 255, np.uint8), colours[:, None], np.full((256, 1), 0.5, np.float32))[:, 0],
         mark=None,
         scale=_scale(view),
-        keys=[Key("a tile; the rest of the slide had no part in the grade", tuple(fills[share.argmax()]), line=False)],
+        keys=[
+            LegendEntry(
+                "a tile; the rest of the slide had no part in the grade", tuple(fills[share.argmax()]), line=False
+            )
+        ],
         measures=("attention,", "of the most"),
     )
     with whole_path(path) as partial:
@@ -229,13 +235,13 @@ def write_slide(image: NDArray[np.uint8], folder: Path) -> None:
 
 
 def write_view(overview: Overview, folder: Path, label: NDArray[np.bool_] | None = None) -> None:
-    """Write what the slide's page draws its map from, anew at each threshold.
+    """Write the images from which the page of a slide draws its map at any threshold.
 
     Args:
         overview: The slide and its map.
-        folder: Gets `slide.jpg`, the slide alone, and `map.png` of the same size: in red 255 × probability, in
-            green 255 where scored tissue is at least half of the px, in blue 255 where cancer is labelled.
-        label: (h, w) bool in px of the overview, the label mask where the slide has one.
+        folder: Gets `slide.jpg`, the slide alone, and `map.png` of the same size. Red is 255 × probability, green is
+            255 if at least half of the px is scored tissue, blue is 255 if cancer is labelled.
+        label: (h, w) bool label mask in px of the overview, None if the slide has none.
     """
     planes = np.zeros(overview.image.shape, np.uint8)
     planes[..., 0] = np.rint(overview.prob * 255)
@@ -248,7 +254,7 @@ def write_view(overview: Overview, folder: Path, label: NDArray[np.bool_] | None
 
 
 def _opacity(prob: NDArray[np.float32]) -> NDArray[np.float32]:
-    """How much of the colour is laid over the tissue: none up to 0.1, rising to 0.4 at 0.6 and beyond."""
+    """Return the opacity of the overlay: none up to a probability of 0.1, rising to 0.4 from 0.6 on."""
     return np.asarray(0.4 * np.clip((prob - 0.1) / 0.5, 0, 1), np.float32)
 
 
@@ -258,7 +264,7 @@ def _blend(below: NDArray[np.uint8], above: NDArray[np.uint8], opacity: NDArray[
 
 
 def _warp(values: NDArray[np.float32], downsample: float, view: Resolution) -> NDArray[np.float32]:
-    """Bring values at `downsample` level-0 px per px onto the pixels of a view, bilinear."""
+    """Resample values at `downsample` level-0 px per px to the pixels of a view, bilinear."""
     ratio = view.downsample / downsample
     offset = 0.5 * ratio - 0.5  # between pixel centres
     back = np.array([[ratio, 0, offset], [0, ratio, offset]])
@@ -268,7 +274,7 @@ def _warp(values: NDArray[np.float32], downsample: float, view: Resolution) -> N
 
 
 def _draw_outline(image: NDArray[np.uint8], mask: NDArray[np.bool_], scale: float) -> None:
-    """Draw the mask's outline into the image: a dark line on a light one, seen on any colour."""
+    """Draw the outline of a mask into an image: a dark line on a light one, visible on any colour."""
     rings = [ring for polygon in trace(mask) for ring in polygon]
     shift = 4  # binary digits of a fraction of a pixel
     points = [round_px((ring * scale - 0.5) * 2**shift).astype(np.int32) for ring in rings]
@@ -283,7 +289,7 @@ def _scale(resolution: Resolution, factor: int = 1) -> Scale:
 
 
 def _pixel_size(resolution: Resolution) -> str:
-    """The working resolution in words."""
+    """Return the working resolution in words."""
     if resolution.mpp is None:
         return f"mapped at {resolution.downsample:g} level-0 px per px, µm/px unknown"
     return f"mapped at {resolution.mpp[0]:.3g} µm/px"

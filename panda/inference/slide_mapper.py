@@ -62,15 +62,15 @@ class MappedSlide:
 
 @dataclass(frozen=True)
 class SlideMapper:
-    """Maps slides and writes for each the canvas, pictures, exports and figures.
+    """Maps slides and writes the canvas, pictures, exports and figures of each.
 
     Args:
         predictor: The segmentation network.
-        threshold: Probability from which a pixel counts as tumour.
+        threshold: Probability at which a pixel counts as tumour.
         quantify: Limits of the clean-up.
-        grader: Adds a grade, or None.
+        grader: Grades the slides too; None grades none.
         slide_options: How slides are opened.
-        colour_map: Of the pictures.
+        colour_map: Colours of the pictures.
     """
 
     predictor: SegmentationPredictor
@@ -111,10 +111,10 @@ class SlideMapper:
         )
 
     def open(self, path: Path) -> Slide:
-        """Open a slide as its results will say it was opened.
+        """Open a slide with `slide_options`.
 
         Raises:
-            SlideError: If it cannot be opened, or its name can be no folder's.
+            SlideError: If the slide cannot be opened, or its name cannot be the name of a folder.
         """
         if path.stem in (".", "..", *OUTPUTS) or not path.stem.isprintable():
             raise SlideError(f"{path}: {path.stem!r} cannot name a slide's folder in the output; rename the file")
@@ -170,7 +170,7 @@ class SlideMapper:
             # Removed first and written last: if it exists, all other files exist and have the same provenance.
             (folder / RESULT_FILE).unlink(missing_ok=True)
             mask_clean = found.mask_clean
-            colours, overview = self.colour_map, Overview.of(slide, canvas, tissue)
+            colours, overview = self.colour_map, Overview.from_canvas(slide, canvas, tissue)
             write_heatmap(canvas, mask_clean, self.threshold, folder / "heatmap.png", colour_map=colours)
             write_overlay(overview, mask_clean, self.threshold, folder / "overlay.png", colour_map=colours)
             view = overview.resolution

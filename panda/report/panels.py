@@ -178,7 +178,7 @@ def draw_panels(
     y = height - top
     for row, cell_height in zip(rows, heights, strict=True):
         h, w = row.image.shape[:2]
-        predicted = row.predicted(threshold)
+        predicted = row.predict(threshold)
         truth = None if row.truth is None else row.truth & row.tissue
         figure.text(
             left / width,
