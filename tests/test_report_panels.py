@@ -106,7 +106,7 @@ def test_a_slide_without_cancer_is_not_headed_by_cancer(
         heads.append(sheet["subtitle"])
         return Image.fromarray(laid)
 
-    monkeypatch.setattr("panda.inference.slide_images.framed", headed)
+    monkeypatch.setattr("panda.inference.slide_images.frame_image", headed)
     write_attention(np.full((20, 40, 3), 255, np.uint8), view, grade, "s", tmp_path / "attention.png")
     assert heads == [f"Attention for 1 tiles, {said} predicted; the most attended has 100.0%"]
 
