@@ -66,11 +66,7 @@ def make_strong() -> A.Compose:
 
 
 class Augmentation(Settings):
-    """An augmentation by name, applied to the image and its mask together.
-
-    Attributes:
-        name: `"none"`, `"light"`, `"strong"` or `"stain"`, see `make_none` and so on.
-    """
+    """An augmentation by name, applied to the image and its mask together; see `make_none` and so on."""
 
     node: ClassVar[str] = "augment"
 
@@ -84,12 +80,12 @@ class Augmentation(Settings):
     def __call__(
         self, image: NDArray[np.uint8], mask: NDArray[np.uint8], seed: int
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Augment a pair.
+        """Augment a pair; the same seed gives the same result.
 
         Args:
             image: Square image, (s, s, 3) uint8 RGB.
             mask: Its mask, (s, s) uint8; it is rotated with the image and keeps its values.
-            seed: Seed of the random choices; the same seed gives the same result.
+            seed: Seed of the random choices.
 
         Returns:
             Image and mask of the same shapes.
@@ -100,13 +96,5 @@ class Augmentation(Settings):
         return result["image"], result["mask"]
 
     def image(self, image: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
-        """Augment an image without a mask.
-
-        Args:
-            image: Square image, (s, s, 3) uint8 RGB.
-            seed: Seed of the random choices.
-
-        Returns:
-            The image, of the same shape.
-        """
+        """Augment a square image, (s, s, 3) uint8 RGB, without a mask."""
         return self(image, np.zeros(image.shape[:2], dtype=np.uint8), seed)[0]

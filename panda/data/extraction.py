@@ -1,7 +1,7 @@
 """Extraction: cut the patches of slides into a patch store.
 
 The folder of a slide is written beside its final name and renamed when complete, so it is whole or absent. It has
-the fingerprint of what it was made from: a slide or mask that has changed since is cut again.
+the fingerprint of its slide, mask and settings: if one of them changes, the slide is cut again.
 """
 
 from __future__ import annotations
@@ -64,14 +64,11 @@ def extract_store(
 
     Args:
         records: The slides.
-        settings: How to cut.
+        settings: How patches are cut.
         store_root: The folder of all stores.
         root: The data folder, for the store's name.
         workers: Slides cut at the same time, in threads.
         progress: Show a bar over the slides, with the patches so far.
-
-    Returns:
-        The patches of each slide, and the failures.
 
     Raises:
         PandaError: If the store cannot be written (a full disk) or will not fit; finished slides are kept.
@@ -163,22 +160,14 @@ def extract_slide(
 ) -> SlidePatches:
     """Cut the patches of one slide, unless the store has them already.
 
-    One process at a time may work on a store: `extract_store` holds its lock.
-
-    Args:
-        record: The slide.
-        settings: How to cut.
-        store: The store's folder; it is made if missing.
-        on_stage: Called with the name of each stage as it begins (`slide`, `mask`, `tissue`, `grid`, and
-            for each patch `read` and `write`); an exception of it ends the extraction.
-
-    Returns:
-        The patches.
+    One process at a time may work on a store: `extract_store` holds its lock. `on_stage` is called with the name of
+    each stage as it begins (`slide`, `mask`, `tissue`, `grid`, and for each patch `read` and `write`). An exception of
+    it ends the extraction.
 
     Raises:
-        SlideError: If the slide is missing, cannot be read, changes meanwhile, lacks the resolution, or has too little
-            tissue.
-        MaskError: If the mask is missing, cannot be read, changes meanwhile, or disagrees with the slide or the
+        SlideError: If the slide is missing, cannot be read, changes while it is read, lacks the resolution, or has too
+            little tissue.
+        MaskError: If the mask is missing, cannot be read, changes while it is read, or disagrees with the slide or the
             provider.
         OSError: If the store cannot be written; the stage is `write`.
     """
@@ -247,14 +236,7 @@ def _write_patches(
     """Write all patches of the grid and return the share of cancer in each.
 
     Neighbours share tiles of the file, and the readers keep some of these. So wide slides are read in columns, each
-    of them row by row.
-
-    Args:
-        write: Writes a patch.
-        slide: The slide; None if the store keeps no pixels, and nothing is written.
-        read_target: Reads the target of a patch.
-        grid: The patches.
-        on_stage: See `extract_slide`.
+    column row by row. If the store keeps no pixels, `slide` is None and nothing is written.
     """
     size = (grid.patch_size, grid.patch_size)
     fractions = [0.0] * len(grid)

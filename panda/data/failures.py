@@ -1,11 +1,11 @@
-"""Slides that could not be used: one record per failure, and their table."""
+"""Slides that could not be used: one record a failure, and their table."""
 
 from __future__ import annotations
 
 import errno
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from panda.errors import PandaError
@@ -20,14 +20,7 @@ UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 @dataclass(frozen=True)
 class Failure:
-    """A slide that could not be used.
-
-    Attributes:
-        slide_id: The slide.
-        stage: The step that failed, e.g. `"mask"`.
-        error: Name of the error's class.
-        message: Message of the error.
-    """
+    """A slide that could not be used: the step that failed (`"mask"`), and class and message of the error."""
 
     slide_id: str
     stage: str
@@ -38,13 +31,7 @@ class Failure:
 def record_failure(slide_id: str, stage: str, error: Exception) -> Failure:
     """Log the failure of a slide and return its record; the log file keeps the traceback of an unexpected error.
 
-    Args:
-        slide_id: The slide.
-        stage: The step that failed, e.g. `"mask"`.
-        error: The error.
-
-    Raises:
-        Exception: The error itself, if the next slide would fail in the same way: no memory, or no disk to write to.
+    If the next slide would fail in the same way (no memory, no disk to write to), the error itself is raised.
     """
     # The class of torch by its name: who cuts patches does not wait for torch.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
@@ -62,5 +49,4 @@ def record_failure(slide_id: str, stage: str, error: Exception) -> Failure:
 
 def write_failures(path: Path, failures: Sequence[Failure]) -> None:
     """Write `failures.csv`: a row for each failed slide, or only the header."""
-    rows = [{"slide_id": f.slide_id, "stage": f.stage, "error": f.error, "message": f.message} for f in failures]
-    write_table(path, rows, FAILURE_COLUMNS)
+    write_table(path, map(asdict, failures), FAILURE_COLUMNS)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Literal
+from functools import partial
+from typing import Literal, get_args
 
 from panda.data.manifest import SlideRecord
 
@@ -16,200 +16,132 @@ mislead. `note`: worth a look."""
 
 @dataclass(frozen=True)
 class FindingKind:
-    """One kind of finding.
+    """One kind of finding, with its meaning and its remedy in one or two sentences each."""
 
-    Attributes:
-        name: Its name in `data.exclude` and in the tables of the audit.
-        severity: See `Severity`.
-        meaning: What is wrong, in a sentence.
-        remedy: What to do about it.
-    """
-
-    name: str
     severity: Severity
     meaning: str
     remedy: str
 
 
-def _kinds(*kinds: tuple[str, Severity, str, str]) -> Mapping[str, FindingKind]:
-    return MappingProxyType({kind[0]: FindingKind(*kind) for kind in kinds})
+_error, _warning, _note = (partial(FindingKind, severity) for severity in get_args(Severity))
 
-
-FINDINGS: Mapping[str, FindingKind] = _kinds(
-    (
-        "bad_id",
-        "error",
+FINDINGS: Mapping[str, FindingKind] = {
+    "bad_id": _error(
         "The image_id is empty or not a plain file name.",
         "Correct the row, or remove it from the table.",
     ),
-    (
-        "unknown_provider",
-        "error",
+    "unknown_provider": _error(
         "The row's data_provider has no label map.",
         "Correct data_provider, or remove the row from the table.",
     ),
-    (
-        "bad_grade",
-        "error",
+    "bad_grade": _error(
         "The row's isup_grade is not an integer from 0 to 5.",
         "Correct isup_grade, or remove the row from the table.",
     ),
-    (
-        "bad_gleason",
-        "note",
+    "bad_gleason": _note(
         "The row's gleason_score is neither a score such as 3+4 nor negative nor 0+0.",
         "Correct gleason_score; the grade itself is taken from isup_grade.",
     ),
-    (
-        "duplicate_row",
-        "error",
+    "duplicate_row": _error(
         "An earlier row has the same image_id.",
         "Keep one row for each image_id. If they differ, ask the authors of the table which one is right.",
     ),
-    (
-        "contradicting_row",
-        "warning",
+    "contradicting_row": _warning(
         "The ISUP grade does not match the Gleason score.",
         "Correct the row if you know which one is right, otherwise leave the slide out of grading.",
     ),
-    (
-        "missing_slide",
-        "error",
+    "missing_slide": _error(
         "The table lists the slide, but its file is missing.",
         "Download the file, or leave the slide out.",
     ),
-    (
-        "unopenable",
-        "error",
+    "unopenable": _error(
         "The slide's file exists, but no reader can open it.",
         "Download the file again, or leave the slide out.",
     ),
-    (
-        "unreadable_region",
-        "error",
+    "unreadable_region": _error(
         "The slide opens, or its tables can be read, but some of its pixels are missing or cannot be decoded.",
         "Download the file again, or leave the slide out.",
     ),
-    (
-        "no_tissue",
-        "error",
+    "no_tissue": _error(
         "The slide shows only glass, ink, lines and specks.",
         "Look at the slide; leave it out if it is blank.",
     ),
-    (
-        "missing_mask",
-        "warning",
+    "missing_mask": _warning(
         "The slide has no label mask.",
         "Leave the slide out of segmentation, because a missing mask does not mean no cancer. Grading needs no mask.",
     ),
-    (
-        "unopenable_mask",
-        "error",
+    "unopenable_mask": _error(
         "The mask's file exists, but it cannot be opened or some of it cannot be decoded.",
         "Download the mask again, or leave the slide out of segmentation.",
     ),
-    (
-        "unknown_mask_code",
-        "error",
+    "unknown_mask_code": _error(
         "The mask has codes that its provider does not use.",
         "Check that data_provider is right and that the mask has lossless compression, otherwise leave the slide out.",
     ),
-    (
-        "mask_geometry",
-        "error",
+    "mask_geometry": _error(
         "The mask has another shape than its slide, so it is not the mask of this slide.",
         "Check which mask belongs to the slide, otherwise leave the slide out of segmentation.",
     ),
-    (
-        "empty_mask_graded",
-        "warning",
+    "empty_mask_graded": _warning(
         "The slide has a grade of 1 or more, but its mask has no labels.",
         "Leave the slide out of segmentation: the network would learn its unlabelled cancer as benign.",
     ),
-    (
-        "benign_mask_cancer_grade",
-        "warning",
+    "benign_mask_cancer_grade": _warning(
         "The slide has a grade of 1 or more, but its mask labels only benign tissue.",
         "Leave the slide out of segmentation, unless the table is wrong.",
     ),
-    (
-        "cancer_mask_benign_grade",
-        "warning",
+    "cancer_mask_benign_grade": _warning(
         "The slide has grade 0, but its mask labels cancer.",
         "Look at the slide: the grade or the mask is wrong. Leave the slide out if you cannot decide which.",
     ),
-    (
-        "mpp_missing",
-        "warning",
+    "mpp_missing": _warning(
         "The slide has no µm/px.",
         "Set data.mpp_override if you know it. Otherwise areas in mm² are unknown and data.mpp cannot be used.",
     ),
-    (
-        "mpp_nonsense",
-        "warning",
+    "mpp_nonsense": _warning(
         "The slide has a µm/px that no scanner has.",
         "Set data.mpp_override if you know it. Otherwise areas in mm² are unknown and data.mpp cannot be used.",
     ),
-    (
-        "mpp_unlike_provider",
-        "note",
+    "mpp_unlike_provider": _note(
         "The slide's µm/px differs from that of nearly all other slides of its provider.",
         "Use data.mpp instead of data.level; check the value if it differs by much.",
     ),
-    (
-        "unusual_levels",
-        "note",
+    "unusual_levels": _note(
         "The slide's pyramid differs from nearly all others of its provider, or lacks usable levels.",
         "Use data.mpp instead of data.level; reading is slow if small levels are missing.",
     ),
-    (
-        "pen_marks",
-        "note",
+    "pen_marks": _note(
         "The slide has pen marks.",
         "Look at the slide: ink can hide tissue, and a network can learn ink beside cancer.",
     ),
-    (
-        "blur",
-        "warning",
+    "blur": _warning(
         "The tissue is out of focus.",
         "Look at the slide; leave it out if single nuclei cannot be seen.",
     ),
-    (
-        "exact_duplicate",
-        "warning",
+    "exact_duplicate": _warning(
         "Another slide has the same file content.",
         "Keep one of them, or set data.groups so that all of them are in the same split.",
     ),
-    (
-        "near_duplicate",
-        "warning",
+    "near_duplicate": _warning(
         "Another slide shows nearly the same tissue.",
         "Set data.groups so that all of them are in the same split, and compare their grades.",
     ),
-)
-"""Every kind of finding by its name, in display order."""
+}
+"""Every kind of finding by its name in `data.exclude` and in the tables of the audit, in display order."""
 
 REFUSED_ROWS = ("bad_id", "unknown_provider", "bad_grade", "duplicate_row")
 """Findings whose rows `panda.data.manifest.read_manifest` refuses: the table must be corrected."""
 
-FILE_FINDINGS: Mapping[str, Callable[[SlideRecord], bool]] = MappingProxyType(
-    {
-        "missing_slide": lambda record: not record.image_path.is_file(),
-        "missing_mask": lambda record: record.mask_path is None or not record.mask_path.is_file(),
-    }
-)
+FILE_FINDINGS: Mapping[str, Callable[[SlideRecord], bool]] = {
+    "missing_slide": lambda record: not record.image_path.is_file(),
+    "missing_mask": lambda record: record.mask_path is None or not record.mask_path.is_file(),
+}
 """Findings that the file names show: `data.exclude` needs no audit for them."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong with one slide.
-
-    Attributes:
-        slide_id: The slide as in the table.
-        finding: A name in `FINDINGS`.
-        value: The details, in words and numbers.
-    """
+    """A fault of one slide: its name in `FINDINGS`, and the details in words and numbers."""
 
     slide_id: str
     finding: str
@@ -225,5 +157,5 @@ class Finding:
 
     @property
     def remedy(self) -> str:
-        """What to do about it."""
+        """The remedy for this kind of finding."""
         return FINDINGS[self.finding].remedy

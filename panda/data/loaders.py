@@ -30,14 +30,7 @@ class Draw(NamedTuple):
 
 
 def resolve_draw(index: int | Draw) -> tuple[int, int]:
-    """Return item and seed of an index; a plain index gets a seed from torch's random generator.
-
-    Args:
-        index: The number of an item, or a draw.
-
-    Returns:
-        The item's number and the seed.
-    """
+    """Return item and seed of an index; a plain index gets a seed from torch's random generator."""
     if isinstance(index, Draw):
         return index.item, index.seed
     return int(index), int(torch.randint(_SEEDS, ()).item())
@@ -48,8 +41,8 @@ class DrawSampler(Sampler[Draw]):
 
     Order and seeds depend only on `seed` and the epoch, so an epoch is the same after a resume, and on every device.
     With several devices, each takes every n-th draw: their batches together are one larger batch of one device. The
-    last draws of an epoch are left out if they are too few for all devices, so that all devices have the same number
-    and no item is drawn twice.
+    last draws of an epoch are left out if they are too few for all devices. So all devices have the same number of
+    draws, and no item is drawn twice.
 
     Args:
         items: Number of items.
@@ -90,15 +83,7 @@ class DrawSampler(Sampler[Draw]):
 
 
 def find_batch_items(loader: DataLoader[Any], number: int) -> list[int]:
-    """Return the items in a batch of the present pass.
-
-    Args:
-        loader: A loader of `make_train_loader` or `make_ordered_loader`.
-        number: Number of the batch in the pass, from 0.
-
-    Returns:
-        Numbers of items; empty for any other loader.
-    """
+    """Return the items in batch `number` of the present pass; none for a loader that is not of this module."""
     sampler, size = loader.sampler, loader.batch_size or 1
     if isinstance(sampler, DrawSampler):
         device, devices = sampler.share
@@ -108,15 +93,7 @@ def find_batch_items(loader: DataLoader[Any], number: int) -> list[int]:
 
 
 def find_step_items(loader: DataLoader[Any], number: int) -> list[int]:
-    """Return the items in the batches of all devices, in the order of the draws.
-
-    Args:
-        loader: A loader of `make_train_loader`.
-        number: Number of the batch in the pass, from 0.
-
-    Returns:
-        Numbers of items: the first of each device, then the second of each, and so on.
-    """
+    """Return the items in batch `number` of all devices: the first of each device, then the second, and so on."""
     assert isinstance(loader.sampler, DrawSampler)
     size = (loader.batch_size or 1) * loader.sampler.share[1]
     return loader.sampler.order[number * size : (number + 1) * size]
@@ -131,22 +108,12 @@ def make_train_loader(
     *,
     choose: Choice | None = None,
 ) -> DataLoader[Any]:
-    """Return a loader of a training split, in random order.
+    """Return a loader of a training split, in random order; the dataset is indexed by `Draw`.
 
     The last batch of an epoch is left out if it has a single sample, because batch normalization needs two. The order
     is random, so each sample occurs in other epochs. The seed is that of torch's random generator, so it follows
-    Lightning's `seed_everything`.
-
-    Args:
-        dataset: A dataset that is indexed by `Draw`.
-        items: Length of the dataset.
-        batch_size: Samples a batch.
-        num_workers: Processes that load; 0 for none.
-        trainer: Gives the number of this device, the number of devices, and the first epoch after a resume.
-        choose: Chooses the items of an epoch, see `DrawSampler`.
-
-    Returns:
-        The loader.
+    Lightning's `seed_everything`. The trainer gives the number of this device, the number of devices, and the first
+    epoch after a resume; see `DrawSampler` for `choose`.
 
     Raises:
         ConfigError: If there are more devices than items.
@@ -176,15 +143,6 @@ def make_ordered_loader(
     """Return a loader of a validation or test split, in the order of the dataset.
 
     With several devices, each takes every n-th item. No item is read twice, so some devices may have one less.
-
-    Args:
-        dataset: A dataset that is indexed by number.
-        batch_size: Samples a batch.
-        num_workers: Processes that load; 0 for none.
-        trainer: Gives the number of this device and the number of devices.
-
-    Returns:
-        The loader.
 
     Raises:
         ConfigError: If there are more devices than items.

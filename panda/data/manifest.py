@@ -35,15 +35,14 @@ _OVERVIEW = 2048
 
 @dataclass(frozen=True)
 class SlideRecord:
-    """One row of the table of slides.
+    """One row of the table of slides. Slide and mask need not exist.
 
     Attributes:
         slide_id: PANDA's `image_id`.
         provider: The name of its label map, see `panda.wsi.label_maps`.
         isup_grade: 0 to 5, or None without a grade.
         gleason: The Gleason score as in the table (`"3+4"`, `"negative"`).
-        image_path: Where the slide is, or should be.
-        mask_path: Where its label mask is, or should be; None for a slide without one.
+        mask_path: Its label mask; None for a slide without one.
         group: Slides of one group are never in two splits; the slide's own id if its group is unknown.
     """
 
@@ -59,9 +58,7 @@ class SlideRecord:
 def read_manifest(
     root: Path | str, *, mask_suffix: str = "_mask", label_maps: Mapping[str, LabelMap] | None = None
 ) -> list[SlideRecord]:
-    """Read the table of slides of a folder in PANDA's layout.
-
-    The files of the slides are not checked.
+    """Read the table of slides of a folder in PANDA's layout; the files of the slides are not checked.
 
     Args:
         root: The folder that holds `train.csv`.
@@ -72,9 +69,8 @@ def read_manifest(
         One record a row, in the order of the table; each is its own group.
 
     Raises:
-        ManifestError: If the folder, the table or a column is missing, the table is empty, or rows are faulty (an id
-            that is not a plain name or occurs twice, an unknown provider, a grade that is not an integer from 0 to 5).
-            The message names the rows.
+        ManifestError: If the folder, the table or a column is missing, the table is empty, or rows are faulty. An id
+            must be a plain name that occurs once, the provider known, the grade an integer from 0 to 5.
     """
     root = Path(root)
     table = find_table(root)
@@ -107,11 +103,7 @@ def read_manifest(
 
 
 def find_table(root: Path) -> Path:
-    """Return the path of the table in a folder of PANDA's layout.
-
-    Raises:
-        ManifestError: If the folder or the table is missing.
-    """
+    """Return the path of the table in a folder of PANDA's layout, or raise `ManifestError` if it is missing."""
     if not root.is_dir():
         raise ManifestError(f"{root}: no such folder; data.root is the folder that holds {TABLE}")
     table = root / TABLE
@@ -131,17 +123,13 @@ def mask_path(root: Path, slide_id: str, suffix: str = "_mask") -> Path:
 
 
 def read_groups(path: Path | str) -> tuple[dict[str, str], GroupKind]:
-    """Read the patient (or other group) of each slide.
-
-    Args:
-        path: CSV with the columns `image_id` and `patient` (or `group`).
+    """Read the patient (or other group) of each slide from a CSV with `image_id` and `patient` (or `group`).
 
     Returns:
         Slide id → group, and the kind of groups: `"patient"` or `"group"` (for example near-duplicates).
 
     Raises:
-        ManifestError: If the file or a column is missing, the table or a field is empty, or a slide has two different
-            groups.
+        ManifestError: If the file or a column is missing, the table or a field is empty, or a slide has two groups.
     """
     path = Path(path)
     if not path.is_file():
@@ -162,14 +150,7 @@ def read_groups(path: Path | str) -> tuple[dict[str, str], GroupKind]:
 
 
 def apply_groups(records: Sequence[SlideRecord], groups: Mapping[str, str]) -> list[SlideRecord]:
-    """Give each record the group of a patients' table.
-
-    Args:
-        records: The slides.
-        groups: Slide id → group, see `read_groups`; slides without a record are ignored.
-
-    Returns:
-        The records, in the same order, with their groups.
+    """Give each record its group of a patients' table, see `read_groups`; other slides in the table are ignored.
 
     Raises:
         ManifestError: If the table lacks records; the message counts them and names some.
@@ -227,7 +208,7 @@ def _has_tumor(record: SlideRecord) -> bool:
 
 
 def check_row(row: Mapping[str, str], providers: Collection[str] = ()) -> list[tuple[str, str]]:
-    """Return what is wrong with one row of the table of slides, so that it makes no record.
+    """Return the faults of a row of the table of slides, for which it makes no record.
 
     Args:
         row: Values of `image_id`, `data_provider` and `isup_grade`.

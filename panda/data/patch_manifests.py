@@ -43,20 +43,7 @@ Members = Mapping[Split, Sequence[tuple[SlidePatches, NDArray[np.int64]]]]
 
 
 class PatchRow(NamedTuple):
-    """One row of a manifest.
-
-    Attributes:
-        slide_id: The slide.
-        provider: Its provider.
-        isup_grade: Its grade, or None.
-        number: Number of the patch on its slide, from 0.
-        x: Left edge in level-0 px of the slide.
-        y: Top edge in level-0 px of the slide.
-        img: The file that holds the image.
-        msk: The file that holds the mask.
-        tissue_fraction: Share of tissue.
-        tumor_fraction: Share of cancer pixels.
-    """
+    """One row of a manifest: see the module for the columns. `img` and `msk` are absolute paths."""
 
     slide_id: str
     provider: str
@@ -72,9 +59,6 @@ class PatchRow(NamedTuple):
 
 class PatchTable(Sequence[PatchRow]):
     """The rows of a manifest as columns, because PANDA has millions of patches and each worker has them all.
-
-    Args:
-        path: The manifest.
 
     Raises:
         ManifestError: If the manifest is missing, lacks a column, has no rows or a malformed one.
@@ -148,14 +132,14 @@ class PatchTable(Sequence[PatchRow]):
 
 
 def write_patch_manifests(result: StoreResult, split: Mapping[str, Split]) -> dict[Split, Path]:
-    """Write the manifests of a split by slide.
+    """Write the manifests of a split by slide, without the slides that failed.
 
     Args:
-        result: The patches in the store; no manifest has the slides that failed.
+        result: The patches in the store.
         split: Slide id → split.
 
     Returns:
-        Split → manifest, for the splits that have patches.
+        Split → manifest, for the splits that have slides.
 
     Raises:
         ManifestError: If all slides of a split failed.
@@ -182,14 +166,7 @@ def write_one_slide_manifests(
 ) -> dict[Split, Path]:
     """Write the manifests of one slide whose patches are split at random: to learn with, not to generalize.
 
-    Args:
-        store: The store.
-        patches: The patches of the slide.
-        seed: Seed of the shuffle.
-        val_fraction: Share of the patches for validation; at least one.
-
-    Returns:
-        Manifests of `train` and `val`.
+    At least one patch is for validation, and one for training.
 
     Raises:
         ManifestError: If the slide has fewer than two patches.

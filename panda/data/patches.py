@@ -1,4 +1,4 @@
-"""Patches of one slide: their places and what they hold. The pixels are in a folder of the store."""
+"""The patches of one slide: their corners and contents. The pixels are in a folder of the store."""
 
 from __future__ import annotations
 
@@ -22,14 +22,13 @@ class SlidePatches:
     """The finished patches of one slide, by y and then x.
 
     Attributes:
-        record: The slide.
         folder: The slide's folder in the store.
         downsample: Level-0 px per patch px.
         mpp: µm per patch px as (x, y), or None if unknown.
         xy: Top-left corners, (N, 2) int64, level-0 px.
         tissue_fraction: Share of tissue in each patch, (N,) float64.
         tumor_fraction: Share of cancer pixels in each patch, (N,) float64.
-        fingerprint: Of the settings, the slide's row, and the files of slide and mask.
+        fingerprint: Hash of the settings, the slide's row, and the identity of slide and mask.
     """
 
     record: SlideRecord
@@ -46,13 +45,7 @@ class SlidePatches:
 
     @classmethod
     def from_entry(cls, record: SlideRecord, folder: Path, entry: SlideEntry) -> SlidePatches:
-        """Return the patches that the entry of a slide lists.
-
-        Args:
-            record: The slide.
-            folder: The slide's folder in the store.
-            entry: The content of its `slide.json`.
-        """
+        """Return the patches that the entry of a slide lists."""
         return cls(
             record=record,
             folder=folder,
@@ -66,16 +59,7 @@ class SlidePatches:
 
 
 def load_slide(record: SlideRecord, settings: PatchSettings, store: Path) -> SlidePatches | None:
-    """Find a slide's finished patches in the store.
-
-    Args:
-        record: The slide.
-        settings: How the store's patches are cut.
-        store: The store's folder.
-
-    Returns:
-        The patches. None if there are none, or if they were made from other files or another row.
-    """
+    """Return a slide's finished patches in the store; None if it has none, or those of other files or another row."""
     folder = store / record.slide_id
     try:
         entry = SlideEntry.read(folder)

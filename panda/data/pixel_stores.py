@@ -46,11 +46,10 @@ for _target, _grey in _GREYS.items():
 
 
 class PatchLocation(NamedTuple):
-    """Where the pixels of a patch are.
+    """The place of a patch's pixels.
 
     Attributes:
         folder: The slide's folder in the store.
-        provider: The slide's provider, whose codes its mask holds.
         number: Number of the patch on its slide, from 0.
         x: Left edge in level-0 px of the slide.
         y: Top edge in level-0 px of the slide.
@@ -68,11 +67,7 @@ class PatchLocation(NamedTuple):
 
 
 class PixelStore(ABC):
-    """The pixels of a patch store; picklable, and safe in several processes.
-
-    Args:
-        settings: How the patches are cut.
-    """
+    """The pixels of a patch store; picklable, and safe in several processes."""
 
     keeps_pixels: ClassVar[bool] = True
     """The store has the pixels. If False, the extraction reads no images and writes no patches."""
@@ -89,16 +84,7 @@ class PixelStore(ABC):
 
     @abstractmethod
     def open_writer(self, folder: Path, slide_id: str, count: int) -> AbstractContextManager[WritePatch]:
-        """Open the folder of a slide for its patches.
-
-        Args:
-            folder: The slide's folder, which exists and is empty.
-            slide_id: The slide.
-            count: Number of its patches.
-
-        Returns:
-            A context that gives a function, which takes each patch once, in any order.
-        """
+        """Open the empty folder of a slide; the context gives a function that takes each patch once, in any order."""
 
     @abstractmethod
     def read(self, location: PatchLocation) -> tuple[Image, Image]:
@@ -111,7 +97,7 @@ class PixelStore(ABC):
 
     @abstractmethod
     def estimate_bytes(self, image: Image) -> int:
-        """Return about how many bytes on the disk a patch takes that looks like this image."""
+        """Estimate the bytes on the disk of a patch that looks like this image."""
 
 
 class PngStore(PixelStore):
@@ -266,29 +252,16 @@ def open_pixel_store(settings: PatchSettings) -> PixelStore:
 
 
 def encode_png(image: Image) -> bytes:
-    """Encode an image as PNG, with the options that are fastest for stained tissue (docs/performance.md).
+    """Encode (h, w, 3) uint8 RGB or (h, w) uint8 as PNG, with the fastest options for stained tissue.
 
-    Args:
-        image: (h, w, 3) uint8 RGB, or (h, w) uint8 grey.
-
-    Returns:
-        The content of the file.
+    docs/performance.md has the measurements.
     """
     options = {"level": 1, "strategy": imagecodecs.PNG.STRATEGY.RLE, "filter": imagecodecs.PNG.FILTER.UP}
     return bytes(imagecodecs.png_encode(image, **options))
 
 
 def _require_unchanged(folder: Path, img: Path, msk: Path) -> None:
-    """Compare slide and mask with those that the patches were cut from.
-
-    Args:
-        folder: The slide's folder in the store.
-        img: The slide.
-        msk: The mask.
-
-    Raises:
-        ManifestError: If the slide's entry is missing or damaged, or a file has another size or time of change.
-    """
+    """Raise `ManifestError` if slide or mask changed since the patches in a slide's folder of the store were cut."""
     try:
         entry = SlideEntry.read(folder)
     except (OSError, ValueError) as error:

@@ -79,12 +79,7 @@ class HardDraws:
         self.losses = torch.full((count,), torch.nan)
 
     def note(self, items: Sequence[int], losses: Tensor) -> None:
-        """Store the losses of some patches.
-
-        Args:
-            items: Numbers of the patches.
-            losses: Their losses, (n,), 0 or more.
-        """
+        """Store the losses of some patches, (n,), 0 or more."""
         self.losses[list(items)] = losses.detach().float().cpu()
 
     def __call__(self, rng: np.random.Generator) -> NDArray[np.int64]:

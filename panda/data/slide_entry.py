@@ -1,4 +1,4 @@
-"""The entry of a slide in a patch store: `slide.json`, which says what was extracted and from which files."""
+"""The entry of a slide in a patch store: `slide.json`, with its patches and the files they were cut from."""
 
 from __future__ import annotations
 
@@ -20,13 +20,7 @@ class _Entry(BaseModel):
 
 
 class FileIdentity(_Entry):
-    """What tells a file from another without reading it.
-
-    Attributes:
-        name: File name without its folder.
-        bytes: Size in bytes.
-        mtime_ns: Time of the last change, in ns since 1970.
-    """
+    """Name, size in bytes and time of the last change (ns since 1970) of a file: its identity without reading it."""
 
     name: str
     bytes: int
@@ -34,24 +28,17 @@ class FileIdentity(_Entry):
 
     @classmethod
     def read(cls, path: Path) -> FileIdentity:
-        """Return the identity of a file.
-
-        Raises:
-            OSError: If the file is missing.
-        """
+        """Return the identity of a file, or raise `OSError` if it is missing."""
         return cls.model_validate(identity(path))
 
 
 class SlideOrigin(_Entry):
-    """The slide's row and files: all that its patches depend on besides the settings.
+    """The slide's row and files, which its patches depend on besides the settings.
 
     Attributes:
-        slide_id: The slide.
-        provider: Its provider.
-        isup_grade: Its grade, or None.
         slide: Its file.
         mask: The file of its label mask, or None.
-        codes: What the codes of the mask mean, see `LabelMap.codes`.
+        codes: The meaning of the mask's codes, see `LabelMap.codes`.
     """
 
     slide_id: str
@@ -63,14 +50,7 @@ class SlideOrigin(_Entry):
 
 
 class PatchEntry(_Entry):
-    """One patch.
-
-    Attributes:
-        x: Left edge in level-0 px of the slide.
-        y: Top edge in level-0 px of the slide.
-        tissue_fraction: Share of tissue.
-        tumor_fraction: Share of cancer pixels.
-    """
+    """One patch: its top-left corner in level-0 px, its share of tissue, and of cancer pixels."""
 
     x: int
     y: int
@@ -86,7 +66,7 @@ class ResolutionEntry(_Entry):
         level: Pyramid level that is read.
         resampled: The level is resampled to reach the resolution.
         mpp: µm per patch px as (x, y), or None if unknown.
-        mpp_note: Where the slide's µm/px comes from.
+        mpp_note: The source of the slide's µm/px.
     """
 
     downsample: float
@@ -97,26 +77,14 @@ class ResolutionEntry(_Entry):
 
 
 class TissueEntry(_Entry):
-    """The tissue of the slide.
-
-    Attributes:
-        how: How it was found, see `panda.wsi.tissue.TissueMap`.
-        fraction: Its share of the slide.
-    """
+    """The tissue of the slide: how it was found, see `panda.wsi.tissue.TissueMap`, and its share of the slide."""
 
     how: str
     fraction: float
 
 
 class SlideEntry(SlideOrigin):
-    """The content of `slide.json`.
-
-    Attributes:
-        fingerprint: Of the settings, the slide's row and its files.
-        resolution: The resolution of the patches.
-        tissue: The tissue of the slide.
-        patches: The patches by y, then x.
-    """
+    """The content of `slide.json`: the patches by y, then x. `panda.data.patches` explains the fingerprint."""
 
     fingerprint: str
     resolution: ResolutionEntry

@@ -98,11 +98,7 @@ class Selection:
         write_table(path, self.list_rows(), SPLIT_COLUMNS)
 
     def find_changes(self, path: Path) -> list[str]:
-        """Return the slides whose split or group differs from a `splits.csv` of an earlier session, by id.
-
-        Raises:
-            ManifestError: If the file cannot be read.
-        """
+        """Return the slides whose split or group differs from a `splits.csv` of an earlier session, by id."""
         keys = ("group", "split")
         before = {row["slide_id"]: [row[key] for key in keys] for _, row in read_user_table(path, SPLIT_COLUMNS)}
         today = {row["slide_id"]: [row[key] for key in keys] for row in self.list_rows()}
@@ -114,13 +110,9 @@ class Selection:
 def select_slides(records: Sequence[SlideRecord], settings: SelectionSettings) -> Selection:
     """Select the slides that are used, and the split of each.
 
-    Args:
-        records: All slides of the table.
-        settings: Settings without faults.
-
     Raises:
         ManifestError: If a table or file is faulty or does not fit the slides, a group is in two splits of a given
-            file, or no slide of a split is left.
+            file, or a split has no slide.
     """
     why = _find_reasons(records, settings)
     kept = {record.slide_id for record in records} - why.keys()
@@ -171,11 +163,7 @@ def _find_reasons(records: Sequence[SlideRecord], settings: SelectionSettings) -
 
 
 def _read_findings(path: Path, ids: Collection[str], *, wants_slides: bool) -> dict[str, set[str]]:
-    """Return slide id → its findings in `findings.csv` of an audit.
-
-    Raises:
-        ManifestError: If the file is faulty, names an unknown finding, or the audit has not all slides.
-    """
+    """Return slide id → its findings in `findings.csv` of an audit that has all slides."""
     found: defaultdict[str, set[str]] = defaultdict(set)
     for number, row in read_user_table(path, ("slide_id", "finding"), may_be_empty=True):
         if row["finding"] not in FINDINGS:

@@ -96,17 +96,10 @@ def split_slides(
 def fold_slides(
     records: Sequence[SlideRecord], *, seed: int, folds: int, fold: int, test: bool = True
 ) -> dict[str, Split]:
-    """Use one of several folds as the test and the next one as validation; a group is always in one split.
+    """Use `fold` of `folds` (from 0) as the test and the next one as validation; a group is always in one split.
 
     Over all values of `fold`, each slide is in the test once and in validation once. Folds are made as in
-    `split_slides`.
-
-    Args:
-        records: The slides; their order does not matter.
-        seed: Seed of the shuffle.
-        folds: Number of folds.
-        fold: Number of the fold, from 0.
-        test: Make a test; otherwise `fold` is validation.
+    `split_slides`. If `test` is False, `fold` is validation.
 
     Returns:
         Slide id → `"train"`, `"val"` or `"test"`, by slide id.

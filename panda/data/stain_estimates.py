@@ -29,11 +29,6 @@ Stains = dict[str, StainProfile | None]
 def estimate_stains(result: StoreResult, settings: PatchSettings, *, workers: int = 2) -> tuple[StoreResult, Stains]:
     """Estimate the stain of each slide of a store, if the store does not have it yet.
 
-    Args:
-        result: The slides with their patches.
-        settings: How the slides are opened.
-        workers: Slides read at the same time, in threads.
-
     Returns:
         The result without slides that cannot be read, which are failures of the stage `stain`; and the stains.
 

@@ -30,13 +30,7 @@ STORE_FILE = "store.json"
 
 @dataclass(frozen=True)
 class StoreResult:
-    """The patches of slides in a store, and the slides that have none.
-
-    Attributes:
-        store: The store's folder.
-        slides: Slide id → its patches, in the order of the records.
-        failures: The slides that have none, in the order of the records.
-    """
+    """The patches of slides in a store by slide id, and the slides that have none; both in the order of the records."""
 
     store: Path
     slides: dict[str, SlidePatches]
@@ -46,13 +40,7 @@ class StoreResult:
 def store_path(store_root: Path | str, root: Path | str, settings: PatchSettings) -> Path:
     """Return the folder of the store for a data folder and settings; other settings never share it.
 
-    Args:
-        store_root: The folder of all stores.
-        root: The data folder, whose name is used.
-        settings: How patches are cut.
-
-    Returns:
-        `<store_root>/<name of root>-<12 hexadecimal digits>`.
+    It is `<store_root>/<name of root>-<12 hexadecimal digits>`.
     """
     return Path(store_root) / f"{Path(root).resolve().name}-{fingerprint(_store_content(settings))[:12]}"
 
@@ -60,17 +48,7 @@ def store_path(store_root: Path | str, root: Path | str, settings: PatchSettings
 def load_store(
     records: Sequence[SlideRecord], settings: PatchSettings, store_root: Path | str, root: Path | str
 ) -> StoreResult:
-    """Read the patches that an earlier extraction left, without cutting any.
-
-    Args:
-        records: The slides.
-        settings: As in `extract_store`.
-        store_root: As in `extract_store`.
-        root: As in `extract_store`.
-
-    Returns:
-        The patches of each finished slide; the others are failures of the stage `store`.
-    """
+    """Read the patches of an earlier `extract_store`; a slide without patches is a failure of the stage `store`."""
     store = store_path(store_root, root, settings)
     slides: dict[str, SlidePatches] = {}
     failures: dict[str, Failure] = {}
@@ -102,14 +80,7 @@ def _store_content(settings: PatchSettings) -> dict[str, Any]:
 
 
 def read_store(store: Path) -> PatchSettings:
-    """Read how the patches of a store were cut.
-
-    Args:
-        store: The store's folder.
-
-    Raises:
-        ManifestError: If it is no store, or one of another version.
-    """
+    """Read how the patches of a store were cut; raise `ManifestError` if it is no store, or of another version."""
     path = store / STORE_FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -126,15 +97,7 @@ def read_store(store: Path) -> PatchSettings:
 
 @dataclass(frozen=True)
 class StoredPatches:
-    """The size of a patch store.
-
-    Attributes:
-        store: The store's folder.
-        settings: How the patches were cut.
-        slides: Number of finished slides.
-        patches: Number of their patches.
-        bytes: Size of all files in bytes.
-    """
+    """The size of a patch store: its finished slides, their patches, and the bytes of all files."""
 
     store: Path
     settings: PatchSettings
@@ -145,9 +108,6 @@ class StoredPatches:
 
 def list_stores(store_root: Path | str) -> list[StoredPatches]:
     """Measure all patch stores of a folder.
-
-    Args:
-        store_root: The folder of all stores.
 
     Raises:
         ManifestError: If there is no such folder, or it holds a store that cannot be read.
@@ -167,11 +127,7 @@ def list_stores(store_root: Path | str) -> list[StoredPatches]:
 
 
 def prepare_store(store: Path, settings: PatchSettings) -> None:
-    """Describe a new store, or check an old one and remove the unfinished folders of killed runs.
-
-    Raises:
-        ManifestError: If the folder holds a store of other settings.
-    """
+    """Describe a new store, or check an old one and remove the unfinished folders of killed runs."""
     path = store / STORE_FILE
     if not path.is_file():
         write_whole(path, json.dumps(_store_content(settings), indent=1))

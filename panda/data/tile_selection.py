@@ -1,4 +1,4 @@
-"""Tile selection: which tiles represent a slide."""
+"""Tile selection: choose the tiles that represent a slide."""
 
 from __future__ import annotations
 
