@@ -49,7 +49,7 @@ def read_tiles(
 
 def to_planes(tile: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Convert (h, w, 3) uint8 to (3, h, w) float32 in [0, 1]."""
-    return tile.transpose(2, 0, 1).astype(np.float32) / np.float32(255)
+    return tile.transpose(2, 0, 1).astype(np.float32, order="C") / np.float32(255)
 
 
 def read_features(path: Path) -> NDArray[np.float32]:

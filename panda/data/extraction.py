@@ -24,7 +24,15 @@ from panda.data.manifest import SlideRecord
 from panda.data.patches import SlidePatches, load_slide, patch_fingerprint
 from panda.data.pixel_stores import WritePatch, open_pixel_store
 from panda.data.settings import PatchSettings
-from panda.data.slide_entry import PatchEntry, ResolutionEntry, SlideEntry, TissueEntry, identify_file, read_origin
+from panda.data.slide_entry import (
+    PatchEntry,
+    ResolutionEntry,
+    SlideEntry,
+    SlideOrigin,
+    TissueEntry,
+    identify_file,
+    read_origin,
+)
 from panda.data.store import (
     STORE_FILE,
     StoreResult,
@@ -35,11 +43,10 @@ from panda.data.store import (
 )
 from panda.errors import MaskError, PandaError, SlideError
 from panda.files import hold_lock, whole_path
-from panda.wsi.geometry import Resolution
 from panda.wsi.grid import Grid, tissue_grid
 from panda.wsi.label_mask import CANCER, LabelMask
 from panda.wsi.slide import Slide
-from panda.wsi.tissue import find_tissue
+from panda.wsi.tissue import TissueMap, find_tissue
 
 log = logging.getLogger(__name__)
 
@@ -215,13 +222,7 @@ def extract_slide(
                 if origin.mask != mask_file:
                     raise MaskError(f"{record.mask_path}: changed while it was read; run again to cut it again")
                 on_stage("write")
-                entry = SlideEntry(
-                    **dict(origin),
-                    fingerprint=patch_fingerprint(origin, settings),
-                    resolution=_describe_resolution(slide, resolution),
-                    tissue=TissueEntry(how=tissue.how, fraction=round(float(tissue.fraction), 6)),
-                    patches=_list_patches(grid, tumor),
-                )
+                entry = _describe_slide(origin, settings, slide, tissue=tissue, grid=grid, tumor=tumor)
                 entry.write(partial)
     return SlidePatches.from_entry(record, store / record.slide_id, entry)
 
@@ -252,18 +253,24 @@ def _write_patches(
     return fractions
 
 
-def _list_patches(grid: Grid, tumor: Sequence[float]) -> list[PatchEntry]:
-    return [
-        PatchEntry(x=x, y=y, tissue_fraction=round(float(tissue), 6), tumor_fraction=cancer)
-        for (x, y), tissue, cancer in zip(grid.level0.tolist(), grid.tissue_fraction, tumor, strict=True)
-    ]
-
-
-def _describe_resolution(slide: Slide, resolution: Resolution) -> ResolutionEntry:
-    return ResolutionEntry(
-        downsample=resolution.downsample,
-        level=resolution.level,
-        resampled=resolution.resampled,
-        mpp=resolution.mpp,
-        mpp_note=slide.mpp_note,
+def _describe_slide(
+    origin: SlideOrigin, settings: PatchSettings, slide: Slide, *, tissue: TissueMap, grid: Grid, tumor: Sequence[float]
+) -> SlideEntry:
+    """Return the content of `slide.json`."""
+    resolution = grid.resolution
+    return SlideEntry(
+        **dict(origin),
+        fingerprint=patch_fingerprint(origin, settings),
+        resolution=ResolutionEntry(
+            downsample=resolution.downsample,
+            level=resolution.level,
+            resampled=resolution.resampled,
+            mpp=resolution.mpp,
+            mpp_note=slide.mpp_note,
+        ),
+        tissue=TissueEntry(how=tissue.how, fraction=round(float(tissue.fraction), 6)),
+        patches=[
+            PatchEntry(x=x, y=y, tissue_fraction=round(float(share), 6), tumor_fraction=cancer)
+            for (x, y), share, cancer in zip(grid.level0.tolist(), grid.tissue_fraction, tumor, strict=True)
+        ],
     )

@@ -127,9 +127,6 @@ class PatchTable(Sequence[PatchRow]):
             tumor,
         )
 
-    def __iter__(self) -> Iterator[PatchRow]:
-        return (self[number] for number in range(len(self)))
-
 
 def write_patch_manifests(result: StoreResult, split: Mapping[str, Split]) -> dict[Split, Path]:
     """Write the manifests of a split by slide, without the slides that failed.
@@ -144,7 +141,7 @@ def write_patch_manifests(result: StoreResult, split: Mapping[str, Split]) -> di
     Raises:
         ManifestError: If all slides of a split failed.
     """
-    members: dict[Split, list[tuple[SlidePatches, NDArray[np.int64]]]] = {
+    members: Members = {
         name: [
             (patches, np.arange(len(patches)))
             for slide_id, patches in sorted(result.slides.items())

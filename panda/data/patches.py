@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from panda.data.manifest import SlideRecord
 from panda.data.settings import PatchSettings
-from panda.data.slide_entry import PatchEntry, SlideEntry, SlideOrigin, read_origin
+from panda.data.slide_entry import SlideEntry, SlideOrigin, read_origin
 from panda.errors import PandaError
 from panda.files import fingerprint
 
@@ -52,8 +51,8 @@ class SlidePatches:
             downsample=entry.resolution.downsample,
             mpp=entry.resolution.mpp,
             xy=np.array([(patch.x, patch.y) for patch in entry.patches], dtype=np.int64),
-            tissue_fraction=_column(entry.patches, "tissue_fraction"),
-            tumor_fraction=_column(entry.patches, "tumor_fraction"),
+            tissue_fraction=np.array([patch.tissue_fraction for patch in entry.patches]),
+            tumor_fraction=np.array([patch.tumor_fraction for patch in entry.patches]),
             fingerprint=entry.fingerprint,
         )
 
@@ -72,10 +71,6 @@ def load_slide(record: SlideRecord, settings: PatchSettings, store: Path) -> Sli
 def patch_fingerprint(origin: SlideOrigin, settings: PatchSettings) -> str:
     """Return the fingerprint of all that a slide's patches depend on."""
     return fingerprint({"settings": settings.model_dump(), **origin.model_dump()})
-
-
-def _column(patches: Sequence[PatchEntry], name: str) -> NDArray[np.float64]:
-    return np.array([getattr(patch, name) for patch in patches], dtype=np.float64)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from panda.data.augment import Augmentation
+from panda.data.bags import to_planes
 from panda.data.loaders import Draw, resolve_draw
 from panda.data.patch_manifests import PatchRow, PatchTable
 from panda.data.pixel_stores import PatchLocation
@@ -72,9 +72,4 @@ class PatchSet(Dataset[tuple[Tensor, Tensor]]):
             image = normalized(image, stain)
         if self.transform is not None:
             image, target = self.transform(image, target, seed)
-        return to_image_tensor(image), torch.from_numpy(_VALUES[target])[None]
-
-
-def to_image_tensor(image: NDArray[np.uint8]) -> Tensor:
-    """Convert (h, w, 3) uint8 to (3, h, w) float32 in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)).astype(np.float32) / 255)
+        return torch.from_numpy(to_planes(image)), torch.from_numpy(_VALUES[target])[None]

@@ -8,7 +8,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
@@ -270,17 +269,9 @@ def _require_unchanged(folder: Path, img: Path, msk: Path) -> None:
         now = FileIdentity.read(path)
         if before is None or (now.bytes, now.mtime_ns) != (before.bytes, before.mtime_ns):
             raise ManifestError(
-                f"{path}: the {what} has changed since its patches were cut: {_describe(before)} then, "
-                f"{_describe(now)} now; run again to cut them again, or restore the old file with its time of change"
+                f"{path}: the {what} has changed since its patches were cut: {before or 'no file'} then, "
+                f"{now} now; run again to cut them again, or restore the old file with its time of change"
             )
-
-
-def _describe(file: FileIdentity | None) -> str:
-    """Describe size and time of change of a file, in UTC."""
-    if file is None:
-        return "no file"
-    changed = datetime.fromtimestamp(file.mtime_ns / 1e9, UTC)
-    return f"{file.bytes} bytes of {changed.isoformat(sep=' ', timespec='milliseconds')}"
 
 
 def _broken_file(path: Path, fault: str) -> ManifestError:

@@ -38,8 +38,10 @@ class BalancedDraws:
         ]
         share = share if all(self._kinds) else float(bool(self._kinds[0]))
         cancer = round(share * self._count)
-        self._draws = [_compute_quotas([len(patches) for patches in kind], n) for kind, n in
-                       zip(self._kinds, (cancer, self._count - cancer), strict=True)]  # fmt: skip
+        self._draws = [
+            _compute_quotas([len(patches) for patches in kind], draws)
+            for kind, draws in zip(self._kinds, (cancer, self._count - cancer), strict=True)
+        ]
 
     def __call__(self, rng: np.random.Generator) -> NDArray[np.int64]:
         """Return the patches of an epoch, in the order of the draws."""

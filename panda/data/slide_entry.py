@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -25,6 +26,10 @@ class FileIdentity(_Entry):
     name: str
     bytes: int
     mtime_ns: int
+
+    def __str__(self) -> str:
+        changed = datetime.fromtimestamp(self.mtime_ns / 1e9, UTC)
+        return f"{self.bytes} bytes of {changed.isoformat(sep=' ', timespec='milliseconds')}"
 
     @classmethod
     def read(cls, path: Path) -> FileIdentity:

@@ -268,10 +268,9 @@ def _read_split(
     split: dict[str, Split] = {}
     why: dict[str, str] = {}
     for slide_id in known:
-        row = rows[slide_id][1] if slide_id in rows else None
-        if row is None:
+        if slide_id not in rows:
             why[slide_id] = "not_in_splits"
-        elif row["split"] == LEFT_OUT:
+        elif (row := rows[slide_id][1])["split"] == LEFT_OUT:
             why[slide_id] = row["why"] or LEFT_OUT
         else:
             split[slide_id] = next(name for name in SPLITS if name == row["split"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -86,11 +86,8 @@ def split_slides(
             f"or data.test_fraction=0, or train on one slide with data.split=patches"
         )
     folds, val_folds, test_folds = _choose_fold_counts(val_fraction, test_fraction, count)
-    split: dict[str, Split] = {}
-    for number, members in enumerate(_make_folds(ordered, folds, seed)):
-        name: Split = "test" if number < test_folds else "val" if number < test_folds + val_folds else "train"
-        split.update((record.slide_id, name) for record in members)
-    return _require_filled(split, ordered, wanted)
+    names: dict[int, Split] = dict.fromkeys(range(test_folds + val_folds), "val")
+    return _assign_folds(ordered, folds, seed, names | dict.fromkeys(range(test_folds), "test"))
 
 
 def fold_slides(
@@ -114,10 +111,7 @@ def fold_slides(
             f"{len(ordered)} slides in {count} groups cannot make data.folds={folds}: give fewer folds or more slides"
         )
     names: dict[int, Split] = {fold: "test", (fold + 1) % folds: "val"} if test else {fold: "val"}
-    split: dict[str, Split] = {}
-    for number, members in enumerate(_make_folds(ordered, folds, seed)):
-        split.update((record.slide_id, names.get(number, "train")) for record in members)
-    return _require_filled(split, ordered, ["train", *names.values()])
+    return _assign_folds(ordered, folds, seed, names)
 
 
 def _make_folds(ordered: Sequence[SlideRecord], folds: int, seed: int) -> list[list[SlideRecord]]:
@@ -134,14 +128,20 @@ def _make_folds(ordered: Sequence[SlideRecord], folds: int, seed: int) -> list[l
     return [[ordered[index] for index in members] for _, members in shares]
 
 
-def _require_filled(
-    split: dict[str, Split], ordered: Sequence[SlideRecord], wanted: Sequence[Split]
+def _assign_folds(
+    ordered: Sequence[SlideRecord], folds: int, seed: int, names: Mapping[int, Split]
 ) -> dict[str, Split]:
-    """Return the split in the order of the slides, and refuse an empty part."""
-    if empty := [name for name in wanted if name not in split.values()]:
+    """Return the split of each slide: that of its fold's number, else `"train"`; refuse an empty split."""
+    split = {
+        record.slide_id: names.get(number, "train")
+        for number, members in enumerate(_make_folds(ordered, folds, seed))
+        for record in members
+    }
+    if empty := {"train", *names.values()} - set(split.values()):
         raise ManifestError(
-            f"{len(ordered)} slides in {len({record.group for record in ordered})} groups leave {', '.join(empty)} "
-            f"empty: the groups are too unequal; give more slides, another data.seed or larger fractions"
+            f"{len(ordered)} slides in {len({record.group for record in ordered})} groups leave "
+            f"{', '.join(sorted(empty, key=SPLITS.index))} empty: the groups are too unequal; give more slides, "
+            "another data.seed or larger fractions"
         )
     return {record.slide_id: split[record.slide_id] for record in ordered}
 

@@ -106,7 +106,8 @@ def _score_tiles(
         for y in range(y0, y1, step):
             h = min(step, y1 - y)
             where = tissue.crop(resolution, (0, round_px(y * resolution.downsample)), (width, h))
-            probability = np.nan_to_num(_read_window(canvas, 0, y, width, h), nan=0.0)
+            band = canvas[y : y + h] if isinstance(canvas, np.ndarray) else canvas.read(0, y, width, h)
+            probability = np.nan_to_num(band, nan=0.0)
             total += np.where(where, probability, 0).sum(axis=0, dtype=np.float64)
             area += where.sum(axis=0)
         total, area = _sum_ranges(total, x0[row], x1[row]), _sum_ranges(area, x0[row], x1[row])
@@ -119,10 +120,3 @@ def _sum_ranges(columns: NDArray[np.float64], x0: NDArray[np.int64], x1: NDArray
     """Return the sums of `columns[x0:x1]` for many pairs."""
     running = np.concatenate([[0.0], np.cumsum(columns)])
     return np.asarray(running[x1] - running[x0])
-
-
-def _read_window(canvas: NDArray[Any] | ProbabilityMap, x: int, y: int, w: int, h: int) -> NDArray[Any]:
-    """Read a window of an array or of a map."""
-    if isinstance(canvas, np.ndarray):
-        return canvas[y : y + h, x : x + w]
-    return canvas.read(x, y, w, h)
