@@ -11,11 +11,7 @@ class PandaError(Exception):
 
 
 class ConfigError(PandaError):
-    """One or more faults in the configuration, all reported at once.
-
-    Args:
-        faults: One sentence a fault, which names the key, the value and the remedy.
-    """
+    """One or more faults in the configuration, each a sentence with key, value and remedy."""
 
     def __init__(self, faults: Sequence[str] | str) -> None:
         self.faults = [faults] if isinstance(faults, str) else list(faults)
@@ -24,10 +20,10 @@ class ConfigError(PandaError):
 
 
 class OptionError(ConfigError):
-    """Options that a loss or a network refuses. It knows no configuration: each fault begins with the option's name."""
+    """Options that a loss or a network refuses; each fault begins with the option's name, as they know no nodes."""
 
-    def under(self, node: str) -> ConfigError:
-        """Return the same faults of the node that holds the options: `loss.alpha=2` for `alpha=2`."""
+    def prefix_node(self, node: str) -> ConfigError:
+        """Return the same faults with the node that holds the options: `loss.alpha=2` for `alpha=2`."""
         return ConfigError([f"{node}.{fault}" for fault in self.faults])
 
 
@@ -44,19 +40,11 @@ class ManifestError(PandaError):
 
 
 class CheckpointError(PandaError):
-    """A checkpoint or canvas is none, is for another task, or has another version."""
+    """A file is no checkpoint or canvas, or one for another task or of another version."""
 
 
 def suggest(name: str, known: Collection[str]) -> str:
-    """Return a hint for a wrong name, which ends a message.
-
-    Args:
-        name: The wrong name.
-        known: The names that exist.
-
-    Returns:
-        " (did you mean a, b?)" with the most similar names, else all names if there are at most 20, else "".
-    """
+    """Return the hint that ends a message about a wrong name: similar known names, else all if at most 20, else ""."""
     lowered = {candidate.lower(): candidate for candidate in known}
     matches = difflib.get_close_matches(name.lower(), list(lowered), n=3, cutoff=0.6)
     if matches:

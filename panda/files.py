@@ -34,15 +34,10 @@ T = TypeVar("T")
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 _SYNCS = 8  # files flushed at the same time
-_WINDOWS = os.name == "nt"
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a whole folder, if there is one.
-
-    Args:
-        path: The file or folder. A symbolic link is removed, never its target.
-    """
+    """Remove a file or a whole folder if it exists; of a symbolic link only the link."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -50,11 +45,7 @@ def remove(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or a folder with all its content, to the disk.
-
-    Args:
-        path: An existing file or folder.
-    """
+    """Flush a file, or a folder with all its content, to the disk."""
     if not path.is_dir():
         _sync_entry(path)
         return
@@ -69,9 +60,7 @@ def sync(path: Path) -> None:
 
 def _sync_entry(path: Path) -> None:
     """Flush one file, or the list of names in a folder, to the disk."""
-    if _WINDOWS and path.is_dir():
-        return  # Windows opens no folders and writes their names by itself
-    handle = os.open(path, os.O_RDWR if _WINDOWS else os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -81,9 +70,8 @@ def _sync_entry(path: Path) -> None:
 def replace(source: Path, target: Path) -> None:
     """Give a finished file or folder its final name, and remove the one that had this name before.
 
-    A file replaces a file in one step. A folder cannot replace a folder with content in one step. The old one is
-    moved aside first, and moved back if the second step fails. If the process is killed between the two steps,
-    the name is absent, never half-filled.
+    A file replaces a file in one step. An old folder is moved aside first, and moved back if the second step fails. If
+    the process is killed between the two steps, the name is absent, never half-filled.
 
     Args:
         source: The finished file or folder, already synced, in the same folder as `target`.
@@ -92,9 +80,9 @@ def replace(source: Path, target: Path) -> None:
     Raises:
         IsADirectoryError: If a file would replace a folder.
     """
-    if target.is_dir() and not target.is_symlink() and source.is_file():
-        raise IsADirectoryError(errno.EISDIR, "a folder has the name of a file to be written; move it", str(target))
     if target.is_dir() and not target.is_symlink():
+        if source.is_file():
+            raise IsADirectoryError(errno.EISDIR, "a folder has the name of a file to be written; move it", str(target))
         aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.old")
         os.rename(target, aside)
         try:
@@ -114,12 +102,7 @@ def partial_path(path: Path) -> Path:
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Remove what killed processes left unfinished in a folder.
-
-    Args:
-        folder: A folder in which no other process writes the files at this time.
-        name: Final name of the file or folder in the making; all by default.
-    """
+    """Remove the unfinished files of killed processes, of `name` or all; no other process may write them now."""
     own = glob.escape(name) if name != "*" else name
     for leftover in [*folder.glob(f".*.partial.{own}"), *folder.glob(f".{own}.*.old")]:
         remove(leftover)
@@ -127,19 +110,11 @@ def remove_leftovers(folder: Path, name: str = "*") -> None:
 
 @contextlib.contextmanager
 def whole_path(path: Path | str) -> Iterator[Path]:
-    """Lend a temporary name beside `path`, which becomes the final name if the block succeeds.
+    """Yield a temporary path beside `path`; the file or folder created there gets the final name at the end.
 
     The temporary name keeps the suffixes of `path`, because writers choose their format by them. Missing parent
     folders are made. If the block raises, the new content is removed and the old file stays.
-
-    Args:
-        path: The final name of a file or folder.
-
-    Yields:
-        The temporary path, at which the block creates a file or a folder.
-
-    Raises:
-        FileNotFoundError: If the block ended without an error but created nothing.
+    A block that creates nothing raises FileNotFoundError.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -157,16 +132,9 @@ def whole_path(path: Path | str) -> Iterator[Path]:
 def hold_lock(path: Path | str, *, wait: bool = True) -> Iterator[None]:
     """Hold a lock on a name against all other processes and threads that lock it here.
 
-    The lock is a hidden empty file beside `path`. The file stays, because two processes could hold the lock if one
-    removed it. The system frees the lock of a killed process. A forked child does not hold it.
-
-    Args:
-        path: A file or folder, which need not exist. Its missing parent folders are made.
-        wait: Wait until the present holder releases the lock.
-
-    Raises:
-        BlockingIOError: If another process or thread holds the lock and `wait` is False.
-        OSError: If the lock file cannot be written, or is a symbolic link.
+    The lock is a hidden empty file beside `path`, which need not exist. The file stays, because two processes could
+    hold the lock if one removed it. The system frees the lock of a killed process. A forked child does not hold it.
+    Missing parent folders are made. If `wait` is False and the lock is held, BlockingIOError is raised.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -191,39 +159,22 @@ def hold_lock(path: Path | str, *, wait: bool = True) -> Iterator[None]:
 
 
 def write_whole(path: Path | str, data: bytes | str) -> None:
-    """Write a small file whole or not at all.
-
-    Args:
-        path: The final name. Missing parent folders are made.
-        data: The content. Text is written as UTF-8 with its line ends unchanged.
-    """
+    """Write a small file whole or not at all; text as UTF-8 with its line ends unchanged."""
     with whole_path(path) as partial:
         partial.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
 
 
 def fingerprint(data: Mapping[str, Any]) -> str:
-    """Return a hash of plain values.
+    """Return the SHA-256 of plain values as canonical JSON (sorted keys, no spaces, UTF-8), 64 hexadecimal digits.
 
-    Args:
-        data: Values that JSON can hold, without NaN and infinity. The order of the keys does not matter.
-
-    Returns:
-        SHA-256 of the canonical JSON (sorted keys, no spaces, UTF-8), 64 hexadecimal digits.
-
-    Raises:
-        TypeError: If a value or key is not plain data.
-        ValueError: If a number is NaN or infinite.
+    Values that JSON cannot hold raise TypeError; NaN and infinity raise ValueError.
     """
     text = json.dumps(dict(data), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def identity(path: Path) -> dict[str, str | int]:
-    """Return what identifies a file without reading it: name, size in bytes and time of change.
-
-    Raises:
-        OSError: If the file is missing.
-    """
+    """Return name, size in bytes and time of change of a file, which identify it without reading it."""
     found = path.stat()
     return {"name": path.name, "bytes": found.st_size, "mtime_ns": found.st_mtime_ns}
 
@@ -234,7 +185,7 @@ def write_table(
     """Write rows as a CSV file, whole or not at all.
 
     Args:
-        path: The final name; missing parent folders are made.
+        path: The final name.
         rows: One a line, each a mapping or the values in the order of `columns`. None becomes an empty field.
         columns: The header. If None, every key of the rows, which are mappings, in the order they first occur.
 
@@ -255,14 +206,7 @@ def write_table(
 
 
 def read_output_table(path: Path) -> list[dict[str, str]]:
-    """Read a table that this package wrote.
-
-    Args:
-        path: A CSV file with a header; it may be missing.
-
-    Returns:
-        One mapping a row. No row if the file is missing or cannot be read as a table.
-    """
+    """Read a table that this package wrote; no row if the file is missing or cannot be read as a table."""
     try:
         with path.open(encoding="utf-8", errors="replace", newline="") as file:
             return [{str(k): v or "" for k, v in row.items() if k is not None} for row in csv.DictReader(file)]
@@ -273,10 +217,10 @@ def read_output_table(path: Path) -> list[dict[str, str]]:
 def read_user_table(
     path: Path, columns: Sequence[str], one_of: Sequence[str] = (), *, may_be_empty: bool = False
 ) -> list[tuple[int, dict[str, str]]]:
-    """Read a table that a user wrote, and refuse one that is broken.
+    """Read a CSV in UTF-8 that a user wrote, and refuse a broken one.
 
     Args:
-        path: A CSV file in UTF-8 with a header.
+        path: The table, with a header.
         columns: Columns that it must have.
         one_of: Columns of which it must have at least one.
         may_be_empty: Whether a table without rows is allowed.
@@ -322,11 +266,11 @@ def read_model(path: Path, kind: TypeAdapter[T], remedy: str) -> T:
     Args:
         path: The file.
         kind: Type of its content.
-        remedy: What to do about a file that does not fit, the end of the message.
+        remedy: The remedy for a file that does not fit, which ends the message.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        PandaError: If the content does not fit; names the file, the first three keys with their values, and the remedy.
+        PandaError: If the content does not fit; names the first three keys with their values.
     """
     try:
         return kind.validate_json(path.read_bytes(), strict=True)

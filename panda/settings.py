@@ -1,4 +1,4 @@
-"""Settings objects: what a node of the configuration may hold, checked in one place with all faults at once."""
+"""Settings objects: the values that a node of the configuration may hold, with all faults reported at once."""
 
 from __future__ import annotations
 
@@ -27,14 +27,7 @@ REFUSED = object()
 
 _Part = TypeVar("_Part", bound="Settings")
 _Rule = TypeVar("_Rule", bound=Callable[[Any], Iterator[str]])
-_BOUNDS = {
-    "range": "from",
-    "ge": "at least",
-    "gt": "above",
-    "le": "at most",
-    "lt": "below",
-    "multiple_of": "a multiple of",
-}
+_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "multiple_of": "a multiple of"}
 _KINDS = {
     "int": "a whole number",
     "float": "a number",
@@ -47,14 +40,13 @@ _KINDS = {
 
 
 class _FaultyField(AttributeError):
-    """A rule reads a field whose own value is refused."""
+    """A rule reads a field whose value is refused."""
 
 
 def rule(check: _Rule) -> _Rule:
-    """Mark a method of a `Settings` class as a rule between fields.
+    """Mark a method of a `Settings` class, which yields one sentence per fault, as a rule between fields.
 
-    Args:
-        check: Yields one sentence per fault. A rule that reads a refused field is skipped.
+    A rule that reads a refused field is skipped.
     """
     setattr(check, "is_rule", True)  # noqa: B010  (mypy knows no attributes of functions)
     return check
@@ -63,13 +55,11 @@ def rule(check: _Rule) -> _Rule:
 class Settings(BaseModel):
     """The values of one node of the configuration, immutable.
 
-    A text is never taken for a number. The description of a field, if there is one, ends the message about its value.
-
-    Attributes:
-        node: Key of the node, which begins the keys in messages.
+    A text is never taken for a number. `node` begins the keys in messages. The description of a field, if there is
+    one, ends the message about its value.
 
     Raises:
-        ConfigError: All faults of the fields and of the rules between them.
+        ConfigError: With all faults of the fields and of the rules between them.
     """
 
     model_config = ConfigDict(
@@ -85,7 +75,7 @@ class Settings(BaseModel):
         except ValidationError as error:
             details = error.errors(include_url=False)
             faults = [self._describe(detail) for detail in details if detail["input"] is not REFUSED]
-            checked = self._without({str(detail["loc"][0]) for detail in details}, values)
+            checked = self._leave_out({str(detail["loc"][0]) for detail in details}, values)
         for check in (part for base in type(self).__mro__ for part in vars(base).values()):
             if getattr(check, "is_rule", False):
                 with suppress(_FaultyField):
@@ -95,7 +85,7 @@ class Settings(BaseModel):
 
     def setting(self, name: str) -> str:
         """Return a field as it is typed on a command line, `data.stride=64`."""
-        return f"{self.node}.{name}={shown(getattr(self, name))}"
+        return f"{self.node}.{name}={format_value(getattr(self, name))}"
 
     def part(self, kind: type[_Part]) -> _Part:
         """Return the fields that a base class has, as an object of that class."""
@@ -110,13 +100,13 @@ class Settings(BaseModel):
             return f"{key} is not given: write {key}=… on the command line"
         field = cls.model_fields.get(name)
         if field is None:
-            return f"{key}={shown(error['input'])}: there is no such key{suggest(name, cls.model_fields)}"
+            return f"{key}={format_value(error['input'])}: there is no such key{suggest(name, cls.model_fields)}"
         remedy = f": {field.description}" if field.description else ""
-        return f"{key}={shown(error['input'])} must be {_expected(field, error)}{remedy}"
+        return f"{key}={format_value(error['input'])} must be {_describe_expected(field, error)}{remedy}"
 
     @classmethod
-    def _without(cls, faulty: set[str], values: dict[str, Any]) -> Settings:
-        """Return an object without the refused fields, for rules alone: to read one of them raises."""
+    def _leave_out(cls, faulty: set[str], values: dict[str, Any]) -> Settings:
+        """Return an object for the rules, in which reading a refused field raises `_FaultyField`."""
         partial = cls.__new__(cls)
         valid = {}
         for name, field in cls.model_fields.items():
@@ -131,18 +121,18 @@ class Settings(BaseModel):
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            """Refuse to read a field that `_without` left out."""
+            """Refuse to read a field that `_leave_out` left out."""
             if name in type(self).model_fields:
                 raise _FaultyField(name)
             return super().__getattr__(name)
 
 
-def shown(value: Any) -> str:
-    """Return a value as YAML has it; a text that looks like a number keeps its quotes."""
+def format_value(value: Any) -> str:
+    """Return a value as YAML writes it; a text that looks like a number keeps its quotes."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     if isinstance(value, list | tuple):
-        return f"[{','.join(map(shown, value))}]"
+        return f"[{','.join(map(format_value, value))}]"
     if isinstance(value, str):
         with suppress(ValueError):
             float(value or 0)
@@ -150,8 +140,8 @@ def shown(value: Any) -> str:
     return str(value)
 
 
-def _expected(field: FieldInfo, error: ErrorDetails) -> str:
-    """Return what a field takes, as the end of "must be"."""
+def _describe_expected(field: FieldInfo, error: ErrorDetails) -> str:
+    """Return the values that a field takes, as the end of "must be …"."""
     kind, limits = error["type"], error.get("ctx", {})
     null = " or null" if NoneType in get_args(field.annotation) else ""
     if kind == "literal_error":
@@ -159,7 +149,6 @@ def _expected(field: FieldInfo, error: ErrorDetails) -> str:
     if (words := _KINDS.get(kind.partition("_")[0])) is not None:
         return words + null
     limits = {key: getattr(part, key) for part in field.metadata for key in _BOUNDS if hasattr(part, key)} or limits
-    if {"ge", "le"} <= limits.keys():
-        limits = {"range": f"{limits.pop('ge')} to {limits.pop('le')}"} | limits
-    bounds = [f"{words} {limits[key]}" for key, words in _BOUNDS.items() if key in limits]
+    bounds = [f"from {limits.pop('ge')} to {limits.pop('le')}"] if {"ge", "le"} <= limits.keys() else []
+    bounds += [f"{words} {limits[key]}" for key, words in _BOUNDS.items() if key in limits]
     return " and ".join(bounds) + null if bounds else error["msg"].removeprefix("Input should be ")

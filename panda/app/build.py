@@ -34,7 +34,7 @@ class Faults:
         try:
             yield
         except OptionError as error:
-            self.add(*error.under(key).faults)
+            self.add(*error.prefix_node(key).faults)
         except ConfigError as error:
             self.add(*error.faults)
 

@@ -20,7 +20,7 @@ from panda.app.overrides import is_typed
 from panda.app.registry import find_class, find_undeclared, slots_of
 from panda.app.value_checks import value_faults
 from panda.errors import ConfigError, suggest
-from panda.settings import REFUSED, Settings, shown
+from panda.settings import REFUSED, Settings, format_value
 
 KEYS = {
     "train": {
@@ -217,7 +217,7 @@ def _check_type(key: str, value: Any, hint: Any, faults: Faults) -> None:
         adapter.validate_python(value, strict=isinstance(value, str) and _kinds(hint) <= {int, float, bool, NoneType})
     except ValidationError as error:
         wanted = "; ".join(dict.fromkeys(e["msg"].lower() for e in error.errors()))
-        faults.add(f"{key}={shown(value)} is of the wrong kind: {wanted}")
+        faults.add(f"{key}={format_value(value)} is of the wrong kind: {wanted}")
 
 
 def _kinds(hint: Any) -> set[Any]:
