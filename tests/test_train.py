@@ -23,16 +23,15 @@ from torch.utils.data import DataLoader, TensorDataset
 from panda.app.callbacks import Clock
 from panda.app.grading import GradingExperiment, GradingSettings
 from panda.app.guidance import leak_notes
+from panda.app.operating_point import freeze_threshold
 from panda.app.resume import load_resumed_config
 from panda.app.run import Run
-from panda.app.segmentation import SegmentationExperiment
 from panda.app.train import find_objective
 from panda.app.trainer import build_trainer
 from panda.data.bagset import BagItem
 from panda.data.loaders import Draw, make_ordered_loader, make_train_loader, resolve_draw
 from panda.data.manifest import SlideRecord
 from panda.data.patchset import PatchSet
-from panda.data.settings import SelectionSettings
 from panda.errors import CheckpointError, ConfigError, PandaError, SlideError
 from panda.inference.grade import Grade
 from panda.models.losses import BCELoss
@@ -399,16 +398,15 @@ def test_a_validation_slide_that_fails_leaves_no_canvas(tmp_path: Path, monkeypa
         path.mkdir(parents=True)
         raise SlideError("cannot be read")
 
-    experiment: Any = object.__new__(SegmentationExperiment)
-    experiment.data = SimpleNamespace(settings=SelectionSettings())
-    experiment._open = lambda *_: nullcontext()
-    monkeypatch.setattr("panda.app.segmentation.open_label", lambda *_: nullcontext())
-    monkeypatch.setattr("panda.app.segmentation.find_tissue", lambda _: None)
-    monkeypatch.setattr("panda.app.segmentation.score_fingerprint", lambda *_: "")
+    data: Any = SimpleNamespace(split="holdout", slide_options=SimpleNamespace(open=lambda _: nullcontext()))
+    monkeypatch.setattr("panda.app.operating_point.open_label", lambda *_: nullcontext())
+    monkeypatch.setattr("panda.app.operating_point.find_tissue", lambda _: None)
+    monkeypatch.setattr("panda.app.operating_point.score_fingerprint", lambda *_: "")
     run: Any = SimpleNamespace(folder=tmp_path, failures=[])
-    predictor = SimpleNamespace(predict=predict, threshold=None, metadata=SimpleNamespace(label_maps={}))
+    record: Any = SimpleNamespace(slide_id="a", image_path=tmp_path)
+    predictor: Any = SimpleNamespace(predict=predict, threshold=None, metadata=SimpleNamespace(label_maps={}))
     with pytest.raises(PandaError, match="no validation slide could be scored: cannot be read"):
-        experiment._freeze_threshold(run, predictor, [SimpleNamespace(slide_id="a")])
+        freeze_threshold(run, data, predictor, [record])
     assert [failure.slide_id for failure in run.failures] == ["a"]
     assert not list(tmp_path.iterdir())
 

@@ -1,45 +1,139 @@
-"""What a segmentation run chooses on its validation slides, and how it is told."""
+"""The operating point of a segmentation run: threshold and temperature, chosen on its validation slides."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
+from tqdm import tqdm
 
-from panda.inference.evaluate import SlideScore, histograms
-from panda.report.curves import write_calibration
-from panda.tasks.calibration import RELIABILITY_BINS, Calibration, Temperature, calibration_scores
+from panda.app.run import Run
+from panda.app.training_reuse import SCORES
+from panda.data.datamodule import DataSettings
+from panda.data.manifest import SlideRecord
+from panda.errors import PandaError
+from panda.files import remove, write_table
+from panda.inference.evaluate import SlideScore, histograms, open_label, score_canvas
+from panda.inference.predictor import SegmentationPredictor
+from panda.inference.score_store import read_scores, score_fingerprint, write_scores
+from panda.inference.slide_loop import run_over_slides, tile_progress
+from panda.report.curves import write_calibration, write_threshold_curve
+from panda.tasks.calibration import RELIABILITY_BINS, Calibration, Temperature, calibration_scores, fit_temperature
+from panda.tasks.checkpoint import update_metadata
+from panda.tasks.metadata import SegmentationMetadata
 from panda.tasks.metrics import pooled
 from panda.tasks.threshold import ThresholdChoice, search_threshold
+from panda.wsi.tissue import find_tissue
 
 CHOICE_KEYS = ("criterion", "cost_ratio", "threshold_per_provider")
-"""Keys that say how the threshold is chosen."""
-VALIDATION = "{} validation slides, blended canvases, tissue only"
-"""What is chosen on, in words."""
+"""Keys by which the threshold is chosen."""
 
 
-def providers_of(scores: Sequence[SlideScore]) -> dict[str, str]:
-    """Slide id to provider."""
-    return {score.record.slide_id: score.record.provider for score in scores}
+def freeze_threshold(
+    run: Run, data: DataSettings, predictor: SegmentationPredictor, val: Sequence[SlideRecord]
+) -> tuple[ThresholdChoice, Temperature | None, list[SlideScore]]:
+    """Choose threshold and temperature on validation and write them into the best checkpoint.
+
+    Validation slides are mapped as in inference and scored on their blended canvases. If the patches of one slide
+    were split, there is no validation slide: the threshold found on the best epoch's validation patches stays.
+
+    Args:
+        run: The run, which takes the failures.
+        data: Settings of the data.
+        predictor: Network of the best checkpoint.
+        val: Slides of the validation split.
+
+    Returns:
+        The threshold, the temperature if there are validation slides, and the scores of these slides.
+
+    Raises:
+        PandaError: If no validation slide can be scored.
+    """
+    scores = [] if data.split == "patches" else _score_validation(run, data, predictor, val)
+    chosen_on = f"{len(scores)} validation slides, blended canvases, tissue only"
+    choice = predictor.threshold
+    if run.cfg.threshold != "auto":
+        choice = ThresholdChoice.given(float(run.cfg.threshold))
+    elif scores:
+        choice = _choose_threshold(run.cfg, scores, chosen_on)
+    temperature = None
+    if scores:
+        rows = [asdict(score.metrics(choice.value_for(score.record.provider))) for score in scores]
+        write_table(run.folder / "val_slides.csv", rows)
+        write_threshold_curve(
+            histograms(scores),
+            choice,
+            run.folder / "threshold_curve.csv",
+            run.folder / "threshold_curve.png",
+            _providers_by_slide(scores),
+        )
+        temperature = fit_temperature(pooled(histograms(scores)), chosen_on, choice.date)
+    update_metadata(
+        run.best,
+        SegmentationMetadata,
+        threshold=choice,
+        precision=predictor.settings.precision,
+        tta=predictor.settings.tta,
+        calibration=temperature,
+    )
+    return choice, temperature, scores
 
 
-def choose_threshold(cfg: DictConfig, scores: Sequence[SlideScore], chosen_on: str) -> ThresholdChoice:
-    """Search as `criterion`, `cost_ratio`, `threshold_per_provider` and `seed` of a checked configuration say."""
+def _score_validation(
+    run: Run, data: DataSettings, predictor: SegmentationPredictor, val: Sequence[SlideRecord]
+) -> list[SlideScore]:
+    """Map and score the validation slides. Scores that another job of the sweep stored are read instead."""
+    canvases = run.folder / "validation"
+    stored, scored = read_scores(run.folder / SCORES), dict[str, SlideScore]()
+
+    def score(record: SlideRecord, bar: tqdm[Any]) -> SlideScore:
+        try:
+            with (
+                data.slide_options.open(record.image_path) as slide,
+                open_label(record, slide, predictor.metadata.label_maps) as mask,
+            ):
+                key = score_fingerprint(predictor, slide, record)
+                if key in stored:
+                    scored[key] = SlideScore(record, *stored[key])
+                    return scored[key]
+                tissue = find_tissue(slide)
+                canvas = predictor.predict(slide, tissue, canvases / f"{record.slide_id}.zarr", tile_progress(bar))
+                scored[key] = score_canvas(canvas, slide, mask, tissue, record)
+                return scored[key]
+        finally:
+            remove(canvases)  # the canvases of a large split would fill the disk
+
+    outcome = run_over_slides(val, lambda record: record.slide_id, "validation", score)
+    run.failures.extend(outcome.failures)
+    if not outcome.results:
+        raise PandaError(f"no validation slide could be scored: {run.failures[-1].message}")
+    write_scores(run.folder / SCORES, scored)
+    return outcome.results
+
+
+def _choose_threshold(cfg: DictConfig, scores: Sequence[SlideScore], chosen_on: str) -> ThresholdChoice:
+    """Search the threshold by the keys of the configuration."""
     return search_threshold(
         histograms(scores),
         cfg.criterion,
         chosen_on,
         cost_ratio=cfg.cost_ratio,
         groups={score.record.slide_id: score.record.group for score in scores},
-        providers=providers_of(scores) if cfg.threshold_per_provider else None,
+        providers=_providers_by_slide(scores) if cfg.threshold_per_provider else None,
         seed=cfg.seed,
     )
 
 
-def unknown_providers(choice: ThresholdChoice, scores: Sequence[SlideScore]) -> list[str]:
-    """Says which providers were scored at the threshold of all, for want of validation slides of their own."""
-    unknown = sorted(set(providers_of(scores).values()) - set(choice.by_provider)) if choice.by_provider else []
+def _providers_by_slide(scores: Sequence[SlideScore]) -> dict[str, str]:
+    return {score.record.slide_id: score.record.provider for score in scores}
+
+
+def note_unknown_providers(choice: ThresholdChoice, scores: Sequence[SlideScore]) -> list[str]:
+    """Return a note for each provider without a threshold of its own, because it has no validation slides."""
+    unknown = sorted(set(_providers_by_slide(scores).values()) - set(choice.by_provider)) if choice.by_provider else []
     return [
         f"No validation slide is of {provider}: its slides were scored at the threshold of all providers."
         for provider in unknown

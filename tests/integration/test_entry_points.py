@@ -262,13 +262,13 @@ def test_a_grader_trains_on_guided_tiles_and_grades(home: Path, trained: Path) -
     assert "isup_predicted" in table(home / "out/graded/quantification.csv")[0]
 
 
-def test_one_slide_says_that_it_does_not_generalise(home: Path, trained: Path) -> None:
+def test_one_slide_says_that_it_does_not_generalize(home: Path, trained: Path) -> None:
     done = run_door("train", home, *TINY, "data=one_slide", "name=one", "logger=csv")
     assert done.returncode == 0, done.stderr[-3000:]
     summary = json.loads((home / "runs/segmentation/one/summary.json").read_text())
     assert "test" not in summary
     assert parse_summary(summary)[1] == []
-    assert any("generalise" in note for note in summary["notes"])
+    assert any("generalizes" in note for note in summary["notes"])
     assert not (home / "runs/segmentation/one/wandb").exists()
     assert len(table(home / "runs/segmentation/one/slides.csv")) == 1
     assert not (home / "runs/segmentation/one/test_slides.csv").exists()

@@ -1,0 +1,114 @@
+"""Map and score the slides that a segmentation run shows: maps, pages, panels and a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from panda.app.dashboard import log_rows, log_slides
+from panda.app.run import Run
+from panda.app.tracking import wandb_of
+from panda.data.datamodule import DataSettings
+from panda.data.manifest import SlideRecord
+from panda.files import write_table
+from panda.inference.evaluate import SlideScore, open_label
+from panda.inference.panel_patches import PanelRow, select_panel_rows
+from panda.inference.predictor import SegmentationPredictor
+from panda.inference.quantify import QuantifySettings
+from panda.inference.slide_loop import run_over_slides, tile_progress
+from panda.inference.slide_mapper import SlideMapper
+from panda.report.panels import draw_panels
+from panda.report.slide_page import write_slide_page
+from panda.tasks.threshold import ThresholdChoice
+from panda.wsi.tissue import find_tissue
+
+QUANTIFIED = {"tumor_percent_of_tissue", "tumor_mm2", "tissue_mm2", "num_regions"}
+"""Columns of the table of slides that come from the quantification."""
+
+
+def map_slides(
+    run: Run,
+    data: DataSettings,
+    predictor: SegmentationPredictor,
+    choice: ThresholdChoice,
+    records: Sequence[SlideRecord],
+    *,
+    quantify: QuantifySettings,
+    panel_rows: int,
+    table_path: Path,
+) -> list[SlideScore]:
+    """Map and score slides at the frozen threshold, and write their pages, panels and table.
+
+    Args:
+        run: The run, which takes the failures.
+        data: Settings of the data.
+        predictor: The trained network.
+        choice: The frozen threshold.
+        records: The slides, each with a mask.
+        quantify: Settings of the clean-up.
+        panel_rows: Rows of all panels together.
+        table_path: Path of the table of slides.
+
+    Returns:
+        Scores of the slides that did not fail.
+    """
+    mappers = {
+        threshold: SlideMapper(
+            predictor, threshold, quantify, slide_options=data.slide_options, colour_map=run.cfg.colour_map
+        )
+        for threshold in {choice.value_for(record.provider) for record in records}
+    }
+    per_slide = -(-panel_rows // max(1, len(records)))
+    panels: dict[float, list[PanelRow]] = {threshold: [] for threshold in mappers}
+    table: list[dict[str, Any]] = []
+
+    def work(record: SlideRecord, bar: tqdm[Any]) -> SlideScore:
+        folder = run.folder / "slides" / record.slide_id
+        threshold = choice.value_for(record.provider)
+        with (
+            data.slide_options.open(record.image_path) as slide,
+            open_label(record, slide, predictor.metadata.label_maps) as mask,
+        ):
+            tissue = find_tissue(slide)
+            mapped = mappers[threshold].map(
+                slide, tissue, folder, folder / "canvas.zarr", tile_progress(bar), labelled=(record, mask)
+            )
+            assert mapped.score is not None  # segmentation leaves out slides without a mask
+            panels[threshold].extend(
+                select_panel_rows(
+                    record,
+                    slide,
+                    mask,
+                    tissue,
+                    mapped.canvas,
+                    patch_size=data.patch_size,
+                    count=min(per_slide, panel_rows - sum(map(len, panels.values()))),
+                )
+            )
+        write_slide_page(folder)
+        table.append(asdict(mapped.score.metrics(threshold)) | mapped.result.model_dump(include=QUANTIFIED))
+        return mapped.score
+
+    outcome = run_over_slides(records, lambda record: record.slide_id, "slides", work)
+    run.failures.extend(outcome.failures)
+    _draw_panels(run, panels)
+    if table:
+        write_table(table_path, table)
+        if (logger := wandb_of(run.trainer.loggers)) is not None:
+            log_slides(logger, table_path.stem, table, run.folder / "slides")
+    return outcome.results
+
+
+def _draw_panels(run: Run, panels: dict[float, list[PanelRow]]) -> None:
+    """Draw one picture for each threshold, and log it."""
+    logger = wandb_of(run.trainer.loggers)
+    for threshold, rows in panels.items():
+        if rows:
+            at = "" if len(panels) == 1 else f"_at_{threshold:.3f}"
+            path = draw_panels(rows, threshold, run.folder / "panels" / f"patches{at}.png")
+            if logger is not None:
+                log_rows(logger, f"panels{at}", path, rows, threshold)
