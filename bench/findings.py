@@ -116,7 +116,7 @@ def pens(folder: Path) -> None:
 def _ink(drawing: Drawing, folder: Path) -> bool:
     with Slide.open(write(drawing, folder)) as slide:
         seen = survey(slide)
-        return bool(seen.picture.pen(seen.overview).any())
+        return bool(seen.picture.find_pen(seen.overview).any())
 
 
 def _shown(rgb: Codes) -> Callable[[int, int, int, int], tuple[Codes, Codes]]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from panda.wsi import components as module
-from panda.wsi.components import MaskComponents, around, keep_large, stripes
+from panda.wsi.components import MaskComponents, add_halo, keep_large, stripes
 
 
 def spiral(side: int) -> NDArray[np.bool_]:
@@ -71,7 +71,7 @@ def test_stripes_tile_the_picture(height: int, rows: int, halo: int) -> None:
     lines = np.arange(height)
     seen = []
     for own, wide, within in stripes(height, rows, halo):
-        assert (wide, within) == around(own, height, halo)
+        assert (wide, within) == add_halo(own, height, halo)
         assert (lines[wide][within] == lines[own]).all()
         assert (lines[wide][0], lines[wide][-1]) == (
             max(own.start - halo, 0),

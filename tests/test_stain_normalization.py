@@ -27,7 +27,7 @@ from panda.inference.predictor import SegmentationPredictor
 from panda.synthetic.dataset import SyntheticSpec, draw_dataset
 from panda.synthetic.painter import STYLES
 from panda.wsi.slide import Slide
-from panda.wsi.stain_normalization import REFERENCE, StainProfile, find_stain, normalized, stain_of, told_stain
+from panda.wsi.stain_normalization import REFERENCE, StainProfile, estimate_stain, find_stain, normalize_stain
 from panda.wsi.tissue import find_tissue
 from tests.checkpoints import segmentation_checkpoint
 
@@ -52,14 +52,14 @@ def stained(haematoxylin: ArrayLike, eosin: ArrayLike, glass: ArrayLike) -> NDAr
 def laboratory(provider: str) -> tuple[NDArray[np.uint8], StainProfile]:
     style = STYLES[provider]
     picture = stained(style.haema, style.eosin, style.glass)
-    profile = stain_of(picture, tuple(map(float, style.glass)))  # type: ignore[arg-type]
+    profile = estimate_stain(picture, tuple(map(float, style.glass)))  # type: ignore[arg-type]
     assert profile is not None
     return picture, profile
 
 
 def test_two_laboratories_come_to_look_alike_and_keep_their_structure() -> None:
     pictures = [laboratory(provider) for provider in STYLES]
-    made = [normalized(*pair).astype(int) for pair in pictures]
+    made = [normalize_stain(*pair).astype(int) for pair in pictures]
     before = np.abs(pictures[0][0].astype(int) - pictures[1][0].astype(int))[:, :96].mean()
     assert before > 10
     assert np.abs(made[0] - made[1])[:, :96].mean() < before / 3
@@ -74,16 +74,16 @@ def test_what_has_the_references_colours_stays() -> None:
     picture = stained(2.0 * np.array(REFERENCE.haematoxylin), 1.1 * np.array(REFERENCE.eosin), WHITE)
     ink = np.full((8, 8, 3), (20, 60, 160), np.uint8)
     for image in (picture, ink, np.zeros_like(ink)):
-        assert np.abs(normalized(image, REFERENCE).astype(int) - image).max() <= 1
-    own = stain_of(picture, WHITE)
+        assert np.abs(normalize_stain(image, REFERENCE).astype(int) - image).max() <= 1
+    own = estimate_stain(picture, WHITE)
     assert own is not None
-    assert np.abs(normalized(picture, own, own).astype(int) - picture).max() <= 1
-    assert np.abs(normalized(picture, own).astype(int) - picture).mean() < 6
+    assert np.abs(normalize_stain(picture, own, own).astype(int) - picture).max() <= 1
+    assert np.abs(normalize_stain(picture, own).astype(int) - picture).mean() < 6
 
 
 def test_a_stain_is_told_again_after_json() -> None:
     _, profile = laboratory("radboud")
-    assert StainProfile.from_plain(json.loads(json.dumps(profile.plain()))) == profile
+    assert StainProfile.from_dict(json.loads(json.dumps(profile.to_dict()))) == profile
     haematoxylin, eosin = np.array(STYLES["radboud"].haema), np.array(STYLES["radboud"].eosin)
     for found, true in ((profile.haematoxylin, haematoxylin), (profile.eosin, eosin)):
         assert np.array(found) @ true / np.linalg.norm(true) > math.cos(math.radians(3))
@@ -95,9 +95,9 @@ def test_a_picture_of_one_colour_has_no_two_stains(colour: tuple[int, int, int])
     noise = np.random.default_rng(0).integers(-2, 3, flat.shape)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert stain_of(flat, WHITE) is None
+        assert estimate_stain(flat, WHITE) is None
         if max(colour) < 240:
-            assert stain_of(np.clip(flat + noise, 0, 255).astype(np.uint8), WHITE) is None
+            assert estimate_stain(np.clip(flat + noise, 0, 255).astype(np.uint8), WHITE) is None
 
 
 @pytest.fixture(scope="module")
@@ -133,9 +133,10 @@ def test_real_pixels_of_neighbours_are_told_alike(drawn: Path) -> None:
         assert profile is not None
         assert profile == find_stain(slide, find_tissue(slide))
         view = slide.choose_resolution(level=1)
-        whole = normalized(slide.read(view, (0, 0), view.size), profile)
+        whole = normalize_stain(slide.read(view, (0, 0), view.size), profile)
         halves = [
-            normalized(slide.read(view, (x, 0), (64, view.height)), profile) for x in (0, round(64 * view.downsample))
+            normalize_stain(slide.read(view, (x, 0), (64, view.height)), profile)
+            for x in (0, round(64 * view.downsample))
         ]
         assert np.array_equal(np.concatenate(halves, axis=1), whole[:, :128])
 
@@ -185,7 +186,7 @@ def test_training_and_inference_see_the_same_pixels(
 def test_a_bag_and_its_grader_see_the_same_pixels(drawn: Path) -> None:
     record = module_of(drawn).records()[0]
     with Slide.open(record.image_path) as slide:
-        profile = told_stain(slide, find_tissue(slide))
+        profile = find_stain(slide, find_tissue(slide))
         coords = np.array([[800, 600], [1000, 700]])
         bag = read_bag(slide, coords, slide.choose_resolution(level=1), 32, profile)
         raw = read_bag(slide, coords, slide.choose_resolution(level=1), 32)
@@ -205,7 +206,7 @@ def test_stains_are_found_once_and_again_where_the_slide_is_another(
     def told(slide: Slide, tissue: object) -> None:
         looked.append(slide.slide_id)
 
-    monkeypatch.setattr("panda.data.stain_estimates.told_stain", told)
+    monkeypatch.setattr("panda.data.stain_estimates.find_stain", told)
     module_of(drawn)
     assert not looked
     files[0].write_text("{")
@@ -226,7 +227,7 @@ def test_a_slide_that_cannot_be_read_any_more_fails(drawn: Path, monkeypatch: py
     def unreadable(slide: Slide, tissue: object) -> None:
         raise OSError("a bad block")
 
-    monkeypatch.setattr("panda.data.stain_estimates.told_stain", unreadable)
+    monkeypatch.setattr("panda.data.stain_estimates.find_stain", unreadable)
     again = module_of(drawn)
     assert [(failure.slide_id, failure.stage, failure.message) for failure in again.failures] == [
         (gone, "stain", "a bad block")
@@ -243,8 +244,8 @@ def test_a_slide_without_two_stains_is_told_and_stays(
     image[100:400, 100:600] = (215, 120, 180)
     monkeypatch.setattr(logging.getLogger("panda"), "propagate", True)
     with Slide.open(write_pyramid(tmp_path / "one.tiff", image, mpp=2.0)) as slide:
-        assert told_stain(slide, find_tissue(slide)) is None
-    assert "colours are not normalised" in caplog.text
+        assert find_stain(slide, find_tissue(slide)) is None
+    assert "colours are not normalized" in caplog.text
 
 
 def test_an_unknown_way_to_normalise() -> None:

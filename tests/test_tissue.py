@@ -86,7 +86,7 @@ def test_ink_beside_tissue_takes_nothing_from_it(name: str) -> None:
 def test_marks_of_a_pen_are_told_from_all_else(name: str) -> None:
     drawn = {**TISSUE, **NO_TISSUE}[name]((1536, 1024)).rgb
     small = np.asarray(cv2.resize(drawn, (384, 256), interpolation=cv2.INTER_AREA), np.uint8)
-    assert Picture(small, 8.0).pen(small).any() == ("pen" in name)
+    assert Picture(small, 8.0).find_pen(small).any() == ("pen" in name)
 
 
 def test_a_tint_of_the_glass_is_taken_off() -> None:
@@ -145,10 +145,10 @@ def test_what_is_found_does_not_depend_on_the_stripes(crowded: NDArray[np.uint8]
     at_once = Picture(crowded, um, crowded.size)
     striped = Picture(crowded, um, rows * crowded.shape[1])
     for search in (STRICT, LOOSE):
-        candidates, tissue = at_once.candidates(search), at_once.tissue(search)
+        candidates, tissue = at_once.find_candidates(search), at_once.find_tissue(search)
         assert 0.01 < tissue.mean() < candidates.mean() < 0.9
-        assert (striped.candidates(search) == candidates).all()
-        assert (striped.tissue(search) == tissue).all()
+        assert (striped.find_candidates(search) == candidates).all()
+        assert (striped.find_tissue(search) == tissue).all()
     grey = np.repeat(crowded[..., 1:2], 3, axis=2)
     assert Picture(grey, um, rows * grey.shape[1]).has_structure(grey)
     assert not striped.has_structure(np.full_like(grey, 240))
@@ -243,8 +243,8 @@ def test_jpeg_noise_is_neither_tissue_nor_structure(level: int, quality: int) ->
     _, coded = cv2.imencode(".jpg", np.clip(noise, 0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, quality])
     image = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), np.uint8)
     picture = Picture(image, 8.0)
-    assert not picture.tissue(STRICT).any()
-    assert not picture.tissue(LOOSE).any()
+    assert not picture.find_tissue(STRICT).any()
+    assert not picture.find_tissue(LOOSE).any()
     assert not picture.has_structure(image)
 
 

@@ -45,7 +45,7 @@ from panda.tasks.grading import CLASSES, GradingTask, target_class
 from panda.tasks.metadata import GradingMetadata, Target, TrainedResolution
 from panda.tasks.optim import Optim
 from panda.wsi.slide import Slide
-from panda.wsi.stain_normalization import told_stain
+from panda.wsi.stain_normalization import find_stain
 from panda.wsi.tissue import find_tissue
 
 log = logging.getLogger(__name__)
@@ -243,7 +243,7 @@ class GradingExperiment:
                 coords = select_tiles(slide, view, tissue, canvas, self.tiles.selection, tile_size=size)
             if view.mean_mpp:
                 mpps.append(view.mean_mpp)
-            stain = told_stain(slide, tissue) if self.data.settings.normalize else None
+            stain = find_stain(slide, tissue) if self.data.settings.normalize else None
             features = cache.encode(slide, coords, view, self.tiles.tile_size, stain) if cache else None
             return BagItem(record, coords, stain, features)
 

@@ -114,7 +114,7 @@ class SlideInspector:
         self.survey = view = survey(slide)
         self.thumbnail = _make_thumbnail(view.overview)
         area = view.resolution.pixel_area_um2
-        ink = view.picture.pen(view.overview)
+        ink = view.picture.find_pen(view.overview)
         self.inspection = replace(self.inspection, pen_fraction=float(ink.mean()))
         if ink.any():
             ink_area = "" if area is None else f", {float(ink.sum()) * area / 1e6:.2f} mm²"

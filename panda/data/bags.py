@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from panda.errors import ManifestError
 from panda.wsi.geometry import Resolution
 from panda.wsi.slide import Slide
-from panda.wsi.stain_normalization import StainProfile, normalized
+from panda.wsi.stain_normalization import StainProfile, normalize_stain
 
 
 def read_bag(
@@ -44,7 +44,7 @@ def read_tiles(
 ) -> list[NDArray[np.uint8]]:
     """Read the tiles of a bag as a list of (h, w, 3) uint8, see `read_bag`."""
     tiles = [slide.read(resolution, (x, y), (tile_size, tile_size)) for x, y in coords.tolist()]
-    return tiles if stain is None else [normalized(tile, stain) for tile in tiles]
+    return tiles if stain is None else [normalize_stain(tile, stain) for tile in tiles]
 
 
 def to_planes(tile: NDArray[np.uint8]) -> NDArray[np.float32]:

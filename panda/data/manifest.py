@@ -14,7 +14,7 @@ from typing import Literal
 
 from panda.errors import ManifestError, MaskError, SlideError
 from panda.files import read_user_table
-from panda.wsi.label_maps import LabelMap, known_label_maps, tumor_bool_from_gray, unknown_provider
+from panda.wsi.label_maps import LabelMap, known_label_maps, tumor_bool_from_gray
 from panda.wsi.label_mask import LabelMask
 from panda.wsi.slide import Slide
 
@@ -230,7 +230,7 @@ def check_row(row: Mapping[str, str], providers: Collection[str] = ()) -> list[t
         faults.append(("bad_id", f"image_id {slide_id!r} is a reserved name in patch stores; rename the slide"))
     known = {*known_label_maps(), *providers}
     if provider not in known:
-        faults.append(("unknown_provider", f"data_provider {unknown_provider(provider, known)}"))
+        faults.append(("unknown_provider", f"data_provider {describe_unknown_provider(provider, known)}"))
     if grade not in {str(known) for known in GRADES}:
         faults.append(("bad_grade", f"isup_grade {grade!r} is not an integer 0..5"))
     return faults

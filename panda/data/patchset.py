@@ -15,7 +15,7 @@ from panda.data.loaders import Draw, resolve_draw
 from panda.data.patch_manifests import PatchRow, PatchTable
 from panda.data.pixel_stores import PatchLocation
 from panda.data.stain_estimates import Stains
-from panda.wsi.stain_normalization import normalized
+from panda.wsi.stain_normalization import normalize_stain
 
 _VALUES = np.array([0, 1, -1], np.float32)  # in a mask tensor, by target: other, cancer, ignored
 
@@ -69,7 +69,7 @@ class PatchSet(Dataset[tuple[Tensor, Tensor]]):
         row = self.rows[number]
         image, target = self.pixels.read(self.locate(row))
         if self.stains and (stain := self.stains[row.slide_id]):
-            image = normalized(image, stain)
+            image = normalize_stain(image, stain)
         if self.transform is not None:
             image, target = self.transform(image, target, seed)
         return torch.from_numpy(to_planes(image)), torch.from_numpy(_VALUES[target])[None]

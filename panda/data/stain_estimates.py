@@ -17,7 +17,7 @@ from panda.data.patches import SlidePatches
 from panda.data.settings import PatchSettings
 from panda.data.store import StoreResult
 from panda.files import write_json
-from panda.wsi.stain_normalization import STAIN_RULES, StainProfile, told_stain
+from panda.wsi.stain_normalization import STAIN_RULES, StainProfile, find_stain
 from panda.wsi.tissue import find_tissue
 
 STAIN_FILE = "stain.json"
@@ -50,7 +50,7 @@ def estimate_stains(result: StoreResult, settings: PatchSettings, *, workers: in
                 result.failures.append(outcome)
                 continue
             stains[slide_id] = outcome
-            plain = None if outcome is None else outcome.plain()
+            plain = None if outcome is None else outcome.to_dict()
             write_json(
                 patches.folder / STAIN_FILE, {"rules": STAIN_RULES, "fingerprint": patches.fingerprint, "stain": plain}
             )
@@ -63,14 +63,14 @@ def _read_stain(patches: SlidePatches) -> StainProfile | None:
     stored = json.loads((patches.folder / STAIN_FILE).read_text(encoding="utf-8"))
     if (stored["rules"], stored["fingerprint"]) != (STAIN_RULES, patches.fingerprint):
         raise ValueError("another slide, or other rules")
-    return None if stored["stain"] is None else StainProfile.from_plain(stored["stain"])
+    return None if stored["stain"] is None else StainProfile.from_dict(stored["stain"])
 
 
 def _estimate_stain(settings: PatchSettings, patches: SlidePatches) -> StainProfile | Failure | None:
     record = patches.record
     try:
         with settings.slide_options.open(record.image_path) as slide:
-            return told_stain(slide, find_tissue(slide))
+            return find_stain(slide, find_tissue(slide))
     except MemoryError:
         raise
     except Exception as error:

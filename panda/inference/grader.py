@@ -23,7 +23,7 @@ from panda.tasks.metadata import GradingMetadata, TileSelection
 from panda.wsi.geometry import Resolution
 from panda.wsi.label_mask import LabelMask
 from panda.wsi.slide import Slide
-from panda.wsi.stain_normalization import told_stain
+from panda.wsi.stain_normalization import find_stain
 from panda.wsi.tissue import TissueMap
 
 MOST_SHOWN = 12
@@ -122,7 +122,7 @@ class GradingPredictor:
         side = self.metadata.tile_size
         view = self.metadata.resolution.resolve(slide)
         coords = select_tiles(slide, view, tissue, canvas, self.metadata.tiles, tile_size=side)
-        stain = told_stain(slide, tissue) if self.metadata.normalize else None
+        stain = find_stain(slide, tissue) if self.metadata.normalize else None
         if self._cache is not None:
             features = read_features(self._cache.encode(slide, coords, view, side, stain))
         else:

@@ -45,7 +45,7 @@ def clean_mask(
     for window in windows((height, width), block):
         part = mask[window_slices(window)]
         if part.any():
-            part[:] = keep[objects.numbered(window, part)]
+            part[:] = keep[objects.number_px(window, part)]
         hole_finder.add(window, ~part)
     holes = hole_finder.components()
     enclosed = (holes.box[:, :2] > 0).all(axis=1) & (holes.box[:, 2] < width) & (holes.box[:, 3] < height)
@@ -55,7 +55,7 @@ def clean_mask(
     for window in windows((height, width), block):
         part = mask[window_slices(window)]
         if fill.any() and not part.all():  # the other masks are not empty in a block that is all hole
-            small = fill[holes.numbered(window, ~part)]
+            small = fill[holes.number_px(window, ~part)]
             if small.any():
                 part |= small & fillable(window)
         clean_finder.add(window, part)

@@ -25,7 +25,7 @@ from panda.tasks.metadata import CheckpointMetadata, SegmentationMetadata
 from panda.wsi.geometry import Resolution, round_px
 from panda.wsi.grid import Grid, tissue_grid
 from panda.wsi.slide import Slide
-from panda.wsi.stain_normalization import STAIN_RULES, normalized, told_stain
+from panda.wsi.stain_normalization import STAIN_RULES, find_stain, normalize_stain
 from panda.wsi.tissue import RULES, TissueMap
 
 log = logging.getLogger(__name__)
@@ -109,11 +109,11 @@ class SegmentationPredictor:
         If the network was trained on normalized slides, the colours of the tile are normalized too.
         """
         size = (grid.patch_size, grid.patch_size)
-        stain = told_stain(slide, tissue) if self.metadata.normalize else None
+        stain = find_stain(slide, tissue) if self.metadata.normalize else None
 
         def read(x: int, y: int) -> NDArray[np.uint8]:
             tile = slide.read(grid.resolution, (x, y), size)
-            return tile if stain is None else normalized(tile, stain)
+            return tile if stain is None else normalize_stain(tile, stain)
 
         return read
 

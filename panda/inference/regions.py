@@ -62,7 +62,7 @@ def describe_regions(objects: Components, mask: NDArray[np.bool_], scored: Score
         inside = mask[window_slices(window)]
         if not inside.any():
             continue
-        numbers, prob = objects.numbered(window, inside), scored.read(window)[2]
+        numbers, prob = objects.number_px(window, inside), scored.read(window)[2]
         number_of_px, values = numbers[inside], prob[inside].astype(np.float64)
         total += np.bincount(number_of_px, weights=scored.steps_of(values), minlength=count)
         np.maximum.at(highest, number_of_px, values)

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from panda.wsi.components import Mask, MaskComponents, around, keep_large, stripes
+from panda.wsi.components import Mask, MaskComponents, add_halo, keep_large, stripes
 
 Bytes = NDArray[np.uint8]
 Counts = NDArray[np.int64]
@@ -103,7 +103,7 @@ class Picture:
         self._magenta = np.zeros(rgb.shape[:2], np.uint8)
         self.glass: tuple[float, float, float] | None = None
         """Colour of the glass, RGB; None where there is too little of it to tell."""
-        self._balance = self._balanced(rgb)
+        self._balance = self._find_balance(rgb)
         noise = self._find_ink(rgb)
         self._find_magenta(rgb, noise)
         for own, wide, within in self._stripes(16):  # JPEG spreads colour over its blocks of 16 px
@@ -114,7 +114,7 @@ class Picture:
     def _stripes(self, halo: int = 0) -> Iterator[tuple[slice, slice, slice]]:
         return stripes(self._height, self._rows, halo)
 
-    def _balanced(self, rgb: Bytes) -> Bytes | None:
+    def _find_balance(self, rgb: Bytes) -> Bytes | None:
         """Find the table, (1, 256, 3), that takes the colour of the glass off; None where there is too little of it.
 
         The colour is the median of what is bright and hardly coloured. Where nothing was scanned a slide is filled
@@ -123,7 +123,7 @@ class Picture:
         grey = np.zeros(256, np.int64)
         counts = np.zeros((2, 3, 256), np.int64)  # of the channels: on all glass, and where it was scanned
         for own, wide, within in self._stripes(3):
-            grey += _counts(cv2.cvtColor(rgb[own], cv2.COLOR_RGB2GRAY))
+            grey += _count_values(cv2.cvtColor(rgb[own], cv2.COLOR_RGB2GRAY))
             red, green, blue = cv2.split(rgb[wide])
             blurred = cv2.blur(green, (3, 3))
             even = cv2.subtract(cv2.dilate(blurred, _disc(5)), cv2.erode(blurred, _disc(5)))[within] <= _EVEN
@@ -132,7 +132,7 @@ class Picture:
             cast = cv2.absdiff(cv2.max(red, blue), green) <= _LARGEST_TINT
             glass = bright & cast & (cv2.absdiff(red, blue) <= 30)
             scanned = glass & even & ((red != green) | (green != blue))
-            counts += [[_counts(channel, px) for channel in (red, green, blue)] for px in (glass, scanned)]
+            counts += [[_count_values(channel, px) for channel in (red, green, blue)] for px in (glass, scanned)]
         grey[:_BLACK] = 0
         self._glass = int(grey.argmax())
         least = _LEAST_GLASS * self._flags.size
@@ -145,7 +145,7 @@ class Picture:
         table = np.minimum(np.rint(np.arange(256)[:, None] * (colour.max() / colour)), 255).astype(np.uint8)
         return np.asarray(table[None])
 
-    def _channels(self, rgb: Bytes, within: slice) -> tuple[Bytes, Bytes, Bytes]:
+    def _split_channels(self, rgb: Bytes, within: slice) -> tuple[Bytes, Bytes, Bytes]:
         """Red, green and blue of some rows, balanced and smooth; two more rows are needed on either side."""
         balanced = rgb if self._balance is None else cv2.LUT(rgb, self._balance)
         smooth = cv2.medianBlur(np.ascontiguousarray(balanced), self._window)[within]
@@ -156,12 +156,12 @@ class Picture:
         """Flag what has the colours of ink and is no speck; return how magenta the noise of the glass is."""
         glass = np.zeros(256, np.int64)
         for own, wide, within in self._stripes(2):
-            red, green, blue = self._channels(rgb[wide], within)
-            reds, others = _ink(red, green, blue)
+            red, green, blue = self._split_channels(rgb[wide], within)
+            reds, others = _detect_ink(red, green, blue)
             self._flags[own] = reds * np.uint8(_REDS) + others * np.uint8(_OTHERS)
             magenta = cv2.subtract(cv2.max(red, blue), green)
             bright = cv2.min(cv2.min(red, green), blue) > _BRIGHT
-            glass += _counts(magenta, bright & (magenta <= _LARGEST_TINT))
+            glass += _count_values(magenta, bright & (magenta <= _LARGEST_TINT))
         for ink in (_REDS, _OTHERS):
             if not any((self._flags[own] & ink).any() for own, _, _ in self._stripes()):
                 continue
@@ -177,7 +177,7 @@ class Picture:
     def _find_magenta(self, rgb: Bytes, noise: int) -> None:
         """Find how magenta each px is, and flag ink with its soft border, dirt and the hue of a stain."""
         for own, wide, within in self._stripes(4):
-            red, green, blue = self._channels(rgb[wide], within)
+            red, green, blue = self._split_channels(rgb[wide], within)
             reds, others = ((self._flags[wide] & ink) > 0 for ink in (_REDS, _OTHERS))
             near_reds, near_others = (cv2.dilate(px.astype(np.uint8), _disc(9))[within] > 0 for px in (reds, others))
             # the border mixes with glass: there it has the hue of ink, only paler
@@ -185,7 +185,7 @@ class Picture:
             red_border = near_reds & (cv2.convertScaleAbs(blue_over, alpha=4) <= red_over)
             ink = reds[within] | others[within] | (near_others & (red_over <= 3)) | red_border
             low, high = cv2.min(cv2.min(red, green), blue), cv2.max(cv2.max(red, green), blue)
-            magenta = _magenta(red, green, blue, noise)
+            magenta = _measure_magenta(red, green, blue, noise)
             magenta[ink] = 0
             hue = cv2.subtract(cv2.min(red, blue), green) >= _HUE
             dirt = (green < self._glass - _DARKER) & ~(hue & (magenta > 0))
@@ -194,18 +194,18 @@ class Picture:
             for px, flag in ((ink, _INK), (strong, _STRONG_INK), (hue, _STAIN_HUE), (dirt, _DIRT)):
                 self._flags[own] |= px * np.uint8(flag)
 
-    def candidates(self, search: Search) -> Mask:
-        """Find what is magenta enough, its small holes filled: (H, W) bool, all of `tissue` and more."""
+    def find_candidates(self, search: Search) -> Mask:
+        """Find what is magenta enough, its small holes filled: (H, W) bool, all of `find_tissue` and more."""
         mask, other = (np.empty(self._flags.shape, np.bool_) for _ in range(2))
         for own, wide, within in self._stripes(8):
             magenta = self._magenta[wide]
             falloff = cv2.convertScaleAbs(cv2.dilate(magenta, _disc(9)), alpha=_BORDER)
-            enough = (magenta >= self._least(wide, STRICT.grow, search.grow)) & (magenta >= falloff)
+            enough = (magenta >= self._lowest_magenta(wide, STRICT.grow, search.grow)) & (magenta >= falloff)
             closed = cv2.morphologyEx(enough.astype(np.uint8), cv2.MORPH_CLOSE, _disc(5))
             mask[own], other[own] = enough[within], closed[within] == 0
         hole = HOLE_UM2 / self._um**2
         holes = MaskComponents(other, self._rows)
-        for own, px in holes.px_of(holes.area < hole):
+        for own, px in holes.mark_px(holes.area < hole):
             mask[own] |= px
         del holes
         np.logical_not(mask, out=other)
@@ -214,35 +214,35 @@ class Picture:
             mask[own] = ~other[own] & ((self._flags[own] & _INK) == 0)
         return mask
 
-    def _least(self, rows: slice, strict: int, own: int) -> Bytes:
+    def _lowest_magenta(self, rows: slice, strict: int, own: int) -> Bytes:
         """The limit of each px: a search's own, and the strict one where JPEG spills colour."""
         return np.where((self._flags[rows] & _SPILL) > 0, np.uint8(strict), np.uint8(own))
 
-    def tissue(self, search: Search) -> Mask:
+    def find_tissue(self, search: Search) -> Mask:
         """Find stained tissue.
 
         Returns:
             (H, W) bool: pieces that are magenta enough, end somewhere, and are neither specks nor thin lines.
         """
-        filled = self.candidates(search)
+        filled = self.find_candidates(search)
         self._remove_lines(filled)
         pieces = MaskComponents(filled, self._rows, boxes=True)
         area = pieces.area
         large = area * self._um**2 >= STRUCTURE_UM2
         borders, seeded, thick, well, steps = np.zeros((5, len(area)), np.int64)
         for own, numbers in pieces.labels():
-            wide, within = around(own, self._height, max(6, self._side - 1))
+            wide, within = add_halo(own, self._height, max(6, self._side - 1))
             mask, magenta = filled[own], self._magenta[own]
             part = filled[wide].view(np.uint8)
             border = mask & (cv2.erode(part, _disc(3))[within] == 0)
             even = cv2.blur(self._magenta[wide], (5, 5))
             step = cv2.subtract(cv2.dilate(even, _disc(9)), cv2.erode(even, _disc(9)))[within]
             hue = (self._flags[own] & _STAIN_HUE) > 0
-            seeds = mask & (hue | large[numbers]) & (magenta >= self._least(own, STRICT.seed, search.seed))
+            seeds = mask & (hue | large[numbers]) & (magenta >= self._lowest_magenta(own, STRICT.seed, search.seed))
             for counted, px in (
                 (borders, border),
                 (seeded, seeds),
-                (thick, self._thick(part)[within] > 0),
+                (thick, self._find_thick(part)[within] > 0),
                 (well, mask & (magenta >= STRICT.seed)),
             ):
                 np.add(counted, np.bincount(numbers[px], minlength=len(area)), out=counted)
@@ -250,11 +250,11 @@ class Picture:
         kept = (area >= self._speck) & (thick > 0) & (seeded >= np.maximum(0.25 * self._speck, _SEEDED * area))
         # what fills the picture has no border, and needs none if it is stained well
         kept &= ((borders == 0) & (well > 0.5 * area)) | ((borders > 0) & (steps >= _LEAST_EDGE * borders))
-        kept &= ~self._lines(pieces, LINE_UM / 2)
+        kept &= ~self._find_lines(pieces, LINE_UM / 2)
         pieces.remove(~kept)
         return filled
 
-    def pen(self, rgb: Bytes) -> Mask:
+    def find_pen(self, rgb: Bytes) -> Mask:
         """Find marks of a pen.
 
         Args:
@@ -263,7 +263,7 @@ class Picture:
         Returns:
             (H, W) bool: coloured ink, and black that is not as even as padding, in patches larger than dust.
         """
-        red, green, blue = self._channels(rgb, slice(None))
+        red, green, blue = self._split_channels(rgb, slice(None))
         low, high = cv2.min(cv2.min(red, green), blue), cv2.max(cv2.max(red, green), blue)
         dark = (high < _BLACK) & (cv2.subtract(high, low) <= _COLOURLESS)
         grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
@@ -280,12 +280,12 @@ class Picture:
         """Remove long thin lines, also where they run into tissue."""
         thin = np.empty_like(mask)
         for own, wide, within in self._stripes(self._side - 1):
-            thin[own] = mask[own] & (self._thick(mask[wide].view(np.uint8))[within] == 0)
+            thin[own] = mask[own] & (self._find_thick(mask[wide].view(np.uint8))[within] == 0)
         pieces = MaskComponents(thin, self._rows, boxes=True)
-        for own, px in pieces.px_of(self._lines(pieces, LINE_UM)):
+        for own, px in pieces.mark_px(self._find_lines(pieces, LINE_UM)):
             mask[own] &= ~px
 
-    def _lines(self, pieces: MaskComponents, least_um: float) -> Mask:
+    def _find_lines(self, pieces: MaskComponents, least_um: float) -> Mask:
         """Which of the pieces are long and thin."""
         length = np.hypot(*pieces.sides.T) * self._um
         return np.asarray((length >= least_um) & (pieces.area * self._um**2 <= THIN_UM * length))
@@ -295,7 +295,7 @@ class Picture:
         """Side of a speck in px, odd."""
         return max(round(math.sqrt(SPECK_UM2) / self._um), 3) | 1
 
-    def _thick(self, mask: Bytes) -> Bytes:
+    def _find_thick(self, mask: Bytes) -> Bytes:
         """The parts of a mask (0, 1) that are as wide as a speck may be."""
         return np.asarray(cv2.morphologyEx(mask, cv2.MORPH_OPEN, _disc(self._side)))
 
@@ -324,7 +324,7 @@ class Picture:
         return bool(found.any())
 
 
-def _magenta(red: Bytes, green: Bytes, blue: Bytes, noise: int) -> Bytes:
+def _measure_magenta(red: Bytes, green: Bytes, blue: Bytes, noise: int) -> Bytes:
     """How much less green passes than red or blue, in grey values above what the glass has; 0 where hardly coloured."""
     magenta = cv2.subtract(cv2.max(red, blue), green)
     magenta = cv2.subtract(magenta, np.full_like(magenta, noise))
@@ -332,7 +332,7 @@ def _magenta(red: Bytes, green: Bytes, blue: Bytes, noise: int) -> Bytes:
     return np.asarray(magenta, np.uint8)
 
 
-def _ink(red: Bytes, green: Bytes, blue: Bytes) -> tuple[Mask, Mask]:
+def _detect_ink(red: Bytes, green: Bytes, blue: Bytes) -> tuple[Mask, Mask]:
     """What has the colour of red ink, and of any other, specks included."""
     red_over, blue_over = cv2.subtract(red, green), cv2.subtract(blue, green)
     reds = (red_over > 100) & (cv2.subtract(red, blue) > 100)
@@ -347,7 +347,7 @@ def _ink(red: Bytes, green: Bytes, blue: Bytes) -> tuple[Mask, Mask]:
     return np.asarray(reds), np.asarray(others)
 
 
-def _counts(values: Any, where: Mask | None = None) -> Counts:
+def _count_values(values: Any, where: Mask | None = None) -> Counts:
     """How often each of the values 0 to 255 is there; (h, w) uint8, less than 2^24 of them."""
     mask = None if where is None else where.view(np.uint8)
     return cv2.calcHist([np.asarray(values)], [0], mask, [256], [0, 256]).ravel().astype(np.int64)

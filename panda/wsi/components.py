@@ -58,14 +58,14 @@ def stripes(height: int, rows: int, halo: int = 0) -> Iterator[tuple[slice, slic
         halo: Rows above and below that a filter needs.
 
     Yields:
-        The stripe's rows; these rows with their halo, see `around`; the stripe's rows within the latter.
+        The stripe's rows; these rows with their halo, see `add_halo`; the stripe's rows within the latter.
     """
     for top in range(0, height, rows):
         own = slice(top, min(top + rows, height))
-        yield own, *around(own, height, halo)
+        yield own, *add_halo(own, height, halo)
 
 
-def around(own: slice, height: int, halo: int) -> tuple[slice, slice]:
+def add_halo(own: slice, height: int, halo: int) -> tuple[slice, slice]:
     """Return rows with a halo that ends at the picture's edge, and the position of the rows within it."""
     first = max(own.start - halo, 0)
     return slice(first, min(own.stop + halo, height)), slice(own.start - first, own.stop - first)
@@ -103,7 +103,7 @@ class Components:
         """
         return self._numbers[window[:2]]
 
-    def numbered(self, window: Window, mask: Mask) -> Labels:
+    def number_px(self, window: Window, mask: Mask) -> Labels:
         """Number the pixels of a block.
 
         Args:
@@ -157,7 +157,7 @@ class ComponentFinder:
         if not mask.any():
             self._left = np.zeros(height, np.int64)
             return
-        labels, stats = _measured(mask, self.connectivity, self.measure, x0, y0)
+        labels, stats = _measure(mask, self.connectivity, self.measure, x0, y0)
         if self._keep_labels:
             self._labels[x0, y0] = labels
         top, bottom, left, right = (
@@ -285,9 +285,9 @@ class MaskComponents:
         """
         for own, window in self._stripes():
             if len(self._found.numbers_in(window)) > 1:
-                yield own, self._found.numbered(window, self._mask[own])
+                yield own, self._found.number_px(window, self._mask[own])
 
-    def px_of(self, chosen: Mask) -> Iterator[tuple[slice, Mask]]:
+    def mark_px(self, chosen: Mask) -> Iterator[tuple[slice, Mask]]:
         """Mark the px of chosen components in each stripe that touches one.
 
         Args:
@@ -300,11 +300,11 @@ class MaskComponents:
         chosen[0] = False
         for own, window in self._stripes():
             if chosen[self._found.numbers_in(window)].any():
-                yield own, chosen[self._found.numbered(window, self._mask[own])]
+                yield own, chosen[self._found.number_px(window, self._mask[own])]
 
     def remove(self, chosen: Mask) -> None:
         """Take the chosen components, (n + 1,) bool, out of the mask."""
-        for own, px in self.px_of(chosen):
+        for own, px in self.mark_px(chosen):
             self._mask[own] &= ~px
 
     def _stripes(self) -> Iterator[tuple[slice, Window]]:
@@ -326,7 +326,7 @@ def label(mask: Mask, connectivity: int) -> Labels:
     )
 
 
-def _measured(mask: Mask, connectivity: int, measure: Measure, x0: int, y0: int) -> tuple[Labels, NDArray[np.int64]]:
+def _measure(mask: Mask, connectivity: int, measure: Measure, x0: int, y0: int) -> tuple[Labels, NDArray[np.int64]]:
     """Label a block, and measure its components in px of the whole mask.
 
     Returns:

@@ -51,9 +51,9 @@ class LabelMap(BaseModel, frozen=True, extra="forbid"):
     def _check_codes(cls, codes: Collection[int], info: ValidationInfo) -> Collection[int]:
         """Refuse codes without a name, and codes that are cancer and unlabelled at once."""
         if unnamed := sorted(set(codes) - set(info.data.get("names", codes))):
-            raise ValueError(f"has {_listed(unnamed)} without a name: add it to names, or remove it here")
+            raise ValueError(f"has {_list_codes(unnamed)} without a name: add it to names, or remove it here")
         if info.field_name == "unlabelled" and (both := sorted(set(codes) & set(info.data.get("cancer", ())))):
-            raise ValueError(f"has {_listed(both)}, which cancer has too: remove it from one of them")
+            raise ValueError(f"has {_list_codes(both)}, which cancer has too: remove it from one of them")
         return codes
 
     def codes(self) -> dict[str, list[int]]:
@@ -127,7 +127,7 @@ def _describe(fault: Mapping[str, Any]) -> str:
     return f"{key} is {value}: give {LabelMap.model_fields[field].description}"
 
 
-def unknown_provider(provider: str, known: Collection[str]) -> str:
+def describe_unknown_provider(provider: str, known: Collection[str]) -> str:
     """Say that a provider has no label map, and how it gets one."""
     return (
         f"{provider!r} is unknown; known are {', '.join(sorted(known))}; correct it, or describe its mask codes in "
@@ -150,7 +150,7 @@ def find_label_map(provider: str, label_maps: Mapping[str, LabelMap] | None = No
         return label_maps[provider]
     known = known_label_maps()
     if provider not in known:
-        raise MaskError(f"provider {unknown_provider(provider, known)}")
+        raise MaskError(f"provider {describe_unknown_provider(provider, known)}")
     return known[provider]
 
 
@@ -191,5 +191,5 @@ def tumor_bool_from_gray(
     return kinds.view(np.bool_)
 
 
-def _listed(codes: Collection[int]) -> str:
+def _list_codes(codes: Collection[int]) -> str:
     return f"code{'s' * (len(codes) > 1)} {', '.join(map(str, codes))}"

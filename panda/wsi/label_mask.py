@@ -106,10 +106,10 @@ class LabelMask:
             raise MaskError(f"{self.path}: asked for {size[0]} x {size[1]} px; both must be at least 1")
         level = self._level_for(resolution)
         width, height = self.level_dimensions[level]
-        x = self._under(resolution, 0, location[0], size[0], width)
-        y = self._under(resolution, 1, location[1], size[1], height)
+        x = self._px_under_centres(resolution, 0, location[0], size[0], width)
+        y = self._px_under_centres(resolution, 1, location[1], size[1], height)
         out = np.zeros((size[1], size[0]), np.uint8)
-        on_slide = _inside(y, height), _inside(x, width)
+        on_slide = _slice_inside(y, height), _slice_inside(x, width)
         y, x = y[on_slide[0]], x[on_slide[1]]
         if x.size and y.size:
             inside = out[on_slide]
@@ -118,7 +118,9 @@ class LabelMask:
                 inside[by : by + bh, bx : bx + bw] = self._gather(level, x[bx : bx + bw], y[by : by + bh])
         return out, on_slide
 
-    def _under(self, resolution: Resolution, axis: int, start: int, count: int, mask_length: int) -> NDArray[np.int64]:
+    def _px_under_centres(
+        self, resolution: Resolution, axis: int, start: int, count: int, mask_length: int
+    ) -> NDArray[np.int64]:
         """Mask level px under the centres of `count` working px from `start` (slide level-0 px) on."""
         centres = np.arange(count) + 0.5
         if resolution.resampled:
@@ -216,6 +218,6 @@ class LabelMask:
         self.close()
 
 
-def _inside(index: NDArray[np.int64], length: int) -> slice:
+def _slice_inside(index: NDArray[np.int64], length: int) -> slice:
     """The part of ascending indices that lies within `[0, length)`."""
     return slice(int(np.searchsorted(index, 0)), int(np.searchsorted(index, length)))

@@ -90,7 +90,7 @@ def open_reader(path: Path, reader: ReaderName) -> SlideReader:
 
 def _shows_the_same(fast: TiffReader, reference: OpenSlideReader) -> bool:
     """Return whether the TIFF reader certainly shows what OpenSlide shows."""
-    known = reference.vendor in FAST_VENDORS and fast.like_openslide
+    known = reference.vendor in FAST_VENDORS and fast.matches_openslide
     return known and fast.level_dimensions == reference.level_dimensions
 
 
@@ -182,7 +182,7 @@ class TiffReader:
             raise ValueError(
                 f"it has {self.tiff.samples} channels, neither RGB nor RGB with straight alpha; write it as RGB"
             )
-        self.like_openslide = self.tiff.like_openslide
+        self.matches_openslide = self.tiff.matches_openslide
         self.level_dimensions = self.tiff.level_dimensions
         self.stated_mpp, self.mpp_note = None, "it was opened without OpenSlide"
 

@@ -65,19 +65,19 @@ class StainProfile:
     eosin: Vector
     strength: tuple[float, float]
 
-    def plain(self) -> dict[str, list[float]]:
-        """As plain data for JSON."""
+    def to_dict(self) -> dict[str, list[float]]:
+        """Return it as plain data for JSON."""
         names = ("glass", "haematoxylin", "eosin", "strength")
         return dict(zip(names, map(list, astuple(self)), strict=True))
 
     @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> StainProfile:
-        """Take back what `plain` gave.
+    def from_dict(cls, plain: Mapping[str, Any]) -> StainProfile:
+        """Read what `to_dict` returned.
 
         Raises:
-            KeyError: Something is missing.
-            TypeError: Something is no list of numbers.
-            ValueError: Likewise, or there are too many or too few of them.
+            KeyError: If a value is missing.
+            TypeError: If a value is no list of numbers.
+            ValueError: If a value is no number, or there are too many or too few of them.
         """
 
         def vector(name: str) -> Vector:
@@ -102,11 +102,11 @@ def find_stain(slide: Slide, tissue: TissueMap) -> StainProfile | None:
         tissue: Its tissue.
 
     Returns:
-        The estimate, rounded so that it is the same again after `StainProfile.plain`; None where there are not two
-        stains: too little stained tissue, or all of one colour.
+        The estimate, rounded so that it is the same again after `StainProfile.to_dict`. None, with a warning, if
+        there are not two stains: too little stained tissue, or all of one colour.
 
     Raises:
-        SlideError: The slide cannot be read.
+        SlideError: If the slide cannot be read.
     """
     glass = tissue.glass or (WHITE, WHITE, WHITE)
     resolution = slide.choose_resolution(downsample=_DOWNSAMPLE)
@@ -114,16 +114,17 @@ def find_stain(slide: Slide, tissue: TissueMap) -> StainProfile | None:
     chosen = np.flatnonzero(grid.tissue_fraction >= min(_TISSUE, grid.tissue_fraction.max(initial=0.0)))
     chosen = chosen[np.linspace(0, len(chosen) - 1, min(_TILES, len(chosen))).round().astype(np.int64)]
     tiles = [slide.read(resolution, (x, y), (_TILE, _TILE)) for x, y in grid.level0[chosen].tolist()]
-    if not tiles:
-        return None
-    return stain_of(np.concatenate(tiles), glass)
+    profile = estimate_stain(np.concatenate(tiles), glass) if tiles else None
+    if profile is None:
+        log.warning("%s: its tissue does not show two stains, so its colours are not normalized", slide.path)
+    return profile
 
 
-def stain_of(rgb: NDArray[np.uint8], glass: Vector) -> StainProfile | None:
+def estimate_stain(rgb: NDArray[np.uint8], glass: Vector) -> StainProfile | None:
     """Estimate a stain from pixels.
 
     Args:
-        rgb: (H, W, 3) uint8 RGB, tissue and what lies between.
+        rgb: Tissue and its surroundings, (H, W, 3) uint8 RGB.
         glass: Colour of the glass, RGB.
 
     Returns:
@@ -157,7 +158,7 @@ def stain_of(rgb: NDArray[np.uint8], glass: Vector) -> StainProfile | None:
     if strength.min() < _STAINED:
         return None
     named = {"glass": list(glass), "haematoxylin": vectors[0], "eosin": vectors[1], "strength": strength}
-    return StainProfile.from_plain({key: np.round(value, 4).tolist() for key, value in named.items()})
+    return StainProfile.from_dict({key: np.round(value, 4).tolist() for key, value in named.items()})
 
 
 def _density(rgb: NDArray[np.uint8], glass: Vector) -> NDArray[np.float32]:
@@ -180,7 +181,9 @@ def _change(profile: StainProfile, reference: StainProfile) -> NDArray[np.float6
     return np.asarray(_basis(reference).T @ np.linalg.inv(_basis(profile).T))
 
 
-def normalized(rgb: NDArray[np.uint8], profile: StainProfile, reference: StainProfile = REFERENCE) -> NDArray[np.uint8]:
+def normalize_stain(
+    rgb: NDArray[np.uint8], profile: StainProfile, reference: StainProfile = REFERENCE
+) -> NDArray[np.uint8]:
     """Bring pixels to the colours of a reference.
 
     Args:
@@ -194,10 +197,3 @@ def normalized(rgb: NDArray[np.uint8], profile: StainProfile, reference: StainPr
     density = cv2.transform(_density(rgb, profile.glass), _change(profile, reference).astype(np.float32))
     light = cv2.exp(-density) * np.array(reference.glass, np.float32)
     return np.asarray(np.rint(np.minimum(light, WHITE)), np.uint8)
-
-
-def told_stain(slide: Slide, tissue: TissueMap) -> StainProfile | None:
-    """As `find_stain`; a slide without two stains is told, for it keeps its colours."""
-    if (profile := find_stain(slide, tissue)) is None:
-        log.warning("%s: not two stains are found on its tissue: its colours are not normalised", slide.path)
-    return profile

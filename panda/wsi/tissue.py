@@ -58,10 +58,10 @@ def tissue_mask_rgb(img_rgb: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 def _search_stain(picture: Picture) -> tuple[NDArray[np.bool_], How]:
     """Return the tissue of a strict search, or of a loose one if that finds much more."""
-    strict = picture.tissue(STRICT)
+    strict = picture.find_tissue(STRICT)
     enough = np.count_nonzero(strict) / LEAST_STRICT
-    if enough < np.count_nonzero(picture.candidates(LOOSE)):
-        loose = picture.tissue(LOOSE)
+    if enough < np.count_nonzero(picture.find_candidates(LOOSE)):
+        loose = picture.find_tissue(LOOSE)
         if enough < np.count_nonzero(loose):
             return loose, "loose"
     return strict, "strict"

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from panda.wsi.handles import PerProcess
 from panda.wsi.tiff.segments import CACHE, JPEG
-from panda.wsi.tiff.tables import Level, pyramid_of
+from panda.wsi.tiff.tables import Level, read_pages
 
 
 class _OpenFile:
@@ -68,7 +68,7 @@ class TiffPyramid:
         self.path = path
         self._blank = blank
         self._red_only = red_only
-        pages = pyramid_of(path)
+        pages = read_pages(path)
         if red_only and pages[0].compression == JPEG:
             # Most altered codes are codes again, so nothing downstream would see it.
             raise ValueError("it is compressed by JPEG, which alters label codes; store the mask without loss")
@@ -76,7 +76,7 @@ class TiffPyramid:
         self._decoders = tuple(page.decoder() for page in pages)
         self.samples = pages[0].samples
         self.colours = pages[0].colours
-        self.like_openslide = pages[0].like_openslide
+        self.matches_openslide = pages[0].matches_openslide
         self._file = PerProcess(partial(_OpenFile, path))
 
     @property
@@ -121,7 +121,7 @@ class TiffPyramid:
         """
         of = self._levels[level]
         if (width, height) == (of.segment_width, of.segment_height) and not (x % width or y % height):
-            return self._whole(level, y // height * of.columns + x // width)
+            return self._read_whole_segment(level, y // height * of.columns + x // width)
         shape = (height, width) if self._red_only else (height, width, self.samples)
         out = np.empty(shape, np.uint8)
         for row in range(y // of.segment_height, (y + height - 1) // of.segment_height + 1):
@@ -130,21 +130,21 @@ class TiffPyramid:
             for column in range(x // of.segment_width, (x + width - 1) // of.segment_width + 1):
                 left = column * of.segment_width
                 x0, x1 = max(x, left), min(x + width, left + of.segment_width)
-                segment = self._segment(level, row * of.columns + column, keep=keep)
+                segment = self._decode_segment(level, row * of.columns + column, keep=keep)
                 window = out[y0 - y : y1 - y, x0 - x : x1 - x]
                 window[...] = self._blank if segment is None else segment[y0 - top : y1 - top, x0 - left : x1 - left]
         return out
 
-    def _whole(self, level: int, index: int) -> NDArray[np.uint8]:
+    def _read_whole_segment(self, level: int, index: int) -> NDArray[np.uint8]:
         """Read a window that is one segment: decoded into the result, and not kept."""
-        segment = self._segment(level, index, keep=False)
+        segment = self._decode_segment(level, index, keep=False)
         if segment is None:
             of = self._levels[level]
             shape = (of.segment_height, of.segment_width, self.samples)
             return np.full(shape[:2] if self._red_only else shape, self._blank, np.uint8)
         return segment if segment.flags.writeable else segment.copy()
 
-    def _segment(self, level: int, index: int, *, keep: bool) -> NDArray[np.uint8] | None:
+    def _decode_segment(self, level: int, index: int, *, keep: bool) -> NDArray[np.uint8] | None:
         """Decode one tile or strip as (h, w, samples) or (h, w); None where the file stores nothing for it.
 
         One that is kept, for others too, cannot be written to.

@@ -127,7 +127,7 @@ class Page:
         return "RGB" if self.samples == 3 else "RGBA" if self.samples == 4 and self.straight_alpha else None
 
     @property
-    def like_openslide(self) -> bool:
+    def matches_openslide(self) -> bool:
         """Whether OpenSlide shows the stored pixels as they are decoded here: tiles of RGB, or of JPEG's YCbCr."""
         return self.level.tiled and self.colours == "RGB" and self.upright
 
@@ -177,7 +177,7 @@ class Page:
             raise BrokenTiffError(f"a tile or strip that comes to {segment} bytes is stored in {stored}")
 
 
-def pyramid_of(path: Path) -> list[Page]:
+def read_pages(path: Path) -> list[Page]:
     """Parse a TIFF, check its tables, and pick the pages that show one picture.
 
     Returns:
