@@ -14,7 +14,7 @@ from typing import Literal
 
 from panda.errors import ManifestError, MaskError, SlideError
 from panda.files import read_user_table
-from panda.wsi.label_maps import LabelMap, known_label_maps, tumor_bool_from_gray
+from panda.wsi.label_maps import LabelMap, describe_unknown_provider, known_label_maps, tumor_bool_from_gray
 from panda.wsi.label_mask import LabelMask
 from panda.wsi.slide import Slide
 
