@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from panda.data.manifest import SlideRecord
 from panda.files import whole_path
-from panda.synthetic.dataset import DRAWING_VERSION, draw_slide
+from panda.synthetic.dataset import DRAWING_VERSION, SyntheticSpec, draw_slide
 
 CACHE = Path(__file__).parent / "cache"
 TILE = 512
@@ -41,14 +41,11 @@ def drawn_slide(width: int, height: int) -> SlideRecord:
         draw_slide(
             record.image_path,
             mask_path(record),
+            SyntheticSpec(width=width, height=height, tile=TILE, mpp=MPP),
             slide_id=record.slide_id,
             provider=PROVIDER,
             isup_grade=4,
             seed=5,
-            width=width,
-            height=height,
-            tile=TILE,
-            mpp=MPP,
         )
     return record
 

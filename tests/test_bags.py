@@ -21,7 +21,7 @@ from panda.data.loaders import Draw
 from panda.data.manifest import SlideRecord
 from panda.data.tile_selection import select_tile_coords_for_slide
 from panda.errors import ConfigError, ManifestError, SlideError
-from panda.synthetic.dataset import draw_slide
+from panda.synthetic.dataset import SyntheticSpec, draw_slide
 from panda.wsi.geometry import Resolution
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap, find_tissue
@@ -107,9 +107,8 @@ def test_tiles_lie_side_by_side_on_tissue(tissue: TissueMap) -> None:
 
 def test_tiles_land_on_the_cancer_that_was_drawn(tmp_path: Path) -> None:
     image, mask = tmp_path / "s.tiff", tmp_path / "s_mask.tiff"
-    draw_slide(
-        image, mask, slide_id="s", provider="radboud", isup_grade=3, seed=4, width=2048, height=1024, tile=256, mpp=0.48
-    )
+    spec = SyntheticSpec(width=2048, height=1024)
+    draw_slide(image, mask, spec, slide_id="s", provider="radboud", isup_grade=3, seed=4)
     cancer = tifffile.imread(mask)[..., 0] >= 3  # level 0; Gleason patterns 3 to 5
     with Slide.open(image) as slide:
         tissue, tiles, coarse = find_tissue(slide), slide.choose_resolution(level=0), slide.choose_resolution(level=1)

@@ -23,22 +23,15 @@ from panda.synthetic.layout import GRADE_PATTERNS, plan_scene
 from panda.synthetic.painter import GREY_BLOCK_PX, STYLES, Painter
 from panda.synthetic.scene import CELL_PX
 
+SIZES = {"width", "height", "tile"}
 SPEC = SyntheticSpec(slides=4, seed=3, width=1024, height=768)
 
 
 def slide(folder: Path, **how: Any) -> tuple[Path, Path, synthetic.SlideTruth]:
     image, mask = folder / "s.tiff", folder / "s_mask.tiff"
-    settings: dict[str, Any] = {
-        "slide_id": "s",
-        "provider": "radboud",
-        "isup_grade": 3,
-        "seed": 5,
-        "width": 1024,
-        "height": 768,
-        "tile": 256,
-        "mpp": 0.48,
-    }
-    return image, mask, draw_slide(image, mask, **(settings | how))
+    spec = SyntheticSpec(**{"width": 1024, "height": 768} | {key: how.pop(key) for key in SIZES & how.keys()})
+    settings: dict[str, Any] = {"slide_id": "s", "provider": "radboud", "isup_grade": 3, "seed": 5}
+    return image, mask, draw_slide(image, mask, spec, **(settings | how))
 
 
 @pytest.fixture(scope="module")
@@ -307,12 +300,12 @@ def test_memory_is_bounded_on_long_slides(tmp_path: Path, width: int, height: in
     code = f"""
 import resource, sys
 from pathlib import Path
-from panda.synthetic.dataset import draw_slide
+from panda.synthetic.dataset import SyntheticSpec, draw_slide
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-how = dict(slide_id="s", provider="karolinska", isup_grade=4, seed=1, tile=256, mpp=1.0)
-draw_slide(Path("a.tiff"), Path("a_mask.tiff"), width=512, height=512, **how)
+how = dict(slide_id="s", provider="karolinska", isup_grade=4, seed=1)
+draw_slide(Path("a.tiff"), Path("a_mask.tiff"), SyntheticSpec(width=512, height=512, mpp=1.0), **how)
 before = peak()
-draw_slide(Path("b.tiff"), Path("b_mask.tiff"), width={width}, height={height}, **how)
+draw_slide(Path("b.tiff"), Path("b_mask.tiff"), SyntheticSpec(width={width}, height={height}, mpp=1.0), **how)
 print(peak() - before)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)

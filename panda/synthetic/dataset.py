@@ -33,7 +33,7 @@ GRADES = (0, 1, 5, 2, 0, 1, 3, 4, 0, 2, 1, 5)
 DRAWING_VERSION = 1
 """To be raised by each change that gives other pixels for the same spec."""
 LARGEST_SIDE = 100_000
-# codes of a provider's mask for: glass, stroma, benign epithelium, pattern 3, 4, 5
+# codes in the masks of a provider for glass, stroma, benign epithelium, pattern 3, 4, 5
 MASK_CODES = {"karolinska": (0, 1, 1, 2, 2, 2), "radboud": (0, 1, 2, 3, 4, 5)}
 TRUTH_COLUMNS = [
     *("image_id", "tissue_px", "cancer_px", "tissue_mm2", "cancer_mm2"),
@@ -122,50 +122,37 @@ def find_grade(pattern_px: Mapping[int, int]) -> tuple[int, str]:
 
 
 def draw_slide(
-    image_path: Path,
-    mask_path: Path,
-    *,
-    slide_id: str,
-    provider: str,
-    isup_grade: int,
-    seed: int,
-    width: int,
-    height: int,
-    tile: int,
-    mpp: float,
+    image_path: Path, mask_path: Path, spec: SyntheticSpec, *, slide_id: str, provider: str, isup_grade: int, seed: int
 ) -> SlideTruth:
     """Draw one slide and its mask, tile by tile in bounded memory; write both files whole or not at all.
 
     Args:
         image_path: Path of the slide (JPEG pyramid, downsamples 1, 4, 16).
         mask_path: Path of the mask (label in the red channel, same pyramid).
+        spec: Size, tiles and resolution of the slide.
         slide_id: Name in the truth.
         provider: `karolinska` or `radboud`; chooses colours, grey unscanned blocks and mask codes.
         isup_grade: The intended grade, 0-5. The truth has the grade of the drawn areas, which can differ if the slide
             has room for few glands only.
-        seed: Seed of the slide.
-        width: Width of level 0 in px.
-        height: Height of level 0 in px.
-        tile: Side of the TIFF tiles in px, a multiple of 16.
-        mpp: µm per level-0 px.
+        seed: Seed of this slide.
 
     Raises:
-        ConfigError: If a value is out of range, or the provider or grade is unknown.
+        ConfigError: If the provider or grade is unknown.
     """
-    SyntheticSpec(slides=1, seed=seed, width=width, height=height, tile=tile, mpp=mpp)
     if provider not in MASK_CODES:
         raise ConfigError(f"synthetic provider={provider!r}: give one of {', '.join(MASK_CODES)}")
     if isup_grade not in GRADE_PATTERNS:
         raise ConfigError(f"synthetic isup_grade={isup_grade}: give 0 to 5")
-    painter = Painter(plan_scene(width, height, mpp, isup_grade, seed), provider)
+    size = spec.width, spec.height
+    painter = Painter(plan_scene(*size, spec.mpp, isup_grade, seed), provider)
     recode = np.zeros(256, np.uint8)
     recode[:6] = MASK_CODES[provider]
-    px = write_slide(image_path, mask_path, painter.draw, recode, size=(width, height), tile=tile, mpp=mpp)
+    px = write_slide(image_path, mask_path, painter.draw, recode, size=size, tile=spec.tile, mpp=spec.mpp)
     _, stroma, benign, three, four, five = (int(n) for n in px[:6])
     grade, gleason = find_grade({3: three, 4: four, 5: five})
     if not grade and provider == "radboud":
         gleason = "negative"
-    return SlideTruth(slide_id, provider, grade, gleason, mpp, stroma, benign, three, four, five)
+    return SlideTruth(slide_id, provider, grade, gleason, spec.mpp, stroma, benign, three, four, five)
 
 
 def _draw_numbered(folder: Path, spec: SyntheticSpec, number: int) -> SlideTruth:
@@ -178,14 +165,11 @@ def _draw_numbered(folder: Path, spec: SyntheticSpec, number: int) -> SlideTruth
     truth = draw_slide(
         folder / "train_images" / f"{slide_id}.tiff",
         folder / "train_label_masks" / f"{slide_id}_mask.tiff",
+        spec,
         slide_id=slide_id,
         provider=tuple(MASK_CODES)[number % 2],
         isup_grade=GRADES[number // 2 % len(GRADES)],
         seed=int.from_bytes(digest[16:20], "big") >> 1,
-        width=spec.width,
-        height=spec.height,
-        tile=spec.tile,
-        mpp=spec.mpp,
     )
     write_whole(note, json.dumps(asdict(truth)))
     return truth
@@ -230,22 +214,13 @@ def _fill(folder: Path, spec: SyntheticSpec, progress: bool) -> None:
     with ThreadPoolExecutor(min(os.cpu_count() or 1, spec.slides, 8)) as pool:
         drawn = pool.map(lambda number: _draw_numbered(folder, spec, number), range(spec.slides))
         try:
-            bar = tqdm(drawn, total=spec.slides, desc="drawing slides", unit="slide", disable=not progress)
-            truths = list(bar)
+            truths = list(tqdm(drawn, "drawing slides", spec.slides, unit="slide", disable=not progress))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    labels: list[dict[str, str | int | float]] = [
-        {
-            "image_id": t.image_id,
-            "data_provider": t.provider,
-            "isup_grade": t.isup_grade,
-            "gleason_score": t.gleason,
-        }
-        for t in truths
-    ]
-    write_table(folder / "train.csv", labels)
-    write_table(folder / "truth.csv", [t.row() for t in truths], TRUTH_COLUMNS)
+    labels = [(truth.image_id, truth.provider, truth.isup_grade, truth.gleason) for truth in truths]
+    write_table(folder / "train.csv", labels, ("image_id", "data_provider", "isup_grade", "gleason_score"))
+    write_table(folder / "truth.csv", [truth.row() for truth in truths], TRUTH_COLUMNS)
     write_whole(folder / "synthetic.json", json.dumps(_describe(spec), indent=2) + "\n")
     remove(folder / ".drawn")
 
@@ -256,15 +231,7 @@ def draw_dataset(root: Path, spec: SyntheticSpec, progress: bool = True) -> Path
     `root` gets `train_images/ID.tiff`, `train_label_masks/ID_mask.tiff`, `train.csv` (PANDA's columns),
     `truth.csv` (areas counted in the level-0 masks) and `synthetic.json` (the spec). It is whole or absent: slides are
     drawn in a hidden folder beside it, and a killed run resumes there with the next slide. If several processes ask at
-    the same time, one draws and the others wait.
-
-    Args:
-        root: Folder of the data set.
-        spec: The data set to draw.
-        progress: Whether to show a bar.
-
-    Returns:
-        `root`.
+    the same time, one draws and the others wait. Returns `root`.
 
     Raises:
         ManifestError: If `root` holds something else, a data set of another spec, or an incomplete one.

@@ -52,11 +52,7 @@ _NUCLEUS_LOOKS: dict[NucleusKind, _NucleusLook] = {
 
 @functools.lru_cache(maxsize=32)
 def draw_nuclei(kind: NucleusKind, mpp: float) -> tuple[tuple[Bytes, ...], ...]:
-    """Draw the stock of nuclei of a kind.
-
-    Args:
-        kind: Kind of the nuclei.
-        mpp: µm per level-0 px.
+    """Draw the stock of nuclei of a kind at a resolution in µm per level-0 px.
 
     Returns:
         `VARIANTS` tuples of `TURNS` square pictures of odd side: haematoxylin, turned by k·180°/TURNS.
@@ -192,13 +188,9 @@ class _Drawing:
             i = min(int(np.searchsorted(ends, at)), len(path) - 1)
             t = 1 - (ends[i] - at) / max(lengths[i], 1e-6)
             u, v = path[i] + steps[i] * t
+            u, v = u + self.uniform(-jitter, jitter), v + self.uniform(-jitter, jitter)
             angle = math.atan2(steps[i][1], steps[i][0]) + (math.pi / 2 if upright else 0)
-            self.place(
-                kind,
-                u + self.uniform(-jitter, jitter),
-                v + self.uniform(-jitter, jitter),
-                angle + self.uniform(-0.35, 0.35),
-            )
+            self.place(kind, u, v, angle + self.uniform(-0.35, 0.35))
             at += pitch * self.uniform(0.8, 1.25)
 
     def lattice(self, pitch: float, jitter: float) -> Floats:
@@ -208,17 +200,17 @@ class _Drawing:
         points = np.stack([u.ravel(), rows.ravel() * 0.866 * pitch], axis=1)
         return np.asarray(points + (self.rng.random(points.shape) - 0.5) * (2 * jitter * pitch))
 
-    def inside(self, mask: Bytes, u: float, v: float) -> bool:
+    def is_inside(self, mask: Bytes, u: float, v: float) -> bool:
         return 0 <= u < self.shape[1] and 0 <= v < self.shape[0] and bool(mask[int(v), int(u)] >= 200)
 
     def fill(self, kind: NucleusKind, pitch: float, jitter: float, area: Bytes) -> None:
         """Fill the px at which `area` is at least 200 with nuclei."""
         for u, v in self.lattice(pitch, jitter):
-            if self.inside(area, u, v):
+            if self.is_inside(area, u, v):
                 self.place(kind, u, v, self.uniform(0, math.pi))
 
 
-def _benign(d: _Drawing) -> None:
+def _draw_benign(d: _Drawing) -> None:
     um = d.um
     d.cytoplasm(d.uniform(14, 34), d.uniform(52, 88))
     theta = np.arange(len(d.outline)) * (2 * math.pi / len(d.outline))
@@ -230,21 +222,21 @@ def _benign(d: _Drawing) -> None:
     d.row("luminal", 8.0 * um, 6.3 * um, 1.2 * um, upright=True)
 
 
-def _pattern3(d: _Drawing) -> None:
+def _draw_pattern3(d: _Drawing) -> None:
     um = d.um
     d.cytoplasm(d.uniform(26, 52), d.uniform(68, 104))
     d.lumina([d.inset(d.uniform(12.5, 17.0) * um)], d.uniform(0, 1.4))
     d.row("cancer3", 4.4 * um, 7.4 * um, 0.5 * um, upright=True)
 
 
-def _pattern4(d: _Drawing) -> None:
+def _draw_pattern4(d: _Drawing) -> None:
     um = d.um
     d.cytoplasm(d.uniform(26, 50), d.uniform(66, 100))
     inner = fill_outlines(d.shape, [d.inset(10 * um)])
     turn = np.arange(24) * (2 * math.pi / 24)
     holes, rims = [], []
     for u, v in d.lattice(d.uniform(24, 32) * um, 0.2):
-        if not d.inside(inner, u, v) or d.rng.random() < 0.12:
+        if not d.is_inside(inner, u, v) or d.rng.random() < 0.12:
             continue
         wave = 1 + 0.12 * np.cos(2 * turn + d.uniform(0, 6.3)) + 0.06 * np.cos(3 * turn + d.uniform(0, 6.3))
         circle = np.stack([np.cos(turn), np.sin(turn)], axis=1) * wave[:, None]
@@ -256,37 +248,29 @@ def _pattern4(d: _Drawing) -> None:
     d.fill("cancer4", 7.6 * um, 0.24, free)
 
 
-def _pattern5(d: _Drawing) -> None:
+def _draw_pattern5(d: _Drawing) -> None:
     um = d.um
     d.cytoplasm(d.uniform(34, 58), d.uniform(70, 108))
     d.fill("cancer5", 7.5 * um, 0.3, fill_outlines(d.shape, [d.inset(2.5 * um)]))
 
 
-def _cords(d: _Drawing) -> None:
+def _draw_cords(d: _Drawing) -> None:
     d.cytoplasm(d.uniform(34, 58), d.uniform(70, 108))
     d.fill("cancer5", 7.5 * d.um, 0.15, fill_outlines(d.shape, [d.inset(1.5 * d.um)]))
     d.place("cancer5", d.centre[0], d.centre[1], d.uniform(0, math.pi))
 
 
-_DRAW = {
-    "benign": (_benign, 2),
-    "pattern3": (_pattern3, 3),
-    "pattern4": (_pattern4, 4),
-    "pattern5": (_pattern5, 5),
-    "cords": (_cords, 5),
-}
+_DRAW = {"benign": (_draw_benign, 2), "pattern3": (_draw_pattern3, 3), "pattern4": (_draw_pattern4, 4)}
+_DRAW |= {"pattern5": (_draw_pattern5, 5), "cords": (_draw_cords, 5)}
 
 
 def draw_gland(gland: Gland, mpp: float, grain: Bytes) -> Stamp:
-    """Draw a gland.
+    """Draw a gland with Radboud's code (2 benign epithelium; 3, 4, 5 Gleason patterns).
 
     Args:
         gland: The gland.
         mpp: µm per level-0 px.
         grain: A square periodic texture around 128; the gland's seed shifts it.
-
-    Returns:
-        The stamp; its code is the Radboud code (2 benign epithelium; 3, 4, 5 Gleason patterns).
     """
     drawing = _Drawing(gland, mpp, grain)
     draw, code = _DRAW[gland.kind]

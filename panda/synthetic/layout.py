@@ -6,6 +6,7 @@ contiguous intervals of one or two cores, and benign glands fill the rest.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -88,15 +89,15 @@ class _Layout:
                 zones[number] = [(u0, cut, second), (cut, u1, first)]
         return zones
 
-    def free(self, u: float, v: float, radius: float, gap: float) -> bool:
+    def is_free(self, u: float, v: float, radius: float, gap: float) -> bool:
         cu, cv = int(u // self.cell), int(v // self.cell)
         reach = int((radius + gap + self.cell) // self.cell)
-        for i in range(cu - reach, cu + reach + 1):
-            for j in range(cv - reach, cv + reach + 1):
-                for a, b, r in self.taken.get((i, j), ()):
-                    if (a - u) ** 2 + (b - v) ** 2 < (r + radius + gap) ** 2:
-                        return False
-        return True
+        near = itertools.product(range(cu - reach, cu + reach + 1), range(cv - reach, cv + reach + 1))
+        return not any(
+            (a - u) ** 2 + (b - v) ** 2 < (r + radius + gap) ** 2
+            for cell in near
+            for a, b, r in self.taken.get(cell, ())
+        )
 
     def take(self, u: float, v: float, radius: float) -> None:
         self.taken.setdefault((int(u // self.cell), int(v // self.cell)), []).append((u, v, radius))
@@ -126,7 +127,7 @@ class _Layout:
                 if bottom - top < 2.2 * low:
                     continue
                 v = (top + bottom) / 2 + across * max((bottom - top) / 2 - 0.75 * radius, 0)
-                if self.free(u, v, radius, gap):
+                if self.is_free(u, v, radius, gap):
                     self.take(u, v, radius)
                     yield u, v, radius
 
@@ -171,11 +172,8 @@ class _Layout:
                     cu = u + pitch / math.sqrt(3) * math.cos(angle)
                     cv = v + pitch / math.sqrt(3) * math.sin(angle)
                     # a corner is identified by its lattice position, so that its three cells agree
-                    name = (
-                        np.array([round((cu - span[0]) / pitch * 2)]),
-                        round((cv - core.centre) / height * 6),
-                    )
-                    bits = int(hash_points(name[0], name[1], salt)[0])
+                    across, down = round((cu - span[0]) / pitch * 2), round((cv - core.centre) / height * 6)
+                    bits = int(hash_points(np.array([across]), down, salt)[0])
                     cu += ((bits & 0xFFFF) / 65536 - 0.5) * 0.42 * pitch
                     cv += ((bits >> 16) / 65536 - 0.5) * 0.42 * pitch
                     corners.append((cu, cv))
@@ -222,8 +220,7 @@ def plan_scene(width: int, height: int, mpp: float, isup_grade: int, seed: int) 
         width: Width in level-0 px.
         height: Height in level-0 px. The cores run along the longer side.
         mpp: µm per level-0 px.
-        isup_grade: 0-5; chooses the patterns and their areas. If the slide has room for few glands only, the drawn
-            areas may give another grade.
+        isup_grade: 0-5; chooses the patterns and their areas, see `panda.synthetic.dataset.draw_slide`.
         seed: Seed of the slide.
     """
     upright = height > width

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,11 +93,7 @@ class Textures:
 
 @functools.lru_cache(maxsize=4)
 def make_textures(mpp: float) -> Textures:
-    """Make the textures for a resolution.
-
-    Args:
-        mpp: µm per level-0 px; the fibres keep their size in µm.
-    """
+    """Make the textures for a resolution in µm per level-0 px; the fibres keep their size in µm."""
     rng = np.random.Generator(np.random.PCG64(11))
 
     def cells(um: float) -> int:
@@ -154,8 +151,7 @@ class Painter:
 
     def stamp(self, number: int) -> Stamp:
         """Return the picture of a gland, which is drawn again if it fell out of the bounded cache."""
-        stamp = self.stamps.get(number)
-        if stamp is None:
+        if (stamp := self.stamps.get(number)) is None:
             stamp = draw_gland(self.scene.glands[number], self.scene.mpp, self.textures.grain)
             self.stamps[number] = stamp
         return stamp
@@ -199,20 +195,15 @@ class Painter:
     def _cover(self, u: int, v: int, w: int, h: int) -> Bytes | None:
         """Return the opacity (h, w) of tissue; None if the rectangle holds glass only."""
         at, across = np.arange(u, u + w, dtype=np.float64), np.arange(v, v + h, dtype=np.float64)[:, None]
-        inside: Floats | None = None
-        ragged: Floats | None = None
-        for core in self.scene.cores:
-            top, bottom = core.edges(at)
-            some = bottom > top
-            if not some.any() or top[some].min() > v + h + self.reach or bottom[some].max() < v - self.reach:
-                continue
-            if ragged is None:
-                cloud = _window(self.textures.grain, (u, v), (w, h), 2).astype(np.float64)
-                ragged = (cloud - 128) * (RAGGED_UM / self.scene.mpp / 128)
-            depth = np.minimum(across - top, bottom - across) + ragged - 4
-            depth = np.where(some[None, :], depth, -1)
-            inside = depth if inside is None else np.maximum(inside, depth)
-        if inside is None or inside.max() <= 0:
+        borders = list(self._find_borders(at, v, h, self.reach))
+        if not borders:
+            return None
+        cloud = _window(self.textures.grain, (u, v), (w, h), 2).astype(np.float64)
+        ragged = (cloud - 128) * (RAGGED_UM / self.scene.mpp / 128)
+        depths = (np.minimum(across - top, bottom - across) + ragged - 4 for top, bottom in borders)
+        within = (np.where(bottom > top, depth, -1) for (top, bottom), depth in zip(borders, depths, strict=True))
+        inside = functools.reduce(np.maximum, within)
+        if inside.max() <= 0:
             return None
         return np.floor(np.clip(inside * (0.8 * self.scene.mpp), 0, 1) * 255 + 0.5).astype(np.uint8)
 
@@ -233,18 +224,13 @@ class Painter:
         self._scatter_nuclei(haema_px, u, v)
         codes[:] = 1
         for number in self.scene.find_glands(u, v, u + w, v + h):
-            self._draw_stamp(self.scene.glands[number].box(), number, (u, v), (haema_px, eosin_px, codes))
+            self._draw_stamp(number, (u, v), (haema_px, eosin_px, codes))
         return haema_px, eosin_px
 
-    def _draw_stamp(
-        self,
-        box: tuple[int, int, int, int],
-        number: int,
-        corner: tuple[int, int],
-        layers: tuple[Bytes, Bytes, Bytes],
-    ) -> None:
+    def _draw_stamp(self, number: int, corner: tuple[int, int], layers: tuple[Bytes, Bytes, Bytes]) -> None:
         """Draw a gland's stamp on the layers (haematoxylin, eosin, codes) with their corner at u, v, in place."""
         h, w = layers[2].shape
+        box = self.scene.glands[number].box()
         a, b = max(box[0], corner[0]), max(box[1], corner[1])
         c, d = min(box[2], corner[0] + w), min(box[3], corner[1] + h)
         if a >= c or b >= d:
@@ -296,13 +282,12 @@ class Painter:
 
     def _near_tissue(self, v: int, u: int) -> bool:
         at = np.arange(u, u + GREY_BLOCK_PX + 1, 8, dtype=np.float64)
+        return next(self._find_borders(at, v, GREY_BLOCK_PX, 2 * self.reach), None) is not None
+
+    def _find_borders(self, at: Floats, v: int, h: int, reach: int) -> Iterator[tuple[Floats, Floats]]:
+        """Yield the borders at columns `at` of each core that comes within `reach` px of rows v to v + h."""
         for core in self.scene.cores:
             top, bottom = core.edges(at)
             some = bottom > top
-            if (
-                some.any()
-                and top[some].min() < v + GREY_BLOCK_PX + 2 * self.reach
-                and bottom[some].max() > v - 2 * self.reach
-            ):
-                return True
-        return False
+            if some.any() and top[some].min() < v + h + reach and bottom[some].max() > v - reach:
+                yield top, bottom

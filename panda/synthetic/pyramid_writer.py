@@ -78,7 +78,7 @@ class _Pass:
         self.blank = zlib.compress(bytes(3 * tile * tile))
         self.counts = np.zeros(256, np.int64)
 
-    def encoded(self, codes: Bytes) -> bytes:
+    def encode(self, codes: Bytes) -> bytes:
         return zlib.compress(_to_red(codes).tobytes(), 4) if codes.any() else self.blank
 
     def tiles(self, recode: Bytes) -> Iterator[Bytes]:
@@ -100,7 +100,7 @@ class _Pass:
                 for row, part in zip(small, reduced, strict=True):
                     row.append(np.asarray(part, dtype=np.uint8))
                 columns = [np.s_[:, i * tile : (i + 1) * tile] for i in range(count)]
-                self.mask_tiles += [self.encoded(codes[column]) for column in columns]
+                self.mask_tiles += [self.encode(codes[column]) for column in columns]
                 if first + count == self.across:
                     # before the last tile is yielded: the writer asks for no more
                     for spill, row in zip((*self.picture, *self.mask), small, strict=True):

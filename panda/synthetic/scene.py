@@ -21,16 +21,7 @@ CELL_PX = 512
 
 
 def hash_points(a: NDArray[np.int64], b: NDArray[np.int64] | int, seed: int) -> NDArray[np.uint32]:
-    """Hash integer lattice points to 32 random bits (the mixer of MurmurHash3).
-
-    Args:
-        a: First coordinate, any shape.
-        b: Second coordinate, broadcast against `a`.
-        seed: Number of the random field.
-
-    Returns:
-        uint32 of the broadcast shape.
-    """
+    """Hash integer lattice points (a, b), broadcast, to 32 random bits each (the mixer of MurmurHash3)."""
     x = a.astype(np.uint64) * np.uint64(0x9E3779B1) + np.atleast_1d(b).astype(np.uint64) * np.uint64(0x85EBCA77)
     x = (x + np.uint64(seed & 0xFFFFFFFF) * np.uint64(0xC2B2AE3D)) & np.uint64(0xFFFFFFFF)
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
@@ -39,13 +30,7 @@ def hash_points(a: NDArray[np.int64], b: NDArray[np.int64] | int, seed: int) -> 
 
 
 def make_noise(u: Floats, period: float, seed: int) -> Floats:
-    """Return smooth noise in [-1, 1] along a line.
-
-    Args:
-        u: Positions in px.
-        period: Distance in px between independent values.
-        seed: Number of the noise.
-    """
+    """Return smooth noise in [-1, 1] at positions along a line, independent at a distance of `period`, all in px."""
     cell = np.floor(u / period)
     t = u / period - cell
     t = t * t * (3 - 2 * t)
@@ -121,8 +106,5 @@ class Scene:
 
     def find_glands(self, u0: int, v0: int, u1: int, v1: int) -> list[int]:
         """Return the glands that may touch a rectangle, in drawing order."""
-        found: set[int] = set()
-        for cu in range(u0 // CELL_PX, (u1 - 1) // CELL_PX + 1):
-            for cv in range(v0 // CELL_PX, (v1 - 1) // CELL_PX + 1):
-                found.update(self._index.get((cu, cv), ()))
-        return sorted(found)
+        columns, rows = range(u0 // CELL_PX, (u1 - 1) // CELL_PX + 1), range(v0 // CELL_PX, (v1 - 1) // CELL_PX + 1)
+        return sorted({number for cu in columns for cv in rows for number in self._index.get((cu, cv), ())})
