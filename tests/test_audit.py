@@ -28,8 +28,8 @@ from panda.audit.slide_table import read_table
 from panda.data.manifest import read_groups
 from panda.errors import ConfigError, ManifestError, PandaError
 from panda.files import hold_lock
-from panda.report.charts import PALETTE
-from panda.report.column_chart import column_chart
+from panda.report.axes import PALETTE
+from panda.report.charts import column_chart
 from panda.synthetic.dataset import SyntheticSpec, draw_dataset
 from tests.audit_process import NEVER
 from tests.integration.entry_points import REPOSITORY, table

@@ -19,7 +19,8 @@ import pytest
 from panda.errors import PandaError
 from panda.inference.slide_result import LABEL_METRICS
 from panda.report.agreement import agreement_chart
-from panda.report.charts import Bar, Line, bar_chart, line_chart, ticks
+from panda.report.axes import ticks
+from panda.report.charts import Bar, Line, bar_chart, line_chart
 from panda.report.figure_tables import splits_table
 from panda.report.inference_page import write_inference_page
 from panda.report.run_folder import find_subfolder, link, natural_key, number, read_picture

@@ -11,7 +11,8 @@ from PIL import Image
 from panda.inference.grade import Grade
 from panda.inference.panel_patches import PanelRow
 from panda.inference.slide_images import write_attention
-from panda.report.panels import attention_tiles, dice_text, draw_panels
+from panda.report.attention_tiles import draw_attention_tiles
+from panda.report.panels import dice_text, draw_panels
 from panda.wsi.geometry import Resolution
 
 
@@ -87,9 +88,9 @@ def test_attention_tiles(tmp_path: Path, count: int) -> None:
     shown = np.zeros((min(count, 12), 16, 16, 3), np.uint8)
     grade = Grade("isup", 0, [1.0], np.zeros((count, 2), np.int64), weights, weights, shown, 16.0)
     path = tmp_path / "a.png"
-    attention_tiles(grade, path)
+    draw_attention_tiles(grade, path)
     assert cv2.imread(str(path)) is not None
-    attention_tiles(None, path)
+    draw_attention_tiles(None, path)
     assert not path.exists()
 
 

@@ -33,8 +33,8 @@ from panda.inference.slide_loop import run_over_slides, tile_progress
 from panda.inference.slide_mapper import SlideMapper
 from panda.inference.slide_prefetcher import SlidePrefetcher
 from panda.inference.slide_result import SlideResult
+from panda.report.attention_tiles import draw_attention_tiles
 from panda.report.inference_page import write_inference_page
-from panda.report.panels import attention_tiles
 from panda.report.slide_page import write_slide_page
 from panda.tasks.checkpoint import Checkpoint, read_checkpoint
 from panda.tasks.metadata import SegmentationMetadata
@@ -94,7 +94,7 @@ def infer(cfg: DictConfig) -> list[SlideResult]:
             canvas_path = canvases / slide.slide_id / "canvas.zarr"
             with hold_lock(own / "slide.html"):  # so that another run's tiles and page do not come between
                 mapped = mapper.map(slide, tissue, own, canvas_path, tile_progress(bar), labelled=known)
-                attention_tiles(mapped.grade, own / "attention_tiles.png")
+                draw_attention_tiles(mapped.grade, own / "attention_tiles.png")
                 write_slide_page(own)
         tables.add(mapped.result, mapped.ungraded)
         if len(tables.done) % TABLE_EVERY == 1:

@@ -25,7 +25,7 @@ from panda.inference.slide_images import write_attention, write_slide
 from panda.inference.slide_loop import tile_progress
 from panda.inference.slide_mapper import SlideMapper
 from panda.inference.slide_result import SlideFacts
-from panda.report.panels import attention_tiles
+from panda.report.attention_tiles import draw_attention_tiles
 from panda.report.slide_page import write_slide_page
 from panda.wsi.label_mask import LabelMask
 from panda.wsi.slide import Slide, SlideOptions
@@ -95,7 +95,7 @@ class SlideGrading:
                 if mapped.ungraded:
                     self.ungraded.append(mapped.ungraded)
                 grade = mapped.grade
-        attention_tiles(grade, own / "attention_tiles.png")
+        draw_attention_tiles(grade, own / "attention_tiles.png")
         write_slide_page(own)
         return grade
 

@@ -10,7 +10,7 @@ from statistics import median
 from markupsafe import Markup
 
 from panda.audit.summary import OTHER
-from panda.report.column_chart import column_chart
+from panda.report.charts import column_chart
 from panda.report.run_folder import natural_key, number
 from panda.report.table import Cell, Head, Table, cell
 

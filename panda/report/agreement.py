@@ -9,8 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from panda.report.charts import PALETTE, axis_label, ticks
-from panda.report.page import ENVIRONMENT
+from panda.report.axes import PALETTE, Axis, draw, ticks
 from panda.report.run_folder import number
 from panda.report.table import show
 
@@ -55,40 +54,36 @@ def agreement_chart(rows: Sequence[Mapping[str, Any]]) -> Markup:
     agreement = Agreement.from_differences([found - true for _, _, found, true in slides])
     if agreement is None:
         return Markup("")
-    left, top, right, bottom, width, height = 70, 14, 930, 300, 1100, 350
-    across = ticks(0.0, max((found + true) / 2 for *_, found, true in slides))
     gaps = [found - true for *_, found, true in slides]
-    up = ticks(min(*gaps, agreement.low, 0.0), max(*gaps, agreement.high, 0.0))
-
-    def x_of(mean: float) -> float:
-        return round(left + (mean - across[0]) / (across[-1] - across[0]) * (right - left), 1)
-
-    def y_of(gap: float) -> float:
-        return round(top + (up[-1] - gap) / (up[-1] - up[0]) * (bottom - top), 1)
-
+    means = ticks(0.0, max((found + true) / 2 for *_, found, true in slides))
+    levels = ticks(min(*gaps, agreement.low, 0.0), max(*gaps, agreement.high, 0.0))
+    frame = (70, 14, 930, 300)
+    across, up = Axis.over(means, frame[0], frame[2]), Axis.over(levels, frame[3], frame[1])
     colours = dict(zip(sorted({provider for _, provider, *_ in slides}), PALETTE, strict=False))
-    html = ENVIRONMENT.get_template("agreement_chart.html").render(
-        count=len(slides),
+    lines = (
+        (agreement.high, "upper limit", "6 4"),
+        (agreement.bias, "mean", ""),
+        (agreement.low, "lower limit", "6 4"),
+    )
+    return draw(
+        "agreement_chart.html",
+        "Tumour area, found less labelled",
+        (1100, 350),
+        frame,
         words=[f"{value:+.3f}" for value in (agreement.bias, agreement.low, agreement.high)],
-        size=(width, height),
-        frame=(left, top, right, bottom),
-        x_ticks=[(x_of(t), axis_label(t)) for t in across],
-        y_ticks=[(y_of(t), axis_label(t)) for t in up],
-        lines=[
-            (y_of(agreement.high), f"{agreement.high:+.3f}", "upper limit"),
-            (y_of(agreement.bias), f"{agreement.bias:+.3f}", "mean"),
-            (y_of(agreement.low), f"{agreement.low:+.3f}", "lower limit"),
-        ],
-        zero=y_of(0.0),
-        legend=list(colours.items()) if len(colours) > 1 else [],
+        x_ticks=across.mark(means),
+        y_ticks=up.mark(levels),
+        x_label="mean of found and labelled, mm²",
+        lines=[(up.place(value), f"{name} {value:+.3f}", dashes) for value, name, dashes in lines],
+        zero=up.place(0.0),
+        legend=[(name, colour, "dot") for name, colour in colours.items()] if len(colours) > 1 else [],
         dots=[
             (
-                x_of((found + true) / 2),
-                y_of(found - true),
+                across.place((found + true) / 2),
+                up.place(found - true),
                 colours.get(provider, PALETTE[-1]),
                 f"{name}: found {show(found, 'mm2')} mm², labelled {show(true, 'mm2')} mm²",
             )
             for name, provider, found, true in slides
         ],
     )
-    return Markup(html)

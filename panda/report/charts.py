@@ -1,20 +1,16 @@
-"""Charts as inline SVG: lines over a common axis, and figures with their intervals."""
+"""Charts as inline SVG: lines over a common axis, figures with their intervals, columns of counts, and pairs."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from panda.report.effects import Effect
-from panda.report.page import ENVIRONMENT
+from panda.report.axes import PALETTE, TEST, VALIDATION, Axis, draw, ticks
 
-# Okabe and Ito's colours (2008), distinct with any color vision, without the yellow, which has no contrast on white.
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5b4b9a", "#444444")
-TRAIN, VALIDATION, TEST = "#7a8194", "#0072b2", "#3b2f7d"
-GREY = "#c3c6ce"
 _POINTS = 400
 
 
@@ -39,16 +35,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Bar:
-    """One row of a chart of figures.
-
-    Args:
-        name: Label at the left.
-        value: The figure.
-        low: Lower end of its interval, or None.
-        high: Upper end of its interval, or None.
-        other: A second figure in the same row, or None.
-        href: Link of the name.
-    """
+    """One row of a chart of figures: its value, the ends of its interval, and another figure in the same row."""
 
     name: str
     value: float
@@ -56,29 +43,6 @@ class Bar:
     high: float | None = None
     other: float | None = None
     href: str = ""
-
-
-def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Choose round values for an axis.
-
-    Args:
-        low: Lowest value to show.
-        high: Highest value to show.
-        about: Wanted number of values.
-
-    Returns:
-        Multiples of 1, 2, 2.5 or 5 times a power of ten that span `low` to `high`.
-    """
-    span = high - low if high > low else max(abs(high), 1e-6)
-    power = 10.0 ** math.floor(math.log10(span / about))
-    step = next(s * power for s in (1, 2, 2.5, 5, 10) if s * power * about >= span * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(k * step, 12) for k in range(first, max(last, first + 1) + 1)]
-
-
-def axis_label(value: float) -> str:
-    """Write the label of a value of an axis."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def line_chart(
@@ -101,7 +65,7 @@ def line_chart(
         y_range: Least range of the y axis; None for the range of the data.
         mark: X and text of a vertical dashed line.
         whole_x: Whether only whole numbers are labelled on the x axis.
-        size: Width and height in px.
+        size: Width and height, px.
 
     Returns:
         A `<figure>` with inline SVG; empty if no line has a point.
@@ -109,7 +73,7 @@ def line_chart(
     lines = [line for line in lines if line.xs]
     if not lines:
         return Markup("")
-    (width, height), left, right, top, bottom = size, 48, 14, 12, 42
+    frame = (48, 12, size[0] - 14, size[1] - 42)
     x_values = [x for line in lines for x in line.xs]
     y_values = [y for line in lines for y in line.ys] + list(y_range or ())
     y_ticks = ticks(min(y_values), max(y_values))
@@ -120,33 +84,30 @@ def line_chart(
     x_ticks = [t for t in ticks(x_low, x_high, 6) if x_low <= t <= x_high and (not whole_x or t == int(t))] or [x_low]
     if x_high == x_low:
         x_low, x_high = x_low - 0.5, x_high + 0.5
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = left + (x - x_low) / (x_high - x_low) * (width - left - right)
-        down = height - bottom - (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * (height - top - bottom)
-        return round(across, 1), round(down, 1)
-
+    across, up = Axis(x_low, x_high, frame[0], frame[2]), Axis.over(y_ticks, frame[3], frame[1])
     drawn = []
     for line in reversed(lines):
         step = math.ceil(len(line.xs) / _POINTS)
         points = [
-            (*place(x, y), f"{line.name}: {y:.4g} at {x_label} {x:g}")
+            (across.place(x), up.place(y), f"{line.name}: {y:.4g} at {x_label} {x:g}")
             for x, y in list(zip(line.xs, line.ys, strict=True))[::step]
         ]
-        marks = [(*place(x, y), text) for x, y, text in line.marks]
-        drawn.append((line, " ".join(f"{x},{y}" for x, y, _ in points), points if len(points) <= 60 else [], marks))
-    html = ENVIRONMENT.get_template("line_chart.html").render(
-        title=title,
+        marks = [(across.place(x), up.place(y), text) for x, y, text in line.marks]
+        path = " ".join(f"{x},{y}" for x, y, _ in points)
+        drawn.append((line.colour, path, points if len(points) <= 60 else [], marks))
+    return draw(
+        "line_chart.html",
+        title,
+        size,
+        frame,
         drawn=drawn,
-        legend=list({line.name: line for line in reversed(lines)}.values())[::-1],
+        zero=frame[3],
+        legend=[(name, colour, "") for name, colour in {line.name: line.colour for line in lines}.items()],
         x_label=x_label,
-        size=(width, height),
-        frame=(left, top, width - right, height - bottom),
-        y_ticks=[(place(x_low, t)[1], axis_label(t)) for t in y_ticks],
-        x_ticks=[(place(t, y_ticks[0])[0], axis_label(t)) for t in x_ticks],
-        mark=None if mark is None else (place(min(max(mark[0], x_low), x_high), y_ticks[0])[0], mark[1]),
+        y_ticks=up.mark(y_ticks),
+        x_ticks=across.mark(x_ticks),
+        mark=mark and (across.place(min(max(mark[0], x_low), x_high)), mark[1]),
     )
-    return Markup(html)
 
 
 def bar_chart(title: str, bars: Sequence[Bar], names: tuple[str, str]) -> Markup:
@@ -155,7 +116,7 @@ def bar_chart(title: str, bars: Sequence[Bar], names: tuple[str, str]) -> Markup
     Args:
         title: Title above the chart.
         bars: The rows, from top to bottom.
-        names: What `value` and `other` are, for the legend.
+        names: Names of `value` and `other` in the legend.
 
     Returns:
         A `<figure>` with inline SVG; empty if there is no row.
@@ -163,25 +124,83 @@ def bar_chart(title: str, bars: Sequence[Bar], names: tuple[str, str]) -> Markup
     if not bars:
         return Markup("")
     values = [v for bar in bars for v in (bar.value, bar.low, bar.high, bar.other) if v is not None]
-    axis = ticks(min(0.0, *values), max(1.0, *values))
-    left, right, top, row, width = 340, 70, 8, 26, 1100
-    scale = (width - left - right) / (axis[-1] - axis[0])
-
-    def place(value: float | None) -> float | None:
-        return None if value is None else round(left + (value - axis[0]) * scale, 1)
-
-    html = ENVIRONMENT.get_template("bar_chart.html").render(
-        title=title,
+    marks = ticks(min(0.0, *values), max(1.0, *values))
+    row, width, top = 26, 1100, 8
+    bottom = top + row * len(bars)
+    axis = Axis.over(marks, 340, width - 70)
+    return draw(
+        "bar_chart.html",
+        title,
+        (width, bottom + 26),
+        (axis.start, top, axis.end, bottom),
         names=names,
-        size=(width, top + row * len(bars) + 26),
-        left=left,
-        top=top,
+        legend=[(names[0], TEST, "dot"), (names[1], VALIDATION, "dot ring")][: 1 + bool(names[1])],
         row=row,
-        axis=[(place(t), axis_label(t)) for t in axis],
-        bars=[(bar, place(bar.value), place(bar.low), place(bar.high), place(bar.other)) for bar in bars],
-        zero=place(0.0),
+        x_ticks=axis.mark(marks),
+        bars=[
+            (bar, *(None if v is None else axis.place(v) for v in (bar.value, bar.low, bar.high, bar.other)))
+            for bar in bars
+        ],
+        origin=axis.place(0.0),
     )
-    return Markup(html)
+
+
+def column_chart(
+    title: str,
+    labels: Sequence[str],
+    series: Sequence[tuple[str, Sequence[int]]],
+    x_label: str,
+    *,
+    size: tuple[int, int] = (540, 270),
+) -> Markup:
+    """Draw counts as columns side by side.
+
+    Args:
+        title: Title above the chart.
+        labels: Labels below the columns, one for each class.
+        series: Name of each series and its count in each class. A series without a count is left out, and the others
+            keep their colors.
+        x_label: Label below the axis.
+        size: Width and height, px.
+
+    Returns:
+        A `<figure>` with inline SVG; empty if all counts are zero.
+    """
+    colours = dict(zip((name for name, _ in series), itertools.cycle(PALETTE), strict=False))
+    series = [(name, counts) for name, counts in series if any(counts)]
+    highest = max((count for _, counts in series for count in counts), default=0)
+    if not highest:
+        return Markup("")
+    frame = (52, 12, size[0] - 8, size[1] - 42)
+    y_ticks = [t for t in ticks(0, highest, 4) if t == int(t)]
+    up = Axis(0, y_ticks[-1], frame[3], frame[1])
+    class_width = (frame[2] - frame[0]) / len(labels)
+    width = min(0.78 * class_width / len(series), 46)
+    middles = [frame[0] + (place + 0.5) * class_width for place in range(len(labels))]
+    columns = [
+        (
+            round(middle + (rank - len(series) / 2) * width, 1),
+            up.place(count),
+            round(width * 0.94, 1),
+            round(frame[3] - up.place(count), 1),
+            colours[name],
+            f"{name}, {label}: {count:,}",
+        )
+        for rank, (name, counts) in enumerate(series)
+        for middle, label, count in zip(middles, labels, counts, strict=True)
+    ]
+    return draw(
+        "column_chart.html",
+        title,
+        size,
+        frame,
+        legend=[(name, colours[name], "dot") for name, _ in series],
+        zero=frame[3],
+        y_ticks=up.mark(y_ticks, "{:,.0f}".format),
+        x_ticks=[(round(middle, 1), label) for middle, label in zip(middles, labels, strict=True)],
+        x_label=x_label,
+        columns=columns,
+    )
 
 
 def paired_chart(
@@ -195,88 +214,44 @@ def paired_chart(
     Args:
         title: Title above the chart.
         slides: Slide, provider, and the figure in either run.
-        names: Of the runs.
-        colours: Of the providers.
+        names: Names of the runs.
+        colours: Provider to color.
 
     Returns:
         A `<figure>` with inline SVG; empty if there is no slide.
     """
     if not slides:
         return Markup("")
-    width, height = 1100, 400
-    box, fall = (64, 10, 404, 350), (500, 10, 1090, 350)
+    box, frame = (64, 10, 404, 350), (500, 10, 1090, 350)
     gaps = sorted(((b - a, slide, provider) for slide, provider, a, b in slides), reverse=True)
-    axis = ticks(min(0.0, gaps[-1][0]), max(0.0, gaps[0][0]))
-    step = (fall[2] - fall[0]) / len(gaps)
-
-    def place(a: float, b: float) -> tuple[float, float]:
-        return round(box[0] + a * (box[2] - box[0]), 1), round(box[3] - b * (box[3] - box[1]), 1)
-
-    def down(gap: float) -> float:
-        return round(fall[1] + (axis[-1] - gap) / (axis[-1] - axis[0]) * (fall[3] - fall[1]), 1)
-
-    html = ENVIRONMENT.get_template("paired_chart.html").render(
-        title=title,
+    levels = ticks(min(0.0, gaps[-1][0]), max(0.0, gaps[0][0]))
+    across, up, fall = Axis(0, 1, box[0], box[2]), Axis(0, 1, box[3], box[1]), Axis.over(levels, frame[3], frame[1])
+    step, zero = (frame[2] - frame[0]) / len(gaps), fall.place(0)
+    return draw(
+        "paired_chart.html",
+        title,
+        (1100, 400),
+        frame,
         names=names,
-        size=(width, height),
-        legend=list(colours.items()),
+        legend=[(name, colour, "dot") for name, colour in colours.items()],
         box=box,
-        fall=fall,
-        scatter_ticks=[(place(t, t), axis_label(t)) for t in ticks(0, 1)],
+        box_ticks=(across.mark(ticks(0, 1)), up.mark(ticks(0, 1))),
         dots=[
-            (*place(a, b), colours[provider], f"{slide}: {names[0]} {a:.3f}, {names[1]} {b:.3f}")
+            (across.place(a), up.place(b), colours[provider], f"{slide}: {names[0]} {a:.3f}, {names[1]} {b:.3f}")
             for slide, provider, a, b in slides
         ],
-        fall_ticks=[(down(t), f"{t:+.4g}" if t else "0") for t in axis],
-        bars=[
+        y_ticks=fall.mark(levels, lambda t: f"{t:+.4g}" if t else "0"),
+        columns=[
             (
-                round(fall[0] + k * step + 0.1 * step, 1),
-                min(down(gap), down(0)),
+                round(frame[0] + (k + 0.1) * step, 1),
+                min(fall.place(gap), zero),
                 round(min(0.8 * step, 40), 1),
-                round(max(abs(down(gap) - down(0)), 0.5), 1),
+                round(max(abs(fall.place(gap) - zero), 0.5), 1),
                 colours[provider],
                 f"{slide}: {gap:+.3f}",
             )
             for k, (gap, slide, provider) in enumerate(gaps)
         ],
-        zero=down(0),
+        zero=zero,
+        x_label=f"slides; Dice of {names[1]} less that of {names[0]}",
     )
-    return Markup(html)
-
-
-def effect_chart(effect: Effect, reading: str, y_range: tuple[float, float]) -> Markup:
-    """Draw the jobs of each value of a choice, those that differ in it alone joined by a line.
-
-    Args:
-        effect: What the choice did.
-        reading: What the chart shows, after the title.
-        y_range: What the y axis spans at least: one for all choices of a sweep, so that they can be compared.
-
-    Returns:
-        A `<figure>` with inline SVG.
-    """
-    left, top, bottom = 48, 10, 44
-    width, height = max(370, left + 10 + 62 * len(effect.values)), 270
-    axis = ticks(*y_range)
-    room = (width - left - 10) / len(effect.values)
-
-    def place(k: int, score: float) -> tuple[float, float]:
-        down = (axis[-1] - score) / (axis[-1] - axis[0]) * (height - top - bottom)
-        return round(left + (k + 0.5) * room, 1), round(top + down, 1)
-
-    jobs = [(k, job) for thread in effect.threads for k, job in thread]
-    html = ENVIRONMENT.get_template("effect_chart.html").render(
-        title=effect.choice,
-        reading=reading,
-        size=(width, height),
-        left=left,
-        most=max(6, int(room / 7)),
-        y_ticks=[(place(0, t)[1], axis_label(t)) for t in axis],
-        threads=[" ".join("{},{}".format(*place(k, job.score)) for k, job in thread) for thread in effect.threads],
-        values=[
-            (*place(k, middle), value, f"{middle:.3f}")
-            for k, (value, middle) in enumerate(zip(effect.values, effect.medians(), strict=True))
-        ],
-        dots=[(*place(k, job.score), f"{job.label}: {job.score:.3f}") for k, job in jobs],
-    )
-    return Markup(html)

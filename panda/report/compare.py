@@ -12,7 +12,8 @@ from typing import Any
 
 from panda.errors import ManifestError, PandaError
 from panda.files import read_output_table, write_table
-from panda.report.charts import PALETTE, paired_chart
+from panda.report.axes import PALETTE
+from panda.report.charts import paired_chart
 from panda.report.page import require_folder, write_page
 from panda.report.paired import Difference, choose_groups, compute_differences, pair_rows
 from panda.report.run_folder import find_subfolder, link, number, read_picture, read_text

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from panda.files import whole_path, write_table
-from panda.report.charts import PALETTE
+from panda.report.axes import PALETTE
 from panda.tasks.calibration import RELIABILITY_BINS, Reliability, reliability
 from panda.tasks.metrics import curve, pooled
 from panda.tasks.threshold import CRITERIA, Histograms, ThresholdChoice, criterion_scores

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, median
 
+from markupsafe import Markup
+
+from panda.report.axes import VALIDATION, Axis, draw, ticks
 from panda.report.run_folder import natural_key, number
 
 MOST_VALUES = 12
@@ -57,6 +60,13 @@ class Effect:
             median(job.score for thread in self.threads for k, job in thread if k == v) for v in range(len(self.values))
         ]
 
+    def explain(self) -> str:
+        """Say which value is best, and how much the values differ."""
+        if self.span == 0:
+            return "no difference"
+        best = f"{self.values[self.best]} is best in {self.wins} of {self.compared}"
+        return f"{best}; values differ by {self.span:.3f} on average"
+
 
 def find_effects(jobs: Sequence[ScoredJob], varied: Sequence[str]) -> list[Effect]:
     """Separate the influence of each choice from that of the others.
@@ -101,3 +111,36 @@ def _order(value: str) -> tuple[bool, float, list[tuple[int, int, str]]]:
     """Sort numbers by size, before words."""
     figure = number(value)
     return figure is None, figure or 0.0, natural_key(value)
+
+
+def effect_chart(effect: Effect, y_range: tuple[float, float]) -> Markup:
+    """Draw the jobs of each value of a choice, with a line through those that differ in it alone.
+
+    Args:
+        effect: The effect of the choice.
+        y_range: Least range of the y axis: the same for all choices of a sweep, so that they can be compared.
+    """
+    width, height = max(370, 58 + 62 * len(effect.values)), 270
+    frame = (48, 10, width - 10, height - 44)
+    levels = ticks(*y_range)
+    up, room = Axis.over(levels, frame[3], frame[1]), (frame[2] - frame[0]) / len(effect.values)
+    middles = [round(frame[0] + (k + 0.5) * room, 1) for k in range(len(effect.values))]
+    return draw(
+        "effect_chart.html",
+        effect.choice,
+        (width, height),
+        frame,
+        reading=effect.explain(),
+        most=max(6, int(room / 7)),
+        y_ticks=up.mark(levels),
+        threads=[" ".join(f"{middles[k]},{up.place(job.score)}" for k, job in thread) for thread in effect.threads],
+        values=[
+            (x, up.place(middle), value, f"{middle:.3f}")
+            for x, value, middle in zip(middles, effect.values, effect.medians(), strict=True)
+        ],
+        dots=[
+            (middles[k], up.place(job.score), VALIDATION, f"{job.label}: {job.score:.3f}")
+            for thread in effect.threads
+            for k, job in thread
+        ],
+    )

@@ -1,51 +1,40 @@
-"""Draw patches as rows of image, prediction, overlay, ground truth and heatmap; and the most attended tiles."""
+"""Draw patches as rows of image, prediction, overlay, ground truth and heatmap."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import ListedColormap, Normalize
-from matplotlib.figure import Figure
+from matplotlib.colors import ListedColormap, Normalize, to_rgb
 from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 
-from panda.files import whole_path
-from panda.inference.grade import Grade
 from panda.inference.legends import JET, colorize, round_length
 from panda.inference.panel_patches import PanelRow
+from panda.report.sheet import INK, MASK, Sheet
 
-INK = "#1c2030"
-MUTED = "#5d6474"
-PAPER = "#f4f3f0"
-MASK = "#3b2f7d"
+_PAPER = "#f4f3f0"
 # Distinct with any color vision, and unlike the colors of haematoxylin and eosin.
-TRUE_POSITIVE = "#00a35a"
-FALSE_POSITIVE = "#ffd000"
-FALSE_NEGATIVE = "#0a4dff"
+_TRUE_POSITIVE = "#00a35a"
+_FALSE_POSITIVE = "#ffd000"
+_FALSE_NEGATIVE = "#0a4dff"
 
-CELL = 3.3  # inches a picture is wide
-GAP = 0.14
-TITLE = 0.52  # inches above each row
-DPI = 150
-COLUMNS = ("Image", "Predicted mask", "Overlay", "Ground truth", "Heatmap")
+_CELL, _GAP, _TITLE, _LEFT = 3.3, 0.14, 0.52, 0.2  # inches; the title is above each row
+_COLUMNS = ("Image", "Predicted mask", "Overlay", "Ground truth", "Heatmap")
+
+Mask = NDArray[np.bool_]
 
 
-def dice_text(predicted: NDArray[np.bool_], truth: NDArray[np.bool_] | None) -> str:
+def dice_text(predicted: Mask, truth: Mask | None) -> str:
     """Write the Dice of one patch, or why it has none.
 
     Args:
         predicted: (h, w) bool, of tissue only.
         truth: (h, w) bool, of tissue only, or None without a label.
-
-    Returns:
-        Such as `Dice 0.83`; a patch that has no labelled cancer has no Dice, and the text says so.
     """
     if truth is None:
         return "Dice unknown: no ground truth"
@@ -54,47 +43,31 @@ def dice_text(predicted: NDArray[np.bool_], truth: NDArray[np.bool_] | None) -> 
     return f"Dice {2 * int((predicted & truth).sum()) / (int(predicted.sum()) + int(truth.sum())):.2f}"
 
 
-def _blend(image: NDArray[np.uint8], regions: Sequence[tuple[NDArray[np.bool_], str]]) -> NDArray[np.uint8]:
-    """Tint each region of an RGB image and outline it in the full color.
+def _blend(image: NDArray[np.uint8], predicted: Mask, truth: Mask | None) -> NDArray[np.uint8]:
+    """Tint the right and wrong regions of an RGB image, or the prediction without a label, and outline each.
 
     The outline is inside the region, because outside it would make a thin error look broad.
     """
+    right = predicted if truth is None else predicted & truth
+    wrong = [] if truth is None else [(predicted & ~truth, _FALSE_POSITIVE), (~predicted & truth, _FALSE_NEGATIVE)]
     out = image.copy()
     line = max(1, round(max(image.shape[:2]) / 250))
     kernel = np.ones((2 * line + 1, 2 * line + 1), np.uint8)
-    for mask, colour in regions:
-        rgb = np.asarray(_rgb(colour), np.float32)
-        weight = 0.45 if colour == TRUE_POSITIVE else 0.6
+    for mask, colour in [(right, _TRUE_POSITIVE), *wrong]:
+        rgb = _rgb(colour).astype(np.float32)
+        weight = 0.45 if colour == _TRUE_POSITIVE else 0.6
         out[mask] = ((1 - weight) * image[mask].astype(np.float32) + weight * rgb).astype(np.uint8)
         inner = cv2.erode(mask.astype(np.uint8), kernel, borderValue=1).astype(bool)
         out[mask & ~inner] = rgb.astype(np.uint8)
     return out
 
 
-def _rgb(colour: str) -> list[int]:
-    return [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+def _rgb(colour: str) -> NDArray[np.uint8]:
+    return np.round(np.multiply(to_rgb(colour), 255)).astype(np.uint8)
 
 
-def _regions(predicted: NDArray[np.bool_], truth: NDArray[np.bool_] | None) -> list[tuple[NDArray[np.bool_], str]]:
-    if truth is None:
-        return [(predicted, TRUE_POSITIVE)]
-    return [
-        (predicted & truth, TRUE_POSITIVE),
-        (predicted & ~truth, FALSE_POSITIVE),
-        (~predicted & truth, FALSE_NEGATIVE),
-    ]
-
-
-def _hide_ticks(axes: Axes) -> None:
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_color("#b9bcc4")
-        spine.set_linewidth(0.8)
-
-
-def _mask_picture(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    return np.array([_rgb(PAPER), _rgb(MASK)], np.uint8)[mask.astype(np.intp)]
+def _draw_mask(axes: Axes, mask: Mask) -> None:
+    axes.imshow(np.stack([_rgb(_PAPER), _rgb(MASK)])[mask.astype(np.intp)], interpolation="nearest")
 
 
 def _scale_bar(axes: Axes, width: int, height: int, um_per_px: float | None) -> None:
@@ -128,32 +101,20 @@ def _check(rows: Sequence[PanelRow]) -> None:
             )
 
 
-def _heatmap(figure: Figure, axes: Axes, box: tuple[float, float, float, float], threshold: float) -> None:
-    """Draw the colour bar of one row, in `box` (figure fractions), with the threshold on it."""
-    bar_axes = figure.add_axes(box)
-    mappable = ScalarMappable(Normalize(0.0, 1.0), ListedColormap(JET / 255.0))
-    bar = figure.colorbar(mappable, cax=bar_axes)
-    bar.set_ticks([0.0, 0.25, 0.5, 0.75, 1.0], labels=["0", "0.25", "0.5", "0.75", "1"])
-    bar_axes.tick_params(labelsize=11, length=3, colors=INK)
-    bar_axes.axhline(threshold, color="white", linewidth=4)
-    bar_axes.axhline(threshold, color="black", linewidth=2)
-    bar_axes.set_ylabel("probability of tumour", fontsize=11.5, color=INK)
-
-
 def draw_panels(
     rows: Sequence[PanelRow], threshold: float, path: Path, *, heading: str = "", counted: str = "tissue"
 ) -> Path:
     """Draw patches as rows of five: image, predicted mask, overlay, ground truth, heatmap.
 
     The overlay shows true positives, false positives and false negatives in tissue if there is a label, otherwise the
-    prediction. The black line on the colour bar is the threshold.
+    prediction. The black line on the color bar is the threshold.
 
     Args:
         rows: The patches, from top to bottom.
-        threshold: A pixel is predicted tumour if its probability is at least this.
+        threshold: A pixel is predicted tumor if its probability is at least this.
         path: The PNG to write, whole or not at all.
         heading: A line above all.
-        counted: Which pixels the rows count, for the legend.
+        counted: Name of the pixels that the rows count, for the legend.
 
     Returns:
         `path`.
@@ -162,79 +123,67 @@ def draw_panels(
         ValueError: If there is no row, or the arrays of a row differ in size.
     """
     _check(rows)
-    heights = [CELL * max(row.image.shape[0] / row.image.shape[1], 0.35) for row in rows]
-    left, right, top, bottom = 0.2, 1.15, 1.1 if heading else 0.55, 0.7
-    width = left + 5 * CELL + 4 * GAP + right
-    height = top + sum(heights) + len(rows) * (TITLE + GAP) + bottom
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
-    FigureCanvasAgg(figure)
+    heights = [_CELL * max(row.image.shape[0] / row.image.shape[1], 0.35) for row in rows]
+    y = 1.1 if heading else 0.55
+    width = _LEFT + 5 * _CELL + 4 * _GAP + 1.15
+    sheet = Sheet(width, y + sum(heights) + len(rows) * (_TITLE + _GAP) + 0.7)
     if heading:
-        figure.text(left / width, 1 - 0.36 / height, heading, va="center", fontsize=20, color=INK, parse_math=False)
-    for index, name in enumerate(COLUMNS):
-        x = left + index * (CELL + GAP) + CELL / 2
-        figure.text(
-            x / width, 1 - (top - 0.22) / height, name, ha="center", va="center", fontsize=17, weight="bold", color=INK
-        )
-    y = height - top
-    for row, cell_height in zip(rows, heights, strict=True):
-        h, w = row.image.shape[:2]
-        predicted = row.predict(threshold)
-        truth = None if row.truth is None else row.truth & row.tissue
-        figure.text(
-            left / width,
-            (y - TITLE + 0.13) / height,
-            f"{row.title}   ·   {dice_text(predicted, truth)}",
-            fontsize=14,
-            color=INK,
-            va="bottom",
-            parse_math=False,
-        )
-        y -= TITLE + cell_height
-        for index, name in enumerate(COLUMNS):
-            x = left + index * (CELL + GAP)
-            axes = figure.add_axes((x / width, y / height, CELL / width, cell_height / height))
-            _hide_ticks(axes)
-            if name == "Image":
-                axes.imshow(row.image)
-                _scale_bar(axes, w, h, row.um_per_px)
-            elif name == "Predicted mask":
-                axes.imshow(_mask_picture(predicted), interpolation="nearest")
-            elif name == "Overlay":
-                axes.imshow(_blend(row.image, _regions(predicted, truth)))
-            elif name == "Ground truth" and row.truth is not None:
-                axes.imshow(_mask_picture(row.truth), interpolation="nearest")
-            elif name == "Ground truth":
-                axes.set_facecolor("#f1f1f1")
-                axes.text(
-                    0.5, 0.5, "no label", ha="center", va="center", fontsize=15, color=MUTED, transform=axes.transAxes
-                )
-            else:
-                axes.imshow(colorize(row.probability, JET))
-                box = ((x + CELL + 0.12) / width, y / height, 0.17 / width, cell_height / height)
-                _heatmap(figure, axes, box, threshold)
-        y -= GAP
-    _legend(figure, rows, threshold, width, counted)
-    with whole_path(path) as partial:
-        figure.savefig(partial, format="png")
-    return path
+        sheet.write(_LEFT, 0.36, heading, va="center", fontsize=20)
+    for index, name in enumerate(_COLUMNS):
+        middle = _LEFT + index * (_CELL + _GAP) + _CELL / 2
+        sheet.write(middle, y - 0.22, name, ha="center", va="center", fontsize=17, weight="bold")
+    for row, height in zip(rows, heights, strict=True):
+        _draw_row(sheet, row, y, height, threshold)
+        y += _TITLE + height + _GAP
+    _draw_legend(sheet, rows, f"tumour (predicted: {counted} with p ≥ {threshold:.3g})")
+    return sheet.save(path)
 
 
-def _legend(figure: Figure, rows: Sequence[PanelRow], threshold: float, width: float, counted: str) -> None:
-    known = any(row.truth is not None for row in rows)
-    handles = [Patch(facecolor=MASK, label=f"tumour (predicted: {counted} with p ≥ {threshold:.3g})")]
+def _draw_row(sheet: Sheet, row: PanelRow, y: float, height: float, threshold: float) -> None:
+    """Draw a row and its title `y` inches below the top of the sheet, with pictures `height` inches high."""
+    predicted = row.predict(threshold)
+    truth = None if row.truth is None else row.truth & row.tissue
+    title = f"{row.title}   ·   {dice_text(predicted, truth)}"
+    sheet.write(_LEFT, y + _TITLE - 0.13, title, fontsize=14, va="bottom")
+    y += _TITLE
+    image, mask, overlay, label, heatmap = (
+        sheet.add_picture(_LEFT + index * (_CELL + _GAP), y, _CELL, height) for index in range(len(_COLUMNS))
+    )
+    image.imshow(row.image)
+    _scale_bar(image, *row.image.shape[1::-1], row.um_per_px)
+    _draw_mask(mask, predicted)
+    overlay.imshow(_blend(row.image, predicted, truth))
+    if row.truth is None:
+        label.set_facecolor("#f1f1f1")
+        middle = {"ha": "center", "va": "center", "transform": label.transAxes}
+        label.text(0.5, 0.5, "no label", fontsize=15, color="#5d6474", **middle)
+    else:
+        _draw_mask(label, row.truth)
+    heatmap.imshow(colorize(row.probability, JET))
+    bar = sheet.add_axes(sheet.width - 1.15 + 0.12, y, 0.17, height)
+    levels = sheet.figure.colorbar(ScalarMappable(Normalize(0.0, 1.0), ListedColormap(JET / 255.0)), cax=bar)
+    levels.set_ticks([0.0, 0.25, 0.5, 0.75, 1.0], labels=["0", "0.25", "0.5", "0.75", "1"])
+    bar.tick_params(labelsize=11, length=3, colors=INK)
+    bar.axhline(threshold, color="white", linewidth=4)
+    bar.axhline(threshold, color="black", linewidth=2)
+    bar.set_ylabel("probability of tumour", fontsize=11.5, color=INK)
+
+
+def _draw_legend(sheet: Sheet, rows: Sequence[PanelRow], predicted: str) -> None:
+    handles = [Patch(facecolor=MASK, label=predicted)]
     unlabelled = any(row.truth is None for row in rows)
-    if known:
+    if any(row.truth is not None for row in rows):
         handles += [
-            Patch(facecolor=TRUE_POSITIVE, label="found (TP)" + ", or predicted without label" * unlabelled),
-            Patch(facecolor=FALSE_POSITIVE, label="false alarm (FP)"),
-            Patch(facecolor=FALSE_NEGATIVE, label="missed (FN)"),
+            Patch(facecolor=_TRUE_POSITIVE, label="found (TP)" + ", or predicted without label" * unlabelled),
+            Patch(facecolor=_FALSE_POSITIVE, label="false alarm (FP)"),
+            Patch(facecolor=_FALSE_NEGATIVE, label="missed (FN)"),
         ]
     else:
-        handles.append(Patch(facecolor=TRUE_POSITIVE, label="predicted; no label to compare with"))
-    figure.legend(
+        handles.append(Patch(facecolor=_TRUE_POSITIVE, label="predicted; no label to compare with"))
+    sheet.figure.legend(
         handles=handles,
         loc="lower left",
-        bbox_to_anchor=(0.1 / width, 0.0),
+        bbox_to_anchor=(0.1 / sheet.width, 0.0),
         ncols=len(handles),
         frameon=False,
         fontsize=13.5,
@@ -242,66 +191,3 @@ def _legend(figure: Figure, rows: Sequence[PanelRow], threshold: float, width: f
         columnspacing=2.0,
         labelcolor=INK,
     )
-
-
-def attention_tiles(grade: Grade | None, path: Path) -> None:
-    """Draw the tiles of a slide that the grading network attended to most, the most attended first.
-
-    Args:
-        grade: Grade of the slide; None removes an earlier picture.
-        path: The PNG to write, whole or not at all.
-    """
-    if grade is None:
-        path.unlink(missing_ok=True)
-        return
-    count, coords = len(grade.coords), grade.coords
-    total = float(grade.attention.sum())
-    shares = grade.attention / total if total > 0 else np.full(count, 1.0 / count)
-    order = np.argsort(-grade.attention, kind="stable")[: len(grade.shown)]
-    columns = min(6, len(order))
-    lines = math.ceil(len(order) / columns)
-    cell, label, head, side = 2.6, 1.15, 0.75, 0.2
-    width = max(2 * side + columns * cell + (columns - 1) * GAP, 11.0)
-    height = head + lines * (cell + label) + 0.1
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
-    FigureCanvasAgg(figure)
-    figure.text(
-        side / width,
-        1 - 0.4 / height,
-        f"The {len(order)} most attended of {count} tiles hold {shares[order].sum():.0%} of the attention "
-        f"(an even share would be {1 / count:.1%} each)",
-        fontsize=15,
-        color=INK,
-        va="center",
-    )
-    for rank, index in enumerate(order):
-        x = side + (rank % columns) * (cell + GAP)
-        y = height - head - (rank // columns) * (cell + label) - cell
-        axes = figure.add_axes((x / width, y / height, cell / width, cell / height))
-        _hide_ticks(axes)
-        axes.imshow(grade.shown[rank])
-        bar = figure.add_axes((x / width, (y - 0.15) / height, cell / width, 0.09 / height))
-        bar.set_xlim(0, 1)
-        bar.set_ylim(0, 1)
-        bar.axis("off")
-        bar.add_patch(Rectangle((0, 0), 1, 1, facecolor="#e6e7eb"))
-        bar.add_patch(Rectangle((0, 0), float(shares[index] / shares[order[0]]), 1, facecolor=MASK))
-        figure.text(
-            x / width,
-            (y - 0.24) / height,
-            f"{rank + 1}   {shares[index]:.1%}",
-            fontsize=15,
-            weight="bold",
-            va="top",
-            color=INK,
-        )
-        figure.text(
-            x / width,
-            (y - 0.52) / height,
-            f"x {int(coords[index, 0])}, y {int(coords[index, 1])}\ncontribution {grade.contributions[index]:+.2f}",
-            fontsize=11.5,
-            color=MUTED,
-            va="top",
-        )
-    with whole_path(path) as partial:
-        figure.savefig(partial, format="png")

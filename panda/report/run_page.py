@@ -11,7 +11,8 @@ from markupsafe import Markup
 
 from panda.files import read_output_table
 from panda.report.agreement import agreement_chart
-from panda.report.charts import TRAIN, VALIDATION, Line, line_chart
+from panda.report.axes import TRAIN, VALIDATION
+from panda.report.charts import Line, line_chart
 from panda.report.figure_tables import grade_name, part_table, splits_table
 from panda.report.interpretation import choose_split, explain_figures, make_cards
 from panda.report.page import require_folder, write_page

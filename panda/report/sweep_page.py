@@ -13,8 +13,9 @@ from markupsafe import Markup
 
 from panda.errors import ManifestError
 from panda.files import read_output_table, write_table
-from panda.report.charts import GREY, PALETTE, Bar, Line, bar_chart, effect_chart, line_chart
-from panda.report.effects import Effect, ScoredJob, find_effects
+from panda.report.axes import GREY, PALETTE
+from panda.report.charts import Bar, Line, bar_chart, line_chart
+from panda.report.effects import ScoredJob, effect_chart, find_effects
 from panda.report.interpretation import write_interval
 from panda.report.page import require_folder, write_page
 from panda.report.paired import Difference, choose_groups, compute_difference, pair_rows
@@ -138,14 +139,7 @@ def _effects(jobs: Sequence[Job], varied: Sequence[str]) -> tuple[list[Markup], 
     if intervals:
         half = median((high - low) / 2 for low, high in intervals)
         unsure = f"For scale: the 95 % interval of a single job on these validation slides is about ± {half:.3f}."
-    return [effect_chart(effect, _explain_effect(effect), ends) for effect in found], unsure
-
-
-def _explain_effect(effect: Effect) -> str:
-    if effect.span == 0:
-        return "no difference"
-    best = effect.values[effect.best]
-    return f"{best} is best in {effect.wins} of {effect.compared}; values differ by {effect.span:.3f} on average"
+    return [effect_chart(effect, ends) for effect in found], unsure
 
 
 def _curves(sweep_dir: Path, jobs: Sequence[Job], varied: Sequence[str]) -> Markup:

@@ -1,0 +1,55 @@
+"""A picture that is laid out in inches from its top-left corner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from panda.files import whole_path
+
+INK = "#1c2030"
+MASK = "#3b2f7d"
+_DPI = 150
+
+
+class Sheet:
+    """A white picture of some inches, with text and axes at given places.
+
+    Args:
+        width: Width, inches.
+        height: Height, inches.
+    """
+
+    def __init__(self, width: float, height: float) -> None:
+        self.width, self.height = width, height
+        self.figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
+        FigureCanvasAgg(self.figure)
+
+    def write(self, x: float, y: float, text: str, **style: Any) -> None:
+        """Write a text, `y` inches below the top. `$` is no formula in it."""
+        style = {"color": INK, "parse_math": False} | style
+        self.figure.text(x / self.width, 1 - y / self.height, text, **style)
+
+    def add_axes(self, x: float, y: float, width: float, height: float) -> Axes:
+        """Add axes, with their top-left corner `y` inches below the top."""
+        box = (x / self.width, 1 - (y + height) / self.height, width / self.width, height / self.height)
+        return self.figure.add_axes(box)
+
+    def add_picture(self, x: float, y: float, width: float, height: float) -> Axes:
+        """Add axes without ticks, with a thin grey frame."""
+        axes = self.add_axes(x, y, width, height)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        for spine in axes.spines.values():
+            spine.set(color="#b9bcc4", linewidth=0.8)
+        return axes
+
+    def save(self, path: Path) -> Path:
+        """Write the picture as PNG, whole or not at all."""
+        with whole_path(path) as partial:
+            self.figure.savefig(partial, format="png")
+        return path
