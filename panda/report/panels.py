@@ -150,13 +150,13 @@ def _draw_row(sheet: Sheet, row: PanelRow, y: float, height: float, threshold: f
         sheet.add_picture(_LEFT + index * (_CELL + _GAP), y, _CELL, height) for index in range(len(_COLUMNS))
     )
     image.imshow(row.image)
-    _scale_bar(image, *row.image.shape[1::-1], row.um_per_px)
+    _scale_bar(image, row.image.shape[1], row.image.shape[0], row.um_per_px)
     _draw_mask(mask, predicted)
     overlay.imshow(_blend(row.image, predicted, truth))
     if row.truth is None:
         label.set_facecolor("#f1f1f1")
-        middle = {"ha": "center", "va": "center", "transform": label.transAxes}
-        label.text(0.5, 0.5, "no label", fontsize=15, color="#5d6474", **middle)
+        place = label.transAxes
+        label.text(0.5, 0.5, "no label", ha="center", va="center", fontsize=15, color="#5d6474", transform=place)
     else:
         _draw_mask(label, row.truth)
     heatmap.imshow(colorize(row.probability, JET))

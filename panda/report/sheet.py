@@ -31,8 +31,7 @@ class Sheet:
 
     def write(self, x: float, y: float, text: str, **style: Any) -> None:
         """Write a text, `y` inches below the top. `$` is no formula in it."""
-        style = {"color": INK, "parse_math": False} | style
-        self.figure.text(x / self.width, 1 - y / self.height, text, **style)
+        self.figure.text(x / self.width, 1 - y / self.height, text, **{"color": INK, "parse_math": False, **style})
 
     def add_axes(self, x: float, y: float, width: float, height: float) -> Axes:
         """Add axes, with their top-left corner `y` inches below the top."""
