@@ -282,7 +282,8 @@ def test_the_viewer_holds_all_that_it_needs(tmp_path: Path) -> None:
     cv2.imwrite(str(folder / "slide.jpg"), np.full((40, 60, 3), 200, np.uint8))
     square = [[80, 160], [240, 160], [240, 320], [80, 320], [80, 160]]
     hole = [[96, 176], [96, 192], [112, 192], [112, 176], [96, 176]]
-    features = [{"geometry": {"type": "MultiPolygon", "coordinates": [[square, hole], [square]]}}]
+    geometry = {"type": "MultiPolygon", "coordinates": [[square, hole], [square]]}
+    features = [{"type": "Feature", "geometry": geometry, "properties": {}}]
     (folder / "regions.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
     text = check_page(write_slide_page(folder))
     data = re.findall(r"data-view='(.*?)'", text)[0]

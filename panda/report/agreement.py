@@ -38,13 +38,10 @@ class Agreement:
 
 
 def agreement_chart(rows: Sequence[Mapping[str, Any]]) -> Markup:
-    """Draw the difference of predicted and labelled tumour area against their mean, one dot for each slide.
+    """Draw the difference of predicted and labelled tumor area against their mean, one dot for each slide.
 
-    Args:
-        rows: Slides, each with `slide_id`, `tumor_mm2`, `true_tumor_mm2` and, if known, `provider`.
-
-    Returns:
-        A `<figure>` with inline SVG; empty if fewer than three slides have both areas.
+    Rows have `slide_id`, `tumor_mm2`, `true_tumor_mm2` and, if known, `provider`. The chart is empty if fewer than
+    three have both areas.
     """
     slides = []
     for row in rows:

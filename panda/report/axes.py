@@ -18,16 +18,7 @@ GREY = "#c3c6ce"
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Choose round values for an axis.
-
-    Args:
-        low: Lowest value to show.
-        high: Highest value to show.
-        about: Wanted number of values.
-
-    Returns:
-        Multiples of 1, 2, 2.5 or 5 times a power of ten that span `low` to `high`.
-    """
+    """Choose about so many round values that span `low` to `high`: multiples of 1, 2, 2.5 or 5 times a power of ten."""
     span = high - low if high > low else max(abs(high), 1e-6)
     power = 10.0 ** math.floor(math.log10(span / about))
     step = next(s * power for s in (1, 2, 2.5, 5, 10) if s * power * about >= span * 0.999)

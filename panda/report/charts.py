@@ -16,15 +16,7 @@ _POINTS = 400
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a chart.
-
-    Args:
-        name: Name in the legend.
-        xs: X of its points, ascending.
-        ys: Y of its points.
-        colour: Color of the line.
-        marks: Highlighted points: x, y, and the text of their tooltip.
-    """
+    """One line of a chart: its points by ascending x, and its marks, each with x, y and the text of its tooltip."""
 
     name: str
     xs: Sequence[float]
@@ -55,7 +47,7 @@ def line_chart(
     whole_x: bool = False,
     size: tuple[int, int] = (540, 270),
 ) -> Markup:
-    """Draw lines over a common axis.
+    """Draw lines over a common axis; nothing if no line has a point.
 
     Args:
         title: Title above the chart.
@@ -66,9 +58,6 @@ def line_chart(
         mark: X and text of a vertical dashed line.
         whole_x: Whether only whole numbers are labelled on the x axis.
         size: Width and height, px.
-
-    Returns:
-        A `<figure>` with inline SVG; empty if no line has a point.
     """
     lines = [line for line in lines if line.xs]
     if not lines:
@@ -111,15 +100,9 @@ def line_chart(
 
 
 def bar_chart(title: str, bars: Sequence[Bar], names: tuple[str, str]) -> Markup:
-    """Draw figures between 0 and 1 (or from −1, as κ may be) as dots with their intervals, one a row.
+    """Draw figures between 0 and 1 (or from −1, as κ may be) as dots with their intervals, one a row from the top.
 
-    Args:
-        title: Title above the chart.
-        bars: The rows, from top to bottom.
-        names: Names of `value` and `other` in the legend.
-
-    Returns:
-        A `<figure>` with inline SVG; empty if there is no row.
+    `names` are the names of `value` and `other` in the legend. Nothing is drawn if there is no row.
     """
     if not bars:
         return Markup("")
@@ -153,7 +136,7 @@ def column_chart(
     *,
     size: tuple[int, int] = (540, 270),
 ) -> Markup:
-    """Draw counts as columns side by side.
+    """Draw counts as columns side by side; nothing if all counts are zero.
 
     Args:
         title: Title above the chart.
@@ -162,9 +145,6 @@ def column_chart(
             keep their colors.
         x_label: Label below the axis.
         size: Width and height, px.
-
-    Returns:
-        A `<figure>` with inline SVG; empty if all counts are zero.
     """
     colours = dict(zip((name for name, _ in series), itertools.cycle(PALETTE), strict=False))
     series = [(name, counts) for name, counts in series if any(counts)]
@@ -211,14 +191,7 @@ def paired_chart(
 ) -> Markup:
     """Draw a figure between 0 and 1 of the same slides in two runs: against each other, and its differences sorted.
 
-    Args:
-        title: Title above the chart.
-        slides: Slide, provider, and the figure in either run.
-        names: Names of the runs.
-        colours: Provider to color.
-
-    Returns:
-        A `<figure>` with inline SVG; empty if there is no slide.
+    `slides` are slide, provider and the figure in either run. Nothing is drawn if there is no slide.
     """
     if not slides:
         return Markup("")

@@ -15,7 +15,7 @@ from panda.files import read_output_table, write_table
 from panda.report.axes import PALETTE
 from panda.report.charts import paired_chart
 from panda.report.page import require_folder, write_page
-from panda.report.paired import Difference, choose_groups, compute_differences, pair_rows
+from panda.report.paired import Difference, Pair, choose_groups, compute_differences, pair_rows
 from panda.report.run_folder import find_subfolder, link, number, read_picture, read_text
 from panda.report.run_summary import RunSummary, SegmentationSummary, read_summary
 from panda.report.sweep_jobs import read_choices
@@ -27,15 +27,9 @@ FEW_GROUPS = 6
 """With fewer groups a signed-rank test cannot reach p < 0.05, and a bootstrap interval is too narrow."""
 _RESOLUTION = ("level", "mpp", "mpp_override")
 
-Pair = tuple[Mapping[str, str], Mapping[str, str]]
-
 
 def read_tested(folder: Path) -> RunSummary:
-    """Read the summary of a finished run that scored its test slides.
-
-    Raises:
-        ManifestError: If the folder holds no such run.
-    """
+    """Read the summary of a finished run that scored its test slides; refuse another folder."""
     require_folder(folder)
     summary, fault = read_summary(folder)
     if summary is None:
@@ -46,15 +40,7 @@ def read_tested(folder: Path) -> RunSummary:
 
 
 def check_alike(folders: tuple[Path, Path], summaries: tuple[RunSummary, RunSummary]) -> None:
-    """Refuse two runs whose figures mean different things.
-
-    Args:
-        folders: Folders of the runs, for the message.
-        summaries: Their summaries.
-
-    Raises:
-        ManifestError: If their tasks, targets or resolutions differ.
-    """
+    """Refuse two runs whose tasks, targets or resolutions differ, because their figures mean different things."""
     a, b = summaries
     for key in ("task", "target"):
         was, is_ = (getattr(summary, key, None) for summary in summaries)
@@ -112,7 +98,11 @@ def compare(a: Path, b: Path, output: Path | None = None) -> Path:
         figures=_figures(found, names),
         chart=paired_chart(
             "Dice of each slide",
-            [(row["slide_id"], row["provider"], *ends) for row in slides if (ends := _ends(row)) is not None],
+            [
+                (row["slide_id"], row["provider"], row["dice_a"], row["dice_b"])
+                for row in slides
+                if row["dice_difference"] is not None
+            ],
             names,
             {p: PALETTE[k % len(PALETTE)] for k, p in enumerate(sorted({row["provider"] for row in slides}))},
         )
@@ -148,11 +138,6 @@ def _slide_rows(pairs: Sequence[Pair], groups: Sequence[str], task: str) -> list
             row[f"{key}_difference"] = None if was is None or is_ is None else is_ - was
         rows.append(row)
     return rows
-
-
-def _ends(row: Mapping[str, Any]) -> tuple[float, float] | None:
-    was, is_ = row["dice_a"], row["dice_b"]
-    return None if was is None or is_ is None else (was, is_)
 
 
 def _notes(pairs: Sequence[Pair], agreed: bool) -> list[str]:
@@ -276,11 +261,7 @@ def _address(path: Path, start: Path) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the comparison and print its path.
-
-    Returns:
-        The exit status: 1 if the runs cannot be compared, which is then explained.
-    """
+    """Write the comparison and print its path; return 1 and say why if the runs cannot be compared."""
     parser = argparse.ArgumentParser(
         prog="python -m panda.report.compare", description="Compare two runs on the same test slides, slide by slide."
     )

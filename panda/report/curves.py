@@ -62,13 +62,9 @@ def write_threshold_curve(
         assert providers is not None  # they gave the thresholds
         own = {slide: hist for slide, hist in hists.items() if providers[slide] == provider}
         columns[f"{choice.criterion}_{provider}"] = criterion_scores(own, choice.criterion, choice.cost_ratio)
-    _write_columns(csv_path, columns)
+    rows = zip(*(map(_none_if_nan, column.tolist()) for column in columns.values()), strict=True)
+    write_table(csv_path, rows, list(columns))
     _save(_threshold_picture(columns, choice), png_path)
-
-
-def _write_columns(path: Path, columns: Mapping[str, NDArray[Any]]) -> None:
-    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
-    write_table(path, [dict(zip(columns, map(_none_if_nan, row), strict=True)) for row in rows])
 
 
 def _save(figure: Figure, path: Path) -> None:

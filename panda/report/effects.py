@@ -71,13 +71,8 @@ class Effect:
 def find_effects(jobs: Sequence[ScoredJob], varied: Sequence[str]) -> list[Effect]:
     """Separate the influence of each choice from that of the others.
 
-    Args:
-        jobs: Jobs of one task, scored by one figure.
-        varied: Keys that differ between jobs.
-
-    Returns:
-        One for each choice of 2 to 12 values that is the only difference between some jobs. The one that mattered most
-        comes first.
+    A choice has an effect if it has 2 to 12 values and is the only difference between some jobs. The jobs are of one
+    task, scored by one figure. The effect that mattered most comes first.
     """
     found = [effect for choice in varied if (effect := _effect(jobs, choice, varied)) is not None]
     return sorted(found, key=lambda effect: -effect.span)
@@ -116,9 +111,7 @@ def _order(value: str) -> tuple[bool, float, list[tuple[int, int, str]]]:
 def effect_chart(effect: Effect, y_range: tuple[float, float]) -> Markup:
     """Draw the jobs of each value of a choice, with a line through those that differ in it alone.
 
-    Args:
-        effect: The effect of the choice.
-        y_range: Least range of the y axis: the same for all choices of a sweep, so that they can be compared.
+    `y_range` is the least range of the y axis. It is the same for all choices of a sweep, so that they can be compared.
     """
     width, height = max(370, 58 + 62 * len(effect.values)), 270
     frame = (48, 10, width - 10, height - 44)

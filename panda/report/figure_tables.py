@@ -58,10 +58,7 @@ def _select_keys(keys: Iterable[str], splits: Collection[Figures]) -> list[str]:
 def part_table(parts: Mapping[str, Figures], title: str, name_part: Callable[[str], str]) -> Table:
     """Lay out the figures of parts of a split's slides, each over its interval.
 
-    Args:
-        parts: Figures of each part by its key.
-        title: Title of the first column.
-        name_part: Takes the key of a part and returns its name on the page.
+    `title` heads the first column, and `name_part` turns the key of a part into its name on the page.
     """
     keys = _select_keys((key for part in parts.values() for key in part.numbers), parts.values())
     if any("dice" in part.numbers for part in parts.values()):

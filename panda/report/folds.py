@@ -23,15 +23,7 @@ from panda.tasks.bootstrap import RESAMPLES, bootstrap_interval
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure over slides.
-
-    Attributes:
-        name: Its key.
-        slides: Number of slides that have it.
-        groups: Number of their groups.
-        value: The figure.
-        interval: Bootstrap 95 % interval over groups; None with fewer than two of them.
-    """
+    """A figure over the slides that have it, with its bootstrap 95 % interval over groups if there are two of them."""
 
     name: str
     slides: int
@@ -41,19 +33,10 @@ class Figure:
 
 
 def compute_figures(rows: Sequence[Mapping[str, str]], task: str, seed: int = 0) -> list[Figure]:
-    """Compute the figures over rows of `test_slides.csv`.
-
-    Args:
-        rows: One for each slide.
-        task: `segmentation` or `grading`.
-        seed: Seed of the bootstrap.
-
-    Returns:
-        Those of `panda.report.paired.FIGURES`, without figures that no slide has.
-    """
+    """Compute each of `panda.report.paired.FIGURES` that a slide has over the rows of `test_slides.csv`."""
     names = np.array([row.get("group") or row["slide_id"] for row in rows])
     found = []
-    for name, columns, statistic in FIGURES[task]:
+    for name, (columns, statistic) in FIGURES[task].items():
         values = np.array([[read_value(row, column) for column in columns] for row in rows]).reshape(-1, len(columns))
         has_it = np.isfinite(values).all(axis=1)
         if not has_it.any():
@@ -67,13 +50,7 @@ def compute_figures(rows: Sequence[Mapping[str, str]], task: str, seed: int = 0)
 
 
 def read_folds(folders: Sequence[Path]) -> tuple[list[dict[str, str]], str]:
-    """Read the test slides of runs that tested different slides.
-
-    Args:
-        folders: Folders of finished runs, one for each fold.
-
-    Returns:
-        The rows of all, and the task.
+    """Read the rows of the test slides of finished runs, one for each fold, and their task.
 
     Raises:
         ManifestError: If a folder holds no finished run, a slide was tested in two of them, or their tasks, targets or

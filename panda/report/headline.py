@@ -34,11 +34,7 @@ def _write(value: float | None) -> str:
 
 
 def main(folders: Sequence[str]) -> None:
-    """Print headline and report of each run folder.
-
-    Raises:
-        ManifestError: If a folder holds no finished run, or one of another version.
-    """
+    """Print headline and report of each run folder; refuse a folder without a finished run of this version."""
     for folder in folders:
         summary, fault = read_summary(Path(folder))
         if summary is None:

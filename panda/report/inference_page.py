@@ -11,38 +11,22 @@ from panda.report.agreement import agreement_chart
 from panda.report.page import require_folder, write_page
 from panda.report.run_folder import as_list, number, read_json
 from panda.report.run_page import failure_table
-from panda.report.slide_page import ONE_SLIDE, Card, slide_table
+from panda.report.slide_page import Card, slide_table
 from panda.report.table import show
 
 _COLUMNS = (
-    "slide_id",
-    "isup_predicted",
-    "cancer_predicted",
-    "tumor_percent_of_tissue",
-    "tumor_mm2",
-    "dice",
-    "true_tumor_mm2",
-    "tumor_difference_mm2",
-    "tissue_mm2",
-    "tissue_how",
-    "unscored_tissue_px",
-    "num_regions",
-    "threshold",
-    "in_sample",
-)
+    "slide_id", "isup_predicted", "cancer_predicted", "tumor_percent_of_tissue", "tumor_mm2", "dice", "true_tumor_mm2",
+    "tumor_difference_mm2", "tissue_mm2", "tissue_how", "unscored_tissue_px", "num_regions", "threshold", "in_sample",
+)  # fmt: skip
 _SEEN = {
     "training": "The network was trained on {} of these slides, so their results say little about new slides.",
     "validation": "The epoch and the threshold were chosen on {} of these slides, so their figures are too good.",
 }
-_NO_MM2 = "µm/px of the slide is unknown"
 _WHY = {
-    "tumor_mm2": _NO_MM2,
-    "tissue_mm2": _NO_MM2,
+    **dict.fromkeys(("tumor_mm2", "tissue_mm2"), "µm/px of the slide is unknown"),
     "dice": "the slide has no label mask, or no cancer in it",
-    "true_tumor_mm2": "the slide has no label mask, or its µm/px is unknown",
-    "tumor_difference_mm2": "the slide has no label mask, or its µm/px is unknown",
-    "isup_predicted": "the slide was not graded",
-    "cancer_predicted": "the slide was not graded",
+    **dict.fromkeys(("true_tumor_mm2", "tumor_difference_mm2"), "the slide has no label mask, or its µm/px is unknown"),
+    **dict.fromkeys(("isup_predicted", "cancer_predicted"), "the slide was not graded"),
     "in_sample": "the slide is new to the network",
 }
 
@@ -78,17 +62,10 @@ def _cards(rows: list[dict[str, str]], failed: set[str]) -> list[Card]:
 
 
 def write_inference_page(output: Path) -> Path:
-    """Write the page of an inference from its folder, and the pages of its slides if they are out of date.
+    """Write `report.html` of an inference from its folder, and the pages of its slides if they are out of date.
 
-    Args:
-        output: Folder with `quantification.csv`, `failures.csv`, `inference.json` and one folder for each slide. The
-            page names missing files.
-
-    Returns:
-        `report.html` in that folder.
-
-    Raises:
-        PandaError: If there is no such folder.
+    The folder has `quantification.csv`, `failures.csv`, `inference.json` and a folder for each slide. The page names
+    missing files.
     """
     output = Path(output).absolute()
     require_folder(output)
@@ -115,7 +92,7 @@ def write_inference_page(output: Path) -> Path:
         notes=([fault] if fault else []) + [str(n) for n in as_list(about.get("notes"))],
         facts=[(name, text) for name, text in facts if text],
         cards=_cards(rows, {r[0].text for r in failures.rows}),
-        slides=slide_table(rows, keys, output, ONE_SLIDE, _WHY),
+        slides=slide_table(rows, keys, output, _WHY),
         agreement=agreement_chart(rows),
         failures=failures,
     )

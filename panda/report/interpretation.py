@@ -16,17 +16,11 @@ Numbers = Mapping[str, float | None]
 # First the figures that are read first.
 HEADLINES = {
     "segmentation": (
-        "dice_mean_slide",
-        "dice",
-        "iou",
-        "precision",
-        "recall",
-        "fp_mm2_benign_slides",
-        "all_tissue_dice",
+        "dice_mean_slide", "dice", "iou", "precision", "recall", "fp_mm2_benign_slides", "all_tissue_dice",
     ),
     "isup": ("qwk", "accuracy", "auroc_significant", "auroc"),
     "cancer": ("auroc", "accuracy"),
-}
+}  # fmt: skip
 LESS_IS_BETTER = frozenset({"fp_mm2_benign_slides"})
 _FEW = 20
 _OUTSIDE = 0.5
@@ -39,12 +33,7 @@ _WHY_NONE = {
 
 
 def explain_missing(scores: Figures | None, key: str) -> str:
-    """Say why a figure of a split is missing.
-
-    Args:
-        scores: Figures of the split, or None if it was not scored.
-        key: Key of the figure.
-    """
+    """Say why a figure of a split is missing; the split is None if it was not scored."""
     recorded = scores is not None and key in scores.numbers
     return _WHY_NONE.get(key, "undefined on these slides") if recorded else "was not recorded"
 
@@ -57,12 +46,7 @@ def headline_keys(summary: RunSummary | None) -> tuple[str, ...]:
 
 
 def write_interval(ends: tuple[float, float] | None, kind: str = "score") -> str:
-    """Write an interval, such as `0.66 to 0.83`; empty for None.
-
-    Args:
-        ends: Low and high.
-        kind: Kind of the figure, as for `panda.report.table.show`; a score's interval has 2 decimals.
-    """
+    """Write an interval in the format of its figure, such as `0.66 to 0.83` for a score; empty for None."""
     kind = "headline" if kind == "score" else kind
     return "" if ends is None else f"{show(ends[0], kind)} to {show(ends[1], kind)}"
 
@@ -97,14 +81,7 @@ def make_cards(summary: RunSummary) -> list[Card]:
 
 
 def explain_figures(summary: RunSummary) -> list[str]:
-    """Say what the figures at the head of the page mean, and what they do not mean.
-
-    Args:
-        summary: Summary of the run.
-
-    Returns:
-        Sentences in paragraphs.
-    """
+    """Say in paragraphs what the figures at the head of the page mean, and what they do not mean."""
     split, scores = choose_split(summary)
     numbers = scores.numbers
     slides = numbers.get("slides")

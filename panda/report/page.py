@@ -54,10 +54,6 @@ def write_page(path: Path, template: str, scripts: Sequence[str] = ("page.js",),
 
 
 def require_folder(path: Path) -> None:
-    """Check that a folder exists.
-
-    Raises:
-        PandaError: If it does not.
-    """
+    """Refuse a path that is no folder."""
     if not path.is_dir():
         raise PandaError(f"{path} is not a folder: give the folder of a run, an inference or a sweep")

@@ -16,20 +16,17 @@ from panda.tasks.bootstrap import RESAMPLES, bootstrap_interval, nanmean
 from panda.tasks.grade_metrics import compare_grades
 
 FEW = 3
+Row = Mapping[str, str]
+Pair = tuple[Row, Row]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A figure of two runs and the difference between them.
+    """A figure of two runs, `a` and `b`, and the difference between them, `b` less `a`.
 
     Attributes:
-        figure: Its key.
         provider: Provider of the slides, or "all".
         slides: Number of slides with the figure in both runs.
-        groups: Number of their groups.
-        a: The figure of the first run.
-        b: The figure of the second run.
-        difference: `b - a`, or None if either is undefined.
         interval: Bootstrap 95 % interval over groups, or None with fewer than two of them.
         p: Two-sided Wilcoxon signed-rank test of the groups' mean differences; None if not computed.
     """
@@ -68,42 +65,33 @@ def _pooled_dice(counts: NDArray[np.float64]) -> float:
 
 Statistic = Callable[[NDArray[Any]], float]
 
-FIGURES: Mapping[str, Sequence[tuple[str, tuple[str, ...], Statistic]]] = {
-    "segmentation": (
-        ("dice_mean_slide", ("dice",), nanmean),
-        ("dice", ("tp_px", "fp_px", "fn_px"), _pooled_dice),
-        ("fp_mm2_benign_slides", ("benign_fp_mm2",), nanmean),
-    ),
-    "grading": (
-        ("qwk", ("label", "predicted"), lambda pairs: compare_grades(pairs)[0]),
-        ("accuracy", ("label", "predicted"), lambda pairs: compare_grades(pairs)[1]),
-    ),
+FIGURES: Mapping[str, Mapping[str, tuple[tuple[str, ...], Statistic]]] = {
+    "segmentation": {
+        "dice_mean_slide": (("dice",), nanmean),
+        "dice": (("tp_px", "fp_px", "fn_px"), _pooled_dice),
+        "fp_mm2_benign_slides": (("benign_fp_mm2",), nanmean),
+    },
+    "grading": {
+        "qwk": (("label", "predicted"), lambda pairs: compare_grades(pairs)[0]),
+        "accuracy": (("label", "predicted"), lambda pairs: compare_grades(pairs)[1]),
+    },
 }
-"""Figures of each task: key, columns of the table of slides, and the statistic over their rows."""
+"""Figures of each task: the columns of the table of slides, and the statistic over their rows."""
 
 
-def compute_differences(
-    rows: Sequence[tuple[Mapping[str, str], Mapping[str, str]]], groups: Sequence[str], task: str, seed: int = 0
-) -> list[Difference]:
-    """Compare two runs figure by figure, over all slides and by provider.
+def compute_differences(rows: Sequence[Pair], groups: Sequence[str], task: str, seed: int = 0) -> list[Difference]:
+    """Compare two runs by each figure that a slide has, over all slides and by provider.
 
-    Args:
-        rows: Row of each slide in the tables of the first and the second run.
-        groups: Group of each slide.
-        task: `segmentation` or `grading`.
-        seed: Seed of the bootstrap.
-
-    Returns:
-        The differences, without figures that no slide has.
+    `rows` are the rows of each slide in both tables, `groups` the group of each slide.
     """
     providers = sorted({a.get("provider", "") for a, _ in rows} - {""})
-    each = [(figure, provider) for provider in ("all", *providers) for figure, _, _ in FIGURES[task]]
-    found = [compute_difference(rows, groups, task, *of, seed=seed) for of in each]
+    each = [(figure, provider) for provider in ("all", *providers) for figure in FIGURES[task]]
+    found = (compute_difference(rows, groups, task, *one, seed=seed) for one in each)
     return [difference for difference in found if difference is not None]
 
 
 def compute_difference(
-    rows: Sequence[tuple[Mapping[str, str], Mapping[str, str]]],
+    rows: Sequence[Pair],
     groups: Sequence[str],
     task: str,
     figure: str,
@@ -111,60 +99,38 @@ def compute_difference(
     *,
     seed: int = 0,
 ) -> Difference | None:
-    """Compare two runs by one figure.
+    """Compare two runs by one figure, over all slides or those of a provider.
 
-    Args:
-        rows: See `compute_differences`.
-        groups: Group of each slide.
-        task: `segmentation` or `grading`.
-        figure: Key of the figure.
-        provider: Provider of the slides, or "all".
-        seed: Seed of the bootstrap.
-
-    Returns:
-        The difference; None if no slide has the figure in both runs, or it is not in `FIGURES`.
+    The result is None if no slide has the figure in both runs, or it is not in `FIGURES`.
     """
-    known = {key: (columns, statistic) for key, columns, statistic in FIGURES[task]}
-    if figure not in known:
+    if figure not in FIGURES[task]:
         return None
-    columns, statistic = known[figure]
+    columns, statistic = FIGURES[task][figure]
     chosen = np.array([provider in ("all", a.get("provider", "")) for a, _ in rows])
     sides = [np.array([[read_value(row[side], column) for column in columns] for row in rows]) for side in (0, 1)]
     both = chosen & np.isfinite(sides[0]).all(axis=1) & np.isfinite(sides[1]).all(axis=1)
     if not both.any():
         return None
-    named = np.array(groups)[both]
-    return _difference((figure, provider), sides[0][both], sides[1][both], named, statistic=statistic, seed=seed)
+    a, b, drawn = sides[0][both], sides[1][both], np.array(groups)[both]
+
+    def subtract(pairs: NDArray[Any]) -> float:
+        return statistic(pairs[:, len(columns) :]) - statistic(pairs[:, : len(columns)])
+
+    pairs = np.hstack([a, b])
+    ends = bootstrap_interval(pairs, drawn, seed=seed, statistic=subtract, n=RESAMPLES)
+    was, is_, gap = (None if np.isnan(value) else value for value in (statistic(a), statistic(b), subtract(pairs)))
+    interval = None if np.isnan(ends).any() else ends
+    p = compute_signed_rank_p((b - a)[:, 0], drawn) if figure == "dice_mean_slide" else None
+    return Difference(figure, provider, len(a), len(np.unique(drawn)), was, is_, gap, interval, p)
 
 
-def read_value(row: Mapping[str, str], column: str) -> float:
+def read_value(row: Row, column: str) -> float:
     """Read a figure of a slide; NaN if it has none."""
     if column == "benign_fp_mm2":
         labelled = [number(row.get(key)) for key in ("tp_px", "fn_px", "cancer_outside_tissue_px")]
         return float("nan") if any(labelled) or None in labelled else read_value(row, "fp_mm2")
     value = number(row.get(column))
     return float("nan") if value is None else value
-
-
-def _difference(
-    of: tuple[str, str],
-    a: NDArray[np.float64],
-    b: NDArray[np.float64],
-    groups: NDArray[Any],
-    *,
-    statistic: Statistic,
-    seed: int,
-) -> Difference:
-    pairs, width = np.hstack([a, b]), a.shape[1]
-
-    def gap(rows: NDArray[Any]) -> float:
-        return statistic(rows[:, width:]) - statistic(rows[:, :width])
-
-    ends = bootstrap_interval(pairs, groups, seed=seed, statistic=gap, n=RESAMPLES)
-    was, is_, between = (None if np.isnan(value) else value for value in (statistic(a), statistic(b), gap(pairs)))
-    p = compute_signed_rank_p((b - a)[:, 0], groups) if of[0] == "dice_mean_slide" else None
-    interval = None if np.isnan(ends).any() else ends
-    return Difference(*of, len(a), len(np.unique(groups)), was, is_, between, interval, p)
 
 
 MUST_AGREE: Mapping[str, Sequence[tuple[str, str]]] = {
@@ -179,18 +145,8 @@ MUST_AGREE: Mapping[str, Sequence[tuple[str, str]]] = {
 """Columns that must be equal in both runs, and their names in messages."""
 
 
-def pair_rows(
-    names: tuple[str, str], tables: tuple[Sequence[Mapping[str, str]], Sequence[Mapping[str, str]]], task: str
-) -> list[tuple[Mapping[str, str], Mapping[str, str]]]:
-    """Pair the rows of the same slides.
-
-    Args:
-        names: Names of the runs.
-        tables: Rows of their `test_slides.csv` or `val_slides.csv`.
-        task: Task of both runs.
-
-    Returns:
-        One pair for each slide, by slide id.
+def pair_rows(names: tuple[str, str], tables: tuple[Sequence[Row], Sequence[Row]], task: str) -> list[Pair]:
+    """Pair the rows of the same slides in two tables, `test_slides.csv` or `val_slides.csv`, by slide id.
 
     Raises:
         ManifestError: If the slides or their labels differ, or a table is of an older version.
@@ -221,21 +177,17 @@ def pair_rows(
     return pairs
 
 
-def _truth(row: Mapping[str, str], key: str) -> str | float | None:
+def _truth(row: Row, key: str) -> str | float | None:
     if key == "labelled_px":
         return (number(row.get("tp_px")) or 0) + (number(row.get("fn_px")) or 0)
     value = number(row.get(key))
     return row.get(key) if value is None else value
 
 
-def choose_groups(pairs: Sequence[tuple[Mapping[str, str], Mapping[str, str]]]) -> tuple[list[str], bool]:
-    """Choose the groups to draw: of two different groupings the one with fewer groups, which is more cautious.
+def choose_groups(pairs: Sequence[Pair]) -> tuple[list[str], bool]:
+    """Choose the group of each slide, its own id if none is known, and say whether the runs agree.
 
-    Args:
-        pairs: See `pair_rows`.
-
-    Returns:
-        The group of each slide (its own id if none is known), and whether the runs agree.
+    If the groupings differ, the one with fewer groups is chosen, because it is more cautious.
     """
     sides = [[pair[side].get("group") or pair[side]["slide_id"] for pair in pairs] for side in (0, 1)]
     return min(sides, key=lambda side: len(set(side))), sides[0] == sides[1]

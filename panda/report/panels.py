@@ -30,12 +30,7 @@ Mask = NDArray[np.bool_]
 
 
 def dice_text(predicted: Mask, truth: Mask | None) -> str:
-    """Write the Dice of one patch, or why it has none.
-
-    Args:
-        predicted: (h, w) bool, of tissue only.
-        truth: (h, w) bool, of tissue only, or None without a label.
-    """
+    """Write the Dice of (h, w) masks of one patch, of tissue only, or why it has none; None is no label."""
     if truth is None:
         return "Dice unknown: no ground truth"
     if not truth.any():

@@ -45,15 +45,7 @@ class Repeat:
 
 
 def find_repeats(jobs: Sequence[Job], varied: Sequence[str]) -> list[Repeat]:
-    """Group the jobs that differ only in seed and fold.
-
-    Args:
-        jobs: Jobs of a sweep.
-        varied: Keys that differ between them.
-
-    Returns:
-        The best on validation first; empty if neither seed nor fold was varied.
-    """
+    """Group the jobs that differ only in seed and fold, the best on validation first; none if neither was varied."""
     if not set(REPEATS) & set(varied):
         return []
     shared = [key for key in varied if key not in REPEATS]

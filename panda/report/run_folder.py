@@ -19,14 +19,7 @@ Row = Mapping[str, Any]
 
 
 def read_json(path: Path) -> tuple[dict[str, Any], str]:
-    """Read a JSON object.
-
-    Args:
-        path: A file that may be missing or broken.
-
-    Returns:
-        The object and an empty text, or an empty object and the reason as a sentence.
-    """
+    """Read a JSON object: the object and an empty text, or an empty object and the reason as a sentence."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -46,25 +39,13 @@ def read_text(path: Path) -> str:
         return ""
 
 
-def as_mapping(value: Any) -> dict[str, Any]:
-    """Return `value` if it is a mapping, otherwise an empty one."""
-    return value if isinstance(value, dict) else {}
-
-
 def as_list(value: Any) -> list[Any]:
     """Return `value` if it is a list, otherwise an empty one."""
     return value if isinstance(value, list) else []
 
 
 def number(value: Any) -> float | None:
-    """Read a number from JSON or CSV.
-
-    Args:
-        value: A number, its text, or anything else.
-
-    Returns:
-        The number; None for anything else, NaN and infinity.
-    """
+    """Read a number or its text from JSON or CSV; None for anything else, NaN and infinity."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:
@@ -80,40 +61,22 @@ def natural_key(text: str) -> list[tuple[int, int, str]]:
 
 
 def link(*parts: str) -> str:
-    """Make a relative address of folder and file names, safe for any name.
+    """Make a relative address of names of folders and a file.
 
-    Args:
-        parts: Names of folders, and of the file.
-
-    Returns:
-        The address. No name becomes a scheme, a query or a path out of the folder.
+    No name becomes a scheme, a query or a path out of the folder.
     """
     return "/".join(quote(part, safe="") for part in parts)
 
 
 def find_subfolder(folder: Path, name: str) -> Path | None:
-    """Find the subfolder whose name comes from a table.
-
-    Args:
-        folder: The parent.
-        name: The name, which is not trusted.
-
-    Returns:
-        The subfolder, or None if there is none or the name leads out of `folder`.
-    """
+    """Find the subfolder with a name from a table; None if there is none or the name leads out of `folder`."""
     plain = bool(name) and name not in {".", ".."} and "/" not in name and "\\" not in name and "\0" not in name
     return folder / name if plain and (folder / name).is_dir() else None
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture embedded in the page.
-
-    Args:
-        uri: The data URI.
-        width: Width, px.
-        height: Height, px.
-    """
+    """A picture embedded in the page: its data URI and its size, px."""
 
     uri: str
     width: int
@@ -126,15 +89,9 @@ class Picture:
 
 
 def read_picture(path: Path, max_side: int, quality: int = 88) -> Picture | None:
-    """Read a picture for the page and reduce a large one.
+    """Read a picture for the page as JPEG; None if the file is missing or no picture.
 
-    Args:
-        path: A PNG or another file that OpenCV reads; transparent pixels become white.
-        max_side: Greatest length of the longer side, px.
-        quality: JPEG quality.
-
-    Returns:
-        The picture, or None if the file is missing or no picture.
+    A picture whose longer side is over `max_side` px is reduced, and transparent pixels become white.
     """
     try:
         image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
@@ -151,12 +108,8 @@ def read_picture(path: Path, max_side: int, quality: int = 88) -> Picture | None
     if image.ndim == 3 and image.shape[2] == 4:
         alpha = image[..., 3:].astype(np.float32) / 255
         image = (image[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
-    options = [
-        cv2.IMWRITE_JPEG_QUALITY,
-        quality,
-        cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
-        cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
-    ]
+    full_colour = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
+    options = (cv2.IMWRITE_JPEG_QUALITY, quality, *full_colour)
     _, data = cv2.imencode(".jpg", image, options)
     uri = "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode("ascii")
     return Picture(uri, image.shape[1], image.shape[0])

@@ -18,7 +18,7 @@ from panda.report.interpretation import choose_split, explain_figures, make_card
 from panda.report.page import require_folder, write_page
 from panda.report.run_folder import Picture, link, natural_key, number, read_picture, read_text
 from panda.report.run_summary import DataSummary, GradingSummary, PatchDataSummary, RunSummary, read_summary
-from panda.report.slide_page import ONE_SLIDE, slide_table, table_of_slides
+from panda.report.slide_page import slide_table, table_of_slides
 from panda.report.table import Cell, Head, Table, cell, figure_name, show
 from panda.wsi.gleason import class_names
 
@@ -30,30 +30,20 @@ _SLIDE_COLUMNS = {
     ),
     "grading": ("slide_id", "provider", "isup_grade", "label", "predicted", "p0", "p1", "p2", "p3", "p4", "p5"),
 }  # fmt: skip
-_NO_DICE = "no cancer is labelled on this slide, so it has no Dice; see its false alarms"
-_NO_MM2 = "µm/px of the slide is unknown"
+_AREAS = ("tumor_mm2", "true_tumor_mm2", "tissue_mm2", "fp_mm2", "cancer_outside_tissue_mm2")
 _WHY = {
-    "dice": _NO_DICE,
-    "iou": _NO_DICE,
+    **dict.fromkeys(("dice", "iou"), "no cancer is labelled on this slide, so it has no Dice; see its false alarms"),
     "precision": "no cancer is labelled on this slide, or nothing was predicted",
     "recall": "no cancer is labelled on this slide",
-    "tumor_mm2": _NO_MM2,
-    "true_tumor_mm2": _NO_MM2,
-    "tissue_mm2": _NO_MM2,
-    "fp_mm2": _NO_MM2,
-    "cancer_outside_tissue_mm2": _NO_MM2,
+    **dict.fromkeys(_AREAS, "µm/px of the slide is unknown"),
     "isup_grade": "the slide has no grade",
 }
 
 
 def training_charts(rows: Sequence[dict[str, str]]) -> list[Markup]:
-    """Draw the training curves, loss and Dice first.
+    """Draw one chart for each of the first metrics logged as `train/…` or `val/…`, loss and Dice first.
 
-    Args:
-        rows: Rows of `metrics.csv`: sparse, each with an `epoch`.
-
-    Returns:
-        One chart for each metric logged as `train/…` or `val/…`.
+    The rows are those of `metrics.csv`: sparse, each with an `epoch`.
     """
     columns = [c for c in (rows[0] if rows else {}) if c.startswith(("train/", "val/"))]
     names = list(dict.fromkeys(c.split("/", 1)[1] for c in columns))
@@ -74,17 +64,10 @@ def training_charts(rows: Sequence[dict[str, str]]) -> list[Markup]:
         mark = None
         if name in {chosen_by, "qwk"} and best is not None and best in val:
             mark = (best, f"best epoch {best:g}: {val[best]:.3f}")
+        title = "Dice" if name == "dice" else figure_name(name)
         y_range = None if name == "loss" else (0.0, 1.0)
-        title = figure_name(name)
-        chart = line_chart(
-            "Dice" if name == "dice" else title[:1].upper() + title[1:],
-            lines,
-            "epoch",
-            y_range=y_range,
-            mark=mark,
-            whole_x=True,
-        )
-        charts.append(chart)
+        title = title[:1].upper() + title[1:]
+        charts.append(line_chart(title, lines, "epoch", y_range=y_range, mark=mark, whole_x=True))
     return [chart for chart in charts if chart]
 
 
@@ -99,38 +82,21 @@ def _collect_by_epoch(rows: Sequence[dict[str, str]], column: str) -> dict[float
 
 
 def threshold_line(path: Path, name: str, colour: str) -> Line:
-    """Read the pooled Dice at every threshold.
-
-    Args:
-        path: `threshold_curve.csv`, with `threshold` and `dice_pooled`.
-        name: Name in the legend.
-        colour: Color of the line.
-
-    Returns:
-        The line, without points if the table is missing.
-    """
-    points = []
-    for row in read_output_table(path):
-        x, y = number(row.get("threshold")), number(row.get("dice_pooled"))
-        if x is not None and y is not None:
-            points.append((x, y))
+    """Read the pooled Dice at every threshold from `threshold_curve.csv`; without points if it is missing."""
+    rows = ((number(row.get("threshold")), number(row.get("dice_pooled"))) for row in read_output_table(path))
+    points = [(x, y) for x, y in rows if x is not None and y is not None]
     return Line(name, [x for x, _ in points], [y for _, y in points], colour)
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """A confusion matrix for the page.
-
-    Args:
-        names: Names of the classes.
-        rows: One for each true class: count and share of the row for each predicted class.
-    """
+    """A confusion matrix: for each true class the count, and the share of the row, of each predicted class."""
 
     names: list[str]
     rows: list[list[tuple[int, float]]]
 
 
-def _confusion(summary: RunSummary | None) -> Confusion | None:
+def _confusion(summary: RunSummary) -> Confusion | None:
     """Lay out the confusion matrix of a grading run; None for another run."""
     if not isinstance(summary, GradingSummary):
         return None
@@ -159,22 +125,14 @@ def _slides(run_dir: Path, task: str) -> tuple[Table, str]:
         keys = [k for k in keys if k != "cancer_outside_tissue_mm2"]
     if all(r.get("label") == r.get("isup_grade") for r in rows):  # ISUP grades are the target
         keys = [k for k in keys if k != "label"]
-    return slide_table(rows, keys, run_dir / "slides", ONE_SLIDE, _WHY, "slides"), order
+    return slide_table(rows, keys, run_dir / "slides", _WHY, "slides"), order
 
 
 def failure_table(path: Path) -> Table:
     """Read `failures.csv`: slide, stage, error and message."""
-    rows = read_output_table(path)
-    cells = [
-        [
-            Cell(r.get("slide_id", ""), style="id"),
-            Cell(r.get("stage", "")),
-            Cell(r.get("error", ""), style="bad"),
-            Cell(r.get("message", ""), style="pre"),
-        ]
-        for r in rows
-    ]
-    return Table([Head("Slide"), Head("Stage"), Head("Error"), Head("Message")], cells)
+    styles = {"slide_id": "id", "stage": "", "error": "bad", "message": "pre"}
+    rows = [[Cell(row.get(key, ""), style=styles[key]) for key in styles] for row in read_output_table(path)]
+    return Table([Head("Slide"), Head("Stage"), Head("Error"), Head("Message")], rows)
 
 
 def _panels(run_dir: Path) -> tuple[list[tuple[str, str, Picture]], list[tuple[str, str]]]:
@@ -208,16 +166,9 @@ def _counts(data: DataSummary) -> tuple[Table, list[tuple[str, str]]]:
 
 
 def write_run_page(run_dir: Path) -> Path:
-    """Write the page of a training run from its folder, and the pages of its slides if they are out of date.
+    """Write `report.html` of a training run from its folder, and the pages of its slides if they are out of date.
 
-    Args:
-        run_dir: Folder of the run. The page names missing files.
-
-    Returns:
-        `report.html` in that folder.
-
-    Raises:
-        PandaError: If there is no such folder.
+    The page names missing files.
     """
     run_dir = Path(run_dir).absolute()
     require_folder(run_dir)
@@ -225,9 +176,6 @@ def write_run_page(run_dir: Path) -> Path:
     task = summary.task if summary else "segmentation"
     slides, slide_order = _slides(run_dir, task)
     curve = read_picture(run_dir / "threshold_curve.png", 1400)
-    line = threshold_line(run_dir / "threshold_curve.csv", "pooled Dice, validation", VALIDATION)
-    threshold = summary.threshold if summary else None
-    mark = None if threshold is None else (threshold, f"threshold {threshold:.3g}")
     panels, more_panels = _panels(run_dir)
     return write_page(
         run_dir / "report.html",
@@ -238,9 +186,7 @@ def write_run_page(run_dir: Path) -> Path:
         charts=training_charts(read_output_table(run_dir / "metrics.csv")),
         curve=curve,
         calibration=read_picture(run_dir / "calibration.png", 1800),
-        curve_chart=""
-        if curve
-        else line_chart("Dice at every threshold", [line], "threshold", y_range=(0.0, 1.0), mark=mark, size=(760, 300)),
+        curve_chart="" if curve else _threshold_chart(run_dir, summary.threshold if summary else None),
         panels=panels,
         more_panels=more_panels,
         slides=slides,
@@ -249,17 +195,19 @@ def write_run_page(run_dir: Path) -> Path:
         slide_order=slide_order,
         failures=failure_table(run_dir / "failures.csv"),
         config=read_text(run_dir / "config.yaml"),
-        **_lay_out_summary(summary),
+        figures=_lay_out_summary(summary) if summary else None,
     )
 
 
-def _lay_out_summary(summary: RunSummary | None) -> dict[str, Any]:
-    """Return what the page shows of a summary; empty parts if there is none."""
-    empty = Table([], [])
-    if summary is None:
-        tables = {"splits": empty, "providers": empty, "grades": empty, "counts": empty}
-        texts = {"split": "", "policy": "", "confusion": None}
-        return tables | texts | {"meta": [], "cards": [], "meaning": [], "left_out": []}
+def _threshold_chart(run_dir: Path, threshold: float | None) -> Markup:
+    line = threshold_line(run_dir / "threshold_curve.csv", "pooled Dice, validation", VALIDATION)
+    mark = None if threshold is None else (threshold, f"threshold {threshold:.3g}")
+    title = "Dice at every threshold"
+    return line_chart(title, [line], "threshold", y_range=(0.0, 1.0), mark=mark, size=(760, 300))
+
+
+def _lay_out_summary(summary: RunSummary) -> dict[str, Any]:
+    """Return the parts of the page that come from the summary."""
     split, scores = choose_split(summary)
     counts, left_out = _counts(summary.data)
     return {

@@ -135,14 +135,7 @@ _MODELS: Mapping[str, type[SegmentationSummary | GradingSummary]] = {
 
 
 def parse_summary(content: Mapping[str, Any]) -> tuple[RunSummary | None, list[str]]:
-    """Parse the content of `summary.json`.
-
-    Args:
-        content: The JSON object.
-
-    Returns:
-        The summary, or None; and a sentence for each fault, with its key.
-    """
+    """Parse the content of `summary.json`: the summary, or None and a sentence for each fault, with its key."""
     if content.get("schema") != SCHEMA:
         return None, [f"schema is {content.get('schema')!r}, this version reads {SCHEMA}"]
     model = _MODELS.get(str(content.get("task")))
@@ -161,14 +154,7 @@ def _name_key(location: tuple[int | str, ...]) -> str:
 
 
 def read_summary(run_dir: Path) -> tuple[RunSummary | None, str]:
-    """Read the summary of a run.
-
-    Args:
-        run_dir: Folder of the run.
-
-    Returns:
-        The summary and an empty text; or None, and why there is none as a sentence.
-    """
+    """Read the summary of a run from its folder: the summary, or None and why there is none, as a sentence."""
     content, fault = read_json(run_dir / "summary.json")
     if fault:
         return None, fault

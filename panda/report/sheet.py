@@ -17,12 +17,7 @@ _DPI = 150
 
 
 class Sheet:
-    """A white picture of some inches, with text and axes at given places.
-
-    Args:
-        width: Width, inches.
-        height: Height, inches.
-    """
+    """A white picture of a width and height in inches, with text and axes at given places."""
 
     def __init__(self, width: float, height: float) -> None:
         self.width, self.height = width, height

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +11,7 @@ from panda.files import read_output_table
 from panda.inference.grade import GradeRecord
 from panda.inference.slide_result import RESULT_FILE, SlideFacts, SlideResult, read_slide_facts
 from panda.report.page import require_folder, write_page
-from panda.report.run_folder import (
-    Picture,
-    Row,
-    find_subfolder,
-    link,
-    read_picture,
-)
+from panda.report.run_folder import Picture, Row, find_subfolder, link, read_picture
 from panda.report.table import Cell, Head, Table, cell, figure_kind, head, show
 from panda.report.viewer import MOST_REGIONS, read_viewer
 
@@ -41,19 +35,18 @@ _SEEN = {
     "training": "The network was trained on this slide, so the result says little about new slides.",
     "validation": "The epoch and the threshold were chosen with this slide, so the result is too good.",
 }
+_REGION_HEADS = (
+    ("Region", ""), ("Area", "mm²"), ("Area", "px of the map"), ("Length", "mm, greatest"), ("Mean probability", ""),
+    ("Highest probability", ""), ("Centre", "x, y in level-0 px"), ("Box", "x0, y0, x1, y1 in level-0 px"),
+)  # fmt: skip
 GRADES = {"isup": "ISUP grade", "cancer": "Cancer"}
 
 
 @dataclass(frozen=True)
 class Card:
-    """A figure that is read first.
+    """A figure that is read first, with its unit and a line below: its interval, or why there is none.
 
-    Args:
-        label: Name of the figure.
-        text: The figure; an empty text is shown as a dash.
-        unit: Unit after the figure.
-        under: Line below: its interval, or why there is none.
-        big: Whether it is among the most important.
+    An empty text is shown as a dash. The most important cards are big.
     """
 
     label: str
@@ -79,19 +72,9 @@ def _regions(result: SlideResult, has_viewer: bool) -> Table:
         ]
         for region in result.regions[:MOST_REGIONS]
     ]
-    heads = [
-        Head("Region", figures=True),
-        Head("Area", "mm²", figures=True),
-        Head("Area", "px of the map", figures=True),
-        Head("Length", "mm, greatest", figures=True),
-        Head("Mean probability", figures=True),
-        Head("Highest probability", figures=True),
-        Head("Centre", "x, y in level-0 px", figures=True),
-        Head("Box", "x0, y0, x1, y1 in level-0 px", figures=True),
-    ]
     more = len(result.regions) - len(rows)
     note = f"The {len(rows)} largest; {more} smaller ones are in regions.geojson." if more > 0 else ""
-    return Table(heads, rows, note=note)
+    return Table([Head(label, unit, figures=True) for label, unit in _REGION_HEADS], rows, note=note)
 
 
 def _place(numbers: Sequence[float]) -> Cell:
@@ -121,9 +104,8 @@ def _nearby(result: SlideResult) -> str:
     if not known or None in dict(known).values():
         return ""
     (low, most), (high, least) = known[0], known[-1]
-    return (
-        f"{show(least, 'percent')} to {show(most, 'percent')} % at thresholds {low:.2f} to {high:.2f}, before clean-up"
-    )
+    share = f"{show(least, 'percent')} to {show(most, 'percent')} %"
+    return f"{share} at thresholds {low:.2f} to {high:.2f}, before clean-up"
 
 
 @dataclass(frozen=True)
@@ -164,23 +146,18 @@ def _against_label(slide_dir: Path, slide_id: str) -> Table | None:
 def _meta(facts: SlideFacts) -> list[tuple[str, str]]:
     mpp = facts.mpp or ()
     meta = [("Slide", " × ".join(f"{v:.4g}" for v in mpp) + " µm/px" if mpp else "")]
-    if not isinstance(facts, SlideResult):
-        return [*meta, ("", "")]
-    spans = f"{' × '.join(f'{v * facts.downsample:.3g}' for v in mpp)} µm, " if mpp else ""
-    return [
-        *meta,
-        ("A pixel of the map spans", f"{spans}{facts.downsample:.4g} level-0 px a side"),
-        ("", facts.mpp_note),
-    ]
+    if isinstance(facts, SlideResult):
+        spans = f"{' × '.join(f'{v * facts.downsample:.3g}' for v in mpp)} µm, " if mpp else ""
+        meta.append(("A pixel of the map spans", f"{spans}{facts.downsample:.4g} level-0 px a side"))
+        meta.append(("", facts.mpp_note))
+    return meta
 
 
 def _notes(facts: SlideFacts) -> list[str]:
     """Return what a reader of the page has to know about the slide."""
     notes = []
     if facts.tissue_how == "loose":
-        notes.append(
-            "Tissue was found only with the loose rule. The slide is pale or unusual, so check the tissue area."
-        )
+        notes.append("Tissue was found only with the loose rule. The slide is pale or unusual: check the tissue area.")
     result = facts if isinstance(facts, SlideResult) else None
     if result and result.in_sample:
         notes.append(_SEEN[result.in_sample])
@@ -213,16 +190,9 @@ def _overview(slide_dir: Path) -> str:
 
 
 def write_slide_page(slide_dir: Path) -> Path:
-    """Write the page of one slide from its folder.
+    """Write `slide.html` of one slide from its folder, with `quantification.json` and pictures.
 
-    Args:
-        slide_dir: Folder with `quantification.json` and pictures. The page names missing files.
-
-    Returns:
-        `slide.html` in that folder.
-
-    Raises:
-        PandaError: If there is no such folder.
+    The page names missing files.
     """
     slide_dir = Path(slide_dir).absolute()
     require_folder(slide_dir)
@@ -254,14 +224,7 @@ def write_slide_page(slide_dir: Path) -> Path:
 
 
 def update_slide_page(slide_dir: Path) -> str:
-    """Make the page of a slide unless it is newer than all that it shows.
-
-    Args:
-        slide_dir: Folder of the slide.
-
-    Returns:
-        The page's name in that folder.
-    """
+    """Write the page of a slide unless it is newer than its sources, and return the name of the page."""
     page = slide_dir / PAGE
     parts = [slide_dir / name for name, _ in _FILES] + [table_of_slides(slide_dir.parent.parent)]
     newest = max((part.stat().st_mtime_ns for part in parts if part.is_file()), default=0)
@@ -270,16 +233,13 @@ def update_slide_page(slide_dir: Path) -> str:
     return PAGE
 
 
-def slide_table(
-    rows: Sequence[Row], keys: Sequence[str], folder: Path, names: dict[str, str], why: dict[str, str], *up: str
-) -> Table:
+def slide_table(rows: Sequence[Row], keys: Sequence[str], folder: Path, why: Mapping[str, str], *up: str) -> Table:
     """Lay out slides as a table with thumbnails that link to the slides' pages, and write those pages.
 
     Args:
         rows: One for each slide, with `slide_id`.
         keys: The columns, in order.
         folder: Folder of the slides' folders.
-        names: Column to a name other than its usual one.
         why: Column to the reason why a figure in it may be missing.
         up: Names of the folders from the page to `folder`.
     """
@@ -290,18 +250,16 @@ def slide_table(
         href = link(*up, name, update_slide_page(slide_dir)) if slide_dir else ""
         thumbnail: Picture | None = None
         if slide_dir and index < MOST_THUMBNAILS:
-            pictures = (
-                slide_dir / name for name in ("overlay.png", "slide.jpg")
-            )  # a slide that was only graded has no overlay
-            found = (read_picture(path, THUMBNAIL_SIDE, quality=80) for path in pictures)
-            thumbnail = next(filter(None, found), None)
+            # A slide that was only graded has no overlay.
+            pictures = (slide_dir / name for name in ("overlay.png", "slide.jpg"))
+            thumbnail = next(filter(None, (read_picture(path, THUMBNAIL_SIDE, quality=80) for path in pictures)), None)
         shown = Cell("slide", picture=thumbnail, href=href) if thumbnail else Cell(why="there is no picture")
         cells.append(
             [shown, *(cell(row.get(k), figure_kind(k), why.get(k, ""), href if k == "slide_id" else "") for k in keys)]
         )
     more = len(rows) > MOST_THUMBNAILS
     note = f"Thumbnails are shown for the first {MOST_THUMBNAILS} slides." if more else ""
-    heads = [Head(""), *(head(k, names.get(k, "")) for k in keys)]
+    heads = [Head(""), *(head(k, ONE_SLIDE.get(k, "")) for k in keys)]
     if not any(row[0].picture for row in cells):
         return Table(heads[1:], [row[1:] for row in cells])
     return Table(heads, cells, note=note)

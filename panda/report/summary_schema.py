@@ -93,17 +93,7 @@ def _name_type(field: Mapping[str, Any]) -> str:
 
 
 def main(paths: Sequence[str]) -> int:
-    """Print the page, or the faults of files.
-
-    Args:
-        paths: The files; none prints the page.
-
-    Returns:
-        The exit status: 1 if a file has a fault.
-
-    Raises:
-        ManifestError: If a file is missing or holds no JSON object.
-    """
+    """Print docs/summary.md, or the faults of files; return 1 if a file has a fault."""
     if not paths:
         print(render_page(), end="")
     faulty = False

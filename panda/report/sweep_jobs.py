@@ -19,14 +19,14 @@ _JOB_FILES = ("overrides.txt", "summary.json", "config.yaml", "error.txt")
 class Job:
     """One job of a sweep.
 
-    Args:
+    Attributes:
         name: Name of its folder.
         choices: Overridden keys and their values.
-        summary: Its summary; None if it failed or is unfinished.
+        summary: None if it failed or is unfinished.
         error: Text of its error, or why it has no figures; empty if it ended well.
         report: Address of its own page, empty if it has none.
         lost: Number of slides that it skipped.
-        ended: Whether it ended; a job that is running or was killed has not.
+        ended: False for a job that is running or was killed.
     """
 
     name: str
@@ -120,14 +120,9 @@ def job_label(job: Job, varied: Sequence[str]) -> str:
 
 
 def rank_figure(job: Job, key: str, figure: float | None) -> tuple[float, float]:
-    """Return the rank of a job with a figure; the lowest is best.
+    """Return the rank of a job with a figure on validation; the lowest is best.
 
     Figures of two kinds are not compared: a job with the more important one always comes first.
-
-    Args:
-        job: The job, whose task says which figures matter.
-        key: Key of the figure.
-        figure: Its value on validation.
     """
     if figure is None:
         return float("inf"), 0.0

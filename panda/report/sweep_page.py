@@ -199,14 +199,9 @@ def _write_jobs(path: Path, jobs: Sequence[Job], varied: Sequence[str], gaps: Ma
 
 
 def write_sweep_table(sweep_dir: Path) -> None:
-    """Write the table of a sweep from its folder, without the comparisons that take long.
+    """Write `sweep.csv` from the folder of a sweep, without the comparisons that take long.
 
-    Args:
-        sweep_dir: Folder with one subfolder for each job, with `overrides.txt` and either `summary.json` or, if the
-            job failed, `error.txt`.
-
-    Raises:
-        PandaError: If there is no such folder.
+    Each job has a subfolder with `overrides.txt` and either `summary.json` or, if the job failed, `error.txt`.
     """
     require_folder(sweep_dir)
     jobs = read_jobs(sweep_dir)
@@ -214,17 +209,7 @@ def write_sweep_table(sweep_dir: Path) -> None:
 
 
 def write_sweep(sweep_dir: Path) -> Path:
-    """Write the table and the page of a sweep from its folder.
-
-    Args:
-        sweep_dir: As for `write_sweep_table`.
-
-    Returns:
-        `sweep.html` in that folder, next to `sweep.csv`.
-
-    Raises:
-        PandaError: If there is no such folder.
-    """
+    """Write `sweep.csv` and `sweep.html` from the folder of a sweep, see `write_sweep_table`."""
     sweep_dir = Path(sweep_dir).absolute()
     require_folder(sweep_dir)
     jobs = read_jobs(sweep_dir)

@@ -69,51 +69,29 @@ def figure_name(key: str) -> str:
 
 def figure_kind(key: str) -> str:
     """Return the format of a figure, see `show`."""
-    if key in FIGURES:
-        return FIGURES[key][1]
-    return next(
-        (kind for end, kind in (("mm2", "mm2"), ("percent", "percent"), ("_px", "count")) if key.endswith(end)), "score"
-    )
+    by_end = {"mm2": "mm2", "percent": "percent", "_px": "count"}
+    return FIGURES[key][1] if key in FIGURES else next((by_end[end] for end in by_end if key.endswith(end)), "score")
 
 
 def show(value: Any, kind: str = "score") -> str:
-    """Write a value with a sensible precision.
+    """Write a number, its text or another value with a sensible precision; empty if there is no value.
 
-    Args:
-        value: A number, its text, or another value.
-        kind: `score` (3 decimals), `headline` (2 decimals), `mm2` (mm²), `percent` (0 to 100), `count`,
-            `seconds`, or `text` (as it is).
-
-    Returns:
-        The text without a unit, except for `seconds`; empty if there is no value.
+    Kinds are `score` (3 decimals), `headline` (2 decimals), `mm2`, `percent` (0 to 100), `count`, `seconds`, and `text`
+    or `id` (as they are). Only `seconds` get their unit.
     """
     if kind in {"text", "id"}:
         return "" if value is None or str(value).lower() in _UNSET else str(value)
     figure = number(value)
-    if figure is None:
-        return ""
-    return _FORMATS.get(kind, _score)(figure)
+    return "" if figure is None else _FORMATS[kind](figure)
 
 
-def _score(figure: float) -> str:
-    return f"{figure:.3f}" if abs(figure) < 100 else f"{figure:,.1f}"
-
-
-def _count(figure: float) -> str:
-    return f"{figure:,.0f}" if figure == int(figure) else f"{figure:,.2f}"
-
-
-def _percent(figure: float) -> str:
-    return "<0.1" if 0 < figure < 0.05 else f"{figure:.1f}"
-
-
-def _area(figure: float) -> str:
+def _write_area(figure: float) -> str:
     if 0 < abs(figure) < 0.0005:
         return "<0.001"
     return f"{figure:.3f}" if abs(figure) < 0.1 else f"{figure:.2f}" if abs(figure) < 100 else f"{figure:,.0f}"
 
 
-def _duration(seconds: float) -> str:
+def _write_duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     if seconds < 600:
@@ -122,16 +100,13 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _headline(figure: float) -> str:
-    return f"{figure:.2f}"
-
-
 _FORMATS: dict[str, Callable[[float], str]] = {
-    "count": _count,
-    "mm2": _area,
-    "percent": _percent,
-    "seconds": _duration,
-    "headline": _headline,
+    "score": lambda figure: f"{figure:.3f}" if abs(figure) < 100 else f"{figure:,.1f}",
+    "headline": "{:.2f}".format,
+    "count": lambda figure: f"{figure:,.0f}" if figure == int(figure) else f"{figure:,.2f}",
+    "mm2": _write_area,
+    "percent": lambda figure: "<0.1" if 0 < figure < 0.05 else f"{figure:.1f}",
+    "seconds": _write_duration,
 }
 
 
@@ -139,11 +114,10 @@ _FORMATS: dict[str, Callable[[float], str]] = {
 class Cell:
     """One cell of a table.
 
-    Args:
+    Attributes:
         text: Text; an empty one is shown as a dash.
         sort: Sort key of the cell; None for the text.
         why: Tooltip: why there is no value, or more about it.
-        href: Link of the cell.
         picture: Picture instead of the text.
         style: Classes: `num`, `id`, `bad`, `pre`.
         under: Smaller text below, such as an interval.
@@ -171,14 +145,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a page.
-
-    Args:
-        heads: One for each column.
-        rows: Cells, one for each column.
-        sortable: Whether a click on a head sorts.
-        note: Line below the table.
-    """
+    """A table of a page with a note below it. A click on a head sorts it if it is `sortable`."""
 
     heads: Sequence[Head]
     rows: Sequence[Sequence[Cell]]
@@ -203,14 +170,7 @@ def head(key: str, name: str = "") -> Head:
 
 
 def cell(value: Any, kind: str, why: str = "", href: str = "") -> Cell:
-    """Make a cell of a value.
-
-    Args:
-        value: The value, or None.
-        kind: As in `show`.
-        why: Why there is no value; shown only then.
-        href: Link of the cell.
-    """
+    """Make a cell of a value in the format of its kind, see `show`; `why` says why there is none."""
     text = show(value, kind)
     if kind in {"text", "id"}:
         return Cell(text, why="" if text else why, href=href, style="id" if kind == "id" else "")

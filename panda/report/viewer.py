@@ -8,6 +8,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -15,23 +16,18 @@ from panda.inference.grade import GradeRecord
 from panda.inference.legends import COLOUR_MAPS
 from panda.inference.quantify import THRESHOLDS
 from panda.inference.slide_result import SlideFacts, SlideResult
-from panda.report.run_folder import as_list, as_mapping, read_json
+from panda.report.run_folder import read_text
 
 MOST_REGIONS = 300
 """Number of largest regions that a page lists and outlines; more would be too many for a browser."""
 
 
 def read_viewer(slide_dir: Path, facts: SlideFacts) -> dict[str, Any] | None:
-    """Return the data that the viewer of a slide's page shows.
+    """Return the data that the viewer of a slide's page shows; None if the folder lacks a part of it.
 
-    Args:
-        slide_dir: Folder of the slide, with `slide.jpg` and, if the slide was mapped, `map.png`.
-        facts: What is known of the slide.
-
-    Returns:
-        `slide`, a data URI, and `view`, the data that the script reads. A slide that was mapped also has `map` (a
-        data URI), `labelled`, `mm2` (whether areas are known) and `curve` (points of an SVG 200 × 40: tumour per cent
-        against threshold). None if the folder lacks a part of it.
+    These are `slide`, a data URI, and `view`, the data that the script reads. A slide that was mapped also has `map` (a
+    data URI), `labelled`, `mm2` (whether areas are known) and `curve`: points of an SVG 200 × 40, tumor per cent by
+    threshold.
     """
     level0, path = facts.view_downsample, slide_dir / "slide.jpg"
     if not path.is_file() or not level0:
@@ -48,7 +44,7 @@ def read_viewer(slide_dir: Path, facts: SlideFacts) -> dict[str, Any] | None:
         "um": facts.mpp[0] * level0 if facts.mpp else None,
         "level0": level0,
         "tiles": tiles,
-        "regions": _regions(read_json(slide_dir / "regions.geojson")[0], level0) if mapped else [],
+        "regions": _read_regions(slide_dir / "regions.geojson", level0) if mapped else [],
     }
     whole = {"slide": _uri(path, "jpeg"), "map": "", "labelled": False} | mapped
     return whole | {"view": view | mapped.get("view", {})}
@@ -79,16 +75,13 @@ def _uri(path: Path, kind: str) -> str:
     return f"data:image/{kind};base64," + base64.b64encode(path.read_bytes()).decode("ascii")
 
 
-def _regions(collection: dict[str, Any], level0: float) -> list[dict[str, Any]]:
-    """Return the outlines of the largest regions in px of the view, exact to half a px."""
+def _read_regions(path: Path, level0: float) -> list[dict[str, Any]]:
+    """Return the outlines of the largest regions in px of the view, exact to half a px; none if the file is broken."""
+    collection = shapely.from_geojson(read_text(path), on_invalid="ignore")
     regions = []
-    for rank, feature in enumerate(as_list(collection.get("features"))[:MOST_REGIONS], start=1):
-        geometry = as_mapping(as_mapping(feature).get("geometry"))
-        polygons = as_list(geometry.get("coordinates"))
-        rings = [
-            ring for polygon in ([polygons] if geometry.get("type") == "Polygon" else polygons) for ring in polygon
-        ]
-        corners = [np.asarray(ring, np.float32) / np.float32(level0) for ring in rings]
+    for rank, region in enumerate(shapely.get_parts(collection)[:MOST_REGIONS], start=1):
+        rings = shapely.get_rings(shapely.get_parts(region))
+        corners = [shapely.get_coordinates(ring).astype(np.float32) / np.float32(level0) for ring in rings]
         if not corners:
             continue
         outer = np.concatenate(corners)
