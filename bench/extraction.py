@@ -25,7 +25,7 @@ from bench.slides import CACHE, mask_path
 from bench.worker import LeftOutError, confine, timed, workers
 from panda.data.extraction import extract_store
 from panda.data.manifest import SlideRecord
-from panda.data.pixel_stores import StoreKind
+from panda.data.settings import StoreKind
 
 Cut = Callable[[list[SlideRecord], Path], int]
 """Cuts slides into a folder, each in a thread of its own; returns how many tiles it wrote."""

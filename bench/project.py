@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from panda.data.pixel_stores import StoreKind
-from panda.data.settings import PatchSettings
+from panda.data.settings import PatchSettings, StoreKind
 from panda.wsi.slide import ReaderName
 
 READER: ReaderName = "fast"

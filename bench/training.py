@@ -22,7 +22,7 @@ from panda.data.loaders import make_train_loader
 from panda.data.manifest import SlideRecord
 from panda.data.patch_manifests import write_patch_manifests
 from panda.data.patchset import PatchSet
-from panda.data.pixel_stores import StoreKind
+from panda.data.settings import StoreKind
 from panda.models.losses import BCEDiceLoss
 from panda.models.segmentation import Segmenter
 

@@ -35,7 +35,7 @@ def test_light_keeps_image_and_mask_together() -> None:
         np.testing.assert_array_equal(new_image.mean(axis=2) < 120, new_mask == 1)
         shapes.add(new_mask.tobytes())
     assert len(shapes) == 8
-    assert len({augmentation.image(image, seed).mean() for seed in range(20)}) > 10
+    assert len({augmentation.augment_image(image, seed).mean() for seed in range(20)}) > 10
 
 
 def test_the_same_seed_gives_the_same_pair_even_when_pickled() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from panda.data.augment import Augmentation
 from panda.data.datamodule import DataSettings, PatchDataModule
 from panda.data.splits import SPLITS
+from panda.data.summary import PatchDataSummary
 from panda.errors import ConfigError, ManifestError
 from panda.models.losses import BCELoss
 from panda.synthetic.dataset import SyntheticSpec
@@ -90,7 +90,7 @@ def test_nonsense_instead_of_the_slides_mpp_is_refused(folder: Path, value: floa
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loaders(folder: Path, workers: int) -> None:
     module = prepared(folder, num_workers=workers, augment=Augmentation(name="light"))
-    sides = {name: {record.slide_id for record in records} for name, records in module.splits().items()}
+    sides = {name: {record.slide_id for record in records} for name, records in module.list_splits().items()}
     assert sum(map(len, sides.values())) == 8
     loaders = {"train": module.train_dataloader(), "val": module.val_dataloader(), "test": module.test_dataloader()}
     for name in SPLITS:
@@ -100,7 +100,7 @@ def test_loaders(folder: Path, workers: int) -> None:
         assert image.shape == (8, 3, 64, 64)
         assert mask.shape == (8, 1, 64, 64)
         assert image.dtype == mask.dtype == torch.float32
-        patches = module.patch_set(name)
+        patches = module.get_patches(name)
         assert set(patches.slide_ids) == sides[name]
         left = len(patches) - sum(len(batch[0]) for batch in batches)
         assert left in ((0, 1) if name == "train" else (0,))
@@ -109,25 +109,25 @@ def test_loaders(folder: Path, workers: int) -> None:
 
 def test_describe(folder: Path) -> None:
     module = prepared(folder)
-    found = module.describe()
-    assert json.loads(json.dumps(found)) == found
-    assert sum(found["slides"].values()) == 8
-    assert [*found["patches"]] == ["train", "val", "test"]
-    assert found["patches"]["train"] == len(module.patch_set("train"))
-    assert 0 < sum(found["tumor_patches"].values()) < sum(found["patches"].values())
-    assert found["split"] == "holdout"
-    assert found["seed"] == 0
-    assert "Patients and near-duplicates are unknown" in found["groups"]
-    assert (found["left_out"], found["failed"]) == ({}, [])
-    assert found["store"] == str(module.store_folder)
-    assert module.train_mpp() == pytest.approx([4.0] * 4)
+    found = module.summarize()
+    assert PatchDataSummary.model_validate_json(found.model_dump_json()) == found
+    assert sum(found.slides.values()) == 8
+    assert [*found.patches] == ["train", "val", "test"]
+    assert found.patches["train"] == len(module.get_patches("train"))
+    assert 0 < sum(found.tumor_patches.values()) < sum(found.patches.values())
+    assert found.split == "holdout"
+    assert found.seed == 0
+    assert "Patients and near-duplicates are unknown" in found.groups
+    assert (found.left_out, found.failed) == ({}, [])
+    assert found.store == str(module.store_folder)
+    assert module.list_train_mpp() == pytest.approx([4.0] * 4)
 
 
 def test_other_processes_read_the_store(folder: Path) -> None:
     first = prepared(folder)
     other = module_of(folder)
     other.setup("fit")
-    assert other.describe() == first.describe()
+    assert other.summarize() == first.summarize()
     fresh = module_of(folder, store_root=folder.parent / "nowhere")
     with pytest.raises(ManifestError, match=r"all slides of train, val, test failed .*has no patches"):
         fresh.setup("fit")
@@ -135,31 +135,31 @@ def test_other_processes_read_the_store(folder: Path) -> None:
 
 def test_patches_of_one_slide(folder: Path) -> None:
     module = prepared(folder, split="patches", slide_id=slide_name(1), val_fraction=0.25)
-    assert [*module.splits()] == ["train", "val"]
-    found = module.describe()
-    assert found["slides"] == {"train": 1, "val": 1}
-    assert found["left_out"] == {"other_slide": 7}
-    assert "do not measure generalization" in found["groups"]
+    assert [*module.list_splits()] == ["train", "val"]
+    found = module.summarize()
+    assert found.slides == {"train": 1, "val": 1}
+    assert found.left_out == {"other_slide": 7}
+    assert "do not measure generalization" in found.groups
     with pytest.raises(ConfigError, match="there is no test split"):
         module.test_dataloader()
     anyone = module_of(folder, split="patches", provider="karolinska")
-    assert [record.slide_id for record in anyone.records()] == [slide_name(1)]
+    assert [record.slide_id for record in anyone.select().used] == [slide_name(1)]
     with pytest.raises(ManifestError, match=r"of 8 slides in 8 groups 0 are used, left out are other_slide: 8"):
-        module_of(folder, split="patches", slide_id="unknown").records()
+        module_of(folder, split="patches", slide_id="unknown").select()
 
 
 def test_provider_groups_and_no_test(folder: Path, tmp_path: Path) -> None:
     table = tmp_path / "patients.csv"
     table.write_text("image_id,patient\n" + "".join(f"{slide_name(number)},{number // 4}\n" for number in range(8)))
     module = prepared(folder, provider="radboud", groups=table, test_fraction=0.0)
-    found = module.describe()
-    assert found["left_out"] == {"other_provider": 4}
-    assert found["slides"] == {"train": 2, "val": 2}
-    assert found["groups"].startswith("By patient: 2 patients")
-    groups = {name: {record.group for record in records} for name, records in module.splits().items()}
+    found = module.summarize()
+    assert found.left_out == {"other_provider": 4}
+    assert found.slides == {"train": 2, "val": 2}
+    assert found.groups.startswith("By patient: 2 patients")
+    groups = {name: {record.group for record in records} for name, records in module.list_splits().items()}
     assert not groups["train"] & groups["val"]
     with pytest.raises(ManifestError, match="2 groups cannot make train, val, test"):
-        module_of(folder, provider="radboud", groups=table).splits()
+        module_of(folder, provider="radboud", groups=table).list_splits()
 
 
 def test_missing_files(folder: Path, tmp_path: Path) -> None:
@@ -172,10 +172,10 @@ def test_missing_files(folder: Path, tmp_path: Path) -> None:
         (slide_name(2), "mask"),
         (slide_name(3), "slide"),
     ]
-    assert sum(module.describe()["slides"].values()) == 6
-    assert module.describe()["failed"][0]["error"] == "MaskError"
+    assert sum(module.summarize().slides.values()) == 6
+    assert module.summarize().failed[0]["error"] == "MaskError"
     module = prepared(copy, test_fraction=0.0, exclude=["missing_mask", "missing_slide"])
-    assert module.selection().left_out == {"missing_mask": 1, "missing_slide": 1}
+    assert module.select().left_out == {"missing_mask": 1, "missing_slide": 1}
     assert module.failures == []
     with pytest.raises(ManifestError, match="put the mask at"):
         prepared(copy, split="patches", slide_id=slide_name(2))
@@ -188,7 +188,7 @@ def test_the_embedded_slides_are_drawn_on_first_use(tmp_path: Path) -> None:
     assert not (tmp_path / "drawn").exists()
     module.prepare_data()
     module.setup()
-    assert sum(module.describe()["slides"].values()) == 4
+    assert sum(module.summarize().slides.values()) == 4
 
 
 class _Net(pl.LightningModule):
@@ -275,6 +275,6 @@ def test_a_resumed_run_draws_the_hard_patches_of_an_unbroken_one(folder: Path, t
 def test_balanced_patches_of_a_split(folder: Path) -> None:
     module = prepared(folder, sampler="balanced", tumor_share=0.75, test_fraction=0.0)
     loader = module.train_dataloader()
-    tumor = module.patch_set("train").rows.fractions[:, 1] > 0
+    tumor = module.get_patches("train").rows.fractions[:, 1] > 0
     drawn = [draw.item for draw in loader.sampler]
     assert tumor[drawn].mean() == pytest.approx(0.75, abs=0.01)

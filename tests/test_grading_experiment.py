@@ -77,7 +77,7 @@ def test_test_slides_are_left_alone_where_they_are_not_scored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scored: bool
 ) -> None:
     grading = experiment(tmp_path, f"test_slides={str(scored).lower()}")
-    tested = {record.slide_id for record in grading.data.splits()["test"]}
+    tested = {record.slide_id for record in grading.data.list_splits()["test"]}
     looked_at: set[str] = set()
     bag_item = grading._bag_item
 
@@ -150,7 +150,7 @@ def test_a_bad_mask_keeps_no_slide_from_being_graded(tmp_path: Path, code: int |
     tiles = {"how": "tissue", "k": 3, "random_fraction": 1.0, "min_tissue": 0.25, "seed": 0}
     checkpoint = grading_checkpoint(tmp_path / "grade.ckpt", MILNet("resnet10t", hidden=8), tiles=tiles)
     grader = GradingPredictor.from_checkpoint(checkpoint, grading.engine)
-    good, bad = (BagItem(record, np.zeros((0, 2), np.int64)) for record in grading.data.splits()["test"])
+    good, bad = (BagItem(record, np.zeros((0, 2), np.int64)) for record in grading.data.list_splits()["test"])
     mask = bad.record.mask_path
     assert mask is not None
     if code is None:

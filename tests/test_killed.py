@@ -21,9 +21,8 @@ import pytest
 
 from panda.data.extraction import extract_store
 from panda.data.manifest import read_manifest
-from panda.data.pixel_stores import StoreKind
-from panda.data.settings import PatchSettings
-from panda.data.store import store_path
+from panda.data.settings import PatchSettings, StoreKind
+from panda.data.store import locate_store
 from tests.panda_folder import entry_files, kept_slides, make_folder
 
 SETTINGS = PatchSettings(level=1, patch_size=64)
@@ -72,7 +71,7 @@ def _by_slide(files: dict[str, bytes]) -> dict[str, dict[str, bytes]]:
 def test_killed_anywhere_and_run_again(folder: Path, tmp_path: Path, kind: StoreKind, anew: bool) -> None:
     """What bears its final name is whole at any time: `anew`, either as it was or as it becomes."""
     settings = SETTINGS.model_copy(update={"store": kind})
-    store = store_path(tmp_path, folder, settings)
+    store = locate_store(tmp_path, folder, settings)
     before: dict[str, dict[str, bytes]] = {}
     if anew:
         extract_store(read_manifest(folder), settings, tmp_path, folder, progress=False)
@@ -80,7 +79,7 @@ def test_killed_anywhere_and_run_again(folder: Path, tmp_path: Path, kind: Store
         for record in read_manifest(folder):
             os.utime(record.image_path)
     events = _events(folder, tmp_path / "whole", kind)
-    whole = _by_slide(_files(store_path(tmp_path / "whole", folder, settings)))
+    whole = _by_slide(_files(locate_store(tmp_path / "whole", folder, settings)))
     rng = random.Random(kind)
     seen: list[int] = []
     for _ in range(KILLS):
@@ -104,9 +103,9 @@ def test_killed_anywhere_and_run_again(folder: Path, tmp_path: Path, kind: Store
 
 def test_two_at_once(folder: Path, tmp_path: Path) -> None:
     """The first is stopped in the middle of a slide, so that the second is sure to meet it."""
-    whole = store_path(tmp_path / "whole", folder, SETTINGS)
+    whole = locate_store(tmp_path / "whole", folder, SETTINGS)
     events = _events(folder, tmp_path / "whole", "png")
-    store = store_path(tmp_path, folder, SETTINGS)
+    store = locate_store(tmp_path, folder, SETTINGS)
     with _started(_command(folder, tmp_path, "png", events // 3, signal.SIGSTOP)) as first:
         _, status = os.waitpid(first.pid, os.WUNTRACED)
         assert os.WIFSTOPPED(status)

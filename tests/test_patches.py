@@ -18,9 +18,8 @@ from panda.data import extraction
 from panda.data.extraction import extract_slide, extract_store
 from panda.data.manifest import read_manifest
 from panda.data.patches import load_slide
-from panda.data.pixel_stores import StoreKind
-from panda.data.settings import PatchSettings
-from panda.data.store import StoreResult, load_store, store_path
+from panda.data.settings import PatchSettings, StoreKind
+from panda.data.store import StoreResult, load_store, locate_store
 from panda.errors import ConfigError, ManifestError, MaskError, PandaError, SlideError
 from panda.wsi.label_maps import known_label_maps
 from tests.panda_folder import CANCER, TISSUE, codes, entry_files, kept_slides, make_folder, picture
@@ -94,11 +93,11 @@ def test_by_resolution_and_past_the_edge(folder: Path, tmp_path: Path) -> None:
 
 
 def test_store_name_follows_settings_and_folder(tmp_path: Path) -> None:
-    first = store_path("patches", tmp_path / "a", SETTINGS)
+    first = locate_store("patches", tmp_path / "a", SETTINGS)
     assert first.parent == Path("patches")
     assert first.name[:2] == "a-"
     assert len(first.name) == 14
-    assert first == store_path("patches", tmp_path / "a", SETTINGS.model_copy())
+    assert first == locate_store("patches", tmp_path / "a", SETTINGS.model_copy())
     changed: list[dict[str, Any]] = [
         {"patch_size": 32},
         {"level": 0},
@@ -108,7 +107,7 @@ def test_store_name_follows_settings_and_folder(tmp_path: Path) -> None:
         {"mpp_override": 0.5},
         {"reader": "openslide"},
     ]
-    stores = {store_path("patches", tmp_path / "a", SETTINGS.model_copy(update=change)) for change in changed}
+    stores = {locate_store("patches", tmp_path / "a", SETTINGS.model_copy(update=change)) for change in changed}
     assert len(stores | {first}) == len(changed) + 1
 
 
@@ -174,12 +173,12 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_finished(
     monkeypatch.setattr(extraction, "require_room", lambda *_: None)  # as if the estimate were wrong
     with pytest.raises(PandaError, match=r"small-.*No space left.*data\.store_root.*run again") as caught:
         extract(folder, disk, settings, workers=1)
-    assert str(store_path(disk, folder, settings)) in str(caught.value)
+    assert str(locate_store(disk, folder, settings)) in str(caught.value)
     assert not list(disk.glob("*/.*.partial.*"))
     finished = {path.parent.name for path in disk.glob("*/*/slide.json")}
     assert 0 < len(finished) < 4
     shutil.copytree(disk, tmp_path / "larger")
-    before = entry_files(store_path(tmp_path / "larger", folder, settings))
+    before = entry_files(locate_store(tmp_path / "larger", folder, settings))
     result = extract(folder, tmp_path / "larger", settings)
     assert kept_slides(result.store, before) == finished
     assert not result.failures
@@ -192,7 +191,7 @@ def test_a_store_that_cannot_be_made(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_store_of_other_settings_is_refused(folder: Path, tmp_path: Path) -> None:
-    store = store_path(tmp_path, folder, SETTINGS)
+    store = locate_store(tmp_path, folder, SETTINGS)
     store.mkdir()
     (store / "store.json").write_text("{}")
     with pytest.raises(ManifestError, match=r"store\.json does not describe .*remove the folder"):

@@ -25,8 +25,7 @@ from panda.data.loaders import make_train_loader
 from panda.data.manifest import SlideRecord, read_manifest
 from panda.data.patch_manifests import write_patch_manifests
 from panda.data.patchset import PatchSet
-from panda.data.pixel_stores import StoreKind
-from panda.data.settings import PatchSettings
+from panda.data.settings import PatchSettings, StoreKind
 from panda.data.splits import Split
 from panda.data.store import StoreResult, list_stores, main
 from panda.errors import ManifestError, PandaError

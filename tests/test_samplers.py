@@ -56,7 +56,7 @@ def test_hard_draws_what_the_network_errs_on() -> None:
     rng = np.random.default_rng(0)
     first = Counter(draws(rng).tolist())
     assert sum(first.values()) == 1000
-    draws.note(range(1000), torch.where(torch.arange(1000) < 100, 2.0, 0.01))
+    draws.record_losses(range(1000), torch.where(torch.arange(1000) < 100, 2.0, 0.01))
     order = draws(np.random.default_rng(1))
     assert len(order) == 1000
     assert (order < 100).mean() > 0.4  # of 1/10 of the patches
@@ -66,7 +66,7 @@ def test_hard_draws_what_the_network_errs_on() -> None:
 
 def test_hard_takes_what_was_not_seen_for_the_hardest() -> None:
     draws = HardDraws(200)
-    draws.note(range(100), torch.cat([torch.full((99,), 0.01), torch.tensor([5.0])]))
+    draws.record_losses(range(100), torch.cat([torch.full((99,), 0.01), torch.tensor([5.0])]))
     order = draws(np.random.default_rng(0))
     assert (order >= 100).sum() > 130
 

@@ -18,7 +18,7 @@ from panda.data.augment import Augmentation
 from panda.data.bags import read_bag
 from panda.data.bagset import BagItem, BagSet, BagSettings
 from panda.data.datamodule import DataSettings, PatchDataModule
-from panda.data.pixel_stores import StoreKind
+from panda.data.settings import StoreKind
 from panda.data.stain_estimates import STAIN_FILE
 from panda.errors import ConfigError
 from panda.inference import predictor as engine
@@ -162,9 +162,9 @@ def test_training_and_inference_see_the_same_pixels(
     settings = EngineSettings(device="cpu")
     network = SegmentationPredictor.from_checkpoint(path, settings)
     for split in ("train", "val"):
-        patches = module.patch_set(split)
+        patches = module.get_patches(split)
         slide_id = patches.slide_ids[0]
-        record = next(r for r in module.records() if r.slide_id == slide_id)
+        record = next(r for r in module.select().used if r.slide_id == slide_id)
         tiles.clear()
         with Slide.open(record.image_path) as slide:
             tissue = find_tissue(slide)
@@ -184,7 +184,7 @@ def test_training_and_inference_see_the_same_pixels(
 
 
 def test_a_bag_and_its_grader_see_the_same_pixels(drawn: Path) -> None:
-    record = module_of(drawn).records()[0]
+    record = module_of(drawn).select().used[0]
     with Slide.open(record.image_path) as slide:
         profile = find_stain(slide, find_tissue(slide))
         coords = np.array([[800, 600], [1000, 700]])
@@ -210,18 +210,18 @@ def test_stains_are_found_once_and_again_where_the_slide_is_another(
     module_of(drawn)
     assert not looked
     files[0].write_text("{")
-    record = next(r for r in first.records() if r.slide_id == files[1].parent.name)
+    record = next(r for r in first.select().used if r.slide_id == files[1].parent.name)
     os.utime(record.image_path)
     again = module_of(drawn)
     assert sorted(looked) == sorted(path.parent.name for path in files[:2])
-    patches = again.patch_set("train" if record.slide_id in again.patch_set("train").slide_ids else "val")
+    patches = again.get_patches("train" if record.slide_id in again.get_patches("train").slide_ids else "val")
     assert patches.stains is not None
     assert patches.stains[record.slide_id] is None
 
 
 def test_a_slide_that_cannot_be_read_any_more_fails(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = module_of(drawn)
-    gone = module.patch_set("train").slide_ids[0]
+    gone = module.get_patches("train").slide_ids[0]
     (module.store_folder / gone / STAIN_FILE).unlink()
 
     def unreadable(slide: Slide, tissue: object) -> None:
@@ -232,7 +232,7 @@ def test_a_slide_that_cannot_be_read_any_more_fails(drawn: Path, monkeypatch: py
     assert [(failure.slide_id, failure.stage, failure.message) for failure in again.failures] == [
         (gone, "stain", "a bad block")
     ]
-    assert gone not in again.patch_set("train").slide_ids
+    assert gone not in again.get_patches("train").slide_ids
 
 
 def test_a_slide_without_two_stains_is_told_and_stays(

@@ -29,6 +29,7 @@ from panda.data.bagset import BagItem, BagSettings
 from panda.data.datamodule import DataSettings, PatchDataModule
 from panda.data.manifest import SlideRecord
 from panda.data.splits import Split
+from panda.data.summary import DataSummary
 from panda.errors import ConfigError, ManifestError
 from panda.files import identity, write_table
 from panda.inference.compute import EngineSettings
@@ -39,7 +40,7 @@ from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
 from panda.inference.slide_loop import run_over_slides
 from panda.models.mil import MILNet
-from panda.report.run_summary import DataSummary, GradingSummary
+from panda.report.run_summary import GradingSummary
 from panda.settings import Count, Settings
 from panda.tasks.grading import CLASSES, GradingTask, target_class
 from panda.tasks.metadata import GradingMetadata, Target, TrainedResolution
@@ -109,7 +110,7 @@ class GradingExperiment:
         if plain["data"]["split"] == "patches":
             faults.add("data.split=patches: grading needs slides in each split; use data.split=holdout or kfold")
         elif data is not None:
-            faults.add(*idle_faults(data.idle(), data.how()))
+            faults.add(*idle_faults(data.list_idle_keys(), data.describe_split()))
         self.tiles: TileSettings = faults.build(plain, "tiles")
         self.settings: GradingSettings = faults.build(plain, "task")
         classes = CLASSES[self.settings.target if self.settings else "isup"]
@@ -144,7 +145,7 @@ class GradingExperiment:
     def run(self, run: Run) -> GradingSummary:
         """See `Experiment.run`."""
         splits = self._splits()
-        run.keep_splits(self.data.selection())
+        run.keep_splits(self.data.select())
         cache = None
         if self.network.frozen:
             cache = FeatureCache(self.network, self.engine, self.data.settings.store_root)
@@ -205,10 +206,10 @@ class GradingExperiment:
             tiles=self.tiles.model_dump(mode="json") | self.tiles.selection.model_dump() | {"how": self.tiles.how},
             data=DataSummary(
                 root=str(self.data.settings.root),
-                colours=self.data.colours(augmented=not self.network.frozen),
+                colours=self.data.describe_colors(augmented=not self.network.frozen),
                 slides={name: len(items.get(name, records)) for name, records in splits.items()},
-                left_out=self.data.selection().left_out,
-                groups=self.data.selection().describe_policy(),
+                left_out=self.data.select().left_out,
+                groups=self.data.select().describe_policy(),
             ),
             val=val,
             test=test,
@@ -223,7 +224,7 @@ class GradingExperiment:
             ManifestError: If the table cannot be used.
             ConfigError: See `Guidance.check`.
         """
-        splits = self.data.splits()
+        splits = self.data.list_splits()
         self.guidance.check([record for records in splits.values() for record in records])
         return splits
 

@@ -32,7 +32,7 @@ from panda.inference.dataset_metrics import summarize
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
 from panda.models.segmentation import Segmenter, weight_names
-from panda.report.run_summary import PatchDataSummary, PatchFigures, SegmentationSummary
+from panda.report.run_summary import PatchFigures, SegmentationSummary
 from panda.settings import Count, Settings, rule
 from panda.tasks.metadata import SegmentationMetadata, TrainedResolution
 from panda.tasks.optim import Optim
@@ -112,8 +112,8 @@ class SegmentationExperiment:
         if plain["segmentation_checkpoint"] is not None:
             faults.add("segmentation_checkpoint is for task=grading: leave it out, or give task=grading")
         if data is not None:
-            idle = (*data.idle(), *(CHOICE_KEYS if data.split == "patches" else ()))
-            faults.add(*idle_faults(idle, data.how()))
+            idle = (*data.list_idle_keys(), *(CHOICE_KEYS if data.split == "patches" else ()))
+            faults.add(*idle_faults(idle, data.describe_split()))
             if data.sampler != "balanced":
                 faults.add(*idle_faults(("data.tumor_share",), data.setting("sampler")))
         with faults.collect():
@@ -135,19 +135,21 @@ class SegmentationExperiment:
     def run(self, run: Run) -> SegmentationSummary:
         """See `Experiment.run`."""
         data = self.data
-        run.keep_splits(data.selection())
+        run.keep_splits(data.select())
         data.prepare_data()
         try:
             data.setup("fit")
         finally:
             run.failures.extend(data.failures)
         failed = {failure.slide_id for failure in data.failures}
-        splits = {name: [r for r in records if r.slide_id not in failed] for name, records in data.splits().items()}
+        splits = {
+            name: [r for r in records if r.slide_id not in failed] for name, records in data.list_splits().items()
+        }
         assert self.engine.precision != "auto"
         providers = sorted({record.provider for record in (*splits["train"], *splits["val"])})
         metadata = SegmentationMetadata(
             network=self.network.options,
-            resolution=TrainedResolution.from_slides(data.settings.resolution, data.train_mpp()),
+            resolution=TrainedResolution.from_slides(data.settings.resolution, data.list_train_mpp()),
             patch_size=data.settings.patch_size,
             overlap=self.settings.overlap,
             label_maps={provider: find_label_map(provider) for provider in providers},
@@ -168,15 +170,15 @@ class SegmentationExperiment:
         )
         if self.settings.views_every:
             views = Views(
-                data.patch_set("val"),
-                data.um_per_px(),
+                data.get_patches("val"),
+                data.list_mpp(),
                 run.folder / "views",
                 every=self.settings.views_every,
                 fixed=self.settings.views,
                 seed=self.cfg.seed,
             )
             run.trainer.callbacks.append(views)  # type: ignore[attr-defined]
-        run.fit(task, data, data.learns_from())
+        run.fit(task, data, data.list_fingerprints())
         predictor = SegmentationPredictor.from_checkpoint(run.best, self.engine)
         choice, temperature, validated = freeze_threshold(run, data.settings, predictor, splits["val"])
         one_slide = data.settings.split == "patches"
@@ -209,7 +211,7 @@ class SegmentationExperiment:
         patch_dice = None if self.cfg.threshold != "auto" else predictor.threshold.score
         summary = SegmentationSummary(
             **run.describe(),
-            data=PatchDataSummary(**data.describe()),
+            data=data.summarize(),
             threshold=choice.value,
             threshold_choice=choice,
             calibration=calibration,

@@ -30,7 +30,7 @@ from panda.audit.tables import (
     write_groups,
     write_pairs,
 )
-from panda.data.manifest import TABLE, image_path
+from panda.data.manifest import TABLE, locate_image
 from panda.errors import ConfigError
 from panda.files import hold_lock, remove_leftovers
 from panda.wsi.slide import SlideOptions
@@ -147,7 +147,7 @@ def _write_all(
 
     duplicates = looked_with = None
     if records is not None:
-        duplicates = find_duplicates(read_inspections, lambda slide_id: image_path(root, slide_id))
+        duplicates = find_duplicates(read_inspections, lambda slide_id: locate_image(root, slide_id))
         settings = asdict(records.options) | {"deep": records.deep} | dict(RULE_VERSIONS)
         looked_with = InspectionSettings.model_validate(settings)
     findings = collect_findings(rows, check_table(table), read_inspections, duplicates)

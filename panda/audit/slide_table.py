@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from panda.data.findings import Finding
-from panda.data.manifest import COLUMNS, GRADES, check_row, find_table, image_path, mask_path
+from panda.data.manifest import COLUMNS, GRADES, check_row, find_table, locate_image, locate_mask
 from panda.files import read_user_table
 from panda.wsi.gleason import isup_grade_from_score
 
@@ -47,11 +47,11 @@ class TableRow:
 
     def image_path(self, root: Path) -> Path:
         """Return where the slide should be; only for rows with `has_file`."""
-        return image_path(root, self.slide_id)
+        return locate_image(root, self.slide_id)
 
     def mask_path(self, root: Path, suffix: str = "_mask") -> Path:
         """Return where the mask should be; only for rows with `has_file`."""
-        return mask_path(root, self.slide_id, suffix)
+        return locate_mask(root, self.slide_id, suffix)
 
     @property
     def _values(self) -> tuple[str, str, str, str]:

@@ -95,6 +95,6 @@ class Augmentation(Settings):
         result = self.pipeline(image=image, mask=mask)
         return result["image"], result["mask"]
 
-    def image(self, image: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
+    def augment_image(self, image: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
         """Augment a square image, (s, s, 3) uint8 RGB, without a mask."""
         return self(image, np.zeros(image.shape[:2], dtype=np.uint8), seed)[0]

@@ -41,7 +41,7 @@ class BagDataModule(pl.LightningDataModule):
             if items
         }
 
-    def bag_set(self, split: Split) -> BagSet:
+    def get_bags(self, split: Split) -> BagSet:
         """Return the bags of a split.
 
         Args:
@@ -56,13 +56,13 @@ class BagDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return a loader of training bags in random order, see `make_train_loader`."""
-        bags = self.bag_set("train")
+        bags = self.get_bags("train")
         return make_train_loader(bags, len(bags), self.settings.batch_size, self.settings.num_workers, self.trainer)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return a loader of validation bags in order."""
         return make_ordered_loader(
-            self.bag_set("val"), self.settings.batch_size, self.settings.num_workers, self.trainer
+            self.get_bags("val"), self.settings.batch_size, self.settings.num_workers, self.trainer
         )
 
     def test_dataloader(self) -> DataLoader[Any]:
@@ -71,4 +71,4 @@ class BagDataModule(pl.LightningDataModule):
         Raises:
             ConfigError: If there is no test split.
         """
-        return make_ordered_loader(self.bag_set("test"), self.settings.batch_size, self.settings.num_workers)
+        return make_ordered_loader(self.get_bags("test"), self.settings.batch_size, self.settings.num_workers)

@@ -109,7 +109,7 @@ class BagSet(Dataset[tuple[Tensor, Tensor, int, str]]):
             resolution = settings.resolution.resolve(slide)
             tiles = read_tiles(slide, coords, resolution, settings.tile_size, item.stain)
         if self.transform is not None:
-            tiles = [self.transform.image(tile, seed + offset) for offset, tile in enumerate(tiles)]
+            tiles = [self.transform.augment_image(tile, seed + offset) for offset, tile in enumerate(tiles)]
         bag = np.zeros((self.k, 3, settings.tile_size, settings.tile_size), dtype=np.float32)
         for offset, tile in enumerate(tiles):
             bag[offset] = to_planes(tile)

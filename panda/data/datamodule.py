@@ -18,13 +18,15 @@ from panda.data.failures import Failure
 from panda.data.loaders import make_ordered_loader, make_train_loader
 from panda.data.manifest import SlideRecord, find_one_tumor_example, read_manifest
 from panda.data.patch_manifests import write_one_slide_manifests, write_patch_manifests
+from panda.data.patches import SlidePatches
 from panda.data.patchset import PatchSet
 from panda.data.samplers import BalancedDraws, HardDraws, SamplerName
 from panda.data.settings import FolderSettings, PatchSettings, SelectionSettings
 from panda.data.slide_selection import Selection, select_slides
 from panda.data.splits import SPLITS, Split
 from panda.data.stain_estimates import Stains, estimate_stains
-from panda.data.store import StoreResult, load_store, store_path
+from panda.data.store import StoreResult, load_store, locate_store
+from panda.data.summary import PatchDataSummary
 from panda.errors import ConfigError, ManifestError
 from panda.settings import Count, PathValue, rule
 from panda.synthetic.dataset import draw_dataset
@@ -93,9 +95,9 @@ class PatchDataModule(pl.LightningDataModule):
     @property
     def store_folder(self) -> Path:
         """The folder of the patch store."""
-        return store_path(self.settings.store_root, self.settings.root, self.patch_settings)
+        return locate_store(self.settings.store_root, self.settings.root, self.patch_settings)
 
-    def selection(self) -> Selection:
+    def select(self) -> Selection:
         """Return which slides of the table are used and which split each belongs to.
 
         Raises:
@@ -111,24 +113,9 @@ class PatchDataModule(pl.LightningDataModule):
             self._selection = select_slides(read_manifest(settings.root), settings)
         return self._selection
 
-    def records(self) -> list[SlideRecord]:
-        """Return the used slides with their groups, in the order of the table; one slide with `split="patches"`.
-
-        Raises:
-            ManifestError: See `selection`.
-        """
-        return self.selection().used
-
-    def splits(self) -> dict[Split, list[SlideRecord]]:
-        """Return the slides of each split.
-
-        Returns:
-            Split → records by slide id. With `split="patches"` training and validation share the slide.
-
-        Raises:
-            ManifestError: See `selection`.
-        """
-        records, split = self.records(), self.selection().split
+    def list_splits(self) -> dict[Split, list[SlideRecord]]:
+        """Return the slides of each split by slide id; with `split="patches"`, training and validation share one."""
+        records, split = self.select().used, self.select().split
         if self.settings.split == "patches":
             return {"train": records, "val": records}
         ordered = sorted(records, key=lambda record: record.slide_id)
@@ -139,43 +126,26 @@ class PatchDataModule(pl.LightningDataModule):
         }
 
     def prepare_data(self) -> None:
-        """Draw the embedded slides if asked for, and cut the patches the store lacks.
-
-        Raises:
-            ManifestError: See `splits`.
-            PandaError: If the store cannot be written.
-        """
+        """Draw the embedded slides if asked for, and cut the patches the store lacks."""
         if self._result is None:
-            self.splits()  # a faulty split is reported before hours of cutting
-            settings = self.settings
-            self._result = extract_store(
-                self.records(),
-                self.patch_settings,
-                settings.store_root,
-                settings.root,
-                workers=settings.extract_workers,
+            settings, records = self.settings, self.select().used  # a faulty split is reported before hours of cutting
+            result = extract_store(
+                records, self.patch_settings, settings.store_root, settings.root, workers=settings.extract_workers
             )
-            self._result = self._with_stains(self._result)
+            self._result = self._add_stains(result)
 
     def setup(self, stage: str | None = None) -> None:
-        """Write the manifests of the splits, and open them.
-
-        Args:
-            stage: Not used: all stages are set up at once.
-
-        Raises:
-            ManifestError: If a split has no patches, or the manifests are faulty.
-        """
+        """Write the manifests of the splits, and open them; all stages are set up at once."""
         if self._sets:
             return
-        records = self.records()
+        records = self.select().used
         # Only the first process cuts patches: the others read the store.
-        result = self._result or self._with_stains(
+        result = self._result or self._add_stains(
             load_store(records, self.patch_settings, self.settings.store_root, self.settings.root)
         )
         self._result, self.failures = result, result.failures
         if self.settings.split != "patches":
-            manifests = write_patch_manifests(result, self.selection().split)
+            manifests = write_patch_manifests(result, self.select().split)
         elif result.failures:
             raise ManifestError(f"{records[0].slide_id}: {result.failures[0].message}")
         else:
@@ -190,33 +160,26 @@ class PatchDataModule(pl.LightningDataModule):
             for name, path in manifests.items()
         }
 
-    def _with_stains(self, result: StoreResult) -> StoreResult:
+    def _add_stains(self, result: StoreResult) -> StoreResult:
         """Estimate the stain of each slide if `normalize` needs it; a slide that cannot be read becomes a failure."""
         if self.settings.normalize is None:
             return result
         result, self._stains = estimate_stains(result, self.patch_settings, workers=self.settings.extract_workers)
         return result
 
-    def patch_set(self, split: Split) -> PatchSet:
-        """Return the patches of a split.
-
-        Args:
-            split: `"train"`, `"val"` or `"test"`.
-
-        Raises:
-            ConfigError: If there is no such split.
-        """
+    def get_patches(self, split: Split) -> PatchSet:
+        """Return the patches of a split, or raise `ConfigError` if there is no such split."""
         self.setup()
         if split not in self._sets:
             raise ConfigError(
-                f"there is no {split} split with {self.settings.how()} and {self.settings.setting('test_fraction')}: "
-                "give a share above 0, or another split"
+                f"there is no {split} split with {self.settings.describe_split()} and "
+                f"{self.settings.setting('test_fraction')}: give a share above 0, or another split"
             )
         return self._sets[split]
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Load training patches as `sampler` draws them, see `make_train_loader`."""
-        patches = self.patch_set("train")
+        patches = self.get_patches("train")
         choose: BalancedDraws | HardDraws | None = None
         if self.settings.sampler == "balanced":
             choose = BalancedDraws(
@@ -243,66 +206,60 @@ class PatchDataModule(pl.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Any]:
         """Load validation patches in the order of their manifest."""
         return make_ordered_loader(
-            self.patch_set("val"), self.settings.batch_size, self.settings.num_workers, self.trainer
+            self.get_patches("val"), self.settings.batch_size, self.settings.num_workers, self.trainer
         )
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Load test patches in the order of their manifest.
+        """Load test patches in the order of their manifest."""
+        return make_ordered_loader(self.get_patches("test"), self.settings.batch_size, self.settings.num_workers)
 
-        Raises:
-            ConfigError: If there is no test split.
-        """
-        return make_ordered_loader(self.patch_set("test"), self.settings.batch_size, self.settings.num_workers)
-
-    def train_mpp(self) -> list[float]:
-        """Return µm per patch px (mean of x and y) of each training slide that has patches and a known resolution."""
+    @property
+    def _patches(self) -> dict[str, SlidePatches]:
+        """Slide id → its patches, for the slides that have some."""
         self.setup()
         assert self._result is not None
-        slides = [self._result.slides.get(record.slide_id) for record in self.splits()["train"]]
-        return [mean_mpp(slide.mpp) for slide in slides if slide is not None and slide.mpp is not None]
+        return self._result.slides
 
-    def um_per_px(self) -> dict[str, float | None]:
+    def list_mpp(self) -> dict[str, float | None]:
         """Return µm per patch px (mean of x and y) of each slide that has patches; None if it is unknown."""
-        self.setup()
-        assert self._result is not None
-        slides = self._result.slides.items()
-        return {slide_id: mean_mpp(slide.mpp) if slide.mpp else None for slide_id, slide in slides}
+        return {slide_id: mean_mpp(slide.mpp) if slide.mpp else None for slide_id, slide in self._patches.items()}
 
-    def learns_from(self) -> dict[str, dict[str, str]]:
-        """Return the fingerprint of the patches of each training and validation slide, by slide id."""
-        self.setup()
-        assert self._result is not None
-        slides, splits = self._result.slides, self.splits()
+    def list_train_mpp(self) -> list[float]:
+        """Return µm per patch px (mean of x and y) of each training slide that has patches and a known resolution."""
+        known = self.list_mpp()
+        return [mpp for record in self.list_splits()["train"] if (mpp := known.get(record.slide_id)) is not None]
+
+    def list_fingerprints(self) -> dict[str, dict[str, str]]:
+        """Return the fingerprint of the patches of each training and validation slide, by split and slide id."""
+        patches, splits = self._patches, self.list_splits()
         return {
-            name: {r.slide_id: slides[r.slide_id].fingerprint for r in splits[name] if r.slide_id in slides}
+            name: {r.slide_id: patches[r.slide_id].fingerprint for r in splits[name] if r.slide_id in patches}
             for name in ("train", "val")
         }
 
-    def colours(self, augmented: bool = True) -> str:
-        """Return how colours are changed, as typed on a command line: normalization of slides, augmentation of patches.
+    def describe_colors(self, augmented: bool = True) -> str:
+        """Return how colors are changed, as typed on a command line: normalization of slides, augmentation of patches.
 
-        Args:
-            augmented: Whether training patches pass through the augmentation.
+        If `augmented` is False, training patches do not pass through the augmentation.
         """
         augment = self.settings.augment.name if self.settings.augment and augmented else "none"
         return f"data.normalize={self.settings.normalize or 'null'} augment={augment}"
 
-    def describe(self) -> dict[str, Any]:
-        """Return the fields of `panda.report.run_summary.PatchDataSummary`: the data, its splits and what failed."""
+    def summarize(self) -> PatchDataSummary:
+        """Return the data of the run, its splits and its failures."""
         self.setup()
-        return {
-            "root": str(self.settings.root),
-            "store": str(self.store_folder),
-            "settings": self.patch_settings.model_dump(),
-            "colours": self.colours(),
-            "split": self.settings.split if self.settings.splits is None else str(self.settings.splits),
-            "seed": self.settings.seed,
-            "groups": self.selection().describe_policy(),
-            "slides": {name: len(patches.slide_ids) for name, patches in self._sets.items()},
-            "patches": {name: len(patches) for name, patches in self._sets.items()},
-            "tumor_patches": {
-                name: int((patches.rows.fractions[:, 1] > 0).sum()) for name, patches in self._sets.items()
-            },
-            "left_out": self.selection().left_out,
-            "failed": [asdict(failure) for failure in self.failures],
-        }
+        sets = self._sets.items()
+        return PatchDataSummary(
+            root=str(self.settings.root),
+            store=str(self.store_folder),
+            settings=self.patch_settings.model_dump(),
+            colours=self.describe_colors(),
+            split=self.settings.split if self.settings.splits is None else str(self.settings.splits),
+            seed=self.settings.seed,
+            groups=self.select().describe_policy(),
+            slides={name: len(patches.slide_ids) for name, patches in sets},
+            patches={name: len(patches) for name, patches in sets},
+            tumor_patches={name: int((patches.rows.fractions[:, 1] > 0).sum()) for name, patches in sets},
+            left_out=self.select().left_out,
+            failed=[asdict(failure) for failure in self.failures],
+        )

@@ -14,7 +14,6 @@ from panda.data.manifest import SlideRecord
 from panda.data.pixel_stores import open_pixel_store
 from panda.data.settings import PatchSettings
 from panda.errors import PandaError
-from panda.wsi.grid import tissue_grid
 from panda.wsi.tissue import find_tissue
 
 log = logging.getLogger(__name__)
@@ -93,9 +92,7 @@ def estimate_disk(pending: Sequence[SlideRecord], settings: PatchSettings) -> Di
     for record in pending[:: max(1, -(-len(pending) // SAMPLED))]:
         with suppress(Exception), settings.slide_options.open(record.image_path) as slide:
             resolution, tissue = settings.resolution.resolve(slide), find_tissue(slide)
-            grid = tissue_grid(
-                resolution, tissue, side, settings.step, edge=settings.edge, min_tissue=settings.min_tissue
-            )
+            grid = settings.lay_grid(resolution, tissue)
             counts.append(len(grid))
             if pixels.keeps_pixels:
                 for x, y in grid.level0[:: max(1, len(grid) // _ENCODED)][:_ENCODED].tolist():

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from panda.data.disk import require_room
 from panda.data.failures import Failure
 from panda.data.manifest import SlideRecord
-from panda.data.patches import SlidePatches, load_slide, patch_fingerprint
+from panda.data.patches import SlidePatches, fingerprint_patches, load_slide
 from panda.data.pixel_stores import WritePatch, open_pixel_store
 from panda.data.settings import PatchSettings
 from panda.data.slide_entry import (
@@ -37,13 +37,13 @@ from panda.data.store import (
     STORE_FILE,
     StoreResult,
     describe_unwritable,
+    locate_store,
     prepare_store,
     sort_result,
-    store_path,
 )
 from panda.errors import MaskError, PandaError, SlideError
 from panda.files import hold_lock, whole_path
-from panda.wsi.grid import Grid, tissue_grid
+from panda.wsi.grid import Grid
 from panda.wsi.label_mask import CANCER, LabelMask
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap, find_tissue
@@ -81,7 +81,7 @@ def extract_store(
         PandaError: If the store cannot be written (a full disk) or will not fit; finished slides are kept.
         ManifestError: If the folder holds a store of other settings.
     """
-    store = store_path(store_root, root, settings)
+    store = locate_store(store_root, root, settings)
     slides: dict[str, SlidePatches] = {}
     failures: dict[str, Failure] = {}
     try:
@@ -195,14 +195,7 @@ def extract_slide(
             on_stage("tissue")
             tissue = find_tissue(slide)
             on_stage("grid")
-            grid = tissue_grid(
-                resolution,
-                tissue,
-                settings.patch_size,
-                settings.step,
-                edge=settings.edge,
-                min_tissue=settings.min_tissue,
-            )
+            grid = settings.lay_grid(resolution, tissue)
             if len(grid.level0) == 0:
                 raise SlideError(
                     f"{record.image_path}: no patch of {settings.patch_size} px holds at least "
@@ -260,7 +253,7 @@ def _describe_slide(
     resolution = grid.resolution
     return SlideEntry(
         **dict(origin),
-        fingerprint=patch_fingerprint(origin, settings),
+        fingerprint=fingerprint_patches(origin, settings),
         resolution=ResolutionEntry(
             downsample=resolution.downsample,
             level=resolution.level,

@@ -33,7 +33,7 @@ def record_failure(slide_id: str, stage: str, error: Exception) -> Failure:
 
     If the next slide would fail in the same way (no memory, no disk to write to), the error itself is raised.
     """
-    # The class of torch by its name: who cuts patches does not wait for torch.
+    # Torch's error is known by its name, because patches are cut without an import of torch.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         raise error
     if isinstance(error, OSError) and error.errno in UNWRITABLE:

@@ -90,8 +90,8 @@ def read_manifest(
                 provider=row["data_provider"],
                 isup_grade=int(row["isup_grade"]),
                 gleason=row["gleason_score"],
-                image_path=image_path(root, slide_id),
-                mask_path=mask_path(root, slide_id, mask_suffix),
+                image_path=locate_image(root, slide_id),
+                mask_path=locate_mask(root, slide_id, mask_suffix),
                 group=slide_id,
             )
             records.append(record)
@@ -112,13 +112,13 @@ def find_table(root: Path) -> Path:
     return table
 
 
-def image_path(root: Path, slide_id: str) -> Path:
-    """Return where a slide is, or should be."""
+def locate_image(root: Path, slide_id: str) -> Path:
+    """Return the path of a slide, which need not exist."""
     return root / IMAGES / f"{slide_id}.tiff"
 
 
-def mask_path(root: Path, slide_id: str, suffix: str = "_mask") -> Path:
-    """Return where a slide's label mask is, or should be; `suffix` follows the slide's id in its name."""
+def locate_mask(root: Path, slide_id: str, suffix: str = "_mask") -> Path:
+    """Return the path of a slide's label mask, which need not exist; `suffix` follows the slide's id in its name."""
     return root / MASKS / f"{slide_id}{suffix}.tiff"
 
 

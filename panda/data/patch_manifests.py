@@ -80,7 +80,7 @@ class PatchTable(Sequence[PatchRow]):
                         f"{path}: the columns are {', '.join(found) or 'none'}, not {', '.join(COLUMNS)}; {remedy}"
                     )
                 for slide_id, provider, grade, number, x, y, img, msk, tissue, tumor in reader:
-                    files = self.pixels.file_names(slide_id, int(x), int(y))
+                    files = self.pixels.name_files(slide_id, int(x), int(y))
                     if files is not None and (img, msk) != files:
                         raise ValueError(f"img and msk are {img} and {msk}, not {files[0]} and {files[1]}")
                     key = (slide_id, provider, grade) if files else (slide_id, provider, grade, img, msk)
@@ -113,7 +113,7 @@ class PatchTable(Sequence[PatchRow]):
         slide_id, provider, grade, *slide_files = self.slides[self.slide_index[index]]
         x, y = self.xy[index].tolist()
         tissue, tumor = self.fractions[index].tolist()
-        img, msk = self.pixels.file_names(slide_id, x, y) or slide_files
+        img, msk = self.pixels.name_files(slide_id, x, y) or slide_files
         return PatchRow(
             slide_id,
             provider,
@@ -207,7 +207,7 @@ def _manifest_rows(
     record = patches.record
     for number in numbers.tolist():
         x, y = patches.xy[number].tolist()
-        img, msk = pixels.file_names(record.slide_id, x, y) or _slide_paths(pixels, record)
+        img, msk = pixels.name_files(record.slide_id, x, y) or _slide_paths(pixels, record)
         yield (
             record.slide_id,
             record.provider,

@@ -62,13 +62,13 @@ def load_slide(record: SlideRecord, settings: PatchSettings, store: Path) -> Sli
     folder = store / record.slide_id
     try:
         entry = SlideEntry.read(folder)
-        unchanged = entry.fingerprint == patch_fingerprint(read_origin(record), settings)
+        unchanged = entry.fingerprint == fingerprint_patches(read_origin(record), settings)
     except (OSError, ValueError, PandaError):
         return None
     return SlidePatches.from_entry(record, folder, entry) if unchanged else None
 
 
-def patch_fingerprint(origin: SlideOrigin, settings: PatchSettings) -> str:
+def fingerprint_patches(origin: SlideOrigin, settings: PatchSettings) -> str:
     """Return the fingerprint of all that a slide's patches depend on."""
     return fingerprint({"settings": settings.model_dump(), **origin.model_dump()})
 

@@ -59,7 +59,7 @@ class PatchSet(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def name(self, index: int) -> str:
+    def describe_patch(self, index: int) -> str:
         """Return a name of a patch: its slide and its corner there."""
         row = self.rows[index]
         return f"{row.slide_id} at level-0 px ({row.x}, {row.y})"

@@ -1,6 +1,6 @@
 """The kinds of patch store: each class writes the pixels of patches once, and reads them for `PatchSet`.
 
-All kinds give the same samples, bit for bit. A kind is added here: a class, its name in `StoreKind` and in `STORES`.
+All kinds give the same samples, bit for bit. To add a kind, write a class and name it in `StoreKind` and in `STORES`.
 """
 
 from __future__ import annotations
@@ -10,23 +10,19 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import cv2
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
+from panda.data.settings import PatchSettings, StoreKind
 from panda.data.slide_entry import SLIDE_FILE, FileIdentity, SlideEntry
 from panda.errors import ManifestError
 from panda.wsi.geometry import Resolution
 from panda.wsi.label_mask import CANCER, IGNORED, OTHER, LabelMask
 from panda.wsi.slide import Slide
-
-if TYPE_CHECKING:  # the settings import `StoreKind` from here
-    from panda.data.settings import PatchSettings
-
-StoreKind = Literal["png", "packed", "slide"]
 
 OPEN_SLIDES = 32
 """Slides, or packed files, that a process holds open to read patches."""
@@ -78,7 +74,7 @@ class PixelStore(ABC):
         return type(self), (self.settings,)
 
     @abstractmethod
-    def file_names(self, slide_id: str, x: int, y: int) -> tuple[str, str] | None:
+    def name_files(self, slide_id: str, x: int, y: int) -> tuple[str, str] | None:
         """Return image and mask file of a patch, relative to the store; None if the store keeps no pixels."""
 
     @abstractmethod
@@ -106,7 +102,7 @@ class PngStore(PixelStore):
     ignored. x and y are the patch's top-left corner in level-0 px of the slide.
     """
 
-    def file_names(self, slide_id: str, x: int, y: int) -> tuple[str, str]:
+    def name_files(self, slide_id: str, x: int, y: int) -> tuple[str, str]:
         """Return the two files of the patch."""
         name = f"{slide_id}_x{x}_y{y}.png"
         return f"{slide_id}/img/{name}", f"{slide_id}/msk/{name}"
@@ -119,7 +115,7 @@ class PngStore(PixelStore):
 
         def write(number: int, x: int, y: int, image: Image, target: Image) -> None:
             for name, pixels in zip(
-                self.file_names(slide_id, x, y), (image, np.asarray(cv2.LUT(target, _TO_GREY), np.uint8)), strict=True
+                self.name_files(slide_id, x, y), (image, np.asarray(cv2.LUT(target, _TO_GREY), np.uint8)), strict=True
             ):
                 (folder / Path(name).relative_to(slide_id)).write_bytes(encode_png(pixels))
 
@@ -162,7 +158,7 @@ class PackedStore(PixelStore):
         super().__init__(settings)
         self._open = lru_cache(2 * OPEN_SLIDES)(self._map)
 
-    def file_names(self, slide_id: str, x: int, y: int) -> tuple[str, str]:
+    def name_files(self, slide_id: str, x: int, y: int) -> tuple[str, str]:
         """Return the two files of the slide."""
         return f"{slide_id}/img.npy", f"{slide_id}/msk.npy"
 
@@ -215,7 +211,7 @@ class SlideStore(PixelStore):
         super().__init__(settings)
         self._open = lru_cache(OPEN_SLIDES)(self._open_slide)
 
-    def file_names(self, slide_id: str, x: int, y: int) -> None:
+    def name_files(self, slide_id: str, x: int, y: int) -> None:
         """Return None."""
 
     def open_writer(self, folder: Path, slide_id: str, count: int) -> AbstractContextManager[WritePatch]:

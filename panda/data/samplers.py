@@ -80,7 +80,7 @@ class HardDraws:
     def __init__(self, count: int) -> None:
         self.losses = torch.full((count,), torch.nan)
 
-    def note(self, items: Sequence[int], losses: Tensor) -> None:
+    def record_losses(self, items: Sequence[int], losses: Tensor) -> None:
         """Store the losses of some patches, (n,), 0 or more."""
         self.losses[list(items)] = losses.detach().float().cpu()
 

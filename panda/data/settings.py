@@ -9,16 +9,19 @@ from pydantic import Field
 
 from panda.data.findings import FILE_FINDINGS, FINDINGS, REFUSED_ROWS
 from panda.data.manifest import TABLE
-from panda.data.pixel_stores import StoreKind
-from panda.data.splits import fraction_faults
+from panda.data.splits import check_fractions
 from panda.settings import Count, Names, PathValue, Seed, Settings, Share, rule
 from panda.synthetic.dataset import SyntheticSpec
+from panda.wsi.geometry import Resolution
+from panda.wsi.grid import Grid, tissue_grid
 from panda.wsi.label_maps import known_label_maps
 from panda.wsi.mpp import MPP_MAX, MPP_MIN
 from panda.wsi.resolution_request import ResolutionRequest
 from panda.wsi.slide import ReaderName, SlideOptions
+from panda.wsi.tissue import TissueMap
 
 SplitMethod = Literal["holdout", "kfold", "patches"]
+StoreKind = Literal["png", "packed", "slide"]
 AUDIT = "python audit.py data=panda data.root=…"
 """The command that finds the findings."""
 _FILES = {
@@ -128,6 +131,10 @@ class PatchSettings(ResolutionSettings, SlideSettings):
         """Distance of neighbouring patches in px at the patches' resolution."""
         return self.patch_size if self.stride is None else self.stride
 
+    def lay_grid(self, resolution: Resolution, tissue: TissueMap) -> Grid:
+        """Return the patches of a slide."""
+        return tissue_grid(resolution, tissue, self.patch_size, self.step, edge=self.edge, min_tissue=self.min_tissue)
+
 
 class SelectionSettings(Settings):
     """Which slides are used and how they are split.
@@ -168,7 +175,7 @@ class SelectionSettings(Settings):
     @rule
     def _check_fractions(self) -> Iterator[str]:
         if self.split != "kfold":
-            yield from fraction_faults(self.val_fraction, 0.0 if self.split == "patches" else self.test_fraction)
+            yield from check_fractions(self.val_fraction, 0.0 if self.split == "patches" else self.test_fraction)
 
     @rule
     def _check_folds(self) -> Iterator[str]:
@@ -221,7 +228,7 @@ class SelectionSettings(Settings):
         if self.splits is not None and self.test_provider is not None:
             yield "data.splits and data.test_provider are both set: the file says what is tested on"
 
-    def how(self) -> str:
+    def describe_split(self) -> str:
         """Return how the slides are split, as typed on a command line."""
         if self.splits is not None:
             return f"data.splits={self.splits}"
@@ -229,7 +236,7 @@ class SelectionSettings(Settings):
             f" with data.test_provider={self.test_provider}" * bool(self.test_provider)
         )
 
-    def idle(self) -> tuple[str, ...]:
+    def list_idle_keys(self) -> tuple[str, ...]:
         """Return the keys that have no effect on a split made by `how`."""
         if self.splits is not None:
             return tuple(f"data.{key}" for key in ("split", "folds", "fold", "seed", "val_fraction", "test_fraction"))

@@ -26,7 +26,7 @@ _STRATA: tuple[Callable[[SlideRecord], str], ...] = (
 """Strata, the finest first: provider × grade, provider × cancer, provider, one stratum."""
 
 
-def fraction_faults(val_fraction: float, test_fraction: float) -> list[str]:
+def check_fractions(val_fraction: float, test_fraction: float) -> list[str]:
     """Return what is wrong with the shares of a split.
 
     Args:
@@ -75,7 +75,7 @@ def split_slides(
     Raises:
         ManifestError: If the shares are out of range, or a split would be empty.
     """
-    if faults := fraction_faults(val_fraction, test_fraction):
+    if faults := check_fractions(val_fraction, test_fraction):
         raise ManifestError("; ".join(faults))
     wanted = [split for split in SPLITS if split != "test" or test_fraction > 0]
     ordered = sorted(records, key=lambda record: record.slide_id)

@@ -37,7 +37,7 @@ class StoreResult:
     failures: list[Failure]
 
 
-def store_path(store_root: Path | str, root: Path | str, settings: PatchSettings) -> Path:
+def locate_store(store_root: Path | str, root: Path | str, settings: PatchSettings) -> Path:
     """Return the folder of the store for a data folder and settings; other settings never share it.
 
     It is `<store_root>/<name of root>-<12 hexadecimal digits>`.
@@ -49,7 +49,7 @@ def load_store(
     records: Sequence[SlideRecord], settings: PatchSettings, store_root: Path | str, root: Path | str
 ) -> StoreResult:
     """Read the patches of an earlier `extract_store`; a slide without patches is a failure of the stage `store`."""
-    store = store_path(store_root, root, settings)
+    store = locate_store(store_root, root, settings)
     slides: dict[str, SlidePatches] = {}
     failures: dict[str, Failure] = {}
     for record in records:

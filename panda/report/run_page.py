@@ -9,6 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from panda.data.summary import DataSummary, PatchDataSummary
 from panda.files import read_output_table
 from panda.report.agreement import agreement_chart
 from panda.report.axes import TRAIN, VALIDATION
@@ -17,7 +18,7 @@ from panda.report.figure_tables import grade_name, part_table, splits_table
 from panda.report.interpretation import choose_split, explain_figures, make_cards
 from panda.report.page import require_folder, write_page
 from panda.report.run_folder import Picture, link, natural_key, number, read_picture, read_text
-from panda.report.run_summary import DataSummary, GradingSummary, PatchDataSummary, RunSummary, read_summary
+from panda.report.run_summary import GradingSummary, RunSummary, read_summary
 from panda.report.slide_page import slide_table, table_of_slides
 from panda.report.table import Cell, Head, Table, cell, figure_name, show
 from panda.wsi.gleason import class_names

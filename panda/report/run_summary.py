@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, ValidationError
 
+from panda.data.summary import DataSummary, PatchDataSummary
 from panda.inference.dataset_metrics import SegmentationSplitFigures
 from panda.inference.grading_metrics import AttentionSplitFigures, GradingSplitFigures
 from panda.report.run_folder import read_json
@@ -29,31 +30,6 @@ class PatchFigures(Figures, frozen=True):
         Field(description="Pooled Dice of validation patches at their best threshold. Null if that was given."),
     ]
     of: Annotated[str, Field(description="What was scored.")]
-
-
-class DataSummary(Plain, frozen=True):
-    """The slides of a run."""
-
-    root: Annotated[str, Field(description="Folder of the data.")]
-    slides: Annotated[dict[str, Count], Field(description="Split to its number of slides.")]
-    left_out: Annotated[dict[str, Count], Field(description="Reason to the number of slides left out.")]
-    colours: Annotated[
-        str | None,
-        Field(description="Normalization of all slides, and augmentation of training patches. Absent in older runs."),
-    ] = None
-    groups: Annotated[str, Field(description="What keeps the splits apart.")]
-
-
-class PatchDataSummary(DataSummary, frozen=True):
-    """The slides of a run and the patches that were cut from them."""
-
-    store: Annotated[str, Field(description="Folder of the patches.")]
-    settings: Annotated[dict[str, JsonValue], Field(description="How patches were cut: keys of `data`.")]
-    split: Annotated[str, Field(description="`holdout`, `kfold`, `patches` of one slide, or the file of the splits.")]
-    seed: Annotated[int, Field(description="Seed of the split.")]
-    patches: Annotated[dict[str, Count], Field(description="Split to its number of patches.")]
-    tumor_patches: Annotated[dict[str, Count], Field(description="Split to its number of patches with cancer.")]
-    failed: Annotated[list[dict[str, str]], Field(description="Slides that failed: slide_id, stage, error, message.")]
 
 
 class BootstrapSummary(Plain, frozen=True):

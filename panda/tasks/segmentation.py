@@ -99,7 +99,7 @@ class SegmentationTask(pl.LightningModule):
         of_patch = (wrong * counts).flatten(1).sum(1) / counts.flatten(1).sum(1).clamp_min(1)
         # of all devices: each draws the next epoch by itself, and has to come to the same
         gathered = gather_all_tensors(of_patch) if self.trainer.world_size > 1 else [of_patch]
-        draws.note(find_step_items(loader, number), torch.stack(gathered, dim=1).flatten())
+        draws.record_losses(find_step_items(loader, number), torch.stack(gathered, dim=1).flatten())
 
     def _check(self, loss: Tensor, logits: Tensor, loader: DataLoader[Any] | None, number: int) -> None:
         """Stop at a loss that is no number, naming the patches."""
@@ -107,7 +107,7 @@ class SegmentationTask(pl.LightningModule):
         def names() -> list[str]:
             if loader is None or not isinstance(loader.dataset, PatchSet):
                 return []
-            return [loader.dataset.name(item) for item in find_batch_items(loader, number)]
+            return [loader.dataset.describe_patch(item) for item in find_batch_items(loader, number)]
 
         check_finite(loss, logits, self.optim.lr, self.current_epoch, names)
 
