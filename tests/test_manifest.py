@@ -160,7 +160,7 @@ def test_split_of_few_slides_and_without_a_test() -> None:
     assert set(split_slides(records, seed=0, val_fraction=0.2, test_fraction=0.0).values()) == {"train", "val"}
     with pytest.raises(ManifestError, match="2 slides in 2 groups cannot make train, val, test: give more"):
         split_slides(records[:2], seed=0, val_fraction=0.2, test_fraction=0.2)
-    with pytest.raises(ManifestError, match="leave a share for training"):
+    with pytest.raises(ManifestError, match="is 1: it must be below 1, as the rest is for training"):
         split_slides(records, seed=0, val_fraction=0.5, test_fraction=0.5)
     with pytest.raises(ManifestError, match="give smaller fractions"):
         split_slides(records, seed=0, val_fraction=0.9, test_fraction=0.0)
