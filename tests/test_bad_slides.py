@@ -145,9 +145,9 @@ REFUSED: dict[str, tuple[Spoil, PatchSettings, str, str]] = {
     "folder": (_to_folder, LEVEL, "slide", "is a folder, not a slide; name the file"),
     "symlink loop": (_to_loop, LEVEL, "slide", r"cannot be found.*symbolic links.*check data\.root"),
     "pipe": (_to_pipe, LEVEL, "slide", "is a pipe or a device, not a slide; give a file"),
-    "tiles damaged": (_damage_tiles, LEVEL, "tissue", "cannot read .*fetch it anew"),
-    **{f"cut at {share}": (_cut(share), LEVEL, "slide", "cut short.*fetch it anew") for share in (0.3, 0.7, 0.97)},
-    "tables cut": (_cut(0.001), LEVEL, "slide", "fetch it anew"),
+    "tiles damaged": (_damage_tiles, LEVEL, "tissue", "cannot read .*fetch it again"),
+    **{f"cut at {share}": (_cut(share), LEVEL, "slide", "cut short.*fetch it again") for share in (0.3, 0.7, 0.97)},
+    "tables cut": (_cut(0.001), LEVEL, "slide", "fetch it again"),
     "one level, another asked for": (_write(picture(0)), LEVEL, "slide", r"has no level 1.*data\.level"),
     "strips of CMYK": (
         _write(CMYK, tile=None, photometric="separated"), FINEST, "slide", "4 channels, neither RGB nor.*write it as",
@@ -157,8 +157,8 @@ REFUSED: dict[str, tuple[Spoil, PatchSettings, str, str]] = {
         _write(GREY, tile=None, photometric="minisblack"), FINEST, "slide", "1 channels.*write it as RGB",
     ),
     "strips of 16 bits": (_write(picture(0).astype(np.uint16) * 257, tile=None), FINEST, "slide", "uint16.*is it whol"),
-    "no width": (_set_width(0), LEVEL, "slide", "it is 0 x 512 px.*fetch it anew"),
-    "absurd width": (_set_width(2**16 - 1), LEVEL, "slide", "it lists 6 of 512 tiles.*fetch it anew"),
+    "no width": (_set_width(0), LEVEL, "slide", "it is 0 x 512 px.*fetch it again"),
+    "absurd width": (_set_width(2**16 - 1), LEVEL, "slide", "it lists 6 of 512 tiles.*fetch it again"),
     "no tissue": (_pyramid(np.full((HEIGHT, WIDTH, 3), 244, np.uint8)), LEVEL, "tissue", "no tissue.*leave the slide"),
     "no resolution": (_pyramid(picture(0), mpp=None), BY_MPP, "slide", r"give data\.mpp_override.*or use data\.level"),
     "nonsense resolution": (

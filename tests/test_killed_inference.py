@@ -159,7 +159,7 @@ def test_an_unreadable_region_costs_its_slide_alone(folder: Path, tmp_path: Path
     assert told[0] == "a"
     assert "SlideError" in told[1]
     assert "of level 1" in told[1]
-    assert "fetch it anew" in told[1]
+    assert "fetch it again" in told[1]
     assert not list((tmp_path / "out" / "a").glob("*[!k]"))  # but for locks
     assert (tmp_path / "out" / "b" / "quantification.json").is_file()
 

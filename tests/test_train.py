@@ -415,6 +415,6 @@ def test_a_kept_grade_holds_no_tiles() -> None:
     zeros = np.zeros((3, 2), np.int64)
     ones = np.ones(3, np.float32)
     grade = Grade("isup", 0, [1.0], zeros, ones, ones, np.zeros((3, 8, 8, 3), np.uint8), 16.0)
-    kept = grade.without_tiles().shown
+    kept = grade.drop_tiles().shown
     assert len(kept) == 0
     assert kept.base is None

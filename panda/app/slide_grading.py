@@ -72,7 +72,7 @@ class SlideGrading:
             log.warning("%s is graded without its label mask: %s", record.slide_id, error)
             self.unusable_masks.append(str(error))
             grade = self._graded(record, bar, labelled=False)
-        return None if grade is None else (record, grade.without_tiles())
+        return None if grade is None else (record, grade.drop_tiles())
 
     def _graded(self, record: SlideRecord, bar: tqdm[Any], labelled: bool) -> Grade | None:
         with contextlib.ExitStack() as stack:

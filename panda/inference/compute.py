@@ -24,15 +24,15 @@ Move = Callable[[Tensor], Tensor]
 def _make_symmetry(quarters: int, mirrored: bool) -> tuple[Move, Move]:
     """Return a symmetry of the square for (n, c, h, w), and its inverse for (n, h, w)."""
 
-    def there(image: Tensor) -> Tensor:
+    def apply(image: Tensor) -> Tensor:
         image = image.rot90(quarters, (-2, -1)) if quarters else image
         return image.flip(-1) if mirrored else image
 
-    def back(prob: Tensor) -> Tensor:
+    def invert(prob: Tensor) -> Tensor:
         prob = prob.flip(-1) if mirrored else prob
         return prob.rot90(-quarters, (-2, -1)) if quarters else prob
 
-    return there, back
+    return apply, invert
 
 
 _COPIES: dict[TTA, list[tuple[Move, Move]]] = {
@@ -188,9 +188,9 @@ class InferenceModel:
         guard = torch.no_grad() if self.mode.compiled else torch.inference_mode()
         with guard, torch.autocast(self._device.type, torch.bfloat16, enabled=half):
             total: Tensor | None = None
-            for there, back in copies:
-                logits = self._network(there(batch).contiguous(memory_format=self._layout))
-                prob = back(torch.sigmoid(logits.float())[:, 0])
+            for apply, invert in copies:
+                logits = self._network(apply(batch).contiguous(memory_format=self._layout))
+                prob = invert(torch.sigmoid(logits.float())[:, 0])
                 total = prob if total is None else total + prob
             assert total is not None
             mean = total if len(copies) == 1 else total / len(copies)

@@ -16,7 +16,7 @@ _PLAIN = ConfigDict(frozen=True)
 
 
 class AttentionScores(BaseModel):
-    """Whether attention lies on labelled cancer; all None for a slide whose tiles hold none.
+    """How much of the attention is on labelled cancer; all None for a slide whose tiles hold none.
 
     Attributes:
         attention_auroc: AUROC of the attention for tiles that hold cancer; None if all do.
@@ -110,7 +110,7 @@ class Grade:
         """The predicted class in words: 0 of `cancer` is no cancer."""
         return class_names(self.target, len(self.probabilities))[self.predicted]
 
-    def without_tiles(self) -> Grade:
+    def drop_tiles(self) -> Grade:
         """Return the grade without the pixels of its tiles, because those of thousands of slides fill the memory."""
         return replace(self, shown=self.shown[:0].copy())  # a slice alone would keep them all
 

@@ -154,7 +154,7 @@ class GradingPredictor:
 def score_attention(
     label: LabelMask, coords: NDArray[np.int64], view: Resolution, side: int, attention: NDArray[np.float32]
 ) -> AttentionScores:
-    """Score whether attention lies on labelled cancer.
+    """Score how much of the attention is on labelled cancer.
 
     Args:
         label: The label mask of the slide.

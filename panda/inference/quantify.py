@@ -1,6 +1,6 @@
 """Measure how much of the tissue of a slide is tumour: threshold, clean-up, regions, areas.
 
-A working pixel counts as tumour if its probability reaches the threshold, it lies in tissue and it was scored. The
+A working pixel counts as tumour if its probability reaches the threshold, it is in tissue and it was scored. The
 mask is then cleaned (`panda.inference.mask_cleanup`). Only tissue is ever filled: the lumen of a gland is glass and
 stays out of the tumour's area.
 
@@ -36,7 +36,7 @@ NEARBY = (-0.1, -0.05, 0.0, 0.05, 0.1)
 """Offsets from the threshold at which the tumour share is measured too, to show how sensitive it is."""
 
 _IN_MEMORY_PX = 2**28
-"""A larger mask lies in an unnamed file on the disk, mapped into memory."""
+"""A larger mask is an unnamed file on the disk, mapped into memory."""
 
 
 class QuantifySettings(Settings):
@@ -142,7 +142,7 @@ def slide_quantification(
     pixel counts times the area of a working px.
 
     Memory does not grow with the map, except for `mask_clean`. The mask takes one byte per px of the blocks that hold
-    tumour. From 2²⁸ px on it lies on the disk beside the canvas, mapped into memory.
+    tumour. From 2²⁸ px on it is a file beside the canvas, mapped into memory.
 
     Args:
         pred_canvas: The probability map: a canvas, or an (H, W) array of probabilities in which every px is scored.
@@ -163,12 +163,7 @@ def slide_quantification(
     settings = settings if settings is not None else QuantifySettings()
     resolution = level_eval if isinstance(level_eval, Resolution) else slide.choose_resolution(level=level_eval)
     shape = resolution.height, resolution.width
-    if tuple(pred_canvas.shape) != shape:
-        raise PandaError(
-            f"{slide.path}: the probability map is {pred_canvas.shape[1]} x {pred_canvas.shape[0]} px, the slide "
-            f"at {resolution.downsample:g} level-0 px per px is {shape[1]} x {shape[0]} px; "
-            "give the level or resolution of the map"
-        )
+    _check_shape((pred_canvas.shape[0], pred_canvas.shape[1]), slide, resolution)
     scored_map = ScoredMap(pred_canvas, slide, tissue if tissue is not None else find_tissue(slide), resolution)
     mask = _empty_mask(shape, pred_canvas.path.parent if isinstance(pred_canvas, Canvas) else None)
     near = np.clip(thr + np.array(NEARBY), 0, 1)
@@ -217,12 +212,21 @@ def slide_quantification(
     )
 
 
+def _check_shape(shape: tuple[int, int], slide: Slide, resolution: Resolution) -> None:
+    if shape != (resolution.height, resolution.width):
+        raise PandaError(
+            f"{slide.path}: the probability map is {shape[1]} x {shape[0]} px, the slide at "
+            f"{resolution.downsample:g} level-0 px per px is {resolution.width} x {resolution.height} px; "
+            "give the level or resolution of the map"
+        )
+
+
 def _percent(pixels: int, total: int) -> float | None:
     return 100 * pixels / total if total else None
 
 
 def _empty_mask(shape: tuple[int, int], folder: Path | None) -> NDArray[np.bool_]:
-    """Return a mask of False; a large one lies in an unnamed file in `folder`.
+    """Return a mask of False; a large one is an unnamed file in `folder`.
 
     Memory is taken only for the parts of the mask that are written.
     """
