@@ -42,14 +42,7 @@ class BagDataModule(pl.LightningDataModule):
         }
 
     def get_bags(self, split: Split) -> BagSet:
-        """Return the bags of a split.
-
-        Args:
-            split: `"train"`, `"val"` or `"test"`.
-
-        Raises:
-            ConfigError: If there is no such split.
-        """
+        """Return the bags of a split, or raise `ConfigError` if there is no such split."""
         if split not in self._sets:
             raise ConfigError(f"there is no {split} split; there are {', '.join(self._sets) or 'none'}")
         return self._sets[split]
@@ -66,9 +59,5 @@ class BagDataModule(pl.LightningDataModule):
         )
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Return a loader of test bags in order.
-
-        Raises:
-            ConfigError: If there is no test split.
-        """
+        """Return a loader of test bags in order."""
         return make_ordered_loader(self.get_bags("test"), self.settings.batch_size, self.settings.num_workers)

@@ -35,7 +35,7 @@ def read_bag(
     """
     bag = np.empty((len(coords), 3, tile_size, tile_size), dtype=np.float32)
     for number, tile in enumerate(read_tiles(slide, coords, resolution, tile_size, stain)):
-        bag[number] = to_planes(tile)
+        bag[number] = convert_to_planes(tile)
     return bag
 
 
@@ -47,7 +47,7 @@ def read_tiles(
     return tiles if stain is None else [normalize_stain(tile, stain) for tile in tiles]
 
 
-def to_planes(tile: NDArray[np.uint8]) -> NDArray[np.float32]:
+def convert_to_planes(tile: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Convert (h, w, 3) uint8 to (3, h, w) float32 in [0, 1]."""
     return tile.transpose(2, 0, 1).astype(np.float32, order="C") / np.float32(255)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from panda.data.augment import Augmentation
-from panda.data.bags import read_features, read_tiles, to_planes
+from panda.data.bags import convert_to_planes, read_features, read_tiles
 from panda.data.loaders import Draw, resolve_draw
 from panda.data.manifest import SlideRecord
 from panda.data.settings import ResolutionSettings, SlideSettings
@@ -112,6 +112,6 @@ class BagSet(Dataset[tuple[Tensor, Tensor, int, str]]):
             tiles = [self.transform.augment_image(tile, seed + offset) for offset, tile in enumerate(tiles)]
         bag = np.zeros((self.k, 3, settings.tile_size, settings.tile_size), dtype=np.float32)
         for offset, tile in enumerate(tiles):
-            bag[offset] = to_planes(tile)
+            bag[offset] = convert_to_planes(tile)
         mask = torch.arange(self.k) < len(tiles)
         return torch.from_numpy(bag), mask, self.labels[number], record.slide_id

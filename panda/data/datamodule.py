@@ -75,9 +75,6 @@ class PatchDataModule(pl.LightningDataModule):
 
     Loaders and augmentation follow torch's seed; `settings.seed` is that of the split. `split="patches"` splits the
     patches of one slide into training and validation without a test: its figures say nothing about other slides.
-
-    Args:
-        settings: What is cut, split and loaded.
     """
 
     def __init__(self, settings: DataSettings) -> None:

@@ -27,13 +27,7 @@ _LISTED = 100  # bytes of a patch in slide.json
 
 @dataclass(frozen=True)
 class DiskEstimate:
-    """What an extraction will write.
-
-    Attributes:
-        slides: Slides without patches so far.
-        patches: Estimated number of patches of all of them.
-        bytes: Estimated size of these patches on the disk.
-    """
+    """The number of slides without patches so far, and the estimated number and size on the disk of their patches."""
 
     slides: int
     patches: int
@@ -45,12 +39,7 @@ class DiskEstimate:
 
 
 def require_room(pending: Sequence[SlideRecord], settings: PatchSettings, store: Path) -> None:
-    """Check that the patches of slides fit on the disk of their store.
-
-    Args:
-        pending: Slides without patches so far.
-        settings: How they are cut.
-        store: The folder of the store.
+    """Check that the patches of slides without patches so far fit on the disk of their store.
 
     Raises:
         PandaError: If the disk has less room than the patches need.
@@ -58,7 +47,7 @@ def require_room(pending: Sequence[SlideRecord], settings: PatchSettings, store:
     # Without pixels, or for a few slides, a look at the tissue would take about as long as the extraction.
     if not open_pixel_store(settings).keeps_pixels:
         return
-    if len(pending) <= SAMPLED and fits_on_disk(_most_bytes(pending, settings), store):
+    if len(pending) <= SAMPLED and fits_on_disk(_bound_bytes(pending, settings), store):
         return
     if (estimate := estimate_disk(pending, settings)) is None:
         return
@@ -77,11 +66,7 @@ def fits_on_disk(size: int, folder: Path) -> bool:
 
 
 def estimate_disk(pending: Sequence[SlideRecord], settings: PatchSettings) -> DiskEstimate | None:
-    """Estimate patches and bytes of slides from at most `SAMPLED` of them, spread over the list.
-
-    Args:
-        pending: Slides without patches so far.
-        settings: How they are cut.
+    """Estimate patches and bytes of slides without patches, from at most `SAMPLED` of them, spread over the list.
 
     Returns:
         The estimate; None if no slide of the sample can be read. The extraction then reports why.
@@ -103,7 +88,7 @@ def estimate_disk(pending: Sequence[SlideRecord], settings: PatchSettings) -> Di
     return DiskEstimate(len(pending), patches, patches * (_LISTED + round(sum(sizes) / max(1, len(sizes)))))
 
 
-def _most_bytes(pending: Sequence[SlideRecord], settings: PatchSettings) -> int:
+def _bound_bytes(pending: Sequence[SlideRecord], settings: PatchSettings) -> int:
     """Return the bytes of all patches if the slides were all tissue and no PNG smaller than its pixels."""
     patches = 0
     for record in pending:

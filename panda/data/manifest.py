@@ -25,7 +25,7 @@ COLUMNS = ("image_id", "data_provider", "isup_grade", "gleason_score")
 GRADES = range(6)
 """ISUP grade groups as PANDA gives them: 0 (no cancer) to 5."""
 GroupKind = Literal["slide", "group", "patient"]
-"""What is never in two splits: a slide, a group (of near-duplicates), or a patient."""
+"""The unit that is never in two splits: a slide, a group (of near-duplicates), or a patient."""
 GROUP_COLUMNS: tuple[GroupKind, ...] = ("patient", "group")
 RESERVED = ("splits", "store.json")
 """Names in a patch store that are not folders of slides."""

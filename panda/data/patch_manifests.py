@@ -184,7 +184,12 @@ def _write(store: Path, members: Members) -> dict[Split, Path]:
     name = fingerprint(
         {
             split: [
-                [patches.record.slide_id, patches.fingerprint, numbers.tolist(), _slide_paths(pixels, patches.record)]
+                [
+                    patches.record.slide_id,
+                    patches.fingerprint,
+                    numbers.tolist(),
+                    _list_files(pixels, patches.record),
+                ]
                 for patches, numbers in slides
             ]
             for split, slides in members.items()
@@ -195,19 +200,17 @@ def _write(store: Path, members: Members) -> dict[Split, Path]:
         with whole_path(folder) as partial:
             partial.mkdir()
             for split, slides in members.items():
-                rows = (row for patches, numbers in slides for row in _manifest_rows(pixels, patches, numbers))
+                rows = (row for patches, numbers in slides for row in _yield_rows(pixels, patches, numbers))
                 write_table(partial / f"{split}.csv", rows, COLUMNS)
     return {split: folder / f"{split}.csv" for split in members}
 
 
-def _manifest_rows(
-    pixels: PixelStore, patches: SlidePatches, numbers: NDArray[np.int64]
-) -> Iterator[tuple[object, ...]]:
+def _yield_rows(pixels: PixelStore, patches: SlidePatches, numbers: NDArray[np.int64]) -> Iterator[tuple[object, ...]]:
     """Yield the rows of some patches of a slide."""
     record = patches.record
     for number in numbers.tolist():
         x, y = patches.xy[number].tolist()
-        img, msk = pixels.name_files(record.slide_id, x, y) or _slide_paths(pixels, record)
+        img, msk = pixels.name_files(record.slide_id, x, y) or _list_files(pixels, record)
         yield (
             record.slide_id,
             record.provider,
@@ -222,7 +225,7 @@ def _manifest_rows(
         )
 
 
-def _slide_paths(pixels: PixelStore, record: SlideRecord) -> list[str]:
+def _list_files(pixels: PixelStore, record: SlideRecord) -> list[str]:
     """Return the absolute paths of slide and mask if patches are read from them, else nothing."""
     if pixels.keeps_pixels:
         return []

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from panda.data.augment import Augmentation
-from panda.data.bags import to_planes
+from panda.data.bags import convert_to_planes
 from panda.data.loaders import Draw, resolve_draw
 from panda.data.patch_manifests import PatchRow, PatchTable
 from panda.data.pixel_stores import PatchLocation
@@ -53,7 +53,7 @@ class PatchSet(Dataset[tuple[Tensor, Tensor]]):
         return list(dict.fromkeys(slide[0] for slide in self.rows.slides))
 
     def locate(self, row: PatchRow) -> PatchLocation:
-        """Return where the pixels of a row are."""
+        """Return the place of the pixels of a row."""
         return PatchLocation(self.rows.store / row.slide_id, row.provider, row.number, row.x, row.y, row.img, row.msk)
 
     def __len__(self) -> int:
@@ -72,4 +72,4 @@ class PatchSet(Dataset[tuple[Tensor, Tensor]]):
             image = normalize_stain(image, stain)
         if self.transform is not None:
             image, target = self.transform(image, target, seed)
-        return torch.from_numpy(to_planes(image)), torch.from_numpy(_VALUES[target])[None]
+        return torch.from_numpy(convert_to_planes(image)), torch.from_numpy(_VALUES[target])[None]

@@ -127,7 +127,7 @@ class PngStore(PixelStore):
         mask = self._decode(location.msk, cv2.IMREAD_GRAYSCALE)
         target = np.asarray(cv2.LUT(mask, _FROM_GREY), np.uint8)
         if target.max() > IGNORED:
-            raise _broken_file(location.msk, "has values other than 0, 128 and 255")
+            raise _make_file_error(location.msk, "has values other than 0, 128 and 255")
         return image, target
 
     def estimate_bytes(self, image: Image) -> int:
@@ -138,13 +138,13 @@ class PngStore(PixelStore):
         try:
             data = np.fromfile(path, dtype=np.uint8)
         except OSError as error:
-            raise _broken_file(path, f"cannot be read ({error.strerror})") from error
+            raise _make_file_error(path, f"cannot be read ({error.strerror})") from error
         image = cv2.imdecode(data, flags) if data.size else None
         if image is None:
-            raise _broken_file(path, "is not an image")
+            raise _make_file_error(path, "is not an image")
         size = self.settings.patch_size
         if image.shape[:2] != (size, size):
-            raise _broken_file(path, f"is {image.shape[1]} x {image.shape[0]} px, not {size} x {size}")
+            raise _make_file_error(path, f"is {image.shape[1]} x {image.shape[0]} px, not {size} x {size}")
         return np.asarray(image, np.uint8)
 
 
@@ -184,7 +184,7 @@ class PackedStore(PixelStore):
         """Copy the patch from the mapped arrays."""
         images, masks = self._open(location.img), self._open(location.msk)
         if not location.number < min(len(images), len(masks)):
-            raise _broken_file(location.img, f"holds {len(images)} patches, number {location.number} is asked for")
+            raise _make_file_error(location.img, f"holds {len(images)} patches, number {location.number} is asked for")
         return np.array(images[location.number]), np.array(masks[location.number])
 
     def estimate_bytes(self, image: Image) -> int:
@@ -195,10 +195,10 @@ class PackedStore(PixelStore):
         try:
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise _broken_file(path, f"cannot be read ({error})") from error
+            raise _make_file_error(path, f"cannot be read ({error})") from error
         side = self.settings.patch_size
         if mapped.dtype != np.uint8 or mapped.shape[1:3] != (side, side):
-            raise _broken_file(path, f"holds {mapped.dtype} {mapped.shape}, not patches of {side} px")
+            raise _make_file_error(path, f"holds {mapped.dtype} {mapped.shape}, not patches of {side} px")
         return np.asarray(mapped, np.uint8)
 
 
@@ -260,7 +260,7 @@ def _require_unchanged(folder: Path, img: Path, msk: Path) -> None:
     try:
         entry = SlideEntry.read(folder)
     except (OSError, ValueError) as error:
-        raise _broken_file(folder / SLIDE_FILE, f"cannot be read ({error})") from error
+        raise _make_file_error(folder / SLIDE_FILE, f"cannot be read ({error})") from error
     for what, path, before in (("slide", img, entry.slide), ("mask", msk, entry.mask)):
         now = FileIdentity.read(path)
         if before is None or (now.bytes, now.mtime_ns) != (before.bytes, before.mtime_ns):
@@ -270,7 +270,7 @@ def _require_unchanged(folder: Path, img: Path, msk: Path) -> None:
             )
 
 
-def _broken_file(path: Path, fault: str) -> ManifestError:
+def _make_file_error(path: Path, fault: str) -> ManifestError:
     """Return the error for a file of the store, with the remedy."""
     folder = path.parents[path.suffix == ".png"]
     return ManifestError(f"{path} {fault}; delete the slide's folder {folder}, its patches will be cut again")

@@ -43,7 +43,7 @@ class ResolutionSettings(Settings):
     mpp: float | None = Field(default=None, ge=MPP_MIN, le=MPP_MAX, description="µm per px")
 
     @rule
-    def _check_one_is_given(self) -> Iterator[str]:
+    def _check_resolution(self) -> Iterator[str]:
         if (self.level is None) == (self.mpp is None):
             given = "neither" if self.level is None else "both"
             yield f"{self.setting('level')} and {self.setting('mpp')}: give exactly one, not {given} (the other null)"
@@ -220,7 +220,7 @@ class SelectionSettings(Settings):
                 yield f"{self.setting(key)} is no file: give {what}"
 
     @rule
-    def _check_given_split(self) -> Iterator[str]:
+    def _check_split_keys(self) -> Iterator[str]:
         if self.split == "patches":
             for key in ("groups", "splits", "test_provider"):
                 if getattr(self, key) is not None:
@@ -237,7 +237,7 @@ class SelectionSettings(Settings):
         )
 
     def list_idle_keys(self) -> tuple[str, ...]:
-        """Return the keys that have no effect on a split made by `how`."""
+        """Return the keys that have no effect on the split of `describe_split`."""
         if self.splits is not None:
             return tuple(f"data.{key}" for key in ("split", "folds", "fold", "seed", "val_fraction", "test_fraction"))
         if self.split == "kfold":

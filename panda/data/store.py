@@ -42,7 +42,7 @@ def locate_store(store_root: Path | str, root: Path | str, settings: PatchSettin
 
     It is `<store_root>/<name of root>-<12 hexadecimal digits>`.
     """
-    return Path(store_root) / f"{Path(root).resolve().name}-{fingerprint(_store_content(settings))[:12]}"
+    return Path(store_root) / f"{Path(root).resolve().name}-{fingerprint(_describe_store(settings))[:12]}"
 
 
 def load_store(
@@ -74,7 +74,7 @@ def sort_result(
     )
 
 
-def _store_content(settings: PatchSettings) -> dict[str, Any]:
+def _describe_store(settings: PatchSettings) -> dict[str, Any]:
     """Return the content of `store.json`."""
     return {"format": FORMAT, "tissue_rules": RULES, "settings": settings.model_dump()}
 
@@ -85,7 +85,7 @@ def read_store(store: Path) -> PatchSettings:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         settings = PatchSettings(**content["settings"])
-        if content != _store_content(settings):
+        if content != _describe_store(settings):
             raise ValueError(f"format {content['format']}, tissue rules {content.get('tissue_rules')}")
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
         raise ManifestError(
@@ -130,7 +130,7 @@ def prepare_store(store: Path, settings: PatchSettings) -> None:
     """Describe a new store, or check an old one and remove the unfinished folders of killed runs."""
     path = store / STORE_FILE
     if not path.is_file():
-        write_whole(path, json.dumps(_store_content(settings), indent=1))
+        write_whole(path, json.dumps(_describe_store(settings), indent=1))
     elif read_store(store) != settings:
         raise ManifestError(
             f"{path} does not describe the settings that name its folder; remove the folder {store}, its patches will "
