@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from panda.data.settings import PatchSettings, StoreKind
-from panda.wsi.slide import ReaderName
+from panda.wsi.readers import ReaderName
 
 READER: ReaderName = "fast"
 """The one named outright: where it cannot read, that is an error here and no slower reader takes its place."""

@@ -16,7 +16,7 @@ from panda.tasks.checkpoint import WholeCheckpoints, read_checkpoint, update_met
 from panda.tasks.metadata import GradingMetadata, SegmentationMetadata, TrainedResolution
 from panda.tasks.threshold import ThresholdChoice, search_threshold
 from panda.wsi.label_maps import LabelMap, find_label_map
-from panda.wsi.resolution_request import ResolutionRequest
+from panda.wsi.slide import ResolutionRequest
 
 RESOLUTION = {"level": 1, "mpp": None, "train_mpp": [1.9, 2.0, 2.1]}
 DATA: dict[str, Any] = {

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from panda.wsi.geometry import Resolution, round_px
 from panda.wsi.grid import Edge, tissue_grid
 from panda.wsi.label_mask import LabelMask
-from panda.wsi.slide import FINEST, SNAP, ReaderName, Slide, SlideOptions
+from panda.wsi.readers import ReaderName
+from panda.wsi.slide import FINEST, SNAP, Slide, SlideOptions
 from tests.pyramids import Rounding, area_means, at_centres, level_size, write_levels
 
 exactly = settings(derandomize=True, deadline=None, max_examples=40, phases=[Phase.generate, Phase.shrink])

@@ -25,7 +25,8 @@ from panda.audit.outliers import find_outliers
 from panda.audit.slide_inspector import inspect_slide
 from panda.audit.slide_table import TableRow, read_table
 from panda.synthetic.dataset import SyntheticSpec, draw_dataset
-from panda.wsi.slide import ReaderName, SlideOptions
+from panda.wsi.readers import ReaderName
+from panda.wsi.slide import SlideOptions
 from panda.wsi.tiff.pyramid import TiffPyramid
 from tests.pyramids import write_levels, write_pyramid
 

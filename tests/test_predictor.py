@@ -16,8 +16,7 @@ from panda.tasks.metadata import TrainedResolution
 from panda.tasks.metrics import BINS
 from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.label_mask import LabelMask
-from panda.wsi.resolution_request import ResolutionRequest
-from panda.wsi.slide import Slide, SlideOptions
+from panda.wsi.slide import ResolutionRequest, Slide, SlideOptions
 from panda.wsi.tissue import find_tissue
 from tests.checkpoints import segmentation_checkpoint
 from tests.pyramids import write_pyramid

@@ -16,8 +16,8 @@ from panda.wsi.geometry import Resolution
 from panda.wsi.grid import Grid, tissue_grid
 from panda.wsi.label_maps import known_label_maps
 from panda.wsi.mpp import MPP_MAX, MPP_MIN
-from panda.wsi.resolution_request import ResolutionRequest
-from panda.wsi.slide import ReaderName, SlideOptions
+from panda.wsi.readers import ReaderName
+from panda.wsi.slide import ResolutionRequest, SlideOptions
 from panda.wsi.tissue import TissueMap
 
 SplitMethod = Literal["holdout", "kfold", "patches"]

@@ -19,8 +19,7 @@ from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.geometry import Resolution
 from panda.wsi.label_maps import LabelMap
 from panda.wsi.mpp import MPP_MAX, MPP_MIN
-from panda.wsi.resolution_request import ResolutionRequest
-from panda.wsi.slide import Slide
+from panda.wsi.slide import ResolutionRequest, Slide
 from panda.wsi.stain_normalization import NormalizeName
 
 Task = Literal["segmentation", "grading"]
