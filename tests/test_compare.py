@@ -226,7 +226,7 @@ def test_what_a_choice_did_is_parted_from_the_others() -> None:
     patch, model = find_effects(jobs, ["model", "patch"])
     assert (patch.choice, patch.values) == ("patch", ["64", "128"])
     assert patch.span == pytest.approx(0.2)
-    assert (patch.values[patch.best], patch.wins, patch.compared) == ("64", 2, 2)
+    assert (patch.values[patch.best], patch.wins, patch.comparisons) == ("64", 2, 2)
     assert model.span == pytest.approx(0.05)
     assert model.medians() == pytest.approx([0.55, 0.6])
     # a value that differs in something else as well is laid to neither

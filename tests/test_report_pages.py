@@ -17,18 +17,22 @@ import numpy as np
 import pytest
 
 from panda.errors import PandaError
+from panda.inference.quantify import QuantifySettings
 from panda.inference.slide_result import LABEL_METRICS
 from panda.report.agreement import agreement_chart
 from panda.report.axes import ticks
 from panda.report.charts import Bar, Line, bar_chart, line_chart
 from panda.report.figure_tables import splits_table
 from panda.report.inference_page import write_inference_page
+from panda.report.inference_summary import InferenceSummary, LastRun
 from panda.report.run_folder import find_subfolder, link, natural_key, number, read_picture
 from panda.report.run_page import write_run_page
 from panda.report.slide_page import write_slide_page
 from panda.report.sweep_jobs import rank_jobs, read_jobs
 from panda.report.sweep_page import write_sweep
 from panda.report.table import figure_name, show
+from panda.tasks.metadata import TrainedResolution
+from panda.tasks.threshold import ThresholdChoice
 from tests.summaries import fill_summary, make_summary
 
 EVIL = "<script>alert(1)<"  # a folder may bear it; a slash it cannot
@@ -368,8 +372,13 @@ def test_inference_page(tmp_path: Path) -> None:
         _slide(tmp_path / str(r["slide_id"]))
     _write_csv(tmp_path / "quantification.csv", rows)
     _write_csv(tmp_path / "failures.csv", [{"slide_id": "c", "stage": "open", "error": "SlideError", "message": "no"}])
-    about = {"checkpoint": "best.ckpt", "threshold_choice": {"value": 0.43, "chosen_on": "validation"}, "notes": [EVIL]}
-    (tmp_path / "inference.json").write_text(json.dumps(about))
+    choice = ThresholdChoice(value=0.43, criterion="f1", score=0.8, chosen_on="validation", date="2026-01-01")
+    InferenceSummary(
+        checkpoint="best.ckpt", grading_checkpoint=None, threshold=0.43, threshold_choice=choice, provider=None,
+        quantify=QuantifySettings(), resolution=TrainedResolution(level=1, mpp=None, train_mpp=(2.0, 2.0, 2.0)),
+        precision="fp32", compiled=False, engine_choice="", tta="none", reader="auto", mpp_override=None, device="cpu",
+        date="2026-01-01", last_run=LastRun(slides=3, failed=1, seconds=4.0), labels=None, notes=[EVIL],
+    ).write(tmp_path)  # fmt: skip
     text = html.unescape(check_page(write_inference_page(tmp_path)))
     for said in ("best.ckpt", "1 failed", "chosen on validation", "trained on 1 of these slides", "SlideError",
                  "without 1 slide of unknown µm/px"):  # fmt: skip

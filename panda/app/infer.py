@@ -9,7 +9,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from panda.app.entry_point import SomeSlidesFailed, log_to_file, make_folder
 from panda.app.inference_tables import ONLY_UNGRADED, InferenceTables
 from panda.data.manifest import TABLE, SlideRecord, read_manifest
 from panda.errors import CheckpointError, ConfigError, ManifestError, PandaError
-from panda.files import hold_lock, read_user_table, write_json
+from panda.files import hold_lock, read_user_table
 from panda.inference.autotune import TunedMode, tune_mode
 from panda.inference.compute import EngineSettings
 from panda.inference.evaluate import open_label
@@ -35,6 +34,7 @@ from panda.inference.slide_prefetcher import SlidePrefetcher
 from panda.inference.slide_result import SlideResult
 from panda.report.attention_tiles import draw_attention_tiles
 from panda.report.inference_page import write_inference_page
+from panda.report.inference_summary import InferenceSummary, LastRun
 from panda.report.slide_page import write_slide_page
 from panda.tasks.checkpoint import Checkpoint, read_checkpoint
 from panda.tasks.metadata import SegmentationMetadata
@@ -108,16 +108,9 @@ def infer(cfg: DictConfig) -> list[SlideResult]:
     if others := tables.note():
         log.warning("%s", others)
         notes.append(others)
-    about = _about(mapper, predictor.threshold if searched else None, cfg.provider, choice) | {
-        "last_run": {
-            "slides": len(paths),
-            "failed": len(tables.failed),
-            "seconds": round(time.monotonic() - started, 1),
-        },
-        "labels": cfg.labels,
-        "notes": notes,
-    }
-    write_json(folder / "inference.json", about)
+    last_run = LastRun(slides=len(paths), failed=len(tables.failed), seconds=round(time.monotonic() - started, 1))
+    origin = predictor.threshold if searched else None
+    _summarize(cfg, mapper, origin, choice.why, last_run=last_run, notes=notes).write(folder)
     report = write_inference_page(folder)
     for result in list(tables.done.values())[:SHOWN]:
         log.info("%s", _headline(result))
@@ -315,25 +308,37 @@ def _notes(
     return notes
 
 
-def _about(mapper: SlideMapper, choice: ThresholdChoice | None, provider: str | None, how: TunedMode) -> dict[str, Any]:
-    """What made the maps, for `inference.json`."""
+def _summarize(
+    cfg: DictConfig,
+    mapper: SlideMapper,
+    threshold: ThresholdChoice | None,
+    engine_choice: str,
+    *,
+    last_run: LastRun,
+    notes: list[str],
+) -> InferenceSummary:
+    """Return the settings of the maps and the notes for their reader."""
     engine = mapper.predictor.settings
-    return {
-        "checkpoint": mapper.provenance.checkpoint,
-        "grading_checkpoint": mapper.provenance.grading_checkpoint,
-        "threshold": mapper.threshold,
-        "threshold_choice": choice.model_dump(mode="json") if choice else None,
-        "provider": provider,
-        "quantify": mapper.quantify.model_dump(),
-        "resolution": mapper.predictor.metadata.resolution.model_dump(mode="json"),
-        "precision": mapper.predictor.mode.precision,
-        "compiled": mapper.predictor.mode.compiled,
-        "engine_choice": how.why,
-        "tta": engine.tta,
-        **asdict(mapper.slide_options),
-        "device": str(engine.torch_device),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
+    return InferenceSummary(
+        checkpoint=mapper.provenance.checkpoint,
+        grading_checkpoint=mapper.provenance.grading_checkpoint,
+        threshold=mapper.threshold,
+        threshold_choice=threshold,
+        provider=cfg.provider,
+        quantify=mapper.quantify,
+        resolution=mapper.predictor.metadata.resolution,
+        precision=mapper.predictor.mode.precision,
+        compiled=mapper.predictor.mode.compiled,
+        engine_choice=engine_choice,
+        tta=engine.tta,
+        reader=mapper.slide_options.reader,
+        mpp_override=mapper.slide_options.mpp_override,
+        device=str(engine.torch_device),
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        last_run=last_run,
+        labels=cfg.labels,
+        notes=notes,
+    )
 
 
 def _failed(tables: InferenceTables, count: int) -> str:

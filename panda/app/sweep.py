@@ -37,7 +37,7 @@ class SweepPage(Callback):
         from panda.report.sweep_page import write_sweep  # noqa: PLC0415
 
         folder = Path(config.hydra.sweep.dir)
-        sweep_ends(sum(job.error != "" or job.lost > 0 for job in read_jobs(folder)))
+        sweep_ends(sum(job.error != "" or job.lost_slides > 0 for job in read_jobs(folder)))
         try:
             print(f"sweep: {write_sweep(folder)}")
         except OSError as error:  # Hydra would make a warning of it, and the exit status 0

@@ -39,7 +39,7 @@ def read_tested(folder: Path) -> RunSummary:
     return summary
 
 
-def check_alike(folders: tuple[Path, Path], summaries: tuple[RunSummary, RunSummary]) -> None:
+def check_comparable(folders: tuple[Path, Path], summaries: tuple[RunSummary, RunSummary]) -> None:
     """Refuse two runs whose tasks, targets or resolutions differ, because their figures mean different things."""
     a, b = summaries
     for key in ("task", "target"):
@@ -73,7 +73,7 @@ def compare(a: Path, b: Path, output: Path | None = None) -> Path:
     """
     a, b = Path(a).absolute(), Path(b).absolute()
     summaries = read_tested(a), read_tested(b)
-    check_alike((a, b), summaries)
+    check_comparable((a, b), summaries)
     task = summaries[0].task
     names = _names(a, b)
     pairs = pair_rows(names, (read_output_table(a / "test_slides.csv"), read_output_table(b / "test_slides.csv")), task)

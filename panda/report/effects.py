@@ -34,7 +34,7 @@ class Effect:
         threads: Groups of jobs that differ only in this choice, each as (index of its value, job), by value.
         gains: For each value how much its jobs exceed the mean of their thread, on average.
         wins: Number of threads in which the value with the highest gain is the best.
-        compared: Number of threads in which it occurs together with another value.
+        comparisons: Number of threads in which it occurs together with another value.
     """
 
     choice: str
@@ -42,7 +42,7 @@ class Effect:
     threads: list[list[tuple[int, ScoredJob]]]
     gains: list[float]
     wins: int
-    compared: int
+    comparisons: int
 
     @property
     def best(self) -> int:
@@ -64,7 +64,7 @@ class Effect:
         """Say which value is best, and how much the values differ."""
         if self.span == 0:
             return "no difference"
-        best = f"{self.values[self.best]} is best in {self.wins} of {self.compared}"
+        best = f"{self.values[self.best]} is best in {self.wins} of {self.comparisons}"
         return f"{best}; values differ by {self.span:.3f} on average"
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from panda.errors import ManifestError, PandaError
 from panda.files import read_output_table
-from panda.report.compare import check_alike, read_tested
+from panda.report.compare import check_comparable, read_tested
 from panda.report.paired import FIGURES, read_value
 from panda.tasks.bootstrap import RESAMPLES, bootstrap_interval
 
@@ -58,7 +58,7 @@ def read_folds(folders: Sequence[Path]) -> tuple[list[dict[str, str]], str]:
     """
     summaries = [read_tested(folder) for folder in folders]
     for folder, summary in zip(folders[1:], summaries[1:], strict=True):
-        check_alike((folders[0], folder), (summaries[0], summary))
+        check_comparable((folders[0], folder), (summaries[0], summary))
     rows: list[dict[str, str]] = []
     tested: dict[str, Path] = {}
     for folder in folders:

@@ -8,8 +8,9 @@ from typing import Any
 
 from panda.files import read_output_table
 from panda.report.agreement import agreement_chart
+from panda.report.inference_summary import INFERENCE_FILE, InferenceSummary
 from panda.report.page import require_folder, write_page
-from panda.report.run_folder import as_list, number, read_json
+from panda.report.run_folder import number, try_read
 from panda.report.run_page import failure_table
 from panda.report.slide_page import Card, slide_table
 from panda.report.table import show
@@ -69,7 +70,7 @@ def write_inference_page(output: Path) -> Path:
     """
     output = Path(output).absolute()
     require_folder(output)
-    about, fault = read_json(output / "inference.json")
+    summary, fault = try_read(InferenceSummary.read, output, INFERENCE_FILE)
     rows = read_output_table(output / "quantification.csv")
     rows.sort(key=lambda r: -(number(r.get("tumor_percent_of_tissue")) or 0.0))
     failures = failure_table(output / "failures.csv")
@@ -81,15 +82,16 @@ def write_inference_page(output: Path) -> Path:
         "in_sample": any(counts.values()),
     }
     keys = [k for k in _COLUMNS if any(k in row for row in rows) and is_informative.get(k, True)]
-    facts = [(k.replace("_", " "), _write_value(v)) for k, v in about.items() if k != "notes"]
+    settings = summary.model_dump(mode="json", exclude={"notes"}) if summary else {}
+    facts = [(key.replace("_", " "), _write_value(value)) for key, value in settings.items()]
     return write_page(
         output / "report.html",
         "inference.html",
         name=output.name,
-        checkpoint=_write_value(about.get("checkpoint")),
-        date=_write_value(about.get("date")).replace("T", " "),
+        checkpoint=summary.checkpoint if summary else "",
+        date=summary.date.replace("T", " ") if summary else "",
         seen=[text.format(counts[word]) for word, text in _SEEN.items() if counts[word]],
-        notes=([fault] if fault else []) + [str(n) for n in as_list(about.get("notes"))],
+        notes=summary.notes if summary else [fault],
         facts=[(name, text) for name, text in facts if text],
         cards=_cards(rows, {r[0].text for r in failures.rows}),
         slides=slide_table(rows, keys, output, _WHY),

@@ -6,16 +6,19 @@ import base64
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import cv2
 import numpy as np
 
+from panda.errors import PandaError
+
 Row = Mapping[str, Any]
+T = TypeVar("T")
 
 
 def read_json(path: Path) -> tuple[dict[str, Any], str]:
@@ -39,9 +42,14 @@ def read_text(path: Path) -> str:
         return ""
 
 
-def as_list(value: Any) -> list[Any]:
-    """Return `value` if it is a list, otherwise an empty one."""
-    return value if isinstance(value, list) else []
+def try_read(read: Callable[[Path], T], folder: Path, name: str) -> tuple[T | None, str]:
+    """Read a file of a folder: its content and an empty text, or None and the reason as a sentence."""
+    try:
+        return read(folder), ""
+    except FileNotFoundError:
+        return None, f"{name} is not in the folder."
+    except (OSError, PandaError) as error:
+        return None, f"{name} could not be read: {error}"
 
 
 def number(value: Any) -> float | None:

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from panda.errors import PandaError
 from panda.files import read_output_table
 from panda.inference.grade import GradeRecord
 from panda.inference.slide_result import RESULT_FILE, SlideFacts, SlideResult, read_slide_facts
 from panda.report.page import require_folder, write_page
-from panda.report.run_folder import Picture, Row, find_subfolder, link, read_picture
+from panda.report.run_folder import Picture, Row, find_subfolder, link, read_picture, try_read
 from panda.report.table import Cell, Head, Table, cell, figure_kind, head, show
 from panda.report.viewer import MOST_REGIONS, read_viewer
 
@@ -61,7 +60,7 @@ def _regions(result: SlideResult, has_viewer: bool) -> Table:
     no_area = result.mm2_note or "µm/px of the slide is unknown"
     rows = [
         [
-            Cell(show(region.id, "count"), sort=region.id, style="num", goes=has_viewer),
+            Cell(show(region.id, "count"), sort=region.id, style="num", is_button=has_viewer),
             cell(region.area_mm2, "mm2", no_area),
             cell(region.area_px, "count"),
             cell(region.length_mm, "score", no_area),
@@ -173,17 +172,6 @@ def _notes(facts: SlideFacts) -> list[str]:
     return notes
 
 
-def _read_facts(slide_dir: Path) -> tuple[SlideFacts, list[str]]:
-    """Return what is known of a slide; its name alone with the reason if the file is missing or refused."""
-    try:
-        return read_slide_facts(slide_dir), []
-    except FileNotFoundError:
-        fault = f"{RESULT_FILE} is not in the folder."
-    except (OSError, PandaError) as error:
-        fault = f"{RESULT_FILE} could not be read: {error}"
-    return SlideFacts(slide_id=slide_dir.name), [fault]
-
-
 def _overview(slide_dir: Path) -> str:
     """Return the address of the page of all slides: above `slides/` in a run, next to the slides' folders elsewhere."""
     return "../../report.html" if slide_dir.parent.name == "slides" else "../report.html"
@@ -196,7 +184,8 @@ def write_slide_page(slide_dir: Path) -> Path:
     """
     slide_dir = Path(slide_dir).absolute()
     require_folder(slide_dir)
-    facts, faults = _read_facts(slide_dir)
+    facts, fault = try_read(read_slide_facts, slide_dir, RESULT_FILE)
+    facts = facts or SlideFacts(slide_id=slide_dir.name)
     result, grade = facts if isinstance(facts, SlideResult) else None, facts.grade
     viewer = read_viewer(slide_dir, facts)
     return write_page(
@@ -205,7 +194,7 @@ def write_slide_page(slide_dir: Path) -> Path:
         ("page.js", "viewer.js") if viewer else ("page.js",),
         slide_id=facts.slide_id,
         overview=_overview(slide_dir),
-        notes=faults + _notes(facts),
+        notes=[fault] * bool(fault) + _notes(facts),
         cards=_cards(facts, grade.class_names[grade.predicted] if grade else ""),
         meta=_meta(facts),
         viewer=viewer,

@@ -34,13 +34,13 @@ class Job:
     summary: RunSummary | None
     error: str
     report: str
-    lost: int = 0
-    ended: bool = True
+    lost_slides: int = 0
+    has_ended: bool = True
 
     @property
     def state(self) -> str:
         """Return `done`, `failed` or `unfinished`."""
-        return "done" if not self.error else "failed" if self.ended else "unfinished"
+        return "done" if not self.error else "failed" if self.has_ended else "unfinished"
 
     @property
     def task(self) -> str:

@@ -191,7 +191,7 @@ def _write_jobs(path: Path, jobs: Sequence[Job], varied: Sequence[str], gaps: Ma
             row |= {"val_less_best": gap.difference}
             row |= dict(zip(("val_less_best_low", "val_less_best_high"), gap.interval or ("", ""), strict=True))
         rows.append(
-            row | {"seconds": getattr(job.summary, "seconds", None), "lost_slides": job.lost, "error": job.error}
+            row | {"seconds": getattr(job.summary, "seconds", None), "lost_slides": job.lost_slides, "error": job.error}
         )
     last = ["seconds", "lost_slides", "error"]
     columns += [key for key in dict.fromkeys(key for row in rows for key in row) if key not in {*columns, *last}]
@@ -235,7 +235,7 @@ def write_sweep(sweep_dir: Path) -> Path:
         else (job_label(best, varied), best.report, figure_name(best.key), *_write_scores(best)),
         table=_table(jobs, varied, gaps),
         gaps=len(gaps),
-        alike=sum(gap.interval is None or gap.interval[0] <= 0 <= gap.interval[1] for gap in gaps.values()),
+        undecided=sum(gap.interval is None or gap.interval[0] <= 0 <= gap.interval[1] for gap in gaps.values()),
         bars=_bars(jobs, varied),
         effects=charts,
         repeats=repeats_table(same) if same else None,

@@ -121,7 +121,7 @@ class Cell:
         picture: Picture instead of the text.
         style: Classes: `num`, `id`, `bad`, `pre`.
         under: Smaller text below, such as an interval.
-        goes: Whether the text is a button for a script of the page.
+        is_button: Whether the text is a button for a script of the page.
     """
 
     text: str = ""
@@ -131,7 +131,7 @@ class Cell:
     picture: Picture | None = None
     style: str = ""
     under: str = ""
-    goes: bool = False
+    is_button: bool = False
 
 
 @dataclass(frozen=True)

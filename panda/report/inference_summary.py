@@ -1,0 +1,69 @@
+"""The content of `inference.json`: the settings of an inference and the notes for its reader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import TypeAdapter
+
+from panda.files import read_model, write_json
+from panda.inference.quantify import QuantifySettings
+from panda.tasks.figures import Plain
+from panda.tasks.metadata import TrainedResolution
+from panda.tasks.threshold import ThresholdChoice
+
+INFERENCE_FILE = "inference.json"
+_REMEDY = "it was edited or written by another version: run the inference again"
+
+
+class LastRun(Plain, frozen=True):
+    """Slides of the last process, how many of them failed, and its time in s."""
+
+    slides: int
+    failed: int
+    seconds: float
+
+
+class InferenceSummary(Plain, frozen=True):
+    """The settings of the maps in a folder, and the notes for its reader.
+
+    Attributes:
+        threshold_choice: Origin of the threshold; None if it was given.
+        engine_choice: Reason for precision and compilation, as a sentence.
+        reader: Reader that was asked for.
+        labels: Folder of the label masks, or None.
+    """
+
+    checkpoint: str
+    grading_checkpoint: str | None
+    threshold: float
+    threshold_choice: ThresholdChoice | None
+    provider: str | None
+    quantify: QuantifySettings
+    resolution: TrainedResolution
+    precision: str
+    compiled: bool
+    engine_choice: str
+    tta: str
+    reader: str
+    mpp_override: float | None
+    device: str
+    date: str
+    last_run: LastRun
+    labels: str | None
+    notes: list[str]
+
+    def write(self, folder: Path) -> None:
+        """Write `inference.json`."""
+        write_json(folder / INFERENCE_FILE, self.model_dump(mode="json"))
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read `inference.json`.
+
+        Raises:
+            FileNotFoundError: If the folder has none.
+            PandaError: If the file was edited or written by another version.
+        """
+        return read_model(folder / INFERENCE_FILE, TypeAdapter(cls), _REMEDY)
