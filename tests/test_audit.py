@@ -196,8 +196,8 @@ def test_only_what_changed_is_looked_at_again(
         audit_folder(root, out, workers=1, progress=False)
     assert "9 of 9 slides have not changed" in caplog.text
     changed, masked, graded = list(rows)[:3]
-    os.utime(rows[changed].image_path(root))
-    os.utime(rows[masked].mask_path(root))
+    os.utime(rows[changed].locate_image(root))
+    os.utime(rows[masked].locate_mask(root))
     text = (root / "train.csv").read_text().splitlines()
     text[3] = text[3].replace("radboud", "karolinska") if "radboud" in text[3] else text[3].replace("karol", "x")
     (root / "train.csv").write_text("\n".join(text))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from panda.audit.duplicates import report_groups
+from panda.audit.near_duplicates import report_groups
 from panda.audit.slide_table import TableRow, check_table, read_table
 from panda.data.findings import FINDINGS, Finding
 from panda.errors import ManifestError

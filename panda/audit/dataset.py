@@ -1,4 +1,4 @@
-"""The audit of a data set: inspect every slide and mask once, and report what is wrong with them.
+"""The audit of a data set: inspect every slide and mask once, and report their faults.
 
 `python audit.py data=panda data.root=…`; `docs/audit.md` lists the findings.
 """
@@ -13,23 +13,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from panda.audit.duplicates import find_duplicates
+from panda.audit import tables
 from panda.audit.inspection import RULE_VERSIONS, Inspection
+from panda.audit.near_duplicates import find_duplicates
 from panda.audit.process_pool import run_in_processes
 from panda.audit.records import RecordFolder
-from panda.audit.slide_table import TableRow, check_table, read_table
+from panda.audit.slide_table import TableRow, check_table, index_by_slide, read_table
 from panda.audit.summary import SUMMARY, AuditSummary, InspectionSettings, summarize
-from panda.audit.tables import (
-    AUDIT,
-    FINDINGS_TABLE,
-    GROUPS,
-    PAIRS,
-    collect_findings,
-    write_audit,
-    write_findings,
-    write_groups,
-    write_pairs,
-)
 from panda.data.manifest import TABLE, locate_image
 from panda.errors import ConfigError
 from panda.files import hold_lock, remove_leftovers
@@ -50,11 +40,11 @@ def audit_folder(
     options: SlideOptions = SlideOptions(),
     progress: bool = True,
 ) -> AuditSummary:
-    """Audit a folder in PANDA's layout.
+    """Audit a folder in PANDA's layout, and return the content of `summary.json`.
 
-    `out` gets `audit.csv` (a row for each slide), `findings.csv` (a row for each finding), `groups.csv` (the
-    near-duplicate group of each slide), `pairs.csv` (slides that match), `summary.json`, and `slides/` with the
-    inspection and a picture of each slide.
+    `out` gets `audit.csv` with a row for each slide, `findings.csv` with a row for each finding, and `summary.json`.
+    If slides are inspected, it also gets `groups.csv` with the near-duplicate group of each slide, `pairs.csv` with the
+    slides that match, and `slides/` with the inspection and a picture of each slide.
 
     The process may be killed at any moment. The next call inspects only slides without a record, or whose row or files
     changed, and leaves the same bytes as one call without interruption. A second process on the same folder waits for
@@ -69,9 +59,6 @@ def audit_folder(
         options: How slides are opened.
         progress: Show a bar over the slides.
 
-    Returns:
-        The content of `summary.json`.
-
     Raises:
         ManifestError: If the table is missing or not a table.
         ConfigError: If `out` has the audit of other data, or another `summary.json`; or if it has an audit of slides
@@ -80,24 +67,20 @@ def audit_folder(
     """
     root, out = Path(root), Path(out)
     table = read_table(root)
-    first: dict[str, TableRow] = {}
-    for row in table:
-        first.setdefault(row.slide_id, row)
-    rows = list(first.values())
-    if not slides and (out / GROUPS).exists():
+    if not slides and (out / tables.GROUPS).exists():
         raise ConfigError(
             f"audit.slides=false: {out} has an audit of the slides, whose findings those of the table alone would "
             f"replace; give another audit.output, or remove audit.slides=false: inspected slides are kept"
         )
-    _require_own(out, root)
+    _check_output(out, root)
     records = RecordFolder(out / RECORDS, root, options, deep)
-    with hold_lock(out / AUDIT):
+    with hold_lock(out / tables.AUDIT):
         if slides:
-            _inspect_all([row for row in rows if row.has_file], records, workers, progress)
-        return _write_all(table, rows, records if slides else None, out, root)
+            _inspect_all([row for row in index_by_slide(table).values() if row.has_file], records, workers, progress)
+        return _write_all(table, records if slides else None, out, root)
 
 
-def _require_own(out: Path, root: Path) -> None:
+def _check_output(out: Path, root: Path) -> None:
     """Refuse a folder that has something else than an audit of these data, which may have been moved."""
     if not (out / SUMMARY).exists():
         return
@@ -135,27 +118,24 @@ def _inspect_all(rows: Sequence[TableRow], records: RecordFolder, workers: int, 
             bar.update()
 
 
-def _write_all(
-    table: Sequence[TableRow], rows: Sequence[TableRow], records: RecordFolder | None, out: Path, root: Path
-) -> AuditSummary:
+def _write_all(table: Sequence[TableRow], records: RecordFolder | None, out: Path, root: Path) -> AuditSummary:
     """Write all tables from the records; the summary last."""
-    files = [row for row in rows if row.has_file]
+    rows = index_by_slide(table)
 
     def read_inspections() -> Iterator[Inspection]:
         if records is not None:
-            yield from map(records.read, files)
+            yield from (records.read(row) for row in rows.values() if row.has_file)
 
-    duplicates = looked_with = None
+    duplicates = settings = None
     if records is not None:
         duplicates = find_duplicates(read_inspections, lambda slide_id: locate_image(root, slide_id))
-        settings = asdict(records.options) | {"deep": records.deep} | dict(RULE_VERSIONS)
-        looked_with = InspectionSettings.model_validate(settings)
-    findings = collect_findings(rows, check_table(table), read_inspections, duplicates)
-    if duplicates is not None:
-        write_groups(out / GROUPS, rows, duplicates.groups)
-        write_pairs(out / PAIRS, rows, duplicates)
-    write_findings(out / FINDINGS_TABLE, findings)
-    write_audit(out / AUDIT, rows, findings, None if records is None else records.read, duplicates)
-    summary = summarize(str(root), table, findings, duplicates, looked_with)
+        settings = InspectionSettings.model_validate(asdict(records.options) | {"deep": records.deep, **RULE_VERSIONS})
+        tables.write_groups(out / tables.GROUPS, duplicates.groups, rows.values())
+        tables.write_pairs(out / tables.PAIRS, duplicates, rows)
+    findings = tables.collect_findings(rows, check_table(table), read_inspections, duplicates)
+    tables.write_findings(out / tables.FINDINGS_TABLE, findings)
+    read = None if records is None else records.read
+    tables.write_audit(out / tables.AUDIT, rows.values(), findings, read, duplicates)
+    summary = summarize(table, rows, findings, duplicates, data=str(root), settings=settings)
     summary.write(out)
     return summary

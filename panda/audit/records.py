@@ -1,4 +1,4 @@
-"""Records of an audit: the inspection of each slide, kept as `<SLIDE_ID>.json` beside a small picture."""
+"""Records of an audit: the inspection of each slide as `<SLIDE_ID>.json`, beside a small picture."""
 
 from __future__ import annotations
 
@@ -27,11 +27,9 @@ _LONGEST_NAME = 180  # bytes; file systems allow 255, and an unfinished file has
 
 @dataclass(frozen=True)
 class Record:
-    """The record of a slide.
+    """The inspection of a slide, and the fingerprint of all that it depends on.
 
-    Attributes:
-        fingerprint: Of all that the inspection depends on; empty if the slide must be inspected again.
-        inspection: The inspection.
+    The fingerprint is empty if the slide must be inspected again.
     """
 
     fingerprint: str
@@ -43,13 +41,9 @@ _ADAPTER = TypeAdapter(Record)
 
 @dataclass(frozen=True)
 class RecordFolder:
-    """The records of an audit.
+    """The records of an audit, in `folder`, of the data in `root`.
 
-    Attributes:
-        folder: The folder of the records.
-        root: The folder of the data.
-        options: How slides are opened.
-        deep: Every tile is decoded.
+    With `deep` every tile of a slide is decoded and its mask is counted at level 0.
     """
 
     folder: Path
@@ -65,8 +59,8 @@ class RecordFolder:
                 "provider": row.provider,
                 "isup_grade": row.isup_grade,
                 "gleason": row.gleason,
-                "slide": _identify(row.image_path(self.root)),
-                "mask": _identify(row.mask_path(self.root)),
+                "slide": _identify(row.locate_image(self.root)),
+                "mask": _identify(row.locate_mask(self.root)),
                 **asdict(self.options),
                 "deep": self.deep,
                 **RULE_VERSIONS,
@@ -93,9 +87,6 @@ class RecordFolder:
         """Inspect a slide, write its record, and return the number of findings.
 
         A fault of the slide is a finding and not an error.
-
-        Raises:
-            OSError: If the record cannot be written.
         """
         slide_fingerprint = self.fingerprint_slide(row)
         try:
@@ -116,23 +107,20 @@ class RecordFolder:
         return len(findings)
 
     def write_crash(self, row: TableRow) -> None:
-        """Write the record of a slide whose inspection crashes its process.
-
-        Raises:
-            OSError: If the record cannot be written.
-        """
+        """Write the record of a slide whose inspection crashes its process."""
         message = "the process that inspected it crashed twice, the second time with no other slide to inspect"
         self._write(Record(self.fingerprint_slide(row), _describe_failure(row, message)), None)
 
     def _write(self, record: Record, picture: NDArray[np.uint8] | None) -> None:
-        stem = self.folder / make_file_stem(record.inspection.slide_id)
+        stem = make_file_stem(record.inspection.slide_id)
+        picture_path = self.folder / f"{stem}.jpg"
         if picture is None:
-            remove(stem.with_name(f"{stem.name}.jpg"))
+            remove(picture_path)
         else:
             done, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, PICTURE_QUALITY])
             assert done
-            write_whole(stem.with_name(f"{stem.name}.jpg"), data.tobytes())
-        write_json(stem.with_name(f"{stem.name}.json"), _ADAPTER.dump_python(record, mode="json"))
+            write_whole(picture_path, data.tobytes())
+        write_json(self.folder / f"{stem}.json", _ADAPTER.dump_python(record, mode="json"))
 
     def _load(self, slide_id: str) -> Record:
         path = self.folder / f"{make_file_stem(slide_id)}.json"

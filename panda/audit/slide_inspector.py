@@ -1,4 +1,4 @@
-"""Inspect one slide and its mask: what they are, and what is wrong with them."""
+"""Inspect one slide and its mask: their properties and their faults."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from panda.audit.identical_files import digest_quickly
 from panda.audit.inspection import Inspection
 from panda.audit.mask_codes import choose_level, count_codes
+from panda.audit.near_duplicates import digest_quickly
 from panda.audit.readability import SMALL_PX, find_unreadable
 from panda.audit.sharpness import BLURRED, measure_sharpness
 from panda.audit.slide_table import TableRow
@@ -38,17 +38,12 @@ ON_TISSUE = 0.5
 
 
 class SlideInspector:
-    """Inspect a slide, then its mask; `inspection` grows with each.
-
-    Args:
-        row: The slide's row of the table.
-        options: How the slide is opened.
-        deep: Decode every tile of the slide, and count the mask at level 0.
-    """
+    """Inspect a slide, then its mask; `inspection` grows with each. See `inspect_slide`."""
 
     def __init__(self, row: TableRow, options: SlideOptions, deep: bool) -> None:
         self.row, self.options, self.deep = row, options, deep
         self.inspection = Inspection(row.slide_id, row.provider)
+        self.labels = known_label_maps().get(row.provider)
         self.thumbnail: NDArray[np.uint8] | None = None
         self.slide: Slide | None = None
         self.survey: Survey | None = None
@@ -106,13 +101,12 @@ class SlideInspector:
             self.add_finding("unusual_levels", f"{slide.dimensions[0]} x {slide.dimensions[1]} px and no smaller level")
 
     def _inspect_pixels(self, slide: Slide) -> None:
-        """Find tissue, ink and blur on the slide.
-
-        Raises:
-            SlideError: If the slide cannot be read.
-        """
+        """Find tissue, ink and blur on the slide."""
         self.survey = view = survey(slide)
-        self.thumbnail = _make_thumbnail(view.overview)
+        height, width = view.overview.shape[:2]
+        shrink = min(1.0, THUMBNAIL_PX / max(height, width))
+        size = max(1, round(width * shrink)), max(1, round(height * shrink))
+        self.thumbnail = np.asarray(cv2.resize(view.overview, size, interpolation=cv2.INTER_AREA), np.uint8)
         area = view.resolution.pixel_area_um2
         ink = view.picture.find_pen(view.overview)
         self.inspection = replace(self.inspection, pen_fraction=float(ink.mean()))
@@ -120,8 +114,8 @@ class SlideInspector:
             ink_area = "" if area is None else f", {float(ink.sum()) * area / 1e6:.2f} mm²"
             self.add_finding("pen_marks", f"ink on {ink.mean():.2%} of the slide{ink_area}")
         if (tissue := view.tissue) is None:
-            size = f"{view.resolution.width} x {view.resolution.height} px"
-            self.add_finding("no_tissue", f"only glass, ink, lines and specks at {size}")
+            at = f"{view.resolution.width} x {view.resolution.height} px"
+            self.add_finding("no_tissue", f"only glass, ink, lines and specks at {at}")
             return
         self.inspection = replace(
             self.inspection,
@@ -130,8 +124,7 @@ class SlideInspector:
             tissue_fraction=tissue.fraction,
             tissue_mm2=None if area is None else float(tissue.mask.sum()) * area / 1e6,
         )
-        focus = measure_sharpness(slide, tissue, seed=self.seed)
-        if focus is not None:
+        if (focus := measure_sharpness(slide, tissue, seed=self.seed)) is not None:
             self.inspection = replace(self.inspection, sharpness=focus.median, blurred=focus.blurred)
             if focus.blurred >= BLURRED_SLIDE:
                 self.add_finding(
@@ -178,8 +171,7 @@ class SlideInspector:
             um = mean_mpp(self.slide.mpp) * math.sqrt(mask.frame.sx * mask.frame.sy)
         level = 0 if self.deep else choose_level(tiff, um)
         counts = count_codes(tiff, level)
-        labels = known_label_maps().get(self.row.provider)
-        grade = self.row.grade
+        labels, grade = self.labels, self.row.grade
         # Coarser levels can miss a sliver of cancer, so only level 0 can show that there is none.
         while labels is not None and grade and level and not counts[list(labels.cancer)].any():
             level -= 1
@@ -213,9 +205,9 @@ class SlideInspector:
         """Check that the labelled px of the mask are on tissue."""
         if self.survey is None or self.survey.tissue is None:
             return
-        codes, labels = mask.overview(self.survey.resolution), known_label_maps().get(self.row.provider)
-        # Code 0 is glass too, even if it says that there is no cancer.
-        labelled = ~np.isin(codes, (0, *(labels.unlabelled if labels is not None else ())))
+        # Code 0 is glass too, even if its name is a tissue without cancer.
+        unlabelled = (0, *(self.labels.unlabelled if self.labels is not None else ()))
+        labelled = ~np.isin(mask.overview(self.survey.resolution), unlabelled)
         if not labelled.any():
             return
         on_tissue = float(self.survey.tissue.mask[labelled].mean())
@@ -224,29 +216,15 @@ class SlideInspector:
             self.add_finding("mask_geometry", f"only {on_tissue:.0%} of the labelled px are on tissue")
 
 
-def _make_thumbnail(overview: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Shrink the overview to at most `THUMBNAIL_PX` a side."""
-    height, width = overview.shape[:2]
-    shrink = min(1.0, THUMBNAIL_PX / max(height, width))
-    size = max(1, round(width * shrink)), max(1, round(height * shrink))
-    return np.asarray(cv2.resize(overview, size, interpolation=cv2.INTER_AREA), np.uint8)
-
-
 def inspect_slide(
-    row: TableRow,
-    root: Path,
-    options: SlideOptions = SlideOptions(),
-    *,
-    mask_suffix: str = "_mask",
-    deep: bool = False,
+    row: TableRow, root: Path, options: SlideOptions = SlideOptions(), *, deep: bool = False
 ) -> tuple[Inspection, NDArray[np.uint8] | None]:
-    """Inspect a slide and its mask, each opened once. What cannot be read is a finding and not an error.
+    """Inspect a slide and its mask, each opened once. A part that cannot be read is a finding and not an error.
 
     Args:
         row: The slide's row. Its own faults are not repeated, see `panda.audit.slide_table.check_table`.
         root: The folder of the data.
         options: How the slide is opened.
-        mask_suffix: What a mask's file name has after the slide's id.
         deep: Decode every tile of the slide and count the mask at level 0, which takes as long as reading all.
 
     Returns:
@@ -255,6 +233,6 @@ def inspect_slide(
     """
     inspector = SlideInspector(row, options, deep)
     if row.has_file:
-        inspector.inspect_image(row.image_path(root))
-        inspector.inspect_mask(row.mask_path(root, mask_suffix))
+        inspector.inspect_image(row.locate_image(root))
+        inspector.inspect_mask(row.locate_mask(root))
     return inspector.inspection, inspector.thumbnail

@@ -1,8 +1,8 @@
-"""The rows of the table of slides, faulty ones too, and what is wrong with them."""
+"""The rows of the table of slides, faulty ones too, and their faults."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +14,9 @@ from panda.wsi.gleason import isup_grade_from_score
 
 @dataclass(frozen=True)
 class TableRow:
-    """A row of the table of slides, correct or not.
+    """A row of the table of slides, correct or not, as text.
 
-    Attributes:
-        number: Number of its line in the file; the header is line 1.
-        slide_id: `image_id`.
-        provider: `data_provider`.
-        isup_grade: `isup_grade`, as text.
-        gleason: `gleason_score`.
+    `number` is the number of its line in the file; the header is line 1.
     """
 
     number: int
@@ -38,74 +33,66 @@ class TableRow:
     @property
     def faults(self) -> list[tuple[str, str]]:
         """The faults of the row by itself, see `panda.data.manifest.check_row`."""
-        return check_row(dict(zip(COLUMNS, self._values, strict=True)))
+        return check_row(self.values)
 
     @property
     def has_file(self) -> bool:
         """Whether the id can name a file."""
         return all(name != "bad_id" for name, _ in self.faults)
 
-    def image_path(self, root: Path) -> Path:
-        """Return where the slide should be; only for rows with `has_file`."""
+    @property
+    def values(self) -> dict[str, str]:
+        """The values by column."""
+        values = (self.slide_id, self.provider, self.isup_grade, self.gleason)
+        return dict(zip(COLUMNS, values, strict=True))
+
+    def locate_image(self, root: Path) -> Path:
+        """Return the path of the slide, whether it exists or not; only for rows with `has_file`."""
         return locate_image(root, self.slide_id)
 
-    def mask_path(self, root: Path, suffix: str = "_mask") -> Path:
-        """Return where the mask should be; only for rows with `has_file`."""
-        return locate_mask(root, self.slide_id, suffix)
-
-    @property
-    def _values(self) -> tuple[str, str, str, str]:
-        return self.slide_id, self.provider, self.isup_grade, self.gleason
+    def locate_mask(self, root: Path) -> Path:
+        """Return the path of the mask, whether it exists or not; only for rows with `has_file`."""
+        return locate_mask(root, self.slide_id)
 
 
 def read_table(root: Path | str) -> list[TableRow]:
     """Read the table of slides of a folder in PANDA's layout, faulty rows too.
 
-    Args:
-        root: The folder that holds `train.csv`.
-
-    Returns:
-        The rows in their order.
-
     Raises:
         ManifestError: If the folder, the table or a column is missing, the table is not a CSV in UTF-8, or has no rows.
     """
-    return [
-        TableRow(number, *(row[column] for column in COLUMNS))
-        for number, row in read_user_table(find_table(Path(root)), COLUMNS)
-    ]
+    rows = read_user_table(find_table(Path(root)), COLUMNS)
+    return [TableRow(number, *(row[column] for column in COLUMNS)) for number, row in rows]
 
 
-def check_table(rows: Iterable[TableRow]) -> list[Finding]:
-    """Find faulty, contradicting and repeated rows.
-
-    Args:
-        rows: The rows of `read_table`.
-
-    Returns:
-        The findings in the order of the rows.
-    """
-    found: list[Finding] = []
+def index_by_slide(table: Iterable[TableRow]) -> dict[str, TableRow]:
+    """Return the first row of each slide, by its id, in the order of the table."""
     first: dict[str, TableRow] = {}
-    for row in rows:
-        faults = list(row.faults)
-        if (fault := _check_score(row)) is not None:
-            faults.append(fault)
-        before = first.setdefault(row.slide_id, row)
-        if before is not row:
-            differing = [column for column, a, b in zip(COLUMNS, before._values, row._values, strict=True) if a != b]
+    for row in table:
+        first.setdefault(row.slide_id, row)
+    return first
+
+
+def check_table(table: Sequence[TableRow]) -> list[Finding]:
+    """Find faulty, contradicting and repeated rows, in the order of the rows."""
+    found: list[Finding] = []
+    by_id = index_by_slide(table)
+    for row in table:
+        faults = [*row.faults, *_check_score(row)]
+        if (before := by_id[row.slide_id]) is not row:
+            differing = [column for column, value in row.values.items() if value != before.values[column]]
             values = f"with another {', '.join(differing)}" if differing else "with the same values"
             faults.append(("duplicate_row", f"it is in row {before.number} already, {values}"))
         found += [Finding(row.slide_id, name, f"row {row.number}: {text}") for name, text in faults]
     return found
 
 
-def _check_score(row: TableRow) -> tuple[str, str] | None:
-    """Return what is wrong with the Gleason score of a row, or with the grade beside it."""
+def _check_score(row: TableRow) -> list[tuple[str, str]]:
+    """Return the fault of the Gleason score of a row, or of the grade beside it."""
     try:
         by_score = isup_grade_from_score(row.gleason)
     except ValueError as error:
-        return "bad_gleason", str(error)
+        return [("bad_gleason", str(error))]
     if row.grade is None or row.grade == by_score:
-        return None
-    return "contradicting_row", f"gleason_score {row.gleason} is ISUP {by_score}, isup_grade is {row.grade}"
+        return []
+    return [("contradicting_row", f"gleason_score {row.gleason} is ISUP {by_score}, isup_grade is {row.grade}")]

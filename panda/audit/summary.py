@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from panda.audit.duplicates import Duplicates
+from panda.audit.near_duplicates import Duplicates
 from panda.audit.slide_table import TableRow
 from panda.data.findings import FINDINGS, Finding, Severity
 from panda.files import write_json
@@ -26,13 +26,7 @@ class _Summary(BaseModel):
 
 
 class FindingCount(_Summary):
-    """How often a kind of finding occurs.
-
-    Attributes:
-        severity: Severity of the finding.
-        slides: Slides that have it.
-        by_provider: The same for each provider.
-    """
+    """Number of slides that have a kind of finding, in all and for each provider."""
 
     severity: Severity
     slides: int
@@ -58,16 +52,7 @@ class GroupCount(_Summary):
 
 
 class InspectionSettings(_Summary):
-    """How the slides were inspected.
-
-    Attributes:
-        reader: See `SlideOptions`.
-        mpp_override: See `SlideOptions`.
-        deep: Every tile was decoded.
-        inspection: Version of the rules of inspections.
-        tissue: Version of the rules of tissue.
-        hashes: Version of the rules of hashes.
-    """
+    """How the slides were inspected: `SlideOptions`, `deep`, and the versions of the three kinds of rules."""
 
     reader: str
     mpp_override: float | None
@@ -101,7 +86,7 @@ class AuditSummary(_Summary):
     findings: dict[str, FindingCount]
     worst: dict[Severity, int]
     groups: GroupCount | None
-    crowded: list[str]
+    crowded: Sequence[str]
     looked_with: InspectionSettings | None = None
 
     @classmethod
@@ -121,24 +106,18 @@ class AuditSummary(_Summary):
 
 
 def summarize(
-    data: str,
     table: Sequence[TableRow],
+    rows: Mapping[str, TableRow],
     findings: Sequence[Finding],
     duplicates: Duplicates | None,
-    looked_with: InspectionSettings | None,
+    *,
+    data: str,
+    settings: InspectionSettings | None,
 ) -> AuditSummary:
-    """Count what was found.
+    """Count the findings and the groups.
 
-    Args:
-        data: The folder of the data.
-        table: All rows of the table.
-        findings: All findings.
-        duplicates: The duplicates; None if only the table was read.
-        looked_with: How the slides were inspected; None if only the table was read.
+    `rows` has the first row of each slide, by its id. `duplicates` and `settings` are None if only the table was read.
     """
-    first: dict[str, TableRow] = {}
-    for row in table:
-        first.setdefault(row.slide_id, row)
     slides: defaultdict[str, set[str]] = defaultdict(set)
     by_slide: defaultdict[str, list[Finding]] = defaultdict(list)
     for found in findings:
@@ -149,40 +128,38 @@ def summarize(
         schema=SCHEMA,
         data=data,
         rows=len(table),
-        slides=len(first),
-        providers=_count_providers(first.values()),
+        slides=len(rows),
+        providers=_count_providers(rows.values()),
         findings={
             name: FindingCount(
                 severity=kind.severity,
                 slides=len(slides[name]),
-                by_provider=_count_providers(first[slide_id] for slide_id in slides[name]),
+                by_provider=_count_providers(rows[slide_id] for slide_id in slides[name]),
             )
             for name, kind in FINDINGS.items()
             if name in slides
         },
         worst={severity: worst[severity] for severity in get_args(Severity)},
-        groups=None if duplicates is None else _count_groups(duplicates, first),
-        crowded=[] if duplicates is None else list(duplicates.near.crowded),
-        looked_with=looked_with,
+        groups=None if duplicates is None else _count_groups(duplicates, rows),
+        crowded=() if duplicates is None else duplicates.crowded,
+        looked_with=settings,
     )
 
 
 def find_worst_severity(findings: Iterable[Finding]) -> Severity | None:
     """Return the worst severity of the findings, or None if there are none."""
-    severities = {found.severity for found in findings}
-    return next((severity for severity in get_args(Severity) if severity in severities), None)
+    return min((found.severity for found in findings), key=get_args(Severity).index, default=None)
 
 
-def _count_groups(duplicates: Duplicates, rows: dict[str, TableRow]) -> GroupCount:
+def _count_groups(duplicates: Duplicates, rows: Mapping[str, TableRow]) -> GroupCount:
     members = duplicates.members.values()
+    grades = [{rows[slide_id].grade for slide_id in group} - {None} for group in members]
     return GroupCount(
         groups=len(members),
         slides=sum(map(len, members)),
         largest=max(map(len, members), default=0),
-        with_conflicting_grades=sum(
-            len({rows[slide_id].grade for slide_id in group} - {None}) > 1 for group in members
-        ),
-        pairs=len(duplicates.near.pairs),
+        with_conflicting_grades=sum(len(own) > 1 for own in grades),
+        pairs=len(duplicates.pairs),
     )
 
 

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from panda.audit.duplicates import Duplicates
-from panda.audit.inspection import Inspection
-from panda.audit.outliers import find_outliers
+from panda.audit.inspection import Inspection, find_outliers
+from panda.audit.near_duplicates import Duplicates
 from panda.audit.slide_table import TableRow
 from panda.audit.summary import find_worst_severity
 from panda.data.findings import FINDINGS, Finding
@@ -27,7 +26,7 @@ _DIGITS = 6  # significant digits of the figures
 
 
 def collect_findings(
-    rows: Sequence[TableRow],
+    rows: Mapping[str, TableRow],
     table_findings: Iterable[Finding],
     read_inspections: Callable[[], Iterable[Inspection]],
     duplicates: Duplicates | None,
@@ -35,7 +34,7 @@ def collect_findings(
     """Return all findings, in the order of the slides in the table, then of the kinds in `FINDINGS`.
 
     Args:
-        rows: The first row of each slide.
+        rows: The first row of each slide, by its id.
         table_findings: The findings of the table.
         read_inspections: Gives the inspections at each call; none if only the table was read.
         duplicates: The duplicates; None if only the table was read.
@@ -44,11 +43,8 @@ def collect_findings(
     every += find_outliers(read_inspections())
     if duplicates is not None:
         every += duplicates.list_findings()
-    place: dict[str, int] = {}
-    for row in rows:
-        place.setdefault(row.slide_id, row.number)
     order = {name: number for number, name in enumerate(FINDINGS)}
-    return sorted(every, key=lambda finding: (place[finding.slide_id], order[finding.finding]))
+    return sorted(every, key=lambda finding: (rows[finding.slide_id].number, order[finding.finding]))
 
 
 def write_findings(path: Path, findings: Iterable[Finding]) -> None:
@@ -57,30 +53,27 @@ def write_findings(path: Path, findings: Iterable[Finding]) -> None:
     write_table(path, rows, ("slide_id", "finding", "severity", "value", "what_to_do"))
 
 
-def write_groups(path: Path, rows: Iterable[TableRow], groups: Mapping[str, str]) -> None:
+def write_groups(path: Path, groups: Mapping[str, str], rows: Iterable[TableRow]) -> None:
     """Write `groups.csv` for `panda.data.manifest.read_groups`: a row for each slide whose id can name a file."""
     write_table(path, ((row.slide_id, groups[row.slide_id]) for row in rows if row.has_file), ("image_id", "group"))
 
 
-def write_pairs(path: Path, rows: Iterable[TableRow], duplicates: Duplicates) -> None:
+def write_pairs(path: Path, duplicates: Duplicates, rows: Mapping[str, TableRow]) -> None:
     """Write `pairs.csv`: slides that match, closest first.
 
     The slides of a pair can be in two groups, if most slides of these groups do not match.
     """
-    by_id = {row.slide_id: row for row in rows}
-    exact = {slide_id: number for number, same in enumerate(duplicates.identical) for slide_id in same}
-    matches = {(pair.a, pair.b): pair.distance for pair in duplicates.near.pairs}
-    for same in duplicates.identical:
-        matches.update(((same[0], other), 0.0) for other in same[1:])
+    files, groups = duplicates.file_numbers, duplicates.groups
+    matches = {(pair.a, pair.b): pair.distance for pair in duplicates.pairs}
+    matches.update(((same[0], other), 0.0) for same in duplicates.identical for other in same[1:])
     lines = []
     for (a, b), distance in sorted(matches.items(), key=lambda match: (match[1], match[0])):
-        one, other = by_id[a], by_id[b]
+        one, other = rows[a], rows[b]
+        grades = {one.grade, other.grade} - {None}
+        answers = (files.get(a, a) == files.get(b, b), groups[a] == groups[b], len(grades) > 1)
         lines.append(
             (
-                *(a, b, round(distance, _DIGITS)),
-                "yes" if exact.get(a, a) == exact.get(b, b) else "no",
-                "yes" if duplicates.groups[a] == duplicates.groups[b] else "no",
-                "yes" if len({one.grade, other.grade} - {None}) > 1 else "no",
+                *(a, b, round(distance, _DIGITS), *("yes" if answer else "no" for answer in answers)),
                 *(one.provider, other.provider, one.isup_grade, other.isup_grade, one.gleason, other.gleason),
             )
         )
@@ -98,12 +91,7 @@ def write_audit(
 ) -> None:
     """Write `audit.csv`: a row for each slide.
 
-    Args:
-        path: The file.
-        rows: The first row of each slide.
-        findings: All findings.
-        read: Reads the inspection of a slide; None if only the table was read.
-        duplicates: The duplicates; None if only the table was read.
+    `read` gives the inspection of a slide; it and the duplicates are None if only the table was read.
     """
     by_slide: defaultdict[str, list[Finding]] = defaultdict(list)
     for found in findings:
@@ -114,7 +102,7 @@ def write_audit(
         for row in rows:
             own = by_slide[row.slide_id]
             names = " ".join(dict.fromkeys(found.finding for found in own))
-            line = (row.slide_id, row.provider, row.isup_grade, row.gleason, names, find_worst_severity(own) or "")
+            line = (*row.values.values(), names, find_worst_severity(own) or "")
             if read is None or duplicates is None:
                 yield line
             else:
