@@ -23,7 +23,7 @@ from panda.files import read_output_table, remove, write_table
 from panda.inference.predictor import restore_network
 from panda.models.segmentation import Segmenter
 from panda.tasks.checkpoint import read_checkpoint
-from panda.tasks.grade_metrics import grading_scores
+from panda.tasks.grade_metrics import score_grades
 from panda.tasks.metadata import SegmentationMetadata
 
 ROOT = Path(__file__).parents[1]
@@ -97,7 +97,7 @@ def _figures(output: Path, arm: str, folds: int, seeds: int) -> dict[str, str]:
         ]
         slides = len(rows)
         prob = np.array([[float(row[f"p{k}"]) for k in range(6)] for row in rows])
-        found = grading_scores([int(row["label"]) for row in rows], prob)
+        found = score_grades([int(row["label"]) for row in rows], prob)
         for key in FIGURES:
             scores.setdefault(key, []).append(float(found[key]))
         for key in TILES:

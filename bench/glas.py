@@ -31,7 +31,7 @@ from panda.files import read_output_table, write_table
 from panda.inference.evaluate import SlideScore, histograms
 from panda.report.folds import Figure, compute_figures, read_folds
 from panda.report.paired import choose_groups, compute_differences, pair_rows
-from panda.tasks.metrics import BINS, pixel_histogram
+from panda.tasks.metrics import BINS, count_probabilities
 from panda.tasks.threshold import search_threshold
 from panda.wsi.label_mask import LabelMask
 from panda.wsi.slide import Slide
@@ -88,7 +88,7 @@ class Scene:
 
     def score(self, mapper: Mapper) -> SlideScore:
         """Count the pixels of a map by probability and truth, as `panda.inference.evaluate.score_canvas` does."""
-        counts = pixel_histogram(*map(torch.from_numpy, (mapper(self.rgb), self.truth, self.tissue))).numpy()
+        counts = count_probabilities(*map(torch.from_numpy, (mapper(self.rgb), self.truth, self.tissue))).numpy()
         outside = int(np.count_nonzero(self.truth & ~self.tissue))
         return SlideScore(self.record, counts, self.pixel_area_um2, outside)
 

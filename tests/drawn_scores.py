@@ -55,7 +55,7 @@ SLIDES = [
     draw(5, 1.0, "karolinska", 4, "d"),
     draw(6, 0.5, "karolinska", None, "e", outside=30),
 ]
-AT = ThresholdChoice.given(0.5)
+AT = ThresholdChoice.from_user(0.5)
 _SEARCHED = {"criterion": "f1", "score": 0.5, "chosen_on": "", "date": ""}
 BY_PROVIDER = ThresholdChoice.model_validate(
     {"value": 0.5, **_SEARCHED, "by_provider": {"radboud": {"value": 0.35, **_SEARCHED}}}

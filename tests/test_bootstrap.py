@@ -8,7 +8,13 @@ import pytest
 from numpy.typing import NDArray
 from sklearn import metrics as oracle
 
-from panda.tasks.bootstrap import bootstrap_interval, nanmean, percentile_interval, resampled, resampled_sums
+from panda.tasks.bootstrap import (
+    average_known,
+    bootstrap_interval,
+    compute_percentile_interval,
+    resample_counts,
+    resample_sums,
+)
 
 
 def test_bootstrap_of_a_mean() -> None:
@@ -37,7 +43,7 @@ def test_bootstrap_of_nothing() -> None:
     assert (low, high) == (1.0, 1.0)
     with pytest.raises(ValueError, match="groups"):
         bootstrap_interval([1.0], [0, 1], seed=0)
-    assert math.isnan(nanmean(np.array([math.nan])))
+    assert math.isnan(average_known(np.array([math.nan])))
 
 
 def test_bootstrap_of_any_statistic_over_rows() -> None:
@@ -62,7 +68,7 @@ def test_sums_draw_as_rows_do() -> None:
     rows = np.column_stack([rng.integers(1, 100, 60), rng.integers(100, 900, 60)])
     groups = [f"patient {k}" for k in rng.integers(0, 17, 60)]
     slow = bootstrap_interval(rows, groups, seed=7, statistic=lambda drawn: float(ratio(drawn.sum(axis=0))), n=600)
-    fast = percentile_interval(resampled_sums(rows, groups, ratio, seed=7, n=600))
+    fast = compute_percentile_interval(resample_sums(rows, groups, ratio, seed=7, n=600))
     assert fast == pytest.approx(slow, rel=1e-12)
 
 
@@ -74,13 +80,13 @@ def test_slides_draw_as_rows_do() -> None:
         return np.asarray(np.where(times > 0, values, -np.inf).max(axis=-1))
 
     slow = bootstrap_interval(values, groups, seed=7, statistic=lambda drawn: float(drawn.max()), n=600)
-    assert percentile_interval(resampled(groups, greatest, seed=7, n=600)) == slow
-    assert resampled(["a"] * 60, greatest, seed=0).shape == (0,)
+    assert compute_percentile_interval(resample_counts(groups, greatest, seed=7, n=600)) == slow
+    assert resample_counts(["a"] * 60, greatest, seed=0).shape == (0,)
 
 
 def test_sums_of_nothing() -> None:
-    assert resampled_sums(np.ones((3, 2)), ["a"] * 3, ratio, seed=0).shape == (0,)
-    assert resampled_sums(np.ones((0, 2)), [], ratio, seed=0).shape == (0,)
-    assert all(map(math.isnan, percentile_interval(np.empty(0))))
+    assert resample_sums(np.ones((3, 2)), ["a"] * 3, ratio, seed=0).shape == (0,)
+    assert resample_sums(np.ones((0, 2)), [], ratio, seed=0).shape == (0,)
+    assert all(map(math.isnan, compute_percentile_interval(np.empty(0))))
     with pytest.raises(ValueError, match="groups"):
-        resampled_sums(np.ones((3, 2)), ["a"], ratio, seed=0)
+        resample_sums(np.ones((3, 2)), ["a"], ratio, seed=0)

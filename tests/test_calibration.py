@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torchmetrics.functional.classification import binary_calibration_error
 
 from panda.report.curves import write_calibration
-from panda.tasks.calibration import RELIABILITY_BINS, calibration_scores, fit_temperature, reliability
-from panda.tasks.metrics import BINS, pixel_histogram
+from panda.tasks.calibration import RELIABILITY_BINS, fit_temperature, measure_reliability, score_calibration
+from panda.tasks.metrics import BINS, count_probabilities
 
 
 def pixels(sureness: float, spread: float = 1.5, count: int = 200_000) -> tuple[torch.Tensor, torch.Tensor]:
@@ -24,7 +24,7 @@ def pixels(sureness: float, spread: float = 1.5, count: int = 200_000) -> tuple[
 
 
 def histogram(logits: torch.Tensor, target: torch.Tensor) -> NDArray[np.int64]:
-    return pixel_histogram(logits.sigmoid(), target).numpy()
+    return count_probabilities(logits.sigmoid(), target).numpy()
 
 
 def raw_loss(logits: torch.Tensor, target: torch.Tensor, temperature: float) -> float:
@@ -68,7 +68,7 @@ def test_the_temperature_is_the_least_loss_and_moves_no_mask() -> None:
     hist = histogram(logits, target)
     temperature = fit_temperature(hist, "", "").value
     assert temperature is not None
-    loss = {t: calibration_scores(hist, t * temperature).nll_scaled for t in (0.98, 1.0, 1.02)}
+    loss = {t: score_calibration(hist, t * temperature).nll_scaled for t in (0.98, 1.0, 1.02)}
     assert loss[1.0] == min(value for value in loss.values() if value is not None)
     threshold = 0.3
     moved = 1 / (1 + math.exp(-math.log(threshold / (1 - threshold)) / temperature))
@@ -80,7 +80,7 @@ def test_errors_are_torchmetrics_and_the_raw_ones(sureness: float) -> None:
     logits, target = pixels(sureness)
     hist = histogram(logits, target)
     temperature = fit_temperature(hist, "", "").value
-    found = calibration_scores(hist, temperature)
+    found = score_calibration(hist, temperature)
     for suffix, t in (("", 1.0), ("_scaled", temperature)):
         assert t is not None
         expected = binary_calibration_error((logits / t).sigmoid(), target.long(), RELIABILITY_BINS, norm="l1")
@@ -92,7 +92,7 @@ def test_errors_are_torchmetrics_and_the_raw_ones(sureness: float) -> None:
 
 def test_reliability_counts_every_pixel_once() -> None:
     logits, target = pixels(1.0)
-    found = reliability(histogram(logits, target))
+    found = measure_reliability(histogram(logits, target))
     member = (logits.sigmoid().numpy() * RELIABILITY_BINS).astype(int)
     assert found.pixels.tolist() == np.bincount(member, minlength=RELIABILITY_BINS).tolist()
     for k in range(RELIABILITY_BINS):
@@ -115,11 +115,11 @@ def test_where_no_temperature_is_defined_it_is_said_why(
     cancer: list[float], other: list[float], word: str, tmp_path: Path
 ) -> None:
     prob = torch.tensor([*cancer, *other], dtype=torch.float64)
-    hist = pixel_histogram(prob, torch.arange(len(prob)) < len(cancer)).numpy()
+    hist = count_probabilities(prob, torch.arange(len(prob)) < len(cancer)).numpy()
     found = fit_temperature(hist, "", "")
     assert found.value is None
     assert word in found.note
-    scores = calibration_scores(hist, found.value)
+    scores = score_calibration(hist, found.value)
     assert scores.ece_scaled is scores.nll_scaled is None
     assert (scores.ece is None) == (len(prob) == 0)
     write_calibration({"validation": hist}, found.value, tmp_path / "c.csv", tmp_path / "c.png")

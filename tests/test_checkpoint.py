@@ -12,7 +12,7 @@ import torch
 from panda import files
 from panda.errors import CheckpointError
 from panda.tasks.calibration import Temperature, fit_temperature
-from panda.tasks.checkpoint import WholeCheckpoints, read_checkpoint, update_metadata
+from panda.tasks.checkpoint import AtomicCheckpointIO, read_checkpoint, update_metadata
 from panda.tasks.metadata import GradingMetadata, SegmentationMetadata, TrainedResolution
 from panda.tasks.threshold import ThresholdChoice, search_threshold
 from panda.wsi.label_maps import LabelMap, find_label_map
@@ -175,14 +175,14 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "last.ckpt"
-    WholeCheckpoints().save_checkpoint({"epoch": 0}, path)
+    AtomicCheckpointIO().save_checkpoint({"epoch": 0}, path)
 
     def full(target: Path) -> None:
         raise OSError(errno.ENOSPC, "full", str(target))
 
     monkeypatch.setattr(files, "sync", full)
     with pytest.raises(OSError, match="full"):
-        WholeCheckpoints().save_checkpoint({"epoch": 1}, path)
+        AtomicCheckpointIO().save_checkpoint({"epoch": 1}, path)
     assert torch.load(path, weights_only=True) == {"epoch": 0}
     assert list(tmp_path.iterdir()) == [path]
 

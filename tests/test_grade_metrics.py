@@ -12,7 +12,13 @@ from sklearn import metrics as oracle
 from torchmetrics.functional.classification import binary_auroc, multiclass_cohen_kappa
 
 from panda.models.mil import MILNet
-from panda.tasks.grade_metrics import auroc, compute_agreement, confusions, grading_intervals, grading_scores
+from panda.tasks.grade_metrics import (
+    compute_agreement,
+    compute_auroc,
+    compute_grade_intervals,
+    score_grades,
+    stack_confusions,
+)
 from panda.tasks.grading import GradingTask
 from panda.tasks.metadata import GradingMetadata
 from panda.tasks.optim import Optim
@@ -31,7 +37,7 @@ def grades(seed: int, classes: int, n: int = 120) -> tuple[NDArray[np.int64], ND
 def test_grades_against_the_oracle(classes: int, seed: int) -> None:
     truth, prob = grades(seed, classes)
     predicted = prob.argmax(axis=1)
-    found = grading_scores(torch.tensor(truth), torch.tensor(prob))
+    found = score_grades(torch.tensor(truth), torch.tensor(prob))
     labels = list(range(classes))
     assert found["n"] == len(truth)
     assert found["accuracy"] == pytest.approx(oracle.accuracy_score(truth, predicted), abs=1e-12)
@@ -52,7 +58,7 @@ def test_grades_against_the_oracle(classes: int, seed: int) -> None:
 def test_grades_with_absent_classes() -> None:
     truth, prob = grades(3, 6)
     kept = np.isin(truth, [0, 3])
-    found = grading_scores(truth[kept], prob[kept])
+    found = score_grades(truth[kept], prob[kept])
     predicted = prob[kept].argmax(axis=1)
     kappa = oracle.cohen_kappa_score(truth[kept], predicted, weights="quadratic", labels=list(range(6)))
     assert found["qwk"] == pytest.approx(kappa, abs=1e-12)
@@ -60,15 +66,15 @@ def test_grades_with_absent_classes() -> None:
 
 
 def test_grades_of_one_class() -> None:
-    found = grading_scores([0, 0, 0], np.eye(6)[[0, 0, 0]])
+    found = score_grades([0, 0, 0], np.eye(6)[[0, 0, 0]])
     assert found["accuracy"] == 1
     assert (found["qwk"], found["auroc_cancer"], found["auroc_significant"]) == (None, None, None)
-    ones = grading_scores([1, 1, 0], np.eye(6)[[1, 1, 0]])
+    ones = score_grades([1, 1, 0], np.eye(6)[[1, 1, 0]])
     assert (ones["qwk"], ones["auroc_cancer"], ones["auroc_significant"]) == (1.0, 1.0, None)
 
 
 def test_no_grades() -> None:
-    found = grading_scores(np.zeros(0, dtype=np.int64), np.zeros((0, 6)))
+    found = score_grades(np.zeros(0, dtype=np.int64), np.zeros((0, 6)))
     assert found["n"] == 0
     assert found["accuracy"] is None
     assert found["auroc_cancer"] is None
@@ -79,7 +85,7 @@ def test_sure_networks_are_ranked_right() -> None:
     """Probabilities which pass 1 by rounding are not taken for logits, and tiny ones are not all alike."""
     p0 = np.array([1e-9, 1e-3, 0.5, 1 - 1e-9, 1.0], dtype=np.float64)
     prob = np.column_stack([p0, (1 - p0) + 3e-7])
-    assert grading_scores([1, 1, 1, 1, 0], prob)["auroc_cancer"] == 1.0
+    assert score_grades([1, 1, 1, 1, 0], prob)["auroc_cancer"] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -94,14 +100,14 @@ def test_sure_networks_are_ranked_right() -> None:
 )
 def test_grades_that_are_refused(truth: list[int], prob: NDArray[Any], word: str) -> None:
     with pytest.raises(ValueError, match=word):
-        grading_scores(truth, prob)
+        score_grades(truth, prob)
 
 
 @pytest.mark.parametrize("classes", [2, 6])
 def test_agreement_of_a_bootstrap_is_that_of_its_slides(classes: int) -> None:
     truth, prob = grades(4, classes)
-    parts = confusions(truth, prob.astype(np.float64))
-    assert parts.sum(axis=0).tolist() == grading_scores(truth, prob)["confusion"]
+    parts = stack_confusions(truth, prob.astype(np.float64))
+    assert parts.sum(axis=0).tolist() == score_grades(truth, prob)["confusion"]
     drawn = np.random.default_rng(0).integers(len(truth), size=(5, len(truth)))
     labels = list(range(classes))
     for picked, (kappa, accuracy) in zip(drawn, compute_agreement(parts[drawn].sum(axis=1)), strict=True):
@@ -125,7 +131,7 @@ def test_auroc_of_a_bootstrap_is_that_of_its_slides() -> None:
     rng = np.random.default_rng(0)
     score, positive = rng.integers(0, 9, 50) / 9, rng.random(50) < 0.4
     times = rng.integers(0, 4, (20, 50))
-    areas = auroc(score, positive, times.astype(np.float64))
+    areas = compute_auroc(score, positive, times.astype(np.float64))
     for found, counts in zip(areas.tolist(), times, strict=True):
         expanded = torch.tensor(np.repeat(score, counts)), torch.tensor(np.repeat(positive, counts)).long()
         assert found == pytest.approx(float(binary_auroc(*expanded)), abs=1e-6)
@@ -134,27 +140,27 @@ def test_auroc_of_a_bootstrap_is_that_of_its_slides() -> None:
 
 def test_auroc_of_one_side_is_undefined() -> None:
     sides = np.array([True, False, False])
-    found = auroc(np.array([0.2, 0.2, 0.1]), sides, np.array([[1.0, 0, 0], [0, 1, 2], [0, 0, 0], [2, 1, 1]]))
+    found = compute_auroc(np.array([0.2, 0.2, 0.1]), sides, np.array([[1.0, 0, 0], [0, 1, 2], [0, 0, 0], [2, 1, 1]]))
     assert found.tolist() == pytest.approx([math.nan] * 3 + [0.75], nan_ok=True)
-    assert auroc(np.zeros(0), np.zeros(0, np.bool_), np.zeros((0, 0))).shape == (0,)
+    assert compute_auroc(np.zeros(0), np.zeros(0, np.bool_), np.zeros((0, 0))).shape == (0,)
 
 
 def test_draws_without_one_side_are_left_out_of_an_interval() -> None:
     """Of two groups a quarter of the draws each holds one alone; the rest are all slides."""
     prob = np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]])
-    found = grading_intervals([0, 1, 1], prob, ["a", "b", "b"], seed=0)
+    found = compute_grade_intervals([0, 1, 1], prob, ["a", "b", "b"], seed=0)
     assert found["auroc_cancer"] == pytest.approx((1, 1))
     assert all(map(math.isnan, found["auroc_significant"]))
     with pytest.raises(ValueError, match="groups"):
-        grading_intervals([0, 1, 1], prob, ["a", "b"], seed=0)
+        compute_grade_intervals([0, 1, 1], prob, ["a", "b"], seed=0)
 
 
 def test_intervals_of_many_slides_take_seconds() -> None:
     truth, prob = grades(0, 6, 5000)
     begun = time.process_time()
-    found = grading_intervals(truth, prob, np.arange(5000), seed=0)
+    found = compute_grade_intervals(truth, prob, np.arange(5000), seed=0)
     assert time.process_time() - begun < 10  # half a second; a loop over draws takes minutes
-    for name, value in grading_scores(truth, prob).items():
+    for name, value in score_grades(truth, prob).items():
         if name in found:
             low, high = found[name]
             assert low < value < high

@@ -12,16 +12,16 @@ from sklearn import metrics as oracle
 from panda.tasks.metrics import (
     BINS,
     PixelHistogram,
-    areas,
-    curve,
-    dice_at,
-    pixel_histogram,
-    pooled,
-    probability_bins,
-    scores_at,
-    threshold_bin,
+    compute_areas,
+    compute_curve,
+    compute_dice,
+    count_probabilities,
+    find_bins,
+    find_threshold_bin,
+    pool_histograms,
+    score_threshold,
 )
-from panda.tasks.threshold import criterion_scores
+from panda.tasks.threshold import score_by_criterion
 
 EDGES = np.arange(BINS) / BINS
 
@@ -38,26 +38,26 @@ def test_bins_are_exact(dtype: type[np.floating]) -> None:
     beside = [np.nextafter(at, dtype(2)), np.nextafter(at, dtype(-1))]
     prob = np.concatenate([at, *beside, rng.random(20_000).astype(dtype), rng.random(2000).astype(dtype) ** 8])
     prob = np.clip(prob, 0, 1)
-    np.testing.assert_array_equal(probability_bins(prob), brute_bins(prob))
-    found = probability_bins(torch.tensor(prob))
+    np.testing.assert_array_equal(find_bins(prob), brute_bins(prob))
+    found = find_bins(torch.tensor(prob))
     assert found.dtype == torch.int64
     np.testing.assert_array_equal(found.numpy(), brute_bins(prob))
 
 
 def test_bins_of_bfloat16_and_of_any_shape() -> None:
     prob = torch.rand(2, 1, 8, 9).bfloat16()
-    assert probability_bins(prob).shape == prob.shape
-    np.testing.assert_array_equal(probability_bins(prob).flatten(), brute_bins(prob.float().flatten().numpy()))
-    assert probability_bins(torch.tensor(1.0)).item() == BINS - 1
-    assert probability_bins(torch.rand(0)).shape == (0,)
+    assert find_bins(prob).shape == prob.shape
+    np.testing.assert_array_equal(find_bins(prob).flatten(), brute_bins(prob.float().flatten().numpy()))
+    assert find_bins(torch.tensor(1.0)).item() == BINS - 1
+    assert find_bins(torch.rand(0)).shape == (0,)
 
 
 @pytest.mark.parametrize("value", [-0.001, 1.001, math.nan, math.inf])
 def test_what_is_no_probability_is_refused(value: float) -> None:
     with pytest.raises(ValueError, match="sigmoid"):
-        probability_bins(torch.tensor([0.5, value]))
+        find_bins(torch.tensor([0.5, value]))
     with pytest.raises(ValueError, match="floating"):
-        probability_bins(torch.tensor([0, 1]))
+        find_bins(torch.tensor([0, 1]))
 
 
 def slide(seed: int, part: float, pixels: int = 500) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,7 +70,7 @@ def slide(seed: int, part: float, pixels: int = 500) -> tuple[torch.Tensor, torc
 @pytest.mark.parametrize("part", [0.0, 0.01, 0.4, 1.0])
 def test_curve_against_every_pixel(part: float) -> None:
     prob, target = slide(1, part)
-    found = curve(*pixel_histogram(prob, target))
+    found = compute_curve(*count_probabilities(prob, target))
     p, t = prob.double().numpy(), target.numpy()
     for k in range(0, BINS, 7):
         predicted = p >= k / 1000
@@ -87,10 +87,10 @@ def test_curve_against_every_pixel(part: float) -> None:
 
 
 def test_no_pixels() -> None:
-    empty = pixel_histogram(torch.rand(0), torch.zeros(0, dtype=torch.bool))
+    empty = count_probabilities(torch.rand(0), torch.zeros(0, dtype=torch.bool))
     assert empty.shape == (2, BINS)
-    assert np.isnan(curve(*empty).dice).all()
-    assert math.isnan(dice_at(empty, 0.5))
+    assert np.isnan(compute_curve(*empty).dice).all()
+    assert math.isnan(compute_dice(empty, 0.5))
 
 
 def test_metric_streams() -> None:
@@ -102,7 +102,7 @@ def test_metric_streams() -> None:
         target = torch.rand(shape, generator=generator) < 0.5
         where = torch.rand(shape, generator=generator) < 0.7
         metric.update(prob, target.float(), where)
-        total += pixel_histogram(prob[where], target[where])
+        total += count_probabilities(prob[where], target[where])
     assert metric.compute().dtype == torch.int64
     torch.testing.assert_close(metric.compute(), total)
     metric.reset()
@@ -123,57 +123,57 @@ def test_metrics_of_two_devices_add_up() -> None:
 
 def test_shapes_that_differ() -> None:
     with pytest.raises(ValueError, match="target is"):
-        pixel_histogram(torch.rand(2, 1, 3, 3), torch.zeros(2, 3, 3))
+        count_probabilities(torch.rand(2, 1, 3, 3), torch.zeros(2, 3, 3))
     with pytest.raises(ValueError, match="where is"):
-        pixel_histogram(torch.rand(3), torch.zeros(3), torch.ones(1))
+        count_probabilities(torch.rand(3), torch.zeros(3), torch.ones(1))
     with pytest.raises(ValueError, match="a histogram is"):
-        dice_at(np.zeros((2, 7), dtype=np.int64), 0.5)
+        compute_dice(np.zeros((2, 7), dtype=np.int64), 0.5)
     with pytest.raises(ValueError, match="a histogram is"):
-        dice_at(np.zeros((2, BINS)), 0.5)
+        compute_dice(np.zeros((2, BINS)), 0.5)
 
 
 def test_one_threshold() -> None:
     prob, target = slide(2, 0.3)
-    hist = pixel_histogram(prob, target)
+    hist = count_probabilities(prob, target)
     predicted = prob.double().numpy() >= 0.57
-    assert dice_at(hist, 0.57) == pytest.approx(oracle.f1_score(target, predicted))
-    found = scores_at(hist.numpy(), 0.57)
+    assert compute_dice(hist, 0.57) == pytest.approx(oracle.f1_score(target, predicted))
+    found = score_threshold(hist.numpy(), 0.57)
     assert found["recall"] == pytest.approx(oracle.recall_score(target, predicted))
     assert found["tp"] == (predicted & target.numpy()).sum()
-    assert scores_at(torch.zeros(2, BINS, dtype=torch.int64), 0.5) == {
+    assert score_threshold(torch.zeros(2, BINS, dtype=torch.int64), 0.5) == {
         **{"tp": 0, "fp": 0, "fn": 0},
         **{"dice": None, "iou": None, "precision": None, "recall": None},
     }
-    assert [threshold_bin(k / BINS) for k in range(BINS)] == list(range(BINS))
+    assert [find_threshold_bin(k / BINS) for k in range(BINS)] == list(range(BINS))
     for wrong in (-0.001, 1.0, 0.5004):
         with pytest.raises(ValueError, match="threshold"):
-            threshold_bin(wrong)
+            find_threshold_bin(wrong)
 
 
 def test_slides_without_cancer_have_no_dice() -> None:
     hists = {
-        "a": pixel_histogram(*slide(1, 0.3)),
-        "benign": pixel_histogram(torch.tensor([0.9, 0.2, 0.6]), torch.zeros(3)),
-        "b": pixel_histogram(*slide(2, 0.1)),
+        "a": count_probabilities(*slide(1, 0.3)),
+        "benign": count_probabilities(torch.tensor([0.9, 0.2, 0.6]), torch.zeros(3)),
+        "b": count_probabilities(*slide(2, 0.1)),
     }
-    expected = (dice_at(hists["a"], 0.5) + dice_at(hists["b"], 0.5)) / 2
-    assert criterion_scores(hists, "dice_mean_slide")[500] == pytest.approx(expected)
-    assert np.isnan(criterion_scores({"benign": hists["benign"]}, "dice_mean_slide")).all()
-    assert np.isnan(criterion_scores({}, "dice_mean_slide")).all()
-    np.testing.assert_array_equal(pooled(hists), sum(h.numpy() for h in hists.values()))
-    assert pooled({}).sum() == 0
+    expected = (compute_dice(hists["a"], 0.5) + compute_dice(hists["b"], 0.5)) / 2
+    assert score_by_criterion(hists, "dice_mean_slide")[500] == pytest.approx(expected)
+    assert np.isnan(score_by_criterion({"benign": hists["benign"]}, "dice_mean_slide")).all()
+    assert np.isnan(score_by_criterion({}, "dice_mean_slide")).all()
+    np.testing.assert_array_equal(pool_histograms(hists), sum(h.numpy() for h in hists.values()))
+    assert pool_histograms({}).sum() == 0
 
 
 def binned(seed: int, part: float) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]:
     """A histogram, the probabilities rounded down to their bins, and the truth."""
     prob, target = slide(seed, part)
-    return pixel_histogram(prob, target).numpy(), probability_bins(prob).numpy() / BINS, target.numpy()
+    return count_probabilities(prob, target).numpy(), find_bins(prob).numpy() / BINS, target.numpy()
 
 
 @pytest.mark.parametrize("part", [0.01, 0.4, 0.99])
 def test_areas_are_scikit_learn_s(part: float) -> None:
     hist, prob, target = binned(3, part)
-    average, auroc = areas(hist)
+    average, auroc = compute_areas(hist)
     assert average == pytest.approx(oracle.average_precision_score(target, prob), abs=1e-12)
     assert auroc == pytest.approx(oracle.roc_auc_score(target, prob), abs=1e-12)
     exact, _ = slide(3, part)  # what binning costs
@@ -183,12 +183,12 @@ def test_areas_are_scikit_learn_s(part: float) -> None:
 
 def test_areas_of_many_at_once_and_of_one_class() -> None:
     cancer, other, both = binned(1, 1.0)[0], binned(1, 0.0)[0], binned(1, 0.3)[0]
-    average, auroc = areas(np.stack([cancer, other, both, np.zeros_like(both)]))
+    average, auroc = compute_areas(np.stack([cancer, other, both, np.zeros_like(both)]))
     assert average[0] == 1
-    assert average[2] == areas(both)[0]
+    assert average[2] == compute_areas(both)[0]
     assert np.isnan(average[[1, 3]]).all()
     assert np.isnan(auroc[[0, 1, 3]]).all()
-    assert auroc[2] == areas(both)[1]
+    assert auroc[2] == compute_areas(both)[1]
 
 
 def test_ignored_pixels_count_nowhere_whatever_they_hold() -> None:
@@ -196,9 +196,9 @@ def test_ignored_pixels_count_nowhere_whatever_they_hold() -> None:
     mask = target.float()
     ignored = torch.rand(len(mask), generator=torch.Generator().manual_seed(0)) < 0.4
     mask[ignored], prob[ignored] = -1, math.nan
-    found = pixel_histogram(prob, mask > 0.5, mask >= 0)
-    torch.testing.assert_close(found, pixel_histogram(prob[~ignored], target[~ignored]))
-    assert pixel_histogram(prob, mask > 0.5, torch.zeros_like(mask)).sum() == 0
+    found = count_probabilities(prob, mask > 0.5, mask >= 0)
+    torch.testing.assert_close(found, count_probabilities(prob[~ignored], target[~ignored]))
+    assert count_probabilities(prob, mask > 0.5, torch.zeros_like(mask)).sum() == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -207,9 +207,9 @@ def test_scores_of_any_precision(dtype: torch.dtype, part: float) -> None:
     """Half precision is scored as the numbers it holds, not rounded once more."""
     prob, target = slide(5, part)
     prob = prob.to(dtype)
-    hist = pixel_histogram(prob, target)
+    hist = count_probabilities(prob, target)
     for threshold in (0.1, 0.5, 0.7):
         predicted = prob.double().numpy() >= threshold
-        scores = scores_at(hist, threshold)
+        scores = score_threshold(hist, threshold)
         assert scores["tp"] == (predicted & target.numpy()).sum()
         assert scores["fp"] == (predicted & ~target.numpy()).sum()

@@ -199,7 +199,7 @@ def test_the_cumulative_loss_by_hand() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_contributions_are_what_is_lost_without_a_tile(pooling: Pooling, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("panda.models.pooling._AT_ONCE", 12)
+    monkeypatch.setattr("panda.models.pooling._TILES_AT_ONCE", 12)
     model = net(pooling=pooling, head="ordinal").eval()
     for parameter in model.classifier.parameters():
         parameter.copy_(torch.randn_like(parameter))
@@ -329,7 +329,7 @@ def test_feature_width_is_the_encoders(name: str) -> None:
 
 def test_tile_sizes() -> None:
     net().check_tile_size(100)
-    with pytest.raises(ConfigError, match=r"tile_size=256: vit_tiny_patch16_224 .*taken: 224"):
+    with pytest.raises(ConfigError, match=r"tile_size=256: vit_tiny_patch16_224 .*sizes: 224"):
         MILNet("vit_tiny_patch16_224").check_tile_size(256)
 
 

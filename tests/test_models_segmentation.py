@@ -115,7 +115,7 @@ def test_patch_sizes(architecture: str, options: dict[str, Any], stride: int, go
         return
     with pytest.raises(ConfigError, match=rf"patch_size={bad}: .*multiple of {stride}.*nearest") as caught:
         network.check_patch_size(bad)
-    named = str(caught.value).split("taken: ")[1].split(".")[0].split(", ")
+    named = str(caught.value).split("sizes: ")[1].split(".")[0].split(", ")
     assert len(named) == 2
     for size in named:
         network.check_patch_size(int(size))
@@ -140,7 +140,7 @@ def test_checking_leaves_the_modes_alone() -> None:
 
 def test_a_fixed_size_encoder_says_which_size() -> None:
     network = Segmenter("DPT", "tu-vit_tiny_patch16_224")
-    with pytest.raises(ConfigError, match=r"patch_size=256: .*taken: 224"):
+    with pytest.raises(ConfigError, match=r"patch_size=256: .*sizes: 224"):
         network.check_patch_size(256)
 
 
@@ -249,8 +249,8 @@ def test_named_weights_are_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     loaded = Segmenter("DeepLabV3", "resnet18", encoder_weights="imagenet")
     for key, value in loaded.network.encoder.state_dict().items():  # type: ignore[union-attr]
         torch.testing.assert_close(value, state[key])
-    assert "imagenet" in segmentation.weight_names("resnet18")
-    assert segmentation.weight_names("tu-resnet18") == ["imagenet"]
+    assert "imagenet" in segmentation.list_weights("resnet18")
+    assert segmentation.list_weights("tu-resnet18") == ["imagenet"]
 
 
 def _save(state: dict[str, Tensor], path: Path) -> None:

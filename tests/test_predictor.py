@@ -149,7 +149,7 @@ def test_scores_agree_with_a_plain_count(slide_path: Path, mask_path: Path, tmp_
     threshold = float(np.round(np.median(prob[where]), 3))
     called = (prob >= threshold) & where
     tp, fp, fn = (called & truth).sum(), (called & ~truth).sum(), (~called & truth & where).sum()
-    figures = summarize([score], ThresholdChoice.given(threshold), seed=0).model_dump()
+    figures = summarize([score], ThresholdChoice.from_user(threshold), seed=0).model_dump()
     assert figures["dice"] == pytest.approx(2 * tp / (2 * tp + fp + fn), abs=1e-9)
     assert figures["all_tissue_dice"] == pytest.approx(
         2 * (truth & where).sum() / ((truth & where).sum() + where.sum()), abs=1e-9
@@ -176,7 +176,7 @@ def test_labelled_cancer_outside_the_tissue_is_counted(slide_path: Path, mask_pa
     assert row.cancer_outside_tissue_mm2 == pytest.approx(0.01)
     assert row.dice is None
     assert scores[1].metrics(0.5).cancer_outside_tissue_px == 0
-    figures = summarize(scores, ThresholdChoice.given(0.5), seed=0).model_dump()
+    figures = summarize(scores, ThresholdChoice.from_user(0.5), seed=0).model_dump()
     assert figures["cancer_outside_tissue_px"] == 2500
     assert figures["cancer_outside_tissue_mm2"] == pytest.approx(0.01)
     assert figures["cancer_outside_tissue_percent"] == pytest.approx(100 * 2500 / (2500 + 50 * 75))
@@ -196,4 +196,6 @@ def test_a_slide_without_cancer_has_no_dice_but_an_area(slide_path: Path, tmp_pa
     row = score.metrics(0.001)
     assert row.dice is None
     assert row.fp_mm2 == pytest.approx(row.fp_px * 4.0 / 1e6)
-    assert summarize([score], ThresholdChoice.given(0.001), seed=0).fp_mm2_benign_slides == pytest.approx(row.fp_mm2)
+    assert summarize([score], ThresholdChoice.from_user(0.001), seed=0).fp_mm2_benign_slides == pytest.approx(
+        row.fp_mm2
+    )

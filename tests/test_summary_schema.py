@@ -10,8 +10,8 @@ from panda.errors import ManifestError
 from panda.inference.grading_metrics import summarize_grades, summarize_test_grades
 from panda.report.run_summary import SCHEMA, parse_summary
 from panda.report.summary_schema import main, render_page
-from panda.tasks.calibration import calibration_scores, fit_temperature
-from panda.tasks.metrics import pooled
+from panda.tasks.calibration import fit_temperature, score_calibration
+from panda.tasks.metrics import pool_histograms
 from tests.drawn_scores import BY_PROVIDER, SLIDES, figures, graded
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -23,9 +23,9 @@ def summary_faults(content: dict[str, Any]) -> list[str]:
 
 def summary() -> dict[str, Any]:
     """A segmentation's, with the parts that the framework makes."""
-    hist = pooled({slide.score.record.slide_id: slide.score.histogram for slide in SLIDES})
+    hist = pool_histograms({slide.score.record.slide_id: slide.score.histogram for slide in SLIDES})
     temperature = fit_temperature(hist, "six slides", "today")
-    errors = calibration_scores(hist, temperature.value)
+    errors = score_calibration(hist, temperature.value)
     return {
         "schema": SCHEMA, "task": "segmentation", "name": "a", "created": "today", "seed": 0, "device": "cpu",
         "epochs": 1, "seconds": 1.5, "trained_by": None, "notes": [],

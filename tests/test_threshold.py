@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from panda.errors import ConfigError
 from panda.report.curves import write_threshold_curve
-from panda.tasks.metrics import BINS, pixel_histogram
-from panda.tasks.threshold import CRITERIA, ThresholdChoice, criterion_scores, search_threshold
+from panda.tasks.metrics import BINS, count_probabilities
+from panda.tasks.threshold import CRITERIA, ThresholdChoice, score_by_criterion, search_threshold
 
 
 def hist(cancer: list[float], other: list[float]) -> NDArray[np.int64]:
     prob = torch.tensor([*cancer, *other], dtype=torch.float64)
     target = torch.tensor([True] * len(cancer) + [False] * len(other))
-    return pixel_histogram(prob, target).numpy()
+    return count_probabilities(prob, target).numpy()
 
 
 def random_hists(
@@ -34,7 +34,7 @@ def random_hists(
     for number in range(slides):
         target = torch.rand(300, generator=generator) < (0.0 if number == 0 else 0.2 * number)
         pixels.append((torch.sigmoid(torch.randn(300, generator=generator) + 2 * target - 2), target))
-    return {f"s{i}": pixel_histogram(p, t).numpy() for i, (p, t) in enumerate(pixels)}, pixels
+    return {f"s{i}": count_probabilities(p, t).numpy() for i, (p, t) in enumerate(pixels)}, pixels
 
 
 def dice(prob: torch.Tensor, target: torch.Tensor, k: int) -> float:
@@ -176,7 +176,7 @@ def test_the_choice_is_that_of_all_stored_pixels(criterion: str, slides: list[li
     assert round(choice.value * BINS) == middle
     sign = -1 if criterion == "cost" else 1
     assert choice.score == pytest.approx(sign * float(best), abs=1e-12)
-    drawn = criterion_scores(hists, criterion, ratio)
+    drawn = score_by_criterion(hists, criterion, ratio)
     np.testing.assert_allclose(drawn, [sign * float(score) for score in scores if score is not None], atol=1e-12)
 
 

@@ -188,7 +188,7 @@ def _signature(built: type, options: Mapping[str, Any]) -> tuple[list[str], dict
     """Return the names of the options that a class takes, and the types of those that state one.
 
     A class that passes `**kwargs` on takes the options of its bases too, and of the class that it wraps, if it names
-    them by `wrapped_options`.
+    them by `list_wrapped_options`.
     """
     known: list[str] = []
     hints: dict[str, Any] = {}
@@ -202,7 +202,7 @@ def _signature(built: type, options: Mapping[str, Any]) -> tuple[list[str], dict
             hints = typing.get_type_hints(kind.__init__) | hints  # type: ignore[misc]
         if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
             return known, hints
-    wrapped = getattr(built, "wrapped_options", None)
+    wrapped = getattr(built, "list_wrapped_options", None)
     return known + (list(wrapped(options)) if wrapped else []), hints
 
 

@@ -40,9 +40,10 @@ from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
 from panda.inference.slide_loop import run_over_slides
 from panda.models.mil import MILNet
+from panda.models.pooling import POOLINGS
 from panda.report.run_summary import GradingSummary
 from panda.settings import Count, Settings
-from panda.tasks.grading import CLASSES, GradingTask, target_class
+from panda.tasks.grading import CLASSES, GradingTask, find_class
 from panda.tasks.metadata import GradingMetadata, Target, TrainedResolution
 from panda.tasks.optim import Optim
 from panda.wsi.slide import Slide
@@ -66,8 +67,6 @@ IDLE = (
 OF_MAPS = ("colour_map", "quantify", *(f"quantify.{limit}" for limit in QuantifySettings.model_fields), "engine.tta")
 """What bears on maps of slides alone, which only guided tiles need."""
 AUGMENT = ("augment", "data.augment", "data.augment.name")
-WITHOUT_HIDDEN = ("mean", "max")
-"""Values of `model.pooling` that have no hidden layer."""
 
 
 class GradingSettings(Settings):
@@ -233,7 +232,7 @@ class GradingExperiment:
 
     def _class(self, record: SlideRecord) -> int:
         assert record.isup_grade is not None  # a bag without a grade is refused
-        return int(target_class(torch.tensor(record.isup_grade), self.settings.target))
+        return int(find_class(torch.tensor(record.isup_grade), self.settings.target))
 
     def _bag_item(self, mpps: list[float], cache: FeatureCache | None, record: SlideRecord, bar: tqdm[Any]) -> BagItem:
         with self._open(record) as slide:
@@ -330,7 +329,8 @@ def _source_faults(plain: Mapping[str, Any]) -> list[str]:
             )
     if plain["model"].get("freeze_encoder"):
         faults += idle_faults(AUGMENT, "model.freeze_encoder=true, which encodes each tile once")
-    if (pooling := plain["model"].get("pooling")) in WITHOUT_HIDDEN:
+    pooling = plain["model"].get("pooling")
+    if pooling in POOLINGS and not POOLINGS[pooling].uses_hidden:
         faults += idle_faults(("model.hidden",), f"model.pooling={pooling}")
     return faults
 

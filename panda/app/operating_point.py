@@ -21,10 +21,10 @@ from panda.inference.predictor import SegmentationPredictor
 from panda.inference.score_store import read_scores, score_fingerprint, write_scores
 from panda.inference.slide_loop import run_over_slides, tile_progress
 from panda.report.curves import write_calibration, write_threshold_curve
-from panda.tasks.calibration import RELIABILITY_BINS, Calibration, Temperature, calibration_scores, fit_temperature
+from panda.tasks.calibration import RELIABILITY_BINS, Calibration, Temperature, fit_temperature, score_calibration
 from panda.tasks.checkpoint import update_metadata
 from panda.tasks.metadata import SegmentationMetadata
-from panda.tasks.metrics import pooled
+from panda.tasks.metrics import pool_histograms
 from panda.tasks.threshold import ThresholdChoice, search_threshold
 from panda.wsi.tissue import find_tissue
 
@@ -56,7 +56,7 @@ def freeze_threshold(
     chosen_on = f"{len(scores)} validation slides, blended canvases, tissue only"
     choice = predictor.threshold
     if run.cfg.threshold != "auto":
-        choice = ThresholdChoice.given(float(run.cfg.threshold))
+        choice = ThresholdChoice.from_user(float(run.cfg.threshold))
     elif scores:
         choice = _choose_threshold(run.cfg, scores, chosen_on)
     temperature = None
@@ -70,7 +70,7 @@ def freeze_threshold(
             run.folder / "threshold_curve.png",
             _providers_by_slide(scores),
         )
-        temperature = fit_temperature(pooled(histograms(scores)), chosen_on, choice.date)
+        temperature = fit_temperature(pool_histograms(histograms(scores)), chosen_on, choice.date)
     update_metadata(
         run.best,
         SegmentationMetadata,
@@ -151,9 +151,9 @@ def calibrate(folder: Path, temperature: Temperature, splits: Mapping[str, Seque
     Returns:
         The temperature with the errors of each split.
     """
-    hists = {split: pooled(histograms(scores)) for split, scores in splits.items()}
+    hists = {split: pool_histograms(histograms(scores)) for split, scores in splits.items()}
     write_calibration(hists, temperature.value, folder / "calibration.csv", folder / "calibration.png")
-    found = {split: calibration_scores(hist, temperature.value) for split, hist in hists.items()}
+    found = {split: score_calibration(hist, temperature.value) for split, hist in hists.items()}
     return Calibration(
         **temperature.model_dump(), bins=RELIABILITY_BINS, val=found["validation"], test=found.get("test")
     )

@@ -31,13 +31,13 @@ from panda.inference.compute import EngineSettings
 from panda.inference.dataset_metrics import summarize
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
-from panda.models.segmentation import Segmenter, weight_names
+from panda.models.segmentation import Segmenter, list_weights
 from panda.report.run_summary import PatchFigures, SegmentationSummary
 from panda.settings import Count, Settings, rule
 from panda.tasks.metadata import SegmentationMetadata, TrainedResolution
 from panda.tasks.optim import Optim
 from panda.tasks.segmentation import SegmentationTask
-from panda.tasks.threshold import DEFAULT_THRESHOLD, ThresholdChoice, check_criterion
+from panda.tasks.threshold import ThresholdChoice, check_criterion
 from panda.wsi.label_maps import find_label_map
 
 
@@ -96,7 +96,7 @@ class SegmentationExperiment:
         self.cfg = cfg
         data: DataSettings | None = faults.build(plain, "data")
         model = plain["model"]
-        downloaded = model.get("encoder_weights") in weight_names(str(model.get("encoder_name")))
+        downloaded = model.get("encoder_weights") in list_weights(str(model.get("encoder_name")))
         # Weights are downloaded only after every check has passed.
         without = {"encoder_weights": None} if downloaded else {}
         self.network: Segmenter = faults.build(plain, "model", **without)
@@ -153,7 +153,7 @@ class SegmentationExperiment:
             patch_size=data.settings.patch_size,
             overlap=self.settings.overlap,
             label_maps={provider: find_label_map(provider) for provider in providers},
-            threshold=ThresholdChoice.unsearched("default", DEFAULT_THRESHOLD, "not searched: no validation yet"),
+            threshold=ThresholdChoice.from_default("not searched: no validation yet"),
             precision=self.engine.precision,
             tta=self.engine.tta,
             normalize=data.settings.normalize,

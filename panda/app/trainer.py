@@ -19,7 +19,7 @@ from panda.app.resolvers import is_multirun
 from panda.app.run import Experiment
 from panda.app.tracking import read_metrics, replay, set_wandb_aside
 from panda.app.training_reuse import software_versions
-from panda.tasks.checkpoint import WholeCheckpoints
+from panda.tasks.checkpoint import AtomicCheckpointIO
 
 
 def build_trainer(
@@ -61,7 +61,7 @@ def build_trainer(
         "trainer",
         logger=loggers,
         callbacks=callbacks,
-        plugins=[WholeCheckpoints()],
+        plugins=[AtomicCheckpointIO()],
         default_root_dir=str(folder),
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # the loaders split an epoch themselves

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from panda.inference.evaluate import SCORES, SlideScore
-from panda.tasks.bootstrap import percentile_interval, resampled_sums
+from panda.tasks.bootstrap import compute_percentile_interval, resample_sums
 from panda.tasks.figures import Count, Figures, Interval, Share
-from panda.tasks.metrics import BINS, areas, scores_at
+from panda.tasks.metrics import BINS, compute_areas, score_threshold
 from panda.tasks.threshold import ThresholdChoice
 
 _MEANS = (*(f"{name}_mean_slide" for name in SCORES), "fp_mm2_benign_slides")
@@ -145,8 +145,8 @@ def _figures(scores: Sequence[SlideScore], choice: ThresholdChoice, seed: int) -
     values = dict(zip(FIGURES, (*_from_sums(sums.sum(axis=0)), *_from_histograms(everything)), strict=True))
     drawn = np.column_stack(
         [
-            resampled_sums(sums, groups, _from_sums, seed=seed),
-            resampled_sums(hists, groups, _from_histograms, seed=seed),
+            resample_sums(sums, groups, _from_sums, seed=seed),
+            resample_sums(hists, groups, _from_histograms, seed=seed),
         ]
     )
     found: dict[str, Any] = {}
@@ -154,7 +154,7 @@ def _figures(scores: Sequence[SlideScore], choice: ThresholdChoice, seed: int) -
     for column, (name, value) in enumerate(values.items()):
         has = sums[:, 3 + len(_MEANS) + _MEANS.index(name)] > 0 if name in _MEANS else np.ones(len(scores), bool)
         count = len(set(np.asarray(groups)[has]))
-        ends = defined_interval(percentile_interval(drawn[:, column])) if count > 1 else None
+        ends = defined_interval(compute_percentile_interval(drawn[:, column])) if count > 1 else None
         found |= {name: None if math.isnan(value) else float(value), f"{name}_interval": ends}
         if not math.isnan(value) and ends is None:
             notes[name] = f"an interval needs at least two groups of slides, there is {count}"
@@ -167,7 +167,7 @@ def _figures(scores: Sequence[SlideScore], choice: ThresholdChoice, seed: int) -
         "groups": len(set(groups)),
         "no_interval": notes,
         "cancer_percent_of_tissue": 100 * float(everything[0].sum() / everything.sum()) if everything.any() else None,
-        "all_tissue_dice": scores_at(everything, 0.0)["dice"] if everything[0].any() else None,
+        "all_tissue_dice": score_threshold(everything, 0.0)["dice"] if everything[0].any() else None,
         "cancer_outside_tissue_px": outside,
         "cancer_outside_tissue_mm2": None if None in outside_mm2 else sum((area for area in outside_mm2 if area), 0.0),
         "cancer_outside_tissue_percent": 100 * outside / labelled if labelled else None,
@@ -208,4 +208,4 @@ def _from_sums(sums: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _from_histograms(hists: NDArray[Any]) -> NDArray[np.float64]:
     """Compute `_AREAS` (…, 2) from histograms (…, 2, BINS)."""
-    return np.stack(areas(hists), axis=-1)
+    return np.stack(compute_areas(hists), axis=-1)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from panda.data.manifest import SlideRecord
 from panda.inference.canvas import Canvas
-from panda.tasks.metrics import BINS, pixel_histogram, scores_at
+from panda.tasks.metrics import BINS, count_probabilities, score_threshold
 from panda.wsi.geometry import round_px
 from panda.wsi.label_maps import LabelMap
 from panda.wsi.label_mask import LabelMask
@@ -77,7 +77,7 @@ class SlideScore:
 
     def metrics(self, threshold: float) -> SlideMetrics:
         """Return the metrics of the slide at a threshold."""
-        at = scores_at(self.histogram, threshold)
+        at = score_threshold(self.histogram, threshold)
         scores = {name: at[name] for name in SCORES} if self.histogram[0].any() else dict.fromkeys(SCORES)
         fp_px, tp_px, fn_px = (int(at[name] or 0) for name in ("fp", "tp", "fn"))
         return SlideMetrics(
@@ -126,7 +126,7 @@ def score_canvas(canvas: Canvas, slide: Slide, mask: LabelMask, tissue: TissueMa
         size = (prob.shape[1], prob.shape[0])
         truth = mask.read_tumor(resolution, location, size)
         in_tissue = tissue.crop(resolution, location, size)
-        counts += pixel_histogram(*map(torch.from_numpy, (prob, truth, in_tissue))).numpy()
+        counts += count_probabilities(*map(torch.from_numpy, (prob, truth, in_tissue))).numpy()
         outside += int(np.count_nonzero(truth & ~in_tissue))
     return SlideScore(record, counts, resolution.pixel_area_um2, outside)
 

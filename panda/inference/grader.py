@@ -18,7 +18,7 @@ from panda.inference.grade import AttentionScores, Grade
 from panda.inference.predictor import restore_network
 from panda.models.mil import MILNet
 from panda.tasks.checkpoint import Checkpoint, read_checkpoint
-from panda.tasks.grade_metrics import auroc
+from panda.tasks.grade_metrics import compute_auroc
 from panda.tasks.metadata import GradingMetadata, TileSelection
 from panda.wsi.geometry import Resolution
 from panda.wsi.label_mask import LabelMask
@@ -167,7 +167,7 @@ def score_attention(
     holds = cancer >= CANCER_TILE
     if not holds.any():
         return AttentionScores()
-    area = None if holds.all() else float(auroc(attention.astype(np.float64), holds, np.ones(len(holds))))
+    area = None if holds.all() else float(compute_auroc(attention.astype(np.float64), holds, np.ones(len(holds))))
     return AttentionScores(
         attention_auroc=area,
         cancer_attended=float((attention * cancer).sum() / attention.sum()),

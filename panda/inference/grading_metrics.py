@@ -13,12 +13,12 @@ from pydantic import Field
 from panda.data.manifest import SlideRecord
 from panda.inference.dataset_metrics import defined_interval
 from panda.inference.grade import ATTENTION_SCORES, AttentionScores, Grade
-from panda.tasks.bootstrap import percentile_interval, resampled_sums
+from panda.tasks.bootstrap import compute_percentile_interval, resample_sums
 from panda.tasks.figures import Count, Figures, Interval, Share
-from panda.tasks.grade_metrics import grading_intervals, grading_scores
+from panda.tasks.grade_metrics import compute_grade_intervals, score_grades
 
 _NAMES = {"qwk": "qwk", "accuracy": "accuracy", "auroc": "auroc_cancer", "auroc_significant": "auroc_significant"}
-"""Figure with an interval to its name in `grading_scores`."""
+"""Figure with an interval to its name in `score_grades`."""
 
 
 _ONE_SIDE = "Null if all slides are on one side"
@@ -163,8 +163,8 @@ def _scores(graded: Sequence[GradedSlide], classes: int, seed: int) -> dict[str,
     """Compute the fields of `GradingFigures`."""
     labels = np.array([slide.label for slide in graded], dtype=np.int64)
     prob = np.array([slide.grade.probabilities for slide in graded]).reshape(-1, classes)
-    found = grading_scores(labels, prob)
-    ends = grading_intervals(labels, prob, [slide.record.group for slide in graded], seed=seed)
+    found = score_grades(labels, prob)
+    ends = compute_grade_intervals(labels, prob, [slide.record.group for slide in graded], seed=seed)
     figures: dict[str, Any] = {"slides": len(graded), "confusion": found["confusion"]}
     for key, name in _NAMES.items():
         figures |= {key: found[name], f"{key}_interval": defined_interval(ends[name])}
@@ -179,8 +179,8 @@ def _attention(graded: Sequence[GradedSlide], seed: int) -> dict[str, Any]:
         values = [(group, value) for group, scores in known if (value := getattr(scores, key)) is not None]
         found[key] = float(np.mean([value for _, value in values])) if values else None
         sums = np.array([[value, 1.0] for _, value in values]).reshape(-1, 2)
-        drawn = resampled_sums(sums, [group for group, _ in values], _mean, seed=seed)
-        found[f"{key}_interval"] = defined_interval(percentile_interval(drawn)) if values else None
+        drawn = resample_sums(sums, [group for group, _ in values], _mean, seed=seed)
+        found[f"{key}_interval"] = defined_interval(compute_percentile_interval(drawn)) if values else None
     return found
 
 

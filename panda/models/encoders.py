@@ -1,4 +1,4 @@
-"""What the encoders of all networks share: names, normalisation, weights from a file, patch sizes taken."""
+"""What all networks share: input normalization, weights from files and downloads, accepted image sizes."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from torch import Tensor, nn
 from panda.errors import OptionError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
-"""Mean of RGB in [0, 1] over ImageNet, which nearly all pretrained encoders expect to be subtracted."""
+"""Mean of RGB in [0, 1] over ImageNet, which most pretrained encoders expect to be subtracted."""
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """Standard deviation of RGB in [0, 1] over ImageNet."""
 
 USUAL_SIZES = (32, 64, 96, 128, 192, 224, 256, 384, 448, 512, 768, 1024)
+"""Image sizes in px that an error proposes."""
 
 
 class Normalize(nn.Module):
-    """Take each colour channel's mean away and divide by its standard deviation.
+    """Subtract the mean of each color channel and divide by its standard deviation.
 
-    The two are not part of the state dict: they belong to how the network was built, and are kept with that.
+    Both are options of the network, so they are not in the state dict.
 
     Args:
         mean: Of R, G and B, for pixels in [0, 1].
-        std: The same, above 0.
+        std: Of R, G and B, above 0.
 
     Raises:
-        OptionError: Not three numbers each, or a standard deviation of 0 or less.
+        OptionError: If there are not three numbers each, or a standard deviation is not above 0.
     """
 
     mean: Tensor
@@ -52,38 +53,35 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor([float(v) for v in std]).view(3, 1, 1), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Normalise.
+        """Normalize images.
 
         Args:
-            image: (..., 3, h, w) floating point, in [0, 1].
+            image: RGB in [0, 1], (..., 3, h, w), floating point.
 
         Returns:
-            The same shape, about zero mean and unit variance.
+            Normalized pixels of the same shape.
 
         Raises:
-            TypeError: Integer pixels: they run to 255 and would pass for very bright ones.
+            TypeError: If pixels are integers, because their range of 0 to 255 would be mistaken for very bright ones.
         """
         if not image.is_floating_point():
             raise TypeError(f"pixels are {image.dtype}: give floating point in [0, 1]")
         return (image - self.mean) / self.std
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a state dict from a local file without running code from it.
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a state dict onto the CPU without running code from the file.
 
     Args:
-        path: A `.safetensors` file, or one written by `torch.save`. A dict under the single key `state_dict`
-            (as in a Lightning checkpoint) is unwrapped.
-
-    Returns:
-        Parameter name to tensor, on the CPU.
+        path: A `.safetensors` file, or one written by `torch.save`. A state dict under the key `state_dict`, as in a
+            Lightning checkpoint, is unwrapped.
 
     Raises:
-        OptionError: The file is missing, is not such a file, or holds something else than named tensors.
+        OptionError: If the file is missing, cannot be read, or does not hold named tensors.
     """
     key = f"encoder_weights={path}"
     if not path.is_file():
-        raise OptionError(f"{key}: no such file; give null, a known name, or a state dict's path")
+        raise OptionError(f"{key}: no such file; give null, a known name, or the path of a state dict")
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path, device="cpu")
@@ -95,26 +93,26 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ) from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise OptionError(f"{key}: holds {type(state).__name__}, not a dict of named tensors")
+        raise OptionError(f"{key}: holds {type(state).__name__}, not a dict of named tensors; give a state dict")
     return dict(state)
 
 
 def load_weights(module: nn.Module, path: Path, ignored: Collection[str] = ()) -> None:
-    """Load a file of weights into a module, every one of them.
+    """Load a file of weights into a module. Every weight of the module must be in the file.
 
     Args:
-        module: What takes the weights.
-        path: See `read_weights`.
-        ignored: Names of submodules (such as a classifier) which the file may have and the module has not.
+        module: Takes the weights.
+        path: A state dict, `.safetensors` or written by `torch.save`.
+        ignored: Submodules, such as a classifier, that the file may have and the module has not.
 
     Raises:
-        OptionError: The file cannot be read, or keys or shapes differ; the first of each are named.
+        OptionError: If the file cannot be read, or keys or shapes differ; the first of each are named.
     """
     prefixes = tuple(f"{name}." for name in ignored)
     own = module.state_dict()
-    state = {name: value for name, value in read_weights(path).items() if name in own or not name.startswith(prefixes)}
+    state = {name: value for name, value in _read_weights(path).items() if name in own or not name.startswith(prefixes)}
     try:
-        module.load_state_dict(dict(state))  # a copy: some encoders of smp take keys out of it
+        module.load_state_dict(dict(state))  # a copy, because some encoders of smp remove keys from it
     except RuntimeError as error:
         groups = {
             "missing in the file": [name for name in own if name not in state],
@@ -136,19 +134,28 @@ def load_weights(module: nn.Module, path: Path, ignored: Collection[str] = ()) -
         ) from error
 
 
-def size_fault(module: nn.Module, size: int, *, confirm: bool = True) -> str | None:
-    """Say why a module cannot take square images of a size.
+def explain_failed_download(weights: str, encoder: str, error: Exception) -> str:
+    """Return the message for pretrained weights that could not be downloaded."""
+    return (
+        f"encoder_weights={weights}: the weights of {encoder} could not be downloaded "
+        f"({type(error).__name__}: {str(error)[:200]}); without a network connection give "
+        "model.encoder_weights=null or the path of a local state dict"
+    )
 
-    Only shapes are followed (torch's `meta` device): it takes no memory for pixels and next to no time. As
-    a module may hold tensors which this does not reach, a refusal can be confirmed on real zeros.
+
+def find_size_fault(module: nn.Module, size: int, *, confirm: bool = True) -> str | None:
+    """Find out whether a module accepts square images of a size.
+
+    Only shapes are computed (on torch's `meta` device), which needs next to no memory or time. A module may hold
+    tensors that this does not reach, so a refusal can be confirmed with real zeros.
 
     Args:
-        module: Takes (1, 3, size, size).
-        size: In pixels.
-        confirm: Whether a refusal is put to the real network, which for a large size takes a second.
+        module: Takes images (1, 3, size, size).
+        size: Side of the image, px.
+        confirm: Whether to repeat a refusal on the real network, which takes about a second for a large size.
 
     Returns:
-        The network's own words, or None where it takes them.
+        The error of the network, or None if it accepts the size.
     """
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     modes = {part: part.training for part in module.modules()}
@@ -171,28 +178,28 @@ def size_fault(module: nn.Module, size: int, *, confirm: bool = True) -> str | N
     return None
 
 
-def require_size(module: nn.Module, name: str, size: int, multiple: int, key: str = "patch_size") -> None:
-    """Refuse a patch size that a module does not take.
+def check_size(module: nn.Module, name: str, size: int, multiple: int, key: str = "patch_size") -> None:
+    """Check that a module accepts a patch size.
 
     Args:
-        module: Takes (1, 3, size, size).
-        name: Of the network, for the message.
-        size: Side of a patch in working pixels.
-        multiple: What the side must be a multiple of, as far as known.
-        key: What the size is called in the message.
+        module: Takes images (1, 3, size, size).
+        name: Name of the network for the message.
+        size: Side of a patch, working px.
+        multiple: Known divisor of all accepted sizes.
+        key: Name of the size in the message.
 
     Raises:
-        OptionError: With the size, the multiple and the nearest sizes that are taken.
+        OptionError: If it does not; with the size, the multiple and the nearest accepted sizes.
     """
-    fault = size_fault(module, size) if size > 0 else "it must be above 0"
+    fault = find_size_fault(module, size) if size > 0 else "it must be above 0"
     if fault is None:
         return
     below = size // multiple * multiple
     candidates = {below, below + multiple, *USUAL_SIZES} - {size}
     valid: list[int] = []
     for candidate in sorted(candidates, key=lambda other: (abs(other - size), other)):
-        if len(valid) < 2 and candidate > 0 and size_fault(module, candidate, confirm=False) is None:
+        if len(valid) < 2 and candidate > 0 and find_size_fault(module, candidate, confirm=False) is None:
             valid.append(candidate)
     needed = f" (a multiple of {multiple} is needed)" if multiple > 1 else ""
-    remedy = f"the nearest that are taken: {', '.join(map(str, sorted(valid)))}" if valid else "none is taken"
-    raise OptionError(f"{key}={size}: {name} does not take it{needed}; {remedy}. The network says: {fault}")
+    remedy = f"nearest accepted sizes: {', '.join(map(str, sorted(valid)))}" if valid else "no size is accepted"
+    raise OptionError(f"{key}={size}: {name} does not accept it{needed}; {remedy}. The network says: {fault}")

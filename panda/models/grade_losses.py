@@ -8,20 +8,27 @@ from torch.nn import functional
 
 
 class CumulativeLoss(nn.Module):
-    """Cross-entropy of each question whether a grade is above k, the mean over them: near misses cost less.
+    """Cross-entropy of the questions "is the grade above k?", averaged over k. Near misses cost less.
 
-    The loss of CORAL (Cao, Mirjalili, Raschka 2020), over classes in an order. P(grade > k) is the sum of the classes
-    above, so it teaches the `softmax` head as well as the `ordinal` one.
+    This is the loss of CORAL (Cao, Mirjalili, Raschka 2020) for ordered classes. P(grade > k) is the sum of the classes
+    above k, so the loss trains the `softmax` head as well as the `ordinal` one.
     """
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Loss of logits (B, C), computed in float32, and labels (B,) in 0 … C - 1.
+        """Compute the loss.
+
+        Args:
+            logits: (B, C), C at least 2; computed in float32.
+            label: True classes, (B,), 0 to C - 1.
+
+        Returns:
+            Scalar float32.
 
         Raises:
-            ValueError: Logits that are not of two classes or more.
+            ValueError: If the logits have fewer than two classes.
         """
         if logits.ndim != 2 or logits.shape[1] < 2:
-            raise ValueError(f"it is over classes in an order, (B, C) logits with C at least 2, not {(*logits.shape,)}")
+            raise ValueError(f"logits are (B, C) of ordered classes with C at least 2, not {(*logits.shape,)}")
         logits = logits.float()
         classes = logits.shape[1]
         below = torch.stack([logits[:, : k + 1].logsumexp(dim=1) for k in range(classes - 1)], dim=1)

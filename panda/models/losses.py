@@ -1,12 +1,12 @@
-"""Losses over logits for one class, cancer. Sums are taken in float32, whatever autocast asks for.
+"""Losses over logits of one class, cancer. They are computed in float32, whatever autocast asks for.
 
 Every loss is called as `loss(logits, target)`:
 
-- logits: (N, 1, h, w), any floating type;
-- target: (N, 1, h, w), 1 where there is cancer, 0 elsewhere, and below 0 (-1) where a pixel is to be ignored.
+- logits: (N, 1, h, w), any floating dtype;
+- target: (N, 1, h, w), 1 for cancer, 0 for other pixels, below 0 (-1) for pixels to ignore.
 
-Each gives a scalar float32; a batch of which nothing counts gives 0. Where a batch has no cancer, each still pushes
-probabilities down (`lovasz` through the cross-entropy beside it).
+The result is a scalar float32, 0 for a batch whose pixels are all ignored. On a batch without cancer every loss still
+pushes probabilities down (`lovasz` through its cross-entropy).
 """
 
 from __future__ import annotations
@@ -25,121 +25,121 @@ from panda.errors import OptionError
 
 
 def binary_cross_entropy(logits: Tensor, target: Tensor, positive_weight: float = 1.0) -> Tensor:
-    """Mean cross-entropy over the pixels of a batch.
+    """Compute the mean cross-entropy over the pixels of a batch.
 
     Args:
         logits: (N, 1, h, w).
-        target: (N, 1, h, w), see the module's text.
-        positive_weight: How much more a pixel of cancer counts.
+        target: (N, 1, h, w), see the module.
+        positive_weight: Weight of a cancer pixel relative to another.
 
     Returns:
         Scalar float32.
 
     Raises:
-        ValueError: Shapes that differ.
+        ValueError: If shapes differ.
     """
-    logits, target, counts = _checked(logits, target)
+    logits, target, counts = _prepare(logits, target)
     weight = torch.tensor(positive_weight, device=logits.device)
-    return _mean(F.binary_cross_entropy_with_logits(logits, target, pos_weight=weight, reduction="none"), counts)
+    return _average(F.binary_cross_entropy_with_logits(logits, target, pos_weight=weight, reduction="none"), counts)
 
 
 def focal_loss(logits: Tensor, target: Tensor, alpha: float = 0.5, gamma: float = 2.0) -> Tensor:
-    """Cross-entropy in which pixels that are right already count little (Lin et al. 2017, eq. 5).
+    """Compute cross-entropy in which pixels that are right already count little (Lin et al. 2017, eq. 5).
 
         -alpha_t (1 - p_t)^gamma log p_t, the mean over the pixels
 
     Args:
         logits: (N, 1, h, w).
-        target: (N, 1, h, w), see the module's text.
-        alpha: Weight of cancer pixels; others have 1 - alpha. Lin et al. take 0.25 where nearly all is background.
-        gamma: 0 is cross-entropy (times alpha_t).
+        target: (N, 1, h, w), see the module.
+        alpha: Weight of cancer pixels; others have 1 - alpha. Lin et al. use 0.25 for a rare class.
+        gamma: Focus on wrong pixels; 0 gives cross-entropy times alpha_t.
 
     Returns:
         Scalar float32.
 
     Raises:
-        ValueError: Shapes that differ.
+        ValueError: If shapes differ.
     """
-    logits, target, counts = _checked(logits, target)
-    return _mean(sigmoid_focal_loss(logits, target, alpha=alpha, gamma=gamma, reduction="none"), counts)
+    logits, target, counts = _prepare(logits, target)
+    return _average(sigmoid_focal_loss(logits, target, alpha=alpha, gamma=gamma, reduction="none"), counts)
 
 
 def soft_tversky_index(
     logits: Tensor, target: Tensor, false_positive: float, false_negative: float, smooth: float = 0.01
 ) -> Tensor:
-    """The soft Tversky index of a whole batch, in a form that still teaches where there is no cancer.
+    """Compute the soft Tversky index of a whole batch, in a form with a gradient on batches without cancer.
 
     With means over the pixels of the batch, tp = mean(p t), fp = mean(p (1 - t)), fn = mean((1 - p) t):
 
         (tp + smooth) / (tp + false_positive fp + false_negative fn + smooth)
 
-    (Salehi et al. 2017). With both weights 0.5 it is Dice. The usual form (Milletari et al. 2016, V-Net, with sums
-    and a smoothing of 1 or less) is of no use on a batch without cancer: per image it has no gradient there, and over
-    a batch one of 1 / pixels². Others drop such batches. Here the smoothing is a *part of the pixels*, so on an
-    all-benign batch one minus the index is f / (f + smooth), f = false_positive mean(p): 0 when nothing is predicted,
-    near 1 when much is, and its gradient pushes every probability down, the harder the fewer there are left. The price
-    is that cancer of much less than `smooth` of a batch's pixels weighs little; cross-entropy beside it sees to that.
+    (Salehi et al. 2017). With both weights 0.5 it is Dice. The usual form (Milletari et al. 2016, V-Net) has sums and a
+    smoothing of at most 1. On a batch without cancer its gradient is 1 / pixels², so others drop such batches. Here the
+    smoothing is a *share of the pixels*. On a batch without cancer one minus the index is f / (f + smooth) with
+    f = false_positive mean(p). It is 0 if nothing is predicted and near 1 if much is. Its gradient pushes every
+    probability down, and more so the fewer are left. The price is that cancer of much less than `smooth` of a batch's
+    pixels has little weight. Add cross-entropy to correct that.
 
     Args:
         logits: (N, 1, h, w).
-        target: (N, 1, h, w), see the module's text.
-        false_positive: Weight of what is called cancer and is not.
-        false_negative: Weight of cancer that is missed.
-        smooth: Above 0, as a part of the batch's pixels.
+        target: (N, 1, h, w), see the module.
+        false_positive: Weight of false positives.
+        false_negative: Weight of missed cancer.
+        smooth: Share of the batch's pixels, above 0.
 
     Returns:
         Scalar float32 in (0, 1].
 
     Raises:
-        ValueError: Shapes that differ.
+        ValueError: If shapes differ.
     """
-    logits, target, counts = _checked(logits, target)
+    logits, target, counts = _prepare(logits, target)
     probability = torch.sigmoid(logits)
-    right = _mean(probability * target, counts)
-    wrong = _mean(probability * (1 - target), counts)
-    missed = _mean((1 - probability) * target, counts)
+    right = _average(probability * target, counts)
+    wrong = _average(probability * (1 - target), counts)
+    missed = _average((1 - probability) * target, counts)
     return (right + smooth) / (right + false_positive * wrong + false_negative * missed + smooth)
 
 
 def soft_dice_loss(logits: Tensor, target: Tensor, smooth: float = 0.01) -> Tensor:
-    """One minus the soft Dice of a whole batch: `soft_tversky_index` with both weights 0.5.
+    """Compute one minus the soft Dice of a whole batch: `soft_tversky_index` with both weights 0.5.
 
     With i = mean(p t), a = mean(p), b = mean(t) it is 1 - (2 i + smooth) / (a + b + smooth).
 
     Args:
         logits: (N, 1, h, w).
-        target: (N, 1, h, w), see the module's text.
-        smooth: Above 0, as a part of the batch's pixels.
+        target: (N, 1, h, w), see the module.
+        smooth: Share of the batch's pixels, above 0.
 
     Returns:
         Scalar float32 in [0, 1).
 
     Raises:
-        ValueError: Shapes that differ.
+        ValueError: If shapes differ.
     """
     return 1 - soft_tversky_index(logits, target, 0.5, 0.5, smooth / 2)
 
 
 def lovasz_hinge(logits: Tensor, target: Tensor) -> Tensor:
-    """The convex surrogate of one minus the Jaccard index of a whole batch (Berman et al. 2018, eq. 9 and algorithm 1).
+    """Compute a convex surrogate of one minus the Jaccard index of a whole batch (Berman et al. 2018, algorithm 1).
 
-    The hinge errors 1 - logit × (±1), above 0, by falling size, times what each adds to the Jaccard loss. With I and U,
-    intersection and union once that pixel is wrong too, a pixel of cancer adds 1 / U and another one I / (U (U - 1)):
-    taken as differences of sums, as is usual, most of it is lost to rounding in batches of a million pixels.
+    Hinge errors 1 - logit × (±1) above 0 are sorted from large to small. Each is multiplied by what its pixel adds to
+    the Jaccard loss. With intersection I and union U after that pixel, a cancer pixel adds 1 / U and another one
+    I / (U (U - 1)). The usual difference of sums would lose most of that to rounding in batches of a million pixels.
 
-    Where there is no cancer it sees the one most wrong pixel only.
+    On a batch without cancer only the most wrong pixel counts.
 
     Args:
         logits: (N, 1, h, w).
-        target: (N, 1, h, w), see the module's text.
+        target: (N, 1, h, w), see the module.
 
     Returns:
         Scalar float32, 0 or more.
 
     Raises:
-        ValueError: Shapes that differ.
+        ValueError: If shapes differ.
     """
-    logits, target, counts = _checked(logits, target)
+    logits, target, counts = _prepare(logits, target)
     logits, target = logits[counts > 0], target[counts > 0]
     if not len(target):
         return logits.sum()
@@ -155,39 +155,39 @@ def lovasz_hinge(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def boundary_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """How far from the outline of the cancer the wrong pixels lie (Kervadec et al. 2019, eq. 5).
+    """Compute how far wrong pixels are from the outline of the cancer (Kervadec et al. 2019, eq. 5).
 
-        mean(p d), d the distance to the outline, negative inside of the cancer
+        mean(p d), d the distance to the outline, negative inside the cancer
 
-    Distances are Euclidean, in parts of the patch's diagonal, so that the loss lies in [-1, 1] at any patch size. A
-    patch without cancer has no outline: its d is 0, and the cross-entropy beside this loss has to see to it; likewise
-    one that is all cancer. Ignored pixels do not count, and there is no outline towards them.
+    Distances are Euclidean, as a share of the patch's diagonal, so the loss is in [-1, 1] at any patch size. A patch
+    without cancer, or with cancer only, has no outline and d = 0: it needs cross-entropy beside this loss. Ignored
+    pixels do not count, and the outline has no part towards them.
 
     Args:
         logits: (N, 1, h, w).
-        target: (N, 1, h, w), see the module's text.
+        target: (N, 1, h, w), see the module.
 
     Returns:
         Scalar float32.
 
     Raises:
-        ValueError: Shapes that differ.
+        ValueError: If shapes differ.
     """
-    logits, target, counts = _checked(logits, target)
+    logits, target, counts = _prepare(logits, target)
     masks = zip(target[:, 0].bool().cpu().numpy(), counts[:, 0].bool().cpu().numpy(), strict=True)
     distance = torch.from_numpy(np.stack([_signed_distance(*mask) for mask in masks]))
-    return _mean(torch.sigmoid(logits) * distance[:, None].to(logits.device), counts)
+    return _average(torch.sigmoid(logits) * distance[:, None].to(logits.device), counts)
 
 
 def _signed_distance(cancer: NDArray[np.bool_], counts: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """(h, w) float32 distance from the outline in parts of the diagonal: over 0 outside, 0 or less inside."""
+    """Return the distance to the outline as a share of the diagonal, (h, w); above 0 outside, at most 0 inside."""
     other = counts & ~cancer
     if not cancer.any() or not other.any():
         return np.zeros(cancer.shape, np.float32)
     outside, inside = (
         cv2.distanceTransform((~part).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE) for part in (cancer, other)
     )
-    # As the authors do: the outline is the innermost row of cancer pixels, which is at distance 0.
+    # As in the authors' program, the outermost row of cancer pixels is the outline, at distance 0.
     signed = np.where(cancer, -np.maximum(inside - 1, 0), outside)
     return np.asarray(signed / math.hypot(*cancer.shape), np.float32)
 
@@ -196,10 +196,10 @@ class BCELoss(nn.Module):
     """Cross-entropy; see `binary_cross_entropy`.
 
     Args:
-        positive_weight: How much more a pixel of cancer counts, above 0.
+        positive_weight: Weight of a cancer pixel relative to another, above 0.
 
     Raises:
-        OptionError: A weight that is not above 0.
+        OptionError: If the weight is not above 0.
     """
 
     def __init__(self, positive_weight: float = 1.0) -> None:
@@ -208,7 +208,7 @@ class BCELoss(nn.Module):
         self.positive_weight = float(positive_weight)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Give the scalar loss; arguments and errors as in the module's text."""
+        """Compute the scalar loss, see the module."""
         with torch.autocast(logits.device.type, enabled=False):
             return binary_cross_entropy(logits, target, self.positive_weight)
 
@@ -218,32 +218,35 @@ class FocalLoss(nn.Module):
 
     Args:
         alpha: Weight of cancer pixels, in (0, 1).
-        gamma: 0, or 1 and more: between them the slope has no bound where a pixel is right.
+        gamma: 0, or at least 1; between them the slope of a pixel that is right is unbounded.
 
     Raises:
-        OptionError: A number out of range.
+        OptionError: If a number is out of range.
     """
 
     def __init__(self, alpha: float = 0.5, gamma: float = 2.0) -> None:
         super().__init__()
-        _require(0 < alpha < 1, f"alpha={alpha}: must lie in (0, 1); 0.5 weighs cancer and other pixels alike")
-        _require(gamma == 0 or gamma >= 1, f"gamma={gamma}: must be 0, or 1 and more")
+        _require(
+            0 < alpha < 1,
+            f"alpha={alpha}: must be above 0 and below 1; 0.5 is an equal weight",
+        )
+        _require(gamma == 0 or gamma >= 1, f"gamma={gamma}: must be 0 or at least 1")
         self.alpha, self.gamma = float(alpha), float(gamma)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Give the scalar loss; arguments and errors as in the module's text."""
+        """Compute the scalar loss, see the module."""
         with torch.autocast(logits.device.type, enabled=False):
             return focal_loss(logits, target, self.alpha, self.gamma)
 
 
 class DiceLoss(nn.Module):
-    """Soft Dice over the batch; see `soft_tversky_index` for what it does where there is no cancer.
+    """Soft Dice over the batch; see `soft_tversky_index` for batches without cancer.
 
     Args:
-        smooth: Above 0, as a part of the batch's pixels.
+        smooth: Share of the batch's pixels, above 0.
 
     Raises:
-        OptionError: A smoothing that is not above 0.
+        OptionError: If the smoothing is not above 0.
     """
 
     def __init__(self, smooth: float = 0.01) -> None:
@@ -252,7 +255,7 @@ class DiceLoss(nn.Module):
         self.smooth = float(smooth)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Give the scalar loss; arguments and errors as in the module's text."""
+        """Compute the scalar loss, see the module."""
         with torch.autocast(logits.device.type, enabled=False):
             return soft_dice_loss(logits, target, self.smooth)
 
@@ -260,17 +263,17 @@ class DiceLoss(nn.Module):
 class TverskyLoss(nn.Module):
     """(1 - Tversky index)^gamma over the batch; see `soft_tversky_index`.
 
-    A gamma under 1 is the focal Tversky loss (Abraham and Khan 2019, who take 1 / gamma between 1 and 3, best 4/3):
-    it goes on teaching where most is right. Below an error of 1e-4 it teaches no more: its slope has no bound there.
+    A gamma below 1 gives the focal Tversky loss (Abraham and Khan 2019, with 1 / gamma from 1 to 3, best 4/3). It still
+    learns if most pixels are right. Below an error of 1e-4, at which its slope is unbounded, it has no gradient.
 
     Args:
-        false_positive: Weight of what is called cancer and is not, 0 or more.
-        false_negative: Weight of missed cancer, 0 or more; not both 0.
+        false_positive: Weight of false positives, at least 0.
+        false_negative: Weight of missed cancer, at least 0; not both 0.
         gamma: Above 0.
-        smooth: Above 0, as a part of the batch's pixels.
+        smooth: Share of the batch's pixels, above 0.
 
     Raises:
-        OptionError: A number out of range.
+        OptionError: If a number is out of range.
     """
 
     def __init__(
@@ -284,7 +287,7 @@ class TverskyLoss(nn.Module):
         self.gamma, self.smooth = float(gamma), float(smooth)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Give the scalar loss; arguments and errors as in the module's text."""
+        """Compute the scalar loss, see the module."""
         with torch.autocast(logits.device.type, enabled=False):
             error = 1 - soft_tversky_index(logits, target, self.false_positive, self.false_negative, self.smooth)
             return error if self.gamma == 1 else error.clamp_min(1e-4) ** self.gamma
@@ -300,7 +303,7 @@ class BCEDiceLoss(nn.Module):
         smooth: See `DiceLoss`.
 
     Raises:
-        OptionError: A weight under 0, or both 0, or the parts' own faults.
+        OptionError: If a number is out of range.
     """
 
     def __init__(
@@ -318,7 +321,7 @@ class BCEDiceLoss(nn.Module):
         self.dice_weight = float(dice_weight)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Give the scalar loss; arguments and errors as in the module's text."""
+        """Compute the scalar loss, see the module."""
         bce: Tensor = self.bce(logits, target)
         dice: Tensor = self.dice(logits, target)
         return self.bce_weight * bce + self.dice_weight * dice
@@ -327,14 +330,14 @@ class BCEDiceLoss(nn.Module):
 class LovaszLoss(nn.Module):
     """`lovasz_weight` × Lovász hinge over the batch (Berman et al. 2018) + `bce_weight` × cross-entropy.
 
-    See `lovasz_hinge`; since it sees one pixel of a batch without cancer, cross-entropy stands beside it.
+    The hinge uses one pixel of a batch without cancer, so cross-entropy is added; see `lovasz_hinge`.
 
     Args:
         lovasz_weight: At least 0.
         bce_weight: At least 0; not both 0.
 
     Raises:
-        OptionError: A weight under 0, or both 0.
+        OptionError: If a weight is below 0, or both are 0.
     """
 
     def __init__(self, lovasz_weight: float = 1.0, bce_weight: float = 0.5) -> None:
@@ -343,7 +346,7 @@ class LovaszLoss(nn.Module):
         self.lovasz_weight, self.bce_weight = float(lovasz_weight), float(bce_weight)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Give the scalar loss; arguments and errors as in the module's text."""
+        """Compute the scalar loss, see the module."""
         with torch.autocast(logits.device.type, enabled=False):
             bce = binary_cross_entropy(logits, target)
             return self.lovasz_weight * lovasz_hinge(logits, target) + self.bce_weight * bce
@@ -357,26 +360,26 @@ class BCEBoundaryLoss(nn.Module):
         positive_weight: See `BCELoss`.
 
     Raises:
-        OptionError: A weight that is not above 0.
+        OptionError: If the weight is not above 0.
     """
 
     def __init__(self, boundary_weight: float = 1.0, positive_weight: float = 1.0) -> None:
         super().__init__()
-        _require(boundary_weight > 0, f"boundary_weight={boundary_weight}: must be above 0; 0 is loss=bce")
+        _require(boundary_weight > 0, f"boundary_weight={boundary_weight}: must be above 0; for 0 use loss=bce")
         self.bce = BCELoss(positive_weight)
         self.boundary_weight = float(boundary_weight)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Give the scalar loss; arguments and errors as in the module's text."""
+        """Compute the scalar loss, see the module."""
         bce: Tensor = self.bce(logits, target)
         with torch.autocast(logits.device.type, enabled=False):
             return bce + self.boundary_weight * boundary_loss(logits, target)
 
 
-def _checked(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits and target in float32, ignored pixels as 0, and which pixels count.
+def _prepare(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return logits and target in float32, ignored pixels as 0, and which pixels count.
 
-    Broadcasting (N, h, w) against (N, 1, h, w) would silently compare all with all: it is refused.
+    Shapes must be equal, because (N, h, w) against (N, 1, h, w) would broadcast to all pairs.
     """
     if target.shape != logits.shape:
         raise ValueError(f"target is {tuple(target.shape)} and logits are {tuple(logits.shape)}: must be the same")
@@ -384,8 +387,8 @@ def _checked(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return logits.float(), target.float().clamp_min(0), counts
 
 
-def _mean(values: Tensor, counts: Tensor) -> Tensor:
-    """Mean over the pixels that count; 0 where none does."""
+def _average(values: Tensor, counts: Tensor) -> Tensor:
+    """Return the mean over the pixels that count; 0 without any."""
     return (values * counts).sum() / counts.sum().clamp_min(1)
 
 
@@ -396,8 +399,8 @@ def _require(fine: bool, fault: str) -> None:
 
 def _require_weights(name: str, weight: float, other_name: str, other: float) -> None:
     fine = weight >= 0 and other >= 0 and weight + other > 0
-    _require(fine, f"{name}={weight}, {other_name}={other}: neither may be under 0, nor both be 0")
+    _require(fine, f"{name}={weight}, {other_name}={other}: neither may be below 0, nor may both be 0")
 
 
 def _require_smooth(smooth: float) -> None:
-    _require(smooth > 0, f"smooth={smooth}: must be above 0, as without it a batch of no cancer has no loss")
+    _require(smooth > 0, f"smooth={smooth}: must be above 0, because otherwise a batch without cancer has no loss")

@@ -1,6 +1,6 @@
-"""A slide as a bag of tiles: an encoder for the tiles, attention over them, one grade for the bag.
+"""A network that grades a slide from a bag of its tiles: an encoder of tiles, a pooling and a head.
 
-Shapes: K tiles a bag, B bags, D features a tile, C classes.
+Shapes: K tiles in a bag, B bags, D features of a tile, C classes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import timm
 import torch
@@ -19,33 +19,39 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from panda.errors import OptionError, suggest
-from panda.models.encoders import IMAGENET_MEAN, IMAGENET_STD, Normalize, load_weights, require_size
-from panda.models.pooling import POOLINGS, OrdinalHead, Pooling, TransformerPooling
+from panda.models.encoders import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Normalize,
+    check_size,
+    explain_failed_download,
+    load_weights,
+)
+from panda.models.pooling import HEADS, POOLINGS, Head, Pooling
 
 
 class MILNet(nn.Module):
-    """Grade a slide from a bag of its tiles, and say which tiles it looked at.
+    """Grade a slide from a bag of its tiles, with a weight for each tile.
 
     Args:
-        encoder: A timm model's name.
-        encoder_weights: None for random ones, "imagenet" for timm's default set (downloaded), or the path of
-            a local state dict of this encoder; a classifier in it is left out.
-        num_classes: C: 6 for the ISUP grades 0 to 5, 2 for cancer absent or present.
-        pooling: How tiles become a bag: `gated` or plain `attention` (Ilse et al. 2018), `mean`, `max`, or a small
-            `transformer`.
-        head: `softmax`: each class by itself; `ordinal`: one score and ordered thresholds on it.
-        hidden: Width of the attention, or of the transformer; `mean` and `max` have none.
-        dropout: Of the bag's features before the classifier, in [0, 1).
-        freeze_encoder: Keep the encoder as it came: no gradient and no change of its batch statistics.
-        chunk: How many tiles are encoded at a time. A bag that is larger and needs gradients is encoded twice
-            (once more in the backward pass), so that memory grows with the chunk and not with the bag.
-        mean: Of red, green and blue for pixels in [0, 1], taken away first; None: what timm's default set of this
-            encoder was trained with where `encoder_weights` is "imagenet", else that of ImageNet.
-        std: What is then divided by; None likewise.
+        encoder: Name of a timm model.
+        encoder_weights: None for random weights; "imagenet" for timm's default ones, which are downloaded; or the path
+            of a local state dict of the encoder, whose classifier is ignored.
+        num_classes: C; 6 for ISUP grades 0 to 5, 2 for cancer absent or present.
+        pooling: How tiles become a bag, a name of `POOLINGS`.
+        head: How bags become classes, a name of `HEADS`.
+        hidden: Width of the hidden layer of the pooling, if it has one.
+        dropout: Dropout of a bag's features before the head, in [0, 1).
+        freeze_encoder: Keep the encoder as it is, without gradient or change of its batch statistics.
+        chunk: Largest number of tiles to encode at once. A larger bag that needs gradients is encoded again in the
+            backward pass, so memory grows with the chunk and not with the bag.
+        mean: Mean of R, G and B, for pixels in [0, 1]. None is the mean of timm's default weights if `encoder_weights`
+            is "imagenet", otherwise that of ImageNet.
+        std: Standard deviation of R, G and B; None as for `mean`.
 
     Raises:
-        OptionError: An encoder that does not exist (near names are given), numbers out of range, or weights
-            that cannot be had or do not fit.
+        OptionError: If the encoder does not exist (similar names are given), if a number is out of range, or if weights
+            are not available or do not fit.
 
     Attributes:
         options: Plain data that rebuilds the architecture: `MILNet(**options)` downloads no weights.
@@ -58,7 +64,7 @@ class MILNet(nn.Module):
         num_classes: int = 6,
         *,
         pooling: Pooling = "gated",
-        head: Literal["softmax", "ordinal"] = "softmax",
+        head: Head = "softmax",
         hidden: int = 128,
         dropout: float = 0.25,
         freeze_encoder: bool = False,
@@ -69,23 +75,19 @@ class MILNet(nn.Module):
         super().__init__()
         faults = [
             f"{key}={value}: must be at least {least}"
-            for key, value, least in (
-                ("num_classes", num_classes, 2),
-                ("hidden", hidden, 1),
-                ("chunk", chunk, 1),
-            )
+            for key, value, least in (("num_classes", num_classes, 2), ("hidden", hidden, 1), ("chunk", chunk, 1))
             if value < least
         ]
         if not 0 <= dropout < 1:
-            faults.append(f"dropout={dropout}: must be at least 0 and under 1")
-        if pooling == "transformer" and hidden % TransformerPooling.HEADS:
-            faults.append(f"hidden={hidden}: must be a multiple of {TransformerPooling.HEADS} for pooling=transformer")
+            faults.append(f"dropout={dropout}: must be at least 0 and below 1")
+        if hidden % (multiple := POOLINGS[pooling].hidden_multiple):
+            faults.append(f"hidden={hidden}: must be a multiple of {multiple} for pooling={pooling}")
         if not timm.is_model(encoder):
             faults.append(f"encoder={encoder}: timm has no such model{suggest(encoder, timm.list_models())}")
         if faults:
             raise OptionError(faults)
-        self.encoder = _timm_encoder(encoder, encoder_weights)
-        # Many transformers were trained with 0.5 and 0.5, whatever the name of the data.
+        self.encoder = _build_encoder(encoder, encoder_weights)
+        # Many transformers were trained with 0.5 and 0.5, whatever data they saw.
         expected: Any = getattr(self.encoder, "pretrained_cfg", {}) if encoder_weights == "imagenet" else {}
         mean = expected.get("mean", IMAGENET_MEAN) if mean is None else mean
         std = expected.get("std", IMAGENET_STD) if std is None else std
@@ -105,12 +107,11 @@ class MILNet(nn.Module):
         self.chunk = chunk
         self.frozen = freeze_encoder
         self.normalize = Normalize(mean, std)
-        # Some models end in a wider layer than their last stage: head_hidden_size is what comes out.
+        # Some models end in a layer wider than their last stage; head_hidden_size is the width of the output.
         self.feature_dim = int(getattr(self.encoder, "head_hidden_size", None) or self.encoder.num_features)  # type: ignore[arg-type]
         self.pool = POOLINGS[pooling](self.feature_dim, hidden)
         self.dropout = nn.Dropout(dropout)
-        width = int(self.pool.features)  # type: ignore[arg-type]
-        self.classifier = (OrdinalHead if head == "ordinal" else nn.Linear)(width, num_classes)
+        self.classifier = HEADS[head](self.pool.features, num_classes)
         if freeze_encoder:
             self.encoder.requires_grad_(False)
             self.encoder.eval()
@@ -132,27 +133,26 @@ class MILNet(nn.Module):
     def forward(self, bag: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Grade bags of tiles, or of features that were encoded before.
 
-        Only real tiles are encoded, so what stands in the place of the others has no influence, not even on
-        batch statistics.
+        Only real tiles are encoded, so the content of the others has no influence, not even on batch statistics.
 
         Args:
-            bag: (K, 3, h, w) or (B, K, 3, h, w) floating point RGB in [0, 1]; or features (K, D) or (B, K, D).
-            mask: (K,) or (B, K) bool, True for a real tile; None where all are.
+            bag: Tiles, (K, 3, h, w) or (B, K, 3, h, w), floating point RGB in [0, 1]; or features, (K, D) or (B, K, D).
+            mask: True for a real tile, (K,) or (B, K) bool; None if all are real.
 
         Returns:
-            logits (C,) or (B, C); attention (K,) or (B, K), float32, summing to 1 over a bag; features (K, D)
-            or (B, K, D). Attention and features are 0 for tiles that are not real.
+            Logits, (C,) or (B, C); attention, (K,) or (B, K) float32, which sums to 1 over a bag; features, (K, D) or
+            (B, K, D). Attention and features are 0 for tiles that are not real.
 
         Raises:
-            ValueError: Shapes that do not agree, or a bag without a real tile.
+            ValueError: If shapes do not agree, or a bag has no real tile.
         """
         if bag.ndim in (2, 3):
             logits, attention = self.aggregate(bag, mask)
             return logits, attention, bag if mask is None else bag.masked_fill(~mask[..., None], 0.0)
         if bag.ndim not in (4, 5) or bag.shape[-3] != 3:
             raise ValueError(f"a bag is (K, 3, h, w) or (B, K, 3, h, w), not {tuple(bag.shape)}")
-        mask = _real(bag.shape[:-3], mask, bag.device)
-        # Under autocast the encoder's features are of another type than the tiles.
+        mask = _check_mask(bag.shape[:-3], mask, bag.device)
+        # Under autocast the features have another dtype than the tiles.
         real = self.encode(bag[mask])
         feats = real.new_zeros(*mask.shape, self.feature_dim)
         feats[mask] = real
@@ -160,23 +160,23 @@ class MILNet(nn.Module):
         return logits, attention, feats
 
     def encode(self, tiles: Tensor) -> Tensor:
-        """Turn tiles into features, `chunk` at most at a time.
+        """Turn tiles into features, at most `chunk` at once.
 
-        The encoder's numbers are brought to mean 0 and variance 1 in each tile (layer normalisation without weights):
-        encoders differ much in scale and offset, and attention on numbers as they come is slow to learn.
+        The output of the encoder is scaled to mean 0 and variance 1 in each tile (layer normalization without weights),
+        because encoders differ much in scale and offset, and attention on unscaled values is slow to learn.
 
         Args:
-            tiles: (K, 3, h, w) floating point RGB in [0, 1], K at least 1.
+            tiles: (K, 3, h, w), floating point RGB in [0, 1], K at least 1.
 
         Returns:
             (K, D).
         """
-        # Parts of near equal size: batch statistics of a last part of one tile would be noise.
+        # Parts have about equal size, because batch statistics of a last part of one tile would be noise.
         parts = torch.tensor_split(tiles, math.ceil(len(tiles) / self.chunk))
         learning = torch.is_grad_enabled() and not self.frozen
         with torch.set_grad_enabled(learning):
             if learning and len(parts) > 1:
-                contexts = partial(_recompute_contexts, self.encoder)
+                contexts = partial(_make_contexts, self.encoder)
                 feats = [
                     checkpoint(self._encode_part, part, use_reentrant=False, context_fn=contexts) for part in parts
                 ]
@@ -188,64 +188,64 @@ class MILNet(nn.Module):
         return nn.functional.layer_norm(self.encoder(self.normalize(tiles)), (self.feature_dim,))
 
     def aggregate(self, feats: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Grade bags of features, such as were encoded before.
+        """Grade bags of features.
 
         Args:
             feats: (K, D) or (B, K, D).
-            mask: (K,) or (B, K) bool, True for a real tile; None where all are.
+            mask: True for a real tile, (K,) or (B, K) bool; None if all are real.
 
         Returns:
-            logits (C,) or (B, C) and attention (K,) or (B, K).
+            Logits, (C,) or (B, C), and attention, (K,) or (B, K).
 
         Raises:
-            ValueError: Shapes that do not agree, or a bag without a real tile.
+            ValueError: If shapes do not agree, or a bag has no real tile.
         """
         if feats.ndim not in (2, 3) or feats.shape[-1] != self.feature_dim:
             raise ValueError(f"features are (K, D) or (B, K, D) with D = {self.feature_dim}, not {tuple(feats.shape)}")
-        mask = _real(feats.shape[:-1], mask, feats.device)
+        mask = _check_mask(feats.shape[:-1], mask, feats.device)
         single = feats.ndim == 2
         if single:
             feats, mask = feats[None], mask[None]
-        feats = feats.masked_fill(~mask[..., None], 0.0)  # 0 × nan would be nan
+        feats = feats.masked_fill(~mask[..., None], 0.0)  # 0 × NaN would be NaN
         bags, attention = self.pool(feats, mask)
         logits: Tensor = self.classifier(self.dropout(bags))
         return (logits[0], attention[0]) if single else (logits, attention)
 
     def contributions(self, feats: Tensor, predicted: int) -> Tensor:
-        """Say what each tile did for a class: its log odds with the tile less those without it.
+        """Compute the contribution of each tile to a class: its log odds with the tile minus those without it.
 
         Args:
-            feats: (K, D) features of one bag.
+            feats: Features of one bag, (K, D).
             predicted: The class.
 
         Returns:
-            (K,) float32, positive where the tile speaks for the class; 0 for a bag of one tile.
+            (K,) float32, positive if the tile raises the odds of the class; 0 for a bag of one tile.
         """
         if len(feats) == 1:
             return feats.new_zeros(1, dtype=torch.float32)
-        without: Tensor = self.classifier(self.dropout(self.pool.without_each(feats)))  # type: ignore[operator]
-        return _log_odds(self.aggregate(feats)[0], predicted) - _log_odds(without, predicted)
+        without: Tensor = self.classifier(self.dropout(self.pool.pool_without_each(feats)))
+        return _compute_log_odds(self.aggregate(feats)[0], predicted) - _compute_log_odds(without, predicted)
 
     def check_tile_size(self, tile_size: int) -> None:
-        """Refuse a tile size that the encoder does not take, before anything slow begins.
+        """Check that the encoder accepts a tile size.
 
         Args:
-            tile_size: Side of the square tile in working px.
+            tile_size: Side of the square tile, working px.
 
         Raises:
-            OptionError: With the size and the nearest sizes that are taken.
+            OptionError: If it does not; with the nearest accepted sizes.
         """
-        require_size(self.encoder, self.options["encoder"], tile_size, 1, "tile_size")
+        check_size(self.encoder, self.options["encoder"], tile_size, 1, "tile_size")
 
 
-def _log_odds(logits: Tensor, of: int) -> Tensor:
+def _compute_log_odds(logits: Tensor, of: int) -> Tensor:
     logits = logits.float()
     others = torch.cat([logits[..., :of], logits[..., of + 1 :]], dim=-1)
     return logits[..., of] - others.logsumexp(dim=-1)
 
 
-def _real(shape: torch.Size, mask: Tensor | None, device: torch.device) -> Tensor:
-    """The mask in full, checked."""
+def _check_mask(shape: torch.Size, mask: Tensor | None, device: torch.device) -> Tensor:
+    """Return the mask in full, or raise a ValueError."""
     if mask is None:
         mask = torch.ones(shape, dtype=torch.bool, device=device)
     if mask.shape != shape or mask.dtype != torch.bool:
@@ -256,11 +256,11 @@ def _real(shape: torch.Size, mask: Tensor | None, device: torch.device) -> Tenso
     return mask
 
 
-def _timm_encoder(name: str, weights: str | None) -> nn.Module:
+def _build_encoder(name: str, weights: str | None) -> nn.Module:
     try:
         encoder: nn.Module = timm.create_model(name, pretrained=False, num_classes=0)
     except RuntimeError as error:
-        raise OptionError(f"encoder={name}: timm cannot build it ({error})") from error
+        raise OptionError(f"encoder={name}: timm cannot build it ({error}); give another model") from error
     if weights is None:
         return encoder
     if weights != "imagenet":
@@ -269,24 +269,21 @@ def _timm_encoder(name: str, weights: str | None) -> nn.Module:
         return encoder
     try:
         pretrained: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
-    except Exception as error:  # the hub's client, its transport and timm each have their own
-        raise OptionError(
-            f"encoder_weights=imagenet: the weights of {name} could not be had "
-            f"({type(error).__name__}: {str(error)[:200]}); where there is no network give "
-            "model.encoder_weights=null or the path of a local state dict"
-        ) from error
+    except Exception as error:  # hub, transport and timm have their own classes
+        raise OptionError(explain_failed_download(weights, name, error)) from error
     return pretrained
 
 
-def _recompute_contexts(
+def _make_contexts(
     encoder: nn.Module,
 ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), _still_statistics(encoder)
+    """Return the contexts of the forward pass and of its repetition in the backward pass."""
+    return nullcontext(), _hold_statistics(encoder)
 
 
 @contextmanager
-def _still_statistics(module: nn.Module) -> Iterator[None]:
-    """Leave running batch statistics alone: a checkpointed part passes twice, but is one batch."""
+def _hold_statistics(module: nn.Module) -> Iterator[None]:
+    """Keep running batch statistics, because a checkpointed part passes twice but is one batch."""
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
     before = [
         (norm.momentum, None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone())

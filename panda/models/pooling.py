@@ -1,6 +1,6 @@
-"""From the features of a bag's tiles to those of the bag, and what weight each tile had in it.
+"""Poolings of the features of a bag's tiles, and heads that classify the pooled features.
 
-Shapes: K tiles a bag, B bags, D features a tile. All are blind to the order of the tiles.
+Shapes: K tiles in a bag, B bags, D features of a tile. The order of the tiles has no influence.
 """
 
 from __future__ import annotations
@@ -8,24 +8,70 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 Pooling = Literal["gated", "attention", "mean", "max", "transformer"]
+Head = Literal["softmax", "ordinal"]
 
 _LEAST_STEP = 1e-4
-"""Between two thresholds of an ordinal head: at none a class between them would have a probability of 0."""
-_AT_ONCE = 2**14
-"""Tiles of bags that are pooled at once where one bag is pooled without each of its tiles."""
+"""Least distance of two thresholds of an ordinal head: without one, the class between has a probability of 0."""
+_TILES_AT_ONCE = 2**14
+"""Tiles that are pooled at once, over copies of a bag that each lack one tile."""
+
+
+class BagPooling(nn.Module):
+    """Pool the features of the tiles of a bag.
+
+    Args:
+        features: D.
+        hidden: Width of the hidden layer, if there is one.
+
+    Attributes:
+        features: Number of features of a bag.
+        uses_hidden: Whether there is a hidden layer.
+        hidden_multiple: Divisor of the accepted widths of the hidden layer.
+    """
+
+    uses_hidden: ClassVar[bool] = True
+    hidden_multiple: ClassVar[int] = 1
+
+    def __init__(self, features: int, hidden: int) -> None:
+        super().__init__()
+        self.features = features
+
+    def forward(self, feats: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Pool bags.
+
+        Args:
+            feats: Features of the tiles, (B, K, D).
+            mask: True for a real tile, (B, K) bool; at least one in each bag.
+
+        Returns:
+            Features of the bags, (B, `features`); weights of the tiles, (B, K) float32, which sum to 1 over a bag and
+            are exactly 0 for tiles that are not real.
+        """
+        raise NotImplementedError
+
+    def pool_without_each(self, feats: Tensor) -> Tensor:
+        """Pool one bag without each of its tiles in turn.
+
+        Args:
+            feats: Features of the tiles, (K, D), K at least 2.
+
+        Returns:
+            (K, `features`); row k is the bag without tile k.
+        """
+        raise NotImplementedError
 
 
 class Attention(nn.Module):
     """Attention over a bag (Ilse, Tomczak, Welling 2018, "Attention-based deep multiple instance learning").
 
-    Gated, their equation 9: a = softmax_k(wᵀ(tanh(V hₖ) ⊙ sigm(U hₖ))); ungated, equation 8, the same without
-    U. As in the authors' program V and U have a bias; one for w would cancel in the softmax.
+    Gated attention is their equation 9: a = softmax_k(wᵀ(tanh(V hₖ) ⊙ sigm(U hₖ))). Plain attention, equation 8, has no
+    U. V and U have a bias as in the authors' program. One of w would cancel in the softmax.
 
     Args:
         features: D.
@@ -40,14 +86,14 @@ class Attention(nn.Module):
         self.w = nn.Linear(hidden, 1, bias=False)
 
     def forward(self, feats: Tensor, mask: Tensor) -> Tensor:
-        """Weigh the tiles.
+        """Weight the tiles.
 
         Args:
             feats: (B, K, D).
-            mask: (B, K) bool, True for a real tile; at least one in each bag.
+            mask: True for a real tile, (B, K) bool; at least one in each bag.
 
         Returns:
-            (B, K) float32, each row summing to 1 and exactly 0 where mask is False.
+            (B, K) float32; each row sums to 1 and is exactly 0 where `mask` is False.
         """
         inner = torch.tanh(self.V(feats))
         if self.U is not None:
@@ -56,130 +102,135 @@ class Attention(nn.Module):
         return torch.softmax(scores.masked_fill(~mask, -math.inf), dim=-1)
 
 
-class AttentionPooling(nn.Module):
-    """The mean of the tiles, weighed by `Attention`."""
+class AttentionPooling(BagPooling):
+    """Average the tiles with the weights of `Attention`."""
 
-    def __init__(self, features: int, hidden: int, gated: bool) -> None:
-        super().__init__()
-        self.attention = Attention(features, hidden, gated)
-        self.features = features
+    gated: ClassVar[bool] = False
+
+    def __init__(self, features: int, hidden: int) -> None:
+        super().__init__(features, hidden)
+        self.attention = Attention(features, hidden, self.gated)
 
     def forward(self, feats: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Pool (B, K, D), of which `mask` (B, K) tells the real tiles, to (B, D); with weights (B, K), float32."""
+        """See `BagPooling.forward`."""
         attention: Tensor = self.attention(feats, mask)
         return torch.einsum("bk,bkd->bd", attention.to(feats.dtype), feats), attention
 
-    def without_each(self, feats: Tensor) -> Tensor:
-        """Pool one bag (K, D), K at least 2, without each of its tiles in turn, to (K, D)."""
+    def pool_without_each(self, feats: Tensor) -> Tensor:
+        """See `BagPooling.pool_without_each`."""
         keep = feats.new_ones(1, len(feats), dtype=torch.bool)
-        pooled, attention = self(feats[None], keep)
+        bag, attention = self(feats[None], keep)
         weights = attention[0, :, None]
-        # The weights of the others grow alike, so that they sum to 1 again.
-        found: Tensor = ((pooled - weights * feats) / (1 - weights)).to(feats.dtype)
+        # The weights of the other tiles grow by the same factor, so that they sum to 1 again.
+        found: Tensor = ((bag - weights * feats) / (1 - weights)).to(feats.dtype)
         most = int(weights.argmax())
-        if weights[most] > 0.5:  # little is left to divide by, and its digits are lost
+        if weights[most] > 0.5:  # the division by a small rest loses digits
             keep[0, most] = False
             found[most] = self(feats[None], keep)[0][0]
         return found
 
 
-class MeanPooling(nn.Module):
-    """The mean of the tiles: each has the same weight."""
+class GatedAttentionPooling(AttentionPooling):
+    """Average the tiles with the weights of gated `Attention`."""
 
-    def __init__(self, features: int) -> None:
-        super().__init__()
-        self.features = features
+    gated = True
+
+
+class MeanPooling(BagPooling):
+    """Average the tiles with equal weights."""
+
+    uses_hidden = False
 
     def forward(self, feats: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """See `AttentionPooling.forward`."""
+        """See `BagPooling.forward`."""
         weights = mask.float() / mask.sum(dim=-1, keepdim=True)
         return torch.einsum("bk,bkd->bd", weights.to(feats.dtype), feats), weights
 
-    def without_each(self, feats: Tensor) -> Tensor:
-        """See `AttentionPooling.without_each`."""
+    def pool_without_each(self, feats: Tensor) -> Tensor:
+        """See `BagPooling.pool_without_each`."""
         return (feats.sum(dim=0) - feats) / (len(feats) - 1)
 
 
-class MaxPooling(nn.Module):
-    """The greatest value of each feature.
+class MaxPooling(BagPooling):
+    """Take the greatest value of each feature.
 
-    A tile's weight is the share of the features whose greatest value is its own; what tiles share is parted between
-    them.
+    The weight of a tile is the share of the features whose greatest value is its own. Tiles with the same greatest
+    value divide that share among them.
     """
 
-    def __init__(self, features: int) -> None:
-        super().__init__()
-        self.features = features
+    uses_hidden = False
 
     def forward(self, feats: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """See `AttentionPooling.forward`."""
+        """See `BagPooling.forward`."""
         highest = feats.masked_fill(~mask[..., None], -math.inf).amax(dim=1)
         own = ((feats == highest[:, None]) & mask[..., None]).float()
         return highest, (own / own.sum(dim=1, keepdim=True)).mean(dim=-1)
 
-    def without_each(self, feats: Tensor) -> Tensor:
-        """See `AttentionPooling.without_each`."""
+    def pool_without_each(self, feats: Tensor) -> Tensor:
+        """See `BagPooling.pool_without_each`."""
         highest, second = feats.topk(2, dim=0).values
-        return torch.where(feats == highest, second, highest)  # where tiles share it, the second is as high
+        return torch.where(feats == highest, second, highest)  # if tiles share the highest, the second equals it
 
 
-class TransformerPooling(nn.Module):
-    """Tiles look at each other, then a token of the bag looks at them (as TransMIL, Shao et al. 2021, in small).
+class TransformerPooling(BagPooling):
+    """Attend between tiles, then from a token of the bag to the tiles (a small TransMIL, Shao et al. 2021).
 
-    One layer of self-attention without positions, in which no K × K matrix is held, and one of attention by a learnt
-    query. A tile's weight is that of the query, the mean over the heads.
+    One layer of self-attention has no positions and stores no K × K matrix. One attention layer has a learned query.
+    The weight of a tile is that of the query, averaged over the heads.
 
     Args:
         features: D.
-        hidden: Width of the layers, a multiple of `HEADS`.
+        hidden: Width of the layers, a multiple of `hidden_multiple`.
     """
 
-    HEADS = 4
+    hidden_multiple = 4
+    """Number of heads."""
 
     def __init__(self, features: int, hidden: int) -> None:
-        super().__init__()
+        super().__init__(features, hidden)
         self.features = hidden
+        heads = self.hidden_multiple
         self.project = nn.Linear(features, hidden)
         self.between = nn.TransformerEncoderLayer(
-            hidden, self.HEADS, 2 * hidden, dropout=0.0, batch_first=True, norm_first=True
+            hidden, heads, 2 * hidden, dropout=0.0, batch_first=True, norm_first=True
         )
         self.norm = nn.LayerNorm(hidden)
         self.query = nn.Parameter(torch.randn(1, 1, hidden) / math.sqrt(hidden))
-        self.attend = nn.MultiheadAttention(hidden, self.HEADS, batch_first=True)
+        self.attend = nn.MultiheadAttention(hidden, heads, batch_first=True)
 
     def forward(self, feats: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """See `AttentionPooling.forward`; the bag's features are (B, hidden)."""
+        """See `BagPooling.forward`."""
         tiles = self.norm(self.between(self.project(feats), src_key_padding_mask=~mask))
         query = self.query.expand(len(feats), -1, -1)
         bag, weights = self.attend(query, tiles, tiles, key_padding_mask=~mask)
         weights = weights[:, 0].float().masked_fill(~mask, 0.0)
         return bag[:, 0], weights
 
-    def without_each(self, feats: Tensor) -> Tensor:
-        """See `AttentionPooling.without_each`; as tiles look at each other, each time is a pass of its own."""
+    def pool_without_each(self, feats: Tensor) -> Tensor:
+        """See `BagPooling.pool_without_each`. Tiles attend to each other, so each bag is a pass of its own."""
         count = len(feats)
-        left_out = torch.split(torch.eye(count, dtype=torch.bool, device=feats.device), max(1, _AT_ONCE // count))
-        return torch.cat([self(feats.expand(len(part), -1, -1), ~part)[0] for part in left_out])
+        absent = torch.split(torch.eye(count, dtype=torch.bool, device=feats.device), max(1, _TILES_AT_ONCE // count))
+        return torch.cat([self(feats.expand(len(part), -1, -1), ~part)[0] for part in absent])
 
 
-POOLINGS: Mapping[Pooling, Callable[[int, int], nn.Module]] = MappingProxyType(
+POOLINGS: Mapping[Pooling, type[BagPooling]] = MappingProxyType(
     {
-        "gated": lambda features, hidden: AttentionPooling(features, hidden, gated=True),
-        "attention": lambda features, hidden: AttentionPooling(features, hidden, gated=False),
-        "mean": lambda features, hidden: MeanPooling(features),
-        "max": lambda features, hidden: MaxPooling(features),
+        "gated": GatedAttentionPooling,
+        "attention": AttentionPooling,
+        "mean": MeanPooling,
+        "max": MaxPooling,
         "transformer": TransformerPooling,
     }
 )
-"""Each takes D and the width of its hidden layer; `features` of what it makes is the width of the bag's."""
+"""All poolings; `Pooling` lists the same names, which configuration checks read."""
 
 
 class OrdinalHead(nn.Module):
-    """Classes in an order by one score and thresholds on it that cannot cross.
+    """Classify by one score and ordered thresholds on it, which cannot cross.
 
-    The cumulative logit model (McCullagh 1980): P(class > k) = sigm(wᵀz + bₖ) with b₀ > b₁ > …, as CORAL (Cao,
-    Mirjalili, Raschka 2020) has it, whose thresholds keep their order only at the optimum. What comes out are the
-    classes' log probabilities, which serve as logits like any other.
+    This is the cumulative logit model (McCullagh 1980): P(class > k) = sigm(wᵀz + bₖ) with b₀ > b₁ > …. CORAL (Cao,
+    Mirjalili, Raschka 2020) uses it too, but keeps its thresholds in order only at the optimum. The output is the log
+    probability of each class, which serves as logits.
 
     Args:
         features: Width of z.
@@ -189,14 +240,14 @@ class OrdinalHead(nn.Module):
     def __init__(self, features: int, classes: int) -> None:
         super().__init__()
         self.score = nn.Linear(features, 1, bias=False)
-        # All classes alike to begin with.
+        # All classes have the same probability at first.
         above = torch.logit(torch.arange(classes - 1, 0, -1) / classes)
         self.first = nn.Parameter(above[:1].clone())
         self.steps = nn.Parameter(torch.log(torch.expm1(above[:-1] - above[1:] - _LEAST_STEP)))
 
     def forward(self, bags: Tensor) -> Tensor:
-        """Turn (B, features) into log probabilities (B, C), float32."""
-        # Added, as what is clamped has no gradient: two thresholds that met would never part again.
+        """Compute log probabilities (B, C), float32, of features (B, `features`)."""
+        # The least step is added, because a clamped value has no gradient and two thresholds would stay together.
         steps = nn.functional.softplus(self.steps.float()) + _LEAST_STEP
         above = self.first.float() - nn.functional.pad(steps.cumsum(0), (1, 0))
         logits = self.score(bags).float() + above
@@ -204,3 +255,7 @@ class OrdinalHead(nn.Module):
         # sigm(a) - sigm(b) = sigm(a) sigm(-b) (1 - exp(b - a))
         between = greater[:, :-1] + less[:, 1:] + torch.log(-torch.expm1(-steps))
         return torch.cat([less[:, :1], between, greater[:, -1:]], dim=1)
+
+
+HEADS: Mapping[Head, Callable[[int, int], nn.Module]] = MappingProxyType({"softmax": nn.Linear, "ordinal": OrdinalHead})
+"""All heads; each takes the number of features and of classes. `Head` lists the same names."""

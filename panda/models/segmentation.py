@@ -13,46 +13,44 @@ from segmentation_models_pytorch.encoders import encoders as smp_encoders
 from torch import Tensor, nn
 
 from panda.errors import OptionError, suggest
-from panda.models.encoders import IMAGENET_MEAN, IMAGENET_STD, Normalize, load_weights, require_size
+from panda.models.encoders import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Normalize,
+    check_size,
+    explain_failed_download,
+    load_weights,
+)
 
 ARCHITECTURES: Mapping[str, type[nn.Module]] = dict(smp.MODEL_ARCHITECTURES_MAPPING)
-"""Lower-case name to class: all that segmentation-models-pytorch has."""
+"""Lower-case name to class, for all networks of segmentation-models-pytorch."""
 
-# Set by Segmenter: other values would break its contract of one channel of logits.
+_NORMALIZE_POOLED_IMAGE = frozenset({"DeepLabV3", "DeepLabV3Plus", "PSPNet"})
+"""Architectures whose batch normalization needs two images, because it follows a pooling of the whole image."""
+
+# Segmenter sets these options: other values would break its contract of one channel of logits.
 _FIXED = frozenset(
-    {
-        "self",
-        "kwargs",
-        "encoder_name",
-        "encoder_weights",
-        "in_channels",
-        "classes",
-        "activation",
-        "aux_params",
-    }
+    {"self", "kwargs", "encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params"}
 )
 
 
 class Segmenter(nn.Module):
-    """Cancer or not, for each pixel.
+    """A network that scores each pixel for cancer.
 
-    Normalisation is part of the network, so training and inference cannot differ in it. In training mode
-    DeepLabV3, DeepLabV3Plus and PSPNet pool the whole image before batch normalisation and so need at least
-    two images in a batch.
+    Input normalization is part of the network, so training and inference cannot differ in it.
 
     Args:
-        architecture: A class name of segmentation-models-pytorch in any case: Unet, UnetPlusPlus, MAnet,
-            Linknet, FPN, PSPNet, DeepLabV3, DeepLabV3Plus, PAN, UPerNet, Segformer, DPT.
+        architecture: A class of segmentation-models-pytorch, in upper or lower case, for example Unet or DeepLabV3.
         encoder_name: One of its encoders, or `tu-` and the name of a timm model.
-        encoder_weights: None for random ones; "imagenet" or another set the encoder has, which is
-            downloaded; or the path of a local state dict of this encoder.
-        mean: Of red, green and blue for pixels in [0, 1], taken away first.
-        std: What is then divided by.
+        encoder_weights: None for random weights; "imagenet" or another set of the encoder, which is downloaded; or
+            the path of a local state dict of the encoder.
+        mean: Mean of R, G and B, for pixels in [0, 1].
+        std: Standard deviation of R, G and B.
         **options: Further arguments of the architecture's class, such as `decoder_channels`.
 
     Raises:
-        OptionError: An architecture, encoder or option that does not exist (near names are given), options
-            that do not go together, or weights that cannot be had.
+        OptionError: If an architecture, encoder or option does not exist (similar names are given), if options do not
+            fit together, or if weights are not available.
 
     Attributes:
         options: Plain data that rebuilds the architecture: `Segmenter(**options)` downloads no weights.
@@ -68,8 +66,8 @@ class Segmenter(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        options = {key: _plain(key, value) for key, value in options.items()}
-        faults = [*_architecture_faults(architecture, options), *_encoder_faults(encoder_name)]
+        options = {key: _to_plain(key, value) for key, value in options.items()}
+        faults = [*_find_architecture_faults(architecture, options), *_find_encoder_faults(encoder_name)]
         if faults:
             raise OptionError(faults)
         kind = ARCHITECTURES[architecture.lower()]
@@ -88,40 +86,35 @@ class Segmenter(nn.Module):
 
     def _load_encoder(self, kind: type[nn.Module], weights: str, options: Mapping[str, Any]) -> None:
         name = self.options["encoder_name"]
-        encoder = self.encoder
-        named = weight_names(name)
-        if weights not in named:
+        known = list_weights(name)
+        if weights not in known:
             if not Path(weights).exists() and Path(weights).suffix == "":
                 raise OptionError(
                     f"encoder_weights={weights}: neither a file nor a set of weights of {name}"
-                    f"{suggest(weights, named)}; null starts from random weights"
+                    f"{suggest(weights, known)}; null starts from random weights"
                 )
-            load_weights(encoder, Path(weights), ignored=("fc", "classifier", "head"))
+            load_weights(self.encoder, Path(weights), ignored=("fc", "classifier", "head"))
             return
         try:
-            # The network itself was built without weights, so that what fails here is the download.
-            given = kind(encoder_name=name, encoder_weights=True if name.startswith("tu-") else weights, **options)
-        except Exception as error:  # the hub's client, its transport and timm each have their own
-            raise OptionError(
-                f"encoder_weights={weights}: the weights of {name} could not be had "
-                f"({type(error).__name__}: {str(error)[:200]}); where there is no network give "
-                "model.encoder_weights=null or the path of a local state dict"
-            ) from error
-        encoder.load_state_dict(given.encoder.state_dict())  # type: ignore[union-attr]
+            # The network itself was built before, so a failure here is one of the download.
+            source = kind(encoder_name=name, encoder_weights=True if name.startswith("tu-") else weights, **options)
+        except Exception as error:  # hub, transport and timm have their own classes
+            raise OptionError(explain_failed_download(weights, name, error)) from error
+        self.encoder.load_state_dict(source.encoder.state_dict())  # type: ignore[union-attr]
 
     def forward(self, image: Tensor) -> Tensor:
         """Score each pixel.
 
         Args:
-            image: (N, 3, h, w) floating point RGB in [0, 1]; h and w multiples of `output_stride`.
+            image: RGB in [0, 1], (N, 3, h, w), floating point; h and w are multiples of `output_stride`.
 
         Returns:
-            (N, 1, h, w) logits; their sigmoid is the probability of cancer.
+            Logits, (N, 1, h, w). Their sigmoid is the probability of cancer.
 
         Raises:
-            TypeError: Integer pixels.
-            RuntimeError: A size that the network does not take; see `check_patch_size`.
-            ValueError: Options (`upsampling`, `encoder_depth`) under which the output is of another size.
+            TypeError: If pixels are integers.
+            RuntimeError: If the network does not accept the size, see `check_patch_size`.
+            ValueError: If options (`upsampling`, `encoder_depth`) give an output of another size.
         """
         logits: Tensor = self.network(self.normalize(image))
         if logits.shape[-2:] != image.shape[-2:]:
@@ -140,40 +133,38 @@ class Segmenter(nn.Module):
 
     @property
     def output_stride(self) -> int:
-        """What a patch's side must be a multiple of, in px; 1 where the decoder takes any size (Unet)."""
+        """Divisor of all accepted patch sizes, px; 1 if the decoder accepts any size (Unet)."""
         if not getattr(self.network, "requires_divisible_input_shape", True):
             return 1
         return int(self.encoder.output_stride)  # type: ignore[arg-type]
 
     def check_batch_size(self, batch_size: int) -> None:
-        """Refuse a batch of one image where the network's batch normalisation pools the whole image first.
+        """Check that the network can be trained with batches of a size.
 
         Args:
-            batch_size: Patches a batch.
+            batch_size: Patches in a batch.
 
         Raises:
-            OptionError: One patch a batch is too few for this architecture.
+            OptionError: If the architecture needs at least two.
         """
-        if batch_size < 2 and self.options["architecture"] in ("DeepLabV3", "DeepLabV3Plus", "PSPNet"):
-            raise OptionError(
-                f"batch_size={batch_size}: {self.options['architecture']} normalizes over a pooled image and needs "
-                "at least 2"
-            )
+        name = self.options["architecture"]
+        if batch_size < 2 and name in _NORMALIZE_POOLED_IMAGE:
+            raise OptionError(f"batch_size={batch_size}: {name} normalizes over a pooled image and needs at least 2")
 
     def check_patch_size(self, patch_size: int) -> None:
-        """Refuse a patch size that the network does not take, before anything slow begins.
+        """Check that the network accepts a patch size.
 
         Args:
-            patch_size: Side of the square patch in working px.
+            patch_size: Side of the square patch, working px.
 
         Raises:
-            OptionError: With the size, the stride and the nearest sizes that are taken.
+            OptionError: If it does not; with the stride and the nearest accepted sizes.
         """
         name = f"{self.options['architecture']} over {self.options['encoder_name']}"
-        require_size(self, name, patch_size, self.output_stride)
+        check_size(self, name, patch_size, self.output_stride)
 
     @staticmethod
-    def wrapped_options(options: Mapping[str, Any]) -> list[str]:
+    def list_wrapped_options(options: Mapping[str, Any]) -> list[str]:
         """Return the names of the options that the architecture's class takes.
 
         Args:
@@ -181,17 +172,14 @@ class Segmenter(nn.Module):
                 the constructor refuses them.
         """
         kind = ARCHITECTURES.get(str(options.get("architecture", "Unet")).lower())
-        return list(options) if kind is None else _option_names(kind)
+        return list(options) if kind is None else _list_options(kind)
 
 
-def weight_names(encoder_name: str) -> list[str]:
-    """Name the sets of pretrained weights that can be downloaded for an encoder.
+def list_weights(encoder_name: str) -> list[str]:
+    """Return the names of the pretrained weights of an encoder, for `encoder_weights`.
 
     Args:
-        encoder_name: As for `Segmenter`.
-
-    Returns:
-        Names for `encoder_weights`; "imagenet" nearly always. For `tu-` encoders it means timm's default set.
+        encoder_name: An encoder, as for `Segmenter`. For `tu-` encoders "imagenet" means timm's default weights.
     """
     if encoder_name in smp_encoders:
         return list(smp_encoders[encoder_name]["pretrained_settings"])
@@ -201,20 +189,20 @@ def weight_names(encoder_name: str) -> list[str]:
 def _build(kind: type[nn.Module], encoder_name: str, options: Mapping[str, Any]) -> nn.Module:
     try:
         return kind(encoder_name=encoder_name, encoder_weights=None, **options)
-    except Exception as error:  # smp and timm raise five classes for options that do not go together
+    except Exception as error:  # smp and timm raise five classes for options that do not fit together
         raise OptionError(
             f"architecture={kind.__name__} with encoder_name={encoder_name} and options {dict(options)} "
             f"cannot be built ({type(error).__name__}: {error}); take another encoder (resnet34 and efficientnet-b3 "
-            "go with every decoder but DPT) or change the option"
+            "work with every decoder except DPT) or change the option"
         ) from error
 
 
-def _architecture_faults(architecture: str, options: Mapping[str, Any]) -> list[str]:
+def _find_architecture_faults(architecture: str, options: Mapping[str, Any]) -> list[str]:
     kind = ARCHITECTURES.get(architecture.lower())
     if kind is None:
         names = [known.__name__ for known in ARCHITECTURES.values()]
-        return [f"architecture={architecture}: there is none of this name{suggest(architecture, names)}"]
-    known = _option_names(kind)
+        return [f"architecture={architecture}: there is no such architecture{suggest(architecture, names)}"]
+    known = _list_options(kind)
     return [
         f"{key}={options[key]}: {kind.__name__} has no such option{suggest(key, known)}"
         for key in options
@@ -222,12 +210,12 @@ def _architecture_faults(architecture: str, options: Mapping[str, Any]) -> list[
     ]
 
 
-def _option_names(kind: type[nn.Module]) -> list[str]:
-    # smp passes unknown names to a timm encoder and drops them for its own encoders, so that only named ones count.
+def _list_options(kind: type[nn.Module]) -> list[str]:
+    # smp passes unknown names to a timm encoder and drops them for its own encoders, so only named ones count.
     return [key for key in inspect.signature(kind.__init__).parameters if key not in _FIXED]
 
 
-def _encoder_faults(encoder_name: str) -> list[str]:
+def _find_encoder_faults(encoder_name: str) -> list[str]:
     if encoder_name.startswith("tu-"):
         if timm.is_model(encoder_name.removeprefix("tu-")):
             return []
@@ -237,17 +225,17 @@ def _encoder_faults(encoder_name: str) -> list[str]:
             return []
         known = list(smp_encoders)
     return [
-        f"encoder_name={encoder_name}: there is no such encoder{suggest(encoder_name, known)}; models of timm "
-        "are asked for as tu-NAME"
+        f"encoder_name={encoder_name}: there is no such encoder{suggest(encoder_name, known)}; for a timm model give "
+        "tu-NAME"
     ]
 
 
-def _plain(key: str, value: Any) -> Any:
-    """Turn lists and dicts of any class (those of a configuration too) into Python's own."""
+def _to_plain(key: str, value: Any) -> Any:
+    """Turn lists and dicts of any class, for example of a configuration, into Python's own."""
     if value is None or isinstance(value, (str, int, float)):
         return value
     if isinstance(value, Mapping):
-        return {str(name): _plain(key, item) for name, item in value.items()}
+        return {str(name): _to_plain(key, item) for name, item in value.items()}
     if isinstance(value, Sequence):
-        return [_plain(key, item) for item in value]
+        return [_to_plain(key, item) for item in value]
     raise OptionError(f"{key}={value!r}: give text, numbers, lists or null, not {type(value).__name__}")

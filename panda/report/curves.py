@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from panda.files import whole_path, write_table
 from panda.report.axes import PALETTE
-from panda.tasks.calibration import RELIABILITY_BINS, Reliability, reliability
-from panda.tasks.metrics import curve, pooled
-from panda.tasks.threshold import CRITERIA, Histograms, ThresholdChoice, criterion_scores
+from panda.tasks.calibration import RELIABILITY_BINS, Reliability, measure_reliability
+from panda.tasks.metrics import compute_curve, pool_histograms
+from panda.tasks.threshold import CRITERIA, Histograms, ThresholdChoice, score_by_criterion
 
 _LINES = {
     "dice_pooled": ("Dice, all pixels", "#0b3c8c", "-", 3.0),
@@ -48,11 +48,11 @@ def write_threshold_curve(
         png_path: The picture.
         providers: Slide to provider; needed if the choice has thresholds by provider.
     """
-    total = curve(*pooled(hists))
+    total = compute_curve(*pool_histograms(hists))
     columns: dict[str, NDArray[Any]] = {
         "threshold": total.thresholds,
         **{
-            name: criterion_scores(hists, name, choice.cost_ratio)
+            name: score_by_criterion(hists, name, choice.cost_ratio)
             for name, rule in CRITERIA.items()
             if rule.equal_to is None and not (rule.takes_cost_ratio and choice.cost_ratio is None)
         },
@@ -61,7 +61,7 @@ def write_threshold_curve(
     for provider in choice.by_provider:
         assert providers is not None  # they gave the thresholds
         own = {slide: hist for slide, hist in hists.items() if providers[slide] == provider}
-        columns[f"{choice.criterion}_{provider}"] = criterion_scores(own, choice.criterion, choice.cost_ratio)
+        columns[f"{choice.criterion}_{provider}"] = score_by_criterion(own, choice.criterion, choice.cost_ratio)
     rows = zip(*(map(_none_if_nan, column.tolist()) for column in columns.values()), strict=True)
     write_table(csv_path, rows, list(columns))
     _save(_threshold_picture(columns, choice), png_path)
@@ -128,7 +128,7 @@ def write_calibration(
         png_path: The picture, a panel a split.
     """
     drawn = {
-        (split, scaled): reliability(hist, temperature if scaled and temperature else 1.0)
+        (split, scaled): measure_reliability(hist, temperature if scaled and temperature else 1.0)
         for split, hist in hists.items()
         for scaled in ((False, True) if temperature else (False,))
     }

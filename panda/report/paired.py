@@ -12,7 +12,7 @@ from scipy.stats import wilcoxon
 
 from panda.errors import ManifestError
 from panda.report.run_folder import number
-from panda.tasks.bootstrap import RESAMPLES, bootstrap_interval, nanmean
+from panda.tasks.bootstrap import RESAMPLES, average_known, bootstrap_interval
 from panda.tasks.grade_metrics import compare_grades
 
 FEW = 3
@@ -67,9 +67,9 @@ Statistic = Callable[[NDArray[Any]], float]
 
 FIGURES: Mapping[str, Mapping[str, tuple[tuple[str, ...], Statistic]]] = {
     "segmentation": {
-        "dice_mean_slide": (("dice",), nanmean),
+        "dice_mean_slide": (("dice",), average_known),
         "dice": (("tp_px", "fp_px", "fn_px"), _pooled_dice),
-        "fp_mm2_benign_slides": (("benign_fp_mm2",), nanmean),
+        "fp_mm2_benign_slides": (("benign_fp_mm2",), average_known),
     },
     "grading": {
         "qwk": (("label", "predicted"), lambda pairs: compare_grades(pairs)[0]),

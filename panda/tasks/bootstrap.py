@@ -19,13 +19,13 @@ _ENDS = (0.025, 0.975)
 _AT_ONCE = 250
 
 
-def nanmean(values: NDArray[Any]) -> float:
+def average_known(values: NDArray[Any]) -> float:
     """Give the mean of what is not nan; nan (without a warning) where nothing is left."""
     left = values[~np.isnan(values)]
     return float(left.mean()) if len(left) else math.nan
 
 
-def percentile_interval(drawn: NDArray[np.float64]) -> tuple[float, float]:
+def compute_percentile_interval(drawn: NDArray[np.float64]) -> tuple[float, float]:
     """Give the interval that the values of a statistic over the draws span.
 
     Args:
@@ -46,10 +46,10 @@ def bootstrap_interval(
     groups: Sequence[Any] | NDArray[Any],
     *,
     seed: int,
-    statistic: Callable[[NDArray[Any]], float] = nanmean,
+    statistic: Callable[[NDArray[Any]], float] = average_known,
     n: int = RESAMPLES,
 ) -> tuple[float, float]:
-    """Give the interval of any statistic of rows; `resampled_sums` and `resampled` are far faster.
+    """Give the interval of any statistic of rows; `resample_sums` and `resampled` are far faster.
 
     Args:
         values: (N, …), one row a slide; nan where a slide has no score.
@@ -74,10 +74,10 @@ def bootstrap_interval(
     for turn in range(n):
         picked = np.concatenate([of_group[group] for group in rng.integers(count, size=count)])
         drawn[turn] = statistic(rows[picked])
-    return percentile_interval(drawn)
+    return compute_percentile_interval(drawn)
 
 
-def resampled_sums(
+def resample_sums(
     rows: ArrayLike,
     groups: Sequence[Any] | NDArray[Any],
     statistic: Callable[[NDArray[np.float64]], NDArray[Any]],
@@ -110,7 +110,7 @@ def resampled_sums(
     return _over_draws(lambda times: statistic((times @ flat).reshape(len(times), *values.shape[1:])), count, seed, n)
 
 
-def resampled(
+def resample_counts(
     groups: Sequence[Any] | NDArray[Any],
     statistic: Callable[[NDArray[np.float64]], NDArray[Any]],
     *,

@@ -133,7 +133,7 @@ class Reliability:
         return float(np.nansum(self.pixels * np.abs(self.probability - self.cancer)) / self.pixels.sum())
 
 
-def reliability(hist: NDArray[np.int64], temperature: float = 1.0) -> Reliability:
+def measure_reliability(hist: NDArray[np.int64], temperature: float = 1.0) -> Reliability:
     """Compare probabilities with shares of cancer.
 
     Args:
@@ -155,7 +155,7 @@ def reliability(hist: NDArray[np.int64], temperature: float = 1.0) -> Reliabilit
         return Reliability(pixels.astype(np.int64), summed(total * scaled) / pixels, summed(hist[0]) / pixels)
 
 
-def calibration_scores(hist: NDArray[np.int64], temperature: float | None) -> CalibrationScores:
+def score_calibration(hist: NDArray[np.int64], temperature: float | None) -> CalibrationScores:
     """Compute calibration error and log-likelihood, of the probabilities and at a temperature.
 
     Args:
@@ -166,7 +166,7 @@ def calibration_scores(hist: NDArray[np.int64], temperature: float | None) -> Ca
     for suffix, t in (("", 1.0), ("_scaled", temperature)):
         pixels = int(hist.sum())
         known = t is not None and pixels > 0
-        found[f"ece{suffix}"] = reliability(hist, t).ece if known and t else None
+        found[f"ece{suffix}"] = measure_reliability(hist, t).ece if known and t else None
         found[f"nll{suffix}"] = _loss(hist, t) / pixels if known and t else None
     return CalibrationScores(**found)
 

@@ -165,7 +165,7 @@ def update_metadata(path: Path, kind: type[CheckpointMetadata], **changes: Any) 
     _save(loaded, path)
 
 
-class WholeCheckpoints(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Write Lightning's checkpoints whole or not at all.
 
     Lightning's own writer copies from the system's temporary folder over the old checkpoint if that folder is on

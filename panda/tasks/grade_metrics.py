@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from panda.tasks.bootstrap import percentile_interval, resampled, resampled_sums
-from panda.tasks.metrics import roc_area
+from panda.tasks.bootstrap import compute_percentile_interval, resample_counts, resample_sums
+from panda.tasks.metrics import compute_roc_area
 
 AREAS = {"auroc_cancer": 1, "auroc_significant": 2}
 """AUROCs, and the least grade on the upper side of each."""
 
 
-def grading_scores(y_true: ArrayLike | Tensor, prob: ArrayLike | Tensor) -> dict[str, Any]:
+def score_grades(y_true: ArrayLike | Tensor, prob: ArrayLike | Tensor) -> dict[str, Any]:
     """Score the grades of slides.
 
     Args:
@@ -35,10 +35,10 @@ def grading_scores(y_true: ArrayLike | Tensor, prob: ArrayLike | Tensor) -> dict
         ValueError: Shapes that do not agree, grades out of range, or probabilities that are not numbers >= 0.
     """
     truth, scores = _checked(y_true, prob)
-    counts = confusions(truth, scores).sum(axis=0)
+    counts = stack_confusions(truth, scores).sum(axis=0)
     once = np.ones(len(truth))
     found = dict(zip(("qwk", "accuracy"), compute_agreement(counts), strict=True))
-    found |= {name: auroc(*side, once) for name, side in _sides(truth, scores).items()}
+    found |= {name: compute_auroc(*side, once) for name, side in _sides(truth, scores).items()}
     return {
         "n": len(truth),
         "confusion": counts.astype(np.int64).tolist(),
@@ -47,17 +47,17 @@ def grading_scores(y_true: ArrayLike | Tensor, prob: ArrayLike | Tensor) -> dict
     }
 
 
-def grading_intervals(
+def compute_grade_intervals(
     y_true: ArrayLike, prob: ArrayLike, groups: Sequence[Any] | NDArray[Any], *, seed: int
 ) -> dict[str, tuple[float, float]]:
-    """Give the intervals of the figures of `grading_scores`, see `panda.tasks.bootstrap`.
+    """Give the intervals of the figures of `score_grades`, see `panda.tasks.bootstrap`.
 
     Draws in which a figure is undefined are left out of its interval: an AUROC's is over the draws that hold both of
     its sides.
 
     Args:
-        y_true: As for `grading_scores`.
-        prob: As for `grading_scores`.
+        y_true: As for `score_grades`.
+        prob: As for `score_grades`.
         groups: (N,), each slide's group.
         seed: Of the drawing.
 
@@ -66,14 +66,14 @@ def grading_intervals(
         where the figure is undefined.
 
     Raises:
-        ValueError: As `grading_scores`, or not as many groups as slides.
+        ValueError: As `score_grades`, or not as many groups as slides.
     """
     truth, scores = _checked(y_true, prob)
-    drawn = resampled_sums(confusions(truth, scores), groups, compute_agreement, seed=seed)
-    found = dict(zip(("qwk", "accuracy"), map(percentile_interval, drawn.T), strict=True))
+    drawn = resample_sums(stack_confusions(truth, scores), groups, compute_agreement, seed=seed)
+    found = dict(zip(("qwk", "accuracy"), map(compute_percentile_interval, drawn.T), strict=True))
     found |= dict.fromkeys(AREAS, (math.nan, math.nan))
     for name, side in _sides(truth, scores).items():
-        found[name] = percentile_interval(resampled(groups, partial(auroc, *side), seed=seed))
+        found[name] = compute_percentile_interval(resample_counts(groups, partial(compute_auroc, *side), seed=seed))
     return found
 
 
@@ -86,7 +86,9 @@ def _sides(
     return {name: (prob[:, least:].sum(axis=1).round(12), truth >= least) for name, least in above.items()}
 
 
-def auroc(score: NDArray[np.float64], positive: NDArray[np.bool_], times: NDArray[np.float64]) -> NDArray[np.float64]:
+def compute_auroc(
+    score: NDArray[np.float64], positive: NDArray[np.bool_], times: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """Give the AUROC of slides, each counted so many times; of equal scores half.
 
     Args:
@@ -100,7 +102,7 @@ def auroc(score: NDArray[np.float64], positive: NDArray[np.bool_], times: NDArra
     order = np.argsort(score, kind="stable")
     ranked, sides = times[..., order], (positive[order], ~positive[order])
     starts = np.flatnonzero(np.diff(score[order], prepend=-np.inf))  # of runs of equal scores
-    return roc_area(*(np.add.reduceat(ranked * side, starts, axis=-1) for side in sides))
+    return compute_roc_area(*(np.add.reduceat(ranked * side, starts, axis=-1) for side in sides))
 
 
 def _checked(y_true: Any, prob: Any) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -121,7 +123,7 @@ def _array(values: Any) -> Any:
     return values.detach().cpu().double().numpy() if isinstance(values, Tensor) else values
 
 
-def confusions(y_true: NDArray[np.int64], prob: NDArray[np.float64]) -> NDArray[np.float64]:
+def stack_confusions(y_true: NDArray[np.int64], prob: NDArray[np.float64]) -> NDArray[np.float64]:
     """Give each slide's part of the confusion matrix, for a bootstrap.
 
     Args:

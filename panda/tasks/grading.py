@@ -13,7 +13,7 @@ from torchmetrics import MeanMetric, Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from panda.models.mil import MILNet
-from panda.tasks.grade_metrics import grading_scores
+from panda.tasks.grade_metrics import score_grades
 from panda.tasks.metadata import GradingMetadata, Target
 from panda.tasks.optim import Optim, check_finite
 
@@ -23,7 +23,7 @@ CLASSES: Mapping[Target, int] = {"isup": 6, "cancer": 2}
 Batch = tuple[Tensor, Tensor, Tensor, list[str]]
 
 
-def target_class(isup_grade: Tensor, target: Target) -> Tensor:
+def find_class(isup_grade: Tensor, target: Target) -> Tensor:
     """Classes of slides (N,): their ISUP grades 0 to 5, or whether they have cancer (grade 1 or more)."""
     return isup_grade if target == "isup" else (isup_grade > 0).long()
 
@@ -81,7 +81,7 @@ class GradingTask(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch of bags."""
         bag, mask, grade, slides = batch
-        label = target_class(grade, self.metadata.target)
+        label = find_class(grade, self.metadata.target)
         logits, _, _ = self(bag, mask)
         loss: Tensor = self.loss(logits, label)
         check_finite(loss, logits, self.optim.lr, self.current_epoch, lambda: slides)
@@ -101,7 +101,7 @@ class GradingTask(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add one batch of bags to the epoch's figures."""
         bag, mask, grade, slides = batch
-        label = target_class(grade, self.metadata.target)
+        label = find_class(grade, self.metadata.target)
         logits, _, _ = self(bag, mask)
         loss: Tensor = self.loss(logits, label)
         check_finite(loss, logits, self.optim.lr, self.current_epoch, lambda: slides)
@@ -114,7 +114,7 @@ class GradingTask(pl.LightningModule):
         self.val_loss.reset()
         prob, label = self.val_slides.compute()
         self.val_slides.reset()
-        scores = grading_scores(label.reshape(-1), prob)  # torchmetrics makes a number of the label of a single slide
+        scores = score_grades(label.reshape(-1), prob)  # torchmetrics makes a number of the label of a single slide
         for name, key in (("accuracy", "accuracy"), ("qwk", "qwk"), ("auroc", "auroc_cancer")):
             if scores[key] is not None:
                 self.log(f"val/{name}", torch.tensor(scores[key]), prog_bar=name != "accuracy")

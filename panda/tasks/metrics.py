@@ -26,10 +26,10 @@ BINS = 1000
 
 
 @overload
-def probability_bins(prob: Tensor) -> Tensor: ...
+def find_bins(prob: Tensor) -> Tensor: ...
 @overload
-def probability_bins(prob: NDArray[np.floating]) -> NDArray[np.int64]: ...
-def probability_bins(prob: Tensor | NDArray[np.floating]) -> Tensor | NDArray[np.int64]:
+def find_bins(prob: NDArray[np.floating]) -> NDArray[np.int64]: ...
+def find_bins(prob: Tensor | NDArray[np.floating]) -> Tensor | NDArray[np.int64]:
     """Find the highest threshold that each probability reaches.
 
     Args:
@@ -42,7 +42,7 @@ def probability_bins(prob: Tensor | NDArray[np.floating]) -> Tensor | NDArray[np
         ValueError: A value outside [0, 1] or not a number.
     """
     if isinstance(prob, np.ndarray):
-        return probability_bins(torch.tensor(prob)).numpy()
+        return find_bins(torch.tensor(prob)).numpy()
     if not prob.is_floating_point() or not bool(((prob >= 0) & (prob <= 1)).all()):
         raise ValueError("probabilities must be floating point in [0, 1] (apply a sigmoid to logits)")
     prob = prob.detach()
@@ -70,7 +70,7 @@ def _edges(dtype: torch.dtype) -> Tensor:
     return edges
 
 
-def pixel_histogram(prob: Tensor, target: Tensor, where: Tensor | None = None) -> Tensor:
+def count_probabilities(prob: Tensor, target: Tensor, where: Tensor | None = None) -> Tensor:
     """Count probabilities for cancer and for other pixels.
 
     Args:
@@ -89,12 +89,12 @@ def pixel_histogram(prob: Tensor, target: Tensor, where: Tensor | None = None) -
             raise ValueError(f"{name} is {tuple(tensor.shape)} and prob {tuple(prob.shape)}: must be the same")
     if where is not None:
         prob, target = prob[where.bool()], target[where.bool()]
-    cells = probability_bins(prob) + BINS * (~target.bool()).long()
+    cells = find_bins(prob) + BINS * (~target.bool()).long()
     return torch.bincount(cells.flatten(), minlength=2 * BINS).view(2, BINS)
 
 
 class PixelHistogram(Metric):
-    """`pixel_histogram` summed over batches and devices.
+    """`count_probabilities` summed over batches and devices.
 
     Args:
         **kwargs: Those of `torchmetrics.Metric`.
@@ -110,8 +110,8 @@ class PixelHistogram(Metric):
         self.add_state("other", torch.zeros(BINS, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, prob: Tensor, target: Tensor, where: Tensor | None = None) -> None:
-        """Add a batch; arguments and errors as for `pixel_histogram`."""
-        counts = pixel_histogram(prob, target, where)
+        """Add a batch; arguments and errors as for `count_probabilities`."""
+        counts = count_probabilities(prob, target, where)
         self.cancer += counts[0]
         self.other += counts[1]
 
@@ -142,7 +142,7 @@ class ThresholdCurve:
     recall: NDArray[np.float64]
 
 
-def curve(cancer_hist: ArrayLike | Tensor, other_hist: ArrayLike | Tensor) -> ThresholdCurve:
+def compute_curve(cancer_hist: ArrayLike | Tensor, other_hist: ArrayLike | Tensor) -> ThresholdCurve:
     """Score every threshold.
 
     Args:
@@ -188,7 +188,7 @@ def _counts(hist: Any) -> NDArray[np.int64]:
     return np.asarray(hist, dtype=np.int64)
 
 
-def areas(hist: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def compute_areas(hist: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Give the areas under the precision-recall and the receiver operating curve.
 
     They are those of scikit-learn's `average_precision_score` and `roc_auc_score` for probabilities rounded
@@ -206,10 +206,10 @@ def areas(hist: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     with np.errstate(divide="ignore", invalid="ignore"):
         average = (cancer * precision).sum(axis=-1) / tp[..., 0]
     # Sums of fractions may pass 1 by rounding.
-    return np.minimum(average, 1), roc_area(cancer, other)
+    return np.minimum(average, 1), compute_roc_area(cancer, other)
 
 
-def roc_area(cancer: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
+def compute_roc_area(cancer: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
     """Give the area under the receiver operating curve: how often cancer has the higher score, of equal ones half.
 
     Args:
@@ -225,7 +225,7 @@ def roc_area(cancer: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray
     return np.asarray(np.minimum(area, 1))  # sums of fractions may pass 1 by rounding
 
 
-def threshold_bin(threshold: float) -> int:
+def find_threshold_bin(threshold: float) -> int:
     """Find the bin of a threshold.
 
     Args:
@@ -243,12 +243,12 @@ def threshold_bin(threshold: float) -> int:
     return k
 
 
-def scores_at(hist: ArrayLike | Tensor, threshold: float) -> dict[str, float | int | None]:
+def score_threshold(hist: ArrayLike | Tensor, threshold: float) -> dict[str, float | int | None]:
     """Score one histogram at one threshold.
 
     Args:
         hist: (2, BINS).
-        threshold: See `threshold_bin`.
+        threshold: See `find_threshold_bin`.
 
     Returns:
         tp, fp and fn in pixels; dice, iou, precision and recall, None where they are 0 / 0.
@@ -256,27 +256,27 @@ def scores_at(hist: ArrayLike | Tensor, threshold: float) -> dict[str, float | i
     Raises:
         ValueError: A threshold between bins.
     """
-    k = threshold_bin(threshold)
-    at = curve(*_counts(hist))
+    k = find_threshold_bin(threshold)
+    at = compute_curve(*_counts(hist))
     counts: dict[str, float | int | None] = {name: int(getattr(at, name)[k]) for name in ("tp", "fp", "fn")}
     names = ("dice", "iou", "precision", "recall")
     return counts | {name: _defined(float(getattr(at, name)[k])) for name in names}
 
 
-def dice_at(hist: ArrayLike | Tensor, threshold: float) -> float:
+def compute_dice(hist: ArrayLike | Tensor, threshold: float) -> float:
     """Give Dice of one histogram at one threshold.
 
     Args:
         hist: (2, BINS).
-        threshold: See `threshold_bin`.
+        threshold: See `find_threshold_bin`.
 
     Returns:
         Dice; nan where there is neither cancer nor a positive.
     """
-    return float(curve(*_counts(hist)).dice[threshold_bin(threshold)])
+    return float(compute_curve(*_counts(hist)).dice[find_threshold_bin(threshold)])
 
 
-def pooled(histograms: Mapping[str, ArrayLike | Tensor]) -> NDArray[np.int64]:
+def pool_histograms(histograms: Mapping[str, ArrayLike | Tensor]) -> NDArray[np.int64]:
     """Add up the histograms of slides.
 
     Args:

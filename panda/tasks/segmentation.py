@@ -19,7 +19,7 @@ from panda.data.patchset import PatchSet
 from panda.data.samplers import HardDraws
 from panda.models.segmentation import Segmenter
 from panda.tasks.metadata import SegmentationMetadata
-from panda.tasks.metrics import PixelHistogram, dice_at
+from panda.tasks.metrics import PixelHistogram, compute_dice
 from panda.tasks.optim import Optim, check_finite
 from panda.tasks.threshold import search_threshold
 
@@ -115,7 +115,7 @@ class SegmentationTask(pl.LightningModule):
         """Log the epoch's training loss and Dice."""
         self.log("train/loss", self.train_loss.compute())
         self.train_loss.reset()
-        self.log("train/dice", dice_at(self.train_pixels.compute(), 0.5), prog_bar=True)
+        self.log("train/dice", compute_dice(self.train_pixels.compute(), 0.5), prog_bar=True)
         self.train_pixels.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -135,7 +135,7 @@ class SegmentationTask(pl.LightningModule):
         self.val_pixels.reset()
         self.log("val/loss", self.val_loss.compute(), prog_bar=True)
         self.val_loss.reset()
-        self.log("val/dice", dice_at(histogram, 0.5), prog_bar=True)
+        self.log("val/dice", compute_dice(histogram, 0.5), prog_bar=True)
         choice = search_threshold({"all": histogram}, chosen_on=f"validation patches, epoch {self.current_epoch}")
         self.log("val/dice_best", math.nan if choice.score is None else choice.score)
         self.log("val/threshold", choice.value)

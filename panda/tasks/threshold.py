@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,9 +15,9 @@ from pydantic import Field
 from torch import Tensor
 
 from panda.errors import ConfigError
-from panda.tasks.bootstrap import percentile_interval, resampled_sums
+from panda.tasks.bootstrap import compute_percentile_interval, resample_sums
 from panda.tasks.figures import Plain, Share
-from panda.tasks.metrics import BINS, curve, pooled
+from panda.tasks.metrics import BINS, compute_curve, pool_histograms
 
 DEFAULT_THRESHOLD = 0.5
 """Threshold if there is nothing to choose by."""
@@ -27,12 +27,12 @@ Array = NDArray[np.float64]
 
 
 def _count_positives(hist: ArrayLike | Tensor) -> Array:
-    found = curve(*pooled({"": hist}))
+    found = compute_curve(*pool_histograms({"": hist}))
     return np.stack([found.tp, found.fp]).astype(np.float64)
 
 
 def _measure_dice(hist: ArrayLike | Tensor) -> Array:
-    found = curve(*pooled({"": hist}))
+    found = compute_curve(*pool_histograms({"": hist}))
     if not found.tp[0]:
         return np.zeros((2, BINS))
     return np.stack([found.dice, np.ones(BINS)])
@@ -153,22 +153,23 @@ class Threshold(Plain, frozen=True):
     interval_note: Annotated[str, Field(description="Why there is no interval, otherwise empty.")] = ""
 
     @classmethod
-    def unsearched(cls, criterion: Literal["default", "given"], value: float, reason: str) -> Self:
-        """Return a threshold that no search chose.
+    def from_default(cls, reason: str) -> Self:
+        """Return the default threshold.
 
         Args:
-            criterion: "given" by the user, or the "default".
-            value: The threshold.
             reason: Why nothing was searched, stored as `chosen_on`.
         """
-        return cls(
-            value=value,
-            criterion=criterion,
-            score=None,
-            chosen_on=reason,
-            date=_now(),
-            interval_note="nothing was searched",
-        )
+        return cls._make_unsearched(DEFAULT_THRESHOLD, "default", reason)
+
+    @classmethod
+    def from_user(cls, value: float) -> Self:
+        """Return a threshold that the user set."""
+        return cls._make_unsearched(value, "given", "no slides: it was given beforehand")
+
+    @classmethod
+    def _make_unsearched(cls, value: float, criterion: str, reason: str) -> Self:
+        note = "nothing was searched"
+        return cls(value=value, criterion=criterion, score=None, chosen_on=reason, date=_get_date(), interval_note=note)
 
 
 class ThresholdChoice(Threshold, frozen=True):
@@ -178,11 +179,6 @@ class ThresholdChoice(Threshold, frozen=True):
         dict[str, Threshold],
         Field(description="Provider to its own threshold; empty without `threshold_per_provider=true`."),
     ] = Field(default_factory=dict)
-
-    @classmethod
-    def given(cls, value: float) -> Self:
-        """Return a threshold that the user set."""
-        return cls.unsearched("given", value, "no slides: it was given beforehand")
 
     def value_for(self, provider: str | None) -> float:
         """Return the threshold for slides of a provider: its own if it has one, otherwise the common one."""
@@ -268,7 +264,7 @@ def search_threshold(
     return ThresholdChoice(**common.model_dump(), by_provider=own)
 
 
-def criterion_scores(slide_histograms: Histograms, criterion: str, cost_ratio: float | None = None) -> Array:
+def score_by_criterion(slide_histograms: Histograms, criterion: str, cost_ratio: float | None = None) -> Array:
     """Score every threshold by a criterion.
 
     Args:
@@ -303,9 +299,9 @@ def _choose(
     ranked = rule.rank(terms.sum(axis=0), cost_ratio)
     k = _find_best_bin(ranked)
     if k is None:
-        lacking = "cancer pixel" if not pooled(hists)[0].any() else "pixel without cancer"
+        lacking = "cancer pixel" if not pool_histograms(hists)[0].any() else "pixel without cancer"
         reason = f"not searched: no {lacking} among the {len(hists)} slides of {chosen_on}"
-        return Threshold.unsearched("default", DEFAULT_THRESHOLD, reason)
+        return Threshold.from_default(reason)
 
     def search(sums: Array) -> Array:
         bins = map(_find_best_bin, rule.rank(sums, cost_ratio))
@@ -318,20 +314,20 @@ def _choose(
     elif len(set(slide_groups)) < 2:
         note = "all slides are of one group: an interval needs two"
     else:
-        interval = percentile_interval(resampled_sums(terms, slide_groups, search, seed=seed))
+        interval = compute_percentile_interval(resample_sums(terms, slide_groups, search, seed=seed))
     return Threshold(
         value=k / BINS,
         criterion=criterion,
         score=float(-ranked[k] if rule.lowest_is_best else ranked[k]),
         chosen_on=chosen_on,
-        date=_now(),
+        date=_get_date(),
         cost_ratio=cost_ratio,
         interval=interval,
         interval_note=note,
     )
 
 
-def _now() -> str:
+def _get_date() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
