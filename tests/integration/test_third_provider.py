@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 TINY = (
     "data=panda",
     "data.root=slides",
-    "data.level=0",
+    "data.level=2",
     "data.patch_size=64",
     "data.batch_size=8",
     "data.num_workers=0",
@@ -40,7 +40,7 @@ TINY = (
 def _draw(root: Path) -> None:
     """Write slides of the provider `mylab`, whose masks hold 1 for cancer and 0 for everything else."""
     lines = [HEADER]
-    for number in range(10):
+    for number in range(8):
         codes = np.zeros((HEIGHT, WIDTH), np.uint8)
         if cancer := number % 2:
             codes[CANCER] = 1
