@@ -25,7 +25,7 @@ from panda.audit.page import WORST_SHOWN, write_audit_page
 from panda.audit.process_pool import run_in_processes
 from panda.audit.records import RecordFolder, make_file_stem
 from panda.audit.slide_table import read_table
-from panda.data.manifest import read_groups
+from panda.data.manifest import locate_image, locate_mask, read_groups
 from panda.errors import ConfigError, ManifestError, PandaError
 from panda.files import hold_lock
 from panda.report.axes import PALETTE
@@ -196,8 +196,8 @@ def test_only_what_changed_is_looked_at_again(
         audit_folder(root, out, workers=1, progress=False)
     assert "9 of 9 slides have not changed" in caplog.text
     changed, masked, graded = list(rows)[:3]
-    os.utime(rows[changed].locate_image(root))
-    os.utime(rows[masked].locate_mask(root))
+    os.utime(locate_image(root, changed))
+    os.utime(locate_mask(root, masked))
     text = (root / "train.csv").read_text().splitlines()
     text[3] = text[3].replace("radboud", "karolinska") if "radboud" in text[3] else text[3].replace("karol", "x")
     (root / "train.csv").write_text("\n".join(text))

@@ -22,6 +22,7 @@ from panda.audit.inspection import Inspection, find_outliers
 from panda.audit.near_duplicates import digest_quickly, find_identical_files, report_groups
 from panda.audit.slide_inspector import inspect_slide
 from panda.audit.slide_table import TableRow, read_table
+from panda.data.manifest import locate_image, locate_mask
 from panda.synthetic.dataset import SyntheticSpec, draw_dataset
 from panda.wsi.readers import ReaderName
 from panda.wsi.slide import SlideOptions
@@ -51,7 +52,7 @@ class Case:
         self.root = root
         self.rows = read_table(root)
         self.row = next(row for row in self.rows if row.provider == "radboud" and bool(row.grade) == cancer)
-        self.image, self.mask = self.row.locate_image(root), self.row.locate_mask(root)
+        self.image, self.mask = locate_image(root, self.row.slide_id), locate_mask(root, self.row.slide_id)
         self.pixels: Picture = tifffile.imread(self.image, level=0)
         self.codes: Picture = np.ascontiguousarray(tifffile.imread(self.mask, level=0)[..., 0])
 
@@ -412,7 +413,7 @@ def test_blur_of_a_part_is_no_finding_and_is_told(case: Case) -> None:
 
 def test_exact_duplicate(case: Case) -> None:
     first, second = case.row, next(row for row in case.rows if row is not case.row)
-    copy = second.locate_image(case.root)
+    copy = locate_image(case.root, second.slide_id)
     seen = [inspect_slide(first, case.root)[0]]
     content = bytearray(case.image.read_bytes())
     copy.write_bytes(content)

@@ -23,7 +23,7 @@ from panda.errors import ConfigError
 from panda.settings import Settings, rule
 
 if TYPE_CHECKING:  # slow to import, see `audit`
-    from panda.audit.summary import AuditSummary
+    from panda.audit.tables import AuditSummary
 
 log = logging.getLogger(__name__)
 

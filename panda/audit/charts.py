@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
 from markupsafe import Markup
 
-from panda.audit.summary import OTHER
+from panda.audit.tables import OTHER
 from panda.report.charts import column_chart
-from panda.report.run_folder import natural_key, number
+from panda.report.run_folder import number
 from panda.report.table import Cell, Head, Table, cell
 
 Rows = Mapping[str, Sequence[Mapping[str, str]]]
@@ -30,12 +30,9 @@ def group_rows(rows: Sequence[Mapping[str, str]], providers: Sequence[str]) -> R
 
 def make_provider_table(by: Rows) -> Table:
     """Return a table of sizes, resolution and tissue of the slides of each provider."""
-    why = "no slide of this provider could be read"
     rows = []
     for provider, own in by.items():
-        areas, tissue, files = (
-            _multiply_columns(own, *columns) for columns in (("width", "height"), ("tissue_mm2",), ("file_bytes",))
-        )
+        areas, tissue = _multiply_columns(own, "width", "height"), _multiply_columns(own, "tissue_mm2")
         mpp = sorted({float(f"{value:.3g}") for value in _multiply_columns(own, "mpp_x")})
         span = f"{mpp[0]:g}" + (f" to {mpp[-1]:g}" if len(mpp) > 1 else "") if mpp else ""
         rows.append(
@@ -43,11 +40,11 @@ def make_provider_table(by: Rows) -> Table:
                 Cell(provider),
                 cell(len(own), "count"),
                 cell(len(areas), "count"),
-                _make_rounded_cell(median(areas) / 1e9 if areas else None, why),
-                _make_rounded_cell(max(areas) / 1e9 if areas else None, why),
+                _make_billions_cell(median, areas),
+                _make_billions_cell(max, areas),
                 Cell(span, mpp[0] if mpp else None, "" if mpp else "no slide of this provider has µm/px", style="num"),
                 cell(median(tissue) if tissue else None, "mm2", "tissue or µm/px is unknown"),
-                _make_rounded_cell(sum(files) / 1e9 if files else None, why),
+                _make_billions_cell(sum, _multiply_columns(own, "file_bytes")),
             ]
         )
     heads = (
@@ -59,9 +56,7 @@ def make_provider_table(by: Rows) -> Table:
 
 def make_charts(by: Rows) -> list[Markup]:
     """Return charts of grades, sizes, tissue and cancer by provider, without empty charts."""
-    grades = sorted(
-        {row.get("isup_grade", "") for rows in by.values() for row in rows} & set("012345"), key=natural_key
-    )
+    grades = sorted({row.get("isup_grade", "") for rows in by.values() for row in rows} & set("012345"))
     counts = [(p, [sum(row.get("isup_grade") == grade for row in rows) for grade in grades]) for p, rows in by.items()]
     charts = [
         column_chart("ISUP grades", grades, counts, "ISUP grade in the table"),
@@ -78,17 +73,19 @@ def _multiply_columns(rows: Sequence[Mapping[str, str]], *columns: str) -> list[
     return [math.prod(value for value in row if value is not None) for row in values if None not in row]
 
 
-def _make_rounded_cell(value: float | None, why: str) -> Cell:
-    return Cell("" if value is None else f"{value:.3g}", value, why if value is None else "", style="num")
+def _make_billions_cell(statistic: Callable[[list[float]], float], values: list[float]) -> Cell:
+    if not values:
+        return Cell(why="no slide of this provider could be read", style="num")
+    value = statistic(values) / 1e9
+    return Cell(f"{value:.3g}", value, style="num")
 
 
 def _make_histogram(title: str, by: Rows, columns: tuple[str, ...], factor: float, label: str) -> Markup:
     """Count values in bins whose width doubles: at most twelve, the first with all smaller values, without zeros."""
+    values = {provider: _multiply_columns(rows, *columns) for provider, rows in by.items()}
     bins = {
-        provider: Counter(
-            math.floor(math.log2(value * factor)) for value in _multiply_columns(rows, *columns) if value > 0
-        )
-        for provider, rows in by.items()
+        provider: Counter(math.floor(math.log2(value * factor)) for value in own if value > 0)
+        for provider, own in values.items()
     }
     met = {exponent for counts in bins.values() for exponent in counts}
     if not met:

@@ -19,7 +19,6 @@ from panda.audit.near_duplicates import find_duplicates
 from panda.audit.process_pool import run_in_processes
 from panda.audit.records import RecordFolder
 from panda.audit.slide_table import TableRow, check_table, index_by_slide, read_table
-from panda.audit.summary import SUMMARY, AuditSummary, InspectionSettings, summarize
 from panda.data.manifest import TABLE, locate_image
 from panda.errors import ConfigError
 from panda.files import hold_lock, remove_leftovers
@@ -39,12 +38,12 @@ def audit_folder(
     deep: bool = False,
     options: SlideOptions = SlideOptions(),
     progress: bool = True,
-) -> AuditSummary:
+) -> tables.AuditSummary:
     """Audit a folder in PANDA's layout, and return the content of `summary.json`.
 
     `out` gets `audit.csv` with a row for each slide, `findings.csv` with a row for each finding, and `summary.json`.
-    If slides are inspected, it also gets `groups.csv` with the near-duplicate group of each slide, `pairs.csv` with the
-    slides that match, and `slides/` with the inspection and a picture of each slide.
+    If slides are inspected, `groups.csv` has the near-duplicate group of each slide, and `pairs.csv` the slides that
+    match. `slides/` then has the inspection and a picture of each slide.
 
     The process may be killed at any moment. The next call inspects only slides without a record, or whose row or files
     changed, and leaves the same bytes as one call without interruption. A second process on the same folder waits for
@@ -56,7 +55,7 @@ def audit_folder(
         slides: Inspect slides and masks; otherwise only the table is read, and there are no groups and pairs.
         workers: Slides inspected at the same time, each in its own process. A crash is a finding of its slide.
         deep: Decode every tile of every slide and count masks at level 0.
-        options: How slides are opened.
+        options: Options to open slides.
         progress: Show a bar over the slides.
 
     Raises:
@@ -82,14 +81,14 @@ def audit_folder(
 
 def _check_output(out: Path, root: Path) -> None:
     """Refuse a folder that has something else than an audit of these data, which may have been moved."""
-    if not (out / SUMMARY).exists():
+    if not (out / tables.SUMMARY).exists():
         return
     try:
-        other = Path(AuditSummary.read(out).data)
+        other = Path(tables.AuditSummary.read(out).data)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"audit.output={out}: its {SUMMARY} is not that of an audit of this version; give another folder, or "
-            f"remove it"
+            f"audit.output={out}: its {tables.SUMMARY} is not that of an audit of this version; give another folder, "
+            f"or remove it"
         ) from error
     if (other / TABLE).is_file() and other.resolve() != root.resolve():
         raise ConfigError(
@@ -118,7 +117,7 @@ def _inspect_all(rows: Sequence[TableRow], records: RecordFolder, workers: int, 
             bar.update()
 
 
-def _write_all(table: Sequence[TableRow], records: RecordFolder | None, out: Path, root: Path) -> AuditSummary:
+def _write_all(table: Sequence[TableRow], records: RecordFolder | None, out: Path, root: Path) -> tables.AuditSummary:
     """Write all tables from the records; the summary last."""
     rows = index_by_slide(table)
 
@@ -129,13 +128,13 @@ def _write_all(table: Sequence[TableRow], records: RecordFolder | None, out: Pat
     duplicates = settings = None
     if records is not None:
         duplicates = find_duplicates(read_inspections, lambda slide_id: locate_image(root, slide_id))
-        settings = InspectionSettings.model_validate(asdict(records.options) | {"deep": records.deep, **RULE_VERSIONS})
+        values = {**asdict(records.options), "deep": records.deep, **RULE_VERSIONS}
+        settings = tables.InspectionSettings.model_validate(values)
         tables.write_groups(out / tables.GROUPS, duplicates.groups, rows.values())
         tables.write_pairs(out / tables.PAIRS, duplicates, rows)
     findings = tables.collect_findings(rows, check_table(table), read_inspections, duplicates)
     tables.write_findings(out / tables.FINDINGS_TABLE, findings)
-    read = None if records is None else records.read
-    tables.write_audit(out / tables.AUDIT, rows.values(), findings, read, duplicates)
-    summary = summarize(table, rows, findings, duplicates, data=str(root), settings=settings)
+    tables.write_audit(out / tables.AUDIT, rows.values(), findings, records.read if records else None, duplicates)
+    summary = tables.summarize(table, rows, findings, duplicates, data=str(root), settings=settings)
     summary.write(out)
     return summary

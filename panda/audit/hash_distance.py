@@ -33,11 +33,9 @@ Distances = NDArray[np.int16]
 class _Codes:
     """Hashes of N slides as words, one row for each parity of vertical and horizontal frequency.
 
-    The first axis is the K hashes of a slide, then the same with the axes exchanged.
-
     Attributes:
-        texture: (2 K, 4, N, 4) uint64.
-        outline: (2 K, 4, N, 1) uint64.
+        texture: (2 K, 4, N, 4) uint64: the K hashes of each slide, then the same with the axes exchanged.
+        outline: (2 K, 4, N, 1) uint64, in the same order.
         frames: Number of kinds of frame among the K hashes, one kind after the other, each first for all tissue.
     """
 
@@ -125,8 +123,7 @@ def find_matches(
     Returns:
         (3, M) i, j and distance of the matches, i < j; and the slides that match a crowd.
     """
-    count = len(texture)
-    if count < 2:
+    if (count := len(texture)) < 2:
         return np.zeros((3, 0), np.int64), []
     order = np.argsort(stretch, kind="stable")
     stretch = stretch[order]
@@ -144,12 +141,12 @@ def find_matches(
             match = np.stack([i + start, j + at, distance[i, j]])
             match = match[:, abs(stretch[match[0]] - stretch[match[1]]) <= LARGEST_STRETCH]
             np.add.at(degree, match[:2].ravel(), 1)
-            found.append(_believed(match, degree > crowd, sure))
-    match = _believed(np.concatenate(found, axis=1), degree > crowd, sure)
+            found.append(_drop_crowded(match, degree > crowd, sure))
+    match = _drop_crowded(np.concatenate(found, axis=1), degree > crowd, sure)
     match[:2] = np.sort(order[match[:2]], axis=0)
     return match, sorted(order[degree > crowd].tolist())
 
 
-def _believed(match: NDArray[np.int64], crowded: NDArray[np.bool_], sure: int) -> NDArray[np.int64]:
-    """Keep of the matches what is no crowd's, and what is sure."""
+def _drop_crowded(match: NDArray[np.int64], crowded: NDArray[np.bool_], sure: int) -> NDArray[np.int64]:
+    """Drop the matches of crowded slides that are not sure."""
     return match[:, (match[2] <= sure) | ~(crowded[match[0]] | crowded[match[1]])]

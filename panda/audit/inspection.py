@@ -14,11 +14,9 @@ from panda.audit.tissue_hashes import HASH_RULES, TissueHashes
 from panda.data.findings import Finding
 from panda.wsi.tissue import RULES
 
-VERSION = 1
-"""Increase it if the same files would give another inspection."""
-
-RULE_VERSIONS: Mapping[str, int] = MappingProxyType({"inspection": VERSION, "tissue": RULES, "hashes": HASH_RULES})
-"""Versions of the rules that inspections follow; slides with older inspections are inspected again."""
+RULE_VERSIONS: Mapping[str, int] = MappingProxyType({"inspection": 1, "tissue": RULES, "hashes": HASH_RULES})
+"""Versions of the rules that inspections follow; slides with older inspections are inspected again. Increase the first
+if the same files would give another inspection."""
 
 _TOLERANCE = 0.02  # relative difference of µm/px, and of downsamples, that counts as none
 _FEW = 0.05  # share of a provider's slides below which a value is unusual

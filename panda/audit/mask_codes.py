@@ -20,31 +20,14 @@ _BLOCK = 2048
 
 
 def choose_level(tiff: TiffPyramid, um: float | None) -> int:
-    """Return the coarsest level of a mask at which its codes are counted.
-
-    Args:
-        tiff: The mask.
-        um: µm per mask level-0 px; None if unknown.
-    """
+    """Return the coarsest level of a mask at which its codes are counted; `um` is µm per mask level-0 px, if known."""
     sizes = tiff.level_dimensions
     scales = [level_scale(sizes[0], size)[0] * (um or NOMINAL_UM) for size in sizes]
     return max((level for level, scale in enumerate(scales) if scale <= COUNTED_UM), default=0)
 
 
 def count_codes(tiff: TiffPyramid, level: int) -> NDArray[np.int64]:
-    """Count the px of each code at a level of a mask, block by block.
-
-    Args:
-        tiff: The mask, opened with `red_only`.
-        level: The level.
-
-    Returns:
-        Number of px of each code, (256,) int64.
-
-    Raises:
-        ValueError: If a tile cannot be decoded.
-        OSError: If the file cannot be read.
-    """
+    """Count the px of each code at a level of a mask that was opened with `red_only`; (256,) int64."""
     counts = np.zeros(256, np.int64)
     for window in blocks(*tiff.level_dimensions[level], 1.0, _BLOCK):
         codes = tiff.read(level, *window)

@@ -35,10 +35,7 @@ _BLOCK, _BLOCKS = 4096, 16  # bytes of a block of a quick digest, and their numb
 
 @dataclass(frozen=True, order=True)
 class DuplicatePair:
-    """Two slides that match, `a` the one whose id sorts first.
-
-    `distance` is the share of bits that differ in the best orientation, 0 to `THRESHOLD`.
-    """
+    """The share of bits in which two matching slides differ in the best orientation, and their ids in order."""
 
     distance: float
     a: str
@@ -98,9 +95,8 @@ def find_duplicates(
 ) -> Duplicates:
     """Group slides of the same tissue, by their files and by the hashes of their tissue.
 
-    Args:
-        read_inspections: Gives the inspections of all slides whose id can name a file, at each call.
-        find_path: Slide id → its file.
+    `read_inspections` gives the inspections of all slides that have a file name, at each call. `find_path` gives the
+    file of an id.
     """
     near = group_near_duplicates({inspection.slide_id: inspection.hashes for inspection in read_inspections()})
     identical = find_identical_files(read_inspections(), find_path)

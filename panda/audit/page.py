@@ -12,9 +12,8 @@ from typing import get_args
 from panda.audit.charts import group_rows, make_charts, make_provider_table
 from panda.audit.dataset import RECORDS
 from panda.audit.records import make_file_stem
-from panda.audit.summary import SUMMARY, AuditSummary
-from panda.audit.tables import AUDIT, FINDINGS_TABLE, GROUPS, PAIRS
-from panda.data.findings import FINDINGS, REFUSED_ROWS, Severity
+from panda.audit.tables import AUDIT, FINDINGS_TABLE, GROUPS, PAIRS, SUMMARY, AuditSummary
+from panda.data.findings import FINDINGS, REFUSED_ROWS, FindingKind, Severity
 from panda.files import read_output_table
 from panda.report.page import require_folder, write_page
 from panda.report.run_folder import Picture, link, number, read_picture
@@ -23,34 +22,23 @@ from panda.report.table import Cell, Head, Table, cell, show
 
 WORST_SHOWN = 8
 """Most slides on the page for each finding, most groups, and most slides of a group."""
-PAIRS_SHOWN = 10
-"""Most pairs on the page with different grades, and most others."""
-LOOSEST_SHOWN = 4
-_DUPLICATES = {"exact_duplicate", "near_duplicate"}
-"""Findings that the page shows as pairs."""
-_SIDE = 260
-_QUALITY = 80
-_WORST: Mapping[str, tuple[tuple[str, bool], ...]] = {
-    "pen_marks": (("pen_fraction", True),),
-    "blur": (("blurred", True), ("sharpness", False)),
-    "cancer_mask_benign_grade": (("cancer_mm2", True), ("cancer_fraction", True)),
-    "mask_geometry": (("labelled_on_tissue", False),),
-    "no_tissue": (("pen_fraction", True),),
+
+_PAIRS_SHOWN, _LOOSEST_SHOWN = 10, 4
+_DUPLICATES = {"exact_duplicate", "near_duplicate"}  # shown as pairs
+_SIDE, _QUALITY = 260, 80  # of a picture, px and JPEG quality
+_WORST: Mapping[str, tuple[tuple[str, int], ...]] = {
+    "pen_marks": (("pen_fraction", -1),),
+    "blur": (("blurred", -1), ("sharpness", 1)),
+    "cancer_mask_benign_grade": (("cancer_mm2", -1), ("cancer_fraction", -1)),
+    "mask_geometry": (("labelled_on_tissue", 1),),
+    "no_tissue": (("pen_fraction", -1),),
 }
-"""Columns of `audit.csv` that rank the slides of a finding, and whether the largest value is the worst."""
+"""Columns of `audit.csv` that rank the slides of a finding, with -1 if the largest value is the worst."""
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A slide on the page.
-
-    Attributes:
-        slide_id: Its id.
-        about: Provider, grade and score.
-        value: The details of its finding.
-        picture: Its picture, or None.
-        href: Link to the picture.
-    """
+class ShownSlide:
+    """A slide on the page; `about` has its provider, grade and score, and `value` the details of its finding."""
 
     slide_id: str
     about: str
@@ -61,26 +49,15 @@ class Shown:
 
 @dataclass(frozen=True)
 class Gallery:
-    """The slides of a finding.
-
-    Attributes:
-        name: Name of the finding.
-        severity: Severity of the finding.
-        meaning: What is wrong.
-        remedy: What to do.
-        count: Number of slides that have it.
-        shown: The worst of these slides.
-    """
+    """The number of slides that have a finding, and the worst of them."""
 
     name: str
-    severity: str
-    meaning: str
-    remedy: str
+    kind: FindingKind
     count: int
-    shown: Sequence[Shown]
+    shown: Sequence[ShownSlide]
 
     @property
-    def pictured(self) -> bool:
+    def has_pictures(self) -> bool:
         """Whether the finding can be seen on a slide, and there is a picture of one."""
         return self.name not in REFUSED_ROWS and any(slide.picture for slide in self.shown)
 
@@ -89,8 +66,8 @@ class Gallery:
 class Pair:
     """Two slides of the same tissue, the distance of their hashes, and whether their grades differ."""
 
-    a: Shown
-    b: Shown
+    a: ShownSlide
+    b: ShownSlide
     distance: str
     conflict: bool
 
@@ -112,7 +89,7 @@ class Group:
     count: int
     grades: str
     conflict: bool
-    shown: Sequence[Shown]
+    shown: Sequence[ShownSlide]
 
 
 class _Folder:
@@ -135,28 +112,25 @@ class _Folder:
                 self.findings[row["finding"]][row.get("slide_id", "")].append(row.get("value", ""))
         self.inspected = self.summary is not None and self.summary.groups is not None
 
-    def show_slide(self, slide_id: str, value: str = "") -> Shown:
+    def show_slide(self, slide_id: str, value: str = "") -> ShownSlide:
         row = self.rows.get(slide_id, {})
         path = self.path / RECORDS / f"{make_file_stem(slide_id)}.jpg"
         plain = slide_id.isprintable() and path.parent == self.path / RECORDS
         picture = read_picture(path, _SIDE, _QUALITY) if plain and slide_id else None
         score = row.get("gleason_score", "")
         about = f"{row.get('provider', '')}, ISUP {row.get('isup_grade', '') or '–'}" + (f" ({score})" if score else "")
-        return Shown(slide_id, about, value, picture, link(RECORDS, path.name) if picture else "")
+        return ShownSlide(slide_id, about, value, picture, link(RECORDS, path.name) if picture else "")
 
     def make_gallery(self, name: str) -> Gallery:
-        kind, slides = FINDINGS[name], self.findings[name]
+        slides = self.findings[name]
 
-        def rank(slide_id: str) -> tuple[float, ...]:
-            keys = []
-            for column, largest in _WORST.get(name, ()):
-                value = number(self.rows.get(slide_id, {}).get(column))
-                keys.append(math.inf if value is None else -value if largest else value)
-            return tuple(keys)
+        def rank(slide_id: str) -> list[float]:
+            values = [(number(self.rows.get(slide_id, {}).get(column)), sign) for column, sign in _WORST.get(name, ())]
+            return [math.inf if value is None else sign * value for value, sign in values]
 
         worst = sorted(slides, key=rank)[:WORST_SHOWN]
         shown = [self.show_slide(slide_id, "; ".join(slides[slide_id])) for slide_id in worst]
-        return Gallery(name, kind.severity, kind.meaning, kind.remedy, len(slides), shown)
+        return Gallery(name, FINDINGS[name], len(slides), shown)
 
 
 def _rank_finding(finding: str) -> tuple[int, int]:
@@ -180,7 +154,7 @@ def _make_findings_table(summary: AuditSummary) -> Table:
         )
     heads = [Head("Severity"), Head("Finding"), Head("Slides", figures=True)]
     heads += [Head(provider, figures=True) for provider in summary.providers]
-    return Table([*heads, Head("What is wrong"), Head("What to do")], rows)
+    return Table([*heads, Head("Meaning"), Head("Remedy")], rows)
 
 
 def _choose_pairs(folder: _Folder) -> list[Pairs]:
@@ -188,38 +162,30 @@ def _choose_pairs(folder: _Folder) -> list[Pairs]:
     rows = read_output_table(folder.path / PAIRS)
     conflict = [row for row in rows if row.get("grades_conflict") == "yes"]
     agree = [row for row in rows if row.get("grades_conflict") != "yes"]
-    shown = [*conflict[:PAIRS_SHOWN], *agree[:PAIRS_SHOWN]]
-    rest = [row for row in rows if row not in shown]
+    closest = conflict[:_PAIRS_SHOWN], agree[:_PAIRS_SHOWN]
+    loosest = [row for row in rows if row not in closest[0] and row not in closest[1]][-_LOOSEST_SHOWN:]
 
     def pair(row: Mapping[str, str]) -> Pair:
-        same = row.get("same_file") == "yes"
-        distance = "the same file" if same else f"distance {show(row.get('distance'))}"
-        slides = [folder.show_slide(row.get(side, "")) for side in ("slide_a", "slide_b")]
-        return Pair(slides[0], slides[1], distance, row.get("grades_conflict") == "yes")
+        distance = "the same file" if row.get("same_file") == "yes" else f"distance {show(row.get('distance'))}"
+        one, other = (folder.show_slide(row.get(side, "")) for side in ("slide_a", "slide_b"))
+        return Pair(one, other, distance, row.get("grades_conflict") == "yes")
 
+    section = "closest first. Only one grade can be right for the same tissue. But neighboring sections of a core can "
+    section += "differ, and a match can be wrong: look at the pairs."
+    wide = "if these do not show the same tissue, the groups are too wide."
     return [
         Pairs(title, about, len(every), [pair(row) for row in some])
         for title, about, every, some in (
-            (
-                "The same tissue under different grades",
-                "closest first. Only one grade can be right for the same tissue. But neighboring sections of a core "
-                "can differ, and a match can be wrong: look at the pairs.",
-                conflict,
-                conflict[:PAIRS_SHOWN],
-            ),
-            ("The same tissue, the same grade", "closest first.", agree, agree[:PAIRS_SHOWN]),
-            (
-                "The least similar pairs",
-                "if these do not show the same tissue, the groups are too wide.",
-                rows,
-                rest[-LOOSEST_SHOWN:],
-            ),
+            ("The same tissue under different grades", section, conflict, closest[0]),
+            ("The same tissue, the same grade", "closest first.", agree, closest[1]),
+            ("The least similar pairs", wide, rows, loosest),
         )
         if some
     ]
 
 
 def _make_groups(folder: _Folder) -> list[Group]:
+    """Return the largest groups of three or more slides."""
     members: defaultdict[str, list[str]] = defaultdict(list)
     for row in read_output_table(folder.path / GROUPS):
         members[row.get("group", "")].append(row.get("image_id", ""))
@@ -227,9 +193,9 @@ def _make_groups(folder: _Folder) -> list[Group]:
     shown = []
     for slides in large:
         grades = Counter(folder.rows.get(slide_id, {}).get("isup_grade", "") or "–" for slide_id in slides)
-        words = ", ".join(f"{count} of ISUP {grade}" for grade, count in sorted(grades.items()))
+        text = ", ".join(f"{count} of ISUP {grade}" for grade, count in sorted(grades.items()))
         own = [folder.show_slide(slide_id) for slide_id in slides[:WORST_SHOWN]]
-        shown.append(Group(len(slides), words, len(grades) > 1, own))
+        shown.append(Group(len(slides), text, len(grades) > 1, own))
     return shown
 
 
@@ -251,24 +217,17 @@ def _make_cards(summary: AuditSummary) -> list[Card]:
 
 
 def write_audit_page(folder: Path, steps: Sequence[str] = ()) -> Path:
-    """Make the page of an audit from its folder; its size has a limit for any number of slides.
+    """Write `report.html` into the folder of an audit, and return its path.
 
-    Args:
-        folder: The folder of `panda.audit.dataset.audit_folder`; the page names missing files.
-        steps: What to do next, in sentences or commands.
-
-    Returns:
-        `report.html` in that folder.
-
-    Raises:
-        PandaError: If there is no such folder.
+    The size of the page has a limit for any number of slides. The page names missing files, and shows the next `steps`
+    of the user, which are sentences or commands.
     """
     path = Path(folder).absolute()
     require_folder(path)
-    left = _Folder(path)
-    summary = left.summary
-    by_provider = group_rows(list(left.rows.values()), list(summary.providers) if summary else [])
-    notes = [left.fault] if left.fault else []
+    audit = _Folder(path)
+    summary = audit.summary
+    by_provider = group_rows(list(audit.rows.values()), list(summary.providers) if summary else [])
+    notes = [audit.fault] if audit.fault else []
     if summary and (crowded := summary.crowded):
         notes.append(
             f"{len(crowded)} slides resemble so many others that their hashes are not reliable. Only their closest "
@@ -283,7 +242,7 @@ def write_audit_page(folder: Path, steps: Sequence[str] = ()) -> Path:
         meta=[
             ("Data", data),
             ("Rows", show(summary.rows if summary else None, "count")),
-            ("Inspected", "slides and masks" if left.inspected else "only the table"),
+            ("Inspected", "slides and masks" if audit.inspected else "only the table"),
             ("Reader", how.reader if how else ""),
             ("Every tile decoded", "yes" if how and how.deep else ""),
         ],
@@ -291,14 +250,14 @@ def write_audit_page(folder: Path, steps: Sequence[str] = ()) -> Path:
         steps=steps,
         cards=_make_cards(summary) if summary else [],
         findings=_make_findings_table(summary) if summary else None,
-        inspected=left.inspected,
-        providers=make_provider_table(by_provider) if left.inspected else None,
+        inspected=audit.inspected,
+        providers=make_provider_table(by_provider) if audit.inspected else None,
         charts=make_charts(by_provider),
         galleries=[
-            left.make_gallery(name) for name in sorted(left.findings, key=_rank_finding) if name not in _DUPLICATES
+            audit.make_gallery(name) for name in sorted(audit.findings, key=_rank_finding) if name not in _DUPLICATES
         ],
-        pairs=_choose_pairs(left) if left.inspected else [],
-        alone=sum(bool(row.get("group")) and not row.get("tissue_how") for row in left.rows.values()),
-        groups=_make_groups(left) if left.inspected else [],
+        pairs=_choose_pairs(audit) if audit.inspected else [],
+        alone=sum(bool(row.get("group")) and not row.get("tissue_how") for row in audit.rows.values()),
+        groups=_make_groups(audit) if audit.inspected else [],
         files=[name for name in (FINDINGS_TABLE, AUDIT, GROUPS, PAIRS, SUMMARY) if (path / name).is_file()],
     )

@@ -32,19 +32,12 @@ def count_cores() -> int:
 def run_in_processes(
     work: Callable[[Item], Result], items: Iterable[Item], workers: int
 ) -> Generator[tuple[Item, Result | None], None, None]:
-    """Call a function for each item in new processes, which share nothing with this one.
+    """Call a function for each item in new processes; yield item and result in the order of finishing.
 
     If a process crashes (a segmentation fault of a decoder, no memory), the unfinished items are run again one by one,
-    so that the item at fault is known. Items are taken when needed and results are yielded at once, so memory does not
-    grow with their number. The processes end with this one in any case. After Ctrl-C they finish their present items.
-
-    Args:
-        work: A function of a module that takes an item; it never returns None.
-        items: The items; they must be picklable.
-        workers: Number of processes.
-
-    Yields:
-        Item and result, in the order of finishing; the result is None for an item that crashes its process.
+    so that the item at fault is known: its result is None. Items are taken when needed and results are yielded at once,
+    so memory does not grow with their number. The processes end with this one in any case. After Ctrl-C they finish
+    their present items. `work` is a function of a module and never returns None; items are pickled.
 
     Raises:
         PandaError: If no process can be started.

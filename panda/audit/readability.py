@@ -27,7 +27,7 @@ SAMPLES = 16
 """Number of decoded tiles of the larger levels."""
 
 SMALL_PX = 4_000_000
-"""Levels up to this area in px are decoded completely."""
+"""Largest area in px of a level that is decoded completely."""
 
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
 _TAIL = 16  # bytes at a tile's end that may hold EOI: some writers pad
@@ -36,15 +36,9 @@ _BLOCK = 2048
 
 
 def find_unreadable(slide: Slide, *, seed: int, deep: bool = False) -> str | None:
-    """Find pixels that cannot be read.
+    """Return the fault and position of pixels that cannot be read; None if no fault is found.
 
-    Args:
-        slide: The slide.
-        seed: Seed of the random tiles.
-        deep: Decode all tiles, which takes as long as reading the whole slide.
-
-    Returns:
-        The fault and its position; None if no fault is found.
+    `seed` chooses the random tiles. With `deep` all tiles are decoded, which takes as long as reading the whole slide.
     """
     if (tiff := slide.tiff) is not None and (fault := _find_broken_markers(tiff)) is not None:
         return fault

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from panda.audit.inspection import RULE_VERSIONS, Inspection
 from panda.audit.slide_inspector import inspect_slide
 from panda.audit.slide_table import TableRow
 from panda.data.findings import Finding
+from panda.data.manifest import locate_image, locate_mask
 from panda.errors import PandaError
 from panda.files import fingerprint, identity, read_model, remove, write_json, write_whole
 from panda.wsi.slide import SlideOptions
@@ -27,10 +27,7 @@ _LONGEST_NAME = 180  # bytes; file systems allow 255, and an unfinished file has
 
 @dataclass(frozen=True)
 class Record:
-    """The inspection of a slide, and the fingerprint of all that it depends on.
-
-    The fingerprint is empty if the slide must be inspected again.
-    """
+    """The inspection of a slide, and the fingerprint of its input, which is empty to inspect the slide again."""
 
     fingerprint: str
     inspection: Inspection
@@ -55,12 +52,9 @@ class RecordFolder:
         """Return the fingerprint of a slide's row, of its two files, and of how they are inspected."""
         return fingerprint(
             {
-                "slide_id": row.slide_id,
-                "provider": row.provider,
-                "isup_grade": row.isup_grade,
-                "gleason": row.gleason,
-                "slide": _identify(row.locate_image(self.root)),
-                "mask": _identify(row.locate_mask(self.root)),
+                **{key: value for key, value in asdict(row).items() if key != "number"},
+                "slide": _identify(locate_image(self.root, row.slide_id)),
+                "mask": _identify(locate_mask(self.root, row.slide_id)),
                 **asdict(self.options),
                 "deep": self.deep,
                 **RULE_VERSIONS,
@@ -75,19 +69,11 @@ class RecordFolder:
             return False
 
     def read(self, row: TableRow) -> Inspection:
-        """Read the inspection of a slide; it is empty if the id cannot name a file.
-
-        Raises:
-            OSError: If the record is missing.
-            PandaError: If the record is damaged.
-        """
+        """Read the inspection of a slide; it is empty if the id cannot name a file."""
         return self._load(row.slide_id).inspection if row.has_file else Inspection(row.slide_id, row.provider)
 
     def inspect(self, row: TableRow) -> int:
-        """Inspect a slide, write its record, and return the number of findings.
-
-        A fault of the slide is a finding and not an error.
-        """
+        """Inspect a slide, write its record, and return the number of findings; a fault is a finding, not an error."""
         slide_fingerprint = self.fingerprint_slide(row)
         try:
             inspection, picture = inspect_slide(row, self.root, self.options, deep=self.deep)
@@ -97,13 +83,11 @@ class RecordFolder:
             inspection, picture = _describe_failure(row, f"{type(error).__name__}: {error}"), None
         # Paths are relative to the folder of the data, so that a finding stays true if the folder is moved.
         prefix = str(self.root / "x")[:-1]  # empty for "."
-        findings = tuple(
-            dataclasses.replace(found, value=found.value.replace(prefix, "")) for found in inspection.findings
-        )
+        findings = tuple(replace(found, value=found.value.replace(prefix, "")) for found in inspection.findings)
         # Errors of the system (permissions, a network disk that is away) may be gone the next time: inspect again.
         if any("[Errno " in found.value for found in findings):
             slide_fingerprint = ""
-        self._write(Record(slide_fingerprint, dataclasses.replace(inspection, findings=findings)), picture)
+        self._write(Record(slide_fingerprint, replace(inspection, findings=findings)), picture)
         return len(findings)
 
     def write_crash(self, row: TableRow) -> None:

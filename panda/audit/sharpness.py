@@ -30,13 +30,7 @@ _FLAT = 1.0  # variance of gray values below which a window has no detail
 
 @dataclass(frozen=True)
 class Sharpness:
-    """The sharpness of the tissue of a slide.
-
-    Attributes:
-        median: Median of `compute_sharpness` over the windows.
-        blurred: Share of the windows below `BLURRED`.
-        windows: Number of windows.
-    """
+    """The median sharpness of the windows of a slide, the share of them below `BLURRED`, and their number."""
 
     median: float
     blurred: float
@@ -73,18 +67,9 @@ def _shrink(grey: NDArray[np.float32], factor: float) -> NDArray[np.float32]:
 
 
 def measure_sharpness(slide: Slide, tissue: TissueMap, *, seed: int) -> Sharpness | None:
-    """Measure the sharpness of random windows of a slide's tissue at level 0.
+    """Measure the sharpness of random windows of a slide's tissue at level 0, chosen by `seed`.
 
-    Args:
-        slide: The slide.
-        tissue: Its tissue.
-        seed: Seed of the random windows.
-
-    Returns:
-        The sharpness. None if it is unknown: µm/px is unknown or over 2 at level 0, or no window is half tissue.
-
-    Raises:
-        SlideError: If the slide cannot be read there.
+    It is None if µm/px is unknown or over 2 at level 0, or if no window is half tissue and has detail.
     """
     if slide.mpp is None or (um := mean_mpp(slide.mpp)) > FINE_UM:
         return None
@@ -94,12 +79,11 @@ def measure_sharpness(slide: Slide, tissue: TissueMap, *, seed: int) -> Sharpnes
     boxes = np.stack([x, y, np.minimum(x + side, width), np.minimum(y + side, height)], axis=1)
     boxes = boxes[(boxes[:, 2:] - boxes[:, :2]).min(axis=1) * um >= _SIDE_UM / 2]
     boxes = boxes[tissue.measure_fraction(boxes) >= _LEAST_TISSUE] if len(boxes) else boxes
-    found: list[float] = []
-    for left, top, right, bottom in np.random.default_rng(seed).permutation(boxes)[:WINDOWS].tolist():
-        value = compute_sharpness(slide.read_region((left, top), 0, (right - left, bottom - top)), um)
-        if value is not None:
-            found.append(value)
-    if not found:
+    found = [
+        compute_sharpness(slide.read_region((left, top), 0, (right - left, bottom - top)), um)
+        for left, top, right, bottom in np.random.default_rng(seed).permutation(boxes)[:WINDOWS].tolist()
+    ]
+    values = np.array([value for value in found if value is not None])
+    if not len(values):
         return None
-    values = np.array(found)
     return Sharpness(float(np.median(values)), float((values < BLURRED).mean()), len(values))

@@ -19,6 +19,7 @@ from panda.audit.sharpness import BLURRED, measure_sharpness
 from panda.audit.slide_table import TableRow
 from panda.audit.tissue_hashes import hash_tissue
 from panda.data.findings import Finding
+from panda.data.manifest import locate_image, locate_mask
 from panda.errors import MaskError, SlideError
 from panda.wsi.geometry import mean_mpp
 from panda.wsi.label_maps import known_label_maps
@@ -221,11 +222,8 @@ def inspect_slide(
 ) -> tuple[Inspection, NDArray[np.uint8] | None]:
     """Inspect a slide and its mask, each opened once. A part that cannot be read is a finding and not an error.
 
-    Args:
-        row: The slide's row. Its own faults are not repeated, see `panda.audit.slide_table.check_table`.
-        root: The folder of the data.
-        options: How the slide is opened.
-        deep: Decode every tile of the slide and count the mask at level 0, which takes as long as reading all.
+    Faults of the row are left to `check_table`. With `deep` every tile of the slide is decoded and the mask is counted
+    at level 0, which takes as long as reading all.
 
     Returns:
         The inspection, and a picture of the slide, (h, w, 3) uint8 RGB of at most 512 px a side. The picture is None
@@ -233,6 +231,6 @@ def inspect_slide(
     """
     inspector = SlideInspector(row, options, deep)
     if row.has_file:
-        inspector.inspect_image(row.locate_image(root))
-        inspector.inspect_mask(row.locate_mask(root))
+        inspector.inspect_image(locate_image(root, row.slide_id))
+        inspector.inspect_mask(locate_mask(root, row.slide_id))
     return inspector.inspection, inspector.thumbnail

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from panda.data.findings import Finding
-from panda.data.manifest import COLUMNS, GRADES, check_row, find_table, locate_image, locate_mask
+from panda.data.manifest import COLUMNS, GRADES, check_row, find_table
 from panda.files import read_user_table
 from panda.wsi.gleason import isup_grade_from_score
 
@@ -45,14 +45,6 @@ class TableRow:
         """The values by column."""
         values = (self.slide_id, self.provider, self.isup_grade, self.gleason)
         return dict(zip(COLUMNS, values, strict=True))
-
-    def locate_image(self, root: Path) -> Path:
-        """Return the path of the slide, whether it exists or not; only for rows with `has_file`."""
-        return locate_image(root, self.slide_id)
-
-    def locate_mask(self, root: Path) -> Path:
-        """Return the path of the mask, whether it exists or not; only for rows with `has_file`."""
-        return locate_mask(root, self.slide_id)
 
 
 def read_table(root: Path | str) -> list[TableRow]:

@@ -1,20 +1,26 @@
-"""The tables of an audit, from the table of slides and the records of the slides."""
+"""The tables and the summary of an audit, from the table of slides and the records of the slides."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+from pydantic import BaseModel, Field
 
 from panda.audit.inspection import Inspection, find_outliers
 from panda.audit.near_duplicates import Duplicates
 from panda.audit.slide_table import TableRow
-from panda.audit.summary import find_worst_severity
-from panda.data.findings import FINDINGS, Finding
-from panda.files import write_table
+from panda.data.findings import FINDINGS, Finding, Severity
+from panda.files import write_json, write_table
+from panda.wsi.label_maps import known_label_maps
 
 AUDIT, FINDINGS_TABLE, GROUPS, PAIRS = "audit.csv", "findings.csv", "groups.csv", "pairs.csv"
+SUMMARY = "summary.json"
+SCHEMA = 1
+OTHER = "other"
+"""In counts by provider: rows of an unknown provider."""
 
 _ROW = ("slide_id", "provider", "isup_grade", "gleason_score", "findings", "worst")
 _INSPECTED = (
@@ -33,11 +39,7 @@ def collect_findings(
 ) -> list[Finding]:
     """Return all findings, in the order of the slides in the table, then of the kinds in `FINDINGS`.
 
-    Args:
-        rows: The first row of each slide, by its id.
-        table_findings: The findings of the table.
-        read_inspections: Gives the inspections at each call; none if only the table was read.
-        duplicates: The duplicates; None if only the table was read.
+    `rows` has the first row of each slide, by its id. `read_inspections` gives the inspections at each call.
     """
     every = [*table_findings, *(finding for inspection in read_inspections() for finding in inspection.findings)]
     every += find_outliers(read_inspections())
@@ -127,3 +129,134 @@ def _list_values(seen: Inspection) -> list[Any]:
 
 def _format(value: float) -> str:
     return f"{value:.{_DIGITS}g}"
+
+
+class FindingCount(BaseModel, frozen=True):
+    """Number of slides that have a kind of finding, in all and for each provider."""
+
+    severity: Severity
+    slides: int
+    by_provider: dict[str, int]
+
+
+class GroupCount(BaseModel, frozen=True):
+    """Numbers of groups of near-duplicates with two or more slides, of their slides, and of pairs that match."""
+
+    groups: int
+    slides: int
+    largest: int
+    with_conflicting_grades: int
+    pairs: int
+
+
+class InspectionSettings(BaseModel, frozen=True):
+    """How the slides were inspected: `SlideOptions`, `deep`, and the versions of the three kinds of rules."""
+
+    reader: str
+    mpp_override: float | None
+    deep: bool
+    inspection: int
+    tissue: int
+    hashes: int
+
+
+class AuditSummary(BaseModel, frozen=True):
+    """The content of `summary.json`.
+
+    Attributes:
+        data: The folder of the data.
+        rows: Number of rows of the table.
+        slides: Number of different slides of the table.
+        providers: Number of slides of each provider.
+        findings: The kinds of findings that occur, in the order of `FINDINGS`.
+        worst: Number of slides by their worst severity.
+        groups: Groups of near-duplicates; None if only the table was read.
+        crowded: Slides that resemble so many others that their hashes are not reliable.
+        looked_with: How the slides were inspected; None if only the table was read.
+    """
+
+    version: int = Field(alias="schema")
+    data: str
+    rows: int
+    slides: int
+    providers: dict[str, int]
+    findings: dict[str, FindingCount]
+    worst: dict[Severity, int]
+    groups: GroupCount | None
+    crowded: Sequence[str]
+    looked_with: InspectionSettings | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> AuditSummary:
+        """Read the summary of an audit's folder; another file is a ValueError."""
+        return cls.model_validate_json((folder / SUMMARY).read_bytes())
+
+    def write(self, folder: Path) -> None:
+        """Write the summary into an audit's folder, whole or not at all."""
+        absent = {"looked_with"} if self.looked_with is None else set()
+        write_json(folder / SUMMARY, self.model_dump(mode="json", by_alias=True, exclude=absent))
+
+
+def summarize(
+    table: Sequence[TableRow],
+    rows: Mapping[str, TableRow],
+    findings: Sequence[Finding],
+    duplicates: Duplicates | None,
+    *,
+    data: str,
+    settings: InspectionSettings | None,
+) -> AuditSummary:
+    """Count the findings and the groups.
+
+    `rows` has the first row of each slide, by its id. `duplicates` and `settings` are None if only the table was read.
+    """
+    slides: defaultdict[str, set[str]] = defaultdict(set)
+    by_slide: defaultdict[str, list[Finding]] = defaultdict(list)
+    for found in findings:
+        slides[found.finding].add(found.slide_id)
+        by_slide[found.slide_id].append(found)
+    worst = Counter(find_worst_severity(own) for own in by_slide.values())
+    return AuditSummary(
+        schema=SCHEMA,
+        data=data,
+        rows=len(table),
+        slides=len(rows),
+        providers=_count_providers(rows.values()),
+        findings={
+            name: FindingCount(
+                severity=kind.severity,
+                slides=len(slides[name]),
+                by_provider=_count_providers(rows[slide_id] for slide_id in slides[name]),
+            )
+            for name, kind in FINDINGS.items()
+            if name in slides
+        },
+        worst={severity: worst[severity] for severity in get_args(Severity)},
+        groups=None if duplicates is None else _count_groups(duplicates, rows),
+        crowded=() if duplicates is None else duplicates.crowded,
+        looked_with=settings,
+    )
+
+
+def find_worst_severity(findings: Iterable[Finding]) -> Severity | None:
+    """Return the worst severity of the findings, or None if there are none."""
+    return min((found.severity for found in findings), key=get_args(Severity).index, default=None)
+
+
+def _count_groups(duplicates: Duplicates, rows: Mapping[str, TableRow]) -> GroupCount:
+    members = duplicates.members.values()
+    grades = [{rows[slide_id].grade for slide_id in group} - {None} for group in members]
+    return GroupCount(
+        groups=len(members),
+        slides=sum(map(len, members)),
+        largest=max(map(len, members), default=0),
+        with_conflicting_grades=sum(len(own) > 1 for own in grades),
+        pairs=len(duplicates.pairs),
+    )
+
+
+def _count_providers(rows: Iterable[TableRow]) -> dict[str, int]:
+    """Return the number of rows of each provider, with unknown providers together at the end."""
+    known = known_label_maps()
+    counts = Counter(row.provider if row.provider in known else OTHER for row in rows)
+    return {provider: counts[provider] for provider in (*known, OTHER) if counts[provider]}

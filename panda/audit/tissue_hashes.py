@@ -31,7 +31,7 @@ PARTS = (
 
 Axis = Literal["edges", "spread"]
 AXES: tuple[Axis, ...] = ("edges", "spread")
-"""Axes of the tissue: the direction of its edges, which follows needle cores even if several are side by side, and the
+"""Axes of the tissue: the direction of its edges, which follows needle cores even if several are side by side. Then the
 direction of its largest spread, which is stable if the edges have no main direction."""
 
 _HASHES = len(AXES) * sum(map(len, PARTS))
@@ -55,7 +55,7 @@ class TissueHashes:
     Attributes:
         texture: Perceptual hashes (DCT, 1,024 bits, hex) of the optical density inside each of `PARTS`, along the
             first of `AXES`, then along the second.
-        outline: Perceptual hashes (DCT, 256 bits, hex) of where the tissue of each part is.
+        outline: Perceptual hashes (DCT, 256 bits, hex) of the area of each part.
         aspect: Largest spread of the tissue divided by the spread across, at least 1.
     """
 
@@ -170,16 +170,16 @@ def _cut_parts(cover: Floats, axis: Axis) -> Iterator[tuple[Floats, _Frame]]:
 
 def _hash_part(density: Floats, cover: Floats, frame: _Frame) -> tuple[str, str] | None:
     """Return the hashes of texture and outline in the frame; None without texture."""
-    where, what = frame.resample(cover), frame.resample(density * cover)
-    inside = where.sum()
-    texture = what - where * (what.sum() / inside)
-    full = where > 0.99  # what the border cuts deviates by itself
+    shape, mass = frame.resample(cover), frame.resample(density * cover)
+    inside = shape.sum()
+    texture = mass - shape * (mass.sum() / inside)
+    full = shape > 0.99  # px that the border cuts deviate by themselves
     if (texture[full] if np.count_nonzero(full) >= _LEAST_PX else texture).std() < _LEAST_DEVIATION:
         return None
     deviation = math.sqrt(float(np.square(texture).sum() / inside))
     grey = np.clip(128 + texture * (40 / deviation), 0, 255).astype(np.uint8)
-    shape = np.clip(255 * where, 0, 255).astype(np.uint8)
+    outline = np.clip(255 * shape, 0, 255).astype(np.uint8)
     return (
         str(imagehash.phash(Image.fromarray(grey), hash_size=TEXTURE, highfreq_factor=_PICTURE_PX // TEXTURE)),
-        str(imagehash.phash(Image.fromarray(shape), hash_size=OUTLINE, highfreq_factor=_PICTURE_PX // OUTLINE)),
+        str(imagehash.phash(Image.fromarray(outline), hash_size=OUTLINE, highfreq_factor=_PICTURE_PX // OUTLINE)),
     )
