@@ -80,7 +80,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def audited(faulty: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_audit(faulty: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An audit that nothing disturbed."""
     out = tmp_path_factory.mktemp("audited") / "audit"
     audit_folder(faulty, out, workers=2, progress=False)
@@ -97,16 +97,16 @@ def _files(out: Path) -> dict[str, bytes]:
     }
 
 
-def _found(out: Path) -> dict[str, set[str]]:
+def _findings(out: Path) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for row in table(out / "findings.csv"):
         found.setdefault(row["slide_id"], set()).add(row["finding"])
     return found
 
 
-def test_what_is_found_in_a_faulty_folder(faulty: Path, audited: Path) -> None:
+def test_audit_folder_faulty_slides_reports_findings(faulty: Path, finished_audit: Path) -> None:
     ids = [row["image_id"] for row in table(faulty / "train.csv")][:6]
-    assert _found(audited) == {
+    assert _findings(finished_audit) == {
         ids[0]: {"duplicate_row", "near_duplicate"},
         ids[1]: {"near_duplicate"},
         ids[2]: {"exact_duplicate"},
@@ -118,17 +118,17 @@ def test_what_is_found_in_a_faulty_folder(faulty: Path, audited: Path) -> None:
         "same-file": {"exact_duplicate"},
         "../escaped": {"bad_id", "unknown_provider"},
     }
-    for row in table(audited / "findings.csv"):
+    for row in table(finished_audit / "findings.csv"):
         assert row["severity"] in {"error", "warning", "note"}
         assert row["value"]
         assert row["what_to_do"].endswith(".")
-    cut = next(row for row in table(audited / "findings.csv") if row["finding"] == "unreadable_region")
+    cut = next(row for row in table(finished_audit / "findings.csv") if row["finding"] == "unreadable_region")
     assert cut["value"].startswith(f"train_images/{ids[3]}.tiff: it is cut short"), "the same wherever the folder lies"
 
 
-def test_the_tables_have_a_row_a_slide(faulty: Path, audited: Path) -> None:
+def test_audit_folder_tables_have_row_per_slide(faulty: Path, finished_audit: Path) -> None:
     ids = [row.slide_id for row in read_table(faulty)]
-    rows = table(audited / "audit.csv")
+    rows = table(finished_audit / "audit.csv")
     assert [row["slide_id"] for row in rows] == list(dict.fromkeys(ids))
     first = rows[0]
     assert (first["width"], first["height"], first["downsamples"]) == ("1536", "1024", "1 4 16")
@@ -136,19 +136,19 @@ def test_the_tables_have_a_row_a_slide(faulty: Path, audited: Path) -> None:
     assert first["worst"] == "error"
     assert float(first["mpp_x"]) == pytest.approx(MPP)
     assert rows[3]["tissue_how"] == ""
-    groups = {row["image_id"]: row["group"] for row in table(audited / "groups.csv")}
+    groups = {row["image_id"]: row["group"] for row in table(finished_audit / "groups.csv")}
     assert list(groups) == [slide_id for slide_id in dict.fromkeys(ids) if slide_id != "../escaped"]
-    assert read_groups(audited / "groups.csv")
+    assert read_groups(finished_audit / "groups.csv")
     for one, other in ((ids[0], EVIL), (ids[1], "other-grade"), (ids[2], "same-file")):
         assert groups[one] == groups[other]
     assert len(set(groups.values())) == 6
-    pairs = {frozenset((row["slide_a"], row["slide_b"])): row for row in table(audited / "pairs.csv")}
+    pairs = {frozenset((row["slide_a"], row["slide_b"])): row for row in table(finished_audit / "pairs.csv")}
     assert set(pairs) == {frozenset(p) for p in ((ids[0], EVIL), (ids[1], "other-grade"), (ids[2], "same-file"))}
     assert pairs[frozenset((ids[1], "other-grade"))]["grades_conflict"] == "yes"
     assert pairs[frozenset((ids[0], EVIL))]["grades_conflict"] == "no"
     same = pairs[frozenset((ids[2], "same-file"))]
     assert (same["same_file"], same["distance"]) == ("yes", "0.0")
-    summary = json.loads((audited / "summary.json").read_text())
+    summary = json.loads((finished_audit / "summary.json").read_text())
     assert summary["rows"] == 11
     assert summary["slides"] == 10
     assert summary["groups"] == {
@@ -158,7 +158,7 @@ def test_the_tables_have_a_row_a_slide(faulty: Path, audited: Path) -> None:
     assert summary["findings"]["unknown_provider"]["by_provider"] == {"other": 1}
 
 
-def test_exact_duplicates_without_tissue_share_a_group(tmp_path: Path) -> None:
+def test_audit_folder_duplicates_without_tissue_share_group(tmp_path: Path) -> None:
     blank = np.full((256, 256, 3), 245, np.uint8)
     for name in "ab":
         write_pyramid(tmp_path / "train_images" / f"{name}.tiff", blank, mpp=MPP)
@@ -167,21 +167,21 @@ def test_exact_duplicates_without_tissue_share_a_group(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("\n".join(lines))
     audit_folder(tmp_path, tmp_path / "audit", workers=1, progress=False)
     assert [row["group"] for row in table(tmp_path / "audit" / "groups.csv")] == ["a", "a", "c"]
-    assert _found(tmp_path / "audit")["a"] == {"no_tissue", "missing_mask", "exact_duplicate"}
+    assert _findings(tmp_path / "audit")["a"] == {"no_tissue", "missing_mask", "exact_duplicate"}
 
 
-def test_one_worker_leaves_what_two_leave(faulty: Path, audited: Path, tmp_path: Path) -> None:
+def test_audit_folder_worker_counts_write_same_files(faulty: Path, finished_audit: Path, tmp_path: Path) -> None:
     audit_folder(faulty, tmp_path, workers=1, progress=False)
-    assert _files(tmp_path) == _files(audited)
-    assert write_audit_page(tmp_path).read_bytes() == (audited / "report.html").read_bytes()
+    assert _files(tmp_path) == _files(finished_audit)
+    assert write_audit_page(tmp_path).read_bytes() == (finished_audit / "report.html").read_bytes()
 
 
-def test_only_what_changed_is_looked_at_again(
-    faulty: Path, audited: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_audit_folder_rerun_inspects_changed_slides_only(
+    faulty: Path, finished_audit: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root, out = tmp_path / "moved", tmp_path / "audit"
     shutil.copytree(faulty, root)  # with the times of the files
-    shutil.copytree(audited, out)
+    shutil.copytree(finished_audit, out)
     # as if it had lain elsewhere before
     said = (out / "summary.json").read_text().replace(str(faulty), str(tmp_path / "before"))
     (out / "summary.json").write_text(said)
@@ -210,8 +210,8 @@ def test_only_what_changed_is_looked_at_again(
     assert not current() - {next(iter(rows)), list(rows)[4]}, "a mask that went is a change"
 
 
-def test_what_is_said_of_a_slide_has_no_folder_in_it(
-    faulty: Path, audited: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_record_folder_other_data_root_writes_same_record(
+    faulty: Path, finished_audit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(faulty)
     row = next(
@@ -219,33 +219,33 @@ def test_what_is_said_of_a_slide_has_no_folder_in_it(
     )
     RecordFolder(tmp_path, Path()).inspect(row)
     assert (tmp_path / f"{row.slide_id}.json").read_bytes() == (
-        audited / "slides" / f"{row.slide_id}.json"
+        finished_audit / "slides" / f"{row.slide_id}.json"
     ).read_bytes()
 
 
-def test_the_table_alone(faulty: Path, audited: Path, tmp_path: Path) -> None:
+def test_audit_folder_without_slides_reads_table_only(faulty: Path, finished_audit: Path, tmp_path: Path) -> None:
     alone = tmp_path / "alone"
     alone.mkdir()
     shutil.copy(faulty / "train.csv", alone)
     out = tmp_path / "audit"
     summary = audit_folder(alone, out, slides=False, progress=False)
-    assert set().union(*_found(out).values()) == {"duplicate_row", "contradicting_row", "bad_id", "unknown_provider"}
+    assert set().union(*_findings(out).values()) == {"duplicate_row", "contradicting_row", "bad_id", "unknown_provider"}
     assert summary.groups is None
     assert sorted(_files(out)) == ["audit.csv", "findings.csv", "summary.json"]
     assert "there is no groups.csv" in write_audit_page(out).read_text()
-    before = _files(audited)
+    before = _files(finished_audit)
     with pytest.raises(ConfigError, match=r"audit\.slides=false.*another audit\.output"):
-        audit_folder(faulty, audited, slides=False, progress=False)
-    assert _files(audited) == before
+        audit_folder(faulty, finished_audit, slides=False, progress=False)
+    assert _files(finished_audit) == before
     with pytest.raises(ManifestError, match="no such file"):
         audit_folder(tmp_path, out, slides=False, progress=False)
 
 
-def test_the_audit_of_other_data_is_not_replaced(faulty: Path, audited: Path, tmp_path: Path) -> None:
+def test_audit_folder_output_of_other_data_raises(faulty: Path, finished_audit: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(faulty, other)
     with pytest.raises(ConfigError, match=r"holds the audit of .* and that of .*other would replace it"):
-        audit_folder(other, audited, progress=False)
+        audit_folder(other, finished_audit, progress=False)
     run = tmp_path / "run"
     run.mkdir()
     (run / "summary.json").write_text('{"schema": 2, "task": "segmentation", "data": {}}')
@@ -253,7 +253,7 @@ def test_the_audit_of_other_data_is_not_replaced(faulty: Path, audited: Path, tm
         audit_folder(faulty, run, progress=False)
 
 
-def test_what_the_system_refused_is_looked_at_again(
+def test_record_folder_after_system_error_inspects_again(
     faulty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = next(row for row in read_table(faulty) if row.has_file)
@@ -270,7 +270,7 @@ def test_what_the_system_refused_is_looked_at_again(
     assert records.is_current(row)
 
 
-def test_a_second_audit_waits_for_the_first(faulty: Path, tmp_path: Path) -> None:
+def test_audit_folder_locked_output_waits(faulty: Path, tmp_path: Path) -> None:
     second = threading.Thread(target=audit_folder, args=(faulty, tmp_path), kwargs={"slides": False, "progress": False})
     with hold_lock(tmp_path / "audit.csv"):
         second.start()
@@ -281,7 +281,7 @@ def test_a_second_audit_waits_for_the_first(faulty: Path, tmp_path: Path) -> Non
     assert (tmp_path / "audit.csv").exists()
 
 
-def test_a_long_id_has_a_name_a_file_system_takes() -> None:
+def test_make_file_stem_long_id_fits_file_system() -> None:
     assert make_file_stem("a") == "a"
     assert len(os.fsencode(make_file_stem("ä" * 120))) == 64
     assert make_file_stem("ä" * 120) != make_file_stem("ä" * 121)
@@ -292,19 +292,19 @@ def _process(root: Path, out: Path, looked_at: Path, *, kill_at: int = NEVER, cr
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
 
 
-def _looked_at(path: Path) -> list[str]:
+def _inspected_slides(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
 @pytest.mark.slow
-def test_killed_anywhere_and_run_again(faulty: Path, audited: Path, tmp_path: Path) -> None:
+def test_audit_folder_killed_anywhere_resumes(faulty: Path, finished_audit: Path, tmp_path: Path) -> None:
     """What was finished is not looked at again, and the end is as if nothing had happened."""
-    whole, out = _files(audited), tmp_path / "audit"
+    whole, out = _files(finished_audit), tmp_path / "audit"
     undisturbed = _process(faulty, tmp_path / "whole", tmp_path / "all")
     assert undisturbed.returncode == 0, undisturbed.stderr
     assert _files(tmp_path / "whole") == whole
-    assert sorted(_looked_at(tmp_path / "all")) == sorted(
-        row["slide_id"] for row in table(audited / "audit.csv") if row["group"]
+    assert sorted(_inspected_slides(tmp_path / "all")) == sorted(
+        row["slide_id"] for row in table(finished_audit / "audit.csv") if row["group"]
     )
     events, rng, kills = int(undisturbed.stdout), random.Random(0), 0
     for run in range(KILLS):
@@ -315,7 +315,7 @@ def test_killed_anywhere_and_run_again(faulty: Path, audited: Path, tmp_path: Pa
         killed = _process(faulty, out, looked_at, kill_at=at)
         assert killed.returncode in (-signal.SIGKILL, 0), killed.stderr
         kills += killed.returncode != 0
-        assert not before & {make_file_stem(slide_id) for slide_id in _looked_at(looked_at)}
+        assert not before & {make_file_stem(slide_id) for slide_id in _inspected_slides(looked_at)}
         for name, content in _files(out).items():
             assert content == whole[name], name
     assert kills > KILLS / 2
@@ -325,23 +325,23 @@ def test_killed_anywhere_and_run_again(faulty: Path, audited: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_worker_that_crashes_ends_no_audit(faulty: Path, audited: Path, tmp_path: Path) -> None:
-    whole = _files(audited)
+def test_audit_folder_crashed_worker_continues(faulty: Path, finished_audit: Path, tmp_path: Path) -> None:
+    whole = _files(finished_audit)
     once = _process(faulty, tmp_path / "once", tmp_path / "looked", crash_at=EVIL, how="once")
     assert once.returncode == 0, once.stderr
     assert (tmp_path / "looked.crashed").exists()
     assert _files(tmp_path / "once") == whole, "a process that is killed once says nothing of its slide"
     always = _process(faulty, tmp_path / "always", tmp_path / "looked", crash_at="same-file", how="always")
     assert always.returncode == 0, always.stderr
-    found = _found(tmp_path / "always")
+    found = _findings(tmp_path / "always")
     assert found.pop("same-file") == {"unopenable"}
-    others = {slide_id: names for slide_id, names in _found(audited).items() if names != {"exact_duplicate"}}
+    others = {slide_id: names for slide_id, names in _findings(finished_audit).items() if names != {"exact_duplicate"}}
     assert found == others
     row = next(row for row in table(tmp_path / "always" / "findings.csv") if row["slide_id"] == "same-file")
     assert "crashed" in row["value"]
     again = _process(faulty, tmp_path / "always", tmp_path / "third")
     assert again.returncode == 0
-    assert _looked_at(tmp_path / "third") == [], "it is not tried again as long as the file is the same"
+    assert _inspected_slides(tmp_path / "third") == [], "it is not tried again as long as the file is the same"
 
 
 def _work(item: int) -> int:
@@ -358,23 +358,23 @@ def _sleep(item: int) -> int:
     return item
 
 
-def test_items_that_crash_their_process_are_told(tmp_path: Path) -> None:
+def test_run_in_processes_crashed_items_are_reported(tmp_path: Path) -> None:
     done = dict(run_in_processes(_work, range(8), 2))
     assert done == {0: 0, 1: 1, 2: 4, 3: None, 4: 16, 5: 25, 6: 36, 7: 49}
 
 
-def test_an_error_of_the_work_comes_through() -> None:
+def test_run_in_processes_error_of_work_is_raised() -> None:
     with pytest.raises(OSError, match="No space"):
         list(run_in_processes(_work, [1, 99], 1))
 
 
-def test_processes_that_cannot_start_are_no_fault_of_the_items(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_in_processes_failed_start_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("panda.audit.process_pool._prepare", signal.raise_signal)
     with pytest.raises(PandaError, match="no worker process can be started"):
         list(run_in_processes(_work, [1], 1))
 
 
-def test_workers_end_with_their_parent(tmp_path: Path) -> None:
+def test_run_in_processes_dead_parent_ends_workers(tmp_path: Path) -> None:
     code = "from tests.test_audit import _sleep; from panda.audit.process_pool import run_in_processes\n"
     code += "if __name__ == '__main__': list(run_in_processes(_sleep, range(4), 2))"
     script = tmp_path / "script.py"
@@ -401,12 +401,12 @@ def _wait(until: Any, seconds: float = 20) -> None:
         time.sleep(0.05)
 
 
-def test_the_page_shows_what_was_found(faulty: Path, audited: Path) -> None:
-    text = (audited / "report.html").read_text()
+def test_write_audit_page_shows_findings(faulty: Path, finished_audit: Path) -> None:
+    text = (finished_audit / "report.html").read_text()
     assert EVIL not in text
     assert "&lt;script&gt;alert(1)&lt;" in text
     assert "%3Cscript%3Ealert%281%29%3C.jpg" in text
-    for finding in table(audited / "findings.csv"):
+    for finding in table(finished_audit / "findings.csv"):
         assert finding["finding"] in text
     for said in ("unreadable region", "it is cut short", "The same tissue under different grades", "grades differ",
                  "A group is no patient", "karolinska", "findings.csv"):  # fmt: skip
@@ -416,11 +416,11 @@ def test_the_page_shows_what_was_found(faulty: Path, audited: Path) -> None:
     assert "http" not in text.replace("http-equiv", "")
 
 
-def test_the_page_stays_small(audited: Path, tmp_path: Path) -> None:
+def test_write_audit_page_many_findings_shows_worst(finished_audit: Path, tmp_path: Path) -> None:
     """Of very many slides with a finding the worst are shown."""
     many = [f"slide{number:05d}" for number in range(3000)]
     (tmp_path / "slides").mkdir()
-    picture = next((audited / "slides").glob("*.jpg"))
+    picture = next((finished_audit / "slides").glob("*.jpg"))
     with (tmp_path / "audit.csv").open("w") as rows, (tmp_path / "findings.csv").open("w") as found:
         rows.write("slide_id,provider,isup_grade,gleason_score,pen_fraction\n")
         found.write("slide_id,finding,severity,value,what_to_do\n")
@@ -436,7 +436,7 @@ def test_the_page_stays_small(audited: Path, tmp_path: Path) -> None:
     assert worst == many[-WORST_SHOWN:], "the most ink"
 
 
-def test_columns_keep_their_colours_whatever_is_left_out() -> None:
+def test_column_chart_empty_series_keeps_other_colors() -> None:
     chart = str(column_chart("grades", ["0", "1"], [("a", [1, 2]), ("b", [0, 0]), ("c", [3, 0])], "grade"))
     assert chart.count("<rect") == 4
     assert "c, 0: 3" in chart

@@ -23,7 +23,7 @@ def pair() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     return image, mask
 
 
-def test_light_keeps_image_and_mask_together() -> None:
+def test_augmentation_light_keeps_mask_aligned() -> None:
     augmentation = Augmentation(name="light")
     image, mask = pair()
     shapes = set()
@@ -38,7 +38,7 @@ def test_light_keeps_image_and_mask_together() -> None:
     assert len({augmentation.augment_image(image, seed).mean() for seed in range(20)}) > 10
 
 
-def test_the_same_seed_gives_the_same_pair_even_when_pickled() -> None:
+def test_augmentation_same_seed_pickled_gives_same_pair() -> None:
     augmentation = Augmentation(name="light")
     copy = pickle.loads(pickle.dumps(augmentation))
     image, mask = pair()
@@ -48,26 +48,26 @@ def test_the_same_seed_gives_the_same_pair_even_when_pickled() -> None:
             np.testing.assert_array_equal(left, right)
 
 
-def test_none_changes_nothing() -> None:
+def test_augmentation_none_is_identity() -> None:
     image, mask = pair()
     new_image, new_mask = Augmentation(name="none")(image, mask, 5)
     np.testing.assert_array_equal(new_image, image)
     np.testing.assert_array_equal(new_mask, mask)
 
 
-def test_unknown_name() -> None:
+def test_augmentation_unknown_name_raises() -> None:
     with pytest.raises(ConfigError, match=r"augment\.name=heavy must be none, light, strong or stain"):
         Augmentation(name="heavy")  # type: ignore[arg-type]
 
 
-def test_the_network_is_not_asked_for_a_newer_version() -> None:
+def test_albumentations_import_makes_no_version_request() -> None:
     # The package has to be imported before the library: what would ask is made while that is imported.
     from albumentations import check_version
 
     assert check_version.opener is None
 
 
-def test_a_plain_index_follows_torchs_generator() -> None:
+def test_resolve_draw_plain_index_uses_torch_generator() -> None:
     torch.manual_seed(4)
     first = resolve_draw(3)
     torch.manual_seed(4)
@@ -76,7 +76,7 @@ def test_a_plain_index_follows_torchs_generator() -> None:
     assert resolve_draw(Draw(2, 9)) == (2, 9)
 
 
-def test_sampler_depends_on_seed_and_epoch_alone() -> None:
+def test_draw_sampler_depends_on_seed_and_epoch_only() -> None:
     sampler = DrawSampler(10, seed=1)
     first, second = list(sampler), list(sampler)
     assert sorted(item for item, _ in first) == list(range(10))
@@ -88,7 +88,7 @@ def test_sampler_depends_on_seed_and_epoch_alone() -> None:
     assert len(sampler) == 10
 
 
-def stained() -> NDArray[np.uint8]:
+def draw_stained_tissue() -> NDArray[np.uint8]:
     """Drawn tissue: eosin, nuclei of haematoxylin, and glass."""
     rng = np.random.default_rng(0)
     image = np.full((96, 96, 3), 255, np.uint8)
@@ -99,9 +99,9 @@ def stained() -> NDArray[np.uint8]:
 
 
 @pytest.mark.parametrize("name", ["stain", "strong"])
-def test_another_stain_keeps_structure(name: Any) -> None:
+def test_augmentation_stain_keeps_structure(name: Any) -> None:
     """What is dark stays darker than what is light, and colours do change."""
-    augmentation, image = Augmentation(name=name), stained()
+    augmentation, image = Augmentation(name=name), draw_stained_tissue()
     mask = (image[..., 1] < 100).astype(np.uint8)
     hues = []
     for seed in range(30):
@@ -114,8 +114,8 @@ def test_another_stain_keeps_structure(name: Any) -> None:
     assert np.ptp(np.array(hues), axis=0).max() > 30
 
 
-def test_another_stain_leaves_glass_white() -> None:
-    augmentation, image = Augmentation(name="stain"), stained()
+def test_augmentation_stain_keeps_glass_white() -> None:
+    augmentation, image = Augmentation(name="stain"), draw_stained_tissue()
     glass = (image == 255).all(axis=2).astype(np.uint8)
     for seed in range(30):
         new, where = augmentation(image, glass, seed)
@@ -123,8 +123,8 @@ def test_another_stain_leaves_glass_white() -> None:
 
 
 @pytest.mark.parametrize("name", ["stain", "strong"])
-def test_ignored_pixels_stay_ignored(name: Any) -> None:
-    image = stained()
+def test_augmentation_ignored_pixels_stay_ignored(name: Any) -> None:
+    image = draw_stained_tissue()
     mask = np.zeros((96, 96), np.uint8)
     mask[:30], mask[60:] = 1, 2
     for seed in range(10):

@@ -51,17 +51,17 @@ Spoil = Callable[[Path], object]
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sound_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data") / "small"
     make_folder(root, 2)
     return root
 
 
 @pytest.fixture
-def folder(sound: Path, tmp_path: Path) -> Iterator[Path]:
+def folder(sound_folder: Path, tmp_path: Path) -> Iterator[Path]:
     """Two slides, of which the first may be spoilt."""
     copy = tmp_path / "small"
-    shutil.copytree(sound, copy)
+    shutil.copytree(sound_folder, copy)
     yield copy
     assert not list((tmp_path / "patches").glob("*/.*.partial.*"))
 
@@ -76,7 +76,7 @@ def _write(image: NDArray[Any], **options: Any) -> Spoil:
     return lambda path: tifffile.imwrite(path, image, **given)
 
 
-def _levels(**options: Any) -> Spoil:
+def _write_levels(**options: Any) -> Spoil:
     """Write the slide again, as levels of other options."""
 
     def spoil(path: Path) -> None:
@@ -113,23 +113,23 @@ def _set_width(value: int) -> Spoil:
     return spoil
 
 
-def _to_folder(path: Path) -> None:
+def _replace_by_folder(path: Path) -> None:
     path.unlink()
     path.mkdir()
 
 
-def _to_loop(path: Path) -> None:
+def _replace_by_loop(path: Path) -> None:
     path.unlink()
     path.with_suffix(".other").symlink_to(path)
     path.symlink_to(path.with_suffix(".other"))
 
 
-def _to_pipe(path: Path) -> None:
+def _replace_by_pipe(path: Path) -> None:
     path.unlink()
     os.mkfifo(path)
 
 
-def _pyramid(image: NDArray[np.uint8], **options: Any) -> Spoil:
+def _redraw(image: NDArray[np.uint8], **options: Any) -> Spoil:
     """Write an image of two levels in place of a file."""
     return lambda path: write_pyramid(path, image, (1, 2), **({"mpp": 2.0} | options))
 
@@ -142,9 +142,9 @@ REFUSED: dict[str, tuple[Spoil, PatchSettings, str, str]] = {
     "no slide at all": (lambda path: path.write_bytes(b"no slide"), LEVEL, "slide", "OpenSlide cannot open it.*whole"),
     "empty file": (lambda path: path.write_bytes(b""), LEVEL, "slide", "cannot open it.*is it whole"),
     "missing": (lambda path: path.unlink(), LEVEL, "slide", r"cannot be found.*check data\.root"),
-    "folder": (_to_folder, LEVEL, "slide", "is a folder, not a slide; name the file"),
-    "symlink loop": (_to_loop, LEVEL, "slide", r"cannot be found.*symbolic links.*check data\.root"),
-    "pipe": (_to_pipe, LEVEL, "slide", "is a pipe or a device, not a slide; give a file"),
+    "folder": (_replace_by_folder, LEVEL, "slide", "is a folder, not a slide; name the file"),
+    "symlink loop": (_replace_by_loop, LEVEL, "slide", r"cannot be found.*symbolic links.*check data\.root"),
+    "pipe": (_replace_by_pipe, LEVEL, "slide", "is a pipe or a device, not a slide; give a file"),
     "tiles damaged": (_damage_tiles, LEVEL, "tissue", "cannot read .*fetch it again"),
     **{f"cut at {share}": (_cut(share), LEVEL, "slide", "cut short.*fetch it again") for share in (0.3, 0.7, 0.97)},
     "tables cut": (_cut(0.001), LEVEL, "slide", "fetch it again"),
@@ -159,30 +159,30 @@ REFUSED: dict[str, tuple[Spoil, PatchSettings, str, str]] = {
     "strips of 16 bits": (_write(picture(0).astype(np.uint16) * 257, tile=None), FINEST, "slide", "uint16.*is it whol"),
     "no width": (_set_width(0), LEVEL, "slide", "it is 0 x 512 px.*fetch it again"),
     "absurd width": (_set_width(2**16 - 1), LEVEL, "slide", "it lists 6 of 512 tiles.*fetch it again"),
-    "no tissue": (_pyramid(np.full((HEIGHT, WIDTH, 3), 244, np.uint8)), LEVEL, "tissue", "no tissue.*leave the slide"),
-    "no resolution": (_pyramid(picture(0), mpp=None), BY_MPP, "slide", r"give data\.mpp_override.*or use data\.level"),
+    "no tissue": (_redraw(np.full((HEIGHT, WIDTH, 3), 244, np.uint8)), LEVEL, "tissue", "no tissue.*leave the slide"),
+    "no resolution": (_redraw(picture(0), mpp=None), BY_MPP, "slide", r"give data\.mpp_override.*or use data\.level"),
     "nonsense resolution": (
-        _pyramid(picture(0), mpp=352.8), BY_MPP, "slide", r"352\.8 x 352\.8.*outside 0\.05\.\.20.*data\.mpp_override",
+        _redraw(picture(0), mpp=352.8), BY_MPP, "slide", r"352\.8 x 352\.8.*outside 0\.05\.\.20.*data\.mpp_override",
     ),
 }  # fmt: skip
 """Case: what makes it, settings, the stage it fails in, and what the message says."""
 
 ACCEPTED: dict[str, tuple[Spoil, PatchSettings]] = {
     "one level": (_write(picture(0)), FINEST),
-    "strips": (_levels(rowsperstrip=64, compression="adobe_deflate"), LEVEL),
-    "strips of nothing": (_levels(), LEVEL),
+    "strips": (_write_levels(rowsperstrip=64, compression="adobe_deflate"), LEVEL),
+    "strips of nothing": (_write_levels(), LEVEL),
     "16 bits": (_write(picture(0).astype(np.uint16) * 257), FINEST),
     "RGBA": (_write(RGBA, extrasamples=["unassalpha"]), FINEST),
     "strips of RGBA": (_write(RGBA, tile=None, extrasamples=["unassalpha"]), FINEST),
     "CMYK": (_write(CMYK, photometric="separated"), FINEST),
-    "no resolution": (_pyramid(picture(0), mpp=None), LEVEL),
-    "nonsense resolution": (_pyramid(picture(0), mpp=352.8), LEVEL),
+    "no resolution": (_redraw(picture(0), mpp=None), LEVEL),
+    "nonsense resolution": (_redraw(picture(0), mpp=352.8), LEVEL),
 }
 
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_bad_slide_is_one_failure(folder: Path, case: str) -> None:
+def test_extract_store_bad_slide_is_one_failure(folder: Path, case: str) -> None:
     spoil, settings, stage, said = REFUSED[case]
     spoil(read_manifest(folder)[0].image_path)
     result = _extract(folder, settings)
@@ -194,7 +194,7 @@ def test_a_bad_slide_is_one_failure(folder: Path, case: str) -> None:
 
 
 @pytest.mark.parametrize("case", ACCEPTED)
-def test_an_odd_slide_gives_the_same_patches(folder: Path, case: str) -> None:
+def test_extract_store_odd_slide_gives_same_patches(folder: Path, case: str) -> None:
     spoil, settings = ACCEPTED[case]
     usual = _extract(folder, settings).slides[slide_name(0)]
     spoil(read_manifest(folder)[0].image_path)
@@ -209,7 +209,7 @@ def test_an_odd_slide_gives_the_same_patches(folder: Path, case: str) -> None:
 
 
 @pytest.mark.parametrize("case", ["16 bits", "RGBA", "strips of RGBA", "CMYK"])
-def test_odd_colours_are_shown_right(folder: Path, case: str) -> None:
+def test_slide_odd_colors_are_converted(folder: Path, case: str) -> None:
     path = read_manifest(folder)[0].image_path
     ACCEPTED[case][0](path)
     difference = Slide.open(path).read_region((0, 0), 0, (WIDTH, HEIGHT)).astype(int) - picture(0)
@@ -218,9 +218,9 @@ def test_odd_colours_are_shown_right(folder: Path, case: str) -> None:
 
 MASK_REFUSED: dict[str, tuple[Spoil, str, str]] = {
     "missing": (lambda path: path.unlink(), "mask", r"no mask; put the mask at .*data\.exclude=\[missing_mask\]"),
-    "folder": (_to_folder, "mask", "is a folder, not a mask"),
-    "pipe": (_to_pipe, "mask", "there is no such mask"),
-    "symlink loop": (_to_loop, "mask", "cannot be found.*symbolic links"),
+    "folder": (_replace_by_folder, "mask", "is a folder, not a mask"),
+    "pipe": (_replace_by_pipe, "mask", "there is no such mask"),
+    "symlink loop": (_replace_by_loop, "mask", "cannot be found.*symbolic links"),
     "empty file": (lambda path: path.write_bytes(b""), "mask", "the mask cannot be opened"),
     "cut": (_cut(0.6), "mask", "cannot be opened: it is cut short"),
     "cut early": (_cut(0.01), "mask", "cannot be opened"),
@@ -237,17 +237,17 @@ MASK_REFUSED: dict[str, tuple[Spoil, str, str]] = {
         "JPEG, which alters label codes; store the mask without loss",
     ),
     "unknown codes": (
-        _pyramid(codes("radboud", True) + np.uint8(3)), "read",
+        _redraw(codes("radboud", True) + np.uint8(3)), "read",
         r"label codes 7 \(\d+ px\) are not among radboud's \[0, 1, 2, 3, 4, 5\].*provider right.*stored without loss",
     ),
-    "other geometry": (_pyramid(codes("radboud", True)[:, :500]), "mask", "not a mask of this slide, check the pair"),
+    "other geometry": (_redraw(codes("radboud", True)[:, :500]), "mask", "not a mask of this slide, check the pair"),
 }  # fmt: skip
 """Case: what makes it, the stage, and what the message says."""
 
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("case", MASK_REFUSED)
-def test_a_bad_mask_is_one_failure(folder: Path, case: str) -> None:
+def test_extract_store_bad_mask_is_one_failure(folder: Path, case: str) -> None:
     spoil, stage, said = MASK_REFUSED[case]
     mask = read_manifest(folder)[0].mask_path
     assert mask is not None
@@ -261,7 +261,7 @@ def test_a_bad_mask_is_one_failure(folder: Path, case: str) -> None:
 
 
 @pytest.mark.parametrize("case", ["grey", "palette", "strips", "half the size"])
-def test_an_odd_mask_gives_the_same_cancer(folder: Path, case: str) -> None:
+def test_extract_store_odd_mask_gives_same_cancer(folder: Path, case: str) -> None:
     labels = codes("radboud", True)
     palette = np.random.default_rng(0).integers(0, 2**16, (3, 256), dtype=np.uint16)
     spoil = {
@@ -280,11 +280,11 @@ def test_an_odd_mask_gives_the_same_cancer(folder: Path, case: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["a slide", "прóба 🐼", "a'b\"c%20[1]*?", "-x"])
-def test_names_may_hold_anything(sound: Path, tmp_path: Path, name: str) -> None:
+def test_extract_store_any_characters_in_slide_id(sound_folder: Path, tmp_path: Path, name: str) -> None:
     root = tmp_path / "a folder 🐼"
     for part, suffix in (("train_images", ""), ("train_label_masks", "_mask")):
         (root / part).mkdir(parents=True)
-        shutil.copy(sound / part / f"{slide_name(0)}{suffix}.tiff", root / part / f"{name}{suffix}.tiff")
+        shutil.copy(sound_folder / part / f"{slide_name(0)}{suffix}.tiff", root / part / f"{name}{suffix}.tiff")
     quoted = name.replace('"', '""')
     (root / "train.csv").write_text(f'{HEADER}\n"{quoted}",radboud,4,4+4\n', encoding="utf-8")
     for settings in (LEVEL, LEVEL.model_copy(update={"reader": "openslide"})):
@@ -294,7 +294,7 @@ def test_names_may_hold_anything(sound: Path, tmp_path: Path, name: str) -> None
 
 
 @pytest.mark.parametrize("part", ["image_path", "mask_path"])
-def test_files_that_are_replaced_meanwhile(folder: Path, part: str) -> None:
+def test_extract_slide_file_replaced_during_read_raises(folder: Path, part: str) -> None:
     """Patches of one file must never bear another one's identity."""
     record = read_manifest(folder)[0]
     other = folder / "other"
@@ -314,7 +314,7 @@ def test_files_that_are_replaced_meanwhile(folder: Path, part: str) -> None:
     assert len(extract_slide(record, LEVEL, store)) > 5
 
 
-def test_a_slide_that_shrinks_meanwhile(folder: Path) -> None:
+def test_extract_slide_file_truncated_during_read_raises(folder: Path) -> None:
     record = read_manifest(folder)[0]
 
     def shrink(stage: str) -> None:
@@ -343,12 +343,12 @@ for failure in extract_store(records, settings, root.parent / "patches", root, p
 
 
 @pytest.mark.parametrize("what", ["slide", "mask", "folder"])
-def test_files_that_may_not_be_read(sound: Path, what: str) -> None:
+def test_extract_store_unreadable_file_is_one_failure(sound_folder: Path, what: str) -> None:
     """Permissions do not bind root, so another user tries."""
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         root = home / "small"
-        shutil.copytree(sound, root)
+        shutil.copytree(sound_folder, root)
         (home / "patches").mkdir()
         records = read_manifest(root)
         forbidden = {"slide": records[0].image_path, "mask": records[0].mask_path, "folder": root / "train_images"}[
@@ -370,7 +370,7 @@ def test_files_that_may_not_be_read(sound: Path, what: str) -> None:
     assert "Permission denied" in failures[0]
 
 
-def test_a_real_slide_of_nonsense_resolution(tmp_path: Path) -> None:
+def test_extract_slide_real_slide_nonsense_mpp_raises(tmp_path: Path) -> None:
     slide = SHARED / "wsi" / "nonsense_mpp.tiff"
     if not slide.is_file():
         pytest.skip(f"the real slides are not at {SHARED}")
@@ -386,7 +386,7 @@ def test_a_real_slide_of_nonsense_resolution(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_both_doors_go_on_and_say_so(tmp_path: Path) -> None:
+def test_entry_points_bad_slides_continue_and_exit_nonzero(tmp_path: Path) -> None:
     root = tmp_path / "small"
     records = make_folder(root, 12)
     bad: dict[str, Spoil] = {

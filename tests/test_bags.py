@@ -36,7 +36,7 @@ def view(downsample: float) -> Resolution:
     return Resolution(downsample, width, height, 0, 1.0, None)
 
 
-def tissue_of(mask: NDArray[np.bool_], downsample: float = 8.0) -> TissueMap:
+def make_tissue_map(mask: NDArray[np.bool_], downsample: float = 8.0) -> TissueMap:
     return TissueMap(mask, view(downsample), "strict")
 
 
@@ -46,10 +46,10 @@ def tissue() -> TissueMap:
     rng = np.random.default_rng(0)
     mask = np.zeros((HEIGHT // 8, WIDTH // 8), bool)
     mask[6:50, 9:70] = rng.random((44, 61)) < 0.7
-    return tissue_of(mask)
+    return make_tissue_map(mask)
 
 
-def brute_scores(
+def compute_brute_force_scores(
     canvas: NDArray[np.float32], resolution: Resolution, tissue: TissueMap, coords: NDArray[np.int64], side: float
 ) -> list[float]:
     """Mean of the map over the tissue of each tile, pixel by pixel."""
@@ -82,19 +82,21 @@ class Windows:
 
 
 @pytest.mark.parametrize(("tile_downsample", "canvas_downsample"), [(2.0, 2.0), (4.0, 2.0), (2.0, 4.0), (2.0, 1.0)])
-def test_the_highest_scores_come_first(tissue: TissueMap, tile_downsample: float, canvas_downsample: float) -> None:
+def test_select_tile_coords_highest_scores_come_first(
+    tissue: TissueMap, tile_downsample: float, canvas_downsample: float
+) -> None:
     resolution = view(canvas_downsample)
     canvas = np.random.default_rng(1).random((resolution.height, resolution.width), dtype=np.float32)
     tiles = view(tile_downsample)
     every = select_tile_coords_for_slide(None, None, tissue, tiles, k=10_000, tile_size=TILE)
     coords = select_tile_coords_for_slide(canvas, resolution, tissue, tiles, k=12, tile_size=TILE, random_fraction=0.0)
     side = TILE * tile_downsample
-    expected = sorted(brute_scores(canvas, resolution, tissue, every, side), reverse=True)[:12]
-    assert brute_scores(canvas, resolution, tissue, coords, side) == pytest.approx(expected, abs=1e-6)
+    expected = sorted(compute_brute_force_scores(canvas, resolution, tissue, every, side), reverse=True)[:12]
+    assert compute_brute_force_scores(canvas, resolution, tissue, coords, side) == pytest.approx(expected, abs=1e-6)
     assert coords.dtype == np.int64
 
 
-def test_tiles_lie_side_by_side_on_tissue(tissue: TissueMap) -> None:
+def test_select_tile_coords_tiles_share_no_pixels_and_hold_tissue(tissue: TissueMap) -> None:
     coords = select_tile_coords_for_slide(None, None, tissue, view(2), k=10_000, tile_size=TILE)
     assert (coords % (2 * TILE) == 0).all()
     assert len(np.unique(coords, axis=0)) == len(coords)
@@ -105,7 +107,7 @@ def test_tiles_lie_side_by_side_on_tissue(tissue: TissueMap) -> None:
     assert (tissue.measure_fraction(np.concatenate([fuller, fuller + 2 * TILE], axis=1)) >= 0.5).all()
 
 
-def test_tiles_land_on_the_cancer_that_was_drawn(tmp_path: Path) -> None:
+def test_select_tile_coords_tiles_hit_drawn_cancer(tmp_path: Path) -> None:
     image, mask = tmp_path / "s.tiff", tmp_path / "s_mask.tiff"
     spec = SyntheticSpec(width=2048, height=1024)
     draw_slide(image, mask, spec, slide_id="s", provider="radboud", isup_grade=3, seed=4)
@@ -127,7 +129,7 @@ def test_tiles_land_on_the_cancer_that_was_drawn(tmp_path: Path) -> None:
     assert found.mean() > 1.5 * best.mean()
 
 
-def test_random_share(tissue: TissueMap) -> None:
+def test_select_tile_coords_random_fraction_follows_seed(tissue: TissueMap) -> None:
     resolution = view(2)
     canvas = np.random.default_rng(1).random((resolution.height, resolution.width), dtype=np.float32)
 
@@ -147,19 +149,21 @@ def test_random_share(tissue: TissueMap) -> None:
     np.testing.assert_array_equal(everything[:16], best)
 
 
-def test_equal_scores_go_by_tissue_then_place() -> None:
+def test_select_tile_coords_equal_scores_sort_by_tissue_then_place() -> None:
     mask = np.zeros((HEIGHT // 8, WIDTH // 8), bool)
     mask[8:24, 8:24] = True
     mask[8:12, 8:16] = False  # the first tile has less tissue than its neighbours
     resolution = view(2)
     canvas = np.full((resolution.height, resolution.width), 0.5, np.float32)
     coords = select_tile_coords_for_slide(
-        canvas, resolution, tissue_of(mask), view(2), k=3, tile_size=TILE, random_fraction=0.0
+        canvas, resolution, make_tissue_map(mask), view(2), k=3, tile_size=TILE, random_fraction=0.0
     )
     assert coords.tolist() == [[128, 64], [64, 128], [128, 128]]
 
 
-def test_bands_and_nan(tissue: TissueMap, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_select_tile_coords_reads_in_bands_and_ranks_nan_last(
+    tissue: TissueMap, monkeypatch: pytest.MonkeyPatch
+) -> None:
     resolution = view(1)
     canvas = np.random.default_rng(1).random((resolution.height, resolution.width), dtype=np.float32)
     options: dict[str, Any] = {"k": 20, "tile_size": TILE, "random_fraction": 0.0}
@@ -173,8 +177,8 @@ def test_bands_and_nan(tissue: TissueMap, monkeypatch: pytest.MonkeyPatch) -> No
     assert first[1] >= 128
 
 
-def test_no_tissue_and_faulty_arguments(tissue: TissueMap) -> None:
-    empty = tissue_of(np.zeros((HEIGHT // 8, WIDTH // 8), bool))
+def test_select_tile_coords_no_tissue_or_faulty_arguments(tissue: TissueMap) -> None:
+    empty = make_tissue_map(np.zeros((HEIGHT // 8, WIDTH // 8), bool))
     assert select_tile_coords_for_slide(None, None, empty, view(2), k=3, tile_size=TILE).shape == (0, 2)
     with pytest.raises(ValueError, match="needs its resolution"):
         select_tile_coords_for_slide(np.zeros((4, 4)), None, tissue, view(2), k=3, tile_size=TILE)
@@ -194,14 +198,14 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[SlideRecord]:
 SETTINGS = BagSettings(k=3, tile_size=64, level=0)
 
 
-def items_of(records: list[SlideRecord]) -> list[BagItem]:
+def make_items(records: list[SlideRecord]) -> list[BagItem]:
     return [
         BagItem(record, np.array([[64 + 64 * tile, 64] for tile in range(1 + number)], dtype=np.int64))
         for number, record in enumerate(records)
     ]
 
 
-def test_read_bag(records: list[SlideRecord]) -> None:
+def test_read_bag_stacks_tiles_in_order(records: list[SlideRecord]) -> None:
     coords = np.array([[64, 64], [128, 192], [736, 480]], dtype=np.int64)
     with Slide.open(records[0].image_path) as slide:
         bag = read_bag(slide, coords, slide.choose_resolution(level=0), 64)
@@ -212,8 +216,8 @@ def test_read_bag(records: list[SlideRecord]) -> None:
     assert (bag[2, :, 32:] == 1).all()
 
 
-def test_bag_items(records: list[SlideRecord]) -> None:
-    bags = BagSet(items_of(records), SETTINGS)
+def test_bag_set_items_are_padded_and_follow_draw(records: list[SlideRecord]) -> None:
+    bags = BagSet(make_items(records), SETTINGS)
     bag, mask, label, slide_id = bags[1]
     assert bag.shape == (3, 3, 64, 64)
     assert mask.tolist() == [True, True, False]
@@ -221,14 +225,14 @@ def test_bag_items(records: list[SlideRecord]) -> None:
     assert bag[1].min() > 0
     assert (label, slide_id) == (4, records[1].slide_id)
     assert bags[3][1].all()
-    turned = BagSet(items_of(records), SETTINGS, Augmentation(name="light"))
+    turned = BagSet(make_items(records), SETTINGS, Augmentation(name="light"))
     assert torch.equal(turned[Draw(1, 5)][0], turned[Draw(1, 5)][0])
     assert not torch.equal(turned[Draw(1, 5)][0], turned[Draw(1, 6)][0])
     assert (turned[Draw(1, 5)][0][2] == 0).all()
 
 
-def test_faulty_bags(records: list[SlideRecord], tmp_path: Path) -> None:
-    items = items_of(records)
+def test_bag_set_faulty_bags_raise(records: list[SlideRecord], tmp_path: Path) -> None:
+    items = make_items(records)
     with pytest.raises(ConfigError, match=r"(?s)2 faults.*tiles\.k=0 must be at least 1.*tiles\.tile_size=0 must be"):
         BagSettings(k=0, tile_size=0)
     with pytest.raises(ManifestError, match="no slides"):
@@ -245,8 +249,8 @@ def test_faulty_bags(records: list[SlideRecord], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_bag_loaders(records: list[SlideRecord], workers: int) -> None:
-    items = items_of(records)
+def test_bag_datamodule_loaders_drop_last_bag_and_shuffle(records: list[SlideRecord], workers: int) -> None:
+    items = make_items(records)
     module = BagDataModule(
         {"train": items[:3], "val": items[3:], "test": []},
         SETTINGS.model_copy(update={"batch_size": 2, "num_workers": workers}),

@@ -15,17 +15,17 @@ from bench.project import DEFAULT_STORE
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-def test_contenders_do_not_get_torch_with_the_door() -> None:
+def test_bench_imports_leave_torch_unloaded() -> None:
     # each has a process that imports the door's module first; cuCIM hangs where torch was there before it
     code = "import sys, bench.run, bench.extraction, bench.reading; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
 
 
-def test_the_headline_store_is_the_one_of_data_panda() -> None:
+def test_bench_default_store_equals_panda_config() -> None:
     assert OmegaConf.load(REPOSITORY / "conf" / "data" / "panda.yaml").store == DEFAULT_STORE
 
 
-def test_an_interrupted_part_of_the_ablation_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ablation_train_interrupted_run_starts_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left = tmp_path / "sweep-all0" / "0" / "checkpoints"
     left.mkdir(parents=True)
     begun: list[bool] = []

@@ -17,7 +17,7 @@ from panda.tasks.bootstrap import (
 )
 
 
-def test_bootstrap_of_a_mean() -> None:
+def test_bootstrap_interval_mean_matches_normal_approximation() -> None:
     values = np.random.default_rng(0).normal(3, 2, size=400)
     low, high = bootstrap_interval(values, np.arange(400), seed=1)
     error = values.std(ddof=1) / 20
@@ -27,7 +27,7 @@ def test_bootstrap_of_a_mean() -> None:
     assert (low, high) != bootstrap_interval(values, np.arange(400), seed=2)
 
 
-def test_bootstrap_draws_groups() -> None:
+def test_bootstrap_interval_copies_in_group_add_nothing() -> None:
     """Ten copies of each value in one group say no more than one."""
     values = np.random.default_rng(0).normal(size=50)
     once = bootstrap_interval(values, [f"p{i}" for i in range(50)], seed=3)
@@ -35,7 +35,7 @@ def test_bootstrap_draws_groups() -> None:
     assert copied[1] - copied[0] == pytest.approx(once[1] - once[0], rel=0.1)
 
 
-def test_bootstrap_of_nothing() -> None:
+def test_bootstrap_interval_one_group_or_no_value_is_nan() -> None:
     assert all(math.isnan(v) for v in bootstrap_interval([1.0, 2.0], ["a", "a"], seed=0))
     assert all(math.isnan(v) for v in bootstrap_interval([], [], seed=0))
     assert all(math.isnan(v) for v in bootstrap_interval([math.nan] * 3, [0, 1, 2], seed=0))
@@ -46,7 +46,7 @@ def test_bootstrap_of_nothing() -> None:
     assert math.isnan(average_known(np.array([math.nan])))
 
 
-def test_bootstrap_of_any_statistic_over_rows() -> None:
+def test_bootstrap_interval_custom_statistic_over_rows() -> None:
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 6, 80)
     rows = np.column_stack([truth, np.clip(truth + rng.integers(-1, 2, 80), 0, 5)])
@@ -62,7 +62,7 @@ def ratio(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(sums[..., 0] / sums[..., 1])
 
 
-def test_sums_draw_as_rows_do() -> None:
+def test_resampled_sums_equal_bootstrap_of_rows() -> None:
     """The fast way and the general one are the same bootstrap: uneven groups, more draws than fit at once."""
     rng = np.random.default_rng(5)
     rows = np.column_stack([rng.integers(1, 100, 60), rng.integers(100, 900, 60)])
@@ -72,7 +72,7 @@ def test_sums_draw_as_rows_do() -> None:
     assert fast == pytest.approx(slow, rel=1e-12)
 
 
-def test_slides_draw_as_rows_do() -> None:
+def test_resampled_equals_bootstrap_of_rows() -> None:
     rng = np.random.default_rng(6)
     values, groups = rng.normal(size=60), rng.integers(0, 17, 60)
 
@@ -84,7 +84,7 @@ def test_slides_draw_as_rows_do() -> None:
     assert resample_counts(["a"] * 60, greatest, seed=0).shape == (0,)
 
 
-def test_sums_of_nothing() -> None:
+def test_resampled_sums_one_group_or_no_rows_is_empty() -> None:
     assert resample_sums(np.ones((3, 2)), ["a"] * 3, ratio, seed=0).shape == (0,)
     assert resample_sums(np.ones((0, 2)), [], ratio, seed=0).shape == (0,)
     assert all(map(math.isnan, compute_percentile_interval(np.empty(0))))

@@ -44,7 +44,7 @@ def raw_temperature(logits: torch.Tensor, target: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("sureness", [0.4, 1.0, 1.8])
-def test_the_temperature_is_that_of_raw_logits(sureness: float) -> None:
+def test_fit_temperature_equals_fit_on_raw_logits(sureness: float) -> None:
     logits, target = pixels(sureness)
     found = fit_temperature(histogram(logits, target), "here", "today")
     assert found.value == pytest.approx(raw_temperature(logits, target), rel=5e-3)
@@ -52,7 +52,7 @@ def test_the_temperature_is_that_of_raw_logits(sureness: float) -> None:
     assert (found.note, found.chosen_on) == ("", "here")
 
 
-def test_beyond_the_last_bin_the_histogram_is_blind() -> None:
+def test_fit_temperature_beyond_last_bin_is_less_sure() -> None:
     """Most logits past ±7: the fit is right for what the bins tell apart, and says less than raw logits would."""
     logits, target = pixels(6.0, spread=2.5)
     assert float((logits.abs() > 7.6).double().mean()) > 0.5
@@ -63,7 +63,7 @@ def test_beyond_the_last_bin_the_histogram_is_blind() -> None:
     assert 1 < found < raw_temperature(logits, target)
 
 
-def test_the_temperature_is_the_least_loss_and_moves_no_mask() -> None:
+def test_fit_temperature_minimizes_loss_and_keeps_mask() -> None:
     logits, target = pixels(2.5)
     hist = histogram(logits, target)
     temperature = fit_temperature(hist, "", "").value
@@ -76,7 +76,7 @@ def test_the_temperature_is_the_least_loss_and_moves_no_mask() -> None:
 
 
 @pytest.mark.parametrize("sureness", [1.0, 3.0])
-def test_errors_are_torchmetrics_and_the_raw_ones(sureness: float) -> None:
+def test_calibration_scores_match_torchmetrics_and_raw(sureness: float) -> None:
     logits, target = pixels(sureness)
     hist = histogram(logits, target)
     temperature = fit_temperature(hist, "", "").value
@@ -111,7 +111,7 @@ def test_reliability_counts_every_pixel_once() -> None:
         ([0.9, 0.1], [0.9, 0.1], "above 20"),
     ],
 )
-def test_where_no_temperature_is_defined_it_is_said_why(
+def test_fit_temperature_undefined_gives_reason(
     cancer: list[float], other: list[float], word: str, tmp_path: Path
 ) -> None:
     prob = torch.tensor([*cancer, *other], dtype=torch.float64)
@@ -126,7 +126,7 @@ def test_where_no_temperature_is_defined_it_is_said_why(
     assert cv2.imread(str(tmp_path / "c.png")) is not None
 
 
-def test_table_and_picture(tmp_path: Path) -> None:
+def test_write_calibration_writes_table_and_picture(tmp_path: Path) -> None:
     hists = {"validation": histogram(*pixels(2.0)), "test": np.zeros((2, BINS), dtype=np.int64)}
     write_calibration(hists, 2.0, tmp_path / "calibration.csv", tmp_path / "calibration.png")
     with (tmp_path / "calibration.csv").open() as file:

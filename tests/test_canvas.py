@@ -29,7 +29,7 @@ def resolution(width: int, height: int) -> Resolution:
     return Resolution(4.0, width, height, 1, 4.0, (1.92, 1.92))
 
 
-def starts(length: int, patch: int, stride: int, edge: str) -> list[int]:
+def tile_starts(length: int, patch: int, stride: int, edge: str) -> list[int]:
     """Tile starts that cover `[0, length)`: the last reaches past the edge, or is shifted back inside."""
     count = max(0, -(-(length - patch) // stride)) + 1
     found = [i * stride for i in range(count)]
@@ -38,7 +38,7 @@ def starts(length: int, patch: int, stride: int, edge: str) -> list[int]:
     return found
 
 
-def cut(truth: NDArray[np.float32], patch: int, x: int, y: int) -> NDArray[np.float32]:
+def cut_tiles(truth: NDArray[np.float32], patch: int, x: int, y: int) -> NDArray[np.float32]:
     """What the identity network gives: the map itself, and 0.77 past the slide's edge."""
     height, width = truth.shape
     tile = np.full((patch, patch), 0.77, np.float32)
@@ -64,12 +64,12 @@ def write(
     ) as writer:
         for at in range(0, len(positions), batch):
             some = positions[at : at + batch]
-            writer.add(np.stack([cut(truth, patch, x, y) for x, y in some]), np.array(some))
+            writer.add(np.stack([cut_tiles(truth, patch, x, y) for x, y in some]), np.array(some))
         return writer.close()
 
 
 @given(patch=st.integers(1, 80), data=st.data())
-def test_the_window_is_positive_symmetric_and_flat_without_overlap(patch: int, data: st.DataObject) -> None:
+def test_blend_window_is_positive_symmetric_and_flat_without_overlap(patch: int, data: st.DataObject) -> None:
     overlap = data.draw(st.integers(0, patch - 1))
     window = blend_window(patch, overlap)
     assert window.shape == (patch,)
@@ -83,12 +83,12 @@ def test_the_window_is_positive_symmetric_and_flat_without_overlap(patch: int, d
 
 
 @pytest.mark.parametrize("overlap", [-1, 8, 9])
-def test_the_window_refuses_an_impossible_overlap(overlap: int) -> None:
+def test_blend_window_impossible_overlap_raises(overlap: int) -> None:
     with pytest.raises(ValueError, match="overlap"):
         blend_window(8, overlap)
 
 
-def test_codes_are_exact_at_the_ends_and_in_the_middle() -> None:
+def test_quantize_is_exact_at_ends_and_middle() -> None:
     given_prob = np.array([0, 0.5, 1], np.float32)
     assert quantize(given_prob).tolist() == [1, 32768, 65535]
     assert probability(quantize(given_prob)).tolist() == [0, 0.5, 1]
@@ -107,14 +107,14 @@ def test_codes_are_exact_at_the_ends_and_in_the_middle() -> None:
     seed=st.integers(0, 999),
     data=st.data(),
 )
-def test_the_identity_network_gives_its_input_back(
+def test_canvas_identity_network_returns_input(
     *, width: int, height: int, patch: int, edge: str, before: int, seed: int, data: st.DataObject
 ) -> None:
     before = min(before, patch - 1)
     stride = data.draw(st.integers(1 + (patch - 1) // 4, patch), label="stride")
     truth = np.random.default_rng(seed).random((height, width), np.float32)
-    ys = [y - before for y in starts(height + before, patch, stride, edge)]
-    xs = [x - before for x in starts(width + before, patch, stride, edge)]
+    ys = [y - before for y in tile_starts(height + before, patch, stride, edge)]
+    xs = [x - before for x in tile_starts(width + before, patch, stride, edge)]
     with TemporaryDirectory() as folder:
         positions = [(x, y) for y in ys for x in xs]
         expected = positions if data.draw(st.booleans(), label="tiles known beforehand") else None
@@ -125,7 +125,7 @@ def test_the_identity_network_gives_its_input_back(
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 9999), patch=st.integers(2, 40), overlap=st.integers(0, 39))
-def test_blending_agrees_with_a_plain_weighted_mean(seed: int, patch: int, overlap: int) -> None:
+def test_canvas_blending_equals_weighted_mean(seed: int, patch: int, overlap: int) -> None:
     """Tiles that disagree, scattered and sparse, against two whole float64 arrays."""
     overlap = min(overlap, patch - 1)
     rng = np.random.default_rng(seed)
@@ -152,18 +152,20 @@ def test_blending_agrees_with_a_plain_weighted_mean(seed: int, patch: int, overl
 
 
 @pytest.mark.parametrize("value", [0.0, 0.25, 0.5, 1.0])
-def test_a_constant_stays_that_constant(tmp_path: Path, value: float) -> None:
+def test_canvas_constant_tiles_stay_constant(tmp_path: Path, value: float) -> None:
     truth = np.full((100, 75), value, np.float32)
-    positions = [(x, y) for y in starts(100, 32, 13, "shift") for x in starts(75, 32, 13, "shift")]
+    positions = [(x, y) for y in tile_starts(100, 32, 13, "shift") for x in tile_starts(75, 32, 13, "shift")]
     canvas = write(tmp_path / "c", truth, 32, positions, overlap=19)
     assert np.unique(canvas.codes(0, 0, 75, 100)).tolist() == [round(value * STEPS) + 1]
 
 
-def test_chunk_and_band_borders_leave_no_seam(tmp_path: Path) -> None:
+def test_canvas_chunk_and_band_borders_leave_no_seam(tmp_path: Path) -> None:
     """A canvas of several chunks each way, tiles that straddle their borders, a gap of a whole chunk row."""
     height, width, patch = 2 * CHUNK + 37, CHUNK + 9, 96
     truth = np.random.default_rng(1).random((height, width), np.float32)
-    positions = [(x, y) for y in starts(CHUNK + 60, patch, 70, "pad") for x in starts(width, patch, 70, "pad")]
+    positions = [
+        (x, y) for y in tile_starts(CHUNK + 60, patch, 70, "pad") for x in tile_starts(width, patch, 70, "pad")
+    ]
     positions.append((width - 40, height - 30))
     canvas = write(tmp_path / "c", truth, patch, positions, overlap=26)
     scored = canvas.codes(0, 0, width, height) > 0
@@ -179,7 +181,7 @@ def test_chunk_and_band_borders_leave_no_seam(tmp_path: Path) -> None:
     np.testing.assert_array_equal(window, np.asarray(canvas)[CHUNK - 5 : CHUNK + 6, CHUNK - 7 : CHUNK + 9])
 
 
-def test_unscored_is_told_from_probability_0_and_takes_no_space(tmp_path: Path) -> None:
+def test_canvas_unscored_differs_from_0_and_takes_no_space(tmp_path: Path) -> None:
     truth = np.zeros((CHUNK * 3, CHUNK), np.float32)
     canvas = write(tmp_path / "c", truth, 64, [(10, CHUNK + 10)])
     scored = canvas.codes(0, 0, CHUNK, CHUNK * 3) > 0
@@ -189,7 +191,7 @@ def test_unscored_is_told_from_probability_0_and_takes_no_space(tmp_path: Path) 
     assert len([p for p in (tmp_path / "c" / "c").rglob("*") if p.is_file()]) == 1
 
 
-def test_reads_past_the_edge_are_unscored(tmp_path: Path) -> None:
+def test_canvas_read_past_edge_is_unscored(tmp_path: Path) -> None:
     canvas = write(tmp_path / "c", np.full((20, 30), 0.5, np.float32), 16, [(0, 0), (14, 0), (0, 4), (14, 4)])
     np.testing.assert_array_equal(canvas.read(-5, -4, 10, 8)[4:, 5:], np.full((4, 5), 0.5, np.float32))
     assert (canvas.codes(-5, -4, 10, 8) > 0).sum() == 20
@@ -197,7 +199,7 @@ def test_reads_past_the_edge_are_unscored(tmp_path: Path) -> None:
     assert canvas.read(100, 100, 3, 2).shape == (2, 3)
 
 
-def test_a_canvas_keeps_what_it_was_given(tmp_path: Path) -> None:
+def test_canvas_writer_keeps_resolution_and_attributes(tmp_path: Path) -> None:
     res = Resolution(4.0004, 40, 30, 1, 4.0004, None)
     with CanvasWriter(tmp_path / "c", res, 16, "print", {"slide_id": "S1", "tiles": 3}) as writer:
         assert writer.close().resolution == res
@@ -214,7 +216,7 @@ def test_a_canvas_keeps_what_it_was_given(tmp_path: Path) -> None:
     ("value", "message"),
     [(np.nan, "3 of 64.*NaN or infinite"), (np.inf, "NaN or infinite"), (7.5, "7.5.*not logits"), (-3, "-3")],
 )
-def test_what_is_no_probability_is_refused_by_place(tmp_path: Path, value: float, message: str) -> None:
+def test_canvas_writer_non_probability_raises_with_place(tmp_path: Path, value: float, message: str) -> None:
     tiles = np.full((2, 8, 8), 0.5, np.float32)
     tiles[1, 2, 3:6] = value
     with (
@@ -225,14 +227,14 @@ def test_what_is_no_probability_is_refused_by_place(tmp_path: Path, value: float
     assert list(tmp_path.iterdir()) == []
 
 
-def test_rounding_past_0_and_1_is_clipped(tmp_path: Path) -> None:
+def test_canvas_writer_rounding_past_0_and_1_is_clipped(tmp_path: Path) -> None:
     tiles = np.stack([np.full((8, 8), 1 + 1e-6), np.full((8, 8), -1e-6)]).astype(np.float32)
     with CanvasWriter(tmp_path / "c", resolution(16, 8), 8, "f", {}) as writer:
         writer.add(tiles, [[0, 0], [8, 0]])
     assert np.unique(Canvas.open(tmp_path / "c").read(0, 0, 16, 8)).tolist() == [0, 1]
 
 
-def test_tiles_of_another_shape_or_unexpected_are_refused(tmp_path: Path) -> None:
+def test_canvas_writer_wrong_or_unexpected_tile_raises(tmp_path: Path) -> None:
     with CanvasWriter(tmp_path / "c", resolution(40, 30), 8, "f", {}) as writer:
         with pytest.raises(ValueError, match=r"\(n, 8, 8\)"):
             writer.add(np.zeros((1, 8, 9)), [[0, 9]])
@@ -246,7 +248,7 @@ def test_tiles_of_another_shape_or_unexpected_are_refused(tmp_path: Path) -> Non
             writer.add(np.zeros((1, 8, 8)), [[0, 9]])
 
 
-def test_a_canvas_that_lacks_tiles_gets_no_name(tmp_path: Path) -> None:
+def test_canvas_writer_missing_tiles_raises_and_leaves_no_file(tmp_path: Path) -> None:
     with (
         pytest.raises(PandaError, match="1 of its tiles are missing"),
         CanvasWriter(tmp_path / "c", resolution(40, 30), 8, "f", {}, expected=[[0, 9], [8, 9]]) as writer,
@@ -256,11 +258,11 @@ def test_a_canvas_that_lacks_tiles_gets_no_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_neither_the_order_of_tiles_nor_the_budget_changes_the_canvas(tmp_path: Path, known: bool) -> None:
+def test_canvas_writer_tile_order_and_budget_change_nothing(tmp_path: Path, known: bool) -> None:
     """Wide, and by columns: with room for two blocks most of what is open lies on the disk, to the bit."""
     height, width, patch = CHUNK + 200, 5 * CHUNK + 9, 300
     truth = np.random.default_rng(2).random((height, width), np.float32)
-    grid = [(x, y) for y in starts(height, patch, 150, "shift") for x in starts(width, patch, 150, "shift")]
+    grid = [(x, y) for y in tile_starts(height, patch, 150, "shift") for x in tile_starts(width, patch, 150, "shift")]
     canvases = {}
     for name, order, budget in (
         ("rows", grid, 2**30),
@@ -276,9 +278,9 @@ def test_neither_the_order_of_tiles_nor_the_budget_changes_the_canvas(tmp_path: 
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(canvases)
 
 
-def test_sums_take_no_more_than_the_budget_and_blocks_are_closed_early(tmp_path: Path) -> None:
+def test_canvas_writer_open_sums_stay_in_budget(tmp_path: Path) -> None:
     height, width, patch, block = 3 * CHUNK, 40 * CHUNK, 256, 2 * 4 * CHUNK**2
-    grid = [(x, y) for y in starts(height, patch, 256, "pad") for x in starts(width, patch, 256, "pad")]
+    grid = [(x, y) for y in tile_starts(height, patch, 256, "pad") for x in tile_starts(width, patch, 256, "pad")]
     with CanvasWriter(
         tmp_path / "c", resolution(width, height), patch, "f", {}, expected=grid, budget=3 * block
     ) as writer:
@@ -295,7 +297,7 @@ def test_sums_take_no_more_than_the_budget_and_blocks_are_closed_early(tmp_path:
     assert spilled > 0
 
 
-def test_a_full_disk_leaves_no_canvas_and_no_sums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_canvas_writer_full_disk_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: Path, data: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
 
@@ -308,7 +310,7 @@ def test_a_full_disk_leaves_no_canvas_and_no_sums(tmp_path: Path, monkeypatch: p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_old_canvas_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
+def test_canvas_writer_keeps_old_canvas_until_new_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "c.zarr"
     everywhere = [(x, y) for y in (0, 8) for x in (0, 8)]
     write(path, np.full((16, 16), 0.25, np.float32), 8, everywhere, fingerprint="old")
@@ -330,7 +332,7 @@ def test_the_old_canvas_stays_until_the_new_one_is_whole(tmp_path: Path) -> None
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
+def test_canvas_writer_removes_leftovers_of_killed_run(tmp_path: Path) -> None:
     killed = CanvasWriter(tmp_path / "c", resolution(16, 16), 8, "killed", {})
     killed.add(np.ones((1, 8, 8)), [[0, 0]])
     assert not (tmp_path / "c").exists()
@@ -378,7 +380,7 @@ def damage(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", FAULTS)
-def test_a_broken_canvas_is_refused_with_its_path_and_the_remedy(tmp_path: Path, how: str) -> None:
+def test_canvas_broken_raises_with_path_and_remedy(tmp_path: Path, how: str) -> None:
     path = tmp_path / "c.zarr"
     write(path, np.full((40, 40), 0.3, np.float32), 40, [(0, 0)])
     damage(path, how)
@@ -386,7 +388,7 @@ def test_a_broken_canvas_is_refused_with_its_path_and_the_remedy(tmp_path: Path,
         Canvas.open(path)
 
 
-def test_a_missing_canvas_and_damaged_bytes_are_named(tmp_path: Path) -> None:
+def test_canvas_missing_or_damaged_bytes_raises(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="there is no such canvas"):
         Canvas.open(tmp_path / "none")
     (tmp_path / "file").write_text("x")

@@ -38,13 +38,13 @@ def write(path: Path, **changes: Any) -> Path:
     return path
 
 
-def test_weights_and_data_come_back(tmp_path: Path) -> None:
+def test_read_checkpoint_returns_weights_and_metadata(tmp_path: Path) -> None:
     found = read_checkpoint(write(tmp_path / "a.ckpt"), SegmentationMetadata)
     assert set(found.weights) == {"w"}
     assert found.metadata == SegmentationMetadata.model_validate(DATA)
 
 
-def test_the_fingerprint_follows_weights_and_network_but_not_the_threshold(tmp_path: Path) -> None:
+def test_checkpoint_fingerprint_ignores_threshold(tmp_path: Path) -> None:
     path = write(tmp_path / "a.ckpt")
     before = read_checkpoint(path, SegmentationMetadata).fingerprint
     changed = ThresholdChoice.model_validate(DATA["threshold"] | {"value": 0.3})
@@ -55,7 +55,7 @@ def test_the_fingerprint_follows_weights_and_network_but_not_the_threshold(tmp_p
     assert read_checkpoint(write(path, network={"a": 2}), SegmentationMetadata).fingerprint != before
 
 
-def test_thresholds_by_provider_and_a_temperature_come_back(tmp_path: Path) -> None:
+def test_update_metadata_keeps_thresholds_and_temperature(tmp_path: Path) -> None:
     path = write(tmp_path / "a.ckpt")
     hists = {"a": np.eye(2, 1000, 400, dtype=np.int64), "b": np.eye(2, 1000, 600, dtype=np.int64)}
     choice = search_threshold(hists, "cost", cost_ratio=3, groups={"a": "p", "b": "q"}, providers={"a": "x", "b": "y"})
@@ -67,7 +67,7 @@ def test_thresholds_by_provider_and_a_temperature_come_back(tmp_path: Path) -> N
     assert found.calibration == temperature
 
 
-def test_a_checkpoint_of_before_there_was_a_temperature_is_read(tmp_path: Path) -> None:
+def test_read_checkpoint_without_temperature_is_read(tmp_path: Path) -> None:
     path = write(tmp_path / "a.ckpt")
     content = torch.load(path, weights_only=True)
     del content["panda"]["calibration"]
@@ -82,14 +82,14 @@ def test_a_checkpoint_of_before_there_was_a_temperature_is_read(tmp_path: Path) 
     ("changes", "named"),
     [({"task": "grading"}, "grading"), ({"format": 99}, "99"), ({"format": 0}, "train again")],
 )
-def test_another_task_or_format_is_refused(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
+def test_read_checkpoint_other_task_or_format_raises(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
     path = write(tmp_path / "a.ckpt", **changes)
     with pytest.raises(CheckpointError, match=named) as caught:
         read_checkpoint(path, SegmentationMetadata)
     assert str(path) in str(caught.value)
 
 
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_read_checkpoint_no_checkpoint_file_raises(tmp_path: Path) -> None:
     text = tmp_path / "text.ckpt"
     text.write_text("not a checkpoint")
     with pytest.raises(CheckpointError, match=r"text\.ckpt"):
@@ -133,7 +133,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         ({"train_slides": [1]}, "panda.train_slides.0 is 1"),
     ],
 )
-def test_an_entry_that_is_not_what_it_has_to_be_is_named(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
+def test_read_checkpoint_wrong_entry_is_named(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
     path = write(tmp_path / "a.ckpt", **changes)
     with pytest.raises(CheckpointError) as caught:
         read_checkpoint(path, SegmentationMetadata)
@@ -142,12 +142,12 @@ def test_an_entry_that_is_not_what_it_has_to_be_is_named(tmp_path: Path, changes
 
 
 @pytest.mark.parametrize("labels", [{"karolinska": [1, 2]}, {"nobody": [2]}])
-def test_other_mask_codes_than_today_s_are_refused(tmp_path: Path, labels: dict[str, list[int]]) -> None:
+def test_read_checkpoint_other_mask_codes_raise(tmp_path: Path, labels: dict[str, list[int]]) -> None:
     with pytest.raises(CheckpointError, match=rf"a\.ckpt: the mask codes .* of {next(iter(labels))}"):
         read_checkpoint(write(tmp_path / "a.ckpt", labels=labels), SegmentationMetadata)
 
 
-def test_a_weight_that_is_no_tensor_is_named(tmp_path: Path) -> None:
+def test_read_checkpoint_weight_that_is_no_tensor_raises(tmp_path: Path) -> None:
     path = write(tmp_path / "a.ckpt")
     content = torch.load(path, weights_only=True)
     for key, value in (("network.w", 3), (3, torch.ones(1))):
@@ -156,14 +156,14 @@ def test_a_weight_that_is_no_tensor_is_named(tmp_path: Path) -> None:
             read_checkpoint(path, SegmentationMetadata)
 
 
-def test_a_folder_is_told_to_be_one(tmp_path: Path) -> None:
+def test_read_checkpoint_folder_raises(tmp_path: Path) -> None:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     write(tmp_path / "run" / "checkpoints" / "best.ckpt")
     with pytest.raises(CheckpointError, match=r"run is a folder; there are .*best\.ckpt"):
         read_checkpoint(tmp_path / "run", SegmentationMetadata)
 
 
-def test_a_missing_one_names_its_neighbours(tmp_path: Path) -> None:
+def test_read_checkpoint_missing_file_names_neighbors(tmp_path: Path) -> None:
     write(tmp_path / "best.ckpt")
     with pytest.raises(CheckpointError, match=r"best\.ckpt"):
         read_checkpoint(tmp_path / "first.ckpt", SegmentationMetadata)
@@ -171,9 +171,7 @@ def test_a_missing_one_names_its_neighbours(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "nowhere" / "best.ckpt", SegmentationMetadata)
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_whole_checkpoints_failed_write_keeps_previous(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"epoch": 0}, path)
 
@@ -187,7 +185,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_checkpoint_that_has_only_cancer_codes_gets_the_known_label_maps(tmp_path: Path) -> None:
+def test_read_checkpoint_cancer_codes_only_gets_known_label_maps(tmp_path: Path) -> None:
     path = write(tmp_path / "a.ckpt", labels={"karolinska": [2]})
     content = torch.load(path, weights_only=True)
     del content["panda"]["label_maps"]
@@ -197,7 +195,7 @@ def test_a_checkpoint_that_has_only_cancer_codes_gets_the_known_label_maps(tmp_p
     }
 
 
-def test_label_maps_come_from_the_checkpoint_alone(tmp_path: Path) -> None:
+def test_read_checkpoint_takes_label_maps_from_file_only(tmp_path: Path) -> None:
     own = LabelMap(names={0: "other", 9: "cancer"}, cancer=(9,), unlabelled=())
     path = write(tmp_path / "a.ckpt", label_maps={name: own.model_dump(mode="json") for name in ("leuven", "radboud")})
     assert read_checkpoint(path, SegmentationMetadata).metadata.label_maps == {"leuven": own, "radboud": own}
@@ -206,7 +204,7 @@ def test_label_maps_come_from_the_checkpoint_alone(tmp_path: Path) -> None:
         read_checkpoint(path, SegmentationMetadata)
 
 
-def test_every_missing_entry_is_named(tmp_path: Path) -> None:
+def test_read_checkpoint_missing_entries_are_all_named(tmp_path: Path) -> None:
     path = write(tmp_path / "a.ckpt")
     content = torch.load(path, weights_only=True)
     del content["panda"]["patch_size"], content["panda"]["threshold"]["date"]
@@ -215,20 +213,20 @@ def test_every_missing_entry_is_named(tmp_path: Path) -> None:
         read_checkpoint(path, SegmentationMetadata)
 
 
-def test_the_stored_entry_is_plain_data(tmp_path: Path) -> None:
+def test_checkpoint_entry_is_plain_data(tmp_path: Path) -> None:
     path = write(tmp_path / "a.ckpt")
     entry = torch.load(path, weights_only=True)["panda"]
     assert json.loads(json.dumps(entry)) == entry
     assert (entry["task"], entry["format"], entry["train_slides"]) == ("segmentation", 1, ["a"])
 
 
-def test_a_checkpoint_of_another_task_is_refused_with_the_remedy(tmp_path: Path) -> None:
+def test_read_checkpoint_grading_of_segmentation_raises(tmp_path: Path) -> None:
     path = write(tmp_path / "a.ckpt")
     with pytest.raises(CheckpointError, match="of the task 'segmentation', but a grading checkpoint is needed: give"):
         read_checkpoint(path, GradingMetadata)
 
 
-def test_the_resolution_of_training_is_summarized() -> None:
+def test_trained_resolution_from_slides_summarizes_mpp() -> None:
     assert TrainedResolution.from_slides(ResolutionRequest(level=1), [3.0, 1.0, 2.5]).train_mpp == (1.0, 2.5, 3.0)
     asked = TrainedResolution.from_slides(ResolutionRequest(mpp=1.0))
     assert asked.train_mpp is None

@@ -22,7 +22,7 @@ from tests.test_report_pages import EVIL, check_page
 Rows = list[dict[str, Any]]
 
 
-def rows_of(n: int = 24, shift: float = 0.0, groups: int | None = None, seed: int = 0) -> Rows:
+def make_rows(n: int = 24, shift: float = 0.0, groups: int | None = None, seed: int = 0) -> Rows:
     """Slides with 1,000 px of cancer each, of which a part is found, `shift` more than else; the last is benign."""
     rng = np.random.default_rng(seed)
     rows: Rows = []
@@ -48,7 +48,7 @@ def rows_of(n: int = 24, shift: float = 0.0, groups: int | None = None, seed: in
     return rows
 
 
-def run_of(folder: Path, rows: Rows, overlays: bool = False, **summary: Any) -> Path:
+def make_run(folder: Path, rows: Rows, overlays: bool = False, **summary: Any) -> Path:
     folder.mkdir(parents=True)
     with (folder / "test_slides.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
@@ -70,8 +70,8 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_run_does_not_differ_from_itself(tmp_path: Path) -> None:
-    a, b = run_of(tmp_path / "a", rows_of()), run_of(tmp_path / "b", rows_of())
+def test_compare_run_with_itself_finds_no_difference(tmp_path: Path) -> None:
+    a, b = make_run(tmp_path / "a", make_rows()), make_run(tmp_path / "b", make_rows())
     text = check_page(compare(a, b))
     assert "these slides show no difference between the two" in text
     for row in table(tmp_path / "compare-a-b" / "compare.csv"):
@@ -81,8 +81,11 @@ def test_a_run_does_not_differ_from_itself(tmp_path: Path) -> None:
     assert all(row["dice_difference"] in ("", "0.0") for row in table(tmp_path / "compare-a-b" / "compare_slides.csv"))
 
 
-def test_a_planted_difference_is_found_with_its_size_and_side(tmp_path: Path) -> None:
-    a, b = run_of(tmp_path / "a", rows_of(), overlays=True), run_of(tmp_path / "b", rows_of(shift=0.1), overlays=True)
+def test_compare_planted_difference_is_found_with_size_and_side(tmp_path: Path) -> None:
+    a, b = (
+        make_run(tmp_path / "a", make_rows(), overlays=True),
+        make_run(tmp_path / "b", make_rows(shift=0.1), overlays=True),
+    )
     text = check_page(compare(a, b, tmp_path / "out" / "here"))
     assert "b is better on slides like these" in text
     assert "Where b is better" in text
@@ -91,14 +94,16 @@ def test_a_planted_difference_is_found_with_its_size_and_side(tmp_path: Path) ->
     assert text.count("data:image/jpeg") == 8
     figures = {(row["figure"], row["provider"]): row for row in table(tmp_path / "out" / "here" / "compare.csv")}
     gaps = [
-        float(y["dice"]) - float(x["dice"]) for x, y in zip(rows_of(), rows_of(shift=0.1), strict=True) if x["dice"]
+        float(y["dice"]) - float(x["dice"]) for x, y in zip(make_rows(), make_rows(shift=0.1), strict=True) if x["dice"]
     ]
     mean = figures["dice_mean_slide", "all"]
     assert float(mean["difference"]) == pytest.approx(np.mean(gaps))
     assert float(mean["low"]) > 0.04
     assert float(mean["p"]) == pytest.approx(wilcoxon(gaps).pvalue)
     assert (mean["slides"], figures["dice_mean_slide", "karolinska"]["slides"]) == ("23", "8")
-    pooled = [sum(row[key] for row in rows) for rows in (rows_of(), rows_of(shift=0.1)) for key in ("tp_px", "fn_px")]
+    pooled = [
+        sum(row[key] for row in rows) for rows in (make_rows(), make_rows(shift=0.1)) for key in ("tp_px", "fn_px")
+    ]
     dice = [2 * tp / (2 * tp + 2400 + fn) for tp, fn in (pooled[:2], pooled[2:])]
     assert float(figures["dice", "all"]["difference"]) == pytest.approx(dice[1] - dice[0])
     benign = figures["fp_mm2_benign_slides", "all"]
@@ -108,13 +113,13 @@ def test_a_planted_difference_is_found_with_its_size_and_side(tmp_path: Path) ->
     assert "b is better" in back
 
 
-def test_few_groups_do_not_make_sure(tmp_path: Path) -> None:
-    rows = [rows_of(groups=4), rows_of(groups=4, shift=0.1)]
-    a, b = (run_of(tmp_path / name, found) for name, found in zip("ab", rows, strict=True))
+def test_compare_few_groups_is_not_sure(tmp_path: Path) -> None:
+    rows = [make_rows(groups=4), make_rows(groups=4, shift=0.1)]
+    a, b = (make_run(tmp_path / name, found) for name, found in zip("ab", rows, strict=True))
     assert "b looks better, but 4 groups are too few" in compare(a, b).read_text()
 
 
-def test_the_interval_agrees_with_scipys_bootstrap() -> None:
+def test_compute_differences_interval_matches_scipy_bootstrap() -> None:
     rng = np.random.default_rng(3)
     pairs: Any = [
         ({"provider": "p", "dice": str(a)}, {"provider": "p", "dice": str(a + gap)})
@@ -127,7 +132,7 @@ def test_the_interval_agrees_with_scipys_bootstrap() -> None:
     assert found.difference == pytest.approx(gaps.mean())
 
 
-def test_slides_of_a_group_stand_together() -> None:
+def test_compute_signed_rank_p_pairs_groups() -> None:
     gaps, groups = np.array([0.1, 0.3, -0.2, 0.4, 0.5]), np.array(["a", "a", "b", "c", "d"])
     assert compute_signed_rank_p(gaps, groups) == wilcoxon([0.2, -0.2, 0.4, 0.5]).pvalue
     assert compute_signed_rank_p(gaps[:3], groups[:3]) is None
@@ -143,7 +148,7 @@ def test_slides_of_a_group_stand_together() -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 6])
-def test_kappa_agrees_with_scikit_learn(classes: int) -> None:
+def test_compare_grades_kappa_matches_scikit_learn(classes: int) -> None:
     pairs = np.random.default_rng(classes).integers(0, classes, (50, 2)).astype(float)
     kappa, accuracy = compare_grades(pairs)
     assert kappa == pytest.approx(cohen_kappa_score(*pairs.T, weights="quadratic"))
@@ -152,7 +157,7 @@ def test_kappa_agrees_with_scikit_learn(classes: int) -> None:
     assert np.isnan(compare_grades(np.empty((0, 2)))).all()
 
 
-def test_graders_are_compared_by_kappa(tmp_path: Path) -> None:
+def test_compare_graders_reports_kappa(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 6, 60)
     guesses = [np.clip(labels + rng.integers(-wrong, wrong + 1, 60), 0, 5) for wrong in (3, 1)]
@@ -161,7 +166,7 @@ def test_graders_are_compared_by_kappa(tmp_path: Path) -> None:
             {"slide_id": f"s{k}", "provider": "p", "isup_grade": t, "label": t, "predicted": g, "group": f"s{k}"}
             for k, (t, g) in enumerate(zip(labels.tolist(), guess.tolist(), strict=True))
         ]
-        run_of(tmp_path / name, rows, task="grading", target="isup", test={"qwk": 0.5})
+        make_run(tmp_path / name, rows, task="grading", target="isup", test={"qwk": 0.5})
     text = check_page(compare(tmp_path / "a", tmp_path / "b"))
     assert "b is better" in text
     kappa = table(tmp_path / "compare-a-b" / "compare.csv")[0]
@@ -169,36 +174,40 @@ def test_graders_are_compared_by_kappa(tmp_path: Path) -> None:
     assert [float(kappa[key]) for key in "ab"] == pytest.approx(ours)
 
 
-def changed(rows: Rows, k: int, **values: Any) -> Rows:
+def change_row(rows: Rows, k: int, **values: Any) -> Rows:
     return [row | values if at == k else row for at, row in enumerate(rows)]
 
 
 @pytest.mark.parametrize(
     ("rows", "summary", "said"),
     [
-        (rows_of()[1:], {}, r"the slides differ: 1 only in a, 0 only in b \(s00\).*data.splits=.*failures.csv"),
-        (changed(rows_of(), 2, tp_px=1), {}, "truth differs: of s02 the labelled cancer in its tissue is 1000.0 in a"),
-        (changed(rows_of(), 2, isup_grade=5), {}, "of s02 its grade is 2.0 in a and 5.0 in b"),
-        (changed(rows_of(), 2, cancer_outside_tissue_px=9), {}, "labelled cancer outside its tissue"),
-        (rows_of(), {"data": {"settings": {"level": 0, "mpp": None}}}, "data.level is 1 in .*a and 0 in .*b"),
-        (rows_of(), {"task": "grading"}, "of task segmentation, .*b of grading"),
-        (rows_of(), {"test": None}, "b scored no test slides"),
+        (make_rows()[1:], {}, r"the slides differ: 1 only in a, 0 only in b \(s00\).*data.splits=.*failures.csv"),
         (
-            [{k: v for k, v in row.items() if k != "tp_px"} for row in rows_of()],
+            change_row(make_rows(), 2, tp_px=1),
+            {},
+            "truth differs: of s02 the labelled cancer in its tissue is 1000.0 in a",
+        ),
+        (change_row(make_rows(), 2, isup_grade=5), {}, "of s02 its grade is 2.0 in a and 5.0 in b"),
+        (change_row(make_rows(), 2, cancer_outside_tissue_px=9), {}, "labelled cancer outside its tissue"),
+        (make_rows(), {"data": {"settings": {"level": 0, "mpp": None}}}, "data.level is 1 in .*a and 0 in .*b"),
+        (make_rows(), {"task": "grading"}, "of task segmentation, .*b of grading"),
+        (make_rows(), {"test": None}, "b scored no test slides"),
+        (
+            [{k: v for k, v in row.items() if k != "tp_px"} for row in make_rows()],
             {},
             "b: its table of slides has no tp_px",
         ),
     ],
 )
-def test_runs_that_cannot_be_paired_are_refused(tmp_path: Path, rows: Rows, summary: dict[str, Any], said: str) -> None:
-    a, b = run_of(tmp_path / "a", rows_of()), run_of(tmp_path / "b", rows, **summary)
+def test_compare_unpaired_runs_raise(tmp_path: Path, rows: Rows, summary: dict[str, Any], said: str) -> None:
+    a, b = make_run(tmp_path / "a", make_rows()), make_run(tmp_path / "b", rows, **summary)
     with pytest.raises(ManifestError, match=said):
         compare(a, b)
     assert not list(tmp_path.glob("compare*"))
 
 
-def test_the_command_says_where_or_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    a, b = run_of(tmp_path / "sweep-x" / "0", rows_of()), run_of(tmp_path / "sweep-x" / "1", rows_of(shift=0.1))
+def test_main_prints_page_or_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = make_run(tmp_path / "sweep-x" / "0", make_rows()), make_run(tmp_path / "sweep-x" / "1", make_rows(shift=0.1))
     assert main([str(a), str(b)]) == 0
     out = capsys.readouterr().out
     assert out == f"comparison: {tmp_path / 'sweep-x' / 'compare-job-0-job-1' / 'compare.html'}\n"
@@ -209,14 +218,14 @@ def test_the_command_says_where_or_why(tmp_path: Path, capsys: pytest.CaptureFix
         compare(a, tmp_path / "absent")
 
 
-def test_names_are_not_to_be_trusted(tmp_path: Path) -> None:
-    rows = changed(rows_of(), 0, slide_id=EVIL, provider=EVIL)
-    other = changed(rows_of(shift=0.1), 0, slide_id=EVIL, provider=EVIL)
-    a, b = run_of(tmp_path / f"a{EVIL}", rows), run_of(tmp_path / "b", other)
+def test_compare_escapes_names(tmp_path: Path) -> None:
+    rows = change_row(make_rows(), 0, slide_id=EVIL, provider=EVIL)
+    other = change_row(make_rows(shift=0.1), 0, slide_id=EVIL, provider=EVIL)
+    a, b = make_run(tmp_path / f"a{EVIL}", rows), make_run(tmp_path / "b", other)
     assert "<script>alert" not in check_page(compare(a, b, tmp_path / "out"))
 
 
-def test_what_a_choice_did_is_parted_from_the_others() -> None:
+def test_find_effects_separates_choices() -> None:
     """Of patch 64, 0.2 better than 128 in everything, only the worse model was tried with a third value."""
     jobs = [
         ScoredJob({"patch": patch, "model": model}, base + (0.2 if patch == "64" else 0.0), "")

@@ -31,7 +31,7 @@ def spiral(side: int) -> NDArray[np.bool_]:
     rows=st.integers(1, 45),
     kept=st.booleans(),
 )
-def test_parts_are_those_of_the_whole_mask(
+def test_mask_components_random_mask_matches_opencv(
     seed: int, share: float, size: tuple[int, int], rows: int, kept: bool
 ) -> None:
     mask = np.random.default_rng(seed).random(size) < share
@@ -41,7 +41,7 @@ def test_parts_are_those_of_the_whole_mask(
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 100])
-def test_a_line_that_comes_back_is_one_part(rows: int) -> None:
+def test_mask_components_spiral_is_one_component(rows: int) -> None:
     mask = spiral(37)
     assert cv2.connectedComponents(mask.view(np.uint8), connectivity=8)[0] == 2
     check(mask, rows)
@@ -67,7 +67,7 @@ def check(mask: NDArray[np.bool_], rows: int) -> None:
 
 
 @given(height=st.integers(1, 50), rows=st.integers(1, 60), halo=st.integers(0, 20))
-def test_stripes_tile_the_picture(height: int, rows: int, halo: int) -> None:
+def test_stripes_tile_picture(height: int, rows: int, halo: int) -> None:
     lines = np.arange(height)
     seen = []
     for own, wide, within in stripes(height, rows, halo):

@@ -48,7 +48,7 @@ def model(tta: Any, network: nn.Module | None = None) -> InferenceModel:
 
 
 @pytest.mark.parametrize(("tta", "copies"), [("none", 1), ("flip", 4), ("d4", 8)])
-def test_copies_are_averaged_where_they_belong(tta: str, copies: int) -> None:
+def test_tta_copies_are_averaged_in_place(tta: str, copies: int) -> None:
     one = model("none")
     images = pictures()
     maps = []
@@ -63,14 +63,14 @@ def test_copies_are_averaged_where_they_belong(tta: str, copies: int) -> None:
     np.testing.assert_allclose(model(tta)(images), wanted, atol=1e-6)
 
 
-def test_with_all_copies_a_turned_tile_has_a_turned_map() -> None:
+def test_tta_all_copies_rotated_tile_gives_rotated_map() -> None:
     images, run = pictures(), model("d4")
     turned = run(np.ascontiguousarray(np.rot90(images, 1, (1, 2))))
     np.testing.assert_allclose(turned, np.rot90(run(images), 1, (1, 2)), atol=1e-6)
     assert np.abs(model("flip")(np.ascontiguousarray(np.rot90(images, 1, (1, 2)))) - turned).max() > 0.01
 
 
-def test_batches_of_any_size_give_the_same(tmp_path: Path) -> None:
+def test_predictor_batch_size_changes_nothing(tmp_path: Path) -> None:
     network = SegmentationPredictor.from_checkpoint(
         segmentation_checkpoint(tmp_path / "a.ckpt"), EngineSettings(device="cpu")
     ).network
@@ -79,7 +79,7 @@ def test_batches_of_any_size_give_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_compiled_network_gives_the_same_to_rounding(tmp_path: Path) -> None:
+def test_predictor_compiled_network_equals_eager_to_rounding(tmp_path: Path) -> None:
     settings = EngineSettings(device="cpu", compile="always", batch_size=4)
     predictor = SegmentationPredictor.from_checkpoint(segmentation_checkpoint(tmp_path / "a.ckpt"), settings)
     assert predictor.mode == ComputeMode("fp32", True)
@@ -97,12 +97,12 @@ def test_a_compiled_network_gives_the_same_to_rounding(tmp_path: Path) -> None:
         ({"canvas_mib": 0}, "engine.canvas_mib=0"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], told: str) -> None:
+def test_engine_settings_invalid_values_raise(changes: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         EngineSettings(device="cpu", **changes)
 
 
-def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engine_settings_compile_without_compiler_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda _: None)
     with pytest.raises(ConfigError, match=r"engine.compile=always needs a C\+\+ compiler"):
         EngineSettings(device="cpu", compile="always")
@@ -110,7 +110,7 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(("device", "asked"), [("cuda", "cuda.is_available"), ("mps", "backends.mps.is_available")])
-def test_a_device_that_is_not_there_is_refused(
+def test_engine_settings_missing_device_raises(
     device: Literal["cuda", "mps"], asked: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(f"torch.{asked}", lambda: False)
@@ -119,7 +119,7 @@ def test_a_device_that_is_not_there_is_refused(
 
 
 @pytest.mark.parametrize(("native", "precision"), [(True, "bf16"), (False, "fp32")])
-def test_a_threshold_is_frozen_at_what_is_fast_here(
+def test_engine_settings_auto_precision_follows_cpu(
     monkeypatch: pytest.MonkeyPatch, native: bool, precision: str
 ) -> None:
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
@@ -167,15 +167,15 @@ def trial(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[ComputeMode]]:
     return stand_in
 
 
-def chosen(predictor: SegmentationPredictor, path: Path, folder: Path, slides: int = 1) -> TunedMode:
+def tune(predictor: SegmentationPredictor, path: Path, folder: Path, slides: int = 1) -> TunedMode:
     return tune_mode(predictor, 0.5, [path] * slides, Slide.open, folder / "engine.json")
 
 
-def test_the_fast_precision_is_taken_where_the_area_stays(
+def test_tune_mode_takes_fast_precision_if_area_stays(
     predictor: SegmentationPredictor, slide_path: Path, tmp_path: Path, trial: Callable[..., list[ComputeMode]]
 ) -> None:
     tried = trial(lambda mode: 1e-4 if mode.precision == "bf16" else 2e-4, lambda mode: 0.5 + 1e-4 * (mode != FP32))
-    choice = chosen(predictor, slide_path, tmp_path)
+    choice = tune(predictor, slide_path, tmp_path)
     assert (choice.precision, choice.compiled, predictor.mode) == ("bf16", False, ComputeMode("bf16"))
     assert choice.moved is not None
     assert 0 < choice.moved < choosing.MOST_MOVED
@@ -187,7 +187,7 @@ def test_the_fast_precision_is_taken_where_the_area_stays(
         assert predictor.canvas_fingerprint(slide, slide.choose_resolution(level=1)) != made
 
 
-def test_tables_hold_what_was_run_in_one_way(predictor: SegmentationPredictor) -> None:
+def test_slide_mapper_fingerprint_depends_on_compute_mode(predictor: SegmentationPredictor) -> None:
     made = set()
     for mode in (FP32, ComputeMode("bf16"), ComputeMode("fp32", True)):
         predictor.model = InferenceModel(predictor.network, predictor.settings, mode)
@@ -202,7 +202,7 @@ def test_tables_hold_what_was_run_in_one_way(predictor: SegmentationPredictor) -
         (3e-4, 0.5, "slower here"),
     ],
 )
-def test_the_precision_of_the_threshold_stands_else(
+def test_tune_mode_keeps_threshold_precision_otherwise(
     predictor: SegmentationPredictor,
     slide_path: Path,
     tmp_path: Path,
@@ -213,43 +213,43 @@ def test_the_precision_of_the_threshold_stands_else(
     told: str,
 ) -> None:
     trial(lambda mode: seconds if mode != FP32 else 2e-4, lambda mode: area if mode != FP32 else 0.5)
-    choice = chosen(predictor, slide_path, tmp_path)
+    choice = tune(predictor, slide_path, tmp_path)
     assert (choice.precision, predictor.mode, choice.moved) == ("fp32", FP32, None)
     assert told in choice.why
 
 
-def test_it_is_compiled_where_there_is_much_to_do(
+def test_tune_mode_compiles_if_slides_are_many(
     predictor: SegmentationPredictor, slide_path: Path, tmp_path: Path, trial: Callable[..., list[ComputeMode]]
 ) -> None:
     tried = trial(lambda mode: 0.1 if mode.compiled else 0.2)
-    few = chosen(predictor, slide_path, tmp_path / "few")
+    few = tune(predictor, slide_path, tmp_path / "few")
     assert not few.compiled
     assert not any(mode.compiled for mode in tried)
-    many = chosen(predictor, slide_path, tmp_path / "many", slides=1000)
+    many = tune(predictor, slide_path, tmp_path / "many", slides=1000)
     assert many.compiled
     assert "2.0 times as fast" in many.why
 
 
-def test_what_was_chosen_stands_for_the_output(
+def test_tune_mode_choice_is_reused_per_output(
     predictor: SegmentationPredictor, slide_path: Path, tmp_path: Path, trial: Callable[..., list[ComputeMode]]
 ) -> None:
     trial(lambda mode: 1e-4 if mode.precision == "bf16" else 2e-4)
-    first = chosen(predictor, slide_path, tmp_path)
+    first = tune(predictor, slide_path, tmp_path)
     assert first.precision == "bf16"
     tried = trial(lambda mode: 3e-4 if mode.precision == "bf16" else 2e-4)
     again = SegmentationPredictor.from_checkpoint(tmp_path / "a.ckpt", predictor.settings)
-    assert chosen(again, slide_path, tmp_path) == first
+    assert tune(again, slide_path, tmp_path) == first
     assert (again.mode, tried) == (ComputeMode("bf16"), [])
     # another network has a choice of its own, and both stay
     other = SegmentationPredictor.from_checkpoint(
         segmentation_checkpoint(tmp_path / "b.ckpt", network=predictor.metadata.network | {"mean": [0.4, 0.4, 0.4]}),
         predictor.settings,
     )
-    assert chosen(other, slide_path, tmp_path).precision == "fp32"
+    assert tune(other, slide_path, tmp_path).precision == "fp32"
     assert len(json.loads((tmp_path / "engine.json").read_text())) == 2
 
 
-def test_a_damaged_choice_is_told_and_made_anew(
+def test_tune_mode_damaged_choice_warns_and_repeats(
     predictor: SegmentationPredictor,
     slide_path: Path,
     tmp_path: Path,
@@ -259,42 +259,42 @@ def test_a_damaged_choice_is_told_and_made_anew(
     logging.getLogger("panda").addHandler(caplog.handler)
     trial(lambda _: 1e-4)
     (tmp_path / "engine.json").write_text('{"x": ')
-    assert chosen(predictor, slide_path, tmp_path).precision == "fp32"
+    assert tune(predictor, slide_path, tmp_path).precision == "fp32"
     assert "engine.json: invalid json" in caplog.text
     (key,) = json.loads((tmp_path / "engine.json").read_text())
     edited = {"precision": "int3", "compiled": False, "moved": None, "why": ""}
     (tmp_path / "engine.json").write_text(json.dumps({key: edited}))
-    assert chosen(predictor, slide_path, tmp_path).precision == "fp32"
+    assert tune(predictor, slide_path, tmp_path).precision == "fp32"
     assert f"{key}.precision: input should be 'fp32' or 'bf16', not 'int3'; precision and" in caplog.text
     assert json.loads((tmp_path / "engine.json").read_text())[key]["precision"] == "fp32"
 
 
-def test_a_precision_that_was_asked_for_is_not_called_the_threshold_s(
+def test_tune_mode_given_precision_is_reported_as_given(
     tmp_path: Path, slide_path: Path, trial: Callable[..., list[ComputeMode]]
 ) -> None:
     tried = trial(lambda mode: 0.1 if mode.compiled else 0.2)
     settings = EngineSettings(device="cpu", precision="bf16")
     predictor = SegmentationPredictor.from_checkpoint(segmentation_checkpoint(tmp_path / "a.ckpt"), settings)
-    choice = chosen(predictor, slide_path, tmp_path, slides=1000)
+    choice = tune(predictor, slide_path, tmp_path, slides=1000)
     assert {mode.precision for mode in tried} == {"bf16"}
     assert choice.compiled
     assert choice.why.startswith("bf16 is as asked for; compiled, 2.0 times as fast")
 
 
-def test_little_to_do_is_not_tried(predictor: SegmentationPredictor, slide_path: Path, tmp_path: Path) -> None:
-    assert "too little" in chosen(predictor, slide_path, tmp_path).why
+def test_tune_mode_few_tiles_runs_no_trial(predictor: SegmentationPredictor, slide_path: Path, tmp_path: Path) -> None:
+    assert "too little" in tune(predictor, slide_path, tmp_path).why
     assert predictor.mode == FP32
 
 
-def test_unreadable_slides_leave_the_choice_open(
+def test_tune_mode_unreadable_slides_leave_choice_open(
     predictor: SegmentationPredictor, tmp_path: Path, trial: Callable[..., list[ComputeMode]]
 ) -> None:
     trial(lambda _: 1e-4)
-    assert "no slide could be read" in chosen(predictor, tmp_path / "none.tiff", tmp_path).why
+    assert "no slide could be read" in tune(predictor, tmp_path / "none.tiff", tmp_path).why
     assert not (tmp_path / "engine.json").exists()
 
 
-def test_a_real_trial_measures(
+def test_tune_mode_real_trial_measures(
     predictor: SegmentationPredictor, slide_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(choosing, "_TILES_PER_TRIAL_TILE", 1)

@@ -33,7 +33,7 @@ from panda.errors import ConfigError, PandaError
 from panda.models.losses import BCELoss
 from panda.tasks.optim import Optim
 from panda.tasks.segmentation import SegmentationTask
-from tests.test_config_check import composed
+from tests.test_config_check import compose_config
 from tests.test_train import METADATA, Named
 
 DDP = ("trainer=ddp", "trainer.accelerator=cpu")
@@ -70,7 +70,7 @@ class Data(pl.LightningDataModule):
 
 
 def run_of(folder: Path, data: Data, *overrides: str) -> Run:
-    cfg = composed("trainer.max_epochs=2", "logger=csv", f"run_dir={folder}", *overrides)
+    cfg = compose_config("trainer.max_epochs=2", "logger=csv", f"run_dir={folder}", *overrides)
     (folder / "checkpoints").mkdir(parents=True)
     pl.seed_everything(cfg.seed, verbose=False)
     task = SegmentationTask(Plain(), BCELoss(), Optim(lr=0.05), METADATA)  # type: ignore[arg-type]

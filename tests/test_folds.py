@@ -7,13 +7,12 @@ import pytest
 
 from panda.errors import ManifestError
 from panda.report.folds import compute_figures, main, read_folds
-from tests.test_compare import rows_of as drawn_rows
-from tests.test_compare import run_of
+from tests.test_compare import make_rows, make_run
 
 
 def test_folds_are_pooled_over_slides_and_not_averaged(tmp_path: Path) -> None:
-    rows = drawn_rows(n=9, groups=4)
-    folders = [run_of(tmp_path / str(fold), part) for fold, part in enumerate((rows[:2], rows[2:]))]
+    rows = make_rows(n=9, groups=4)
+    folders = [make_run(tmp_path / str(fold), part) for fold, part in enumerate((rows[:2], rows[2:]))]
     read, task = read_folds(folders)
     assert [row["slide_id"] for row in read] == [row["slide_id"] for row in rows]
     found = {figure.name: figure for figure in compute_figures(read, task)}
@@ -33,8 +32,8 @@ def test_folds_are_pooled_over_slides_and_not_averaged(tmp_path: Path) -> None:
 def test_the_command_prints_each_figure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = drawn_rows(n=6)
-    folders = [run_of(tmp_path / str(fold), rows[fold::2]) for fold in range(2)]
+    rows = make_rows(n=6)
+    folders = [make_run(tmp_path / str(fold), rows[fold::2]) for fold in range(2)]
     monkeypatch.setattr("sys.argv", ["folds", *map(str, folders)])
     main()
     printed = capsys.readouterr().out
@@ -44,8 +43,8 @@ def test_the_command_prints_each_figure(
 
 
 def test_a_slide_tested_twice_is_refused(tmp_path: Path) -> None:
-    rows = drawn_rows(n=3)
-    folders = [run_of(tmp_path / name, rows) for name in ("a", "b")]
+    rows = make_rows(n=3)
+    folders = [make_run(tmp_path / name, rows) for name in ("a", "b")]
     with pytest.raises(ManifestError, match=r"s00 was tested in .*a and in .*b: give runs of data.split=kfold"):
         read_folds(folders)
 
@@ -65,7 +64,7 @@ def test_a_slide_tested_twice_is_refused(tmp_path: Path) -> None:
 def test_runs_whose_figures_mean_different_things_are_refused(
     tmp_path: Path, one: dict[str, Any], other: dict[str, Any], told: str
 ) -> None:
-    rows = drawn_rows(n=4)
-    folders = [run_of(tmp_path / "a", rows[:2], **one), run_of(tmp_path / "b", rows[2:], **other)]
+    rows = make_rows(n=4)
+    folders = [make_run(tmp_path / "a", rows[:2], **one), make_run(tmp_path / "b", rows[2:], **other)]
     with pytest.raises(ManifestError, match=told):
         read_folds(folders)

@@ -24,7 +24,7 @@ from tests.checkpoints import grading_checkpoint
 from tests.panda_folder import HEIGHT, WIDTH, make_folder
 from tests.pyramids import write_pyramid
 from tests.summaries import make_summary
-from tests.test_config_check import composed
+from tests.test_config_check import compose_config
 
 
 def experiment(tmp_path: Path, *overrides: str) -> GradingExperiment:
@@ -44,7 +44,7 @@ def experiment(tmp_path: Path, *overrides: str) -> GradingExperiment:
         "model.hidden=8",
         "engine.device=cpu",
     )
-    return GradingExperiment(composed(*own, *small, *overrides))
+    return GradingExperiment(compose_config(*own, *small, *overrides))
 
 
 @pytest.mark.parametrize("typed", ["colour_map=viridis", "quantify.min_hole_px=9", "engine.tta=d4"])

@@ -18,7 +18,7 @@ from panda.app.registry import SLOTS
 from panda.app.train import train
 from panda.errors import ConfigError
 from tests.integration.entry_points import run_door
-from tests.test_config_check import composed, plain_of
+from tests.test_config_check import compose_config, compose_plain_config
 
 SENTINEL = "tests.sentinel.Sentinel"
 NODE = f"{{_target_: {SENTINEL}}}"
@@ -58,7 +58,7 @@ def test_no_key_of_any_entry_point_builds_a_nested_node(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run, overrides, entry_point = ENTRY_POINTS[name]
-    cfg = composed(*overrides, door=entry_point)
+    cfg = compose_config(*overrides, door=entry_point)
     keys = keys_of(OmegaConf.to_container(cfg, resolve=False))
     assert len(keys) > 20
     for number, key in enumerate(keys):
@@ -75,7 +75,7 @@ def test_no_key_of_any_entry_point_builds_a_nested_node(
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("key", ["engine.device", "engine.batch_size", "engine", "data.draw.seed", "name", "new"])
 def test_each_shape_of_a_node_is_refused(key: str, shape: Any) -> None:
-    cfg = composed()
+    cfg = compose_config()
     OmegaConf.update(cfg, key, shape, merge=False, force_add=True)
     with pytest.raises(ConfigError):
         check_config(cfg, "train")
@@ -85,12 +85,12 @@ def test_each_shape_of_a_node_is_refused(key: str, shape: Any) -> None:
 @pytest.mark.parametrize("key", [key for key in SLOTS if key not in ("tiles", "augment")])
 @pytest.mark.parametrize("target", [SENTINEL, "builtins.print", "pathlib.Path", "torch.nn.functional.relu"])
 def test_a_slot_refuses_what_its_group_does_not_build(key: str, target: str) -> None:
-    cfg = composed()
+    cfg = compose_config()
     OmegaConf.update(cfg, key, {"_target_": target}, merge=False)
     with pytest.raises(ConfigError, match=f"{key}._target_={target} is not allowed"):
         check_config(cfg, "train")
     with pytest.raises(ConfigError, match="is not allowed"):
-        build(plain_of(cfg), key.partition(".")[0])
+        build(compose_plain_config(cfg), key.partition(".")[0])
     assert "tests.sentinel" not in sys.modules
 
 
@@ -98,7 +98,7 @@ def test_a_slot_refuses_what_its_group_does_not_build(key: str, target: str) -> 
     "target", ["panda.models.segmentation.Path", "panda.models.losses.nn", "torch.nn.modules.loss.Tensor"]
 )
 def test_a_class_imported_into_an_allowed_package_is_refused(target: str) -> None:
-    cfg = composed()
+    cfg = compose_config()
     OmegaConf.update(cfg, "loss", {"_target_": target}, merge=False)
     with pytest.raises(ConfigError, match="is not allowed: give a class derived from Module and defined in"):
         check_config(cfg, "train")
@@ -109,12 +109,12 @@ def test_a_class_imported_into_an_allowed_package_is_refused(target: str) -> Non
     ["torch.nn.HuberLoss", "segmentation_models_pytorch.losses.LovaszLoss", "torchmetrics.MeanSquaredError"],
 )
 def test_a_loss_of_an_allowed_library_is_built(target: str) -> None:
-    cfg = composed()
+    cfg = compose_config()
     options = {"mode": "binary"} if "segmentation" in target else {}
     OmegaConf.update(cfg, "loss", {"_target_": target, **options}, merge=False)
     check_config(cfg, "train")
     module, _, name = target.rpartition(".")
-    assert type(build(plain_of(cfg), "loss")) is getattr(importlib.import_module(module), name)
+    assert type(build(compose_plain_config(cfg), "loss")) is getattr(importlib.import_module(module), name)
 
 
 @pytest.mark.parametrize(
@@ -127,19 +127,19 @@ def test_a_loss_of_an_allowed_library_is_built(target: str) -> None:
 )
 def test_an_unknown_option_is_refused_before_anything_is_built(override: str, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        check_config(composed(override), "train")
+        check_config(compose_config(override), "train")
     assert said in str(caught.value)
 
 
 def test_an_open_ended_library_class_takes_named_options_only() -> None:
-    cfg = composed()
+    cfg = compose_config()
     OmegaConf.update(cfg, "loss", {"_target_": "torchmetrics.MeanSquaredError", "anything": 1}, merge=False)
     with pytest.raises(ConfigError, match=r"loss\.anything=1"):
         check_config(cfg, "train")
 
 
 def with_own_loss(*overrides: str) -> DictConfig:
-    cfg = composed(*overrides)
+    cfg = compose_config(*overrides)
     OmegaConf.update(cfg, "loss", {"_target_": "tests.sentinel.OwnLoss", "weight": 2.0}, merge=False)
     return cfg
 
@@ -148,7 +148,7 @@ def test_a_package_that_was_typed_is_allowed() -> None:
     cfg = with_own_loss("allow_packages=[tests.sentinel]")
     with typed_arguments(["model=unet", "allow_packages=[tests.sentinel]"]):
         check_config(cfg, "train")
-    assert build(plain_of(cfg), "loss").weight == 2.0
+    assert build(compose_plain_config(cfg), "loss").weight == 2.0
 
 
 def test_a_package_that_a_file_allows_is_refused() -> None:
@@ -160,7 +160,7 @@ def test_a_package_that_a_file_allows_is_refused() -> None:
 
 
 def test_an_allowed_package_defines_no_settings() -> None:
-    cfg = composed("allow_packages=[tests]")
+    cfg = compose_config("allow_packages=[tests]")
     OmegaConf.update(cfg, "engine", {"_target_": SENTINEL}, merge=False)
     with typed_arguments(["allow_packages=[tests]"]), pytest.raises(ConfigError, match="engine builds panda"):
         check_config(cfg, "train")
@@ -173,11 +173,11 @@ def sent_run(folder: Path, cfg: DictConfig) -> DictConfig:
     for name in ("last.ckpt", "best.ckpt"):
         (folder / "checkpoints" / name).write_bytes(b"")
     OmegaConf.save(cfg, folder / "config.yaml")
-    return composed(f"resume={folder}/checkpoints/last.ckpt")
+    return compose_config(f"resume={folder}/checkpoints/last.ckpt")
 
 
 def test_no_key_of_a_sent_run_builds_a_nested_node(tmp_path: Path) -> None:
-    plain = plain_of(composed("logger=csv"))
+    plain = compose_plain_config(compose_config("logger=csv"))
     own = ("resume", "run_dir", "debug", "allow_packages")  # are given by the command that resumes
     for number, key in enumerate(key for key in (*keys_of(plain), "hydra", "new") if key not in own):
         sent = OmegaConf.create(plain)

@@ -42,7 +42,7 @@ from panda.tasks.segmentation import SegmentationTask
 from panda.tasks.threshold import search_threshold
 from panda.wsi.label_maps import find_label_map
 from tests.summaries import make_summary
-from tests.test_config_check import composed
+from tests.test_config_check import compose_config
 
 METADATA = SegmentationMetadata(
     network={},
@@ -103,7 +103,7 @@ def trained(
     **metadata: Any,
 ) -> tuple[Run, SegmentationTask]:
     """A run of three epochs over tiny patches, through the run's own trainer."""
-    cfg = composed("trainer=cpu", "trainer.max_epochs=3", "logger=csv", f"run_dir={folder}", *overrides)
+    cfg = compose_config("trainer=cpu", "trainer.max_epochs=3", "logger=csv", f"run_dir={folder}", *overrides)
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     pl.seed_everything(cfg.seed, verbose=False)
     task = SegmentationTask(Tiny(), BCELoss(), Optim(lr=0.05), METADATA.model_copy(update=metadata))  # type: ignore[arg-type]
@@ -152,7 +152,7 @@ def test_a_loss_that_is_no_number_names_the_patch_and_keeps_the_checkpoints(tmp_
         def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
             sets[split].broken = 5 if trainer.current_epoch == 1 else None
 
-    cfg = composed("trainer=cpu", "trainer.max_epochs=3", "logger=csv", f"run_dir={tmp_path}")
+    cfg = compose_config("trainer=cpu", "trainer.max_epochs=3", "logger=csv", f"run_dir={tmp_path}")
     (tmp_path / "checkpoints").mkdir()
     pl.seed_everything(0, verbose=False)
     task = SegmentationTask(Tiny(), BCELoss(), Optim(lr=0.05), METADATA)  # type: ignore[arg-type]
@@ -191,7 +191,7 @@ def mib_after_epochs(folder: Path) -> list[float]:
             image = torch.rand(24, 3, 512, 512, generator=torch.Generator().manual_seed(7))
             return make_train_loader(Patches(image, (image[:, :1] > 0.5).float()), 24, 4, 0, self.trainer)
 
-    cfg = composed("trainer=cpu", "trainer.max_epochs=12", "task.patience=99", "logger=csv", f"run_dir={folder}")
+    cfg = compose_config("trainer=cpu", "trainer.max_epochs=12", "task.patience=99", "logger=csv", f"run_dir={folder}")
     (folder / "checkpoints").mkdir()
     task = SegmentationTask(Tiny(), BCELoss(), Optim(), METADATA)  # type: ignore[arg-type]
     run = Run(

@@ -22,7 +22,7 @@ from panda.inference.evaluate import SlideScore
 from panda.inference.score_store import read_scores, write_scores
 from panda.tasks.checkpoint import read_checkpoint, update_metadata
 from panda.tasks.metadata import SegmentationMetadata
-from tests.test_config_check import composed
+from tests.test_config_check import compose_config
 from tests.test_train import METADATA, trained, weights
 from tests.wandb_log import OfflineRun
 
@@ -30,7 +30,7 @@ LEARNS = {"train": {"a": "1"}, "val": {"c": "2"}}
 
 
 def fingerprint(*overrides: str, learns: Any = LEARNS, device: str = "cpu", **metadata: Any) -> str:
-    cfg = composed("trainer=cpu", "run_dir=runs/x", *overrides)
+    cfg = compose_config("trainer=cpu", "run_dir=runs/x", *overrides)
     return training_fingerprint(cfg, METADATA.model_copy(update=metadata), learns, device)
 
 
