@@ -283,7 +283,7 @@ class GradingExperiment:
             )
         graded = [GradedSlide(record, self._class(record), grade) for record, grade in filter(None, outcome.results)]
         if graded:
-            rows = [slide.row(attention=tested) for slide in graded]
+            rows = [slide.to_row(attention=tested) for slide in graded]
             write_table(run.folder / f"{split}_slides.csv", rows)
             if tested and (logger := wandb_of(run.trainer.loggers)) is not None:
                 log_slides(logger, "test_slides", rows, run.folder / "slides")

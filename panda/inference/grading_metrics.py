@@ -13,6 +13,7 @@ from pydantic import Field
 from panda.data.manifest import SlideRecord
 from panda.inference.dataset_metrics import defined_interval
 from panda.inference.grade import ATTENTION_SCORES, AttentionScores, Grade
+from panda.inference.slide_result import TableRow
 from panda.tasks.bootstrap import compute_percentile_interval, resample_sums
 from panda.tasks.figures import Count, Figures, Interval, Share
 from panda.tasks.grade_metrics import compute_grade_intervals, score_grades
@@ -102,7 +103,7 @@ class GradedSlide:
     label: int
     grade: Grade
 
-    def row(self, attention: bool) -> dict[str, Any]:
+    def to_row(self, attention: bool) -> TableRow:
         """Return the slide's row of a table.
 
         Args:
