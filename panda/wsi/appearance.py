@@ -18,7 +18,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from panda.wsi.components import Mask, MaskComponents, add_halo, keep_large, stripes
+from panda.wsi.components import Mask
+from panda.wsi.stripes import MaskComponents, add_halo, keep_large, stripes
 
 Bytes = NDArray[np.uint8]
 Counts = NDArray[np.int64]

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from panda.wsi import components as module
-from panda.wsi.components import MaskComponents, add_halo, keep_large, stripes
+from panda.wsi import stripes as module
+from panda.wsi.stripes import MaskComponents, add_halo, keep_large, stripes
 
 
 def spiral(side: int) -> NDArray[np.bool_]:
