@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from panda.app.callbacks import Clock
-from panda.app.distributed import device_faults
+from panda.app.distributed import find_device_faults
 from panda.app.run import Run
 from panda.app.tracking import read_metrics
 from panda.app.trainer import build_trainer
@@ -178,10 +178,10 @@ def test_batches_are_told_by_device() -> None:
     ],
 )
 def test_what_devices_cannot_do(trainer: dict[str, Any], fault: str) -> None:
-    (told,) = device_faults(trainer)
+    (told,) = find_device_faults(trainer)
     assert told.startswith(fault)
 
 
 def test_one_device_and_several() -> None:
-    assert device_faults({}) == device_faults({"devices": 1}) == []
-    assert device_faults({"devices": 4, "strategy": "ddp_spawn"}) == []
+    assert find_device_faults({}) == find_device_faults({"devices": 1}) == []
+    assert find_device_faults({"devices": 4, "strategy": "ddp_spawn"}) == []

@@ -56,8 +56,8 @@ def refusal(*overrides: str, door: str = "train") -> str:
         ("slides=my slides (1).tiff", ("slides=my slides (1).tiff", "'slides=\"my slides (1).tiff\"'")),
         ("~modle", ("modle", "--help")),
         ("model=null", ("model=null", "--help")),
-        ("tiles=tissue", ("tiles=tissue: has no part without task=grading",)),
-        ("tiles.k=4", ("tiles.k=4: has no part without task=grading",)),
+        ("tiles=tissue", ("tiles=tissue needs task=grading: give both",)),
+        ("tiles.k=4", ("tiles.k=4 needs task=grading",)),
     ],
 )
 def test_what_hydra_refuses_is_said_in_our_words(override: str, said: tuple[str, ...]) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from tqdm import tqdm
 
-from panda.app.grading import GradingExperiment, _take_encoder
+from panda.app.grading import GradingExperiment
+from panda.app.grading_sources import copy_encoder
 from panda.data.bagset import BagItem
 from panda.data.manifest import SlideRecord
 from panda.errors import ConfigError
@@ -52,7 +53,7 @@ def test_what_bears_on_maps_has_no_part_where_none_are_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str
 ) -> None:
     monkeypatch.setattr("panda.app.overrides.overrides", lambda: [typed])
-    with pytest.raises(ConfigError, match=f"{typed}: no part in tiles=tissue or all"):
+    with pytest.raises(ConfigError, match=f"{typed} is not used with tiles=tissue or all"):
         experiment(tmp_path, typed)
 
 
@@ -122,7 +123,7 @@ def test_an_absent_class_is_told_before_training(tmp_path: Path) -> None:
     run = untrained(tmp_path)
     with pytest.raises(Trains):
         experiment(tmp_path).run(run)
-    assert run.notes == ["No training slide has class 1, 2, 3, 5: what is absent cannot be learnt."]
+    assert run.notes == ["No training slide has class 1, 2, 3, 5, so the grader cannot learn it."]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,7 @@ def test_an_encoder_that_is_not_the_segmentations_is_refused(
     network = Segmenter("unet", encoder, decoder_channels=[16, 16, 8, 8, 8])
     segmenter: Any = SimpleNamespace(network=network)
     with pytest.raises(ConfigError, match=re.escape(remedy)):
-        _take_encoder(MILNet(**given), segmenter)
+        copy_encoder(MILNet(**given), segmenter)
 
 
 @pytest.mark.parametrize("code", [None, 9])

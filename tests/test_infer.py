@@ -170,7 +170,7 @@ def test_a_provider_takes_its_own_threshold(tmp_path: Path, run: Infer) -> None:
     assert "0.400. provider=… takes another" in note
     with pytest.raises(ConfigError, match="provider=z: the checkpoint has thresholds for x, y"):
         run("a.tiff", f"checkpoint={path}", "provider=z")
-    with pytest.raises(ConfigError, match=r"provider=x: no part where threshold="):
+    with pytest.raises(ConfigError, match=r"provider=x: not used with threshold="):
         run("a.tiff", f"checkpoint={path}", "provider=x", "threshold=0.3")
     with pytest.raises(ConfigError, match="provider=x: the checkpoint has one threshold"):
         run("a.tiff", "provider=x")
@@ -287,7 +287,7 @@ def test_a_slide_that_cannot_be_graded_keeps_its_figures(tmp_path: Path, run: In
     out = tmp_path / "out"
     tiles = {"how": "guided", "k": 2, "random_fraction": 0.0, "min_tissue": 1.0, "seed": 0}
     grader = grading_checkpoint(tmp_path / "grade.ckpt", tiles=tiles, tile_size=512)
-    with pytest.raises(SomeSlidesFailed, match="1 in grading alone"):
+    with pytest.raises(SomeSlidesFailed, match="1 only in grading"):
         run("a.tiff", f"grading_checkpoint={grader}")
     facts = json.loads((out / "a" / "quantification.json").read_text())
     assert facts["grade"] is None

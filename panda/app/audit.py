@@ -16,7 +16,7 @@ from panda.app.build import Faults
 from panda.app.command_line import quoted
 from panda.app.config_check import check_config
 from panda.app.entry_point import log_to_file, make_folder
-from panda.app.overrides import idle_faults, overrides
+from panda.app.overrides import find_idle_faults, overrides
 from panda.app.registry import SLOTS, find_undeclared
 from panda.data.settings import FolderSettings
 from panda.errors import ConfigError
@@ -111,9 +111,11 @@ def _check_settings(cfg: DictConfig) -> tuple[FolderSettings, AuditSettings]:
     faults = Faults()
     data = cfg.get("data")
     if not isinstance(data, DictConfig):
-        raise ConfigError("data was taken away, and an audit needs it: leave out ~data")
+        raise ConfigError("data was taken away, and an audit needs it: remove ~data")
     given: Any = OmegaConf.to_container(data)
-    faults.add(*idle_faults([f"data.{key}" for key in given if key not in FolderSettings.model_fields], "an audit"))
+    faults.add(
+        *find_idle_faults([f"data.{key}" for key in given if key not in FolderSettings.model_fields], "audit.py")
+    )
     # An audit does not build the data module, so that a node in an unused option would go unnoticed.
     faults.add(*find_undeclared("data", given, SLOTS))
     if given.get("_target_") != SLOTS["data"].base:

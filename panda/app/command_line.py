@@ -41,7 +41,7 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
     absent = getattr(cause, "full_key", None) or "".join(re.findall(r"^Could not override '(\w+)'\. No", str(error)))
     if with_it := _brought_by(absent):
         given = next((text for text in arguments if _of_group(text, absent)), absent)
-        return f"{given}: has no part without {with_it}; give both"
+        return f"{given} needs {with_it}: give both"
     if isinstance(cause, OmegaConfBaseException) and str(error).startswith("Could not override"):
         key = str(cause.full_key)
         given = next((text for text in arguments if text.partition("=")[0] == key), key)

@@ -18,7 +18,7 @@ from panda.app.build import Faults, build
 from panda.app.command_line import likely, quoted
 from panda.app.overrides import is_typed
 from panda.app.registry import find_class, find_undeclared, slots_of
-from panda.app.value_checks import value_faults
+from panda.app.value_checks import find_value_faults
 from panda.errors import ConfigError, suggest
 from panda.settings import REFUSED, Settings, format_value
 
@@ -70,7 +70,7 @@ def check_config(cfg: DictConfig, entry_point: str, refused: Faults | None = Non
     likely_nodes = {name: asked.get(name) for name in known}
     faults.add(*(f"{key}: there is no such key{likely(key, likely_nodes)}" for key in given if key not in known))
     absent = sorted(known - set(given) - {"tiles"})
-    faults.add(*(f"{key} was taken away, and a run needs it: leave out ~{key}" for key in absent))
+    faults.add(*(f"{key} was taken away, and a run needs it: remove ~{key}" for key in absent))
     try:
         missing = sorted(map(str, OmegaConf.missing_keys(cfg)))
         faults.add(*(f"{key} is not given: write {key}=… on the command line" for key in missing))
@@ -83,7 +83,7 @@ def check_config(cfg: DictConfig, entry_point: str, refused: Faults | None = Non
     check = _NodeCheck(nodes, faults)
     for key in check.slots:
         check.check_slot(key)
-    faults.add(*value_faults(nodes, entry_point))
+    faults.add(*find_value_faults(nodes, entry_point))
     _check_plain_values(nodes, entry_point, faults)
     if faults.found or refused is None:
         faults.add(*check.refused.found)

@@ -23,7 +23,7 @@ from panda.errors import PandaError
 STRATEGIES = ("ddp_spawn", "ddp_spawn_find_unused_parameters_true", "ddp_spawn_find_unused_parameters_false")
 
 
-def device_faults(trainer: Mapping[str, Any]) -> list[str]:
+def find_device_faults(trainer: Mapping[str, Any]) -> list[str]:
     """What a run cannot do with the devices it is given.
 
     Args:

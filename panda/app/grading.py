@@ -10,17 +10,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import timm
 import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from panda.app.build import Faults
 from panda.app.dashboard import SHOWN, log_checkpoints, log_figures, log_pictures, log_slides
+from panda.app.grading_sources import DOWNLOADED, IDLE_KEYS, SEGMENTATION_ENCODER, copy_encoder, find_source_faults
 from panda.app.guidance import Guidance, TileSettings
 from panda.app.loss_check import check_loss
-from panda.app.operating_point import CHOICE_KEYS
-from panda.app.overrides import idle_faults
+from panda.app.overrides import find_idle_faults
 from panda.app.run import Run
 from panda.app.slide_grading import SlideGrading
 from panda.app.tracking import wandb_of
@@ -30,17 +29,15 @@ from panda.data.datamodule import DataSettings, PatchDataModule
 from panda.data.manifest import SlideRecord
 from panda.data.splits import Split
 from panda.data.summary import DataSummary
-from panda.errors import ConfigError, ManifestError
+from panda.errors import ManifestError
 from panda.files import identity, write_table
 from panda.inference.compute import EngineSettings
 from panda.inference.features import FeatureCache
 from panda.inference.grader import GradingPredictor, select_tiles
 from panda.inference.grading_metrics import GradedSlide, summarize_grades, summarize_test_grades
-from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
 from panda.inference.slide_loop import run_over_slides
 from panda.models.mil import MILNet
-from panda.models.pooling import POOLINGS
 from panda.report.run_summary import GradingSummary
 from panda.settings import Count, Settings
 from panda.tasks.grading import CLASSES, GradingTask, find_class
@@ -52,29 +49,13 @@ from panda.wsi.tissue import find_tissue
 
 log = logging.getLogger(__name__)
 
-OF_SEGMENTATION = "segmentation"
-"""`model.encoder_weights` that takes the encoder of the segmentation checkpoint."""
-DOWNLOADED = "imagenet"
-"""`model.encoder_weights` that is fetched."""
-
-IDLE = (
-    *CHOICE_KEYS,
-    *(f"data.{key}" for key in ("batch_size", "stride", "edge", "min_tissue", "store", "extract_workers")),
-    *(f"data.{key}" for key in ("sampler", "tumor_share", "ignore_background")),
-)
-"""What the command line may not ask for, as nothing would follow: `tiles` has its own."""
-
-OF_MAPS = ("colour_map", "quantify", *(f"quantify.{limit}" for limit in QuantifySettings.model_fields), "engine.tta")
-"""What bears on maps of slides alone, which only guided tiles need."""
-AUGMENT = ("augment", "data.augment", "data.augment.name")
-
 
 class GradingSettings(Settings):
-    """What belongs to the task and not to its data, model or trainer.
+    """Settings of the task, apart from its data, model and trainer.
 
     Args:
         name: `grading`.
-        target: `isup`, six classes; or `cancer`, present or absent.
+        target: `isup` (six classes) or `cancer` (absent or present).
         patience: Epochs without a lower `val/loss` after which training stops.
     """
 
@@ -89,11 +70,11 @@ class GradingExperiment:
     """Builds everything from the configuration, then runs it.
 
     Args:
-        cfg: Checked by `check_config`.
-        faults: Those that were found before.
+        cfg: Configuration that passed `check_config`.
+        faults: Faults that were found before.
 
     Raises:
-        ConfigError: With every fault, those found before included.
+        ConfigError: If there are faults. The faults that were found before are reported too.
         CheckpointError: If the segmentation checkpoint cannot be used.
         ManifestError: If the table of slides cannot be used.
     """
@@ -109,7 +90,7 @@ class GradingExperiment:
         if plain["data"]["split"] == "patches":
             faults.add("data.split=patches: grading needs slides in each split; use data.split=holdout or kfold")
         elif data is not None:
-            faults.add(*idle_faults(data.list_idle_keys(), data.describe_split()))
+            faults.add(*find_idle_faults(data.list_idle_keys(), data.describe_split()))
         self.tiles: TileSettings = faults.build(plain, "tiles")
         self.settings: GradingSettings = faults.build(plain, "task")
         classes = CLASSES[self.settings.target if self.settings else "isup"]
@@ -120,23 +101,23 @@ class GradingExperiment:
         self.optim: Optim = faults.build(plain, "optim")
         self.quantify: QuantifySettings = faults.build(plain, "quantify")
         self.engine: EngineSettings = faults.build(plain, "engine")
-        faults.add(*_source_faults(plain))
+        faults.add(*find_source_faults(plain))
         weights = plain["model"].get("encoder_weights")
-        # The segmentation is not loaded yet, and what is downloaded waits until nothing is refused any more.
-        without = {"encoder_weights": None} if weights in (OF_SEGMENTATION, DOWNLOADED) else {}
+        # The segmentation is not loaded yet, and weights are downloaded only after every check has passed.
+        without = {"encoder_weights": None} if weights in (SEGMENTATION_ENCODER, DOWNLOADED) else {}
         self.network: MILNet = faults.build(plain, "model", num_classes=classes, **without)
         if self.network is not None and self.tiles is not None:
             with faults.collect("tiles"):
                 self.network.check_tile_size(self.tiles.tile_size)
-        faults.add(*idle_faults(IDLE, "task=grading"))
+        faults.add(*find_idle_faults(IDLE_KEYS, "task=grading"))
         faults.raise_any()
         assert data is not None
         self.data = PatchDataModule(data)
         self.guidance = Guidance.of(cfg.segmentation_checkpoint, self.tiles.cross_fit, self.engine, data.store_root)
         if data.draw is None:
             self._splits()
-        if weights == OF_SEGMENTATION:
-            _take_encoder(self.network, self.guidance.segmenters[0])
+        if weights == SEGMENTATION_ENCODER:
+            copy_encoder(self.network, self.guidance.segmenters[0])
         elif weights == DOWNLOADED:
             self.network = faults.build(plain, "model", num_classes=classes)
             faults.raise_any()
@@ -157,7 +138,7 @@ class GradingExperiment:
                 records,
                 lambda record: record.slide_id,
                 f"tiles of {name}",
-                # Of test slides the grader reads the tiles itself.
+                # The grader reads the tiles of test slides itself.
                 functools.partial(self._bag_item, mpps[name], cache if name != "test" else None),
             )
             run.failures.extend(outcome.failures)
@@ -217,7 +198,7 @@ class GradingExperiment:
         return summary
 
     def _splits(self) -> dict[Split, list[SlideRecord]]:
-        """The slides of each split, each of which has a segmentation to guide it.
+        """Return the slides of each split, after checking that each has a segmentation to guide it.
 
         Raises:
             ManifestError: If the table cannot be used.
@@ -248,7 +229,7 @@ class GradingExperiment:
             return BagItem(record, coords, stain, features)
 
     def _identity(self, item: BagItem) -> list[Any]:
-        """Of a bag: its slide, its class, its tiles and, where they are kept, the making of its features."""
+        """Return what identifies a bag: slide, class, tiles, and the file of its features if they are cached."""
         tiles = hashlib.sha256(np.ascontiguousarray(item.coords).tobytes()).hexdigest()
         features = None if item.features is None else item.features.name
         return [identity(item.record.image_path), self._class(item.record), tiles, features]
@@ -259,7 +240,7 @@ class GradingExperiment:
         counts = Counter(self._class(item.record) for item in items["train"])
         absent = [str(c) for c in range(classes) if not counts[c]]
         if absent:
-            run.notes.append(f"No training slide has class {', '.join(absent)}: what is absent cannot be learnt.")
+            run.notes.append(f"No training slide has class {', '.join(absent)}, so the grader cannot learn it.")
         for note in run.notes:
             log.warning("%s", note)
 
@@ -278,8 +259,8 @@ class GradingExperiment:
         run.failures.extend([*grading.ungraded, *outcome.failures])
         if unusable := grading.unusable_masks:
             run.notes.append(
-                f"The label masks of {len(unusable)} graded slides cannot be used, so nothing was held against them; "
-                f"the first: {unusable[0]}"
+                f"The label masks of {len(unusable)} graded slides cannot be used, so their attention was not scored. "
+                f"The first: {unusable[0]}"
             )
         graded = [GradedSlide(record, self._class(record), grade) for record, grade in filter(None, outcome.results)]
         if graded:
@@ -298,59 +279,3 @@ class GradingExperiment:
         log_figures(logger, summary)
         if self.cfg.logger.get("checkpoints", True):
             log_checkpoints(logger, run.best.parent, {"task": "grading", "target": self.settings.target})
-
-
-def _source_faults(plain: Mapping[str, Any]) -> list[str]:
-    """What contradicts itself in where tiles and weights come from, a sentence each."""
-    faults = []
-    guided, given = plain["tiles"]["how"] == "guided", plain["segmentation_checkpoint"]
-    if guided and not given:
-        which = "'runs/segmentation/sweep-NAME/*" if plain["tiles"].get("cross_fit") else "runs/segmentation/…"
-        quote = "'" * which.startswith("'")
-        faults.append(
-            "segmentation_checkpoint is not given: tiles=guided needs one "
-            f"(segmentation_checkpoint={which}/checkpoints/best.ckpt{quote}), tiles=tissue needs none"
-        )
-    if not guided and given:
-        faults.append("segmentation_checkpoint has no part in tiles=tissue or all: leave it out, or give tiles=guided")
-    if not guided:
-        faults += idle_faults(("tiles.random_fraction", *OF_MAPS), "tiles=tissue or all, which no segmentation guides")
-    if plain["tiles"]["how"] == "all":
-        faults += idle_faults(("tiles.k",), "tiles=all (tiles=tissue takes some)")
-    if plain["threshold"] != "auto":
-        faults.append(f"threshold={plain['threshold']}: grading takes the segmentation checkpoint's; leave it out")
-    if plain["model"].get("encoder_weights") == OF_SEGMENTATION:
-        if not guided:
-            faults.append("model.encoder_weights=segmentation needs tiles=guided and a segmentation_checkpoint")
-        if plain["tiles"].get("cross_fit"):
-            faults.append(
-                "model.encoder_weights=segmentation with tiles.cross_fit=true: there is an encoder for each fold, and "
-                "each has seen slides that the others test on; give another model.encoder_weights"
-            )
-    if plain["model"].get("freeze_encoder"):
-        faults += idle_faults(AUGMENT, "model.freeze_encoder=true, which encodes each tile once")
-    pooling = plain["model"].get("pooling")
-    if pooling in POOLINGS and not POOLINGS[pooling].uses_hidden:
-        faults += idle_faults(("model.hidden",), f"model.pooling={pooling}")
-    return faults
-
-
-def _take_encoder(network: MILNet, segmenter: SegmentationPredictor) -> None:
-    """Start the tiles' encoder from the segmenter's, where both are of one architecture and see the same colours."""
-    theirs, own = segmenter.network.options, network.options
-    used, said = theirs["encoder_name"], "model.encoder_weights=segmentation: the segmentation's encoder"
-    try:
-        network.encoder.load_state_dict(segmenter.network.encoder.state_dict())
-    except RuntimeError as error:
-        other = used != own["encoder"] and timm.is_model(used)
-        raise ConfigError(
-            f"{said} is {used}, which does not fit the tiles' encoder, timm's {own['encoder']}; give "
-            + f"model.encoder={used}, or " * other
-            + "model.encoder_weights=null"
-        ) from error
-    if faults := [
-        f"{said} learnt on pixels of {key} {theirs[key]}; give model.{key}={str(theirs[key]).replace(' ', '')}"
-        for key in ("mean", "std")
-        if own[key] != theirs[key]
-    ]:
-        raise ConfigError(faults)

@@ -1,14 +1,11 @@
-"""`infer(cfg)`: slides in, a folder of maps, figures, grades and a report out."""
+"""Map slides with a checkpoint: maps, figures, grades and a report."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
-import glob
 import logging
 import time
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +15,11 @@ from tqdm import tqdm
 from panda.app.build import Faults
 from panda.app.config_check import check_config
 from panda.app.entry_point import SomeSlidesFailed, log_to_file, make_folder
+from panda.app.inference_slides import find_labelled_slides, find_slides
 from panda.app.inference_tables import ONLY_UNGRADED, InferenceTables
-from panda.data.manifest import TABLE, SlideRecord, read_manifest
-from panda.errors import CheckpointError, ConfigError, ManifestError, PandaError
-from panda.files import hold_lock, read_user_table
+from panda.data.manifest import SlideRecord
+from panda.errors import CheckpointError, ConfigError, PandaError
+from panda.files import hold_lock
 from panda.inference.autotune import TunedMode, tune_mode
 from panda.inference.compute import EngineSettings
 from panda.inference.evaluate import open_label
@@ -43,28 +41,25 @@ from panda.wsi.slide import SlideOptions
 
 log = logging.getLogger(__name__)
 
-SLIDE_SUFFIXES = (".tiff", ".tif", ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm")
-
-
 TABLE_EVERY = 20
-"""Slides after which `quantification.csv` is written anew, so that an interrupted run leaves one."""
+"""Number of slides after which `quantification.csv` is written again, so that an interrupted run leaves one."""
 SHOWN = 20
-"""Slides whose figures are printed."""
+"""Number of slides whose figures are logged."""
 
 
 def infer(cfg: DictConfig) -> list[SlideResult]:
     """Map every slide, continue after bad ones, and write the report.
 
     Args:
-        cfg: `conf/infer.yaml` as composed by Hydra, or by a test, which then gives `run_dir`.
+        cfg: `conf/infer.yaml` as Hydra composed it, with `run_dir`.
 
     Returns:
         The results in `quantification.csv`: all slides in the folder with the provenance of this run.
 
     Raises:
-        ConfigError: With all faults of the configuration, before anything slow.
+        ConfigError: If the configuration has faults. All are reported, before anything slow begins.
         CheckpointError: If a checkpoint cannot be used.
-        SomeSlidesFailed: At the end, if any slide failed or could not be graded; `failures.csv` lists them.
+        SomeSlidesFailed: If any slide failed or could not be graded, after all others are done.
     """
     started = time.monotonic()
     engine, quantify, paths, labelled, checkpoint = _checked(cfg)
@@ -76,7 +71,7 @@ def infer(cfg: DictConfig) -> list[SlideResult]:
     threshold = predictor.threshold.value_for(cfg.provider) if searched else float(cfg.threshold)
     mapper = SlideMapper(predictor, threshold, quantify, grader, _slide_options(cfg), cfg.colour_map)
 
-    # Results go to the job's folder; canvases to `output`, where all jobs of a multirun find them.
+    # Results are written to the job's folder, and canvases to `output`, which all jobs of a multirun share.
     folder, canvases = Path(cfg.run_dir), Path(cfg.output)
     make_folder(folder)
     log_to_file(folder / "infer.log")
@@ -92,7 +87,7 @@ def infer(cfg: DictConfig) -> list[SlideResult]:
             if record := labelled.get(slide.slide_id):
                 known = record, stack.enter_context(open_label(record, slide, predictor.metadata.label_maps))
             canvas_path = canvases / slide.slide_id / "canvas.zarr"
-            with hold_lock(own / "slide.html"):  # so that another run's tiles and page do not come between
+            with hold_lock(own / "slide.html"):  # another run may write the same slide
                 mapped = mapper.map(slide, tissue, own, canvas_path, tile_progress(bar), labelled=known)
                 draw_attention_tiles(mapped.grade, own / "attention_tiles.png")
                 write_slide_page(own)
@@ -103,7 +98,7 @@ def infer(cfg: DictConfig) -> list[SlideResult]:
     tables.write()
     with SlidePrefetcher(paths, mapper.open) as prefetcher:
         run_over_slides(paths, lambda path: path.stem, "inference", work, tables.fail)
-    tables.scan()  # what another process mapped into this folder meanwhile
+    tables.scan()  # another process may have mapped slides into this folder
     results = tables.write()
     if others := tables.note():
         log.warning("%s", others)
@@ -123,9 +118,9 @@ def infer(cfg: DictConfig) -> list[SlideResult]:
 def _checked(
     cfg: DictConfig,
 ) -> tuple[EngineSettings, QuantifySettings, list[Path], dict[str, SlideRecord], Checkpoint[SegmentationMetadata]]:
-    """What can be refused before a network is built: settings, slides, their labels and the segmentation checkpoint.
+    """Check settings, slides, labels and the segmentation checkpoint before a network is built.
 
-    A file that cannot be used is told after the faults that were found without it.
+    An unusable file is reported only if the configuration has no faults.
     """
     faults = Faults()
     check_config(cfg, "infer", faults)
@@ -135,7 +130,7 @@ def _checked(
     faults.add(*_slide_options(cfg).faults())
     searched = cfg.threshold == "checkpoint"
     if cfg.provider is not None and not searched:
-        faults.add(f"provider={cfg.provider}: no part where threshold=… is given; leave one of them out")
+        faults.add(f"provider={cfg.provider}: not used with threshold=…: remove one of them")
     paths: list[Path] = []
     labelled: dict[str, SlideRecord] = {}
     try:
@@ -147,7 +142,7 @@ def _checked(
         except CheckpointError as error:
             checkpoint = error
         with faults.collect():
-            labelled = _labelled(cfg.labels, paths, checkpoint)
+            labelled = find_labelled_slides(cfg.labels, paths, checkpoint)
         if isinstance(checkpoint, CheckpointError):
             raise checkpoint
     except PandaError:
@@ -165,105 +160,16 @@ def _slide_options(cfg: DictConfig) -> SlideOptions:
     return SlideOptions(cfg.reader, None if cfg.mpp_override is None else float(cfg.mpp_override))
 
 
-def _labelled(
-    root: str | None, paths: Sequence[Path], checkpoint: Checkpoint[SegmentationMetadata] | CheckpointError
-) -> dict[str, SlideRecord]:
-    """Return the slides that have a label mask, by name.
-
-    Args:
-        root: A folder in PANDA's layout, or None.
-        paths: The slides; empty if they were not found, then nothing is known of their masks.
-        checkpoint: The checkpoint, which can know providers that `conf/label_maps` does not have; or its fault.
-
-    Raises:
-        ConfigError: If it is no such folder, or none of them has one there.
-        ManifestError: If the folder's table cannot be used.
-    """
-    if root is None:
-        return {}
-    if not (Path(root) / TABLE).is_file():
-        raise ConfigError(
-            f"labels={root}: there is no {Path(root) / TABLE}; give the folder that holds {TABLE} and "
-            "train_label_masks/ of these slides, or leave it out"
-        )
-    if not paths:
-        return {}
-    names = {path.stem for path in paths}
-    label_maps = checkpoint.metadata.label_maps if isinstance(checkpoint, Checkpoint) else {}
-    found = [record for record in read_manifest(root, label_maps=label_maps) if record.slide_id in names]
-    labelled = {record.slide_id: record for record in found if record.mask_path and record.mask_path.is_file()}
-    if not labelled:
-        raise ConfigError(
-            f"labels={root}: none of the {len(names)} slides has a mask there ({len(found)} are in its table); give "
-            "the folder that holds train.csv and train_label_masks/ of these slides, or leave it out"
-        )
-    return labelled
-
-
 def _check_provider(provider: str, choice: ThresholdChoice) -> None:
-    """Refuses a provider that the checkpoint does not know.
+    """Check that the checkpoint has a threshold of its own for a provider.
 
     Raises:
-        ConfigError: Naming the key and the remedy.
+        ConfigError: If it has none.
     """
     if not choice.by_provider:
-        raise ConfigError(f"provider={provider}: the checkpoint has one threshold for all providers; leave it out")
+        raise ConfigError(f"provider={provider}: the checkpoint has one threshold for all providers; remove the key")
     if provider not in choice.by_provider:
         raise ConfigError(f"provider={provider}: the checkpoint has thresholds for {', '.join(choice.by_provider)}")
-
-
-def find_slides(given: str) -> list[Path]:
-    """The slides that `slides=` names, in a fixed order.
-
-    Args:
-        given: A slide; a folder of slides, or one in PANDA's layout; a glob; or a CSV with a column `path`, or
-            `image_id` with the slides in `train_images/` or beside the table.
-
-    Returns:
-        Paths; a slide that a CSV names is returned whether or not it exists, so that its absence is recorded.
-
-    Raises:
-        ConfigError: If nothing is found, or two slides have one name.
-        ManifestError: If a CSV has neither column.
-    """
-    path = Path(given)
-    if path.is_file() and path.suffix.lower() == ".csv":
-        found = _slides_of_table(path)
-    elif path.is_dir():
-        folder = path / "train_images" if (path / "train_images").is_dir() else path
-        found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SLIDE_SUFFIXES)
-    elif path.exists():
-        found = [path]
-    else:
-        found = sorted(Path(p) for p in glob.glob(given, recursive=True))
-    if not found:
-        raise ConfigError(
-            f"slides={given}: no slide found; give a slide, a folder of {', '.join(SLIDE_SUFFIXES[:3])} … files, "
-            "a quoted glob such as 'slides/*.svs', or a CSV with a column path or image_id"
-        )
-    twice = [name for name, count in Counter(p.stem for p in found).items() if count > 1]
-    if twice:
-        raise ConfigError(
-            f"slides={given}: several slides are named {', '.join(sorted(twice)[:5])}; results go by name"
-        )
-    return found
-
-
-def _slides_of_table(table: Path) -> list[Path]:
-    numbered = read_user_table(table, (), ("path", "image_id"), may_be_empty=True)
-    rows = [row for _, row in numbered]
-    key = "path" if rows and "path" in rows[0] else "image_id"
-    empty = [number for number, row in numbered if not row[key]]
-    if empty:
-        raise ManifestError(f"{table}: line {empty[0]} has no {key}; fill it in or remove the line")
-    if key == "path":
-        return [table.parent / row["path"] for row in rows]
-    folder = table.parent / "train_images"
-    folder = folder if folder.is_dir() else table.parent
-    unsafe = [row["image_id"] for row in rows if Path(row["image_id"]).name != row["image_id"]]
-    if unsafe:
-        raise ManifestError(f"{table}: image_id {unsafe[0]!r} is a path; give the slide's name alone, or a column path")
-    return [folder / f"{row['image_id']}.tiff" for row in rows]
 
 
 def _notes(
@@ -273,35 +179,35 @@ def _notes(
     provider: str | None,
     choice: TunedMode,
 ) -> list[str]:
-    """What a reader of the results has to know about the checkpoints and how they are run.
+    """Return and log what a reader of the results must know about the checkpoints and the compute mode.
 
     Args:
         predictor: The segmentation.
         grader: The grading, if any.
-        searched: Whether the segmentation's own threshold is used.
-        provider: Of the slides, if it was given.
-        choice: How the network is run.
+        searched: Whether the checkpoint's own threshold is used.
+        provider: Provider of the slides, if it is known.
+        choice: Compute mode of the network.
     """
     notes = []
     frozen = predictor.threshold
     if searched and frozen.by_provider and provider is None:
         own = ", ".join(f"{name} {frozen.value_for(name):.3f}" for name in frozen.by_provider)
         notes.append(
-            f"The checkpoint has thresholds by provider ({own}); the provider of these slides is not known, so that of "
-            f"all is used, {frozen.value:.3f}. provider=… takes another."
+            f"The checkpoint has a threshold for each provider ({own}). The provider of these slides is not known, so "
+            f"the threshold of all providers is used, {frozen.value:.3f}. provider=… selects another."
         )
     metadata, precision = predictor.metadata, predictor.mode.precision
     if searched and metadata.precision != precision:
         tried = "" if choice.moved is None else f"; tried on tiles of one slide, {choice.why}"
         notes.append(
-            f"The threshold was chosen on maps of engine.precision={metadata.precision}; these are of {precision}, "
-            f"whose probabilities differ a little{tried}."
+            f"The threshold was chosen on maps with engine.precision={metadata.precision}. These maps have "
+            f"{precision}, whose probabilities differ slightly{tried}."
         )
     if searched and metadata.tta != (tta := predictor.settings.tta):
-        notes.append(f"The threshold was chosen on maps of engine.tta={metadata.tta}; these are of {tta}.")
+        notes.append(f"The threshold was chosen on maps with engine.tta={metadata.tta}. These maps have {tta}.")
     if grader is not None and (guides := grader.metadata.segmentation) and predictor.fingerprint not in guides:
         notes.append(
-            "The grader was trained on tiles that another segmentation chose: its grades are outside what was tested."
+            "The grader was trained on tiles that another segmentation chose, so its grades were not tested like this."
         )
     for note in notes:
         log.warning("%s", note)
@@ -342,10 +248,10 @@ def _summarize(
 
 
 def _failed(tables: InferenceTables, count: int) -> str:
-    """How many slides of so many failed, in a sentence."""
+    """Return how many slides failed, as a sentence."""
     ungraded = sum(failure.stage == ONLY_UNGRADED for failure in tables.failed.values())
-    but = f" ({ungraded} in grading alone, their tumour figures are there)" if ungraded else ""
-    return f"{len(tables.failed)} of {count} slides failed{but}: {tables.folder / 'failures.csv'} says why" + (
+    but = f" ({ungraded} only in grading, with tumour figures)" if ungraded else ""
+    return f"{len(tables.failed)} of {count} slides failed{but}: see {tables.folder / 'failures.csv'}" + (
         "; the others are done" if len(tables.failed) < count else ""
     )
 

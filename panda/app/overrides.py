@@ -39,15 +39,16 @@ def is_typed(key: str) -> bool:
     return any(_key(text) == key for text in (_arguments[-1] if _arguments else overrides()))
 
 
-def idle_faults(idle: Collection[str], where: str) -> list[str]:
+def find_idle_faults(idle: Collection[str], cause: str) -> list[str]:
     """Return one fault that names all typed keys which have no effect, or an empty list.
 
     Args:
         idle: Keys that have no effect in this job.
-        where: Why: the setting that makes them idle.
+        cause: The setting that makes them idle.
     """
     given = [text for text in overrides() if _key(text) in idle]
-    return [f"{', '.join(given)}: no part in {where}; leave out"] if given else []
+    verb, them = ("are", "them") if len(given) > 1 else ("is", "it")
+    return [f"{', '.join(given)} {verb} not used with {cause}: remove {them}"] if given else []
 
 
 def write_overrides(folder: Path, resumed: bool = False) -> None:

@@ -20,7 +20,7 @@ from panda.app.dashboard import (
 )
 from panda.app.loss_check import check_ignored_pixels, check_loss
 from panda.app.operating_point import CHOICE_KEYS, calibrate, freeze_threshold, note_unknown_providers
-from panda.app.overrides import idle_faults
+from panda.app.overrides import find_idle_faults
 from panda.app.patch_views import Views
 from panda.app.run import Run
 from panda.app.slide_maps import map_slides
@@ -113,15 +113,15 @@ class SegmentationExperiment:
             faults.add("segmentation_checkpoint is for task=grading: leave it out, or give task=grading")
         if data is not None:
             idle = (*data.list_idle_keys(), *(CHOICE_KEYS if data.split == "patches" else ()))
-            faults.add(*idle_faults(idle, data.describe_split()))
+            faults.add(*find_idle_faults(idle, data.describe_split()))
             if data.sampler != "balanced":
-                faults.add(*idle_faults(("data.tumor_share",), data.setting("sampler")))
+                faults.add(*find_idle_faults(("data.tumor_share",), data.setting("sampler")))
         with faults.collect():
             check_criterion(plain["criterion"], plain["cost_ratio"])
         self.optim: Optim = faults.build(plain, "optim")
         self.settings: SegmentationSettings = faults.build(plain, "task")
         if self.settings is not None and not self.settings.views_every:
-            faults.add(*idle_faults(("task.views",), "task.views_every=0, which draws none"))
+            faults.add(*find_idle_faults(("task.views",), "task.views_every=0, which draws none"))
         self.quantify: QuantifySettings = faults.build(plain, "quantify")
         engine: EngineSettings = faults.build(plain, "engine")
         faults.raise_any()

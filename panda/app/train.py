@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from panda.app.build import Faults
 from panda.app.callbacks import Clock
 from panda.app.config_check import check_config
-from panda.app.distributed import device_faults
+from panda.app.distributed import find_device_faults
 from panda.app.entry_point import Interrupted, SomeSlidesFailed, log_to_file, make_folder
 from panda.app.grading import GradingExperiment
 from panda.app.overrides import write_overrides
@@ -143,7 +143,7 @@ def _check_run(cfg: DictConfig, folder: Path, resume: Path | None, faults: Fault
             f"name={cfg.name}: {folder} holds a run already; take another name, remove the folder"
             + (f", or resume it with resume={last}" if last.exists() else " (it has no checkpoint to resume from)")
         )
-    found = device_faults(cfg.trainer)
+    found = find_device_faults(cfg.trainer)
     faults.add(*found)
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     faults.build(plain, "logger")

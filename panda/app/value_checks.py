@@ -10,7 +10,7 @@ from panda.app.command_line import quoted
 from panda.app.registry import SLOTS_OF_TASK
 
 
-def value_faults(plain: Mapping[str, Any], entry_point: str) -> list[str]:
+def find_value_faults(plain: Mapping[str, Any], entry_point: str) -> list[str]:
     """The faults of threshold, task, seed, trainer and name.
 
     Args:

@@ -92,7 +92,7 @@ def test_all_faults_come_at_once_and_nothing_is_made(
              "audit.workers=0", "audit.deep=maybe")  # fmt: skip
     assert enter(monkeypatch, *typed) == 1
     err = capsys.readouterr().err
-    for said in ("data.level=1: no part in an audit; leave out", "data.reader=magic", "audit.deep=maybe"):
+    for said in ("data.level=1 is not used with audit.py: remove it", "data.reader=magic", "audit.deep=maybe"):
         assert said in err
     assert "Traceback" not in err
     assert not (home / "audit").exists()

@@ -1,0 +1,106 @@
+"""Find the slides that inference maps, and the label masks that they are scored against."""
+
+from __future__ import annotations
+
+import glob
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from panda.data.manifest import TABLE, SlideRecord, read_manifest
+from panda.errors import CheckpointError, ConfigError, ManifestError
+from panda.files import read_user_table
+from panda.tasks.checkpoint import Checkpoint
+from panda.tasks.metadata import SegmentationMetadata
+
+SLIDE_SUFFIXES = (".tiff", ".tif", ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm")
+
+
+def find_slides(given: str) -> list[Path]:
+    """Return the paths of the slides that `slides=` names, in a fixed order.
+
+    Args:
+        given: A slide, a folder of slides, a folder in PANDA's layout, a glob, or a CSV. A CSV has a column `path`, or
+            a column `image_id` of slides that are in `train_images/` or next to the table.
+
+    Returns:
+        Paths. A slide that a CSV names is returned even if it does not exist, so that its absence is recorded.
+
+    Raises:
+        ConfigError: If nothing is found, or two slides have the same name.
+        ManifestError: If a CSV has neither column.
+    """
+    path = Path(given)
+    if path.is_file() and path.suffix.lower() == ".csv":
+        found = _read_slide_table(path)
+    elif path.is_dir():
+        folder = path / "train_images" if (path / "train_images").is_dir() else path
+        found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SLIDE_SUFFIXES)
+    elif path.exists():
+        found = [path]
+    else:
+        found = sorted(Path(p) for p in glob.glob(given, recursive=True))
+    if not found:
+        raise ConfigError(
+            f"slides={given}: no slide found; give a slide, a folder of {', '.join(SLIDE_SUFFIXES[:3])} … files, "
+            "a quoted glob such as 'slides/*.svs', or a CSV with a column path or image_id"
+        )
+    twice = [name for name, count in Counter(p.stem for p in found).items() if count > 1]
+    if twice:
+        raise ConfigError(
+            f"slides={given}: several slides are named {', '.join(sorted(twice)[:5])}; results go by name"
+        )
+    return found
+
+
+def _read_slide_table(table: Path) -> list[Path]:
+    """Return the paths of the slides that a CSV names."""
+    numbered = read_user_table(table, (), ("path", "image_id"), may_be_empty=True)
+    rows = [row for _, row in numbered]
+    key = "path" if rows and "path" in rows[0] else "image_id"
+    empty = [number for number, row in numbered if not row[key]]
+    if empty:
+        raise ManifestError(f"{table}: line {empty[0]} has no {key}; fill it in or remove the line")
+    if key == "path":
+        return [table.parent / row["path"] for row in rows]
+    folder = table.parent / "train_images"
+    folder = folder if folder.is_dir() else table.parent
+    unsafe = [row["image_id"] for row in rows if Path(row["image_id"]).name != row["image_id"]]
+    if unsafe:
+        raise ManifestError(f"{table}: image_id {unsafe[0]!r} is a path; give the slide's name alone, or a column path")
+    return [folder / f"{row['image_id']}.tiff" for row in rows]
+
+
+def find_labelled_slides(
+    root: str | None, paths: Sequence[Path], checkpoint: Checkpoint[SegmentationMetadata] | CheckpointError
+) -> dict[str, SlideRecord]:
+    """Return the slides that have a label mask, by name.
+
+    Args:
+        root: A folder in PANDA's layout, or None.
+        paths: The slides. If they were not found, the list is empty and masks are not looked for.
+        checkpoint: The checkpoint, which may know providers that `conf/label_maps` does not have, or its fault.
+
+    Raises:
+        ConfigError: If the folder has another layout, or has no mask of these slides.
+        ManifestError: If the folder's table cannot be used.
+    """
+    if root is None:
+        return {}
+    if not (Path(root) / TABLE).is_file():
+        raise ConfigError(
+            f"labels={root}: there is no {Path(root) / TABLE}; give the folder that holds {TABLE} and "
+            "train_label_masks/ of these slides, or leave it out"
+        )
+    if not paths:
+        return {}
+    names = {path.stem for path in paths}
+    label_maps = checkpoint.metadata.label_maps if isinstance(checkpoint, Checkpoint) else {}
+    found = [record for record in read_manifest(root, label_maps=label_maps) if record.slide_id in names]
+    labelled = {record.slide_id: record for record in found if record.mask_path and record.mask_path.is_file()}
+    if not labelled:
+        raise ConfigError(
+            f"labels={root}: none of the {len(names)} slides has a mask there ({len(found)} are in its table); give "
+            "the folder that holds train.csv and train_label_masks/ of these slides, or leave it out"
+        )
+    return labelled
