@@ -146,7 +146,7 @@ def test_another_precision_than_the_threshold_s_is_noted(tmp_path: Path, run: In
     torch.save(content, path)
     run("a.tiff", f"checkpoint={path}", "engine.precision=fp32")
     (note,) = notes(tmp_path / "out")
-    assert "engine.precision=bf16; these are of fp32" in note
+    assert "engine.precision=bf16. These maps have fp32" in note
     run("a.tiff", f"checkpoint={path}", "engine.precision=bf16")
     assert not notes(tmp_path / "out")
     run("a.tiff", f"checkpoint={path}", "threshold=0.5")
@@ -167,7 +167,7 @@ def test_a_provider_takes_its_own_threshold(tmp_path: Path, run: Infer) -> None:
     assert column(out / "quantification.csv", "threshold") == ["0.4"]
     (note,) = notes(out)
     assert "(x 0.200, y 0.700)" in note
-    assert "0.400. provider=… takes another" in note
+    assert "0.400. provider=… selects another" in note
     with pytest.raises(ConfigError, match="provider=z: the checkpoint has thresholds for x, y"):
         run("a.tiff", f"checkpoint={path}", "provider=z")
     with pytest.raises(ConfigError, match=r"provider=x: not used with threshold="):
