@@ -373,7 +373,7 @@ def test_a_progressive_jpeg_takes_no_memory_by_what_it_claims() -> None:
     with pytest.raises(ValueError, match=r"says \(height, width, samples\) \(16000, 16000, 3\), not \(64, 64, 3\)"):
         decoder.decode(bytes(data), TILE, TILE)
     with pytest.raises(ValueError, match="tables hold a picture"):
-        Decoder(JPEG, 1, 6, 3, bytes(data))
+        Decoder(JPEG, 1, 6, 3, bytes(data)).check()
     assert _peak() - before < 2**24
 
 

@@ -217,7 +217,7 @@ def test_data_that_would_come_to_more_than_its_tile_is_refused(tmp_path: Path) -
 
 
 def _bytes_of(cache: SegmentCache) -> int:
-    return sum(segment.nbytes for segment in cache._kept.values())
+    return sum(segment.nbytes for segment in cache._segments.values())
 
 
 def test_memory_of_the_cache_is_bounded_whatever_is_open(tmp_path: Path) -> None:
@@ -225,24 +225,24 @@ def test_memory_of_the_cache_is_bounded_whatever_is_open(tmp_path: Path) -> None
     for number in range(50):
         cache.put((number % 3, 0, number), np.zeros(90 + number, np.uint8))
     assert 800 < _bytes_of(cache) <= 1000
-    assert cache._kept.currsize == _bytes_of(cache)
+    assert cache._segments.currsize == _bytes_of(cache)
     cache.drop(1)
     assert cache.get((1, 0, 49)) is None
     assert cache.get((0, 0, 48)) is not None
-    assert cache._kept.currsize == _bytes_of(cache)
+    assert cache._segments.currsize == _bytes_of(cache)
     cache.put((9, 0, 0), np.zeros(5000, np.uint8))
-    assert (_bytes_of(cache), len(cache._kept)) == (5000, 1), "larger than all of it: kept until the next"
+    assert (_bytes_of(cache), len(cache._segments)) == (5000, 1), "larger than all of it: kept until the next"
     cache.put((0, 0, 50), np.zeros(90, np.uint8))
-    assert (_bytes_of(cache), len(cache._kept)) == (90, 1)
+    assert (_bytes_of(cache), len(cache._segments)) == (90, 1)
 
 
 def test_closing_gives_the_memory_back(tiled: Path) -> None:
     pyramid = TiffPyramid(tiled)
     pyramid.read(0, 0, 0, WIDTH, HEIGHT)
     number = pyramid._file.get().number
-    assert any(key[0] == number for key in CACHE._kept)
+    assert any(key[0] == number for key in CACHE._segments)
     pyramid.close()
-    assert not any(key[0] == number for key in CACHE._kept)
+    assert not any(key[0] == number for key in CACHE._segments)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_a_window_of_one_tile_is_its_own_and_not_kept(tmp_path: Path, compressio
     number = pyramid._file.get().number
 
     def kept() -> int:
-        return sum(key[0] == number for key in CACHE._kept)
+        return sum(key[0] == number for key in CACHE._segments)
 
     tile = pyramid.read(0, 64, 64, 64, 64)
     whole = pyramid.read(0, 0, 0, 192, 128, keep=False)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from panda.errors import SlideError
-from panda.wsi.mpp import tag_mpp
+from panda.wsi.mpp import read_tag_mpp
 from panda.wsi.readers import blend_over_white
 from panda.wsi.slide import Slide, SlideOptions
 from tests.pyramids import write_pyramid
@@ -277,7 +277,7 @@ def test_inch_and_centimetre_tags(tmp_path: Path) -> None:
     for unit, per_unit in [("INCH", 50800), ("CENTIMETER", 20000)]:
         path = write_small(tmp_path, resolution=(per_unit, per_unit), unit=unit)
         assert Slide.open(path).mpp == pytest.approx((0.5, 0.5))
-        assert tag_mpp(path)[0] == pytest.approx((0.5, 0.5))
+        assert read_tag_mpp(path)[0] == pytest.approx((0.5, 0.5))
 
 
 @pytest.mark.parametrize("dpi", [72, 96])
@@ -323,9 +323,9 @@ def test_slide_options_impossible_override_is_an_error(tmp_path: Path, override:
 
 
 def test_zero_and_absent_tags_have_a_reason(tmp_path: Path) -> None:
-    assert tag_mpp(write_small(tmp_path, resolution=(0, 0)))[0] is None
+    assert read_tag_mpp(write_small(tmp_path, resolution=(0, 0)))[0] is None
     (tmp_path / "no.tiff").write_text("x")
-    assert tag_mpp(tmp_path / "no.tiff") == (None, "it has no TIFF resolution tags")
+    assert read_tag_mpp(tmp_path / "no.tiff") == (None, "it has no TIFF resolution tags")
 
 
 @settings(max_examples=12, deadline=None)

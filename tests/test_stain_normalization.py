@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def test_what_has_the_references_colours_stays() -> None:
 
 def test_a_stain_is_told_again_after_json() -> None:
     _, profile = laboratory("radboud")
-    assert StainProfile.from_dict(json.loads(json.dumps(profile.to_dict()))) == profile
+    assert StainProfile(**json.loads(json.dumps(asdict(profile)))) == profile
     haematoxylin, eosin = np.array(STYLES["radboud"].haema), np.array(STYLES["radboud"].eosin)
     for found, true in ((profile.haematoxylin, haematoxylin), (profile.eosin, eosin)):
         assert np.array(found) @ true / np.linalg.norm(true) > math.cos(math.radians(3))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from tqdm import tqdm
 
@@ -50,7 +50,7 @@ def estimate_stains(result: StoreResult, settings: PatchSettings, *, workers: in
                 result.failures.append(outcome)
                 continue
             stains[slide_id] = outcome
-            plain = None if outcome is None else outcome.to_dict()
+            plain = None if outcome is None else asdict(outcome)
             write_json(
                 patches.folder / STAIN_FILE, {"rules": STAIN_RULES, "fingerprint": patches.fingerprint, "stain": plain}
             )
@@ -63,7 +63,7 @@ def _read_stain(patches: SlidePatches) -> StainProfile | None:
     stored = json.loads((patches.folder / STAIN_FILE).read_text(encoding="utf-8"))
     if (stored["rules"], stored["fingerprint"]) != (STAIN_RULES, patches.fingerprint):
         raise ValueError("another slide, or other rules")
-    return None if stored["stain"] is None else StainProfile.from_dict(stored["stain"])
+    return None if stored["stain"] is None else StainProfile(**stored["stain"])
 
 
 def _estimate_stain(settings: PatchSettings, patches: SlidePatches) -> StainProfile | Failure | None:

@@ -1,9 +1,9 @@
 """Frames of a slide, the affine maps between them, and the only functions that round coordinates.
 
-Four frames occur in the package, all axis-aligned and all with their origin at the slide's top-left corner:
-level-0 px, level-L px (or any working resolution), mask level-0 px and µm. Coordinates are continuous: pixel
-`i` of a frame covers `[i, i + 1)` and has its centre at `i + 0.5`. Maps stay in floating point; only
-`round_px` turns a coordinate into a pixel index (and `floor_px`, for the pixel that a point is in).
+There are four frames, all with the axes and the origin of the slide: level-0 px, level-L px (or any working
+resolution), mask level-0 px and µm. Coordinates are continuous: pixel `i` of a frame covers `[i, i + 1)` and has its
+centre at `i + 0.5`. Maps stay in floating point. `round_px` turns a coordinate into a pixel index, and `floor_px`
+returns the pixel that a point is in.
 """
 
 from __future__ import annotations
@@ -11,18 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from panda.errors import MaskError
 
 ASPECT_TOLERANCE = 0.02
 """Largest relative difference between the aspect of a slide and of its mask."""
 
-Points = tuple[NDArray[np.float64], NDArray[np.float64]]
-"""x and y of many points, two arrays of one shape."""
+Coordinate = TypeVar("Coordinate", float, NDArray[Any])
 
 
 @overload
@@ -53,8 +52,8 @@ def floor_px(v: NDArray[Any]) -> NDArray[np.int64]:
 def level_scale(size: tuple[int, int], level_size: tuple[int, int]) -> tuple[float, float]:
     """Return the downsample of a pyramid level, and how well the level fits it.
 
-    The downsample is the ratio of the longer sides, because rounding to whole px changes it least. The mean of both
-    ratios, which OpenSlide uses, would shift the far corner of a long and thin slide by many px.
+    The downsample is the ratio of the longer sides, because rounding to whole px changes it least. OpenSlide's mean
+    of both ratios would shift the far corner of a long and thin slide by many px.
 
     Args:
         size: (W, H) of level 0.
@@ -88,11 +87,7 @@ def blocks(width: int, height: int, factor: float, side: int = 2048) -> Iterator
 
 
 def ceil_px(v: float) -> int:
-    """Return the number of whole pixels that cover a length of `v` px.
-
-    A length less than a millionth of a pixel above a whole number is that whole number, because the rest is the
-    floating-point error of a division.
-    """
+    """Return the number of whole pixels that cover a length of `v` px; 1e-6 px are the error of a division."""
     return math.ceil(v - 1e-6)
 
 
@@ -101,7 +96,7 @@ class Frame:
     """A coordinate frame of one slide.
 
     Attributes:
-        name: Name in messages, for example `"level 1"`.
+        name: Name in messages, such as `"level 1"`.
         sx: Level-0 px per unit of this frame, along x.
         sy: Level-0 px per unit of this frame, along y.
     """
@@ -111,27 +106,12 @@ class Frame:
     sy: float
 
     def __post_init__(self) -> None:
-        """Check the scales.
-
-        Raises:
-            ValueError: If a scale is not a positive finite number.
-        """
         if not (0 < self.sx < math.inf and 0 < self.sy < math.inf):
             raise ValueError(f"frame {self.name!r}: scales must be positive and finite, not {self.sx}, {self.sy}")
 
-    @overload
-    def to_level0(self, x: float, y: float) -> tuple[float, float]: ...
-    @overload
-    def to_level0(self, x: ArrayLike, y: ArrayLike) -> Points: ...
-    def to_level0(self, x: Any, y: Any) -> tuple[Any, Any]:
-        """Map coordinates of this frame to level-0 px (floats or arrays, unrounded)."""
-        return _scale(x, self.sx), _scale(y, self.sy)
-
-
-def _scale(v: Any, scale: float) -> Any:
-    """Return `v * scale`: a float for a number, a float64 array for anything array-like."""
-    scaled = np.asarray(v, dtype=np.float64) * scale
-    return float(scaled) if scaled.ndim == 0 else scaled
+    def to_level0(self, x: Coordinate, y: Coordinate) -> tuple[Coordinate, Coordinate]:
+        """Map coordinates of this frame to level-0 px, unrounded."""
+        return x * self.sx, y * self.sy
 
 
 @dataclass(frozen=True)
@@ -140,12 +120,11 @@ class Resolution:
 
     Attributes:
         downsample: Level-0 px per working px, the same in x and y.
-        width: Width of the whole slide in working px.
-        height: Height of the whole slide in working px. Width and height are those of the level if a level is used
-            unchanged, else rounded up to cover every pixel.
+        width: Width of the whole slide in working px: the level's if it is used unchanged, else rounded up.
+        height: Height of the whole slide in working px, rounded like the width.
         level: Pyramid level that is read, the coarsest one that is not coarser than `downsample`.
         level_downsample: Level-0 px per px of that level.
-        mpp: µm per working px as (x, y), or None if the slide's µm/px is unknown.
+        mpp: µm per working px as (x, y); None if unknown.
     """
 
     downsample: float
@@ -157,7 +136,7 @@ class Resolution:
 
     @property
     def frame(self) -> Frame:
-        """The frame of working px."""
+        """Frame of working px."""
         return Frame(f"working px ({self.downsample:g} level-0 px each)", self.downsample, self.downsample)
 
     @property
@@ -167,7 +146,7 @@ class Resolution:
 
     @property
     def pixel_area_um2(self) -> float | None:
-        """Area of one working px in µm², or None if µm/px is unknown."""
+        """Area of one working px in µm²; None if µm/px is unknown."""
         return None if self.mpp is None else self.mpp[0] * self.mpp[1]
 
     @property
@@ -187,7 +166,7 @@ def mean_mpp(mpp: tuple[float, float]) -> float:
 
 
 def mask_frame(slide_size: tuple[int, int], mask_size: tuple[int, int]) -> Frame:
-    """Return the frame of mask level-0 px, if the mask covers the whole slide at any size.
+    """Return the frame of mask level-0 px; the mask covers the whole slide at any size.
 
     Args:
         slide_size: (W, H) of the slide in level-0 px.
@@ -197,8 +176,7 @@ def mask_frame(slide_size: tuple[int, int], mask_size: tuple[int, int]) -> Frame
         A frame with slide px per mask px as its scales, `W_slide / W_mask` and `H_slide / H_mask`.
 
     Raises:
-        MaskError: If the mask is empty, or its aspect differs from the slide's by more than 2 % and by more than
-            one mask pixel: it cannot be a mask of this slide.
+        MaskError: If the mask is empty, or its aspect differs from the slide's by more than 2 % and one mask pixel.
     """
     (slide_w, slide_h), (mask_w, mask_h) = slide_size, mask_size
     sizes = f"mask is {mask_w} x {mask_h} px, slide is {slide_w} x {slide_h} px"

@@ -1,4 +1,4 @@
-"""ISUP grade groups: of Gleason scores, and their names."""
+"""ISUP grade groups of Gleason scores, and their names."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ _SCORE = re.compile(r"([1-5])\+([1-5])")
 def isup_grade(primary: int, secondary: int) -> int:
     """Return the ISUP grade group of a Gleason score.
 
-    Scores up to 6 are grade 1, 3+4 is 2, 4+3 is 3, 8 is 4, 9 and 10 are 5 (Epstein et al., "The 2014 International
-    Society of Urological Pathology (ISUP) Consensus Conference on Gleason Grading of Prostatic Carcinoma", Am J Surg
-    Pathol 40:244-252, 2016).
+    Scores up to 6 are grade 1, 3+4 is 2, 4+3 is 3, 8 is 4, 9 and 10 are 5 (Epstein et al., Am J Surg Pathol
+    40:244-252, 2016).
 
     Args:
         primary: The most common Gleason pattern, 1 to 5.

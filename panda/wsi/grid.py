@@ -14,8 +14,8 @@ from panda.wsi.tissue import TissueMap
 Edge = Literal["pad", "shift"]
 
 COLUMN_PX = 4096
-"""Width of the columns in which the tiles of a slide are read, in px of the level that is read. The readers keep a row
-of such a column for each of two threads (9 tiles of 512 px and those of the mask), however wide the slide."""
+"""Width of the columns in which the tiles of a slide are read, in px of the level. The readers cache one row of such a
+column for each of two threads (9 tiles of 512 px and those of the mask)."""
 
 _TILES_AT_ONCE = 2**12
 
@@ -28,7 +28,7 @@ def axis_positions(length: int, patch: int, stride: int, edge: Edge = "pad") -> 
         patch: Side of a patch in working px.
         stride: Distance between neighbouring starts, at most `patch`, so that there is no gap.
         edge: `"pad"`: the last patch reaches past the end, which reads white. `"shift"`: it moves back to end with
-            the axis, if the axis is at least as long as a patch.
+            the axis, unless the axis is shorter than a patch.
 
     Returns:
         Ascending starts, (n,) int64, working px. Together the patches cover `[0, length)`.
@@ -116,15 +116,8 @@ def tissue_grid(
         _select_tissue(_combine(x, y[start : start + rows]), patch_size, resolution.downsample, tissue, min_tissue)
         for start in range(0, len(y), rows)
     ]
-    working = np.concatenate([corners for corners, _ in parts])
-    return Grid(
-        working=working,
-        level0=round_px(working * resolution.downsample),
-        tissue_fraction=np.concatenate([fraction for _, fraction in parts]),
-        patch_size=patch_size,
-        stride=stride,
-        resolution=resolution,
-    )
+    working, fraction = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return Grid(working, round_px(working * resolution.downsample), fraction, patch_size, stride, resolution)
 
 
 def _combine(x: NDArray[np.int64], y: NDArray[np.int64]) -> NDArray[np.int64]:

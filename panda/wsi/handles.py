@@ -9,10 +9,10 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Closable(Protocol):
-    """Anything that is closed when it is done with."""
+    """A handle of a file."""
 
     def close(self) -> None:
-        """Release what is held."""
+        """Close the file."""
 
 
 Handle = TypeVar("Handle", bound=Closable)
@@ -21,8 +21,7 @@ Handle = TypeVar("Handle", bound=Closable)
 class PerProcess(Generic[Handle]):
     """A handle that is opened on first use, once in every process, and shared by its threads.
 
-    Args:
-        opener: Opens the handle; its errors pass through `get`. Pickling keeps the opener alone.
+    Pickling keeps only the opener, whose errors pass through `get`.
     """
 
     def __init__(self, opener: Callable[[], Handle]) -> None:
@@ -36,7 +35,7 @@ class PerProcess(Generic[Handle]):
         return type(self), (self._opener,)
 
     def get(self) -> Handle:
-        """Return this process's handle, opening it where there is none."""
+        """Return this process's handle, opened if necessary."""
         if self._pid != os.getpid():
             # A forked worker shares file positions with its parent, and may have copied a lock that was held.
             # The parent's handle is kept, unused: closing it here could wait for such a lock for ever.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,7 @@ from panda.wsi.slide import SNAP, Slide
 from panda.wsi.tiff.pyramid import TiffPyramid
 
 OTHER, CANCER, IGNORED = 0, 1, 2
-"""What a pixel is to a network that learns: see `LabelMask.read_target`."""
+"""The values of a target, see `LabelMask.read_target`."""
 
 
 class LabelMask:
@@ -32,7 +31,7 @@ class LabelMask:
     Attributes:
         path: The file.
         provider: The provider, whose codes it holds.
-        label_maps: What the codes mean, by provider; without the provider if it is not known.
+        label_maps: The meaning of the codes by provider; without the provider if it is not known.
         level_dimensions: (width, height) of each mask level in px of that level, mask level 0 first.
         frame: The frame of mask level-0 px.
     """
@@ -82,8 +81,8 @@ class LabelMask:
     def read(self, resolution: Resolution, location: tuple[int, int], size: tuple[int, int]) -> NDArray[np.uint8]:
         """Read the label codes of the window whose colours `Slide.read` reads with the same arguments.
 
-        The coarsest mask level that is not coarser than the working resolution is read (one within 1 % of it
-        counts as equal). It is read in blocks, so that memory stays bounded by the output.
+        The mask level is the coarsest one that is not over 1 % coarser than the working resolution. It is read in
+        blocks, which bounds the memory.
 
         Args:
             resolution: The working resolution of the slide.
@@ -121,20 +120,20 @@ class LabelMask:
     def _px_under_centres(
         self, resolution: Resolution, axis: int, start: int, count: int, mask_length: int
     ) -> NDArray[np.int64]:
-        """Mask level px under the centres of `count` working px from `start` (slide level-0 px) on."""
+        """Return the mask level px under the centres of `count` working px from `start` (slide level-0 px) on."""
         centres = np.arange(count) + 0.5
         if resolution.resampled:
             extent = self._slide_size[axis] / resolution.downsample
             first = start / resolution.downsample
         else:
-            # The level's own length: where slide and mask have levels of one size, px meets px exactly, even
-            # along the axis whose rounded length deviates from the common downsample.
+            # The level's own length, so that px of a slide and a mask level of one size match exactly, even along
+            # the axis whose rounded length deviates from the common downsample.
             extent = resolution.size[axis]
             first = round_px(start / resolution.downsample)
         return floor_px((first + centres) * (mask_length / extent))
 
     def _gather(self, level: int, x: NDArray[np.int64], y: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Codes at the ascending columns x and rows y of a mask level."""
+        """Return the codes at the ascending columns x and rows y of a mask level."""
         x0, y0 = int(x[0]), int(y[0])
         width, height = int(x[-1]) - x0 + 1, int(y[-1]) - y0 + 1
         try:
@@ -147,20 +146,13 @@ class LabelMask:
         return window if (width, height) == (x.size, y.size) else window[np.ix_(y - y0, x - x0)]
 
     def _level_for(self, resolution: Resolution) -> int:
-        """The coarsest mask level that is not coarser than the working resolution."""
-        finest_scale = max(self.frame.sx, self.frame.sy)  # slide level-0 px per mask level-0 px
-        chosen = 0
-        for level, level_size in enumerate(self.level_dimensions):
-            downsample, _ = level_scale(self.level_dimensions[0], level_size)
-            if downsample * finest_scale <= resolution.downsample * (1 + SNAP):
-                chosen = level
-        return chosen
+        """Return the coarsest mask level that is not coarser than the working resolution."""
+        largest = resolution.downsample * (1 + SNAP) / max(self.frame.sx, self.frame.sy)
+        scales = [level_scale(self.level_dimensions[0], size)[0] for size in self.level_dimensions]
+        return max((level for level, downsample in enumerate(scales) if downsample <= largest), default=0)
 
     def read_tumor(self, resolution: Resolution, location: tuple[int, int], size: tuple[int, int]) -> NDArray[np.bool_]:
-        """Read which px are cancer; arguments and frame as in `read`.
-
-        Returns:
-            (height, width) bool, False past the edge.
+        """Return which px are cancer, (height, width) bool, False past the edge; arguments and frame as in `read`.
 
         Raises:
             MaskError: As `read`, or if the mask holds a code that its provider does not use.
@@ -170,14 +162,13 @@ class LabelMask:
     def read_target(
         self, resolution: Resolution, location: tuple[int, int], size: tuple[int, int], *, ignore_background: bool
     ) -> NDArray[np.uint8]:
-        """Read what a network is to learn; arguments and frame as in `read`.
+        """Read the target that a network learns; arguments and frame as in `read`.
 
         Args:
             resolution: The working resolution of the slide.
             location: Top-left corner (x, y), level-0 px of the slide.
             size: (width, height), working px.
-            ignore_background: Mark px with an unlabelled code and px past the slide's edge as `IGNORED`, otherwise
-                they are `OTHER`.
+            ignore_background: Mark px with an unlabelled code and px past the edge as `IGNORED`, else as `OTHER`.
 
         Returns:
             (height, width) uint8: `OTHER`, `CANCER` or `IGNORED`.
@@ -189,10 +180,9 @@ class LabelMask:
         codes = codes[on_slide]
         target = np.full((size[1], size[0]), IGNORED if ignore_background else OTHER, np.uint8)
         try:
-            tumor = tumor_bool_from_gray(codes, self.provider, self.label_maps)
+            target[on_slide] = tumor_bool_from_gray(codes, self.provider, self.label_maps)
         except MaskError as exc:
             raise MaskError(f"{self.path}: {exc}") from exc
-        target[on_slide] = tumor
         if ignore_background:
             for code in self.label_maps[self.provider].unlabelled:
                 target[on_slide][codes == code] = IGNORED
@@ -209,15 +199,10 @@ class LabelMask:
     def __enter__(self) -> LabelMask:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
 
 def _slice_inside(index: NDArray[np.int64], length: int) -> slice:
-    """The part of ascending indices that lies within `[0, length)`."""
+    """Return the part of ascending indices that is within `[0, length)`."""
     return slice(int(np.searchsorted(index, 0)), int(np.searchsorted(index, length)))

@@ -1,4 +1,4 @@
-"""µm per level-0 px of a slide: what the file states, whether it is plausible, and what is used."""
+"""µm per level-0 px of a slide: the value that the file states, and the value that is used."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ def find_mpp(
 ) -> tuple[Mpp | None, MppSource | None, str, Mpp | None]:
     """Decide µm per level-0 px from OpenSlide, else the TIFF resolution tags, else the override.
 
-    A value outside 0.05..20 is refused. The tags are not read instead of it: a file that states an impossible
-    value in one place is not trusted in another.
+    A value outside 0.05..20 is refused, and the tags are not read instead of it.
 
     Args:
         path: The slide. Its tags are read if OpenSlide states nothing.
@@ -32,14 +31,14 @@ def find_mpp(
         override: µm/px that the user gives, already checked, or None.
 
     Returns:
-        µm/px or None, its source or None, the sentence that explains both, and the value in the file, even if
-        it is impossible.
+        µm/px or None, its source or None, the sentence that explains both, and the value in the file, even an
+        impossible one.
     """
     source: MppSource = "openslide"
     said = "OpenSlide says"
     if stated is None:
         source, said = "tiff tags", "its TIFF resolution tags say"
-        stated, tags_note = tag_mpp(path)
+        stated, tags_note = read_tag_mpp(path)
         note = f"{note} and {tags_note}"
     if stated is not None:
         note = f"{said} {stated[0]:.4g} x {stated[1]:.4g} µm/px"
@@ -47,17 +46,13 @@ def find_mpp(
             return stated, source, note, stated
         note += f", outside {MPP_MIN}..{MPP_MAX:g}"
     if override is not None:
-        used = float(override), float(override)
-        return used, "override", f"mpp_override, {override:g} x {override:g} µm/px ({note})", stated
+        note = f"mpp_override, {override:g} x {override:g} µm/px ({note})"
+        return (float(override), float(override)), "override", note, stated
     return None, None, f"{note}: give data.mpp_override (infer.py: mpp_override)", stated
 
 
-def tag_mpp(path: Path) -> tuple[Mpp | None, str]:
-    """Read µm per px of a TIFF's first page from XResolution, YResolution and ResolutionUnit.
-
-    Returns:
-        The value and "", or None and the reason. A file that is not a TIFF has no value.
-    """
+def read_tag_mpp(path: Path) -> tuple[Mpp | None, str]:
+    """Read µm per px of the first page from the TIFF resolution tags: the value and "", or None and the reason."""
     try:
         with tifffile.TiffFile(path) as tif:
             tags: Any = tif.pages.first.tags

@@ -1,4 +1,4 @@
-"""Readers of a slide's pixels: OpenSlide, and the faster TIFF reader for the layouts that it reads alike."""
+"""Readers of a slide's pixels: OpenSlide, and the faster TIFF reader for layouts with the same pixels in both."""
 
 from __future__ import annotations
 
@@ -23,22 +23,26 @@ FAST_VENDORS = ("generic-tiff", "aperio")
 
 
 class SlideReader(Protocol):
-    """Reader of a slide's levels, thread-safe and picklable; each process opens the file for itself."""
+    """Reader of a slide's levels, thread-safe and picklable; each process opens the file for itself.
+
+    Attributes:
+        name: Name of the reader.
+        level_dimensions: (width, height) of each level in px of that level, level 0 first.
+        stated_mpp: µm per level-0 px as the metadata of the format state it, not yet checked.
+        mpp_note: The source of `stated_mpp`, or why there is none.
+        vendor: OpenSlide's name of the layout; None if OpenSlide does not open the file.
+    """
 
     name: Literal["openslide", "fast"]
     level_dimensions: tuple[tuple[int, int], ...]
     stated_mpp: tuple[float, float] | None
-    """µm per level-0 px as the metadata of the format state it, not yet checked."""
     mpp_note: str
-    """The source of `stated_mpp`, or why there is none."""
-
     vendor: str | None
-    """OpenSlide's name of the layout; None if OpenSlide does not open the file."""
 
     def read(self, level: int, x: int, y: int, width: int, height: int, *, keep: bool = True) -> NDArray[np.uint8]:
         """Read a window inside a level, in level px, as (height, width, 3) uint8 RGB over white.
 
-        If `keep` is False, decoded tiles need not be cached for later reads.
+        `keep` caches decoded tiles for later reads.
         """
 
     def close(self) -> None:
@@ -79,19 +83,19 @@ def open_reader(path: Path, reader: ReaderName) -> SlideReader:
         if fast is None:
             raise SlideError(f"{refused}, nor can the TIFF reader ({unread}); is it whole, and a slide?") from exc
         return fast
-    if reader == "auto" and fast is not None and _shows_the_same(fast, reference):
+    if (
+        reader == "auto"
+        and fast is not None
+        and fast.tiff.matches_openslide
+        and reference.vendor in FAST_VENDORS
+        and fast.level_dimensions == reference.level_dimensions
+    ):
         reference.close()
         fast.stated_mpp, fast.mpp_note, fast.vendor = reference.stated_mpp, reference.mpp_note, reference.vendor
         return fast
     if fast is not None:
         fast.close()
     return reference
-
-
-def _shows_the_same(fast: TiffReader, reference: OpenSlideReader) -> bool:
-    """Return whether the TIFF reader certainly shows what OpenSlide shows."""
-    known = reference.vendor in FAST_VENDORS and fast.matches_openslide
-    return known and fast.level_dimensions == reference.level_dimensions
 
 
 def check_slide_file(path: Path) -> None:
@@ -118,13 +122,10 @@ def check_slide_file(path: Path) -> None:
 
 
 class OpenSlideReader:
-    """Read a slide with OpenSlide.
-
-    Args:
-        path: The slide.
+    """Reader that uses OpenSlide, see `SlideReader`.
 
     Raises:
-        openslide.OpenSlideError: If it cannot be opened.
+        openslide.OpenSlideError: If the slide cannot be opened.
         ValueError: If a level is empty.
     """
 
@@ -141,11 +142,7 @@ class OpenSlideReader:
         self.stated_mpp, self.mpp_note = _openslide_mpp(slide.properties)
 
     def read(self, level: int, x: int, y: int, width: int, height: int, *, keep: bool = True) -> NDArray[np.uint8]:
-        """Read a window in level px as RGB over white. OpenSlide caches up to 32 MiB and ignores `keep`.
-
-        Raises:
-            openslide.OpenSlideError: If the file cannot be read there.
-        """
+        """Read a window in level px as RGB over white. OpenSlide caches up to 32 MiB and ignores `keep`."""
         slide = self._handle.get()
         # OpenSlide divides level-0 px by its own downsample, which may differ from the one used here.
         location = round_px(x * self._downsamples[level]), round_px(y * self._downsamples[level])
@@ -157,18 +154,15 @@ class OpenSlideReader:
         return blend_over_white(rgba)
 
     def close(self) -> None:
-        """Close the file in this process; a later read opens it again."""
+        """Close the file in this process."""
         self._handle.close()
 
 
 class TiffReader:
-    """Read a TIFF without OpenSlide.
-
-    Args:
-        path: The slide.
+    """Reader that uses this package's own TIFF reader, see `SlideReader`.
 
     Raises:
-        ValueError: If it is no TIFF that can be read.
+        ValueError: If the slide is no TIFF that can be read.
         OSError: If the file cannot be read.
     """
 
@@ -182,22 +176,16 @@ class TiffReader:
             raise ValueError(
                 f"it has {self.tiff.samples} channels, neither RGB nor RGB with straight alpha; write it as RGB"
             )
-        self.matches_openslide = self.tiff.matches_openslide
         self.level_dimensions = self.tiff.level_dimensions
         self.stated_mpp, self.mpp_note = None, "it was opened without OpenSlide"
 
     def read(self, level: int, x: int, y: int, width: int, height: int, *, keep: bool = True) -> NDArray[np.uint8]:
-        """Read a window in level px as RGB over white.
-
-        Raises:
-            ValueError: If the pixels do not decode.
-            OSError: If the file cannot be read.
-        """
+        """Read a window in level px as RGB over white; pixels that do not decode raise ValueError."""
         pixels = self.tiff.read(level, x, y, width, height, keep=keep)
         return blend_over_white(pixels) if self.tiff.colours == "RGBA" else pixels
 
     def close(self) -> None:
-        """Close the file in this process; a later read opens it again."""
+        """Close the file in this process."""
         self.tiff.close()
 
 

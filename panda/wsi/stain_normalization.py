@@ -1,13 +1,13 @@
-"""The stain of a slide, and how its pixels are brought to the colours of a reference.
+"""The stain of a slide, and the normalization of its pixels to the colours of a reference.
 
 The method is Macenko's (Macenko et al., A method for normalizing histology slides for quantitative analysis, ISBI
-2009): light is absorbed by the sum of the stains' amounts, so in optical density, `ln(glass / light)`, each pixel is
-a sum of two vectors, haematoxylin and eosin, which are the outermost directions of a slide's pixels. The amounts stay,
-the vectors and the strength become the reference's. Other than in the paper, what lies off the plane of the two stains
-(ink, pigment, noise) is kept and not dropped, so that a slide in the reference's colours stays as it is; and light is
-compared with the slide's own glass, which comes out white.
+2009). Optical density, `ln(glass / light)`, adds up over stains. So each pixel is a sum of two vectors, haematoxylin
+and eosin, which are the outermost directions of a slide's pixels. The amounts stay; the vectors and the strength become
+the reference's.
 
-All tiles of a slide share one estimate, so that neighbours agree.
+There are two differences from the paper. The part of a pixel off the plane of the two stains (ink, pigment, noise) is
+kept, so that a slide in the reference's colours stays as it is. Light is compared with the slide's own glass, which
+becomes white. All tiles of a slide share one estimate, so that neighbours agree.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Mapping
-from dataclasses import astuple, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from pydantic.dataclasses import dataclass
 
 from panda.wsi.grid import tissue_grid
 from panda.wsi.slide import Slide
@@ -30,34 +29,34 @@ from panda.wsi.tissue import TissueMap
 log = logging.getLogger(__name__)
 
 NormalizeName = Literal["macenko"]
-"""Ways to normalise, in words of the config."""
+"""Ways to normalize, as the configuration names them."""
 
 STAIN_RULES = 1
-"""A new number whenever a slide would get another estimate or other pixels: canvases made before are made anew."""
+"""Version of the estimate and of the pixels. A new number makes old canvases invalid."""
 
 WHITE = 255.0
-_DOWNSAMPLE = 4.0  # 2 µm/px on a scan of 0.5: nuclei still stand apart from what is between them
-_TILE, _TILES = 256, 32  # px, and how many of them are looked at, spread evenly over the tissue
-_TISSUE = 0.25  # least share of tissue in such a tile, where there are any
-_STAINED = 0.15  # optical density, the paper's: paler px say nothing of their stain
-_BLACK = 30  # grey value: in what is darker, as padding is, there is nothing but noise
-_LEAST = 1000  # stained px that are enough to go by
+_DOWNSAMPLE = 4.0  # 2 µm/px on a scan of 0.5: nuclei are still distinct
+_TILE, _TILES = 256, 32  # px, and the number of tiles, spread evenly over the tissue
+_TISSUE = 0.25  # least share of tissue in such a tile, if there are any
+_STAINED = 0.15  # optical density, the paper's: paler px have too little stain
+_BLACK = 30  # grey value: darker px, such as padding, are nothing but noise
+_LEAST = 1000  # stained px that are enough for an estimate
 _OUTERMOST = 1.0  # percent, the paper's
 _STRONGEST = 99.0  # percent, the paper's
-_APART = math.radians(4)  # vectors that are closer are no two stains: one of them is missing, or all has one colour
+_APART = math.radians(4)  # closer vectors are not two stains: one is missing, or all px have one colour
 
 Vector = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class StainProfile:
-    """How a slide is stained.
+    """The stain of a slide, checked when it is made.
 
     Attributes:
         glass: Colour of its glass, RGB.
-        haematoxylin: Optical density of it in R, G, B, of length 1.
-        eosin: Likewise.
-        strength: The amounts of both that one pixel in a hundred exceeds.
+        haematoxylin: Optical density of haematoxylin in R, G, B, of length 1.
+        eosin: Optical density of eosin, in the same way.
+        strength: The amounts of both that 1 % of the pixels exceed.
     """
 
     glass: Vector
@@ -65,48 +64,19 @@ class StainProfile:
     eosin: Vector
     strength: tuple[float, float]
 
-    def to_dict(self) -> dict[str, list[float]]:
-        """Return it as plain data for JSON."""
-        names = ("glass", "haematoxylin", "eosin", "strength")
-        return dict(zip(names, map(list, astuple(self)), strict=True))
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> StainProfile:
-        """Read what `to_dict` returned.
-
-        Raises:
-            KeyError: If a value is missing.
-            TypeError: If a value is no list of numbers.
-            ValueError: If a value is no number, or there are too many or too few of them.
-        """
-
-        def vector(name: str) -> Vector:
-            red, green, blue = map(float, plain[name])
-            return red, green, blue
-
-        haematoxylin, eosin = map(float, plain["strength"])
-        return cls(vector("glass"), vector("haematoxylin"), vector("eosin"), (haematoxylin, eosin))
-
 
 REFERENCE = StainProfile(
     (WHITE, WHITE, WHITE), (0.5626, 0.7201, 0.4062), (0.2159, 0.8012, 0.5581), strength=(1.9705, 1.0308)
 )
-"""That of the code of M. Veta for Macenko's method, which most other programs took over; on white glass."""
+"""The reference of M. Veta's code for Macenko's method, which most other programs use; on white glass."""
 
 
 def find_stain(slide: Slide, tissue: TissueMap) -> StainProfile | None:
-    """Estimate how a slide is stained, from 32 tiles spread over its tissue.
-
-    Args:
-        slide: The slide.
-        tissue: Its tissue.
+    """Estimate the stain of a slide from 32 tiles spread over its tissue.
 
     Returns:
-        The estimate, rounded so that it is the same again after `StainProfile.to_dict`. None, with a warning, if
+        The estimate, rounded to four decimals. None, with a warning, if
         there are not two stains: too little stained tissue, or all of one colour.
-
-    Raises:
-        SlideError: If the slide cannot be read.
     """
     glass = tissue.glass or (WHITE, WHITE, WHITE)
     resolution = slide.choose_resolution(downsample=_DOWNSAMPLE)
@@ -158,18 +128,18 @@ def estimate_stain(rgb: NDArray[np.uint8], glass: Vector) -> StainProfile | None
     if strength.min() < _STAINED:
         return None
     named = {"glass": list(glass), "haematoxylin": vectors[0], "eosin": vectors[1], "strength": strength}
-    return StainProfile.from_dict({key: np.round(value, 4).tolist() for key, value in named.items()})
+    return StainProfile(**{key: np.round(value, 4).tolist() for key, value in named.items()})
 
 
 def _density(rgb: NDArray[np.uint8], glass: Vector) -> NDArray[np.float32]:
-    """Optical density, (h, w, 3): 0 for glass and what is brighter."""
+    """Return the optical density, (h, w, 3): 0 for glass and brighter px."""
     light = np.maximum(np.arange(256, dtype=np.float64), 1)[:, None]
     table = np.maximum(np.log(np.maximum(glass, 1) / light), 0).astype(np.float32)
     return np.asarray(cv2.LUT(rgb, table[None]), np.float32)
 
 
 def _basis(profile: StainProfile) -> NDArray[np.float64]:
-    """The two stains of full strength and what is neither of them, in rows."""
+    """Return, in rows, the two stains at full strength and the direction that is perpendicular to both."""
     stains = np.array([profile.haematoxylin, profile.eosin])
     neither = np.cross(*stains)
     return np.vstack([stains * np.array(profile.strength)[:, None], neither / np.linalg.norm(neither)])
@@ -177,7 +147,7 @@ def _basis(profile: StainProfile) -> NDArray[np.float64]:
 
 @functools.lru_cache(4096)
 def _change(profile: StainProfile, reference: StainProfile) -> NDArray[np.float64]:
-    """(3, 3): takes the optical density of a pixel to the reference's, as a column."""
+    """Return the matrix (3, 3) that maps the optical density of a pixel, a column, to the reference's."""
     return np.asarray(_basis(reference).T @ np.linalg.inv(_basis(profile).T))
 
 
@@ -188,11 +158,11 @@ def normalize_stain(
 
     Args:
         rgb: (h, w, 3) uint8 RGB of a slide.
-        profile: How the slide is stained.
-        reference: How it is to look.
+        profile: The stain of the slide.
+        reference: The stain of the result.
 
     Returns:
-        (h, w, 3) uint8 RGB. What is as bright as the slide's glass, or brighter, gets the colour of the reference's.
+        (h, w, 3) uint8 RGB. Px as bright as the slide's glass, or brighter, get the colour of the reference's glass.
     """
     density = cv2.transform(_density(rgb, profile.glass), _change(profile, reference).astype(np.float32))
     light = cv2.exp(-density) * np.array(reference.glass, np.float32)

@@ -1,4 +1,4 @@
-"""The tissue of a slide: searches in its overview, and the map of what they find."""
+"""The tissue of a slide: searches in its overview, and the map that they give."""
 
 from __future__ import annotations
 
@@ -20,16 +20,15 @@ OVERVIEW_UM = 8.0
 """µm per px of the overview in which tissue is searched; a core is about a hundred px wide there."""
 
 OVERVIEW_PX = 4_000_000
-"""Largest area of the overview in px, which bounds its memory. Four in a hundred of PANDA's slides are larger at 8 µm
-per px and get a coarser overview."""
+"""Largest area of the overview in px, which bounds its memory. 4 % of PANDA's slides get a coarser overview by it."""
 
 RULES = 1
 """Version of the search. A new number makes old stores and canvases invalid, because other px count as tissue."""
 
-_BOXES = 2**12  # boxes that are measured at a time
-
 LEAST_STRICT = 0.5
 """Least share of the area of the loose search that the strict search must find to be used."""
+
+_BOXES = 2**12  # boxes that are measured at a time
 
 How = Literal["strict", "loose", "whole"]
 
@@ -74,8 +73,8 @@ class TissueMap:
     Attributes:
         mask: (h, w) bool, True on tissue.
         resolution: The working resolution of `mask`.
-        how: `"strict"`; `"loose"` if the tissue is so pale that only the loose search found most of it; `"whole"` if
-            the slide has an unexpected stain, so that all of it counts as tissue.
+        how: `"strict"`; `"loose"` if only the loose search found most of the tissue, which is pale; `"whole"` if all
+            of the slide counts as tissue, because its stain is unexpected.
         glass: Color of the clean glass, RGB; None if there is too little of it.
     """
 
@@ -100,13 +99,11 @@ class TissueMap:
         Returns:
             (height, width) bool, False past the edge of the slide.
         """
-        own = self.resolution.downsample
-        x = (location[0] + (np.arange(size[0]) + 0.5) * resolution.downsample) / own
-        y = (location[1] + (np.arange(size[1]) + 0.5) * resolution.downsample) / own
-        return self._read_nearest(x, y)
+        x0, y0 = (start / resolution.downsample for start in location)
+        return self.window(resolution, x0, y0, *size)
 
-    def window(self, resolution: Resolution, x0: int, y0: int, width: int, height: int) -> NDArray[np.bool_]:
-        """Return a window by px of a working resolution, equal to the same px of a `crop` of the whole slide.
+    def window(self, resolution: Resolution, x0: float, y0: float, width: int, height: int) -> NDArray[np.bool_]:
+        """Return a window by px of a working resolution, as `crop` does by level-0 px.
 
         Args:
             resolution: The resolution of the window.
@@ -118,24 +115,18 @@ class TissueMap:
         Returns:
             (height, width) bool, False past the edge of the slide.
         """
+        out = np.zeros((height, width), np.bool_)
         own = self.resolution.downsample
-        x = (x0 + np.arange(width) + 0.5) * resolution.downsample / own
-        y = (y0 + np.arange(height) + 0.5) * resolution.downsample / own
-        return self._read_nearest(x, y)
-
-    def _read_nearest(self, x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
-        """Return the mask at the points (x, y) of a grid, given in px of the mask; False outside."""
-        out = np.zeros((len(y), len(x)), np.bool_)
-        column, row = floor_px(x), floor_px(y)
+        column, row = (
+            floor_px((start + np.arange(count) + 0.5) * resolution.downsample / own)
+            for start, count in ((x0, width), (y0, height))
+        )
         columns, rows = (column >= 0) & (column < self.mask.shape[1]), (row >= 0) & (row < self.mask.shape[0])
         out[np.ix_(rows, columns)] = self.mask[np.ix_(row[rows], column[columns])]
         return out
 
     def measure_fraction(self, boxes_level0: NDArray[Any]) -> NDArray[np.float64]:
-        """Return the tissue in each box as a fraction of the box.
-
-        A px of the map counts with the exact part of it that is in the box. Px past the edge of the slide are not
-        tissue.
+        """Return the exact fraction of tissue in each box; px past the edge of the slide are not tissue.
 
         Args:
             boxes_level0: Boxes as x0, y0, x1, y1, (N, 4), level-0 px, each of positive area.
@@ -159,8 +150,7 @@ class TissueMap:
         y0, y1 = y0 - top, y1 - top
         inside = _sum_to(sums, x1, y1) - _sum_to(sums, x0, y1) - _sum_to(sums, x1, y0) + _sum_to(sums, x0, y0)
         inside[inside < 1e-6] = 0.0  # error of the interpolation of large sums
-        fraction: NDArray[np.float64] = np.clip(inside / area, 0.0, 1.0)
-        return fraction
+        return np.asarray(np.clip(inside / area, 0.0, 1.0))
 
 
 def _sum_to(sums: NDArray[np.int32], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -170,8 +160,7 @@ def _sum_to(sums: NDArray[np.int32], x: NDArray[np.float64], y: NDArray[np.float
     fx, fy = x - left, y - top
     upper = sums[top, left] * (1 - fx) + sums[top, left + 1] * fx
     lower = sums[top + 1, left] * (1 - fx) + sums[top + 1, left + 1] * fx
-    area: NDArray[np.float64] = upper * (1 - fy) + lower * fy
-    return area
+    return np.asarray(upper * (1 - fy) + lower * fy)
 
 
 @dataclass(frozen=True)
@@ -192,12 +181,8 @@ class Survey:
 
 
 def survey(slide: Slide) -> Survey:
-    """Search a slide like `find_tissue`, and return the overview too.
-
-    Raises:
-        SlideError: If the slide cannot be read.
-    """
-    resolution = _overview_resolution(slide)
+    """Search a slide like `find_tissue`, and return the overview too."""
+    resolution = _choose_overview(slide)
     overview = slide.read(resolution, (0, 0), resolution.size, keep=False)
     picture = Picture(overview, resolution.mean_mpp)
     tissue = _search_tissue(picture, lambda: overview, resolution)
@@ -219,17 +204,14 @@ def _search_tissue(
 def find_tissue(slide: Slide) -> TissueMap:
     """Find the tissue of a slide in an overview of about 8 µm/px, at most 4 million px.
 
-    A level between 5 and 10 µm/px is used unchanged, else a finer one is shrunk, block by block. A strict search for
-    stained tissue comes first, then a loose one for very pale tissue. If neither finds any, the whole slide counts as
-    tissue if it shows structure other than glass, ink or dirt (a grey-scale scan, another stain). See docs/tissue.md.
-
-    Args:
-        slide: The slide. If its µm/px is unknown, the overview has at most 4 million px.
+    A strict search for stained tissue comes first, then a loose one for very pale tissue. If neither finds any, the
+    whole slide counts as tissue if it shows structure other than glass, ink or dirt (a grey-scale scan, another
+    stain). See docs/tissue.md.
 
     Raises:
         SlideError: If there is nothing but glass, ink and dirt, or the slide cannot be read.
     """
-    resolution = _overview_resolution(slide)
+    resolution = _choose_overview(slide)
 
     def overview() -> NDArray[np.uint8]:
         return slide.read(resolution, (0, 0), resolution.size, keep=False)
@@ -245,7 +227,7 @@ def find_tissue(slide: Slide) -> TissueMap:
     return tissue
 
 
-def _overview_resolution(slide: Slide) -> Resolution:
+def _choose_overview(slide: Slide) -> Resolution:
     smallest = max(1.0, math.sqrt(math.prod(slide.dimensions) / OVERVIEW_PX))
     if slide.mpp is None:
         return slide.choose_resolution(downsample=smallest)

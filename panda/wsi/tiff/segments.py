@@ -1,8 +1,8 @@
-"""The tiles and strips of TIFFs: decoded in bounded memory, and kept while they may be asked for again.
+"""The tiles and strips of TIFFs: decoded in bounded memory, and cached.
 
-Beside the pixels asked for, reading takes at most `CACHE_BYTES` (or one larger segment) and, for each thread that
-decodes, five times `SEGMENT_BYTES`, whatever a file claims: the stored bytes (at most two), the decoded ones, and what
-libjpeg keeps of a progressive picture (two).
+Beside the result, reading takes at most `CACHE_BYTES` (or one larger segment) and five times `SEGMENT_BYTES` per thread
+that decodes. These are the stored bytes (at most two), the decoded bytes, and libjpeg's buffers of a progressive
+picture (two). No file can make it take more.
 """
 
 from __future__ import annotations
@@ -18,19 +18,18 @@ from cachetools import LRUCache
 from numpy.typing import NDArray
 
 CACHE_BYTES = 32 * 2**20
-"""Decoded segments kept by a process, of all its TIFFs together: 42 tiles of 512 px. Windows that overlap and are read
-row by row find each tile decoded once where a row of them touches no more. (A larger cache is slower in itself: memory
-that was not touched for long is slow to come by.)"""
+"""Decoded segments that a process caches, of all its TIFFs together: 42 tiles of 512 px. If a row of overlapping
+windows touches no more, each tile is decoded once. A larger cache is slower, because its memory is touched rarely."""
 
 SEGMENT_BYTES = 64 * 2**20
-"""Largest decoded segment. The one decoded last is always kept, else it would be decoded anew for each window."""
+"""Largest decoded segment. The last one is always cached, otherwise each window would decode it again."""
 
 JPEG = 7
 _RGB, _YCBCR = 2, 6  # photometric interpretations (TIFF 6.0, sections 6 and 21)
 
 Segment = NDArray[np.uint8]
 
-# Each takes the data and the number of bytes it must come to, and never makes more.
+# Each takes the data and the expected number of bytes, and never returns more.
 _INFLATE: Mapping[int, Callable[[bytes, int], bytes | bytearray]] = {
     1: lambda data, size: data[:size],
     5: lambda data, size: imagecodecs.lzw_decode(data, out=size),
@@ -44,19 +43,16 @@ _READ = "read are none, LZW, deflate, PackBits and zstd, with predictor 1 or 2, 
 
 @dataclass(frozen=True)
 class Decoder:
-    """How the tiles or strips of a page are decoded.
+    """Decoder of the tiles or strips of a page.
 
-    JPEG takes its colours from the page's tags, as OpenSlide does, and not from markers within.
+    JPEG colours are those of the page's tags, as in OpenSlide, and not those of its markers.
 
     Attributes:
-        compression: TIFF's number of it.
+        compression: TIFF's number of the compression.
         predictor: 1 for none, 2 for differences along the rows.
-        photometric: TIFF's number of the colours' meaning.
-        samples: Uint8 values a px, interleaved.
-        tables: The page's JPEG tables.
-
-    Raises:
-        ValueError: Compression and predictor are none that is read.
+        photometric: TIFF's number of the meaning of the colours.
+        samples: uint8 values a px, interleaved.
+        tables: JPEG tables of the page.
     """
 
     compression: int
@@ -65,24 +61,25 @@ class Decoder:
     samples: int
     tables: bytes | None
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse an unsupported compression or predictor with a ValueError."""
         jpeg = self.compression == JPEG and self.samples in {1, 3}
         if not jpeg and (self.compression not in _INFLATE or self.predictor not in {1, 2}):
             raise ValueError(
                 f"its compression is {self.compression} with predictor {self.predictor} and {self.samples} samples; "
                 f"{_READ}"
             )
-        if jpeg and self.tables is not None and _frame(self.tables) is not None:
+        if jpeg and self.tables is not None and _read_jpeg_size(self.tables) is not None:
             raise ValueError("its JPEG tables hold a picture")
 
     def decode(self, data: bytes, height: int, width: int) -> Segment:
-        """Turn the bytes of a segment into (height, width, samples).
+        """Decode the bytes of a segment to (height, width, samples).
 
         Raises:
-            Exception: Any that a codec has for damaged data; also where they come to another size.
+            Exception: If the data is damaged, any that the codec raises, or if it has another size.
         """
         if self.compression == JPEG:
-            return self._jpeg(data, height, width)
+            return self._decode_jpeg(data, height, width)
         size = height * width * self.samples
         plain = _INFLATE[self.compression](data, size)
         if len(plain) < size:
@@ -90,10 +87,10 @@ class Decoder:
         segment = np.frombuffer(plain, np.uint8).reshape(height, width, self.samples)
         return np.asarray(imagecodecs.delta_decode(segment, axis=1)) if self.predictor == 2 else segment
 
-    def _jpeg(self, data: bytes, height: int, width: int) -> Segment:
+    def _decode_jpeg(self, data: bytes, height: int, width: int) -> Segment:
         colour = self.samples == 3
-        # Before the codec sees it: a progressive JPEG takes memory by the size it claims.
-        if (frame := _frame(data)) not in {None, (height, width, self.samples)}:
+        # Checked before the codec runs: a progressive JPEG takes memory by the size it claims.
+        if (frame := _read_jpeg_size(data)) not in {None, (height, width, self.samples)}:
             raise ValueError(f"it says (height, width, samples) {frame}, not {(height, width, self.samples)}")
         segment = np.empty((height, width, 3) if colour else (height, width), np.uint8)
         imagecodecs.jpeg8_decode(
@@ -106,11 +103,10 @@ class Decoder:
         return segment.reshape(height, width, self.samples)
 
 
-def _frame(data: bytes) -> tuple[int, int, int] | None:
-    """Height, width and components that the frame header of a JPEG states, found as libjpeg finds it.
+def _read_jpeg_size(data: bytes) -> tuple[int, int, int] | None:
+    """Return height, width and components of a JPEG's frame header (ITU-T T.81, section B.2.2), None without one.
 
-    Returns:
-        None where there is none (ITU-T T.81, section B.2.2).
+    The header is found as libjpeg finds it.
     """
     at = 2
     while (at := data.find(b"\xff", at)) >= 0:
@@ -123,45 +119,41 @@ def _frame(data: bytes) -> tuple[int, int, int] | None:
         if 0xC0 <= marker <= 0xCF and marker not in {0xC4, 0xC8, 0xCC}:
             frame = data[at + 3 : at + 8]
             return int.from_bytes(frame[:2]), int.from_bytes(frame[2:4]), int.from_bytes(frame[4:])
-        if marker > 1 and not 0xD0 <= marker <= 0xD7:  # these alone stand without content
+        if marker > 1 and not 0xD0 <= marker <= 0xD7:  # only these have no content
             at += int.from_bytes(data[at : at + 2])
     return None
 
 
 class SegmentCache:
-    """The segments that a process decoded last, up to a number of bytes, or one larger segment.
+    """The segments that a process used last, up to a number of bytes, or one larger segment."""
 
-    Args:
-        most: Bytes.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
         self.clear()
         os.register_at_fork(after_in_child=self.clear)  # a lock may have been held when the process was copied
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all segments."""
         self._lock = threading.Lock()
-        self._kept: LRUCache[tuple[int, int, int], Segment] = LRUCache(
-            self._most, getsizeof=lambda segment: min(segment.nbytes, self._most)
+        self._segments: LRUCache[tuple[int, int, int], Segment] = LRUCache(
+            self._max_bytes, getsizeof=lambda segment: min(segment.nbytes, self._max_bytes)
         )
 
     def get(self, key: tuple[int, int, int]) -> Segment | None:
-        """Return the segment of (file, level, index), or None if it is not kept."""
+        """Return the segment of (file, level, index), or None if it is not cached."""
         with self._lock:
-            return self._kept.get(key)
+            return self._segments.get(key)
 
     def put(self, key: tuple[int, int, int], segment: Segment) -> None:
-        """Keep a segment in place of those that were not used for longest."""
+        """Cache a segment in place of the least recently used ones."""
         with self._lock:
-            self._kept.setdefault(key, segment)
+            self._segments.setdefault(key, segment)
 
     def drop(self, file: int) -> None:
-        """Forget the segments of a file."""
+        """Remove the segments of a file."""
         with self._lock:
-            for key in [key for key in self._kept if key[0] == file]:
-                del self._kept[key]
+            for key in [key for key in self._segments if key[0] == file]:
+                del self._segments[key]
 
 
 CACHE = SegmentCache(CACHE_BYTES)

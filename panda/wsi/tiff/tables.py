@@ -1,7 +1,7 @@
-"""What the tables of a TIFF say, checked before anything is read by them.
+"""The tables of a TIFF, checked before any pixel is read.
 
-Nothing that a file claims is believed for longer than it takes to compare: OpenSlide takes the memory that tables
-ask for, and GLib ends the process where there is not so much. So files that come as TIFFs are parsed here first.
+OpenSlide allocates the memory that the tables ask for, and GLib ends the process if there is not so much. So TIFFs are
+parsed here first.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from panda.wsi.tiff.segments import JPEG, SEGMENT_BYTES, Decoder
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _READ_KIND = ("uint8", 8, 1, 1, 1)  # interleaved, bits in order, no depth
 _RGB, _YCBCR = 2, 6  # photometric interpretations (TIFF 6.0, sections 6 and 21)
-_SLACK_BYTES = 2**16  # of headers and tables, of which a segment may have more than pixels
+_SLACK_BYTES = 2**16  # for headers and tables of a segment
 _STRAIGHT_ALPHA = (2,)  # ExtraSamples: unassociated alpha
 
 
 class BrokenTiffError(ValueError):
-    """The file is damaged: its tables cannot be read or cannot be true. No other reader is to be let at it."""
+    """The file is damaged: its tables cannot be read or cannot be true. No other reader may open it."""
 
 
 class CutShortError(BrokenTiffError):
-    """Its tables are whole, but the file ends before its pixels do."""
+    """The tables are whole, but the file ends before its pixels do."""
 
 
 class _OtherTablesError(ValueError):
-    """It is a TIFF whose tables mean something else."""
+    """The file is a TIFF whose tables have another meaning."""
 
 
 @dataclass(frozen=True, eq=False)
 class Level:
-    """One level: its size, and where its tiles or strips lie."""
+    """The size of a level, and the positions of its tiles or strips in the file."""
 
     width: int
     height: int
@@ -59,7 +59,7 @@ class Level:
         return -(-self.height // self.segment_height)
 
     def stored_height(self, index: int) -> int:
-        """Height of a segment as stored: tiles are whole even past the edge, the last strip ends with the picture."""
+        """Return the stored height of a segment: tiles are whole past the edge, the last strip ends at the edge."""
         if self.tiled:
             return self.segment_height
         return min(self.segment_height, self.height - index // self.columns * self.segment_height)
@@ -67,34 +67,24 @@ class Level:
 
 @dataclass(frozen=True, eq=False)
 class Page:
-    """What a page's tags say, copied so that the parsed file can be closed.
+    """The tags of a page, copied so that the parsed file can be closed.
 
     Attributes:
-        level: Its size and segments.
-        kind: Type of its values, and how they lie; pages of one pyramid have the same.
-        samples: Values a px.
-        bits: Of a value.
-        compression: TIFF's number of it.
-        predictor: Likewise.
-        photometric: Likewise, of the colours' meaning.
-        straight_alpha: The last of the values is alpha, not premultiplied.
-        upright: It is stored as it is shown.
-        tables: JPEG tables.
+        level: Size and segments.
+        kind: Type, bits, planar configuration, fill order and depth of the values.
+        decoder: Decoder of the segments, not yet checked.
+        straight_alpha: The last value of a px is alpha, not premultiplied.
+        upright: The page is stored as it is shown.
     """
 
     level: Level
     kind: tuple[str, int, int, int, int]
-    samples: int
-    bits: int
-    compression: int
-    predictor: int
-    photometric: int
+    decoder: Decoder
     straight_alpha: bool
     upright: bool
-    tables: bytes | None
 
     @classmethod
-    def of(cls, page: Any) -> Page:
+    def from_tifffile(cls, page: Any) -> Page:
         """Copy a page of tifffile's."""
         tiled, bits = bool(page.is_tiled), int(np.max(page.bitspersample))
         level = Level(
@@ -109,55 +99,51 @@ class Page:
         return cls(
             level=level,
             kind=(str(page.dtype), bits, int(page.planarconfig), int(page.fillorder), int(page.imagedepth)),
-            samples=int(page.samplesperpixel),
-            bits=bits,
-            compression=int(page.compression),
-            predictor=int(page.predictor),
-            photometric=int(page.photometric),
+            decoder=Decoder(
+                compression=int(page.compression),
+                predictor=int(page.predictor),
+                photometric=int(page.photometric),
+                samples=int(page.samplesperpixel),
+                tables=None if page.jpegtables is None else bytes(page.jpegtables),
+            ),
             straight_alpha=tuple(page.extrasamples) == _STRAIGHT_ALPHA,
             upright=int(page.tags.valueof("Orientation", default=1)) == 1,
-            tables=None if page.jpegtables is None else bytes(page.jpegtables),
         )
 
     @property
     def colours(self) -> Literal["RGB", "RGBA"] | None:
-        """What the values are once decoded: RGB, RGB with straight alpha, or anything else."""
-        if self.photometric != _RGB and (self.photometric, self.compression) != (_YCBCR, JPEG):
+        """Meaning of the decoded values: RGB, RGB with straight alpha, or None for another."""
+        photometric, samples = self.decoder.photometric, self.decoder.samples
+        if photometric != _RGB and (photometric, self.decoder.compression) != (_YCBCR, JPEG):
             return None
-        return "RGB" if self.samples == 3 else "RGBA" if self.samples == 4 and self.straight_alpha else None
+        return "RGB" if samples == 3 else "RGBA" if samples == 4 and self.straight_alpha else None
 
     @property
     def matches_openslide(self) -> bool:
-        """Whether OpenSlide shows the stored pixels as they are decoded here: tiles of RGB, or of JPEG's YCbCr."""
+        """Whether OpenSlide shows the same pixels: tiles of RGB, or of JPEG's YCbCr."""
         return self.level.tiled and self.colours == "RGB" and self.upright
 
-    def decoder(self) -> Decoder:
-        """How its segments are decoded."""
-        return Decoder(self.compression, self.predictor, self.photometric, self.samples, self.tables)
-
     def shrinks(self, first: Page) -> bool:
-        """Whether it shows the first page's picture smaller."""
+        """Return whether the page shows the first page's picture at a smaller size."""
         own, whole = self.level, first.level
-        if (self.kind, self.samples, own.tiled) != (first.kind, first.samples, whole.tiled):
-            return False
-        if min(own.width, own.height, whole.width, whole.height) < 1:
+        kinds = {(page.kind, page.decoder.samples, page.level.tiled) for page in (self, first)}
+        if len(kinds) > 1 or min(own.width, own.height, whole.width, whole.height) < 1:
             return False
         downsample, deviation = level_scale((whole.width, whole.height), (own.width, own.height))
         return downsample > 1 and deviation <= 1
 
     def check(self, size: int) -> None:
-        """Refuse a page that cannot be read, or not in bounded memory.
+        """Refuse a page that cannot be read in bounded memory, or not from a file of `size` bytes.
 
         Raises:
-            BrokenTiffError: It is empty, its tiles are too large, or the file of `size` bytes does not list or
-                hold all of them.
+            BrokenTiffError: If the page is empty, its tiles are too large, or the file lacks some of them.
         """
-        level = self.level
-        if min(level.width, level.height, level.segment_width, level.segment_height, self.samples) < 1:
-            raise BrokenTiffError(f"it is {level.width} x {level.height} px in tiles or strips of "
-                                  f"{level.segment_width} x {level.segment_height}")  # fmt: skip
-        each = self.samples * max(1, self.bits // 8)
-        # OpenSlide makes RGBA of any tile.
+        level, samples = self.level, self.decoder.samples
+        if min(level.width, level.height, level.segment_width, level.segment_height, samples) < 1:
+            size_px, segment_px = f"{level.width} x {level.height}", f"{level.segment_width} x {level.segment_height}"
+            raise BrokenTiffError(f"it is {size_px} px in tiles or strips of {segment_px}")
+        each = samples * max(1, self.kind[1] // 8)
+        # OpenSlide decodes any tile to RGBA.
         segment = level.segment_width * level.segment_height * (max(4, each) if level.tiled else each)
         if segment > SEGMENT_BYTES:
             raise BrokenTiffError(
@@ -169,24 +155,23 @@ class Page:
             raise BrokenTiffError(f"it is cut short or damaged: it lists {listed} of {wanted} tiles or strips")
         offsets, counts = level.offsets[:listed], level.byte_counts[:listed]
         if min(offsets.min(), counts.min()) < 0:
-            raise BrokenTiffError("it is damaged: tiles or strips lie at negative offsets")
+            raise BrokenTiffError("it is damaged: tiles or strips have negative offsets")
         end = int((offsets + counts).max())
         if end > size:
             raise CutShortError(f"it is cut short: the file has {size} bytes, its pixels reach to {end}")
         if (stored := int(counts.max())) > 2 * segment + _SLACK_BYTES:
-            raise BrokenTiffError(f"a tile or strip that comes to {segment} bytes is stored in {stored}")
+            raise BrokenTiffError(f"a tile or strip of {segment} bytes is stored in {stored}")
 
 
 def read_pages(path: Path) -> list[Page]:
-    """Parse a TIFF, check its tables, and pick the pages that show one picture.
+    """Parse a TIFF, check its tables, and return the pages that show one picture, largest first.
 
-    Returns:
-        The first page, and those that show the same smaller, largest first: further pages or sub-IFDs of the first.
+    These are the first page, and further pages or sub-IFDs of the first that show it at a smaller size.
 
     Raises:
-        ValueError: It is no TIFF, one with tables of its own (NDPI), or its values are none that is read.
-        BrokenTiffError: It is damaged.
-        OSError: It cannot be read.
+        ValueError: If the file is no TIFF, is an NDPI file, or has unsupported values.
+        BrokenTiffError: If the file is damaged.
+        OSError: If the file cannot be read.
     """
     with path.open("rb") as file:
         if file.read(4) not in _MAGIC:
@@ -196,7 +181,7 @@ def read_pages(path: Path) -> list[Page]:
             first, size = tif.pages.first, int(tif.filehandle.size)
             if first.is_ndpi:
                 raise _OtherTablesError("it is an NDPI file, which only OpenSlide reads")
-            pages = [Page.of(page.aspage()) for page in [*tif.pages, *(first.pages or [])]]
+            pages = [Page.from_tifffile(page.aspage()) for page in [*tif.pages, *(first.pages or [])]]
     except (OSError, _OtherTablesError):
         raise
     except Exception as exc:  # a damaged file may raise anything from inside the parser
@@ -204,7 +189,7 @@ def read_pages(path: Path) -> list[Page]:
     smaller = (page for page in pages[1:] if page.shrinks(pages[0]))
     shown = [pages[0], *sorted(smaller, key=lambda page: -page.level.width)]
     for page in pages:
-        if page.level.tiled or page in shown:  # other strips are labels, which nothing reads
+        if page.level.tiled or page in shown:  # other strips are label images, which nothing reads
             page.check(size)
     if pages[0].kind != _READ_KIND:
         dtype, bits, planar, fill, depth = pages[0].kind
