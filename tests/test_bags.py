@@ -249,7 +249,7 @@ def test_bag_set_faulty_bags_raise(records: list[SlideRecord], tmp_path: Path) -
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_bag_datamodule_loaders_drop_last_bag_and_shuffle(records: list[SlideRecord], workers: int) -> None:
+def test_bag_datamodule_drops_single_last_training_bag(records: list[SlideRecord], workers: int) -> None:
     items = make_items(records)
     module = BagDataModule(
         {"train": items[:3], "val": items[3:], "test": []},

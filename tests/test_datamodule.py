@@ -32,19 +32,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def module_of(folder: Path, **change: Any) -> PatchDataModule:
+def make_module(folder: Path, **change: Any) -> PatchDataModule:
     settings = {**OPTIONS, "store_root": folder.parent / "patches", **change}
     return PatchDataModule(DataSettings(root=folder, **settings))
 
 
-def prepared(folder: Path, **change: Any) -> PatchDataModule:
-    module = module_of(folder, **change)
+def prepare_module(folder: Path, **change: Any) -> PatchDataModule:
+    module = make_module(folder, **change)
     module.prepare_data()
     module.setup("fit")
     return module
 
 
-def test_all_faults_of_the_arguments_at_once(tmp_path: Path) -> None:
+def test_data_settings_all_faults_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         DataSettings(
             root=tmp_path,
@@ -71,25 +71,25 @@ def test_all_faults_of_the_arguments_at_once(tmp_path: Path) -> None:
         DataSettings(root=tmp_path, split="patches", groups=Path("patients.csv"))
 
 
-def test_patches_of_one_slide_that_would_overlap_are_refused(folder: Path) -> None:
+def test_datamodule_overlapping_patches_of_one_slide_raise(folder: Path) -> None:
     for change, named in (
         ({"stride": 32}, r"data\.stride=32: with data\.split=patches"),
         ({"edge": "shift"}, r"data\.edge=shift: with"),
     ):
         with pytest.raises(ConfigError, match=named):
-            module_of(folder, split="patches", **change)
-        module_of(folder, **change)
+            make_module(folder, split="patches", **change)
+        make_module(folder, **change)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.04, 21.0])
-def test_nonsense_instead_of_the_slides_mpp_is_refused(folder: Path, value: float) -> None:
+def test_datamodule_invalid_mpp_override_raises(folder: Path, value: float) -> None:
     with pytest.raises(ConfigError, match=rf"data\.mpp_override={value} must be 0.05 to 20 µm per level-0 px, or null"):
-        module_of(folder, mpp_override=value)
+        make_module(folder, mpp_override=value)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_loaders(folder: Path, workers: int) -> None:
-    module = prepared(folder, num_workers=workers, augment=Augmentation(name="light"))
+def test_datamodule_loaders_yield_splits(folder: Path, workers: int) -> None:
+    module = prepare_module(folder, num_workers=workers, augment=Augmentation(name="light"))
     sides = {name: {record.slide_id for record in records} for name, records in module.list_splits().items()}
     assert sum(map(len, sides.values())) == 8
     loaders = {"train": module.train_dataloader(), "val": module.val_dataloader(), "test": module.test_dataloader()}
@@ -107,8 +107,8 @@ def test_loaders(folder: Path, workers: int) -> None:
     assert module.failures == []
 
 
-def test_describe(folder: Path) -> None:
-    module = prepared(folder)
+def test_datamodule_summarize_counts_slides_and_patches(folder: Path) -> None:
+    module = prepare_module(folder)
     found = module.summarize()
     assert PatchDataSummary.model_validate_json(found.model_dump_json()) == found
     assert sum(found.slides.values()) == 8
@@ -123,18 +123,18 @@ def test_describe(folder: Path) -> None:
     assert module.list_train_mpp() == pytest.approx([4.0] * 4)
 
 
-def test_other_processes_read_the_store(folder: Path) -> None:
-    first = prepared(folder)
-    other = module_of(folder)
+def test_datamodule_store_is_read_by_other_process(folder: Path) -> None:
+    first = prepare_module(folder)
+    other = make_module(folder)
     other.setup("fit")
     assert other.summarize() == first.summarize()
-    fresh = module_of(folder, store_root=folder.parent / "nowhere")
+    fresh = make_module(folder, store_root=folder.parent / "nowhere")
     with pytest.raises(ManifestError, match=r"all slides of train, val, test failed .*has no patches"):
         fresh.setup("fit")
 
 
-def test_patches_of_one_slide(folder: Path) -> None:
-    module = prepared(folder, split="patches", slide_id=slide_name(1), val_fraction=0.25)
+def test_datamodule_split_patches_uses_one_slide(folder: Path) -> None:
+    module = prepare_module(folder, split="patches", slide_id=slide_name(1), val_fraction=0.25)
     assert [*module.list_splits()] == ["train", "val"]
     found = module.summarize()
     assert found.slides == {"train": 1, "val": 1}
@@ -142,16 +142,16 @@ def test_patches_of_one_slide(folder: Path) -> None:
     assert "do not measure generalization" in found.groups
     with pytest.raises(ConfigError, match="there is no test split"):
         module.test_dataloader()
-    anyone = module_of(folder, split="patches", provider="karolinska")
+    anyone = make_module(folder, split="patches", provider="karolinska")
     assert [record.slide_id for record in anyone.select().used] == [slide_name(1)]
     with pytest.raises(ManifestError, match=r"of 8 slides in 8 groups 0 are used, left out are other_slide: 8"):
-        module_of(folder, split="patches", slide_id="unknown").select()
+        make_module(folder, split="patches", slide_id="unknown").select()
 
 
-def test_provider_groups_and_no_test(folder: Path, tmp_path: Path) -> None:
+def test_datamodule_provider_groups_and_no_test_split(folder: Path, tmp_path: Path) -> None:
     table = tmp_path / "patients.csv"
     table.write_text("image_id,patient\n" + "".join(f"{slide_name(number)},{number // 4}\n" for number in range(8)))
-    module = prepared(folder, provider="radboud", groups=table, test_fraction=0.0)
+    module = prepare_module(folder, provider="radboud", groups=table, test_fraction=0.0)
     found = module.summarize()
     assert found.left_out == {"other_provider": 4}
     assert found.slides == {"train": 2, "val": 2}
@@ -159,29 +159,29 @@ def test_provider_groups_and_no_test(folder: Path, tmp_path: Path) -> None:
     groups = {name: {record.group for record in records} for name, records in module.list_splits().items()}
     assert not groups["train"] & groups["val"]
     with pytest.raises(ManifestError, match="2 groups cannot make train, val, test"):
-        module_of(folder, provider="radboud", groups=table).list_splits()
+        make_module(folder, provider="radboud", groups=table).list_splits()
 
 
-def test_missing_files(folder: Path, tmp_path: Path) -> None:
+def test_datamodule_missing_files_are_failures(folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "small"
     shutil.copytree(folder, copy)
     (copy / "train_label_masks" / f"{slide_name(2)}_mask.tiff").unlink()
     (copy / "train_images" / f"{slide_name(3)}.tiff").unlink()
-    module = prepared(copy, test_fraction=0.0)
+    module = prepare_module(copy, test_fraction=0.0)
     assert [(failure.slide_id, failure.stage) for failure in module.failures] == [
         (slide_name(2), "mask"),
         (slide_name(3), "slide"),
     ]
     assert sum(module.summarize().slides.values()) == 6
     assert module.summarize().failed[0]["error"] == "MaskError"
-    module = prepared(copy, test_fraction=0.0, exclude=["missing_mask", "missing_slide"])
+    module = prepare_module(copy, test_fraction=0.0, exclude=["missing_mask", "missing_slide"])
     assert module.select().left_out == {"missing_mask": 1, "missing_slide": 1}
     assert module.failures == []
     with pytest.raises(ManifestError, match="put the mask at"):
-        prepared(copy, split="patches", slide_id=slide_name(2))
+        prepare_module(copy, split="patches", slide_id=slide_name(2))
 
 
-def test_the_embedded_slides_are_drawn_on_first_use(tmp_path: Path) -> None:
+def test_datamodule_embedded_slides_are_drawn_on_first_use(tmp_path: Path) -> None:
     spec = SyntheticSpec(slides=4, width=512, height=384)
     options = {**OPTIONS, "store_root": tmp_path / "patches", "draw": spec, "test_fraction": 0.0}
     module = PatchDataModule(DataSettings(root=tmp_path / "drawn", **options))
@@ -230,11 +230,11 @@ def _fit(task: pl.LightningModule, module: PatchDataModule, path: Path, epochs: 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # Lightning 2.6 on torch 2.15
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 @pytest.mark.filterwarnings("ignore:.*The number of training batches")
-def test_a_resumed_run_sees_what_an_unbroken_one_sees(folder: Path, tmp_path: Path) -> None:
+def test_datamodule_resumed_run_sees_same_batches(folder: Path, tmp_path: Path) -> None:
     def fit(epochs: int, path: Path, ckpt: Path | None = None) -> _Net:
         pl.seed_everything(11, verbose=False)
         net = _Net()
-        _fit(net, module_of(folder, augment=Augmentation(name="light"), test_fraction=0.0), path, epochs, ckpt)
+        _fit(net, make_module(folder, augment=Augmentation(name="light"), test_fraction=0.0), path, epochs, ckpt)
         return net
 
     whole = fit(3, tmp_path / "whole.ckpt")
@@ -255,10 +255,10 @@ class _Small(torch.nn.Conv2d):
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # Lightning 2.6 on torch 2.15
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 @pytest.mark.filterwarnings("ignore:.*The number of training batches")
-def test_a_resumed_run_draws_the_hard_patches_of_an_unbroken_one(folder: Path, tmp_path: Path) -> None:
+def test_datamodule_resumed_run_draws_same_hard_patches(folder: Path, tmp_path: Path) -> None:
     def fit(epochs: int, path: Path, ckpt: Path | None = None) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         pl.seed_everything(11, verbose=False)
-        module = module_of(folder, sampler="hard", test_fraction=0.0)
+        module = make_module(folder, sampler="hard", test_fraction=0.0)
         task = SegmentationTask(_Small(), BCELoss(), Optim(lr=0.05, schedule="none"), METADATA)  # type: ignore[arg-type]
         _fit(task, module, path, epochs, ckpt)
         return task.state_dict(), module.state_dict()["losses"].clone()
@@ -272,8 +272,8 @@ def test_a_resumed_run_draws_the_hard_patches_of_an_unbroken_one(folder: Path, t
         assert torch.equal(resumed[key], value)
 
 
-def test_balanced_patches_of_a_split(folder: Path) -> None:
-    module = prepared(folder, sampler="balanced", tumor_share=0.75, test_fraction=0.0)
+def test_datamodule_balanced_sampler_meets_tumor_share(folder: Path) -> None:
+    module = prepare_module(folder, sampler="balanced", tumor_share=0.75, test_fraction=0.0)
     loader = module.train_dataloader()
     tumor = module.get_patches("train").rows.fractions[:, 1] > 0
     drawn = [draw.item for draw in loader.sampler]

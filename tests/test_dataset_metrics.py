@@ -15,7 +15,7 @@ from tests.drawn_scores import AREA, AT, BY_PROVIDER, SLIDES, draw, figures
 
 
 @pytest.mark.parametrize("choice", [AT, BY_PROVIDER])
-def test_figures_are_those_of_every_pixel(choice: ThresholdChoice) -> None:
+def test_figures_match_scikit_learn_over_all_pixels(choice: ThresholdChoice) -> None:
     found = figures(SLIDES, choice)
     called = [slide.prob >= choice.value_for(slide.score.record.provider) for slide in SLIDES]
     truth, positive = np.concatenate([slide.truth for slide in SLIDES]), np.concatenate(called)
@@ -38,7 +38,7 @@ def test_figures_are_those_of_every_pixel(choice: ThresholdChoice) -> None:
     assert {name: found[name] for name in counts} == counts
 
 
-def test_parts_are_what_their_slides_alone_would_be() -> None:
+def test_figures_of_part_equal_figures_of_its_slides() -> None:
     found = figures(SLIDES, BY_PROVIDER)
     assert {name: part["slides"] for name, part in found["by_provider"].items()} == {"karolinska": 3, "radboud": 3}
     assert {name: part["slides"] for name, part in found["by_grade"].items()} == {"0": 2, "1": 1, "4": 2, "none": 1}
@@ -47,7 +47,7 @@ def test_parts_are_what_their_slides_alone_would_be() -> None:
     assert "by_grade" not in found["by_provider"]["radboud"]
 
 
-def test_intervals_are_those_of_slides_drawn_by_group() -> None:
+def test_figures_intervals_match_bootstrap_over_groups() -> None:
     found = figures(SLIDES)
     groups = [slide.score.record.group for slide in SLIDES]
 
@@ -71,7 +71,7 @@ def test_intervals_are_those_of_slides_drawn_by_group() -> None:
     assert found["no_interval"] == {}
 
 
-def test_one_group_has_figures_without_intervals_and_the_reason() -> None:
+def test_figures_one_group_has_reason_instead_of_intervals() -> None:
     found = figures(SLIDES[:2])
     assert found["dice"] is not None
     assert all(found[f"{name}_interval"] is None for name in FIGURES)
@@ -85,7 +85,7 @@ def test_one_group_has_figures_without_intervals_and_the_reason() -> None:
     }  # fmt: skip
 
 
-def test_slides_without_cancer_have_an_area_and_no_dice() -> None:
+def test_figures_slides_without_cancer_have_area_and_no_dice() -> None:
     found = figures(SLIDES[2:4])
     for name in ("dice", "iou", "precision", "recall", "dice_mean_slide", "pr_auc", "pixel_auroc", "all_tissue_dice"):
         assert found[name] is found.get(f"{name}_interval") is None, name
@@ -93,20 +93,20 @@ def test_slides_without_cancer_have_an_area_and_no_dice() -> None:
     assert found["fp_mm2_benign_slides_interval"] is not None
 
 
-def test_all_cancer() -> None:
+def test_figures_all_cancer_has_no_auroc() -> None:
     found = figures([SLIDES[4]])
     assert (found["precision"], found["pr_auc"], found["pixel_auroc"]) == (1, 1, None)
     assert found["all_tissue_dice"] == 1
 
 
-def test_an_unknown_area_is_no_area() -> None:
+def test_figures_unknown_pixel_area_gives_no_area() -> None:
     blank = draw(7, 0.0, "radboud", 0, "f", area=None)
     found = figures([*SLIDES, blank])
     assert found["fp_mm2_benign_slides"] is found["fp_mm2_benign_slides_interval"] is None
     assert found["dice_interval"] is not None
 
 
-def test_no_slides() -> None:
+def test_figures_no_slides_are_none() -> None:
     found = figures([])
     assert all(found[name] is found[f"{name}_interval"] is None for name in FIGURES)
     assert (found["slides"], found["by_provider"], found["by_grade"]) == (0, {}, {})

@@ -69,7 +69,7 @@ class Data(pl.LightningDataModule):
         return {"losses": self.choose.losses} if isinstance(self.choose, HardDraws) else {}
 
 
-def run_of(folder: Path, data: Data, *overrides: str) -> Run:
+def make_run(folder: Path, data: Data, *overrides: str) -> Run:
     cfg = compose_config("trainer.max_epochs=2", "logger=csv", f"run_dir={folder}", *overrides)
     (folder / "checkpoints").mkdir(parents=True)
     pl.seed_everything(cfg.seed, verbose=False)
@@ -86,9 +86,9 @@ def last(run: Run) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path: Path) -> None:
-    two = run_of(tmp_path / "two", Data(2, choose=HardDraws(12)), *DDP)
-    one = run_of(tmp_path / "one", Data(4, choose=HardDraws(12)), "trainer=cpu")
+def test_ddp_two_processes_equal_one_with_twice_the_batch(tmp_path: Path) -> None:
+    two = make_run(tmp_path / "two", Data(2, choose=HardDraws(12)), *DDP)
+    one = make_run(tmp_path / "one", Data(4, choose=HardDraws(12)), "trainer=cpu")
     for ours, theirs in zip(read_metrics(two.folder), read_metrics(one.folder), strict=True):
         figures = {key: value for key, value in ours.items() if "step" not in key or key == "step"}
         assert {"val/dice", "val/threshold", "step"} <= set(ours) or "val/dice" not in theirs
@@ -106,17 +106,17 @@ def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_no_number_in_one_process_ends_all_and_names_the_patch(tmp_path: Path) -> None:
+def test_ddp_nan_loss_in_one_process_ends_all_and_names_patch(tmp_path: Path) -> None:
     # the second draw is the second process'
     seed = torch.Generator().manual_seed(0).initial_seed()
     pl.seed_everything(seed, verbose=False)
     sampler = DrawSampler(12, torch.initial_seed())
     broken = [draw.item for draw in sampler][1]
     with pytest.raises(PandaError, match=rf"the loss is nan in epoch 0: .* slide at level-0 px \({broken}, 0\)$"):
-        run_of(tmp_path / "run", Data(2, broken=broken), *DDP)
+        make_run(tmp_path / "run", Data(2, broken=broken), *DDP)
 
 
-def test_a_process_that_is_killed_ends_the_run(tmp_path: Path) -> None:
+def test_ddp_killed_process_ends_run(tmp_path: Path) -> None:
     ended = threading.Event()
 
     def kill() -> None:
@@ -130,7 +130,7 @@ def test_a_process_that_is_killed_ends_the_run(tmp_path: Path) -> None:
     killer.start()
     try:
         with pytest.raises(PandaError, match=r"a process that trained was ended from outside .*SIGKILL"):
-            run_of(tmp_path / "run", Data(2), *DDP)
+            make_run(tmp_path / "run", Data(2), *DDP)
     finally:
         ended.set()
         killer.join()
@@ -138,7 +138,7 @@ def test_a_process_that_is_killed_ends_the_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("choose", [None, HardDraws(50), BalancedDraws(np.arange(50) < 5, np.arange(50) % 7, 0.5)])
 @pytest.mark.parametrize("devices", [2, 3])
-def test_devices_share_the_draws_of_one(choose: Any, devices: int) -> None:
+def test_draws_on_devices_together_equal_draws_on_one(choose: Any, devices: int) -> None:
     alone = list(DrawSampler(50, seed=3, epoch=1, choose=choose))
     shares = [DrawSampler(50, seed=3, epoch=1, choose=choose, share=(device, devices)) for device in range(devices)]
     drawn = [list(share) for share in shares]
@@ -148,7 +148,7 @@ def test_devices_share_the_draws_of_one(choose: Any, devices: int) -> None:
     assert all(share.order == [draw.item for draw in together] for share in shares)
 
 
-def test_batches_are_told_by_device() -> None:
+def test_batch_items_of_devices_make_up_step() -> None:
     loaders: list[DataLoader[Any]] = []
     for device in range(2):
         trainer: Any = SimpleNamespace(global_rank=device, world_size=2, current_epoch=0)
@@ -177,11 +177,11 @@ def test_batches_are_told_by_device() -> None:
         ({"num_nodes": 2}, "trainer.num_nodes=2: a run uses one machine"),
     ],
 )
-def test_what_devices_cannot_do(trainer: dict[str, Any], fault: str) -> None:
+def test_device_faults_unsupported_settings_are_named(trainer: dict[str, Any], fault: str) -> None:
     (told,) = find_device_faults(trainer)
     assert told.startswith(fault)
 
 
-def test_one_device_and_several() -> None:
+def test_device_faults_supported_settings_are_empty() -> None:
     assert find_device_faults({}) == find_device_faults({"devices": 1}) == []
     assert find_device_faults({"devices": 4, "strategy": "ddp_spawn"}) == []

@@ -21,7 +21,7 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
 @pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def reset_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(logging.getLogger("panda"), "handlers", [])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "")
     forget_refusals()
@@ -29,7 +29,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     forget_refusals()
 
 
-def refusal(*overrides: str, door: str = "train") -> str:
+def run_refused(*overrides: str, door: str = "train") -> str:
     register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"), pytest.raises(Exception) as caught:  # noqa: PT011
         compose(door, overrides=list(overrides))
@@ -60,25 +60,25 @@ def refusal(*overrides: str, door: str = "train") -> str:
         ("tiles.k=4", ("tiles.k=4 needs task=grading",)),
     ],
 )
-def test_what_hydra_refuses_is_said_in_our_words(override: str, said: tuple[str, ...]) -> None:
-    text = refusal(override)
+def test_entry_point_hydra_refusal_is_reworded(override: str, said: tuple[str, ...]) -> None:
+    text = run_refused(override)
     assert "\n" not in text
     assert "hydra.cc" not in text
     for part in said:
         assert part in text
 
 
-def test_a_key_of_the_task_that_was_chosen_is_named_with_it() -> None:
-    assert refusal("task=grading", "target=cancer").endswith("(did you mean task.target?)")
-    assert refusal("task=grading", "tiles.kk=4").startswith("tiles.kk=4: there is no such key")
-    told = refusal("checkpoint=a", "slides=b", "min_region_px=9", door="infer")
+def test_entry_point_key_of_other_task_names_task() -> None:
+    assert run_refused("task=grading", "target=cancer").endswith("(did you mean task.target?)")
+    assert run_refused("task=grading", "tiles.kk=4").startswith("tiles.kk=4: there is no such key")
+    told = run_refused("checkpoint=a", "slides=b", "min_region_px=9", door="infer")
     assert told == "min_region_px=9: there is no such key (did you mean quantify.min_region_px?)"
 
 
 @pytest.mark.parametrize(
     "value", ["a=b", "my slides (1).tiff", 'say "a"', "it's", "C:\\x\\", 'a\\"', "[x", "{", "a,b", "#1"]
 )
-def test_a_quoted_value_comes_through_shell_and_hydra_as_it_was(value: str) -> None:
+def test_quoted_value_survives_shell_and_hydra(value: str) -> None:
     (typed,) = shlex.split(quoted(f"slides={value}"))
     assert OverridesParser.create().parse_override(typed).value() == value
 
@@ -87,7 +87,7 @@ def job(tmp_path: Path, **more: object) -> DictConfig:
     return OmegaConf.create({"debug": False, "run_dir": str(tmp_path), **more})
 
 
-def test_ctrl_c_ends_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_entry_point_ctrl_c_prints_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     @guarded
     def stopped(cfg: DictConfig) -> None:
         raise KeyboardInterrupt
@@ -100,7 +100,7 @@ def test_ctrl_c_ends_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "Traceback" not in err
 
 
-def test_ctrl_c_says_how_to_go_on_where_the_job_knows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_entry_point_ctrl_c_prints_resume_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     @guarded
     def stopped(cfg: DictConfig) -> None:
         raise Interrupted("resume it with: that")
@@ -119,7 +119,7 @@ def test_ctrl_c_says_how_to_go_on_where_the_job_knows(tmp_path: Path, capsys: py
         (OSError("odd"), ("odd",)),
     ],
 )
-def test_an_error_of_the_system_says_where_and_what_to_do(
+def test_guarded_system_error_names_path_and_remedy(
     error: OSError, said: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     @guarded
@@ -132,7 +132,7 @@ def test_an_error_of_the_system_says_where_and_what_to_do(
         assert part in err
 
 
-def test_a_refusal_of_hydra_is_one_message_and_a_status(
+def test_enter_hydra_refusal_is_one_message_and_status(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py", "modle=unet"])
@@ -150,7 +150,7 @@ def test_a_refusal_of_hydra_is_one_message_and_a_status(
     assert "Traceback" not in err
 
 
-def test_an_error_of_ours_keeps_its_traceback_and_leaves_a_trace(tmp_path: Path) -> None:
+def test_guarded_unexpected_error_keeps_traceback(tmp_path: Path) -> None:
     folder = tmp_path / "sweep-x" / "0"
 
     @guarded
@@ -163,7 +163,7 @@ def test_an_error_of_ours_keeps_its_traceback_and_leaves_a_trace(tmp_path: Path)
 
 
 @pytest.mark.parametrize("debug", [False, True])
-def test_tracebacks_go_to_the_file_and_with_debug_to_the_terminal(
+def test_log_to_file_holds_traceback_and_terminal_if_debug(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], debug: bool
 ) -> None:
     @guarded
@@ -178,7 +178,7 @@ def test_tracebacks_go_to_the_file_and_with_debug_to_the_terminal(
     assert "ZeroDivisionError: seven" in (tmp_path / "run.log").read_text()
 
 
-def test_a_refused_job_of_a_sweep_leaves_error_and_choices(tmp_path: Path) -> None:
+def test_guarded_refused_sweep_job_leaves_error_and_choices(tmp_path: Path) -> None:
     @guarded
     def refused(cfg: DictConfig) -> None:
         raise SlideError("no")

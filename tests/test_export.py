@@ -39,7 +39,7 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Slide:
 
 
 @pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory) -> Slide:
+def slide_without_mpp(tmp_path_factory: pytest.TempPathFactory) -> Slide:
     return make_slide(tmp_path_factory.mktemp("bare"), None)
 
 
@@ -53,7 +53,7 @@ def truth(shape: tuple[int, int]) -> NDArray[np.float32]:
     return prob
 
 
-def canvas_of(slide: Slide, path: Path) -> Canvas:
+def make_canvas(slide: Slide, path: Path) -> Canvas:
     """The map at level 1 in tiles of 100 px; what lies right of 1200 px is not scored."""
     resolution = slide.choose_resolution(level=1)
     prob = np.pad(truth((resolution.height, resolution.width)), ((0, 100), (0, 100)))
@@ -66,38 +66,38 @@ def canvas_of(slide: Slide, path: Path) -> Canvas:
 
 @pytest.fixture(scope="module")
 def canvas(slide: Slide, tmp_path_factory: pytest.TempPathFactory) -> Canvas:
-    return canvas_of(slide, tmp_path_factory.mktemp("canvas") / "c.zarr")
+    return make_canvas(slide, tmp_path_factory.mktemp("canvas") / "c.zarr")
 
 
-def everywhere(slide: Slide) -> TissueMap:
+def make_full_tissue(slide: Slide) -> TissueMap:
     resolution = slide.choose_resolution(level=1)
     return TissueMap(np.ones((resolution.height, resolution.width), np.bool_), resolution, "strict")
 
 
-def quantified(canvas: Canvas, slide: Slide, **limits: Any) -> Quantification:
+def quantify(canvas: Canvas, slide: Slide, **limits: Any) -> Quantification:
     return slide_quantification(
         canvas,
         slide,
         canvas.resolution,
         0.5,
         settings=QuantifySettings(min_region_um2=0, min_hole_um2=0, min_region_px=0, min_hole_px=0, **limits),
-        tissue=everywhere(slide),
+        tissue=make_full_tissue(slide),
     )
 
 
-def pixels(path: Path) -> NDArray[np.uint8]:
+def read_pixels(path: Path) -> NDArray[np.uint8]:
     with Image.open(path) as image:
         assert image.format == "PNG"
         assert image.mode == "RGB"
         return np.asarray(image)
 
 
-def near(image: NDArray[np.uint8], colour: tuple[int, ...] | NDArray[np.uint8], by: int = 3) -> NDArray[np.bool_]:
+def is_near(image: NDArray[np.uint8], colour: tuple[int, ...] | NDArray[np.uint8], by: int = 3) -> NDArray[np.bool_]:
     return np.asarray((np.abs(image.astype(int) - np.asarray(colour, int)) <= by).all(axis=-1))
 
 
 @pytest.mark.parametrize("factor", [1, 2, 3, 7, 600])
-def test_shrinking_averages_what_was_scored(canvas: Canvas, factor: int) -> None:
+def test_shrink_averages_scored_pixels(canvas: Canvas, factor: int) -> None:
     height, width = canvas.shape
     prob, scored = np.asarray(canvas).astype(np.float64), (canvas.codes(0, 0, width, height) > 0)
     mean, share = shrink(canvas, factor)
@@ -109,28 +109,28 @@ def test_shrinking_averages_what_was_scored(canvas: Canvas, factor: int) -> None
         assert mean[row, column] == pytest.approx(want, abs=1e-5)
 
 
-def test_the_heatmap_has_the_jet_colours_of_the_map(canvas: Canvas, tmp_path: Path) -> None:
+def test_write_heatmap_uses_jet_colors(canvas: Canvas, tmp_path: Path) -> None:
     nothing = np.zeros(canvas.shape, np.bool_)
     write_heatmap(canvas, nothing, 0.5, tmp_path / "heat.png")
-    image = pixels(tmp_path / "heat.png")
+    image = read_pixels(tmp_path / "heat.png")
     height, width = canvas.shape
     assert image.shape[0] > height
     assert image.shape[1] > width
-    assert near(image, JET[round(0.9 * 255)], 0).sum() >= 300 * 400 - 100 * 100
-    assert near(image, UNSCORED, 0).sum() >= height * (width - 1200)
+    assert is_near(image, JET[round(0.9 * 255)], 0).sum() >= 300 * 400 - 100 * 100
+    assert is_near(image, UNSCORED, 0).sum() >= height * (width - 1200)
     write_heatmap(canvas, nothing, 0.5, tmp_path / "heat.png", max_side=500)
-    small = pixels(tmp_path / "heat.png")
-    assert near(small, JET[round(0.9 * 255)], 0).sum() == pytest.approx((300 * 400 - 100 * 100) / 9, rel=0.1)
+    small = read_pixels(tmp_path / "heat.png")
+    assert is_near(small, JET[round(0.9 * 255)], 0).sum() == pytest.approx((300 * 400 - 100 * 100) / 9, rel=0.1)
     assert list(tmp_path.iterdir()) == [tmp_path / "heat.png"]
 
 
-def test_the_overlay_colours_tumour_alone_and_outlines_it(slide: Slide, canvas: Canvas, tmp_path: Path) -> None:
-    found = quantified(canvas, slide)
-    seen = Overview.from_canvas(slide, canvas, everywhere(slide))
+def test_write_overlay_colors_and_outlines_tumor_only(slide: Slide, canvas: Canvas, tmp_path: Path) -> None:
+    found = quantify(canvas, slide)
+    seen = Overview.from_canvas(slide, canvas, make_full_tissue(slide))
     write_overlay(seen, found.mask_clean, 0.5, tmp_path / "over.png")
-    image = pixels(tmp_path / "over.png")
+    image = read_pixels(tmp_path / "over.png")
     overview, view = slide.overview()
-    top, left = np.argwhere(near(image, overview[0, 0], 4))[0]  # the picture's first px
+    top, left = np.argwhere(is_near(image, overview[0, 0], 4))[0]  # the picture's first px
     scale = canvas.resolution.downsample / view.downsample
 
     def at(x: float, y: float) -> NDArray[np.uint8]:
@@ -138,42 +138,40 @@ def test_the_overlay_colours_tumour_alone_and_outlines_it(slide: Slide, canvas: 
         around = image[row - 2 : row + 3, column - 2 : column + 3]
         return np.asarray(np.median(around, axis=(0, 1)), np.uint8)
 
-    assert near(at(30, 500), PINK, 4)  # low probability: the tissue as it is
-    assert near(at(1250, 500), PINK, 4)  # not scored
+    assert is_near(at(30, 500), PINK, 4)  # low probability: the tissue as it is
+    assert is_near(at(1250, 500), PINK, 4)  # not scored
     mixed = 0.6 * np.array(PINK) + 0.4 * JET[round(0.9 * 255)]
-    assert near(at(500, 250), mixed.astype(np.uint8), 4)
+    assert is_near(at(500, 250), mixed.astype(np.uint8), 4)
     for x in (200, 600):  # the outline runs along the edge of the tumour, and around the hole
         row, column = top + round(250 * scale), left + round(x * scale)
         assert image[row, column - 3 : column + 4].max(axis=-1).min() < 100
     row, column = top + round(250 * scale), left + round(300 * scale)
     assert image[row, column - 3 : column + 4].max(axis=-1).min() < 100
-    nothing = TissueMap(np.zeros((10, 10), np.bool_), everywhere(slide).resolution, "strict")
+    nothing = TissueMap(np.zeros((10, 10), np.bool_), make_full_tissue(slide).resolution, "strict")
     write_overlay(
         Overview.from_canvas(slide, canvas, nothing), np.zeros(canvas.shape, np.bool_), 0.5, tmp_path / "over.png"
     )
-    assert near(pixels(tmp_path / "over.png"), mixed.astype(np.uint8), 4).sum() == 0
+    assert is_near(read_pixels(tmp_path / "over.png"), mixed.astype(np.uint8), 4).sum() == 0
 
 
-def test_pictures_do_without_the_resolution(bare: Slide, tmp_path: Path) -> None:
-    canvas = canvas_of(bare, tmp_path / "c.zarr")
+def test_pictures_without_resolution_are_written(slide_without_mpp: Slide, tmp_path: Path) -> None:
+    canvas = make_canvas(slide_without_mpp, tmp_path / "c.zarr")
     mask = np.asarray(canvas) > 0.5
     write_heatmap(canvas, mask, 0.123456, tmp_path / "heat.png", max_side=200)
-    write_overlay(Overview.from_canvas(bare, canvas, max_side=300), mask, 0.123456, tmp_path / "over.png")
-    assert pixels(tmp_path / "heat.png").shape[1] > 200
-    assert pixels(tmp_path / "over.png").shape[1] > 300
+    write_overlay(Overview.from_canvas(slide_without_mpp, canvas, max_side=300), mask, 0.123456, tmp_path / "over.png")
+    assert read_pixels(tmp_path / "heat.png").shape[1] > 200
+    assert read_pixels(tmp_path / "over.png").shape[1] > 300
 
 
-def test_the_view_lays_map_tissue_and_label_on_the_pixels_of_the_slide(
-    slide: Slide, canvas: Canvas, tmp_path: Path
-) -> None:
-    seen = Overview.from_canvas(slide, canvas, everywhere(slide), max_side=700)
+def test_write_view_aligns_map_tissue_and_label_with_slide(slide: Slide, canvas: Canvas, tmp_path: Path) -> None:
+    seen = Overview.from_canvas(slide, canvas, make_full_tissue(slide), max_side=700)
     label = np.zeros(seen.image.shape[:2], np.bool_)
     label[:40, :30] = True
     write_view(seen, tmp_path, label)
-    planes = pixels(tmp_path / "map.png")
+    planes = read_pixels(tmp_path / "map.png")
     with Image.open(tmp_path / "slide.jpg") as image:
         assert image.size == planes.shape[1::-1] == seen.resolution.size
-        assert near(np.asarray(image), PINK, 4)[:-2, :-2].all()  # the last px may reach past the slide
+        assert is_near(np.asarray(image), PINK, 4)[:-2, :-2].all()  # the last px may reach past the slide
     width, height = seen.resolution.size
     whole, scored = np.asarray(canvas), (canvas.codes(0, 0, *canvas.shape[::-1]) > 0)
     scale = seen.resolution.downsample / canvas.resolution.downsample
@@ -188,11 +186,11 @@ def test_the_view_lays_map_tissue_and_label_on_the_pixels_of_the_slide(
 @pytest.mark.parametrize(
     ("longest", "length"), [(1, 1), (1.99, 1), (2, 2), (4.9, 2), (5, 5), (9.9, 5), (0.3, 0.2), (740, 500), (2600, 2000)]
 )
-def test_scale_bars_have_round_lengths(longest: float, length: float) -> None:
+def test_round_length_gives_round_scale_bars(longest: float, length: float) -> None:
     assert round_length(longest) == pytest.approx(length)
 
 
-def test_a_scale_bar_says_how_long_it_is() -> None:
+def test_scale_bar_states_length() -> None:
     assert Scale(4, 2.0).bar(1000) == (250, "500 µm")
     assert Scale(16, 8.0).bar(2048) == (250, "2 mm")
     assert Scale(4, None).bar(1000) == (250, "1000 px at level 0 (µm/px unknown)")
@@ -200,10 +198,8 @@ def test_a_scale_bar_says_how_long_it_is() -> None:
 
 
 @pytest.mark.parametrize("connectivity", [4, 8])
-def test_geojson_holds_the_regions_as_qupath_reads_them(
-    slide: Slide, canvas: Canvas, tmp_path: Path, connectivity: int
-) -> None:
-    found = quantified(canvas, slide, connectivity=connectivity)
+def test_write_geojson_is_readable_by_qupath(slide: Slide, canvas: Canvas, tmp_path: Path, connectivity: int) -> None:
+    found = quantify(canvas, slide, connectivity=connectivity)
     write_geojson(found, slide, canvas.resolution, tmp_path / "r.geojson")
     collection = json.loads((tmp_path / "r.geojson").read_text(encoding="utf-8"))
     assert collection["type"] == "FeatureCollection"
@@ -232,18 +228,18 @@ def test_geojson_holds_the_regions_as_qupath_reads_them(
     assert ring[0] == ring[-1]
 
 
-def test_geojson_of_no_tumour_or_unknown_area(bare: Slide, tmp_path: Path) -> None:
-    canvas = canvas_of(bare, tmp_path / "c.zarr")
-    found = quantified(canvas, bare)
-    write_geojson(found, bare, canvas.resolution, tmp_path / "r.geojson")
+def test_write_geojson_no_tumor_or_unknown_area(slide_without_mpp: Slide, tmp_path: Path) -> None:
+    canvas = make_canvas(slide_without_mpp, tmp_path / "c.zarr")
+    found = quantify(canvas, slide_without_mpp)
+    write_geojson(found, slide_without_mpp, canvas.resolution, tmp_path / "r.geojson")
     features = json.loads((tmp_path / "r.geojson").read_text())["features"]
     assert "Area µm^2" not in features[0]["properties"]["measurements"]
     found = found.model_copy(update={"mask_clean": np.zeros(canvas.shape, np.bool_), "regions": ()})
-    write_geojson(found, bare, canvas.resolution, tmp_path / "r.geojson")
+    write_geojson(found, slide_without_mpp, canvas.resolution, tmp_path / "r.geojson")
     assert json.loads((tmp_path / "r.geojson").read_text())["features"] == []
 
 
-def test_the_ome_tiff_is_a_pyramid_with_its_pixel_size(slide: Slide, canvas: Canvas, tmp_path: Path) -> None:
+def test_write_ome_tiff_is_pyramid_with_pixel_size(slide: Slide, canvas: Canvas, tmp_path: Path) -> None:
     path = tmp_path / "p.ome.tiff"
     write_ome_tiff(canvas, slide, path)
     want = np.rint(np.asarray(canvas) * 255).astype(np.uint8)
@@ -272,11 +268,11 @@ def test_the_ome_tiff_is_a_pyramid_with_its_pixel_size(slide: Slide, canvas: Can
     assert reopened.mpp == pytest.approx((across, down), rel=1e-3)
 
 
-def test_a_small_map_of_unknown_resolution_is_one_level(bare: Slide, tmp_path: Path) -> None:
-    resolution = bare.choose_resolution(level=2)
+def test_write_ome_tiff_small_map_without_resolution_has_one_level(slide_without_mpp: Slide, tmp_path: Path) -> None:
+    resolution = slide_without_mpp.choose_resolution(level=2)
     with CanvasWriter(tmp_path / "c", resolution, 64, "f", {}) as writer:
         writer.add(np.ones((1, 64, 64)), [[0, 0]])
-    write_ome_tiff(Canvas.open(tmp_path / "c"), bare, tmp_path / "p.ome.tiff")
+    write_ome_tiff(Canvas.open(tmp_path / "c"), slide_without_mpp, tmp_path / "p.ome.tiff")
     with tifffile.TiffFile(tmp_path / "p.ome.tiff") as tif:
         assert len(tif.series[0].levels) == 1
         assert "PhysicalSize" not in (tif.ome_metadata or "PhysicalSize")

@@ -42,13 +42,13 @@ def cache(tmp_path: Path) -> FeatureCache:
     return FeatureCache(net(), SETTINGS, tmp_path / "patches")
 
 
-def kept(cache: FeatureCache, path: Path, coords: Any = COORDS, side: int = 64) -> Path:
+def encode(cache: FeatureCache, path: Path, coords: Any = COORDS, side: int = 64) -> Path:
     with Slide.open(path) as slide:
         return cache.encode(slide, coords, slide.choose_resolution(level=1), side, None)
 
 
-def test_they_are_what_the_network_makes_of_the_tiles(cache: FeatureCache, path: Path) -> None:
-    features = read_features(kept(cache, path))
+def test_feature_cache_features_equal_network_output(cache: FeatureCache, path: Path) -> None:
+    features = read_features(encode(cache, path))
     assert features.dtype == np.float32
     with Slide.open(path) as slide, torch.inference_mode():
         bag = torch.from_numpy(read_bag(slide, COORDS, slide.choose_resolution(level=1), 64))
@@ -58,38 +58,38 @@ def test_they_are_what_the_network_makes_of_the_tiles(cache: FeatureCache, path:
     torch.testing.assert_close(logits, whole[0], rtol=1e-4, atol=1e-4)
 
 
-def test_a_store_that_cannot_be_made_is_told_before_any_slide(tmp_path: Path) -> None:
+def test_feature_cache_folder_cannot_be_made_raises(tmp_path: Path) -> None:
     (tmp_path / "patches").write_text("a file where the store should be")
     with pytest.raises(OSError, match="patches"):
         FeatureCache(net(), SETTINGS, tmp_path / "patches")
 
 
-def test_each_tile_is_encoded_once(cache: FeatureCache, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = kept(cache, path)
+def test_feature_cache_encodes_each_tile_once(cache: FeatureCache, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = encode(cache, path)
     monkeypatch.setattr("panda.inference.features.encode_tiles", None)
-    assert kept(cache, path) == first
+    assert encode(cache, path) == first
     again = FeatureCache(net(), SETTINGS, cache.folder.parent)
-    assert kept(again, path) == first, "a new process with the same weights finds them"
+    assert encode(again, path) == first, "a new process with the same weights finds them"
 
 
-def test_what_makes_other_features_has_another_file(cache: FeatureCache, path: Path) -> None:
+def test_feature_cache_other_inputs_use_other_file(cache: FeatureCache, path: Path) -> None:
     others = [
-        kept(cache, path),
-        kept(cache, path, COORDS[:4]),
-        kept(cache, path, side=32),
-        kept(FeatureCache(net(seed=1), SETTINGS, cache.folder.parent), path),
-        kept(FeatureCache(net(mean=(0.5, 0.5, 0.5)), SETTINGS, cache.folder.parent), path),
-        kept(FeatureCache(net(), EngineSettings(device="cpu", precision="bf16"), cache.folder.parent), path),
+        encode(cache, path),
+        encode(cache, path, COORDS[:4]),
+        encode(cache, path, side=32),
+        encode(FeatureCache(net(seed=1), SETTINGS, cache.folder.parent), path),
+        encode(FeatureCache(net(mean=(0.5, 0.5, 0.5)), SETTINGS, cache.folder.parent), path),
+        encode(FeatureCache(net(), EngineSettings(device="cpu", precision="bf16"), cache.folder.parent), path),
     ]
     assert len(set(others)) == len(others)
 
 
 @pytest.mark.parametrize("how", ["byte", "cut", "empty", "other"])
-def test_a_damaged_file_is_told_and_made_anew(
+def test_feature_cache_damaged_file_warns_and_is_rewritten(
     cache: FeatureCache, path: Path, how: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("panda"), "propagate", True)
-    file = kept(cache, path)
+    file = encode(cache, path)
     before = read_features(file)
     data = bytearray(file.read_bytes())
     if how == "other":
@@ -99,18 +99,18 @@ def test_a_damaged_file_is_told_and_made_anew(
         file.write_bytes({"byte": bytes(data), "cut": bytes(data[:-30]), "empty": b""}[how])
         with pytest.raises(ManifestError, match=r"features cannot be read .*remove it"):
             read_features(file)
-    assert kept(cache, path) == file
+    assert encode(cache, path) == file
     np.testing.assert_array_equal(read_features(file), before)
     assert "its tiles are encoded again" in caplog.text
     assert "remove it" not in caplog.text
     assert str(file) in caplog.text
 
 
-def test_a_bag_of_features_is_padded_and_masked(cache: FeatureCache, path: Path) -> None:
+def test_bag_set_of_features_is_padded_and_masked(cache: FeatureCache, path: Path) -> None:
     record = SlideRecord("s", "radboud", 3, "4+3", path, None, "s")
-    item = BagItem(record, COORDS, None, kept(cache, path))
+    item = BagItem(record, COORDS, None, encode(cache, path))
     longer = np.concatenate([COORDS, COORDS[:3]])
-    bags = BagSet([item, BagItem(record, longer, None, kept(cache, path, longer))], BagSettings(k=4000))
+    bags = BagSet([item, BagItem(record, longer, None, encode(cache, path, longer))], BagSettings(k=4000))
     bag, mask, label, name = bags[0]
     assert bag.shape == (8, cache.network.feature_dim), "as long as the longest bag that there is"
     assert mask.tolist() == [True] * 5 + [False] * 3
@@ -125,9 +125,7 @@ def test_a_bag_of_features_is_padded_and_masked(cache: FeatureCache, path: Path)
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_a_grader_reads_what_was_kept_in_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frozen: bool
-) -> None:
+def test_grading_predictor_reads_cached_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frozen: bool) -> None:
     torch.manual_seed(0)
     network = MILNet("resnet10t", freeze_encoder=frozen, hidden=8)
     tiles = {"how": "tissue", "k": 3, "random_fraction": 1.0, "min_tissue": 0.25, "seed": 0}
@@ -156,7 +154,7 @@ def test_a_grader_reads_what_was_kept_in_training(
     assert found.probabilities == pytest.approx(alone.probabilities, abs=1e-6)
 
 
-def test_parts_are_read_ahead_in_order(path: Path) -> None:
+def test_encode_tiles_any_count_keeps_order(path: Path) -> None:
     with Slide.open(path) as slide:
         for count in (1, 2, 5):
             found = encode_tiles(

@@ -29,7 +29,7 @@ from panda.files import (
 )
 
 
-def test_text_and_bytes_arrive_as_given(tmp_path: Path) -> None:
+def test_write_whole_text_and_bytes_arrive_unchanged(tmp_path: Path) -> None:
     write_whole(tmp_path / "new" / "a.txt", "µm²\r\n")
     assert (tmp_path / "new" / "a.txt").read_bytes() == "µm²\r\n".encode()
     write_whole(tmp_path / "new" / "a.txt", b"\x00\xff")
@@ -51,7 +51,7 @@ def fail_in_a_folder(path: Path) -> None:
         raise KeyboardInterrupt
 
 
-def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+def test_write_whole_failure_keeps_old_file_only(tmp_path: Path) -> None:
     write_whole(tmp_path / "a.csv", "old")
     with pytest.raises(RuntimeError):
         fail_midway(tmp_path / "a.csv")
@@ -61,7 +61,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]
 
 
-def test_a_folder_takes_the_place_of_a_folder(tmp_path: Path) -> None:
+def test_whole_path_replaces_folder(tmp_path: Path) -> None:
     for name in ("old", "new"):
         with whole_path(tmp_path / "store") as partial:
             partial.mkdir()
@@ -70,7 +70,7 @@ def test_a_folder_takes_the_place_of_a_folder(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["store"]
 
 
-def test_a_replacement_that_fails_puts_the_old_folder_back(tmp_path: Path) -> None:
+def test_replace_failure_restores_old_folder(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "old").write_text("old")
     with pytest.raises(FileNotFoundError):
@@ -79,13 +79,13 @@ def test_a_replacement_that_fails_puts_the_old_folder_back(tmp_path: Path) -> No
     assert [p.name for p in tmp_path.iterdir()] == ["store"]
 
 
-def test_a_block_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
+def test_whole_path_nothing_written_raises(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), whole_path(tmp_path / "a"):
         pass
     assert list(tmp_path.iterdir()) == []
 
 
-def test_remove_takes_files_folders_and_nothing(tmp_path: Path) -> None:
+def test_remove_takes_files_folders_and_missing_paths(tmp_path: Path) -> None:
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "file").write_text("x")
     (tmp_path / "link").symlink_to(tmp_path / "kept")
@@ -97,7 +97,7 @@ def test_remove_takes_files_folders_and_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_identity_tells_a_file_that_was_written_anew(tmp_path: Path) -> None:
+def test_identity_changes_with_rewritten_file(tmp_path: Path) -> None:
     path = tmp_path / "slide.tiff"
     path.write_bytes(b"one")
     os.utime(path, ns=(5, 5))
@@ -106,7 +106,7 @@ def test_identity_tells_a_file_that_was_written_anew(tmp_path: Path) -> None:
     assert identity(path)["mtime_ns"] != 5
 
 
-def test_a_fingerprint_is_of_the_content_alone() -> None:
+def test_fingerprint_depends_on_content_only() -> None:
     one = fingerprint({"a": 1, "b": {"x": [1, 2.5], "y": "µ"}})
     assert one == fingerprint({"b": {"y": "µ", "x": [1, 2.5]}, "a": 1})
     assert len(one) == 64
@@ -117,27 +117,27 @@ def test_a_fingerprint_is_of_the_content_alone() -> None:
         fingerprint({"a": Path()})
 
 
-def test_json_refuses_nan_and_leaves_the_old_file(tmp_path: Path) -> None:
+def test_write_json_nan_raises_and_keeps_old_file(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"a": [1, None, "µ"]})
     with pytest.raises(ValueError, match="JSON compliant"):
         write_json(tmp_path / "a.json", {"a": float("nan")})
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1, None, "µ"]}
 
 
-def test_a_table_has_every_key_as_a_column(tmp_path: Path) -> None:
+def test_write_table_has_every_key_as_column(tmp_path: Path) -> None:
     write_table(tmp_path / "a.csv", [{"a": 1, "b": None}, {"a": 2, "c": "x,y"}])
     assert (tmp_path / "a.csv").read_text() == 'a,b,c\n1,,\n2,,"x,y"\n'
     write_table(tmp_path / "a.csv", [], ["a", "b"])
     assert (tmp_path / "a.csv").read_text() == "a,b\n"
 
 
-def test_lock_held_is_refused_and_free_afterwards(tmp_path: Path) -> None:
+def test_hold_lock_held_raises_and_is_free_afterwards(tmp_path: Path) -> None:
     with hold_lock(tmp_path / "run", wait=False), pytest.raises(BlockingIOError, match="another run holds its lock"):
         _take_lock(tmp_path / "run")
     _take_lock(tmp_path / "run")
 
 
-def test_lock_second_thread_waits_for_the_first(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_hold_lock_second_thread_waits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     order = []
 
     def wait() -> None:
@@ -154,7 +154,7 @@ def test_lock_second_thread_waits_for_the_first(tmp_path: Path, caplog: pytest.L
     assert order == ["first", "second"]
 
 
-def test_lock_symbolic_link_is_refused_and_target_kept(tmp_path: Path) -> None:
+def test_hold_lock_symbolic_link_raises_and_keeps_target(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
     (tmp_path / ".run.lock").symlink_to(tmp_path / "thesis.txt")
     with pytest.raises(OSError, match=r"\.run\.lock"):
@@ -162,7 +162,7 @@ def test_lock_symbolic_link_is_refused_and_target_kept(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.txt").read_text() == "precious"
 
 
-def test_lock_without_file_system_support_warns(
+def test_hold_lock_unsupported_file_system_warns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*_: object) -> None:
@@ -187,7 +187,7 @@ with hold_lock(Path(sys.argv[1])):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="only POSIX forks")
-def test_lock_of_a_killed_process_is_free_while_its_child_lives(tmp_path: Path) -> None:
+def test_hold_lock_killed_process_frees_lock_while_child_lives(tmp_path: Path) -> None:
     holder = subprocess.Popen([sys.executable, "-c", _HOLDER, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     child = int(holder.stdout.readline())
@@ -227,13 +227,13 @@ for module in pkgutil.walk_packages(panda.__path__, "panda."):
 """
 
 
-def test_every_module_imports_without_posix_modules() -> None:
+def test_modules_import_without_posix_modules() -> None:
     done = subprocess.run([sys.executable, "-c", _WITHOUT_POSIX], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "panda.files" in done.stdout.split()
 
 
-def test_leftovers_of_one_name_or_all_are_removed(tmp_path: Path) -> None:
+def test_remove_leftovers_of_one_name_or_all(tmp_path: Path) -> None:
     def leave(*names: str) -> None:
         for name in names:
             (partial_path(tmp_path / name)).mkdir()
@@ -248,7 +248,7 @@ def test_leftovers_of_one_name_or_all_are_removed(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a[1].csv"]
 
 
-def test_a_file_takes_no_folders_place(tmp_path: Path) -> None:
+def test_write_whole_folder_of_same_name_raises(tmp_path: Path) -> None:
     (tmp_path / "out.csv").mkdir()
     (tmp_path / "out.csv" / "thesis.txt").write_text("precious")
     with pytest.raises(IsADirectoryError, match="a folder has the name"):

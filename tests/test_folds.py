@@ -10,7 +10,7 @@ from panda.report.folds import compute_figures, main, read_folds
 from tests.test_compare import make_rows, make_run
 
 
-def test_folds_are_pooled_over_slides_and_not_averaged(tmp_path: Path) -> None:
+def test_compute_figures_pools_slides_of_folds(tmp_path: Path) -> None:
     rows = make_rows(n=9, groups=4)
     folders = [make_run(tmp_path / str(fold), part) for fold, part in enumerate((rows[:2], rows[2:]))]
     read, task = read_folds(folders)
@@ -29,7 +29,7 @@ def test_folds_are_pooled_over_slides_and_not_averaged(tmp_path: Path) -> None:
     assert found["fp_mm2_benign_slides"].interval is None  # one slide has no spread
 
 
-def test_the_command_prints_each_figure(
+def test_main_prints_each_figure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = make_rows(n=6)
@@ -42,7 +42,7 @@ def test_the_command_prints_each_figure(
     assert "5 slides, 5 groups" in printed
 
 
-def test_a_slide_tested_twice_is_refused(tmp_path: Path) -> None:
+def test_read_folds_slide_tested_twice_raises(tmp_path: Path) -> None:
     rows = make_rows(n=3)
     folders = [make_run(tmp_path / name, rows) for name in ("a", "b")]
     with pytest.raises(ManifestError, match=r"s00 was tested in .*a and in .*b: give runs of data.split=kfold"):
@@ -50,7 +50,7 @@ def test_a_slide_tested_twice_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "told"),
+    ("one", "other", "message"),
     [
         ({}, {"task": "grading"}, "a is of task segmentation, .*b of grading"),
         (
@@ -61,10 +61,8 @@ def test_a_slide_tested_twice_is_refused(tmp_path: Path) -> None:
         ({}, {"data": {"settings": {"level": 2, "mpp": None}}}, "data.level is 1 in .*a and 2 in .*b"),
     ],
 )
-def test_runs_whose_figures_mean_different_things_are_refused(
-    tmp_path: Path, one: dict[str, Any], other: dict[str, Any], told: str
-) -> None:
+def test_read_folds_unlike_runs_raise(tmp_path: Path, one: dict[str, Any], other: dict[str, Any], message: str) -> None:
     rows = make_rows(n=4)
     folders = [make_run(tmp_path / "a", rows[:2], **one), make_run(tmp_path / "b", rows[2:], **other)]
-    with pytest.raises(ManifestError, match=told):
+    with pytest.raises(ManifestError, match=message):
         read_folds(folders)

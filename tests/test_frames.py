@@ -76,14 +76,14 @@ def sizes(draw: st.DrawFn) -> tuple[int, int]:
     return (long, thin) if draw(st.booleans()) else (thin, long)
 
 
-def cumulated(steps: Sequence[float]) -> tuple[float, ...]:
+def accumulate_levels(steps: Sequence[float]) -> tuple[float, ...]:
     return tuple(downsample for downsample in np.cumprod([1.0, *steps]).tolist() if downsample <= LARGEST)
 
 
 @st.composite
 def pyramids(draw: st.DrawFn, size: st.SearchStrategy[tuple[int, int]], *, spans: bool | None = None) -> Pyramid:
     usual = st.sampled_from([(1, 4.0004, 16.0084), (1, 3.97, 15.8), (1, 2, 4, 8, 16), (1,), (1, 4, 16)])
-    odd = st.lists(st.floats(1.3, 5), min_size=1, max_size=3).map(cumulated)
+    odd = st.lists(st.floats(1.3, 5), min_size=1, max_size=3).map(accumulate_levels)
     return Pyramid(
         draw(size),
         draw(usual | odd),
@@ -94,7 +94,7 @@ def pyramids(draw: st.DrawFn, size: st.SearchStrategy[tuple[int, int]], *, spans
 
 
 @st.composite
-def masks_of(draw: st.DrawFn, slide: Pyramid) -> Pyramid:
+def draw_masks(draw: st.DrawFn, slide: Pyramid) -> Pyramid:
     """A mask of about the slide's shape: of its size, or of another whose sides are rounded each its own way."""
     ratio = draw(st.just(1.0) | st.floats(0.35, 1.3))
     size = level_size(slide.size, 1 / ratio, draw(st.sampled_from(get_args(Rounding))))
@@ -111,14 +111,14 @@ def landmarks(draw: st.DrawFn, size: tuple[int, int]) -> list[Box]:
     return [(x, y, x + width, y + height) for x, y in (anywhere, far, corner)]
 
 
-def on_mask(box: Box, slide: tuple[int, int], mask: tuple[int, int]) -> Box:
+def find_mask_box(box: Box, slide: tuple[int, int], mask: tuple[int, int]) -> Box:
     """The whole mask px nearest to a box of the slide, at least one."""
     scale = mask[0] / slide[0], mask[1] / slide[1]
     x0, y0, x1, y1 = (round_px(side * scale[number % 2]) for number, side in enumerate(box))
     return x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)
 
 
-def painted(size: tuple[int, int], boxes: Sequence[Box]) -> NDArray[np.uint8]:
+def paint_boxes(size: tuple[int, int], boxes: Sequence[Box]) -> NDArray[np.uint8]:
     """White with box `n` black in channel `n`."""
     image = np.full((size[1], size[0], 3), 255, np.uint8)
     for channel, (x0, y0, x1, y1) in enumerate(boxes):
@@ -126,7 +126,7 @@ def painted(size: tuple[int, int], boxes: Sequence[Box]) -> NDArray[np.uint8]:
     return image
 
 
-def coded(size: tuple[int, int], boxes: Sequence[Box]) -> NDArray[np.uint8]:
+def paint_codes(size: tuple[int, int], boxes: Sequence[Box]) -> NDArray[np.uint8]:
     """Codes in which box `n` is bit `n`, so that boxes may overlap."""
     codes = np.zeros((size[1], size[0]), np.uint8)
     for bit, (x0, y0, x1, y1) in enumerate(boxes):
@@ -135,7 +135,7 @@ def coded(size: tuple[int, int], boxes: Sequence[Box]) -> NDArray[np.uint8]:
 
 
 @contextmanager
-def opened(levels: Iterable[NDArray[np.uint8]], tile: int, reader: ReaderName, mpp: float = 0.5) -> Iterator[Slide]:
+def open_slide(levels: Iterable[NDArray[np.uint8]], tile: int, reader: ReaderName, mpp: float = 0.5) -> Iterator[Slide]:
     """A slide of these levels; where the reader may be any, small tiles become strips, as OpenSlide takes none."""
     stored_in = None if reader == "auto" and tile <= 64 else tile
     tags = {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
@@ -163,7 +163,7 @@ def places(data: st.DataObject, view: Resolution, box: Box) -> Iterator[tuple[tu
     yield (box[0] - margin[2], box[1] - margin[3]), (size[0], size[1])
 
 
-def sampled(
+def sample_codes(
     codes: NDArray[np.uint8], slide: Slide, view: Resolution, location: tuple[int, int], size: tuple[int, int]
 ) -> NDArray[np.uint8]:
     """The code under the centre of each px of a window, told from a mask's level 0 alone."""
@@ -182,13 +182,13 @@ def sampled(
 @readers
 @exactly
 @given(data=st.data())
-def test_landmarks_are_read_where_they_were_painted(reader: ReaderName, data: st.DataObject) -> None:
+def test_readers_landmarks_are_read_at_painted_place(reader: ReaderName, data: st.DataObject) -> None:
     pyramid = data.draw(pyramids(sizes()))
-    as_mask = data.draw(masks_of(pyramid))
+    as_mask = data.draw(draw_masks(pyramid))
     boxes = data.draw(landmarks(pyramid.size))
-    codes = coded(as_mask.size, [on_mask(box, pyramid.size, as_mask.size) for box in boxes])
+    codes = paint_codes(as_mask.size, [find_mask_box(box, pyramid.size, as_mask.size) for box in boxes])
     requests = data.draw(st.lists(st.floats(FINEST, LARGEST), min_size=2, max_size=2))
-    with opened(pyramid.levels(painted(pyramid.size, boxes)), pyramid.tile, reader) as slide:
+    with open_slide(pyramid.levels(paint_boxes(pyramid.size, boxes)), pyramid.tile, reader) as slide:
         path = write_levels(slide.path.with_name("mask.tiff"), list(as_mask.levels(codes)), as_mask.tile)
         with LabelMask.open(path, slide, "radboud") as mask:
             assert (len(mask.level_dimensions), len(slide.usable_levels)) == (
@@ -212,7 +212,7 @@ def test_landmarks_are_read_where_they_were_painted(reader: ReaderName, data: st
                             (labels >> number) & 1
                             for labels in (
                                 mask.read(view, location, size),
-                                sampled(codes, slide, view, location, size),
+                                sample_codes(codes, slide, view, location, size),
                             )
                         )
                         assert np.abs(centre(found) - centre(there)).max() <= 1
@@ -226,7 +226,7 @@ def wave(count: int) -> NDArray[np.uint8]:
 @readers
 @exactly
 @given(pyramid=pyramids(sizes()), edge=st.sampled_from(get_args(Edge)), patch=st.integers(16, 90), data=st.data())
-def test_the_tiles_of_a_grid_show_their_own_place(
+def test_tissue_grid_tiles_show_their_own_place(
     reader: ReaderName, pyramid: Pyramid, edge: Edge, patch: int, data: st.DataObject
 ) -> None:
     stride = data.draw(st.integers(max(1, patch // 3), patch))
@@ -238,7 +238,7 @@ def test_the_tiles_of_a_grid_show_their_own_place(
         level[..., 0], level[..., 1] = wave(width)[None, :], wave(height)[:, None]
         levels.append(level)
         codes.append(rng.integers(0, 6, (height, width), dtype=np.uint8))
-    with opened(levels, pyramid.tile, reader) as slide:
+    with open_slide(levels, pyramid.tile, reader) as slide:
         mask = LabelMask.open(write_levels(slide.path.with_name("mask.tiff"), codes, 64), slide, "radboud")
         for number, (level, labels) in enumerate(zip(levels, codes, strict=True)):
             view = slide.choose_resolution(level=number)
@@ -268,11 +268,11 @@ def test_the_tiles_of_a_grid_show_their_own_place(
 @readers
 @exactly
 @given(pyramid=pyramids(sizes(), spans=True), scan=st.floats(0.2, 1.0), request=st.floats(FINEST + 0.01, LARGEST))
-def test_a_read_in_microns_is_the_area_mean(reader: ReaderName, pyramid: Pyramid, scan: float, request: float) -> None:
+def test_read_at_spacing_equals_area_mean(reader: ReaderName, pyramid: Pyramid, scan: float, request: float) -> None:
     width, height = pyramid.size
     image = np.full((height, width, 3), 128, np.uint8)
     image[..., 0], image[..., 1] = np.linspace(0, 250, width)[None, :], np.linspace(250, 0, height)[:, None]
-    with opened(pyramid.levels(image), pyramid.tile, reader, mpp=scan) as slide:
+    with open_slide(pyramid.levels(image), pyramid.tile, reader, mpp=scan) as slide:
         view = slide.choose_resolution(mpp=request * scan)
         read = slide.read(view, (0, 0), view.size).astype(np.float64)
         level_size = slide.level_dimensions[view.level]

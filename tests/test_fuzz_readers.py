@@ -269,7 +269,7 @@ def _case(seed: int, bases: list[_Base]) -> tuple[str, bytes]:
 
 
 @contextlib.contextmanager
-def _refused() -> Iterator[None]:
+def _allow_refusal() -> Iterator[None]:
     """Let a refusal pass, which is a sentence."""
     with contextlib.suppress(PandaError):
         yield
@@ -278,20 +278,20 @@ def _refused() -> Iterator[None]:
 def _read_all(path: Path, slide_of_mask: Slide) -> None:
     """Read a file every way there is."""
     for reader in get_args(ReaderName):
-        with _refused(), SlideOptions(reader=reader).open(path) as slide:
+        with _allow_refusal(), SlideOptions(reader=reader).open(path) as slide:
             for level, (width, height) in enumerate(slide.level_dimensions):
                 for corner in (0, 1):
                     location = (corner * max(0, slide.dimensions[0] - 150), corner * max(0, slide.dimensions[1] - 99))
-                    with _refused():
+                    with _allow_refusal():
                         pixels = slide.read_region(location, level, (min(width, 300), min(height, 300)))
                         assert pixels.shape == (min(height, 300), min(width, 300), 3)
-            with _refused():
+            with _allow_refusal():
                 slide.overview(100)
-            with _refused():
+            with _allow_refusal():
                 find_tissue(slide)
-    with _refused(), LabelMask.open(path, slide_of_mask, "radboud") as mask:
+    with _allow_refusal(), LabelMask.open(path, slide_of_mask, "radboud") as mask:
         for level in range(3):
-            with _refused():
+            with _allow_refusal():
                 mask.read_tumor(slide_of_mask.choose_resolution(level=level), (-5, -5), (180, 170))
 
 
@@ -302,7 +302,7 @@ def _run(folder: Path, first: int, last: int) -> list[str]:
     sound = Slide.open(folder / "0.tiff")
     path = folder / f"case {first}.tiff"
     faults = []
-    with _guarded():
+    with _limit_memory():
         before = peak = _peak()
         for seed in range(first, last):
             name, content = _case(seed, bases)
@@ -328,7 +328,7 @@ def _peak() -> int:
 
 
 @contextlib.contextmanager
-def _guarded() -> Iterator[None]:
+def _limit_memory() -> Iterator[None]:
     """Bound this process's address space."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     now = pages * resource.getpagesize()
@@ -337,7 +337,7 @@ def _guarded() -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_damaged_files_end_in_pixels_or_a_refusal(tmp_path: Path) -> None:
+def test_damaged_files_end_in_pixels_or_refusal(tmp_path: Path) -> None:
     for number, kind in enumerate(BASES):
         _write(tmp_path / f"{number}.tiff", kind)
     bounds = np.linspace(0, CASES, PROCESSES + 1).astype(int).tolist()
@@ -362,7 +362,7 @@ def test_damaged_files_end_in_pixels_or_a_refusal(tmp_path: Path) -> None:
             assert len(re.findall(r"^seed \d+: ", said, re.MULTILINE)) == CASES // PROCESSES
 
 
-def test_a_progressive_jpeg_takes_no_memory_by_what_it_claims() -> None:
+def test_progressive_jpeg_memory_is_bounded() -> None:
     """All of such a picture is kept: 16,000 x 16,000 px, claimed by a tile of 64 px, took 734 MiB."""
     picture = np.random.default_rng(0).integers(0, 255, (TILE, TILE, 3), dtype=np.uint8)
     data = bytearray(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes())
@@ -378,7 +378,7 @@ def test_a_progressive_jpeg_takes_no_memory_by_what_it_claims() -> None:
 
 
 @pytest.mark.parametrize("reader", get_args(ReaderName))
-def test_tiles_too_large_to_keep_are_refused(tmp_path: Path, reader: ReaderName) -> None:
+def test_too_large_tiles_are_refused(tmp_path: Path, reader: ReaderName) -> None:
     path = tmp_path / "large.tiff"
     blank = (bytes(0) for _ in range(1))
     tifffile.imwrite(path, blank, shape=(5000, 5000), dtype=np.uint8, tile=(5008, 5008), compression="deflate",

@@ -13,7 +13,7 @@ from panda.wsi.geometry import Frame, Resolution, blocks, ceil_px, level_scale, 
 from tests.pyramids import Rounding, level_size
 
 
-def test_round_px_rounds_halves_upwards_alike_for_numbers_and_arrays() -> None:
+def test_round_px_rounds_halves_up_for_numbers_and_arrays() -> None:
     values = [-1.5, -0.5, -0.2, 0.49, 0.5, 1.5, 2.5, 99_999.5]
     assert [round_px(v) for v in values] == [-1, 0, 0, 0, 1, 2, 3, 100_000]
     rounded = round_px(np.array(values))
@@ -22,17 +22,17 @@ def test_round_px_rounds_halves_upwards_alike_for_numbers_and_arrays() -> None:
 
 
 @given(st.integers(-(10**6), 10**6), st.floats(0.9, 64))
-def test_a_working_px_survives_the_way_to_level_0_and_back(px: int, downsample: float) -> None:
+def test_round_px_working_px_survives_round_trip_to_level_0(px: int, downsample: float) -> None:
     assert abs(round_px(round_px(px * downsample) / downsample) - px) <= (downsample < 1)
 
 
-def test_ceil_px_forgives_the_error_of_a_division() -> None:
+def test_ceil_px_ignores_error_of_division() -> None:
     assert ceil_px(19919 / (19919 / 4979)) == 4979
     assert ceil_px(3.0000000001) == 3
     assert ceil_px(3.01) == 4
 
 
-def test_frames_map_arrays_as_they_map_numbers() -> None:
+def test_frame_maps_arrays_like_numbers() -> None:
     frame = Frame("level 1", 4.0, 2.0)
     x, y = frame.to_level0(np.array([1, 2]), np.array([3, 4]))
     assert x.tolist() == [4.0, 8.0]
@@ -41,27 +41,27 @@ def test_frames_map_arrays_as_they_map_numbers() -> None:
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan])
-def test_a_frame_refuses_a_scale_without_a_map(scale: float) -> None:
+def test_frame_scale_without_inverse_raises(scale: float) -> None:
     with pytest.raises(ValueError, match="positive"):
         Frame("bad", scale, 1.0)
 
 
 @given(st.integers(16, 60_000), st.integers(16, 60_000), st.sampled_from([2, 4, 8, 16]))
-def test_level_scale_puts_the_far_corner_within_one_px(width: int, height: int, step: int) -> None:
+def test_level_scale_far_corner_is_within_one_px(width: int, height: int, step: int) -> None:
     level = max(1, width // step), max(1, height // step)
     downsample, deviation = level_scale((width, height), level)
     assert max(abs(width / downsample - level[0]), abs(height / downsample - level[1])) <= 1
     assert deviation <= 1
 
 
-def test_level_scale_of_a_long_thin_slide_follows_the_long_side() -> None:
+def test_level_scale_long_thin_slide_follows_long_side() -> None:
     downsample, deviation = level_scale((19919, 300), (1244, 18))
     assert downsample == 19919 / 1244
     assert deviation < 1
 
 
 @given(st.integers(1, 900), st.integers(1, 900), st.floats(0.5, 600))
-def test_blocks_tile_the_output_and_stay_small(width: int, height: int, factor: float) -> None:
+def test_blocks_tile_output_and_stay_small(width: int, height: int, factor: float) -> None:
     area = 0
     for x, y, w, h in blocks(width, height, factor, side=8192):
         assert 0 <= x < x + w <= width
@@ -71,13 +71,13 @@ def test_blocks_tile_the_output_and_stay_small(width: int, height: int, factor: 
     assert area == width * height
 
 
-def test_mask_frame_spans_the_slide() -> None:
+def test_mask_frame_spans_slide() -> None:
     frame = mask_frame((19919, 28342), (9959, 14171))
     assert frame.to_level0(9959, 14171) == pytest.approx((19919, 28342))
 
 
 @pytest.mark.parametrize("mask", [(1000, 2000), (1000, 1030), (500, 480)])
-def test_a_mask_of_another_shape_is_refused_with_both_sizes(mask: tuple[int, int]) -> None:
+def test_mask_frame_other_shape_raises_with_both_sizes(mask: tuple[int, int]) -> None:
     with pytest.raises(MaskError, match=f"{mask[0]} x {mask[1]} px, slide is 1000 x 1000 px"):
         mask_frame((1000, 1000), mask)
 
@@ -87,7 +87,7 @@ sides = st.integers(16, 60_000)
 
 
 @given(sides, sides, shrunk, st.sampled_from(get_args(Rounding)))
-def test_a_shrunken_mask_is_taken_however_its_sides_were_rounded(
+def test_mask_frame_shrunken_mask_is_accepted_for_any_rounding(
     width: int, height: int, scale: float, rounding: Rounding
 ) -> None:
     mask = level_size((width, height), 1 / scale, rounding)
@@ -96,7 +96,7 @@ def test_a_shrunken_mask_is_taken_however_its_sides_were_rounded(
 
 
 @given(sides, sides, shrunk, st.floats(1.1, 4), st.booleans())
-def test_a_mask_a_tenth_longer_is_refused_with_both_sizes(
+def test_mask_frame_tenth_longer_raises_with_both_sizes(
     width: int, height: int, scale: float, stretch: float, upright: bool
 ) -> None:
     mask = max(20, round(width * scale)), max(20, round(height * scale))
@@ -106,17 +106,17 @@ def test_a_mask_a_tenth_longer_is_refused_with_both_sizes(
         mask_frame(slide, mask)
 
 
-def test_a_mask_within_two_percent_or_one_rounded_px_is_taken() -> None:
+def test_mask_frame_within_two_percent_or_one_px_is_accepted() -> None:
     assert mask_frame((1000, 1000), (1000, 1015)).sy == pytest.approx(1000 / 1015)
     assert mask_frame((10_000, 290), (100, 2)).sy == 145  # a mask px is worth 100 slide px here
 
 
-def test_an_empty_mask_is_refused() -> None:
+def test_mask_frame_empty_mask_raises() -> None:
     with pytest.raises(MaskError, match="empty"):
         mask_frame((10, 10), (0, 10))
 
 
-def test_resolution_gives_areas_and_its_frame() -> None:
+def test_resolution_gives_pixel_area_and_frame() -> None:
     resolution = Resolution(4.0, 100, 50, 1, 4.0, (2.0, 1.5))
     assert resolution.pixel_area_um2 == 3.0
     assert resolution.size == (100, 50)

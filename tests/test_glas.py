@@ -18,7 +18,7 @@ from panda.wsi.tissue import find_tissue
 from tests.panda_folder import make_folder
 
 
-def drawn(name: str, seed: int) -> Scene:
+def draw_scene(name: str, seed: int) -> Scene:
     """Grey tissue with a red square of cancer, on glass."""
     rgb = np.full((96, 128, 3), 250, np.uint8)
     rgb[:, :96] = np.random.default_rng(seed).integers(100, 130, (96, 96, 1))
@@ -28,7 +28,7 @@ def drawn(name: str, seed: int) -> Scene:
     return Scene(SlideRecord(name, "radboud", 4, "4+4", Path(name), None, name), rgb, truth, tissue, 4.0)
 
 
-def test_a_map_is_scored_as_a_canvas_is(tmp_path: Path) -> None:
+def test_scene_score_equals_score_canvas(tmp_path: Path) -> None:
     record = make_folder(tmp_path, slides=1)[0]
     scene = Scene.read(record, 1)
     # in the middle of bins, which a canvas' rounding does not leave
@@ -47,28 +47,28 @@ def test_a_map_is_scored_as_a_canvas_is(tmp_path: Path) -> None:
     assert (found.outside_px, found.pixel_area_um2) == (known.outside_px, known.pixel_area_um2)
 
 
-def test_calling_everything_cancer_has_the_dice_of_its_share() -> None:
-    scene = drawn("a", 0)
+def test_row_everything_cancer_has_dice_of_cancer_share() -> None:
+    scene = draw_scene("a", 0)
     scored = row(scene.score(everything), 0.0)
     assert float(scored["dice"]) == pytest.approx(2 * 2500 / (2500 + 96 * 96))
     assert int(scored["fn_px"]) == 0
 
 
-def test_a_colour_that_tells_cancer_is_found_and_carried_over() -> None:
-    name, rows = by_colour([drawn("a", 1), drawn("b", 2)], [drawn("c", 3)])
+def test_by_colour_finds_color_and_applies_it_to_test() -> None:
+    name, rows = by_colour([draw_scene("a", 1), draw_scene("b", 2)], [draw_scene("c", 3)])
     assert "red" in name or "saturation" in name
     assert float(rows[0]["dice"]) > 0.97
 
 
-def test_the_table_pools_and_pairs() -> None:
-    scenes = [drawn(name, 0) for name in "abcdefg"]
+def test_table_pools_slides_and_paired_compares() -> None:
+    scenes = [draw_scene(name, 0) for name in "abcdefg"]
     worse = [row(scene.score(everything), 0.0) for scene in scenes]
     better = [row(scene.score(lambda rgb: (rgb[..., 0] > 150).astype(np.float32)), 0.5) for scene in scenes]
     assert "| better | 1.000 [1.00, 1.00] | 1.000 [1.00, 1.00] |" in table({"worse": worse, "better": better})
     assert f"dice: {1 - 5000 / (2500 + 96 * 96):+.3f}" in paired(("worse", "better"), worse, better)
 
 
-def test_every_turn_is_another_and_takes_the_mask_along() -> None:
+def test_turn_gives_eight_views_with_aligned_mask() -> None:
     image = np.arange(4 * 4 * 3, dtype=np.uint8).reshape(4, 4, 3)
     turns = [plain_loop.turn(image, image[..., 0], way) for way in range(8)]
     assert len({picture.tobytes() for picture, _ in turns}) == 8
@@ -82,15 +82,15 @@ class Red(nn.Module):
         return image[:, :1] * plain_loop.STD[0] + plain_loop.MEAN[0]
 
 
-def test_overlapping_patches_of_the_plain_loop_are_averaged_in_place() -> None:
-    picture = drawn("a", 0).rgb
+def test_by_plain_loop_averages_overlapping_patches() -> None:
+    picture = draw_scene("a", 0).rgb
     found = plain_loop.predict(Red(), picture, 32, 16)
     known = torch.sigmoid(torch.from_numpy(picture[..., 0] / 255.0)).numpy()
     assert found[:, :96] == pytest.approx(known[:, :96], abs=1e-5)
     assert not found[:, 112:].any()  # no patch there has a tenth of tissue
 
 
-def test_the_plain_loop_learns_and_is_scored_at_both_thresholds(tmp_path: Path) -> None:
+def test_plain_loop_trains_and_scores_at_both_thresholds(tmp_path: Path) -> None:
     scenes = [Scene.read(record, 2) for record in make_folder(tmp_path, slides=2)]
     data = {"level": 2, "patch_size": 64, "stride": None, "batch_size": 2}
     model = {"encoder_name": "resnet18", "decoder_channels": [8, 8, 8, 8, 8]}

@@ -24,7 +24,7 @@ from panda.tasks.metadata import GradingMetadata
 from panda.tasks.optim import Optim
 
 
-def grades(seed: int, classes: int, n: int = 120) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def draw_grades(seed: int, classes: int, n: int = 120) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     rng = np.random.default_rng(seed)
     truth = rng.integers(0, classes, n)
     logits = rng.normal(size=(n, classes)) + 1.5 * np.eye(classes)[truth]
@@ -34,8 +34,8 @@ def grades(seed: int, classes: int, n: int = 120) -> tuple[NDArray[np.int64], ND
 
 @pytest.mark.parametrize("classes", [2, 6])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_grades_against_the_oracle(classes: int, seed: int) -> None:
-    truth, prob = grades(seed, classes)
+def test_grading_scores_match_oracle(classes: int, seed: int) -> None:
+    truth, prob = draw_grades(seed, classes)
     predicted = prob.argmax(axis=1)
     found = score_grades(torch.tensor(truth), torch.tensor(prob))
     labels = list(range(classes))
@@ -55,8 +55,8 @@ def test_grades_against_the_oracle(classes: int, seed: int) -> None:
         assert found["auroc_significant"] is None
 
 
-def test_grades_with_absent_classes() -> None:
-    truth, prob = grades(3, 6)
+def test_grading_scores_absent_classes() -> None:
+    truth, prob = draw_grades(3, 6)
     kept = np.isin(truth, [0, 3])
     found = score_grades(truth[kept], prob[kept])
     predicted = prob[kept].argmax(axis=1)
@@ -65,7 +65,7 @@ def test_grades_with_absent_classes() -> None:
     assert found["auroc_cancer"] == pytest.approx(found["auroc_significant"], abs=0.2)
 
 
-def test_grades_of_one_class() -> None:
+def test_grading_scores_one_class() -> None:
     found = score_grades([0, 0, 0], np.eye(6)[[0, 0, 0]])
     assert found["accuracy"] == 1
     assert (found["qwk"], found["auroc_cancer"], found["auroc_significant"]) == (None, None, None)
@@ -73,7 +73,7 @@ def test_grades_of_one_class() -> None:
     assert (ones["qwk"], ones["auroc_cancer"], ones["auroc_significant"]) == (1.0, 1.0, None)
 
 
-def test_no_grades() -> None:
+def test_grading_scores_no_grades() -> None:
     found = score_grades(np.zeros(0, dtype=np.int64), np.zeros((0, 6)))
     assert found["n"] == 0
     assert found["accuracy"] is None
@@ -81,7 +81,7 @@ def test_no_grades() -> None:
     assert np.sum(found["confusion"]) == 0
 
 
-def test_sure_networks_are_ranked_right() -> None:
+def test_grading_scores_extreme_probabilities_rank_right() -> None:
     """Probabilities which pass 1 by rounding are not taken for logits, and tiny ones are not all alike."""
     p0 = np.array([1e-9, 1e-3, 0.5, 1 - 1e-9, 1.0], dtype=np.float64)
     prob = np.column_stack([p0, (1 - p0) + 3e-7])
@@ -98,14 +98,14 @@ def test_sure_networks_are_ranked_right() -> None:
         ([0, 0], np.ones((2, 1)), "prob"),
     ],
 )
-def test_grades_that_are_refused(truth: list[int], prob: NDArray[Any], word: str) -> None:
+def test_grading_scores_invalid_input_raises(truth: list[int], prob: NDArray[Any], word: str) -> None:
     with pytest.raises(ValueError, match=word):
         score_grades(truth, prob)
 
 
 @pytest.mark.parametrize("classes", [2, 6])
-def test_agreement_of_a_bootstrap_is_that_of_its_slides(classes: int) -> None:
-    truth, prob = grades(4, classes)
+def test_compute_agreement_of_draws_equals_scores_of_slides(classes: int) -> None:
+    truth, prob = draw_grades(4, classes)
     parts = stack_confusions(truth, prob.astype(np.float64))
     assert parts.sum(axis=0).tolist() == score_grades(truth, prob)["confusion"]
     drawn = np.random.default_rng(0).integers(len(truth), size=(5, len(truth)))
@@ -117,7 +117,7 @@ def test_agreement_of_a_bootstrap_is_that_of_its_slides(classes: int) -> None:
         assert accuracy == pytest.approx(oracle.accuracy_score(truth[picked], predicted))
 
 
-def test_agreement_where_there_is_nothing_to_agree_on() -> None:
+def test_compute_agreement_of_nothing_is_undefined() -> None:
     one_class = np.zeros((6, 6))
     one_class[3, 3] = 9
     found = compute_agreement(np.stack([one_class, np.zeros((6, 6))]))
@@ -126,7 +126,7 @@ def test_agreement_where_there_is_nothing_to_agree_on() -> None:
     assert math.isnan(found[1, 1])
 
 
-def test_auroc_of_a_bootstrap_is_that_of_its_slides() -> None:
+def test_auroc_of_draws_equals_auroc_of_slides() -> None:
     """Slides that count several times are slides that are there several times; of equal scores half."""
     rng = np.random.default_rng(0)
     score, positive = rng.integers(0, 9, 50) / 9, rng.random(50) < 0.4
@@ -138,14 +138,14 @@ def test_auroc_of_a_bootstrap_is_that_of_its_slides() -> None:
         assert found == pytest.approx(oracle.roc_auc_score(expanded[1], expanded[0]), abs=1e-12)
 
 
-def test_auroc_of_one_side_is_undefined() -> None:
+def test_auroc_one_side_is_undefined() -> None:
     sides = np.array([True, False, False])
     found = compute_auroc(np.array([0.2, 0.2, 0.1]), sides, np.array([[1.0, 0, 0], [0, 1, 2], [0, 0, 0], [2, 1, 1]]))
     assert found.tolist() == pytest.approx([math.nan] * 3 + [0.75], nan_ok=True)
     assert compute_auroc(np.zeros(0), np.zeros(0, np.bool_), np.zeros((0, 0))).shape == (0,)
 
 
-def test_draws_without_one_side_are_left_out_of_an_interval() -> None:
+def test_grading_intervals_leave_out_one_sided_draws() -> None:
     """Of two groups a quarter of the draws each holds one alone; the rest are all slides."""
     prob = np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]])
     found = compute_grade_intervals([0, 1, 1], prob, ["a", "b", "b"], seed=0)
@@ -155,8 +155,8 @@ def test_draws_without_one_side_are_left_out_of_an_interval() -> None:
         compute_grade_intervals([0, 1, 1], prob, ["a", "b"], seed=0)
 
 
-def test_intervals_of_many_slides_take_seconds() -> None:
-    truth, prob = grades(0, 6, 5000)
+def test_grading_intervals_of_many_slides_take_seconds() -> None:
+    truth, prob = draw_grades(0, 6, 5000)
     begun = time.process_time()
     found = compute_grade_intervals(truth, prob, np.arange(5000), seed=0)
     assert time.process_time() - begun < 10  # half a second; a loop over draws takes minutes
@@ -168,12 +168,12 @@ def test_intervals_of_many_slides_take_seconds() -> None:
 
 
 @pytest.mark.parametrize("slides", [1, 3])
-def test_validation_of_any_number_of_slides_is_logged(slides: int) -> None:
+def test_grading_task_validation_logs_any_number_of_slides(slides: int) -> None:
     metadata = GradingMetadata.model_construct(target="isup")
     task = GradingTask(MILNet("resnet18", num_classes=6), torch.nn.CrossEntropyLoss(), Optim(), metadata)
     logged: dict[str, float] = {}
     task.log = lambda name, value, **_: logged.update({name: float(value)})  # type: ignore[method-assign]
-    truth, prob = grades(0, 6, slides)
+    truth, prob = draw_grades(0, 6, slides)
     task.val_loss.update(torch.tensor(0.5))
     task.val_slides.update(torch.tensor(prob), torch.tensor(truth))
     task.on_validation_epoch_end()

@@ -16,7 +16,7 @@ SIDE = 10
 VIEW = Resolution(2.0, 50, 40, 0, 1.0, None)
 
 
-def held(cancer: NDArray[np.bool_], attention: NDArray[np.float32]) -> AttentionScores:
+def hold_attention(cancer: NDArray[np.bool_], attention: NDArray[np.float32]) -> AttentionScores:
     """Attention on the tiles of a view, side by side, against a mask of the view's size."""
 
     def read_tumor(view: Resolution, location: tuple[int, int], size: tuple[int, int]) -> NDArray[np.bool_]:
@@ -29,7 +29,7 @@ def held(cancer: NDArray[np.bool_], attention: NDArray[np.float32]) -> Attention
     return score_attention(label, coords, VIEW, SIDE, attention)
 
 
-def test_figures_of_attention_against_the_oracle() -> None:
+def test_score_attention_matches_oracle() -> None:
     rng = np.random.default_rng(0)
     part = rng.choice([0.0, 0.05, 0.1, 0.6, 1.0], 20)
     cancer = np.zeros((40, 50), np.bool_)
@@ -38,15 +38,15 @@ def test_figures_of_attention_against_the_oracle() -> None:
         tile = np.arange(SIDE * SIDE) < round(share * SIDE * SIDE)
         cancer[y * SIDE : (y + 1) * SIDE, x * SIDE : (x + 1) * SIDE] = tile.reshape(SIDE, SIDE)
     attention = np.round(rng.dirichlet(np.ones(20)), 2).astype(np.float32)  # some are equal
-    found = held(cancer, attention)
+    found = hold_attention(cancer, attention)
     assert found.attention_auroc == pytest.approx(oracle.roc_auc_score(part >= 0.1, attention), abs=1e-9)
     assert found.cancer_of_tiles == pytest.approx(part.mean())
     assert found.cancer_attended == pytest.approx(np.average(part, weights=attention))
 
 
-def test_tiles_without_cancer_say_nothing_of_attention_and_tiles_with_it_alone_no_auroc() -> None:
+def test_score_attention_benign_or_all_cancer_tiles_have_no_auroc() -> None:
     even = np.full(20, 0.05, np.float32)
-    assert held(np.zeros((40, 50), np.bool_), even) == AttentionScores()
-    found = held(np.ones((40, 50), np.bool_), even)
+    assert hold_attention(np.zeros((40, 50), np.bool_), even) == AttentionScores()
+    found = hold_attention(np.ones((40, 50), np.bool_), even)
     assert found.attention_auroc is None
     assert (found.cancer_attended, found.cancer_of_tiles) == pytest.approx((1, 1))

@@ -28,7 +28,7 @@ from tests.summaries import make_summary
 from tests.test_config_check import compose_config
 
 
-def experiment(tmp_path: Path, *overrides: str) -> GradingExperiment:
+def make_experiment(tmp_path: Path, *overrides: str) -> GradingExperiment:
     """One on eight slides, of small tiles."""
     make_folder(tmp_path / "data", 8)
     own = (
@@ -49,19 +49,17 @@ def experiment(tmp_path: Path, *overrides: str) -> GradingExperiment:
 
 
 @pytest.mark.parametrize("typed", ["colour_map=viridis", "quantify.min_hole_px=9", "engine.tta=d4"])
-def test_what_bears_on_maps_has_no_part_where_none_are_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str
-) -> None:
+def test_grading_map_keys_without_maps_raise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str) -> None:
     monkeypatch.setattr("panda.app.overrides.overrides", lambda: [typed])
     with pytest.raises(ConfigError, match=f"{typed} is not used with tiles=tissue or all"):
-        experiment(tmp_path, typed)
+        make_experiment(tmp_path, typed)
 
 
 class Trains(Exception):
     """Raised where the training would begin."""
 
 
-def untrained(tmp_path: Path) -> Any:
+def make_run_without_training(tmp_path: Path) -> Any:
     """A run that ends where its training would begin."""
 
     def fit(*_: object) -> None:
@@ -74,10 +72,10 @@ def untrained(tmp_path: Path) -> Any:
 
 
 @pytest.mark.parametrize("scored", [True, False])
-def test_test_slides_are_left_alone_where_they_are_not_scored(
+def test_grading_unscored_test_slides_are_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scored: bool
 ) -> None:
-    grading = experiment(tmp_path, f"test_slides={str(scored).lower()}")
+    grading = make_experiment(tmp_path, f"test_slides={str(scored).lower()}")
     tested = {record.slide_id for record in grading.data.list_splits()["test"]}
     looked_at: set[str] = set()
     bag_item = grading._bag_item
@@ -88,18 +86,18 @@ def test_test_slides_are_left_alone_where_they_are_not_scored(
 
     monkeypatch.setattr(grading, "_bag_item", seen)
     with pytest.raises(Trains):
-        grading.run(untrained(tmp_path))
+        grading.run(make_run_without_training(tmp_path))
     assert tested <= looked_at if scored else not tested & looked_at
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EFBIG])
-def test_a_store_that_takes_no_features_ends_the_run_and_costs_no_slide(
+def test_grading_feature_store_on_full_disk_fails_no_slide(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    grading, run = experiment(tmp_path, "model.freeze_encoder=true"), untrained(tmp_path)
+    grading, run = make_experiment(tmp_path, "model.freeze_encoder=true"), make_run_without_training(tmp_path)
     monkeypatch.setattr("panda.inference.features.np.savez", full)
     with pytest.raises(OSError, match=os.strerror(code)):
         grading.run(run)
@@ -107,10 +105,10 @@ def test_a_store_that_takes_no_features_ends_the_run_and_costs_no_slide(
 
 
 @pytest.mark.parametrize(("frozen", "colours"), [("true", "none"), ("false", "light")])
-def test_the_augmentation_is_told_only_of_tiles_that_go_through_it(
+def test_grading_summary_names_augmentation_of_encoded_tiles_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frozen: str, colours: str
 ) -> None:
-    grading, run = experiment(tmp_path, f"model.freeze_encoder={frozen}"), untrained(tmp_path)
+    grading, run = make_experiment(tmp_path, f"model.freeze_encoder={frozen}"), make_run_without_training(tmp_path)
     own = {"tiles": grading.tiles.selection}
     run.best = grading_checkpoint(tmp_path / "grade.ckpt", grading.network, **own)
     given = make_summary({})
@@ -119,10 +117,10 @@ def test_the_augmentation_is_told_only_of_tiles_that_go_through_it(
     assert grading.run(run).data.colours == f"data.normalize=null augment={colours}"
 
 
-def test_an_absent_class_is_told_before_training(tmp_path: Path) -> None:
-    run = untrained(tmp_path)
+def test_grading_absent_class_is_noted_before_training(tmp_path: Path) -> None:
+    run = make_run_without_training(tmp_path)
     with pytest.raises(Trains):
-        experiment(tmp_path).run(run)
+        make_experiment(tmp_path).run(run)
     assert run.notes == ["No training slide has class 1, 2, 3, 5, so the grader cannot learn it."]
 
 
@@ -135,7 +133,7 @@ def test_an_absent_class_is_told_before_training(tmp_path: Path) -> None:
         ("resnet18", {"encoder": "resnet18", "mean": [0.5] * 3}, "; give model.mean=[0.485,0.456,0.406]"),
     ],
 )
-def test_an_encoder_that_is_not_the_segmentations_is_refused(
+def test_take_encoder_other_than_segmentation_raises(
     tmp_path: Path, encoder: str, given: dict[str, Any], remedy: str
 ) -> None:
     network = Segmenter("unet", encoder, decoder_channels=[16, 16, 8, 8, 8])
@@ -145,9 +143,9 @@ def test_an_encoder_that_is_not_the_segmentations_is_refused(
 
 
 @pytest.mark.parametrize("code", [None, 9])
-def test_a_bad_mask_keeps_no_slide_from_being_graded(tmp_path: Path, code: int | None) -> None:
+def test_grading_bad_mask_slide_is_still_graded(tmp_path: Path, code: int | None) -> None:
     """One that cannot be opened, and one of a code that its provider does not have."""
-    grading, run = experiment(tmp_path), untrained(tmp_path)
+    grading, run = make_experiment(tmp_path), make_run_without_training(tmp_path)
     tiles = {"how": "tissue", "k": 3, "random_fraction": 1.0, "min_tissue": 0.25, "seed": 0}
     checkpoint = grading_checkpoint(tmp_path / "grade.ckpt", MILNet("resnet10t", hidden=8), tiles=tiles)
     grader = GradingPredictor.from_checkpoint(checkpoint, grading.engine)

@@ -15,7 +15,7 @@ from tests.drawn_scores import graded
 GRADED = [graded(number) for number in range(40)]
 
 
-def test_figures_and_their_intervals_are_those_of_slides_drawn_by_group() -> None:
+def test_summarize_test_grades_match_bootstrap_over_groups() -> None:
     found = summarize_test_grades(GRADED, 6, seed=3).model_dump()
     label = np.array([slide.label for slide in GRADED])
     prob = np.array([slide.grade.probabilities for slide in GRADED])
@@ -41,7 +41,7 @@ def test_figures_and_their_intervals_are_those_of_slides_drawn_by_group() -> Non
         assert low < found[name] < high
 
 
-def test_parts_are_what_their_slides_alone_would_be() -> None:
+def test_summarize_test_grades_of_part_equal_its_slides() -> None:
     found = summarize_test_grades(GRADED, 6, seed=3).model_dump()
     alone = summarize_test_grades(GRADED[1::2], 6, seed=3).model_dump()
     del alone["by_provider"]
@@ -49,7 +49,7 @@ def test_parts_are_what_their_slides_alone_would_be() -> None:
     assert set(found["by_provider"]) == {"karolinska", "radboud"}
 
 
-def test_attention_is_the_mean_of_the_slides_that_have_it() -> None:
+def test_summarize_test_grades_attention_is_mean_over_scored_slides() -> None:
     found = summarize_test_grades(GRADED, 6, seed=3).model_dump()
     for name, held in (("attention_auroc", GRADED[3::3]), ("cancer_attended", GRADED[::3])):
         values = np.array([getattr(slide.grade.against_label, name) for slide in held], dtype=np.float64)
@@ -61,7 +61,7 @@ def test_attention_is_the_mean_of_the_slides_that_have_it() -> None:
     assert not set(ATTENTION_SCORES) & without["by_provider"]["radboud"].keys()
 
 
-def test_what_is_undefined_is_none() -> None:
+def test_summarize_test_grades_undefined_is_none() -> None:
     none = summarize_test_grades([], 6, seed=0).model_dump()
     assert {key for key, value in none.items() if value is not None} == {"slides", "confusion", "by_provider"}
     one = summarize_test_grades(GRADED[:1], 6, seed=0).model_dump()

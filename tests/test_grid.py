@@ -20,7 +20,7 @@ edges = st.sampled_from(["pad", "shift"])
 
 
 @given(st.integers(1, 3000), st.integers(1, 700), st.data(), edges)
-def test_positions_cover_the_axis_without_waste(length: int, patch: int, data: st.DataObject, edge: Edge) -> None:
+def test_axis_positions_cover_axis_without_waste(length: int, patch: int, data: st.DataObject, edge: Edge) -> None:
     stride = data.draw(st.integers(max(1, patch // 8), patch))
     starts = axis_positions(length, patch, stride, edge)
     assert starts.dtype == np.int64
@@ -36,7 +36,7 @@ def test_positions_cover_the_axis_without_waste(length: int, patch: int, data: s
         assert (gaps == stride).all()
 
 
-def test_positions_by_hand() -> None:
+def test_axis_positions_match_hand_computed() -> None:
     assert axis_positions(10, 4, 4, "pad").tolist() == [0, 4, 8]
     assert axis_positions(10, 4, 4, "shift").tolist() == [0, 4, 6]
     assert axis_positions(8, 4, 2, "pad").tolist() == [0, 2, 4]
@@ -47,7 +47,7 @@ def test_positions_by_hand() -> None:
     ("length", "patch", "stride", "edge", "says"),
     [(0, 4, 4, "pad", "at least 1"), (9, 4, 5, "pad", "gaps"), (9, 4, 4, "wrap", "pad, shift")],
 )
-def test_what_cannot_cover_is_refused(length: int, patch: int, stride: int, edge: Edge, says: str) -> None:
+def test_axis_positions_uncoverable_axis_raises(length: int, patch: int, stride: int, edge: Edge, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         axis_positions(length, patch, stride, edge)
 
@@ -77,7 +77,7 @@ def views(draw: st.DrawFn, width: int, height: int, downsamples: st.SearchStrate
     density=st.sampled_from([0.0, 0.01, 0.5]),
     data=st.data(),
 )
-def test_tiles_cover_all_tissue(  # noqa: PLR0917 - one argument each of what is varied
+def test_tissue_grid_covers_all_tissue(  # noqa: PLR0917 - one argument each of what is varied
     size: tuple[int, int], patch: int, overlap: float, edge: Edge, density: float, data: st.DataObject
 ) -> None:
     resolution = data.draw(views(*size, st.sampled_from([1.0, 2.0, 4.0004, 3.37, 40.0])))
@@ -101,7 +101,7 @@ def test_tiles_cover_all_tissue(  # noqa: PLR0917 - one argument each of what is
     assert (round_px(grid.level0 / downsample) == grid.working).all()
 
 
-def test_without_a_map_every_tile_is_kept_and_every_px_covered() -> None:
+def test_tissue_grid_without_map_keeps_every_tile() -> None:
     grid = tissue_grid(view(1000, 700, 2.0), None, 128, 100)
     assert len(grid) == 5 * 4
     assert (grid.tissue_fraction == 1).all()
@@ -109,7 +109,7 @@ def test_without_a_map_every_tile_is_kept_and_every_px_covered() -> None:
     assert (grid.patch_size, grid.stride) == (128, 100)
 
 
-def test_min_tissue_keeps_tiles_by_the_fraction_of_the_whole_tile() -> None:
+def test_tissue_grid_min_tissue_is_fraction_of_whole_tile() -> None:
     mask = np.zeros((4, 4), np.bool_)
     mask[0, 0] = mask[2:, 2:] = True
     tissue = TissueMap(mask, Resolution(16.0, 4, 4, 0, 1.0, None), "strict")
@@ -123,7 +123,7 @@ def test_min_tissue_keeps_tiles_by_the_fraction_of_the_whole_tile() -> None:
     assert tissue_grid(resolution, tissue, 48, 48).tissue_fraction[-1] == pytest.approx(16 * 16 / 48**2)
 
 
-def test_a_large_slide_takes_little_memory() -> None:
+def test_tissue_grid_large_slide_needs_little_memory() -> None:
     resolution = Resolution(1.0, 100_000, 100_000, 0, 1.0, None)
     mask = np.zeros((500, 500), np.bool_)
     mask[100:140, 70:130] = mask[499, 499] = True
@@ -143,13 +143,13 @@ def test_a_large_slide_takes_little_memory() -> None:
     assert grid.working.tolist() == [list(corner) for corner in expected]
 
 
-def test_no_tissue_gives_no_tiles() -> None:
+def test_tissue_grid_no_tissue_gives_no_tiles() -> None:
     tissue = TissueMap(np.zeros((4, 4), np.bool_), Resolution(16.0, 4, 4, 0, 1.0, None), "strict")
     grid = tissue_grid(Resolution(1.0, 64, 64, 0, 1.0, None), tissue, 32, 32)
     assert (grid.working.shape, grid.level0.shape, len(grid)) == ((0, 2), (0, 2), 0)
 
 
 @pytest.mark.parametrize("min_tissue", [-0.1, 1.1, float("nan")])
-def test_min_tissue_is_a_fraction(min_tissue: float) -> None:
+def test_tissue_grid_min_tissue_outside_0_to_1_raises(min_tissue: float) -> None:
     with pytest.raises(ValueError, match="fraction from 0 to 1"):
         tissue_grid(view(64, 64, 1.0), None, 32, 32, min_tissue=min_tissue)

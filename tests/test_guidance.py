@@ -15,20 +15,20 @@ from tests.checkpoints import segmentation_checkpoint
 TILES = TileSettings(level=1)
 
 
-def fold(train: str, val: str) -> Any:
+def make_fold(train: str, val: str) -> Any:
     resolution = TrainedResolution(level=1, mpp=None, train_mpp=None)
     slides = {"train_slides": tuple(train), "val_slides": tuple(val)}
     return SimpleNamespace(metadata=SimpleNamespace(**slides, resolution=resolution))
 
 
-FOLDS = [fold("cd", "b"), fold("da", "c"), fold("ab", "d"), fold("bc", "a")]
+FOLDS = [make_fold("cd", "b"), make_fold("da", "c"), make_fold("ab", "d"), make_fold("bc", "a")]
 
 
 def slides(names: str, **groups: str) -> Any:
     return [SimpleNamespace(slide_id=name, group=groups.get(name, name)) for name in names]
 
 
-def test_each_slide_is_guided_by_one_to_which_it_is_new(tmp_path: Path) -> None:
+def test_guidance_cross_fit_takes_model_that_never_saw_slide(tmp_path: Path) -> None:
     guidance = Guidance(FOLDS, cross_fit=True, folder=tmp_path)
     assert [guidance.segmenter(slide) for slide in "abcd"] == FOLDS
     assert guidance.segmenter("new") is FOLDS[0]
@@ -41,7 +41,7 @@ def test_each_slide_is_guided_by_one_to_which_it_is_new(tmp_path: Path) -> None:
         few.check(slides("abcd"))
 
 
-def test_what_a_segmentation_saw_of_a_group_is_the_whole_groups(tmp_path: Path) -> None:
+def test_guidance_cross_fit_counts_seen_groups(tmp_path: Path) -> None:
     """Slides of one patient are alike: one that saw another of them is not new to it."""
     for mate, new_to in (("a", FOLDS[0]), ("c", FOLDS[2])):
         guidance = Guidance(FOLDS, cross_fit=True, folder=tmp_path)
@@ -50,11 +50,11 @@ def test_what_a_segmentation_saw_of_a_group_is_the_whole_groups(tmp_path: Path) 
     with pytest.raises(ConfigError, match=r"4 of 5 slides.*others of their groups.*data\.groups"):
         Guidance(FOLDS, cross_fit=True, folder=tmp_path).check(slides("abcdn", a="p", b="p", c="q", d="q"))
     items: Any = {"test": [SimpleNamespace(record=record) for record in slides("en", n="e")]}
-    (note,) = Guidance([fold("e", "")], cross_fit=False, folder=tmp_path).notes(items, TILES)
+    (note,) = Guidance([make_fold("e", "")], cross_fit=False, folder=tmp_path).notes(items, TILES)
     assert "was trained on 2 test slides or others of their groups" in note
 
 
-def test_one_segmentation_guides_all_and_says_whom_it_knew(tmp_path: Path) -> None:
+def test_guidance_one_segmentation_notes_seen_slides(tmp_path: Path) -> None:
     guidance = Guidance(FOLDS[:1], cross_fit=False, folder=tmp_path)
     assert all(guidance.segmenter(slide) is FOLDS[0] for slide in "abcd")
     items: Any = {"train": [SimpleNamespace(record=record) for record in slides("ac")]}
@@ -63,7 +63,7 @@ def test_one_segmentation_guides_all_and_says_whom_it_knew(tmp_path: Path) -> No
     assert "tiles.cross_fit=true" in note
 
 
-def test_the_folds_checkpoints_are_a_glob_and_of_one_resolution(tmp_path: Path) -> None:
+def test_guidance_fold_checkpoints_are_glob_of_one_resolution(tmp_path: Path) -> None:
     engine = EngineSettings(device="cpu")
     for name in "01":
         (tmp_path / name).mkdir()
@@ -77,7 +77,7 @@ def test_the_folds_checkpoints_are_a_glob_and_of_one_resolution(tmp_path: Path) 
         Guidance.of(str(tmp_path / "*" / "best.ckpt"), True, engine, tmp_path)
 
 
-def test_two_checkpoints_of_one_run_are_not_two_folds(tmp_path: Path) -> None:
+def test_guidance_two_checkpoints_of_one_run_raise(tmp_path: Path) -> None:
     engine = EngineSettings(device="cpu")
     for name in ("0/best.ckpt", "0/last.ckpt", "1/best.ckpt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -90,12 +90,12 @@ def test_two_checkpoints_of_one_run_are_not_two_folds(tmp_path: Path) -> None:
     assert "checkpoints/best.ckpt'" in fault
 
 
-def test_cross_fitting_is_for_guided_tiles() -> None:
+def test_tile_settings_cross_fit_without_guided_tiles_raises() -> None:
     with pytest.raises(ConfigError, match=r"tiles\.cross_fit=true is not used with tiles=tissue: remove it"):
         TileSettings(how="tissue", cross_fit=True)
 
 
-def test_all_tiles_are_all_whatever_k_an_experiment_has() -> None:
+def test_tile_settings_all_ignores_k() -> None:
     tissue = TileSelection(how="tissue", k=4096, random_fraction=1.0, min_tissue=0.25, seed=0)
     assert TileSettings(how="all", k=16).selection == tissue
     assert TileSettings(how="tissue", k=16).selection == tissue.model_copy(update={"k": 16})
@@ -103,7 +103,7 @@ def test_all_tiles_are_all_whatever_k_an_experiment_has() -> None:
     assert TileSettings(k=16).selection == tissue.model_copy(update=guided)
 
 
-def test_maps_of_another_resolution_are_told(tmp_path: Path) -> None:
+def test_guidance_notes_maps_of_other_resolution(tmp_path: Path) -> None:
     one = Guidance(FOLDS[:1], cross_fit=False, folder=tmp_path)
     assert one.notes({}, TILES) == []
     (note,) = one.notes({}, TileSettings(level=0))
@@ -112,7 +112,7 @@ def test_maps_of_another_resolution_are_told(tmp_path: Path) -> None:
     assert "tiles are read at 0.5 µm/px" in note
 
 
-def test_several_checkpoints_without_cross_fitting_are_refused(tmp_path: Path) -> None:
+def test_guidance_several_checkpoints_without_cross_fit_raise(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).mkdir()
         segmentation_checkpoint(tmp_path / name / "best.ckpt")
