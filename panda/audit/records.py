@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -120,7 +119,7 @@ def _describe_failure(row: TableRow, message: str) -> Inspection:
     return Inspection(row.slide_id, row.provider, findings=(Finding(row.slide_id, "unopenable", message),))
 
 
-def _identify(path: Path) -> dict[str, Any] | None:
+def _identify(path: Path) -> dict[str, str | int] | None:
     """Return the identity of a file, or None if there is no such file."""
     try:
         return identity(path)
