@@ -99,7 +99,7 @@ def _figures(output: Path, arm: str, folds: int, seeds: int) -> dict[str, str]:
         prob = np.array([[float(row[f"p{k}"]) for k in range(6)] for row in rows])
         found = score_grades([int(row["label"]) for row in rows], prob)
         for key in FIGURES:
-            scores.setdefault(key, []).append(float(found[key]))
+            scores.setdefault(key, []).append(float(getattr(found, key)))
         for key in TILES:
             scores.setdefault(key, []).append(fmean(float(row[key]) for row in rows if row[key]))
     told = {key: f"{fmean(v):.3f} ± {stdev(v) if len(v) > 1 else 0:.3f}" for key, v in scores.items()}

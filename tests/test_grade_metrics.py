@@ -39,20 +39,20 @@ def test_grading_scores_match_oracle(classes: int, seed: int) -> None:
     predicted = prob.argmax(axis=1)
     found = score_grades(torch.tensor(truth), torch.tensor(prob))
     labels = list(range(classes))
-    assert found["n"] == len(truth)
-    assert found["accuracy"] == pytest.approx(oracle.accuracy_score(truth, predicted), abs=1e-12)
+    assert found.n == len(truth)
+    assert found.accuracy == pytest.approx(oracle.accuracy_score(truth, predicted), abs=1e-12)
     kappa = oracle.cohen_kappa_score(truth, predicted, weights="quadratic", labels=labels)
-    assert found["qwk"] == pytest.approx(kappa, abs=1e-12)
+    assert found.qwk == pytest.approx(kappa, abs=1e-12)
     both = torch.tensor(predicted), torch.tensor(truth)
-    assert found["qwk"] == pytest.approx(float(multiclass_cohen_kappa(*both, classes, weights="quadratic")), abs=1e-5)
-    assert found["confusion"] == oracle.confusion_matrix(truth, predicted, labels=labels).tolist()
+    assert found.qwk == pytest.approx(float(multiclass_cohen_kappa(*both, classes, weights="quadratic")), abs=1e-5)
+    assert found.confusion == oracle.confusion_matrix(truth, predicted, labels=labels).tolist()
     area = oracle.roc_auc_score(truth >= 1, prob[:, 1:].sum(axis=1, dtype=np.float64))
-    assert found["auroc_cancer"] == pytest.approx(area, abs=1e-12)
+    assert found.auroc_cancer == pytest.approx(area, abs=1e-12)
     if classes > 2:
         area = oracle.roc_auc_score(truth >= 2, prob[:, 2:].sum(axis=1, dtype=np.float64))
-        assert found["auroc_significant"] == pytest.approx(area, abs=1e-12)
+        assert found.auroc_significant == pytest.approx(area, abs=1e-12)
     else:
-        assert found["auroc_significant"] is None
+        assert found.auroc_significant is None
 
 
 def test_grading_scores_absent_classes() -> None:
@@ -61,31 +61,31 @@ def test_grading_scores_absent_classes() -> None:
     found = score_grades(truth[kept], prob[kept])
     predicted = prob[kept].argmax(axis=1)
     kappa = oracle.cohen_kappa_score(truth[kept], predicted, weights="quadratic", labels=list(range(6)))
-    assert found["qwk"] == pytest.approx(kappa, abs=1e-12)
-    assert found["auroc_cancer"] == pytest.approx(found["auroc_significant"], abs=0.2)
+    assert found.qwk == pytest.approx(kappa, abs=1e-12)
+    assert found.auroc_cancer == pytest.approx(found.auroc_significant, abs=0.2)
 
 
 def test_grading_scores_one_class() -> None:
     found = score_grades([0, 0, 0], np.eye(6)[[0, 0, 0]])
-    assert found["accuracy"] == 1
-    assert (found["qwk"], found["auroc_cancer"], found["auroc_significant"]) == (None, None, None)
+    assert found.accuracy == 1
+    assert (found.qwk, found.auroc_cancer, found.auroc_significant) == (None, None, None)
     ones = score_grades([1, 1, 0], np.eye(6)[[1, 1, 0]])
-    assert (ones["qwk"], ones["auroc_cancer"], ones["auroc_significant"]) == (1.0, 1.0, None)
+    assert (ones.qwk, ones.auroc_cancer, ones.auroc_significant) == (1.0, 1.0, None)
 
 
 def test_grading_scores_no_grades() -> None:
     found = score_grades(np.zeros(0, dtype=np.int64), np.zeros((0, 6)))
-    assert found["n"] == 0
-    assert found["accuracy"] is None
-    assert found["auroc_cancer"] is None
-    assert np.sum(found["confusion"]) == 0
+    assert found.n == 0
+    assert found.accuracy is None
+    assert found.auroc_cancer is None
+    assert np.sum(found.confusion) == 0
 
 
 def test_grading_scores_extreme_probabilities_rank_right() -> None:
     """Probabilities which pass 1 by rounding are not taken for logits, and tiny ones are not all alike."""
     p0 = np.array([1e-9, 1e-3, 0.5, 1 - 1e-9, 1.0], dtype=np.float64)
     prob = np.column_stack([p0, (1 - p0) + 3e-7])
-    assert score_grades([1, 1, 1, 1, 0], prob)["auroc_cancer"] == 1.0
+    assert score_grades([1, 1, 1, 1, 0], prob).auroc_cancer == 1.0
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_grading_scores_invalid_input_raises(truth: list[int], prob: NDArray[Any
 def test_compute_agreement_of_draws_equals_scores_of_slides(classes: int) -> None:
     truth, prob = draw_grades(4, classes)
     parts = stack_confusions(truth, prob.astype(np.float64))
-    assert parts.sum(axis=0).tolist() == score_grades(truth, prob)["confusion"]
+    assert parts.sum(axis=0).tolist() == score_grades(truth, prob).confusion
     drawn = np.random.default_rng(0).integers(len(truth), size=(5, len(truth)))
     labels = list(range(classes))
     for picked, (kappa, accuracy) in zip(drawn, compute_agreement(parts[drawn].sum(axis=1)), strict=True):
@@ -160,7 +160,7 @@ def test_grading_intervals_of_many_slides_take_seconds() -> None:
     begun = time.process_time()
     found = compute_grade_intervals(truth, prob, np.arange(5000), seed=0)
     assert time.process_time() - begun < 10  # half a second; a loop over draws takes minutes
-    for name, value in score_grades(truth, prob).items():
+    for name, value in vars(score_grades(truth, prob)).items():
         if name in found:
             low, high = found[name]
             assert low < value < high

@@ -12,6 +12,7 @@ from sklearn import metrics as oracle
 from panda.tasks.metrics import (
     BINS,
     PixelHistogram,
+    PixelScores,
     compute_areas,
     compute_curve,
     compute_dice,
@@ -138,12 +139,9 @@ def test_one_threshold() -> None:
     predicted = prob.double().numpy() >= 0.57
     assert compute_dice(hist, 0.57) == pytest.approx(oracle.f1_score(target, predicted))
     found = score_threshold(hist.numpy(), 0.57)
-    assert found["recall"] == pytest.approx(oracle.recall_score(target, predicted))
-    assert found["tp"] == (predicted & target.numpy()).sum()
-    assert score_threshold(torch.zeros(2, BINS, dtype=torch.int64), 0.5) == {
-        **{"tp": 0, "fp": 0, "fn": 0},
-        **{"dice": None, "iou": None, "precision": None, "recall": None},
-    }
+    assert found.recall == pytest.approx(oracle.recall_score(target, predicted))
+    assert found.tp == (predicted & target.numpy()).sum()
+    assert score_threshold(torch.zeros(2, BINS, dtype=torch.int64), 0.5) == PixelScores(0, 0, 0, *[None] * 4)
     assert [find_threshold_bin(k / BINS) for k in range(BINS)] == list(range(BINS))
     for wrong in (-0.001, 1.0, 0.5004):
         with pytest.raises(ValueError, match="threshold"):
@@ -211,5 +209,5 @@ def test_scores_of_any_precision(dtype: torch.dtype, part: float) -> None:
     for threshold in (0.1, 0.5, 0.7):
         predicted = prob.double().numpy() >= threshold
         scores = score_threshold(hist, threshold)
-        assert scores["tp"] == (predicted & target.numpy()).sum()
-        assert scores["fp"] == (predicted & ~target.numpy()).sum()
+        assert scores.tp == (predicted & target.numpy()).sum()
+        assert scores.fp == (predicted & ~target.numpy()).sum()

@@ -167,7 +167,7 @@ def _figures(scores: Sequence[SlideScore], choice: ThresholdChoice, seed: int) -
         "groups": len(set(groups)),
         "no_interval": notes,
         "cancer_percent_of_tissue": 100 * float(everything[0].sum() / everything.sum()) if everything.any() else None,
-        "all_tissue_dice": score_threshold(everything, 0.0)["dice"] if everything[0].any() else None,
+        "all_tissue_dice": score_threshold(everything, 0.0).dice if everything[0].any() else None,
         "cancer_outside_tissue_px": outside,
         "cancer_outside_tissue_mm2": None if None in outside_mm2 else sum((area for area in outside_mm2 if area), 0.0),
         "cancer_outside_tissue_percent": 100 * outside / labelled if labelled else None,

@@ -78,18 +78,17 @@ class SlideScore:
     def metrics(self, threshold: float) -> SlideMetrics:
         """Return the metrics of the slide at a threshold."""
         at = score_threshold(self.histogram, threshold)
-        scores = {name: at[name] for name in SCORES} if self.histogram[0].any() else dict.fromkeys(SCORES)
-        fp_px, tp_px, fn_px = (int(at[name] or 0) for name in ("fp", "tp", "fn"))
+        has_cancer = bool(self.histogram[0].any())
         return SlideMetrics(
             slide_id=self.record.slide_id,
             provider=self.record.provider,
             isup_grade=self.record.isup_grade,
-            **scores,
+            **{name: getattr(at, name) if has_cancer else None for name in SCORES},
             true_tumor_mm2=self.mm2(self.histogram[0].sum()),
-            fp_mm2=self.mm2(fp_px),
-            fp_px=fp_px,
-            tp_px=tp_px,
-            fn_px=fn_px,
+            fp_mm2=self.mm2(at.fp),
+            fp_px=at.fp,
+            tp_px=at.tp,
+            fn_px=at.fn,
             cancer_outside_tissue_mm2=self.mm2(self.outside_px),
             cancer_outside_tissue_px=self.outside_px,
             group=self.record.group,

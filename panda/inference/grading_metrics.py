@@ -166,9 +166,9 @@ def _scores(graded: Sequence[GradedSlide], classes: int, seed: int) -> dict[str,
     prob = np.array([slide.grade.probabilities for slide in graded]).reshape(-1, classes)
     found = score_grades(labels, prob)
     ends = compute_grade_intervals(labels, prob, [slide.record.group for slide in graded], seed=seed)
-    figures: dict[str, Any] = {"slides": len(graded), "confusion": found["confusion"]}
+    figures: dict[str, Any] = {"slides": len(graded), "confusion": found.confusion}
     for key, name in _NAMES.items():
-        figures |= {key: found[name], f"{key}_interval": defined_interval(ends[name])}
+        figures |= {key: getattr(found, name), f"{key}_interval": defined_interval(ends[name])}
     return figures
 
 

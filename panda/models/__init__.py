@@ -1,1 +1,1 @@
-"""Networks and losses in pure torch: tensors in, tensors out, no slides and no configuration objects."""
+"""Networks and losses in pure torch: tensors in, tensors out, no slides and no configuration."""

@@ -1,1 +1,1 @@
-"""What is trained and how it is scored: Lightning modules, metrics and the choice of threshold."""
+"""Lightning modules, metrics, threshold search and checkpoints."""

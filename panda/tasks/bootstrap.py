@@ -1,7 +1,7 @@
-"""Intervals of figures over slides, when whole groups are drawn anew with replacement.
+"""Bootstrap intervals of figures over slides: whole groups of slides are drawn with replacement.
 
-They are 95 % percentile intervals (Efron and Tibshirani 1993, chapter 13). Slides of one patient are alike:
-drawing slides, not patients, would make an interval too narrow.
+They are 95 % percentile intervals (Efron and Tibshirani 1993, chapter 13). Slides of one patient are alike, so drawing
+slides instead of patients would make an interval too narrow.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 RESAMPLES = 2000
-"""How many times is drawn, where nothing else is said."""
+"""Default number of draws."""
 _ENDS = (0.025, 0.975)
-_AT_ONCE = 250
+_DRAWS_AT_ONCE = 250
 
 
 def average_known(values: NDArray[Any]) -> float:
-    """Give the mean of what is not nan; nan (without a warning) where nothing is left."""
-    left = values[~np.isnan(values)]
-    return float(left.mean()) if len(left) else math.nan
+    """Return the mean of the values that are not NaN; NaN, without a warning, if there are none."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else math.nan
 
 
 def compute_percentile_interval(drawn: NDArray[np.float64]) -> tuple[float, float]:
-    """Give the interval that the values of a statistic over the draws span.
+    """Compute the interval that the values of a statistic span over the draws.
 
     Args:
-        drawn: (n,), nan where the statistic is undefined in a draw: such draws are left out.
+        drawn: One value for each draw, (n,). NaN, for draws in which the statistic is undefined, is left out.
 
     Returns:
-        (low, high); (nan, nan) where it is defined in none.
+        Low and high; both NaN if no value is left.
     """
     drawn = drawn[~np.isnan(drawn)]
     if not len(drawn):
@@ -49,30 +49,30 @@ def bootstrap_interval(
     statistic: Callable[[NDArray[Any]], float] = average_known,
     n: int = RESAMPLES,
 ) -> tuple[float, float]:
-    """Give the interval of any statistic of rows; `resample_sums` and `resampled` are far faster.
+    """Compute the interval of any statistic of rows. `resample_sums` and `resample_counts` are far faster.
 
     Args:
-        values: (N, …), one row a slide; nan where a slide has no score.
-        groups: (N,), each slide's group.
-        seed: Of the drawing.
+        values: One row for each slide, (N, …); NaN if a slide has no score.
+        groups: Group of each slide, (N,).
+        seed: Seed of the draws.
         statistic: Takes rows of values.
-        n: How many times is drawn.
+        n: Number of draws.
 
     Returns:
-        (low, high); (nan, nan) with fewer than two groups, or where the statistic never is defined.
+        Low and high; both NaN with fewer than two groups, or if the statistic is never defined.
 
     Raises:
-        ValueError: Not as many groups as values.
+        ValueError: If the numbers of groups and values differ.
     """
     rows = np.asarray(values)
-    member, count = _members(groups, len(rows))
+    member, count = _number_groups(groups, len(rows))
     if count < 2:
         return math.nan, math.nan
-    of_group = [np.flatnonzero(member == group) for group in range(count)]
+    members = [np.flatnonzero(member == group) for group in range(count)]
     rng = np.random.default_rng(seed)
     drawn = np.empty(n)
     for turn in range(n):
-        picked = np.concatenate([of_group[group] for group in rng.integers(count, size=count)])
+        picked = np.concatenate([members[group] for group in rng.integers(count, size=count)])
         drawn[turn] = statistic(rows[picked])
     return compute_percentile_interval(drawn)
 
@@ -85,29 +85,31 @@ def resample_sums(
     seed: int,
     n: int = RESAMPLES,
 ) -> NDArray[Any]:
-    """Draw groups anew and give a statistic of the sums over the slides drawn.
+    """Compute a statistic of the sums over the slides of each draw.
 
     The draws are those of `bootstrap_interval` with the same seed.
 
     Args:
-        rows: (N, …) numbers of each slide, which add up.
-        groups: (N,), each slide's group.
-        statistic: Takes sums (m, …) of m draws, returns (m, …).
-        seed: Of the drawing.
-        n: How many times is drawn.
+        rows: Numbers of each slide that add up, (N, …).
+        groups: Group of each slide, (N,).
+        statistic: Takes the sums of m draws, (m, …), and returns (m, …).
+        seed: Seed of the draws.
+        n: Number of draws.
 
     Returns:
-        (n, …) what the statistic returned; (0, …) with fewer than two groups.
+        The results of `statistic`, (n, …); (0, …) with fewer than two groups.
 
     Raises:
-        ValueError: Not as many groups as rows.
+        ValueError: If the numbers of groups and rows differ.
     """
     values = np.asarray(rows, dtype=np.float64)
-    member, count = _members(groups, len(values))
+    member, count = _number_groups(groups, len(values))
     sums = np.zeros((count, *values.shape[1:]))
     np.add.at(sums, member, values)
     flat = sums.reshape(count, math.prod(values.shape[1:]))
-    return _over_draws(lambda times: statistic((times @ flat).reshape(len(times), *values.shape[1:])), count, seed, n)
+    return _apply_to_draws(
+        lambda times: statistic((times @ flat).reshape(len(times), *values.shape[1:])), count, seed, n
+    )
 
 
 def resample_counts(
@@ -117,43 +119,43 @@ def resample_counts(
     seed: int,
     n: int = RESAMPLES,
 ) -> NDArray[Any]:
-    """Draw groups anew and give a statistic of how often each slide was drawn, for one that no sums give.
+    """Compute a statistic of how often each slide was drawn, for a statistic that does not follow from sums.
 
     The draws are those of `bootstrap_interval` with the same seed.
 
     Args:
-        groups: (N,), each slide's group.
-        statistic: Takes how often each slide was drawn (m, N) in m draws, returns (m, …).
-        seed: Of the drawing.
-        n: How many times is drawn.
+        groups: Group of each slide, (N,).
+        statistic: Takes the number of times that each slide was drawn, (m, N) for m draws, and returns (m, …).
+        seed: Seed of the draws.
+        n: Number of draws.
 
     Returns:
-        (n, …) what the statistic returned; (0, …) with fewer than two groups.
+        The results of `statistic`, (n, …); (0, …) with fewer than two groups.
     """
-    member, count = _members(groups, len(groups))
-    return _over_draws(lambda times: statistic(times[:, member]), count, seed, n)
+    member, count = _number_groups(groups, len(groups))
+    return _apply_to_draws(lambda times: statistic(times[:, member]), count, seed, n)
 
 
-def _over_draws(
+def _apply_to_draws(
     statistic: Callable[[NDArray[np.float64]], NDArray[Any]], count: int, seed: int, n: int
 ) -> NDArray[Any]:
-    """What a statistic of how often each group was drawn, (m, count), gives over n draws; over none of one group."""
-    parts = [statistic(times) for times in _times_drawn(count, seed, n if count >= 2 else 0)]
+    """Apply a statistic of how often each group was drawn, (m, count), to n draws; to none with one group."""
+    parts = [statistic(times) for times in _draw_groups(count, seed, n if count >= 2 else 0)]
     return np.concatenate(parts) if parts else statistic(np.zeros((0, count)))
 
 
-def _members(groups: Sequence[Any] | NDArray[Any], slides: int) -> tuple[NDArray[np.intp], int]:
-    """Each slide's group as a number, and how many groups there are."""
+def _number_groups(groups: Sequence[Any] | NDArray[Any], slides: int) -> tuple[NDArray[np.intp], int]:
+    """Return the number of each slide's group, and how many groups there are."""
     _, member = np.unique(np.asarray(groups), return_inverse=True)
     if len(member) != slides:
-        raise ValueError(f"{slides} values and {len(member)} groups: must be as many")
+        raise ValueError(f"{slides} values and {len(member)} groups: give as many groups as values")
     return member, int(member.max(initial=-1)) + 1
 
 
-def _times_drawn(count: int, seed: int, n: int) -> Iterator[NDArray[np.float64]]:
-    """How often each group is drawn: (m, count), for a part of the n draws at a time."""
+def _draw_groups(count: int, seed: int, n: int) -> Iterator[NDArray[np.float64]]:
+    """Yield how often each group is drawn, (m, count), for some of the n draws at a time."""
     rng = np.random.default_rng(seed)
-    for start in range(0, n, _AT_ONCE):
-        turns = min(_AT_ONCE, n - start)
+    for start in range(0, n, _DRAWS_AT_ONCE):
+        turns = min(_DRAWS_AT_ONCE, n - start)
         picked = rng.integers(count, size=(turns, count)) + count * np.arange(turns)[:, None]
         yield np.bincount(picked.ravel(), minlength=turns * count).reshape(turns, count).astype(np.float64)

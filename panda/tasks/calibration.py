@@ -1,8 +1,7 @@
-"""Whether probabilities of cancer mean what they say, and the temperature that mends them, from histograms.
+"""Calibration of probabilities, and the temperature that corrects it, from histograms.
 
-A histogram of 1,000 bins stands for probabilities at the middle of their bins: below 0.001 and from 0.999 on,
-where a sure network puts most pixels, it tells none apart. What is found is right for probabilities that are no
-surer than that.
+A histogram of 1,000 bins counts a probability at the middle of its bin. It cannot separate probabilities below 0.001 or
+from 0.999, which a confident network gives to most pixels. Results are exact up to that confidence.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from panda.tasks.metrics import BINS
 RELIABILITY_BINS = 20
 """Bins of equal width of the reliability diagram and of the expected calibration error."""
 LOWEST, HIGHEST = 0.05, 20.0
-"""Temperatures beyond which none is given."""
+"""Range of the temperatures that are reported."""
 
 _MIDDLE = (np.arange(BINS) + 0.5) / BINS
 _LOGIT = np.log(_MIDDLE / (1 - _MIDDLE))
@@ -76,49 +75,48 @@ class Calibration(Temperature, frozen=True):
 
 
 def fit_temperature(hist: NDArray[np.int64], chosen_on: str, date: str) -> Temperature:
-    """Find the temperature of the least negative log-likelihood (Guo and others 2017, section 4.2).
+    """Find the temperature with the lowest negative log-likelihood (Guo and others 2017, section 4.2).
 
     Args:
-        hist: (2, BINS), of validation pixels: cancer, other.
+        hist: Counts of validation pixels, cancer and other, (2, BINS).
         chosen_on: The slides, in words.
-        date: ISO 8601 of the fit.
+        date: Date of the fit, ISO 8601.
 
     Returns:
-        The temperature; without a value where only one kind of pixels is there, or the least lies outside
-        `LOWEST` to `HIGHEST`.
+        The temperature. It has no value if all pixels are of one kind, or if it would be outside `LOWEST` to `HIGHEST`.
     """
     low, high = 1 / HIGHEST, 1 / LOWEST
     value, note = None, ""
     if not hist[0].any() or not hist[1].any():
         note = "needs pixels with and without cancer"
-    elif _slope(low, hist) > 0:
-        note = f"above {HIGHEST:g}: the probabilities say next to nothing of where cancer is"
-    elif _slope(high, hist) < 0:
-        note = f"below {LOWEST:g}: cancer and other pixels are told apart without fault"
+    elif _differentiate(low, hist) > 0:
+        note = f"above {HIGHEST:g}: the probabilities say next to nothing about cancer"
+    elif _differentiate(high, hist) < 0:
+        note = f"below {LOWEST:g}: cancer and other pixels are separated without an error"
     else:
         # The loss is convex in 1 / T, so its slope has one root.
-        value = 1 / float(brentq(_slope, low, high, args=(hist,), xtol=1e-12))
+        value = 1 / float(brentq(_differentiate, low, high, args=(hist,), xtol=1e-12))
     return Temperature(value=value, note=note, chosen_on=chosen_on, date=date)
 
 
-def _slope(inverse: float, hist: NDArray[np.int64]) -> float:
+def _differentiate(inverse: float, hist: NDArray[np.int64]) -> float:
     """Return the derivative of the negative log-likelihood with respect to 1 / T."""
-    return float((_LOGIT * (hist.sum(axis=0) * _scaled(inverse) - hist[0])).sum())
+    return float((_LOGIT * (hist.sum(axis=0) * _scale_bins(inverse) - hist[0])).sum())
 
 
-def _scaled(inverse: float) -> NDArray[np.float64]:
-    """What the bins' probabilities become, (BINS,), at a temperature 1 / inverse."""
+def _scale_bins(inverse: float) -> NDArray[np.float64]:
+    """Return the probabilities of the bins, (BINS,), at a temperature 1 / inverse."""
     return np.asarray(1 / (1 + np.exp(-_LOGIT * inverse)))
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """How often pixels of about one probability are cancer; all are (RELIABILITY_BINS,).
+    """Share of cancer among pixels of similar probability. All arrays are (RELIABILITY_BINS,).
 
     Attributes:
-        pixels: How many there are.
-        probability: Their mean probability, nan where there are none.
-        cancer: Their share of cancer, nan where there are none.
+        pixels: Number of pixels.
+        probability: Mean probability; NaN without pixels.
+        cancer: Share of cancer; NaN without pixels.
     """
 
     pixels: NDArray[np.int64]
@@ -127,39 +125,36 @@ class Reliability:
 
     @property
     def ece(self) -> float:
-        """The expected calibration error: |probability - cancer|, weighted by pixels; nan without pixels."""
+        """Expected calibration error: |probability - cancer|, weighted by pixels; NaN without pixels."""
         if not self.pixels.any():
             return math.nan
         return float(np.nansum(self.pixels * np.abs(self.probability - self.cancer)) / self.pixels.sum())
 
 
 def measure_reliability(hist: NDArray[np.int64], temperature: float = 1.0) -> Reliability:
-    """Compare probabilities with shares of cancer.
+    """Compare probabilities with shares of cancer, in bins of equal width from 0 to 1.
 
     Args:
-        hist: (2, BINS): cancer, other.
-        temperature: Scales the probabilities first; 1 leaves them.
-
-    Returns:
-        Bins of equal width over 0 to 1.
+        hist: Counts of cancer and other pixels, (2, BINS).
+        temperature: Temperature of the probabilities; 1 leaves them unchanged.
     """
-    scaled = _scaled(1 / temperature)
+    scaled = _scale_bins(1 / temperature)
     member = np.minimum((scaled * RELIABILITY_BINS).astype(int), RELIABILITY_BINS - 1)
     total = hist.sum(axis=0)
 
-    def summed(weights: NDArray[Any]) -> NDArray[np.float64]:
+    def sum_bins(weights: NDArray[Any]) -> NDArray[np.float64]:
         return np.asarray(np.bincount(member, weights=weights, minlength=RELIABILITY_BINS), np.float64)
 
-    pixels = summed(total)
+    pixels = sum_bins(total)
     with np.errstate(invalid="ignore"):
-        return Reliability(pixels.astype(np.int64), summed(total * scaled) / pixels, summed(hist[0]) / pixels)
+        return Reliability(pixels.astype(np.int64), sum_bins(total * scaled) / pixels, sum_bins(hist[0]) / pixels)
 
 
 def score_calibration(hist: NDArray[np.int64], temperature: float | None) -> CalibrationScores:
     """Compute calibration error and log-likelihood, of the probabilities and at a temperature.
 
     Args:
-        hist: (2, BINS) counts: cancer, other.
+        hist: Counts of cancer and other pixels, (2, BINS).
         temperature: T, or None if there is none.
     """
     found: dict[str, float | None] = {}
@@ -167,10 +162,10 @@ def score_calibration(hist: NDArray[np.int64], temperature: float | None) -> Cal
         pixels = int(hist.sum())
         known = t is not None and pixels > 0
         found[f"ece{suffix}"] = measure_reliability(hist, t).ece if known and t else None
-        found[f"nll{suffix}"] = _loss(hist, t) / pixels if known and t else None
+        found[f"nll{suffix}"] = _compute_loss(hist, t) / pixels if known and t else None
     return CalibrationScores(**found)
 
 
-def _loss(hist: NDArray[np.int64], temperature: float) -> float:
+def _compute_loss(hist: NDArray[np.int64], temperature: float) -> float:
     logit = _LOGIT / temperature
     return float((hist[0] * np.logaddexp(0, -logit) + hist[1] * np.logaddexp(0, logit)).sum())

@@ -19,17 +19,17 @@ from panda.tasks.optim import Optim, check_finite
 
 CLASSES: Mapping[Target, int] = {"isup": 6, "cancer": 2}
 
-# bag (B, K, 3, h, w), or features (B, K, D) of a frozen encoder; mask (B, K) bool, ISUP grade (B,), slide ids
 Batch = tuple[Tensor, Tensor, Tensor, list[str]]
+"""Tiles (B, K, 3, h, w), or features (B, K, D) of a frozen encoder; mask (B, K) bool; ISUP grades (B,); slide ids."""
 
 
 def find_class(isup_grade: Tensor, target: Target) -> Tensor:
-    """Classes of slides (N,): their ISUP grades 0 to 5, or whether they have cancer (grade 1 or more)."""
+    """Return the classes of slides, (N,): their ISUP grades 0 to 5, or 1 for cancer (grade 1 or more)."""
     return isup_grade if target == "isup" else (isup_grade > 0).long()
 
 
 class Predictions(Metric):
-    """Keeps probabilities (N, C) and labels (N,) of an epoch, gathered over devices."""
+    """Probabilities (N, C) and labels (N,) of an epoch, gathered over devices."""
 
     full_state_update = False
     prob: list[Tensor]
@@ -46,20 +46,20 @@ class Predictions(Metric):
         self.label.append(label)
 
     def compute(self) -> tuple[Tensor, Tensor]:
-        """All probabilities (N, C) and labels (N,)."""
+        """Return all probabilities (N, C) and labels (N,)."""
         return dim_zero_cat(self.prob), dim_zero_cat(self.label)
 
 
 class GradingTask(pl.LightningModule):
-    """Trains a `MILNet` on bags of tiles.
+    """Train a `MILNet` on bags of tiles.
 
-    Logs `train/loss`, `train/accuracy`, `val/loss`, and of the validation slides `val/accuracy`, `val/qwk`
-    (quadratic weighted kappa) and `val/auroc` (cancer against none), each where it is defined.
+    It logs `train/loss`, `train/accuracy` and `val/loss`. For validation slides it logs `val/accuracy`, `val/qwk`
+    (quadratic weighted kappa) and `val/auroc` (cancer or none), each if it is defined.
 
     Args:
         network: The MIL network.
-        loss: Module over logits (B, C) and labels (B,).
-        optim: Optimizer and schedule.
+        loss: Module that takes logits (B, C) and labels (B,).
+        optim: Settings of optimizer and schedule.
         metadata: What checkpoints store for inference.
     """
 
@@ -70,7 +70,7 @@ class GradingTask(pl.LightningModule):
         self.optim = optim
         self.metadata = metadata
         self.train_slides, self.val_slides = Predictions(), Predictions()
-        # Not Lightning's own mean over the epoch: its progress bar asks for that on one of several devices alone.
+        # Lightning's own mean over the epoch is not used: its progress bar computes it on one of several devices only.
         self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
 
     def forward(self, bag: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,7 +79,7 @@ class GradingTask(pl.LightningModule):
         return out
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of one batch of bags."""
+        """Return the loss of a batch of bags."""
         bag, mask, grade, slides = batch
         label = find_class(grade, self.metadata.target)
         logits, _, _ = self(bag, mask)
@@ -99,7 +99,7 @@ class GradingTask(pl.LightningModule):
         self.log("train/accuracy", (prob.argmax(-1) == label).float().mean(), prog_bar=True)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add one batch of bags to the epoch's figures."""
+        """Add a batch of bags to the scores of the epoch."""
         bag, mask, grade, slides = batch
         label = find_class(grade, self.metadata.target)
         logits, _, _ = self(bag, mask)
@@ -109,18 +109,19 @@ class GradingTask(pl.LightningModule):
         self.val_slides.update(logits.float().softmax(-1), label)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the figures of the validation slides; one that is undefined is not logged."""
+        """Log the defined scores of the validation slides."""
         self.log("val/loss", self.val_loss.compute(), prog_bar=True)
         self.val_loss.reset()
         prob, label = self.val_slides.compute()
         self.val_slides.reset()
-        scores = score_grades(label.reshape(-1), prob)  # torchmetrics makes a number of the label of a single slide
-        for name, key in (("accuracy", "accuracy"), ("qwk", "qwk"), ("auroc", "auroc_cancer")):
-            if scores[key] is not None:
-                self.log(f"val/{name}", torch.tensor(scores[key]), prog_bar=name != "accuracy")
+        scores = score_grades(label.reshape(-1), prob)  # torchmetrics turns the label of a single slide into a scalar
+        logged = {"accuracy": scores.accuracy, "qwk": scores.qwk, "auroc": scores.auroc_cancer}
+        for name, score in logged.items():
+            if score is not None:
+                self.log(f"val/{name}", torch.tensor(score), prog_bar=name != "accuracy")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Optimizer and schedule over all steps of the run."""
+        """Build optimizer and schedule for all steps of the run."""
         return self.optim.build(self.network.parameters(), int(self.trainer.estimated_stepping_batches))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,9 +1,8 @@
-"""Scores for pixels, from histograms of probability.
+"""Scores of pixels, from histograms of their probabilities.
 
-Pixels are not kept: every probability falls into one of 1,000 bins, counted apart for cancer and for all
-other pixels. At each threshold k / 1000 that gives true and false positives exactly as comparing every pixel
-would (`probability >= k / 1000`), in memory that does not grow with the slides. Histograms add up over
-patches, slides and devices.
+Every probability is counted in one of 1,000 bins, separately for cancer and for all other pixels. At each threshold
+k / 1000 that gives the same true and false positives as a comparison of every pixel (`probability >= k / 1000`), in
+memory that does not grow with the slides. Histograms add up over patches, slides and devices.
 
 A histogram is (2, BINS) int64: row 0 cancer, row 1 other pixels.
 """
@@ -22,7 +21,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 BINS = 1000
-"""Thresholds that can be asked for: 0, 0.001, … 0.999."""
+"""Number of thresholds: 0, 0.001, … 0.999."""
 
 
 @overload
@@ -33,13 +32,13 @@ def find_bins(prob: Tensor | NDArray[np.floating]) -> Tensor | NDArray[np.int64]
     """Find the highest threshold that each probability reaches.
 
     Args:
-        prob: Any shape, floating point in [0, 1].
+        prob: Probabilities in [0, 1], floating point, any shape.
 
     Returns:
-        int64 of the same shape: the largest k with prob >= k / 1000 (both as float64), at most 999.
+        The largest k with prob >= k / 1000 (both as float64), at most 999; int64 of the same shape.
 
     Raises:
-        ValueError: A value outside [0, 1] or not a number.
+        ValueError: If a value is outside [0, 1] or NaN.
     """
     if isinstance(prob, np.ndarray):
         return find_bins(torch.tensor(prob)).numpy()
@@ -47,20 +46,19 @@ def find_bins(prob: Tensor | NDArray[np.floating]) -> Tensor | NDArray[np.int64]
         raise ValueError("probabilities must be floating point in [0, 1] (apply a sigmoid to logits)")
     prob = prob.detach()
     if prob.dtype not in (torch.float32, torch.float64):
-        prob = prob.float()  # exact for the shorter types
-    edges = _edges(prob.dtype).to(prob.device)
+        prob = prob.float()  # exact for shorter types
+    edges = _list_edges(prob.dtype).to(prob.device)
     bins = (prob * BINS).long().clamp_(max=BINS - 1)
-    # The product is rounded and may lie a bin off near an edge: the comparisons decide.
+    # The product is rounded and can be one bin off near an edge, so comparisons decide.
     bins -= (prob < edges[bins]).long()
     bins += (prob >= edges[bins + 1]).long()
     return bins
 
 
-def _edges(dtype: torch.dtype) -> Tensor:
-    """(BINS + 1,): for each k the smallest number of this type that is >= k / 1000 in float64; inf last.
+def _list_edges(dtype: torch.dtype) -> Tensor:
+    """Return the smallest number of a dtype that is at least k / 1000, for each k, and infinity; (BINS + 1,).
 
-    Comparing in float32 with these is the same as comparing in float64 with k / 1000, on devices without
-    float64 too.
+    A comparison with these in float32 equals one with k / 1000 in float64, on devices without float64 too.
     """
     exact = torch.arange(BINS + 1, dtype=torch.float64) / BINS
     edges = exact.to(dtype)
@@ -74,15 +72,15 @@ def count_probabilities(prob: Tensor, target: Tensor, where: Tensor | None = Non
     """Count probabilities for cancer and for other pixels.
 
     Args:
-        prob: Any shape, floating point in [0, 1].
-        target: The same shape, bool (or 0 and 1): cancer.
-        where: The same shape, bool: pixels that count; None for all.
+        prob: Probabilities in [0, 1], floating point, any shape.
+        target: Cancer, bool (or 0 and 1), the same shape.
+        where: Pixels that count, bool, the same shape; None for all.
 
     Returns:
         (2, BINS) int64 on the same device.
 
     Raises:
-        ValueError: Shapes that differ, or values outside [0, 1].
+        ValueError: If shapes differ, or a value is outside [0, 1].
     """
     for name, tensor in (("target", target), ("where", where)):
         if tensor is not None and tensor.shape != prob.shape:
@@ -94,10 +92,10 @@ def count_probabilities(prob: Tensor, target: Tensor, where: Tensor | None = Non
 
 
 class PixelHistogram(Metric):
-    """`count_probabilities` summed over batches and devices.
+    """Sum of `count_probabilities` over batches and devices.
 
     Args:
-        **kwargs: Those of `torchmetrics.Metric`.
+        **kwargs: Arguments of `torchmetrics.Metric`.
     """
 
     full_state_update = False
@@ -110,26 +108,22 @@ class PixelHistogram(Metric):
         self.add_state("other", torch.zeros(BINS, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, prob: Tensor, target: Tensor, where: Tensor | None = None) -> None:
-        """Add a batch; arguments and errors as for `count_probabilities`."""
+        """Add a batch, see `count_probabilities`."""
         counts = count_probabilities(prob, target, where)
         self.cancer += counts[0]
         self.other += counts[1]
 
     def compute(self) -> Tensor:
-        """Give the histogram so far.
-
-        Returns:
-            (2, BINS) int64.
-        """
+        """Return the histogram, (2, BINS) int64."""
         return torch.stack([self.cancer, self.other])
 
 
 @dataclass(frozen=True)
 class ThresholdCurve:
-    """Scores at each threshold, where a pixel is positive when its probability is at least the threshold.
+    """Scores at each threshold. A pixel is positive if its probability is at least the threshold.
 
-    All are (BINS,). Counts are int64 pixels; scores float64 and nan where they are 0 / 0. Without cancer and
-    without a positive Dice is nan; without cancer but with positives it is 0.
+    All arrays are (BINS,). Counts are int64 pixels. Scores are float64, NaN for 0 / 0. Without cancer and without a
+    positive Dice is NaN; without cancer but with positives it is 0.
     """
 
     thresholds: NDArray[np.float64]
@@ -146,16 +140,13 @@ def compute_curve(cancer_hist: ArrayLike | Tensor, other_hist: ArrayLike | Tenso
     """Score every threshold.
 
     Args:
-        cancer_hist: (BINS,) counts of cancer pixels.
-        other_hist: (BINS,) counts of other pixels.
-
-    Returns:
-        The scores.
+        cancer_hist: Counts of cancer pixels, (BINS,).
+        other_hist: Counts of other pixels, (BINS,).
 
     Raises:
-        ValueError: Not (BINS,) counts.
+        ValueError: If the histograms are not (BINS,) integers.
     """
-    cancer, other = _counts([cancer_hist, other_hist])
+    cancer, other = _to_counts([cancer_hist, other_hist])
     tp = cancer[::-1].cumsum()[::-1]
     fp = other[::-1].cumsum()[::-1]
     fn = cancer.sum() - tp
@@ -164,21 +155,21 @@ def compute_curve(cancer_hist: ArrayLike | Tensor, other_hist: ArrayLike | Tenso
         tp=tp,
         fp=fp,
         fn=fn,
-        dice=_ratio(2 * tp, 2 * tp + fp + fn),
-        iou=_ratio(tp, tp + fp + fn),
-        precision=_ratio(tp, tp + fp),
-        recall=_ratio(tp, tp + fn),
+        dice=_divide(2 * tp, 2 * tp + fp + fn),
+        iou=_divide(tp, tp + fp + fn),
+        precision=_divide(tp, tp + fp),
+        recall=_divide(tp, tp + fn),
     )
 
 
-def _ratio(above: NDArray[np.int64], below: NDArray[np.int64]) -> NDArray[np.float64]:
+def _divide(above: NDArray[np.int64], below: NDArray[np.int64]) -> NDArray[np.float64]:
     scores = np.full(below.shape, np.nan)
     np.divide(above, below, out=scores, where=below > 0)
     return scores
 
 
-def _counts(hist: Any) -> NDArray[np.int64]:
-    """Any histogram as (2, BINS) int64 on the CPU."""
+def _to_counts(hist: Any) -> NDArray[np.int64]:
+    """Return any histogram as (2, BINS) int64 on the CPU."""
     if isinstance(hist, Tensor):
         hist = hist.detach().cpu().numpy()
     else:
@@ -189,91 +180,97 @@ def _counts(hist: Any) -> NDArray[np.int64]:
 
 
 def compute_areas(hist: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Give the areas under the precision-recall and the receiver operating curve.
+    """Compute the areas under the precision-recall curve and the receiver operating curve.
 
-    They are those of scikit-learn's `average_precision_score` and `roc_auc_score` for probabilities rounded
-    down to a multiple of 0.001: what lies in one bin counts as equal.
+    They equal `average_precision_score` and `roc_auc_score` of scikit-learn for probabilities rounded down to a
+    multiple of 0.001. scikit-learn takes one histogram at a time, and the bootstrap has thousands.
 
     Args:
-        hist: (…, 2, BINS), any numbers that add up.
+        hist: Any counts that add up, (…, 2, BINS).
 
     Returns:
-        Average precision (…), nan without cancer; and AUROC (…), nan without cancer or without other pixels.
+        Average precision, (…), NaN without cancer; AUROC, (…), NaN without cancer or without other pixels.
     """
     cancer, other = np.moveaxis(np.asarray(hist, dtype=np.float64), -2, 0)
     tp, fp = (row[..., ::-1].cumsum(axis=-1)[..., ::-1] for row in (cancer, other))
     precision = np.divide(tp, tp + fp, out=np.zeros_like(tp), where=tp > 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         average = (cancer * precision).sum(axis=-1) / tp[..., 0]
-    # Sums of fractions may pass 1 by rounding.
+    # Sums of fractions can be above 1 by rounding.
     return np.minimum(average, 1), compute_roc_area(cancer, other)
 
 
 def compute_roc_area(cancer: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Give the area under the receiver operating curve: how often cancer has the higher score, of equal ones half.
+    """Compute the area under the receiver operating curve: the share of pairs in which cancer has the higher score.
+
+    A pair with equal scores counts half.
 
     Args:
-        cancer: (…, n) how much cancer has each of n scores, the lowest first.
-        other: (…, n) the same of the others.
+        cancer: Amount of cancer with each of n scores, from low to high, (…, n).
+        other: Amount of the others, (…, n).
 
     Returns:
-        (…), nan without cancer or without others.
+        (…); NaN without cancer or without others.
     """
     ranked_lower = other.cumsum(axis=-1) - other / 2
     with np.errstate(divide="ignore", invalid="ignore"):
         area = (cancer * ranked_lower).sum(axis=-1) / (cancer.sum(axis=-1) * other.sum(axis=-1))
-    return np.asarray(np.minimum(area, 1))  # sums of fractions may pass 1 by rounding
+    return np.asarray(np.minimum(area, 1))  # sums of fractions can be above 1 by rounding
 
 
 def find_threshold_bin(threshold: float) -> int:
-    """Find the bin of a threshold.
+    """Find the k of a threshold k / 1000.
 
     Args:
         threshold: One of 0, 0.001, … 0.999.
 
-    Returns:
-        Its k, with threshold = k / 1000.
-
     Raises:
-        ValueError: Another value, about which a histogram knows nothing exact.
+        ValueError: If it is another value, for which a histogram gives no exact scores.
     """
     k = round(threshold * BINS)
     if not 0 <= k < BINS or abs(threshold - k / BINS) > 1e-9:
-        raise ValueError(f"threshold {threshold}: histograms answer at 0, 0.001, … 0.999 only")
+        raise ValueError(f"threshold {threshold}: histograms give scores at 0, 0.001, … 0.999 only")
     return k
 
 
-def score_threshold(hist: ArrayLike | Tensor, threshold: float) -> dict[str, float | int | None]:
+@dataclass(frozen=True)
+class PixelScores:
+    """Scores of pixels at one threshold: counts, and ratios that are None for 0 / 0."""
+
+    tp: int
+    fp: int
+    fn: int
+    dice: float | None
+    iou: float | None
+    precision: float | None
+    recall: float | None
+
+
+def score_threshold(hist: ArrayLike | Tensor, threshold: float) -> PixelScores:
     """Score one histogram at one threshold.
 
     Args:
         hist: (2, BINS).
         threshold: See `find_threshold_bin`.
 
-    Returns:
-        tp, fp and fn in pixels; dice, iou, precision and recall, None where they are 0 / 0.
-
     Raises:
-        ValueError: A threshold between bins.
+        ValueError: If the threshold is between bins.
     """
     k = find_threshold_bin(threshold)
-    at = compute_curve(*_counts(hist))
-    counts: dict[str, float | int | None] = {name: int(getattr(at, name)[k]) for name in ("tp", "fp", "fn")}
-    names = ("dice", "iou", "precision", "recall")
-    return counts | {name: _defined(float(getattr(at, name)[k])) for name in names}
+    curve = compute_curve(*_to_counts(hist))
+    ratios = (float(score[k]) for score in (curve.dice, curve.iou, curve.precision, curve.recall))
+    counts = (int(count[k]) for count in (curve.tp, curve.fp, curve.fn))
+    return PixelScores(*counts, *(None if math.isnan(ratio) else ratio for ratio in ratios))
 
 
 def compute_dice(hist: ArrayLike | Tensor, threshold: float) -> float:
-    """Give Dice of one histogram at one threshold.
+    """Compute the Dice of one histogram at one threshold; NaN if there is neither cancer nor a positive.
 
     Args:
         hist: (2, BINS).
         threshold: See `find_threshold_bin`.
-
-    Returns:
-        Dice; nan where there is neither cancer nor a positive.
     """
-    return float(compute_curve(*_counts(hist)).dice[find_threshold_bin(threshold)])
+    return float(compute_curve(*_to_counts(hist)).dice[find_threshold_bin(threshold)])
 
 
 def pool_histograms(histograms: Mapping[str, ArrayLike | Tensor]) -> NDArray[np.int64]:
@@ -283,10 +280,6 @@ def pool_histograms(histograms: Mapping[str, ArrayLike | Tensor]) -> NDArray[np.
         histograms: Slide to (2, BINS).
 
     Returns:
-        (2, BINS); zeros where there are no slides.
+        (2, BINS); zeros without slides.
     """
-    return sum((_counts(hist) for hist in histograms.values()), start=np.zeros((2, BINS), dtype=np.int64))
-
-
-def _defined(value: float) -> float | None:
-    return None if math.isnan(value) else value
+    return sum((_to_counts(hist) for hist in histograms.values()), start=np.zeros((2, BINS), dtype=np.int64))

@@ -1,4 +1,4 @@
-"""Optimizer and learning-rate schedule of both tasks, as plain settings."""
+"""Optimizer and learning-rate schedule of both tasks, and the check for divergence."""
 
 from __future__ import annotations
 
@@ -16,23 +16,21 @@ from panda.errors import PandaError
 from panda.settings import Settings
 
 START = 0.04
-"""Learning rate of the first step as a share of the highest, where there is a warm-up."""
-
-
-_NAMED = 8
-"""Samples that an error names."""
+"""Learning rate of the first step of a warm-up, as a share of the highest."""
+_MOST_NAMES = 8
+"""Largest number of samples that an error names."""
 
 
 class Optim(Settings):
-    """Builds the optimizer and its schedule for a number of steps.
+    """Settings of the optimizer and its schedule.
 
     Args:
         name: `adamw` or `sgd` (Nesterov).
         lr: Highest learning rate.
-        weight_decay: Decoupled for AdamW, L2 for SGD.
-        momentum: Of SGD; AdamW has its betas.
-        schedule: `onecycle` (a linear warm-up over the first 10 % of the steps, then down to 0 along a cosine),
-            `cosine` (the same without warm-up), or `none`.
+        weight_decay: Weight decay, decoupled for AdamW, L2 for SGD.
+        momentum: Momentum of SGD; AdamW ignores it.
+        schedule: `onecycle` (a linear warm-up over 10 % of the steps, then a cosine down to 0), `cosine` (the same
+            without warm-up), or `none`.
     """
 
     node: ClassVar[str] = "optim"
@@ -44,14 +42,14 @@ class Optim(Settings):
     schedule: Literal["onecycle", "cosine", "none"] = "onecycle"
 
     def build(self, parameters: Iterable[nn.Parameter], steps: int) -> OptimizerLRScheduler:
-        """The optimizer and schedule in Lightning's form.
+        """Build the optimizer and the schedule.
 
         Args:
-            parameters: What is trained; frozen parameters are left out.
+            parameters: Parameters of the network; frozen ones are left out.
             steps: Optimizer steps of the whole run.
 
         Returns:
-            The mapping that `configure_optimizers` returns; the schedule moves every step.
+            The result of Lightning's `configure_optimizers`, with a schedule by step.
         """
         trained = [p for p in parameters if p.requires_grad]
         optimizer: torch.optim.Optimizer
@@ -70,8 +68,7 @@ class Optim(Settings):
                 return START + (1 - START) * step / warm_up
             return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm_up) / max(1.0, steps - warm_up))))
 
-        # A plain function of the step leaves nothing in the checkpoint that would hold a resumed run, which may be
-        # asked for more epochs, to the old number of steps.
+        # A function leaves no state in the checkpoint, which would tie a resumed run to the old number of steps.
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
@@ -79,28 +76,30 @@ class Optim(Settings):
 
 
 def check_finite(loss: Tensor, outputs: Tensor, lr: float, epoch: int, names: Callable[[], Sequence[str]]) -> None:
-    """End a training that has diverged: from weights that are no numbers nothing more is learnt.
+    """Stop a training that has diverged.
 
     Args:
-        loss: Of a batch.
-        outputs: Of the network, (N, …).
-        lr: The highest learning rate, for the message.
-        epoch: For the message.
-        names: Names the N samples of the batch; asked only where the loss is no number.
+        loss: Loss of a batch.
+        outputs: Output of the network, (N, …).
+        lr: Highest learning rate, for the message.
+        epoch: Epoch, for the message.
+        names: Returns the names of the N samples; called only if the loss is not finite.
 
     Raises:
-        PandaError: The loss is nan or infinite.
+        PandaError: If the loss is NaN or infinite.
     """
     if bool(torch.isfinite(loss).all()):
         return
     fine = torch.isfinite(outputs.detach()).flatten(1).all(dim=1).tolist()
     batch = list(names())
     broken = [name for name, good in zip(batch, fine, strict=True) if not good] if len(batch) == len(fine) else []
-    told = broken or batch
-    where = "; ".join(told[:_NAMED]) + (f"; and {len(told) - _NAMED} more" if len(told) > _NAMED else "")
-    whose = "the network's output is no number for" if broken and len(broken) < len(batch) else "the batch was"
+    samples = broken or batch
+    listed = "; ".join(samples[:_MOST_NAMES])
+    if len(samples) > _MOST_NAMES:
+        listed += f"; and {len(samples) - _MOST_NAMES} more"
+    cause = "the network's output is no number for" if broken and len(broken) < len(batch) else "the batch was"
     raise PandaError(
         f"the loss is {loss.item()} in epoch {epoch}: training has diverged; lower optim.lr={lr:g}, set "
         "trainer.gradient_clip_val=1.0, or train in trainer.precision=32-true. Checkpoints of earlier epochs are kept"
-        + (f"; {whose}: {where}" if where else "")
+        + (f"; {cause}: {listed}" if listed else "")
     )

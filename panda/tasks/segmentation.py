@@ -1,4 +1,4 @@
-"""Tumour segmentation as a LightningModule: steps, logged loss and Dice, threshold search, checkpoint content."""
+"""Tumor segmentation as a LightningModule."""
 
 from __future__ import annotations
 
@@ -27,18 +27,17 @@ Batch = tuple[Tensor, Tensor]
 
 
 class SegmentationTask(pl.LightningModule):
-    """Trains a `Segmenter` on patches.
+    """Train a `Segmenter` on patches.
 
-    Logs `train/loss`, `train/dice`, `val/loss`, `val/dice` (both Dice pooled over the pixels of the epoch, at a
-    probability of 0.5), and from the streamed histograms of the epoch `val/dice_best` with `val/threshold`,
-    where it is reached.
+    It logs `train/loss`, `train/dice`, `val/loss` and `val/dice`. Dice is pooled over the pixels of the epoch, at a
+    probability of 0.5. `val/dice_best` is the best Dice over all thresholds, and `val/threshold` its threshold.
 
     Args:
         network: The segmenter.
-        loss: Module over logits and target, both (N, 1, h, w).
-        optim: Optimizer and schedule.
+        loss: Module that takes logits and target, both (N, 1, h, w).
+        optim: Settings of optimizer and schedule.
         metadata: What checkpoints store for inference; each validation epoch replaces its threshold.
-        channels_last: Keep the channels of a pixel side by side in memory.
+        channels_last: Use the memory format `torch.channels_last`.
         compiled: Run the network through `torch.compile`; its weights keep their names.
     """
 
@@ -61,55 +60,55 @@ class SegmentationTask(pl.LightningModule):
         self.metadata = metadata
         self.train_pixels = PixelHistogram()
         self.val_pixels = PixelHistogram()
-        # Not Lightning's own mean over the epoch: its progress bar asks for that on one of several devices alone.
+        # Lightning's own mean over the epoch is not used: its progress bar computes it on one of several devices only.
         self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
 
     def setup(self, stage: str) -> None:
-        """Compiles the network, in the process that trains it: what is compiled does not pass to another one."""
+        """Compile the network in the process that trains it, because another process cannot take it over."""
         if self.compiled:
             self.network.compile()
 
     def forward(self, image: Tensor) -> Tensor:
-        """Map images (N, 3, h, w) in [0, 1] to logits (N, 1, h, w)."""
+        """Compute logits (N, 1, h, w) of images (N, 3, h, w) in [0, 1]."""
         logits: Tensor = self.network(image.contiguous(memory_format=self.layout))
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of one batch; adds its pixels to the epoch's Dice."""
+        """Return the loss of a batch and add its pixels to the epoch's Dice."""
         image, mask = batch
         logits = self(image)
         loss: Tensor = self.loss(logits, mask)
-        self._check(loss, logits, self.trainer.train_dataloader, batch_idx)
-        self._note(logits, mask, batch_idx)
+        self._check_loss(loss, logits, self.trainer.train_dataloader, batch_idx)
+        self._report_errors(logits, mask, batch_idx)
         self.train_loss.update(loss.detach(), weight=len(image))
         self.train_pixels.update(logits.detach().float().sigmoid(), mask > 0.5, mask >= 0)
         self.log("train/loss_step", loss, prog_bar=True)
         return loss
 
-    def _note(self, logits: Tensor, mask: Tensor, number: int) -> None:
-        """Tells a sampler that asks for it how wrong the network was on each patch: its mean cross-entropy."""
+    def _report_errors(self, logits: Tensor, mask: Tensor, number: int) -> None:
+        """Pass the mean cross-entropy of each patch to a sampler that draws hard patches."""
         loader = self.trainer.train_dataloader
         draws = getattr(getattr(loader, "sampler", None), "choose", None)
         if loader is None or not isinstance(draws, HardDraws):
             return
         counts = (mask >= 0).float()
-        wrong = functional.binary_cross_entropy_with_logits(
+        entropy = functional.binary_cross_entropy_with_logits(
             logits.detach().float(), mask.clamp_min(0), reduction="none"
         )
-        of_patch = (wrong * counts).flatten(1).sum(1) / counts.flatten(1).sum(1).clamp_min(1)
-        # of all devices: each draws the next epoch by itself, and has to come to the same
-        gathered = gather_all_tensors(of_patch) if self.trainer.world_size > 1 else [of_patch]
+        errors = (entropy * counts).flatten(1).sum(1) / counts.flatten(1).sum(1).clamp_min(1)
+        # From all devices, because each draws the next epoch itself and all must draw the same.
+        gathered = gather_all_tensors(errors) if self.trainer.world_size > 1 else [errors]
         draws.record_losses(find_step_items(loader, number), torch.stack(gathered, dim=1).flatten())
 
-    def _check(self, loss: Tensor, logits: Tensor, loader: DataLoader[Any] | None, number: int) -> None:
-        """Stop at a loss that is no number, naming the patches."""
+    def _check_loss(self, loss: Tensor, logits: Tensor, loader: DataLoader[Any] | None, number: int) -> None:
+        """Stop the training if the loss is not finite, with the names of the patches."""
 
-        def names() -> list[str]:
+        def list_patches() -> list[str]:
             if loader is None or not isinstance(loader.dataset, PatchSet):
                 return []
             return [loader.dataset.describe_patch(item) for item in find_batch_items(loader, number)]
 
-        check_finite(loss, logits, self.optim.lr, self.current_epoch, names)
+        check_finite(loss, logits, self.optim.lr, self.current_epoch, list_patches)
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's training loss and Dice."""
@@ -119,18 +118,18 @@ class SegmentationTask(pl.LightningModule):
         self.train_pixels.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Add one batch to the epoch's validation loss and histogram; gives its probabilities (N, 1, h, w)."""
+        """Add a batch to the validation loss and histogram, and return its probabilities (N, 1, h, w)."""
         image, mask = batch
         logits = self(image)
         loss: Tensor = self.loss(logits, mask)
-        self._check(loss, logits, self.trainer.val_dataloaders, batch_idx)
+        self._check_loss(loss, logits, self.trainer.val_dataloaders, batch_idx)
         self.val_loss.update(loss, weight=(mask >= 0).sum())
         prob: Tensor = logits.float().sigmoid()
         self.val_pixels.update(prob, mask > 0.5, mask >= 0)
         return prob
 
     def on_validation_epoch_end(self) -> None:
-        """Log validation loss and Dice, and searches the threshold over the epoch's pixels."""
+        """Log validation loss and Dice, and search the threshold over the epoch's pixels."""
         histogram = self.val_pixels.compute()
         self.val_pixels.reset()
         self.log("val/loss", self.val_loss.compute(), prog_bar=True)
@@ -143,7 +142,7 @@ class SegmentationTask(pl.LightningModule):
             self.metadata = self.metadata.model_copy(update={"threshold": choice})
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Optimizer and schedule over all steps of the run."""
+        """Build optimizer and schedule for all steps of the run."""
         return self.optim.build(self.network.parameters(), int(self.trainer.estimated_stepping_batches))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
