@@ -128,7 +128,7 @@ class Named(PatchSet):
     def __len__(self) -> int:
         return 12
 
-    def name(self, index: int) -> str:
+    def describe_patch(self, index: int) -> str:
         return f"slide at level-0 px ({index}, 0)"
 
     def __getitem__(self, index: int | Draw) -> tuple[Tensor, Tensor]:
