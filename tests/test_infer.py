@@ -65,107 +65,107 @@ def run(tmp_path: Path, slides: Path) -> Infer:
 
 
 @pytest.fixture
-def warnings_told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+def list_warnings(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
     """What was logged since, each message once however many loggers hand it on."""
     monkeypatch.setattr(logging.getLogger("panda"), "propagate", True)
     return lambda: list({id(record): record.getMessage() for record in caplog.records}.values())
 
 
-def column(path: Path, name: str) -> list[str]:
+def read_column(path: Path, name: str) -> list[str]:
     with path.open(newline="") as file:
         return [row[name] for row in csv.DictReader(file)]
 
 
-def notes(out: Path) -> list[str]:
+def read_notes(out: Path) -> list[str]:
     found: list[str] = json.loads((out / "inference.json").read_text())["notes"]
     return found
 
 
-def test_the_tables_cover_all_slides_of_one_making(tmp_path: Path, run: Infer) -> None:
+def test_infer_tables_cover_slides_of_same_provenance(tmp_path: Path, run: Infer) -> None:
     out = tmp_path / "out"
     run("a.tiff")
     run("b.tiff")
     run("b.tiff")
-    assert column(out / "quantification.csv", "slide_id") == ["a", "b"]
+    assert read_column(out / "quantification.csv", "slide_id") == ["a", "b"]
     assert "slide.html" in {path.name for path in (out / "a").iterdir()}
-    assert not notes(out)
+    assert not read_notes(out)
     # the same weights elsewhere are the same making, another threshold is not
     run("c.tiff", "threshold=0.9")
-    assert column(out / "quantification.csv", "slide_id") == ["c"]
-    (note,) = notes(out)
+    assert read_column(out / "quantification.csv", "slide_id") == ["c"]
+    (note,) = read_notes(out)
     assert note.startswith("2 slides ")
     assert "a, b" in note
     assert "a, b" in (out / "report.html").read_text()
     run("[ab].tiff", "threshold=0.9")
-    assert column(out / "quantification.csv", "slide_id") == ["a", "b", "c"]
-    assert set(column(out / "quantification.csv", "threshold")) == {"0.9"}
-    assert not notes(out)
+    assert read_column(out / "quantification.csv", "slide_id") == ["a", "b", "c"]
+    assert set(read_column(out / "quantification.csv", "threshold")) == {"0.9"}
+    assert not read_notes(out)
     run("a.tiff", "threshold=0.9", "quantify.min_region_um2=5")
-    assert column(out / "quantification.csv", "slide_id") == ["a"]
+    assert read_column(out / "quantification.csv", "slide_id") == ["a"]
 
 
-def test_another_override_or_reader_is_another_making(tmp_path: Path, slides: Path, run: Infer) -> None:
+def test_infer_other_override_or_reader_is_other_provenance(tmp_path: Path, slides: Path, run: Infer) -> None:
     out, image = tmp_path / "out", np.full((512, 640, 3), 244, np.uint8)
     image[100:400, 100:500] = (215, 120, 180)
     for name in ("d", "e"):
         write_pyramid(slides / f"{name}.tiff", image)
     run("d.tiff", "mpp_override=0.4")
     run("e.tiff", "mpp_override=0.8")
-    assert column(out / "quantification.csv", "slide_id") == ["e"]
-    assert notes(out)[0].startswith("1 slide ")
-    assert [column(out / "quantification.csv", f"mpp_{key}") for key in ("x", "y", "source")] == [
+    assert read_column(out / "quantification.csv", "slide_id") == ["e"]
+    assert read_notes(out)[0].startswith("1 slide ")
+    assert [read_column(out / "quantification.csv", f"mpp_{key}") for key in ("x", "y", "source")] == [
         ["0.8"], ["0.8"], ["override"],
     ]  # fmt: skip
     run("d.tiff", "mpp_override=0.8", "reader=openslide")
-    assert column(out / "quantification.csv", "slide_id") == ["d"]
+    assert read_column(out / "quantification.csv", "slide_id") == ["d"]
     run("[de].tiff", "mpp_override=0.8")
-    assert not notes(out)
+    assert not read_notes(out)
     facts = json.loads((out / "d" / "quantification.json").read_text())
     assert facts["reader"] == "fast"
     assert facts["made_with"]["tissue_rules"] == RULES
-    assert column(out / "quantification.csv", "tissue_how") == ["strict", "strict"]
-    assert column(out / "quantification.csv", "unscored_tissue_px") == ["0", "0"]
+    assert read_column(out / "quantification.csv", "tissue_how") == ["strict", "strict"]
+    assert read_column(out / "quantification.csv", "unscored_tissue_px") == ["0", "0"]
 
 
-def test_results_of_another_file_of_the_name_are_replaced_aloud(
-    tmp_path: Path, slides: Path, run: Infer, warnings_told: Callable[[], list[str]]
+def test_infer_replaced_slide_file_warns_and_is_mapped_again(
+    tmp_path: Path, slides: Path, run: Infer, list_warnings: Callable[[], list[str]]
 ) -> None:
     run("a.tiff")
     run("a.tiff")
-    assert not [message for message in warnings_told() if "another file" in message]
+    assert not [message for message in list_warnings() if "another file" in message]
     draw(slides / "more" / "a.tiff")
     run("more/a.tiff")
-    (told,) = {message for message in warnings_told() if "another file" in message}
+    (told,) = {message for message in list_warnings() if "another file" in message}
     assert str(slides / "more" / "a.tiff") in told
 
 
-def test_another_precision_than_the_threshold_s_is_noted(tmp_path: Path, run: Infer) -> None:
+def test_infer_other_precision_than_threshold_is_noted(tmp_path: Path, run: Infer) -> None:
     path = segmentation_checkpoint(tmp_path / "half.ckpt")
     content = torch.load(path, weights_only=True)
     content["panda"]["precision"] = "bf16"
     torch.save(content, path)
     run("a.tiff", f"checkpoint={path}", "engine.precision=fp32")
-    (note,) = notes(tmp_path / "out")
+    (note,) = read_notes(tmp_path / "out")
     assert "engine.precision=bf16. These maps have fp32" in note
     run("a.tiff", f"checkpoint={path}", "engine.precision=bf16")
-    assert not notes(tmp_path / "out")
+    assert not read_notes(tmp_path / "out")
     run("a.tiff", f"checkpoint={path}", "threshold=0.5")
-    assert not notes(tmp_path / "out")
+    assert not read_notes(tmp_path / "out")
 
 
-def test_a_provider_takes_its_own_threshold(tmp_path: Path, run: Infer) -> None:
+def test_infer_provider_uses_its_own_threshold(tmp_path: Path, run: Infer) -> None:
     searched = {"criterion": "f1", "score": 0.5, "chosen_on": "here", "date": "today"}
     own = {name: {"value": value, **searched} for name, value in (("x", 0.2), ("y", 0.7))}
     choice = {"value": 0.4, **searched, "by_provider": own}
     path = segmentation_checkpoint(tmp_path / "own.ckpt", threshold=choice)
     out = tmp_path / "out"
     run("a.tiff", f"checkpoint={path}", "provider=y")
-    assert column(out / "quantification.csv", "threshold") == ["0.7"]
-    assert not notes(out)
+    assert read_column(out / "quantification.csv", "threshold") == ["0.7"]
+    assert not read_notes(out)
     assert json.loads((out / "inference.json").read_text())["provider"] == "y"
     run("a.tiff", f"checkpoint={path}")
-    assert column(out / "quantification.csv", "threshold") == ["0.4"]
-    (note,) = notes(out)
+    assert read_column(out / "quantification.csv", "threshold") == ["0.4"]
+    (note,) = read_notes(out)
     assert "(x 0.200, y 0.700)" in note
     assert "0.400. provider=… selects another" in note
     with pytest.raises(ConfigError, match="provider=z: the checkpoint has thresholds for x, y"):
@@ -176,7 +176,7 @@ def test_a_provider_takes_its_own_threshold(tmp_path: Path, run: Infer) -> None:
         run("a.tiff", "provider=x")
 
 
-def test_faults_of_labels_slides_and_provider_are_told_at_once(tmp_path: Path, run: Infer) -> None:
+def test_infer_faults_of_labels_slides_and_provider_at_once(tmp_path: Path, run: Infer) -> None:
     wrong = ("labels=nowhere", "provider=x", "quantify.min_region_px=-1")
     with pytest.raises(ConfigError) as caught:
         run("z.tiff", *wrong)
@@ -198,7 +198,7 @@ def test_faults_of_labels_slides_and_provider_are_told_at_once(tmp_path: Path, r
         run("a.tiff", "checkpoint=nothing.ckpt")
 
 
-def test_an_error_nobody_foresaw_leaves_its_traceback_in_the_log(
+def test_infer_unexpected_error_is_logged_with_traceback(
     tmp_path: Path, run: Infer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object, **__: object) -> None:
@@ -207,7 +207,7 @@ def test_an_error_nobody_foresaw_leaves_its_traceback_in_the_log(
     monkeypatch.setattr(slide_mapper, "write_heatmap", broken)
     with pytest.raises(SomeSlidesFailed):
         run("a.tiff")
-    assert column(tmp_path / "out" / "failures.csv", "error") == ["KeyError"]
+    assert read_column(tmp_path / "out" / "failures.csv", "error") == ["KeyError"]
     log = (tmp_path / "out" / "infer.log").read_text()
     assert "inference of a: KeyError: 'x'" in log
     assert "Traceback" in log
@@ -215,7 +215,7 @@ def test_an_error_nobody_foresaw_leaves_its_traceback_in_the_log(
 
 
 @pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
-def test_no_memory_ends_the_run(run: Infer, monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
+def test_infer_out_of_memory_ends_run(run: Infer, monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
     def full(*_: object, **__: object) -> None:
         raise error
 
@@ -224,7 +224,7 @@ def test_no_memory_ends_the_run(run: Infer, monkeypatch: pytest.MonkeyPatch, err
         run("*.tiff")
 
 
-def test_all_files_of_a_slide_are_written_under_one_lock(
+def test_infer_slide_files_are_written_under_one_lock(
     tmp_path: Path, run: Infer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = []
@@ -242,23 +242,23 @@ def test_all_files_of_a_slide_are_written_under_one_lock(
     assert held == ["quantification.json"]
 
 
-def test_a_row_is_rebuilt_as_it_was_written(tmp_path: Path, run: Infer) -> None:
+def test_infer_row_of_earlier_run_is_rebuilt_unchanged(tmp_path: Path, run: Infer) -> None:
     run("a.tiff")
     before = (tmp_path / "out" / "quantification.csv").read_text()
     run("b.tiff")
     assert (tmp_path / "out" / "quantification.csv").read_text().splitlines()[:2] == before.splitlines()
 
 
-def test_a_folder_of_an_older_version_is_named(tmp_path: Path, run: Infer) -> None:
+def test_infer_folder_of_older_version_is_noted(tmp_path: Path, run: Infer) -> None:
     old = tmp_path / "out" / "old"
     old.mkdir(parents=True)
     (old / "quantification.json").write_text('{"slide_id": "old", "threshold": 0.5}')
     run("a.tiff")
-    assert column(tmp_path / "out" / "quantification.csv", "slide_id") == ["a"]
-    assert notes(tmp_path / "out")[0].startswith("1 slide ")
+    assert read_column(tmp_path / "out" / "quantification.csv", "slide_id") == ["a"]
+    assert read_notes(tmp_path / "out")[0].startswith("1 slide ")
 
 
-def test_failures_stay_until_the_slide_succeeds(tmp_path: Path, slides: Path, run: Infer) -> None:
+def test_infer_failures_stay_until_slide_succeeds(tmp_path: Path, slides: Path, run: Infer) -> None:
     out, good = tmp_path / "out", (slides / "a.tiff").read_bytes()
     for name in ("a", "b"):
         (slides / f"{name}.tiff").write_bytes(b"II*\0 no slide")
@@ -266,24 +266,24 @@ def test_failures_stay_until_the_slide_succeeds(tmp_path: Path, slides: Path, ru
         with pytest.raises(SomeSlidesFailed, match="1 of 1"):
             run(f"{name}.tiff")
     run("c.tiff")
-    assert column(out / "failures.csv", "slide_id") == ["a", "b"]
+    assert read_column(out / "failures.csv", "slide_id") == ["a", "b"]
     (slides / "a.tiff").write_bytes(good)
     run("a.tiff")
-    assert column(out / "failures.csv", "slide_id") == ["b"]
-    assert column(out / "quantification.csv", "slide_id") == ["a", "c"]
+    assert read_column(out / "failures.csv", "slide_id") == ["b"]
+    assert read_column(out / "quantification.csv", "slide_id") == ["a", "c"]
     # a slide that fails when it is run again has no row any more, and comes back when it succeeds
     (slides / "a.tiff").write_bytes(b"")
     with pytest.raises(SomeSlidesFailed):
         run("a.tiff")
-    assert column(out / "quantification.csv", "slide_id") == ["c"]
+    assert read_column(out / "quantification.csv", "slide_id") == ["c"]
     run("c.tiff")
-    assert column(out / "quantification.csv", "slide_id") == ["c"]
+    assert read_column(out / "quantification.csv", "slide_id") == ["c"]
     # failures of other settings are another matter
     run("c.tiff", "threshold=0.9")
-    assert column(out / "failures.csv", "slide_id") == []
+    assert read_column(out / "failures.csv", "slide_id") == []
 
 
-def test_a_slide_that_cannot_be_graded_keeps_its_figures(tmp_path: Path, run: Infer) -> None:
+def test_infer_failed_grading_keeps_quantification(tmp_path: Path, run: Infer) -> None:
     out = tmp_path / "out"
     tiles = {"how": "guided", "k": 2, "random_fraction": 0.0, "min_tissue": 1.0, "seed": 0}
     grader = grading_checkpoint(tmp_path / "grade.ckpt", tiles=tiles, tile_size=512)
@@ -297,26 +297,26 @@ def test_a_slide_that_cannot_be_graded_keeps_its_figures(tmp_path: Path, run: In
     assert {"heatmap.png", "overlay.png", "regions.geojson", "probability.ome.tiff"} <= {
         path.name for path in (out / "a").iterdir()
     }
-    assert column(out / "failures.csv", "stage") == ["grading"]
-    assert column(out / "quantification.csv", "isup_predicted") == [""]
-    assert float(column(out / "quantification.csv", "tissue_mm2")[0]) > 0
+    assert read_column(out / "failures.csv", "stage") == ["grading"]
+    assert read_column(out / "quantification.csv", "isup_predicted") == [""]
+    assert float(read_column(out / "quantification.csv", "tissue_mm2")[0]) > 0
     assert "1 not graded" in (out / "report.html").read_text()
     # and a grader that can clears it
     able = grading_checkpoint(tmp_path / "able.ckpt")
     run("a.tiff", f"grading_checkpoint={able}")
-    assert column(out / "failures.csv", "slide_id") == []
-    assert column(out / "quantification.csv", "isup_predicted")[0] in set("012345")
+    assert read_column(out / "failures.csv", "slide_id") == []
+    assert read_column(out / "quantification.csv", "isup_predicted")[0] in set("012345")
     assert (out / "a" / "attention.png").is_file()
     with pytest.raises(SomeSlidesFailed):
         run("a.tiff", f"grading_checkpoint={grader}")
     assert not list((out / "a").glob("attention*.png")), "of a grade that is none any more"
 
 
-def test_slides_seen_in_training_or_validation_are_marked(tmp_path: Path, run: Infer) -> None:
+def test_infer_slides_seen_in_training_are_marked(tmp_path: Path, run: Infer) -> None:
     seen = segmentation_checkpoint(tmp_path / "seen.ckpt", train_slides=["a"], val_slides=["b"])
     run("*.tiff", f"checkpoint={seen}")
     out = tmp_path / "out"
-    assert column(out / "quantification.csv", "in_sample") == ["training", "validation", ""]
+    assert read_column(out / "quantification.csv", "in_sample") == ["training", "validation", ""]
     report = (out / "report.html").read_text()
     assert "trained on 1 of these slides" in report
     assert "threshold were chosen on 1 of these slides" in report
@@ -327,18 +327,18 @@ def test_slides_seen_in_training_or_validation_are_marked(tmp_path: Path, run: I
 
 
 @pytest.mark.parametrize("name", ["..tiff", "...tiff", "report.html.tiff", "a\nb.tiff"])
-def test_a_name_that_is_no_folder_s_is_a_failure(tmp_path: Path, slides: Path, run: Infer, name: str) -> None:
+def test_infer_invalid_slide_id_is_a_failure(tmp_path: Path, slides: Path, run: Infer, name: str) -> None:
     draw(slides / name)
     with pytest.raises(SomeSlidesFailed):
         run(name)
     out = tmp_path / "out"
-    assert "rename the file" in column(out / "failures.csv", "message")[0]
+    assert "rename the file" in read_column(out / "failures.csv", "message")[0]
     assert not list(tmp_path.glob("*.json"))
     assert not list(out.glob("*.png"))
 
 
-def test_a_damaged_canvas_is_told_and_made_anew(
-    tmp_path: Path, run: Infer, warnings_told: Callable[[], list[str]], caplog: pytest.LogCaptureFixture
+def test_infer_damaged_canvas_warns_and_is_made_again(
+    tmp_path: Path, run: Infer, list_warnings: Callable[[], list[str]], caplog: pytest.LogCaptureFixture
 ) -> None:
     out = tmp_path / "out"
     run("a.tiff")
@@ -348,15 +348,15 @@ def test_a_damaged_canvas_is_told_and_made_anew(
     data[len(data) // 2] ^= 1
     chunk.write_bytes(data)
     run("a.tiff")
-    (told,) = [message for message in warnings_told() if "made again" in message]
+    (told,) = [message for message in list_warnings() if "made again" in message]
     assert "canvas.zarr" in told
     assert (out / "quantification.csv").read_text() == before
     caplog.clear()
     run("a.tiff")
-    assert not [message for message in warnings_told() if "made again" in message]
+    assert not [message for message in list_warnings() if "made again" in message]
 
 
-def test_two_that_share_a_canvas_make_it_once(tmp_path: Path, slides: Path) -> None:
+def test_predict_concurrent_runs_make_canvas_once(tmp_path: Path, slides: Path) -> None:
     path = segmentation_checkpoint(tmp_path / "a.ckpt")
     made: list[int] = []
     failed: list[BaseException] = []
@@ -384,7 +384,7 @@ def test_two_that_share_a_canvas_make_it_once(tmp_path: Path, slides: Path) -> N
     assert one == two
 
 
-def test_a_canvas_is_not_replaced_while_it_is_read(tmp_path: Path, slides: Path) -> None:
+def test_predict_canvas_is_not_replaced_while_read(tmp_path: Path, slides: Path) -> None:
     engine = EngineSettings(device="cpu")
     first = SegmentationPredictor.from_checkpoint(segmentation_checkpoint(tmp_path / "a.ckpt"), engine)
     other = SegmentationPredictor.from_checkpoint(segmentation_checkpoint(tmp_path / "b.ckpt", overlap=0.25), engine)
@@ -402,7 +402,7 @@ def test_a_canvas_is_not_replaced_while_it_is_read(tmp_path: Path, slides: Path)
         assert other.predict(slide, tissue, path).fingerprint != canvas.fingerprint
 
 
-def test_slides_that_have_a_mask_are_scored_against_it(tmp_path: Path, slides: Path, run: Infer) -> None:
+def test_infer_labels_scores_slides_that_have_mask(tmp_path: Path, slides: Path, run: Infer) -> None:
     masks = tmp_path / "train_label_masks"
     masks.mkdir()
     for name in "ab":
@@ -437,7 +437,7 @@ def test_slides_that_have_a_mask_are_scored_against_it(tmp_path: Path, slides: P
         run("*.tiff", f"labels={tmp_path}")
 
 
-def test_slides_of_a_provider_that_only_the_checkpoint_knows_are_scored(tmp_path: Path, run: Infer) -> None:
+def test_infer_labels_of_provider_in_checkpoint_only_are_scored(tmp_path: Path, run: Infer) -> None:
     own = LabelMap(names={0: "other", 9: "cancer"}, cancer=(9,), unlabelled=())
     checkpoint = segmentation_checkpoint(tmp_path / "own.ckpt", label_maps={"leuven": own.model_dump(mode="json")})
     codes = np.zeros((512, 640), np.uint8)

@@ -36,7 +36,7 @@ Picture = NDArray[np.uint8]
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def drawn_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four sound slides: of each provider one of grade 0 and one with cancer."""
     root = tmp_path_factory.mktemp("data") / "drawn"
     return draw_dataset(root, SyntheticSpec(slides=4, width=WIDTH, height=HEIGHT, mpp=MPP), progress=False)
@@ -56,34 +56,34 @@ class Case:
         self.pixels: Picture = tifffile.imread(self.image, level=0)
         self.codes: Picture = np.ascontiguousarray(tifffile.imread(self.mask, level=0)[..., 0])
 
-    def found(self, **how: Any) -> dict[str, str]:
+    def find(self, **how: Any) -> dict[str, str]:
         """Finding → value of the slide."""
         return {finding.finding: finding.value for finding in inspect_slide(self.row, self.root, **how)[0].findings}
 
     def draw(self, pixels: Picture, downsamples: tuple[float, ...] = (1, 4, 16), **how: Any) -> None:
-        """Write the slide anew."""
+        """Write the slide again."""
         options: dict[str, Any] = {"mpp": MPP, "compression": "jpeg"} | how
         write_pyramid(self.image, pixels, downsamples, **options)
 
     def label(self, codes: Picture, downsamples: tuple[float, ...] = (1, 4, 16), **how: Any) -> None:
-        """Write the mask anew."""
+        """Write the mask again."""
         write_pyramid(self.mask, codes, downsamples, **how)
 
-    def graded(self, grade: int) -> None:
+    def set_grade(self, grade: int) -> None:
         """Give the slide another grade."""
         self.row = dataclasses.replace(self.row, isup_grade=str(grade))
 
 
 @pytest.fixture
-def case(drawn: Path, tmp_path: Path) -> Case:
+def case(drawn_folder: Path, tmp_path: Path) -> Case:
     """A slide with cancer."""
-    return Case(Path(shutil.copytree(drawn, tmp_path / "data")), cancer=True)
+    return Case(Path(shutil.copytree(drawn_folder, tmp_path / "data")), cancer=True)
 
 
 @pytest.fixture
-def benign(drawn: Path, tmp_path: Path) -> Case:
+def benign(drawn_folder: Path, tmp_path: Path) -> Case:
     """A slide without."""
-    return Case(Path(shutil.copytree(drawn, tmp_path / "data")), cancer=False)
+    return Case(Path(shutil.copytree(drawn_folder, tmp_path / "data")), cancer=False)
 
 
 def _zero(path: Path, start: float, share: float) -> None:
@@ -95,24 +95,24 @@ def _zero(path: Path, start: float, share: float) -> None:
 
 
 @pytest.mark.parametrize("how", [{}, {"deep": True}, {"options": SlideOptions("openslide")}])
-def test_sound_slides_have_no_finding(drawn: Path, how: dict[str, Any]) -> None:
+def test_inspect_slide_sound_slides_have_no_finding(drawn_folder: Path, how: dict[str, Any]) -> None:
     seen = []
-    for row in read_table(drawn):
-        inspection, thumbnail = inspect_slide(row, drawn, **how)
+    for row in read_table(drawn_folder):
+        inspection, thumbnail = inspect_slide(row, drawn_folder, **how)
         assert inspection.findings == ()
         assert thumbnail is not None
         assert thumbnail.dtype == np.uint8
         assert thumbnail.shape == (64, 128, 3)
         assert ADAPTER.validate_json(ADAPTER.dump_json(inspection)) == inspection
-        assert inspect_slide(row, drawn, **how)[0] == inspection
+        assert inspect_slide(row, drawn_folder, **how)[0] == inspection
         assert inspection.hashes is not None
         seen.append(inspection)
     assert len({seen_of_one.hashes for seen_of_one in seen}) == len(seen)
     assert find_outliers(seen) == []
-    assert find_identical_files(seen, lambda slide_id: drawn / "train_images" / f"{slide_id}.tiff") == []
+    assert find_identical_files(seen, lambda slide_id: drawn_folder / "train_images" / f"{slide_id}.tiff") == []
 
 
-def test_what_is_seen_of_a_slide(case: Case) -> None:
+def test_inspect_slide_measures_levels_tissue_and_cancer(case: Case) -> None:
     seen, _ = inspect_slide(case.row, case.root)
     assert seen.level_dimensions[1:] == ((512, 256), (128, 64))
     assert list(seen.downsamples) == [1, 4, 16]
@@ -128,38 +128,38 @@ def test_what_is_seen_of_a_slide(case: Case) -> None:
     assert deep.mask_codes == {str(code): int((case.codes == code).sum()) for code in np.unique(case.codes).tolist()}
 
 
-def test_missing_slide(case: Case) -> None:
+def test_inspect_slide_missing_slide(case: Case) -> None:
     case.image.unlink()
-    assert list(case.found()) == ["missing_slide"]
-    assert str(case.image) in case.found()["missing_slide"]
+    assert list(case.find()) == ["missing_slide"]
+    assert str(case.image) in case.find()["missing_slide"]
 
 
 @pytest.mark.parametrize("content", [b"", b"no slide", b"II*\0" + bytes(100)])
-def test_unopenable(case: Case, content: bytes) -> None:
+def test_inspect_slide_unopenable(case: Case, content: bytes) -> None:
     case.image.write_bytes(content)
-    assert list(case.found()) == ["unopenable"]
-    assert str(case.image) in case.found()["unopenable"]
+    assert list(case.find()) == ["unopenable"]
+    assert str(case.image) in case.find()["unopenable"]
 
 
 @pytest.mark.parametrize("kept", [0.5, 0.999])
-def test_unreadable_region_where_the_file_is_cut_short(case: Case, kept: float) -> None:
+def test_inspect_slide_truncated_file_is_unreadable_region(case: Case, kept: float) -> None:
     content = case.image.read_bytes()
     case.image.write_bytes(content[: round(kept * len(content))])
-    found = case.found()
+    found = case.find()
     assert list(found) == ["unreadable_region"]
     assert "cut short" in found["unreadable_region"]
 
 
 @pytest.mark.parametrize("reader", ["auto", "openslide"])
 @pytest.mark.parametrize("compression", ["jpeg", "adobe_deflate"])
-def test_unreadable_region_where_a_stretch_was_never_written(case: Case, compression: str, reader: ReaderName) -> None:
+def test_inspect_slide_unwritten_stretch_is_unreadable_region(case: Case, compression: str, reader: ReaderName) -> None:
     case.draw(case.pixels, compression=compression)
-    assert case.found() == {}
+    assert case.find() == {}
     _zero(case.image, 0.3, 0.1)
-    assert list(case.found(options=SlideOptions(reader))) == ["unreadable_region"]
+    assert list(case.find(options=SlideOptions(reader))) == ["unreadable_region"]
 
 
-def test_unreadable_region_of_jpeg_is_seen_by_the_ends_of_tiles(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inspect_slide_damaged_jpeg_tile_is_unreadable_region(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soundness, "SMALL_PX", 0)
     monkeypatch.setattr(soundness, "SAMPLES", 1)
     tiff = TiffPyramid(case.image)
@@ -168,11 +168,11 @@ def test_unreadable_region_of_jpeg_is_seen_by_the_ends_of_tiles(case: Case, monk
     with case.image.open("r+b") as file:  # the end of one tile and the beginning of the next
         file.seek(int(level.offsets[10]) - 40)
         file.write(bytes(80))
-    found = case.found()
+    found = case.find()
     assert found["unreadable_region"].startswith("2 of 32 tiles of level 0 do not begin or end as JPEG does")
 
 
-def test_unreadable_region_as_long_as_two_runs_is_always_sampled(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_soundness_gap_of_two_runs_is_always_sampled(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soundness, "SMALL_PX", 0)
     rng = np.random.default_rng(0)
     case.draw(rng.integers(0, 256, case.pixels.shape, dtype=np.uint8), (1,), tile=64, compression="adobe_deflate")
@@ -181,10 +181,10 @@ def test_unreadable_region_as_long_as_two_runs_is_always_sampled(case: Case, mon
     for start in rng.uniform(0.05, 0.95 - length, 12):
         case.image.write_bytes(sound)
         _zero(case.image, start, length)
-        assert "unreadable_region" in case.found()
+        assert "unreadable_region" in case.find()
 
 
-def test_unreadable_region_of_one_tile_needs_a_deep_look(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_soundness_gap_of_one_tile_needs_deep_inspection(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soundness, "SMALL_PX", 0)
     monkeypatch.setattr(soundness, "SAMPLES", 1)
     case.draw(case.pixels, compression="adobe_deflate")
@@ -198,14 +198,14 @@ def test_unreadable_region_of_one_tile_needs_a_deep_look(case: Case, monkeypatch
         with case.image.open("r+b") as file:
             file.seek(int(level.offsets[index]))
             file.write(bytes(int(level.byte_counts[index])))
-        seen += "unreadable_region" in case.found()
-        assert list(case.found(deep=True)) == ["unreadable_region"]
+        seen += "unreadable_region" in case.find()
+        assert list(case.find(deep=True)) == ["unreadable_region"]
     assert seen < len(corners)
 
 
-def test_missing_mask(case: Case) -> None:
+def test_inspect_slide_missing_mask(case: Case) -> None:
     case.mask.unlink()
-    assert list(case.found()) == ["missing_mask"]
+    assert list(case.find()) == ["missing_mask"]
 
 
 def _garbage(case: Case) -> None:
@@ -221,7 +221,7 @@ def _jpeg(case: Case) -> None:
     case.label(case.codes, compression="jpeg")
 
 
-def _damaged(case: Case) -> None:
+def _damage(case: Case) -> None:
     tiff = TiffPyramid(case.mask, red_only=True)
     level = tiff.levels[2]
     tiff.close()
@@ -230,17 +230,17 @@ def _damaged(case: Case) -> None:
         file.write(bytes(int(level.byte_counts[0])))
 
 
-@pytest.mark.parametrize("spoil", [_garbage, _cut, _jpeg, _damaged])
-def test_unopenable_mask(case: Case, spoil: Callable[[Case], None]) -> None:
+@pytest.mark.parametrize("spoil", [_garbage, _cut, _jpeg, _damage])
+def test_inspect_slide_unopenable_mask(case: Case, spoil: Callable[[Case], None]) -> None:
     spoil(case)
-    assert list(case.found()) == ["unopenable_mask"]
+    assert list(case.find()) == ["unopenable_mask"]
 
 
-def test_unknown_mask_code(case: Case) -> None:
+def test_inspect_slide_unknown_mask_code(case: Case) -> None:
     codes = case.codes.copy()
     codes[:64, :64] = 7
     case.label(codes)
-    found = case.found()
+    found = case.find()
     assert list(found) == ["unknown_mask_code"]
     assert found["unknown_mask_code"] == "7 (16 px) at level 2; radboud has [0, 1, 2, 3, 4, 5]"
 
@@ -253,72 +253,72 @@ def test_unknown_mask_code(case: Case) -> None:
     ],
     ids=["another shape", "labels on glass"],
 )
-def test_mask_geometry(case: Case, codes: Callable[[Picture], Picture], said: str) -> None:
+def test_inspect_slide_mask_geometry(case: Case, codes: Callable[[Picture], Picture], said: str) -> None:
     case.label(codes(case.codes))
-    found = case.found()
+    found = case.find()
     assert list(found) == ["mask_geometry"]
     assert said in found["mask_geometry"]
 
 
-def test_empty_mask_graded(case: Case) -> None:
+def test_inspect_slide_empty_mask_graded(case: Case) -> None:
     case.label(np.zeros_like(case.codes))
-    assert list(case.found()) == ["empty_mask_graded"]
-    case.graded(0)
-    assert case.found() == {}
+    assert list(case.find()) == ["empty_mask_graded"]
+    case.set_grade(0)
+    assert case.find() == {}
 
 
-def test_benign_mask_cancer_grade(case: Case) -> None:
+def test_inspect_slide_benign_mask_cancer_grade(case: Case) -> None:
     case.label(np.minimum(case.codes, 2))
-    assert list(case.found()) == ["benign_mask_cancer_grade"]
+    assert list(case.find()) == ["benign_mask_cancer_grade"]
 
 
-def test_a_sliver_of_cancer_counts_though_the_small_levels_lost_it(case: Case) -> None:
+def test_inspect_slide_cancer_lost_in_small_levels_counts(case: Case) -> None:
     codes = np.minimum(case.codes, 2)
     row = int(np.flatnonzero(codes[:, 1000] > 0)[0]) | 1
     codes[row, 1000:1100] = 4  # levels take the px at an even place
     case.label(codes)
     assert not (tifffile.imread(case.mask, level=1) > 2).any()
-    assert case.found() == {}
+    assert case.find() == {}
     assert inspect_slide(case.row, case.root)[0].mask_level == 0
 
 
-def test_cancer_mask_benign_grade(case: Case) -> None:
-    case.graded(0)
-    found = case.found()
+def test_inspect_slide_cancer_mask_benign_grade(case: Case) -> None:
+    case.set_grade(0)
+    found = case.find()
     assert list(found) == ["cancer_mask_benign_grade"]
     assert "mm²" in found["cancer_mask_benign_grade"]
 
 
 @pytest.mark.parametrize("tile", [256, None])
-def test_masks_without_small_levels_are_counted_too(case: Case, tile: int | None) -> None:
+def test_inspect_slide_mask_of_one_level_is_counted(case: Case, tile: int | None) -> None:
     write_levels(case.mask, [case.codes], tile)
-    assert case.found() == {}
+    assert case.find() == {}
     seen, _ = inspect_slide(case.row, case.root)
     assert (seen.mask_level, sum(seen.mask_codes.values())) == (0, case.codes.size)
 
 
-def test_a_mask_is_looked_at_though_its_slide_cannot_be(case: Case) -> None:
+def test_inspect_slide_unopenable_slide_still_inspects_mask(case: Case) -> None:
     case.image.unlink()
     case.label(np.zeros_like(case.codes))
-    assert list(case.found()) == ["missing_slide", "empty_mask_graded"]
+    assert list(case.find()) == ["missing_slide", "empty_mask_graded"]
 
 
-def test_codes_of_an_unknown_provider_are_counted_and_not_judged(case: Case) -> None:
+def test_inspect_slide_unknown_provider_codes_are_only_counted(case: Case) -> None:
     case.row = dataclasses.replace(case.row, provider="elsewhere")
-    assert case.found() == {}
+    assert case.find() == {}
     assert set(inspect_slide(case.row, case.root)[0].mask_codes) >= {"0", "1", "2"}
 
 
-def test_mpp_missing(case: Case) -> None:
+def test_inspect_slide_mpp_missing(case: Case) -> None:
     case.draw(case.pixels, mpp=None)
-    assert list(case.found()) == ["mpp_missing"]
-    assert "0.5 x 0.5" in case.found(options=SlideOptions(mpp_override=0.5))["mpp_missing"]
+    assert list(case.find()) == ["mpp_missing"]
+    assert "0.5 x 0.5" in case.find(options=SlideOptions(mpp_override=0.5))["mpp_missing"]
 
 
-def test_mpp_nonsense(case: Case) -> None:
+def test_inspect_slide_mpp_nonsense(case: Case) -> None:
     case.draw(case.pixels, mpp=352.8)
-    assert list(case.found()) == ["mpp_nonsense"]
-    assert "352.8 x 352.8" in case.found()["mpp_nonsense"]
+    assert list(case.find()) == ["mpp_nonsense"]
+    assert "352.8 x 352.8" in case.find()["mpp_nonsense"]
     seen, _ = inspect_slide(case.row, case.root, SlideOptions(mpp_override=0.5))
     assert (seen.mpp, seen.mpp_source) == ((0.5, 0.5), "override")
 
@@ -327,7 +327,7 @@ def _slide(slide_id: str, **seen: Any) -> Inspection:
     return Inspection(slide_id, **({"provider": "radboud"} | seen))
 
 
-def test_mpp_unlike_provider() -> None:
+def test_find_outliers_mpp_unlike_provider() -> None:
     usual = [_slide(f"a{number}", mpp=(0.48 + number / 1e4, 0.48)) for number in range(20)]
     scanners = [_slide(f"b{number}", mpp=(0.5, 0.5)) for number in range(4)]
     others = [_slide("k", provider="karolinska", mpp=(0.24, 0.24)), _slide("o", mpp=(0.3, 0.3), mpp_source="override")]
@@ -337,81 +337,81 @@ def test_mpp_unlike_provider() -> None:
     assert found.value == "µm/px is 0.24 / 0.24; the others of radboud have 0.48 / 0.48 or 0.5 / 0.5"
 
 
-def test_where_all_differ_none_is_unlike_the_rest() -> None:
+def test_find_outliers_all_different_has_no_outlier() -> None:
     assert find_outliers([_slide(f"a{number}", mpp=(0.2 + number / 10,) * 2) for number in range(10)]) == []
 
 
-def test_unusual_levels_among_the_slides_of_a_provider() -> None:
+def test_find_outliers_unusual_levels_of_provider() -> None:
     usual = [_slide(f"a{number}", downsamples=(1.0, 4.0004, 16.0084)) for number in range(5)]
     [found] = find_outliers([*usual, _slide("odd", downsamples=(1.0, 2.0, 4.0))])
     assert (found.slide_id, found.finding) == ("odd", "unusual_levels")
     assert found.value == "its levels are shrunk by 1 / 2 / 4; the others of radboud have 1 / 4 / 16"
 
 
-def test_unusual_levels_of_a_slide_by_itself(case: Case) -> None:
+def test_inspect_slide_unusual_levels(case: Case) -> None:
     level1, level2 = (cv2.resize(case.pixels, size, interpolation=cv2.INTER_AREA) for size in ((512, 256), (128, 40)))
     resolution: dict[str, Any] = {"resolution": (1e4 / MPP, 1e4 / MPP), "resolutionunit": "CENTIMETER"}
     write_levels(
         case.image, [case.pixels, np.asarray(level1, np.uint8), np.asarray(level2, np.uint8)], 256, **resolution
     )
-    found = case.found(options=SlideOptions("openslide"))
+    found = case.find(options=SlideOptions("openslide"))
     assert list(found) == ["unusual_levels"]
     assert found["unusual_levels"] == "level 2 of 128x40 px: not a uniform reduction of (2048, 1024)"
 
 
-def test_unusual_levels_where_a_large_slide_has_one_only(case: Case) -> None:
+def test_inspect_slide_unusual_levels_large_slide_of_one_level(case: Case) -> None:
     case.draw(np.tile(case.pixels, (2, 2, 1)), (1,))
     case.label(np.tile(case.codes, (2, 2)))
-    assert case.found() == {"unusual_levels": "4096 x 2048 px and no smaller level"}
+    assert case.find() == {"unusual_levels": "4096 x 2048 px and no smaller level"}
 
 
-def test_no_tissue(benign: Case) -> None:
+def test_inspect_slide_no_tissue(benign: Case) -> None:
     benign.draw(np.full_like(benign.pixels, 245))
     benign.mask.unlink()
-    assert list(benign.found()) == ["no_tissue", "missing_mask"]
+    assert list(benign.find()) == ["no_tissue", "missing_mask"]
 
 
 @pytest.mark.parametrize("pen", PENS)
-def test_pen_marks(case: Case, pen: str) -> None:
+def test_inspect_slide_pen_marks(case: Case, pen: str) -> None:
     pixels = case.pixels.copy()
     x = np.arange(100, WIDTH - 100, 20)
     line = np.stack([x, 500 + 300 * np.sin(x / 250)], axis=1).astype(np.int32)
     cv2.polylines(pixels, [line], False, PENS[pen], 240)
     case.draw(cv2.GaussianBlur(pixels, (0, 0), 1.0).astype(np.uint8))
-    found = case.found()
+    found = case.find()
     assert "pen_marks" in found
     seen, _ = inspect_slide(case.row, case.root)
-    drawn = cv2.polylines(np.zeros_like(pixels[..., 0]), [line], False, 1, 240).mean()
+    drawn_folder = cv2.polylines(np.zeros_like(pixels[..., 0]), [line], False, 1, 240).mean()
     assert seen.pen_fraction is not None
-    assert 0.8 * drawn < seen.pen_fraction < 1.4 * drawn  # its soft border counts too
+    assert 0.8 * drawn_folder < seen.pen_fraction < 1.4 * drawn_folder  # its soft border counts too
 
 
-def test_black_padding_is_no_pen(case: Case) -> None:
+def test_inspect_slide_black_padding_is_no_pen(case: Case) -> None:
     pixels = case.pixels.copy()
     pixels[:150] = pixels[:, -300:] = 0  # no rectangle
     case.draw(pixels)
-    assert "pen_marks" not in case.found()
+    assert "pen_marks" not in case.find()
 
 
-def test_blur(case: Case) -> None:
+def test_inspect_slide_blur(case: Case) -> None:
     case.draw(cv2.GaussianBlur(case.pixels, (0, 0), 3 / MPP).astype(np.uint8))
-    found = case.found()
+    found = case.find()
     assert list(found) == ["blur"]
     case.draw(cv2.GaussianBlur(case.pixels, (0, 0), 0.5 / MPP).astype(np.uint8))
-    assert case.found() == {}
+    assert case.find() == {}
 
 
-def test_blur_of_a_part_is_no_finding_and_is_told(case: Case) -> None:
+def test_inspect_slide_partial_blur_is_measured_without_finding(case: Case) -> None:
     pixels = case.pixels.copy()
     pixels[:, :700] = cv2.GaussianBlur(pixels[:, :700], (0, 0), 3 / MPP)
     case.draw(pixels)
-    assert case.found() == {}
+    assert case.find() == {}
     seen, _ = inspect_slide(case.row, case.root)
     assert seen.blurred is not None
     assert 0 < seen.blurred < 0.5
 
 
-def test_exact_duplicate(case: Case) -> None:
+def test_find_identical_files_exact_duplicate(case: Case) -> None:
     first, second = case.row, next(row for row in case.rows if row is not case.row)
     copy = locate_image(case.root, second.slide_id)
     seen = [inspect_slide(first, case.root)[0]]
@@ -429,22 +429,22 @@ def test_exact_duplicate(case: Case) -> None:
 
 
 @pytest.mark.parametrize("slide_id", ["../secret", ""])
-def test_an_id_that_is_no_file_name_opens_nothing(case: Case, slide_id: str) -> None:
+def test_inspect_slide_id_with_path_opens_nothing(case: Case, slide_id: str) -> None:
     case.row = TableRow(2, slide_id, "radboud", "1", "3+3")
     shutil.copy(case.image, case.root / "secret.tiff")
     inspection, thumbnail = inspect_slide(case.row, case.root)
     assert (inspection, thumbnail) == (Inspection(slide_id, "radboud"), None)
 
 
-def test_what_is_no_inspection_is_refused() -> None:
+def test_inspection_unknown_key_raises() -> None:
     with pytest.raises(ValidationError, match="colour"):
         ADAPTER.validate_python(asdict(Inspection("a", "radboud")) | {"colour": 1})
 
 
-def test_an_interruption_is_no_finding(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inspect_slide_interrupt_is_raised(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("panda.audit.slide_inspector.survey", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        case.found()
+        case.find()

@@ -43,7 +43,7 @@ def _command(folder: Path, store_root: Path, kind: StoreKind, event: int, number
     return [sys.executable, "-m", __name__, str(folder), str(store_root), kind, str(event), number.name]
 
 
-def _events(folder: Path, store_root: Path, kind: StoreKind) -> int:
+def _count_events(folder: Path, store_root: Path, kind: StoreKind) -> int:
     """Let a process cut all patches undisturbed; what it did to files."""
     command = _command(folder, store_root, kind, 10**9, signal.SIGKILL)
     return int(subprocess.run(command, capture_output=True, text=True, check=True, cwd=_REPOSITORY).stdout)
@@ -59,7 +59,7 @@ def _files(store: Path) -> dict[str, bytes]:
     }
 
 
-def _by_slide(files: dict[str, bytes]) -> dict[str, dict[str, bytes]]:
+def _group_by_slide(files: dict[str, bytes]) -> dict[str, dict[str, bytes]]:
     """The files of each slide; those of the store itself under their own names."""
     slides: dict[str, dict[str, bytes]] = {}
     for name, content in files.items():
@@ -67,29 +67,29 @@ def _by_slide(files: dict[str, bytes]) -> dict[str, dict[str, bytes]]:
     return slides
 
 
-@pytest.mark.parametrize(("kind", "anew"), [*((kind, False) for kind in get_args(StoreKind)), ("png", True)])
-def test_killed_anywhere_and_run_again(folder: Path, tmp_path: Path, kind: StoreKind, anew: bool) -> None:
-    """What bears its final name is whole at any time: `anew`, either as it was or as it becomes."""
+@pytest.mark.parametrize(("kind", "recut"), [*((kind, False) for kind in get_args(StoreKind)), ("png", True)])
+def test_extract_store_killed_anywhere_resumes(folder: Path, tmp_path: Path, kind: StoreKind, recut: bool) -> None:
+    """What bears its final name is whole at any time: `recut`, either as it was or as it becomes."""
     settings = SETTINGS.model_copy(update={"store": kind})
     store = locate_store(tmp_path, folder, settings)
     before: dict[str, dict[str, bytes]] = {}
-    if anew:
+    if recut:
         extract_store(read_manifest(folder), settings, tmp_path, folder, progress=False)
-        before = _by_slide(_files(store))
+        before = _group_by_slide(_files(store))
         for record in read_manifest(folder):
             os.utime(record.image_path)
-    events = _events(folder, tmp_path / "whole", kind)
-    whole = _by_slide(_files(locate_store(tmp_path / "whole", folder, settings)))
+    events = _count_events(folder, tmp_path / "whole", kind)
+    whole = _group_by_slide(_files(locate_store(tmp_path / "whole", folder, settings)))
     rng = random.Random(kind)
     seen: list[int] = []
     for _ in range(KILLS):
-        left = sum(_by_slide(_files(store)).get(name) != content for name, content in whole.items())
+        left = sum(_group_by_slide(_files(store)).get(name) != content for name, content in whole.items())
         # Never past what is still to do; from half of it on, two workers have surely finished a slide.
         at = 1 + int(rng.uniform(0, 0.75) * events * left / len(whole))
         command = _command(folder, tmp_path, kind, at, signal.SIGKILL)
         killed = subprocess.run(command, capture_output=True, check=False, cwd=_REPOSITORY)
         assert killed.returncode == -signal.SIGKILL
-        for name, content in _by_slide(_files(store)).items():
+        for name, content in _group_by_slide(_files(store)).items():
             assert content in (before.get(name), whole[name]), name
         seen.append(left)
     finished = entry_files(store)
@@ -97,20 +97,20 @@ def test_killed_anywhere_and_run_again(folder: Path, tmp_path: Path, kind: Store
     assert result.failures == []
     assert kept_slides(store, finished)
     assert len(set(seen)) > 1, "the runs got on"
-    assert _by_slide(_files(store)) == whole
+    assert _group_by_slide(_files(store)) == whole
     assert not [path for path in store.iterdir() if ".partial." in path.name or path.name.endswith(".old")]
 
 
-def test_two_at_once(folder: Path, tmp_path: Path) -> None:
+def test_extract_store_two_processes_make_one_store(folder: Path, tmp_path: Path) -> None:
     """The first is stopped in the middle of a slide, so that the second is sure to meet it."""
     whole = locate_store(tmp_path / "whole", folder, SETTINGS)
-    events = _events(folder, tmp_path / "whole", "png")
+    events = _count_events(folder, tmp_path / "whole", "png")
     store = locate_store(tmp_path, folder, SETTINGS)
-    with _started(_command(folder, tmp_path, "png", events // 3, signal.SIGSTOP)) as first:
+    with _start(_command(folder, tmp_path, "png", events // 3, signal.SIGSTOP)) as first:
         _, status = os.waitpid(first.pid, os.WUNTRACED)
         assert os.WIFSTOPPED(status)
         unfinished = _files(store)
-        with _started(_command(folder, tmp_path, "png", 10**9, signal.SIGKILL)) as second:
+        with _start(_command(folder, tmp_path, "png", 10**9, signal.SIGKILL)) as second:
             assert second.stderr is not None
             assert _WAITING in second.stderr.readline()
             time.sleep(0.2)
@@ -124,7 +124,7 @@ def test_two_at_once(folder: Path, tmp_path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+def _start(command: list[str]) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=_REPOSITORY
     ) as process:

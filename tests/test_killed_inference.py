@@ -102,7 +102,7 @@ def _files(out: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_killed_anywhere_and_run_again_and_two_at_once(folder: Path) -> None:
+def test_infer_killed_anywhere_or_run_twice_resumes(folder: Path) -> None:
     forks = Forks(folder)
     try:
         ((status, events),) = forks.map(("whole", 10**9))
@@ -134,12 +134,12 @@ def test_killed_anywhere_and_run_again_and_two_at_once(folder: Path) -> None:
         forks.close()
 
 
-def _failures(out: Path) -> dict[str, str]:
+def _read_failures(out: Path) -> dict[str, str]:
     with (out / "failures.csv").open(newline="") as file:
         return {row["slide_id"]: f"{row['error']}: {row['message']}" for row in csv.DictReader(file)}
 
 
-def test_an_unreadable_region_costs_its_slide_alone(folder: Path, tmp_path: Path) -> None:
+def test_infer_unreadable_region_fails_its_slide_only(folder: Path, tmp_path: Path) -> None:
     for name in ("slides", "best.ckpt"):
         os.symlink(folder / name, tmp_path / name)
     (tmp_path / "slides").unlink()
@@ -155,7 +155,7 @@ def test_an_unreadable_region_costs_its_slide_alone(folder: Path, tmp_path: Path
     path.write_bytes(content)
     with pytest.raises(SomeSlidesFailed, match="1 of 2 slides failed"):
         _run(tmp_path, "out")
-    (told,) = _failures(tmp_path / "out").items()
+    (told,) = _read_failures(tmp_path / "out").items()
     assert told[0] == "a"
     assert "SlideError" in told[1]
     assert "of level 1" in told[1]
@@ -164,7 +164,7 @@ def test_an_unreadable_region_costs_its_slide_alone(folder: Path, tmp_path: Path
     assert (tmp_path / "out" / "b" / "quantification.json").is_file()
 
 
-def test_a_network_that_gives_no_numbers_is_named_with_slide_and_place(folder: Path, tmp_path: Path) -> None:
+def test_infer_nan_output_names_slide_and_place(folder: Path, tmp_path: Path) -> None:
     os.symlink(folder / "slides", tmp_path / "slides")
     path = segmentation_checkpoint(tmp_path / "best.ckpt")
     content = torch.load(path, weights_only=True)
@@ -173,13 +173,13 @@ def test_a_network_that_gives_no_numbers_is_named_with_slide_and_place(folder: P
     torch.save(content, path)
     with pytest.raises(SomeSlidesFailed, match="2 of 2"):
         _run(tmp_path, "out")
-    told = _failures(tmp_path / "out")
+    told = _read_failures(tmp_path / "out")
     assert "slide a: tile at working px" in told["a"]
     assert "probabilities are NaN or infinite" in told["a"]
     assert not list((tmp_path / "out").rglob("canvas.zarr*"))
 
 
-def test_a_canvas_of_an_older_version_is_made_anew(
+def test_infer_canvas_of_older_version_is_made_again(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("panda"), "propagate", True)
@@ -198,7 +198,7 @@ def test_a_canvas_of_an_older_version_is_made_anew(
     assert _files(tmp_path / "out") == before
 
 
-def test_a_full_disk_ends_the_run_and_leaves_no_canvas(
+def test_infer_full_disk_ends_run_and_leaves_no_canvas(
     folder: Path, tmp_path: Path, small_disk: Callable[[str], Path]
 ) -> None:
     disk = small_disk("48k")
@@ -212,7 +212,7 @@ def test_a_full_disk_ends_the_run_and_leaves_no_canvas(
 
 
 @pytest.mark.parametrize("budget", [2**30, 1])
-def test_a_disk_that_fills_while_tiles_come_leaves_nothing(small_disk: Callable[[str], Path], budget: int) -> None:
+def test_canvas_writer_disk_full_midway_leaves_no_file(small_disk: Callable[[str], Path], budget: int) -> None:
     """The first while chunks are written, the second while sums are laid aside."""
     disk = small_disk("3m")
     tiles = np.random.default_rng(0).random((4, 1024, 1024), np.float32)

@@ -15,34 +15,34 @@ from panda.wsi.label_maps import LabelMap, find_label_map, known_label_maps, loa
 GOOD = "names: {0: other, 7: cancer}\ncancer: [7]\nunlabelled: []\n"
 
 
-def test_cancer_codes_of_each_provider() -> None:
+def test_tumor_bool_from_gray_cancer_codes_of_each_provider() -> None:
     row = np.array([[0, 1, 2, 3, 4, 5]], np.uint8)
     assert tumor_bool_from_gray(row, "radboud").tolist() == [[False, False, False, True, True, True]]
     assert tumor_bool_from_gray(row[:, :3], "karolinska").tolist() == [[False, False, True]]
     assert find_label_map("radboud").names[2] == "benign epithelium"
 
 
-def test_unknown_codes_are_named_with_their_counts() -> None:
+def test_tumor_bool_from_gray_unknown_codes_are_counted() -> None:
     with pytest.raises(MaskError, match=r"3 \(2 px\), 255 \(1 px\) are not among karolinska's \[0, 1, 2\]"):
         tumor_bool_from_gray(np.array([[3, 3, 0], [1, 2, 255]], np.uint8), "karolinska")
 
 
-def test_an_unknown_provider_is_named_with_the_known() -> None:
+def test_tumor_bool_from_gray_unknown_provider_names_known() -> None:
     with pytest.raises(MaskError, match=r"'leuven'.* binary, karolinska, radboud;.*conf/label_maps/leuven\.yaml"):
         tumor_bool_from_gray(np.zeros((2, 2), np.uint8), "leuven")
 
 
 @pytest.mark.parametrize("bad", [np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2), np.float32)])
-def test_codes_must_be_a_plane_of_uint8(bad: NDArray[np.uint8]) -> None:
+def test_tumor_bool_from_gray_other_than_uint8_plane_raises(bad: NDArray[np.uint8]) -> None:
     with pytest.raises(MaskError, match="red channel"):
         tumor_bool_from_gray(bad, "radboud")
 
 
-def test_an_empty_plane_has_no_cancer() -> None:
+def test_tumor_bool_from_gray_empty_plane_has_no_cancer() -> None:
     assert tumor_bool_from_gray(np.zeros((0, 4), np.uint8), "radboud").shape == (0, 4)
 
 
-def test_a_third_provider_is_one_yaml_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_label_maps_yaml_file_adds_provider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "leuven.yaml").write_text(GOOD)
     monkeypatch.setattr(label_maps, "FOLDER", tmp_path)
     assert [*known_label_maps()] == ["leuven"]
@@ -51,7 +51,7 @@ def test_a_third_provider_is_one_yaml_file(tmp_path: Path, monkeypatch: pytest.M
         find_label_map("radboud")
 
 
-def test_a_map_comes_back_from_plain_data() -> None:
+def test_label_map_survives_plain_data() -> None:
     for label_map in known_label_maps().values():
         plain = label_map.model_dump(mode="json")
         assert LabelMap.model_validate(plain) == label_map
@@ -59,12 +59,12 @@ def test_a_map_comes_back_from_plain_data() -> None:
     assert find_label_map("binary").unlabelled == ()
 
 
-def test_codes_leave_names_out() -> None:
+def test_label_map_codes_omit_names() -> None:
     one, other = (LabelMap(names={1: name}, cancer=(1,), unlabelled=()) for name in ("tumour", "cancer"))
     assert one.codes() == other.codes() == {"known": [1], "cancer": [1], "unlabelled": []}
 
 
-def test_all_faults_of_all_files_are_named_at_once(tmp_path: Path) -> None:
+def test_load_label_maps_all_faults_of_all_files_at_once(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(
         "names: {0: other, 300: far, 2: grey}\ncancer: [2, x]\nunlabeled: [0]\npatterns: {2: 9}\n"
     )
@@ -91,6 +91,6 @@ def test_all_faults_of_all_files_are_named_at_once(tmp_path: Path) -> None:
     assert told[-1] == "e.yaml: is [3]: give the keys names, cancer, unlabelled, patterns"
 
 
-def test_a_folder_without_label_maps_is_refused(tmp_path: Path) -> None:
+def test_load_label_maps_folder_without_maps_raises(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no label map; restore"):
         load_label_maps(tmp_path)

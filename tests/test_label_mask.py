@@ -51,12 +51,12 @@ def mask(mask_path: Path, slide: Slide) -> LabelMask:
     return LabelMask.open(mask_path, slide, "radboud")
 
 
-def test_opening_a_mask_of_an_unknown_provider_is_refused(mask_path: Path, slide: Slide) -> None:
+def test_label_mask_open_unknown_provider_raises(mask_path: Path, slide: Slide) -> None:
     with pytest.raises(MaskError, match="leuven"):
         LabelMask.open(mask_path, slide, "leuven")
 
 
-def test_target_ignores_unlabelled_codes_and_px_past_the_edge(
+def test_label_mask_target_ignores_unlabelled_and_outside_px(
     tmp_path: Path, slide: Slide, codes: NDArray[np.uint8]
 ) -> None:
     level0, past = slide.choose_resolution(level=0), (WIDTH - 8, 0)
@@ -71,7 +71,7 @@ def test_target_ignores_unlabelled_codes_and_px_past_the_edge(
         assert (target == np.pad(np.where(inside == 5, CANCER, OTHER), ((0, 0), (0, 8)))).all()
 
 
-def test_label_maps_that_are_given_go_before_the_known_ones(mask_path: Path, slide: Slide) -> None:
+def test_label_mask_given_label_maps_precede_known(mask_path: Path, slide: Slide) -> None:
     own = LabelMap(names={0: "glass", 5: "tissue"}, cancer=(0,), unlabelled=())
     level0 = slide.choose_resolution(level=0)
     with (
@@ -84,7 +84,7 @@ def test_label_maps_that_are_given_go_before_the_known_ones(mask_path: Path, sli
             assert (mask.read_tumor(level0, (0, 0), slide.dimensions) == ~tumor).all()
 
 
-def test_level_0_reads_are_exact_and_0_past_every_edge(mask: LabelMask, slide: Slide, codes: NDArray[np.uint8]) -> None:
+def test_label_mask_level_0_is_exact_and_0_outside(mask: LabelMask, slide: Slide, codes: NDArray[np.uint8]) -> None:
     level0 = slide.choose_resolution(level=0)
     assert (mask.overview(level0) == codes).all()
     around = mask.read(level0, (-10, -20), (WIDTH + 30, HEIGHT + 50))
@@ -95,7 +95,7 @@ def test_level_0_reads_are_exact_and_0_past_every_edge(mask: LabelMask, slide: S
         assert not mask.read(level0, far, (7, 5)).any()
 
 
-def test_lower_levels_are_the_stored_px(mask: LabelMask, slide: Slide, mask_path: Path) -> None:
+def test_label_mask_lower_levels_are_stored_px(mask: LabelMask, slide: Slide, mask_path: Path) -> None:
     with tifffile.TiffFile(mask_path) as tif:
         stored = [page.asarray()[..., 0] for page in tif.pages]
     for level in (1, 2):
@@ -112,7 +112,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Slide:
     return Slide.open(write_pyramid(tmp_path_factory.mktemp("small") / "s.tiff", blank, (1, 4.0004), tile=64))
 
 
-def channels_of(codes: NDArray[np.uint8], stored: str, seed: int) -> NDArray[np.uint8]:
+def make_channels(codes: NDArray[np.uint8], stored: str, seed: int) -> NDArray[np.uint8]:
     """Codes as a file stores them: one channel, or the first of several whose others hold anything."""
     if stored in {"minisblack", "palette"}:
         return codes
@@ -129,7 +129,7 @@ def channels_of(codes: NDArray[np.uint8], stored: str, seed: int) -> NDArray[np.
     seed=st.integers(0, 99),
     data=st.data(),
 )
-def test_codes_read_are_codes_stored(  # noqa: PLR0917 - one argument each of what is varied
+def test_label_mask_reads_stored_codes_only(  # noqa: PLR0917 - one argument each of what is varied
     tmp_path_factory: pytest.TempPathFactory,
     small: Slide,
     stored: str,
@@ -151,7 +151,7 @@ def test_codes_read_are_codes_stored(  # noqa: PLR0917 - one argument each of wh
     if stored == "palette":
         every["colormap"] = rng.integers(0, 2**16, (3, 256), np.uint16)
     path = tmp_path_factory.mktemp("stored") / "m.tiff"
-    write_levels(path, [channels_of(level, stored, seed) for level in levels], tile, **every)
+    write_levels(path, [make_channels(level, stored, seed) for level in levels], tile, **every)
     with LabelMask.open(path, small, "radboud") as mask:
         assert len(mask.level_dimensions) == 3
         view = small.choose_resolution(downsample=data.draw(st.floats(0.9, 20)))
@@ -166,7 +166,7 @@ def test_codes_read_are_codes_stored(  # noqa: PLR0917 - one argument each of wh
 
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(provider=st.sampled_from(sorted(known_label_maps())), seed=st.integers(0, 99), data=st.data())
-def test_every_unknown_code_is_named_with_file_and_count(
+def test_label_mask_unknown_codes_are_named_with_file_and_count(
     tmp_path_factory: pytest.TempPathFactory, small: Slide, provider: str, seed: int, data: st.DataObject
 ) -> None:
     known = sorted(find_label_map(provider).names)
@@ -183,7 +183,7 @@ def test_every_unknown_code_is_named_with_file_and_count(
     assert str(error.value).startswith(f"{path}: label codes {named} are not among {provider}'s {known}")
 
 
-def test_the_coarsest_sufficient_mask_level_is_read(
+def test_label_mask_reads_coarsest_sufficient_level(
     mask: LabelMask, slide: Slide, tmp_path: Path, codes: NDArray[np.uint8]
 ) -> None:
     assert [mask._level_for(slide.choose_resolution(level=level)) for level in (0, 1, 2)] == [0, 1, 2]
@@ -192,7 +192,7 @@ def test_the_coarsest_sufficient_mask_level_is_read(
     assert [half._level_for(slide.choose_resolution(level=level)) for level in (0, 1, 2)] == [0, 0, 1]
 
 
-def test_large_windows_are_read_in_blocks(tmp_path: Path) -> None:
+def test_label_mask_large_window_is_read_in_blocks(tmp_path: Path) -> None:
     stripes = np.zeros((63, 9000), np.uint8)
     stripes[:, ::2] = 2
     slide = Slide.open(write_pyramid(tmp_path / "s.tiff", np.full((63, 9000, 3), 255, np.uint8), (1,)))
@@ -201,7 +201,7 @@ def test_large_windows_are_read_in_blocks(tmp_path: Path) -> None:
     assert (mask.overview(slide.choose_resolution(downsample=3.0)) == stripes[1::3, 1::3]).all()
 
 
-def test_read_tumor_names_the_file_of_a_bad_code(
+def test_read_tumor_bad_code_names_file(
     mask: LabelMask, slide: Slide, codes: NDArray[np.uint8], mask_path: Path
 ) -> None:
     view = slide.choose_resolution(level=0)
@@ -213,25 +213,25 @@ def test_read_tumor_names_the_file_of_a_bad_code(
         wrong.read_tumor(view, (0, 0), (200, 100))
 
 
-def test_single_channel_and_stripped_masks_are_read(tmp_path: Path, slide: Slide, codes: NDArray[np.uint8]) -> None:
+def test_label_mask_single_channel_and_strips_are_read(tmp_path: Path, slide: Slide, codes: NDArray[np.uint8]) -> None:
     tifffile.imwrite(tmp_path / "g.tiff", codes, rowsperstrip=50, metadata=None, compression="lzw")
     mask = LabelMask.open(tmp_path / "g.tiff", slide, "radboud")
     assert (mask.overview(slide.choose_resolution(level=0)) == codes).all()
 
 
-def test_levels_in_sub_ifds_are_found(tmp_path: Path, slide: Slide, codes: NDArray[np.uint8]) -> None:
+def test_label_mask_levels_in_sub_ifds_are_found(tmp_path: Path, slide: Slide, codes: NDArray[np.uint8]) -> None:
     mask = LabelMask.open(write_pyramid(tmp_path / "o.tiff", codes, subifds=True), slide, "radboud")
     assert mask.level_dimensions == slide.level_dimensions
 
 
-def test_a_mask_travels_by_pickle(mask: LabelMask, slide: Slide, codes: NDArray[np.uint8]) -> None:
+def test_label_mask_survives_pickle(mask: LabelMask, slide: Slide, codes: NDArray[np.uint8]) -> None:
     copy = pickle.loads(pickle.dumps(mask))
     assert (copy.read(slide.choose_resolution(level=0), (0, 0), (50, 60)) == codes[:60, :50]).all()
     copy.close()
 
 
 @pytest.mark.parametrize("what", ["missing.tiff", "folder", "text.tiff", "wide.tiff", "deep.tiff", "cut.tiff"])
-def test_what_is_no_mask_of_the_slide_is_refused(tmp_path: Path, slide: Slide, what: str) -> None:
+def test_label_mask_of_other_slide_raises(tmp_path: Path, slide: Slide, what: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "text.tiff").write_text("no mask at all")
     tifffile.imwrite(tmp_path / "wide.tiff", np.zeros((HEIGHT, WIDTH * 2), np.uint8), metadata=None)
@@ -243,13 +243,13 @@ def test_what_is_no_mask_of_the_slide_is_refused(tmp_path: Path, slide: Slide, w
         LabelMask.open(tmp_path / what, slide, "radboud")
 
 
-def test_both_sizes_are_named_when_the_shapes_differ(tmp_path: Path, slide: Slide) -> None:
+def test_label_mask_other_shape_raises_with_both_sizes(tmp_path: Path, slide: Slide) -> None:
     path = write_pyramid(tmp_path / "w.tiff", np.zeros((500, 500), np.uint8), (1,), tile=64)
     with pytest.raises(MaskError, match="mask is 500 x 500 px, slide is 1005 x 803 px"):
         LabelMask.open(path, slide, "radboud")
 
 
-def test_a_damaged_region_is_an_error_where_it_is_read(tmp_path: Path, slide: Slide, mask_path: Path) -> None:
+def test_label_mask_damaged_region_raises_when_read(tmp_path: Path, slide: Slide, mask_path: Path) -> None:
     content = bytearray(mask_path.read_bytes())
     with tifffile.TiffFile(mask_path) as tif:
         start, count = tif.pages.first.dataoffsets[0], tif.pages.first.databytecounts[0]
@@ -267,7 +267,7 @@ def test_a_damaged_region_is_an_error_where_it_is_read(tmp_path: Path, slide: Sl
 @pytest.mark.real_data
 @needs_data
 @pytest.mark.parametrize(("number", "provider"), [(0, "karolinska"), (1, "radboud")])
-def test_real_masks_fit_their_slides(number: int, provider: str) -> None:
+def test_label_mask_real_masks_fit_their_slides(number: int, provider: str) -> None:
     table = (DATA / "glas_wsi" / "train.csv").read_text().split()[1:]
     image_id = sorted(row.split(",")[0] for row in table if provider in row)[number]
     slide = Slide.open(DATA / "glas_wsi" / "train_images" / f"{image_id}.tiff")

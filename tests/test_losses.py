@@ -41,14 +41,14 @@ def batch(seed: int = 0) -> tuple[Tensor, Tensor]:
     return logits, (torch.rand(3, 1, 16, 16, generator=generator) < 0.3).float()
 
 
-def test_bce_is_torchs() -> None:
+def test_bce_loss_equals_torch() -> None:
     logits, target = batch()
     torch.testing.assert_close(BCELoss()(logits, target), F.binary_cross_entropy_with_logits(logits, target))
     heavy = F.binary_cross_entropy_with_logits(logits, target, pos_weight=torch.tensor(4.0))
     torch.testing.assert_close(BCELoss(positive_weight=4)(logits, target), heavy)
 
 
-def test_dice_by_hand() -> None:
+def test_dice_loss_matches_hand_computed() -> None:
     logits, target = batch()
     p, t = torch.sigmoid(logits).double().flatten(), target.double().flatten()
     pixels = len(p)
@@ -56,13 +56,13 @@ def test_dice_by_hand() -> None:
     torch.testing.assert_close(DiceLoss(smooth=0.05)(logits, target).double(), expected, rtol=1e-5, atol=0)
 
 
-def test_dice_is_near_zero_when_right_and_near_one_when_wrong() -> None:
+def test_dice_loss_right_is_0_and_wrong_is_1() -> None:
     _, target = batch()
     assert float(DiceLoss()(100 * (2 * target - 1), target)) < 1e-6
     assert float(DiceLoss()(-100 * (2 * target - 1), target)) > 0.97
 
 
-def test_the_sum_of_both() -> None:
+def test_bce_dice_loss_is_sum() -> None:
     logits, target = batch()
     both = BCEDiceLoss(bce_weight=0.5, dice_weight=2, positive_weight=3, smooth=0.1)(logits, target)
     expected = 0.5 * BCELoss(3)(logits, target) + 2 * DiceLoss(0.1)(logits, target)
@@ -75,7 +75,7 @@ def by_pixel(seed: int = 0) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any],
     return 1 / (1 + np.exp(-logits.double().numpy().ravel())), target.numpy().ravel(), logits, target
 
 
-def test_focal_by_hand() -> None:
+def test_focal_loss_matches_hand_computed() -> None:
     p, t, logits, target = by_pixel()
     p_t, alpha_t = np.where(t == 1, p, 1 - p), np.where(t == 1, 0.3, 0.7)
     expected = np.mean(-alpha_t * (1 - p_t) ** 1.5 * np.log(p_t))
@@ -85,7 +85,7 @@ def test_focal_by_hand() -> None:
 
 
 @pytest.mark.parametrize("gamma", [1.0, 0.75])
-def test_tversky_by_hand(gamma: float) -> None:
+def test_tversky_loss_matches_hand_computed(gamma: float) -> None:
     p, t, logits, target = by_pixel()
     tp, fp, fn, part = (p * t).sum(), (p * (1 - t)).sum(), ((1 - p) * t).sum(), 0.02 * p.size
     expected = (1 - (tp + part) / (tp + 0.2 * fp + 0.9 * fn + part)) ** gamma
@@ -94,7 +94,7 @@ def test_tversky_by_hand(gamma: float) -> None:
     torch.testing.assert_close(TverskyLoss(0.5, 0.5, 1, 0.005)(logits, target), DiceLoss(0.01)(logits, target))
 
 
-def test_lovasz_is_the_jaccard_loss_where_all_is_decided() -> None:
+def test_lovasz_loss_of_hard_decisions_is_jaccard_loss() -> None:
     """With hinge errors of 0 or 2 alone the extension takes 2 × (1 - Jaccard index) of the wrong pixels."""
     rng = np.random.default_rng(0)
     truth, called = rng.random((4, 1, 16, 16)) < 0.3, rng.random((4, 1, 16, 16)) < 0.4
@@ -105,7 +105,7 @@ def test_lovasz_is_the_jaccard_loss_where_all_is_decided() -> None:
     assert float(loss) == pytest.approx(2 * (1 - jaccard), rel=1e-5)
 
 
-def test_lovasz_by_the_jaccard_loss_of_every_prefix() -> None:
+def test_lovasz_hinge_equals_jaccard_loss_over_prefixes() -> None:
     """As the paper defines it: errors by falling size, times how much each next wrong pixel adds to the loss."""
     rng = np.random.default_rng(3)
     for share in (0.0, 0.3, 1.0):
@@ -124,7 +124,7 @@ def test_lovasz_by_the_jaccard_loss_of_every_prefix() -> None:
         assert float(lovasz_hinge(*args)) == pytest.approx(total, rel=1e-5)
 
 
-def test_lovasz_keeps_the_weights_of_a_million_pixels() -> None:
+def test_lovasz_hinge_million_pixels_keep_weights() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(1, 1, 1024, 1024, generator=generator)
     target = (torch.rand(1, 1, 1024, 1024, generator=generator) < 0.15).float()
@@ -135,7 +135,7 @@ def test_lovasz_keeps_the_weights_of_a_million_pixels() -> None:
     assert bool((single.grad[wrong] != 0).all())
 
 
-def test_the_outline_does_not_run_along_ignored_pixels() -> None:
+def test_boundary_loss_outline_skips_ignored_pixels() -> None:
     target = torch.zeros(1, 1, 8, 20)
     target[..., 5:15] = 1
     target[..., 15:] = -1
@@ -148,7 +148,7 @@ def test_the_outline_does_not_run_along_ignored_pixels() -> None:
     assert not row[15:].any()
 
 
-def test_boundary_by_brute_force() -> None:
+def test_boundary_loss_matches_brute_force() -> None:
     rng = np.random.default_rng(1)
     logits = torch.from_numpy(rng.normal(size=(3, 1, 9, 14))).float()
     target = torch.zeros(3, 1, 9, 14)
@@ -170,7 +170,7 @@ def test_boundary_by_brute_force() -> None:
 
 
 @pytest.mark.parametrize("make", ALL)
-def test_ignored_pixels_change_nothing(make: Callable[[], nn.Module]) -> None:
+def test_losses_ignored_pixels_change_nothing(make: Callable[[], nn.Module]) -> None:
     """Neither the loss nor any gradient; what they hold is of no matter."""
     logits, target = batch()
     target[:, :, :, 10:] = -1
@@ -189,14 +189,14 @@ def test_ignored_pixels_change_nothing(make: Callable[[], nn.Module]) -> None:
 @pytest.mark.parametrize(
     "make", [m for m in ALL if m is not BCEBoundaryLoss]
 )  # the outline moves where part is cut off
-def test_ignoring_is_leaving_out(make: Callable[[], nn.Module]) -> None:
+def test_losses_ignored_pixels_equal_removed_pixels(make: Callable[[], nn.Module]) -> None:
     logits, target = batch()
     target[:, :, :, 10:] = -1
     torch.testing.assert_close(make()(logits, target), make()(logits[..., :10], target[..., :10]))
 
 
 @pytest.mark.parametrize("make", ALL)
-def test_a_batch_of_which_nothing_counts(make: Callable[[], nn.Module]) -> None:
+def test_losses_all_ignored_batch_has_zero_gradient(make: Callable[[], nn.Module]) -> None:
     logits = torch.randn(2, 1, 8, 8, requires_grad=True)
     loss = make()(logits, torch.full((2, 1, 8, 8), -1.0))
     loss.backward()
@@ -207,7 +207,7 @@ def test_a_batch_of_which_nothing_counts(make: Callable[[], nn.Module]) -> None:
 
 @pytest.mark.parametrize("make", ALL)
 @pytest.mark.parametrize("cancer", ["some", "none", "all"])
-def test_gradients_by_finite_differences(make: Callable[[], nn.Module], cancer: str) -> None:
+def test_losses_gradients_match_finite_differences(make: Callable[[], nn.Module], cancer: str) -> None:
     logits, target = batch(2)
     logits, target = logits[:2, :, :4, :4].clone(), target[:2, :, :4, :4].clone()
     target = target if cancer == "some" else torch.full_like(target, float(cancer == "all"))
@@ -226,7 +226,7 @@ def test_gradients_by_finite_differences(make: Callable[[], nn.Module], cancer: 
 
 
 @pytest.mark.parametrize("make", ALL)
-def test_all_cancer_pushes_probabilities_up(make: Callable[[], nn.Module]) -> None:
+def test_losses_all_cancer_raises_probabilities(make: Callable[[], nn.Module]) -> None:
     logits = torch.zeros(2, 1, 64, 64, requires_grad=True)
     make()(logits, torch.ones_like(logits)).backward()
     assert logits.grad is not None
@@ -235,7 +235,7 @@ def test_all_cancer_pushes_probabilities_up(make: Callable[[], nn.Module]) -> No
 
 @pytest.mark.parametrize("make", ALL)
 @pytest.mark.parametrize("start", [-4.0, 0.0, 4.0])
-def test_all_benign_pushes_probabilities_down(make: Callable[[], nn.Module], start: float) -> None:
+def test_losses_all_benign_lowers_probabilities(make: Callable[[], nn.Module], start: float) -> None:
     logits = torch.full((4, 1, 256, 256), start, requires_grad=True)
     loss = make()(logits, torch.zeros(4, 1, 256, 256))
     loss.backward()
@@ -246,7 +246,7 @@ def test_all_benign_pushes_probabilities_down(make: Callable[[], nn.Module], sta
     assert float(logits.grad.sum()) > 1e-6
 
 
-def test_all_benign_dice_teaches() -> None:
+def test_dice_loss_all_benign_converges() -> None:
     logits = torch.zeros(2, 1, 64, 64, requires_grad=True)
     optimizer = torch.optim.Adam([logits], lr=0.1)
     losses = []
@@ -264,7 +264,9 @@ def test_all_benign_dice_teaches() -> None:
 @pytest.mark.parametrize("make", ALL)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("part", [0.0, 1.0])
-def test_half_precision(make: Callable[[], nn.Module], dtype: torch.dtype, part: float) -> None:
+def test_losses_half_precision_does_not_overflow(
+    make: Callable[[], nn.Module], dtype: torch.dtype, part: float
+) -> None:
     """Sums over 1,000,000 pixels: far past the 65,504 that float16 holds."""
     logits = torch.full((4, 1, 512, 512), 20.0, dtype=dtype, requires_grad=True)
     target = torch.full((4, 1, 512, 512), part)
@@ -278,7 +280,7 @@ def test_half_precision(make: Callable[[], nn.Module], dtype: torch.dtype, part:
 
 
 @pytest.mark.parametrize("make", ALL)
-def test_shapes_that_would_broadcast(make: Callable[[], nn.Module]) -> None:
+def test_losses_other_target_shape_raises(make: Callable[[], nn.Module]) -> None:
     logits, target = batch()
     with pytest.raises(ValueError, match="target is"):
         make()(logits, target[:, 0])
@@ -301,6 +303,6 @@ def test_shapes_that_would_broadcast(make: Callable[[], nn.Module]) -> None:
         (BCEBoundaryLoss, {"boundary_weight": 0}, "boundary_weight=0"),
     ],
 )
-def test_faults(make: Callable[..., nn.Module], options: dict[str, Any], word: str) -> None:
+def test_losses_invalid_options_raise(make: Callable[..., nn.Module], options: dict[str, Any], word: str) -> None:
     with pytest.raises(ConfigError, match=word):
         make(**options)

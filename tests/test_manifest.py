@@ -34,7 +34,7 @@ def record(slide_id: str, provider: str, grade: int, group: str | None = None) -
     return SlideRecord(slide_id, provider, grade, "", path, path, group or slide_id)
 
 
-def test_reads_records_in_order(tmp_path: Path) -> None:
+def test_read_manifest_keeps_row_order(tmp_path: Path) -> None:
     table(tmp_path, "b,radboud,5,5+5", "", "a , karolinska,0,negative")
     first, second = read_manifest(tmp_path)
     assert first == SlideRecord(
@@ -49,7 +49,7 @@ def test_reads_records_in_order(tmp_path: Path) -> None:
     assert (second.slide_id, second.provider, second.isup_grade) == ("a", "karolinska", 0)
 
 
-def test_mask_suffix(tmp_path: Path) -> None:
+def test_read_manifest_mask_suffix(tmp_path: Path) -> None:
     (found,) = read_manifest(table(tmp_path, "a,radboud,0,0+0"), mask_suffix="-labels")
     assert found.mask_path == tmp_path / "train_label_masks/a-labels.tiff"
 
@@ -72,20 +72,20 @@ def test_mask_suffix(tmp_path: Path) -> None:
         ("good,radboud,1,3+3", "row 3: image_id 'good' occurs already in row 2"),
     ],
 )
-def test_faulty_rows_are_named(tmp_path: Path, row: str, fault: str) -> None:
+def test_read_manifest_faulty_rows_are_named(tmp_path: Path, row: str, fault: str) -> None:
     table(tmp_path, "good,radboud,1,3+3", row)
     with pytest.raises(ManifestError) as caught:
         read_manifest(tmp_path)
     assert fault in str(caught.value)
 
 
-def test_many_faults_are_counted_and_some_shown(tmp_path: Path) -> None:
+def test_read_manifest_many_faults_are_counted_and_some_shown(tmp_path: Path) -> None:
     table(tmp_path, *(f"s{number},nobody,0,0+0" for number in range(9)))
     with pytest.raises(ManifestError, match=r"(?s)9 faults.*row 2.*and 4 more"):
         read_manifest(tmp_path)
 
 
-def test_missing_folder_table_column_rows(tmp_path: Path) -> None:
+def test_read_manifest_missing_folder_table_column_or_rows(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="no such folder"):
         read_manifest(tmp_path / "nowhere")
     with pytest.raises(ManifestError, match=r"train\.csv: no such file"):
@@ -101,7 +101,7 @@ def test_missing_folder_table_column_rows(tmp_path: Path) -> None:
         read_manifest(tmp_path)
 
 
-def test_groups(tmp_path: Path) -> None:
+def test_read_groups_and_apply_groups(tmp_path: Path) -> None:
     path = tmp_path / "patients.csv"
     path.write_text("image_id,patient\na,7\nb,7\nc,8\n")
     groups, kind = read_groups(path)
@@ -120,7 +120,7 @@ def test_groups(tmp_path: Path) -> None:
         ("image_id,group\na,1\na,2\n", "a slide has one group"),
     ],
 )
-def test_faulty_groups(tmp_path: Path, text: str, fault: str) -> None:
+def test_read_groups_faulty_table_raises(tmp_path: Path, text: str, fault: str) -> None:
     path = tmp_path / "groups.csv"
     path.write_text(text)
     with pytest.raises(ManifestError, match=fault):
@@ -129,7 +129,7 @@ def test_faulty_groups(tmp_path: Path, text: str, fault: str) -> None:
         read_groups(tmp_path / "none.csv")
 
 
-def test_finds_a_tumor_example(tmp_path: Path) -> None:
+def test_find_one_tumor_example_returns_slide_with_cancer(tmp_path: Path) -> None:
     make_folder(tmp_path, 4)
     assert find_one_tumor_example(tmp_path).slide_id == slide_name(0)
     assert find_one_tumor_example(tmp_path, "karolinska").slide_id == slide_name(1)
@@ -139,7 +139,7 @@ def test_finds_a_tumor_example(tmp_path: Path) -> None:
         find_one_tumor_example(tmp_path, "karolinska")
 
 
-def test_split_is_stratified() -> None:
+def test_split_slides_is_stratified() -> None:
     records = [
         record(f"{provider}{grade}-{number}", provider, grade)
         for provider in ("radboud", "karolinska")
@@ -153,7 +153,7 @@ def test_split_is_stratified() -> None:
     assert split != split_slides(records, seed=4, val_fraction=0.2, test_fraction=0.2)
 
 
-def test_split_of_few_slides_and_without_a_test() -> None:
+def test_split_slides_few_slides_or_no_test() -> None:
     records = [record(str(number), "radboud", number % 6) for number in range(3)]
     split = split_slides(records, seed=0, val_fraction=0.2, test_fraction=0.2)
     assert sorted(split.values()) == ["test", "train", "val"]
@@ -166,7 +166,7 @@ def test_split_of_few_slides_and_without_a_test() -> None:
         split_slides(records, seed=0, val_fraction=0.9, test_fraction=0.0)
 
 
-def test_odd_fractions_are_met() -> None:
+def test_split_slides_odd_fractions_are_met() -> None:
     records = [record(f"{number:04}", "radboud", 1) for number in range(300)]
     split = split_slides(records, seed=0, val_fraction=0.15, test_fraction=0.4)
     counts = Counter(split.values())
@@ -175,7 +175,7 @@ def test_odd_fractions_are_met() -> None:
 
 
 @st.composite
-def tables(draw: st.DrawFn) -> list[SlideRecord]:
+def draw_tables(draw: st.DrawFn) -> list[SlideRecord]:
     """Random tables: any providers and grades, some slides in groups."""
     slides = draw(st.integers(1, 40))
     groups = draw(st.integers(1, slides))
@@ -191,8 +191,8 @@ def tables(draw: st.DrawFn) -> list[SlideRecord]:
 
 
 @settings(max_examples=80, deadline=None)
-@given(tables(), st.integers(0, 1000), st.floats(0.05, 0.5), st.sampled_from([0.0, 0.1, 0.2, 0.3]))
-def test_split_properties(records: list[SlideRecord], seed: int, val: float, test: float) -> None:
+@given(draw_tables(), st.integers(0, 1000), st.floats(0.05, 0.5), st.sampled_from([0.0, 0.1, 0.2, 0.3]))
+def test_split_slides_properties(records: list[SlideRecord], seed: int, val: float, test: float) -> None:
     wanted = {"train", "val"} | ({"test"} if test else set())
     try:
         split = split_slides(records, seed=seed, val_fraction=val, test_fraction=test)
@@ -213,7 +213,7 @@ def test_split_properties(records: list[SlideRecord], seed: int, val: float, tes
 
 @pytest.mark.real_data
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real slides are not beside the checkout")
-def test_pandas_own_table() -> None:
+def test_split_slides_real_panda_table() -> None:
     records = read_manifest(REAL / "panda")
     assert Counter(item.provider for item in records) == {"karolinska": 5456, "radboud": 5160}
     assert {item.gleason for item in records} >= {"negative", "0+0"}

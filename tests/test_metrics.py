@@ -27,34 +27,34 @@ from panda.tasks.threshold import score_by_criterion
 EDGES = np.arange(BINS) / BINS
 
 
-def brute_bins(prob: NDArray[Any]) -> NDArray[np.int64]:
+def find_bins_by_brute_force(prob: NDArray[Any]) -> NDArray[np.int64]:
     return np.asarray((prob.astype(np.float64)[:, None] >= EDGES[None]).sum(axis=1) - 1)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
-def test_bins_are_exact(dtype: type[np.floating]) -> None:
+def test_find_bins_is_exact(dtype: type[np.floating]) -> None:
     """At, just under and just over every threshold, and anywhere."""
     rng = np.random.default_rng(0)
     at = (np.arange(BINS + 1) / BINS).astype(dtype)
     beside = [np.nextafter(at, dtype(2)), np.nextafter(at, dtype(-1))]
     prob = np.concatenate([at, *beside, rng.random(20_000).astype(dtype), rng.random(2000).astype(dtype) ** 8])
     prob = np.clip(prob, 0, 1)
-    np.testing.assert_array_equal(find_bins(prob), brute_bins(prob))
+    np.testing.assert_array_equal(find_bins(prob), find_bins_by_brute_force(prob))
     found = find_bins(torch.tensor(prob))
     assert found.dtype == torch.int64
-    np.testing.assert_array_equal(found.numpy(), brute_bins(prob))
+    np.testing.assert_array_equal(found.numpy(), find_bins_by_brute_force(prob))
 
 
-def test_bins_of_bfloat16_and_of_any_shape() -> None:
+def test_find_bins_bfloat16_and_any_shape() -> None:
     prob = torch.rand(2, 1, 8, 9).bfloat16()
     assert find_bins(prob).shape == prob.shape
-    np.testing.assert_array_equal(find_bins(prob).flatten(), brute_bins(prob.float().flatten().numpy()))
+    np.testing.assert_array_equal(find_bins(prob).flatten(), find_bins_by_brute_force(prob.float().flatten().numpy()))
     assert find_bins(torch.tensor(1.0)).item() == BINS - 1
     assert find_bins(torch.rand(0)).shape == (0,)
 
 
 @pytest.mark.parametrize("value", [-0.001, 1.001, math.nan, math.inf])
-def test_what_is_no_probability_is_refused(value: float) -> None:
+def test_find_bins_non_probability_raises(value: float) -> None:
     with pytest.raises(ValueError, match="sigmoid"):
         find_bins(torch.tensor([0.5, value]))
     with pytest.raises(ValueError, match="floating"):
@@ -69,7 +69,7 @@ def slide(seed: int, part: float, pixels: int = 500) -> tuple[torch.Tensor, torc
 
 
 @pytest.mark.parametrize("part", [0.0, 0.01, 0.4, 1.0])
-def test_curve_against_every_pixel(part: float) -> None:
+def test_compute_curve_matches_all_pixels(part: float) -> None:
     prob, target = slide(1, part)
     found = compute_curve(*count_probabilities(prob, target))
     p, t = prob.double().numpy(), target.numpy()
@@ -87,14 +87,14 @@ def test_curve_against_every_pixel(part: float) -> None:
         np.testing.assert_allclose(found.iou[k], (predicted & t).sum() / union if union else math.nan)
 
 
-def test_no_pixels() -> None:
+def test_compute_curve_no_pixels() -> None:
     empty = count_probabilities(torch.rand(0), torch.zeros(0, dtype=torch.bool))
     assert empty.shape == (2, BINS)
     assert np.isnan(compute_curve(*empty).dice).all()
     assert math.isnan(compute_dice(empty, 0.5))
 
 
-def test_metric_streams() -> None:
+def test_pixel_histogram_accumulates_batches() -> None:
     metric = PixelHistogram()
     generator = torch.Generator().manual_seed(0)
     total = torch.zeros(2, BINS, dtype=torch.int64)
@@ -112,7 +112,7 @@ def test_metric_streams() -> None:
     assert metric.compute().sum() == 1
 
 
-def test_metrics_of_two_devices_add_up() -> None:
+def test_pixel_histogram_two_devices_add_up() -> None:
     first, second = PixelHistogram(), PixelHistogram()
     first.update(torch.tensor([0.25, 0.5]), torch.tensor([True, False]))
     second.update(torch.tensor([0.25]), torch.tensor([True]))
@@ -122,7 +122,7 @@ def test_metrics_of_two_devices_add_up() -> None:
     assert first.compute()[1, 500] == 1
 
 
-def test_shapes_that_differ() -> None:
+def test_metrics_other_shapes_raise() -> None:
     with pytest.raises(ValueError, match="target is"):
         count_probabilities(torch.rand(2, 1, 3, 3), torch.zeros(2, 3, 3))
     with pytest.raises(ValueError, match="where is"):
@@ -133,7 +133,7 @@ def test_shapes_that_differ() -> None:
         compute_dice(np.zeros((2, BINS)), 0.5)
 
 
-def test_one_threshold() -> None:
+def test_score_threshold_matches_oracle() -> None:
     prob, target = slide(2, 0.3)
     hist = count_probabilities(prob, target)
     predicted = prob.double().numpy() >= 0.57
@@ -148,7 +148,7 @@ def test_one_threshold() -> None:
             find_threshold_bin(wrong)
 
 
-def test_slides_without_cancer_have_no_dice() -> None:
+def test_metrics_slides_without_cancer_have_no_dice() -> None:
     hists = {
         "a": count_probabilities(*slide(1, 0.3)),
         "benign": count_probabilities(torch.tensor([0.9, 0.2, 0.6]), torch.zeros(3)),
@@ -162,15 +162,15 @@ def test_slides_without_cancer_have_no_dice() -> None:
     assert pool_histograms({}).sum() == 0
 
 
-def binned(seed: int, part: float) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]:
+def draw_binned(seed: int, part: float) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]:
     """A histogram, the probabilities rounded down to their bins, and the truth."""
     prob, target = slide(seed, part)
     return count_probabilities(prob, target).numpy(), find_bins(prob).numpy() / BINS, target.numpy()
 
 
 @pytest.mark.parametrize("part", [0.01, 0.4, 0.99])
-def test_areas_are_scikit_learn_s(part: float) -> None:
-    hist, prob, target = binned(3, part)
+def test_compute_areas_match_scikit_learn(part: float) -> None:
+    hist, prob, target = draw_binned(3, part)
     average, auroc = compute_areas(hist)
     assert average == pytest.approx(oracle.average_precision_score(target, prob), abs=1e-12)
     assert auroc == pytest.approx(oracle.roc_auc_score(target, prob), abs=1e-12)
@@ -179,8 +179,8 @@ def test_areas_are_scikit_learn_s(part: float) -> None:
     assert auroc == pytest.approx(oracle.roc_auc_score(target, exact), abs=2e-3)
 
 
-def test_areas_of_many_at_once_and_of_one_class() -> None:
-    cancer, other, both = binned(1, 1.0)[0], binned(1, 0.0)[0], binned(1, 0.3)[0]
+def test_compute_areas_many_histograms_and_one_class() -> None:
+    cancer, other, both = draw_binned(1, 1.0)[0], draw_binned(1, 0.0)[0], draw_binned(1, 0.3)[0]
     average, auroc = compute_areas(np.stack([cancer, other, both, np.zeros_like(both)]))
     assert average[0] == 1
     assert average[2] == compute_areas(both)[0]
@@ -189,7 +189,7 @@ def test_areas_of_many_at_once_and_of_one_class() -> None:
     assert auroc[2] == compute_areas(both)[1]
 
 
-def test_ignored_pixels_count_nowhere_whatever_they_hold() -> None:
+def test_count_probabilities_skips_ignored_pixels() -> None:
     prob, target = slide(4, 0.3)
     mask = target.float()
     ignored = torch.rand(len(mask), generator=torch.Generator().manual_seed(0)) < 0.4
@@ -201,7 +201,7 @@ def test_ignored_pixels_count_nowhere_whatever_they_hold() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("part", [0.0, 0.3, 1.0])
-def test_scores_of_any_precision(dtype: torch.dtype, part: float) -> None:
+def test_count_probabilities_any_precision_is_exact(dtype: torch.dtype, part: float) -> None:
     """Half precision is scored as the numbers it holds, not rounded once more."""
     prob, target = slide(5, part)
     prob = prob.to(dtype)

@@ -44,7 +44,7 @@ def reference(model: MILNet, feats: NDArray[np.float64]) -> tuple[NDArray[np.flo
 
 
 @pytest.mark.parametrize("pooling", ["gated", "attention"])
-def test_against_the_paper(pooling: Pooling) -> None:
+def test_milnet_matches_paper(pooling: Pooling) -> None:
     model = net(pooling=pooling).eval()
     feats = torch.randn(7, model.feature_dim)
     with torch.no_grad():
@@ -55,7 +55,7 @@ def test_against_the_paper(pooling: Pooling) -> None:
 
 
 @torch.no_grad()
-def test_shapes_and_sums(model: MILNet) -> None:
+def test_milnet_output_shapes_and_attention_sums(model: MILNet) -> None:
     bag = torch.rand(5, 3, 32, 32)
     logits, attention, feats = model(bag)
     assert (logits.shape, attention.shape, feats.shape) == ((6,), (5,), (5, model.feature_dim))
@@ -67,7 +67,7 @@ def test_shapes_and_sums(model: MILNet) -> None:
 
 
 @torch.no_grad()
-def test_mean_and_max_are_what_they_say() -> None:
+def test_milnet_mean_and_max_pooling() -> None:
     feats = torch.randn(7, 512)
     for pooling, bag in (("mean", feats.mean(0)), ("max", feats.amax(0))):
         model = net(pooling=pooling).eval()
@@ -81,7 +81,7 @@ def test_mean_and_max_are_what_they_say() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_order_does_not_matter(pooling: Pooling) -> None:
+def test_milnet_tile_order_changes_nothing(pooling: Pooling) -> None:
     model = net(pooling=pooling).eval()
     bag = torch.rand(6, 3, 32, 32)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
@@ -95,7 +95,7 @@ def test_order_does_not_matter(pooling: Pooling) -> None:
 @pytest.mark.parametrize("filler", [0.0, 7.0, float("nan")])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_padding_changes_nothing(pooling: Pooling, filler: float, training: bool) -> None:
+def test_milnet_padding_changes_nothing(pooling: Pooling, filler: float, training: bool) -> None:
     bag = torch.rand(2, 3, 3, 32, 32)
     padded = torch.full((2, 5, 3, 32, 32), filler)
     padded[:, 1:4] = bag
@@ -118,7 +118,7 @@ def test_padding_changes_nothing(pooling: Pooling, filler: float, training: bool
 
 
 @torch.no_grad()
-def test_bags_of_different_sizes(model: MILNet) -> None:
+def test_milnet_bags_of_different_sizes(model: MILNet) -> None:
     feats = torch.randn(2, 4, model.feature_dim)
     mask = torch.tensor([[True, True, False, False], [True, True, True, True]])
     logits, _ = model.aggregate(feats, mask)
@@ -129,7 +129,7 @@ def test_bags_of_different_sizes(model: MILNet) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("tiles", [1, 4000])
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_small_and_large_bags(pooling: Pooling, tiles: int) -> None:
+def test_milnet_small_and_large_bags(pooling: Pooling, tiles: int) -> None:
     model = net(pooling=pooling).eval()
     feats = torch.randn(tiles, model.feature_dim) * 3
     logits, attention = model.aggregate(feats)
@@ -140,7 +140,7 @@ def test_small_and_large_bags(pooling: Pooling, tiles: int) -> None:
 
 
 @torch.no_grad()
-def test_features_are_taken_as_tiles_are(model: MILNet) -> None:
+def test_milnet_features_instead_of_tiles_give_same_result(model: MILNet) -> None:
     bag = torch.rand(2, 4, 3, 32, 32)
     mask = torch.tensor([[True, True, True, False], [True] * 4])
     logits, attention, feats = model(bag, mask)
@@ -152,7 +152,7 @@ def test_features_are_taken_as_tiles_are(model: MILNet) -> None:
 
 
 @torch.no_grad()
-def test_the_ordinal_head_is_the_cumulative_logit_model() -> None:
+def test_ordinal_head_is_cumulative_logit_model() -> None:
     model = net(head="ordinal").eval()
     feats = torch.randn(9, 5, model.feature_dim)
     fresh = model(feats * 0)[0].softmax(-1)
@@ -170,7 +170,7 @@ def test_the_ordinal_head_is_the_cumulative_logit_model() -> None:
     np.testing.assert_allclose(prob.numpy(), -np.diff(edges, axis=1), atol=1e-6)
 
 
-def test_far_scores_of_the_ordinal_head_stay_numbers() -> None:
+def test_ordinal_head_extreme_scores_stay_finite() -> None:
     head = OrdinalHead(1, 6)
     bags = torch.tensor([[-1e4], [0.0], [1e4]], requires_grad=True)
     logits = head(bags)
@@ -181,7 +181,7 @@ def test_far_scores_of_the_ordinal_head_stay_numbers() -> None:
         assert torch.isfinite(parameter.grad).all()
 
 
-def test_the_cumulative_loss_by_hand() -> None:
+def test_cumulative_loss_matches_hand_computed() -> None:
     logits = torch.randn(4, 6, dtype=torch.float64)
     label = torch.tensor([0, 2, 5, 3])
     prob = logits.softmax(-1).numpy()
@@ -198,7 +198,7 @@ def test_the_cumulative_loss_by_hand() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_contributions_are_what_is_lost_without_a_tile(pooling: Pooling, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contributions_equal_loss_of_leaving_out_tile(pooling: Pooling, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("panda.models.pooling._TILES_AT_ONCE", 12)
     model = net(pooling=pooling, head="ordinal").eval()
     for parameter in model.classifier.parameters():
@@ -220,7 +220,7 @@ def test_contributions_are_what_is_lost_without_a_tile(pooling: Pooling, monkeyp
     assert model.contributions(feats[:1], 0).tolist() == [0.0]
 
 
-def test_what_is_refused(model: MILNet) -> None:
+def test_milnet_invalid_input_raises(model: MILNet) -> None:
     feats = torch.randn(2, 3, model.feature_dim)
     with pytest.raises(ValueError, match=r"bag 1 .*no real tile"):
         model.aggregate(feats, torch.tensor([[True] * 3, [False] * 3]))
@@ -240,7 +240,7 @@ def test_what_is_refused(model: MILNet) -> None:
         model.aggregate(torch.randn(3, 7))
 
 
-def test_chunks_give_the_same_and_count_each_batch_once() -> None:
+def test_milnet_chunks_equal_one_pass() -> None:
     """Against the same parts without recomputing: features, gradients and running statistics."""
     bag = torch.rand(7, 3, 48, 48)
     model, other = net(chunk=3, dropout=0), net(chunk=3, dropout=0)
@@ -261,13 +261,13 @@ def test_chunks_give_the_same_and_count_each_batch_once() -> None:
 
 
 @torch.no_grad()
-def test_chunks_change_nothing_in_evaluation(model: MILNet) -> None:
+def test_milnet_chunks_in_evaluation_change_nothing(model: MILNet) -> None:
     small = net(chunk=2).eval()
     bag = torch.rand(5, 3, 32, 32)
     torch.testing.assert_close(small(bag)[0], model(bag)[0], rtol=1e-4, atol=1e-5)
 
 
-def test_chunks_bound_what_is_kept_for_the_backward_pass() -> None:
+def test_milnet_chunks_bound_activation_memory() -> None:
     def kept(chunk: int) -> int:
         size = 0
 
@@ -284,7 +284,7 @@ def test_chunks_bound_what_is_kept_for_the_backward_pass() -> None:
     assert kept(2) < kept(8) / 5
 
 
-def test_a_frozen_encoder_stays_as_it_is() -> None:
+def test_milnet_frozen_encoder_stays_unchanged() -> None:
     model = net(freeze_encoder=True, chunk=2, dropout=0).train()
     assert not model.encoder.training
     assert model.pool.training
@@ -298,7 +298,7 @@ def test_a_frozen_encoder_stays_as_it_is() -> None:
         torch.testing.assert_close(value, before[key], rtol=0, atol=0)
 
 
-def test_half_precision() -> None:
+def test_milnet_half_precision() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mask = torch.tensor([[True, True, False], [True, True, True]])
         logits, attention, feats = net(dropout=0)(torch.rand(2, 3, 3, 32, 32), mask)
@@ -308,7 +308,7 @@ def test_half_precision() -> None:
     torch.testing.assert_close(attention.sum(dim=1), torch.ones(2))
 
 
-def test_plain_rebuilds_it(tmp_path: Path) -> None:
+def test_milnet_options_rebuild_model(tmp_path: Path) -> None:
     model = net(num_classes=2, pooling="max", head="ordinal", freeze_encoder=True, chunk=5, mean=(0.7, 0.5, 0.7)).eval()
     plain = json.loads(json.dumps(model.options))
     assert plain["encoder_weights"] is None
@@ -322,18 +322,18 @@ def test_plain_rebuilds_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "convnext_atto", "vit_tiny_patch16_224"])
 @torch.no_grad()
-def test_feature_width_is_the_encoders(name: str) -> None:
+def test_milnet_feature_width_follows_encoder(name: str) -> None:
     model = MILNet(name).eval()
     assert model.encode(torch.rand(1, 3, 224, 224)).shape == (1, model.feature_dim)
 
 
-def test_tile_sizes() -> None:
+def test_milnet_tile_size_of_fixed_size_encoder() -> None:
     net().check_tile_size(100)
     with pytest.raises(ConfigError, match=r"tile_size=256: vit_tiny_patch16_224 .*sizes: 224"):
         MILNet("vit_tiny_patch16_224").check_tile_size(256)
 
 
-def test_local_weights(tmp_path: Path) -> None:
+def test_milnet_local_weights(tmp_path: Path) -> None:
     path = tmp_path / "encoder.pt"
     torch.manual_seed(3)
     source = timm.create_model(ENCODER, num_classes=10)
@@ -347,7 +347,7 @@ def test_local_weights(tmp_path: Path) -> None:
         net(encoder_weights=str(tmp_path / "none.pt"))
 
 
-def test_downloaded_weights_see_the_colours_that_they_were_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_milnet_downloaded_weights_keep_their_normalization(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("timm.models._builder.load_pretrained", lambda *_, **__: None)
     vit = MILNet("vit_tiny_patch16_224", "imagenet")
     assert (vit.options["mean"], vit.options["std"]) == ([0.5] * 3, [0.5] * 3)
@@ -357,7 +357,7 @@ def test_downloaded_weights_see_the_colours_that_they_were_trained_on(monkeypatc
     assert net(encoder_weights="imagenet", mean=(0.7, 0.5, 0.7)).options["mean"] == [0.7, 0.5, 0.7]
 
 
-def test_a_download_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_milnet_failed_download_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*args: Any, **kwargs: Any) -> None:
         raise OSError("the network is away")
 
@@ -368,7 +368,7 @@ def test_a_download_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
         assert words in str(caught.value)
 
 
-def test_all_faults_at_once() -> None:
+def test_milnet_all_faults_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         MILNet("resnet_18", num_classes=1, hidden=0, chunk=0, dropout=1.0)
     assert len(caught.value.faults) == 5
@@ -379,7 +379,7 @@ def test_all_faults_at_once() -> None:
         MILNet("resnet18.nonesuch")
 
 
-def test_thresholds_that_met_can_part_again() -> None:
+def test_ordinal_head_equal_thresholds_can_separate() -> None:
     head = OrdinalHead(4, 6)
     with torch.no_grad():
         head.steps.fill_(-12.0)
@@ -389,7 +389,7 @@ def test_thresholds_that_met_can_part_again() -> None:
 
 
 @torch.no_grad()
-def test_features_have_mean_0_and_variance_1_whatever_the_encoder_is_scaled_by() -> None:
+def test_milnet_features_are_standardized_for_any_encoder_scale() -> None:
     model = net().eval()
     tiles = torch.rand(3, 3, 32, 32)
     feats = model.encode(tiles)

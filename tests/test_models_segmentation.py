@@ -34,7 +34,7 @@ NARROW: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
-def test_contract(architecture: str) -> None:
+def test_segmenter_every_architecture_meets_contract(architecture: str) -> None:
     torch.manual_seed(0)
     size = OTHER_SIZE.get(architecture, 64)
     encoder = OTHER_ENCODER.get(architecture, "resnet18")
@@ -63,7 +63,7 @@ def test_contract(architecture: str) -> None:
 
 @pytest.mark.parametrize("option", sorted(path.stem for path in (CONF / "model").glob("[!m]*.yaml")))
 @pytest.mark.parametrize("encoder", ["resnet18", "efficientnet-b0", "mit_b0", "tu-convnext_atto"])
-def test_each_choice_of_model_takes_encoders_of_all_families(option: str, encoder: str) -> None:
+def test_segmenter_every_model_takes_encoders_of_all_families(option: str, encoder: str) -> None:
     if (option, encoder) == ("unetplusplus", "mit_b0"):
         pytest.skip("UNet++ takes convolutional encoders only: refused by name, see below")
     plain: Any = OmegaConf.to_container(OmegaConf.load(CONF / "model" / f"{option}.yaml"))
@@ -73,7 +73,7 @@ def test_each_choice_of_model_takes_encoders_of_all_families(option: str, encode
         assert network.eval()(torch.rand(1, 3, 128, 128)).shape == (1, 1, 128, 128)
 
 
-def test_normalisation_is_inside() -> None:
+def test_segmenter_normalizes_inside() -> None:
     torch.manual_seed(0)
     ours = Segmenter("Unet", "resnet18").eval()
     image = torch.rand(1, 3, 32, 32)
@@ -85,7 +85,7 @@ def test_normalisation_is_inside() -> None:
         ours(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
 
 
-def test_options_reach_the_decoder_and_plain() -> None:
+def test_segmenter_options_reach_decoder_and_metadata() -> None:
     network = Segmenter("unetplusplus", "resnet18", encoder_depth=3, decoder_channels=(32, 16, 8))
     assert network.options["decoder_channels"] == [32, 16, 8]
     assert network.options["architecture"] == "UnetPlusPlus"
@@ -105,7 +105,9 @@ def test_options_reach_the_decoder_and_plain() -> None:
         ("PAN", {}, 16, 128, 64),
     ],
 )
-def test_patch_sizes(architecture: str, options: dict[str, Any], stride: int, good: int, bad: int | None) -> None:
+def test_segmenter_patch_size_must_fit_stride(
+    architecture: str, options: dict[str, Any], stride: int, good: int, bad: int | None
+) -> None:
     network = Segmenter(architecture, "resnet18", **options)
     assert network.output_stride == stride
     network.check_patch_size(good)
@@ -123,14 +125,14 @@ def test_patch_sizes(architecture: str, options: dict[str, Any], stride: int, go
         network(torch.rand(1, 3, bad, bad))
 
 
-def test_patch_size_of_nothing() -> None:
+def test_check_patch_size_of_0_or_less_raises() -> None:
     network = Segmenter("Unet", "resnet18")
     for size in (0, -8):
         with pytest.raises(ConfigError, match=f"patch_size={size}: .*above 0"):
             network.check_patch_size(size)
 
 
-def test_checking_leaves_the_modes_alone() -> None:
+def test_check_patch_size_keeps_training_modes() -> None:
     network = Segmenter("FPN", "resnet18")
     network.network.encoder.eval()  # type: ignore[union-attr]
     before = [part.training for part in network.modules()]
@@ -138,13 +140,13 @@ def test_checking_leaves_the_modes_alone() -> None:
     assert [part.training for part in network.modules()] == before
 
 
-def test_a_fixed_size_encoder_says_which_size() -> None:
+def test_segmenter_fixed_size_encoder_names_its_size() -> None:
     network = Segmenter("DPT", "tu-vit_tiny_patch16_224")
     with pytest.raises(ConfigError, match=r"patch_size=256: .*sizes: 224"):
         network.check_patch_size(256)
 
 
-def test_options_that_change_the_size_are_found() -> None:
+def test_segmenter_options_that_change_output_size_raise() -> None:
     network = Segmenter("FPN", "resnet18", upsampling=2)
     with pytest.raises(ConfigError, match=r"patch_size=64: .*upsampling"):
         network.check_patch_size(64)
@@ -174,21 +176,21 @@ def test_options_that_change_the_size_are_found() -> None:
         ({"encoder_weights": "nowhere/weights.pt"}, ["encoder_weights=nowhere/weights.pt", "no such file"]),
     ],
 )
-def test_faults_name_the_key_and_the_remedy(arguments: dict[str, Any], words: list[str]) -> None:
+def test_segmenter_faults_name_key_and_remedy(arguments: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         Segmenter(**{"encoder_name": "resnet18", **arguments})
     for word in words:
         assert word in str(caught.value)
 
 
-def test_all_faults_at_once() -> None:
+def test_segmenter_all_faults_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         Segmenter("Unet", "resnet_18", decoder_chanels=[1], depth=3)
     assert len(caught.value.faults) == 3
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_local_weights(tmp_path: Path, suffix: str) -> None:
+def test_segmenter_local_weights(tmp_path: Path, suffix: str) -> None:
     torch.manual_seed(0)
     source = Segmenter("Unet", "resnet18")
     state: dict[str, Tensor] = source.network.encoder.state_dict()  # type: ignore[union-attr]
@@ -200,7 +202,7 @@ def test_local_weights(tmp_path: Path, suffix: str) -> None:
     assert loaded.options["encoder_weights"] is None
 
 
-def test_weights_that_do_not_fit(tmp_path: Path) -> None:
+def test_segmenter_weights_that_do_not_fit_raise(tmp_path: Path) -> None:
     path = tmp_path / "encoder.pt"
     state: dict[str, Tensor] = Segmenter("Unet", "resnet18").network.encoder.state_dict()  # type: ignore[union-attr]
     state.pop("conv1.weight")
@@ -219,7 +221,7 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["text", "list", "object"])
-def test_weights_that_are_none(tmp_path: Path, content: str) -> None:
+def test_segmenter_invalid_weights_file_raises(tmp_path: Path, content: str) -> None:
     path = tmp_path / "encoder.pt"
     if content == "text":
         path.write_text("not weights")
@@ -229,7 +231,7 @@ def test_weights_that_are_none(tmp_path: Path, content: str) -> None:
         Segmenter("Unet", "resnet18", encoder_weights=str(path))
 
 
-def test_a_download_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_segmenter_failed_download_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*args: Any, **kwargs: Any) -> None:
         raise OSError("the network is away")
 
@@ -240,7 +242,7 @@ def test_a_download_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
         assert words in str(caught.value)
 
 
-def test_named_weights_are_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_segmenter_named_weights_are_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     torch.manual_seed(0)
     state: dict[str, Tensor] = Segmenter("Unet", "resnet18").network.encoder.state_dict()  # type: ignore[union-attr]
     path = tmp_path / "model.safetensors"

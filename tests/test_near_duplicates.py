@@ -24,18 +24,18 @@ COUNT = len(AXES) * sum(map(len, PARTS))
 FRAME = COUNT // len(AXES)
 
 
-def some(rng: np.random.Generator) -> Bits:
+def draw_bits(rng: np.random.Generator) -> Bits:
     """Random hashes of a slide as bits, (COUNT, rows, rows) of texture and outline."""
     texture, outline = (rng.integers(0, 2, (COUNT, rows, rows), dtype=np.uint8) for rows in (TEXTURE, OUTLINE))
     return texture, outline
 
 
-def made(bits: Bits, aspect: float = 1.2) -> TissueHashes:
+def make_hashes(bits: Bits, aspect: float = 1.2) -> TissueHashes:
     texture, outline = (tuple(np.packbits(one).tobytes().hex() for one in kind) for kind in bits)
     return TissueHashes(texture, outline, aspect)
 
 
-def changed(bits: Bits, share: float, rng: np.random.Generator) -> Bits:
+def flip_bits(bits: Bits, share: float, rng: np.random.Generator) -> Bits:
     """Change that share of the bits of each hash."""
     texture, outline = bits[0].copy(), bits[1].copy()
     for one in [*texture, *outline]:
@@ -43,21 +43,21 @@ def changed(bits: Bits, share: float, rng: np.random.Generator) -> Bits:
     return texture, outline
 
 
-def laid(bits: NDArray[np.uint8], across: int, down: int, exchanged: int) -> NDArray[np.uint8]:
+def reorient(bits: NDArray[np.uint8], across: int, down: int, exchanged: int) -> NDArray[np.uint8]:
     """Bits of the pictures mirrored and with their axes exchanged: odd frequencies change their sign."""
     i, j = np.indices(bits.shape[-2:])
     turned = bits.swapaxes(-1, -2) if exchanged else bits
     return np.asarray(turned ^ ((down * i + across * j) % 2), np.uint8)
 
 
-def brute(a: Bits, b: Bits) -> float:
+def compute_brute_force_distance(a: Bits, b: Bits) -> float:
     """The distance as defined, one orientation and part after another."""
 
     def one(whole: Bits, others: Bits) -> float:
         found = []
         for frame in range(0, COUNT, FRAME):
             for way in np.ndindex(2, 2, 2):
-                turned = [laid(kind[frame], *way) for kind in whole]
+                turned = [reorient(kind[frame], *way) for kind in whole]
                 for part in range(frame, frame + FRAME):
                     differ = [int((x != kind[part]).sum()) for x, kind in zip(turned, others, strict=True)]
                     found.append(differ[0] + OUTLINE_WEIGHT * differ[1])
@@ -66,46 +66,46 @@ def brute(a: Bits, b: Bits) -> float:
     return min(one(a, b), one(b, a))
 
 
-def sizes(groups: dict[str, str]) -> list[int]:
+def list_sizes(groups: dict[str, str]) -> list[int]:
     return sorted(Counter(groups.values()).values(), reverse=True)
 
 
-def test_distance_is_that_of_the_best_part_and_orientation() -> None:
+def test_distances_use_best_part_and_orientation() -> None:
     rng = np.random.default_rng(0)
-    slides = [some(rng) for _ in range(5)]
-    slides.append(changed(slides[0], 0.1, rng))
-    found = distances([made(bits) for bits in slides])
+    slides = [draw_bits(rng) for _ in range(5)]
+    slides.append(flip_bits(slides[0], 0.1, rng))
+    found = distances([make_hashes(bits) for bits in slides])
     for i, j in combinations(range(len(slides)), 2):
-        assert found[i, j] == pytest.approx(brute(slides[i], slides[j]), abs=1e-9)
+        assert found[i, j] == pytest.approx(compute_brute_force_distance(slides[i], slides[j]), abs=1e-9)
     assert found[0, 5] == pytest.approx(0.1, abs=0.01)
     assert found[found > 0.11].min() > THRESHOLD
 
 
 @pytest.mark.parametrize("way", list(np.ndindex(2, 2, 2)))
 @pytest.mark.parametrize("part", [0, FRAME - 1, FRAME + 2])
-def test_any_orientation_of_any_part_matches_exactly(way: tuple[int, int, int], part: int) -> None:
+def test_group_near_duplicates_any_orientation_of_part_matches(way: tuple[int, int, int], part: int) -> None:
     rng = np.random.default_rng(1)
-    a, b = some(rng), some(rng)
+    a, b = draw_bits(rng), draw_bits(rng)
     for mine, theirs in zip(a, b, strict=True):
-        theirs[part] = laid(mine[part // FRAME * FRAME], *way)
-    found = group_near_duplicates({"a": made(a), "b": made(b), "c": made(some(rng))})
+        theirs[part] = reorient(mine[part // FRAME * FRAME], *way)
+    found = group_near_duplicates({"a": make_hashes(a), "b": make_hashes(b), "c": make_hashes(draw_bits(rng))})
     assert found.pairs == (DuplicatePair(0.0, "a", "b"),)
     assert found.groups == {"a": "a", "b": "a", "c": "c"}
 
 
-def test_unlike_shapes_do_not_match_nor_are_long_ones_laid_across() -> None:
+def test_group_near_duplicates_unlike_shapes_do_not_match() -> None:
     rng = np.random.default_rng(2)
-    bits = some(rng)
-    across = laid(bits[0], 0, 0, 1), laid(bits[1], 0, 0, 1)
-    assert group_near_duplicates({"a": made(bits, 2.0), "b": made(bits, 3.0)}).pairs == ()
-    assert len(group_near_duplicates({"a": made(bits, 2.0), "b": made(bits, 2.6)}).pairs) == 1
-    assert len(group_near_duplicates({"a": made(bits, 1.4), "b": made(across, 1.4)}).pairs) == 1
-    assert group_near_duplicates({"a": made(bits, 3.0), "b": made(across, 3.0)}).pairs == ()
+    bits = draw_bits(rng)
+    across = reorient(bits[0], 0, 0, 1), reorient(bits[1], 0, 0, 1)
+    assert group_near_duplicates({"a": make_hashes(bits, 2.0), "b": make_hashes(bits, 3.0)}).pairs == ()
+    assert len(group_near_duplicates({"a": make_hashes(bits, 2.0), "b": make_hashes(bits, 2.6)}).pairs) == 1
+    assert len(group_near_duplicates({"a": make_hashes(bits, 1.4), "b": make_hashes(across, 1.4)}).pairs) == 1
+    assert group_near_duplicates({"a": make_hashes(bits, 3.0), "b": make_hashes(across, 3.0)}).pairs == ()
 
 
-def test_slides_without_hashes_are_alone_and_twins_together() -> None:
+def test_group_near_duplicates_without_hashes_stay_alone() -> None:
     rng = np.random.default_rng(3)
-    same = made(some(rng))
+    same = make_hashes(draw_bits(rng))
     found = group_near_duplicates({"d": same, "x": None, "b": same, "c": same, "y": None})
     assert found.groups == {"b": "b", "c": "b", "d": "b", "x": "x", "y": "y"}
     assert found.pairs == (DuplicatePair(0.0, "b", "c"), DuplicatePair(0.0, "b", "d"))
@@ -113,13 +113,13 @@ def test_slides_without_hashes_are_alone_and_twins_together() -> None:
     assert group_near_duplicates({"x": None}).groups == {"x": "x"}
 
 
-def test_order_of_the_slides_changes_nothing() -> None:
+def test_group_near_duplicates_slide_order_changes_nothing() -> None:
     rng = np.random.default_rng(4)
     hashes: dict[str, TissueHashes | None] = {}
     for number in range(40):
-        bits = some(rng)
+        bits = draw_bits(rng)
         for scan in range(1 + number % 4):
-            near = made(changed(bits, float(rng.uniform(0, 0.17)), rng), float(rng.uniform(1.1, 1.4)))
+            near = make_hashes(flip_bits(bits, float(rng.uniform(0, 0.17)), rng), float(rng.uniform(1.1, 1.4)))
             hashes[f"{rng.integers(2**40):x}"] = None if number == 5 and not scan else near
     first = group_near_duplicates(hashes)
     assert len(first.pairs) > 20
@@ -131,69 +131,71 @@ def test_order_of_the_slides_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(("step", "reach"), [(0.2, 1), (0.06, 4)])
-def test_a_drifting_chain_does_not_become_one_group(step: float, reach: int) -> None:
+def test_group_near_duplicates_drifting_chain_is_split(step: float, reach: int) -> None:
     rng = np.random.default_rng(5)
-    bits = some(rng)
+    bits = draw_bits(rng)
     hashes: dict[str, TissueHashes | None] = {}
     for number in range(200):
-        hashes[f"{number:03d}"] = made(bits)
-        bits = changed(bits, step, rng)
+        hashes[f"{number:03d}"] = make_hashes(bits)
+        bits = flip_bits(bits, step, rng)
     found = group_near_duplicates(hashes)
     linked = {(int(pair.a), int(pair.b)) for pair in found.pairs}
     assert {(i, i + 1) for i in range(199)} <= linked
     assert max(b - a for a, b in linked) >= reach
     # connected components would be one group of 200
-    assert sizes(found.groups)[0] <= 3 * max(b - a for a, b in linked)
+    assert list_sizes(found.groups)[0] <= 3 * max(b - a for a, b in linked)
     assert not found.crowded
 
 
-def test_groups_of_many_scans_stay_whole() -> None:
+def test_group_near_duplicates_many_scans_stay_whole() -> None:
     rng = np.random.default_rng(6)
     hashes: dict[str, TissueHashes | None] = {}
     for number in range(6):
-        bits = some(rng)
-        hashes |= {f"{number} {scan:02d}": made(changed(bits, 0.14, rng)) for scan in range(15)}
+        bits = draw_bits(rng)
+        hashes |= {f"{number} {scan:02d}": make_hashes(flip_bits(bits, 0.14, rng)) for scan in range(15)}
     found = group_near_duplicates(hashes)
-    assert sizes(found.groups) == [15] * 6
+    assert list_sizes(found.groups) == [15] * 6
 
 
-def test_a_slide_that_matches_everything_joins_nothing() -> None:
+def test_group_near_duplicates_match_of_everything_joins_nothing() -> None:
     rng = np.random.default_rng(7)
-    plain = some(rng)
-    hashes: dict[str, TissueHashes | None] = {f"{i:02d}": made(changed(plain, 0.25, rng)) for i in range(60)}
-    twins = some(rng)
-    hashes |= {"hub": made(plain), "hub again": made(changed(plain, 0.02, rng))}
-    hashes |= {"t1": made(twins), "t2": made(changed(twins, 0.1, rng))}
+    plain = draw_bits(rng)
+    hashes: dict[str, TissueHashes | None] = {f"{i:02d}": make_hashes(flip_bits(plain, 0.25, rng)) for i in range(60)}
+    twins = draw_bits(rng)
+    hashes |= {"hub": make_hashes(plain), "hub again": make_hashes(flip_bits(plain, 0.02, rng))}
+    hashes |= {"t1": make_hashes(twins), "t2": make_hashes(flip_bits(twins, 0.1, rng))}
     found = group_near_duplicates(hashes)
     assert found.crowded == ("hub", "hub again")
     assert [name for name, group in found.groups.items() if name != group] == ["hub again", "t2"]
     assert all(pair.distance <= SURE for pair in found.pairs)
 
 
-def test_a_hub_too_small_for_a_crowd_takes_two_along_at_most() -> None:
+def test_group_near_duplicates_hub_of_few_joins_two_at_most() -> None:
     rng = np.random.default_rng(8)
-    plain = some(rng)
-    hashes: dict[str, TissueHashes | None] = {f"{i:02d}": made(changed(plain, 0.28, rng)) for i in range(30)}
-    found = group_near_duplicates(hashes | {"hub": made(plain)})
+    plain = draw_bits(rng)
+    hashes: dict[str, TissueHashes | None] = {f"{i:02d}": make_hashes(flip_bits(plain, 0.28, rng)) for i in range(30)}
+    found = group_near_duplicates(hashes | {"hub": make_hashes(plain)})
     assert len(found.pairs) >= 30
-    assert sizes(found.groups)[0] <= 3
+    assert list_sizes(found.groups)[0] <= 3
 
 
-def test_memory_is_that_of_blocks() -> None:
+def test_group_near_duplicates_memory_is_bounded_by_blocks() -> None:
     rng = np.random.default_rng(9)
     aspects = np.exp(rng.uniform(0, 3, 1100))
-    hashes: dict[str, TissueHashes | None] = {f"{i:04d}": made(some(rng), float(a)) for i, a in enumerate(aspects)}
+    hashes: dict[str, TissueHashes | None] = {
+        f"{i:04d}": make_hashes(draw_bits(rng), float(a)) for i, a in enumerate(aspects)
+    }
     tracemalloc.start()
     found = group_near_duplicates(hashes)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert sizes(found.groups)[0] == 1
+    assert list_sizes(found.groups)[0] == 1
     # of that a block takes some 20 MB; all pairs at once would take 10 MB for each of over 100 comparisons of words
     assert peak < 80e6
 
 
-def test_plain_form_survives_json() -> None:
-    own = made(some(np.random.default_rng(10)), 1.7321)
+def test_tissue_hashes_survive_json() -> None:
+    own = make_hashes(draw_bits(np.random.default_rng(10)), 1.7321)
     adapter = TypeAdapter(TissueHashes)
     plain = json.loads(adapter.dump_json(own))
     assert adapter.validate_python(plain) == own
@@ -206,7 +208,7 @@ def test_plain_form_survives_json() -> None:
         group_near_duplicates({}, threshold=0.6)
 
 
-def test_what_says_nothing_has_no_hashes() -> None:
+def test_hash_tissue_without_structure_is_none() -> None:
     rng = np.random.default_rng(11)
     rgb = np.full((200, 600, 3), 245, np.uint8)
     tissue = np.zeros((200, 600), np.bool_)
@@ -224,7 +226,7 @@ def test_what_says_nothing_has_no_hashes() -> None:
             hash_tissue(picture, mask)  # type: ignore[arg-type]
 
 
-def test_size_of_the_overview_matters_little() -> None:
+def test_hash_tissue_overview_size_matters_little() -> None:
     rgb = draw(6)
     tissue = tissue_mask_rgb(rgb)
     whole, coarse = hash_tissue(rgb, tissue), hash_tissue(half(rgb), tissue[::2, ::2].copy())
@@ -232,7 +234,7 @@ def test_size_of_the_overview_matters_little() -> None:
     assert hash_tissue(rgb, tissue) == whole
 
 
-def test_other_scans_are_found_among_unrelated_slides() -> None:
+def test_group_near_duplicates_finds_scans_among_unrelated_slides() -> None:
     changes = ("turned by 90°", "mirrored", "turned by 7°", "cropped by 10 %", "JPEG quality 40", "half resolution")
     rng = np.random.default_rng(12)
     hashes: dict[str, TissueHashes | None] = {}
@@ -245,11 +247,11 @@ def test_other_scans_are_found_among_unrelated_slides() -> None:
             hashes[f"{number:02d} {name}"] = hash_tissue(small, tissue_mask_rgb(small))
     found = group_near_duplicates(hashes)
     assert all(pair.a[:2] == pair.b[:2] for pair in found.pairs)
-    assert sizes(found.groups) == [1 + len(changes)] * 4
+    assert list_sizes(found.groups) == [1 + len(changes)] * 4
 
 
 @pytest.mark.slow
-def test_recall_and_precision_over_all_changes() -> None:
+def test_distances_recall_and_precision_over_all_changes() -> None:
     # two each of four layouts
     slides = [scans(number) for number in (1, 10, 4, 13, 6, 15, 7, 16)]
     names = list(slides[0])
