@@ -171,8 +171,8 @@ def sample_codes(
     for axis in (0, 1):
         start = location[axis] / view.downsample
         # A level that is read as it is shows the whole slide, and so does the mask.
-        whole = slide.dimensions[axis] / view.downsample if view.resampled else view.size[axis]
-        centres = (start if view.resampled else round_px(start)) + np.arange(size[axis]) + 0.5
+        whole = slide.dimensions[axis] / view.downsample if view.is_resampled else view.size[axis]
+        centres = (start if view.is_resampled else round_px(start)) + np.arange(size[axis]) + 0.5
         under.append(np.floor(centres * codes.shape[1 - axis] / whole).astype(np.int64) + 1)
     beyond = np.pad(codes, 1)
     x, y = (np.clip(index, 0, beyond.shape[1 - axis] - 1) for axis, index in enumerate(under))
@@ -199,12 +199,12 @@ def test_readers_landmarks_are_read_at_painted_place(reader: ReaderName, data: s
             for view in [*levels, *(slide.choose_resolution(mpp=0.5 * request) for request in requests)]:
                 # Resampling begins at a whole px of a level, half a px off at most. That counts only where
                 # the writer has moved the far corner by up to a px already.
-                limit = 1.5 if view.resampled and not pyramid.spans else 1.0
+                limit = 1.5 if view.is_resampled and not pyramid.spans else 1.0
                 for number, box in enumerate(boxes):
                     for location, size in places(data, view, box):
                         # Where a level is read as it is, a location is rounded to a whole px of it.
                         start = np.array(location) / view.downsample
-                        first = start if view.resampled else round_px(start)
+                        first = start if view.is_resampled else round_px(start)
                         dark = 255.0 - slide.read(view, location, size)[..., number]
                         true = np.array([box[0] + box[2], box[1] + box[3]]) / 2 / view.downsample
                         assert np.abs(first + centre(dark) - true).max() <= limit
@@ -277,9 +277,9 @@ def test_read_at_spacing_equals_area_mean(reader: ReaderName, pyramid: Pyramid, 
         read = slide.read(view, (0, 0), view.size).astype(np.float64)
         level_size = slide.level_dimensions[view.level]
     assert view.mpp == pytest.approx((view.downsample * scan,) * 2, rel=1e-4)
-    assert view.downsample == pytest.approx(request, rel=1e-4 if view.resampled else SNAP + 1e-4)
+    assert view.downsample == pytest.approx(request, rel=1e-4 if view.is_resampled else SNAP + 1e-4)
     steps = [view.downsample] * 2
-    if view.resampled:
+    if view.is_resampled:
         assert view.size == tuple(math.ceil(side / view.downsample - 1e-6) for side in pyramid.size)
     else:
         assert view.size == level_size

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from panda.errors import MaskError
-from panda.wsi.geometry import Frame, Resolution, blocks, ceil_px, level_scale, mask_frame, round_px
+from panda.wsi.geometry import Frame, Resolution, ceil_px, cut_blocks, level_scale, mask_frame, round_px
 from tests.pyramids import Rounding, level_size
 
 
@@ -63,7 +63,7 @@ def test_level_scale_long_thin_slide_follows_long_side() -> None:
 @given(st.integers(1, 900), st.integers(1, 900), st.floats(0.5, 600))
 def test_blocks_tile_output_and_stay_small(width: int, height: int, factor: float) -> None:
     area = 0
-    for x, y, w, h in blocks(width, height, factor, side=8192):
+    for x, y, w, h in cut_blocks(width, height, side=8192, factor=factor):
         assert 0 <= x < x + w <= width
         assert 0 <= y < y + h <= height
         assert max(w, h) * factor <= 8192 * (1 + 1e-9)
@@ -120,8 +120,8 @@ def test_resolution_gives_pixel_area_and_frame() -> None:
     resolution = Resolution(4.0, 100, 50, 1, 4.0, (2.0, 1.5))
     assert resolution.pixel_area_um2 == 3.0
     assert resolution.size == (100, 50)
-    assert not resolution.resampled
+    assert not resolution.is_resampled
     assert resolution.frame.to_level0(10, 5) == (40.0, 20.0)
     unknown = Resolution(5.0, 80, 40, 1, 4.0, None)
     assert unknown.pixel_area_um2 is None
-    assert unknown.resampled
+    assert unknown.is_resampled

@@ -46,18 +46,18 @@ def asked(level: int | None, mpp: float | None, *train_mpp: float) -> TrainedRes
 def test_the_resolution_of_training_decides(slide_path: Path) -> None:
     with Slide.open(slide_path) as slide:
         assert asked(1, None, 2.0).resolve(slide).level == 1
-        assert not asked(1, None, 2.05).resolve(slide).resampled
+        assert not asked(1, None, 2.05).resolve(slide).is_resampled
         coarser = asked(1, None, 4.0).resolve(slide)
         assert coarser.mpp == pytest.approx((4.0, 4.0))
         # a level whose µm/px training saw among others is read as training read it
-        assert not asked(1, None, 2.0, 2.3, 2.4).resolve(slide).resampled
+        assert not asked(1, None, 2.0, 2.3, 2.4).resolve(slide).is_resampled
         assert asked(1, None).resolve(slide).level == 1
         assert asked(None, 1.0, 1.0).resolve(slide).mpp == pytest.approx((1.0, 1.0))
         assert asked(5, None, 2.0).resolve(slide).mpp == pytest.approx((2.0, 2.0))
         with pytest.raises(SlideError, match="level"):
             asked(5, None).resolve(slide)
         slide.mpp = (0.25, 1.0)  # as many µm² a px as before
-        assert not asked(1, None, 2.0).resolve(slide).resampled
+        assert not asked(1, None, 2.0).resolve(slide).is_resampled
 
 
 def test_a_canvas_covers_the_tissue_and_is_made_once(slide_path: Path, tmp_path: Path) -> None:

@@ -99,13 +99,13 @@ def test_an_empty_window_is_refused(slide: Slide, size: tuple[int, int]) -> None
 def test_choose_resolution_level_is_used_unchanged(slide: Slide) -> None:
     resolution = slide.choose_resolution(level=1)
     assert resolution.size == (251, 200)
-    assert not resolution.resampled
+    assert not resolution.is_resampled
     assert resolution.mpp == pytest.approx((0.5 * 1005 / 251,) * 2)
 
 
 def test_choose_resolution_resamples_the_nearest_finer_level(slide: Slide) -> None:
     resolution = slide.choose_resolution(mpp=3.0)
-    assert (resolution.level, resolution.resampled) == (1, True)
+    assert (resolution.level, resolution.is_resampled) == (1, True)
     assert resolution.downsample == pytest.approx(6.0)
     assert resolution.size == (168, 134)
     assert resolution.mpp == pytest.approx((3.0, 3.0))
@@ -115,7 +115,7 @@ def test_choose_resolution_resamples_the_nearest_finer_level(slide: Slide) -> No
 def test_choose_resolution_level_within_one_percent_is_unchanged(slide: Slide) -> None:
     # Level 1 is at 2.002 µm/px: resampling it would lose a quarter of a level-0 px.
     resolution = slide.choose_resolution(mpp=2.0)
-    assert (resolution.level, resolution.resampled) == (1, False)
+    assert (resolution.level, resolution.is_resampled) == (1, False)
 
 
 def test_choose_resolution_finer_than_the_scan_is_refused(slide: Slide) -> None:
@@ -164,7 +164,7 @@ def test_overview_takes_the_lowest_useful_level(slide: Slide) -> None:
         overview, resolution = slide.overview(side)
         assert resolution.size == size
         assert overview.shape == (size[1], size[0], 3)
-    assert not slide.overview(300)[1].resampled
+    assert not slide.overview(300)[1].is_resampled
 
 
 def test_threads_share_a_slide(slide: Slide, image: NDArray[np.uint8]) -> None:

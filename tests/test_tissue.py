@@ -161,7 +161,7 @@ def as_slide(folder: Path, image: NDArray[np.uint8], mpp: float | None = None) -
 def test_find_tissue_works_near_8_um(tmp_path: Path) -> None:
     image, _ = disc(STAINED["eosin"])
     coarse = find_tissue(as_slide(tmp_path, image, mpp=2.0))
-    assert (coarse.resolution.level, coarse.resolution.resampled, coarse.how) == (1, False, "strict")
+    assert (coarse.resolution.level, coarse.resolution.is_resampled, coarse.how) == (1, False, "strict")
     resampled = find_tissue(as_slide(tmp_path, image, mpp=0.9))
     assert resampled.resolution.mpp == pytest.approx((8.0, 8.0))
     unknown = find_tissue(as_slide(tmp_path, image))

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from panda.errors import SlideError
-from panda.wsi.geometry import blocks, round_px
+from panda.wsi.geometry import cut_blocks, round_px
 from panda.wsi.slide import Slide
 from panda.wsi.tiff.pyramid import TiffPyramid
 
@@ -47,7 +47,7 @@ def find_unreadable(slide: Slide, *, seed: int, deep: bool = False) -> str | Non
         for level in slide.usable_levels:
             width, height = slide.level_dimensions[level]
             if deep or width * height <= SMALL_PX:
-                for window in blocks(width, height, 1.0, _BLOCK):
+                for window in cut_blocks(width, height, _BLOCK):
                     _try_window(slide, level, window)
             elif tiff is None:
                 _sample_windows(slide, level, rng)
@@ -75,9 +75,9 @@ def _find_broken_markers(tiff: TiffPyramid) -> str | None:
         try:
             for place, index in enumerate(there.tolist()):
                 offset, count = int(level.offsets[index]), int(level.byte_counts[index])
-                begun[place] = tiff.stored(offset, 2) == _SOI
+                begun[place] = tiff.read_bytes(offset, 2) == _SOI
                 tail = min(count, _TAIL)
-                ended[place] = _EOI in tiff.stored(offset + count - tail, tail)
+                ended[place] = _EOI in tiff.read_bytes(offset + count - tail, tail)
         except OSError as error:
             return f"level {number} cannot be read: {error}"
         # Decoders do not need EOI, so a file without any EOI is accepted.

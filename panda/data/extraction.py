@@ -257,7 +257,7 @@ def _describe_slide(
         resolution=ResolutionEntry(
             downsample=resolution.downsample,
             level=resolution.level,
-            resampled=resolution.resampled,
+            resampled=resolution.is_resampled,
             mpp=resolution.mpp,
             mpp_note=slide.mpp_note,
         ),

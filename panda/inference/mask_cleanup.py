@@ -11,7 +11,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from panda.wsi.components import BLOCK, ComponentFinder, Components, Window, find_components, window_slices, windows
+from panda.wsi.components import BLOCK, ComponentFinder, Components, Window, find_components, window_slices
+from panda.wsi.geometry import cut_blocks
 
 
 def clean_mask(
@@ -42,7 +43,7 @@ def clean_mask(
     keep = objects.area >= min_region
     keep[0] = False
     hole_finder = ComponentFinder(width, 12 - connectivity)
-    for window in windows((height, width), block):
+    for window in cut_blocks(width, height, block):
         part = mask[window_slices(window)]
         if part.any():
             part[:] = keep[objects.number_px(window, part)]
@@ -52,7 +53,7 @@ def clean_mask(
     fill = enclosed & (holes.area < min_hole)
     fill[0] = False
     clean_finder = ComponentFinder(width, connectivity)
-    for window in windows((height, width), block):
+    for window in cut_blocks(width, height, block):
         part = mask[window_slices(window)]
         if fill.any() and not part.all():  # the other masks are not empty in a block that is all hole
             small = fill[holes.number_px(window, ~part)]

@@ -24,8 +24,8 @@ from panda.inference.mask_cleanup import clean_mask
 from panda.inference.regions import Region, area_mm2, describe_regions
 from panda.inference.scored_map import ScoredMap
 from panda.settings import Settings
-from panda.wsi.components import BLOCK, window_slices, windows
-from panda.wsi.geometry import Resolution
+from panda.wsi.components import BLOCK, window_slices
+from panda.wsi.geometry import Resolution, cut_blocks
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap, find_tissue
 
@@ -171,7 +171,7 @@ def slide_quantification(
     counts = np.zeros(len(steps) + 1, np.int64)
     steps_reached = scored_map.steps_reached(steps)
     tissue_px = 0
-    for window in windows(shape, block):
+    for window in cut_blocks(*resolution.size, block):
         in_tissue, scored, prob = scored_map.read(window)
         tissue_px += int(np.count_nonzero(in_tissue))
         if scored.any():

@@ -10,8 +10,8 @@ from scipy.spatial.distance import pdist
 
 from panda.inference.canvas_store import STEPS
 from panda.inference.scored_map import ScoredMap
-from panda.wsi.components import Components, Window, window_slices, windows
-from panda.wsi.geometry import Resolution, round_px
+from panda.wsi.components import Components, Window, window_slices
+from panda.wsi.geometry import Resolution, cut_blocks, round_px
 
 
 class Region(BaseModel):
@@ -58,7 +58,7 @@ def describe_regions(objects: Components, mask: NDArray[np.bool_], scored: Score
     count = len(objects) + 1
     total, highest = np.zeros(count), np.zeros(count)
     ends = []
-    for window in windows((mask.shape[0], mask.shape[1]), block):
+    for window in cut_blocks(mask.shape[1], mask.shape[0], block):
         inside = mask[window_slices(window)]
         if not inside.any():
             continue

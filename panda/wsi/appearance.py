@@ -1,18 +1,16 @@
-"""What colour and texture say of a picture of a slide: stained tissue, ink, or structure of any other kind.
+"""Stained tissue, ink, and structure of any other kind in a picture of a slide, by colour and texture.
 
-Haematoxylin and eosin both absorb green most, so stained tissue is always magenta to some degree: its green is
-below the larger of red and blue. Glass, the constant grey patches some scanners fill in, black padding, pencil
-and black, green or yellow ink are not, however dark they are, which is what brightness thresholds stumble over.
-Blue and red ink are magenta by this measure too and are told by their extreme colour. All lengths and areas are
-in px of about 8 µm unless their name says otherwise.
+Haematoxylin and eosin both absorb green most, so stained tissue is magenta: its green is below the larger of red and
+blue. Glass, blank grey patches, black padding, pencil, and black, green or yellow ink are not magenta, however dark
+they are. Brightness thresholds fail on these. Blue and red ink are magenta too, but have extreme colours. All lengths
+and areas are in px of about 8 µm unless their name says otherwise.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -25,39 +23,32 @@ Bytes = NDArray[np.uint8]
 Counts = NDArray[np.int64]
 
 STRIPE_PX = 2**17
-"""Px of a picture that are worked on at a time: filters take up to 30 bytes for each."""
-
+"""Px of a picture that are processed at a time; filters take up to 30 bytes for each."""
 NOMINAL_UM = 8.0
-"""µm per px that is assumed where it is unknown."""
-
+"""µm per px that is assumed if it is unknown."""
 SPECK_UM2 = 5_000.0
-"""70 x 70 µm: pieces smaller than this are no tissue, and ink smaller than this is none."""
-
+"""70 x 70 µm: smaller pieces are no tissue, and smaller ink is no ink."""
 HOLE_UM2 = 20_000.0
 """140 x 140 µm: lumina and fat cells up to this size are part of the tissue."""
-
 LINE_UM = 600.0
-"""What is thin over this length is the edge of a coverslip, a thread or a scratch; half of it for a piece alone."""
-
+"""Least length of a line, which is the edge of a coverslip, a thread or a scratch; half of it for a separate piece."""
 THIN_UM = 60.0
-"""Mean width up to which a line is thin; the thinnest needle cores are some 300 µm wide."""
-
+"""Largest mean width of a line; the thinnest needle cores are some 300 µm wide."""
 PEN_UM2 = 50_000.0
-"""220 x 220 µm: strokes of a pen are larger, threads, grains of dust and pigment smaller."""
-
+"""220 x 220 µm: strokes of a pen are larger; threads, grains of dust and pigment are smaller."""
 STRUCTURE_UM2 = 80_000.0
-"""What is not of the hue of haematoxylin and eosin is believed from this area on; grains of dust are smaller."""
+"""Least area of tissue without the hue of haematoxylin and eosin; grains of dust are smaller."""
 
 _BRIGHT = 150  # glass is brighter, grey glass too
-_LEAST_GLASS = 0.05  # share of a picture that is enough to tell the colour of the glass
-_EVEN = 6  # grey values between neighbours, blurred: glass has no texture, not even pale tissue's
+_LEAST_GLASS = 0.05  # share of a picture that is enough to find the colour of the glass
+_EVEN = 6  # grey values between blurred neighbours: glass has even less texture than pale tissue
 _LARGEST_TINT = 8  # a scanner's glass is at most this magenta
-_LEAST_SATURATION = 0.08  # magenta over green absorbed: what black ink and grey dirt have less of
+_LEAST_SATURATION = 0.08  # magenta over green absorbed; black ink and grey dirt have less
 _BORDER = 0.35  # a piece ends where its magenta falls to this share of the strongest within 4 px
-_SEEDED = 0.2  # share of a piece that is magenta enough to seed one
-_LEAST_EDGE = 3.5  # fall of magenta at a border: tissue ends, light falls off
-_HUE = 2  # red and blue both pass more than green: not so in dust, rust, DAB, fibres of cloth
-_TEXTURE, _CONTRAST = 2.5, 10  # grey values: what glass, blank patches and their noise stay below
+_SEEDED = 0.2  # least share of a piece that is magenta enough to seed it
+_LEAST_EDGE = 3.5  # fall of magenta at a border: tissue ends abruptly, light falls off slowly
+_HUE = 2  # red and blue both pass more than green, unlike in dust, rust, DAB and fibres of cloth
+_TEXTURE, _CONTRAST = 2.5, 10  # grey values that glass, blank patches and their noise stay below
 _SOLID = 0.6  # share of px that differ from the glass
 _DARKER = 50  # grey values below the glass: dirt, around which JPEG spills faint colour
 _STRONG = 60  # difference of the channels in ink; blue and green stains are paler at this scale
@@ -66,8 +57,7 @@ _COLOURLESS = 40  # difference of the channels in black ink; the darkest tissue 
 _PADDING_RANGE, _PADDED = 1, 0.5  # grey values over 5 px in padding, and the share of a piece that makes it padding
 
 
-@dataclass(frozen=True)
-class Search:
+class Search(NamedTuple):
     """Limits of a search in grey values of magenta: tissue has `grow` or more, some of it `seed`."""
 
     seed: int
@@ -81,14 +71,17 @@ LOOSE = Search(seed=4, grow=4)
 
 
 class Picture:
-    """A picture of a slide, made ready for several searches.
+    """A picture of a slide, prepared for several searches.
 
-    It is worked on in stripes, and keeps two bytes a px: where tissue is found does not depend on the stripes.
+    It is processed in stripes, on which no result depends, and keeps two bytes a px.
 
     Args:
         rgb: (H, W, 3) uint8 RGB, neither side 0; it is not kept.
-        um: µm per px; None where unknown.
+        um: µm per px; None if unknown.
         stripe_px: Px of a stripe, rounded up to whole rows.
+
+    Attributes:
+        glass: Colour of the glass, RGB; None if there is too little of it.
     """
 
     def __init__(self, rgb: Bytes, um: float | None, stripe_px: int = STRIPE_PX) -> None:
@@ -103,7 +96,6 @@ class Picture:
         self._flags = np.zeros(rgb.shape[:2], np.uint8)
         self._magenta = np.zeros(rgb.shape[:2], np.uint8)
         self.glass: tuple[float, float, float] | None = None
-        """Colour of the glass, RGB; None where there is too little of it to tell."""
         self._balance = self._find_balance(rgb)
         noise = self._find_ink(rgb)
         self._find_magenta(rgb, noise)
@@ -116,13 +108,13 @@ class Picture:
         return stripes(self._height, self._rows, halo)
 
     def _find_balance(self, rgb: Bytes) -> Bytes | None:
-        """Find the table, (1, 256, 3), that takes the colour of the glass off; None where there is too little of it.
+        """Return the table, (1, 256, 3), that makes the glass colourless; None if there is too little glass.
 
-        The colour is the median of what is bright and hardly coloured. Where nothing was scanned a slide is filled
-        with plain white or grey, which says nothing of the glass: that is left aside where there is much else.
+        The colour is the median of bright and hardly coloured px. Areas that were not scanned are plain white or grey,
+        which is not the colour of the glass. They are used only if there is little else.
         """
         grey = np.zeros(256, np.int64)
-        counts = np.zeros((2, 3, 256), np.int64)  # of the channels: on all glass, and where it was scanned
+        counts = np.zeros((2, 3, 256), np.int64)  # by channel, of all glass and of scanned glass
         for own, wide, within in self._stripes(3):
             grey += _count_values(cv2.cvtColor(rgb[own], cv2.COLOR_RGB2GRAY))
             red, green, blue = cv2.split(rgb[wide])
@@ -147,14 +139,14 @@ class Picture:
         return np.asarray(table[None])
 
     def _split_channels(self, rgb: Bytes, within: slice) -> tuple[Bytes, Bytes, Bytes]:
-        """Red, green and blue of some rows, balanced and smooth; two more rows are needed on either side."""
+        """Return red, green and blue of some rows, balanced and smooth, given two more rows on either side."""
         balanced = rgb if self._balance is None else cv2.LUT(rgb, self._balance)
         smooth = cv2.medianBlur(np.ascontiguousarray(balanced), self._window)[within]
         red, green, blue = (np.asarray(channel, np.uint8) for channel in cv2.split(smooth))
         return red, green, blue
 
     def _find_ink(self, rgb: Bytes) -> int:
-        """Flag what has the colours of ink and is no speck; return how magenta the noise of the glass is."""
+        """Flag px with the colours of ink, without specks; return the magenta of the noise of the glass."""
         glass = np.zeros(256, np.int64)
         for own, wide, within in self._stripes(2):
             red, green, blue = self._split_channels(rgb[wide], within)
@@ -164,24 +156,20 @@ class Picture:
             bright = cv2.min(cv2.min(red, green), blue) > _BRIGHT
             glass += _count_values(magenta, bright & (magenta <= _LARGEST_TINT))
         for ink in (_REDS, _OTHERS):
-            if not any((self._flags[own] & ink).any() for own, _, _ in self._stripes()):
-                continue
-            mask = np.empty(self._flags.shape, np.bool_)
-            for own, _, _ in self._stripes():
-                mask[own] = (self._flags[own] & ink) > 0
-            keep_large(mask, self._speck, self._rows)
-            for own, _, _ in self._stripes():
-                self._flags[own] &= np.where(mask[own], np.uint8(255), np.uint8(255 - ink))
+            mask = (self._flags & ink) > 0
+            if mask.any():
+                keep_large(mask, self._speck, self._rows)
+                self._flags &= np.where(mask, np.uint8(255), np.uint8(255 - ink))
         # the larger of two noisy values is above the third
         return int(_median(glass)) if glass.sum() >= _LEAST_GLASS * self._flags.size else 0
 
     def _find_magenta(self, rgb: Bytes, noise: int) -> None:
-        """Find how magenta each px is, and flag ink with its soft border, dirt and the hue of a stain."""
+        """Measure the magenta of each px, and flag ink with its soft border, dirt and the hue of a stain."""
         for own, wide, within in self._stripes(4):
             red, green, blue = self._split_channels(rgb[wide], within)
             reds, others = ((self._flags[wide] & ink) > 0 for ink in (_REDS, _OTHERS))
             near_reds, near_others = (cv2.dilate(px.astype(np.uint8), _disc(9))[within] > 0 for px in (reds, others))
-            # the border mixes with glass: there it has the hue of ink, only paler
+            # the border mixes with glass, so it has the hue of ink but is paler
             red_over, blue_over = cv2.subtract(red, green), cv2.subtract(blue, green)
             red_border = near_reds & (cv2.convertScaleAbs(blue_over, alpha=4) <= red_over)
             ink = reds[within] | others[within] | (near_others & (red_over <= 3)) | red_border
@@ -196,7 +184,7 @@ class Picture:
                 self._flags[own] |= px * np.uint8(flag)
 
     def find_candidates(self, search: Search) -> Mask:
-        """Find what is magenta enough, its small holes filled: (H, W) bool, all of `find_tissue` and more."""
+        """Return px that are magenta enough, small holes filled: (H, W) bool, all of `find_tissue` and more."""
         mask, other = (np.empty(self._flags.shape, np.bool_) for _ in range(2))
         for own, wide, within in self._stripes(8):
             magenta = self._magenta[wide]
@@ -216,15 +204,11 @@ class Picture:
         return mask
 
     def _lowest_magenta(self, rows: slice, strict: int, own: int) -> Bytes:
-        """The limit of each px: a search's own, and the strict one where JPEG spills colour."""
+        """Return the limit of each px: the search's own, or the strict one if JPEG spills colour there."""
         return np.where((self._flags[rows] & _SPILL) > 0, np.uint8(strict), np.uint8(own))
 
     def find_tissue(self, search: Search) -> Mask:
-        """Find stained tissue.
-
-        Returns:
-            (H, W) bool: pieces that are magenta enough, end somewhere, and are neither specks nor thin lines.
-        """
+        """Return stained tissue, (H, W) bool: magenta pieces with a border that are no specks and no thin lines."""
         filled = self.find_candidates(search)
         self._remove_lines(filled)
         pieces = MaskComponents(filled, self._rows, boxes=True)
@@ -249,20 +233,17 @@ class Picture:
                 np.add(counted, np.bincount(numbers[px], minlength=len(area)), out=counted)
             steps += np.bincount(numbers[border], step[border], len(area)).astype(np.int64)
         kept = (area >= self._speck) & (thick > 0) & (seeded >= np.maximum(0.25 * self._speck, _SEEDED * area))
-        # what fills the picture has no border, and needs none if it is stained well
+        # a piece that fills the picture has no border, and needs none if it is stained well
         kept &= ((borders == 0) & (well > 0.5 * area)) | ((borders > 0) & (steps >= _LEAST_EDGE * borders))
         kept &= ~self._find_lines(pieces, LINE_UM / 2)
         pieces.remove(~kept)
         return filled
 
     def find_pen(self, rgb: Bytes) -> Mask:
-        """Find marks of a pen.
-
-        Args:
-            rgb: The picture, (H, W, 3) uint8: the searches for tissue need it no more, and it is not kept for them.
+        """Find marks of a pen in the same picture, (H, W, 3) uint8, which is given again.
 
         Returns:
-            (H, W) bool: coloured ink, and black that is not as even as padding, in patches larger than dust.
+            (H, W) bool: coloured ink, and black that is less even than padding, in patches larger than dust.
         """
         red, green, blue = self._split_channels(rgb, slice(None))
         low, high = cv2.min(cv2.min(red, green), blue), cv2.max(cv2.max(red, green), blue)
@@ -278,7 +259,7 @@ class Picture:
         return marks
 
     def _remove_lines(self, mask: Mask) -> None:
-        """Remove long thin lines, also where they run into tissue."""
+        """Remove long thin lines, even if they touch tissue."""
         thin = np.empty_like(mask)
         for own, wide, within in self._stripes(self._side - 1):
             thin[own] = mask[own] & (self._find_thick(mask[wide].view(np.uint8))[within] == 0)
@@ -287,7 +268,7 @@ class Picture:
             mask[own] &= ~px
 
     def _find_lines(self, pieces: MaskComponents, least_um: float) -> Mask:
-        """Which of the pieces are long and thin."""
+        """Return which of the pieces are long and thin."""
         length = np.hypot(*pieces.sides.T) * self._um
         return np.asarray((length >= least_um) & (pieces.area * self._um**2 <= THIN_UM * length))
 
@@ -297,17 +278,15 @@ class Picture:
         return max(round(math.sqrt(SPECK_UM2) / self._um), 3) | 1
 
     def _find_thick(self, mask: Bytes) -> Bytes:
-        """The parts of a mask (0, 1) that are as wide as a speck may be."""
+        """Return the parts of a mask (0, 1) that are at least as wide as the largest speck."""
         return np.asarray(cv2.morphologyEx(mask, cv2.MORPH_OPEN, _disc(self._side)))
 
     def has_structure(self, rgb: Bytes) -> bool:
-        """Say whether there is anything but glass, blank patches, ink, lines and specks, whatever its colour.
+        """Return whether the same picture holds anything but glass, blank patches, ink, lines and specks.
 
-        Structure is rough (grey values differ from their neighbours' median, which a straight edge's do not) and
-        solid (most px differ from the glass, as few do between grains of dust), over an area no grain of dust has.
-
-        Args:
-            rgb: The same picture again, for it is not kept.
+        Structure of any colour is rough and solid over an area larger than a grain of dust. Rough px differ from the
+        median of their neighbours, which those of a straight edge do not. Solid areas differ from the glass in most
+        px, which the space between grains of dust does not.
         """
         found = np.empty(self._flags.shape, np.bool_)
         for own, wide, within in self._stripes(25):
@@ -326,7 +305,7 @@ class Picture:
 
 
 def _measure_magenta(red: Bytes, green: Bytes, blue: Bytes, noise: int) -> Bytes:
-    """How much less green passes than red or blue, in grey values above what the glass has; 0 where hardly coloured."""
+    """Return how much less green passes than red or blue, in grey values above the glass; 0 if hardly coloured."""
     magenta = cv2.subtract(cv2.max(red, blue), green)
     magenta = cv2.subtract(magenta, np.full_like(magenta, noise))
     magenta[magenta < cv2.convertScaleAbs(cv2.bitwise_not(green), alpha=_LEAST_SATURATION)] = 0
@@ -334,11 +313,11 @@ def _measure_magenta(red: Bytes, green: Bytes, blue: Bytes, noise: int) -> Bytes
 
 
 def _detect_ink(red: Bytes, green: Bytes, blue: Bytes) -> tuple[Mask, Mask]:
-    """What has the colour of red ink, and of any other, specks included."""
+    """Return px with the colour of red ink, and of any other ink, specks included."""
     red_over, blue_over = cv2.subtract(red, green), cv2.subtract(blue, green)
     reds = (red_over > 100) & (cv2.subtract(red, blue) > 100)
-    # Green and most blue inks pass more green than red, as stained tissue never does, dark blue ones as much;
-    # other blues are extreme, and so is the lack of blue in yellow ink.
+    # Green and most blue inks pass more green than red, unlike stained tissue; dark blue inks pass as much. Other
+    # blues are extreme, and so is the lack of blue in yellow ink.
     others = (
         (cv2.subtract(green, red) > 8)
         | ((red_over <= 5) & (blue_over > 30))
@@ -349,13 +328,13 @@ def _detect_ink(red: Bytes, green: Bytes, blue: Bytes) -> tuple[Mask, Mask]:
 
 
 def _count_values(values: Any, where: Mask | None = None) -> Counts:
-    """How often each of the values 0 to 255 is there; (h, w) uint8, less than 2^24 of them."""
+    """Count each of the values 0 to 255 of a (h, w) uint8 array of less than 2^24 px."""
     mask = None if where is None else where.view(np.uint8)
     return cv2.calcHist([np.asarray(values)], [0], mask, [256], [0, 256]).ravel().astype(np.int64)
 
 
 def _median(counts: Counts) -> float:
-    """Median of values of which there are so many each, the mean of the middle two where they are even in number."""
+    """Return the median of counted values, the mean of the middle two if their number is even."""
     upto, last = counts.cumsum(), int(counts.sum()) - 1
     return float(np.searchsorted(upto, (last // 2, (last + 1) // 2), side="right").mean())
 

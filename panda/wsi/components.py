@@ -1,12 +1,12 @@
 """Connected components of masks that are too large to be labelled at once.
 
-A mask is labelled block by block, and components that touch across a seam are joined. Labels are not kept, because
-they take four bytes a px: they are made again when they are needed. No result depends on the blocks.
+A mask is labelled block by block (see `panda.wsi.geometry.cut_blocks`), and components that touch across a seam are
+joined. Labels take four bytes a px, so they are not kept but made again when needed. No result depends on the blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,30 +14,17 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from panda.wsi.geometry import cut_blocks
+
 Mask = NDArray[np.bool_]
 Labels = NDArray[np.int32]
 
 BLOCK = 1024
 """Side of a block in px: a multiple of the canvas's chunks. One takes about 30 bytes a px while it is labelled."""
-
 Window = tuple[int, int, int, int]
 """x0, y0, width, height in px."""
-
 Measure = Literal["area", "box", "all"]
-"""What is measured of components: `box` takes twice as long as `area` alone, `all` longer."""
-
-
-def windows(shape: tuple[int, int], block: int = BLOCK) -> Iterator[Window]:
-    """Cut a map into blocks, row by row.
-
-    Args:
-        shape: (height, width) in px.
-        block: Side of a block in px; those at the right and lower edge may be smaller.
-    """
-    height, width = shape
-    for y0 in range(0, height, block):
-        for x0 in range(0, width, block):
-            yield x0, y0, min(block, width - x0), min(block, height - y0)
+"""The measures of components: `box` takes twice as long as `area` alone, `all` longer."""
 
 
 def window_slices(window: Window) -> tuple[slice, slice]:
@@ -71,22 +58,15 @@ class Components:
         return len(self.area) - 1
 
     def numbers_in(self, window: Window) -> Labels:
-        """Return the numbers of the components that a block touches, after a 0 for the background.
-
-        Args:
-            window: One of those that the components were found in.
-        """
+        """Return the numbers of the components that a block of the mask touches, after a 0 for the background."""
         return self._numbers[window[:2]]
 
     def number_px(self, window: Window, mask: Mask) -> Labels:
-        """Number the pixels of a block.
+        """Return the number of the component of each px of a block, (h, w) int32; 0 outside of all.
 
         Args:
-            window: One of those that the components were found in.
-            mask: The block as it was then, (h, w) bool.
-
-        Returns:
-            (h, w) int32: the number of the component that a pixel belongs to, 0 outside of all.
+            window: A block in which the components were found.
+            mask: The unchanged content of the block, (h, w) bool.
         """
         numbers = self.numbers_in(window)
         if len(numbers) == 1:
@@ -96,12 +76,12 @@ class Components:
 
 
 class ComponentFinder:
-    """Finds the components of a mask whose blocks are added in the order of `windows`.
+    """Finds the components of a mask whose blocks are added row by row.
 
     Args:
         width: Width of the mask, px.
         connectivity: 8 joins pixels that touch at a corner, 4 does not.
-        measure: What is measured.
+        measure: The measures of each component.
         keep_labels: Keep the labels of all blocks.
     """
 
@@ -118,12 +98,7 @@ class ComponentFinder:
         self._left = np.zeros(0, np.int64)
 
     def add(self, window: Window, mask: Mask) -> None:
-        """Label one block.
-
-        Args:
-            window: Its place.
-            mask: (h, w) bool.
-        """
+        """Label the block (h, w) bool at a window."""
         x0, y0, width, height = window
         if x0 == 0:
             self._above, self._row = self._row, np.zeros(self.width + 2, np.int64)
@@ -150,7 +125,7 @@ class ComponentFinder:
         self._count += len(stats)
 
     def _join(self, one: NDArray[np.int64], other: NDArray[np.int64]) -> None:
-        """Note the pairs of labels that touch; one that repeats the pair before it says nothing new."""
+        """Store the pairs of labels that touch, without repetitions in sequence."""
         both = (one > 0) & (other > 0)
         pairs = np.stack([one[both], other[both]])
         new = np.ones(pairs.shape[1], np.bool_)
@@ -158,7 +133,7 @@ class ComponentFinder:
         self._pairs.append(pairs[:, new] - 1)
 
     def components(self) -> Components:
-        """Join what touches across seams, and number the components."""
+        """Join labels that touch across seams, and number the components."""
         columns = {"area": 1, "box": 5, "all": 8}[self.measure]
         stats = np.concatenate([np.zeros((0, columns), np.int64), *self._stats])
         pairs = np.concatenate([np.zeros((2, 0), np.int64), *self._pairs], axis=1)
@@ -200,13 +175,13 @@ def find_components(
     """Find the components of a mask.
 
     Args:
-        read: Gives the (h, w) bool part of the mask in a window.
+        read: Returns the (h, w) bool part of the mask in a window.
         shape: (height, width) of the mask in px.
         connectivity: 4 or 8.
         block: Side of the blocks in px.
     """
     finder = ComponentFinder(shape[1], connectivity)
-    for window in windows(shape, block):
+    for window in cut_blocks(shape[1], shape[0], block):
         finder.add(window, read(window))
     return finder.components()
 

@@ -20,7 +20,6 @@ from panda.errors import MaskError
 
 ASPECT_TOLERANCE = 0.02
 """Largest relative difference between the aspect of a slide and of its mask."""
-
 Coordinate = TypeVar("Coordinate", float, NDArray[Any])
 
 
@@ -68,17 +67,17 @@ def level_scale(size: tuple[int, int], level_size: tuple[int, int]) -> tuple[flo
     return downsample, abs(level_size[1 - long] - size[1 - long] / downsample)
 
 
-def blocks(width: int, height: int, factor: float, side: int = 2048) -> Iterator[tuple[int, int, int, int]]:
-    """Cut an output image into blocks with small source windows, so that memory stays bounded.
+def cut_blocks(width: int, height: int, side: int = 2048, factor: float = 1.0) -> Iterator[tuple[int, int, int, int]]:
+    """Cut an image of `width` x `height` px into blocks, which bound the memory of its making.
 
     Args:
-        width: Width of the output in px.
-        height: Height of the output in px.
-        factor: Source px per output px.
-        side: Largest side of a block's source window in source px.
+        width: Width of the image in px.
+        height: Height of the image in px.
+        side: Largest side of a block in source px.
+        factor: Source px per px of the image.
 
     Yields:
-        (x, y, w, h) of each block in output px, row by row, without gap or overlap.
+        (x, y, w, h) of each block in px of the image, row by row, without gap or overlap.
     """
     step = max(1, int(side / factor))
     for y in range(0, height, step):
@@ -155,7 +154,7 @@ class Resolution:
         return None if self.mpp is None else mean_mpp(self.mpp)
 
     @property
-    def resampled(self) -> bool:
+    def is_resampled(self) -> bool:
         """Whether reads are resampled from a finer level; False for the unchanged px of a level."""
         return self.downsample != self.level_downsample
 

@@ -31,10 +31,7 @@ def isup_grade(primary: int, secondary: int) -> int:
 
 
 def isup_grade_from_score(score: str) -> int:
-    """Return the ISUP grade group of a Gleason score as the slide table writes it.
-
-    Args:
-        score: `"3+4"` and the like; `"negative"` and `"0+0"` both mean no cancer.
+    """Return the ISUP grade group of a score such as `"3+4"`; 0 for `"negative"` and `"0+0"`.
 
     Raises:
         ValueError: If the text is no Gleason score.

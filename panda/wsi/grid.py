@@ -16,7 +16,6 @@ Edge = Literal["pad", "shift"]
 COLUMN_PX = 4096
 """Width of the columns in which the tiles of a slide are read, in px of the level. The readers cache one row of such a
 column for each of two threads (9 tiles of 512 px and those of the mask)."""
-
 _TILES_AT_ONCE = 2**12
 
 
@@ -112,26 +111,16 @@ def tissue_grid(
     y = axis_positions(resolution.height, patch_size, stride, edge)
     # A few rows at a time, because a large slide at level 0 has a million tiles, most of them on glass.
     rows = max(1, _TILES_AT_ONCE // len(x))
-    parts = [
-        _select_tissue(_combine(x, y[start : start + rows]), patch_size, resolution.downsample, tissue, min_tissue)
-        for start in range(0, len(y), rows)
-    ]
-    working, fraction = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return Grid(working, round_px(working * resolution.downsample), fraction, patch_size, stride, resolution)
-
-
-def _combine(x: NDArray[np.int64], y: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return all pairs of x and y, (len(x) * len(y), 2), row by row."""
-    return np.stack([np.tile(x, len(y)), np.repeat(y, len(x))], axis=1)
-
-
-def _select_tissue(
-    working: NDArray[np.int64], patch_size: int, downsample: float, tissue: TissueMap | None, min_tissue: float
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return the tiles with enough tissue and their tissue fractions; all tiles without a map."""
-    if tissue is None:
-        return working, np.ones(len(working), np.float32)
-    corner = working * downsample
-    fraction = tissue.measure_fraction(np.concatenate([corner, corner + patch_size * downsample], axis=1))
-    kept = (fraction > 0) & (fraction >= min_tissue)
-    return working[kept], fraction[kept].astype(np.float32)
+    parts = []
+    for start in range(0, len(y), rows):
+        part = y[start : start + rows]
+        corners = np.stack([np.tile(x, len(part)), np.repeat(part, len(x))], axis=1)
+        fraction = np.ones(len(corners))
+        if tissue is not None:
+            level0 = corners * resolution.downsample
+            boxes = np.concatenate([level0, level0 + patch_size * resolution.downsample], axis=1)
+            fraction = tissue.measure_fraction(boxes)
+        kept = (fraction > 0) & (fraction >= min_tissue)
+        parts.append((corners[kept], fraction[kept].astype(np.float32)))
+    working, tissue_fraction = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Grid(working, round_px(working * resolution.downsample), tissue_fraction, patch_size, stride, resolution)

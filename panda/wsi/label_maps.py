@@ -1,4 +1,4 @@
-"""Label maps: what the codes of each provider's masks mean, one YAML file a provider in `conf/label_maps`."""
+"""Label maps: the meaning of the codes of each provider's masks, one YAML file a provider in `conf/label_maps`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from panda.files import CONF
 
 FOLDER = CONF / "label_maps"
 """The label maps of all known providers; the file name is the provider."""
-
 Code = Annotated[int, Field(ge=0, le=255)]
 Pattern = Annotated[int, Field(ge=1, le=5)]
 
@@ -27,12 +26,12 @@ _UNKNOWN = 2
 
 
 class LabelMap(BaseModel, frozen=True, extra="forbid"):
-    """What the codes of one provider's masks mean.
+    """The meaning of the codes of one provider's masks.
 
     Attributes:
         names: The meaning of each code that occurs.
         cancer: The codes that are cancer, ascending.
-        unlabelled: The codes that say nothing about a px, ascending.
+        unlabelled: The codes of px without a label, ascending.
         patterns: The Gleason pattern of a code that has one.
     """
 
@@ -57,31 +56,21 @@ class LabelMap(BaseModel, frozen=True, extra="forbid"):
         return codes
 
     def codes(self) -> dict[str, list[int]]:
-        """Return all that decides what a mask px is, for fingerprints: codes without their names."""
+        """Return the codes without their names, for fingerprints."""
         return {"known": sorted(self.names), "cancer": list(self.cancer), "unlabelled": list(self.unlabelled)}
 
 
 def known_label_maps() -> Mapping[str, LabelMap]:
-    """Return the label map of each provider in `FOLDER`, which each process reads once.
-
-    Raises:
-        ConfigError: If a file is faulty.
-    """
+    """Return the label map of each provider in `FOLDER`, see `load_label_maps`."""
     return load_label_maps(FOLDER)
 
 
 @functools.cache
 def load_label_maps(folder: Path) -> Mapping[str, LabelMap]:
-    """Read the label maps of a folder.
-
-    Args:
-        folder: Holds one YAML file a provider.
-
-    Returns:
-        Provider → label map, by name.
+    """Return the label maps in a folder by provider, one YAML file each; a process reads them once.
 
     Raises:
-        ConfigError: If files are faulty or there are none; it holds all faults of all files.
+        ConfigError: If there are no files, or with all faults of all files.
     """
     found: dict[str, LabelMap] = {}
     faults: list[str] = []
@@ -98,11 +87,7 @@ def load_label_maps(folder: Path) -> Mapping[str, LabelMap]:
 
 
 def _read_label_map(path: Path) -> LabelMap:
-    """Read one file.
-
-    Raises:
-        ConfigError: With all its faults.
-    """
+    """Read one file; raise ConfigError with all its faults."""
     try:
         content = OmegaConf.to_container(OmegaConf.load(path))
     except Exception as error:  # errors of the system, of the YAML parser and of OmegaConf
@@ -114,7 +99,7 @@ def _read_label_map(path: Path) -> LabelMap:
 
 
 def _describe(fault: Mapping[str, Any]) -> str:
-    """Name the key and value of a fault that pydantic found, and the remedy."""
+    """Return key, value and remedy of a fault that pydantic found."""
     if not fault["loc"]:
         return f"is {fault['input']!r}: give the keys {', '.join(LabelMap.model_fields)}"
     field = str(fault["loc"][0])
@@ -128,7 +113,7 @@ def _describe(fault: Mapping[str, Any]) -> str:
 
 
 def describe_unknown_provider(provider: str, known: Collection[str]) -> str:
-    """Say that a provider has no label map, and how it gets one."""
+    """Return the message and the remedy for a provider without a label map."""
     return (
         f"{provider!r} is unknown; known are {', '.join(sorted(known))}; correct it, or describe its mask codes in "
         f"conf/label_maps/{provider}.yaml"
@@ -136,11 +121,11 @@ def describe_unknown_provider(provider: str, known: Collection[str]) -> str:
 
 
 def find_label_map(provider: str, label_maps: Mapping[str, LabelMap] | None = None) -> LabelMap:
-    """Look up the label map of a provider.
+    """Return the label map of a provider.
 
     Args:
         provider: A name in `label_maps` or in `FOLDER`.
-        label_maps: Maps that go before those in `FOLDER`, such as the ones of a checkpoint.
+        label_maps: Maps that take precedence over those in `FOLDER`, such as the ones of a checkpoint.
 
     Raises:
         MaskError: If the provider is not known.
@@ -157,7 +142,7 @@ def find_label_map(provider: str, label_maps: Mapping[str, LabelMap] | None = No
 def tumor_bool_from_gray(
     mask_gray: NDArray[np.uint8], provider: str, label_maps: Mapping[str, LabelMap] | None = None
 ) -> NDArray[np.bool_]:
-    """Turn label codes into cancer or not.
+    """Return which px are cancer.
 
     Args:
         mask_gray: Label codes, the red channel of a mask, (H, W) uint8.
@@ -174,8 +159,7 @@ def tumor_bool_from_gray(
     label_map = find_label_map(provider, label_maps)
     if mask_gray.ndim != 2 or mask_gray.dtype != np.uint8:
         raise MaskError(
-            f"label codes come as (H, W) uint8, not {mask_gray.shape} {mask_gray.dtype}; "
-            "pass the red channel of the mask"
+            f"label codes are (H, W) uint8, not {mask_gray.shape} {mask_gray.dtype}; pass the red channel of the mask"
         )
     table = np.full(256, _UNKNOWN, np.uint8)
     table[list(label_map.names)] = 0

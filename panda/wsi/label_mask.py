@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from panda.errors import MaskError
-from panda.wsi.geometry import Resolution, blocks, floor_px, level_scale, mask_frame, round_px
+from panda.wsi.geometry import Resolution, cut_blocks, floor_px, level_scale, mask_frame, round_px
 from panda.wsi.label_maps import LabelMap, find_label_map, tumor_bool_from_gray
 from panda.wsi.slide import SNAP, Slide
 from panda.wsi.tiff.pyramid import TiffPyramid
@@ -57,7 +57,7 @@ class LabelMask:
             path: A TIFF of uint8 codes, tiled or in strips, with or without a pyramid.
             slide: The slide it labels.
             provider: The provider, whose codes it holds.
-            label_maps: Maps that go before the known ones, see `panda.wsi.label_maps.find_label_map`.
+            label_maps: Maps that take precedence over the known ones, see `panda.wsi.label_maps.find_label_map`.
 
         Raises:
             MaskError: If the file is missing or cannot be opened, its shape differs from the slide's by more than
@@ -113,7 +113,7 @@ class LabelMask:
         if x.size and y.size:
             inside = out[on_slide]
             factor = resolution.downsample * max(width / self._slide_size[0], height / self._slide_size[1])
-            for bx, by, bw, bh in blocks(x.size, y.size, factor):
+            for bx, by, bw, bh in cut_blocks(x.size, y.size, factor=factor):
                 inside[by : by + bh, bx : bx + bw] = self._gather(level, x[bx : bx + bw], y[by : by + bh])
         return out, on_slide
 
@@ -122,7 +122,7 @@ class LabelMask:
     ) -> NDArray[np.int64]:
         """Return the mask level px under the centres of `count` working px from `start` (slide level-0 px) on."""
         centres = np.arange(count) + 0.5
-        if resolution.resampled:
+        if resolution.is_resampled:
             extent = self._slide_size[axis] / resolution.downsample
             first = start / resolution.downsample
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import openslide
@@ -22,34 +22,7 @@ FAST_VENDORS = ("generic-tiff", "aperio")
 """OpenSlide's names of the layouts whose tiles are stored as they are shown."""
 
 
-class SlideReader(Protocol):
-    """Reader of a slide's levels, thread-safe and picklable; each process opens the file for itself.
-
-    Attributes:
-        name: Name of the reader.
-        level_dimensions: (width, height) of each level in px of that level, level 0 first.
-        stated_mpp: µm per level-0 px as the metadata of the format state it, not yet checked.
-        mpp_note: The source of `stated_mpp`, or why there is none.
-        vendor: OpenSlide's name of the layout; None if OpenSlide does not open the file.
-    """
-
-    name: Literal["openslide", "fast"]
-    level_dimensions: tuple[tuple[int, int], ...]
-    stated_mpp: tuple[float, float] | None
-    mpp_note: str
-    vendor: str | None
-
-    def read(self, level: int, x: int, y: int, width: int, height: int, *, keep: bool = True) -> NDArray[np.uint8]:
-        """Read a window inside a level, in level px, as (height, width, 3) uint8 RGB over white.
-
-        `keep` caches decoded tiles for later reads.
-        """
-
-    def close(self) -> None:
-        """Close the file in this process; a later read opens it again."""
-
-
-def open_reader(path: Path, reader: ReaderName) -> SlideReader:
+def open_reader(path: Path, reader: ReaderName) -> OpenSlideReader | TiffReader:
     """Open a slide for reading.
 
     Args:
@@ -122,7 +95,13 @@ def check_slide_file(path: Path) -> None:
 
 
 class OpenSlideReader:
-    """Reader that uses OpenSlide, see `SlideReader`.
+    """Reader of a slide's levels with OpenSlide, thread-safe and picklable; each process opens the file for itself.
+
+    Attributes:
+        level_dimensions: (width, height) of each level in px of that level, level 0 first.
+        stated_mpp: µm per level-0 px as the metadata of the format state it, not yet checked.
+        mpp_note: The source of `stated_mpp`, or why there is none.
+        vendor: OpenSlide's name of the layout; None if OpenSlide does not open the file.
 
     Raises:
         openslide.OpenSlideError: If the slide cannot be opened.
@@ -139,10 +118,20 @@ class OpenSlideReader:
             raise ValueError(f"its levels are {self.level_dimensions}, one of them empty")
         self._downsamples = tuple(float(downsample) for downsample in slide.level_downsamples)
         self.vendor: str | None = str(slide.properties.get(openslide.PROPERTY_NAME_VENDOR))
-        self.stated_mpp, self.mpp_note = _openslide_mpp(slide.properties)
+        x, y = (slide.properties.get(name) for name in (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y))
+        self.stated_mpp: tuple[float, float] | None = None
+        self.mpp_note = "OpenSlide finds no µm/px in it"
+        if x is not None and y is not None:
+            try:
+                self.stated_mpp, self.mpp_note = (float(x), float(y)), "OpenSlide"
+            except ValueError:
+                self.mpp_note = f"OpenSlide finds {x!r}, {y!r} for µm/px, which are no numbers"
 
     def read(self, level: int, x: int, y: int, width: int, height: int, *, keep: bool = True) -> NDArray[np.uint8]:
-        """Read a window in level px as RGB over white. OpenSlide caches up to 32 MiB and ignores `keep`."""
+        """Read a window inside a level, in level px, as (height, width, 3) uint8 RGB over white.
+
+        OpenSlide caches up to 32 MiB and ignores `keep`.
+        """
         slide = self._handle.get()
         # OpenSlide divides level-0 px by its own downsample, which may differ from the one used here.
         location = round_px(x * self._downsamples[level]), round_px(y * self._downsamples[level])
@@ -159,7 +148,7 @@ class OpenSlideReader:
 
 
 class TiffReader:
-    """Reader that uses this package's own TIFF reader, see `SlideReader`.
+    """Reader with this package's own TIFF reader; the same attributes and methods as `OpenSlideReader`.
 
     Raises:
         ValueError: If the slide is no TIFF that can be read.
@@ -180,7 +169,7 @@ class TiffReader:
         self.stated_mpp, self.mpp_note = None, "it was opened without OpenSlide"
 
     def read(self, level: int, x: int, y: int, width: int, height: int, *, keep: bool = True) -> NDArray[np.uint8]:
-        """Read a window in level px as RGB over white; pixels that do not decode raise ValueError."""
+        """Read a window like `OpenSlideReader.read`; `keep` caches decoded tiles for later reads."""
         pixels = self.tiff.read(level, x, y, width, height, keep=keep)
         return blend_over_white(pixels) if self.tiff.colours == "RGBA" else pixels
 
@@ -203,14 +192,3 @@ def blend_over_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
         alpha = rgba[row, :, 3:].astype(np.uint32)
         rgb[row] = (rgb[row] * alpha + 255 * (255 - alpha) + 127) // 255
     return rgb
-
-
-def _openslide_mpp(properties: Any) -> tuple[tuple[float, float] | None, str]:
-    """Return µm per level-0 px that OpenSlide states and "OpenSlide", or None and the reason."""
-    texts = [properties.get(name) for name in (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)]
-    if None in texts:
-        return None, "OpenSlide finds no µm/px in it"
-    try:
-        return (float(texts[0]), float(texts[1])), "OpenSlide"
-    except ValueError:
-        return None, f"OpenSlide finds {texts[0]!r}, {texts[1]!r} for µm/px, which are no numbers"

@@ -13,13 +13,12 @@ import openslide
 from numpy.typing import NDArray
 
 from panda.errors import SlideError
-from panda.wsi.geometry import Resolution, blocks, ceil_px, level_scale, mean_mpp, round_px
+from panda.wsi.geometry import Resolution, ceil_px, cut_blocks, level_scale, mean_mpp, round_px
 from panda.wsi.mpp import MPP_MAX, MPP_MIN, find_mpp, is_plausible
 from panda.wsi.readers import ReaderName, TiffReader, check_slide_file, open_reader
 
 SNAP = 0.01
 """Largest relative difference between a level and a requested resolution at which the level is not resampled."""
-
 FINEST = 0.9
 """Smallest downsample of level 0. A finer one would show detail that was never scanned."""
 
@@ -208,7 +207,7 @@ class Slide:
         level = resolution.level
         if min(size) <= 0:
             raise SlideError(f"{self.path}: asked for {size[0]} x {size[1]} px; both must be at least 1")
-        if not resolution.resampled:
+        if not resolution.is_resampled:
             at = round_px(location[0] / resolution.downsample), round_px(location[1] / resolution.downsample)
             return self._read_level(level, *at, *size, keep=keep)
         # Level px per level-0 px, by axis: the level's rounded size makes them differ a little.
@@ -219,7 +218,7 @@ class Slide:
         top, factor_y = location[1] * scale_y, resolution.downsample * scale_y
         out = np.empty((size[1], size[0], 3), np.uint8)
         how = cv2.INTER_AREA if resolution.downsample > resolution.level_downsample else cv2.INTER_LINEAR
-        for x, y, width, height in blocks(size[0], size[1], max(factor_x, factor_y)):
+        for x, y, width, height in cut_blocks(*size, factor=max(factor_x, factor_y)):
             x0, y0 = round_px(left + x * factor_x), round_px(top + y * factor_y)
             x1, y1 = round_px(left + (x + width) * factor_x), round_px(top + (y + height) * factor_y)
             pixels = self._read_level(level, x0, y0, max(1, x1 - x0), max(1, y1 - y0), keep=keep)

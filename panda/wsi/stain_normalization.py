@@ -30,10 +30,8 @@ log = logging.getLogger(__name__)
 
 NormalizeName = Literal["macenko"]
 """Ways to normalize, as the configuration names them."""
-
 STAIN_RULES = 1
 """Version of the estimate and of the pixels. A new number makes old canvases invalid."""
-
 WHITE = 255.0
 _DOWNSAMPLE = 4.0  # 2 µm/px on a scan of 0.5: nuclei are still distinct
 _TILE, _TILES = 256, 32  # px, and the number of tiles, spread evenly over the tissue

@@ -1,4 +1,4 @@
-"""Stripes of whole rows, in which a picture in memory is worked on, and the components of its masks."""
+"""Stripes of whole rows, in which a picture in memory is processed, and the components of its masks."""
 
 from __future__ import annotations
 
@@ -63,23 +63,21 @@ class MaskComponents:
         return np.asarray(self._found.box[:, 2:] - self._found.box[:, :2])
 
     def labels(self) -> Iterator[tuple[slice, Labels]]:
-        """Number the px of each stripe that touches a component.
+        """Yield the rows of each stripe that touches a component, and the numbers of their px.
 
-        Yields:
-            The stripe's rows, and the number of each of its px. These rows of the mask may be altered then.
+        The caller may change these rows of the mask.
         """
         for own, window in self._stripes():
             if len(self._found.numbers_in(window)) > 1:
                 yield own, self._found.number_px(window, self._mask[own])
 
     def mark_px(self, chosen: Mask) -> Iterator[tuple[slice, Mask]]:
-        """Mark the px of chosen components in each stripe that touches one.
+        """Yield the rows of each stripe that touches a chosen component, and which of their px are chosen.
+
+        The caller may change these rows of the mask.
 
         Args:
             chosen: (n + 1,) bool; entry 0 has no effect.
-
-        Yields:
-            The stripe's rows, and which of its px are chosen. These rows of the mask may be altered then.
         """
         chosen = chosen.copy()
         chosen[0] = False
@@ -88,7 +86,7 @@ class MaskComponents:
                 yield own, chosen[self._found.number_px(window, self._mask[own])]
 
     def remove(self, chosen: Mask) -> None:
-        """Take the chosen components, (n + 1,) bool, out of the mask."""
+        """Remove the chosen components, (n + 1,) bool, from the mask."""
         for own, px in self.mark_px(chosen):
             self._mask[own] &= ~px
 
@@ -99,6 +97,6 @@ class MaskComponents:
 
 
 def keep_large(mask: Mask, area: float, rows: int) -> None:
-    """Take the 8-connected components out of a mask that are smaller than an area in px."""
+    """Remove the 8-connected components that are smaller than an area in px from a mask."""
     components = MaskComponents(mask, rows)
     components.remove(components.area < area)

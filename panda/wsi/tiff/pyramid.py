@@ -89,7 +89,7 @@ class TiffPyramid:
         """Whether the tiles or strips of a level are JPEG pictures."""
         return self._decoders[level].compression == JPEG
 
-    def stored(self, offset: int, count: int) -> bytes:
+    def read_bytes(self, offset: int, count: int) -> bytes:
         """Read bytes as they are stored, fewer at the end of the file."""
         return self._file.get().read(offset, count)
 

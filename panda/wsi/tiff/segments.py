@@ -20,10 +20,8 @@ from numpy.typing import NDArray
 CACHE_BYTES = 32 * 2**20
 """Decoded segments that a process caches, of all its TIFFs together: 42 tiles of 512 px. If a row of overlapping
 windows touches no more, each tile is decoded once. A larger cache is slower, because its memory is touched rarely."""
-
 SEGMENT_BYTES = 64 * 2**20
 """Largest decoded segment. The last one is always cached, otherwise each window would decode it again."""
-
 JPEG = 7
 _RGB, _YCBCR = 2, 6  # photometric interpretations (TIFF 6.0, sections 6 and 21)
 

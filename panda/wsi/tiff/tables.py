@@ -32,10 +32,6 @@ class CutShortError(BrokenTiffError):
     """The tables are whole, but the file ends before its pixels do."""
 
 
-class _OtherTablesError(ValueError):
-    """The file is a TIFF whose tables have another meaning."""
-
-
 @dataclass(frozen=True, eq=False)
 class Level:
     """The size of a level, and the positions of its tiles or strips in the file."""
@@ -179,13 +175,15 @@ def read_pages(path: Path) -> list[Page]:
     try:
         with tifffile.TiffFile(path) as tif:
             first, size = tif.pages.first, int(tif.filehandle.size)
-            if first.is_ndpi:
-                raise _OtherTablesError("it is an NDPI file, which only OpenSlide reads")
-            pages = [Page.from_tifffile(page.aspage()) for page in [*tif.pages, *(first.pages or [])]]
-    except (OSError, _OtherTablesError):
+            is_ndpi = bool(first.is_ndpi)
+            found = [] if is_ndpi else [*tif.pages, *(first.pages or [])]
+            pages = [Page.from_tifffile(page.aspage()) for page in found]
+    except OSError:
         raise
     except Exception as exc:  # a damaged file may raise anything from inside the parser
         raise BrokenTiffError(f"it is cut short or damaged: its tables cannot be read ({exc})") from exc
+    if is_ndpi:
+        raise ValueError("it is an NDPI file, which only OpenSlide reads")
     smaller = (page for page in pages[1:] if page.shrinks(pages[0]))
     shown = [pages[0], *sorted(smaller, key=lambda page: -page.level.width)]
     for page in pages:
