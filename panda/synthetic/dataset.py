@@ -1,6 +1,6 @@
 """Draw a data set in PANDA's layout with known truth: slides, label masks, `train.csv` and the true areas.
 
-The slides show what the codes mean, so a small network learns cancer from them at 2 µm/px in a minute. They are no
+The slides show the meaning of the codes, so a small network learns cancer from them at 2 µm/px in a minute. They are no
 substitute for tissue. `layout.py` places the glands, `glands.py` and `painter.py` draw them.
 """
 

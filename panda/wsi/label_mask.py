@@ -1,6 +1,6 @@
 """Label masks, read in the frame of their slide.
 
-The codes are in the red channel of a pyramidal TIFF; `panda.wsi.label_maps` says what they mean.
+The codes are in the red channel of a pyramidal TIFF; `panda.wsi.label_maps` has their meaning.
 """
 
 from __future__ import annotations
