@@ -28,7 +28,7 @@ from tests.test_config_check import compose_config
 from tests.test_train import METADATA, Data, Named, Tiny
 
 
-def test_half_of_the_fixed_patches_have_cancer_where_there_are_enough() -> None:
+def test_patch_views_half_of_fixed_patches_have_cancer() -> None:
     rank = np.array([3, 0, 2, 1, 4])
     cancer = np.array([True, False, True, False, True])
     assert fixed_patches(cancer, rank, 2) == [2, 1]
@@ -39,20 +39,20 @@ def test_half_of_the_fixed_patches_have_cancer_where_there_are_enough() -> None:
     assert fixed_patches(cancer, rank, 0) == []
 
 
-def test_pixels_that_do_not_count_are_neither_found_nor_missed() -> None:
+def test_patch_views_ignored_pixels_are_not_counted() -> None:
     prob = torch.tensor([[[[0.9, 0.5, 0.1, 0.9, 0.9]]], [[[0.0, 0.0, 0.0, 0.0, 0.0]]]])
     mask = torch.tensor([[[[1.0, 0.0, 1.0, -1.0, 1.0]]], [[[1.0, 1.0, -1.0, 0.0, 0.0]]]])
     assert pixel_counts(prob, mask).tolist() == [[2, 1, 1], [0, 0, 2]]
 
 
 @pytest.mark.parametrize("devices", [1, 2, 3])
-def test_counts_of_devices_are_put_in_the_order_of_the_patches(devices: int) -> None:
+def test_patch_views_counts_of_devices_follow_patch_order(devices: int) -> None:
     counts = np.arange(21).reshape(7, 3)
     shares = [counts[device::devices] for device in range(devices)]
     assert np.array_equal(in_order(shares), counts)
 
 
-def test_each_kind_has_a_patch_of_its_own_where_there_is_one() -> None:
+def test_patch_views_each_kind_has_its_own_patch() -> None:
     counts = np.array(
         [
             [90, 5, 5],  # most found, and the highest Dice
@@ -109,7 +109,7 @@ class OfPatches(Data):
         return make_ordered_loader(Placed(), 4, 0)
 
 
-def learnt(folder: Path, every: int, *overrides: str) -> tuple[SegmentationTask, Run]:
+def train(folder: Path, every: int, *overrides: str) -> tuple[SegmentationTask, Run]:
     cfg = compose_config("trainer=cpu", "trainer.max_epochs=4", "logger=csv", f"run_dir={folder}", *overrides)
     (folder / "checkpoints").mkdir(parents=True)
     pl.seed_everything(0, verbose=False)
@@ -124,7 +124,7 @@ def learnt(folder: Path, every: int, *overrides: str) -> tuple[SegmentationTask,
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Sequence[PanelRow]]:
+def drawn_rows(monkeypatch: pytest.MonkeyPatch) -> dict[str, Sequence[PanelRow]]:
     """What would have been drawn, by the names of the pictures."""
     found: dict[str, Sequence[PanelRow]] = {}
 
@@ -136,19 +136,19 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Sequence[PanelRow]]:
     return found
 
 
-def test_patches_are_drawn_every_few_epochs_and_at_the_end_and_learning_is_the_same(
-    tmp_path: Path, drawn: dict[str, Sequence[PanelRow]]
+def test_patch_views_draws_every_n_epochs_without_changing_training(
+    tmp_path: Path, drawn_rows: dict[str, Sequence[PanelRow]]
 ) -> None:
-    with_views, _ = learnt(tmp_path / "with", 3)
-    without, _ = learnt(tmp_path / "without", 0)
-    assert sorted(drawn) == [
+    with_views, _ = train(tmp_path / "with", 3)
+    without, _ = train(tmp_path / "without", 0)
+    assert sorted(drawn_rows) == [
         "epoch_002_fixed.png", "epoch_002_telling.png", "epoch_003_fixed.png", "epoch_003_telling.png",
     ]  # fmt: skip
     for name, tensor in without.state_dict().items():
         assert torch.equal(with_views.state_dict()[name], tensor), name
     metrics = [(tmp_path / name / "metrics.csv").read_text() for name in ("with", "without")]
     assert metrics[0] == metrics[1]
-    before, after = (drawn[f"epoch_00{epoch}_fixed.png"][0] for epoch in (2, 3))
+    before, after = (drawn_rows[f"epoch_00{epoch}_fixed.png"][0] for epoch in (2, 3))
     assert before.title == after.title == "random   ·   s (radboud) x=1 y=2"
     assert np.array_equal(before.image, after.image)
     assert not np.array_equal(before.probability, after.probability)
@@ -158,10 +158,10 @@ def test_patches_are_drawn_every_few_epochs_and_at_the_end_and_learning_is_the_s
     assert np.abs(after.probability - again).max() < 0.01
 
 
-def test_the_last_epoch_is_drawn_where_training_stops_early(
-    tmp_path: Path, drawn: dict[str, Sequence[PanelRow]], monkeypatch: pytest.MonkeyPatch
+def test_patch_views_draws_last_epoch_on_early_stop(
+    tmp_path: Path, drawn_rows: dict[str, Sequence[PanelRow]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(segmentation, "dice_at", lambda *_: torch.tensor(0.5))  # which is no better each time
-    _, run = learnt(tmp_path, 50, "task.patience=1")
+    _, run = train(tmp_path, 50, "task.patience=1")
     assert run.trainer.current_epoch == 2
-    assert set(drawn) == {"epoch_001_fixed.png", "epoch_001_telling.png"}
+    assert set(drawn_rows) == {"epoch_001_fixed.png", "epoch_001_telling.png"}

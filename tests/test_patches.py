@@ -39,7 +39,7 @@ def extract(folder: Path, store_root: Path, settings: PatchSettings = SETTINGS, 
     return extract_store(read_manifest(folder), settings, store_root, folder, workers=workers, progress=False)
 
 
-def test_patches_hold_the_slides_pixels(folder: Path, tmp_path: Path) -> None:
+def test_extract_slide_patches_equal_slide_pixels(folder: Path, tmp_path: Path) -> None:
     record = read_manifest(folder)[0]
     assert not (tmp_path / record.slide_id).exists()
     found = extract_slide(record, SETTINGS.model_copy(update={"level": 0, "min_tissue": 0.0}), tmp_path)
@@ -59,7 +59,7 @@ def test_patches_hold_the_slides_pixels(folder: Path, tmp_path: Path) -> None:
     assert found.tumor_fraction.sum() * 64 * 64 == tumor.sum()
 
 
-def test_slide_json_says_what_was_cut(folder: Path, tmp_path: Path) -> None:
+def test_extract_slide_json_describes_patches(folder: Path, tmp_path: Path) -> None:
     record = read_manifest(folder)[1]
     found = extract_slide(record, SETTINGS, tmp_path)
     stored = json.loads((tmp_path / record.slide_id / "slide.json").read_text())
@@ -78,7 +78,7 @@ def test_slide_json_says_what_was_cut(folder: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.tumor_fraction, found.tumor_fraction)
 
 
-def test_by_resolution_and_past_the_edge(folder: Path, tmp_path: Path) -> None:
+def test_extract_slide_by_mpp_and_past_edge(folder: Path, tmp_path: Path) -> None:
     record = read_manifest(folder)[0]
     settings = PatchSettings(level=None, mpp=6.0, patch_size=100, min_tissue=0.0)
     found = extract_slide(record, settings, tmp_path)
@@ -92,7 +92,7 @@ def test_by_resolution_and_past_the_edge(folder: Path, tmp_path: Path) -> None:
     assert shifted.xy.max(axis=0).tolist() == [468, 213]
 
 
-def test_store_name_follows_settings_and_folder(tmp_path: Path) -> None:
+def test_locate_store_follows_settings_and_folder(tmp_path: Path) -> None:
     first = locate_store("patches", tmp_path / "a", SETTINGS)
     assert first.parent == Path("patches")
     assert first.name[:2] == "a-"
@@ -111,7 +111,7 @@ def test_store_name_follows_settings_and_folder(tmp_path: Path) -> None:
     assert len(stores | {first}) == len(changed) + 1
 
 
-def test_finished_slides_are_kept_and_changed_ones_cut_again(folder: Path, tmp_path: Path) -> None:
+def test_extract_store_rerun_cuts_changed_slides_only(folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "small"
     shutil.copytree(folder, copy)
     first = extract(copy, tmp_path)
@@ -132,7 +132,7 @@ def test_finished_slides_are_kept_and_changed_ones_cut_again(folder: Path, tmp_p
     assert [(failure.slide_id, failure.stage) for failure in read.failures] == [(changed.slide_id, "store")]
 
 
-def test_bad_slides_do_not_end_the_run(folder: Path, tmp_path: Path) -> None:
+def test_extract_store_bad_slides_do_not_end_run(folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "small"
     shutil.copytree(folder, copy)
     first, second, third, fourth = read_manifest(copy)
@@ -153,7 +153,7 @@ def test_bad_slides_do_not_end_the_run(folder: Path, tmp_path: Path) -> None:
     assert not (result.store / second.slide_id).exists()
 
 
-def test_errors_of_one_slide(folder: Path, tmp_path: Path) -> None:
+def test_extract_slide_errors_name_remedy(folder: Path, tmp_path: Path) -> None:
     record = read_manifest(folder)[0]
     with pytest.raises(SlideError, match=r"lower data\.min_tissue"):
         extract_slide(record, SETTINGS.model_copy(update={"patch_size": 512, "min_tissue": 1.0}), tmp_path)
@@ -165,7 +165,7 @@ def test_errors_of_one_slide(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["png", "packed"])
-def test_a_full_disk_ends_the_run_and_keeps_what_is_finished(
+def test_extract_store_full_disk_ends_run_and_keeps_finished(
     folder: Path, small_disk: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: StoreKind
 ) -> None:
     disk = small_disk("600k")
@@ -184,13 +184,13 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_finished(
     assert not result.failures
 
 
-def test_a_store_that_cannot_be_made(folder: Path, tmp_path: Path) -> None:
+def test_extract_store_unwritable_store_raises(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(PandaError, match=r"cannot be written .*data\.store_root"):
         extract(folder, tmp_path / "file")
 
 
-def test_a_store_of_other_settings_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_extract_store_store_of_other_settings_raises(folder: Path, tmp_path: Path) -> None:
     store = locate_store(tmp_path, folder, SETTINGS)
     store.mkdir()
     (store / "store.json").write_text("{}")
@@ -215,14 +215,16 @@ def test_a_store_of_other_settings_is_refused(folder: Path, tmp_path: Path) -> N
         ({"mpp_override": 0.0}, "data.mpp_override=0.0 must be 0.05 to 20 µm"),
     ],
 )
-def test_faulty_settings(change: dict[str, Any], fault: str) -> None:
+def test_patch_settings_invalid_values_raise(change: dict[str, Any], fault: str) -> None:
     with pytest.raises(ConfigError) as refused:
         PatchSettings(**{**SETTINGS.model_dump(), **change})
     (found,) = refused.value.faults
     assert fault in found
 
 
-def test_a_changed_label_map_reuses_no_patches(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extract_store_changed_label_map_reuses_no_patches(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (record, *_) = read_manifest(folder)
     extract_store([record], SETTINGS, tmp_path, folder, progress=False)
     known = known_label_maps()

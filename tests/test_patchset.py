@@ -48,7 +48,7 @@ def manifest(result: StoreResult, tmp_path: Path) -> Path:
     return write_patch_manifests(copy, SPLIT)["train"]
 
 
-def test_manifests_of_a_split(result: StoreResult) -> None:
+def test_write_patch_manifests_of_split(result: StoreResult) -> None:
     paths = write_patch_manifests(result, SPLIT)
     assert [*paths] == ["train", "val", "test"]
     assert paths["train"].parent.parent == result.store / "splits"
@@ -75,13 +75,13 @@ def test_manifests_of_a_split(result: StoreResult) -> None:
     assert other["train"].parent != paths["train"].parent
 
 
-def test_a_split_whose_slides_failed(result: StoreResult) -> None:
+def test_write_patch_manifests_split_of_failed_slides_raises(result: StoreResult) -> None:
     split: dict[str, Split] = {**SPLIT, slide_name(2): "train", "gone": "test"}
     with pytest.raises(ManifestError, match="all slides of test failed"):
         write_patch_manifests(result, split)
 
 
-def test_manifests_of_one_slide(result: StoreResult) -> None:
+def test_write_one_slide_manifests_splits_patches(result: StoreResult) -> None:
     patches = result.slides[slide_name(0)]
     paths = write_one_slide_manifests(result.store, patches, seed=1, val_fraction=0.25)
     rows = {name: {(row.x, row.y) for row in PatchTable(path)} for name, path in paths.items()}
@@ -93,7 +93,7 @@ def test_manifests_of_one_slide(result: StoreResult) -> None:
     assert write_one_slide_manifests(result.store, patches, seed=2, val_fraction=0.25) != paths
 
 
-def test_items(manifest: Path) -> None:
+def test_patch_set_items(manifest: Path) -> None:
     patches = PatchSet(manifest)
     assert patches.slide_ids == [slide_name(0), slide_name(3)]
     assert len(patches) == len(patches.rows)
@@ -116,7 +116,7 @@ def test_items(manifest: Path) -> None:
     assert len(pickle.loads(pickle.dumps(patches))) == len(patches)
 
 
-def test_transform_is_applied_to_both(manifest: Path) -> None:
+def test_patch_set_transform_is_applied_to_image_and_mask(manifest: Path) -> None:
     plain, turned = PatchSet(manifest), PatchSet(manifest, Augmentation(name="light"))
     number = int(plain.rows.fractions[:, 1].argmax())
     pairs = [turned[Draw(number, seed)] for seed in range(6)]
@@ -126,21 +126,21 @@ def test_transform_is_applied_to_both(manifest: Path) -> None:
     assert torch.equal(again, pairs[3][0])
 
 
-def _epochs(loader: DataLoader[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:
+def _run_epochs(loader: DataLoader[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:
     return [torch.cat([image for image, _ in loader]) for _ in range(2)]
 
 
-def test_samples_do_not_depend_on_the_workers(manifest: Path) -> None:
+def test_patch_set_samples_do_not_depend_on_workers(manifest: Path) -> None:
     patches = PatchSet(manifest, Augmentation(name="light"))
     torch.manual_seed(5)
-    alone = _epochs(make_train_loader(patches, len(patches), 8, 0))
+    alone = _run_epochs(make_train_loader(patches, len(patches), 8, 0))
     torch.manual_seed(5)
-    helped = _epochs(make_train_loader(patches, len(patches), 8, 2))
+    helped = _run_epochs(make_train_loader(patches, len(patches), 8, 2))
     for left, right in zip(alone, helped, strict=True):
         assert torch.equal(left, right)
     assert not torch.equal(*alone)
     torch.manual_seed(6)
-    assert not torch.equal(_epochs(make_train_loader(patches, len(patches), 8, 0))[0], alone[0])
+    assert not torch.equal(_run_epochs(make_train_loader(patches, len(patches), 8, 0))[0], alone[0])
     plain = PatchSet(manifest)
     ordered = [
         torch.cat([mask for _, mask in make_ordered_loader(plain, 8, workers)]).sum((1, 2, 3)) for workers in (0, 2)
@@ -152,12 +152,12 @@ def test_samples_do_not_depend_on_the_workers(manifest: Path) -> None:
 @pytest.mark.parametrize(
     ("items", "batch", "batches"), [(9, 4, 2), (8, 4, 2), (10, 4, 3), (1, 4, 1), (3, 1, 3), (5, 4, 1)]
 )
-def test_no_batch_of_a_single_sample(items: int, batch: int, batches: int) -> None:
+def test_make_train_loader_drops_batch_of_one(items: int, batch: int, batches: int) -> None:
     assert len(make_train_loader(torch.utils.data.TensorDataset(torch.zeros(items)), items, batch, 0)) == batches
 
 
 @pytest.mark.parametrize("part", ["img", "msk"])
-def test_broken_files_are_named(manifest: Path, part: str) -> None:
+def test_patch_set_broken_file_is_named(manifest: Path, part: str) -> None:
     patches = PatchSet(manifest)
     path: Path = getattr(patches.rows[1], part)
     folder = path.parents[1]
@@ -175,14 +175,14 @@ def test_broken_files_are_named(manifest: Path, part: str) -> None:
         patches[1]
 
 
-def test_a_mask_with_other_values(manifest: Path) -> None:
+def test_patch_set_mask_of_other_values_raises(manifest: Path) -> None:
     patches = PatchSet(manifest)
     cv2.imwrite(str(patches.rows[0].msk), np.full((64, 64), 4, np.uint8))
     with pytest.raises(ManifestError, match="values other than 0, 128 and 255"):
         patches[0]
 
 
-def test_faulty_manifests(manifest: Path) -> None:
+def test_patch_set_faulty_manifest_raises(manifest: Path) -> None:
     header = ",".join(COLUMNS)
     with pytest.raises(ManifestError, match="cannot be read"):
         PatchSet(manifest.with_name("none.csv"))

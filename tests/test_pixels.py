@@ -54,12 +54,12 @@ def _train_set(result: StoreResult) -> PatchSet:
     return PatchSet(write_patch_manifests(result, SPLIT)["train"])
 
 
-def test_every_kind_has_a_class() -> None:
+def test_pixel_stores_every_kind_has_class() -> None:
     assert tuple(pixel_stores.STORES) == KINDS
 
 
 @pytest.mark.parametrize("how", SETTINGS)
-def test_all_kinds_give_the_same_samples(records: list[SlideRecord], tmp_path: Path, how: str) -> None:
+def test_pixel_stores_all_kinds_give_same_samples(records: list[SlideRecord], tmp_path: Path, how: str) -> None:
     sets = {
         kind: _train_set(_cut(records, SETTINGS[how].model_copy(update={"store": kind}), tmp_path)) for kind in KINDS
     }
@@ -77,7 +77,7 @@ def test_all_kinds_give_the_same_samples(records: list[SlideRecord], tmp_path: P
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_background_and_what_lies_past_the_edge_can_be_ignored(
+def test_pixel_stores_background_and_outside_can_be_ignored(
     records: list[SlideRecord], tmp_path: Path, kind: StoreKind
 ) -> None:
     plain = PatchSettings(level=1, patch_size=100, min_tissue=0.1, store=kind)
@@ -99,7 +99,9 @@ def test_background_and_what_lies_past_the_edge_can_be_ignored(
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("kind", KINDS)
-def test_loaders_read_every_kind(records: list[SlideRecord], tmp_path: Path, kind: StoreKind, workers: int) -> None:
+def test_pixel_stores_loaders_read_every_kind(
+    records: list[SlideRecord], tmp_path: Path, kind: StoreKind, workers: int
+) -> None:
     patches = _train_set(_cut(records, SETTINGS["level"].model_copy(update={"store": kind}), tmp_path))
     patches[0]  # handles that the parent has open must not harm the workers
     turned = PatchSet(patches.rows.path, Augmentation(name="light"))
@@ -113,7 +115,7 @@ def test_loaders_read_every_kind(records: list[SlideRecord], tmp_path: Path, kin
     assert torch.equal(copy[3][0], patches[3][0])
 
 
-def test_what_each_kind_leaves(records: list[SlideRecord], tmp_path: Path) -> None:
+def test_pixel_stores_files_of_each_kind(records: list[SlideRecord], tmp_path: Path) -> None:
     left = {}
     for kind in KINDS:
         result = _cut(records, SETTINGS["level"].model_copy(update={"store": kind}), tmp_path)
@@ -129,7 +131,7 @@ def test_what_each_kind_leaves(records: list[SlideRecord], tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 5), (64, 64), (1, 300, 3), (33, 17, 3)])
-def test_png_is_read_back_by_others(shape: tuple[int, ...]) -> None:
+def test_encode_png_is_readable_by_pillow_and_imagecodecs(shape: tuple[int, ...]) -> None:
     image = np.random.default_rng(1).integers(0, 256, shape).astype(np.uint8)
     data = pixel_stores.encode_png(image)
     with Image.open(io.BytesIO(data)) as opened:
@@ -139,7 +141,7 @@ def test_png_is_read_back_by_others(shape: tuple[int, ...]) -> None:
     assert np.array_equal(imagecodecs.png_decode(data), image)
 
 
-def test_a_process_holds_few_slides_open(
+def test_slide_store_keeps_few_slides_open(
     records: list[SlideRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pixel_stores, "OPEN_SLIDES", 1)
@@ -153,7 +155,7 @@ def test_a_process_holds_few_slides_open(
     assert reader._open.cache_info().misses == 4
 
 
-def test_broken_packed_files_are_named(records: list[SlideRecord], tmp_path: Path) -> None:
+def test_packed_store_broken_file_is_named(records: list[SlideRecord], tmp_path: Path) -> None:
     result = _cut(records, SETTINGS["level"].model_copy(update={"store": "packed"}), tmp_path)
     manifest = write_patch_manifests(result, SPLIT)["train"]
     path = result.store / slide_name(0) / "img.npy"
@@ -177,7 +179,7 @@ def test_broken_packed_files_are_named(records: list[SlideRecord], tmp_path: Pat
         PatchSet(manifest)[0]
 
 
-def test_a_slide_that_is_gone_is_named_when_its_patch_is_read(tmp_path: Path) -> None:
+def test_slide_store_missing_slide_is_named_when_read(tmp_path: Path) -> None:
     records = make_folder(tmp_path / "small", 4)
     patches = _train_set(_cut(records, SETTINGS["level"].model_copy(update={"store": "slide"}), tmp_path))
     records[0].image_path.unlink()
@@ -186,7 +188,7 @@ def test_a_slide_that_is_gone_is_named_when_its_patch_is_read(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("which", ["slide", "mask"])
-def test_a_slide_or_mask_that_has_changed_is_not_read_as_if_it_had_not(tmp_path: Path, which: str) -> None:
+def test_slide_store_changed_slide_or_mask_raises(tmp_path: Path, which: str) -> None:
     records = make_folder(tmp_path / "small", 4)
     settings = SETTINGS["level"].model_copy(update={"store": "slide"})
     result = _cut(records, settings, tmp_path)
@@ -219,7 +221,7 @@ def test_a_slide_or_mask_that_has_changed_is_not_read_as_if_it_had_not(tmp_path:
         PatchSet(anew)[0]
 
 
-def test_columns_change_the_order_of_reading_and_nothing_else(
+def test_extract_store_column_order_changes_no_patch(
     records: list[SlideRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[tuple[int, int]] = []
@@ -247,7 +249,7 @@ def test_columns_change_the_order_of_reading_and_nothing_else(
             assert path.read_bytes() == (columns.store / path.relative_to(whole.store)).read_bytes()
 
 
-def test_few_slides_on_a_large_disk_are_not_looked_at_twice(
+def test_extract_store_few_slides_on_large_disk_skip_estimate(
     records: list[SlideRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[int] = []
@@ -265,7 +267,7 @@ def test_few_slides_on_a_large_disk_are_not_looked_at_twice(
     assert looked == [4, 4]
 
 
-def test_a_data_folder_that_was_moved_is_found_where_it_is(tmp_path: Path) -> None:
+def test_patch_set_moved_data_folder_is_found(tmp_path: Path) -> None:
     settings = SETTINGS["level"].model_copy(update={"store": "slide"})
     make_folder(tmp_path / "before" / "small", 4)
     first = _train_set(_cut(read_manifest(tmp_path / "before" / "small"), settings, tmp_path / "patches"))
@@ -279,7 +281,7 @@ def test_a_data_folder_that_was_moved_is_found_where_it_is(tmp_path: Path) -> No
     assert str(tmp_path / "after") in str(second.rows[0].img)
 
 
-def test_an_estimate_is_near_what_is_written(records: list[SlideRecord], tmp_path: Path) -> None:
+def test_estimate_disk_is_near_written_size(records: list[SlideRecord], tmp_path: Path) -> None:
     for kind in KINDS:
         settings = SETTINGS["level"].model_copy(update={"store": kind})
         need = estimate_disk(records, settings)
@@ -295,7 +297,7 @@ def test_an_estimate_is_near_what_is_written(records: list[SlideRecord], tmp_pat
             assert 0.8 < need.bytes / written < 1.5, kind
 
 
-def test_what_cannot_fit_is_refused_before_it_begins(
+def test_extract_store_too_little_disk_raises_before_start(
     records: list[SlideRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = shutil.disk_usage(tmp_path)._replace(free=100_000)
@@ -313,7 +315,7 @@ def test_what_cannot_fit_is_refused_before_it_begins(
     assert [*again.slides] == [*whole.slides]
 
 
-def test_the_stores_of_a_folder_are_listed(
+def test_list_stores_lists_stores_of_folder(
     records: list[SlideRecord], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = {kind: _cut(records, SETTINGS["level"].model_copy(update={"store": kind}), tmp_path) for kind in KINDS}
@@ -331,14 +333,14 @@ def test_the_stores_of_a_folder_are_listed(
     assert "no such folder" in capsys.readouterr().err
 
 
-def test_the_list_is_a_command(tmp_path: Path) -> None:
+def test_store_list_command_prints_table(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "panda.data.store", "list", str(tmp_path)], capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["slides", "patches", "GB", "store"]
 
 
-def test_the_old_command_names_the_new_one() -> None:
+def test_patches_list_command_names_new_command() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "panda.data.patches", "list"], check=False, capture_output=True, text=True
     )

@@ -39,28 +39,28 @@ def mask_path(tmp_path: Path) -> Path:
     return write_pyramid(tmp_path / "slide_mask.tiff", codes)
 
 
-def asked(level: int | None, mpp: float | None, *train_mpp: float) -> TrainedResolution:
+def make_resolution(level: int | None, mpp: float | None, *train_mpp: float) -> TrainedResolution:
     return TrainedResolution.from_slides(ResolutionRequest(level, mpp), train_mpp)
 
 
-def test_the_resolution_of_training_decides(slide_path: Path) -> None:
+def test_trained_resolution_decides_reading_resolution(slide_path: Path) -> None:
     with Slide.open(slide_path) as slide:
-        assert asked(1, None, 2.0).resolve(slide).level == 1
-        assert not asked(1, None, 2.05).resolve(slide).is_resampled
-        coarser = asked(1, None, 4.0).resolve(slide)
+        assert make_resolution(1, None, 2.0).resolve(slide).level == 1
+        assert not make_resolution(1, None, 2.05).resolve(slide).is_resampled
+        coarser = make_resolution(1, None, 4.0).resolve(slide)
         assert coarser.mpp == pytest.approx((4.0, 4.0))
         # a level whose µm/px training saw among others is read as training read it
-        assert not asked(1, None, 2.0, 2.3, 2.4).resolve(slide).is_resampled
-        assert asked(1, None).resolve(slide).level == 1
-        assert asked(None, 1.0, 1.0).resolve(slide).mpp == pytest.approx((1.0, 1.0))
-        assert asked(5, None, 2.0).resolve(slide).mpp == pytest.approx((2.0, 2.0))
+        assert not make_resolution(1, None, 2.0, 2.3, 2.4).resolve(slide).is_resampled
+        assert make_resolution(1, None).resolve(slide).level == 1
+        assert make_resolution(None, 1.0, 1.0).resolve(slide).mpp == pytest.approx((1.0, 1.0))
+        assert make_resolution(5, None, 2.0).resolve(slide).mpp == pytest.approx((2.0, 2.0))
         with pytest.raises(SlideError, match="level"):
-            asked(5, None).resolve(slide)
+            make_resolution(5, None).resolve(slide)
         slide.mpp = (0.25, 1.0)  # as many µm² a px as before
-        assert not asked(1, None, 2.0).resolve(slide).is_resampled
+        assert not make_resolution(1, None, 2.0).resolve(slide).is_resampled
 
 
-def test_a_canvas_covers_the_tissue_and_is_made_once(slide_path: Path, tmp_path: Path) -> None:
+def test_predict_canvas_covers_tissue_and_is_reused(slide_path: Path, tmp_path: Path) -> None:
     predictor = SegmentationPredictor.from_checkpoint(
         segmentation_checkpoint(tmp_path / "a.ckpt"), EngineSettings(device="cpu")
     )
@@ -77,7 +77,7 @@ def test_a_canvas_covers_the_tissue_and_is_made_once(slide_path: Path, tmp_path:
         assert np.array_equal(np.asarray(again), np.asarray(canvas))
 
 
-def test_another_network_makes_another_canvas(slide_path: Path, tmp_path: Path) -> None:
+def test_predict_other_network_makes_other_canvas(slide_path: Path, tmp_path: Path) -> None:
     engine = EngineSettings(device="cpu")
     with Slide.open(slide_path) as slide:
         tissue = find_tissue(slide)
@@ -89,7 +89,7 @@ def test_another_network_makes_another_canvas(slide_path: Path, tmp_path: Path) 
         assert other.predict(slide, tissue, tmp_path / "c.zarr").fingerprint != one
 
 
-def test_another_reader_makes_another_canvas(slide_path: Path, tmp_path: Path) -> None:
+def test_predict_other_reader_makes_other_canvas(slide_path: Path, tmp_path: Path) -> None:
     path = segmentation_checkpoint(tmp_path / "a.ckpt")
     predictor = SegmentationPredictor.from_checkpoint(path, EngineSettings(device="cpu"))
     made = {}
@@ -99,7 +99,7 @@ def test_another_reader_makes_another_canvas(slide_path: Path, tmp_path: Path) -
     assert made["auto"] == made["fast"] != made["openslide"]
 
 
-def test_batches_do_not_change_the_canvas(slide_path: Path, tmp_path: Path) -> None:
+def test_predict_batch_size_does_not_change_canvas(slide_path: Path, tmp_path: Path) -> None:
     maps = []
     for batch_size in (1, 7):
         engine = EngineSettings(device="cpu", batch_size=batch_size)
@@ -109,7 +109,7 @@ def test_batches_do_not_change_the_canvas(slide_path: Path, tmp_path: Path) -> N
     assert np.abs(maps[0] - maps[1]).max() < 1e-4
 
 
-def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+def test_from_checkpoint_weights_that_do_not_fit_raise(tmp_path: Path) -> None:
     path = segmentation_checkpoint(tmp_path / "a.ckpt")
     content = torch.load(path, weights_only=True)
     content["panda"]["network"]["decoder_channels"] = [8, 8, 8, 8, 8]
@@ -122,7 +122,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     ("key", "value"),
     [("architecture", "hourglass"), ("encoder_name", 5), ("decoder_channels", ["wide"]), ("mean", None), ("colour", 1)],
 )
-def test_a_network_that_cannot_be_built_is_named(tmp_path: Path, key: str, value: object) -> None:
+def test_from_checkpoint_invalid_network_is_named(tmp_path: Path, key: str, value: object) -> None:
     path = segmentation_checkpoint(tmp_path / "a.ckpt")
     content = torch.load(path, weights_only=True)
     content["panda"]["network"][key] = value
@@ -131,7 +131,7 @@ def test_a_network_that_cannot_be_built_is_named(tmp_path: Path, key: str, value
         SegmentationPredictor.from_checkpoint(path, EngineSettings(device="cpu"))
 
 
-def test_scores_agree_with_a_plain_count(slide_path: Path, mask_path: Path, tmp_path: Path) -> None:
+def test_score_canvas_matches_plain_count(slide_path: Path, mask_path: Path, tmp_path: Path) -> None:
     predictor = SegmentationPredictor.from_checkpoint(
         segmentation_checkpoint(tmp_path / "a.ckpt"), EngineSettings(device="cpu")
     )
@@ -157,7 +157,7 @@ def test_scores_agree_with_a_plain_count(slide_path: Path, mask_path: Path, tmp_
     assert figures["dice_interval"] is None
 
 
-def test_labelled_cancer_outside_the_tissue_is_counted(slide_path: Path, mask_path: Path, tmp_path: Path) -> None:
+def test_score_canvas_counts_cancer_outside_tissue(slide_path: Path, mask_path: Path, tmp_path: Path) -> None:
     codes = np.ones((1024, 1280), np.uint8)
     codes[800:1000, 200:400] = 2  # on glass, 50 x 50 px of level 1, which are 2 µm wide
     astray = write_pyramid(tmp_path / "astray_mask.tiff", codes)
@@ -184,7 +184,7 @@ def test_labelled_cancer_outside_the_tissue_is_counted(slide_path: Path, mask_pa
     assert figures["fp_mm2_benign_slides"] is None
 
 
-def test_a_slide_without_cancer_has_no_dice_but_an_area(slide_path: Path, tmp_path: Path) -> None:
+def test_score_canvas_benign_slide_has_area_and_no_dice(slide_path: Path, tmp_path: Path) -> None:
     blank = write_pyramid(tmp_path / "blank_mask.tiff", np.ones((1024, 1280), np.uint8))
     record = SlideRecord("slide", "karolinska", 0, "0+0", slide_path, blank, "slide")
     predictor = SegmentationPredictor.from_checkpoint(

@@ -38,13 +38,13 @@ def slide_without_mpp(tmp_path: Path) -> Slide:
     return Slide.open(write_pyramid(tmp_path / "bare.tiff", image))
 
 
-def tissue_of(slide: Slide, mask: NDArray[np.bool_] | None = None) -> TissueMap:
+def make_tissue_map(slide: Slide, mask: NDArray[np.bool_] | None = None) -> TissueMap:
     resolution = slide.choose_resolution(level=1)
     everywhere = np.ones((resolution.height, resolution.width), np.bool_)
     return TissueMap(everywhere if mask is None else mask, resolution, "strict")
 
 
-def painted(*boxes: tuple[int, int, int, int, float]) -> NDArray[np.float32]:
+def paint_map(*boxes: tuple[int, int, int, int, float]) -> NDArray[np.float32]:
     """A 300 x 200 map with boxes (left, top, right, bottom, probability) painted one after the other."""
     prob = np.zeros((HEIGHT // 4, WIDTH // 4), np.float32)
     for x0, y0, x1, y1, value in boxes:
@@ -52,11 +52,11 @@ def painted(*boxes: tuple[int, int, int, int, float]) -> NDArray[np.float32]:
     return prob
 
 
-def test_areas_are_pixels_times_pixel_area(slide: Slide) -> None:
+def test_slide_quantification_area_is_pixels_times_pixel_area(slide: Slide) -> None:
     # A working px is 2 µm: 4 µm². The box is 60 x 50 px, the small one 20 x 10 px.
-    prob = painted((40, 30, 100, 80, 0.9), (200, 100, 220, 110, 0.6))
+    prob = paint_map((40, 30, 100, 80, 0.9), (200, 100, 220, 110, 0.6))
     found = slide_quantification(
-        prob, slide, 1, 0.5, settings=QuantifySettings(min_region_um2=800), tissue=tissue_of(slide)
+        prob, slide, 1, 0.5, settings=QuantifySettings(min_region_um2=800), tissue=make_tissue_map(slide)
     )
     assert found.tumor_px == 3000 + 200
     assert found.tissue_px == 300 * 200
@@ -76,11 +76,11 @@ def test_areas_are_pixels_times_pixel_area(slide: Slide) -> None:
     assert small.id == 2
     assert small.max_probability == pytest.approx(0.6)
     over = QuantifySettings(min_region_um2=800.1)
-    assert slide_quantification(prob, slide, 1, 0.5, settings=over, tissue=tissue_of(slide)).num_regions == 1
+    assert slide_quantification(prob, slide, 1, 0.5, settings=over, tissue=make_tissue_map(slide)).num_regions == 1
 
 
-def test_all_but_the_mask_is_plain_data(slide: Slide) -> None:
-    found = slide_quantification(painted((0, 0, 100, 100, 1)), slide, 1, 0.5, tissue=tissue_of(slide))
+def test_slide_quantification_result_is_plain_data_but_mask(slide: Slide) -> None:
+    found = slide_quantification(paint_map((0, 0, 100, 100, 1)), slide, 1, 0.5, tissue=make_tissue_map(slide))
     assert found.mask_clean.shape == (200, 300)
     plain = found.model_dump(mode="json")
     assert "mask_clean" not in plain
@@ -88,7 +88,7 @@ def test_all_but_the_mask_is_plain_data(slide: Slide) -> None:
     assert Measurements.model_validate_json(json.dumps(plain), strict=True).model_dump(mode="json") == plain
 
 
-def test_memory_does_not_grow_with_the_map(tmp_path: Path) -> None:
+def test_slide_quantification_memory_is_bounded(tmp_path: Path) -> None:
     """But for the mask itself, a byte a px of what holds tumour."""
 
     def peak(side: int) -> int:
@@ -109,7 +109,7 @@ def test_memory_does_not_grow_with_the_map(tmp_path: Path) -> None:
     assert peak(4096) < 1.2 * peak(2048)
 
 
-def test_only_scored_tissue_counts(slide: Slide, tmp_path: Path) -> None:
+def test_slide_quantification_counts_scored_tissue_only(slide: Slide, tmp_path: Path) -> None:
     """Left half is tissue; the right half of the rows below 100 is scored."""
     in_tissue = np.zeros((200, 300), np.bool_)
     in_tissue[:, :150] = True
@@ -117,17 +117,17 @@ def test_only_scored_tissue_counts(slide: Slide, tmp_path: Path) -> None:
         writer.add(np.ones((3, 100, 100)), [[0, 100], [100, 100], [200, 100]])
     canvas = Canvas.open(tmp_path / "c")
     found = slide_quantification(
-        canvas, slide, canvas.resolution, 0.5, settings=NO_LIMITS, tissue=tissue_of(slide, in_tissue)
+        canvas, slide, canvas.resolution, 0.5, settings=NO_LIMITS, tissue=make_tissue_map(slide, in_tissue)
     )
     assert found.tissue_px == 150 * 200
     assert found.tumor_px == 150 * 100
     assert found.unscored_tissue_px == 150 * 100
     # Where nothing was scored, a threshold of 0 finds nothing either.
-    at_0 = slide_quantification(canvas, slide, 1, 0, settings=NO_LIMITS, tissue=tissue_of(slide, in_tissue))
+    at_0 = slide_quantification(canvas, slide, 1, 0, settings=NO_LIMITS, tissue=make_tissue_map(slide, in_tissue))
     assert at_0.tumor_px == 150 * 100
 
 
-def test_a_canvas_and_its_array_agree(slide: Slide, tmp_path: Path) -> None:
+def test_slide_quantification_canvas_and_array_agree(slide: Slide, tmp_path: Path) -> None:
     prob = ndimage.gaussian_filter(np.random.default_rng(3).random((200, 300)), 6)
     prob = ((prob - prob.min()) / np.ptp(prob)).astype(np.float32)
     with CanvasWriter(tmp_path / "c", slide.choose_resolution(level=1), 100, "f", {}) as writer:
@@ -136,7 +136,7 @@ def test_a_canvas_and_its_array_agree(slide: Slide, tmp_path: Path) -> None:
                 np.stack([prob[y : y + 100, x : x + 100] for x in (0, 100, 200)]), [[x, y] for x in (0, 100, 200)]
             )
     canvas = Canvas.open(tmp_path / "c")
-    some, tissue = QuantifySettings(min_region_um2=400), tissue_of(slide)
+    some, tissue = QuantifySettings(min_region_um2=400), make_tissue_map(slide)
     of_canvas = slide_quantification(canvas, slide, 1, 0.6, settings=some, tissue=tissue)
     of_array = slide_quantification(np.asarray(canvas), slide, 1, 0.6, settings=some, tissue=tissue)
     mask = of_canvas.mask_clean
@@ -161,21 +161,21 @@ def test_a_canvas_and_its_array_agree(slide: Slide, tmp_path: Path) -> None:
     assert sum(areas) == of_canvas.tumor_px
 
 
-def test_the_threshold_is_inclusive_and_exact(slide: Slide) -> None:
+def test_slide_quantification_threshold_is_inclusive_and_exact(slide: Slide) -> None:
     for value, thr, count in ((0.5, 0.5, 100), (0.4999, 0.5, 0), (np.nextafter(0.5, 0, dtype=np.float32), 0.5, 0)):
-        prob = painted((0, 0, 10, 10, float(value)))
-        found = slide_quantification(prob, slide, 1, thr, settings=NO_LIMITS, tissue=tissue_of(slide))
+        prob = paint_map((0, 0, 10, 10, float(value)))
+        found = slide_quantification(prob, slide, 1, thr, settings=NO_LIMITS, tissue=make_tissue_map(slide))
         assert found.tumor_px == count
     # float32(0.7) is 0.699999988, below 0.7: the same verdict as in the threshold search.
-    prob = painted((0, 0, 10, 10, 0.7))
-    assert slide_quantification(prob, slide, 1, 0.7, settings=NO_LIMITS, tissue=tissue_of(slide)).tumor_px == 0
+    prob = paint_map((0, 0, 10, 10, 0.7))
+    assert slide_quantification(prob, slide, 1, 0.7, settings=NO_LIMITS, tissue=make_tissue_map(slide)).tumor_px == 0
 
 
-def test_a_hole_is_filled_only_where_there_is_tissue(slide: Slide) -> None:
+def test_slide_quantification_fills_holes_in_tissue_only(slide: Slide) -> None:
     in_tissue = np.ones((200, 300), np.bool_)
     in_tissue[45:50, 45:55] = False  # half of the hole is lumen
-    prob = painted((20, 20, 120, 120, 0.9), (45, 45, 55, 55, 0.1), (70, 70, 90, 90, 0.1))
-    tissue = tissue_of(slide, in_tissue)
+    prob = paint_map((20, 20, 120, 120, 0.9), (45, 45, 55, 55, 0.1), (70, 70, 90, 90, 0.1))
+    tissue = make_tissue_map(slide, in_tissue)
     some = QuantifySettings(min_region_um2=0, min_hole_um2=100 * 4 + 1)
     found = slide_quantification(prob, slide, 1, 0.5, settings=some, tissue=tissue)
     assert found.tumor_px == 100 * 100 - 50 - 400
@@ -184,10 +184,10 @@ def test_a_hole_is_filled_only_where_there_is_tissue(slide: Slide) -> None:
     assert found.tissue_px == 60000 - 50
 
 
-def test_areas_are_unknown_where_the_resolution_is(slide_without_mpp: Slide) -> None:
+def test_slide_quantification_unknown_mpp_gives_no_area(slide_without_mpp: Slide) -> None:
     slide = slide_without_mpp
-    prob = painted((0, 0, 8, 8, 1), (50, 50, 57, 59, 1))  # 64 px stays, 63 px does not
-    found = slide_quantification(prob, slide, 1, 0.5, tissue=tissue_of(slide))
+    prob = paint_map((0, 0, 8, 8, 1), (50, 50, 57, 59, 1))  # 64 px stays, 63 px does not
+    found = slide_quantification(prob, slide, 1, 0.5, tissue=make_tissue_map(slide))
     assert (found.tumor_px, found.num_regions) == (64, 1)
     assert found.tumor_mm2 is None
     assert found.tissue_mm2 is None
@@ -195,50 +195,50 @@ def test_areas_are_unknown_where_the_resolution_is(slide_without_mpp: Slide) -> 
     assert "mpp" in found.mm2_note
 
 
-def test_a_slide_without_tumour_or_tissue(slide: Slide) -> None:
-    found = slide_quantification(painted(), slide, 1, 0.5, tissue=tissue_of(slide))
+def test_slide_quantification_no_tumor_or_no_tissue(slide: Slide) -> None:
+    found = slide_quantification(paint_map(), slide, 1, 0.5, tissue=make_tissue_map(slide))
     assert (found.tumor_px, found.num_regions, found.regions) == (0, 0, ())
     assert found.tumor_percent_of_tissue == 0
-    none = tissue_of(slide, np.zeros((200, 300), np.bool_))
-    found = slide_quantification(painted((0, 0, 50, 50, 1)), slide, 1, 0.5, tissue=none)
+    none = make_tissue_map(slide, np.zeros((200, 300), np.bool_))
+    found = slide_quantification(paint_map((0, 0, 50, 50, 1)), slide, 1, 0.5, tissue=none)
     assert (found.tumor_px, found.tissue_px, found.tumor_percent_of_tissue) == (0, 0, None)
 
 
-def test_tissue_is_found_where_none_is_given(tmp_path: Path) -> None:
+def test_slide_quantification_finds_tissue_if_not_given(tmp_path: Path) -> None:
     image = np.full((HEIGHT, WIDTH, 3), 245, np.uint8)
     image[200:600, 200:1000] = (190, 110, 165)
     slide = Slide.open(write_pyramid(tmp_path / "s.tiff", image, mpp=0.5))
-    found = slide_quantification(painted((0, 0, 300, 200, 1)), slide, 1, 0.5)
+    found = slide_quantification(paint_map((0, 0, 300, 200, 1)), slide, 1, 0.5)
     assert found.tissue_px == pytest.approx(200 * 100, rel=0.1)
     assert found.tumor_px == found.tissue_px
     assert found.tumor_percent_of_tissue == 100
 
 
-def test_a_map_of_another_resolution_is_refused_with_both_sizes(slide: Slide) -> None:
+def test_slide_quantification_other_resolution_raises_with_sizes(slide: Slide) -> None:
     with pytest.raises(PandaError, match=r"slide\.tiff: the probability map is 300 x 200 px.*is 1200 x 800 px"):
-        slide_quantification(painted(), slide, 0, 0.5, tissue=tissue_of(slide))
+        slide_quantification(paint_map(), slide, 0, 0.5, tissue=make_tissue_map(slide))
     other = Resolution(4.0, 299, 200, 1, 4.0, None)
     with pytest.raises(PandaError, match="is 299 x 200 px"):
-        slide_quantification(painted(), slide, other, 0.5, tissue=tissue_of(slide))
+        slide_quantification(paint_map(), slide, other, 0.5, tissue=make_tissue_map(slide))
 
 
-def test_nan_and_a_nonsense_threshold_are_refused(slide: Slide) -> None:
-    prob = painted()
+def test_slide_quantification_nan_or_invalid_threshold_raises(slide: Slide) -> None:
+    prob = paint_map()
     prob[7, 7] = np.nan
     with pytest.raises(PandaError, match="holds NaN in rows 0 to 199"):
-        slide_quantification(prob, slide, 1, 0.5, tissue=tissue_of(slide))
+        slide_quantification(prob, slide, 1, 0.5, tissue=make_tissue_map(slide))
     with pytest.raises(ValueError, match=r"threshold is 1\.5"):
-        slide_quantification(painted(), slide, 1, 1.5, tissue=tissue_of(slide))
+        slide_quantification(paint_map(), slide, 1, 1.5, tissue=make_tissue_map(slide))
 
 
-def test_all_faults_of_the_settings_are_named_at_once() -> None:
+def test_quantify_settings_all_faults_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         QuantifySettings(min_region_um2=-1, min_hole_px=-2, connectivity=6)  # type: ignore[arg-type]
     assert len(caught.value.faults) == 3
     assert "quantify.connectivity=6" in str(caught.value)
 
 
-def oracle(
+def quantify_with_scipy(
     mask: NDArray[np.bool_], fillable: NDArray[np.bool_], min_region: int, min_hole: int, connectivity: int
 ) -> NDArray[np.bool_]:
     """The same by scipy, one component at a time."""
@@ -266,14 +266,14 @@ def oracle(
     connectivity=st.sampled_from([4, 8]),
     block=st.integers(1, 12),
 )
-def test_the_clean_up_agrees_with_scipy(
+def test_clean_mask_matches_scipy(
     *, seed: int, density: float, min_region: int, min_hole: int, connectivity: int, block: int
 ) -> None:
     """Objects and holes that cross the seams of blocks among them."""
     rng = np.random.default_rng(seed)
     shape = tuple(rng.integers(1, 40, 2))
     mask, fillable = rng.random(shape) < density, rng.random(shape) < 0.8
-    want = oracle(mask, fillable, min_region, min_hole, connectivity)
+    want = quantify_with_scipy(mask, fillable, min_region, min_hole, connectivity)
     objects = clean_mask(
         mask,
         lambda window: fillable[window[1] : window[1] + window[3], window[0] : window[0] + window[2]],
@@ -297,12 +297,14 @@ def test_the_clean_up_agrees_with_scipy(
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 10**6), density=st.floats(0.3, 0.7), block=st.integers(17, 90))
-def test_the_size_of_the_blocks_changes_nothing(slide: Slide, *, seed: int, density: float, block: int) -> None:
+def test_slide_quantification_block_size_changes_nothing(
+    slide: Slide, *, seed: int, density: float, block: int
+) -> None:
     """On a map of blobs that cross many seams."""
     rng = np.random.default_rng(seed)
     prob = ndimage.gaussian_filter(rng.random((200, 300)), rng.uniform(0.5, 4))
     prob = ((prob - prob.min()) / np.ptp(prob)).astype(np.float32)
-    tissue = tissue_of(slide, ndimage.gaussian_filter(rng.random((200, 300)), 3) < 0.52)
+    tissue = make_tissue_map(slide, ndimage.gaussian_filter(rng.random((200, 300)), 3) < 0.52)
     some = QuantifySettings(min_region_um2=60, min_hole_um2=60, connectivity=int(rng.choice([4, 8])))  # type: ignore[arg-type]
     thr = float(np.quantile(prob, density))
     whole = slide_quantification(prob, slide, 1, thr, settings=some, tissue=tissue)
@@ -314,9 +316,9 @@ def test_the_size_of_the_blocks_changes_nothing(slide: Slide, *, seed: int, dens
     assert whole.model_dump(exclude=without) == parts.model_dump(exclude=without)
 
 
-def test_the_length_of_a_region_is_its_greatest_extent(slide: Slide) -> None:
-    prob = painted((40, 30, 43, 34, 0.9), (100, 100, 160, 101, 0.9))
-    found = slide_quantification(prob, slide, 1, 0.5, settings=NO_LIMITS, tissue=tissue_of(slide), block=16)
+def test_slide_quantification_region_length_is_greatest_extent(slide: Slide) -> None:
+    prob = paint_map((40, 30, 43, 34, 0.9), (100, 100, 160, 101, 0.9))
+    found = slide_quantification(prob, slide, 1, 0.5, settings=NO_LIMITS, tissue=make_tissue_map(slide), block=16)
     line, box = found.regions
     assert box.length_px == pytest.approx(5)  # 3 by 4
     assert box.length_mm == pytest.approx(5 * 2 / 1000)
@@ -324,10 +326,10 @@ def test_the_length_of_a_region_is_its_greatest_extent(slide: Slide) -> None:
     assert (box.box_px, box.start_px) == ((40, 30, 43, 34), (40, 30))
 
 
-def test_pixels_are_counted_at_every_threshold(slide: Slide) -> None:
+def test_slide_quantification_counts_pixels_at_every_threshold(slide: Slide) -> None:
     rng = np.random.default_rng(5)
     prob = rng.choice(np.linspace(0, 1, 2001), (200, 300)).astype(np.float32)
-    tissue = tissue_of(slide, rng.random((200, 300)) < 0.5)
+    tissue = make_tissue_map(slide, rng.random((200, 300)) < 0.5)
     found = slide_quantification(prob, slide, 1, 0.1234, settings=NO_LIMITS, tissue=tissue)
     inside = prob[tissue.mask].astype(np.float64)
     assert found.px_at_threshold == tuple(int((inside >= k / 1000).sum()) for k in range(1001))
@@ -336,12 +338,14 @@ def test_pixels_are_counted_at_every_threshold(slide: Slide) -> None:
         assert near.tumor_percent_of_tissue == 100 * (inside >= 0.1234 + off).sum() / inside.size
 
 
-def test_a_mask_on_the_disk_gives_the_same(slide: Slide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slide_quantification_mask_on_disk_gives_same_result(
+    slide: Slide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prob = ndimage.gaussian_filter(np.random.default_rng(3).random((200, 300)), 2).astype(np.float32)
-    in_memory = slide_quantification(prob, slide, 1, 0.5, settings=NO_LIMITS, tissue=tissue_of(slide))
+    in_memory = slide_quantification(prob, slide, 1, 0.5, settings=NO_LIMITS, tissue=make_tissue_map(slide))
     monkeypatch.setattr("panda.inference.quantify._IN_MEMORY_PX", 100)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    on_disk = slide_quantification(prob, slide, 1, 0.5, settings=NO_LIMITS, tissue=tissue_of(slide))
+    on_disk = slide_quantification(prob, slide, 1, 0.5, settings=NO_LIMITS, tissue=make_tissue_map(slide))
     assert isinstance(on_disk.mask_clean, np.memmap)
     np.testing.assert_array_equal(in_memory.mask_clean, on_disk.mask_clean)
     assert in_memory.model_dump() == on_disk.model_dump()

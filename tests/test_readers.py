@@ -62,7 +62,7 @@ def _write(path: Path, kind: str, tile: int) -> Path:
 
 @pytest.mark.parametrize("tile", [256, 512])
 @pytest.mark.parametrize("kind", KINDS)
-def test_pixels_are_those_of_openslide(tmp_path: Path, kind: str, tile: int) -> None:
+def test_fast_reader_pixels_equal_openslide(tmp_path: Path, kind: str, tile: int) -> None:
     path = _write(tmp_path / "slide.tiff", kind, tile)
     fast, reference = SlideOptions(reader="fast").open(path), SlideOptions(reader="openslide").open(path)
     assert isinstance(Slide.open(path)._reader, TiffReader)
@@ -83,7 +83,7 @@ def test_pixels_are_those_of_openslide(tmp_path: Path, kind: str, tile: int) -> 
         assert np.abs(a - b).max() == 0
 
 
-def test_levels_of_no_integer_downsample_are_the_stored_pixels(tmp_path: Path) -> None:
+def test_readers_odd_downsample_returns_stored_pixels(tmp_path: Path) -> None:
     """OpenSlide interpolates there; both are held to what is stored."""
     image = _picture(1203, 907)
     path = tmp_path / "slide.tiff"
@@ -104,7 +104,7 @@ def test_levels_of_no_integer_downsample_are_the_stored_pixels(tmp_path: Path) -
 
 @given(st.data())
 @settings(max_examples=60, deadline=None)
-def test_any_window_is_cut_from_the_whole(tiled: Path, data: st.DataObject) -> None:
+def test_tiff_pyramid_any_window_equals_crop_of_level(tiled: Path, data: st.DataObject) -> None:
     x, y = data.draw(st.integers(0, WIDTH - 1)), data.draw(st.integers(0, HEIGHT - 1))
     width, height = data.draw(st.integers(1, WIDTH - x)), data.draw(st.integers(1, HEIGHT - y))
     with tifffile.TiffFile(tiled) as tif:
@@ -117,7 +117,7 @@ def tiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _write(tmp_path_factory.mktemp("tiled") / "slide.tiff", "YCbCr 4:2:0", 256)
 
 
-def test_tiles_that_the_file_leaves_out_are_white_in_both(tmp_path: Path) -> None:
+def test_readers_absent_tiles_are_white(tmp_path: Path) -> None:
     path = tmp_path / "sparse.tiff"
     whole = _picture(1024, 768)
 
@@ -129,17 +129,19 @@ def test_tiles_that_the_file_leaves_out_are_white_in_both(tmp_path: Path) -> Non
     with tifffile.TiffWriter(path) as tiff:
         tiff.write(tiles(), shape=whole.shape, dtype=np.uint8, tile=(256, 256), photometric="rgb",
                    compression="jpeg", metadata=None)  # fmt: skip
-    fast, reference = (SlideOptions(reader=reader).open(path).read_region((0, 0), 0, (1024, 768)) for reader in _both())
+    fast, reference = (
+        SlideOptions(reader=reader).open(path).read_region((0, 0), 0, (1024, 768)) for reader in _list_readers()
+    )
     assert (fast == reference).all()
     assert (fast[256:512, 256:768] == 255).all()
     assert (fast[:256] != 255).any()
 
 
-def _both() -> tuple[ReaderName, ReaderName]:
+def _list_readers() -> tuple[ReaderName, ReaderName]:
     return "fast", "openslide"
 
 
-def test_auto_leaves_to_openslide_what_is_shown_otherwise(tmp_path: Path) -> None:
+def test_open_reader_auto_falls_back_to_openslide(tmp_path: Path) -> None:
     image = _picture(600, 600)
     rotated = tmp_path / "rotated.tiff"
     tifffile.imwrite(rotated, image, tile=(256, 256), photometric="rgb", metadata=None,
@@ -153,7 +155,7 @@ def test_auto_leaves_to_openslide_what_is_shown_otherwise(tmp_path: Path) -> Non
         assert (auto.read(0, 9, 9, 300, 300) == reference.read(0, 9, 9, 300, 300)).all()
 
 
-def test_fast_alone_names_the_file_and_the_remedy(tmp_path: Path) -> None:
+def test_open_reader_fast_names_file_and_remedy(tmp_path: Path) -> None:
     path = tmp_path / "sixteen.tiff"
     tifffile.imwrite(path, np.zeros((300, 300, 3), np.uint16), tile=(256, 256), photometric="rgb", metadata=None)
     with pytest.raises(
@@ -163,11 +165,11 @@ def test_fast_alone_names_the_file_and_the_remedy(tmp_path: Path) -> None:
     assert set(get_args(ReaderName)) == {"auto", "openslide", "fast"}
 
 
-def test_resolution_is_the_same_by_either_reader(tmp_path: Path) -> None:
+def test_readers_resolution_is_same(tmp_path: Path) -> None:
     path = tmp_path / "slide.tiff"
     tifffile.imwrite(path, _picture(600, 600), tile=(256, 256), photometric="rgb", compression="jpeg",
                      resolution=(20833, 20833), resolutionunit="CENTIMETER", metadata=None)  # fmt: skip
-    auto, fast, reference = (SlideOptions(reader=reader).open(path) for reader in ("auto", *_both()))
+    auto, fast, reference = (SlideOptions(reader=reader).open(path) for reader in ("auto", *_list_readers()))
     assert auto.mpp == reference.mpp
     assert fast.mpp == pytest.approx(reference.mpp)
     assert (auto.mpp_source, fast.mpp_source) == ("openslide", "tiff tags")
@@ -175,7 +177,7 @@ def test_resolution_is_the_same_by_either_reader(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("reader", get_args(ReaderName))
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.9, 0.9999])
-def test_a_file_cut_short_is_refused_when_it_is_opened(
+def test_readers_truncated_file_is_refused_when_opened(
     tiled: Path, tmp_path: Path, share: float, reader: ReaderName
 ) -> None:
     whole = tiled.read_bytes()
@@ -185,7 +187,7 @@ def test_a_file_cut_short_is_refused_when_it_is_opened(
         SlideOptions(reader=reader).open(cut)
 
 
-def test_a_cut_that_openslide_does_not_see_is_refused_too(tiled: Path, tmp_path: Path) -> None:
+def test_readers_truncated_file_with_tables_first_is_refused(tiled: Path, tmp_path: Path) -> None:
     """Where the tables come first, as in a cloud-optimised TIFF, a cut file opens and fails in the middle."""
     path = tmp_path / "slide.tiff"
     content = bytearray(tiled.read_bytes())
@@ -199,7 +201,7 @@ def test_a_cut_that_openslide_does_not_see_is_refused_too(tiled: Path, tmp_path:
             SlideOptions(reader=reader).open(path)
 
 
-def test_data_that_would_come_to_more_than_its_tile_is_refused(tmp_path: Path) -> None:
+def test_fast_reader_tile_that_inflates_too_far_is_refused(tmp_path: Path) -> None:
     """A tile that says 256 x 256 px and inflates to a gigabyte must not be given the memory."""
     path = tmp_path / "bomb.tiff"
     bomb = zlib.compress(bytes(2**28), 9)
@@ -216,27 +218,27 @@ def test_data_that_would_come_to_more_than_its_tile_is_refused(tmp_path: Path) -
         SlideOptions(reader="fast").open(path).read_region((0, 0), 0, (10, 10))
 
 
-def _bytes_of(cache: SegmentCache) -> int:
+def _count_bytes(cache: SegmentCache) -> int:
     return sum(segment.nbytes for segment in cache._segments.values())
 
 
-def test_memory_of_the_cache_is_bounded_whatever_is_open(tmp_path: Path) -> None:
+def test_segment_cache_memory_is_bounded(tmp_path: Path) -> None:
     cache = SegmentCache(1000)
     for number in range(50):
         cache.put((number % 3, 0, number), np.zeros(90 + number, np.uint8))
-    assert 800 < _bytes_of(cache) <= 1000
-    assert cache._segments.currsize == _bytes_of(cache)
+    assert 800 < _count_bytes(cache) <= 1000
+    assert cache._segments.currsize == _count_bytes(cache)
     cache.drop(1)
     assert cache.get((1, 0, 49)) is None
     assert cache.get((0, 0, 48)) is not None
-    assert cache._segments.currsize == _bytes_of(cache)
+    assert cache._segments.currsize == _count_bytes(cache)
     cache.put((9, 0, 0), np.zeros(5000, np.uint8))
-    assert (_bytes_of(cache), len(cache._segments)) == (5000, 1), "larger than all of it: kept until the next"
+    assert (_count_bytes(cache), len(cache._segments)) == (5000, 1), "larger than all of it: kept until the next"
     cache.put((0, 0, 50), np.zeros(90, np.uint8))
-    assert (_bytes_of(cache), len(cache._segments)) == (90, 1)
+    assert (_count_bytes(cache), len(cache._segments)) == (90, 1)
 
 
-def test_closing_gives_the_memory_back(tiled: Path) -> None:
+def test_tiff_pyramid_close_frees_memory(tiled: Path) -> None:
     pyramid = TiffPyramid(tiled)
     pyramid.read(0, 0, 0, WIDTH, HEIGHT)
     number = pyramid._file.get().number
@@ -248,7 +250,7 @@ def test_closing_gives_the_memory_back(tiled: Path) -> None:
 @pytest.mark.parametrize(
     ("compression", "red_only"), [("jpeg", False), ("adobe_deflate", False), ("adobe_deflate", True)]
 )
-def test_a_window_of_one_tile_is_its_own_and_not_kept(tmp_path: Path, compression: str, red_only: bool) -> None:
+def test_tiff_pyramid_window_of_one_tile_is_a_copy(tmp_path: Path, compression: str, red_only: bool) -> None:
     image = np.random.default_rng(2).integers(0, 256, (128, 192, 3), dtype=np.uint8)
     path = tmp_path / "small.tiff"
     tifffile.imwrite(path, image, tile=(64, 64), photometric="rgb", compression=compression, metadata=None)
@@ -271,12 +273,12 @@ def test_a_window_of_one_tile_is_its_own_and_not_kept(tmp_path: Path, compressio
     assert (pyramid.read(0, 64, 64, 64, 64) == whole[64:128, 64:128]).all()
 
 
-def test_a_changed_read_does_not_reach_the_next(tiled: Path) -> None:
+def test_tiff_pyramid_modified_read_leaves_next_unchanged(tiled: Path) -> None:
     pyramid = TiffPyramid(tiled)
     first = pyramid.read(0, 0, 0, 256, 256)
     first[:] = 0
     assert pyramid.read(0, 0, 0, 256, 256).any()
 
 
-def test_openslide_opens_what_the_test_writes(tiled: Path) -> None:
+def test_openslide_opens_written_tiff(tiled: Path) -> None:
     assert openslide.OpenSlide.detect_format(tiled) == "generic-tiff"

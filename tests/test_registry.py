@@ -44,22 +44,22 @@ def sentinel_is_never_imported() -> Iterator[None]:
     sys.modules.pop("tests.sentinel", None)
 
 
-def keys_of(node: Any, path: str = "") -> list[str]:
+def list_keys(node: Any, path: str = "") -> list[str]:
     """Every key of a configuration, nodes included."""
     if not isinstance(node, dict):
         return []
     below = [(f"{path}{key}", child) for key, child in node.items()]
-    return [key for name, child in below for key in (name, *keys_of(child, f"{name}."))]
+    return [key for name, child in below for key in (name, *list_keys(child, f"{name}."))]
 
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)
-def test_no_key_of_any_entry_point_builds_a_nested_node(
+def test_registry_no_key_of_entry_point_builds_nested_node(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run, overrides, entry_point = ENTRY_POINTS[name]
     cfg = compose_config(*overrides, door=entry_point)
-    keys = keys_of(OmegaConf.to_container(cfg, resolve=False))
+    keys = list_keys(OmegaConf.to_container(cfg, resolve=False))
     assert len(keys) > 20
     for number, key in enumerate(keys):
         changed = cfg.copy()
@@ -74,7 +74,7 @@ def test_no_key_of_any_entry_point_builds_a_nested_node(
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("key", ["engine.device", "engine.batch_size", "engine", "data.draw.seed", "name", "new"])
-def test_each_shape_of_a_node_is_refused(key: str, shape: Any) -> None:
+def test_registry_each_shape_of_node_is_refused(key: str, shape: Any) -> None:
     cfg = compose_config()
     OmegaConf.update(cfg, key, shape, merge=False, force_add=True)
     with pytest.raises(ConfigError):
@@ -84,7 +84,7 @@ def test_each_shape_of_a_node_is_refused(key: str, shape: Any) -> None:
 
 @pytest.mark.parametrize("key", [key for key in SLOTS if key not in ("tiles", "augment")])
 @pytest.mark.parametrize("target", [SENTINEL, "builtins.print", "pathlib.Path", "torch.nn.functional.relu"])
-def test_a_slot_refuses_what_its_group_does_not_build(key: str, target: str) -> None:
+def test_registry_slot_refuses_target_of_other_group(key: str, target: str) -> None:
     cfg = compose_config()
     OmegaConf.update(cfg, key, {"_target_": target}, merge=False)
     with pytest.raises(ConfigError, match=f"{key}._target_={target} is not allowed"):
@@ -97,7 +97,7 @@ def test_a_slot_refuses_what_its_group_does_not_build(key: str, target: str) -> 
 @pytest.mark.parametrize(
     "target", ["panda.models.segmentation.Path", "panda.models.losses.nn", "torch.nn.modules.loss.Tensor"]
 )
-def test_a_class_imported_into_an_allowed_package_is_refused(target: str) -> None:
+def test_registry_class_imported_into_allowed_package_is_refused(target: str) -> None:
     cfg = compose_config()
     OmegaConf.update(cfg, "loss", {"_target_": target}, merge=False)
     with pytest.raises(ConfigError, match="is not allowed: give a class derived from Module and defined in"):
@@ -108,7 +108,7 @@ def test_a_class_imported_into_an_allowed_package_is_refused(target: str) -> Non
     "target",
     ["torch.nn.HuberLoss", "segmentation_models_pytorch.losses.LovaszLoss", "torchmetrics.MeanSquaredError"],
 )
-def test_a_loss_of_an_allowed_library_is_built(target: str) -> None:
+def test_registry_loss_of_allowed_library_is_built(target: str) -> None:
     cfg = compose_config()
     options = {"mode": "binary"} if "segmentation" in target else {}
     OmegaConf.update(cfg, "loss", {"_target_": target, **options}, merge=False)
@@ -125,41 +125,41 @@ def test_a_loss_of_an_allowed_library_is_built(target: str) -> None:
         ("+trainer.max_epoch=4", "did you mean max_epochs"),
     ],
 )
-def test_an_unknown_option_is_refused_before_anything_is_built(override: str, said: str) -> None:
+def test_registry_unknown_option_is_refused_before_build(override: str, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check_config(compose_config(override), "train")
     assert said in str(caught.value)
 
 
-def test_an_open_ended_library_class_takes_named_options_only() -> None:
+def test_registry_library_class_takes_named_options_only() -> None:
     cfg = compose_config()
     OmegaConf.update(cfg, "loss", {"_target_": "torchmetrics.MeanSquaredError", "anything": 1}, merge=False)
     with pytest.raises(ConfigError, match=r"loss\.anything=1"):
         check_config(cfg, "train")
 
 
-def with_own_loss(*overrides: str) -> DictConfig:
+def compose_with_own_loss(*overrides: str) -> DictConfig:
     cfg = compose_config(*overrides)
     OmegaConf.update(cfg, "loss", {"_target_": "tests.sentinel.OwnLoss", "weight": 2.0}, merge=False)
     return cfg
 
 
-def test_a_package_that_was_typed_is_allowed() -> None:
-    cfg = with_own_loss("allow_packages=[tests.sentinel]")
+def test_registry_package_from_command_line_is_allowed() -> None:
+    cfg = compose_with_own_loss("allow_packages=[tests.sentinel]")
     with typed_arguments(["model=unet", "allow_packages=[tests.sentinel]"]):
         check_config(cfg, "train")
     assert build(compose_plain_config(cfg), "loss").weight == 2.0
 
 
-def test_a_package_that_a_file_allows_is_refused() -> None:
+def test_registry_package_from_file_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
-        check_config(with_own_loss("allow_packages=[tests.sentinel]"), "train")
+        check_config(compose_with_own_loss("allow_packages=[tests.sentinel]"), "train")
     assert "allow_packages=['tests.sentinel'] comes from a file" in str(caught.value)
     assert "loss._target_=tests.sentinel.OwnLoss is not allowed" in str(caught.value)
     assert "tests.sentinel" not in sys.modules
 
 
-def test_an_allowed_package_defines_no_settings() -> None:
+def test_registry_allowed_package_defines_no_settings() -> None:
     cfg = compose_config("allow_packages=[tests]")
     OmegaConf.update(cfg, "engine", {"_target_": SENTINEL}, merge=False)
     with typed_arguments(["allow_packages=[tests]"]), pytest.raises(ConfigError, match="engine builds panda"):
@@ -167,7 +167,7 @@ def test_an_allowed_package_defines_no_settings() -> None:
     assert "tests.sentinel" not in sys.modules
 
 
-def sent_run(folder: Path, cfg: DictConfig) -> DictConfig:
+def compose_received_run(folder: Path, cfg: DictConfig) -> DictConfig:
     """The configuration that resumes a run whose folder somebody sent."""
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     for name in ("last.ckpt", "best.ckpt"):
@@ -176,19 +176,19 @@ def sent_run(folder: Path, cfg: DictConfig) -> DictConfig:
     return compose_config(f"resume={folder}/checkpoints/last.ckpt")
 
 
-def test_no_key_of_a_sent_run_builds_a_nested_node(tmp_path: Path) -> None:
+def test_registry_no_key_of_received_run_builds_nested_node(tmp_path: Path) -> None:
     plain = compose_plain_config(compose_config("logger=csv"))
     own = ("resume", "run_dir", "debug", "allow_packages")  # are given by the command that resumes
-    for number, key in enumerate(key for key in (*keys_of(plain), "hydra", "new") if key not in own):
+    for number, key in enumerate(key for key in (*list_keys(plain), "hydra", "new") if key not in own):
         sent = OmegaConf.create(plain)
         OmegaConf.update(sent, key, SHAPES[number % len(SHAPES)], merge=False, force_add=True)
         with pytest.raises(ConfigError):
-            train(sent_run(tmp_path, sent))
+            train(compose_received_run(tmp_path, sent))
         assert "tests.sentinel" not in sys.modules, key
 
 
-def test_a_sent_run_allows_no_package(tmp_path: Path) -> None:
-    cfg = sent_run(tmp_path, with_own_loss("allow_packages=[tests.sentinel]"))
+def test_registry_received_run_allows_no_package(tmp_path: Path) -> None:
+    cfg = compose_received_run(tmp_path, compose_with_own_loss("allow_packages=[tests.sentinel]"))
     with pytest.raises(ConfigError) as caught:
         train(cfg)
     assert "type it with each command, also with resume=…" in str(caught.value)
@@ -208,7 +208,7 @@ def test_a_sent_run_allows_no_package(tmp_path: Path) -> None:
         ("train", ("-m", "+hydra.sweeper.params.allow_packages='[tests.sentinel]'", "seed=1")),
     ],
 )
-def test_an_entry_point_refuses_a_node_in_one_message(
+def test_entry_point_nested_node_is_refused_in_one_message(
     tmp_path: Path, entry_point: str, overrides: tuple[str, ...]
 ) -> None:
     done = run_door(entry_point, tmp_path, *overrides)
@@ -218,7 +218,7 @@ def test_an_entry_point_refuses_a_node_in_one_message(
     assert "tests.sentinel" not in sys.modules
 
 
-def test_an_entry_point_takes_a_typed_package_to_the_next_check(tmp_path: Path) -> None:
+def test_entry_point_typed_package_reaches_next_check(tmp_path: Path) -> None:
     overrides = ("loss._target_=tests.sentinel.OwnLoss", "~loss.bce_weight", "~loss.dice_weight", "seed=-1")
     done = run_door("train", tmp_path, *overrides, "allow_packages=[tests.sentinel]")
     assert "seed=-1" in done.stderr

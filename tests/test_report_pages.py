@@ -159,7 +159,7 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-def test_run_page_says_the_figures_and_what_they_mean(run: Path) -> None:
+def test_write_run_page_shows_figures_and_meanings(run: Path) -> None:
     text = html.unescape(check_page(write_run_page(run)))
     for said in ("0.75", "95 % interval 0.66 to 0.83", "On 5 test slides", "chosen on 5 validation slides", "by slide",
                  "Calling all tissue tumour would give 0.31", "1 (missing mask)", "best epoch 2", "1 min 33 s",
@@ -169,7 +169,7 @@ def test_run_page_says_the_figures_and_what_they_mean(run: Path) -> None:
     assert "so it has no Dice" in text
 
 
-def test_slides_that_a_network_has_seen_are_not_called_new(tmp_path: Path) -> None:
+def test_write_run_page_seen_slides_are_not_called_new(tmp_path: Path) -> None:
     note = "The segmentation was trained on 3 test slides: their figures flatter. Use the data.seed of its run."
     said = {"seen": [note], "new": ["No training slide has class 4: what is absent cannot be learnt."]}
     for name, notes in said.items():
@@ -181,7 +181,7 @@ def test_slides_that_a_network_has_seen_are_not_called_new(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("percent", "shown"), [(0.4, False), (None, False), (3.21, True)])
-def test_cancer_outside_the_tissue_stands_beside_dice(tmp_path: Path, percent: float | None, shown: bool) -> None:
+def test_write_run_page_shows_cancer_outside_tissue(tmp_path: Path, percent: float | None, shown: bool) -> None:
     test = {"dice": 0.77, "slides": 60, "cancer_outside_tissue_percent": percent, "cancer_outside_tissue_mm2": 1.5}
     folder = _run(tmp_path / "run", _summary(test=test))
     rows = [{"slide_id": "a", "dice": 0.7, "cancer_outside_tissue_mm2": 1.5, "cancer_outside_tissue_px": 4 * shown}]
@@ -193,7 +193,7 @@ def test_cancer_outside_the_tissue_stands_beside_dice(tmp_path: Path, percent: f
     assert ("Labelled cancer outside the tissue" in slides) == shown
 
 
-def test_pages_are_harmless_whatever_a_slide_is_called(run: Path) -> None:
+def test_write_run_page_escapes_slide_names(run: Path) -> None:
     text = write_run_page(run).read_text()
     assert "<script>alert" not in text
     assert "&lt;script&gt;alert" in text
@@ -203,7 +203,7 @@ def test_pages_are_harmless_whatever_a_slide_is_called(run: Path) -> None:
     assert find_subfolder(run / "slides", "../..") is None
 
 
-def test_slide_pages_are_made_again_only_when_out_of_date(run: Path) -> None:
+def test_write_run_page_renews_outdated_slide_pages_only(run: Path) -> None:
     write_run_page(run)
     page = run / "slides" / "good" / "slide.html"
     page.write_text("mine")
@@ -214,7 +214,7 @@ def test_slide_pages_are_made_again_only_when_out_of_date(run: Path) -> None:
     assert "Against the label" in page.read_text()
 
 
-def test_a_run_without_test_says_so(tmp_path: Path) -> None:
+def test_write_run_page_run_without_test_is_noted(tmp_path: Path) -> None:
     folder = _run(tmp_path / "one", _summary(test=None, notes=["One slide: not generalisation."]))
     text = html.unescape(check_page(write_run_page(folder)))
     assert "Figures on the validation split" in text
@@ -223,7 +223,7 @@ def test_a_run_without_test_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"test": null, "val": {"dice": NaN}}'])
-def test_a_broken_or_missing_summary_still_makes_a_page(tmp_path: Path, content: str | None) -> None:
+def test_write_run_page_broken_or_missing_summary(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "summary.json").write_text(content)
     text = check_page(write_run_page(tmp_path))
@@ -231,7 +231,7 @@ def test_a_broken_or_missing_summary_still_makes_a_page(tmp_path: Path, content:
     assert "summary.json" in text
 
 
-def test_grading_run_shows_agreement_and_confusion(tmp_path: Path) -> None:
+def test_write_run_page_grading_shows_agreement_and_confusion(tmp_path: Path) -> None:
     scores = {"qwk": 0.68, "accuracy": 0.5, "accuracy_interval": [0.4, 0.6], "auroc": None, "slides": 60}
     scores |= {"auroc_significant": 0.81, "auroc_significant_interval": [0.72, 0.89], "confusion": [[7, 1], [2, 9]]}
     folder = _run(tmp_path / "g", _summary(task="grading", test=scores, val={"qwk": 0.7}, target="isup"))
@@ -250,7 +250,7 @@ def test_grading_run_shows_agreement_and_confusion(tmp_path: Path) -> None:
     assert re.findall(r'class="diagonal"[^>]*>(\d+)<', text) == ["7", "9"]
 
 
-def test_the_best_epoch_of_a_grading_is_that_of_its_checkpoint_and_not_of_the_best_kappa(tmp_path: Path) -> None:
+def test_write_run_page_grading_best_epoch_is_of_checkpoint(tmp_path: Path) -> None:
     folder = _run(tmp_path / "g", _summary(task="grading", test={"qwk": 0.1, "slides": 30}, target="isup"))
     figures = [(0, 1.5, 0.6), (1, 1.2, 0.3), (2, 1.4, 0.5)]
     rows = [{"epoch": epoch, "val/loss": loss, "val/qwk": qwk, "val/auroc": 0.5} for epoch, loss, qwk in figures]
@@ -262,14 +262,14 @@ def test_the_best_epoch_of_a_grading_is_that_of_its_checkpoint_and_not_of_the_be
     assert "AUROC, cancer against benign</" in text
 
 
-def test_a_run_that_looks_for_cancer_says_how_well_cancer_is_told(tmp_path: Path) -> None:
+def test_write_run_page_cancer_target_shows_cancer_scores(tmp_path: Path) -> None:
     scores = {"qwk": 0.4, "accuracy": 0.75, "auroc": 0.9, "slides": 30}
     folder = _run(tmp_path / "g", _summary(task="grading", test=scores, target="cancer"))
     text = html.unescape(check_page(write_run_page(folder)))
     assert "choice: AUROC of cancer against benign is 0.90; 75% of the slides got the right class." in text
 
 
-def test_the_viewer_holds_all_that_it_needs(tmp_path: Path) -> None:
+def test_write_slide_page_viewer_is_self_contained(tmp_path: Path) -> None:
     (tmp_path / "report.html").touch()
     counts = list(range(4800, 3799, -1))
     folder = _slide(
@@ -306,7 +306,7 @@ def test_the_viewer_holds_all_that_it_needs(tmp_path: Path) -> None:
     assert 'alt="overlay"' in text, "what lacks a part of the viewer shows the pictures"
 
 
-def test_slide_page_with_grade(tmp_path: Path) -> None:
+def test_write_slide_page_with_grade(tmp_path: Path) -> None:
     grade = {"target": "isup", "predicted": 3, "probabilities": [0.02, 0.05, 0.17, 0.52, 0.2, 0.04]}
     folder = _slide(tmp_path / "s", grade=grade, in_sample="training")
     (tmp_path / "report.html").touch()
@@ -324,7 +324,7 @@ def test_slide_page_with_grade(tmp_path: Path) -> None:
         assert said in text
 
 
-def test_the_page_of_a_graded_slide_says_what_the_tint_of_tiles_means(tmp_path: Path) -> None:
+def test_write_slide_page_graded_slide_explains_tile_tint(tmp_path: Path) -> None:
     tiles = [{"x": 0, "y": 0, "attention": 0.7, "contribution": 0.1}]
     grade = {"target": "cancer", "predicted": 1, "probabilities": [0.2, 0.8], "tile_side_px": 64, "tiles": tiles}
     (tmp_path / "report.html").touch()
@@ -337,7 +337,7 @@ def test_the_page_of_a_graded_slide_says_what_the_tint_of_tiles_means(tmp_path: 
     assert said not in write_slide_page(ungraded).read_text()
 
 
-def test_slide_page_gives_the_reason_for_unknown_areas(tmp_path: Path) -> None:
+def test_write_slide_page_unknown_area_has_reason(tmp_path: Path) -> None:
     folder = _slide(
         tmp_path / "s", tumor_mm2=None, tissue_mm2=None, mm2_note="no µm/px: give data.mpp_override", mpp=None
     )
@@ -346,7 +346,7 @@ def test_slide_page_gives_the_reason_for_unknown_areas(tmp_path: Path) -> None:
     assert 'class="none"' in text
 
 
-def test_slide_page_says_how_tissue_was_found_where_that_matters(tmp_path: Path) -> None:
+def test_write_slide_page_names_tissue_search(tmp_path: Path) -> None:
     said = {"strict": [], "loose": ["only with the loose rule"], "whole": ["the whole slide counts as tissue"]}
     for how in said:
         text = write_slide_page(_slide(tmp_path / how, tissue_how=how)).read_text()
@@ -354,7 +354,7 @@ def test_slide_page_says_how_tissue_was_found_where_that_matters(tmp_path: Path)
             assert all((word in text) == (how == other) for word in words)
 
 
-def test_slide_page_of_a_slide_that_was_only_graded(tmp_path: Path) -> None:
+def test_write_slide_page_slide_with_grade_only(tmp_path: Path) -> None:
     folder = tmp_path / "s"
     folder.mkdir()
     grade = {"target": "cancer", "predicted": 1, "probabilities": [0.1, 0.9]}
@@ -364,7 +364,7 @@ def test_slide_page_of_a_slide_that_was_only_graded(tmp_path: Path) -> None:
     assert "Tumour regions" not in text
 
 
-def test_inference_page(tmp_path: Path) -> None:
+def test_write_inference_page_lists_slides(tmp_path: Path) -> None:
     row = {"slide_id": "a", "tumor_percent_of_tissue": 1.5, "tumor_mm2": 0.5, "tissue_mm2": 4, "num_regions": 2}
     rows = [row | {"threshold": 0.43, "in_sample": ""}]
     rows.append(rows[0] | {"slide_id": EVIL, "tumor_percent_of_tissue": 30, "tumor_mm2": "", "in_sample": "training"})
@@ -386,7 +386,7 @@ def test_inference_page(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "slide.html").is_file()
 
 
-def test_areas_of_a_slide_that_counts_as_tissue_whole_are_left_out(tmp_path: Path) -> None:
+def test_write_inference_page_whole_slide_tissue_has_no_area(tmp_path: Path) -> None:
     row = {"slide_id": "a", "tumor_mm2": 0.5, "tissue_mm2": 4, "tissue_how": "strict", "unscored_tissue_px": 0}
     rows = [row, row | {"slide_id": "b", "tumor_mm2": 30, "tissue_mm2": 500, "tissue_how": "whole"}]
     _write_csv(tmp_path / "quantification.csv", rows)
@@ -403,11 +403,11 @@ def test_areas_of_a_slide_that_counts_as_tissue_whole_are_left_out(tmp_path: Pat
     assert "Tissue not scored" in text
 
 
-def test_an_empty_inference_folder_makes_a_page(tmp_path: Path) -> None:
+def test_write_inference_page_empty_folder(tmp_path: Path) -> None:
     assert "No slide was finished" in check_page(write_inference_page(tmp_path))
 
 
-def test_sweep(tmp_path: Path) -> None:
+def test_write_sweep_ranks_jobs(tmp_path: Path) -> None:
     figures = {0: (0.6, 0.9), 1: (0.8, 0.5), 10: (0.7, 0.7)}
     for job, (val, test) in figures.items():
         summary = _summary(
@@ -437,7 +437,7 @@ def test_sweep(tmp_path: Path) -> None:
     assert rows[0]["model"] == "m0"
 
 
-def test_jobs_are_paired_with_the_best_on_the_slides_of_validation(tmp_path: Path) -> None:
+def test_write_sweep_pairs_jobs_with_best_on_validation(tmp_path: Path) -> None:
     """The intervals of the three overlap widely; slide by slide one is always worse and one is not."""
     rng = np.random.default_rng(0)
     best = rng.uniform(0.2, 0.9, 30)
@@ -471,7 +471,7 @@ def test_jobs_are_paired_with_the_best_on_the_slides_of_validation(tmp_path: Pat
     assert "not scored on the same pixels" in text
 
 
-def test_jobs_that_repeat_each_other_are_one_row(tmp_path: Path) -> None:
+def test_write_sweep_repeated_jobs_share_row(tmp_path: Path) -> None:
     scores = {("a", 0): 0.5, ("a", 1): 0.7, ("a", 2): 0.9, ("b", 0): 0.8, ("b", 1): 0.9}
     for job, ((loss, seed), dice) in enumerate(scores.items()):
         folder = _run(tmp_path / str(job), _summary(val={"dice_mean_slide": dice}, test={"dice_mean_slide": dice / 2}))
@@ -489,7 +489,7 @@ def test_jobs_that_repeat_each_other_are_one_row(tmp_path: Path) -> None:
     assert "0.700 ± 0.200" in text
 
 
-def test_a_fold_whose_validation_has_no_cancer_is_neither_the_best_nor_left_out(tmp_path: Path) -> None:
+def test_write_sweep_fold_without_cancer_in_validation_is_kept(tmp_path: Path) -> None:
     """It is judged by its false alarms there, mm² and not Dice; what it found on its test slides counts like others."""
     benign = {"dice_mean_slide": None, "dice": None, "fp_mm2_benign_slides": 3.0}
     parts = [({"dice_mean_slide": 0.6}, 0.4), (benign, 0.8), (benign | {"fp_mm2_benign_slides": 2.0}, 0.3)]
@@ -506,7 +506,7 @@ def test_a_fold_whose_validation_has_no_cancer_is_neither_the_best_nor_left_out(
     assert [job.name for job in rank_jobs(read_jobs(tmp_path))] == ["0", "2", "1"]
 
 
-def test_a_job_that_was_killed_is_not_called_failed(tmp_path: Path) -> None:
+def test_write_sweep_killed_job_is_not_called_failed(tmp_path: Path) -> None:
     for job in "01":
         (tmp_path / job).mkdir()
         (tmp_path / job / "overrides.txt").write_text(f"a={job}\n")
@@ -516,7 +516,7 @@ def test_a_job_that_was_killed_is_not_called_failed(tmp_path: Path) -> None:
         assert [row["state"] for row in csv.DictReader(file)] == ["unfinished", "failed"]
 
 
-def test_agreement_of_areas_is_bland_and_altman_s(run: Path) -> None:
+def test_agreement_chart_is_bland_altman(run: Path) -> None:
     found, true = [1.0, 2.5, 0.2, 4.0], [1.2, 2.0, 0.0, 3.1]
     rows = [
         {"slide_id": f"s{k}", "provider": "radboud", "dice": 0.5, "tumor_mm2": a, "true_tumor_mm2": b}
@@ -534,14 +534,14 @@ def test_agreement_of_areas_is_bland_and_altman_s(run: Path) -> None:
     assert "limits of agreement" in check_page(write_run_page(run))
 
 
-def test_a_sweep_without_jobs_and_one_with_failures_only(tmp_path: Path) -> None:
+def test_write_sweep_no_jobs_or_failures_only(tmp_path: Path) -> None:
     assert "No job has left anything" in check_page(write_sweep(tmp_path))
     (tmp_path / "0").mkdir()
     (tmp_path / "0" / "overrides.txt").write_text("a=1\n")
     assert "summary.json is not in the folder" in check_page(write_sweep(tmp_path))
 
 
-def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_write_pages_missing_folder_raises(tmp_path: Path) -> None:
     for write in (write_run_page, write_inference_page, write_slide_page, write_sweep):
         with pytest.raises(PandaError, match="is not a folder"):
             write(tmp_path / "absent")
@@ -557,11 +557,11 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
         (7000, "seconds", "1 h 57 min"), ("None", "text", ""), (True, "score", ""),
     ],
 )  # fmt: skip
-def test_figures_bear_sensible_digits(value: Any, kind: str, text: str) -> None:
+def test_show_rounds_to_sensible_digits(value: Any, kind: str, text: str) -> None:
     assert show(value, kind) == text
 
 
-def test_pictures_are_reduced_and_laid_on_white(tmp_path: Path) -> None:
+def test_read_picture_is_shrunk_and_flattened_on_white(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "p.png"), np.zeros((100, 400, 4), np.uint8))
     picture = read_picture(tmp_path / "p.png", 200)
     assert picture is not None
@@ -575,7 +575,7 @@ def test_pictures_are_reduced_and_laid_on_white(tmp_path: Path) -> None:
     assert read_picture(tmp_path / "absent.png", 200) is None
 
 
-def test_axes_have_round_ticks_that_span_the_data() -> None:
+def test_ticks_are_round_and_span_data() -> None:
     assert ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
     for low, high in ((0.0, 0.0), (3.0, 3.0), (-0.3, 0.71), (1e-5, 3e-5), (-2.0, -1.0)):
         found = ticks(low, high)
@@ -592,13 +592,13 @@ def test_charts_of_one_point_or_none() -> None:
     assert "<svg" in bar_chart("t", [Bar("κ below zero", -0.2, -0.5, 0.1)], ("a", ""))
 
 
-def test_names_sort_as_people_count() -> None:
+def test_natural_key_sorts_numbers_by_value() -> None:
     assert sorted(["10", "9", "job", "1a"], key=natural_key) == ["1a", "9", "10", "job"]
     assert number("inf") is None
     assert number("1e-3") == 0.001
 
 
-def test_a_figure_that_slides_leave_undefined_is_not_called_unrecorded() -> None:
+def test_splits_table_undefined_figure_differs_from_unrecorded() -> None:
     given = {"task": "grading", "val": {"auroc": 0.5}, "test": {"auroc": None, "attention_auroc": 0.9}}
     table = splits_table(make_summary(given))
     cells = {row[0].text: row[1:] for row in table.rows}

@@ -23,7 +23,7 @@ def _row(title: str = "slide x 1, y 2", truth: bool = True, um_per_px: float | N
     return PanelRow(image, probability, probability > 0.7 if truth else None, tissue, title, um_per_px)
 
 
-def test_rows_with_and_without_truth_and_scale_make_one_picture(tmp_path: Path) -> None:
+def test_draw_panels_rows_with_and_without_truth_or_scale(tmp_path: Path) -> None:
     rows = [_row(), _row("$bad _math^ <title>", truth=False, um_per_px=None)]
     path = draw_panels(rows, 0.5, tmp_path / "new" / "panels.png")
     picture = cv2.imread(str(path))
@@ -32,7 +32,7 @@ def test_rows_with_and_without_truth_and_scale_make_one_picture(tmp_path: Path) 
     assert [p.name for p in path.parent.iterdir()] == ["panels.png"]
 
 
-def test_overlay_shows_found_false_alarm_and_missed_in_their_colours(tmp_path: Path) -> None:
+def test_draw_panels_overlay_colors_hits_false_alarms_and_misses(tmp_path: Path) -> None:
     image = np.full((60, 60, 3), 255, np.uint8)
     probability, truth = np.zeros((60, 60)), np.zeros((60, 60), bool)
     probability[:, :40] = 0.9
@@ -48,7 +48,7 @@ def test_overlay_shows_found_false_alarm_and_missed_in_their_colours(tmp_path: P
     assert {tint("#00a35a", 0.45), tint("#ffd000", 0.6), tint("#0a4dff", 0.6)} <= colours
 
 
-def test_a_patch_says_its_dice_or_why_it_has_none() -> None:
+def test_dice_text_shows_dice_or_reason() -> None:
     predicted = np.array([[True, True, False, False]])
     assert dice_text(predicted, np.array([[True, False, False, False]])) == "Dice 0.67"
     assert "no cancer labelled" in dice_text(predicted, np.zeros((1, 4), bool))
@@ -56,7 +56,7 @@ def test_a_patch_says_its_dice_or_why_it_has_none() -> None:
     assert "no ground truth" in dice_text(predicted, None)
 
 
-def test_a_panel_counts_tissue_alone_and_thresholds_as_the_scores_do(tmp_path: Path) -> None:
+def test_draw_panels_counts_tissue_and_thresholds_like_scores(tmp_path: Path) -> None:
     probability = np.full((60, 60), 0.6, np.float32)  # 0.600000024, to which 0.60000003 would be rounded
     truth, tissue = np.zeros((60, 60), bool), np.zeros((60, 60), bool)
     truth[:, :40] = True
@@ -72,7 +72,7 @@ def test_a_panel_counts_tissue_alone_and_thresholds_as_the_scores_do(tmp_path: P
     assert tuple(int(0.55 * 255 + 0.45 * v) for v in (0, 163, 90)) in colours
 
 
-def test_arrays_that_do_not_match_are_refused(tmp_path: Path) -> None:
+def test_panel_row_other_shapes_raise(tmp_path: Path) -> None:
     row = _row()
     wrong = PanelRow(row.image, row.probability[:10], None, row.tissue, "wrong one", None)
     with pytest.raises(ValueError, match="wrong one"):
@@ -83,7 +83,7 @@ def test_arrays_that_do_not_match_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 20])
-def test_attention_tiles(tmp_path: Path, count: int) -> None:
+def test_draw_attention_tiles_of_any_count(tmp_path: Path, count: int) -> None:
     weights = np.arange(count, dtype=np.float32)
     shown = np.zeros((min(count, 12), 16, 16, 3), np.uint8)
     grade = Grade("isup", 0, [1.0], np.zeros((count, 2), np.int64), weights, weights, shown, 16.0)
@@ -95,7 +95,7 @@ def test_attention_tiles(tmp_path: Path, count: int) -> None:
 
 
 @pytest.mark.parametrize(("predicted", "said"), [(0, "no cancer"), (1, "cancer")])
-def test_a_slide_without_cancer_is_not_headed_by_cancer(
+def test_write_attention_benign_slide_has_no_cancer_heading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, predicted: int, said: str
 ) -> None:
     view = Resolution(4.0, 40, 20, 1, 1.0, (2.0, 2.0))
@@ -112,7 +112,7 @@ def test_a_slide_without_cancer_is_not_headed_by_cancer(
     assert heads == [f"Attention for 1 tiles, {said} predicted; the most attended has 100.0%"]
 
 
-def test_attention_lies_where_its_tiles_do(tmp_path: Path) -> None:
+def test_write_attention_places_weights_on_tiles(tmp_path: Path) -> None:
     view = Resolution(4.0, 400, 200, 1, 1.0, (2.0, 2.0))
     image = np.full((200, 400, 3), 255, np.uint8)
     coords, weights = np.array([[40, 80], [800, 400]], np.int64), np.array([0.8, 0.2], np.float32)

@@ -38,7 +38,7 @@ def _name(node: ast.expr) -> str:
     return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
 
 
-def _rounded(call: ast.Call) -> ast.expr | None:
+def _find_rounded(call: ast.Call) -> ast.expr | None:
     """Return what a call rounds to whole numbers, None if it does not round."""
     name, arguments = _name(call.func), call.args
     if name == "int" and arguments:  # int(v + 0.5)
@@ -54,7 +54,7 @@ def _rounded(call: ast.Call) -> ast.expr | None:
     return call.func.value if is_method and isinstance(call.func, ast.Attribute) else arguments[0]
 
 
-def _roundings(tree: ast.AST) -> Iterator[tuple[ast.Call, set[str]]]:
+def _find_roundings(tree: ast.AST) -> Iterator[tuple[ast.Call, set[str]]]:
     """Yield each call that rounds, with the names in what it rounds and of the variables that it goes to."""
     for statement in ast.walk(tree):
         if not isinstance(statement, ast.stmt):
@@ -64,15 +64,15 @@ def _roundings(tree: ast.AST) -> Iterator[tuple[ast.Call, set[str]]]:
         own = {_name(node) for node in parts if isinstance(node, ast.expr)}
         inner = [child for child in ast.iter_child_nodes(statement) if isinstance(child, ast.expr)]
         for call in (node for child in inner for node in ast.walk(child) if isinstance(node, ast.Call)):
-            if (value := _rounded(call)) is not None:
+            if (value := _find_rounded(call)) is not None:
                 yield call, own | {_name(node) for node in ast.walk(value) if isinstance(node, ast.expr)}
 
 
-def test_only_geometry_rounds_coordinates() -> None:
+def test_rounding_of_coordinates_is_in_geometry_only() -> None:
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         module = path.relative_to(PACKAGE).as_posix()
-        for call, names in _roundings(ast.parse(path.read_text(encoding="utf-8"))):
+        for call, names in _find_roundings(ast.parse(path.read_text(encoding="utf-8"))):
             if any(COORDINATE.fullmatch(name) for name in names) and not module.startswith(DRAWN):
                 found[module, ast.unparse(call)] = call.lineno
     assert found.keys() == ALLOWED.keys(), found
@@ -92,6 +92,6 @@ def test_only_geometry_rounds_coordinates() -> None:
         ("left = int(a)", False),
     ],
 )
-def test_a_rounding_of_a_coordinate_is_found(code: str, found: bool) -> None:
-    names = {name for _, names in _roundings(ast.parse(code)) for name in names}
+def test_rounding_of_coordinate_is_detected(code: str, found: bool) -> None:
+    names = {name for _, names in _find_roundings(ast.parse(code)) for name in names}
     assert any(COORDINATE.fullmatch(name) for name in names) == found

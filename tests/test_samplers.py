@@ -21,7 +21,7 @@ from panda.data.samplers import BalancedDraws, HardDraws
     share=st.sampled_from([0.2, 0.5, 0.8]),
     seed=st.integers(0, 99),
 )
-def test_balanced_keeps_its_share_and_starves_no_slide(sizes: list[tuple[int, int]], share: float, seed: int) -> None:
+def test_balanced_draws_keep_share_and_draw_every_slide(sizes: list[tuple[int, int]], share: float, seed: int) -> None:
     tumor = np.concatenate([np.r_[np.ones(a, bool), np.zeros(b, bool)] for a, b in sizes] or [np.zeros(0, bool)])
     slides = np.repeat(np.arange(len(sizes)), [a + b for a, b in sizes])
     if not len(tumor):
@@ -43,7 +43,7 @@ def test_balanced_keeps_its_share_and_starves_no_slide(sizes: list[tuple[int, in
     np.testing.assert_array_equal(draws(np.random.default_rng(seed)), order)
 
 
-def test_balanced_weighs_slides_by_the_root_of_their_size() -> None:
+def test_balanced_draws_weigh_slides_by_root_of_size() -> None:
     tumor = np.r_[np.ones(1000, bool), np.ones(10, bool), np.zeros(990, bool)]
     slides = np.r_[np.zeros(1000, int), np.ones(10, int), np.full(990, 2)]
     got = Counter(slides[BalancedDraws(tumor, slides, 0.5)(np.random.default_rng(0))].tolist())
@@ -51,7 +51,7 @@ def test_balanced_weighs_slides_by_the_root_of_their_size() -> None:
     assert got[0] / got[1] == pytest.approx(10, rel=0.1)
 
 
-def test_hard_draws_what_the_network_errs_on() -> None:
+def test_hard_draws_prefer_patches_with_errors() -> None:
     draws = HardDraws(1000)
     rng = np.random.default_rng(0)
     first = Counter(draws(rng).tolist())
@@ -64,7 +64,7 @@ def test_hard_draws_what_the_network_errs_on() -> None:
     np.testing.assert_array_equal(draws(np.random.default_rng(1)), order)
 
 
-def test_hard_takes_what_was_not_seen_for_the_hardest() -> None:
+def test_hard_draws_unseen_patches_count_as_hardest() -> None:
     draws = HardDraws(200)
     draws.record_losses(range(100), torch.cat([torch.full((99,), 0.01), torch.tensor([5.0])]))
     order = draws(np.random.default_rng(0))
@@ -72,7 +72,7 @@ def test_hard_takes_what_was_not_seen_for_the_hardest() -> None:
 
 
 @pytest.mark.parametrize("choose", [None, HardDraws(50), BalancedDraws(np.arange(50) < 5, np.arange(50) % 7, 0.5)])
-def test_an_epoch_follows_from_the_seed_and_its_number(choose: Any) -> None:
+def test_draw_sampler_epoch_follows_seed_and_number(choose: Any) -> None:
     sampler = DrawSampler(50, seed=3, choose=choose)
     epochs = [list(sampler) for _ in range(3)]
     assert epochs[0] != epochs[1]

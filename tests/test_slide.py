@@ -49,7 +49,7 @@ def slide(path: Path) -> Slide:
     return Slide.open(path)
 
 
-def test_open_states_what_the_slide_is(slide: Slide) -> None:
+def test_slide_open_returns_levels_and_mpp(slide: Slide) -> None:
     assert slide.slide_id == "a1b2"
     assert slide.dimensions == (1005, 803)
     assert slide.level_dimensions == ((1005, 803), (251, 200), (62, 50))
@@ -60,7 +60,7 @@ def test_open_states_what_the_slide_is(slide: Slide) -> None:
     assert "1005 x 803" in repr(slide)
 
 
-def test_level_0_reads_are_exact_and_white_past_every_edge(slide: Slide, image: NDArray[np.uint8]) -> None:
+def test_slide_read_level_0_is_exact_and_white_outside(slide: Slide, image: NDArray[np.uint8]) -> None:
     assert (slide.read_region((100, 50), 0, (300, 200)) == image[50:250, 100:400]).all()
     around = slide.read_region((-10, -20), 0, (1005 + 30, 803 + 50))
     assert (around[20 : 20 + 803, 10 : 10 + 1005] == image).all()
@@ -70,7 +70,7 @@ def test_level_0_reads_are_exact_and_white_past_every_edge(slide: Slide, image: 
         assert (slide.read_region(far, 0, (7, 5)) == 255).all()
 
 
-def test_lower_levels_read_close_to_what_is_stored(slide: Slide, path: Path) -> None:
+def test_slide_read_lower_level_is_close_to_stored(slide: Slide, path: Path) -> None:
     with tifffile.TiffFile(path) as tif:
         stored = tif.pages[1].asarray()
     for x, y in [(0, 0), (64, 64), (100, 37), (201, 150)]:
@@ -82,28 +82,28 @@ def test_lower_levels_read_close_to_what_is_stored(slide: Slide, path: Path) -> 
         assert np.abs(read[:, :49].astype(int) - beside).mean() > 30
 
 
-def test_a_level_is_named_when_it_is_absent(slide: Slide) -> None:
+def test_slide_read_absent_level_raises(slide: Slide) -> None:
     for call in (lambda: slide.choose_resolution(level=3), lambda: slide.read_region((0, 0), -1, (5, 5))):
         with pytest.raises(SlideError, match=r"levels are 0 to 2"):
             call()
 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (-1, 5)])
-def test_an_empty_window_is_refused(slide: Slide, size: tuple[int, int]) -> None:
+def test_slide_read_empty_window_raises(slide: Slide, size: tuple[int, int]) -> None:
     with pytest.raises(SlideError, match="at least 1"):
         slide.read_region((0, 0), 0, size)
     with pytest.raises(SlideError, match="at least 1"):
         slide.read(slide.choose_resolution(mpp=1.3), (0, 0), size)
 
 
-def test_choose_resolution_level_is_used_unchanged(slide: Slide) -> None:
+def test_choose_resolution_level_is_unchanged(slide: Slide) -> None:
     resolution = slide.choose_resolution(level=1)
     assert resolution.size == (251, 200)
     assert not resolution.is_resampled
     assert resolution.mpp == pytest.approx((0.5 * 1005 / 251,) * 2)
 
 
-def test_choose_resolution_resamples_the_nearest_finer_level(slide: Slide) -> None:
+def test_choose_resolution_mpp_resamples_nearest_finer_level(slide: Slide) -> None:
     resolution = slide.choose_resolution(mpp=3.0)
     assert (resolution.level, resolution.is_resampled) == (1, True)
     assert resolution.downsample == pytest.approx(6.0)
@@ -118,7 +118,7 @@ def test_choose_resolution_level_within_one_percent_is_unchanged(slide: Slide) -
     assert (resolution.level, resolution.is_resampled) == (1, False)
 
 
-def test_choose_resolution_finer_than_the_scan_is_refused(slide: Slide) -> None:
+def test_choose_resolution_finer_than_scan_raises(slide: Slide) -> None:
     assert slide.choose_resolution(mpp=0.46).size == (1093, 873)
     with pytest.raises(SlideError, match=r"0\.25 µm/px is finer than the scan, 0\.5 µm/px"):
         slide.choose_resolution(mpp=0.25)
@@ -132,7 +132,7 @@ def test_choose_resolution_takes_exactly_one_argument(slide: Slide, asked: dict[
         slide.choose_resolution(**asked)
 
 
-def test_a_resampled_read_is_the_area_mean(tmp_path: Path, image: NDArray[np.uint8]) -> None:
+def test_slide_read_resampled_equals_area_mean(tmp_path: Path, image: NDArray[np.uint8]) -> None:
     slide = Slide.open(write_pyramid(tmp_path / "one.tiff", image, downsamples=(1,)))
     resolution = slide.choose_resolution(downsample=3.0)
     read = slide.read(resolution, (30, 60), (20, 10))
@@ -140,7 +140,7 @@ def test_a_resampled_read_is_the_area_mean(tmp_path: Path, image: NDArray[np.uin
     assert np.abs(read - window).max() <= 1
 
 
-def test_resampled_windows_fit_together(slide: Slide) -> None:
+def test_slide_read_resampled_windows_fit_together(slide: Slide) -> None:
     resolution = slide.choose_resolution(mpp=3.0)
     whole = slide.read(resolution, (0, 0), resolution.size)
     part = slide.read(resolution, (round(6.0 * 80), round(6.0 * 40)), (40, 40))
@@ -151,7 +151,7 @@ def test_resampled_windows_fit_together(slide: Slide) -> None:
     assert magnified.shape == (50, 50, 3)
 
 
-def test_a_resampled_read_is_made_of_blocks_without_seams(tmp_path: Path) -> None:
+def test_slide_read_resampled_blocks_have_no_seams(tmp_path: Path) -> None:
     ramp = np.broadcast_to((np.arange(6000) // 24).astype(np.uint8)[None, :, None], (40, 6000, 3))
     slide = Slide.open(write_pyramid(tmp_path / "ramp.tiff", np.ascontiguousarray(ramp), downsamples=(1,)))
     resolution = slide.choose_resolution(downsample=10.0)  # 600 px wide, of which one block holds 409
@@ -159,7 +159,7 @@ def test_a_resampled_read_is_made_of_blocks_without_seams(tmp_path: Path) -> Non
     assert np.abs(read - (np.arange(600) * 10 + 5) / 24).max() <= 1
 
 
-def test_overview_takes_the_lowest_useful_level(slide: Slide) -> None:
+def test_overview_uses_lowest_useful_level(slide: Slide) -> None:
     for side, size in [(4000, (1005, 803)), (300, (251, 200)), (125, (125, 100)), (600, (600, 480))]:
         overview, resolution = slide.overview(side)
         assert resolution.size == size
@@ -167,7 +167,7 @@ def test_overview_takes_the_lowest_useful_level(slide: Slide) -> None:
     assert not slide.overview(300)[1].is_resampled
 
 
-def test_threads_share_a_slide(slide: Slide, image: NDArray[np.uint8]) -> None:
+def test_slide_is_shared_by_threads(slide: Slide, image: NDArray[np.uint8]) -> None:
     places = [(x, y) for x in range(0, 960, 96) for y in range(0, 720, 96)] * 2
     with ThreadPoolExecutor(8) as pool:
         reads = list(pool.map(lambda place: slide.read_region(place, 0, (40, 40)), places))
@@ -175,7 +175,7 @@ def test_threads_share_a_slide(slide: Slide, image: NDArray[np.uint8]) -> None:
         assert (read == image[y : y + 40, x : x + 40]).all()
 
 
-def test_a_slide_travels_by_pickle_and_opens_lazily(slide: Slide, image: NDArray[np.uint8]) -> None:
+def test_slide_pickle_opens_lazily(slide: Slide, image: NDArray[np.uint8]) -> None:
     copy = pickle.loads(pickle.dumps(slide))
     assert copy.mpp == slide.mpp
     assert copy._reader.tiff._file._handle is None
@@ -186,7 +186,7 @@ def _mean(slide: Slide) -> float:
     return float(slide.read_region((0, 0), 0, (100, 100)).mean())
 
 
-def test_a_forked_process_opens_its_own_handle(slide: Slide) -> None:
+def test_slide_forked_process_opens_own_handle(slide: Slide) -> None:
     here = _mean(slide)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on: forking beside threads
@@ -194,7 +194,7 @@ def test_a_forked_process_opens_its_own_handle(slide: Slide) -> None:
             assert pool.map(_mean, [slide] * 4) == [here] * 4
 
 
-def test_closing_releases_and_reading_opens_again(path: Path) -> None:
+def test_slide_close_releases_and_read_reopens(path: Path) -> None:
     with Slide.open(path) as slide:
         before = _mean(slide)
     assert _mean(slide) == before
@@ -202,13 +202,13 @@ def test_closing_releases_and_reading_opens_again(path: Path) -> None:
     slide.close()
 
 
-def test_alpha_is_laid_blend_over_white() -> None:
+def test_blend_over_white_applies_alpha() -> None:
     rgba = np.array([[[10, 20, 30, 255], [10, 20, 30, 0], [0, 100, 200, 128]]], np.uint8)
     assert blend_over_white(rgba).tolist() == [[[10, 20, 30], [255, 255, 255], [127, 177, 227]]]
 
 
 @pytest.mark.parametrize("what", ["missing.tiff", "folder", "text.tiff", "empty.tiff", "cut.tiff"])
-def test_what_is_no_slide_is_refused_by_name(tmp_path: Path, path: Path, what: str) -> None:
+def test_slide_open_no_slide_raises_with_name(tmp_path: Path, path: Path, what: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "text.tiff").write_text("no slide at all")
     (tmp_path / "empty.tiff").touch()
@@ -217,12 +217,12 @@ def test_what_is_no_slide_is_refused_by_name(tmp_path: Path, path: Path, what: s
         Slide.open(tmp_path / what)
 
 
-def test_an_unknown_reader_is_refused(path: Path) -> None:
+def test_slide_options_unknown_reader_raises(path: Path) -> None:
     with pytest.raises(SlideError, match="auto, openslide, fast"):
         SlideOptions(reader="magic").open(path)  # type: ignore[arg-type]
 
 
-def test_a_damaged_region_is_an_error_and_the_rest_still_reads(
+def test_slide_read_damaged_region_raises_and_rest_is_readable(
     tmp_path: Path, path: Path, image: NDArray[np.uint8]
 ) -> None:
     damaged = tmp_path / "damaged.tiff"
@@ -238,7 +238,7 @@ def test_a_damaged_region_is_an_error_and_the_rest_still_reads(
     assert (slide.read_region((128, 128), 0, (10, 10)) == image[128:138, 128:138]).all()
 
 
-def test_auto_falls_back_on_the_tiff_reader(tmp_path: Path, image: NDArray[np.uint8]) -> None:
+def test_slide_open_auto_falls_back_to_tiff_reader(tmp_path: Path, image: NDArray[np.uint8]) -> None:
     strips = tmp_path / "strips.tiff"
     tifffile.imwrite(strips, image, rowsperstrip=16, photometric="rgb", resolution=(20000, 20000),
                      resolutionunit="CENTIMETER", metadata=None)  # fmt: skip
@@ -250,14 +250,14 @@ def test_auto_falls_back_on_the_tiff_reader(tmp_path: Path, image: NDArray[np.ui
     slide.close()
 
 
-def test_the_tiff_reader_wants_colour(tmp_path: Path, image: NDArray[np.uint8]) -> None:
+def test_slide_open_tiff_reader_requires_color(tmp_path: Path, image: NDArray[np.uint8]) -> None:
     grey = tmp_path / "grey.tiff"
     tifffile.imwrite(grey, np.ascontiguousarray(image[..., 0]), rowsperstrip=16, metadata=None)
     with pytest.raises(SlideError, match="1 channels"):
         Slide.open(grey)
 
 
-def test_a_level_that_fits_no_downsample_is_refused_and_never_chosen(tmp_path: Path) -> None:
+def test_slide_level_without_common_downsample_is_refused(tmp_path: Path) -> None:
     odd = tmp_path / "odd.tiff"
     with tifffile.TiffWriter(odd) as writer:
         for number, (w, h) in enumerate([(800, 600), (400, 200), (200, 150)]):
@@ -273,7 +273,7 @@ def write_small(folder: Path, **tags: Any) -> Path:
     return write_pyramid(folder / "slide.tiff", picture(100, 80), downsamples=(1,), tile=64, **tags)
 
 
-def test_inch_and_centimetre_tags(tmp_path: Path) -> None:
+def test_tag_mpp_reads_inch_and_centimeter(tmp_path: Path) -> None:
     for unit, per_unit in [("INCH", 50800), ("CENTIMETER", 20000)]:
         path = write_small(tmp_path, resolution=(per_unit, per_unit), unit=unit)
         assert Slide.open(path).mpp == pytest.approx((0.5, 0.5))
@@ -281,7 +281,7 @@ def test_inch_and_centimetre_tags(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dpi", [72, 96])
-def test_screen_resolutions_are_refused_with_both_values(tmp_path: Path, dpi: int) -> None:
+def test_slide_open_screen_resolution_raises_with_both_values(tmp_path: Path, dpi: int) -> None:
     slide = Slide.open(write_small(tmp_path, resolution=(dpi, dpi), unit="INCH"))
     assert (slide.mpp, slide.mpp_source) == (None, None)
     value = f"{25400 / dpi:.4g}"
@@ -290,14 +290,14 @@ def test_screen_resolutions_are_refused_with_both_values(tmp_path: Path, dpi: in
         slide.choose_resolution(mpp=1.0)
 
 
-def test_a_resolution_without_unit_is_none(tmp_path: Path) -> None:
+def test_slide_open_resolution_without_unit_is_none(tmp_path: Path) -> None:
     slide = Slide.open(write_small(tmp_path, resolution=(20000, 20000), unit="NONE"))
     assert slide.mpp is None
     assert "no unit" in slide.mpp_note
     assert slide.choose_resolution(level=0).mpp is None
 
 
-def test_tags_are_asked_where_openslide_knows_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slide_open_tags_are_used_if_openslide_has_no_mpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_small(tmp_path, mpp=0.25)
     monkeypatch.setattr(openslide, "PROPERTY_NAME_MPP_X", "openslide.absent")
     slide = Slide.open(path)
@@ -305,7 +305,7 @@ def test_tags_are_asked_where_openslide_knows_nothing(tmp_path: Path, monkeypatc
     assert slide.mpp == pytest.approx((0.25, 0.25))
 
 
-def test_an_override_fills_in_and_replaces_nonsense_only(tmp_path: Path) -> None:
+def test_slide_options_mpp_override_replaces_missing_or_invalid(tmp_path: Path) -> None:
     unknown = SlideOptions(mpp_override=0.5).open(write_small(tmp_path))
     assert (unknown.mpp, unknown.mpp_source) == ((0.5, 0.5), "override")
     nonsense = SlideOptions(mpp_override=0.6).open(write_small(tmp_path, resolution=(72, 72), unit="INCH"))
@@ -317,12 +317,12 @@ def test_an_override_fills_in_and_replaces_nonsense_only(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("override", [0.0, 0.01, 352.8, float("nan"), 50.0])
-def test_slide_options_impossible_override_is_an_error(tmp_path: Path, override: float) -> None:
+def test_slide_options_impossible_override_raises(tmp_path: Path, override: float) -> None:
     with pytest.raises(SlideError, match=rf"mpp_override={override} must be 0.05 to 20 µm per level-0 px, or null"):
         SlideOptions(mpp_override=override).open(write_small(tmp_path))
 
 
-def test_zero_and_absent_tags_have_a_reason(tmp_path: Path) -> None:
+def test_tag_mpp_zero_or_absent_has_reason(tmp_path: Path) -> None:
     assert read_tag_mpp(write_small(tmp_path, resolution=(0, 0)))[0] is None
     (tmp_path / "no.tiff").write_text("x")
     assert read_tag_mpp(tmp_path / "no.tiff") == (None, "it has no TIFF resolution tags")
@@ -330,7 +330,7 @@ def test_zero_and_absent_tags_have_a_reason(tmp_path: Path) -> None:
 
 @settings(max_examples=12, deadline=None)
 @given(width=st.integers(150, 700), height=st.integers(150, 700), downsample=st.floats(1.0, 20.0))
-def test_a_landmark_at_the_far_corner_lands_within_one_px(
+def test_slide_landmark_at_far_corner_is_within_one_px(
     tmp_path_factory: pytest.TempPathFactory, width: int, height: int, downsample: float
 ) -> None:
     image = np.full((height, width, 3), 255, np.uint8)
@@ -349,7 +349,7 @@ def test_a_landmark_at_the_far_corner_lands_within_one_px(
 
 @pytest.mark.real_data
 @needs_data
-def test_an_aperio_slide() -> None:
+def test_slide_open_real_aperio_slide() -> None:
     slide = Slide.open(DATA / "wsi" / "CMU-1-Small-Region.svs")
     assert slide.dimensions == (2220, 2967)
     assert slide.mpp == (0.499, 0.499)
@@ -360,7 +360,7 @@ def test_an_aperio_slide() -> None:
 
 @pytest.mark.real_data
 @needs_data
-def test_a_slide_without_resolution() -> None:
+def test_slide_open_real_slide_without_mpp() -> None:
     slide = Slide.open(DATA / "wsi" / "jpeg2000_no_mpp.svs")
     assert slide.mpp is None
     assert "give data.mpp_override" in slide.mpp_note
@@ -370,7 +370,7 @@ def test_a_slide_without_resolution() -> None:
 
 @pytest.mark.real_data
 @needs_data
-def test_a_slide_with_a_nonsense_resolution() -> None:
+def test_slide_open_real_slide_with_nonsense_mpp() -> None:
     slide = Slide.open(DATA / "wsi" / "nonsense_mpp.tiff")
     assert slide.mpp is None
     assert "352.8 x 352.8" in slide.mpp_note
@@ -380,14 +380,14 @@ def test_a_slide_with_a_nonsense_resolution() -> None:
 @pytest.mark.real_data
 @needs_data
 @pytest.mark.parametrize("reader", ["auto", "openslide"])
-def test_a_file_that_cannot_be_opened(reader: Any) -> None:
+def test_slide_open_real_unopenable_file_raises(reader: Any) -> None:
     with pytest.raises(SlideError, match=r"unopenable\.tiff"):
         SlideOptions(reader=reader).open(DATA / "wsi" / "unopenable.tiff")
 
 
 @pytest.mark.real_data
 @needs_data
-def test_a_mosaic() -> None:
+def test_slide_open_real_mosaic() -> None:
     path = min((DATA / "glas_wsi" / "train_images").glob("*.tiff"))
     slide = Slide.open(path)
     assert slide.mpp == pytest.approx((0.62, 0.62))

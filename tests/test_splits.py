@@ -41,7 +41,7 @@ def table(count: int, seed: int, largest: int = 1) -> list[SlideRecord]:
     ]
 
 
-def strata(records: list[SlideRecord]) -> int:
+def count_strata(records: list[SlideRecord]) -> int:
     return len({(record.provider, record.isup_grade) for record in records})
 
 
@@ -50,7 +50,7 @@ tables = st.builds(table, st.integers(60, 400), st.integers(0, 10**6), st.intege
 
 @settings(max_examples=60, deadline=None)
 @given(tables, st.integers(0, 99), st.sampled_from([0.1, 0.15, 0.2, 0.3]), st.sampled_from([0.0, 0.1, 0.2, 0.25]))
-def test_a_holdout_keeps_groups_whole_and_shares_near(
+def test_split_slides_keeps_groups_whole_and_meets_shares(
     records: list[SlideRecord], seed: int, val: float, test: float
 ) -> None:
     split = split_slides(records, seed=seed, val_fraction=val, test_fraction=test)
@@ -60,7 +60,7 @@ def test_a_holdout_keeps_groups_whole_and_shares_near(
         sides[record.group].add(split[record.slide_id])
     assert all(len(names) == 1 for names in sides.values())
     largest = max(Counter(record.group for record in records).values())
-    slack = largest + strata(records) + 0.01 * len(records)
+    slack = largest + count_strata(records) + 0.01 * len(records)
     counts = Counter(split.values())
     for name, share in (("val", val), ("test", test), ("train", 1 - val - test)):
         assert abs(counts[name] - share * len(records)) <= slack  # type: ignore[index]
@@ -70,7 +70,7 @@ def test_a_holdout_keeps_groups_whole_and_shares_near(
 
 @settings(max_examples=40, deadline=None)
 @given(tables, st.integers(0, 99), st.integers(3, 8))
-def test_over_all_folds_each_slide_is_tested_once(records: list[SlideRecord], seed: int, folds: int) -> None:
+def test_fold_slides_test_each_slide_once(records: list[SlideRecord], seed: int, folds: int) -> None:
     splits = [fold_slides(records, seed=seed, folds=folds, fold=fold) for fold in range(folds)]
     largest = max(Counter(record.group for record in records).values())
     for name in ("test", "val"):
@@ -94,7 +94,7 @@ def test_over_all_folds_each_slide_is_tested_once(records: list[SlideRecord], se
 
 @settings(max_examples=30, deadline=None)
 @given(tables, st.integers(0, 20), st.sampled_from(["holdout", "kfold"]), st.data())
-def test_what_is_left_out_moves_no_other_slide(
+def test_select_slides_exclusion_moves_no_other_slide(
     records: list[SlideRecord], seed: int, how: Any, data: st.DataObject
 ) -> None:
     whole = select_slides(records, SelectionSettings(split=how, seed=seed))
@@ -110,7 +110,7 @@ def test_what_is_left_out_moves_no_other_slide(
     assert one.split.items() <= whole.split.items()
 
 
-def test_the_split_of_a_table_is_the_same_on_any_machine() -> None:
+def test_splits_are_same_on_any_machine() -> None:
     """If it fails after an update of scikit-learn or numpy, splits.csv is how to keep a test set."""
     records = table(500, 7, 4)
     for split, digest in (
@@ -121,7 +121,7 @@ def test_the_split_of_a_table_is_the_same_on_any_machine() -> None:
         assert hashlib.sha256(text.encode()).hexdigest()[:16] == digest
 
 
-def written(tmp_path: Path, **choice: Any) -> tuple[list[SlideRecord], Selection, Path]:
+def write_split(tmp_path: Path, **choice: Any) -> tuple[list[SlideRecord], Selection, Path]:
     records = table(120, 1, 3)
     groups = tmp_path / "groups.csv"
     groups.write_text("image_id,group\n" + "".join(f"{r.slide_id},{r.group}\n" for r in records))
@@ -130,8 +130,8 @@ def written(tmp_path: Path, **choice: Any) -> tuple[list[SlideRecord], Selection
     return records, selection, tmp_path / "splits.csv"
 
 
-def test_a_split_is_written_and_given_back(tmp_path: Path) -> None:
-    records, selection, path = written(tmp_path, provider="karolinska")
+def test_select_slides_written_split_is_read_back(tmp_path: Path) -> None:
+    records, selection, path = write_split(tmp_path, provider="karolinska")
     assert path.read_text().startswith(",".join(SPLIT_COLUMNS) + "\n")
     again = select_slides(list(reversed(records)), SelectionSettings(splits=path))
     assert again.split == selection.split
@@ -152,15 +152,15 @@ def test_a_split_is_written_and_given_back(tmp_path: Path) -> None:
         ("why", "reason", "no column why"),
     ],
 )
-def test_faults_of_a_given_split_are_named(tmp_path: Path, old: str, new: str, words: str) -> None:
-    records, _, path = written(tmp_path)
+def test_select_slides_faults_of_given_split_are_named(tmp_path: Path, old: str, new: str, words: str) -> None:
+    records, _, path = write_split(tmp_path)
     path.write_text(path.read_text().replace(old, new, 1))
     with pytest.raises(ManifestError, match=words):
         select_slides(records, SelectionSettings(splits=path))
 
 
-def test_a_split_that_moved_is_noticed(tmp_path: Path) -> None:
-    records, selection, path = written(tmp_path)
+def test_select_slides_moved_split_is_noticed(tmp_path: Path) -> None:
+    records, selection, path = write_split(tmp_path)
     assert selection.find_changes(path) == []
     other = select_slides(records, SelectionSettings(seed=1))
     assert other.find_changes(path) == sorted(record.slide_id for record in records if
@@ -171,8 +171,8 @@ def test_a_split_that_moved_is_noticed(tmp_path: Path) -> None:
         select_slides(records, SelectionSettings(splits=path))
 
 
-def test_a_given_split_may_not_tear_groups(tmp_path: Path) -> None:
-    records, selection, path = written(tmp_path)
+def test_select_slides_given_split_tearing_groups_raises(tmp_path: Path) -> None:
+    records, selection, path = write_split(tmp_path)
     patients = tmp_path / "patients.csv"
     one = [next(slide_id for slide_id, name in selection.split.items() if name == side) for side in ("train", "test")]
     patients.write_text(
@@ -182,7 +182,7 @@ def test_a_given_split_may_not_tear_groups(tmp_path: Path) -> None:
         select_slides(records, SelectionSettings(splits=path, groups=patients))
 
 
-def test_findings_of_an_audit_leave_slides_out(tmp_path: Path) -> None:
+def test_select_slides_audit_findings_exclude_slides(tmp_path: Path) -> None:
     records = table(80, 2)
     header = "slide_id,finding,severity,value,what_to_do\n"
     findings = tmp_path / "findings.csv"
@@ -206,7 +206,7 @@ def test_findings_of_an_audit_leave_slides_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["holdout", "kfold"])
-def test_one_provider_is_trained_on_and_the_other_tested(tmp_path: Path, how: Any) -> None:
+def test_select_slides_train_on_one_provider_test_on_other(tmp_path: Path, how: Any) -> None:
     records = table(200, 4)
     groups = tmp_path / "patients.csv"
     of = {record.slide_id: record for record in records}
@@ -242,20 +242,20 @@ def test_one_provider_is_trained_on_and_the_other_tested(tmp_path: Path, how: An
         ({"slide_id": "a"}, "data.slide_id=a is for data.split=patches"),
     ],
 )
-def test_each_fault_names_its_key(choice: dict[str, Any], word: str) -> None:
+def test_selection_settings_faults_name_key(choice: dict[str, Any], word: str) -> None:
     with pytest.raises(ConfigError) as refused:
         SelectionSettings(**choice)
     (fault,) = refused.value.faults
     assert word in fault
 
 
-def test_every_finding_can_be_excluded(tmp_path: Path) -> None:
+def test_selection_settings_every_finding_can_be_excluded(tmp_path: Path) -> None:
     (tmp_path / "findings.csv").write_text("slide_id,finding\n")
     every = tuple(set(FINDINGS) - set(REFUSED_ROWS))
     assert SelectionSettings(exclude=every, findings=tmp_path / "findings.csv").exclude == every
 
 
-def test_what_keeps_the_splits_apart_is_said(tmp_path: Path) -> None:
+def test_describe_policy_names_grouping(tmp_path: Path) -> None:
     records = table(90, 3)
     assert select_slides(records, SelectionSettings()).describe_policy().startswith("By slide: ")
     path = tmp_path / "groups.csv"

@@ -44,7 +44,7 @@ def amounts() -> NDArray[np.float64]:
     return out
 
 
-def stained(haematoxylin: ArrayLike, eosin: ArrayLike, glass: ArrayLike) -> NDArray[np.uint8]:
+def draw_stained(haematoxylin: ArrayLike, eosin: ArrayLike, glass: ArrayLike) -> NDArray[np.uint8]:
     """The picture of `amounts` in the colours of a laboratory."""
     density = amounts() @ np.array([haematoxylin, eosin])
     return np.asarray(np.rint(np.array(glass) * np.exp(-density)), np.uint8)
@@ -52,13 +52,13 @@ def stained(haematoxylin: ArrayLike, eosin: ArrayLike, glass: ArrayLike) -> NDAr
 
 def laboratory(provider: str) -> tuple[NDArray[np.uint8], StainProfile]:
     style = STYLES[provider]
-    picture = stained(style.haema, style.eosin, style.glass)
+    picture = draw_stained(style.haema, style.eosin, style.glass)
     profile = estimate_stain(picture, tuple(map(float, style.glass)))  # type: ignore[arg-type]
     assert profile is not None
     return picture, profile
 
 
-def test_two_laboratories_come_to_look_alike_and_keep_their_structure() -> None:
+def test_normalize_stain_laboratories_become_alike() -> None:
     pictures = [laboratory(provider) for provider in STYLES]
     made = [normalize_stain(*pair).astype(int) for pair in pictures]
     before = np.abs(pictures[0][0].astype(int) - pictures[1][0].astype(int))[:, :96].mean()
@@ -71,8 +71,8 @@ def test_two_laboratories_come_to_look_alike_and_keep_their_structure() -> None:
             assert np.corrcoef(was, now)[0, 1] > 0.97
 
 
-def test_what_has_the_references_colours_stays() -> None:
-    picture = stained(2.0 * np.array(REFERENCE.haematoxylin), 1.1 * np.array(REFERENCE.eosin), WHITE)
+def test_normalize_stain_reference_colors_stay() -> None:
+    picture = draw_stained(2.0 * np.array(REFERENCE.haematoxylin), 1.1 * np.array(REFERENCE.eosin), WHITE)
     ink = np.full((8, 8, 3), (20, 60, 160), np.uint8)
     for image in (picture, ink, np.zeros_like(ink)):
         assert np.abs(normalize_stain(image, REFERENCE).astype(int) - image).max() <= 1
@@ -82,7 +82,7 @@ def test_what_has_the_references_colours_stays() -> None:
     assert np.abs(normalize_stain(picture, own).astype(int) - picture).mean() < 6
 
 
-def test_a_stain_is_told_again_after_json() -> None:
+def test_stain_profile_survives_json() -> None:
     _, profile = laboratory("radboud")
     assert StainProfile(**json.loads(json.dumps(asdict(profile)))) == profile
     haematoxylin, eosin = np.array(STYLES["radboud"].haema), np.array(STYLES["radboud"].eosin)
@@ -91,7 +91,7 @@ def test_a_stain_is_told_again_after_json() -> None:
 
 
 @pytest.mark.parametrize("colour", [(244, 244, 244), (215, 120, 180), (128, 128, 128), (0, 0, 0), (255, 255, 255)])
-def test_a_picture_of_one_colour_has_no_two_stains(colour: tuple[int, int, int]) -> None:
+def test_estimate_stain_one_color_returns_none(colour: tuple[int, int, int]) -> None:
     flat = np.full((128, 128, 3), colour, np.uint8)
     noise = np.random.default_rng(0).integers(-2, 3, flat.shape)
     with warnings.catch_warnings():
@@ -108,7 +108,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def module_of(root: Path, store: StoreKind = "png", augment: Augmentation | None = None) -> PatchDataModule:
+def make_module(root: Path, store: StoreKind = "png", augment: Augmentation | None = None) -> PatchDataModule:
     settings = DataSettings(
         root=root,
         patch_size=64,
@@ -124,7 +124,7 @@ def module_of(root: Path, store: StoreKind = "png", augment: Augmentation | None
     return module
 
 
-def test_real_pixels_of_neighbours_are_told_alike(drawn: Path) -> None:
+def test_find_stain_real_neighbors_have_same_stain(drawn: Path) -> None:
     path = sorted((drawn / "train_images").iterdir())[0]
     with Slide.open(path) as slide:
         tissue = find_tissue(slide)
@@ -143,10 +143,10 @@ def test_real_pixels_of_neighbours_are_told_alike(drawn: Path) -> None:
 
 
 @pytest.mark.parametrize("store", ["png", "packed", "slide"])
-def test_training_and_inference_see_the_same_pixels(
+def test_normalize_training_and_inference_see_same_pixels(
     drawn: Path, store: StoreKind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = module_of(drawn, store)
+    module = make_module(drawn, store)
     tiles: dict[tuple[int, int], NDArray[np.uint8]] = {}
     read = engine._read_batches
 
@@ -184,8 +184,8 @@ def test_training_and_inference_see_the_same_pixels(
         assert not np.array_equal(seen, patches.pixels.read(patches.locate(row))[0])
 
 
-def test_a_bag_and_its_grader_see_the_same_pixels(drawn: Path) -> None:
-    record = module_of(drawn).select().used[0]
+def test_normalize_bag_and_grader_see_same_pixels(drawn: Path) -> None:
+    record = make_module(drawn).select().used[0]
     with Slide.open(record.image_path) as slide:
         profile = find_stain(slide, find_tissue(slide))
         coords = np.array([[800, 600], [1000, 700]])
@@ -196,10 +196,8 @@ def test_a_bag_and_its_grader_see_the_same_pixels(drawn: Path) -> None:
     assert not np.array_equal(bag, raw)
 
 
-def test_stains_are_found_once_and_again_where_the_slide_is_another(
-    drawn: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = module_of(drawn)
+def test_stains_are_cached_and_renewed_for_changed_slide(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = make_module(drawn)
     files = sorted(first.store_folder.glob(f"*/{STAIN_FILE}"))
     assert len(files) == 6
     looked: list[str] = []
@@ -208,20 +206,20 @@ def test_stains_are_found_once_and_again_where_the_slide_is_another(
         looked.append(slide.slide_id)
 
     monkeypatch.setattr("panda.data.stain_estimates.find_stain", told)
-    module_of(drawn)
+    make_module(drawn)
     assert not looked
     files[0].write_text("{")
     record = next(r for r in first.select().used if r.slide_id == files[1].parent.name)
     os.utime(record.image_path)
-    again = module_of(drawn)
+    again = make_module(drawn)
     assert sorted(looked) == sorted(path.parent.name for path in files[:2])
     patches = again.get_patches("train" if record.slide_id in again.get_patches("train").slide_ids else "val")
     assert patches.stains is not None
     assert patches.stains[record.slide_id] is None
 
 
-def test_a_slide_that_cannot_be_read_any_more_fails(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = module_of(drawn)
+def test_stains_unreadable_slide_fails(drawn: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = make_module(drawn)
     gone = module.get_patches("train").slide_ids[0]
     (module.store_folder / gone / STAIN_FILE).unlink()
 
@@ -229,14 +227,14 @@ def test_a_slide_that_cannot_be_read_any_more_fails(drawn: Path, monkeypatch: py
         raise OSError("a bad block")
 
     monkeypatch.setattr("panda.data.stain_estimates.find_stain", unreadable)
-    again = module_of(drawn)
+    again = make_module(drawn)
     assert [(failure.slide_id, failure.stage, failure.message) for failure in again.failures] == [
         (gone, "stain", "a bad block")
     ]
     assert gone not in again.get_patches("train").slide_ids
 
 
-def test_a_slide_without_two_stains_is_told_and_stays(
+def test_find_stain_slide_of_one_stain_is_noted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tests.pyramids import write_pyramid
@@ -249,6 +247,6 @@ def test_a_slide_without_two_stains_is_told_and_stays(
     assert "colours are not normalized" in caplog.text
 
 
-def test_an_unknown_way_to_normalise() -> None:
+def test_data_settings_unknown_normalize_raises() -> None:
     with pytest.raises(ConfigError, match=r"data\.normalize=vahadane must be macenko or null"):
         DataSettings(root=Path(), normalize="vahadane")  # type: ignore[arg-type]

@@ -41,11 +41,11 @@ def summary() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_the_page_in_docs_is_the_one_that_files_are_checked_against() -> None:
+def test_schema_page_in_docs_is_current() -> None:
     assert (DOCS / "summary.md").read_text() == render_page(), "python -m panda.report.summary_schema > docs/summary.md"
 
 
-def test_a_summary_as_described() -> None:
+def test_summary_faults_valid_segmentation_has_none() -> None:
     described = json.loads(json.dumps(summary()))
     assert summary_faults(described) == []
     del described["test"]
@@ -70,7 +70,7 @@ def test_a_summary_as_described() -> None:
         ((), {"schema": 1}, "schema is 1, this version reads 3"),
     ],
 )
-def test_what_is_not_as_described_is_named(where: tuple[str, ...], value: dict[str, Any], named: str) -> None:
+def test_summary_faults_invalid_value_is_named(where: tuple[str, ...], value: dict[str, Any], named: str) -> None:
     changed = json.loads(json.dumps(summary()))
     part = changed
     for key in where:
@@ -80,14 +80,14 @@ def test_what_is_not_as_described_is_named(where: tuple[str, ...], value: dict[s
     assert any(fault.startswith(named) for fault in faults), faults
 
 
-def test_a_missing_key_is_named() -> None:
+def test_summary_faults_missing_key_is_named() -> None:
     changed = summary()
     del changed["bootstrap"], changed["test"]["no_interval"]
     faults = summary_faults(changed)
     assert {fault.split(":")[0] for fault in faults} == {"bootstrap", "test.no_interval"}
 
 
-def test_a_grading_as_described() -> None:
+def test_summary_faults_valid_grading_has_none() -> None:
     slides = [graded(number) for number in range(9)]
     scores, tested = (compute(slides, 6, seed=0).model_dump() for compute in (summarize_grades, summarize_test_grades))
     given = summary()
@@ -103,7 +103,7 @@ def test_a_grading_as_described() -> None:
     assert summary_faults(content)[0].startswith("val.by_provider: ")
 
 
-def test_files_are_checked_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_main_checks_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good, bad = tmp_path / "good.json", tmp_path / "bad.json"
     good.write_text(json.dumps(summary()))
     bad.write_text(json.dumps(summary() | {"seconds": None}))

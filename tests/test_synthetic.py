@@ -44,7 +44,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(table))
 
 
-def test_layout_of_the_set(dataset: Path) -> None:
+def test_draw_dataset_layout(dataset: Path) -> None:
     labels = rows(dataset / "train.csv")
     assert list(labels[0]) == ["image_id", "data_provider", "isup_grade", "gleason_score"]
     assert [r["data_provider"] for r in labels] == ["karolinska", "radboud"] * 2
@@ -57,7 +57,7 @@ def test_layout_of_the_set(dataset: Path) -> None:
     assert sorted(p.name for p in dataset.parent.iterdir()) == [".set.lock", "set"]
 
 
-def test_opens_in_openslide_with_levels_and_mpp(dataset: Path) -> None:
+def test_draw_dataset_opens_in_openslide_with_levels_and_mpp(dataset: Path) -> None:
     for path in [*dataset.glob("train_images/*"), *dataset.glob("train_label_masks/*")]:
         with openslide.OpenSlide(path) as opened:
             assert opened.level_dimensions == ((1024, 768), (256, 192), (64, 48))
@@ -66,7 +66,7 @@ def test_opens_in_openslide_with_levels_and_mpp(dataset: Path) -> None:
                 assert float(opened.properties[f"openslide.mpp-{axis}"]) == pytest.approx(0.48, rel=1e-6)
 
 
-def test_form_of_the_tiffs(dataset: Path) -> None:
+def test_draw_dataset_tiff_format(dataset: Path) -> None:
     page: Any
     with tifffile.TiffFile(next(dataset.glob("train_images/*"))) as tiff:
         for page in tiff.pages:
@@ -82,7 +82,7 @@ def test_form_of_the_tiffs(dataset: Path) -> None:
     assert (codes[2] == codes[0][8::16, 8::16]).all()
 
 
-def test_truth_is_what_the_masks_hold(dataset: Path) -> None:
+def test_draw_dataset_truth_equals_masks(dataset: Path) -> None:
     truths = {r["image_id"]: r for r in rows(dataset / "truth.csv")}
     for label in rows(dataset / "train.csv"):
         truth = {k: float(v) for k, v in truths[label["image_id"]].items() if k != "image_id"}
@@ -102,7 +102,7 @@ def test_truth_is_what_the_masks_hold(dataset: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(1000, 700), (700, 1000)])
-def test_tiles_meet_without_seams(size: tuple[int, int]) -> None:
+def test_painter_tiles_meet_without_seams(size: tuple[int, int]) -> None:
     width, height = size
     scene = plan_scene(width, height, 0.48, 5, 21)
     whole, codes = Painter(scene, "radboud").draw(0, 0, width, height)
@@ -117,7 +117,7 @@ def test_tiles_meet_without_seams(size: tuple[int, int]) -> None:
                 assert (part[kept] == codes[here]).all()
 
 
-def test_tiles_meet_at_a_fine_resolution_with_a_full_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_painter_tiles_meet_at_fine_resolution_with_full_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("panda.synthetic.painter.STAMP_CACHE_BYTES", 1)
     painter = Painter(plan_scene(900, 600, 0.15, 4, 2), "radboud")
     whole, _ = painter.draw(0, 0, 900, 600)
@@ -126,7 +126,7 @@ def test_tiles_meet_at_a_fine_resolution_with_a_full_cache(monkeypatch: pytest.M
     assert len(painter.stamps) == 1
 
 
-def test_same_seed_same_files_on_any_thread(tmp_path: Path) -> None:
+def test_draw_slide_same_seed_gives_same_files_on_any_thread(tmp_path: Path) -> None:
     def draw(name: str) -> None:
         (tmp_path / name).mkdir()
         slide(tmp_path / name, width=600, height=400)
@@ -140,20 +140,20 @@ def test_same_seed_same_files_on_any_thread(tmp_path: Path) -> None:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_tile_size_changes_no_truth_and_seed_does(tmp_path: Path) -> None:
+def test_draw_slide_tile_size_keeps_truth_and_seed_changes_it(tmp_path: Path) -> None:
     made = [slide(tmp_path, width=600, height=400, **how) for how in ({"tile": 128}, {"tile": 512}, {"seed": 6})]
     truths = [truth for _, _, truth in made]
     assert truths[0] == truths[1] != truths[2]
 
 
-def test_pixels_are_those_of_every_other_machine() -> None:
+def test_painter_pixels_are_same_on_any_machine() -> None:
     rgb, codes = Painter(plan_scene(512, 384, 0.48, 3, 4), "radboud").draw(0, 0, 512, 384)
     digests = [hashlib.sha256(np.ascontiguousarray(a).tobytes()).hexdigest()[:16] for a in (rgb, codes)]
     # a change here that is meant needs a new DRAWING_VERSION
     assert digests == ["5eb26f118134a916", "ffaa1f33bc259ef8"]
 
 
-def test_reduced_levels_show_the_same_picture(tmp_path: Path) -> None:
+def test_draw_slide_levels_show_same_picture(tmp_path: Path) -> None:
     image, mask, _ = slide(tmp_path, width=1003, height=701, tile=128)
     with openslide.OpenSlide(image) as opened, openslide.OpenSlide(mask) as codes:
         assert opened.level_dimensions == codes.level_dimensions == ((1003, 701), (250, 175), (62, 43))
@@ -168,7 +168,7 @@ def test_reduced_levels_show_the_same_picture(tmp_path: Path) -> None:
             assert all(np.abs(low - np.roll(mean, 1, axis)).mean() > 2 * error for axis in (0, 1))
 
 
-def test_providers_look_and_code_differently(tmp_path: Path) -> None:
+def test_draw_slide_providers_differ_in_look_and_codes(tmp_path: Path) -> None:
     for provider, most in (("karolinska", 2), ("radboud", 5)):
         image, mask, truth = slide(tmp_path, provider=provider, isup_grade=5, width=1536, height=1024)
         rgb, codes = tifffile.imread(image), tifffile.imread(mask)[..., 0]
@@ -184,7 +184,7 @@ def test_providers_look_and_code_differently(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("grade", list(GRADE_PATTERNS))
-def test_drawn_grade_is_the_one_asked_for(grade: int) -> None:
+def test_plan_scene_grade_is_the_requested(grade: int) -> None:
     for seed in (1, 2):
         _, codes = Painter(plan_scene(1280, 800, 0.48, grade, seed), "radboud").draw(0, 0, 1280, 800)
         counts = np.bincount(codes.ravel(), minlength=6)
@@ -211,11 +211,11 @@ def test_drawn_grade_is_the_one_asked_for(grade: int) -> None:
         (50, 30, 20, (2, "3+4")),
     ],
 )
-def test_grade_rules(three: int, four: int, five: int, expected: tuple[int, str]) -> None:
+def test_find_grade_rules(three: int, four: int, five: int, expected: tuple[int, str]) -> None:
     assert find_grade({3: three, 4: four, 5: five}) == expected
 
 
-def test_same_spec_is_reused_other_spec_is_refused(dataset: Path, tmp_path: Path) -> None:
+def test_draw_dataset_same_spec_is_reused_other_raises(dataset: Path, tmp_path: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in dataset.rglob("*")}
     assert draw_dataset(dataset, SPEC, progress=False) == dataset
     assert {p: p.stat().st_mtime_ns for p in dataset.rglob("*")} == before
@@ -226,7 +226,7 @@ def test_same_spec_is_reused_other_spec_is_refused(dataset: Path, tmp_path: Path
         draw_dataset(tmp_path, SPEC, progress=False)
 
 
-def test_incomplete_set_is_refused(tmp_path: Path) -> None:
+def test_draw_dataset_incomplete_set_raises(tmp_path: Path) -> None:
     spec = SyntheticSpec(slides=1, width=256, height=256)
     root = draw_dataset(tmp_path / "set", spec, progress=False)
     next(root.glob("train_label_masks/*")).unlink()
@@ -234,7 +234,7 @@ def test_incomplete_set_is_refused(tmp_path: Path) -> None:
         draw_dataset(root, spec, progress=False)
 
 
-def test_stopped_run_leaves_nothing_at_root_and_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_draw_dataset_interrupted_leaves_nothing_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = SyntheticSpec(slides=3, width=256, height=256, tile=64)
     root = tmp_path / "set"
     real, calls = draw_slide, []
@@ -258,7 +258,7 @@ def test_stopped_run_leaves_nothing_at_root_and_is_taken_up(tmp_path: Path, monk
     assert sorted(p.name for p in tmp_path.iterdir()) == [".set.lock", "set"]
 
 
-def test_two_at_once_draw_one_set(tmp_path: Path) -> None:
+def test_draw_dataset_two_at_once_draw_one_set(tmp_path: Path) -> None:
     spec = SyntheticSpec(slides=2, width=256, height=256, tile=64)
     threads = [
         threading.Thread(target=draw_dataset, args=(tmp_path / "set", spec), kwargs={"progress": False})
@@ -273,7 +273,7 @@ def test_two_at_once_draw_one_set(tmp_path: Path) -> None:
     assert draw_dataset(tmp_path / "set", spec) == tmp_path / "set"
 
 
-def test_faults_of_a_spec_are_named_at_once(tmp_path: Path) -> None:
+def test_synthetic_spec_all_faults_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         SyntheticSpec(slides=0, tile=100, mpp=50)
     assert len(caught.value.faults) == 3
@@ -284,7 +284,7 @@ def test_faults_of_a_spec_are_named_at_once(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
-def test_scene_finds_every_gland_that_touches() -> None:
+def test_plan_scene_finds_every_gland_that_touches() -> None:
     scene = plan_scene(4 * CELL_PX, 2 * CELL_PX, 0.48, 3, 9)
     for x, y, w, h in ((0, 0, 512, 512), (700, 300, 100, 40), (511, 511, 2, 2)):
         touching = []
@@ -296,7 +296,7 @@ def test_scene_finds_every_gland_that_touches() -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), [(16384, 512), (512, 16384)])
-def test_memory_is_bounded_on_long_slides(tmp_path: Path, width: int, height: int) -> None:
+def test_draw_slide_long_slide_needs_bounded_memory(tmp_path: Path, width: int, height: int) -> None:
     code = f"""
 import resource, sys
 from pathlib import Path
