@@ -43,7 +43,7 @@ def dice(prob: torch.Tensor, target: torch.Tensor, k: int) -> float:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_best_of_all(seed: int) -> None:
+def test_search_threshold_finds_global_best(seed: int) -> None:
     hists, pixels = random_hists(seed)
     prob, target = torch.cat([p for p, _ in pixels]), torch.cat([t for _, t in pixels])
     best = max(dice(prob, target, k) for k in range(BINS))
@@ -58,7 +58,7 @@ def test_the_best_of_all(seed: int) -> None:
     assert choice.score == pytest.approx(best)
 
 
-def test_ties_take_the_middle_of_the_longest_run() -> None:
+def test_search_threshold_ties_take_middle_of_longest_run() -> None:
     # Dice is 1 for 0.2 < k / 1000 <= 0.8: bins 201 … 800.
     choice = search_threshold({"a": hist([0.8, 0.9], [0.1, 0.2])})
     assert choice.value == 0.5
@@ -70,13 +70,13 @@ def test_ties_take_the_middle_of_the_longest_run() -> None:
     assert search_threshold(twice).value == 0.7
 
 
-def test_one_value_is_found_exactly() -> None:
+def test_search_threshold_one_value_is_found_exactly() -> None:
     assert search_threshold({"a": hist([0.5], [0.4994])}).value == 0.5
     assert search_threshold({"a": hist([0.9994], [0.9984])}).value == 0.999
 
 
 @pytest.mark.parametrize("criterion", ["dice_pooled", "dice_mean_slide"])
-def test_false_positives_on_benign_slides(criterion: str) -> None:
+def test_search_threshold_false_positives_on_benign_slides_count(criterion: str) -> None:
     hists = {"cancer": hist([0.7] * 10, [0.1] * 10), "benign": hist([], [0.65] * 1000)}
     choice = search_threshold(hists, criterion)
     assert (choice.value > 0.65) == (criterion == "dice_pooled")
@@ -84,7 +84,9 @@ def test_false_positives_on_benign_slides(criterion: str) -> None:
 
 @pytest.mark.parametrize("criterion", ["dice_pooled", "dice_mean_slide"])
 @pytest.mark.parametrize("slides", [{}, {"benign": hist([], [0.2, 0.9])}])
-def test_nothing_to_choose_by(criterion: str, slides: dict[str, NDArray[np.int64]], tmp_path: Path) -> None:
+def test_search_threshold_nothing_to_choose_by_is_default(
+    criterion: str, slides: dict[str, NDArray[np.int64]], tmp_path: Path
+) -> None:
     choice = search_threshold(slides, criterion, "validation")
     assert (choice.value, choice.criterion) == (0.5, "default")
     assert choice.score is None
@@ -94,19 +96,19 @@ def test_nothing_to_choose_by(criterion: str, slides: dict[str, NDArray[np.int64
     assert cv2.imread(str(tmp_path / "curve.png")) is not None
 
 
-def test_the_docs_list_every_criterion() -> None:
+def test_docs_list_every_criterion() -> None:
     page = (Path(__file__).parents[1] / "docs" / "design.md").read_text(encoding="utf-8")
     for name, rule in CRITERIA.items():
         assert f"| `{name}` | {rule.description} |" in page
 
 
-def test_another_criterion() -> None:
+def test_search_threshold_unknown_criterion_raises() -> None:
     with pytest.raises(ConfigError, match=r"criterion=f2 is unknown: .*dice_pooled, dice_mean_slide, f1, youden, cost"):
         search_threshold({}, "f2")
 
 
 @pytest.mark.parametrize("ratio", [0, -1, math.inf, math.nan])
-def test_a_cost_needs_its_ratio_and_nothing_else_does(ratio: float) -> None:
+def test_search_threshold_cost_needs_cost_ratio_others_refuse_it(ratio: float) -> None:
     with pytest.raises(ConfigError, match="criterion=cost needs cost_ratio="):
         search_threshold({}, "cost")
     with pytest.raises(ConfigError, match="cost_ratio is not used with criterion=f1: remove it"):
@@ -125,7 +127,7 @@ PROBABILITY = st.one_of(
 SLIDES = st.lists(st.lists(st.tuples(PROBABILITY, st.booleans()), max_size=8), max_size=4)
 
 
-def brute_force(slides: list[list[tuple[float, bool]]], criterion: str) -> list[Fraction | None]:
+def search_by_brute_force(slides: list[list[tuple[float, bool]]], criterion: str) -> list[Fraction | None]:
     """The criterion at every threshold, from every pixel and in whole numbers; the greatest is best."""
 
     def counts(pixels: list[tuple[float, bool]], k: int) -> tuple[int, int, int, int]:
@@ -158,14 +160,14 @@ def brute_force(slides: list[list[tuple[float, bool]]], criterion: str) -> list[
 @pytest.mark.parametrize("criterion", CRITERIA)
 @settings(max_examples=40, deadline=None)
 @given(slides=SLIDES)
-def test_the_choice_is_that_of_all_stored_pixels(criterion: str, slides: list[list[tuple[float, bool]]]) -> None:
+def test_search_threshold_equals_search_over_all_pixels(criterion: str, slides: list[list[tuple[float, bool]]]) -> None:
     hists = {
         str(number): hist([p for p, cancer in pixels if cancer], [p for p, cancer in pixels if not cancer])
         for number, pixels in enumerate(slides)
     }
     ratio = float(COST) if criterion == "cost" else None
     choice = search_threshold(hists, criterion, cost_ratio=ratio)
-    scores = brute_force(slides, criterion)
+    scores = search_by_brute_force(slides, criterion)
     if None in scores:
         assert (choice.value, choice.criterion) == (0.5, "default")
         return
@@ -181,7 +183,7 @@ def test_the_choice_is_that_of_all_stored_pixels(criterion: str, slides: list[li
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_the_interval_is_that_of_searches_on_groups_drawn_anew(criterion: str) -> None:
+def test_search_threshold_interval_equals_searches_on_drawn_groups(criterion: str) -> None:
     hists, _ = random_hists(3, slides=5)
     groups = dict(zip(hists, ["a", "b", "b", "c", "d"], strict=True))
     ratio = 2.0 if criterion == "cost" else None
@@ -197,14 +199,14 @@ def test_the_interval_is_that_of_searches_on_groups_drawn_anew(criterion: str) -
     assert choice.interval[0] <= choice.value <= choice.interval[1]
 
 
-def test_one_group_gives_no_interval_and_says_so() -> None:
+def test_search_threshold_one_group_has_reason_instead_of_interval() -> None:
     hists, _ = random_hists(0)
     choice = search_threshold(hists, groups=dict.fromkeys(hists, "same patient"))
     assert (choice.interval, choice.interval_note) == (None, "all slides are of one group: an interval needs two")
     assert "not given" in search_threshold(hists).interval_note
 
 
-def test_each_provider_gets_the_threshold_of_its_own_slides() -> None:
+def test_search_threshold_per_provider_uses_its_own_slides() -> None:
     hists = {"a": hist([0.9], [0.8]), "b": hist([0.4], [0.3]), "c": hist([], [0.95]), "d": hist([0.5], [0.3])}
     providers = {"a": "x", "b": "y", "c": "z", "d": "y"}
     choice = search_threshold(hists, providers=providers, groups={slide: slide for slide in hists})
@@ -224,13 +226,13 @@ def test_each_provider_gets_the_threshold_of_its_own_slides() -> None:
     assert not search_threshold({"c": hists["c"]}, providers=providers).by_provider
 
 
-def test_a_choice_of_before_there_were_intervals_is_read() -> None:
+def test_threshold_choice_without_interval_is_read() -> None:
     plain = {"value": 0.4, "criterion": "dice_pooled", "score": 0.7, "chosen_on": "here", "date": "today"}
     choice = ThresholdChoice.model_validate(plain)
     assert (choice.value_for("radboud"), choice.interval, dict(choice.by_provider)) == (0.4, None, {})
 
 
-def test_plain_is_plain() -> None:
+def test_threshold_choice_survives_plain_data() -> None:
     choice = search_threshold(random_hists(0)[0])
     plain = json.loads(json.dumps(choice.model_dump(mode="json")))
     assert {type(value) for value in plain.values()} <= {str, float, int, type(None), dict}
@@ -238,7 +240,7 @@ def test_plain_is_plain() -> None:
     assert choice.date.endswith("+00:00")
 
 
-def test_table_and_picture(tmp_path: Path) -> None:
+def test_write_threshold_curve_writes_table_and_picture(tmp_path: Path) -> None:
     hists, pixels = random_hists(1)
     choice = search_threshold(hists)
     table, picture = tmp_path / "deep" / "threshold_curve.csv", tmp_path / "deep" / "threshold_curve.png"
@@ -258,7 +260,7 @@ def test_table_and_picture(tmp_path: Path) -> None:
     assert sorted(path.name for path in table.parent.iterdir()) == ["threshold_curve.csv", "threshold_curve.png"]
 
 
-def test_the_table_has_what_was_chosen_by(tmp_path: Path) -> None:
+def test_write_threshold_curve_table_has_criterion_column(tmp_path: Path) -> None:
     hists, _ = random_hists(2)
     providers = dict(zip(hists, "abab", strict=True))
     groups = {slide: slide for slide in hists}
@@ -281,7 +283,9 @@ def test_the_table_has_what_was_chosen_by(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("banded", "by_provider"), [(False, False), (True, False), (True, True)])
-def test_the_picture_shows_interval_and_providers(tmp_path: Path, banded: bool, by_provider: bool) -> None:
+def test_write_threshold_curve_picture_shows_interval_and_providers(
+    tmp_path: Path, banded: bool, by_provider: bool
+) -> None:
     hists, _ = random_hists(2)
     providers = dict(zip(hists, "abab", strict=True))
     choice = search_threshold(

@@ -59,7 +59,7 @@ def disc(
 
 
 @pytest.mark.parametrize("name", STAINED)
-def test_tissue_is_found_on_white_glass_and_grey_patches(name: str) -> None:
+def test_tissue_mask_rgb_tissue_on_white_and_grey_is_found(name: str) -> None:
     image, where = disc(STAINED[name])
     found = tissue_mask_rgb(image)
     assert found.dtype == np.bool_
@@ -68,13 +68,13 @@ def test_tissue_is_found_on_white_glass_and_grey_patches(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NOT_TISSUE)
-def test_ink_and_dirt_are_no_tissue(name: str) -> None:
+def test_tissue_mask_rgb_ink_and_dirt_are_excluded(name: str) -> None:
     image, where = disc(NOT_TISSUE[name])
     assert tissue_mask_rgb(image).sum() < 0.02 * where.sum()
 
 
 @pytest.mark.parametrize("name", ["eosin", "haematoxylin"])
-def test_ink_beside_tissue_takes_nothing_from_it(name: str) -> None:
+def test_tissue_mask_rgb_ink_beside_tissue_removes_nothing(name: str) -> None:
     image, where = disc(STAINED[name])
     image[20:60, 200:300] = NOT_TISSUE["blue pen"]
     found = tissue_mask_rgb(image)
@@ -83,32 +83,32 @@ def test_ink_beside_tissue_takes_nothing_from_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*TISSUE, *NO_TISSUE])
-def test_marks_of_a_pen_are_told_from_all_else(name: str) -> None:
+def test_picture_pen_marks_are_separated(name: str) -> None:
     drawn = {**TISSUE, **NO_TISSUE}[name]((1536, 1024)).rgb
     small = np.asarray(cv2.resize(drawn, (384, 256), interpolation=cv2.INTER_AREA), np.uint8)
     assert Picture(small, 8.0).find_pen(small).any() == ("pen" in name)
 
 
-def test_a_tint_of_the_glass_is_taken_off() -> None:
+def test_tissue_mask_rgb_tint_of_glass_is_removed() -> None:
     image, where = disc(STAINED["eosin"], glass=(243, 235, 242), noise=1.0)
     assert tissue_mask_rgb(image)[:, 180:].mean() < 0.01
     assert tissue_mask_rgb(image)[where].mean() > 0.98
 
 
 @pytest.mark.parametrize("level", [0, 128, 226, 240, 255])
-def test_plain_grey_has_no_tissue(level: int) -> None:
+def test_tissue_mask_rgb_plain_grey_has_no_tissue(level: int) -> None:
     rng = np.random.default_rng(3)
     grey = np.clip(rng.normal(level, 3, (300, 200, 3)), 0, 255).astype(np.uint8)
     assert not tissue_mask_rgb(grey).any()
 
 
-def test_a_picture_full_of_tissue_is_tissue() -> None:
+def test_tissue_mask_rgb_picture_full_of_tissue_is_tissue() -> None:
     image = np.full((128, 128, 3), STAINED["eosin"], np.uint8)
     image[::9, ::7] = STAINED["haematoxylin"]
     assert tissue_mask_rgb(image).mean() > 0.99
 
 
-def test_specks_go_and_small_holes_close() -> None:
+def test_tissue_mask_rgb_removes_specks_and_closes_small_holes() -> None:
     image, where = disc(STAINED["eosin"], noise=0)
     image[105:109, 100:104] = 250
     image[10:13, 300:302] = STAINED["eosin"]
@@ -121,18 +121,18 @@ def test_specks_go_and_small_holes_close() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8)])
-def test_other_arrays_are_refused(bad: NDArray[np.uint8]) -> None:
+def test_tissue_mask_rgb_other_arrays_raise(bad: NDArray[np.uint8]) -> None:
     with pytest.raises(ValueError, match=r"\(H, W, 3\) uint8"):
         tissue_mask_rgb(bad)
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 3), (1, 1, 3), (3, 2, 3)])
-def test_tiny_pictures_pass(shape: tuple[int, int, int]) -> None:
+def test_tissue_mask_rgb_tiny_pictures_pass(shape: tuple[int, int, int]) -> None:
     assert tissue_mask_rgb(np.full(shape, 255, np.uint8)).shape == shape[:2]
 
 
 @pytest.fixture(scope="module")
-def crowded() -> NDArray[np.uint8]:
+def crowded_picture() -> NDArray[np.uint8]:
     """Cores, pale ones too, with pens, dust and the edge of a coverslip, 5 µm/px."""
     drawing = Drawing((1280, 768)).fade(0.3, where=np.arange(1280) < 500).pen(PENS["blue"]).dust(40)
     drawing = drawing.pen(PENS["black"]).coverslip()
@@ -141,55 +141,57 @@ def crowded() -> NDArray[np.uint8]:
 
 @pytest.mark.parametrize("um", [5.0, None])
 @pytest.mark.parametrize("rows", [1, 2, 9, 50, 300])
-def test_what_is_found_does_not_depend_on_the_stripes(crowded: NDArray[np.uint8], rows: int, um: float | None) -> None:
-    at_once = Picture(crowded, um, crowded.size)
-    striped = Picture(crowded, um, rows * crowded.shape[1])
+def test_picture_mask_does_not_depend_on_stripes(
+    crowded_picture: NDArray[np.uint8], rows: int, um: float | None
+) -> None:
+    at_once = Picture(crowded_picture, um, crowded_picture.size)
+    striped = Picture(crowded_picture, um, rows * crowded_picture.shape[1])
     for search in (STRICT, LOOSE):
         candidates, tissue = at_once.find_candidates(search), at_once.find_tissue(search)
         assert 0.01 < tissue.mean() < candidates.mean() < 0.9
         assert (striped.find_candidates(search) == candidates).all()
         assert (striped.find_tissue(search) == tissue).all()
-    grey = np.repeat(crowded[..., 1:2], 3, axis=2)
+    grey = np.repeat(crowded_picture[..., 1:2], 3, axis=2)
     assert Picture(grey, um, rows * grey.shape[1]).has_structure(grey)
     assert not striped.has_structure(np.full_like(grey, 240))
 
 
-def as_slide(folder: Path, image: NDArray[np.uint8], mpp: float | None = None) -> Slide:
+def write_slide(folder: Path, image: NDArray[np.uint8], mpp: float | None = None) -> Slide:
     return Slide.open(write_pyramid(folder / "slide.tiff", image, downsamples=(1, 4), tile=64, mpp=mpp))
 
 
 def test_find_tissue_works_near_8_um(tmp_path: Path) -> None:
     image, _ = disc(STAINED["eosin"])
-    coarse = find_tissue(as_slide(tmp_path, image, mpp=2.0))
+    coarse = find_tissue(write_slide(tmp_path, image, mpp=2.0))
     assert (coarse.resolution.level, coarse.resolution.is_resampled, coarse.how) == (1, False, "strict")
-    resampled = find_tissue(as_slide(tmp_path, image, mpp=0.9))
+    resampled = find_tissue(write_slide(tmp_path, image, mpp=0.9))
     assert resampled.resolution.mpp == pytest.approx((8.0, 8.0))
-    unknown = find_tissue(as_slide(tmp_path, image))
+    unknown = find_tissue(write_slide(tmp_path, image))
     assert unknown.resolution.downsample == 1.0
     assert coarse.fraction == pytest.approx(np.pi * 60**2 / (240 * 320), rel=0.1)
     assert unknown.fraction == pytest.approx(coarse.fraction, rel=0.1)
 
 
-def test_very_pale_tissue_takes_the_loose_pass(tmp_path: Path) -> None:
+def test_find_tissue_pale_tissue_uses_loose_pass(tmp_path: Path) -> None:
     image, where = disc((247, 241, 246), noise=1.0)
-    found = find_tissue(as_slide(tmp_path, image))
+    found = find_tissue(write_slide(tmp_path, image))
     assert found.how == "loose"
     assert found.mask[where].mean() > 0.95
     assert tissue_mask_rgb(image)[where].mean() > 0.95
 
 
-def test_a_speck_of_stain_does_not_hide_pale_tissue(tmp_path: Path) -> None:
+def test_find_tissue_stained_speck_does_not_hide_pale_tissue(tmp_path: Path) -> None:
     image, where = disc((247, 241, 246), noise=1.0)
     image[180:200, 250:270] = STAINED["eosin"]
-    found = find_tissue(as_slide(tmp_path, image))
+    found = find_tissue(write_slide(tmp_path, image))
     assert found.how == "loose"
     assert found.mask[where].mean() > 0.95
     assert found.mask[185:195, 255:265].all()
 
 
-def test_a_slide_without_tissue_says_so(tmp_path: Path) -> None:
+def test_find_tissue_no_tissue_raises(tmp_path: Path) -> None:
     with pytest.raises(SlideError, match=r"slide\.tiff: no tissue"):
-        find_tissue(as_slide(tmp_path, np.full((300, 400, 3), 240, np.uint8)))
+        find_tissue(write_slide(tmp_path, np.full((300, 400, 3), 240, np.uint8)))
 
 
 SMALL = (1280, 768)
@@ -211,7 +213,7 @@ HOW = {"barely stained": "loose", "grey-scale scan": "whole"}
 
 
 @pytest.mark.parametrize("name", TISSUE)
-def test_cores_are_found_whatever_else_is_on_the_slide(name: str, tmp_path: Path) -> None:
+def test_find_tissue_cores_are_found_beside_artifacts(name: str, tmp_path: Path) -> None:
     result = measure(TISSUE[name](SMALL), tmp_path)
     assert result.truth.any()
     assert result.how == HOW.get(name, "strict")
@@ -224,13 +226,13 @@ def test_cores_are_found_whatever_else_is_on_the_slide(name: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("name", NO_TISSUE)
-def test_glass_ink_lines_and_dust_are_refused_and_never_the_whole_slide(name: str, tmp_path: Path) -> None:
+def test_find_tissue_artifacts_only_is_never_whole_slide(name: str, tmp_path: Path) -> None:
     result = measure(NO_TISSUE[name](SMALL), tmp_path)
     assert result.how == "none"
     assert not result.found.any()
 
 
-def test_much_dust_is_not_taken_for_structure(tmp_path: Path) -> None:
+def test_find_tissue_much_dust_is_no_structure(tmp_path: Path) -> None:
     result = measure(Drawing(SMALL, tissue=False).dust(40), tmp_path)
     assert result.how == "none"
     assert not result.found.any()
@@ -238,7 +240,7 @@ def test_much_dust_is_not_taken_for_structure(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("level", [30, 128, 200, 240, 255])
 @pytest.mark.parametrize("quality", [30, 70, 95])
-def test_jpeg_noise_is_neither_tissue_nor_structure(level: int, quality: int) -> None:
+def test_picture_jpeg_noise_is_no_tissue_or_structure(level: int, quality: int) -> None:
     noise = np.random.default_rng(level).normal(level, 3, (300, 400, 3))
     _, coded = cv2.imencode(".jpg", np.clip(noise, 0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, quality])
     image = np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), np.uint8)
@@ -249,18 +251,18 @@ def test_jpeg_noise_is_neither_tissue_nor_structure(level: int, quality: int) ->
 
 
 @pytest.mark.parametrize("um", [400, 1200])
-def test_a_grey_fragment_counts_from_the_stated_area_on(um: int, tmp_path: Path) -> None:
+def test_find_tissue_grey_fragment_counts_from_stated_area(um: int, tmp_path: Path) -> None:
     # cores are 350 µm wide: 0.14 and 0.42 mm², of which the windows of the search take a margin
     result = measure(Drawing(SMALL).fragment(um).restain((1, 1, 1)), tmp_path)
     assert result.how == ("whole" if um == 1200 else "none")
 
 
 @pytest.mark.parametrize("colour", [(0.9, 0.5, 0.25), (0.6, 0.55, 0.5)], ids=["blue", "dull"])
-def test_another_stain_makes_the_whole_slide_count(colour: tuple[float, float, float], tmp_path: Path) -> None:
+def test_find_tissue_other_stain_makes_whole_slide_count(colour: tuple[float, float, float], tmp_path: Path) -> None:
     assert measure(Drawing(SMALL).restain(colour).fade(0.6), tmp_path).how == "whole"
 
 
-def test_ink_is_no_tissue_where_it_crosses_a_core(tmp_path: Path) -> None:
+def test_find_tissue_ink_across_core_is_excluded(tmp_path: Path) -> None:
     drawing = Drawing(SMALL)
     before = drawing.truth.copy()
     result = measure(drawing.pen(PENS["blue"]), tmp_path)
@@ -271,7 +273,7 @@ def test_ink_is_no_tissue_where_it_crosses_a_core(tmp_path: Path) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), shift=st.integers(0, 40), flip=st.booleans())
-def test_found_tissue_lies_near_colour_and_moves_with_it(seed: int, shift: int, flip: bool) -> None:
+def test_tissue_mask_rgb_follows_color_and_moves_with_it(seed: int, shift: int, flip: bool) -> None:
     rng = np.random.default_rng(seed)
     glass = rng.integers(200, 250)
     image = np.full((160, 260, 3), glass, np.uint8)
@@ -282,7 +284,7 @@ def test_found_tissue_lies_near_colour_and_moves_with_it(seed: int, shift: int, 
     image[where > 0] = np.array(STAINED["eosin"]) * (glass / 250)
     found = tissue_mask_rgb(image)
     near = cv2.dilate(where, np.ones((7, 7), np.uint8)) > 0
-    assert not found[~near & (_filled(near) == 0)].any()
+    assert not found[~near & (_fill_holes(near) == 0)].any()
     assert found[cv2.erode(where, np.ones((5, 5), np.uint8)) > 0].all()
     moved = np.roll(image, shift, axis=1)
     if flip:
@@ -292,7 +294,7 @@ def test_found_tissue_lies_near_colour_and_moves_with_it(seed: int, shift: int, 
         assert (tissue_mask_rgb(moved) == np.roll(found, shift, axis=1)).all()
 
 
-def _filled(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+def _fill_holes(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     out = np.zeros(mask.shape, np.uint8)
     cv2.drawContours(out, contours, -1, 1, -1)
@@ -332,7 +334,7 @@ def single_level(path: Path, side: int) -> Path:
     return path
 
 
-def test_a_slide_of_one_level_is_searched_in_bounded_memory(tmp_path: Path) -> None:
+def test_find_tissue_slide_of_one_level_needs_bounded_memory(tmp_path: Path) -> None:
     peaks = {}
     for side in (4800, 12000):
         path = single_level(tmp_path / f"{side}.tiff", side)
@@ -345,14 +347,14 @@ def test_a_slide_of_one_level_is_searched_in_bounded_memory(tmp_path: Path) -> N
     assert peaks[12000] < 345
 
 
-def a_map(mask: NDArray[np.bool_], downsample: float = 4.0) -> TissueMap:
+def make_map(mask: NDArray[np.bool_], downsample: float = 4.0) -> TissueMap:
     height, width = mask.shape
     return TissueMap(mask, Resolution(downsample, width, height, 0, downsample, None), "strict")
 
 
-def test_crop_is_nearest_and_false_past_the_edge() -> None:
+def test_tissue_map_crop_is_nearest_and_false_outside() -> None:
     mask = np.random.default_rng(0).random((20, 30)) < 0.5
-    tissue = a_map(mask)
+    tissue = make_map(mask)
     level0 = Resolution(1.0, 120, 80, 0, 1.0, None)
     assert (tissue.crop(level0, (0, 0), (120, 80)) == np.repeat(np.repeat(mask, 4, 0), 4, 1)).all()
     assert (tissue.crop(tissue.resolution, (8, 4), (10, 9)) == mask[1:10, 2:12]).all()
@@ -371,22 +373,22 @@ def test_crop_is_nearest_and_false_past_the_edge() -> None:
     width=st.integers(1, 150),
     height=st.integers(1, 150),
 )
-def test_fraction_of_a_box_is_exact(seed: int, x0: int, y0: int, width: int, height: int) -> None:
+def test_tissue_map_fraction_of_box_is_exact(seed: int, x0: int, y0: int, width: int, height: int) -> None:
     mask = np.random.default_rng(seed).random((20, 30)) < 0.2
-    tissue = a_map(mask)
+    tissue = make_map(mask)
     at_level0 = tissue.crop(Resolution(1.0, 120, 80, 0, 1.0, None), (x0, y0), (width, height))
     fraction = tissue.measure_fraction(np.array([[x0, y0, x0 + width, y0 + height]], np.float64))
     assert fraction == pytest.approx([at_level0.mean()], abs=1e-9)
     assert (fraction[0] > 0) == at_level0.any()
 
 
-def test_fraction_of_no_boxes_is_empty() -> None:
-    assert a_map(np.ones((3, 3), np.bool_)).measure_fraction(np.empty((0, 4))).shape == (0,)
+def test_tissue_map_fraction_of_no_boxes_is_empty() -> None:
+    assert make_map(np.ones((3, 3), np.bool_)).measure_fraction(np.empty((0, 4))).shape == (0,)
 
 
 @pytest.mark.real_data
 @needs_data
-def test_real_tissue_is_found_and_glass_is_not() -> None:
+def test_find_tissue_real_tissue_is_found_and_glass_is_not() -> None:
     slide = Slide.open(DATA / "wsi" / "CMU-1-Small-Region.svs")
     tissue = find_tissue(slide)
     assert tissue.how == "strict"

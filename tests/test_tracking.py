@@ -38,7 +38,7 @@ wandb.finish()
 
 
 @pytest.mark.parametrize("mode", ["offline", "online"])
-def test_a_run_finishes_without_account_network_home_or_anybody_to_ask(tmp_path: Path, mode: str) -> None:
+def test_wandb_run_finishes_without_account_network_or_home(tmp_path: Path, mode: str) -> None:
     for name in ("best.ckpt", "last.ckpt"):
         (tmp_path / name).write_bytes(name.encode())
     (tmp_path / "no_folder").touch()
@@ -58,7 +58,7 @@ def test_a_run_finishes_without_account_network_home_or_anybody_to_ask(tmp_path:
     assert all(tmp_path in path.parents and path.is_file() for path in here)
 
 
-def test_settings_are_flat_without_dots() -> None:
+def test_flat_settings_have_no_dots() -> None:
     assert flat({"a": {"b": {"c": 1}, "d": [1, {"e": 2}]}, "f": None}) == {"a/b/c": 1, "a/d": [1, {"e": 2}], "f": None}
 
 
@@ -71,7 +71,7 @@ def logger(tmp_path: Path) -> EpochLogger:
     return found
 
 
-def test_group_tags_and_figures_with_their_intervals(tmp_path: Path, logger: EpochLogger) -> None:
+def test_log_figures_has_group_tags_and_intervals(tmp_path: Path, logger: EpochLogger) -> None:
     scores = {"dice": 0.5, "dice_interval": [0.4, 0.7], "slides": 3, "by_provider": {"radboud": {"dice": 0.6}}}
     log_figures(logger, make_summary({"threshold": 0.3, "test": scores}))
     wandb.finish()
@@ -83,7 +83,7 @@ def test_group_tags_and_figures_with_their_intervals(tmp_path: Path, logger: Epo
     assert ["test", "radboud", "Dice, all pixels pooled", 0.6, None, None] in table["data"]
 
 
-def test_checkpoints_are_named_and_not_copied(tmp_path: Path, logger: EpochLogger) -> None:
+def test_log_checkpoints_names_files_without_copy(tmp_path: Path, logger: EpochLogger) -> None:
     for name in ("best.ckpt", "last.ckpt"):
         (tmp_path / name).write_bytes(name.encode() * 100_000)
     log_checkpoints(logger, tmp_path, {"threshold": 0.3})
@@ -97,7 +97,7 @@ def test_checkpoints_are_named_and_not_copied(tmp_path: Path, logger: EpochLogge
     assert max(path.stat().st_size for path in (tmp_path / "wandb").rglob("*") if path.is_file()) < 900_000
 
 
-def test_pictures_of_epochs_that_were_whole_are_logged_again(tmp_path: Path, logger: EpochLogger) -> None:
+def test_replay_views_logs_pictures_of_whole_epochs_again(tmp_path: Path, logger: EpochLogger) -> None:
     (tmp_path / "views").mkdir()
     for epoch in (1, 3, 5):
         Image.new("RGB", (8, 8)).save(tmp_path / "views" / f"epoch_{epoch:03d}_fixed.png")

@@ -93,7 +93,7 @@ class PowerCut(pl.Callback):
             raise RuntimeError("power cut")
 
 
-def trained(
+def train_run(
     folder: Path,
     *overrides: str,
     resume: Path | None = None,
@@ -138,7 +138,7 @@ class Named(PatchSet):
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_a_loss_that_is_no_number_names_the_patch_and_keeps_the_checkpoints(tmp_path: Path, split: str) -> None:
+def test_run_nan_loss_names_patch_and_keeps_checkpoints(tmp_path: Path, split: str) -> None:
     sets = {name: Named() for name in ("train", "val")}
 
     class Broken(Data):
@@ -208,7 +208,7 @@ def mib_after_epochs(folder: Path) -> list[float]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="the system does not tell a process's memory so")
-def test_memory_does_not_grow_over_epochs(tmp_path: Path) -> None:
+def test_run_memory_does_not_grow_over_epochs(tmp_path: Path) -> None:
     with ProcessPoolExecutor(1, get_context("spawn")) as alone:  # what other tests left would blur it
         mib = alone.submit(mib_after_epochs, tmp_path).result()
     assert len(mib) == 12
@@ -216,7 +216,7 @@ def test_memory_does_not_grow_over_epochs(tmp_path: Path) -> None:
     assert median(mib[-4:]) < median(mib[2:6]) + 40, mib
 
 
-def test_memory_layout_changes_no_weight(tmp_path: Path) -> None:
+def test_segmentation_task_memory_layout_changes_no_weight(tmp_path: Path) -> None:
     """But for the order in which sums are taken; a checkpoint is the same either way."""
     states = []
     for channels_last in (False, True):
@@ -246,7 +246,7 @@ def test_memory_layout_changes_no_weight(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_a_compiled_network_trains_alike_and_keeps_the_names_of_its_weights() -> None:
+def test_segmentation_task_compiled_keeps_weight_names() -> None:
     results = []
     for compiled in (False, True):
         torch.manual_seed(0)
@@ -269,20 +269,20 @@ def weights(folder: Path) -> dict[str, Tensor]:
 
 
 @pytest.fixture
-def interrupted(tmp_path: Path) -> Path:
-    trained(tmp_path / "interrupted", stop=1)
+def interrupted_run(tmp_path: Path) -> Path:
+    train_run(tmp_path / "interrupted", stop=1)
     return tmp_path / "interrupted"
 
 
-def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path: Path, interrupted: Path) -> None:
-    trained(tmp_path / "whole")
-    trained(interrupted, resume=interrupted / "checkpoints" / "last.ckpt")
-    whole, resumed = weights(tmp_path / "whole"), weights(interrupted)
+def test_run_resumed_ends_with_weights_of_uninterrupted(tmp_path: Path, interrupted_run: Path) -> None:
+    train_run(tmp_path / "whole")
+    train_run(interrupted_run, resume=interrupted_run / "checkpoints" / "last.ckpt")
+    whole, resumed = weights(tmp_path / "whole"), weights(interrupted_run)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_a_moved_run_keeps_its_best_epoch(tmp_path: Path, interrupted: Path) -> None:
-    moved = interrupted.rename(tmp_path / "moved")
+def test_run_moved_folder_keeps_best_epoch(tmp_path: Path, interrupted_run: Path) -> None:
+    moved = interrupted_run.rename(tmp_path / "moved")
     last = moved / "checkpoints" / "last.ckpt"
     content = torch.load(last, weights_only=True)
     (key,) = [key for key in content["callbacks"] if "'monitor': 'val/dice'" in key and "Checkpoint" in key]
@@ -291,7 +291,7 @@ def test_a_moved_run_keeps_its_best_epoch(tmp_path: Path, interrupted: Path) -> 
     content["callbacks"][key] = state | {"best_k_models": best, "best_model_score": torch.tensor(2.0)}
     torch.save(content, last)
     before = (moved / "checkpoints" / "best.ckpt").read_bytes()
-    run, _ = trained(moved, resume=last)
+    run, _ = train_run(moved, resume=last)
     assert run.best.read_bytes() == before
     assert torch.load(last, weights_only=True)["epoch"] == 2
     assert sorted(path.name for path in run.best.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
@@ -305,19 +305,19 @@ def test_a_moved_run_keeps_its_best_epoch(tmp_path: Path, interrupted: Path) -> 
         ({"patch_size": 32}, "patch_size was 16, is 32"),
     ],
 )
-def test_a_run_is_not_resumed_on_other_data(interrupted: Path, changed: dict[str, Any], named: str) -> None:
+def test_run_resumed_on_other_data_raises(interrupted_run: Path, changed: dict[str, Any], named: str) -> None:
     with pytest.raises(CheckpointError, match=named):
-        trained(interrupted, resume=interrupted / "checkpoints" / "last.ckpt", **changed)
+        train_run(interrupted_run, resume=interrupted_run / "checkpoints" / "last.ckpt", **changed)
 
 
-def test_another_precision_of_the_engine_is_no_other_run(interrupted: Path) -> None:
-    trained(interrupted, resume=interrupted / "checkpoints" / "last.ckpt", precision="bf16")
+def test_run_resumed_with_other_engine_precision_passes(interrupted_run: Path) -> None:
+    train_run(interrupted_run, resume=interrupted_run / "checkpoints" / "last.ckpt", precision="bf16")
 
 
 @pytest.mark.parametrize(
     "text", ["- a\n", "a: [", "data: {_target_: panda.data.datamodule.PatchDataModule, root: data}\n"]
 )
-def test_a_config_of_a_resumed_run_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+def test_load_resumed_config_damaged_file_raises(tmp_path: Path, text: str) -> None:
     (tmp_path / "checkpoints").mkdir()
     for name in ("last.ckpt", "best.ckpt"):
         (tmp_path / "checkpoints" / name).touch()
@@ -327,7 +327,7 @@ def test_a_config_of_a_resumed_run_that_is_none_is_refused(tmp_path: Path, text:
 
 
 @pytest.mark.parametrize("task", ["segmentation", "grading"])
-def test_a_resumed_grading_keeps_what_its_bags_come_from(
+def test_load_resumed_config_grading_keeps_source_of_bags(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
 ) -> None:
     (tmp_path / "checkpoints").mkdir()
@@ -343,7 +343,7 @@ def test_a_resumed_grading_keeps_what_its_bags_come_from(
     assert load_resumed_config(typed, resume).engine.batch_size == 2
 
 
-def test_a_bag_is_another_with_other_tiles_or_features(tmp_path: Path) -> None:
+def test_bag_fingerprint_depends_on_tiles_and_features(tmp_path: Path) -> None:
     experiment: Any = object.__new__(GradingExperiment)
     experiment.settings = GradingSettings()
     (tmp_path / "s.tiff").touch()
@@ -370,13 +370,13 @@ def test_a_bag_is_another_with_other_tiles_or_features(tmp_path: Path) -> None:
         ({"task": "grading", "target": "cancer", "val": {"qwk": 0.3, "auroc": 0.9}}, 0.9),
     ],
 )
-def test_runs_are_compared_on_validation(summary: dict[str, Any], figure: float) -> None:
+def test_find_objective_takes_validation_figure(summary: dict[str, Any], figure: float) -> None:
     keys = ("dice", "dice_mean_slide") if summary["task"] == "segmentation" else ("qwk", "auroc")
     summary = summary | {"test": dict.fromkeys(keys, 1.0)}
     assert find_objective(make_summary(summary)) == pytest.approx(figure, nan_ok=True)
 
 
-def test_slides_that_the_segmentation_knows_are_noted() -> None:
+def test_leak_notes_name_slides_known_to_segmentation() -> None:
     items: Any = {
         name: [SimpleNamespace(record=SimpleNamespace(slide_id=slide, group=slide)) for slide in slides]
         for name, slides in {"train": "ab", "val": "cd", "test": "efg"}.items()
@@ -393,7 +393,9 @@ def test_slides_that_the_segmentation_knows_are_noted() -> None:
     assert "chose its epoch and threshold on 2 test slides" in chosen_on
 
 
-def test_a_validation_slide_that_fails_leaves_no_canvas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_freeze_threshold_failed_validation_slides_leave_no_canvas(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def predict(slide: None, tissue: None, path: Path, on_tiles: object) -> None:
         path.mkdir(parents=True)
         raise SlideError("cannot be read")
@@ -411,7 +413,7 @@ def test_a_validation_slide_that_fails_leaves_no_canvas(tmp_path: Path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
-def test_a_kept_grade_holds_no_tiles() -> None:
+def test_grade_holds_no_tiles() -> None:
     zeros = np.zeros((3, 2), np.int64)
     ones = np.ones(3, np.float32)
     grade = Grade("isup", 0, [1.0], zeros, ones, ones, np.zeros((3, 8, 8, 3), np.uint8), 16.0)

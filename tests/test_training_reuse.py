@@ -23,7 +23,7 @@ from panda.inference.score_store import read_scores, write_scores
 from panda.tasks.checkpoint import read_checkpoint, update_metadata
 from panda.tasks.metadata import SegmentationMetadata
 from tests.test_config_check import compose_config
-from tests.test_train import METADATA, trained, weights
+from tests.test_train import METADATA, train_run, weights
 from tests.wandb_log import OfflineRun
 
 LEARNS = {"train": {"a": "1"}, "val": {"c": "2"}}
@@ -41,7 +41,7 @@ def fingerprint(*overrides: str, learns: Any = LEARNS, device: str = "cpu", **me
      "task.overlap=0.1", "test_slides=false", "logger=csv", "name=x", "debug=true", "data.num_workers=0",
      "run_dir=runs/y"],
 )  # fmt: skip
-def test_what_touches_evaluation_only_is_the_same_training(override: str) -> None:
+def test_training_fingerprint_evaluation_override_is_same(override: str) -> None:
     assert fingerprint(override) == fingerprint()
 
 
@@ -51,11 +51,11 @@ def test_what_touches_evaluation_only_is_the_same_training(override: str) -> Non
      "trainer.max_epochs=7", "trainer.precision=bf16-mixed", "data.patch_size=64", "data.batch_size=4", "data.seed=9",
      "data.val_fraction=0.3", "task.patience=3", "+data.of_tomorrow=1"],
 )  # fmt: skip
-def test_whatever_else_is_typed_is_another_training(override: str) -> None:
+def test_training_fingerprint_other_override_differs(override: str) -> None:
     assert fingerprint(override) != fingerprint()
 
 
-def test_other_slides_masks_devices_are_another_training() -> None:
+def test_training_fingerprint_other_slides_masks_or_devices_differ() -> None:
     assert fingerprint(overlap=0.1, precision="bf16") == fingerprint()
     others = [
         fingerprint(learns={"train": {"a": "other"}, "val": {"c": "2"}}),
@@ -69,7 +69,7 @@ def test_other_slides_masks_devices_are_another_training() -> None:
 def sweep(tmp_path: Path) -> Path:
     """A sweep whose job 0 has trained and then put a given threshold into its checkpoint."""
     folder = tmp_path / "sweep-x"
-    trained(folder / "0", sweep=folder)
+    train_run(folder / "0", sweep=folder)
     given = {"value": 0.3, "criterion": "given", "score": None, "chosen_on": "nothing", "date": "today"}
     update_metadata(folder / "0" / "checkpoints" / "best.ckpt", SegmentationMetadata, threshold=given)
     canvas = folder / "0" / "slides" / "a" / "canvas.zarr" / "c" / "0"
@@ -81,8 +81,8 @@ def sweep(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_job_takes_over_what_another_trained(sweep: Path) -> None:
-    run, _ = trained(sweep / "1", "threshold=0.5", sweep=sweep, overlap=0.25)
+def test_sweep_job_reuses_training_of_other_job(sweep: Path) -> None:
+    run, _ = train_run(sweep / "1", "threshold=0.5", sweep=sweep, overlap=0.25)
     assert run.training is not None
     assert (run.training.trained_by, run.training.epochs) == ("0", 3)
     assert "Trained by job 0" in run.notes[0]
@@ -99,15 +99,15 @@ def test_a_job_takes_over_what_another_trained(sweep: Path) -> None:
     assert [metadata.overlap for metadata in best] == [0.5, 0.25]
     assert stored("1", "last.ckpt").overlap == 0.25
     # of two that have it, it is the one that trained which is named
-    run, _ = trained(sweep / "2", "threshold=0.7", sweep=sweep)
+    run, _ = train_run(sweep / "2", "threshold=0.7", sweep=sweep)
     assert run.training is not None
     assert run.training.trained_by == "0"
     # and a job that took over can be gone on with
-    trained(sweep / "1", sweep=sweep, resume=sweep / "1" / "checkpoints" / "last.ckpt", overlap=0.25)
+    train_run(sweep / "1", sweep=sweep, resume=sweep / "1" / "checkpoints" / "last.ckpt", overlap=0.25)
 
 
-def test_a_job_that_took_over_shows_in_wandb_what_the_other_logged(sweep: Path) -> None:
-    trained(sweep / "1", "threshold=0.5", "logger.mode=offline", sweep=sweep)
+def test_sweep_job_with_reused_training_logs_its_metrics_to_wandb(sweep: Path) -> None:
+    train_run(sweep / "1", "threshold=0.5", "logger.mode=offline", sweep=sweep)
     wandb.finish()
     shown = OfflineRun(sweep / "1")
     assert shown.about.run_group == sweep.name
@@ -122,29 +122,29 @@ def test_a_job_that_took_over_shows_in_wandb_what_the_other_logged(sweep: Path) 
 
 
 @pytest.mark.parametrize("why", ["another seed", "no sweep", "a checkpoint is gone", "a record of another version"])
-def test_a_job_trains_itself_where_nothing_fits(sweep: Path, why: str) -> None:
+def test_sweep_job_without_matching_record_trains(sweep: Path, why: str) -> None:
     if why == "a checkpoint is gone":
         (sweep / "0" / "checkpoints" / "last.ckpt").unlink()
     if why == "a record of another version":
         (sweep / "0" / RECORD).write_text('{"of": "tomorrow"}')
     overrides = ["seed=1"] if why == "another seed" else []
-    run, _ = trained(sweep / "1", *overrides, sweep=None if why == "no sweep" else sweep)
+    run, _ = train_run(sweep / "1", *overrides, sweep=None if why == "no sweep" else sweep)
     assert run.training is not None
     assert run.training.trained_by is None
     assert run.notes == []
 
 
-def test_a_damaged_checkpoint_is_not_taken_over(sweep: Path) -> None:
+def test_sweep_job_damaged_checkpoint_is_not_reused(sweep: Path) -> None:
     (sweep / "0" / "checkpoints" / "best.ckpt").write_bytes(b"PK")
     with pytest.raises(CheckpointError, match=r"best\.ckpt is not a checkpoint, or is damaged"):
-        trained(sweep / "1", sweep=sweep)
+        train_run(sweep / "1", sweep=sweep)
 
 
-def test_a_second_job_waits_for_the_first_and_does_not_train(sweep: Path) -> None:
+def test_sweep_job_waits_for_same_training_and_reuses_it(sweep: Path) -> None:
     record = (sweep / "0" / RECORD).read_text()
     (sweep / "0" / RECORD).unlink()
     done: list[Any] = []
-    second = threading.Thread(target=lambda: done.append(trained(sweep / "1", sweep=sweep)))
+    second = threading.Thread(target=lambda: done.append(train_run(sweep / "1", sweep=sweep)))
     with hold_lock(sweep / f"training-{json.loads(record)['fingerprint'][:16]}"):
         second.start()
         time.sleep(1)
@@ -155,7 +155,7 @@ def test_a_second_job_waits_for_the_first_and_does_not_train(sweep: Path) -> Non
     assert done[0][0].training.trained_by == "0"
 
 
-def test_only_a_job_that_trained_itself_is_found(tmp_path: Path) -> None:
+def test_find_training_ignores_jobs_that_reused(tmp_path: Path) -> None:
     for job, by in (("0", "7"), ("1", None)):
         (tmp_path / job / "checkpoints").mkdir(parents=True)
         for name in ("best.ckpt", "last.ckpt"):
@@ -168,7 +168,7 @@ def test_only_a_job_that_trained_itself_is_found(tmp_path: Path) -> None:
     assert find_training(tmp_path, "x", tmp_path / "1") is None
 
 
-def test_scores_come_back_as_they_were(tmp_path: Path) -> None:
+def test_read_scores_returns_written_scores(tmp_path: Path) -> None:
     record = SlideRecord("a", "karolinska", 1, "3+3", Path("a"), None, "a")
     counts = np.arange(2000).reshape(2, 1000)
     scores = {"one": SlideScore(record, counts, 0.25, 7), "two": SlideScore(record, counts + 1, None, 0)}
@@ -183,7 +183,7 @@ def test_scores_come_back_as_they_were(tmp_path: Path) -> None:
     assert read_scores(tmp_path / "s.npz") == {}
 
 
-def test_metrics_of_a_cut_off_epoch_and_a_cut_off_line_are_left_out(tmp_path: Path) -> None:
+def test_read_metrics_drops_incomplete_epoch_and_line(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("epoch,step,x,y\n0,1,0.1,\n0,2,,1e-05\n1,3,0.3,\n1,4,0.2,3")
     assert read_metrics(tmp_path) == [
         {"epoch": 0, "step": 1, "x": 0.1}, {"epoch": 0, "step": 2, "y": 1e-05}, {"epoch": 1, "step": 3, "x": 0.3},
@@ -192,7 +192,7 @@ def test_metrics_of_a_cut_off_epoch_and_a_cut_off_line_are_left_out(tmp_path: Pa
     assert read_metrics(tmp_path / "absent") == []
 
 
-def test_seconds_are_those_of_all_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clock_sums_seconds_of_all_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     first = Clock(90.0)

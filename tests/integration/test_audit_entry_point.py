@@ -40,7 +40,7 @@ def enter(monkeypatch: pytest.MonkeyPatch, *typed: str) -> int:
     return left.value.code
 
 
-def test_an_audit_says_what_it_found_and_what_to_do(
+def test_audit_prints_findings_and_remedies(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spoilt = table(home / "data" / "train.csv")[1]
@@ -61,7 +61,7 @@ def test_an_audit_says_what_it_found_and_what_to_do(
     assert "data.exclude=[missing_mask]" in (home / "out/a b/report.html").read_text()
 
 
-def test_the_command_by_its_own_name_audits_the_table_alone(home: Path) -> None:
+def test_audit_script_reads_table_only(home: Path) -> None:
     command = [sys.executable, str(REPOSITORY / "audit.py"), "data=panda", "data.root=data", "audit.slides=false"]
     table_file = home / "data" / "train.csv"
     table_file.write_text(table_file.read_text() + table_file.read_text().splitlines()[1] + "\n")
@@ -75,7 +75,7 @@ def test_the_command_by_its_own_name_audits_the_table_alone(home: Path) -> None:
     assert [row["finding"] for row in table(home / "audit" / "findings.csv")] == ["duplicate_row"]
 
 
-def test_the_old_command_names_the_new_one_and_runs_it(home: Path) -> None:
+def test_old_audit_command_names_new_command_and_runs_it(home: Path) -> None:
     command = [sys.executable, "-m", "panda.data.audit", "data=panda", "data.root=data", "audit.slides=false"]
     done = subprocess.run(
         command, cwd=home, env={"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, check=False
@@ -85,7 +85,7 @@ def test_the_old_command_names_the_new_one_and_runs_it(home: Path) -> None:
     assert (home / "audit" / "report.html").exists()
 
 
-def test_all_faults_come_at_once_and_nothing_is_made(
+def test_audit_all_faults_at_once_and_no_output(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     typed = ("data=panda", "data.root=nowhere", "data.level=1", "data.mpp_override=99", "data.reader=magic",
@@ -110,7 +110,7 @@ def test_all_faults_come_at_once_and_nothing_is_made(
     assert not (home / "audit").exists()
 
 
-def test_the_embedded_slides_are_drawn_and_have_no_finding(
+def test_audit_embedded_slides_have_no_finding(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = ("data.draw.slides=2", "data.draw.width=1024", "data.draw.height=768")
@@ -119,7 +119,7 @@ def test_the_embedded_slides_are_drawn_and_have_no_finding(
     assert "near-duplicates: none" in capsys.readouterr().err
 
 
-def test_an_audit_does_not_wait_for_torch() -> None:
+def test_audit_does_not_import_torch() -> None:
     code = "import sys, panda.app.audit, panda.audit.dataset, panda.audit.page; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -26,7 +26,7 @@ OVERRIDES = (
 )
 
 
-def test_a_run_on_two_devices_is_one_run_and_goes_on(tmp_path: Path) -> None:
+def test_train_two_devices_make_one_run_and_resume(tmp_path: Path) -> None:
     done = run_door("train", tmp_path, *OVERRIDES)
     assert done.returncode == 0, done.stderr[-3000:]
     run = tmp_path / "runs" / "segmentation" / "ddp"

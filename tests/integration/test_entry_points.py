@@ -47,7 +47,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(home: Path) -> Path:
+def trained_run(home: Path) -> Path:
     by_provider = ("criterion=cost", "cost_ratio=4", "threshold_per_provider=true")
     shown = ("task.views_every=1", "task.views=2", "logger.tags=[mine]")
     done = run_door("train", home, *TINY, *by_provider, *shown, "name=first")
@@ -56,7 +56,7 @@ def trained(home: Path) -> Path:
 
 
 @pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+def offline_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def away(*_: object, **__: object) -> None:
         raise OSError("the network is away")
 
@@ -64,11 +64,11 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("segmentation_models_pytorch.encoders.hf_hub_download", away)
 
 
-def slides_of(home: Path) -> list[Path]:
+def list_slides(home: Path) -> list[Path]:
     return sorted((home / "data" / "synthetic" / "train_images").glob("*.tiff"))
 
 
-def test_a_run_leaves_what_it_promises(trained: Path) -> None:
+def test_train_run_folder_holds_documented_files(trained_run: Path) -> None:
     for name in (
         "config.yaml",
         "checkpoints/best.ckpt",
@@ -87,29 +87,29 @@ def test_a_run_leaves_what_it_promises(trained: Path) -> None:
         "report.html",
         "wandb",
     ):
-        assert (trained / name).exists(), name
-    summary = json.loads((trained / "summary.json").read_text())
+        assert (trained_run / name).exists(), name
+    summary = json.loads((trained_run / "summary.json").read_text())
     assert summary["task"] == "segmentation"
     assert 0 <= summary["threshold"] < 1
     assert parse_summary(summary)[1] == []
     assert summary["val"]["slides"] > 0
-    assert list((trained / "panels").glob("patches*.png"))
-    header = table(trained / "metrics.csv")[0].keys()
+    assert list((trained_run / "panels").glob("patches*.png"))
+    header = table(trained_run / "metrics.csv")[0].keys()
     assert {"train/loss", "train/dice", "val/loss", "val/dice"} <= {key.removesuffix("_epoch") for key in header}
-    for row in table(trained / "test_slides.csv"):
-        left = {path.name for path in (trained / "slides" / row["slide_id"]).iterdir()}
+    for row in table(trained_run / "test_slides.csv"):
+        left = {path.name for path in (trained_run / "slides" / row["slide_id"]).iterdir()}
         assert {"canvas.zarr", "heatmap.png", "overlay.png", "quantification.json", "regions.geojson"} <= left
 
 
-def test_the_dashboard_shows_all_that_a_run_has(trained: Path) -> None:
-    run = OfflineRun(trained)
+def test_train_wandb_dashboard_shows_run(trained_run: Path) -> None:
+    run = OfflineRun(trained_run)
     assert {"model=unet", "loss=bce_dice", "data=synthetic", "mine"} <= set(run.about.tags)
     assert run.config["model/encoder_name"] == "resnet18"
     assert run.config["data/draw/slides"] == 10
     assert run.config["versions/torch"] == version("torch")
     assert not any(isinstance(value, dict) for key, value in run.config.items() if key != "_wandb")
     assert run.steps == {"*": "epoch", "train/loss_step": "trainer/global_step", "trainer/global_step": ""}
-    epochs = [row for row in table(trained / "metrics.csv") if row["val/dice"]]
+    epochs = [row for row in table(trained_run / "metrics.csv") if row["val/dice"]]
     for key in ("train/loss", "val/dice", "lr-AdamW"):
         logged = {item["epoch"]: item[key] for item in run.logged(key)}
         assert logged.keys() == {int(row["epoch"]) for row in epochs}, key
@@ -122,7 +122,7 @@ def test_the_dashboard_shows_all_that_a_run_has(trained: Path) -> None:
     labels = run.config["_wandb"]["mask/class_labels"]
     assert labels["views/fixed_patches_wandb_delimeter_prediction"]["value"] == {"0": "no cancer", "1": "cancer"}
     assert run.config["_wandb"]["visualize"]["threshold_curve"]["panel_config"]["panelDefId"] == "wandb/lineseries/v0"
-    slides, rows = run.table("test_slides"), table(trained / "test_slides.csv")
+    slides, rows = run.table("test_slides"), table(trained_run / "test_slides.csv")
     assert [row[0] for row in slides["data"]] == [row["slide_id"] for row in rows]
     for row in slides["data"]:
         shown = dict(zip(slides["columns"], row, strict=True))
@@ -131,14 +131,14 @@ def test_the_dashboard_shows_all_that_a_run_has(trained: Path) -> None:
     models = {alias: a for a in run.artifacts if a.type == "model" for alias in a.aliases}
     for alias in ("best", "last"):
         (content,) = models[alias].manifest.contents
-        assert Path(content.local_path) == trained / "checkpoints" / f"{alias}.ckpt"
-    size = (trained / "checkpoints" / "best.ckpt").stat().st_size
-    assert sum(path.stat().st_size for path in (trained / "wandb").rglob("*") if path.is_file()) < size / 2
+        assert Path(content.local_path) == trained_run / "checkpoints" / f"{alias}.ckpt"
+    size = (trained_run / "checkpoints" / "best.ckpt").stat().st_size
+    assert sum(path.stat().st_size for path in (trained_run / "wandb").rglob("*") if path.is_file()) < size / 2
 
 
-def test_the_checkpoint_carries_what_was_chosen(trained: Path) -> None:
-    summary = json.loads((trained / "summary.json").read_text())
-    metadata = read_checkpoint(trained / "checkpoints" / "best.ckpt", SegmentationMetadata).metadata
+def test_train_checkpoint_holds_choices(trained_run: Path) -> None:
+    summary = json.loads((trained_run / "summary.json").read_text())
+    metadata = read_checkpoint(trained_run / "checkpoints" / "best.ckpt", SegmentationMetadata).metadata
     assert metadata.threshold == ThresholdChoice.model_validate(summary["threshold_choice"])
     assert metadata.calibration is not None
     calibration = metadata.calibration.model_dump()
@@ -146,23 +146,25 @@ def test_the_checkpoint_carries_what_was_chosen(trained: Path) -> None:
     choice = metadata.threshold
     assert (choice.criterion, choice.cost_ratio) == ("cost", 4)
     assert choice.by_provider
-    rows = table(trained / "test_slides.csv")
+    rows = table(trained_run / "test_slides.csv")
     for row in rows:
-        facts = json.loads((trained / "slides" / row["slide_id"] / "quantification.json").read_text())
+        facts = json.loads((trained_run / "slides" / row["slide_id"] / "quantification.json").read_text())
         assert facts["threshold"] == choice.value_for(row["provider"])
-    assert {"cost", *(f"cost_{name}" for name in choice.by_provider)} <= set(table(trained / "threshold_curve.csv")[0])
+    assert {"cost", *(f"cost_{name}" for name in choice.by_provider)} <= set(
+        table(trained_run / "threshold_curve.csv")[0]
+    )
     for heading in ("By provider", "By grade", "Choice of threshold", "Calibration"):
-        assert f"<h2>{heading}</h2>" in (trained / "report.html").read_text()
+        assert f"<h2>{heading}</h2>" in (trained_run / "report.html").read_text()
 
 
-def test_inference_goes_on_past_a_bad_slide(home: Path, trained: Path) -> None:
+def test_infer_continues_past_bad_slide(home: Path, trained_run: Path) -> None:
     folder = home / "mixed"
     folder.mkdir()
-    good = slides_of(home)[0]
+    good = list_slides(home)[0]
     (folder / good.name).symlink_to(good)
     (folder / "broken.tiff").write_bytes(b"II*\0 this is no slide")
     done = run_door(
-        "infer", home, f"checkpoint={trained}/checkpoints/best.ckpt", f"slides={folder}", "output=out/mixed"
+        "infer", home, f"checkpoint={trained_run}/checkpoints/best.ckpt", f"slides={folder}", "output=out/mixed"
     )
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
@@ -181,9 +183,9 @@ def test_inference_goes_on_past_a_bad_slide(home: Path, trained: Path) -> None:
     assert (home / "out/mixed/report.html").is_file()
 
 
-def test_a_sweep_over_thresholds_maps_each_slide_once(home: Path, trained: Path) -> None:
-    slide = slides_of(home)[1]
-    arguments = (f"checkpoint={trained}/checkpoints/best.ckpt", f"slides={slide}", "output=out/sweep")
+def test_infer_threshold_sweep_maps_each_slide_once(home: Path, trained_run: Path) -> None:
+    slide = list_slides(home)[1]
+    arguments = (f"checkpoint={trained_run}/checkpoints/best.ckpt", f"slides={slide}", "output=out/sweep")
     done = run_door("infer", home, "-m", "threshold=0.001,0.999", *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     canvases = list((home / "out/sweep").rglob("canvas.zarr"))
@@ -196,25 +198,25 @@ def test_a_sweep_over_thresholds_maps_each_slide_once(home: Path, trained: Path)
     assert found["threshold=0.001"] > found["threshold=0.999"]
 
 
-def test_an_interrupted_run_goes_on_in_its_folder(home: Path, trained: Path) -> None:
-    before = table(trained / "metrics.csv")
-    done = run_door("train", home, f"resume={trained}/checkpoints/last.ckpt", "trainer.max_epochs=2")
+def test_train_interrupted_run_resumes_in_its_folder(home: Path, trained_run: Path) -> None:
+    before = table(trained_run / "metrics.csv")
+    done = run_door("train", home, f"resume={trained_run}/checkpoints/last.ckpt", "trainer.max_epochs=2")
     assert done.returncode == 0, done.stderr[-3000:]
-    after = table(trained / "metrics.csv")
+    after = table(trained_run / "metrics.csv")
     epochs = {row["epoch"] for row in after if row["epoch"]}
     assert epochs == {"0", "1"}
     assert len(after) > len(before)
-    assert json.loads((trained / "summary.json").read_text())["epochs"] == 2
+    assert json.loads((trained_run / "summary.json").read_text())["epochs"] == 2
     # the last epoch, whether or not it was the best
-    assert torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 1
-    done = run_door("train", home, f"resume={trained}/checkpoints/last.ckpt", "data.seed=1")
+    assert torch.load(trained_run / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 1
+    done = run_door("train", home, f"resume={trained_run}/checkpoints/last.ckpt", "data.seed=1")
     assert done.returncode == 1
     assert "data.seed=1" in done.stderr
 
 
-def test_a_grader_trains_on_guided_tiles_and_grades(home: Path, trained: Path) -> None:
+def test_train_grading_on_guided_tiles_then_infer_grades(home: Path, trained_run: Path) -> None:
     shutil.copytree(home / "data" / "synthetic", home / "to_grade")
-    broken = table(trained / "test_slides.csv")[0]["slide_id"]
+    broken = table(trained_run / "test_slides.csv")[0]["slide_id"]
     (home / "to_grade" / "train_images" / f"{broken}.tiff").write_bytes(b"II*\0 this is no slide")
     done = run_door(
         "train",
@@ -224,7 +226,7 @@ def test_a_grader_trains_on_guided_tiles_and_grades(home: Path, trained: Path) -
         "data.root=to_grade",
         "task=grading",
         "name=first",
-        f"segmentation_checkpoint={trained}/checkpoints/best.ckpt",
+        f"segmentation_checkpoint={trained_run}/checkpoints/best.ckpt",
         "tiles.k=4",
         "model.encoder_weights=segmentation",
     )
@@ -246,11 +248,11 @@ def test_a_grader_trains_on_guided_tiles_and_grades(home: Path, trained: Path) -
     assert len(shown.table("test_slides")["data"]) == summary["test"]["slides"]
     aliases = [set(a.aliases) & {"best", "last"} for a in shown.artifacts if a.type == "model"]
     assert aliases == [{"last"}, {"best"}]
-    slide = slides_of(home)[2]
+    slide = list_slides(home)[2]
     done = run_door(
         "infer",
         home,
-        f"checkpoint={trained}/checkpoints/best.ckpt",
+        f"checkpoint={trained_run}/checkpoints/best.ckpt",
         f"grading_checkpoint={run}/checkpoints/best.ckpt",
         f"slides={slide}",
         "output=out/graded",
@@ -262,7 +264,7 @@ def test_a_grader_trains_on_guided_tiles_and_grades(home: Path, trained: Path) -
     assert "isup_predicted" in table(home / "out/graded/quantification.csv")[0]
 
 
-def test_one_slide_says_that_it_does_not_generalize(home: Path, trained: Path) -> None:
+def test_train_one_slide_notes_lack_of_generalization(home: Path, trained_run: Path) -> None:
     done = run_door("train", home, *TINY, "data=one_slide", "name=one", "logger=csv")
     assert done.returncode == 0, done.stderr[-3000:]
     summary = json.loads((home / "runs/segmentation/one/summary.json").read_text())
@@ -274,7 +276,7 @@ def test_one_slide_says_that_it_does_not_generalize(home: Path, trained: Path) -
     assert not (home / "runs/segmentation/one/test_slides.csv").exists()
 
 
-def test_a_sweep_keeps_a_failed_job_as_a_row(home: Path, trained: Path) -> None:
+def test_train_sweep_failed_job_is_a_row(home: Path, trained_run: Path) -> None:
     sizes = [o for o in TINY if not o.startswith(("data.patch_size", "model.decoder"))]
     done = run_door("train", home, "-m", *sizes, *DEEPLAB, "data.patch_size=64,100", "name=sizes", "logger=csv")
     assert done.returncode == 1
@@ -284,9 +286,7 @@ def test_a_sweep_keeps_a_failed_job_as_a_row(home: Path, trained: Path) -> None:
     assert (home / "runs/segmentation/sweep-sizes/1/error.txt").is_file()
 
 
-def test_ctrl_c_ends_a_sweep_and_keeps_what_was_done(
-    home: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_train_sweep_ctrl_c_keeps_finished_jobs(home: Path, trained_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = SegmentationTask.training_step
 
     def interrupted_in_job_1(task: SegmentationTask, batch: Any, batch_idx: int) -> torch.Tensor:
@@ -306,7 +306,7 @@ def test_ctrl_c_ends_a_sweep_and_keeps_what_was_done(
     assert not (sweep / "2").exists()
 
 
-def test_a_training_that_diverges_is_a_refusal(home: Path, trained: Path) -> None:
+def test_train_diverging_loss_is_refused(home: Path, trained_run: Path) -> None:
     wild = ("optim.lr=1e30", "trainer.gradient_clip_val=null", "name=wild", "logger=csv")
     done = run_door("train", home, *TINY, *wild)
     assert done.returncode == 1
@@ -314,7 +314,7 @@ def test_a_training_that_diverges_is_a_refusal(home: Path, trained: Path) -> Non
     assert "Traceback" not in done.stderr
 
 
-def test_two_runs_never_share_a_folder(home: Path, trained: Path) -> None:
+def test_train_run_folder_in_use_is_refused(home: Path, trained_run: Path) -> None:
     (home / "runs/segmentation/shared").mkdir()
     with hold_lock(home / "runs/segmentation/shared/run", wait=False):
         done = run_door("train", home, *TINY, "name=shared", "logger=csv")
@@ -323,8 +323,8 @@ def test_two_runs_never_share_a_folder(home: Path, trained: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["{", "", "[1"])
-def test_a_damaged_configuration_is_not_gone_on_with(home: Path, trained: Path, content: str) -> None:
-    shutil.copytree(trained / "checkpoints", home / "damaged" / "checkpoints", dirs_exist_ok=True)
+def test_train_resume_with_damaged_config_is_refused(home: Path, trained_run: Path, content: str) -> None:
+    shutil.copytree(trained_run / "checkpoints", home / "damaged" / "checkpoints", dirs_exist_ok=True)
     (home / "damaged" / "config.yaml").write_text(content)
     done = run_door("train", home, "resume=damaged/checkpoints/last.ckpt")
     assert done.returncode == 1
@@ -332,7 +332,7 @@ def test_a_damaged_configuration_is_not_gone_on_with(home: Path, trained: Path, 
     assert "start a new run" in done.stderr
 
 
-def test_a_split_of_bad_slides_ends_the_run_and_lists_them(home: Path, trained: Path) -> None:
+def test_train_split_of_bad_slides_ends_run_and_lists_them(home: Path, trained_run: Path) -> None:
     shutil.copytree(home / "data" / "synthetic", home / "bad")
     for path in (home / "bad" / "train_images").iterdir():
         path.write_bytes(b"II*\0 this is no slide")
@@ -398,7 +398,9 @@ def test_a_split_of_bad_slides_ends_the_run_and_lists_them(home: Path, trained: 
         (("name=a=b",), "'name=\"a=b\"'"),
     ],
 )
-def test_a_refusal_is_one_message_and_leaves_nothing(tmp_path: Path, overrides: Sequence[str], named: str) -> None:
+def test_entry_point_refusal_is_one_message_and_leaves_nothing(
+    tmp_path: Path, overrides: Sequence[str], named: str
+) -> None:
     done = run_door("train", tmp_path, *overrides)
     assert done.returncode == 1
     assert named in done.stderr
@@ -422,8 +424,8 @@ PRETRAINED = "model.encoder_weights=imagenet"
         ((PRETRAINED, "optim.lr=-1"), ("- optim.lr=-1",)),
     ],
 )
-@pytest.mark.usefixtures("offline")
-def test_nothing_is_downloaded_for_what_is_refused(
+@pytest.mark.usefixtures("offline_run")
+def test_train_refused_settings_download_nothing(
     tmp_path: Path, overrides: Sequence[str], named: Sequence[str]
 ) -> None:
     (tmp_path / "bad").mkdir()
@@ -437,8 +439,8 @@ def test_nothing_is_downloaded_for_what_is_refused(
 
 
 @pytest.mark.parametrize("task", [(), ("task=grading", "tiles=tissue")])
-@pytest.mark.usefixtures("offline")
-def test_a_download_that_fails_is_a_refusal(tmp_path: Path, task: Sequence[str]) -> None:
+@pytest.mark.usefixtures("offline_run")
+def test_train_failed_download_is_refused(tmp_path: Path, task: Sequence[str]) -> None:
     done = run_door("train", tmp_path, *task, PRETRAINED)
     assert done.returncode == 1
     assert "- model.encoder_weights=imagenet: the weights of resnet" in done.stderr
@@ -446,7 +448,7 @@ def test_a_download_that_fails_is_a_refusal(tmp_path: Path, task: Sequence[str])
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_checkpoint_that_is_none_is_refused_by_a_real_process(tmp_path: Path) -> None:
+def test_infer_invalid_checkpoint_is_refused_by_process(tmp_path: Path) -> None:
     (tmp_path / "best.ckpt").write_bytes(b"PK nothing")
     (tmp_path / "slide.tiff").write_bytes(b"II*\0")
     command = [sys.executable, str(REPOSITORY / "infer.py"), "checkpoint=best.ckpt", "slides=slide.tiff"]

@@ -52,7 +52,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def fold_new_to(home: Path) -> dict[str, str]:
+def find_unseen_fold(home: Path) -> dict[str, str]:
     """Of each slide the fold that neither learnt from it nor was chosen on it, as the folds' own splits have it."""
     return {
         row["slide_id"]: fold
@@ -62,8 +62,8 @@ def fold_new_to(home: Path) -> dict[str, str]:
     }
 
 
-def test_each_slide_is_guided_by_the_fold_that_is_new_to_it(home: Path) -> None:
-    new_to = fold_new_to(home)
+def test_cross_fit_each_slide_is_guided_by_unseen_fold(home: Path) -> None:
+    new_to = find_unseen_fold(home)
     assert len(new_to) == 9
     run = home / "runs" / "grading" / "fitted"
     guides = {path.name.rpartition("-")[0]: path for path in (home / "patches").glob("canvases-*/*.zarr")}
@@ -89,21 +89,21 @@ def test_each_slide_is_guided_by_the_fold_that_is_new_to_it(home: Path) -> None:
     assert "in-sample" not in (run / "report.html").read_text()
 
 
-def test_folds_that_leave_a_slide_without_guide_are_refused_before_anything_is_mapped(home: Path) -> None:
+def test_cross_fit_slide_without_guide_is_refused_before_mapping(home: Path) -> None:
     before = sorted((home / "patches").glob("canvases-*/*"))
     given = f"segmentation_checkpoint='{FOLDS}/[01]/checkpoints/best.ckpt'"
     done = run_door("train", home, *SMALL, *GRADING, given, "name=two")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "3 of 9 slides are new to none of the 2 segmentations" in done.stderr
-    assert any(slide in done.stderr for slide, fold in fold_new_to(home).items() if fold == "2")
+    assert any(slide in done.stderr for slide, fold in find_unseen_fold(home).items() if fold == "2")
     assert sorted((home / "patches").glob("canvases-*/*")) == before
 
 
-def test_a_cross_fitted_grader_grades_at_the_other_door(home: Path) -> None:
+def test_infer_with_cross_fitted_grader_grades(home: Path) -> None:
     tested = table(home / "runs" / "grading" / "fitted" / "test_slides.csv")[0]
     slide = tested["slide_id"]
-    fold = fold_new_to(home)[slide]
+    fold = find_unseen_fold(home)[slide]
     best = {
         "own": home / FOLDS / fold / "checkpoints" / "best.ckpt",
         "stranger": segmentation_checkpoint(home / "stranger.ckpt"),

@@ -77,7 +77,7 @@ def open_slide(page: Page, out: Path, name: str) -> None:
     page.wait_for_selector("#viewer.ready")
 
 
-def drawn(page: Page, pane: str) -> tuple[bytes, int]:
+def measure_pane(page: Page, pane: str) -> tuple[bytes, int]:
     """What a pane shows, and how many px of it have the colour of a lit region."""
     page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
     data = page.locator(f"#viewer .{pane}").screenshot()
@@ -86,7 +86,7 @@ def drawn(page: Page, pane: str) -> tuple[bytes, int]:
     return data, int(((red < 40) & (green > 150) & (blue > 230)).sum())
 
 
-def test_the_slider_recolours_the_map_and_tells_what_quantify_finds(page: Page, out: Path) -> None:
+def test_slider_recolors_map_and_shows_quantification(page: Page, out: Path) -> None:
     open_slide(page, out, "a")
     slider, percent, mm2 = (page.locator(f"#viewer .{name}") for name in ("threshold", "percent", "mm2"))
     pictures = set()
@@ -101,7 +101,7 @@ def test_the_slider_recolours_the_map_and_tells_what_quantify_finds(page: Page, 
             )  # fmt: skip
             assert percent.inner_text() == f"{found.tumor_percent_of_tissue:.2f}"
             assert mm2.inner_text() == f"{found.tumor_mm2:.3f}"
-            pictures.add(drawn(page, "right")[0])
+            pictures.add(measure_pane(page, "right")[0])
     assert len(pictures) >= 4, "the map is drawn anew"
     exact, back = page.locator("#viewer .exact"), page.locator("#viewer .reset")
     exact.fill("0.25")
@@ -113,7 +113,7 @@ def test_the_slider_recolours_the_map_and_tells_what_quantify_finds(page: Page, 
     assert back.is_disabled()
 
 
-def test_panes_zoom_and_move_and_regions_light_up_from_the_table(page: Page, out: Path) -> None:
+def test_panes_zoom_and_move_and_table_highlights_regions(page: Page, out: Path) -> None:
     open_slide(page, out, "a")
     text = page.locator("#viewer .scale span")
     bar = page.locator("#viewer .scale i")
@@ -123,22 +123,22 @@ def test_panes_zoom_and_move_and_regions_light_up_from_the_table(page: Page, out
         assert box is not None
         return float(text.inner_text().removesuffix(" µm")) / float(box["width"])
 
-    whole, before = drawn(page, "left"), um_per_px()
+    whole, before = measure_pane(page, "left"), um_per_px()
     side = page.locator("#viewer .left").bounding_box()
     assert side is not None
     assert before == pytest.approx(640 * 0.5 / side["width"], rel=0.02), "640 px of 0.5 µm fill the pane"
     assert whole[1] == 0
     row = page.locator("#regions tbody tr").first
     row.hover()
-    assert drawn(page, "left")[1] > 20, "the region is outlined"
+    assert measure_pane(page, "left")[1] > 20, "the region is outlined"
     page.locator("h1").hover()
-    assert drawn(page, "left") == whole
+    assert measure_pane(page, "left") == whole
     row.locator("button").click()
     assert "chosen" in (row.get_attribute("class") or "")
-    assert drawn(page, "right")[1] > 20
+    assert measure_pane(page, "right")[1] > 20
     page.locator("#viewer .fit").click()
     page.locator("#viewer .in").click()
-    zoomed = drawn(page, "left")
+    zoomed = measure_pane(page, "left")
     assert um_per_px() == pytest.approx(before / 1.5, rel=0.02)
     pane = page.locator("#viewer .left").bounding_box()
     assert pane is not None
@@ -147,23 +147,23 @@ def test_panes_zoom_and_move_and_regions_light_up_from_the_table(page: Page, out
     page.mouse.down()
     page.mouse.move(x + 80, y + 30, steps=4)
     page.mouse.up()
-    assert drawn(page, "left") != zoomed
+    assert measure_pane(page, "left") != zoomed
     # the wheel belongs to the page until the picture was clicked
     page.evaluate("document.activeElement.blur()")
     shown = um_per_px()
     page.mouse.wheel(0, -400)
-    drawn(page, "left")
+    measure_pane(page, "left")
     assert um_per_px() == shown
     for mode in ("blend", "slide", "map", "pair"):
         page.locator(f"#viewer input[value={mode}]").check()
         assert page.locator("#viewer .right").is_visible() == (mode == "pair")
     page.locator("#viewer .colours").select_option("viridis")
-    plain = drawn(page, "right")
+    plain = measure_pane(page, "right")
     page.locator("#viewer .attention").check()
-    assert drawn(page, "right") != plain
+    assert measure_pane(page, "right") != plain
 
 
-def test_the_table_of_slides_sorts_and_leads_to_their_pages(page: Page, out: Path) -> None:
+def test_slide_table_sorts_and_links_to_pages(page: Page, out: Path) -> None:
     page.goto((out / "report.html").as_uri())
     names = page.locator("table.sortable").first.locator("tbody tr td.id")
     head = page.locator("table.sortable").first.locator("th button", has_text="Slide").first
@@ -177,7 +177,7 @@ def test_the_table_of_slides_sorts_and_leads_to_their_pages(page: Page, out: Pat
     assert page.locator("h1").inner_text() == EVIL
 
 
-def test_a_slide_that_was_only_graded_shows_where_the_network_looked(page: Page, out: Path, tmp_path: Path) -> None:
+def test_page_of_graded_slide_shows_attention(page: Page, out: Path, tmp_path: Path) -> None:
     facts = json.loads((out / "a" / "quantification.json").read_text())
     kept = {key: facts[key] for key in ("slide_id", "mpp", "view_downsample", "grade")}
     (tmp_path / "quantification.json").write_text(json.dumps(kept))
@@ -186,7 +186,7 @@ def test_a_slide_that_was_only_graded_shows_where_the_network_looked(page: Page,
     page.goto((tmp_path / "slide.html").as_uri())
     page.wait_for_selector("#viewer.ready")
     assert page.locator("#viewer .threshold").count() == 0
-    attended = drawn(page, "left")
+    attended = measure_pane(page, "left")
     page.locator("#viewer .attention").uncheck()
-    assert drawn(page, "left") != attended
+    assert measure_pane(page, "left") != attended
     assert not page.locator("#viewer .right").is_visible()

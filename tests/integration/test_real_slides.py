@@ -11,7 +11,7 @@ from tests.integration.entry_points import run_door, table
 pytestmark = [pytest.mark.slow, pytest.mark.real_data]
 
 
-def test_real_slides_are_trained_on_and_mapped(glas: Path, odd_slides: Path, tmp_path: Path) -> None:
+def test_real_slides_train_and_infer(glas: Path, odd_slides: Path, tmp_path: Path) -> None:
     done = run_door(
         "train",
         tmp_path,
@@ -57,7 +57,7 @@ def test_real_slides_are_trained_on_and_mapped(glas: Path, odd_slides: Path, tmp
     assert all(row["error"] == "SlideError" and row["message"] for row in failed.values())
 
 
-def test_the_audit_finds_nothing_wrong_with_real_slides(glas: Path, tmp_path: Path) -> None:
+def test_audit_real_slides_has_no_finding(glas: Path, tmp_path: Path) -> None:
     summary = audit_folder(glas, tmp_path, workers=2, progress=False)
     assert summary.slides == 10
     assert summary.findings == {}
@@ -65,7 +65,7 @@ def test_the_audit_finds_nothing_wrong_with_real_slides(glas: Path, tmp_path: Pa
     assert summary.groups.groups == 0
 
 
-def test_the_audit_of_odd_slides(odd_slides: Path, tmp_path: Path) -> None:
+def test_audit_real_odd_slides_reports_findings(odd_slides: Path, tmp_path: Path) -> None:
     (tmp_path / "train_images").mkdir()
     lines = ["image_id,data_provider,isup_grade,gleason_score"]
     for path in sorted(odd_slides.iterdir()):

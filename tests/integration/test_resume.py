@@ -47,18 +47,18 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def last(run: Path) -> dict[str, Any]:
+def read_last(run: Path) -> dict[str, Any]:
     content: dict[str, Any] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     return content
 
 
-def test_a_run_killed_in_mid_epoch_ends_as_an_uninterrupted_one(home: Path) -> None:
+def test_train_killed_in_mid_epoch_resumes_to_same_result(home: Path) -> None:
     command = [sys.executable, "-m", "tests.integration.killed_training", "1", "2", *RUN, "name=killed"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     killed = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
     run, whole = (home / "runs" / "segmentation" / name for name in ("killed", "whole"))
-    begun = last(run)
+    begun = read_last(run)
     assert begun["epoch"] == 0
     half = table(run / "metrics.csv")
     assert any(int(row["step"]) >= begun["global_step"] for row in half), "it was killed before anything was logged"
@@ -68,7 +68,7 @@ def test_a_run_killed_in_mid_epoch_ends_as_an_uninterrupted_one(home: Path) -> N
     assert done.returncode == 0, done.stderr[-3000:]
     done = run_door("train", home, *RUN, "name=whole")
     assert done.returncode == 0, done.stderr[-3000:]
-    resumed, uninterrupted = last(run), last(whole)
+    resumed, uninterrupted = read_last(run), read_last(whole)
     assert resumed["epoch"] == 2
     for name, tensor in uninterrupted["state_dict"].items():
         assert torch.equal(resumed["state_dict"][name], tensor), name
@@ -90,7 +90,7 @@ def test_a_run_killed_in_mid_epoch_ends_as_an_uninterrupted_one(home: Path) -> N
     assert len(list((run / "wandb" / "interrupted").glob("offline-run-*"))) == 1
 
 
-def test_a_disk_that_fills_in_mid_run_is_named_and_the_last_checkpoint_is_whole(
+def test_train_full_disk_is_named_and_keeps_last_checkpoint(
     home: Path, small_disk: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = small_disk("120m")  # the checkpoints and not much more
@@ -113,7 +113,7 @@ def test_a_disk_that_fills_in_mid_run_is_named_and_the_last_checkpoint_is_whole(
     assert os.strerror(errno.ENOSPC) in done.stderr
     assert "make room" in done.stderr
     assert "Traceback" not in done.stderr
-    assert last(run)["epoch"] == 0
+    assert read_last(run)["epoch"] == 0
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     ballast.unlink()
     done = run_door("train", disk, f"resume={run.relative_to(disk)}/checkpoints/last.ckpt")

@@ -22,7 +22,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+def call_counts(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """How often a network is trained, and a slide mapped."""
     counts = {"fit": 0, "map": 0}
     for kind, name, key in ((pl.Trainer, "fit", "fit"), (SegmentationPredictor, "_map", "map")):
@@ -36,7 +36,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     return counts
 
 
-def test_settings_of_evaluation_are_swept_over_one_training(home: Path, counted: dict[str, int]) -> None:
+def test_sweep_of_evaluation_settings_trains_once(home: Path, call_counts: dict[str, int]) -> None:
     choices = ("seed=1,2", "threshold=auto,0.3")
     done = run_door("train", home, "-m", *TINY, *choices, "name=once", "logger=csv")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -46,7 +46,7 @@ def test_settings_of_evaluation_are_swept_over_one_training(home: Path, counted:
         ("1", "auto", ""), ("1", "0.3", "0"), ("2", "auto", ""), ("2", "0.3", "2"),
     ]  # fmt: skip
     # two slides of validation and two of the test for each training
-    assert counted == {"fit": 2, "map": 8}
+    assert call_counts == {"fit": 2, "map": 8}
     assert "trained by job 0" in (sweep / "1" / "run.log").read_text()
     assert "Trained by job 0" in (sweep / "1" / "report.html").read_text()
     assert (sweep / "1" / "metrics.csv").read_text() == (sweep / "0" / "metrics.csv").read_text()
@@ -55,7 +55,7 @@ def test_settings_of_evaluation_are_swept_over_one_training(home: Path, counted:
     # by itself the same job trains, and comes to the same
     done = run_door("train", home, *TINY, "seed=1", "threshold=0.3", "name=alone", "logger=csv")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert counted == {"fit": 3, "map": 12}
+    assert call_counts == {"fit": 3, "map": 12}
     alone = home / "runs" / "segmentation" / "alone"
     ours, theirs = (json.loads((run / "summary.json").read_text()) for run in (sweep / "1", alone))
     assert (ours["trained_by"], theirs["trained_by"]) == ("0", None)
@@ -74,7 +74,7 @@ def test_settings_of_evaluation_are_swept_over_one_training(home: Path, counted:
             assert float(row["val_less_best"]) == pytest.approx(sum(gaps) / len(gaps))
 
 
-def test_an_error_that_nobody_foresaw_ends_its_job_alone(
+def test_sweep_unexpected_error_ends_its_job_only(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     step = SegmentationTask.training_step
@@ -96,7 +96,7 @@ def test_an_error_that_nobody_foresaw_ends_its_job_alone(
     assert f"sweep: {sweep}/sweep.html" in capsys.readouterr().out
 
 
-def test_jobs_that_run_at_once_train_once_and_tell_of_a_failed_one(home: Path) -> None:
+def test_sweep_parallel_jobs_train_once_and_report_failure(home: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="hydra-joblib-launcher is not installed")
     at_once = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     sizes = [*(o for o in TINY if not o.startswith(("data.patch_size", "model.decoder"))), *DEEPLAB]
@@ -110,7 +110,7 @@ def test_jobs_that_run_at_once_train_once_and_tell_of_a_failed_one(home: Path) -
 
 
 @pytest.mark.parametrize("override", ["model=unet,unett", "modle=unet,deeplabv3"])
-def test_a_sweep_that_hydra_refuses_leaves_nothing(tmp_path: Path, override: str) -> None:
+def test_sweep_refused_by_hydra_leaves_nothing(tmp_path: Path, override: str) -> None:
     done = run_door("train", tmp_path, "-m", override)
     assert done.returncode == 1
     assert "model" in done.stderr

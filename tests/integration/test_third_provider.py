@@ -50,7 +50,7 @@ def _draw(root: Path) -> None:
     (root / "train.csv").write_text("\n".join(lines) + "\n")
 
 
-def test_a_provider_of_one_yaml_file_trains_and_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_label_map_yaml_of_third_provider_trains_and_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _draw(tmp_path / "slides")
     refused = run_door("train", tmp_path, *TINY)
     assert refused.returncode == 1
