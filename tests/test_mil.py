@@ -208,7 +208,7 @@ def test_contributions_equal_loss_of_leaving_out_tile(pooling: Pooling, monkeypa
         model.pool.attention.w.weight.mul_(2000)  # type: ignore[union-attr,operator]
         assert float(model.aggregate(feats)[1].max()) > 0.99
     feats[1, :9] = feats[3, :9] = 7  # greatest values that two tiles share
-    found = model.contributions(feats, 2)
+    found = model.compute_contributions(feats, 2)
 
     def odds(some: Tensor) -> float:
         prob = model.aggregate(some)[0].softmax(-1).double()
@@ -217,7 +217,7 @@ def test_contributions_equal_loss_of_leaving_out_tile(pooling: Pooling, monkeypa
     for k in range(5):
         without = torch.cat([feats[:k], feats[k + 1 :]])
         assert float(found[k]) == pytest.approx(odds(feats) - odds(without), abs=2e-3)
-    assert model.contributions(feats[:1], 0).tolist() == [0.0]
+    assert model.compute_contributions(feats[:1], 0).tolist() == [0.0]
 
 
 def test_milnet_invalid_input_raises(model: MILNet) -> None:

@@ -89,7 +89,7 @@ class Grade:
         probabilities: Probability of each class; they sum to 1.
         coords: Upper left corners of the tiles, (K, 2) int64, level-0 px.
         attention: (K,) attention weights of the tiles; they sum to 1.
-        contributions: (K,) contribution of each tile to the predicted class, see `MILNet.contributions`.
+        contributions: (K,) contribution of each tile to the predicted class, see `MILNet.compute_contributions`.
         shown: (n, h, w, 3) uint8, the tiles with the most attention, the most first.
         tile_side: Side of a tile in level-0 px.
         against_label: Scores of the attention, None if the slide has no label mask.

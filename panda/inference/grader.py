@@ -134,7 +134,7 @@ class GradingPredictor:
             logits, weights = self.network.aggregate(feats)
             probabilities = logits.float().softmax(-1)
             predicted = int(probabilities.argmax())
-            contributions = self.network.contributions(feats, predicted).cpu().numpy()
+            contributions = self.network.compute_contributions(feats, predicted).cpu().numpy()
         attention = weights.float().cpu().numpy()
         first = np.argsort(-attention, kind="stable")[:shown]
         drawn = read_bag(slide, coords[first], view, side, stain).transpose(0, 2, 3, 1)

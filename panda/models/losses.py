@@ -1,4 +1,4 @@
-"""Losses over logits of one class, cancer. They are computed in float32, whatever autocast asks for.
+"""Losses over logits of one class, cancer. They are computed in float32, also under autocast.
 
 Every loss is called as `loss(logits, target)`:
 

@@ -87,7 +87,7 @@ class MILNet(nn.Module):
         if faults:
             raise OptionError(faults)
         self.encoder = _build_encoder(encoder, encoder_weights)
-        # Many transformers were trained with 0.5 and 0.5, whatever data they saw.
+        # Many transformers were trained with 0.5 and 0.5, also on ImageNet.
         expected: Any = getattr(self.encoder, "pretrained_cfg", {}) if encoder_weights == "imagenet" else {}
         mean = expected.get("mean", IMAGENET_MEAN) if mean is None else mean
         std = expected.get("std", IMAGENET_STD) if std is None else std
@@ -211,7 +211,7 @@ class MILNet(nn.Module):
         logits: Tensor = self.classifier(self.dropout(bags))
         return (logits[0], attention[0]) if single else (logits, attention)
 
-    def contributions(self, feats: Tensor, predicted: int) -> Tensor:
+    def compute_contributions(self, feats: Tensor, predicted: int) -> Tensor:
         """Compute the contribution of each tile to a class: its log odds with the tile minus those without it.
 
         Args:

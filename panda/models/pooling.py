@@ -93,7 +93,7 @@ class Attention(nn.Module):
             mask: True for a real tile, (B, K) bool; at least one in each bag.
 
         Returns:
-            (B, K) float32; each row sums to 1 and is exactly 0 where `mask` is False.
+            (B, K) float32; each row sums to 1 and is exactly 0 for tiles that are not real.
         """
         inner = torch.tanh(self.V(feats))
         if self.U is not None:

@@ -43,16 +43,16 @@ def _divide(above: Array, below: Array) -> Array:
     return np.asarray(np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0))
 
 
-def _pooled_dice(tp: Array, fp: Array, _: float) -> Array:
+def _score_pooled_dice(tp: Array, fp: Array, _: float) -> Array:
     cancer = tp[..., :1]  # at threshold 0 every pixel is positive
     return np.asarray(np.where(cancer > 0, _divide(2 * tp, tp + fp + cancer), np.nan))
 
 
-def _youden(tp: Array, fp: Array, _: float) -> Array:
+def _score_youden(tp: Array, fp: Array, _: float) -> Array:
     return _divide(tp, tp[..., :1]) - _divide(fp, fp[..., :1])
 
 
-def _cost(tp: Array, fp: Array, ratio: float) -> Array:
+def _score_cost(tp: Array, fp: Array, ratio: float) -> Array:
     cancer, other = tp[..., :1], fp[..., :1]
     share = _divide(ratio * (cancer - tp) + fp, ratio * cancer + other)
     return np.asarray(np.where(cancer > 0, share, np.nan))
@@ -94,7 +94,7 @@ CRITERIA: Mapping[str, Criterion] = MappingProxyType(
             "pooled Dice",
             "2 TP / (2 TP + FP + FN) over the pixels of all slides together. Large tumors weigh most, and false "
             "positives on benign slides count.",
-            _pooled_dice,
+            _score_pooled_dice,
         ),
         "dice_mean_slide": Criterion(
             "mean Dice per slide",
@@ -105,19 +105,19 @@ CRITERIA: Mapping[str, Criterion] = MappingProxyType(
         "f1": Criterion(
             "F1 over pixels (pooled Dice)",
             "Harmonic mean of precision and recall over pixels. It equals `dice_pooled`.",
-            _pooled_dice,
+            _score_pooled_dice,
             equal_to="dice_pooled",
         ),
         "youden": Criterion(
             "Youden's J",
             "Recall minus false-positive rate over pixels: TP / (TP + FN) - FP / (FP + TN).",
-            _youden,
+            _score_youden,
         ),
         "cost": Criterion(
             "cost",
             "(r FN + FP) / (r (TP + FN) + FP + TN) over pixels, with r = `cost_ratio`. It is 0 if all pixels are right "
             "and 1 if all are wrong; the lowest is best.",
-            _cost,
+            _score_cost,
             takes_cost_ratio=True,
             lowest_is_best=True,
         ),
@@ -127,7 +127,7 @@ CRITERIA: Mapping[str, Criterion] = MappingProxyType(
 
 
 class Threshold(Plain, frozen=True):
-    """A threshold and where it comes from."""
+    """A threshold and its origin."""
 
     value: Annotated[
         float, Field(ge=0, lt=1, description="A pixel is cancer if its probability is at least this; 0 to below 1.")
