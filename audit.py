@@ -3,11 +3,11 @@
 import hydra
 from omegaconf import DictConfig
 
-from panda.app.entry_point import enter, guarded
+from panda.app.entry_point import enter, guard
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="audit")
-@guarded
+@guard
 def main(cfg: DictConfig) -> None:
     """Run one audit."""
     from panda.app.audit import audit  # noqa: PLC0415  (slow imports only once the command line is understood)

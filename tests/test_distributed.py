@@ -129,7 +129,7 @@ def test_ddp_killed_process_ends_run(tmp_path: Path) -> None:
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        with pytest.raises(PandaError, match=r"a process that trained was ended from outside .*SIGKILL"):
+        with pytest.raises(PandaError, match=r"a training process was killed .*SIGKILL"):
             make_run(tmp_path / "run", Data(2), *DDP)
     finally:
         ended.set()

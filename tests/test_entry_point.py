@@ -12,8 +12,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from panda.app.command_line import explain, quoted
-from panda.app.entry_point import Interrupted, enter, exit_status, forget_refusals, guarded, log_to_file
+from panda.app.command_line import explain, quote
+from panda.app.entry_point import Interrupted, enter, exit_status, forget_refusals, guard, log_to_file
 from panda.app.resolvers import register_resolvers
 from panda.errors import SlideError
 
@@ -79,7 +79,7 @@ def test_entry_point_key_of_other_task_names_task() -> None:
     "value", ["a=b", "my slides (1).tiff", 'say "a"', "it's", "C:\\x\\", 'a\\"', "[x", "{", "a,b", "#1"]
 )
 def test_quoted_value_survives_shell_and_hydra(value: str) -> None:
-    (typed,) = shlex.split(quoted(f"slides={value}"))
+    (typed,) = shlex.split(quote(f"slides={value}"))
     assert OverridesParser.create().parse_override(typed).value() == value
 
 
@@ -88,7 +88,7 @@ def job(tmp_path: Path, **more: object) -> DictConfig:
 
 
 def test_entry_point_ctrl_c_prints_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    @guarded
+    @guard
     def stopped(cfg: DictConfig) -> None:
         raise KeyboardInterrupt
 
@@ -101,7 +101,7 @@ def test_entry_point_ctrl_c_prints_one_sentence(tmp_path: Path, capsys: pytest.C
 
 
 def test_entry_point_ctrl_c_prints_resume_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    @guarded
+    @guard
     def stopped(cfg: DictConfig) -> None:
         raise Interrupted("resume it with: that")
 
@@ -119,10 +119,10 @@ def test_entry_point_ctrl_c_prints_resume_command(tmp_path: Path, capsys: pytest
         (OSError("odd"), ("odd",)),
     ],
 )
-def test_guarded_system_error_names_path_and_remedy(
+def test_guard_system_error_names_path_and_remedy(
     error: OSError, said: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    @guarded
+    @guard
     def failing(cfg: DictConfig) -> None:
         raise error
 
@@ -150,10 +150,10 @@ def test_enter_hydra_refusal_is_one_message_and_status(
     assert "Traceback" not in err
 
 
-def test_guarded_unexpected_error_keeps_traceback(tmp_path: Path) -> None:
+def test_guard_unexpected_error_keeps_traceback(tmp_path: Path) -> None:
     folder = tmp_path / "sweep-x" / "0"
 
-    @guarded
+    @guard
     def broken(cfg: DictConfig) -> None:
         raise ZeroDivisionError("seven")
 
@@ -166,7 +166,7 @@ def test_guarded_unexpected_error_keeps_traceback(tmp_path: Path) -> None:
 def test_log_to_file_holds_traceback_and_terminal_if_debug(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], debug: bool
 ) -> None:
-    @guarded
+    @guard
     def warned(cfg: DictConfig) -> None:
         log_to_file(tmp_path / "run.log")
         logging.getLogger("panda.x").warning("it failed", exc_info=ZeroDivisionError("seven"))
@@ -178,8 +178,8 @@ def test_log_to_file_holds_traceback_and_terminal_if_debug(
     assert "ZeroDivisionError: seven" in (tmp_path / "run.log").read_text()
 
 
-def test_guarded_refused_sweep_job_leaves_error_and_choices(tmp_path: Path) -> None:
-    @guarded
+def test_guard_refused_sweep_job_leaves_error_and_choices(tmp_path: Path) -> None:
+    @guard
     def refused(cfg: DictConfig) -> None:
         raise SlideError("no")
 

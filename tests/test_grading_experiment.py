@@ -67,7 +67,7 @@ def make_run_without_training(tmp_path: Path) -> Any:
 
     trainer = SimpleNamespace(loggers=[])
     return SimpleNamespace(
-        folder=tmp_path / "run", trainer=trainer, failures=[], notes=[], keep_splits=lambda _: None, fit=fit
+        folder=tmp_path / "run", trainer=trainer, failures=[], notes=[], write_splits=lambda _: None, fit=fit
     )
 
 

@@ -34,7 +34,7 @@ def test_guidance_cross_fit_takes_model_that_never_saw_slide(tmp_path: Path) -> 
     assert guidance.segmenter("new") is FOLDS[0]
     guidance.check(slides("abcdn"))
     (note,) = guidance.notes({}, TILES)
-    assert "neither learnt from it nor was chosen on it, nor on another slide of its group" in note
+    assert "was not trained or validated on any slide of its group" in note
     assert guidance.threshold is None
     few = Guidance(FOLDS[:2], cross_fit=True, folder=tmp_path)
     with pytest.raises(ConfigError, match=r"2 of 4 slides are new to none of the 2 segmentations \(c, d\)"):
@@ -68,13 +68,13 @@ def test_guidance_fold_checkpoints_are_glob_of_one_resolution(tmp_path: Path) ->
     for name in "01":
         (tmp_path / name).mkdir()
         segmentation_checkpoint(tmp_path / name / "best.ckpt", train_slides=[name])
-    found = Guidance.of(str(tmp_path / "*" / "best.ckpt"), True, engine, tmp_path)
+    found = Guidance.load(str(tmp_path / "*" / "best.ckpt"), True, engine, tmp_path)
     assert [found.segmenter(name).metadata.train_slides for name in "01"] == [("1",), ("0",)]  # type: ignore[union-attr]
-    with pytest.raises(ConfigError, match=r"those of several folds and there are 1.*data.fold=0,1,2,3,4"):
-        Guidance.of(str(tmp_path / "0" / "best.ckpt"), True, engine, tmp_path)
+    with pytest.raises(ConfigError, match=r"checkpoints of several folds, and there are 1.*data.fold=0,1,2,3,4"):
+        Guidance.load(str(tmp_path / "0" / "best.ckpt"), True, engine, tmp_path)
     segmentation_checkpoint(tmp_path / "1" / "best.ckpt", resolution={"level": None, "mpp": 1.0, "train_mpp": None})
     with pytest.raises(ConfigError, match="several resolutions"):
-        Guidance.of(str(tmp_path / "*" / "best.ckpt"), True, engine, tmp_path)
+        Guidance.load(str(tmp_path / "*" / "best.ckpt"), True, engine, tmp_path)
 
 
 def test_guidance_two_checkpoints_of_one_run_raise(tmp_path: Path) -> None:
@@ -83,10 +83,10 @@ def test_guidance_two_checkpoints_of_one_run_raise(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         segmentation_checkpoint(tmp_path / name, train_slides=[name[0]], val_slides=["v"])
     with pytest.raises(ConfigError) as caught:
-        Guidance.of(str(tmp_path / "*" / "*.ckpt"), True, engine, tmp_path)
+        Guidance.load(str(tmp_path / "*" / "*.ckpt"), True, engine, tmp_path)
     (fault,) = caught.value.faults
     assert fault.startswith(f"segmentation_checkpoint={tmp_path}/*/*.ckpt: ")
-    assert f"{tmp_path}/0/best.ckpt and {tmp_path}/0/last.ckpt have seen the same slides" in fault
+    assert f"{tmp_path}/0/best.ckpt and {tmp_path}/0/last.ckpt were trained on the same slides" in fault
     assert "checkpoints/best.ckpt'" in fault
 
 
@@ -118,4 +118,4 @@ def test_guidance_several_checkpoints_without_cross_fit_raise(tmp_path: Path) ->
         segmentation_checkpoint(tmp_path / name / "best.ckpt")
     given = str(tmp_path / "*" / "best.ckpt")
     with pytest.raises(ConfigError, match=r"\*/best\.ckpt are 2 files: give one of them, or tiles\.cross_fit=true"):
-        Guidance.of(given, False, EngineSettings(device="cpu"), tmp_path)
+        Guidance.load(given, False, EngineSettings(device="cpu"), tmp_path)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from panda.app import patch_views as views
 from panda.app.callbacks import Clock
-from panda.app.patch_views import Views, fixed_patches, in_order, pixel_counts, telling_patches
+from panda.app.patch_views import PatchViews, count_pixels, merge_devices, select_fixed_patches, select_telling_patches
 from panda.app.run import Run
 from panda.app.trainer import build_trainer
 from panda.data.loaders import Draw, make_ordered_loader, make_train_loader
@@ -31,25 +31,25 @@ from tests.test_train import METADATA, Data, Named, Tiny
 def test_patch_views_half_of_fixed_patches_have_cancer() -> None:
     rank = np.array([3, 0, 2, 1, 4])
     cancer = np.array([True, False, True, False, True])
-    assert fixed_patches(cancer, rank, 2) == [2, 1]
-    assert fixed_patches(cancer, rank, 3) == [2, 0, 1]
-    assert fixed_patches(cancer, rank, 5) == [2, 0, 4, 1, 3]
-    assert fixed_patches(cancer, rank, 9) == [2, 0, 4, 1, 3]
-    assert fixed_patches(np.ones(5, bool), rank, 2) == [1, 3]
-    assert fixed_patches(cancer, rank, 0) == []
+    assert select_fixed_patches(cancer, rank, 2) == [2, 1]
+    assert select_fixed_patches(cancer, rank, 3) == [2, 0, 1]
+    assert select_fixed_patches(cancer, rank, 5) == [2, 0, 4, 1, 3]
+    assert select_fixed_patches(cancer, rank, 9) == [2, 0, 4, 1, 3]
+    assert select_fixed_patches(np.ones(5, bool), rank, 2) == [1, 3]
+    assert select_fixed_patches(cancer, rank, 0) == []
 
 
 def test_patch_views_ignored_pixels_are_not_counted() -> None:
     prob = torch.tensor([[[[0.9, 0.5, 0.1, 0.9, 0.9]]], [[[0.0, 0.0, 0.0, 0.0, 0.0]]]])
     mask = torch.tensor([[[[1.0, 0.0, 1.0, -1.0, 1.0]]], [[[1.0, 1.0, -1.0, 0.0, 0.0]]]])
-    assert pixel_counts(prob, mask).tolist() == [[2, 1, 1], [0, 0, 2]]
+    assert count_pixels(prob, mask).tolist() == [[2, 1, 1], [0, 0, 2]]
 
 
 @pytest.mark.parametrize("devices", [1, 2, 3])
 def test_patch_views_counts_of_devices_follow_patch_order(devices: int) -> None:
     counts = np.arange(21).reshape(7, 3)
     shares = [counts[device::devices] for device in range(devices)]
-    assert np.array_equal(in_order(shares), counts)
+    assert np.array_equal(merge_devices(shares), counts)
 
 
 def test_patch_views_each_kind_has_its_own_patch() -> None:
@@ -65,7 +65,7 @@ def test_patch_views_each_kind_has_its_own_patch() -> None:
         ]
     )
     rank = np.array([0, 1, 2, 3, 4, 6, 5])
-    assert telling_patches(counts, rank) == {
+    assert select_telling_patches(counts, rank) == {
         "true positive": 1,
         "false positive": 4,
         "true negative": 6,
@@ -73,7 +73,7 @@ def test_patch_views_each_kind_has_its_own_patch() -> None:
         "best": 0,
         "worst": 3,
     }
-    assert telling_patches(np.zeros((2, 3), int), rank[:2]) == {"true negative": 0}
+    assert select_telling_patches(np.zeros((2, 3), int), rank[:2]) == {"true negative": 0}
 
 
 class Placed(Named):
@@ -117,7 +117,7 @@ def train(folder: Path, every: int, *overrides: str) -> tuple[SegmentationTask, 
     experiment: Any = SimpleNamespace(monitor="val/dice", mode="max")
     run = Run(cfg, folder, None, build_trainer(cfg, folder, experiment, Clock(time.monotonic())))
     if every:
-        shown = Views(Placed(), {"s": 0.5}, folder / "views", every=every, fixed=1, seed=0)
+        shown = PatchViews(Placed(), {"s": 0.5}, folder / "views", every=every, fixed=1, seed=0)
         run.trainer.callbacks.append(shown)  # type: ignore[attr-defined]
     run.fit(task, OfPatches(), {})
     return task, run

@@ -10,7 +10,7 @@ import wandb
 from PIL import Image
 
 from panda.app.dashboard import log_checkpoints, log_figures, replay_views
-from panda.app.tracking import EpochLogger, Tracking, flat, wandb_of
+from panda.app.tracking import EpochLogger, Tracking, find_wandb_logger, flatten
 from tests.summaries import make_summary
 from tests.wandb_log import OfflineRun
 
@@ -24,15 +24,15 @@ def refused(*_, **__):
 connect = socket.socket.connect
 socket.socket.connect = lambda own, to: connect(own, to) if own.family == socket.AF_UNIX else refused()
 from panda.app.dashboard import log_checkpoints
-from panda.app.tracking import Tracking, wandb_of
+from panda.app.tracking import Tracking, find_wandb_logger
 import wandb
 folder = Path(sys.argv[2])
-loggers = Tracking(mode=sys.argv[1]).loggers(folder, "r", "segmentation", None, {"a": {"b": 1}})
+loggers = Tracking(mode=sys.argv[1]).build_loggers(folder, "r", "segmentation", None, {"a": {"b": 1}})
 for logger in loggers:
     logger.log_metrics({"val/dice": 0.5, "epoch": 0}, step=3)
     logger.save()
-log_checkpoints(wandb_of(loggers), folder, {})
-wandb_of(loggers).log_table("t", columns=["x"], data=[[1]])
+log_checkpoints(find_wandb_logger(loggers), folder, {})
+find_wandb_logger(loggers).log_table("t", columns=["x"], data=[[1]])
 wandb.finish()
 """
 
@@ -49,7 +49,7 @@ def test_wandb_run_finishes_without_account_network_or_home(tmp_path: Path, mode
         env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert ("kept offline" in done.stderr) == (mode == "online")
+    assert ("logged offline" in done.stderr) == (mode == "online")
     run = OfflineRun(tmp_path)
     assert run.config["a/b"] == 1
     assert [item["epoch"] for item in run.logged("val/dice")] == [0]
@@ -59,14 +59,18 @@ def test_wandb_run_finishes_without_account_network_or_home(tmp_path: Path, mode
 
 
 def test_flat_settings_have_no_dots() -> None:
-    assert flat({"a": {"b": {"c": 1}, "d": [1, {"e": 2}]}, "f": None}) == {"a/b/c": 1, "a/d": [1, {"e": 2}], "f": None}
+    assert flatten({"a": {"b": {"c": 1}, "d": [1, {"e": 2}]}, "f": None}) == {
+        "a/b/c": 1,
+        "a/d": [1, {"e": 2}],
+        "f": None,
+    }
 
 
 @pytest.fixture
 def logger(tmp_path: Path) -> EpochLogger:
     choices = ("model=unet", "x=" + "y" * 100)
     tracking = Tracking(tags=("mine", "model=unet"), choices=choices)
-    found = wandb_of(tracking.loggers(tmp_path, "3", "segmentation", "sweep-a", {"seed": 1}))
+    found = find_wandb_logger(tracking.build_loggers(tmp_path, "3", "segmentation", "sweep-a", {"seed": 1}))
     assert isinstance(found, EpochLogger)
     return found
 

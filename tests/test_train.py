@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from panda.app.callbacks import Clock
 from panda.app.grading import GradingExperiment, GradingSettings
-from panda.app.guidance import leak_notes
+from panda.app.guidance import note_leaks
 from panda.app.operating_point import freeze_threshold
 from panda.app.resume import load_resumed_config
 from panda.app.run import Run
@@ -300,7 +300,7 @@ def test_run_moved_folder_keeps_best_epoch(tmp_path: Path, interrupted_run: Path
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        ({"train_slides": ("a", "d")}, "train_slides: 1 gone, 1 new, b among them"),
+        ({"train_slides": ("a", "d")}, "train_slides: 1 gone, 1 new, for example b"),
         ({"val_slides": ()}, "val_slides: 1 gone, 0 new"),
         ({"patch_size": 32}, "patch_size was 16, is 32"),
     ],
@@ -355,9 +355,9 @@ def test_bag_fingerprint_depends_on_tiles_and_features(tmp_path: Path) -> None:
         BagItem(record, tiles, None, features / "s-fp32.npz"),
         BagItem(record, tiles, None, features / "s-bf16.npz"),
     ]
-    assert len({str(experiment._identity(item)) for item in items}) == len(items)
+    assert len({str(experiment._identify_bag(item)) for item in items}) == len(items)
     moved = BagItem(record, tiles, None, tmp_path / "s-fp32.npz")
-    assert experiment._identity(moved) == experiment._identity(items[2])
+    assert experiment._identify_bag(moved) == experiment._identity(items[2])
 
 
 @pytest.mark.parametrize(
@@ -385,10 +385,10 @@ def test_leak_notes_name_slides_known_to_segmentation() -> None:
     def known(train: str, val: str) -> SegmentationMetadata:
         return METADATA.model_copy(update={"train_slides": tuple(train), "val_slides": tuple(val)})
 
-    (in_sample,) = leak_notes(items, known("ax", "cd"))
+    (in_sample,) = note_leaks(items, known("ax", "cd"))
     assert "trained on 1 of the 2 training slides or on others of their groups: their tiles are in" in in_sample
-    assert leak_notes(items, known("x", "cd")) == []
-    (trained_on, chosen_on) = leak_notes(items, known("c", "fg"))
+    assert note_leaks(items, known("x", "cd")) == []
+    (trained_on, chosen_on) = note_leaks(items, known("c", "fg"))
     assert "was trained on 1 validation slides" in trained_on
     assert "chose its epoch and threshold on 2 test slides" in chosen_on
 

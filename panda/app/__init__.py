@@ -1,1 +1,1 @@
-"""From a configuration to a run: the only room that sees configuration objects."""
+"""Turn a configuration into a run. Only this package handles configuration objects."""

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 
 from panda.app.build import Faults
-from panda.app.command_line import quoted
+from panda.app.command_line import quote
 from panda.app.config_check import check_config
 from panda.app.entry_point import log_to_file, make_folder
 from panda.app.overrides import find_idle_faults, overrides
@@ -187,4 +187,4 @@ def list_next_steps(summary: AuditSummary, out: Path) -> list[str]:
 
 def _quote_override(override: str) -> str:
     """Quote an override for the command line, if it needs that."""
-    return override if re.fullmatch(r"[\w.=/:+~-]+", override) else quoted(override)
+    return override if re.fullmatch(r"[\w.=/:+~-]+", override) else quote(override)

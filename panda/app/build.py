@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from panda.app.registry import find_class, slots_of
+from panda.app.registry import find_class, find_slots
 from panda.errors import ConfigError, OptionError, PandaError
 
 
@@ -66,7 +66,7 @@ def build(plain: Mapping[str, Any], key: str, /, **extra: Any) -> Any:
         ConfigError: If the slot does not allow the class, or for any other error of the constructor.
     """
     parent, _, name = key.rpartition(".")
-    node, slots = (plain[parent] if parent else plain)[name], slots_of(plain)
+    node, slots = (plain[parent] if parent else plain)[name], find_slots(plain)
     built = find_class(key, slots[key], str(node["_target_"]), plain.get("allow_packages") or [])
     options = {
         name: build(plain, f"{key}.{name}") if f"{key}.{name}" in slots and value is not None else value

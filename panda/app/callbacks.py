@@ -1,4 +1,4 @@
-"""What training shows, and what makes a resumed run go on as if it had never stopped, wherever its folder lies now."""
+"""Callbacks that show the training, and that make a resumed run equal to an uninterrupted one, in any folder."""
 
 from __future__ import annotations
 
@@ -16,46 +16,48 @@ from panda.app.entry_point import set_up_logging
 
 
 class MovableCheckpoint(ModelCheckpoint):
-    """Lightning's checkpoints, which keep their best score where the run's folder was moved or renamed.
+    """Lightning's checkpoints, which keep their best score after the run's folder was moved or renamed.
 
-    Lightning forgets the score there, and the next epoch, however bad, would replace the best one.
+    Lightning forgets the score then, and the next epoch would replace the best one, even if it is worse.
     """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the state over with its paths in today's folder."""
+        """Restore the state, with its paths in the current folder."""
 
-        def here(path: str) -> str:
+        def relocate(path: str) -> str:
             return str(Path(str(self.dirpath)) / Path(path).name) if path else path
 
-        paths = {key: here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
-        best = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        paths = {
+            key: relocate(state_dict[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")
+        }
+        best = {relocate(path): score for path, score in state_dict["best_k_models"].items()}
         super().load_state_dict({**state_dict, **paths, "best_k_models": best, "dirpath": self.dirpath})
 
 
-class Bar(TQDMProgressBar):
+class ProgressBar(TQDMProgressBar):
     """Lightning's progress bar without the number that W&B gives a run."""
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """The figures behind the bar."""
+        """Return the figures shown next to the bar."""
         return {key: value for key, value in super().get_metrics(trainer, pl_module).items() if key != "v_num"}
 
 
-class LearningRate(Callback):
-    """Logs the epoch's learning rate beside its other figures; Lightning's own has no epoch in W&B."""
+class LearningRateLogger(Callback):
+    """Logs the learning rate of an epoch with its other figures. Lightning's own callback logs no epoch to W&B."""
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Before the schedule's first step of the epoch."""
+        """Log the learning rate before the schedule's first step of the epoch."""
         for optimizer in trainer.optimizers:
             pl_module.log(
                 f"lr-{type(optimizer).__name__}", optimizer.param_groups[0]["lr"], on_step=False, on_epoch=True
             )
 
 
-class Quiet(Callback):
-    """Silences what Lightning warns of and is as it should be, in each process that trains.
+class WarningFilter(Callback):
+    """Suppress Lightning warnings that are expected here, in every training process.
 
     Args:
-        debug: Of the run: tells all the same what Lightning tells of the hardware.
+        debug: Whether Lightning's notes on the hardware are shown.
     """
 
     IGNORED = (
@@ -64,9 +66,9 @@ class Quiet(Callback):
         # Lightning's own use of what torch deprecates, and a hint that small data cannot follow.
         (".*LeafSpec.*is deprecated", FutureWarning),
         ("The number of training batches .* is smaller than", Warning),
-        # That of a run which is resumed.
+        # A resumed run writes to the folder it has.
         ("Checkpoint directory .* exists and is not empty", Warning),
-        # Figures of an epoch come from metrics that were added up over devices before.
+        # Metrics of an epoch are summed over the devices before they are logged.
         (r"It is recommended to use .*sync_dist=True", Warning),
     )
 
@@ -74,33 +76,33 @@ class Quiet(Callback):
         self.debug = debug
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """The filters end with the training, see `panda.app.run.Run.fit`."""
-        if trainer.world_size > 1:  # in a process of its own, which knows nothing of the door
+        """Add the filters, which end with the training (see `panda.app.run.Run.fit`)."""
+        if trainer.world_size > 1:  # a training process has not run the entry point
             set_up_logging(self.debug)
         for message, category in self.IGNORED:
             warnings.filterwarnings("ignore", message=message, category=category)
 
 
-class SeedOfEpoch(Callback):
-    """Seeds torch at the start of each epoch, so that dropout goes on where it stopped and repeats no epoch.
+class EpochSeed(Callback):
+    """Seeds torch at the start of each epoch, so that a resumed run drops out as an uninterrupted one does.
 
     Args:
-        seed: Of the run.
+        seed: Seed of the run.
     """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The loaders have their own seeds by then. Of several devices each drops out by its own."""
-        of = (self.seed, trainer.current_epoch, *((trainer.global_rank,) if trainer.global_rank else ()))
-        torch.manual_seed(int(np.random.default_rng(of).integers(2**63)))
+        """Seed torch. The loaders have their own seeds already, and each device has its own dropout."""
+        seeds = (self.seed, trainer.current_epoch, *((trainer.global_rank,) if trainer.global_rank else ()))
+        torch.manual_seed(int(np.random.default_rng(seeds).integers(2**63)))
 
 
 class Clock(Callback):
-    """Counts the seconds of a run over all sessions that its weights come from.
+    """Counts the seconds of a run over all sessions that contribute to its weights.
 
-    What was spent on an epoch that was cut off is not counted: that work is lost.
+    Time spent on an epoch that was cut off is not counted, because that work is lost.
 
     Args:
         started: `time.monotonic()` at the start of this session.
@@ -112,13 +114,13 @@ class Clock(Callback):
 
     @property
     def seconds(self) -> float:
-        """Until now."""
+        """Seconds until now."""
         return self.before + time.monotonic() - self.started
 
     def state_dict(self) -> dict[str, Any]:
-        """Into each checkpoint."""
+        """Return the elapsed time, for a checkpoint."""
         return {"seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """From the checkpoint that is gone on from."""
+        """Restore the elapsed time from a resumed checkpoint."""
         self.before = float(state_dict["seconds"])

@@ -1,4 +1,4 @@
-"""What a command line that Hydra refuses has wrong, in our words: the key, what is near it, how to quote."""
+"""Explain why Hydra refuses a command line: the key, near names, how to quote."""
 
 from __future__ import annotations
 
@@ -17,111 +17,111 @@ from panda.errors import suggest
 from panda.files import CONF
 
 OWN = {"hydra", "run_dir"}
-"""Keys that are not for the command line."""
+"""Keys that are not typed."""
 
 
 def explain(error: Exception, arguments: Sequence[str]) -> str:
-    """Says in a sentence why no configuration could be made.
+    """Return in a sentence why no configuration could be composed.
 
     Args:
-        error: What Hydra raised.
-        arguments: Of the command line.
+        error: Error that Hydra raised.
+        arguments: Arguments of the command line.
     """
     cause = error.__cause__
     if isinstance(error, OverrideParseException):
-        return _unreadable(error.override)
+        return _explain_unreadable(error.override)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         return f"{group}={choice}: there is no such choice{suggest(choice, error.options)}"
     if (several := re.search(r"Ambiguous value for argument '(.*)'\n", str(error))) is not None:
         return (
-            f"{several[1]}: a comma separates values; sweep over them with -m, or quote a value that holds one: "
-            f"{quoted(several[1])}"
+            f"{several[1]}: a comma separates values; sweep over them with -m, or quote a value that has a comma: "
+            f"{quote(several[1])}"
         )
     absent = getattr(cause, "full_key", None) or "".join(re.findall(r"^Could not override '(\w+)'\. No", str(error)))
-    if with_it := _brought_by(absent):
-        given = next((text for text in arguments if _of_group(text, absent)), absent)
+    if with_it := _find_required_choice(absent):
+        given = next((text for text in arguments if _belongs_to(text, absent)), absent)
         return f"{given} needs {with_it}: give both"
     if isinstance(cause, OmegaConfBaseException) and str(error).startswith("Could not override"):
         key = str(cause.full_key)
         given = next((text for text in arguments if text.partition("=")[0] == key), key)
         node = OmegaConf.to_container(cause.parent_node) if isinstance(cause.parent_node, DictConfig) else {}
         assert isinstance(node, dict)
-        return f"{given}: there is no such key{likely(str(cause.key), node, key[: -len(str(cause.key))])}"
-    return f"{str(error).splitlines()[0]}; given was {shlex.join(arguments)}, --help lists choices and keys"
+        return f"{given}: there is no such key{suggest_key(str(cause.key), node, key[: -len(str(cause.key))])}"
+    return f"{str(error).splitlines()[0]}; the arguments were {shlex.join(arguments)}, --help lists choices and keys"
 
 
-def likely(key: str, node: Mapping[Any, Any], path: str = "") -> str:
-    """Say which key was meant by one that is not there.
+def suggest_key(key: str, node: Mapping[Any, Any], path: str = "") -> str:
+    """Return a suggestion for a key that does not exist.
 
     Args:
-        key: Of the node.
-        node: As plain data.
-        path: Of the node, ending in a dot; empty for the root.
+        key: The key in the node.
+        node: Content of the node as plain data.
+        path: Path of the node with a final dot, or an empty text for the root.
 
     Returns:
-        " (did you mean group.key?)" with each group in the node that has the key; or the one that has it with another
-        choice, and that choice; else what `suggest` says.
+        " (did you mean group.key?)" with each group in the node that has the key, otherwise with the group and choice
+        that have it, otherwise the result of `suggest`.
     """
     known = {str(name): value for name, value in node.items() if name not in OWN}
     inside = [f"{path}{name}.{key}" for name, value in known.items() if isinstance(value, Mapping) and key in value]
     if not inside and not path:
-        inside = _of_other_choices(key, known)
+        inside = _find_in_other_choices(key, known)
     return f" (did you mean {', '.join(inside)}?)" if inside else suggest(key, known)
 
 
-def _of_other_choices(key: str, groups: Collection[str]) -> list[str]:
-    """The key in the one of the groups that has it with some choice, and the first such choice; else nothing."""
+def _find_in_other_choices(key: str, groups: Collection[str]) -> list[str]:
+    """Return the key and the choice that has it, if exactly one group has such a choice."""
     found: dict[str, str] = {}
-    for group, choice, content in _choices():
-        # What a choice that bears on all of the configuration gives its own group stands under the group's name.
+    for group, choice, content in _read_choices():
+        # A choice with `@package _global_` has the keys of its group under the name of the group.
         own = content.get(group)
         if group in groups and key in (own if isinstance(own, dict) else content):
             found.setdefault(group, f"{group}.{key} with {group}={choice}")
     return list(found.values()) if len(found) == 1 else []
 
 
-def _of_group(override: str, key: str) -> bool:
-    """Whether an override is of a key, or of one inside it."""
+def _belongs_to(override: str, key: str) -> bool:
+    """Return whether an override sets a key or one inside it."""
     return f"{override.partition('=')[0]}.".startswith(f"{key}.")
 
 
-def _brought_by(group: str) -> str:
-    """The choice of another group that brings this one, `task=grading`; empty where none does."""
-    for other, choice, content in _choices():
+def _find_required_choice(group: str) -> str:
+    """Return the choice of another group that adds this group, such as `task=grading`, or an empty text."""
+    for other, choice, content in _read_choices():
         if any(isinstance(entry, dict) and f"/{group}" in entry for entry in content.get("defaults", [])):
             return f"{other}={choice}"
     return ""
 
 
-def _choices() -> Iterator[tuple[str, str, dict[Any, Any]]]:
-    """Each choice of each group: both their names, and what it says."""
+def _read_choices() -> Iterator[tuple[str, str, dict[Any, Any]]]:
+    """Yield each choice of each group: name of the group, name of the choice, content."""
     for file in sorted(CONF.glob("*/*.yaml")):
-        with contextlib.suppress(Exception):  # a broken file of another choice is not what is to be told
+        with contextlib.suppress(Exception):  # a broken file of another choice is not the fault here
             content = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
             if isinstance(content, dict):
                 yield file.parent.name, file.stem, content
 
 
-def quoted(override: str) -> str:
-    """An override as one types it in a shell, its value taken as it stands.
+def quote(override: str) -> str:
+    """Quote an override for a shell, so that its value is taken literally.
 
     Args:
         override: `key=value` with any characters in the value.
     """
     key, _, value = override.partition("=")
-    # Hydra wants a quote escaped, and doubled the backslashes that come before one.
+    # Hydra needs quotes escaped, and backslashes before a quote doubled.
     text = re.sub(r'(\\*)("|\Z)', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), value)
     return shlex.quote(f'{key}="{text}"')
 
 
-def _unreadable(override: str) -> str:
+def _explain_unreadable(override: str) -> str:
     wanted = "is no key=value; --help lists the keys"
     if "=" not in override:
         return f"{override} {wanted}"
-    suggested = quoted(override)
+    suggested = quote(override)
     try:
         OverridesParser.create().parse_override(shlex.split(suggested)[0])
     except HydraException:
         return f"{override} {wanted}"
-    return f"{override}: the value holds characters with a meaning of their own; quote it: {suggested}"
+    return f"{override}: the value has characters with a special meaning; quote it: {suggested}"

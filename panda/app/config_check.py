@@ -15,9 +15,9 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 
 from panda.app.build import Faults, build
-from panda.app.command_line import likely, quoted
+from panda.app.command_line import quote, suggest_key
 from panda.app.overrides import is_typed
-from panda.app.registry import find_class, find_undeclared, slots_of
+from panda.app.registry import find_class, find_slots, find_undeclared
 from panda.app.value_checks import find_value_faults
 from panda.errors import ConfigError, suggest
 from panda.settings import REFUSED, Settings, format_value
@@ -67,8 +67,8 @@ def check_config(cfg: DictConfig, entry_point: str, refused: Faults | None = Non
     faults, known = Faults(), KEYS[entry_point]
     asked: Any = OmegaConf.to_container(cfg, resolve=False)
     given = list(map(str, cfg))
-    likely_nodes = {name: asked.get(name) for name in known}
-    faults.add(*(f"{key}: there is no such key{likely(key, likely_nodes)}" for key in given if key not in known))
+    nodes_by_key = {name: asked.get(name) for name in known}
+    faults.add(*(f"{key}: there is no such key{suggest_key(key, nodes_by_key)}" for key in given if key not in known))
     absent = sorted(known - set(given) - {"tiles"})
     faults.add(*(f"{key} was taken away, and a run needs it: remove ~{key}" for key in absent))
     try:
@@ -76,7 +76,7 @@ def check_config(cfg: DictConfig, entry_point: str, refused: Faults | None = Non
         faults.add(*(f"{key} is not given: write {key}=… on the command line" for key in missing))
         plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as error:
-        faults.add(f"{str(error).splitlines()[0]}; mend the ${{…}} it names")
+        faults.add(f"{str(error).splitlines()[0]}; correct the ${{…}} in it")
         faults.raise_any()
     assert isinstance(plain, dict)
     nodes = {str(key): value for key, value in plain.items()}
@@ -104,7 +104,7 @@ def _check_plain_values(nodes: Mapping[str, Any], entry_point: str, faults: Faul
         if value == "":
             faults.add(f"{key} is empty: write {key}=…")
         elif hint in (str, str | None) and isinstance(value, int | float):
-            faults.add(f"{key}={value} was read as a number: quote it, {quoted(f'{key}={value}')}")
+            faults.add(f"{key}={value} was read as a number: quote it, {quote(f'{key}={value}')}")
         else:
             _check_type(key, value, hint, faults)
 
@@ -125,7 +125,7 @@ class _NodeCheck:
         self.nodes = nodes
         self.faults = faults
         self.refused = Faults()
-        self.slots = slots_of(nodes)
+        self.slots = find_slots(nodes)
         self._allowed = self._allowed_packages()
         for key, node in nodes.items():
             faults.add(*find_undeclared(key, node, self.slots))

@@ -1,4 +1,4 @@
-"""What a run shows in W&B beside its metrics: patches, curves, the table of slides, its checkpoints."""
+"""Log to W&B what is not a metric: patches, curves, the table of slides and checkpoints."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import wandb
 from PIL import Image
 from pytorch_lightning.loggers import Logger, WandbLogger
 
-from panda.app.tracking import wandb_of
+from panda.app.tracking import find_wandb_logger
 from panda.files import read_output_table
 from panda.inference.panel_patches import PanelRow
 from panda.report.run_summary import RunSummary
@@ -22,13 +22,13 @@ LABELS = {0: "no cancer", 1: "cancer"}
 SIDE = 192
 """Longest side of the pictures in the table of slides, in px."""
 PICTURED = 500
-"""Slides of the table that have pictures: in memory they take 0.2 MB each."""
+"""Number of slides in the table with pictures, which take 0.2 MB each in memory."""
 SHOWN = 20
-"""Pictures of attended tiles that are logged: at their full size they are copied."""
+"""Number of pictures of attended tiles that are logged, because they are copied at full size."""
 CURVES = ("iou", "precision", "recall", *(name for name, rule in CRITERIA.items() if not rule.lowest_is_best))
-"""Columns, and the beginnings of columns, that are charted."""
+"""Prefixes of the columns that are charted."""
 CHART_STEP = 4
-"""Thresholds from one point of the chart to the next: W&B draws 10,000 points."""
+"""Thresholds between two points of the chart, because W&B draws at most 10,000 points."""
 
 
 def log_rows(
@@ -40,22 +40,22 @@ def log_rows(
     *,
     epoch: int | None = None,
 ) -> None:
-    """Log patches twice: as the picture of all, and each with masks that the dashboard shows and hides.
+    """Log patches twice: as one picture, and each with masks that the dashboard can hide.
 
     Args:
-        logger: W&B's.
-        key: In the dashboard; the single patches are under `<key>_patches`.
-        picture: What `draw_panels` drew of them.
+        logger: Logger of W&B.
+        key: Key in the dashboard. The single patches have the key `<key>_patches`.
+        picture: Picture that `draw_panels` drew of the patches.
         rows: The patches.
-        threshold: At which they are predicted.
-        epoch: That they belong to; None for the last one.
+        threshold: Threshold of the predicted masks.
+        epoch: Epoch of the patches; None for the last one.
     """
-    patches = [_with_masks(row, threshold) for row in rows]
+    patches = [_add_masks(row, threshold) for row in rows]
     of_epoch = {} if epoch is None else {"epoch": epoch}
     logger.experiment.log({key: wandb.Image(str(picture), caption=picture.stem), f"{key}_patches": patches} | of_epoch)
 
 
-def _with_masks(row: PanelRow, threshold: float) -> wandb.Image:
+def _add_masks(row: PanelRow, threshold: float) -> wandb.Image:
     masks = {"prediction": row.predict(threshold)} | ({} if row.truth is None else {"ground_truth": row.truth})
     return wandb.Image(
         row.image,
@@ -65,14 +65,14 @@ def _with_masks(row: PanelRow, threshold: float) -> wandb.Image:
 
 
 def replay_views(run_dir: Path, loggers: Sequence[Logger], before: int | None = None) -> None:
-    """Log again what an earlier session or another job drew while it trained; single patches it has not kept.
+    """Log the pictures again that an earlier session or another job drew during training, without single patches.
 
     Args:
-        run_dir: The run's folder.
-        loggers: Of the run.
-        before: Only what belongs to epochs before this one; None for all.
+        run_dir: Folder of the run.
+        loggers: Loggers of the run.
+        before: Only pictures of epochs before this one; None for all.
     """
-    logger = wandb_of(loggers)
+    logger = find_wandb_logger(loggers)
     for path in sorted((run_dir / "views").glob("epoch_*_*.png")):
         _, epoch, name = path.stem.split("_")
         if logger is not None and (before is None or int(epoch) < before):
@@ -81,21 +81,21 @@ def replay_views(run_dir: Path, loggers: Sequence[Logger], before: int | None = 
 
 
 def log_pictures(logger: WandbLogger, pictures: Mapping[str, Path]) -> None:
-    """Log the pictures that are there, each under its key."""
+    """Log those pictures that exist, each under its key."""
     if found := {key: wandb.Image(str(path)) for key, path in pictures.items() if path.is_file()}:
         logger.experiment.log(found)
 
 
 def log_csv(logger: WandbLogger, key: str, path: Path) -> None:
-    """Log a CSV file of the run as a W&B table; nothing where the run left no such file."""
-    if columns := _columns(path):
+    """Log a CSV file of the run as a W&B table, if the file exists."""
+    if columns := _read_columns(path):
         rows = [list(row) for row in zip(*columns.values(), strict=True)]
         logger.log_table(key, columns=list(columns), data=rows)
 
 
 def log_threshold_curve(logger: WandbLogger, path: Path) -> None:
     """Log the scores at every threshold as a chart of lines that can be picked and zoomed."""
-    columns = _columns(path)
+    columns = _read_columns(path)
     if not columns:
         return
     lines = {}
@@ -114,7 +114,7 @@ def log_threshold_curve(logger: WandbLogger, path: Path) -> None:
     logger.experiment.log({"threshold_curve": chart})
 
 
-def _columns(path: Path) -> dict[str, list[Any]]:
+def _read_columns(path: Path) -> dict[str, list[Any]]:
     """Read the columns of a CSV file, as numbers if all are; an empty field is None. Without a file there are none."""
     rows = read_output_table(path)
     columns: dict[str, list[Any]] = {}
@@ -128,25 +128,27 @@ def _columns(path: Path) -> dict[str, list[Any]]:
 
 
 def log_slides(logger: WandbLogger, key: str, rows: Sequence[Mapping[str, Any]], slides: Path) -> None:
-    """Log the table of slides, a row each: thumbnail, heatmap, figures.
+    """Log a table with one row per slide: thumbnail, heatmap, figures.
 
     Args:
-        logger: W&B's.
-        key: Of the table.
-        rows: With the same keys, `slide_id` among them.
-        slides: The folder of the slides' folders. Those of the first `PICTURED` slides are shown.
+        logger: Logger of W&B.
+        key: Key of the table.
+        rows: Rows with the same keys, `slide_id` among them.
+        slides: Folder that holds the folders of the slides. The first `PICTURED` slides get pictures.
     """
     columns = list(rows[0])
     table = wandb.Table(columns=["slide_id", "thumbnail", "heatmap", *(name for name in columns if name != "slide_id")])
     for number, row in enumerate(rows):
         folder = slides / str(row["slide_id"])
-        pictures = [_small(folder / name) if number < PICTURED else None for name in ("slide.jpg", "heatmap.png")]
+        pictures = [
+            _shrink_picture(folder / name) if number < PICTURED else None for name in ("slide.jpg", "heatmap.png")
+        ]
         table.add_data(row["slide_id"], *pictures, *(row[name] for name in columns if name != "slide_id"))
     logger.experiment.log({key: table})
 
 
-def _small(path: Path) -> wandb.Image | None:
-    """A picture of the run's folder at the size of a table; None where it is not there."""
+def _shrink_picture(path: Path) -> wandb.Image | None:
+    """Return a picture at the size for a table, or None if the file does not exist."""
     if not path.is_file():
         return None
     with Image.open(path) as picture:
@@ -155,7 +157,7 @@ def _small(path: Path) -> wandb.Image | None:
 
 
 def log_figures(logger: WandbLogger, summary: RunSummary) -> None:
-    """Log the figures of validation and test with their intervals: as a table, and for the table of runs."""
+    """Log the figures of validation and test with their intervals, as a table and in the summary of the run."""
     table = wandb.Table(columns=["split", "slides", "figure", "value", "low", "high"])
     final: dict[str, Any] = {}
     for split, scores in {"val": summary.val, "test": summary.test}.items():
@@ -174,16 +176,16 @@ def log_figures(logger: WandbLogger, summary: RunSummary) -> None:
 
 
 def log_checkpoints(logger: WandbLogger, folder: Path, about: Mapping[str, Any]) -> None:
-    """Log the checkpoints as two versions of one artifact, `last` and `best`; W&B reads them where they lie.
+    """Log the checkpoints as two versions of one artifact, `last` and `best`. W&B reads them in place.
 
     Args:
-        logger: W&B's.
-        folder: Of the checkpoints.
-        about: What is said of them.
+        logger: Logger of W&B.
+        folder: Folder of the checkpoints.
+        about: Metadata of the artifact.
     """
     run = logger.experiment
-    for name in ("last", "best"):  # W&B calls the one that comes last `latest`
+    for name in ("last", "best"):  # W&B gives the version logged last the alias `latest`
         artifact = wandb.Artifact(f"checkpoint-{run.id}", type="model", metadata=dict(about))
-        # Mutable files are copied first, and all go through a cache: a sweep would take its disk twice over.
+        # W&B would copy mutable files and cache all, so that a sweep would take twice its disk space.
         artifact.add_file(str((folder / f"{name}.ckpt").absolute()), policy="immutable", skip_cache=True)
         run.log_artifact(artifact, aliases=[name])

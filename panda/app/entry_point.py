@@ -1,4 +1,4 @@
-"""What both doors do around their work: logging, one message a refusal, the exit status."""
+"""The frame around the jobs of an entry point: logging, one message per refusal, the exit status."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ register_resolvers()
 
 
 class SomeSlidesFailed(PandaError):
-    """Raised at the end of work that is whole but for some slides, so that the exit status says so.
+    """Raised after a job that is complete except for some slides, so that the exit status is not 0.
 
     Args:
-        message: How many, and where they are listed.
-        figure: What the job returns all the same.
+        message: How many slides failed, and where they are listed.
+        figure: Return value of the job.
     """
 
     def __init__(self, message: str, figure: float | None = None) -> None:
@@ -40,10 +40,10 @@ class SomeSlidesFailed(PandaError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, with what to do next; it ends a multirun too.
+    """Ctrl-C, with the command to continue. It ends a multirun too.
 
     Args:
-        remedy: How to go on.
+        remedy: How to continue.
     """
 
 
@@ -53,12 +53,12 @@ _sweeps: list[Path] = []
 
 
 def enter(main: Callable[[], Any]) -> NoReturn:
-    """Open a door and leaves the program: status 0 only if no job was refused or lost slides, 130 after Ctrl-C.
+    """Run an entry point and exit. The status is 0 only if no job was refused or lost slides, and 130 after Ctrl-C.
 
     Args:
-        main: The door's function, as `hydra.main` returns it.
+        main: Function of the entry point, wrapped by `hydra.main`.
     """
-    # Hydra would print and leave by itself; so it hands its errors on, and they are told as ours are.
+    # Otherwise Hydra prints its errors and exits by itself.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     debug = "debug=true" in (argument.lower() for argument in sys.argv)
     try:
@@ -66,7 +66,7 @@ def enter(main: Callable[[], Any]) -> NoReturn:
             main()
     except KeyboardInterrupt as stop:
         set_up_logging(debug)
-        log.error("interrupted; %s", str(stop) or "what was finished is kept, and the same command goes on from there")
+        log.error("interrupted; %s", str(stop) or "finished work is kept, and the same command continues from there")
         sys.exit(130)
     except Exception as error:
         if _crashes:
@@ -79,11 +79,11 @@ def enter(main: Callable[[], Any]) -> NoReturn:
     sys.exit(exit_status())
 
 
-def guarded(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
-    """Make refusals one message without a traceback, and lets the other jobs of a multirun go on.
+def guard(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """Wrap a job so that a refusal is one message without a traceback, and other jobs of a multirun continue.
 
     Args:
-        job: What a door does with its configuration.
+        job: Function of the entry point that takes the configuration.
     """
 
     @functools.wraps(job)
@@ -102,7 +102,7 @@ def guarded(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
             if cfg.run_dir:
                 _leave_trace(Path(str(cfg.run_dir)), error)
             if is_multirun():
-                # Handed on, it would end the sweep with the next job, or at its end without a page.
+                # If raised, it would end the sweep before its other jobs, or before its page.
                 traceback.print_exc()
                 _refusals.append(f"{type(error).__name__}: {error}")
                 return float("nan")
@@ -117,66 +117,66 @@ def guarded(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
 
 
 def refuse(error: PandaError | OSError, folder: Path, debug: bool = False) -> None:
-    """Says what went wrong, and lets the exit status know.
+    """Log an error and record it for the exit status.
 
     Args:
-        error: What ended the work.
-        folder: That was written to.
-        debug: Show a traceback.
+        error: The error that ended the job.
+        folder: Folder that the job wrote to.
+        debug: Whether to show a traceback.
     """
-    told = _told(error, str(folder))
-    _refusals.append(told)
-    log.error("%s: %s", type(error).__name__, told, exc_info=error if debug else None)
+    message = _describe_error(error, str(folder))
+    _refusals.append(message)
+    log.error("%s: %s", type(error).__name__, message, exc_info=error if debug else None)
 
 
-_REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room; what was finished is kept") | dict.fromkeys(
-    (errno.EROFS, errno.EACCES, errno.EPERM), "give a folder that can be written, or the right to"
+_REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room; finished work is kept") | dict.fromkeys(
+    (errno.EROFS, errno.EACCES, errno.EPERM), "give a folder that can be written, or change its permissions"
 )
-_REMEDIES[errno.EFBIG] = "raise the limit on the size of files (ulimit -f), or that of the file system"
+_REMEDIES[errno.EFBIG] = "raise the limit on file size (ulimit -f), or use another file system"
 
 
-def _told(error: PandaError | OSError, run_dir: str) -> str:
-    """An error's message; of the system's own with the file or else the job's folder, and the remedy."""
+def _describe_error(error: PandaError | OSError, run_dir: str) -> str:
+    """Return the message of an error. Errors of the system get the file or the job's folder, and a remedy."""
     if isinstance(error, OSError) and (remedy := _REMEDIES.get(error.errno or 0)):
         return f"{error.filename2 or error.filename or run_dir}: {error.strerror}; {remedy}"
     return str(error)
 
 
 def _leave_trace(run_dir: Path, error: Exception) -> None:
-    """Keep the error with a job that had begun, or that is a row of a sweep; a refused command leaves nothing."""
+    """Write the error to the folder of a job that began or is a row of a sweep. A refused command leaves nothing."""
     begun = any(isinstance(handler, logging.FileHandler) for handler in log.handlers)
     if begun or run_dir.parent.name.startswith("sweep-"):
-        with contextlib.suppress(OSError):  # the disk may be what the error is about
+        with contextlib.suppress(OSError):  # the error may be that the disk is full
             write_whole(run_dir / "error.txt", f"{type(error).__name__}: {error}\n")
             if not (run_dir / "overrides.txt").exists():
                 write_overrides(run_dir)
 
 
-def sweep_begins(folder: Path) -> None:
-    """Remembers a sweep, which leaves nothing should Hydra refuse it before its first job."""
+def remember_sweep(folder: Path) -> None:
+    """Remember a sweep, whose folder is removed if Hydra refuses it before its first job."""
     _sweeps.append(folder)
 
 
-def sweep_ends(failed: int) -> None:
-    """Lets the exit status know of jobs that failed in processes of their own."""
+def record_failed_jobs(failed: int) -> None:
+    """Record for the exit status that jobs failed in processes of their own."""
     if failed and not _refusals:
         _refusals.append(f"{failed} jobs of the sweep failed")
 
 
 def _withdraw_sweeps() -> None:
-    """Remove the folders of sweeps that hold nothing but what Hydra writes before it looks at the jobs."""
+    """Remove the folders of sweeps that hold only the file that Hydra writes before it checks the jobs."""
     for folder in _sweeps:
         if folder.is_dir() and [path.name for path in folder.iterdir()] == ["multirun.yaml"]:
             remove(folder)
 
 
 def exit_status() -> int:
-    """0 if no job of this process was refused or lost slides, else 1."""
+    """Return 0 if no job of this process was refused or lost slides, otherwise 1."""
     return int(bool(_refusals))
 
 
 def make_folder(path: Path) -> None:
-    """Make the folder that a job writes to.
+    """Make the folder of a job.
 
     Raises:
         PandaError: If it cannot be made.
@@ -188,20 +188,20 @@ def make_folder(path: Path) -> None:
 
 
 def forget_refusals() -> None:
-    """Start a new count for `exit_status`, for a program that opens a door more than once."""
+    """Reset `exit_status`, for a program that runs several entry points."""
     _refusals.clear()
     _crashes.clear()
     _sweeps.clear()
 
 
 def set_up_logging(debug: bool) -> None:
-    """Messages to the terminal, without disturbing progress bars."""
+    """Write messages to the terminal without breaking progress bars."""
     log.setLevel(logging.DEBUG if debug else logging.INFO)
     log.propagate = False
     if not debug:
-        # Lightning's notes on the hardware it did not find and products it could be used with.
+        # Notes on missing hardware, and advertisements.
         logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
-        # What it finds wrong with a damaged file ends in an error of ours.
+        # A damaged file ends in an error of this package.
         logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     if not any(isinstance(handler, _ThroughTqdm) for handler in log.handlers):
         handler = _ThroughTqdm()
@@ -210,18 +210,18 @@ def set_up_logging(debug: bool) -> None:
 
 
 def log_to_file(path: Path) -> None:
-    """Keep this run's messages in a file too, until the job ends."""
+    """Write messages to a file too, until the job ends."""
     handler = logging.FileHandler(path, encoding="utf-8")
-    # Where the disk is full the error itself is told; a traceback for each line that could not be kept says no more.
+    # On a full disk, a traceback for each line would hide the error itself.
     handler.handleError = lambda record: None  # type: ignore[method-assign]
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     log.addHandler(handler)
 
 
 class _ThroughTqdm(logging.Handler):
-    """Writes above a progress bar instead of into it; tracebacks only with debug=true, the file has them anyway."""
+    """Writes above a progress bar instead of into it. Tracebacks are shown only with debug=true."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        from tqdm import tqdm  # noqa: PLC0415  (the doors' --help must not wait for it)
+        from tqdm import tqdm  # noqa: PLC0415  (--help must not wait for it)
 
         tqdm.write(self.format(record) if log.isEnabledFor(logging.DEBUG) else record.getMessage(), file=sys.stderr)

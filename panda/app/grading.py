@@ -22,7 +22,7 @@ from panda.app.loss_check import check_loss
 from panda.app.overrides import find_idle_faults
 from panda.app.run import Run
 from panda.app.slide_grading import SlideGrading
-from panda.app.tracking import wandb_of
+from panda.app.tracking import find_wandb_logger
 from panda.data.bag_datamodule import BagDataModule
 from panda.data.bagset import BagItem, BagSettings
 from panda.data.datamodule import DataSettings, PatchDataModule
@@ -113,7 +113,7 @@ class GradingExperiment:
         faults.raise_any()
         assert data is not None
         self.data = PatchDataModule(data)
-        self.guidance = Guidance.of(cfg.segmentation_checkpoint, self.tiles.cross_fit, self.engine, data.store_root)
+        self.guidance = Guidance.load(cfg.segmentation_checkpoint, self.tiles.cross_fit, self.engine, data.store_root)
         if data.draw is None:
             self._splits()
         if weights == SEGMENTATION_ENCODER:
@@ -125,7 +125,7 @@ class GradingExperiment:
     def run(self, run: Run) -> GradingSummary:
         """See `Experiment.run`."""
         splits = self._splits()
-        run.keep_splits(self.data.select())
+        run.write_splits(self.data.select())
         cache = None
         if self.network.frozen:
             cache = FeatureCache(self.network, self.engine, self.data.settings.store_root)
@@ -169,9 +169,9 @@ class GradingExperiment:
         )
         bags = BagDataModule(items, settings, data.augment)
         learns_from = {
-            name: {item.record.slide_id: self._identity(item) for item in items[name]} for name in ("train", "val")
+            name: {item.record.slide_id: self._identify_bag(item) for item in items[name]} for name in ("train", "val")
         }
-        self._notes(run, items)
+        self._list_notes(run, items)
         run.fit(GradingTask(self.network, self.loss, self.optim, metadata), bags, learns_from)
         grader = GradingPredictor.from_checkpoint(run.best, self.engine, self.data.settings.store_root)
         classes, seed = CLASSES[self.settings.target], self.cfg.seed
@@ -211,7 +211,7 @@ class GradingExperiment:
     def _open(self, record: SlideRecord) -> Slide:
         return self.data.settings.slide_options.open(record.image_path)
 
-    def _class(self, record: SlideRecord) -> int:
+    def _find_class(self, record: SlideRecord) -> int:
         assert record.isup_grade is not None  # a bag without a grade is refused
         return int(find_class(torch.tensor(record.isup_grade), self.settings.target))
 
@@ -228,16 +228,16 @@ class GradingExperiment:
             features = cache.encode(slide, coords, view, self.tiles.tile_size, stain) if cache else None
             return BagItem(record, coords, stain, features)
 
-    def _identity(self, item: BagItem) -> list[Any]:
+    def _identify_bag(self, item: BagItem) -> list[Any]:
         """Return what identifies a bag: slide, class, tiles, and the file of its features if they are cached."""
         tiles = hashlib.sha256(np.ascontiguousarray(item.coords).tobytes()).hexdigest()
         features = None if item.features is None else item.features.name
-        return [identity(item.record.image_path), self._class(item.record), tiles, features]
+        return [identity(item.record.image_path), self._find_class(item.record), tiles, features]
 
-    def _notes(self, run: Run, items: Mapping[Split, Sequence[BagItem]]) -> None:
+    def _list_notes(self, run: Run, items: Mapping[Split, Sequence[BagItem]]) -> None:
         run.notes += self.guidance.notes(items, self.tiles)
         classes = CLASSES[self.settings.target]
-        counts = Counter(self._class(item.record) for item in items["train"])
+        counts = Counter(self._find_class(item.record) for item in items["train"])
         absent = [str(c) for c in range(classes) if not counts[c]]
         if absent:
             run.notes.append(f"No training slide has class {', '.join(absent)}, so the grader cannot learn it.")
@@ -254,7 +254,7 @@ class GradingExperiment:
             grader, self.guidance, self.quantify, self.data.settings.slide_options, self.cfg.colour_map, folder
         )
         outcome = run_over_slides(
-            [item.record for item in items], lambda record: record.slide_id, f"grades of {split}", grading.of
+            [item.record for item in items], lambda record: record.slide_id, f"grades of {split}", grading.grade_slide
         )
         run.failures.extend([*grading.ungraded, *outcome.failures])
         if unusable := grading.unusable_masks:
@@ -262,16 +262,18 @@ class GradingExperiment:
                 f"The label masks of {len(unusable)} graded slides cannot be used, so their attention was not scored. "
                 f"The first: {unusable[0]}"
             )
-        graded = [GradedSlide(record, self._class(record), grade) for record, grade in filter(None, outcome.results)]
+        graded = [
+            GradedSlide(record, self._find_class(record), grade) for record, grade in filter(None, outcome.results)
+        ]
         if graded:
             rows = [slide.to_row(attention=tested) for slide in graded]
             write_table(run.folder / f"{split}_slides.csv", rows)
-            if tested and (logger := wandb_of(run.trainer.loggers)) is not None:
+            if tested and (logger := find_wandb_logger(run.trainer.loggers)) is not None:
                 log_slides(logger, "test_slides", rows, run.folder / "slides")
         return graded
 
     def _show_in_wandb(self, run: Run, summary: GradingSummary) -> None:
-        logger = wandb_of(run.trainer.loggers)
+        logger = find_wandb_logger(run.trainer.loggers)
         if logger is None:
             return
         tiles = sorted((run.folder / "slides").glob("*/attention_tiles.png"))[:SHOWN]

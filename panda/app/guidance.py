@@ -1,4 +1,4 @@
-"""Which tiles stand for a slide in grading: the settings of bags, and the segmentations that say where to look."""
+"""Select the tiles of a slide for grading: the settings of bags, and the segmentations that guide them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from panda.wsi.tissue import TissueMap
 log = logging.getLogger(__name__)
 
 MOST_TILES = 4096
-"""Tiles of a bag with `tiles=all`, at most."""
+"""Maximum number of tiles in a bag with `tiles=all`."""
 
 
 class TileSettings(ResolutionSettings):
@@ -37,16 +37,15 @@ class TileSettings(ResolutionSettings):
 
     Args:
         how: `guided` by a segmentation checkpoint, any `tissue`, or `all` of it.
-        k: Tiles in a bag, at most; of `all` there are `MOST_TILES` at most, whatever an experiment's k is.
+        k: Maximum number of tiles in a bag. With `all` the maximum is `MOST_TILES`, and `k` is not used.
         tile_size: Side of a tile in px at the resolution.
         level: Pyramid level of the tiles, see `ResolutionRequest`.
         mpp: µm per tile px, see `ResolutionRequest`.
-        random_fraction: Share of the bag that is random tissue, whatever the segmentation says.
-        min_tissue: Least share of tissue in a tile.
-        seed: Of the random share.
+        random_fraction: Share of the bag that is random tissue.
+        min_tissue: Minimum share of tissue in a tile.
+        seed: Seed of the random tiles.
         batch_size: Bags in a batch.
-        cross_fit: Guide each slide by a segmentation that neither learnt from it nor was chosen on it, nor on another
-            slide of its group.
+        cross_fit: Guide each slide by a segmentation that was not trained or validated on any slide of its group.
     """
 
     node: ClassVar[str] = "tiles"
@@ -67,7 +66,7 @@ class TileSettings(ResolutionSettings):
 
     @property
     def selection(self) -> TileSelection:
-        """What a grader needs to select the tiles of a slide, see `panda.inference.grader.select_tiles`."""
+        """Settings by which a grader selects the tiles of a slide, see `panda.inference.grader.select_tiles`."""
         return TileSelection(
             how="guided" if self.how == "guided" else "tissue",
             k=MOST_TILES if self.how == "all" else self.k,
@@ -81,9 +80,9 @@ class Guidance:
     """The segmentations that guide the tiles of slides, and the canvases that they make.
 
     Args:
-        segmenters: None at all, one, or with `cross_fit` those of the folds of a cross-validation.
-        cross_fit: Each slide gets the first that saw neither it nor, as far as `check` was told, another of its group.
-        folder: Canvases are kept here for the next run.
+        segmenters: No segmentation, one, or with `cross_fit` one of each fold of a cross-validation.
+        cross_fit: Whether a slide gets the first segmentation that saw neither it nor, after `check`, its group.
+        folder: Folder of the canvases, which later runs reuse.
     """
 
     def __init__(self, segmenters: Sequence[SegmentationPredictor], cross_fit: bool, folder: Path) -> None:
@@ -93,33 +92,32 @@ class Guidance:
         self.folder = folder
 
     @classmethod
-    def of(cls, given: str | None, cross_fit: bool, engine: EngineSettings, folder: Path) -> Guidance:
+    def load(cls, given: str | None, cross_fit: bool, engine: EngineSettings, folder: Path) -> Guidance:
         """Load the segmentations.
 
         Args:
-            given: A checkpoint; with `cross_fit` a glob of several; None for none.
+            given: A checkpoint, a glob of several with `cross_fit`, or None.
             cross_fit: See the class.
-            engine: How they are run.
+            engine: Settings of the engine.
             folder: See the class.
 
         Raises:
-            ConfigError: If there are not several, where there have to be, two of them are of one fold, or they disagree
-                on the resolution.
-            CheckpointError: If one cannot be used.
+            ConfigError: If `cross_fit` finds fewer than two checkpoints, two of the same fold, or two resolutions.
+            CheckpointError: If a checkpoint cannot be used.
         """
         paths = [] if given is None else [Path(given)]
         if not cross_fit and given and not Path(given).exists() and (several := glob.glob(given, recursive=True)):
             raise ConfigError(
-                f"segmentation_checkpoint={given} are {len(several)} files: give one of them, or tiles.cross_fit=true "
-                "to guide each slide by one that has not seen it"
+                f"segmentation_checkpoint={given} matches {len(several)} files: give one of them, or "
+                "tiles.cross_fit=true to guide each slide by one that has not seen it"
             )
         if cross_fit:
             paths = sorted(Path(path) for path in glob.glob(str(given), recursive=True))
             if len(paths) < 2:
                 raise ConfigError(
-                    f"segmentation_checkpoint={given}: tiles.cross_fit=true needs those of several folds and there are "
-                    f"{len(paths)}; train them with -m data.split=kfold data.fold=0,1,2,3,4 and give a glob, as "
-                    "'runs/segmentation/sweep-NAME/*/checkpoints/best.ckpt'"
+                    f"segmentation_checkpoint={given}: tiles.cross_fit=true needs checkpoints of several folds, and "
+                    f"there are {len(paths)}; train them with -m data.split=kfold data.fold=0,1,2,3,4 and give a glob, "
+                    "as 'runs/segmentation/sweep-NAME/*/checkpoints/best.ckpt'"
                 )
         segmenters = [SegmentationPredictor.from_checkpoint(path, engine) for path in paths]
         folds: dict[tuple[frozenset[str], ...], Path] = {}
@@ -127,38 +125,38 @@ class Guidance:
             path, fold = s.checkpoint.path, (frozenset(s.metadata.train_slides), frozenset(s.metadata.val_slides))
             if (other := folds.setdefault(fold, path)) is not path:
                 raise ConfigError(
-                    f"segmentation_checkpoint={given}: {other} and {path} have seen the same slides: they are one "
-                    "fold, not two; give one checkpoint of each, as "
+                    f"segmentation_checkpoint={given}: {other} and {path} were trained on the same slides: they are "
+                    "one fold, not two; give one checkpoint of each, as "
                     "'runs/segmentation/sweep-NAME/*/checkpoints/best.ckpt'"
                 )
         asked = dict.fromkeys(str(s.metadata.resolution.request) for s in segmenters)
         if len(asked) > 1:
             raise ConfigError(
-                f"segmentation_checkpoint={given}: the folds are of several resolutions ({', '.join(asked)}); give "
-                "those of one sweep"
+                f"segmentation_checkpoint={given}: the folds have several resolutions ({', '.join(asked)}); give "
+                "the checkpoints of one sweep"
             )
         return cls(segmenters, cross_fit, folder)
 
     @property
     def threshold(self) -> float | None:
-        """That of the segmentation; None where there is none, or several."""
+        """Threshold of the segmentation, or None if there is none or several."""
         return self.segmenters[0].threshold.value if len(self.segmenters) == 1 else None
 
     def segmenter(self, slide_id: str) -> SegmentationPredictor | None:
-        """The segmentation that guides a slide's tiles, None where none does or may."""
+        """Return the segmentation that guides the tiles of a slide, or None if there is no suitable one."""
         if not self.cross_fit:
             return self.segmenters[0] if self.segmenters else None
         new_to = (s for s, seen in zip(self.segmenters, self._seen, strict=True) if slide_id not in seen)
         return next(new_to, None)
 
     def check(self, slides: Sequence[SlideRecord]) -> None:
-        """Sees to it that each slide has a segmentation to which its group is new, where that was asked for.
+        """With cross_fit, check that every slide has a segmentation checkpoint trained without any slide of its group.
 
         Args:
-            slides: All slides, with their groups: one that a segmentation saw is the whole group's.
+            slides: All slides, with their groups.
 
         Raises:
-            ConfigError: Naming the slides that have none.
+            ConfigError: If slides have no such checkpoint.
         """
         if not self.cross_fit:
             return
@@ -169,34 +167,34 @@ class Guidance:
         if lacking:
             raise ConfigError(
                 f"tiles.cross_fit=true: {len(lacking)} of {len(slides)} slides are new to none of the "
-                f"{len(self.segmenters)} segmentations ({', '.join(lacking[:3])}{' …' * (len(lacking) > 3)}), each of "
-                "which saw them or others of their groups: give the checkpoints of all folds, trained on the same "
+                f"{len(self.segmenters)} segmentations ({', '.join(lacking[:3])}{' …' * (len(lacking) > 3)}). Each "
+                "segmentation saw slides of their groups: give the checkpoints of all folds, trained on the same "
                 "data.splits or data.seed and data.groups"
             )
 
     def canvas(
         self, slide: Slide, tissue: TissueMap, bar: tqdm[Any]
     ) -> AbstractContextManager[Canvas] | AbstractContextManager[None]:
-        """The slide's canvas, held while it is used."""
+        """Hold the canvas of a slide while it is used; without a segmentation there is none."""
         segmenter = self.segmenter(slide.slide_id)
         if segmenter is None:
             return nullcontext()
         return segmenter.hold_canvas(slide, tissue, self.canvas_path(segmenter, slide), tile_progress(bar))
 
     def canvas_path(self, segmenter: SegmentationPredictor, slide: Slide) -> Path:
-        """Named by all that makes it, so that runs of another precision, say, do not replace each other's."""
+        """Return the path of a canvas. Its fingerprint in the name keeps runs with other settings from replacing it."""
         fingerprint = segmenter.canvas_fingerprint(slide, segmenter.metadata.resolution.resolve(slide))
         return self.folder / f"canvases-{segmenter.fingerprint[:12]}" / f"{slide.slide_id}-{fingerprint[:12]}.zarr"
 
     def notes(self, items: Mapping[Split, Sequence[BagItem]], tiles: TileSettings) -> list[str]:
-        """Says which slides were no news to what guides their tiles, and where its maps are resampled to them.
+        """Return notes on slides that leaked into the segmentation, and on maps that are resampled to the tiles.
 
         Args:
-            items: Slides of each split.
-            tiles: How they are read.
+            items: Bags of each split.
+            tiles: Settings of the tiles.
         """
         notes = []
-        for segmenter in self.segmenters[:1]:  # all are of one resolution
+        for segmenter in self.segmenters[:1]:  # all have the same resolution
             if (mapped := segmenter.metadata.resolution.request) != tiles.resolution:
                 notes.append(
                     f"The segmentation maps slides at {mapped}, tiles are read at {tiles.resolution}: its maps are "
@@ -205,18 +203,18 @@ class Guidance:
         if self.cross_fit:
             return [
                 *notes,
-                f"The tiles of each slide were chosen by one of {len(self.segmenters)} segmentations that neither "
-                "learnt from it nor was chosen on it, nor on another slide of its group.",
+                f"The tiles of each slide were chosen by one of {len(self.segmenters)} segmentations that was "
+                "not trained or validated on any slide of its group.",
             ]
-        return notes + [note for segmenter in self.segmenters for note in leak_notes(items, segmenter.metadata)]
+        return notes + [note for segmenter in self.segmenters for note in note_leaks(items, segmenter.metadata)]
 
 
-def leak_notes(items: Mapping[Split, Sequence[BagItem]], metadata: SegmentationMetadata) -> list[str]:
+def note_leaks(items: Mapping[Split, Sequence[BagItem]], metadata: SegmentationMetadata) -> list[str]:
     """Report the slides that leaked into the segmentation that guides the tiles, by themselves or by their groups.
 
     Args:
-        items: Slides of each split.
-        metadata: What the segmentation's checkpoint says.
+        items: Bags of each split.
+        metadata: Metadata of the segmentation's checkpoint.
     """
     seen = {"train": set(metadata.train_slides), "val": set(metadata.val_slides)}
 
@@ -229,10 +227,10 @@ def leak_notes(items: Mapping[Split, Sequence[BagItem]], metadata: SegmentationM
     if count := count_leaks("train", "train"):
         notes.append(
             f"The segmentation that guides the tiles was trained on {count} of the {len(items['train'])} training "
-            "slides or on others of their groups: their tiles are in-sample, better chosen than those of new slides "
-            "will be. tiles.cross_fit=true guides each slide by a segmentation that has not seen it."
+            "slides or on others of their groups: their tiles are in-sample, better chosen than the tiles of new "
+            "slides. tiles.cross_fit=true guides each slide by a segmentation that has not seen it."
         )
-    # On validation slides the grader chooses its epoch too: that the segmentation did adds nothing.
+    # The grader chooses its epoch on validation slides too, so that it adds nothing if the segmentation did.
     checked: tuple[tuple[Split, str, str], ...] = (
         ("val", "train", "was trained"),
         ("test", "train", "was trained"),
@@ -242,7 +240,7 @@ def leak_notes(items: Mapping[Split, Sequence[BagItem]], metadata: SegmentationM
         if count := count_leaks(name, source):
             notes.append(
                 f"The segmentation {did} on {count} {'validation' if name == 'val' else name} slides or others of "
-                "their groups: their figures flatter. Use the data.groups, data.seed and fractions of its run, or "
+                "their groups: their figures are too good. Use the data.groups, data.seed and fractions of its run, or "
                 "data.splits=splits.csv of its folder."
             )
     return notes

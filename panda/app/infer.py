@@ -62,7 +62,7 @@ def infer(cfg: DictConfig) -> list[SlideResult]:
         SomeSlidesFailed: If any slide failed or could not be graded, after all others are done.
     """
     started = time.monotonic()
-    engine, quantify, paths, labelled, checkpoint = _checked(cfg)
+    engine, quantify, paths, labelled, checkpoint = _check_inputs(cfg)
     if cfg.labels:
         log.info("labels: %d of %d slides have a mask", len(labelled), len(paths))
     predictor = SegmentationPredictor(checkpoint, engine)
@@ -77,7 +77,7 @@ def infer(cfg: DictConfig) -> list[SlideResult]:
     log_to_file(folder / "infer.log")
     choice = tune_mode(predictor, threshold, paths, mapper.open, canvases / "engine.json")
     log.info("network in %s on %s: %s", predictor.mode, engine.torch_device, choice.why)
-    notes = _notes(predictor, grader, searched, cfg.provider, choice)
+    notes = _list_notes(predictor, grader, searched, cfg.provider, choice)
     tables = InferenceTables(folder, mapper.provenance.fingerprint)
 
     def work(path: Path, bar: tqdm[Any]) -> None:
@@ -108,14 +108,14 @@ def infer(cfg: DictConfig) -> list[SlideResult]:
     _summarize(cfg, mapper, origin, choice.why, last_run=last_run, notes=notes).write(folder)
     report = write_inference_page(folder)
     for result in list(tables.done.values())[:SHOWN]:
-        log.info("%s", _headline(result))
+        log.info("%s", _describe_slide(result))
     log.info("report: %s", report)
     if tables.failed:
-        raise SomeSlidesFailed(_failed(tables, len(paths)))
+        raise SomeSlidesFailed(_describe_failures(tables, len(paths)))
     return results
 
 
-def _checked(
+def _check_inputs(
     cfg: DictConfig,
 ) -> tuple[EngineSettings, QuantifySettings, list[Path], dict[str, SlideRecord], Checkpoint[SegmentationMetadata]]:
     """Check settings, slides, labels and the segmentation checkpoint before a network is built.
@@ -172,7 +172,7 @@ def _check_provider(provider: str, choice: ThresholdChoice) -> None:
         raise ConfigError(f"provider={provider}: the checkpoint has thresholds for {', '.join(choice.by_provider)}")
 
 
-def _notes(
+def _list_notes(
     predictor: SegmentationPredictor,
     grader: GradingPredictor | None,
     searched: bool,
@@ -247,7 +247,7 @@ def _summarize(
     )
 
 
-def _failed(tables: InferenceTables, count: int) -> str:
+def _describe_failures(tables: InferenceTables, count: int) -> str:
     """Return how many slides failed, as a sentence."""
     ungraded = sum(failure.stage == ONLY_UNGRADED for failure in tables.failed.values())
     but = f" ({ungraded} only in grading, with tumour figures)" if ungraded else ""
@@ -256,7 +256,7 @@ def _failed(tables: InferenceTables, count: int) -> str:
     )
 
 
-def _headline(result: SlideResult) -> str:
+def _describe_slide(result: SlideResult) -> str:
     """Return the figures of a slide that are read first, as one line of the log."""
     area = "area unknown (no µm/px)" if result.tumor_mm2 is None else f"{result.tumor_mm2:.3f} mm²"
     percent = result.tumor_percent_of_tissue

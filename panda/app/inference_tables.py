@@ -15,7 +15,7 @@ from panda.inference.slide_result import RESULT_FILE, SlideResult
 log = logging.getLogger(__name__)
 
 NAMED = 20
-"""Slides that a note names."""
+"""Number of slides that a note names."""
 
 ONLY_UNGRADED = "grading"
 """Stage of a failure that leaves the slide its row."""

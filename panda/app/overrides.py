@@ -36,7 +36,7 @@ def is_typed(key: str) -> bool:
 
     A process of a launcher has no command line of its own, so that the job's overrides count there.
     """
-    return any(_key(text) == key for text in (_arguments[-1] if _arguments else overrides()))
+    return any(_read_key(text) == key for text in (_arguments[-1] if _arguments else overrides()))
 
 
 def find_idle_faults(idle: Collection[str], cause: str) -> list[str]:
@@ -46,7 +46,7 @@ def find_idle_faults(idle: Collection[str], cause: str) -> list[str]:
         idle: Keys that have no effect in this job.
         cause: The setting that makes them idle.
     """
-    given = [text for text in overrides() if _key(text) in idle]
+    given = [text for text in overrides() if _read_key(text) in idle]
     verb, them = ("are", "them") if len(given) > 1 else ("is", "it")
     return [f"{', '.join(given)} {verb} not used with {cause}: remove {them}"] if given else []
 
@@ -60,12 +60,12 @@ def write_overrides(folder: Path, resumed: bool = False) -> None:
     """
     path, lines = folder / "overrides.txt", overrides()
     if resumed:
-        lines = [line for line in lines if _key(line) not in ("resume", "debug")]
-        typed = {_key(line) for line in lines}
+        lines = [line for line in lines if _read_key(line) not in ("resume", "debug")]
+        typed = {_read_key(line) for line in lines}
         before = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        lines = [line for line in before if _key(line) not in typed] + lines
+        lines = [line for line in before if _read_key(line) not in typed] + lines
     write_whole(path, "".join(f"{line}\n" for line in lines))
 
 
-def _key(override: str) -> str:
+def _read_key(override: str) -> str:
     return override.lstrip("+").partition("=")[0]

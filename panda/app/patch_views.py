@@ -1,7 +1,7 @@
-"""Pictures of validation patches as a network learns them: the same ones every time, and the epoch's most telling.
+"""Draw validation patches during training: the same patches every time, and the most telling ones of the epoch.
 
-Which patches are shown follows from the seed and the counts of the epoch alone. Each patch that is shown goes through
-the network once more by itself, so that nothing but four numbers a patch is kept of an epoch.
+The selection depends only on the seed and on the pixel counts of the epoch. A selected patch passes the network once
+more, so that an epoch stores only a few numbers per patch.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from panda.app.dashboard import log_rows
-from panda.app.tracking import wandb_of
+from panda.app.tracking import find_wandb_logger
 from panda.data.loaders import Draw
 from panda.data.patchset import PatchSet
 from panda.inference.panel_patches import PanelRow
 from panda.report.panels import draw_panels
 
 THRESHOLD = 0.5
-"""That of `val/dice`: as training goes on the patches change, and what is asked of them does not."""
+"""Threshold of `val/dice`, which is the same in every epoch."""
 KINDS = {
     "true positive": "most cancer found",
     "false positive": "most false alarm",
@@ -38,12 +38,12 @@ KINDS = {
 }
 
 
-def pixel_counts(prob: Tensor, mask: Tensor) -> Tensor:
-    """Found, falsely called and missed pixels of each patch at `THRESHOLD`.
+def count_pixels(prob: Tensor, mask: Tensor) -> Tensor:
+    """Count the pixels of each patch by outcome at `THRESHOLD`.
 
     Args:
-        prob: (N, 1, h, w).
-        mask: (N, 1, h, w): 1 is cancer, below 0 not counted.
+        prob: Probabilities, (N, 1, h, w).
+        mask: Labels, (N, 1, h, w): 1 is cancer, pixels below 0 are not counted.
 
     Returns:
         (N, 3) int32: true positives, false positives, false negatives.
@@ -53,11 +53,11 @@ def pixel_counts(prob: Tensor, mask: Tensor) -> Tensor:
     return torch.stack([part.flatten(1).sum(1, dtype=torch.int32) for part in parts], dim=1)
 
 
-def in_order(shares: Sequence[NDArray[np.integer]]) -> NDArray[np.integer]:
-    """The counts of all devices in the order of the patches, of which each device took every n-th.
+def merge_devices(shares: Sequence[NDArray[np.integer]]) -> NDArray[np.integer]:
+    """Merge the counts of all devices in the order of the patches. Each of n devices has every n-th patch.
 
     Args:
-        shares: (n, 3) of each device, the first ones' as long or longer by one.
+        shares: Counts of each device, (n, 3). The first devices may have one patch more.
     """
     whole = np.empty((sum(map(len, shares)), *shares[0].shape[1:]), shares[0].dtype)
     for device, share in enumerate(shares):
@@ -65,13 +65,13 @@ def in_order(shares: Sequence[NDArray[np.integer]]) -> NDArray[np.integer]:
     return whole
 
 
-def fixed_patches(has_cancer: NDArray[np.bool_], rank: NDArray[np.integer], count: int) -> list[int]:
-    """The patches that are drawn every time: half with cancer (one more where odd), fewer where there are not as many.
+def select_fixed_patches(has_cancer: NDArray[np.bool_], rank: NDArray[np.integer], count: int) -> list[int]:
+    """Select the patches that are drawn every time: half of them with cancer if there are enough, rounded up.
 
     Args:
-        has_cancer: (N,).
-        rank: (N,) of a random order.
-        count: How many.
+        has_cancer: Whether a patch has cancer, (N,).
+        rank: Position of each patch in a random order, (N,).
+        count: Number of patches.
     """
     order = np.argsort(rank, kind="stable")
     cancer, others = order[has_cancer[order]], order[~has_cancer[order]]
@@ -79,12 +79,12 @@ def fixed_patches(has_cancer: NDArray[np.bool_], rank: NDArray[np.integer], coun
     return [*cancer[:wanted].tolist(), *others[: count - wanted].tolist()]
 
 
-def telling_patches(counts: NDArray[np.integer], rank: NDArray[np.integer]) -> dict[str, int]:
-    """The epoch's patch of each of `KINDS`, where there is one; no patch twice.
+def select_telling_patches(counts: NDArray[np.integer], rank: NDArray[np.integer]) -> dict[str, int]:
+    """Select a patch of the epoch for each of `KINDS` that occurs, and no patch twice.
 
     Args:
-        counts: (N, 3), see `pixel_counts`.
-        rank: (N,) of a random order, by which ties are broken.
+        counts: Pixel counts, (N, 3), see `count_pixels`.
+        rank: Position of each patch in a random order, which breaks ties, (N,).
     """
     found, called, missed = counts.astype(np.int64).T
     cancer = found + missed > 0
@@ -99,7 +99,7 @@ def telling_patches(counts: NDArray[np.integer], rank: NDArray[np.integer]) -> d
         "worst": np.where(cancer, -dice, -np.inf),
     }
     chosen: dict[str, int] = {}
-    # best and worst come first: there is but one of each, and many that are full of found or missed cancer
+    # best and worst are selected first, because many patches fit the other kinds
     for kind in ("best", "worst", *KINDS):
         order = np.lexsort((rank, -scores[kind]))
         left = (int(i) for i in order if np.isfinite(scores[kind][i]) and int(i) not in chosen.values())
@@ -108,18 +108,18 @@ def telling_patches(counts: NDArray[np.integer], rank: NDArray[np.integer]) -> d
     return {kind: chosen[kind] for kind in KINDS if kind in chosen}
 
 
-class Views(Callback):
-    """Draws `views/epoch_NNN_fixed.png` and `…_telling.png` every few epochs and after the last, for W&B too.
+class PatchViews(Callback):
+    """Draws `views/epoch_NNN_fixed.png` and `…_telling.png` every few epochs and after the last, and logs them to W&B.
 
-    Of several devices the first one draws, by the counts of all.
+    With several devices, the first one draws from the counts of all.
 
     Args:
-        patches: Of validation, in the order of its loader.
-        um_per_px: Slide to µm per patch px, or None where it is unknown.
-        folder: Gets the pictures.
-        every: Epochs from one to the next.
-        fixed: Patches that are drawn every time.
-        seed: Of their choice.
+        patches: Validation patches in the order of their loader.
+        um_per_px: µm per patch px by slide, or None if it is unknown.
+        folder: Folder of the pictures.
+        every: Number of epochs between two drawings.
+        fixed: Number of patches that are drawn every time.
+        seed: Seed of the selection.
     """
 
     def __init__(
@@ -137,12 +137,12 @@ class Views(Callback):
         self.folder = folder
         self.every = every
         self.rank = np.random.default_rng(seed).permutation(len(patches))
-        self.fixed = fixed_patches(patches.rows.fractions[:, 1] > 0, self.rank, fixed)
+        self.fixed = select_fixed_patches(patches.rows.fractions[:, 1] > 0, self.rank, fixed)
         self._counts: list[Tensor] = []
         self._epoch = self._drawn = -1
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Forgets the epoch before."""
+        """Drop the counts of the previous epoch."""
         self._counts.clear()
 
     def on_validation_batch_end(  # noqa: PLR0917 (as Lightning calls it)
@@ -154,17 +154,17 @@ class Views(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Count; what it counts stays on the device, which is not waited for."""
-        self._counts.append(pixel_counts(outputs, batch[1]))
+        """Accumulate pixel counts on the device without synchronizing."""
+        self._counts.append(count_pixels(outputs, batch[1]))
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draws, where it is time to."""
+        """Draw if the epoch is one of those that are drawn."""
         self._epoch = trainer.current_epoch
         if (self._epoch + 1) % self.every == 0:
             self._draw(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draws the last epoch, of which nobody knew before that it would be."""
+        """Draw the last epoch, unless it is drawn already."""
         if self._epoch > self._drawn:
             self._draw(trainer, pl_module)
 
@@ -174,20 +174,21 @@ class Views(Callback):
         shares = gather_all_tensors(mine) if trainer.world_size > 1 else [mine]
         if not trainer.is_global_zero:
             return
-        counts = in_order([share.cpu().numpy() for share in shares])
-        telling = telling_patches(counts, self.rank[: len(counts)])
-        with _evaluating(pl_module):
+        counts = merge_devices([share.cpu().numpy() for share in shares])
+        telling = select_telling_patches(counts, self.rank[: len(counts)])
+        with _evaluation_mode(pl_module):
             shown = {
-                "fixed": [self._row(trainer, pl_module, item, "random") for item in self.fixed],
+                "fixed": [self._make_row(trainer, pl_module, item, "random") for item in self.fixed],
                 "telling": [
-                    self._row(trainer, pl_module, item, f"{kind} ({KINDS[kind]})") for kind, item in telling.items()
+                    self._make_row(trainer, pl_module, item, f"{kind} ({KINDS[kind]})")
+                    for kind, item in telling.items()
                 ],
             }
         headings = {
             "fixed": "the same patches every time, chosen by the seed",
             "telling": "the most telling patches of this epoch",
         }
-        logger = wandb_of(trainer.loggers)
+        logger = find_wandb_logger(trainer.loggers)
         for name, rows in shown.items():
             if rows:
                 path = self.folder / f"epoch_{self._epoch:03d}_{name}.png"
@@ -196,9 +197,9 @@ class Views(Callback):
                 if logger is not None:
                     log_rows(logger, f"views/{name}", path, rows, THRESHOLD, epoch=self._epoch)
 
-    def _row(self, trainer: pl.Trainer, pl_module: pl.LightningModule, item: int, kind: str) -> PanelRow:
+    def _make_row(self, trainer: pl.Trainer, pl_module: pl.LightningModule, item: int, kind: str) -> PanelRow:
         place = self.patches.rows[item]
-        image, mask = self.patches[Draw(item, 0)]  # a plain index would draw from the generator of the training
+        image, mask = self.patches[Draw(item, 0)]  # a plain index would use the random generator of the training
         batch = trainer.precision_plugin.convert_input(image[None].to(pl_module.device))
         with trainer.precision_plugin.val_step_context():
             prob = pl_module(batch).float().sigmoid()[0, 0].cpu().numpy()
@@ -214,10 +215,10 @@ class Views(Callback):
 
 
 @contextmanager
-def _evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """As in validation; each part then goes on as it was, a frozen one too.
+def _evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
+    """Evaluate as in validation, then restore the mode of each part, frozen parts included.
 
-    Single patches go through the network as it is written: compiled for them anew, they would cost a minute.
+    Single patches use the network uncompiled, because compiling it for their shape takes a minute.
     """
     training = {part: part.training for part in module.modules()}
     module.eval()

@@ -75,7 +75,7 @@ SLOTS_OF_AUDIT = {
 """Slots of the audit, whose classes need no torch."""
 
 
-def slots_of(plain: Mapping[str, Any]) -> Mapping[str, Slot]:
+def find_slots(plain: Mapping[str, Any]) -> Mapping[str, Slot]:
     """Return the slots of a configuration by the keys of its nodes.
 
     Args:

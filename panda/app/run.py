@@ -1,4 +1,4 @@
-"""One run: its folder, its trainer, and what it has to say at its end."""
+"""One run: its folder, its trainer, and the fields of its summary."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from omegaconf import DictConfig
 
 from panda.app.callbacks import Clock
 from panda.app.dashboard import replay_views
-from panda.app.distributed import joined
-from panda.app.tracking import read_metrics, replay
+from panda.app.distributed import join_processes
+from panda.app.tracking import read_metrics, replay_metrics
 from panda.app.training_reuse import (
     AFTER_TRAINING,
     Training,
@@ -42,16 +42,16 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Run:
-    """One run under way.
+    """One run.
 
     Attributes:
         cfg: The checked configuration.
         folder: `runs/<task>/<name or time>/`.
-        resume: The checkpoint to go on from, or None.
+        resume: The checkpoint that is resumed, or None.
         trainer: Lightning's trainer.
-        sweep: The folder of the sweep that the run is a job of, or None.
-        training: What was trained, once it was.
-        failures: Slides that were passed over.
+        sweep: The folder of the sweep if the run is a job of one.
+        training: The finished training.
+        failures: Slides that failed.
         notes: Sentences that a reader of the figures must know.
         clock: Measures the time of the run.
     """
@@ -73,21 +73,21 @@ class Run:
 
     @property
     def last(self) -> Path:
-        """The checkpoint of the last whole epoch, to go on from."""
+        """The checkpoint of the last complete epoch, which can be resumed."""
         return self.folder / "checkpoints" / "last.ckpt"
 
-    def keep_splits(self, selection: Selection) -> None:
-        """Write `splits.csv`; a resumed run has to have the one that is there.
+    def write_splits(self, selection: Selection) -> None:
+        """Write `splits.csv`. A resumed run must have the same split.
 
         Raises:
-            CheckpointError: If the split of the run that is resumed was another one.
+            CheckpointError: If the resumed run had another split.
             ManifestError: If its file cannot be read.
         """
         path = self.folder / "splits.csv"
         if self.resume and path.is_file() and (changed := selection.find_changes(path)):
             raise CheckpointError(
                 f"resume={self.resume}: {path} has {len(changed)} slides in another split or group than today "
-                f"({changed[0]} among them): bring table, groups and findings back, or start a new run"
+                f"(for example {changed[0]}): restore table, groups and findings, or start a new run"
             )
         selection.write(path)
 
@@ -111,17 +111,17 @@ class Run:
     def fit(
         self, task: SegmentationTask | GradingTask, data: pl.LightningDataModule, learns_from: Mapping[str, Any]
     ) -> None:
-        """Trains, goes on training, or takes over what another job of the sweep trained of just the same.
+        """Train, resume a training, or reuse the training of another job of the sweep with the same fingerprint.
 
-        Of two jobs at once that would train the same, one trains and the other waits for it.
+        If two jobs would train the same at the same time, one trains and the other waits.
 
         Args:
-            task: With its network.
-            data: With its loaders.
-            learns_from: Identity of all that is learnt from, see `training_fingerprint`.
+            task: The task with its network.
+            data: The data with its loaders.
+            learns_from: Identity of the training data, see `training_fingerprint`.
 
         Raises:
-            CheckpointError: If the run that is resumed was of other slides, tiles or segmentation.
+            CheckpointError: If the resumed run had other slides, tiles or another segmentation.
             KeyboardInterrupt: If it was interrupted.
         """
         if self.resume:
@@ -138,9 +138,9 @@ class Run:
                 return
         source, training = found
         self.training = take_over(source, training, self.folder, task.metadata)
-        replay(read_metrics(source), self.trainer.loggers)
+        replay_metrics(read_metrics(source), self.trainer.loggers)
         replay_views(self.folder, self.trainer.loggers)
-        said = f"trained by job {source.name}: settings that only touch evaluation differ, so its checkpoints are used"
+        said = f"trained by job {source.name}, whose checkpoints are used: only settings of the evaluation differ"
         log.info("%s", said)
         self.notes.append(f"{said[0].upper()}{said[1:]}.")
 
@@ -148,27 +148,27 @@ class Run:
         weights = sum(parameter.numel() for parameter in task.parameters() if parameter.requires_grad)
         log.info("training %.1f million weights on %s", weights / 1e6, self.trainer.strategy.root_device)
         if (devices := self.trainer.world_size) > 1:
-            log.info("%d processes, a device each: a step takes %d batches", devices, devices)
+            log.info("%d processes with one device each: a step takes %d batches", devices, devices)
         try:
-            with warnings.catch_warnings(), joined(self.trainer):  # the callback `Quiet` adds filters
+            with warnings.catch_warnings(), join_processes(self.trainer):  # `WarningFilter` adds filters
                 self.trainer.fit(task, datamodule=data, ckpt_path=self.resume, weights_only=True)
         except SystemExit as stop:
-            # Lightning answers Ctrl-C by closing what it opened and leaving the program.
+            # Lightning exits the program on Ctrl-C.
             if not self.trainer.interrupted:
                 raise
             raise KeyboardInterrupt from stop
-        self.training = Training(fingerprint, self._epochs(), read_decided(self.best, type(task.metadata)))
+        self.training = Training(fingerprint, self._count_epochs(), read_decided(self.best, type(task.metadata)))
         self.training.write(self.folder)
 
-    def _epochs(self) -> int:
-        """How many were trained; processes of their own leave it in their last checkpoint."""
+    def _count_epochs(self) -> int:
+        """Return the number of trained epochs, which several processes leave in their last checkpoint."""
         if self.trainer.world_size == 1:
             return self.trainer.current_epoch
         return int(torch.load(self.last, weights_only=True)["epoch"]) + 1
 
 
 class Experiment(Protocol):
-    """What a task does between a checked configuration and its figures."""
+    """The part of a run that depends on the task."""
 
     monitor: str
     mode: str
@@ -178,19 +178,19 @@ class Experiment(Protocol):
 
 
 def _check_same(resume: Path, today: CheckpointMetadata) -> None:
-    """Refuse to resume a run with other data than it began with."""
+    """Check that a resumed run has the data that it began with."""
     before = read_checkpoint(resume, type(today)).metadata.model_dump(mode="json", exclude={"network", *AFTER_TRAINING})
     now = today.model_dump(mode="json")
-    changes = [_change(key, value, now[key]) for key, value in before.items() if value != now[key]]
+    changes = [_describe_change(key, value, now[key]) for key, value in before.items() if value != now[key]]
     if changes:
         raise CheckpointError(
-            f"resume={resume}: what the run learns from is no longer what it was ({'; '.join(changes)}): "
-            "bring that back, or start a new run"
+            f"resume={resume}: the training data of the run have changed ({'; '.join(changes)}): "
+            "restore them, or start a new run"
         )
 
 
-def _change(key: str, before: Any, today: Any) -> str:
+def _describe_change(key: str, before: Any, today: Any) -> str:
     if not isinstance(before, list):
-        return f"{key} was {before}, is {today}"
+        return f"{key} was {before} and is {today}"
     gone, new = sorted(set(before) - set(today)), sorted(set(today) - set(before))
-    return f"{key}: {len(gone)} gone, {len(new)} new, {(gone + new)[0]} among them"
+    return f"{key}: {len(gone)} gone, {len(new)} new, for example {(gone + new)[0]}"

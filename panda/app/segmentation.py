@@ -21,10 +21,10 @@ from panda.app.dashboard import (
 from panda.app.loss_check import check_ignored_pixels, check_loss
 from panda.app.operating_point import CHOICE_KEYS, calibrate, freeze_threshold, note_unknown_providers
 from panda.app.overrides import find_idle_faults
-from panda.app.patch_views import Views
+from panda.app.patch_views import PatchViews
 from panda.app.run import Run
 from panda.app.slide_maps import map_slides
-from panda.app.tracking import wandb_of
+from panda.app.tracking import find_wandb_logger
 from panda.data.datamodule import DataSettings, PatchDataModule
 from panda.data.manifest import SlideRecord
 from panda.inference.compute import EngineSettings
@@ -135,7 +135,7 @@ class SegmentationExperiment:
     def run(self, run: Run) -> SegmentationSummary:
         """See `Experiment.run`."""
         data = self.data
-        run.keep_splits(data.select())
+        run.write_splits(data.select())
         data.prepare_data()
         try:
             data.setup("fit")
@@ -169,7 +169,7 @@ class SegmentationExperiment:
             compiled=self.settings.compile,
         )
         if self.settings.views_every:
-            views = Views(
+            views = PatchViews(
                 data.get_patches("val"),
                 data.list_mpp(),
                 run.folder / "views",
@@ -225,7 +225,7 @@ class SegmentationExperiment:
 
     def _show_in_wandb(self, run: Run, summary: SegmentationSummary) -> None:
         """Log curves, figures and checkpoints to W&B."""
-        logger = wandb_of(run.trainer.loggers)
+        logger = find_wandb_logger(run.trainer.loggers)
         if logger is None:
             return
         log_threshold_curve(logger, run.folder / "threshold_curve.csv")

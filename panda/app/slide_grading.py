@@ -1,4 +1,4 @@
-"""Grades the slides of a run once its network is trained, as inference does."""
+"""Grade the slides of a run with its trained network, as inference does."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ class SlideGrading:
 
     Attributes:
         grader: The trained network.
-        guidance: The segmentations that guide its tiles, if any.
-        quantify: For the maps.
+        guidance: The segmentations that guide its tiles, if there are any.
+        quantify: Settings of the maps' quantification.
         slide_options: How slides are opened.
-        colour_map: Of the pictures.
-        folder: Gets a folder a slide with its map where a segmentation guides, its pictures and its page, and the
-            slides are held against their label masks; None for the grades alone.
-        ungraded: What kept a mapped slide from being graded.
-        unusable_masks: What is wrong with the label masks of slides that were graded without them.
+        colour_map: Colour map of the pictures.
+        folder: Gets one folder per slide with its page, its pictures, and its map if a segmentation guides. Attention
+            is scored against label masks. If None, slides are only graded.
+        ungraded: Failures of slides that were mapped and not graded.
+        unusable_masks: Faults of the label masks of slides that were graded without them.
     """
 
     grader: GradingPredictor
@@ -59,22 +59,22 @@ class SlideGrading:
     ungraded: list[Failure] = field(default_factory=list)
     unusable_masks: list[str] = field(default_factory=list)
 
-    def of(self, record: SlideRecord, bar: tqdm[Any]) -> tuple[SlideRecord, Grade] | None:
-        """Grades a slide; None where it was mapped and could not be graded.
+    def grade_slide(self, record: SlideRecord, bar: tqdm[Any]) -> tuple[SlideRecord, Grade] | None:
+        """Grade a slide; return None if it was mapped and could not be graded.
 
         Raises:
-            PandaError: Whatever keeps the slide from being read or mapped.
+            PandaError: If the slide cannot be read or mapped.
         """
         labelled = self.folder is not None and record.mask_path is not None and record.mask_path.is_file()
         try:
-            grade = self._graded(record, bar, labelled)
-        except MaskError as error:  # no grade needs a mask
+            grade = self._grade(record, bar, labelled)
+        except MaskError as error:  # a grade needs no mask
             log.warning("%s is graded without its label mask: %s", record.slide_id, error)
             self.unusable_masks.append(str(error))
-            grade = self._graded(record, bar, labelled=False)
+            grade = self._grade(record, bar, labelled=False)
         return None if grade is None else (record, grade.drop_tiles())
 
-    def _graded(self, record: SlideRecord, bar: tqdm[Any], labelled: bool) -> Grade | None:
+    def _grade(self, record: SlideRecord, bar: tqdm[Any], labelled: bool) -> Grade | None:
         with contextlib.ExitStack() as stack:
             slide = stack.enter_context(self.slide_options.open(record.image_path))
             tissue = find_tissue(slide)
@@ -86,9 +86,9 @@ class SlideGrading:
             label_maps = None if segmenter is None else segmenter.metadata.label_maps
             label = stack.enter_context(open_label(record, slide, label_maps)) if labelled else None
             if segmenter is None:
-                grade: Grade | None = self._unguided(slide, tissue, label, own)
+                grade: Grade | None = self._grade_unguided(slide, tissue, label, own)
             else:
-                mapper = self._mapper(segmenter, segmenter.threshold.value_for(record.provider))
+                mapper = self._find_mapper(segmenter, segmenter.threshold.value_for(record.provider))
                 canvas_path = self.guidance.canvas_path(segmenter, slide)
                 known = (record, label) if label else None
                 mapped = mapper.map(slide, tissue, own, canvas_path, tile_progress(bar), labelled=known)
@@ -99,8 +99,8 @@ class SlideGrading:
         write_slide_page(own)
         return grade
 
-    def _unguided(self, slide: Slide, tissue: TissueMap, label: LabelMask | None, own: Path) -> Grade:
-        """The grade of a slide that has no map; its pictures go to `own`."""
+    def _grade_unguided(self, slide: Slide, tissue: TissueMap, label: LabelMask | None, own: Path) -> Grade:
+        """Grade a slide that has no map, and write its pictures to `own`."""
         grade = self.grader.grade(slide, tissue, None, label)
         image, view = slide.overview()
         write_slide(image, own)
@@ -115,6 +115,6 @@ class SlideGrading:
         facts.write(own)
         return grade
 
-    @functools.cache  # noqa: B019 - this object goes when the last slide is graded
-    def _mapper(self, segmenter: SegmentationPredictor, threshold: float) -> SlideMapper:
+    @functools.cache  # noqa: B019 - this object is dropped after the last slide
+    def _find_mapper(self, segmenter: SegmentationPredictor, threshold: float) -> SlideMapper:
         return SlideMapper(segmenter, threshold, self.quantify, self.grader, self.slide_options, self.colour_map)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from panda.app.dashboard import log_rows, log_slides
 from panda.app.run import Run
-from panda.app.tracking import wandb_of
+from panda.app.tracking import find_wandb_logger
 from panda.data.datamodule import DataSettings
 from panda.data.manifest import SlideRecord
 from panda.files import write_table
@@ -98,14 +98,14 @@ def map_slides(
     _draw_panels(run, panels)
     if table:
         write_table(table_path, table)
-        if (logger := wandb_of(run.trainer.loggers)) is not None:
+        if (logger := find_wandb_logger(run.trainer.loggers)) is not None:
             log_slides(logger, table_path.stem, table, run.folder / "slides")
     return outcome.results
 
 
 def _draw_panels(run: Run, panels: dict[float, list[PanelRow]]) -> None:
     """Draw one picture for each threshold, and log it."""
-    logger = wandb_of(run.trainer.loggers)
+    logger = find_wandb_logger(run.trainer.loggers)
     for threshold, rows in panels.items():
         if rows:
             at = "" if len(panels) == 1 else f"_at_{threshold:.3f}"

@@ -1,4 +1,4 @@
-"""A multirun's table after each of its jobs, and its page at its end."""
+"""Write the table of a sweep after each job, and its page at the end."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from panda.app.entry_point import refuse, sweep_begins, sweep_ends
+from panda.app.entry_point import record_failed_jobs, refuse, remember_sweep
 
 
 class SweepPage(Callback):
     """Hydra callback that writes `sweep.csv` and `sweep.html` into the sweep's folder."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called once, before Hydra makes the folder and looks at the jobs."""
-        sweep_begins(Path(config.hydra.sweep.dir))
+        """Remember the sweep, before Hydra makes its folder and checks the jobs."""
+        remember_sweep(Path(config.hydra.sweep.dir))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Called after each job, in the process that ran it: a sweep that is killed keeps the table of what was done.
+        """Write the table after each job, in the process that ran it, so that a killed sweep has one.
 
-        The page is left for the end: drawn after each of many jobs, it would cost more with every one.
+        The page is written at the end only, because its cost grows with the number of jobs.
         """
         if config.hydra.mode == RunMode.MULTIRUN:
             from panda.report.sweep_page import write_sweep_table  # noqa: PLC0415
@@ -31,14 +31,14 @@ class SweepPage(Callback):
             write_sweep_table(Path(config.hydra.sweep.dir))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called once, after the last job."""
-        # Imported here: Hydra makes its callbacks before the doors know whether anything is to be drawn.
+        """Write the page and record failed jobs, after the last job."""
+        # Imported here, because Hydra builds its callbacks even for --help.
         from panda.report.sweep_jobs import read_jobs  # noqa: PLC0415
         from panda.report.sweep_page import write_sweep  # noqa: PLC0415
 
         folder = Path(config.hydra.sweep.dir)
-        sweep_ends(sum(job.error != "" or job.lost_slides > 0 for job in read_jobs(folder)))
+        record_failed_jobs(sum(job.error != "" or job.lost_slides > 0 for job in read_jobs(folder)))
         try:
             print(f"sweep: {write_sweep(folder)}")
-        except OSError as error:  # Hydra would make a warning of it, and the exit status 0
+        except OSError as error:  # Hydra would only warn, with exit status 0
             refuse(error, folder)

@@ -13,11 +13,11 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping
 from pytorch_lightning.loggers import Logger
 
 from panda.app.build import build
-from panda.app.callbacks import Bar, Clock, LearningRate, MovableCheckpoint, Quiet, SeedOfEpoch
+from panda.app.callbacks import Clock, EpochSeed, LearningRateLogger, MovableCheckpoint, ProgressBar, WarningFilter
 from panda.app.dashboard import replay_views
 from panda.app.resolvers import is_multirun
 from panda.app.run import Experiment
-from panda.app.tracking import read_metrics, replay, set_wandb_aside
+from panda.app.tracking import read_metrics, replay_metrics, set_wandb_aside
 from panda.app.training_reuse import software_versions
 from panda.tasks.checkpoint import AtomicCheckpointIO
 
@@ -38,9 +38,9 @@ def build_trainer(
     loggers = _resume_loggers(cfg, plain, folder, clock, resume)
     monitor, mode = experiment.monitor, experiment.mode
     callbacks: list[Callback] = [
-        Quiet(cfg.debug is True),
+        WarningFilter(cfg.debug is True),
         clock,
-        SeedOfEpoch(cfg.seed),
+        EpochSeed(cfg.seed),
         MovableCheckpoint(
             dirpath=folder / "checkpoints",
             filename="best",
@@ -53,8 +53,8 @@ def build_trainer(
             dirpath=folder / "checkpoints", filename="last", monitor=None, save_top_k=1, enable_version_counter=False
         ),
         EarlyStopping(monitor=monitor, mode=mode, patience=cfg.task.patience, check_finite=False),
-        LearningRate(),
-        Bar(refresh_rate=5),
+        LearningRateLogger(),
+        ProgressBar(refresh_rate=5),
     ]
     trainer: pl.Trainer = build(
         plain,
@@ -80,7 +80,7 @@ def _resume_loggers(
         # Lightning restores the clock too, but only in the training processes.
         clock.load_state_dict(begun["callbacks"][clock.state_key])
         set_wandb_aside(folder)
-    loggers: list[Logger] = build(plain, "logger").loggers(
+    loggers: list[Logger] = build(plain, "logger").build_loggers(
         folder,
         name=folder.name,
         task=cfg.task.name,
@@ -88,7 +88,7 @@ def _resume_loggers(
         group=folder.parent.name if is_multirun() or folder.parent.name.startswith("sweep-") else None,
         config={**plain, **software_versions()},
     )
-    replay(kept, loggers)
+    replay_metrics(kept, loggers)
     if begun:
         replay_views(folder, loggers, begun["epoch"] + 1)
     return loggers

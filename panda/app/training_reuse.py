@@ -1,4 +1,4 @@
-"""What a training was made of, so that jobs of a sweep which differ only in their evaluation train once."""
+"""Reuse trainings: jobs of a sweep that differ only in their evaluation train once."""
 
 from __future__ import annotations
 
@@ -36,19 +36,21 @@ EVALUATION = (
     "quantify", "engine", "task.panels", "task.views", "task.views_every", "task.overlap",
     "data.num_workers", "data.extract_workers", "data.store_root",
 )  # fmt: skip
-"""Keys that decide nothing of the weights. All others do, those that will be added too: a key that is forgotten here
-costs a training, one that is wrongly here would give a job the weights of another."""
+"""Keys that do not change the weights. All other keys are part of the fingerprint, also future ones.
+
+A key that is missing here costs a training. A key that is wrongly here gives a job the weights of another.
+"""
 
 
 @dataclass(frozen=True)
 class Training:
-    """A finished training, as `training.json` of a run keeps it.
+    """A finished training, the content of `training.json` of a run.
 
     Attributes:
-        fingerprint: Of all that decides its weights.
-        epochs: How many it took.
-        decided: Fields `AFTER_TRAINING` of its best checkpoint when training ended.
-        trained_by: The job of the sweep that trained, where it was another one.
+        fingerprint: Fingerprint of all that determines its weights.
+        epochs: Number of epochs.
+        decided: Fields `AFTER_TRAINING` of its best checkpoint at the end of the training.
+        trained_by: Job of the sweep that trained, if it was another one.
     """
 
     fingerprint: str
@@ -57,20 +59,20 @@ class Training:
     trained_by: str | None = None
 
     def write(self, folder: Path) -> None:
-        """Keep it with the run in `folder`: from then on other jobs of the sweep may take the checkpoints."""
+        """Write the training to the folder of its run. From then on other jobs of the sweep may reuse it."""
         write_json(folder / RECORD, asdict(self))
 
 
 def training_fingerprint(
     cfg: DictConfig, metadata: CheckpointMetadata, learns_from: Mapping[str, Any], device: str
 ) -> str:
-    """Return the fingerprint of all that decides the weights of a training.
+    """Return the fingerprint of all that determines the weights of a training.
 
     Args:
-        cfg: The checked configuration; `EVALUATION` does not enter.
-        metadata: What the task stores in checkpoints; `AFTER_TRAINING` does not enter.
+        cfg: The checked configuration. Keys in `EVALUATION` are ignored.
+        metadata: Metadata of the checkpoints. Fields in `AFTER_TRAINING` are ignored.
         learns_from: Identity of the slides, masks and tiles of training and validation, as plain data.
-        device: That it runs on: results of a GPU are not those of a CPU.
+        device: Device of the training, because a GPU and a CPU give different results.
     """
     decisive = DictConfig(OmegaConf.to_container(cfg, resolve=True))
     with open_dict(decisive):
@@ -86,7 +88,7 @@ def training_fingerprint(
             "learns_from": dict(learns_from),
             "device": device,
             "versions": {name: version(name) for name in ("torch", "pytorch-lightning")},
-            "code": _code(),
+            "code": _digest_code(),
         }
     )
 
@@ -96,13 +98,13 @@ def software_versions() -> dict[str, Any]:
     names = ("panda-wsi", "torch", "pytorch-lightning", "segmentation-models-pytorch", "timm", "numpy")
     return {
         "versions": {"python": platform.python_version()} | {name: version(name) for name in names},
-        "code": _code()[:16],
+        "code": _digest_code()[:16],
     }
 
 
-@functools.cache  # what was imported is what trains, whatever is edited meanwhile
-def _code() -> str:
-    """Digest of this package's sources: a sweep that is continued after a change trains anew."""
+@functools.cache  # the imported code trains, even if a file is edited later
+def _digest_code() -> str:
+    """Return a digest of this package's sources, so that a sweep trains again after a change."""
     folder, digest = Path(str(panda.__file__)).parent, hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
@@ -115,18 +117,18 @@ def read_decided(best: Path, kind: type[CheckpointMetadata]) -> dict[str, Any]:
 
 
 def find_training(sweep: Path, training: str, but: Path) -> tuple[Path, Training] | None:
-    """A job of a sweep that finished a training.
+    """Find a job of a sweep that finished a training itself.
 
     Args:
-        sweep: The sweep's folder.
+        sweep: Folder of the sweep.
         training: Fingerprint of the training.
-        but: A job's folder that is not looked at.
+        but: Folder of a job that is ignored.
 
     Returns:
-        The job's folder and its training, of the job that did it itself; None where there is none.
+        The job's folder and its training, or None if there is none.
     """
     for path in sorted(sweep.glob(f"*/{RECORD}")):
-        with contextlib.suppress(OSError, ValueError, TypeError):  # of another version: no training that is known
+        with contextlib.suppress(OSError, ValueError, TypeError):  # a file of another version
             found = Training(**json.loads(path.read_text(encoding="utf-8")))
             whole = all((path.parent / "checkpoints" / name).is_file() for name in CHECKPOINTS)
             if path.parent != but and found.fingerprint == training and found.trained_by is None and whole:
@@ -135,20 +137,19 @@ def find_training(sweep: Path, training: str, but: Path) -> tuple[Path, Training
 
 
 def take_over(source: Path, training: Training, folder: Path, metadata: CheckpointMetadata) -> Training:
-    """Give a run the checkpoints of another job, what it showed as they came about, and what it mapped with them.
+    """Give a run the checkpoints, views, canvases and scores of another job.
 
-    Files are linked where the file system can, else copied; nothing of the other job is changed by what becomes of
-    them, since all of them are only ever replaced whole. Whether canvases and scores fit is decided where they are
-    used, by their own fingerprints.
+    Files are linked if the file system can link, otherwise copied. The other job does not change, because files are
+    only replaced as a whole. Canvases and scores have fingerprints of their own, which decide whether they are used.
 
     Args:
         source: Folder of the job that trained.
-        training: What it kept of it.
-        folder: Of the run.
-        metadata: What this run would store in its own checkpoints.
+        training: Its training.
+        folder: Folder of the run.
+        metadata: Metadata that this run would store in its own checkpoints.
 
     Returns:
-        The training as the run's own record has it.
+        The training in the record of the run.
 
     Raises:
         CheckpointError: If a checkpoint of the other job is damaged.
@@ -158,7 +159,7 @@ def take_over(source: Path, training: Training, folder: Path, metadata: Checkpoi
         _link(source / "checkpoints" / name, target)
         own = metadata.model_dump(mode="json", include=set(FROM_EVALUATION))
         if name == "best.ckpt":
-            # The other job has put its own choices there since.
+            # The other job has written its own choices there after its training.
             own = training.decided | own
         was = read_checkpoint(target, type(metadata)).metadata.model_dump(mode="json")
         if changes := {key: value for key, value in own.items() if was[key] != value}:
@@ -181,7 +182,7 @@ def _link(source: Path, target: Path) -> None:
             _link_or_copy(source, partial)
         except FileNotFoundError as error:
             raise CheckpointError(
-                f"{source} is gone: leave a sweep's folder as it is while the sweep goes on"
+                f"{source} does not exist any more: do not change the folder of a sweep while it runs"
             ) from error
 
 

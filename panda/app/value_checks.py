@@ -1,4 +1,4 @@
-"""Values of the right kind that make no sense: what no type and no constructor refuses in time."""
+"""Check values of the right type that neither a type nor a constructor refuses in time."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from panda.app.command_line import quoted
+from panda.app.command_line import quote
 from panda.app.registry import SLOTS_OF_TASK
 
 
 def find_value_faults(plain: Mapping[str, Any], entry_point: str) -> list[str]:
-    """The faults of threshold, task, seed, trainer and name.
+    """Return the faults of threshold, task, seed, trainer and name.
 
     Args:
-        plain: The resolved configuration; what is of the wrong kind in it is left to the check of types.
-        entry_point: `train`, `infer` or `audit`, which has none of them.
+        plain: The resolved configuration. Values of the wrong type are left to the check of types.
+        entry_point: `train`, `infer` or `audit`, which has none of these keys.
 
     Returns:
-        One sentence a fault, each naming key, value and remedy.
+        One sentence per fault, which names key, value and remedy.
     """
     if entry_point == "audit":
         return []
@@ -52,14 +52,14 @@ def _threshold_faults(threshold: Any, word: str) -> list[str]:
 
 def _name_faults(name: Any) -> list[str]:
     if not isinstance(name, str | int | None) or isinstance(name, bool):
-        return [f"name={name} was read as no text: quote it, {quoted(f'name={name}')}"]
+        return [f"name={name} was not read as text: quote it, {quote(f'name={name}')}"]
     if name is not None and (not str(name).strip() or Path(str(name)).name != str(name) or name == ".."):
         return [f"name={name!r} must be a plain name: it becomes a folder under runs/"]
     return []
 
 
 def _trainer_faults(trainer: Mapping[str, Any]) -> list[str]:
-    """Values that Lightning takes, and with which a run trains nothing, scores nothing or never ends."""
+    """Return the faults of values that Lightning accepts, but that train nothing, score nothing or never end."""
 
     def number(key: str, default: float) -> float:
         value = trainer.get(key)
@@ -74,7 +74,7 @@ def _trainer_faults(trainer: Mapping[str, Any]) -> list[str]:
     for key in ("limit_train_batches", "limit_val_batches", "val_check_interval"):
         value = number(key, 1.0)
         if value <= 0 or (isinstance(value, float) and value > 1):
-            faults.append(f"trainer.{key}={value} must be a share above 0 and up to 1.0, or at least 1 batch")
+            faults.append(f"trainer.{key}={value} must be a share above 0 and at most 1.0, or at least 1 batch")
     every = number("check_val_every_n_epoch", 1)
     if every < 1 or (epochs != -1 and every > epochs >= 1):
         faults.append(
@@ -88,7 +88,5 @@ def _trainer_faults(trainer: Mapping[str, Any]) -> list[str]:
         )
     for key in ("fast_dev_run", "overfit_batches", "barebones"):
         if trainer.get(key):
-            faults.append(
-                f"trainer.{key}={trainer[key]} leaves no checkpoint or no validation to judge by: leave it out"
-            )
+            faults.append(f"trainer.{key}={trainer[key]} leaves no checkpoint or no validation: remove it")
     return faults

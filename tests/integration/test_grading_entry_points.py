@@ -53,7 +53,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def find_unseen_fold(home: Path) -> dict[str, str]:
-    """Of each slide the fold that neither learnt from it nor was chosen on it, as the folds' own splits have it."""
+    """Return for each slide the fold that did not train or validate on it, from the splits of the folds."""
     return {
         row["slide_id"]: fold
         for fold in "012"
@@ -83,7 +83,7 @@ def test_cross_fit_each_slide_is_guided_by_unseen_fold(home: Path) -> None:
     assert parse_summary(summary)[1] == []
     assert summary["tiles"]["cross_fit"] is True
     assert summary["threshold"] is None
-    said = "chosen by one of 3 segmentations that neither learnt from it nor was chosen on it"
+    said = "chosen by one of 3 segmentations that was not trained or validated on any slide of its group"
     assert said in " ".join(summary["notes"])
     assert said in (run / "report.html").read_text()
     assert "in-sample" not in (run / "report.html").read_text()
