@@ -47,7 +47,7 @@ def test_guidance_cross_fit_counts_seen_groups(tmp_path: Path) -> None:
         guidance = Guidance(FOLDS, cross_fit=True, folder=tmp_path)
         guidance.check(slides("abcdn", n=mate))
         assert guidance.segmenter("n") is guidance.segmenter(mate) is new_to
-    with pytest.raises(ConfigError, match=r"4 of 5 slides.*others of their groups.*data\.groups"):
+    with pytest.raises(ConfigError, match=r"4 of 5 slides.*slides of their groups.*data\.groups"):
         Guidance(FOLDS, cross_fit=True, folder=tmp_path).check(slides("abcdn", a="p", b="p", c="q", d="q"))
     items: Any = {"test": [SimpleNamespace(record=record) for record in slides("en", n="e")]}
     (note,) = Guidance([make_fold("e", "")], cross_fit=False, folder=tmp_path).notes(items, TILES)
@@ -117,5 +117,5 @@ def test_guidance_several_checkpoints_without_cross_fit_raise(tmp_path: Path) ->
         (tmp_path / name).mkdir()
         segmentation_checkpoint(tmp_path / name / "best.ckpt")
     given = str(tmp_path / "*" / "best.ckpt")
-    with pytest.raises(ConfigError, match=r"\*/best\.ckpt are 2 files: give one of them, or tiles\.cross_fit=true"):
+    with pytest.raises(ConfigError, match=r"\*/best\.ckpt matches 2 files: give one of them, or tiles\.cross_fit=true"):
         Guidance.load(given, False, EngineSettings(device="cpu"), tmp_path)

@@ -161,7 +161,7 @@ def test_patch_views_draws_every_n_epochs_without_changing_training(
 def test_patch_views_draws_last_epoch_on_early_stop(
     tmp_path: Path, drawn_rows: dict[str, Sequence[PanelRow]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(segmentation, "dice_at", lambda *_: torch.tensor(0.5))  # which is no better each time
+    monkeypatch.setattr(segmentation, "compute_dice", lambda *_: torch.tensor(0.5))  # which is no better each time
     _, run = train(tmp_path, 50, "task.patience=1")
     assert run.trainer.current_epoch == 2
     assert set(drawn_rows) == {"epoch_001_fixed.png", "epoch_001_telling.png"}
