@@ -34,6 +34,7 @@ T = TypeVar("T")
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 _SYNCS = 8  # files flushed at the same time
+_WINDOWS = os.name == "nt"
 
 
 def remove(path: Path) -> None:
@@ -60,7 +61,9 @@ def sync(path: Path) -> None:
 
 def _sync_entry(path: Path) -> None:
     """Flush one file, or the list of names in a folder, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    if _WINDOWS and path.is_dir():
+        return  # Windows opens no folders and writes their names by itself
+    handle = os.open(path, os.O_RDWR if _WINDOWS else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

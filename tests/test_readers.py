@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from pathlib import Path
 from typing import Any, get_args
@@ -236,6 +237,12 @@ def test_segment_cache_memory_is_bounded(tmp_path: Path) -> None:
     assert (_count_bytes(cache), len(cache._segments)) == (5000, 1), "larger than all of it: kept until the next"
     cache.put((0, 0, 50), np.zeros(90, np.uint8))
     assert (_count_bytes(cache), len(cache._segments)) == (90, 1)
+
+
+def test_tiff_pyramid_without_pread_reads_same_pixels(tiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_pread = TiffPyramid(tiled).read(0, 10, 20, 300, 200)
+    monkeypatch.delattr(os, "pread")
+    assert np.array_equal(TiffPyramid(tiled).read(0, 10, 20, 300, 200), with_pread)
 
 
 def test_tiff_pyramid_close_frees_memory(tiled: Path) -> None:

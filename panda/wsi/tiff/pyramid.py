@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -28,11 +29,16 @@ class _OpenFile:
 
     def __init__(self, path: Path) -> None:
         self._stream: BinaryIO = path.open("rb", buffering=0)
+        self._lock = threading.Lock()
         self.number = next(self._numbers)
 
     def read(self, offset: int, count: int) -> bytes:
-        """Read bytes, fewer at the end of the file. The position is not shared, so threads need no lock."""
-        return os.pread(self._stream.fileno(), count, offset)
+        """Read bytes, fewer at the end of the file. Threads share no position, or take turns on Windows."""
+        if hasattr(os, "pread"):
+            return os.pread(self._stream.fileno(), count, offset)
+        with self._lock:
+            self._stream.seek(offset)
+            return self._stream.read(count)
 
     def close(self) -> None:
         """Close the file and give back the memory of its segments."""
