@@ -219,7 +219,7 @@ def paired(names: tuple[str, str], a: Sequence[Row], b: Sequence[Row]) -> str:
 
 
 def train_folds(root: Path, name: str) -> None:
-    """Train the folds of this project by its door, and score each at both thresholds.
+    """Train the folds of this project by its entry point, and score each at both thresholds.
 
     Raises:
         subprocess.CalledProcessError: A job failed.

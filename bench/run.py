@@ -1,4 +1,4 @@
-"""The door: `python -m bench.run [--quick] [--only reading,extraction,stores,memory,start,…] [--rounds 5]`."""
+"""Measure: `python -m bench.run [--quick] [--only reading,extraction,stores,memory,start,…] [--rounds 5]`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Part d: how long it takes until the project is imported, and until its doors say how they are used."""
+"""Part d: how long it takes until the project is imported, and until its entry points print their usage."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from panda.data.store import StoreResult
 from panda.errors import MaskError, SlideError
 from panda.wsi.slide import Slide
 from tests.conftest import SHARED
-from tests.integration.entry_points import run_door, table
+from tests.integration.entry_points import run_entry_point, table
 from tests.panda_folder import (
     CANCER,
     HEADER,
@@ -399,7 +399,7 @@ def test_entry_points_bad_slides_continue_and_exit_nonzero(tmp_path: Path) -> No
         "data.num_workers=0", "model.encoder_name=resnet18", "model.decoder_channels=[16,16,8,8,8]", "trainer=cpu",
         "trainer.max_epochs=1", "task.panels=1", "task.overlap=0", "logger=csv", "name=first",
     )  # fmt: skip
-    done = run_door("train", tmp_path, *small)
+    done = run_entry_point("train", tmp_path, *small)
     run = tmp_path / "runs" / "segmentation" / "first"
     assert done.returncode == 1, done.stderr[-3000:]
     assert "Traceback" not in done.stderr
@@ -409,7 +409,9 @@ def test_entry_points_bad_slides_continue_and_exit_nonzero(tmp_path: Path) -> No
     images.mkdir()
     for record in records[: len(bad) + 1]:
         record.image_path.rename(images / record.image_path.name)
-    done = run_door("infer", tmp_path, f"checkpoint={run}/checkpoints/best.ckpt", f"slides={images}", "output=out")
+    done = run_entry_point(
+        "infer", tmp_path, f"checkpoint={run}/checkpoints/best.ckpt", f"slides={images}", "output=out"
+    )
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert sorted(row["slide_id"] for row in table(tmp_path / "out/failures.csv")) == sorted(bad)

@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def test_bench_imports_leave_torch_unloaded() -> None:
-    # each has a process that imports the door's module first; cuCIM hangs where torch was there before it
+    # each has a process that imports the module of its entry point first; cuCIM hangs if torch was imported before
     code = "import sys, bench.run, bench.extraction, bench.reading; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
 

@@ -23,10 +23,10 @@ GROUPS = sorted(
 )
 
 
-def compose_config(*overrides: str, door: str = "train") -> DictConfig:
+def compose_config(*overrides: str, entry_point: str = "train") -> DictConfig:
     register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(door, overrides=["run_dir=somewhere", *overrides])
+        return compose(entry_point, overrides=["run_dir=somewhere", *overrides])
 
 
 def compose_plain_config(cfg: DictConfig) -> dict[str, Any]:
@@ -34,9 +34,9 @@ def compose_plain_config(cfg: DictConfig) -> dict[str, Any]:
     return dict(plain)
 
 
-def find_faults(*overrides: str, door: str = "train") -> str:
+def find_faults(*overrides: str, entry_point: str = "train") -> str:
     with pytest.raises(ConfigError) as caught:
-        check_config(compose_config(*overrides, door=door), door)
+        check_config(compose_config(*overrides, entry_point=entry_point), entry_point)
     return str(caught.value)
 
 
@@ -52,7 +52,7 @@ def test_check_config_every_option_passes(group: str, option: str, tmp_path: Pat
 
 
 def test_check_config_infer_passes() -> None:
-    check_config(compose_config("checkpoint=a.ckpt", "slides=b.tiff", door="infer"), "infer")
+    check_config(compose_config("checkpoint=a.ckpt", "slides=b.tiff", entry_point="infer"), "infer")
 
 
 def test_check_config_unknown_option_names_neighbor() -> None:
@@ -90,7 +90,7 @@ def test_check_config_missing_value_is_named() -> None:
 
 def test_check_config_removed_key_is_named() -> None:
     assert "data was taken away" in find_faults("~data")
-    assert "engine was taken away" in find_faults("~engine", "checkpoint=a.ckpt", "slides=b", door="infer")
+    assert "engine was taken away" in find_faults("~engine", "checkpoint=a.ckpt", "slides=b", entry_point="infer")
 
 
 def test_check_config_dangling_interpolation_is_named() -> None:
@@ -99,7 +99,7 @@ def test_check_config_dangling_interpolation_is_named() -> None:
 
 @pytest.mark.parametrize("value", ["2024", "1e3"])
 def test_check_config_name_parsed_as_number_asks_for_quotes(value: str) -> None:
-    text = find_faults(f"output={value}", "checkpoint=a.ckpt", "slides=b", door="infer")
+    text = find_faults(f"output={value}", "checkpoint=a.ckpt", "slides=b", entry_point="infer")
     assert "quote it" in text
     assert "output=" in text
 
@@ -112,7 +112,7 @@ def test_check_config_name_is_text_or_whole_number() -> None:
 
 
 def test_check_config_empty_value_is_named() -> None:
-    assert "output is empty" in find_faults("output=", "checkpoint=a.ckpt", "slides=b", door="infer")
+    assert "output is empty" in find_faults("output=", "checkpoint=a.ckpt", "slides=b", entry_point="infer")
 
 
 def test_check_config_all_faults_at_once() -> None:

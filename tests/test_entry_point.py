@@ -1,4 +1,4 @@
-"""What both doors do around their work: refusals in our words, exit status, traces of jobs that failed."""
+"""The frame around jobs: refusals in plain words, exit status, traces of failed jobs."""
 
 import errno
 import logging
@@ -29,10 +29,10 @@ def reset_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     forget_refusals()
 
 
-def run_refused(*overrides: str, door: str = "train") -> str:
+def run_refused(*overrides: str, entry_point: str = "train") -> str:
     register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"), pytest.raises(Exception) as caught:  # noqa: PT011
-        compose(door, overrides=list(overrides))
+        compose(entry_point, overrides=list(overrides))
     return explain(caught.value, overrides)
 
 
@@ -71,7 +71,7 @@ def test_entry_point_hydra_refusal_is_reworded(override: str, said: tuple[str, .
 def test_entry_point_key_of_other_task_names_task() -> None:
     assert run_refused("task=grading", "target=cancer").endswith("(did you mean task.target?)")
     assert run_refused("task=grading", "tiles.kk=4").startswith("tiles.kk=4: there is no such key")
-    told = run_refused("checkpoint=a", "slides=b", "min_region_px=9", door="infer")
+    told = run_refused("checkpoint=a", "slides=b", "min_region_px=9", entry_point="infer")
     assert told == "min_region_px=9: there is no such key (did you mean quantify.min_region_px?)"
 
 

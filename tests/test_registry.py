@@ -17,7 +17,7 @@ from panda.app.overrides import typed_arguments
 from panda.app.registry import SLOTS
 from panda.app.train import train
 from panda.errors import ConfigError
-from tests.integration.entry_points import run_door
+from tests.integration.entry_points import run_entry_point
 from tests.test_config_check import compose_config, compose_plain_config
 
 SENTINEL = "tests.sentinel.Sentinel"
@@ -58,7 +58,7 @@ def test_registry_no_key_of_entry_point_builds_nested_node(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run, overrides, entry_point = ENTRY_POINTS[name]
-    cfg = compose_config(*overrides, door=entry_point)
+    cfg = compose_config(*overrides, entry_point=entry_point)
     keys = list_keys(OmegaConf.to_container(cfg, resolve=False))
     assert len(keys) > 20
     for number, key in enumerate(keys):
@@ -211,7 +211,7 @@ def test_registry_received_run_allows_no_package(tmp_path: Path) -> None:
 def test_entry_point_nested_node_is_refused_in_one_message(
     tmp_path: Path, entry_point: str, overrides: tuple[str, ...]
 ) -> None:
-    done = run_door(entry_point, tmp_path, *overrides)
+    done = run_entry_point(entry_point, tmp_path, *overrides)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert "ConfigError" in done.stderr
@@ -220,7 +220,7 @@ def test_entry_point_nested_node_is_refused_in_one_message(
 
 def test_entry_point_typed_package_reaches_next_check(tmp_path: Path) -> None:
     overrides = ("loss._target_=tests.sentinel.OwnLoss", "~loss.bce_weight", "~loss.dice_weight", "seed=-1")
-    done = run_door("train", tmp_path, *overrides, "allow_packages=[tests.sentinel]")
+    done = run_entry_point("train", tmp_path, *overrides, "allow_packages=[tests.sentinel]")
     assert "seed=-1" in done.stderr
     assert "loss" not in done.stderr
     assert "tests.sentinel" in sys.modules

@@ -1,4 +1,4 @@
-"""The page that describes summary.json, and the check of files against it; doors are checked in integration."""
+"""The page that describes summary.json, and the check of files against it; entry points are checked in integration."""
 
 import json
 from pathlib import Path

@@ -1,1 +1,1 @@
-"""End-to-end runs through the two doors."""
+"""End-to-end runs of the entry points."""

@@ -1,4 +1,4 @@
-"""Opening a door from a test."""
+"""Run an entry point from a test."""
 
 import contextlib
 import csv
@@ -24,13 +24,13 @@ def table(path: Path) -> list[dict[str, str]]:
 
 @dataclass(frozen=True)
 class Done:
-    """What a door gave back: its exit status and what it printed to stderr."""
+    """Exit status and stderr of an entry point."""
 
     returncode: int
     stderr: str
 
 
-def run_door(name: str, folder: Path, *overrides: str) -> Done:
+def run_entry_point(name: str, folder: Path, *overrides: str) -> Done:
     """Do what `python NAME.py …` does in a folder, in this process: a new one would spend its time importing."""
     errors, here, arguments = io.StringIO(), Path.cwd(), sys.argv
     script = REPOSITORY / f"{name}.py"

@@ -13,7 +13,7 @@ from tests.integration.entry_points import REPOSITORY
 
 
 def main(epoch: int, batch: int, *overrides: str) -> None:
-    """Open the door; no handler and no `finally` sees what comes at that batch."""
+    """Run train.py, and kill the process at that batch, so that no handler and no `finally` runs."""
     step = SegmentationTask.training_step
 
     def killed(task: SegmentationTask, images: Any, batch_idx: int) -> torch.Tensor:

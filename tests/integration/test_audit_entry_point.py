@@ -19,7 +19,7 @@ from tests.integration.entry_points import REPOSITORY, table
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder to work in, with two slides in `data/`; a door that was never opened."""
+    """Return a working folder with two slides in `data/`, after resetting the exit status."""
     draw_dataset(tmp_path / "data", SyntheticSpec(slides=2, width=1024, height=768), progress=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "")

@@ -1,11 +1,11 @@
-"""A run on two devices through the door, and its resumption."""
+"""Train on two devices with train.py, and resume."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from tests.integration.entry_points import run_door, table
+from tests.integration.entry_points import run_entry_point, table
 from tests.integration.test_entry_points import TINY
 from tests.wandb_log import OfflineRun
 
@@ -27,7 +27,7 @@ OVERRIDES = (
 
 
 def test_train_two_devices_make_one_run_and_resume(tmp_path: Path) -> None:
-    done = run_door("train", tmp_path, *OVERRIDES)
+    done = run_entry_point("train", tmp_path, *OVERRIDES)
     assert done.returncode == 0, done.stderr[-3000:]
     run = tmp_path / "runs" / "segmentation" / "ddp"
     assert [path.name for path in run.parent.iterdir()] == ["ddp"]
@@ -41,7 +41,7 @@ def test_train_two_devices_make_one_run_and_resume(tmp_path: Path) -> None:
     first = json.loads((run / "summary.json").read_text())
     assert (first["devices"], first["epochs"]) == (2, 1)
     assert first["data"]["colours"] == "data.normalize=macenko augment=light"
-    done = run_door("train", tmp_path, f"resume={run / 'checkpoints' / 'last.ckpt'}", "trainer.max_epochs=2")
+    done = run_entry_point("train", tmp_path, f"resume={run / 'checkpoints' / 'last.ckpt'}", "trainer.max_epochs=2")
     assert done.returncode == 0, done.stderr[-3000:]
     second = json.loads((run / "summary.json").read_text())
     assert (second["devices"], second["epochs"]) == (2, 2)

@@ -1,4 +1,4 @@
-"""What a user types, typed: both doors as processes, on small drawn slides."""
+"""Run the commands of a user: train.py and infer.py on small drawn slides."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from panda.tasks.checkpoint import read_checkpoint
 from panda.tasks.metadata import SegmentationMetadata
 from panda.tasks.segmentation import SegmentationTask
 from panda.tasks.threshold import ThresholdChoice
-from tests.integration.entry_points import REPOSITORY, run_door, table
+from tests.integration.entry_points import REPOSITORY, run_entry_point, table
 from tests.wandb_log import OfflineRun
 
 TINY = (
@@ -50,7 +50,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained_run(home: Path) -> Path:
     by_provider = ("criterion=cost", "cost_ratio=4", "threshold_per_provider=true")
     shown = ("task.views_every=1", "task.views=2", "logger.tags=[mine]")
-    done = run_door("train", home, *TINY, *by_provider, *shown, "name=first")
+    done = run_entry_point("train", home, *TINY, *by_provider, *shown, "name=first")
     assert done.returncode == 0, done.stderr[-3000:]
     return home / "runs" / "segmentation" / "first"
 
@@ -163,7 +163,7 @@ def test_infer_continues_past_bad_slide(home: Path, trained_run: Path) -> None:
     good = list_slides(home)[0]
     (folder / good.name).symlink_to(good)
     (folder / "broken.tiff").write_bytes(b"II*\0 this is no slide")
-    done = run_door(
+    done = run_entry_point(
         "infer", home, f"checkpoint={trained_run}/checkpoints/best.ckpt", f"slides={folder}", "output=out/mixed"
     )
     assert done.returncode == 1
@@ -186,7 +186,7 @@ def test_infer_continues_past_bad_slide(home: Path, trained_run: Path) -> None:
 def test_infer_threshold_sweep_maps_each_slide_once(home: Path, trained_run: Path) -> None:
     slide = list_slides(home)[1]
     arguments = (f"checkpoint={trained_run}/checkpoints/best.ckpt", f"slides={slide}", "output=out/sweep")
-    done = run_door("infer", home, "-m", "threshold=0.001,0.999", *arguments)
+    done = run_entry_point("infer", home, "-m", "threshold=0.001,0.999", *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     canvases = list((home / "out/sweep").rglob("canvas.zarr"))
     assert canvases == [home / "out/sweep" / slide.stem / "canvas.zarr"]
@@ -200,7 +200,7 @@ def test_infer_threshold_sweep_maps_each_slide_once(home: Path, trained_run: Pat
 
 def test_train_interrupted_run_resumes_in_its_folder(home: Path, trained_run: Path) -> None:
     before = table(trained_run / "metrics.csv")
-    done = run_door("train", home, f"resume={trained_run}/checkpoints/last.ckpt", "trainer.max_epochs=2")
+    done = run_entry_point("train", home, f"resume={trained_run}/checkpoints/last.ckpt", "trainer.max_epochs=2")
     assert done.returncode == 0, done.stderr[-3000:]
     after = table(trained_run / "metrics.csv")
     epochs = {row["epoch"] for row in after if row["epoch"]}
@@ -209,7 +209,7 @@ def test_train_interrupted_run_resumes_in_its_folder(home: Path, trained_run: Pa
     assert json.loads((trained_run / "summary.json").read_text())["epochs"] == 2
     # the last epoch, whether or not it was the best
     assert torch.load(trained_run / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 1
-    done = run_door("train", home, f"resume={trained_run}/checkpoints/last.ckpt", "data.seed=1")
+    done = run_entry_point("train", home, f"resume={trained_run}/checkpoints/last.ckpt", "data.seed=1")
     assert done.returncode == 1
     assert "data.seed=1" in done.stderr
 
@@ -218,7 +218,7 @@ def test_train_grading_on_guided_tiles_then_infer_grades(home: Path, trained_run
     shutil.copytree(home / "data" / "synthetic", home / "to_grade")
     broken = table(trained_run / "test_slides.csv")[0]["slide_id"]
     (home / "to_grade" / "train_images" / f"{broken}.tiff").write_bytes(b"II*\0 this is no slide")
-    done = run_door(
+    done = run_entry_point(
         "train",
         home,
         *(o for o in TINY if not o.startswith(("model.", "task.", "data.batch_size", "data.draw"))),
@@ -249,7 +249,7 @@ def test_train_grading_on_guided_tiles_then_infer_grades(home: Path, trained_run
     aliases = [set(a.aliases) & {"best", "last"} for a in shown.artifacts if a.type == "model"]
     assert aliases == [{"last"}, {"best"}]
     slide = list_slides(home)[2]
-    done = run_door(
+    done = run_entry_point(
         "infer",
         home,
         f"checkpoint={trained_run}/checkpoints/best.ckpt",
@@ -265,7 +265,7 @@ def test_train_grading_on_guided_tiles_then_infer_grades(home: Path, trained_run
 
 
 def test_train_one_slide_notes_lack_of_generalization(home: Path, trained_run: Path) -> None:
-    done = run_door("train", home, *TINY, "data=one_slide", "name=one", "logger=csv")
+    done = run_entry_point("train", home, *TINY, "data=one_slide", "name=one", "logger=csv")
     assert done.returncode == 0, done.stderr[-3000:]
     summary = json.loads((home / "runs/segmentation/one/summary.json").read_text())
     assert "test" not in summary
@@ -278,7 +278,7 @@ def test_train_one_slide_notes_lack_of_generalization(home: Path, trained_run: P
 
 def test_train_sweep_failed_job_is_a_row(home: Path, trained_run: Path) -> None:
     sizes = [o for o in TINY if not o.startswith(("data.patch_size", "model.decoder"))]
-    done = run_door("train", home, "-m", *sizes, *DEEPLAB, "data.patch_size=64,100", "name=sizes", "logger=csv")
+    done = run_entry_point("train", home, "-m", *sizes, *DEEPLAB, "data.patch_size=64,100", "name=sizes", "logger=csv")
     assert done.returncode == 1
     rows = table(home / "runs/segmentation/sweep-sizes/sweep.csv")
     assert [(row["data.patch_size"], row["state"]) for row in rows] == [("64", "done"), ("100", "failed")]
@@ -295,7 +295,9 @@ def test_train_sweep_ctrl_c_keeps_finished_jobs(home: Path, trained_run: Path, m
         return step(task, batch, batch_idx)
 
     monkeypatch.setattr(SegmentationTask, "training_step", interrupted_in_job_1)
-    done = run_door("train", home, "-m", *TINY, "trainer.max_epochs=2", "seed=1,2,3", "name=stopped", "logger=csv")
+    done = run_entry_point(
+        "train", home, "-m", *TINY, "trainer.max_epochs=2", "seed=1,2,3", "name=stopped", "logger=csv"
+    )
     assert done.returncode == 130
     sweep = home / "runs/segmentation/sweep-stopped"
     assert f"train.py resume={sweep}/1/checkpoints/last.ckpt" in done.stderr
@@ -308,7 +310,7 @@ def test_train_sweep_ctrl_c_keeps_finished_jobs(home: Path, trained_run: Path, m
 
 def test_train_diverging_loss_is_refused(home: Path, trained_run: Path) -> None:
     wild = ("optim.lr=1e30", "trainer.gradient_clip_val=null", "name=wild", "logger=csv")
-    done = run_door("train", home, *TINY, *wild)
+    done = run_entry_point("train", home, *TINY, *wild)
     assert done.returncode == 1
     assert "lower optim.lr=1e+30" in done.stderr
     assert "Traceback" not in done.stderr
@@ -317,7 +319,7 @@ def test_train_diverging_loss_is_refused(home: Path, trained_run: Path) -> None:
 def test_train_run_folder_in_use_is_refused(home: Path, trained_run: Path) -> None:
     (home / "runs/segmentation/shared").mkdir()
     with hold_lock(home / "runs/segmentation/shared/run", wait=False):
-        done = run_door("train", home, *TINY, "name=shared", "logger=csv")
+        done = run_entry_point("train", home, *TINY, "name=shared", "logger=csv")
     assert done.returncode == 1
     assert "another process works in runs/segmentation/shared" in done.stderr
 
@@ -326,7 +328,7 @@ def test_train_run_folder_in_use_is_refused(home: Path, trained_run: Path) -> No
 def test_train_resume_with_damaged_config_is_refused(home: Path, trained_run: Path, content: str) -> None:
     shutil.copytree(trained_run / "checkpoints", home / "damaged" / "checkpoints", dirs_exist_ok=True)
     (home / "damaged" / "config.yaml").write_text(content)
-    done = run_door("train", home, "resume=damaged/checkpoints/last.ckpt")
+    done = run_entry_point("train", home, "resume=damaged/checkpoints/last.ckpt")
     assert done.returncode == 1
     assert "damaged/config.yaml cannot be read" in done.stderr or "damaged/config.yaml holds no keys" in done.stderr
     assert "start a new run" in done.stderr
@@ -336,8 +338,8 @@ def test_train_split_of_bad_slides_ends_run_and_lists_them(home: Path, trained_r
     shutil.copytree(home / "data" / "synthetic", home / "bad")
     for path in (home / "bad" / "train_images").iterdir():
         path.write_bytes(b"II*\0 this is no slide")
-    done = run_door("train", home, *(o for o in TINY if not o.startswith("data.draw")), "data=panda", "data.root=bad",
-                    "name=bad", "logger=csv")  # fmt: skip
+    overrides = (*(o for o in TINY if not o.startswith("data.draw")), "data=panda", "data.root=bad")
+    done = run_entry_point("train", home, *overrides, "name=bad", "logger=csv")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     failures = table(home / "runs/segmentation/bad/failures.csv")
@@ -401,7 +403,7 @@ def test_train_split_of_bad_slides_ends_run_and_lists_them(home: Path, trained_r
 def test_entry_point_refusal_is_one_message_and_leaves_nothing(
     tmp_path: Path, overrides: Sequence[str], named: str
 ) -> None:
-    done = run_door("train", tmp_path, *overrides)
+    done = run_entry_point("train", tmp_path, *overrides)
     assert done.returncode == 1
     assert named in done.stderr
     assert "Traceback" not in done.stderr
@@ -430,7 +432,7 @@ def test_train_refused_settings_download_nothing(
 ) -> None:
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "train.csv").write_text("no,such,table\n")
-    done = run_door("train", tmp_path, *overrides)
+    done = run_entry_point("train", tmp_path, *overrides)
     assert done.returncode == 1
     assert "network is away" not in done.stderr
     for part in named:
@@ -441,7 +443,7 @@ def test_train_refused_settings_download_nothing(
 @pytest.mark.parametrize("task", [(), ("task=grading", "tiles=tissue")])
 @pytest.mark.usefixtures("offline_run")
 def test_train_failed_download_is_refused(tmp_path: Path, task: Sequence[str]) -> None:
-    done = run_door("train", tmp_path, *task, PRETRAINED)
+    done = run_entry_point("train", tmp_path, *task, PRETRAINED)
     assert done.returncode == 1
     assert "- model.encoder_weights=imagenet: the weights of resnet" in done.stderr
     assert "network is away" in done.stderr

@@ -1,4 +1,4 @@
-"""Grading guided by the folds of a cross-validation, through both doors: who chose the tiles of which slide."""
+"""Grading guided by the folds of a cross-validation, with train.py and infer.py: which fold guides which slide."""
 
 import json
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import torch
 from panda.inference.canvas import Canvas
 from panda.report.run_summary import parse_summary
 from tests.checkpoints import segmentation_checkpoint
-from tests.integration.entry_points import run_door, table
+from tests.integration.entry_points import run_entry_point, table
 
 pytestmark = pytest.mark.slow
 
@@ -43,11 +43,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where three folds were trained, and a grader on tiles that they chose."""
     home = tmp_path_factory.mktemp("home")
     folds = ("data.split=kfold", "data.folds=3", "data.fold=0,1,2", "name=folds")
-    done = run_door("train", home, "-m", *SMALL, *SLIDES, *SEGMENTATION, *folds)
+    done = run_entry_point("train", home, "-m", *SMALL, *SLIDES, *SEGMENTATION, *folds)
     assert done.returncode == 0, done.stderr[-3000:]
     # a split of its own: its training slides come from the test slides of all folds
     given = f"segmentation_checkpoint='{FOLDS}/*/checkpoints/best.ckpt'"
-    done = run_door("train", home, *SMALL, *GRADING, given, "name=fitted")
+    done = run_entry_point("train", home, *SMALL, *GRADING, given, "name=fitted")
     assert done.returncode == 0, done.stderr[-3000:]
     return home
 
@@ -92,7 +92,7 @@ def test_cross_fit_each_slide_is_guided_by_unseen_fold(home: Path) -> None:
 def test_cross_fit_slide_without_guide_is_refused_before_mapping(home: Path) -> None:
     before = sorted((home / "patches").glob("canvases-*/*"))
     given = f"segmentation_checkpoint='{FOLDS}/[01]/checkpoints/best.ckpt'"
-    done = run_door("train", home, *SMALL, *GRADING, given, "name=two")
+    done = run_entry_point("train", home, *SMALL, *GRADING, given, "name=two")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "3 of 9 slides are new to none of the 2 segmentations" in done.stderr
@@ -109,7 +109,7 @@ def test_infer_with_cross_fitted_grader_grades(home: Path) -> None:
         "stranger": segmentation_checkpoint(home / "stranger.ckpt"),
     }
     for name, checkpoint in best.items():
-        done = run_door(
+        done = run_entry_point(
             "infer",
             home,
             f"checkpoint={checkpoint}",

@@ -1,4 +1,4 @@
-"""The doors on real H&E slides, where they lie beside the checkout."""
+"""The entry points on real H&E slides, if these are next to the checkout."""
 
 import json
 from pathlib import Path
@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from panda.audit.dataset import audit_folder
-from tests.integration.entry_points import run_door, table
+from tests.integration.entry_points import run_entry_point, table
 
 pytestmark = [pytest.mark.slow, pytest.mark.real_data]
 
 
 def test_real_slides_train_and_infer(glas: Path, odd_slides: Path, tmp_path: Path) -> None:
-    done = run_door(
+    done = run_entry_point(
         "train",
         tmp_path,
         "data=panda",
@@ -42,7 +42,7 @@ def test_real_slides_train_and_infer(glas: Path, odd_slides: Path, tmp_path: Pat
         assert facts["mpp"] == pytest.approx([0.62, 0.62], rel=0.01)
         assert 0 < facts["tissue_mm2"] < 30
 
-    done = run_door(
+    done = run_entry_point(
         "infer",
         tmp_path,
         f"checkpoint={run}/checkpoints/best.ckpt",

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from panda.tasks.segmentation import SegmentationTask
-from tests.integration.entry_points import REPOSITORY, run_door, table
+from tests.integration.entry_points import REPOSITORY, run_entry_point, table
 from tests.integration.test_entry_points import TINY
 
 pytestmark = pytest.mark.slow
@@ -64,9 +64,9 @@ def test_train_killed_in_mid_epoch_resumes_to_same_result(home: Path) -> None:
     assert any(int(row["step"]) >= begun["global_step"] for row in half), "it was killed before anything was logged"
     assert len(list((run / "wandb").glob("offline-run-*"))) == 1
 
-    done = run_door("train", home, f"resume={run}/checkpoints/last.ckpt")
+    done = run_entry_point("train", home, f"resume={run}/checkpoints/last.ckpt")
     assert done.returncode == 0, done.stderr[-3000:]
-    done = run_door("train", home, *RUN, "name=whole")
+    done = run_entry_point("train", home, *RUN, "name=whole")
     assert done.returncode == 0, done.stderr[-3000:]
     resumed, uninterrupted = read_last(run), read_last(whole)
     assert resumed["epoch"] == 2
@@ -106,7 +106,7 @@ def test_train_full_disk_is_named_and_keeps_last_checkpoint(
     data = (f"data.root={home}/data/synthetic", f"data.store_root={home}/patches", "logger=csv")
     with monkeypatch.context() as patched:
         patched.setattr(SegmentationTask, "training_step", filling)
-        done = run_door("train", disk, *RUN, *data, "name=full")
+        done = run_entry_point("train", disk, *RUN, *data, "name=full")
     run = disk / "runs" / "segmentation" / "full"
     assert done.returncode == 1
     assert f"{run.relative_to(disk)}" in done.stderr
@@ -116,7 +116,7 @@ def test_train_full_disk_is_named_and_keeps_last_checkpoint(
     assert read_last(run)["epoch"] == 0
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     ballast.unlink()
-    done = run_door("train", disk, f"resume={run.relative_to(disk)}/checkpoints/last.ckpt")
+    done = run_entry_point("train", disk, f"resume={run.relative_to(disk)}/checkpoints/last.ckpt")
     assert done.returncode == 0, done.stderr[-3000:]
     assert [row["epoch"] for row in table(run / "metrics.csv") if row["val/loss"]] == ["0", "1", "2"]
     assert "resume=" not in (run / "overrides.txt").read_text()

@@ -1,4 +1,4 @@
-"""Sweeps through the door: how often they train, what a failed job does to the others, what Hydra's refusals leave."""
+"""Sweeps of train.py: how often they train, failed jobs, and what refusals of Hydra leave."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 
 from panda.inference.predictor import SegmentationPredictor
 from panda.tasks.segmentation import SegmentationTask
-from tests.integration.entry_points import run_door, table
+from tests.integration.entry_points import run_entry_point, table
 from tests.integration.test_entry_points import DEEPLAB, TINY
 
 pytestmark = pytest.mark.slow
@@ -38,7 +38,7 @@ def call_counts(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 def test_sweep_of_evaluation_settings_trains_once(home: Path, call_counts: dict[str, int]) -> None:
     choices = ("seed=1,2", "threshold=auto,0.3")
-    done = run_door("train", home, "-m", *TINY, *choices, "name=once", "logger=csv")
+    done = run_entry_point("train", home, "-m", *TINY, *choices, "name=once", "logger=csv")
     assert done.returncode == 0, done.stderr[-3000:]
     sweep = home / "runs" / "segmentation" / "sweep-once"
     rows = table(sweep / "sweep.csv")
@@ -53,7 +53,7 @@ def test_sweep_of_evaluation_settings_trains_once(home: Path, call_counts: dict[
     assert [row["threshold_used"] for row in rows if row["threshold"] != "auto"] == ["0.3", "0.3"]
 
     # by itself the same job trains, and comes to the same
-    done = run_door("train", home, *TINY, "seed=1", "threshold=0.3", "name=alone", "logger=csv")
+    done = run_entry_point("train", home, *TINY, "seed=1", "threshold=0.3", "name=alone", "logger=csv")
     assert done.returncode == 0, done.stderr[-3000:]
     assert call_counts == {"fit": 3, "map": 12}
     alone = home / "runs" / "segmentation" / "alone"
@@ -85,7 +85,7 @@ def test_sweep_unexpected_error_ends_its_job_only(
         return step(task, batch, batch_idx)
 
     monkeypatch.setattr(SegmentationTask, "training_step", broken)
-    done = run_door("train", home, "-m", *TINY, "seed=1,2", "test_slides=false", "name=broken", "logger=csv")
+    done = run_entry_point("train", home, "-m", *TINY, "seed=1,2", "test_slides=false", "name=broken", "logger=csv")
     assert done.returncode == 1
     assert "RuntimeError: seven" in done.stderr
     assert "Traceback" in done.stderr, "a fault of ours says where"
@@ -101,7 +101,7 @@ def test_sweep_parallel_jobs_train_once_and_report_failure(home: Path) -> None:
     at_once = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     sizes = [*(o for o in TINY if not o.startswith(("data.patch_size", "model.decoder"))), *DEEPLAB]
     choices = ("data.patch_size=64,100", "threshold=0.3,0.5")
-    done = run_door("train", home, "-m", *at_once, *sizes, *choices, "name=joblib", "logger=csv")
+    done = run_entry_point("train", home, "-m", *at_once, *sizes, *choices, "name=joblib", "logger=csv")
     assert done.returncode == 1
     rows = table(home / "runs" / "segmentation" / "sweep-joblib" / "sweep.csv")
     assert [row["state"] for row in rows] == ["done", "done", "failed", "failed"]
@@ -111,7 +111,7 @@ def test_sweep_parallel_jobs_train_once_and_report_failure(home: Path) -> None:
 
 @pytest.mark.parametrize("override", ["model=unet,unett", "modle=unet,deeplabv3"])
 def test_sweep_refused_by_hydra_leaves_nothing(tmp_path: Path, override: str) -> None:
-    done = run_door("train", tmp_path, "-m", override)
+    done = run_entry_point("train", tmp_path, "-m", override)
     assert done.returncode == 1
     assert "model" in done.stderr
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]

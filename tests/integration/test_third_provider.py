@@ -14,7 +14,7 @@ from panda.tasks.checkpoint import read_checkpoint
 from panda.tasks.metadata import SegmentationMetadata
 from panda.wsi import label_maps
 from panda.wsi.label_maps import find_label_map
-from tests.integration.entry_points import run_door, table
+from tests.integration.entry_points import run_entry_point, table
 from tests.panda_folder import CANCER, HEADER, HEIGHT, WIDTH, picture
 from tests.pyramids import write_pyramid
 
@@ -52,7 +52,7 @@ def _draw(root: Path) -> None:
 
 def test_label_map_yaml_of_third_provider_trains_and_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _draw(tmp_path / "slides")
-    refused = run_door("train", tmp_path, *TINY)
+    refused = run_entry_point("train", tmp_path, *TINY)
     assert refused.returncode == 1
     assert "'mylab' is unknown; known are binary, karolinska, radboud;" in refused.stderr
     assert "conf/label_maps/mylab.yaml" in refused.stderr
@@ -62,7 +62,7 @@ def test_label_map_yaml_of_third_provider_trains_and_is_scored(tmp_path: Path, m
     shutil.copy(folder / "binary.yaml", folder / "mylab.yaml")
     with monkeypatch.context() as patched:
         patched.setattr(label_maps, "FOLDER", folder)
-        done = run_door("train", tmp_path, *TINY)
+        done = run_entry_point("train", tmp_path, *TINY)
         assert done.returncode == 0, done.stderr[-3000:]
     run = tmp_path / "runs" / "segmentation" / "own"
     checkpoint = run / "checkpoints" / "best.ckpt"
@@ -71,7 +71,7 @@ def test_label_map_yaml_of_third_provider_trains_and_is_scored(tmp_path: Path, m
 
     # mylab.yaml is gone: the checkpoint says what the codes mean
     given = ("slides=slides/train_images/s1.tiff", "labels=slides", f"checkpoint={checkpoint}", "output=out")
-    done = run_door("infer", tmp_path, *given)
+    done = run_entry_point("infer", tmp_path, *given)
     assert done.returncode == 0, done.stderr[-3000:]
     (row,) = table(tmp_path / "out" / "quantification.csv")
     assert float(row["true_tumor_mm2"]) == pytest.approx(192 * 256 * 4e-6, rel=0.05)
