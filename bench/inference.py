@@ -29,7 +29,7 @@ from panda.files import remove
 from panda.inference.autotune import tune_mode
 from panda.inference.compute import ComputeMode, EngineSettings, InferenceModel
 from panda.inference.predictor import SegmentationPredictor
-from panda.inference.slide_prefetcher import SlidePrefetcher
+from panda.inference.slide_loop import SlidePrefetcher
 from panda.models.segmentation import Segmenter
 from panda.tasks.metadata import SegmentationMetadata, TrainedResolution
 from panda.tasks.threshold import search_threshold

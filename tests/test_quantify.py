@@ -15,8 +15,8 @@ from scipy import ndimage
 
 from panda.errors import ConfigError, PandaError
 from panda.inference.canvas import Canvas, CanvasWriter
-from panda.inference.mask_cleanup import clean_mask
 from panda.inference.quantify import Measurements, QuantifySettings, slide_quantification
+from panda.inference.regions import clean_mask
 from panda.wsi.geometry import Resolution
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap

@@ -18,8 +18,7 @@ from panda.app.training_reuse import RECORD, SCORES, Training, find_training, tr
 from panda.data.manifest import SlideRecord
 from panda.errors import CheckpointError
 from panda.files import hold_lock
-from panda.inference.evaluate import SlideScore
-from panda.inference.score_store import read_scores, write_scores
+from panda.inference.evaluate import SlideScore, read_scores, write_scores
 from panda.tasks.checkpoint import read_checkpoint, update_metadata
 from panda.tasks.metadata import SegmentationMetadata
 from tests.test_config_check import compose_config
@@ -168,7 +167,7 @@ def test_find_training_ignores_jobs_that_reused(tmp_path: Path) -> None:
     assert find_training(tmp_path, "x", tmp_path / "1") is None
 
 
-def test_read_scores_returns_written_scores(tmp_path: Path) -> None:
+def test_read_scores_returns_written_scores(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     record = SlideRecord("a", "karolinska", 1, "3+3", Path("a"), None, "a")
     counts = np.arange(2000).reshape(2, 1000)
     scores = {"one": SlideScore(record, counts, 0.25, 7), "two": SlideScore(record, counts + 1, None, 0)}
@@ -180,7 +179,9 @@ def test_read_scores_returns_written_scores(tmp_path: Path) -> None:
         assert (found.pixel_area_um2, found.outside_px) == (score.pixel_area_um2, score.outside_px)
     assert read_scores(tmp_path / "absent.npz") == {}
     (tmp_path / "s.npz").write_bytes((tmp_path / "s.npz").read_bytes()[:300])
+    assert not caplog.text
     assert read_scores(tmp_path / "s.npz") == {}
+    assert f"{tmp_path / 's.npz'}: damaged or edited" in caplog.text
 
 
 def test_read_metrics_drops_incomplete_epoch_and_line(tmp_path: Path) -> None:

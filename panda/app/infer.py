@@ -26,9 +26,8 @@ from panda.inference.evaluate import open_label
 from panda.inference.grader import GradingPredictor
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
-from panda.inference.slide_loop import run_over_slides, tile_progress
+from panda.inference.slide_loop import SlidePrefetcher, run_over_slides, tile_progress
 from panda.inference.slide_mapper import SlideMapper
-from panda.inference.slide_prefetcher import SlidePrefetcher
 from panda.inference.slide_result import SlideResult
 from panda.report.attention_tiles import draw_attention_tiles
 from panda.report.inference_page import write_inference_page

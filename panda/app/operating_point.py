@@ -16,9 +16,16 @@ from panda.data.datamodule import DataSettings
 from panda.data.manifest import SlideRecord
 from panda.errors import PandaError
 from panda.files import remove, write_table
-from panda.inference.evaluate import SlideScore, histograms, open_label, score_canvas
+from panda.inference.evaluate import (
+    SlideScore,
+    histograms,
+    open_label,
+    read_scores,
+    score_canvas,
+    score_fingerprint,
+    write_scores,
+)
 from panda.inference.predictor import SegmentationPredictor
-from panda.inference.score_store import read_scores, score_fingerprint, write_scores
 from panda.inference.slide_loop import run_over_slides, tile_progress
 from panda.report.curves import write_calibration, write_threshold_curve
 from panda.tasks.calibration import RELIABILITY_BINS, Calibration, Temperature, fit_temperature, score_calibration

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 
 from panda.errors import PandaError
 from panda.files import fingerprint, hold_lock, read_model, write_json
@@ -39,18 +39,12 @@ _PAYS_S = 120.0  # seconds of work from which on some ten seconds of compiling p
 _FASTER = 0.9  # a compiled network must take less than this share of the time
 
 
-class TunedMode(BaseModel):
-    """How the slides of an output are mapped, and why.
+class TunedMode(BaseModel, frozen=True):
+    """How the slides of an output are mapped, and why in words.
 
-    Attributes:
-        precision: Precision of the network.
-        compiled: Whether the network goes through `torch.compile`.
-        moved: Relative change of the tumour area in the trial, against the precision of the threshold without
-            compilation; None if nothing else was tried.
-        why: The reason, in words.
+    `moved` is the relative change of the tumour area in the trial, against the precision of the threshold without
+    compilation; None if nothing else was tried.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     precision: Precision
     compiled: bool
@@ -70,27 +64,21 @@ def tune_mode(
 ) -> TunedMode:
     """Set the compute mode of a predictor as its settings say; `auto` takes what is best on this machine.
 
-    Args:
-        predictor: Gets a model of the mode.
-        threshold: Probability at which a pixel counts as tumour.
-        paths: The slides to be mapped; the first readable one is used for the trial.
-        open_slide: Opens one.
-        record: A JSON file of the output with its modes, by network and settings. A mode in it is used again.
+    The trial uses the first readable slide of `paths`, which are to be mapped. `record` is a JSON file of the output
+    with its modes, by network and settings. A mode in it is used again.
     """
     settings, mode = predictor.settings, predictor.mode
     if "auto" not in (settings.precision, settings.compile):
         return _keep_mode(mode, "as asked for")
-    asked = {"precision": settings.precision, "compile": settings.compile, "tta": settings.tta}
+    asked = settings.model_dump(include={"precision", "compile", "tta"})
     key = fingerprint({"network": predictor.fingerprint, **asked})
     with hold_lock(record):
         known = _read_record(record)
-        if key in known:
-            tuned = known[key]
+        if tuned := known.get(key):
             if tuned.compiled and not settings.can_compile:
                 log.warning("%s: says compiled, and no C++ compiler was found; slides are mapped without", record)
                 tuned = tuned.model_copy(update={"compiled": False})
-            tuned_mode = ComputeMode(tuned.precision, tuned.compiled)
-            predictor.model = InferenceModel(predictor.network, settings, tuned_mode)
+            predictor.model = InferenceModel(predictor.network, settings, ComputeMode(tuned.precision, tuned.compiled))
             return tuned
         found = _run_trial(predictor, threshold, paths, open_slide)
         if found is None:
@@ -143,14 +131,7 @@ Sample = tuple[NDArray[np.uint8], NDArray[np.bool_]]
 
 
 def _read_sample(read: TileReader, tissue: TissueMap, grid: Grid, work: int) -> Sample | None:
-    """Return tiles from all over a slide; None if a trial would be too large a part of the work.
-
-    Args:
-        read: Reads a tile of the slide.
-        tissue: Tissue of the slide.
-        grid: Tiles of the slide.
-        work: Estimated number of tiles of all slides.
-    """
+    """Return tiles from all over a slide; None if a trial would be too large a part of `work` tiles."""
     count = min(len(grid), _TILES[1], work // _TILES_PER_TRIAL_TILE)
     if count < _TILES[0]:
         return None

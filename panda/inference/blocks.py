@@ -31,12 +31,8 @@ class _HeldBlocks(LRUCache[Key, NDArray[np.float32]]):
 class OpenBlocks:
     """Blocks of float32 that are added to, each until it is taken out.
 
-    If there are more than the budget holds, those that were not used for longest are written to files, exactly,
-    and read again when they are needed: a budget changes no result. The last one used always stays in memory.
-
-    Args:
-        folder: The folder of the files; made when the first is written.
-        budget: Bytes of all blocks in memory.
+    If there are more than `budget` bytes, the blocks that were not used for longest are written to files in `folder`,
+    exactly, and read again when they are needed: a budget changes no result. The last one used always stays in memory.
     """
 
     def __init__(self, folder: Path, budget: int) -> None:
@@ -49,15 +45,7 @@ class OpenBlocks:
         return sorted([*self._held, *self._away])
 
     def get(self, key: Key, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """Return a block, zeros at first, which may be changed in place until another one is asked for.
-
-        Args:
-            key: The block.
-            shape: Its shape; always the same for a key.
-
-        Raises:
-            OSError: If the disk is full, or lost a file.
-        """
+        """Return a block, zeros at first, which may be changed in place until another one is asked for."""
         block = self._held.get(key)
         if block is None:
             block = self._read(key) if key in self._away else np.zeros(shape, np.float32)
@@ -65,12 +53,7 @@ class OpenBlocks:
         return block
 
     def take(self, key: Key) -> NDArray[np.float32]:
-        """Return a block, which is then no longer held.
-
-        Raises:
-            KeyError: If there is no such block.
-            OSError: If the disk lost a file.
-        """
+        """Return a block, which is then no longer held."""
         return self._read(key) if key in self._away else self._held.pop(key)
 
     def _file(self, key: Key) -> Path:

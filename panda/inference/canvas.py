@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import zarr
@@ -45,9 +44,6 @@ def blend_window(patch_size: int, overlap: int) -> NDArray[np.float32]:
 
     Returns:
         (patch_size,) float32, symmetric, in [0.01, 1].
-
-    Raises:
-        ValueError: If `overlap` is negative, or not smaller than `patch_size`.
     """
     if not 0 <= overlap < patch_size:
         raise ValueError(f"overlap is {overlap} px; it must be at least 0 and less than the patch, {patch_size}")
@@ -63,26 +59,21 @@ class CanvasWriter:
     """Blends tiles into a canvas.
 
     The canvas is summed in blocks of one chunk. If `expected` is given, a block is written as soon as no more tile
-    touches it, otherwise at the end. `budget` bytes of unfinished blocks are held in memory and the rest on the disk
-    (`panda.inference.blocks`), so memory depends neither on the height nor on the width of the slide.
+    touches it, otherwise at the end. Memory depends neither on the height nor on the width of the slide.
 
     The files have a partial name beside `path` until `close`. A `with` statement closes the canvas at its end, or
-    removes the files if it raises.
-
-    Only one writer at a time may write a path: it removes the unfinished files of a killed run.
+    removes the files if it raises. Only one writer at a time may write a path: it removes the unfinished files of a
+    killed run.
 
     Args:
-        path: The zarr folder to make. An older one is replaced when the new canvas is complete.
+        path: The zarr folder. An older one is replaced when the new canvas is complete.
         resolution: The network's working resolution on this slide.
         patch_size: Side of a tile in working px.
-        fingerprint: Hash of everything that determines the canvas, see `panda.files.fingerprint`.
+        fingerprint: Hash of everything that determines the canvas.
         attrs: Plain data (JSON) stored with the canvas; messages name `slide_id`.
         overlap: Working px that neighbouring tiles share, `patch_size - stride`; shapes the window.
         expected: (n, 2) x, y of all tiles that will be added, in any order; None if unknown.
-        budget: Bytes of sums held in memory; it changes no result.
-
-    Raises:
-        ValueError: If `patch_size` or `overlap` is impossible, or `attrs` is not plain data.
+        budget: Bytes of unfinished blocks in memory, the rest is on the disk; it changes no result.
     """
 
     def __init__(
@@ -152,9 +143,8 @@ class CanvasWriter:
                 reaches past it is cropped.
 
         Raises:
-            PandaError: If a probability is not finite, or outside [0, 1]; names the slide and the tile.
+            PandaError: If a probability is not finite, or outside [0, 1].
             ValueError: If the shapes disagree, a tile was not expected, or the writer is closed.
-            OSError: If the disk is full.
         """
         prob, where = np.asarray(tiles, np.float32), np.asarray(positions, np.int64)
         if not self._open:
@@ -222,14 +212,10 @@ class CanvasWriter:
         self._array[top:bottom, left:right] = np.where(scored, quantize(np.clip(prob, 0, 1)), 0)
 
     def close(self) -> Canvas:
-        """Write the last blocks, flush the files and give the canvas its name.
-
-        Returns:
-            The canvas, open for reading.
+        """Write the last blocks, flush the files, give the canvas its name and return it, open for reading.
 
         Raises:
             PandaError: If tiles are missing, or another writer of the path removed the files.
-            OSError: If the disk is full.
         """
         if self._open:
             try:
@@ -263,13 +249,8 @@ class CanvasWriter:
     def __enter__(self) -> CanvasWriter:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if exc_type is not None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
             self.abort()
         elif self._open:
             self.close()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, JsonValue, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, JsonValue, NonNegativeInt, PositiveInt, ValidationError
 
 from panda.errors import CheckpointError
 from panda.wsi.geometry import Resolution
@@ -39,27 +39,15 @@ def probability(codes: NDArray[np.uint16]) -> NDArray[np.float32]:
     return np.asarray((np.maximum(codes, 1) - 1) / np.float32(STEPS), np.float32)
 
 
-class StoredSize(BaseModel):
+class StoredSize(BaseModel, frozen=True):
     """Number and bytes of the chunks on the disk."""
-
-    model_config = ConfigDict(frozen=True)
 
     chunks: int
     bytes: int
 
 
-class CanvasMetadata(BaseModel):
-    """Attributes of the zarr array.
-
-    Attributes:
-        fingerprint: Hash of everything that determined the canvas.
-        resolution: Its working resolution.
-        patch_size: Side of the tiles in working px.
-        overlap: Working px that neighbouring tiles share.
-        attrs: Plain data that the writer was given.
-    """
-
-    model_config = ConfigDict(frozen=True)
+class CanvasMetadata(BaseModel, frozen=True):
+    """Attributes of the zarr array, as they were given to its `CanvasWriter`."""
 
     fingerprint: str
     resolution: Resolution
@@ -89,10 +77,7 @@ class Canvas:
 
     @classmethod
     def open(cls, path: Path | str) -> Canvas:
-        """Open a canvas.
-
-        Args:
-            path: The zarr folder.
+        """Open the canvas in a zarr folder.
 
         Raises:
             CheckpointError: If there is none, it is of another format, or a part of it is lost.
@@ -135,11 +120,7 @@ class Canvas:
     def codes(self, x0: int, y0: int, w: int, h: int) -> NDArray[np.uint16]:
         """Read a window as stored: (h, w) uint16, 0 for pixels that were not scored or are past the edge.
 
-        Args:
-            x0: Left edge in working px; may be negative.
-            y0: Top edge in working px; may be negative.
-            w: Width in working px.
-            h: Height in working px.
+        The window is in working px; its upper left corner may be negative.
 
         Raises:
             CheckpointError: If the data of the window is damaged.
@@ -159,11 +140,7 @@ class Canvas:
         return out
 
     def check(self) -> None:
-        """Read every chunk on the disk and verify its checksum.
-
-        Raises:
-            CheckpointError: If the data is damaged.
-        """
+        """Read every chunk on the disk and verify its checksum; a damaged one raises `CheckpointError`."""
         for chunk in sorted((self.path / "c").glob("*/*")):
             self.codes(int(chunk.name) * CHUNK, int(chunk.parent.name) * CHUNK, CHUNK, CHUNK)
 
@@ -172,11 +149,7 @@ class Canvas:
         return probability(self.codes(x0, y0, w, h))
 
     def bands(self, rows: int = CHUNK) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Yield the canvas in bands from the top: (y0, (≤ rows, width) float32), working px.
-
-        Args:
-            rows: Height of a band; multiples of 512 read each chunk once.
-        """
+        """Yield the canvas in bands from the top: (y0, (≤ rows, width) float32); multiples of 512 rows are fastest."""
         height, width = self.shape
         for y0 in range(0, height, rows):
             yield y0, self.read(0, y0, width, min(rows, height - y0))

@@ -105,11 +105,8 @@ class EngineSettings(Settings):
     def fast_precision(self) -> Precision:
         """bf16 if the device computes in it natively, otherwise fp32, because emulated bf16 is slower."""
         kind = self.torch_device.type
-        if kind == "cuda":
-            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-        if kind == "cpu":
-            return "bf16" if _cpu_has_bf16() else "fp32"
-        return "fp32"
+        native = kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if native or (kind == "cpu" and _cpu_has_bf16()) else "fp32"
 
     def resolve_auto(self) -> EngineSettings:
         """Return settings with `precision=auto` replaced by what is fast here; thresholds are chosen on such maps."""
@@ -117,14 +114,9 @@ class EngineSettings(Settings):
         return self.model_copy(update={"precision": precision})
 
     def compute_mode(self, threshold_precision: Precision) -> ComputeMode:
-        """Return the compute mode these settings mean without a trial.
-
-        Args:
-            threshold_precision: Precision of the maps on which the threshold was chosen.
-        """
-        return ComputeMode(
-            threshold_precision if self.precision == "auto" else self.precision, self.compile == "always"
-        )
+        """Return the mode that these settings mean without a trial, if the threshold is of maps of a precision."""
+        precision = threshold_precision if self.precision == "auto" else self.precision
+        return ComputeMode(precision, self.compile == "always")
 
     def autocast(self) -> torch.autocast:
         """Return the autocast context of `precision` on the device; `auto` means fp32."""
@@ -139,12 +131,7 @@ def _cpu_has_bf16() -> bool:
 
 @dataclass(frozen=True)
 class ComputeMode:
-    """The part of the settings that determines the last digits of a probability.
-
-    Attributes:
-        precision: Precision of the network.
-        compiled: Whether the network goes through `torch.compile`.
-    """
+    """The part of the settings that determines the last digits of a probability."""
 
     precision: Precision
     compiled: bool = False
@@ -176,9 +163,8 @@ class InferenceModel:
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return cancer probabilities (n, h, w) of images (n, h, w, 3)."""
         count = len(images)
-        if self.mode.compiled and count < self.settings.batch_size:
+        if self.mode.compiled and (rest := self.settings.batch_size - count) > 0:
             # A batch of another size would be compiled again.
-            rest = self.settings.batch_size - count
             images = np.concatenate([images, np.zeros((rest, *images.shape[1:]), np.uint8)])
         moved = torch.from_numpy(np.ascontiguousarray(images)).to(self._device)
         batch = moved.permute(0, 3, 1, 2).float().div_(255)
@@ -187,11 +173,9 @@ class InferenceModel:
         # A frozen graph does not accept inference tensors.
         guard = torch.no_grad() if self.mode.compiled else torch.inference_mode()
         with guard, torch.autocast(self._device.type, torch.bfloat16, enabled=half):
-            total: Tensor | None = None
+            maps = []
             for apply, invert in copies:
                 logits = self._network(apply(batch).contiguous(memory_format=self._layout))
-                prob = invert(torch.sigmoid(logits.float())[:, 0])
-                total = prob if total is None else total + prob
-            assert total is not None
-            mean = total if len(copies) == 1 else total / len(copies)
+                maps.append(invert(torch.sigmoid(logits.float())[:, 0]))
+            mean = sum(maps[1:], maps[0]) / len(copies)
         return np.asarray(mean[:count].float().cpu().numpy(), np.float32)

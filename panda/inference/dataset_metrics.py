@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,90 +31,74 @@ class SegmentationFigures(Figures, frozen=True):
     A slide without labelled cancer has no Dice; its false-positive area is given instead.
     """
 
-    slides: Annotated[Count, Field(description="Slides that were scored.")]
-    slides_with_cancer: Annotated[Count, Field(description="Slides with labelled cancer in tissue.")]
-    benign_slides: Annotated[Count, Field(description="Slides without any labelled cancer.")]
-    groups: Annotated[Count, Field(description="Patients or near-duplicate groups, which the bootstrap draws.")]
-    dice: Annotated[
-        Share | None,
-        Field(description=f"2 TP / (2 TP + FP + FN) over the pixels of all slides, equal to their F1. {_NO_CANCER}."),
-    ]
+    slides: Count = Field(description="Slides that were scored.")
+    slides_with_cancer: Count = Field(description="Slides with labelled cancer in tissue.")
+    benign_slides: Count = Field(description="Slides without any labelled cancer.")
+    groups: Count = Field(description="Patients or near-duplicate groups, which the bootstrap draws.")
+    dice: Share | None = Field(
+        description=f"2 TP / (2 TP + FP + FN) over the pixels of all slides, equal to their F1. {_NO_CANCER}."
+    )
     dice_interval: Interval
-    iou: Annotated[Share | None, Field(description=f"TP / (TP + FP + FN) over the same pixels. {_NO_CANCER}.")]
+    iou: Share | None = Field(description=f"TP / (TP + FP + FN) over the same pixels. {_NO_CANCER}.")
     iou_interval: Interval
-    precision: Annotated[
-        Share | None,
-        Field(description=f"TP / (TP + FP) over the same pixels. {_NO_CANCER}, or nothing was predicted."),
-    ]
+    precision: Share | None = Field(
+        description=f"TP / (TP + FP) over the same pixels. {_NO_CANCER}, or nothing was predicted."
+    )
     precision_interval: Interval
-    recall: Annotated[Share | None, Field(description=f"TP / (TP + FN) over the same pixels. {_NO_CANCER}.")]
+    recall: Share | None = Field(description=f"TP / (TP + FN) over the same pixels. {_NO_CANCER}.")
     recall_interval: Interval
-    dice_mean_slide: Annotated[Share | None, Field(description=_MEAN.format("dice"))]
+    dice_mean_slide: Share | None = Field(description=_MEAN.format("dice"))
     dice_mean_slide_interval: Interval
-    iou_mean_slide: Annotated[Share | None, Field(description=_MEAN.format("iou"))]
+    iou_mean_slide: Share | None = Field(description=_MEAN.format("iou"))
     iou_mean_slide_interval: Interval
-    precision_mean_slide: Annotated[
-        Share | None,
-        Field(description=f"{_MEAN.format('precision')} A slide on which nothing was predicted has none."),
-    ]
+    precision_mean_slide: Share | None = Field(
+        description=f"{_MEAN.format('precision')} A slide on which nothing was predicted has none."
+    )
     precision_mean_slide_interval: Interval
-    recall_mean_slide: Annotated[Share | None, Field(description=_MEAN.format("recall"))]
+    recall_mean_slide: Share | None = Field(description=_MEAN.format("recall"))
     recall_mean_slide_interval: Interval
-    fp_mm2_benign_slides: Annotated[
-        float | None,
-        Field(
-            description="Mean area called cancer on slides without any labelled cancer, before the clean-up, mm². Null "
-            "if there is no such slide, or µm/px of one is unknown."
-        ),
-    ]
+    fp_mm2_benign_slides: float | None = Field(
+        description="Mean area called cancer on slides without any labelled cancer, before the clean-up, mm². Null "
+        "if there is no such slide, or µm/px of one is unknown."
+    )
     fp_mm2_benign_slides_interval: Interval
-    pr_auc: Annotated[
-        Share | None,
-        Field(description=f"Average precision: area under the precision-recall curve of pixels. {_NO_CANCER}."),
-    ]
+    pr_auc: Share | None = Field(
+        description=f"Average precision: area under the precision-recall curve of pixels. {_NO_CANCER}."
+    )
     pr_auc_interval: Interval
-    pixel_auroc: Annotated[
-        Share | None, Field(description=f"Area under the ROC curve of pixels. {_NO_CANCER}, or no other tissue.")
-    ]
+    pixel_auroc: Share | None = Field(
+        description=f"Area under the ROC curve of pixels. {_NO_CANCER}, or no other tissue."
+    )
     pixel_auroc_interval: Interval
-    no_interval: Annotated[dict[str, str], Field(description="Figure to the reason why it has no interval.")]
-    cancer_percent_of_tissue: Annotated[
-        float | None,
-        Field(description="Labelled cancer, % of tissue: `pr_auc` of a random map. Null if there is no tissue."),
-    ]
-    all_tissue_dice: Annotated[
-        Share | None, Field(description=f"`dice` if all tissue were called cancer. {_NO_CANCER}.")
-    ]
-    cancer_outside_tissue_px: Annotated[
-        Count, Field(description="Labelled cancer outside the tissue found, px of the map. It enters no score.")
-    ]
-    cancer_outside_tissue_mm2: Annotated[
-        float | None, Field(description="Area of that cancer, mm². Null if µm/px of such a slide is unknown.")
-    ]
-    cancer_outside_tissue_percent: Annotated[
-        float | None, Field(description="Its share, % of the labelled cancer. Null if there is none.")
-    ]
+    no_interval: dict[str, str] = Field(description="Figure to the reason why it has no interval.")
+    cancer_percent_of_tissue: float | None = Field(
+        description="Labelled cancer, % of tissue: `pr_auc` of a random map. Null if there is no tissue."
+    )
+    all_tissue_dice: Share | None = Field(description=f"`dice` if all tissue were called cancer. {_NO_CANCER}.")
+    cancer_outside_tissue_px: Count = Field(
+        description="Labelled cancer outside the tissue found, px of the map. It enters no score."
+    )
+    cancer_outside_tissue_mm2: float | None = Field(
+        description="Area of that cancer, mm². Null if µm/px of such a slide is unknown."
+    )
+    cancer_outside_tissue_percent: float | None = Field(
+        description="Its share, % of the labelled cancer. Null if there is none."
+    )
 
 
 class SegmentationSplitFigures(SegmentationFigures, frozen=True):
     """Scores of all slides of a split, and of parts of them."""
 
-    by_provider: Annotated[dict[str, SegmentationFigures], Field(description="Provider to the scores of its slides.")]
-    by_grade: Annotated[
-        dict[str, SegmentationFigures], Field(description='ISUP grade, "0" to "5" or "none", to its slides\' scores.')
-    ]
+    by_provider: dict[str, SegmentationFigures] = Field(description="Provider to the scores of its slides.")
+    by_grade: dict[str, SegmentationFigures] = Field(
+        description='ISUP grade, "0" to "5" or "none", to its slides\' scores.'
+    )
 
 
 def summarize(scores: Sequence[SlideScore], choice: ThresholdChoice, seed: int) -> SegmentationSplitFigures:
-    """Compute pooled and per-slide figures at a frozen threshold.
+    """Compute figures of all slides, of each provider and of each grade; an undefined figure is None.
 
-    Args:
-        scores: One a slide.
-        choice: The threshold. A slide whose provider has its own is scored at that.
-        seed: Seed of the bootstrap.
-
-    Returns:
-        The figures of all slides, of each provider and of each grade. An undefined figure is None.
+    A slide whose provider has its own threshold is scored at that. `seed` is that of the bootstrap.
     """
 
     def summarize_parts(name_part: Callable[[SlideScore], str]) -> dict[str, SegmentationFigures]:
@@ -143,12 +127,11 @@ def _figures(scores: Sequence[SlideScore], choice: ThresholdChoice, seed: int) -
     hists = np.array([score.histogram for score in scores], dtype=np.int64).reshape(-1, 2, BINS)
     everything = hists.sum(axis=0)
     values = dict(zip(FIGURES, (*_from_sums(sums.sum(axis=0)), *_from_histograms(everything)), strict=True))
-    drawn = np.column_stack(
-        [
-            resample_sums(sums, groups, _from_sums, seed=seed),
-            resample_sums(hists, groups, _from_histograms, seed=seed),
-        ]
+    parts = (
+        resample_sums(sums, groups, _from_sums, seed=seed),
+        resample_sums(hists, groups, _from_histograms, seed=seed),
     )
+    drawn = np.column_stack(parts)
     found: dict[str, Any] = {}
     notes = {}
     for column, (name, value) in enumerate(values.items()):
@@ -184,13 +167,8 @@ def _slide_terms(score: SlideScore, choice: ThresholdChoice) -> list[float]:
     parts: list[float | None] = [getattr(metrics, name) for name in SCORES]
     area = math.nan if metrics.fp_mm2 is None else metrics.fp_mm2
     parts.append(None if score.labelled_px else area)
-    return [
-        metrics.tp_px,
-        metrics.fp_px,
-        metrics.fn_px,
-        *(part or 0.0 for part in parts),
-        *(float(part is not None) for part in parts),
-    ]
+    counts = metrics.tp_px, metrics.fp_px, metrics.fn_px
+    return [*counts, *(part or 0.0 for part in parts), *(float(part is not None) for part in parts)]
 
 
 def _from_sums(sums: NDArray[np.float64]) -> NDArray[np.float64]:

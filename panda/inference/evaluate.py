@@ -5,24 +5,34 @@ Labelled cancer outside the tissue enters no score. It is counted separately.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import NonNegativeFloat, NonNegativeInt, TypeAdapter
 
 from panda.data.manifest import SlideRecord
+from panda.files import fingerprint, identity, whole_path
 from panda.inference.canvas import Canvas
+from panda.inference.predictor import SegmentationPredictor
 from panda.tasks.metrics import BINS, count_probabilities, score_threshold
 from panda.wsi.geometry import round_px
-from panda.wsi.label_maps import LabelMap
+from panda.wsi.label_maps import LabelMap, find_label_map
 from panda.wsi.label_mask import LabelMask
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap
 
-BAND_ROWS = 512
+log = logging.getLogger(__name__)
+
 SCORES = ("dice", "iou", "precision", "recall")
+_STORED = ("histogram", "pixel_area_um2", "outside_px")  # fields of a `SlideScore` in a file
+_PLAIN = TypeAdapter(dict[str, tuple[NonNegativeFloat | None, NonNegativeInt]])
+"""Fingerprint to the stored fields that are no arrays."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,6 @@ class SlideScore:
     """Pixel counts of one canvas against its mask.
 
     Attributes:
-        record: The slide.
         histogram: (2, BINS) counts of tissue pixels by probability: cancer, other.
         pixel_area_um2: Area of a canvas pixel, None if µm/px is unknown.
         outside_px: Canvas pixels that are labelled cancer outside the tissue.
@@ -96,16 +105,7 @@ class SlideScore:
 
 
 def open_label(record: SlideRecord, slide: Slide, label_maps: Mapping[str, LabelMap] | None = None) -> LabelMask:
-    """Open the label mask of a slide that has one.
-
-    Args:
-        record: The slide, with its mask.
-        slide: The open slide.
-        label_maps: Label maps of the checkpoint, which take precedence over those in `conf/label_maps`.
-
-    Raises:
-        MaskError: If the mask cannot be opened, or does not fit the slide.
-    """
+    """Open the label mask of a slide that has one; `label_maps` of a checkpoint precede those in `conf/label_maps`."""
     assert record.mask_path is not None
     return LabelMask.open(record.mask_path, slide, record.provider, label_maps)
 
@@ -114,13 +114,10 @@ def score_canvas(canvas: Canvas, slide: Slide, mask: LabelMask, tissue: TissueMa
     """Count the tissue pixels of a canvas by probability and truth, band by band.
 
     Tissue that no tile covered counts as probability 0.
-
-    Raises:
-        MaskError: If the mask holds a code unknown to its provider.
     """
     resolution = canvas.resolution
     counts, outside = np.zeros((2, BINS), np.int64), 0
-    for y0, prob in canvas.bands(BAND_ROWS):
+    for y0, prob in canvas.bands():
         location = (0, round_px(y0 * resolution.downsample))
         size = (prob.shape[1], prob.shape[0])
         truth = mask.read_tumor(resolution, location, size)
@@ -133,3 +130,40 @@ def score_canvas(canvas: Canvas, slide: Slide, mask: LabelMask, tissue: TissueMa
 def histograms(scores: Sequence[SlideScore]) -> Mapping[str, NDArray[np.int64]]:
     """Map slide id to histogram, as the threshold search takes them."""
     return {score.record.slide_id: score.histogram for score in scores}
+
+
+def score_fingerprint(predictor: SegmentationPredictor, slide: Slide, record: SlideRecord) -> str:
+    """Return the hash of everything that determines the score of a slide with a mask: canvas, mask and label map."""
+    assert record.mask_path is not None
+    return fingerprint(
+        {
+            "canvas": predictor.canvas_fingerprint(slide, predictor.metadata.resolution.resolve(slide)),
+            "mask": identity(record.mask_path),
+            "codes": find_label_map(record.provider, predictor.metadata.label_maps).codes(),
+            "parts": _STORED,
+        }
+    )
+
+
+def write_scores(path: Path, scores: Mapping[str, SlideScore]) -> None:
+    """Write scores by `score_fingerprint` as one `.npz` file, so that a slide need not be mapped again."""
+    plain = _PLAIN.dump_json({key: (score.pixel_area_um2, score.outside_px) for key, score in scores.items()})
+    arrays: dict[str, Any] = {key: score.histogram for key, score in scores.items()}
+    with whole_path(path) as partial:
+        np.savez_compressed(partial, plain=np.array(plain.decode()), **arrays)
+
+
+def read_scores(path: Path) -> dict[str, tuple[NDArray[np.int64], float | None, int]]:
+    """Read the fields of scores after the record, by `score_fingerprint`; none if there is no sound file."""
+    if not path.exists():
+        return {}
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            plain = _PLAIN.validate_json(str(stored["plain"]))
+            scores = {key: (stored[key], *parts) for key, parts in plain.items()}
+        if any(hist.shape != (2, BINS) or hist.dtype != np.int64 for hist, *_ in scores.values()):
+            raise ValueError(f"a histogram is not int64 of shape (2, {BINS})")
+    except Exception as error:  # zip, zlib and NumPy each have errors of their own
+        log.warning("%s: damaged or edited (%s); its slides are mapped and scored again", path, error)
+        return {}
+    return scores

@@ -34,13 +34,7 @@ def write_geojson(quantification: Quantification, slide: Slide, resolution: Reso
     """Write the tumour regions as a GeoJSON that QuPath (0.4 and later) opens as annotations.
 
     Polygons are in level-0 px, run along the edges of the working pixels and have holes, so a feature has the area of
-    its region. A region whose pixels touch only at corners becomes a MultiPolygon.
-
-    Args:
-        quantification: The result of `slide_quantification`.
-        slide: The slide; the ids of its annotations are always the same.
-        resolution: Resolution of `mask_clean`.
-        path: The file, whole or absent.
+    its region. A region whose pixels touch only at corners becomes a MultiPolygon. A slide's ids are always the same.
     """
     mask, connectivity = quantification.mask_clean, quantification.settings.connectivity
     features = []
@@ -50,15 +44,12 @@ def write_geojson(quantification: Quantification, slide: Slide, resolution: Reso
         for rings in trace(cut_out(mask, region.box_px, region.start_px, connectivity)):
             corners = [np.round((ring + np.array([left, top])) * resolution.downsample, 3) for ring in rings]
             polygons.append([np.concatenate([ring, ring[:1]]).tolist() for ring in corners])
+        kind, coordinates = ("MultiPolygon", polygons) if len(polygons) > 1 else ("Polygon", polygons[0])
         features.append(
             {
                 "type": "Feature",
                 "id": str(uuid.uuid5(_FEATURES, f"{slide.slide_id}/{region.id}")),
-                "geometry": (
-                    {"type": "Polygon", "coordinates": polygons[0]}
-                    if len(polygons) == 1
-                    else {"type": "MultiPolygon", "coordinates": polygons}
-                ),
+                "geometry": {"type": kind, "coordinates": coordinates},
                 "properties": {
                     "objectType": "annotation",
                     "name": f"Tumor {region.id}",
@@ -90,23 +81,15 @@ def write_ome_tiff(canvas: Canvas, slide: Slide, path: Path | str) -> None:
     tifffile find them there, OpenSlide opens level 0 only. Pixels that were not scored are 0. The physical pixel size
     is left out if µm/px is unknown. Each level waits in an unnamed file until the next one is made, so that memory
     holds one row of tiles at most.
-
-    Args:
-        canvas: The probability map.
-        slide: The slide, which names the image.
-        path: The file, whole or absent.
     """
     resolution = canvas.resolution
     height, width = canvas.shape
-    levels = 1
-    while max(height, width) > _TILE * 2 ** (levels - 1):
-        levels += 1
+    levels = 1 + (-(-max(height, width) // _TILE) - 1).bit_length()
+    map_id = uuid.uuid5(_FEATURES, f"{slide.slide_id}/{canvas.fingerprint}")  # the same map gives the same bytes
     metadata: dict[str, Any] = {
         "axes": "YX",
         "Name": f"{slide.slide_id} tumour probability x 255",
-        "UUID": str(
-            uuid.uuid5(_FEATURES, f"{slide.slide_id}/{canvas.fingerprint}")
-        ),  # the same map gives the same bytes
+        "UUID": str(map_id),
         "Channel": {"Name": ["tumour probability x 255"]},
     }
     if resolution.mpp is not None:
@@ -120,30 +103,19 @@ def write_ome_tiff(canvas: Canvas, slide: Slide, path: Path | str) -> None:
         tempfile.TemporaryFile(dir=target) as first,
         tempfile.TemporaryFile(dir=target) as second,
     ):
-        tif.write(
-            _base_tiles(canvas, first),
-            shape=(height, width),
-            dtype=np.uint8,
-            subifds=levels - 1,
-            metadata=metadata,
-            **_tiff_options(resolution, 1),
-        )
+        options = _tiff_options(resolution, height, width)
+        tif.write(_base_tiles(canvas, first), subifds=levels - 1, metadata=metadata, **options)
         source, following = first, second
         for number in range(1, levels):
             height, width = -(-height // 2), -(-width // 2)
-            tif.write(
-                _smaller_tiles(source, height, width, following),
-                shape=(height, width),
-                dtype=np.uint8,
-                subfiletype=1,
-                metadata=None,
-                **_tiff_options(resolution, 2**number),
-            )
+            options = _tiff_options(resolution, height, width, 2**number)
+            tif.write(_smaller_tiles(source, height, width, following), subfiletype=1, metadata=None, **options)
             source, following = following, source
 
 
-def _tiff_options(resolution: Resolution, factor: int) -> dict[str, Any]:
-    options: dict[str, Any] = {"tile": (_TILE, _TILE), "photometric": "minisblack", "compression": "adobe_deflate"}
+def _tiff_options(resolution: Resolution, height: int, width: int, factor: int = 1) -> dict[str, Any]:
+    options: dict[str, Any] = {"shape": (height, width), "dtype": np.uint8, "tile": (_TILE, _TILE)}
+    options |= {"photometric": "minisblack", "compression": "adobe_deflate"}
     if resolution.mpp is not None:
         per_cm = [1e4 / (mpp * factor) for mpp in resolution.mpp]
         options |= {"resolution": tuple(per_cm), "resolutionunit": "CENTIMETER"}

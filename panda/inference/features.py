@@ -41,7 +41,7 @@ def encode_tiles(
     Args:
         network: The network in evaluation mode, on the device of `settings`.
         slide: The slide.
-        coords: (K, 2) upper left corners, level-0 px.
+        coords: Upper left corners, (K, 2), level-0 px.
         resolution: Resolution of the tiles.
         tile_size: Side of a tile in px.
         stain: Stain of the slide, as for `read_bag`.
@@ -77,9 +77,6 @@ class FeatureCache:
         network: A network with a frozen encoder; it is moved to the device of `settings`.
         settings: Device and precision.
         folder: Parent folder of the files.
-
-    Raises:
-        OSError: If there is no such folder and it cannot be made.
     """
 
     def __init__(self, network: MILNet, settings: EngineSettings, folder: Path) -> None:
@@ -103,21 +100,7 @@ class FeatureCache:
         tile_size: int,
         stain: StainProfile | None,
     ) -> Path:
-        """Encode the tiles of a slide, or find their features.
-
-        Args:
-            slide: The slide.
-            coords: (K, 2) upper left corners, level-0 px.
-            resolution: Resolution of the tiles.
-            tile_size: Side of a tile in px.
-            stain: Stain of the slide, as for `read_bag`.
-
-        Returns:
-            A file for `read_features`.
-
-        Raises:
-            SlideError: If the slide cannot be read.
-        """
+        """Encode the tiles of a slide as `encode_tiles` does, unless they are stored; return a file of features."""
         key = fingerprint(
             {
                 "encoder": self.encoder,

@@ -8,14 +8,12 @@ from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, model_validator
+from pydantic import BaseModel, NonNegativeInt, model_validator
 
 from panda.wsi.gleason import class_names
 
-_PLAIN = ConfigDict(frozen=True)
 
-
-class AttentionScores(BaseModel):
+class AttentionScores(BaseModel, frozen=True):
     """How much of the attention is on labelled cancer; all None for a slide whose tiles hold none.
 
     Attributes:
@@ -23,8 +21,6 @@ class AttentionScores(BaseModel):
         cancer_attended: Share of the px of the tiles that is labelled cancer, weighted by attention.
         cancer_of_tiles: The same share with equal weights.
     """
-
-    model_config = _PLAIN
 
     attention_auroc: float | None = None
     cancer_attended: float | None = None
@@ -35,10 +31,8 @@ ATTENTION_SCORES = tuple(AttentionScores.model_fields)
 """Names of the scores, which are the columns of tables and the keys of summaries."""
 
 
-class AttendedTile(BaseModel):
+class AttendedTile(BaseModel, frozen=True):
     """One tile: its upper left corner in level-0 px, attention weight, and contribution to the predicted class."""
-
-    model_config = _PLAIN
 
     x: int
     y: int
@@ -46,19 +40,8 @@ class AttendedTile(BaseModel):
     contribution: float
 
 
-class GradeRecord(BaseModel):
-    """A grade as plain data.
-
-    Attributes:
-        target: `isup` or `cancer`.
-        predicted: Class with the highest probability.
-        probabilities: Probability of each class.
-        tile_side_px: Side of a tile in level-0 px.
-        against_label: Scores of the attention, None if the slide has no label mask.
-        tiles: The tiles that were graded.
-    """
-
-    model_config = _PLAIN
+class GradeRecord(BaseModel, frozen=True):
+    """A grade as plain data, with the fields of `Grade`; a side of a tile is in level-0 px."""
 
     target: Literal["isup", "cancer"]
     predicted: NonNegativeInt

@@ -41,16 +41,12 @@ def select_tiles(
         slide: The slide.
         view: Working resolution of the tiles.
         tissue: Its tissue.
-        canvas: Its probability canvas; needed for guided tiles.
+        canvas: Its probability canvas; None if the tiles are not guided.
         tiles: How they are selected.
-        tile_size: Side of a tile in working px.
+        tile_size: Side of a tile in px of `view`.
 
     Returns:
-        Upper left corners, (n ≤ k, 2) int64, level-0 px.
-
-    Raises:
-        ConfigError: If guided tiles are asked for without a canvas.
-        SlideError: If no tile holds enough tissue.
+        Upper left corners, (n ≤ k, 2) int64, level-0 px; n is not 0.
     """
     guided = tiles.how == "guided"
     if guided and canvas is None:
@@ -94,11 +90,7 @@ class GradingPredictor:
 
     @classmethod
     def from_checkpoint(cls, path: Path, settings: EngineSettings, store_root: Path | None = None) -> GradingPredictor:
-        """Read the checkpoint at `path`.
-
-        Raises:
-            CheckpointError: If it is missing, broken, or of another task.
-        """
+        """Read the checkpoint at `path`."""
         return cls(read_checkpoint(path, GradingMetadata), settings, store_root)
 
     def grade(
@@ -110,17 +102,12 @@ class GradingPredictor:
         *,
         shown: int = MOST_SHOWN,
     ) -> Grade:
-        """Grade one slide from its tiles.
+        """Grade one slide from its tiles, which need the canvas if they are guided.
 
-        Args:
-            slide: The slide.
-            tissue: Its tissue.
-            canvas: Its probability canvas, for guided tiles.
-            label: Its label mask, to score the attention; it does not influence the grade.
-            shown: Most tiles that are read again for the pictures.
+        The label mask scores the attention and does not influence the grade. At most `shown` tiles are read again for
+        the pictures.
         """
-        side = self.metadata.tile_size
-        view = self.metadata.resolution.resolve(slide)
+        side, view = self.metadata.tile_size, self.metadata.resolution.resolve(slide)
         coords = select_tiles(slide, view, tissue, canvas, self.metadata.tiles, tile_size=side)
         stain = find_stain(slide, tissue) if self.metadata.normalize else None
         if self._cache is not None:

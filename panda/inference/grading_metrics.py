@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,87 +28,64 @@ _ONE_SIDE = "Null if all slides are on one side"
 class GradingFigures(Figures, frozen=True):
     """Scores of whole slides, each with its most probable class."""
 
-    slides: Annotated[Count, Field(description="Slides that were graded.")]
-    qwk: Annotated[
-        float | None,
-        Field(
-            description="Cohen's kappa with quadratic weights. Null if truth and prediction are of one class, or no "
-            "slide was graded."
-        ),
-    ]
+    slides: Count = Field(description="Slides that were graded.")
+    qwk: float | None = Field(
+        description="Cohen's kappa with quadratic weights. Null if truth and prediction are of one class, or no "
+        "slide was graded."
+    )
     qwk_interval: Interval
-    accuracy: Annotated[
-        Share | None, Field(description="Share of slides with the right class. Null if no slide was graded.")
-    ]
+    accuracy: Share | None = Field(description="Share of slides with the right class. Null if no slide was graded.")
     accuracy_interval: Interval
-    auroc: Annotated[Share | None, Field(description=f"AUROC, cancer against none. {_ONE_SIDE}.")]
+    auroc: Share | None = Field(description=f"AUROC, cancer against none. {_ONE_SIDE}.")
     auroc_interval: Interval
-    auroc_significant: Annotated[
-        Share | None, Field(description=f"AUROC, ISUP 2 and above. {_ONE_SIDE}, or `target` is cancer.")
-    ]
+    auroc_significant: Share | None = Field(description=f"AUROC, ISUP 2 and above. {_ONE_SIDE}, or `target` is cancer.")
     auroc_significant_interval: Interval
-    confusion: Annotated[
-        list[list[Count]], Field(description="Slides: one row for each true class, one column for each predicted one.")
-    ]
+    confusion: list[list[Count]] = Field(
+        description="Slides: one row for each true class, one column for each predicted one."
+    )
 
 
 class GradingSplitFigures(GradingFigures, frozen=True):
     """Scores of all graded slides of a split, and of parts of them."""
 
-    by_provider: Annotated[dict[str, GradingFigures], Field(description="Provider to the scores of its slides.")]
+    by_provider: dict[str, GradingFigures] = Field(description="Provider to the scores of its slides.")
 
 
 class AttentionFigures(GradingFigures, frozen=True):
     """Scores of test slides, whose attention is compared with their label masks."""
 
-    attention_auroc: Annotated[
-        Share | None,
-        Field(
-            description="AUROC of a tile's attention for tiles with at least 10 % labelled cancer, mean over slides. "
-            "Null if no slide has a mask with both kinds of tiles."
-        ),
-    ]
+    attention_auroc: Share | None = Field(
+        description="AUROC of a tile's attention for tiles with at least 10 % labelled cancer, mean over slides. "
+        "Null if no slide has a mask with both kinds of tiles."
+    )
     attention_auroc_interval: Interval
-    cancer_attended: Annotated[
-        Share | None,
-        Field(
-            description="Labelled cancer in the tiles, weighted by attention, mean over slides whose tiles have some. "
-            "Null if no slide has a mask with cancer."
-        ),
-    ]
+    cancer_attended: Share | None = Field(
+        description="Labelled cancer in the tiles, weighted by attention, mean over slides whose tiles have some. "
+        "Null if no slide has a mask with cancer."
+    )
     cancer_attended_interval: Interval
-    cancer_of_tiles: Annotated[
-        Share | None, Field(description="The same with equal weights. Null if no slide has a mask with cancer.")
-    ]
+    cancer_of_tiles: Share | None = Field(
+        description="The same with equal weights. Null if no slide has a mask with cancer."
+    )
     cancer_of_tiles_interval: Interval
 
 
 class AttentionSplitFigures(AttentionFigures, frozen=True):
     """Scores of all test slides, and of parts of them."""
 
-    by_provider: Annotated[dict[str, AttentionFigures], Field(description="Provider to the scores of its slides.")]
+    by_provider: dict[str, AttentionFigures] = Field(description="Provider to the scores of its slides.")
 
 
 @dataclass(frozen=True)
 class GradedSlide:
-    """A slide with its true class and its grade.
-
-    Attributes:
-        record: The slide.
-        label: The true class.
-        grade: The predicted grade.
-    """
+    """A slide with its true class, `label`, and its predicted grade."""
 
     record: SlideRecord
     label: int
     grade: Grade
 
     def to_row(self, attention: bool) -> TableRow:
-        """Return the slide's row of a table.
-
-        Args:
-            attention: Whether to add `ATTENTION_SCORES`, each None if the slide has none.
-        """
+        """Return the slide's row of a table; with `attention`, `ATTENTION_SCORES` too, None if the slide has none."""
         return {
             "slide_id": self.record.slide_id,
             "provider": self.record.provider,
@@ -122,31 +99,13 @@ class GradedSlide:
 
 
 def summarize_grades(graded: Sequence[GradedSlide], classes: int, seed: int) -> GradingSplitFigures:
-    """Compute figures of graded slides.
-
-    Args:
-        graded: The slides.
-        classes: Number of classes.
-        seed: Seed of the bootstrap.
-
-    Returns:
-        The figures of all slides and of each provider. An undefined figure is None.
-    """
+    """Compute figures of all graded slides and of each provider; an undefined figure is None."""
     parts = {name: GradingFigures(**_scores(part, classes, seed)) for name, part in _by_provider(graded).items()}
     return GradingSplitFigures(**_scores(graded, classes, seed), by_provider=parts)
 
 
 def summarize_test_grades(graded: Sequence[GradedSlide], classes: int, seed: int) -> AttentionSplitFigures:
-    """Compute figures of graded test slides, with those of attention against the label masks.
-
-    Args:
-        graded: The slides.
-        classes: Number of classes.
-        seed: Seed of the bootstrap.
-
-    Returns:
-        The figures of all slides and of each provider. An undefined figure is None.
-    """
+    """Compute figures as `summarize_grades` does, with those of attention against the label masks."""
 
     def compute(slides: Sequence[GradedSlide]) -> dict[str, Any]:
         return _scores(slides, classes, seed) | _attention(slides, seed)

@@ -39,36 +39,19 @@ JET = COLOUR_MAPS["jet"]
 
 
 def colorize(prob: NDArray[np.floating], colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Convert probabilities (h, w) in [0, 1] to colours (h, w, 3) uint8 RGB.
-
-    Args:
-        prob: The probabilities.
-        colours: One of `COLOUR_MAPS`.
-    """
+    """Convert probabilities (h, w) in [0, 1] to (h, w, 3) uint8 RGB with one of `COLOUR_MAPS`."""
     return np.asarray(colours[np.rint(prob * 255).astype(np.uint8)])
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Size of a pixel of a picture.
-
-    Attributes:
-        level0_px: Level-0 px per picture px.
-        um: µm per picture px, None if unknown.
-    """
+    """Level-0 px and µm per px of a picture; None for µm that are unknown."""
 
     level0_px: float
     um: float | None
 
     def bar(self, width: int) -> tuple[int, str]:
-        """Return a scale bar of a round length, at most a quarter of the width.
-
-        Args:
-            width: Width of the image in picture px.
-
-        Returns:
-            Its length in picture px (at least 1) and its label, in level-0 px if µm/px is unknown.
-        """
+        """Return length in px and label of a scale bar: round, and at most a quarter of an image's width in px."""
         per_px = self.level0_px if self.um is None else self.um
         length = round_length(per_px * width / 4)
         if self.um is None:
@@ -86,13 +69,7 @@ def round_length(longest: float) -> float:
 
 @dataclass(frozen=True)
 class LegendEntry:
-    """One line of a legend.
-
-    Attributes:
-        text: Text of the line.
-        colour: RGB of the swatch.
-        line: Whether the swatch is a line (an outline in the picture) or a filled box.
-    """
+    """One entry of a legend; its swatch is a box of an RGB colour or, for an outline, a line."""
 
     text: str
     colour: tuple[int, int, int]

@@ -19,7 +19,7 @@ from panda.wsi.tissue import TissueMap
 class PanelRow:
     """One patch with its prediction.
 
-    Args:
+    Attributes:
         image: (h, w, 3) uint8 RGB.
         probability: (h, w) float, probability of tumour in [0, 1].
         truth: (h, w) bool tumour mask, None without a label mask.
@@ -51,19 +51,9 @@ def select_panel_rows(
     patch_size: int,
     count: int,
 ) -> list[PanelRow]:
-    """Select the rows of `draw_panels` for one mapped slide with a mask.
+    """Select at most `count` rows of `draw_panels` for one mapped slide with a mask; patches do not overlap.
 
-    Args:
-        record: The record of the slide.
-        slide: The open slide.
-        mask: Its open label mask.
-        tissue: Its tissue.
-        canvas: Its probability canvas.
-        patch_size: Side of a patch in working px of the canvas.
-        count: Most rows; patches do not overlap.
-
-    Returns:
-        Rows by decreasing sum of probability and cancer pixels, both in tissue.
+    A patch has `patch_size` px of the canvas. Its weight is the sum of probability and cancer pixels, both in tissue.
     """
     if count < 1:
         return []
@@ -71,25 +61,21 @@ def select_panel_rows(
     grid = tissue_grid(view, tissue, patch_size, patch_size, edge="shift", min_tissue=0.5)
     if len(grid.working) == 0:
         grid = tissue_grid(view, tissue, patch_size, patch_size, edge="shift", min_tissue=0.0)
+    corners = list(zip(grid.working.tolist(), map(tuple, grid.level0.tolist()), strict=True))
     weights = []
-    for (x, y), (x0, y0) in zip(grid.working, grid.level0, strict=True):
-        prob = canvas.read(int(x), int(y), *size)
-        truth = mask.read_tumor(view, (int(x0), int(y0)), size)
-        where = tissue.crop(view, (int(x0), int(y0)), size)
-        weights.append(float(prob[where].sum()) + float(truth[where].sum()))
-    order = sorted(range(len(weights)), key=lambda i: (-weights[i], i))[:count]
-    rows = []
-    for i in order:
-        x, y = (int(v) for v in grid.working[i])
-        location = (int(grid.level0[i][0]), int(grid.level0[i][1]))
-        rows.append(
-            PanelRow(
-                image=slide.read(view, location, size),
-                probability=canvas.read(x, y, *size),
-                truth=mask.read_tumor(view, location, size),
-                tissue=tissue.crop(view, location, size),
-                title=f"{record.slide_id} ({record.provider}) x={location[0]} y={location[1]}",
-                um_per_px=view.mpp[0] if view.mpp else None,
-            )
+    for (x, y), level0 in corners:
+        where = tissue.crop(view, level0, size)
+        truth = mask.read_tumor(view, level0, size)
+        weights.append(float(canvas.read(x, y, *size)[where].sum()) + float(truth[where].sum()))
+    heaviest = sorted(range(len(weights)), key=lambda i: -weights[i])[:count]
+    return [
+        PanelRow(
+            image=slide.read(view, level0, size),
+            probability=canvas.read(x, y, *size),
+            truth=mask.read_tumor(view, level0, size),
+            tissue=tissue.crop(view, level0, size),
+            title=f"{record.slide_id} ({record.provider}) x={level0[0]} y={level0[1]}",
+            um_per_px=view.mpp[0] if view.mpp else None,
         )
-    return rows
+        for (x, y), level0 in (corners[i] for i in heaviest)
+    ]

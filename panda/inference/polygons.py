@@ -26,11 +26,7 @@ def trace(mask: NDArray[np.bool_]) -> list[list[Ring]]:
     Returns:
         One list per polygon, largest first: its outer ring, then its holes.
     """
-    objects = find_components(
-        lambda window: mask[window_slices(window)],
-        (mask.shape[0], mask.shape[1]),
-        connectivity=4,
-    )
+    objects = find_components(lambda window: mask[window_slices(window)], (mask.shape[0], mask.shape[1]), 4)
     polygons = []
     for box, start in zip(objects.box[1:].tolist(), objects.start[1:].tolist(), strict=True):
         part = cut_out(mask, box, start, connectivity=4)

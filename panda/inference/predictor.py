@@ -13,7 +13,6 @@ from typing import TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import JsonValue
 
 from panda.errors import CheckpointError, SlideError
 from panda.files import fingerprint, hold_lock, identity
@@ -48,8 +47,7 @@ def _read_batches(
 
         def submit(start: int) -> tuple[int, list[Future[NDArray[np.uint8]]]]:
             stop = start + settings.batch_size
-            tiles = [pool.submit(read, int(x), int(y)) for x, y in level0[start:stop]]
-            return start, tiles
+            return start, [pool.submit(read, x, y) for x, y in level0[start:stop].tolist()]
 
         waiting = deque(submit(start) for start in starts[:2])
         upcoming = iter(starts[2:])
@@ -67,10 +65,6 @@ class SegmentationPredictor:
     Args:
         checkpoint: Read by `read_checkpoint(path, SegmentationMetadata)`.
         settings: Device, precision, batch.
-
-    Attributes:
-        threshold: The threshold chosen in training, with where it was chosen.
-        fingerprint: Hash of weights and architecture.
     """
 
     def __init__(self, checkpoint: Checkpoint[SegmentationMetadata], settings: EngineSettings) -> None:
@@ -84,11 +78,7 @@ class SegmentationPredictor:
 
     @classmethod
     def from_checkpoint(cls, path: Path, settings: EngineSettings) -> SegmentationPredictor:
-        """Read the checkpoint at `path`.
-
-        Raises:
-            CheckpointError: If it is missing, broken, or of another task.
-        """
+        """Read the checkpoint at `path`."""
         return cls(read_checkpoint(path, SegmentationMetadata), settings)
 
     @property
@@ -153,10 +143,6 @@ class SegmentationPredictor:
 
         Returns:
             The `pred_canvas`: cancer probability at the network's working resolution.
-
-        Raises:
-            SlideError: If a region cannot be read.
-            PandaError: If a probability is not finite.
         """
         with self.hold_canvas(slide, tissue, path, on_tiles) as canvas:
             return canvas
@@ -175,30 +161,20 @@ class SegmentationPredictor:
             yield _reuse_canvas(path, resolution, expected) or self._map(slide, tissue, path, expected, on_tiles)
 
     def _map(
-        self,
-        slide: Slide,
-        tissue: TissueMap,
-        path: Path,
-        canvas_fingerprint: str,
-        on_tiles: Callable[[int, int], None] | None,
+        self, slide: Slide, tissue: TissueMap, path: Path, expected: str, on_tiles: Callable[[int, int], None] | None
     ) -> Canvas:
         grid = self.grid(slide, tissue)
         resolution = grid.resolution
         if len(grid.working) == 0:
             raise SlideError(f"{slide.path}: no tile holds tissue at {resolution.width} × {resolution.height} px")
-        attrs: dict[str, JsonValue] = {
-            "slide_id": slide.slide_id,
-            "checkpoint": self.checkpoint.path.name,
-            "tiles": len(grid.working),
-        }
         read = self.tile_reader(slide, tissue, grid)
         with (
             CanvasWriter(
                 path,
                 resolution,
                 grid.patch_size,
-                canvas_fingerprint,
-                attrs,
+                expected,
+                {"slide_id": slide.slide_id, "checkpoint": self.checkpoint.path.name, "tiles": len(grid)},
                 overlap=grid.patch_size - grid.stride,
                 expected=grid.working,
                 budget=self.settings.canvas_mib * 2**20,
@@ -213,9 +189,8 @@ class SegmentationPredictor:
                     blending.popleft().result()
                 done += len(images)
                 if on_tiles:
-                    on_tiles(done, len(grid.working))
-            while blending:
-                blending.popleft().result()
+                    on_tiles(done, len(grid))
+            blending.popleft().result()
             return writer.close()
 
 
@@ -235,15 +210,7 @@ def _reuse_canvas(path: Path, resolution: Resolution, expected: str) -> Canvas |
 
 
 def restore_network(kind: type[N], checkpoint: Checkpoint[CheckpointMetadata]) -> N:
-    """Build the network that a checkpoint describes and load its weights.
-
-    Args:
-        kind: Class of the network.
-        checkpoint: The checkpoint.
-
-    Raises:
-        CheckpointError: If no such network can be built, or the weights do not fit it.
-    """
+    """Build the network of a class that a checkpoint describes, and load its weights."""
     altered = "the file was altered or written by another version: train again"
     try:
         network = kind(**checkpoint.metadata.network)

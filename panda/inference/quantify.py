@@ -1,7 +1,7 @@
 """Measure how much of the tissue of a slide is tumour: threshold, clean-up, regions, areas.
 
 A working pixel counts as tumour if its probability reaches the threshold, it is in tissue and it was scored. The
-mask is then cleaned (`panda.inference.mask_cleanup`). Only tissue is ever filled: the lumen of a gland is glass and
+mask is then cleaned (`clean_mask`). Only tissue is ever filled: the lumen of a gland is glass and
 stays out of the tumour's area.
 
 Everything runs block by block (`panda.wsi.components`), because a map may be larger than memory.
@@ -16,12 +16,11 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, SkipValidation
+from pydantic import BaseModel, Field, SkipValidation
 
 from panda.errors import PandaError
 from panda.inference.canvas_store import Canvas
-from panda.inference.mask_cleanup import clean_mask
-from panda.inference.regions import Region, area_mm2, describe_regions
+from panda.inference.regions import Region, area_mm2, clean_mask, describe_regions
 from panda.inference.scored_map import ScoredMap
 from panda.settings import Settings
 from panda.wsi.components import BLOCK, window_slices
@@ -59,27 +58,21 @@ class QuantifySettings(Settings):
     connectivity: Literal[4, 8] = 8
 
     def limits_px(self, pixel_area_um2: float | None) -> tuple[float, float]:
-        """Return the limits for objects and holes in working px, from those in µm² if possible.
-
-        Args:
-            pixel_area_um2: Area of a working px, None if µm/px is unknown.
-        """
+        """Return the limits for objects and holes in working px, from those in µm² if the area of a px is known."""
         if pixel_area_um2 is None:
             return self.min_region_px, self.min_hole_px
         return self.min_region_um2 / pixel_area_um2, self.min_hole_um2 / pixel_area_um2
 
 
-class NearbyThreshold(BaseModel):
+class NearbyThreshold(BaseModel, frozen=True):
     """Tumour in per cent of tissue at a threshold near the chosen one, before the clean-up."""
-
-    model_config = ConfigDict(frozen=True)
 
     threshold: float
     tumor_percent_of_tissue: float | None
 
 
-class Measurements(BaseModel):
-    """What `slide_quantification` measures, as plain data.
+class Measurements(BaseModel, frozen=True):
+    """Figures of `slide_quantification` as plain data.
 
     Attributes:
         threshold: Probability at which a pixel counts as tumour.
@@ -90,14 +83,11 @@ class Measurements(BaseModel):
         tumor_mm2: Area of the tumour, None if µm/px is unknown.
         tissue_mm2: Area of the tissue, None if µm/px is unknown.
         mm2_note: Why the areas are None, or the source of µm/px.
-        num_regions: Number of regions.
         regions: The regions, largest first.
         nearby: Tumour share at thresholds near `threshold`, before the clean-up.
         px_at_threshold: Scored tissue in px that reaches each of `THRESHOLDS`, before the clean-up.
         settings: The limits of the clean-up.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     threshold: float
     tumor_px: int
@@ -114,14 +104,8 @@ class Measurements(BaseModel):
     settings: QuantifySettings
 
 
-class Quantification(Measurements):
-    """The measurements of a slide with the mask they were made on.
-
-    Attributes:
-        mask_clean: (H, W) bool in working px, after the clean-up.
-    """
-
-    model_config = ConfigDict(arbitrary_types_allowed=True)
+class Quantification(Measurements, frozen=True, arbitrary_types_allowed=True):
+    """The measurements of a slide with the mask after the clean-up, (H, W) bool in working px."""
 
     mask_clean: SkipValidation[NDArray[np.bool_]] = Field(repr=False, exclude=True)
 
@@ -160,10 +144,15 @@ def slide_quantification(
     """
     if not 0 <= thr <= 1:
         raise ValueError(f"the threshold is {thr}; it must be in 0..1")
-    settings = settings if settings is not None else QuantifySettings()
+    settings = settings or QuantifySettings()
     resolution = level_eval if isinstance(level_eval, Resolution) else slide.choose_resolution(level=level_eval)
     shape = resolution.height, resolution.width
-    _check_shape((pred_canvas.shape[0], pred_canvas.shape[1]), slide, resolution)
+    if pred_canvas.shape != shape:
+        raise PandaError(
+            f"{slide.path}: the probability map is {pred_canvas.shape[1]} x {pred_canvas.shape[0]} px, the slide at "
+            f"{resolution.downsample:g} level-0 px per px is {resolution.width} x {resolution.height} px; "
+            "give the level or resolution of the map"
+        )
     scored_map = ScoredMap(pred_canvas, slide, tissue if tissue is not None else find_tissue(slide), resolution)
     mask = _empty_mask(shape, pred_canvas.path.parent if isinstance(pred_canvas, Canvas) else None)
     near = np.clip(thr + np.array(NEARBY), 0, 1)
@@ -210,15 +199,6 @@ def slide_quantification(
         settings=settings,
         mask_clean=mask,
     )
-
-
-def _check_shape(shape: tuple[int, int], slide: Slide, resolution: Resolution) -> None:
-    if shape != (resolution.height, resolution.width):
-        raise PandaError(
-            f"{slide.path}: the probability map is {shape[1]} x {shape[0]} px, the slide at "
-            f"{resolution.downsample:g} level-0 px per px is {resolution.width} x {resolution.height} px; "
-            "give the level or resolution of the map"
-        )
 
 
 def _percent(pixels: int, total: int) -> float | None:

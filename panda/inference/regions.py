@@ -1,20 +1,22 @@
-"""Tumour regions of a clean mask: area, place, length and probability of each."""
+"""Tumour regions of a mask: clean it, then find area, place, length and probability of each region."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from scipy.spatial.distance import pdist
 
 from panda.inference.canvas_store import STEPS
 from panda.inference.scored_map import ScoredMap
-from panda.wsi.components import Components, Window, window_slices
+from panda.wsi.components import BLOCK, ComponentFinder, Components, Window, find_components, window_slices
 from panda.wsi.geometry import Resolution, cut_blocks, round_px
 
 
-class Region(BaseModel):
+class Region(BaseModel, frozen=True):
     """One connected tumour region.
 
     Attributes:
@@ -31,8 +33,6 @@ class Region(BaseModel):
         start_px: x, y of the leftmost pixel of the topmost row, in working px.
     """
 
-    model_config = ConfigDict(frozen=True)
-
     id: int
     area_px: int
     area_mm2: float | None
@@ -46,15 +46,59 @@ class Region(BaseModel):
     start_px: tuple[int, int]
 
 
-def describe_regions(objects: Components, mask: NDArray[np.bool_], scored: ScoredMap, block: int) -> tuple[Region, ...]:
-    """Describe the objects of a clean mask, largest first.
+def clean_mask(
+    mask: NDArray[np.bool_],
+    fillable: Callable[[Window], NDArray[np.bool_]],
+    *,
+    min_region: float,
+    min_hole: float,
+    connectivity: int = 8,
+    block: int = BLOCK,
+) -> Components:
+    """Remove small objects of a mask, then fill its small holes, in place and block by block.
+
+    A speck inside a gland is removed first, so it does not keep the hole around it open. Objects are 8-connected and
+    holes 4-connected, or the reverse, so a diagonal never joins both.
 
     Args:
-        objects: The objects of `mask`.
-        mask: (H, W) bool in working px.
-        scored: The probability map under the mask.
+        mask: (H, W) bool; changed in place.
+        fillable: Returns the (h, w) bool part of the pixels in a window that may be filled. Other pixels of a hole
+            stay open, but they count towards the area of the hole.
+        min_region: Objects of fewer px are removed.
+        min_hole: Holes of fewer px are filled. A gap that reaches the edge of the map is no hole.
+        connectivity: Connectivity of the objects, 4 or 8; holes use the other one.
         block: Side of the blocks in px; it changes no result.
+
+    Returns:
+        The objects of the clean mask.
     """
+    height, width = mask.shape
+    objects = find_components(lambda window: mask[window_slices(window)], (height, width), connectivity, block)
+    keep = objects.area >= min_region
+    keep[0] = False
+    hole_finder = ComponentFinder(width, 12 - connectivity)
+    for window in cut_blocks(width, height, block):
+        part = mask[window_slices(window)]
+        if part.any():
+            part[:] = keep[objects.number_px(window, part)]
+        hole_finder.add(window, ~part)
+    holes = hole_finder.components()
+    enclosed = (holes.box[:, :2] > 0).all(axis=1) & (holes.box[:, 2] < width) & (holes.box[:, 3] < height)
+    fill = enclosed & (holes.area < min_hole)
+    fill[0] = False
+    clean_finder = ComponentFinder(width, connectivity)
+    for window in cut_blocks(width, height, block):
+        part = mask[window_slices(window)]
+        if fill.any() and not part.all():  # the other masks are not empty in a block that is all hole
+            small = fill[holes.number_px(window, ~part)]
+            if small.any():
+                part |= small & fillable(window)
+        clean_finder.add(window, part)
+    return clean_finder.components()
+
+
+def describe_regions(objects: Components, mask: NDArray[np.bool_], scored: ScoredMap, block: int) -> tuple[Region, ...]:
+    """Describe the objects of a clean (H, W) mask, largest first; the side of the blocks changes no result."""
     count = len(objects) + 1
     total, highest = np.zeros(count), np.zeros(count)
     ends = []
@@ -73,8 +117,7 @@ def describe_regions(objects: Components, mask: NDArray[np.bool_], scored: Score
     regions = []
     for number in range(1, count):
         left, top, right, bottom = objects.box[number].tolist()
-        x0, y0 = to_level0(left, top)
-        x1, y1 = to_level0(right, bottom)
+        (x0, y0), (x1, y1) = to_level0(left, top), to_level0(right, bottom)
         x, y = objects.centroid[number].tolist()
         area = int(objects.area[number])
         regions.append(
@@ -101,11 +144,7 @@ def area_mm2(pixels: int, pixel_area_um2: float | None) -> float | None:
 
 
 def _row_ends(numbers: NDArray[np.int32], window: Window) -> NDArray[np.int64]:
-    """Return how far each object reaches in each row of a block.
-
-    Args:
-        numbers: (h, w) int32, the object number of each pixel, 0 outside.
-        window: The place of the block.
+    """Return how far each object reaches in each row of a block, from the (h, w) object number of each pixel.
 
     Returns:
         (4, n) int64: number, y, left and right edge in working px.
@@ -120,14 +159,8 @@ def _row_ends(numbers: NDArray[np.int32], window: Window) -> NDArray[np.int64]:
     starts, finishes = after > 0, before > 0
     keys, first = np.unique(y[starts] * many + after[starts], return_index=True)
     last = np.unique((y[finishes] * many + before[finishes])[::-1], return_index=True)[1]
-    return np.stack(
-        [
-            keys % many,
-            keys // many + window[1],
-            x[starts][first] + window[0],
-            x[finishes][::-1][last] + window[0],
-        ]
-    )
+    left, right = x[starts][first] + window[0], x[finishes][::-1][last] + window[0]
+    return np.stack([keys % many, keys // many + window[1], left, right])
 
 
 def _lengths(ends: NDArray[np.int64], resolution: Resolution) -> list[tuple[float, float | None]]:

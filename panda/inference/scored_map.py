@@ -34,11 +34,7 @@ class ScoredMap:
     resolution: Resolution
 
     def read(self, window: Window) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.floating[Any]]]:
-        """Return tissue, scored tissue and probability of a window, each (h, w).
-
-        Raises:
-            PandaError: If an array holds NaN.
-        """
+        """Return tissue, scored tissue and probability of a window, each (h, w)."""
         tissue = self.tissue.window(self.resolution, *window)
         if isinstance(self.values, Canvas):
             codes = self.values.codes(*window)

@@ -32,13 +32,9 @@ _BAND_PX = 512
 def shrink(canvas: Canvas, factor: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Average a canvas over blocks of `factor` × `factor` px, window by window.
 
-    Args:
-        canvas: The probability map.
-        factor: Side of a block in working px; blocks at the right and lower edge may be cut.
-
     Returns:
         (h, w) float32 mean probability of the scored pixels, 0 without any, and (h, w) float32 scored share of the
-        block, both of size `ceil(size / factor)`.
+        block, both of size `ceil(size / factor)`: blocks at the right and lower edge may be cut.
     """
     height, width = canvas.shape
     size = -(-height // factor), -(-width // factor)
@@ -71,7 +67,6 @@ class Overview:
     """A slide and its probability map, both shrunk to the size of a picture.
 
     Attributes:
-        slide_id: Name of the slide.
         image: (h, w, 3) uint8 RGB, the whole slide.
         resolution: Resolution of `image`.
         prob: (h, w) float32 mean probability of the scored pixels under each px.
@@ -90,17 +85,7 @@ class Overview:
     def from_canvas(
         cls, slide: Slide, canvas: Canvas, tissue: TissueMap | None = None, max_side: int = MAX_SIDE
     ) -> Overview:
-        """Shrink a slide and its map.
-
-        Args:
-            slide: The slide.
-            canvas: Its probability map.
-            tissue: If given, pixels outside it count as not scored.
-            max_side: Longest side of the image.
-
-        Raises:
-            SlideError: If the slide cannot be read.
-        """
+        """Shrink a slide and its map; with `tissue`, pixels outside it count as not scored."""
         image, view = slide.overview(max_side)
         factor = max(1, round_px(view.downsample / canvas.resolution.downsample))
         prob, share = shrink(canvas, factor)
@@ -159,14 +144,8 @@ def write_overlay(
 ) -> None:
     """Write the slide with its probability map as an overlay and the outline of the tumour.
 
-    The opacity falls with the probability, so tissue of low probability keeps its own colours.
-
-    Args:
-        overview: The slide and its map; only scored pixels are coloured.
-        mask_clean: (H, W) bool in working px of the map; its outline is drawn.
-        threshold: Threshold of `mask_clean`, marked on the colour bar.
-        path: The PNG, whole or absent.
-        colour_map: Name of the colours.
+    Only scored pixels are coloured. The opacity falls with the probability, so tissue of low probability keeps its own
+    colours. The arguments are those of `write_heatmap`.
     """
     colours = COLOUR_MAPS[colour_map]
     blended = _blend(overview.image, colorize(overview.prob, colours), _opacity(overview.prob) * overview.share)
@@ -187,14 +166,9 @@ def write_overlay(
 
 
 def write_attention(image: NDArray[np.uint8], view: Resolution, grade: Grade | None, slide_id: str, path: Path) -> None:
-    """Write the slide with the attention of the grading network for its tiles.
+    """Draw the attention for the tiles into a copy of the whole slide, (h, w, 3) uint8 RGB, and write it as a PNG.
 
-    Args:
-        image: (h, w, 3) uint8 RGB, the whole slide.
-        view: Resolution of `image`.
-        grade: Grade of the slide; None removes an earlier picture.
-        slide_id: Name of the slide.
-        path: The PNG, whole or absent.
+    `view` is the resolution of the image. Without a grade, an earlier picture is removed.
     """
     if grade is None:
         path.unlink(missing_ok=True)
@@ -217,11 +191,7 @@ def write_attention(image: NDArray[np.uint8], view: Resolution, grade: Grade | N
         bar=_blend(np.full((256, 1, 3), 255, np.uint8), colours[:, None], np.full((256, 1), 0.5, np.float32))[:, 0],
         mark=None,
         scale=_scale(view),
-        keys=[
-            LegendEntry(
-                "a tile; the rest of the slide had no part in the grade", tuple(fills[share.argmax()]), line=False
-            )
-        ],
+        keys=[LegendEntry("a tile; the rest of the slide had no part in the grade", tuple(fills[share.argmax()]))],
         measures=("attention,", "of the most"),
     )
     with whole_path(path) as partial:
@@ -235,13 +205,10 @@ def write_slide(image: NDArray[np.uint8], folder: Path) -> None:
 
 
 def write_view(overview: Overview, folder: Path, label: NDArray[np.bool_] | None = None) -> None:
-    """Write the images from which the page of a slide draws its map at any threshold.
+    """Write `slide.jpg` and `map.png`, from which the page of a slide draws its map at any threshold.
 
-    Args:
-        overview: The slide and its map.
-        folder: Gets `slide.jpg`, the slide alone, and `map.png` of the same size. Red is 255 × probability, green is
-            255 if at least half of the px is scored tissue, blue is 255 if cancer is labelled.
-        label: (h, w) bool label mask in px of the overview, None if the slide has none.
+    Both have the same size. In the map, red is 255 × probability, green is 255 if at least half of the px is scored
+    tissue, blue is 255 if cancer is labelled: `label`, (h, w) bool in px of the overview.
     """
     planes = np.zeros(overview.image.shape, np.uint8)
     planes[..., 0] = np.rint(overview.prob * 255)

@@ -1,14 +1,19 @@
-"""Run one step over many slides: a bad slide is recorded and the loop continues."""
+"""Run one step over many slides, and open each slide while the slide before it is processed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from tqdm import tqdm
 
 from panda.data.failures import Failure, record_failure
+from panda.wsi.slide import Slide
+from panda.wsi.tissue import TissueMap, find_tissue
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -62,3 +67,40 @@ def tile_progress(bar: tqdm[Any]) -> Callable[[int, int], None]:
         bar.set_postfix_str(f"{done}/{total} tiles")
 
     return show
+
+
+class SlidePrefetcher:
+    """Opens slides and finds their tissue, one slide ahead in the order of `paths`."""
+
+    def __init__(self, paths: Sequence[Path], open_slide: Callable[[Path], Slide]) -> None:
+        self._after = dict(zip(paths, [*paths[1:], None], strict=True)) if paths else {}
+        self._open_slide = open_slide
+        self._pool = ThreadPoolExecutor(1)
+        self._waiting: dict[Path, Future[tuple[Slide, TissueMap]]] = {}
+
+    def _load(self, path: Path) -> tuple[Slide, TissueMap]:
+        slide = self._open_slide(path)
+        try:
+            return slide, find_tissue(slide)
+        except BaseException:
+            slide.close()
+            raise
+
+    @contextlib.contextmanager
+    def open(self, path: Path) -> Iterator[tuple[Slide, TissueMap]]:
+        """Yield a slide and its tissue, and start to load the next slide; the slide is closed at the end."""
+        current = self._waiting.pop(path, None) or self._pool.submit(self._load, path)
+        if (following := self._after.get(path)) is not None:
+            self._waiting[following] = self._pool.submit(self._load, following)
+        slide, tissue = current.result()
+        with slide:
+            yield slide, tissue
+
+    def __enter__(self) -> SlidePrefetcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        for future in self._waiting.values():
+            if not future.cancelled() and future.exception() is None:
+                future.result()[0].close()

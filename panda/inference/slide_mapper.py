@@ -22,14 +22,7 @@ from panda.inference.legends import ColourMap
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings, slide_quantification
 from panda.inference.slide_images import Overview, write_attention, write_heatmap, write_overlay, write_view
-from panda.inference.slide_result import (
-    LABEL_METRICS,
-    RESULT_FILE,
-    InSample,
-    LabelMetrics,
-    Provenance,
-    SlideResult,
-)
+from panda.inference.slide_result import LABEL_METRICS, RESULT_FILE, InSample, LabelMetrics, Provenance, SlideResult
 from panda.wsi.label_mask import LabelMask
 from panda.wsi.slide import Slide, SlideOptions
 from panda.wsi.stain_normalization import STAIN_RULES
@@ -43,14 +36,10 @@ OUTPUTS = ("report.html", "quantification.csv", "failures.csv", "inference.json"
 
 @dataclass(frozen=True)
 class MappedSlide:
-    """What mapping a slide returns beside its files.
+    """A slide after its files are written.
 
-    Attributes:
-        result: The content of its `quantification.json`.
-        canvas: Its probability canvas.
-        score: Pixel counts against its label mask, None if it has none.
-        grade: Its grade, None without a grader or if the slide could not be graded.
-        ungraded: Why the slide could not be graded, None if it was.
+    `score` is None without a label mask. `grade` is None without a grader, or if the slide could not be graded, for
+    the reason in `ungraded`.
     """
 
     result: SlideResult
@@ -99,10 +88,9 @@ class SlideMapper:
             **asdict(self.slide_options),
         }
         networks = {"segmentation": self.predictor, "grader": self.grader}
-        normalize = {key: network.metadata.normalize for key, network in networks.items() if network}
-        if any(normalize.values()):
-            used = {key: name for key, name in normalize.items() if name}
-            values["normalize"] = used | {"rules": STAIN_RULES}
+        models = {key: network.metadata for key, network in networks.items() if network}
+        if normalize := {key: model.normalize for key, model in models.items() if model.normalize}:
+            values["normalize"] = normalize | {"rules": STAIN_RULES}
         return Provenance(
             fingerprint=fingerprint(values),
             checkpoint=str(self.predictor.checkpoint.path),
@@ -111,11 +99,7 @@ class SlideMapper:
         )
 
     def open(self, path: Path) -> Slide:
-        """Open a slide with `slide_options`.
-
-        Raises:
-            SlideError: If the slide cannot be opened, or its name cannot be the name of a folder.
-        """
+        """Open a slide with `slide_options`; its name must be a possible name of a folder."""
         if path.stem in (".", "..", *OUTPUTS) or not path.stem.isprintable():
             raise SlideError(f"{path}: {path.stem!r} cannot name a slide's folder in the output; rename the file")
         return self.slide_options.open(path)
@@ -139,23 +123,11 @@ class SlideMapper:
     ) -> MappedSlide:
         """Map one open slide into a folder; a slide that cannot be graded keeps everything except its grade.
 
-        Args:
-            slide: The slide.
-            tissue: Its tissue.
-            folder: Gets heatmap.png, overlay.png, regions.geojson, probability.ome.tiff, quantification.json,
-                attention.png if there is a grade, and slide.jpg and map.png for the page.
-            canvas_path: Path of the canvas, which is reused if it fits.
-            on_tiles: As for `SegmentationPredictor.predict`.
-            labelled: Record and label mask of the slide, None if it has no mask. The map is scored against the mask.
-
-        Raises:
-            PandaError: If the slide cannot be mapped.
+        The canvas at `canvas_path` is reused if it fits. The map is scored against the label mask in `labelled`.
         """
         with self.predictor.hold_canvas(slide, tissue, canvas_path, on_tiles) as canvas:
-            label, score = None, None
-            if labelled is not None:
-                record, label = labelled
-                score = score_canvas(canvas, slide, label, tissue, record)
+            record, label = labelled or (None, None)
+            score = score_canvas(canvas, slide, label, tissue, record) if record and label else None
             remove_leftovers(folder)  # the lock of the canvas keeps other writers out
             found = slide_quantification(
                 canvas, slide, canvas.resolution, self.threshold, settings=self.quantify, tissue=tissue

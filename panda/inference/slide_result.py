@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
+from pydantic import BaseModel, Field, JsonValue, TypeAdapter
 
 from panda.files import read_model, write_json
 from panda.inference.grade import GradeRecord
@@ -35,7 +35,7 @@ _COLUMNS = (
 """First columns of `quantification.csv`, see `SlideResult.to_row` for the others."""
 
 
-class LabelMetrics(BaseModel):
+class LabelMetrics(BaseModel, frozen=True):
     """Metrics of a prediction against the label mask.
 
     Attributes:
@@ -47,8 +47,6 @@ class LabelMetrics(BaseModel):
         tumor_difference_mm2: Predicted area after the clean-up minus labelled area.
         fp_mm2: False-positive area before the clean-up.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     dice: float | None
     iou: float | None
@@ -62,7 +60,7 @@ class LabelMetrics(BaseModel):
 LABEL_METRICS = tuple(LabelMetrics.model_fields)
 
 
-class Provenance(BaseModel):
+class Provenance(BaseModel, frozen=True):
     """Everything that must be equal for the figures of two slides to be comparable.
 
     Attributes:
@@ -82,8 +80,6 @@ class Provenance(BaseModel):
         normalize: Stain normalization of each network and the version of its rules, None without any.
     """
 
-    model_config = ConfigDict(frozen=True)
-
     fingerprint: str
     checkpoint: str
     grading_checkpoint: str | None
@@ -100,8 +96,8 @@ class Provenance(BaseModel):
     normalize: dict[str, JsonValue] | None = None
 
 
-class SlideFacts(BaseModel):
-    """What is known of any slide that was mapped or graded.
+class SlideFacts(BaseModel, frozen=True):
+    """Facts about any slide that was mapped or graded.
 
     Attributes:
         slide_id: Name of the slide.
@@ -110,8 +106,6 @@ class SlideFacts(BaseModel):
         tissue_how: How its tissue was found.
         grade: Its grade, None if it has none.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     slide_id: str
     mpp: tuple[float, float] | None = None
@@ -124,7 +118,7 @@ class SlideFacts(BaseModel):
         write_json(folder / RESULT_FILE, {"slide_id": self.slide_id, **self.model_dump(mode="json", by_alias=True)})
 
 
-class SlideResult(SlideFacts, Measurements):
+class SlideResult(SlideFacts, Measurements, frozen=True, populate_by_name=True):
     """The result of a slide that was mapped.
 
     Attributes:
@@ -139,8 +133,6 @@ class SlideResult(SlideFacts, Measurements):
         provenance: What made the result; `made_with` in the file.
     """
 
-    model_config = ConfigDict(populate_by_name=True)
-
     file: dict[str, str | int]
     mpp_source: MppSource | None
     mpp_note: str
@@ -153,12 +145,7 @@ class SlideResult(SlideFacts, Measurements):
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Read the result of a slide from its folder.
-
-        Raises:
-            FileNotFoundError: If the folder has no result.
-            PandaError: If the file was edited, was written by another version, or is of a slide without a map.
-        """
+        """Read the result of a slide from its folder, which must have one of a slide with a map."""
         return read_model(folder / RESULT_FILE, TypeAdapter(cls), _REMEDY)
 
     def to_row(self) -> TableRow:
@@ -180,11 +167,6 @@ _REMEDY = "it was edited or written by another version: map the slide again"
 
 
 def read_slide_facts(folder: Path) -> SlideFacts:
-    """Read what is known of a slide from its folder: a `SlideResult` if it was mapped.
-
-    Raises:
-        FileNotFoundError: If the folder has no result.
-        PandaError: If the file was edited or written by another version.
-    """
+    """Read the facts about a slide from its folder: a `SlideResult` if it was mapped."""
     mapped = b'"tumor_px"' in (folder / RESULT_FILE).read_bytes()
     return read_model(folder / RESULT_FILE, TypeAdapter(SlideResult if mapped else SlideFacts), _REMEDY)
