@@ -54,11 +54,7 @@ class LearningRateLogger(Callback):
 
 
 class WarningFilter(Callback):
-    """Suppress Lightning warnings that are expected here, in every training process.
-
-    Args:
-        debug: Whether Lightning's notes on the hardware are shown.
-    """
+    """Suppresses Lightning warnings that are expected here, in every training process."""
 
     IGNORED = (
         # A frozen encoder is in evaluation mode on purpose.
@@ -84,11 +80,7 @@ class WarningFilter(Callback):
 
 
 class EpochSeed(Callback):
-    """Seeds torch at the start of each epoch, so that a resumed run drops out as an uninterrupted one does.
-
-    Args:
-        seed: Seed of the run.
-    """
+    """Seeds torch at the start of each epoch, so that a resumed run drops out as an uninterrupted one does."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -102,10 +94,8 @@ class EpochSeed(Callback):
 class Clock(Callback):
     """Counts the seconds of a run over all sessions that contribute to its weights.
 
-    Time spent on an epoch that was cut off is not counted, because that work is lost.
-
-    Args:
-        started: `time.monotonic()` at the start of this session.
+    Time spent on an epoch that was cut off is not counted, because that work is lost. `started` is the session's
+    `time.monotonic()`.
     """
 
     def __init__(self, started: float) -> None:

@@ -40,15 +40,9 @@ def log_rows(
     *,
     epoch: int | None = None,
 ) -> None:
-    """Log patches twice: as one picture, and each with masks that the dashboard can hide.
+    """Log patches twice: as the picture of `draw_panels`, and each with masks that the dashboard can hide.
 
-    Args:
-        logger: Logger of W&B.
-        key: Key in the dashboard. The single patches have the key `<key>_patches`.
-        picture: Picture that `draw_panels` drew of the patches.
-        rows: The patches.
-        threshold: Threshold of the predicted masks.
-        epoch: Epoch of the patches; None for the last one.
+    The single patches have the key `<key>_patches`. Without an epoch, they belong to the last one.
     """
     patches = [_add_masks(row, threshold) for row in rows]
     of_epoch = {} if epoch is None else {"epoch": epoch}
@@ -65,13 +59,7 @@ def _add_masks(row: PanelRow, threshold: float) -> wandb.Image:
 
 
 def replay_views(run_dir: Path, loggers: Sequence[Logger], before: int | None = None) -> None:
-    """Log the pictures again that an earlier session or another job drew during training, without single patches.
-
-    Args:
-        run_dir: Folder of the run.
-        loggers: Loggers of the run.
-        before: Only pictures of epochs before this one; None for all.
-    """
+    """Log the pictures again that an earlier session or another job drew during training, without single patches."""
     logger = find_wandb_logger(loggers)
     for path in sorted((run_dir / "views").glob("epoch_*_*.png")):
         _, epoch, name = path.stem.split("_")
@@ -128,14 +116,7 @@ def _read_columns(path: Path) -> dict[str, list[Any]]:
 
 
 def log_slides(logger: WandbLogger, key: str, rows: Sequence[Mapping[str, Any]], slides: Path) -> None:
-    """Log a table with one row per slide: thumbnail, heatmap, figures.
-
-    Args:
-        logger: Logger of W&B.
-        key: Key of the table.
-        rows: Rows with the same keys, `slide_id` among them.
-        slides: Folder that holds the folders of the slides. The first `PICTURED` slides get pictures.
-    """
+    """Log a table with one row per slide: thumbnail, heatmap, figures. `slides` holds the folders of the slides."""
     columns = list(rows[0])
     table = wandb.Table(columns=["slide_id", "thumbnail", "heatmap", *(name for name in columns if name != "slide_id")])
     for number, row in enumerate(rows):
@@ -176,13 +157,7 @@ def log_figures(logger: WandbLogger, summary: RunSummary) -> None:
 
 
 def log_checkpoints(logger: WandbLogger, folder: Path, about: Mapping[str, Any]) -> None:
-    """Log the checkpoints as two versions of one artifact, `last` and `best`. W&B reads them in place.
-
-    Args:
-        logger: Logger of W&B.
-        folder: Folder of the checkpoints.
-        about: Metadata of the artifact.
-    """
+    """Log the checkpoints as two versions of one artifact, `last` and `best`. W&B reads them in place."""
     run = logger.experiment
     for name in ("last", "best"):  # W&B gives the version logged last the alias `latest`
         artifact = wandb.Artifact(f"checkpoint-{run.id}", type="model", metadata=dict(about))

@@ -23,14 +23,7 @@ STRATEGIES = ("ddp_spawn", "ddp_spawn_find_unused_parameters_true", "ddp_spawn_f
 
 
 def find_device_faults(trainer: Mapping[str, Any]) -> list[str]:
-    """Return the faults of the requested devices.
-
-    Args:
-        trainer: Node `trainer` of the configuration.
-
-    Returns:
-        One sentence per fault.
-    """
+    """Return the faults of the requested devices, one sentence each."""
     devices, nodes, strategy = trainer.get("devices", 1), trainer.get("num_nodes", 1), trainer.get("strategy", "auto")
     if not isinstance(devices, int) or isinstance(devices, bool) or devices < 1:
         return [f"trainer.devices={devices}: give a number, because training depends on it"]
@@ -48,11 +41,7 @@ def find_device_faults(trainer: Mapping[str, Any]) -> list[str]:
 
 @contextmanager
 def join_processes(trainer: pl.Trainer) -> Iterator[None]:
-    """Raise errors of the training processes in this process, and end all of them.
-
-    Raises:
-        PandaError: If a process raised one, or was killed.
-    """
+    """Raise errors of the training processes in this process, as `PandaError`, and end all of them."""
     port = os.environ.get("MASTER_PORT")
     try:
         yield

@@ -15,14 +15,13 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from panda.app.build import Faults
-from panda.app.dashboard import SHOWN, log_checkpoints, log_figures, log_pictures, log_slides
+from panda.app.dashboard import SHOWN, log_slides
 from panda.app.grading_sources import DOWNLOADED, IDLE_KEYS, SEGMENTATION_ENCODER, copy_encoder, find_source_faults
 from panda.app.guidance import Guidance, TileSettings
 from panda.app.loss_check import check_loss
 from panda.app.overrides import find_idle_faults
 from panda.app.run import Run
 from panda.app.slide_grading import SlideGrading
-from panda.app.tracking import find_wandb_logger
 from panda.data.bag_datamodule import BagDataModule
 from panda.data.bagset import BagItem, BagSettings
 from panda.data.datamodule import DataSettings, PatchDataModule
@@ -43,7 +42,6 @@ from panda.settings import Count, Settings
 from panda.tasks.grading import CLASSES, GradingTask, find_class
 from panda.tasks.metadata import GradingMetadata, Target, TrainedResolution
 from panda.tasks.optim import Optim
-from panda.wsi.slide import Slide
 from panda.wsi.stain_normalization import find_stain
 from panda.wsi.tissue import find_tissue
 
@@ -67,17 +65,7 @@ class GradingSettings(Settings):
 
 
 class GradingExperiment:
-    """Builds everything from the configuration, then runs it.
-
-    Args:
-        cfg: Configuration that passed `check_config`.
-        faults: Faults that were found before.
-
-    Raises:
-        ConfigError: If there are faults. The faults that were found before are reported too.
-        CheckpointError: If the segmentation checkpoint cannot be used.
-        ManifestError: If the table of slides cannot be used.
-    """
+    """Builds everything from the configuration, then runs it. Faults that were found before are raised with its own."""
 
     monitor = "val/loss"
     mode = "min"
@@ -194,29 +182,23 @@ class GradingExperiment:
             val=val,
             test=test,
         )
-        self._show_in_wandb(run, summary)
+        drawn = sorted((run.folder / "slides").glob("*/attention_tiles.png"))[:SHOWN]
+        pictures = {f"attention_tiles/{path.parent.name}": path for path in drawn}
+        run.log_summary(summary, pictures, task="grading", target=self.settings.target)
         return summary
 
     def _splits(self) -> dict[Split, list[SlideRecord]]:
-        """Return the slides of each split, after checking that each has a segmentation to guide it.
-
-        Raises:
-            ManifestError: If the table cannot be used.
-            ConfigError: See `Guidance.check`.
-        """
+        """Return the slides of each split, after checking that each has a segmentation to guide it."""
         splits = self.data.list_splits()
         self.guidance.check([record for records in splits.values() for record in records])
         return splits
-
-    def _open(self, record: SlideRecord) -> Slide:
-        return self.data.settings.slide_options.open(record.image_path)
 
     def _find_class(self, record: SlideRecord) -> int:
         assert record.isup_grade is not None  # a bag without a grade is refused
         return int(find_class(torch.tensor(record.isup_grade), self.settings.target))
 
     def _bag_item(self, mpps: list[float], cache: FeatureCache | None, record: SlideRecord, bar: tqdm[Any]) -> BagItem:
-        with self._open(record) as slide:
+        with self.data.settings.slide_options.open(record.image_path) as slide:
             tissue = find_tissue(slide)
             view = self.tiles.resolution.resolve(slide)
             with self.guidance.canvas(slide, tissue, bar) as canvas:
@@ -268,16 +250,6 @@ class GradingExperiment:
         if graded:
             rows = [slide.to_row(attention=tested) for slide in graded]
             write_table(run.folder / f"{split}_slides.csv", rows)
-            if tested and (logger := find_wandb_logger(run.trainer.loggers)) is not None:
-                log_slides(logger, "test_slides", rows, run.folder / "slides")
+            if tested and run.wandb is not None:
+                log_slides(run.wandb, "test_slides", rows, run.folder / "slides")
         return graded
-
-    def _show_in_wandb(self, run: Run, summary: GradingSummary) -> None:
-        logger = find_wandb_logger(run.trainer.loggers)
-        if logger is None:
-            return
-        tiles = sorted((run.folder / "slides").glob("*/attention_tiles.png"))[:SHOWN]
-        log_pictures(logger, {f"attention_tiles/{path.parent.name}": path for path in tiles})
-        log_figures(logger, summary)
-        if self.cfg.logger.get("checkpoints", True):
-            log_checkpoints(logger, run.best.parent, {"task": "grading", "target": self.settings.target})

@@ -33,11 +33,7 @@ AUGMENT_KEYS = ("augment", "data.augment", "data.augment.name")
 
 
 def find_source_faults(plain: Mapping[str, Any]) -> list[str]:
-    """Return the contradictions between the sources of tiles, weights and threshold, one sentence each.
-
-    Args:
-        plain: The resolved configuration.
-    """
+    """Return the contradictions between the sources of tiles, weights and threshold, one sentence each."""
     faults = []
     guided, given = plain["tiles"]["how"] == "guided", plain["segmentation_checkpoint"]
     if guided and not given:
@@ -77,11 +73,7 @@ def find_source_faults(plain: Mapping[str, Any]) -> list[str]:
 
 
 def copy_encoder(network: MILNet, segmenter: SegmentationPredictor) -> None:
-    """Copy the weights of the segmentation's encoder into the encoder of the tiles.
-
-    Raises:
-        ConfigError: If the encoders have different architectures or were trained on differently normalized pixels.
-    """
+    """Copy the weights of the segmentation's encoder into the encoder of the tiles, which must be of the same kind."""
     theirs, own = segmenter.network.options, network.options
     used, said = theirs["encoder_name"], "model.encoder_weights=segmentation: the encoder of the segmentation"
     try:

@@ -93,17 +93,9 @@ class Guidance:
 
     @classmethod
     def load(cls, given: str | None, cross_fit: bool, engine: EngineSettings, folder: Path) -> Guidance:
-        """Load the segmentations.
+        """Load a checkpoint, with `cross_fit` all that match a glob, or none.
 
-        Args:
-            given: A checkpoint, a glob of several with `cross_fit`, or None.
-            cross_fit: See the class.
-            engine: Settings of the engine.
-            folder: See the class.
-
-        Raises:
-            ConfigError: If `cross_fit` finds fewer than two checkpoints, two of the same fold, or two resolutions.
-            CheckpointError: If a checkpoint cannot be used.
+        With `cross_fit` there must be two or more, each of another fold and all of one resolution.
         """
         paths = [] if given is None else [Path(given)]
         if not cross_fit and given and not Path(given).exists() and (several := glob.glob(given, recursive=True)):
@@ -152,11 +144,7 @@ class Guidance:
     def check(self, slides: Sequence[SlideRecord]) -> None:
         """With cross_fit, check that every slide has a segmentation checkpoint trained without any slide of its group.
 
-        Args:
-            slides: All slides, with their groups.
-
-        Raises:
-            ConfigError: If slides have no such checkpoint.
+        From then on a slide counts as seen if a slide of its group was.
         """
         if not self.cross_fit:
             return
@@ -187,12 +175,7 @@ class Guidance:
         return self.folder / f"canvases-{segmenter.fingerprint[:12]}" / f"{slide.slide_id}-{fingerprint[:12]}.zarr"
 
     def notes(self, items: Mapping[Split, Sequence[BagItem]], tiles: TileSettings) -> list[str]:
-        """Return notes on slides that leaked into the segmentation, and on maps that are resampled to the tiles.
-
-        Args:
-            items: Bags of each split.
-            tiles: Settings of the tiles.
-        """
+        """Return notes on slides that leaked into the segmentation, and on maps that are resampled to the tiles."""
         notes = []
         for segmenter in self.segmenters[:1]:  # all have the same resolution
             if (mapped := segmenter.metadata.resolution.request) != tiles.resolution:
@@ -210,12 +193,7 @@ class Guidance:
 
 
 def note_leaks(items: Mapping[Split, Sequence[BagItem]], metadata: SegmentationMetadata) -> list[str]:
-    """Report the slides that leaked into the segmentation that guides the tiles, by themselves or by their groups.
-
-    Args:
-        items: Bags of each split.
-        metadata: Metadata of the segmentation's checkpoint.
-    """
+    """Report the slides that leaked into the segmentation that guides the tiles, by themselves or by their groups."""
     seen = {"train": set(metadata.train_slides), "val": set(metadata.val_slides)}
 
     def count_leaks(split: Split, source: str) -> int:

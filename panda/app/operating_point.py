@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
 from tqdm import tqdm
 
 from panda.app.run import Run
@@ -45,19 +44,8 @@ def freeze_threshold(
     """Choose threshold and temperature on validation and write them into the best checkpoint.
 
     Validation slides are mapped as in inference and scored on their blended canvases. If the patches of one slide
-    were split, there is no validation slide: the threshold found on the best epoch's validation patches stays.
-
-    Args:
-        run: The run, which takes the failures.
-        data: Settings of the data.
-        predictor: Network of the best checkpoint.
-        val: Slides of the validation split.
-
-    Returns:
-        The threshold, the temperature if there are validation slides, and the scores of these slides.
-
-    Raises:
-        PandaError: If no validation slide can be scored.
+    were split, there is no validation slide: the threshold found on the best epoch's validation patches stays, and
+    there is no temperature.
     """
     scores = [] if data.split == "patches" else _score_validation(run, data, predictor, val)
     chosen_on = f"{len(scores)} validation slides, blended canvases, tissue only"
@@ -65,7 +53,15 @@ def freeze_threshold(
     if run.cfg.threshold != "auto":
         choice = ThresholdChoice.from_user(float(run.cfg.threshold))
     elif scores:
-        choice = _choose_threshold(run.cfg, scores, chosen_on)
+        choice = search_threshold(
+            histograms(scores),
+            run.cfg.criterion,
+            chosen_on,
+            cost_ratio=run.cfg.cost_ratio,
+            groups={score.record.slide_id: score.record.group for score in scores},
+            providers=_list_providers(scores) if run.cfg.threshold_per_provider else None,
+            seed=run.cfg.seed,
+        )
     temperature = None
     if scores:
         rows = [asdict(score.metrics(choice.value_for(score.record.provider))) for score in scores]
@@ -75,7 +71,7 @@ def freeze_threshold(
             choice,
             run.folder / "threshold_curve.csv",
             run.folder / "threshold_curve.png",
-            _providers_by_slide(scores),
+            _list_providers(scores),
         )
         temperature = fit_temperature(pool_histograms(histograms(scores)), chosen_on, choice.date)
     update_metadata(
@@ -121,26 +117,13 @@ def _score_validation(
     return outcome.results
 
 
-def _choose_threshold(cfg: DictConfig, scores: Sequence[SlideScore], chosen_on: str) -> ThresholdChoice:
-    """Search the threshold by the keys of the configuration."""
-    return search_threshold(
-        histograms(scores),
-        cfg.criterion,
-        chosen_on,
-        cost_ratio=cfg.cost_ratio,
-        groups={score.record.slide_id: score.record.group for score in scores},
-        providers=_providers_by_slide(scores) if cfg.threshold_per_provider else None,
-        seed=cfg.seed,
-    )
-
-
-def _providers_by_slide(scores: Sequence[SlideScore]) -> dict[str, str]:
+def _list_providers(scores: Sequence[SlideScore]) -> dict[str, str]:
     return {score.record.slide_id: score.record.provider for score in scores}
 
 
 def note_unknown_providers(choice: ThresholdChoice, scores: Sequence[SlideScore]) -> list[str]:
     """Return a note for each provider without a threshold of its own, because it has no validation slides."""
-    unknown = sorted(set(_providers_by_slide(scores).values()) - set(choice.by_provider)) if choice.by_provider else []
+    unknown = sorted(set(_list_providers(scores).values()) - set(choice.by_provider)) if choice.by_provider else []
     return [
         f"No validation slide is of {provider}: its slides were scored at the threshold of all providers."
         for provider in unknown
@@ -148,16 +131,7 @@ def note_unknown_providers(choice: ThresholdChoice, scores: Sequence[SlideScore]
 
 
 def calibrate(folder: Path, temperature: Temperature, splits: Mapping[str, Sequence[SlideScore]]) -> Calibration:
-    """Measure the calibration, and write `calibration.csv` and `.png` into the folder of a run.
-
-    Args:
-        folder: Folder of the run.
-        temperature: Fitted on validation.
-        splits: Scores of `validation`, and of `test` if it was scored.
-
-    Returns:
-        The temperature with the errors of each split.
-    """
+    """Measure the calibration on `validation` and `test`, and write `calibration.csv` and `.png`."""
     hists = {split: pool_histograms(histograms(scores)) for split, scores in splits.items()}
     write_calibration(hists, temperature.value, folder / "calibration.csv", folder / "calibration.png")
     found = {split: score_calibration(hist, temperature.value) for split, hist in hists.items()}

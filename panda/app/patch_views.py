@@ -111,15 +111,8 @@ def select_telling_patches(counts: NDArray[np.integer], rank: NDArray[np.integer
 class PatchViews(Callback):
     """Draws `views/epoch_NNN_fixed.png` and `…_telling.png` every few epochs and after the last, and logs them to W&B.
 
-    With several devices, the first one draws from the counts of all.
-
-    Args:
-        patches: Validation patches in the order of their loader.
-        um_per_px: µm per patch px by slide, or None if it is unknown.
-        folder: Folder of the pictures.
-        every: Number of epochs between two drawings.
-        fixed: Number of patches that are drawn every time.
-        seed: Seed of the selection.
+    With several devices, the first one draws from the counts of all. The patches are in the order of their loader;
+    `fixed` of them are drawn every time.
     """
 
     def __init__(

@@ -13,11 +13,12 @@ from typing import Any, Protocol
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
+from pytorch_lightning.loggers import WandbLogger
 
 from panda.app.callbacks import Clock
-from panda.app.dashboard import replay_views
+from panda.app.dashboard import log_checkpoints, log_figures, log_pictures, replay_views
 from panda.app.distributed import join_processes
-from panda.app.tracking import read_metrics, replay_metrics
+from panda.app.tracking import find_wandb_logger, read_metrics, replay_metrics
 from panda.app.training_reuse import (
     AFTER_TRAINING,
     Training,
@@ -45,15 +46,10 @@ class Run:
     """One run.
 
     Attributes:
-        cfg: The checked configuration.
         folder: `runs/<task>/<name or time>/`.
         resume: The checkpoint that is resumed, or None.
-        trainer: Lightning's trainer.
         sweep: The folder of the sweep if the run is a job of one.
-        training: The finished training.
-        failures: Slides that failed.
         notes: Sentences that a reader of the figures must know.
-        clock: Measures the time of the run.
     """
 
     cfg: DictConfig
@@ -72,17 +68,17 @@ class Run:
         return self.folder / "checkpoints" / "best.ckpt"
 
     @property
+    def wandb(self) -> WandbLogger | None:
+        """The W&B logger, if there is one."""
+        return find_wandb_logger(self.trainer.loggers)
+
+    @property
     def last(self) -> Path:
         """The checkpoint of the last complete epoch, which can be resumed."""
         return self.folder / "checkpoints" / "last.ckpt"
 
     def write_splits(self, selection: Selection) -> None:
-        """Write `splits.csv`. A resumed run must have the same split.
-
-        Raises:
-            CheckpointError: If the resumed run had another split.
-            ManifestError: If its file cannot be read.
-        """
+        """Write `splits.csv`. A resumed run must have the same split."""
         path = self.folder / "splits.csv"
         if self.resume and path.is_file() and (changed := selection.find_changes(path)):
             raise CheckpointError(
@@ -108,21 +104,21 @@ class Run:
             "notes": self.notes,
         }
 
+    def log_summary(self, summary: RunSummary, pictures: Mapping[str, Path], **about: Any) -> None:
+        """Log figures, pictures and checkpoints to W&B. `about` is the metadata of the checkpoints."""
+        if (logger := self.wandb) is not None:
+            log_pictures(logger, pictures)
+            log_figures(logger, summary)
+            if self.cfg.logger.get("checkpoints", True):
+                log_checkpoints(logger, self.best.parent, about)
+
     def fit(
         self, task: SegmentationTask | GradingTask, data: pl.LightningDataModule, learns_from: Mapping[str, Any]
     ) -> None:
         """Train, resume a training, or reuse the training of another job of the sweep with the same fingerprint.
 
-        If two jobs would train the same at the same time, one trains and the other waits.
-
-        Args:
-            task: The task with its network.
-            data: The data with its loaders.
-            learns_from: Identity of the training data, see `training_fingerprint`.
-
-        Raises:
-            CheckpointError: If the resumed run had other slides, tiles or another segmentation.
-            KeyboardInterrupt: If it was interrupted.
+        If two jobs would train the same at the same time, one trains and the other waits. A resumed run must have the
+        slides, tiles and segmentation that it began with. `training_fingerprint` describes `learns_from`.
         """
         if self.resume:
             _check_same(self.resume, task.metadata)

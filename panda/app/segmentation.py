@@ -11,20 +11,13 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 
 from panda.app.build import Faults
-from panda.app.dashboard import (
-    log_checkpoints,
-    log_csv,
-    log_figures,
-    log_pictures,
-    log_threshold_curve,
-)
+from panda.app.dashboard import log_csv, log_threshold_curve
 from panda.app.loss_check import check_ignored_pixels, check_loss
 from panda.app.operating_point import CHOICE_KEYS, calibrate, freeze_threshold, note_unknown_providers
 from panda.app.overrides import find_idle_faults
 from panda.app.patch_views import PatchViews
 from panda.app.run import Run
 from panda.app.slide_maps import map_slides
-from panda.app.tracking import find_wandb_logger
 from panda.data.datamodule import DataSettings, PatchDataModule
 from panda.data.manifest import SlideRecord
 from panda.inference.compute import EngineSettings
@@ -53,10 +46,7 @@ class SegmentationSettings(Settings):
         patience: Epochs without a better `val/dice` after which training stops.
         channels_last: Train with the channels of a pixel next to each other in memory. The network is the same, and
             training is faster (docs/performance.md).
-        compile: Train through `torch.compile`, which starts slowly and then is faster.
-
-    Raises:
-        ConfigError: If a value is out of range, or `compile` lacks a C++ compiler for the CPU.
+        compile: Train through `torch.compile`, which starts slowly and then is faster. It needs a C++ compiler.
     """
 
     node: ClassVar[str] = "task"
@@ -77,15 +67,7 @@ class SegmentationSettings(Settings):
 
 
 class SegmentationExperiment:
-    """Builds everything from the configuration, then runs it.
-
-    Args:
-        cfg: Configuration that passed `check_config`.
-        faults: Faults that were found before.
-
-    Raises:
-        ConfigError: If there are faults. The faults that were found before are reported too.
-    """
+    """Builds everything from the configuration, then runs it. Faults that were found before are raised with its own."""
 
     monitor = "val/dice"
     mode = "max"
@@ -206,8 +188,8 @@ class SegmentationExperiment:
             run.notes += note_unknown_providers(choice, scores)
         calibration = None
         if temperature is not None:
-            kept = {"validation": validated} | ({"test": scores} if tested and scores else {})
-            calibration = calibrate(run.folder, temperature, kept)
+            scored = {"validation": validated} | ({"test": scores} if tested and scores else {})
+            calibration = calibrate(run.folder, temperature, scored)
         patch_dice = None if self.cfg.threshold != "auto" else predictor.threshold.score
         summary = SegmentationSummary(
             **run.describe(),
@@ -220,19 +202,11 @@ class SegmentationExperiment:
             else PatchFigures(dice=patch_dice, of=choice.chosen_on),
             test=summarize(scores, choice, self.cfg.seed) if tested else None,
         )
-        self._show_in_wandb(run, summary)
+        curves = ("threshold_curve", "calibration")
+        if run.wandb is not None:
+            log_threshold_curve(run.wandb, run.folder / "threshold_curve.csv")
+            for name in curves:
+                log_csv(run.wandb, f"{name}_table", run.folder / f"{name}.csv")
+        pictures = {f"curves/{name}": run.folder / f"{name}.png" for name in curves}
+        run.log_summary(summary, pictures, task="segmentation", threshold=summary.threshold)
         return summary
-
-    def _show_in_wandb(self, run: Run, summary: SegmentationSummary) -> None:
-        """Log curves, figures and checkpoints to W&B."""
-        logger = find_wandb_logger(run.trainer.loggers)
-        if logger is None:
-            return
-        log_threshold_curve(logger, run.folder / "threshold_curve.csv")
-        log_csv(logger, "threshold_curve_table", run.folder / "threshold_curve.csv")
-        log_csv(logger, "calibration_table", run.folder / "calibration.csv")
-        pictures = {f"curves/{name}": run.folder / f"{name}.png" for name in ("threshold_curve", "calibration")}
-        log_pictures(logger, pictures)
-        log_figures(logger, summary)
-        if self.cfg.logger.get("checkpoints", True):
-            log_checkpoints(logger, run.best.parent, {"task": "segmentation", "threshold": summary.threshold})

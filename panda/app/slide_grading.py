@@ -39,11 +39,6 @@ class SlideGrading:
     """Grades slides one by one.
 
     Attributes:
-        grader: The trained network.
-        guidance: The segmentations that guide its tiles, if there are any.
-        quantify: Settings of the maps' quantification.
-        slide_options: How slides are opened.
-        colour_map: Colour map of the pictures.
         folder: Gets one folder per slide with its page, its pictures, and its map if a segmentation guides. Attention
             is scored against label masks. If None, slides are only graded.
         ungraded: Failures of slides that were mapped and not graded.
@@ -60,11 +55,7 @@ class SlideGrading:
     unusable_masks: list[str] = field(default_factory=list)
 
     def grade_slide(self, record: SlideRecord, bar: tqdm[Any]) -> tuple[SlideRecord, Grade] | None:
-        """Grade a slide; return None if it was mapped and could not be graded.
-
-        Raises:
-            PandaError: If the slide cannot be read or mapped.
-        """
+        """Grade a slide; return None if it was mapped and could not be graded."""
         labelled = self.folder is not None and record.mask_path is not None and record.mask_path.is_file()
         try:
             grade = self._grade(record, bar, labelled)

@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from panda.app.dashboard import log_rows, log_slides
 from panda.app.run import Run
-from panda.app.tracking import find_wandb_logger
 from panda.data.datamodule import DataSettings
 from panda.data.manifest import SlideRecord
 from panda.files import write_table
@@ -41,20 +40,9 @@ def map_slides(
     panel_rows: int,
     table_path: Path,
 ) -> list[SlideScore]:
-    """Map and score slides at the frozen threshold, and write their pages, panels and table.
+    """Map and score slides with masks at the frozen threshold, and write their pages, panels and table.
 
-    Args:
-        run: The run, which takes the failures.
-        data: Settings of the data.
-        predictor: The trained network.
-        choice: The frozen threshold.
-        records: The slides, each with a mask.
-        quantify: Settings of the clean-up.
-        panel_rows: Rows of all panels together.
-        table_path: Path of the table of slides.
-
-    Returns:
-        Scores of the slides that did not fail.
+    A slide that fails is added to `run.failures` and has no score. All panels together have `panel_rows` rows.
     """
     mappers = {
         threshold: SlideMapper(
@@ -98,17 +86,16 @@ def map_slides(
     _draw_panels(run, panels)
     if table:
         write_table(table_path, table)
-        if (logger := find_wandb_logger(run.trainer.loggers)) is not None:
-            log_slides(logger, table_path.stem, table, run.folder / "slides")
+        if run.wandb is not None:
+            log_slides(run.wandb, table_path.stem, table, run.folder / "slides")
     return outcome.results
 
 
 def _draw_panels(run: Run, panels: dict[float, list[PanelRow]]) -> None:
     """Draw one picture for each threshold, and log it."""
-    logger = find_wandb_logger(run.trainer.loggers)
     for threshold, rows in panels.items():
         if rows:
             at = "" if len(panels) == 1 else f"_at_{threshold:.3f}"
             path = draw_panels(rows, threshold, run.folder / "panels" / f"patches{at}.png")
-            if logger is not None:
-                log_rows(logger, f"panels{at}", path, rows, threshold)
+            if run.wandb is not None:
+                log_rows(run.wandb, f"panels{at}", path, rows, threshold)

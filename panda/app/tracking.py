@@ -49,39 +49,30 @@ class Tracking(Settings):
     def build_loggers(
         self, run_dir: Path, name: str, task: str, group: str | None, config: Mapping[str, Any]
     ) -> list[Logger]:
-        """Build the loggers of one run.
-
-        Args:
-            run_dir: Folder of the run, which gets `metrics.csv` and `wandb/`.
-            name: Name of the run in W&B.
-            task: Job type in W&B.
-            group: Group in W&B: the sweep of the job.
-            config: The resolved configuration as plain data.
-        """
-        loggers: list[Logger] = [_build_csv_logger(run_dir)]
-        if self.mode != "disabled":
-            loggers.append(
-                EpochLogger(
-                    name=name,
-                    # A relative path would be relative to the folder of W&B's own process.
-                    save_dir=run_dir.absolute(),
-                    project=self.project,
-                    entity=self.entity,
-                    mode=self.mode,
-                    tags=list(dict.fromkeys(tag[:TAG] for tag in (*self.choices, *self.tags) if tag)),
-                    group=group,
-                    job_type=task,
-                    config=flatten(config),
-                    settings=wandb.Settings(
-                        quiet=True,
-                        silent=self.mode == "offline",
-                        console="off",
-                        init_timeout=REACH,
-                        finish_timeout=FINISH,
-                    ),
-                )
-            )
-        return loggers
+        """Build the loggers of one run, which write `metrics.csv` and `wandb/`. The group is the sweep of the job."""
+        csv_logger = _build_csv_logger(run_dir)
+        if self.mode == "disabled":
+            return [csv_logger]
+        wandb_logger = EpochLogger(
+            name=name,
+            # A relative path would be relative to the folder of W&B's own process.
+            save_dir=run_dir.absolute(),
+            project=self.project,
+            entity=self.entity,
+            mode=self.mode,
+            tags=list(dict.fromkeys(tag[:TAG] for tag in (*self.choices, *self.tags) if tag)),
+            group=group,
+            job_type=task,
+            config=flatten(config),
+            settings=wandb.Settings(
+                quiet=True,
+                silent=self.mode == "offline",
+                console="off",
+                init_timeout=REACH,
+                finish_timeout=FINISH,
+            ),
+        )
+        return [csv_logger, wandb_logger]
 
 
 class EpochLogger(WandbLogger):
@@ -142,14 +133,9 @@ def _build_csv_logger(run_dir: Path) -> CSVLogger:
 
 
 def read_metrics(run_dir: Path, before: int | None = None) -> list[dict[str, int | float]]:
-    """Read the rows of a run's `metrics.csv`.
+    """Read the rows of a run's `metrics.csv`, `step` among their columns. A row that was cut off is skipped.
 
-    Args:
-        run_dir: Folder of the run.
-        before: Only rows of steps before this one, because an epoch that was cut off is logged again. None for all.
-
-    Returns:
-        Values of each row by column, `step` among them. A row that was cut off is skipped.
+    `before` drops the steps from this one on, because an epoch that was cut off is logged again.
     """
     path = run_dir / "metrics.csv"
     table = read_output_table(path)

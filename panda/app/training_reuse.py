@@ -47,8 +47,6 @@ class Training:
     """A finished training, the content of `training.json` of a run.
 
     Attributes:
-        fingerprint: Fingerprint of all that determines its weights.
-        epochs: Number of epochs.
         decided: Fields `AFTER_TRAINING` of its best checkpoint at the end of the training.
         trained_by: Job of the sweep that trained, if it was another one.
     """
@@ -66,13 +64,10 @@ class Training:
 def training_fingerprint(
     cfg: DictConfig, metadata: CheckpointMetadata, learns_from: Mapping[str, Any], device: str
 ) -> str:
-    """Return the fingerprint of all that determines the weights of a training.
+    """Return the fingerprint of all that determines the weights of a training, the device among them.
 
-    Args:
-        cfg: The checked configuration. Keys in `EVALUATION` are ignored.
-        metadata: Metadata of the checkpoints. Fields in `AFTER_TRAINING` are ignored.
-        learns_from: Identity of the slides, masks and tiles of training and validation, as plain data.
-        device: Device of the training, because a GPU and a CPU give different results.
+    Keys in `EVALUATION` and metadata in `AFTER_TRAINING` are ignored. `learns_from` identifies the slides, masks and
+    tiles of training and validation, as plain data.
     """
     decisive = DictConfig(OmegaConf.to_container(cfg, resolve=True))
     with open_dict(decisive):
@@ -117,16 +112,7 @@ def read_decided(best: Path, kind: type[CheckpointMetadata]) -> dict[str, Any]:
 
 
 def find_training(sweep: Path, training: str, but: Path) -> tuple[Path, Training] | None:
-    """Find a job of a sweep that finished a training itself.
-
-    Args:
-        sweep: Folder of the sweep.
-        training: Fingerprint of the training.
-        but: Folder of a job that is ignored.
-
-    Returns:
-        The job's folder and its training, or None if there is none.
-    """
+    """Find a job of a sweep, other than `but`, that itself finished the training with this fingerprint."""
     for path in sorted(sweep.glob(f"*/{RECORD}")):
         with contextlib.suppress(OSError, ValueError, TypeError):  # a file of another version
             found = Training(**json.loads(path.read_text(encoding="utf-8")))
@@ -141,18 +127,7 @@ def take_over(source: Path, training: Training, folder: Path, metadata: Checkpoi
 
     Files are linked if the file system can link, otherwise copied. The other job does not change, because files are
     only replaced as a whole. Canvases and scores have fingerprints of their own, which decide whether they are used.
-
-    Args:
-        source: Folder of the job that trained.
-        training: Its training.
-        folder: Folder of the run.
-        metadata: Metadata that this run would store in its own checkpoints.
-
-    Returns:
-        The training in the record of the run.
-
-    Raises:
-        CheckpointError: If a checkpoint of the other job is damaged.
+    `metadata` belongs to the checkpoints that this run would have written itself.
     """
     for name in CHECKPOINTS:
         target = folder / "checkpoints" / name
