@@ -10,8 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from panda.app.build import Faults, build
 from panda.app.config_check import check_config
+from panda.app.hydra_job import register_resolvers, run_folder
 from panda.app.loss_check import check_ignored_pixels
-from panda.app.resolvers import register_resolvers, run_folder
 from panda.errors import ConfigError
 
 CONF = Path(__file__).resolve().parents[1] / "conf"

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from panda.app.command_line import explain, quote
 from panda.app.entry_point import Interrupted, enter, exit_status, forget_refusals, guard, log_to_file
-from panda.app.resolvers import register_resolvers
+from panda.app.hydra_job import register_resolvers
 from panda.errors import SlideError
 
 CONF = Path(__file__).resolve().parents[1] / "conf"

@@ -50,7 +50,7 @@ def make_experiment(tmp_path: Path, *overrides: str) -> GradingExperiment:
 
 @pytest.mark.parametrize("typed", ["colour_map=viridis", "quantify.min_hole_px=9", "engine.tta=d4"])
 def test_grading_map_keys_without_maps_raise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str) -> None:
-    monkeypatch.setattr("panda.app.overrides.overrides", lambda: [typed])
+    monkeypatch.setattr("panda.app.hydra_job.list_overrides", lambda: [typed])
     with pytest.raises(ConfigError, match=f"{typed} is not used with tiles=tissue or all"):
         make_experiment(tmp_path, typed)
 

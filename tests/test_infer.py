@@ -16,8 +16,8 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from panda.app.entry_point import SomeSlidesFailed
+from panda.app.hydra_job import register_resolvers
 from panda.app.infer import infer
-from panda.app.resolvers import register_resolvers
 from panda.errors import CheckpointError, ConfigError, ManifestError
 from panda.files import hold_lock, read_output_table, write_json
 from panda.inference import slide_mapper, slide_result

@@ -27,8 +27,8 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from panda.app.entry_point import SomeSlidesFailed
+from panda.app.hydra_job import register_resolvers
 from panda.app.infer import infer
-from panda.app.resolvers import register_resolvers
 from panda.inference.canvas import Canvas, CanvasWriter
 from panda.wsi.geometry import Resolution
 from tests.checkpoints import segmentation_checkpoint

@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from panda.app.audit import audit
 from panda.app.build import build
 from panda.app.config_check import check_config
+from panda.app.hydra_job import remember_arguments
 from panda.app.infer import infer
-from panda.app.overrides import typed_arguments
 from panda.app.registry import SLOTS
 from panda.app.train import train
 from panda.errors import ConfigError
@@ -146,7 +146,7 @@ def compose_with_own_loss(*overrides: str) -> DictConfig:
 
 def test_registry_package_from_command_line_is_allowed() -> None:
     cfg = compose_with_own_loss("allow_packages=[tests.sentinel]")
-    with typed_arguments(["model=unet", "allow_packages=[tests.sentinel]"]):
+    with remember_arguments(["model=unet", "allow_packages=[tests.sentinel]"]):
         check_config(cfg, "train")
     assert build(compose_plain_config(cfg), "loss").weight == 2.0
 
@@ -162,7 +162,7 @@ def test_registry_package_from_file_is_refused() -> None:
 def test_registry_allowed_package_defines_no_settings() -> None:
     cfg = compose_config("allow_packages=[tests]")
     OmegaConf.update(cfg, "engine", {"_target_": SENTINEL}, merge=False)
-    with typed_arguments(["allow_packages=[tests]"]), pytest.raises(ConfigError, match="engine builds panda"):
+    with remember_arguments(["allow_packages=[tests]"]), pytest.raises(ConfigError, match="engine builds panda"):
         check_config(cfg, "train")
     assert "tests.sentinel" not in sys.modules
 

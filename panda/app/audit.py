@@ -16,7 +16,7 @@ from panda.app.build import Faults
 from panda.app.command_line import quote
 from panda.app.config_check import check_config
 from panda.app.entry_point import log_to_file, make_folder
-from panda.app.overrides import find_idle_faults, overrides
+from panda.app.hydra_job import find_idle_faults, list_overrides
 from panda.app.registry import SLOTS, find_undeclared
 from panda.data.settings import FolderSettings
 from panda.errors import ConfigError
@@ -32,11 +32,11 @@ SPOILT_LABELS = ("missing_mask", "empty_mask_graded", "benign_mask_cancer_grade"
 
 
 class AuditSettings(Settings):
-    """What is audited, and the folder of the result.
+    """Settings of an audit.
 
     Attributes:
         slides: Inspect slides and masks; otherwise only the table is read.
-        output: The folder to write to.
+        output: Folder to write to.
         workers: Slides inspected at the same time, each in its own process; None for one a core.
         deep: Decode every tile and count masks at level 0.
     """
@@ -60,13 +60,10 @@ class AuditSettings(Settings):
 
 
 def audit(cfg: DictConfig) -> AuditSummary:
-    """Audit a data set and write its report.
+    """Audit a data set, write its report and return its summary.
 
     Args:
-        cfg: `conf/audit.yaml` as composed by Hydra; or by a test, which then sets `run_dir`.
-
-    Returns:
-        The content of `summary.json`.
+        cfg: `conf/audit.yaml` as Hydra composed it, with `run_dir`.
 
     Raises:
         ConfigError: If the configuration has faults; the message lists all of them.
@@ -103,11 +100,7 @@ def audit(cfg: DictConfig) -> AuditSummary:
 
 
 def _check_settings(cfg: DictConfig) -> tuple[FolderSettings, AuditSettings]:
-    """Return the settings of the data folder and of the audit.
-
-    Raises:
-        ConfigError: If the configuration has faults; the message lists all of them.
-    """
+    """Check the configuration, and return the settings of the data folder and of the audit."""
     faults = Faults()
     data = cfg.get("data")
     if not isinstance(data, DictConfig):
@@ -133,7 +126,7 @@ def _check_settings(cfg: DictConfig) -> tuple[FolderSettings, AuditSettings]:
 
 
 def describe_summary(summary: AuditSummary) -> list[str]:
-    """Describe the findings in a few lines, the worst first."""
+    """Return the findings in a few lines, the worst first."""
     lines = [
         f"{summary.slides:,} slides: {sum(summary.worst.values()):,} with findings ("
         + ", ".join(
@@ -167,7 +160,9 @@ def list_next_steps(summary: AuditSummary, out: Path) -> list[str]:
     steps = []
     if refused := [name for name in summary.findings if name in REFUSED_ROWS]:
         steps.append(f"correct train.csv first, training refuses it as it is: {', '.join(refused)}")
-    given = " ".join(shlex.quote(text) for text in overrides() if text.startswith("data")) or "data=panda data.root=…"
+    given = (
+        " ".join(shlex.quote(text) for text in list_overrides() if text.startswith("data")) or "data=panda data.root=…"
+    )
     if summary.groups is None:
         steps.append(
             "only the table was read, so there is no groups.csv: near-duplicates are found by their tissue. Inspect "
@@ -180,11 +175,7 @@ def list_next_steps(summary: AuditSummary, out: Path) -> list[str]:
         if name in SPOILT_LABELS or (count.severity == "error" and name not in REFUSED_ROWS)
     ]
     filters = f" data.exclude=[{','.join(exclude)}]" if exclude else ""
-    files = (_quote_override(f"data.findings={out / FINDINGS_TABLE}"), _quote_override(f"data.groups={out / GROUPS}"))
-    steps.append(f"python train.py {given} {' '.join(files)}{filters}")
+    files = [f"data.findings={out / FINDINGS_TABLE}", f"data.groups={out / GROUPS}"]
+    quoted = " ".join(file if re.fullmatch(r"[\w.=/:+~-]+", file) else quote(file) for file in files)
+    steps.append(f"python train.py {given} {quoted}{filters}")
     return steps
-
-
-def _quote_override(override: str) -> str:
-    """Quote an override for the command line, if it needs that."""
-    return override if re.fullmatch(r"[\w.=/:+~-]+", override) else quote(override)

@@ -26,11 +26,7 @@ class Faults:
 
     @contextmanager
     def collect(self, key: str = "") -> Iterator[None]:
-        """Take over the faults of a ConfigError raised inside.
-
-        Args:
-            key: Node that holds the options of an `OptionError`.
-        """
+        """Take over the faults of a ConfigError raised inside; `key` names the node of an `OptionError`."""
         try:
             yield
         except OptionError as error:
@@ -44,11 +40,7 @@ class Faults:
             return build(plain, key, **extra)
 
     def raise_any(self) -> None:
-        """Raise all faults at once.
-
-        Raises:
-            ConfigError: If there is any fault.
-        """
+        """Raise all faults at once, if there is any."""
         if self.found:
             raise ConfigError(self.found)
 
@@ -62,7 +54,7 @@ def build(plain: Mapping[str, Any], key: str, /, **extra: Any) -> Any:
         extra: Arguments that no configuration can hold; they replace the node's own.
 
     Raises:
-        PandaError: What the constructor raised.
+        PandaError: If the constructor raises one.
         ConfigError: If the slot does not allow the class, or for any other error of the constructor.
     """
     parent, _, name = key.rpartition(".")

@@ -21,12 +21,7 @@ OWN = {"hydra", "run_dir"}
 
 
 def explain(error: Exception, arguments: Sequence[str]) -> str:
-    """Return in a sentence why no configuration could be composed.
-
-    Args:
-        error: Error that Hydra raised.
-        arguments: Arguments of the command line.
-    """
+    """Return in a sentence why Hydra could not compose a configuration from the arguments."""
     cause = error.__cause__
     if isinstance(error, OverrideParseException):
         return _explain_unreadable(error.override)
@@ -40,7 +35,7 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
         )
     absent = getattr(cause, "full_key", None) or "".join(re.findall(r"^Could not override '(\w+)'\. No", str(error)))
     if with_it := _find_required_choice(absent):
-        given = next((text for text in arguments if _belongs_to(text, absent)), absent)
+        given = next((text for text in arguments if f"{text.partition('=')[0]}.".startswith(f"{absent}.")), absent)
         return f"{given} needs {with_it}: give both"
     if isinstance(cause, OmegaConfBaseException) and str(error).startswith("Could not override"):
         key = str(cause.full_key)
@@ -52,16 +47,10 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
 
 
 def suggest_key(key: str, node: Mapping[Any, Any], path: str = "") -> str:
-    """Return a suggestion for a key that does not exist.
+    """Return " (did you mean group.key?)" for a key that a node does not have.
 
-    Args:
-        key: The key in the node.
-        node: Content of the node as plain data.
-        path: Path of the node with a final dot, or an empty text for the root.
-
-    Returns:
-        " (did you mean group.key?)" with each group in the node that has the key, otherwise with the group and choice
-        that have it, otherwise the result of `suggest`.
+    It names each group in the node that has the key, otherwise the group and choice that have it, otherwise near keys.
+    `path` is the path of the node with a final dot, or empty for the root.
     """
     known = {str(name): value for name, value in node.items() if name not in OWN}
     inside = [f"{path}{name}.{key}" for name, value in known.items() if isinstance(value, Mapping) and key in value]
@@ -79,11 +68,6 @@ def _find_in_other_choices(key: str, groups: Collection[str]) -> list[str]:
         if group in groups and key in (own if isinstance(own, dict) else content):
             found.setdefault(group, f"{group}.{key} with {group}={choice}")
     return list(found.values()) if len(found) == 1 else []
-
-
-def _belongs_to(override: str, key: str) -> bool:
-    """Return whether an override sets a key or one inside it."""
-    return f"{override.partition('=')[0]}.".startswith(f"{key}.")
 
 
 def _find_required_choice(group: str) -> str:
@@ -104,11 +88,7 @@ def _read_choices() -> Iterator[tuple[str, str, dict[Any, Any]]]:
 
 
 def quote(override: str) -> str:
-    """Quote an override for a shell, so that its value is taken literally.
-
-    Args:
-        override: `key=value` with any characters in the value.
-    """
+    """Quote an override `key=value` for a shell, so that its value is taken literally."""
     key, _, value = override.partition("=")
     # Hydra needs quotes escaped, and backslashes before a quote doubled.
     text = re.sub(r'(\\*)("|\Z)', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), value)

@@ -16,7 +16,7 @@ from pydantic.errors import PydanticSchemaGenerationError
 
 from panda.app.build import Faults, build
 from panda.app.command_line import quote, suggest_key
-from panda.app.overrides import is_typed
+from panda.app.hydra_job import is_typed
 from panda.app.registry import find_class, find_slots, find_undeclared
 from panda.app.value_checks import find_value_faults
 from panda.errors import ConfigError, suggest
@@ -34,8 +34,6 @@ KEYS = {
     },
     "audit": {"data", "audit", "debug", "run_dir"},
 }  # fmt: skip
-
-
 PLAIN_TYPES: dict[str, dict[str, Any]] = {
     "train": {
         "seed": int, "test_slides": bool, "debug": bool, "resume": str | None, "segmentation_checkpoint": str | None,
@@ -53,16 +51,13 @@ PLAIN_TYPES: dict[str, dict[str, Any]] = {
 
 
 def check_config(cfg: DictConfig, entry_point: str, refused: Faults | None = None) -> None:
-    """Check keys, missing values, classes and values of a composed configuration.
+    """Check keys, missing values, classes and values of a composed configuration, and raise every fault.
 
     Args:
         cfg: The configuration as Hydra composed it.
         entry_point: `train`, `infer` or `audit`.
         refused: Takes the faults of settings if there are no other faults, so that a caller can add more faults and
             raise all of them at once. If None, they are raised here.
-
-    Raises:
-        ConfigError: With every fault that was found.
     """
     faults, known = Faults(), KEYS[entry_point]
     asked: Any = OmegaConf.to_container(cfg, resolve=False)
@@ -112,13 +107,7 @@ def _check_plain_values(nodes: Mapping[str, Any], entry_point: str, faults: Faul
 class _NodeCheck:
     """Checks that each node builds only what its slot allows, from options that the class takes.
 
-    Args:
-        nodes: The resolved configuration.
-        faults: Takes what keeps a node from being built.
-
-    Attributes:
-        slots: What may be built, by key.
-        refused: Faults of settings.
+    `refused` gets the faults of settings, and `faults` all others.
     """
 
     def __init__(self, nodes: Mapping[str, Any], faults: Faults) -> None:
@@ -126,11 +115,11 @@ class _NodeCheck:
         self.faults = faults
         self.refused = Faults()
         self.slots = find_slots(nodes)
-        self._allowed = self._allowed_packages()
+        self._allowed = self._list_allowed_packages()
         for key, node in nodes.items():
             faults.add(*find_undeclared(key, node, self.slots))
 
-    def _allowed_packages(self) -> Sequence[str]:
+    def _list_allowed_packages(self) -> Sequence[str]:
         """Return the user's own packages that may define a class. They count only when typed."""
         given = self.nodes.get("allow_packages")
         if given and not is_typed("allow_packages"):
@@ -173,7 +162,7 @@ class _NodeCheck:
 
     def _check_options(self, key: str, options: Mapping[str, Any], built: type) -> None:
         """Check options against the signature of a class."""
-        known, hints = _signature(built, options)
+        known, hints = _read_signature(built, options)
         for name, value in options.items():
             if name not in known:
                 self.faults.add(
@@ -184,7 +173,7 @@ class _NodeCheck:
                 _check_type(f"{key}.{name}", value, hints[name], self.faults)
 
 
-def _signature(built: type, options: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
+def _read_signature(built: type, options: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
     """Return the names of the options that a class takes, and the types of those that state one.
 
     A class that passes `**kwargs` on takes the options of its bases too, and of the class that it wraps, if it names
@@ -214,14 +203,16 @@ def _check_type(key: str, value: Any, hint: Any, faults: Faults) -> None:
         return  # the constructor checks a library's own type
     try:
         # Lax lets YAML lists stand for tuples and text for paths, but would also take "3" for a number.
-        adapter.validate_python(value, strict=isinstance(value, str) and _kinds(hint) <= {int, float, bool, NoneType})
+        adapter.validate_python(
+            value, strict=isinstance(value, str) and _list_kinds(hint) <= {int, float, bool, NoneType}
+        )
     except ValidationError as error:
         wanted = "; ".join(dict.fromkeys(e["msg"].lower() for e in error.errors()))
         faults.add(f"{key}={format_value(value)} is of the wrong kind: {wanted}")
 
 
-def _kinds(hint: Any) -> set[Any]:
+def _list_kinds(hint: Any) -> set[Any]:
     """Return the members of a union and of the unions in it, or the type itself."""
     if typing.get_origin(hint) not in (typing.Union, UnionType):
         return {hint}
-    return set().union(*map(_kinds, typing.get_args(hint)))
+    return set().union(*map(_list_kinds, typing.get_args(hint)))

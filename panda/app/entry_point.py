@@ -16,8 +16,7 @@ from typing import Any, NoReturn
 from omegaconf import DictConfig
 
 from panda.app.command_line import explain
-from panda.app.overrides import typed_arguments, write_overrides
-from panda.app.resolvers import is_multirun, register_resolvers
+from panda.app.hydra_job import is_multirun, register_resolvers, remember_arguments, write_overrides
 from panda.errors import ConfigError, PandaError
 from panda.files import remove, write_whole
 
@@ -27,12 +26,7 @@ register_resolvers()
 
 
 class SomeSlidesFailed(PandaError):
-    """Raised after a job that is complete except for some slides, so that the exit status is not 0.
-
-    Args:
-        message: How many slides failed, and where they are listed.
-        figure: Return value of the job.
-    """
+    """Raised after a job that is complete except for some slides; `figure` is the return value of the job."""
 
     def __init__(self, message: str, figure: float | None = None) -> None:
         super().__init__(message)
@@ -40,11 +34,7 @@ class SomeSlidesFailed(PandaError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, with the command to continue. It ends a multirun too.
-
-    Args:
-        remedy: How to continue.
-    """
+    """Ctrl-C, with the command to continue as its message. It ends a multirun too."""
 
 
 _refusals: list[str] = []
@@ -53,16 +43,12 @@ _sweeps: list[Path] = []
 
 
 def enter(main: Callable[[], Any]) -> NoReturn:
-    """Run an entry point and exit. The status is 0 only if no job was refused or lost slides, and 130 after Ctrl-C.
-
-    Args:
-        main: Function of the entry point, wrapped by `hydra.main`.
-    """
+    """Run an entry point and exit. The status is 0 only if no job was refused or lost slides, and 130 after Ctrl-C."""
     # Otherwise Hydra prints its errors and exits by itself.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     debug = "debug=true" in (argument.lower() for argument in sys.argv)
     try:
-        with typed_arguments(sys.argv[1:]):
+        with remember_arguments(sys.argv[1:]):
             main()
     except KeyboardInterrupt as stop:
         set_up_logging(debug)
@@ -80,11 +66,7 @@ def enter(main: Callable[[], Any]) -> NoReturn:
 
 
 def guard(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
-    """Wrap a job so that a refusal is one message without a traceback, and other jobs of a multirun continue.
-
-    Args:
-        job: Function of the entry point that takes the configuration.
-    """
+    """Wrap a job so that a refusal is one message without a traceback, and other jobs of a multirun continue."""
 
     @functools.wraps(job)
     def run(cfg: DictConfig) -> Any:
@@ -117,14 +99,10 @@ def guard(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
 
 
 def refuse(error: PandaError | OSError, folder: Path, debug: bool = False) -> None:
-    """Log an error and record it for the exit status.
-
-    Args:
-        error: The error that ended the job.
-        folder: Folder that the job wrote to.
-        debug: Whether to show a traceback.
-    """
-    message = _describe_error(error, str(folder))
+    """Log the error that ended a job in `folder`, with a traceback in debug, and record it for the exit status."""
+    message = str(error)
+    if isinstance(error, OSError) and (remedy := _REMEDIES.get(error.errno or 0)):
+        message = f"{error.filename2 or error.filename or folder}: {error.strerror}; {remedy}"
     _refusals.append(message)
     log.error("%s: %s", type(error).__name__, message, exc_info=error if debug else None)
 
@@ -133,13 +111,6 @@ _REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room; finished wor
     (errno.EROFS, errno.EACCES, errno.EPERM), "give a folder that can be written, or change its permissions"
 )
 _REMEDIES[errno.EFBIG] = "raise the limit on file size (ulimit -f), or use another file system"
-
-
-def _describe_error(error: PandaError | OSError, run_dir: str) -> str:
-    """Return the message of an error. Errors of the system get the file or the job's folder, and a remedy."""
-    if isinstance(error, OSError) and (remedy := _REMEDIES.get(error.errno or 0)):
-        return f"{error.filename2 or error.filename or run_dir}: {error.strerror}; {remedy}"
-    return str(error)
 
 
 def _leave_trace(run_dir: Path, error: Exception) -> None:
@@ -176,11 +147,7 @@ def exit_status() -> int:
 
 
 def make_folder(path: Path) -> None:
-    """Make the folder of a job.
-
-    Raises:
-        PandaError: If it cannot be made.
-    """
+    """Make the folder of a job, or raise a PandaError."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

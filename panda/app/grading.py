@@ -18,8 +18,8 @@ from panda.app.build import Faults
 from panda.app.dashboard import SHOWN, log_slides
 from panda.app.grading_sources import DOWNLOADED, IDLE_KEYS, SEGMENTATION_ENCODER, copy_encoder, find_source_faults
 from panda.app.guidance import Guidance, TileSettings
+from panda.app.hydra_job import find_idle_faults
 from panda.app.loss_check import check_loss
-from panda.app.overrides import find_idle_faults
 from panda.app.run import Run
 from panda.app.slide_grading import SlideGrading
 from panda.data.bag_datamodule import BagDataModule

@@ -7,8 +7,8 @@ from typing import Any
 
 import timm
 
+from panda.app.hydra_job import find_idle_faults
 from panda.app.operating_point import CHOICE_KEYS
-from panda.app.overrides import find_idle_faults
 from panda.errors import ConfigError
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings

@@ -160,11 +160,7 @@ def _slide_options(cfg: DictConfig) -> SlideOptions:
 
 
 def _check_provider(provider: str, choice: ThresholdChoice) -> None:
-    """Check that the checkpoint has a threshold of its own for a provider.
-
-    Raises:
-        ConfigError: If it has none.
-    """
+    """Check that the checkpoint has a threshold of its own for a provider."""
     if not choice.by_provider:
         raise ConfigError(f"provider={provider}: the checkpoint has one threshold for all providers; remove the key")
     if provider not in choice.by_provider:
@@ -178,15 +174,7 @@ def _list_notes(
     provider: str | None,
     choice: TunedMode,
 ) -> list[str]:
-    """Return and log what a reader of the results must know about the checkpoints and the compute mode.
-
-    Args:
-        predictor: The segmentation.
-        grader: The grading, if any.
-        searched: Whether the checkpoint's own threshold is used.
-        provider: Provider of the slides, if it is known.
-        choice: Compute mode of the network.
-    """
+    """Return and log the notes on checkpoints and compute mode for a reader of the results."""
     notes = []
     frozen = predictor.threshold
     if searched and frozen.by_provider and provider is None:

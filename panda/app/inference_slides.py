@@ -19,16 +19,10 @@ SLIDE_SUFFIXES = (".tiff", ".tif", ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".v
 def find_slides(given: str) -> list[Path]:
     """Return the paths of the slides that `slides=` names, in a fixed order.
 
-    Args:
-        given: A slide, a folder of slides, a folder in PANDA's layout, a glob, or a CSV. A CSV has a column `path`, or
-            a column `image_id` of slides that are in `train_images/` or next to the table.
+    It names a slide, a folder of slides, a folder in PANDA's layout, a glob, or a CSV. A CSV has a column `path`, or a
+    column `image_id` of slides that are in `train_images/` or next to the table.
 
-    Returns:
-        Paths. A slide that a CSV names is returned even if it does not exist, so that its absence is recorded.
-
-    Raises:
-        ConfigError: If nothing is found, or two slides have the same name.
-        ManifestError: If a CSV has neither column.
+    A slide that a CSV names is returned even if it does not exist, so that its absence is recorded.
     """
     path = Path(given)
     if path.is_file() and path.suffix.lower() == ".csv":
@@ -74,16 +68,10 @@ def _read_slide_table(table: Path) -> list[Path]:
 def find_labelled_slides(
     root: str | None, paths: Sequence[Path], checkpoint: Checkpoint[SegmentationMetadata] | CheckpointError
 ) -> dict[str, SlideRecord]:
-    """Return the slides that have a label mask, by name.
+    """Return the slides that have a label mask in `root`, a folder in PANDA's layout, by name.
 
-    Args:
-        root: A folder in PANDA's layout, or None.
-        paths: The slides. If they were not found, the list is empty and masks are not looked for.
-        checkpoint: The checkpoint, which may know providers that `conf/label_maps` does not have, or its fault.
-
-    Raises:
-        ConfigError: If the folder has another layout, or has no mask of these slides.
-        ManifestError: If the folder's table cannot be used.
+    Masks are not looked for if `paths` is empty because no slide was found. The checkpoint may know providers that
+    `conf/label_maps` does not have.
     """
     if root is None:
         return {}

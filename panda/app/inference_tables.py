@@ -26,14 +26,8 @@ class InferenceTables:
     """Results that a folder holds and results that one run adds to it.
 
     Only results with the same provenance enter the tables. A result of this run replaces an earlier one of the slide.
-
-    Attributes:
-        folder: Gets `quantification.csv` and `failures.csv`, and holds one folder per slide.
-        fingerprint: Fingerprint of the provenance.
-        done: Results of this run by slide.
-        failed: Failures of this run by slide.
-        earlier: Results of earlier runs with the same provenance, by slide.
-        others: Slides whose results have another provenance or cannot be read.
+    `done` and `failed` are of this run, `earlier` are results of other runs with its provenance. `others` are slides
+    whose results have another provenance or cannot be read.
     """
 
     folder: Path
@@ -74,10 +68,9 @@ class InferenceTables:
         self.write_failures()
 
     def write_failures(self) -> dict[str, Mapping[str, str]]:
-        """Write `failures.csv`, one line per slide; the failure of an earlier run stays until the slide succeeds.
+        """Write `failures.csv`, and return its lines by slide.
 
-        Returns:
-            The lines by slide.
+        The failure of an earlier run stays until the slide succeeds.
         """
         path, mark = self.folder / "failures.csv", self.fingerprint[:12]
         with hold_lock(path):
@@ -92,10 +85,9 @@ class InferenceTables:
         return lines
 
     def write(self) -> list[SlideResult]:
-        """Write both tables.
+        """Write both tables, and return the results in `quantification.csv`.
 
-        Returns:
-            The results in `quantification.csv`, by slide id; a slide that failed since it was mapped is left out.
+        A slide that failed since it was mapped is left out.
         """
         failures = self.write_failures()
         gone = {slide_id for slide_id, line in failures.items() if line["stage"] != ONLY_UNGRADED}

@@ -12,17 +12,9 @@ from panda.app.build import Faults
 
 
 def check_loss(loss: nn.Module, logits: Tensor, target: Tensor, node: Mapping[str, Any], faults: Faults) -> bool:
-    """Check that a loss computes a gradient for tensors of the task's shapes.
+    """Return whether a loss computes a gradient for tensors of the task's shapes, and add a fault if not.
 
-    Args:
-        loss: The module.
-        logits: Logits of the shape that the task's network returns, wrong everywhere.
-        target: Target of the shape that the task's data has.
-        node: Configuration of the loss, for the message.
-        faults: Takes the fault.
-
-    Returns:
-        Whether the loss fits.
+    The logits are wrong everywhere, so that any loss has a gradient.
     """
     logits = logits.clone().requires_grad_()
     try:
@@ -40,13 +32,7 @@ def check_loss(loss: nn.Module, logits: Tensor, target: Tensor, node: Mapping[st
 
 
 def check_ignored_pixels(loss: nn.Module, node: Mapping[str, Any], faults: Faults) -> None:
-    """Check that a loss skips ignored pixels (target below 0); most losses would learn them as a target.
-
-    Args:
-        loss: A module over logits and target of one class that passed `check_loss`.
-        node: Configuration of the loss, for the message.
-        faults: Takes the fault.
-    """
+    """Check that a loss of one class skips ignored pixels (target below 0); most would learn them as a target."""
     target = torch.tensor([[1.0, -1.0], [0.0, -1.0]]).view(1, 1, 2, 2)
     logits = torch.zeros(1, 1, 2, 2, requires_grad=True)
     loss(logits, target).backward()

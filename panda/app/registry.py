@@ -19,10 +19,9 @@ SPECIAL = re.compile(r"_\w+_")
 class Slot:
     """What one node of a configuration may build.
 
-    Args:
+    Attributes:
         base: Dotted path of a class.
-        packages: Packages that define the classes derived from `base` which may be built too. If empty, only `base` is
-            built.
+        packages: Packages whose classes derived from `base` may be built too. If empty, only `base` is built.
     """
 
     base: str
@@ -76,10 +75,9 @@ SLOTS_OF_AUDIT = {
 
 
 def find_slots(plain: Mapping[str, Any]) -> Mapping[str, Slot]:
-    """Return the slots of a configuration by the keys of its nodes.
+    """Return the slots of a resolved configuration by the keys of its nodes.
 
-    Args:
-        plain: The resolved configuration. An unknown task, which is a fault elsewhere, gets the slots of segmentation.
+    An unknown task, which is a fault elsewhere, gets the slots of segmentation.
     """
     if "audit" in plain:
         return SLOTS_OF_AUDIT
@@ -89,13 +87,7 @@ def find_slots(plain: Mapping[str, Any]) -> Mapping[str, Slot]:
 
 
 def find_undeclared(key: str, node: Any, slots: Mapping[str, Slot]) -> list[str]:
-    """Return one fault for each place of a node that would build something and has no slot.
-
-    Args:
-        key: Key of the node.
-        node: Plain data.
-        slots: What may be built.
-    """
+    """Return one fault for each place of a node of plain data that would build something and has no slot."""
     if isinstance(node, list):
         return [fault for i, child in enumerate(node) for fault in find_undeclared(f"{key}[{i}]", child, slots)]
     if not isinstance(node, Mapping):

@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from panda.app.build import Faults
-from panda.app.overrides import is_typed, overrides
+from panda.app.hydra_job import is_typed, list_overrides
 from panda.errors import ConfigError
 
 RESUMABLE = (
@@ -21,8 +21,7 @@ RESUMABLE = (
     "quantify.",
     "colour_map",
 )
-"""Prefixes of the keys that a command may change when it resumes a run. None of them decides what the run learns from.
-"""
+"""Prefixes of the keys that a command may change when it resumes a run. None decides what the run learns from."""
 DECIDES_BAGS = ("engine.precision", "engine.compile", "engine.tta")
 """Exceptions in grading, because tiles are chosen on maps and features are computed with these settings."""
 _OLD_DATA = "panda.data.datamodule.PatchDataModule"
@@ -30,19 +29,11 @@ _OLD_DATA = "panda.data.datamodule.PatchDataModule"
 
 
 def load_resumed_config(cfg: DictConfig, resume: Path) -> DictConfig:
-    """Return the configuration of the resumed run, changed by what is typed with this command.
-
-    Args:
-        cfg: Configuration of this command.
-        resume: Checkpoint of the run.
-
-    Raises:
-        ConfigError: If files of the run are missing or unreadable, or a typed key cannot change.
-    """
+    """Return the configuration of the run of checkpoint `resume`, changed by the overrides of this command."""
     own = _read_config(resume)
     grading = OmegaConf.select(own, "task.name") == "grading"
     faults = Faults()
-    for override in overrides():
+    for override in list_overrides():
         key, _, value = override.partition("=")
         if key.lstrip("+") in ("resume", "debug", "allow_packages"):
             continue

@@ -12,9 +12,9 @@ from pydantic import Field
 
 from panda.app.build import Faults
 from panda.app.dashboard import log_csv, log_threshold_curve
+from panda.app.hydra_job import find_idle_faults
 from panda.app.loss_check import check_ignored_pixels, check_loss
 from panda.app.operating_point import CHOICE_KEYS, calibrate, freeze_threshold, note_unknown_providers
-from panda.app.overrides import find_idle_faults
 from panda.app.patch_views import PatchViews
 from panda.app.run import Run
 from panda.app.slide_maps import map_slides

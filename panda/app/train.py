@@ -19,8 +19,7 @@ from panda.app.config_check import check_config
 from panda.app.distributed import find_device_faults
 from panda.app.entry_point import Interrupted, SomeSlidesFailed, log_to_file, make_folder
 from panda.app.grading import GradingExperiment
-from panda.app.overrides import write_overrides
-from panda.app.resolvers import is_multirun
+from panda.app.hydra_job import is_multirun, write_overrides
 from panda.app.resume import load_resumed_config
 from panda.app.run import Experiment, Run
 from panda.app.segmentation import SegmentationExperiment
@@ -118,9 +117,8 @@ def _run(cfg: DictConfig, folder: Path, resume: Path | None, experiment: Experim
 def find_objective(summary: RunSummary) -> float:
     """Return the figure by which sweeps rank and optimize runs: on validation, so that nothing is tuned on the test.
 
-    Returns:
-        The first of the task's `headline_keys` that validation has: the slides' mean Dice (segmentation; pooled
-        Dice with `data=one_slide`), quadratic kappa (`task.target=isup`) or AUROC (`cancer`). NaN if it is undefined.
+    The slides' mean Dice (segmentation; pooled Dice with `data=one_slide`), quadratic kappa (`task.target=isup`) or
+    AUROC (`cancer`). NaN if it is undefined.
     """
     numbers = summary.val.numbers
     figure = next((numbers[key] for key in headline_keys(summary) if key in numbers), None)
@@ -136,7 +134,7 @@ def _finish(run: Run, summary: RunSummary) -> None:
 
 
 def _check_run(cfg: DictConfig, folder: Path, resume: Path | None, faults: Faults) -> None:
-    """Check what no single node of the configuration can check: the run's folder and the devices."""
+    """Check the run's folder and the devices."""
     if not resume and ((folder / "checkpoints").exists() or (folder / "summary.json").exists()):
         last = folder / "checkpoints" / "last.ckpt"
         faults.add(

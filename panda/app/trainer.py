@@ -15,7 +15,7 @@ from pytorch_lightning.loggers import Logger
 from panda.app.build import build
 from panda.app.callbacks import Clock, EpochSeed, LearningRateLogger, MovableCheckpoint, ProgressBar, WarningFilter
 from panda.app.dashboard import replay_views
-from panda.app.resolvers import is_multirun
+from panda.app.hydra_job import is_multirun
 from panda.app.run import Experiment
 from panda.app.tracking import read_metrics, replay_metrics, set_wandb_aside
 from panda.app.training_reuse import software_versions
@@ -27,12 +27,7 @@ def build_trainer(
 ) -> pl.Trainer:
     """Build the trainer of a run with its loggers and callbacks.
 
-    Args:
-        cfg: The checked configuration.
-        folder: Folder of the run.
-        experiment: States which metric picks the best epoch.
-        clock: Measures the time of the run.
-        resume: Checkpoint of a resumed run, whose metrics and views are logged again.
+    Metrics and views of a resumed run are logged again. `resume` is its checkpoint.
     """
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     loggers = _resume_loggers(cfg, plain, folder, clock, resume)

@@ -11,21 +11,16 @@ from panda.app.registry import SLOTS_OF_TASK
 
 
 def find_value_faults(plain: Mapping[str, Any], entry_point: str) -> list[str]:
-    """Return the faults of threshold, task, seed, trainer and name.
+    """Return the faults of threshold, task, seed, trainer and name, as sentences.
 
-    Args:
-        plain: The resolved configuration. Values of the wrong type are left to the check of types.
-        entry_point: `train`, `infer` or `audit`, which has none of these keys.
-
-    Returns:
-        One sentence per fault, which names key, value and remedy.
+    Values of the wrong type are left to the check of types.
     """
     if entry_point == "audit":
         return []
     if entry_point == "infer":
-        return _threshold_faults(plain.get("threshold"), "checkpoint")
+        return _find_threshold_faults(plain.get("threshold"), "checkpoint")
     threshold = plain.get("threshold")
-    faults = _threshold_faults(threshold, "auto")
+    faults = _find_threshold_faults(threshold, "auto")
     if not faults and threshold != "auto" and round(float(str(threshold)) * 1000) / 1000 != threshold:
         faults = [f"threshold={threshold} must be a multiple of 0.001, the step of the histograms it is scored by"]
     trainer = plain.get("trainer")
@@ -38,19 +33,19 @@ def find_value_faults(plain: Mapping[str, Any], entry_point: str) -> list[str]:
         faults.append(f"seed={seed} must be from 0 to {2**32 - 1}")
     return [
         *faults,
-        *_trainer_faults(trainer if isinstance(trainer, Mapping) else {}),
-        *_name_faults(plain.get("name")),
+        *_find_trainer_faults(trainer if isinstance(trainer, Mapping) else {}),
+        *_find_name_faults(plain.get("name")),
     ]
 
 
-def _threshold_faults(threshold: Any, word: str) -> list[str]:
+def _find_threshold_faults(threshold: Any, word: str) -> list[str]:
     number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
     if threshold == word or (number and 0 < float(threshold) < 1):
         return []
     return [f"threshold={threshold!r} must be {word} or a probability between 0 and 1"]
 
 
-def _name_faults(name: Any) -> list[str]:
+def _find_name_faults(name: Any) -> list[str]:
     if not isinstance(name, str | int | None) or isinstance(name, bool):
         return [f"name={name} was not read as text: quote it, {quote(f'name={name}')}"]
     if name is not None and (not str(name).strip() or Path(str(name)).name != str(name) or name == ".."):
@@ -58,7 +53,7 @@ def _name_faults(name: Any) -> list[str]:
     return []
 
 
-def _trainer_faults(trainer: Mapping[str, Any]) -> list[str]:
+def _find_trainer_faults(trainer: Mapping[str, Any]) -> list[str]:
     """Return the faults of values that Lightning accepts, but that train nothing, score nothing or never end."""
 
     def number(key: str, default: float) -> float:

@@ -12,8 +12,8 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
+from panda.app.hydra_job import register_resolvers
 from panda.app.infer import infer
-from panda.app.resolvers import register_resolvers
 from panda.inference.canvas import Canvas
 from panda.inference.quantify import QuantifySettings, slide_quantification
 from panda.report.slide_page import write_slide_page

@@ -1,0 +1,105 @@
+"""The job that Hydra runs: its overrides, choices and folders, also as resolvers for `conf/`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from panda.files import write_whole
+
+_arguments: list[list[str]] = []
+
+
+def register_resolvers() -> None:
+    """Register resolvers under the names of their functions."""
+    for resolver in (choices_made, job_folder, run_folder, sweep_folder):
+        OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
+
+
+def is_multirun() -> bool:
+    """Return whether this is a job of a sweep."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def choices_made() -> list[str]:
+    """Return the choice of each group of `conf/`, such as `model=unet`; an empty list without a command line."""
+    if not HydraConfig.initialized():
+        return []
+    chosen = HydraConfig.get().runtime.choices
+    return [f"{group}={choice}" for group, choice in sorted(chosen.items()) if choice and group.isidentifier()]
+
+
+def job_folder(own: str | None) -> str | None:
+    """Return the folder of a job: in a multirun the one that Hydra made for it, otherwise its own."""
+    return str(HydraConfig.get().runtime.output_dir) if is_multirun() else own
+
+
+def run_folder(resume: str | None, task: str, name: str | None, now: str) -> str:
+    """Return the folder of the resumed run, otherwise `runs/<task>/<name or time>`."""
+    return str(Path(str(resume)).parent.parent if resume else Path("runs") / task / str(now if name is None else name))
+
+
+def sweep_folder(task: str, name: str | None, now: str) -> str:
+    """Return the folder of a multirun, which holds the folders of its jobs by number."""
+    return str(Path("runs") / task / f"sweep-{now if name is None else name}")
+
+
+@contextlib.contextmanager
+def remember_arguments(arguments: Sequence[str]) -> Iterator[None]:
+    """Remember the arguments of the command line while its jobs run.
+
+    Hydra's list of a job's overrides cannot stand for them: a file adds to it by `hydra.sweeper.params`.
+    """
+    _arguments.append(list(arguments))
+    try:
+        yield
+    finally:
+        _arguments.pop()
+
+
+def list_overrides() -> list[str]:
+    """Return the overrides of this job, `key=value`; an empty list without a command line."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def is_typed(key: str) -> bool:
+    """Return whether a key was typed on the command line.
+
+    A process of a launcher has no command line of its own, so that the job's overrides count there.
+    """
+    return any(_read_key(text) == key for text in (_arguments[-1] if _arguments else list_overrides()))
+
+
+def find_idle_faults(idle: Collection[str], cause: str) -> list[str]:
+    """Return one fault that names all typed keys which have no effect, or an empty list.
+
+    Args:
+        idle: Keys that have no effect in this job.
+        cause: The setting that makes them idle.
+    """
+    given = [text for text in list_overrides() if _read_key(text) in idle]
+    verb, them = ("are", "them") if len(given) > 1 else ("is", "it")
+    return [f"{', '.join(given)} {verb} not used with {cause}: remove {them}"] if given else []
+
+
+def write_overrides(folder: Path, resumed: bool = False) -> None:
+    """Write the job's overrides to `overrides.txt`: columns of a sweep's table, and labels in a comparison.
+
+    A resumed run keeps its overrides, except for keys that are typed again.
+    """
+    path, lines = folder / "overrides.txt", list_overrides()
+    if resumed:
+        lines = [line for line in lines if _read_key(line) not in ("resume", "debug")]
+        typed = {_read_key(line) for line in lines}
+        before = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        lines = [line for line in before if _read_key(line) not in typed] + lines
+    write_whole(path, "".join(f"{line}\n" for line in lines))
+
+
+def _read_key(override: str) -> str:
+    return override.lstrip("+").partition("=")[0]
