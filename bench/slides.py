@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from panda.data.manifest import SlideRecord
-from panda.files import whole_path
+from panda.files import write_beside
 from panda.synthetic.dataset import DRAWING_VERSION, SyntheticSpec, draw_slide
 
 CACHE = Path(__file__).parent / "cache"
@@ -67,9 +67,9 @@ def shared_tiles_slide(side: int, tissue: float = 0.02) -> SlideRecord:
     if not _is_there(record):
         codes = _core_cells(side, tissue)
         picture = _tissue_texture()
-        with whole_path(record.image_path) as path:
+        with write_beside(record.image_path) as path:
             _write_shared(path, side, (codes > 0).astype(np.uint8), {1: picture}, jpeg=True)
-        with whole_path(mask_path(record)) as path:
+        with write_beside(mask_path(record)) as path:
             labels = {code: _label_tile(code) for code in (1, 4)}
             _write_shared(path, side, codes, labels, jpeg=False)
     return record

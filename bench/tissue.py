@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from panda.errors import SlideError
-from panda.files import whole_path
+from panda.files import write_beside
 from panda.synthetic.layout import plan_scene
 from panda.synthetic.painter import STYLES, Painter
 from panda.synthetic.pyramid_writer import write_slide
@@ -300,7 +300,7 @@ def outlined(picture: Picture, **masks: Truth) -> Picture:
 def _save(path: Path, rgb: Picture, colours: int | None = None) -> None:
     """Write a picture, whole or absent; few colours make it small."""
     picture = Image.fromarray(rgb)
-    with whole_path(path) as partial:
+    with write_beside(path) as partial:
         (picture.quantize(colours, dither=Image.Dither.NONE) if colours else picture).save(
             partial, "png", optimize=True
         )

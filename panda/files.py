@@ -112,7 +112,7 @@ def remove_leftovers(folder: Path, name: str = "*") -> None:
 
 
 @contextlib.contextmanager
-def whole_path(path: Path | str) -> Iterator[Path]:
+def write_beside(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path`; the file or folder created there gets the final name at the end.
 
     The temporary name keeps the suffixes of `path`, because writers choose their format by them. Missing parent
@@ -163,7 +163,7 @@ def hold_lock(path: Path | str, *, wait: bool = True) -> Iterator[None]:
 
 def write_whole(path: Path | str, data: bytes | str) -> None:
     """Write a small file whole or not at all; text as UTF-8 with its line ends unchanged."""
-    with whole_path(path) as partial:
+    with write_beside(path) as partial:
         partial.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
 
 
@@ -198,7 +198,7 @@ def write_table(
     if columns is None:
         rows = list(rows)
         columns = list(dict.fromkeys(key for row in rows for key in row))
-    with whole_path(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+    with write_beside(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         for row in rows:

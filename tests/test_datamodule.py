@@ -175,7 +175,7 @@ def test_datamodule_missing_files_are_failures(folder: Path, tmp_path: Path) -> 
     assert sum(module.summarize().slides.values()) == 6
     assert module.summarize().failed[0]["error"] == "MaskError"
     module = prepare_module(copy, test_fraction=0.0, exclude=["missing_mask", "missing_slide"])
-    assert module.select().left_out == {"missing_mask": 1, "missing_slide": 1}
+    assert module.select().exclusion_counts == {"missing_mask": 1, "missing_slide": 1}
     assert module.failures == []
     with pytest.raises(ManifestError, match="put the mask at"):
         prepare_module(copy, split="patches", slide_id=slide_name(2))

@@ -22,7 +22,7 @@ from panda.files import (
     remove,
     remove_leftovers,
     replace,
-    whole_path,
+    write_beside,
     write_json,
     write_table,
     write_whole,
@@ -38,14 +38,14 @@ def test_write_whole_text_and_bytes_arrive_unchanged(tmp_path: Path) -> None:
 
 
 def fail_midway(path: Path) -> None:
-    with whole_path(path) as partial:
+    with write_beside(path) as partial:
         partial.write_text("half")
         assert partial.suffix == path.suffix
         raise RuntimeError
 
 
 def fail_in_a_folder(path: Path) -> None:
-    with whole_path(path) as partial:
+    with write_beside(path) as partial:
         (partial / "deep").mkdir(parents=True)
         (partial / "deep" / "half").write_text("half")
         raise KeyboardInterrupt
@@ -61,9 +61,9 @@ def test_write_whole_failure_keeps_old_file_only(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]
 
 
-def test_whole_path_replaces_folder(tmp_path: Path) -> None:
+def test_write_beside_replaces_folder(tmp_path: Path) -> None:
     for name in ("old", "new"):
-        with whole_path(tmp_path / "store") as partial:
+        with write_beside(tmp_path / "store") as partial:
             partial.mkdir()
             (partial / name).write_text(name)
     assert [p.name for p in (tmp_path / "store").iterdir()] == ["new"]
@@ -79,8 +79,8 @@ def test_replace_failure_restores_old_folder(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["store"]
 
 
-def test_whole_path_nothing_written_raises(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), whole_path(tmp_path / "a"):
+def test_write_beside_nothing_written_raises(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), write_beside(tmp_path / "a"):
         pass
     assert list(tmp_path.iterdir()) == []
 

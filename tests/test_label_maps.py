@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from panda.errors import ConfigError, MaskError
 from panda.wsi import label_maps
-from panda.wsi.label_maps import LabelMap, find_label_map, known_label_maps, load_label_maps, tumor_bool_from_gray
+from panda.wsi.label_maps import LabelMap, find_label_map, get_label_maps, load_label_maps, tumor_bool_from_gray
 
 GOOD = "names: {0: other, 7: cancer}\ncancer: [7]\nunlabelled: []\n"
 
@@ -45,14 +45,14 @@ def test_tumor_bool_from_gray_empty_plane_has_no_cancer() -> None:
 def test_load_label_maps_yaml_file_adds_provider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "leuven.yaml").write_text(GOOD)
     monkeypatch.setattr(label_maps, "FOLDER", tmp_path)
-    assert [*known_label_maps()] == ["leuven"]
+    assert [*get_label_maps()] == ["leuven"]
     assert tumor_bool_from_gray(np.array([[0, 7]], np.uint8), "leuven").tolist() == [[False, True]]
     with pytest.raises(MaskError, match="known are leuven;"):
         find_label_map("radboud")
 
 
 def test_label_map_survives_plain_data() -> None:
-    for label_map in known_label_maps().values():
+    for label_map in get_label_maps().values():
         plain = label_map.model_dump(mode="json")
         assert LabelMap.model_validate(plain) == label_map
     assert find_label_map("radboud").patterns == {3: 3, 4: 4, 5: 5}

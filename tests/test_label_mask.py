@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from panda.errors import MaskError
 from panda.wsi.geometry import round_px
-from panda.wsi.label_maps import LabelMap, find_label_map, known_label_maps
+from panda.wsi.label_maps import LabelMap, find_label_map, get_label_maps
 from panda.wsi.label_mask import CANCER, IGNORED, OTHER, LabelMask
 from panda.wsi.slide import Slide
 from tests.pyramids import at_centres, level_size, write_levels, write_pyramid
@@ -165,7 +165,7 @@ def test_label_mask_reads_stored_codes_only(  # noqa: PLR0917 - one argument eac
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
-@given(provider=st.sampled_from(sorted(known_label_maps())), seed=st.integers(0, 99), data=st.data())
+@given(provider=st.sampled_from(sorted(get_label_maps())), seed=st.integers(0, 99), data=st.data())
 def test_label_mask_unknown_codes_are_named_with_file_and_count(
     tmp_path_factory: pytest.TempPathFactory, small: Slide, provider: str, seed: int, data: st.DataObject
 ) -> None:

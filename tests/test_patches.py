@@ -21,7 +21,7 @@ from panda.data.patches import load_slide
 from panda.data.settings import PatchSettings, StoreKind
 from panda.data.store import StoreResult, load_store, locate_store
 from panda.errors import ConfigError, ManifestError, MaskError, PandaError, SlideError
-from panda.wsi.label_maps import known_label_maps
+from panda.wsi.label_maps import get_label_maps
 from tests.panda_folder import CANCER, TISSUE, codes, entry_files, kept_slides, make_folder, picture
 from tests.pyramids import write_pyramid
 
@@ -227,8 +227,8 @@ def test_extract_store_changed_label_map_reuses_no_patches(
 ) -> None:
     (record, *_) = read_manifest(folder)
     extract_store([record], SETTINGS, tmp_path, folder, progress=False)
-    known = known_label_maps()
+    known = get_label_maps()
     for change, failures in (({"names": {**known["radboud"].names, 4: "another name"}}, 0), ({"cancer": (3,)}, 1)):
         changed = {**known, "radboud": known["radboud"].model_copy(update=change)}
-        monkeypatch.setattr("panda.wsi.label_maps.known_label_maps", lambda changed=changed: changed)
+        monkeypatch.setattr("panda.wsi.label_maps.get_label_maps", lambda changed=changed: changed)
         assert len(load_store([record], SETTINGS, tmp_path, folder).failures) == failures

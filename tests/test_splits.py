@@ -105,7 +105,7 @@ def test_select_slides_exclusion_moves_no_other_slide(
     real = [record if record.mask_path is None else replace(record, mask_path=Path(__file__)) for record in there]
     part = select_slides(real, SelectionSettings(split=how, seed=seed, exclude=("missing_mask",)))
     assert part.split == {slide_id: whole.split[slide_id] for slide_id in there_too}
-    assert part.left_out == ({"missing_mask": len(gone)} if gone else {})
+    assert part.exclusion_counts == ({"missing_mask": len(gone)} if gone else {})
     one = select_slides(records, SelectionSettings(split=how, seed=seed, provider="radboud"))
     assert one.split.items() <= whole.split.items()
 

@@ -176,7 +176,7 @@ class GradingExperiment:
                 root=str(self.data.settings.root),
                 colours=self.data.describe_colors(augmented=not self.network.frozen),
                 slides={name: len(items.get(name, records)) for name, records in splits.items()},
-                left_out=self.data.select().left_out,
+                left_out=self.data.select().exclusion_counts,
                 groups=self.data.select().describe_policy(),
             ),
             val=val,

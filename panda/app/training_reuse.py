@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 import panda
 from panda.errors import CheckpointError
-from panda.files import fingerprint, whole_path, write_json
+from panda.files import fingerprint, write_beside, write_json
 from panda.tasks.checkpoint import read_checkpoint, update_metadata
 from panda.tasks.metadata import CheckpointMetadata
 
@@ -144,7 +144,7 @@ def take_over(source: Path, training: Training, folder: Path, metadata: Checkpoi
     if (source / SCORES).is_file():
         _link(source / SCORES, folder / SCORES)
     for canvas in source.glob("slides/*/canvas.zarr"):
-        with whole_path(folder / canvas.relative_to(source)) as partial:
+        with write_beside(folder / canvas.relative_to(source)) as partial:
             shutil.copytree(canvas, partial, copy_function=_link_or_copy)
     taken = replace(training, trained_by=source.name)
     taken.write(folder)
@@ -152,7 +152,7 @@ def take_over(source: Path, training: Training, folder: Path, metadata: Checkpoi
 
 
 def _link(source: Path, target: Path) -> None:
-    with whole_path(target) as partial:
+    with write_beside(target) as partial:
         try:
             _link_or_copy(source, partial)
         except FileNotFoundError as error:

@@ -22,7 +22,7 @@ from panda.data.findings import Finding
 from panda.data.manifest import locate_image, locate_mask
 from panda.errors import MaskError, SlideError
 from panda.wsi.geometry import mean_mpp
-from panda.wsi.label_maps import known_label_maps
+from panda.wsi.label_maps import get_label_maps
 from panda.wsi.label_mask import LabelMask
 from panda.wsi.mpp import MPP_MAX, MPP_MIN
 from panda.wsi.slide import Slide, SlideOptions
@@ -44,7 +44,7 @@ class SlideInspector:
     def __init__(self, row: TableRow, options: SlideOptions, deep: bool) -> None:
         self.row, self.options, self.deep = row, options, deep
         self.inspection = Inspection(row.slide_id, row.provider)
-        self.labels = known_label_maps().get(row.provider)
+        self.labels = get_label_maps().get(row.provider)
         self.thumbnail: NDArray[np.uint8] | None = None
         self.slide: Slide | None = None
         self.survey: Survey | None = None
@@ -160,7 +160,7 @@ class SlideInspector:
         if self.slide is None:
             return None
         try:
-            return LabelMask(path, self.slide, self.row.provider, known_label_maps(), tiff)
+            return LabelMask(path, self.slide, self.row.provider, get_label_maps(), tiff)
         except MaskError as error:
             self.add_finding("mask_geometry", str(error))
             return None

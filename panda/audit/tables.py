@@ -14,7 +14,7 @@ from panda.audit.near_duplicates import Duplicates
 from panda.audit.slide_table import TableRow
 from panda.data.findings import FINDINGS, Finding, Severity
 from panda.files import write_json, write_table
-from panda.wsi.label_maps import known_label_maps
+from panda.wsi.label_maps import get_label_maps
 
 AUDIT, FINDINGS_TABLE, GROUPS, PAIRS = "audit.csv", "findings.csv", "groups.csv", "pairs.csv"
 SUMMARY = "summary.json"
@@ -257,6 +257,6 @@ def _count_groups(duplicates: Duplicates, rows: Mapping[str, TableRow]) -> Group
 
 def _count_providers(rows: Iterable[TableRow]) -> dict[str, int]:
     """Return the number of rows of each provider, with unknown providers together at the end."""
-    known = known_label_maps()
+    known = get_label_maps()
     counts = Counter(row.provider if row.provider in known else OTHER for row in rows)
     return {provider: counts[provider] for provider in (*known, OTHER) if counts[provider]}

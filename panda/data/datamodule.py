@@ -257,6 +257,6 @@ class PatchDataModule(pl.LightningDataModule):
             slides={name: len(patches.slide_ids) for name, patches in sets},
             patches={name: len(patches) for name, patches in sets},
             tumor_patches={name: int((patches.rows.fractions[:, 1] > 0).sum()) for name, patches in sets},
-            left_out=self.select().left_out,
+            left_out=self.select().exclusion_counts,
             failed=[asdict(failure) for failure in self.failures],
         )

@@ -42,7 +42,7 @@ from panda.data.store import (
     sort_result,
 )
 from panda.errors import MaskError, PandaError, SlideError
-from panda.files import hold_lock, whole_path
+from panda.files import hold_lock, write_beside
 from panda.wsi.grid import Grid
 from panda.wsi.label_mask import CANCER, LabelMask
 from panda.wsi.slide import Slide
@@ -202,7 +202,7 @@ def extract_slide(
                     f"{settings.min_tissue:.0%} tissue; lower data.min_tissue or data.patch_size"
                 )
             on_stage("write")
-            with whole_path(store / record.slide_id) as partial:
+            with write_beside(store / record.slide_id) as partial:
                 partial.mkdir()
                 pixels = open_pixel_store(settings)
                 read_target = functools.partial(mask.read_target, ignore_background=settings.ignore_background)

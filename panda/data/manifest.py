@@ -14,7 +14,7 @@ from typing import Literal
 
 from panda.errors import ManifestError, MaskError, SlideError
 from panda.files import read_user_table
-from panda.wsi.label_maps import LabelMap, describe_unknown_provider, known_label_maps, tumor_bool_from_gray
+from panda.wsi.label_maps import LabelMap, describe_unknown_provider, get_label_maps, tumor_bool_from_gray
 from panda.wsi.label_mask import LabelMask
 from panda.wsi.slide import Slide
 
@@ -228,7 +228,7 @@ def check_row(row: Mapping[str, str], providers: Collection[str] = ()) -> list[t
         faults.append(("bad_id", f"image_id {slide_id!r} is not a plain file name without folder and suffix"))
     elif slide_id in RESERVED:
         faults.append(("bad_id", f"image_id {slide_id!r} is a reserved name in patch stores; rename the slide"))
-    known = {*known_label_maps(), *providers}
+    known = {*get_label_maps(), *providers}
     if provider not in known:
         faults.append(("unknown_provider", f"data_provider {describe_unknown_provider(provider, known)}"))
     if grade not in {str(known) for known in GRADES}:

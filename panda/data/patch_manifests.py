@@ -23,7 +23,7 @@ from panda.data.pixel_stores import PixelStore, open_pixel_store
 from panda.data.splits import SPLITS, Split
 from panda.data.store import StoreResult, read_store
 from panda.errors import ManifestError
-from panda.files import fingerprint, whole_path, write_table
+from panda.files import fingerprint, write_beside, write_table
 
 COLUMNS = (
     "slide_id",
@@ -197,7 +197,7 @@ def _write(store: Path, members: Members) -> dict[Split, Path]:
     )[:12]
     folder = store / "splits" / name
     if not folder.is_dir():
-        with whole_path(folder) as partial:
+        with write_beside(folder) as partial:
             partial.mkdir()
             for split, slides in members.items():
                 rows = (row for patches, numbers in slides for row in _yield_rows(pixels, patches, numbers))

@@ -14,7 +14,7 @@ from panda.settings import Count, Names, PathValue, Seed, Settings, Share, rule
 from panda.synthetic.dataset import SyntheticSpec
 from panda.wsi.geometry import Resolution
 from panda.wsi.grid import Grid, tissue_grid
-from panda.wsi.label_maps import known_label_maps
+from panda.wsi.label_maps import get_label_maps
 from panda.wsi.mpp import MPP_MAX, MPP_MIN
 from panda.wsi.readers import ReaderName
 from panda.wsi.slide import ResolutionRequest, SlideOptions
@@ -187,7 +187,7 @@ class SelectionSettings(Settings):
 
     @rule
     def _check_providers(self) -> Iterator[str]:
-        known = known_label_maps()
+        known = get_label_maps()
         for key in ("provider", "test_provider"):
             if getattr(self, key) not in (None, *known):
                 yield f"{self.setting(key)} must be {', '.join(known)}, or null"

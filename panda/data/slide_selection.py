@@ -49,7 +49,7 @@ class Selection:
         return [record for record in self.records if record.slide_id in self.split]
 
     @property
-    def left_out(self) -> dict[str, int]:
+    def exclusion_counts(self) -> dict[str, int]:
         """Reason → slides that are left out for it."""
         return dict(sorted(Counter(self.why.values()).items()))
 
@@ -132,7 +132,7 @@ def select_slides(records: Sequence[SlideRecord], settings: SelectionSettings) -
     split = {slide_id: name for slide_id, name in split.items() if slide_id not in why}
     selection = Selection(settings, tuple(grouped), split, why, kind)
     if empty := [name for name in wanted if name not in split.values()]:
-        counts = ", ".join(f"{reason}: {count}" for reason, count in selection.left_out.items()) or "none"
+        counts = ", ".join(f"{reason}: {count}" for reason, count in selection.exclusion_counts.items()) or "none"
         raise ManifestError(
             f"no slide is left for {', '.join(empty)}: of {len(records)} slides in "
             f"{len({record.group for record in grouped})} groups {len(split)} are used, left out are {counts}; change "

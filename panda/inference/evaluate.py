@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import NonNegativeFloat, NonNegativeInt, TypeAdapter
 
 from panda.data.manifest import SlideRecord
-from panda.files import fingerprint, identity, whole_path
+from panda.files import fingerprint, identity, write_beside
 from panda.inference.canvas import Canvas
 from panda.inference.predictor import SegmentationPredictor
 from panda.tasks.metrics import BINS, count_probabilities, score_threshold
@@ -149,7 +149,7 @@ def write_scores(path: Path, scores: Mapping[str, SlideScore]) -> None:
     """Write scores by `score_fingerprint` as one `.npz` file, so that a slide need not be mapped again."""
     plain = _PLAIN.dump_json({key: (score.pixel_area_um2, score.outside_px) for key, score in scores.items()})
     arrays: dict[str, Any] = {key: score.histogram for key, score in scores.items()}
-    with whole_path(path) as partial:
+    with write_beside(path) as partial:
         np.savez_compressed(partial, plain=np.array(plain.decode()), **arrays)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from panda.files import whole_path, write_whole
+from panda.files import write_beside, write_whole
 from panda.inference.canvas import Canvas
 from panda.inference.canvas_store import probability
 from panda.inference.polygons import trace
@@ -98,7 +98,7 @@ def write_ome_tiff(canvas: Canvas, slide: Slide, path: Path | str) -> None:
     target = Path(path).parent
     target.mkdir(parents=True, exist_ok=True)
     with (
-        whole_path(path) as partial,
+        write_beside(path) as partial,
         tifffile.TiffWriter(partial, ome=True, bigtiff=True) as tif,
         tempfile.TemporaryFile(dir=target) as first,
         tempfile.TemporaryFile(dir=target) as second,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from panda.data.bags import read_bag, read_features
 from panda.errors import PandaError
-from panda.files import fingerprint, hold_lock, identity, whole_path
+from panda.files import fingerprint, hold_lock, identity, write_beside
 from panda.inference.compute import EngineSettings
 from panda.models.mil import MILNet
 from panda.tasks.metadata import GradingMetadata
@@ -123,6 +123,6 @@ class FeatureCache:
             features = encode_tiles(
                 self.network, slide, coords, resolution, tile_size=tile_size, stain=stain, settings=self.settings
             )
-            with whole_path(path) as partial, partial.open("wb") as file:
+            with write_beside(path) as partial, partial.open("wb") as file:
                 np.savez(file, features=features)
         return path

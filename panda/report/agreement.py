@@ -55,7 +55,7 @@ def agreement_chart(rows: Sequence[Mapping[str, Any]]) -> Markup:
     means = ticks(0.0, max((found + true) / 2 for *_, found, true in slides))
     levels = ticks(min(*gaps, agreement.low, 0.0), max(*gaps, agreement.high, 0.0))
     frame = (70, 14, 930, 300)
-    across, up = Axis.over(means, frame[0], frame[2]), Axis.over(levels, frame[3], frame[1])
+    across, up = Axis.fit(means, frame[0], frame[2]), Axis.fit(levels, frame[3], frame[1])
     colours = dict(zip(sorted({provider for _, provider, *_ in slides}), PALETTE, strict=False))
     lines = (
         (agreement.high, "upper limit", "6 4"),

@@ -41,7 +41,7 @@ class Axis:
     end: float
 
     @classmethod
-    def over(cls, values: Sequence[float], start: float, end: float) -> Self:
+    def fit(cls, values: Sequence[float], start: float, end: float) -> Self:
         """Make the axis from the first to the last of its values."""
         return cls(values[0], values[-1], start, end)
 

@@ -73,7 +73,7 @@ def line_chart(
     x_ticks = [t for t in ticks(x_low, x_high, 6) if x_low <= t <= x_high and (not whole_x or t == int(t))] or [x_low]
     if x_high == x_low:
         x_low, x_high = x_low - 0.5, x_high + 0.5
-    across, up = Axis(x_low, x_high, frame[0], frame[2]), Axis.over(y_ticks, frame[3], frame[1])
+    across, up = Axis(x_low, x_high, frame[0], frame[2]), Axis.fit(y_ticks, frame[3], frame[1])
     drawn = []
     for line in reversed(lines):
         step = math.ceil(len(line.xs) / _POINTS)
@@ -110,7 +110,7 @@ def bar_chart(title: str, bars: Sequence[Bar], names: tuple[str, str]) -> Markup
     marks = ticks(min(0.0, *values), max(1.0, *values))
     row, width, top = 26, 1100, 8
     bottom = top + row * len(bars)
-    axis = Axis.over(marks, 340, width - 70)
+    axis = Axis.fit(marks, 340, width - 70)
     return draw(
         "bar_chart.html",
         title,
@@ -198,7 +198,7 @@ def paired_chart(
     box, frame = (64, 10, 404, 350), (500, 10, 1090, 350)
     gaps = sorted(((b - a, slide, provider) for slide, provider, a, b in slides), reverse=True)
     levels = ticks(min(0.0, gaps[-1][0]), max(0.0, gaps[0][0]))
-    across, up, fall = Axis(0, 1, box[0], box[2]), Axis(0, 1, box[3], box[1]), Axis.over(levels, frame[3], frame[1])
+    across, up, fall = Axis(0, 1, box[0], box[2]), Axis(0, 1, box[3], box[1]), Axis.fit(levels, frame[3], frame[1])
     step, zero = (frame[2] - frame[0]) / len(gaps), fall.place(0)
     return draw(
         "paired_chart.html",

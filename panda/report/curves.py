@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from panda.files import whole_path, write_table
+from panda.files import write_beside, write_table
 from panda.report.axes import PALETTE
 from panda.tasks.calibration import RELIABILITY_BINS, Reliability, measure_reliability
 from panda.tasks.metrics import compute_curve, pool_histograms
@@ -68,7 +68,7 @@ def write_threshold_curve(
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with whole_path(path) as partial:
+    with write_beside(path) as partial:
         figure.savefig(partial, format="png")
 
 

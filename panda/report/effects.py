@@ -116,7 +116,7 @@ def effect_chart(effect: Effect, y_range: tuple[float, float]) -> Markup:
     width, height = max(370, 58 + 62 * len(effect.values)), 270
     frame = (48, 10, width - 10, height - 44)
     levels = ticks(*y_range)
-    up, room = Axis.over(levels, frame[3], frame[1]), (frame[2] - frame[0]) / len(effect.values)
+    up, room = Axis.fit(levels, frame[3], frame[1]), (frame[2] - frame[0]) / len(effect.values)
     middles = [round(frame[0] + (k + 0.5) * room, 1) for k in range(len(effect.values))]
     return draw(
         "effect_chart.html",

@@ -58,7 +58,7 @@ def compute_signed_rank_p(differences: NDArray[np.float64], groups: NDArray[Any]
     return 1.0 if not means.any() else float(wilcoxon(means).pvalue)
 
 
-def _pooled_dice(counts: NDArray[np.float64]) -> float:
+def _pool_dice(counts: NDArray[np.float64]) -> float:
     tp, fp, fn = counts.sum(axis=0)
     return float(2 * tp / (2 * tp + fp + fn)) if tp + fp + fn else float("nan")
 
@@ -68,7 +68,7 @@ Statistic = Callable[[NDArray[Any]], float]
 FIGURES: Mapping[str, Mapping[str, tuple[tuple[str, ...], Statistic]]] = {
     "segmentation": {
         "dice_mean_slide": (("dice",), average_known),
-        "dice": (("tp_px", "fp_px", "fn_px"), _pooled_dice),
+        "dice": (("tp_px", "fp_px", "fn_px"), _pool_dice),
         "fp_mm2_benign_slides": (("benign_fp_mm2",), average_known),
     },
     "grading": {

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from panda.files import whole_path
+from panda.files import write_beside
 
 INK = "#1c2030"
 MASK = "#3b2f7d"
@@ -44,6 +44,6 @@ class Sheet:
 
     def save(self, path: Path) -> Path:
         """Write the picture as PNG, whole or not at all."""
-        with whole_path(path) as partial:
+        with write_beside(path) as partial:
             self.figure.savefig(partial, format="png")
         return path

@@ -127,7 +127,7 @@ def table_of_slides(run_dir: Path) -> Path:
     return test if test.is_file() else run_dir / "slides.csv"
 
 
-def _against_label(slide_dir: Path, slide_id: str) -> Table | None:
+def _tabulate_label_metrics(slide_dir: Path, slide_id: str) -> Table | None:
     """Lay out the scores of the slide against its label; None without such a table."""
     table = table_of_slides(slide_dir.parent.parent)
     if slide_dir.parent.name != "slides" or not table.is_file():
@@ -204,7 +204,7 @@ def write_slide_page(slide_dir: Path) -> Path:
         attention=read_picture(slide_dir / "attention_tiles.png", _PICTURE_SIDE),
         grade_name=GRADES[grade.target if grade else "isup"],
         bars=_bars(grade) if grade else [],
-        against=_against_label(slide_dir, facts.slide_id),
+        against=_tabulate_label_metrics(slide_dir, facts.slide_id),
         regions=_regions(result, viewer is not None) if result else None,
         mapped=result is not None,
         threshold=result.threshold if result else None,

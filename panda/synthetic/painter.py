@@ -275,12 +275,12 @@ class Painter:
             for j in range(u // size, (u + w - 1) // size + 1):
                 place = np.array([i // 2, i]), np.array([j // 3, j])
                 coarse, fine = hash_points(place[0], place[1], self.scene.seed + 5)
-                if coarse % 100 >= 45 or fine % 100 >= 85 or self._near_tissue(i * size, j * size):
+                if coarse % 100 >= 45 or fine % 100 >= 85 or self._is_near_tissue(i * size, j * size):
                     continue
                 a, b = max(i * size - v, 0), max(j * size - u, 0)
                 rgb[a : (i + 1) * size - v, b : (j + 1) * size - u] = grey
 
-    def _near_tissue(self, v: int, u: int) -> bool:
+    def _is_near_tissue(self, v: int, u: int) -> bool:
         at = np.arange(u, u + GREY_BLOCK_PX + 1, 8, dtype=np.float64)
         return next(self._find_borders(at, v, GREY_BLOCK_PX, 2 * self.reach), None) is not None
 

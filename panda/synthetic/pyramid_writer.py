@@ -18,7 +18,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from panda.files import whole_path
+from panda.files import write_beside
 
 DOWNSAMPLES = (1, 4, 16)
 JPEG_QUALITY = 80
@@ -151,7 +151,7 @@ def write_slide(
     jpeg = {"compression": "jpeg", "compressionargs": {"level": JPEG_QUALITY}, "subsampling": (2, 2)}
     big = size[0] * size[1] > _BIG_PX
     with contextlib.ExitStack() as stack:
-        image_partial, mask_partial = (stack.enter_context(whole_path(p)) for p in (image_path, mask_path))
+        image_partial, mask_partial = (stack.enter_context(write_beside(p)) for p in (image_path, mask_path))
         files = [stack.enter_context(tempfile.TemporaryFile(dir=image_partial.parent)) for _ in range(4)]
         once = _Pass(draw, size, tile, files)
         with tifffile.TiffWriter(image_partial, bigtiff=big) as tiff:

@@ -60,7 +60,7 @@ class LabelMap(BaseModel, frozen=True, extra="forbid"):
         return {"known": sorted(self.names), "cancer": list(self.cancer), "unlabelled": list(self.unlabelled)}
 
 
-def known_label_maps() -> Mapping[str, LabelMap]:
+def get_label_maps() -> Mapping[str, LabelMap]:
     """Return the label map of each provider in `FOLDER`, see `load_label_maps`."""
     return load_label_maps(FOLDER)
 
@@ -133,7 +133,7 @@ def find_label_map(provider: str, label_maps: Mapping[str, LabelMap] | None = No
     """
     if label_maps is not None and provider in label_maps:
         return label_maps[provider]
-    known = known_label_maps()
+    known = get_label_maps()
     if provider not in known:
         raise MaskError(f"provider {describe_unknown_provider(provider, known)}")
     return known[provider]
