@@ -1,7 +1,7 @@
 """`python -m tests.audit_process`: an audit that ends itself anywhere, or whose workers crash.
 
 It counts what the audit does (finished slides, and files of its folder that it opens or renames) and ends itself by
-SIGKILL before the one it was told. Its workers note which slides they look at, and may be told to end at one.
+SIGKILL before a given one. Its workers note which slides they inspect, and can be made to end at one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NEVER = 10**9
 
 
 def _look(row: Any, *arguments: Any, **options: Any) -> Any:
-    """What a worker does in place of `inspect_slide`."""
+    """Note the slide, crash if asked to, and otherwise call `inspect_slide`."""
     with Path(LOOKED_AT).open("a") as file:
         file.write(f"{row.slide_id}\n")
     if row.slide_id == CRASH_AT and (HOW == "always" or not Path(f"{LOOKED_AT}.crashed").exists()):

@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Markers and fixtures of all tests."""
 
 import subprocess
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def glas() -> Path:
-    """The real H&E slides in PANDA's layout."""
+    """Return the folder of real H&E slides in PANDA's layout."""
     root = SHARED / "glas_wsi"
     if not root.is_dir():
         pytest.skip(f"the real slides are not there: {root}")

@@ -38,7 +38,7 @@ def draw(
     area: float | None = AREA,
     outside: int = 0,
 ) -> Drawn:
-    """A slide of 400 pixels of which a part is cancer."""
+    """Draw a slide of 400 pixels of which a part is cancer."""
     rng = np.random.default_rng(number)
     truth = rng.random(400) < part
     k = np.clip(rng.normal(350 + 300 * truth, 150), 0, BINS - 1).astype(int)
@@ -66,8 +66,8 @@ def figures(slides: Sequence[Drawn], choice: ThresholdChoice = AT) -> dict[str, 
     return summarize([slide.score for slide in slides], choice, seed=3).model_dump()
 
 
-def graded(number: int, classes: int = 6) -> GradedSlide:
-    """A slide of one of 7 groups and of either provider; each third one's attention was held against a mask."""
+def draw_graded_slide(number: int, classes: int = 6) -> GradedSlide:
+    """Draw a graded slide of one of 7 groups; every third one has attention scores."""
     rng = np.random.default_rng(number)
     label = int(rng.integers(classes))
     prob = np.round(rng.dirichlet(np.ones(classes)) + 0.4 * np.eye(classes)[label], 1)

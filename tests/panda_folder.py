@@ -17,23 +17,23 @@ HEADER = "image_id,data_provider,isup_grade,gleason_score"
 
 
 def slide_name(number: int) -> str:
-    """Id of a slide, as long as PANDA's."""
+    """Return the id of a slide, as long as PANDA's."""
     return f"{number:032x}"
 
 
 def entry_files(store: Path) -> dict[str, tuple[int, int]]:
-    """Slide id → what tells its `slide.json` from one that is written again."""
+    """Map slide ids to inode and time of their `slide.json`; both change if it is written again."""
     found = {path.parent.name: path.stat() for path in store.glob("*/slide.json")}
     return {slide_id: (entry.st_ino, entry.st_mtime_ns) for slide_id, entry in found.items()}
 
 
-def kept_slides(store: Path, before: dict[str, tuple[int, int]]) -> set[str]:
-    """Slides of a store that have not been cut again since `entry_files` gave `before`."""
+def find_kept_slides(store: Path, before: dict[str, tuple[int, int]]) -> set[str]:
+    """Return the slides of a store whose files are those that `entry_files` gave `before`."""
     return {slide_id for slide_id, entry in entry_files(store).items() if before.get(slide_id) == entry}
 
 
 def picture(seed: int) -> NDArray[np.uint8]:
-    """A slide of level-0 px: noisy pink tissue (`TISSUE`) on white glass."""
+    """Draw a slide of level-0 px: noisy pink tissue (`TISSUE`) on white glass."""
     rng = np.random.default_rng(seed)
     image = np.full((HEIGHT, WIDTH, 3), 245, np.uint8)
     height, width = (part.stop - part.start for part in TISSUE)

@@ -121,7 +121,7 @@ def area_means(image: NDArray[np.uint8], x: NDArray[np.float64], y: NDArray[np.f
     return means
 
 
-def at_centres(codes: NDArray[np.uint8], size: tuple[int, int], step: tuple[float, float]) -> NDArray[np.uint8]:
+def sample_centers(codes: NDArray[np.uint8], size: tuple[int, int], step: tuple[float, float]) -> NDArray[np.uint8]:
     """Shrink label codes to (width, height) px of `step` px each, by the px under each centre."""
     columns, rows = (
         np.minimum(((np.arange(count) + 0.5) * by).astype(np.int64), length - 1)
@@ -137,4 +137,4 @@ def _shrink(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8
         return image
     if image.ndim == 3:
         return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
-    return at_centres(image, size, (width / size[0], height / size[1]))
+    return sample_centers(image, size, (width / size[0], height / size[1]))

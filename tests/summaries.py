@@ -33,7 +33,7 @@ _PATCHES = {
 
 
 def fill(model: type[Figures], given: Mapping[str, Any]) -> dict[str, Any]:
-    """All figures of a split: those given, and null or 0 for the others; a key of no figure is kept."""
+    """Fill the figures of a split with null or 0 if they are not given; other keys are kept."""
     content = {name: _BLANK.get(name) for name in model.model_fields} | dict(given)
     for by in {"by_provider", "by_grade"} & set(model.model_fields):
         content[by] = {name: fill(_PARTS[model], part) for name, part in (given.get(by) or {}).items()}
@@ -41,7 +41,7 @@ def fill(model: type[Figures], given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fill_summary(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a whole `summary.json`; `test: None` leaves the test slides out."""
+    """Return the content of a whole `summary.json`; `test: None` leaves the test slides out."""
     task = given.get("task", "segmentation")
     content: dict[str, Any] = {
         "schema": 3, "task": task, "name": "run", "created": "today", "seed": 0, "device": "cpu", "epochs": 1,
@@ -71,7 +71,7 @@ def fill_summary(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_summary(given: Mapping[str, Any]) -> RunSummary:
-    """The summary of a run."""
+    """Return the summary of a run."""
     summary, faults = parse_summary(fill_summary(given))
     assert summary is not None, faults
     return summary

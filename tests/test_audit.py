@@ -1,4 +1,4 @@
-"""The audit of a whole folder: what it leaves, that it resumes, and that nothing in a slide ends it."""
+"""The audit of a whole folder: its files, its resumption, and slides that crash a worker."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished_audit(faulty: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An audit that nothing disturbed."""
+    """Return the folder of an audit that ran undisturbed."""
     out = tmp_path_factory.mktemp("audited") / "audit"
     audit_folder(faulty, out, workers=2, progress=False)
     write_audit_page(out)
@@ -89,7 +89,7 @@ def finished_audit(faulty: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def _files(out: Path) -> dict[str, bytes]:
-    """What an audit leaves, but for what is in the making."""
+    """Read the finished files of an audit, except its page."""
     return {
         str(path.relative_to(out)): path.read_bytes()
         for path in out.rglob("*")
@@ -123,7 +123,7 @@ def test_audit_folder_faulty_slides_reports_findings(faulty: Path, finished_audi
         assert row["value"]
         assert row["what_to_do"].endswith(".")
     cut = next(row for row in table(finished_audit / "findings.csv") if row["finding"] == "unreadable_region")
-    assert cut["value"].startswith(f"train_images/{ids[3]}.tiff: it is cut short"), "the same wherever the folder lies"
+    assert cut["value"].startswith(f"train_images/{ids[3]}.tiff: it is cut short"), "the same for any folder"
 
 
 def test_audit_folder_tables_have_row_per_slide(faulty: Path, finished_audit: Path) -> None:
@@ -191,7 +191,7 @@ def test_audit_folder_rerun_inspects_changed_slides_only(
     def current() -> set[str]:
         return {slide_id for slide_id, row in rows.items() if records.is_current(row)}
 
-    assert current() == set(rows), "a folder that is moved is not looked at anew"
+    assert current() == set(rows), "a folder that is moved is not inspected again"
     with caplog.at_level(logging.INFO, "panda"):
         audit_folder(root, out, workers=1, progress=False)
     assert "9 of 9 slides have not changed" in caplog.text
@@ -298,7 +298,7 @@ def _inspected_slides(path: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_audit_folder_killed_anywhere_resumes(faulty: Path, finished_audit: Path, tmp_path: Path) -> None:
-    """What was finished is not looked at again, and the end is as if nothing had happened."""
+    """Finished slides are not inspected again, and the result equals that of an undisturbed audit."""
     whole, out = _files(finished_audit), tmp_path / "audit"
     undisturbed = _process(faulty, tmp_path / "whole", tmp_path / "all")
     assert undisturbed.returncode == 0, undisturbed.stderr

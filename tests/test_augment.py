@@ -16,7 +16,7 @@ from panda.errors import ConfigError
 
 
 def pair() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """An image whose brightness tells the mask: dark where the mask is 1."""
+    """Draw an image that is dark at the pixels whose mask is 1."""
     mask = np.zeros((32, 32), np.uint8)
     mask[3:20, 5:11] = 1
     image = np.where(mask[..., None] == 1, 40, 200).astype(np.uint8).repeat(3, axis=2)

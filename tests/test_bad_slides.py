@@ -1,6 +1,6 @@
-"""Every way in which a slide or its mask is bad: one failure with its class, the file's name and a remedy, or patches.
+"""Bad slides and masks: each gives patches, or one failure with its class, the file's name and a remedy.
 
-Each case spoils the first of two slides; the second one is cut whatever the first is like.
+Each case spoils the first of two slides; the second one is cut in every case.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tests.panda_folder import (
     WIDTH,
     codes,
     entry_files,
-    kept_slides,
+    find_kept_slides,
     make_folder,
     picture,
     slide_name,
@@ -203,7 +203,7 @@ def test_extract_store_odd_slide_gives_same_patches(folder: Path, case: str) -> 
     result = _extract(folder, settings)
     assert result.failures == []
     cut = result.slides[slide_name(0)]
-    assert slide_name(0) not in kept_slides(result.store, before)
+    assert slide_name(0) not in find_kept_slides(result.store, before)
     assert cut.xy.tolist() == usual.xy.tolist()
     assert cut.tumor_fraction.sum() == pytest.approx(usual.tumor_fraction.sum())
 
@@ -295,7 +295,7 @@ def test_extract_store_any_characters_in_slide_id(sound_folder: Path, tmp_path: 
 
 @pytest.mark.parametrize("part", ["image_path", "mask_path"])
 def test_extract_slide_file_replaced_during_read_raises(folder: Path, part: str) -> None:
-    """Patches of one file must never bear another one's identity."""
+    """Patches of one file must never have the identity of another."""
     record = read_manifest(folder)[0]
     other = folder / "other"
     path: Path = getattr(record, part)

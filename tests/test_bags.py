@@ -31,7 +31,7 @@ WIDTH, HEIGHT, TILE = 640, 448, 32
 
 
 def view(downsample: float) -> Resolution:
-    """A working resolution of a slide of 640 x 448 level-0 px."""
+    """Return a working resolution of a slide of 640 x 448 level-0 px."""
     width, height = int(np.ceil(WIDTH / downsample)), int(np.ceil(HEIGHT / downsample))
     return Resolution(downsample, width, height, 0, 1.0, None)
 
@@ -52,7 +52,7 @@ def tissue() -> TissueMap:
 def compute_brute_force_scores(
     canvas: NDArray[np.float32], resolution: Resolution, tissue: TissueMap, coords: NDArray[np.int64], side: float
 ) -> list[float]:
-    """Mean of the map over the tissue of each tile, pixel by pixel."""
+    """Return the mean of the map over the tissue of each tile, pixel by pixel."""
     found = tissue.crop(resolution, (0, 0), resolution.size)
     scores = []
     for x, y in coords.tolist():
@@ -76,7 +76,7 @@ class Windows:
         return self.canvas.shape[0], self.canvas.shape[1]
 
     def read(self, x0: int, y0: int, w: int, h: int) -> NDArray[np.float32]:
-        """A window."""
+        """Return a window."""
         self.largest = max(self.largest, w * h)
         return self.canvas[y0 : y0 + h, x0 : x0 + w]
 

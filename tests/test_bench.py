@@ -1,4 +1,4 @@
-"""What the measurements take for granted."""
+"""Assumptions of the measurements."""
 
 from __future__ import annotations
 

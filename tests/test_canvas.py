@@ -1,4 +1,4 @@
-"""The probability canvas: blending, storage, and what it refuses."""
+"""The probability canvas: blending, storage and refusals."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def resolution(width: int, height: int) -> Resolution:
 
 
 def tile_starts(length: int, patch: int, stride: int, edge: str) -> list[int]:
-    """Tile starts that cover `[0, length)`: the last reaches past the edge, or is shifted back inside."""
+    """List tile starts that cover `[0, length)`: the last reaches past the edge, or is shifted back inside."""
     count = max(0, -(-(length - patch) // stride)) + 1
     found = [i * stride for i in range(count)]
     if edge == "shift":
@@ -39,7 +39,7 @@ def tile_starts(length: int, patch: int, stride: int, edge: str) -> list[int]:
 
 
 def cut_tiles(truth: NDArray[np.float32], patch: int, x: int, y: int) -> NDArray[np.float32]:
-    """What the identity network gives: the map itself, and 0.77 past the slide's edge."""
+    """Return the output of the identity network: the map, and 0.77 past the slide's edge."""
     height, width = truth.shape
     tile = np.full((patch, patch), 0.77, np.float32)
     y0, y1, x0, x1 = max(y, 0), min(y + patch, height), max(x, 0), min(x + patch, width)
@@ -259,7 +259,7 @@ def test_canvas_writer_missing_tiles_raises_and_leaves_no_file(tmp_path: Path) -
 
 @pytest.mark.parametrize("known", [True, False])
 def test_canvas_writer_tile_order_and_budget_change_nothing(tmp_path: Path, known: bool) -> None:
-    """Wide, and by columns: with room for two blocks most of what is open lies on the disk, to the bit."""
+    """With memory for two blocks, most open blocks of a wide canvas written by columns are on disk, exactly."""
     height, width, patch = CHUNK + 200, 5 * CHUNK + 9, 300
     truth = np.random.default_rng(2).random((height, width), np.float32)
     grid = [(x, y) for y in tile_starts(height, patch, 150, "shift") for x in tile_starts(width, patch, 150, "shift")]
@@ -290,7 +290,7 @@ def test_canvas_writer_open_sums_stay_in_budget(tmp_path: Path) -> None:
             peak = max(peak, sum(sums.nbytes for sums in writer.blocks._held.values()))
             spilled = max(spilled, len(writer.blocks._away))
             if at + 1 == len(grid) // 3:
-                # the first row of blocks has all its tiles: it lies on the disk, and no block is held
+                # the first row of blocks has all its tiles: it is on disk, and no block is held
                 assert writer.blocks.unfinished() == []
                 assert len(list(tmp_path.glob(".*.partial.c/c/0/*"))) == 40
     assert block < peak <= 3 * block

@@ -1,4 +1,4 @@
-"""How networks are run: copies that are turned, layouts and precisions, and what `auto` comes to."""
+"""How networks are run: test-time augmentation, layouts, precisions, and the choice of `auto`."""
 
 from __future__ import annotations
 
@@ -90,15 +90,15 @@ def test_predictor_compiled_network_equals_eager_to_rounding(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"batch_size": 0}, "engine.batch_size=0"),
         ({"read_threads": 0}, "engine.read_threads=0"),
         ({"canvas_mib": 0}, "engine.canvas_mib=0"),
     ],
 )
-def test_engine_settings_invalid_values_raise(changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_engine_settings_invalid_values_raise(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         EngineSettings(device="cpu", **changes)
 
 
@@ -196,7 +196,7 @@ def test_slide_mapper_fingerprint_depends_on_compute_mode(predictor: Segmentatio
 
 
 @pytest.mark.parametrize(
-    ("seconds", "area", "told"),
+    ("seconds", "area", "message"),
     [
         (1e-4, 0.51, "moves the tumour area at 0.500 by"),
         (3e-4, 0.5, "slower here"),
@@ -210,12 +210,12 @@ def test_tune_mode_keeps_threshold_precision_otherwise(
     *,
     seconds: float,
     area: float,
-    told: str,
+    message: str,
 ) -> None:
     trial(lambda mode: seconds if mode != FP32 else 2e-4, lambda mode: area if mode != FP32 else 0.5)
     choice = tune(predictor, slide_path, tmp_path)
     assert (choice.precision, predictor.mode, choice.moved) == ("fp32", FP32, None)
-    assert told in choice.why
+    assert message in choice.why
 
 
 def test_tune_mode_compiles_if_slides_are_many(

@@ -1,4 +1,4 @@
-"""Training on several devices: what each of them draws, what they find together, and how they end."""
+"""Training on several devices: their draws, their joint results, and how they end."""
 
 import os
 import signal
@@ -40,7 +40,7 @@ DDP = ("trainer=ddp", "trainer.accelerator=cpu")
 
 
 class Plain(nn.Sequential):
-    """A network whose gradient is the mean over samples, whoever has them."""
+    """A network whose gradient is the mean over samples, on any number of devices."""
 
     def __init__(self) -> None:
         super().__init__(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 1, 1))
@@ -86,7 +86,7 @@ def last(run: Run) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_ddp_two_processes_equal_one_with_twice_the_batch(tmp_path: Path) -> None:
+def test_ddp_two_processes_equal_one_with_double_batch(tmp_path: Path) -> None:
     two = make_run(tmp_path / "two", Data(2, choose=HardDraws(12)), *DDP)
     one = make_run(tmp_path / "one", Data(4, choose=HardDraws(12)), "trainer=cpu")
     for ours, theirs in zip(read_metrics(two.folder), read_metrics(one.folder), strict=True):
@@ -178,8 +178,8 @@ def test_batch_items_of_devices_make_up_step() -> None:
     ],
 )
 def test_device_faults_unsupported_settings_are_named(trainer: dict[str, Any], fault: str) -> None:
-    (told,) = find_device_faults(trainer)
-    assert told.startswith(fault)
+    (message,) = find_device_faults(trainer)
+    assert message.startswith(fault)
 
 
 def test_device_faults_supported_settings_are_empty() -> None:

@@ -71,8 +71,8 @@ def test_entry_point_hydra_refusal_is_reworded(override: str, said: tuple[str, .
 def test_entry_point_key_of_other_task_names_task() -> None:
     assert run_refused("task=grading", "target=cancer").endswith("(did you mean task.target?)")
     assert run_refused("task=grading", "tiles.kk=4").startswith("tiles.kk=4: there is no such key")
-    told = run_refused("checkpoint=a", "slides=b", "min_region_px=9", entry_point="infer")
-    assert told == "min_region_px=9: there is no such key (did you mean quantify.min_region_px?)"
+    message = run_refused("checkpoint=a", "slides=b", "min_region_px=9", entry_point="infer")
+    assert message == "min_region_px=9: there is no such key (did you mean quantify.min_region_px?)"
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def truth(shape: tuple[int, int]) -> NDArray[np.float32]:
 
 
 def make_canvas(slide: Slide, path: Path) -> Canvas:
-    """The map at level 1 in tiles of 100 px; what lies right of 1200 px is not scored."""
+    """Write the map at level 1 in tiles of 100 px; px right of 1200 are not scored."""
     resolution = slide.choose_resolution(level=1)
     prob = np.pad(truth((resolution.height, resolution.width)), ((0, 100), (0, 100)))
     with CanvasWriter(path, resolution, 100, "f", {"slide_id": slide.slide_id}) as writer:

@@ -1,4 +1,4 @@
-"""Features of tiles that are kept: what is in them, when they are made again, and what a bag makes of them."""
+"""The feature cache: its content, when it is renewed, and bags of features."""
 
 import logging
 from pathlib import Path

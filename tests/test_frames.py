@@ -1,4 +1,4 @@
-"""Exact geometry over random pyramids: what is painted at a place is read there, whatever the levels' sizes."""
+"""Exact geometry over random pyramids: a landmark is read at the place it was painted, for levels of any size."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from panda.wsi.grid import Edge, tissue_grid
 from panda.wsi.label_mask import LabelMask
 from panda.wsi.readers import ReaderName
 from panda.wsi.slide import FINEST, SNAP, Slide, SlideOptions
-from tests.pyramids import Rounding, area_means, at_centres, level_size, write_levels
+from tests.pyramids import Rounding, area_means, level_size, sample_centers, write_levels
 
 exactly = settings(derandomize=True, deadline=None, max_examples=40, phases=[Phase.generate, Phase.shrink])
 readers = pytest.mark.parametrize("reader", get_args(ReaderName))
@@ -60,7 +60,7 @@ class Pyramid:
                 for full, short in zip(self.size, size, strict=True)
             )
             if image.ndim == 2:
-                yield at_centres(image, size, (step_x, step_y))
+                yield sample_centers(image, size, (step_x, step_y))
             else:
                 x, y = np.arange(size[0] + 1) * step_x, np.arange(size[1] + 1) * step_y
                 means = area_means(image, np.minimum(x, self.size[0]), np.minimum(y, self.size[1]))
@@ -95,7 +95,7 @@ def pyramids(draw: st.DrawFn, size: st.SearchStrategy[tuple[int, int]], *, spans
 
 @st.composite
 def draw_masks(draw: st.DrawFn, slide: Pyramid) -> Pyramid:
-    """A mask of about the slide's shape: of its size, or of another whose sides are rounded each its own way."""
+    """Draw a mask of the slide's size, or of another size with its sides rounded at random."""
     ratio = draw(st.just(1.0) | st.floats(0.35, 1.3))
     size = level_size(slide.size, 1 / ratio, draw(st.sampled_from(get_args(Rounding))))
     return draw(pyramids(st.just(size), spans=True))
@@ -112,7 +112,7 @@ def landmarks(draw: st.DrawFn, size: tuple[int, int]) -> list[Box]:
 
 
 def find_mask_box(box: Box, slide: tuple[int, int], mask: tuple[int, int]) -> Box:
-    """The whole mask px nearest to a box of the slide, at least one."""
+    """Return the whole mask px nearest to a box of the slide, at least one."""
     scale = mask[0] / slide[0], mask[1] / slide[1]
     x0, y0, x1, y1 = (round_px(side * scale[number % 2]) for number, side in enumerate(box))
     return x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)
@@ -136,7 +136,7 @@ def paint_codes(size: tuple[int, int], boxes: Sequence[Box]) -> NDArray[np.uint8
 
 @contextmanager
 def open_slide(levels: Iterable[NDArray[np.uint8]], tile: int, reader: ReaderName, mpp: float = 0.5) -> Iterator[Slide]:
-    """A slide of these levels; where the reader may be any, small tiles become strips, as OpenSlide takes none."""
+    """Open a slide of these levels; small tiles become strips if OpenSlide may read them, as it takes none."""
     stored_in = None if reader == "auto" and tile <= 64 else tile
     tags = {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
     with TemporaryDirectory() as folder:
@@ -166,7 +166,7 @@ def places(data: st.DataObject, view: Resolution, box: Box) -> Iterator[tuple[tu
 def sample_codes(
     codes: NDArray[np.uint8], slide: Slide, view: Resolution, location: tuple[int, int], size: tuple[int, int]
 ) -> NDArray[np.uint8]:
-    """The code under the centre of each px of a window, told from a mask's level 0 alone."""
+    """Return the code under the center of each px of a window, from level 0 of the mask alone."""
     under = []
     for axis in (0, 1):
         start = location[axis] / view.downsample

@@ -1,4 +1,4 @@
-"""Damaged TIFFs, thousands of them: whatever a file contains, opening and reading it ends in pixels or a `PandaError`.
+"""Thousands of damaged TIFFs: opening and reading any file ends in pixels or a `PandaError`.
 
 The cases run in processes of their own, so that a decoder that crashes, hangs or takes the memory fails the test and
 names the case. `python -m tests.test_fuzz_readers FOLDER FIRST LAST` runs a range of them again.
@@ -106,7 +106,7 @@ def _write(path: Path, kind: str) -> Path:
 
 
 class _Tag(NamedTuple):
-    """Where a tag lies in a file: its code, its twelve or twenty bytes, and its values."""
+    """Offsets of a tag in a file: its code, its twelve or twenty bytes, and its values."""
 
     code: int
     entry: int
@@ -216,7 +216,7 @@ def _patch_tables(rng: random.Random, base: _Base) -> bytes:
 
 
 def _patch_chain(rng: random.Random, base: _Base) -> bytes:
-    """Damage the list of pages: where the next one lies, and how many tags one has."""
+    """Damage the list of pages: the offset of the next one, or the number of tags of one."""
     content = bytearray(base.content)
     ifd = rng.choice(base.ifds)
     if base.big:
@@ -262,7 +262,7 @@ _DAMAGES: tuple[Callable[[random.Random, _Base], bytes], ...] = (
 
 
 def _case(seed: int, bases: list[_Base]) -> tuple[str, bytes]:
-    """The damaged file of a seed, and what it is."""
+    """Return the name and content of the damaged file of a seed."""
     rng = random.Random(seed)
     base, damage = bases[seed % len(bases)], rng.choice(_DAMAGES)
     return f"seed {seed}: {base.name}, {damage.__name__.strip('_')}", damage(rng, base)

@@ -1,4 +1,4 @@
-"""What the comparison on real pixels is made of, on drawn slides whose answer is known."""
+"""The parts of the comparison on real pixels, on drawn slides of known truth."""
 
 from pathlib import Path
 

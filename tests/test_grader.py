@@ -1,4 +1,4 @@
-"""Whether attention lies on labelled cancer, against figures taken pixel by pixel."""
+"""Attention scores against labelled cancer, compared with figures taken pixel by pixel."""
 
 from types import SimpleNamespace
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a grading run does with its slides, from small ones without any segmentation."""
+"""Grading runs on small slides, without a segmentation."""
 
 import errno
 import os
@@ -60,7 +60,7 @@ class Trains(Exception):
 
 
 def make_run_without_training(tmp_path: Path) -> Any:
-    """A run that ends where its training would begin."""
+    """Return a run that ends when its training would begin."""
 
     def fit(*_: object) -> None:
         raise Trains

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from panda.inference.grade import ATTENTION_SCORES
 from panda.inference.grading_metrics import summarize_grades, summarize_test_grades
 from panda.tasks.bootstrap import bootstrap_interval
-from tests.drawn_scores import graded
+from tests.drawn_scores import draw_graded_slide
 
-GRADED = [graded(number) for number in range(40)]
+GRADED = [draw_graded_slide(number) for number in range(40)]
 
 
 def test_summarize_test_grades_match_bootstrap_over_groups() -> None:
@@ -67,7 +67,7 @@ def test_summarize_test_grades_undefined_is_none() -> None:
     one = summarize_test_grades(GRADED[:1], 6, seed=0).model_dump()
     assert one["accuracy"] in (0, 1)
     assert [one[key] for key in one if key.endswith("_interval")] == [None] * 7
-    benign = [slide for slide in (graded(number, 2) for number in range(30)) if slide.label == 0]
+    benign = [slide for slide in (draw_graded_slide(number, 2) for number in range(30)) if slide.label == 0]
     found = summarize_test_grades(benign, 2, seed=0).model_dump()
     assert (found["auroc"], found["auroc_interval"]) == (None, None)
     assert (found["auroc_significant"], found["auroc_significant_interval"]) == (None, None)

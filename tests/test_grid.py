@@ -59,7 +59,7 @@ def view(width: int, height: int, downsample: float) -> Resolution:
 
 @st.composite
 def views(draw: st.DrawFn, width: int, height: int, downsamples: st.SearchStrategy[float]) -> Resolution:
-    """A request, which covers the slide, or a level whose sides are rounded each way and may not reach its edge."""
+    """Draw a resolution: a request that covers the slide, or a level whose rounded sides may end before its edge."""
     downsample = draw(downsamples)
     if draw(st.booleans()):
         return view(width, height, downsample)
@@ -119,7 +119,7 @@ def test_tissue_grid_min_tissue_is_fraction_of_whole_tile() -> None:
     assert kept.working.tolist() == [[32, 32]]
     assert kept.tissue_fraction.dtype == np.float32
     assert tissue_grid(resolution, tissue, 32, 32, min_tissue=0.25).tissue_fraction.tolist() == [0.25, 1.0]
-    # A tile that reaches past the edge counts what lies there as no tissue.
+    # A tile that reaches past the edge counts the px there as no tissue.
     assert tissue_grid(resolution, tissue, 48, 48).tissue_fraction[-1] == pytest.approx(16 * 16 / 48**2)
 
 

@@ -1,4 +1,4 @@
-"""One folder of results: what runs over different slides, settings and failures leave in it."""
+"""One output folder of inference after runs over different slides, settings and failures."""
 
 import csv
 import json
@@ -66,7 +66,7 @@ def run(tmp_path: Path, slides: Path) -> Infer:
 
 @pytest.fixture
 def list_warnings(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
-    """What was logged since, each message once however many loggers hand it on."""
+    """Return a function that lists the logged messages, each once."""
     monkeypatch.setattr(logging.getLogger("panda"), "propagate", True)
     return lambda: list({id(record): record.getMessage() for record in caplog.records}.values())
 
@@ -135,8 +135,8 @@ def test_infer_replaced_slide_file_warns_and_is_mapped_again(
     assert not [message for message in list_warnings() if "another file" in message]
     draw(slides / "more" / "a.tiff")
     run("more/a.tiff")
-    (told,) = {message for message in list_warnings() if "another file" in message}
-    assert str(slides / "more" / "a.tiff") in told
+    (warning,) = {message for message in list_warnings() if "another file" in message}
+    assert str(slides / "more" / "a.tiff") in warning
 
 
 def test_infer_other_precision_than_threshold_is_noted(tmp_path: Path, run: Infer) -> None:
@@ -180,9 +180,9 @@ def test_infer_faults_of_labels_slides_and_provider_at_once(tmp_path: Path, run:
     wrong = ("labels=nowhere", "provider=x", "quantify.min_region_px=-1")
     with pytest.raises(ConfigError) as caught:
         run("z.tiff", *wrong)
-    told = [fault.partition("=")[0] for fault in caught.value.faults]
-    assert told == ["quantify.min_region_px", "slides", "labels", "provider"]
-    # what is true of the checkpoint cannot be told where there is none; the rest can, and is told first
+    warning = [fault.partition("=")[0] for fault in caught.value.faults]
+    assert warning == ["quantify.min_region_px", "slides", "labels", "provider"]
+    # without a checkpoint its faults cannot be found; the others are reported first
     with pytest.raises(ConfigError) as caught:
         run("a.tiff", *wrong, "checkpoint=nothing.ckpt")
     assert len(caught.value.faults) == 2
@@ -348,8 +348,8 @@ def test_infer_damaged_canvas_warns_and_is_made_again(
     data[len(data) // 2] ^= 1
     chunk.write_bytes(data)
     run("a.tiff")
-    (told,) = [message for message in list_warnings() if "made again" in message]
-    assert "canvas.zarr" in told
+    (warning,) = [message for message in list_warnings() if "made again" in message]
+    assert "canvas.zarr" in warning
     assert (out / "quantification.csv").read_text() == before
     caplog.clear()
     run("a.tiff")

@@ -57,7 +57,7 @@ class Case:
         self.codes: Picture = np.ascontiguousarray(tifffile.imread(self.mask, level=0)[..., 0])
 
     def find(self, **how: Any) -> dict[str, str]:
-        """Finding → value of the slide."""
+        """Return the findings of the slide with their values."""
         return {finding.finding: finding.value for finding in inspect_slide(self.row, self.root, **how)[0].findings}
 
     def draw(self, pixels: Picture, downsamples: tuple[float, ...] = (1, 4, 16), **how: Any) -> None:
@@ -76,13 +76,13 @@ class Case:
 
 @pytest.fixture
 def case(drawn_folder: Path, tmp_path: Path) -> Case:
-    """A slide with cancer."""
+    """Return a case of a slide with cancer."""
     return Case(Path(shutil.copytree(drawn_folder, tmp_path / "data")), cancer=True)
 
 
 @pytest.fixture
 def benign(drawn_folder: Path, tmp_path: Path) -> Case:
-    """A slide without."""
+    """Return a case of a slide without cancer."""
     return Case(Path(shutil.copytree(drawn_folder, tmp_path / "data")), cancer=False)
 
 

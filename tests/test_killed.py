@@ -1,7 +1,7 @@
-"""Extractions that are killed anywhere, and two at once: the store ends as if nothing had happened.
+"""Extractions that are killed anywhere, and two at once: the store equals that of an undisturbed one.
 
-`python -m tests.test_killed` is the process that is killed: it counts what it does to files (Python tells each opening,
-renaming and removing beforehand) and ends itself by SIGKILL, or stops by SIGSTOP, before the one that it was told.
+`python -m tests.test_killed` is the process that is killed. It counts its file operations by Python's audit hook, and
+ends itself by SIGKILL, or stops by SIGSTOP, before a given one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from panda.data.extraction import extract_store
 from panda.data.manifest import read_manifest
 from panda.data.settings import PatchSettings, StoreKind
 from panda.data.store import locate_store
-from tests.panda_folder import entry_files, kept_slides, make_folder
+from tests.panda_folder import entry_files, find_kept_slides, make_folder
 
 SETTINGS = PatchSettings(level=1, patch_size=64)
 SLIDES = 6
@@ -60,7 +60,7 @@ def _files(store: Path) -> dict[str, bytes]:
 
 
 def _group_by_slide(files: dict[str, bytes]) -> dict[str, dict[str, bytes]]:
-    """The files of each slide; those of the store itself under their own names."""
+    """Group the files by slide; those of the store itself keep their own names."""
     slides: dict[str, dict[str, bytes]] = {}
     for name, content in files.items():
         slides.setdefault(name.split("/")[0], {})[name] = content
@@ -69,7 +69,7 @@ def _group_by_slide(files: dict[str, bytes]) -> dict[str, dict[str, bytes]]:
 
 @pytest.mark.parametrize(("kind", "recut"), [*((kind, False) for kind in get_args(StoreKind)), ("png", True)])
 def test_extract_store_killed_anywhere_resumes(folder: Path, tmp_path: Path, kind: StoreKind, recut: bool) -> None:
-    """What bears its final name is whole at any time: `recut`, either as it was or as it becomes."""
+    """A file with its final name is whole at any time: after `recut`, the old or the new one."""
     settings = SETTINGS.model_copy(update={"store": kind})
     store = locate_store(tmp_path, folder, settings)
     before: dict[str, dict[str, bytes]] = {}
@@ -95,7 +95,7 @@ def test_extract_store_killed_anywhere_resumes(folder: Path, tmp_path: Path, kin
     finished = entry_files(store)
     result = extract_store(read_manifest(folder), settings, tmp_path, folder, progress=False)
     assert result.failures == []
-    assert kept_slides(store, finished)
+    assert find_kept_slides(store, finished)
     assert len(set(seen)) > 1, "the runs got on"
     assert _group_by_slide(_files(store)) == whole
     assert not [path for path in store.iterdir() if ".partial." in path.name or path.name.endswith(".old")]

@@ -1,7 +1,7 @@
 """Inference killed anywhere, two runs at once, a full disk, damaged slides and networks: nothing half-made stays.
 
-`python -m tests.test_killed_inference` forks the processes that are killed: each counts what it does to files (Python
-tells each opening, renaming and removing beforehand) and ends itself by SIGKILL before the one that it was told.
+`python -m tests.test_killed_inference` forks the processes that are killed. Each counts its file operations by Python's
+audit hook, and ends itself by SIGKILL before a given one.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Forks:
 
 
 def _files(out: Path) -> dict[str, bytes]:
-    """All that an output holds, but for what is in the making or bears a date."""
+    """Read the finished files of an output, except those that hold a date."""
     hidden = (".lock", ".partial", ".old", ".sums")
     return {
         str(path.relative_to(out)): path.read_bytes()
@@ -116,7 +116,7 @@ def test_infer_killed_anywhere_or_run_twice_resumes(folder: Path) -> None:
             if os.WIFSIGNALED(status):
                 assert os.WTERMSIG(status) == signal.SIGKILL
             for path in (folder / "out").glob("*/canvas.zarr"):
-                # what bears the final name is whole
+                # a canvas with the final name is whole
                 Canvas.open(path).check()
                 name = str(path.relative_to(folder / "out"))
                 assert {key: value for key, value in _files(folder / "out").items() if key.startswith(name)} == {
@@ -155,11 +155,11 @@ def test_infer_unreadable_region_fails_its_slide_only(folder: Path, tmp_path: Pa
     path.write_bytes(content)
     with pytest.raises(SomeSlidesFailed, match="1 of 2 slides failed"):
         _run(tmp_path, "out")
-    (told,) = _read_failures(tmp_path / "out").items()
-    assert told[0] == "a"
-    assert "SlideError" in told[1]
-    assert "of level 1" in told[1]
-    assert "fetch it again" in told[1]
+    (failures,) = _read_failures(tmp_path / "out").items()
+    assert failures[0] == "a"
+    assert "SlideError" in failures[1]
+    assert "of level 1" in failures[1]
+    assert "fetch it again" in failures[1]
     assert not list((tmp_path / "out" / "a").glob("*[!k]"))  # but for locks
     assert (tmp_path / "out" / "b" / "quantification.json").is_file()
 
@@ -173,9 +173,9 @@ def test_infer_nan_output_names_slide_and_place(folder: Path, tmp_path: Path) ->
     torch.save(content, path)
     with pytest.raises(SomeSlidesFailed, match="2 of 2"):
         _run(tmp_path, "out")
-    told = _read_failures(tmp_path / "out")
-    assert "slide a: tile at working px" in told["a"]
-    assert "probabilities are NaN or infinite" in told["a"]
+    failures = _read_failures(tmp_path / "out")
+    assert "slide a: tile at working px" in failures["a"]
+    assert "probabilities are NaN or infinite" in failures["a"]
     assert not list((tmp_path / "out").rglob("canvas.zarr*"))
 
 
@@ -193,8 +193,8 @@ def test_infer_canvas_of_older_version_is_made_again(
     meta.write_text(json.dumps(plain))
     caplog.clear()
     _run(tmp_path, "out")
-    (told,) = {record.getMessage() for record in caplog.records if "made again" in record.getMessage()}
-    assert "its format is 0, this version reads 1" in told
+    (failures,) = {record.getMessage() for record in caplog.records if "made again" in record.getMessage()}
+    assert "its format is 0, this version reads 1" in failures
     assert _files(tmp_path / "out") == before
 
 
@@ -260,8 +260,8 @@ def _main(folder: Path) -> None:
         ended = []
         for pid in children:
             status = os.waitpid(pid, 0)[1]
-            told = folder / f"{pid}.events"
-            ended.append((status, int(told.read_text()) if told.exists() else 0))
+            failures = folder / f"{pid}.events"
+            ended.append((status, int(failures.read_text()) if failures.exists() else 0))
         print(json.dumps(ended), flush=True)
 
 

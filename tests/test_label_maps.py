@@ -75,8 +75,8 @@ def test_load_label_maps_all_faults_of_all_files_at_once(tmp_path: Path) -> None
     (tmp_path / "good.yaml").write_text(GOOD)
     with pytest.raises(ConfigError) as caught:
         load_label_maps(tmp_path)
-    told = [fault.removeprefix(f"{tmp_path}/") for fault in caught.value.faults]
-    assert told[:-2] == [
+    faults = [fault.removeprefix(f"{tmp_path}/") for fault in caught.value.faults]
+    assert faults[:-2] == [
         "a.yaml: names.300 is 300: give a name for each code, 0 to 255",
         "a.yaml: cancer.1 is 'x': give a list of codes, 0 to 255",
         "a.yaml: unlabelled is missing: give a list of codes, 0 to 255, [] for none",
@@ -87,8 +87,8 @@ def test_load_label_maps_all_faults_of_all_files_at_once(tmp_path: Path) -> None
         "b.yaml: patterns has code 5 without a name: add it to names, or remove it here",
         "c.yaml: unlabelled has code 1, which cancer has too: remove it from one of them",
     ]
-    assert told[-2].startswith("d.yaml: cannot be read as YAML (")
-    assert told[-1] == "e.yaml: is [3]: give the keys names, cancer, unlabelled, patterns"
+    assert faults[-2].startswith("d.yaml: cannot be read as YAML (")
+    assert faults[-1] == "e.yaml: is [3]: give the keys names, cancer, unlabelled, patterns"
 
 
 def test_load_label_maps_folder_without_maps_raises(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from panda.wsi.geometry import round_px
 from panda.wsi.label_maps import LabelMap, find_label_map, get_label_maps
 from panda.wsi.label_mask import CANCER, IGNORED, OTHER, LabelMask
 from panda.wsi.slide import Slide
-from tests.pyramids import at_centres, level_size, write_levels, write_pyramid
+from tests.pyramids import level_size, sample_centers, write_levels, write_pyramid
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the real slides are not at {DATA}")
@@ -29,7 +29,7 @@ WIDTH, HEIGHT = 1005, 803
 
 @pytest.fixture(scope="module")
 def codes() -> NDArray[np.uint8]:
-    """Codes 0 and 5 in blocks: whatever interpolates between them shows as 1 to 4."""
+    """Codes 0 and 5 in blocks: any interpolation between them shows as 1 to 4."""
     rng = np.random.default_rng(1)
     blocks = rng.integers(0, 2, (HEIGHT // 16 + 1, WIDTH // 16 + 1)) * 5
     return np.repeat(np.repeat(blocks, 16, 0), 16, 1)[:HEIGHT, :WIDTH].astype(np.uint8)
@@ -144,7 +144,7 @@ def test_label_mask_reads_stored_codes_only(  # noqa: PLR0917 - one argument eac
     size = level_size(small.dimensions, 1 / scale, "nearest")
     rng = np.random.default_rng(seed)
     first = np.array(kept, np.uint8)[rng.integers(0, len(kept), (size[1], size[0]))]
-    levels = [first, *(at_centres(first, level_size(size, by, "down"), (by, by)) for by in (2.5, 7))]
+    levels = [first, *(sample_centers(first, level_size(size, by, "down"), (by, by)) for by in (2.5, 7))]
     every: dict[str, Any] = {"photometric": stored.removesuffix("a"), "compression": compression}
     if compression is not None and data.draw(st.booleans()):
         every["predictor"] = True

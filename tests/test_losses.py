@@ -1,4 +1,4 @@
-"""Losses, and what they do where there is no cancer."""
+"""Losses, on masks with and without cancer."""
 
 from collections.abc import Callable
 from functools import partial

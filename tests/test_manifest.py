@@ -133,7 +133,7 @@ def test_find_one_tumor_example_returns_slide_with_cancer(tmp_path: Path) -> Non
     make_folder(tmp_path, 4)
     assert find_one_tumor_example(tmp_path).slide_id == slide_name(0)
     assert find_one_tumor_example(tmp_path, "karolinska").slide_id == slide_name(1)
-    # A mask that is gone or empty is passed over, whatever the grade says.
+    # A mask that is missing or empty is skipped, for any grade.
     (tmp_path / "train_label_masks" / f"{slide_name(1)}_mask.tiff").unlink()
     with pytest.raises(ManifestError, match=r"none of 2 slides of provider 'karolinska'.*1 could not be read"):
         find_one_tumor_example(tmp_path, "karolinska")

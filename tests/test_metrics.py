@@ -163,7 +163,7 @@ def test_metrics_slides_without_cancer_have_no_dice() -> None:
 
 
 def draw_binned(seed: int, part: float) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]:
-    """A histogram, the probabilities rounded down to their bins, and the truth."""
+    """Return a histogram, the probabilities rounded down to their bins, and the truth."""
     prob, target = slide(seed, part)
     return count_probabilities(prob, target).numpy(), find_bins(prob).numpy() / BINS, target.numpy()
 

@@ -193,7 +193,7 @@ def test_cumulative_loss_matches_hand_computed() -> None:
     assert float(CumulativeLoss()(logits, label)) == pytest.approx(np.mean(terms), rel=1e-5)
     near, far = torch.tensor([[0.0, 0, 0, 4, 0, 0]]), torch.tensor([[4.0, 0, 0, 0, 0, 0]])
     loss = CumulativeLoss()
-    assert loss(near, torch.tensor([4])) < loss(far, torch.tensor([4])), "cross-entropy tells no near miss"
+    assert loss(near, torch.tensor([4])) < loss(far, torch.tensor([4])), "cross-entropy would give both the same loss"
 
 
 @torch.no_grad()

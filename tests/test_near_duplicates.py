@@ -51,7 +51,7 @@ def reorient(bits: NDArray[np.uint8], across: int, down: int, exchanged: int) ->
 
 
 def compute_brute_force_distance(a: Bits, b: Bits) -> float:
-    """The distance as defined, one orientation and part after another."""
+    """Compute the distance as defined, one orientation and part after another."""
 
     def one(whole: Bits, others: Bits) -> float:
         found = []

@@ -1,4 +1,4 @@
-"""Pictures of validation patches while a network learns: which ones, when, and that learning does not notice."""
+"""Pictures of validation patches during training: which ones, when, and that training stays the same."""
 
 import time
 from collections.abc import Sequence
@@ -125,7 +125,7 @@ def train(folder: Path, every: int, *overrides: str) -> tuple[SegmentationTask, 
 
 @pytest.fixture
 def drawn_rows(monkeypatch: pytest.MonkeyPatch) -> dict[str, Sequence[PanelRow]]:
-    """What would have been drawn, by the names of the pictures."""
+    """Return the rows of each picture, by its name, instead of drawing them."""
     found: dict[str, Sequence[PanelRow]] = {}
 
     def draw(rows: Sequence[PanelRow], threshold: float, path: Path, **_: str) -> Path:

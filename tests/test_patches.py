@@ -22,7 +22,7 @@ from panda.data.settings import PatchSettings, StoreKind
 from panda.data.store import StoreResult, load_store, locate_store
 from panda.errors import ConfigError, ManifestError, MaskError, PandaError, SlideError
 from panda.wsi.label_maps import get_label_maps
-from tests.panda_folder import CANCER, TISSUE, codes, entry_files, kept_slides, make_folder, picture
+from tests.panda_folder import CANCER, TISSUE, codes, entry_files, find_kept_slides, make_folder, picture
 from tests.pyramids import write_pyramid
 
 SETTINGS = PatchSettings(level=1, patch_size=64)
@@ -123,7 +123,7 @@ def test_extract_store_rerun_cuts_changed_slides_only(folder: Path, tmp_path: Pa
     (first.store / f".0.partial.{changed.slide_id}").mkdir()
     (first.store / ".1.partial.half").mkdir()
     second = extract(copy, tmp_path)
-    assert kept_slides(second.store, before) == {*second.slides} - {changed.slide_id}
+    assert find_kept_slides(second.store, before) == {*second.slides} - {changed.slide_id}
     assert len(second.slides) == 4
     assert not list(first.store.glob(".*.partial.*"))
     shutil.rmtree(first.store / changed.slide_id)
@@ -180,7 +180,7 @@ def test_extract_store_full_disk_ends_run_and_keeps_finished(
     shutil.copytree(disk, tmp_path / "larger")
     before = entry_files(locate_store(tmp_path / "larger", folder, settings))
     result = extract(folder, tmp_path / "larger", settings)
-    assert kept_slides(result.store, before) == finished
+    assert find_kept_slides(result.store, before) == finished
     assert not result.failures
 
 

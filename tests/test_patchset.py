@@ -41,7 +41,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> StoreResult:
 
 @pytest.fixture
 def manifest(result: StoreResult, tmp_path: Path) -> Path:
-    """The training manifest of a store of the test's own."""
+    """Return the training manifest of a copy of the store."""
     store = tmp_path / "store"
     shutil.copytree(result.store, store)
     copy = StoreResult(store, result.slides, result.failures)

@@ -31,7 +31,7 @@ from panda.data.store import StoreResult, list_stores, main
 from panda.errors import ManifestError, PandaError
 from panda.wsi.geometry import Resolution
 from panda.wsi.slide import Slide
-from tests.panda_folder import TISSUE, entry_files, kept_slides, make_folder, slide_name
+from tests.panda_folder import TISSUE, entry_files, find_kept_slides, make_folder, slide_name
 
 KINDS = get_args(StoreKind)
 SPLIT: dict[str, Split] = {slide_name(0): "train", slide_name(1): "val", slide_name(2): "test", slide_name(3): "train"}
@@ -210,15 +210,15 @@ def test_slide_store_changed_slide_or_mask_raises(tmp_path: Path, which: str) ->
     PatchSet(manifest)[last]  # another slide
     before = entry_files(result.store)
     again = _cut(records, settings, tmp_path)  # the remedies
-    assert kept_slides(again.store, before) == {slide_name(number) for number in (1, 2, 3)}
-    anew = write_patch_manifests(again, SPLIT)["train"]
-    assert anew != manifest
-    assert torch.equal(PatchSet(anew)[0][0], right[0])
+    assert find_kept_slides(again.store, before) == {slide_name(number) for number in (1, 2, 3)}
+    rewritten = write_patch_manifests(again, SPLIT)["train"]
+    assert rewritten != manifest
+    assert torch.equal(PatchSet(rewritten)[0][0], right[0])
     (again.store / slide_name(0) / "slide.json").write_text("{")
     with pytest.raises(
         ManifestError, match=rf"slide\.json cannot be read.*delete the slide's folder .*{slide_name(0)},"
     ):
-        PatchSet(anew)[0]
+        PatchSet(rewritten)[0]
 
 
 def test_extract_store_column_order_changes_no_patch(
@@ -274,7 +274,7 @@ def test_patch_set_moved_data_folder_is_found(tmp_path: Path) -> None:
     (tmp_path / "before").rename(tmp_path / "after")
     before = entry_files(first.rows.store)
     moved = _cut(read_manifest(tmp_path / "after" / "small"), settings, tmp_path / "patches")
-    assert kept_slides(moved.store, before) == {*moved.slides}
+    assert find_kept_slides(moved.store, before) == {*moved.slides}
     second = _train_set(moved)
     second[0]  # is read
     assert first.rows.path != second.rows.path
@@ -311,7 +311,7 @@ def test_extract_store_too_little_disk_raises_before_start(
     monkeypatch.setattr(disk, "disk_usage", lambda path: free._replace(free=0))
     before = entry_files(whole.store)
     again = _cut(records, SETTINGS["level"], tmp_path)
-    assert kept_slides(again.store, before) == {*again.slides}, "nothing is to be written"
+    assert find_kept_slides(again.store, before) == {*again.slides}, "nothing is to be written"
     assert [*again.slides] == [*whole.slides]
 
 

@@ -45,7 +45,7 @@ def make_tissue_map(slide: Slide, mask: NDArray[np.bool_] | None = None) -> Tiss
 
 
 def paint_map(*boxes: tuple[int, int, int, int, float]) -> NDArray[np.float32]:
-    """A 300 x 200 map with boxes (left, top, right, bottom, probability) painted one after the other."""
+    """Paint boxes (left, top, right, bottom, probability) on a 300 x 200 map, one after the other."""
     prob = np.zeros((HEIGHT // 4, WIDTH // 4), np.float32)
     for x0, y0, x1, y1, value in boxes:
         prob[y0:y1, x0:x1] = value
@@ -241,7 +241,7 @@ def test_quantify_settings_all_faults_at_once() -> None:
 def quantify_with_scipy(
     mask: NDArray[np.bool_], fillable: NDArray[np.bool_], min_region: int, min_hole: int, connectivity: int
 ) -> NDArray[np.bool_]:
-    """The same by scipy, one component at a time."""
+    """Clean a mask by scipy, one component at a time."""
     eight, four = np.ones((3, 3), int), ndimage.generate_binary_structure(2, 1)
     objects, holes = (eight, four) if connectivity == 8 else (four, eight)
     out = np.zeros_like(mask)

@@ -1,4 +1,4 @@
-"""A configuration builds only what the registry of its group allows, however the configuration came about."""
+"""A configuration builds only what the registry of its group allows, for every source of a configuration."""
 
 import importlib
 import sys
@@ -168,7 +168,7 @@ def test_registry_allowed_package_defines_no_settings() -> None:
 
 
 def compose_received_run(folder: Path, cfg: DictConfig) -> DictConfig:
-    """The configuration that resumes a run whose folder somebody sent."""
+    """Compose the configuration that resumes a run whose folder somebody sent."""
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     for name in ("last.ckpt", "best.ckpt"):
         (folder / "checkpoints" / name).write_bytes(b"")

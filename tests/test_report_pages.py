@@ -57,7 +57,7 @@ class _Links(HTMLParser):
 
 
 def check_page(page: Path) -> str:
-    """A page holds one script, its own; asks nothing of a server; and links only to what exists."""
+    """Check that a page holds only its own script, asks nothing of a server and links only to existing files."""
     text = page.read_text(encoding="utf-8")
     links = _Links()
     links.feed(text)

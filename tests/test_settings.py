@@ -95,7 +95,7 @@ def test_settings_rules_run_beside_faulty_fields() -> None:
     ]
 
 
-def test_settings_rule_of_a_faulty_field_is_skipped() -> None:
+def test_settings_rule_of_faulty_field_is_skipped() -> None:
     assert faults(size=0, step=9) == ["data.size=0 must be at least 1"]
 
 

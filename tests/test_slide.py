@@ -28,7 +28,7 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the real slides are 
 
 
 def picture(width: int = 1005, height: int = 803, seed: int = 0) -> NDArray[np.uint8]:
-    """A picture in which every place looks different, smooth enough to be shrunk."""
+    """Draw a picture in which every place looks different, smooth enough to be shrunk."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
     return np.ascontiguousarray(np.repeat(np.repeat(coarse, 8, 0), 8, 1)[:height, :width])

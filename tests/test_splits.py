@@ -1,4 +1,4 @@
-"""Splits that do not leak: over random tables, whatever is left out, and given back from a file."""
+"""Splits that do not leak: over random tables, with slides left out, and read back from a file."""
 
 from __future__ import annotations
 

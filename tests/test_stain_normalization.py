@@ -1,4 +1,4 @@
-"""Stain normalisation: what it does to colours, what it leaves, and that training and inference see the same."""
+"""Stain normalization: colors it changes and keeps, and equal pixels in training and inference."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def amounts() -> NDArray[np.float64]:
 
 
 def draw_stained(haematoxylin: ArrayLike, eosin: ArrayLike, glass: ArrayLike) -> NDArray[np.uint8]:
-    """The picture of `amounts` in the colours of a laboratory."""
+    """Draw the picture of `amounts` in the colors of a laboratory."""
     density = amounts() @ np.array([haematoxylin, eosin])
     return np.asarray(np.rint(np.array(glass) * np.exp(-density)), np.uint8)
 
@@ -202,10 +202,10 @@ def test_stains_are_cached_and_renewed_for_changed_slide(drawn: Path, monkeypatc
     assert len(files) == 6
     looked: list[str] = []
 
-    def told(slide: Slide, tissue: object) -> None:
+    def record_call(slide: Slide, tissue: object) -> None:
         looked.append(slide.slide_id)
 
-    monkeypatch.setattr("panda.data.stain_estimates.find_stain", told)
+    monkeypatch.setattr("panda.data.stain_estimates.find_stain", record_call)
     make_module(drawn)
     assert not looked
     files[0].write_text("{")

@@ -12,7 +12,7 @@ from panda.report.run_summary import SCHEMA, parse_summary
 from panda.report.summary_schema import main, render_page
 from panda.tasks.calibration import fit_temperature, score_calibration
 from panda.tasks.metrics import pool_histograms
-from tests.drawn_scores import BY_PROVIDER, SLIDES, figures, graded
+from tests.drawn_scores import BY_PROVIDER, SLIDES, draw_graded_slide, figures
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -22,7 +22,7 @@ def summary_faults(content: dict[str, Any]) -> list[str]:
 
 
 def summary() -> dict[str, Any]:
-    """A segmentation's, with the parts that the framework makes."""
+    """Return the summary of a segmentation, with the parts that the framework makes."""
     hist = pool_histograms({slide.score.record.slide_id: slide.score.histogram for slide in SLIDES})
     temperature = fit_temperature(hist, "six slides", "today")
     errors = score_calibration(hist, temperature.value)
@@ -88,7 +88,7 @@ def test_summary_faults_missing_key_is_named() -> None:
 
 
 def test_summary_faults_valid_grading_has_none() -> None:
-    slides = [graded(number) for number in range(9)]
+    slides = [draw_graded_slide(number) for number in range(9)]
     scores, tested = (compute(slides, 6, seed=0).model_dump() for compute in (summarize_grades, summarize_test_grades))
     given = summary()
     content = {key: given[key] for key in given if key not in ("threshold_choice", "calibration", "data", "test")}
@@ -109,8 +109,8 @@ def test_main_checks_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     bad.write_text(json.dumps(summary() | {"seconds": None}))
     assert main([str(good)]) == 0
     assert main([str(good), str(bad)]) == 1
-    told = capsys.readouterr().out.splitlines()
-    assert told[1] == f"{good}: as described"
-    assert told[2].startswith(f"{bad}: seconds: ")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == f"{good}: as described"
+    assert lines[2].startswith(f"{bad}: seconds: ")
     with pytest.raises(ManifestError, match=r"absent\.json"):
         main([str(tmp_path / "absent.json")])

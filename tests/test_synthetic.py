@@ -1,4 +1,4 @@
-"""Synthetic slides: what is written is what was drawn, wherever and however often it is drawn."""
+"""Synthetic slides: files equal the drawing, on any machine and in any repetition."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_draw_slide_providers_differ_in_look_and_codes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("grade", list(GRADE_PATTERNS))
-def test_plan_scene_grade_is_the_requested(grade: int) -> None:
+def test_plan_scene_draws_requested_grade(grade: int) -> None:
     for seed in (1, 2):
         _, codes = Painter(plan_scene(1280, 800, 0.48, grade, seed), "radboud").draw(0, 0, 1280, 800)
         counts = np.bincount(codes.ravel(), minlength=6)

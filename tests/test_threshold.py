@@ -1,4 +1,4 @@
-"""The search for a threshold, and what is written of it."""
+"""The search for a threshold, and its table and picture."""
 
 import csv
 import json
@@ -128,7 +128,7 @@ SLIDES = st.lists(st.lists(st.tuples(PROBABILITY, st.booleans()), max_size=8), m
 
 
 def search_by_brute_force(slides: list[list[tuple[float, bool]]], criterion: str) -> list[Fraction | None]:
-    """The criterion at every threshold, from every pixel and in whole numbers; the greatest is best."""
+    """Compute the criterion at every threshold, from every pixel and in whole numbers; the greatest is best."""
 
     def counts(pixels: list[tuple[float, bool]], k: int) -> tuple[int, int, int, int]:
         called = [(prob >= k / BINS, cancer) for prob, cancer in pixels]

@@ -48,7 +48,7 @@ NOT_TISSUE = {
 def disc(
     colour: tuple[int, int, int], glass: tuple[int, int, int] = (250, 250, 250), noise: float = 2.0
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """A disc of one colour on glass, and where it is."""
+    """Draw a disc of one color on glass, and return the picture and the mask of the disc."""
     image = np.full((240, 320, 3), glass, np.uint8)
     image[:, :100] = (226, 226, 226)  # a scanner's grey patch
     image[220:] = 0  # black padding
@@ -313,7 +313,7 @@ print(tissue.how, *tissue.mask.shape, (resource.getrusage(resource.RUSAGE_SELF).
 
 
 def single_level(path: Path, side: int) -> Path:
-    """A slide of one level and 0.5 µm/px: one coded tile again and again, a band of tissue on glass."""
+    """Write a slide of one level and 0.5 µm/px: one coded tile repeated, a band of tissue on glass."""
     tile = np.full((256, 256, 3), 245, np.uint8)
     tile[:, 40:216] = STAINED["eosin"]
     tile[::16, 40:216:8] = STAINED["haematoxylin"]

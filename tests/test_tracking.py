@@ -1,4 +1,4 @@
-"""W&B: everything in the run's folder, nobody asked, charts over epochs; no account or network needed."""
+"""W&B: all files in the run's folder, no prompt, charts over epochs; no account or network needed."""
 
 import os
 import subprocess
@@ -52,7 +52,7 @@ def test_wandb_run_finishes_without_account_network_or_home(tmp_path: Path, mode
     assert ("logged offline" in done.stderr) == (mode == "online")
     run = OfflineRun(tmp_path)
     assert run.config["a/b"] == 1
-    assert [item["epoch"] for item in run.logged("val/dice")] == [0]
+    assert [item["epoch"] for item in run.find_logged("val/dice")] == [0]
     here = [Path(c.local_path) for artifact in run.artifacts for c in artifact.manifest.contents]
     assert here
     assert all(tmp_path in path.parents and path.is_file() for path in here)
@@ -107,4 +107,4 @@ def test_replay_views_logs_pictures_of_whole_epochs_again(tmp_path: Path, logger
         Image.new("RGB", (8, 8)).save(tmp_path / "views" / f"epoch_{epoch:03d}_fixed.png")
     replay_views(tmp_path, [logger], before=4)
     wandb.finish()
-    assert [item["epoch"] for item in OfflineRun(tmp_path).logged("views/fixed")] == [1, 3]
+    assert [item["epoch"] for item in OfflineRun(tmp_path).find_logged("views/fixed")] == [1, 3]

@@ -1,4 +1,4 @@
-"""What a run returns, and that a resumed one goes on as if it had never stopped."""
+"""Runs of training, and that a resumed one equals one that never stopped."""
 
 import gc
 import os
@@ -102,7 +102,7 @@ def train_run(
     sweep: Path | None = None,
     **metadata: Any,
 ) -> tuple[Run, SegmentationTask]:
-    """A run of three epochs over tiny patches, through the run's own trainer."""
+    """Train three epochs over tiny patches by the run's own trainer."""
     cfg = compose_config("trainer=cpu", "trainer.max_epochs=3", "logger=csv", f"run_dir={folder}", *overrides)
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     pl.seed_everything(cfg.seed, verbose=False)
@@ -184,7 +184,7 @@ class Memory(pl.Callback):
 
 
 def mib_after_epochs(folder: Path) -> list[float]:
-    """Trains twelve epochs; an epoch's logits are 24 MiB, so that what kept them would be seen."""
+    """Train twelve epochs; an epoch's logits are 24 MiB, so that a leak of them would be seen."""
 
     class Large(Data):
         def train_dataloader(self) -> DataLoader[Any]:

@@ -1,4 +1,4 @@
-"""Jobs of a sweep that differ only in their evaluation train once; what they take over is as if they had trained."""
+"""Jobs of a sweep that differ only in their evaluation train once; the others reuse the training."""
 
 import json
 import threading
@@ -66,7 +66,7 @@ def test_training_fingerprint_other_slides_masks_or_devices_differ() -> None:
 
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
-    """A sweep whose job 0 has trained and then put a given threshold into its checkpoint."""
+    """Return a sweep whose job 0 has trained and then stored a given threshold in its checkpoint."""
     folder = tmp_path / "sweep-x"
     train_run(folder / "0", sweep=folder)
     given = {"value": 0.3, "criterion": "given", "score": None, "chosen_on": "nothing", "date": "today"}
@@ -111,11 +111,11 @@ def test_sweep_job_with_reused_training_logs_its_metrics_to_wandb(sweep: Path) -
     shown = OfflineRun(sweep / "1")
     assert shown.about.run_group == sweep.name
     rows = [row for row in read_metrics(sweep / "0") if "val/dice" in row]
-    assert [(item["epoch"], item["val/dice"]) for item in shown.logged("val/dice")] == [
+    assert [(item["epoch"], item["val/dice"]) for item in shown.find_logged("val/dice")] == [
         (row["epoch"], row["val/dice"]) for row in rows
     ]
     assert len(rows) == 3
-    (view,) = shown.logged("views/fixed")
+    (view,) = shown.find_logged("views/fixed")
     assert (view["epoch"], view["views/fixed"]["caption"]) == (2, "epoch_002_fixed")
     assert (sweep / "1" / "views" / "epoch_002_fixed.png").is_file()
 

@@ -1,4 +1,4 @@
-"""What an offline run keeps for W&B, read back."""
+"""Read back the records of an offline W&B run."""
 
 import json
 import struct
@@ -14,7 +14,7 @@ WHOLE, LAST = 1, 4
 
 
 def records(path: Path) -> Iterator[Any]:
-    """The records of a `.wandb` file: LevelDB's log format, in blocks, a record of several parts where it must be."""
+    """Yield the records of a `.wandb` file: LevelDB's log format, in blocks; a record may have several parts."""
     data, at, record = path.read_bytes(), HEADER, b""
     while at < len(data):
         if BLOCK - at % BLOCK < HEADER:
@@ -32,8 +32,8 @@ def records(path: Path) -> Iterator[Any]:
             yield found
 
 
-def _finished(log: Path) -> list[Any]:
-    """The records of a run that was finished; W&B's own process may still be writing the last of them."""
+def _read_finished(log: Path) -> list[Any]:
+    """Return the records of a finished run; W&B's own process may still be writing the last of them."""
     deadline = time.monotonic() + 30
     while True:
         found = list(records(log))
@@ -71,7 +71,7 @@ class OfflineRun:
         self.steps: dict[str, str] = {}
         self.history: list[dict[str, Any]] = []
         self.artifacts: list[Any] = []
-        for record in _finished(log):
+        for record in _read_finished(log):
             kind = record.WhichOneof("record_type")
             if kind == "run":
                 self.about = record.run
@@ -86,12 +86,12 @@ class OfflineRun:
             elif kind == "artifact":
                 self.artifacts.append(record.artifact)
 
-    def logged(self, key: str) -> list[dict[str, Any]]:
-        """What was logged together with a key, each time."""
+    def find_logged(self, key: str) -> list[dict[str, Any]]:
+        """Return the items that were logged together with a key."""
         return [item for item in self.history if key in item]
 
     def table(self, key: str) -> dict[str, Any]:
-        """A table that was logged: its columns and data, pictures as the artifact that holds it names them."""
+        """Return the columns and data of a logged table, with pictures as its artifact names them."""
         (kept,) = (c.local_path for a in self.artifacts for c in a.manifest.contents if c.path == f"{key}.table.json")
         content: dict[str, Any] = json.loads(Path(kept).read_text())
         return content

@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def table(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file."""
+    """Return the rows of a CSV file."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
@@ -31,7 +31,7 @@ class Done:
 
 
 def run_entry_point(name: str, folder: Path, *overrides: str) -> Done:
-    """Do what `python NAME.py …` does in a folder, in this process: a new one would spend its time importing."""
+    """Run `python NAME.py …` in a folder, in this process: a new one would spend its time importing."""
     errors, here, arguments = io.StringIO(), Path.cwd(), sys.argv
     script = REPOSITORY / f"{name}.py"
     GlobalHydra.instance().clear()

@@ -32,7 +32,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def enter(monkeypatch: pytest.MonkeyPatch, *typed: str) -> int:
-    """Type the command in this process; its exit status."""
+    """Run the command in this process and return its exit status."""
     monkeypatch.setattr(sys, "argv", ["audit", *typed])
     with pytest.raises(SystemExit) as left:
         runpy.run_path(str(REPOSITORY / "audit.py"), run_name="__main__")

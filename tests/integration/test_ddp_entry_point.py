@@ -34,10 +34,10 @@ def test_train_two_devices_make_one_run_and_resume(tmp_path: Path) -> None:
     shown = OfflineRun(run)
     for name in ("fixed", "telling"):
         assert (run / "views" / f"epoch_000_{name}.png").is_file()
-        (logged,) = shown.logged(f"views/{name}")
+        (logged,) = shown.find_logged(f"views/{name}")
         patches = logged[f"views/{name}_patches"]
         assert all((shown.folder / "files" / path).is_file() for path in patches["filenames"])
-    assert [item["epoch"] for item in shown.logged("val/dice")] == [0]
+    assert [item["epoch"] for item in shown.find_logged("val/dice")] == [0]
     first = json.loads((run / "summary.json").read_text())
     assert (first["devices"], first["epochs"]) == (2, 1)
     assert first["data"]["colours"] == "data.normalize=macenko augment=light"

@@ -111,10 +111,10 @@ def test_train_wandb_dashboard_shows_run(trained_run: Path) -> None:
     assert run.steps == {"*": "epoch", "train/loss_step": "trainer/global_step", "trainer/global_step": ""}
     epochs = [row for row in table(trained_run / "metrics.csv") if row["val/dice"]]
     for key in ("train/loss", "val/dice", "lr-AdamW"):
-        logged = {item["epoch"]: item[key] for item in run.logged(key)}
+        logged = {item["epoch"]: item[key] for item in run.find_logged(key)}
         assert logged.keys() == {int(row["epoch"]) for row in epochs}, key
     for key in ("views/fixed_patches", "views/telling_patches"):
-        for item in run.logged(key):
+        for item in run.find_logged(key):
             assert item["epoch"] in logged
             for masks in item[key]["all_masks"]:
                 assert masks.keys() == {"prediction", "ground_truth"}
@@ -244,7 +244,7 @@ def test_train_grading_on_guided_tiles_then_infer_grades(home: Path, trained_run
     shown = OfflineRun(run)
     assert {"task=grading", "model=mil_gated", "tiles=guided"} <= set(shown.about.tags)
     assert shown.config["tiles/k"] == 4
-    assert [item["epoch"] for item in shown.logged("val/loss")] == [0]
+    assert [item["epoch"] for item in shown.find_logged("val/loss")] == [0]
     assert len(shown.table("test_slides")["data"]) == summary["test"]["slides"]
     aliases = [set(a.aliases) & {"best", "last"} for a in shown.artifacts if a.type == "model"]
     assert aliases == [{"last"}, {"best"}]

@@ -1,4 +1,4 @@
-"""The pages of an inference in Chromium, from disk: what a reader clicks, and what must never happen."""
+"""The pages of an inference in Chromium, opened from disk and clicked through."""
 
 import io
 import json
@@ -58,18 +58,18 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def page(out: Path) -> Iterator[Page]:
-    """A page that may ask for nothing but itself, and must not complain."""
+    """Return a page that must request nothing but local files and log no error."""
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1400, "height": 2200})
-        told: list[str] = []
-        page.on("console", lambda message: told.append(message.text))
-        page.on("pageerror", lambda error: told.append(str(error)))
-        page.on("dialog", lambda dialog: told.append(dialog.message))
-        page.on("request", lambda request: None if request.url.startswith("file://") else told.append(request.url))
+        messages: list[str] = []
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.on("dialog", lambda dialog: messages.append(dialog.message))
+        page.on("request", lambda request: None if request.url.startswith("file://") else messages.append(request.url))
         yield page
         browser.close()
-        assert told == []
+        assert messages == []
 
 
 def open_slide(page: Page, out: Path, name: str) -> None:
@@ -78,7 +78,7 @@ def open_slide(page: Page, out: Path, name: str) -> None:
 
 
 def measure_pane(page: Page, pane: str) -> tuple[bytes, int]:
-    """What a pane shows, and how many px of it have the colour of a lit region."""
+    """Return the screenshot of a pane and its number of px in the color of a highlighted region."""
     page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
     data = page.locator(f"#viewer .{pane}").screenshot()
     with Image.open(io.BytesIO(data)) as image:
@@ -102,7 +102,7 @@ def test_slider_recolors_map_and_shows_quantification(page: Page, out: Path) -> 
             assert percent.inner_text() == f"{found.tumor_percent_of_tissue:.2f}"
             assert mm2.inner_text() == f"{found.tumor_mm2:.3f}"
             pictures.add(measure_pane(page, "right")[0])
-    assert len(pictures) >= 4, "the map is drawn anew"
+    assert len(pictures) >= 4, "the map is drawn again"
     exact, back = page.locator("#viewer .exact"), page.locator("#viewer .reset")
     exact.fill("0.25")
     exact.press("Enter")

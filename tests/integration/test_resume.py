@@ -1,4 +1,4 @@
-"""Runs that are killed in mid-epoch, or whose disk is full, go on as if nothing had happened."""
+"""Runs that are killed in mid-epoch, or whose disk is full, resume to the same result."""
 
 import errno
 import os

@@ -52,7 +52,7 @@ def test_sweep_of_evaluation_settings_trains_once(home: Path, call_counts: dict[
     assert (sweep / "1" / "metrics.csv").read_text() == (sweep / "0" / "metrics.csv").read_text()
     assert [row["threshold_used"] for row in rows if row["threshold"] != "auto"] == ["0.3", "0.3"]
 
-    # by itself the same job trains, and comes to the same
+    # the same job alone trains, with the same result
     done = run_entry_point("train", home, *TINY, "seed=1", "threshold=0.3", "name=alone", "logger=csv")
     assert done.returncode == 0, done.stderr[-3000:]
     assert call_counts == {"fit": 3, "map": 12}
