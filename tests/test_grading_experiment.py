@@ -65,9 +65,14 @@ def make_run_without_training(tmp_path: Path) -> Any:
     def fit(*_: object) -> None:
         raise Trains
 
-    trainer = SimpleNamespace(loggers=[])
     return SimpleNamespace(
-        folder=tmp_path / "run", trainer=trainer, failures=[], notes=[], write_splits=lambda _: None, fit=fit
+        folder=tmp_path / "run",
+        wandb=None,
+        failures=[],
+        notes=[],
+        write_splits=lambda _: None,
+        fit=fit,
+        log_summary=lambda *_, **__: None,
     )
 
 
@@ -78,13 +83,13 @@ def test_grading_unscored_test_slides_are_not_read(
     grading = make_experiment(tmp_path, f"test_slides={str(scored).lower()}")
     tested = {record.slide_id for record in grading.data.list_splits()["test"]}
     looked_at: set[str] = set()
-    bag_item = grading._bag_item
+    bag_item = grading._make_bag
 
     def seen(mpps: list[float], cache: None, record: SlideRecord, bar: "tqdm[Any]") -> BagItem:
         looked_at.add(record.slide_id)
         return bag_item(mpps, cache, record, bar)
 
-    monkeypatch.setattr(grading, "_bag_item", seen)
+    monkeypatch.setattr(grading, "_make_bag", seen)
     with pytest.raises(Trains):
         grading.run(make_run_without_training(tmp_path))
     assert tested <= looked_at if scored else not tested & looked_at

@@ -30,10 +30,10 @@ def slides(names: str, **groups: str) -> Any:
 
 def test_guidance_cross_fit_takes_model_that_never_saw_slide(tmp_path: Path) -> None:
     guidance = Guidance(FOLDS, cross_fit=True, folder=tmp_path)
-    assert [guidance.segmenter(slide) for slide in "abcd"] == FOLDS
-    assert guidance.segmenter("new") is FOLDS[0]
+    assert [guidance.find_segmenter(slide) for slide in "abcd"] == FOLDS
+    assert guidance.find_segmenter("new") is FOLDS[0]
     guidance.check(slides("abcdn"))
-    (note,) = guidance.notes({}, TILES)
+    (note,) = guidance.list_notes({}, TILES)
     assert "was not trained or validated on any slide of its group" in note
     assert guidance.threshold is None
     few = Guidance(FOLDS[:2], cross_fit=True, folder=tmp_path)
@@ -46,19 +46,19 @@ def test_guidance_cross_fit_counts_seen_groups(tmp_path: Path) -> None:
     for mate, new_to in (("a", FOLDS[0]), ("c", FOLDS[2])):
         guidance = Guidance(FOLDS, cross_fit=True, folder=tmp_path)
         guidance.check(slides("abcdn", n=mate))
-        assert guidance.segmenter("n") is guidance.segmenter(mate) is new_to
+        assert guidance.find_segmenter("n") is guidance.find_segmenter(mate) is new_to
     with pytest.raises(ConfigError, match=r"4 of 5 slides.*slides of their groups.*data\.groups"):
         Guidance(FOLDS, cross_fit=True, folder=tmp_path).check(slides("abcdn", a="p", b="p", c="q", d="q"))
     items: Any = {"test": [SimpleNamespace(record=record) for record in slides("en", n="e")]}
-    (note,) = Guidance([make_fold("e", "")], cross_fit=False, folder=tmp_path).notes(items, TILES)
+    (note,) = Guidance([make_fold("e", "")], cross_fit=False, folder=tmp_path).list_notes(items, TILES)
     assert "was trained on 2 test slides or others of their groups" in note
 
 
 def test_guidance_one_segmentation_notes_seen_slides(tmp_path: Path) -> None:
     guidance = Guidance(FOLDS[:1], cross_fit=False, folder=tmp_path)
-    assert all(guidance.segmenter(slide) is FOLDS[0] for slide in "abcd")
+    assert all(guidance.find_segmenter(slide) is FOLDS[0] for slide in "abcd")
     items: Any = {"train": [SimpleNamespace(record=record) for record in slides("ac")]}
-    (note,) = guidance.notes(items, TILES)
+    (note,) = guidance.list_notes(items, TILES)
     assert "trained on 1 of the 2 training slides" in note
     assert "tiles.cross_fit=true" in note
 
@@ -69,7 +69,8 @@ def test_guidance_fold_checkpoints_are_glob_of_one_resolution(tmp_path: Path) ->
         (tmp_path / name).mkdir()
         segmentation_checkpoint(tmp_path / name / "best.ckpt", train_slides=[name])
     found = Guidance.load(str(tmp_path / "*" / "best.ckpt"), True, engine, tmp_path)
-    assert [found.segmenter(name).metadata.train_slides for name in "01"] == [("1",), ("0",)]  # type: ignore[union-attr]
+    guides = [found.find_segmenter(name) for name in "01"]
+    assert [guide and guide.metadata.train_slides for guide in guides] == [("1",), ("0",)]
     with pytest.raises(ConfigError, match=r"checkpoints of several folds, and there are 1.*data.fold=0,1,2,3,4"):
         Guidance.load(str(tmp_path / "0" / "best.ckpt"), True, engine, tmp_path)
     segmentation_checkpoint(tmp_path / "1" / "best.ckpt", resolution={"level": None, "mpp": 1.0, "train_mpp": None})
@@ -105,10 +106,10 @@ def test_tile_settings_all_ignores_k() -> None:
 
 def test_guidance_notes_maps_of_other_resolution(tmp_path: Path) -> None:
     one = Guidance(FOLDS[:1], cross_fit=False, folder=tmp_path)
-    assert one.notes({}, TILES) == []
-    (note,) = one.notes({}, TileSettings(level=0))
+    assert one.list_notes({}, TILES) == []
+    (note,) = one.list_notes({}, TileSettings(level=0))
     assert "maps slides at level 1, tiles are read at level 0: its maps are resampled" in note
-    note, _ = Guidance(FOLDS, cross_fit=True, folder=tmp_path).notes({}, TileSettings(level=None, mpp=0.5))
+    note, _ = Guidance(FOLDS, cross_fit=True, folder=tmp_path).list_notes({}, TileSettings(level=None, mpp=0.5))
     assert "tiles are read at 0.5 µm/px" in note
 
 

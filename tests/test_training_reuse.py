@@ -14,7 +14,7 @@ from PIL import Image
 
 from panda.app.callbacks import Clock
 from panda.app.tracking import read_metrics
-from panda.app.training_reuse import RECORD, SCORES, Training, find_training, training_fingerprint
+from panda.app.training_reuse import RECORD, SCORES, Training, find_training, fingerprint_training
 from panda.data.manifest import SlideRecord
 from panda.errors import CheckpointError
 from panda.files import hold_lock
@@ -30,7 +30,7 @@ LEARNS = {"train": {"a": "1"}, "val": {"c": "2"}}
 
 def fingerprint(*overrides: str, learns: Any = LEARNS, device: str = "cpu", **metadata: Any) -> str:
     cfg = compose_config("trainer=cpu", "run_dir=runs/x", *overrides)
-    return training_fingerprint(cfg, METADATA.model_copy(update=metadata), learns, device)
+    return fingerprint_training(cfg, METADATA.model_copy(update=metadata), learns, device)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def fingerprint(*overrides: str, learns: Any = LEARNS, device: str = "cpu", **me
      "task.overlap=0.1", "test_slides=false", "logger=csv", "name=x", "debug=true", "data.num_workers=0",
      "run_dir=runs/y"],
 )  # fmt: skip
-def test_training_fingerprint_evaluation_override_is_same(override: str) -> None:
+def test_fingerprint_training_evaluation_override_is_same(override: str) -> None:
     assert fingerprint(override) == fingerprint()
 
 
@@ -50,11 +50,11 @@ def test_training_fingerprint_evaluation_override_is_same(override: str) -> None
      "trainer.max_epochs=7", "trainer.precision=bf16-mixed", "data.patch_size=64", "data.batch_size=4", "data.seed=9",
      "data.val_fraction=0.3", "task.patience=3", "+data.of_tomorrow=1"],
 )  # fmt: skip
-def test_training_fingerprint_other_override_differs(override: str) -> None:
+def test_fingerprint_training_other_override_differs(override: str) -> None:
     assert fingerprint(override) != fingerprint()
 
 
-def test_training_fingerprint_other_slides_masks_or_devices_differ() -> None:
+def test_fingerprint_training_other_slides_masks_or_devices_differ() -> None:
     assert fingerprint(overlap=0.1, precision="bf16") == fingerprint()
     others = [
         fingerprint(learns={"train": {"a": "other"}, "val": {"c": "2"}}),

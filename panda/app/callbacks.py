@@ -59,7 +59,7 @@ class WarningFilter(Callback):
     IGNORED = (
         # A frozen encoder is in evaluation mode on purpose.
         ("Found .* in eval mode at the start of training", Warning),
-        # Lightning's own use of what torch deprecates, and a hint that small data cannot follow.
+        # Lightning's own use of deprecated torch functions, and a hint that small data cannot follow.
         (".*LeafSpec.*is deprecated", FutureWarning),
         ("The number of training batches .* is smaller than", Warning),
         # A resumed run writes to the folder it has.

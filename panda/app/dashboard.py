@@ -1,4 +1,4 @@
-"""Log to W&B what is not a metric: patches, curves, the table of slides and checkpoints."""
+"""Log outputs other than metrics to W&B: patches, curves, the table of slides and checkpoints."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from panda.report.table import figure_name
 from panda.tasks.threshold import CRITERIA
 
 LABELS = {0: "no cancer", 1: "cancer"}
-SIDE = 192
+THUMBNAIL_PX = 192
 """Longest side of the pictures in the table of slides, in px."""
-PICTURED = 500
+MAX_PICTURED = 500
 """Number of slides in the table with pictures, which take 0.2 MB each in memory."""
-SHOWN = 20
+MAX_TILE_PICTURES = 20
 """Number of pictures of attended tiles that are logged, because they are copied at full size."""
 CURVES = ("iou", "precision", "recall", *(name for name, rule in CRITERIA.items() if not rule.lowest_is_best))
 """Prefixes of the columns that are charted."""
@@ -122,7 +122,7 @@ def log_slides(logger: WandbLogger, key: str, rows: Sequence[Mapping[str, Any]],
     for number, row in enumerate(rows):
         folder = slides / str(row["slide_id"])
         pictures = [
-            _shrink_picture(folder / name) if number < PICTURED else None for name in ("slide.jpg", "heatmap.png")
+            _shrink_picture(folder / name) if number < MAX_PICTURED else None for name in ("slide.jpg", "heatmap.png")
         ]
         table.add_data(row["slide_id"], *pictures, *(row[name] for name in columns if name != "slide_id"))
     logger.experiment.log({key: table})
@@ -133,7 +133,7 @@ def _shrink_picture(path: Path) -> wandb.Image | None:
     if not path.is_file():
         return None
     with Image.open(path) as picture:
-        picture.thumbnail((SIDE, SIDE))
+        picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
         return wandb.Image(picture.convert("RGB"), file_type="jpg")
 
 

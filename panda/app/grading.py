@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from panda.app.build import Faults
-from panda.app.dashboard import SHOWN, log_slides
+from panda.app.dashboard import MAX_TILE_PICTURES, log_slides
 from panda.app.grading_sources import DOWNLOADED, IDLE_KEYS, SEGMENTATION_ENCODER, copy_encoder, find_source_faults
 from panda.app.guidance import Guidance, TileSettings
 from panda.app.hydra_job import find_idle_faults
@@ -92,8 +92,8 @@ class GradingExperiment:
         faults.add(*find_source_faults(plain))
         weights = plain["model"].get("encoder_weights")
         # The segmentation is not loaded yet, and weights are downloaded only after every check has passed.
-        without = {"encoder_weights": None} if weights in (SEGMENTATION_ENCODER, DOWNLOADED) else {}
-        self.network: MILNet = faults.build(plain, "model", num_classes=classes, **without)
+        unloaded = {"encoder_weights": None} if weights in (SEGMENTATION_ENCODER, DOWNLOADED) else {}
+        self.network: MILNet = faults.build(plain, "model", num_classes=classes, **unloaded)
         if self.network is not None and self.tiles is not None:
             with faults.collect("tiles"):
                 self.network.check_tile_size(self.tiles.tile_size)
@@ -103,7 +103,7 @@ class GradingExperiment:
         self.data = PatchDataModule(data)
         self.guidance = Guidance.load(cfg.segmentation_checkpoint, self.tiles.cross_fit, self.engine, data.store_root)
         if data.draw is None:
-            self._splits()
+            self._list_splits()
         if weights == SEGMENTATION_ENCODER:
             copy_encoder(self.network, self.guidance.segmenters[0])
         elif weights == DOWNLOADED:
@@ -112,7 +112,7 @@ class GradingExperiment:
 
     def run(self, run: Run) -> GradingSummary:
         """See `Experiment.run`."""
-        splits = self._splits()
+        splits = self._list_splits()
         run.write_splits(self.data.select())
         cache = None
         if self.network.frozen:
@@ -127,7 +127,7 @@ class GradingExperiment:
                 lambda record: record.slide_id,
                 f"tiles of {name}",
                 # The grader reads the tiles of test slides itself.
-                functools.partial(self._bag_item, mpps[name], cache if name != "test" else None),
+                functools.partial(self._make_bag, mpps[name], cache if name != "test" else None),
             )
             run.failures.extend(outcome.failures)
             items[name] = outcome.results
@@ -182,12 +182,12 @@ class GradingExperiment:
             val=val,
             test=test,
         )
-        drawn = sorted((run.folder / "slides").glob("*/attention_tiles.png"))[:SHOWN]
+        drawn = sorted((run.folder / "slides").glob("*/attention_tiles.png"))[:MAX_TILE_PICTURES]
         pictures = {f"attention_tiles/{path.parent.name}": path for path in drawn}
         run.log_summary(summary, pictures, task="grading", target=self.settings.target)
         return summary
 
-    def _splits(self) -> dict[Split, list[SlideRecord]]:
+    def _list_splits(self) -> dict[Split, list[SlideRecord]]:
         """Return the slides of each split, after checking that each has a segmentation to guide it."""
         splits = self.data.list_splits()
         self.guidance.check([record for records in splits.values() for record in records])
@@ -197,11 +197,11 @@ class GradingExperiment:
         assert record.isup_grade is not None  # a bag without a grade is refused
         return int(find_class(torch.tensor(record.isup_grade), self.settings.target))
 
-    def _bag_item(self, mpps: list[float], cache: FeatureCache | None, record: SlideRecord, bar: tqdm[Any]) -> BagItem:
+    def _make_bag(self, mpps: list[float], cache: FeatureCache | None, record: SlideRecord, bar: tqdm[Any]) -> BagItem:
         with self.data.settings.slide_options.open(record.image_path) as slide:
             tissue = find_tissue(slide)
             view = self.tiles.resolution.resolve(slide)
-            with self.guidance.canvas(slide, tissue, bar) as canvas:
+            with self.guidance.hold_canvas(slide, tissue, bar) as canvas:
                 size = self.tiles.tile_size
                 coords = select_tiles(slide, view, tissue, canvas, self.tiles.selection, tile_size=size)
             if view.mean_mpp:
@@ -211,13 +211,13 @@ class GradingExperiment:
             return BagItem(record, coords, stain, features)
 
     def _identify_bag(self, item: BagItem) -> list[Any]:
-        """Return what identifies a bag: slide, class, tiles, and the file of its features if they are cached."""
+        """Return the identity of a bag: slide, class, tiles, and the file of its features if they are cached."""
         tiles = hashlib.sha256(np.ascontiguousarray(item.coords).tobytes()).hexdigest()
         features = None if item.features is None else item.features.name
         return [identity(item.record.image_path), self._find_class(item.record), tiles, features]
 
     def _list_notes(self, run: Run, items: Mapping[Split, Sequence[BagItem]]) -> None:
-        run.notes += self.guidance.notes(items, self.tiles)
+        run.notes += self.guidance.list_notes(items, self.tiles)
         classes = CLASSES[self.settings.target]
         counts = Counter(self._find_class(item.record) for item in items["train"])
         absent = [str(c) for c in range(classes) if not counts[c]]

@@ -1,4 +1,4 @@
-"""Where a grader gets its tiles and its encoder from: keys that contradict each other, and the copied encoder."""
+"""The sources of a grader's tiles and encoder: keys that contradict each other, and the copied encoder."""
 
 from __future__ import annotations
 
@@ -74,20 +74,21 @@ def find_source_faults(plain: Mapping[str, Any]) -> list[str]:
 
 def copy_encoder(network: MILNet, segmenter: SegmentationPredictor) -> None:
     """Copy the weights of the segmentation's encoder into the encoder of the tiles, which must be of the same kind."""
-    theirs, own = segmenter.network.options, network.options
-    used, said = theirs["encoder_name"], "model.encoder_weights=segmentation: the encoder of the segmentation"
+    trained, own = segmenter.network.options, network.options
+    name, prefix = trained["encoder_name"], "model.encoder_weights=segmentation: the encoder of the segmentation"
     try:
         network.encoder.load_state_dict(segmenter.network.encoder.state_dict())
     except RuntimeError as error:
-        other = used != own["encoder"] and timm.is_model(used)
+        other = name != own["encoder"] and timm.is_model(name)
         raise ConfigError(
-            f"{said} is {used}, which does not fit the encoder of the tiles, timm's {own['encoder']}; give "
-            + f"model.encoder={used}, or " * other
+            f"{prefix} is {name}, which does not fit the encoder of the tiles, timm's {own['encoder']}; give "
+            + f"model.encoder={name}, or " * other
             + "model.encoder_weights=null"
         ) from error
     if faults := [
-        f"{said} was trained on pixels with {key} {theirs[key]}; give model.{key}={str(theirs[key]).replace(' ', '')}"
+        f"{prefix} was trained on pixels with {key} {trained[key]}; "
+        f"give model.{key}={str(trained[key]).replace(' ', '')}"
         for key in ("mean", "std")
-        if own[key] != theirs[key]
+        if own[key] != trained[key]
     ]:
         raise ConfigError(faults)

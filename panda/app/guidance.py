@@ -121,10 +121,10 @@ class Guidance:
                     "one fold, not two; give one checkpoint of each, as "
                     "'runs/segmentation/sweep-NAME/*/checkpoints/best.ckpt'"
                 )
-        asked = dict.fromkeys(str(s.metadata.resolution.request) for s in segmenters)
-        if len(asked) > 1:
+        requests = dict.fromkeys(str(s.metadata.resolution.request) for s in segmenters)
+        if len(requests) > 1:
             raise ConfigError(
-                f"segmentation_checkpoint={given}: the folds have several resolutions ({', '.join(asked)}); give "
+                f"segmentation_checkpoint={given}: the folds have several resolutions ({', '.join(requests)}); give "
                 "the checkpoints of one sweep"
             )
         return cls(segmenters, cross_fit, folder)
@@ -134,7 +134,7 @@ class Guidance:
         """Threshold of the segmentation, or None if there is none or several."""
         return self.segmenters[0].threshold.value if len(self.segmenters) == 1 else None
 
-    def segmenter(self, slide_id: str) -> SegmentationPredictor | None:
+    def find_segmenter(self, slide_id: str) -> SegmentationPredictor | None:
         """Return the segmentation that guides the tiles of a slide, or None if there is no suitable one."""
         if not self.cross_fit:
             return self.segmenters[0] if self.segmenters else None
@@ -151,30 +151,30 @@ class Guidance:
         for seen in self._seen:
             groups = {record.group for record in slides if record.slide_id in seen}
             seen |= {record.slide_id for record in slides if record.group in groups}
-        lacking = [record.slide_id for record in slides if self.segmenter(record.slide_id) is None]
-        if lacking:
+        unguided = [record.slide_id for record in slides if self.find_segmenter(record.slide_id) is None]
+        if unguided:
             raise ConfigError(
-                f"tiles.cross_fit=true: {len(lacking)} of {len(slides)} slides are new to none of the "
-                f"{len(self.segmenters)} segmentations ({', '.join(lacking[:3])}{' …' * (len(lacking) > 3)}). Each "
+                f"tiles.cross_fit=true: {len(unguided)} of {len(slides)} slides are new to none of the "
+                f"{len(self.segmenters)} segmentations ({', '.join(unguided[:3])}{' …' * (len(unguided) > 3)}). Each "
                 "segmentation saw slides of their groups: give the checkpoints of all folds, trained on the same "
                 "data.splits or data.seed and data.groups"
             )
 
-    def canvas(
+    def hold_canvas(
         self, slide: Slide, tissue: TissueMap, bar: tqdm[Any]
     ) -> AbstractContextManager[Canvas] | AbstractContextManager[None]:
         """Hold the canvas of a slide while it is used; without a segmentation there is none."""
-        segmenter = self.segmenter(slide.slide_id)
+        segmenter = self.find_segmenter(slide.slide_id)
         if segmenter is None:
             return nullcontext()
-        return segmenter.hold_canvas(slide, tissue, self.canvas_path(segmenter, slide), tile_progress(bar))
+        return segmenter.hold_canvas(slide, tissue, self.find_canvas_path(segmenter, slide), tile_progress(bar))
 
-    def canvas_path(self, segmenter: SegmentationPredictor, slide: Slide) -> Path:
+    def find_canvas_path(self, segmenter: SegmentationPredictor, slide: Slide) -> Path:
         """Return the path of a canvas. Its fingerprint in the name keeps runs with other settings from replacing it."""
         fingerprint = segmenter.canvas_fingerprint(slide, segmenter.metadata.resolution.resolve(slide))
         return self.folder / f"canvases-{segmenter.fingerprint[:12]}" / f"{slide.slide_id}-{fingerprint[:12]}.zarr"
 
-    def notes(self, items: Mapping[Split, Sequence[BagItem]], tiles: TileSettings) -> list[str]:
+    def list_notes(self, items: Mapping[Split, Sequence[BagItem]], tiles: TileSettings) -> list[str]:
         """Return notes on slides that leaked into the segmentation, and on maps that are resampled to the tiles."""
         notes = []
         for segmenter in self.segmenters[:1]:  # all have the same resolution

@@ -163,8 +163,8 @@ class PatchViews(Callback):
 
     def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._drawn = self._epoch
-        mine = torch.cat(self._counts)
-        shares = gather_all_tensors(mine) if trainer.world_size > 1 else [mine]
+        share = torch.cat(self._counts)
+        shares = gather_all_tensors(share) if trainer.world_size > 1 else [share]
         if not trainer.is_global_zero:
             return
         counts = merge_devices([share.cpu().numpy() for share in shares])

@@ -23,9 +23,8 @@ from panda.app.training_reuse import (
     AFTER_TRAINING,
     Training,
     find_training,
-    read_decided,
+    fingerprint_training,
     take_over,
-    training_fingerprint,
 )
 from panda.data.failures import Failure
 from panda.data.slide_selection import Selection
@@ -118,12 +117,12 @@ class Run:
         """Train, resume a training, or reuse the training of another job of the sweep with the same fingerprint.
 
         If two jobs would train the same at the same time, one trains and the other waits. A resumed run must have the
-        slides, tiles and segmentation that it began with. `training_fingerprint` describes `learns_from`.
+        slides, tiles and segmentation that it began with. `fingerprint_training` describes `learns_from`.
         """
         if self.resume:
             _check_same(self.resume, task.metadata)
         device = str(self.trainer.strategy.root_device)
-        fingerprint = training_fingerprint(self.cfg, task.metadata, learns_from, device)
+        fingerprint = fingerprint_training(self.cfg, task.metadata, learns_from, device)
         if self.sweep is None:
             self._train(task, data, fingerprint)
             return
@@ -136,9 +135,9 @@ class Run:
         self.training = take_over(source, training, self.folder, task.metadata)
         replay_metrics(read_metrics(source), self.trainer.loggers)
         replay_views(self.folder, self.trainer.loggers)
-        said = f"trained by job {source.name}, whose checkpoints are used: only settings of the evaluation differ"
-        log.info("%s", said)
-        self.notes.append(f"{said[0].upper()}{said[1:]}.")
+        note = f"trained by job {source.name}, whose checkpoints are used: only settings of the evaluation differ"
+        log.info("%s", note)
+        self.notes.append(f"{note[0].upper()}{note[1:]}.")
 
     def _train(self, task: SegmentationTask | GradingTask, data: pl.LightningDataModule, fingerprint: str) -> None:
         weights = sum(parameter.numel() for parameter in task.parameters() if parameter.requires_grad)
@@ -153,7 +152,9 @@ class Run:
             if not self.trainer.interrupted:
                 raise
             raise KeyboardInterrupt from stop
-        self.training = Training(fingerprint, self._count_epochs(), read_decided(self.best, type(task.metadata)))
+        best = read_checkpoint(self.best, type(task.metadata)).metadata
+        decided = best.model_dump(mode="json", include=set(AFTER_TRAINING))
+        self.training = Training(fingerprint, self._count_epochs(), decided)
         self.training.write(self.folder)
 
     def _count_epochs(self) -> int:

@@ -80,8 +80,8 @@ class SegmentationExperiment:
         model = plain["model"]
         downloaded = model.get("encoder_weights") in list_weights(str(model.get("encoder_name")))
         # Weights are downloaded only after every check has passed.
-        without = {"encoder_weights": None} if downloaded else {}
-        self.network: Segmenter = faults.build(plain, "model", **without)
+        unloaded = {"encoder_weights": None} if downloaded else {}
+        self.network: Segmenter = faults.build(plain, "model", **unloaded)
         for key in ("patch_size", "batch_size"):
             if self.network is not None and not faults.names(f"data.{key}"):
                 with faults.collect("data"):

@@ -70,17 +70,17 @@ class SlideGrading:
             slide = stack.enter_context(self.slide_options.open(record.image_path))
             tissue = find_tissue(slide)
             if self.folder is None:
-                with self.guidance.canvas(slide, tissue, bar) as canvas:
+                with self.guidance.hold_canvas(slide, tissue, bar) as canvas:
                     return self.grader.grade(slide, tissue, canvas, shown=0)  # nothing is drawn
             own = self.folder / record.slide_id
-            segmenter = self.guidance.segmenter(record.slide_id)
+            segmenter = self.guidance.find_segmenter(record.slide_id)
             label_maps = None if segmenter is None else segmenter.metadata.label_maps
             label = stack.enter_context(open_label(record, slide, label_maps)) if labelled else None
             if segmenter is None:
                 grade: Grade | None = self._grade_unguided(slide, tissue, label, own)
             else:
                 mapper = self._find_mapper(segmenter, segmenter.threshold.value_for(record.provider))
-                canvas_path = self.guidance.canvas_path(segmenter, slide)
+                canvas_path = self.guidance.find_canvas_path(segmenter, slide)
                 known = (record, label) if label else None
                 mapped = mapper.map(slide, tissue, own, canvas_path, tile_progress(bar), labelled=known)
                 if mapped.ungraded:

@@ -18,9 +18,9 @@ from panda.settings import Names, Settings
 
 log = logging.getLogger(__name__)
 
-TAG = 64
+MAX_TAG_LENGTH = 64
 """Maximum number of characters of a W&B tag."""
-REACH, FINISH = 30.0, 600.0
+INIT_TIMEOUT, FINISH_TIMEOUT = 30.0, 600.0
 """Seconds that an online run waits for W&B at its start, and for the last uploads at its end."""
 
 
@@ -60,7 +60,7 @@ class Tracking(Settings):
             project=self.project,
             entity=self.entity,
             mode=self.mode,
-            tags=list(dict.fromkeys(tag[:TAG] for tag in (*self.choices, *self.tags) if tag)),
+            tags=list(dict.fromkeys(tag[:MAX_TAG_LENGTH] for tag in (*self.choices, *self.tags) if tag)),
             group=group,
             job_type=task,
             config=flatten(config),
@@ -68,8 +68,8 @@ class Tracking(Settings):
                 quiet=True,
                 silent=self.mode == "offline",
                 console="off",
-                init_timeout=REACH,
-                finish_timeout=FINISH,
+                init_timeout=INIT_TIMEOUT,
+                finish_timeout=FINISH_TIMEOUT,
             ),
         )
         return [csv_logger, wandb_logger]

@@ -18,7 +18,7 @@ from panda.app.dashboard import replay_views
 from panda.app.hydra_job import is_multirun
 from panda.app.run import Experiment
 from panda.app.tracking import read_metrics, replay_metrics, set_wandb_aside
-from panda.app.training_reuse import software_versions
+from panda.app.training_reuse import list_software_versions
 from panda.tasks.checkpoint import AtomicCheckpointIO
 
 
@@ -81,7 +81,7 @@ def _resume_loggers(
         task=cfg.task.name,
         # A resumed job still belongs to its sweep.
         group=folder.parent.name if is_multirun() or folder.parent.name.startswith("sweep-") else None,
-        config={**plain, **software_versions()},
+        config={**plain, **list_software_versions()},
     )
     replay_metrics(kept, loggers)
     if begun:

@@ -61,7 +61,7 @@ class Training:
         write_json(folder / RECORD, asdict(self))
 
 
-def training_fingerprint(
+def fingerprint_training(
     cfg: DictConfig, metadata: CheckpointMetadata, learns_from: Mapping[str, Any], device: str
 ) -> str:
     """Return the fingerprint of all that determines the weights of a training, the device among them.
@@ -88,7 +88,7 @@ def training_fingerprint(
     )
 
 
-def software_versions() -> dict[str, Any]:
+def list_software_versions() -> dict[str, Any]:
     """Return the versions of the software that a run uses, for a comparison of runs."""
     names = ("panda-wsi", "torch", "pytorch-lightning", "segmentation-models-pytorch", "timm", "numpy")
     return {
@@ -104,11 +104,6 @@ def _digest_code() -> str:
     for path in sorted(folder.rglob("*.py")):
         digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
     return digest.hexdigest()
-
-
-def read_decided(best: Path, kind: type[CheckpointMetadata]) -> dict[str, Any]:
-    """Read the fields `AFTER_TRAINING` of a checkpoint, as plain data."""
-    return read_checkpoint(best, kind).metadata.model_dump(mode="json", include=set(AFTER_TRAINING))
 
 
 def find_training(sweep: Path, training: str, but: Path) -> tuple[Path, Training] | None:
@@ -136,8 +131,8 @@ def take_over(source: Path, training: Training, folder: Path, metadata: Checkpoi
         if name == "best.ckpt":
             # The other job has written its own choices there after its training.
             own = training.decided | own
-        was = read_checkpoint(target, type(metadata)).metadata.model_dump(mode="json")
-        if changes := {key: value for key, value in own.items() if was[key] != value}:
+        before = read_checkpoint(target, type(metadata)).metadata.model_dump(mode="json")
+        if changes := {key: value for key, value in own.items() if before[key] != value}:
             update_metadata(target, type(metadata), **changes)
     for view in source.glob("views/*.png"):
         _link(view, folder / view.relative_to(source))
