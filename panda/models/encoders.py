@@ -23,13 +23,9 @@ USUAL_SIZES = (32, 64, 96, 128, 192, 224, 256, 384, 448, 512, 768, 1024)
 
 
 class Normalize(nn.Module):
-    """Subtract the mean of each color channel and divide by its standard deviation.
+    """Subtract the mean of each color channel and divide by its standard deviation, for pixels in [0, 1].
 
     Both are options of the network, so they are not in the state dict.
-
-    Args:
-        mean: Of R, G and B, for pixels in [0, 1].
-        std: Of R, G and B, above 0.
 
     Raises:
         OptionError: If there are not three numbers each, or a standard deviation is not above 0.
@@ -53,13 +49,7 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor([float(v) for v in std]).view(3, 1, 1), persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Normalize images.
-
-        Args:
-            image: RGB in [0, 1], (..., 3, h, w), floating point.
-
-        Returns:
-            Normalized pixels of the same shape.
+        """Normalize RGB images in [0, 1], (..., 3, h, w), floating point.
 
         Raises:
             TypeError: If pixels are integers, because their range of 0 to 255 would be mistaken for very bright ones.
@@ -70,15 +60,7 @@ class Normalize(nn.Module):
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a state dict onto the CPU without running code from the file.
-
-    Args:
-        path: A `.safetensors` file, or one written by `torch.save`. A state dict under the key `state_dict`, as in a
-            Lightning checkpoint, is unwrapped.
-
-    Raises:
-        OptionError: If the file is missing, cannot be read, or does not hold named tensors.
-    """
+    """Read a state dict, or one under the key `state_dict`, onto the CPU without running code from the file."""
     key = f"encoder_weights={path}"
     if not path.is_file():
         raise OptionError(f"{key}: no such file; give null, a known name, or the path of a state dict")
@@ -144,18 +126,10 @@ def explain_failed_download(weights: str, encoder: str, error: Exception) -> str
 
 
 def find_size_fault(module: nn.Module, size: int, *, confirm: bool = True) -> str | None:
-    """Find out whether a module accepts square images of a size.
+    """Return the error of a module for square images, (1, 3, size, size) px, or None if it accepts the size.
 
     Only shapes are computed (on torch's `meta` device), which needs next to no memory or time. A module may hold
-    tensors that this does not reach, so a refusal can be confirmed with real zeros.
-
-    Args:
-        module: Takes images (1, 3, size, size).
-        size: Side of the image, px.
-        confirm: Whether to repeat a refusal on the real network, which takes about a second for a large size.
-
-    Returns:
-        The error of the network, or None if it accepts the size.
+    tensors that this does not reach. So `confirm` repeats a refusal with real zeros, which may take a second.
     """
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     modes = {part: part.training for part in module.modules()}
@@ -179,7 +153,7 @@ def find_size_fault(module: nn.Module, size: int, *, confirm: bool = True) -> st
 
 
 def check_size(module: nn.Module, name: str, size: int, multiple: int, key: str = "patch_size") -> None:
-    """Check that a module accepts a patch size.
+    """Check that a module accepts square images of a side in working px.
 
     Args:
         module: Takes images (1, 3, size, size).

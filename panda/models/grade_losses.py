@@ -15,18 +15,7 @@ class CumulativeLoss(nn.Module):
     """
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Compute the loss.
-
-        Args:
-            logits: (B, C), C at least 2; computed in float32.
-            label: True classes, (B,), 0 to C - 1.
-
-        Returns:
-            Scalar float32.
-
-        Raises:
-            ValueError: If the logits have fewer than two classes.
-        """
+        """Compute the scalar float32 loss of logits (B, C), C at least 2, and true classes (B,), 0 to C - 1."""
         if logits.ndim != 2 or logits.shape[1] < 2:
             raise ValueError(f"logits are (B, C) of ordered classes with C at least 2, not {(*logits.shape,)}")
         logits = logits.float()

@@ -1,12 +1,13 @@
 """Losses over logits of one class, cancer. They are computed in float32, also under autocast.
 
-Every loss is called as `loss(logits, target)`:
+Every loss, function or module, is called as `loss(logits, target)`:
 
 - logits: (N, 1, h, w), any floating dtype;
 - target: (N, 1, h, w), 1 for cancer, 0 for other pixels, below 0 (-1) for pixels to ignore.
 
 The result is a scalar float32, 0 for a batch whose pixels are all ignored. On a batch without cancer every loss still
-pushes probabilities down (`lovasz` through its cross-entropy).
+pushes probabilities down (`lovasz` through its cross-entropy). Shapes that differ raise a `ValueError`, and a module
+refuses a number out of range with an `OptionError`. `smooth` is a share of the batch's pixels, above 0.
 """
 
 from __future__ import annotations
@@ -25,19 +26,7 @@ from panda.errors import OptionError
 
 
 def binary_cross_entropy(logits: Tensor, target: Tensor, positive_weight: float = 1.0) -> Tensor:
-    """Compute the mean cross-entropy over the pixels of a batch.
-
-    Args:
-        logits: (N, 1, h, w).
-        target: (N, 1, h, w), see the module.
-        positive_weight: Weight of a cancer pixel relative to another.
-
-    Returns:
-        Scalar float32.
-
-    Raises:
-        ValueError: If shapes differ.
-    """
+    """Compute the mean cross-entropy over the pixels; a cancer pixel has the weight `positive_weight`, others 1."""
     logits, target, counts = _prepare(logits, target)
     weight = torch.tensor(positive_weight, device=logits.device)
     return _average(F.binary_cross_entropy_with_logits(logits, target, pos_weight=weight, reduction="none"), counts)
@@ -48,17 +37,8 @@ def focal_loss(logits: Tensor, target: Tensor, alpha: float = 0.5, gamma: float 
 
         -alpha_t (1 - p_t)^gamma log p_t, the mean over the pixels
 
-    Args:
-        logits: (N, 1, h, w).
-        target: (N, 1, h, w), see the module.
-        alpha: Weight of cancer pixels; others have 1 - alpha. Lin et al. use 0.25 for a rare class.
-        gamma: Focus on wrong pixels; 0 gives cross-entropy times alpha_t.
-
-    Returns:
-        Scalar float32.
-
-    Raises:
-        ValueError: If shapes differ.
+    `alpha` is the weight of cancer pixels; others have 1 - alpha. Lin et al. use 0.25 for a rare class. `gamma` is the
+    focus on wrong pixels; 0 gives cross-entropy times alpha_t.
     """
     logits, target, counts = _prepare(logits, target)
     return _average(sigmoid_focal_loss(logits, target, alpha=alpha, gamma=gamma, reduction="none"), counts)
@@ -67,7 +47,7 @@ def focal_loss(logits: Tensor, target: Tensor, alpha: float = 0.5, gamma: float 
 def soft_tversky_index(
     logits: Tensor, target: Tensor, false_positive: float, false_negative: float, smooth: float = 0.01
 ) -> Tensor:
-    """Compute the soft Tversky index of a whole batch, in a form with a gradient on batches without cancer.
+    """Compute the soft Tversky index of a whole batch, in (0, 1], with a gradient on batches without cancer.
 
     With means over the pixels of the batch, tp = mean(p t), fp = mean(p (1 - t)), fn = mean((1 - p) t):
 
@@ -79,19 +59,6 @@ def soft_tversky_index(
     f = false_positive mean(p). It is 0 if nothing is predicted and near 1 if much is. Its gradient pushes every
     probability down, and more so the fewer are left. The price is that cancer of much less than `smooth` of a batch's
     pixels has little weight. Add cross-entropy to correct that.
-
-    Args:
-        logits: (N, 1, h, w).
-        target: (N, 1, h, w), see the module.
-        false_positive: Weight of false positives.
-        false_negative: Weight of missed cancer.
-        smooth: Share of the batch's pixels, above 0.
-
-    Returns:
-        Scalar float32 in (0, 1].
-
-    Raises:
-        ValueError: If shapes differ.
     """
     logits, target, counts = _prepare(logits, target)
     probability = torch.sigmoid(logits)
@@ -102,20 +69,9 @@ def soft_tversky_index(
 
 
 def soft_dice_loss(logits: Tensor, target: Tensor, smooth: float = 0.01) -> Tensor:
-    """Compute one minus the soft Dice of a whole batch: `soft_tversky_index` with both weights 0.5.
+    """Compute one minus the soft Dice of a whole batch, in [0, 1): `soft_tversky_index` with both weights 0.5.
 
     With i = mean(p t), a = mean(p), b = mean(t) it is 1 - (2 i + smooth) / (a + b + smooth).
-
-    Args:
-        logits: (N, 1, h, w).
-        target: (N, 1, h, w), see the module.
-        smooth: Share of the batch's pixels, above 0.
-
-    Returns:
-        Scalar float32 in [0, 1).
-
-    Raises:
-        ValueError: If shapes differ.
     """
     return 1 - soft_tversky_index(logits, target, 0.5, 0.5, smooth / 2)
 
@@ -126,18 +82,7 @@ def lovasz_hinge(logits: Tensor, target: Tensor) -> Tensor:
     Hinge errors 1 - logit × (±1) above 0 are sorted from large to small. Each is multiplied by what its pixel adds to
     the Jaccard loss. With intersection I and union U after that pixel, a cancer pixel adds 1 / U and another one
     I / (U (U - 1)). The usual difference of sums would lose most of that to rounding in batches of a million pixels.
-
     On a batch without cancer only the most wrong pixel counts.
-
-    Args:
-        logits: (N, 1, h, w).
-        target: (N, 1, h, w), see the module.
-
-    Returns:
-        Scalar float32, 0 or more.
-
-    Raises:
-        ValueError: If shapes differ.
     """
     logits, target, counts = _prepare(logits, target)
     logits, target = logits[counts > 0], target[counts > 0]
@@ -162,16 +107,6 @@ def boundary_loss(logits: Tensor, target: Tensor) -> Tensor:
     Distances are Euclidean, as a share of the patch's diagonal, so the loss is in [-1, 1] at any patch size. A patch
     without cancer, or with cancer only, has no outline and d = 0: it needs cross-entropy beside this loss. Ignored
     pixels do not count, and the outline has no part towards them.
-
-    Args:
-        logits: (N, 1, h, w).
-        target: (N, 1, h, w), see the module.
-
-    Returns:
-        Scalar float32.
-
-    Raises:
-        ValueError: If shapes differ.
     """
     logits, target, counts = _prepare(logits, target)
     masks = zip(target[:, 0].bool().cpu().numpy(), counts[:, 0].bool().cpu().numpy(), strict=True)
@@ -192,75 +127,57 @@ def _signed_distance(cancer: NDArray[np.bool_], counts: NDArray[np.bool_]) -> ND
     return np.asarray(signed / math.hypot(*cancer.shape), np.float32)
 
 
-class BCELoss(nn.Module):
-    """Cross-entropy; see `binary_cross_entropy`.
+class _Loss(nn.Module):
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Compute the scalar loss, see the module."""
+        with torch.autocast(logits.device.type, enabled=False):
+            return self._compute(logits, target)
 
-    Args:
-        positive_weight: Weight of a cancer pixel relative to another, above 0.
+    def _compute(self, logits: Tensor, target: Tensor) -> Tensor:
+        raise NotImplementedError
 
-    Raises:
-        OptionError: If the weight is not above 0.
-    """
+
+class BCELoss(_Loss):
+    """Cross-entropy; see `binary_cross_entropy`. `positive_weight` must be above 0."""
 
     def __init__(self, positive_weight: float = 1.0) -> None:
         super().__init__()
         _require(positive_weight > 0, f"positive_weight={positive_weight}: must be above 0")
         self.positive_weight = float(positive_weight)
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Compute the scalar loss, see the module."""
-        with torch.autocast(logits.device.type, enabled=False):
-            return binary_cross_entropy(logits, target, self.positive_weight)
+    def _compute(self, logits: Tensor, target: Tensor) -> Tensor:
+        return binary_cross_entropy(logits, target, self.positive_weight)
 
 
-class FocalLoss(nn.Module):
-    """See `focal_loss`.
+class FocalLoss(_Loss):
+    """Compute `focal_loss`. Alpha is in (0, 1).
 
-    Args:
-        alpha: Weight of cancer pixels, in (0, 1).
-        gamma: 0, or at least 1; between them the slope of a pixel that is right is unbounded.
-
-    Raises:
-        OptionError: If a number is out of range.
+    Gamma is 0 or at least 1, because the slope of a pixel that is right is unbounded between them.
     """
 
     def __init__(self, alpha: float = 0.5, gamma: float = 2.0) -> None:
         super().__init__()
-        _require(
-            0 < alpha < 1,
-            f"alpha={alpha}: must be above 0 and below 1; 0.5 is an equal weight",
-        )
+        _require(0 < alpha < 1, f"alpha={alpha}: must be above 0 and below 1; 0.5 is an equal weight")
         _require(gamma == 0 or gamma >= 1, f"gamma={gamma}: must be 0 or at least 1")
         self.alpha, self.gamma = float(alpha), float(gamma)
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Compute the scalar loss, see the module."""
-        with torch.autocast(logits.device.type, enabled=False):
-            return focal_loss(logits, target, self.alpha, self.gamma)
+    def _compute(self, logits: Tensor, target: Tensor) -> Tensor:
+        return focal_loss(logits, target, self.alpha, self.gamma)
 
 
-class DiceLoss(nn.Module):
-    """Soft Dice over the batch; see `soft_tversky_index` for batches without cancer.
-
-    Args:
-        smooth: Share of the batch's pixels, above 0.
-
-    Raises:
-        OptionError: If the smoothing is not above 0.
-    """
+class DiceLoss(_Loss):
+    """Soft Dice over the batch; see `soft_tversky_index` for batches without cancer."""
 
     def __init__(self, smooth: float = 0.01) -> None:
         super().__init__()
         _require_smooth(smooth)
         self.smooth = float(smooth)
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Compute the scalar loss, see the module."""
-        with torch.autocast(logits.device.type, enabled=False):
-            return soft_dice_loss(logits, target, self.smooth)
+    def _compute(self, logits: Tensor, target: Tensor) -> Tensor:
+        return soft_dice_loss(logits, target, self.smooth)
 
 
-class TverskyLoss(nn.Module):
+class TverskyLoss(_Loss):
     """(1 - Tversky index)^gamma over the batch; see `soft_tversky_index`.
 
     A gamma below 1 gives the focal Tversky loss (Abraham and Khan 2019, with 1 / gamma from 1 to 3, best 4/3). It still
@@ -270,10 +187,7 @@ class TverskyLoss(nn.Module):
         false_positive: Weight of false positives, at least 0.
         false_negative: Weight of missed cancer, at least 0; not both 0.
         gamma: Above 0.
-        smooth: Share of the batch's pixels, above 0.
-
-    Raises:
-        OptionError: If a number is out of range.
+        smooth: See the module.
     """
 
     def __init__(
@@ -286,58 +200,33 @@ class TverskyLoss(nn.Module):
         self.false_positive, self.false_negative = float(false_positive), float(false_negative)
         self.gamma, self.smooth = float(gamma), float(smooth)
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Compute the scalar loss, see the module."""
-        with torch.autocast(logits.device.type, enabled=False):
-            error = 1 - soft_tversky_index(logits, target, self.false_positive, self.false_negative, self.smooth)
-            return error if self.gamma == 1 else error.clamp_min(1e-4) ** self.gamma
+    def _compute(self, logits: Tensor, target: Tensor) -> Tensor:
+        error = 1 - soft_tversky_index(logits, target, self.false_positive, self.false_negative, self.smooth)
+        return error if self.gamma == 1 else error.clamp_min(1e-4) ** self.gamma
 
 
-class BCEDiceLoss(nn.Module):
-    """`bce_weight` × cross-entropy + `dice_weight` × Dice loss.
-
-    Args:
-        bce_weight: At least 0.
-        dice_weight: At least 0; not both 0.
-        positive_weight: See `BCELoss`.
-        smooth: See `DiceLoss`.
-
-    Raises:
-        OptionError: If a number is out of range.
-    """
+class BCEDiceLoss(_Loss):
+    """`bce_weight` × cross-entropy + `dice_weight` × Dice loss. Weights are at least 0, and not both 0."""
 
     def __init__(
-        self,
-        bce_weight: float = 1.0,
-        dice_weight: float = 1.0,
-        positive_weight: float = 1.0,
-        smooth: float = 0.01,
+        self, bce_weight: float = 1.0, dice_weight: float = 1.0, positive_weight: float = 1.0, smooth: float = 0.01
     ) -> None:
         super().__init__()
         _require_weights("bce_weight", bce_weight, "dice_weight", dice_weight)
         self.bce = BCELoss(positive_weight)
         self.dice = DiceLoss(smooth)
-        self.bce_weight = float(bce_weight)
-        self.dice_weight = float(dice_weight)
+        self.bce_weight, self.dice_weight = float(bce_weight), float(dice_weight)
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Compute the scalar loss, see the module."""
+    def _compute(self, logits: Tensor, target: Tensor) -> Tensor:
         bce: Tensor = self.bce(logits, target)
         dice: Tensor = self.dice(logits, target)
         return self.bce_weight * bce + self.dice_weight * dice
 
 
-class LovaszLoss(nn.Module):
-    """`lovasz_weight` × Lovász hinge over the batch (Berman et al. 2018) + `bce_weight` × cross-entropy.
+class LovaszLoss(_Loss):
+    """`lovasz_weight` × Lovász hinge over the batch + `bce_weight` × cross-entropy. Weights are at least 0, not both 0.
 
     The hinge uses one pixel of a batch without cancer, so cross-entropy is added; see `lovasz_hinge`.
-
-    Args:
-        lovasz_weight: At least 0.
-        bce_weight: At least 0; not both 0.
-
-    Raises:
-        OptionError: If a weight is below 0, or both are 0.
     """
 
     def __init__(self, lovasz_weight: float = 1.0, bce_weight: float = 0.5) -> None:
@@ -345,23 +234,13 @@ class LovaszLoss(nn.Module):
         _require_weights("lovasz_weight", lovasz_weight, "bce_weight", bce_weight)
         self.lovasz_weight, self.bce_weight = float(lovasz_weight), float(bce_weight)
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Compute the scalar loss, see the module."""
-        with torch.autocast(logits.device.type, enabled=False):
-            bce = binary_cross_entropy(logits, target)
-            return self.lovasz_weight * lovasz_hinge(logits, target) + self.bce_weight * bce
+    def _compute(self, logits: Tensor, target: Tensor) -> Tensor:
+        bce = binary_cross_entropy(logits, target)
+        return self.lovasz_weight * lovasz_hinge(logits, target) + self.bce_weight * bce
 
 
-class BCEBoundaryLoss(nn.Module):
-    """Cross-entropy + `boundary_weight` × boundary loss; see `boundary_loss`.
-
-    Args:
-        boundary_weight: Above 0.
-        positive_weight: See `BCELoss`.
-
-    Raises:
-        OptionError: If the weight is not above 0.
-    """
+class BCEBoundaryLoss(_Loss):
+    """Cross-entropy + `boundary_weight` (above 0) × boundary loss; see `boundary_loss`."""
 
     def __init__(self, boundary_weight: float = 1.0, positive_weight: float = 1.0) -> None:
         super().__init__()
@@ -369,11 +248,9 @@ class BCEBoundaryLoss(nn.Module):
         self.bce = BCELoss(positive_weight)
         self.boundary_weight = float(boundary_weight)
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Compute the scalar loss, see the module."""
+    def _compute(self, logits: Tensor, target: Tensor) -> Tensor:
         bce: Tensor = self.bce(logits, target)
-        with torch.autocast(logits.device.type, enabled=False):
-            return bce + self.boundary_weight * boundary_loss(logits, target)
+        return bce + self.boundary_weight * boundary_loss(logits, target)
 
 
 def _prepare(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,12 +1,14 @@
 """A network that grades a slide from a bag of its tiles: an encoder of tiles, a pooling and a head.
 
-Shapes: K tiles in a bag, B bags, D features of a tile, C classes.
+Shapes: K tiles in a bag, B bags, D features of a tile, C classes. Tiles are (K, 3, h, w) or (B, K, 3, h, w), RGB in
+[0, 1], floating point. Features are (K, D) or (B, K, D). A mask, (K,) or (B, K) bool, is True for a real tile; None if
+all are real. A `ValueError` is raised if shapes do not agree, or a bag has no real tile.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -50,8 +52,7 @@ class MILNet(nn.Module):
         std: Standard deviation of R, G and B; None as for `mean`.
 
     Raises:
-        OptionError: If the encoder does not exist (similar names are given), if a number is out of range, or if weights
-            are not available or do not fit.
+        OptionError: If the encoder does not exist, a number is out of range, or weights are missing or do not fit.
 
     Attributes:
         options: Plain data that rebuilds the architecture: `MILNet(**options)` downloads no weights.
@@ -72,6 +73,7 @@ class MILNet(nn.Module):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
+        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         faults = [
             f"{key}={value}: must be at least {least}"
@@ -91,19 +93,8 @@ class MILNet(nn.Module):
         expected: Any = getattr(self.encoder, "pretrained_cfg", {}) if encoder_weights == "imagenet" else {}
         mean = expected.get("mean", IMAGENET_MEAN) if mean is None else mean
         std = expected.get("std", IMAGENET_STD) if std is None else std
-        self.options: dict[str, Any] = {
-            "encoder": encoder,
-            "encoder_weights": None,
-            "num_classes": num_classes,
-            "pooling": pooling,
-            "head": head,
-            "hidden": hidden,
-            "dropout": dropout,
-            "freeze_encoder": freeze_encoder,
-            "chunk": chunk,
-            "mean": [float(value) for value in mean],
-            "std": [float(value) for value in std],
-        }
+        rgb = {"mean": [float(value) for value in mean], "std": [float(value) for value in std]}
+        self.options: dict[str, Any] = given | {"encoder_weights": None} | rgb
         self.chunk = chunk
         self.frozen = freeze_encoder
         self.normalize = Normalize(mean, std)
@@ -117,14 +108,7 @@ class MILNet(nn.Module):
             self.encoder.eval()
 
     def train(self, mode: bool = True) -> MILNet:
-        """Set training or evaluation mode; a frozen encoder stays in evaluation mode.
-
-        Args:
-            mode: Whether to train.
-
-        Returns:
-            The network itself.
-        """
+        """Set training or evaluation mode; a frozen encoder stays in evaluation mode."""
         super().train(mode)
         if self.frozen:
             self.encoder.eval()
@@ -135,16 +119,9 @@ class MILNet(nn.Module):
 
         Only real tiles are encoded, so the content of the others has no influence, not even on batch statistics.
 
-        Args:
-            bag: Tiles, (K, 3, h, w) or (B, K, 3, h, w), floating point RGB in [0, 1]; or features, (K, D) or (B, K, D).
-            mask: True for a real tile, (K,) or (B, K) bool; None if all are real.
-
         Returns:
             Logits, (C,) or (B, C); attention, (K,) or (B, K) float32, which sums to 1 over a bag; features, (K, D) or
             (B, K, D). Attention and features are 0 for tiles that are not real.
-
-        Raises:
-            ValueError: If shapes do not agree, or a bag has no real tile.
         """
         if bag.ndim in (2, 3):
             logits, attention = self.aggregate(bag, mask)
@@ -160,46 +137,28 @@ class MILNet(nn.Module):
         return logits, attention, feats
 
     def encode(self, tiles: Tensor) -> Tensor:
-        """Turn tiles into features, at most `chunk` at once.
+        """Turn tiles, (K, 3, h, w), into features, (K, D), at most `chunk` at once.
 
-        The output of the encoder is scaled to mean 0 and variance 1 in each tile (layer normalization without weights),
-        because encoders differ much in scale and offset, and attention on unscaled values is slow to learn.
-
-        Args:
-            tiles: (K, 3, h, w), floating point RGB in [0, 1], K at least 1.
-
-        Returns:
-            (K, D).
+        The output of the encoder is scaled to mean 0 and variance 1 in each tile (layer normalization without weights).
+        Encoders differ much in scale and offset, and attention on unscaled values is slow to learn.
         """
         # Parts have about equal size, because batch statistics of a last part of one tile would be noise.
         parts = torch.tensor_split(tiles, math.ceil(len(tiles) / self.chunk))
         learning = torch.is_grad_enabled() and not self.frozen
         with torch.set_grad_enabled(learning):
+            encode: Callable[[Tensor], Tensor]
             if learning and len(parts) > 1:
                 contexts = partial(_make_contexts, self.encoder)
-                feats = [
-                    checkpoint(self._encode_part, part, use_reentrant=False, context_fn=contexts) for part in parts
-                ]
+                encode = partial(checkpoint, self._encode_part, use_reentrant=False, context_fn=contexts)
             else:
-                feats = [self._encode_part(part) for part in parts]
-        return torch.cat(feats)
+                encode = self._encode_part
+            return torch.cat([encode(part) for part in parts])
 
     def _encode_part(self, tiles: Tensor) -> Tensor:
         return nn.functional.layer_norm(self.encoder(self.normalize(tiles)), (self.feature_dim,))
 
     def aggregate(self, feats: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Grade bags of features.
-
-        Args:
-            feats: (K, D) or (B, K, D).
-            mask: True for a real tile, (K,) or (B, K) bool; None if all are real.
-
-        Returns:
-            Logits, (C,) or (B, C), and attention, (K,) or (B, K).
-
-        Raises:
-            ValueError: If shapes do not agree, or a bag has no real tile.
-        """
+        """Return logits, (C,) or (B, C), and attention, (K,) or (B, K), of bags of features."""
         if feats.ndim not in (2, 3) or feats.shape[-1] != self.feature_dim:
             raise ValueError(f"features are (K, D) or (B, K, D) with D = {self.feature_dim}, not {tuple(feats.shape)}")
         mask = _check_mask(feats.shape[:-1], mask, feats.device)
@@ -227,21 +186,14 @@ class MILNet(nn.Module):
         return _compute_log_odds(self.aggregate(feats)[0], predicted) - _compute_log_odds(without, predicted)
 
     def check_tile_size(self, tile_size: int) -> None:
-        """Check that the encoder accepts a tile size.
-
-        Args:
-            tile_size: Side of the square tile, working px.
-
-        Raises:
-            OptionError: If it does not; with the nearest accepted sizes.
-        """
+        """Check that the encoder accepts square tiles of a side in working px, see `check_size`."""
         check_size(self.encoder, self.options["encoder"], tile_size, 1, "tile_size")
 
 
-def _compute_log_odds(logits: Tensor, of: int) -> Tensor:
+def _compute_log_odds(logits: Tensor, index: int) -> Tensor:
     logits = logits.float()
-    others = torch.cat([logits[..., :of], logits[..., of + 1 :]], dim=-1)
-    return logits[..., of] - others.logsumexp(dim=-1)
+    others = torch.cat([logits[..., :index], logits[..., index + 1 :]], dim=-1)
+    return logits[..., index] - others.logsumexp(dim=-1)
 
 
 def _check_mask(shape: torch.Size, mask: Tensor | None, device: torch.device) -> Tensor:
@@ -274,9 +226,7 @@ def _build_encoder(name: str, weights: str | None) -> nn.Module:
     return pretrained
 
 
-def _make_contexts(
-    encoder: nn.Module,
-) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+def _make_contexts(encoder: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """Return the contexts of the forward pass and of its repetition in the backward pass."""
     return nullcontext(), _hold_statistics(encoder)
 

@@ -1,6 +1,8 @@
 """Poolings of the features of a bag's tiles, and heads that classify the pooled features.
 
-Shapes: K tiles in a bag, B bags, D features of a tile. The order of the tiles has no influence.
+Shapes: K tiles in a bag, B bags, D features of a tile. Features of tiles are (B, K, D). A mask, (B, K) bool, is True
+for a real tile, at least one in each bag. Weights of tiles are (B, K) float32, sum to 1 over a bag and are exactly 0
+for tiles that are not real. The order of the tiles has no influence.
 """
 
 from __future__ import annotations
@@ -23,11 +25,7 @@ _TILES_AT_ONCE = 2**14
 
 
 class BagPooling(nn.Module):
-    """Pool the features of the tiles of a bag.
-
-    Args:
-        features: D.
-        hidden: Width of the hidden layer, if there is one.
+    """Pool the features of the tiles of a bag, D of them, with a hidden layer of width `hidden` if there is one.
 
     Attributes:
         features: Number of features of a bag.
@@ -43,40 +41,19 @@ class BagPooling(nn.Module):
         self.features = features
 
     def forward(self, feats: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Pool bags.
-
-        Args:
-            feats: Features of the tiles, (B, K, D).
-            mask: True for a real tile, (B, K) bool; at least one in each bag.
-
-        Returns:
-            Features of the bags, (B, `features`); weights of the tiles, (B, K) float32, which sum to 1 over a bag and
-            are exactly 0 for tiles that are not real.
-        """
+        """Return the features of the bags, (B, `features`), and the weights of the tiles, (B, K)."""
         raise NotImplementedError
 
     def pool_without_each(self, feats: Tensor) -> Tensor:
-        """Pool one bag without each of its tiles in turn.
-
-        Args:
-            feats: Features of the tiles, (K, D), K at least 2.
-
-        Returns:
-            (K, `features`); row k is the bag without tile k.
-        """
+        """Pool one bag, (K, D) with K at least 2, without each tile k in turn: row k of (K, `features`)."""
         raise NotImplementedError
 
 
 class Attention(nn.Module):
-    """Attention over a bag (Ilse, Tomczak, Welling 2018, "Attention-based deep multiple instance learning").
+    """Weights of the tiles of a bag (Ilse, Tomczak, Welling 2018, "Attention-based deep multiple instance learning").
 
     Gated attention is their equation 9: a = softmax_k(wᵀ(tanh(V hₖ) ⊙ sigm(U hₖ))). Plain attention, equation 8, has no
-    U. V and U have a bias as in the authors' program. One of w would cancel in the softmax.
-
-    Args:
-        features: D.
-        hidden: Rows of V and U.
-        gated: Whether there is a gate U.
+    U. V and U have `hidden` rows and a bias as in the authors' program. One of w would cancel in the softmax.
     """
 
     def __init__(self, features: int, hidden: int, gated: bool) -> None:
@@ -86,15 +63,7 @@ class Attention(nn.Module):
         self.w = nn.Linear(hidden, 1, bias=False)
 
     def forward(self, feats: Tensor, mask: Tensor) -> Tensor:
-        """Weight the tiles.
-
-        Args:
-            feats: (B, K, D).
-            mask: True for a real tile, (B, K) bool; at least one in each bag.
-
-        Returns:
-            (B, K) float32; each row sums to 1 and is exactly 0 for tiles that are not real.
-        """
+        """Weight the tiles, see the module."""
         inner = torch.tanh(self.V(feats))
         if self.U is not None:
             inner = inner * torch.sigmoid(self.U(feats))
@@ -177,10 +146,6 @@ class TransformerPooling(BagPooling):
 
     One layer of self-attention has no positions and stores no K × K matrix. One attention layer has a learned query.
     The weight of a tile is that of the query, averaged over the heads.
-
-    Args:
-        features: D.
-        hidden: Width of the layers, a multiple of `hidden_multiple`.
     """
 
     hidden_multiple = 4
@@ -226,15 +191,11 @@ POOLINGS: Mapping[Pooling, type[BagPooling]] = MappingProxyType(
 
 
 class OrdinalHead(nn.Module):
-    """Classify by one score and ordered thresholds on it, which cannot cross.
+    """Classify by one score and ordered thresholds on it, which cannot cross. There are at least two classes.
 
     This is the cumulative logit model (McCullagh 1980): P(class > k) = sigm(wᵀz + bₖ) with b₀ > b₁ > …. CORAL (Cao,
     Mirjalili, Raschka 2020) uses it too, but keeps its thresholds in order only at the optimum. The output is the log
     probability of each class, which serves as logits.
-
-    Args:
-        features: Width of z.
-        classes: C, at least 2.
     """
 
     def __init__(self, features: int, classes: int) -> None:

@@ -49,8 +49,7 @@ class Segmenter(nn.Module):
         **options: Further arguments of the architecture's class, such as `decoder_channels`.
 
     Raises:
-        OptionError: If an architecture, encoder or option does not exist (similar names are given), if options do not
-            fit together, or if weights are not available.
+        OptionError: If an architecture, encoder, option or weights do not exist, or if options do not fit together.
 
     Attributes:
         options: Plain data that rebuilds the architecture: `Segmenter(**options)` downloads no weights.
@@ -103,16 +102,12 @@ class Segmenter(nn.Module):
         self.encoder.load_state_dict(source.encoder.state_dict())  # type: ignore[union-attr]
 
     def forward(self, image: Tensor) -> Tensor:
-        """Score each pixel.
+        """Return logits, (N, 1, h, w), of images; their sigmoid is the probability of cancer.
 
         Args:
             image: RGB in [0, 1], (N, 3, h, w), floating point; h and w are multiples of `output_stride`.
 
-        Returns:
-            Logits, (N, 1, h, w). Their sigmoid is the probability of cancer.
-
         Raises:
-            TypeError: If pixels are integers.
             RuntimeError: If the network does not accept the size, see `check_patch_size`.
             ValueError: If options (`upsampling`, `encoder_depth`) give an output of another size.
         """
@@ -139,51 +134,26 @@ class Segmenter(nn.Module):
         return int(self.encoder.output_stride)  # type: ignore[arg-type]
 
     def check_batch_size(self, batch_size: int) -> None:
-        """Check that the network can be trained with batches of a size.
-
-        Args:
-            batch_size: Patches in a batch.
-
-        Raises:
-            OptionError: If the architecture needs at least two.
-        """
+        """Refuse a batch of one patch if the architecture normalizes over a pooled image."""
         name = self.options["architecture"]
         if batch_size < 2 and name in _NORMALIZE_POOLED_IMAGE:
             raise OptionError(f"batch_size={batch_size}: {name} normalizes over a pooled image and needs at least 2")
 
     def check_patch_size(self, patch_size: int) -> None:
-        """Check that the network accepts a patch size.
-
-        Args:
-            patch_size: Side of the square patch, working px.
-
-        Raises:
-            OptionError: If it does not; with the stride and the nearest accepted sizes.
-        """
+        """Check that the network accepts square patches of a side in working px, see `check_size`."""
         name = f"{self.options['architecture']} over {self.options['encoder_name']}"
         check_size(self, name, patch_size, self.output_stride)
 
     @staticmethod
     def list_wrapped_options(options: Mapping[str, Any]) -> list[str]:
-        """Return the names of the options that the architecture's class takes.
-
-        Args:
-            options: Arguments of this class. If they name no known architecture, their own names are returned, because
-                the constructor refuses them.
-        """
+        """Return the options of the architecture's class; the given names if there is no such class."""
         kind = ARCHITECTURES.get(str(options.get("architecture", "Unet")).lower())
         return list(options) if kind is None else _list_options(kind)
 
 
 def list_weights(encoder_name: str) -> list[str]:
-    """Return the names of the pretrained weights of an encoder, for `encoder_weights`.
-
-    Args:
-        encoder_name: An encoder, as for `Segmenter`. For `tu-` encoders "imagenet" means timm's default weights.
-    """
-    if encoder_name in smp_encoders:
-        return list(smp_encoders[encoder_name]["pretrained_settings"])
-    return ["imagenet"]
+    """Return the names of an encoder's pretrained weights; for `tu-` encoders `imagenet` means timm's default ones."""
+    return list(smp_encoders[encoder_name]["pretrained_settings"]) if encoder_name in smp_encoders else ["imagenet"]
 
 
 def _build(kind: type[nn.Module], encoder_name: str, options: Mapping[str, Any]) -> nn.Module:

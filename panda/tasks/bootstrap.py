@@ -1,7 +1,8 @@
 """Bootstrap intervals of figures over slides: whole groups of slides are drawn with replacement.
 
 They are 95 % percentile intervals (Efron and Tibshirani 1993, chapter 13). Slides of one patient are alike, so drawing
-slides instead of patients would make an interval too narrow.
+slides instead of patients would make an interval too narrow. `groups` has the group of each slide, (N,). With the same
+seed all functions make the same draws. A `ValueError` is raised if the numbers of groups and slides differ.
 """
 
 from __future__ import annotations
@@ -26,14 +27,7 @@ def average_known(values: NDArray[Any]) -> float:
 
 
 def compute_percentile_interval(drawn: NDArray[np.float64]) -> tuple[float, float]:
-    """Compute the interval that the values of a statistic span over the draws.
-
-    Args:
-        drawn: One value for each draw, (n,). NaN, for draws in which the statistic is undefined, is left out.
-
-    Returns:
-        Low and high; both NaN if no value is left.
-    """
+    """Return low and high of the values of draws, (n,), without NaN; both NaN if no value is left."""
     drawn = drawn[~np.isnan(drawn)]
     if not len(drawn):
         return math.nan, math.nan
@@ -60,9 +54,6 @@ def bootstrap_interval(
 
     Returns:
         Low and high; both NaN with fewer than two groups, or if the statistic is never defined.
-
-    Raises:
-        ValueError: If the numbers of groups and values differ.
     """
     rows = np.asarray(values)
     member, count = _number_groups(groups, len(rows))
@@ -87,8 +78,6 @@ def resample_sums(
 ) -> NDArray[Any]:
     """Compute a statistic of the sums over the slides of each draw.
 
-    The draws are those of `bootstrap_interval` with the same seed.
-
     Args:
         rows: Numbers of each slide that add up, (N, …).
         groups: Group of each slide, (N,).
@@ -98,9 +87,6 @@ def resample_sums(
 
     Returns:
         The results of `statistic`, (n, …); (0, …) with fewer than two groups.
-
-    Raises:
-        ValueError: If the numbers of groups and rows differ.
     """
     values = np.asarray(rows, dtype=np.float64)
     member, count = _number_groups(groups, len(values))
@@ -120,8 +106,6 @@ def resample_counts(
     n: int = RESAMPLES,
 ) -> NDArray[Any]:
     """Compute a statistic of how often each slide was drawn, for a statistic that does not follow from sums.
-
-    The draws are those of `bootstrap_interval` with the same seed.
 
     Args:
         groups: Group of each slide, (N,).

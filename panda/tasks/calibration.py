@@ -1,7 +1,8 @@
 """Calibration of probabilities, and the temperature that corrects it, from histograms.
 
-A histogram of 1,000 bins counts a probability at the middle of its bin. It cannot separate probabilities below 0.001 or
-from 0.999, which a confident network gives to most pixels. Results are exact up to that confidence.
+A histogram has the counts of cancer and of other pixels, (2, BINS). It counts a probability at the middle of its bin.
+It cannot separate probabilities below 0.001 or from 0.999, which a confident network gives to most pixels. Results are
+exact up to that confidence.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 from scipy.optimize import brentq
 
-from panda.tasks.figures import Count, Plain, Share
+from panda.settings import Share
+from panda.tasks.figures import Count, Plain
 from panda.tasks.metrics import BINS
 
 RELIABILITY_BINS = 20
@@ -77,13 +79,12 @@ class Calibration(Temperature, frozen=True):
 def fit_temperature(hist: NDArray[np.int64], chosen_on: str, date: str) -> Temperature:
     """Find the temperature with the lowest negative log-likelihood (Guo and others 2017, section 4.2).
 
+    It has no value if all pixels are of one kind, or if it would be outside `LOWEST` to `HIGHEST`.
+
     Args:
-        hist: Counts of validation pixels, cancer and other, (2, BINS).
+        hist: Counts of validation pixels, (2, BINS).
         chosen_on: The slides, in words.
         date: Date of the fit, ISO 8601.
-
-    Returns:
-        The temperature. It has no value if all pixels are of one kind, or if it would be outside `LOWEST` to `HIGHEST`.
     """
     low, high = 1 / HIGHEST, 1 / LOWEST
     value, note = None, ""
@@ -132,12 +133,7 @@ class Reliability:
 
 
 def measure_reliability(hist: NDArray[np.int64], temperature: float = 1.0) -> Reliability:
-    """Compare probabilities with shares of cancer, in bins of equal width from 0 to 1.
-
-    Args:
-        hist: Counts of cancer and other pixels, (2, BINS).
-        temperature: Temperature of the probabilities; 1 leaves them unchanged.
-    """
+    """Compare probabilities at a temperature with shares of cancer, in bins of equal width from 0 to 1."""
     scaled = _scale_bins(1 / temperature)
     member = np.minimum((scaled * RELIABILITY_BINS).astype(int), RELIABILITY_BINS - 1)
     total = hist.sum(axis=0)
@@ -151,18 +147,12 @@ def measure_reliability(hist: NDArray[np.int64], temperature: float = 1.0) -> Re
 
 
 def score_calibration(hist: NDArray[np.int64], temperature: float | None) -> CalibrationScores:
-    """Compute calibration error and log-likelihood, of the probabilities and at a temperature.
-
-    Args:
-        hist: Counts of cancer and other pixels, (2, BINS).
-        temperature: T, or None if there is none.
-    """
+    """Compute calibration error and log-likelihood of the probabilities, and at a temperature if there is one."""
     found: dict[str, float | None] = {}
+    pixels = int(hist.sum())
     for suffix, t in (("", 1.0), ("_scaled", temperature)):
-        pixels = int(hist.sum())
-        known = t is not None and pixels > 0
-        found[f"ece{suffix}"] = measure_reliability(hist, t).ece if known and t else None
-        found[f"nll{suffix}"] = _compute_loss(hist, t) / pixels if known and t else None
+        found[f"ece{suffix}"] = measure_reliability(hist, t).ece if pixels and t else None
+        found[f"nll{suffix}"] = _compute_loss(hist, t) / pixels if pixels and t else None
     return CalibrationScores(**found)
 
 

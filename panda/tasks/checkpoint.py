@@ -77,13 +77,9 @@ def _load(path: Path) -> dict[str, Any]:
 def read_checkpoint(path: Path, kind: type[M]) -> Checkpoint[M]:
     """Read a checkpoint of one task.
 
-    Args:
-        path: A file that `train.py` wrote.
-        kind: Metadata of the task that the checkpoint must be of.
-
     Raises:
-        CheckpointError: If the file is missing, is no checkpoint, is of another task or format, has an entry of the
-            wrong type or range, or is an older one with other cancer codes than `conf/label_maps`.
+        CheckpointError: If the file is missing, is no checkpoint, is of another task or format, or has a wrong entry.
+            Also if an older file has other cancer codes than `conf/label_maps`.
     """
     loaded = _load(path)
     metadata = _parse(path, loaded["panda"], kind)
@@ -122,11 +118,7 @@ def _parse(path: Path, entry: Mapping[str, Any], kind: type[M]) -> M:
 
 
 def _find_label_maps(path: Path, labels: Any) -> dict[str, LabelMap]:
-    """Return the label maps of an older checkpoint, which has only the cancer codes of each provider.
-
-    Raises:
-        CheckpointError: If a provider is unknown today, or other codes of it are cancer today.
-    """
+    """Return the label maps of an older checkpoint, which has only the cancer codes of each provider."""
     if not isinstance(labels, dict):
         raise CheckpointError(f"checkpoint {path}: panda.labels is {labels!r}, not a mapping; {_ALTERED}")
     label_maps: dict[str, LabelMap] = {}
@@ -150,14 +142,6 @@ def update_metadata(path: Path, kind: type[CheckpointMetadata], **changes: Any) 
     """Replace fields of the stored metadata, for example the threshold that was chosen after training.
 
     The file is written beside and renamed, so it is whole at any time.
-
-    Args:
-        path: A checkpoint of this framework.
-        kind: Metadata of its task.
-        changes: Fields of `kind` with their new values.
-
-    Raises:
-        CheckpointError: If the checkpoint cannot be read.
     """
     loaded = _load(path)
     metadata = _parse(path, loaded["panda"], kind)

@@ -1,4 +1,8 @@
-"""Scores of the grades of slides."""
+"""Scores of the grades of slides.
+
+`y_true` has the true classes of N slides, (N,) integers 0 to C - 1: ISUP grades, or cancer absent and present if C is
+2. `prob` has their probabilities, (N, C).
+"""
 
 from __future__ import annotations
 
@@ -42,11 +46,7 @@ class GradeScores:
 
 
 def score_grades(y_true: ArrayLike | Tensor, prob: ArrayLike | Tensor) -> GradeScores:
-    """Score the grades of slides.
-
-    Args:
-        y_true: True classes, (N,) integers 0 to C - 1: ISUP grades, or cancer absent and present if C is 2.
-        prob: Probabilities, (N, C).
+    """Score the grades of slides, see the module.
 
     Raises:
         ValueError: If shapes do not agree, a grade is out of range, or a probability is negative or not finite.
@@ -71,18 +71,9 @@ def compute_grade_intervals(
 
     Draws in which a score is undefined are left out of its interval.
 
-    Args:
-        y_true: As for `score_grades`.
-        prob: As for `score_grades`.
-        groups: Group of each slide, (N,).
-        seed: Seed of the draws.
-
     Returns:
         Low and high of qwk, accuracy, auroc_cancer and auroc_significant; both NaN with fewer than two groups, or if
         the score is undefined.
-
-    Raises:
-        ValueError: As in `score_grades`, or if the numbers of groups and slides differ.
     """
     truth, scores = _check_inputs(y_true, prob)
     drawn = resample_sums(stack_confusions(truth, scores), groups, compute_agreement, seed=seed)
@@ -140,29 +131,16 @@ def _to_array(values: Any) -> Any:
 
 
 def stack_confusions(y_true: NDArray[np.int64], prob: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the part of each slide in the confusion matrix, for a bootstrap.
-
-    Args:
-        y_true: True classes, (N,) integers 0 to C - 1.
-        prob: Probabilities, (N, C).
-
-    Returns:
-        (N, C, C); 1 at the true and predicted class of a slide, otherwise 0.
-    """
+    """Return the confusion matrix of each slide, (N, C, C): 1 at its true and predicted class, otherwise 0."""
     classes = np.eye(prob.shape[1])
     return np.asarray(classes[y_true][:, :, None] * classes[prob.argmax(axis=1)][:, None, :])
 
 
 def compute_agreement(confusion: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Compute Cohen's kappa with quadratic weights, and accuracy.
+    """Compute quadratic weighted kappa and accuracy, (…, 2), of counts (…, C, C) with a row for each true class.
 
-    It is our own, because scikit-learn's takes one matrix at a time and the bootstrap has thousands.
-
-    Args:
-        confusion: Counts, (…, C, C), with a row for each true class.
-
-    Returns:
-        Kappa and accuracy, (…, 2). Kappa is NaN if all true and predicted classes are the same one.
+    Kappa is NaN if all true and predicted classes are the same one. The function is our own, because scikit-learn's
+    takes one matrix at a time and the bootstrap has thousands.
     """
     count = confusion.sum(axis=(-2, -1))
     grade = np.arange(confusion.shape[-1])

@@ -13,8 +13,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, JsonValue, PositiveInt, model_validator
 from pydantic_core import PydanticCustomError
 
+from panda.settings import Share
 from panda.tasks.calibration import Temperature
-from panda.tasks.figures import Plain, Share
+from panda.tasks.figures import Plain
 from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.geometry import Resolution
 from panda.wsi.label_maps import LabelMap
@@ -56,12 +57,7 @@ class TrainedResolution(Plain, frozen=True):
 
     @classmethod
     def from_slides(cls, request: ResolutionRequest, train_mpp: Sequence[float] = ()) -> Self:
-        """Summarize the resolution of the training slides.
-
-        Args:
-            request: The resolution that was asked for.
-            train_mpp: µm per working px of each training slide that states it.
-        """
+        """Summarize the µm per working px of the training slides that state it."""
         seen = (min(train_mpp), median(train_mpp), max(train_mpp)) if train_mpp else None
         return cls(level=request.level, mpp=request.mpp, train_mpp=seen)
 
@@ -74,7 +70,7 @@ class TrainedResolution(Plain, frozen=True):
         """Return the working resolution of the network on a slide.
 
         A network that was trained at a pyramid level saw a range of µm/px there. A slide is read at that level if
-        its µm/px lies in the range, as in training. Any other slide is resampled to the median.
+        its µm/px is in the range, as in training. Any other slide is resampled to the median.
 
         Raises:
             SlideError: If the level is absent, or µm/px is needed and unknown.

@@ -4,7 +4,8 @@ Every probability is counted in one of 1,000 bins, separately for cancer and for
 k / 1000 that gives the same true and false positives as a comparison of every pixel (`probability >= k / 1000`), in
 memory that does not grow with the slides. Histograms add up over patches, slides and devices.
 
-A histogram is (2, BINS) int64: row 0 cancer, row 1 other pixels.
+A histogram is (2, BINS) int64: row 0 cancer, row 1 other pixels. Another shape or type raises a `ValueError`. Scores
+are exact at the thresholds 0, 0.001, … 0.999, and another threshold raises a `ValueError`.
 """
 
 from __future__ import annotations
@@ -92,11 +93,7 @@ def count_probabilities(prob: Tensor, target: Tensor, where: Tensor | None = Non
 
 
 class PixelHistogram(Metric):
-    """Sum of `count_probabilities` over batches and devices.
-
-    Args:
-        **kwargs: Arguments of `torchmetrics.Metric`.
-    """
+    """Sum of `count_probabilities` over batches and devices."""
 
     full_state_update = False
     cancer: Tensor
@@ -137,15 +134,7 @@ class ThresholdCurve:
 
 
 def compute_curve(cancer_hist: ArrayLike | Tensor, other_hist: ArrayLike | Tensor) -> ThresholdCurve:
-    """Score every threshold.
-
-    Args:
-        cancer_hist: Counts of cancer pixels, (BINS,).
-        other_hist: Counts of other pixels, (BINS,).
-
-    Raises:
-        ValueError: If the histograms are not (BINS,) integers.
-    """
+    """Score every threshold, from the counts of cancer and of other pixels, (BINS,) each."""
     cancer, other = _to_counts([cancer_hist, other_hist])
     tp = cancer[::-1].cumsum()[::-1]
     fp = other[::-1].cumsum()[::-1]
@@ -201,16 +190,13 @@ def compute_areas(hist: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.floa
 
 
 def compute_roc_area(cancer: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Compute the area under the receiver operating curve: the share of pairs in which cancer has the higher score.
+    """Compute the area under the ROC curve, (…): the share of pairs in which cancer has the higher score.
 
-    A pair with equal scores counts half.
+    A pair with equal scores counts half. The area is NaN without cancer or without others.
 
     Args:
         cancer: Amount of cancer with each of n scores, from low to high, (…, n).
         other: Amount of the others, (…, n).
-
-    Returns:
-        (…); NaN without cancer or without others.
     """
     ranked_lower = other.cumsum(axis=-1) - other / 2
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -219,14 +205,7 @@ def compute_roc_area(cancer: NDArray[np.float64], other: NDArray[np.float64]) ->
 
 
 def find_threshold_bin(threshold: float) -> int:
-    """Find the k of a threshold k / 1000.
-
-    Args:
-        threshold: One of 0, 0.001, … 0.999.
-
-    Raises:
-        ValueError: If it is another value, for which a histogram gives no exact scores.
-    """
+    """Return the k of a threshold k / 1000."""
     k = round(threshold * BINS)
     if not 0 <= k < BINS or abs(threshold - k / BINS) > 1e-9:
         raise ValueError(f"threshold {threshold}: histograms give scores at 0, 0.001, … 0.999 only")
@@ -247,15 +226,7 @@ class PixelScores:
 
 
 def score_threshold(hist: ArrayLike | Tensor, threshold: float) -> PixelScores:
-    """Score one histogram at one threshold.
-
-    Args:
-        hist: (2, BINS).
-        threshold: See `find_threshold_bin`.
-
-    Raises:
-        ValueError: If the threshold is between bins.
-    """
+    """Score one histogram at one threshold."""
     k = find_threshold_bin(threshold)
     curve = compute_curve(*_to_counts(hist))
     ratios = (float(score[k]) for score in (curve.dice, curve.iou, curve.precision, curve.recall))
@@ -264,22 +235,10 @@ def score_threshold(hist: ArrayLike | Tensor, threshold: float) -> PixelScores:
 
 
 def compute_dice(hist: ArrayLike | Tensor, threshold: float) -> float:
-    """Compute the Dice of one histogram at one threshold; NaN if there is neither cancer nor a positive.
-
-    Args:
-        hist: (2, BINS).
-        threshold: See `find_threshold_bin`.
-    """
+    """Compute the Dice of a histogram at a threshold; NaN if there is neither cancer nor a positive."""
     return float(compute_curve(*_to_counts(hist)).dice[find_threshold_bin(threshold)])
 
 
 def pool_histograms(histograms: Mapping[str, ArrayLike | Tensor]) -> NDArray[np.int64]:
-    """Add up the histograms of slides.
-
-    Args:
-        histograms: Slide to (2, BINS).
-
-    Returns:
-        (2, BINS); zeros without slides.
-    """
+    """Add up the histograms of slides; zeros without slides."""
     return sum((_to_counts(hist) for hist in histograms.values()), start=np.zeros((2, BINS), dtype=np.int64))

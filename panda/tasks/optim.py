@@ -42,14 +42,11 @@ class Optim(Settings):
     schedule: Literal["onecycle", "cosine", "none"] = "onecycle"
 
     def build(self, parameters: Iterable[nn.Parameter], steps: int) -> OptimizerLRScheduler:
-        """Build the optimizer and the schedule.
+        """Build the optimizer and the schedule, as for Lightning's `configure_optimizers`.
 
         Args:
             parameters: Parameters of the network; frozen ones are left out.
             steps: Optimizer steps of the whole run.
-
-        Returns:
-            The result of Lightning's `configure_optimizers`, with a schedule by step.
         """
         trained = [p for p in parameters if p.requires_grad]
         optimizer: torch.optim.Optimizer
@@ -76,7 +73,7 @@ class Optim(Settings):
 
 
 def check_finite(loss: Tensor, outputs: Tensor, lr: float, epoch: int, names: Callable[[], Sequence[str]]) -> None:
-    """Stop a training that has diverged.
+    """Raise a `PandaError` if the loss of a batch is NaN or infinite, because training has diverged.
 
     Args:
         loss: Loss of a batch.
@@ -84,9 +81,6 @@ def check_finite(loss: Tensor, outputs: Tensor, lr: float, epoch: int, names: Ca
         lr: Highest learning rate, for the message.
         epoch: Epoch, for the message.
         names: Returns the names of the N samples; called only if the loss is not finite.
-
-    Raises:
-        PandaError: If the loss is NaN or infinite.
     """
     if bool(torch.isfinite(loss).all()):
         return

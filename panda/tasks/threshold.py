@@ -15,8 +15,9 @@ from pydantic import Field
 from torch import Tensor
 
 from panda.errors import ConfigError
+from panda.settings import Share
 from panda.tasks.bootstrap import compute_percentile_interval, resample_sums
-from panda.tasks.figures import Plain, Share
+from panda.tasks.figures import Plain
 from panda.tasks.metrics import BINS, compute_curve, pool_histograms
 
 DEFAULT_THRESHOLD = 0.5
@@ -154,11 +155,7 @@ class Threshold(Plain, frozen=True):
 
     @classmethod
     def from_default(cls, reason: str) -> Self:
-        """Return the default threshold.
-
-        Args:
-            reason: Why nothing was searched, stored as `chosen_on`.
-        """
+        """Return the default threshold, with the reason why nothing was searched as `chosen_on`."""
         return cls._make_unsearched(DEFAULT_THRESHOLD, "default", reason)
 
     @classmethod
@@ -187,22 +184,14 @@ class ThresholdChoice(Threshold, frozen=True):
 
 
 def find_criterion(name: str) -> Criterion:
-    """Return a criterion by name.
-
-    Raises:
-        ConfigError: If there is none.
-    """
+    """Return a criterion by name, or raise a `ConfigError`."""
     if name not in CRITERIA:
         raise ConfigError(f"criterion={name} is unknown: use one of {', '.join(CRITERIA)}")
     return CRITERIA[name]
 
 
 def check_criterion(name: str, cost_ratio: float | None) -> None:
-    """Check a criterion and its cost ratio.
-
-    Raises:
-        ConfigError: If the criterion is unknown, or its cost ratio is missing, out of range or not used.
-    """
+    """Raise a `ConfigError` if a criterion is unknown, or its cost ratio is missing, out of range or not used."""
     if not find_criterion(name).takes_cost_ratio:
         if cost_ratio is not None:
             raise ConfigError(f"cost_ratio is not used with criterion={name}: remove it")
@@ -227,7 +216,7 @@ def search_threshold(
     """Choose the best threshold among 0, 0.001, … 0.999.
 
     If several thresholds are equally good (to 1e-12), the middle of their longest unbroken run is chosen, because it
-    is farthest from any fall of the score. Of runs of equal length the lowest counts.
+    is farthest from any fall of the score. If runs have equal length, the lowest counts.
 
     Args:
         slide_histograms: Slide to (2, BINS), of validation slides only.
@@ -241,9 +230,6 @@ def search_threshold(
     Returns:
         The choice. If the criterion is undefined (no slide has a cancer pixel), 0.5 with the criterion "default" and
         the reason.
-
-    Raises:
-        ConfigError: If the criterion is unknown, or its cost ratio is missing, out of range or not used.
     """
     check_criterion(criterion, cost_ratio)
 
@@ -265,16 +251,7 @@ def search_threshold(
 
 
 def score_by_criterion(slide_histograms: Histograms, criterion: str, cost_ratio: float | None = None) -> Array:
-    """Score every threshold by a criterion.
-
-    Args:
-        slide_histograms: Slide to (2, BINS).
-        criterion: A name of `CRITERIA`.
-        cost_ratio: For a criterion that takes one.
-
-    Returns:
-        (BINS,); NaN if undefined.
-    """
+    """Score every threshold by a criterion of `CRITERIA`, (BINS,); NaN if undefined."""
     rule = find_criterion(criterion)
     ranked = rule.rank(_stack_terms(slide_histograms, rule).sum(axis=0), cost_ratio)
     return -ranked if rule.lowest_is_best else ranked
