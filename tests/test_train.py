@@ -40,7 +40,7 @@ from panda.tasks.metadata import SegmentationMetadata, TrainedResolution
 from panda.tasks.optim import Optim
 from panda.tasks.segmentation import SegmentationTask
 from panda.tasks.threshold import search_threshold
-from panda.wsi.label_maps import find_label_map
+from panda.wsi.label_maps import find_label_map, get_label_maps
 from tests.summaries import make_summary
 from tests.test_config_check import compose_config
 
@@ -302,12 +302,21 @@ def test_run_moved_folder_keeps_best_epoch(tmp_path: Path, interrupted_run: Path
     [
         ({"train_slides": ("a", "d")}, "train_slides: 1 gone, 1 new, for example b"),
         ({"val_slides": ()}, "val_slides: 1 gone, 0 new"),
-        ({"patch_size": 32}, "patch_size was 16, is 32"),
+        ({"patch_size": 32}, "patch_size was 16 and is 32"),
     ],
 )
 def test_run_resumed_on_other_data_raises(interrupted_run: Path, changed: dict[str, Any], named: str) -> None:
     with pytest.raises(CheckpointError, match=named):
         train_run(interrupted_run, resume=interrupted_run / "checkpoints" / "last.ckpt", **changed)
+
+
+def test_run_resumed_from_codes_of_all_providers_passes(interrupted_run: Path) -> None:
+    last = interrupted_run / "checkpoints" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    del content["panda"]["label_maps"]
+    content["panda"]["labels"] = {name: list(label_map.cancer) for name, label_map in get_label_maps().items()}
+    torch.save(content, last)
+    train_run(interrupted_run, resume=last)
 
 
 def test_run_resumed_with_other_engine_precision_passes(interrupted_run: Path) -> None:
