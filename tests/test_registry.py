@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from panda.app.audit import audit
 from panda.app.build import build
 from panda.app.config_check import check_config
+from panda.app.hydra_check import check_hydra_node
 from panda.app.hydra_job import remember_arguments
 from panda.app.infer import infer
 from panda.app.registry import SLOTS
@@ -224,3 +225,55 @@ def test_entry_point_typed_package_reaches_next_check(tmp_path: Path) -> None:
     assert "seed=-1" in done.stderr
     assert "loss" not in done.stderr
     assert "tests.sentinel" in sys.modules
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        {"callbacks": {"own": {"_target_": SENTINEL}}},
+        {"callbacks": {"own": f"${{oc.create:'{NODE}'}}"}},
+        {"callbacks": {"own": {"_target_": "panda.app.sweep.Path"}}},
+        {"callbacks": {"own": {"_target_": "panda.app.sweep.SweepPage", "deep": [{"_target_": SENTINEL}]}}},
+        {"launcher": {"_target_": SENTINEL}},
+        {"sweeper": {"_target_": "hydra_plugins.x.Sweeper", "sampler": {"_target_": SENTINEL}}},
+        {"sweeper": {"custom_search_space": SENTINEL}},
+        {"job_logging": {"handlers": {"own": {"()": SENTINEL}}}},
+        {"hydra_logging": {"root": {"handlers": [f"ext://{SENTINEL}"]}}},
+    ],
+)
+def test_hydra_builds_no_object_of_a_file(node: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"hydra\.\w+.*is not allowed: remove it from the file that sets it"):
+        check_hydra_node(OmegaConf.create({"hydra": node}))
+    assert "tests.sentinel" not in sys.modules
+
+
+def test_hydra_builds_its_plugins_and_the_page_of_a_sweep() -> None:
+    joblib = {"_target_": "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher", "n_jobs": 2}
+    tpe = {"_target_": "optuna.samplers.TPESampler", "seed": 1}
+    optuna = {"_target_": "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper", "sampler": tpe}
+    page = {"_target_": "panda.app.sweep.SweepPage"}
+    node = {"launcher": joblib, "sweeper": optuna, "callbacks": {"sweep_page": page}}
+    check_hydra_node(OmegaConf.create({"hydra": node}))
+
+
+@pytest.mark.parametrize("entry_point", ["train", "infer", "audit"])
+def test_an_entry_point_refuses_a_callback_of_hydra(tmp_path: Path, entry_point: str) -> None:
+    done = run_entry_point(entry_point, tmp_path, f"+hydra.callbacks.own._target_={SENTINEL}")
+    assert done.returncode == 1
+    assert f"hydra.callbacks.own._target_={SENTINEL} is not allowed" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "tests.sentinel" not in sys.modules
+
+
+@pytest.mark.parametrize("option", ["callbacks=[]", "default_root_dir=x", "logger=false", "num_sanity_val_steps=2"])
+def test_a_trainer_option_that_the_run_sets_is_refused(option: str) -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.\w+=.* has no effect, because each run sets it: remove it"):
+        check_config(compose_config(f"+trainer.{option}"), "train")
+
+
+@pytest.mark.parametrize("key", ["loss", "data", "trainer"])
+def test_an_option_whose_name_is_a_number_is_refused(key: str) -> None:
+    cfg = compose_config()
+    OmegaConf.update(cfg, key, {**cfg[key], 5: 3}, merge=False)
+    with pytest.raises(ConfigError, match=rf"{key}\.5=3"):
+        check_config(cfg, "train")

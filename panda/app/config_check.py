@@ -144,7 +144,7 @@ class _NodeCheck:
             return
         with self.faults.collect():
             built = find_class(key, slot, str(node["_target_"]), self._allowed)
-            options = {option: value for option, value in node.items() if option != "_target_" and value != "???"}
+            options = {str(option): value for option, value in node.items() if option != "_target_" and value != "???"}
             if issubclass(built, Settings):
                 self._check_settings(key, options, built)
             else:

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from omegaconf import DictConfig
 
 from panda.app.command_line import explain
+from panda.app.hydra_check import install_hydra_check
 from panda.app.hydra_job import is_multirun, register_resolvers, remember_arguments, write_overrides
 from panda.errors import ConfigError, PandaError
 from panda.files import remove, write_whole
@@ -23,6 +24,7 @@ from panda.files import remove, write_whole
 log = logging.getLogger("panda")
 
 register_resolvers()
+install_hydra_check()
 
 
 class SomeSlidesFailed(PandaError):
@@ -59,7 +61,7 @@ def enter(main: Callable[[], Any]) -> NoReturn:
             raise
         set_up_logging(debug)
         _withdraw_sweeps()
-        fault = ConfigError(explain(error, sys.argv[1:]))
+        fault = error if isinstance(error, ConfigError) else ConfigError(explain(error, sys.argv[1:]))
         _refusals.append(str(fault))
         log.error("ConfigError: %s", fault, exc_info=error if debug else None)
     sys.exit(exit_status())

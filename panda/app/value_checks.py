@@ -9,6 +9,12 @@ from typing import Any
 from panda.app.command_line import quote
 from panda.app.registry import SLOTS_OF_TASK
 
+SET_BY_RUN = (
+    "callbacks", "plugins", "logger", "default_root_dir", "num_sanity_val_steps", "use_distributed_sampler",
+    "enable_model_summary",
+)  # fmt: skip
+"""Options of the trainer that `build_trainer` gives."""
+
 
 def find_value_faults(plain: Mapping[str, Any], entry_point: str) -> list[str]:
     """Return the faults of threshold, task, seed, trainer and name, as sentences.
@@ -84,4 +90,7 @@ def _find_trainer_faults(trainer: Mapping[str, Any]) -> list[str]:
     for key in ("fast_dev_run", "overfit_batches", "barebones"):
         if trainer.get(key):
             faults.append(f"trainer.{key}={trainer[key]} leaves no checkpoint or no validation: remove it")
+    for key in SET_BY_RUN:
+        if trainer.get(key) is not None:
+            faults.append(f"trainer.{key}={trainer[key]} has no effect, because each run sets it: remove it")
     return faults

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from panda.errors import ManifestError
 from panda.report.run_summary import RunSummary, read_summary
 
 FIGURES = {
@@ -33,14 +32,18 @@ def _write(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.3f}"
 
 
-def main(folders: Sequence[str]) -> None:
-    """Print headline and report of each run folder; refuse a folder without a finished run of this version."""
+def main(folders: Sequence[str]) -> int:
+    """Print headline and report of each run folder; return 1 and say why if one holds no finished run."""
+    status = 0
     for folder in folders:
         summary, fault = read_summary(Path(folder))
         if summary is None:
-            raise ManifestError(f"{folder} holds no finished run: {fault}")
+            print(f"{folder} holds no finished run: {fault}", file=sys.stderr)
+            status = 1
+            continue
         print(f"{headline(summary)}\n  {Path(folder) / 'report.html'}")
+    return status
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,69 @@
+"""Refuse what a file would make Hydra build from `hydra.*`, before Hydra builds it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from panda.app.registry import SPECIAL
+from panda.errors import ConfigError
+
+ALLOWED = re.compile(
+    r"hydra\.callbacks\.\w+\._target_=panda\.app\.sweep\.SweepPage"
+    r"|hydra\.(launcher|sweeper)\._target_=(hydra\._internal\.core_plugins|hydra_plugins)\.[\w.]+"
+    r"|hydra\.sweeper\.sampler\._target_=optuna\.samplers\.\w+"
+)
+"""What Hydra may build. Hydra itself allows only registered plugins as launcher and sweeper."""
+LOGGING_PARTS = ("handlers", "formatters", "filters", "loggers", "root")
+"""Parts of a logging configuration that can name classes and files."""
+
+
+def install_hydra_check() -> None:
+    """Make Hydra check each configuration that it composes, also those of the jobs of a sweep.
+
+    Hydra has no hook between composing a configuration and building callbacks from it.
+    """
+    compose = ConfigLoaderImpl.load_configuration
+
+    def load_configuration(*given: Any, **options: Any) -> DictConfig:
+        cfg = compose(*given, **options)
+        check_hydra_node(cfg)
+        return cfg
+
+    ConfigLoaderImpl.load_configuration = load_configuration  # type: ignore[method-assign]
+
+
+def check_hydra_node(cfg: DictConfig) -> None:
+    """Check the node `hydra` of a composed configuration.
+
+    Raises:
+        ConfigError: If Hydra would build an object from it that this package does not declare.
+    """
+    found: list[str] = []
+    for name in ("callbacks", "launcher", "sweeper"):
+        node = OmegaConf.select(cfg, f"hydra.{name}")
+        try:
+            plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"hydra.{name}: {str(error).splitlines()[0]}; mend the ${{…}} it names") from error
+        found += [text for text in _find_special(f"hydra.{name}", plain) if not ALLOWED.fullmatch(text)]
+    own = [f"hydra.{node}.{part}" for node in ("job_logging", "hydra_logging") for part in LOGGING_PARTS]
+    for key in (*own, "hydra.sweeper.custom_search_space"):
+        if value := OmegaConf.select(cfg, key):
+            found.append(f"{key}={value}")
+    if found:
+        raise ConfigError([f"{text} is not allowed: remove it from the file that sets it" for text in found])
+
+
+def _find_special(key: str, node: Any) -> Iterator[str]:
+    """Find the keys in a node that Hydra gives a meaning, such as `_target_`; each as `key=value`."""
+    children = list(enumerate(node)) if isinstance(node, list) else list(node.items()) if isinstance(node, dict) else []
+    for name, child in children:
+        if isinstance(node, dict) and SPECIAL.fullmatch(str(name)):
+            yield f"{key}.{name}={child}"
+        yield from _find_special(f"{key}.{name}", child)
