@@ -28,7 +28,7 @@ from bench import plain_loop
 from panda.data.manifest import SlideRecord, apply_groups, read_groups, read_manifest
 from panda.errors import PandaError
 from panda.files import read_output_table, write_table
-from panda.inference.evaluate import SlideScore, histograms
+from panda.inference.evaluate import SlideScore, collect_histograms
 from panda.report.folds import Figure, compute_figures, read_folds
 from panda.report.paired import choose_groups, compute_differences, pair_rows
 from panda.tasks.metrics import BINS, count_probabilities
@@ -95,14 +95,16 @@ class Scene:
 
 def chosen(scores: Sequence[SlideScore]) -> tuple[float, float]:
     """Give the threshold of the best pooled Dice of some slides, and that Dice."""
-    choice = search_threshold(histograms(scores), chosen_on="slides")
+    choice = search_threshold(collect_histograms(scores), chosen_on="slides")
     assert choice.score is not None  # all images have cancer
     return choice.value, choice.score
 
 
 def row(scored: SlideScore, threshold: float) -> dict[str, str]:
     """Give a slide's row as `test_slides.csv` of a run has it."""
-    return {key: "" if value is None else str(value) for key, value in asdict(scored.metrics(threshold)).items()}
+    return {
+        key: "" if value is None else str(value) for key, value in asdict(scored.compute_metrics(threshold)).items()
+    }
 
 
 def everything(picture: Picture) -> Probability:

@@ -106,7 +106,7 @@ def _wall(path: Path, network: str, rounds: int, results: Results) -> None:
     """Several slides from opening to canvas, against the network on the same tiles from memory."""
     predictor = SegmentationPredictor.from_checkpoint(checkpoint(network), EngineSettings(device="cpu"))
     with _opened(path) as slide:
-        grid = predictor.grid(slide, find_tissue(slide))
+        grid = predictor.make_grid(slide, find_tissue(slide))
         size = (grid.patch_size, grid.patch_size)
         tiles = np.stack([slide.read(grid.resolution, (int(x), int(y)), size) for x, y in grid.level0])
     batch = predictor.settings.batch_size

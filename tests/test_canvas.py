@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from panda.errors import CheckpointError, PandaError
 from panda.inference.canvas import Canvas, CanvasWriter, blend_window
-from panda.inference.canvas_store import CHUNK, STEPS, probability, quantize
+from panda.inference.canvas_store import CHUNK, STEPS, dequantize, quantize
 from panda.wsi.geometry import Resolution
 
 HALF_STEP = 0.5 / STEPS + 1e-6  # quantisation, and float32's own rounding in the weighted mean of up to 16 tiles
@@ -91,10 +91,10 @@ def test_blend_window_impossible_overlap_raises(overlap: int) -> None:
 def test_quantize_is_exact_at_ends_and_middle() -> None:
     given_prob = np.array([0, 0.5, 1], np.float32)
     assert quantize(given_prob).tolist() == [1, 32768, 65535]
-    assert probability(quantize(given_prob)).tolist() == [0, 0.5, 1]
+    assert dequantize(quantize(given_prob)).tolist() == [0, 0.5, 1]
     every = np.arange(1, 65536).astype(np.uint16)
-    np.testing.assert_array_equal(quantize(probability(every)), every)
-    assert probability(np.zeros(2, np.uint16)).tolist() == [0, 0]
+    np.testing.assert_array_equal(quantize(dequantize(every)), every)
+    assert dequantize(np.zeros(2, np.uint16)).tolist() == [0, 0]
 
 
 @settings(max_examples=40, deadline=None)
@@ -120,7 +120,7 @@ def test_canvas_identity_network_returns_input(
         expected = positions if data.draw(st.booleans(), label="tiles known beforehand") else None
         canvas = write(Path(folder) / "c.zarr", truth, patch, positions, overlap=patch - stride, expected=expected)
         np.testing.assert_allclose(np.asarray(canvas), truth, atol=HALF_STEP, rtol=0)
-        assert canvas.codes(0, 0, width, height).all()
+        assert canvas.read_codes(0, 0, width, height).all()
 
 
 @settings(max_examples=25, deadline=None)
@@ -148,7 +148,7 @@ def test_canvas_blending_equals_weighted_mean(seed: int, patch: int, overlap: in
             writer.add(tiles, np.stack([x, y], 1))
         canvas = Canvas.open(Path(folder) / "c")
         np.testing.assert_allclose(np.asarray(canvas), want, atol=HALF_STEP + 1e-6, rtol=0)
-        np.testing.assert_array_equal((canvas.codes(0, 0, int(width), int(height)) > 0), weight_sum > 0)
+        np.testing.assert_array_equal((canvas.read_codes(0, 0, int(width), int(height)) > 0), weight_sum > 0)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.25, 0.5, 1.0])
@@ -156,7 +156,7 @@ def test_canvas_constant_tiles_stay_constant(tmp_path: Path, value: float) -> No
     truth = np.full((100, 75), value, np.float32)
     positions = [(x, y) for y in tile_starts(100, 32, 13, "shift") for x in tile_starts(75, 32, 13, "shift")]
     canvas = write(tmp_path / "c", truth, 32, positions, overlap=19)
-    assert np.unique(canvas.codes(0, 0, 75, 100)).tolist() == [round(value * STEPS) + 1]
+    assert np.unique(canvas.read_codes(0, 0, 75, 100)).tolist() == [round(value * STEPS) + 1]
 
 
 def test_canvas_chunk_and_band_borders_leave_no_seam(tmp_path: Path) -> None:
@@ -168,13 +168,13 @@ def test_canvas_chunk_and_band_borders_leave_no_seam(tmp_path: Path) -> None:
     ]
     positions.append((width - 40, height - 30))
     canvas = write(tmp_path / "c", truth, patch, positions, overlap=26)
-    scored = canvas.codes(0, 0, width, height) > 0
+    scored = canvas.read_codes(0, 0, width, height) > 0
     last = positions[-2][1] + patch
     assert scored[:last].all()
     assert not scored[last : height - 30].any()
     assert scored[height - 30 :, width - 40 :].all()
     np.testing.assert_allclose(np.asarray(canvas), np.where(scored, truth, 0), atol=HALF_STEP, rtol=0)
-    bands = list(canvas.bands(100))
+    bands = list(canvas.read_bands(100))
     assert [y0 for y0, _ in bands] == list(range(0, height, 100))
     np.testing.assert_array_equal(np.concatenate([band for _, band in bands]), np.asarray(canvas))
     window = canvas.read(CHUNK - 7, CHUNK - 5, 16, 11)
@@ -184,7 +184,7 @@ def test_canvas_chunk_and_band_borders_leave_no_seam(tmp_path: Path) -> None:
 def test_canvas_unscored_differs_from_0_and_takes_no_space(tmp_path: Path) -> None:
     truth = np.zeros((CHUNK * 3, CHUNK), np.float32)
     canvas = write(tmp_path / "c", truth, 64, [(10, CHUNK + 10)])
-    scored = canvas.codes(0, 0, CHUNK, CHUNK * 3) > 0
+    scored = canvas.read_codes(0, 0, CHUNK, CHUNK * 3) > 0
     assert scored.sum() == 64 * 64
     assert scored[CHUNK + 10 : CHUNK + 74, 10:74].all()
     assert canvas.read(0, 0, CHUNK, 3 * CHUNK).max() == 0
@@ -194,8 +194,8 @@ def test_canvas_unscored_differs_from_0_and_takes_no_space(tmp_path: Path) -> No
 def test_canvas_read_past_edge_is_unscored(tmp_path: Path) -> None:
     canvas = write(tmp_path / "c", np.full((20, 30), 0.5, np.float32), 16, [(0, 0), (14, 0), (0, 4), (14, 4)])
     np.testing.assert_array_equal(canvas.read(-5, -4, 10, 8)[4:, 5:], np.full((4, 5), 0.5, np.float32))
-    assert (canvas.codes(-5, -4, 10, 8) > 0).sum() == 20
-    assert not canvas.codes(30, 0, 5, 5).any()
+    assert (canvas.read_codes(-5, -4, 10, 8) > 0).sum() == 20
+    assert not canvas.read_codes(30, 0, 5, 5).any()
     assert canvas.read(100, 100, 3, 2).shape == (2, 3)
 
 
@@ -271,7 +271,7 @@ def test_canvas_writer_tile_order_and_budget_change_nothing(tmp_path: Path, know
     ):
         expected = grid if known else None
         canvases[name] = write(tmp_path / name, truth, patch, order, overlap=150, expected=expected, budget=budget)
-    codes = {name: canvas.codes(0, 0, width, height) for name, canvas in canvases.items()}
+    codes = {name: canvas.read_codes(0, 0, width, height) for name, canvas in canvases.items()}
     np.testing.assert_array_equal(codes["rows, tight"], codes["rows"])
     np.testing.assert_allclose(codes["columns"].astype(int), codes["rows"].astype(int), atol=1)
     np.testing.assert_allclose(np.asarray(canvases["columns"]), truth, atol=HALF_STEP, rtol=0)
@@ -291,7 +291,7 @@ def test_canvas_writer_open_sums_stay_in_budget(tmp_path: Path) -> None:
             spilled = max(spilled, len(writer.blocks._away))
             if at + 1 == len(grid) // 3:
                 # the first row of blocks has all its tiles: it is on disk, and no block is held
-                assert writer.blocks.unfinished() == []
+                assert writer.blocks.list_unfinished() == []
                 assert len(list(tmp_path.glob(".*.partial.c/c/0/*"))) == 40
     assert block < peak <= 3 * block
     assert spilled > 0

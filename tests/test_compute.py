@@ -182,9 +182,9 @@ def test_tune_mode_takes_fast_precision_if_area_stays(
     assert tried == [FP32, ComputeMode("bf16")]
     # a canvas of it is another one than that of fp32
     with Slide.open(slide_path) as slide:
-        made = predictor.canvas_fingerprint(slide, slide.choose_resolution(level=1))
+        made = predictor.fingerprint_canvas(slide, slide.choose_resolution(level=1))
         predictor.model = InferenceModel(predictor.network, predictor.settings, FP32)
-        assert predictor.canvas_fingerprint(slide, slide.choose_resolution(level=1)) != made
+        assert predictor.fingerprint_canvas(slide, slide.choose_resolution(level=1)) != made
 
 
 def test_slide_mapper_fingerprint_depends_on_compute_mode(predictor: SegmentationPredictor) -> None:
@@ -302,7 +302,7 @@ def test_tune_mode_real_trial_measures(
     with Slide.open(slide_path) as slide:
         tissue = find_tissue(slide)
         canvas = predictor.predict(slide, tissue, tmp_path / "c.zarr")
-        prob = np.asarray(canvas)[(canvas.codes(0, 0, *canvas.shape[::-1]) > 0)]
+        prob = np.asarray(canvas)[(canvas.read_codes(0, 0, *canvas.shape[::-1]) > 0)]
     # beyond all that the untrained network gives, nothing can move
     choice = tune_mode(predictor, float(prob.max()) + 0.05, [slide_path], Slide.open, tmp_path / "far.json")
     assert "moves the tumour area" in choice.why

@@ -99,7 +99,7 @@ def is_near(image: NDArray[np.uint8], colour: tuple[int, ...] | NDArray[np.uint8
 @pytest.mark.parametrize("factor", [1, 2, 3, 7, 600])
 def test_shrink_averages_scored_pixels(canvas: Canvas, factor: int) -> None:
     height, width = canvas.shape
-    prob, scored = np.asarray(canvas).astype(np.float64), (canvas.codes(0, 0, width, height) > 0)
+    prob, scored = np.asarray(canvas).astype(np.float64), (canvas.read_codes(0, 0, width, height) > 0)
     mean, share = shrink(canvas, factor)
     assert mean.shape == share.shape == (-(-height // factor), -(-width // factor))
     for row, column in ((0, 0), (len(mean) // 2, mean.shape[1] // 2), (len(mean) - 1, mean.shape[1] - 1)):
@@ -173,7 +173,7 @@ def test_write_view_aligns_map_tissue_and_label_with_slide(slide: Slide, canvas:
         assert image.size == planes.shape[1::-1] == seen.resolution.size
         assert is_near(np.asarray(image), PINK, 4)[:-2, :-2].all()  # the last px may reach past the slide
     width, height = seen.resolution.size
-    whole, scored = np.asarray(canvas), (canvas.codes(0, 0, *canvas.shape[::-1]) > 0)
+    whole, scored = np.asarray(canvas), (canvas.read_codes(0, 0, *canvas.shape[::-1]) > 0)
     scale = seen.resolution.downsample / canvas.resolution.downsample
     for x, y in ((0.1, 0.5), (0.3, 0.2), (0.45, 0.3), (0.98, 0.5)):
         column, row = int(x * width), int(y * height)
@@ -191,10 +191,10 @@ def test_round_length_gives_round_scale_bars(longest: float, length: float) -> N
 
 
 def test_scale_bar_states_length() -> None:
-    assert Scale(4, 2.0).bar(1000) == (250, "500 µm")
-    assert Scale(16, 8.0).bar(2048) == (250, "2 mm")
-    assert Scale(4, None).bar(1000) == (250, "1000 px at level 0 (µm/px unknown)")
-    assert Scale(1, 0.25).bar(3) == (1, "0.1 µm")
+    assert Scale(4, 2.0).fit_bar(1000) == (250, "500 µm")
+    assert Scale(16, 8.0).fit_bar(2048) == (250, "2 mm")
+    assert Scale(4, None).fit_bar(1000) == (250, "1000 px at level 0 (µm/px unknown)")
+    assert Scale(1, 0.25).fit_bar(3) == (1, "0.1 µm")
 
 
 @pytest.mark.parametrize("connectivity", [4, 8])

@@ -69,7 +69,7 @@ def test_predict_canvas_covers_tissue_and_is_reused(slide_path: Path, tmp_path: 
         tissue = find_tissue(slide)
         canvas = predictor.predict(slide, tissue, tmp_path / "c.zarr", lambda done, total: seen.append((done, total)))
         where = tissue.crop(canvas.resolution, (0, 0), canvas.shape[::-1])
-        assert (canvas.codes(0, 0, *canvas.shape[::-1]) > 0)[where].all()
+        assert (canvas.read_codes(0, 0, *canvas.shape[::-1]) > 0)[where].all()
         assert seen[-1][0] == seen[-1][1] > 0
         seen.clear()
         again = predictor.predict(slide, tissue, tmp_path / "c.zarr", lambda done, total: seen.append((done, total)))
@@ -95,7 +95,7 @@ def test_predict_other_reader_makes_other_canvas(slide_path: Path, tmp_path: Pat
     made = {}
     for reader in ("auto", "fast", "openslide"):
         with SlideOptions(reader=reader).open(slide_path) as slide:
-            made[reader] = predictor.canvas_fingerprint(slide, slide.choose_resolution(level=1))
+            made[reader] = predictor.fingerprint_canvas(slide, slide.choose_resolution(level=1))
     assert made["auto"] == made["fast"] != made["openslide"]
 
 
@@ -171,11 +171,11 @@ def test_score_canvas_counts_cancer_outside_tissue(slide_path: Path, mask_path: 
             record = SlideRecord(found.stem, "karolinska", 0, "0+0", slide_path, found, found.stem)
             with LabelMask.open(found, slide, "karolinska") as mask:
                 scores.append(score_canvas(canvas, slide, mask, tissue, record))
-    row = scores[0].metrics(0.5)
+    row = scores[0].compute_metrics(0.5)
     assert row.cancer_outside_tissue_px == 2500
     assert row.cancer_outside_tissue_mm2 == pytest.approx(0.01)
     assert row.dice is None
-    assert scores[1].metrics(0.5).cancer_outside_tissue_px == 0
+    assert scores[1].compute_metrics(0.5).cancer_outside_tissue_px == 0
     figures = summarize(scores, ThresholdChoice.from_user(0.5), seed=0).model_dump()
     assert figures["cancer_outside_tissue_px"] == 2500
     assert figures["cancer_outside_tissue_mm2"] == pytest.approx(0.01)
@@ -193,7 +193,7 @@ def test_score_canvas_benign_slide_has_area_and_no_dice(slide_path: Path, tmp_pa
     with Slide.open(slide_path) as slide, LabelMask.open(blank, slide, "karolinska") as mask:
         tissue = find_tissue(slide)
         score = score_canvas(predictor.predict(slide, tissue, tmp_path / "c.zarr"), slide, mask, tissue, record)
-    row = score.metrics(0.001)
+    row = score.compute_metrics(0.001)
     assert row.dice is None
     assert row.fp_mm2 == pytest.approx(row.fp_px * 4.0 / 1e6)
     assert summarize([score], ThresholdChoice.from_user(0.001), seed=0).fp_mm2_benign_slides == pytest.approx(

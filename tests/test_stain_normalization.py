@@ -172,7 +172,7 @@ def test_normalize_training_and_inference_see_same_pixels(
             network.predict(slide, tissue, tmp_path / f"{split}.zarr")
             view = slide.choose_resolution(level=1)
             other = SegmentationPredictor.from_checkpoint(plain, settings)
-            assert network.canvas_fingerprint(slide, view) != other.canvas_fingerprint(slide, view)
+            assert network.fingerprint_canvas(slide, view) != other.fingerprint_canvas(slide, view)
         compared = 0
         for number, row in enumerate(patches.rows):
             at = round(row.x / view.downsample), round(row.y / view.downsample)

@@ -20,7 +20,7 @@ from panda.errors import ConfigError
 from panda.inference.canvas import Canvas
 from panda.inference.compute import EngineSettings
 from panda.inference.predictor import SegmentationPredictor
-from panda.inference.slide_loop import tile_progress
+from panda.inference.slide_loop import make_tile_callback
 from panda.settings import Count, Share, rule
 from panda.tasks.metadata import SegmentationMetadata, TileSelection
 from panda.wsi.slide import Slide
@@ -167,11 +167,11 @@ class Guidance:
         segmenter = self.find_segmenter(slide.slide_id)
         if segmenter is None:
             return nullcontext()
-        return segmenter.hold_canvas(slide, tissue, self.find_canvas_path(segmenter, slide), tile_progress(bar))
+        return segmenter.hold_canvas(slide, tissue, self.find_canvas_path(segmenter, slide), make_tile_callback(bar))
 
     def find_canvas_path(self, segmenter: SegmentationPredictor, slide: Slide) -> Path:
         """Return the path of a canvas. Its fingerprint in the name keeps runs with other settings from replacing it."""
-        fingerprint = segmenter.canvas_fingerprint(slide, segmenter.metadata.resolution.resolve(slide))
+        fingerprint = segmenter.fingerprint_canvas(slide, segmenter.metadata.resolution.resolve(slide))
         return self.folder / f"canvases-{segmenter.fingerprint[:12]}" / f"{slide.slide_id}-{fingerprint[:12]}.zarr"
 
     def list_notes(self, items: Mapping[Split, Sequence[BagItem]], tiles: TileSettings) -> list[str]:

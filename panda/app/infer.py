@@ -26,7 +26,7 @@ from panda.inference.evaluate import open_label
 from panda.inference.grader import GradingPredictor
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
-from panda.inference.slide_loop import SlidePrefetcher, run_over_slides, tile_progress
+from panda.inference.slide_loop import SlidePrefetcher, make_tile_callback, run_over_slides
 from panda.inference.slide_mapper import SlideMapper
 from panda.inference.slide_result import SlideResult
 from panda.report.attention_tiles import draw_attention_tiles
@@ -87,7 +87,7 @@ def infer(cfg: DictConfig) -> list[SlideResult]:
                 known = record, stack.enter_context(open_label(record, slide, predictor.metadata.label_maps))
             canvas_path = canvases / slide.slide_id / "canvas.zarr"
             with hold_lock(own / "slide.html"):  # another run may write the same slide
-                mapped = mapper.map(slide, tissue, own, canvas_path, tile_progress(bar), labelled=known)
+                mapped = mapper.map(slide, tissue, own, canvas_path, make_tile_callback(bar), labelled=known)
                 draw_attention_tiles(mapped.grade, own / "attention_tiles.png")
                 write_slide_page(own)
         tables.add(mapped.result, mapped.ungraded)

@@ -17,15 +17,15 @@ from panda.errors import PandaError
 from panda.files import remove, write_table
 from panda.inference.evaluate import (
     SlideScore,
-    histograms,
+    collect_histograms,
+    fingerprint_score,
     open_label,
     read_scores,
     score_canvas,
-    score_fingerprint,
     write_scores,
 )
 from panda.inference.predictor import SegmentationPredictor
-from panda.inference.slide_loop import run_over_slides, tile_progress
+from panda.inference.slide_loop import make_tile_callback, run_over_slides
 from panda.report.curves import write_calibration, write_threshold_curve
 from panda.tasks.calibration import RELIABILITY_BINS, Calibration, Temperature, fit_temperature, score_calibration
 from panda.tasks.checkpoint import update_metadata
@@ -54,7 +54,7 @@ def freeze_threshold(
         choice = ThresholdChoice.from_user(float(run.cfg.threshold))
     elif scores:
         choice = search_threshold(
-            histograms(scores),
+            collect_histograms(scores),
             run.cfg.criterion,
             chosen_on,
             cost_ratio=run.cfg.cost_ratio,
@@ -64,16 +64,16 @@ def freeze_threshold(
         )
     temperature = None
     if scores:
-        rows = [asdict(score.metrics(choice.value_for(score.record.provider))) for score in scores]
+        rows = [asdict(score.compute_metrics(choice.value_for(score.record.provider))) for score in scores]
         write_table(run.folder / "val_slides.csv", rows)
         write_threshold_curve(
-            histograms(scores),
+            collect_histograms(scores),
             choice,
             run.folder / "threshold_curve.csv",
             run.folder / "threshold_curve.png",
             _list_providers(scores),
         )
-        temperature = fit_temperature(pool_histograms(histograms(scores)), chosen_on, choice.date)
+        temperature = fit_temperature(pool_histograms(collect_histograms(scores)), chosen_on, choice.date)
     update_metadata(
         run.best,
         SegmentationMetadata,
@@ -98,12 +98,12 @@ def _score_validation(
                 data.slide_options.open(record.image_path) as slide,
                 open_label(record, slide, predictor.metadata.label_maps) as mask,
             ):
-                key = score_fingerprint(predictor, slide, record)
+                key = fingerprint_score(predictor, slide, record)
                 if key in stored:
                     scored[key] = SlideScore(record, *stored[key])
                     return scored[key]
                 tissue = find_tissue(slide)
-                canvas = predictor.predict(slide, tissue, canvases / f"{record.slide_id}.zarr", tile_progress(bar))
+                canvas = predictor.predict(slide, tissue, canvases / f"{record.slide_id}.zarr", make_tile_callback(bar))
                 scored[key] = score_canvas(canvas, slide, mask, tissue, record)
                 return scored[key]
         finally:
@@ -132,7 +132,7 @@ def note_unknown_providers(choice: ThresholdChoice, scores: Sequence[SlideScore]
 
 def calibrate(folder: Path, temperature: Temperature, splits: Mapping[str, Sequence[SlideScore]]) -> Calibration:
     """Measure the calibration on `validation` and `test`, and write `calibration.csv` and `.png`."""
-    hists = {split: pool_histograms(histograms(scores)) for split, scores in splits.items()}
+    hists = {split: pool_histograms(collect_histograms(scores)) for split, scores in splits.items()}
     write_calibration(hists, temperature.value, folder / "calibration.csv", folder / "calibration.png")
     found = {split: score_calibration(hist, temperature.value) for split, hist in hists.items()}
     return Calibration(

@@ -22,7 +22,7 @@ from panda.inference.legends import ColourMap
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
 from panda.inference.slide_images import write_attention, write_slide
-from panda.inference.slide_loop import tile_progress
+from panda.inference.slide_loop import make_tile_callback
 from panda.inference.slide_mapper import SlideMapper
 from panda.inference.slide_result import SlideFacts
 from panda.report.attention_tiles import draw_attention_tiles
@@ -82,7 +82,7 @@ class SlideGrading:
                 mapper = self._find_mapper(segmenter, segmenter.threshold.value_for(record.provider))
                 canvas_path = self.guidance.find_canvas_path(segmenter, slide)
                 known = (record, label) if label else None
-                mapped = mapper.map(slide, tissue, own, canvas_path, tile_progress(bar), labelled=known)
+                mapped = mapper.map(slide, tissue, own, canvas_path, make_tile_callback(bar), labelled=known)
                 if mapped.ungraded:
                     self.ungraded.append(mapped.ungraded)
                 grade = mapped.grade

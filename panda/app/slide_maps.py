@@ -18,7 +18,7 @@ from panda.inference.evaluate import SlideScore, open_label
 from panda.inference.panel_patches import PanelRow, select_panel_rows
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
-from panda.inference.slide_loop import run_over_slides, tile_progress
+from panda.inference.slide_loop import make_tile_callback, run_over_slides
 from panda.inference.slide_mapper import SlideMapper
 from panda.report.panels import draw_panels
 from panda.report.slide_page import write_slide_page
@@ -63,7 +63,7 @@ def map_slides(
         ):
             tissue = find_tissue(slide)
             mapped = mappers[threshold].map(
-                slide, tissue, folder, folder / "canvas.zarr", tile_progress(bar), labelled=(record, mask)
+                slide, tissue, folder, folder / "canvas.zarr", make_tile_callback(bar), labelled=(record, mask)
             )
             assert mapped.score is not None  # segmentation leaves out slides without a mask
             panels[threshold].extend(
@@ -78,7 +78,7 @@ def map_slides(
                 )
             )
         write_slide_page(folder)
-        table.append(asdict(mapped.score.metrics(threshold)) | mapped.result.model_dump(include=QUANTIFIED))
+        table.append(asdict(mapped.score.compute_metrics(threshold)) | mapped.result.model_dump(include=QUANTIFIED))
         return mapped.score
 
     outcome = run_over_slides(records, lambda record: record.slide_id, "slides", work)

@@ -82,7 +82,7 @@ def tune_mode(
             return tuned
         found = _run_trial(predictor, threshold, paths, open_slide)
         if found is None:
-            return _keep_mode(mode, f"{_origin(settings)}; no slide could be read for a trial")
+            return _keep_mode(mode, f"{_name_origin(settings)}; no slide could be read for a trial")
         write_json(record, _RECORD.dump_python({**known, key: found}, mode="json"))
     return found
 
@@ -91,7 +91,7 @@ def _keep_mode(mode: ComputeMode, why: str) -> TunedMode:
     return TunedMode(precision=mode.precision, compiled=mode.compiled, moved=None, why=why)
 
 
-def _origin(settings: EngineSettings) -> str:
+def _name_origin(settings: EngineSettings) -> str:
     """Return where the precision that is used without a trial is from."""
     return "that of the threshold" if settings.precision == "auto" else "as asked for"
 
@@ -115,13 +115,13 @@ def _run_trial(
         try:
             with open_slide(path) as slide:
                 tissue = find_tissue(slide)
-                grid = predictor.grid(slide, tissue)
-                read = predictor.tile_reader(slide, tissue, grid)
+                grid = predictor.make_grid(slide, tissue)
+                read = predictor.make_tile_reader(slide, tissue, grid)
                 sample = _read_sample(read, tissue, grid, len(grid) * len(paths))
         except (PandaError, OSError):
             continue  # recorded as a failure when its turn comes
         if sample is None:
-            return _keep_mode(predictor.mode, f"{_origin(predictor.settings)}; too little to do for a trial")
+            return _keep_mode(predictor.mode, f"{_name_origin(predictor.settings)}; too little to do for a trial")
         return _compare_modes(predictor, threshold, sample, len(grid) * len(paths))
     return None
 
@@ -150,19 +150,19 @@ def _compare_modes(predictor: SegmentationPredictor, threshold: float, sample: S
     may_compile = settings.compile == "auto" and settings.torch_device.type == "cpu" and settings.can_compile
     if not other and not may_compile:
         fits = ", and fast here" if fast == first.precision else ""
-        return _keep_mode(first, f"{_origin(settings)}{fits}")
+        return _keep_mode(first, f"{_name_origin(settings)}{fits}")
     before, seconds = _time_model(predictor.model, images)
     base = int(np.count_nonzero((before >= threshold) & in_tissue))
     least = max(LEAST_AREA * np.count_nonzero(in_tissue), 1)
 
-    def change_of(prob: NDArray[np.float32]) -> float:
+    def measure_change(prob: NDArray[np.float32]) -> float:
         return abs(int(np.count_nonzero((prob >= threshold) & in_tissue)) - base) / max(base, least)
 
-    best, moved, reasons = predictor.model, None, [f"{first.precision} is {_origin(settings)}"]
+    best, moved, reasons = predictor.model, None, [f"{first.precision} is {_name_origin(settings)}"]
     if other:
         tried = InferenceModel(predictor.network, settings, ComputeMode(fast, first.compiled))
         prob, took = _time_model(tried, images)
-        change = change_of(prob)
+        change = measure_change(prob)
         what = f"{fast} moves the tumour area at {threshold:.3f} by {change:.2%} on {len(images)} tiles"
         if change < MOST_MOVED and took < seconds:
             best, seconds, moved, reasons = tried, took, change, [what]
@@ -172,7 +172,7 @@ def _compare_modes(predictor: SegmentationPredictor, threshold: float, sample: S
     if may_compile and seconds * work >= _PAYS_S:
         tried = InferenceModel(predictor.network, settings, ComputeMode(best.mode.precision, True))
         prob, took = _time_model(tried, images)
-        change, gain = change_of(prob), f"compiled, {seconds / took:.1f} times as fast"
+        change, gain = measure_change(prob), f"compiled, {seconds / took:.1f} times as fast"
         if change < MOST_MOVED and took < _FASTER * seconds:
             best, moved = tried, change
             reasons.append(f"{gain}, the area moves by {change:.2%}")

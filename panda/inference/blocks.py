@@ -40,7 +40,7 @@ class OpenBlocks:
         self._held = _HeldBlocks(budget, self._write)
         self._away: dict[Key, tuple[int, ...]] = {}
 
-    def unfinished(self) -> list[Key]:
+    def list_unfinished(self) -> list[Key]:
         """Return all blocks that were begun and not taken out, by row and column."""
         return sorted([*self._held, *self._away])
 

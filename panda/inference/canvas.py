@@ -18,7 +18,7 @@ from zarr.codecs import ZstdCodec
 from panda.errors import PandaError
 from panda.files import partial_path, remove, remove_leftovers, replace, sync
 from panda.inference.blocks import OpenBlocks
-from panda.inference.canvas_store import CHUNK, FORMAT, Canvas, CanvasMetadata, quantize, stored_size
+from panda.inference.canvas_store import CHUNK, FORMAT, Canvas, CanvasMetadata, measure_stored_size, quantize
 from panda.wsi.geometry import Resolution
 
 __all__ = ["Canvas", "CanvasWriter", "blend_window"]
@@ -221,7 +221,7 @@ class CanvasWriter:
             try:
                 if self._left is not None and self._missing:
                     raise PandaError(f"{self.path}: {self._missing} of its tiles are missing; run the slide again")
-                for row, column in self.blocks.unfinished():
+                for row, column in self.blocks.list_unfinished():
                     self._finish(row, column)
                 self.blocks.close()
                 if not (self._partial / "zarr.json").is_file():
@@ -230,7 +230,7 @@ class CanvasWriter:
                         "let one run at a time write it"
                     )
                 # A lost chunk reads as "not scored"; only this count reveals it.
-                self._array.attrs["stored"] = stored_size(self._partial).model_dump()
+                self._array.attrs["stored"] = measure_stored_size(self._partial).model_dump()
                 sync(self._partial)
                 replace(self._partial, self.path)
             except BaseException:

@@ -34,7 +34,7 @@ def quantize(prob: NDArray[np.floating[Any]]) -> NDArray[np.uint16]:
     return np.asarray(np.rint(prob * STEPS) + 1, np.uint16)
 
 
-def probability(codes: NDArray[np.uint16]) -> NDArray[np.float32]:
+def dequantize(codes: NDArray[np.uint16]) -> NDArray[np.float32]:
     """Convert codes of a canvas to float32 probabilities; 0 for a pixel that was not scored."""
     return np.asarray((np.maximum(codes, 1) - 1) / np.float32(STEPS), np.float32)
 
@@ -105,7 +105,7 @@ class Canvas:
             raise CheckpointError(
                 f"{path}: holds {array.dtype} {array.shape}, its attributes say uint16 {canvas.shape}; {again}"
             )
-        if (found := stored_size(path)) != stated:
+        if (found := measure_stored_size(path)) != stated:
             raise CheckpointError(
                 f"{path}: part of it is lost: it has {found.bytes} bytes in {found.chunks} chunks, "
                 f"{stated.bytes} in {stated.chunks} were written; {again}"
@@ -117,7 +117,7 @@ class Canvas:
         """(height, width) of the slide in working px."""
         return self.resolution.height, self.resolution.width
 
-    def codes(self, x0: int, y0: int, w: int, h: int) -> NDArray[np.uint16]:
+    def read_codes(self, x0: int, y0: int, w: int, h: int) -> NDArray[np.uint16]:
         """Read a window as stored: (h, w) uint16, 0 for pixels that were not scored or are past the edge.
 
         The window is in working px; its upper left corner may be negative.
@@ -142,13 +142,13 @@ class Canvas:
     def check(self) -> None:
         """Read every chunk on the disk and verify its checksum; a damaged one raises `CheckpointError`."""
         for chunk in sorted((self.path / "c").glob("*/*")):
-            self.codes(int(chunk.name) * CHUNK, int(chunk.parent.name) * CHUNK, CHUNK, CHUNK)
+            self.read_codes(int(chunk.name) * CHUNK, int(chunk.parent.name) * CHUNK, CHUNK, CHUNK)
 
     def read(self, x0: int, y0: int, w: int, h: int) -> NDArray[np.float32]:
-        """Read a window: (h, w) float32 probabilities, 0 for pixels that were not scored; arguments as for `codes`."""
-        return probability(self.codes(x0, y0, w, h))
+        """Read a window: (h, w) float32 probabilities, 0 for pixels that were not scored; see `read_codes`."""
+        return dequantize(self.read_codes(x0, y0, w, h))
 
-    def bands(self, rows: int = CHUNK) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    def read_bands(self, rows: int = CHUNK) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Yield the canvas in bands from the top: (y0, (≤ rows, width) float32); multiples of 512 rows are fastest."""
         height, width = self.shape
         for y0 in range(0, height, rows):
@@ -158,7 +158,7 @@ class Canvas:
         if copy is False:
             raise ValueError("a canvas is on the disk: np.asarray always copies it")
         out = np.empty(self.shape, np.float32 if dtype is None else dtype)
-        for y0, band in self.bands():
+        for y0, band in self.read_bands():
             out[y0 : y0 + len(band)] = band
         return out
 
@@ -166,7 +166,7 @@ class Canvas:
         return f"Canvas({str(self.path)!r}, {self.shape[1]} x {self.shape[0]} working px)"
 
 
-def stored_size(path: Path) -> StoredSize:
+def measure_stored_size(path: Path) -> StoredSize:
     """Return the number and the bytes of the chunks on the disk."""
     sizes = [entry.stat().st_size for entry in (path / "c").rglob("*") if entry.is_file()]
     return StoredSize(chunks=len(sizes), bytes=sum(sizes))

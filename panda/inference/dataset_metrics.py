@@ -105,10 +105,10 @@ def summarize(scores: Sequence[SlideScore], choice: ThresholdChoice, seed: int) 
     def summarize_parts(name_part: Callable[[SlideScore], str]) -> dict[str, SegmentationFigures]:
         names = sorted(set(map(name_part, scores)))
         parts = {name: [score for score in scores if name_part(score) == name] for name in names}
-        return {name: SegmentationFigures(**_figures(part, choice, seed)) for name, part in parts.items()}
+        return {name: SegmentationFigures(**_compute_figures(part, choice, seed)) for name, part in parts.items()}
 
     return SegmentationSplitFigures(
-        **_figures(scores, choice, seed),
+        **_compute_figures(scores, choice, seed),
         by_provider=summarize_parts(lambda score: score.record.provider),
         by_grade=summarize_parts(
             lambda score: "none" if score.record.isup_grade is None else str(score.record.isup_grade)
@@ -116,21 +116,21 @@ def summarize(scores: Sequence[SlideScore], choice: ThresholdChoice, seed: int) 
     )
 
 
-def defined_interval(ends: tuple[float, float]) -> tuple[float, float] | None:
+def drop_undefined(ends: tuple[float, float]) -> tuple[float, float] | None:
     """Return an interval, or None if an end is NaN."""
     return None if np.isnan(ends).any() else (float(ends[0]), float(ends[1]))
 
 
-def _figures(scores: Sequence[SlideScore], choice: ThresholdChoice, seed: int) -> dict[str, Any]:
+def _compute_figures(scores: Sequence[SlideScore], choice: ThresholdChoice, seed: int) -> dict[str, Any]:
     """Compute the fields of `SegmentationFigures`."""
     groups = [score.record.group for score in scores]
-    sums = np.array([_slide_terms(score, choice) for score in scores]).reshape(-1, 3 + 2 * len(_MEANS))
+    sums = np.array([_list_terms(score, choice) for score in scores]).reshape(-1, 3 + 2 * len(_MEANS))
     hists = np.array([score.histogram for score in scores], dtype=np.int64).reshape(-1, 2, BINS)
     everything = hists.sum(axis=0)
-    values = dict(zip(FIGURES, (*_from_sums(sums.sum(axis=0)), *_from_histograms(everything)), strict=True))
+    values = dict(zip(FIGURES, (*_divide_sums(sums.sum(axis=0)), *_compute_pixel_areas(everything)), strict=True))
     parts = (
-        resample_sums(sums, groups, _from_sums, seed=seed),
-        resample_sums(hists, groups, _from_histograms, seed=seed),
+        resample_sums(sums, groups, _divide_sums, seed=seed),
+        resample_sums(hists, groups, _compute_pixel_areas, seed=seed),
     )
     drawn = np.column_stack(parts)
     found: dict[str, Any] = {}
@@ -138,12 +138,12 @@ def _figures(scores: Sequence[SlideScore], choice: ThresholdChoice, seed: int) -
     for column, (name, value) in enumerate(values.items()):
         has = sums[:, 3 + len(_MEANS) + _MEANS.index(name)] > 0 if name in _MEANS else np.ones(len(scores), bool)
         count = len(set(np.asarray(groups)[has]))
-        ends = defined_interval(compute_percentile_interval(drawn[:, column])) if count > 1 else None
+        ends = drop_undefined(compute_percentile_interval(drawn[:, column])) if count > 1 else None
         found |= {name: None if math.isnan(value) else float(value), f"{name}_interval": ends}
         if not math.isnan(value) and ends is None:
             notes[name] = f"an interval needs at least two groups of slides, there is {count}"
     outside, labelled = sum(score.outside_px for score in scores), sum(score.labelled_px for score in scores)
-    outside_mm2 = [score.mm2(score.outside_px) for score in scores if score.outside_px]
+    outside_mm2 = [score.compute_mm2(score.outside_px) for score in scores if score.outside_px]
     return found | {
         "slides": len(scores),
         "slides_with_cancer": sum(bool(score.histogram[0].any()) for score in scores),
@@ -158,13 +158,13 @@ def _figures(scores: Sequence[SlideScore], choice: ThresholdChoice, seed: int) -
     }
 
 
-def _slide_terms(score: SlideScore, choice: ThresholdChoice) -> list[float]:
+def _list_terms(score: SlideScore, choice: ThresholdChoice) -> list[float]:
     """Return the terms of a slide that add up: tp, fp, fn; its `_MEANS`, 0 if undefined; and 1 for each defined one.
 
     An unknown area is NaN and makes the mean NaN, because a mean over the remaining slides would be biased.
     """
     threshold = choice.value_for(score.record.provider)
-    metrics = score.metrics(threshold)
+    metrics = score.compute_metrics(threshold)
     parts: list[float | None] = [getattr(metrics, name) for name in SCORES]
     area = math.nan if metrics.fp_mm2 is None else metrics.fp_mm2
     parts.append(None if score.labelled_px else area)
@@ -172,8 +172,8 @@ def _slide_terms(score: SlideScore, choice: ThresholdChoice) -> list[float]:
     return [*counts, *(part or 0.0 for part in parts), *(float(part is not None) for part in parts)]
 
 
-def _from_sums(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Compute `SCORES` and `_MEANS` (…, 9) from sums (…, 13) of `_slide_terms`; NaN if there is nothing to score.
+def _divide_sums(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Compute `SCORES` and `_MEANS` (…, 9) from sums (…, 13) of `_list_terms`; NaN if there is nothing to score.
 
     Slides without any cancer have no Dice, because it would be 0 however small the error.
     """
@@ -185,6 +185,6 @@ def _from_sums(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0))
 
 
-def _from_histograms(hists: NDArray[Any]) -> NDArray[np.float64]:
+def _compute_pixel_areas(hists: NDArray[Any]) -> NDArray[np.float64]:
     """Compute `_AREAS` (…, 2) from histograms (…, 2, BINS)."""
     return np.stack(compute_areas(hists), axis=-1)

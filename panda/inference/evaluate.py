@@ -80,11 +80,11 @@ class SlideScore:
         """All canvas pixels that are labelled cancer."""
         return int(self.histogram[0].sum()) + self.outside_px
 
-    def mm2(self, pixels: float) -> float | None:
+    def compute_mm2(self, pixels: float) -> float | None:
         """Return the area of canvas pixels, None if µm/px is unknown."""
         return None if self.pixel_area_um2 is None else float(pixels) * self.pixel_area_um2 / 1e6
 
-    def metrics(self, threshold: float) -> SlideMetrics:
+    def compute_metrics(self, threshold: float) -> SlideMetrics:
         """Return the metrics of the slide at a threshold."""
         at = score_threshold(self.histogram, threshold)
         has_cancer = bool(self.histogram[0].any())
@@ -93,12 +93,12 @@ class SlideScore:
             provider=self.record.provider,
             isup_grade=self.record.isup_grade,
             **{name: getattr(at, name) if has_cancer else None for name in SCORES},
-            true_tumor_mm2=self.mm2(self.histogram[0].sum()),
-            fp_mm2=self.mm2(at.fp),
+            true_tumor_mm2=self.compute_mm2(self.histogram[0].sum()),
+            fp_mm2=self.compute_mm2(at.fp),
             fp_px=at.fp,
             tp_px=at.tp,
             fn_px=at.fn,
-            cancer_outside_tissue_mm2=self.mm2(self.outside_px),
+            cancer_outside_tissue_mm2=self.compute_mm2(self.outside_px),
             cancer_outside_tissue_px=self.outside_px,
             group=self.record.group,
         )
@@ -117,7 +117,7 @@ def score_canvas(canvas: Canvas, slide: Slide, mask: LabelMask, tissue: TissueMa
     """
     resolution = canvas.resolution
     counts, outside = np.zeros((2, BINS), np.int64), 0
-    for y0, prob in canvas.bands():
+    for y0, prob in canvas.read_bands():
         location = (0, round_px(y0 * resolution.downsample))
         size = (prob.shape[1], prob.shape[0])
         truth = mask.read_tumor(resolution, location, size)
@@ -127,17 +127,17 @@ def score_canvas(canvas: Canvas, slide: Slide, mask: LabelMask, tissue: TissueMa
     return SlideScore(record, counts, resolution.pixel_area_um2, outside)
 
 
-def histograms(scores: Sequence[SlideScore]) -> Mapping[str, NDArray[np.int64]]:
+def collect_histograms(scores: Sequence[SlideScore]) -> Mapping[str, NDArray[np.int64]]:
     """Map slide id to histogram, as the threshold search takes them."""
     return {score.record.slide_id: score.histogram for score in scores}
 
 
-def score_fingerprint(predictor: SegmentationPredictor, slide: Slide, record: SlideRecord) -> str:
+def fingerprint_score(predictor: SegmentationPredictor, slide: Slide, record: SlideRecord) -> str:
     """Return the hash of everything that determines the score of a slide with a mask: canvas, mask and label map."""
     assert record.mask_path is not None
     return fingerprint(
         {
-            "canvas": predictor.canvas_fingerprint(slide, predictor.metadata.resolution.resolve(slide)),
+            "canvas": predictor.fingerprint_canvas(slide, predictor.metadata.resolution.resolve(slide)),
             "mask": identity(record.mask_path),
             "codes": find_label_map(record.provider, predictor.metadata.label_maps).codes(),
             "parts": _STORED,
@@ -146,7 +146,7 @@ def score_fingerprint(predictor: SegmentationPredictor, slide: Slide, record: Sl
 
 
 def write_scores(path: Path, scores: Mapping[str, SlideScore]) -> None:
-    """Write scores by `score_fingerprint` as one `.npz` file, so that a slide need not be mapped again."""
+    """Write scores by `fingerprint_score` as one `.npz` file, so that a slide need not be mapped again."""
     plain = _PLAIN.dump_json({key: (score.pixel_area_um2, score.outside_px) for key, score in scores.items()})
     arrays: dict[str, Any] = {key: score.histogram for key, score in scores.items()}
     with write_beside(path) as partial:
@@ -154,7 +154,7 @@ def write_scores(path: Path, scores: Mapping[str, SlideScore]) -> None:
 
 
 def read_scores(path: Path) -> dict[str, tuple[NDArray[np.int64], float | None, int]]:
-    """Read the fields of scores after the record, by `score_fingerprint`; none if there is no sound file."""
+    """Read the fields of scores after the record, by `fingerprint_score`; none if there is no sound file."""
     if not path.exists():
         return {}
     try:

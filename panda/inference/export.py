@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from panda.files import write_beside, write_whole
 from panda.inference.canvas import Canvas
-from panda.inference.canvas_store import probability
+from panda.inference.canvas_store import dequantize
 from panda.inference.polygons import trace
 from panda.inference.quantify import Quantification
 from panda.inference.regions import Region
@@ -54,7 +54,7 @@ def write_geojson(quantification: Quantification, slide: Slide, resolution: Reso
                     "objectType": "annotation",
                     "name": f"Tumor {region.id}",
                     "classification": {"name": "Tumor", "color": list(TUMOR_COLOUR)},
-                    "measurements": _measurements(region),
+                    "measurements": _list_measurements(region),
                 },
             }
         )
@@ -62,7 +62,7 @@ def write_geojson(quantification: Quantification, slide: Slide, resolution: Reso
     write_whole(path, json.dumps(collection, allow_nan=False, separators=(",", ":"), ensure_ascii=False))
 
 
-def _measurements(region: Region) -> dict[str, float]:
+def _list_measurements(region: Region) -> dict[str, float]:
     """Return the figures of a region under the names that QuPath lists; area and diameter need µm/px."""
     known = {}
     if region.area_mm2 is not None and region.length_mm is not None:
@@ -103,17 +103,17 @@ def write_ome_tiff(canvas: Canvas, slide: Slide, path: Path | str) -> None:
         tempfile.TemporaryFile(dir=target) as first,
         tempfile.TemporaryFile(dir=target) as second,
     ):
-        options = _tiff_options(resolution, height, width)
-        tif.write(_base_tiles(canvas, first), subifds=levels - 1, metadata=metadata, **options)
+        options = _make_tiff_options(resolution, height, width)
+        tif.write(_read_base_tiles(canvas, first), subifds=levels - 1, metadata=metadata, **options)
         source, following = first, second
         for number in range(1, levels):
             height, width = -(-height // 2), -(-width // 2)
-            options = _tiff_options(resolution, height, width, 2**number)
-            tif.write(_smaller_tiles(source, height, width, following), subfiletype=1, metadata=None, **options)
+            options = _make_tiff_options(resolution, height, width, 2**number)
+            tif.write(_read_smaller_tiles(source, height, width, following), subfiletype=1, metadata=None, **options)
             source, following = following, source
 
 
-def _tiff_options(resolution: Resolution, height: int, width: int, factor: int = 1) -> dict[str, Any]:
+def _make_tiff_options(resolution: Resolution, height: int, width: int, factor: int = 1) -> dict[str, Any]:
     options: dict[str, Any] = {"shape": (height, width), "dtype": np.uint8, "tile": (_TILE, _TILE)}
     options |= {"photometric": "minisblack", "compression": "adobe_deflate"}
     if resolution.mpp is not None:
@@ -122,22 +122,24 @@ def _tiff_options(resolution: Resolution, height: int, width: int, factor: int =
     return options
 
 
-def _base_tiles(canvas: Canvas, following: IO[bytes]) -> Iterator[NDArray[np.uint8]]:
+def _read_base_tiles(canvas: Canvas, following: IO[bytes]) -> Iterator[NDArray[np.uint8]]:
     """Yield the tiles of level 0 row by row, and write the rows of the next level at the same time."""
     height, width = canvas.shape
     for y0 in range(0, height, _TILE):
         rows = min(_TILE, height - y0)
         half = np.zeros((-(-rows // 2), -(-width // 2)), np.uint8)
         for x0 in range(0, width, _TILE):
-            codes = canvas.codes(x0, y0, min(_TILE, width - x0), rows)
-            part = np.rint(probability(codes) * 255).astype(np.uint8)
+            codes = canvas.read_codes(x0, y0, min(_TILE, width - x0), rows)
+            part = np.rint(dequantize(codes) * 255).astype(np.uint8)
             half[:, x0 // 2 : x0 // 2 + _TILE // 2] = _halve(part)
             if x0 + _TILE >= width:  # before the last tile: the generator is not resumed after it
                 following.write(half.data)
             yield _pad(part)
 
 
-def _smaller_tiles(source: IO[bytes], height: int, width: int, following: IO[bytes]) -> Iterator[NDArray[np.uint8]]:
+def _read_smaller_tiles(
+    source: IO[bytes], height: int, width: int, following: IO[bytes]
+) -> Iterator[NDArray[np.uint8]]:
     """Yield the tiles of a reduced level from its file, and write the rows of the next level."""
     source.seek(0)
     following.seek(0)

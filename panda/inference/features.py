@@ -52,7 +52,7 @@ def encode_tiles(
     """
     parts = np.array_split(coords, -(-len(coords) // network.chunk))
 
-    def bags() -> Iterator[NDArray[np.float32]]:
+    def read_bags() -> Iterator[NDArray[np.float32]]:
         with ThreadPoolExecutor(1) as reader:
             coming = reader.submit(read_bag, slide, parts[0], resolution, tile_size, stain)
             for part in parts[1:]:
@@ -63,7 +63,10 @@ def encode_tiles(
 
     with torch.inference_mode(), settings.autocast():
         return np.concatenate(
-            [network.encode(torch.from_numpy(bag).to(settings.torch_device)).float().cpu().numpy() for bag in bags()]
+            [
+                network.encode(torch.from_numpy(bag).to(settings.torch_device)).float().cpu().numpy()
+                for bag in read_bags()
+            ]
         )
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from panda.data.manifest import SlideRecord
-from panda.inference.dataset_metrics import defined_interval
+from panda.inference.dataset_metrics import drop_undefined
 from panda.inference.grade import ATTENTION_SCORES, AttentionScores, Grade
 from panda.inference.slide_result import TableRow
 from panda.settings import Share
@@ -101,26 +101,29 @@ class GradedSlide:
 
 def summarize_grades(graded: Sequence[GradedSlide], classes: int, seed: int) -> GradingSplitFigures:
     """Compute figures of all graded slides and of each provider; an undefined figure is None."""
-    parts = {name: GradingFigures(**_scores(part, classes, seed)) for name, part in _by_provider(graded).items()}
-    return GradingSplitFigures(**_scores(graded, classes, seed), by_provider=parts)
+    parts = {
+        name: GradingFigures(**_compute_scores(part, classes, seed))
+        for name, part in _split_by_provider(graded).items()
+    }
+    return GradingSplitFigures(**_compute_scores(graded, classes, seed), by_provider=parts)
 
 
 def summarize_test_grades(graded: Sequence[GradedSlide], classes: int, seed: int) -> AttentionSplitFigures:
     """Compute figures as `summarize_grades` does, with those of attention against the label masks."""
 
     def compute(slides: Sequence[GradedSlide]) -> dict[str, Any]:
-        return _scores(slides, classes, seed) | _attention(slides, seed)
+        return _compute_scores(slides, classes, seed) | _compute_attention(slides, seed)
 
-    parts = {name: AttentionFigures(**compute(part)) for name, part in _by_provider(graded).items()}
+    parts = {name: AttentionFigures(**compute(part)) for name, part in _split_by_provider(graded).items()}
     return AttentionSplitFigures(**compute(graded), by_provider=parts)
 
 
-def _by_provider(graded: Sequence[GradedSlide]) -> dict[str, list[GradedSlide]]:
+def _split_by_provider(graded: Sequence[GradedSlide]) -> dict[str, list[GradedSlide]]:
     names = sorted({slide.record.provider for slide in graded})
     return {name: [slide for slide in graded if slide.record.provider == name] for name in names}
 
 
-def _scores(graded: Sequence[GradedSlide], classes: int, seed: int) -> dict[str, Any]:
+def _compute_scores(graded: Sequence[GradedSlide], classes: int, seed: int) -> dict[str, Any]:
     """Compute the fields of `GradingFigures`."""
     labels = np.array([slide.label for slide in graded], dtype=np.int64)
     prob = np.array([slide.grade.probabilities for slide in graded]).reshape(-1, classes)
@@ -128,11 +131,11 @@ def _scores(graded: Sequence[GradedSlide], classes: int, seed: int) -> dict[str,
     ends = compute_grade_intervals(labels, prob, [slide.record.group for slide in graded], seed=seed)
     figures: dict[str, Any] = {"slides": len(graded), "confusion": found.confusion}
     for key, name in _NAMES.items():
-        figures |= {key: getattr(found, name), f"{key}_interval": defined_interval(ends[name])}
+        figures |= {key: getattr(found, name), f"{key}_interval": drop_undefined(ends[name])}
     return figures
 
 
-def _attention(graded: Sequence[GradedSlide], seed: int) -> dict[str, Any]:
+def _compute_attention(graded: Sequence[GradedSlide], seed: int) -> dict[str, Any]:
     """Compute `ATTENTION_SCORES` with intervals: means over the slides that have them."""
     known = [(slide.record.group, slide.grade.against_label) for slide in graded if slide.grade.against_label]
     found: dict[str, Any] = {}
@@ -140,11 +143,11 @@ def _attention(graded: Sequence[GradedSlide], seed: int) -> dict[str, Any]:
         values = [(group, value) for group, scores in known if (value := getattr(scores, key)) is not None]
         found[key] = float(np.mean([value for _, value in values])) if values else None
         sums = np.array([[value, 1.0] for _, value in values]).reshape(-1, 2)
-        drawn = resample_sums(sums, [group for group, _ in values], _mean, seed=seed)
-        found[f"{key}_interval"] = defined_interval(compute_percentile_interval(drawn)) if values else None
+        drawn = resample_sums(sums, [group for group, _ in values], _divide_pairs, seed=seed)
+        found[f"{key}_interval"] = drop_undefined(compute_percentile_interval(drawn)) if values else None
     return found
 
 
-def _mean(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+def _divide_pairs(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     """Divide (…, 2) sums by counts."""
     return np.asarray(sums[..., 0] / sums[..., 1])

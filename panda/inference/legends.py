@@ -26,13 +26,13 @@ ColourMap = Literal["jet", "viridis"]
 """Most heatmaps of slides use `jet`; `viridis` is perceptually uniform, also for colour-blind readers."""
 
 
-def _colours(number: int) -> NDArray[np.uint8]:
+def _read_colours(number: int) -> NDArray[np.uint8]:
     bgr = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], number)
     return np.asarray(bgr[:, 0, ::-1], np.uint8)
 
 
 COLOUR_MAPS: Mapping[ColourMap, NDArray[np.uint8]] = MappingProxyType(
-    {"jet": _colours(cv2.COLORMAP_JET), "viridis": _colours(cv2.COLORMAP_VIRIDIS)}
+    {"jet": _read_colours(cv2.COLORMAP_JET), "viridis": _read_colours(cv2.COLORMAP_VIRIDIS)}
 )
 """Each (256, 3) uint8 RGB: the colours of probability 0..1 in steps of 1/255."""
 JET = COLOUR_MAPS["jet"]
@@ -50,7 +50,7 @@ class Scale:
     level0_px: float
     um: float | None
 
-    def bar(self, width: int) -> tuple[int, str]:
+    def fit_bar(self, width: int) -> tuple[int, str]:
         """Return length in px and label of a scale bar: round, and at most a quarter of an image's width in px."""
         per_px = self.level0_px if self.um is None else self.um
         length = round_length(per_px * width / 4)
@@ -101,8 +101,8 @@ def frame_image(
     """
     height, width = image.shape[:2]
     em = int(np.clip(max(height, width) / 75, 13, 26))
-    bold, plain, small = _font(round(em * 1.2), bold=True), _font(em), _font(round(em * 0.85))
-    length, scale_label = scale.bar(width)
+    bold, plain, small = _load_font(round(em * 1.2), bold=True), _load_font(em), _load_font(round(em * 0.85))
+    length, scale_label = scale.fit_bar(width)
     column = max(em * 12, length + em, round(plain.getlength(scale_label)) + em)
     foot_width = column + max((round(small.getlength(key.text)) + em * 4 for key in keys), default=0)
     text_width = max(round(bold.getlength(title)), round(plain.getlength(subtitle)), foot_width)
@@ -117,7 +117,7 @@ def frame_image(
     draw.text((left, round(em * 2.5)), subtitle, FAINT, font=plain)
     sheet.paste(Image.fromarray(image), (left, top))
     draw.rectangle((left - 1, top - 1, left + width, top + height), outline=(200, 200, 200))
-    _colour_bar(sheet, (left + width + em, top, min(body, em * 26)), em, bar, mark=mark, measures=measures)
+    _draw_colour_bar(sheet, (left + width + em, top, min(body, em * 26)), em, bar, mark=mark, measures=measures)
     base = foot + em // 3
     draw.rectangle((left, base, left + length - 1, base + max(3, em // 4)), fill=INK)
     draw.text((left, base + round(em * 0.6)), scale_label, INK, font=plain)
@@ -133,7 +133,7 @@ def frame_image(
     return sheet
 
 
-def _colour_bar(
+def _draw_colour_bar(
     sheet: Image.Image,
     place: tuple[int, int, int],
     em: int,
@@ -145,7 +145,7 @@ def _colour_bar(
     """Draw the colour bar with its ticks; `place` is left, top and height with the title."""
     left, top, height = place
     draw = ImageDraw.Draw(sheet)
-    small = _font(round(em * 0.85))
+    small = _load_font(round(em * 0.85))
     for line, text in enumerate(measures):
         draw.text((left, top + line * em), text, INK, font=small)
     top, bottom = top + round(em * 2.8), top + height - em
@@ -164,11 +164,11 @@ def _colour_bar(
             draw.text((at + em // 2, row(value)), f"{value:g}", INK, font=small, anchor="lm")
     if mark is not None:
         draw.line((left - em // 3, row(mark), left + thick + em // 3, row(mark)), fill=INK, width=max(2, em // 8))
-        bold = _font(round(em * 0.85), bold=True)
+        bold = _load_font(round(em * 0.85), bold=True)
         draw.text((left + thick + em // 2, row(mark)), f"{mark:.3g}", INK, font=bold, anchor="lm")
 
 
-def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+def _load_font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
     """Load DejaVu, which comes with matplotlib and has µ, ² and ≥ on every machine."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(Path(mpl.get_data_path()) / "fonts" / "ttf" / name, size)

@@ -30,11 +30,11 @@ def trace(mask: NDArray[np.bool_]) -> list[list[Ring]]:
     polygons = []
     for box, start in zip(objects.box[1:].tolist(), objects.start[1:].tolist(), strict=True):
         part = cut_out(mask, box, start, connectivity=4)
-        polygons.append([ring + np.array(box[:2]) for ring in _rings(part)])
+        polygons.append([ring + np.array(box[:2]) for ring in _trace_rings(part)])
     return polygons
 
 
-def _rings(part: NDArray[np.bool_]) -> Iterator[Ring]:
+def _trace_rings(part: NDArray[np.bool_]) -> Iterator[Ring]:
     """Yield the outer ring and then the holes of one 4-connected object.
 
     OpenCV's contours run through pixel centres. After each pixel is doubled, its four copies stand for its four

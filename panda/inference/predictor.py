@@ -86,14 +86,14 @@ class SegmentationPredictor:
         """Precision and compilation of the network."""
         return self.model.mode
 
-    def grid(self, slide: Slide, tissue: TissueMap) -> Grid:
+    def make_grid(self, slide: Slide, tissue: TissueMap) -> Grid:
         """Return every tile that holds tissue, with the overlap that the checkpoint states."""
         patch = self.metadata.patch_size
         stride = max(1, round_px(patch * (1 - self.metadata.overlap)))
         resolution = self.metadata.resolution.resolve(slide)
         return tissue_grid(resolution, tissue, patch, stride, edge="shift", min_tissue=0.0)
 
-    def tile_reader(self, slide: Slide, tissue: TissueMap, grid: Grid) -> TileReader:
+    def make_tile_reader(self, slide: Slide, tissue: TissueMap, grid: Grid) -> TileReader:
         """Return a function that reads a tile (p, p, 3) by its upper left corner in level-0 px.
 
         If the network was trained on normalized slides, the colours of the tile are normalized too.
@@ -107,7 +107,7 @@ class SegmentationPredictor:
 
         return read
 
-    def canvas_fingerprint(self, slide: Slide, resolution: Resolution) -> str:
+    def fingerprint_canvas(self, slide: Slide, resolution: Resolution) -> str:
         """Return the hash of everything that determines a canvas: network, grid, mode, colours, slide and reader."""
         return fingerprint(
             {
@@ -156,18 +156,18 @@ class SegmentationPredictor:
         A canvas is read from the disk in parts, so a replacement would mix the maps of two networks.
         """
         resolution = self.metadata.resolution.resolve(slide)
-        expected = self.canvas_fingerprint(slide, resolution)
+        expected = self.fingerprint_canvas(slide, resolution)
         with hold_lock(path):
             yield _reuse_canvas(path, resolution, expected) or self._map(slide, tissue, path, expected, on_tiles)
 
     def _map(
         self, slide: Slide, tissue: TissueMap, path: Path, expected: str, on_tiles: Callable[[int, int], None] | None
     ) -> Canvas:
-        grid = self.grid(slide, tissue)
+        grid = self.make_grid(slide, tissue)
         resolution = grid.resolution
         if len(grid.working) == 0:
             raise SlideError(f"{slide.path}: no tile holds tissue at {resolution.width} × {resolution.height} px")
-        read = self.tile_reader(slide, tissue, grid)
+        read = self.make_tile_reader(slide, tissue, grid)
         with (
             CanvasWriter(
                 path,

@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field, SkipValidation
 
 from panda.errors import PandaError
 from panda.inference.canvas_store import Canvas
-from panda.inference.regions import Region, area_mm2, clean_mask, describe_regions
+from panda.inference.regions import Region, clean_mask, compute_area_mm2, describe_regions
 from panda.inference.scored_map import ScoredMap
 from panda.settings import Settings
 from panda.wsi.components import BLOCK, window_slices
@@ -57,7 +57,7 @@ class QuantifySettings(Settings):
     min_hole_px: int = Field(default=64, ge=0)
     connectivity: Literal[4, 8] = 8
 
-    def limits_px(self, pixel_area_um2: float | None) -> tuple[float, float]:
+    def convert_limits(self, pixel_area_um2: float | None) -> tuple[float, float]:
         """Return the limits for objects and holes in working px, from those in µm² if the area of a px is known."""
         if pixel_area_um2 is None:
             return self.min_region_px, self.min_hole_px
@@ -154,22 +154,22 @@ def slide_quantification(
             "give the level or resolution of the map"
         )
     scored_map = ScoredMap(pred_canvas, slide, tissue if tissue is not None else find_tissue(slide), resolution)
-    mask = _empty_mask(shape, pred_canvas.path.parent if isinstance(pred_canvas, Canvas) else None)
+    mask = _make_empty_mask(shape, pred_canvas.path.parent if isinstance(pred_canvas, Canvas) else None)
     near = np.clip(thr + np.array(NEARBY), 0, 1)
     steps = np.union1d(THRESHOLDS, near)
     counts = np.zeros(len(steps) + 1, np.int64)
-    steps_reached = scored_map.steps_reached(steps)
+    count_steps = scored_map.make_step_counter(steps)
     tissue_px = 0
     for window in cut_blocks(*resolution.size, block):
         in_tissue, scored, prob = scored_map.read(window)
         tissue_px += int(np.count_nonzero(in_tissue))
         if scored.any():
-            counts += np.bincount(steps_reached(prob[scored]), minlength=len(counts))
+            counts += np.bincount(count_steps(prob[scored]), minlength=len(counts))
             # np.float64 and not float: NumPy would round a plain float to float32 before it compares.
             mask[window_slices(window)] = (prob >= np.float64(thr)) & scored
     at_least = counts[::-1].cumsum()[::-1][1:]
     pixel_area = resolution.pixel_area_um2
-    min_region, min_hole = settings.limits_px(pixel_area)
+    min_region, min_hole = settings.convert_limits(pixel_area)
     objects = clean_mask(
         mask,
         lambda window: scored_map.read(window)[1],
@@ -185,14 +185,14 @@ def slide_quantification(
         tumor_px=tumor_px,
         tissue_px=tissue_px,
         unscored_tissue_px=tissue_px - int(counts.sum()),
-        tumor_percent_of_tissue=_percent(tumor_px, tissue_px),
-        tumor_mm2=area_mm2(tumor_px, pixel_area),
-        tissue_mm2=area_mm2(tissue_px, pixel_area),
+        tumor_percent_of_tissue=_compute_percent(tumor_px, tissue_px),
+        tumor_mm2=compute_area_mm2(tumor_px, pixel_area),
+        tissue_mm2=compute_area_mm2(tissue_px, pixel_area),
         mm2_note=slide.mpp_note,
         num_regions=len(regions),
         regions=regions,
         nearby=tuple(
-            NearbyThreshold(threshold=float(step), tumor_percent_of_tissue=_percent(int(count), tissue_px))
+            NearbyThreshold(threshold=float(step), tumor_percent_of_tissue=_compute_percent(int(count), tissue_px))
             for step, count in zip(near, at_least[np.searchsorted(steps, near)], strict=True)
         ),
         px_at_threshold=tuple(at_least[np.searchsorted(steps, THRESHOLDS)].tolist()),
@@ -201,11 +201,11 @@ def slide_quantification(
     )
 
 
-def _percent(pixels: int, total: int) -> float | None:
+def _compute_percent(pixels: int, total: int) -> float | None:
     return 100 * pixels / total if total else None
 
 
-def _empty_mask(shape: tuple[int, int], folder: Path | None) -> NDArray[np.bool_]:
+def _make_empty_mask(shape: tuple[int, int], folder: Path | None) -> NDArray[np.bool_]:
     """Return a mask of False; a large one is an unnamed file in `folder`.
 
     Memory is taken only for the parts of the mask that are written.

@@ -108,10 +108,10 @@ def describe_regions(objects: Components, mask: NDArray[np.bool_], scored: Score
             continue
         numbers, prob = objects.number_px(window, inside), scored.read(window)[2]
         number_of_px, values = numbers[inside], prob[inside].astype(np.float64)
-        total += np.bincount(number_of_px, weights=scored.steps_of(values), minlength=count)
+        total += np.bincount(number_of_px, weights=scored.convert_to_steps(values), minlength=count)
         np.maximum.at(highest, number_of_px, values)
-        ends.append(_row_ends(numbers, window))
-    lengths = _lengths(np.concatenate(ends, axis=1) if ends else np.zeros((4, 0), np.int64), scored.resolution)
+        ends.append(_find_row_ends(numbers, window))
+    lengths = _measure_lengths(np.concatenate(ends, axis=1) if ends else np.zeros((4, 0), np.int64), scored.resolution)
     to_level0, (width, height) = scored.resolution.frame.to_level0, scored.slide.dimensions
     pixel_area = scored.resolution.pixel_area_um2
     regions = []
@@ -124,7 +124,7 @@ def describe_regions(objects: Components, mask: NDArray[np.bool_], scored: Score
             Region(
                 id=number,
                 area_px=area,
-                area_mm2=area_mm2(area, pixel_area),
+                area_mm2=compute_area_mm2(area, pixel_area),
                 centroid=to_level0(x + 0.5, y + 0.5),
                 bbox=(round_px(x0), round_px(y0), min(round_px(x1), width), min(round_px(y1), height)),
                 mean_probability=float(total[number] / STEPS / area),
@@ -138,12 +138,12 @@ def describe_regions(objects: Components, mask: NDArray[np.bool_], scored: Score
     return tuple(regions)
 
 
-def area_mm2(pixels: int, pixel_area_um2: float | None) -> float | None:
+def compute_area_mm2(pixels: int, pixel_area_um2: float | None) -> float | None:
     """Return the area of pixels in mm², None if the area of one is unknown."""
     return None if pixel_area_um2 is None else pixels * pixel_area_um2 / 1e6
 
 
-def _row_ends(numbers: NDArray[np.int32], window: Window) -> NDArray[np.int64]:
+def _find_row_ends(numbers: NDArray[np.int32], window: Window) -> NDArray[np.int64]:
     """Return how far each object reaches in each row of a block, from the (h, w) object number of each pixel.
 
     Returns:
@@ -163,8 +163,8 @@ def _row_ends(numbers: NDArray[np.int32], window: Window) -> NDArray[np.int64]:
     return np.stack([keys % many, keys // many + window[1], left, right])
 
 
-def _lengths(ends: NDArray[np.int64], resolution: Resolution) -> list[tuple[float, float | None]]:
-    """Return Feret's diameter of each object in working px and in mm, in order of their numbers, from `_row_ends`."""
+def _measure_lengths(ends: NDArray[np.int64], resolution: Resolution) -> list[tuple[float, float | None]]:
+    """Return Feret's diameter of each object, by number, in working px and in mm, from `_find_row_ends`."""
     ends = ends[:, np.argsort(ends[0], kind="stable")]
     borders = np.flatnonzero(np.diff(ends[0])) + 1
     lengths = []

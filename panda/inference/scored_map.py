@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from panda.errors import PandaError
-from panda.inference.canvas_store import STEPS, Canvas, probability
+from panda.inference.canvas_store import STEPS, Canvas, dequantize
 from panda.wsi.components import Window, window_slices
 from panda.wsi.geometry import Resolution
 from panda.wsi.slide import Slide
@@ -37,8 +37,8 @@ class ScoredMap:
         """Return tissue, scored tissue and probability of a window, each (h, w)."""
         tissue = self.tissue.window(self.resolution, *window)
         if isinstance(self.values, Canvas):
-            codes = self.values.codes(*window)
-            return tissue, tissue & (codes > 0), probability(codes)
+            codes = self.values.read_codes(*window)
+            return tissue, tissue & (codes > 0), dequantize(codes)
         prob = self.values[window_slices(window)]
         if np.isnan(prob).any():
             raise PandaError(
@@ -47,15 +47,15 @@ class ScoredMap:
             )
         return tissue, tissue, prob
 
-    def steps_reached(self, steps: NDArray[np.float64]) -> Callable[[NDArray[np.floating[Any]]], NDArray[np.int64]]:
+    def make_step_counter(self, steps: NDArray[np.float64]) -> Callable[[NDArray[np.floating[Any]]], NDArray[np.int64]]:
         """Return a function that counts how many of the ascending `steps` each probability reaches, in float64."""
         if not isinstance(self.values, Canvas):
             return lambda values: np.searchsorted(steps, values.astype(np.float64), side="right")
         codes = np.arange(1, STEPS + 2).astype(np.uint16)  # one search per code is cheaper than one per pixel
-        table = np.searchsorted(steps, probability(codes).astype(np.float64), side="right")
+        table = np.searchsorted(steps, dequantize(codes).astype(np.float64), side="right")
         return lambda values: table[np.rint(values * STEPS).astype(np.int64)]
 
-    def steps_of(self, probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+    def convert_to_steps(self, probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return probabilities in steps of a canvas: there they are whole, so a sum does not depend on its order."""
         steps = probabilities * STEPS
         return np.rint(steps) if isinstance(self.values, Canvas) else steps

@@ -12,7 +12,7 @@ from PIL import Image
 
 from panda.files import write_beside
 from panda.inference.canvas import Canvas
-from panda.inference.canvas_store import probability
+from panda.inference.canvas_store import dequantize
 from panda.inference.grade import Grade
 from panda.inference.legends import COLOUR_MAPS, ColourMap, LegendEntry, Scale, colorize, frame_image
 from panda.inference.polygons import trace
@@ -42,12 +42,12 @@ def shrink(canvas: Canvas, factor: int) -> tuple[NDArray[np.float32], NDArray[np
     step = factor * max(1, _BAND_PX // factor)
     for y0 in range(0, height, step):
         for x0 in range(0, width, step):
-            codes = canvas.codes(x0, y0, min(step, width - x0), min(step, height - y0))
+            codes = canvas.read_codes(x0, y0, min(step, width - x0), min(step, height - y0))
             if not codes.any():
                 continue
             rows, columns = (np.arange(0, side, factor) for side in codes.shape)
-            total = _block_sums(probability(codes), rows, columns)
-            scored = _block_sums((codes > 0).astype(np.float32), rows, columns)
+            total = _sum_blocks(dequantize(codes), rows, columns)
+            scored = _sum_blocks((codes > 0).astype(np.float32), rows, columns)
             pixels = np.outer(np.diff(rows, append=codes.shape[0]), np.diff(columns, append=codes.shape[1]))
             top, left = y0 // factor, x0 // factor
             into = slice(top, top + len(rows)), slice(left, left + len(columns))
@@ -56,7 +56,7 @@ def shrink(canvas: Canvas, factor: int) -> tuple[NDArray[np.float32], NDArray[np
     return np.minimum(mean, 1), share
 
 
-def _block_sums(
+def _sum_blocks(
     values: NDArray[np.float32], rows: NDArray[np.int64], columns: NDArray[np.int64]
 ) -> NDArray[np.float32]:
     return np.asarray(np.add.reduceat(np.add.reduceat(values, rows, axis=0), columns, axis=1))
@@ -124,10 +124,10 @@ def write_heatmap(
     sheet = frame_image(
         image,
         title=str(canvas.attrs.get("slide_id", canvas.path.parent.name)),
-        subtitle=f"Tumour probability, threshold {threshold:.3g}, {_pixel_size(resolution)}",
+        subtitle=f"Tumour probability, threshold {threshold:.3g}, {_describe_scale(resolution)}",
         bar=COLOUR_MAPS[colour_map],
         mark=threshold,
-        scale=_scale(resolution, factor),
+        scale=_make_scale(resolution, factor),
         keys=[_OUTLINED, LegendEntry("not scored", UNSCORED)],
     )
     with write_beside(path) as partial:
@@ -148,17 +148,17 @@ def write_overlay(
     colours. The arguments are those of `write_heatmap`.
     """
     colours = COLOUR_MAPS[colour_map]
-    blended = _blend(overview.image, colorize(overview.prob, colours), _opacity(overview.prob) * overview.share)
+    blended = _blend(overview.image, colorize(overview.prob, colours), _compute_opacity(overview.prob) * overview.share)
     _draw_outline(blended, mask_clean, overview.mapped.downsample / overview.resolution.downsample)
     glass = np.full((256, 1, 3), 255, np.uint8)
-    bar = _blend(glass, colours[:, None], _opacity(np.linspace(0, 1, 256, dtype=np.float32)[:, None]))
+    bar = _blend(glass, colours[:, None], _compute_opacity(np.linspace(0, 1, 256, dtype=np.float32)[:, None]))
     sheet = frame_image(
         blended,
         title=overview.slide_id,
-        subtitle=f"Tumour probability over the slide, threshold {threshold:.3g}, {_pixel_size(overview.mapped)}",
+        subtitle=f"Tumour probability over the slide, threshold {threshold:.3g}, {_describe_scale(overview.mapped)}",
         bar=bar[:, 0],
         mark=threshold,
-        scale=_scale(overview.resolution),
+        scale=_make_scale(overview.resolution),
         keys=[_OUTLINED],
     )
     with write_beside(path) as partial:
@@ -190,7 +190,7 @@ def write_attention(image: NDArray[np.uint8], view: Resolution, grade: Grade | N
         f"the most attended has {share.max():.1%}",
         bar=_blend(np.full((256, 1, 3), 255, np.uint8), colours[:, None], np.full((256, 1), 0.5, np.float32))[:, 0],
         mark=None,
-        scale=_scale(view),
+        scale=_make_scale(view),
         keys=[LegendEntry("a tile; the rest of the slide had no part in the grade", tuple(fills[share.argmax()]))],
         measures=("attention,", "of the most"),
     )
@@ -220,7 +220,7 @@ def write_view(overview: Overview, folder: Path, label: NDArray[np.bool_] | None
         Image.fromarray(planes).save(partial, format="PNG")
 
 
-def _opacity(prob: NDArray[np.float32]) -> NDArray[np.float32]:
+def _compute_opacity(prob: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the opacity of the overlay: none up to a probability of 0.1, rising to 0.4 from 0.6 on."""
     return np.asarray(0.4 * np.clip((prob - 0.1) / 0.5, 0, 1), np.float32)
 
@@ -250,12 +250,12 @@ def _draw_outline(image: NDArray[np.uint8], mask: NDArray[np.bool_], scale: floa
         cv2.polylines(image, points, True, colour, thickness, cv2.LINE_AA, shift)
 
 
-def _scale(resolution: Resolution, factor: int = 1) -> Scale:
+def _make_scale(resolution: Resolution, factor: int = 1) -> Scale:
     um = None if resolution.mpp is None else resolution.mpp[0] * factor
     return Scale(resolution.downsample * factor, um)
 
 
-def _pixel_size(resolution: Resolution) -> str:
+def _describe_scale(resolution: Resolution) -> str:
     """Return the working resolution in words."""
     if resolution.mpp is None:
         return f"mapped at {resolution.downsample:g} level-0 px per px, µm/px unknown"

@@ -60,7 +60,7 @@ def run_over_slides(
     return outcome
 
 
-def tile_progress(bar: tqdm[Any]) -> Callable[[int, int], None]:
+def make_tile_callback(bar: tqdm[Any]) -> Callable[[int, int], None]:
     """Return a callback that shows the finished tiles of the current slide on a progress bar over slides."""
 
     def show(done: int, total: int) -> None:

@@ -104,7 +104,7 @@ class SlideMapper:
             raise SlideError(f"{path}: {path.stem!r} cannot name a slide's folder in the output; rename the file")
         return self.slide_options.open(path)
 
-    def in_sample(self, slide_id: str) -> InSample | None:
+    def find_role(self, slide_id: str) -> InSample | None:
         """Return the role of a slide in training: `validation` slides chose the epoch or the threshold."""
         networks = [network.metadata for network in (self.predictor, self.grader) if network]
         if any(slide_id in network.train_slides for network in networks):
@@ -161,19 +161,19 @@ class SlideMapper:
                 downsample=canvas.resolution.downsample,
                 view_downsample=view.downsample,
                 tissue_how=tissue.how,
-                in_sample=self.in_sample(slide.slide_id),
+                in_sample=self.find_role(slide.slide_id),
                 grade=grade.to_record() if grade else None,
                 grade_note=ungraded.message if ungraded else None,
-                against_label=_label_metrics(score, self.threshold, found.tumor_mm2) if score else None,
+                against_label=_compute_label_metrics(score, self.threshold, found.tumor_mm2) if score else None,
                 provenance=self.provenance,
             )
             result.write(folder)
         return MappedSlide(result, canvas, score, grade, ungraded)
 
 
-def _label_metrics(score: SlideScore, threshold: float, tumor_mm2: float | None) -> LabelMetrics:
+def _compute_label_metrics(score: SlideScore, threshold: float, tumor_mm2: float | None) -> LabelMetrics:
     """Return the metrics of a map at a threshold; `tumor_mm2` is its area after the clean-up."""
-    metrics = asdict(score.metrics(threshold))
+    metrics = asdict(score.compute_metrics(threshold))
     true = metrics["true_tumor_mm2"]
     metrics["tumor_difference_mm2"] = None if tumor_mm2 is None or true is None else tumor_mm2 - true
     return LabelMetrics(**{key: metrics[key] for key in LABEL_METRICS})
