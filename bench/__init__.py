@@ -1,1 +1,1 @@
-"""How fast, how small and how right: measured, beside other libraries where there are any. See README.md."""
+"""Measure speed, memory and correctness, beside other libraries if there are any. See README.md."""

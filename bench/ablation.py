@@ -1,11 +1,11 @@
-"""Does guidance earn its keep? Guided tiles against random ones and against all of them, on drawn slides.
+"""Compare guided tiles with random ones and with all of them, on drawn slides.
 
 `python -m bench.ablation [--folds 3] [--seeds 5] [--slides 96] [--output bench/ablation]`
 
-For each fold a segmentation is trained on its training slides alone; its encoder, frozen, makes the features of all
-three arms, and in the guided arm it also chooses the tiles. Test slides are new to all of it. Each seed grades each
-slide once, over the folds, so that it gives one figure; what is printed is their mean and spread. A training, or the
-seeds of an arm in a fold, that are done are not done again; what was interrupted among them begins anew.
+For each fold a segmentation is trained on its training slides alone. Its frozen encoder makes the features of all
+three arms, and in the guided arm it also chooses the tiles. No part of it has seen the test slides. Each seed grades
+each slide once, over the folds, so that it gives one figure; their mean and spread are printed. A finished training,
+or finished seeds of an arm in a fold, are not repeated; interrupted ones start over.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ TILES = ("attention_auroc", "cancer_of_tiles")
 
 
 def main() -> None:
-    """Train what is not trained yet, and print the figures."""
+    """Run the missing trainings, and print the figures."""
     parser = argparse.ArgumentParser(description="Guided, random and all tiles, on drawn slides")
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=5)
@@ -78,13 +78,13 @@ def main() -> None:
 
 
 def _train(folder: Path, makes: Path, *arguments: str) -> None:
-    """Train from `folder`; what an interrupted training left where this one `makes` its own is removed."""
+    """Train from `folder`, after removing the folder `makes` that an interrupted training left."""
     remove(makes)
     subprocess.run([sys.executable, ROOT / "train.py", *arguments], cwd=folder, check=True)
 
 
 def _figures(output: Path, arm: str, folds: int, seeds: int) -> dict[str, str]:
-    """Mean and standard deviation over the seeds, each of which graded every slide once."""
+    """Return mean and standard deviation over the seeds, each of which graded every slide once."""
     scores: dict[str, list[float]] = {}
     slides = 0
     for seed in range(seeds):

@@ -1,8 +1,8 @@
-"""How fast an audit is, what memory it takes, and how long its tables take for as many slides as PANDA has.
+"""Measure time and memory of an audit, and the time of its tables for as many slides as PANDA has.
 
 `python -m bench.audit` draws slides and audits them with one worker and with two, each time in new processes;
-`--tables` makes the tables of 10,616 made-up records. Processor time tells of the work itself, whatever else the
-machine does; what reading from a disk takes comes on top.
+`--tables` makes the tables of 10,616 made-up records. Processor time measures the work itself on a busy machine too;
+reading from a disk is not in it.
 """
 
 from __future__ import annotations
@@ -78,14 +78,14 @@ def make_records(root: Path, out: Path, count: int) -> None:
 
 
 def measure(root: Path, out: Path, workers: int) -> dict[str, Any]:
-    """Audit in a process of its own; its figures."""
+    """Audit in a process of its own, and return its figures."""
     command = [sys.executable, "-m", "bench.audit", "--alone", str(root), str(out), str(workers)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def alone(root: Path, out: Path, workers: int) -> None:
-    """Audit, and print what it took."""
+    """Audit, and print time and memory."""
     began = time.perf_counter()
     counts = audit_folder(root, out, workers=workers, progress=False)
     audited = time.perf_counter() - began

@@ -1,7 +1,7 @@
-"""Recall and precision of near-duplicate finding, on drawn or real slides that are scanned again by known changes.
+"""Measure recall and precision of near-duplicate finding, on slides that are scanned again by known changes.
 
 `python -m bench.duplicates` draws unrelated slides, several of each layout, scans each again in many ways, and prints
-what is found again, the curve over thresholds and what the groups hold; `--real DIR` does so with the slides of a
+the recall of each, the curve over thresholds and the content of the groups; `--real DIR` does so with the slides of a
 folder; `--speed` groups 10,616 slides of random hashes instead.
 """
 
@@ -57,7 +57,7 @@ def half(rgb: Picture) -> Picture:
 
 
 def _turn(degrees: float | None) -> Rescan:
-    """Lay the slide at an angle, None for any; what comes into the picture is glass."""
+    """Lay the slide at an angle, None for any; new px are glass."""
 
     def rescan(rgb: Picture, rng: np.random.Generator) -> Picture:
         height, width = rgb.shape[:2]
@@ -140,36 +140,36 @@ MIXED = "other colours, crop 5 %, any angle, light, JPEG 60"
 _MIX = _all(_crop(0.05), _turn(None), _light(0.95, 1.15), _jpeg(60))
 
 
-def _hashed(rgb: Picture) -> TissueHashes | None:
+def _hash(rgb: Picture) -> TissueHashes | None:
     overview = half(rgb)
     return hash_tissue(overview, tissue_mask_rgb(overview))
 
 
 def scans(number: int) -> dict[str, TissueHashes | None]:
-    """Hashes of drawn slide `number` and of all its other scans, by name; the first is the slide itself."""
+    """Return the hashes of drawn slide `number` and of all its other scans, by name; the first is the slide itself."""
     rng = np.random.default_rng(number)
     # blocks that were not scanned lie along the picture: they come after the slide was turned, and are left out here
     plain, first, other = draw(number, blocks=False), draw(number), draw(number, other=True)
-    found = {"": _hashed(first), COLOURS: _hashed(other)}
+    found = {"": _hash(first), COLOURS: _hash(other)}
     for name, rescan in RESCANS.items():
-        found[name] = _hashed(np.ascontiguousarray(rescan(plain if "°" in name or "angle" in name else first, rng)))
-    found[MIXED] = _hashed(_MIX(draw(number, other=True, blocks=False), rng))
+        found[name] = _hash(np.ascontiguousarray(rescan(plain if "°" in name or "angle" in name else first, rng)))
+    found[MIXED] = _hash(_MIX(draw(number, other=True, blocks=False), rng))
     return found
 
 
 def real_scans(path: Path) -> dict[str, TissueHashes | None]:
-    """The same for a slide in a file, from a picture of 1,536 px at the longest side."""
+    """Return the same for a slide in a file, from a picture of 1,536 px at the longest side."""
     with Slide.open(path) as slide:
         resolution = slide.choose_resolution(downsample=max(1.0, max(slide.dimensions) / 1536))
         rgb = slide.read(resolution, (0, 0), resolution.size)
     rng = np.random.default_rng(0)
-    return {"": _hashed(rgb)} | {
-        name: _hashed(np.ascontiguousarray(rescan(rgb, rng))) for name, rescan in [*RESCANS.items(), (MIXED, _MIX)]
+    return {"": _hash(rgb)} | {
+        name: _hash(np.ascontiguousarray(rescan(rgb, rng))) for name, rescan in [*RESCANS.items(), (MIXED, _MIX)]
     }
 
 
 def distances(hashes: list[TissueHashes | None]) -> Floats:
-    """Distance of each to each, (N, N), as grouping takes it; 1 where they are not compared."""
+    """Return the distance of each to each, (N, N), as grouping takes it; 1 if they are not compared."""
     known = [(i, own) for i, own in enumerate(hashes) if own is not None]
     stretch = np.log([own.aspect for _, own in known])
     texture, outline = [own.texture for _, own in known], [own.outline for _, own in known]
@@ -181,7 +181,7 @@ def distances(hashes: list[TissueHashes | None]) -> Floats:
 
 
 def report(slides: list[dict[str, TissueHashes | None]]) -> None:
-    """Print what is found again, the curve and what the groups hold."""
+    """Print the recall, the curve and the content of the groups."""
     names = list(slides[0])
     count = len(slides)
     matrix = distances([scan[name] for scan in slides for name in names]).reshape(count, len(names), count, len(names))

@@ -1,4 +1,4 @@
-"""Part b: whole extraction of tissue tiles, by this project, plain loops over OpenSlide and other libraries.
+"""Part b: extraction of tissue tiles, by this project, plain loops over OpenSlide and other libraries.
 
 A contender finds the tissue, lays a grid of 512 px at level 0, reads each tile with tissue and its mask, and writes
 both. Rates are per tile that was written, so that it does not matter that tissue is found a little differently.
@@ -18,11 +18,11 @@ import cv2
 import numpy as np
 import openslide
 
-from bench.peers import PEERS, CutOne, cancer_png, picture_png, saturated
+from bench.peers import PEERS, CutOne, cancer_png, find_saturated, picture_png
 from bench.project import MIN_TISSUE, STORES, TILE, settings
 from bench.results import Results
 from bench.slides import CACHE, mask_path
-from bench.worker import LeftOutError, confine, timed, workers
+from bench.worker import LeftOutError, confine, time_work, workers
 from panda.data.extraction import extract_store
 from panda.data.manifest import SlideRecord
 from panda.data.settings import StoreKind
@@ -34,7 +34,7 @@ TIMEOUT_S = 900.0
 
 
 def measure(slide: SlideRecord, warm_up: SlideRecord, rounds: int, results: Results) -> None:
-    """Time all contenders, round by round in turn, on one slide and (where they can) on two at a time.
+    """Time all contenders, round by round in turn, on one slide and (if they can) on two at a time.
 
     Args:
         slide: To be cut.
@@ -55,7 +55,7 @@ def measure(slide: SlideRecord, warm_up: SlideRecord, rounds: int, results: Resu
                     os.sync()  # nobody pays for what another has written
                     try:
                         cut = warm_up if turn < 0 else slide
-                        seconds, tiles = worker.ask(_copies(cut, threads), out, timeout_s=TIMEOUT_S)
+                        seconds, tiles = worker.ask(_copy_slide(cut, threads), out, timeout_s=TIMEOUT_S)
                         if not tiles:
                             raise LeftOutError("it wrote no tile")
                     except LeftOutError as error:
@@ -69,18 +69,18 @@ def measure(slide: SlideRecord, warm_up: SlideRecord, rounds: int, results: Resu
                         results.add("extraction", name, case, tiles / seconds, f"{tiles} tiles")
 
 
-def _copies(slide: SlideRecord, threads: int) -> list[SlideRecord]:
-    """The slide once a thread, under names of its own."""
+def _copy_slide(slide: SlideRecord, threads: int) -> list[SlideRecord]:
+    """Return a copy of the slide for each thread, each with its own id."""
     return [replace(slide, slide_id=f"slide{number}") for number in range(threads)]
 
 
 def contender(name: str) -> Callable[[list[SlideRecord], Path], tuple[float, int]]:
-    """Answer questions in a process: slides to cut within a time that is taken."""
+    """Return the function that cuts slides in a process and takes the time."""
     cut = CUTS[name]()
 
     def answer(slides: list[SlideRecord], out: Path) -> tuple[float, int]:
         confine(len(slides))
-        return timed(lambda: cut(slides, out))
+        return time_work(lambda: cut(slides, out))
 
     return answer
 
@@ -95,8 +95,8 @@ def _panda(store: StoreKind) -> Cut:
     return cut
 
 
-def _each_in_a_thread(one: CutOne) -> Cut:
-    """Cut several slides by what cuts one."""
+def _cut_in_threads(one: CutOne) -> Cut:
+    """Return a function that cuts several slides in threads by one that cuts a single slide."""
 
     def cut(slides: list[SlideRecord], out: Path) -> int:
         folders = [out / slide.slide_id for slide in slides]
@@ -112,10 +112,10 @@ def _each_in_a_thread(one: CutOne) -> Cut:
 
 
 def _openslide(slide: SlideRecord, out: Path) -> int:
-    """The loop that one writes without any library but OpenSlide."""
+    """Cut a slide by the loop that one writes without any library but OpenSlide."""
     picture, mask = openslide.OpenSlide(slide.image_path), openslide.OpenSlide(mask_path(slide))
     overview = np.asarray(picture.get_thumbnail(picture.level_dimensions[-1]))
-    tissue = saturated(overview)
+    tissue = find_saturated(overview)
     width, height = picture.dimensions
     scale = tissue.shape[1] / width
     tiles = 0
@@ -134,16 +134,16 @@ def _openslide(slide: SlideRecord, out: Path) -> int:
 
 
 def _clam_style(slide: SlideRecord, out: Path) -> int:
-    """CLAM's way, written anew from its description (Lu et al., Nat Biomed Eng 2021).
+    """Cut a slide as CLAM does, written from its description (Lu et al., Nat Biomed Eng 2021).
 
-    Contours of the tissue at the lowest level, a grid in the box of each, tiles whose centre lies in the contour
-    (and in none of its holes), then OpenSlide tile by tile. Leaves out the masks, which CLAM does not have; writes
-    the pictures, which CLAM leaves in the slide until features are computed.
+    It traces the tissue at the lowest level and lays a grid in the box of each contour. It keeps tiles whose center is
+    in the contour and in none of its holes, and reads them by OpenSlide one by one. It leaves out the masks, which CLAM
+    does not have. It writes the pictures, which CLAM leaves in the slide until features are computed.
     """
     picture = openslide.OpenSlide(slide.image_path)
     level = picture.level_count - 1
     lowest = np.asarray(picture.read_region((0, 0), level, picture.level_dimensions[level]).convert("RGB"))
-    tissue = cv2.morphologyEx(saturated(lowest).astype(np.uint8), cv2.MORPH_CLOSE, np.ones((4, 4), np.uint8))
+    tissue = cv2.morphologyEx(find_saturated(lowest).astype(np.uint8), cv2.MORPH_CLOSE, np.ones((4, 4), np.uint8))
     contours, levels = cv2.findContours(tissue, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     scale = picture.level_downsamples[level]
     least = (TILE / scale) ** 2 / 4
@@ -167,13 +167,13 @@ def _clam_style(slide: SlideRecord, out: Path) -> int:
 
 
 def _peer(make: Callable[[], CutOne]) -> Cut:
-    return _each_in_a_thread(make())
+    return _cut_in_threads(make())
 
 
 CUTS: dict[str, Callable[[], Cut]] = {
     **{f"panda {store}": partial(_panda, store) for store in STORES},
-    "openslide": partial(_each_in_a_thread, _openslide),
-    "clam_style": partial(_each_in_a_thread, _clam_style),
+    "openslide": partial(_cut_in_threads, _openslide),
+    "clam_style": partial(_cut_in_threads, _clam_style),
     **{name: partial(_peer, make) for name, make in PEERS.items()},
 }
 TWO_THREADS = {*(f"panda {store}" for store in STORES), "openslide"}

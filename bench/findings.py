@@ -1,7 +1,7 @@
-"""How well the audit's look at a slide finds what is wrong, and how fast: the tables of docs/audit.md.
+"""Measure which faults of a slide the audit finds, and how fast: the tables of docs/audit.md.
 
 `python -m bench.findings` measures on drawn slides; `--real FOLDER` blurs slides of a folder instead;
-`--speed` times the look at them.
+`--speed` times their inspection.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _sliver(width_um: float, length_um: float) -> Callable[[Codes, float, float,
 
 
 def small_cancer(places: int = 300) -> None:
-    """Which small areas a mask's levels keep, shrunk by nearest neighbours from 0.5 µm/px."""
+    """Measure which small areas a mask's levels keep, shrunk by nearest neighbors from 0.5 µm/px."""
     shapes = {f"disc of {um2:g} µm²": _disc(um2) for um2 in (20, 50, 100, 200, 500, 1_000, 10_000)}
     shapes |= {f"sliver, {width} x 200 µm": _sliver(width, 200) for width in (2, 5, 10)}
     _head("area", *(f"kept at {d * UM:g} µm/px" for d in DOWNSAMPLES), *(f"total at {d * UM:g} µm/px" for d in (4, 16)))
@@ -100,7 +100,7 @@ def small_cancer(places: int = 300) -> None:
 
 
 def pens(folder: Path) -> None:
-    """Which drawn slides have pen marks, by kind, and how broad a line must be."""
+    """Measure which drawn slides have pen marks, by kind, and how broad a line must be."""
     makes = {**TISSUE, **NO_TISSUE}
     false = [name for name, make in makes.items() if "pen" not in name and _ink(make(SIZE), folder)]
     right = [name for name, make in makes.items() if "pen" in name and _ink(make(SIZE), folder)]
@@ -119,8 +119,8 @@ def _ink(drawing: Drawing, folder: Path) -> bool:
         return bool(seen.picture.find_pen(seen.overview).any())
 
 
-def _shown(rgb: Codes) -> Callable[[int, int, int, int], tuple[Codes, Codes]]:
-    """Give parts of a picture as `write_slide` asks for them, its edges repeated past it."""
+def _make_draw(rgb: Codes) -> Callable[[int, int, int, int], tuple[Codes, Codes]]:
+    """Return a function that gives parts of a picture to `write_slide`, with its edges repeated past it."""
     whole = np.asarray(cv2.copyMakeBorder(rgb, 0, 256, 0, 256, cv2.BORDER_REPLICATE), np.uint8)
 
     def draw(x: int, y: int, w: int, h: int) -> tuple[Codes, Codes]:
@@ -131,7 +131,7 @@ def _shown(rgb: Codes) -> Callable[[int, int, int, int], tuple[Codes, Codes]]:
 
 
 def blur(slides: Sequence[Path], folder: Path) -> None:
-    """How sharp slides are found, blurred by Gaussians and stored anew."""
+    """Measure the sharpness of slides, blurred by Gaussians and stored again."""
     _head("sigma, µm", "lowest sharpness", "median", "highest", "slides found blurred")
     for sigma in SIGMAS:
         found = []
@@ -143,7 +143,7 @@ def blur(slides: Sequence[Path], folder: Path) -> None:
             if sigma:
                 rgb = np.asarray(cv2.GaussianBlur(rgb, (0, 0), sigma / um), np.uint8)
             out = folder / "blurred.tiff"
-            write_slide(out, folder / "mask.tiff", _shown(rgb), CODES, size=size, tile=256, mpp=um)
+            write_slide(out, folder / "mask.tiff", _make_draw(rgb), CODES, size=size, tile=256, mpp=um)
             with Slide.open(out) as slide:
                 if (tissue := survey(slide).tissue) is not None:
                     found.append(measure_sharpness(slide, tissue, seed=0))
@@ -154,7 +154,7 @@ def blur(slides: Sequence[Path], folder: Path) -> None:
 
 
 def damage(folder: Path, places: int = 25) -> None:
-    """How often a stretch of zeros among the tiles of a slide of 50 megapixels is seen."""
+    """Measure how often a stretch of zeros among the tiles of a slide of 50 megapixels is found."""
     root = draw_dataset(folder / "damage", SyntheticSpec(slides=2, width=8192, height=6144), progress=False)
     lengths = (0.001, 0.005, 0.02, 0.05, 0.13)
     _head("compression", *(f"{length:.1%} of the file" for length in lengths))
@@ -181,7 +181,7 @@ def damage(folder: Path, places: int = 25) -> None:
 
 
 def speed(root: Path, deep: bool) -> None:
-    """Time the look at each slide of a folder, on one core."""
+    """Time the inspection of each slide of a folder, on one core."""
     cv2.setNumThreads(1)
     rows = read_table(root)
     inspect_slide(rows[0], root, deep=deep)

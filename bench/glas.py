@@ -1,8 +1,8 @@
-"""Real pixels, five folds over patients: this project beside a plain loop and beside what needs no network.
+"""Compare this project on real pixels, in five folds over patients, with a plain loop and with no network.
 
-`python -m bench.glas --root DIR` trains what is not there yet (`python train.py -m experiment=glas` and, with the
-same slides, patches and steps, `bench.plain_loop`), scores all of it on the same pixels and prints the table of
-docs/training.md. `DIR` is a folder in PANDA's layout with a `patients.csv`.
+`python -m bench.glas --root DIR` runs the missing trainings: `python train.py -m experiment=glas` and
+`bench.plain_loop`, both with the same slides, patches and steps. It scores all methods on the same pixels and prints
+the table of docs/training.md. `DIR` is a folder in PANDA's layout with a `patients.csv`.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Scene:
         record: The slide.
         rgb: (h, w, 3).
         truth: (h, w), cancer.
-        tissue: (h, w), what scores count.
-        pixel_area_um2: Of a pixel, or None where µm/px is unknown.
+        tissue: (h, w), the pixels that scores count.
+        pixel_area_um2: Of a pixel, or None if µm/px is unknown.
     """
 
     record: SlideRecord
@@ -73,7 +73,7 @@ class Scene:
 
     @classmethod
     def read(cls, record: SlideRecord, level: int) -> Scene:
-        """Read it by the project's own readers: mask and tissue are those that its runs are scored by."""
+        """Read it by the project's own readers, with the mask and tissue that its runs are scored on."""
         assert record.mask_path is not None
         with Slide.open(record.image_path) as slide, LabelMask.open(record.mask_path, slide, record.provider) as mask:
             resolution = slide.choose_resolution(level=level)
@@ -93,27 +93,27 @@ class Scene:
         return SlideScore(self.record, counts, self.pixel_area_um2, outside)
 
 
-def chosen(scores: Sequence[SlideScore]) -> tuple[float, float]:
-    """Give the threshold of the best pooled Dice of some slides, and that Dice."""
+def choose_threshold(scores: Sequence[SlideScore]) -> tuple[float, float]:
+    """Return the threshold of the best pooled Dice of some slides, and that Dice."""
     choice = search_threshold(collect_histograms(scores), chosen_on="slides")
     assert choice.score is not None  # all images have cancer
     return choice.value, choice.score
 
 
 def row(scored: SlideScore, threshold: float) -> dict[str, str]:
-    """Give a slide's row as `test_slides.csv` of a run has it."""
+    """Return a slide's row as in `test_slides.csv` of a run."""
     return {
         key: "" if value is None else str(value) for key, value in asdict(scored.compute_metrics(threshold)).items()
     }
 
 
-def everything(picture: Picture) -> Probability:
-    """Call all of it cancer."""
+def predict_all_cancer(picture: Picture) -> Probability:
+    """Predict cancer for every pixel."""
     return np.full(picture.shape[:2], (BINS - 1) / BINS, np.float32)
 
 
 def colours() -> dict[str, Mapper]:
-    """Colours that cancer may be told by: each channel, saturation and darkness, sharp or blurred, both ways."""
+    """List the colors that may predict cancer: each channel, saturation and darkness, sharp or blurred, both ways."""
     of: dict[str, Callable[[Picture], NDArray[np.uint8]]] = {
         "red": lambda rgb: rgb[..., 0],
         "green": lambda rgb: rgb[..., 1],
@@ -137,16 +137,16 @@ def colours() -> dict[str, Mapper]:
     }
 
 
-def by_colour(learnt: Sequence[Scene], tested: Sequence[Scene]) -> tuple[str, list[Row]]:
-    """Take the colour and threshold with the best pooled Dice of the slides learnt from; score the tested ones."""
+def score_by_color(learnt: Sequence[Scene], tested: Sequence[Scene]) -> tuple[str, list[Row]]:
+    """Choose the color and threshold of the best pooled Dice on the `learnt` slides; score the tested ones."""
     of = colours()
-    choices = {name: chosen([scene.score(mapper) for scene in learnt]) for name, mapper in of.items()}
+    choices = {name: choose_threshold([scene.score(mapper) for scene in learnt]) for name, mapper in of.items()}
     name = max(choices, key=lambda name: choices[name][1])
     threshold = choices[name][0]
     return f"{name}, from {threshold:.3f} on", [row(scene.score(of[name]), threshold) for scene in tested]
 
 
-def by_plain_loop(
+def score_plain_loop(
     parts: Mapping[str, Sequence[Scene]], data: Mapping[str, Any], model: Mapping[str, Any], steps: int
 ) -> list[Row]:
     """Train the plain loop on `train`, choose its threshold on `val`, and score `test`.
@@ -155,7 +155,7 @@ def by_plain_loop(
         parts: The slides of each split.
         data: Level, patch size, stride and batch size of the run to be compared with.
         model: Its network's encoder and decoder.
-        steps: Of the optimizer.
+        steps: Steps of the optimizer.
 
     Returns:
         Rows of the tested slides, once for the threshold of validation and once for 0.5, with the seconds of training.
@@ -179,7 +179,7 @@ def by_plain_loop(
     def mapper(picture: Picture) -> Probability:
         return plain_loop.predict(network, picture, size, size // 2)
 
-    threshold, _ = chosen([scene.score(mapper) for scene in parts["val"]])
+    threshold, _ = choose_threshold([scene.score(mapper) for scene in parts["val"]])
     scores = [scene.score(mapper) for scene in parts["test"]]
     return [
         {**row(one, at), "threshold": f"{at:.3f}", "choice": choice, "seconds": seconds}
@@ -197,19 +197,19 @@ def table(methods: Mapping[str, Sequence[Row]]) -> str:
     ]
     for method, rows in methods.items():
         found = {figure.name: figure for figure in compute_figures(rows, "segmentation")}
-        lines.append(f"| {method} | " + " | ".join(shown(found.get(name)) for name in names) + " |")
+        lines.append(f"| {method} | " + " | ".join(format_figure(found.get(name)) for name in names) + " |")
     return "\n".join(lines)
 
 
-def shown(figure: Figure | None) -> str:
-    """A figure with its interval."""
+def format_figure(figure: Figure | None) -> str:
+    """Format a figure with its interval."""
     if figure is None:
         return ""
     ends = "" if figure.interval is None else " [{:.2f}, {:.2f}]".format(*figure.interval)
     return f"{figure.value:.3f}{ends}"
 
 
-def paired(names: tuple[str, str], a: Sequence[Row], b: Sequence[Row]) -> str:
+def compare_pairs(names: tuple[str, str], a: Sequence[Row], b: Sequence[Row]) -> str:
     """Say how much better the second method is than the first, slide by slide."""
     pairs = pair_rows(names, (a, b), "segmentation")
     lines = []
@@ -224,7 +224,7 @@ def train_folds(root: Path, name: str) -> None:
     """Train the folds of this project by its entry point, and score each at both thresholds.
 
     Raises:
-        subprocess.CalledProcessError: A job failed.
+        subprocess.CalledProcessError: If a job failed.
     """
     folds = "data.fold=" + ",".join(map(str, range(FOLDS)))
     keys = [f"data.root={root}", f"data.groups={root / 'patients.csv'}", f"name={name}"]
@@ -238,7 +238,7 @@ def compare_folds(root: Path, sweep: Path, out: Path) -> str:
     Args:
         root: The data folder.
         sweep: With a folder for each fold and threshold.
-        out: Keeps the rows of the plain loop; a fold of as many steps that is there is not trained again.
+        out: Keeps the rows of the plain loop; a fold that is there with as many steps is not trained again.
 
     Returns:
         The tables as text.
@@ -260,10 +260,10 @@ def compare_folds(root: Path, sweep: Path, out: Path) -> str:
         steps = summary["epochs"] * -(-summary["data"]["patches"]["train"] // int(data["batch_size"]))
         kept = out / f"plain_fold{data['fold']}_{steps}steps.csv"
         if not kept.is_file():
-            write_table(kept, by_plain_loop(parts, data, config["model"], steps))
+            write_table(kept, score_plain_loop(parts, data, config["model"], steps))
         plain = read_output_table(kept)
-        colour, rows = by_colour(parts["train"] + parts["val"], parts["test"])
-        methods[ALL] += [row(scene.score(everything), 0.0) for scene in parts["test"]]
+        colour, rows = score_by_color(parts["train"] + parts["val"], parts["test"])
+        methods[ALL] += [row(scene.score(predict_all_cancer), 0.0) for scene in parts["test"]]
         methods[COLOUR] += rows
         for name, choice in ((PLAIN_HALF, "half"), (PLAIN, "validation")):
             methods[name] += [line for line in plain if line["choice"] == choice]
@@ -274,12 +274,12 @@ def compare_folds(root: Path, sweep: Path, out: Path) -> str:
         )
     methods |= {OURS_HALF: list(ours["0.5"]), OURS: list(ours["auto"])}
     compared = [(PLAIN_HALF, OURS_HALF), (PLAIN, OURS)]
-    gaps = [paired((a, b), methods[a], methods[b]) for a, b in compared]
+    gaps = [compare_pairs((a, b), methods[a], methods[b]) for a, b in compared]
     return "\n\n".join([table(methods), *gaps, "\n".join(said)])
 
 
 def manifest(root: Path) -> list[SlideRecord]:
-    """The slides of the folder with their patients."""
+    """Return the slides of the folder with their patients."""
     return apply_groups(read_manifest(root), read_groups(root / "patients.csv")[0])
 
 

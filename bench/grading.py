@@ -1,4 +1,4 @@
-"""Part g: bags a second from features that are kept, against end to end from pixels; and the memory of large bags.
+"""Part g: bags a second from cached features, against end to end from pixels; and the memory of large bags.
 
 Run as a program it takes one training step on a bag of `LARGE` tiles and prints the peak of its process in MiB.
 """
@@ -39,7 +39,7 @@ LARGE = 128
 
 
 class _Steps(Steps):
-    """As `GradingTask` trains."""
+    """Steps as `GradingTask` trains."""
 
     def __init__(self, frozen: bool) -> None:
         torch.manual_seed(0)
@@ -48,15 +48,15 @@ class _Steps(Steps):
         self.optimizer = torch.optim.AdamW(learns)
         self.loss = torch.nn.CrossEntropyLoss()
 
-    def loss_of(self, batch: tuple[Tensor, Tensor, Tensor, list[str]]) -> Tensor:
-        """See `Steps`."""
+    def compute_loss(self, batch: tuple[Tensor, Tensor, Tensor, list[str]]) -> Tensor:
+        """Return the loss of one bag, see `Steps`."""
         bag, mask, label, _ = batch
         loss: Tensor = self.loss(self.network(bag, mask)[0], label)
         return loss
 
 
 def measure(record: SlideRecord, rounds: int, results: Results) -> None:
-    """Train on bags of one slide, from pixels and from kept features in turn; then take a step on a large bag.
+    """Train on bags of one slide, from pixels and from cached features in turn; then take a step on a large bag.
 
     Args:
         record: The slide.
@@ -93,7 +93,7 @@ def measure(record: SlideRecord, rounds: int, results: Results) -> None:
 
 
 def main() -> None:
-    """One step of training end to end on a bag of `LARGE` tiles."""
+    """Take one step of training end to end on a bag of `LARGE` tiles."""
     bag = torch.rand(1, LARGE, 3, GRADING_SIZE, GRADING_SIZE)
     batch = bag, torch.ones(1, LARGE, dtype=torch.bool), torch.tensor([1]), ["s"]
     _Steps(frozen=False).seconds(repeat(batch), 1)

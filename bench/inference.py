@@ -39,7 +39,7 @@ from panda.wsi.tissue import find_tissue
 WALL = "this project, all of it"
 ALONE = "the network alone"
 OWN = {"panda": EngineSettings(device="cpu"), "panda compiled": EngineSettings(device="cpu", compile="always")}
-"""As it comes for one slide, and as it comes where there is enough to do: compiled, which the warm-up pays for."""
+"""As used for one slide, and compiled as used for many; the compilation is in the warm-up."""
 _SIDE, _QUICK_SIDE = 4096, 2048
 _SLIDES = 3
 _TIMEOUT_S = 1800.0
@@ -57,7 +57,7 @@ _PEER_ROUNDS = 3
 
 
 def measure(quick: bool, rounds: int, results: Results) -> None:
-    """Time the network alone and the whole way in turn; then all libraries in turn; then the memory.
+    """Time the network alone and the whole mapping in turn, then all libraries in turn; then measure the memory.
 
     Args:
         quick: On a smaller slide.
@@ -66,8 +66,8 @@ def measure(quick: bool, rounds: int, results: Results) -> None:
     """
     path = shared_tiles_slide(_QUICK_SIDE if quick else _SIDE, MAPPED_TISSUE).image_path
     for network in NETWORKS:
-        _wall(path, network, rounds, results)
-    _beside_others(path, min(rounds, _PEER_ROUNDS), results)
+        _time_wall(path, network, rounds, results)
+    _compare_libraries(path, min(rounds, _PEER_ROUNDS), results)
     checkpoint(UNET)
     in_processes("bench.inference", "panda inference", rounds, results)
 
@@ -98,14 +98,14 @@ def checkpoint(network: str) -> Path:
     return path
 
 
-def _opened(path: Path) -> Slide:
+def _open_slide(path: Path) -> Slide:
     return SlideOptions(reader=READER).open(path)
 
 
-def _wall(path: Path, network: str, rounds: int, results: Results) -> None:
-    """Several slides from opening to canvas, against the network on the same tiles from memory."""
+def _time_wall(path: Path, network: str, rounds: int, results: Results) -> None:
+    """Time several slides from opening to canvas, against the network on the same tiles from memory."""
     predictor = SegmentationPredictor.from_checkpoint(checkpoint(network), EngineSettings(device="cpu"))
-    with _opened(path) as slide:
+    with _open_slide(path) as slide:
         grid = predictor.make_grid(slide, find_tissue(slide))
         size = (grid.patch_size, grid.patch_size)
         tiles = np.stack([slide.read(grid.resolution, (int(x), int(y)), size) for x, y in grid.level0])
@@ -117,19 +117,19 @@ def _wall(path: Path, network: str, rounds: int, results: Results) -> None:
         link.unlink(missing_ok=True)
         link.symlink_to(path.resolve())
 
-    def alone() -> None:
+    def run_network() -> None:
         for _ in slides:
             for at in range(0, len(tiles), batch):
                 predictor.model(tiles[at : at + batch])
 
-    def all_of_it() -> None:
-        with SlidePrefetcher(slides, _opened) as prefetcher:
+    def run_mapping() -> None:
+        with SlidePrefetcher(slides, _open_slide) as prefetcher:
             for link in slides:
                 with prefetcher.open(link) as (slide, tissue):
                     predictor.predict(slide, tissue, link.with_suffix(".zarr"))
 
     for turn in range(-1, rounds):
-        for name, work in ((ALONE, alone), (WALL, all_of_it)):
+        for name, work in ((ALONE, run_network), (WALL, run_mapping)):
             for link in slides:
                 remove(link.with_suffix(".zarr"))
             start = time.perf_counter()
@@ -141,7 +141,7 @@ def _wall(path: Path, network: str, rounds: int, results: Results) -> None:
 
 
 def ways(rounds: int, results: Results) -> None:
-    """One batch from memory through an untrained UNet in each of `WAYS` in turn; a first round warms up.
+    """Time one batch from memory through an untrained UNet in each of `WAYS` in turn; a first round warms up.
 
     Args:
         rounds: How many times each.
@@ -163,8 +163,8 @@ def ways(rounds: int, results: Results) -> None:
                 results.add("inference", name, f"{ALONE}, {UNET}", _BATCH / (time.perf_counter() - start))
 
 
-def _beside_others(path: Path, rounds: int, results: Results) -> None:
-    """One slide from opening to a map on the disk, each contender in a process of its own."""
+def _compare_libraries(path: Path, rounds: int, results: Results) -> None:
+    """Time one slide from opening to a map on the disk, each contender in a process of its own."""
     contenders = {name: (f"{__name__}:contender", (name,)) for name in SEGMENTERS}
     contenders = {name: (f"{__name__}:contender", (name,)) for name in OWN} | contenders
     with workers(contenders, CACHE / "log" / "inference", results.left_out) as started:
@@ -182,14 +182,14 @@ def _beside_others(path: Path, rounds: int, results: Results) -> None:
                 finally:
                     shutil.rmtree(out, ignore_errors=True)
                 if turn >= 0:
-                    pixels = _opened(path).dimensions
+                    pixels = _open_slide(path).dimensions
                     note = f"mean probability where scored {mean:.3f}"
                     results.add("mapping", name, MAPPING, pixels[0] * pixels[1] / 1e6 / seconds, note)
                     results.add("mapping memory", name, MAPPING, peak)
 
 
 def contender(name: str) -> Callable[[Path, Path], tuple[float, float, float]]:
-    """Answer questions in a process: seconds for a slide, the mean of its map, and the peak of memory in MiB."""
+    """Return the function that maps a slide in a process: seconds, the mean of the map, and peak memory in MiB."""
     torch.manual_seed(0)
     run = _panda(OWN[name]) if name in OWN else SEGMENTERS[name](checkpoint(UNET))
 
@@ -206,8 +206,8 @@ def _panda(settings: EngineSettings) -> Callable[[Path, Path], Callable[[], floa
     predictor = SegmentationPredictor.from_checkpoint(checkpoint(UNET), settings)
 
     def run(path: Path, out: Path) -> Callable[[], float]:
-        tune_mode(predictor, 0.5, [path], _opened, out / "engine.json")
-        with _opened(path) as slide:
+        tune_mode(predictor, 0.5, [path], _open_slide, out / "engine.json")
+        with _open_slide(path) as slide:
             canvas = predictor.predict(slide, find_tissue(slide), out / "canvas.zarr")
 
         def mean() -> float:
@@ -223,7 +223,7 @@ class Nothing(nn.Module):
     """A network that takes no time: the logit is the grey value."""
 
     def forward(self, image: Tensor) -> Tensor:
-        """(n, 3, h, w) to (n, 1, h, w)."""
+        """Map (n, 3, h, w) to (n, 1, h, w)."""
         return image.mean(dim=1, keepdim=True)
 
 
@@ -235,7 +235,7 @@ def main(side: int) -> None:
     before = peak_mib()
     out = CACHE / "out" / f"memory_{side}"
     remove(out)
-    with _opened(shared_tiles_slide(side).image_path) as slide:
+    with _open_slide(shared_tiles_slide(side).image_path) as slide:
         canvas = predictor.predict(slide, find_tissue(slide), out / "canvas.zarr")
     print(json.dumps([peak_mib(), before, canvas.attrs["tiles"]]))
     remove(out)

@@ -22,8 +22,8 @@ NAME = f"panda {DEFAULT_STORE}"
 TIMEOUT_S = 1800.0
 
 
-def case_of(side: str) -> str:
-    """The row's name for a key of `SIDES`."""
+def name_case(side: str) -> str:
+    """Return the row's name for a key of `SIDES`."""
     return f"a slide of {side} x {side} px"
 
 
@@ -35,7 +35,7 @@ def measure(rounds: int, results: Results) -> None:
         results: Gets the rows, in MiB.
 
     Raises:
-        RuntimeError: An extraction failed.
+        RuntimeError: If an extraction failed.
     """
     in_processes("bench.memory", NAME, rounds, results)
 
@@ -50,7 +50,7 @@ def in_processes(module: str, name: str, rounds: int, results: Results) -> None:
         results: Gets the rows, in MiB.
 
     Raises:
-        RuntimeError: It failed.
+        RuntimeError: If the program failed.
     """
     for side in SIDES.values():
         shared_tiles_slide(side)
@@ -61,7 +61,7 @@ def in_processes(module: str, name: str, rounds: int, results: Results) -> None:
             if ran.returncode:
                 raise RuntimeError(f"{module} failed on the slide of {side} px: {ran.stderr.strip()}")
             peak, before, tiles = json.loads(ran.stdout.splitlines()[-1])
-            results.add("memory", name, case_of(key), peak, f"{before:.0f} MiB before it began, {tiles} tiles")
+            results.add("memory", name, name_case(key), peak, f"{before:.0f} MiB before it began, {tiles} tiles")
 
 
 def main(side: int) -> None:
@@ -76,7 +76,7 @@ def main(side: int) -> None:
 
 
 def peak_mib() -> float:
-    """Peak resident memory of this process so far."""
+    """Return the peak resident memory of this process so far."""
     status = Path("/proc/self/status")
     if status.is_file():
         # ru_maxrss would count what the parent had when it started this process

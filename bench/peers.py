@@ -1,7 +1,7 @@
-"""Other libraries, each as its documentation has it used; every adapter says what it leaves out.
+"""Cut slides by other libraries, each used as its documentation says; every adapter names what it leaves out.
 
-An adapter imports its library and returns what cuts one slide into `out/img` and `out/msk` and tells how many
-tiles that were. Pictures and masks are written by the same function for all who hand out pixels.
+An adapter imports its library and returns a function that cuts one slide into `out/img` and `out/msk` and returns the
+number of tiles. The same functions write pictures and masks for all libraries that return pixels.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _FAST = 1
 _CANCER = np.array([255 * (code in find_label_map(PROVIDER).cancer) for code in range(256)], np.uint8)
 
 
-def saturated(rgb: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Tissue as most loops find it: Otsu's threshold of the blurred saturation; (h, w, 3) RGB to (h, w)."""
+def find_saturated(rgb: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Find tissue as most loops do, by Otsu's threshold of the blurred saturation: (h, w, 3) RGB to (h, w)."""
     saturation = cv2.medianBlur(cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV)[..., 1], 7)
     found: NDArray[np.bool_] = cv2.threshold(saturation, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)[1] > 0
     return found
@@ -42,14 +42,14 @@ def picture_png(picture: Image.Image | NDArray[np.uint8], out: Path, x: int, y: 
 
 
 def cancer_png(codes: NDArray[np.uint8], out: Path, x: int, y: int) -> None:
-    """Write a tile's mask, 255 where the codes say cancer."""
+    """Write a tile's mask, 255 at cancer codes."""
     Image.fromarray(_CANCER[codes]).save(out / "msk" / f"{out.name}_x{x}_y{y}.png", compress_level=_FAST)
 
 
 def tiatoolbox() -> CutOne:
-    """TIAToolbox: tissue by its morphological masker, its sliding-window extractor, masks by a second reader.
+    """Use TIAToolbox: its morphological masker, its sliding-window extractor, masks by a second reader.
 
-    Its OpenSlide reader is named outright: by itself it takes such a TIFF for a plain picture and loads all of it.
+    Its OpenSlide reader is named outright: by default it takes such a TIFF for a plain picture and loads all of it.
     """
     wsireader: Any = import_module("tiatoolbox.wsicore.wsireader")
     extraction: Any = import_module("tiatoolbox.tools.patchextraction")
@@ -78,7 +78,7 @@ def tiatoolbox() -> CutOne:
 
 
 def hs2p(backend: str) -> CutOne:
-    """hs2p's whole pipeline, with one of its backends.
+    """Use the whole pipeline of hs2p, with one of its backends.
 
     Leaves out the masks (its tiles come without) and previews; writes JPEG of quality 90 into one tar, which is
     less work than PNG files.
@@ -108,9 +108,10 @@ def hs2p(backend: str) -> CutOne:
 
 
 def histolab() -> CutOne:
-    """The grid tiler of histolab over its tissue mask. Leaves out the masks; PNG at Pillow's own compression level.
+    """Use the grid tiler of histolab over its tissue mask.
 
-    It takes tiles only that lie in the mask to 80 %, and these are what is counted.
+    It leaves out the masks, and writes PNG at Pillow's own compression level. It takes only tiles of which 80 % are in
+    the mask, and these are counted.
     """
     slides: Any = import_module("histolab.slide")
     tilers: Any = import_module("histolab.tiler")
@@ -126,7 +127,7 @@ def histolab() -> CutOne:
 
 
 def dlup(backend: str) -> CutOne:
-    """The tiled data set of dlup, with one of its backends; tissue as an array, for dlup has no finder of its own."""
+    """Use the tiled data set of dlup, with one of its backends; tissue is an array, because dlup has no finder."""
     package: Any = import_module("dlup")
     backends: Any = import_module("dlup.utils.backends").ImageBackend
 
@@ -139,7 +140,7 @@ def dlup(backend: str) -> CutOne:
             slide.image_path,
             tiling_config=package.TilingConfig(mpp=None, tile_size=(TILE, TILE)),
             mask_config=package.MaskConfig(
-                mask=saturated(np.ascontiguousarray(overview)).astype(np.int64), mask_threshold=MIN_TISSUE
+                mask=find_saturated(np.ascontiguousarray(overview)).astype(np.int64), mask_threshold=MIN_TISSUE
             ),
             image_config=package.ImageConfig(backend=chosen),
         )

@@ -1,6 +1,6 @@
-"""The loop one writes by hand, to compare with: OpenSlide, segmentation-models-pytorch and torch, nothing of `panda`.
+"""Train by a loop written by hand: OpenSlide, segmentation-models-pytorch and torch, nothing of `panda`.
 
-Turns and mirrorings, Adam under a one-cycle schedule, Dice and cross-entropy by halves, the weights of the last step.
+Rotations and reflections, Adam in one cycle, Dice and cross-entropy by halves, the weights of the last step.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ def level(path: Path, number: int) -> Picture:
 
 
 def cut(picture: Picture, size: int, stride: int) -> list[tuple[int, int]]:
-    """Corners (y, x) of patches with a tenth of tissue, over a picture that is padded to whole strides."""
+    """List the corners (y, x) of patches with a tenth of tissue, over a picture padded to whole strides."""
     ys, xs = (range(0, max(1, side - size + stride), stride) for side in picture.shape[:2])
     tissue = picture.min(axis=2) < WHITE
     return [(y, x) for y in ys for x in xs if tissue[y : y + size, x : x + size].sum() >= 0.1 * size * size]
 
 
 def patch(picture: NDArray[np.uint8], y: int, x: int, size: int, fill: int) -> NDArray[np.uint8]:
-    """One patch, filled up past the edge."""
+    """Return one patch, filled up past the edge."""
     part = picture[y : y + size, x : x + size]
     pad = [(0, size - part.shape[0]), (0, size - part.shape[1]), (0, 0)][: part.ndim]
     return np.pad(part, pad, constant_values=fill)
 
 
 def turn(image: Picture, mask: Picture, way: int) -> tuple[Picture, Picture]:
-    """Give one of the eight turns and mirrorings."""
+    """Return one of the eight rotations and reflections."""
     return np.rot90(image[:: 1 - 2 * (way // 4)], way), np.rot90(mask[:: 1 - 2 * (way // 4)], way)
 
 
 def unet(encoder: str, decoder: Sequence[int]) -> torch.nn.Module:
-    """A U-Net with random weights."""
+    """Build a U-Net with random weights."""
     torch.manual_seed(0)
     net: torch.nn.Module = smp.Unet(encoder, encoder_weights=None, decoder_channels=decoder)
     return net.to(memory_format=torch.channels_last)
@@ -96,7 +96,7 @@ def train(
 
 @torch.inference_mode()
 def predict(net: torch.nn.Module, picture: Picture, size: int, stride: int) -> NDArray[np.float32]:
-    """Give the probability (h, w) of cancer, the mean of overlapping patches; 0 where none was laid."""
+    """Return the probability (h, w) of cancer, the mean of overlapping patches; 0 at px without a patch."""
     height, width = picture.shape[:2]
     total = np.zeros((height + size, width + size), np.float32)
     count = np.zeros_like(total)

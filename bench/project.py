@@ -1,4 +1,4 @@
-"""What of this project is measured: the reader, and the stores that patches are written to."""
+"""The measured parts of this project: the reader, and the stores that patches are written to."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from panda.data.settings import PatchSettings, StoreKind
 from panda.wsi.readers import ReaderName
 
 READER: ReaderName = "fast"
-"""The one named outright: where it cannot read, that is an error here and no slower reader takes its place."""
+"""The reader is named outright: if it cannot read, that is an error and no slower reader takes its place."""
 TILE = 512
 MIN_TISSUE = 0.1
 DEFAULT_STORE: StoreKind = "slide"
-"""That of `data=panda`: masks are read, pictures stay in the slide, where `PatchSet` reads them."""
+"""The store of `data=panda`: masks are stored, pictures stay in the slide and `PatchSet` reads them there."""
 STORES: tuple[StoreKind, ...] = (DEFAULT_STORE, "packed", "png")
 """The other two write pictures and masks, the last as the loops of other libraries do, a PNG each."""
 
@@ -28,7 +28,7 @@ MAPPING = f"{UNET}, a slide of which a fifth is tissue"
 
 
 def settings(store: StoreKind, size: int = TILE) -> PatchSettings:
-    """Patches at level 0, side by side, as all contenders cut them.
+    """Return settings of patches at level 0, side by side, as all contenders cut them.
 
     Args:
         store: One of `STORES`.

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from bench.project import MIN_TISSUE, READER, TILE
 from bench.results import Results
 from bench.slides import CACHE
-from bench.worker import LeftOutError, confine, timed, workers
+from bench.worker import LeftOutError, confine, time_work, workers
 from panda.data.manifest import SlideRecord
 from panda.wsi.grid import tissue_grid
 from panda.wsi.slide import Slide, SlideOptions
@@ -54,7 +54,7 @@ def measure(slide: SlideRecord, rounds: int, results: Results) -> None:
                 for threads in (1, 2):
                     for name, worker in list(started.items()):
                         try:
-                            if turn < 0:  # a warm-up, where it is also seen that the pixels are right
+                            if turn < 0:  # a warm-up, which also checks the pixels
                                 _check(worker.ask(*patterns["random"][0], timeout_s=TIMEOUT_S), seen, name)
                             # the limit: as many px, whole tiles, none twice
                             of = patterns["aligned"] if name == LIMIT else places
@@ -69,7 +69,7 @@ def measure(slide: SlideRecord, rounds: int, results: Results) -> None:
 
 
 def positions(slide: SlideRecord) -> dict[str, list[tuple[int, int]]]:
-    """Where the reads lie, all on tissue, by pattern.
+    """Return the places of the reads, all on tissue, by pattern.
 
     Returns:
         `aligned` with the file's tiles, in row order; `rows`: the same, shifted by a part of a tile, so that
@@ -87,14 +87,14 @@ def positions(slide: SlideRecord) -> dict[str, list[tuple[int, int]]]:
 
 
 def contender(name: str, path: str) -> Callable[..., Any]:
-    """Answer questions in a process: a place to look at, or places to read within a time that is taken."""
+    """Return the function that reads one place in a process, or times the reads of many."""
     make = READERS[name]
     make(Path(path))  # so that what is missing shows at once
 
     def answer(first: Any, second: int, pattern: str | None = None) -> Any:
         if pattern is None:
             return make(Path(path))(first, second)
-        # Opened anew, so that no reader has anything cached from an earlier round.
+        # Opened again, so that no reader has anything cached from an earlier round.
         return _seconds(make(Path(path)), first, second)
 
     return answer
@@ -118,12 +118,12 @@ def _seconds(read: Read, places: list[tuple[int, int]], threads: int) -> float:
         return len(part)
 
     if threads == 1:
-        return timed(lambda: run(places))[0]
+        return time_work(lambda: run(places))[0]
     cut = len(places) // threads
     parts = [places[i * cut : (i + 1) * cut if i < threads - 1 else None] for i in range(threads)]
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(run, [part[:1] for part in parts]))  # the threads are there
-        return timed(lambda: sum(pool.map(run, parts)))[0]
+        return time_work(lambda: sum(pool.map(run, parts)))[0]
 
 
 def _panda(path: Path) -> Read:
@@ -137,7 +137,7 @@ def _openslide(path: Path) -> Read:
 
 
 def _decode_limit(path: Path) -> Read:
-    """libjpeg-turbo alone, over the stored bytes of the tile under (x, y): no more px than asked, none twice."""
+    """Decode the stored tile under (x, y) by libjpeg-turbo alone: no more px than asked, none twice."""
     with tifffile.TiffFile(path) as tiff:
         page: Any = tiff.pages[0]
         across = -(-page.imagewidth // TILE)
@@ -161,7 +161,7 @@ def _decode_limit(path: Path) -> Read:
 
 
 def _pyvips(path: Path) -> Read:
-    """The TIFF loader of libvips, and a region for each thread (regions are not thread-safe)."""
+    """Read by the TIFF loader of libvips, with a region for each thread (regions are not thread-safe)."""
     pyvips: Any = import_module("pyvips")
     pyvips.cache_set_max(0)
     local = threading.local()
@@ -176,7 +176,7 @@ def _pyvips(path: Path) -> Read:
 
 
 def _cucim(path: Path) -> Read:
-    """On the processor; its tile cache is off, as it is by default."""
+    """Read by cuCIM on the processor; its tile cache is off, as it is by default."""
     cucim: Any = import_module("cucim")
     slide = cucim.CuImage(str(path))
     return lambda x, y: np.asarray(slide.read_region((x, y), (TILE, TILE), 0))

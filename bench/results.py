@@ -1,4 +1,4 @@
-"""What was measured: rows of rounds, ratios of them, a table for people and a file for programs."""
+"""The results: rows of rounds, ratios of them, a table for people and a file for programs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Results:
 
     Attributes:
         rows: (part, contender, case) → one value a round, in the part's unit.
-        notes: (part, contender, case) → what else is to be said of a row.
+        notes: (part, contender, case) → remark on a row.
         headline: Name → figure.
         left_out: Contender → why it has no row, or no further rounds.
     """
@@ -57,7 +57,7 @@ class Results:
             self.notes[part, name, case] = note
 
     def ratio(self, part: str, names: tuple[str, str], cases: tuple[str, str]) -> float | None:
-        """Median over the rounds of one row's value by another's of the same round; None where a row is missing."""
+        """Return the median over rounds of one row's value by another's; None if a row is missing."""
         above, below = (self.rows.get((part, name, case), []) for name, case in zip(names, cases, strict=True))
         ratios = [a / b for a, b in zip(above, below, strict=False)]
         return median(ratios) if ratios else None
@@ -68,7 +68,7 @@ class Results:
             self.headline[key] = round(ratio, 4)
 
     def table(self) -> str:
-        """All of it for people: median, range, and the multiple of plain OpenSlide where there is one."""
+        """Format the rows for people: median, range, and the multiple of plain OpenSlide if there is one."""
         lines: list[str] = []
         for part, unit in UNITS.items():
             rows = {key: values for key, values in self.rows.items() if key[0] == part}
@@ -93,7 +93,7 @@ class Results:
         return "\n".join(lines)
 
     def write(self, path: Path, settings: dict[str, Any]) -> None:
-        """Write all of it as JSON: the headline figures at the top level, then rows, settings and machine."""
+        """Write the results as JSON: the headline figures at the top level, then rows, settings and machine."""
         rows = [
             {
                 **{"part": part, "name": name, "case": case, "unit": UNITS[part], "rounds": values},
@@ -111,7 +111,7 @@ class Results:
 
 
 def machine() -> dict[str, Any]:
-    """The processor, its cores, the system and the versions of what was measured."""
+    """Return the processor, its cores, the system and the versions of the measured libraries."""
     versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:

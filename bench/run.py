@@ -27,7 +27,7 @@ PARTS = ("reading", "extraction", "stores", "memory", "start", "training", "infe
 
 
 def main() -> None:
-    """Measure, print the table and write `bench/results.json` (`results.quick.json` where it is no full run)."""
+    """Measure, print the table and write `bench/results.json` (`results.quick.json` if it is no full run)."""
     parser = argparse.ArgumentParser(description="How fast and how small, beside plain OpenSlide and other libraries")
     parser.add_argument("--quick", action="store_true", help="a small slide: to try it out, not to quote")
     parser.add_argument("--only", default=",".join(PARTS), help=f"parts, of {','.join(PARTS)}")
@@ -50,22 +50,22 @@ def main() -> None:
             extraction.measure(slide, drawn_slide(*QUICK), options.rounds, results)
         if "stores" in parts:
             # Not at the top: the processes of all contenders import this module too, and torch comes with the stores.
-            # Its NVIDIA libraries let a later `import cucim` wait for ever where there is no GPU (cuFileDriverOpen).
+            # Its NVIDIA libraries let a later `import cucim` wait for ever on a machine without GPU (cuFileDriverOpen).
             from bench import stores  # noqa: PLC0415
 
             stores.measure(slide, options.rounds, results)
         if "training" in parts:
-            from bench import training  # noqa: PLC0415  (likewise)
+            from bench import training  # noqa: PLC0415  (for the same reason)
 
             training.measure(slide, options.rounds, results)
         if "grading" in parts:
-            from bench import grading  # noqa: PLC0415  (likewise)
+            from bench import grading  # noqa: PLC0415  (for the same reason)
 
             grading.measure(slide, options.rounds, results)
     if "memory" in parts:
         memory.measure(options.rounds, results)
     if "inference" in parts:
-        from bench import inference  # noqa: PLC0415  (likewise)
+        from bench import inference  # noqa: PLC0415  (for the same reason)
 
         inference.measure(options.quick, options.rounds, results)
     if "start" in parts:
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def _headline(results: Results) -> None:
-    """The figures that stand for the rest; each is the median over the rounds of a ratio within a round."""
+    """Choose the headline figures; each is the median over the rounds of a ratio within a round."""
     for threads, suffix in (("1 thread", ""), ("2 threads", "_2_threads")):
         aligned = f"aligned, {threads}"
         results.head(f"read_vs_decode_limit{suffix}", "reading", ("panda", reading.LIMIT), (aligned, aligned))
@@ -95,7 +95,7 @@ def _headline(results: Results) -> None:
                 if not other.startswith("panda"):
                     key = f"extraction{which}_vs_{_word(other)}{suffix}"
                     results.head(key, "extraction", (f"panda {store}", other), (threads, threads))
-    small, large = (memory.case_of(name) for name in ("10k", "100k"))
+    small, large = (memory.name_case(name) for name in ("10k", "100k"))
     results.head("extraction_rss_100k_vs_10k", "memory", (memory.NAME, memory.NAME), (large, small))
     results.head("inference_rss_100k_vs_10k", "memory", ("panda inference", "panda inference"), (large, small))
     _inference_headline(results)
@@ -112,7 +112,7 @@ def _headline(results: Results) -> None:
 
 
 def _inference_headline(results: Results) -> None:
-    """Mapping against the network alone and the other libraries."""
+    """Choose the headline figures of mapping: against the network alone and the other libraries."""
     for network in NETWORKS:
         which = "" if network == UNET else "_deeplabv3"
         names = "the network alone", "this project, all of it"  # tiles/s: the slower one is below

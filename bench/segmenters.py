@@ -1,6 +1,6 @@
-"""Other libraries that map a slide with a given network, each as its documentation has it used.
+"""Map slides with a given network by other libraries, each used as its documentation says.
 
-An adapter gets the checkpoint, and returns what maps one slide into a folder and then tells the mean of what it scored.
+An adapter gets the checkpoint, and returns a function that maps one slide into a folder and gives its mean score.
 All get the same weights, tiles and overlap, and the two cores.
 """
 
@@ -31,7 +31,7 @@ def _network(checkpoint: Path) -> Segmenter:
 
 
 def tiatoolbox(checkpoint: Path) -> Run:
-    """TIAToolbox's SemanticSegmentor over its own tissue mask, probabilities in zarr."""
+    """Use the SemanticSegmentor of TIAToolbox over its own tissue mask, probabilities in zarr."""
     engine: Any = import_module("tiatoolbox.models.engine.semantic_segmentor")
     abc: Any = import_module("tiatoolbox.models.models_abc")
     config: Any = import_module("tiatoolbox.models.engine.io_config")
@@ -89,7 +89,7 @@ def tiatoolbox(checkpoint: Path) -> Run:
 
 
 def monai(checkpoint: Path) -> Run:
-    """MONAI's sliding window over the whole level, which it has to have in memory: it knows no tissue."""
+    """Use the sliding window of MONAI over the whole level, which must be in memory: it knows no tissue."""
     inferers: Any = import_module("monai.inferers")
     readers: Any = import_module("monai.data.wsi_reader")
     network = _network(checkpoint)

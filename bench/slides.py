@@ -1,4 +1,4 @@
-"""The slides that are measured on: drawn ones, and ones of any size whose tiles are few and shared."""
+"""Make the slides to measure on: drawn ones, and ones of any size whose tiles are few and shared."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _record(name: str) -> SlideRecord:
 
 
 def mask_path(record: SlideRecord) -> Path:
-    """Where the mask of a slide of this module lies."""
+    """Return the path of the mask of a slide of this module."""
     if record.mask_path is None:
         raise AssertionError("slides of this module have masks")
     return record.mask_path
@@ -92,7 +92,7 @@ def _is_there(record: SlideRecord) -> bool:
 
 
 def _core_cells(side: int, tissue: float) -> Bytes:
-    """Label codes by cells of one tile, (n, n): vertical cores that cover so much of it, a fifth of them cancer."""
+    """Draw label codes by cells of one tile, (n, n): vertical cores on that share, a fifth cancer."""
     cells = -(-side // TILE)
     codes = np.zeros((cells, cells), np.uint8)
     wanted = round(tissue * (side / TILE) ** 2)
@@ -107,7 +107,7 @@ def _core_cells(side: int, tissue: float) -> Bytes:
 
 
 def _tissue_texture() -> Bytes:
-    """A tile (512, 512, 3) as pink as stained tissue, with darker blotches."""
+    """Draw a tile (512, 512, 3) as pink as stained tissue, with darker blotches."""
     rng = np.random.Generator(np.random.PCG64(3))
     tile = np.empty((TILE, TILE, 3), np.float64)
     tile[:] = (226, 168, 206)
@@ -129,7 +129,7 @@ def _write_shared(path: Path, side: int, cells: Bytes, textures: dict[int, Bytes
     places: dict[bytes, tuple[int, int]] = {}
     with path.open("wb") as file:
         file.write(struct.pack("<2sHHHQ", b"II", 43, 8, 0, 0))
-        link = 8  # where the offset of the next directory is to be written
+        link = 8  # the place of the offset of the next directory
         for level, downsample in enumerate((1, 4, 16)):
             shrunk = {number: _shrink(texture, downsample) for number, texture in textures.items()}
             empty = _shrink(blank, downsample)
@@ -144,7 +144,7 @@ def _write_shared(path: Path, side: int, cells: Bytes, textures: dict[int, Bytes
                     key = bytes([level]) + block.tobytes()
                     if key not in places:
                         tile = np.block([[[shrunk.get(int(c), empty)] for c in line] for line in block])
-                        places[key] = _append(file, _encoded(tile, jpeg))
+                        places[key] = _append(file, _encode(tile, jpeg))
                     tiles.append(places[key])
             link = _write_directory(file, link, size, downsample, tiles, jpeg=jpeg)
 
@@ -154,7 +154,7 @@ def _shrink(tile: Bytes, downsample: int) -> Bytes:
     return np.asarray(cv2.resize(tile, (side, side), interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def _encoded(tile: Bytes, jpeg: bool) -> bytes:
+def _encode(tile: Bytes, jpeg: bool) -> bytes:
     if not jpeg:
         return zlib.compress(tile.tobytes(), 6)
     how: dict[str, Any] = {"colorspace": "RGB", "outcolorspace": "YCBCR", "subsampling": "420"}
@@ -162,7 +162,7 @@ def _encoded(tile: Bytes, jpeg: bool) -> bytes:
 
 
 def _append(file: Any, data: bytes) -> tuple[int, int]:
-    """Offset and length of data written at the end."""
+    """Write data at the end, and return its offset and length."""
     offset = file.seek(0, 2)
     file.write(data)
     return offset, len(data)

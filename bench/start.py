@@ -1,4 +1,4 @@
-"""Part d: how long it takes until the project is imported, and until its entry points print their usage."""
+"""Part d: time until the project is imported, and until its entry points print their usage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import panda
 from bench.results import Results
-from bench.worker import timed
+from bench.worker import time_work
 
 ROOT = Path(panda.__file__).parents[1]
 COMMANDS = {
@@ -29,11 +29,11 @@ def measure(rounds: int, results: Results) -> None:
         results: Gets the rows, in s.
 
     Raises:
-        subprocess.CalledProcessError: A command failed.
+        subprocess.CalledProcessError: If a command failed.
     """
     for turn in range(-1, rounds):
         for case, arguments in COMMANDS.items():
-            seconds, _ = timed(partial(_run, arguments))
+            seconds, _ = time_work(partial(_run, arguments))
             if turn >= 0:
                 results.add("start", "panda", case, seconds)
 

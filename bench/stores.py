@@ -1,4 +1,4 @@
-"""Part e: how fast each kind of store gives its patches back, how fast PNG is written, and what a patch takes."""
+"""Part e: time to read the patches of each kind of store, to write PNG, and the size of a patch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 from bench.project import STORES, settings
 from bench.results import Results
 from bench.slides import CACHE
-from bench.worker import timed
+from bench.worker import time_work
 from panda.data.extraction import extract_store
 from panda.data.manifest import SlideRecord
 from panda.data.patch_manifests import write_patch_manifests
@@ -45,7 +45,7 @@ WRITERS: Mapping[str, Callable[[NDArray[np.uint8]], bytes]] = {
     "opencv": lambda image: _opencv(image, ()),
     "pillow 1": _pillow,
 }
-"""What writes PNG, with its compression level where one is given."""
+"""Writers of PNG, with the compression level if one is given."""
 
 
 def measure(record: SlideRecord, rounds: int, results: Results) -> None:
@@ -69,7 +69,7 @@ def measure(record: SlideRecord, rounds: int, results: Results) -> None:
                     numbers = np.arange(len(patches))
                     if order == "random":
                         numbers = np.random.default_rng(0).permutation(numbers)
-                    seconds, _ = timed(partial(_read, patches, numbers.tolist()))
+                    seconds, _ = time_work(partial(_read, patches, numbers.tolist()))
                     if turn >= 0:
                         rate = len(patches) / seconds
                         results.add(PART, f"panda {store}", f"read {order}", rate, f"{kib:.1f} KiB a patch")
@@ -77,19 +77,19 @@ def measure(record: SlideRecord, rounds: int, results: Results) -> None:
         images = [packed.pixels.read(packed.locate(row))[0] for row in packed.rows]
         for turn in range(-1, rounds):
             for name, write in WRITERS.items():
-                seconds, size = timed(partial(_write, write, images))
+                seconds, size = time_work(partial(_write, write, images))
                 if turn >= 0:
                     kib = size / 1024 / len(images)
                     results.add(PART, name, "write PNG", len(images) / seconds, f"{kib:.1f} KiB an image")
 
 
 def _write(write: Callable[[NDArray[np.uint8]], bytes], images: Sequence[NDArray[np.uint8]]) -> int:
-    """Encode images, nothing goes to the disk; the bytes they come to."""
+    """Encode images without writing them, and return their bytes."""
     return sum(len(write(image)) for image in images)
 
 
 def _read(patches: PatchSet, numbers: list[int]) -> int:
-    """Read patches as `PatchSet` does, without making tensors of them; slides are opened anew."""
+    """Read patches as `PatchSet` does, without making tensors of them; slides are opened again."""
     pixels = open_pixel_store(patches.rows.settings)
     for number in numbers:
         pixels.read(patches.locate(patches.rows[number]))

@@ -1,4 +1,4 @@
-"""Precision and recall of tissue finding, on drawn slides with known truth and one kind of trouble each.
+"""Measure precision and recall of tissue finding, on drawn slides with known truth and one artifact each.
 
 `python -m bench.tissue OUT_DIR` draws them, prints the table and writes `OUT_DIR/<condition>.png` (red: truth,
 green: found) and `OUT_DIR/conditions.png`; with `--real DIR` it writes the pictures of the slides in a folder.
@@ -38,13 +38,13 @@ Truth = NDArray[np.bool_]
 
 @lru_cache(maxsize=4)
 def base(size: tuple[int, int], provider: str, seed: int = 5) -> tuple[Picture, Truth]:
-    """Give a drawn slide (h, w, 3) of a size (w, h) and where it has tissue (h, w)."""
+    """Draw a slide (h, w, 3) of a size (w, h) and its tissue mask (h, w)."""
     rgb, codes = Painter(plan_scene(*size, MPP, 2, seed), provider).draw(0, 0, *size)
     return rgb, codes > 0
 
 
 class Drawing:
-    """A slide under way: `rgb` (h, w, 3), `truth` (h, w); lengths in px of level 0."""
+    """A slide in the making: `rgb` (h, w, 3), `truth` (h, w); lengths in px of level 0."""
 
     def __init__(self, size: tuple[int, int] = SIZE, provider: str = "karolinska", *, tissue: bool = True) -> None:
         rgb, truth = base(size, provider)
@@ -80,7 +80,7 @@ class Drawing:
         return self
 
     def pen(self, colour: tuple[int, int, int], *, beside: bool = False, um: float = 220) -> Drawing:
-        """Scribble across the slide, opaque in the middle of the stroke and streaky; ink covers what it lies on."""
+        """Scribble across the slide, opaque in the middle of the stroke and streaky; ink covers the px below."""
         canvas = np.zeros((self.height, self.width), np.float32)
         x = np.linspace(0.05, 0.95, 60)
         y = 0.04 + 0.02 * np.sin(9 * x) if beside else 0.5 + 0.42 * np.sin(7 * x)
@@ -149,7 +149,7 @@ class Drawing:
         return self.keep(where)
 
     def frame(self) -> Drawing:
-        """Blacken a margin and grey out a corner, as where nothing was scanned."""
+        """Blacken a margin and grey out a corner, as if nothing was scanned there."""
         self.rgb[: self.height // 12] = self.rgb[:, -self.width // 20 :] = 0
         self.rgb[-self.height // 6 :, : self.width // 3] = 226
         covered = (self.rgb == 0).all(axis=2) | (self.rgb == 226).all(axis=2)
@@ -157,7 +157,7 @@ class Drawing:
         return self
 
     def unscanned(self, um: float) -> Drawing:
-        """Fill with plain white what lies farther than that from tissue."""
+        """Fill px farther than that from tissue with plain white."""
         side = 2 * round(um / MPP) + 1
         near = cv2.dilate(self.truth.astype(np.uint8), np.ones((side, side), np.uint8)) > 0
         self.rgb = np.where(near[..., None], self.rgb, np.uint8(255))
@@ -227,7 +227,7 @@ NO_TISSUE: dict[str, Make] = {
 
 @dataclass(frozen=True)
 class Result:
-    """What was found on a drawn slide; `how` is `"none"` where it was refused, all its tissue then missed.
+    """Tissue found on a drawn slide; `how` is `"none"` if the slide was refused and all its tissue missed.
 
     Attributes:
         overview: (h, w, 3) the picture that was searched.
@@ -243,12 +243,12 @@ class Result:
 
     @property
     def recall(self) -> float:
-        """Share of the tissue that was found; nan where there is none."""
+        """Return the share of the tissue that was found; nan if there is none."""
         return _share(self.found & self.truth, self.truth)
 
     @property
     def precision(self) -> float:
-        """Share of what was found that is tissue; nan where nothing was found."""
+        """Return the share of the found px that is tissue; nan if nothing was found."""
         return _share(self.found & self.truth, self.found)
 
 
@@ -288,7 +288,7 @@ def measure(drawing: Drawing, folder: Path) -> Result:
     return Result(picture, tissue.mask, truth, tissue.how)
 
 
-def outlined(picture: Picture, **masks: Truth) -> Picture:
+def draw_outlines(picture: Picture, **masks: Truth) -> Picture:
     """Draw the outlines of masks, each keyed by `red` or `green`, on a picture."""
     out = picture.copy()
     for name, mask in masks.items():
@@ -307,7 +307,7 @@ def _save(path: Path, rgb: Picture, colours: int | None = None) -> None:
 
 
 def _sheet(results: dict[str, Result], columns: int = 5, width: int = 220) -> Picture:
-    """Small pictures of all conditions in a grid, named."""
+    """Draw small pictures of all conditions in a grid, with their names."""
     tiles = []
     for name, result in results.items():
         height = round(width * result.overview.shape[0] / result.overview.shape[1])
@@ -317,7 +317,9 @@ def _sheet(results: dict[str, Result], columns: int = 5, width: int = 220) -> Pi
             for mask in (result.truth, result.found)
         )
         tile = np.full((height + 17, width + 6, 3), 255, np.uint8)
-        tile[17:, :width] = outlined(np.asarray(small, np.uint8), **dict(zip(("red", "green"), masks, strict=True)))
+        tile[17:, :width] = draw_outlines(
+            np.asarray(small, np.uint8), **dict(zip(("red", "green"), masks, strict=True))
+        )
         label = f"{name}: {result.how}".replace("µ", "u")
         cv2.putText(tile, label, (1, 12), cv2.FONT_HERSHEY_SIMPLEX, 0.37, (0, 0, 0), 1, cv2.LINE_AA)
         tiles.append(tile)
@@ -334,13 +336,13 @@ def synthetic(out: Path) -> None:
             results[name] = result = measure(make(SIZE), Path(folder))
             shown = [f"{v:.3f}" if math.isfinite(v) else "–" for v in (result.precision, result.recall)]
             print(f"| {name} | {result.how} | {shown[0]} | {shown[1]} |", flush=True)
-            picture = outlined(result.overview, red=result.truth, green=result.found)
+            picture = draw_outlines(result.overview, red=result.truth, green=result.found)
             _save(out / f"{name.replace(' ', '_').replace(',', '').replace('µ', 'u')}.png", picture)
     _save(out / "conditions.png", _sheet(results), colours=256)
 
 
 def real(folder: Path, out: Path) -> None:
-    """Write pictures of what is found on the slides of a folder."""
+    """Write pictures of the tissue found on the slides of a folder."""
     for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in {".tiff", ".tif", ".svs", ".ndpi", ".mrxs"}):
         try:
             with Slide.open(path) as slide:
@@ -353,7 +355,7 @@ def real(folder: Path, out: Path) -> None:
             _save(out / f"{path.stem}.png", picture)
             continue
         print(f"{path.name}: {tissue.how}, {tissue.fraction:.1%} of {picture.shape[1]} x {picture.shape[0]} px")
-        _save(out / f"{path.stem}.png", outlined(picture, green=tissue.mask))
+        _save(out / f"{path.stem}.png", draw_outlines(picture, green=tissue.mask))
 
 
 def main() -> None:

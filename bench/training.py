@@ -1,4 +1,4 @@
-"""Part f: how much of a training step is waiting for the loader, and what precision and memory layout buy."""
+"""Part f: the share of a training step that waits for the loader, and the gain of precision and memory layout."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 def endless(loader: DataLoader[Any]) -> Iterator[Any]:
-    """The batches of a loader, epoch after epoch."""
+    """Yield the batches of a loader, epoch after epoch."""
     while True:
         yield from loader
 
@@ -59,8 +59,8 @@ class Steps(ABC):
     optimizer: torch.optim.Optimizer
 
     @abstractmethod
-    def loss_of(self, batch: Any) -> Tensor:
-        """The loss of one batch of the loader."""
+    def compute_loss(self, batch: Any) -> Tensor:
+        """Return the loss of one batch of the loader."""
 
     def seconds(self, batches: Iterator[Any], steps: int) -> float:
         """Time some steps after one that is not counted."""
@@ -68,7 +68,7 @@ class Steps(ABC):
         for number, batch in zip(range(steps + 1), batches, strict=False):
             if number == 1:
                 start = time.perf_counter()
-            loss = self.loss_of(batch)
+            loss = self.compute_loss(batch)
             self.optimizer.zero_grad()
             torch.autograd.backward(loss)
             self.optimizer.step()
@@ -76,7 +76,7 @@ class Steps(ABC):
 
 
 class _Steps(Steps):
-    """As `SegmentationTask` trains."""
+    """Steps as `SegmentationTask` trains."""
 
     def __init__(
         self,
@@ -92,8 +92,8 @@ class _Steps(Steps):
         self.loss = BCEDiceLoss()
         self.optimizer = torch.optim.AdamW(self.network.parameters())
 
-    def loss_of(self, batch: Batch) -> Tensor:
-        """See `Steps`."""
+    def compute_loss(self, batch: Batch) -> Tensor:
+        """Return the loss of one batch, see `Steps`."""
         image, mask = batch
         with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             loss: Tensor = self.loss(self.network(image.contiguous(memory_format=self.layout)), mask)

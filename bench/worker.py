@@ -1,7 +1,7 @@
-"""Processes of their own for what is measured: one contender cannot slow, break or silence another.
+"""Run each contender in a process of its own, so that none can slow, break or silence another.
 
-A contender is named as `module:function`; the function makes what the process then answers with. What it prints
-goes to a log.
+A contender is named as `module:function`; the function returns the one that answers questions in the process. Its
+output goes to a log.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class Worker:
 
     Args:
         name: Of the contender, for messages.
-        target: `module:function`; called once in the process, it returns what answers each question.
+        target: `module:function`; called once in the process, it returns the function that answers each question.
         args: Of that function.
         log: Where the process prints to.
 
     Raises:
-        LeftOutError: The contender is not installed, or does not start.
+        LeftOutError: If the contender is not installed, or does not start.
     """
 
     def __init__(self, name: str, target: str, args: tuple[Any, ...], log: Path) -> None:
@@ -51,7 +51,7 @@ class Worker:
         """Put a question and wait for the answer.
 
         Raises:
-            LeftOutError: It failed, died or took longer than `timeout_s`; the process is gone then.
+            LeftOutError: If it failed, died or took longer than `timeout_s`; the process is gone then.
         """
         self._pipe.send(question)
         return self._answer(timeout_s)
@@ -112,17 +112,17 @@ def workers(
 
 
 def confine(cores: int) -> None:
-    """Keep all threads of this process, and those to come, on so many cores (where the system can)."""
+    """Keep all threads of this process, and those to come, on that number of cores (if the system can)."""
     if hasattr(os, "sched_setaffinity"):
         chosen = sorted(_CORES)[:cores]
         for thread in os.listdir("/proc/self/task"):
-            # a thread may end meanwhile
+            # a thread may end in the meantime
             with contextlib.suppress(ProcessLookupError):
                 os.sched_setaffinity(int(thread), chosen)
 
 
-def timed(work: Callable[[], int]) -> tuple[float, int]:
-    """Seconds that work took, and what it returned."""
+def time_work(work: Callable[[], int]) -> tuple[float, int]:
+    """Do some work, and return its seconds and its result."""
     start = time.perf_counter()
     done = work()
     return time.perf_counter() - start, done
@@ -132,7 +132,7 @@ _CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {0}
 
 
 def _serve(pipe: Connection[Any, Any], target: str, args: tuple[Any, ...], log: str) -> None:
-    """The process: make the contender, then answer until the pipe is closed."""
+    """Make the contender, then answer until the pipe is closed: the main function of the process."""
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
@@ -140,7 +140,7 @@ def _serve(pipe: Connection[Any, Any], target: str, args: tuple[Any, ...], log: 
     try:
         answer = getattr(import_module(module), function)(*args)
     except Exception as error:
-        pipe.send((False, _said(error)))
+        pipe.send((False, _format_error(error)))
         return
     pipe.send((True, None))
     # the other end may be closed at any time
@@ -150,10 +150,10 @@ def _serve(pipe: Connection[Any, Any], target: str, args: tuple[Any, ...], log: 
             try:
                 pipe.send((True, answer(*question)))
             except Exception as error:
-                pipe.send((False, _said(error)))
+                pipe.send((False, _format_error(error)))
 
 
-def _said(error: Exception) -> str:
+def _format_error(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
         return f"{error.name} is not installed"
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import plain_loop
-from bench.glas import Scene, by_colour, by_plain_loop, everything, paired, row, table
+from bench.glas import Scene, compare_pairs, predict_all_cancer, row, score_by_color, score_plain_loop, table
 from panda.data.manifest import SlideRecord
 from panda.inference.canvas import CanvasWriter
 from panda.inference.evaluate import score_canvas
@@ -47,25 +47,25 @@ def test_scene_score_equals_score_canvas(tmp_path: Path) -> None:
     assert (found.outside_px, found.pixel_area_um2) == (known.outside_px, known.pixel_area_um2)
 
 
-def test_row_everything_cancer_has_dice_of_cancer_share() -> None:
+def test_predict_all_cancer_has_dice_of_cancer_share() -> None:
     scene = draw_scene("a", 0)
-    scored = row(scene.score(everything), 0.0)
+    scored = row(scene.score(predict_all_cancer), 0.0)
     assert float(scored["dice"]) == pytest.approx(2 * 2500 / (2500 + 96 * 96))
     assert int(scored["fn_px"]) == 0
 
 
-def test_by_colour_finds_color_and_applies_it_to_test() -> None:
-    name, rows = by_colour([draw_scene("a", 1), draw_scene("b", 2)], [draw_scene("c", 3)])
+def test_score_by_color_chooses_color_and_scores_test() -> None:
+    name, rows = score_by_color([draw_scene("a", 1), draw_scene("b", 2)], [draw_scene("c", 3)])
     assert "red" in name or "saturation" in name
     assert float(rows[0]["dice"]) > 0.97
 
 
-def test_table_pools_slides_and_paired_compares() -> None:
+def test_table_pools_slides_and_compare_pairs_subtracts() -> None:
     scenes = [draw_scene(name, 0) for name in "abcdefg"]
-    worse = [row(scene.score(everything), 0.0) for scene in scenes]
+    worse = [row(scene.score(predict_all_cancer), 0.0) for scene in scenes]
     better = [row(scene.score(lambda rgb: (rgb[..., 0] > 150).astype(np.float32)), 0.5) for scene in scenes]
     assert "| better | 1.000 [1.00, 1.00] | 1.000 [1.00, 1.00] |" in table({"worse": worse, "better": better})
-    assert f"dice: {1 - 5000 / (2500 + 96 * 96):+.3f}" in paired(("worse", "better"), worse, better)
+    assert f"dice: {1 - 5000 / (2500 + 96 * 96):+.3f}" in compare_pairs(("worse", "better"), worse, better)
 
 
 def test_turn_gives_eight_views_with_aligned_mask() -> None:
@@ -82,7 +82,7 @@ class Red(nn.Module):
         return image[:, :1] * plain_loop.STD[0] + plain_loop.MEAN[0]
 
 
-def test_by_plain_loop_averages_overlapping_patches() -> None:
+def test_plain_loop_predict_averages_overlapping_patches() -> None:
     picture = draw_scene("a", 0).rgb
     found = plain_loop.predict(Red(), picture, 32, 16)
     known = torch.sigmoid(torch.from_numpy(picture[..., 0] / 255.0)).numpy()
@@ -90,7 +90,7 @@ def test_by_plain_loop_averages_overlapping_patches() -> None:
     assert not found[:, 112:].any()  # no patch there has a tenth of tissue
 
 
-def test_plain_loop_trains_and_scores_at_both_thresholds(tmp_path: Path) -> None:
+def test_score_plain_loop_trains_and_scores_two_thresholds(tmp_path: Path) -> None:
     scenes = [Scene.read(record, 2) for record in make_folder(tmp_path, slides=2)]
     data = {"level": 2, "patch_size": 64, "stride": None, "batch_size": 2}
     model = {"encoder_name": "resnet18", "decoder_channels": [8, 8, 8, 8, 8]}
@@ -100,7 +100,7 @@ def test_plain_loop_trains_and_scores_at_both_thresholds(tmp_path: Path) -> None
     net = plain_loop.unet("resnet18", [8, 8, 8, 8, 8])
     after = plain_loop.train(slides, net, number=2, size=64, stride=64, steps=1, batch=2).state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in before if name.endswith("weight"))
-    rows = by_plain_loop({"train": scenes, "val": scenes[:1], "test": scenes[1:]}, data, model, steps=1)
+    rows = score_plain_loop({"train": scenes, "val": scenes[:1], "test": scenes[1:]}, data, model, steps=1)
     assert [line["choice"] for line in rows] == ["validation", "half"]
     assert float(rows[1]["threshold"]) == 0.5
-    assert int(rows[0]["tp_px"]) + int(rows[0]["fn_px"]) == int(scenes[1].score(everything).histogram[0].sum())
+    assert int(rows[0]["tp_px"]) + int(rows[0]["fn_px"]) == int(scenes[1].score(predict_all_cancer).histogram[0].sum())
