@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -20,6 +20,7 @@ from panda.app.run import Run
 from panda.app.slide_maps import map_slides
 from panda.data.datamodule import DataSettings, PatchDataModule
 from panda.data.manifest import SlideRecord
+from panda.data.splits import Split
 from panda.inference.compute import EngineSettings
 from panda.inference.dataset_metrics import summarize
 from panda.inference.predictor import SegmentationPredictor
@@ -127,29 +128,7 @@ class SegmentationExperiment:
         splits = {
             name: [r for r in records if r.slide_id not in failed] for name, records in data.list_splits().items()
         }
-        assert self.engine.precision != "auto"
-        providers = sorted({record.provider for record in (*splits["train"], *splits["val"])})
-        metadata = SegmentationMetadata(
-            network=self.network.options,
-            resolution=TrainedResolution.from_slides(data.settings.resolution, data.list_train_mpp()),
-            patch_size=data.settings.patch_size,
-            overlap=self.settings.overlap,
-            label_maps={provider: find_label_map(provider) for provider in providers},
-            threshold=ThresholdChoice.from_default("not searched: no validation yet"),
-            precision=self.engine.precision,
-            tta=self.engine.tta,
-            normalize=data.settings.normalize,
-            train_slides=tuple(sorted(record.slide_id for record in splits["train"])),
-            val_slides=tuple(sorted(record.slide_id for record in splits["val"])),
-        )
-        task = SegmentationTask(
-            self.network,
-            self.loss,
-            self.optim,
-            metadata,
-            channels_last=self.settings.channels_last,
-            compiled=self.settings.compile,
-        )
+        task = self._build_task(splits)
         if self.settings.views_every:
             views = PatchViews(
                 data.get_patches("val"),
@@ -210,3 +189,29 @@ class SegmentationExperiment:
         pictures = {f"curves/{name}": run.folder / f"{name}.png" for name in curves}
         run.log_summary(summary, pictures, task="segmentation", threshold=summary.threshold)
         return summary
+
+    def _build_task(self, splits: Mapping[Split, Sequence[SlideRecord]]) -> SegmentationTask:
+        settings = self.data.settings
+        assert self.engine.precision != "auto"
+        providers = sorted({record.provider for record in (*splits["train"], *splits["val"])})
+        metadata = SegmentationMetadata(
+            network=self.network.options,
+            resolution=TrainedResolution.from_slides(settings.resolution, self.data.list_train_mpp()),
+            patch_size=settings.patch_size,
+            overlap=self.settings.overlap,
+            label_maps={provider: find_label_map(provider) for provider in providers},
+            threshold=ThresholdChoice.from_default("not searched: no validation yet"),
+            precision=self.engine.precision,
+            tta=self.engine.tta,
+            normalize=settings.normalize,
+            train_slides=tuple(sorted(record.slide_id for record in splits["train"])),
+            val_slides=tuple(sorted(record.slide_id for record in splits["val"])),
+        )
+        return SegmentationTask(
+            self.network,
+            self.loss,
+            self.optim,
+            metadata,
+            channels_last=self.settings.channels_last,
+            compiled=self.settings.compile,
+        )
