@@ -171,7 +171,7 @@ def test_batch_items_of_devices_make_up_step() -> None:
     [
         ({"devices": 2}, "trainer.devices=2 needs trainer=ddp"),
         ({"devices": "auto"}, "trainer.devices=auto: give a number"),
-        ({"devices": 0}, "trainer.devices=0: give how many"),
+        ({"devices": 0}, "trainer.devices=0: give a number"),
         ({"devices": 2, "strategy": "ddp"}, "trainer.strategy=ddp: give auto for one device, ddp_spawn"),
         ({"accelerator": "cpu", "devices": 999, "strategy": "ddp_spawn"}, "trainer.devices=999: this machine has"),
         ({"num_nodes": 2}, "trainer.num_nodes=2: a run uses one machine"),
