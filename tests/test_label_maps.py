@@ -94,3 +94,9 @@ def test_load_label_maps_all_faults_of_all_files_at_once(tmp_path: Path) -> None
 def test_load_label_maps_folder_without_maps_raises(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no label map; restore"):
         load_label_maps(tmp_path)
+
+
+def test_load_label_maps_code_given_twice_raises(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(GOOD.replace("7: cancer", "7: cancer, 7: benign"))
+    with pytest.raises(ConfigError, match=r"a\.yaml: names\.7 is given twice: remove one"):
+        load_label_maps(tmp_path)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import cv2
 import numpy as np
+import yaml  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
@@ -90,8 +91,15 @@ def _read_label_map(path: Path) -> LabelMap:
     """Read one file; raise ConfigError with all its faults."""
     try:
         content = OmegaConf.to_container(OmegaConf.load(path))
+        nodes = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
     except Exception as error:  # errors of the system, of the YAML parser and of OmegaConf
         raise ConfigError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())}); correct it") from error
+    # OmegaConf refuses duplicate keys only if they are text.
+    keys = nodes.value if isinstance(nodes, yaml.MappingNode) else []
+    tables = [(key.value, node) for key, node in keys if isinstance(node, yaml.MappingNode)]
+    given = [f"{key}.{code.value}" for key, node in tables for code, _ in node.value]
+    if twice := sorted({key for key in given if given.count(key) > 1}):
+        raise ConfigError([f"{path}: {key} is given twice: remove one" for key in twice])
     try:
         return LabelMap.model_validate(content)
     except ValidationError as error:
