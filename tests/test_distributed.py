@@ -19,7 +19,7 @@ from panda.app.callbacks import Clock
 from panda.app.distributed import find_device_faults
 from panda.app.run import Run
 from panda.app.tracking import read_metrics
-from panda.app.trainer import build_trainer
+from panda.app.train import build_trainer
 from panda.data.loaders import (
     Choice,
     DrawSampler,

@@ -17,7 +17,7 @@ from panda.app import patch_views as views
 from panda.app.callbacks import Clock
 from panda.app.patch_views import PatchViews, count_pixels, merge_devices, select_fixed_patches, select_telling_patches
 from panda.app.run import Run
-from panda.app.trainer import build_trainer
+from panda.app.train import build_trainer
 from panda.data.loaders import Draw, make_ordered_loader, make_train_loader
 from panda.inference.panel_patches import PanelRow
 from panda.models.losses import BCELoss

@@ -26,8 +26,7 @@ from panda.app.guidance import note_leaks
 from panda.app.operating_point import freeze_threshold
 from panda.app.resume import load_resumed_config
 from panda.app.run import Run
-from panda.app.train import find_objective
-from panda.app.trainer import build_trainer
+from panda.app.train import build_trainer, find_objective
 from panda.data.bagset import BagItem
 from panda.data.loaders import Draw, make_ordered_loader, make_train_loader, resolve_draw
 from panda.data.manifest import SlideRecord

@@ -160,9 +160,8 @@ def list_next_steps(summary: AuditSummary, out: Path) -> list[str]:
     steps = []
     if refused := [name for name in summary.findings if name in REFUSED_ROWS]:
         steps.append(f"correct train.csv first, training refuses it as it is: {', '.join(refused)}")
-    given = (
-        " ".join(shlex.quote(text) for text in list_overrides() if text.startswith("data")) or "data=panda data.root=…"
-    )
+    typed = [shlex.quote(text) for text in list_overrides() if text.startswith("data")]
+    given = " ".join(typed) or "data=panda data.root=…"
     if summary.groups is None:
         steps.append(
             "only the table was read, so there is no groups.csv: near-duplicates are found by their tissue. Inspect "

@@ -48,14 +48,8 @@ class Faults:
 def build(plain: Mapping[str, Any], key: str, /, **extra: Any) -> Any:
     """Build the object that a node describes, and the objects of its options that have a slot.
 
-    Args:
-        plain: The resolved configuration, which `check_config` passed.
-        key: Key of the node.
-        extra: Arguments that no configuration can hold; they replace the node's own.
-
-    Raises:
-        PandaError: If the constructor raises one.
-        ConfigError: If the slot does not allow the class, or for any other error of the constructor.
+    `plain` is the resolved configuration, which `check_config` passed. `extra` replaces options of the node. Raise a
+    ConfigError for any error of the constructor, except for a PandaError, which passes as it is.
     """
     parent, _, name = key.rpartition(".")
     node, slots = (plain[parent] if parent else plain)[name], find_slots(plain)

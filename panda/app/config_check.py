@@ -22,18 +22,6 @@ from panda.app.value_checks import find_value_faults
 from panda.errors import ConfigError, suggest
 from panda.settings import REFUSED, Settings, format_value
 
-KEYS = {
-    "train": {
-        "data", "model", "loss", "augment", "optim", "trainer", "logger", "quantify", "engine", "task", "tiles",
-        "name", "seed", "threshold", "criterion", "cost_ratio", "threshold_per_provider", "test_slides", "resume",
-        "colour_map", "segmentation_checkpoint", "allow_packages", "debug", "run_dir",
-    },
-    "infer": {
-        "quantify", "engine", "checkpoint", "grading_checkpoint", "slides", "output", "threshold", "provider",
-        "labels", "mpp_override", "reader", "colour_map", "debug", "run_dir",
-    },
-    "audit": {"data", "audit", "debug", "run_dir"},
-}  # fmt: skip
 PLAIN_TYPES: dict[str, dict[str, Any]] = {
     "train": {
         "seed": int, "test_slides": bool, "debug": bool, "resume": str | None, "segmentation_checkpoint": str | None,
@@ -48,16 +36,20 @@ PLAIN_TYPES: dict[str, dict[str, Any]] = {
     "audit": {"debug": bool},
 }  # fmt: skip
 """Types of the keys that belong to no group."""
+KEYS = {
+    "train": {
+        "data", "model", "loss", "augment", "optim", "trainer", "logger", "quantify", "engine", "task", "tiles",
+        "name", "threshold", "criterion", "run_dir", *PLAIN_TYPES["train"],
+    },
+    "infer": {"quantify", "engine", "threshold", "run_dir", *PLAIN_TYPES["infer"]},
+    "audit": {"data", "audit", "run_dir", *PLAIN_TYPES["audit"]},
+}  # fmt: skip
 
 
 def check_config(cfg: DictConfig, entry_point: str, refused: Faults | None = None) -> None:
     """Check keys, missing values, classes and values of a composed configuration, and raise every fault.
 
-    Args:
-        cfg: The configuration as Hydra composed it.
-        entry_point: `train`, `infer` or `audit`.
-        refused: Takes the faults of settings if there are no other faults, so that a caller can add more faults and
-            raise all of them at once. If None, they are raised here.
+    If only settings have faults, `refused` takes them instead, so that a caller can add more and raise all at once.
     """
     faults, known = Faults(), KEYS[entry_point]
     asked: Any = OmegaConf.to_container(cfg, resolve=False)
@@ -203,9 +195,8 @@ def _check_type(key: str, value: Any, hint: Any, faults: Faults) -> None:
         return  # the constructor checks a library's own type
     try:
         # Lax lets YAML lists stand for tuples and text for paths, but would also take "3" for a number.
-        adapter.validate_python(
-            value, strict=isinstance(value, str) and _list_kinds(hint) <= {int, float, bool, NoneType}
-        )
+        strict = isinstance(value, str) and _list_kinds(hint) <= {int, float, bool, NoneType}
+        adapter.validate_python(value, strict=strict)
     except ValidationError as error:
         wanted = "; ".join(dict.fromkeys(e["msg"].lower() for e in error.errors()))
         faults.add(f"{key}={format_value(value)} is of the wrong kind: {wanted}")

@@ -79,12 +79,10 @@ def guard(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
             refuse(error, Path(str(cfg.run_dir)), debug=cfg.debug is True)
             if isinstance(error, SomeSlidesFailed):
                 return error.figure
-            if cfg.run_dir:
-                _leave_trace(Path(str(cfg.run_dir)), error)
+            _leave_trace(cfg.run_dir, error)
             return float("nan")
         except Exception as error:
-            if cfg.run_dir:
-                _leave_trace(Path(str(cfg.run_dir)), error)
+            _leave_trace(cfg.run_dir, error)
             if is_multirun():
                 # If raised, it would end the sweep before its other jobs, or before its page.
                 traceback.print_exc()
@@ -115,14 +113,15 @@ _REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room; finished wor
 _REMEDIES[errno.EFBIG] = "raise the limit on file size (ulimit -f), or use another file system"
 
 
-def _leave_trace(run_dir: Path, error: Exception) -> None:
+def _leave_trace(run_dir: object, error: Exception) -> None:
     """Write the error to the folder of a job that began or is a row of a sweep. A refused command leaves nothing."""
+    folder = Path(str(run_dir))
     begun = any(isinstance(handler, logging.FileHandler) for handler in log.handlers)
-    if begun or run_dir.parent.name.startswith("sweep-"):
+    if run_dir and (begun or folder.parent.name.startswith("sweep-")):
         with contextlib.suppress(OSError):  # the error may be that the disk is full
-            write_whole(run_dir / "error.txt", f"{type(error).__name__}: {error}\n")
-            if not (run_dir / "overrides.txt").exists():
-                write_overrides(run_dir)
+            write_whole(folder / "error.txt", f"{type(error).__name__}: {error}\n")
+            if not (folder / "overrides.txt").exists():
+                write_overrides(folder)
 
 
 def remember_sweep(folder: Path) -> None:

@@ -76,12 +76,7 @@ def is_typed(key: str) -> bool:
 
 
 def find_idle_faults(idle: Collection[str], cause: str) -> list[str]:
-    """Return one fault that names all typed keys which have no effect, or an empty list.
-
-    Args:
-        idle: Keys that have no effect in this job.
-        cause: The setting that makes them idle.
-    """
+    """Return one fault that names all typed keys which `cause`, a setting, makes idle, or an empty list."""
     given = [text for text in list_overrides() if _read_key(text) in idle]
     verb, them = ("are", "them") if len(given) > 1 else ("is", "it")
     return [f"{', '.join(given)} {verb} not used with {cause}: remove {them}"] if given else []

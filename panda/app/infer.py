@@ -18,7 +18,7 @@ from panda.app.entry_point import SomeSlidesFailed, log_to_file, make_folder
 from panda.app.inference_slides import find_labelled_slides, find_slides
 from panda.app.inference_tables import ONLY_UNGRADED, InferenceTables
 from panda.data.manifest import SlideRecord
-from panda.errors import CheckpointError, ConfigError, PandaError
+from panda.errors import CheckpointError, PandaError
 from panda.files import hold_lock
 from panda.inference.autotune import TunedMode, tune_mode
 from panda.inference.compute import EngineSettings
@@ -68,7 +68,7 @@ def infer(cfg: DictConfig) -> list[SlideResult]:
     grader = GradingPredictor.from_checkpoint(Path(cfg.grading_checkpoint), engine) if cfg.grading_checkpoint else None
     searched = cfg.threshold == "checkpoint"
     threshold = predictor.threshold.value_for(cfg.provider) if searched else float(cfg.threshold)
-    mapper = SlideMapper(predictor, threshold, quantify, grader, _slide_options(cfg), cfg.colour_map)
+    mapper = SlideMapper(predictor, threshold, quantify, grader, _read_slide_options(cfg), cfg.colour_map)
 
     # Results are written to the job's folder, and canvases to `output`, which all jobs of a multirun share.
     folder, canvases = Path(cfg.run_dir), Path(cfg.output)
@@ -126,7 +126,7 @@ def _check_inputs(
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     engine: EngineSettings = faults.build(plain, "engine")
     quantify: QuantifySettings = faults.build(plain, "quantify")
-    faults.add(*_slide_options(cfg).faults())
+    faults.add(*_read_slide_options(cfg).faults())
     searched = cfg.threshold == "checkpoint"
     if cfg.provider is not None and not searched:
         faults.add(f"provider={cfg.provider}: not used with threshold=…: remove one of them")
@@ -148,23 +148,18 @@ def _check_inputs(
         faults.raise_any()
         raise
     if cfg.provider is not None and searched:
-        with faults.collect():
-            _check_provider(cfg.provider, checkpoint.metadata.threshold)
+        known = checkpoint.metadata.threshold.by_provider
+        if not known:
+            faults.add(f"provider={cfg.provider}: the checkpoint has one threshold for all providers; remove the key")
+        elif cfg.provider not in known:
+            faults.add(f"provider={cfg.provider}: the checkpoint has thresholds for {', '.join(known)}")
     faults.raise_any()
     return engine, quantify, paths, labelled, checkpoint
 
 
-def _slide_options(cfg: DictConfig) -> SlideOptions:
+def _read_slide_options(cfg: DictConfig) -> SlideOptions:
     """Return how the slides are opened, from the keys `reader` and `mpp_override`."""
     return SlideOptions(cfg.reader, None if cfg.mpp_override is None else float(cfg.mpp_override))
-
-
-def _check_provider(provider: str, choice: ThresholdChoice) -> None:
-    """Check that the checkpoint has a threshold of its own for a provider."""
-    if not choice.by_provider:
-        raise ConfigError(f"provider={provider}: the checkpoint has one threshold for all providers; remove the key")
-    if provider not in choice.by_provider:
-        raise ConfigError(f"provider={provider}: the checkpoint has thresholds for {', '.join(choice.by_provider)}")
 
 
 def _list_notes(

@@ -5,17 +5,21 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 import wandb
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from pytorch_lightning.loggers import Logger
 
-from panda.app.build import Faults
-from panda.app.callbacks import Clock
+from panda.app.build import Faults, build
+from panda.app.callbacks import Clock, EpochSeed, LearningRateLogger, MovableCheckpoint, ProgressBar, WarningFilter
 from panda.app.config_check import check_config
+from panda.app.dashboard import replay_views
 from panda.app.distributed import find_device_faults
 from panda.app.entry_point import Interrupted, SomeSlidesFailed, log_to_file, make_folder
 from panda.app.grading import GradingExperiment
@@ -23,7 +27,8 @@ from panda.app.hydra_job import is_multirun, write_overrides
 from panda.app.resume import load_resumed_config
 from panda.app.run import Experiment, Run
 from panda.app.segmentation import SegmentationExperiment
-from panda.app.trainer import build_trainer
+from panda.app.tracking import read_metrics, replay_metrics, set_wandb_aside
+from panda.app.training_reuse import list_software_versions
 from panda.data.failures import write_failures
 from panda.errors import ConfigError
 from panda.files import hold_lock, write_json, write_whole
@@ -32,6 +37,7 @@ from panda.report.interpretation import headline_keys
 from panda.report.run_page import write_run_page
 from panda.report.run_summary import RunSummary
 from panda.report.sweep_page import write_sweep
+from panda.tasks.checkpoint import AtomicCheckpointIO
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +93,10 @@ def _run(cfg: DictConfig, folder: Path, resume: Path | None, experiment: Experim
     run = Run(cfg, folder, resume, build_trainer(cfg, folder, experiment, clock, resume), sweep, clock=clock)
     try:
         summary = experiment.run(run)
-        _finish(run, summary)
+        write_json(folder / "summary.json", summary.to_dict())
+        write_failures(folder / "failures.csv", run.failures)
+        report = write_run_page(folder)
+        log.info("%s\nreport: %s", headline(summary), report)
         figure = find_objective(summary)
     except KeyboardInterrupt as stop:
         write_failures(folder / "failures.csv", run.failures)
@@ -125,14 +134,6 @@ def find_objective(summary: RunSummary) -> float:
     return math.nan if figure is None else float(figure)
 
 
-def _finish(run: Run, summary: RunSummary) -> None:
-    """Write summary, failures and page of a run."""
-    write_json(run.folder / "summary.json", summary.to_dict())
-    write_failures(run.folder / "failures.csv", run.failures)
-    report = write_run_page(run.folder)
-    log.info("%s\nreport: %s", headline(summary), report)
-
-
 def _check_run(cfg: DictConfig, folder: Path, resume: Path | None, faults: Faults) -> None:
     """Check the run's folder and the devices."""
     if not resume and ((folder / "checkpoints").exists() or (folder / "summary.json").exists()):
@@ -148,3 +149,70 @@ def _check_run(cfg: DictConfig, folder: Path, resume: Path | None, faults: Fault
     if not found:
         # Lightning refuses some options (a GPU that does not exist) before the run has a folder.
         faults.build(plain, "trainer", logger=False, callbacks=[ModelCheckpoint()])
+
+
+def build_trainer(
+    cfg: DictConfig, folder: Path, experiment: Experiment, clock: Clock, resume: Path | None = None
+) -> pl.Trainer:
+    """Build the trainer of a run with its loggers and callbacks.
+
+    Metrics and views of a resumed run are logged again. `resume` is its checkpoint.
+    """
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    loggers = _resume_loggers(cfg, plain, folder, clock, resume)
+    monitor, mode = experiment.monitor, experiment.mode
+    callbacks: list[Callback] = [
+        WarningFilter(cfg.debug is True),
+        clock,
+        EpochSeed(cfg.seed),
+        MovableCheckpoint(
+            dirpath=folder / "checkpoints",
+            filename="best",
+            monitor=monitor,
+            mode=mode,
+            enable_version_counter=False,
+        ),
+        # Lightning's save_last follows the best checkpoint and would leave an older epoch to resume from.
+        MovableCheckpoint(
+            dirpath=folder / "checkpoints", filename="last", monitor=None, save_top_k=1, enable_version_counter=False
+        ),
+        EarlyStopping(monitor=monitor, mode=mode, patience=cfg.task.patience, check_finite=False),
+        LearningRateLogger(),
+        ProgressBar(refresh_rate=5),
+    ]
+    trainer: pl.Trainer = build(
+        plain,
+        "trainer",
+        logger=loggers,
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=str(folder),
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # the loaders split an epoch themselves
+        enable_model_summary=False,
+    )
+    return trainer
+
+
+def _resume_loggers(
+    cfg: DictConfig, plain: Mapping[str, Any], folder: Path, clock: Clock, resume: Path | None
+) -> list[Logger]:
+    """Build the loggers. In a resumed run, restore the clock and log again what was logged before."""
+    begun = torch.load(resume, weights_only=True) if resume else None
+    kept = read_metrics(folder, begun["global_step"]) if begun else []  # before a logger empties the file
+    if begun:
+        # Lightning restores the clock too, but only in the training processes.
+        clock.load_state_dict(begun["callbacks"][clock.state_key])
+        set_wandb_aside(folder)
+    loggers: list[Logger] = build(plain, "logger").build_loggers(
+        folder,
+        name=folder.name,
+        task=cfg.task.name,
+        # A resumed job still belongs to its sweep.
+        group=folder.parent.name if is_multirun() or folder.parent.name.startswith("sweep-") else None,
+        config={**plain, **list_software_versions()},
+    )
+    replay_metrics(kept, loggers)
+    if begun:
+        replay_views(folder, loggers, begun["epoch"] + 1)
+    return loggers
