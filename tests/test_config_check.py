@@ -229,7 +229,7 @@ def test_check_ignored_pixels_loss_without_ignore_raises() -> None:
     node = {"_target_": "torch.nn.HuberLoss"}
     faults = Faults()
     check_ignored_pixels(torch.nn.HuberLoss(), node, faults)
-    with pytest.raises(ConfigError, match=r"data.ignore_background=true: loss=torch.nn.HuberLoss learns"):
+    with pytest.raises(ConfigError, match=r"data.ignore_background=true: loss=torch.nn.HuberLoss does not skip"):
         faults.raise_any()
     of_grades = {"cross_entropy", "coral"}
     for option in {path.stem for path in (CONF / "loss").glob("*.yaml")} - of_grades:
