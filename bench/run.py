@@ -21,7 +21,7 @@ from bench.project import (
     UNET,
 )
 from bench.results import BASELINE, Results
-from bench.slides import FULL, QUICK, drawn_slide
+from bench.slides import FULL, QUICK, make_slide
 
 PARTS = ("reading", "extraction", "stores", "memory", "start", "training", "inference", "grading")
 
@@ -43,11 +43,11 @@ def main() -> None:
         print(f"This machine is busy (load {load:.1f} on {cores} cores): do not quote these figures.")
     results = Results()
     if {"reading", "extraction", "stores", "training", "grading"} & set(parts):
-        slide = drawn_slide(*(QUICK if options.quick else FULL))
+        slide = make_slide(*(QUICK if options.quick else FULL))
         if "reading" in parts:
             reading.measure(slide, options.rounds, results)
         if "extraction" in parts:
-            extraction.measure(slide, drawn_slide(*QUICK), options.rounds, results)
+            extraction.measure(slide, make_slide(*QUICK), options.rounds, results)
         if "stores" in parts:
             # Not at the top: the processes of all contenders import this module too, and torch comes with the stores.
             # Its NVIDIA libraries let a later `import cucim` wait for ever on a machine without GPU (cuFileDriverOpen).

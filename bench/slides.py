@@ -26,7 +26,7 @@ QUICK = (4_096, 6_144)
 Bytes = NDArray[np.uint8]
 
 
-def drawn_slide(width: int, height: int) -> SlideRecord:
+def make_slide(width: int, height: int) -> SlideRecord:
     """Draw a slide like PANDA's with its mask, or take the one drawn before.
 
     Args:
