@@ -241,13 +241,13 @@ def test_entry_point_typed_package_reaches_next_check(tmp_path: Path) -> None:
         {"hydra_logging": {"root": {"handlers": [f"ext://{SENTINEL}"]}}},
     ],
 )
-def test_hydra_builds_no_object_of_a_file(node: dict[str, Any]) -> None:
+def test_hydra_object_from_file_is_refused(node: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"hydra\.\w+.*is not allowed: remove it from the file that sets it"):
         check_hydra_node(OmegaConf.create({"hydra": node}))
     assert "tests.sentinel" not in sys.modules
 
 
-def test_hydra_builds_its_plugins_and_the_page_of_a_sweep() -> None:
+def test_hydra_builds_its_plugins_and_sweep_callback() -> None:
     joblib = {"_target_": "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher", "n_jobs": 2}
     tpe = {"_target_": "optuna.samplers.TPESampler", "seed": 1}
     optuna = {"_target_": "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper", "sampler": tpe}
@@ -257,7 +257,7 @@ def test_hydra_builds_its_plugins_and_the_page_of_a_sweep() -> None:
 
 
 @pytest.mark.parametrize("entry_point", ["train", "infer", "audit"])
-def test_an_entry_point_refuses_a_callback_of_hydra(tmp_path: Path, entry_point: str) -> None:
+def test_entry_point_hydra_callback_is_refused(tmp_path: Path, entry_point: str) -> None:
     done = run_entry_point(entry_point, tmp_path, f"+hydra.callbacks.own._target_={SENTINEL}")
     assert done.returncode == 1
     assert f"hydra.callbacks.own._target_={SENTINEL} is not allowed" in done.stderr
@@ -266,13 +266,13 @@ def test_an_entry_point_refuses_a_callback_of_hydra(tmp_path: Path, entry_point:
 
 
 @pytest.mark.parametrize("option", ["callbacks=[]", "default_root_dir=x", "logger=false", "num_sanity_val_steps=2"])
-def test_a_trainer_option_that_the_run_sets_is_refused(option: str) -> None:
+def test_registry_trainer_option_set_by_run_is_refused(option: str) -> None:
     with pytest.raises(ConfigError, match=r"trainer\.\w+=.* has no effect, because each run sets it: remove it"):
         check_config(compose_config(f"+trainer.{option}"), "train")
 
 
 @pytest.mark.parametrize("key", ["loss", "data", "trainer"])
-def test_an_option_whose_name_is_a_number_is_refused(key: str) -> None:
+def test_registry_option_named_by_number_is_refused(key: str) -> None:
     cfg = compose_config()
     OmegaConf.update(cfg, key, {**cfg[key], 5: 3}, merge=False)
     with pytest.raises(ConfigError, match=rf"{key}\.5=3"):
