@@ -342,12 +342,12 @@ def test_load_resumed_config_grading_keeps_source_of_bags(
     for name in ("last.ckpt", "best.ckpt"):
         (tmp_path / "checkpoints" / name).touch()
     (tmp_path / "config.yaml").write_text(f"task: {{name: {task}}}\nengine: {{precision: fp32, batch_size: 8}}\n")
-    monkeypatch.setattr("panda.app.resume.overrides", lambda: ["engine.batch_size=2", "engine.precision=bf16"])
+    monkeypatch.setattr("panda.app.resume.list_overrides", lambda: ["engine.batch_size=2", "engine.precision=bf16"])
     resume, typed = tmp_path / "checkpoints" / "last.ckpt", OmegaConf.create({"debug": False})
     if task == "grading":
         with pytest.raises(ConfigError, match=r"engine\.precision=bf16: a resumed grading keeps the tiles"):
             load_resumed_config(typed, resume)
-        monkeypatch.setattr("panda.app.resume.overrides", lambda: ["engine.batch_size=2"])
+        monkeypatch.setattr("panda.app.resume.list_overrides", lambda: ["engine.batch_size=2"])
     assert load_resumed_config(typed, resume).engine.batch_size == 2
 
 
@@ -365,7 +365,7 @@ def test_bag_fingerprint_depends_on_tiles_and_features(tmp_path: Path) -> None:
     ]
     assert len({str(experiment._identify_bag(item)) for item in items}) == len(items)
     moved = BagItem(record, tiles, None, tmp_path / "s-fp32.npz")
-    assert experiment._identify_bag(moved) == experiment._identity(items[2])
+    assert experiment._identify_bag(moved) == experiment._identify_bag(items[2])
 
 
 @pytest.mark.parametrize(
