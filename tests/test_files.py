@@ -179,9 +179,8 @@ from pathlib import Path
 from panda.files import hold_lock
 
 with hold_lock(Path(sys.argv[1])):
-    child = os.fork()
-    if child:
-        print(child, flush=True)
+    if os.fork() == 0:
+        print(os.getpid(), flush=True)  # by the child, which has closed its copy of the lock by now
     time.sleep(60)
 """
 
