@@ -8,23 +8,17 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, Strict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from panda.errors import ConfigError, suggest
 
-
-def _round_down(value: object) -> object:
-    """Return 1 for a float above it by rounding: a run must not fail at its end for that."""
-    return 1.0 if isinstance(value, float) and 1 < value < 1 + 1e-6 else value
-
-
 PathValue = Annotated[Path, Strict(False)]
 """A path, which YAML writes as text."""
 Names = Annotated[tuple[str, ...], Strict(False)]
 """Names, which YAML writes as a list."""
-Share = Annotated[float, Field(ge=0, le=1), BeforeValidator(_round_down)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import pytest
 from pydantic import Field
 
+from panda.data.settings import PatchSettings
 from panda.errors import ConfigError
 from panda.settings import REFUSED, Count, Names, PathValue, Settings, Share, rule
 
@@ -111,3 +112,8 @@ def test_settings_are_immutable_and_keep_plain_values() -> None:
         "size": 8, "step": None, "share": 0.5, "weight": 1.0, "edge": "pad", "names": (), "folder": None,
         "ready": False, "inner": None, "root": "here",
     }  # fmt: skip
+
+
+def test_settings_share_just_above_1_is_refused() -> None:
+    with pytest.raises(ConfigError, match="must be from 0 to 1"):
+        PatchSettings(min_tissue=1 + 1e-9)

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from panda.inference.evaluate import SCORES, SlideScore
-from panda.settings import Share
 from panda.tasks.bootstrap import compute_percentile_interval, resample_sums
-from panda.tasks.figures import Count, Figures, Interval
+from panda.tasks.figures import Count, Figures, Interval, Share
 from panda.tasks.metrics import BINS, compute_areas, score_threshold
 from panda.tasks.threshold import ThresholdChoice
 

@@ -14,9 +14,8 @@ from panda.data.manifest import SlideRecord
 from panda.inference.dataset_metrics import drop_undefined
 from panda.inference.grade import ATTENTION_SCORES, AttentionScores, Grade
 from panda.inference.slide_result import TableRow
-from panda.settings import Share
 from panda.tasks.bootstrap import compute_percentile_interval, resample_sums
-from panda.tasks.figures import Count, Figures, Interval
+from panda.tasks.figures import Count, Figures, Interval, Share
 from panda.tasks.grade_metrics import compute_grade_intervals, score_grades
 
 _NAMES = {"qwk": "qwk", "accuracy": "accuracy", "auroc": "auroc_cancer", "auroc_significant": "auroc_significant"}

@@ -12,9 +12,8 @@ from panda.data.summary import DataSummary, PatchDataSummary
 from panda.inference.dataset_metrics import SegmentationSplitFigures
 from panda.inference.grading_metrics import AttentionSplitFigures, GradingSplitFigures
 from panda.report.run_folder import read_json
-from panda.settings import Share
 from panda.tasks.calibration import Calibration
-from panda.tasks.figures import Count, Figures, Plain
+from panda.tasks.figures import Count, Figures, Plain, Share
 from panda.tasks.threshold import ThresholdChoice
 
 SCHEMA = 3

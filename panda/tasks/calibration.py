@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from scipy.optimize import brentq
 
-from panda.settings import Share
-from panda.tasks.figures import Count, Plain
+from panda.tasks.figures import Count, Plain, Share
 from panda.tasks.metrics import BINS
 
 RELIABILITY_BINS = 20

@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
+
+
+def _round_down(value: object) -> object:
+    """Return 1 for a float above it by rounding: a run must not fail at its end for that."""
+    return 1.0 if isinstance(value, float) and 1 < value < 1 + 1e-6 else value
+
 
 Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1), BeforeValidator(_round_down)]
+"""A computed share; settings take none above 1."""
 Ends = Annotated[tuple[float, float], Field(strict=False)]
 """Low and high; read from a list, because JSON has no tuples."""
 Interval = Annotated[

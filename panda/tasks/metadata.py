@@ -13,9 +13,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, JsonValue, PositiveInt, model_validator
 from pydantic_core import PydanticCustomError
 
-from panda.settings import Share
 from panda.tasks.calibration import Temperature
-from panda.tasks.figures import Plain
+from panda.tasks.figures import Plain, Share
 from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.geometry import Resolution
 from panda.wsi.label_maps import LabelMap

@@ -15,9 +15,8 @@ from pydantic import Field
 from torch import Tensor
 
 from panda.errors import ConfigError
-from panda.settings import Share
 from panda.tasks.bootstrap import compute_percentile_interval, resample_sums
-from panda.tasks.figures import Plain
+from panda.tasks.figures import Plain, Share
 from panda.tasks.metrics import BINS, compute_curve, pool_histograms
 
 DEFAULT_THRESHOLD = 0.5
