@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, JsonValue, ValidationError
 
@@ -25,11 +25,10 @@ _NOT_TESTED = "Absent if the test slides were not scored."
 class PatchFigures(Figures, frozen=True):
     """The score of `data=one_slide`, which has no validation slide."""
 
-    dice: Annotated[
-        Share | None,
-        Field(description="Pooled Dice of validation patches at their best threshold. Null if that was given."),
-    ]
-    of: Annotated[str, Field(description="What was scored.")]
+    dice: Share | None = Field(
+        description="Pooled Dice of validation patches at their best threshold. Null if that was given."
+    )
+    of: str = Field(description="What was scored.")
 
 
 class BootstrapSummary(Plain, frozen=True):
@@ -38,32 +37,31 @@ class BootstrapSummary(Plain, frozen=True):
     Draws in which the figure is undefined are left out.
     """
 
-    resamples: Annotated[Count, Field(description="Number of draws.")]
-    seed: Annotated[Count, Field(description="Seed of the draws.")]
-    level: Annotated[Share, Field(description="Share of the draws within an interval.")]
-    unit: Annotated[str, Field(description="What is drawn.")]
+    resamples: Count = Field(description="Number of draws.")
+    seed: Count = Field(description="Seed of the draws.")
+    level: Share = Field(description="Share of the draws within an interval.")
+    unit: str = Field(description="What is drawn.")
 
 
 class CommonSummary(Plain, frozen=True):
     """What the summaries of both tasks have in common."""
 
-    version: Annotated[Literal[3], Field(alias="schema", description="Version of this description.")]
-    task: Annotated[str, Field(description="`segmentation` or `grading`.")]
-    name: Annotated[str, Field(description="Name of the run's folder.")]
-    created: Annotated[str, Field(description="End of the run, ISO 8601, UTC.")]
-    seed: Annotated[Count, Field(description="Seed of weights, loaders and augmentation.")]
-    device: Annotated[str, Field(description="Device of the training.")]
-    devices: Annotated[
-        Count | None, Field(description="Number of devices that shared the training. Absent in older runs.")
-    ] = None
-    epochs: Annotated[Count, Field(description="Number of epochs.")]
-    seconds: Annotated[float, Field(description="Time of all sessions that the weights come from, s.")]
-    bootstrap: Annotated[BootstrapSummary, Field(description="How intervals are made.")]
-    trained_by: Annotated[
-        str | None,
-        Field(description="Job of the sweep whose weights were evaluated. Null if the run trained its own."),
-    ]
-    notes: Annotated[list[str], Field(description="What a reader of the figures must know.")]
+    version: Literal[3] = Field(alias="schema", description="Version of this description.")
+    task: str = Field(description="`segmentation` or `grading`.")
+    name: str = Field(description="Name of the run's folder.")
+    created: str = Field(description="End of the run, ISO 8601, UTC.")
+    seed: Count = Field(description="Seed of weights, loaders and augmentation.")
+    device: str = Field(description="Device of the training.")
+    devices: Count | None = Field(
+        default=None, description="Number of devices that shared the training. Absent in older runs."
+    )
+    epochs: Count = Field(description="Number of epochs.")
+    seconds: float = Field(description="Time of all sessions that the weights come from, s.")
+    bootstrap: BootstrapSummary = Field(description="How intervals are made.")
+    trained_by: str | None = Field(
+        description="Job of the sweep whose weights were evaluated. Null if the run trained its own."
+    )
+    notes: list[str] = Field(description="What a reader of the figures must know.")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of `summary.json`."""
@@ -75,32 +73,30 @@ class SegmentationSummary(CommonSummary, frozen=True):
     """The summary of a run of `task=segmentation`."""
 
     task: Literal["segmentation"] = "segmentation"
-    data: Annotated[PatchDataSummary, Field(description="Slides and patches.")]
-    threshold: Annotated[Share, Field(description="Common threshold of all providers.")]
-    threshold_choice: Annotated[ThresholdChoice, Field(description="Where the threshold comes from.")]
-    calibration: Annotated[
-        Calibration | None, Field(description="How far probabilities can be trusted. Null for `data=one_slide`.")
-    ]
-    val: Annotated[
-        SegmentationSplitFigures | PatchFigures,
-        Field(description="Validation slides. Epoch and threshold were chosen on them."),
-    ]
-    test: Annotated[SegmentationSplitFigures | None, Field(description=f"Test slides. {_NOT_TESTED}")] = None
+    data: PatchDataSummary = Field(description="Slides and patches.")
+    threshold: Share = Field(description="Common threshold of all providers.")
+    threshold_choice: ThresholdChoice = Field(description="Where the threshold comes from.")
+    calibration: Calibration | None = Field(
+        description="How far probabilities can be trusted. Null for `data=one_slide`."
+    )
+    val: SegmentationSplitFigures | PatchFigures = Field(
+        description="Validation slides. Epoch and threshold were chosen on them."
+    )
+    test: SegmentationSplitFigures | None = Field(default=None, description=f"Test slides. {_NOT_TESTED}")
 
 
 class GradingSummary(CommonSummary, frozen=True):
     """The summary of a run of `task=grading`."""
 
     task: Literal["grading"] = "grading"
-    threshold: Annotated[
-        Share | None,
-        Field(description="Threshold of the guiding segmentation. Null without one, or with one for each fold."),
-    ]
-    target: Annotated[Literal["isup", "cancer"], Field(description="What was learned.")]
-    tiles: Annotated[dict[str, JsonValue], Field(description="How tiles were chosen: keys of `tiles`.")]
-    data: Annotated[DataSummary, Field(description="Slides.")]
-    val: Annotated[GradingSplitFigures, Field(description="Validation slides. The epoch was chosen on them.")]
-    test: Annotated[AttentionSplitFigures | None, Field(description=f"Test slides. {_NOT_TESTED}")] = None
+    threshold: Share | None = Field(
+        description="Threshold of the guiding segmentation. Null without one, or with one for each fold."
+    )
+    target: Literal["isup", "cancer"] = Field(description="What was learned.")
+    tiles: dict[str, JsonValue] = Field(description="How tiles were chosen: keys of `tiles`.")
+    data: DataSummary = Field(description="Slides.")
+    val: GradingSplitFigures = Field(description="Validation slides. The epoch was chosen on them.")
+    test: AttentionSplitFigures | None = Field(default=None, description=f"Test slides. {_NOT_TESTED}")
 
 
 RunSummary = SegmentationSummary | GradingSummary

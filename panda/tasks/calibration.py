@@ -34,31 +34,23 @@ class Temperature(Plain, frozen=True):
     T above 1 means that the network is overconfident, below 1 that it is underconfident.
     """
 
-    value: Annotated[
-        Annotated[float, Field(gt=0)] | None,
-        Field(description="T: sigmoid(logit(p) / T) is most likely on validation. Null for the reason in `note`."),
-    ]
-    note: Annotated[str, Field(description="Why there is no temperature, otherwise empty.")]
-    chosen_on: Annotated[str, Field(description="The slides it was fitted on.")]
-    date: Annotated[str, Field(description="Date of the fit, ISO 8601, UTC.")]
+    value: Annotated[float, Field(gt=0)] | None = Field(
+        description="T: sigmoid(logit(p) / T) is most likely on validation. Null for the reason in `note`."
+    )
+    note: str = Field(description="Why there is no temperature, otherwise empty.")
+    chosen_on: str = Field(description="The slides it was fitted on.")
+    date: str = Field(description="Date of the fit, ISO 8601, UTC.")
 
 
 class CalibrationScores(Plain, frozen=True):
     """Errors of the probabilities of a split, over pixels of tissue."""
 
-    ece: Annotated[
-        Share | None,
-        Field(description="Mean distance of probability and share of cancer, over bins. Null without pixels."),
-    ]
-    nll: Annotated[
-        float | None, Field(description="Mean negative log-likelihood of a pixel, nat. Null without pixels.")
-    ]
-    ece_scaled: Annotated[
-        Share | None, Field(description="`ece` at the temperature. Null without pixels or temperature.")
-    ]
-    nll_scaled: Annotated[
-        float | None, Field(description="`nll` at the temperature, nat. Null without pixels or temperature.")
-    ]
+    ece: Share | None = Field(
+        description="Mean distance of probability and share of cancer, over bins. Null without pixels."
+    )
+    nll: float | None = Field(description="Mean negative log-likelihood of a pixel, nat. Null without pixels.")
+    ece_scaled: Share | None = Field(description="`ece` at the temperature. Null without pixels or temperature.")
+    nll_scaled: float | None = Field(description="`nll` at the temperature, nat. Null without pixels or temperature.")
 
 
 class Calibration(Temperature, frozen=True):
@@ -68,11 +60,9 @@ class Calibration(Temperature, frozen=True):
     order, so the threshold would move with it and every mask would stay the same.
     """
 
-    bins: Annotated[Count, Field(description="Bins of equal width for `ece`.")]
-    val: Annotated[CalibrationScores, Field(description="Validation slides, on which T was fitted.")]
-    test: Annotated[
-        CalibrationScores | None, Field(description="Test slides. Null if the test slides were not scored.")
-    ]
+    bins: Count = Field(description="Bins of equal width for `ece`.")
+    val: CalibrationScores = Field(description="Validation slides, on which T was fitted.")
+    test: CalibrationScores | None = Field(description="Test slides. Null if the test slides were not scored.")
 
 
 def fit_temperature(hist: NDArray[np.int64], chosen_on: str, date: str) -> Temperature:

@@ -144,7 +144,7 @@ class SegmentationMetadata(CheckpointMetadata, frozen=True):
     FORMAT = 1
 
     patch_size: PositiveInt
-    overlap: Annotated[float, Field(ge=0, lt=1)]
+    overlap: float = Field(ge=0, lt=1)
     label_maps: dict[str, LabelMap]
     threshold: ThresholdChoice
     precision: Literal["fp32", "bf16"]

@@ -129,28 +129,22 @@ CRITERIA: Mapping[str, Criterion] = MappingProxyType(
 class Threshold(Plain, frozen=True):
     """A threshold and its origin."""
 
-    value: Annotated[
-        float, Field(ge=0, lt=1, description="A pixel is cancer if its probability is at least this; 0 to below 1.")
-    ]
-    criterion: Annotated[
-        str,
-        Field(
-            description=f"What was best there: {', '.join(CRITERIA)}. `default` or `given` if nothing was searched, "
-            "`all_providers` if a provider takes the threshold of all."
-        ),
-    ]
-    score: Annotated[float | None, Field(description="Value of the criterion. Null if nothing was searched.")]
-    chosen_on: Annotated[str, Field(description="The slides it was chosen on, or why there was no search.")]
-    date: Annotated[str, Field(description="Date of the choice, ISO 8601, UTC.")]
-    cost_ratio: Annotated[
-        Annotated[float, Field(gt=0)] | None,
-        Field(description="False-positive pixels that one missed cancer pixel is worth. Null if it was not used."),
-    ] = None
-    interval: Annotated[
-        Annotated[tuple[Share, Share], Field(strict=False)] | None,
-        Field(description="Bootstrap 95 % interval of the value. Null for the reason in `interval_note`."),
-    ] = None
-    interval_note: Annotated[str, Field(description="Why there is no interval, otherwise empty.")] = ""
+    value: float = Field(ge=0, lt=1, description="A pixel is cancer if its probability is at least this; 0 to below 1.")
+    criterion: str = Field(
+        description=f"What was best there: {', '.join(CRITERIA)}. `default` or `given` if nothing was searched, "
+        "`all_providers` if a provider takes the threshold of all."
+    )
+    score: float | None = Field(description="Value of the criterion. Null if nothing was searched.")
+    chosen_on: str = Field(description="The slides it was chosen on, or why there was no search.")
+    date: str = Field(description="Date of the choice, ISO 8601, UTC.")
+    cost_ratio: Annotated[float, Field(gt=0)] | None = Field(
+        default=None,
+        description="False-positive pixels that one missed cancer pixel is worth. Null if it was not used.",
+    )
+    interval: Annotated[tuple[Share, Share], Field(strict=False)] | None = Field(
+        default=None, description="Bootstrap 95 % interval of the value. Null for the reason in `interval_note`."
+    )
+    interval_note: str = Field(default="", description="Why there is no interval, otherwise empty.")
 
     @classmethod
     def from_default(cls, reason: str) -> Self:
@@ -171,10 +165,9 @@ class Threshold(Plain, frozen=True):
 class ThresholdChoice(Threshold, frozen=True):
     """The threshold that was chosen on all validation slides; checkpoint and summary have the same."""
 
-    by_provider: Annotated[
-        dict[str, Threshold],
-        Field(description="Provider to its own threshold; empty without `threshold_per_provider=true`."),
-    ] = Field(default_factory=dict)
+    by_provider: dict[str, Threshold] = Field(
+        default_factory=dict, description="Provider to its own threshold; empty without `threshold_per_provider=true`."
+    )
 
     def value_for(self, provider: str | None) -> float:
         """Return the threshold for slides of a provider: its own if it has one, otherwise the common one."""

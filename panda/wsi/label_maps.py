@@ -36,10 +36,10 @@ class LabelMap(BaseModel, frozen=True, extra="forbid"):
         patterns: The Gleason pattern of a code that has one.
     """
 
-    names: Annotated[dict[Code, str], Field(min_length=1, description="a name for each code, 0 to 255")]
-    cancer: Annotated[tuple[Code, ...], Field(description="a list of codes, 0 to 255")]
-    unlabelled: Annotated[tuple[Code, ...], Field(description="a list of codes, 0 to 255, [] for none")]
-    patterns: Annotated[dict[Code, Pattern], Field(description="the Gleason pattern, 1 to 5, of each such code")] = {}
+    names: dict[Code, str] = Field(min_length=1, description="a name for each code, 0 to 255")
+    cancer: tuple[Code, ...] = Field(description="a list of codes, 0 to 255")
+    unlabelled: tuple[Code, ...] = Field(description="a list of codes, 0 to 255, [] for none")
+    patterns: dict[Code, Pattern] = Field(default={}, description="the Gleason pattern, 1 to 5, of each such code")
 
     @field_validator("cancer", "unlabelled")
     @classmethod
