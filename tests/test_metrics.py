@@ -71,7 +71,7 @@ def slide(seed: int, part: float, pixels: int = 500) -> tuple[torch.Tensor, torc
 @pytest.mark.parametrize("part", [0.0, 0.01, 0.4, 1.0])
 def test_compute_curve_matches_all_pixels(part: float) -> None:
     prob, target = slide(1, part)
-    found = compute_curve(*count_probabilities(prob, target))
+    found = compute_curve(count_probabilities(prob, target))
     p, t = prob.double().numpy(), target.numpy()
     for k in range(0, BINS, 7):
         predicted = p >= k / 1000
@@ -90,7 +90,7 @@ def test_compute_curve_matches_all_pixels(part: float) -> None:
 def test_compute_curve_no_pixels() -> None:
     empty = count_probabilities(torch.rand(0), torch.zeros(0, dtype=torch.bool))
     assert empty.shape == (2, BINS)
-    assert np.isnan(compute_curve(*empty).dice).all()
+    assert np.isnan(compute_curve(empty).dice).all()
     assert math.isnan(compute_dice(empty, 0.5))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import logging
 import time
 from pathlib import Path
@@ -34,6 +33,7 @@ from panda.report.inference_page import write_inference_page
 from panda.report.inference_summary import InferenceSummary, LastRun
 from panda.report.slide_page import write_slide_page
 from panda.tasks.checkpoint import Checkpoint, read_checkpoint
+from panda.tasks.figures import write_now
 from panda.tasks.metadata import SegmentationMetadata
 from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.slide import SlideOptions
@@ -222,7 +222,7 @@ def _summarize(
         reader=mapper.slide_options.reader,
         mpp_override=mapper.slide_options.mpp_override,
         device=str(engine.torch_device),
-        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        date=write_now(),
         last_run=last_run,
         labels=cfg.labels,
         notes=notes,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import logging
 import warnings
 from collections.abc import Mapping
@@ -33,6 +32,7 @@ from panda.files import hold_lock
 from panda.report.run_summary import SCHEMA, BootstrapSummary, RunSummary
 from panda.tasks.bootstrap import RESAMPLES
 from panda.tasks.checkpoint import read_checkpoint
+from panda.tasks.figures import write_now
 from panda.tasks.grading import GradingTask
 from panda.tasks.metadata import CheckpointMetadata
 from panda.tasks.segmentation import SegmentationTask
@@ -92,7 +92,7 @@ class Run:
         return {
             "schema": SCHEMA,
             "name": self.folder.name,
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "created": write_now(),
             "seed": self.cfg.seed,
             "device": str(self.trainer.strategy.root_device),
             "devices": self.trainer.world_size,

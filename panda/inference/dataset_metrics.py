@@ -13,7 +13,7 @@ from pydantic import Field
 from panda.inference.evaluate import SCORES, SlideScore
 from panda.tasks.bootstrap import compute_percentile_interval, resample_sums
 from panda.tasks.figures import Count, Figures, Interval, Share
-from panda.tasks.metrics import BINS, compute_areas, score_threshold
+from panda.tasks.metrics import BINS, compute_areas, divide, score_threshold
 from panda.tasks.threshold import ThresholdChoice
 
 _MEANS = (*(f"{name}_mean_slide" for name in SCORES), "fp_mm2_benign_slides")
@@ -181,7 +181,7 @@ def _divide_sums(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     below = np.stack([2 * tp + fp + fn, tp + fp + fn, tp + fp, tp + fn], axis=-1) * (tp + fn > 0)[..., None]
     above = np.concatenate([above, sums[..., 3 : 3 + len(_MEANS)]], axis=-1)
     below = np.concatenate([below, sums[..., 3 + len(_MEANS) :]], axis=-1)
-    return np.asarray(np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0))
+    return divide(above, below)
 
 
 def _compute_pixel_areas(hists: NDArray[Any]) -> NDArray[np.float64]:

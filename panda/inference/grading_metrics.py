@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from panda.data.manifest import SlideRecord
@@ -17,6 +16,7 @@ from panda.inference.slide_result import TableRow
 from panda.tasks.bootstrap import compute_percentile_interval, resample_sums
 from panda.tasks.figures import Count, Figures, Interval, Share
 from panda.tasks.grade_metrics import compute_grade_intervals, score_grades
+from panda.tasks.metrics import divide
 
 _NAMES = {"qwk": "qwk", "accuracy": "accuracy", "auroc": "auroc_cancer", "auroc_significant": "auroc_significant"}
 """Figure with an interval to its name in `score_grades`."""
@@ -142,11 +142,8 @@ def _compute_attention(graded: Sequence[GradedSlide], seed: int) -> dict[str, An
         values = [(group, value) for group, scores in known if (value := getattr(scores, key)) is not None]
         found[key] = float(np.mean([value for _, value in values])) if values else None
         sums = np.array([[value, 1.0] for _, value in values]).reshape(-1, 2)
-        drawn = resample_sums(sums, [group for group, _ in values], _divide_pairs, seed=seed)
+        drawn = resample_sums(
+            sums, [group for group, _ in values], lambda pair: divide(pair[..., 0], pair[..., 1]), seed=seed
+        )
         found[f"{key}_interval"] = drop_undefined(compute_percentile_interval(drawn)) if values else None
     return found
-
-
-def _divide_pairs(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Divide (…, 2) sums by counts."""
-    return np.asarray(sums[..., 0] / sums[..., 1])

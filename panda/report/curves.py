@@ -48,7 +48,7 @@ def write_threshold_curve(
         png_path: The picture.
         providers: Slide to provider; needed if the choice has thresholds by provider.
     """
-    total = compute_curve(*pool_histograms(hists))
+    total = compute_curve(pool_histograms(hists))
     columns: dict[str, NDArray[Any]] = {
         "threshold": total.thresholds,
         **{

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, Field
@@ -22,6 +23,11 @@ Interval = Annotated[
     Ends | None,
     Field(description="Bootstrap 95 % interval of the figure above. Null without figure, or with one group of slides."),
 ]
+
+
+def write_now() -> str:
+    """Return the present date and time, ISO 8601, UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 class Plain(BaseModel, frozen=True, strict=True, extra="forbid", allow_inf_nan=False):

@@ -133,9 +133,9 @@ class ThresholdCurve:
     recall: NDArray[np.float64]
 
 
-def compute_curve(cancer_hist: ArrayLike | Tensor, other_hist: ArrayLike | Tensor) -> ThresholdCurve:
-    """Score every threshold, from the counts of cancer and of other pixels, (BINS,) each."""
-    cancer, other = _to_counts([cancer_hist, other_hist])
+def compute_curve(hist: ArrayLike | Tensor) -> ThresholdCurve:
+    """Score a histogram at every threshold."""
+    cancer, other = _to_counts(hist)
     tp = cancer[::-1].cumsum()[::-1]
     fp = other[::-1].cumsum()[::-1]
     fn = cancer.sum() - tp
@@ -144,25 +144,22 @@ def compute_curve(cancer_hist: ArrayLike | Tensor, other_hist: ArrayLike | Tenso
         tp=tp,
         fp=fp,
         fn=fn,
-        dice=_divide(2 * tp, 2 * tp + fp + fn),
-        iou=_divide(tp, tp + fp + fn),
-        precision=_divide(tp, tp + fp),
-        recall=_divide(tp, tp + fn),
+        dice=divide(2 * tp, 2 * tp + fp + fn),
+        iou=divide(tp, tp + fp + fn),
+        precision=divide(tp, tp + fp),
+        recall=divide(tp, tp + fn),
     )
 
 
-def _divide(above: NDArray[np.int64], below: NDArray[np.int64]) -> NDArray[np.float64]:
-    scores = np.full(below.shape, np.nan)
-    np.divide(above, below, out=scores, where=below > 0)
-    return scores
+def divide(above: NDArray[Any], below: NDArray[Any]) -> NDArray[np.float64]:
+    """Divide arrays of shapes that broadcast; NaN if the divisor is 0."""
+    scores = np.full(np.broadcast_shapes(above.shape, below.shape), np.nan)
+    return np.asarray(np.divide(above, below, out=scores, where=below > 0))
 
 
 def _to_counts(hist: Any) -> NDArray[np.int64]:
     """Return any histogram as (2, BINS) int64 on the CPU."""
-    if isinstance(hist, Tensor):
-        hist = hist.detach().cpu().numpy()
-    else:
-        hist = np.stack([row.detach().cpu().numpy() if isinstance(row, Tensor) else np.asarray(row) for row in hist])
+    hist = np.asarray(hist.detach().cpu() if isinstance(hist, Tensor) else hist)
     if hist.shape != (2, BINS) or not np.issubdtype(hist.dtype, np.integer):
         raise ValueError(f"a histogram is (2, {BINS}) integers, not {hist.shape} {hist.dtype}")
     return np.asarray(hist, dtype=np.int64)
@@ -228,7 +225,7 @@ class PixelScores:
 def score_threshold(hist: ArrayLike | Tensor, threshold: float) -> PixelScores:
     """Score one histogram at one threshold."""
     k = find_threshold_bin(threshold)
-    curve = compute_curve(*_to_counts(hist))
+    curve = compute_curve(hist)
     ratios = (float(score[k]) for score in (curve.dice, curve.iou, curve.precision, curve.recall))
     counts = (int(count[k]) for count in (curve.tp, curve.fp, curve.fn))
     return PixelScores(*counts, *(None if math.isnan(ratio) else ratio for ratio in ratios))
@@ -236,7 +233,7 @@ def score_threshold(hist: ArrayLike | Tensor, threshold: float) -> PixelScores:
 
 def compute_dice(hist: ArrayLike | Tensor, threshold: float) -> float:
     """Compute the Dice of a histogram at a threshold; NaN if there is neither cancer nor a positive."""
-    return float(compute_curve(*_to_counts(hist)).dice[find_threshold_bin(threshold)])
+    return float(compute_curve(hist).dice[find_threshold_bin(threshold)])
 
 
 def pool_histograms(histograms: Mapping[str, ArrayLike | Tensor]) -> NDArray[np.int64]:

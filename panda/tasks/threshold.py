@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Annotated, Self
 
@@ -16,8 +15,8 @@ from torch import Tensor
 
 from panda.errors import ConfigError
 from panda.tasks.bootstrap import compute_percentile_interval, resample_sums
-from panda.tasks.figures import Plain, Share
-from panda.tasks.metrics import BINS, compute_curve, pool_histograms
+from panda.tasks.figures import Plain, Share, write_now
+from panda.tasks.metrics import BINS, compute_curve, divide, pool_histograms
 
 DEFAULT_THRESHOLD = 0.5
 """Threshold if there is nothing to choose by."""
@@ -27,34 +26,29 @@ Array = NDArray[np.float64]
 
 
 def _count_positives(hist: ArrayLike | Tensor) -> Array:
-    found = compute_curve(*pool_histograms({"": hist}))
+    found = compute_curve(hist)
     return np.stack([found.tp, found.fp]).astype(np.float64)
 
 
 def _measure_dice(hist: ArrayLike | Tensor) -> Array:
-    found = compute_curve(*pool_histograms({"": hist}))
+    found = compute_curve(hist)
     if not found.tp[0]:
         return np.zeros((2, BINS))
     return np.stack([found.dice, np.ones(BINS)])
 
 
-def _divide(above: Array, below: Array) -> Array:
-    below = np.broadcast_to(below, above.shape)
-    return np.asarray(np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0))
-
-
 def _score_pooled_dice(tp: Array, fp: Array, _: float) -> Array:
     cancer = tp[..., :1]  # at threshold 0 every pixel is positive
-    return np.asarray(np.where(cancer > 0, _divide(2 * tp, tp + fp + cancer), np.nan))
+    return np.asarray(np.where(cancer > 0, divide(2 * tp, tp + fp + cancer), np.nan))
 
 
 def _score_youden(tp: Array, fp: Array, _: float) -> Array:
-    return _divide(tp, tp[..., :1]) - _divide(fp, fp[..., :1])
+    return divide(tp, tp[..., :1]) - divide(fp, fp[..., :1])
 
 
 def _score_cost(tp: Array, fp: Array, ratio: float) -> Array:
     cancer, other = tp[..., :1], fp[..., :1]
-    share = _divide(ratio * (cancer - tp) + fp, ratio * cancer + other)
+    share = divide(ratio * (cancer - tp) + fp, ratio * cancer + other)
     return np.asarray(np.where(cancer > 0, share, np.nan))
 
 
@@ -99,7 +93,7 @@ CRITERIA: Mapping[str, Criterion] = MappingProxyType(
         "dice_mean_slide": Criterion(
             "mean Dice per slide",
             "Mean Dice of the slides with cancer, each with the same weight. Slides without cancer do not count.",
-            lambda dice, slides, _: _divide(dice, slides),
+            lambda dice, slides, _: divide(dice, slides),
             terms=_measure_dice,
         ),
         "f1": Criterion(
@@ -159,7 +153,7 @@ class Threshold(Plain, frozen=True):
     @classmethod
     def _make_unsearched(cls, value: float, criterion: str, reason: str) -> Self:
         note = "nothing was searched"
-        return cls(value=value, criterion=criterion, score=None, chosen_on=reason, date=_get_date(), interval_note=note)
+        return cls(value=value, criterion=criterion, score=None, chosen_on=reason, date=write_now(), interval_note=note)
 
 
 class ThresholdChoice(Threshold, frozen=True):
@@ -171,8 +165,7 @@ class ThresholdChoice(Threshold, frozen=True):
 
     def value_for(self, provider: str | None) -> float:
         """Return the threshold for slides of a provider: its own if it has one, otherwise the common one."""
-        own = self.by_provider.get(provider) if provider is not None else None
-        return self.value if own is None else own.value
+        return self.by_provider.get(provider or "", self).value
 
 
 def find_criterion(name: str) -> Criterion:
@@ -245,8 +238,8 @@ def search_threshold(
 def score_by_criterion(slide_histograms: Histograms, criterion: str, cost_ratio: float | None = None) -> Array:
     """Score every threshold by a criterion of `CRITERIA`, (BINS,); NaN if undefined."""
     rule = find_criterion(criterion)
-    ranked = rule.rank(_stack_terms(slide_histograms, rule).sum(axis=0), cost_ratio)
-    return -ranked if rule.lowest_is_best else ranked
+    first, second = _stack_terms(slide_histograms, rule).sum(axis=0)
+    return rule.score(first, second, cost_ratio or 1.0)
 
 
 def _stack_terms(slide_histograms: Histograms, rule: Criterion) -> Array:
@@ -269,8 +262,7 @@ def _choose(
     k = _find_best_bin(ranked)
     if k is None:
         lacking = "cancer pixel" if not pool_histograms(hists)[0].any() else "pixel without cancer"
-        reason = f"not searched: no {lacking} among the {len(hists)} slides of {chosen_on}"
-        return Threshold.from_default(reason)
+        return Threshold.from_default(f"not searched: no {lacking} among the {len(hists)} slides of {chosen_on}")
 
     def search(sums: Array) -> Array:
         bins = map(_find_best_bin, rule.rank(sums, cost_ratio))
@@ -289,15 +281,11 @@ def _choose(
         criterion=criterion,
         score=float(-ranked[k] if rule.lowest_is_best else ranked[k]),
         chosen_on=chosen_on,
-        date=_get_date(),
+        date=write_now(),
         cost_ratio=cost_ratio,
         interval=interval,
         interval_note=note,
     )
-
-
-def _get_date() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _find_best_bin(ranked: Array) -> int | None:
