@@ -96,7 +96,47 @@ def test_load_label_maps_folder_without_maps_raises(tmp_path: Path) -> None:
         load_label_maps(tmp_path)
 
 
-def test_load_label_maps_code_given_twice_raises(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text(GOOD.replace("7: cancer", "7: cancer, 7: benign"))
-    with pytest.raises(ConfigError, match=r"a\.yaml: names\.7 is given twice: remove one"):
+@pytest.mark.parametrize(
+    ("other", "key"),
+    [
+        ("names: {0: other, 7: cancer, 7: benign}", "names.7"),
+        ("names: {0: other, 7: cancer, 0x7: benign}", "names.7"),
+        ("names: {0: other, 7: cancer, 1: benign, true: stroma}", "names.1"),
+        ("names: {0: other, 7: cancer}\npatterns: {7: 3, 7: 4}", "patterns.7"),
+        ("names: {0: other, 7: cancer}\nnames: {0: other}", "names"),
+    ],
+)
+def test_load_label_maps_key_given_twice_raises(tmp_path: Path, other: str, key: str) -> None:
+    (tmp_path / "a.yaml").write_text(GOOD.replace("names: {0: other, 7: cancer}", other))
+    with pytest.raises(ConfigError, match=rf"a\.yaml: {key} is given twice: remove one"):
         load_label_maps(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("names: {true: cancer, 7: other}", "names.1 is True: give a name for each code, 0 to 255"),
+        ("names: {0: other, 1.0: cancer}", "names.1.0 is 1.0: give a name for each code, 0 to 255"),
+        ("names: {0: other, '7': cancer}", "names.7 is '7': give a name for each code, 0 to 255"),
+        ("cancer: [true]", "cancer.0 is True: give a list of codes, 0 to 255"),
+        ("unlabelled: [no]", "unlabelled.0 is False: give a list of codes, 0 to 255, [] for none"),
+        ("patterns: {7: true}", "patterns.7 is True: give the Gleason pattern, 1 to 5, of each such code"),
+    ],
+)
+def test_load_label_maps_code_of_other_type_raises(tmp_path: Path, line: str, fault: str) -> None:
+    key = line.partition(":")[0]
+    lines = [own for own in GOOD.splitlines() if not own.startswith(key)]
+    (tmp_path / "a.yaml").write_text("\n".join([line, *lines]))
+    with pytest.raises(ConfigError) as caught:
+        load_label_maps(tmp_path)
+    assert f"{tmp_path}/a.yaml: {fault}" in caught.value.faults
+
+
+def test_load_label_maps_names_that_differ_in_case_raise(tmp_path: Path) -> None:
+    for name in ("Leuven", "leuven", "other"):
+        (tmp_path / f"{name}.yaml").write_text(GOOD)
+    with pytest.raises(ConfigError) as caught:
+        load_label_maps(tmp_path)
+    assert caught.value.faults == [
+        f"{tmp_path}/Leuven.yaml and leuven.yaml differ in upper and lower case only: remove or rename one"
+    ]

@@ -12,7 +12,6 @@ import cv2
 import numpy as np
 import yaml  # type: ignore[import-untyped]
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
 from panda.errors import ConfigError, MaskError, suggest
@@ -75,7 +74,10 @@ def load_label_maps(folder: Path) -> Mapping[str, LabelMap]:
     """
     found: dict[str, LabelMap] = {}
     faults: list[str] = []
+    paths: dict[str, Path] = {}
     for path in sorted(folder.glob("*.yaml")):
+        if (other := paths.setdefault(path.stem.casefold(), path)) is not path:
+            faults.append(f"{other} and {path.name} differ in upper and lower case only: remove or rename one")
         try:
             found[path.stem] = _read_label_map(path)
         except ConfigError as error:
@@ -90,20 +92,31 @@ def load_label_maps(folder: Path) -> Mapping[str, LabelMap]:
 def _read_label_map(path: Path) -> LabelMap:
     """Read one file; raise ConfigError with all its faults."""
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-        nodes = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
-    except Exception as error:  # errors of the system, of the YAML parser and of OmegaConf
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        document = loader.get_single_node()
+        content = loader.construct_document(document) if document else None
+        twice = _find_repeated_keys(loader, document)
+    except Exception as error:  # errors of the system and of the YAML parser
         raise ConfigError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())}); correct it") from error
-    # OmegaConf refuses duplicate keys only if they are text.
-    keys = nodes.value if isinstance(nodes, yaml.MappingNode) else []
-    tables = [(key.value, node) for key, node in keys if isinstance(node, yaml.MappingNode)]
-    given = [f"{key}.{code.value}" for key, node in tables for code, _ in node.value]
-    if twice := sorted({key for key in given if given.count(key) > 1}):
+    if twice:
         raise ConfigError([f"{path}: {key} is given twice: remove one" for key in twice])
     try:
-        return LabelMap.model_validate(content)
+        if isinstance(content, dict):
+            lists = {key: tuple(content[key]) for key in ("cancer", "unlabelled") if isinstance(content.get(key), list)}
+            content |= lists
+        # Strict, because YAML's true would count as code 1.
+        return LabelMap.model_validate(content, strict=True)
     except ValidationError as error:
         raise ConfigError([f"{path}: {_describe(fault)}" for fault in error.errors()]) from error
+
+
+def _find_repeated_keys(loader: yaml.SafeLoader, document: yaml.Node | None) -> list[str]:
+    """Return the keys of a document and of its tables that occur twice, which the parser accepts."""
+    keys = document.value if isinstance(document, yaml.MappingNode) else []
+    given: list[tuple[Any, ...]] = [(key.value,) for key, _ in keys]
+    tables = [(key.value, node) for key, node in keys if isinstance(node, yaml.MappingNode)]
+    given += [(key, loader.construct_object(code)) for key, node in tables for code, _ in node.value]
+    return [".".join(map(str, key)) for key in dict.fromkeys(given) if given.count(key) > 1]
 
 
 def _describe(fault: Mapping[str, Any]) -> str:
