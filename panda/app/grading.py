@@ -122,15 +122,14 @@ class GradingExperiment:
         for name, records in splits.items():
             if name == "test" and not self.cfg.test_slides:
                 continue
-            outcome = run_over_slides(
+            items[name] = run_over_slides(
                 records,
                 lambda record: record.slide_id,
                 f"tiles of {name}",
                 # The grader reads the tiles of test slides itself.
                 functools.partial(self._make_bag, mpps[name], cache if name != "test" else None),
+                run.failures.append,
             )
-            run.failures.extend(outcome.failures)
-            items[name] = outcome.results
             if not items[name] and records:
                 raise ManifestError(f"no slide of the {name} split could be used: {run.failures[-1].message}")
         metadata = GradingMetadata(
@@ -231,22 +230,28 @@ class GradingExperiment:
     ) -> list[GradedSlide]:
         """Grade the slides of bags and write their table."""
         tested = split == "test"
-        folder = run.folder / "slides" if tested else None
         grading = SlideGrading(
-            grader, self.guidance, self.quantify, self.data.settings.slide_options, self.cfg.colour_map, folder
+            grader,
+            self.guidance,
+            self.quantify,
+            self.data.settings.slide_options,
+            self.cfg.colour_map,
+            run.folder / "slides" if tested else None,
+            run.failures,
         )
-        outcome = run_over_slides(
-            [item.record for item in items], lambda record: record.slide_id, f"grades of {split}", grading.grade_slide
+        found = run_over_slides(
+            [item.record for item in items],
+            lambda record: record.slide_id,
+            f"grades of {split}",
+            grading.grade_slide,
+            run.failures.append,
         )
-        run.failures.extend([*grading.ungraded, *outcome.failures])
         if unusable := grading.unusable_masks:
             run.notes.append(
                 f"The label masks of {len(unusable)} graded slides cannot be used, so their attention was not scored. "
                 f"The first: {unusable[0]}"
             )
-        graded = [
-            GradedSlide(record, self._find_class(record), grade) for record, grade in filter(None, outcome.results)
-        ]
+        graded = [GradedSlide(record, self._find_class(record), grade) for record, grade in filter(None, found)]
         if graded:
             rows = [slide.to_row(attention=tested) for slide in graded]
             write_table(run.folder / f"{split}_slides.csv", rows)

@@ -109,12 +109,11 @@ def _score_validation(
         finally:
             remove(canvases)  # the canvases of a large split would fill the disk
 
-    outcome = run_over_slides(val, lambda record: record.slide_id, "validation", score)
-    run.failures.extend(outcome.failures)
-    if not outcome.results:
+    results = run_over_slides(val, lambda record: record.slide_id, "validation", score, run.failures.append)
+    if not results:
         raise PandaError(f"no validation slide could be scored: {run.failures[-1].message}")
     write_scores(run.folder / SCORES, scored)
-    return outcome.results
+    return results
 
 
 def _list_providers(scores: Sequence[SlideScore]) -> dict[str, str]:

@@ -41,7 +41,7 @@ class SlideGrading:
     Attributes:
         folder: Gets one folder per slide with its page, its pictures, and its map if a segmentation guides. Attention
             is scored against label masks. If None, slides are only graded.
-        ungraded: Failures of slides that were mapped and not graded.
+        failures: Gets the failures of slides that were mapped and not graded.
         unusable_masks: Faults of the label masks of slides that were graded without them.
     """
 
@@ -51,7 +51,7 @@ class SlideGrading:
     slide_options: SlideOptions
     colour_map: ColourMap
     folder: Path | None
-    ungraded: list[Failure] = field(default_factory=list)
+    failures: list[Failure]
     unusable_masks: list[str] = field(default_factory=list)
 
     def grade_slide(self, record: SlideRecord, bar: tqdm[Any]) -> tuple[SlideRecord, Grade] | None:
@@ -84,7 +84,7 @@ class SlideGrading:
                 known = (record, label) if label else None
                 mapped = mapper.map(slide, tissue, own, canvas_path, make_tile_callback(bar), labelled=known)
                 if mapped.ungraded:
-                    self.ungraded.append(mapped.ungraded)
+                    self.failures.append(mapped.ungraded)
                 grade = mapped.grade
         draw_attention_tiles(grade, own / "attention_tiles.png")
         write_slide_page(own)

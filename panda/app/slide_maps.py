@@ -81,14 +81,13 @@ def map_slides(
         table.append(asdict(mapped.score.compute_metrics(threshold)) | mapped.result.model_dump(include=QUANTIFIED))
         return mapped.score
 
-    outcome = run_over_slides(records, lambda record: record.slide_id, "slides", work)
-    run.failures.extend(outcome.failures)
+    scores = run_over_slides(records, lambda record: record.slide_id, "slides", work, run.failures.append)
     _draw_panels(run, panels)
     if table:
         write_table(table_path, table)
         if run.wandb is not None:
             log_slides(run.wandb, table_path.stem, table, run.folder / "slides")
-    return outcome.results
+    return scores
 
 
 def _draw_panels(run: Run, panels: dict[float, list[PanelRow]]) -> None:

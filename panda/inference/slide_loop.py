@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -19,22 +18,14 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-@dataclass
-class Outcome(Generic[R]):
-    """Results of the slides that succeeded and failures of the others, both in slide order."""
-
-    results: list[R] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
-
-
 def run_over_slides(
     items: Sequence[T],
     slide_id: Callable[[T], str],
     stage: str,
     work: Callable[[T, tqdm[Any]], R],
-    on_failure: Callable[[Failure], None] | None = None,
-) -> Outcome[R]:
-    """Run `work` for each slide under a progress bar; record a slide that fails and continue with the next.
+    on_failure: Callable[[Failure], None],
+) -> list[R]:
+    """Run `work` for each slide under a progress bar, and return the results; continue after a slide that fails.
 
     Args:
         items: One item per slide, for example its path or its record.
@@ -47,17 +38,14 @@ def run_over_slides(
         OSError: If the disk is full or cannot be written, because the next slide would fail in the same way.
         MemoryError: If memory is exhausted, for the same reason; `torch.OutOfMemoryError` for a GPU.
     """
-    outcome: Outcome[R] = Outcome()
+    results = []
     with tqdm(items, desc=stage, unit="slide", dynamic_ncols=True) as bar:
         for item in bar:
             try:
-                outcome.results.append(work(item, bar))
+                results.append(work(item, bar))
             except Exception as error:
-                failure = record_failure(slide_id(item), stage, error)
-                outcome.failures.append(failure)
-                if on_failure:
-                    on_failure(failure)
-    return outcome
+                on_failure(record_failure(slide_id(item), stage, error))
+    return results
 
 
 def make_tile_callback(bar: tqdm[Any]) -> Callable[[int, int], None]:
