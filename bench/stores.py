@@ -74,7 +74,7 @@ def measure(record: SlideRecord, rounds: int, results: Results) -> None:
                         rate = len(patches) / seconds
                         results.add(PART, f"panda {store}", f"read {order}", rate, f"{kib:.1f} KiB a patch")
         packed, _ = sets["packed"]
-        images = [packed.pixels.read(packed.locate(row))[0] for row in packed.rows]
+        images = [packed.pixels.read(row, packed.rows.store)[0] for row in packed.rows]
         for turn in range(-1, rounds):
             for name, write in WRITERS.items():
                 seconds, size = time_work(partial(_write, write, images))
@@ -92,5 +92,5 @@ def _read(patches: PatchSet, numbers: list[int]) -> int:
     """Read patches as `PatchSet` does, without making tensors of them; slides are opened again."""
     pixels = open_pixel_store(patches.rows.settings)
     for number in numbers:
-        pixels.read(patches.locate(patches.rows[number]))
+        pixels.read(patches.rows[number], patches.rows.store)
     return len(numbers)

@@ -181,7 +181,7 @@ def test_normalize_training_and_inference_see_same_pixels(
                 assert np.array_equal(seen, tiles[at])
                 compared += 1
         assert compared > 5
-        assert not np.array_equal(seen, patches.pixels.read(patches.locate(row))[0])
+        assert not np.array_equal(seen, patches.pixels.read(row, patches.rows.store)[0])
 
 
 def test_normalize_bag_and_grader_see_same_pixels(drawn: Path) -> None:

@@ -12,49 +12,23 @@ import csv
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from panda.data.manifest import SlideRecord
 from panda.data.patches import SlidePatches
-from panda.data.pixel_stores import PixelStore, open_pixel_store
+from panda.data.pixel_stores import PatchRow, PixelStore, open_pixel_store
 from panda.data.splits import SPLITS, Split
 from panda.data.store import StoreResult, read_store
 from panda.errors import ManifestError
 from panda.files import fingerprint, write_beside, write_table
 
-COLUMNS = (
-    "slide_id",
-    "provider",
-    "isup_grade",
-    "number",
-    "x",
-    "y",
-    "img",
-    "msk",
-    "tissue_fraction",
-    "tumor_fraction",
-)
+COLUMNS = PatchRow._fields
 
 Members = Mapping[Split, Sequence[tuple[SlidePatches, NDArray[np.int64]]]]
 """Split → slides with the numbers of their patches that belong to it."""
-
-
-class PatchRow(NamedTuple):
-    """One row of a manifest: see the module for the columns. `img` and `msk` are absolute paths."""
-
-    slide_id: str
-    provider: str
-    isup_grade: int | None
-    number: int
-    x: int
-    y: int
-    img: Path
-    msk: Path
-    tissue_fraction: float
-    tumor_fraction: float
 
 
 class PatchTable(Sequence[PatchRow]):
@@ -114,18 +88,8 @@ class PatchTable(Sequence[PatchRow]):
         x, y = self.xy[index].tolist()
         tissue, tumor = self.fractions[index].tolist()
         img, msk = self.pixels.name_files(slide_id, x, y) or slide_files
-        return PatchRow(
-            slide_id,
-            provider,
-            int(grade) if grade else None,
-            int(self.numbers[index]),
-            x,
-            y,
-            self.store / img,
-            self.store / msk,
-            tissue,
-            tumor,
-        )
+        place = int(self.numbers[index]), x, y, self.store / img, self.store / msk
+        return PatchRow(slide_id, provider, int(grade) if grade else None, *place, tissue, tumor)
 
 
 def write_patch_manifests(result: StoreResult, split: Mapping[str, Split]) -> dict[Split, Path]:
@@ -184,12 +148,7 @@ def _write(store: Path, members: Members) -> dict[Split, Path]:
     name = fingerprint(
         {
             split: [
-                [
-                    patches.record.slide_id,
-                    patches.fingerprint,
-                    numbers.tolist(),
-                    _list_files(pixels, patches.record),
-                ]
+                [patches.record.slide_id, patches.fingerprint, numbers.tolist(), _list_files(pixels, patches.record)]
                 for patches, numbers in slides
             ]
             for split, slides in members.items()
@@ -211,18 +170,8 @@ def _yield_rows(pixels: PixelStore, patches: SlidePatches, numbers: NDArray[np.i
     for number in numbers.tolist():
         x, y = patches.xy[number].tolist()
         img, msk = pixels.name_files(record.slide_id, x, y) or _list_files(pixels, record)
-        yield (
-            record.slide_id,
-            record.provider,
-            "" if record.isup_grade is None else record.isup_grade,
-            number,
-            x,
-            y,
-            img,
-            msk,
-            patches.tissue_fraction[number],
-            patches.tumor_fraction[number],
-        )
+        shares = patches.tissue_fraction[number], patches.tumor_fraction[number]
+        yield record.slide_id, record.provider, record.isup_grade, number, x, y, img, msk, *shares
 
 
 def _list_files(pixels: PixelStore, record: SlideRecord) -> list[str]:

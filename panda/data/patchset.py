@@ -12,8 +12,7 @@ from torch.utils.data import Dataset
 from panda.data.augment import Augmentation
 from panda.data.bags import convert_to_planes
 from panda.data.loaders import Draw, resolve_draw
-from panda.data.patch_manifests import PatchRow, PatchTable
-from panda.data.pixel_stores import PatchLocation
+from panda.data.patch_manifests import PatchTable
 from panda.data.stain_estimates import Stains
 from panda.wsi.stain_normalization import normalize_stain
 
@@ -52,10 +51,6 @@ class PatchSet(Dataset[tuple[Tensor, Tensor]]):
         """The slides of the patches, each once, in the order of the manifest."""
         return list(dict.fromkeys(slide[0] for slide in self.rows.slides))
 
-    def locate(self, row: PatchRow) -> PatchLocation:
-        """Return the place of the pixels of a row."""
-        return PatchLocation(self.rows.store / row.slide_id, row.provider, row.number, row.x, row.y, row.img, row.msk)
-
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -67,7 +62,7 @@ class PatchSet(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int | Draw) -> tuple[Tensor, Tensor]:
         number, seed = resolve_draw(index)
         row = self.rows[number]
-        image, target = self.pixels.read(self.locate(row))
+        image, target = self.pixels.read(row, self.rows.store)
         if self.stains and (stain := self.stains[row.slide_id]):
             image = normalize_stain(image, stain)
         if self.transform is not None:

@@ -40,25 +40,19 @@ for _target, _grey in _GREYS.items():
     _TO_GREY[_target], _FROM_GREY[_grey] = _grey, _target
 
 
-class PatchLocation(NamedTuple):
-    """The place of a patch's pixels.
+class PatchRow(NamedTuple):
+    """One row of a patch manifest, see `panda.data.patch_manifests`; `img` and `msk` are absolute paths."""
 
-    Attributes:
-        folder: The slide's folder in the store.
-        number: Number of the patch on its slide, from 0.
-        x: Left edge in level-0 px of the slide.
-        y: Top edge in level-0 px of the slide.
-        img: The file with the image: the patch's own, a packed one, or the slide.
-        msk: The file with the mask, in the same way.
-    """
-
-    folder: Path
+    slide_id: str
     provider: str
+    isup_grade: int | None
     number: int
     x: int
     y: int
     img: Path
     msk: Path
+    tissue_fraction: float
+    tumor_fraction: float
 
 
 class PixelStore(ABC):
@@ -82,8 +76,8 @@ class PixelStore(ABC):
         """Open the empty folder of a slide; the context gives a function that takes each patch once, in any order."""
 
     @abstractmethod
-    def read(self, location: PatchLocation) -> tuple[Image, Image]:
-        """Read image (h, w, 3) RGB and target (h, w) of a patch, see `LabelMask.read_target`.
+    def read(self, row: PatchRow, store: Path) -> tuple[Image, Image]:
+        """Read image (h, w, 3) RGB and target (h, w) of a patch of a store, see `LabelMask.read_target`.
 
         Raises:
             ManifestError: If a file of the store is missing or damaged, or the slide or mask has changed since.
@@ -121,13 +115,13 @@ class PngStore(PixelStore):
 
         yield write
 
-    def read(self, location: PatchLocation) -> tuple[Image, Image]:
+    def read(self, row: PatchRow, store: Path) -> tuple[Image, Image]:
         """Read the two files."""
-        image = self._decode(location.img, cv2.IMREAD_COLOR_RGB)
-        mask = self._decode(location.msk, cv2.IMREAD_GRAYSCALE)
+        image = self._decode(row.img, cv2.IMREAD_COLOR_RGB)
+        mask = self._decode(row.msk, cv2.IMREAD_GRAYSCALE)
         target = np.asarray(cv2.LUT(mask, _FROM_GREY), np.uint8)
         if target.max() > IGNORED:
-            raise _make_file_error(location.msk, "has values other than 0, 128 and 255")
+            raise _make_file_error(row.msk, "has values other than 0, 128 and 255")
         return image, target
 
     def estimate_bytes(self, image: Image) -> int:
@@ -180,12 +174,12 @@ class PackedStore(PixelStore):
 
             yield write
 
-    def read(self, location: PatchLocation) -> tuple[Image, Image]:
+    def read(self, row: PatchRow, store: Path) -> tuple[Image, Image]:
         """Copy the patch from the mapped arrays."""
-        images, masks = self._open(location.img), self._open(location.msk)
-        if not location.number < min(len(images), len(masks)):
-            raise _make_file_error(location.img, f"holds {len(images)} patches, number {location.number} is asked for")
-        return np.array(images[location.number]), np.array(masks[location.number])
+        images, masks = self._open(row.img), self._open(row.msk)
+        if not row.number < min(len(images), len(masks)):
+            raise _make_file_error(row.img, f"holds {len(images)} patches, number {row.number} is asked for")
+        return np.array(images[row.number]), np.array(masks[row.number])
 
     def estimate_bytes(self, image: Image) -> int:
         """Return the size of the patch as an array; it is exact."""
@@ -218,10 +212,10 @@ class SlideStore(PixelStore):
         """Return a context whose function does nothing."""
         return nullcontext(lambda *patch: None)
 
-    def read(self, location: PatchLocation) -> tuple[Image, Image]:
+    def read(self, row: PatchRow, store: Path) -> tuple[Image, Image]:
         """Read the patch from the slide and the mask."""
-        slide, mask, resolution = self._open(location.img, location.msk, location.provider, location.folder)
-        corner, size = (location.x, location.y), (self.settings.patch_size, self.settings.patch_size)
+        slide, mask, resolution = self._open(row.img, row.msk, row.provider, store / row.slide_id)
+        corner, size = (row.x, row.y), (self.settings.patch_size, self.settings.patch_size)
         target = mask.read_target(resolution, corner, size, ignore_background=self.settings.ignore_background)
         return slide.read(resolution, corner, size), target
 
