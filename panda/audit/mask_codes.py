@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from panda.wsi.colours import count_values
 from panda.wsi.geometry import cut_blocks, level_scale
 from panda.wsi.tiff.pyramid import TiffPyramid
 
@@ -30,7 +30,5 @@ def count_codes(tiff: TiffPyramid, level: int) -> NDArray[np.int64]:
     """Count the px of each code at a level of a mask that was opened with `red_only`; (256,) int64."""
     counts = np.zeros(256, np.int64)
     for window in cut_blocks(*tiff.level_dimensions[level], _BLOCK):
-        codes = tiff.read(level, *window)
-        # exact in 32-bit floating point up to 2^24, more than a block has
-        counts += np.rint(cv2.calcHist([codes], [0], None, [256], [0, 256])).astype(np.int64).ravel()
+        counts += count_values(tiff.read(level, *window))
     return counts

@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
+from panda.wsi.colours import Bytes, count_values, detect_ink, find_median, make_disc, measure_magenta
 from panda.wsi.components import Mask
 from panda.wsi.stripes import MaskComponents, add_halo, keep_large, stripes
-
-Bytes = NDArray[np.uint8]
-Counts = NDArray[np.int64]
 
 STRIPE_PX = 2**17
 """Px of a picture that are processed at a time; filters take up to 30 bytes for each."""
@@ -43,7 +40,6 @@ _BRIGHT = 150  # glass is brighter, grey glass too
 _LEAST_GLASS = 0.05  # share of a picture that is enough to find the colour of the glass
 _EVEN = 6  # grey values between blurred neighbours: glass has even less texture than pale tissue
 _LARGEST_TINT = 8  # a scanner's glass is at most this magenta
-_LEAST_SATURATION = 0.08  # magenta over green absorbed; black ink and grey dirt have less
 _BORDER = 0.35  # a piece ends where its magenta falls to this share of the strongest within 4 px
 _SEEDED = 0.2  # least share of a piece that is magenta enough to seed it
 _LEAST_EDGE = 3.5  # fall of magenta at a border: tissue ends abruptly, light falls off slowly
@@ -116,23 +112,23 @@ class Picture:
         grey = np.zeros(256, np.int64)
         counts = np.zeros((2, 3, 256), np.int64)  # by channel, of all glass and of scanned glass
         for own, wide, within in self._stripes(3):
-            grey += _count_values(cv2.cvtColor(rgb[own], cv2.COLOR_RGB2GRAY))
+            grey += count_values(cv2.cvtColor(rgb[own], cv2.COLOR_RGB2GRAY))
             red, green, blue = cv2.split(rgb[wide])
             blurred = cv2.blur(green, (3, 3))
-            even = cv2.subtract(cv2.dilate(blurred, _disc(5)), cv2.erode(blurred, _disc(5)))[within] <= _EVEN
+            even = cv2.subtract(cv2.dilate(blurred, make_disc(5)), cv2.erode(blurred, make_disc(5)))[within] <= _EVEN
             red, green, blue = red[within], green[within], blue[within]
             bright = cv2.min(cv2.min(red, green), blue) > _BRIGHT
             cast = cv2.absdiff(cv2.max(red, blue), green) <= _LARGEST_TINT
             glass = bright & cast & (cv2.absdiff(red, blue) <= 30)
             scanned = glass & even & ((red != green) | (green != blue))
-            counts += [[_count_values(channel, px) for channel in (red, green, blue)] for px in (glass, scanned)]
+            counts += [[count_values(channel, px) for channel in (red, green, blue)] for px in (glass, scanned)]
         grey[:_BLACK] = 0
         self._glass = int(grey.argmax())
         least = _LEAST_GLASS * self._flags.size
         enough = [of for of in (counts[1], counts[0]) if of[0].sum() >= least]
         if not enough:
             return None
-        colour = np.array([_median(of) for of in enough[0]])
+        colour = np.array([find_median(of) for of in enough[0]])
         red, green, blue = colour.tolist()
         self.glass = red, green, blue
         table = np.minimum(np.rint(np.arange(256)[:, None] * (colour.max() / colour)), 255).astype(np.uint8)
@@ -150,31 +146,33 @@ class Picture:
         glass = np.zeros(256, np.int64)
         for own, wide, within in self._stripes(2):
             red, green, blue = self._split_channels(rgb[wide], within)
-            reds, others = _detect_ink(red, green, blue)
+            reds, others = detect_ink(red, green, blue)
             self._flags[own] = reds * np.uint8(_REDS) + others * np.uint8(_OTHERS)
             magenta = cv2.subtract(cv2.max(red, blue), green)
             bright = cv2.min(cv2.min(red, green), blue) > _BRIGHT
-            glass += _count_values(magenta, bright & (magenta <= _LARGEST_TINT))
+            glass += count_values(magenta, bright & (magenta <= _LARGEST_TINT))
         for ink in (_REDS, _OTHERS):
             mask = (self._flags & ink) > 0
             if mask.any():
                 keep_large(mask, self._speck, self._rows)
                 self._flags &= np.where(mask, np.uint8(255), np.uint8(255 - ink))
         # the larger of two noisy values is above the third
-        return int(_median(glass)) if glass.sum() >= _LEAST_GLASS * self._flags.size else 0
+        return int(find_median(glass)) if glass.sum() >= _LEAST_GLASS * self._flags.size else 0
 
     def _find_magenta(self, rgb: Bytes, noise: int) -> None:
         """Measure the magenta of each px, and flag ink with its soft border, dirt and the hue of a stain."""
         for own, wide, within in self._stripes(4):
             red, green, blue = self._split_channels(rgb[wide], within)
             reds, others = ((self._flags[wide] & ink) > 0 for ink in (_REDS, _OTHERS))
-            near_reds, near_others = (cv2.dilate(px.astype(np.uint8), _disc(9))[within] > 0 for px in (reds, others))
+            near_reds, near_others = (
+                cv2.dilate(px.astype(np.uint8), make_disc(9))[within] > 0 for px in (reds, others)
+            )
             # the border mixes with glass, so it has the hue of ink but is paler
             red_over, blue_over = cv2.subtract(red, green), cv2.subtract(blue, green)
             red_border = near_reds & (cv2.convertScaleAbs(blue_over, alpha=4) <= red_over)
             ink = reds[within] | others[within] | (near_others & (red_over <= 3)) | red_border
             low, high = cv2.min(cv2.min(red, green), blue), cv2.max(cv2.max(red, green), blue)
-            magenta = _measure_magenta(red, green, blue, noise)
+            magenta = measure_magenta(red, green, blue, noise)
             magenta[ink] = 0
             hue = cv2.subtract(cv2.min(red, blue), green) >= _HUE
             dirt = (green < self._glass - _DARKER) & ~(hue & (magenta > 0))
@@ -188,9 +186,9 @@ class Picture:
         mask, other = (np.empty(self._flags.shape, np.bool_) for _ in range(2))
         for own, wide, within in self._stripes(8):
             magenta = self._magenta[wide]
-            falloff = cv2.convertScaleAbs(cv2.dilate(magenta, _disc(9)), alpha=_BORDER)
+            falloff = cv2.convertScaleAbs(cv2.dilate(magenta, make_disc(9)), alpha=_BORDER)
             enough = (magenta >= self._lowest_magenta(wide, STRICT.grow, search.grow)) & (magenta >= falloff)
-            closed = cv2.morphologyEx(enough.astype(np.uint8), cv2.MORPH_CLOSE, _disc(5))
+            closed = cv2.morphologyEx(enough.astype(np.uint8), cv2.MORPH_CLOSE, make_disc(5))
             mask[own], other[own] = enough[within], closed[within] == 0
         hole = HOLE_UM2 / self._um**2
         holes = MaskComponents(other, self._rows)
@@ -219,9 +217,9 @@ class Picture:
             wide, within = add_halo(own, self._height, max(6, self._side - 1))
             mask, magenta = filled[own], self._magenta[own]
             part = filled[wide].view(np.uint8)
-            border = mask & (cv2.erode(part, _disc(3))[within] == 0)
+            border = mask & (cv2.erode(part, make_disc(3))[within] == 0)
             even = cv2.blur(self._magenta[wide], (5, 5))
-            step = cv2.subtract(cv2.dilate(even, _disc(9)), cv2.erode(even, _disc(9)))[within]
+            step = cv2.subtract(cv2.dilate(even, make_disc(9)), cv2.erode(even, make_disc(9)))[within]
             hue = (self._flags[own] & _STAIN_HUE) > 0
             seeds = mask & (hue | large[numbers]) & (magenta >= self._lowest_magenta(own, STRICT.seed, search.seed))
             for counted, px in (
@@ -279,7 +277,7 @@ class Picture:
 
     def _find_thick(self, mask: Bytes) -> Bytes:
         """Return the parts of a mask (0, 1) that are at least as wide as the largest speck."""
-        return np.asarray(cv2.morphologyEx(mask, cv2.MORPH_OPEN, _disc(self._side)))
+        return np.asarray(cv2.morphologyEx(mask, cv2.MORPH_OPEN, make_disc(self._side)))
 
     def has_structure(self, rgb: Bytes) -> bool:
         """Return whether the same picture holds anything but glass, blank patches, ink, lines and specks.
@@ -298,46 +296,7 @@ class Picture:
             black = ((self._flags[wide] & _STRONG_INK) > 0) | (cv2.blur(grey, (9, 9)) < _BLACK)
             blank = cv2.dilate(black.astype(np.uint8), np.ones((15, 15), np.uint8)) > 0
             structure = (texture >= _TEXTURE) & (solid >= _SOLID) & ~blank
-            opened = cv2.morphologyEx(structure.astype(np.uint8), cv2.MORPH_OPEN, _disc(15))
+            opened = cv2.morphologyEx(structure.astype(np.uint8), cv2.MORPH_OPEN, make_disc(15))
             found[own] = opened[within] > 0
         keep_large(found, STRUCTURE_UM2 / self._um**2, self._rows)
         return bool(found.any())
-
-
-def _measure_magenta(red: Bytes, green: Bytes, blue: Bytes, noise: int) -> Bytes:
-    """Return how much less green passes than red or blue, in grey values above the glass; 0 if hardly coloured."""
-    magenta = cv2.subtract(cv2.max(red, blue), green)
-    magenta = cv2.subtract(magenta, np.full_like(magenta, noise))
-    magenta[magenta < cv2.convertScaleAbs(cv2.bitwise_not(green), alpha=_LEAST_SATURATION)] = 0
-    return np.asarray(magenta, np.uint8)
-
-
-def _detect_ink(red: Bytes, green: Bytes, blue: Bytes) -> tuple[Mask, Mask]:
-    """Return px with the colour of red ink, and of any other ink, specks included."""
-    red_over, blue_over = cv2.subtract(red, green), cv2.subtract(blue, green)
-    reds = (red_over > 100) & (cv2.subtract(red, blue) > 100)
-    # Green and most blue inks pass more green than red, unlike stained tissue; dark blue inks pass as much. Other
-    # blues are extreme, and so is the lack of blue in yellow ink.
-    others = (
-        (cv2.subtract(green, red) > 8)
-        | ((red_over <= 5) & (blue_over > 30))
-        | ((cv2.subtract(blue, red) > 75) & (blue_over > 50))
-        | (cv2.subtract(green, blue) > 60)
-    )
-    return np.asarray(reds), np.asarray(others)
-
-
-def _count_values(values: Any, where: Mask | None = None) -> Counts:
-    """Count each of the values 0 to 255 of a (h, w) uint8 array of less than 2^24 px."""
-    mask = None if where is None else where.view(np.uint8)
-    return cv2.calcHist([np.asarray(values)], [0], mask, [256], [0, 256]).ravel().astype(np.int64)
-
-
-def _median(counts: Counts) -> float:
-    """Return the median of counted values, the mean of the middle two if their number is even."""
-    upto, last = counts.cumsum(), int(counts.sum()) - 1
-    return float(np.searchsorted(upto, (last // 2, (last + 1) // 2), side="right").mean())
-
-
-def _disc(side: int) -> NDArray[Any]:
-    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
