@@ -14,7 +14,7 @@ from tqdm import tqdm
 from panda.app.build import Faults
 from panda.app.config_check import check_config
 from panda.app.entry_point import SomeSlidesFailed, log_to_file, make_folder
-from panda.app.inference_slides import find_labelled_slides, find_slides
+from panda.app.inference_slides import FoundSlides, find_labelled_slides, find_slides
 from panda.app.inference_tables import ONLY_UNGRADED, InferenceTables
 from panda.data.manifest import SlideRecord
 from panda.errors import CheckpointError, PandaError
@@ -61,7 +61,7 @@ def infer(cfg: DictConfig) -> list[SlideResult]:
         SomeSlidesFailed: If any slide failed or could not be graded, after all others are done.
     """
     started = time.monotonic()
-    engine, quantify, paths, labelled, checkpoint = _check_inputs(cfg)
+    engine, quantify, (paths, passed_over), labelled, checkpoint = _check_inputs(cfg)
     if cfg.labels:
         log.info("labels: %d of %d slides have a mask", len(labelled), len(paths))
     predictor = SegmentationPredictor(checkpoint, engine)
@@ -74,6 +74,7 @@ def infer(cfg: DictConfig) -> list[SlideResult]:
     folder, canvases = Path(cfg.run_dir), Path(cfg.output)
     make_folder(folder)
     log_to_file(folder / "infer.log")
+    log.info("slides=%s: %d slides%s", cfg.slides, len(paths), passed_over and f"; passed over: {passed_over}")
     choice = tune_mode(predictor, threshold, paths, mapper.open, canvases / "engine.json")
     log.info("network in %s on %s: %s", predictor.mode, engine.torch_device, choice.why)
     notes = _list_notes(predictor, grader, searched, cfg.provider, choice)
@@ -116,7 +117,7 @@ def infer(cfg: DictConfig) -> list[SlideResult]:
 
 def _check_inputs(
     cfg: DictConfig,
-) -> tuple[EngineSettings, QuantifySettings, list[Path], dict[str, SlideRecord], Checkpoint[SegmentationMetadata]]:
+) -> tuple[EngineSettings, QuantifySettings, FoundSlides, dict[str, SlideRecord], Checkpoint[SegmentationMetadata]]:
     """Check settings, slides, labels and the segmentation checkpoint before a network is built.
 
     An unusable file is reported only if the configuration has no faults.
@@ -130,18 +131,18 @@ def _check_inputs(
     searched = cfg.threshold == "checkpoint"
     if cfg.provider is not None and not searched:
         faults.add(f"provider={cfg.provider}: not used with threshold=…: remove one of them")
-    paths: list[Path] = []
+    found = FoundSlides([], "")
     labelled: dict[str, SlideRecord] = {}
     try:
         with faults.collect():
-            paths = find_slides(cfg.slides)
+            found = find_slides(cfg.slides)
         checkpoint: Checkpoint[SegmentationMetadata] | CheckpointError
         try:
             checkpoint = read_checkpoint(Path(cfg.checkpoint), SegmentationMetadata)
         except CheckpointError as error:
             checkpoint = error
         with faults.collect():
-            labelled = find_labelled_slides(cfg.labels, paths, checkpoint)
+            labelled = find_labelled_slides(cfg.labels, found.paths, checkpoint)
         if isinstance(checkpoint, CheckpointError):
             raise checkpoint
     except PandaError:
@@ -154,7 +155,7 @@ def _check_inputs(
         elif cfg.provider not in known:
             faults.add(f"provider={cfg.provider}: the checkpoint has thresholds for {', '.join(known)}")
     faults.raise_any()
-    return engine, quantify, paths, labelled, checkpoint
+    return engine, quantify, found, labelled, checkpoint
 
 
 def _read_slide_options(cfg: DictConfig) -> SlideOptions:

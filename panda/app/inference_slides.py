@@ -5,46 +5,60 @@ from __future__ import annotations
 import glob
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from panda.data.manifest import TABLE, SlideRecord, read_manifest
+from panda.data.slide_files import SLIDE_SUFFIXES, sort_slide_files
 from panda.errors import CheckpointError, ConfigError, ManifestError
 from panda.files import read_user_table
 from panda.tasks.checkpoint import Checkpoint
 from panda.tasks.metadata import SegmentationMetadata
 
-SLIDE_SUFFIXES = (".tiff", ".tif", ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".czi", ".dcm")
+
+class FoundSlides(NamedTuple):
+    """Paths of slides in a fixed order, and the files that were passed over in words, empty if there are none."""
+
+    paths: list[Path]
+    passed_over: str
 
 
-def find_slides(given: str) -> list[Path]:
-    """Return the paths of the slides that `slides=` names, in a fixed order.
+def find_slides(given: str) -> FoundSlides:
+    """Find the slides that `slides=` names.
 
     It names a slide, a folder of slides, a folder in PANDA's layout, a glob, or a CSV. A CSV has a column `path`, or a
-    column `image_id` of slides that are in `train_images/` or next to the table.
+    column `image_id` of slides that are in `train_images/` or next to the table. Several files of one slide count once,
+    see `sort_slide_files`. Files of a folder or glob that are no slides are passed over.
 
     A slide that a CSV names is returned even if it does not exist, so that its absence is recorded.
     """
     path = Path(given)
     if path.is_file() and path.suffix.lower() == ".csv":
-        found = _read_slide_table(path)
-    elif path.is_dir():
-        folder = path / "train_images" if (path / "train_images").is_dir() else path
-        found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SLIDE_SUFFIXES)
-    elif path.exists():
-        found = [path]
+        listed = _read_slide_table(path)
+        files = replace(sort_slide_files(listed), others=())
+        found, passed_over = [path for path in listed if path not in set(files.members)], files.describe_passed_over()
+    elif path.is_file():
+        found, passed_over = [path], ""
     else:
-        found = sorted(Path(p) for p in glob.glob(given, recursive=True))
+        if path.is_dir():
+            folder = path / "train_images" if (path / "train_images").is_dir() else path
+            files = sort_slide_files(folder.iterdir())
+        else:
+            files = sort_slide_files(map(Path, glob.glob(given, recursive=True)))
+        found, passed_over = list(files.slides), files.describe_passed_over()
     if not found:
         raise ConfigError(
-            f"slides={given}: no slide found; give a slide, a folder of {', '.join(SLIDE_SUFFIXES[:3])} … files, "
-            "a quoted glob such as 'slides/*.svs', or a CSV with a column path or image_id"
+            f"slides={given}: no slide found{passed_over and f' (passed over: {passed_over})'}; give a slide, a folder "
+            f"of {', '.join(SLIDE_SUFFIXES[:3])} … files, a quoted glob such as 'slides/*.svs', or a CSV with a column "
+            "path or image_id"
         )
     twice = [name for name, count in Counter(p.stem for p in found).items() if count > 1]
     if twice:
         raise ConfigError(
             f"slides={given}: several slides are named {', '.join(sorted(twice)[:5])}; results go by name"
         )
-    return found
+    return FoundSlides(found, passed_over)
 
 
 def _read_slide_table(table: Path) -> list[Path]:

@@ -19,7 +19,8 @@ from panda.audit.near_duplicates import find_duplicates
 from panda.audit.process_pool import run_in_processes
 from panda.audit.records import RecordFolder
 from panda.audit.slide_table import TableRow, check_table, index_by_slide, read_table
-from panda.data.manifest import TABLE, locate_image
+from panda.data.manifest import IMAGES, TABLE, locate_image
+from panda.data.slide_files import sort_slide_files
 from panda.errors import ConfigError
 from panda.files import hold_lock, remove_leftovers
 from panda.wsi.slide import SlideOptions
@@ -75,8 +76,18 @@ def audit_folder(
     records = RecordFolder(out / RECORDS, root, options, deep)
     with hold_lock(out / tables.AUDIT):
         if slides:
+            _log_unlisted(table, root / IMAGES)
             _inspect_all([row for row in index_by_slide(table).values() if row.has_file], records, workers, progress)
         return _write_all(table, records if slides else None, out, root)
+
+
+def _log_unlisted(table: Sequence[TableRow], folder: Path) -> None:
+    """Log how many files in the folder of the slides are in no row of the table."""
+    listed = {f"{row.slide_id}.tiff" for row in table}
+    files = sort_slide_files(path for path in folder.glob("*") if path.name not in listed)
+    unlisted = [f"{len(files.slides)} slides"] * bool(files.slides)
+    if text := ", ".join([*unlisted, files.describe_passed_over()]).removesuffix(", "):
+        log.info("%s: in no row of %s: %s", folder, TABLE, text)
 
 
 def _check_output(out: Path, root: Path) -> None:
