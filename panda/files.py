@@ -15,11 +15,12 @@ import json
 import logging
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
@@ -35,6 +36,7 @@ T = TypeVar("T")
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 _SYNCS = 8  # files flushed at the same time
 _WINDOWS = os.name == "nt"
+_HEX = "[0-9a-f]"
 
 
 def remove(path: Path) -> None:
@@ -104,11 +106,35 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f".{uuid.uuid4().hex[:12]}.partial.{path.name}")
 
 
-def remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Remove the unfinished files of killed processes, of `name` or all; no other process may write them now."""
+def remove_leftovers(folder: Path, name: str = "*", *, deep: bool = False) -> None:
+    """Remove the unfinished files of killed processes, of `name` or all; no other process may write them now.
+
+    `deep` includes the folders below.
+    """
     own = glob.escape(name) if name != "*" else name
-    for leftover in [*folder.glob(f".*.partial.{own}"), *folder.glob(f".{own}.*.old")]:
+    find = folder.rglob if deep else folder.glob
+    for leftover in [*find(f".{_HEX * 12}.partial.{own}"), *find(f".{own}.{_HEX * 32}.old")]:
         remove(leftover)
+
+
+def check_plain_file(path: Path) -> None:
+    """Refuse a name for a lock or log that is taken by a link, a folder, a pipe or a device.
+
+    Raises:
+        PandaError: If something is there that is no plain file; it stays untouched.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        mode = path.lstat().st_mode
+        if not stat.S_ISREG(mode):
+            what = "a symbolic link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "no plain file"
+            raise PandaError(f"{path} is {what}, and a lock or log is written there: move it, or use another folder")
+
+
+def open_log(path: Path) -> IO[str]:
+    """Open a log to append to; links are not followed, and a pipe does not block."""
+    check_plain_file(path)
+    safely = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # not on Windows
+    return open(path, "a", encoding="utf-8", opener=lambda name, flags: os.open(name, flags | safely, 0o666))
 
 
 @contextlib.contextmanager
@@ -138,11 +164,13 @@ def hold_lock(path: Path | str, *, wait: bool = True) -> Iterator[None]:
     The lock is a hidden empty file beside `path`, which need not exist. The file stays, because two processes could
     hold the lock if one removed it. The system frees the lock of a killed process. A forked child does not hold it.
     Missing parent folders are made. If `wait` is False and the lock is held, BlockingIOError is raised.
+    Unfinished files of `path` that a killed process left are removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    check_plain_file(lock_file := path.with_name(f".{path.name}.lock"))
     # Soft locks, which are mere files, would outlive a killed process.
-    lock = FileLock(path.with_name(f".{path.name}.lock"), thread_local=False, fallback_to_soft=False)
+    lock = FileLock(lock_file, thread_local=False, fallback_to_soft=False)
     try:
         try:
             lock.acquire(blocking=False)
@@ -156,6 +184,8 @@ def hold_lock(path: Path | str, *, wait: bool = True) -> Iterator[None]:
             raise
         log.warning("%s: this file system has no locks; let one run at a time work on it", path)
     try:
+        if lock.is_locked:
+            remove_leftovers(path.parent, path.name)
         yield
     finally:
         lock.release()

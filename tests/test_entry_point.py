@@ -1,10 +1,11 @@
 """The frame around jobs: refusals in plain words, exit status, traces of failed jobs."""
 
+import contextlib
 import errno
 import logging
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from panda.app.command_line import explain, quote
 from panda.app.entry_point import Interrupted, enter, exit_status, forget_refusals, guard, log_to_file
 from panda.app.hydra_job import register_resolvers
 from panda.errors import SlideError
+from panda.files import write_whole
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -176,6 +178,28 @@ def test_log_to_file_holds_traceback_and_terminal_if_debug(
     assert "it failed" in err
     assert ("ZeroDivisionError" in err) == debug
     assert "ZeroDivisionError: seven" in (tmp_path / "run.log").read_text()
+
+
+def test_guard_full_disk_under_log_gives_one_message(
+    small_disk: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk = small_disk("16k")
+
+    def fill(cfg: DictConfig) -> None:
+        log_to_file(disk / "run.log")
+        with contextlib.suppress(OSError), (disk / "others").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(512))
+        logging.getLogger("panda").info("%s", "a line that does not fit " * 400)
+        write_whole(disk / "summary.json", bytes(8192))
+
+    forget_refusals()
+    guard(fill)(DictConfig({"run_dir": str(disk), "debug": False}))
+    said = capsys.readouterr().err
+    assert exit_status() == 1
+    assert said.count("No space left") == 1
+    assert "make room" in said
+    assert "Traceback" not in said
 
 
 def test_guard_refused_sweep_job_leaves_error_and_choices(tmp_path: Path) -> None:

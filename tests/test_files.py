@@ -10,14 +10,18 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from panda.errors import PandaError
 from panda.files import (
     fingerprint,
     hold_lock,
     identity,
+    open_log,
     partial_path,
     remove,
     remove_leftovers,
@@ -154,12 +158,36 @@ def test_hold_lock_second_thread_waits(tmp_path: Path, caplog: pytest.LogCapture
     assert order == ["first", "second"]
 
 
-def test_hold_lock_symbolic_link_raises_and_keeps_target(tmp_path: Path) -> None:
+def _open_log(path: Path) -> None:
+    open_log(path).close()
+
+
+@pytest.mark.parametrize(
+    ("name", "use"), [(".run.lock", lambda path: _take_lock(path.parent / "run")), ("run.log", _open_log)]
+)
+@pytest.mark.parametrize("kind", ["link", "dangling", "folder", "pipe"])
+def test_lock_or_log_that_is_no_plain_file_is_named(
+    tmp_path: Path, name: str, use: Callable[[Path], None], kind: str
+) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
-    (tmp_path / ".run.lock").symlink_to(tmp_path / "thesis.txt")
-    with pytest.raises(OSError, match=r"\.run\.lock"):
-        _take_lock(tmp_path / "run")
+    path = tmp_path / name
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(tmp_path / ("thesis.txt" if kind == "link" else "new.txt"))
+    with pytest.raises(PandaError, match=rf"{name} is (a symbolic link|a folder|no plain file).*move it"):
+        use(path)
     assert (tmp_path / "thesis.txt").read_text() == "precious"
+    assert not (tmp_path / "new.txt").exists()
+
+
+def test_open_log_appends(tmp_path: Path) -> None:
+    for line in ("one", "two"):
+        with open_log(tmp_path / "run.log") as log:
+            log.write(f"{line}\n")
+    assert (tmp_path / "run.log").read_text() == "one\ntwo\n"
 
 
 def test_hold_lock_unsupported_file_system_warns(
@@ -235,16 +263,28 @@ def test_modules_import_without_posix_modules() -> None:
 def test_remove_leftovers_of_one_name_or_all(tmp_path: Path) -> None:
     def leave(*names: str) -> None:
         for name in names:
-            (partial_path(tmp_path / name)).mkdir()
-            (tmp_path / f".{name}.0.old").mkdir()
+            path = tmp_path / name
+            partial_path(path).mkdir(parents=True)
+            path.with_name(f".{path.name}.{uuid.uuid4().hex}.old").mkdir()
 
-    leave("a[1].csv", "b.csv")
+    leave("a[1].csv", "b.csv", "sub/c.ckpt")
     (tmp_path / "a[1].csv").write_text("finished")
+    (tmp_path / ".thesis.partial.docx").write_text("of somebody else")
     remove_leftovers(tmp_path, "a[1].csv")
     assert len([path for path in tmp_path.iterdir() if "a[1]" in path.name]) == 1
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == 5
     remove_leftovers(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["a[1].csv"]
+    assert {path.name for path in tmp_path.iterdir()} == {"a[1].csv", ".thesis.partial.docx", "sub"}
+    assert list((tmp_path / "sub").iterdir())
+    remove_leftovers(tmp_path, deep=True)
+    assert not list((tmp_path / "sub").iterdir())
+
+
+def test_hold_lock_removes_unfinished_files_of_its_name(tmp_path: Path) -> None:
+    partial_path(tmp_path / "a.csv").write_text("half")
+    partial_path(tmp_path / "b.csv").write_text("of another writer")
+    with hold_lock(tmp_path / "a.csv"):
+        assert [path.name[-5:] for path in tmp_path.iterdir() if "partial" in path.name] == ["b.csv"]
 
 
 def test_write_whole_folder_of_same_name_raises(tmp_path: Path) -> None:

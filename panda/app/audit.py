@@ -20,6 +20,7 @@ from panda.app.hydra_job import find_idle_faults, list_overrides
 from panda.app.registry import SLOTS, find_undeclared
 from panda.data.settings import FolderSettings
 from panda.errors import ConfigError
+from panda.files import hold_lock
 from panda.settings import Settings, rule
 
 if TYPE_CHECKING:  # slow to import, see `audit`
@@ -73,7 +74,7 @@ def audit(cfg: DictConfig) -> AuditSummary:
     from panda.audit.dataset import audit_folder  # noqa: PLC0415  (--help does not wait for them)
     from panda.audit.page import write_audit_page  # noqa: PLC0415
     from panda.audit.process_pool import count_cores  # noqa: PLC0415
-    from panda.audit.tables import FINDINGS_TABLE  # noqa: PLC0415
+    from panda.audit.tables import AUDIT, FINDINGS_TABLE  # noqa: PLC0415
     from panda.synthetic.dataset import draw_dataset  # noqa: PLC0415
 
     out = Path(cfg.run_dir)
@@ -89,7 +90,8 @@ def audit(cfg: DictConfig) -> AuditSummary:
         deep=settings.deep,
         options=folder.slide_options,
     )
-    report = write_audit_page(out, next_steps := list_next_steps(summary, out)).name
+    with hold_lock(out / AUDIT):  # as for the tables
+        report = write_audit_page(out, next_steps := list_next_steps(summary, out)).name
     for line in describe_summary(summary):
         log.info("%s", line)
     log.info("findings of each slide: %s", out / FINDINGS_TABLE)

@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from omegaconf import DictConfig
 
@@ -19,7 +19,7 @@ from panda.app.command_line import explain
 from panda.app.hydra_check import install_hydra_check
 from panda.app.hydra_job import is_multirun, register_resolvers, remember_arguments, write_overrides
 from panda.errors import ConfigError, PandaError
-from panda.files import remove, write_whole
+from panda.files import open_log, remove, write_whole
 
 log = logging.getLogger("panda")
 
@@ -179,11 +179,24 @@ def set_up_logging(debug: bool) -> None:
 
 def log_to_file(path: Path) -> None:
     """Write messages to a file too, until the job ends."""
-    handler = logging.FileHandler(path, encoding="utf-8")
-    # On a full disk, a traceback for each line would hide the error itself.
-    handler.handleError = lambda record: None  # type: ignore[method-assign]
+    handler = _LogFile(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     log.addHandler(handler)
+
+
+class _LogFile(logging.FileHandler):
+    """Appends to a plain file. On a full disk it is silent, because the error itself has a message already."""
+
+    def _open(self) -> IO[str]:  # type: ignore[override]
+        return open_log(Path(self.baseFilename))
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Print no traceback for a line that cannot be written."""
+
+    def close(self) -> None:
+        """Close the file, even if its last lines cannot be written."""
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 class _ThroughTqdm(logging.Handler):

@@ -18,7 +18,7 @@ from panda.app.inference_slides import FoundSlides, find_labelled_slides, find_s
 from panda.app.inference_tables import ONLY_UNGRADED, InferenceTables
 from panda.data.manifest import SlideRecord
 from panda.errors import CheckpointError, PandaError
-from panda.files import hold_lock
+from panda.files import hold_lock, remove_leftovers
 from panda.inference.autotune import TunedMode, tune_mode
 from panda.inference.compute import EngineSettings
 from panda.inference.evaluate import open_label
@@ -30,7 +30,7 @@ from panda.inference.slide_mapper import SlideMapper
 from panda.inference.slide_result import SlideResult
 from panda.report.attention_tiles import draw_attention_tiles
 from panda.report.inference_page import write_inference_page
-from panda.report.inference_summary import InferenceSummary, LastRun
+from panda.report.inference_summary import INFERENCE_FILE, InferenceSummary, LastRun
 from panda.report.slide_page import write_slide_page
 from panda.tasks.checkpoint import Checkpoint, read_checkpoint
 from panda.tasks.figures import write_now
@@ -105,8 +105,11 @@ def infer(cfg: DictConfig) -> list[SlideResult]:
         notes.append(others)
     last_run = LastRun(slides=len(paths), failed=len(tables.failed), seconds=round(time.monotonic() - started, 1))
     origin = predictor.threshold if searched else None
-    _summarize(cfg, mapper, origin, choice.why, last_run=last_run, notes=notes).write(folder)
-    report = write_inference_page(folder)
+    summary = _summarize(cfg, mapper, origin, choice.why, last_run=last_run, notes=notes)
+    with hold_lock(folder / "report.html"):
+        remove_leftovers(folder, INFERENCE_FILE)
+        summary.write(folder)
+        report = write_inference_page(folder)
     for result in list(tables.done.values())[:SHOWN]:
         log.info("%s", _describe_slide(result))
     log.info("report: %s", report)

@@ -93,7 +93,9 @@ class InferenceTables:
         gone = {slide_id for slide_id, line in failures.items() if line["stage"] != ONLY_UNGRADED}
         results = [result for slide_id, result in sorted((self.earlier | self.done).items()) if slide_id not in gone]
         rows = [result.to_row() for result in results]
-        write_table(self.folder / "quantification.csv", rows, None if rows else ["slide_id"])
+        table = self.folder / "quantification.csv"
+        with hold_lock(table):
+            write_table(table, rows, None if rows else ["slide_id"])
         return results
 
     def note(self) -> str:

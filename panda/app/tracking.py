@@ -13,7 +13,7 @@ import wandb
 from lightning_fabric.loggers.logger import rank_zero_experiment
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
-from panda.files import read_output_table
+from panda.files import check_plain_file, read_output_table
 from panda.settings import Names, Settings
 
 log = logging.getLogger(__name__)
@@ -124,6 +124,7 @@ def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _build_csv_logger(run_dir: Path) -> CSVLogger:
     """Build Lightning's CSV logger for `run_dir/metrics.csv`, which replaces an existing file."""
+    check_plain_file(run_dir / "metrics.csv")  # Lightning would follow a link and empty its target
     logger = CSVLogger(save_dir=run_dir, name="", version="")
     with warnings.catch_warnings():
         # Lightning warns of any folder that is not empty, and this one has config.yaml.

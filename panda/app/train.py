@@ -31,7 +31,7 @@ from panda.app.tracking import read_metrics, replay_metrics, set_wandb_aside
 from panda.app.training_reuse import list_software_versions
 from panda.data.failures import write_failures
 from panda.errors import ConfigError
-from panda.files import hold_lock, write_json, write_whole
+from panda.files import hold_lock, remove_leftovers, write_json, write_whole
 from panda.report.headline import headline
 from panda.report.interpretation import headline_keys
 from panda.report.run_page import write_run_page
@@ -83,6 +83,7 @@ def train(cfg: DictConfig) -> float:
 
 def _run(cfg: DictConfig, folder: Path, resume: Path | None, experiment: Experiment, started: float) -> float:
     """Run in a folder that no other process uses."""
+    remove_leftovers(folder, deep=True)
     log_to_file(folder / "run.log")
     write_whole(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     write_overrides(folder, resumed=resume is not None)

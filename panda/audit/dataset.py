@@ -75,6 +75,7 @@ def audit_folder(
     _check_output(out, root)
     records = RecordFolder(out / RECORDS, root, options, deep)
     with hold_lock(out / tables.AUDIT):
+        remove_leftovers(out)
         if slides:
             _log_unlisted(table, root / IMAGES)
             _inspect_all([row for row in index_by_slide(table).values() if row.has_file], records, workers, progress)

@@ -23,7 +23,7 @@ from panda.data.pixel_stores import PatchRow, PixelStore, open_pixel_store
 from panda.data.splits import SPLITS, Split
 from panda.data.store import StoreResult, read_store
 from panda.errors import ManifestError
-from panda.files import fingerprint, write_beside, write_table
+from panda.files import fingerprint, hold_lock, write_beside, write_table
 
 COLUMNS = PatchRow._fields
 
@@ -155,12 +155,13 @@ def _write(store: Path, members: Members) -> dict[Split, Path]:
         }
     )[:12]
     folder = store / "splits" / name
-    if not folder.is_dir():
-        with write_beside(folder) as partial:
-            partial.mkdir()
-            for split, slides in members.items():
-                rows = (row for patches, numbers in slides for row in _yield_rows(pixels, patches, numbers))
-                write_table(partial / f"{split}.csv", rows, COLUMNS)
+    with hold_lock(folder):
+        if not folder.is_dir():
+            with write_beside(folder) as partial:
+                partial.mkdir()
+                for split, slides in members.items():
+                    rows = (row for patches, numbers in slides for row in _yield_rows(pixels, patches, numbers))
+                    write_table(partial / f"{split}.csv", rows, COLUMNS)
     return {split: folder / f"{split}.csv" for split in members}
 
 

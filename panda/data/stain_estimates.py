@@ -16,7 +16,7 @@ from panda.data.failures import Failure
 from panda.data.patches import SlidePatches
 from panda.data.settings import PatchSettings
 from panda.data.store import StoreResult
-from panda.files import write_json
+from panda.files import hold_lock, remove_leftovers, write_json
 from panda.wsi.stain_normalization import STAIN_RULES, StainProfile, find_stain
 from panda.wsi.tissue import find_tissue
 
@@ -42,7 +42,7 @@ def estimate_stains(result: StoreResult, settings: PatchSettings, *, workers: in
             stains[slide_id] = _read_stain(patches)
         except (OSError, ValueError, KeyError, TypeError):  # missing, of another slide, or damaged
             unknown.append(patches)
-    with ThreadPoolExecutor(max(1, workers), thread_name_prefix="stain") as pool:
+    with hold_lock(result.store / "stains"), ThreadPoolExecutor(max(1, workers), thread_name_prefix="stain") as pool:
         found = pool.map(functools.partial(_estimate_stain, settings), unknown)
         for patches, outcome in zip(unknown, tqdm(found, "stains", len(unknown), disable=not unknown), strict=True):
             slide_id = patches.record.slide_id
@@ -51,6 +51,7 @@ def estimate_stains(result: StoreResult, settings: PatchSettings, *, workers: in
                 continue
             stains[slide_id] = outcome
             plain = None if outcome is None else asdict(outcome)
+            remove_leftovers(patches.folder, STAIN_FILE)
             write_json(
                 patches.folder / STAIN_FILE, {"rules": STAIN_RULES, "fingerprint": patches.fingerprint, "stain": plain}
             )

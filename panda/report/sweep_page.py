@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from panda.errors import ManifestError
-from panda.files import read_output_table, write_table
+from panda.files import hold_lock, read_output_table, remove_leftovers, write_table
 from panda.report.axes import GREY, PALETTE
 from panda.report.charts import Bar, Line, bar_chart, line_chart
 from panda.report.effects import ScoredJob, effect_chart, find_effects
@@ -203,15 +203,28 @@ def write_sweep_table(sweep_dir: Path) -> None:
 
     Each job has a subfolder with `overrides.txt` and either `summary.json` or, if the job failed, `error.txt`.
     """
-    require_folder(sweep_dir)
-    jobs = read_jobs(sweep_dir)
-    _write_jobs(sweep_dir / "sweep.csv", jobs, part_choices(jobs)[0], {})
+    with _hold_sweep(sweep_dir):
+        jobs = read_jobs(sweep_dir)
+        _write_jobs(sweep_dir / "sweep.csv", jobs, part_choices(jobs)[0], {})
 
 
 def write_sweep(sweep_dir: Path) -> Path:
     """Write `sweep.csv` and `sweep.html` from the folder of a sweep, see `write_sweep_table`."""
     sweep_dir = Path(sweep_dir).absolute()
+    with _hold_sweep(sweep_dir):
+        return _write_sweep(sweep_dir)
+
+
+@contextlib.contextmanager
+def _hold_sweep(sweep_dir: Path) -> Iterator[None]:
+    """Hold the lock of the files beside the jobs of a sweep."""
     require_folder(sweep_dir)
+    with hold_lock(sweep_dir / "sweep.csv"):
+        remove_leftovers(sweep_dir)
+        yield
+
+
+def _write_sweep(sweep_dir: Path) -> Path:
     jobs = read_jobs(sweep_dir)
     varied, constant = part_choices(jobs)
     gaps = _pair_with_best(sweep_dir, jobs)

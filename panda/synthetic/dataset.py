@@ -6,6 +6,7 @@ substitute for tissue. `layout.py` places the glands, `glands.py` and `painter.p
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -242,6 +243,9 @@ def draw_dataset(root: Path, spec: SyntheticSpec, progress: bool = True) -> Path
         with hold_lock(root):
             if not _is_drawn(root, spec):  # another process may have drawn it before the lock was free
                 partial.mkdir(parents=True, exist_ok=True)
+                for other in root.parent.glob(f".{glob.escape(root.name)}.{'[0-9a-f]' * 12}.partial"):
+                    if other != partial:  # a killed run left the slides of another spec
+                        remove(other)
                 _fill(partial, spec, progress)
                 sync(partial)
                 replace(partial, root)
