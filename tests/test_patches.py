@@ -21,6 +21,7 @@ from panda.data.patches import load_slide
 from panda.data.settings import PatchSettings, StoreKind
 from panda.data.store import StoreResult, load_store, locate_store
 from panda.errors import ConfigError, ManifestError, MaskError, PandaError, SlideError
+from panda.files import partial_path
 from panda.wsi.label_maps import get_label_maps
 from tests.panda_folder import CANCER, TISSUE, codes, entry_files, find_kept_slides, make_folder, picture
 from tests.pyramids import write_pyramid
@@ -120,8 +121,8 @@ def test_extract_store_rerun_cuts_changed_slides_only(folder: Path, tmp_path: Pa
     before = entry_files(first.store)
     changed = read_manifest(copy)[2]
     os.utime(changed.image_path, ns=(1, 1))
-    (first.store / f".0.partial.{changed.slide_id}").mkdir()
-    (first.store / ".1.partial.half").mkdir()
+    for name in (changed.slide_id, "half"):
+        partial_path(first.store / name).mkdir()
     second = extract(copy, tmp_path)
     assert find_kept_slides(second.store, before) == {*second.slides} - {changed.slide_id}
     assert len(second.slides) == 4
