@@ -105,11 +105,7 @@ def infer(cfg: DictConfig) -> list[SlideResult]:
         notes.append(others)
     last_run = LastRun(slides=len(paths), failed=len(tables.failed), seconds=round(time.monotonic() - started, 1))
     origin = predictor.threshold if searched else None
-    summary = _summarize(cfg, mapper, origin, choice.why, last_run=last_run, notes=notes)
-    with hold_lock(folder / "report.html"):
-        remove_leftovers(folder, INFERENCE_FILE)
-        summary.write(folder)
-        report = write_inference_page(folder)
+    report = _write_report(_summarize(cfg, mapper, origin, choice.why, last_run=last_run, notes=notes), folder)
     for result in list(tables.done.values())[:SHOWN]:
         log.info("%s", _describe_slide(result))
     log.info("report: %s", report)
@@ -231,6 +227,13 @@ def _summarize(
         labels=cfg.labels,
         notes=notes,
     )
+
+
+def _write_report(summary: InferenceSummary, folder: Path) -> Path:
+    with hold_lock(folder / "report.html"):
+        remove_leftovers(folder, INFERENCE_FILE)
+        summary.write(folder)
+        return write_inference_page(folder)
 
 
 def _describe_failures(tables: InferenceTables, count: int) -> str:
