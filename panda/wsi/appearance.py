@@ -164,13 +164,11 @@ class Picture:
         for own, wide, within in self._stripes(4):
             red, green, blue = self._split_channels(rgb[wide], within)
             reds, others = ((self._flags[wide] & ink) > 0 for ink in (_REDS, _OTHERS))
-            near_reds, near_others = (
-                cv2.dilate(px.astype(np.uint8), make_disc(9))[within] > 0 for px in (reds, others)
-            )
+            near_reds, near_rest = (cv2.dilate(px.astype(np.uint8), make_disc(9))[within] > 0 for px in (reds, others))
             # the border mixes with glass, so it has the hue of ink but is paler
             red_over, blue_over = cv2.subtract(red, green), cv2.subtract(blue, green)
             red_border = near_reds & (cv2.convertScaleAbs(blue_over, alpha=4) <= red_over)
-            ink = reds[within] | others[within] | (near_others & (red_over <= 3)) | red_border
+            ink = reds[within] | others[within] | (near_rest & (red_over <= 3)) | red_border
             low, high = cv2.min(cv2.min(red, green), blue), cv2.max(cv2.max(red, green), blue)
             magenta = measure_magenta(red, green, blue, noise)
             magenta[ink] = 0
