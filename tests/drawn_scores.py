@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from panda.data.manifest import SlideRecord
 from panda.inference.dataset_metrics import summarize
 from panda.inference.evaluate import SlideScore
-from panda.inference.grade import ATTENTION_SCORES, AttentionScores, Grade
+from panda.inference.grade import ATTENTION_SCORES, AttentionScores, GradeRecord
 from panda.inference.grading_metrics import GradedSlide
 from panda.tasks.metrics import BINS
 from panda.tasks.threshold import ThresholdChoice
@@ -74,11 +74,16 @@ def draw_graded_slide(number: int, classes: int = 6) -> GradedSlide:
     record = SlideRecord(
         f"s{number}", "radboud" if number % 2 else "karolinska", label, "", Path("s"), None, f"g{number % 7}"
     )
-    none, tiles = np.zeros((0, 2), np.int64), np.zeros((0, 8, 8, 3), np.uint8)
     against = None
     if number % 3 == 0:
         scores = dict(zip(ATTENTION_SCORES, rng.random(3).tolist(), strict=True))
         against = AttentionScores(**scores | ({"attention_auroc": None} if number == 0 else {}))
-    weights = np.zeros(0, np.float32)
-    grade = Grade("isup", int(prob.argmax()), (prob / prob.sum()).tolist(), none, weights, weights, tiles, 8.0, against)
+    probabilities = (prob / prob.sum()).tolist()
+    grade = GradeRecord(
+        target="isup",
+        predicted=int(prob.argmax()),
+        probabilities=probabilities,
+        tile_side_px=8.0,
+        against_label=against,
+    )
     return GradedSlide(record, label, grade)

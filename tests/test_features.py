@@ -151,7 +151,7 @@ def test_grading_predictor_reads_cached_features(tmp_path: Path, monkeypatch: py
         encoded.clear()
         found = grader.grade(slide, tissue, None)
     assert encoded == ([] if frozen else [3])
-    assert found.probabilities == pytest.approx(alone.probabilities, abs=1e-6)
+    assert found.record.probabilities == pytest.approx(alone.record.probabilities, abs=1e-6)
 
 
 def test_encode_tiles_any_count_keeps_order(path: Path) -> None:

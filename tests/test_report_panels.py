@@ -1,14 +1,14 @@
 """Pictures of patches and of attended tiles."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from panda.inference.grade import Grade
+from panda.inference.grade import AttendedTile, Grade, GradeRecord
 from panda.inference.panel_patches import PanelRow
 from panda.inference.slide_images import write_attention
 from panda.report.attention_tiles import draw_attention_tiles
@@ -82,11 +82,23 @@ def test_panel_row_other_shapes_raise(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def _make_grade(
+    tiles: list[tuple[int, int, float]], side: float, target: Literal["isup", "cancer"] = "isup", predicted: int = 0
+) -> Grade:
+    """Make a grade from tiles, each x, y and attention, whose side is in level-0 px."""
+    record = GradeRecord(
+        target=target,
+        predicted=predicted,
+        probabilities=(0.5, 0.5) if target == "cancer" else (0.2, 0, 0, 0.8, 0, 0),
+        tile_side_px=side,
+        tiles=tuple(AttendedTile(x=x, y=y, attention=weight, contribution=weight) for x, y, weight in tiles),
+    )
+    return Grade(record, np.zeros((min(len(tiles), 12), 16, 16, 3), np.uint8))
+
+
 @pytest.mark.parametrize("count", [1, 20])
 def test_draw_attention_tiles_of_any_count(tmp_path: Path, count: int) -> None:
-    weights = np.arange(count, dtype=np.float32)
-    shown = np.zeros((min(count, 12), 16, 16, 3), np.uint8)
-    grade = Grade("isup", 0, [1.0], np.zeros((count, 2), np.int64), weights, weights, shown, 16.0)
+    grade = _make_grade([(0, 0, float(weight)) for weight in range(count)], 16.0)
     path = tmp_path / "a.png"
     draw_attention_tiles(grade, path)
     assert cv2.imread(str(path)) is not None
@@ -99,8 +111,7 @@ def test_write_attention_benign_slide_has_no_cancer_heading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, predicted: int, said: str
 ) -> None:
     view = Resolution(4.0, 40, 20, 1, 1.0, (2.0, 2.0))
-    weights, shown = np.ones(1, np.float32), np.zeros((1, 8, 8, 3), np.uint8)
-    grade = Grade("cancer", predicted, [0.5, 0.5], np.zeros((1, 2), np.int64), weights, weights, shown, 16.0)
+    grade = _make_grade([(0, 0, 1.0)], 16.0, "cancer", predicted)
     heads: list[str] = []
 
     def headed(laid: Any, **sheet: Any) -> Image.Image:
@@ -115,8 +126,7 @@ def test_write_attention_benign_slide_has_no_cancer_heading(
 def test_write_attention_places_weights_on_tiles(tmp_path: Path) -> None:
     view = Resolution(4.0, 400, 200, 1, 1.0, (2.0, 2.0))
     image = np.full((200, 400, 3), 255, np.uint8)
-    coords, weights = np.array([[40, 80], [800, 400]], np.int64), np.array([0.8, 0.2], np.float32)
-    grade = Grade("isup", 3, [0.0, 0, 0, 1, 0, 0], coords, weights, weights, np.zeros((2, 8, 8, 3), np.uint8), 160.0)
+    grade = _make_grade([(40, 80, 0.8), (800, 400, 0.2)], 160.0, predicted=3)
     path = tmp_path / "attention.png"
     write_attention(image, view, grade, "s", path)
     sheet = np.asarray(Image.open(path), int)

@@ -32,7 +32,7 @@ from panda.data.loaders import Draw, make_ordered_loader, make_train_loader, res
 from panda.data.manifest import SlideRecord
 from panda.data.patchset import PatchSet
 from panda.errors import CheckpointError, ConfigError, PandaError, SlideError
-from panda.inference.grade import Grade
+from panda.inference.grade import AttendedTile, GradeRecord
 from panda.models.losses import BCELoss
 from panda.models.segmentation import Segmenter
 from panda.tasks.metadata import SegmentationMetadata, TrainedResolution
@@ -422,9 +422,6 @@ def test_freeze_threshold_failed_validation_slides_leave_no_canvas(
 
 
 def test_grade_holds_no_tiles() -> None:
-    zeros = np.zeros((3, 2), np.int64)
-    ones = np.ones(3, np.float32)
-    grade = Grade("isup", 0, [1.0], zeros, ones, ones, np.zeros((3, 8, 8, 3), np.uint8), 16.0)
-    kept = grade.drop_tiles().shown
-    assert len(kept) == 0
-    assert kept.base is None
+    tile = AttendedTile(x=0, y=0, attention=1.0, contribution=1.0)
+    record = GradeRecord(target="isup", predicted=0, probabilities=(1.0,), tiles=(tile,) * 3)
+    assert record.drop_tiles() == GradeRecord(target="isup", predicted=0, probabilities=(1.0,))

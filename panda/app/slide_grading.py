@@ -16,7 +16,7 @@ from panda.data.failures import Failure
 from panda.data.manifest import SlideRecord
 from panda.errors import MaskError
 from panda.inference.evaluate import open_label
-from panda.inference.grade import Grade
+from panda.inference.grade import Grade, GradeRecord
 from panda.inference.grader import GradingPredictor
 from panda.inference.legends import ColourMap
 from panda.inference.predictor import SegmentationPredictor
@@ -54,7 +54,7 @@ class SlideGrading:
     failures: list[Failure]
     unusable_masks: list[str] = field(default_factory=list)
 
-    def grade_slide(self, record: SlideRecord, bar: tqdm[Any]) -> tuple[SlideRecord, Grade] | None:
+    def grade_slide(self, record: SlideRecord, bar: tqdm[Any]) -> tuple[SlideRecord, GradeRecord] | None:
         """Grade a slide; return None if it was mapped and could not be graded."""
         labelled = self.folder is not None and record.mask_path is not None and record.mask_path.is_file()
         try:
@@ -63,7 +63,7 @@ class SlideGrading:
             log.warning("%s is graded without its label mask: %s", record.slide_id, error)
             self.unusable_masks.append(str(error))
             grade = self._grade(record, bar, labelled=False)
-        return None if grade is None else (record, grade.drop_tiles())
+        return None if grade is None else (record, grade.record.drop_tiles())
 
     def _grade(self, record: SlideRecord, bar: tqdm[Any], labelled: bool) -> Grade | None:
         with contextlib.ExitStack() as stack:
@@ -96,14 +96,13 @@ class SlideGrading:
         image, view = slide.overview()
         write_slide(image, own)
         write_attention(image, view, grade, slide.slide_id, own / "attention.png")
-        facts = SlideFacts(
+        SlideFacts(
             slide_id=slide.slide_id,
             mpp=slide.mpp,
             view_downsample=view.downsample,
             tissue_how=tissue.how,
-            grade=grade.to_record(),
-        )
-        facts.write(own)
+            grade=grade.record,
+        ).write(own)
         return grade
 
     @functools.cache  # noqa: B019 - this object is dropped after the last slide

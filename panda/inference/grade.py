@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, Self
 
 import numpy as np
@@ -32,7 +32,10 @@ ATTENTION_SCORES = tuple(AttentionScores.model_fields)
 
 
 class AttendedTile(BaseModel, frozen=True):
-    """One tile: its upper left corner in level-0 px, attention weight, and contribution to the predicted class."""
+    """One tile: its upper left corner in level-0 px, attention weight, and contribution to the predicted class.
+
+    `MILNet.compute_contributions` explains the contribution.
+    """
 
     x: int
     y: int
@@ -41,7 +44,16 @@ class AttendedTile(BaseModel, frozen=True):
 
 
 class GradeRecord(BaseModel, frozen=True):
-    """A grade as plain data, with the fields of `Grade`; a side of a tile is in level-0 px."""
+    """The grade of one slide as plain data.
+
+    Attributes:
+        target: `isup` or `cancer`.
+        predicted: Class with the highest probability.
+        probabilities: Probability of each class; they sum to 1.
+        tile_side_px: Side of a tile in level-0 px.
+        against_label: Scores of the attention, None if the slide has no label mask.
+        tiles: The tiles, whose attention weights sum to 1.
+    """
 
     target: Literal["isup", "cancer"]
     predicted: NonNegativeInt
@@ -61,52 +73,19 @@ class GradeRecord(BaseModel, frozen=True):
         """The classes in words."""
         return class_names(self.target, len(self.probabilities))
 
+    @property
+    def attention(self) -> NDArray[np.float32]:
+        """Attention weights of the tiles, (K,)."""
+        return np.array([tile.attention for tile in self.tiles], np.float32)
+
+    def drop_tiles(self) -> GradeRecord:
+        """Return the grade without its tiles, because those of thousands of slides fill the memory."""
+        return self.model_copy(update={"tiles": ()})
+
 
 @dataclass(frozen=True)
 class Grade:
-    """The grade of one slide.
+    """The grade of one slide, and (n, h, w, 3) uint8, the tiles with the most attention, the most first."""
 
-    Attributes:
-        target: `isup` or `cancer`.
-        predicted: Class with the highest probability.
-        probabilities: Probability of each class; they sum to 1.
-        coords: Upper left corners of the tiles, (K, 2) int64, level-0 px.
-        attention: (K,) attention weights of the tiles; they sum to 1.
-        contributions: (K,) contribution of each tile to the predicted class, see `MILNet.compute_contributions`.
-        shown: (n, h, w, 3) uint8, the tiles with the most attention, the most first.
-        tile_side: Side of a tile in level-0 px.
-        against_label: Scores of the attention, None if the slide has no label mask.
-    """
-
-    target: Literal["isup", "cancer"]
-    predicted: int
-    probabilities: list[float]
-    coords: NDArray[np.int64]
-    attention: NDArray[np.float32]
-    contributions: NDArray[np.float32]
+    record: GradeRecord
     shown: NDArray[np.uint8]
-    tile_side: float
-    against_label: AttentionScores | None = None
-
-    @property
-    def predicted_name(self) -> str:
-        """The predicted class in words: 0 of `cancer` is no cancer."""
-        return class_names(self.target, len(self.probabilities))[self.predicted]
-
-    def drop_tiles(self) -> Grade:
-        """Return the grade without the pixels of its tiles, because those of thousands of slides fill the memory."""
-        return replace(self, shown=self.shown[:0].copy())  # a slice alone would keep them all
-
-    def to_record(self) -> GradeRecord:
-        """Return the grade as plain data."""
-        return GradeRecord(
-            target=self.target,
-            predicted=self.predicted,
-            probabilities=tuple(self.probabilities),
-            tile_side_px=self.tile_side,
-            against_label=self.against_label,
-            tiles=tuple(
-                AttendedTile(x=int(x), y=int(y), attention=float(weight), contribution=float(contribution))
-                for (x, y), weight, contribution in zip(self.coords, self.attention, self.contributions, strict=True)
-            ),
-        )

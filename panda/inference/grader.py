@@ -14,7 +14,7 @@ from panda.errors import ConfigError, SlideError
 from panda.inference.canvas import Canvas
 from panda.inference.compute import EngineSettings
 from panda.inference.features import FeatureCache, encode_tiles
-from panda.inference.grade import AttentionScores, Grade
+from panda.inference.grade import AttendedTile, AttentionScores, Grade, GradeRecord
 from panda.inference.predictor import restore_network
 from panda.models.mil import MILNet
 from panda.tasks.checkpoint import Checkpoint, read_checkpoint
@@ -125,17 +125,16 @@ class GradingPredictor:
         attention = weights.float().cpu().numpy()
         first = np.argsort(-attention, kind="stable")[:shown]
         drawn = read_bag(slide, coords[first], view, side, stain).transpose(0, 2, 3, 1)
-        return Grade(
+        tiles = zip(coords.tolist(), attention.tolist(), contributions.tolist(), strict=True)
+        record = GradeRecord(
             target=self.metadata.target,
             predicted=predicted,
-            probabilities=probabilities.tolist(),
-            coords=coords,
-            attention=attention,
-            contributions=contributions,
-            shown=(drawn * 255).round().astype(np.uint8),
-            tile_side=side * view.downsample,
+            probabilities=tuple(probabilities.tolist()),
+            tile_side_px=side * view.downsample,
             against_label=None if label is None else score_attention(label, coords, view, side, attention),
+            tiles=tuple(AttendedTile(x=x, y=y, attention=a, contribution=c) for (x, y), a, c in tiles),
         )
+        return Grade(record, (drawn * 255).round().astype(np.uint8))
 
 
 def score_attention(

@@ -173,11 +173,12 @@ def write_attention(image: NDArray[np.uint8], view: Resolution, grade: Grade | N
     if grade is None:
         path.unlink(missing_ok=True)
         return
-    share = grade.attention / grade.attention.sum()
+    record, attention = grade.record, grade.record.attention
+    share = attention / attention.sum()
     colours = COLOUR_MAPS["viridis"]
     fills = colorize(share / share.max(), colours)
-    corners = round_px(grade.coords / view.downsample)
-    side = max(1, round_px(grade.tile_side / view.downsample))
+    corners = round_px(np.array([(tile.x, tile.y) for tile in record.tiles]) / view.downsample)
+    side = max(1, round_px((record.tile_side_px or 0) / view.downsample))
     laid, thick = image.copy(), max(1, round_px(max(image.shape) / 1200))
     for (x, y), colour in zip(corners.tolist(), fills.tolist(), strict=True):
         tile = laid[y : y + side, x : x + side]
@@ -186,7 +187,7 @@ def write_attention(image: NDArray[np.uint8], view: Resolution, grade: Grade | N
     sheet = frame_image(
         laid,
         title=slide_id,
-        subtitle=f"Attention for {len(share)} tiles, {grade.predicted_name} predicted; "
+        subtitle=f"Attention for {len(share)} tiles, {record.class_names[record.predicted]} predicted; "
         f"the most attended has {share.max():.1%}",
         bar=_blend(np.full((256, 1, 3), 255, np.uint8), colours[:, None], np.full((256, 1), 0.5, np.float32))[:, 0],
         mark=None,

@@ -162,7 +162,7 @@ class SlideMapper:
                 view_downsample=view.downsample,
                 tissue_how=tissue.how,
                 in_sample=self.find_role(slide.slide_id),
-                grade=grade.to_record() if grade else None,
+                grade=grade.record if grade else None,
                 grade_note=ungraded.message if ungraded else None,
                 against_label=_compute_label_metrics(score, self.threshold, found.tumor_mm2) if score else None,
                 provenance=self.provenance,

@@ -20,9 +20,10 @@ def draw_attention_tiles(grade: Grade | None, path: Path) -> None:
     if grade is None:
         path.unlink(missing_ok=True)
         return
-    count, total = len(grade.coords), float(grade.attention.sum())
-    shares = grade.attention / total if total > 0 else np.full(count, 1.0 / count)
-    order = np.argsort(-grade.attention, kind="stable")[: len(grade.shown)]
+    tiles, attention = grade.record.tiles, grade.record.attention
+    count, total = len(tiles), float(attention.sum())
+    shares = attention / total if total > 0 else np.full(count, 1.0 / count)
+    order = np.argsort(-attention, kind="stable")[: len(grade.shown)]
     columns = min(_COLUMNS, len(order))
     width = max(2 * _SIDE + columns * _CELL + (columns - 1) * _GAP, 11.0)
     sheet = Sheet(width, _HEAD + math.ceil(len(order) / columns) * (_CELL + _LABEL) + 0.1)
@@ -37,7 +38,6 @@ def draw_attention_tiles(grade: Grade | None, path: Path) -> None:
         bar.add_patch(Rectangle((0, 0), 1, 1, facecolor="#e6e7eb"))
         bar.add_patch(Rectangle((0, 0), float(shares[index] / shares[order[0]]), 1, facecolor=MASK))
         sheet.write(x, y + _CELL + 0.24, f"{rank + 1}   {shares[index]:.1%}", fontsize=15, weight="bold", va="top")
-        left, top = grade.coords[index]
-        place = f"x {left}, y {top}\ncontribution {grade.contributions[index]:+.2f}"
+        place = f"x {tiles[index].x}, y {tiles[index].y}\ncontribution {tiles[index].contribution:+.2f}"
         sheet.write(x, y + _CELL + 0.52, place, fontsize=11.5, color="#5d6474", va="top")
     sheet.save(path)
