@@ -119,7 +119,7 @@ def test_findings_have_meaning_and_remedy() -> None:
         assert kind.meaning.endswith(".")
         assert kind.remedy.endswith(".")
     found = Finding("a", "blur", "0.1")
-    assert (found.severity, found.remedy) == (FINDINGS["blur"].severity, FINDINGS["blur"].remedy)
+    assert (found.kind.severity, found.kind.remedy) == (FINDINGS["blur"].severity, FINDINGS["blur"].remedy)
 
 
 @pytest.mark.real_data

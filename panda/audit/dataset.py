@@ -22,7 +22,7 @@ from panda.audit.slide_table import TableRow, check_table, index_by_slide, read_
 from panda.data.manifest import IMAGES, TABLE, locate_image
 from panda.data.slide_files import sort_slide_files
 from panda.errors import ConfigError
-from panda.files import hold_lock, remove_leftovers
+from panda.files import hold_lock, remove_leftovers, write_table
 from panda.wsi.slide import SlideOptions
 
 log = logging.getLogger(__name__)
@@ -142,7 +142,9 @@ def _write_all(table: Sequence[TableRow], records: RecordFolder | None, out: Pat
         duplicates = find_duplicates(read_inspections, lambda slide_id: locate_image(root, slide_id))
         values = {**asdict(records.options), "deep": records.deep, **RULE_VERSIONS}
         settings = tables.InspectionSettings.model_validate(values)
-        tables.write_groups(out / tables.GROUPS, duplicates.groups, rows.values())
+        # A slide whose id cannot name a file has no group.
+        named = ((row.slide_id, duplicates.groups[row.slide_id]) for row in rows.values() if row.has_file)
+        write_table(out / tables.GROUPS, named, ("image_id", "group"))
         tables.write_pairs(out / tables.PAIRS, duplicates, rows)
     findings = tables.collect_findings(rows, check_table(table), read_inspections, duplicates)
     tables.write_findings(out / tables.FINDINGS_TABLE, findings)

@@ -24,7 +24,7 @@ from panda.errors import MaskError, SlideError
 from panda.wsi.geometry import mean_mpp
 from panda.wsi.label_maps import get_label_maps
 from panda.wsi.label_mask import LabelMask
-from panda.wsi.mpp import MPP_MAX, MPP_MIN
+from panda.wsi.mpp import is_plausible
 from panda.wsi.slide import Slide, SlideOptions
 from panda.wsi.tiff.pyramid import TiffPyramid
 from panda.wsi.tiff.tables import CutShortError
@@ -92,7 +92,7 @@ class SlideInspector:
         )
         if slide.stated_mpp is None:
             self.add_finding("mpp_missing", slide.mpp_note)
-        elif not all(MPP_MIN <= value <= MPP_MAX for value in slide.stated_mpp):
+        elif not is_plausible(*slide.stated_mpp):
             self.add_finding("mpp_nonsense", slide.mpp_note)
         odd = [level for level in range(len(slide.level_dimensions)) if level not in slide.usable_levels]
         if odd:

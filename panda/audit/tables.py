@@ -51,13 +51,8 @@ def collect_findings(
 
 def write_findings(path: Path, findings: Iterable[Finding]) -> None:
     """Write `findings.csv`: a row for each finding, with its remedy."""
-    rows = ((found.slide_id, found.finding, found.severity, found.value, found.remedy) for found in findings)
+    rows = ((found.slide_id, found.finding, found.kind.severity, found.value, found.kind.remedy) for found in findings)
     write_table(path, rows, ("slide_id", "finding", "severity", "value", "what_to_do"))
-
-
-def write_groups(path: Path, groups: Mapping[str, str], rows: Iterable[TableRow]) -> None:
-    """Write `groups.csv` for `panda.data.manifest.read_groups`: a row for each slide whose id can name a file."""
-    write_table(path, ((row.slide_id, groups[row.slide_id]) for row in rows if row.has_file), ("image_id", "group"))
 
 
 def write_pairs(path: Path, duplicates: Duplicates, rows: Mapping[str, TableRow]) -> None:
@@ -240,7 +235,7 @@ def summarize(
 
 def find_worst_severity(findings: Iterable[Finding]) -> Severity | None:
     """Return the worst severity of the findings, or None if there are none."""
-    return min((found.severity for found in findings), key=get_args(Severity).index, default=None)
+    return min((found.kind.severity for found in findings), key=get_args(Severity).index, default=None)
 
 
 def _count_groups(duplicates: Duplicates, rows: Mapping[str, TableRow]) -> GroupCount:

@@ -151,11 +151,6 @@ class Finding:
         assert self.finding in FINDINGS, f"{self.finding} is not in FINDINGS"
 
     @property
-    def severity(self) -> Severity:
-        """The severity of this kind of finding."""
-        return FINDINGS[self.finding].severity
-
-    @property
-    def remedy(self) -> str:
-        """The remedy for this kind of finding."""
-        return FINDINGS[self.finding].remedy
+    def kind(self) -> FindingKind:
+        """Severity, meaning and remedy."""
+        return FINDINGS[self.finding]

@@ -114,8 +114,10 @@ def fold_slides(
     return _assign_folds(ordered, folds, seed, names)
 
 
-def _make_folds(ordered: Sequence[SlideRecord], folds: int, seed: int) -> list[list[SlideRecord]]:
-    """Return the slides of each fold."""
+def _assign_folds(
+    ordered: Sequence[SlideRecord], folds: int, seed: int, names: Mapping[int, Split]
+) -> dict[str, Split]:
+    """Return the split of each slide: that of its fold's number, else `"train"`; refuse an empty split."""
     # Processes that only cut or inspect slides do not need the 120 MiB of scikit-learn.
     from sklearn.model_selection import StratifiedGroupKFold  # noqa: PLC0415
 
@@ -125,17 +127,10 @@ def _make_folds(ordered: Sequence[SlideRecord], folds: int, seed: int) -> list[l
         # A stratum with fewer slides than folds can only be spread over as many folds as it has slides.
         warnings.filterwarnings("ignore", message="The least populated class in y", category=UserWarning)
         shares = list(splitter.split(groups, _choose_strata(ordered, folds), groups))
-    return [[ordered[index] for index in members] for _, members in shares]
-
-
-def _assign_folds(
-    ordered: Sequence[SlideRecord], folds: int, seed: int, names: Mapping[int, Split]
-) -> dict[str, Split]:
-    """Return the split of each slide: that of its fold's number, else `"train"`; refuse an empty split."""
     split = {
-        record.slide_id: names.get(number, "train")
-        for number, members in enumerate(_make_folds(ordered, folds, seed))
-        for record in members
+        ordered[index].slide_id: names.get(number, "train")
+        for number, (_, members) in enumerate(shares)
+        for index in members
     }
     if empty := {"train", *names.values()} - set(split.values()):
         raise ManifestError(

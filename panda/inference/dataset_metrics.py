@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 
 from panda.inference.evaluate import SCORES, SlideScore
 from panda.tasks.bootstrap import compute_percentile_interval, resample_sums
-from panda.tasks.figures import Count, Figures, Interval, Share
+from panda.tasks.figures import Figures, Interval, Share
 from panda.tasks.metrics import BINS, compute_areas, divide, score_threshold
 from panda.tasks.threshold import ThresholdChoice
 
@@ -31,10 +31,10 @@ class SegmentationFigures(Figures, frozen=True):
     A slide without labelled cancer has no Dice; its false-positive area is given instead.
     """
 
-    slides: Count = Field(description="Slides that were scored.")
-    slides_with_cancer: Count = Field(description="Slides with labelled cancer in tissue.")
-    benign_slides: Count = Field(description="Slides without any labelled cancer.")
-    groups: Count = Field(description="Patients or near-duplicate groups, which the bootstrap draws.")
+    slides: NonNegativeInt = Field(description="Slides that were scored.")
+    slides_with_cancer: NonNegativeInt = Field(description="Slides with labelled cancer in tissue.")
+    benign_slides: NonNegativeInt = Field(description="Slides without any labelled cancer.")
+    groups: NonNegativeInt = Field(description="Patients or near-duplicate groups, which the bootstrap draws.")
     dice: Share | None = Field(
         description=f"2 TP / (2 TP + FP + FN) over the pixels of all slides, equal to their F1. {_NO_CANCER}."
     )
@@ -75,7 +75,7 @@ class SegmentationFigures(Figures, frozen=True):
         description="Labelled cancer, % of tissue: `pr_auc` of a random map. Null if there is no tissue."
     )
     all_tissue_dice: Share | None = Field(description=f"`dice` if all tissue were called cancer. {_NO_CANCER}.")
-    cancer_outside_tissue_px: Count = Field(
+    cancer_outside_tissue_px: NonNegativeInt = Field(
         description="Labelled cancer outside the tissue found, px of the map. It enters no score."
     )
     cancer_outside_tissue_mm2: float | None = Field(

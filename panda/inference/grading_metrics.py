@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 
 from panda.data.manifest import SlideRecord
 from panda.inference.dataset_metrics import drop_undefined
-from panda.inference.grade import ATTENTION_SCORES, AttentionScores, Grade
+from panda.inference.grade import ATTENTION_SCORES, AttentionScores, GradeRecord
 from panda.inference.slide_result import TableRow
 from panda.tasks.bootstrap import compute_percentile_interval, resample_sums
-from panda.tasks.figures import Count, Figures, Interval, Share
+from panda.tasks.figures import Figures, Interval, Share
 from panda.tasks.grade_metrics import compute_grade_intervals, score_grades
 from panda.tasks.metrics import divide
 
@@ -28,7 +28,7 @@ _ONE_SIDE = "Null if all slides are on one side"
 class GradingFigures(Figures, frozen=True):
     """Scores of whole slides, each with its most probable class."""
 
-    slides: Count = Field(description="Slides that were graded.")
+    slides: NonNegativeInt = Field(description="Slides that were graded.")
     qwk: float | None = Field(
         description="Cohen's kappa with quadratic weights. Null if truth and prediction are of one class, or no "
         "slide was graded."
@@ -40,7 +40,7 @@ class GradingFigures(Figures, frozen=True):
     auroc_interval: Interval
     auroc_significant: Share | None = Field(description=f"AUROC, ISUP 2 and above. {_ONE_SIDE}, or `target` is cancer.")
     auroc_significant_interval: Interval
-    confusion: list[list[Count]] = Field(
+    confusion: list[list[NonNegativeInt]] = Field(
         description="Slides: one row for each true class, one column for each predicted one."
     )
 
@@ -82,7 +82,7 @@ class GradedSlide:
 
     record: SlideRecord
     label: int
-    grade: Grade
+    grade: GradeRecord
 
     def to_row(self, attention: bool) -> TableRow:
         """Return the slide's row of a table; with `attention`, `ATTENTION_SCORES` too, None if the slide has none."""

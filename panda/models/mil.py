@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -148,8 +148,12 @@ class MILNet(nn.Module):
         with torch.set_grad_enabled(learning):
             encode: Callable[[Tensor], Tensor]
             if learning and len(parts) > 1:
-                contexts = partial(_make_contexts, self.encoder)
-                encode = partial(checkpoint, self._encode_part, use_reentrant=False, context_fn=contexts)
+                encode = partial(
+                    checkpoint,
+                    self._encode_part,
+                    use_reentrant=False,
+                    context_fn=lambda: (nullcontext(), _hold_statistics(self.encoder)),  # forward, and repeated
+                )
             else:
                 encode = self._encode_part
             return torch.cat([encode(part) for part in parts])
@@ -224,11 +228,6 @@ def _build_encoder(name: str, weights: str | None) -> nn.Module:
     except Exception as error:  # hub, transport and timm have their own classes
         raise OptionError(explain_failed_download(weights, name, error)) from error
     return pretrained
-
-
-def _make_contexts(encoder: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Return the contexts of the forward pass and of its repetition in the backward pass."""
-    return nullcontext(), _hold_statistics(encoder)
 
 
 @contextmanager

@@ -133,8 +133,6 @@ def column_chart(
     labels: Sequence[str],
     series: Sequence[tuple[str, Sequence[int]]],
     x_label: str,
-    *,
-    size: tuple[int, int] = (540, 270),
 ) -> Markup:
     """Draw counts as columns side by side; nothing if all counts are zero.
 
@@ -144,14 +142,13 @@ def column_chart(
         series: Name of each series and its count in each class. A series without a count is left out, and the others
             keep their colors.
         x_label: Label below the axis.
-        size: Width and height, px.
     """
     colours = dict(zip((name for name, _ in series), itertools.cycle(PALETTE), strict=False))
     series = [(name, counts) for name, counts in series if any(counts)]
     highest = max((count for _, counts in series for count in counts), default=0)
     if not highest:
         return Markup("")
-    frame = (52, 12, size[0] - 8, size[1] - 42)
+    size, frame = (540, 270), (52, 12, 532, 228)
     y_ticks = [t for t in ticks(0, highest, 4) if t == int(t)]
     up = Axis(0, y_ticks[-1], frame[3], frame[1])
     class_width = (frame[2] - frame[0]) / len(labels)

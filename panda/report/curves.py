@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from panda.files import write_beside, write_table
+from panda.files import write_table
 from panda.report.axes import PALETTE
+from panda.report.sheet import save_figure
 from panda.tasks.calibration import RELIABILITY_BINS, Reliability, measure_reliability
 from panda.tasks.metrics import compute_curve, pool_histograms
 from panda.tasks.threshold import CRITERIA, Histograms, ThresholdChoice, score_by_criterion
@@ -64,12 +65,7 @@ def write_threshold_curve(
         columns[f"{choice.criterion}_{provider}"] = score_by_criterion(own, choice.criterion, choice.cost_ratio)
     rows = zip(*(map(_none_if_nan, column.tolist()) for column in columns.values()), strict=True)
     write_table(csv_path, rows, list(columns))
-    _save(_threshold_picture(columns, choice), png_path)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with write_beside(path) as partial:
-        figure.savefig(partial, format="png")
+    save_figure(_threshold_picture(columns, choice), png_path)
 
 
 def _threshold_picture(columns: Mapping[str, NDArray[Any]], choice: ThresholdChoice) -> Figure:
@@ -146,7 +142,7 @@ def write_calibration(
         for k in range(RELIABILITY_BINS)
     ]
     write_table(csv_path, rows)
-    _save(_calibration_picture(drawn, list(hists), temperature), png_path)
+    save_figure(_calibration_picture(drawn, list(hists), temperature), png_path)
 
 
 def _none_if_nan(value: float) -> float | None:

@@ -47,7 +47,7 @@ class Effect:
     @property
     def best(self) -> int:
         """Return the index of the value with the highest gain."""
-        return max(range(len(self.gains)), key=lambda k: self.gains[k])
+        return self.gains.index(max(self.gains))
 
     @property
     def span(self) -> float:
@@ -95,7 +95,7 @@ def _effect(jobs: Sequence[ScoredJob], choice: str, varied: Sequence[str]) -> Ef
     if not all(gains):
         return None  # a value never compared alone would get the credit of other choices
     means = [mean(gain) for gain in gains]
-    best = max(range(len(means)), key=lambda k: means[k])
+    best = means.index(max(means))
     together = [thread for thread in several if any(k == best for k, _ in thread)]
     wins = sum(max(thread, key=lambda entry: entry[1].score)[0] == best for thread in together)
     ordered = [sorted(thread, key=lambda entry: entry[0]) for thread in threads.values()]

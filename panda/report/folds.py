@@ -18,7 +18,7 @@ from panda.errors import ManifestError, PandaError
 from panda.files import read_output_table
 from panda.report.compare import check_comparable, read_tested
 from panda.report.paired import FIGURES, read_value
-from panda.tasks.bootstrap import RESAMPLES, bootstrap_interval
+from panda.tasks.bootstrap import bootstrap_interval
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def compute_figures(rows: Sequence[Mapping[str, str]], task: str, seed: int = 0)
         if not has_it.any():
             continue
         groups = names[has_it]
-        ends = bootstrap_interval(values[has_it], groups, seed=seed, statistic=statistic, n=RESAMPLES)
+        ends = bootstrap_interval(values[has_it], groups, seed=seed, statistic=statistic)
         interval = None if np.isnan(ends).any() else ends
         value = statistic(values[has_it])
         found.append(Figure(name, int(has_it.sum()), len(set(groups.tolist())), value, interval))

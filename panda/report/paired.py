@@ -12,7 +12,7 @@ from scipy.stats import wilcoxon
 
 from panda.errors import ManifestError
 from panda.report.run_folder import number
-from panda.tasks.bootstrap import RESAMPLES, average_known, bootstrap_interval
+from panda.tasks.bootstrap import average_known, bootstrap_interval
 from panda.tasks.grade_metrics import compare_grades
 
 FEW = 3
@@ -117,7 +117,7 @@ def compute_difference(
         return statistic(pairs[:, len(columns) :]) - statistic(pairs[:, : len(columns)])
 
     pairs = np.hstack([a, b])
-    ends = bootstrap_interval(pairs, drawn, seed=seed, statistic=subtract, n=RESAMPLES)
+    ends = bootstrap_interval(pairs, drawn, seed=seed, statistic=subtract)
     was, is_, gap = (None if np.isnan(value) else value for value in (statistic(a), statistic(b), subtract(pairs)))
     interval = None if np.isnan(ends).any() else ends
     p = compute_signed_rank_p((b - a)[:, 0], drawn) if figure == "dice_mean_slide" else None

@@ -36,11 +36,10 @@ class Repeat:
         """Return mean, standard deviation, minimum and maximum of each figure; None if too few jobs have it."""
         row: dict[str, Any] = {**self.choices, "jobs": self.jobs, "failed": self.failed}
         for (split, key), values in self.values.items():
-            name = f"{split}_{key}"
-            row |= {f"{name}_jobs": len(values)}
-            row |= {f"{name}_mean": fmean(values) if values else None}
-            row |= {f"{name}_sd": stdev(values) if len(values) > 1 else None}
-            row |= {f"{name}_min": min(values, default=None), f"{name}_max": max(values, default=None)}
+            mean, sd = fmean(values) if values else None, stdev(values) if len(values) > 1 else None
+            ends = {"min": min(values, default=None), "max": max(values, default=None)}
+            found = {"jobs": len(values), "mean": mean, "sd": sd} | ends
+            row |= {f"{split}_{key}_{name}": figure for name, figure in found.items()}
         return row
 
 

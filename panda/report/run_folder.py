@@ -119,5 +119,9 @@ def read_picture(path: Path, max_side: int, quality: int = 88) -> Picture | None
     full_colour = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
     options = (cv2.IMWRITE_JPEG_QUALITY, quality, *full_colour)
     _, data = cv2.imencode(".jpg", image, options)
-    uri = "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode("ascii")
-    return Picture(uri, image.shape[1], image.shape[0])
+    return Picture(make_data_uri(data.tobytes(), "jpeg"), image.shape[1], image.shape[0])
+
+
+def make_data_uri(data: bytes, kind: str) -> str:
+    """Return a picture of a kind, `jpeg` or `png`, as an address that holds its data."""
+    return f"data:image/{kind};base64," + base64.b64encode(data).decode("ascii")

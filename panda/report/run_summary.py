@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, JsonValue, ValidationError
+from pydantic import Field, JsonValue, NonNegativeInt, ValidationError
 
 from panda.data.summary import DataSummary, PatchDataSummary
 from panda.inference.dataset_metrics import SegmentationSplitFigures
 from panda.inference.grading_metrics import AttentionSplitFigures, GradingSplitFigures
 from panda.report.run_folder import read_json
 from panda.tasks.calibration import Calibration
-from panda.tasks.figures import Count, Figures, Plain, Share
+from panda.tasks.figures import Figures, Plain, Share
 from panda.tasks.threshold import ThresholdChoice
 
 SCHEMA = 3
@@ -37,8 +37,8 @@ class BootstrapSummary(Plain, frozen=True):
     Draws in which the figure is undefined are left out.
     """
 
-    resamples: Count = Field(description="Number of draws.")
-    seed: Count = Field(description="Seed of the draws.")
+    resamples: NonNegativeInt = Field(description="Number of draws.")
+    seed: NonNegativeInt = Field(description="Seed of the draws.")
     level: Share = Field(description="Share of the draws within an interval.")
     unit: str = Field(description="What is drawn.")
 
@@ -50,12 +50,12 @@ class CommonSummary(Plain, frozen=True):
     task: str = Field(description="`segmentation` or `grading`.")
     name: str = Field(description="Name of the run's folder.")
     created: str = Field(description="End of the run, ISO 8601, UTC.")
-    seed: Count = Field(description="Seed of weights, loaders and augmentation.")
+    seed: NonNegativeInt = Field(description="Seed of weights, loaders and augmentation.")
     device: str = Field(description="Device of the training.")
-    devices: Count | None = Field(
+    devices: NonNegativeInt | None = Field(
         default=None, description="Number of devices that shared the training. Absent in older runs."
     )
-    epochs: Count = Field(description="Number of epochs.")
+    epochs: NonNegativeInt = Field(description="Number of epochs.")
     seconds: float = Field(description="Time of all sessions that the weights come from, s.")
     bootstrap: BootstrapSummary = Field(description="How intervals are made.")
     trained_by: str | None = Field(
@@ -116,13 +116,10 @@ def parse_summary(content: Mapping[str, Any]) -> tuple[RunSummary | None, list[s
     try:
         return model.model_validate(content), []
     except ValidationError as error:
-        return None, [f"{_name_key(fault['loc'])}: {fault['msg'].lower()}" for fault in error.errors()]
-
-
-def _name_key(location: tuple[int | str, ...]) -> str:
-    """Write the key of a fault, without the names of models that pydantic adds for a union."""
-    models = ("SegmentationSplitFigures", "PatchFigures")
-    return ".".join(str(part) for part in location if part not in models)
+        # pydantic adds the name of a model to the key of a union.
+        models = ("SegmentationSplitFigures", "PatchFigures")
+        faults = [(".".join(str(part) for part in e["loc"] if part not in models), e["msg"]) for e in error.errors()]
+        return None, [f"{key}: {message.lower()}" for key, message in faults]
 
 
 def read_summary(run_dir: Path) -> tuple[RunSummary | None, str]:

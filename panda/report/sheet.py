@@ -44,6 +44,11 @@ class Sheet:
 
     def save(self, path: Path) -> Path:
         """Write the picture as PNG, whole or not at all."""
-        with write_beside(path) as partial:
-            self.figure.savefig(partial, format="png")
+        save_figure(self.figure, path)
         return path
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
+    with write_beside(path) as partial:
+        figure.savefig(partial, format="png")

@@ -233,6 +233,7 @@ def _write_sweep(sweep_dir: Path) -> Path:
         write_table(sweep_dir / "repeats.csv", [repeat.row() for repeat in same])
     failed = [job for job in jobs if job.error]
     best = next((job for job in rank_jobs(jobs) if job.score("val") is not None), None)
+    shown = [show(best.score(split), "headline") for split in ("val", "test")] if best else []
     charts, unsure = _effects(jobs, varied)
     return write_page(
         sweep_dir / "sweep.html",
@@ -243,9 +244,7 @@ def _write_sweep(sweep_dir: Path) -> Path:
         trainings=sum(job.summary is not None and not job.summary.trained_by for job in jobs),
         errors=_errors(failed, varied),
         constant=constant,
-        best=None
-        if best is None
-        else (job_label(best, varied), best.report, figure_name(best.key), *_write_scores(best)),
+        best=best and (job_label(best, varied), best.report, figure_name(best.key), *shown),
         table=_table(jobs, varied, gaps),
         gaps=len(gaps),
         undecided=sum(gap.interval is None or gap.interval[0] <= 0 <= gap.interval[1] for gap in gaps.values()),
@@ -255,7 +254,3 @@ def _write_sweep(sweep_dir: Path) -> Path:
         unsure=unsure,
         curves=_curves(sweep_dir, jobs, varied),
     )
-
-
-def _write_scores(job: Job) -> tuple[str, str]:
-    return show(job.score("val"), "headline"), show(job.score("test"), "headline")

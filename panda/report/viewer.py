@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from panda.inference.grade import GradeRecord
 from panda.inference.legends import COLOUR_MAPS
 from panda.inference.quantify import THRESHOLDS
 from panda.inference.slide_result import SlideFacts, SlideResult
-from panda.report.run_folder import read_text
+from panda.report.run_folder import make_data_uri, read_text
 
 MOST_REGIONS = 300
 """Number of largest regions that a page lists and outlines; more would be too many for a browser."""
@@ -46,7 +45,7 @@ def read_viewer(slide_dir: Path, facts: SlideFacts) -> dict[str, Any] | None:
         "tiles": tiles,
         "regions": _read_regions(slide_dir / "regions.geojson", level0) if mapped else [],
     }
-    whole = {"slide": _uri(path, "jpeg"), "map": "", "labelled": False} | mapped
+    whole = {"slide": make_data_uri(path.read_bytes(), "jpeg"), "map": "", "labelled": False} | mapped
     return whole | {"view": view | mapped.get("view", {})}
 
 
@@ -57,7 +56,7 @@ def _read_map(slide_dir: Path, result: SlideResult) -> dict[str, Any]:
         return {}
     highest = max(result.tissue_px, 1)
     return {
-        "map": _uri(path, "png"),
+        "map": make_data_uri(path.read_bytes(), "png"),
         "labelled": result.against_label is not None and result.against_label.dice is not None,
         "mm2": area is not None,
         "curve": " ".join(f"{k / 5:g},{40 - 38 * count / highest:.1f}" for k, count in enumerate(counts)),
@@ -69,10 +68,6 @@ def _read_map(slide_dir: Path, result: SlideResult) -> dict[str, Any]:
             "colours": {name: colours.tobytes().hex() for name, colours in COLOUR_MAPS.items()},
         },
     }
-
-
-def _uri(path: Path, kind: str) -> str:
-    return f"data:image/{kind};base64," + base64.b64encode(path.read_bytes()).decode("ascii")
 
 
 def _read_regions(path: Path, level0: float) -> list[dict[str, Any]]:

@@ -13,10 +13,10 @@ from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, NonNegativeInt
 from scipy.optimize import brentq
 
-from panda.tasks.figures import Count, Plain, Share
+from panda.tasks.figures import Plain, Share
 from panda.tasks.metrics import BINS
 
 RELIABILITY_BINS = 20
@@ -60,7 +60,7 @@ class Calibration(Temperature, frozen=True):
     order, so the threshold would move with it and every mask would stay the same.
     """
 
-    bins: Count = Field(description="Bins of equal width for `ece`.")
+    bins: NonNegativeInt = Field(description="Bins of equal width for `ece`.")
     val: CalibrationScores = Field(description="Validation slides, on which T was fitted.")
     test: CalibrationScores | None = Field(description="Test slides. Null if the test slides were not scored.")
 

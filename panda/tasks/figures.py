@@ -14,7 +14,6 @@ def _round_down(value: object) -> object:
     return 1.0 if isinstance(value, float) and 1 < value < 1 + 1e-6 else value
 
 
-Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1), BeforeValidator(_round_down)]
 """A computed share; settings take none above 1."""
 Ends = Annotated[tuple[float, float], Field(strict=False)]
