@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import albumentations as A
 import cv2
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from panda.settings import Settings
+from panda.wsi.stain_variation import vary_stain
 
 Name = Literal["none", "light", "strong", "stain"]
 
@@ -31,33 +32,37 @@ def make_light() -> A.Compose:
     )
 
 
-def _make_stain_change(p: float) -> A.BasicTransform:
-    """Change the stain: separate hematoxylin and eosin in optical density, and make each weaker or stronger.
+class StainChange(A.ImageOnlyTransform):  # type: ignore[misc]
+    """Make haematoxylin and eosin weaker or stronger and turn their colours, see `panda.wsi.stain_variation`.
 
-    The stain vectors are those of a random laboratory (albumentations' `HEStain`, after Ruifrok and Johnston 2001 and
-    Tellez et al. 2018). Glass does not change.
+    Factors and turns are drawn evenly, each by itself.
     """
-    return A.HEStain(
-        method="random_preset",
-        intensity_scale_range=(0.7, 1.3),
-        intensity_shift_range=(-0.1, 0.1),
-        augment_background=False,
-        p=p,
-    )
+
+    strength_range = (0.7, 1.3)
+    most_turn = 0.08
+
+    def get_params(self) -> dict[str, Any]:
+        """Draw the factors, (2,), and the turns, (2, 3), of the two stains."""
+        strength = self.random_generator.uniform(*self.strength_range, 2)
+        return {"strength": strength, "turn": self.random_generator.uniform(-self.most_turn, self.most_turn, (2, 3))}
+
+    def apply(self, img: NDArray[np.uint8], **params: Any) -> NDArray[np.uint8]:
+        """Change the stains of an image, (h, w, 3) uint8 RGB."""
+        return vary_stain(img, params["strength"], params["turn"])
 
 
 def make_stain() -> A.Compose:
     """Rotate or mirror, and change the stain: for slides of laboratories that are not in training."""
-    return A.Compose([A.D4(p=1.0), _make_stain_change(0.9)])
+    return A.Compose([StainChange(p=0.9), A.D4(p=1.0)])
 
 
 def make_strong() -> A.Compose:
     """Change as in `stain`, and also scale, angle, brightness, sharpness, noise and compression."""
     return A.Compose(
         [
+            StainChange(p=0.7),
             A.D4(p=1.0),
             A.Affine(scale=(0.8, 1.25), rotate=(-20, 20), border_mode=cv2.BORDER_REFLECT_101, p=0.5),
-            _make_stain_change(0.7),
             A.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.15, p=0.5),
             A.OneOf([A.GaussianBlur(blur_limit=(3, 5)), A.GaussNoise(std_range=(0.01, 0.04))], p=0.3),
             A.ImageCompression(quality_range=(50, 95), p=0.3),

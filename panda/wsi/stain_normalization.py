@@ -98,7 +98,7 @@ def estimate_stain(rgb: NDArray[np.uint8], glass: Vector) -> StainProfile | None
     Returns:
         See `find_stain`.
     """
-    density = _density(rgb, glass).reshape(-1, 3)
+    density = compute_density(rgb, glass).reshape(-1, 3)
     # haematoxylin and eosin absorb green most, as no ink and no dirt does (see `panda.wsi.appearance`)
     stained = (density.min(axis=1) > _STAINED) & (density[:, 1] > density[:, ::2].min(axis=1))
     stained &= rgb.max(axis=2).ravel() > _BLACK
@@ -129,11 +129,16 @@ def estimate_stain(rgb: NDArray[np.uint8], glass: Vector) -> StainProfile | None
     return StainProfile(**{key: np.round(value, 4).tolist() for key, value in named.items()})
 
 
-def _density(rgb: NDArray[np.uint8], glass: Vector) -> NDArray[np.float32]:
+def compute_density(rgb: NDArray[np.uint8], glass: Vector) -> NDArray[np.float32]:
     """Return the optical density, (h, w, 3): 0 for glass and brighter px."""
+    return np.asarray(cv2.LUT(rgb, _tabulate_density(glass)), np.float32)
+
+
+@functools.lru_cache(4096)
+def _tabulate_density(glass: Vector) -> NDArray[np.float32]:
+    """Return the optical density of each value of each channel, (1, 256, 3)."""
     light = np.maximum(np.arange(256, dtype=np.float64), 1)[:, None]
-    table = np.maximum(np.log(np.maximum(glass, 1) / light), 0).astype(np.float32)
-    return np.asarray(cv2.LUT(rgb, table[None]), np.float32)
+    return np.maximum(np.log(np.maximum(glass, 1) / light), 0).astype(np.float32)[None]
 
 
 def _basis(profile: StainProfile) -> NDArray[np.float64]:
@@ -162,6 +167,6 @@ def normalize_stain(
     Returns:
         (h, w, 3) uint8 RGB. Px as bright as the slide's glass, or brighter, get the colour of the reference's glass.
     """
-    density = cv2.transform(_density(rgb, profile.glass), _change(profile, reference).astype(np.float32))
+    density = cv2.transform(compute_density(rgb, profile.glass), _change(profile, reference).astype(np.float32))
     light = cv2.exp(-density) * np.array(reference.glass, np.float32)
     return np.asarray(np.rint(np.minimum(light, WHITE)), np.uint8)
