@@ -19,9 +19,10 @@ from statistics import fmean, stdev
 import numpy as np
 import torch
 
-from panda.files import read_output_table, remove, write_table
+from panda.files import remove
 from panda.inference.predictor import restore_network
 from panda.models.segmentation import Segmenter
+from panda.tables import read_output_table, write_table
 from panda.tasks.checkpoint import read_checkpoint
 from panda.tasks.grade_metrics import score_grades
 from panda.tasks.metadata import SegmentationMetadata

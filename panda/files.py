@@ -7,7 +7,6 @@ hidden temporary names beside it, which `remove_leftovers` removes.
 from __future__ import annotations
 
 import contextlib
-import csv
 import errno
 import glob
 import hashlib
@@ -17,7 +16,7 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -25,7 +24,7 @@ from typing import IO, Any, TypeVar
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
-from panda.errors import ConfigError, ManifestError, PandaError
+from panda.errors import ConfigError, PandaError
 
 log = logging.getLogger(__name__)
 
@@ -210,82 +209,6 @@ def identity(path: Path) -> dict[str, str | int]:
     """Return name, size in bytes and time of change of a file, which identify it without reading it."""
     found = path.stat()
     return {"name": path.name, "bytes": found.st_size, "mtime_ns": found.st_mtime_ns}
-
-
-def write_table(
-    path: Path | str, rows: Iterable[Mapping[str, Any] | Sequence[Any]], columns: Sequence[str] | None = None
-) -> None:
-    """Write rows as a CSV file, whole or not at all.
-
-    Args:
-        path: The final name.
-        rows: One a line, each a mapping or the values in the order of `columns`. None becomes an empty field.
-        columns: The header. If None, every key of the rows, which are mappings, in the order they first occur.
-
-    Raises:
-        ValueError: If a mapping has a key that is no column.
-    """
-    if columns is None:
-        rows = list(rows)
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-    with write_beside(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            if isinstance(row, Mapping):
-                writer.writerow(row)
-            else:
-                writer.writer.writerow(row)
-
-
-def read_output_table(path: Path) -> list[dict[str, str]]:
-    """Read a table that this package wrote; no row if the file is missing or cannot be read as a table."""
-    try:
-        with path.open(encoding="utf-8", errors="replace", newline="") as file:
-            return [{str(k): v or "" for k, v in row.items() if k is not None} for row in csv.DictReader(file)]
-    except (OSError, csv.Error):
-        return []
-
-
-def read_user_table(
-    path: Path, columns: Sequence[str], one_of: Sequence[str] = (), *, may_be_empty: bool = False
-) -> list[tuple[int, dict[str, str]]]:
-    """Read a CSV in UTF-8 that a user wrote, and refuse a broken one.
-
-    Args:
-        path: The table, with a header.
-        columns: Columns that it must have.
-        one_of: Columns of which it must have at least one.
-        may_be_empty: Whether a table without rows is allowed.
-
-    Returns:
-        Rows as (number of the line in the file, stripped values by column), without blank lines.
-
-    Raises:
-        ManifestError: If it cannot be read, a column is missing, or it has no rows.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True, strict=True, restkey="", restval="")
-            names = [name.strip() for name in reader.fieldnames or ()]
-            reader.fieldnames = names
-            rows = [
-                (reader.line_num, {name: row[name].strip() for name in names})
-                for row in reader
-                if any(isinstance(value, str) and value.strip() for value in row.values())
-            ]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ManifestError(f"{path}: cannot be read as a CSV in UTF-8 ({error})") from error
-    absent = [column for column in columns if column not in names]
-    if one_of and not set(one_of) & set(names):
-        absent.append(" or ".join(one_of))
-    if absent:
-        raise ManifestError(
-            f"{path}: no column {', '.join(absent)}; the columns found are {', '.join(names) or 'none'}"
-        )
-    if not rows and not may_be_empty:
-        raise ManifestError(f"{path}: the table has no rows")
-    return rows
 
 
 def write_json(path: Path | str, data: Mapping[str, Any]) -> None:

@@ -28,7 +28,6 @@ from panda.files import (
     replace,
     write_beside,
     write_json,
-    write_table,
     write_whole,
 )
 
@@ -126,13 +125,6 @@ def test_write_json_nan_raises_and_keeps_old_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
         write_json(tmp_path / "a.json", {"a": float("nan")})
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1, None, "µ"]}
-
-
-def test_write_table_has_every_key_as_column(tmp_path: Path) -> None:
-    write_table(tmp_path / "a.csv", [{"a": 1, "b": None}, {"a": 2, "c": "x,y"}])
-    assert (tmp_path / "a.csv").read_text() == 'a,b,c\n1,,\n2,,"x,y"\n'
-    write_table(tmp_path / "a.csv", [], ["a", "b"])
-    assert (tmp_path / "a.csv").read_text() == "a,b\n"
 
 
 def test_hold_lock_held_raises_and_is_free_afterwards(tmp_path: Path) -> None:

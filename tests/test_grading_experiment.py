@@ -16,11 +16,11 @@ from panda.app.grading_sources import copy_encoder
 from panda.data.bagset import BagItem
 from panda.data.manifest import SlideRecord
 from panda.errors import ConfigError
-from panda.files import read_output_table
 from panda.inference.grader import GradingPredictor
 from panda.models.mil import MILNet
 from panda.models.segmentation import Segmenter
 from panda.report.run_summary import SCHEMA, CommonSummary
+from panda.tables import read_output_table
 from tests.checkpoints import grading_checkpoint
 from tests.panda_folder import HEIGHT, WIDTH, make_folder
 from tests.pyramids import write_pyramid

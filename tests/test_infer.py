@@ -19,7 +19,7 @@ from panda.app.entry_point import SomeSlidesFailed
 from panda.app.hydra_job import register_resolvers
 from panda.app.infer import infer
 from panda.errors import CheckpointError, ConfigError, ManifestError
-from panda.files import hold_lock, read_output_table, write_json
+from panda.files import hold_lock, write_json
 from panda.inference import slide_mapper, slide_result
 from panda.inference.canvas import Canvas
 from panda.inference.compute import EngineSettings
@@ -27,6 +27,7 @@ from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
 from panda.inference.slide_mapper import SlideMapper
 from panda.inference.slide_result import SlideResult
+from panda.tables import read_output_table
 from panda.wsi.label_maps import LabelMap
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import RULES, find_tissue

@@ -65,10 +65,11 @@ def test_read_manifest_mask_suffix(tmp_path: Path) -> None:
         (",radboud,0,0+0", "not a plain file name"),
         ("splits,radboud,0,0+0", "rename the slide"),
         ("b,stanford,0,0+0", "row 3: data_provider 'stanford' is unknown; known are binary, karolinska, radboud"),
-        ("b,radboud,6,0+0", "row 3: isup_grade '6' is not an integer 0..5"),
-        ("b,radboud,1.0,0+0", "isup_grade '1.0'"),
-        ("b,radboud,,0+0", "isup_grade ''"),
-        ("b,radboud", "isup_grade ''"),
+        ("b,radboud,6,0+0", "row 3: isup_grade '6' is not a whole number from 0 to 5; leave it empty"),
+        ("b,radboud,1.5,0+0", "isup_grade '1.5'"),
+        ("b,radboud,nan,0+0", "isup_grade 'nan'"),
+        ("b,radboud", "row 3 has 2 fields, the header has 4; write an empty field"),
+        ("b,radboud,0,3+3,5", "row 3 has 5 fields, the header has 4"),
         ("good,radboud,1,3+3", "row 3: image_id 'good' occurs already in row 2"),
     ],
 )
@@ -91,7 +92,7 @@ def test_read_manifest_missing_folder_table_column_or_rows(tmp_path: Path) -> No
     with pytest.raises(ManifestError, match=r"train\.csv: no such file"):
         read_manifest(tmp_path)
     table(tmp_path, "a,0", header="image_id,isup_grade")
-    with pytest.raises(ManifestError, match=r"no column data_provider, gleason_score; .* image_id, isup_grade"):
+    with pytest.raises(ManifestError, match=r"no column 'data_provider'; .* 'image_id', 'isup_grade'"):
         read_manifest(tmp_path)
     table(tmp_path)
     with pytest.raises(ManifestError, match="no rows"):
@@ -108,14 +109,14 @@ def test_read_groups_and_apply_groups(tmp_path: Path) -> None:
     assert (groups, kind) == ({"a": "7", "b": "7", "c": "8"}, "patient")
     grouped = apply_groups([record("a", "radboud", 0), record("c", "radboud", 0)], groups)
     assert [item.group for item in grouped] == ["7", "8"]
-    with pytest.raises(ManifestError, match=r"(?s)1 of 2 slides are not in the table of groups.*- z"):
+    with pytest.raises(ManifestError, match=r"(?s)1 of 2 slides are not in the table of groups.*- 'z'"):
         apply_groups([record("a", "radboud", 0), record("z", "radboud", 0)], groups)
 
 
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("image_id,who\na,1\n", "no column patient or group"),
+        ("image_id,who\na,1\n", "no column 'patient' or 'group'"),
         ("image_id,group\na,\n", "row 2: empty"),
         ("image_id,group\na,1\na,2\n", "a slide has one group"),
     ],

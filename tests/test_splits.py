@@ -149,7 +149,7 @@ def test_select_slides_written_split_is_read_back(tmp_path: Path) -> None:
         (",val,", ",validation,", "split is 'validation': give train, val, test or left_out"),
         ("00000003,", "unknown,", "'unknown' is in no row of the table"),
         ("g0,group,", "g0,family,", "groups_are has"),
-        ("why", "reason", "no column why"),
+        ("why", "reason", "no column 'why'"),
     ],
 )
 def test_select_slides_faults_of_given_split_are_named(tmp_path: Path, old: str, new: str, words: str) -> None:
@@ -194,7 +194,7 @@ def test_select_slides_audit_findings_exclude_slides(tmp_path: Path) -> None:
     findings.write_text(header)
     assert select_slides(records, choice).why == {}
     (tmp_path / "audit.csv").write_text("slide_id,group\n" + "".join(f"{r.slide_id},a\n" for r in records[1:]))
-    with pytest.raises(ManifestError, match=r"the audit lacks 1 of 80 slides \(00000000\); run it again"):
+    with pytest.raises(ManifestError, match=r"the audit lacks 1 of 80 slides \('00000000'\); run it again"):
         select_slides(records, choice)
     (tmp_path / "audit.csv").write_text("slide_id,worst\n" + "".join(f"{r.slide_id},note\n" for r in records))
     with pytest.raises(ManifestError, match=r"read only the table \(audit.slides=false\)"):

@@ -12,10 +12,10 @@ from PIL import Image
 from pytorch_lightning.loggers import Logger, WandbLogger
 
 from panda.app.tracking import find_wandb_logger
-from panda.files import read_output_table
 from panda.inference.panel_patches import PanelRow
 from panda.report.run_summary import RunSummary
 from panda.report.table import figure_name
+from panda.tables import read_output_table
 from panda.tasks.threshold import CRITERIA
 
 LABELS = {0: "no cancer", 1: "cancer"}

@@ -25,11 +25,11 @@ from panda.app.slide_grading import SlideGrading
 from panda.data.bag_datamodule import BagDataModule
 from panda.data.bagset import BagItem, BagSettings
 from panda.data.datamodule import DataSettings, PatchDataModule
-from panda.data.manifest import SlideRecord
+from panda.data.manifest import SlideRecord, require_grades
 from panda.data.splits import Split
 from panda.data.summary import DataSummary
 from panda.errors import ManifestError
-from panda.files import identity, write_table
+from panda.files import identity
 from panda.inference.compute import EngineSettings
 from panda.inference.features import FeatureCache
 from panda.inference.grader import GradingPredictor, select_tiles
@@ -39,6 +39,7 @@ from panda.inference.slide_loop import run_over_slides
 from panda.models.mil import MILNet
 from panda.report.run_summary import GradingSummary
 from panda.settings import Count, Settings
+from panda.tables import write_table
 from panda.tasks.grading import CLASSES, GradingTask, find_class
 from panda.tasks.metadata import GradingMetadata, Target, TrainedResolution
 from panda.tasks.optim import Optim
@@ -189,6 +190,7 @@ class GradingExperiment:
     def _list_splits(self) -> dict[Split, list[SlideRecord]]:
         """Return the slides of each split, after checking that each has a segmentation to guide it."""
         splits = self.data.list_splits()
+        require_grades([record for records in splits.values() for record in records])
         self.guidance.check([record for records in splits.values() for record in records])
         return splits
 

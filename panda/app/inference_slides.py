@@ -12,7 +12,7 @@ from typing import NamedTuple
 from panda.data.manifest import TABLE, SlideRecord, read_manifest
 from panda.data.slide_files import SLIDE_SUFFIXES, sort_slide_files
 from panda.errors import CheckpointError, ConfigError, ManifestError
-from panda.files import read_user_table
+from panda.tables import read_user_table
 from panda.tasks.checkpoint import Checkpoint
 from panda.tasks.metadata import SegmentationMetadata
 
@@ -56,7 +56,7 @@ def find_slides(given: str) -> FoundSlides:
     twice = [name for name, count in Counter(p.stem for p in found).items() if count > 1]
     if twice:
         raise ConfigError(
-            f"slides={given}: several slides are named {', '.join(sorted(twice)[:5])}; results go by name"
+            f"slides={given}: several slides are named {', '.join(map(repr, sorted(twice)[:5]))}; results go by name"
         )
     return FoundSlides(found, passed_over)
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from panda.data.failures import FAILURE_COLUMNS, Failure
 from panda.errors import PandaError
-from panda.files import hold_lock, read_output_table, write_table
+from panda.files import hold_lock
 from panda.inference.slide_result import RESULT_FILE, SlideResult
+from panda.tables import read_output_table, write_table
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from panda.app.training_reuse import SCORES
 from panda.data.datamodule import DataSettings
 from panda.data.manifest import SlideRecord
 from panda.errors import PandaError
-from panda.files import remove, write_table
+from panda.files import remove
 from panda.inference.evaluate import (
     SlideScore,
     collect_histograms,
@@ -27,6 +27,7 @@ from panda.inference.evaluate import (
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.slide_loop import make_tile_callback, run_over_slides
 from panda.report.curves import write_calibration, write_threshold_curve
+from panda.tables import write_table
 from panda.tasks.calibration import RELIABILITY_BINS, Calibration, Temperature, fit_temperature, score_calibration
 from panda.tasks.checkpoint import update_metadata
 from panda.tasks.metadata import SegmentationMetadata

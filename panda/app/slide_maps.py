@@ -13,7 +13,6 @@ from panda.app.dashboard import log_rows, log_slides
 from panda.app.run import Run
 from panda.data.datamodule import DataSettings
 from panda.data.manifest import SlideRecord
-from panda.files import write_table
 from panda.inference.evaluate import SlideScore, open_label
 from panda.inference.panel_patches import PanelRow, select_panel_rows
 from panda.inference.predictor import SegmentationPredictor
@@ -22,6 +21,7 @@ from panda.inference.slide_loop import make_tile_callback, run_over_slides
 from panda.inference.slide_mapper import SlideMapper
 from panda.report.panels import draw_panels
 from panda.report.slide_page import write_slide_page
+from panda.tables import write_table
 from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.tissue import find_tissue
 

@@ -13,8 +13,9 @@ import wandb
 from lightning_fabric.loggers.logger import rank_zero_experiment
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
-from panda.files import check_plain_file, read_output_table
+from panda.files import check_plain_file
 from panda.settings import Names, Settings
+from panda.tables import read_output_table
 
 log = logging.getLogger(__name__)
 

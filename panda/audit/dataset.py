@@ -22,7 +22,8 @@ from panda.audit.slide_table import TableRow, check_table, index_by_slide, read_
 from panda.data.manifest import IMAGES, TABLE, locate_image
 from panda.data.slide_files import sort_slide_files
 from panda.errors import ConfigError
-from panda.files import hold_lock, remove_leftovers, write_table
+from panda.files import hold_lock, remove_leftovers
+from panda.tables import write_table
 from panda.wsi.slide import SlideOptions
 
 log = logging.getLogger(__name__)

@@ -14,11 +14,11 @@ from panda.audit.dataset import RECORDS
 from panda.audit.records import make_file_stem
 from panda.audit.tables import AUDIT, FINDINGS_TABLE, GROUPS, PAIRS, SUMMARY, AuditSummary
 from panda.data.findings import FINDINGS, REFUSED_ROWS, FindingKind, Severity
-from panda.files import read_output_table
 from panda.report.page import require_folder, write_page
 from panda.report.run_folder import Picture, link, number, read_picture
 from panda.report.slide_page import Card
 from panda.report.table import Cell, Head, Table, cell, show
+from panda.tables import read_output_table
 
 WORST_SHOWN = 8
 """Most slides on the page for each finding, most groups, and most slides of a group."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from panda.data.findings import Finding
-from panda.data.manifest import COLUMNS, GRADES, check_row, find_table
-from panda.files import read_user_table
+from panda.data.manifest import COLUMNS, NEEDED, check_row, find_table, parse_grade
+from panda.tables import read_user_table
 from panda.wsi.gleason import isup_grade_from_score
 
 
@@ -27,8 +27,11 @@ class TableRow:
 
     @property
     def grade(self) -> int | None:
-        """The ISUP grade; None if it is not an integer from 0 to 5."""
-        return int(self.isup_grade) if self.isup_grade in map(str, GRADES) else None
+        """The ISUP grade; None if there is none, or it is no whole number from 0 to 5."""
+        try:
+            return parse_grade(self.isup_grade)
+        except ValueError:
+            return None
 
     @property
     def faults(self) -> list[tuple[str, str]]:
@@ -53,8 +56,10 @@ def read_table(root: Path | str) -> list[TableRow]:
     Raises:
         ManifestError: If the folder, the table or a column is missing, the table is not a CSV in UTF-8, or has no rows.
     """
-    rows = read_user_table(find_table(Path(root)), COLUMNS)
-    return [TableRow(number, *(row[column] for column in COLUMNS)) for number, row in rows]
+    rows = read_user_table(find_table(Path(root)), NEEDED)
+    table = [TableRow(number, *(row.get(column, "") for column in COLUMNS)) for number, row in rows]
+    # a grade is spelled in one way, because tables and pages compare its text
+    return [row if row.grade is None else replace(row, isup_grade=str(row.grade)) for row in table]
 
 
 def index_by_slide(table: Iterable[TableRow]) -> dict[str, TableRow]:
@@ -81,10 +86,13 @@ def check_table(table: Sequence[TableRow]) -> list[Finding]:
 
 def _check_score(row: TableRow) -> list[tuple[str, str]]:
     """Return the fault of the Gleason score of a row, or of the grade beside it."""
+    missing = [] if row.isup_grade else [("missing_grade", "isup_grade is empty")]
+    if not row.gleason:
+        return missing
     try:
         by_score = isup_grade_from_score(row.gleason)
     except ValueError as error:
-        return [("bad_gleason", str(error))]
+        return [*missing, ("bad_gleason", str(error))]
     if row.grade is None or row.grade == by_score:
-        return []
+        return missing
     return [("contradicting_row", f"gleason_score {row.gleason} is ISUP {by_score}, isup_grade is {row.grade}")]

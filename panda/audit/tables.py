@@ -13,7 +13,8 @@ from panda.audit.inspection import Inspection, find_outliers
 from panda.audit.near_duplicates import Duplicates
 from panda.audit.slide_table import TableRow
 from panda.data.findings import FINDINGS, Finding, Severity
-from panda.files import write_json, write_table
+from panda.files import write_json
+from panda.tables import write_table
 from panda.wsi.label_maps import get_label_maps
 
 AUDIT, FINDINGS_TABLE, GROUPS, PAIRS = "audit.csv", "findings.csv", "groups.csv", "pairs.csv"

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from panda.errors import PandaError
-from panda.files import write_table
+from panda.tables import write_table
 
 log = logging.getLogger(__name__)
 

@@ -35,8 +35,12 @@ FINDINGS: Mapping[str, FindingKind] = {
         "Correct data_provider, or remove the row from the table.",
     ),
     "bad_grade": _error(
-        "The row's isup_grade is not an integer from 0 to 5.",
-        "Correct isup_grade, or remove the row from the table.",
+        "The row's isup_grade is not a whole number from 0 to 5.",
+        "Correct isup_grade, or leave it empty if it is unknown.",
+    ),
+    "missing_grade": _note(
+        "The row has no isup_grade.",
+        "Segmentation needs none. Fill in isup_grade, or leave the slide out of grading.",
     ),
     "bad_gleason": _note(
         "The row's gleason_score is neither a score such as 3+4 nor negative nor 0+0.",
@@ -134,9 +138,10 @@ REFUSED_ROWS = ("bad_id", "unknown_provider", "bad_grade", "duplicate_row")
 
 FILE_FINDINGS: Mapping[str, Callable[[SlideRecord], bool]] = {
     "missing_slide": lambda record: not record.image_path.is_file(),
+    "missing_grade": lambda record: record.isup_grade is None,
     "missing_mask": lambda record: record.mask_path is None or not record.mask_path.is_file(),
 }
-"""Findings that the file names show: `data.exclude` needs no audit for them."""
+"""Findings that the table and the file names show: `data.exclude` needs no audit for them."""
 
 
 @dataclass(frozen=True)

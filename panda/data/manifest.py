@@ -7,23 +7,27 @@ with the columns `image_id`, `data_provider`, `isup_grade`, `gleason_score`
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from panda.errors import ManifestError, MaskError, SlideError
-from panda.files import read_user_table
+from panda.tables import read_user_table
 from panda.wsi.label_maps import LabelMap, describe_unknown_provider, get_label_maps, tumor_bool_from_gray
 from panda.wsi.label_mask import LabelMask
 from panda.wsi.slide import Slide
+
+log = logging.getLogger(__name__)
 
 TABLE = "train.csv"
 IMAGES = "train_images"
 MASKS = "train_label_masks"
 COLUMNS = ("image_id", "data_provider", "isup_grade", "gleason_score")
-GRADES = range(6)
-"""ISUP grade groups as PANDA gives them: 0 (no cancer) to 5."""
+NEEDED = COLUMNS[:2]
+"""Columns that the table must have. Grades are needed for grading only, see `require_grades`."""
 GroupKind = Literal["slide", "group", "patient"]
 """The unit that is never in two splits: a slide, a group (of near-duplicates), or a patient."""
 GROUP_COLUMNS: tuple[GroupKind, ...] = ("patient", "group")
@@ -40,7 +44,7 @@ class SlideRecord:
     Attributes:
         slide_id: PANDA's `image_id`.
         provider: The name of its label map, see `panda.wsi.label_maps`.
-        isup_grade: 0 to 5, or None without a grade.
+        isup_grade: ISUP grade group, 0 (no cancer) to 5; None without a grade.
         gleason: The Gleason score as in the table (`"3+4"`, `"negative"`).
         mask_path: Its label mask; None for a slide without one.
         group: Slides of one group are never in two splits; the slide's own id if its group is unknown.
@@ -70,14 +74,17 @@ def read_manifest(
 
     Raises:
         ManifestError: If the folder, the table or a column is missing, the table is empty, or rows are faulty. An id
-            must be a plain name that occurs once, the provider known, the grade an integer from 0 to 5.
+            must be a plain name that occurs once, the provider known, the grade a whole number from 0 to 5 or empty.
     """
     root = Path(root)
     table = find_table(root)
+    rows = read_user_table(table, NEEDED)
+    if "isup_grade" not in rows[0][1]:
+        log.warning("%s: no column 'isup_grade', so no slide has a grade; the columns are %s", table, [*rows[0][1]])
     records: list[SlideRecord] = []
     faults: list[str] = []
     seen: dict[str, int] = {}
-    for number, row in read_user_table(table, COLUMNS):
+    for number, row in rows:
         slide_id = row["image_id"]
         found = [fault for _, fault in check_row(row, label_maps or ())]
         if slide_id in seen:
@@ -88,8 +95,8 @@ def read_manifest(
             record = SlideRecord(
                 slide_id=slide_id,
                 provider=row["data_provider"],
-                isup_grade=int(row["isup_grade"]),
-                gleason=row["gleason_score"],
+                isup_grade=parse_grade(row.get("isup_grade", "")),
+                gleason=row.get("gleason_score", ""),
                 image_path=locate_image(root, slide_id),
                 mask_path=locate_mask(root, slide_id, mask_suffix),
                 group=slide_id,
@@ -155,7 +162,7 @@ def apply_groups(records: Sequence[SlideRecord], groups: Mapping[str, str]) -> l
     Raises:
         ManifestError: If the table lacks records; the message counts them and names some.
     """
-    absent = [record.slide_id for record in records if record.slide_id not in groups]
+    absent = [repr(record.slide_id) for record in records if record.slide_id not in groups]
     if absent:
         raise ManifestError(
             _format_list(
@@ -211,14 +218,14 @@ def check_row(row: Mapping[str, str], providers: Collection[str] = ()) -> list[t
     """Return the faults of a row of the table of slides, for which it makes no record.
 
     Args:
-        row: Values of `image_id`, `data_provider` and `isup_grade`.
+        row: Values by column; there need be no `isup_grade`.
         providers: Providers that are known besides those in `conf/label_maps`.
 
     Returns:
         The name of each fault in `panda.data.findings.FINDINGS`, and a sentence.
     """
     faults = []
-    slide_id, provider, grade = row["image_id"], row["data_provider"], row["isup_grade"]
+    slide_id, provider = row["image_id"], row["data_provider"]
     if (
         not slide_id
         or slide_id.startswith(".")
@@ -231,9 +238,40 @@ def check_row(row: Mapping[str, str], providers: Collection[str] = ()) -> list[t
     known = {*get_label_maps(), *providers}
     if provider not in known:
         faults.append(("unknown_provider", f"data_provider {describe_unknown_provider(provider, known)}"))
-    if grade not in {str(known) for known in GRADES}:
-        faults.append(("bad_grade", f"isup_grade {grade!r} is not an integer 0..5"))
+    try:
+        parse_grade(row.get("isup_grade", ""))
+    except ValueError as error:
+        faults.append(("bad_grade", str(error)))
     return faults
+
+
+def parse_grade(text: str) -> int | None:
+    """Return the ISUP grade of a cell, None if it is empty; a table with gaps may have 3 as `3.0`.
+
+    Raises:
+        ValueError: If it is no whole number from 0 to 5.
+    """
+    if not text:
+        return None
+    if not re.fullmatch(r"[0-5](\.0+)?", text, re.ASCII):
+        raise ValueError(f"isup_grade {text!r} is not a whole number from 0 to 5; leave it empty if it is unknown")
+    return int(text[0])
+
+
+def require_grades(records: Sequence[SlideRecord]) -> None:
+    """Refuse slides without a grade, which grading cannot use.
+
+    Raises:
+        ManifestError: If there are any; the message counts them and names some.
+    """
+    if absent := [repr(record.slide_id) for record in records if record.isup_grade is None]:
+        raise ManifestError(
+            _format_list(
+                f"{len(absent)} of {len(records)} slides have no isup_grade, which grading needs; fill in the column, "
+                "or leave these slides out with data.exclude=[missing_grade]",
+                absent,
+            )
+        )
 
 
 def _format_list(headline: str, items: Sequence[str]) -> str:

@@ -23,7 +23,8 @@ from panda.data.pixel_stores import PatchRow, PixelStore, open_pixel_store
 from panda.data.splits import SPLITS, Split
 from panda.data.store import StoreResult, read_store
 from panda.errors import ManifestError
-from panda.files import fingerprint, hold_lock, write_beside, write_table
+from panda.files import fingerprint, hold_lock, write_beside
+from panda.tables import decode_cell, write_table
 
 COLUMNS = PatchRow._fields
 
@@ -53,7 +54,8 @@ class PatchTable(Sequence[PatchRow]):
                     raise ManifestError(
                         f"{path}: the columns are {', '.join(found) or 'none'}, not {', '.join(COLUMNS)}; {remedy}"
                     )
-                for slide_id, provider, grade, number, x, y, img, msk, tissue, tumor in reader:
+                for row in reader:
+                    slide_id, provider, grade, number, x, y, img, msk, tissue, tumor = map(decode_cell, row)
                     files = self.pixels.name_files(slide_id, int(x), int(y))
                     if files is not None and (img, msk) != files:
                         raise ValueError(f"img and msk are {img} and {msk}, not {files[0]} and {files[1]}")

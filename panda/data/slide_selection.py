@@ -17,7 +17,7 @@ from panda.data.manifest import GroupKind, SlideRecord, apply_groups, read_group
 from panda.data.settings import AUDIT, SelectionSettings
 from panda.data.splits import SPLITS, Split, fold_slides, split_slides
 from panda.errors import ManifestError
-from panda.files import read_user_table, write_table
+from panda.tables import read_user_table, write_table
 
 LEFT_OUT = "left_out"
 SPLIT_COLUMNS = ("slide_id", "group", "groups_are", "provider", "isup_grade", "split", "why")
@@ -181,7 +181,7 @@ def _read_findings(path: Path, ids: Collection[str], *, wants_slides: bool) -> d
             )
         if missing := sorted(set(ids) - audited):
             raise ManifestError(
-                f"{path}: the audit lacks {len(missing)} of {len(ids)} slides ({', '.join(missing[:_SHOWN])}"
+                f"{path}: the audit lacks {len(missing)} of {len(ids)} slides ({', '.join(map(repr, missing[:_SHOWN]))}"
                 f"{' …' * (len(missing) > _SHOWN)}); run it again, it keeps the other slides: {AUDIT}"
             )
     return found
@@ -250,7 +250,9 @@ def _read_split(
     ]
     kinds = {row["groups_are"] for _, row in rows.values()}
     if len(kinds) != 1 or not kinds <= set(get_args(GroupKind)):
-        faults.append(f"groups_are has {', '.join(sorted(kinds))}: give one of {', '.join(get_args(GroupKind))}")
+        faults.append(
+            f"groups_are has {', '.join(map(repr, sorted(kinds)))}: give one of {', '.join(get_args(GroupKind))}"
+        )
     if not faults:
         if settings.groups is None:
             kind = next(word for word in get_args(GroupKind) if word in kinds)

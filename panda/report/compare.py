@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from panda.errors import ManifestError, PandaError
-from panda.files import read_output_table, write_table
 from panda.report.axes import PALETTE
 from panda.report.charts import paired_chart
 from panda.report.page import require_folder, write_page
@@ -20,6 +19,7 @@ from panda.report.run_folder import find_subfolder, link, number, read_picture, 
 from panda.report.run_summary import RunSummary, SegmentationSummary, read_summary
 from panda.report.sweep_jobs import read_choices
 from panda.report.table import UNITS, Cell, Head, Table, cell, figure_kind, figure_name, show
+from panda.tables import read_output_table, write_table
 
 SHOWN = 4
 """Number of slides on either side whose maps are shown."""

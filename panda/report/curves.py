@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from panda.files import write_table
 from panda.report.axes import PALETTE
 from panda.report.sheet import save_figure
+from panda.tables import write_table
 from panda.tasks.calibration import RELIABILITY_BINS, Reliability, measure_reliability
 from panda.tasks.metrics import compute_curve, pool_histograms
 from panda.tasks.threshold import CRITERIA, Histograms, ThresholdChoice, score_by_criterion

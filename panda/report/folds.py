@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from panda.errors import ManifestError, PandaError
-from panda.files import read_output_table
 from panda.report.compare import check_comparable, read_tested
 from panda.report.paired import FIGURES, read_value
+from panda.tables import read_output_table
 from panda.tasks.bootstrap import bootstrap_interval
 
 

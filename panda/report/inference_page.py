@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from panda.files import read_output_table
 from panda.report.agreement import agreement_chart
 from panda.report.inference_summary import INFERENCE_FILE, InferenceSummary
 from panda.report.page import require_folder, write_page
@@ -14,6 +13,7 @@ from panda.report.run_folder import number, try_read
 from panda.report.run_page import failure_table
 from panda.report.slide_page import Card, slide_table
 from panda.report.table import show
+from panda.tables import read_output_table
 
 _COLUMNS = (
     "slide_id", "isup_predicted", "cancer_predicted", "tumor_percent_of_tissue", "tumor_mm2", "dice", "true_tumor_mm2",

@@ -10,7 +10,6 @@ from typing import Any
 from markupsafe import Markup
 
 from panda.data.summary import DataSummary, PatchDataSummary
-from panda.files import read_output_table
 from panda.report.agreement import agreement_chart
 from panda.report.axes import TRAIN, VALIDATION
 from panda.report.charts import Line, line_chart
@@ -21,6 +20,7 @@ from panda.report.run_folder import Picture, link, natural_key, number, read_pic
 from panda.report.run_summary import GradingSummary, RunSummary, read_summary
 from panda.report.slide_page import slide_table, table_of_slides
 from panda.report.table import Cell, Head, Table, cell, figure_name, show
+from panda.tables import read_output_table
 from panda.wsi.gleason import class_names
 
 _MOST_PANELS = 12

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from panda.files import read_output_table
 from panda.inference.grade import GradeRecord
 from panda.inference.slide_result import RESULT_FILE, SlideFacts, SlideResult, read_slide_facts
 from panda.report.page import require_folder, write_page
 from panda.report.run_folder import Picture, Row, find_subfolder, link, read_picture, try_read
 from panda.report.table import Cell, Head, Table, cell, figure_kind, head, show
 from panda.report.viewer import MOST_REGIONS, read_viewer
+from panda.tables import read_output_table
 
 PAGE = "slide.html"
 THUMBNAIL_SIDE = 220

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from panda.files import read_output_table
 from panda.report.interpretation import LESS_IS_BETTER, headline_keys
 from panda.report.run_folder import link, natural_key, number, read_text
 from panda.report.run_summary import RunSummary, read_summary
+from panda.tables import read_output_table
 from panda.tasks.figures import Figures
 
 _JOB_FILES = ("overrides.txt", "summary.json", "config.yaml", "error.txt")

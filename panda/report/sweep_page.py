@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from panda.errors import ManifestError
-from panda.files import hold_lock, read_output_table, remove_leftovers, write_table
+from panda.files import hold_lock, remove_leftovers
 from panda.report.axes import GREY, PALETTE
 from panda.report.charts import Bar, Line, bar_chart, line_chart
 from panda.report.effects import ScoredJob, effect_chart, find_effects
@@ -23,6 +23,7 @@ from panda.report.replicates import find_repeats, repeats_table
 from panda.report.run_page import threshold_line
 from panda.report.sweep_jobs import Job, job_label, part_choices, rank_jobs, read_jobs
 from panda.report.table import Cell, Head, Table, cell, figure_kind, figure_name, show
+from panda.tables import read_output_table, write_table
 
 _MOST_BARS = 40
 _MOST_ERROR = 110

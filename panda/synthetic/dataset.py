@@ -21,11 +21,12 @@ from pydantic import Field
 from tqdm import tqdm
 
 from panda.errors import ConfigError, ManifestError
-from panda.files import fingerprint, hold_lock, read_user_table, remove, replace, sync, write_table, write_whole
+from panda.files import fingerprint, hold_lock, remove, replace, sync, write_whole
 from panda.settings import Settings
 from panda.synthetic.layout import GRADE_PATTERNS, plan_scene
 from panda.synthetic.painter import Painter
 from panda.synthetic.pyramid_writer import write_slide
+from panda.tables import read_user_table, write_table
 from panda.wsi.gleason import isup_grade
 
 GRADES = (0, 1, 5, 2, 0, 1, 3, 4, 0, 2, 1, 5)

@@ -1,0 +1,155 @@
+"""Tables as CSV: one writer, and one way to read the cells that it and other programs write.
+
+A spreadsheet runs a cell that begins like a formula, and names of slides come from other people. So the writer puts an
+apostrophe before such a text (https://owasp.org/www-community/attacks/CSV_Injection), and the readers remove it again.
+Numbers stay numbers.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from panda.errors import ManifestError
+from panda.files import write_beside
+
+_DELIMITERS = ",;\t"
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+_NUMBER = re.compile(r"[+-](\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_SHOWN = 5
+
+
+def write_table(
+    path: Path | str, rows: Iterable[Mapping[str, Any] | Sequence[Any]], columns: Sequence[str] | None = None
+) -> None:
+    """Write rows as a CSV file, whole or not at all; no cell is a formula of a spreadsheet.
+
+    Args:
+        path: The final name.
+        rows: One a line, each a mapping or the values in the order of `columns`. None becomes an empty field.
+        columns: The header. If None, every key of the rows, which are mappings, in the order they first occur.
+
+    Raises:
+        ValueError: If a mapping has a key that is no column.
+    """
+    if columns is None:
+        rows = list(rows)
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+    with write_beside(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        # A carriage return in a field is quoted only if the line end has one, which is then removed.
+        lines = SimpleNamespace(write=lambda line: file.write(f"{line[:-2]}\n"))
+        writer = csv.writer(lines, lineterminator="\r\n")
+        writer.writerow(map(_guard, columns))
+        for row in rows:
+            if isinstance(row, Mapping) and (unknown := row.keys() - set(columns)):
+                raise ValueError(f"{path}: no column {', '.join(map(repr, sorted(unknown)))}")
+            values = [row.get(column) for column in columns] if isinstance(row, Mapping) else row
+            writer.writerow(map(_guard, values))
+
+
+def _guard(value: Any) -> Any:
+    """Return a value as a cell that is no formula."""
+    if value is None or isinstance(value, (int, float)):
+        return value
+    text = str(value)
+    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
+
+
+def decode_cell(cell: str) -> str:
+    """Return the text that `write_table` was given for a cell."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+def read_output_table(path: Path) -> list[dict[str, str]]:
+    """Read a table that this package wrote; no row if the file is missing or cannot be read as a table."""
+    try:
+        with path.open(encoding="utf-8", errors="replace", newline="") as file:
+            names, *rows = [[decode_cell(cell) for cell in row] for row in csv.reader(file) if row] or [[]]
+    except (OSError, csv.Error):
+        return []
+    return [dict.fromkeys(names, "") | dict(zip(names, row, strict=False)) for row in rows]
+
+
+def read_user_table(
+    path: Path, columns: Sequence[str], one_of: Sequence[str] = (), *, may_be_empty: bool = False
+) -> list[tuple[int, dict[str, str]]]:
+    """Read a CSV in UTF-8 that a user, a spreadsheet or this package wrote, and refuse a broken one.
+
+    Fields are separated by commas, semicolons or tabs. Blanks around names and values, and columns without a name,
+    are ignored.
+
+    Args:
+        path: The table, with a header.
+        columns: Columns that it must have.
+        one_of: Columns of which it must have at least one.
+        may_be_empty: Whether a table without rows is allowed.
+
+    Returns:
+        Rows as (number of the line in the file on which the row ends, stripped values by column), without blank lines.
+
+    Raises:
+        ManifestError: If it cannot be read, a column is missing or occurs twice, a row has another number of fields
+            than the header, or it has no rows.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        delimiter = _find_delimiter(text, {*columns, *one_of})
+        (_, names), *lines = _split(text, delimiter)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ManifestError(
+            f"{path}: cannot be read as a CSV in UTF-8 ({error}); save it again as CSV in UTF-8"
+        ) from error
+    while names and not names[-1]:
+        names.pop()
+    _check_header(path, names, columns, one_of)
+    faults = [
+        f"row {number} has {len(row)} fields, the header has {len(names)}"
+        for number, row in lines
+        if len(row) < len(names) or any(row[len(names) :])
+    ]
+    if faults:
+        more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+        raise ManifestError(
+            f"{path}: {'; '.join(faults[:_SHOWN])}{more}; write an empty field for an empty value, and quote a value "
+            f"that has {delimiter!r} in it"
+        )
+    if not lines and not may_be_empty:
+        raise ManifestError(f"{path}: the table has no rows")
+    return [(number, {name: value for name, value in zip(names, row, strict=False) if name}) for number, row in lines]
+
+
+def _find_delimiter(text: str, columns: Collection[str]) -> str:
+    """Return the separator with which the header has most of the columns."""
+    header = next((line for line in text.splitlines() if line.strip()), "")
+    return max(_DELIMITERS, key=lambda one: len({*columns} & {*_split(header, one, strict=False)[0][1]}))
+
+
+def _split(text: str, delimiter: str, strict: bool = True) -> list[tuple[int, list[str]]]:
+    """Return number and stripped cells of each line that is not blank; the first is the header, which may be empty."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=strict)
+    try:
+        lines = [(reader.line_num, [decode_cell(cell.strip()) for cell in row]) for row in reader]
+    except csv.Error as error:
+        raise csv.Error(f"line {reader.line_num}: {error}") from error
+    return [line for line in lines if any(line[1])] or [(1, [])]
+
+
+def _check_header(path: Path, names: Sequence[str], columns: Sequence[str], one_of: Sequence[str]) -> None:
+    """Refuse a table without a needed column, or with a column that occurs twice."""
+    found = ", ".join(map(repr, names)) or "none"
+    absent = [repr(column) for column in columns if column not in names]
+    if one_of and not set(one_of) & set(names):
+        absent.append(" or ".join(map(repr, one_of)))
+    if absent:
+        raise ManifestError(
+            f"{path}: no column {', '.join(absent)}; the columns found are {found}; the first line names the columns, "
+            "separated by commas, semicolons or tabs"
+        )
+    if twice := [repr(name) for name, count in Counter(names).items() if name and count > 1]:
+        raise ManifestError(f"{path}: column {', '.join(twice)} occurs twice; remove or rename one of them")
