@@ -123,7 +123,7 @@ class SlideInspector:
             tissue_how=tissue.how,
             hashes=hash_tissue(view.overview, tissue.mask),
             tissue_fraction=tissue.fraction,
-            tissue_mm2=None if area is None else float(tissue.mask.sum()) * area / 1e6,
+            tissue_mm2=tissue.area_mm2,
         )
         if (focus := measure_sharpness(slide, tissue, seed=self.seed)) is not None:
             self.inspection = replace(self.inspection, sharpness=focus.median, blurred=focus.blurred)

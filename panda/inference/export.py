@@ -33,16 +33,19 @@ _FEATURES = uuid.UUID("7d2cf0a4-5a3e-4c7e-9d52-1d1b6f3a0c11")
 def write_geojson(quantification: Quantification, slide: Slide, resolution: Resolution, path: Path | str) -> None:
     """Write the tumour regions as a GeoJSON that QuPath (0.4 and later) opens as annotations.
 
-    Polygons are in level-0 px, run along the edges of the working pixels and have holes, so a feature has the area of
-    its region. A region whose pixels touch only at corners becomes a MultiPolygon. A slide's ids are always the same.
+    Polygons are in level-0 px, run along the edges of the working pixels and of the slide and have holes, so a feature
+    has the area of its region. A region whose pixels touch only at corners becomes a MultiPolygon. A slide's ids are
+    always the same.
     """
     mask, connectivity = quantification.mask_clean, quantification.settings.connectivity
+    extent = resolution.extent
     features = []
     for region in quantification.regions:
         left, top = region.box_px[:2]
         polygons = []
         for rings in trace(cut_out(mask, region.box_px, region.start_px, connectivity)):
-            corners = [np.round((ring + np.array([left, top])) * resolution.downsample, 3) for ring in rings]
+            cut = (np.minimum(ring + np.array([left, top]), extent) for ring in rings)
+            corners = [np.round(ring * resolution.downsample, 3) for ring in cut]
             polygons.append([np.concatenate([ring, ring[:1]]).tolist() for ring in corners])
         kind, coordinates = ("MultiPolygon", polygons) if len(polygons) > 1 else ("Polygon", polygons[0])
         features.append(

@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field, SkipValidation
 
 from panda.errors import PandaError
 from panda.inference.canvas_store import Canvas
-from panda.inference.regions import Region, clean_mask, compute_area_mm2, describe_regions
+from panda.inference.regions import Px, Region, clean_mask, compute_area_mm2, convert_px, describe_regions
 from panda.inference.scored_map import ScoredMap
 from panda.settings import Settings
 from panda.wsi.components import BLOCK, window_slices
@@ -74,6 +74,9 @@ class NearbyThreshold(BaseModel, frozen=True):
 class Measurements(BaseModel, frozen=True):
     """Figures of `slide_quantification` as plain data.
 
+    Areas in working px are numbers of px. Only px at the right and lower edge can be partly past the slide, and these
+    count as the part on it.
+
     Attributes:
         threshold: Probability at which a pixel counts as tumour.
         tumor_px: Tumour in working px, after the clean-up.
@@ -90,9 +93,9 @@ class Measurements(BaseModel, frozen=True):
     """
 
     threshold: float
-    tumor_px: int
-    tissue_px: int
-    unscored_tissue_px: int
+    tumor_px: Px
+    tissue_px: Px
+    unscored_tissue_px: Px
     tumor_percent_of_tissue: float | None
     tumor_mm2: float | None
     tissue_mm2: float | None
@@ -100,7 +103,7 @@ class Measurements(BaseModel, frozen=True):
     num_regions: int
     regions: tuple[Region, ...]
     nearby: tuple[NearbyThreshold, ...]
-    px_at_threshold: tuple[int, ...]
+    px_at_threshold: tuple[Px, ...]
     settings: QuantifySettings
 
 
@@ -157,17 +160,19 @@ def slide_quantification(
     mask = _make_empty_mask(shape, pred_canvas.path.parent if isinstance(pred_canvas, Canvas) else None)
     near = np.clip(thr + np.array(NEARBY), 0, 1)
     steps = np.union1d(THRESHOLDS, near)
-    counts = np.zeros(len(steps) + 1, np.int64)
+    counts = np.zeros((4, len(steps) + 1), np.int64)
     count_steps = scored_map.make_step_counter(steps)
-    tissue_px = 0
+    tissue_counts = np.zeros(4, np.int64)
     for window in cut_blocks(*resolution.size, block):
         in_tissue, scored, prob = scored_map.read(window)
-        tissue_px += int(np.count_nonzero(in_tissue))
+        for index, px in resolution.list_edges(window):
+            tissue_counts[index] += np.count_nonzero(in_tissue[px])
+            counts[index] += np.bincount(count_steps(prob[px][scored[px]]), minlength=len(steps) + 1)
         if scored.any():
-            counts += np.bincount(count_steps(prob[scored]), minlength=len(counts))
             # np.float64 and not float: NumPy would round a plain float to float32 before it compares.
             mask[window_slices(window)] = (prob >= np.float64(thr)) & scored
-    at_least = counts[::-1].cumsum()[::-1][1:]
+    tissue_px = convert_px(resolution.weigh_counts(tissue_counts))
+    at_least = resolution.weigh_counts(counts[:, ::-1].cumsum(axis=1)[:, ::-1])[1:]
     pixel_area = resolution.pixel_area_um2
     min_region, min_hole = settings.convert_limits(pixel_area)
     objects = clean_mask(
@@ -178,13 +183,12 @@ def slide_quantification(
         connectivity=settings.connectivity,
         block=block,
     )
-    regions = describe_regions(objects, mask, scored_map, block)
-    tumor_px = int(objects.area.sum())
+    regions, tumor_px = describe_regions(objects, mask, scored_map, block)
     return Quantification(
         threshold=float(thr),
         tumor_px=tumor_px,
         tissue_px=tissue_px,
-        unscored_tissue_px=tissue_px - int(counts.sum()),
+        unscored_tissue_px=convert_px(resolution.weigh_counts(tissue_counts - counts.sum(axis=1))),
         tumor_percent_of_tissue=_compute_percent(tumor_px, tissue_px),
         tumor_mm2=compute_area_mm2(tumor_px, pixel_area),
         tissue_mm2=compute_area_mm2(tissue_px, pixel_area),
@@ -192,16 +196,16 @@ def slide_quantification(
         num_regions=len(regions),
         regions=regions,
         nearby=tuple(
-            NearbyThreshold(threshold=float(step), tumor_percent_of_tissue=_compute_percent(int(count), tissue_px))
+            NearbyThreshold(threshold=float(step), tumor_percent_of_tissue=_compute_percent(float(count), tissue_px))
             for step, count in zip(near, at_least[np.searchsorted(steps, near)], strict=True)
         ),
-        px_at_threshold=tuple(at_least[np.searchsorted(steps, THRESHOLDS)].tolist()),
+        px_at_threshold=tuple(map(convert_px, at_least[np.searchsorted(steps, THRESHOLDS)])),
         settings=settings,
         mask_clean=mask,
     )
 
 
-def _compute_percent(pixels: int, total: int) -> float | None:
+def _compute_percent(pixels: float, total: float) -> float | None:
     return 100 * pixels / total if total else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,9 +16,12 @@ from panda.inference.scored_map import ScoredMap
 from panda.wsi.components import BLOCK, ComponentFinder, Components, Window, find_components, window_slices
 from panda.wsi.geometry import Resolution, cut_blocks, round_px
 
+Px = int | float
+"""An area in working px: whole, unless px at the edge of the slide are partly past it."""
+
 
 class Region(BaseModel, frozen=True):
-    """One connected tumour region.
+    """One connected tumour region, cut at the edge of the slide.
 
     Attributes:
         id: Number from 1; the largest region is first.
@@ -34,7 +38,7 @@ class Region(BaseModel, frozen=True):
     """
 
     id: int
-    area_px: int
+    area_px: Px
     area_mm2: float | None
     centroid: tuple[float, float]
     bbox: tuple[int, int, int, int]
@@ -97,10 +101,17 @@ def clean_mask(
     return clean_finder.components()
 
 
-def describe_regions(objects: Components, mask: NDArray[np.bool_], scored: ScoredMap, block: int) -> tuple[Region, ...]:
-    """Describe the objects of a clean (H, W) mask, largest first; the side of the blocks changes no result."""
+def describe_regions(
+    objects: Components, mask: NDArray[np.bool_], scored: ScoredMap, block: int
+) -> tuple[tuple[Region, ...], Px]:
+    """Describe the objects of a clean (H, W) mask; the side of the blocks changes no result.
+
+    Returns:
+        The regions, largest first, and the area of all of them in working px.
+    """
     count = len(objects) + 1
     total, highest = np.zeros(count), np.zeros(count)
+    edges = _EdgeCounts(objects, scored.resolution)
     ends = []
     for window in cut_blocks(mask.shape[1], mask.shape[0], block):
         inside = mask[window_slices(window)]
@@ -110,24 +121,26 @@ def describe_regions(objects: Components, mask: NDArray[np.bool_], scored: Score
         number_of_px, values = numbers[inside], prob[inside].astype(np.float64)
         total += np.bincount(number_of_px, weights=scored.convert_to_steps(values), minlength=count)
         np.maximum.at(highest, number_of_px, values)
+        edges.add(window, numbers)
         ends.append(_find_row_ends(numbers, window))
     lengths = _measure_lengths(np.concatenate(ends, axis=1) if ends else np.zeros((4, 0), np.int64), scored.resolution)
     to_level0, (width, height) = scored.resolution.frame.to_level0, scored.slide.dimensions
     pixel_area = scored.resolution.pixel_area_um2
+    areas, centroids = edges.measure()
     regions = []
-    for number in range(1, count):
+    for place, number in enumerate(sorted(range(1, count), key=lambda number: (-areas[number], number)), start=1):
         left, top, right, bottom = objects.box[number].tolist()
         (x0, y0), (x1, y1) = to_level0(left, top), to_level0(right, bottom)
-        x, y = objects.centroid[number].tolist()
-        area = int(objects.area[number])
+        x, y = centroids[number].tolist()
+        area = convert_px(areas[number])
         regions.append(
             Region(
-                id=number,
+                id=place,
                 area_px=area,
                 area_mm2=compute_area_mm2(area, pixel_area),
-                centroid=to_level0(x + 0.5, y + 0.5),
+                centroid=to_level0(x, y),
                 bbox=(round_px(x0), round_px(y0), min(round_px(x1), width), min(round_px(y1), height)),
-                mean_probability=float(total[number] / STEPS / area),
+                mean_probability=float(total[number] / STEPS / objects.area[number]),
                 max_probability=float(highest[number]),
                 length_px=lengths[number - 1][0],
                 length_mm=lengths[number - 1][1],
@@ -135,10 +148,63 @@ def describe_regions(objects: Components, mask: NDArray[np.bool_], scored: Score
                 start_px=tuple(objects.start[number].tolist()),
             )
         )
-    return tuple(regions)
+    return tuple(regions), edges.total
 
 
-def compute_area_mm2(pixels: int, pixel_area_um2: float | None) -> float | None:
+class _EdgeCounts:
+    """Counts the px of objects in the last column and row of a slide, of which a part may be past its edge.
+
+    Sums are whole numbers, so no result depends on the blocks.
+    """
+
+    def __init__(self, objects: Components, resolution: Resolution) -> None:
+        self._objects = objects
+        self._resolution = resolution
+        self._counts = np.zeros((4, len(objects) + 1), np.int64)
+        self._counts[0] = objects.area
+        self._y_in_column, self._x_in_row = np.zeros((2, len(objects) + 1), np.int64)
+
+    def add(self, window: Window, numbers: NDArray[np.int32]) -> None:
+        """Count the (h, w) object number of each px of a block; 0 outside of all."""
+        for index, px in self._resolution.list_edges(window):
+            if index:
+                edge = numbers[px].ravel()
+                np.add.at(self._counts[index], edge, 1)
+                if index == 1:
+                    np.add.at(self._y_in_column, edge, window[1] + np.arange(edge.size))
+                elif index == 2:
+                    np.add.at(self._x_in_row, edge, window[0] + np.arange(edge.size))
+
+    @property
+    def total(self) -> Px:
+        """Area of all objects in working px, without the part past the edge."""
+        return convert_px(self._resolution.weigh_counts(self._counts[:, 1:].sum(axis=1)))
+
+    def measure(self) -> tuple[NDArray[Any], NDArray[np.float64]]:
+        """Return the area, (n + 1,), and the centroid, (n + 1, 2) x and y, of the part of each object on the slide.
+
+        Areas are in working px, centroids continuous in working px; entry 0 has no meaning.
+        """
+        counts, size, part = self._counts, self._resolution.size, self._resolution.part
+        areas = self._resolution.weigh_counts(counts)
+        moments = (self._objects.centroid + 0.5) * self._objects.area[:, None]
+        for axis, across in ((0, self._x_in_row), (1, self._y_in_column)):
+            own, other = (counts[1], counts[2]) if axis == 0 else (counts[2], counts[1])
+            past = 1 - part[1 - axis]  # of the px in the other edge
+            last = size[axis] - 1
+            change = part[axis] * (last + part[axis] / 2) - (last + 0.5)  # of the moment of a px in its own edge
+            moments[:, axis] += change * (own - past * counts[3]) - past * (across + 0.5 * other)
+        own_areas = areas[:, None]
+        return areas, np.divide(moments, own_areas, out=np.zeros_like(moments), where=own_areas > 0)
+
+
+def convert_px(area: Any) -> Px:
+    """Return an area in px as `int` if it is whole, else as `float`."""
+    value = float(area)
+    return int(value) if value.is_integer() else value
+
+
+def compute_area_mm2(pixels: float, pixel_area_um2: float | None) -> float | None:
     """Return the area of pixels in mm², None if the area of one is unknown."""
     return None if pixel_area_um2 is None else pixels * pixel_area_um2 / 1e6
 
@@ -170,7 +236,8 @@ def _measure_lengths(ends: NDArray[np.int64], resolution: Resolution) -> list[tu
     lengths = []
     for _, y, left, right in (part for part in np.split(ends, borders, axis=1) if part.size):
         corners = np.stack([np.concatenate([left, left, right, right]), np.concatenate([y, y + 1, y, y + 1])], axis=1)
-        hull = cv2.convexHull(corners.astype(np.int32))[:, 0].astype(np.float64)
+        cut = np.minimum(corners, resolution.extent)
+        hull = cut[cv2.convexHull(cut.astype(np.float32), returnPoints=False)[:, 0]]
         mm = None if resolution.mpp is None else float(pdist(hull * resolution.mpp).max()) / 1000
         lengths.append((float(pdist(hull).max()), mm))
     return lengths

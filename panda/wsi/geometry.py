@@ -124,6 +124,7 @@ class Resolution:
         level: Pyramid level that is read, the coarsest one that is not coarser than `downsample`.
         level_downsample: Level-0 px per px of that level.
         mpp: µm per working px as (x, y); None if unknown.
+        part: Parts of the last column and of the last row that are on the slide, up to 1. The others are past its edge.
     """
 
     downsample: float
@@ -132,6 +133,7 @@ class Resolution:
     level: int
     level_downsample: float
     mpp: tuple[float, float] | None
+    part: tuple[float, float] = (1.0, 1.0)
 
     @property
     def frame(self) -> Frame:
@@ -144,6 +146,11 @@ class Resolution:
         return self.width, self.height
 
     @property
+    def extent(self) -> tuple[float, float]:
+        """Width and height of the slide in working px, not rounded, up to the end of the last px."""
+        return self.width - 1 + self.part[0], self.height - 1 + self.part[1]
+
+    @property
     def pixel_area_um2(self) -> float | None:
         """Area of one working px in µm²; None if µm/px is unknown."""
         return None if self.mpp is None else self.mpp[0] * self.mpp[1]
@@ -152,6 +159,44 @@ class Resolution:
     def mean_mpp(self) -> float | None:
         """µm per working px as one number, see `mean_mpp`; None if µm/px is unknown."""
         return None if self.mpp is None else mean_mpp(self.mpp)
+
+    def list_edges(self, window: tuple[int, int, int, int]) -> Iterator[tuple[int, tuple[slice, slice]]]:
+        """Yield the rows and columns of a window whose px `weigh_counts` needs, with the index of their count.
+
+        Args:
+            window: x0, y0, width, height in working px, within the slide.
+
+        Yields:
+            0 and all px; then if they are cut by the edge, 1 and the last column of the slide, 2 and its last row, 3
+            and the corner of both.
+        """
+        every, last = slice(None), slice(-1, None)
+        in_column = self.part[0] < 1 and window[0] + window[2] == self.width
+        in_row = self.part[1] < 1 and window[1] + window[3] == self.height
+        yield 0, (every, every)
+        if in_column:
+            yield 1, (every, last)
+        if in_row:
+            yield 2, (last, every)
+        if in_column and in_row:
+            yield 3, (last, last)
+
+    def weigh_counts(self, counts: NDArray[np.int64]) -> NDArray[Any]:
+        """Return areas in working px from counts of px, (4, …) int64 in the order of `list_edges`.
+
+        A px that is partly past the edge of the slide counts as the part on it. Whole counts stay whole numbers.
+        """
+        past_x, past_y = 1 - self.part[0], 1 - self.part[1]
+        if not (past_x or past_y):
+            return np.asarray(counts[0])
+        return np.asarray(counts[0] - past_x * counts[1] - past_y * counts[2] + past_x * past_y * counts[3])
+
+    def measure_px(self, mask: NDArray[np.bool_]) -> float:
+        """Return the area of an (height, width) bool mask of the whole slide in working px, see `weigh_counts`."""
+        counts = np.zeros(4, np.int64)
+        for index, px in self.list_edges((0, 0, *self.size)):
+            counts[index] = np.count_nonzero(mask[px])
+        return float(self.weigh_counts(counts))
 
     @property
     def is_resampled(self) -> bool:

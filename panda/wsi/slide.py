@@ -154,7 +154,12 @@ class Slide:
 
     def _build_resolution(self, downsample: float, width: int, height: int, level: int) -> Resolution:
         mpp = None if self.mpp is None else (self.mpp[0] * downsample, self.mpp[1] * downsample)
-        return Resolution(downsample, width, height, level, self.level_downsamples[level], mpp)
+        # Rounded, because a side that is a whole number of px may differ from it by the error of the division.
+        part_x, part_y = (
+            min(1.0, max(0.0, round(side / downsample - (count - 1), 6)))
+            for side, count in zip(self.dimensions, (width, height), strict=True)
+        )
+        return Resolution(downsample, width, height, level, self.level_downsamples[level], mpp, (part_x, part_y))
 
     def _check_level(self, level: int) -> None:
         last = len(self.level_dimensions) - 1

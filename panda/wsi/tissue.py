@@ -82,7 +82,13 @@ class TissueMap:
     @property
     def fraction(self) -> float:
         """Tissue as a fraction of the slide."""
-        return float(self.mask.mean())
+        return self.resolution.measure_px(self.mask) / math.prod(self.resolution.extent)
+
+    @property
+    def area_mm2(self) -> float | None:
+        """Area of the tissue; None if µm/px is unknown."""
+        area = self.resolution.pixel_area_um2
+        return None if area is None else self.resolution.measure_px(self.mask) * area / 1e6
 
     def crop(self, resolution: Resolution, location: tuple[int, int], size: tuple[int, int]) -> NDArray[np.bool_]:
         """Return a window at any working resolution of the slide, by nearest neighbour.
@@ -112,14 +118,23 @@ class TissueMap:
             (height, width) bool, False past the edge of the slide.
         """
         out = np.zeros((height, width), np.bool_)
-        own = self.resolution.downsample
-        column, row = (
-            floor_px((start + np.arange(count) + 0.5) * resolution.downsample / own)
-            for start, count in ((x0, width), (y0, height))
-        )
-        columns, rows = (column >= 0) & (column < self.mask.shape[1]), (row >= 0) & (row < self.mask.shape[0])
-        out[np.ix_(rows, columns)] = self.mask[np.ix_(row[rows], column[columns])]
+        columns, column = self._find_nearest(resolution, 0, x0, width)
+        rows, row = self._find_nearest(resolution, 1, y0, height)
+        out[np.ix_(rows, columns)] = self.mask[np.ix_(row, column)]
         return out
+
+    def _find_nearest(
+        self, resolution: Resolution, axis: int, start: float, count: int
+    ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """Return which of `count` working px from `start` on are on the slide, and the px of the map under these.
+
+        A px that is partly past the edge is looked up at the centre of its part on the slide.
+        """
+        left, end = start + np.arange(count), resolution.extent[axis]
+        centres = (left + np.minimum(left + 1, end)) / 2
+        on_slide = (centres >= 0) & (left < end)
+        px = floor_px(centres[on_slide] * resolution.downsample / self.resolution.downsample)
+        return on_slide, np.minimum(px, self.mask.shape[1 - axis] - 1)
 
     def measure_fraction(self, boxes_level0: NDArray[Any]) -> NDArray[np.float64]:
         """Return the exact fraction of tissue in each box; px past the edge of the slide are not tissue.
@@ -136,9 +151,10 @@ class TissueMap:
 
     def _measure_fraction(self, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the tissue fraction of boxes in px of the map."""
-        height, width = self.mask.shape
+        height = self.mask.shape[0]
+        width_on_slide, height_on_slide = self.resolution.extent
         area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-        x0, y0, x1, y1 = np.clip(boxes, 0, (width, height, width, height)).T
+        x0, y0, x1, y1 = np.clip(boxes, 0, (width_on_slide, height_on_slide) * 2).T
         # A summed-area table takes four bytes a px, so it covers only the rows of the boxes.
         top = min(int(y0.min()), height - 1)
         rows = self.mask[top : max(int(np.ceil(y1.max())), top + 1)]
