@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import re
 from collections.abc import Collection, Sequence
 
 
@@ -39,6 +41,10 @@ class ManifestError(PandaError):
     """A table of slides or patches, or a store, is missing, malformed or contradictory."""
 
 
+class ExhaustedError(PandaError):
+    """Memory ran out, so that the next slide or step would fail in the same way."""
+
+
 class CheckpointError(PandaError):
     """A file is no checkpoint or canvas, or one for another task or of another version."""
 
@@ -50,3 +56,68 @@ def suggest(name: str, known: Collection[str]) -> str:
     if matches:
         return f" (did you mean {', '.join(lowered[match] for match in matches)}?)"
     return f" (there are: {', '.join(sorted(known))})" if 0 < len(known) <= 20 else ""
+
+
+_SHARED = re.compile(r"killed by signal: Bus error|shared memory|(to|from) file </torch_", re.IGNORECASE)
+_GPU = re.compile(r"(CUDA|HIP|MPS)\b.* out of memory|_STATUS_ALLOC_FAILED", re.IGNORECASE)
+_CPU = re.compile(
+    r"can'?t allocate memory|cannot allocate memory|DefaultCPUAllocator: not enough memory|std::bad_alloc"
+    r"|bad allocation|insufficient memory|can't start new thread|failed to map segment|killed by signal: Killed"
+    r"|could not (create|execute) a primitive$|^\S*MemoryError\b",
+    re.IGNORECASE | re.MULTILINE,
+)
+_REMEDIES = {
+    "shared memory (/dev/shm) is exhausted": (
+        "use data.num_workers=0, or give the container more of it (docker run --shm-size=8g)"
+    ),
+    "the memory of the GPU is exhausted": (
+        "lower data.batch_size (training) or engine.batch_size (inference), or free the GPU of other programs"
+    ),
+    "the memory of the computer, or the limit of the job or container (ulimit -v, ulimit -u), is exhausted": (
+        "lower data.num_workers, data.extract_workers, audit.workers, data.batch_size or engine.batch_size, or give "
+        "it more memory"
+    ),
+}
+
+
+def find_exhaustion(error: BaseException) -> ExhaustedError | None:
+    """Return the error for memory that ran out, with the remedy; None if the error has another cause.
+
+    Libraries have no common class for it, so the errors behind `error` are searched by class and text. A decoder says
+    so of damaged files too, and only its MemoryError counts.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        if (number := _classify(link)) is not None:
+            what, remedy = list(_REMEDIES.items())[number]
+            found = ExhaustedError(f"{what} ({_shorten(link)}): {remedy}; finished work is kept")
+            found.__cause__ = error
+            return found
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+    return None
+
+
+def raise_exhaustion(error: BaseException) -> None:
+    """Raise `ExhaustedError` if memory ran out; call it before an error is taken for the fault of a slide."""
+    if (found := find_exhaustion(error)) is not None:
+        raise found
+
+
+def _classify(error: BaseException) -> int | None:
+    """Return the number of the entry of `_REMEDIES`, or None."""
+    text, kind = str(error), type(error)
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return 2
+    if kind.__name__ == "OutOfMemoryError":  # torch's, which the patches are cut without
+        return 1
+    # A loader's process passes on the traceback as text, under the class of the error.
+    passed_on = text.startswith("Caught ")
+    if not (passed_on or kind in (RuntimeError, ImportError) or kind.__module__.partition(".")[0] in ("torch", "cv2")):
+        return None
+    return next((number for number, sign in enumerate((_SHARED, _GPU, _CPU)) if sign.search(text)), None)
+
+
+def _shorten(error: BaseException) -> str:
+    """Return class and last line of an error, at most 200 characters."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1].strip()}"[:200] if lines else type(error).__name__

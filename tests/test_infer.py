@@ -18,7 +18,7 @@ from PIL import Image
 from panda.app.entry_point import SomeSlidesFailed
 from panda.app.hydra_job import register_resolvers
 from panda.app.infer import infer
-from panda.errors import CheckpointError, ConfigError, ManifestError
+from panda.errors import CheckpointError, ConfigError, ExhaustedError, ManifestError
 from panda.files import hold_lock, write_json
 from panda.inference import slide_mapper, slide_result
 from panda.inference.canvas import Canvas
@@ -221,7 +221,7 @@ def test_infer_out_of_memory_ends_run(run: Infer, monkeypatch: pytest.MonkeyPatc
         raise error
 
     monkeypatch.setattr(slide_mapper, "write_heatmap", full)
-    with pytest.raises(error):
+    with pytest.raises(ExhaustedError, match=r"memory .* is exhausted"):
         run("*.tiff")
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from panda.app.registry import find_class, find_slots
-from panda.errors import ConfigError, OptionError, PandaError
+from panda.errors import ConfigError, OptionError, PandaError, raise_exhaustion
 
 
 class Faults:
@@ -29,10 +29,9 @@ class Faults:
         """Take over the faults of a ConfigError raised inside; `key` names the node of an `OptionError`."""
         try:
             yield
-        except OptionError as error:
-            self.add(*error.prefix_node(key).faults)
         except ConfigError as error:
-            self.add(*error.faults)
+            raise_exhaustion(error)
+            self.add(*(error.prefix_node(key) if isinstance(error, OptionError) else error).faults)
 
     def build(self, plain: Mapping[str, Any], key: str, /, **extra: Any) -> Any:
         """Build a node as `build` does. If its constructor refuses, take over its faults and return None."""

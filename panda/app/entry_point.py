@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from panda.app.command_line import explain
 from panda.app.hydra_check import install_hydra_check
 from panda.app.hydra_job import is_multirun, register_resolvers, remember_arguments, write_overrides
-from panda.errors import ConfigError, PandaError
+from panda.errors import ConfigError, PandaError, find_exhaustion
 from panda.files import open_log, remove, write_whole
 
 log = logging.getLogger("panda")
@@ -75,14 +75,15 @@ def guard(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
         set_up_logging(debug=cfg.debug is True)
         try:
             return job(cfg)
-        except (PandaError, OSError) as error:
-            refuse(error, Path(str(cfg.run_dir)), debug=cfg.debug is True)
+        except Exception as error:
+            error = find_exhaustion(error) or error
             if isinstance(error, SomeSlidesFailed):
+                refuse(error, Path(str(cfg.run_dir)), debug=cfg.debug is True)
                 return error.figure
             _leave_trace(cfg.run_dir, error)
-            return float("nan")
-        except Exception as error:
-            _leave_trace(cfg.run_dir, error)
+            if isinstance(error, PandaError | OSError):
+                refuse(error, Path(str(cfg.run_dir)), debug=cfg.debug is True)
+                return float("nan")
             if is_multirun():
                 # If raised, it would end the sweep before its other jobs, or before its page.
                 traceback.print_exc()

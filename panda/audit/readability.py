@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from panda.errors import SlideError
+from panda.errors import SlideError, raise_exhaustion
 from panda.wsi.geometry import cut_blocks, round_px
 from panda.wsi.slide import Slide
 from panda.wsi.tiff.pyramid import TiffPyramid
@@ -79,6 +79,7 @@ def _find_broken_markers(tiff: TiffPyramid) -> str | None:
                 tail = min(count, _TAIL)
                 ended[place] = _EOI in tiff.read_bytes(offset + count - tail, tail)
         except OSError as error:
+            raise_exhaustion(error)
             return f"level {number} cannot be read: {error}"
         # Decoders do not need EOI, so a file without any EOI is accepted.
         broken = ~begun | (~ended if ended.mean() > 0.5 else np.zeros_like(ended))

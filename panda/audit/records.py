@@ -16,7 +16,7 @@ from panda.audit.slide_inspector import inspect_slide
 from panda.audit.slide_table import TableRow
 from panda.data.findings import Finding
 from panda.data.manifest import locate_image, locate_mask
-from panda.errors import PandaError
+from panda.errors import PandaError, raise_exhaustion
 from panda.files import fingerprint, identity, read_model, remove, write_json, write_whole
 from panda.wsi.slide import SlideOptions
 
@@ -76,9 +76,8 @@ class RecordFolder:
         slide_fingerprint = self.fingerprint_slide(row)
         try:
             inspection, picture = inspect_slide(row, self.root, self.options, deep=self.deep)
-        except MemoryError:
-            raise
         except Exception as error:  # a fault that no reader expects is still a fault of the slide
+            raise_exhaustion(error)
             inspection, picture = _describe_failure(row, f"{type(error).__name__}: {error}"), None
         # Paths are relative to the folder of the data, so that a finding stays true if the folder is moved.
         prefix = str(self.root / "x")[:-1]  # empty for "."

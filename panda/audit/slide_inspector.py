@@ -20,7 +20,7 @@ from panda.audit.slide_table import TableRow
 from panda.audit.tissue_hashes import hash_tissue
 from panda.data.findings import Finding
 from panda.data.manifest import locate_image, locate_mask
-from panda.errors import MaskError, SlideError
+from panda.errors import MaskError, SlideError, raise_exhaustion
 from panda.wsi.geometry import mean_mpp
 from panda.wsi.label_maps import get_label_maps
 from panda.wsi.label_mask import LabelMask
@@ -65,6 +65,7 @@ class SlideInspector:
             self.inspection = replace(self.inspection, file_bytes=size, digest=digest)
             slide = self.options.open(path)
         except (SlideError, OSError) as error:
+            raise_exhaustion(error)
             cut = isinstance(error.__cause__, CutShortError)
             self.add_finding("unreadable_region" if cut else "unopenable", str(error))
             return
@@ -142,6 +143,7 @@ class SlideInspector:
         try:
             tiff = TiffPyramid(path, red_only=True)
         except (OSError, ValueError) as error:
+            raise_exhaustion(error)
             self.add_finding("unopenable_mask", f"{path}: {error}")
             return
         try:
@@ -151,6 +153,7 @@ class SlideInspector:
             if mask is not None:
                 self._check_position(mask)
         except (OSError, ValueError, MaskError) as error:
+            raise_exhaustion(error)
             self.add_finding("unopenable_mask", f"{path}: {error}")
         finally:
             tiff.close()

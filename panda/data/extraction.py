@@ -41,7 +41,7 @@ from panda.data.store import (
     prepare_store,
     sort_result,
 )
-from panda.errors import MaskError, PandaError, SlideError
+from panda.errors import MaskError, PandaError, SlideError, raise_exhaustion
 from panda.files import hold_lock, write_beside
 from panda.wsi.grid import Grid
 from panda.wsi.label_mask import CANCER, LabelMask
@@ -149,9 +149,10 @@ def _try_slide(
 
     try:
         return extract_slide(record, settings, store, on_stage)
-    except (_StoppedError, MemoryError):
+    except _StoppedError:
         raise
     except Exception as error:
+        raise_exhaustion(error)
         if isinstance(error, OSError) and stage == "write":
             raise PandaError(describe_unwritable(store, error)) from error
         if not isinstance(error, PandaError):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from panda.errors import PandaError
+from panda.errors import PandaError, raise_exhaustion
 from panda.tables import write_table
 
 log = logging.getLogger(__name__)
@@ -31,11 +31,10 @@ class Failure:
 def record_failure(slide_id: str, stage: str, error: Exception) -> Failure:
     """Log the failure of a slide and return its record; the log file keeps the traceback of an unexpected error.
 
-    If the next slide would fail in the same way (no memory, no disk to write to), the error itself is raised.
+    If the next slide would fail in the same way, `ExhaustedError` (no memory) or the error itself (no disk to write to)
+    is raised.
     """
-    # Torch's error is known by its name, because patches are cut without an import of torch.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        raise error
+    raise_exhaustion(error)
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
         raise error
     failure = Failure(slide_id, stage, type(error).__name__, str(error))

@@ -16,6 +16,7 @@ from panda.data.failures import Failure
 from panda.data.patches import SlidePatches
 from panda.data.settings import PatchSettings
 from panda.data.store import StoreResult
+from panda.errors import raise_exhaustion
 from panda.files import hold_lock, remove_leftovers, write_json
 from panda.wsi.stain_normalization import STAIN_RULES, StainProfile, find_stain
 from panda.wsi.tissue import find_tissue
@@ -72,7 +73,6 @@ def _estimate_stain(settings: PatchSettings, patches: SlidePatches) -> StainProf
     try:
         with settings.slide_options.open(record.image_path) as slide:
             return find_stain(slide, find_tissue(slide))
-    except MemoryError:
-        raise
     except Exception as error:
+        raise_exhaustion(error)
         return Failure(record.slide_id, "stain", type(error).__name__, str(error))

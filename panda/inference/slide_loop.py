@@ -36,7 +36,7 @@ def run_over_slides(
 
     Raises:
         OSError: If the disk is full or cannot be written, because the next slide would fail in the same way.
-        MemoryError: If memory is exhausted, for the same reason; `torch.OutOfMemoryError` for a GPU.
+        ExhaustedError: If memory is exhausted, for the same reason.
     """
     results = []
     with tqdm(items, desc=stage, unit="slide", dynamic_ncols=True) as bar:

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 import tifffile
 
+from panda.errors import raise_exhaustion
+
 MPP_MIN, MPP_MAX = 0.05, 20.0
 """Smallest and largest µm per level-0 px of a slide scanner; a value outside is a mistake in the file."""
 
@@ -59,7 +61,8 @@ def read_tag_mpp(path: Path) -> tuple[Mpp | None, str]:
             x, y = tags.valueof("XResolution"), tags.valueof("YResolution")
             unit = int(tags.valueof("ResolutionUnit", default=2))
             (x_num, x_den), (y_num, y_den) = x, y
-    except Exception:  # whichever error the parser raises, there are no usable tags
+    except Exception as error:  # whichever error the parser raises, there are no usable tags
+        raise_exhaustion(error)
         return None, "it has no TIFF resolution tags"
     if unit not in _UNIT_UM:
         return None, "its TIFF resolution tags have no unit"

@@ -17,6 +17,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from panda.errors import raise_exhaustion
 from panda.wsi.handles import PerProcess
 from panda.wsi.tiff.segments import CACHE, JPEG
 from panda.wsi.tiff.tables import read_pages
@@ -152,6 +153,7 @@ class TiffPyramid:
         try:
             segment = self._decoders[level].decode(data, own.stored_height(index), own.segment_width)
         except Exception as exc:  # every codec has errors of its own
+            raise_exhaustion(exc)
             raise ValueError(f"segment {index} of level {level} does not decode: {exc}") from exc
         if self._red_only:
             segment = np.ascontiguousarray(segment[..., 0])

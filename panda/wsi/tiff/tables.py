@@ -14,6 +14,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
+from panda.errors import raise_exhaustion
 from panda.wsi.geometry import level_scale
 from panda.wsi.tiff.segments import JPEG, SEGMENT_BYTES, Decoder
 
@@ -181,6 +182,7 @@ def read_pages(path: Path) -> list[Page]:
     except OSError:
         raise
     except Exception as exc:  # a damaged file may raise anything from inside the parser
+        raise_exhaustion(exc)
         raise BrokenTiffError(f"it is cut short or damaged: its tables cannot be read ({exc})") from exc
     if is_ndpi:
         raise ValueError("it is an NDPI file, which only OpenSlide reads")
