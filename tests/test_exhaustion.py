@@ -21,9 +21,7 @@ _BUS_ERROR = (
 )
 _NO_SPACE = "unable to allocate shared memory(shm) for file </torch_1_2_0>: No space left on device (28)"
 _CPU_ALLOCATOR = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"
-_PASSED_ON = (
-    "Caught SlideError in DataLoader worker process 0.\nOriginal Traceback:\n  File x\nMemoryError\n\nThe"
-)
+_PASSED_ON = "Caught SlideError in DataLoader worker process 0.\nOriginal Traceback:\n  File x\nMemoryError\n\nThe"
 
 
 @pytest.mark.parametrize(
