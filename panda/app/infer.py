@@ -27,7 +27,7 @@ from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
 from panda.inference.slide_loop import SlidePrefetcher, make_tile_callback, run_over_slides
 from panda.inference.slide_mapper import SlideMapper
-from panda.inference.slide_result import SlideResult
+from panda.inference.slide_result import MapSettings, SlideResult
 from panda.report.attention_tiles import draw_attention_tiles
 from panda.report.inference_page import write_inference_page
 from panda.report.inference_summary import INFERENCE_FILE, InferenceSummary, LastRun
@@ -206,22 +206,13 @@ def _summarize(
     notes: list[str],
 ) -> InferenceSummary:
     """Return the settings of the maps and the notes for their reader."""
-    engine = mapper.predictor.settings
     return InferenceSummary(
-        checkpoint=mapper.provenance.checkpoint,
-        grading_checkpoint=mapper.provenance.grading_checkpoint,
-        threshold=mapper.threshold,
+        **{key: getattr(mapper.provenance, key) for key in MapSettings.model_fields},
         threshold_choice=threshold,
         provider=cfg.provider,
-        quantify=mapper.quantify,
         resolution=mapper.predictor.metadata.resolution,
-        precision=mapper.predictor.mode.precision,
-        compiled=mapper.predictor.mode.compiled,
         engine_choice=engine_choice,
-        tta=engine.tta,
-        reader=mapper.slide_options.reader,
-        mpp_override=mapper.slide_options.mpp_override,
-        device=str(engine.torch_device),
+        device=str(mapper.predictor.settings.torch_device),
         date=write_now(),
         last_run=last_run,
         labels=cfg.labels,

@@ -60,39 +60,47 @@ class LabelMetrics(BaseModel, frozen=True):
 LABEL_METRICS = tuple(LabelMetrics.model_fields)
 
 
-class Provenance(BaseModel, frozen=True):
-    """Everything that must be equal for the figures of two slides to be comparable.
+class MapSettings(BaseModel, frozen=True):
+    """The settings of maps.
 
     Attributes:
-        fingerprint: Hash of all fields except the two paths: a moved checkpoint is the same checkpoint.
         checkpoint: Path of the segmentation checkpoint.
         grading_checkpoint: Path of the grading checkpoint, or None.
-        segmentation: Hash of the network, its resolution, patch size and overlap.
-        grader: Hash of the grading network, its resolution, tiles and target, or None.
         threshold: Probability at which a pixel counts as tumour.
         quantify: Limits of the clean-up.
         precision: Precision of the network.
         compiled: Whether the network was compiled.
         tta: Test-time augmentation.
-        tissue_rules: Version of the tissue rules.
         reader: Reader that was asked for.
         mpp_override: µm/px of slides that state none, or None.
-        normalize: Stain normalization of each network and the version of its rules, None without any.
     """
 
-    fingerprint: str
     checkpoint: str
     grading_checkpoint: str | None
-    segmentation: dict[str, JsonValue]
-    grader: dict[str, JsonValue] | None
     threshold: float
     quantify: QuantifySettings
     precision: Literal["fp32", "bf16"]
     compiled: bool
     tta: Literal["none", "flip", "d4"]
-    tissue_rules: int
     reader: ReaderName
     mpp_override: float | None
+
+
+class Provenance(MapSettings, frozen=True):
+    """Everything that must be equal for the figures of two slides to be comparable.
+
+    Attributes:
+        fingerprint: Hash of all fields except the two paths: a moved checkpoint is the same checkpoint.
+        segmentation: Hash of the network, its resolution, patch size and overlap.
+        grader: Hash of the grading network, its resolution, tiles and target, or None.
+        tissue_rules: Version of the tissue rules.
+        normalize: Stain normalization of each network and the version of its rules, None without any.
+    """
+
+    fingerprint: str
+    segmentation: dict[str, JsonValue]
+    grader: dict[str, JsonValue] | None
+    tissue_rules: int
     normalize: dict[str, JsonValue] | None = None
 
 

@@ -8,7 +8,7 @@ from typing import Self
 from pydantic import TypeAdapter
 
 from panda.files import read_model, write_json
-from panda.inference.quantify import QuantifySettings
+from panda.inference.slide_result import MapSettings
 from panda.tasks.figures import Plain
 from panda.tasks.metadata import TrainedResolution
 from panda.tasks.threshold import ThresholdChoice
@@ -25,29 +25,19 @@ class LastRun(Plain, frozen=True):
     seconds: float
 
 
-class InferenceSummary(Plain, frozen=True):
+class InferenceSummary(MapSettings, Plain, frozen=True):
     """The settings of the maps in a folder, and the notes for its reader.
 
     Attributes:
         threshold_choice: Origin of the threshold; None if it was given.
         engine_choice: Reason for precision and compilation, as a sentence.
-        reader: Reader that was asked for.
         labels: Folder of the label masks, or None.
     """
 
-    checkpoint: str
-    grading_checkpoint: str | None
-    threshold: float
     threshold_choice: ThresholdChoice | None
     provider: str | None
-    quantify: QuantifySettings
     resolution: TrainedResolution
-    precision: str
-    compiled: bool
     engine_choice: str
-    tta: str
-    reader: str
-    mpp_override: float | None
     device: str
     date: str
     last_run: LastRun
