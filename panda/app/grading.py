@@ -144,18 +144,12 @@ class GradingExperiment:
             train_slides=tuple(sorted(item.record.slide_id for item in items["train"])),
             val_slides=tuple(sorted(item.record.slide_id for item in items["val"])),
         )
-        data, tiles = self.data.settings, self.tiles
         settings = BagSettings(
-            k=tiles.selection.k,
-            tile_size=tiles.tile_size,
-            level=tiles.level,
-            mpp=tiles.mpp,
-            batch_size=tiles.batch_size,
-            num_workers=data.num_workers,
-            reader=data.reader,
-            mpp_override=data.mpp_override,
+            k=self.tiles.selection.k,
+            **self.tiles.model_dump(include={"tile_size", "level", "mpp", "batch_size"}),
+            **self.data.settings.model_dump(include={"num_workers", "reader", "mpp_override"}),
         )
-        bags = BagDataModule(items, settings, data.augment)
+        bags = BagDataModule(items, settings, self.data.settings.augment)
         learns_from = {
             name: {item.record.slide_id: self._identify_bag(item) for item in items[name]} for name in ("train", "val")
         }

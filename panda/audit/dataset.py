@@ -21,7 +21,7 @@ from panda.audit.records import RecordFolder
 from panda.audit.slide_table import TableRow, check_table, index_by_slide, read_table
 from panda.data.manifest import IMAGES, TABLE, locate_image
 from panda.data.slide_files import sort_slide_files
-from panda.errors import ConfigError
+from panda.errors import ConfigError, PandaError
 from panda.files import hold_lock, remove_leftovers
 from panda.tables import write_table
 from panda.wsi.slide import SlideOptions
@@ -98,7 +98,7 @@ def _check_output(out: Path, root: Path) -> None:
         return
     try:
         other = Path(tables.AuditSummary.read(out).data)
-    except (OSError, ValueError) as error:
+    except (OSError, PandaError) as error:
         raise ConfigError(
             f"audit.output={out}: its {tables.SUMMARY} is not that of an audit of this version; give another folder, "
             f"or remove it"

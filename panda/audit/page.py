@@ -15,7 +15,7 @@ from panda.audit.records import make_file_stem
 from panda.audit.tables import AUDIT, FINDINGS_TABLE, GROUPS, PAIRS, SUMMARY, AuditSummary
 from panda.data.findings import FINDINGS, REFUSED_ROWS, FindingKind, Severity
 from panda.report.page import require_folder, write_page
-from panda.report.run_folder import Picture, link, number, read_picture
+from panda.report.run_folder import Picture, link, number, read_picture, try_read
 from panda.report.slide_page import Card
 from panda.report.table import Cell, Head, Table, cell, show
 from panda.tables import read_output_table
@@ -97,14 +97,7 @@ class _Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.summary: AuditSummary | None = None
-        self.fault = ""
-        try:
-            self.summary = AuditSummary.read(path)
-        except FileNotFoundError:
-            self.fault = f"{SUMMARY} is not in the folder."
-        except (OSError, ValueError) as error:
-            self.fault = f"{SUMMARY} could not be read: {error}"
+        self.summary, self.fault = try_read(AuditSummary.read, path, SUMMARY)
         self.rows = {row.get("slide_id", ""): row for row in read_output_table(path / AUDIT)}
         self.findings: defaultdict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
         for row in read_output_table(path / FINDINGS_TABLE):

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, TypeAdapter
 
 from panda.audit.inspection import Inspection, find_outliers
 from panda.audit.near_duplicates import Duplicates
 from panda.audit.slide_table import TableRow
 from panda.data.findings import FINDINGS, Finding, Severity
-from panda.files import write_json
+from panda.files import read_model, write_json
 from panda.tables import write_table
 from panda.wsi.label_maps import get_label_maps
 
@@ -184,8 +184,8 @@ class AuditSummary(BaseModel, frozen=True):
 
     @classmethod
     def read(cls, folder: Path) -> AuditSummary:
-        """Read the summary of an audit's folder; another file is a ValueError."""
-        return cls.model_validate_json((folder / SUMMARY).read_bytes())
+        """Read the summary of an audit's folder, or raise a `PandaError` if the file is another one."""
+        return read_model(folder / SUMMARY, TypeAdapter(cls), "run the audit again")
 
     def write(self, folder: Path) -> None:
         """Write the summary into an audit's folder, whole or not at all."""

@@ -63,7 +63,7 @@ def load_slide(record: SlideRecord, settings: PatchSettings, store: Path) -> Sli
     try:
         entry = SlideEntry.read(folder)
         unchanged = entry.fingerprint == fingerprint_patches(read_origin(record), settings)
-    except (OSError, ValueError, PandaError):
+    except (OSError, PandaError):
         return None
     return SlidePatches.from_entry(record, folder, entry) if unchanged else None
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from panda.data.settings import PatchSettings, StoreKind
 from panda.data.slide_entry import SLIDE_FILE, FileIdentity, SlideEntry
-from panda.errors import ManifestError
+from panda.errors import ManifestError, PandaError
 from panda.wsi.geometry import Resolution
 from panda.wsi.label_mask import CANCER, IGNORED, OTHER, LabelMask
 from panda.wsi.slide import Slide
@@ -253,7 +253,7 @@ def _require_unchanged(folder: Path, img: Path, msk: Path) -> None:
     """Raise `ManifestError` if slide or mask changed since the patches in a slide's folder of the store were cut."""
     try:
         entry = SlideEntry.read(folder)
-    except (OSError, ValueError) as error:
+    except (OSError, PandaError) as error:
         raise _make_file_error(folder / SLIDE_FILE, f"cannot be read ({error})") from error
     for what, path, before in (("slide", img, entry.slide), ("mask", msk, entry.mask)):
         now = FileIdentity.read(path)

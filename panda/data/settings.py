@@ -55,12 +55,7 @@ class ResolutionSettings(Settings):
 
 
 class SlideSettings(Settings):
-    """How slides are opened.
-
-    Attributes:
-        reader: See `SlideOptions`.
-        mpp_override: See `SlideOptions`.
-    """
+    """How slides are opened, see `SlideOptions`."""
 
     node: ClassVar[str] = "data"
 
@@ -95,17 +90,13 @@ class FolderSettings(SlideSettings):
 
 
 class PatchSettings(ResolutionSettings, SlideSettings):
-    """How patches are cut; with the slides, this defines the content of a patch store.
+    """How patches are cut; with the slides, this defines the content of a patch store. See also the base classes.
 
     Attributes:
-        level: See `ResolutionSettings`.
-        mpp: See `ResolutionSettings`.
         patch_size: Side of a patch in px at that resolution.
         stride: Distance of neighbouring patches in px at that resolution; None for `patch_size`.
         edge: `"pad"`: white past the slide's edge; `"shift"`: the last patch moves inside.
         min_tissue: Least share of tissue in a patch.
-        reader: See `SlideOptions`.
-        mpp_override: See `SlideOptions`.
         store: Which pixels are stored: `"png"`: files; `"packed"`: mapped arrays; `"slide"`: none.
         ignore_background: Px with an unlabelled mask code (see `conf/label_maps`) and px past the slide's edge count
             in no loss.

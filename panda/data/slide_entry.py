@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from panda.data.manifest import SlideRecord
 from panda.errors import MaskError, PandaError, SlideError
-from panda.files import identity
+from panda.files import identity, read_model
 from panda.wsi.label_maps import find_label_map
 
 SLIDE_FILE = "slide.json"
@@ -102,13 +102,9 @@ class SlideEntry(SlideOrigin):
 
         Raises:
             OSError: If the file cannot be read.
-            ValueError: If it is not an entry.
+            PandaError: If it is not an entry.
         """
-        try:
-            return cls.model_validate_json((folder / SLIDE_FILE).read_bytes())
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")) from error
+        return read_model(folder / SLIDE_FILE, TypeAdapter(cls), "run again to cut the patches again")
 
     def write(self, folder: Path) -> None:
         """Write the entry into a slide's folder of the store."""

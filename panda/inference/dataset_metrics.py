@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,8 @@ from panda.tasks.bootstrap import compute_percentile_interval, resample_sums
 from panda.tasks.figures import Figures, Interval, Share
 from panda.tasks.metrics import BINS, compute_areas, divide, score_threshold
 from panda.tasks.threshold import ThresholdChoice
+
+S = TypeVar("S")
 
 _MEANS = (*(f"{name}_mean_slide" for name in SCORES), "fp_mm2_benign_slides")
 _AREAS = ("pr_auc", "pixel_auroc")
@@ -102,8 +104,7 @@ def summarize(scores: Sequence[SlideScore], choice: ThresholdChoice, seed: int) 
     """
 
     def summarize_parts(name_part: Callable[[SlideScore], str]) -> dict[str, SegmentationFigures]:
-        names = sorted(set(map(name_part, scores)))
-        parts = {name: [score for score in scores if name_part(score) == name] for name in names}
+        parts = split_slides(scores, name_part)
         return {name: SegmentationFigures(**_compute_figures(part, choice, seed)) for name, part in parts.items()}
 
     return SegmentationSplitFigures(
@@ -113,6 +114,12 @@ def summarize(scores: Sequence[SlideScore], choice: ThresholdChoice, seed: int) 
             lambda score: "none" if score.record.isup_grade is None else str(score.record.isup_grade)
         ),
     )
+
+
+def split_slides(slides: Sequence[S], name_part: Callable[[S], str]) -> dict[str, list[S]]:
+    """Return the slides of each part, by the names of the parts in order."""
+    names = sorted(set(map(name_part, slides)))
+    return {name: [slide for slide in slides if name_part(slide) == name] for name in names}
 
 
 def drop_undefined(ends: tuple[float, float]) -> tuple[float, float] | None:

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field, NonNegativeInt
 
 from panda.data.manifest import SlideRecord
-from panda.inference.dataset_metrics import drop_undefined
+from panda.inference.dataset_metrics import drop_undefined, split_slides
 from panda.inference.grade import ATTENTION_SCORES, AttentionScores, GradeRecord
 from panda.inference.slide_result import TableRow
 from panda.tasks.bootstrap import compute_percentile_interval, resample_sums
@@ -100,10 +100,8 @@ class GradedSlide:
 
 def summarize_grades(graded: Sequence[GradedSlide], classes: int, seed: int) -> GradingSplitFigures:
     """Compute figures of all graded slides and of each provider; an undefined figure is None."""
-    parts = {
-        name: GradingFigures(**_compute_scores(part, classes, seed))
-        for name, part in _split_by_provider(graded).items()
-    }
+    by_provider = split_slides(graded, lambda slide: slide.record.provider)
+    parts = {name: GradingFigures(**_compute_scores(part, classes, seed)) for name, part in by_provider.items()}
     return GradingSplitFigures(**_compute_scores(graded, classes, seed), by_provider=parts)
 
 
@@ -113,13 +111,9 @@ def summarize_test_grades(graded: Sequence[GradedSlide], classes: int, seed: int
     def compute(slides: Sequence[GradedSlide]) -> dict[str, Any]:
         return _compute_scores(slides, classes, seed) | _compute_attention(slides, seed)
 
-    parts = {name: AttentionFigures(**compute(part)) for name, part in _split_by_provider(graded).items()}
+    by_provider = split_slides(graded, lambda slide: slide.record.provider)
+    parts = {name: AttentionFigures(**compute(part)) for name, part in by_provider.items()}
     return AttentionSplitFigures(**compute(graded), by_provider=parts)
-
-
-def _split_by_provider(graded: Sequence[GradedSlide]) -> dict[str, list[GradedSlide]]:
-    names = sorted({slide.record.provider for slide in graded})
-    return {name: [slide for slide in graded if slide.record.provider == name] for name in names}
 
 
 def _compute_scores(graded: Sequence[GradedSlide], classes: int, seed: int) -> dict[str, Any]:

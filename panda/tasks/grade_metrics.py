@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 from panda.tasks.bootstrap import compute_percentile_interval, resample_counts, resample_sums
 from panda.tasks.metrics import compute_roc_area
@@ -45,7 +44,7 @@ class GradeScores:
     confusion: list[list[int]]
 
 
-def score_grades(y_true: ArrayLike | Tensor, prob: ArrayLike | Tensor) -> GradeScores:
+def score_grades(y_true: ArrayLike, prob: ArrayLike) -> GradeScores:
     """Score the grades of slides, see the module.
 
     Raises:
@@ -114,8 +113,7 @@ def compute_auroc(
 
 def _check_inputs(y_true: Any, prob: Any) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return grades (N,) and probabilities (N, C) that sum to 1, or raise a ValueError."""
-    truth = np.asarray(_to_array(y_true), dtype=np.int64)
-    scores = np.asarray(_to_array(prob), dtype=np.float64)
+    truth, scores = np.asarray(y_true, dtype=np.int64), np.asarray(prob, dtype=np.float64)
     if scores.ndim != 2 or scores.shape[1] < 2 or truth.shape != scores.shape[:1]:
         raise ValueError(f"y_true is (N,) and prob (N, C), not {truth.shape} and {scores.shape}")
     classes = scores.shape[1]
@@ -124,10 +122,6 @@ def _check_inputs(y_true: Any, prob: Any) -> tuple[NDArray[np.int64], NDArray[np
     if not (scores >= 0).all() or not np.isfinite(scores).all():
         raise ValueError("probabilities must be finite and at least 0 (apply a softmax to logits)")
     return truth, scores / np.maximum(scores.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
-
-
-def _to_array(values: Any) -> Any:
-    return values.detach().cpu().double().numpy() if isinstance(values, Tensor) else values
 
 
 def stack_confusions(y_true: NDArray[np.int64], prob: NDArray[np.float64]) -> NDArray[np.float64]:

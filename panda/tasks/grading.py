@@ -114,7 +114,7 @@ class GradingTask(pl.LightningModule):
         self.val_loss.reset()
         prob, label = self.val_slides.compute()
         self.val_slides.reset()
-        scores = score_grades(label.reshape(-1), prob)  # torchmetrics turns the label of a single slide into a scalar
+        scores = score_grades(label.reshape(-1).cpu(), prob.cpu())  # torchmetrics gives a scalar for one slide
         logged = {"accuracy": scores.accuracy, "qwk": scores.qwk, "auroc": scores.auroc_cancer}
         for name, score in logged.items():
             if score is not None:
