@@ -29,7 +29,7 @@ from panda.data.manifest import locate_image, locate_mask, read_groups
 from panda.errors import ConfigError, ManifestError, PandaError
 from panda.files import hold_lock
 from panda.report.axes import PALETTE
-from panda.report.charts import column_chart
+from panda.report.charts import draw_columns
 from panda.synthetic.dataset import SyntheticSpec, draw_dataset
 from tests.audit_process import NEVER
 from tests.integration.entry_points import REPOSITORY, table
@@ -437,10 +437,10 @@ def test_write_audit_page_many_findings_shows_worst(finished_audit: Path, tmp_pa
 
 
 def test_column_chart_empty_series_keeps_other_colors() -> None:
-    chart = str(column_chart("grades", ["0", "1"], [("a", [1, 2]), ("b", [0, 0]), ("c", [3, 0])], "grade"))
+    chart = str(draw_columns("grades", ["0", "1"], [("a", [1, 2]), ("b", [0, 0]), ("c", [3, 0])], "grade"))
     assert chart.count("<rect") == 4
     assert "c, 0: 3" in chart
     assert ">b<" not in chart
     assert PALETTE[2] in chart
     assert PALETTE[1] not in chart
-    assert column_chart("none", ["0"], [("a", [0])], "grade") == ""
+    assert draw_columns("none", ["0"], [("a", [0])], "grade") == ""

@@ -237,6 +237,6 @@ def test_find_effects_separates_choices() -> None:
     assert patch.span == pytest.approx(0.2)
     assert (patch.values[patch.best], patch.wins, patch.comparisons) == ("64", 2, 2)
     assert model.span == pytest.approx(0.05)
-    assert model.medians() == pytest.approx([0.55, 0.6])
+    assert model.compute_medians() == pytest.approx([0.55, 0.6])
     # a value that differs in something else as well is laid to neither
     assert find_effects([jobs[0], ScoredJob({"patch": "256", "model": "fpn"}, 0.9, "")], ["model", "patch"]) == []

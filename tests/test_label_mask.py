@@ -186,10 +186,10 @@ def test_label_mask_unknown_codes_are_named_with_file_and_count(
 def test_label_mask_reads_coarsest_sufficient_level(
     mask: LabelMask, slide: Slide, tmp_path: Path, codes: NDArray[np.uint8]
 ) -> None:
-    assert [mask._level_for(slide.choose_resolution(level=level)) for level in (0, 1, 2)] == [0, 1, 2]
-    assert [mask._level_for(slide.choose_resolution(downsample=d)) for d in (3.0, 8.0, 40.0)] == [0, 1, 2]
+    assert [mask._choose_level(slide.choose_resolution(level=level)) for level in (0, 1, 2)] == [0, 1, 2]
+    assert [mask._choose_level(slide.choose_resolution(downsample=d)) for d in (3.0, 8.0, 40.0)] == [0, 1, 2]
     half = LabelMask.open(write_pyramid(tmp_path / "h.tiff", codes[::2, ::2], tile=64), slide, "radboud")
-    assert [half._level_for(slide.choose_resolution(level=level)) for level in (0, 1, 2)] == [0, 0, 1]
+    assert [half._choose_level(slide.choose_resolution(level=level)) for level in (0, 1, 2)] == [0, 0, 1]
 
 
 def test_label_mask_large_window_is_read_in_blocks(tmp_path: Path) -> None:

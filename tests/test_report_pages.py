@@ -19,18 +19,18 @@ import pytest
 from panda.errors import PandaError
 from panda.inference.quantify import QuantifySettings
 from panda.inference.slide_result import LABEL_METRICS
-from panda.report.agreement import agreement_chart
-from panda.report.axes import ticks
-from panda.report.charts import Bar, Line, bar_chart, line_chart
-from panda.report.figure_tables import splits_table
+from panda.report.agreement import draw_agreement
+from panda.report.axes import pick_ticks
+from panda.report.charts import Bar, Line, draw_bars, draw_lines
+from panda.report.figure_tables import make_splits_table
 from panda.report.inference_page import write_inference_page
 from panda.report.inference_summary import InferenceSummary, LastRun
-from panda.report.run_folder import find_subfolder, link, natural_key, number, read_picture
+from panda.report.run_folder import find_subfolder, make_link, make_natural_key, read_number, read_picture
 from panda.report.run_page import write_run_page
 from panda.report.slide_page import write_slide_page
 from panda.report.sweep_jobs import rank_jobs, read_jobs
 from panda.report.sweep_page import write_sweep
-from panda.report.table import figure_name, show
+from panda.report.table import name_figure, show
 from panda.tasks.metadata import TrainedResolution
 from panda.tasks.threshold import ThresholdChoice
 from tests.summaries import fill_summary, make_summary
@@ -199,7 +199,7 @@ def test_write_run_page_escapes_slide_names(run: Path) -> None:
     assert "&lt;script&gt;alert" in text
     slide = run / "slides" / EVIL / "slide.html"
     assert "<script>alert" not in check_page(slide)
-    assert link("slides", EVIL, "slide.html") in text
+    assert make_link("slides", EVIL, "slide.html") in text
     assert find_subfolder(run / "slides", "../..") is None
 
 
@@ -522,14 +522,14 @@ def test_agreement_chart_is_bland_altman(run: Path) -> None:
         {"slide_id": f"s{k}", "provider": "radboud", "dice": 0.5, "tumor_mm2": a, "true_tumor_mm2": b}
         for k, (a, b) in enumerate(zip(found, true, strict=True))
     ]
-    text = str(agreement_chart(rows))
+    text = str(draw_agreement(rows))
     gap = np.array(found) - true
     low, high = (gap.mean() + sign * 1.96 * gap.std(ddof=1) for sign in (-1, 1))
     assert f"mean {gap.mean():+.3f} mm²" in text
     assert f"limits of agreement {low:+.3f} to {high:+.3f} mm² over 4 slides" in text
     heights = [float(y) for y in re.findall(r'circle cx="[0-9.]+" cy="([0-9.]+)"', text)]
     assert np.argsort(heights).tolist() == np.argsort(-gap).tolist(), "the larger the difference, the higher"
-    assert agreement_chart([*rows[:2], {"slide_id": "x", "tumor_mm2": "", "true_tumor_mm2": "1"}]) == ""
+    assert draw_agreement([*rows[:2], {"slide_id": "x", "tumor_mm2": "", "true_tumor_mm2": "1"}]) == ""
     _write_csv(run / "test_slides.csv", rows)
     assert "limits of agreement" in check_page(write_run_page(run))
 
@@ -576,32 +576,32 @@ def test_read_picture_is_shrunk_and_flattened_on_white(tmp_path: Path) -> None:
 
 
 def test_ticks_are_round_and_span_data() -> None:
-    assert ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    assert pick_ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
     for low, high in ((0.0, 0.0), (3.0, 3.0), (-0.3, 0.71), (1e-5, 3e-5), (-2.0, -1.0)):
-        found = ticks(low, high)
+        found = pick_ticks(low, high)
         assert found[0] <= low + 1e-12
         assert found[-1] >= high - 1e-12
         assert 2 <= len(found) <= 9
 
 
 def test_charts_of_one_point_or_none() -> None:
-    assert line_chart("t", [Line("a", [], [], "#000")], "x") == ""
-    assert "<svg" in line_chart("t", [Line(EVIL, [1], [0.5], "#000")], "x")
-    assert "<script" not in line_chart(EVIL, [Line(EVIL, [1], [0.5], "#000")], EVIL, mark=(1, EVIL))
-    assert bar_chart("t", [], ("a", "")) == ""
-    assert "<svg" in bar_chart("t", [Bar("κ below zero", -0.2, -0.5, 0.1)], ("a", ""))
+    assert draw_lines("t", [Line("a", [], [], "#000")], "x") == ""
+    assert "<svg" in draw_lines("t", [Line(EVIL, [1], [0.5], "#000")], "x")
+    assert "<script" not in draw_lines(EVIL, [Line(EVIL, [1], [0.5], "#000")], EVIL, mark=(1, EVIL))
+    assert draw_bars("t", [], ("a", "")) == ""
+    assert "<svg" in draw_bars("t", [Bar("κ below zero", -0.2, -0.5, 0.1)], ("a", ""))
 
 
 def test_natural_key_sorts_numbers_by_value() -> None:
-    assert sorted(["10", "9", "job", "1a"], key=natural_key) == ["1a", "9", "10", "job"]
-    assert number("inf") is None
-    assert number("1e-3") == 0.001
+    assert sorted(["10", "9", "job", "1a"], key=make_natural_key) == ["1a", "9", "10", "job"]
+    assert read_number("inf") is None
+    assert read_number("1e-3") == 0.001
 
 
 def test_splits_table_undefined_figure_differs_from_unrecorded() -> None:
     given = {"task": "grading", "val": {"auroc": 0.5}, "test": {"auroc": None, "attention_auroc": 0.9}}
-    table = splits_table(make_summary(given))
+    table = make_splits_table(make_summary(given))
     cells = {row[0].text: row[1:] for row in table.rows}
-    auroc, attention = (cells[figure_name(key)] for key in ("auroc", "attention_auroc"))
+    auroc, attention = (cells[name_figure(key)] for key in ("auroc", "attention_auroc"))
     assert [cell.why for cell in auroc] == ["", "needs slides with and without cancer"]
     assert [cell.why for cell in attention] == ["was not recorded", ""], "nothing is said of a figure that is there"

@@ -289,7 +289,7 @@ def test_plan_scene_finds_every_gland_that_touches() -> None:
     for x, y, w, h in ((0, 0, 512, 512), (700, 300, 100, 40), (511, 511, 2, 2)):
         touching = []
         for number, gland in enumerate(scene.glands):
-            u0, v0, u1, v1 = gland.box()
+            u0, v0, u1, v1 = gland.find_box()
             if u0 < x + w and u1 > x and v0 < y + h and v1 > y:
                 touching.append(number)
         assert set(touching) <= set(scene.find_glands(x, y, x + w, y + h))

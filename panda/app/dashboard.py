@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import Logger, WandbLogger
 from panda.app.tracking import find_wandb_logger
 from panda.inference.panel_patches import PanelRow
 from panda.report.run_summary import RunSummary
-from panda.report.table import figure_name
+from panda.report.table import name_figure
 from panda.tables import read_output_table
 from panda.tasks.threshold import CRITERIA
 
@@ -146,7 +146,7 @@ def log_figures(logger: WandbLogger, summary: RunSummary) -> None:
             for key, value in figures.numbers.items():
                 if value is not None:
                     ends = figures.find_interval(key)
-                    table.add_data(split, part, figure_name(key), float(value), *(ends or (None, None)))
+                    table.add_data(split, part, name_figure(key), float(value), *(ends or (None, None)))
                     if part == "all":
                         final[f"{split}/final_{key}"] = value
                         final |= {

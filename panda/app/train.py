@@ -33,7 +33,7 @@ from panda.data.failures import write_failures
 from panda.errors import ConfigError
 from panda.files import hold_lock, remove_leftovers, write_json, write_whole
 from panda.report.headline import headline
-from panda.report.interpretation import headline_keys
+from panda.report.interpretation import list_headlines
 from panda.report.run_page import write_run_page
 from panda.report.run_summary import RunSummary
 from panda.report.sweep_page import write_sweep
@@ -131,7 +131,7 @@ def find_objective(summary: RunSummary) -> float:
     AUROC (`cancer`). NaN if it is undefined.
     """
     numbers = summary.val.numbers
-    figure = next((numbers[key] for key in headline_keys(summary) if key in numbers), None)
+    figure = next((numbers[key] for key in list_headlines(summary) if key in numbers), None)
     return math.nan if figure is None else float(figure)
 
 

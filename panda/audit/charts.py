@@ -10,9 +10,9 @@ from statistics import median
 from markupsafe import Markup
 
 from panda.audit.tables import OTHER
-from panda.report.charts import column_chart
-from panda.report.run_folder import number
-from panda.report.table import Cell, Head, Table, cell
+from panda.report.charts import draw_columns
+from panda.report.run_folder import read_number
+from panda.report.table import Cell, Head, Table, make_cell
 
 Rows = Mapping[str, Sequence[Mapping[str, str]]]
 """Rows of `audit.csv` by provider."""
@@ -38,12 +38,12 @@ def make_provider_table(by: Rows) -> Table:
         rows.append(
             [
                 Cell(provider),
-                cell(len(own), "count"),
-                cell(len(areas), "count"),
+                make_cell(len(own), "count"),
+                make_cell(len(areas), "count"),
                 _make_billions_cell(median, areas),
                 _make_billions_cell(max, areas),
                 Cell(span, mpp[0] if mpp else None, "" if mpp else "no slide of this provider has µm/px", style="num"),
-                cell(median(tissue) if tissue else None, "mm2", "tissue or µm/px is unknown"),
+                make_cell(median(tissue) if tissue else None, "mm2", "tissue or µm/px is unknown"),
                 _make_billions_cell(sum, _multiply_columns(own, "file_bytes")),
             ]
         )
@@ -59,7 +59,7 @@ def make_charts(by: Rows) -> list[Markup]:
     grades = sorted({row.get("isup_grade", "") for rows in by.values() for row in rows} & set("012345"))
     counts = [(p, [sum(row.get("isup_grade") == grade for row in rows) for grade in grades]) for p, rows in by.items()]
     charts = [
-        column_chart("ISUP grades", grades, counts, "ISUP grade in the table"),
+        draw_columns("ISUP grades", grades, counts, "ISUP grade in the table"),
         _make_histogram("Size of the slides", by, ("width", "height"), 1e-6, "megapixels at level 0"),
         _make_histogram("Tissue on a slide", by, ("tissue_mm2",), 1.0, "mm² of tissue"),
         _make_histogram("Cancer in masks that have cancer", by, ("cancer_mm2",), 1.0, "mm² labelled as cancer"),
@@ -69,7 +69,7 @@ def make_charts(by: Rows) -> list[Markup]:
 
 def _multiply_columns(rows: Sequence[Mapping[str, str]], *columns: str) -> list[float]:
     """Return the product of the columns for each row that has all of them."""
-    values = [[number(row.get(column)) for column in columns] for row in rows]
+    values = [[read_number(row.get(column)) for column in columns] for row in rows]
     return [math.prod(value for value in row if value is not None) for row in values if None not in row]
 
 
@@ -99,7 +99,7 @@ def _make_histogram(title: str, by: Rows, columns: tuple[str, ...], factor: floa
         (provider, [sum(count for e, count in counts.items() if max(e, first) == exponent) for exponent in span])
         for provider, counts in bins.items()
     ]
-    return column_chart(title, names, series, label)
+    return draw_columns(title, names, series, label)
 
 
 def _format_power(exponent: int) -> str:

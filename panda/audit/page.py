@@ -15,9 +15,9 @@ from panda.audit.records import make_file_stem
 from panda.audit.tables import AUDIT, FINDINGS_TABLE, GROUPS, PAIRS, SUMMARY, AuditSummary
 from panda.data.findings import FINDINGS, REFUSED_ROWS, FindingKind, Severity
 from panda.report.page import require_folder, write_page
-from panda.report.run_folder import Picture, link, number, read_picture, try_read
+from panda.report.run_folder import Picture, make_link, read_number, read_picture, try_read
 from panda.report.slide_page import Card
-from panda.report.table import Cell, Head, Table, cell, show
+from panda.report.table import Cell, Head, Table, make_cell, show
 from panda.tables import read_output_table
 
 WORST_SHOWN = 8
@@ -112,13 +112,15 @@ class _Folder:
         picture = read_picture(path, _SIDE, _QUALITY) if plain and slide_id else None
         score = row.get("gleason_score", "")
         about = f"{row.get('provider', '')}, ISUP {row.get('isup_grade', '') or '–'}" + (f" ({score})" if score else "")
-        return ShownSlide(slide_id, about, value, picture, link(RECORDS, path.name) if picture else "")
+        return ShownSlide(slide_id, about, value, picture, make_link(RECORDS, path.name) if picture else "")
 
     def make_gallery(self, name: str) -> Gallery:
         slides = self.findings[name]
 
         def rank(slide_id: str) -> list[float]:
-            values = [(number(self.rows.get(slide_id, {}).get(column)), sign) for column, sign in _WORST.get(name, ())]
+            values = [
+                (read_number(self.rows.get(slide_id, {}).get(column)), sign) for column, sign in _WORST.get(name, ())
+            ]
             return [math.inf if value is None else sign * value for value, sign in values]
 
         worst = sorted(slides, key=rank)[:WORST_SHOWN]
@@ -139,8 +141,8 @@ def _make_findings_table(summary: AuditSummary) -> Table:
             [
                 Cell(kind.severity, style="bad" if kind.severity == "error" else ""),
                 Cell(name, href="#near-duplicates" if name in _DUPLICATES else f"#{name}"),
-                cell(count.slides, "count"),
-                *(cell(count.by_provider.get(provider, 0), "count") for provider in summary.providers),
+                make_cell(count.slides, "count"),
+                *(make_cell(count.by_provider.get(provider, 0), "count") for provider in summary.providers),
                 Cell(kind.meaning),
                 Cell(kind.remedy),
             ]

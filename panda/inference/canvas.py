@@ -183,7 +183,7 @@ class CanvasWriter:
         rows, columns = self._side
         for row in range(y0 // rows, (y1 - 1) // rows + 1):
             for column in range(x0 // columns, (x1 - 1) // columns + 1):
-                top, left, bottom, right = self._bounds(row, column)
+                top, left, bottom, right = self._find_bounds(row, column)
                 if self._left is not None and self._left[row, column] == 0:
                     raise ValueError(f"{self._slide}: tile at ({x}, {y}) was not expected, or comes twice")
                 sums = self.blocks.get((row, column), (2, bottom - top, right - left))
@@ -197,7 +197,7 @@ class CanvasWriter:
                     if self._left[row, column] == 0:
                         self._finish(row, column)
 
-    def _bounds(self, row: int, column: int) -> tuple[int, int, int, int]:
+    def _find_bounds(self, row: int, column: int) -> tuple[int, int, int, int]:
         """Return top, left, bottom and right of a block in working px."""
         top, left = row * self._side[0], column * self._side[1]
         bottom, right = top + self._side[0], left + self._side[1]
@@ -208,7 +208,7 @@ class CanvasWriter:
         values, weights = self.blocks.take((row, column))
         scored = weights > 0
         prob = np.divide(values, weights, out=values, where=scored)
-        top, left, bottom, right = self._bounds(row, column)
+        top, left, bottom, right = self._find_bounds(row, column)
         self._array[top:bottom, left:right] = np.where(scored, quantize(np.clip(prob, 0, 1)), 0)
 
     def close(self) -> Canvas:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, NonNegativeInt, model_validator
 
-from panda.wsi.gleason import class_names
+from panda.wsi.gleason import list_class_names
 
 
 class AttentionScores(BaseModel, frozen=True):
@@ -71,7 +71,7 @@ class GradeRecord(BaseModel, frozen=True):
     @property
     def class_names(self) -> Sequence[str]:
         """The classes in words."""
-        return class_names(self.target, len(self.probabilities))
+        return list_class_names(self.target, len(self.probabilities))
 
     @property
     def attention(self) -> NDArray[np.float32]:

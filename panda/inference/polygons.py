@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from panda.wsi.components import cut_out, find_components, window_slices
+from panda.wsi.components import cut_out, find_components, slice_window
 
 Ring = NDArray[np.int64]
 """(n, 2) x, y corners in px edges, not closed: pixel i spans i to i + 1."""
@@ -26,7 +26,7 @@ def trace(mask: NDArray[np.bool_]) -> list[list[Ring]]:
     Returns:
         One list per polygon, largest first: its outer ring, then its holes.
     """
-    objects = find_components(lambda window: mask[window_slices(window)], (mask.shape[0], mask.shape[1]), 4)
+    objects = find_components(lambda window: mask[slice_window(window)], (mask.shape[0], mask.shape[1]), 4)
     polygons = []
     for box, start in zip(objects.box[1:].tolist(), objects.start[1:].tolist(), strict=True):
         part = cut_out(mask, box, start, connectivity=4)

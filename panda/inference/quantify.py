@@ -23,7 +23,7 @@ from panda.inference.canvas_store import Canvas
 from panda.inference.regions import Px, Region, clean_mask, compute_area_mm2, convert_px, describe_regions
 from panda.inference.scored_map import ScoredMap
 from panda.settings import Settings
-from panda.wsi.components import BLOCK, window_slices
+from panda.wsi.components import BLOCK, slice_window
 from panda.wsi.geometry import Resolution, cut_blocks
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap, find_tissue
@@ -170,7 +170,7 @@ def slide_quantification(
             counts[index] += np.bincount(count_steps(prob[px][scored[px]]), minlength=len(steps) + 1)
         if scored.any():
             # np.float64 and not float: NumPy would round a plain float to float32 before it compares.
-            mask[window_slices(window)] = (prob >= np.float64(thr)) & scored
+            mask[slice_window(window)] = (prob >= np.float64(thr)) & scored
     tissue_px = convert_px(resolution.weigh_counts(tissue_counts))
     at_least = resolution.weigh_counts(counts[:, ::-1].cumsum(axis=1)[:, ::-1])[1:]
     pixel_area = resolution.pixel_area_um2

@@ -13,7 +13,7 @@ from scipy.spatial.distance import pdist
 
 from panda.inference.canvas_store import STEPS
 from panda.inference.scored_map import ScoredMap
-from panda.wsi.components import BLOCK, ComponentFinder, Components, Window, find_components, window_slices
+from panda.wsi.components import BLOCK, ComponentFinder, Components, Window, find_components, slice_window
 from panda.wsi.geometry import Resolution, cut_blocks, round_px
 
 Px = int | float
@@ -77,12 +77,12 @@ def clean_mask(
         The objects of the clean mask.
     """
     height, width = mask.shape
-    objects = find_components(lambda window: mask[window_slices(window)], (height, width), connectivity, block)
+    objects = find_components(lambda window: mask[slice_window(window)], (height, width), connectivity, block)
     keep = objects.area >= min_region
     keep[0] = False
     hole_finder = ComponentFinder(width, 12 - connectivity)
     for window in cut_blocks(width, height, block):
-        part = mask[window_slices(window)]
+        part = mask[slice_window(window)]
         if part.any():
             part[:] = keep[objects.number_px(window, part)]
         hole_finder.add(window, ~part)
@@ -92,7 +92,7 @@ def clean_mask(
     fill[0] = False
     clean_finder = ComponentFinder(width, connectivity)
     for window in cut_blocks(width, height, block):
-        part = mask[window_slices(window)]
+        part = mask[slice_window(window)]
         if fill.any() and not part.all():  # the other masks are not empty in a block that is all hole
             small = fill[holes.number_px(window, ~part)]
             if small.any():
@@ -114,7 +114,7 @@ def describe_regions(
     edges = _EdgeCounts(objects, scored.resolution)
     ends = []
     for window in cut_blocks(mask.shape[1], mask.shape[0], block):
-        inside = mask[window_slices(window)]
+        inside = mask[slice_window(window)]
         if not inside.any():
             continue
         numbers, prob = objects.number_px(window, inside), scored.read(window)[2]

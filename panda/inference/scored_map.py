@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from panda.errors import PandaError
 from panda.inference.canvas_store import STEPS, Canvas, dequantize
-from panda.wsi.components import Window, window_slices
+from panda.wsi.components import Window, slice_window
 from panda.wsi.geometry import Resolution
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap
@@ -39,7 +39,7 @@ class ScoredMap:
         if isinstance(self.values, Canvas):
             codes = self.values.read_codes(*window)
             return tissue, tissue & (codes > 0), dequantize(codes)
-        prob = self.values[window_slices(window)]
+        prob = self.values[slice_window(window)]
         if np.isnan(prob).any():
             raise PandaError(
                 f"{self.slide.path}: the probability map holds NaN in rows {window[1]} to "

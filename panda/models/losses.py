@@ -110,11 +110,11 @@ def boundary_loss(logits: Tensor, target: Tensor) -> Tensor:
     """
     logits, target, counts = _prepare(logits, target)
     masks = zip(target[:, 0].bool().cpu().numpy(), counts[:, 0].bool().cpu().numpy(), strict=True)
-    distance = torch.from_numpy(np.stack([_signed_distance(*mask) for mask in masks]))
+    distance = torch.from_numpy(np.stack([_measure_distance(*mask) for mask in masks]))
     return _average(torch.sigmoid(logits) * distance[:, None].to(logits.device), counts)
 
 
-def _signed_distance(cancer: NDArray[np.bool_], counts: NDArray[np.bool_]) -> NDArray[np.float32]:
+def _measure_distance(cancer: NDArray[np.bool_], counts: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Return the distance to the outline as a share of the diagonal, (h, w); above 0 outside, at most 0 inside."""
     other = counts & ~cancer
     if not cancer.any() or not other.any():

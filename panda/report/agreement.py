@@ -9,8 +9,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from panda.report.axes import PALETTE, Axis, draw, ticks
-from panda.report.run_folder import number
+from panda.report.axes import PALETTE, Axis, draw, pick_ticks
+from panda.report.run_folder import read_number
 from panda.report.table import show
 
 
@@ -37,7 +37,7 @@ class Agreement:
         return cls(bias, bias - 1.96 * spread, bias + 1.96 * spread)
 
 
-def agreement_chart(rows: Sequence[Mapping[str, Any]]) -> Markup:
+def draw_agreement(rows: Sequence[Mapping[str, Any]]) -> Markup:
     """Draw the difference of predicted and labelled tumor area against their mean, one dot for each slide.
 
     Rows have `slide_id`, `tumor_mm2`, `true_tumor_mm2` and, if known, `provider`. The chart is empty if fewer than
@@ -45,15 +45,15 @@ def agreement_chart(rows: Sequence[Mapping[str, Any]]) -> Markup:
     """
     slides = []
     for row in rows:
-        found, true = number(row.get("tumor_mm2")), number(row.get("true_tumor_mm2"))
+        found, true = read_number(row.get("tumor_mm2")), read_number(row.get("true_tumor_mm2"))
         if found is not None and true is not None:
             slides.append((str(row.get("slide_id")), str(row.get("provider") or "slides"), found, true))
     agreement = Agreement.from_differences([found - true for _, _, found, true in slides])
     if agreement is None:
         return Markup("")
     gaps = [found - true for *_, found, true in slides]
-    means = ticks(0.0, max((found + true) / 2 for *_, found, true in slides))
-    levels = ticks(min(*gaps, agreement.low, 0.0), max(*gaps, agreement.high, 0.0))
+    means = pick_ticks(0.0, max((found + true) / 2 for *_, found, true in slides))
+    levels = pick_ticks(min(*gaps, agreement.low, 0.0), max(*gaps, agreement.high, 0.0))
     frame = (70, 14, 930, 300)
     across, up = Axis.fit(means, frame[0], frame[2]), Axis.fit(levels, frame[3], frame[1])
     colours = dict(zip(sorted({provider for _, provider, *_ in slides}), PALETTE, strict=False))

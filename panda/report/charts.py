@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from panda.report.axes import PALETTE, TEST, VALIDATION, Axis, draw, ticks
+from panda.report.axes import PALETTE, TEST, VALIDATION, Axis, draw, pick_ticks
 
 _POINTS = 400
 
@@ -37,7 +37,7 @@ class Bar:
     href: str = ""
 
 
-def line_chart(
+def draw_lines(
     title: str,
     lines: Sequence[Line],
     x_label: str,
@@ -65,12 +65,14 @@ def line_chart(
     frame = (48, 12, size[0] - 14, size[1] - 42)
     x_values = [x for line in lines for x in line.xs]
     y_values = [y for line in lines for y in line.ys] + list(y_range or ())
-    y_ticks = ticks(min(y_values), max(y_values))
+    y_ticks = pick_ticks(min(y_values), max(y_values))
     x_low, x_high = min(x_values), max(x_values)
-    end = ticks(x_low, x_high, 6)[-1]
+    end = pick_ticks(x_low, x_high, 6)[-1]
     # Thresholds end at 0.999: the axis ends at 1.
     x_high = end if end - x_high < 0.01 * (x_high - x_low) else x_high
-    x_ticks = [t for t in ticks(x_low, x_high, 6) if x_low <= t <= x_high and (not whole_x or t == int(t))] or [x_low]
+    x_ticks = [t for t in pick_ticks(x_low, x_high, 6) if x_low <= t <= x_high and (not whole_x or t == int(t))] or [
+        x_low
+    ]
     if x_high == x_low:
         x_low, x_high = x_low - 0.5, x_high + 0.5
     across, up = Axis(x_low, x_high, frame[0], frame[2]), Axis.fit(y_ticks, frame[3], frame[1])
@@ -99,7 +101,7 @@ def line_chart(
     )
 
 
-def bar_chart(title: str, bars: Sequence[Bar], names: tuple[str, str]) -> Markup:
+def draw_bars(title: str, bars: Sequence[Bar], names: tuple[str, str]) -> Markup:
     """Draw figures between 0 and 1 (or from −1, as κ may be) as dots with their intervals, one a row from the top.
 
     `names` are the names of `value` and `other` in the legend. Nothing is drawn if there is no row.
@@ -107,7 +109,7 @@ def bar_chart(title: str, bars: Sequence[Bar], names: tuple[str, str]) -> Markup
     if not bars:
         return Markup("")
     values = [v for bar in bars for v in (bar.value, bar.low, bar.high, bar.other) if v is not None]
-    marks = ticks(min(0.0, *values), max(1.0, *values))
+    marks = pick_ticks(min(0.0, *values), max(1.0, *values))
     row, width, top = 26, 1100, 8
     bottom = top + row * len(bars)
     axis = Axis.fit(marks, 340, width - 70)
@@ -128,7 +130,7 @@ def bar_chart(title: str, bars: Sequence[Bar], names: tuple[str, str]) -> Markup
     )
 
 
-def column_chart(
+def draw_columns(
     title: str,
     labels: Sequence[str],
     series: Sequence[tuple[str, Sequence[int]]],
@@ -149,7 +151,7 @@ def column_chart(
     if not highest:
         return Markup("")
     size, frame = (540, 270), (52, 12, 532, 228)
-    y_ticks = [t for t in ticks(0, highest, 4) if t == int(t)]
+    y_ticks = [t for t in pick_ticks(0, highest, 4) if t == int(t)]
     up = Axis(0, y_ticks[-1], frame[3], frame[1])
     class_width = (frame[2] - frame[0]) / len(labels)
     width = min(0.78 * class_width / len(series), 46)
@@ -180,7 +182,7 @@ def column_chart(
     )
 
 
-def paired_chart(
+def draw_pairs(
     title: str,
     slides: Sequence[tuple[str, str, float, float]],
     names: tuple[str, str],
@@ -194,7 +196,7 @@ def paired_chart(
         return Markup("")
     box, frame = (64, 10, 404, 350), (500, 10, 1090, 350)
     gaps = sorted(((b - a, slide, provider) for slide, provider, a, b in slides), reverse=True)
-    levels = ticks(min(0.0, gaps[-1][0]), max(0.0, gaps[0][0]))
+    levels = pick_ticks(min(0.0, gaps[-1][0]), max(0.0, gaps[0][0]))
     across, up, fall = Axis(0, 1, box[0], box[2]), Axis(0, 1, box[3], box[1]), Axis.fit(levels, frame[3], frame[1])
     step, zero = (frame[2] - frame[0]) / len(gaps), fall.place(0)
     return draw(
@@ -205,7 +207,7 @@ def paired_chart(
         names=names,
         legend=[(name, colour, "dot") for name, colour in colours.items()],
         box=box,
-        box_ticks=(across.mark(ticks(0, 1)), up.mark(ticks(0, 1))),
+        box_ticks=(across.mark(pick_ticks(0, 1)), up.mark(pick_ticks(0, 1))),
         dots=[
             (across.place(a), up.place(b), colours[provider], f"{slide}: {names[0]} {a:.3f}, {names[1]} {b:.3f}")
             for slide, provider, a, b in slides

@@ -12,13 +12,13 @@ from typing import Any
 
 from panda.errors import ManifestError, PandaError
 from panda.report.axes import PALETTE
-from panda.report.charts import paired_chart
+from panda.report.charts import draw_pairs
 from panda.report.page import require_folder, write_page
 from panda.report.paired import Difference, Pair, choose_groups, compute_differences, pair_rows
-from panda.report.run_folder import find_subfolder, link, number, read_picture, read_text
+from panda.report.run_folder import find_subfolder, make_link, read_number, read_picture, read_text
 from panda.report.run_summary import RunSummary, SegmentationSummary, read_summary
 from panda.report.sweep_jobs import read_choices
-from panda.report.table import UNITS, Cell, Head, Table, cell, figure_kind, figure_name, show
+from panda.report.table import UNITS, Cell, Head, Table, find_format, make_cell, name_figure, show
 from panda.tables import read_output_table, write_table
 
 SHOWN = 4
@@ -75,15 +75,15 @@ def compare(a: Path, b: Path, output: Path | None = None) -> Path:
     summaries = read_tested(a), read_tested(b)
     check_comparable((a, b), summaries)
     task = summaries[0].task
-    names = _names(a, b)
+    names = _name_runs(a, b)
     pairs = pair_rows(names, (read_output_table(a / "test_slides.csv"), read_output_table(b / "test_slides.csv")), task)
     if not pairs:
         raise ManifestError(f"{a / 'test_slides.csv'} holds no slide: nothing can be compared")
     groups, agreed = choose_groups(pairs)
     found = compute_differences(pairs, groups, task)
     output = Path(output).absolute() if output else b.parent / f"compare-{'-'.join(names)}".replace(" ", "-")
-    write_table(output / "compare.csv", [_figure_row(difference) for difference in found])
-    slides = _slide_rows(pairs, groups, task)
+    write_table(output / "compare.csv", [_make_figure_row(difference) for difference in found])
+    slides = _make_slide_rows(pairs, groups, task)
     write_table(output / "compare_slides.csv", slides)
     return write_page(
         output / "compare.html",
@@ -92,11 +92,11 @@ def compare(a: Path, b: Path, output: Path | None = None) -> Path:
         folders=[str(a), str(b)],
         slides=len(pairs),
         groups=len(set(groups)),
-        notes=_notes(pairs, agreed),
-        lead=_lead(found[0], names) if found else "",
-        choices=_choices(a, b, names),
-        figures=_figures(found, names),
-        chart=paired_chart(
+        notes=_list_notes(pairs, agreed),
+        lead=_write_lead(found[0], names) if found else "",
+        choices=_tabulate_choices(a, b, names),
+        figures=_tabulate_figures(found, names),
+        chart=draw_pairs(
             "Dice of each slide",
             [
                 (row["slide_id"], row["provider"], row["dice_a"], row["dice_b"])
@@ -108,24 +108,24 @@ def compare(a: Path, b: Path, output: Path | None = None) -> Path:
         )
         if task == "segmentation"
         else "",
-        table=_slide_table(slides, names, task),
-        sides=_sides((a, b), output, slides, names) if task == "segmentation" else [],
+        table=_make_slide_table(slides, names, task),
+        sides=_choose_sides((a, b), output, slides, names) if task == "segmentation" else [],
     )
 
 
-def _names(a: Path, b: Path) -> tuple[str, str]:
+def _name_runs(a: Path, b: Path) -> tuple[str, str]:
     """Return short names that differ; a number is called a job."""
     one, other = (f"job {path.name}" if path.name.isdecimal() else path.name for path in (a, b))
     return (one, other) if one != other else (f"{a.parent.name} {one}", f"{b.parent.name} {other}")
 
 
-def _figure_row(difference: Difference) -> dict[str, Any]:
+def _make_figure_row(difference: Difference) -> dict[str, Any]:
     row = asdict(difference)
     low, high = row.pop("interval") or (None, None)
     return row | {"low": low, "high": high}
 
 
-def _slide_rows(pairs: Sequence[Pair], groups: Sequence[str], task: str) -> list[dict[str, Any]]:
+def _make_slide_rows(pairs: Sequence[Pair], groups: Sequence[str], task: str) -> list[dict[str, Any]]:
     keys = ("dice", "fp_mm2", "tumor_mm2") if task == "segmentation" else ("predicted",)
     kept = ("isup_grade", "true_tumor_mm2") if task == "segmentation" else ("isup_grade", "label")
     rows = []
@@ -133,14 +133,14 @@ def _slide_rows(pairs: Sequence[Pair], groups: Sequence[str], task: str) -> list
         row: dict[str, Any] = {"slide_id": one["slide_id"], "provider": one.get("provider", ""), "group": group}
         row |= {key: one.get(key) for key in kept}
         for key in keys:
-            was, is_ = number(one.get(key)), number(other.get(key))
+            was, is_ = read_number(one.get(key)), read_number(other.get(key))
             row |= {f"{key}_a": was, f"{key}_b": is_}
             row[f"{key}_difference"] = None if was is None or is_ is None else is_ - was
         rows.append(row)
     return rows
 
 
-def _notes(pairs: Sequence[Pair], agreed: bool) -> list[str]:
+def _list_notes(pairs: Sequence[Pair], agreed: bool) -> list[str]:
     notes = []
     if not agreed:
         notes.append("The runs have different groups of slides. The intervals use the fewer, larger ones.")
@@ -151,11 +151,11 @@ def _notes(pairs: Sequence[Pair], agreed: bool) -> list[str]:
     return notes
 
 
-def _lead(head: Difference, names: tuple[str, str]) -> str:
+def _write_lead(head: Difference, names: tuple[str, str]) -> str:
     """Write the first figure in a sentence."""
     if head.difference is None:
-        return f"{figure_name(head.figure)} is undefined on these slides."
-    text = f"{figure_name(head.figure)}: {names[1]} less {names[0]} is {head.difference:+.3f}"
+        return f"{name_figure(head.figure)} is undefined on these slides."
+    text = f"{name_figure(head.figure)}: {names[1]} less {names[0]} is {head.difference:+.3f}"
     if head.interval is None:
         return f"{text}; an interval needs at least two groups of slides, there is 1."
     low, high = head.interval
@@ -170,7 +170,7 @@ def _lead(head: Difference, names: tuple[str, str]) -> str:
     return f"{text}. {better} is better on slides like these."
 
 
-def _choices(a: Path, b: Path, names: tuple[str, str]) -> Table:
+def _tabulate_choices(a: Path, b: Path, names: tuple[str, str]) -> Table:
     """Lay out the overrides in which the runs differ."""
     typed = [read_choices(read_text(folder / "overrides.txt")) for folder in (a, b)]
     keys = [key for key in dict.fromkeys([*typed[0], *typed[1]]) if key != "name"]
@@ -179,21 +179,21 @@ def _choices(a: Path, b: Path, names: tuple[str, str]) -> Table:
     return Table([Head("Choice"), Head(names[0]), Head(names[1])], rows, sortable=False)
 
 
-def _figures(found: Sequence[Difference], names: tuple[str, str]) -> Table:
+def _tabulate_figures(found: Sequence[Difference], names: tuple[str, str]) -> Table:
     rows = []
     for it in found:
-        kind, unit = figure_kind(it.figure), UNITS.get(figure_kind(it.figure), "")
+        kind, unit = find_format(it.figure), UNITS.get(find_format(it.figure), "")
         ends = "" if it.interval is None else f"{it.interval[0]:+.3f} to {it.interval[1]:+.3f}"
         why = "is undefined on these slides"
         gap = Cell("" if it.difference is None else f"{it.difference:+.3f}", sort=it.difference, why=why, style="num")
         rows.append(
             [
-                Cell(figure_name(it.figure) + (f",{unit}" if unit else "")),
+                Cell(name_figure(it.figure) + (f",{unit}" if unit else "")),
                 Cell(it.provider),
-                cell(it.slides, "count"),
-                cell(it.groups, "count"),
-                cell(it.a, kind, why),
-                cell(it.b, kind, why),
+                make_cell(it.slides, "count"),
+                make_cell(it.groups, "count"),
+                make_cell(it.a, kind, why),
+                make_cell(it.b, kind, why),
                 gap,
                 Cell(ends, sort=it.interval[0] if it.interval else None, why="needs two groups", style="num"),
                 Cell("" if it.p is None else f"{it.p:.3g}", sort=it.p, why=_NO_TEST, style="num"),
@@ -208,28 +208,32 @@ def _figures(found: Sequence[Difference], names: tuple[str, str]) -> Table:
 _NO_TEST = "only the Dice of slides is tested, with at least 3 groups"
 
 
-def _slide_table(rows: Sequence[Mapping[str, Any]], names: tuple[str, str], task: str) -> Table:
+def _make_slide_table(rows: Sequence[Mapping[str, Any]], names: tuple[str, str], task: str) -> Table:
     key = "dice" if task == "segmentation" else "predicted"
-    kind = figure_kind(key)
+    kind = find_format(key)
     why = "no cancer is labelled on this slide, so it has no Dice"
     ordered = sorted(rows, key=lambda row: (row[f"{key}_difference"] is None, -abs(row[f"{key}_difference"] or 0)))
     body = []
     for row in ordered:
         gap = row[f"{key}_difference"]
-        line = [cell(row["slide_id"], "id"), Cell(row["provider"]), cell(row["isup_grade"], "count", "it has no grade")]
-        line += [cell(row[f"{key}_{side}"], kind, why) for side in "ab"]
+        line = [
+            make_cell(row["slide_id"], "id"),
+            Cell(row["provider"]),
+            make_cell(row["isup_grade"], "count", "it has no grade"),
+        ]
+        line += [make_cell(row[f"{key}_{side}"], kind, why) for side in "ab"]
         line.append(Cell("" if gap is None else f"{gap:+.3g}", sort=gap, why=why, style="num"))
         if task == "segmentation":
-            line += [cell(row[f"fp_mm2_{side}"], "mm2", "µm/px of the slide is unknown") for side in "ab"]
+            line += [make_cell(row[f"fp_mm2_{side}"], "mm2", "µm/px of the slide is unknown") for side in "ab"]
         body.append(line)
     heads = [Head("Slide"), Head("Provider"), Head("ISUP grade", figures=True)]
-    heads += [Head(figure_name(key), name, True) for name in names] + [Head("Difference", figures=True)]
+    heads += [Head(name_figure(key), name, True) for name in names] + [Head("Difference", figures=True)]
     if task == "segmentation":
         heads += [Head("False alarms, mm²", name, True) for name in names]
     return Table(heads, body)
 
 
-def _sides(
+def _choose_sides(
     folders: tuple[Path, Path], output: Path, rows: Sequence[Mapping[str, Any]], names: tuple[str, str]
 ) -> list[tuple[str, list[tuple[str, list[tuple[Any, str, str]]]]]]:
     """Choose the slides on which the runs differ most, each with the overlay of either run."""
@@ -245,7 +249,7 @@ def _sides(
                 home = find_subfolder(folder / "slides", row["slide_id"])
                 picture = read_picture(home / "overlay.png", 560) if home else None
                 if picture and home:
-                    at = _address(home / "overlay.png", output)
+                    at = _make_address(home / "overlay.png", output)
                     pictures.append((picture, at, f"{name}: Dice {show(row[f'dice_{side}'])}"))
             if pictures:
                 slides.append((f"{row['slide_id']} ({row['dice_difference']:+.3f})", pictures))
@@ -254,10 +258,10 @@ def _sides(
     return found
 
 
-def _address(path: Path, start: Path) -> str:
+def _make_address(path: Path, start: Path) -> str:
     """Return a relative address that is safe for any name."""
     parts = Path(os.path.relpath(path, start)).parts
-    return "/".join(part if part == ".." else link(part) for part in parts)
+    return "/".join(part if part == ".." else make_link(part) for part in parts)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -63,12 +63,12 @@ def write_threshold_curve(
         assert providers is not None  # they gave the thresholds
         own = {slide: hist for slide, hist in hists.items() if providers[slide] == provider}
         columns[f"{choice.criterion}_{provider}"] = score_by_criterion(own, choice.criterion, choice.cost_ratio)
-    rows = zip(*(map(_none_if_nan, column.tolist()) for column in columns.values()), strict=True)
+    rows = zip(*(map(_drop_nan, column.tolist()) for column in columns.values()), strict=True)
     write_table(csv_path, rows, list(columns))
-    save_figure(_threshold_picture(columns, choice), png_path)
+    save_figure(_draw_threshold_picture(columns, choice), png_path)
 
 
-def _threshold_picture(columns: Mapping[str, NDArray[Any]], choice: ThresholdChoice) -> Figure:
+def _draw_threshold_picture(columns: Mapping[str, NDArray[Any]], choice: ThresholdChoice) -> Figure:
     figure = Figure(figsize=(9, 6.4), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     criterion = CRITERIA.get(choice.criterion)
@@ -135,21 +135,21 @@ def write_calibration(
             "low": k / RELIABILITY_BINS,
             "high": (k + 1) / RELIABILITY_BINS,
             "pixels": int(found.pixels[k]),
-            "probability": _none_if_nan(float(found.probability[k])),
-            "cancer": _none_if_nan(float(found.cancer[k])),
+            "probability": _drop_nan(float(found.probability[k])),
+            "cancer": _drop_nan(float(found.cancer[k])),
         }
         for (split, scaled), found in drawn.items()
         for k in range(RELIABILITY_BINS)
     ]
     write_table(csv_path, rows)
-    save_figure(_calibration_picture(drawn, list(hists), temperature), png_path)
+    save_figure(_draw_calibration_picture(drawn, list(hists), temperature), png_path)
 
 
-def _none_if_nan(value: float) -> float | None:
+def _drop_nan(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _calibration_picture(
+def _draw_calibration_picture(
     drawn: Mapping[tuple[str, bool], Reliability], splits: list[str], temperature: float | None
 ) -> Figure:
     figure = Figure(figsize=(6.2 * len(splits), 6.6), dpi=120, layout="constrained")

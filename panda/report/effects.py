@@ -8,8 +8,8 @@ from statistics import mean, median
 
 from markupsafe import Markup
 
-from panda.report.axes import VALIDATION, Axis, draw, ticks
-from panda.report.run_folder import natural_key, number
+from panda.report.axes import VALIDATION, Axis, draw, pick_ticks
+from panda.report.run_folder import make_natural_key, read_number
 
 MOST_VALUES = 12
 """A choice with more values has no chart."""
@@ -54,7 +54,7 @@ class Effect:
         """Return the highest less the lowest gain: how much the choice mattered."""
         return max(self.gains) - min(self.gains)
 
-    def medians(self) -> list[float]:
+    def compute_medians(self) -> list[float]:
         """Return the median score of each value's jobs."""
         return [
             median(job.score for thread in self.threads for k, job in thread if k == v) for v in range(len(self.values))
@@ -74,11 +74,11 @@ def find_effects(jobs: Sequence[ScoredJob], varied: Sequence[str]) -> list[Effec
     A choice has an effect if it has 2 to 12 values and is the only difference between some jobs. The jobs are of one
     task, scored by one figure. The effect that mattered most comes first.
     """
-    found = [effect for choice in varied if (effect := _effect(jobs, choice, varied)) is not None]
+    found = [effect for choice in varied if (effect := _measure_effect(jobs, choice, varied)) is not None]
     return sorted(found, key=lambda effect: -effect.span)
 
 
-def _effect(jobs: Sequence[ScoredJob], choice: str, varied: Sequence[str]) -> Effect | None:
+def _measure_effect(jobs: Sequence[ScoredJob], choice: str, varied: Sequence[str]) -> Effect | None:
     values = sorted({job.choices.get(choice, "default") for job in jobs}, key=_order)
     if not 1 < len(values) <= MOST_VALUES:
         return None
@@ -104,18 +104,18 @@ def _effect(jobs: Sequence[ScoredJob], choice: str, varied: Sequence[str]) -> Ef
 
 def _order(value: str) -> tuple[bool, float, list[tuple[int, int, str]]]:
     """Sort numbers by size, before words."""
-    figure = number(value)
-    return figure is None, figure or 0.0, natural_key(value)
+    figure = read_number(value)
+    return figure is None, figure or 0.0, make_natural_key(value)
 
 
-def effect_chart(effect: Effect, y_range: tuple[float, float]) -> Markup:
+def draw_effect(effect: Effect, y_range: tuple[float, float]) -> Markup:
     """Draw the jobs of each value of a choice, with a line through those that differ in it alone.
 
     `y_range` is the least range of the y axis. It is the same for all choices of a sweep, so that they can be compared.
     """
     width, height = max(370, 58 + 62 * len(effect.values)), 270
     frame = (48, 10, width - 10, height - 44)
-    levels = ticks(*y_range)
+    levels = pick_ticks(*y_range)
     up, room = Axis.fit(levels, frame[3], frame[1]), (frame[2] - frame[0]) / len(effect.values)
     middles = [round(frame[0] + (k + 0.5) * room, 1) for k in range(len(effect.values))]
     return draw(
@@ -129,7 +129,7 @@ def effect_chart(effect: Effect, y_range: tuple[float, float]) -> Markup:
         threads=[" ".join(f"{middles[k]},{up.place(job.score)}" for k, job in thread) for thread in effect.threads],
         values=[
             (x, up.place(middle), value, f"{middle:.3f}")
-            for x, value, middle in zip(middles, effect.values, effect.medians(), strict=True)
+            for x, value, middle in zip(middles, effect.values, effect.compute_medians(), strict=True)
         ],
         dots=[
             (middles[k], up.place(job.score), VALIDATION, f"{job.label}: {job.score:.3f}")

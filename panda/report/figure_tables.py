@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 
-from panda.report.interpretation import explain_missing, headline_keys, write_interval
+from panda.report.interpretation import explain_missing, list_headlines, write_interval
 from panda.report.run_summary import RunSummary
-from panda.report.table import UNITS, Cell, Head, Table, cell, figure_kind, figure_name, head, show
+from panda.report.table import UNITS, Cell, Head, Table, find_format, make_cell, make_head, name_figure, show
 from panda.tasks.figures import Figures
 
 _PART_COLUMNS = (
@@ -29,14 +29,14 @@ _ONLY_AS_SHARE = ("cancer_outside_tissue_px", "cancer_outside_tissue_mm2")
 """Figures of a split that its tables give only in per cent."""
 
 
-def splits_table(summary: RunSummary) -> Table:
+def make_splits_table(summary: RunSummary) -> Table:
     """Lay out the figures of validation and test beside each other."""
     splits = (summary.val, summary.test)
     order = [key for scores in splits if scores is not None for key in scores.numbers]
     rows = []
-    for key in _select_keys([*headline_keys(summary), *order], [scores for scores in splits if scores is not None]):
-        kind = figure_kind(key)
-        cells = [Cell(figure_name(key))]
+    for key in _select_keys([*list_headlines(summary), *order], [scores for scores in splits if scores is not None]):
+        kind = find_format(key)
+        cells = [Cell(name_figure(key))]
         for scores in splits:
             text = show(scores.numbers.get(key), kind) if scores else ""
             ends = write_interval(scores.find_interval(key), kind) if scores else ""
@@ -55,7 +55,7 @@ def _select_keys(keys: Iterable[str], splits: Collection[Figures]) -> list[str]:
     return [key for key in dict.fromkeys(keys) if key in known and key not in _ONLY_AS_SHARE]
 
 
-def part_table(parts: Mapping[str, Figures], title: str, name_part: Callable[[str], str]) -> Table:
+def make_part_table(parts: Mapping[str, Figures], title: str, name_part: Callable[[str], str]) -> Table:
     """Lay out the figures of parts of a split's slides, each over its interval.
 
     `title` heads the first column, and `name_part` turns the key of a part into its name on the page.
@@ -68,8 +68,8 @@ def part_table(parts: Mapping[str, Figures], title: str, name_part: Callable[[st
     for name, part in sorted(parts.items()):
         cells = [Cell(name_part(name), sort=name)]
         for key in keys:
-            kind = figure_kind(key)
-            shown = cell(part.numbers.get(key), kind, _WHY_OF_PART.get(key, "undefined"))
+            kind = find_format(key)
+            shown = make_cell(part.numbers.get(key), kind, _WHY_OF_PART.get(key, "undefined"))
             if shown.text:
                 under = write_interval(part.find_interval(key), kind)
                 shown = replace(shown, under=under, why=part.explain_no_interval(key))
@@ -77,7 +77,7 @@ def part_table(parts: Mapping[str, Figures], title: str, name_part: Callable[[st
         rows.append(cells)
     intervals = any(cell.under for row in rows for cell in row)
     note = "Below a figure is its 95 % interval. A figure of a single group of slides has none." if intervals else ""
-    return Table([Head(title), *(head(key) for key in keys)], rows, note=note)
+    return Table([Head(title), *(make_head(key) for key in keys)], rows, note=note)
 
 
 def grade_name(grade: str) -> str:

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from panda.report.agreement import agreement_chart
+from panda.report.agreement import draw_agreement
 from panda.report.inference_summary import INFERENCE_FILE, InferenceSummary
 from panda.report.page import require_folder, write_page
-from panda.report.run_folder import number, try_read
-from panda.report.run_page import failure_table
-from panda.report.slide_page import Card, slide_table
+from panda.report.run_folder import read_number, try_read
+from panda.report.run_page import make_failure_table
+from panda.report.slide_page import Card, make_slide_table
 from panda.report.table import show
 from panda.tables import read_output_table
 
@@ -44,11 +44,11 @@ def _write_value(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _cards(rows: list[dict[str, str]], failed: set[str]) -> list[Card]:
+def _make_cards(rows: list[dict[str, str]], failed: set[str]) -> list[Card]:
     known = [r for r in rows if r.get("tissue_how") != "whole"]
-    tumor = [a for r in known if (a := number(r.get("tumor_mm2"))) is not None]
-    tissue = [a for r in known if (a := number(r.get("tissue_mm2"))) is not None]
-    positive = sum((number(r.get("num_regions")) or 0) > 0 for r in rows)
+    tumor = [a for r in known if (a := read_number(r.get("tumor_mm2"))) is not None]
+    tissue = [a for r in known if (a := read_number(r.get("tissue_mm2"))) is not None]
+    positive = sum((read_number(r.get("num_regions")) or 0) > 0 for r in rows)
     without = {"of unknown µm/px": len(known) - len(tumor), "whose whole area counts as tissue": len(rows) - len(known)}
     under = ", ".join(f"without {n} slide{'s' * (n != 1)} {which}" for which, n in without.items() if n)
     finished = {r.get("slide_id", "") for r in rows}
@@ -72,13 +72,13 @@ def write_inference_page(output: Path) -> Path:
     require_folder(output)
     summary, fault = try_read(InferenceSummary.read, output, INFERENCE_FILE)
     rows = read_output_table(output / "quantification.csv")
-    rows.sort(key=lambda r: -(number(r.get("tumor_percent_of_tissue")) or 0.0))
-    failures = failure_table(output / "failures.csv")
+    rows.sort(key=lambda r: -(read_number(r.get("tumor_percent_of_tissue")) or 0.0))
+    failures = make_failure_table(output / "failures.csv")
     counts = {word: sum(r.get("in_sample") == word for r in rows) for word in _SEEN}
     is_informative = {
         "threshold": len({r.get("threshold") for r in rows}) > 1,
         "tissue_how": any(r.get("tissue_how") != "strict" for r in rows),
-        "unscored_tissue_px": any(number(r.get("unscored_tissue_px")) for r in rows),
+        "unscored_tissue_px": any(read_number(r.get("unscored_tissue_px")) for r in rows),
         "in_sample": any(counts.values()),
     }
     keys = [k for k in _COLUMNS if any(k in row for row in rows) and is_informative.get(k, True)]
@@ -93,8 +93,8 @@ def write_inference_page(output: Path) -> Path:
         seen=[text.format(counts[word]) for word, text in _SEEN.items() if counts[word]],
         notes=summary.notes if summary else [fault],
         facts=[(name, text) for name, text in facts if text],
-        cards=_cards(rows, {r[0].text for r in failures.rows}),
-        slides=slide_table(rows, keys, output, _WHY),
-        agreement=agreement_chart(rows),
+        cards=_make_cards(rows, {r[0].text for r in failures.rows}),
+        slides=make_slide_table(rows, keys, output, _WHY),
+        agreement=draw_agreement(rows),
         failures=failures,
     )

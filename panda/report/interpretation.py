@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from panda.report.run_summary import GradingSummary, RunSummary, SegmentationSummary
 from panda.report.slide_page import Card
-from panda.report.table import UNITS, figure_kind, figure_name, show
+from panda.report.table import UNITS, find_format, name_figure, show
 from panda.tasks.calibration import Calibration
 from panda.tasks.figures import Figures
 from panda.tasks.threshold import CRITERIA, ThresholdChoice
@@ -38,7 +38,7 @@ def explain_missing(scores: Figures | None, key: str) -> str:
     return _WHY_NONE.get(key, "undefined on these slides") if recorded else "was not recorded"
 
 
-def headline_keys(summary: RunSummary | None) -> tuple[str, ...]:
+def list_headlines(summary: RunSummary | None) -> tuple[str, ...]:
     """Name the figures that matter for the run's task, the most important first."""
     if not isinstance(summary, GradingSummary):
         return HEADLINES["segmentation"]
@@ -61,8 +61,8 @@ def make_cards(summary: RunSummary) -> list[Card]:
     _, scores = choose_split(summary)
     numbers = scores.numbers
     cards: list[Card] = []
-    for key in headline_keys(summary):
-        kind = figure_kind(key)
+    for key in list_headlines(summary):
+        kind = find_format(key)
         text = show(numbers.get(key), "headline" if kind == "score" else kind)
         if not text and len(cards) >= 2 and key not in numbers:
             continue
@@ -73,10 +73,10 @@ def make_cards(summary: RunSummary) -> list[Card]:
             under = explain_missing(scores, key)
         elif big and not ends:
             under = scores.explain_no_interval(key) or "no interval was recorded"
-        cards.append(Card(figure_name(key), text, UNITS.get(kind, "").strip(), under, big))
+        cards.append(Card(name_figure(key), text, UNITS.get(kind, "").strip(), under, big))
     if _has_much_outside(numbers):
         key = "cancer_outside_tissue_percent"
-        cards.insert(2, Card(figure_name(key), show(numbers[key], "percent"), "%", "enters none of these figures"))
+        cards.insert(2, Card(name_figure(key), show(numbers[key], "percent"), "%", "enters none of these figures"))
     return cards
 
 
@@ -96,7 +96,7 @@ def explain_figures(summary: RunSummary) -> list[str]:
             "slides. The figures are therefore too good and say nothing certain about new slides."
         )
     elif summary.task == "grading":
-        first = f"{which}: {_explain_grading(scores, headline_keys(summary))}"
+        first = f"{which}: {_explain_grading(scores, list_headlines(summary))}"
     else:
         first = f"{which}: {_explain_segmentation(scores)}"
     paragraphs = [first, *_explain_outside(numbers)]

@@ -24,7 +24,7 @@ ENVIRONMENT = Environment(
 ENVIRONMENT.filters["show"] = show
 
 
-def _source(name: str) -> str:
+def _read_source(name: str) -> str:
     loader = ENVIRONMENT.loader
     assert loader is not None
     return loader.get_source(ENVIRONMENT, name)[0]
@@ -44,10 +44,10 @@ def write_page(path: Path, template: str, scripts: Sequence[str] = ("page.js",),
     Returns:
         `path`.
     """
-    script = "\n".join(map(_source, scripts))
+    script = "\n".join(map(_read_source, scripts))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     html = ENVIRONMENT.get_template(template).render(
-        script=script, style=_source("page.css"), script_hash=digest, **content
+        script=script, style=_read_source("page.css"), script_hash=digest, **content
     )
     write_whole(path, html)
     return path

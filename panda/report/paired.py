@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import wilcoxon
 
 from panda.errors import ManifestError
-from panda.report.run_folder import number
+from panda.report.run_folder import read_number
 from panda.tasks.bootstrap import average_known, bootstrap_interval
 from panda.tasks.grade_metrics import compare_grades
 
@@ -127,9 +127,9 @@ def compute_difference(
 def read_value(row: Row, column: str) -> float:
     """Read a figure of a slide; NaN if it has none."""
     if column == "benign_fp_mm2":
-        labelled = [number(row.get(key)) for key in ("tp_px", "fn_px", "cancer_outside_tissue_px")]
+        labelled = [read_number(row.get(key)) for key in ("tp_px", "fn_px", "cancer_outside_tissue_px")]
         return float("nan") if any(labelled) or None in labelled else read_value(row, "fp_mm2")
-    value = number(row.get(column))
+    value = read_number(row.get(column))
     return float("nan") if value is None else value
 
 
@@ -168,7 +168,7 @@ def pair_rows(names: tuple[str, str], tables: tuple[Sequence[Row], Sequence[Row]
                 )
     for one, other in pairs:
         for key, what in MUST_AGREE[task]:
-            was, is_ = (_truth(row, key) for row in (one, other))
+            was, is_ = (_read_truth(row, key) for row in (one, other))
             if was != is_:
                 raise ManifestError(
                     f"the truth differs: of {one['slide_id']} {what} is {was} in {names[0]} and {is_} in {names[1]}: "
@@ -177,10 +177,10 @@ def pair_rows(names: tuple[str, str], tables: tuple[Sequence[Row], Sequence[Row]
     return pairs
 
 
-def _truth(row: Row, key: str) -> str | float | None:
+def _read_truth(row: Row, key: str) -> str | float | None:
     if key == "labelled_px":
-        return (number(row.get("tp_px")) or 0) + (number(row.get("fn_px")) or 0)
-    value = number(row.get(key))
+        return (read_number(row.get("tp_px")) or 0) + (read_number(row.get("fn_px")) or 0)
+    value = read_number(row.get(key))
     return row.get(key) if value is None else value
 
 

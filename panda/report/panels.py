@@ -29,7 +29,7 @@ _COLUMNS = ("Image", "Predicted mask", "Overlay", "Ground truth", "Heatmap")
 Mask = NDArray[np.bool_]
 
 
-def dice_text(predicted: Mask, truth: Mask | None) -> str:
+def write_dice(predicted: Mask, truth: Mask | None) -> str:
     """Write the Dice of (h, w) masks of one patch, of tissue only, or why it has none; None is no label."""
     if truth is None:
         return "Dice unknown: no ground truth"
@@ -49,7 +49,7 @@ def _blend(image: NDArray[np.uint8], predicted: Mask, truth: Mask | None) -> NDA
     line = max(1, round(max(image.shape[:2]) / 250))
     kernel = np.ones((2 * line + 1, 2 * line + 1), np.uint8)
     for mask, colour in [(right, _TRUE_POSITIVE), *wrong]:
-        rgb = _rgb(colour).astype(np.float32)
+        rgb = _make_rgb(colour).astype(np.float32)
         weight = 0.45 if colour == _TRUE_POSITIVE else 0.6
         out[mask] = ((1 - weight) * image[mask].astype(np.float32) + weight * rgb).astype(np.uint8)
         inner = cv2.erode(mask.astype(np.uint8), kernel, borderValue=1).astype(bool)
@@ -57,15 +57,15 @@ def _blend(image: NDArray[np.uint8], predicted: Mask, truth: Mask | None) -> NDA
     return out
 
 
-def _rgb(colour: str) -> NDArray[np.uint8]:
+def _make_rgb(colour: str) -> NDArray[np.uint8]:
     return np.round(np.multiply(to_rgb(colour), 255)).astype(np.uint8)
 
 
 def _draw_mask(axes: Axes, mask: Mask) -> None:
-    axes.imshow(np.stack([_rgb(_PAPER), _rgb(MASK)])[mask.astype(np.intp)], interpolation="nearest")
+    axes.imshow(np.stack([_make_rgb(_PAPER), _make_rgb(MASK)])[mask.astype(np.intp)], interpolation="nearest")
 
 
-def _scale_bar(axes: Axes, width: int, height: int, um_per_px: float | None) -> None:
+def _draw_scale_bar(axes: Axes, width: int, height: int, um_per_px: float | None) -> None:
     if um_per_px is None:
         text, bar = "µm/px unknown", 0.0
     else:
@@ -138,14 +138,14 @@ def _draw_row(sheet: Sheet, row: PanelRow, y: float, height: float, threshold: f
     """Draw a row and its title `y` inches below the top of the sheet, with pictures `height` inches high."""
     predicted = row.predict(threshold)
     truth = None if row.truth is None else row.truth & row.tissue
-    title = f"{row.title}   ·   {dice_text(predicted, truth)}"
+    title = f"{row.title}   ·   {write_dice(predicted, truth)}"
     sheet.write(_LEFT, y + _TITLE - 0.13, title, fontsize=14, va="bottom")
     y += _TITLE
     image, mask, overlay, label, heatmap = (
         sheet.add_picture(_LEFT + index * (_CELL + _GAP), y, _CELL, height) for index in range(len(_COLUMNS))
     )
     image.imshow(row.image)
-    _scale_bar(image, row.image.shape[1], row.image.shape[0], row.um_per_px)
+    _draw_scale_bar(image, row.image.shape[1], row.image.shape[0], row.um_per_px)
     _draw_mask(mask, predicted)
     overlay.imshow(_blend(row.image, predicted, truth))
     if row.truth is None:

@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from panda.report.sweep_jobs import Job, rank_figure, rank_jobs
-from panda.report.table import Cell, Head, Table, figure_kind, figure_name, show
+from panda.report.table import Cell, Head, Table, find_format, name_figure, show
 
 REPEATS = ("seed", "data.fold")
 """Choices whose variation matters, not their best value."""
@@ -67,7 +67,7 @@ def find_repeats(jobs: Sequence[Job], varied: Sequence[str]) -> list[Repeat]:
     return [repeat for _, repeat in sorted(found, key=lambda pair: pair[0])]
 
 
-def repeats_table(found: Sequence[Repeat]) -> Table:
+def make_repeats_table(found: Sequence[Repeat]) -> Table:
     """Lay out the repeats: mean, standard deviation and range."""
     figures = list(dict.fromkeys(key for repeat in found for key in repeat.values))
     rows = []
@@ -76,7 +76,7 @@ def repeats_table(found: Sequence[Repeat]) -> Table:
         cells.append(Cell(f"{repeat.jobs}" + f", {repeat.failed} without" * bool(repeat.failed), style="num"))
         for split, key in figures:
             values = repeat.values.get((split, key), [])
-            kind = figure_kind(key)
+            kind = find_format(key)
             if not values:
                 cells.append(Cell(why="no job has it", style="num"))
                 continue
@@ -87,5 +87,5 @@ def repeats_table(found: Sequence[Repeat]) -> Table:
         rows.append(cells)
     words = {"val": "validation", "test": "test"}
     heads = [Head(key) for key in (found[0].choices if found else ())]
-    heads += [Head("Jobs", figures=True), *(Head(figure_name(key), words[split], True) for split, key in figures)]
+    heads += [Head("Jobs", figures=True), *(Head(name_figure(key), words[split], True) for split, key in figures)]
     return Table(heads, rows)

@@ -52,7 +52,7 @@ def try_read(read: Callable[[Path], T], folder: Path, name: str) -> tuple[T | No
         return None, f"{name} could not be read: {error}"
 
 
-def number(value: Any) -> float | None:
+def read_number(value: Any) -> float | None:
     """Read a number or its text from JSON or CSV; None for anything else, NaN and infinity."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
@@ -63,12 +63,12 @@ def number(value: Any) -> float | None:
     return result if math.isfinite(result) else None
 
 
-def natural_key(text: str) -> list[tuple[int, int, str]]:
+def make_natural_key(text: str) -> list[tuple[int, int, str]]:
     """Return a key that sorts `job2` before `job10`."""
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", text) if part]
 
 
-def link(*parts: str) -> str:
+def make_link(*parts: str) -> str:
     """Make a relative address of names of folders and a file.
 
     No name becomes a scheme, a query or a path out of the folder.

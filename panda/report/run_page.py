@@ -10,18 +10,18 @@ from typing import Any
 from markupsafe import Markup
 
 from panda.data.summary import DataSummary, PatchDataSummary
-from panda.report.agreement import agreement_chart
+from panda.report.agreement import draw_agreement
 from panda.report.axes import TRAIN, VALIDATION
-from panda.report.charts import Line, line_chart
-from panda.report.figure_tables import grade_name, part_table, splits_table
+from panda.report.charts import Line, draw_lines
+from panda.report.figure_tables import grade_name, make_part_table, make_splits_table
 from panda.report.interpretation import choose_split, explain_figures, make_cards
 from panda.report.page import require_folder, write_page
-from panda.report.run_folder import Picture, link, natural_key, number, read_picture, read_text
+from panda.report.run_folder import Picture, make_link, make_natural_key, read_number, read_picture, read_text
 from panda.report.run_summary import GradingSummary, RunSummary, read_summary
-from panda.report.slide_page import slide_table, table_of_slides
-from panda.report.table import Cell, Head, Table, cell, figure_name, show
+from panda.report.slide_page import find_slide_table, make_slide_table
+from panda.report.table import Cell, Head, Table, make_cell, name_figure, show
 from panda.tables import read_output_table
-from panda.wsi.gleason import class_names
+from panda.wsi.gleason import list_class_names
 
 _MOST_PANELS = 12
 _SLIDE_COLUMNS = {
@@ -41,7 +41,7 @@ _WHY = {
 }
 
 
-def training_charts(rows: Sequence[dict[str, str]]) -> list[Markup]:
+def draw_training(rows: Sequence[dict[str, str]]) -> list[Markup]:
     """Draw one chart for each of the first metrics logged as `train/…` or `val/…`, loss and Dice first.
 
     The rows are those of `metrics.csv`: sparse, each with an `epoch`.
@@ -65,10 +65,10 @@ def training_charts(rows: Sequence[dict[str, str]]) -> list[Markup]:
         mark = None
         if name in {chosen_by, "qwk"} and best is not None and best in val:
             mark = (best, f"best epoch {best:g}: {val[best]:.3f}")
-        title = "Dice" if name == "dice" else figure_name(name)
+        title = "Dice" if name == "dice" else name_figure(name)
         y_range = None if name == "loss" else (0.0, 1.0)
         title = title[:1].upper() + title[1:]
-        charts.append(line_chart(title, lines, "epoch", y_range=y_range, mark=mark, whole_x=True))
+        charts.append(draw_lines(title, lines, "epoch", y_range=y_range, mark=mark, whole_x=True))
     return [chart for chart in charts if chart]
 
 
@@ -76,15 +76,15 @@ def _collect_by_epoch(rows: Sequence[dict[str, str]], column: str) -> dict[float
     """Collect one value for each epoch, the mean if it was logged more than once."""
     values: dict[float, list[float]] = {}
     for row in rows:
-        epoch, value = number(row.get("epoch")), number(row.get(column))
+        epoch, value = read_number(row.get("epoch")), read_number(row.get(column))
         if epoch is not None and value is not None:
             values.setdefault(epoch, []).append(value)
     return {epoch: sum(v) / len(v) for epoch, v in sorted(values.items())}
 
 
-def threshold_line(path: Path, name: str, colour: str) -> Line:
+def read_threshold_line(path: Path, name: str, colour: str) -> Line:
     """Read the pooled Dice at every threshold from `threshold_curve.csv`; without points if it is missing."""
-    rows = ((number(row.get("threshold")), number(row.get("dice_pooled"))) for row in read_output_table(path))
+    rows = ((read_number(row.get("threshold")), read_number(row.get("dice_pooled"))) for row in read_output_table(path))
     points = [(x, y) for x, y in rows if x is not None and y is not None]
     return Line(name, [x for x, _ in points], [y for _, y in points], colour)
 
@@ -97,52 +97,52 @@ class Confusion:
     rows: list[list[tuple[int, float]]]
 
 
-def _confusion(summary: RunSummary) -> Confusion | None:
+def _make_confusion(summary: RunSummary) -> Confusion | None:
     """Lay out the confusion matrix of a grading run; None for another run."""
     if not isinstance(summary, GradingSummary):
         return None
     counts = (summary.test or summary.val).confusion
     rows = [[(v, v / sum(row) if sum(row) else 0.0) for v in row] for row in counts]
-    return Confusion(class_names(summary.target, len(counts)), rows)
+    return Confusion(list_class_names(summary.target, len(counts)), rows)
 
 
 def _count_classes_off(row: dict[str, str]) -> float:
     """Return how many classes the prediction is off."""
-    given, predicted = number(row.get("label")), number(row.get("predicted"))
+    given, predicted = read_number(row.get("label")), read_number(row.get("predicted"))
     return abs(given - predicted) if given is not None and predicted is not None else 0.0
 
 
-def _slides(run_dir: Path, task: str) -> tuple[Table, str]:
+def _tabulate_slides(run_dir: Path, task: str) -> tuple[Table, str]:
     """Lay out the run's slides, the worst first, and describe the order."""
-    rows = read_output_table(table_of_slides(run_dir))
+    rows = read_output_table(find_slide_table(run_dir))
     if task == "grading":
         rows.sort(key=_count_classes_off, reverse=True)
         order = "Slides whose prediction is furthest from the given class come first."
     else:
-        rows.sort(key=lambda r: d if (d := number(r.get("dice"))) is not None else 2.0)
+        rows.sort(key=lambda r: d if (d := read_number(r.get("dice"))) is not None else 2.0)
         order = "Slides with the lowest Dice come first. Slides without labelled cancer have no Dice and come last."
     keys = [k for k in _SLIDE_COLUMNS[task] if rows and k in rows[0]]
-    if not any(number(r.get("cancer_outside_tissue_px")) for r in rows):
+    if not any(read_number(r.get("cancer_outside_tissue_px")) for r in rows):
         keys = [k for k in keys if k != "cancer_outside_tissue_mm2"]
     if all(r.get("label") == r.get("isup_grade") for r in rows):  # ISUP grades are the target
         keys = [k for k in keys if k != "label"]
-    return slide_table(rows, keys, run_dir / "slides", _WHY, "slides"), order
+    return make_slide_table(rows, keys, run_dir / "slides", _WHY, "slides"), order
 
 
-def failure_table(path: Path) -> Table:
+def make_failure_table(path: Path) -> Table:
     """Read `failures.csv`: slide, stage, error and message."""
     styles = {"slide_id": "id", "stage": "", "error": "bad", "message": "pre"}
     rows = [[Cell(row.get(key, ""), style=styles[key]) for key in styles] for row in read_output_table(path)]
     return Table([Head("Slide"), Head("Stage"), Head("Error"), Head("Message")], rows)
 
 
-def _panels(run_dir: Path) -> tuple[list[tuple[str, str, Picture]], list[tuple[str, str]]]:
+def _read_panels(run_dir: Path) -> tuple[list[tuple[str, str, Picture]], list[tuple[str, str]]]:
     """Read the first panels as pictures and the rest as links."""
-    files = sorted((run_dir / "panels").glob("*.png"), key=lambda p: natural_key(p.name))
+    files = sorted((run_dir / "panels").glob("*.png"), key=lambda p: make_natural_key(p.name))
     shown: list[tuple[str, str, Picture]] = []
     rest: list[tuple[str, str]] = []
     for file in files:
-        href = link("panels", file.name)
+        href = make_link("panels", file.name)
         picture = read_picture(file, 2000) if len(shown) < _MOST_PANELS else None
         if picture:
             shown.append((href, file.stem.replace("_", " "), picture))
@@ -151,7 +151,7 @@ def _panels(run_dir: Path) -> tuple[list[tuple[str, str, Picture]], list[tuple[s
     return shown, rest
 
 
-def _counts(data: DataSummary) -> tuple[Table, list[tuple[str, str]]]:
+def _tabulate_counts(data: DataSummary) -> tuple[Table, list[tuple[str, str]]]:
     """Lay out how many slides and patches each split had, and how many were left out and why."""
     counts: dict[str, dict[str, int]] = {"slides": data.slides}
     if isinstance(data, PatchDataSummary):
@@ -159,7 +159,10 @@ def _counts(data: DataSummary) -> tuple[Table, list[tuple[str, str]]]:
     used = [split for split in ("train", "val", "test") if any(split in row for row in counts.values())]
     titles = {"train": "Training", "val": "Validation", "test": "Test"}
     rows = [
-        [Cell(figure_name(thing).capitalize().replace("Tumor", "Tumour")), *(cell(c.get(s), "count") for s in used)]
+        [
+            Cell(name_figure(thing).capitalize().replace("Tumor", "Tumour")),
+            *(make_cell(c.get(s), "count") for s in used),
+        ]
         for thing, c in counts.items()
     ]
     table = Table([Head(""), *(Head(titles[s], figures=True) for s in used)], rows, sortable=False)
@@ -175,42 +178,42 @@ def write_run_page(run_dir: Path) -> Path:
     require_folder(run_dir)
     summary, fault = read_summary(run_dir)
     task = summary.task if summary else "segmentation"
-    slides, slide_order = _slides(run_dir, task)
+    slides, slide_order = _tabulate_slides(run_dir, task)
     curve = read_picture(run_dir / "threshold_curve.png", 1400)
-    panels, more_panels = _panels(run_dir)
+    panels, more_panels = _read_panels(run_dir)
     return write_page(
         run_dir / "report.html",
         "run.html",
         name=summary.name if summary else run_dir.name,
         task=task,
         notes=[fault] if summary is None else summary.notes,
-        charts=training_charts(read_output_table(run_dir / "metrics.csv")),
+        charts=draw_training(read_output_table(run_dir / "metrics.csv")),
         curve=curve,
         calibration=read_picture(run_dir / "calibration.png", 1800),
-        curve_chart="" if curve else _threshold_chart(run_dir, summary.threshold if summary else None),
+        curve_chart="" if curve else _draw_threshold_chart(run_dir, summary.threshold if summary else None),
         panels=panels,
         more_panels=more_panels,
         slides=slides,
-        agreement=agreement_chart(read_output_table(table_of_slides(run_dir))),
+        agreement=draw_agreement(read_output_table(find_slide_table(run_dir))),
         tested=summary is not None and summary.test is not None,
         slide_order=slide_order,
-        failures=failure_table(run_dir / "failures.csv"),
+        failures=make_failure_table(run_dir / "failures.csv"),
         config=read_text(run_dir / "config.yaml"),
         figures=_lay_out_summary(summary) if summary else None,
     )
 
 
-def _threshold_chart(run_dir: Path, threshold: float | None) -> Markup:
-    line = threshold_line(run_dir / "threshold_curve.csv", "pooled Dice, validation", VALIDATION)
+def _draw_threshold_chart(run_dir: Path, threshold: float | None) -> Markup:
+    line = read_threshold_line(run_dir / "threshold_curve.csv", "pooled Dice, validation", VALIDATION)
     mark = None if threshold is None else (threshold, f"threshold {threshold:.3g}")
     title = "Dice at every threshold"
-    return line_chart(title, [line], "threshold", y_range=(0.0, 1.0), mark=mark, size=(760, 300))
+    return draw_lines(title, [line], "threshold", y_range=(0.0, 1.0), mark=mark, size=(760, 300))
 
 
 def _lay_out_summary(summary: RunSummary) -> dict[str, Any]:
     """Return the parts of the page that come from the summary."""
     split, scores = choose_split(summary)
-    counts, left_out = _counts(summary.data)
+    counts, left_out = _tabulate_counts(summary.data)
     return {
         "meta": [
             ("Made", summary.created.replace("T", " ").removesuffix("Z")),
@@ -223,10 +226,10 @@ def _lay_out_summary(summary: RunSummary) -> dict[str, Any]:
         "policy": summary.data.groups,
         "cards": make_cards(summary),
         "meaning": explain_figures(summary),
-        "confusion": _confusion(summary),
-        "splits": splits_table(summary),
-        "providers": part_table(scores.parts("by_provider"), "Provider", str),
-        "grades": part_table(scores.parts("by_grade"), "Grade", grade_name),
+        "confusion": _make_confusion(summary),
+        "splits": make_splits_table(summary),
+        "providers": make_part_table(scores.parts("by_provider"), "Provider", str),
+        "grades": make_part_table(scores.parts("by_grade"), "Grade", grade_name),
         "counts": counts,
         "left_out": left_out,
     }

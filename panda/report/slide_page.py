@@ -9,8 +9,8 @@ from pathlib import Path
 from panda.inference.grade import GradeRecord
 from panda.inference.slide_result import RESULT_FILE, SlideFacts, SlideResult, read_slide_facts
 from panda.report.page import require_folder, write_page
-from panda.report.run_folder import Picture, Row, find_subfolder, link, read_picture, try_read
-from panda.report.table import Cell, Head, Table, cell, figure_kind, head, show
+from panda.report.run_folder import Picture, Row, find_subfolder, make_link, read_picture, try_read
+from panda.report.table import Cell, Head, Table, find_format, make_cell, make_head, show
 from panda.report.viewer import MOST_REGIONS, read_viewer
 from panda.tables import read_output_table
 
@@ -55,17 +55,17 @@ class Card:
     big: bool = False
 
 
-def _regions(result: SlideResult, has_viewer: bool) -> Table:
+def _tabulate_regions(result: SlideResult, has_viewer: bool) -> Table:
     """Return the table of the regions, largest first, each with a button that shows it if there is a viewer."""
     no_area = result.mm2_note or "µm/px of the slide is unknown"
     rows = [
         [
             Cell(show(region.id, "count"), sort=region.id, style="num", is_button=has_viewer),
-            cell(region.area_mm2, "mm2", no_area),
-            cell(region.area_px, "count"),
-            cell(region.length_mm, "score", no_area),
-            cell(region.mean_probability, "score"),
-            cell(region.max_probability, "score"),
+            make_cell(region.area_mm2, "mm2", no_area),
+            make_cell(region.area_px, "count"),
+            make_cell(region.length_mm, "score", no_area),
+            make_cell(region.mean_probability, "score"),
+            make_cell(region.max_probability, "score"),
             _place(region.centroid),
             _place(region.bbox),
         ]
@@ -80,7 +80,7 @@ def _place(numbers: Sequence[float]) -> Cell:
     return Cell(", ".join(f"{v:.0f}" for v in numbers), sort=numbers[0], style="num")
 
 
-def _cards(facts: SlideFacts, grade: str) -> list[Card]:
+def _make_cards(facts: SlideFacts, grade: str) -> list[Card]:
     cards = [Card("Predicted grade", grade, big=True)] if grade else []
     if not isinstance(facts, SlideResult):
         return cards
@@ -89,7 +89,7 @@ def _cards(facts: SlideFacts, grade: str) -> list[Card]:
     share = show(facts.tumor_percent_of_tissue, "percent")
     return [
         *cards,
-        Card("Tumour, share of tissue", share, "%", _nearby(facts), big=True),
+        Card("Tumour, share of tissue", share, "%", _describe_nearby(facts), big=True),
         Card("Tumour area", tumor, "mm²", "" if tumor else why, big=True),
         Card("Tissue area", tissue, "mm²", "" if tissue else why),
         Card("Tumour regions", show(facts.num_regions, "count")),
@@ -97,7 +97,7 @@ def _cards(facts: SlideFacts, grade: str) -> list[Card]:
     ]
 
 
-def _nearby(result: SlideResult) -> str:
+def _describe_nearby(result: SlideResult) -> str:
     """Return in a sentence how much the tumour share changes with the threshold."""
     known = [(near.threshold, near.tumor_percent_of_tissue) for near in result.nearby]
     if not known or None in dict(known).values():
@@ -115,13 +115,13 @@ class _Bar:
     top: bool
 
 
-def _bars(grade: GradeRecord) -> list[_Bar]:
+def _make_bars(grade: GradeRecord) -> list[_Bar]:
     """Return the bars of the class probabilities."""
     shares = zip(grade.class_names, grade.probabilities, strict=False)
     return [_Bar(name, min(max(p, 0.0), 1.0), f"{p:.2f}", k == grade.predicted) for k, (name, p) in enumerate(shares)]
 
 
-def table_of_slides(run_dir: Path) -> Path:
+def find_slide_table(run_dir: Path) -> Path:
     """Return the table of a run's test slides, or of the slides that it shows as examples."""
     test = run_dir / "test_slides.csv"
     return test if test.is_file() else run_dir / "slides.csv"
@@ -129,7 +129,7 @@ def table_of_slides(run_dir: Path) -> Path:
 
 def _tabulate_label_metrics(slide_dir: Path, slide_id: str) -> Table | None:
     """Lay out the scores of the slide against its label; None without such a table."""
-    table = table_of_slides(slide_dir.parent.parent)
+    table = find_slide_table(slide_dir.parent.parent)
     if slide_dir.parent.name != "slides" or not table.is_file():
         return None
     row = next((r for r in read_output_table(table) if r.get("slide_id") == slide_id), None)
@@ -138,11 +138,13 @@ def _tabulate_label_metrics(slide_dir: Path, slide_id: str) -> Table | None:
     hidden = {"slide_id", "group"} | ({"label"} if row.get("label") == row.get("isup_grade") else set())
     keys = [k for k in row if k not in hidden and show(row[k], "text") and not k[1:].isdecimal()]
     return Table(
-        [head(k, ONE_SLIDE.get(k, "")) for k in keys], [[cell(row[k], figure_kind(k)) for k in keys]], sortable=False
+        [make_head(k, ONE_SLIDE.get(k, "")) for k in keys],
+        [[make_cell(row[k], find_format(k)) for k in keys]],
+        sortable=False,
     )
 
 
-def _meta(facts: SlideFacts) -> list[tuple[str, str]]:
+def _list_facts(facts: SlideFacts) -> list[tuple[str, str]]:
     mpp = facts.mpp or ()
     meta = [("Slide", " × ".join(f"{v:.4g}" for v in mpp) + " µm/px" if mpp else "")]
     if isinstance(facts, SlideResult):
@@ -152,7 +154,7 @@ def _meta(facts: SlideFacts) -> list[tuple[str, str]]:
     return meta
 
 
-def _notes(facts: SlideFacts) -> list[str]:
+def _list_notes(facts: SlideFacts) -> list[str]:
     """Return what a reader of the page has to know about the slide."""
     notes = []
     if facts.tissue_how == "loose":
@@ -172,7 +174,7 @@ def _notes(facts: SlideFacts) -> list[str]:
     return notes
 
 
-def _overview(slide_dir: Path) -> str:
+def _find_overview(slide_dir: Path) -> str:
     """Return the address of the page of all slides: above `slides/` in a run, next to the slides' folders elsewhere."""
     return "../../report.html" if slide_dir.parent.name == "slides" else "../report.html"
 
@@ -193,36 +195,36 @@ def write_slide_page(slide_dir: Path) -> Path:
         "slide.html",
         ("page.js", "viewer.js") if viewer else ("page.js",),
         slide_id=facts.slide_id,
-        overview=_overview(slide_dir),
-        notes=[fault] * bool(fault) + _notes(facts),
-        cards=_cards(facts, grade.class_names[grade.predicted] if grade else ""),
-        meta=_meta(facts),
+        overview=_find_overview(slide_dir),
+        notes=[fault] * bool(fault) + _list_notes(facts),
+        cards=_make_cards(facts, grade.class_names[grade.predicted] if grade else ""),
+        meta=_list_facts(facts),
         viewer=viewer,
         # without the parts of a viewer the pictures are shown
         overlay=None if viewer else read_picture(slide_dir / "overlay.png", _PICTURE_SIDE),
         heatmap=None if viewer else read_picture(slide_dir / "heatmap.png", _PICTURE_SIDE),
         attention=read_picture(slide_dir / "attention_tiles.png", _PICTURE_SIDE),
         grade_name=GRADES[grade.target if grade else "isup"],
-        bars=_bars(grade) if grade else [],
+        bars=_make_bars(grade) if grade else [],
         against=_tabulate_label_metrics(slide_dir, facts.slide_id),
-        regions=_regions(result, viewer is not None) if result else None,
+        regions=_tabulate_regions(result, viewer is not None) if result else None,
         mapped=result is not None,
         threshold=result.threshold if result else None,
-        files=[(link(name), name, what) for name, what in _FILES if (slide_dir / name).is_file()],
+        files=[(make_link(name), name, what) for name, what in _FILES if (slide_dir / name).is_file()],
     )
 
 
 def update_slide_page(slide_dir: Path) -> str:
     """Write the page of a slide unless it is newer than its sources, and return the name of the page."""
     page = slide_dir / PAGE
-    parts = [slide_dir / name for name, _ in _FILES] + [table_of_slides(slide_dir.parent.parent)]
+    parts = [slide_dir / name for name, _ in _FILES] + [find_slide_table(slide_dir.parent.parent)]
     newest = max((part.stat().st_mtime_ns for part in parts if part.is_file()), default=0)
     if not page.is_file() or page.stat().st_mtime_ns <= newest:
         write_slide_page(slide_dir)
     return PAGE
 
 
-def slide_table(rows: Sequence[Row], keys: Sequence[str], folder: Path, why: Mapping[str, str], *up: str) -> Table:
+def make_slide_table(rows: Sequence[Row], keys: Sequence[str], folder: Path, why: Mapping[str, str], *up: str) -> Table:
     """Lay out slides as a table with thumbnails that link to the slides' pages, and write those pages.
 
     Args:
@@ -236,7 +238,7 @@ def slide_table(rows: Sequence[Row], keys: Sequence[str], folder: Path, why: Map
     for index, row in enumerate(rows):
         name = str(row.get("slide_id") or "")
         slide_dir = find_subfolder(folder, name)
-        href = link(*up, name, update_slide_page(slide_dir)) if slide_dir else ""
+        href = make_link(*up, name, update_slide_page(slide_dir)) if slide_dir else ""
         thumbnail: Picture | None = None
         if slide_dir and index < MOST_THUMBNAILS:
             # A slide that was only graded has no overlay.
@@ -244,11 +246,14 @@ def slide_table(rows: Sequence[Row], keys: Sequence[str], folder: Path, why: Map
             thumbnail = next(filter(None, (read_picture(path, THUMBNAIL_SIDE, quality=80) for path in pictures)), None)
         shown = Cell("slide", picture=thumbnail, href=href) if thumbnail else Cell(why="there is no picture")
         cells.append(
-            [shown, *(cell(row.get(k), figure_kind(k), why.get(k, ""), href if k == "slide_id" else "") for k in keys)]
+            [
+                shown,
+                *(make_cell(row.get(k), find_format(k), why.get(k, ""), href if k == "slide_id" else "") for k in keys),
+            ]
         )
     more = len(rows) > MOST_THUMBNAILS
     note = f"Thumbnails are shown for the first {MOST_THUMBNAILS} slides." if more else ""
-    heads = [Head(""), *(head(k, ONE_SLIDE.get(k, "")) for k in keys)]
+    heads = [Head(""), *(make_head(k, ONE_SLIDE.get(k, "")) for k in keys)]
     if not any(row[0].picture for row in cells):
         return Table(heads[1:], [row[1:] for row in cells])
     return Table(heads, cells, note=note)

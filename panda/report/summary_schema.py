@@ -43,7 +43,7 @@ def render_page() -> str:
     for name in _sort_by_use(blocks, [model.__name__ for model in models]):
         keys, base = blocks[name]["properties"], _find_base(blocks, name)
         about = blocks[name]["description"].partition("Attributes:")[0]
-        about += f" It has all keys of {_link(base)}, and:" if base else ""
+        about += f" It has all keys of {_make_link(base)}, and:" if base else ""
         rows = [
             f"| `{key}` | {_name_type(field)} | {field.get('description', '')} |"
             for key, field in keys.items()
@@ -72,7 +72,7 @@ def _find_base(blocks: Mapping[str, Any], name: str) -> str:
     return max(bases, key=lambda other: len(keys[other]), default="")
 
 
-def _link(name: str) -> str:
+def _make_link(name: str) -> str:
     return f"[{name}](#{name.lower()})"
 
 
@@ -83,7 +83,7 @@ def _name_type(field: Mapping[str, Any]) -> str:
     if "const" in field or "enum" in field:
         return " or ".join(f"`{value}`" for value in field.get("enum", [field.get("const")]))
     if "$ref" in field:
-        return _link(field["$ref"].rpartition("/")[2])
+        return _make_link(field["$ref"].rpartition("/")[2])
     kind, inner = field.get("type", "any"), field.get("items") or field.get("additionalProperties")
     if isinstance(inner, Mapping) and inner != {"$ref": "#/$defs/JsonValue"}:
         return f"list of {_name_type(inner)}" if kind == "array" else f"{_name_type(inner)} by name"

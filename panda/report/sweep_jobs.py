@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from panda.report.interpretation import LESS_IS_BETTER, headline_keys
-from panda.report.run_folder import link, natural_key, number, read_text
+from panda.report.interpretation import LESS_IS_BETTER, list_headlines
+from panda.report.run_folder import make_link, make_natural_key, read_number, read_text
 from panda.report.run_summary import RunSummary, read_summary
 from panda.tables import read_output_table
 from panda.tasks.figures import Figures
@@ -50,7 +50,7 @@ class Job:
     @property
     def key(self) -> str:
         """Return the key of the figure that its task is judged by."""
-        keys = headline_keys(self.summary)
+        keys = list_headlines(self.summary)
         return next((k for split in ("val", "test") for k in keys if self.figure(split, k) is not None), keys[0])
 
     def score(self, split: str) -> float | None:
@@ -84,14 +84,14 @@ def read_choices(text: str) -> dict[str, str]:
     return choices
 
 
-def _job(folder: Path) -> Job:
+def _read_job(folder: Path) -> Job:
     summary, fault = read_summary(folder)
     error, ended = "", True
     if fault:
         error = read_text(folder / "error.txt").strip()
         ended = bool(error) or (folder / "summary.json").is_file()
         error = error or (fault if ended else f"{fault} The job is still running, or was killed.")
-    report = link(folder.name, "report.html") if (folder / "report.html").is_file() else ""
+    report = make_link(folder.name, "report.html") if (folder / "report.html").is_file() else ""
     lost = len(read_output_table(folder / "failures.csv"))
     return Job(folder.name, read_choices(read_text(folder / "overrides.txt")), summary, error, report, lost, ended)
 
@@ -99,7 +99,7 @@ def _job(folder: Path) -> Job:
 def read_jobs(sweep_dir: Path) -> list[Job]:
     """Read the jobs of a sweep: every subfolder with a file of a job, in natural order of their names."""
     folders = [f for f in sweep_dir.iterdir() if f.is_dir() and any((f / name).is_file() for name in _JOB_FILES)]
-    return [_job(folder) for folder in sorted(folders, key=lambda f: natural_key(f.name))]
+    return [_read_job(folder) for folder in sorted(folders, key=lambda f: make_natural_key(f.name))]
 
 
 def part_choices(jobs: Sequence[Job]) -> tuple[list[str], list[tuple[str, str]]]:
@@ -109,12 +109,12 @@ def part_choices(jobs: Sequence[Job]) -> tuple[list[str], list[tuple[str, str]]]
     return varied, [(k, jobs[0].choices[k]) for k in keys if k not in varied]
 
 
-def job_label(job: Job, varied: Sequence[str]) -> str:
+def label_job(job: Job, varied: Sequence[str]) -> str:
     """Name a job by its varied choices: a word alone, a number or flag with its key."""
     parts = []
     for key in varied:
         value = job.choices.get(key, "")
-        bare = number(value) is None and value.lower() not in {"true", "false", "null", "auto"}
+        bare = read_number(value) is None and value.lower() not in {"true", "false", "null", "auto"}
         parts.append(value if bare else f"{key.rsplit('.', 1)[-1]} {value}")
     return " · ".join(part for part in parts if part) or job.name
 
@@ -126,7 +126,7 @@ def rank_figure(job: Job, key: str, figure: float | None) -> tuple[float, float]
     """
     if figure is None:
         return float("inf"), 0.0
-    return headline_keys(job.summary).index(key), figure if key in LESS_IS_BETTER else -figure
+    return list_headlines(job.summary).index(key), figure if key in LESS_IS_BETTER else -figure
 
 
 def rank_jobs(jobs: Sequence[Job]) -> list[Job]:

@@ -14,15 +14,15 @@ from markupsafe import Markup
 from panda.errors import ManifestError
 from panda.files import hold_lock, remove_leftovers
 from panda.report.axes import GREY, PALETTE
-from panda.report.charts import Bar, Line, bar_chart, line_chart
-from panda.report.effects import ScoredJob, effect_chart, find_effects
+from panda.report.charts import Bar, Line, draw_bars, draw_lines
+from panda.report.effects import ScoredJob, draw_effect, find_effects
 from panda.report.interpretation import write_interval
 from panda.report.page import require_folder, write_page
 from panda.report.paired import Difference, choose_groups, compute_difference, pair_rows
-from panda.report.replicates import find_repeats, repeats_table
-from panda.report.run_page import threshold_line
-from panda.report.sweep_jobs import Job, job_label, part_choices, rank_jobs, read_jobs
-from panda.report.table import Cell, Head, Table, cell, figure_kind, figure_name, show
+from panda.report.replicates import find_repeats, make_repeats_table
+from panda.report.run_page import read_threshold_line
+from panda.report.sweep_jobs import Job, label_job, part_choices, rank_jobs, read_jobs
+from panda.report.table import Cell, Head, Table, find_format, make_cell, name_figure, show
 from panda.tables import read_output_table, write_table
 
 _MOST_BARS = 40
@@ -48,7 +48,7 @@ def _pair_with_best(sweep_dir: Path, jobs: Sequence[Job]) -> dict[str, Differenc
     return gaps
 
 
-def _table(jobs: Sequence[Job], varied: Sequence[str], gaps: Mapping[str, Difference]) -> Table:
+def _make_table(jobs: Sequence[Job], varied: Sequence[str], gaps: Mapping[str, Difference]) -> Table:
     figures = list(dict.fromkeys(job.key for job in jobs if job.summary))
     failed, taken = any(job.error for job in jobs), any(job.summary and job.summary.trained_by for job in jobs)
     best = {next(job.name for job in rank_jobs(jobs) if job.summary and job.key == key) for key in figures}
@@ -61,13 +61,13 @@ def _table(jobs: Sequence[Job], varied: Sequence[str], gaps: Mapping[str, Differ
         for key in figures:
             for split in ("val", "test"):
                 scores = job.scores(split)
-                figure = cell(job.figure(split, key), figure_kind(key), why)
+                figure = make_cell(job.figure(split, key), find_format(key), why)
                 row.append(replace(figure, under=write_interval(scores.find_interval(key) if scores else None)))
                 if split == "val" and gaps:
-                    row.append(_gap_cell(gaps.get(job.name), job.name in best, why if job.error else _UNPAIRED))
+                    row.append(_make_gap_cell(gaps.get(job.name), job.name in best, why if job.error else _UNPAIRED))
         threshold = job.summary.threshold if job.summary else None
-        row.append(cell(threshold, "score", "the job failed" if job.error else "the task has no threshold"))
-        row.append(cell(job.summary.seconds if job.summary else None, "seconds", "the job failed"))
+        row.append(make_cell(threshold, "score", "the job failed" if job.error else "the task has no threshold"))
+        row.append(make_cell(job.summary.seconds if job.summary else None, "seconds", "the job failed"))
         if taken:
             by = job.summary.trained_by if job.summary else None
             row.append(Cell(f"job {by}" if by else " "))
@@ -76,7 +76,7 @@ def _table(jobs: Sequence[Job], varied: Sequence[str], gaps: Mapping[str, Differ
         rows.append(row)
     heads = [Head("Job"), Head("State"), *(Head(k) for k in varied)]
     for key in figures:
-        name = figure_name(key)
+        name = name_figure(key)
         for split in ("validation", "test"):
             heads += [Head(name, split, True)]
             heads += [Head("Less the best", "paired, validation", True)] * (split == "validation" and bool(gaps))
@@ -85,7 +85,7 @@ def _table(jobs: Sequence[Job], varied: Sequence[str], gaps: Mapping[str, Differ
     return Table(heads, rows)
 
 
-def _gap_cell(gap: Difference | None, best: bool, why: str) -> Cell:
+def _make_gap_cell(gap: Difference | None, best: bool, why: str) -> Cell:
     if best:
         return Cell("the best", sort=0.0, style="num")
     if gap is None or gap.difference is None:
@@ -99,16 +99,16 @@ def _shorten(text: str) -> str:
     return text if len(text) <= _MOST_ERROR else f"{text[: _MOST_ERROR - 1]}…"
 
 
-def _errors(failed: Sequence[Job], varied: Sequence[str]) -> list[tuple[str, str]]:
+def _list_errors(failed: Sequence[Job], varied: Sequence[str]) -> list[tuple[str, str]]:
     """Return the errors that the table cuts short, each once, with the jobs that it ended."""
     jobs: dict[str, list[str]] = {}
     for job in failed:
         if _shorten(job.error).endswith("…"):
-            jobs.setdefault(job.error, []).append(f"{job.name} ({job_label(job, varied)})")
+            jobs.setdefault(job.error, []).append(f"{job.name} ({label_job(job, varied)})")
     return [(", ".join(names), error) for error, names in jobs.items()]
 
 
-def _bars(jobs: Sequence[Job], varied: Sequence[str]) -> list[Markup]:
+def _draw_bars(jobs: Sequence[Job], varied: Sequence[str]) -> list[Markup]:
     """Draw one chart for each figure: validation, which chooses a job, with its interval; and test."""
     charts = []
     for key in dict.fromkeys(job.key for job in jobs if job.summary):
@@ -116,22 +116,22 @@ def _bars(jobs: Sequence[Job], varied: Sequence[str]) -> list[Markup]:
         bars = []
         for job in same[:_MOST_BARS]:
             low, high = job.interval("val") or (None, None)
-            bars.append(Bar(job_label(job, varied), job.score("val") or 0.0, low, high, job.score("test"), job.report))
-        title = figure_name(key) + (f": the best {_MOST_BARS} of {len(same)} jobs" if len(same) > _MOST_BARS else "")
+            bars.append(Bar(label_job(job, varied), job.score("val") or 0.0, low, high, job.score("test"), job.report))
+        title = name_figure(key) + (f": the best {_MOST_BARS} of {len(same)} jobs" if len(same) > _MOST_BARS else "")
         tested = any(bar.other is not None for bar in bars)
         unsure = any(bar.low is not None for bar in bars)
         name = "validation, with its 95 % interval" if unsure else "validation"
-        charts.append(bar_chart(title, bars, (name, "test" if tested else "")))
+        charts.append(draw_bars(title, bars, (name, "test" if tested else "")))
     return [chart for chart in charts if chart]
 
 
-def _effects(jobs: Sequence[Job], varied: Sequence[str]) -> tuple[list[Markup], str]:
+def _draw_effects(jobs: Sequence[Job], varied: Sequence[str]) -> tuple[list[Markup], str]:
     """Draw the effect of each choice, the most important first, and write the uncertainty of a single job."""
     done = [job for job in jobs if job.score("val") is not None]
     if len({job.key for job in done}) != 1:
         return [], ""
     scored = [
-        ScoredJob(job.choices, job.score("val") or 0.0, f"job {job.name}, {job_label(job, varied)}") for job in done
+        ScoredJob(job.choices, job.score("val") or 0.0, f"job {job.name}, {label_job(job, varied)}") for job in done
     ]
     found = find_effects(scored, varied)
     ends = (min(job.score for job in scored), max(job.score for job in scored))
@@ -140,34 +140,34 @@ def _effects(jobs: Sequence[Job], varied: Sequence[str]) -> tuple[list[Markup], 
     if intervals:
         half = median((high - low) / 2 for low, high in intervals)
         unsure = f"For scale: the 95 % interval of a single job on these validation slides is about ± {half:.3f}."
-    return [effect_chart(effect, ends) for effect in found], unsure
+    return [draw_effect(effect, ends) for effect in found], unsure
 
 
-def _curves(sweep_dir: Path, jobs: Sequence[Job], varied: Sequence[str]) -> Markup:
+def _draw_curves(sweep_dir: Path, jobs: Sequence[Job], varied: Sequence[str]) -> Markup:
     """Draw all threshold curves in one chart, the best by validation in color and the rest in grey.
 
     Jobs of one training share a curve, on which their thresholds are marked.
     """
     curves: dict[tuple[Any, ...], tuple[Line, list[Job]]] = {}
     for job in rank_jobs(jobs):
-        line = threshold_line(sweep_dir / job.name / "threshold_curve.csv", "", GREY)
+        line = read_threshold_line(sweep_dir / job.name / "threshold_curve.csv", "", GREY)
         if job.summary and line.xs:
             curves.setdefault((tuple(line.xs), tuple(line.ys)), (line, []))[1].append(job)
     lines = []
     for rank, (line, same) in enumerate(curves.values()):
         shared = [key for key in varied if len({job.choices.get(key) for job in same}) == 1]
         first = rank < len(PALETTE)
-        name, colour = (job_label(same[0], shared), PALETTE[rank]) if first else ("the others", GREY)
+        name, colour = (label_job(same[0], shared), PALETTE[rank]) if first else ("the others", GREY)
         marks = []
         for job in same:
             at = job.summary.threshold if job.summary else None
             nearest = min(range(len(line.xs)), key=lambda k: abs(line.xs[k] - (at or 0.0)))
             if first and at is not None:
-                text = f"job {job.name}, {job_label(job, varied)}: threshold {at:g}, pooled Dice {line.ys[nearest]:.3f}"
+                text = f"job {job.name}, {label_job(job, varied)}: threshold {at:g}, pooled Dice {line.ys[nearest]:.3f}"
                 marks.append((line.xs[nearest], line.ys[nearest], text))
         lines.append(Line(name, line.xs, line.ys, colour, marks))
     title = "Pooled Dice on validation; a ring is the threshold of a job"
-    return line_chart(title, lines, "threshold", y_range=(0.0, 1.0), size=(1100, 400))
+    return draw_lines(title, lines, "threshold", y_range=(0.0, 1.0), size=(1100, 400))
 
 
 def _write_jobs(path: Path, jobs: Sequence[Job], varied: Sequence[str], gaps: Mapping[str, Difference]) -> None:
@@ -235,7 +235,7 @@ def _write_sweep(sweep_dir: Path) -> Path:
     failed = [job for job in jobs if job.error]
     best = next((job for job in rank_jobs(jobs) if job.score("val") is not None), None)
     shown = [show(best.score(split), "headline") for split in ("val", "test")] if best else []
-    charts, unsure = _effects(jobs, varied)
+    charts, unsure = _draw_effects(jobs, varied)
     return write_page(
         sweep_dir / "sweep.html",
         "sweep.html",
@@ -243,15 +243,15 @@ def _write_sweep(sweep_dir: Path) -> Path:
         jobs=len(jobs),
         failed=len(failed),
         trainings=sum(job.summary is not None and not job.summary.trained_by for job in jobs),
-        errors=_errors(failed, varied),
+        errors=_list_errors(failed, varied),
         constant=constant,
-        best=best and (job_label(best, varied), best.report, figure_name(best.key), *shown),
-        table=_table(jobs, varied, gaps),
+        best=best and (label_job(best, varied), best.report, name_figure(best.key), *shown),
+        table=_make_table(jobs, varied, gaps),
         gaps=len(gaps),
         undecided=sum(gap.interval is None or gap.interval[0] <= 0 <= gap.interval[1] for gap in gaps.values()),
-        bars=_bars(jobs, varied),
+        bars=_draw_bars(jobs, varied),
         effects=charts,
-        repeats=repeats_table(same) if same else None,
+        repeats=make_repeats_table(same) if same else None,
         unsure=unsure,
-        curves=_curves(sweep_dir, jobs, varied),
+        curves=_draw_curves(sweep_dir, jobs, varied),
     )

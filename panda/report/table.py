@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from panda.report.run_folder import Picture, number
+from panda.report.run_folder import Picture, read_number
 
 # Name of each figure on a page, and its format.
 FIGURES: dict[str, tuple[str, str]] = {
@@ -62,12 +62,12 @@ UNITS = {"mm2": " mm²", "percent": " %"}
 _UNSET = {"", "none", "null", "nan"}
 
 
-def figure_name(key: str) -> str:
+def name_figure(key: str) -> str:
     """Name a figure: a known one by its name, another by its key with blanks."""
     return FIGURES[key][0] if key in FIGURES else key.replace("_", " ").replace("mm2", "mm²")
 
 
-def figure_kind(key: str) -> str:
+def find_format(key: str) -> str:
     """Return the format of a figure, see `show`."""
     by_end = {"mm2": "mm2", "percent": "percent", "_px": "count"}
     return FIGURES[key][1] if key in FIGURES else next((by_end[end] for end in by_end if key.endswith(end)), "score")
@@ -81,7 +81,7 @@ def show(value: Any, kind: str = "score") -> str:
     """
     if kind in {"text", "id"}:
         return "" if value is None or str(value).lower() in _UNSET else str(value)
-    figure = number(value)
+    figure = read_number(value)
     return "" if figure is None else _FORMATS[kind](figure)
 
 
@@ -163,15 +163,15 @@ class Table:
         return [f"{', '.join(filter(None, labels)) or 'Picture'}: {why}." for why, labels in reasons.items()]
 
 
-def head(key: str, name: str = "") -> Head:
+def make_head(key: str, name: str = "") -> Head:
     """Make the head of a figure's column, with `name` instead of its usual name if given."""
-    kind = figure_kind(key)
-    return Head(name or figure_name(key), UNITS.get(kind, "").strip(), kind not in {"text", "id"})
+    kind = find_format(key)
+    return Head(name or name_figure(key), UNITS.get(kind, "").strip(), kind not in {"text", "id"})
 
 
-def cell(value: Any, kind: str, why: str = "", href: str = "") -> Cell:
+def make_cell(value: Any, kind: str, why: str = "", href: str = "") -> Cell:
     """Make a cell of a value in the format of its kind, see `show`; `why` says why there is none."""
     text = show(value, kind)
     if kind in {"text", "id"}:
         return Cell(text, why="" if text else why, href=href, style="id" if kind == "id" else "")
-    return Cell(text, sort=number(value), why="" if text else why, href=href, style="num")
+    return Cell(text, sort=read_number(value), why="" if text else why, href=href, style="num")

@@ -32,7 +32,7 @@ def read_viewer(slide_dir: Path, facts: SlideFacts) -> dict[str, Any] | None:
     if not path.is_file() or not level0:
         return None
     mapped = _read_map(slide_dir, facts) if isinstance(facts, SlideResult) else {}
-    tiles = _tiles(facts.grade, level0) if facts.grade else []
+    tiles = _place_tiles(facts.grade, level0) if facts.grade else []
     if not mapped and not tiles:
         return None
     with Image.open(path) as picture:
@@ -95,7 +95,7 @@ def _simplify(ring: NDArray[np.float32]) -> list[float]:
     return [round(float(value), 1) for value in kept.reshape(-1)]
 
 
-def _tiles(grade: GradeRecord, level0: float) -> list[list[float]]:
+def _place_tiles(grade: GradeRecord, level0: float) -> list[list[float]]:
     """Return left, top and side of each graded tile in px of the view, and its attention over the highest."""
     most, side = max((tile.attention for tile in grade.tiles), default=0.0), grade.tile_side_px
     if side is None or most <= 0:

@@ -138,7 +138,7 @@ class _Drawing:
     """The drawing of one gland."""
 
     def __init__(self, gland: Gland, mpp: float, grain: Bytes) -> None:
-        u0, v0, u1, v1 = gland.box()
+        u0, v0, u1, v1 = gland.find_box()
         self.um = 1 / mpp
         self.mpp = mpp
         self.rng = np.random.Generator(np.random.PCG64(gland.seed))
@@ -152,21 +152,21 @@ class _Drawing:
         self.haema = np.zeros(self.shape, np.uint8)
         self.eosin = np.zeros(self.shape, np.uint8)
 
-    def uniform(self, low: float, high: float) -> float:
+    def pick(self, low: float, high: float) -> float:
         return low + (high - low) * float(self.rng.random())
 
-    def cytoplasm(self, haema: float, eosin: float) -> None:
+    def draw_cytoplasm(self, haema: float, eosin: float) -> None:
         grain = self.grain.astype(np.int16) - 128
         self.haema = np.clip(int(haema) + (grain >> 3), 0, 255).astype(np.uint8)
         self.eosin = np.clip(int(eosin) + (grain >> 2), 0, 255).astype(np.uint8)
 
-    def inset(self, depth: Floats | float) -> Floats:
+    def move_outline(self, depth: Floats | float) -> Floats:
         """Return the outline moved by `depth` px towards the middle, at most 88 % of the way."""
         away = self.outline - self.centre
         reach = np.sqrt((away**2).sum(axis=1))
         return np.asarray(self.centre + away * np.maximum(1 - depth / reach, 0.12)[:, None])
 
-    def lumina(self, outlines: Sequence[Floats], secretion: float) -> None:
+    def draw_lumina(self, outlines: Sequence[Floats], secretion: float) -> None:
         hole = fill_outlines(self.shape, outlines)
         inside = (np.clip(self.grain.astype(np.int16) - 150, 0, 60) * secretion).astype(np.uint8)
         self.haema = mix(self.haema, 1, hole)
@@ -177,23 +177,23 @@ class _Drawing:
         turn = round_px(angle / math.pi * TURNS) % TURNS
         blit(self.haema, stock[turn], round_px(u), round_px(v))
 
-    def row(self, kind: NucleusKind, depth: float, pitch: float, jitter: float, upright: bool) -> None:
+    def draw_row(self, kind: NucleusKind, depth: float, pitch: float, jitter: float, upright: bool) -> None:
         """Draw a row of nuclei along the outline at a depth; `upright` ones are perpendicular to the border."""
-        path = self.inset(depth)
+        path = self.move_outline(depth)
         steps = np.roll(path, -1, axis=0) - path
         lengths = np.sqrt((steps**2).sum(axis=1))
         ends = np.cumsum(lengths)
-        at = self.uniform(0, pitch)
+        at = self.pick(0, pitch)
         while at < ends[-1]:
             i = min(int(np.searchsorted(ends, at)), len(path) - 1)
             t = 1 - (ends[i] - at) / max(lengths[i], 1e-6)
             u, v = path[i] + steps[i] * t
-            u, v = u + self.uniform(-jitter, jitter), v + self.uniform(-jitter, jitter)
+            u, v = u + self.pick(-jitter, jitter), v + self.pick(-jitter, jitter)
             angle = math.atan2(steps[i][1], steps[i][0]) + (math.pi / 2 if upright else 0)
-            self.place(kind, u, v, angle + self.uniform(-0.35, 0.35))
-            at += pitch * self.uniform(0.8, 1.25)
+            self.place(kind, u, v, angle + self.pick(-0.35, 0.35))
+            at += pitch * self.pick(0.8, 1.25)
 
-    def lattice(self, pitch: float, jitter: float) -> Floats:
+    def make_lattice(self, pitch: float, jitter: float) -> Floats:
         """Return the points (N, 2) u, v of a jittered hexagonal lattice over the whole drawing."""
         rows, cols = np.mgrid[0 : int(self.shape[0] / (0.866 * pitch)) + 1, 0 : int(self.shape[1] / pitch) + 1]
         u = (cols + 0.5 * (rows % 2)) * pitch
@@ -205,59 +205,59 @@ class _Drawing:
 
     def fill(self, kind: NucleusKind, pitch: float, jitter: float, area: Bytes) -> None:
         """Fill the px at which `area` is at least 200 with nuclei."""
-        for u, v in self.lattice(pitch, jitter):
+        for u, v in self.make_lattice(pitch, jitter):
             if self.is_inside(area, u, v):
-                self.place(kind, u, v, self.uniform(0, math.pi))
+                self.place(kind, u, v, self.pick(0, math.pi))
 
 
 def _draw_benign(d: _Drawing) -> None:
     um = d.um
-    d.cytoplasm(d.uniform(14, 34), d.uniform(52, 88))
+    d.draw_cytoplasm(d.pick(14, 34), d.pick(52, 88))
     theta = np.arange(len(d.outline)) * (2 * math.pi / len(d.outline))
     folds = np.ones(len(theta))
     for k in range(4, 12):
-        folds += d.uniform(0.04, 0.24) * np.cos(k * theta + d.uniform(0, 2 * math.pi))
-    d.lumina([d.inset(np.clip(folds, 0.7, 2.8) * d.uniform(20, 26) * um)], d.uniform(0, 0.9))
-    d.row("basal", 2.2 * um, 7.2 * um, 0.5 * um, upright=False)
-    d.row("luminal", 8.0 * um, 6.3 * um, 1.2 * um, upright=True)
+        folds += d.pick(0.04, 0.24) * np.cos(k * theta + d.pick(0, 2 * math.pi))
+    d.draw_lumina([d.move_outline(np.clip(folds, 0.7, 2.8) * d.pick(20, 26) * um)], d.pick(0, 0.9))
+    d.draw_row("basal", 2.2 * um, 7.2 * um, 0.5 * um, upright=False)
+    d.draw_row("luminal", 8.0 * um, 6.3 * um, 1.2 * um, upright=True)
 
 
 def _draw_pattern3(d: _Drawing) -> None:
     um = d.um
-    d.cytoplasm(d.uniform(26, 52), d.uniform(68, 104))
-    d.lumina([d.inset(d.uniform(12.5, 17.0) * um)], d.uniform(0, 1.4))
-    d.row("cancer3", 4.4 * um, 7.4 * um, 0.5 * um, upright=True)
+    d.draw_cytoplasm(d.pick(26, 52), d.pick(68, 104))
+    d.draw_lumina([d.move_outline(d.pick(12.5, 17.0) * um)], d.pick(0, 1.4))
+    d.draw_row("cancer3", 4.4 * um, 7.4 * um, 0.5 * um, upright=True)
 
 
 def _draw_pattern4(d: _Drawing) -> None:
     um = d.um
-    d.cytoplasm(d.uniform(26, 50), d.uniform(66, 100))
-    inner = fill_outlines(d.shape, [d.inset(10 * um)])
+    d.draw_cytoplasm(d.pick(26, 50), d.pick(66, 100))
+    inner = fill_outlines(d.shape, [d.move_outline(10 * um)])
     turn = np.arange(24) * (2 * math.pi / 24)
     holes, rims = [], []
-    for u, v in d.lattice(d.uniform(24, 32) * um, 0.2):
+    for u, v in d.make_lattice(d.pick(24, 32) * um, 0.2):
         if not d.is_inside(inner, u, v) or d.rng.random() < 0.12:
             continue
-        wave = 1 + 0.12 * np.cos(2 * turn + d.uniform(0, 6.3)) + 0.06 * np.cos(3 * turn + d.uniform(0, 6.3))
+        wave = 1 + 0.12 * np.cos(2 * turn + d.pick(0, 6.3)) + 0.06 * np.cos(3 * turn + d.pick(0, 6.3))
         circle = np.stack([np.cos(turn), np.sin(turn)], axis=1) * wave[:, None]
-        radius = d.uniform(5.0, 11.5) * um
+        radius = d.pick(5.0, 11.5) * um
         holes.append((u, v) + circle * radius)
         rims.append((u, v) + circle * (radius + 3.8 * um))
-    d.lumina(holes, d.uniform(0, 0.8))
-    free = np.minimum(fill_outlines(d.shape, [d.inset(2.5 * um)]), 255 - fill_outlines(d.shape, rims))
+    d.draw_lumina(holes, d.pick(0, 0.8))
+    free = np.minimum(fill_outlines(d.shape, [d.move_outline(2.5 * um)]), 255 - fill_outlines(d.shape, rims))
     d.fill("cancer4", 7.6 * um, 0.24, free)
 
 
 def _draw_pattern5(d: _Drawing) -> None:
     um = d.um
-    d.cytoplasm(d.uniform(34, 58), d.uniform(70, 108))
-    d.fill("cancer5", 7.5 * um, 0.3, fill_outlines(d.shape, [d.inset(2.5 * um)]))
+    d.draw_cytoplasm(d.pick(34, 58), d.pick(70, 108))
+    d.fill("cancer5", 7.5 * um, 0.3, fill_outlines(d.shape, [d.move_outline(2.5 * um)]))
 
 
 def _draw_cords(d: _Drawing) -> None:
-    d.cytoplasm(d.uniform(34, 58), d.uniform(70, 108))
-    d.fill("cancer5", 7.5 * d.um, 0.15, fill_outlines(d.shape, [d.inset(1.5 * d.um)]))
-    d.place("cancer5", d.centre[0], d.centre[1], d.uniform(0, math.pi))
+    d.draw_cytoplasm(d.pick(34, 58), d.pick(70, 108))
+    d.fill("cancer5", 7.5 * d.um, 0.15, fill_outlines(d.shape, [d.move_outline(1.5 * d.um)]))
+    d.place("cancer5", d.centre[0], d.centre[1], d.pick(0, math.pi))
 
 
 _DRAW = {"benign": (_draw_benign, 2), "pattern3": (_draw_pattern3, 3), "pattern4": (_draw_pattern4, 4)}
@@ -275,5 +275,5 @@ def draw_gland(gland: Gland, mpp: float, grain: Bytes) -> Stamp:
     drawing = _Drawing(gland, mpp, grain)
     draw, code = _DRAW[gland.kind]
     draw(drawing)
-    u, v, _, _ = gland.box()
+    u, v, _, _ = gland.find_box()
     return Stamp(u, v, drawing.haema, drawing.eosin, drawing.alpha, code)

@@ -39,7 +39,7 @@ class _Layout:
         self.borders: dict[int, tuple[Floats, Floats]] = {}
         self.taken: dict[tuple[int, int], list[tuple[float, float, float]]] = {}
 
-    def uniform(self, low: float, high: float) -> float:
+    def pick(self, low: float, high: float) -> float:
         return low + (high - low) * float(self.rng.random())
 
     def seed(self) -> int:
@@ -55,12 +55,12 @@ class _Layout:
         for i in range(count):
             slack = lane - width
             margin = min(0.04 * scene.length, 400 * self.um)
-            start = self.uniform(0.3, 1) * margin
-            stop = scene.length - self.uniform(0.3, 1) * margin
+            start = self.pick(0.3, 1) * margin
+            stop = scene.length - self.pick(0.3, 1) * margin
             bend = min(0.25 * slack, 150 * self.um)
-            bends = (self.uniform(-1, 1) * bend, self.uniform(-1, 1) * bend)
-            centre = (i + 0.5) * lane + self.uniform(-0.1, 0.1) * slack
-            half = width / 2 * self.uniform(0.9, 1.0)
+            bends = (self.pick(-1, 1) * bend, self.pick(-1, 1) * bend)
+            centre = (i + 0.5) * lane + self.pick(-0.1, 0.1) * slack
+            half = width / 2 * self.pick(0.9, 1.0)
             scene.cores.append(Core(start, stop, centre, *bends, half, scene.mpp, self.seed()))
 
     def zones(self, isup_grade: int) -> dict[int, list[tuple[float, float, int]]]:
@@ -70,15 +70,15 @@ class _Layout:
         if not choices:
             return zones
         first, second = choices[int(self.rng.random() * len(choices))]
-        share = self.uniform(0.64, 0.72) if first != second else 1.0
+        share = self.pick(0.64, 0.72) if first != second else 1.0
         part = share / _COVER[first]
         part /= part + (1 - share) / _COVER[second]
         order = sorted(range(len(self.scene.cores)), key=lambda _: float(self.rng.random()))
         foci = 1 if self.rng.random() < 0.6 else 2
         for rank, number in enumerate(order[:foci]):
             core = self.scene.cores[number]
-            length = (core.stop - core.start) * (self.uniform(0.5, 0.75) if not rank else self.uniform(0.25, 0.45))
-            u0 = core.start + self.uniform(0.08, 0.92) * (core.stop - core.start - length)
+            length = (core.stop - core.start) * (self.pick(0.5, 0.75) if not rank else self.pick(0.25, 0.45))
+            u0 = core.start + self.pick(0.08, 0.92) * (core.stop - core.start - length)
             cut, u1 = u0 + part * length, u0 + length
             if part == 1:
                 zones[number] = [(u0, u1, first)]
@@ -102,10 +102,10 @@ class _Layout:
     def take(self, u: float, v: float, radius: float) -> None:
         self.taken.setdefault((int(u // self.cell), int(v // self.cell)), []).append((u, v, radius))
 
-    def border(self, core: Core, u: float) -> tuple[float, float]:
+    def find_border(self, core: Core, u: float) -> tuple[float, float]:
         """Return the borders of the core near `u`, from a table with one entry per 8 px."""
         if core.seed not in self.borders:
-            self.borders[core.seed] = core.edges(np.arange(0, self.scene.length + 8, 8, dtype=np.float64))
+            self.borders[core.seed] = core.find_edges(np.arange(0, self.scene.length + 8, 8, dtype=np.float64))
         top, bottom = self.borders[core.seed]
         i = min(max(int(u) // 8, 0), len(top) - 1)
         return float(top[i]), float(bottom[i])
@@ -119,11 +119,11 @@ class _Layout:
         for step in range(3):
             r0 = high - (high - low) * (step + 1) / 3
             for _ in range(int(tries * area / (math.pi * (r0 + (high - low) / 6) ** 2))):
-                radius = self.uniform(r0, r0 + (high - low) / 3)
-                u, across = self.uniform(*span), self.uniform(-1, 1)
+                radius = self.pick(r0, r0 + (high - low) / 3)
+                u, across = self.pick(*span), self.pick(-1, 1)
                 if u - span[0] < 0.6 * radius or span[1] - u < 0.6 * radius:
                     continue
-                top, bottom = self.border(core, u)
+                top, bottom = self.find_border(core, u)
                 if bottom - top < 2.2 * low:
                     continue
                 v = (top + bottom) / 2 + across * max((bottom - top) / 2 - 0.75 * radius, 0)
@@ -131,19 +131,19 @@ class _Layout:
                     self.take(u, v, radius)
                     yield u, v, radius
 
-    def ring(self, u: float, v: float, radius: float, squeeze: tuple[float, float], waves: Floats) -> Floats:
+    def make_ring(self, u: float, v: float, radius: float, squeeze: tuple[float, float], waves: Floats) -> Floats:
         """Return a closed outline within `radius`: an ellipse with the given cosine waves from k = 2 on."""
         theta = np.arange(64) * (2 * math.pi / 64)
         r = np.ones(64)
         for k, height in enumerate(waves, start=2):
-            r += height * np.cos(k * theta + self.uniform(0, 2 * math.pi))
+            r += height * np.cos(k * theta + self.pick(0, 2 * math.pi))
         r *= radius / r.max()
-        a, turn = self.uniform(*squeeze), self.uniform(0, math.pi)
+        a, turn = self.pick(*squeeze), self.pick(0, math.pi)
         x, y = r * np.cos(theta), r * np.sin(theta) * a
         c, s = math.cos(turn), math.sin(turn)
         return np.stack([u + c * x - s * y, v + s * x + c * y], axis=1)
 
-    def rings(self, kind: Kind, core: Core, span: tuple[float, float]) -> None:
+    def add_rings(self, kind: Kind, core: Core, span: tuple[float, float]) -> None:
         um = self.um
         radii, gap, tries, squeeze, waves = {
             "benign": ((46 * um, 112 * um), 1 * um, 14.0, (0.6, 0.92), np.array([0.10, 0.09, 0.06, 0.05])),
@@ -151,16 +151,16 @@ class _Layout:
             "cords": ((6 * um, 17 * um), 3 * um, 2.0, (0.35, 0.6), np.array([0.04, 0.05])),
         }[kind]
         for u, v, radius in self.scatter(core, span, radii, gap, tries):
-            self.scene.add(Gland(kind, self.ring(u, v, radius, squeeze, waves), self.seed()))
+            self.scene.add(Gland(kind, self.make_ring(u, v, radius, squeeze, waves), self.seed()))
 
-    def sheets(self, kind: Kind, core: Core, span: tuple[float, float], pitch: float, gap: float) -> None:
+    def add_sheets(self, kind: Kind, core: Core, span: tuple[float, float], pitch: float, gap: float) -> None:
         """Fill an interval with sheets: jittered hexagons that share their corners, shrunk by a thin septum."""
         height = pitch * math.sqrt(3) / 2
         salt = self.seed()
         for row in range(-math.ceil(core.half * 1.6 / height), math.ceil(core.half * 1.6 / height) + 1):
             for col in range(int((span[1] - span[0]) / pitch) + 2):
                 u = span[0] + (col + 0.5 * (row % 2)) * pitch
-                top, bottom = self.border(core, u)
+                top, bottom = self.find_border(core, u)
                 v = core.centre + row * height
                 if not (span[0] <= u <= span[1] and top - 0.3 * pitch < v < bottom + 0.3 * pitch):
                     continue
@@ -188,15 +188,15 @@ class _Layout:
             at = core.start
             for u0, u1, pattern in [*zones.get(number, []), (core.stop, core.stop, 0)]:
                 if u0 > at:
-                    self.rings("benign", core, (at, u0))
+                    self.add_rings("benign", core, (at, u0))
                 at = u1
                 if pattern == 3:
-                    self.rings("pattern3", core, (u0, u1))
+                    self.add_rings("pattern3", core, (u0, u1))
                 elif pattern == 4:
-                    self.sheets("pattern4", core, (u0, u1), self.uniform(150, 200) * self.um, 5 * self.um)
+                    self.add_sheets("pattern4", core, (u0, u1), self.pick(150, 200) * self.um, 5 * self.um)
                 elif pattern == 5:
-                    self.sheets("pattern5", core, (u0, u1), self.uniform(120, 160) * self.um, 4 * self.um)
-                    self.rings("cords", core, (u0, u1))
+                    self.add_sheets("pattern5", core, (u0, u1), self.pick(120, 160) * self.um, 4 * self.um)
+                    self.add_rings("cords", core, (u0, u1))
 
 
 def _round_corners(corners: Floats, gap: float, rng: np.random.Generator) -> Floats:

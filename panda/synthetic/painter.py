@@ -76,7 +76,7 @@ def _pack(rgb: Bytes) -> Packed:
     return four.view("<u4")[..., 0]
 
 
-def _texture(field: Floats) -> Bytes:
+def _to_bytes(field: Floats) -> Bytes:
     return np.rint(np.clip(128 + 127 * field, 0, 255)).astype(np.uint8)
 
 
@@ -108,10 +108,10 @@ def make_textures(mpp: float) -> Textures:
     grain = 0.6 * _weave(rng, (cells(4), cells(4))) + 0.5 * _weave(rng, (cells(1.6), cells(1.6)))
     base = rng.random((PERIOD, PERIOD, 1)) + rng.random((PERIOD, PERIOD, 1)) + 0.5 * rng.random((PERIOD, PERIOD, 3))
     noise = np.floor(base * (2 * _NOISE + 1) / 2.5).astype(np.uint8)
-    return Textures(_texture(fibres), _texture(bundles), _texture(cloud), _texture(grain), _pack(noise))
+    return Textures(_to_bytes(fibres), _to_bytes(bundles), _to_bytes(cloud), _to_bytes(grain), _pack(noise))
 
 
-def _window(texture: NDArray[Any], corner: tuple[int, int], size: tuple[int, int], step: int = 1) -> NDArray[Any]:
+def _cut_window(texture: NDArray[Any], corner: tuple[int, int], size: tuple[int, int], step: int = 1) -> NDArray[Any]:
     """Return (h, w) px at u, v of an endlessly repeated texture whose px are `step` px wide."""
     rows, cols = (np.arange(at, at + n) // step % PERIOD for at, n in zip(corner[::-1], size[::-1], strict=True))
     return np.take(np.take(texture, rows, axis=0), cols, axis=1)
@@ -133,11 +133,11 @@ class Painter:
         self.shift = [(int(rng.random() * PERIOD), int(rng.random() * PERIOD)) for _ in range(5)]
         self.reach = math.ceil(RAGGED_UM / scene.mpp) + 2
         self.pink = 108 + int(rng.random() * 36)
-        self.colours = self._colours(rng)
+        self.colours = self._mix_colours(rng)
         most = STAMP_CACHE_BYTES
         self.stamps: LRUCache[int, Stamp] = LRUCache(most, getsizeof=lambda stamp: min(3 * stamp.alpha.size, most))
 
-    def _colours(self, rng: np.random.Generator) -> Packed:
+    def _mix_colours(self, rng: np.random.Generator) -> Packed:
         """Return the (65536,) packed colours of the slide by haematoxylin · 256 + eosin (Beer-Lambert)."""
         strength = 0.84 + 0.32 * float(rng.random()), 0.84 + 0.32 * float(rng.random())
         amount = np.arange(256) / 255
@@ -149,7 +149,7 @@ class Painter:
             table[..., channel] = np.rint(self.style.glass[channel] * light) - _NOISE
         return _pack(table.reshape(-1, 3))
 
-    def stamp(self, number: int) -> Stamp:
+    def get_stamp(self, number: int) -> Stamp:
         """Return the picture of a gland, which is drawn again if it fell out of the bounded cache."""
         if (stamp := self.stamps.get(number)) is None:
             stamp = draw_gland(self.scene.glands[number], self.scene.mpp, self.textures.grain)
@@ -176,13 +176,13 @@ class Painter:
 
     def _draw(self, u: int, v: int, w: int, h: int) -> tuple[Bytes, Bytes]:
         # glass is at most 248 and the noise spans -4 to 4, so no channel spills into the next
-        packed = _window(self.textures.noise, (u, v), (w, h))
-        cover = self._cover(u, v, w, h)
+        packed = _cut_window(self.textures.noise, (u, v), (w, h))
+        cover = self._measure_cover(u, v, w, h)
         codes = np.zeros((h, w), np.uint8)
         if cover is None:
             packed = packed + self.colours[0]
         else:
-            haema, eosin = self._tissue(u, v, codes)
+            haema, eosin = self._draw_tissue(u, v, codes)
             nothing = np.zeros_like(codes)
             haema, eosin = mix(nothing, haema, cover), mix(nothing, eosin, cover)
             codes[cover < 128] = 0
@@ -192,13 +192,13 @@ class Painter:
             self._grey_out(rgb, u, v, self.style.grey)
         return rgb, codes
 
-    def _cover(self, u: int, v: int, w: int, h: int) -> Bytes | None:
+    def _measure_cover(self, u: int, v: int, w: int, h: int) -> Bytes | None:
         """Return the opacity (h, w) of tissue; None if the rectangle holds glass only."""
         at, across = np.arange(u, u + w, dtype=np.float64), np.arange(v, v + h, dtype=np.float64)[:, None]
         borders = list(self._find_borders(at, v, h, self.reach))
         if not borders:
             return None
-        cloud = _window(self.textures.grain, (u, v), (w, h), 2).astype(np.float64)
+        cloud = _cut_window(self.textures.grain, (u, v), (w, h), 2).astype(np.float64)
         ragged = (cloud - 128) * (RAGGED_UM / self.scene.mpp / 128)
         depths = (np.minimum(across - top, bottom - across) + ragged - 4 for top, bottom in borders)
         within = (np.where(bottom > top, depth, -1) for (top, bottom), depth in zip(borders, depths, strict=True))
@@ -207,13 +207,13 @@ class Painter:
             return None
         return np.floor(np.clip(inside * (0.8 * self.scene.mpp), 0, 1) * 255 + 0.5).astype(np.uint8)
 
-    def _tissue(self, u: int, v: int, codes: Bytes) -> tuple[Bytes, Bytes]:
+    def _draw_tissue(self, u: int, v: int, codes: Bytes) -> tuple[Bytes, Bytes]:
         """Return the stains of a rectangle at u, v as if it were all inside a core, and fill in `codes`."""
         h, w = codes.shape
         maps, at = self.textures, [(u + a, v + b) for a, b in self.shift]
-        along = _window(maps.fibres, at[0], (w, h))
-        other = _window(maps.bundles, at[1], (w, h))
-        cloud = _window(maps.cloud, at[2], (w, h), 2)
+        along = _cut_window(maps.fibres, at[0], (w, h))
+        other = _cut_window(maps.bundles, at[1], (w, h))
+        cloud = _cut_window(maps.cloud, at[2], (w, h), 2)
         which = (np.clip(cloud.astype(np.int16) - 96, 0, 63) * 4).astype(np.uint8)
         fibre = mix(along, other, which).astype(np.int16) - 128
         eosin = self.pink + (fibre * 5 >> 3) + (cloud.astype(np.int16) - 128 >> 3)
@@ -230,12 +230,12 @@ class Painter:
     def _draw_stamp(self, number: int, corner: tuple[int, int], layers: tuple[Bytes, Bytes, Bytes]) -> None:
         """Draw a gland's stamp on the layers (haematoxylin, eosin, codes) with their corner at u, v, in place."""
         h, w = layers[2].shape
-        box = self.scene.glands[number].box()
+        box = self.scene.glands[number].find_box()
         a, b = max(box[0], corner[0]), max(box[1], corner[1])
         c, d = min(box[2], corner[0] + w), min(box[3], corner[1] + h)
         if a >= c or b >= d:
             return
-        stamp = self.stamp(number)
+        stamp = self.get_stamp(number)
         own = np.s_[b - stamp.v : d - stamp.v, a - stamp.u : c - stamp.u]
         here = np.s_[b - corner[1] : d - corner[1], a - corner[0] : c - corner[0]]
         haema, eosin, codes = (layer[here] for layer in layers)
@@ -287,7 +287,7 @@ class Painter:
     def _find_borders(self, at: Floats, v: int, h: int, reach: int) -> Iterator[tuple[Floats, Floats]]:
         """Yield the borders at columns `at` of each core that comes within `reach` px of rows v to v + h."""
         for core in self.scene.cores:
-            top, bottom = core.edges(at)
+            top, bottom = core.find_edges(at)
             some = bottom > top
             if some.any() and top[some].min() < v + h + reach and bottom[some].max() > v - reach:
                 yield top, bottom

@@ -52,7 +52,7 @@ class Core:
     mpp: float
     seed: int
 
-    def edges(self, u: Floats) -> tuple[Floats, Floats]:
+    def find_edges(self, u: Floats) -> tuple[Floats, Floats]:
         """Return the upper and lower border (v in px) of the core at positions `u`; they are equal past its ends."""
         span = (self.stop - self.start) / 2
         s = np.clip((u - self.start) / span - 1, -1, 1)
@@ -74,7 +74,7 @@ class Gland:
     outline: Floats
     seed: int
 
-    def box(self) -> tuple[int, int, int, int]:
+    def find_box(self) -> tuple[int, int, int, int]:
         """Return u0, v0, u1, v1: the box of whole px that the outline may touch, soft border included."""
         low, high = self.outline.min(axis=0), self.outline.max(axis=0)
         return int(low[0]) - 6, int(low[1]) - 6, int(high[0]) + 7, int(high[1]) + 7
@@ -98,7 +98,7 @@ class Scene:
 
     def add(self, gland: Gland) -> None:
         """Add a gland; a later gland covers earlier ones."""
-        u0, v0, u1, v1 = gland.box()
+        u0, v0, u1, v1 = gland.find_box()
         for cu in range(u0 // CELL_PX, u1 // CELL_PX + 1):
             for cv in range(v0 // CELL_PX, v1 // CELL_PX + 1):
                 self._index.setdefault((cu, cv), []).append(len(self.glands))

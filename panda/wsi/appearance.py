@@ -185,7 +185,7 @@ class Picture:
         for own, wide, within in self._stripes(8):
             magenta = self._magenta[wide]
             falloff = cv2.convertScaleAbs(cv2.dilate(magenta, make_disc(9)), alpha=_BORDER)
-            enough = (magenta >= self._lowest_magenta(wide, STRICT.grow, search.grow)) & (magenta >= falloff)
+            enough = (magenta >= self._find_limit(wide, STRICT.grow, search.grow)) & (magenta >= falloff)
             closed = cv2.morphologyEx(enough.astype(np.uint8), cv2.MORPH_CLOSE, make_disc(5))
             mask[own], other[own] = enough[within], closed[within] == 0
         hole = HOLE_UM2 / self._um**2
@@ -199,7 +199,7 @@ class Picture:
             mask[own] = ~other[own] & ((self._flags[own] & _INK) == 0)
         return mask
 
-    def _lowest_magenta(self, rows: slice, strict: int, own: int) -> Bytes:
+    def _find_limit(self, rows: slice, strict: int, own: int) -> Bytes:
         """Return the limit of each px: the search's own, or the strict one if JPEG spills colour there."""
         return np.where((self._flags[rows] & _SPILL) > 0, np.uint8(strict), np.uint8(own))
 
@@ -219,7 +219,7 @@ class Picture:
             even = cv2.blur(self._magenta[wide], (5, 5))
             step = cv2.subtract(cv2.dilate(even, make_disc(9)), cv2.erode(even, make_disc(9)))[within]
             hue = (self._flags[own] & _STAIN_HUE) > 0
-            seeds = mask & (hue | large[numbers]) & (magenta >= self._lowest_magenta(own, STRICT.seed, search.seed))
+            seeds = mask & (hue | large[numbers]) & (magenta >= self._find_limit(own, STRICT.seed, search.seed))
             for counted, px in (
                 (borders, border),
                 (seeded, seeds),

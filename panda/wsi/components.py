@@ -27,7 +27,7 @@ Measure = Literal["area", "box", "all"]
 """The measures of components: `box` takes twice as long as `area` alone, `all` longer."""
 
 
-def window_slices(window: Window) -> tuple[slice, slice]:
+def slice_window(window: Window) -> tuple[slice, slice]:
     """Return the rows and columns of a window."""
     x0, y0, width, height = window
     return slice(y0, y0 + height), slice(x0, x0 + width)
@@ -57,7 +57,7 @@ class Components:
     def __len__(self) -> int:
         return len(self.area) - 1
 
-    def numbers_in(self, window: Window) -> Labels:
+    def find_numbers(self, window: Window) -> Labels:
         """Return the numbers of the components that a block of the mask touches, after a 0 for the background."""
         return self._numbers[window[:2]]
 
@@ -68,7 +68,7 @@ class Components:
             window: A block in which the components were found.
             mask: The unchanged content of the block, (h, w) bool.
         """
-        numbers = self.numbers_in(window)
+        numbers = self.find_numbers(window)
         if len(numbers) == 1:
             return np.zeros(mask.shape, np.int32)
         labels = self._labels.get(window[:2])
@@ -137,7 +137,7 @@ class ComponentFinder:
         columns = {"area": 1, "box": 5, "all": 8}[self.measure]
         stats = np.concatenate([np.zeros((0, columns), np.int64), *self._stats])
         pairs = np.concatenate([np.zeros((2, 0), np.int64), *self._pairs], axis=1)
-        roots, of = np.unique(_roots(self._count, pairs), return_inverse=True)
+        roots, of = np.unique(_find_roots(self._count, pairs), return_inverse=True)
         found = len(roots)
         area, sums = np.zeros(found, np.int64), np.zeros((found, 2), np.int64)
         box, start, order = np.zeros((found, 4), np.int64), np.zeros((found, 2), np.int64), np.arange(found)
@@ -226,11 +226,11 @@ def _measure(mask: Mask, connectivity: int, measure: Measure, x0: int, y0: int) 
     if measure == "all":
         # The mean of whole numbers times their number is whole: rounding restores what the floats lost.
         sums = np.rint(centroids[1:] * area[:, None]).astype(np.int64) + area[:, None] * np.array([x0, y0])
-        columns += [sums[:, 0], sums[:, 1], _first_columns(labels, top) + x0]
+        columns += [sums[:, 0], sums[:, 1], _find_first_columns(labels, top) + x0]
     return labels, np.stack(columns, axis=1)
 
 
-def _first_columns(labels: Labels, tops: NDArray[np.int64]) -> NDArray[np.int64]:
+def _find_first_columns(labels: Labels, tops: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the leftmost column of each label's topmost row, in px of the block."""
     columns = np.zeros(len(tops), np.int64)
     for top in np.unique(tops):
@@ -240,7 +240,7 @@ def _first_columns(labels: Labels, tops: NDArray[np.int64]) -> NDArray[np.int64]
     return columns
 
 
-def _roots(count: int, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+def _find_roots(count: int, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the smallest of all numbers, 0 to count - 1, that pairs join each number to, directly or not.
 
     Each round halves the number of trees at least (Shiloach and Vishkin, "An O(log n) parallel connectivity

@@ -43,7 +43,7 @@ def isup_grade_from_score(score: str) -> int:
     return isup_grade(int(parts[1]), int(parts[2]))
 
 
-def class_names(target: str, count: int) -> list[str]:
+def list_class_names(target: str, count: int) -> list[str]:
     """Return the names of the classes of a grading target: `isup` by grade, `cancer` by word."""
     if target == "cancer" or count == 2:
         return ["no cancer", "cancer"]

@@ -103,10 +103,10 @@ class LabelMask:
         """Read codes as `read` does, and return also which rows and columns are on the slide."""
         if min(size) <= 0:
             raise MaskError(f"{self.path}: asked for {size[0]} x {size[1]} px; both must be at least 1")
-        level = self._level_for(resolution)
+        level = self._choose_level(resolution)
         width, height = self.level_dimensions[level]
-        x = self._px_under_centres(resolution, 0, location[0], size[0], width)
-        y = self._px_under_centres(resolution, 1, location[1], size[1], height)
+        x = self._find_px_under_centres(resolution, 0, location[0], size[0], width)
+        y = self._find_px_under_centres(resolution, 1, location[1], size[1], height)
         out = np.zeros((size[1], size[0]), np.uint8)
         on_slide = _slice_inside(y, height), _slice_inside(x, width)
         y, x = y[on_slide[0]], x[on_slide[1]]
@@ -117,7 +117,7 @@ class LabelMask:
                 inside[by : by + bh, bx : bx + bw] = self._gather(level, x[bx : bx + bw], y[by : by + bh])
         return out, on_slide
 
-    def _px_under_centres(
+    def _find_px_under_centres(
         self, resolution: Resolution, axis: int, start: int, count: int, mask_length: int
     ) -> NDArray[np.int64]:
         """Return the mask level px under the centres of `count` working px from `start` (slide level-0 px) on."""
@@ -145,7 +145,7 @@ class LabelMask:
             ) from exc
         return window if (width, height) == (x.size, y.size) else window[np.ix_(y - y0, x - x0)]
 
-    def _level_for(self, resolution: Resolution) -> int:
+    def _choose_level(self, resolution: Resolution) -> int:
         """Return the coarsest mask level that is not coarser than the working resolution."""
         largest = resolution.downsample * (1 + SNAP) / max(self.frame.sx, self.frame.sy)
         scales = [level_scale(self.level_dimensions[0], size)[0] for size in self.level_dimensions]

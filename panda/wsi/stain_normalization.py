@@ -141,7 +141,7 @@ def _tabulate_density(glass: Vector) -> NDArray[np.float32]:
     return np.maximum(np.log(np.maximum(glass, 1) / light), 0).astype(np.float32)[None]
 
 
-def _basis(profile: StainProfile) -> NDArray[np.float64]:
+def _build_basis(profile: StainProfile) -> NDArray[np.float64]:
     """Return, in rows, the two stains at full strength and the direction that is perpendicular to both."""
     stains = np.array([profile.haematoxylin, profile.eosin])
     neither = np.cross(*stains)
@@ -149,9 +149,9 @@ def _basis(profile: StainProfile) -> NDArray[np.float64]:
 
 
 @functools.lru_cache(4096)
-def _change(profile: StainProfile, reference: StainProfile) -> NDArray[np.float64]:
+def _build_change(profile: StainProfile, reference: StainProfile) -> NDArray[np.float64]:
     """Return the matrix (3, 3) that maps the optical density of a pixel, a column, to the reference's."""
-    return np.asarray(_basis(reference).T @ np.linalg.inv(_basis(profile).T))
+    return np.asarray(_build_basis(reference).T @ np.linalg.inv(_build_basis(profile).T))
 
 
 def normalize_stain(
@@ -167,6 +167,6 @@ def normalize_stain(
     Returns:
         (h, w, 3) uint8 RGB. Px as bright as the slide's glass, or brighter, get the colour of the reference's glass.
     """
-    density = cv2.transform(compute_density(rgb, profile.glass), _change(profile, reference).astype(np.float32))
+    density = cv2.transform(compute_density(rgb, profile.glass), _build_change(profile, reference).astype(np.float32))
     light = cv2.exp(-density) * np.array(reference.glass, np.float32)
     return np.asarray(np.rint(np.minimum(light, WHITE)), np.uint8)

@@ -68,7 +68,7 @@ class MaskComponents:
         The caller may change these rows of the mask.
         """
         for own, window in self._stripes():
-            if len(self._found.numbers_in(window)) > 1:
+            if len(self._found.find_numbers(window)) > 1:
                 yield own, self._found.number_px(window, self._mask[own])
 
     def mark_px(self, chosen: Mask) -> Iterator[tuple[slice, Mask]]:
@@ -82,7 +82,7 @@ class MaskComponents:
         chosen = chosen.copy()
         chosen[0] = False
         for own, window in self._stripes():
-            if chosen[self._found.numbers_in(window)].any():
+            if chosen[self._found.find_numbers(window)].any():
                 yield own, chosen[self._found.number_px(window, self._mask[own])]
 
     def remove(self, chosen: Mask) -> None:
