@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from panda.data.augment import Augmentation
-from panda.data.loaders import Draw, DrawSampler, resolve_draw
+from panda.data.loaders import Draw, DrawSampler, find_item, find_seed
 from panda.errors import ConfigError
 
 
@@ -67,13 +67,14 @@ def test_albumentations_import_makes_no_version_request() -> None:
     assert check_version.opener is None
 
 
-def test_resolve_draw_plain_index_uses_torch_generator() -> None:
+def test_find_seed_plain_index_uses_torch_generator() -> None:
     torch.manual_seed(4)
-    first = resolve_draw(3)
+    first = find_seed(3)
     torch.manual_seed(4)
-    assert resolve_draw(3) == first
-    assert resolve_draw(3) != first
-    assert resolve_draw(Draw(2, 9)) == (2, 9)
+    assert find_seed(3) == first
+    assert find_seed(3) != first
+    assert find_item(3) == 3
+    assert (find_item(Draw(2, 9)), find_seed(Draw(2, 9))) == (2, 9)
 
 
 def test_draw_sampler_depends_on_seed_and_epoch_only() -> None:
@@ -81,7 +82,9 @@ def test_draw_sampler_depends_on_seed_and_epoch_only() -> None:
     first, second = list(sampler), list(sampler)
     assert sorted(item for item, _ in first) == list(range(10))
     assert first != second
-    assert list(DrawSampler(10, seed=1, epoch=1)) == second
+    later = DrawSampler(10, seed=1)
+    later.set_epoch(1)
+    assert list(later) == second
     sampler.set_epoch(0)
     assert list(sampler) == first
     assert list(DrawSampler(10, seed=2)) != first

@@ -182,7 +182,8 @@ def test_check_config_threshold_is_word_or_bin_probability(value: str) -> None:
         "trainer.max_epochs=0",
         "trainer.max_epochs=-1",
         "trainer.max_epochs=-3",
-        "+trainer.max_steps=0",
+        "+trainer.max_steps=10",
+        "+trainer.reload_dataloaders_every_n_epochs=1",
         "+trainer.limit_train_batches=0",
         "+trainer.limit_val_batches=0.0",
         "+trainer.limit_val_batches=1.5",
@@ -202,7 +203,6 @@ def test_check_config_trainer_without_work_is_refused(override: str) -> None:
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("trainer.max_epochs=-1", "+trainer.max_steps=10"),
         ("+trainer.limit_train_batches=2", "+trainer.limit_val_batches=1.0"),
         ("trainer.gradient_clip_val=null", "trainer.max_epochs=null", "+trainer.check_val_every_n_epoch=2"),
     ],

@@ -52,14 +52,14 @@ class Plain(nn.Sequential):
 class Data(pl.LightningDataModule):
     """13 patches to learn from, which two devices cannot share evenly, and 5 to validate on."""
 
-    def __init__(self, batch: int, broken: int | None = None, choose: Choice | None = None) -> None:
+    def __init__(self, batch: int, broken: int | None = None, choose: Choice | None = None, workers: int = 0) -> None:
         super().__init__()
-        self.batch, self.choose = batch, choose
+        self.batch, self.choose, self.workers = batch, choose, workers
         self.patches = Named()
         self.patches.broken = broken
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return make_train_loader(self.patches, 12, self.batch, 0, self.trainer, choose=self.choose)
+        return make_train_loader(self.patches, 12, self.batch, self.workers, self.trainer, choose=self.choose)
 
     def val_dataloader(self) -> DataLoader[Any]:
         image = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(8))
@@ -68,14 +68,18 @@ class Data(pl.LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         return {"losses": self.choose.losses} if isinstance(self.choose, HardDraws) else {}
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        assert isinstance(self.choose, HardDraws)
+        self.choose.losses = state_dict["losses"]
 
-def make_run(folder: Path, data: Data, *overrides: str) -> Run:
+
+def make_run(folder: Path, data: Data, *overrides: str, resume: Path | None = None) -> Run:
     cfg = compose_config("trainer.max_epochs=2", "logger=csv", f"run_dir={folder}", *overrides)
-    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     pl.seed_everything(cfg.seed, verbose=False)
-    task = SegmentationTask(Plain(), BCELoss(), Optim(lr=0.05), METADATA)  # type: ignore[arg-type]
+    task = SegmentationTask(Plain(), BCELoss(), Optim(lr=0.05, schedule="none"), METADATA)  # type: ignore[arg-type]
     experiment: Any = SimpleNamespace(monitor="val/dice", mode="max")
-    run = Run(cfg, folder, None, build_trainer(cfg, folder, experiment, Clock(time.monotonic())))
+    run = Run(cfg, folder, resume, build_trainer(cfg, folder, experiment, Clock(time.monotonic()), resume))
     run.fit(task, data, {})
     return run
 
@@ -103,6 +107,20 @@ def test_ddp_two_processes_equal_one_with_double_batch(tmp_path: Path) -> None:
     assert two.training is not None
     assert two.training.epochs == 2
     assert "MASTER_PORT" not in os.environ
+
+
+@pytest.mark.slow
+def test_ddp_resumed_with_workers_equals_whole(tmp_path: Path) -> None:
+    def make_data() -> Data:
+        return Data(2, choose=HardDraws(12), workers=2)
+
+    whole = make_run(tmp_path / "whole", make_data(), *DDP)
+    short = make_run(tmp_path / "short", make_data(), *DDP, "trainer.max_epochs=1")
+    resumed = make_run(tmp_path / "short", make_data(), *DDP, resume=short.last)
+    ours, theirs = last(resumed), last(whole)
+    assert ours["epoch"] == theirs["epoch"] == 1
+    for key in ("state_dict", "optimizer_states", "Data"):
+        torch.testing.assert_close(ours[key], theirs[key], rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.slow
@@ -139,8 +157,8 @@ def test_ddp_killed_process_ends_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("choose", [None, HardDraws(50), BalancedDraws(np.arange(50) < 5, np.arange(50) % 7, 0.5)])
 @pytest.mark.parametrize("devices", [2, 3])
 def test_draws_on_devices_together_equal_draws_on_one(choose: Any, devices: int) -> None:
-    alone = list(DrawSampler(50, seed=3, epoch=1, choose=choose))
-    shares = [DrawSampler(50, seed=3, epoch=1, choose=choose, share=(device, devices)) for device in range(devices)]
+    alone = list(DrawSampler(50, seed=3, choose=choose))
+    shares = [DrawSampler(50, seed=3, choose=choose, share=(device, devices)) for device in range(devices)]
     drawn = [list(share) for share in shares]
     assert {len(draws) for draws in drawn} == {len(share) for share in shares} == {50 // devices}
     together = [draw for turn in zip(*drawn, strict=True) for draw in turn]

@@ -76,6 +76,7 @@ def test_draw_sampler_epoch_follows_seed_and_number(choose: Any) -> None:
     sampler = DrawSampler(50, seed=3, choose=choose)
     epochs = [list(sampler) for _ in range(3)]
     assert epochs[0] != epochs[1]
-    later = DrawSampler(50, seed=3, epoch=2, choose=choose)
+    later = DrawSampler(50, seed=3, choose=choose)
+    later.set_epoch(2)
     assert list(later) == epochs[2]
     assert later.order == [draw.item for draw in epochs[2]]

@@ -28,7 +28,7 @@ from panda.app.resume import load_resumed_config
 from panda.app.run import Run
 from panda.app.train import build_trainer, find_objective
 from panda.data.bagset import BagItem
-from panda.data.loaders import Draw, make_ordered_loader, make_train_loader, resolve_draw
+from panda.data.loaders import Draw, find_item, make_ordered_loader, make_train_loader
 from panda.data.manifest import SlideRecord
 from panda.data.patchset import PatchSet
 from panda.errors import CheckpointError, ConfigError, PandaError, SlideError
@@ -131,7 +131,7 @@ class Named(PatchSet):
         return f"slide at level-0 px ({index}, 0)"
 
     def __getitem__(self, index: int | Draw) -> tuple[Tensor, Tensor]:
-        number, _ = resolve_draw(index)
+        number = find_item(index)
         image = self.images[number]
         return image * (torch.nan if number == self.broken else 1), (image[:1] > 0.5).float()
 
@@ -294,6 +294,21 @@ def test_run_moved_folder_keeps_best_epoch(tmp_path: Path, interrupted_run: Path
     assert run.best.read_bytes() == before
     assert torch.load(last, weights_only=True)["epoch"] == 2
     assert sorted(path.name for path in run.best.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+@pytest.mark.parametrize(("patience", "epochs"), [(2, 3), (4, 5)])
+def test_run_stopped_early_resumes_only_with_more_patience(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: int, epochs: int
+) -> None:
+    def log_constant(task: SegmentationTask) -> None:
+        task.log("val/constant", 1.0)
+
+    monkeypatch.setattr(SegmentationTask, "on_validation_epoch_end", log_constant)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    train_run(tmp_path, "trainer.max_epochs=9", "task.patience=2", monitor="val/constant")
+    assert torch.load(last, weights_only=True)["epoch"] == 2
+    train_run(tmp_path, "trainer.max_epochs=9", f"task.patience={patience}", monitor="val/constant", resume=last)
+    assert torch.load(last, weights_only=True)["epoch"] == epochs - 1
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 
 from panda.app.entry_point import set_up_logging
 
@@ -32,6 +32,21 @@ class MovableCheckpoint(ModelCheckpoint):
         }
         best = {relocate(path): score for path, score in state_dict["best_k_models"].items()}
         super().load_state_dict({**state_dict, **paths, "best_k_models": best, "dirpath": self.dirpath})
+
+
+class Patience(EarlyStopping):
+    """Lightning's early stopping, which a resumed run neither forgets nor overrides.
+
+    Lightning trains one more epoch after a stopped run is resumed, and takes the patience of the earlier session.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the state, except for the patience."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop a training that has already waited long enough."""
+        trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
 
 
 class ProgressBar(TQDMProgressBar):

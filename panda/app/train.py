@@ -13,11 +13,19 @@ import pytorch_lightning as pl
 import torch
 import wandb
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 
 from panda.app.build import Faults, build
-from panda.app.callbacks import Clock, EpochSeed, LearningRateLogger, MovableCheckpoint, ProgressBar, WarningFilter
+from panda.app.callbacks import (
+    Clock,
+    EpochSeed,
+    LearningRateLogger,
+    MovableCheckpoint,
+    Patience,
+    ProgressBar,
+    WarningFilter,
+)
 from panda.app.config_check import check_config
 from panda.app.dashboard import replay_views
 from panda.app.distributed import find_device_faults
@@ -173,11 +181,17 @@ def build_trainer(
             mode=mode,
             enable_version_counter=False,
         ),
-        # Lightning's save_last follows the best checkpoint and would leave an older epoch to resume from.
+        # Lightning's save_last follows the best checkpoint and would leave an older epoch to resume from. At the end of
+        # validation, which is its default with rare validations, an epoch does not count as complete.
         MovableCheckpoint(
-            dirpath=folder / "checkpoints", filename="last", monitor=None, save_top_k=1, enable_version_counter=False
+            dirpath=folder / "checkpoints",
+            filename="last",
+            monitor=None,
+            save_top_k=1,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
         ),
-        EarlyStopping(monitor=monitor, mode=mode, patience=cfg.task.patience, check_finite=False),
+        Patience(monitor=monitor, mode=mode, patience=cfg.task.patience, check_finite=False),
         LearningRateLogger(),
         ProgressBar(refresh_rate=5),
     ]

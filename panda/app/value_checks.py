@@ -67,17 +67,15 @@ def _find_trainer_faults(trainer: Mapping[str, Any]) -> list[str]:
         return value if isinstance(value, int | float) and not isinstance(value, bool) else default
 
     faults = []
-    epochs, steps = number("max_epochs", 1000), number("max_steps", -1)
-    if not (epochs >= 1 or (epochs == -1 and steps >= 1)):
-        faults.append(f"trainer.max_epochs={epochs} must be at least 1, or -1 with a trainer.max_steps")
-    if not (steps >= 1 or steps == -1):
-        faults.append(f"trainer.max_steps={steps} must be at least 1, or -1 for no limit")
+    epochs = number("max_epochs", 1000)
+    if epochs < 1:
+        faults.append(f"trainer.max_epochs={epochs} must be at least 1")
     for key in ("limit_train_batches", "limit_val_batches", "val_check_interval"):
         value = number(key, 1.0)
         if value <= 0 or (isinstance(value, float) and value > 1):
             faults.append(f"trainer.{key}={value} must be a share above 0 and at most 1.0, or at least 1 batch")
     every = number("check_val_every_n_epoch", 1)
-    if every < 1 or (epochs != -1 and every > epochs >= 1):
+    if every < 1 or every > epochs >= 1:
         faults.append(
             f"trainer.check_val_every_n_epoch={every} must be from 1 to max_epochs: validation picks the epoch"
         )
@@ -90,6 +88,16 @@ def _find_trainer_faults(trainer: Mapping[str, Any]) -> list[str]:
     for key in ("fast_dev_run", "overfit_batches", "barebones"):
         if trainer.get(key):
             faults.append(f"trainer.{key}={trainer[key]} leaves no checkpoint or no validation: remove it")
+    if number("max_steps", -1) != -1:
+        faults.append(
+            f"trainer.max_steps={trainer['max_steps']}: Lightning cannot resume a run that counts steps; give "
+            "trainer.max_epochs, and trainer.limit_train_batches for short epochs"
+        )
+    if trainer.get("reload_dataloaders_every_n_epochs"):
+        faults.append(
+            f"trainer.reload_dataloaders_every_n_epochs={trainer['reload_dataloaders_every_n_epochs']} would forget "
+            "the losses of hard patches: remove it"
+        )
     for key in SET_BY_RUN:
         if trainer.get(key) is not None:
             faults.append(f"trainer.{key}={trainer[key]} has no effect, because each run sets it: remove it")

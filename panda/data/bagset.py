@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from panda.data.augment import Augmentation
 from panda.data.bags import convert_to_planes, read_features, read_tiles
-from panda.data.loaders import Draw, resolve_draw
+from panda.data.loaders import Draw, find_item, find_seed
 from panda.data.manifest import SlideRecord
 from panda.data.settings import ResolutionSettings, SlideSettings
 from panda.errors import ManifestError
@@ -96,7 +96,7 @@ class BagSet(Dataset[tuple[Tensor, Tensor, int, str]]):
         return len(self.items)
 
     def __getitem__(self, index: int | Draw) -> tuple[Tensor, Tensor, int, str]:
-        number, seed = resolve_draw(index)
+        number = find_item(index)
         settings = self.settings
         item = self.items[number]
         record, coords = item.record, item.coords[: self.k]
@@ -109,6 +109,7 @@ class BagSet(Dataset[tuple[Tensor, Tensor, int, str]]):
             resolution = settings.resolution.resolve(slide)
             tiles = read_tiles(slide, coords, resolution, settings.tile_size, item.stain)
         if self.transform is not None:
+            seed = find_seed(index)
             tiles = [self.transform.augment_image(tile, seed + offset) for offset, tile in enumerate(tiles)]
         bag = np.zeros((self.k, 3, settings.tile_size, settings.tile_size), dtype=np.float32)
         for offset, tile in enumerate(tiles):

@@ -6,7 +6,7 @@ The sampler draws the order of an epoch, and a seed for the random choices of ea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
 from panda.errors import ConfigError
 
+T_co = TypeVar("T_co", covariant=True)
 _SEEDS = 2**62
 Choice = Callable[[np.random.Generator], NDArray[np.int64]]
 """See `panda.data.samplers`."""
@@ -29,17 +30,21 @@ class Draw(NamedTuple):
     seed: int
 
 
-def resolve_draw(index: int | Draw) -> tuple[int, int]:
-    """Return item and seed of an index; a plain index gets a seed from torch's random generator."""
-    if isinstance(index, Draw):
-        return index.item, index.seed
-    return int(index), int(torch.randint(_SEEDS, ()).item())
+def find_item(index: int | Draw) -> int:
+    """Return the number of the item that an index or draw asks for."""
+    return index.item if isinstance(index, Draw) else int(index)
+
+
+def find_seed(index: int | Draw) -> int:
+    """Return the seed of a draw; a plain index takes one from torch's random generator."""
+    return index.seed if isinstance(index, Draw) else int(torch.randint(_SEEDS, ()).item())
 
 
 class DrawSampler(Sampler[Draw]):
     """Draw the items of an epoch, each with a seed for its augmentation.
 
     Order and seeds depend only on `seed` and the epoch, so an epoch is the same after a resume, and on every device.
+    The first pass is epoch 0, and each pass starts the next epoch if `set_epoch` does not set another.
     With several devices, each takes every n-th draw: their batches together are one larger batch of one device. The
     last draws of an epoch are left out if they are too few for all devices. So all devices have the same number of
     draws, and no item is drawn twice.
@@ -47,19 +52,16 @@ class DrawSampler(Sampler[Draw]):
     Args:
         items: Number of items.
         seed: Seed of the run.
-        epoch: The first epoch; each pass starts the next one, if `set_epoch` does not set another.
         choose: Gives the items of an epoch in order, as many as `items`; None for each once, in random order.
         share: Number of this device, from 0, and number of devices.
     """
 
-    def __init__(
-        self, items: int, seed: int, epoch: int = 0, choose: Choice | None = None, share: tuple[int, int] = (0, 1)
-    ) -> None:
+    def __init__(self, items: int, seed: int, choose: Choice | None = None, share: tuple[int, int] = (0, 1)) -> None:
         self.share = share
         self.choose = choose
         self.items = items
         self.seed = seed
-        self.epoch = epoch
+        self.epoch = 0
         self.order: list[int] = []
         """Items of the present pass on all devices, in the order of the draws."""
 
@@ -80,6 +82,17 @@ class DrawSampler(Sampler[Draw]):
         self.order = order[:whole]
         draws = [Draw(index, seed) for index, seed in zip(order, seeds, strict=True)]
         return iter(draws[device:whole:devices])
+
+
+class LazyLoader(DataLoader[T_co]):
+    """Begins a pass at its first batch, not at `iter()`.
+
+    For a resumed training, Lightning calls `iter()` before it sets the epoch of the sampler. Workers would prefetch at
+    once, and repeat the draws of the epoch before.
+    """
+
+    def __iter__(self) -> Iterator[T_co]:  # type: ignore[override]
+        yield from super().__iter__()
 
 
 def find_batch_items(loader: DataLoader[Any], number: int) -> list[int]:
@@ -112,18 +125,18 @@ def make_train_loader(
 
     The last batch of an epoch is left out if it has a single sample, because batch normalization needs two. The order
     is random, so each sample occurs in other epochs. The seed is that of torch's random generator, so it follows
-    Lightning's `seed_everything`. The trainer gives the number of this device, the number of devices, and the first
-    epoch after a resume; see `DrawSampler` for `choose`.
+    Lightning's `seed_everything`. The trainer gives the number of this device and the number of devices, and sets the
+    epoch before the first batch; see `DrawSampler` for `choose`.
 
     Raises:
         ConfigError: If there are more devices than items.
     """
-    share, epoch = _find_share(trainer, items), 0 if trainer is None else trainer.current_epoch
+    share = _find_share(trainer, items)
     a_device = items // share[1]
-    return DataLoader(
+    return LazyLoader(
         dataset,
         batch_size=batch_size,
-        sampler=DrawSampler(items, torch.initial_seed(), epoch, choose, share),
+        sampler=DrawSampler(items, torch.initial_seed(), choose, share),
         drop_last=batch_size > 1 and a_device > 1 and a_device % batch_size == 1,
         **_make_options(num_workers),
     )

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from panda.data.augment import Augmentation
 from panda.data.bags import convert_to_planes
-from panda.data.loaders import Draw, resolve_draw
+from panda.data.loaders import Draw, find_item, find_seed
 from panda.data.patch_manifests import PatchTable
 from panda.data.stain_estimates import Stains
 from panda.wsi.stain_normalization import normalize_stain
@@ -60,11 +60,10 @@ class PatchSet(Dataset[tuple[Tensor, Tensor]]):
         return f"{row.slide_id} at level-0 px ({row.x}, {row.y})"
 
     def __getitem__(self, index: int | Draw) -> tuple[Tensor, Tensor]:
-        number, seed = resolve_draw(index)
-        row = self.rows[number]
+        row = self.rows[find_item(index)]
         image, target = self.pixels.read(row, self.rows.store)
         if self.stains and (stain := self.stains[row.slide_id]):
             image = normalize_stain(image, stain)
         if self.transform is not None:
-            image, target = self.transform(image, target, seed)
+            image, target = self.transform(image, target, find_seed(index))
         return torch.from_numpy(convert_to_planes(image)), torch.from_numpy(_VALUES[target])[None]

@@ -20,7 +20,8 @@ pytestmark = pytest.mark.slow
 
 # With dropout (DeepLabV3), augmentation and draws by past losses: all have to go on where they were.
 RUN = (
-    *(o for o in TINY if not o.startswith(("trainer.max_epochs", "model."))),
+    *(o for o in TINY if not o.startswith(("trainer.max_epochs", "model.", "data.num_workers"))),
+    "data.num_workers=2",
     "model=deeplabv3",
     "model.encoder_name=mobilenet_v2",
     "model.decoder_channels=16",
