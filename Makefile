@@ -52,6 +52,6 @@ lint: install ## ruff, mypy --strict, the import contract
 
 check: lint test ## lint and tests, which CI runs before the demo
 
-lock: install ## pin the ranges of pyproject.toml anew
+lock: install ## pin the ranges of pyproject.toml again
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --upgrade \
 	  --python-version 3.11 --extra dev pyproject.toml -o requirements.lock

@@ -23,7 +23,8 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from bench.tissue import NO_TISSUE, PENS, SIZE, TISSUE, Drawing, write
+from bench.difficult_slides import NO_TISSUE, PENS, SIZE, TISSUE, Drawing
+from bench.tissue import write
 from panda.audit.readability import find_unreadable
 from panda.audit.sharpness import measure_sharpness
 from panda.audit.slide_inspector import inspect_slide

@@ -249,7 +249,8 @@ def compare_folds(root: Path, sweep: Path, out: Path) -> str:
         jobs.setdefault(str(config["threshold"]), []).append((path.parent, config))
     ours = {threshold: read_folds([folder for folder, _ in found])[0] for threshold, found in jobs.items()}
     level = int(jobs["auto"][0][1]["data"]["level"])
-    slides = {record.slide_id: Scene.read(record, level) for record in manifest(root)}
+    records = apply_groups(read_manifest(root), read_groups(root / "patients.csv")[0])
+    slides = {record.slide_id: Scene.read(record, level) for record in records}
     methods: dict[str, list[Row]] = {name: [] for name in (ALL, COLOUR, PLAIN_HALF, PLAIN)}
     said = []
     for folder, config in jobs["auto"]:
@@ -278,17 +279,12 @@ def compare_folds(root: Path, sweep: Path, out: Path) -> str:
     return "\n\n".join([table(methods), *gaps, "\n".join(said)])
 
 
-def manifest(root: Path) -> list[SlideRecord]:
-    """Return the slides of the folder with their patients."""
-    return apply_groups(read_manifest(root), read_groups(root / "patients.csv")[0])
-
-
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.glas", description=__doc__)
     parser.add_argument("--root", type=Path, required=True, help="the folder with train.csv and patients.csv")
     parser.add_argument("--name", default="glas", help="of this project's sweep, runs/segmentation/sweep-NAME")
-    parser.add_argument("--out", type=Path, default=Path("out/glas"), help="keeps what the plain loop came to")
+    parser.add_argument("--out", type=Path, default=Path("out/glas"), help="keeps the results of the plain loop")
     given = parser.parse_args()
     sweep = Path("runs/segmentation") / f"sweep-{given.name}"
     if not sweep.exists():

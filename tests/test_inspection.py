@@ -16,7 +16,7 @@ import tifffile
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from bench.tissue import PENS
+from bench.difficult_slides import PENS
 from panda.audit import readability as soundness
 from panda.audit.inspection import Inspection, find_outliers
 from panda.audit.near_duplicates import digest_quickly, find_identical_files, report_groups

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from bench.tissue import NO_TISSUE, PENS, TISSUE, Drawing, measure
+from bench.difficult_slides import NO_TISSUE, PENS, TISSUE, Drawing
+from bench.tissue import measure
 from panda.errors import SlideError
 from panda.wsi.appearance import LOOSE, STRICT, Picture
 from panda.wsi.geometry import Resolution
