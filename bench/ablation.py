@@ -103,8 +103,8 @@ def _figures(output: Path, arm: str, folds: int, seeds: int) -> dict[str, str]:
             scores.setdefault(key, []).append(float(getattr(found, key)))
         for key in TILES:
             scores.setdefault(key, []).append(fmean(float(row[key]) for row in rows if row[key]))
-    told = {key: f"{fmean(v):.3f} ± {stdev(v) if len(v) > 1 else 0:.3f}" for key, v in scores.items()}
-    return {"tiles": arm, "slides": str(slides), "seeds": str(seeds), **told}
+    shown = {key: f"{fmean(v):.3f} ± {stdev(v) if len(v) > 1 else 0:.3f}" for key, v in scores.items()}
+    return {"tiles": arm, "slides": str(slides), "seeds": str(seeds), **shown}
 
 
 if __name__ == "__main__":

@@ -122,13 +122,13 @@ def test_fit_temperature_undefined_gives_reason(
     scores = score_calibration(hist, found.value)
     assert scores.ece_scaled is scores.nll_scaled is None
     assert (scores.ece is None) == (len(prob) == 0)
-    write_calibration({"validation": hist}, found.value, tmp_path / "c.csv", tmp_path / "c.png")
-    assert cv2.imread(str(tmp_path / "c.png")) is not None
+    write_calibration({"validation": hist}, found.value, tmp_path)
+    assert cv2.imread(str(tmp_path / "calibration.png")) is not None
 
 
 def test_write_calibration_writes_table_and_picture(tmp_path: Path) -> None:
     hists = {"validation": histogram(*pixels(2.0)), "test": np.zeros((2, BINS), dtype=np.int64)}
-    write_calibration(hists, 2.0, tmp_path / "calibration.csv", tmp_path / "calibration.png")
+    write_calibration(hists, 2.0, tmp_path)
     with (tmp_path / "calibration.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["split"], row["scaled"]) for row in rows[::RELIABILITY_BINS]] == [

@@ -77,7 +77,7 @@ class Forks:
             *runs: Output, and the number of the event before which the process kills itself.
 
         Returns:
-            Of each the status as of `os.waitpid`, and the events, where it came to its end.
+            The status of each run, as of `os.waitpid`, and the events until its end.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None

@@ -92,8 +92,8 @@ def test_search_threshold_nothing_to_choose_by_is_default(
     assert choice.score is None
     assert choice.chosen_on == f"not searched: no cancer pixel among the {len(slides)} slides of validation"
     assert ThresholdChoice.model_validate(choice.model_dump(mode="json")) == choice
-    write_threshold_curve(slides, choice, tmp_path / "curve.csv", tmp_path / "curve.png")
-    assert cv2.imread(str(tmp_path / "curve.png")) is not None
+    write_threshold_curve(slides, choice, tmp_path)
+    assert cv2.imread(str(tmp_path / "threshold_curve.png")) is not None
 
 
 def test_docs_list_every_criterion() -> None:
@@ -244,7 +244,7 @@ def test_write_threshold_curve_writes_table_and_picture(tmp_path: Path) -> None:
     hists, pixels = random_hists(1)
     choice = search_threshold(hists)
     table, picture = tmp_path / "deep" / "threshold_curve.csv", tmp_path / "deep" / "threshold_curve.png"
-    write_threshold_curve(hists, choice, table, picture)
+    write_threshold_curve(hists, choice, tmp_path / "deep")
     with table.open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == BINS
@@ -266,7 +266,7 @@ def test_write_threshold_curve_table_has_criterion_column(tmp_path: Path) -> Non
     groups = {slide: slide for slide in hists}
     choice = search_threshold(hists, "cost", cost_ratio=3, providers=providers, groups=groups)
     table = tmp_path / "threshold_curve.csv"
-    write_threshold_curve(hists, choice, table, tmp_path / "threshold_curve.png", providers)
+    write_threshold_curve(hists, choice, tmp_path, providers)
     with table.open() as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == [
@@ -293,8 +293,8 @@ def test_write_threshold_curve_picture_shows_interval_and_providers(
         groups={slide: slide for slide in hists} if banded else None,
         providers=providers if by_provider else None,
     )
-    write_threshold_curve(hists, choice, tmp_path / "t.csv", tmp_path / "t.png", providers)
-    image = cv2.imread(str(tmp_path / "t.png"))
+    write_threshold_curve(hists, choice, tmp_path, providers)
+    image = cv2.imread(str(tmp_path / "threshold_curve.png"))
     assert image is not None
     band = np.abs(image.astype(int) - [194, 230, 241]).sum(axis=2) < 12  # BGR of the band over white
     assert (band.sum() > 2000) == banded

@@ -67,14 +67,9 @@ def freeze_threshold(
     if scores:
         rows = [asdict(score.compute_metrics(choice.value_for(score.record.provider))) for score in scores]
         write_table(run.folder / "val_slides.csv", rows)
-        write_threshold_curve(
-            collect_histograms(scores),
-            choice,
-            run.folder / "threshold_curve.csv",
-            run.folder / "threshold_curve.png",
-            _list_providers(scores),
-        )
-        temperature = fit_temperature(pool_histograms(collect_histograms(scores)), chosen_on, choice.date)
+        hists = collect_histograms(scores)
+        write_threshold_curve(hists, choice, run.folder, _list_providers(scores))
+        temperature = fit_temperature(pool_histograms(hists), chosen_on, choice.date)
     update_metadata(
         run.best,
         SegmentationMetadata,
@@ -133,7 +128,7 @@ def note_unknown_providers(choice: ThresholdChoice, scores: Sequence[SlideScore]
 def calibrate(folder: Path, temperature: Temperature, splits: Mapping[str, Sequence[SlideScore]]) -> Calibration:
     """Measure the calibration on `validation` and `test`, and write `calibration.csv` and `.png`."""
     hists = {split: pool_histograms(collect_histograms(scores)) for split, scores in splits.items()}
-    write_calibration(hists, temperature.value, folder / "calibration.csv", folder / "calibration.png")
+    write_calibration(hists, temperature.value, folder)
     found = {split: score_calibration(hist, temperature.value) for split, hist in hists.items()}
     return Calibration(
         **temperature.model_dump(), bins=RELIABILITY_BINS, val=found["validation"], test=found.get("test")

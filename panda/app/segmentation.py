@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -21,7 +20,7 @@ from panda.app.slide_maps import map_slides
 from panda.data.datamodule import DataSettings, PatchDataModule
 from panda.data.manifest import SlideRecord
 from panda.data.splits import Split
-from panda.inference.compute import EngineSettings
+from panda.inference.compute import EngineSettings, has_compiler
 from panda.inference.dataset_metrics import summarize
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
@@ -63,7 +62,7 @@ class SegmentationSettings(Settings):
 
     @rule
     def _check_compiler(self) -> Iterator[str]:
-        if self.compile and not any(map(shutil.which, ("g++", "clang++", "cl"))):
+        if self.compile and not has_compiler():
             yield "task.compile=true needs a C++ compiler (g++ or clang++), and none was found: install one"
 
 

@@ -47,22 +47,18 @@ def require_room(pending: Sequence[SlideRecord], settings: PatchSettings, store:
     # Without pixels, or for a few slides, a look at the tissue would take about as long as the extraction.
     if not open_pixel_store(settings).keeps_pixels:
         return
-    if len(pending) <= SAMPLED and fits_on_disk(_bound_bytes(pending, settings), store):
+    free = disk_usage(store).free
+    if len(pending) <= SAMPLED and _bound_bytes(pending, settings) <= free:
         return
     if (estimate := estimate_disk(pending, settings)) is None:
         return
     log.info("%s: %s to write", store, estimate)
-    if not fits_on_disk(estimate.bytes, store):
+    if estimate.bytes > free:
         raise PandaError(
-            f"{store}: the patches need {estimate}; the disk has {disk_usage(store).free / 1e9:.1f} GB free. Keep no "
+            f"{store}: the patches need {estimate}; the disk has {free / 1e9:.1f} GB free. Keep no "
             "pixels with data.store=slide, choose another disk with data.store_root, or cut fewer or coarser patches "
             "(data.stride, data.level, data.mpp)"
         )
-
-
-def fits_on_disk(size: int, folder: Path) -> bool:
-    """Return whether so many bytes are free on the disk of a folder."""
-    return size <= disk_usage(folder).free
 
 
 def estimate_disk(pending: Sequence[SlideRecord], settings: PatchSettings) -> DiskEstimate | None:

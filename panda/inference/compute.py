@@ -99,7 +99,7 @@ class EngineSettings(Settings):
     @property
     def can_compile(self) -> bool:
         """Whether `torch.compile` can run for this device."""
-        return self.torch_device.type != "cpu" or any(map(shutil.which, ("g++", "clang++", "cl")))
+        return self.torch_device.type != "cpu" or has_compiler()
 
     @property
     def fast_precision(self) -> Precision:
@@ -121,6 +121,11 @@ class EngineSettings(Settings):
     def autocast(self) -> torch.autocast:
         """Return the autocast context of `precision` on the device; `auto` means fp32."""
         return torch.autocast(self.torch_device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def has_compiler() -> bool:
+    """Return whether there is a C++ compiler, which `torch.compile` needs on a CPU."""
+    return any(map(shutil.which, ("g++", "clang++", "cl")))
 
 
 def _cpu_has_bf16() -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
@@ -14,60 +13,39 @@ from panda.report.run_folder import read_number
 from panda.report.table import show
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """Differences of paired areas (Bland and Altman 1986, "Statistical methods for assessing agreement").
-
-    Attributes:
-        bias: Mean of predicted less labelled area, mm².
-        low: Lower limit of agreement, mm²: the bias less 1.96 standard deviations of the differences.
-        high: Upper limit. About 95 % of such slides are between the limits if the differences are about normal.
-    """
-
-    bias: float
-    low: float
-    high: float
-
-    @classmethod
-    def from_differences(cls, differences: Sequence[float]) -> Agreement | None:
-        """Compute bias and limits; None for fewer than three slides, whose spread means nothing."""
-        if len(differences) < 3:
-            return None
-        bias, spread = fmean(differences), stdev(differences)
-        return cls(bias, bias - 1.96 * spread, bias + 1.96 * spread)
-
-
 def draw_agreement(rows: Sequence[Mapping[str, Any]]) -> Markup:
     """Draw the difference of predicted and labelled tumor area against their mean, one dot for each slide.
 
-    Rows have `slide_id`, `tumor_mm2`, `true_tumor_mm2` and, if known, `provider`. The chart is empty if fewer than
-    three have both areas.
+    Lines mark the mean difference and the limits of agreement (Bland and Altman 1986, "Statistical methods for
+    assessing agreement"). About 95 % of such slides are between the limits if the differences are about normal. Rows
+    have `slide_id`, `tumor_mm2`, `true_tumor_mm2` and, if known, `provider`. The chart is empty if fewer than three
+    have both areas, because their spread means nothing.
     """
     slides = []
     for row in rows:
         found, true = read_number(row.get("tumor_mm2")), read_number(row.get("true_tumor_mm2"))
         if found is not None and true is not None:
             slides.append((str(row.get("slide_id")), str(row.get("provider") or "slides"), found, true))
-    agreement = Agreement.from_differences([found - true for _, _, found, true in slides])
-    if agreement is None:
+    if len(slides) < 3:
         return Markup("")
     gaps = [found - true for *_, found, true in slides]
+    bias, limit = fmean(gaps), 1.96 * stdev(gaps)
     means = pick_ticks(0.0, max((found + true) / 2 for *_, found, true in slides))
-    levels = pick_ticks(min(*gaps, agreement.low, 0.0), max(*gaps, agreement.high, 0.0))
+    levels = pick_ticks(min(*gaps, bias - limit, 0.0), max(*gaps, bias + limit, 0.0))
     frame = (70, 14, 930, 300)
     across, up = Axis.fit(means, frame[0], frame[2]), Axis.fit(levels, frame[3], frame[1])
     colours = dict(zip(sorted({provider for _, provider, *_ in slides}), PALETTE, strict=False))
     lines = (
-        (agreement.high, "upper limit", "6 4"),
-        (agreement.bias, "mean", ""),
-        (agreement.low, "lower limit", "6 4"),
+        (bias + limit, "upper limit", "6 4"),
+        (bias, "mean", ""),
+        (bias - limit, "lower limit", "6 4"),
     )
     return draw(
         "agreement_chart.html",
         "Tumour area, found less labelled",
         (1100, 350),
         frame,
-        words=[f"{value:+.3f}" for value in (agreement.bias, agreement.low, agreement.high)],
+        words=[f"{value:+.3f}" for value in (bias, bias - limit, bias + limit)],
         x_ticks=across.mark(means),
         y_ticks=up.mark(levels),
         x_label="mean of found and labelled, mm²",

@@ -32,11 +32,10 @@ _BAND = "#e9d9a6"
 def write_threshold_curve(
     hists: Histograms,
     choice: ThresholdChoice,
-    csv_path: Path,
-    png_path: Path,
+    folder: Path,
     providers: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the scores at every threshold as a table and as a picture.
+    """Write the scores at every threshold as a table and as a picture: `threshold_curve.csv` and `.png`.
 
     The table has a row for each threshold: threshold; every criterion (one that takes a cost ratio only if the choice
     has one); iou, precision and recall; tp, fp and fn (pixels over all slides); and the choice's criterion for each
@@ -45,8 +44,7 @@ def write_threshold_curve(
     Args:
         hists: Slide to (2, BINS).
         choice: Is marked in the picture, with its interval as a band and the providers' own thresholds.
-        csv_path: The table; folders are made.
-        png_path: The picture.
+        folder: Folder of both files; it is made.
         providers: Slide to provider; needed if the choice has thresholds by provider.
     """
     total = compute_curve(pool_histograms(hists))
@@ -64,8 +62,8 @@ def write_threshold_curve(
         own = {slide: hist for slide, hist in hists.items() if providers[slide] == provider}
         columns[f"{choice.criterion}_{provider}"] = score_by_criterion(own, choice.criterion, choice.cost_ratio)
     rows = zip(*(map(_drop_nan, column.tolist()) for column in columns.values()), strict=True)
-    write_table(csv_path, rows, list(columns))
-    save_figure(_draw_threshold_picture(columns, choice), png_path)
+    write_table(folder / "threshold_curve.csv", rows, list(columns))
+    save_figure(_draw_threshold_picture(columns, choice), folder / "threshold_curve.png")
 
 
 def _draw_threshold_picture(columns: Mapping[str, NDArray[Any]], choice: ThresholdChoice) -> Figure:
@@ -93,26 +91,29 @@ def _draw_threshold_picture(columns: Mapping[str, NDArray[Any]], choice: Thresho
         title = f"Threshold {choice.value:.3f}: {criterion.label} {choice.score:.3f}\n{choice.chosen_on}"
         axes.plot([choice.value], [choice.score], "o", color="black", markersize=9, label="chosen threshold")
     axes.set_title(title, fontsize=14, loc="left", wrap=True)
-    _style_axes(figure, axes, "Threshold on the probability of cancer", "Score")
+    _style_axes(axes, "Threshold on the probability of cancer", "Score", size=15)
+    _add_legend(figure, columns=3)
     return figure
 
 
-def _style_axes(figure: Figure, axes: Axes, x_label: str, y_label: str) -> None:
-    axes.set_xlabel(x_label, fontsize=15)
-    axes.set_ylabel(y_label, fontsize=15)
+def _style_axes(axes: Axes, x_label: str, y_label: str, *, size: int) -> None:
+    """Label both axes from 0 to 1, in a font of a size in points."""
+    axes.set_xlabel(x_label, fontsize=size)
+    axes.set_ylabel(y_label, fontsize=size)
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.02)
-    axes.tick_params(labelsize=13)
+    axes.tick_params(labelsize=size - 2)
     axes.grid(alpha=0.25)
-    handles, labels = axes.get_legend_handles_labels()
+
+
+def _add_legend(figure: Figure, *, columns: int) -> None:
+    handles, labels = figure.axes[0].get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=12, frameon=False)
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=12, frameon=False)
 
 
-def write_calibration(
-    hists: Mapping[str, NDArray[np.int64]], temperature: float | None, csv_path: Path, png_path: Path
-) -> None:
-    """Write the reliability of the probabilities, as they are and at a temperature.
+def write_calibration(hists: Mapping[str, NDArray[np.int64]], temperature: float | None, folder: Path) -> None:
+    """Write the reliability of the probabilities, as they are and at a temperature: `calibration.csv` and `.png`.
 
     The table has a row for each split and bin: split, scaled (1: at the temperature), low, high (ends of the bin),
     pixels, probability (their mean), cancer (their share of cancer). The last two are empty without pixels.
@@ -120,8 +121,7 @@ def write_calibration(
     Args:
         hists: Split (validation, test) to its pooled (2, BINS).
         temperature: T, or None for no scaled rows.
-        csv_path: The table; folders are made.
-        png_path: The picture, a panel a split.
+        folder: Folder of the table and the picture, which has a panel a split; it is made.
     """
     drawn = {
         (split, scaled): measure_reliability(hist, temperature if scaled and temperature else 1.0)
@@ -141,8 +141,8 @@ def write_calibration(
         for (split, scaled), found in drawn.items()
         for k in range(RELIABILITY_BINS)
     ]
-    write_table(csv_path, rows)
-    save_figure(_draw_calibration_picture(drawn, list(hists), temperature), png_path)
+    write_table(folder / "calibration.csv", rows)
+    save_figure(_draw_calibration_picture(drawn, list(hists), temperature), folder / "calibration.png")
 
 
 def _drop_nan(value: float) -> float | None:
@@ -174,13 +174,7 @@ def _draw_calibration_picture(
         if (after := drawn.get((split, True))) is not None and after.pixels.any():
             ends += f", {after.ece:.3f} at the temperature"
         axes.set_title(f"{split.capitalize()}: {ends}", fontsize=14, loc="left")
-        axes.set_xlabel("Probability of cancer", fontsize=14)
-        axes.set_ylabel("Share of pixels that are cancer", fontsize=14)
-        axes.set_xlim(0, 1)
-        axes.set_ylim(0, 1.02)
         axes.set_aspect("equal")
-        axes.tick_params(labelsize=12)
-        axes.grid(alpha=0.25)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2 * len(splits), fontsize=12, frameon=False)
+        _style_axes(axes, "Probability of cancer", "Share of pixels that are cancer", size=14)
+    _add_legend(figure, columns=2 * len(splits))
     return figure
