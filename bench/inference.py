@@ -98,14 +98,15 @@ def checkpoint(network: str) -> Path:
     return path
 
 
-def _open_slide(path: Path) -> Slide:
+def open_slide(path: Path) -> Slide:
+    """Open a slide with the reader that is measured."""
     return SlideOptions(reader=READER).open(path)
 
 
 def _time_wall(path: Path, network: str, rounds: int, results: Results) -> None:
     """Time several slides from opening to canvas, against the network on the same tiles from memory."""
     predictor = SegmentationPredictor.from_checkpoint(checkpoint(network), EngineSettings(device="cpu"))
-    with _open_slide(path) as slide:
+    with open_slide(path) as slide:
         grid = predictor.make_grid(slide, find_tissue(slide))
         size = (grid.patch_size, grid.patch_size)
         tiles = np.stack([slide.read(grid.resolution, (int(x), int(y)), size) for x, y in grid.level0])
@@ -123,7 +124,7 @@ def _time_wall(path: Path, network: str, rounds: int, results: Results) -> None:
                 predictor.model(tiles[at : at + batch])
 
     def run_mapping() -> None:
-        with SlidePrefetcher(slides, _open_slide) as prefetcher:
+        with SlidePrefetcher(slides, open_slide) as prefetcher:
             for link in slides:
                 with prefetcher.open(link) as (slide, tissue):
                     predictor.predict(slide, tissue, link.with_suffix(".zarr"))
@@ -182,7 +183,7 @@ def _compare_libraries(path: Path, rounds: int, results: Results) -> None:
                 finally:
                     shutil.rmtree(out, ignore_errors=True)
                 if turn >= 0:
-                    pixels = _open_slide(path).dimensions
+                    pixels = open_slide(path).dimensions
                     note = f"mean probability where scored {mean:.3f}"
                     results.add("mapping", name, MAPPING, pixels[0] * pixels[1] / 1e6 / seconds, note)
                     results.add("mapping memory", name, MAPPING, peak)
@@ -206,8 +207,8 @@ def _panda(settings: EngineSettings) -> Callable[[Path, Path], Callable[[], floa
     predictor = SegmentationPredictor.from_checkpoint(checkpoint(UNET), settings)
 
     def run(path: Path, out: Path) -> Callable[[], float]:
-        tune_mode(predictor, 0.5, [path], _open_slide, out / "engine.json")
-        with _open_slide(path) as slide:
+        tune_mode(predictor, 0.5, [path], open_slide, out / "engine.json")
+        with open_slide(path) as slide:
             canvas = predictor.predict(slide, find_tissue(slide), out / "canvas.zarr")
 
         def mean() -> float:
@@ -235,7 +236,7 @@ def main(side: int) -> None:
     before = peak_mib()
     out = CACHE / "out" / f"memory_{side}"
     remove(out)
-    with _open_slide(shared_tiles_slide(side).image_path) as slide:
+    with open_slide(shared_tiles_slide(side).image_path) as slide:
         canvas = predictor.predict(slide, find_tissue(slide), out / "canvas.zarr")
     print(json.dumps([peak_mib(), before, canvas.attrs["tiles"]]))
     remove(out)

@@ -7,13 +7,13 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import repeat
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from bench.project import CACHED, TRAINING, TRAINING_BATCH, TRAINING_SIZE, settings
+from bench.project import CACHED, NETWORKS, TRAINING, TRAINING_BATCH, TRAINING_SIZE, UNET, settings
 from bench.results import Results
 from bench.slides import CACHE
 from panda.data.augment import Augmentation
@@ -41,6 +41,7 @@ KINDS = {
 """Precision, memory layout and whether the network goes through `torch.compile`."""
 
 Batch = tuple[Tensor, Tensor]
+Device = Literal["cpu", "cuda"]
 
 
 def endless(loader: DataLoader[Any]) -> Iterator[Any]:
@@ -54,9 +55,11 @@ class Steps(ABC):
 
     Attributes:
         optimizer: Of its weights.
+        device: `cpu` or `cuda`.
     """
 
     optimizer: torch.optim.Optimizer
+    device: Device = "cpu"
 
     @abstractmethod
     def compute_loss(self, batch: Any) -> Tensor:
@@ -67,15 +70,21 @@ class Steps(ABC):
         start = 0.0
         for number, batch in zip(range(steps + 1), batches, strict=False):
             if number == 1:
-                start = time.perf_counter()
+                start = self._read_clock()
             loss = self.compute_loss(batch)
             self.optimizer.zero_grad()
             torch.autograd.backward(loss)
             self.optimizer.step()
-        return time.perf_counter() - start
+        return self._read_clock() - start
+
+    def _read_clock(self) -> float:
+        """Return the time in s after all work so far, because a GPU works while Python continues."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
 
-class _Steps(Steps):
+class SegmentationSteps(Steps):
     """Steps as `SegmentationTask` trains."""
 
     def __init__(
@@ -83,10 +92,13 @@ class _Steps(Steps):
         dtype: torch.dtype = torch.float32,
         layout: torch.memory_format = torch.channels_last,
         compiled: bool = False,
+        *,
+        network: str = UNET,
+        device: Device = "cpu",
     ) -> None:
         torch.manual_seed(0)
-        self.dtype, self.layout = dtype, layout
-        self.network = Segmenter("Unet", "resnet18").to(memory_format=layout)
+        self.dtype, self.layout, self.device = dtype, layout, device
+        self.network = Segmenter(*NETWORKS[network]).to(device).to(memory_format=layout)
         if compiled:
             self.network.compile()
         self.loss = BCEDiceLoss()
@@ -94,8 +106,8 @@ class _Steps(Steps):
 
     def compute_loss(self, batch: Batch) -> Tensor:
         """Return the loss of one batch, see `Steps`."""
-        image, mask = batch
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+        image, mask = (tensor.to(self.device, non_blocking=True) for tensor in batch)
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             loss: Tensor = self.loss(self.network(image.contiguous(memory_format=self.layout)), mask)
         return loss
 
@@ -120,14 +132,14 @@ def measure(record: SlideRecord, rounds: int, results: Results) -> None:
             sources[f"panda {store}"] = endless(loader)
             batch = batch or next(iter(make_train_loader(patches, len(patches), TRAINING_BATCH, 0)))
         assert batch is not None
-        steps = _Steps()
+        steps = SegmentationSteps()
         for turn in range(-1, rounds):
             for name, batches in {CACHED: repeat(batch), **sources}.items():
                 seconds = steps.seconds(iter(batches), STEPS)
                 if turn >= 0:
                     results.add(PART, name, TRAINING, STEPS / seconds)
         del sources
-    kinds = {name: _Steps(*kind) for name, kind in KINDS.items()}
+    kinds = {name: SegmentationSteps(*kind) for name, kind in KINDS.items()}
     for turn in range(-1, rounds):
         for name, steps in kinds.items():
             seconds = steps.seconds(repeat(batch), 3)

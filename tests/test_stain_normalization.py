@@ -148,14 +148,14 @@ def test_normalize_training_and_inference_see_same_pixels(
 ) -> None:
     module = make_module(drawn, store)
     tiles: dict[tuple[int, int], NDArray[np.uint8]] = {}
-    read = engine._read_batches
+    read = engine.read_batches
 
     def noted(*given: Any) -> Any:
         for images, positions in read(*given):
             tiles.update(zip(map(tuple, positions.tolist()), images, strict=True))
             yield images, positions
 
-    monkeypatch.setattr(engine, "_read_batches", noted)
+    monkeypatch.setattr(engine, "read_batches", noted)
     # only what it is shown matters
     monkeypatch.setattr(InferenceModel, "__call__", lambda _, images: images[..., 0].astype(np.float32) / 255)
     plain = segmentation_checkpoint(tmp_path / "plain.ckpt", patch_size=64, overlap=0.0)

@@ -36,7 +36,7 @@ ENGINE_VERSION = 1
 """To be raised by each change that gives other last digits; it makes all canvases again."""
 
 
-def _read_batches(
+def read_batches(
     read: TileReader, grid: Grid, settings: EngineSettings
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
     """Yield tiles (n, p, p, 3) and their positions (n, 2) in working px, in reading order, two batches ahead."""
@@ -183,7 +183,7 @@ class SegmentationPredictor:
         ):
             done = 0
             blending: deque[Future[None]] = deque()
-            for images, positions in _read_batches(read, grid, self.settings):
+            for images, positions in read_batches(read, grid, self.settings):
                 blending.append(blender.submit(writer.add, self.model(images), positions))
                 if len(blending) > 1:
                     blending.popleft().result()
