@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from panda.errors import CheckpointError, PandaError
-from panda.inference.canvas import Canvas, CanvasWriter, blend_window
+from panda.inference.canvas import _MOST_WAITING, Canvas, CanvasWriter, blend_window
 from panda.inference.canvas_store import CHUNK, STEPS, dequantize, quantize
 from panda.wsi.geometry import Resolution
 

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,9 @@ WINDOW_FLOOR = 0.01
 
 BUDGET = 128 * 2**20
 """Default bytes of sums held in memory: 64 blocks of 512 px."""
+
+_WRITERS, _MOST_WAITING = 6, 12
+"""Threads that compress and write finished blocks, and how many blocks may wait for them, 3 MiB each."""
 
 _ROUNDING = 1e-3
 """How far outside 0..1 a probability may be, for example by rounding a mean over augmented copies."""
@@ -106,6 +111,8 @@ class CanvasWriter:
         remove_leftovers(self.path.parent, self.path.name)
         self._partial = partial_path(self.path)
         self.blocks = OpenBlocks(partial_path(self.path), budget)
+        self._writers = ThreadPoolExecutor(_WRITERS)
+        self._writing: deque[Future[None]] = deque()
         metadata = CanvasMetadata(
             fingerprint=fingerprint, resolution=resolution, patch_size=patch_size, overlap=overlap, attrs=dict(attrs)
         )
@@ -204,8 +211,13 @@ class CanvasWriter:
         return top, left, min(bottom, self._resolution.height), min(right, self._resolution.width)
 
     def _finish(self, row: int, column: int) -> None:
+        """Give a block to the writers, which are slower than the blending."""
+        if len(self._writing) == _MOST_WAITING:
+            self._writing.popleft().result()
+        self._writing.append(self._writers.submit(self._write, row, column, *self.blocks.take((row, column))))
+
+    def _write(self, row: int, column: int, values: NDArray[np.float32], weights: NDArray[np.float32]) -> None:
         """Write a block; pixels that were not scored stay 0."""
-        values, weights = self.blocks.take((row, column))
         scored = weights > 0
         prob = np.divide(values, weights, out=values, where=scored)
         top, left, bottom, right = self._find_bounds(row, column)
@@ -223,6 +235,9 @@ class CanvasWriter:
                     raise PandaError(f"{self.path}: {self._missing} of its tiles are missing; run the slide again")
                 for row, column in self.blocks.list_unfinished():
                     self._finish(row, column)
+                for block in self._writing:
+                    block.result()
+                self._writers.shutdown()
                 self.blocks.close()
                 if not (self._partial / "zarr.json").is_file():
                     raise PandaError(
@@ -243,6 +258,7 @@ class CanvasWriter:
         """Remove the unfinished files and keep an older canvas at `path`; do nothing after `close`."""
         if self._open:
             self._open = False
+            self._writers.shutdown(cancel_futures=True)
             self.blocks.close()
             remove(self._partial)
 

@@ -171,8 +171,7 @@ class InferenceModel:
         if self.mode.compiled and (rest := self.settings.batch_size - count) > 0:
             # A batch of another size would be compiled again.
             images = np.concatenate([images, np.zeros((rest, *images.shape[1:]), np.uint8)])
-        moved = torch.from_numpy(np.ascontiguousarray(images)).to(self._device)
-        batch = moved.permute(0, 3, 1, 2).float().div_(255)
+        batch = self._upload(images).permute(0, 3, 1, 2).float().div_(255)
         copies = _COPIES[self.settings.tta]
         half = self.mode.precision == "bf16"
         # A frozen graph does not accept inference tensors.
@@ -183,4 +182,14 @@ class InferenceModel:
                 logits = self._network(apply(batch).contiguous(memory_format=self._layout))
                 maps.append(invert(torch.sigmoid(logits.float())[:, 0]))
             mean = sum(maps[1:], maps[0]) / len(copies)
-        return np.asarray(mean[:count].float().cpu().numpy(), np.float32)
+        return self._download(mean[:count])
+
+    def _upload(self, images: NDArray[np.uint8]) -> Tensor:
+        """Copy images to the device; to a GPU from page-locked memory, which torch uses again for the next batch."""
+        tensor = torch.from_numpy(np.ascontiguousarray(images))
+        return (tensor.pin_memory() if self._device.type == "cuda" else tensor).to(self._device, non_blocking=True)
+
+    def _download(self, prob: Tensor) -> NDArray[np.float32]:
+        """Copy probabilities from the device."""
+        result = torch.empty(prob.shape, pin_memory=self._device.type == "cuda").copy_(prob)
+        return np.asarray(result.numpy(), np.float32)
