@@ -292,7 +292,7 @@ def test_canvas_writer_open_sums_stay_in_budget(tmp_path: Path) -> None:
             if at + 1 == len(grid) // 3:
                 # the first row of blocks has all its tiles: it is on disk, and no block is held
                 assert writer.blocks.list_unfinished() == []
-                assert len(list(tmp_path.glob(".*.partial.c/c/0/*"))) == 40
+                assert len(list(tmp_path.glob(".*.partial.c/c/0/*"))) >= 40 - _MOST_WAITING
     assert block < peak <= 3 * block
     assert spilled > 0
 
