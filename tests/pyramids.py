@@ -92,6 +92,28 @@ def write_levels(
     return path
 
 
+def drop_tiles(path: Path, kept: tuple[int, int, int, int]) -> Path:
+    """Remove the tiles of every level that do not touch a box, x0, y0, x1, y1 in level-0 px, from a tiled TIFF.
+
+    OpenSlide 4.0.1 opens such a file with `openslide.bounds-*`, the box around the remaining tiles of level 0.
+    """
+    x0, y0, x1, y1 = kept
+    with tifffile.TiffFile(path, mode="r+") as tif:
+        full = tif.pages[0].aspage().imagewidth
+        for page in (page.aspage() for page in tif.pages):
+            shrink, columns = full / page.imagewidth, -(-page.imagewidth // page.tilewidth)
+            for name in ("TileOffsets", "TileByteCounts"):
+                tag = page.tags[name]
+                values = list(tag.value)
+                for number in range(len(values)):
+                    y, x = (index * page.tilewidth * shrink for index in divmod(number, columns))
+                    side = page.tilewidth * shrink
+                    if x >= x1 or y >= y1 or x + side <= x0 or y + side <= y0:
+                        values[number] = 0
+                tag.overwrite(values)
+    return path
+
+
 def level_size(size: tuple[int, int], downsample: float, rounding: Rounding = "down") -> tuple[int, int]:
     """(width, height) of a level: the sides of level 0 over the downsample, rounded, at least 1."""
     width, height = (max(1, _ROUND[rounding](side / downsample)) for side in size)

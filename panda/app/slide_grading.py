@@ -28,6 +28,7 @@ from panda.inference.slide_result import SlideFacts
 from panda.report.attention_tiles import draw_attention_tiles
 from panda.report.slide_page import write_slide_page
 from panda.wsi.label_mask import LabelMask
+from panda.wsi.levels import describe_frame
 from panda.wsi.slide import Slide, SlideOptions
 from panda.wsi.tissue import TissueMap, find_tissue
 
@@ -101,6 +102,8 @@ class SlideGrading:
             mpp=slide.mpp,
             view_downsample=view.downsample,
             tissue_how=tissue.how,
+            bounds=slide.bounds,
+            frame=describe_frame(slide.bounds),
             grade=grade.record,
         ).write(own)
         return grade

@@ -111,7 +111,8 @@ def _sample_tiles(slide: Slide, tiff: TiffPyramid, rng: np.random.Generator) -> 
         level = tiff.levels[number]
         x, y = index % level.columns * level.segment_width, index // level.columns * level.segment_height
         size = min(level.segment_width, level.width - x), min(level.segment_height, level.height - y)
-        _try_window(slide, number, (x, y, *size))
+        left, top = slide.level_origins[number]
+        _try_window(slide, number, (x - left, y - top, *size))
 
 
 def _sample_windows(slide: Slide, level: int, rng: np.random.Generator) -> None:

@@ -21,6 +21,7 @@ from panda.inference.quantify import Quantification
 from panda.inference.regions import Region
 from panda.wsi.components import cut_out
 from panda.wsi.geometry import Resolution
+from panda.wsi.levels import describe_frame
 from panda.wsi.slide import Slide
 
 TUMOR_COLOUR = (200, 0, 0)
@@ -33,9 +34,9 @@ _FEATURES = uuid.UUID("7d2cf0a4-5a3e-4c7e-9d52-1d1b6f3a0c11")
 def write_geojson(quantification: Quantification, slide: Slide, resolution: Resolution, path: Path | str) -> None:
     """Write the tumour regions as a GeoJSON that QuPath (0.4 and later) opens as annotations.
 
-    Polygons are in level-0 px, run along the edges of the working pixels and of the slide and have holes, so a feature
-    has the area of its region. A region whose pixels touch only at corners becomes a MultiPolygon. A slide's ids are
-    always the same.
+    The collection's member `frame` says what its level-0 px are. Polygons run along the edges of the working pixels and
+    of the slide and have holes, so a feature has the area of its region. A region whose pixels touch only at corners
+    becomes a MultiPolygon. A slide's ids are always the same.
     """
     mask, connectivity = quantification.mask_clean, quantification.settings.connectivity
     extent = resolution.extent
@@ -61,7 +62,8 @@ def write_geojson(quantification: Quantification, slide: Slide, resolution: Reso
                 },
             }
         )
-    collection = {"type": "FeatureCollection", "features": features}
+    # A foreign member (RFC 7946, section 6.1), which QuPath ignores.
+    collection = {"type": "FeatureCollection", "frame": describe_frame(slide.bounds), "features": features}
     write_whole(path, json.dumps(collection, allow_nan=False, separators=(",", ":"), ensure_ascii=False))
 
 
@@ -92,6 +94,7 @@ def write_ome_tiff(canvas: Canvas, slide: Slide, path: Path | str) -> None:
     metadata: dict[str, Any] = {
         "axes": "YX",
         "Name": f"{slide.slide_id} tumour probability x 255",
+        "Description": f"{resolution.downsample:g} {describe_frame(slide.bounds)} per px",
         "UUID": str(map_id),
         "Channel": {"Name": ["tumour probability x 255"]},
     }

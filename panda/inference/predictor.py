@@ -124,6 +124,7 @@ class SegmentationPredictor:
                 "tissue_rules": RULES,
                 "slide": identity(slide.path),
                 "reader": slide.reader_name,
+                **({"bounds": slide.bounds} if slide.bounds else {}),
                 **({"normalize": [self.metadata.normalize, STAIN_RULES]} if self.metadata.normalize else {}),
             }
         )

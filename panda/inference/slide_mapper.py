@@ -24,6 +24,7 @@ from panda.inference.quantify import QuantifySettings, slide_quantification
 from panda.inference.slide_images import Overview, write_attention, write_heatmap, write_overlay, write_view
 from panda.inference.slide_result import LABEL_METRICS, RESULT_FILE, InSample, LabelMetrics, Provenance, SlideResult
 from panda.wsi.label_mask import LabelMask
+from panda.wsi.levels import describe_frame
 from panda.wsi.slide import Slide, SlideOptions
 from panda.wsi.stain_normalization import STAIN_RULES
 from panda.wsi.tissue import RULES, TissueMap
@@ -161,6 +162,8 @@ class SlideMapper:
                 downsample=canvas.resolution.downsample,
                 view_downsample=view.downsample,
                 tissue_how=tissue.how,
+                bounds=slide.bounds,
+                frame=describe_frame(slide.bounds),
                 in_sample=self.find_role(slide.slide_id),
                 grade=grade.record if grade else None,
                 grade_note=ungraded.message if ungraded else None,

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, JsonValue, TypeAdapter
 from panda.files import read_model, write_json
 from panda.inference.grade import GradeRecord
 from panda.inference.quantify import Measurements, QuantifySettings
+from panda.wsi.levels import describe_frame
 from panda.wsi.mpp import MppSource
 from panda.wsi.readers import ReaderName
 from panda.wsi.tissue import How
@@ -112,6 +113,8 @@ class SlideFacts(BaseModel, frozen=True):
         mpp: µm/px at level 0 as (x, y), None if unknown.
         view_downsample: Level-0 px per px of `slide.jpg` and `map.png`.
         tissue_how: How its tissue was found.
+        bounds: x, y, width and height of the slide in level-0 px of its file, None if it is the whole file.
+        frame: What the level-0 px in all files of the slide are.
         grade: Its grade, None if it has none.
     """
 
@@ -119,6 +122,8 @@ class SlideFacts(BaseModel, frozen=True):
     mpp: tuple[float, float] | None = None
     view_downsample: float | None = None
     tissue_how: How | None = None
+    bounds: tuple[int, int, int, int] | None = None
+    frame: str = describe_frame(None)
     grade: GradeRecord | None = None
 
     def write(self, folder: Path) -> None:

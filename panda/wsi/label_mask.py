@@ -5,6 +5,8 @@ The codes are in the red channel of a pyramidal TIFF; `panda.wsi.label_maps` has
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from panda.errors import MaskError
-from panda.wsi.geometry import Resolution, cut_blocks, floor_px, level_scale, mask_frame, round_px
+from panda.wsi.geometry import Resolution, ceil_px, cut_blocks, floor_px, level_scale, mask_frame, round_px
 from panda.wsi.label_maps import LabelMap, find_label_map, tumor_bool_from_gray
 from panda.wsi.slide import SNAP, Slide
 from panda.wsi.tiff.pyramid import TiffPyramid
@@ -24,7 +26,8 @@ OTHER, CANCER, IGNORED = 0, 1, 2
 class LabelMask:
     """The label mask of one slide, opened with `LabelMask.open` and read in the slide's coordinates.
 
-    The mask spans its slide at any size of its own (see `panda.wsi.geometry.mask_frame`). Codes are never
+    The mask spans its slide at any size of its own (see `panda.wsi.geometry.mask_frame`). If the slide is a part of its
+    file (`Slide.bounds`), the mask spans this part or the whole file, which its shape decides. Codes are never
     interpolated: each working px gets the code of the mask px under its centre. A mask can be pickled, is safe
     from several threads, and is opened again in each process.
 
@@ -33,7 +36,7 @@ class LabelMask:
         provider: The provider, whose codes it holds.
         label_maps: The meaning of the codes by provider; without the provider if it is not known.
         level_dimensions: (width, height) of each mask level in px of that level, mask level 0 first.
-        frame: The frame of mask level-0 px.
+        frame: The frame of mask level-0 px; its origin is that of the file if the mask spans the whole file.
     """
 
     def __init__(
@@ -43,8 +46,12 @@ class LabelMask:
         self.provider = provider
         self.label_maps = label_maps
         self.level_dimensions = tiff.level_dimensions
-        self.frame = mask_frame(slide.dimensions, tiff.level_dimensions[0])
+        self._spans_file = _spans_file(slide, tiff.level_dimensions[0])
+        # Sizes of what the mask spans, and positions of the slide's corner in it, in px of each level of the slide.
+        self._spans = slide.file_level_dimensions if self._spans_file else slide.level_dimensions
+        self._origins = slide.level_origins if self._spans_file else ((0, 0),) * len(self._spans)
         self._slide_size = slide.dimensions
+        self.frame = mask_frame(self._spans[0], tiff.level_dimensions[0])
         self._tiff = tiff
 
     @classmethod
@@ -108,11 +115,11 @@ class LabelMask:
         x = self._find_px_under_centres(resolution, 0, location[0], size[0], width)
         y = self._find_px_under_centres(resolution, 1, location[1], size[1], height)
         out = np.zeros((size[1], size[0]), np.uint8)
-        on_slide = _slice_inside(y, height), _slice_inside(x, width)
+        on_slide = self._slice_on_slide(y, 1, height), self._slice_on_slide(x, 0, width)
         y, x = y[on_slide[0]], x[on_slide[1]]
         if x.size and y.size:
             inside = out[on_slide]
-            factor = resolution.downsample * max(width / self._slide_size[0], height / self._slide_size[1])
+            factor = resolution.downsample * max(width / self._spans[0][0], height / self._spans[0][1])
             for bx, by, bw, bh in cut_blocks(x.size, y.size, factor=factor):
                 inside[by : by + bh, bx : bx + bw] = self._gather(level, x[bx : bx + bw], y[by : by + bh])
         return out, on_slide
@@ -122,15 +129,22 @@ class LabelMask:
     ) -> NDArray[np.int64]:
         """Return the mask level px under the centres of `count` working px from `start` (slide level-0 px) on."""
         centres = np.arange(count) + 0.5
-        if resolution.is_resampled:
-            extent = self._slide_size[axis] / resolution.downsample
-            first = start / resolution.downsample
+        if resolution.is_resampled or not self._spans_file:
+            extent = self._spans[0][axis] / resolution.downsample
+            first = (start + self._origins[0][axis]) / resolution.downsample
         else:
             # The level's own length, so that px of a slide and a mask level of one size match exactly, even along
             # the axis whose rounded length deviates from the common downsample.
-            extent = resolution.size[axis]
-            first = round_px(start / resolution.downsample)
+            extent = self._spans[resolution.level][axis]
+            first = round_px(start / resolution.downsample) + self._origins[resolution.level][axis]
         return floor_px((first + centres) * (mask_length / extent))
+
+    def _slice_on_slide(self, px: NDArray[np.int64], axis: int, mask_length: int) -> slice:
+        """Return the part of ascending mask level px that is on the slide."""
+        scale = mask_length / self._spans[0][axis]
+        start, end = (self._origins[0][axis] + side for side in (0, self._slide_size[axis]))
+        inside = math.floor(start * scale), ceil_px(end * scale)
+        return slice(*(int(np.searchsorted(px, edge)) for edge in inside))
 
     def _gather(self, level: int, x: NDArray[np.int64], y: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the codes at the ascending columns x and rows y of a mask level."""
@@ -203,6 +217,26 @@ class LabelMask:
         self.close()
 
 
-def _slice_inside(index: NDArray[np.int64], length: int) -> slice:
-    """Return the part of ascending indices that is within `[0, length)`."""
-    return slice(int(np.searchsorted(index, 0)), int(np.searchsorted(index, length)))
+def _spans_file(slide: Slide, mask_size: tuple[int, int]) -> bool:
+    """Return whether a mask of a size (W, H) spans the whole file of a slide, and not only the bounds of the file.
+
+    Raises:
+        MaskError: If its shape fits both, and it has the size of neither.
+    """
+    file_size = slide.file_level_dimensions[0]
+    if slide.bounds is None or mask_size == file_size:
+        return True
+    if mask_size == slide.dimensions:
+        return False
+    fits = []
+    for size in (file_size, slide.dimensions):
+        with contextlib.suppress(MaskError):
+            mask_frame(size, mask_size)
+            fits.append(size)
+    if len(fits) == 2:
+        (file_w, file_h), (slide_w, slide_h) = fits
+        raise MaskError(
+            f"mask is {mask_size[0]} x {mask_size[1]} px, which fits the whole file and its bounds; store the mask at "
+            f"{file_w} x {file_h} px for the file or {slide_w} x {slide_h} px for the bounds"
+        )
+    return fits != [slide.dimensions]

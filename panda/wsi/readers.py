@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from panda.errors import SlideError
 from panda.wsi.geometry import round_px
 from panda.wsi.handles import PerProcess
+from panda.wsi.levels import Bounds
 from panda.wsi.tiff.pyramid import TiffPyramid
 from panda.wsi.tiff.tables import BrokenTiffError
 
@@ -41,30 +43,36 @@ def open_reader(path: Path, reader: ReaderName) -> OpenSlideReader | TiffReader:
         raise SlideError(f"{path}: {exc}; fetch it again or leave the slide out") from exc
     except (OSError, ValueError) as exc:
         unread = exc
-    if reader == "fast":
-        if fast is None:
-            raise SlideError(
-                f"{path}: the fast reader cannot open it: {unread}; give data.reader=auto (infer.py: reader=auto)"
-            ) from unread
-        return fast
+    if reader == "fast" and fast is None:
+        raise SlideError(
+            f"{path}: the fast reader cannot open it: {unread}; give data.reader=auto (infer.py: reader=auto)"
+        ) from unread
     try:
         reference = OpenSlideReader(path)
     except (openslide.OpenSlideError, OSError, ValueError) as exc:
+        if reader == "fast" and fast is not None:
+            return fast
         refused = f"{path}: OpenSlide cannot open it ({exc})"
         if reader == "openslide":
             raise SlideError(f"{refused}; is it whole, and in a format OpenSlide reads?") from exc
         if fast is None:
             raise SlideError(f"{refused}, nor can the TIFF reader ({unread}); is it whole, and a slide?") from exc
         return fast
+    same_levels = fast is not None and fast.level_dimensions == reference.level_dimensions
+    if reader == "fast" and fast is not None:
+        reference.close()
+        fast.bounds = reference.bounds if same_levels else None  # otherwise the frame would depend on the reader
+        return fast
     if (
         reader == "auto"
         and fast is not None
         and fast.tiff.matches_openslide
         and reference.vendor in FAST_VENDORS
-        and fast.level_dimensions == reference.level_dimensions
+        and same_levels
     ):
         reference.close()
         fast.stated_mpp, fast.mpp_note, fast.vendor = reference.stated_mpp, reference.mpp_note, reference.vendor
+        fast.bounds = reference.bounds
         return fast
     if fast is not None:
         fast.close()
@@ -102,6 +110,7 @@ class OpenSlideReader:
         stated_mpp: µm per level-0 px as the metadata of the format state it, not yet checked.
         mpp_note: The source of `stated_mpp`, or why there is none.
         vendor: OpenSlide's name of the layout; None if OpenSlide does not open the file.
+        bounds: The part of the file that was scanned; None if the format states none, or it is the whole file.
 
     Raises:
         openslide.OpenSlideError: If the slide cannot be opened.
@@ -118,6 +127,7 @@ class OpenSlideReader:
             raise ValueError(f"its levels are {self.level_dimensions}, one of them empty")
         self._downsamples = tuple(float(downsample) for downsample in slide.level_downsamples)
         self.vendor: str | None = str(slide.properties.get(openslide.PROPERTY_NAME_VENDOR))
+        self.bounds = _find_bounds(slide.properties, self.level_dimensions[0])
         x, y = (slide.properties.get(name) for name in (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y))
         self.stated_mpp: tuple[float, float] | None = None
         self.mpp_note = "OpenSlide finds no µm/px in it"
@@ -158,6 +168,7 @@ class TiffReader:
     name: Literal["openslide", "fast"] = "fast"
     stated_mpp: tuple[float, float] | None
     vendor: str | None = None
+    bounds: Bounds | None = None
 
     def __init__(self, path: Path) -> None:
         self.tiff = TiffPyramid(path, blank=255)
@@ -176,6 +187,18 @@ class TiffReader:
     def close(self) -> None:
         """Close the file in this process."""
         self.tiff.close()
+
+
+def _find_bounds(properties: Mapping[str, str], size: tuple[int, int]) -> Bounds | None:
+    """Return the bounds that OpenSlide states, cut at the edge of level 0 (width, height); None if there are none."""
+    names = ("x", "y", "width", "height")
+    try:
+        x, y, width, height = (int(properties[f"openslide.bounds-{name}"]) for name in names)
+    except (KeyError, ValueError):
+        return None
+    left, top, right, bottom = max(x, 0), max(y, 0), min(x + width, size[0]), min(y + height, size[1])
+    bounds = left, top, right - left, bottom - top
+    return bounds if left < right and top < bottom and bounds != (0, 0, *size) else None
 
 
 def blend_over_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:

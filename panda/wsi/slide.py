@@ -13,7 +13,8 @@ import openslide
 from numpy.typing import NDArray
 
 from panda.errors import SlideError
-from panda.wsi.geometry import Resolution, ceil_px, cut_blocks, level_scale, mean_mpp, round_px
+from panda.wsi.geometry import Resolution, ceil_px, cut_blocks, mean_mpp, round_px
+from panda.wsi.levels import Levels
 from panda.wsi.mpp import MPP_MAX, MPP_MIN, find_mpp, is_plausible
 from panda.wsi.readers import ReaderName, TiffReader, check_slide_file, open_reader
 
@@ -59,6 +60,9 @@ class Slide:
     Each process that reads the slide opens the file for itself. Several threads may read at once, and a slide can
     be pickled to workers. Closing releases the file; a later read opens it again.
 
+    If the file states bounds (`openslide.bounds-*`: MIRAX, Leica SCN, TIFFs with missing tiles), the slide is this part
+    of the file, as QuPath shows it. All frames begin at the corner of the bounds, and the rest of the file reads white.
+
     Attributes:
         path: The file.
         slide_id: The file's name without its suffix, which is PANDA's image_id.
@@ -74,6 +78,9 @@ class Slide:
         mpp_source: Where `mpp` comes from; None if unknown.
         mpp_note: A sentence with the source, or with the reason and the remedy if `mpp` is unknown.
         stated_mpp: µm per level-0 px that the file states, even if impossible; None if it states none.
+        bounds: x, y, width and height of the slide in level-0 px of the file; None if it is the whole file.
+        file_level_dimensions: (width, height) of each level of the file in px of that level.
+        level_origins: (x, y) of the slide's corner in px of each level of the file.
     """
 
     def __init__(self, path: Path, options: SlideOptions) -> None:
@@ -85,11 +92,12 @@ class Slide:
         self.mpp, self.mpp_source, self.mpp_note, self.stated_mpp = find_mpp(
             path, reader.stated_mpp, reader.mpp_note, options.mpp_override
         )
-        self.level_dimensions = reader.level_dimensions
+        self.bounds = reader.bounds
+        levels = Levels.cut(reader.level_dimensions, reader.bounds)
+        self.file_level_dimensions, self.level_origins = levels.file_sizes, levels.origins
+        self.level_dimensions, self.level_downsamples = levels.sizes, levels.downsamples
+        self.usable_levels = levels.usable
         self.dimensions = self.level_dimensions[0]
-        scales = [level_scale(self.dimensions, size) for size in self.level_dimensions]
-        self.level_downsamples = tuple(downsample for downsample, _ in scales)
-        self.usable_levels = tuple(level for level, (_, deviation) in enumerate(scales) if deviation <= 1)
 
     @classmethod
     def open(cls, path: str | Path, options: SlideOptions = SlideOptions()) -> Slide:
@@ -213,14 +221,19 @@ class Slide:
         if min(size) <= 0:
             raise SlideError(f"{self.path}: asked for {size[0]} x {size[1]} px; both must be at least 1")
         if not resolution.is_resampled:
-            at = round_px(location[0] / resolution.downsample), round_px(location[1] / resolution.downsample)
-            return self._read_level(level, *at, *size, keep=keep)
+            x, y = (
+                round_px(start / resolution.downsample) + origin
+                for start, origin in zip(location, self.level_origins[level], strict=True)
+            )
+            return self._read_level(level, x, y, *size, keep=keep)
         # Level px per level-0 px, by axis: the level's rounded size makes them differ a little.
         scale_x, scale_y = (
-            short / full for short, full in zip(self.level_dimensions[level], self.dimensions, strict=True)
+            short / full
+            for short, full in zip(self.file_level_dimensions[level], self.file_level_dimensions[0], strict=True)
         )
-        left, factor_x = location[0] * scale_x, resolution.downsample * scale_x
-        top, factor_y = location[1] * scale_y, resolution.downsample * scale_y
+        x0, y0 = self.level_origins[0]
+        left, factor_x = (location[0] + x0) * scale_x, resolution.downsample * scale_x
+        top, factor_y = (location[1] + y0) * scale_y, resolution.downsample * scale_y
         out = np.empty((size[1], size[0], 3), np.uint8)
         how = cv2.INTER_AREA if resolution.downsample > resolution.level_downsample else cv2.INTER_LINEAR
         for x, y, width, height in cut_blocks(*size, factor=max(factor_x, factor_y)):
@@ -252,10 +265,10 @@ class Slide:
         return self.read(resolution, (0, 0), resolution.size, keep=False), resolution
 
     def _read_level(self, level: int, x: int, y: int, width: int, height: int, *, keep: bool) -> NDArray[np.uint8]:
-        """Read a window in level px; any part of it may be past the edge."""
-        level_width, level_height = self.level_dimensions[level]
-        x0, y0 = max(x, 0), max(y, 0)
-        x1, y1 = min(x + width, level_width), min(y + height, level_height)
+        """Read a window in px of the file's level; any part of it may be past the edge of the slide."""
+        (left, top), (level_width, level_height) = self.level_origins[level], self.level_dimensions[level]
+        x0, y0 = max(x, left), max(y, top)
+        x1, y1 = min(x + width, left + level_width), min(y + height, top + level_height)
         if x1 <= x0 or y1 <= y0:
             return np.full((height, width, 3), 255, np.uint8)
         try:
