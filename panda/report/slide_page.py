@@ -151,6 +151,8 @@ def _list_facts(facts: SlideFacts) -> list[tuple[str, str]]:
         spans = f"{' × '.join(f'{v * facts.downsample:.3g}' for v in mpp)} µm, " if mpp else ""
         meta.append(("A pixel of the map spans", f"{spans}{facts.downsample:.4g} level-0 px a side"))
         meta.append(("", facts.mpp_note))
+    if facts.bounds is not None:
+        meta.append(("Coordinates are", facts.frame))
     return meta
 
 

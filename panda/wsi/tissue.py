@@ -20,8 +20,9 @@ OVERVIEW_UM = 8.0
 """µm per px of the overview in which tissue is searched; a core is about a hundred px wide there."""
 OVERVIEW_PX = 4_000_000
 """Largest area of the overview in px, which bounds its memory. 4 % of PANDA's slides get a coarser overview by it."""
-RULES = 1
-"""Version of the search. A new number makes old stores and canvases invalid, because other px count as tissue."""
+RULES = 2
+"""Version of the search. A new number makes old stores and canvases invalid, because other px count as tissue, or the
+same px have other coordinates."""
 LEAST_STRICT = 0.5
 """Least share of the area of the loose search that the strict search must find to be used."""
 _BOXES = 2**12  # boxes that are measured at a time
