@@ -13,6 +13,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 
 from panda.app.entry_point import set_up_logging
+from panda.app.signals import handle_signals
 
 
 class MovableCheckpoint(ModelCheckpoint):
@@ -92,6 +93,17 @@ class WarningFilter(Callback):
             set_up_logging(self.debug)
         for message, category in self.IGNORED:
             warnings.filterwarnings("ignore", message=message, category=category)
+
+
+class SignalHandling(Callback):
+    """Sets the handlers of this package after Lightning has set its own, which ignore SIGTERM under SLURM.
+
+    One of several training processes ignores the signals, because the process that started them ends them.
+    """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Set the handlers. This is the first hook after Lightning has set its own."""
+        handle_signals(ignore=trainer.world_size > 1)
 
 
 class EpochSeed(Callback):

@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from panda.app.command_line import explain
 from panda.app.hydra_check import install_hydra_check
 from panda.app.hydra_job import is_multirun, register_resolvers, remember_arguments, write_overrides
+from panda.app.signals import is_interruption, name_signal, stop_on_signals
 from panda.errors import ConfigError, PandaError, find_exhaustion
 from panda.files import open_log, remove, write_whole
 
@@ -45,16 +46,21 @@ _sweeps: list[Path] = []
 
 
 def enter(main: Callable[[], Any]) -> NoReturn:
-    """Run an entry point and exit. The status is 0 only if no job was refused or lost slides, and 130 after Ctrl-C."""
+    """Run an entry point and exit.
+
+    The status is 0 only if no job was refused or lost slides, and 130 after Ctrl-C or a signal that ends it.
+    """
     # Otherwise Hydra prints its errors and exits by itself.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     debug = "debug=true" in (argument.lower() for argument in sys.argv)
     try:
-        with remember_arguments(sys.argv[1:]):
+        with remember_arguments(sys.argv[1:]), stop_on_signals():
             main()
     except KeyboardInterrupt as stop:
         set_up_logging(debug)
-        log.error("interrupted; %s", str(stop) or "finished work is kept, and the same command continues from there")
+        by = f" by {name_signal()}" if name_signal() else ""
+        remedy = str(stop) or "finished work is kept, and the same command continues from there"
+        log.error("interrupted%s; %s", by, remedy)
         sys.exit(130)
     except Exception as error:
         if _crashes:
@@ -74,8 +80,11 @@ def guard(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     def run(cfg: DictConfig) -> Any:
         set_up_logging(debug=cfg.debug is True)
         try:
-            return job(cfg)
+            with stop_on_signals():
+                return job(cfg)
         except Exception as error:
+            if is_interruption(error):
+                raise KeyboardInterrupt from error
             error = find_exhaustion(error) or error
             if isinstance(error, SomeSlidesFailed):
                 refuse(error, Path(str(cfg.run_dir)), debug=cfg.debug is True)

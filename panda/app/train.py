@@ -12,6 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import wandb
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
@@ -24,6 +25,7 @@ from panda.app.callbacks import (
     MovableCheckpoint,
     Patience,
     ProgressBar,
+    SignalHandling,
     WarningFilter,
 )
 from panda.app.config_check import check_config
@@ -35,6 +37,7 @@ from panda.app.hydra_job import is_multirun, write_overrides
 from panda.app.resume import load_resumed_config
 from panda.app.run import Experiment, Run
 from panda.app.segmentation import SegmentationExperiment
+from panda.app.signals import is_interruption
 from panda.app.tracking import read_metrics, replay_metrics, set_wandb_aside
 from panda.app.training_reuse import list_software_versions
 from panda.data.failures import write_failures
@@ -68,7 +71,7 @@ def train(cfg: DictConfig) -> float:
         ConfigError: If the configuration has faults. All are reported, before anything slow begins.
         PandaError: If the run cannot continue; its files are kept.
         SomeSlidesFailed: If the run is complete except for some slides.
-        Interrupted: If it was stopped by Ctrl-C.
+        Interrupted: If it was stopped by Ctrl-C or a signal.
     """
     started = time.monotonic()
     resume = Path(cfg.resume) if cfg.resume and isinstance(cfg.resume, str) else None
@@ -107,19 +110,16 @@ def _run(cfg: DictConfig, folder: Path, resume: Path | None, experiment: Experim
         report = write_run_page(folder)
         log.info("%s\nreport: %s", headline(summary), report)
         figure = find_objective(summary)
-    except KeyboardInterrupt as stop:
+    except BaseException as stop:
         write_failures(folder / "failures.csv", run.failures)
+        if not is_interruption(stop):
+            raise
         last = run.last if run.last.exists() else None
         remedy = f"resume it with: python train.py resume={last}" if last else "there is no checkpoint to resume yet"
         if run.sweep:
             write_whole(folder / "error.txt", f"interrupted; {remedy}\n")
             write_sweep(run.sweep)
-        if last:
-            raise Interrupted(remedy) from stop
-        raise
-    except BaseException:
-        write_failures(folder / "failures.csv", run.failures)
-        raise
+        raise Interrupted(remedy if last else "") from stop
     finally:
         # If left open, the next job of a multirun would log into this run.
         if wandb.run is not None:
@@ -157,7 +157,7 @@ def _check_run(cfg: DictConfig, folder: Path, resume: Path | None, faults: Fault
     faults.build(plain, "logger")
     if not found:
         # Lightning refuses some options (a GPU that does not exist) before the run has a folder.
-        faults.build(plain, "trainer", logger=False, callbacks=[ModelCheckpoint()])
+        faults.build(plain, "trainer", logger=False, callbacks=[ModelCheckpoint()], plugins=[LightningEnvironment()])
 
 
 def build_trainer(
@@ -167,11 +167,15 @@ def build_trainer(
 
     Metrics and views of a resumed run are logged again. `resume` is its checkpoint.
     """
+    # One process starts the others, also inside an allocation of SLURM, whose variables Lightning would follow.
+    environment = LightningEnvironment()
+    environment.set_global_rank(0)
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     loggers = _resume_loggers(cfg, plain, folder, clock, resume)
     monitor, mode = experiment.monitor, experiment.mode
     callbacks: list[Callback] = [
         WarningFilter(cfg.debug is True),
+        SignalHandling(),
         clock,
         EpochSeed(cfg.seed),
         MovableCheckpoint(
@@ -200,8 +204,8 @@ def build_trainer(
         "trainer",
         logger=loggers,
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
-        default_root_dir=str(folder),
+        plugins=[AtomicCheckpointIO(), environment],
+        default_root_dir=str(folder / "checkpoints"),  # under SLURM, Lightning searches it for its own checkpoints
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # the loaders split an epoch themselves
         enable_model_summary=False,

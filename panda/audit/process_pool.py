@@ -87,7 +87,10 @@ def _run_until_crash(
 
 def _prepare() -> None:
     """Prepare a worker process: no log of tifffile, one thread for OpenCV, and it ends with its parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A scheduler signals all processes. SIGTERM is how a pool ends its processes, so it keeps its effect.
+    for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     cv2.setNumThreads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()

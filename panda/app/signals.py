@@ -1,0 +1,57 @@
+"""Signals of schedulers: SIGTERM, SIGUSR1 and SIGUSR2 end a job as Ctrl-C does."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+"""Signals that end a job; Windows has one of them."""
+
+_received: list[str] = []
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    # Schedulers repeat a signal, and the second one must not disturb the clean end.
+    _received.append(signal.Signals(number).name)
+    if len(_received) == 1:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[None]:
+    """Raise KeyboardInterrupt at the first signal of `STOPPING`, if this is the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in STOPPING}
+    if _stop not in before.values():
+        _received.clear()
+    handle_signals()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def handle_signals(*, ignore: bool = False) -> None:
+    """Set the handlers of this process; a process that another one ends ignores the signals."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN if ignore else _stop)
+
+
+def name_signal() -> str:
+    """Return the name of the signal that ended the job; empty if there was none."""
+    return _received[0] if _received else ""
+
+
+def is_interruption(error: BaseException) -> bool:
+    """Return whether an error ends the job because of Ctrl-C or a signal.
+
+    A scheduler signals all processes of a job, and the end of a helper process can be noticed before the signal.
+    """
+    return isinstance(error, KeyboardInterrupt) or bool(_received)
