@@ -3,7 +3,9 @@
 import contextlib
 import errno
 import logging
+import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -178,6 +180,27 @@ def test_log_to_file_holds_traceback_and_terminal_if_debug(
     assert "it failed" in err
     assert ("ZeroDivisionError" in err) == debug
     assert "ZeroDivisionError: seven" in (tmp_path / "run.log").read_text()
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2"])
+def test_entry_point_signal_ends_as_ctrl_c_does(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+
+    def job(cfg: DictConfig) -> None:
+        try:
+            os.kill(os.getpid(), number)
+        except KeyboardInterrupt:
+            os.kill(os.getpid(), number)  # schedulers repeat it
+            raise RuntimeError("a helper process was killed by the same signal") from None
+
+    with pytest.raises(SystemExit) as end:
+        enter(lambda: guard(job)(DictConfig({"run_dir": None, "debug": False})))
+    assert end.value.code == 130
+    assert capsys.readouterr().err == (
+        f"interrupted by {name}; finished work is kept, and the same command continues from there\n"
+    )
+    assert signal.getsignal(number) == before
 
 
 def test_guard_full_disk_under_log_gives_one_message(

@@ -3,14 +3,15 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import wandb
 from PIL import Image
 
-from panda.app.dashboard import log_checkpoints, log_figures, replay_views
-from panda.app.tracking import EpochLogger, Tracking, find_wandb_logger, flatten
+from panda.app.dashboard import log_checkpoints, log_figures, log_pictures, replay_views
+from panda.app.tracking import EpochLogger, Tracking, end_wandb, find_wandb_logger, flatten
 from tests.summaries import make_summary
 from tests.wandb_log import OfflineRun
 
@@ -108,3 +109,21 @@ def test_replay_views_logs_pictures_of_whole_epochs_again(tmp_path: Path, logger
     replay_views(tmp_path, [logger], before=4)
     wandb.finish()
     assert [item["epoch"] for item in OfflineRun(tmp_path).find_logged("views/fixed")] == [1, 3]
+
+
+def test_wandb_full_disk_is_one_warning_and_no_error(
+    tmp_path: Path, small_disk: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    disk = small_disk("64k")
+    (tmp_path / "wandb").symlink_to(disk)
+    Image.effect_noise((300, 300), 90).save(tmp_path / "noise.png")
+    logger = find_wandb_logger(Tracking().build_loggers(tmp_path, "r", "t", None, {}))
+    assert logger is not None
+    try:
+        for _ in range(3):
+            log_pictures(logger, {"noise": tmp_path / "noise.png"})
+            logger.log_metrics({"loss": 0.5, "epoch": 0})
+    finally:
+        end_wandb()
+    assert caplog.text.count("the run continues without it") == 1
+    assert "No space left" in caplog.text

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import wandb
 from PIL import Image
-from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.loggers import Logger
 
-from panda.app.tracking import find_wandb_logger
+from panda.app.tracking import EpochLogger, find_wandb_logger, spare_run
 from panda.inference.panel_patches import PanelRow
 from panda.report.run_summary import RunSummary
 from panda.report.table import name_figure
@@ -31,8 +31,9 @@ CHART_STEP = 4
 """Thresholds between two points of the chart, because W&B draws at most 10,000 points."""
 
 
+@spare_run
 def log_rows(
-    logger: WandbLogger,
+    logger: EpochLogger,
     key: str,
     picture: Path,
     rows: Sequence[PanelRow],
@@ -60,28 +61,36 @@ def _add_masks(row: PanelRow, threshold: float) -> wandb.Image:
 
 def replay_views(run_dir: Path, loggers: Sequence[Logger], before: int | None = None) -> None:
     """Log the pictures again that an earlier session or another job drew during training, without single patches."""
-    logger = find_wandb_logger(loggers)
+    if (logger := find_wandb_logger(loggers)) is not None:
+        _log_views(logger, run_dir, before)
+
+
+@spare_run
+def _log_views(logger: EpochLogger, run_dir: Path, before: int | None) -> None:
     for path in sorted((run_dir / "views").glob("epoch_*_*.png")):
         _, epoch, name = path.stem.split("_")
-        if logger is not None and (before is None or int(epoch) < before):
+        if before is None or int(epoch) < before:
             picture = wandb.Image(str(path), caption=path.stem)
             logger.experiment.log({f"views/{name}": picture, "epoch": int(epoch)})
 
 
-def log_pictures(logger: WandbLogger, pictures: Mapping[str, Path]) -> None:
+@spare_run
+def log_pictures(logger: EpochLogger, pictures: Mapping[str, Path]) -> None:
     """Log those pictures that exist, each under its key."""
     if found := {key: wandb.Image(str(path)) for key, path in pictures.items() if path.is_file()}:
         logger.experiment.log(found)
 
 
-def log_csv(logger: WandbLogger, key: str, path: Path) -> None:
+@spare_run
+def log_csv(logger: EpochLogger, key: str, path: Path) -> None:
     """Log a CSV file of the run as a W&B table, if the file exists."""
     if columns := _read_columns(path):
         rows = [list(row) for row in zip(*columns.values(), strict=True)]
         logger.log_table(key, columns=list(columns), data=rows)
 
 
-def log_threshold_curve(logger: WandbLogger, path: Path) -> None:
+@spare_run
+def log_threshold_curve(logger: EpochLogger, path: Path) -> None:
     """Log the scores at every threshold as a chart of lines that can be picked and zoomed."""
     columns = _read_columns(path)
     if not columns:
@@ -115,7 +124,8 @@ def _read_columns(path: Path) -> dict[str, list[Any]]:
     return columns
 
 
-def log_slides(logger: WandbLogger, key: str, rows: Sequence[Mapping[str, Any]], slides: Path) -> None:
+@spare_run
+def log_slides(logger: EpochLogger, key: str, rows: Sequence[Mapping[str, Any]], slides: Path) -> None:
     """Log a table with one row per slide: thumbnail, heatmap, figures. `slides` holds the folders of the slides."""
     columns = list(rows[0])
     table = wandb.Table(columns=["slide_id", "thumbnail", "heatmap", *(name for name in columns if name != "slide_id")])
@@ -137,7 +147,8 @@ def _shrink_picture(path: Path) -> wandb.Image | None:
         return wandb.Image(picture.convert("RGB"), file_type="jpg")
 
 
-def log_figures(logger: WandbLogger, summary: RunSummary) -> None:
+@spare_run
+def log_figures(logger: EpochLogger, summary: RunSummary) -> None:
     """Log the figures of validation and test with their intervals, as a table and in the summary of the run."""
     table = wandb.Table(columns=["split", "slides", "figure", "value", "low", "high"])
     final: dict[str, Any] = {}
@@ -156,7 +167,8 @@ def log_figures(logger: WandbLogger, summary: RunSummary) -> None:
     logger.experiment.summary.update({"threshold": summary.threshold} | final)
 
 
-def log_checkpoints(logger: WandbLogger, folder: Path, about: Mapping[str, Any]) -> None:
+@spare_run
+def log_checkpoints(logger: EpochLogger, folder: Path, about: Mapping[str, Any]) -> None:
     """Log the checkpoints as two versions of one artifact, `last` and `best`. W&B reads them in place."""
     run = logger.experiment
     for name in ("last", "best"):  # W&B gives the version logged last the alias `latest`

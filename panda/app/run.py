@@ -12,12 +12,11 @@ from typing import Any, Protocol
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
-from pytorch_lightning.loggers import WandbLogger
 
 from panda.app.callbacks import Clock
 from panda.app.dashboard import log_checkpoints, log_figures, log_pictures, replay_views
 from panda.app.distributed import join_processes
-from panda.app.tracking import find_wandb_logger, read_metrics, replay_metrics
+from panda.app.tracking import EpochLogger, find_wandb_logger, read_metrics, replay_metrics
 from panda.app.training_reuse import (
     AFTER_TRAINING,
     Training,
@@ -67,7 +66,7 @@ class Run:
         return self.folder / "checkpoints" / "best.ckpt"
 
     @property
-    def wandb(self) -> WandbLogger | None:
+    def wandb(self) -> EpochLogger | None:
         """The W&B logger, if there is one."""
         return find_wandb_logger(self.trainer.loggers)
 

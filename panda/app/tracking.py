@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Concatenate, Literal, ParamSpec
 
 import wandb
 from lightning_fabric.loggers.logger import rank_zero_experiment
@@ -18,6 +20,8 @@ from panda.settings import Names, Settings
 from panda.tables import read_output_table
 
 log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
 
 MAX_TAG_LENGTH = 64
 """Maximum number of characters of a W&B tag."""
@@ -76,8 +80,46 @@ class Tracking(Settings):
         return [csv_logger, wandb_logger]
 
 
+def spare_run(log_it: Callable[Concatenate[EpochLogger, P], None]) -> Callable[Concatenate[EpochLogger, P], None]:
+    """Wrap a function that logs to W&B: if it fails, warn and log no more to W&B, and the run continues.
+
+    W&B has a folder and a process of its own, which may be full or killed.
+    """
+
+    @functools.wraps(log_it)
+    def log_unless_failed(logger: EpochLogger, /, *args: P.args, **options: P.kwargs) -> None:
+        if logger.has_failed:
+            return
+        try:
+            log_it(logger, *args, **options)
+        except Exception as error:
+            logger.has_failed = True
+            log.warning("W&B: %s; the run continues without it, and metrics.csv has all metrics", error)
+            end_wandb()
+
+    return log_unless_failed
+
+
+def end_wandb() -> None:
+    """End the W&B run of this process, if there is one. Otherwise the next job of a multirun would log into it."""
+    if wandb.run is None:
+        return
+    try:
+        wandb.finish()
+    except Exception as error:
+        log.warning("W&B: %s; its files of this run may be incomplete", error)
+        with contextlib.suppress(Exception, SystemExit):  # a job after this one needs another W&B process
+            wandb.teardown()
+
+
 class EpochLogger(WandbLogger):
-    """Lightning's W&B logger with charts over epochs and all files in the folder of the run, without prompts."""
+    """Lightning's W&B logger with charts over epochs and all files in the folder of the run, without prompts.
+
+    Attributes:
+        has_failed: Whether W&B failed, see `spare_run`.
+    """
+
+    has_failed = False
 
     @property
     @rank_zero_experiment
@@ -100,6 +142,11 @@ class EpochLogger(WandbLogger):
             self._experiment.define_metric("train/loss_step", step_metric="trainer/global_step")
             self._experiment.define_metric("*", step_metric="epoch")
         return self._experiment
+
+    @spare_run
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log metrics as the base class does."""
+        super().log_metrics(metrics, step)
 
     def _connect(self) -> None:
         try:
@@ -167,10 +214,13 @@ def set_wandb_aside(run_dir: Path) -> None:
     """
     for folder in sorted((run_dir / "wandb").glob("offline-run-*")):
         aside = run_dir / "wandb" / "interrupted" / folder.name
-        aside.parent.mkdir(exist_ok=True)
-        folder.rename(aside)
+        try:
+            aside.parent.mkdir(exist_ok=True)
+            folder.rename(aside)
+        except OSError as error:
+            log.warning("W&B: %s; it shows the interrupted session too", error)
 
 
-def find_wandb_logger(loggers: Sequence[Logger]) -> WandbLogger | None:
+def find_wandb_logger(loggers: Sequence[Logger]) -> EpochLogger | None:
     """Return the W&B logger among the loggers, if there is one."""
-    return next((logger for logger in loggers if isinstance(logger, WandbLogger)), None)
+    return next((logger for logger in loggers if isinstance(logger, EpochLogger)), None)

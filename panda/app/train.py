@@ -11,7 +11,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import wandb
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
@@ -38,7 +37,7 @@ from panda.app.resume import load_resumed_config
 from panda.app.run import Experiment, Run
 from panda.app.segmentation import SegmentationExperiment
 from panda.app.signals import is_interruption
-from panda.app.tracking import read_metrics, replay_metrics, set_wandb_aside
+from panda.app.tracking import end_wandb, read_metrics, replay_metrics, set_wandb_aside
 from panda.app.training_reuse import list_software_versions
 from panda.data.failures import write_failures
 from panda.errors import ConfigError
@@ -121,9 +120,7 @@ def _run(cfg: DictConfig, folder: Path, resume: Path | None, experiment: Experim
             write_sweep(run.sweep)
         raise Interrupted(remedy if last else "") from stop
     finally:
-        # If left open, the next job of a multirun would log into this run.
-        if wandb.run is not None:
-            wandb.finish()
+        end_wandb()
     if run.failures:
         raise SomeSlidesFailed(
             f"the run is complete except for {len(run.failures)} slides: see {folder / 'failures.csv'}",
