@@ -33,7 +33,7 @@ def test_ceil_px_ignores_error_of_division() -> None:
 
 
 def test_frame_maps_arrays_like_numbers() -> None:
-    frame = Frame("level 1", 4.0, 2.0)
+    frame = Frame(4.0, 2.0)
     x, y = frame.to_level0(np.array([1, 2]), np.array([3, 4]))
     assert x.tolist() == [4.0, 8.0]
     assert y.tolist() == [6.0, 8.0]
@@ -43,7 +43,7 @@ def test_frame_maps_arrays_like_numbers() -> None:
 @pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan])
 def test_frame_scale_without_inverse_raises(scale: float) -> None:
     with pytest.raises(ValueError, match="positive"):
-        Frame("bad", scale, 1.0)
+        Frame(scale, 1.0)
 
 
 @given(st.integers(16, 60_000), st.integers(16, 60_000), st.sampled_from([2, 4, 8, 16]))

@@ -39,7 +39,6 @@ def test_find_bins_is_exact(dtype: type[np.floating]) -> None:
     beside = [np.nextafter(at, dtype(2)), np.nextafter(at, dtype(-1))]
     prob = np.concatenate([at, *beside, rng.random(20_000).astype(dtype), rng.random(2000).astype(dtype) ** 8])
     prob = np.clip(prob, 0, 1)
-    np.testing.assert_array_equal(find_bins(prob), find_bins_by_brute_force(prob))
     found = find_bins(torch.tensor(prob))
     assert found.dtype == torch.int64
     np.testing.assert_array_equal(found.numpy(), find_bins_by_brute_force(prob))

@@ -19,6 +19,7 @@ from panda.data.extraction import extract_slide, extract_store
 from panda.data.manifest import read_manifest
 from panda.data.patches import load_slide
 from panda.data.settings import PatchSettings, StoreKind
+from panda.data.slide_entry import SlideEntry
 from panda.data.store import StoreResult, load_store, locate_store
 from panda.errors import ConfigError, ManifestError, MaskError, PandaError, SlideError
 from panda.files import partial_path
@@ -45,7 +46,7 @@ def test_extract_slide_patches_equal_slide_pixels(folder: Path, tmp_path: Path) 
     assert not (tmp_path / record.slide_id).exists()
     found = extract_slide(record, SETTINGS.model_copy(update={"level": 0, "min_tissue": 0.0}), tmp_path)
     image, tumor = picture(0), codes("radboud", True) == 4
-    assert found.downsample == 1
+    assert SlideEntry.read(found.folder).resolution.downsample == 1
     seen = np.zeros(tumor.shape, bool)
     for x, y in found.xy.tolist():
         name = f"{record.slide_id}_x{x}_y{y}.png"
@@ -83,7 +84,7 @@ def test_extract_slide_by_mpp_and_past_edge(folder: Path, tmp_path: Path) -> Non
     record = read_manifest(folder)[0]
     settings = PatchSettings(level=None, mpp=6.0, patch_size=100, min_tissue=0.0)
     found = extract_slide(record, settings, tmp_path)
-    assert found.downsample == pytest.approx(3.0)
+    assert SlideEntry.read(found.folder).resolution.downsample == pytest.approx(3.0)
     assert found.xy.tolist() == [[x, y] for y in (0, 300) for x in (0, 300, 600)]
     corner = cv2.imread(str(next((tmp_path / record.slide_id / "img").glob("*_x600_y300.png"))))
     assert corner is not None

@@ -26,6 +26,7 @@ from panda.data.manifest import SlideRecord, read_manifest
 from panda.data.patch_manifests import write_patch_manifests
 from panda.data.patchset import PatchSet
 from panda.data.settings import PatchSettings, StoreKind
+from panda.data.slide_entry import SlideEntry
 from panda.data.splits import Split
 from panda.data.store import StoreResult, list_stores, main
 from panda.errors import ManifestError, PandaError
@@ -241,7 +242,7 @@ def test_extract_store_column_order_changes_no_patch(
             patch.setattr(Slide, "read", noting)
             columns = _cut(records[:1], settings, tmp_path / "columns")
         assert read != sorted(read, key=lambda place: place[::-1])
-        width = 100 * round(whole.slides[records[0].slide_id].downsample)
+        width = 100 * round(SlideEntry.read(whole.slides[records[0].slide_id].folder).resolution.downsample)
         assert read == sorted(read, key=lambda place: (place[0] // width, place[1], place[0]))
         files = [path for path in whole.store.rglob("*.*") if path.is_file()]
         assert len(files) > 3

@@ -39,7 +39,6 @@ from panda.data.store import (
     describe_unwritable,
     locate_store,
     prepare_store,
-    sort_result,
 )
 from panda.errors import MaskError, PandaError, SlideError, raise_exhaustion
 from panda.files import hold_lock, write_beside
@@ -97,7 +96,9 @@ def extract_store(
             _extract_pending(pending, settings, store, slides, failures, workers=workers, progress=progress)
     except OSError as error:
         raise PandaError(describe_unwritable(store, error)) from error
-    return sort_result(records, store, slides, failures)
+    ids = [record.slide_id for record in records]  # the order does not depend on the threads
+    found_slides = {slide_id: slides[slide_id] for slide_id in ids if slide_id in slides}
+    return StoreResult(store, found_slides, [failures[slide_id] for slide_id in ids if slide_id in failures])
 
 
 def _extract_pending(

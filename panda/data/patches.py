@@ -22,7 +22,6 @@ class SlidePatches:
 
     Attributes:
         folder: The slide's folder in the store.
-        downsample: Level-0 px per patch px.
         mpp: µm per patch px as (x, y), or None if unknown.
         xy: Top-left corners, (N, 2) int64, level-0 px.
         tissue_fraction: Share of tissue in each patch, (N,) float64.
@@ -32,7 +31,6 @@ class SlidePatches:
 
     record: SlideRecord
     folder: Path
-    downsample: float
     mpp: tuple[float, float] | None
     xy: NDArray[np.int64]
     tissue_fraction: NDArray[np.float64]
@@ -48,7 +46,6 @@ class SlidePatches:
         return cls(
             record=record,
             folder=folder,
-            downsample=entry.resolution.downsample,
             mpp=entry.resolution.mpp,
             xy=np.array([(patch.x, patch.y) for patch in entry.patches], dtype=np.int64),
             tissue_fraction=np.array([patch.tissue_fraction for patch in entry.patches]),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,27 +51,14 @@ def load_store(
     """Read the patches of an earlier `extract_store`; a slide without patches is a failure of the stage `store`."""
     store = locate_store(store_root, root, settings)
     slides: dict[str, SlidePatches] = {}
-    failures: dict[str, Failure] = {}
+    failures: list[Failure] = []
     for record in records:
         if (found := load_slide(record, settings, store)) is not None:
             slides[record.slide_id] = found
         else:
-            failures[record.slide_id] = Failure(
-                record.slide_id, "store", ManifestError.__name__, f"{store} has no patches of this slide"
-            )
-    return sort_result(records, store, slides, failures)
-
-
-def sort_result(
-    records: Sequence[SlideRecord], store: Path, slides: Mapping[str, SlidePatches], failures: Mapping[str, Failure]
-) -> StoreResult:
-    """Return the result in the order of the records, which does not depend on the threads."""
-    ids = [record.slide_id for record in records]
-    return StoreResult(
-        store,
-        {slide_id: slides[slide_id] for slide_id in ids if slide_id in slides},
-        [failures[slide_id] for slide_id in ids if slide_id in failures],
-    )
+            message = f"{store} has no patches of this slide"
+            failures.append(Failure(record.slide_id, "store", ManifestError.__name__, message))
+    return StoreResult(store, slides, failures)
 
 
 def _describe_store(settings: PatchSettings) -> dict[str, Any]:

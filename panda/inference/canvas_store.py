@@ -162,9 +162,6 @@ class Canvas:
             out[y0 : y0 + len(band)] = band
         return out
 
-    def __repr__(self) -> str:
-        return f"Canvas({str(self.path)!r}, {self.shape[1]} x {self.shape[0]} working px)"
-
 
 def measure_stored_size(path: Path) -> StoredSize:
     """Return the number and the bytes of the chunks on the disk."""

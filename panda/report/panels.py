@@ -13,7 +13,7 @@ from matplotlib.colors import ListedColormap, Normalize, to_rgb
 from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 
-from panda.inference.legends import JET, colorize, round_length
+from panda.inference.legends import JET, colorize, round_length, write_length
 from panda.inference.panel_patches import PanelRow
 from panda.report.sheet import INK, MASK, Sheet
 
@@ -70,8 +70,7 @@ def _draw_scale_bar(axes: Axes, width: int, height: int, um_per_px: float | None
         text, bar = "µm/px unknown", 0.0
     else:
         length = round_length(0.3 * width * um_per_px)
-        text = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
-        bar = length / um_per_px
+        text, bar = write_length(length), length / um_per_px
     box_width = max(bar, (0.27 if bar else 0.45) * width) + 0.06 * width
     left, base = 0.03 * width - 0.5, 0.97 * height - 0.5
     tall = 0.115 * width if bar else 0.085 * width

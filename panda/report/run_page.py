@@ -139,16 +139,10 @@ def make_failure_table(path: Path) -> Table:
 def _read_panels(run_dir: Path) -> tuple[list[tuple[str, str, Picture]], list[tuple[str, str]]]:
     """Read the first panels as pictures and the rest as links."""
     files = sorted((run_dir / "panels").glob("*.png"), key=lambda p: make_natural_key(p.name))
-    shown: list[tuple[str, str, Picture]] = []
-    rest: list[tuple[str, str]] = []
-    for file in files:
-        href = make_link("panels", file.name)
-        picture = read_picture(file, 2000) if len(shown) < _MOST_PANELS else None
-        if picture:
-            shown.append((href, file.stem.replace("_", " "), picture))
-        else:
-            rest.append((href, file.name))
-    return shown, rest
+    pictures = {file: picture for file in files[:_MOST_PANELS] if (picture := read_picture(file, 2000))}
+    links = {file: make_link("panels", file.name) for file in files}
+    shown = [(links[file], file.stem.replace("_", " "), picture) for file, picture in pictures.items()]
+    return shown, [(href, file.name) for file, href in links.items() if file not in pictures]
 
 
 def _tabulate_counts(data: DataSummary) -> tuple[Table, list[tuple[str, str]]]:

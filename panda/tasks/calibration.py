@@ -141,10 +141,7 @@ def score_calibration(hist: NDArray[np.int64], temperature: float | None) -> Cal
     pixels = int(hist.sum())
     for suffix, t in (("", 1.0), ("_scaled", temperature)):
         found[f"ece{suffix}"] = measure_reliability(hist, t).ece if pixels and t else None
-        found[f"nll{suffix}"] = _compute_loss(hist, t) / pixels if pixels and t else None
+        logit = _LOGIT / (t or 1.0)
+        loss = float((hist[0] * np.logaddexp(0, -logit) + hist[1] * np.logaddexp(0, logit)).sum())
+        found[f"nll{suffix}"] = loss / pixels if pixels and t else None
     return CalibrationScores(**found)
-
-
-def _compute_loss(hist: NDArray[np.int64], temperature: float) -> float:
-    logit = _LOGIT / temperature
-    return float((hist[0] * np.logaddexp(0, -logit) + hist[1] * np.logaddexp(0, logit)).sum())

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,11 +25,7 @@ BINS = 1000
 """Number of thresholds: 0, 0.001, … 0.999."""
 
 
-@overload
-def find_bins(prob: Tensor) -> Tensor: ...
-@overload
-def find_bins(prob: NDArray[np.floating]) -> NDArray[np.int64]: ...
-def find_bins(prob: Tensor | NDArray[np.floating]) -> Tensor | NDArray[np.int64]:
+def find_bins(prob: Tensor) -> Tensor:
     """Find the highest threshold that each probability reaches.
 
     Args:
@@ -41,8 +37,6 @@ def find_bins(prob: Tensor | NDArray[np.floating]) -> Tensor | NDArray[np.int64]
     Raises:
         ValueError: If a value is outside [0, 1] or NaN.
     """
-    if isinstance(prob, np.ndarray):
-        return find_bins(torch.tensor(prob)).numpy()
     if not prob.is_floating_point() or not bool(((prob >= 0) & (prob <= 1)).all()):
         raise ValueError("probabilities must be floating point in [0, 1] (apply a sigmoid to logits)")
     prob = prob.detach()
@@ -96,23 +90,19 @@ class PixelHistogram(Metric):
     """Sum of `count_probabilities` over batches and devices."""
 
     full_state_update = False
-    cancer: Tensor
-    other: Tensor
+    counts: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.add_state("cancer", torch.zeros(BINS, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("other", torch.zeros(BINS, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("counts", torch.zeros(2, BINS, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, prob: Tensor, target: Tensor, where: Tensor | None = None) -> None:
         """Add a batch, see `count_probabilities`."""
-        counts = count_probabilities(prob, target, where)
-        self.cancer += counts[0]
-        self.other += counts[1]
+        self.counts += count_probabilities(prob, target, where)
 
     def compute(self) -> Tensor:
         """Return the histogram, (2, BINS) int64."""
-        return torch.stack([self.cancer, self.other])
+        return self.counts.clone()
 
 
 @dataclass(frozen=True)

@@ -95,18 +95,16 @@ class Frame:
     """A coordinate frame of one slide.
 
     Attributes:
-        name: Name in messages, such as `"level 1"`.
         sx: Level-0 px per unit of this frame, along x.
         sy: Level-0 px per unit of this frame, along y.
     """
 
-    name: str
     sx: float
     sy: float
 
     def __post_init__(self) -> None:
         if not (0 < self.sx < math.inf and 0 < self.sy < math.inf):
-            raise ValueError(f"frame {self.name!r}: scales must be positive and finite, not {self.sx}, {self.sy}")
+            raise ValueError(f"scales of a frame must be positive and finite, not {self.sx}, {self.sy}")
 
     def to_level0(self, x: Coordinate, y: Coordinate) -> tuple[Coordinate, Coordinate]:
         """Map coordinates of this frame to level-0 px, unrounded."""
@@ -138,7 +136,7 @@ class Resolution:
     @property
     def frame(self) -> Frame:
         """Frame of working px."""
-        return Frame(f"working px ({self.downsample:g} level-0 px each)", self.downsample, self.downsample)
+        return Frame(self.downsample, self.downsample)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -234,4 +232,4 @@ def mask_frame(slide_size: tuple[int, int], mask_size: tuple[int, int]) -> Frame
             f"{sizes}: their shapes differ by {difference:.1%}, more than {ASPECT_TOLERANCE:.0%}; "
             "this is not a mask of this slide, check the pairing of the files"
         )
-    return Frame("mask level-0 px", sx, sy)
+    return Frame(sx, sy)
