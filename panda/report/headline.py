@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from panda.report.run_summary import RunSummary, read_summary
+from panda.report.table import show
 
 FIGURES = {
     "segmentation": (
@@ -22,14 +23,10 @@ def headline(summary: RunSummary) -> str:
     """Write the figures of the test slides, or of validation if there are none, in a line."""
     split, scores = ("val", summary.val) if summary.test is None else ("test", summary.test)
     numbers = scores.numbers
-    named = [f"{name} {_write(numbers[key])}" for key, name in FIGURES[summary.task] if key in numbers]
+    named = [f"{name} {show(numbers[key]) or 'undefined'}" for key, name in FIGURES[summary.task] if key in numbers]
     slides = f" on {numbers['slides']} slides" if "slides" in numbers else ""
     at = f" at threshold {summary.threshold:.3f}" if summary.task == "segmentation" else ""
     return f"{summary.task} ({split}{slides}{at}): {', '.join(named)}"
-
-
-def _write(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.3f}"
 
 
 def main(folders: Sequence[str]) -> int:
