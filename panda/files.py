@@ -19,18 +19,16 @@ import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 from filelock import FileLock, Timeout
-from pydantic import TypeAdapter, ValidationError
 
-from panda.errors import ConfigError, PandaError
+from panda.errors import PandaError
 
 log = logging.getLogger(__name__)
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 """The folder of choices, beside the package."""
-T = TypeVar("T")
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 _SYNCS = 8  # files flushed at the same time
@@ -214,27 +212,3 @@ def identity(path: Path) -> dict[str, str | int]:
 def write_json(path: Path | str, data: Mapping[str, Any]) -> None:
     """Write plain data as indented JSON, whole or not at all; refuse NaN and infinity."""
     write_whole(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def read_model(path: Path, kind: TypeAdapter[T], remedy: str) -> T:
-    """Read a JSON file as typed data.
-
-    Args:
-        path: The file.
-        kind: Type of its content.
-        remedy: The remedy for a file that does not fit, which ends the message.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        PandaError: If the content does not fit; names the first three keys with their values.
-    """
-    try:
-        return kind.validate_json(path.read_bytes(), strict=True)
-    except ValidationError as error:
-        faults = [
-            f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].lower()}, not {str(fault['input'])[:60]!r}".lstrip(": ")
-            for fault in error.errors(include_url=False)[:3]
-        ]
-        raise PandaError(f"{path}: {'; '.join(faults)}; {remedy}") from error
-    except ConfigError as error:
-        raise PandaError(f"{path}: {'; '.join(error.faults)}; {remedy}") from error

@@ -56,7 +56,7 @@ SLIDES = [
     draw(6, 0.5, "karolinska", None, "e", outside=30),
 ]
 AT = ThresholdChoice.from_user(0.5)
-_SEARCHED = {"criterion": "f1", "score": 0.5, "chosen_on": "", "date": ""}
+_SEARCHED = {"criterion": "f1", "score": 0.5, "chosen_on": "", "date": "2026-01-01T00:00:00Z"}
 BY_PROVIDER = ThresholdChoice.model_validate(
     {"value": 0.5, **_SEARCHED, "by_provider": {"radboud": {"value": 0.35, **_SEARCHED}}}
 )

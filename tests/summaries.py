@@ -23,7 +23,8 @@ _BLANK: dict[str, Any] = {
     "cancer_outside_tissue_px": 0,
 }  # fmt: skip
 _CHOICE = {
-    "value": 0.5, "criterion": "given", "score": None, "chosen_on": "no slides", "date": "today", "cost_ratio": None,
+    "value": 0.5, "criterion": "given", "score": None, "chosen_on": "no slides",
+    "date": "2026-01-01T00:00:00Z", "cost_ratio": None,
     "interval": None, "interval_note": "", "by_provider": {},
 }  # fmt: skip
 _DATA: dict[str, Any] = {"root": "data", "slides": {}, "left_out": {}, "groups": "by slide"}
@@ -44,7 +45,8 @@ def fill_summary(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of a whole `summary.json`; `test: None` leaves the test slides out."""
     task = given.get("task", "segmentation")
     content: dict[str, Any] = {
-        "schema": 3, "task": task, "name": "run", "created": "today", "seed": 0, "device": "cpu", "epochs": 1,
+        "schema": 3, "task": task, "name": "run", "created": "2026-01-01T00:00:00Z",
+        "seed": 0, "device": "cpu", "epochs": 1,
         "seconds": 1.0, "trained_by": None, "notes": [], "threshold": 0.5, "val": {},
         "bootstrap": {"resamples": 2000, "seed": 0, "level": 0.95, "unit": "groups of slides"},
     } | dict(given)  # fmt: skip

@@ -46,7 +46,7 @@ def raw_temperature(logits: torch.Tensor, target: torch.Tensor) -> float:
 @pytest.mark.parametrize("sureness", [0.4, 1.0, 1.8])
 def test_fit_temperature_equals_fit_on_raw_logits(sureness: float) -> None:
     logits, target = pixels(sureness)
-    found = fit_temperature(histogram(logits, target), "here", "today")
+    found = fit_temperature(histogram(logits, target), "here", "2026-01-01T00:00:00Z")
     assert found.value == pytest.approx(raw_temperature(logits, target), rel=5e-3)
     assert found.value == pytest.approx(sureness, rel=0.03)
     assert (found.note, found.chosen_on) == ("", "here")
@@ -56,7 +56,7 @@ def test_fit_temperature_beyond_last_bin_is_less_sure() -> None:
     """Most logits past ±7: the fit is right for what the bins tell apart, and says less than raw logits would."""
     logits, target = pixels(6.0, spread=2.5)
     assert float((logits.abs() > 7.6).double().mean()) > 0.5
-    found = fit_temperature(histogram(logits, target), "", "").value
+    found = fit_temperature(histogram(logits, target), "", "2026-01-01T00:00:00Z").value
     clipped = logits.clamp(math.log(0.0005 / 0.9995), math.log(0.9995 / 0.0005))
     assert found == pytest.approx(raw_temperature(clipped, target), rel=0.01)
     assert found is not None
@@ -66,7 +66,7 @@ def test_fit_temperature_beyond_last_bin_is_less_sure() -> None:
 def test_fit_temperature_minimizes_loss_and_keeps_mask() -> None:
     logits, target = pixels(2.5)
     hist = histogram(logits, target)
-    temperature = fit_temperature(hist, "", "").value
+    temperature = fit_temperature(hist, "", "2026-01-01T00:00:00Z").value
     assert temperature is not None
     loss = {t: score_calibration(hist, t * temperature).nll_scaled for t in (0.98, 1.0, 1.02)}
     assert loss[1.0] == min(value for value in loss.values() if value is not None)
@@ -79,7 +79,7 @@ def test_fit_temperature_minimizes_loss_and_keeps_mask() -> None:
 def test_calibration_scores_match_torchmetrics_and_raw(sureness: float) -> None:
     logits, target = pixels(sureness)
     hist = histogram(logits, target)
-    temperature = fit_temperature(hist, "", "").value
+    temperature = fit_temperature(hist, "", "2026-01-01T00:00:00Z").value
     found = score_calibration(hist, temperature)
     for suffix, t in (("", 1.0), ("_scaled", temperature)):
         assert t is not None
@@ -116,7 +116,7 @@ def test_fit_temperature_undefined_gives_reason(
 ) -> None:
     prob = torch.tensor([*cancer, *other], dtype=torch.float64)
     hist = count_probabilities(prob, torch.arange(len(prob)) < len(cancer)).numpy()
-    found = fit_temperature(hist, "", "")
+    found = fit_temperature(hist, "", "2026-01-01T00:00:00Z")
     assert found.value is None
     assert word in found.note
     scores = score_calibration(hist, found.value)

@@ -265,7 +265,7 @@ def test_tune_mode_damaged_choice_warns_and_repeats(
     edited = {"precision": "int3", "compiled": False, "moved": None, "why": ""}
     (tmp_path / "engine.json").write_text(json.dumps({key: edited}))
     assert tune(predictor, slide_path, tmp_path).precision == "fp32"
-    assert f"{key}.precision: input should be 'fp32' or 'bf16', not 'int3'; precision and" in caplog.text
+    assert f"{key}.precision is 'int3', but must be 'fp32' or 'bf16'; precision and" in caplog.text
     assert json.loads((tmp_path / "engine.json").read_text())[key]["precision"] == "fp32"
 
 

@@ -155,7 +155,7 @@ def test_infer_other_precision_than_threshold_is_noted(tmp_path: Path, run: Infe
 
 
 def test_infer_provider_uses_its_own_threshold(tmp_path: Path, run: Infer) -> None:
-    searched = {"criterion": "f1", "score": 0.5, "chosen_on": "here", "date": "today"}
+    searched = {"criterion": "f1", "score": 0.5, "chosen_on": "here", "date": "2026-01-01T00:00:00Z"}
     own = {name: {"value": value, **searched} for name, value in (("x", 0.2), ("y", 0.7))}
     choice = {"value": 0.4, **searched, "by_provider": own}
     path = segmentation_checkpoint(tmp_path / "own.ckpt", threshold=choice)

@@ -208,7 +208,7 @@ def test_extract_store_store_of_other_settings_raises(folder: Path, tmp_path: Pa
         ({"level": -1}, "data.level=-1 must be at least 0 or null"),
         ({"level": None, "mpp": 0.0}, "data.mpp=0.0 must be from 0.05 to 20.0 or null"),
         ({"level": None, "mpp": 25.0}, "data.mpp=25.0 must be from 0.05 to 20.0 or null: µm per px"),
-        ({"patch_size": 0}, "data.patch_size=0 must be at least 1"),
+        ({"patch_size": 0}, "data.patch_size=0 must be from 1 to 8192"),
         ({"stride": 65}, "data.stride=65 must be at most data.patch_size=64"),
         ({"stride": 0}, "data.stride=0 must be at least 1 or null"),
         ({"edge": "mirror"}, "data.edge=mirror must be pad or shift"),

@@ -18,7 +18,7 @@ import pytest
 
 from panda.errors import PandaError
 from panda.inference.quantify import QuantifySettings
-from panda.inference.slide_result import LABEL_METRICS
+from panda.inference.slide_result import LABEL_METRICS, Provenance
 from panda.report.agreement import draw_agreement
 from panda.report.axes import pick_ticks
 from panda.report.charts import Bar, Line, draw_bars, draw_lines
@@ -88,18 +88,18 @@ def _slide(folder: Path, **changes: Any) -> Path:
         cv2.imwrite(str(folder / f"{name}.png"), picture)
     region = {"id": 1, "area_px": 1200, "area_mm2": 0.0123, "centroid": [10.4, 20.6], "bbox": [0, 1, 2, 3]}
     region |= {"length_px": 60.5, "length_mm": 0.121, "box_px": [0, 0, 1, 1], "start_px": [0, 0]}
-    provenance: dict[str, Any] = {
-        "fingerprint": "f", "checkpoint": "best.ckpt", "grading_checkpoint": None, "segmentation": {}, "grader": None,
-        "threshold": 0.43, "quantify": {}, "precision": "fp32", "compiled": False, "tta": "none", "tissue_rules": 1,
-        "reader": "auto", "mpp_override": None,
-    }  # fmt: skip
+    provenance = Provenance.from_values(
+        checkpoint="best.ckpt", grading_checkpoint=None, segmentation={}, grader=None, threshold=0.43, quantify={},
+        precision="fp32", compiled=False, tta="none", tissue_rules=1, reader="auto", mpp_override=None, normalize=None,
+    ).model_dump(mode="json")  # fmt: skip
     content = {
         "slide_id": folder.name, "threshold": 0.43, "tumor_px": 1200, "tissue_px": 4800,
         "tumor_percent_of_tissue": 25.0, "tumor_mm2": 0.0123, "tissue_mm2": 0.0492,
         "mm2_note": "", "num_regions": 1, "mpp": [0.5, 0.5],
         "mpp_note": "from OpenSlide", "downsample": 4.0, "tissue_how": "strict", "grade": None,
         "regions": [region | {"mean_probability": 0.812, "max_probability": 0.99}],
-        "unscored_tissue_px": 0, "nearby": [], "px_at_threshold": [], "settings": {}, "file": {"name": "a.tiff"},
+        "unscored_tissue_px": 0, "nearby": [], "px_at_threshold": [0] * 1001, "settings": {},
+        "file": {"name": "a.tiff", "bytes": 1, "mtime_ns": 0},
         "mpp_source": "openslide", "reader": "fast", "in_sample": None, "grade_note": None, "against_label": None,
         "made_with": provenance,
     }  # fmt: skip
@@ -299,8 +299,7 @@ def test_write_slide_page_viewer_is_self_contained(tmp_path: Path) -> None:
     assert region["box"] == [10.0, 20.0, 30.0, 40.0]
     assert len(region["rings"]) == 3
     assert "labelled cancer" in text
-    facts = json.loads((folder / "quantification.json").read_text())
-    (folder / "quantification.json").write_text(json.dumps(facts | {"px_at_threshold": counts[:10]}))
+    (folder / "map.png").unlink()
     text = check_page(write_slide_page(folder))
     assert "data-view" not in text
     assert 'alt="overlay"' in text, "what lacks a part of the viewer shows the pictures"
@@ -372,12 +371,12 @@ def test_write_inference_page_lists_slides(tmp_path: Path) -> None:
         _slide(tmp_path / str(r["slide_id"]))
     _write_csv(tmp_path / "quantification.csv", rows)
     _write_csv(tmp_path / "failures.csv", [{"slide_id": "c", "stage": "open", "error": "SlideError", "message": "no"}])
-    choice = ThresholdChoice(value=0.43, criterion="f1", score=0.8, chosen_on="validation", date="2026-01-01")
+    choice = ThresholdChoice(value=0.43, criterion="f1", score=0.8, chosen_on="validation", date="2026-01-01T00:00:00Z")
     InferenceSummary(
         checkpoint="best.ckpt", grading_checkpoint=None, threshold=0.43, threshold_choice=choice, provider=None,
         quantify=QuantifySettings(), resolution=TrainedResolution(level=1, mpp=None, train_mpp=(2.0, 2.0, 2.0)),
         precision="fp32", compiled=False, engine_choice="", tta="none", reader="auto", mpp_override=None, device="cpu",
-        date="2026-01-01", last_run=LastRun(slides=3, failed=1, seconds=4.0), labels=None, notes=[EVIL],
+        date="2026-01-01T00:00:00Z", last_run=LastRun(slides=3, failed=1, seconds=4.0), labels=None, notes=[EVIL],
     ).write(tmp_path)  # fmt: skip
     text = html.unescape(check_page(write_inference_page(tmp_path)))
     for said in ("best.ckpt", "1 failed", "chosen on validation", "trained on 1 of these slides", "SlideError",

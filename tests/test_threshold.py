@@ -19,6 +19,8 @@ from panda.report.curves import write_threshold_curve
 from panda.tasks.metrics import BINS, count_probabilities
 from panda.tasks.threshold import CRITERIA, ThresholdChoice, score_by_criterion, search_threshold
 
+DATE = "2026-01-01T00:00:00Z"
+
 
 def hist(cancer: list[float], other: list[float]) -> NDArray[np.int64]:
     prob = torch.tensor([*cancer, *other], dtype=torch.float64)
@@ -227,7 +229,13 @@ def test_search_threshold_per_provider_uses_its_own_slides() -> None:
 
 
 def test_threshold_choice_without_interval_is_read() -> None:
-    plain = {"value": 0.4, "criterion": "dice_pooled", "score": 0.7, "chosen_on": "here", "date": "today"}
+    plain = {
+        "value": 0.4,
+        "criterion": "dice_pooled",
+        "score": 0.7,
+        "chosen_on": "here",
+        "date": "2026-01-01T00:00:00Z",
+    }
     choice = ThresholdChoice.model_validate(plain)
     assert (choice.value_for("radboud"), choice.interval, dict(choice.by_provider)) == (0.4, None, {})
 

@@ -21,6 +21,7 @@ from panda.files import hold_lock
 from panda.inference.evaluate import SlideScore, read_scores, write_scores
 from panda.tasks.checkpoint import read_checkpoint, update_metadata
 from panda.tasks.metadata import SegmentationMetadata
+from tests.checkpoints import segmentation_checkpoint
 from tests.test_config_check import compose_config
 from tests.test_train import METADATA, train_run, weights
 from tests.wandb_log import OfflineRun
@@ -69,7 +70,7 @@ def sweep(tmp_path: Path) -> Path:
     """Return a sweep whose job 0 has trained and then stored a given threshold in its checkpoint."""
     folder = tmp_path / "sweep-x"
     train_run(folder / "0", sweep=folder)
-    given = {"value": 0.3, "criterion": "given", "score": None, "chosen_on": "nothing", "date": "today"}
+    given = {"value": 0.3, "criterion": "given", "score": None, "chosen_on": "nothing", "date": "2026-01-01T00:00:00Z"}
     update_metadata(folder / "0" / "checkpoints" / "best.ckpt", SegmentationMetadata, threshold=given)
     canvas = folder / "0" / "slides" / "a" / "canvas.zarr" / "c" / "0"
     canvas.parent.mkdir(parents=True)
@@ -159,12 +160,13 @@ def test_find_training_ignores_jobs_that_reused(tmp_path: Path) -> None:
         (tmp_path / job / "checkpoints").mkdir(parents=True)
         for name in ("best.ckpt", "last.ckpt"):
             (tmp_path / job / "checkpoints" / name).touch()
-        Training("x", 1, {}, by).write(tmp_path / job)
-    found = find_training(tmp_path, "x", tmp_path / "2")
+        Training(fingerprint="0" * 64, epochs=1, decided={}, trained_by=by).write(tmp_path / job)
+    metadata = read_checkpoint(segmentation_checkpoint(tmp_path / "a.ckpt"), SegmentationMetadata).metadata
+    found = find_training(tmp_path, "0" * 64, tmp_path / "2", metadata)
     assert found is not None
     assert found[0].name == "1"
-    assert find_training(tmp_path, "y", tmp_path / "2") is None
-    assert find_training(tmp_path, "x", tmp_path / "1") is None
+    assert find_training(tmp_path, "1" * 64, tmp_path / "2", metadata) is None
+    assert find_training(tmp_path, "0" * 64, tmp_path / "1", metadata) is None
 
 
 def test_read_scores_returns_written_scores(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

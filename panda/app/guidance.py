@@ -22,6 +22,7 @@ from panda.inference.compute import EngineSettings
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.slide_loop import make_tile_callback
 from panda.settings import Count, Share, rule
+from panda.stored import PatchSide
 from panda.tasks.metadata import SegmentationMetadata, TileSelection
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap
@@ -52,7 +53,7 @@ class TileSettings(ResolutionSettings):
 
     how: Literal["guided", "tissue", "all"] = "guided"
     k: Count = 32
-    tile_size: Count = 256
+    tile_size: PatchSide = 256
     random_fraction: Share = 0.25
     min_tissue: Share = 0.25
     seed: int = Field(default=0, ge=0)

@@ -126,7 +126,7 @@ class Run:
             self._train(task, data, fingerprint)
             return
         with hold_lock(self.sweep / f"training-{fingerprint[:16]}"):
-            found = None if self.resume else find_training(self.sweep, fingerprint, self.folder)
+            found = None if self.resume else find_training(self.sweep, fingerprint, self.folder, task.metadata)
             if found is None:
                 self._train(task, data, fingerprint)
                 return
@@ -153,7 +153,7 @@ class Run:
             raise KeyboardInterrupt from stop
         best = read_checkpoint(self.best, type(task.metadata)).metadata
         decided = best.model_dump(mode="json", include=set(AFTER_TRAINING))
-        self.training = Training(fingerprint, self._count_epochs(), decided)
+        self.training = Training(fingerprint=fingerprint, epochs=self._count_epochs(), decided=decided)
         self.training.write(self.folder)
 
     def _count_epochs(self) -> int:

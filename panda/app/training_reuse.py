@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
-import json
+import logging
 import os
 import platform
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
+from pydantic import JsonValue, NonNegativeInt, TypeAdapter, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
 import panda
-from panda.errors import CheckpointError
+from panda.errors import CheckpointError, PandaError
 from panda.files import fingerprint, write_beside, write_json
+from panda.stored import Digest, Plain, describe_faults, read_model
 from panda.tasks.checkpoint import read_checkpoint, update_metadata
 from panda.tasks.metadata import CheckpointMetadata
 
+log = logging.getLogger(__name__)
+
 RECORD = "training.json"
+_REMEDY = "it was edited or written by another version: the weights of this job are not used"
 SCORES = "validation_scores.npz"
 CHECKPOINTS = ("best.ckpt", "last.ckpt")
 FROM_EVALUATION = frozenset({"precision", "tta", "overlap"})
@@ -42,8 +46,7 @@ A key that is missing here costs a training. A key that is wrongly here gives a 
 """
 
 
-@dataclass(frozen=True)
-class Training:
+class Training(Plain, frozen=True):
     """A finished training, the content of `training.json` of a run.
 
     Attributes:
@@ -51,14 +54,21 @@ class Training:
         trained_by: Job of the sweep that trained, if it was another one.
     """
 
-    fingerprint: str
-    epochs: int
-    decided: dict[str, Any]
+    fingerprint: Digest
+    epochs: NonNegativeInt
+    decided: dict[str, JsonValue]
     trained_by: str | None = None
+
+    @field_validator("decided")
+    @classmethod
+    def _check_names(cls, decided: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        if unknown := sorted(decided.keys() - AFTER_TRAINING):
+            raise PydanticCustomError("decided", "{name} is not decided after training", {"name": unknown[0]})
+        return decided
 
     def write(self, folder: Path) -> None:
         """Write the training to the folder of its run. From then on other jobs of the sweep may reuse it."""
-        write_json(folder / RECORD, asdict(self))
+        write_json(folder / RECORD, self.model_dump(mode="json"))
 
 
 def fingerprint_training(
@@ -106,13 +116,23 @@ def _digest_code() -> str:
     return digest.hexdigest()
 
 
-def find_training(sweep: Path, training: str, but: Path) -> tuple[Path, Training] | None:
-    """Find a job of a sweep, other than `but`, that itself finished the training with this fingerprint."""
+def find_training(sweep: Path, training: str, but: Path, metadata: CheckpointMetadata) -> tuple[Path, Training] | None:
+    """Find a job of a sweep, other than `but`, that itself finished the training with this fingerprint.
+
+    Jobs whose file was edited are passed over with a warning. `metadata` is that of this run.
+    """
     for path in sorted(sweep.glob(f"*/{RECORD}")):
-        with contextlib.suppress(OSError, ValueError, TypeError):  # a file of another version
-            found = Training(**json.loads(path.read_text(encoding="utf-8")))
-            whole = all((path.parent / "checkpoints" / name).is_file() for name in CHECKPOINTS)
-            if path.parent != but and found.fingerprint == training and found.trained_by is None and whole:
+        try:
+            found = read_model(path, TypeAdapter(Training), _REMEDY)
+            if path.parent == but or found.fingerprint != training or found.trained_by is not None:
+                continue
+            type(metadata).model_validate(metadata.model_dump(mode="json") | found.decided)
+        except ValidationError as error:
+            log.warning("%s: %s; %s", path, describe_faults(error, "decided"), _REMEDY)
+        except (OSError, PandaError) as error:
+            log.warning("%s", error)
+        else:
+            if all((path.parent / "checkpoints" / name).is_file() for name in CHECKPOINTS):
                 return path.parent, found
     return None
 
@@ -141,7 +161,7 @@ def take_over(source: Path, training: Training, folder: Path, metadata: Checkpoi
     for canvas in source.glob("slides/*/canvas.zarr"):
         with write_beside(folder / canvas.relative_to(source)) as partial:
             shutil.copytree(canvas, partial, copy_function=_link_or_copy)
-    taken = replace(training, trained_by=source.name)
+    taken = training.model_copy(update={"trained_by": source.name})
     taken.write(folder)
     return taken
 

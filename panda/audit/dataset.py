@@ -100,8 +100,8 @@ def _check_output(out: Path, root: Path) -> None:
         other = Path(tables.AuditSummary.read(out).data)
     except (OSError, PandaError) as error:
         raise ConfigError(
-            f"audit.output={out}: its {tables.SUMMARY} is not that of an audit of this version; give another folder, "
-            f"or remove it"
+            f"audit.output={out}: its {tables.SUMMARY} is not that of an audit of this version ({error}); "
+            "give another folder"
         ) from error
     if (other / TABLE).is_file() and other.resolve() != root.resolve():
         raise ConfigError(

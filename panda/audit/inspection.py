@@ -6,13 +6,16 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt
 
 from panda.audit.tissue_hashes import HASH_RULES, TissueHashes
 from panda.data.findings import Finding
-from panda.wsi.tissue import RULES
+from panda.stored import Share
+from panda.wsi.geometry import Positive, Side
+from panda.wsi.mpp import MppSource, SlideMpp
+from panda.wsi.tissue import RULES, How
 
 RULE_VERSIONS: Mapping[str, int] = MappingProxyType({"inspection": 1, "tissue": RULES, "hashes": HASH_RULES})
 """Versions of the rules that inspections follow; slides with older inspections are inspected again. Increase the first
@@ -23,6 +26,7 @@ _FEW = 0.05  # share of a provider's slides below which a value is unusual
 _MOST = 2 / 3  # share of slides that must have usual values
 
 _Values = tuple[float, ...]
+MaskCode = Annotated[str, Field(pattern=r"^\d{1,3}$")]
 
 
 @dataclass(frozen=True)
@@ -48,31 +52,31 @@ class Inspection:
         labelled_on_tissue: Share of the labelled px that are on tissue.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     slide_id: str
     provider: str
-    file_bytes: int | None = None
+    file_bytes: NonNegativeInt | None = None
     digest: str | None = None
-    level_dimensions: tuple[tuple[int, int], ...] = ()
-    downsamples: tuple[float, ...] = ()
-    mpp: tuple[float, float] | None = None
-    mpp_source: str | None = None
-    reader: str | None = None
+    level_dimensions: tuple[tuple[Side, Side], ...] = ()
+    downsamples: tuple[Positive, ...] = ()
+    mpp: tuple[SlideMpp, SlideMpp] | None = None
+    mpp_source: MppSource | None = None
+    reader: Literal["fast", "openslide"] | None = None
     vendor: str | None = None
-    tissue_how: str | None = None
-    tissue_fraction: float | None = None
-    tissue_mm2: float | None = None
+    tissue_how: How | None = None
+    tissue_fraction: Share | None = None
+    tissue_mm2: NonNegativeFloat | None = None
     hashes: TissueHashes | None = None
-    pen_fraction: float | None = None
-    sharpness: float | None = None
-    blurred: float | None = None
-    mask_dimensions: tuple[int, int] | None = None
-    mask_level: int | None = None
-    mask_codes: Mapping[str, int] = field(default_factory=dict)
-    cancer_fraction: float | None = None
-    cancer_mm2: float | None = None
-    labelled_on_tissue: float | None = None
+    pen_fraction: Share | None = None
+    sharpness: NonNegativeFloat | None = None
+    blurred: Share | None = None
+    mask_dimensions: tuple[Side, Side] | None = None
+    mask_level: NonNegativeInt | None = None
+    mask_codes: Mapping[MaskCode, NonNegativeInt] = field(default_factory=dict)
+    cancer_fraction: Share | None = None
+    cancer_mm2: NonNegativeFloat | None = None
+    labelled_on_tissue: Share | None = None
     findings: tuple[Finding, ...] = ()
 
 

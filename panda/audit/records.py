@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,8 +18,11 @@ from panda.audit.slide_table import TableRow
 from panda.data.findings import Finding
 from panda.data.manifest import locate_image, locate_mask
 from panda.errors import PandaError, raise_exhaustion
-from panda.files import fingerprint, identity, read_model, remove, write_json, write_whole
+from panda.files import fingerprint, identity, remove, write_json, write_whole
+from panda.stored import read_model
 from panda.wsi.slide import SlideOptions
+
+log = logging.getLogger(__name__)
 
 PICTURE_QUALITY = 85
 _LONGEST_NAME = 180  # bytes; file systems allow 255, and an unfinished file has a longer name
@@ -64,7 +68,10 @@ class RecordFolder:
         """Return whether there is a complete record of the files as they are now."""
         try:
             return self._load(row.slide_id).fingerprint == self.fingerprint_slide(row)
-        except (OSError, PandaError):
+        except OSError:
+            return False
+        except PandaError as error:
+            log.warning("%s", error)
             return False
 
     def read(self, row: TableRow) -> Inspection:
@@ -106,7 +113,11 @@ class RecordFolder:
 
     def _load(self, slide_id: str) -> Record:
         path = self.folder / f"{make_file_stem(slide_id)}.json"
-        return read_model(path, _ADAPTER, "run the audit again, it keeps the other records")
+        return read_model(
+            path,
+            _ADAPTER,
+            "it was edited or written by another version: run the audit again",
+        )
 
 
 def make_file_stem(slide_id: str) -> str:

@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import Field, NonNegativeInt, TypeAdapter, field_validator
+from pydantic_core import PydanticCustomError
 
 from panda.audit.inspection import Inspection, find_outliers
 from panda.audit.near_duplicates import Duplicates
 from panda.audit.slide_table import TableRow
 from panda.data.findings import FINDINGS, Finding, Severity
-from panda.files import read_model, write_json
+from panda.files import write_json
+from panda.stored import PathText, Plain, read_model
 from panda.tables import write_table
 from panda.wsi.label_maps import get_label_maps
+from panda.wsi.mpp import SlideMpp
+from panda.wsi.readers import ReaderName
 
 AUDIT, FINDINGS_TABLE, GROUPS, PAIRS = "audit.csv", "findings.csv", "groups.csv", "pairs.csv"
 SUMMARY = "summary.json"
-SCHEMA = 1
+SCHEMA: Literal[1] = 1
 OTHER = "other"
 """In counts by provider: rows of an unknown provider."""
 
@@ -127,36 +131,39 @@ def _format(value: float) -> str:
     return f"{value:.{_DIGITS}g}"
 
 
-class FindingCount(BaseModel, frozen=True):
+_REMEDY = "it was edited or written by another version: run the audit again"
+
+
+class FindingCount(Plain, frozen=True):
     """Number of slides that have a kind of finding, in all and for each provider."""
 
     severity: Severity
-    slides: int
-    by_provider: dict[str, int]
+    slides: NonNegativeInt
+    by_provider: dict[str, NonNegativeInt]
 
 
-class GroupCount(BaseModel, frozen=True):
+class GroupCount(Plain, frozen=True):
     """Numbers of groups of near-duplicates with two or more slides, of their slides, and of pairs that match."""
 
-    groups: int
-    slides: int
-    largest: int
-    with_conflicting_grades: int
-    pairs: int
+    groups: NonNegativeInt
+    slides: NonNegativeInt
+    largest: NonNegativeInt
+    with_conflicting_grades: NonNegativeInt
+    pairs: NonNegativeInt
 
 
-class InspectionSettings(BaseModel, frozen=True):
+class InspectionSettings(Plain, frozen=True):
     """How the slides were inspected: `SlideOptions`, `deep`, and the versions of the three kinds of rules."""
 
-    reader: str
-    mpp_override: float | None
+    reader: ReaderName
+    mpp_override: SlideMpp | None
     deep: bool
-    inspection: int
-    tissue: int
-    hashes: int
+    inspection: NonNegativeInt
+    tissue: NonNegativeInt
+    hashes: NonNegativeInt
 
 
-class AuditSummary(BaseModel, frozen=True):
+class AuditSummary(Plain, frozen=True):
     """The content of `summary.json`.
 
     Attributes:
@@ -171,16 +178,23 @@ class AuditSummary(BaseModel, frozen=True):
         looked_with: How the slides were inspected; None if only the table was read.
     """
 
-    version: int = Field(alias="schema")
-    data: str
-    rows: int
-    slides: int
-    providers: dict[str, int]
+    version: Literal[1] = Field(alias="schema")
+    data: PathText
+    rows: NonNegativeInt
+    slides: NonNegativeInt
+    providers: dict[str, NonNegativeInt]
     findings: dict[str, FindingCount]
-    worst: dict[Severity, int]
+    worst: dict[Severity, NonNegativeInt]
     groups: GroupCount | None
-    crowded: Sequence[str]
+    crowded: tuple[str, ...]
     looked_with: InspectionSettings | None = None
+
+    @field_validator("findings")
+    @classmethod
+    def _check_names(cls, findings: dict[str, FindingCount]) -> dict[str, FindingCount]:
+        if unknown := sorted(set(findings) - set(FINDINGS)):
+            raise PydanticCustomError("findings", "{name} is no kind of finding", {"name": unknown[0]})
+        return findings
 
     @classmethod
     def read(cls, folder: Path) -> AuditSummary:
@@ -229,7 +243,7 @@ def summarize(
         },
         worst={severity: worst[severity] for severity in get_args(Severity)},
         groups=None if duplicates is None else _count_groups(duplicates, rows),
-        crowded=() if duplicates is None else duplicates.crowded,
+        crowded=() if duplicates is None else tuple(duplicates.crowded),
         looked_with=settings,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,10 @@ from numpy.typing import NDArray
 from panda.data.manifest import SlideRecord
 from panda.data.settings import PatchSettings
 from panda.data.slide_entry import SlideEntry, SlideOrigin, read_origin
-from panda.errors import PandaError
+from panda.errors import ManifestError, PandaError
 from panda.files import fingerprint
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +62,14 @@ def load_slide(record: SlideRecord, settings: PatchSettings, store: Path) -> Sli
     folder = store / record.slide_id
     try:
         entry = SlideEntry.read(folder)
+    except OSError:
+        return None
+    except ManifestError as error:
+        log.warning("%s", error)
+        return None
+    try:
         unchanged = entry.fingerprint == fingerprint_patches(read_origin(record), settings)
-    except (OSError, PandaError):
+    except PandaError:
         return None
     return SlidePatches.from_entry(record, folder, entry) if unchanged else None
 

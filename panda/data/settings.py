@@ -10,7 +10,8 @@ from pydantic import Field
 from panda.data.findings import FILE_FINDINGS, FINDINGS, REFUSED_ROWS
 from panda.data.manifest import TABLE
 from panda.data.splits import check_fractions
-from panda.settings import Count, Names, PathValue, Seed, Settings, Share, rule
+from panda.settings import Names, PathValue, Seed, Settings, Share, rule
+from panda.stored import PatchSide
 from panda.synthetic.dataset import SyntheticSpec
 from panda.wsi.geometry import Resolution
 from panda.wsi.grid import Grid, tissue_grid
@@ -102,7 +103,7 @@ class PatchSettings(ResolutionSettings, SlideSettings):
             in no loss.
     """
 
-    patch_size: Count = 256
+    patch_size: PatchSide = 256
     stride: int | None = Field(default=None, ge=1, description="null lays patches side by side")
     edge: Literal["pad", "shift"] = "pad"
     min_tissue: Share = 0.1

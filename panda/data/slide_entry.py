@@ -4,28 +4,30 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import Field, NonNegativeInt, TypeAdapter
 
 from panda.data.manifest import SlideRecord
-from panda.errors import MaskError, PandaError, SlideError
-from panda.files import identity, read_model
+from panda.errors import ManifestError, MaskError, PandaError, SlideError
+from panda.files import identity
+from panda.stored import Digest, Plain, Share, read_model
+from panda.wsi.geometry import Positive
 from panda.wsi.label_maps import find_label_map
+from panda.wsi.tissue import How
 
 SLIDE_FILE = "slide.json"
 """Name of the entry in the slide's folder of the store."""
+Pixel = Annotated[int, Field(gt=-(2**31), lt=2**31)]
+_REMEDY = "it was edited or written by another version: the patches of the slide are cut again"
 
 
-class _Entry(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class FileIdentity(_Entry):
+class FileIdentity(Plain, frozen=True):
     """Name, size in bytes and time of the last change (ns since 1970) of a file: its identity without reading it."""
 
-    name: str
-    bytes: int
-    mtime_ns: int
+    name: Annotated[str, Field(min_length=1)]
+    bytes: NonNegativeInt
+    mtime_ns: Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
     def __str__(self) -> str:
         changed = datetime.fromtimestamp(self.mtime_ns / 1e9, UTC)
@@ -37,7 +39,7 @@ class FileIdentity(_Entry):
         return cls.model_validate(identity(path))
 
 
-class SlideOrigin(_Entry):
+class SlideOrigin(Plain, frozen=True):
     """The slide's row and files, which its patches depend on besides the settings.
 
     Attributes:
@@ -48,22 +50,22 @@ class SlideOrigin(_Entry):
 
     slide_id: str
     provider: str
-    isup_grade: int | None
+    isup_grade: Annotated[int, Field(ge=0, le=5)] | None
     slide: FileIdentity
     mask: FileIdentity | None
     codes: dict[str, list[int]]
 
 
-class PatchEntry(_Entry):
+class PatchEntry(Plain, frozen=True):
     """One patch: its top-left corner in level-0 px, its share of tissue, and of cancer pixels."""
 
-    x: int
-    y: int
-    tissue_fraction: float
-    tumor_fraction: float
+    x: Pixel
+    y: Pixel
+    tissue_fraction: Share
+    tumor_fraction: Share
 
 
-class ResolutionEntry(_Entry):
+class ResolutionEntry(Plain, frozen=True):
     """The resolution of the patches.
 
     Attributes:
@@ -74,24 +76,24 @@ class ResolutionEntry(_Entry):
         mpp_note: The source of the slide's µm/px.
     """
 
-    downsample: float
-    level: int
+    downsample: Positive
+    level: NonNegativeInt
     resampled: bool
-    mpp: tuple[float, float] | None
+    mpp: tuple[Positive, Positive] | None
     mpp_note: str
 
 
-class TissueEntry(_Entry):
+class TissueEntry(Plain, frozen=True):
     """The tissue of the slide: how it was found, see `panda.wsi.tissue.TissueMap`, and its share of the slide."""
 
-    how: str
-    fraction: float
+    how: How
+    fraction: Share
 
 
-class SlideEntry(SlideOrigin):
+class SlideEntry(SlideOrigin, frozen=True):
     """The content of `slide.json`: the patches by y, then x. `panda.data.patches` explains the fingerprint."""
 
-    fingerprint: str
+    fingerprint: Digest
     resolution: ResolutionEntry
     tissue: TissueEntry
     patches: list[PatchEntry]
@@ -102,9 +104,9 @@ class SlideEntry(SlideOrigin):
 
         Raises:
             OSError: If the file cannot be read.
-            PandaError: If it is not an entry.
+            ManifestError: If it is not an entry.
         """
-        return read_model(folder / SLIDE_FILE, TypeAdapter(cls), "run again to cut the patches again")
+        return read_model(folder / SLIDE_FILE, TypeAdapter(cls), _REMEDY, ManifestError)
 
     def write(self, folder: Path) -> None:
         """Write the entry into a slide's folder of the store."""

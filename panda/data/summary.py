@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, Field, JsonValue, NonNegativeInt
+from pydantic import Field, JsonValue, NonNegativeInt
+
+from panda.stored import Plain
 
 
-class DataSummary(BaseModel, frozen=True, strict=True, extra="forbid", allow_inf_nan=False):
+class DataSummary(Plain, frozen=True):
     """The slides of a run."""
 
     root: str = Field(description="Folder of the data.")
@@ -24,7 +26,7 @@ class PatchDataSummary(DataSummary, frozen=True):
     store: str = Field(description="Folder of the patches.")
     settings: dict[str, JsonValue] = Field(description="How patches were cut: keys of `data`.")
     split: str = Field(description="`holdout`, `kfold`, `patches` of one slide, or the file of the splits.")
-    seed: int = Field(description="Seed of the split.")
+    seed: NonNegativeInt = Field(description="Seed of the split.")
     patches: dict[str, NonNegativeInt] = Field(description="Split to its number of patches.")
     tumor_patches: dict[str, NonNegativeInt] = Field(description="Split to its number of patches with cancer.")
     failed: list[dict[str, str]] = Field(description="Slides that failed: slide_id, stage, error, message.")

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, TypeAdapter
+from pydantic import NonNegativeFloat, TypeAdapter
 
 from panda.errors import PandaError
-from panda.files import fingerprint, hold_lock, read_model, write_json
+from panda.files import fingerprint, hold_lock, write_json
 from panda.inference.compute import ComputeMode, EngineSettings, InferenceModel, Precision
 from panda.inference.predictor import SegmentationPredictor, TileReader
+from panda.stored import Digest, Plain, read_model
 from panda.wsi.grid import Grid
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap, find_tissue
@@ -39,7 +40,7 @@ _PAYS_S = 120.0  # seconds of work from which on some ten seconds of compiling p
 _FASTER = 0.9  # a compiled network must take less than this share of the time
 
 
-class TunedMode(BaseModel, frozen=True):
+class TunedMode(Plain, frozen=True):
     """How the slides of an output are mapped, and why in words.
 
     `moved` is the relative change of the tumour area in the trial, against the precision of the threshold without
@@ -48,11 +49,11 @@ class TunedMode(BaseModel, frozen=True):
 
     precision: Precision
     compiled: bool
-    moved: float | None
+    moved: NonNegativeFloat | None
     why: str
 
 
-_RECORD = TypeAdapter(dict[str, TunedMode])
+_RECORD = TypeAdapter(dict[Digest, TunedMode])
 
 
 def tune_mode(

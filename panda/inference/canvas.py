@@ -12,15 +12,22 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import zarr
 from numpy.typing import ArrayLike, NDArray
 from pydantic import JsonValue
-from zarr.codecs import ZstdCodec
 
 from panda.errors import PandaError
 from panda.files import partial_path, remove, remove_leftovers, replace, sync
 from panda.inference.blocks import OpenBlocks
-from panda.inference.canvas_store import CHUNK, FORMAT, Canvas, CanvasMetadata, measure_stored_size, quantize
+from panda.inference.canvas_store import (
+    CHUNK,
+    FORMAT,
+    METADATA,
+    Canvas,
+    CanvasMetadata,
+    create_array,
+    measure_stored_size,
+    quantize,
+)
 from panda.wsi.geometry import Resolution
 
 __all__ = ["Canvas", "CanvasWriter", "blend_window"]
@@ -116,18 +123,9 @@ class CanvasWriter:
         metadata = CanvasMetadata(
             fingerprint=fingerprint, resolution=resolution, patch_size=patch_size, overlap=overlap, attrs=dict(attrs)
         )
-        meta = {"panda_canvas": FORMAT, **metadata.model_dump(mode="json")}
+        meta = {"panda_canvas": FORMAT, **metadata.model_dump(mode="json", exclude={"stored"})}
         json.dumps(meta, allow_nan=False)
-        self._array = zarr.create_array(
-            str(self._partial),
-            shape=(height, width),
-            chunks=self._side,
-            dtype="uint16",
-            compressors=ZstdCodec(level=3, checksum=True),
-            fill_value=0,
-            attributes=meta,
-            dimension_names=("y", "x"),
-        )
+        self._array = create_array(str(self._partial), resolution, meta)
 
     def _count_tiles(self, corners: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return how many tiles touch each block, (rows, columns)."""
@@ -239,7 +237,7 @@ class CanvasWriter:
                     block.result()
                 self._writers.shutdown()
                 self.blocks.close()
-                if not (self._partial / "zarr.json").is_file():
+                if not (self._partial / METADATA).is_file():
                     raise PandaError(
                         f"{self.path}: its unfinished files were removed while it was written; "
                         "let one run at a time write it"

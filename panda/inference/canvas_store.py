@@ -7,16 +7,20 @@ takes half the bytes of float32. 0.5 is exactly one of the steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from pydantic import BaseModel, JsonValue, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import Field, JsonValue, NonNegativeInt, ValidationError, model_validator
+from pydantic_core import PydanticCustomError, from_json, to_json
+from zarr.codecs import ZstdCodec
+from zarr.storage import MemoryStore
 
 from panda.errors import CheckpointError
+from panda.stored import PatchSide, Plain, describe_faults
 from panda.wsi.geometry import Resolution
 
 FORMAT = 1
@@ -39,21 +43,47 @@ def dequantize(codes: NDArray[np.uint16]) -> NDArray[np.float32]:
     return np.asarray((np.maximum(codes, 1) - 1) / np.float32(STEPS), np.float32)
 
 
-class StoredSize(BaseModel, frozen=True):
+METADATA = "zarr.json"
+AGAIN = "run the slide again, which replaces it"
+
+
+class StoredSize(Plain, frozen=True):
     """Number and bytes of the chunks on the disk."""
 
-    chunks: int
-    bytes: int
+    chunks: NonNegativeInt
+    bytes: NonNegativeInt
 
 
-class CanvasMetadata(BaseModel, frozen=True):
+class CanvasMetadata(Plain, frozen=True):
     """Attributes of the zarr array, as they were given to its `CanvasWriter`."""
 
-    fingerprint: str
+    fingerprint: Annotated[str, Field(min_length=1)]
     resolution: Resolution
-    patch_size: PositiveInt
+    patch_size: PatchSide
     overlap: NonNegativeInt
     attrs: dict[str, JsonValue]
+    stored: StoredSize | None = None
+
+    @model_validator(mode="after")
+    def _check_overlap(self) -> Self:
+        if self.overlap >= self.patch_size:
+            raise PydanticCustomError("overlap", "overlap must be less than patch_size")
+        return self
+
+
+def create_array(store: str | MemoryStore, resolution: Resolution, attributes: Mapping[str, Any]) -> zarr.Array[Any]:
+    """Create the empty array of a canvas; a canvas whose array would be created otherwise is refused."""
+    shape = resolution.height, resolution.width
+    return zarr.create_array(
+        store,
+        shape=shape,
+        chunks=tuple(min(CHUNK, side) for side in shape),
+        dtype="uint16",
+        compressors=ZstdCodec(level=3, checksum=True),
+        fill_value=0,
+        attributes=dict(attributes),
+        dimension_names=("y", "x"),
+    )
 
 
 class Canvas:
@@ -83,34 +113,37 @@ class Canvas:
             CheckpointError: If there is none, it is of another format, or a part of it is lost.
         """
         path = Path(path)
-        again = "remove it and run the slide again"
         if not path.exists():
             raise CheckpointError(f"{path}: there is no such canvas; run the slide first")
+        file = path / METADATA
         try:
+            content = from_json(file.read_bytes())
+            attributes = content["attributes"]
+            if (version := attributes.pop("panda_canvas", None)) != FORMAT:
+                raise CheckpointError(
+                    f"{file}: attributes.panda_canvas is {version!r}, this version reads {FORMAT}; {AGAIN}"
+                )
+            metadata = CanvasMetadata.model_validate_json(to_json(attributes))
+            expected = create_array(MemoryStore(), metadata.resolution, content["attributes"])
             array = zarr.open_array(str(path), mode="r")
-            meta = array.attrs.asdict()
-        except Exception as exc:  # zarr raises the errors of its JSON, its codecs and the file system
-            raise CheckpointError(f"{path}: this is no canvas, or a broken one ({exc}); {again}") from exc
-        if meta.get("panda_canvas") != FORMAT:
-            raise CheckpointError(
-                f"{path}: its format is {meta.get('panda_canvas')!r}, this version reads {FORMAT}; {again}"
-            )
-        try:
-            canvas = cls(path, array, CanvasMetadata.model_validate(meta))
-            stated = StoredSize.model_validate(meta.get("stored"))
-        except ValidationError as exc:
-            faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in exc.errors()[:3])
-            raise CheckpointError(f"{path}: its attributes are incomplete or were edited ({faults}); {again}") from exc
-        if array.shape != canvas.shape or array.dtype != np.uint16:
-            raise CheckpointError(
-                f"{path}: holds {array.dtype} {array.shape}, its attributes say uint16 {canvas.shape}; {again}"
-            )
+        except ValidationError as error:
+            raise CheckpointError(f"{file}: {describe_faults(error, 'attributes')}; {AGAIN}") from error
+        except CheckpointError:
+            raise
+        except Exception as error:  # zarr raises the errors of its JSON, its codecs and the file system
+            raise CheckpointError(f"{path}: this is no canvas, or a broken one ({error}); {AGAIN}") from error
+        now, then = (one.metadata.to_dict() for one in (array, expected))
+        if other := [key for key in then.keys() | now.keys() if now.get(key) != then.get(key) and key != "attributes"]:
+            faults = "; ".join(f"{key} is {now.get(key)!r}, but must be {then.get(key)!r}" for key in sorted(other))
+            raise CheckpointError(f"{file}: {faults}; {AGAIN}")
+        if (stated := metadata.stored) is None:
+            raise CheckpointError(f"{file}: attributes.stored is missing; {AGAIN}")
         if (found := measure_stored_size(path)) != stated:
             raise CheckpointError(
                 f"{path}: part of it is lost: it has {found.bytes} bytes in {found.chunks} chunks, "
-                f"{stated.bytes} in {stated.chunks} were written; {again}"
+                f"{stated.bytes} in {stated.chunks} were written; {AGAIN}"
             )
-        return canvas
+        return cls(path, array, metadata)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -133,8 +166,7 @@ class Canvas:
                 block = self._array[top:bottom, left:right]
             except Exception as exc:  # codecs raise RuntimeError and others
                 raise CheckpointError(
-                    f"{self.path}: cannot be read at working px ({left}, {top}) ({exc}); "
-                    "remove it and run the slide again"
+                    f"{self.path}: cannot be read at working px ({left}, {top}) ({exc}); {AGAIN}"
                 ) from exc
             out[top - y0 : bottom - y0, left - x0 : right - x0] = block
         return out

@@ -8,11 +8,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, NonNegativeInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt
 
 from panda.inference.evaluate import SCORES, SlideScore
+from panda.stored import Percent, Share
 from panda.tasks.bootstrap import compute_percentile_interval, resample_sums
-from panda.tasks.figures import Figures, Interval, Share
+from panda.tasks.figures import AmountInterval, Figures, Interval
 from panda.tasks.metrics import BINS, compute_areas, divide, score_threshold
 from panda.tasks.threshold import ThresholdChoice
 
@@ -59,11 +60,11 @@ class SegmentationFigures(Figures, frozen=True):
     precision_mean_slide_interval: Interval
     recall_mean_slide: Share | None = Field(description=_MEAN.format("recall"))
     recall_mean_slide_interval: Interval
-    fp_mm2_benign_slides: float | None = Field(
+    fp_mm2_benign_slides: NonNegativeFloat | None = Field(
         description="Mean area called cancer on slides without any labelled cancer, before the clean-up, mm². Null "
         "if there is no such slide, or µm/px of one is unknown."
     )
-    fp_mm2_benign_slides_interval: Interval
+    fp_mm2_benign_slides_interval: AmountInterval
     pr_auc: Share | None = Field(
         description=f"Average precision: area under the precision-recall curve of pixels. {_NO_CANCER}."
     )
@@ -73,17 +74,17 @@ class SegmentationFigures(Figures, frozen=True):
     )
     pixel_auroc_interval: Interval
     no_interval: dict[str, str] = Field(description="Figure to the reason why it has no interval.")
-    cancer_percent_of_tissue: float | None = Field(
+    cancer_percent_of_tissue: Percent | None = Field(
         description="Labelled cancer, % of tissue: `pr_auc` of a random map. Null if there is no tissue."
     )
     all_tissue_dice: Share | None = Field(description=f"`dice` if all tissue were called cancer. {_NO_CANCER}.")
     cancer_outside_tissue_px: NonNegativeInt = Field(
         description="Labelled cancer outside the tissue found, px of the map. It enters no score."
     )
-    cancer_outside_tissue_mm2: float | None = Field(
+    cancer_outside_tissue_mm2: NonNegativeFloat | None = Field(
         description="Area of that cancer, mm². Null if µm/px of such a slide is unknown."
     )
-    cancer_outside_tissue_percent: float | None = Field(
+    cancer_outside_tissue_percent: Percent | None = Field(
         description="Its share, % of the labelled cancer. Null if there is none."
     )
 

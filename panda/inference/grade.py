@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, NonNegativeInt, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
+from panda.stored import Plain, Share
 from panda.wsi.gleason import list_class_names
 
+_ROUNDING = 1e-3  # of the sum of probabilities in bf16
 
-class AttentionScores(BaseModel, frozen=True):
+
+class AttentionScores(Plain, frozen=True):
     """How much of the attention is on labelled cancer; all None for a slide whose tiles hold none.
 
     Attributes:
@@ -22,16 +25,16 @@ class AttentionScores(BaseModel, frozen=True):
         cancer_of_tiles: The same share with equal weights.
     """
 
-    attention_auroc: float | None = None
-    cancer_attended: float | None = None
-    cancer_of_tiles: float | None = None
+    attention_auroc: Share | None = None
+    cancer_attended: Share | None = None
+    cancer_of_tiles: Share | None = None
 
 
 ATTENTION_SCORES = tuple(AttentionScores.model_fields)
 """Names of the scores, which are the columns of tables and the keys of summaries."""
 
 
-class AttendedTile(BaseModel, frozen=True):
+class AttendedTile(Plain, frozen=True):
     """One tile: its upper left corner in level-0 px, attention weight, and contribution to the predicted class.
 
     `MILNet.compute_contributions` explains the contribution.
@@ -39,11 +42,11 @@ class AttendedTile(BaseModel, frozen=True):
 
     x: int
     y: int
-    attention: float
+    attention: Share
     contribution: float
 
 
-class GradeRecord(BaseModel, frozen=True):
+class GradeRecord(Plain, frozen=True):
     """The grade of one slide as plain data.
 
     Attributes:
@@ -57,15 +60,20 @@ class GradeRecord(BaseModel, frozen=True):
 
     target: Literal["isup", "cancer"]
     predicted: NonNegativeInt
-    probabilities: tuple[float, ...]
-    tile_side_px: float | None = None
+    probabilities: tuple[Share, ...]
+    tile_side_px: Annotated[float, Field(gt=0)] | None = None
     against_label: AttentionScores | None = None
     tiles: tuple[AttendedTile, ...] = ()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.predicted >= len(self.probabilities):
-            raise ValueError(f"predicted={self.predicted} has no probability; there are {len(self.probabilities)}")
+        count, total = len(self.probabilities), sum(self.probabilities)
+        if self.predicted >= count:
+            raise ValueError(f"predicted={self.predicted} has no probability; there are {count}")
+        if abs(total - 1) > _ROUNDING:
+            raise ValueError(f"probabilities add up to {total:.4g}, not to 1")
+        if self.probabilities[self.predicted] < max(self.probabilities):
+            raise ValueError(f"predicted={self.predicted} is not the most probable class")
         return self
 
     @property

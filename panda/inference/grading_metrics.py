@@ -13,8 +13,9 @@ from panda.data.manifest import SlideRecord
 from panda.inference.dataset_metrics import drop_undefined, split_slides
 from panda.inference.grade import ATTENTION_SCORES, AttentionScores, GradeRecord
 from panda.inference.slide_result import TableRow
+from panda.stored import Kappa, Share
 from panda.tasks.bootstrap import compute_percentile_interval, resample_sums
-from panda.tasks.figures import Figures, Interval, Share
+from panda.tasks.figures import Figures, Interval, KappaInterval
 from panda.tasks.grade_metrics import compute_grade_intervals, score_grades
 from panda.tasks.metrics import divide
 
@@ -29,11 +30,11 @@ class GradingFigures(Figures, frozen=True):
     """Scores of whole slides, each with its most probable class."""
 
     slides: NonNegativeInt = Field(description="Slides that were graded.")
-    qwk: float | None = Field(
+    qwk: Kappa | None = Field(
         description="Cohen's kappa with quadratic weights. Null if truth and prediction are of one class, or no "
         "slide was graded."
     )
-    qwk_interval: Interval
+    qwk_interval: KappaInterval
     accuracy: Share | None = Field(description="Share of slides with the right class. Null if no slide was graded.")
     accuracy_interval: Interval
     auroc: Share | None = Field(description=f"AUROC, cancer against none. {_ONE_SIDE}.")

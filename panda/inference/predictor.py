@@ -8,15 +8,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.overrides import TorchFunctionMode
 
 from panda.errors import CheckpointError, SlideError
 from panda.files import fingerprint, hold_lock, identity
 from panda.inference.canvas import Canvas, CanvasWriter
+from panda.inference.canvas_store import AGAIN
 from panda.inference.compute import ComputeMode, EngineSettings, InferenceModel
 from panda.models.segmentation import Segmenter
 from panda.tasks.checkpoint import Checkpoint, read_checkpoint
@@ -205,25 +207,44 @@ def _reuse_canvas(path: Path, resolution: Resolution, expected: str) -> Canvas |
             return None
         canvas.check()
     except CheckpointError as error:
-        log.warning("%s; it is made again", str(error).removesuffix("; remove it and run the slide again"))
+        log.warning("%s; it is made again", str(error).removesuffix(f"; {AGAIN}"))
         return None
     return canvas
 
 
+class _LinspaceOnCpu(TorchFunctionMode):
+    """Make `torch.linspace` on the CPU, because encoders of smp read rates of stochastic depth from it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}) | ({"device": "cpu"} if func is torch.linspace else {}))
+
+
 def restore_network(kind: type[N], checkpoint: Checkpoint[CheckpointMetadata]) -> N:
-    """Build the network of a class that a checkpoint describes, and load its weights."""
+    """Build the network of a class that a checkpoint describes, and load its weights.
+
+    Weights and options are compared before the network takes memory, because options that were edited can describe
+    one of any size.
+    """
+    options, path = checkpoint.metadata.network, checkpoint.path
     altered = "the file was altered or written by another version: train again"
+    if absent := [key for key in ("mean", "std") if key not in options]:
+        raise CheckpointError(f"checkpoint {path}: panda.network.{absent[0]} is missing; {altered}")
     try:
-        network = kind(**checkpoint.metadata.network)
+        with torch.device("meta"), _LinspaceOnCpu():
+            expected = kind(**options).state_dict()
     except Exception as error:  # the libraries raise many kinds of errors for unknown options
         raise CheckpointError(
-            f"checkpoint {checkpoint.path}: panda.network describes no {kind.__name__} ({error}); {altered}"
+            f"checkpoint {path}: panda.network describes no {kind.__name__} ({error}); {altered}"
         ) from error
-    try:
-        network.load_state_dict(checkpoint.weights)
-    except RuntimeError as error:
+    shapes, found = (
+        {key: tuple(value.shape) for key, value in part.items()} for part in (expected, checkpoint.weights)
+    )
+    if other := sorted(key for key in shapes.keys() | found.keys() if shapes.get(key) != found.get(key)):
         raise CheckpointError(
-            f"checkpoint {checkpoint.path}: its weights do not fit the network it describes "
-            f"({str(error).splitlines()[-1].strip()[:160]}); {altered}"
-        ) from error
+            f"checkpoint {path}: its weights do not fit the network it describes: {len(other)} differ, the first is "
+            f"state_dict.network.{other[0]}, which has the shape {found.get(other[0])} and not {shapes.get(other[0])}; "
+            f"{altered}"
+        )
+    network = kind(**options)
+    network.load_state_dict(checkpoint.weights)
     return network

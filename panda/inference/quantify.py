@@ -9,20 +9,24 @@ Everything runs block by block (`panda.wsi.components`), because a map may be la
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, SkipValidation
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, SkipValidation, model_validator
+from pydantic_core import PydanticCustomError
 
 from panda.errors import PandaError
 from panda.inference.canvas_store import Canvas
 from panda.inference.regions import Px, Region, clean_mask, compute_area_mm2, convert_px, describe_regions
 from panda.inference.scored_map import ScoredMap
 from panda.settings import Settings
+from panda.stored import Percent, Plain, Share
 from panda.wsi.components import BLOCK, slice_window
 from panda.wsi.geometry import Resolution, cut_blocks
 from panda.wsi.slide import Slide
@@ -34,6 +38,7 @@ THRESHOLDS = np.arange(1001) / 1000
 NEARBY = (-0.1, -0.05, 0.0, 0.05, 0.1)
 """Offsets from the threshold at which the tumour share is measured too, to show how sensitive it is."""
 
+_NEAR_PX = 1.0  # parts of px at the edge are rounded
 _IN_MEMORY_PX = 2**28
 """A larger mask is an unnamed file on the disk, mapped into memory."""
 
@@ -64,14 +69,14 @@ class QuantifySettings(Settings):
         return self.min_region_um2 / pixel_area_um2, self.min_hole_um2 / pixel_area_um2
 
 
-class NearbyThreshold(BaseModel, frozen=True):
+class NearbyThreshold(Plain, frozen=True):
     """Tumour in per cent of tissue at a threshold near the chosen one, before the clean-up."""
 
-    threshold: float
-    tumor_percent_of_tissue: float | None
+    threshold: Share
+    tumor_percent_of_tissue: Percent | None
 
 
-class Measurements(BaseModel, frozen=True):
+class Measurements(Plain, frozen=True):
     """Figures of `slide_quantification` as plain data.
 
     Areas in working px are numbers of px. Only px at the right and lower edge can be partly past the slide, and these
@@ -92,19 +97,39 @@ class Measurements(BaseModel, frozen=True):
         settings: The limits of the clean-up.
     """
 
-    threshold: float
+    threshold: Share
     tumor_px: Px
     tissue_px: Px
     unscored_tissue_px: Px
-    tumor_percent_of_tissue: float | None
-    tumor_mm2: float | None
-    tissue_mm2: float | None
+    tumor_percent_of_tissue: Percent | None
+    tumor_mm2: NonNegativeFloat | None
+    tissue_mm2: NonNegativeFloat | None
     mm2_note: str
-    num_regions: int
+    num_regions: NonNegativeInt
     regions: tuple[Region, ...]
     nearby: tuple[NearbyThreshold, ...]
-    px_at_threshold: tuple[Px, ...]
+    px_at_threshold: Annotated[tuple[Px, ...], Field(min_length=len(THRESHOLDS), max_length=len(THRESHOLDS))]
     settings: QuantifySettings
+
+    @model_validator(mode="after")
+    def _check_sums(self) -> Self:
+        """Refuse figures that contradict each other."""
+        area = sum(region.area_px for region in self.regions)
+        percent = _compute_percent(self.tumor_px, self.tissue_px)
+        rules = {
+            "unscored_tissue_px is above tissue_px": self.unscored_tissue_px > self.tissue_px + _NEAR_PX,
+            "num_regions is not the number of regions": self.num_regions != len(self.regions),
+            "tumor_px is not the area of all regions": abs(self.tumor_px - area) > _NEAR_PX,
+            "tumor_px is above tissue_px": self.tumor_px > self.tissue_px + _NEAR_PX,
+            "tumor_percent_of_tissue is not that of tumor_px": (self.tumor_percent_of_tissue is None)
+            != (percent is None)
+            or not math.isclose(self.tumor_percent_of_tissue or 0, percent or 0, abs_tol=1e-6),
+            "only one area is null": (self.tumor_mm2 is None) != (self.tissue_mm2 is None),
+            "px_at_threshold grows with the threshold": any(a < b for a, b in pairwise(self.px_at_threshold)),
+        }
+        if broken := [text for text, is_broken in rules.items() if is_broken]:
+            raise PydanticCustomError("sums", "{broken}", {"broken": ", ".join(broken)})
+        return self
 
 
 class Quantification(Measurements, frozen=True, arbitrary_types_allowed=True):

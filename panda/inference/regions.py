@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from scipy.spatial.distance import pdist
 
 from panda.inference.canvas_store import STEPS
 from panda.inference.scored_map import ScoredMap
+from panda.stored import Plain, Share
 from panda.wsi.components import BLOCK, ComponentFinder, Components, Window, find_components, slice_window
 from panda.wsi.geometry import Resolution, cut_blocks, round_px
 
-Px = int | float
+Px = Annotated[int | float, Field(ge=0)]
 """An area in working px: whole, unless px at the edge of the slide are partly past it."""
 
 
-class Region(BaseModel, frozen=True):
+Box = tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt, NonNegativeInt]
+
+
+class Region(Plain, frozen=True):
     """One connected tumour region, cut at the edge of the slide.
 
     Attributes:
@@ -37,17 +41,17 @@ class Region(BaseModel, frozen=True):
         start_px: x, y of the leftmost pixel of the topmost row, in working px.
     """
 
-    id: int
+    id: PositiveInt
     area_px: Px
-    area_mm2: float | None
-    centroid: tuple[float, float]
-    bbox: tuple[int, int, int, int]
-    mean_probability: float
-    max_probability: float
-    length_px: float
-    length_mm: float | None
-    box_px: tuple[int, int, int, int]
-    start_px: tuple[int, int]
+    area_mm2: NonNegativeFloat | None
+    centroid: tuple[NonNegativeFloat, NonNegativeFloat]
+    bbox: Box
+    mean_probability: Share
+    max_probability: Share
+    length_px: NonNegativeFloat
+    length_mm: NonNegativeFloat | None
+    box_px: Box
+    start_px: tuple[NonNegativeInt, NonNegativeInt]
 
 
 def clean_mask(

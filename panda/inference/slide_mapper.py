@@ -11,8 +11,9 @@ from typing import Any
 
 from panda.data.failures import Failure, record_failure
 from panda.data.manifest import SlideRecord
+from panda.data.slide_entry import FileIdentity
 from panda.errors import PandaError, SlideError
-from panda.files import fingerprint, identity, remove_leftovers
+from panda.files import remove_leftovers
 from panda.inference.canvas import Canvas
 from panda.inference.evaluate import SlideScore, score_canvas
 from panda.inference.export import write_geojson, write_ome_tiff
@@ -20,9 +21,16 @@ from panda.inference.grade import Grade
 from panda.inference.grader import GradingPredictor
 from panda.inference.legends import ColourMap
 from panda.inference.predictor import SegmentationPredictor
-from panda.inference.quantify import QuantifySettings, slide_quantification
+from panda.inference.quantify import Measurements, QuantifySettings, slide_quantification
 from panda.inference.slide_images import Overview, write_attention, write_heatmap, write_overlay, write_view
-from panda.inference.slide_result import LABEL_METRICS, RESULT_FILE, InSample, LabelMetrics, Provenance, SlideResult
+from panda.inference.slide_result import (
+    LABEL_METRICS,
+    RESULT_FILE,
+    InSample,
+    LabelMetrics,
+    Provenance,
+    SlideResult,
+)
 from panda.wsi.label_mask import LabelMask
 from panda.wsi.levels import describe_frame
 from panda.wsi.slide import Slide, SlideOptions
@@ -92,8 +100,7 @@ class SlideMapper:
         models = {key: network.metadata for key, network in networks.items() if network}
         if normalize := {key: model.normalize for key, model in models.items() if model.normalize}:
             values["normalize"] = normalize | {"rules": STAIN_RULES}
-        return Provenance(
-            fingerprint=fingerprint(values),
+        return Provenance.from_values(
             checkpoint=str(self.predictor.checkpoint.path),
             grading_checkpoint=str(self.grader.checkpoint.path) if self.grader else None,
             **values,
@@ -152,9 +159,9 @@ class SlideMapper:
             write_geojson(found, slide, canvas.resolution, folder / "regions.geojson")
             write_ome_tiff(canvas, slide, folder / "probability.ome.tiff")
             result = SlideResult(
-                **dict(found),
+                **{name: getattr(found, name) for name in Measurements.model_fields},
                 slide_id=slide.slide_id,
-                file=identity(slide.path),
+                file=FileIdentity.read(slide.path),
                 mpp=slide.mpp,
                 mpp_source=slide.mpp_source,
                 mpp_note=slide.mpp_note,
@@ -188,7 +195,7 @@ def _warn_of_replaced_file(folder: Path, slide: Slide) -> None:
         before = SlideResult.read(folder).file
     except (OSError, PandaError):
         return
-    if before != identity(slide.path):
+    if before != FileIdentity.read(slide.path):
         log.warning(
             "%s: the results in %s are of another file of this name, or of this file before it changed; "
             "they are replaced",

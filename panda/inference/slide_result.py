@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, JsonValue, TypeAdapter
+from pydantic import Field, JsonValue, NonNegativeFloat, NonNegativeInt, TypeAdapter, model_validator
+from pydantic_core import PydanticCustomError
 
-from panda.files import read_model, write_json
+from panda.data.slide_entry import FileIdentity
+from panda.files import fingerprint, write_json
+from panda.inference.compute import TTA, Precision
 from panda.inference.grade import GradeRecord
 from panda.inference.quantify import Measurements, QuantifySettings
+from panda.stored import Digest, PathText, Plain, Share, read_model
 from panda.wsi.levels import describe_frame
-from panda.wsi.mpp import MppSource
+from panda.wsi.mpp import MppSource, SlideMpp
 from panda.wsi.readers import ReaderName
 from panda.wsi.tissue import How
 
@@ -36,7 +40,7 @@ _COLUMNS = (
 """First columns of `quantification.csv`, see `SlideResult.to_row` for the others."""
 
 
-class LabelMetrics(BaseModel, frozen=True):
+class LabelMetrics(Plain, frozen=True):
     """Metrics of a prediction against the label mask.
 
     Attributes:
@@ -49,19 +53,19 @@ class LabelMetrics(BaseModel, frozen=True):
         fp_mm2: False-positive area before the clean-up.
     """
 
-    dice: float | None
-    iou: float | None
-    precision: float | None
-    recall: float | None
-    true_tumor_mm2: float | None
+    dice: Share | None
+    iou: Share | None
+    precision: Share | None
+    recall: Share | None
+    true_tumor_mm2: NonNegativeFloat | None
     tumor_difference_mm2: float | None
-    fp_mm2: float | None
+    fp_mm2: NonNegativeFloat | None
 
 
 LABEL_METRICS = tuple(LabelMetrics.model_fields)
 
 
-class MapSettings(BaseModel, frozen=True):
+class MapSettings(Plain, frozen=True):
     """The settings of maps.
 
     Attributes:
@@ -76,15 +80,15 @@ class MapSettings(BaseModel, frozen=True):
         mpp_override: µm/px of slides that state none, or None.
     """
 
-    checkpoint: str
-    grading_checkpoint: str | None
-    threshold: float
+    checkpoint: PathText
+    grading_checkpoint: PathText | None
+    threshold: Share
     quantify: QuantifySettings
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     compiled: bool
-    tta: Literal["none", "flip", "d4"]
+    tta: TTA
     reader: ReaderName
-    mpp_override: float | None
+    mpp_override: SlideMpp | None
 
 
 class Provenance(MapSettings, frozen=True):
@@ -98,14 +102,30 @@ class Provenance(MapSettings, frozen=True):
         normalize: Stain normalization of each network and the version of its rules, None without any.
     """
 
-    fingerprint: str
+    fingerprint: Digest
     segmentation: dict[str, JsonValue]
     grader: dict[str, JsonValue] | None
-    tissue_rules: int
+    tissue_rules: NonNegativeInt
     normalize: dict[str, JsonValue] | None = None
 
+    @classmethod
+    def from_values(cls, **values: Any) -> Self:
+        """Return the provenance with its fingerprint, from the values of the other fields."""
+        unchecked = cls.model_construct(quantify=QuantifySettings(**values.pop("quantify")), fingerprint="", **values)
+        return cls(**dict(unchecked) | {"fingerprint": unchecked._compute_fingerprint()})
 
-class SlideFacts(BaseModel, frozen=True):
+    @model_validator(mode="after")
+    def _check_fingerprint(self) -> Self:
+        if (found := self._compute_fingerprint()) != self.fingerprint:
+            message = "fingerprint is {own}…, but that of the other values is {found}…"
+            raise PydanticCustomError("fingerprint", message, {"own": self.fingerprint[:12], "found": found[:12]})
+        return self
+
+    def _compute_fingerprint(self) -> str:
+        return fingerprint(self.model_dump(mode="json", exclude={"fingerprint", "checkpoint", "grading_checkpoint"}))
+
+
+class SlideFacts(Plain, frozen=True):
     """Facts about any slide that was mapped or graded.
 
     Attributes:
@@ -118,11 +138,11 @@ class SlideFacts(BaseModel, frozen=True):
         grade: Its grade, None if it has none.
     """
 
-    slide_id: str
-    mpp: tuple[float, float] | None = None
-    view_downsample: float | None = None
+    slide_id: Annotated[str, Field(min_length=1)]
+    mpp: tuple[SlideMpp, SlideMpp] | None = None
+    view_downsample: Annotated[float, Field(gt=0)] | None = None
     tissue_how: How | None = None
-    bounds: tuple[int, int, int, int] | None = None
+    bounds: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt, NonNegativeInt] | None = None
     frame: str = describe_frame(None)
     grade: GradeRecord | None = None
 
@@ -131,7 +151,7 @@ class SlideFacts(BaseModel, frozen=True):
         write_json(folder / RESULT_FILE, {"slide_id": self.slide_id, **self.model_dump(mode="json", by_alias=True)})
 
 
-class SlideResult(SlideFacts, Measurements, frozen=True, populate_by_name=True):
+class SlideResult(SlideFacts, Measurements, frozen=True, validate_by_name=True, validate_by_alias=True):
     """The result of a slide that was mapped.
 
     Attributes:
@@ -146,15 +166,23 @@ class SlideResult(SlideFacts, Measurements, frozen=True, populate_by_name=True):
         provenance: What made the result; `made_with` in the file.
     """
 
-    file: dict[str, str | int]
+    file: FileIdentity
     mpp_source: MppSource | None
     mpp_note: str
-    reader: str
-    downsample: float
+    reader: Literal["openslide", "fast"]
+    downsample: Annotated[float, Field(gt=0)]
     in_sample: InSample | None
     grade_note: str | None
     against_label: LabelMetrics | None
     provenance: Provenance = Field(validation_alias="made_with", serialization_alias="made_with")
+
+    @model_validator(mode="after")
+    def _check_agreement(self) -> Self:
+        if self.threshold != self.provenance.threshold:
+            raise PydanticCustomError("threshold", "threshold is not made_with.threshold")
+        if (self.mpp is None) != (self.tissue_mm2 is None):
+            raise PydanticCustomError("mpp", "mpp and tissue_mm2 must both be known or null")
+        return self
 
     @classmethod
     def read(cls, folder: Path) -> Self:

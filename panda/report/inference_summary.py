@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import TypeAdapter
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, TypeAdapter
 
-from panda.files import read_model, write_json
+from panda.files import write_json
 from panda.inference.slide_result import MapSettings
-from panda.tasks.figures import Plain
+from panda.stored import PathText, Plain, Timestamp, read_model
 from panda.tasks.metadata import TrainedResolution
 from panda.tasks.threshold import ThresholdChoice
 
@@ -20,12 +20,12 @@ _REMEDY = "it was edited or written by another version: run the inference again"
 class LastRun(Plain, frozen=True):
     """Slides of the last process, how many of them failed, and its time in s."""
 
-    slides: int
-    failed: int
-    seconds: float
+    slides: NonNegativeInt
+    failed: NonNegativeInt
+    seconds: NonNegativeFloat
 
 
-class InferenceSummary(MapSettings, Plain, frozen=True):
+class InferenceSummary(MapSettings, frozen=True):
     """The settings of the maps in a folder, and the notes for its reader.
 
     Attributes:
@@ -38,10 +38,10 @@ class InferenceSummary(MapSettings, Plain, frozen=True):
     provider: str | None
     resolution: TrainedResolution
     engine_choice: str
-    device: str
-    date: str
+    device: Annotated[str, Field(pattern=r"^(cpu|mps|cuda(:\d+)?)$")]
+    date: Timestamp
     last_run: LastRun
-    labels: str | None
+    labels: PathText | None
     notes: list[str]
 
     def write(self, folder: Path) -> None:

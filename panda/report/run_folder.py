@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ from urllib.parse import quote
 
 import cv2
 import numpy as np
+from pydantic_core import from_json
 
 from panda.errors import PandaError
 
@@ -24,7 +24,7 @@ T = TypeVar("T")
 def read_json(path: Path) -> tuple[dict[str, Any], str]:
     """Read a JSON object: the object and an empty text, or an empty object and the reason as a sentence."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = from_json(path.read_bytes())
     except FileNotFoundError:
         return {}, f"{path.name} is not in the folder."
     except (OSError, ValueError) as error:

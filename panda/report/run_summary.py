@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue, NonNegativeInt, ValidationError
+from pydantic import Discriminator, Field, JsonValue, NonNegativeFloat, NonNegativeInt, Tag, ValidationError
 
 from panda.data.summary import DataSummary, PatchDataSummary
 from panda.inference.dataset_metrics import SegmentationSplitFigures
 from panda.inference.grading_metrics import AttentionSplitFigures, GradingSplitFigures
 from panda.report.run_folder import read_json
+from panda.stored import Plain, Share, Timestamp, list_faults
 from panda.tasks.calibration import Calibration
-from panda.tasks.figures import Figures, Plain, Share
+from panda.tasks.figures import Figures
 from panda.tasks.threshold import ThresholdChoice
 
 SCHEMA = 3
@@ -43,20 +44,26 @@ class BootstrapSummary(Plain, frozen=True):
     unit: str = Field(description="What is drawn.")
 
 
+def _tag_figures(figures: object) -> str:
+    """Return which figures of a validation are meant, so that only their faults are reported."""
+    patches = "of" in figures if isinstance(figures, Mapping) else isinstance(figures, PatchFigures)
+    return "<patches>" if patches else "<slides>"
+
+
 class CommonSummary(Plain, frozen=True):
     """What the summaries of both tasks have in common."""
 
     version: Literal[3] = Field(alias="schema", description="Version of this description.")
     task: str = Field(description="`segmentation` or `grading`.")
     name: str = Field(description="Name of the run's folder.")
-    created: str = Field(description="End of the run, ISO 8601, UTC.")
+    created: Timestamp = Field(description="End of the run, ISO 8601, UTC.")
     seed: NonNegativeInt = Field(description="Seed of weights, loaders and augmentation.")
     device: str = Field(description="Device of the training.")
     devices: NonNegativeInt | None = Field(
         default=None, description="Number of devices that shared the training. Absent in older runs."
     )
     epochs: NonNegativeInt = Field(description="Number of epochs.")
-    seconds: float = Field(description="Time of all sessions that the weights come from, s.")
+    seconds: NonNegativeFloat = Field(description="Time of all sessions that the weights come from, s.")
     bootstrap: BootstrapSummary = Field(description="How intervals are made.")
     trained_by: str | None = Field(
         description="Job of the sweep whose weights were evaluated. Null if the run trained its own."
@@ -79,9 +86,10 @@ class SegmentationSummary(CommonSummary, frozen=True):
     calibration: Calibration | None = Field(
         description="How far probabilities can be trusted. Null for `data=one_slide`."
     )
-    val: SegmentationSplitFigures | PatchFigures = Field(
-        description="Validation slides. Epoch and threshold were chosen on them."
-    )
+    val: Annotated[
+        Annotated[SegmentationSplitFigures, Tag("<slides>")] | Annotated[PatchFigures, Tag("<patches>")],
+        Discriminator(_tag_figures),
+    ] = Field(description="Validation slides. Epoch and threshold were chosen on them.")
     test: SegmentationSplitFigures | None = Field(default=None, description=f"Test slides. {_NOT_TESTED}")
 
 
@@ -116,10 +124,7 @@ def parse_summary(content: Mapping[str, Any]) -> tuple[RunSummary | None, list[s
     try:
         return model.model_validate(content), []
     except ValidationError as error:
-        # pydantic adds the name of a model to the key of a union.
-        models = ("SegmentationSplitFigures", "PatchFigures")
-        faults = [(".".join(str(part) for part in e["loc"] if part not in models), e["msg"]) for e in error.errors()]
-        return None, [f"{key}: {message.lower()}" for key, message in faults]
+        return None, list_faults(error)
 
 
 def read_summary(run_dir: Path) -> tuple[RunSummary | None, str]:
@@ -128,9 +133,11 @@ def read_summary(run_dir: Path) -> tuple[RunSummary | None, str]:
     if fault:
         return None, fault
     summary, faults = parse_summary(content)
-    more = f" ({len(faults) - 1} more)" if len(faults) > 1 else ""
-    return summary, (
-        f"summary.json cannot be used: {faults[0]}{more}. Train again, or open the run with the version that made it."
-        if faults
-        else ""
+    if not faults:
+        return summary, ""
+    path = run_dir / "summary.json"
+    every = f" (python -m panda.report.summary_schema {path} lists all {len(faults)} faults)" if len(faults) > 1 else ""
+    return None, (
+        f"{path} cannot be used: {faults[0]}{every}. It was edited, or written by another version: "
+        "train again, or open the run with the version that made it."
     )

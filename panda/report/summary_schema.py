@@ -78,8 +78,8 @@ def _make_link(name: str) -> str:
 
 def _name_type(field: Mapping[str, Any]) -> str:
     """Name the type of a field of a JSON schema in words."""
-    if "anyOf" in field:
-        return " or ".join(map(_name_type, field["anyOf"]))
+    if (kinds := field.get("anyOf", field.get("oneOf"))) is not None:
+        return " or ".join(map(_name_type, kinds))
     if "const" in field or "enum" in field:
         return " or ".join(f"`{value}`" for value in field.get("enum", [field.get("const")]))
     if "$ref" in field:
@@ -87,9 +87,10 @@ def _name_type(field: Mapping[str, Any]) -> str:
     kind, inner = field.get("type", "any"), field.get("items") or field.get("additionalProperties")
     if isinstance(inner, Mapping) and inner != {"$ref": "#/$defs/JsonValue"}:
         return f"list of {_name_type(inner)}" if kind == "array" else f"{_name_type(inner)} by name"
-    share, count = kind == "number" and "maximum" in field, kind == "integer" and "minimum" in field
-    names = {"string": "text", "integer": "count" if count else "integer", "array": "[low, high]"}
-    return "number, 0 to 1" if share else names.get(kind, kind)
+    names = {"string": "text", "integer": "count" if "minimum" in field else "integer", "array": "[low, high]"}
+    bounds = f", {field['minimum']:g} to {field['maximum']:g}" if kind == "number" and "maximum" in field else ""
+    name: str = names.get(kind, kind)
+    return name + bounds
 
 
 def main(paths: Sequence[str]) -> int:

@@ -13,10 +13,10 @@ from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, NonNegativeInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt
 from scipy.optimize import brentq
 
-from panda.tasks.figures import Plain, Share
+from panda.stored import Plain, Share, Timestamp
 from panda.tasks.metrics import BINS
 
 RELIABILITY_BINS = 20
@@ -39,7 +39,7 @@ class Temperature(Plain, frozen=True):
     )
     note: str = Field(description="Why there is no temperature, otherwise empty.")
     chosen_on: str = Field(description="The slides it was fitted on.")
-    date: str = Field(description="Date of the fit, ISO 8601, UTC.")
+    date: Timestamp = Field(description="Date of the fit, ISO 8601, UTC.")
 
 
 class CalibrationScores(Plain, frozen=True):
@@ -48,9 +48,13 @@ class CalibrationScores(Plain, frozen=True):
     ece: Share | None = Field(
         description="Mean distance of probability and share of cancer, over bins. Null without pixels."
     )
-    nll: float | None = Field(description="Mean negative log-likelihood of a pixel, nat. Null without pixels.")
+    nll: NonNegativeFloat | None = Field(
+        description="Mean negative log-likelihood of a pixel, nat. Null without pixels."
+    )
     ece_scaled: Share | None = Field(description="`ece` at the temperature. Null without pixels or temperature.")
-    nll_scaled: float | None = Field(description="`nll` at the temperature, nat. Null without pixels or temperature.")
+    nll_scaled: NonNegativeFloat | None = Field(
+        description="`nll` at the temperature, nat. Null without pixels or temperature."
+    )
 
 
 class Calibration(Temperature, frozen=True):

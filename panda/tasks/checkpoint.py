@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from panda.errors import CheckpointError, MaskError
 from panda.files import write_whole
+from panda.stored import describe_faults
 from panda.tasks.metadata import CheckpointMetadata
 from panda.wsi.label_maps import LabelMap, find_label_map
 
@@ -107,14 +108,7 @@ def _parse(path: Path, entry: Mapping[str, Any], kind: type[M]) -> M:
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        faults = []
-        for fault in error.errors():
-            key = ".".join(map(str, ("panda", *fault["loc"])))
-            if fault["type"] == "missing":
-                faults.append(f"{key} is missing")
-            else:
-                faults.append(f"{key} is {repr(fault['input'])[:80]}, {fault['msg'].lower()}")
-        raise CheckpointError(f"checkpoint {path}: {'; '.join(faults)}; {_ALTERED}") from error
+        raise CheckpointError(f"checkpoint {path}: {describe_faults(error, 'panda')}; {_ALTERED}") from error
 
 
 def _find_label_maps(path: Path, labels: Any) -> dict[str, LabelMap]:

@@ -6,31 +6,19 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import Field
 
+from panda.stored import AmountEnds, KappaEnds, Plain, ShareEnds
 
-def _round_down(value: object) -> object:
-    """Return 1 for a float above it by rounding: a run must not fail at its end for that."""
-    return 1.0 if isinstance(value, float) and 1 < value < 1 + 1e-6 else value
-
-
-Share = Annotated[float, Field(ge=0, le=1), BeforeValidator(_round_down)]
-"""A computed share; settings take none above 1."""
-Ends = Annotated[tuple[float, float], Field(strict=False)]
-"""Low and high; read from a list, because JSON has no tuples."""
-Interval = Annotated[
-    Ends | None,
-    Field(description="Bootstrap 95 % interval of the figure above. Null without figure, or with one group of slides."),
-]
+_INTERVAL = "Bootstrap 95 % interval of the figure above. Null without figure, or with one group of slides."
+Interval = Annotated[ShareEnds | None, Field(description=_INTERVAL)]
+KappaInterval = Annotated[KappaEnds | None, Field(description=_INTERVAL)]
+AmountInterval = Annotated[AmountEnds | None, Field(description=_INTERVAL)]
 
 
 def write_now() -> str:
     """Return the present date and time, ISO 8601, UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-class Plain(BaseModel, frozen=True, strict=True, extra="forbid", allow_inf_nan=False):
-    """A part of `summary.json`: no other keys, exact types, no NaN."""
 
 
 class Figures(Plain, frozen=True):

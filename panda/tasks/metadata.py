@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, JsonValue, PositiveInt, model_validator
+from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from panda.stored import Digest, PatchSide, Plain, Share
 from panda.tasks.calibration import Temperature
-from panda.tasks.figures import Plain, Share
 from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.geometry import Resolution
 from panda.wsi.label_maps import LabelMap
@@ -25,9 +25,10 @@ from panda.wsi.stain_normalization import NormalizeName
 Task = Literal["segmentation", "grading"]
 Target = Literal["isup", "cancer"]
 
-SlideIds = Annotated[tuple[str, ...], Field(strict=False)]
+SlideIds = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)]
 """Read from a list, because JSON and checkpoints have no tuples."""
-Mpp = Annotated[float, Field(gt=0)]
+Mpp = Annotated[float, Field(gt=0, le=1e6)]
+MOST_LEVELS = 64
 
 SAME_MPP = 0.05
 """Relative difference of µm/px up to which resolutions are the same. Neighboring levels differ by a factor of 2."""
@@ -42,7 +43,7 @@ class TrainedResolution(Plain, frozen=True):
         train_mpp: Lowest, median and highest µm per working px of the training slides; None if none states it.
     """
 
-    level: Annotated[int, Field(ge=0)] | None
+    level: Annotated[int, Field(ge=0, le=MOST_LEVELS)] | None
     mpp: Annotated[float, Field(ge=MPP_MIN, le=MPP_MAX)] | None
     train_mpp: Annotated[tuple[Mpp, Mpp, Mpp], Field(strict=False)] | None
 
@@ -99,7 +100,7 @@ class TileSelection(Plain, frozen=True):
     k: PositiveInt
     random_fraction: Share
     min_tissue: Share
-    seed: int
+    seed: NonNegativeInt
 
 
 class CheckpointMetadata(Plain, frozen=True):
@@ -122,6 +123,15 @@ class CheckpointMetadata(Plain, frozen=True):
     val_slides: SlideIds
     normalize: NormalizeName | None = None
 
+    @field_validator("network")
+    @classmethod
+    def _check_network(cls, network: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        """Refuse a network that would take weights from elsewhere, for example from the net."""
+        if (weights := network.get("encoder_weights")) is not None:
+            message = "encoder_weights is {weights}, but must be null, because the checkpoint holds all weights"
+            raise PydanticCustomError("network", message, {"weights": repr(weights)})
+        return network
+
     def to_entry(self) -> dict[str, Any]:
         """Return the plain data that a checkpoint stores under `panda`."""
         return {"format": self.FORMAT, "task": self.TASK, **self.model_dump(mode="json")}
@@ -143,7 +153,7 @@ class SegmentationMetadata(CheckpointMetadata, frozen=True):
     TASK = "segmentation"
     FORMAT = 1
 
-    patch_size: PositiveInt
+    patch_size: PatchSide
     overlap: float = Field(ge=0, lt=1)
     label_maps: dict[str, LabelMap]
     threshold: ThresholdChoice
@@ -165,7 +175,7 @@ class GradingMetadata(CheckpointMetadata, frozen=True):
     TASK = "grading"
     FORMAT = 2  # 1 had tile features without normalization
 
-    tile_size: PositiveInt
+    tile_size: PatchSide
     tiles: TileSelection
     target: Target
-    segmentation: SlideIds
+    segmentation: Annotated[tuple[Digest, ...], Field(strict=False)]

@@ -10,12 +10,14 @@ from typing import Annotated, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 from torch import Tensor
 
 from panda.errors import ConfigError
+from panda.stored import Plain, ShareEnds, Timestamp
 from panda.tasks.bootstrap import compute_percentile_interval, resample_sums
-from panda.tasks.figures import Plain, Share, write_now
+from panda.tasks.figures import write_now
 from panda.tasks.metrics import BINS, compute_curve, divide, pool_histograms
 
 DEFAULT_THRESHOLD = 0.5
@@ -120,22 +122,31 @@ CRITERIA: Mapping[str, Criterion] = MappingProxyType(
 """All threshold criteria. Configuration checks, reports and charts read them from here."""
 
 
+_UNSEARCHED = ("default", "given", "all_providers")
+
+
+def _check_name(criterion: str) -> str:
+    if criterion not in (names := (*CRITERIA, *_UNSEARCHED)):
+        raise PydanticCustomError("criterion", "must be one of {names}", {"names": ", ".join(names)})
+    return criterion
+
+
 class Threshold(Plain, frozen=True):
     """A threshold and its origin."""
 
     value: float = Field(ge=0, lt=1, description="A pixel is cancer if its probability is at least this; 0 to below 1.")
-    criterion: str = Field(
+    criterion: Annotated[str, AfterValidator(_check_name)] = Field(
         description=f"What was best there: {', '.join(CRITERIA)}. `default` or `given` if nothing was searched, "
         "`all_providers` if a provider takes the threshold of all."
     )
     score: float | None = Field(description="Value of the criterion. Null if nothing was searched.")
     chosen_on: str = Field(description="The slides it was chosen on, or why there was no search.")
-    date: str = Field(description="Date of the choice, ISO 8601, UTC.")
+    date: Timestamp = Field(description="Date of the choice, ISO 8601, UTC.")
     cost_ratio: Annotated[float, Field(gt=0)] | None = Field(
         default=None,
         description="False-positive pixels that one missed cancer pixel is worth. Null if it was not used.",
     )
-    interval: Annotated[tuple[Share, Share], Field(strict=False)] | None = Field(
+    interval: ShareEnds | None = Field(
         default=None, description="Bootstrap 95 % interval of the value. Null for the reason in `interval_note`."
     )
     interval_note: str = Field(default="", description="Why there is no interval, otherwise empty.")

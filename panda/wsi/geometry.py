@@ -11,16 +11,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar, overload
+from typing import Annotated, Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from panda.errors import MaskError
 
 ASPECT_TOLERANCE = 0.02
 """Largest relative difference between the aspect of a slide and of its mask."""
 Coordinate = TypeVar("Coordinate", float, NDArray[Any])
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Side = Annotated[int, Field(ge=1, lt=2**31)]
+Part = Annotated[float, Field(gt=0, le=1)]
 
 
 @overload
@@ -125,13 +129,13 @@ class Resolution:
         part: Parts of the last column and of the last row that are on the slide, up to 1. The others are past its edge.
     """
 
-    downsample: float
-    width: int
-    height: int
-    level: int
-    level_downsample: float
-    mpp: tuple[float, float] | None
-    part: tuple[float, float] = (1.0, 1.0)
+    downsample: Positive
+    width: Side
+    height: Side
+    level: Annotated[int, Field(ge=0)]
+    level_downsample: Positive
+    mpp: tuple[Positive, Positive] | None
+    part: tuple[Part, Part] = (1.0, 1.0)
 
     @property
     def frame(self) -> Frame:

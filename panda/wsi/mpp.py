@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tifffile
+from pydantic import Field
 
 from panda.errors import raise_exhaustion
 
@@ -13,6 +14,7 @@ MPP_MIN, MPP_MAX = 0.05, 20.0
 """Smallest and largest µm per level-0 px of a slide scanner; a value outside is a mistake in the file."""
 
 MppSource = Literal["openslide", "tiff tags", "override"]
+SlideMpp = Annotated[float, Field(ge=MPP_MIN, le=MPP_MAX)]
 Mpp = tuple[float, float]
 """µm per px along x and y."""
 
