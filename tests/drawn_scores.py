@@ -82,7 +82,7 @@ def draw_graded_slide(number: int, classes: int = 6) -> GradedSlide:
     grade = GradeRecord(
         target="isup",
         predicted=int(prob.argmax()),
-        probabilities=probabilities,
+        probabilities=tuple(probabilities),
         tile_side_px=8.0,
         against_label=against,
     )

@@ -115,15 +115,14 @@ class Measurements(Plain, frozen=True):
     def _check_sums(self) -> Self:
         """Refuse figures that contradict each other."""
         area = sum(region.area_px for region in self.regions)
-        percent = _compute_percent(self.tumor_px, self.tissue_px)
+        share, right = self.tumor_percent_of_tissue, _compute_percent(self.tumor_px, self.tissue_px)
+        is_right = (share is None) == (right is None) and math.isclose(share or 0, right or 0, abs_tol=1e-6)
         rules = {
             "unscored_tissue_px is above tissue_px": self.unscored_tissue_px > self.tissue_px + _NEAR_PX,
             "num_regions is not the number of regions": self.num_regions != len(self.regions),
             "tumor_px is not the area of all regions": abs(self.tumor_px - area) > _NEAR_PX,
             "tumor_px is above tissue_px": self.tumor_px > self.tissue_px + _NEAR_PX,
-            "tumor_percent_of_tissue is not that of tumor_px": (self.tumor_percent_of_tissue is None)
-            != (percent is None)
-            or not math.isclose(self.tumor_percent_of_tissue or 0, percent or 0, abs_tol=1e-6),
+            "tumor_percent_of_tissue is not that of tumor_px": not is_right,
             "only one area is null": (self.tumor_mm2 is None) != (self.tissue_mm2 is None),
             "px_at_threshold grows with the threshold": any(a < b for a, b in pairwise(self.px_at_threshold)),
         }
