@@ -19,7 +19,8 @@ _PARTS: dict[type[Figures], type[Figures]] = {
     AttentionSplitFigures: AttentionFigures,
 }
 _BLANK: dict[str, Any] = {
-    "slides": 0, "slides_with_cancer": 0, "benign_slides": 0, "groups": 0, "no_interval": {}, "confusion": [],
+    "slides": 0, "slides_with_cancer": 0, "benign_slides": 0, "contradicting_slides": 0, "groups": 0,
+    "no_interval": {}, "confusion": [],
     "cancer_outside_tissue_px": 0,
 }  # fmt: skip
 _CHOICE = {

@@ -15,7 +15,7 @@ from panda.app.grading import GradingExperiment
 from panda.app.grading_sources import copy_encoder
 from panda.data.bagset import BagItem
 from panda.data.manifest import SlideRecord
-from panda.errors import ConfigError
+from panda.errors import ConfigError, ManifestError
 from panda.inference.grader import GradingPredictor
 from panda.models.mil import MILNet
 from panda.models.segmentation import Segmenter
@@ -28,9 +28,11 @@ from tests.summaries import make_summary
 from tests.test_config_check import compose_config
 
 
-def make_experiment(tmp_path: Path, *overrides: str) -> GradingExperiment:
-    """One on eight slides, of small tiles."""
+def make_experiment(tmp_path: Path, *overrides: str, grade: str = "4,4+4") -> GradingExperiment:
+    """One on eight slides, of small tiles; `grade` replaces the grade and score of slides with cancer."""
     make_folder(tmp_path / "data", 8)
+    table = tmp_path / "data" / "train.csv"
+    table.write_text(table.read_text().replace("4,4+4", grade))
     own = (
         "data=panda",
         f"data.root={tmp_path / 'data'}",
@@ -53,6 +55,25 @@ def test_grading_map_keys_without_maps_raise(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("panda.app.hydra_job.list_overrides", lambda: [typed])
     with pytest.raises(ConfigError, match=f"{typed} is not used with tiles=tissue or all"):
         make_experiment(tmp_path, typed)
+
+
+@pytest.mark.parametrize(
+    ("grade", "fault"),
+    [
+        ("0,0+0", r"all \d training slides have class 0 of task\.target=isup, so there is nothing to learn"),
+        (",", r"(?s)4 of 8 slides have no isup_grade, which grading needs.*data\.exclude=\[missing_grade\].*- '0"),
+    ],
+)
+def test_grading_one_class_or_no_grade_raises(tmp_path: Path, grade: str, fault: str) -> None:
+    with pytest.raises(ManifestError, match=fault):
+        make_experiment(tmp_path, grade=grade)
+
+
+def test_grading_slides_without_grade_can_be_excluded(tmp_path: Path) -> None:
+    grading = make_experiment(tmp_path, "data.exclude=[missing_grade]", "task.target=cancer", grade="4.0,")
+    assert grading.data.select().exclusion_counts == {}
+    with pytest.raises(ManifestError, match="left out are missing_grade: 4"):
+        make_experiment(tmp_path / "b", "data.exclude=[missing_grade]", grade=",")
 
 
 class Trains(Exception):
@@ -126,7 +147,10 @@ def test_grading_absent_class_is_noted_before_training(tmp_path: Path) -> None:
     run = make_run_without_training(tmp_path)
     with pytest.raises(Trains):
         make_experiment(tmp_path).run(run)
-    assert run.notes == ["No training slide has class 1, 2, 3, 5, so the grader cannot learn it."]
+    assert run.notes == [
+        "No training slide has class 1, 2, 3, 5, so the grader cannot learn it.",
+        "All validation slides have one class, so the best epoch says little.",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -195,6 +195,7 @@ def test_score_canvas_benign_slide_has_area_and_no_dice(slide_path: Path, tmp_pa
         score = score_canvas(predictor.predict(slide, tissue, tmp_path / "c.zarr"), slide, mask, tissue, record)
     row = score.compute_metrics(0.001)
     assert row.dice is None
+    assert row.fp_px is not None
     assert row.fp_mm2 == pytest.approx(row.fp_px * 4.0 / 1e6)
     assert summarize([score], ThresholdChoice.from_user(0.001), seed=0).fp_mm2_benign_slides == pytest.approx(
         row.fp_mm2

@@ -185,6 +185,12 @@ class GradingExperiment:
         """Return the slides of each split, after checking that each has a segmentation to guide it."""
         splits = self.data.list_splits()
         require_grades([record for records in splits.values() for record in records])
+        if len(found := {self._find_class(record) for record in splits["train"]}) == 1:
+            raise ManifestError(
+                f"all {len(splits['train'])} training slides have class {found.pop()} of task.target="
+                f"{self.settings.target}, so there is nothing to learn: give slides of other grades, or another "
+                "data.seed or data.splits"
+            )
         self.guidance.check([record for records in splits.values() for record in records])
         return splits
 
@@ -218,6 +224,8 @@ class GradingExperiment:
         absent = [str(c) for c in range(classes) if not counts[c]]
         if absent:
             run.notes.append(f"No training slide has class {', '.join(absent)}, so the grader cannot learn it.")
+        if len({self._find_class(item.record) for item in items["val"]}) == 1:
+            run.notes.append("All validation slides have one class, so the best epoch says little.")
         for note in run.notes:
             log.warning("%s", note)
 

@@ -49,13 +49,14 @@ def freeze_threshold(
     there is no temperature.
     """
     scores = [] if data.split == "patches" else _score_validation(run, data, predictor, val)
-    chosen_on = f"{len(scores)} validation slides, blended canvases, tissue only"
+    histograms = collect_histograms(scores)
+    chosen_on = f"{len(histograms)} validation slides, blended canvases, tissue only"
     choice = predictor.threshold
     if run.cfg.threshold != "auto":
         choice = ThresholdChoice.from_user(float(run.cfg.threshold))
     elif scores:
         choice = search_threshold(
-            collect_histograms(scores),
+            histograms,
             run.cfg.criterion,
             chosen_on,
             cost_ratio=run.cfg.cost_ratio,
@@ -67,9 +68,8 @@ def freeze_threshold(
     if scores:
         rows = [asdict(score.compute_metrics(choice.value_for(score.record.provider))) for score in scores]
         write_table(run.folder / "val_slides.csv", rows)
-        hists = collect_histograms(scores)
-        write_threshold_curve(hists, choice, run.folder, _list_providers(scores))
-        temperature = fit_temperature(pool_histograms(hists), chosen_on, choice.date)
+        write_threshold_curve(histograms, choice, run.folder, _list_providers(scores))
+        temperature = fit_temperature(pool_histograms(histograms), chosen_on, choice.date)
     update_metadata(
         run.best,
         SegmentationMetadata,

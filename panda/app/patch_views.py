@@ -31,7 +31,7 @@ THRESHOLD = 0.5
 KINDS = {
     "true positive": "most cancer found",
     "false positive": "most false alarm",
-    "true negative": "no cancer, none called",
+    "true negative": "no cancer labelled, none called",
     "false negative": "most cancer missed",
     "best": "highest Dice",
     "worst": "lowest Dice",

@@ -18,6 +18,7 @@ from panda.app.patch_views import PatchViews
 from panda.app.run import Run
 from panda.app.slide_maps import map_slides
 from panda.data.datamodule import DataSettings, PatchDataModule
+from panda.data.label_check import describe_contradiction, list_contradictions, require_cancer
 from panda.data.manifest import SlideRecord
 from panda.data.splits import Split
 from panda.inference.compute import EngineSettings, has_compiler
@@ -127,6 +128,11 @@ class SegmentationExperiment:
         splits = {
             name: [r for r in records if r.slide_id not in failed] for name, records in data.list_splits().items()
         }
+        require_cancer("train", data.get_patches("train"), splits["train"])
+        run.notes += require_cancer("val", data.get_patches("val"), splits["val"])
+        if contradicting := list_contradictions(data.get_patches("train")):
+            found = describe_contradiction("training", contradicting, len(splits["train"]))
+            run.notes.append(f"The network learns as benign: {found}.")
         task = self._build_task(splits)
         if self.settings.views_every:
             views = PatchViews(
@@ -164,6 +170,10 @@ class SegmentationExperiment:
         tested = bool(shown) and not one_slide
         if tested:
             run.notes += note_unknown_providers(choice, scores)
+        for name, scored_slides in (("validation", validated), ("test" if tested else "shown", scores)):
+            if contradicting := [s.record.slide_id for s in scored_slides if s.contradicts_grade]:
+                found = describe_contradiction(name, contradicting, len(scored_slides))
+                run.notes.append(f"Not scored: {found}.")
         calibration = None
         if temperature is not None:
             scored = {"validation": validated} | ({"test": scores} if tested and scores else {})

@@ -70,7 +70,7 @@ def map_slides(
                 select_panel_rows(
                     record,
                     slide,
-                    mask,
+                    None if mapped.score.contradicts_grade else mask,
                     tissue,
                     mapped.canvas,
                     patch_size=data.patch_size,

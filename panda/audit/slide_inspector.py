@@ -22,6 +22,7 @@ from panda.data.findings import Finding
 from panda.data.manifest import locate_image, locate_mask
 from panda.errors import MaskError, SlideError, raise_exhaustion
 from panda.wsi.geometry import mean_mpp
+from panda.wsi.label_codes import describe_label
 from panda.wsi.label_maps import get_label_maps
 from panda.wsi.label_mask import LabelMask
 from panda.wsi.mpp import is_plausible
@@ -197,9 +198,11 @@ class SlideInspector:
         share = cancer / labelled if labelled else None
         self.inspection = replace(self.inspection, cancer_fraction=share, cancer_mm2=area_mm2)
         if grade and not labelled:
-            self.add_finding("empty_mask_graded", f"isup_grade is {grade}, the mask labels no px")
+            found = describe_label(tiff.path, self.row.provider)
+            self.add_finding("empty_mask_graded", f"isup_grade is {grade}, the mask labels no px: {found}")
         elif grade and not cancer:
-            self.add_finding("benign_mask_cancer_grade", f"isup_grade is {grade}, the mask has no cancer at level 0")
+            found = describe_label(tiff.path, self.row.provider)
+            self.add_finding("benign_mask_cancer_grade", f"isup_grade is {grade}, no cancer at level 0: {found}")
         elif grade == 0 and cancer:
             size = "" if area_mm2 is None else f", {area_mm2:.4g} mm²"
             found = f"{cancer / labelled:.2%} of the labelled px are cancer{size}"

@@ -36,7 +36,9 @@ class SegmentationFigures(Figures, frozen=True):
 
     slides: NonNegativeInt = Field(description="Slides that were scored.")
     slides_with_cancer: NonNegativeInt = Field(description="Slides with labelled cancer in tissue.")
-    benign_slides: NonNegativeInt = Field(description="Slides without any labelled cancer.")
+    benign_slides: NonNegativeInt = Field(
+        description="Slides without any labelled cancer and without a grade of 1 or more."
+    )
     groups: NonNegativeInt = Field(description="Patients or near-duplicate groups, which the bootstrap draws.")
     dice: Share | None = Field(
         description=f"2 TP / (2 TP + FP + FN) over the pixels of all slides, equal to their F1. {_NO_CANCER}."
@@ -61,8 +63,8 @@ class SegmentationFigures(Figures, frozen=True):
     recall_mean_slide: Share | None = Field(description=_MEAN.format("recall"))
     recall_mean_slide_interval: Interval
     fp_mm2_benign_slides: NonNegativeFloat | None = Field(
-        description="Mean area called cancer on slides without any labelled cancer, before the clean-up, mm². Null "
-        "if there is no such slide, or µm/px of one is unknown."
+        description="Mean area called cancer on benign slides, before the clean-up, mm². Null if there is none, or "
+        "µm/px of one is unknown."
     )
     fp_mm2_benign_slides_interval: AmountInterval
     pr_auc: Share | None = Field(
@@ -92,6 +94,10 @@ class SegmentationFigures(Figures, frozen=True):
 class SegmentationSplitFigures(SegmentationFigures, frozen=True):
     """Scores of all slides of a split, and of parts of them."""
 
+    contradicting_slides: NonNegativeInt = Field(
+        default=0,
+        description="Slides with a grade of 1 or more whose mask labels no cancer. They are neither scored nor benign.",
+    )
     by_provider: dict[str, SegmentationFigures] = Field(description="Provider to the scores of its slides.")
     by_grade: dict[str, SegmentationFigures] = Field(
         description='ISUP grade, "0" to "5" or "none", to its slides\' scores.'
@@ -101,8 +107,11 @@ class SegmentationSplitFigures(SegmentationFigures, frozen=True):
 def summarize(scores: Sequence[SlideScore], choice: ThresholdChoice, seed: int) -> SegmentationSplitFigures:
     """Compute figures of all slides, of each provider and of each grade; an undefined figure is None.
 
-    A slide whose provider has its own threshold is scored at that. `seed` is that of the bootstrap.
+    A slide whose provider has its own threshold is scored at that. `seed` is that of the bootstrap. Slides that
+    contradict their grade are only counted.
     """
+    found = len(scores)
+    scores = [score for score in scores if not score.contradicts_grade]
 
     def summarize_parts(name_part: Callable[[SlideScore], str]) -> dict[str, SegmentationFigures]:
         parts = split_slides(scores, name_part)
@@ -110,6 +119,7 @@ def summarize(scores: Sequence[SlideScore], choice: ThresholdChoice, seed: int) 
 
     return SegmentationSplitFigures(
         **_compute_figures(scores, choice, seed),
+        contradicting_slides=found - len(scores),
         by_provider=summarize_parts(lambda score: score.record.provider),
         by_grade=summarize_parts(
             lambda score: "none" if score.record.isup_grade is None else str(score.record.isup_grade)
@@ -172,10 +182,10 @@ def _list_terms(score: SlideScore, choice: ThresholdChoice) -> list[float]:
     """
     threshold = choice.value_for(score.record.provider)
     metrics = score.compute_metrics(threshold)
+    counts = [count or 0 for count in (metrics.tp_px, metrics.fp_px, metrics.fn_px)]  # None only if contradicting
     parts: list[float | None] = [getattr(metrics, name) for name in SCORES]
     area = math.nan if metrics.fp_mm2 is None else metrics.fp_mm2
     parts.append(None if score.labelled_px else area)
-    counts = metrics.tp_px, metrics.fp_px, metrics.fn_px
     return [*counts, *(part or 0.0 for part in parts), *(float(part is not None) for part in parts)]
 
 

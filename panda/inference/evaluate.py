@@ -40,7 +40,8 @@ class SlideMetrics:
     """Metrics of a slide at one threshold, in the order of the columns of a table.
 
     The four scores are None if the tissue of the slide has no cancer: Dice would be 0/0, or 0 however small the error.
-    Areas are None if µm/px is unknown. Pixels are those of the canvas.
+    Areas are None if µm/px is unknown. Pixels are those of the canvas. If the mask contradicts the grade, the truth is
+    unknown, and so are all figures that depend on it.
     """
 
     slide_id: str
@@ -52,9 +53,9 @@ class SlideMetrics:
     recall: float | None
     true_tumor_mm2: float | None
     fp_mm2: float | None
-    fp_px: int
-    tp_px: int
-    fn_px: int
+    fp_px: int | None
+    tp_px: int | None
+    fn_px: int | None
     cancer_outside_tissue_mm2: float | None
     cancer_outside_tissue_px: int
     group: str
@@ -80,6 +81,11 @@ class SlideScore:
         """All canvas pixels that are labelled cancer."""
         return int(self.histogram[0].sum()) + self.outside_px
 
+    @property
+    def contradicts_grade(self) -> bool:
+        """Whether the grade says cancer and the mask labels none: the slide is not benign, and cannot be scored."""
+        return bool(self.record.isup_grade) and not self.labelled_px
+
     def compute_mm2(self, pixels: float) -> float | None:
         """Return the area of canvas pixels, None if µm/px is unknown."""
         return None if self.pixel_area_um2 is None else float(pixels) * self.pixel_area_um2 / 1e6
@@ -87,17 +93,17 @@ class SlideScore:
     def compute_metrics(self, threshold: float) -> SlideMetrics:
         """Return the metrics of the slide at a threshold."""
         at = score_threshold(self.histogram, threshold)
-        has_cancer = bool(self.histogram[0].any())
+        has_cancer, known = bool(self.histogram[0].any()), not self.contradicts_grade
         return SlideMetrics(
             slide_id=self.record.slide_id,
             provider=self.record.provider,
             isup_grade=self.record.isup_grade,
             **{name: getattr(at, name) if has_cancer else None for name in SCORES},
-            true_tumor_mm2=self.compute_mm2(self.histogram[0].sum()),
-            fp_mm2=self.compute_mm2(at.fp),
-            fp_px=at.fp,
-            tp_px=at.tp,
-            fn_px=at.fn,
+            true_tumor_mm2=self.compute_mm2(self.histogram[0].sum()) if known else None,
+            fp_mm2=self.compute_mm2(at.fp) if known else None,
+            fp_px=at.fp if known else None,
+            tp_px=at.tp if known else None,
+            fn_px=at.fn if known else None,
             cancer_outside_tissue_mm2=self.compute_mm2(self.outside_px),
             cancer_outside_tissue_px=self.outside_px,
             group=self.record.group,
@@ -128,8 +134,8 @@ def score_canvas(canvas: Canvas, slide: Slide, mask: LabelMask, tissue: TissueMa
 
 
 def collect_histograms(scores: Sequence[SlideScore]) -> Mapping[str, NDArray[np.int64]]:
-    """Map slide id to histogram, as the threshold search takes them."""
-    return {score.record.slide_id: score.histogram for score in scores}
+    """Map slide id to histogram, as the threshold search takes them; without slides that contradict their grade."""
+    return {score.record.slide_id: score.histogram for score in scores if not score.contradicts_grade}
 
 
 def fingerprint_score(predictor: SegmentationPredictor, slide: Slide, record: SlideRecord) -> str:

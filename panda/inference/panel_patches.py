@@ -22,7 +22,7 @@ class PanelRow:
     Attributes:
         image: (h, w, 3) uint8 RGB.
         probability: (h, w) float, probability of tumour in [0, 1].
-        truth: (h, w) bool tumour mask, None without a label mask.
+        truth: (h, w) bool tumour mask, None without a label mask that fits the grade.
         tissue: (h, w) bool; as in the scores, pixels outside it are neither predicted nor found nor missed.
         title: Slide id and coordinates.
         um_per_px: µm per pixel of the image, None if unknown.
@@ -44,14 +44,14 @@ class PanelRow:
 def select_panel_rows(
     record: SlideRecord,
     slide: Slide,
-    mask: LabelMask,
+    mask: LabelMask | None,
     tissue: TissueMap,
     canvas: Canvas,
     *,
     patch_size: int,
     count: int,
 ) -> list[PanelRow]:
-    """Select at most `count` rows of `draw_panels` for one mapped slide with a mask; patches do not overlap.
+    """Select at most `count` rows of `draw_panels` for one mapped slide; patches do not overlap.
 
     A patch has `patch_size` px of the canvas. Its weight is the sum of probability and cancer pixels, both in tissue.
     """
@@ -65,14 +65,15 @@ def select_panel_rows(
     weights = []
     for (x, y), level0 in corners:
         where = tissue.crop(view, level0, size)
-        truth = mask.read_tumor(view, level0, size)
-        weights.append(float(canvas.read(x, y, *size)[where].sum()) + float(truth[where].sum()))
+        weights.append(float(canvas.read(x, y, *size)[where].sum()))
+        if mask is not None:
+            weights[-1] += float(mask.read_tumor(view, level0, size)[where].sum())
     heaviest = sorted(range(len(weights)), key=lambda i: -weights[i])[:count]
     return [
         PanelRow(
             image=slide.read(view, level0, size),
             probability=canvas.read(x, y, *size),
-            truth=mask.read_tumor(view, level0, size),
+            truth=None if mask is None else mask.read_tumor(view, level0, size),
             tissue=tissue.crop(view, level0, size),
             title=f"{record.slide_id} ({record.provider}) x={level0[0]} y={level0[1]}",
             um_per_px=view.mpp[0] if view.mpp else None,

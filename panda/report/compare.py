@@ -211,7 +211,7 @@ _NO_TEST = "only the Dice of slides is tested, with at least 3 groups"
 def _make_slide_table(rows: Sequence[Mapping[str, Any]], names: tuple[str, str], task: str) -> Table:
     key = "dice" if task == "segmentation" else "predicted"
     kind = find_format(key)
-    why = "no cancer is labelled on this slide, so it has no Dice"
+    why, unknown = "no cancer is labelled on this slide, so it has no Dice", "µm/px or truth of the slide is unknown"
     ordered = sorted(rows, key=lambda row: (row[f"{key}_difference"] is None, -abs(row[f"{key}_difference"] or 0)))
     body = []
     for row in ordered:
@@ -224,7 +224,7 @@ def _make_slide_table(rows: Sequence[Mapping[str, Any]], names: tuple[str, str],
         line += [make_cell(row[f"{key}_{side}"], kind, why) for side in "ab"]
         line.append(Cell("" if gap is None else f"{gap:+.3g}", sort=gap, why=why, style="num"))
         if task == "segmentation":
-            line += [make_cell(row[f"fp_mm2_{side}"], "mm2", "µm/px of the slide is unknown") for side in "ab"]
+            line += [make_cell(row[f"fp_mm2_{side}"], "mm2", unknown) for side in "ab"]
         body.append(line)
     heads = [Head("Slide"), Head("Provider"), Head("ISUP grade", figures=True)]
     heads += [Head(name_figure(key), name, True) for name in names] + [Head("Difference", figures=True)]

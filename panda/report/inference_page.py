@@ -26,7 +26,7 @@ _SEEN = {
 _WHY = {
     **dict.fromkeys(("tumor_mm2", "tissue_mm2"), "µm/px of the slide is unknown"),
     "dice": "the slide has no label mask, or no cancer in it",
-    **dict.fromkeys(("true_tumor_mm2", "tumor_difference_mm2"), "the slide has no label mask, or its µm/px is unknown"),
+    **dict.fromkeys(("true_tumor_mm2", "tumor_difference_mm2"), "no label mask that fits the grade, or no µm/px"),
     **dict.fromkeys(("isup_predicted", "cancer_predicted"), "the slide was not graded"),
     "in_sample": "the slide is new to the network",
 }

@@ -37,6 +37,9 @@ _WHY = {
     "precision": "no cancer is labelled on this slide, or nothing was predicted",
     "recall": "no cancer is labelled on this slide",
     **dict.fromkeys(_AREAS, "µm/px of the slide is unknown"),
+    **dict.fromkeys(
+        ("true_tumor_mm2", "fp_mm2"), "µm/px of the slide is unknown, or it has a grade and no cancer is labelled"
+    ),
     "isup_grade": "the slide has no grade",
 }
 

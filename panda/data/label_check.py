@@ -1,0 +1,74 @@
+"""Check that patches have the cancer that the grades of their slides promise, and say where the label may be.
+
+A label in another channel than red, the codes of another provider or an empty mask leave no cancer pixel. A network
+would then learn that cancer is benign.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from panda.data.manifest import SlideRecord
+from panda.data.patchset import PatchSet
+from panda.errors import ManifestError
+from panda.wsi.label_codes import describe_label
+
+REMEDY = (
+    "`python audit.py` with the same data names such slides; correct their masks, or leave them out with "
+    "data.findings=audit/findings.csv data.exclude=[empty_mask_graded,benign_mask_cancer_grade]"
+)
+_SHOWN = 3
+
+
+def require_cancer(split: Literal["train", "val"], patches: PatchSet, records: Sequence[SlideRecord]) -> list[str]:
+    """Refuse a split of which no patch has a cancer pixel, unless it is a validation of benign slides.
+
+    Args:
+        split: Its name.
+        patches: Its patches.
+        records: Its slides.
+
+    Returns:
+        A note if a validation of benign slides has no cancer, otherwise nothing.
+
+    Raises:
+        ManifestError: If there is no cancer; names what looks like the label, or what to change if no slide has a grade
+            of 1 or more.
+    """
+    if (patches.rows.fractions[:, 1] > 0).any():
+        return []
+    name = {"train": "training", "val": "validation"}[split]
+    graded = [record for record in records if record.isup_grade]
+    if not graded:
+        text = f"no {name} patch has a cancer pixel, and no {name} slide has a grade of 1 or more"
+        if split == "val":
+            return [f"{text[0].upper()}{text[1:]}, so neither epoch nor threshold is chosen by a Dice."]
+        raise ManifestError(
+            f"{text}, so there is nothing to learn: give slides with cancer, or another data.seed or data.splits"
+        )
+    lines = [f"{record.slide_id!r}: {describe_label(record.mask_path, record.provider)}" for record in graded[:_SHOWN]]
+    more = [f"… and {len(graded) - _SHOWN} more"] if len(graded) > _SHOWN else []
+    raise ManifestError(
+        f"no {name} patch has a cancer pixel, although {len(graded)} of {len(records)} {name} slides have a grade of "
+        f"1 or more; {REMEDY}:\n" + "\n".join(f"  - {line}" for line in [*lines, *more])
+    )
+
+
+def list_contradictions(patches: PatchSet) -> list[str]:
+    """Return the slides that have a grade of 1 or more and no cancer pixel in any patch."""
+    rows = patches.rows
+    with_cancer = set(rows.slide_index[rows.fractions[:, 1] > 0].tolist())
+    return [
+        slide_id
+        for index, (slide_id, _, grade, *_) in enumerate(rows.slides)
+        if grade not in ("", "0") and index not in with_cancer
+    ]
+
+
+def describe_contradiction(split: str, slides: Sequence[str], count: int) -> str:
+    """Return how many of the `count` slides of a split contradict their grade, with the first of them."""
+    shown = ", ".join(map(repr, slides[:_SHOWN])) + " …" * (len(slides) > _SHOWN)
+    return (
+        f"{len(slides)} of {count} {split} slides have a grade of 1 or more and no labelled cancer ({shown}). {REMEDY}"
+    )
