@@ -94,6 +94,8 @@ def audit(cfg: DictConfig) -> AuditSummary:
         report = write_audit_page(out, next_steps := list_next_steps(summary, out)).name
     for line in describe_summary(summary):
         log.info("%s", line)
+    for level in summary.levels:
+        log.log(logging.WARNING if level.is_mixed else logging.INFO, "%s", level.describe())
     log.info("findings of each slide: %s", out / FINDINGS_TABLE)
     log.info("report: %s", out / report)
     for step in next_steps:

@@ -20,7 +20,7 @@ from panda.app.grading_sources import DOWNLOADED, IDLE_KEYS, SEGMENTATION_ENCODE
 from panda.app.guidance import Guidance, TileSettings
 from panda.app.hydra_job import find_idle_faults
 from panda.app.loss_check import check_loss
-from panda.app.run import Run
+from panda.app.run import Run, note_level
 from panda.app.slide_grading import SlideGrading
 from panda.data.bag_datamodule import BagDataModule
 from panda.data.bagset import BagItem, BagSettings
@@ -154,6 +154,7 @@ class GradingExperiment:
             name: {item.record.slide_id: self._identify_bag(item) for item in items[name]} for name in ("train", "val")
         }
         self._list_notes(run, items)
+        note_level(metadata.resolution, run.notes)
         run.fit(GradingTask(self.network, self.loss, self.optim, metadata), bags, learns_from)
         grader = GradingPredictor.from_checkpoint(run.best, self.engine, self.data.settings.store_root)
         classes, seed = CLASSES[self.settings.target], self.cfg.seed

@@ -33,7 +33,7 @@ from panda.tasks.bootstrap import RESAMPLES
 from panda.tasks.checkpoint import read_checkpoint
 from panda.tasks.figures import write_now
 from panda.tasks.grading import GradingTask
-from panda.tasks.metadata import CheckpointMetadata
+from panda.tasks.metadata import CheckpointMetadata, TrainedResolution
 from panda.tasks.segmentation import SegmentationTask
 
 log = logging.getLogger(__name__)
@@ -192,3 +192,11 @@ def _describe_change(key: str, before: Any, today: Any) -> str:
         return f"{key} was {before} and is {today}"
     gone, new = sorted(set(before) - set(today)), sorted(set(today) - set(before))
     return f"{key}: {len(gone)} gone, {len(new)} new, for example {(gone + new)[0]}"
+
+
+def note_level(resolution: TrainedResolution, notes: list[str]) -> None:
+    """Log which µm/px the level of a training means, and add it to the notes if the slides differ."""
+    if text := resolution.describe_level():
+        log.log(logging.WARNING if resolution.is_mixed else logging.INFO, "%s", text)
+        if " to " in text:
+            notes.append(text)

@@ -15,7 +15,7 @@ from panda.app.hydra_job import find_idle_faults
 from panda.app.loss_check import check_ignored_pixels, check_loss
 from panda.app.operating_point import CHOICE_KEYS, calibrate, freeze_threshold, note_unknown_providers
 from panda.app.patch_views import PatchViews
-from panda.app.run import Run
+from panda.app.run import Run, note_level
 from panda.app.slide_maps import map_slides
 from panda.data.datamodule import DataSettings, PatchDataModule
 from panda.data.label_check import describe_contradiction, list_contradictions, require_cancer
@@ -134,6 +134,7 @@ class SegmentationExperiment:
             found = describe_contradiction("training", contradicting, len(splits["train"]))
             run.notes.append(f"The network learns as benign: {found}.")
         task = self._build_task(splits)
+        note_level(task.metadata.resolution, run.notes)
         if self.settings.views_every:
             views = PatchViews(
                 data.get_patches("val"),

@@ -150,6 +150,7 @@ def _write_all(table: Sequence[TableRow], records: RecordFolder | None, out: Pat
     findings = tables.collect_findings(rows, check_table(table), read_inspections, duplicates)
     tables.write_findings(out / tables.FINDINGS_TABLE, findings)
     tables.write_audit(out / tables.AUDIT, rows.values(), findings, records.read if records else None, duplicates)
-    summary = tables.summarize(table, rows, findings, duplicates, data=str(root), settings=settings)
+    levels = tables.measure_levels(read_inspections())
+    summary = tables.summarize(table, rows, findings, duplicates, data=str(root), settings=settings, levels=levels)
     summary.write(out)
     return summary

@@ -12,7 +12,7 @@ from typing import get_args
 from panda.audit.charts import group_rows, make_charts, make_provider_table
 from panda.audit.dataset import RECORDS
 from panda.audit.records import make_file_stem
-from panda.audit.tables import AUDIT, FINDINGS_TABLE, GROUPS, PAIRS, SUMMARY, AuditSummary
+from panda.audit.tables import AUDIT, FINDINGS_TABLE, GROUPS, PAIRS, SUMMARY, AuditSummary, LevelScale
 from panda.data.findings import FINDINGS, REFUSED_ROWS, FindingKind, Severity
 from panda.report.page import require_folder, write_page
 from panda.report.run_folder import Picture, make_link, read_number, read_picture, try_read
@@ -211,6 +211,11 @@ def _make_cards(summary: AuditSummary) -> list[Card]:
     return cards
 
 
+def _show_scale(level: LevelScale) -> str:
+    low, high = show(level.lowest_mpp), show(level.highest_mpp)
+    return f"{level.level}: {low if low == high else f'{low} to {high}'}"
+
+
 def write_audit_page(folder: Path, steps: Sequence[str] = ()) -> Path:
     """Write `report.html` into the folder of an audit, and return its path.
 
@@ -223,6 +228,8 @@ def write_audit_page(folder: Path, steps: Sequence[str] = ()) -> Path:
     summary = audit.summary
     by_provider = group_rows(list(audit.rows.values()), list(summary.providers) if summary else [])
     notes = [audit.fault] if audit.fault else []
+    if summary:
+        notes += [level.describe() for level in summary.levels if level.is_mixed]
     if summary and (crowded := summary.crowded):
         notes.append(
             f"{len(crowded)} slides resemble so many others that their hashes are not reliable. Only their closest "
@@ -239,6 +246,7 @@ def write_audit_page(folder: Path, steps: Sequence[str] = ()) -> Path:
             ("Rows", show(summary.rows if summary else None, "count")),
             ("Inspected", "slides and masks" if audit.inspected else "only the table"),
             ("Reader", how.reader if how else ""),
+            ("µm/px by level", ", ".join(map(_show_scale, summary.levels)) if summary else ""),
             ("Every tile decoded", "yes" if how and how.deep else ""),
         ],
         notes=notes,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import Field, NonNegativeInt, TypeAdapter, field_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, TypeAdapter, field_validator
 from pydantic_core import PydanticCustomError
 
 from panda.audit.inspection import Inspection, find_outliers
@@ -17,8 +17,9 @@ from panda.data.findings import FINDINGS, Finding, Severity
 from panda.files import write_json
 from panda.stored import PathText, Plain, read_model
 from panda.tables import write_table
+from panda.wsi.geometry import mean_mpp
 from panda.wsi.label_maps import get_label_maps
-from panda.wsi.mpp import SlideMpp
+from panda.wsi.mpp import SlideMpp, describe_level, is_mixed
 from panda.wsi.readers import ReaderName
 
 AUDIT, FINDINGS_TABLE, GROUPS, PAIRS = "audit.csv", "findings.csv", "groups.csv", "pairs.csv"
@@ -163,6 +164,24 @@ class InspectionSettings(Plain, frozen=True):
     hashes: NonNegativeInt
 
 
+class LevelScale(Plain, frozen=True):
+    """Lowest and highest µm/px (mean of x and y) of a pyramid level over the slides that have it and state µm/px."""
+
+    level: NonNegativeInt
+    slides: NonNegativeInt
+    lowest_mpp: PositiveFloat
+    highest_mpp: PositiveFloat
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether the scales of the slides differ clearly."""
+        return is_mixed(self.lowest_mpp, self.highest_mpp)
+
+    def describe(self) -> str:
+        """Return the range in a sentence."""
+        return describe_level(self.level, self.lowest_mpp, self.highest_mpp, f"{self.slides:,} slides")
+
+
 class AuditSummary(Plain, frozen=True):
     """The content of `summary.json`.
 
@@ -174,6 +193,7 @@ class AuditSummary(Plain, frozen=True):
         findings: The kinds of findings that occur, in the order of `FINDINGS`.
         worst: Number of slides by their worst severity.
         groups: Groups of near-duplicates; None if only the table was read.
+        levels: The scale of each pyramid level; empty if only the table was read.
         crowded: Slides that resemble so many others that their hashes are not reliable.
         looked_with: How the slides were inspected; None if only the table was read.
     """
@@ -187,6 +207,7 @@ class AuditSummary(Plain, frozen=True):
     worst: dict[Severity, NonNegativeInt]
     groups: GroupCount | None
     crowded: tuple[str, ...]
+    levels: tuple[LevelScale, ...] = ()
     looked_with: InspectionSettings | None = None
 
     @field_validator("findings")
@@ -215,6 +236,7 @@ def summarize(
     *,
     data: str,
     settings: InspectionSettings | None,
+    levels: Sequence[LevelScale] = (),
 ) -> AuditSummary:
     """Count the findings and the groups.
 
@@ -243,9 +265,23 @@ def summarize(
         },
         worst={severity: worst[severity] for severity in get_args(Severity)},
         groups=None if duplicates is None else _count_groups(duplicates, rows),
+        levels=tuple(levels),
         crowded=() if duplicates is None else tuple(duplicates.crowded),
         looked_with=settings,
     )
+
+
+def measure_levels(inspections: Iterable[Inspection]) -> list[LevelScale]:
+    """Return the range of µm/px of each pyramid level over all slides that have it."""
+    scales: defaultdict[int, list[float]] = defaultdict(list)
+    for seen in inspections:
+        if seen.mpp is not None:
+            for level, downsample in enumerate(seen.downsamples):
+                scales[level].append(mean_mpp(seen.mpp) * downsample)
+    return [
+        LevelScale(level=level, slides=len(own), lowest_mpp=min(own), highest_mpp=max(own))
+        for level, own in sorted(scales.items())
+    ]
 
 
 def find_worst_severity(findings: Iterable[Finding]) -> Severity | None:

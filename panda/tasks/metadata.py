@@ -18,7 +18,7 @@ from panda.tasks.calibration import Temperature
 from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.geometry import Resolution
 from panda.wsi.label_maps import LabelMap
-from panda.wsi.mpp import MPP_MAX, MPP_MIN
+from panda.wsi.mpp import MPP_MAX, MPP_MIN, describe_level, is_mixed
 from panda.wsi.slide import ResolutionRequest, Slide
 from panda.wsi.stain_normalization import NormalizeName
 
@@ -60,6 +60,17 @@ class TrainedResolution(Plain, frozen=True):
         """Summarize the µm per working px of the training slides that state it."""
         seen = (min(train_mpp), median(train_mpp), max(train_mpp)) if train_mpp else None
         return cls(level=request.level, mpp=request.mpp, train_mpp=seen)
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether the level that was asked for has clearly different scales on the training slides."""
+        return self.level is not None and self.train_mpp is not None and is_mixed(self.train_mpp[0], self.train_mpp[2])
+
+    def describe_level(self) -> str:
+        """Return the range of µm/px of the level that was asked for; empty without a level or without any µm/px."""
+        if self.level is None or self.train_mpp is None:
+            return ""
+        return describe_level(self.level, self.train_mpp[0], self.train_mpp[2], "the training slides")
 
     @property
     def request(self) -> ResolutionRequest:

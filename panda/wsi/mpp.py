@@ -13,6 +13,9 @@ from panda.errors import raise_exhaustion
 MPP_MIN, MPP_MAX = 0.05, 20.0
 """Smallest and largest µm per level-0 px of a slide scanner; a value outside is a mistake in the file."""
 
+MIXED = 0.1
+"""Relative spread of µm/px at one pyramid level above which the scales of slides are mixed."""
+
 MppSource = Literal["openslide", "tiff tags", "override"]
 SlideMpp = Annotated[float, Field(ge=MPP_MIN, le=MPP_MAX)]
 Mpp = tuple[float, float]
@@ -71,6 +74,30 @@ def read_tag_mpp(path: Path) -> tuple[Mpp | None, str]:
     if 0 in {x_num, x_den, y_num, y_den}:
         return None, "its TIFF resolution tags are zero"
     return (_UNIT_UM[unit] * x_den / x_num, _UNIT_UM[unit] * y_den / y_num), ""
+
+
+def is_mixed(lowest: float, highest: float) -> bool:
+    """Return whether a range of µm/px is so wide that a network sees the same cell at clearly different sizes."""
+    return highest > lowest * (1 + MIXED)
+
+
+def describe_level(level: int, lowest: float, highest: float, slides: str) -> str:
+    """Return what a pyramid level means on some slides, in a sentence, with the remedy if the scales are mixed.
+
+    Args:
+        level: The level.
+        lowest: Lowest µm per px of the level.
+        highest: Highest µm per px of the level.
+        slides: The slides in words, such as `"the training slides"`.
+    """
+    low, high = f"{lowest:.3g}", f"{highest:.3g}"
+    text = f"Level {level} is {low if low == high else f'{low} to {high}'} µm/px on {slides}"
+    if not is_mixed(lowest, highest):
+        return f"{text}."
+    return (
+        f"{text}: a cell is up to {highest / lowest:.2f} times as large on one slide as on another. Give "
+        f"data.level=null data.mpp={high}, and all slides have one scale."
+    )
 
 
 def is_plausible(*mpp: float) -> bool:
