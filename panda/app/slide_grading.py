@@ -30,7 +30,7 @@ from panda.report.slide_page import write_slide_page
 from panda.wsi.label_mask import LabelMask
 from panda.wsi.levels import describe_frame
 from panda.wsi.slide import Slide, SlideOptions
-from panda.wsi.tissue import TissueMap, find_tissue
+from panda.wsi.tissue import TissueMap, find_tissue, list_slide_notes
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +104,7 @@ class SlideGrading:
             tissue_how=tissue.how,
             bounds=slide.bounds,
             frame=describe_frame(slide.bounds),
+            notes=list_slide_notes(slide, tissue),
             grade=grade.record,
         ).write(own)
         return grade

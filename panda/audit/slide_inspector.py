@@ -25,11 +25,11 @@ from panda.wsi.geometry import mean_mpp
 from panda.wsi.label_codes import describe_label
 from panda.wsi.label_maps import get_label_maps
 from panda.wsi.label_mask import LabelMask
-from panda.wsi.mpp import is_plausible
+from panda.wsi.mpp import is_anisotropic, is_plausible
 from panda.wsi.slide import Slide, SlideOptions
 from panda.wsi.tiff.pyramid import TiffPyramid
 from panda.wsi.tiff.tables import CutShortError
-from panda.wsi.tissue import Survey, survey
+from panda.wsi.tissue import BLACK_SLIDE, Survey, survey
 
 THUMBNAIL_PX = 512
 BLURRED_SLIDE = 0.5
@@ -96,6 +96,8 @@ class SlideInspector:
             self.add_finding("mpp_missing", slide.mpp_note)
         elif not is_plausible(*slide.stated_mpp):
             self.add_finding("mpp_nonsense", slide.mpp_note)
+        elif is_anisotropic(slide.stated_mpp):
+            self.add_finding("mpp_anisotropic", slide.mpp_note)
         odd = [level for level in range(len(slide.level_dimensions)) if level not in slide.usable_levels]
         if odd:
             sizes = ", ".join(f"{level} of {'x'.join(map(str, slide.level_dimensions[level]))}" for level in odd)
@@ -111,6 +113,8 @@ class SlideInspector:
         size = max(1, round(width * shrink)), max(1, round(height * shrink))
         self.thumbnail = np.asarray(cv2.resize(view.overview, size, interpolation=cv2.INTER_AREA), np.uint8)
         area = view.resolution.pixel_area_um2
+        if view.picture.black >= BLACK_SLIDE:
+            self.add_finding("black_background", f"{view.picture.black:.1%} of the slide is plain black")
         ink = view.picture.find_pen(view.overview)
         self.inspection = replace(self.inspection, pen_fraction=float(ink.mean()))
         if ink.any():

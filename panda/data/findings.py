@@ -106,6 +106,14 @@ FINDINGS: Mapping[str, FindingKind] = {
         "The slide has a µm/px that no scanner has.",
         "Set data.mpp_override if you know it. Otherwise areas in mm² are unknown and data.mpp cannot be used.",
     ),
+    "mpp_anisotropic": _warning(
+        "The slide's µm/px differs along x and y by over 2 %, so the network sees its tissue stretched.",
+        "Check µm/px; leave the slide out if its px are not square.",
+    ),
+    "black_background": _warning(
+        "A part of the slide is plain black, where nothing was scanned.",
+        "Export the slide with white there: networks learn white beside tissue, and maps can be wrong near the black.",
+    ),
     "mpp_unlike_provider": _note(
         "The slide's µm/px differs from that of nearly all other slides of its provider.",
         "Use data.mpp instead of data.level; check the value if it differs by much.",

@@ -35,7 +35,7 @@ from panda.wsi.label_mask import LabelMask
 from panda.wsi.levels import describe_frame
 from panda.wsi.slide import Slide, SlideOptions
 from panda.wsi.stain_normalization import STAIN_RULES
-from panda.wsi.tissue import RULES, TissueMap
+from panda.wsi.tissue import RULES, TissueMap, list_slide_notes
 
 log = logging.getLogger(__name__)
 
@@ -147,6 +147,9 @@ class SlideMapper:
                 except Exception as error:
                     ungraded = record_failure(slide.slide_id, "grading", error)
             _warn_of_replaced_file(folder, slide)
+            notes = list_slide_notes(slide, tissue)
+            for note in notes:
+                log.warning("%s: %s", slide.path, note)
             # Removed first and written last: if it exists, all other files exist and have the same provenance.
             (folder / RESULT_FILE).unlink(missing_ok=True)
             mask_clean = found.mask_clean
@@ -171,6 +174,7 @@ class SlideMapper:
                 tissue_how=tissue.how,
                 bounds=slide.bounds,
                 frame=describe_frame(slide.bounds),
+                notes=notes,
                 in_sample=self.find_role(slide.slide_id),
                 grade=grade.record if grade else None,
                 grade_note=ungraded.message if ungraded else None,

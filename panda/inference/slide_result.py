@@ -135,6 +135,7 @@ class SlideFacts(Plain, frozen=True):
         tissue_how: How its tissue was found.
         bounds: x, y, width and height of the slide in level-0 px of its file, None if it is the whole file.
         frame: What the level-0 px in all files of the slide are.
+        notes: What a reader of the figures must know of the scan.
         grade: Its grade, None if it has none.
     """
 
@@ -144,6 +145,7 @@ class SlideFacts(Plain, frozen=True):
     tissue_how: How | None = None
     bounds: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt, NonNegativeInt] | None = None
     frame: str = describe_frame(None)
+    notes: tuple[str, ...] = ()
     grade: GradeRecord | None = None
 
     def write(self, folder: Path) -> None:

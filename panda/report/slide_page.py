@@ -158,7 +158,7 @@ def _list_facts(facts: SlideFacts) -> list[tuple[str, str]]:
 
 def _list_notes(facts: SlideFacts) -> list[str]:
     """Return what a reader of the page has to know about the slide."""
-    notes = []
+    notes = list(facts.notes)
     if facts.tissue_how == "loose":
         notes.append("Tissue was found only with the loose rule. The slide is pale or unusual: check the tissue area.")
     result = facts if isinstance(facts, SlideResult) else None

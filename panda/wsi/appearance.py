@@ -48,6 +48,7 @@ _TEXTURE, _CONTRAST = 2.5, 10  # grey values that glass, blank patches and their
 _SOLID = 0.6  # share of px that differ from the glass
 _DARKER = 50  # grey values below the glass: dirt, around which JPEG spills faint colour
 _STRONG = 60  # difference of the channels in ink; blue and green stains are paler at this scale
+_PLAIN_BLACK = 40  # grey values; the ink of a marker is brighter or less even at this scale
 _BLACK = 80  # darker than tissue is at this scale: marker, padding
 _COLOURLESS = 40  # difference of the channels in black ink; the darkest tissue is more coloured
 _PADDING_RANGE, _PADDED = 1, 0.5  # grey values over 5 px in padding, and the share of a piece that makes it padding
@@ -78,6 +79,7 @@ class Picture:
 
     Attributes:
         glass: Colour of the glass, RGB; None if there is too little of it.
+        black: Share of the picture that is plain black, which a scanner shows where it did not scan.
     """
 
     def __init__(self, rgb: Bytes, um: float | None, stripe_px: int = STRIPE_PX) -> None:
@@ -87,11 +89,12 @@ class Picture:
         speck = SPECK_UM2 / self._um**2
         if um is None:
             speck = min(speck, 5e-4 * rgb[..., 0].size)  # a thumbnail's pieces are small
-        self._speck = max(speck, 4.0)
+        self._speck = max(min(speck, rgb[..., 0].size / 2), 4.0)  # a field without glass may be smaller than a speck
         self._window = 5 if min(rgb.shape[:2]) >= 64 else 3
         self._flags = np.zeros(rgb.shape[:2], np.uint8)
         self._magenta = np.zeros(rgb.shape[:2], np.uint8)
         self.glass: tuple[float, float, float] | None = None
+        self.black = 0.0
         self._balance = self._find_balance(rgb)
         noise = self._find_ink(rgb)
         self._find_magenta(rgb, noise)
@@ -121,6 +124,8 @@ class Picture:
             cast = cv2.absdiff(cv2.max(red, blue), green) <= _LARGEST_TINT
             glass = bright & cast & (cv2.absdiff(red, blue) <= 30)
             scanned = glass & even & ((red != green) | (green != blue))
+            plain = even & (cv2.max(cv2.max(red, green), blue) < _PLAIN_BLACK)
+            self.black += np.count_nonzero(plain) / self._flags.size
             counts += [[count_values(channel, px) for channel in (red, green, blue)] for px in (glass, scanned)]
         grey[:_BLACK] = 0
         self._glass = int(grey.argmax())

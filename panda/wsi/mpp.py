@@ -10,6 +10,8 @@ from pydantic import Field
 
 from panda.errors import raise_exhaustion
 
+SQUARE = 0.02
+"""Largest relative difference of µm/px along x and y of a scan with square px."""
 MPP_MIN, MPP_MAX = 0.05, 20.0
 """Smallest and largest µm per level-0 px of a slide scanner; a value outside is a mistake in the file."""
 
@@ -98,6 +100,11 @@ def describe_level(level: int, lowest: float, highest: float, slides: str) -> st
         f"{text}: a cell is up to {highest / lowest:.2f} times as large on one slide as on another. Give "
         f"data.level=null data.mpp={high}, and all slides have one scale."
     )
+
+
+def is_anisotropic(mpp: Mpp) -> bool:
+    """Return whether µm/px along x and y differ so much that the picture of the tissue is stretched."""
+    return max(mpp) > min(mpp) * (1 + SQUARE)
 
 
 def is_plausible(*mpp: float) -> bool:

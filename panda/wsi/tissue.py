@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from panda.errors import SlideError
-from panda.wsi.appearance import LOOSE, STRICT, Picture
+from panda.wsi.appearance import LOOSE, NOMINAL_UM, STRICT, Picture
 from panda.wsi.geometry import Resolution, floor_px, round_px
+from panda.wsi.mpp import is_anisotropic
 from panda.wsi.slide import Slide
 
 OVERVIEW_UM = 8.0
@@ -23,6 +24,10 @@ OVERVIEW_PX = 4_000_000
 RULES = 2
 """Version of the search. A new number makes old stores and canvases invalid, because other px count as tissue, or the
 same px have other coordinates."""
+BLACK_SLIDE = 0.01
+"""Least share of plain black that a note mentions."""
+PIECE_MM = 0.2
+"""Diameter in mm from which a round piece of tissue is found; smaller ones can be taken for specks (docs/tissue.md)."""
 LEAST_STRICT = 0.5
 """Least share of the area of the loose search that the strict search must find to be used."""
 _BOXES = 2**12  # boxes that are measured at a time
@@ -73,12 +78,14 @@ class TissueMap:
         how: `"strict"`; `"loose"` if only the loose search found most of the tissue, which is pale; `"whole"` if all
             of the slide counts as tissue, because its stain is unexpected.
         glass: Color of the clean glass, RGB; None if there is too little of it.
+        black: Share of the slide that is plain black, which a scanner shows where it did not scan.
     """
 
     mask: NDArray[np.bool_]
     resolution: Resolution
     how: How
     glass: tuple[float, float, float] | None = None
+    black: float = 0.0
 
     @property
     def fraction(self) -> float:
@@ -208,9 +215,9 @@ def _search_tissue(
     """Return the tissue of a prepared overview, or None if there is none."""
     mask, how = _search_stain(picture)
     if mask.any():
-        return TissueMap(mask, resolution, how, picture.glass)
+        return TissueMap(mask, resolution, how, picture.glass, picture.black)
     if picture.has_structure(overview()):
-        return TissueMap(np.ones_like(mask), resolution, "whole", picture.glass)
+        return TissueMap(np.ones_like(mask), resolution, "whole", picture.glass, picture.black)
     return None
 
 
@@ -235,9 +242,33 @@ def find_tissue(slide: Slide) -> TissueMap:
         raise SlideError(
             f"{slide.path}: no tissue found, not even pale tissue or an unusual stain ({resolution.width} x "
             f"{resolution.height} px overview, mean grey {round_px(float(overview().mean()))}): nothing but glass, "
-            "ink, lines and specks; leave the slide out"
+            f"ink, lines and specks. Pieces under {PIECE_MM} mm can count as specks, {_describe_scale(resolution)}; "
+            "leave the slide out"
         )
     return tissue
+
+
+def _describe_scale(resolution: Resolution) -> str:
+    """Return by which scale pieces are measured, and the key that corrects it if it is only assumed."""
+    if resolution.mean_mpp is not None:
+        return f"at {resolution.mean_mpp:.3g} µm per px of the overview"
+    return f"but µm/px is unknown and {NOMINAL_UM:g} are assumed in the overview: give data.mpp_override"
+
+
+def list_slide_notes(slide: Slide, tissue: TissueMap) -> tuple[str, ...]:
+    """Return what a reader of a slide's figures must know of its scan, in sentences."""
+    notes = []
+    if slide.mpp is not None and is_anisotropic(slide.mpp):
+        notes.append(
+            f"µm/px is {slide.mpp[0]:.4g} along x and {slide.mpp[1]:.4g} along y. Areas and lengths use both, but the "
+            "network sees the tissue stretched: check µm/px, or scan the slide again with square px."
+        )
+    if tissue.black >= BLACK_SLIDE:
+        notes.append(
+            f"{tissue.black:.0%} of the slide is plain black. It is no tissue, but networks learn white beside tissue. "
+            "Maps and figures can be wrong near the black: export the slide with white where nothing was scanned."
+        )
+    return tuple(notes)
 
 
 def _choose_overview(slide: Slide) -> Resolution:
