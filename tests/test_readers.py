@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -144,16 +145,52 @@ def _list_readers() -> tuple[ReaderName, ReaderName]:
 
 def test_open_reader_auto_falls_back_to_openslide(tmp_path: Path) -> None:
     image = _picture(600, 600)
-    rotated = tmp_path / "rotated.tiff"
-    tifffile.imwrite(rotated, image, tile=(256, 256), photometric="rgb", metadata=None,
-                     extratags=[(274, 3, 1, 3, True)])  # fmt: skip
     alpha = tmp_path / "alpha.tiff"
     rgba = np.dstack([image, np.full(image.shape[:2], 200, np.uint8)])
     tifffile.imwrite(alpha, rgba, tile=(256, 256), photometric="rgb", extrasamples=["unassalpha"], metadata=None)
-    for path in (rotated, alpha):
-        auto, reference = open_reader(path, "auto"), open_reader(path, "openslide")
-        assert isinstance(auto, OpenSlideReader)
-        assert (auto.read(0, 9, 9, 300, 300) == reference.read(0, 9, 9, 300, 300)).all()
+    auto, reference = open_reader(alpha, "auto"), open_reader(alpha, "openslide")
+    assert isinstance(auto, OpenSlideReader)
+    assert (auto.read(0, 9, 9, 300, 300) == reference.read(0, 9, 9, 300, 300)).all()
+
+
+def _write_float(path: Path) -> None:
+    tifffile.imwrite(path, np.zeros((300, 300, 3), np.float32), tile=(256, 256), photometric="rgb", metadata=None)
+
+
+def _write_channel_pages(path: Path) -> None:
+    tifffile.imwrite(path, np.zeros((3, 300, 300), np.uint8), tile=(256, 256), photometric="minisblack", metadata=None)
+
+
+def _write_turned(path: Path) -> None:
+    tifffile.imwrite(path, _picture(600, 600), tile=(256, 256), photometric="rgb", metadata=None,
+                     extratags=[(274, 3, 1, 3, True)])  # fmt: skip
+
+
+def test_openslide_turns_tiles_and_not_the_picture(tmp_path: Path) -> None:
+    _write_turned(tmp_path / "turned.tiff")
+    stored = tifffile.imread(tmp_path / "turned.tiff")
+    first = np.asarray(openslide.OpenSlide(tmp_path / "turned.tiff").read_region((0, 0), 0, (256, 256)))[..., :3]
+    assert (first == stored[:256, :256][::-1, ::-1]).all()
+    assert (first != stored[::-1, ::-1][:256, :256]).any()
+
+
+@pytest.mark.parametrize("reader", get_args(ReaderName))
+@pytest.mark.parametrize(
+    ("write", "said"),
+    [
+        (_write_float, "pixels are float32 of 32 bits, which no reader shows as colours; store uint8"),
+        (_write_channel_pages, "3 pages of one channel at full size.*store one page with all channels"),
+        (_write_turned, "Orientation tag is 3, by which OpenSlide turns each tile"),
+    ],
+)
+def test_open_reader_picture_that_no_reader_shows_is_refused(
+    tmp_path: Path, reader: ReaderName, write: Callable[[Path], None], said: str
+) -> None:
+    write(tmp_path / "slide.tiff")
+    with pytest.raises(SlideError, match=f"slide.tiff: .*{said}.*, or leave the slide out"):
+        open_reader(tmp_path / "slide.tiff", reader)
+    with pytest.raises(ValueError, match=said):
+        TiffPyramid(tmp_path / "slide.tiff", red_only=True)
 
 
 def test_open_reader_fast_names_file_and_remedy(tmp_path: Path) -> None:

@@ -17,11 +17,14 @@ from panda.wsi.geometry import round_px
 from panda.wsi.handles import PerProcess
 from panda.wsi.levels import Bounds
 from panda.wsi.tiff.pyramid import TiffPyramid
-from panda.wsi.tiff.tables import BrokenTiffError
+from panda.wsi.tiff.tables import BrokenTiffError, UnshownTiffError, describe_orientation
 
 ReaderName = Literal["auto", "openslide", "fast"]
 FAST_VENDORS = ("generic-tiff", "aperio")
 """OpenSlide's names of the layouts whose tiles are stored as they are shown."""
+
+
+_PLAIN = ("generic-tiff", None)  # layouts without rules of their own
 
 
 def open_reader(path: Path, reader: ReaderName) -> OpenSlideReader | TiffReader:
@@ -41,12 +44,16 @@ def open_reader(path: Path, reader: ReaderName) -> OpenSlideReader | TiffReader:
         fast = TiffReader(path)
     except BrokenTiffError as exc:
         raise SlideError(f"{path}: {exc}; fetch it again or leave the slide out") from exc
+    except UnshownTiffError as exc:
+        raise SlideError(f"{path}: {exc}, or leave the slide out") from exc
     except (OSError, ValueError) as exc:
         unread = exc
     if reader == "fast" and fast is None:
         raise SlideError(
             f"{path}: the fast reader cannot open it: {unread}; give data.reader=auto (infer.py: reader=auto)"
         ) from unread
+    if fast is not None and fast.tiff.orientation != 1 and openslide.OpenSlide.detect_format(path) in _PLAIN:
+        raise SlideError(f"{path}: {describe_orientation(fast.tiff.orientation)}, or leave the slide out")
     try:
         reference = OpenSlideReader(path)
     except (openslide.OpenSlideError, OSError, ValueError) as exc:

@@ -173,8 +173,9 @@ class Slide:
         last = len(self.level_dimensions) - 1
         if not 0 <= level <= last:
             raise SlideError(
-                f"{self.path}: has no level {level}, its levels are 0 to {last}; train with another data.level, "
-                "fetch the file again if it should have more, or leave the slide out"
+                f"{self.path}: has no level {level}, its levels are 0 to {last}; train with another data.level or with "
+                "data.mpp, fetch the file again if it should have more, or leave the slide out. Levels in sub-IFDs "
+                "(OME-TIFF) are read with data.reader=fast (infer.py: reader=fast)"
             )
         if level not in self.usable_levels:
             raise SlideError(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from panda.errors import raise_exhaustion
 from panda.wsi.handles import PerProcess
 from panda.wsi.tiff.segments import CACHE, JPEG
-from panda.wsi.tiff.tables import read_pages
+from panda.wsi.tiff.tables import UnshownTiffError, describe_orientation, read_pages
 
 
 class _OpenFile:
@@ -71,6 +71,7 @@ class TiffPyramid:
     Raises:
         ValueError: If the file is no TIFF, or one of an unsupported kind, which the message names.
         BrokenTiffError: If the file is damaged; no reader should open it.
+        UnshownTiffError: If no reader shows the picture as it is meant.
         OSError: If the file cannot be read.
     """
 
@@ -90,6 +91,9 @@ class TiffPyramid:
         self.samples = pages[0].decoder.samples
         self.colours = pages[0].colours
         self.matches_openslide = pages[0].matches_openslide
+        self.orientation = pages[0].orientation
+        if red_only and self.orientation != 1:
+            raise UnshownTiffError(describe_orientation(self.orientation))
         self._file = PerProcess(partial(_OpenFile, path))
 
     def is_jpeg(self, level: int) -> bool:

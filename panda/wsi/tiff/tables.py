@@ -29,6 +29,10 @@ class BrokenTiffError(ValueError):
     """The file is damaged: its tables cannot be read or cannot be true. No other reader may open it."""
 
 
+class UnshownTiffError(ValueError):
+    """The file is whole, but no reader shows its picture as it is meant; the message has the remedy."""
+
+
 class CutShortError(BrokenTiffError):
     """The tables are whole, but the file ends before its pixels do."""
 
@@ -71,14 +75,14 @@ class Page:
         kind: Type, bits, planar configuration, fill order and depth of the values.
         decoder: Decoder of the segments, not yet checked.
         straight_alpha: The last value of a px is alpha, not premultiplied.
-        upright: The page is stored as it is shown.
+        orientation: Tag 274 (TIFF 6.0, section 8): 1 if the page is stored as it is shown.
     """
 
     level: Level
     kind: tuple[str, int, int, int, int]
     decoder: Decoder
     straight_alpha: bool
-    upright: bool
+    orientation: int
 
     @classmethod
     def from_tifffile(cls, page: Any) -> Page:
@@ -104,7 +108,7 @@ class Page:
                 tables=None if page.jpegtables is None else bytes(page.jpegtables),
             ),
             straight_alpha=tuple(page.extrasamples) == _STRAIGHT_ALPHA,
-            upright=int(page.tags.valueof("Orientation", default=1)) == 1,
+            orientation=int(page.tags.valueof("Orientation", default=1)),
         )
 
     @property
@@ -118,7 +122,7 @@ class Page:
     @property
     def matches_openslide(self) -> bool:
         """Whether OpenSlide shows the same pixels: tiles of RGB, or of JPEG's YCbCr."""
-        return self.level.tiled and self.colours == "RGB" and self.upright
+        return self.level.tiled and self.colours == "RGB" and self.orientation == 1
 
     def shrinks(self, first: Page) -> bool:
         """Return whether the page shows the first page's picture at a smaller size."""
@@ -168,6 +172,7 @@ def read_pages(path: Path) -> list[Page]:
     Raises:
         ValueError: If the file is no TIFF, is an NDPI file, or has unsupported values.
         BrokenTiffError: If the file is damaged.
+        UnshownTiffError: If its pixels are floats or longer than 16 bits, or each channel is a page of its own.
         OSError: If the file cannot be read.
     """
     with path.open("rb") as file:
@@ -191,6 +196,7 @@ def read_pages(path: Path) -> list[Page]:
     for page in pages:
         if page.level.tiled or page in shown:  # other strips are label images, which nothing reads
             page.check(size)
+    _refuse_unshown(pages)
     if pages[0].kind != _READ_KIND:
         dtype, bits, planar, fill, depth = pages[0].kind
         raise ValueError(
@@ -198,3 +204,26 @@ def read_pages(path: Path) -> list[Page]:
             "only uint8 pixels with interleaved channels are read"
         )
     return shown
+
+
+def describe_orientation(orientation: int) -> str:
+    """Return why a page with an Orientation tag other than 1 is refused, with the remedy."""
+    return (
+        f"its Orientation tag is {orientation}, by which OpenSlide turns each tile and not the picture; store it as it "
+        "is shown, with Orientation 1"
+    )
+
+
+def _refuse_unshown(pages: list[Page]) -> None:
+    """Refuse a picture of floats or of long integers, and channels in pages of their own."""
+    first = pages[0]
+    dtype, bits = first.kind[:2]
+    if bits > 16 or "float" in dtype:
+        raise UnshownTiffError(f"its pixels are {dtype} of {bits} bits, which no reader shows as colours; store uint8")
+    size = first.level.width, first.level.height
+    channels = [page for page in pages if page.decoder.samples == 1 and (page.level.width, page.level.height) == size]
+    if first.decoder.samples == 1 and len(channels) > 1:
+        raise UnshownTiffError(
+            f"it has {len(channels)} pages of one channel at full size, of which readers show the first in grey; "
+            "store one page with all channels"
+        )
