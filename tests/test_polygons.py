@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
+import cv2
 import numpy as np
 import pytest
 import shapely
@@ -9,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from panda.inference.polygons import trace
+from panda.inference.polygons import trace, trace_regions
 
 
 def shapes(mask: NDArray[np.bool_]) -> list[shapely.Polygon]:
@@ -50,3 +53,44 @@ def test_trace_pixels_touching_at_corner_are_separate() -> None:
 @pytest.mark.parametrize("shape", [(3, 4), (1, 1)])
 def test_trace_empty_mask_has_no_polygons(shape: tuple[int, int]) -> None:
     assert trace(np.zeros(shape, np.bool_)) == []
+
+
+def trace_with_opencv(mask: NDArray[np.bool_], connectivity: int) -> list[list[list[list[int]]]]:
+    """Return the rings of each object from contours of doubled px: four copies stand for four corners."""
+    labels = cv2.connectedComponents(mask.view(np.uint8), connectivity=connectivity)[1]
+    found = []
+    for number in range(1, labels.max() + 1):
+        parts = cv2.connectedComponents((labels == number).view(np.uint8), connectivity=4)[1]
+        rings = []
+        for part in range(1, parts.max() + 1):
+            doubled = (parts == part).view(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
+            for contour in cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0]:
+                corners = (contour[:, 0, :].astype(np.int64) + 1) // 2
+                corners = corners[np.any(corners != np.roll(corners, 1, axis=0), axis=1)]
+                before, after = corners - np.roll(corners, 1, axis=0), np.roll(corners, -1, axis=0) - corners
+                rings.append(corners[before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]].tolist())
+        found.append(sorted(rings))
+    return sorted(found)
+
+
+@pytest.mark.parametrize("connectivity", [4, 8])
+def test_trace_regions_equal_opencv_for_any_block(connectivity: int) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        mask = rng.random(tuple(rng.integers(1, 24, 2))) < rng.random()
+        regions = trace_regions(mask, connectivity, block=int(rng.integers(1, 30)))
+        rings = [sorted(ring.tolist() for polygon in region for ring in polygon) for region in regions]
+        assert sorted(rings) == trace_with_opencv(mask, connectivity)
+        areas = [sum(shapely.Polygon(shell, holes).area for shell, *holes in region) for region in regions]
+        assert areas == sorted(areas, reverse=True)
+
+
+def test_trace_memory_does_not_grow_with_the_box() -> None:
+    mask = np.zeros((6144, 6144), np.bool_)
+    mask[[0, -1]] = mask[:, [0, -1]] = True
+    tracemalloc.start()
+    [[shell, hole]] = trace(mask)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (len(shell), len(hole)) == (4, 4)
+    assert peak < 2 * mask.nbytes, "labels of the box alone would take four times the mask"

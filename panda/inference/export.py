@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,13 +13,12 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from panda.files import write_beside, write_whole
+from panda.files import write_beside
 from panda.inference.canvas import Canvas
 from panda.inference.canvas_store import dequantize
-from panda.inference.polygons import trace
+from panda.inference.polygons import Polygon, trace_regions
 from panda.inference.quantify import Quantification
 from panda.inference.regions import Region
-from panda.wsi.components import cut_out
 from panda.wsi.geometry import Resolution
 from panda.wsi.levels import describe_frame
 from panda.wsi.slide import Slide
@@ -38,33 +37,45 @@ def write_geojson(quantification: Quantification, slide: Slide, resolution: Reso
     of the slide and have holes, so a feature has the area of its region. A region whose pixels touch only at corners
     becomes a MultiPolygon. A slide's ids are always the same.
     """
-    mask, connectivity = quantification.mask_clean, quantification.settings.connectivity
-    extent = resolution.extent
-    features = []
-    for region in quantification.regions:
-        left, top = region.box_px[:2]
-        polygons = []
-        for rings in trace(cut_out(mask, region.box_px, region.start_px, connectivity)):
-            cut = (np.minimum(ring + np.array([left, top]), extent) for ring in rings)
-            corners = [np.round(ring * resolution.downsample, 3) for ring in cut]
-            polygons.append([np.concatenate([ring, ring[:1]]).tolist() for ring in corners])
-        kind, coordinates = ("MultiPolygon", polygons) if len(polygons) > 1 else ("Polygon", polygons[0])
-        features.append(
-            {
-                "type": "Feature",
-                "id": str(uuid.uuid5(_FEATURES, f"{slide.slide_id}/{region.id}")),
-                "geometry": {"type": kind, "coordinates": coordinates},
-                "properties": {
-                    "objectType": "annotation",
-                    "name": f"Tumor {region.id}",
-                    "classification": {"name": "Tumor", "color": list(TUMOR_COLOUR)},
-                    "measurements": _list_measurements(region),
-                },
-            }
-        )
+    regions = trace_regions(quantification.mask_clean, quantification.settings.connectivity)
     # A foreign member (RFC 7946, section 6.1), which QuPath ignores.
-    collection = {"type": "FeatureCollection", "frame": describe_frame(slide.bounds), "features": features}
-    write_whole(path, json.dumps(collection, allow_nan=False, separators=(",", ":"), ensure_ascii=False))
+    frame = _write_json(describe_frame(slide.bounds))
+    with write_beside(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        file.write(f'{{"type":"FeatureCollection","frame":{frame},"features":[')
+        for region, polygons in zip(quantification.regions, regions, strict=True):
+            feature = _describe_feature(region, polygons, slide, resolution)
+            file.write("," * (region.id > 1) + _write_json(feature))
+        file.write("]}")
+
+
+def _describe_feature(
+    region: Region, polygons: Sequence[Polygon], slide: Slide, resolution: Resolution
+) -> dict[str, Any]:
+    """Return the feature of a region from its polygons in working px."""
+    rings = [
+        [np.round(np.minimum(ring, resolution.extent) * resolution.downsample, 3) for ring in polygon]
+        for polygon in polygons
+    ]
+    coordinates = [[np.concatenate([ring, ring[:1]]).tolist() for ring in polygon] for polygon in rings]
+    several = len(coordinates) > 1
+    return {
+        "type": "Feature",
+        "id": str(uuid.uuid5(_FEATURES, f"{slide.slide_id}/{region.id}")),
+        "geometry": {
+            "type": "MultiPolygon" if several else "Polygon",
+            "coordinates": coordinates if several else coordinates[0],
+        },
+        "properties": {
+            "objectType": "annotation",
+            "name": f"Tumor {region.id}",
+            "classification": {"name": "Tumor", "color": list(TUMOR_COLOUR)},
+            "measurements": _list_measurements(region),
+        },
+    }
+
+
+def _write_json(content: Any) -> str:
+    return json.dumps(content, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
 
 
 def _list_measurements(region: Region) -> dict[str, float]:

@@ -6,7 +6,7 @@ joined. Labels take four bytes a px, so they are not kept but made again when ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -184,20 +184,6 @@ def find_components(
     for window in cut_blocks(shape[1], shape[0], block):
         finder.add(window, read(window))
     return finder.components()
-
-
-def cut_out(mask: Mask, box: Sequence[int], start: Sequence[int], connectivity: int) -> Mask:
-    """Cut one component out of a mask: (h, w) bool, its box without the other components.
-
-    Args:
-        mask: (H, W) bool.
-        box: Left, top, right, bottom of the component in px edges.
-        start: x and y of one of its px.
-        connectivity: 4 or 8, with which it was found.
-    """
-    left, top, right, bottom = box
-    labels = label(mask[top:bottom, left:right], connectivity)
-    return np.asarray(labels == labels[start[1] - top, start[0] - left], np.bool_)
 
 
 def label(mask: Mask, connectivity: int) -> Labels:
