@@ -89,7 +89,7 @@ def _make_grade(
     record = GradeRecord(
         target=target,
         predicted=predicted,
-        probabilities=(0.5, 0.5) if target == "cancer" else (0.2, 0, 0, 0.8, 0, 0),
+        probabilities=(0.5, 0.5) if target == "cancer" else (0.8, 0, 0, 0.2, 0, 0),
         tile_side_px=side,
         tiles=tuple(AttendedTile(x=x, y=y, attention=weight, contribution=weight) for x, y, weight in tiles),
     )
