@@ -15,6 +15,7 @@ import logging
 import os
 import shutil
 import stat
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +43,26 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def advise_removal(folder: Path, marker: str, otherwise: str) -> str:
+    """Return the remedy to remove a folder if it is certainly one that this package made, otherwise another remedy.
+
+    The proof is a plain file `marker` in a plain folder. The root, the home folder, the system's folder for temporary
+    files, the working folder, their parents and mount points are never proposed, nor a folder of slides.
+
+    Args:
+        folder: The folder.
+        marker: Name of a file that only this package writes there.
+        otherwise: The remedy for any other folder.
+    """
+    places = [Path(tempfile.gettempdir()), Path.home(), Path.cwd()]
+    whole, file = folder.resolve(), folder / marker
+    kept = {parent for place in places for parent in (place.resolve(), *place.resolve().parents)}
+    is_own = file.is_file() and not file.is_symlink() and not folder.is_symlink()
+    if not is_own or whole in kept or whole.is_mount() or (whole / "train_images").exists():
+        return otherwise
+    return f"remove the folder {folder}, or {otherwise}"
 
 
 def sync(path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 
 from panda.errors import PandaError
 from panda.files import (
+    advise_removal,
     fingerprint,
     hold_lock,
     identity,
@@ -286,3 +288,39 @@ def test_write_whole_folder_of_same_name_raises(tmp_path: Path) -> None:
         write_whole(tmp_path / "out.csv", "x")
     assert (tmp_path / "out.csv" / "thesis.txt").read_text() == "precious"
     assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
+
+
+@pytest.mark.parametrize("place", ["tmp", "home", "cwd", "parent", "link", "slides", "unproven"])
+def test_advise_removal_only_of_own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    folder = tmp_path / "a" / "store"
+    folder.mkdir(parents=True)
+    (folder / "store.json").write_text("{}")
+    assert advise_removal(folder, "store.json", "take another") == f"remove the folder {folder}, or take another"
+    if place == "tmp":
+        monkeypatch.setattr("tempfile.tempdir", str(folder))
+    elif place == "home":
+        monkeypatch.setenv("HOME", str(folder))
+    elif place in ("cwd", "parent"):
+        inner = folder / "inner" if place == "parent" else folder
+        inner.mkdir(exist_ok=True)
+        monkeypatch.chdir(inner)
+    elif place == "link":
+        folder.rename(tmp_path / "real")
+        folder.symlink_to(tmp_path / "real")
+    elif place == "slides":
+        (folder / "train_images").mkdir()
+    else:
+        (folder / "store.json").unlink()
+    assert advise_removal(folder, "store.json", "take another") == "take another"
+
+
+def test_messages_propose_removal_by_one_function() -> None:
+    """Any other message that proposes it has no proof that the folder is this package's."""
+    pattern = re.compile(r"(remove|delete) (the|this|its|that|your) [a-z' ]*(folder|directory|file|canvas|store)|rm -r")
+    found = {
+        path.name
+        for path in Path("panda").rglob("*.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if pattern.search(line) and '"""' not in line
+    }
+    assert found == {"files.py"}

@@ -162,7 +162,7 @@ def test_patch_set_broken_file_is_named(manifest: Path, part: str) -> None:
     path: Path = getattr(patches.rows[1], part)
     folder = path.parents[1]
     path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(ManifestError, match=rf"{path.name} is not an image; delete the slide's folder {folder}"):
+    with pytest.raises(ManifestError, match=rf"{path.name} is not an image; remove the folder {folder}"):
         patches[1]
     path.write_bytes(b"")
     with pytest.raises(ManifestError, match="is not an image"):

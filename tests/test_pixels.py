@@ -167,7 +167,7 @@ def test_packed_store_broken_file_is_named(records: list[SlideRecord], tmp_path:
         (b"no array", "cannot be read"),
     ]:
         path.write_bytes(content)
-        with pytest.raises(ManifestError, match=rf"img\.npy {fault}.*delete the slide's folder {path.parent},"):
+        with pytest.raises(ManifestError, match=rf"img\.npy {fault}.*remove the folder {path.parent},"):
             PatchSet(manifest)[0]
     np.save(path, np.zeros((1, 64, 64, 3), np.uint8))
     with pytest.raises(ManifestError, match="holds 1 patches, number 1 is asked for"):
@@ -216,9 +216,7 @@ def test_slide_store_changed_slide_or_mask_raises(tmp_path: Path, which: str) ->
     assert rewritten != manifest
     assert torch.equal(PatchSet(rewritten)[0][0], right[0])
     (again.store / slide_name(0) / "slide.json").write_text("{")
-    with pytest.raises(
-        ManifestError, match=rf"slide\.json cannot be read.*delete the slide's folder .*{slide_name(0)},"
-    ):
+    with pytest.raises(ManifestError, match=rf"slide\.json cannot be read.*remove the folder .*{slide_name(0)},"):
         PatchSet(rewritten)[0]
 
 
@@ -320,7 +318,7 @@ def test_list_stores_lists_stores_of_folder(
     records: list[SlideRecord], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = {kind: _cut(records, SETTINGS["level"].model_copy(update={"store": kind}), tmp_path) for kind in KINDS}
-    found = {stored.settings.store: stored for stored in list_stores(tmp_path)}
+    found = {stored.settings.store: stored for stored in list_stores(tmp_path)[0]}
     for kind, result in results.items():
         assert found[kind].store == result.store
         assert found[kind].slides == 4
@@ -330,6 +328,14 @@ def test_list_stores_lists_stores_of_folder(
     printed = capsys.readouterr().out
     assert all(str(result.store) in printed for result in results.values())
     assert "64 px every 48 px, shift at the edge" in printed
+    old = results["packed"].store / "store.json"
+    old.write_text(old.read_text().replace('"format": 3', '"format": 2'))
+    (results["png"].store / "store.json").write_text("[" * 10**5)
+    assert main(["list", str(tmp_path)]) == 1
+    printed, faults = capsys.readouterr()
+    assert str(results["slide"].store) in printed
+    assert "old or damaged" in faults
+    assert all(str(results[kind].store) in faults for kind in ("packed", "png"))
     assert main(["list", str(tmp_path / "none")]) == 1
     assert "no such folder" in capsys.readouterr().err
 

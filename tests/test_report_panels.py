@@ -98,7 +98,7 @@ def _make_grade(
 
 @pytest.mark.parametrize("count", [1, 20])
 def test_draw_attention_tiles_of_any_count(tmp_path: Path, count: int) -> None:
-    grade = _make_grade([(0, 0, float(weight)) for weight in range(count)], 16.0)
+    grade = _make_grade([(0, 0, weight / 20) for weight in range(count)], 16.0)
     path = tmp_path / "a.png"
     draw_attention_tiles(grade, path)
     assert cv2.imread(str(path)) is not None
@@ -126,7 +126,7 @@ def test_write_attention_benign_slide_has_no_cancer_heading(
 def test_write_attention_places_weights_on_tiles(tmp_path: Path) -> None:
     view = Resolution(4.0, 400, 200, 1, 1.0, (2.0, 2.0))
     image = np.full((200, 400, 3), 255, np.uint8)
-    grade = _make_grade([(40, 80, 0.8), (800, 400, 0.2)], 160.0, predicted=3)
+    grade = _make_grade([(40, 80, 0.8), (800, 400, 0.2)], 160.0, predicted=0)
     path = tmp_path / "attention.png"
     write_attention(image, view, grade, "s", path)
     sheet = np.asarray(Image.open(path), int)

@@ -41,7 +41,7 @@ from panda.app.tracking import end_wandb, read_metrics, replay_metrics, set_wand
 from panda.app.training_reuse import list_software_versions
 from panda.data.failures import write_failures
 from panda.errors import ConfigError
-from panda.files import hold_lock, remove_leftovers, write_json, write_whole
+from panda.files import advise_removal, hold_lock, remove_leftovers, write_json, write_whole
 from panda.report.headline import headline
 from panda.report.interpretation import list_headlines
 from panda.report.run_page import write_run_page
@@ -144,8 +144,9 @@ def _check_run(cfg: DictConfig, folder: Path, resume: Path | None, faults: Fault
     """Check the run's folder and the devices."""
     if not resume and ((folder / "checkpoints").exists() or (folder / "summary.json").exists()):
         last = folder / "checkpoints" / "last.ckpt"
+        remedy = advise_removal(folder, "config.yaml", "take another name")
         faults.add(
-            f"name={cfg.name}: {folder} holds a run already; take another name, remove the folder"
+            f"name={cfg.name}: {folder} holds a run already; {remedy}"
             + (f", or resume it with resume={last}" if last.exists() else " (it has no checkpoint to resume from)")
         )
     found = find_device_faults(cfg.trainer)

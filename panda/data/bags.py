@@ -63,6 +63,6 @@ def read_features(path: Path) -> NDArray[np.float32]:
             features: NDArray[np.float32] = file["features"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ManifestError(
-            f"{path}: features cannot be read ({type(error).__name__}: {error}); remove it and run again"
+            f"{path}: features cannot be read ({type(error).__name__}: {error}); run again, which makes it again"
         ) from error
     return features

@@ -23,7 +23,7 @@ from panda.data.pixel_stores import PatchRow, PixelStore, open_pixel_store
 from panda.data.splits import SPLITS, Split
 from panda.data.store import StoreResult, read_store
 from panda.errors import ManifestError
-from panda.files import fingerprint, hold_lock, write_beside
+from panda.files import advise_removal, fingerprint, hold_lock, write_beside
 from panda.tables import decode_cell, write_table
 
 COLUMNS = PatchRow._fields
@@ -46,7 +46,8 @@ class PatchTable(Sequence[PatchRow]):
         self.pixels = open_pixel_store(self.settings)
         slides: dict[tuple[str, ...], int] = {}
         index, numbers, xy, fractions = array("i"), array("i"), array("q"), array("f")
-        remedy = f"remove the folder {self.path.parent}, it will be written again"
+        remedy = "choose another folder with data.store_root, where it is written again"
+        remedy = advise_removal(self.path.parent, self.path.name, remedy)
         try:
             with self.path.open(newline="", encoding="utf-8") as file:
                 reader = csv.reader(file, strict=True)

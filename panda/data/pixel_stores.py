@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from panda.data.settings import PatchSettings, StoreKind
 from panda.data.slide_entry import SLIDE_FILE, FileIdentity, SlideEntry
 from panda.errors import ManifestError, PandaError
+from panda.files import advise_removal
 from panda.wsi.geometry import Resolution
 from panda.wsi.label_mask import CANCER, IGNORED, OTHER, LabelMask
 from panda.wsi.slide import Slide
@@ -267,4 +268,5 @@ def _require_unchanged(folder: Path, img: Path, msk: Path) -> None:
 def _make_file_error(path: Path, fault: str) -> ManifestError:
     """Return the error for a file of the store, with the remedy."""
     folder = path.parents[path.suffix == ".png"]
-    return ManifestError(f"{path} {fault}; delete the slide's folder {folder}, its patches will be cut again")
+    remedy = advise_removal(folder, SLIDE_FILE, "choose another folder with data.store_root")
+    return ManifestError(f"{path} {fault}; {remedy}: the patches of the slide will be cut again")

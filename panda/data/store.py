@@ -14,13 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 from panda.data.failures import Failure
 from panda.data.manifest import SlideRecord
 from panda.data.patches import SlidePatches, load_slide
 from panda.data.settings import PatchSettings
 from panda.data.slide_entry import SLIDE_FILE, SlideEntry
 from panda.errors import ConfigError, ManifestError, PandaError
-from panda.files import fingerprint, remove_leftovers, write_whole
+from panda.files import advise_removal, fingerprint, remove_leftovers, write_whole
 from panda.wsi.tissue import RULES
 
 FORMAT = 3
@@ -70,14 +72,13 @@ def read_store(store: Path) -> PatchSettings:
     """Read how the patches of a store were cut; raise `ManifestError` if it is no store, or of another version."""
     path = store / STORE_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = from_json(path.read_bytes())
         settings = PatchSettings(**content["settings"])
         if content != _describe_store(settings):
             raise ValueError(f"format {content['format']}, tissue rules {content.get('tissue_rules')}")
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
         raise ManifestError(
-            f"{path} does not describe a patch store of this version ({error}); remove the folder {store}, its patches "
-            f"will be cut again"
+            f"{path} does not describe a patch store of this version ({error}); {_advise(store)}"
         ) from error
     return settings
 
@@ -93,24 +94,31 @@ class StoredPatches:
     bytes: int
 
 
-def list_stores(store_root: Path | str) -> list[StoredPatches]:
+def list_stores(store_root: Path | str) -> tuple[list[StoredPatches], list[str]]:
     """Measure all patch stores of a folder.
 
+    Returns:
+        The stores of this version, and why each other store cannot be read.
+
     Raises:
-        ManifestError: If there is no such folder, or it holds a store that cannot be read.
+        ManifestError: If there is no such folder.
     """
     root = Path(store_root)
     if not root.is_dir():
         raise ManifestError(f"{root}: no such folder; data.store_root is the folder of the patch stores")
-    found = []
+    found, faults = [], []
     for path in sorted(root.glob(f"*/{STORE_FILE}")):
         store = path.parent
-        settings = read_store(store)
-        finished = [file.parent for file in store.glob(f"*/{SLIDE_FILE}") if not file.parent.name.startswith(".")]
-        patches = sum(len(SlideEntry.read(folder).patches) for folder in finished)
+        try:
+            settings = read_store(store)
+            finished = [file.parent for file in store.glob(f"*/{SLIDE_FILE}") if not file.parent.name.startswith(".")]
+            patches = sum(len(SlideEntry.read(folder).patches) for folder in finished)
+        except PandaError as error:
+            faults.append(str(error))
+            continue
         size = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
         found.append(StoredPatches(store, settings, len(finished), patches, size))
-    return found
+    return found, faults
 
 
 def prepare_store(store: Path, settings: PatchSettings) -> None:
@@ -119,11 +127,13 @@ def prepare_store(store: Path, settings: PatchSettings) -> None:
     if not path.is_file():
         write_whole(path, json.dumps(_describe_store(settings), indent=1))
     elif read_store(store) != settings:
-        raise ManifestError(
-            f"{path} does not describe the settings that name its folder; remove the folder {store}, its patches will "
-            f"be cut again"
-        )
+        raise ManifestError(f"{path} does not describe the settings that name its folder; {_advise(store)}")
     remove_leftovers(store)
+
+
+def _advise(store: Path) -> str:
+    """Return the remedy for a store that cannot be used."""
+    return advise_removal(store, STORE_FILE, "choose another folder with data.store_root; patches will be cut again")
 
 
 def describe_unwritable(store: Path, error: OSError) -> str:
@@ -140,7 +150,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("command", choices=["list"])
     parser.add_argument("store_root", nargs="?", default="patches", help="as data.store_root (default: patches)")
     try:
-        stores = list_stores(parser.parse_args(arguments).store_root)
+        stores, faults = list_stores(parser.parse_args(arguments).store_root)
     except PandaError as error:
         print(error, file=sys.stderr)
         return 1
@@ -152,7 +162,9 @@ def main(arguments: Sequence[str]) -> int:
             f"{cut.resolution}, {cut.patch_size} px every {cut.step} px, "
             f"{cut.edge} at the edge, tissue from {cut.min_tissue:.0%}"
         )
-    return 0
+    for fault in faults:
+        print(f"old or damaged: {fault}", file=sys.stderr)
+    return int(bool(faults))
 
 
 if __name__ == "__main__":

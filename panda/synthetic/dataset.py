@@ -21,7 +21,7 @@ from pydantic import Field
 from tqdm import tqdm
 
 from panda.errors import ConfigError, ManifestError
-from panda.files import fingerprint, hold_lock, remove, replace, sync, write_whole
+from panda.files import advise_removal, fingerprint, hold_lock, remove, replace, sync, write_whole
 from panda.settings import Settings
 from panda.synthetic.layout import GRADE_PATTERNS, plan_scene
 from panda.synthetic.painter import Painter
@@ -189,7 +189,7 @@ def _is_drawn(root: Path, spec: SyntheticSpec) -> bool:
     """
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
-    remedy = "give another root, or remove it to have it drawn again"
+    remedy = advise_removal(root, "synthetic.json", "give another root, which is drawn then")
     try:
         there = json.loads((root / "synthetic.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -204,7 +204,7 @@ def _is_drawn(root: Path, spec: SyntheticSpec) -> bool:
         name = row["image_id"]
         for part in (f"train_images/{name}.tiff", f"train_label_masks/{name}_mask.tiff"):
             if not (root / part).exists():
-                raise ManifestError(f"{root} lacks {part}: remove the folder to have it drawn again")
+                raise ManifestError(f"{root} lacks {part}: {remedy}")
     return True
 
 
