@@ -148,7 +148,7 @@ def record_failed_jobs(failed: int) -> None:
 def _withdraw_sweeps() -> None:
     """Remove the folders of sweeps that hold only the file that Hydra writes before it checks the jobs."""
     for folder in _sweeps:
-        if folder.is_dir() and [path.name for path in folder.iterdir()] == ["multirun.yaml"]:
+        if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"multirun.yaml"}:
             remove(folder)
 
 

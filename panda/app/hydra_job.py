@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from panda.files import write_whole
 
@@ -24,6 +25,21 @@ def register_resolvers() -> None:
 def is_multirun() -> bool:
     """Return whether this is a job of a sweep."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def is_unnamed(cfg: DictConfig) -> bool:
+    """Return whether the time of the start names the folder of a job, which is neither resumed nor in a sweep."""
+    return HydraConfig.initialized() and not is_multirun() and cfg.name is None and not cfg.resume
+
+
+def make_new_folder(folder: Path) -> Path:
+    """Make the folder of an unnamed run or sweep, with a number if another of the same second has it; return it."""
+    names = itertools.chain([folder.name], (f"{folder.name}-{number}" for number in itertools.count(2)))
+    for new in map(folder.with_name, names):
+        with contextlib.suppress(FileExistsError):
+            new.mkdir(parents=True)
+            return new
+    raise AssertionError("the names do not end")
 
 
 def choices_made() -> list[str]:

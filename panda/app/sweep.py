@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict, read_write
 
+from panda.app.command_line import quote
 from panda.app.entry_point import record_failed_jobs, refuse, remember_sweep
+from panda.app.hydra_job import make_new_folder
 
 
 class SweepPage(Callback):
     """Hydra callback that writes `sweep.csv` and `sweep.html` into the sweep's folder."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Remember the sweep, before Hydra makes its folder and checks the jobs."""
-        remember_sweep(Path(config.hydra.sweep.dir))
+        """Remember the sweep, before Hydra makes its folder and checks the jobs.
+
+        An unnamed sweep gets a folder of its own here, which its jobs read from an override.
+        """
+        folder = Path(config.hydra.sweep.dir)
+        if "name" in config and config.name is None:
+            folder = make_new_folder(folder)
+            with open_dict(config), read_write(config):
+                config.hydra.sweep.dir = str(folder)
+                config.hydra.overrides.hydra.append(shlex.split(quote(f"hydra.sweep.dir={folder}"))[0])
+        remember_sweep(folder)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Write the table after each job, in the process that ran it, so that a killed sweep has one.

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 
+from panda.app.begun_job import clear_failed_start, continue_job, holds_run
 from panda.app.build import Faults, build
 from panda.app.callbacks import (
     Clock,
@@ -32,7 +33,7 @@ from panda.app.dashboard import replay_views
 from panda.app.distributed import find_device_faults
 from panda.app.entry_point import Interrupted, SomeSlidesFailed, log_to_file, make_folder
 from panda.app.grading import GradingExperiment
-from panda.app.hydra_job import is_multirun, write_overrides
+from panda.app.hydra_job import is_multirun, is_unnamed, make_new_folder, write_overrides
 from panda.app.resume import load_resumed_config
 from panda.app.run import Experiment, Run
 from panda.app.segmentation import SegmentationExperiment
@@ -47,6 +48,7 @@ from panda.report.interpretation import list_headlines
 from panda.report.run_page import write_run_page
 from panda.report.run_summary import RunSummary
 from panda.report.sweep_page import write_sweep
+from panda.tables import read_output_table
 from panda.tasks.checkpoint import AtomicCheckpointIO
 
 log = logging.getLogger(__name__)
@@ -79,10 +81,16 @@ def train(cfg: DictConfig) -> float:
     faults = Faults()
     check_config(cfg, "train", faults)
     folder = Path(cfg.run_dir)
+    if is_multirun() and not resume and not faults.found:
+        resume, finished = continue_job(cfg, folder)
+        if finished:
+            return _reuse_job(folder, finished)
     _check_run(cfg, folder, resume, faults)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     experiment: Experiment = EXPERIMENTS[cfg.task.name](cfg, faults)
 
+    if is_unnamed(cfg):
+        cfg.run_dir = str(folder := make_new_folder(folder))
     make_folder(folder)
     try:
         with hold_lock(folder / "run", wait=False):
@@ -94,6 +102,8 @@ def train(cfg: DictConfig) -> float:
 def _run(cfg: DictConfig, folder: Path, resume: Path | None, experiment: Experiment, started: float) -> float:
     """Run in a folder that no other process uses."""
     remove_leftovers(folder, deep=True)
+    if resume is None:
+        clear_failed_start(folder)
     log_to_file(folder / "run.log")
     write_whole(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     write_overrides(folder, resumed=resume is not None)
@@ -113,18 +123,28 @@ def _run(cfg: DictConfig, folder: Path, resume: Path | None, experiment: Experim
         write_failures(folder / "failures.csv", run.failures)
         if not is_interruption(stop):
             raise
-        last = run.last if run.last.exists() else None
-        remedy = f"resume it with: python train.py resume={last}" if last else "there is no checkpoint to resume yet"
         if run.sweep:
+            remedy = f"the same command with name={run.sweep.name.removeprefix('sweep-')} continues the sweep"
             write_whole(folder / "error.txt", f"interrupted; {remedy}\n")
             write_sweep(run.sweep)
-        raise Interrupted(remedy if last else "") from stop
+        else:
+            remedy = f"resume it with: python train.py resume={run.last}" if run.last.exists() else ""
+        raise Interrupted(remedy) from stop
     finally:
         end_wandb()
-    if run.failures:
+    return _return_figure(folder, len(run.failures), figure)
+
+
+def _reuse_job(folder: Path, summary: RunSummary) -> float:
+    """Return the figure of a job that an earlier command of the sweep finished."""
+    log.info("%s: finished before", folder)
+    return _return_figure(folder, len(read_output_table(folder / "failures.csv")), find_objective(summary))
+
+
+def _return_figure(folder: Path, failures: int, figure: float) -> float:
+    if failures:
         raise SomeSlidesFailed(
-            f"the run is complete except for {len(run.failures)} slides: see {folder / 'failures.csv'}",
-            figure,
+            f"the run is complete except for {failures} slides: see {folder / 'failures.csv'}", figure
         )
     return figure
 
@@ -142,7 +162,8 @@ def find_objective(summary: RunSummary) -> float:
 
 def _check_run(cfg: DictConfig, folder: Path, resume: Path | None, faults: Faults) -> None:
     """Check the run's folder and the devices."""
-    if not resume and ((folder / "checkpoints").exists() or (folder / "summary.json").exists()):
+    begun_job = is_multirun() and (folder / "config.yaml").is_file()
+    if not resume and not begun_job and not is_unnamed(cfg) and holds_run(folder):
         last = folder / "checkpoints" / "last.ckpt"
         remedy = advise_removal(folder, "config.yaml", "take another name")
         faults.add(
