@@ -69,7 +69,7 @@ def _check_config(cfg: DictConfig, folder: Path) -> None:
         raise ConfigError(f"{written} cannot be read ({str(error).splitlines()[0]}): give another name") from error
     if changed := [key for key in sorted(begun.keys() | now.keys()) if begun.get(key) != now.get(key)]:
         key = changed[0]
-        others = f" and {len(changed) - 1} other keys" if changed[1:] else ""
+        others = f" and {len(changed) - 1} other key{'s' * (len(changed) > 2)}" if changed[1:] else ""
         raise ConfigError(
             f"name={cfg.name}: {folder} is a job with {key.replace('/', '.')}={begun.get(key)}, not {now.get(key)}"
             f"{others}; give another name, or the command that the sweep began with"

@@ -300,12 +300,25 @@ def test_train_sweep_ctrl_c_keeps_finished_jobs(home: Path, trained_run: Path, m
     )
     assert done.returncode == 130
     sweep = home / "runs/segmentation/sweep-stopped"
-    assert f"train.py resume={sweep}/1/checkpoints/last.ckpt" in done.stderr
+    assert "the same command with name=stopped continues the sweep" in done.stderr
     rows = table(sweep / "sweep.csv")
     assert [row["state"] for row in rows] == ["done", "failed"]
-    assert rows[1]["error"].startswith("interrupted; resume it with: ")
+    assert rows[1]["error"].startswith("interrupted; the same command with name=stopped")
     assert (sweep / "sweep.html").is_file()
     assert not (sweep / "2").exists()
+
+    monkeypatch.setattr(SegmentationTask, "training_step", step)
+    command = ("-m", *TINY, "trainer.max_epochs=2", "seed=1,2,3", "logger=csv")
+    finished = (sweep / "0" / "summary.json").stat().st_mtime_ns
+    done = run_entry_point("train", home, *command, "name=stopped")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (sweep / "0" / "summary.json").stat().st_mtime_ns == finished
+    assert [row["epoch"] for row in table(sweep / "1" / "metrics.csv") if row["val/loss"]] == ["0", "1"]
+    rows = table(sweep / "sweep.csv")
+    assert [(row["seed"], row["state"]) for row in rows] == [("1", "done"), ("2", "done"), ("3", "done")]
+    done = run_entry_point("train", home, *command, "name=stopped", "threshold=0.2")
+    assert done.returncode == 1
+    assert done.stderr.count("is a job with threshold=auto, not 0.2") == 3
 
 
 def test_train_diverging_loss_is_refused(home: Path, trained_run: Path) -> None:
