@@ -40,9 +40,9 @@ def test_find_slides_counts_files_that_are_no_slides(tmp_path: Path) -> None:
         found = find_slides(str(given))
         # what cannot be opened is a failure of its own and not passed over
         assert name_all(found.paths) == ["a.tiff", "b.SVS", "c.mrxs", "gone.ome.tiff", "pipe.dcm"]
-        dots = "2 dot first, " * (given == tmp_path)
-        assert found.passed_over == f"{5 if dots else 3} no slides ({dots}2 .txt, 1 no suffix)"
-    with pytest.raises(ConfigError, match=r"no slide found \(passed over: 2 no slides \(2 \.txt\)\)"):
+        dots = "2 hidden, " * (given == tmp_path)
+        assert found.passed_over == f"{5 if dots else 3} files that are no slides ({dots}2 .txt, 1 no suffix)"
+    with pytest.raises(ConfigError, match=r"no slide found \(passed over: 2 files that are no slides \(2 \.txt\)\)"):
         find_slides(str(tmp_path / "*.txt"))
 
 
@@ -78,4 +78,7 @@ def test_sort_slide_files_vms_set_is_one_slide(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"x")
     files = sort_slide_files(tmp_path.iterdir())
     assert name_all(files.slides) == ["s.vms"]
-    assert files.describe_passed_over() == "4 further files of the same slides (3 .jpg, 1 .opt), 1 no slides (1 .jpg)"
+    assert (
+        files.describe_passed_over()
+        == "4 further files of the same slides (3 .jpg, 1 .opt), 1 files that are no slides (1 .jpg)"
+    )

@@ -36,7 +36,7 @@ class SlideFiles:
 
     def describe_passed_over(self) -> str:
         """Return how many files are not read as slides of their own, by suffix; empty if there are none."""
-        parts = ((self.members, "further files of the same slides"), (self.others, "no slides"))
+        parts = ((self.members, "further files of the same slides"), (self.others, "files that are no slides"))
         return ", ".join(f"{len(files)} {what} ({_count_suffixes(files)})" for files, what in parts if files)
 
 
@@ -104,5 +104,5 @@ def _list_ome_files(path: Path) -> list[Path]:
 
 def _count_suffixes(paths: Sequence[Path]) -> str:
     """Return the number of files of each suffix, the most frequent first."""
-    kinds = (("dot first" if path.name.startswith(".") else path.suffix.lower() or "no suffix") for path in paths)
+    kinds = (("hidden" if path.name.startswith(".") else path.suffix.lower() or "no suffix") for path in paths)
     return ", ".join(f"{count} {kind}" for kind, count in Counter(kinds).most_common())
