@@ -33,7 +33,8 @@ from panda.data.loaders import make_train_loader
 from panda.data.patch_manifests import write_patch_manifests
 from panda.data.patchset import PatchSet
 from panda.inference.canvas import CanvasWriter
-from panda.inference.compute import ComputeMode, EngineSettings, InferenceModel, Precision
+from panda.inference.compute import ComputeMode, EngineSettings, InferenceModel
+from panda.inference.modes import Precision
 from panda.inference.predictor import SegmentationPredictor, read_batches
 from panda.models.segmentation import Segmenter
 from panda.wsi.tissue import find_tissue

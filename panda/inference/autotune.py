@@ -19,7 +19,8 @@ from pydantic import NonNegativeFloat, TypeAdapter
 
 from panda.errors import PandaError
 from panda.files import fingerprint, hold_lock, write_json
-from panda.inference.compute import ComputeMode, EngineSettings, InferenceModel, Precision
+from panda.inference.compute import ComputeMode, EngineSettings, InferenceModel
+from panda.inference.modes import Precision
 from panda.inference.predictor import SegmentationPredictor, TileReader
 from panda.stored import Digest, Plain, read_model
 from panda.wsi.grid import Grid

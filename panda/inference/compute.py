@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from panda.inference.canvas import BUDGET
+from panda.inference.modes import TTA, Precision
 from panda.settings import Count, Settings, rule
-
-Precision = Literal["fp32", "bf16"]
-TTA = Literal["none", "flip", "d4"]
 
 Move = Callable[[Tensor], Tensor]
 

@@ -10,8 +10,8 @@ from pydantic_core import PydanticCustomError
 
 from panda.data.slide_entry import FileIdentity
 from panda.files import fingerprint, write_json
-from panda.inference.compute import TTA, Precision
 from panda.inference.grade import GradeRecord
+from panda.inference.modes import TTA, Precision
 from panda.inference.quantify import Measurements, QuantifySettings
 from panda.stored import Digest, PathText, Plain, Share, read_model
 from panda.wsi.levels import describe_frame
