@@ -1,0 +1,185 @@
+"""Run a job in a forked process, and look at what it leaves: its status, its output, its children and its locks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from panda.errors import PandaError
+
+HANG_S = 240.0
+"""Seconds after which a job counts as hanging."""
+GRACE_S = 1.0
+"""Seconds in which the children of a killed process must end, and its locks must be free."""
+_POLL_S = 0.01
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended.
+
+    Attributes:
+        status: Exit status, or minus the number of the signal; None if it hung.
+        seconds: How long it ran.
+        output: What it printed.
+    """
+
+    status: int | None
+    seconds: float
+    output: str
+
+    @property
+    def killed(self) -> bool:
+        """Whether SIGKILL ended it."""
+        return self.status == -signal.SIGKILL
+
+    @property
+    def fault(self) -> str:
+        """What is wrong with the end of a process that nobody killed; a refusal in a sentence is no fault."""
+        if self.status is None:
+            return f"hung for {self.seconds:.0f} s"
+        if "Traceback (most recent call last)" in self.output:
+            return f"traceback: {self.last_line}"
+        if self.status not in (0, 1):
+            return f"ended with status {self.status}: {self.last_line}"
+        return ""
+
+    @property
+    def last_line(self) -> str:
+        """The last line of the output."""
+        lines = [line.strip() for line in self.output.replace("\r", "\n").splitlines() if line.strip()]
+        return lines[-1][:300] if lines else "no output"
+
+
+class Child:
+    """A forked process that does some work in a session of its own.
+
+    Args:
+        work: Called in the process. `PandaError`, `OSError` and `MemoryError` end it with status 1 and a line.
+        log: The file for all that it prints.
+        prepare: Called in the process before the work, for example to set limits.
+    """
+
+    def __init__(self, work: Callable[[], None], log: Path, prepare: Callable[[], None] = lambda: None) -> None:
+        self.log = log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.started = time.monotonic()
+        self.pid = os.fork()
+        if self.pid == 0:
+            status = 70
+            try:
+                os.setsid()
+                _redirect(log)
+                status = _work(work, prepare)
+            finally:
+                os._exit(status)
+
+    def wait(self, seconds: float = HANG_S) -> Ended:
+        """Wait for the end; a process that takes longer is killed with its children and counts as hanging."""
+        while True:
+            done, status = os.waitpid(self.pid, os.WNOHANG)
+            took = time.monotonic() - self.started
+            if done:
+                code: int | None = os.waitstatus_to_exitcode(status)
+                break
+            if took > seconds:
+                self.end_session()
+                os.waitpid(self.pid, 0)
+                code = None
+                break
+            time.sleep(_POLL_S)
+        return Ended(code, took, self.log.read_text(errors="replace"))
+
+    def kill_after(self, seconds: float) -> Ended:
+        """Send SIGKILL to the process alone, and wait for its end."""
+        while (left := self.started + seconds - time.monotonic()) > 0:
+            if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                return self.wait()
+            time.sleep(min(left, _POLL_S))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        return self.wait()
+
+    def find_orphans(self) -> list[int]:
+        """Return the processes of the session that are alive after `GRACE_S`."""
+        until = time.monotonic() + GRACE_S
+        while (alive := _list_session(self.pid)) and time.monotonic() < until:
+            time.sleep(_POLL_S)
+        return alive
+
+    def end_session(self) -> None:
+        """Kill all processes of the session."""
+        for pid in _list_session(self.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _redirect(log: Path) -> None:
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+
+
+def _work(work: Callable[[], None], prepare: Callable[[], None]) -> int:
+    """Work in the child; return the exit status."""
+    torch.set_num_threads(1)
+    try:
+        prepare()
+        work()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except (PandaError, OSError, MemoryError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return 1
+    except BaseException:
+        traceback.print_exc()
+        return 70
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+    return 0
+
+
+def _list_session(session: int) -> list[int]:
+    """Return the living processes of a session."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            # a process may end in the meantime
+            with contextlib.suppress(OSError, IndexError):
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                if int(fields[3]) == session and fields[0] not in "ZX":
+                    found.append(int(entry.name))
+    return found
+
+
+def find_held_locks(folder: Path) -> list[Path]:
+    """Return the locks below a folder that are still held after `GRACE_S`."""
+    until = time.monotonic() + GRACE_S
+    while (held := list(_list_held(folder))) and time.monotonic() < until:
+        time.sleep(_POLL_S)
+    return held
+
+
+def _list_held(folder: Path) -> Iterator[Path]:
+    for path in folder.rglob(".*.lock"):
+        lock = FileLock(path)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            yield path
+        finally:
+            lock.release()
