@@ -6,16 +6,15 @@ import logging
 import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
-from multiprocessing import connection
 from typing import TypeVar
 
 import cv2
 
+from panda.data.worker_process import end_with_parent
 from panda.errors import PandaError
 
 Item = TypeVar("Item")
@@ -93,12 +92,4 @@ def _prepare() -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     cv2.setNumThreads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """End this process after its parent: a killed parent cannot end its workers, which would wait forever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    connection.wait([parent.sentinel])
-    os._exit(1)
+    end_with_parent()

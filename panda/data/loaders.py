@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
+from panda.data.worker_process import end_with_parent
 from panda.errors import ConfigError
 
 T_co = TypeVar("T_co", covariant=True)
@@ -179,5 +180,6 @@ def _make_options(num_workers: int) -> dict[str, Any]:
 
 
 def _start_worker(number: int) -> None:
-    """Limit OpenCV to the thread of the worker, because its thread pool does not survive a fork."""
+    """End the worker with its parent, and limit OpenCV to one thread, because its pool does not survive a fork."""
+    end_with_parent()
     cv2.setNumThreads(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,12 +13,12 @@ from tests.torture.outcome import Deadline, Outcome
 from tests.torture.processes import Child, Ended, find_held_locks
 
 PART = "kills"
-_MOST_IN_A_ROW = 4
+_MOST_IN_A_ROW = 5
 """Kills of one output before it is completed and compared."""
 
 
 def torture(home: Path, jobs: Sequence[Job], rng: random.Random, deadline: Deadline, kills: int) -> Iterator[Outcome]:
-    """Kill all jobs in turn until all were killed often enough or the time is over.
+    """Kill the jobs, each for the same time, until there were enough kills or the time is over.
 
     Args:
         home: Folder of the inputs.
@@ -27,14 +28,14 @@ def torture(home: Path, jobs: Sequence[Job], rng: random.Random, deadline: Deadl
         kills: How many kills are wanted over all jobs.
     """
     trials = [_Trial(home, job, rng) for job in jobs]
-    wanted = -(-kills // max(1, len(trials)))
-    while not deadline.passed:
-        waiting = [trial for trial in trials if trial.outcome.tried < wanted and not trial.broken]
-        if not waiting:
+    while not deadline.passed and sum(trial.outcome.tried for trial in trials) < kills:
+        usable = [trial for trial in trials if not trial.broken]
+        if not usable:
             break
-        for trial in waiting:
-            if not deadline.passed:
-                trial.run_once()
+        trial = min(usable, key=lambda trial: trial.spent)
+        started = time.monotonic()
+        trial.run_once()
+        trial.spent += time.monotonic() - started
     yield from (trial.outcome for trial in trials)
 
 
@@ -46,6 +47,7 @@ class _Trial:
         self.outcome = Outcome(PART, job.name, "kills")
         self.expected: dict[str, str] = {}
         self.seconds = 0.0
+        self.spent = 0.0
         self.broken = False
 
     def _start(self) -> Child:

@@ -1,0 +1,47 @@
+"""Loader workers of a killed training."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PROGRAM = """
+import multiprocessing, time
+from panda.data.loaders import make_train_loader
+
+class Items:
+    def __getitem__(self, draw):
+        return draw.item
+
+batches = iter(make_train_loader(Items(), 8, 2, 2))
+next(batches)
+print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+time.sleep(30)
+"""
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
+
+
+def test_loader_workers_end_within_a_second_of_killed_parent() -> None:
+    """Torch's own watch takes up to five seconds."""
+    with subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) as parent:
+        assert parent.stdout is not None
+        workers = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(workers) == 2
+        os.kill(parent.pid, signal.SIGKILL)
+        parent.wait()
+        until = time.monotonic() + 1
+        while any(map(_is_alive, workers)) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert not any(map(_is_alive, workers))
