@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint lock bench bench-peers
+.PHONY: help install demo test torture check lint lock bench bench-peers
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,9 @@ demo: install ## draw a small PANDA, train, grade, map a slide; ends with figure
 
 test: install ## the tests (two cores, no GPU, no network)
 	$(BIN)/python -m pytest
+
+torture: install ## kill, starve and feed damaged files to every job, for half an hour
+	$(BIN)/python -m tests.torture
 
 # with the other libraries where `make bench-peers` has been run, else without them
 bench: install ## measure reading, extraction, training, inference, memory … against OpenSlide and others (idle machine)

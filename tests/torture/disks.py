@@ -38,7 +38,7 @@ def torture(home: Path, jobs: Sequence[Job], deadline: Deadline, sizes: int) -> 
     """
     each = -(-sizes // max(1, len(jobs)))
     for job in jobs:
-        outcome = Outcome(PART, job.name, "sizes")
+        outcome, until = Outcome(PART, job.name, "sizes"), deadline.share(len(jobs))
         output = home / job.output
         job.reset(home)
         if (ended := Child(job.enter(home), home / "logs" / "disk.txt").wait()).status:
@@ -47,7 +47,7 @@ def torture(home: Path, jobs: Sequence[Job], deadline: Deadline, sizes: int) -> 
             continue
         expected, needed = digest_folder(output), _measure_kib(output)
         for number in range(each):
-            if deadline.passed:
+            if until.passed:
                 break
             job.reset(home)
             remove(output)
@@ -71,7 +71,7 @@ def _run(home: Path, job: Job, size: str, expected: dict[str, str], outcome: Out
     ended = Child(job.enter(home), home / "logs" / "disk.txt").wait()
     if ended.fault:
         outcome.faults.append(f"{size}: {ended.fault}")
-    elif ended.status and not any(word in ended.output for word in ("No space left", "room", "MB free", "MiB")):
+    elif ended.status and not any(word in ended.output for word in ("No space left", "room", "disk")):
         outcome.faults.append(f"{size}: the message does not name the disk: {ended.last_line}")
     if reason := _mount(output, _ROOMY, again=True):
         outcome.note(f"the disk cannot be resized: {reason}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import random
 import resource
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -45,15 +46,15 @@ _LIMITS: dict[str, tuple[Callable[[int], None], tuple[int, ...]]] = {
 }
 
 
-def torture(home: Path, jobs: Sequence[Job], deadline: Deadline) -> Iterator[Outcome]:
-    """Run each job under each limit; then it must complete without."""
+def torture(home: Path, jobs: Sequence[Job], rng: random.Random, deadline: Deadline) -> Iterator[Outcome]:
+    """Run jobs under limits, as many as the time allows in random order; then each must complete without."""
     for name, (prepare, values) in _LIMITS.items():
-        outcome = Outcome(PART, name)
-        for job in jobs:
-            for value in values:
-                if deadline.passed:
-                    break
-                _run(home, job, functools.partial(prepare, value), f"{job.name}, {value} {name}", outcome)
+        outcome, until = Outcome(PART, name), deadline.share(len(_LIMITS))
+        trials = [(job, value) for job in jobs for value in values]
+        for job, value in rng.sample(trials, len(trials)):
+            if until.passed:
+                break
+            _run(home, job, functools.partial(prepare, value), f"{job.name}, {value} {name}", outcome)
         yield outcome
 
 
@@ -79,12 +80,12 @@ def _run(home: Path, job: Job, prepare: Callable[[], None], case: str, outcome: 
 def torture_together(home: Path, jobs: Sequence[Job], deadline: Deadline) -> Iterator[Outcome]:
     """Run two and three processes on one output at once."""
     for job in jobs:
-        outcome = Outcome("together", job.name)
+        outcome, until = Outcome("together", job.name), deadline.share(len(jobs))
         job.reset(home)
         Child(job.enter(home), home / "logs" / "alone.txt").wait()
         expected = digest_folder(home / job.output)
         for count in (2, 3):
-            if deadline.passed:
+            if until.passed:
                 break
             job.reset(home)
             outcome.tried += 1

@@ -47,7 +47,7 @@ TARGETS = (
     Target("extract png", "cut_png/*/store.json"),
     Target("extract png", "cut_png/*/*/slide.json"),
     Target("infer", "segmentation.ckpt", data=True),
-    Target("infer", "out/engine.json"),
+    Target("infer", "out/engine.json", data=True),
     Target("infer", "out/quantification.csv"),
     Target("infer", "out/*/quantification.json"),
     Target("infer", "out/*/canvas.zarr/zarr.json"),

@@ -49,6 +49,10 @@ class Deadline:
         """Whether the time is over."""
         return time.monotonic() - self.started > self.seconds
 
+    def share(self, parts: int) -> Deadline:
+        """Return a deadline that begins now and has an equal share of the time."""
+        return Deadline(self.seconds / max(1, parts))
+
 
 def format_table(outcomes: Sequence[Outcome]) -> str:
     """Return a row for each outcome, and its notes and faults below."""
