@@ -11,8 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+import wandb  # noqa: F401  (imported once here, and not in each child)
 from hydra.core.global_hydra import GlobalHydra
 
+import panda.app.audit
+import panda.app.infer
+import panda.app.train  # noqa: F401
 from panda.app.entry_point import forget_refusals
 from panda.data.extraction import extract_store
 from panda.data.manifest import read_manifest
