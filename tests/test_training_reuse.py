@@ -14,7 +14,14 @@ from PIL import Image
 
 from panda.app.callbacks import Clock
 from panda.app.tracking import read_metrics
-from panda.app.training_reuse import RECORD, SCORES, Training, find_training, fingerprint_training
+from panda.app.training_reuse import (
+    RECORD,
+    SCORES,
+    Training,
+    find_training,
+    fingerprint_training,
+    record_training,
+)
 from panda.data.manifest import SlideRecord
 from panda.errors import CheckpointError
 from panda.files import hold_lock
@@ -53,6 +60,15 @@ def test_fingerprint_training_evaluation_override_is_same(override: str) -> None
 )  # fmt: skip
 def test_fingerprint_training_other_override_differs(override: str) -> None:
     assert fingerprint(override) != fingerprint()
+
+
+def test_record_training_resumed_run_keeps_its_record(tmp_path: Path) -> None:
+    first = record_training(tmp_path, fingerprint(), 2, METADATA)
+    stored = (tmp_path / RECORD).read_bytes()
+    # the threshold was searched since
+    assert record_training(tmp_path, fingerprint(), 2, METADATA.model_copy(update={"overlap": 0.1})) == first
+    assert (tmp_path / RECORD).read_bytes() == stored
+    assert record_training(tmp_path, fingerprint("seed=1"), 2, METADATA) != first
 
 
 def test_fingerprint_training_other_slides_masks_or_devices_differ() -> None:

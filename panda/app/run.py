@@ -22,6 +22,7 @@ from panda.app.training_reuse import (
     Training,
     find_training,
     fingerprint_training,
+    record_training,
     take_over,
 )
 from panda.data.failures import Failure
@@ -152,9 +153,7 @@ class Run:
                 raise
             raise KeyboardInterrupt from stop
         best = read_checkpoint(self.best, type(task.metadata)).metadata
-        decided = best.model_dump(mode="json", include=set(AFTER_TRAINING))
-        self.training = Training(fingerprint=fingerprint, epochs=self._count_epochs(), decided=decided)
-        self.training.write(self.folder)
+        self.training = record_training(self.folder, fingerprint, self._count_epochs(), best)
 
     def _count_epochs(self) -> int:
         """Return the number of trained epochs, which several processes leave in their last checkpoint."""

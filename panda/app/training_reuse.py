@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import logging
@@ -114,6 +115,22 @@ def _digest_code() -> str:
     for path in sorted(folder.rglob("*.py")):
         digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+def record_training(folder: Path, training: str, epochs: int, metadata: CheckpointMetadata) -> Training:
+    """Write the record of a finished training with this fingerprint, and return it.
+
+    A run that is resumed after its training keeps its record: its best checkpoint has another threshold by then.
+    `metadata` is that of the best checkpoint.
+    """
+    with contextlib.suppress(OSError, PandaError):  # there is none, or it was edited
+        known = read_model(folder / RECORD, TypeAdapter(Training), _REMEDY)
+        if known.fingerprint == training:
+            return known
+    decided = metadata.model_dump(mode="json", include=set(AFTER_TRAINING))
+    found = Training(fingerprint=training, epochs=epochs, decided=decided)
+    found.write(folder)
+    return found
 
 
 def find_training(sweep: Path, training: str, but: Path, metadata: CheckpointMetadata) -> tuple[Path, Training] | None:
