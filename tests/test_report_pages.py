@@ -104,7 +104,7 @@ def _slide(folder: Path, **changes: Any) -> Path:
         "made_with": provenance,
     }  # fmt: skip
     (folder / "quantification.json").write_text(json.dumps(content | changes))
-    (folder / "regions.geojson").write_text("{}")
+    (folder / "regions.geojson").write_text('{"type": "FeatureCollection", "features": []}')
     return folder
 
 

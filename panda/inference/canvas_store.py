@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field, JsonValue, NonNegativeInt, ValidationError, model_validator
 from pydantic_core import PydanticCustomError, from_json, to_json
 from zarr.codecs import ZstdCodec
+from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from panda.errors import CheckpointError
@@ -71,6 +72,25 @@ class CanvasMetadata(Plain, frozen=True):
         return self
 
 
+def _describe_differences(found: Mapping[str, Any], right: Mapping[str, Any]) -> str:
+    """Return the keys of the array's metadata that differ, with both values; empty if none does."""
+    keys = sorted((found.keys() | right.keys()) - {"attributes"})
+    different = [key for key in keys if found.get(key) != right.get(key)]
+    return "; ".join(f"{key} is {found.get(key)!r}, but must be {right.get(key)!r}" for key in different)
+
+
+def _parse_attributes(content: Mapping[str, Any]) -> tuple[CanvasMetadata, zarr.Array[Any]]:
+    """Parse the attributes in the file of a canvas, and create the array that they belong to."""
+    attributes = content.get("attributes")
+    if not isinstance(attributes, dict):
+        raise CheckpointError(f"attributes is {attributes!r}, but must be an object")
+    if (version := attributes.get("panda_canvas")) != FORMAT:
+        raise CheckpointError(f"attributes.panda_canvas is {version!r}, this version reads {FORMAT}")
+    own = {key: value for key, value in attributes.items() if key != "panda_canvas"}
+    metadata = CanvasMetadata.model_validate_json(to_json(own))
+    return metadata, create_array(MemoryStore(), metadata.resolution, attributes)
+
+
 def create_array(store: str | MemoryStore, resolution: Resolution, attributes: Mapping[str, Any]) -> zarr.Array[Any]:
     """Create the empty array of a canvas; a canvas whose array would be created otherwise is refused."""
     shape = resolution.height, resolution.width
@@ -116,32 +136,29 @@ class Canvas:
         if not path.exists():
             raise CheckpointError(f"{path}: there is no such canvas; run the slide first")
         file = path / METADATA
+        content: dict[str, Any] = {}
+        right: dict[str, Any] = {}
         try:
             content = from_json(file.read_bytes())
-            attributes = content["attributes"]
-            if (version := attributes.pop("panda_canvas", None)) != FORMAT:
-                raise CheckpointError(
-                    f"{file}: attributes.panda_canvas is {version!r}, this version reads {FORMAT}; {AGAIN}"
-                )
-            metadata = CanvasMetadata.model_validate_json(to_json(attributes))
-            expected = create_array(MemoryStore(), metadata.resolution, content["attributes"])
+            metadata, expected = _parse_attributes(content)
+            right = from_json(expected.metadata.to_buffer_dict(default_buffer_prototype())[METADATA].to_bytes())
             array = zarr.open_array(str(path), mode="r")
+            faults = _describe_differences(array.metadata.to_dict(), expected.metadata.to_dict())
         except ValidationError as error:
             raise CheckpointError(f"{file}: {describe_faults(error, 'attributes')}; {AGAIN}") from error
-        except CheckpointError:
-            raise
+        except CheckpointError as error:
+            raise CheckpointError(f"{file}: {error}; {AGAIN}") from error
         except Exception as error:  # zarr raises the errors of its JSON, its codecs and the file system
-            raise CheckpointError(f"{path}: this is no canvas, or a broken one ({error}); {AGAIN}") from error
-        now, then = (one.metadata.to_dict() for one in (array, expected))
-        if other := [key for key in then.keys() | now.keys() if now.get(key) != then.get(key) and key != "attributes"]:
-            faults = "; ".join(f"{key} is {now.get(key)!r}, but must be {then.get(key)!r}" for key in sorted(other))
+            reason = (_describe_differences(content, right) if right else "") or error
+            raise CheckpointError(f"{file}: this is no canvas, or a broken one ({reason}); {AGAIN}") from error
+        if faults:
             raise CheckpointError(f"{file}: {faults}; {AGAIN}")
         if (stated := metadata.stored) is None:
             raise CheckpointError(f"{file}: attributes.stored is missing; {AGAIN}")
         if (found := measure_stored_size(path)) != stated:
             raise CheckpointError(
                 f"{path}: part of it is lost: it has {found.bytes} bytes in {found.chunks} chunks, "
-                f"{stated.bytes} in {stated.chunks} were written; {AGAIN}"
+                f"{METADATA} has {stated.bytes} in {stated.chunks} (attributes.stored); {AGAIN}"
             )
         return cls(path, array, metadata)
 

@@ -117,13 +117,14 @@ class Measurements(Plain, frozen=True):
         area = sum(region.area_px for region in self.regions)
         share, right = self.tumor_percent_of_tissue, _compute_percent(self.tumor_px, self.tissue_px)
         is_right = (share is None) == (right is None) and math.isclose(share or 0, right or 0, abs_tol=1e-6)
+        one_area = (self.tumor_mm2 is None) != (self.tissue_mm2 is None)
         rules = {
             "unscored_tissue_px is above tissue_px": self.unscored_tissue_px > self.tissue_px + _NEAR_PX,
             "num_regions is not the number of regions": self.num_regions != len(self.regions),
             "tumor_px is not the area of all regions": abs(self.tumor_px - area) > _NEAR_PX,
             "tumor_px is above tissue_px": self.tumor_px > self.tissue_px + _NEAR_PX,
-            "tumor_percent_of_tissue is not that of tumor_px": not is_right,
-            "only one area is null": (self.tumor_mm2 is None) != (self.tissue_mm2 is None),
+            "tumor_percent_of_tissue is not tumor_px as a share of tissue_px": not is_right,
+            "tumor_mm2 or tissue_mm2 is null, and the other is not": one_area,
             "px_at_threshold grows with the threshold": any(a < b for a, b in pairwise(self.px_at_threshold)),
         }
         if broken := [text for text, is_broken in rules.items() if is_broken]:

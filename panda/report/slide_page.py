@@ -191,14 +191,15 @@ def write_slide_page(slide_dir: Path) -> Path:
     facts, fault = try_read(read_slide_facts, slide_dir, RESULT_FILE)
     facts = facts or SlideFacts(slide_id=slide_dir.name)
     result, grade = facts if isinstance(facts, SlideResult) else None, facts.grade
-    viewer = read_viewer(slide_dir, facts)
+    known = facts
+    viewer, broken = try_read(lambda folder: read_viewer(folder, known), slide_dir, "regions.geojson")
     return write_page(
         slide_dir / PAGE,
         "slide.html",
         ("page.js", "viewer.js") if viewer else ("page.js",),
         slide_id=facts.slide_id,
         overview=_find_overview(slide_dir),
-        notes=[fault] * bool(fault) + _list_notes(facts),
+        notes=[text for text in (fault, broken) if text] + _list_notes(facts),
         cards=_make_cards(facts, grade.class_names[grade.predicted] if grade else ""),
         meta=_list_facts(facts),
         viewer=viewer,

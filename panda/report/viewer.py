@@ -3,22 +3,61 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
-import shapely
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import BaseModel, Field, TypeAdapter
 
 from panda.inference.grade import GradeRecord
 from panda.inference.legends import COLOUR_MAPS
 from panda.inference.quantify import THRESHOLDS
 from panda.inference.slide_result import SlideFacts, SlideResult
-from panda.report.run_folder import make_data_uri, read_text
+from panda.report.run_folder import make_data_uri
+from panda.stored import read_model
 
 MOST_REGIONS = 300
 """Number of largest regions that a page lists and outlines; more would be too many for a browser."""
+
+
+Coordinate = Annotated[float, Field(ge=-(2**31), le=2**31)]
+Ring = Annotated[list[tuple[Coordinate, Coordinate]], Field(min_length=4)]
+Rings = Annotated[list[Ring], Field(min_length=1)]
+
+
+class _Polygon(BaseModel):
+    type: Literal["Polygon"]
+    coordinates: Rings
+
+    @property
+    def rings(self) -> list[list[tuple[float, float]]]:
+        return self.coordinates
+
+
+class _MultiPolygon(BaseModel):
+    type: Literal["MultiPolygon"]
+    coordinates: Annotated[list[Rings], Field(min_length=1)]
+
+    @property
+    def rings(self) -> list[list[tuple[float, float]]]:
+        return [ring for polygon in self.coordinates for ring in polygon]
+
+
+class _Feature(BaseModel):
+    geometry: Annotated[_Polygon | _MultiPolygon, Field(discriminator="type")]
+
+
+class _Regions(BaseModel):
+    """The parts of `regions.geojson` that the viewer shows; other programs may add their own."""
+
+    type: Literal["FeatureCollection"]
+    features: list[_Feature]
+
+
+_REGIONS = TypeAdapter(_Regions)
+_REMEDY = "it was edited or is damaged: map the slide again"
 
 
 def read_viewer(slide_dir: Path, facts: SlideFacts) -> dict[str, Any] | None:
@@ -27,6 +66,9 @@ def read_viewer(slide_dir: Path, facts: SlideFacts) -> dict[str, Any] | None:
     These are `slide`, a data URI, and `view`, the data that the script reads. A slide that was mapped also has `map` (a
     data URI), `labelled`, `mm2` (whether areas are known) and `curve`: points of an SVG 200 × 40, tumor per cent by
     threshold.
+
+    Raises:
+        PandaError: If `regions.geojson` of a slide that was mapped does not hold outlines.
     """
     level0, path = facts.view_downsample, slide_dir / "slide.jpg"
     if not path.is_file() or not level0:
@@ -71,14 +113,10 @@ def _read_map(slide_dir: Path, result: SlideResult) -> dict[str, Any]:
 
 
 def _read_regions(path: Path, level0: float) -> list[dict[str, Any]]:
-    """Return the outlines of the largest regions in px of the view, exact to half a px; none if the file is broken."""
-    collection = shapely.from_geojson(read_text(path), on_invalid="ignore")
+    """Return the outlines of the largest regions in px of the view, exact to half a px."""
     regions = []
-    for rank, region in enumerate(shapely.get_parts(collection)[:MOST_REGIONS], start=1):
-        rings = shapely.get_rings(shapely.get_parts(region))
-        corners = [shapely.get_coordinates(ring).astype(np.float32) / np.float32(level0) for ring in rings]
-        if not corners:
-            continue
+    for rank, feature in enumerate(read_model(path, _REGIONS, _REMEDY).features[:MOST_REGIONS], start=1):
+        corners = [np.array(ring, np.float32) / np.float32(level0) for ring in feature.geometry.rings]
         outer = np.concatenate(corners)
         regions.append(
             {
