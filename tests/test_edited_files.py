@@ -41,7 +41,7 @@ from tests.checkpoints import segmentation_checkpoint
 from tests.test_infer import CONF, draw
 from tests.test_summary_schema import summary
 
-WRONG = ("text", "", None, True, -1, 1e6, 10**30, math.nan, math.inf, [], {}, [None], {"extra": 1})
+WRONG: tuple[Any, ...] = ("text", "", None, True, -1, 1e6, 10**30, math.nan, math.inf, [], {}, [None], {"extra": 1})
 MOST_S = 2.0
 Key = tuple[str | int, ...]
 Reader = Callable[[Path], Any]
@@ -140,7 +140,18 @@ def write(path: Path, model: Plain) -> Path:
 
 
 def test_edited_quantification_is_refused_or_same(output: Path) -> None:
-    free = ("slide_id", "mm2_note", "mpp_note", "grade_note", "file", "frame", "regions", "nearby", "mpp", "bounds")
+    free: tuple[str, ...] = (
+        "slide_id",
+        "mm2_note",
+        "mpp_note",
+        "grade_note",
+        "file",
+        "frame",
+        "regions",
+        "nearby",
+        "mpp",
+        "bounds",
+    )
     free += (
         "checkpoint",
         "grading_checkpoint",
@@ -164,7 +175,16 @@ def test_edited_quantification_is_refused_or_same(output: Path) -> None:
 
 
 def test_edited_inference_json_is_refused_or_same(output: Path) -> None:
-    free = ("checkpoint", "grading_checkpoint", "provider", "engine_choice", "labels", "notes", "device", "last_run")
+    free: tuple[str, ...] = (
+        "checkpoint",
+        "grading_checkpoint",
+        "provider",
+        "engine_choice",
+        "labels",
+        "notes",
+        "device",
+        "last_run",
+    )
     free += ("threshold", "quantify", "resolution", "compiled", "mpp_override")
     assert check_edits(output / "inference.json", lambda path: InferenceSummary.read(path.parent), free) > 100
 
@@ -210,7 +230,19 @@ def test_edited_summary_is_refused_or_same(tmp_path: Path) -> None:
         return found
 
     # Figures are believed within their bounds.
-    free = ("val", "name", "device", "devices", "seed", "epochs", "seconds", "bootstrap", "trained_by", "notes", "data")
+    free: tuple[str, ...] = (
+        "val",
+        "name",
+        "device",
+        "devices",
+        "seed",
+        "epochs",
+        "seconds",
+        "bootstrap",
+        "trained_by",
+        "notes",
+        "data",
+    )
     free += ("threshold_choice", "calibration", "threshold")
     assert check_edits(path, read, free) > 300
 
