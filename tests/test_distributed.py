@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from panda.app.callbacks import Clock
 from panda.app.distributed import find_device_faults
+from panda.app.resume_point import ResumePoint
 from panda.app.run import Run
 from panda.app.tracking import read_metrics
 from panda.app.train import build_trainer
@@ -79,7 +80,8 @@ def make_run(folder: Path, data: Data, *overrides: str, resume: Path | None = No
     pl.seed_everything(cfg.seed, verbose=False)
     task = SegmentationTask(Plain(), BCELoss(), Optim(lr=0.05, schedule="none"), METADATA)  # type: ignore[arg-type]
     experiment: Any = SimpleNamespace(monitor="val/dice", mode="max")
-    run = Run(cfg, folder, resume, build_trainer(cfg, folder, experiment, Clock(time.monotonic()), resume))
+    point = ResumePoint.read(resume) if resume else None
+    run = Run(cfg, folder, resume, build_trainer(cfg, folder, experiment, Clock(time.monotonic()), point))
     run.fit(task, data, {})
     return run
 

@@ -91,7 +91,6 @@ def make_run_without_training(tmp_path: Path) -> Any:
         wandb=None,
         failures=[],
         notes=[],
-        write_splits=lambda _: None,
         fit=fit,
         log_summary=lambda *_, **__: None,
     )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from panda.app.callbacks import Clock
+from panda.app.resume_point import ResumePoint
 from panda.app.train import build_trainer
 from panda.data.augment import Augmentation
 from panda.data.bag_datamodule import BagDataModule
@@ -103,7 +104,8 @@ def fit(build: Build, folder: Path, workers: int, *overrides: str, resume: bool 
     last.parent.mkdir(parents=True, exist_ok=True)
     task, data = build(workers)
     experiment: Any = SimpleNamespace(monitor="val/loss", mode="min")
-    trainer = build_trainer(cfg, folder, experiment, Clock(time.monotonic()), last if resume else None)
+    point = ResumePoint.read(last) if resume else None
+    trainer = build_trainer(cfg, folder, experiment, Clock(time.monotonic()), point)
     if stop is None:
         trainer.fit(task, datamodule=data, ckpt_path=last if resume else None, weights_only=True)
     else:

@@ -25,6 +25,7 @@ from panda.app.grading import GradingExperiment, GradingSettings
 from panda.app.guidance import note_leaks
 from panda.app.operating_point import freeze_threshold
 from panda.app.resume import load_resumed_config
+from panda.app.resume_point import ResumePoint, check_same
 from panda.app.run import Run
 from panda.app.train import build_trainer, find_objective
 from panda.data.bagset import BagItem
@@ -39,7 +40,7 @@ from panda.tasks.metadata import SegmentationMetadata, TrainedResolution
 from panda.tasks.optim import Optim
 from panda.tasks.segmentation import SegmentationTask
 from panda.tasks.threshold import search_threshold
-from panda.wsi.label_maps import find_label_map, get_label_maps
+from panda.wsi.label_maps import find_label_map
 from tests.summaries import make_summary
 from tests.test_config_check import compose_config
 
@@ -107,7 +108,8 @@ def train_run(
     pl.seed_everything(cfg.seed, verbose=False)
     task = SegmentationTask(Tiny(), BCELoss(), Optim(lr=0.05), METADATA.model_copy(update=metadata))  # type: ignore[arg-type]
     experiment: Any = SimpleNamespace(monitor=monitor, mode="max")
-    run = Run(cfg, folder, resume, build_trainer(cfg, folder, experiment, Clock(time.monotonic()), resume), sweep)
+    point = ResumePoint.read(resume) if resume else None
+    run = Run(cfg, folder, resume, build_trainer(cfg, folder, experiment, Clock(time.monotonic()), point), sweep)
     if stop is not None:
         run.trainer.callbacks.append(PowerCut(stop))  # type: ignore[attr-defined]
         with pytest.raises(RuntimeError, match="power cut"):
@@ -319,22 +321,13 @@ def test_run_stopped_early_resumes_only_with_more_patience(
         ({"patch_size": 32}, "patch_size was 16 and is 32"),
     ],
 )
-def test_run_resumed_on_other_data_raises(interrupted_run: Path, changed: dict[str, Any], named: str) -> None:
+def test_check_same_other_data_raises(changed: dict[str, Any], named: str) -> None:
     with pytest.raises(CheckpointError, match=named):
-        train_run(interrupted_run, resume=interrupted_run / "checkpoints" / "last.ckpt", **changed)
+        check_same(Path("last.ckpt"), METADATA, METADATA.model_copy(update=changed))
 
 
-def test_run_resumed_from_codes_of_all_providers_passes(interrupted_run: Path) -> None:
-    last = interrupted_run / "checkpoints" / "last.ckpt"
-    content = torch.load(last, weights_only=True)
-    del content["panda"]["label_maps"]
-    content["panda"]["labels"] = {name: list(label_map.cancer) for name, label_map in get_label_maps().items()}
-    torch.save(content, last)
-    train_run(interrupted_run, resume=last)
-
-
-def test_run_resumed_with_other_engine_precision_passes(interrupted_run: Path) -> None:
-    train_run(interrupted_run, resume=interrupted_run / "checkpoints" / "last.ckpt", precision="bf16")
+def test_check_same_other_engine_precision_passes() -> None:
+    check_same(Path("last.ckpt"), METADATA, METADATA.model_copy(update={"precision": "bf16", "tta": "d4"}))
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,8 @@ def _leave_trace(run_dir: object, error: Exception) -> None:
     """Write the error to the folder of a job that began or is a row of a sweep. A refused command leaves nothing."""
     folder = Path(str(run_dir))
     begun = any(isinstance(handler, logging.FileHandler) for handler in log.handlers)
-    if run_dir and (begun or folder.parent.name.startswith("sweep-")):
+    refused_job = folder.parent.name.startswith("sweep-") and not (folder / "checkpoints").exists()
+    if run_dir and (begun or refused_job):
         with contextlib.suppress(OSError):  # the error may be that the disk is full
             write_whole(folder / "error.txt", f"{type(error).__name__}: {error}\n")
             if not (folder / "overrides.txt").exists():

@@ -25,6 +25,7 @@ from panda.app.slide_grading import SlideGrading
 from panda.data.bag_datamodule import BagDataModule
 from panda.data.bagset import BagItem, BagSettings
 from panda.data.datamodule import DataSettings, PatchDataModule
+from panda.data.failures import Failure
 from panda.data.manifest import SlideRecord, require_grades
 from panda.data.splits import Split
 from panda.data.summary import DataSummary
@@ -68,6 +69,7 @@ class GradingSettings(Settings):
 class GradingExperiment:
     """Builds everything from the configuration, then runs it. Faults that were found before are raised with its own."""
 
+    kind = GradingMetadata
     monitor = "val/loss"
     mode = "min"
 
@@ -103,6 +105,9 @@ class GradingExperiment:
         assert data is not None
         self.data = PatchDataModule(data)
         self.guidance = Guidance.load(cfg.segmentation_checkpoint, self.tiles.cross_fit, self.engine, data.store_root)
+        self.failures: list[Failure] = []
+        self._items: dict[Split, list[BagItem]] = {}
+        self._metadata: GradingMetadata | None = None
         if data.draw is None:
             self._list_splits()
         if weights == SEGMENTATION_ENCODER:
@@ -111,14 +116,20 @@ class GradingExperiment:
             self.network = faults.build(plain, "model", num_classes=classes)
             faults.raise_any()
 
-    def run(self, run: Run) -> GradingSummary:
-        """See `Experiment.run`."""
+    @property
+    def segmentation(self) -> tuple[str, ...]:
+        """See `Experiment.segmentation`."""
+        return tuple(segmenter.fingerprint for segmenter in self.guidance.segmenters)
+
+    def prepare(self) -> GradingMetadata:
+        """See `Experiment.prepare`: select the tiles of each slide, and compute their features if they are cached."""
+        if self._metadata is not None:
+            return self._metadata
         splits = self._list_splits()
-        run.write_splits(self.data.select())
         cache = None
         if self.network.frozen:
             cache = FeatureCache(self.network, self.engine, self.data.settings.store_root)
-        items: dict[Split, list[BagItem]] = {}
+        items = self._items
         mpps: dict[Split, list[float]] = {name: [] for name in splits}
         for name, records in splits.items():
             if name == "test" and not self.cfg.test_slides:
@@ -129,21 +140,31 @@ class GradingExperiment:
                 f"tiles of {name}",
                 # The grader reads the tiles of test slides itself.
                 functools.partial(self._make_bag, mpps[name], cache if name != "test" else None),
-                run.failures.append,
+                self.failures.append,
             )
             if not items[name] and records:
-                raise ManifestError(f"no slide of the {name} split could be used: {run.failures[-1].message}")
-        metadata = GradingMetadata(
+                raise ManifestError(f"no slide of the {name} split could be used: {self.failures[-1].message}")
+        self._metadata = GradingMetadata(
             network=self.network.options,
             resolution=TrainedResolution.from_slides(self.tiles.resolution, mpps["train"]),
             tile_size=self.tiles.tile_size,
             tiles=self.tiles.selection,
             target=self.settings.target,
-            segmentation=tuple(segmenter.fingerprint for segmenter in self.guidance.segmenters),
+            segmentation=self.segmentation,
             normalize=self.data.settings.normalize,
             train_slides=tuple(sorted(item.record.slide_id for item in items["train"])),
             val_slides=tuple(sorted(item.record.slide_id for item in items["val"])),
         )
+        return self._metadata
+
+    def run(self, run: Run) -> GradingSummary:
+        """See `Experiment.run`."""
+        splits = self._list_splits()
+        try:
+            metadata = self.prepare()
+        finally:
+            run.failures.extend(self.failures)
+        items = self._items
         settings = BagSettings(
             k=self.tiles.selection.k,
             **self.tiles.model_dump(include={"tile_size", "level", "mpp", "batch_size"}),

@@ -24,8 +24,15 @@ RESUMABLE = (
 """Prefixes of the keys that a command may change when it resumes a run. None decides what the run learns from."""
 DECIDES_BAGS = ("engine.precision", "engine.compile", "engine.tta")
 """Exceptions in grading, because tiles are chosen on maps and features are computed with these settings."""
+SESSION_KEYS = ("resume", "debug", "allow_packages")
+"""Keys that each command gives itself."""
 _OLD_DATA = "panda.data.datamodule.PatchDataModule"
 """Target of the data of runs before their settings had a class of their own."""
+
+
+def is_resumable(key: str, grading: bool) -> bool:
+    """Return whether a command may change a key when it resumes a run."""
+    return key.startswith(RESUMABLE) and not (grading and key in DECIDES_BAGS)
 
 
 def load_resumed_config(cfg: DictConfig, resume: Path) -> DictConfig:
@@ -35,11 +42,11 @@ def load_resumed_config(cfg: DictConfig, resume: Path) -> DictConfig:
     faults = Faults()
     for override in list_overrides():
         key, _, value = override.partition("=")
-        if key.lstrip("+") in ("resume", "debug", "allow_packages"):
+        if key.lstrip("+") in SESSION_KEYS:
             continue
         if grading and key in DECIDES_BAGS:
             faults.add(f"{override}: a resumed grading keeps the tiles and features that it learns from; leave it out")
-        elif key.startswith(RESUMABLE):
+        elif is_resumable(key, grading):
             own.merge_with_dotlist([f"{key}={value}"])
         else:
             faults.add(f"{override}: a resumed run keeps its choices; what can be changed is {', '.join(RESUMABLE)}")
@@ -53,7 +60,7 @@ def load_resumed_config(cfg: DictConfig, resume: Path) -> DictConfig:
 def _read_config(resume: Path) -> DictConfig:
     """Read `config.yaml` of the run that a checkpoint belongs to."""
     written = resume.parent.parent / "config.yaml"
-    for needed in (resume, resume.with_name("best.ckpt"), written):
+    for needed in (resume, written):
         if not needed.is_file():
             raise ConfigError(f"resume={resume}: {needed} does not exist; give runs/…/checkpoints/last.ckpt of a run")
     try:

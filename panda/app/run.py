@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,22 +12,21 @@ from typing import Any, Protocol
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
+from torch import nn
 
 from panda.app.callbacks import Clock
 from panda.app.dashboard import log_checkpoints, log_figures, log_pictures, replay_views
 from panda.app.distributed import join_processes
 from panda.app.tracking import EpochLogger, find_wandb_logger, read_metrics, replay_metrics
 from panda.app.training_reuse import (
-    AFTER_TRAINING,
     Training,
     find_training,
     fingerprint_training,
     record_training,
     take_over,
 )
+from panda.data.datamodule import PatchDataModule
 from panda.data.failures import Failure
-from panda.data.slide_selection import Selection
-from panda.errors import CheckpointError
 from panda.files import hold_lock
 from panda.report.run_summary import SCHEMA, BootstrapSummary, RunSummary
 from panda.tasks.bootstrap import RESAMPLES
@@ -76,16 +75,6 @@ class Run:
         """The checkpoint of the last complete epoch, which can be resumed."""
         return self.folder / "checkpoints" / "last.ckpt"
 
-    def write_splits(self, selection: Selection) -> None:
-        """Write `splits.csv`. A resumed run must have the same split."""
-        path = self.folder / "splits.csv"
-        if self.resume and path.is_file() and (changed := selection.find_changes(path)):
-            raise CheckpointError(
-                f"resume={self.resume}: {path} has {len(changed)} slides in another split or group than today "
-                f"(for example {changed[0]}): restore table, groups and findings, or start a new run"
-            )
-        selection.write(path)
-
     def describe(self) -> dict[str, Any]:
         """Return the fields of `CommonSummary`, at the end of the run."""
         assert self.clock is not None
@@ -116,11 +105,9 @@ class Run:
     ) -> None:
         """Train, resume a training, or reuse the training of another job of the sweep with the same fingerprint.
 
-        If two jobs would train the same at the same time, one trains and the other waits. A resumed run must have the
-        slides, tiles and segmentation that it began with. `fingerprint_training` describes `learns_from`.
+        If two jobs would train the same at the same time, one trains and the other waits. `panda.app.resume_point`
+        checks a resumed run before. `fingerprint_training` describes `learns_from`.
         """
-        if self.resume:
-            _check_same(self.resume, task.metadata)
         device = str(self.trainer.strategy.root_device)
         fingerprint = fingerprint_training(self.cfg, task.metadata, learns_from, device)
         if self.sweep is None:
@@ -167,30 +154,33 @@ class Experiment(Protocol):
 
     monitor: str
     mode: str
+    data: PatchDataModule
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that is trained."""
+
+    @property
+    def kind(self) -> type[CheckpointMetadata]:
+        """What its checkpoints store."""
+
+    @property
+    def segmentation(self) -> tuple[str, ...]:
+        """Fingerprints of the segmentations that guide the tiles."""
+
+    @property
+    def failures(self) -> Sequence[Failure]:
+        """The slides that `prepare` could not use."""
+
+    def prepare(self) -> CheckpointMetadata:
+        """Make all that is trained on, outside the folder of the run, unless it was made before.
+
+        Returns:
+            What checkpoints of this training store.
+        """
 
     def run(self, run: Run) -> RunSummary:
         """Train and evaluate."""
-
-
-def _check_same(resume: Path, today: CheckpointMetadata) -> None:
-    """Check that a resumed run has the data that it began with."""
-    before = read_checkpoint(resume, type(today)).metadata.model_dump(mode="json", exclude={"network", *AFTER_TRAINING})
-    now = today.model_dump(mode="json")
-    if "label_maps" in before:  # an older checkpoint has all providers that were known
-        before["label_maps"] = {key: before["label_maps"].get(key) for key in now["label_maps"]}
-    changes = [_describe_change(key, value, now[key]) for key, value in before.items() if value != now[key]]
-    if changes:
-        raise CheckpointError(
-            f"resume={resume}: the training data of the run have changed ({'; '.join(changes)}): "
-            "restore them, or start a new run"
-        )
-
-
-def _describe_change(key: str, before: Any, today: Any) -> str:
-    if not isinstance(before, list):
-        return f"{key} was {before} and is {today}"
-    gone, new = sorted(set(before) - set(today)), sorted(set(today) - set(before))
-    return f"{key}: {len(gone)} gone, {len(new)} new, for example {(gone + new)[0]}"
 
 
 def note_level(resolution: TrainedResolution, notes: list[str]) -> None:

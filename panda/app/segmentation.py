@@ -18,6 +18,7 @@ from panda.app.patch_views import PatchViews
 from panda.app.run import Run, note_level
 from panda.app.slide_maps import map_slides
 from panda.data.datamodule import DataSettings, PatchDataModule
+from panda.data.failures import Failure
 from panda.data.label_check import describe_contradiction, list_contradictions, require_cancer
 from panda.data.manifest import SlideRecord
 from panda.data.splits import Split
@@ -70,6 +71,7 @@ class SegmentationSettings(Settings):
 class SegmentationExperiment:
     """Builds everything from the configuration, then runs it. Faults that were found before are raised with its own."""
 
+    kind = SegmentationMetadata
     monitor = "val/dice"
     mode = "max"
 
@@ -115,26 +117,44 @@ class SegmentationExperiment:
             faults.raise_any()
         self.engine = engine.resolve_auto()
 
+    @property
+    def segmentation(self) -> tuple[str, ...]:
+        """See `Experiment.segmentation`."""
+        return ()
+
+    @property
+    def failures(self) -> list[Failure]:
+        """See `Experiment.failures`."""
+        return self.data.failures
+
+    def prepare(self) -> SegmentationMetadata:
+        """See `Experiment.prepare`: cut the patches that the store lacks, and open those of each split."""
+        self.data.prepare_data()
+        self.data.setup("fit")
+        return self._describe_network(self._list_used())
+
     def run(self, run: Run) -> SegmentationSummary:
         """See `Experiment.run`."""
         data = self.data
-        run.write_splits(data.select())
-        data.prepare_data()
         try:
-            data.setup("fit")
+            metadata = self.prepare()
         finally:
-            run.failures.extend(data.failures)
-        failed = {failure.slide_id for failure in data.failures}
-        splits = {
-            name: [r for r in records if r.slide_id not in failed] for name, records in data.list_splits().items()
-        }
+            run.failures.extend(self.failures)
+        splits = self._list_used()
         require_cancer("train", data.get_patches("train"), splits["train"])
         run.notes += require_cancer("val", data.get_patches("val"), splits["val"])
         if contradicting := list_contradictions(data.get_patches("train")):
             found = describe_contradiction("training", contradicting, len(splits["train"]))
             run.notes.append(f"The network learns as benign: {found}.")
-        task = self._build_task(splits)
-        note_level(task.metadata.resolution, run.notes)
+        note_level(metadata.resolution, run.notes)
+        task = SegmentationTask(
+            self.network,
+            self.loss,
+            self.optim,
+            metadata,
+            channels_last=self.settings.channels_last,
+            compiled=self.settings.compile,
+        )
         if self.settings.views_every:
             views = PatchViews(
                 data.get_patches("val"),
@@ -200,11 +220,18 @@ class SegmentationExperiment:
         run.log_summary(summary, pictures, task="segmentation", threshold=summary.threshold)
         return summary
 
-    def _build_task(self, splits: Mapping[Split, Sequence[SlideRecord]]) -> SegmentationTask:
+    def _list_used(self) -> dict[Split, list[SlideRecord]]:
+        """Return the slides of each split without those that failed."""
+        failed = {failure.slide_id for failure in self.data.failures}
+        return {
+            name: [r for r in records if r.slide_id not in failed] for name, records in self.data.list_splits().items()
+        }
+
+    def _describe_network(self, splits: Mapping[Split, Sequence[SlideRecord]]) -> SegmentationMetadata:
         settings = self.data.settings
         assert self.engine.precision != "auto"
         providers = sorted({record.provider for record in (*splits["train"], *splits["val"])})
-        metadata = SegmentationMetadata(
+        return SegmentationMetadata(
             network=self.network.options,
             resolution=TrainedResolution.from_slides(settings.resolution, self.data.list_train_mpp()),
             patch_size=settings.patch_size,
@@ -216,12 +243,4 @@ class SegmentationExperiment:
             normalize=settings.normalize,
             train_slides=tuple(sorted(record.slide_id for record in splits["train"])),
             val_slides=tuple(sorted(record.slide_id for record in splits["val"])),
-        )
-        return SegmentationTask(
-            self.network,
-            self.loss,
-            self.optim,
-            metadata,
-            channels_last=self.settings.channels_last,
-            compiled=self.settings.compile,
         )

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
@@ -34,7 +33,9 @@ from panda.app.distributed import find_device_faults
 from panda.app.entry_point import Interrupted, SomeSlidesFailed, log_to_file, make_folder
 from panda.app.grading import GradingExperiment
 from panda.app.hydra_job import is_multirun, is_unnamed, make_new_folder, write_overrides
+from panda.app.learning_record import LearningRecord
 from panda.app.resume import load_resumed_config
+from panda.app.resume_point import ResumePoint, check_resumed
 from panda.app.run import Experiment, Run
 from panda.app.segmentation import SegmentationExperiment
 from panda.app.signals import is_interruption
@@ -88,31 +89,39 @@ def train(cfg: DictConfig) -> float:
     _check_run(cfg, folder, resume, faults)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     experiment: Experiment = EXPERIMENTS[cfg.task.name](cfg, faults)
+    point = check_resumed(cfg, resume, experiment) if resume else None
 
     if is_unnamed(cfg):
         cfg.run_dir = str(folder := make_new_folder(folder))
     make_folder(folder)
     try:
         with hold_lock(folder / "run", wait=False):
-            return _run(cfg, folder, resume, experiment, started)
+            return _run(cfg, folder, point, experiment, started)
     except BlockingIOError as error:
         raise ConfigError(f"name={cfg.name}: another process works in {folder}; take another name") from error
 
 
-def _run(cfg: DictConfig, folder: Path, resume: Path | None, experiment: Experiment, started: float) -> float:
+def _run(cfg: DictConfig, folder: Path, point: ResumePoint | None, experiment: Experiment, started: float) -> float:
     """Run in a folder that no other process uses."""
+    if point:
+        point.check_untouched()
     remove_leftovers(folder, deep=True)
-    if resume is None:
+    if point is None:
         clear_failed_start(folder)
     log_to_file(folder / "run.log")
     write_whole(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-    write_overrides(folder, resumed=resume is not None)
+    write_overrides(folder, resumed=point is not None)
     (folder / "error.txt").unlink(missing_ok=True)
     log.info("run: %s", folder)
     clock = Clock(started)
     sweep = folder.parent if is_multirun() else None
-    run = Run(cfg, folder, resume, build_trainer(cfg, folder, experiment, clock, resume), sweep, clock=clock)
+    trainer = build_trainer(cfg, folder, experiment, clock, point)
+    run = Run(cfg, folder, point.path if point else None, trainer, sweep, clock=clock)
     try:
+        selection = experiment.data.select()
+        selection.write(folder / "splits.csv")
+        if point is None:
+            LearningRecord.read_today(cfg, selection, experiment.segmentation).write(folder)
         summary = experiment.run(run)
         write_json(folder / "summary.json", summary.to_dict())
         write_failures(folder / "failures.csv", run.failures)
@@ -180,17 +189,17 @@ def _check_run(cfg: DictConfig, folder: Path, resume: Path | None, faults: Fault
 
 
 def build_trainer(
-    cfg: DictConfig, folder: Path, experiment: Experiment, clock: Clock, resume: Path | None = None
+    cfg: DictConfig, folder: Path, experiment: Experiment, clock: Clock, point: ResumePoint | None = None
 ) -> pl.Trainer:
     """Build the trainer of a run with its loggers and callbacks.
 
-    Metrics and views of a resumed run are logged again. `resume` is its checkpoint.
+    Metrics and views before the `point` of a resumed run are logged again.
     """
     # One process starts the others, also inside an allocation of SLURM, whose variables Lightning would follow.
     environment = LightningEnvironment()
     environment.set_global_rank(0)
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    loggers = _resume_loggers(cfg, plain, folder, clock, resume)
+    loggers = _resume_loggers(cfg, plain, folder, clock, point)
     monitor, mode = experiment.monitor, experiment.mode
     callbacks: list[Callback] = [
         WarningFilter(cfg.debug is True),
@@ -233,14 +242,13 @@ def build_trainer(
 
 
 def _resume_loggers(
-    cfg: DictConfig, plain: Mapping[str, Any], folder: Path, clock: Clock, resume: Path | None
+    cfg: DictConfig, plain: Mapping[str, Any], folder: Path, clock: Clock, point: ResumePoint | None
 ) -> list[Logger]:
     """Build the loggers. In a resumed run, restore the clock and log again what was logged before."""
-    begun = torch.load(resume, weights_only=True) if resume else None
-    kept = read_metrics(folder, begun["global_step"]) if begun else []  # before a logger empties the file
-    if begun:
+    kept = read_metrics(folder, point.global_step) if point else []  # before a logger empties the file
+    if point:
         # Lightning restores the clock too, but only in the training processes.
-        clock.load_state_dict(begun["callbacks"][clock.state_key])
+        clock.load_state_dict(point.clock)
         set_wandb_aside(folder)
     loggers: list[Logger] = build(plain, "logger").build_loggers(
         folder,
@@ -251,6 +259,6 @@ def _resume_loggers(
         config={**plain, **list_software_versions()},
     )
     replay_metrics(kept, loggers)
-    if begun:
-        replay_views(folder, loggers, begun["epoch"] + 1)
+    if point:
+        replay_views(folder, loggers, point.epochs)
     return loggers

@@ -17,14 +17,18 @@ SET_BY_RUN = (
 
 
 def find_value_faults(plain: Mapping[str, Any], entry_point: str) -> list[str]:
-    """Return the faults of threshold, task, seed, trainer and name, as sentences.
+    """Return the faults of threshold, task, seed, trainer, name and output, as sentences.
 
     Values of the wrong type are left to the check of types.
     """
     if entry_point == "audit":
-        return []
+        audit = plain.get("audit")
+        return _find_output_faults("audit.output", audit.get("output") if isinstance(audit, Mapping) else None)
     if entry_point == "infer":
-        return _find_threshold_faults(plain.get("threshold"), "checkpoint")
+        return [
+            *_find_threshold_faults(plain.get("threshold"), "checkpoint"),
+            *_find_output_faults("output", plain.get("output")),
+        ]
     threshold = plain.get("threshold")
     faults = _find_threshold_faults(threshold, "auto")
     if not faults and threshold != "auto" and round(float(str(threshold)) * 1000) / 1000 != threshold:
@@ -49,6 +53,12 @@ def _find_threshold_faults(threshold: Any, word: str) -> list[str]:
     if threshold == word or (number and 0 < float(threshold) < 1):
         return []
     return [f"threshold={threshold!r} must be {word} or a probability between 0 and 1"]
+
+
+def _find_output_faults(key: str, output: Any) -> list[str]:
+    if isinstance(output, str) and (Path(output) / "checkpoints").is_dir():
+        return [f"{key}={output} is the folder of a training run: give a folder of its own"]
+    return []
 
 
 def _find_name_faults(name: Any) -> list[str]:

@@ -97,15 +97,6 @@ class Selection:
         """Write `splits.csv`: a row for each slide of the table, by slide id."""
         write_table(path, self.list_rows(), SPLIT_COLUMNS)
 
-    def find_changes(self, path: Path) -> list[str]:
-        """Return the slides whose split or group differs from a `splits.csv` of an earlier session, by id."""
-        keys = ("group", "split")
-        before = {row["slide_id"]: [row[key] for key in keys] for _, row in read_user_table(path, SPLIT_COLUMNS)}
-        today = {row["slide_id"]: [row[key] for key in keys] for row in self.list_rows()}
-        return sorted(
-            slide_id for slide_id in before.keys() | today.keys() if before.get(slide_id) != today.get(slide_id)
-        )
-
 
 def select_slides(records: Sequence[SlideRecord], settings: SelectionSettings) -> Selection:
     """Select the slides that are used, and the split of each.
