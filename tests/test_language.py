@@ -106,9 +106,51 @@ def test_functions_are_not_named_by_participles() -> None:
     assert not [name for name in names if PARTICIPLES.match(name)]
 
 
+def entries(docstring: str, section: str) -> list[str]:
+    """List the names that a section of a docstring describes."""
+    body = re.search(rf"^{section}:\n((?:    .*\n?|\n(?=    ))*)", docstring, re.MULTILINE)
+    return re.findall(r"^    \*{0,2}(\w+): ", body[1], re.MULTILINE) if body else []
+
+
+def argument_names(function: ast.FunctionDef) -> set[str]:
+    """Return the names of the arguments of a function, except `self` and `cls`."""
+    listed = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+    listed += [one for one in (function.args.vararg, function.args.kwarg) if one is not None]
+    return {one.arg for one in listed} - {"self", "cls"}
+
+
+def attribute_names(kind: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> set[str]:
+    """Return the names of the fields, attributes and arguments of a class and of its bases."""
+    names = {node.attr for node in ast.walk(kind) if isinstance(node, ast.Attribute)}
+    names |= {node.id for child in kind.body for node in ast.walk(child) if isinstance(node, ast.Name)}
+    names |= {name for child in kind.body if isinstance(child, ast.FunctionDef) for name in argument_names(child)}
+    bases = [ast.unparse(base).partition("[")[0] for base in kind.bases]
+    return names.union(*(attribute_names(classes[base], classes) for base in bases if base in classes))
+
+
+def test_docstrings_describe_the_arguments_that_exist() -> None:
+    nodes = [node for path in SOURCES for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    classes = {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
+    faults = []
+    for node in nodes:
+        text = ast.get_docstring(node) or "" if isinstance(node, ast.FunctionDef | ast.ClassDef) else ""
+        if isinstance(node, ast.FunctionDef) and (described := entries(text, "Args")):
+            faults += [f"{node.name}: {name}" for name in argument_names(node) ^ set(described)]
+        elif isinstance(node, ast.ClassDef):
+            described = entries(text, "Args") + entries(text, "Attributes")
+            faults += [f"{node.name}: {name}" for name in set(described) - attribute_names(node, classes)]
+    assert not faults
+
+
 def test_language_checks_find_faults() -> None:
     assert UNUSED_WORDS.search("it is made anew")
     assert not UNUSED_WORDS.search("renewed")
     assert long_sentences("word " * 31 + ".")
     assert not long_sentences("word " * 30 + ". " + "word " * 30)
     assert [text for _, text in messages(ast.parse('"""Doc."""\nx = f"a {b} c"'))] == ["a X c"]
+    assert entries(
+        "Do it.\n\nArgs:\n    a: One.\n        b: no entry\n    **c: Two.\n\nReturns:\n    d: no.", "Args"
+    ) == [
+        "a",
+        "c",
+    ]

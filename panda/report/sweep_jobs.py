@@ -25,8 +25,8 @@ class Job:
         summary: None if it failed or is unfinished.
         error: Text of its error, or why it has no figures; empty if it ended well.
         report: Address of its own page, empty if it has none.
-        lost: Number of slides that it skipped.
-        ended: False for a job that is running or was killed.
+        lost_slides: Number of slides that it skipped.
+        has_ended: False for a job that is running or was killed.
     """
 
     name: str
