@@ -25,12 +25,12 @@ from panda.report.charts import Bar, Line, draw_bars, draw_lines
 from panda.report.figure_tables import make_splits_table
 from panda.report.inference_page import write_inference_page
 from panda.report.inference_summary import InferenceSummary, LastRun
-from panda.report.run_folder import find_subfolder, make_link, make_natural_key, read_number, read_picture
+from panda.report.run_folder import find_subfolder, make_link, make_natural_key, parse_number, read_picture
 from panda.report.run_page import write_run_page
 from panda.report.slide_page import write_slide_page
 from panda.report.sweep_jobs import rank_jobs, read_jobs
 from panda.report.sweep_page import write_sweep
-from panda.report.table import name_figure, show
+from panda.report.table import format_value, name_figure
 from panda.tasks.metadata import TrainedResolution
 from panda.tasks.threshold import ThresholdChoice
 from tests.summaries import fill_summary, make_summary
@@ -557,7 +557,7 @@ def test_write_pages_missing_folder_raises(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_show_rounds_to_sensible_digits(value: Any, kind: str, text: str) -> None:
-    assert show(value, kind) == text
+    assert format_value(value, kind) == text
 
 
 def test_read_picture_is_shrunk_and_flattened_on_white(tmp_path: Path) -> None:
@@ -593,8 +593,8 @@ def test_charts_of_one_point_or_none() -> None:
 
 def test_natural_key_sorts_numbers_by_value() -> None:
     assert sorted(["10", "9", "job", "1a"], key=make_natural_key) == ["1a", "9", "10", "job"]
-    assert read_number("inf") is None
-    assert read_number("1e-3") == 0.001
+    assert parse_number("inf") is None
+    assert parse_number("1e-3") == 0.001
 
 
 def test_splits_table_undefined_figure_differs_from_unrecorded() -> None:

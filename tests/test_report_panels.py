@@ -12,7 +12,7 @@ from panda.inference.grade import AttendedTile, Grade, GradeRecord
 from panda.inference.panel_patches import PanelRow
 from panda.inference.slide_images import write_attention
 from panda.report.attention_tiles import draw_attention_tiles
-from panda.report.panels import draw_panels, write_dice
+from panda.report.panels import describe_dice, draw_panels
 from panda.wsi.geometry import Resolution
 
 
@@ -50,10 +50,10 @@ def test_draw_panels_overlay_colors_hits_false_alarms_and_misses(tmp_path: Path)
 
 def test_dice_text_shows_dice_or_reason() -> None:
     predicted = np.array([[True, True, False, False]])
-    assert write_dice(predicted, np.array([[True, False, False, False]])) == "Dice 0.67"
-    assert "no cancer labelled" in write_dice(predicted, np.zeros((1, 4), bool))
-    assert "50.0%" in write_dice(predicted, np.zeros((1, 4), bool))
-    assert "no ground truth" in write_dice(predicted, None)
+    assert describe_dice(predicted, np.array([[True, False, False, False]])) == "Dice 0.67"
+    assert "no cancer labelled" in describe_dice(predicted, np.zeros((1, 4), bool))
+    assert "50.0%" in describe_dice(predicted, np.zeros((1, 4), bool))
+    assert "no ground truth" in describe_dice(predicted, None)
 
 
 def test_draw_panels_counts_tissue_and_thresholds_like_scores(tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def log_figures(logger: EpochLogger, summary: RunSummary) -> None:
     table = wandb.Table(columns=["split", "slides", "figure", "value", "low", "high"])
     final: dict[str, Any] = {}
     for split, scores in {"val": summary.val, "test": summary.test}.items():
-        for part, figures in {"all": scores, **scores.parts("by_provider")}.items() if scores else ():
+        for part, figures in {"all": scores, **scores.find_parts("by_provider")}.items() if scores else ():
             for key, value in figures.numbers.items():
                 if value is not None:
                     ends = figures.find_interval(key)

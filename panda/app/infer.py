@@ -33,7 +33,7 @@ from panda.report.inference_page import write_inference_page
 from panda.report.inference_summary import INFERENCE_FILE, InferenceSummary, LastRun
 from panda.report.slide_page import write_slide_page
 from panda.tasks.checkpoint import Checkpoint, read_checkpoint
-from panda.tasks.figures import write_now
+from panda.tasks.figures import make_timestamp
 from panda.tasks.metadata import SegmentationMetadata
 from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.slide import SlideOptions
@@ -213,7 +213,7 @@ def _summarize(
         resolution=mapper.predictor.metadata.resolution,
         engine_choice=engine_choice,
         device=str(mapper.predictor.settings.torch_device),
-        date=write_now(),
+        date=make_timestamp(),
         last_run=last_run,
         labels=cfg.labels,
         notes=notes,

@@ -31,7 +31,7 @@ from panda.files import hold_lock
 from panda.report.run_summary import SCHEMA, BootstrapSummary, RunSummary
 from panda.tasks.bootstrap import RESAMPLES
 from panda.tasks.checkpoint import read_checkpoint
-from panda.tasks.figures import write_now
+from panda.tasks.figures import make_timestamp
 from panda.tasks.grading import GradingTask
 from panda.tasks.metadata import CheckpointMetadata, TrainedResolution
 from panda.tasks.segmentation import SegmentationTask
@@ -81,7 +81,7 @@ class Run:
         return {
             "schema": SCHEMA,
             "name": self.folder.name,
-            "created": write_now(),
+            "created": make_timestamp(),
             "seed": self.cfg.seed,
             "device": str(self.trainer.strategy.root_device),
             "devices": self.trainer.world_size,

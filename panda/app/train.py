@@ -44,7 +44,7 @@ from panda.app.training_reuse import list_software_versions
 from panda.data.failures import write_failures
 from panda.errors import ConfigError
 from panda.files import advise_removal, hold_lock, remove_leftovers, write_json, write_whole
-from panda.report.headline import headline
+from panda.report.headline import format_headline
 from panda.report.interpretation import list_headlines
 from panda.report.run_page import write_run_page
 from panda.report.run_summary import RunSummary
@@ -126,7 +126,7 @@ def _run(cfg: DictConfig, folder: Path, point: ResumePoint | None, experiment: E
         write_json(folder / "summary.json", summary.to_dict())
         write_failures(folder / "failures.csv", run.failures)
         report = write_run_page(folder)
-        log.info("%s\nreport: %s", headline(summary), report)
+        log.info("%s\nreport: %s", format_headline(summary), report)
         figure = find_objective(summary)
     except BaseException as stop:
         write_failures(folder / "failures.csv", run.failures)

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from panda.audit.tables import OTHER
 from panda.report.charts import draw_columns
-from panda.report.run_folder import read_number
+from panda.report.run_folder import parse_number
 from panda.report.table import Cell, Head, Table, make_cell
 
 Rows = Mapping[str, Sequence[Mapping[str, str]]]
@@ -69,7 +69,7 @@ def make_charts(by: Rows) -> list[Markup]:
 
 def _multiply_columns(rows: Sequence[Mapping[str, str]], *columns: str) -> list[float]:
     """Return the product of the columns for each row that has all of them."""
-    values = [[read_number(row.get(column)) for column in columns] for row in rows]
+    values = [[parse_number(row.get(column)) for column in columns] for row in rows]
     return [math.prod(value for value in row if value is not None) for row in values if None not in row]
 
 

@@ -15,9 +15,9 @@ from panda.audit.records import make_file_stem
 from panda.audit.tables import AUDIT, FINDINGS_TABLE, GROUPS, PAIRS, SUMMARY, AuditSummary, LevelScale
 from panda.data.findings import FINDINGS, REFUSED_ROWS, FindingKind, Severity
 from panda.report.page import require_folder, write_page
-from panda.report.run_folder import Picture, make_link, read_number, read_picture, try_read
+from panda.report.run_folder import Picture, make_link, parse_number, read_picture, try_read
 from panda.report.slide_page import Card
-from panda.report.table import Cell, Head, Table, make_cell, show
+from panda.report.table import Cell, Head, Table, format_value, make_cell
 from panda.tables import read_output_table
 
 WORST_SHOWN = 8
@@ -119,7 +119,7 @@ class _Folder:
 
         def rank(slide_id: str) -> list[float]:
             values = [
-                (read_number(self.rows.get(slide_id, {}).get(column)), sign) for column, sign in _WORST.get(name, ())
+                (parse_number(self.rows.get(slide_id, {}).get(column)), sign) for column, sign in _WORST.get(name, ())
             ]
             return [math.inf if value is None else sign * value for value, sign in values]
 
@@ -161,7 +161,7 @@ def _choose_pairs(folder: _Folder) -> list[Pairs]:
     loosest = [row for row in rows if row not in closest[0] and row not in closest[1]][-_LOOSEST_SHOWN:]
 
     def pair(row: Mapping[str, str]) -> Pair:
-        distance = "the same file" if row.get("same_file") == "yes" else f"distance {show(row.get('distance'))}"
+        distance = "the same file" if row.get("same_file") == "yes" else f"distance {format_value(row.get('distance'))}"
         one, other = (folder.show_slide(row.get(side, "")) for side in ("slide_a", "slide_b"))
         return Pair(one, other, distance, row.get("grades_conflict") == "yes")
 
@@ -199,15 +199,19 @@ def _make_cards(summary: AuditSummary) -> list[Card]:
     clean = f"{summary.slides - sum(worst.values()):,} without any finding"
     refused = "training refuses them" if worst["error"] else "training refuses none"
     cards = [
-        Card("Slides in the table", show(summary.slides, "count"), under=clean, big=True),
-        Card("Slides with errors", show(worst["error"], "count"), under=refused, big=True),
-        Card("At worst a warning", show(worst["warning"], "count"), under="training would use them; they may mislead"),
-        Card("At worst a note", show(worst["note"], "count"), under="worth a look"),
+        Card("Slides in the table", format_value(summary.slides, "count"), under=clean, big=True),
+        Card("Slides with errors", format_value(worst["error"], "count"), under=refused, big=True),
+        Card(
+            "At worst a warning",
+            format_value(worst["warning"], "count"),
+            under="training would use them; they may mislead",
+        ),
+        Card("At worst a note", format_value(worst["note"], "count"), under="worth a look"),
     ]
     if (groups := summary.groups) is not None:
         conflicts = f"{groups.with_conflicting_grades:,} of them with different grades"
-        under = f"in {show(groups.groups, 'count')} groups, {conflicts}"
-        cards.append(Card("Slides with near-duplicates", show(groups.slides, "count"), under=under))
+        under = f"in {format_value(groups.groups, 'count')} groups, {conflicts}"
+        cards.append(Card("Slides with near-duplicates", format_value(groups.slides, "count"), under=under))
     return cards
 
 
@@ -243,7 +247,7 @@ def write_audit_page(folder: Path, steps: Sequence[str] = ()) -> Path:
         name=Path(data or path).name,
         meta=[
             ("Data", data),
-            ("Rows", show(summary.rows if summary else None, "count")),
+            ("Rows", format_value(summary.rows if summary else None, "count")),
             ("Inspected", "slides and masks" if audit.inspected else "only the table"),
             ("Reader", how.reader if how else ""),
             ("µm/px by level", ", ".join(map(_show_scale, summary.levels)) if summary else ""),

@@ -113,11 +113,7 @@ class RecordFolder:
 
     def _load(self, slide_id: str) -> Record:
         path = self.folder / f"{make_file_stem(slide_id)}.json"
-        return read_model(
-            path,
-            _ADAPTER,
-            "it was edited or written by another version: run the audit again",
-        )
+        return read_model(path, _ADAPTER, "it was edited or written by another version: run the audit again")
 
 
 def make_file_stem(slide_id: str) -> str:

@@ -54,11 +54,11 @@ class Scale:
         """Return length in px and label of a scale bar: round, and at most a quarter of an image's width in px."""
         per_px = self.level0_px if self.um is None else self.um
         length = round_length(per_px * width / 4)
-        label = f"{length:g} px at level 0 (µm/px unknown)" if self.um is None else write_length(length)
+        label = f"{length:g} px at level 0 (µm/px unknown)" if self.um is None else format_length(length)
         return max(1, round_px(length / per_px)), label
 
 
-def write_length(um: float) -> str:
+def format_length(um: float) -> str:
     """Write a length in µm, from 1 mm on in mm."""
     return f"{um / 1000:g} mm" if um >= 1000 else f"{um:g} µm"
 

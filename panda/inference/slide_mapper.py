@@ -23,14 +23,7 @@ from panda.inference.legends import ColourMap
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import Measurements, QuantifySettings, slide_quantification
 from panda.inference.slide_images import Overview, write_attention, write_heatmap, write_overlay, write_view
-from panda.inference.slide_result import (
-    LABEL_METRICS,
-    RESULT_FILE,
-    InSample,
-    LabelMetrics,
-    Provenance,
-    SlideResult,
-)
+from panda.inference.slide_result import LABEL_METRICS, RESULT_FILE, InSample, LabelMetrics, Provenance, SlideResult
 from panda.wsi.label_mask import LabelMask
 from panda.wsi.levels import describe_frame
 from panda.wsi.slide import Slide, SlideOptions

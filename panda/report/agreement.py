@@ -9,8 +9,8 @@ from typing import Any
 from markupsafe import Markup
 
 from panda.report.axes import PALETTE, Axis, draw, pick_ticks
-from panda.report.run_folder import read_number
-from panda.report.table import show
+from panda.report.run_folder import parse_number
+from panda.report.table import format_value
 
 
 def draw_agreement(rows: Sequence[Mapping[str, Any]]) -> Markup:
@@ -23,7 +23,7 @@ def draw_agreement(rows: Sequence[Mapping[str, Any]]) -> Markup:
     """
     slides = []
     for row in rows:
-        found, true = read_number(row.get("tumor_mm2")), read_number(row.get("true_tumor_mm2"))
+        found, true = parse_number(row.get("tumor_mm2")), parse_number(row.get("true_tumor_mm2"))
         if found is not None and true is not None:
             slides.append((str(row.get("slide_id")), str(row.get("provider") or "slides"), found, true))
     if len(slides) < 3:
@@ -35,11 +35,7 @@ def draw_agreement(rows: Sequence[Mapping[str, Any]]) -> Markup:
     frame = (70, 14, 930, 300)
     across, up = Axis.fit(means, frame[0], frame[2]), Axis.fit(levels, frame[3], frame[1])
     colours = dict(zip(sorted({provider for _, provider, *_ in slides}), PALETTE, strict=False))
-    lines = (
-        (bias + limit, "upper limit", "6 4"),
-        (bias, "mean", ""),
-        (bias - limit, "lower limit", "6 4"),
-    )
+    lines = ((bias + limit, "upper limit", "6 4"), (bias, "mean", ""), (bias - limit, "lower limit", "6 4"))
     return draw(
         "agreement_chart.html",
         "Tumour area, found less labelled",
@@ -57,7 +53,7 @@ def draw_agreement(rows: Sequence[Mapping[str, Any]]) -> Markup:
                 across.place((found + true) / 2),
                 up.place(found - true),
                 colours.get(provider, PALETTE[-1]),
-                f"{name}: found {show(found, 'mm2')} mm², labelled {show(true, 'mm2')} mm²",
+                f"{name}: found {format_value(found, 'mm2')} mm², labelled {format_value(true, 'mm2')} mm²",
             )
             for name, provider, found, true in slides
         ],

@@ -26,7 +26,7 @@ def pick_ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [round(k * step, 12) for k in range(first, max(last, first + 1) + 1)]
 
 
-def write_label(value: float) -> str:
+def format_label(value: float) -> str:
     """Write the label of a value of an axis."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
@@ -49,7 +49,7 @@ class Axis:
         """Return the px of a value, to a tenth."""
         return round(self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 1)
 
-    def mark(self, values: Iterable[float], write: Callable[[float], str] = write_label) -> list[tuple[float, str]]:
+    def mark(self, values: Iterable[float], write: Callable[[float], str] = format_label) -> list[tuple[float, str]]:
         """Return px and label of each value."""
         return [(self.place(value), write(value)) for value in values]
 

@@ -131,10 +131,7 @@ def draw_bars(title: str, bars: Sequence[Bar], names: tuple[str, str]) -> Markup
 
 
 def draw_columns(
-    title: str,
-    labels: Sequence[str],
-    series: Sequence[tuple[str, Sequence[int]]],
-    x_label: str,
+    title: str, labels: Sequence[str], series: Sequence[tuple[str, Sequence[int]]], x_label: str
 ) -> Markup:
     """Draw counts as columns side by side; nothing if all counts are zero.
 
@@ -183,10 +180,7 @@ def draw_columns(
 
 
 def draw_pairs(
-    title: str,
-    slides: Sequence[tuple[str, str, float, float]],
-    names: tuple[str, str],
-    colours: Mapping[str, str],
+    title: str, slides: Sequence[tuple[str, str, float, float]], names: tuple[str, str], colours: Mapping[str, str]
 ) -> Markup:
     """Draw a figure between 0 and 1 of the same slides in two runs: against each other, and its differences sorted.
 

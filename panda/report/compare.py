@@ -15,10 +15,10 @@ from panda.report.axes import PALETTE
 from panda.report.charts import draw_pairs
 from panda.report.page import require_folder, write_page
 from panda.report.paired import Difference, Pair, choose_groups, compute_differences, pair_rows
-from panda.report.run_folder import find_subfolder, make_link, read_number, read_picture, read_text
+from panda.report.run_folder import find_subfolder, make_link, parse_number, read_picture, read_text
 from panda.report.run_summary import RunSummary, SegmentationSummary, read_summary
-from panda.report.sweep_jobs import read_choices
-from panda.report.table import UNITS, Cell, Head, Table, find_format, make_cell, name_figure, show
+from panda.report.sweep_jobs import parse_overrides
+from panda.report.table import UNITS, Cell, Head, Table, find_format, format_value, make_cell, name_figure
 from panda.tables import read_output_table, write_table
 
 SHOWN = 4
@@ -133,7 +133,7 @@ def _make_slide_rows(pairs: Sequence[Pair], groups: Sequence[str], task: str) ->
         row: dict[str, Any] = {"slide_id": one["slide_id"], "provider": one.get("provider", ""), "group": group}
         row |= {key: one.get(key) for key in kept}
         for key in keys:
-            was, is_ = read_number(one.get(key)), read_number(other.get(key))
+            was, is_ = parse_number(one.get(key)), parse_number(other.get(key))
             row |= {f"{key}_a": was, f"{key}_b": is_}
             row[f"{key}_difference"] = None if was is None or is_ is None else is_ - was
         rows.append(row)
@@ -172,7 +172,7 @@ def _write_lead(head: Difference, names: tuple[str, str]) -> str:
 
 def _tabulate_choices(a: Path, b: Path, names: tuple[str, str]) -> Table:
     """Lay out the overrides in which the runs differ."""
-    typed = [read_choices(read_text(folder / "overrides.txt")) for folder in (a, b)]
+    typed = [parse_overrides(read_text(folder / "overrides.txt")) for folder in (a, b)]
     keys = [key for key in dict.fromkeys([*typed[0], *typed[1]]) if key != "name"]
     differ = [key for key in keys if typed[0].get(key) != typed[1].get(key)]
     rows = [[Cell(key), *(Cell(side.get(key, ""), why="the default") for side in typed)] for key in differ]
@@ -250,7 +250,7 @@ def _choose_sides(
                 picture = read_picture(home / "overlay.png", 560) if home else None
                 if picture and home:
                     at = _make_address(home / "overlay.png", output)
-                    pictures.append((picture, at, f"{name}: Dice {show(row[f'dice_{side}'])}"))
+                    pictures.append((picture, at, f"{name}: Dice {format_value(row[f'dice_{side}'])}"))
             if pictures:
                 slides.append((f"{row['slide_id']} ({row['dice_difference']:+.3f})", pictures))
         if slides:

@@ -30,10 +30,7 @@ _BAND = "#e9d9a6"
 
 
 def write_threshold_curve(
-    hists: Histograms,
-    choice: ThresholdChoice,
-    folder: Path,
-    providers: Mapping[str, str] | None = None,
+    hists: Histograms, choice: ThresholdChoice, folder: Path, providers: Mapping[str, str] | None = None
 ) -> None:
     """Write the scores at every threshold as a table and as a picture: `threshold_curve.csv` and `.png`.
 

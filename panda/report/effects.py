@@ -9,7 +9,7 @@ from statistics import mean, median
 from markupsafe import Markup
 
 from panda.report.axes import VALIDATION, Axis, draw, pick_ticks
-from panda.report.run_folder import make_natural_key, read_number
+from panda.report.run_folder import make_natural_key, parse_number
 
 MOST_VALUES = 12
 """A choice with more values has no chart."""
@@ -104,7 +104,7 @@ def _measure_effect(jobs: Sequence[ScoredJob], choice: str, varied: Sequence[str
 
 def _order(value: str) -> tuple[bool, float, list[tuple[int, int, str]]]:
     """Sort numbers by size, before words."""
-    figure = read_number(value)
+    figure = parse_number(value)
     return figure is None, figure or 0.0, make_natural_key(value)
 
 

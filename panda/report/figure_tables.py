@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 
-from panda.report.interpretation import explain_missing, list_headlines, write_interval
+from panda.report.interpretation import explain_missing, format_interval, list_headlines
 from panda.report.run_summary import RunSummary
-from panda.report.table import UNITS, Cell, Head, Table, find_format, make_cell, make_head, name_figure, show
+from panda.report.table import UNITS, Cell, Head, Table, find_format, format_value, make_cell, make_head, name_figure
 from panda.tasks.figures import Figures
 
 _PART_COLUMNS = (
@@ -38,8 +38,8 @@ def make_splits_table(summary: RunSummary) -> Table:
         kind = find_format(key)
         cells = [Cell(name_figure(key))]
         for scores in splits:
-            text = show(scores.numbers.get(key), kind) if scores else ""
-            ends = write_interval(scores.find_interval(key), kind) if scores else ""
+            text = format_value(scores.numbers.get(key), kind) if scores else ""
+            ends = format_interval(scores.find_interval(key), kind) if scores else ""
             why = "" if text else explain_missing(scores, key)
             cells.append(
                 Cell(text and text + UNITS.get(kind, "") + (f"  ({ends})" if ends else ""), style="num", why=why)
@@ -71,7 +71,7 @@ def make_part_table(parts: Mapping[str, Figures], title: str, name_part: Callabl
             kind = find_format(key)
             shown = make_cell(part.numbers.get(key), kind, _WHY_OF_PART.get(key, "undefined"))
             if shown.text:
-                under = write_interval(part.find_interval(key), kind)
+                under = format_interval(part.find_interval(key), kind)
                 shown = replace(shown, under=under, why=part.explain_no_interval(key))
             cells.append(shown)
         rows.append(cells)
@@ -80,6 +80,6 @@ def make_part_table(parts: Mapping[str, Figures], title: str, name_part: Callabl
     return Table([Head(title), *(make_head(key) for key in keys)], rows, note=note)
 
 
-def grade_name(grade: str) -> str:
+def name_grade(grade: str) -> str:
     """Name a part of `by_grade`."""
     return f"ISUP\u00a0{grade}" if grade.isdecimal() else "not graded"

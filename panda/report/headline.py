@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from panda.report.run_summary import RunSummary, read_summary
-from panda.report.table import show
+from panda.report.table import format_value
 
 FIGURES = {
     "segmentation": (
@@ -19,11 +19,13 @@ FIGURES = {
 }
 
 
-def headline(summary: RunSummary) -> str:
+def format_headline(summary: RunSummary) -> str:
     """Write the figures of the test slides, or of validation if there are none, in a line."""
     split, scores = ("val", summary.val) if summary.test is None else ("test", summary.test)
     numbers = scores.numbers
-    named = [f"{name} {show(numbers[key]) or 'undefined'}" for key, name in FIGURES[summary.task] if key in numbers]
+    named = [
+        f"{name} {format_value(numbers[key]) or 'undefined'}" for key, name in FIGURES[summary.task] if key in numbers
+    ]
     slides = f" on {numbers['slides']} slides" if "slides" in numbers else ""
     at = f" at threshold {summary.threshold:.3f}" if summary.task == "segmentation" else ""
     return f"{summary.task} ({split}{slides}{at}): {', '.join(named)}"
@@ -38,7 +40,7 @@ def main(folders: Sequence[str]) -> int:
             print(f"{folder} holds no finished run: {fault}", file=sys.stderr)
             status = 1
             continue
-        print(f"{headline(summary)}\n  {Path(folder) / 'report.html'}")
+        print(f"{format_headline(summary)}\n  {Path(folder) / 'report.html'}")
     return status
 
 

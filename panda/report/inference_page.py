@@ -9,10 +9,10 @@ from typing import Any
 from panda.report.agreement import draw_agreement
 from panda.report.inference_summary import INFERENCE_FILE, InferenceSummary
 from panda.report.page import require_folder, write_page
-from panda.report.run_folder import read_number, try_read
+from panda.report.run_folder import parse_number, try_read
 from panda.report.run_page import make_failure_table
 from panda.report.slide_page import Card, make_slide_table
-from panda.report.table import show
+from panda.report.table import format_value
 from panda.tables import read_output_table
 
 _COLUMNS = (
@@ -46,19 +46,19 @@ def _write_value(value: Any) -> str:
 
 def _make_cards(rows: list[dict[str, str]], failed: set[str]) -> list[Card]:
     known = [r for r in rows if r.get("tissue_how") != "whole"]
-    tumor = [a for r in known if (a := read_number(r.get("tumor_mm2"))) is not None]
-    tissue = [a for r in known if (a := read_number(r.get("tissue_mm2"))) is not None]
-    positive = sum((read_number(r.get("num_regions")) or 0) > 0 for r in rows)
+    tumor = [a for r in known if (a := parse_number(r.get("tumor_mm2"))) is not None]
+    tissue = [a for r in known if (a := parse_number(r.get("tissue_mm2"))) is not None]
+    positive = sum((parse_number(r.get("num_regions")) or 0) > 0 for r in rows)
     without = {"of unknown µm/px": len(known) - len(tumor), "whose whole area counts as tissue": len(rows) - len(known)}
     under = ", ".join(f"without {n} slide{'s' * (n != 1)} {which}" for which, n in without.items() if n)
     finished = {r.get("slide_id", "") for r in rows}
     counts = {"failed": len(failed - finished), "not graded": len(failed & finished)}
     faults = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     return [
-        Card("Slides finished", show(len(rows), "count"), under=faults or "none failed", big=True),
-        Card("Slides with tumour regions", show(positive, "count"), f"of {len(rows)}", big=True),
-        Card("Tumour, all slides", show(sum(tumor), "mm2") if tumor else "", "mm²", under),
-        Card("Tissue, all slides", show(sum(tissue), "mm2") if tissue else "", "mm²", under),
+        Card("Slides finished", format_value(len(rows), "count"), under=faults or "none failed", big=True),
+        Card("Slides with tumour regions", format_value(positive, "count"), f"of {len(rows)}", big=True),
+        Card("Tumour, all slides", format_value(sum(tumor), "mm2") if tumor else "", "mm²", under),
+        Card("Tissue, all slides", format_value(sum(tissue), "mm2") if tissue else "", "mm²", under),
     ]
 
 
@@ -72,13 +72,13 @@ def write_inference_page(output: Path) -> Path:
     require_folder(output)
     summary, fault = try_read(InferenceSummary.read, output, INFERENCE_FILE)
     rows = read_output_table(output / "quantification.csv")
-    rows.sort(key=lambda r: -(read_number(r.get("tumor_percent_of_tissue")) or 0.0))
+    rows.sort(key=lambda r: -(parse_number(r.get("tumor_percent_of_tissue")) or 0.0))
     failures = make_failure_table(output / "failures.csv")
     counts = {word: sum(r.get("in_sample") == word for r in rows) for word in _SEEN}
     is_informative = {
         "threshold": len({r.get("threshold") for r in rows}) > 1,
         "tissue_how": any(r.get("tissue_how") != "strict" for r in rows),
-        "unscored_tissue_px": any(read_number(r.get("unscored_tissue_px")) for r in rows),
+        "unscored_tissue_px": any(parse_number(r.get("unscored_tissue_px")) for r in rows),
         "in_sample": any(counts.values()),
     }
     keys = [k for k in _COLUMNS if any(k in row for row in rows) and is_informative.get(k, True)]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from panda.report.run_summary import GradingSummary, RunSummary, SegmentationSummary
 from panda.report.slide_page import Card
-from panda.report.table import UNITS, find_format, name_figure, show
+from panda.report.table import UNITS, find_format, format_value, name_figure
 from panda.tasks.calibration import Calibration
 from panda.tasks.figures import Figures
 from panda.tasks.threshold import CRITERIA, ThresholdChoice
@@ -45,10 +45,10 @@ def list_headlines(summary: RunSummary | None) -> tuple[str, ...]:
     return HEADLINES[summary.target]
 
 
-def write_interval(ends: tuple[float, float] | None, kind: str = "score") -> str:
+def format_interval(ends: tuple[float, float] | None, kind: str = "score") -> str:
     """Write an interval in the format of its figure, such as `0.66 to 0.83` for a score; empty for None."""
     kind = "headline" if kind == "score" else kind
-    return "" if ends is None else f"{show(ends[0], kind)} to {show(ends[1], kind)}"
+    return "" if ends is None else f"{format_value(ends[0], kind)} to {format_value(ends[1], kind)}"
 
 
 def choose_split(summary: RunSummary) -> tuple[str, Figures]:
@@ -63,12 +63,12 @@ def make_cards(summary: RunSummary) -> list[Card]:
     cards: list[Card] = []
     for key in list_headlines(summary):
         kind = find_format(key)
-        text = show(numbers.get(key), "headline" if kind == "score" else kind)
+        text = format_value(numbers.get(key), "headline" if kind == "score" else kind)
         if not text and len(cards) >= 2 and key not in numbers:
             continue
         big = len(cards) < 2
         ends = scores.find_interval(key)
-        under = f"95 % interval {write_interval(ends, kind)}" if ends else ""
+        under = f"95 % interval {format_interval(ends, kind)}" if ends else ""
         if not text:
             under = explain_missing(scores, key)
         elif big and not ends:
@@ -76,7 +76,9 @@ def make_cards(summary: RunSummary) -> list[Card]:
         cards.append(Card(name_figure(key), text, UNITS.get(kind, "").strip(), under, big))
     if _has_much_outside(numbers):
         key = "cancer_outside_tissue_percent"
-        cards.insert(2, Card(name_figure(key), show(numbers[key], "percent"), "%", "enters none of these figures"))
+        cards.insert(
+            2, Card(name_figure(key), format_value(numbers[key], "percent"), "%", "enters none of these figures")
+        )
     return cards
 
 
@@ -113,17 +115,17 @@ def _has_much_outside(numbers: Numbers) -> bool:
 def _explain_outside(numbers: Numbers) -> list[str]:
     if not _has_much_outside(numbers):
         return []
-    share, area = (show(numbers.get(f"cancer_outside_tissue_{unit}"), unit) for unit in ("percent", "mm2"))
+    share, area = (format_value(numbers.get(f"cancer_outside_tissue_{unit}"), unit) for unit in ("percent", "mm2"))
     return [
         f"{share} % of the labelled cancer{area and f' ({area} mm²)'} is outside the tissue found. It enters no score, "
         "neither as found nor as missed. The table of slides says on which slides it is."
     ]
 
 
-def _write_with_interval(scores: Figures, key: str) -> str:
+def _format_with_interval(scores: Figures, key: str) -> str:
     ends = scores.find_interval(key)
-    range_text = f" (95 % bootstrap interval {write_interval(ends)})" if ends else ""
-    return f"{show(scores.numbers[key], 'headline')}{range_text}"
+    range_text = f" (95 % bootstrap interval {format_interval(ends)})" if ends else ""
+    return f"{format_value(scores.numbers[key], 'headline')}{range_text}"
 
 
 def _explain_segmentation(scores: Figures) -> str:
@@ -132,7 +134,7 @@ def _explain_segmentation(scores: Figures) -> str:
         return "no Dice is defined, because there is no labelled cancer."
     key = "dice_mean_slide" if numbers.get("dice_mean_slide") is not None else "dice"
     what = "a mean Dice per slide of" if key == "dice_mean_slide" else "a pooled Dice of"
-    text = f"the predicted tumour overlaps the label with {what} {_write_with_interval(scores, key)}."
+    text = f"the predicted tumour overlaps the label with {what} {_format_with_interval(scores, key)}."
     baseline = numbers.get("all_tissue_dice")
     if baseline is not None:
         text += f" Calling all tissue tumour would give {baseline:.2f}."
@@ -148,7 +150,7 @@ def _explain_grading(scores: Figures, keys: Sequence[str]) -> str:
     parts = []
     for key in keys:
         if key in words and (value := scores.numbers.get(key)) is not None:
-            parts.append(words[key].format(f"{value:.0%}" if key == "accuracy" else _write_with_interval(scores, key)))
+            parts.append(words[key].format(f"{value:.0%}" if key == "accuracy" else _format_with_interval(scores, key)))
     return ("; ".join(parts) or "no figure is defined") + "."
 
 
@@ -159,23 +161,23 @@ def _explain_threshold(choice: ThresholdChoice) -> str:
         return f"{text}. The threshold was not searched ({choice.chosen_on})."
     best = "lowest" if criterion.lowest_is_best else "best"
     text += f", chosen on {choice.chosen_on}, for the {best} {criterion.label}"
-    details = [f"{show(choice.score, 'headline')} there"] if choice.score is not None else []
+    details = [f"{format_value(choice.score, 'headline')} there"] if choice.score is not None else []
     if choice.cost_ratio is not None:
         details.append(f"a missed cancer pixel counts as {choice.cost_ratio:g} false ones")
     text += f" ({'; '.join(details)})." if details else "."
     if choice.interval:
-        text += f" On other such slides it could have been {_write_range(choice.interval)} (95 % interval)."
+        text += f" On other such slides it could have been {_format_range(choice.interval)} (95 % interval)."
     if choice.by_provider:
         own = [
-            f"{name} {show(found.value)}" + (f" ({_write_range(found.interval)})" if found.interval else "")
+            f"{name} {format_value(found.value)}" + (f" ({_format_range(found.interval)})" if found.interval else "")
             for name, found in choice.by_provider.items()
         ]
         text += f" Each provider's slides are scored at its own threshold: {', '.join(own)}."
     return text
 
 
-def _write_range(ends: tuple[float, float]) -> str:
-    return f"{show(ends[0])} to {show(ends[1])}"
+def _format_range(ends: tuple[float, float]) -> str:
+    return f"{format_value(ends[0])} to {format_value(ends[1])}"
 
 
 def _explain_calibration(found: Calibration | None) -> list[str]:
@@ -186,11 +188,11 @@ def _explain_calibration(found: Calibration | None) -> list[str]:
     known = [(name, errors) for name, errors in splits if errors.ece is not None]
     if not known:
         return []
-    unscaled = " and ".join(f"{show(errors.ece)} on {name}" for name, errors in known)
+    unscaled = " and ".join(f"{format_value(errors.ece)} on {name}" for name, errors in known)
     text = f"Probabilities differ from the share of cancer among pixels by {unscaled} (calibration error)"
     if found.value is None:
         return [f"{text}. No temperature corrects that ({found.note})."]
-    scaled = " and ".join(f"{show(errors.ece_scaled)} on {name}" for name, errors in known)
+    scaled = " and ".join(f"{format_value(errors.ece_scaled)} on {name}" for name, errors in known)
     return [
         f"{text}. At the temperature {found.value:.2f}, fitted on validation, they differ by {scaled}. The maps show "
         "the probabilities of the network unchanged: a temperature would also move the threshold and change no mask."

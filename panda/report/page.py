@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from panda.errors import PandaError
 from panda.files import write_whole
-from panda.report.table import show
+from panda.report.table import format_value
 
 ENVIRONMENT = Environment(
     loader=PackageLoader("panda.report", "templates"),
@@ -21,7 +21,7 @@ ENVIRONMENT = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-ENVIRONMENT.filters["show"] = show
+ENVIRONMENT.filters["format_value"] = format_value
 
 
 def _read_source(name: str) -> str:

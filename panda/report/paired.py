@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import wilcoxon
 
 from panda.errors import ManifestError
-from panda.report.run_folder import read_number
+from panda.report.run_folder import parse_number
 from panda.tasks.bootstrap import average_known, bootstrap_interval
 from panda.tasks.grade_metrics import compare_grades
 
@@ -91,13 +91,7 @@ def compute_differences(rows: Sequence[Pair], groups: Sequence[str], task: str, 
 
 
 def compute_difference(
-    rows: Sequence[Pair],
-    groups: Sequence[str],
-    task: str,
-    figure: str,
-    provider: str = "all",
-    *,
-    seed: int = 0,
+    rows: Sequence[Pair], groups: Sequence[str], task: str, figure: str, provider: str = "all", *, seed: int = 0
 ) -> Difference | None:
     """Compare two runs by one figure, over all slides or those of a provider.
 
@@ -127,9 +121,9 @@ def compute_difference(
 def read_value(row: Row, column: str) -> float:
     """Read a figure of a slide; NaN if it has none."""
     if column == "benign_fp_mm2":
-        labelled = [read_number(row.get(key)) for key in ("tp_px", "fn_px", "cancer_outside_tissue_px")]
+        labelled = [parse_number(row.get(key)) for key in ("tp_px", "fn_px", "cancer_outside_tissue_px")]
         return float("nan") if any(labelled) or None in labelled else read_value(row, "fp_mm2")
-    value = read_number(row.get(column))
+    value = parse_number(row.get(column))
     return float("nan") if value is None else value
 
 
@@ -179,8 +173,8 @@ def pair_rows(names: tuple[str, str], tables: tuple[Sequence[Row], Sequence[Row]
 
 def _read_truth(row: Row, key: str) -> str | float | None:
     if key == "labelled_px":
-        return (read_number(row.get("tp_px")) or 0) + (read_number(row.get("fn_px")) or 0)
-    value = read_number(row.get(key))
+        return (parse_number(row.get("tp_px")) or 0) + (parse_number(row.get("fn_px")) or 0)
+    value = parse_number(row.get(key))
     return row.get(key) if value is None else value
 
 

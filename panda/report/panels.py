@@ -13,7 +13,7 @@ from matplotlib.colors import ListedColormap, Normalize, to_rgb
 from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 
-from panda.inference.legends import JET, colorize, round_length, write_length
+from panda.inference.legends import JET, colorize, format_length, round_length
 from panda.inference.panel_patches import PanelRow
 from panda.report.sheet import INK, MASK, Sheet
 
@@ -29,7 +29,7 @@ _COLUMNS = ("Image", "Predicted mask", "Overlay", "Ground truth", "Heatmap")
 Mask = NDArray[np.bool_]
 
 
-def write_dice(predicted: Mask, truth: Mask | None) -> str:
+def describe_dice(predicted: Mask, truth: Mask | None) -> str:
     """Write the Dice of (h, w) masks of one patch, of tissue only, or why it has none; None is no label."""
     if truth is None:
         return "Dice unknown: no ground truth"
@@ -70,7 +70,7 @@ def _draw_scale_bar(axes: Axes, width: int, height: int, um_per_px: float | None
         text, bar = "µm/px unknown", 0.0
     else:
         length = round_length(0.3 * width * um_per_px)
-        text, bar = write_length(length), length / um_per_px
+        text, bar = format_length(length), length / um_per_px
     box_width = max(bar, (0.27 if bar else 0.45) * width) + 0.06 * width
     left, base = 0.03 * width - 0.5, 0.97 * height - 0.5
     tall = 0.115 * width if bar else 0.085 * width
@@ -137,7 +137,7 @@ def _draw_row(sheet: Sheet, row: PanelRow, y: float, height: float, threshold: f
     """Draw a row and its title `y` inches below the top of the sheet, with pictures `height` inches high."""
     predicted = row.predict(threshold)
     truth = None if row.truth is None else row.truth & row.tissue
-    title = f"{row.title}   ·   {write_dice(predicted, truth)}"
+    title = f"{row.title}   ·   {describe_dice(predicted, truth)}"
     sheet.write(_LEFT, y + _TITLE - 0.13, title, fontsize=14, va="bottom")
     y += _TITLE
     image, mask, overlay, label, heatmap = (

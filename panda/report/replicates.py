@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from panda.report.sweep_jobs import Job, rank_figure, rank_jobs
-from panda.report.table import Cell, Head, Table, find_format, name_figure, show
+from panda.report.table import Cell, Head, Table, find_format, format_value, name_figure
 
 REPEATS = ("seed", "data.fold")
 """Choices whose variation matters, not their best value."""
@@ -32,7 +32,7 @@ class Repeat:
     failed: int
     values: Mapping[tuple[str, str], Sequence[float]]
 
-    def row(self) -> dict[str, Any]:
+    def to_row(self) -> dict[str, Any]:
         """Return mean, standard deviation, minimum and maximum of each figure; None if too few jobs have it."""
         row: dict[str, Any] = {**self.choices, "jobs": self.jobs, "failed": self.failed}
         for (split, key), values in self.values.items():
@@ -55,7 +55,7 @@ def find_repeats(jobs: Sequence[Job], varied: Sequence[str]) -> list[Repeat]:
     for choices, same in groups.items():
         keys = dict.fromkeys(job.key for job in rank_jobs(same) if job.summary)
         values = {
-            (split, key): [figure for job in same if (figure := job.figure(split, key)) is not None]
+            (split, key): [figure for job in same if (figure := job.find_figure(split, key)) is not None]
             for key in keys
             for split in SPLITS
         }
@@ -80,10 +80,10 @@ def make_repeats_table(found: Sequence[Repeat]) -> Table:
             if not values:
                 cells.append(Cell(why="no job has it", style="num"))
                 continue
-            spread = f" ± {show(stdev(values), kind)}" if len(values) > 1 else ""
-            ends = f"{show(min(values), kind)} to {show(max(values), kind)}"
+            spread = f" ± {format_value(stdev(values), kind)}" if len(values) > 1 else ""
+            ends = f"{format_value(min(values), kind)} to {format_value(max(values), kind)}"
             ends += f", of {len(values)}" * (len(values) < repeat.jobs)
-            cells.append(Cell(show(fmean(values), kind) + spread, sort=fmean(values), style="num", under=ends))
+            cells.append(Cell(format_value(fmean(values), kind) + spread, sort=fmean(values), style="num", under=ends))
         rows.append(cells)
     words = {"val": "validation", "test": "test"}
     heads = [Head(key) for key in (found[0].choices if found else ())]

@@ -52,7 +52,7 @@ def try_read(read: Callable[[Path], T], folder: Path, name: str) -> tuple[T | No
         return None, f"{name} could not be read: {error}"
 
 
-def read_number(value: Any) -> float | None:
+def parse_number(value: Any) -> float | None:
     """Read a number or its text from JSON or CSV; None for anything else, NaN and infinity."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None

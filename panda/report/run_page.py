@@ -13,13 +13,13 @@ from panda.data.summary import DataSummary, PatchDataSummary
 from panda.report.agreement import draw_agreement
 from panda.report.axes import TRAIN, VALIDATION
 from panda.report.charts import Line, draw_lines
-from panda.report.figure_tables import grade_name, make_part_table, make_splits_table
+from panda.report.figure_tables import make_part_table, make_splits_table, name_grade
 from panda.report.interpretation import choose_split, explain_figures, make_cards
 from panda.report.page import require_folder, write_page
-from panda.report.run_folder import Picture, make_link, make_natural_key, read_number, read_picture, read_text
+from panda.report.run_folder import Picture, make_link, make_natural_key, parse_number, read_picture, read_text
 from panda.report.run_summary import GradingSummary, RunSummary, read_summary
 from panda.report.slide_page import find_slide_table, make_slide_table
-from panda.report.table import Cell, Head, Table, make_cell, name_figure, show
+from panda.report.table import Cell, Head, Table, format_value, make_cell, name_figure
 from panda.tables import read_output_table
 from panda.wsi.gleason import list_class_names
 
@@ -79,7 +79,7 @@ def _collect_by_epoch(rows: Sequence[dict[str, str]], column: str) -> dict[float
     """Collect one value for each epoch, the mean if it was logged more than once."""
     values: dict[float, list[float]] = {}
     for row in rows:
-        epoch, value = read_number(row.get("epoch")), read_number(row.get(column))
+        epoch, value = parse_number(row.get("epoch")), parse_number(row.get(column))
         if epoch is not None and value is not None:
             values.setdefault(epoch, []).append(value)
     return {epoch: sum(v) / len(v) for epoch, v in sorted(values.items())}
@@ -87,7 +87,9 @@ def _collect_by_epoch(rows: Sequence[dict[str, str]], column: str) -> dict[float
 
 def read_threshold_line(path: Path, name: str, colour: str) -> Line:
     """Read the pooled Dice at every threshold from `threshold_curve.csv`; without points if it is missing."""
-    rows = ((read_number(row.get("threshold")), read_number(row.get("dice_pooled"))) for row in read_output_table(path))
+    rows = (
+        (parse_number(row.get("threshold")), parse_number(row.get("dice_pooled"))) for row in read_output_table(path)
+    )
     points = [(x, y) for x, y in rows if x is not None and y is not None]
     return Line(name, [x for x, _ in points], [y for _, y in points], colour)
 
@@ -111,7 +113,7 @@ def _make_confusion(summary: RunSummary) -> Confusion | None:
 
 def _count_classes_off(row: dict[str, str]) -> float:
     """Return how many classes the prediction is off."""
-    given, predicted = read_number(row.get("label")), read_number(row.get("predicted"))
+    given, predicted = parse_number(row.get("label")), parse_number(row.get("predicted"))
     return abs(given - predicted) if given is not None and predicted is not None else 0.0
 
 
@@ -122,10 +124,10 @@ def _tabulate_slides(run_dir: Path, task: str) -> tuple[Table, str]:
         rows.sort(key=_count_classes_off, reverse=True)
         order = "Slides whose prediction is furthest from the given class come first."
     else:
-        rows.sort(key=lambda r: d if (d := read_number(r.get("dice"))) is not None else 2.0)
+        rows.sort(key=lambda r: d if (d := parse_number(r.get("dice"))) is not None else 2.0)
         order = "Slides with the lowest Dice come first. Slides without labelled cancer have no Dice and come last."
     keys = [k for k in _SLIDE_COLUMNS[task] if rows and k in rows[0]]
-    if not any(read_number(r.get("cancer_outside_tissue_px")) for r in rows):
+    if not any(parse_number(r.get("cancer_outside_tissue_px")) for r in rows):
         keys = [k for k in keys if k != "cancer_outside_tissue_mm2"]
     if all(r.get("label") == r.get("isup_grade") for r in rows):  # ISUP grades are the target
         keys = [k for k in keys if k != "label"]
@@ -163,7 +165,7 @@ def _tabulate_counts(data: DataSummary) -> tuple[Table, list[tuple[str, str]]]:
         for thing, c in counts.items()
     ]
     table = Table([Head(""), *(Head(titles[s], figures=True) for s in used)], rows, sortable=False)
-    return table, [(k.replace("_", " "), show(v, "count")) for k, v in data.left_out.items() if v]
+    return table, [(k.replace("_", " "), format_value(v, "count")) for k, v in data.left_out.items() if v]
 
 
 def write_run_page(run_dir: Path) -> Path:
@@ -214,10 +216,10 @@ def _lay_out_summary(summary: RunSummary) -> dict[str, Any]:
     return {
         "meta": [
             ("Made", summary.created.replace("T", " ").removesuffix("Z")),
-            ("Seed", show(summary.seed, "text")),
+            ("Seed", format_value(summary.seed, "text")),
             ("Device", summary.device),
-            ("Colours", show(summary.data.colours, "text")),
-            ("Took", show(summary.seconds, "seconds")),
+            ("Colours", format_value(summary.data.colours, "text")),
+            ("Took", format_value(summary.seconds, "seconds")),
         ],
         "split": split,
         "policy": summary.data.groups,
@@ -225,8 +227,8 @@ def _lay_out_summary(summary: RunSummary) -> dict[str, Any]:
         "meaning": explain_figures(summary),
         "confusion": _make_confusion(summary),
         "splits": make_splits_table(summary),
-        "providers": make_part_table(scores.parts("by_provider"), "Provider", str),
-        "grades": make_part_table(scores.parts("by_grade"), "Grade", grade_name),
+        "providers": make_part_table(scores.find_parts("by_provider"), "Provider", str),
+        "grades": make_part_table(scores.find_parts("by_grade"), "Grade", name_grade),
         "counts": counts,
         "left_out": left_out,
     }

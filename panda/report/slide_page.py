@@ -10,7 +10,7 @@ from panda.inference.grade import GradeRecord
 from panda.inference.slide_result import RESULT_FILE, SlideFacts, SlideResult, read_slide_facts
 from panda.report.page import require_folder, write_page
 from panda.report.run_folder import Picture, Row, find_subfolder, make_link, read_picture, try_read
-from panda.report.table import Cell, Head, Table, find_format, make_cell, make_head, show
+from panda.report.table import Cell, Head, Table, find_format, format_value, make_cell, make_head
 from panda.report.viewer import MOST_REGIONS, read_viewer
 from panda.tables import read_output_table
 
@@ -60,14 +60,14 @@ def _tabulate_regions(result: SlideResult, has_viewer: bool) -> Table:
     no_area = result.mm2_note or "µm/px of the slide is unknown"
     rows = [
         [
-            Cell(show(region.id, "count"), sort=region.id, style="num", is_button=has_viewer),
+            Cell(format_value(region.id, "count"), sort=region.id, style="num", is_button=has_viewer),
             make_cell(region.area_mm2, "mm2", no_area),
             make_cell(region.area_px, "count"),
             make_cell(region.length_mm, "score", no_area),
             make_cell(region.mean_probability, "score"),
             make_cell(region.max_probability, "score"),
-            _place(region.centroid),
-            _place(region.bbox),
+            _make_numbers_cell(region.centroid),
+            _make_numbers_cell(region.bbox),
         ]
         for region in result.regions[:MOST_REGIONS]
     ]
@@ -76,7 +76,7 @@ def _tabulate_regions(result: SlideResult, has_viewer: bool) -> Table:
     return Table([Head(label, unit, figures=True) for label, unit in _REGION_HEADS], rows, note=note)
 
 
-def _place(numbers: Sequence[float]) -> Cell:
+def _make_numbers_cell(numbers: Sequence[float]) -> Cell:
     return Cell(", ".join(f"{v:.0f}" for v in numbers), sort=numbers[0], style="num")
 
 
@@ -85,15 +85,15 @@ def _make_cards(facts: SlideFacts, grade: str) -> list[Card]:
     if not isinstance(facts, SlideResult):
         return cards
     why = "µm/px of the slide is unknown"
-    tissue, tumor = show(facts.tissue_mm2, "mm2"), show(facts.tumor_mm2, "mm2")
-    share = show(facts.tumor_percent_of_tissue, "percent")
+    tissue, tumor = format_value(facts.tissue_mm2, "mm2"), format_value(facts.tumor_mm2, "mm2")
+    share = format_value(facts.tumor_percent_of_tissue, "percent")
     return [
         *cards,
         Card("Tumour, share of tissue", share, "%", _describe_nearby(facts), big=True),
         Card("Tumour area", tumor, "mm²", "" if tumor else why, big=True),
         Card("Tissue area", tissue, "mm²", "" if tissue else why),
-        Card("Tumour regions", show(facts.num_regions, "count")),
-        Card("Threshold", show(facts.threshold), under="a pixel is tumour from this probability"),
+        Card("Tumour regions", format_value(facts.num_regions, "count")),
+        Card("Threshold", format_value(facts.threshold), under="a pixel is tumour from this probability"),
     ]
 
 
@@ -103,7 +103,7 @@ def _describe_nearby(result: SlideResult) -> str:
     if not known or None in dict(known).values():
         return ""
     (low, most), (high, least) = known[0], known[-1]
-    share = f"{show(least, 'percent')} to {show(most, 'percent')} %"
+    share = f"{format_value(least, 'percent')} to {format_value(most, 'percent')} %"
     return f"{share} at thresholds {low:.2f} to {high:.2f}, before clean-up"
 
 
@@ -136,7 +136,7 @@ def _tabulate_label_metrics(slide_dir: Path, slide_id: str) -> Table | None:
     if row is None:
         return None
     hidden = {"slide_id", "group"} | ({"label"} if row.get("label") == row.get("isup_grade") else set())
-    keys = [k for k in row if k not in hidden and show(row[k], "text") and not k[1:].isdecimal()]
+    keys = [k for k in row if k not in hidden and format_value(row[k], "text") and not k[1:].isdecimal()]
     return Table(
         [make_head(k, ONE_SLIDE.get(k, "")) for k in keys],
         [[make_cell(row[k], find_format(k)) for k in keys]],

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from panda.report.interpretation import LESS_IS_BETTER, list_headlines
-from panda.report.run_folder import make_link, make_natural_key, read_number, read_text
+from panda.report.run_folder import make_link, make_natural_key, parse_number, read_text
 from panda.report.run_summary import RunSummary, read_summary
 from panda.tables import read_output_table
 from panda.tasks.figures import Figures
@@ -51,30 +51,30 @@ class Job:
     def key(self) -> str:
         """Return the key of the figure that its task is judged by."""
         keys = list_headlines(self.summary)
-        return next((k for split in ("val", "test") for k in keys if self.figure(split, k) is not None), keys[0])
+        return next((k for split in ("val", "test") for k in keys if self.find_figure(split, k) is not None), keys[0])
 
-    def score(self, split: str) -> float | None:
+    def find_score(self, split: str) -> float | None:
         """Return the figure of `key` on `val` or `test`."""
-        return self.figure(split, self.key)
+        return self.find_figure(split, self.key)
 
-    def figure(self, split: str, key: str) -> float | None:
+    def find_figure(self, split: str, key: str) -> float | None:
         """Return any figure on `val` or `test`."""
-        scores = self.scores(split)
+        scores = self.find_scores(split)
         return None if scores is None else scores.numbers.get(key)
 
-    def scores(self, split: str) -> Figures | None:
+    def find_scores(self, split: str) -> Figures | None:
         """Return the figures of `val` or `test`."""
         if self.summary is None:
             return None
         return self.summary.test if split == "test" else self.summary.val
 
-    def interval(self, split: str) -> tuple[float, float] | None:
+    def find_interval(self, split: str) -> tuple[float, float] | None:
         """Return the 95 % interval of the figure of `key` on `val` or `test`."""
-        scores = self.scores(split)
+        scores = self.find_scores(split)
         return None if scores is None else scores.find_interval(self.key)
 
 
-def read_choices(text: str) -> dict[str, str]:
+def parse_overrides(text: str) -> dict[str, str]:
     """Read overrides, one on each line: `key=value`, with `+`, `++` or `~` before the key as in Hydra."""
     choices = {}
     for line in text.splitlines():
@@ -93,7 +93,7 @@ def _read_job(folder: Path) -> Job:
         error = error or (fault if ended else f"{fault} The job is still running, or was killed.")
     report = make_link(folder.name, "report.html") if (folder / "report.html").is_file() else ""
     lost = len(read_output_table(folder / "failures.csv"))
-    return Job(folder.name, read_choices(read_text(folder / "overrides.txt")), summary, error, report, lost, ended)
+    return Job(folder.name, parse_overrides(read_text(folder / "overrides.txt")), summary, error, report, lost, ended)
 
 
 def read_jobs(sweep_dir: Path) -> list[Job]:
@@ -102,7 +102,7 @@ def read_jobs(sweep_dir: Path) -> list[Job]:
     return [_read_job(folder) for folder in sorted(folders, key=lambda f: make_natural_key(f.name))]
 
 
-def part_choices(jobs: Sequence[Job]) -> tuple[list[str], list[tuple[str, str]]]:
+def split_choices(jobs: Sequence[Job]) -> tuple[list[str], list[tuple[str, str]]]:
     """Split the overridden keys into those that differ between jobs and those that are the same in all."""
     keys = list(dict.fromkeys(k for job in jobs for k in job.choices))
     varied = [k for k in keys if len({job.choices.get(k) for job in jobs}) > 1]
@@ -114,7 +114,7 @@ def label_job(job: Job, varied: Sequence[str]) -> str:
     parts = []
     for key in varied:
         value = job.choices.get(key, "")
-        bare = read_number(value) is None and value.lower() not in {"true", "false", "null", "auto"}
+        bare = parse_number(value) is None and value.lower() not in {"true", "false", "null", "auto"}
         parts.append(value if bare else f"{key.rsplit('.', 1)[-1]} {value}")
     return " · ".join(part for part in parts if part) or job.name
 
@@ -131,4 +131,4 @@ def rank_figure(job: Job, key: str, figure: float | None) -> tuple[float, float]
 
 def rank_jobs(jobs: Sequence[Job]) -> list[Job]:
     """Sort jobs by the validation figure, never by test: the best first, those without one last."""
-    return sorted(jobs, key=lambda job: rank_figure(job, job.key, job.score("val")))
+    return sorted(jobs, key=lambda job: rank_figure(job, job.key, job.find_score("val")))

@@ -16,13 +16,13 @@ from panda.files import hold_lock, remove_leftovers
 from panda.report.axes import GREY, PALETTE
 from panda.report.charts import Bar, Line, draw_bars, draw_lines
 from panda.report.effects import ScoredJob, draw_effect, find_effects
-from panda.report.interpretation import write_interval
+from panda.report.interpretation import format_interval
 from panda.report.page import require_folder, write_page
 from panda.report.paired import Difference, choose_groups, compute_difference, pair_rows
 from panda.report.replicates import find_repeats, make_repeats_table
 from panda.report.run_page import read_threshold_line
-from panda.report.sweep_jobs import Job, label_job, part_choices, rank_jobs, read_jobs
-from panda.report.table import Cell, Head, Table, find_format, make_cell, name_figure, show
+from panda.report.sweep_jobs import Job, label_job, rank_jobs, read_jobs, split_choices
+from panda.report.table import Cell, Head, Table, find_format, format_value, make_cell, name_figure
 from panda.tables import read_output_table, write_table
 
 _MOST_BARS = 40
@@ -37,7 +37,7 @@ def _pair_with_best(sweep_dir: Path, jobs: Sequence[Job]) -> dict[str, Differenc
     """
     gaps = {}
     for key in dict.fromkeys(job.key for job in jobs if job.summary):
-        same = [job for job in rank_jobs(jobs) if job.key == key and job.score("val") is not None]
+        same = [job for job in rank_jobs(jobs) if job.key == key and job.find_score("val") is not None]
         tables = [read_output_table(sweep_dir / job.name / "val_slides.csv") for job in same[:_MOST_BARS]]
         for job, table in zip(same[1:], tables[1:], strict=False):
             with contextlib.suppress(ManifestError):
@@ -60,9 +60,9 @@ def _make_table(jobs: Sequence[Job], varied: Sequence[str], gaps: Mapping[str, D
         why = "the job failed" if job.error else "this split was not scored"
         for key in figures:
             for split in ("val", "test"):
-                scores = job.scores(split)
-                figure = make_cell(job.figure(split, key), find_format(key), why)
-                row.append(replace(figure, under=write_interval(scores.find_interval(key) if scores else None)))
+                scores = job.find_scores(split)
+                figure = make_cell(job.find_figure(split, key), find_format(key), why)
+                row.append(replace(figure, under=format_interval(scores.find_interval(key) if scores else None)))
                 if split == "val" and gaps:
                     row.append(_make_gap_cell(gaps.get(job.name), job.name in best, why if job.error else _UNPAIRED))
         threshold = job.summary.threshold if job.summary else None
@@ -112,11 +112,13 @@ def _draw_bars(jobs: Sequence[Job], varied: Sequence[str]) -> list[Markup]:
     """Draw one chart for each figure: validation, which chooses a job, with its interval; and test."""
     charts = []
     for key in dict.fromkeys(job.key for job in jobs if job.summary):
-        same = [job for job in rank_jobs(jobs) if job.key == key and job.score("val") is not None]
+        same = [job for job in rank_jobs(jobs) if job.key == key and job.find_score("val") is not None]
         bars = []
         for job in same[:_MOST_BARS]:
-            low, high = job.interval("val") or (None, None)
-            bars.append(Bar(label_job(job, varied), job.score("val") or 0.0, low, high, job.score("test"), job.report))
+            low, high = job.find_interval("val") or (None, None)
+            bars.append(
+                Bar(label_job(job, varied), job.find_score("val") or 0.0, low, high, job.find_score("test"), job.report)
+            )
         title = name_figure(key) + (f": the best {_MOST_BARS} of {len(same)} jobs" if len(same) > _MOST_BARS else "")
         tested = any(bar.other is not None for bar in bars)
         unsure = any(bar.low is not None for bar in bars)
@@ -127,15 +129,16 @@ def _draw_bars(jobs: Sequence[Job], varied: Sequence[str]) -> list[Markup]:
 
 def _draw_effects(jobs: Sequence[Job], varied: Sequence[str]) -> tuple[list[Markup], str]:
     """Draw the effect of each choice, the most important first, and write the uncertainty of a single job."""
-    done = [job for job in jobs if job.score("val") is not None]
+    done = [job for job in jobs if job.find_score("val") is not None]
     if len({job.key for job in done}) != 1:
         return [], ""
     scored = [
-        ScoredJob(job.choices, job.score("val") or 0.0, f"job {job.name}, {label_job(job, varied)}") for job in done
+        ScoredJob(job.choices, job.find_score("val") or 0.0, f"job {job.name}, {label_job(job, varied)}")
+        for job in done
     ]
     found = find_effects(scored, varied)
     ends = (min(job.score for job in scored), max(job.score for job in scored))
-    intervals = [pair for job in done if (pair := job.interval("val"))]
+    intervals = [pair for job in done if (pair := job.find_interval("val"))]
     unsure = ""
     if intervals:
         half = median((high - low) / 2 for low, high in intervals)
@@ -181,7 +184,7 @@ def _write_jobs(path: Path, jobs: Sequence[Job], varied: Sequence[str], gaps: Ma
         row |= {k: job.choices.get(k, "") for k in varied}
         row |= {column: getattr(job.summary, key, None) for key, column in columns_by_key.items()}
         for split in ("val", "test"):
-            if (scores := job.scores(split)) is None:
+            if (scores := job.find_scores(split)) is None:
                 continue
             for key, value in scores.numbers.items():
                 if value is not None:
@@ -206,7 +209,7 @@ def write_sweep_table(sweep_dir: Path) -> None:
     """
     with _hold_sweep(sweep_dir):
         jobs = read_jobs(sweep_dir)
-        _write_jobs(sweep_dir / "sweep.csv", jobs, part_choices(jobs)[0], {})
+        _write_jobs(sweep_dir / "sweep.csv", jobs, split_choices(jobs)[0], {})
 
 
 def write_sweep(sweep_dir: Path) -> Path:
@@ -227,14 +230,14 @@ def _hold_sweep(sweep_dir: Path) -> Iterator[None]:
 
 def _write_sweep(sweep_dir: Path) -> Path:
     jobs = read_jobs(sweep_dir)
-    varied, constant = part_choices(jobs)
+    varied, constant = split_choices(jobs)
     gaps = _pair_with_best(sweep_dir, jobs)
     _write_jobs(sweep_dir / "sweep.csv", jobs, varied, gaps)
     if same := find_repeats(jobs, varied):
-        write_table(sweep_dir / "repeats.csv", [repeat.row() for repeat in same])
+        write_table(sweep_dir / "repeats.csv", [repeat.to_row() for repeat in same])
     failed = [job for job in jobs if job.error]
-    best = next((job for job in rank_jobs(jobs) if job.score("val") is not None), None)
-    shown = [show(best.score(split), "headline") for split in ("val", "test")] if best else []
+    best = next((job for job in rank_jobs(jobs) if job.find_score("val") is not None), None)
+    shown = [format_value(best.find_score(split), "headline") for split in ("val", "test")] if best else []
     charts, unsure = _draw_effects(jobs, varied)
     return write_page(
         sweep_dir / "sweep.html",

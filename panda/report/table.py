@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from panda.report.run_folder import Picture, read_number
+from panda.report.run_folder import Picture, parse_number
 
 # Name of each figure on a page, and its format.
 FIGURES: dict[str, tuple[str, str]] = {
@@ -69,12 +69,12 @@ def name_figure(key: str) -> str:
 
 
 def find_format(key: str) -> str:
-    """Return the format of a figure, see `show`."""
+    """Return the format of a figure, see `format_value`."""
     by_end = {"mm2": "mm2", "percent": "percent", "_px": "count"}
     return FIGURES[key][1] if key in FIGURES else next((by_end[end] for end in by_end if key.endswith(end)), "score")
 
 
-def show(value: Any, kind: str = "score") -> str:
+def format_value(value: Any, kind: str = "score") -> str:
     """Write a number, its text or another value with a sensible precision; empty if there is no value.
 
     Kinds are `score` (3 decimals), `headline` (2 decimals), `mm2`, `percent` (0 to 100), `count`, `seconds`, and `text`
@@ -82,17 +82,17 @@ def show(value: Any, kind: str = "score") -> str:
     """
     if kind in {"text", "id"}:
         return "" if value is None or str(value).lower() in _UNSET else str(value)
-    figure = read_number(value)
+    figure = parse_number(value)
     return "" if figure is None else _FORMATS[kind](figure)
 
 
-def _write_area(figure: float) -> str:
+def _format_area(figure: float) -> str:
     if 0 < abs(figure) < 0.0005:
         return "<0.001"
     return f"{figure:.3f}" if abs(figure) < 0.1 else f"{figure:.2f}" if abs(figure) < 100 else f"{figure:,.0f}"
 
 
-def _write_duration(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     if seconds < 600:
@@ -105,9 +105,9 @@ _FORMATS: dict[str, Callable[[float], str]] = {
     "score": lambda figure: f"{figure:.3f}" if abs(figure) < 100 else f"{figure:,.1f}",
     "headline": "{:.2f}".format,
     "count": lambda figure: f"{figure:,.0f}" if figure == int(figure) else f"{figure:,.2f}",
-    "mm2": _write_area,
+    "mm2": _format_area,
     "percent": lambda figure: "<0.1" if 0 < figure < 0.05 else f"{figure:.1f}",
-    "seconds": _write_duration,
+    "seconds": _format_duration,
 }
 
 
@@ -171,8 +171,8 @@ def make_head(key: str, name: str = "") -> Head:
 
 
 def make_cell(value: Any, kind: str, why: str = "", href: str = "") -> Cell:
-    """Make a cell of a value in the format of its kind, see `show`; `why` says why there is none."""
-    text = show(value, kind)
+    """Make a cell of a value in the format of its kind, see `format_value`; `why` says why there is none."""
+    text = format_value(value, kind)
     if kind in {"text", "id"}:
         return Cell(text, why="" if text else why, href=href, style="id" if kind == "id" else "")
-    return Cell(text, sort=read_number(value), why="" if text else why, href=href, style="num")
+    return Cell(text, sort=parse_number(value), why="" if text else why, href=href, style="num")

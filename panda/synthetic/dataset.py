@@ -90,7 +90,7 @@ class SlideTruth:
         """Area that is not glass in level-0 px."""
         return self.stroma_px + self.benign_px + self.cancer_px
 
-    def row(self) -> dict[str, str | int | float]:
+    def to_row(self) -> dict[str, str | int | float]:
         """Return the row of the slide in `truth.csv`."""
         mm2 = self.mpp * self.mpp / 1e6
         values = asdict(self) | {
@@ -222,7 +222,7 @@ def _fill(folder: Path, spec: SyntheticSpec, progress: bool) -> None:
             raise
     labels = [(truth.image_id, truth.provider, truth.isup_grade, truth.gleason) for truth in truths]
     write_table(folder / "train.csv", labels, ("image_id", "data_provider", "isup_grade", "gleason_score"))
-    write_table(folder / "truth.csv", [truth.row() for truth in truths], TRUTH_COLUMNS)
+    write_table(folder / "truth.csv", [truth.to_row() for truth in truths], TRUTH_COLUMNS)
     write_whole(folder / "synthetic.json", json.dumps(_describe(spec), indent=2) + "\n")
     remove(folder / ".drawn")
 

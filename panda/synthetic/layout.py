@@ -42,10 +42,10 @@ class _Layout:
     def pick(self, low: float, high: float) -> float:
         return low + (high - low) * float(self.rng.random())
 
-    def seed(self) -> int:
+    def draw_seed(self) -> int:
         return int(self.rng.random() * 2**31)
 
-    def cores(self) -> None:
+    def place_cores(self) -> None:
         scene = self.scene
         width = min(CORE_WIDTH_UM * self.um, 0.78 * scene.breadth)
         count = min(max(int(scene.breadth / (1.2 * width)), 1), 4)
@@ -61,9 +61,9 @@ class _Layout:
             bends = (self.pick(-1, 1) * bend, self.pick(-1, 1) * bend)
             centre = (i + 0.5) * lane + self.pick(-0.1, 0.1) * slack
             half = width / 2 * self.pick(0.9, 1.0)
-            scene.cores.append(Core(start, stop, centre, *bends, half, scene.mpp, self.seed()))
+            scene.cores.append(Core(start, stop, centre, *bends, half, scene.mpp, self.draw_seed()))
 
-    def zones(self, isup_grade: int) -> dict[int, list[tuple[float, float, int]]]:
+    def choose_zones(self, isup_grade: int) -> dict[int, list[tuple[float, float, int]]]:
         """Choose the intervals of each core with cancer: (u0, u1, pattern)."""
         zones: dict[int, list[tuple[float, float, int]]] = {}
         choices = GRADE_PATTERNS[isup_grade]
@@ -151,12 +151,12 @@ class _Layout:
             "cords": ((6 * um, 17 * um), 3 * um, 2.0, (0.35, 0.6), np.array([0.04, 0.05])),
         }[kind]
         for u, v, radius in self.scatter(core, span, radii, gap, tries):
-            self.scene.add(Gland(kind, self.make_ring(u, v, radius, squeeze, waves), self.seed()))
+            self.scene.add(Gland(kind, self.make_ring(u, v, radius, squeeze, waves), self.draw_seed()))
 
     def add_sheets(self, kind: Kind, core: Core, span: tuple[float, float], pitch: float, gap: float) -> None:
         """Fill an interval with sheets: jittered hexagons that share their corners, shrunk by a thin septum."""
         height = pitch * math.sqrt(3) / 2
-        salt = self.seed()
+        salt = self.draw_seed()
         for row in range(-math.ceil(core.half * 1.6 / height), math.ceil(core.half * 1.6 / height) + 1):
             for col in range(int((span[1] - span[0]) / pitch) + 2):
                 u = span[0] + (col + 0.5 * (row % 2)) * pitch
@@ -178,12 +178,12 @@ class _Layout:
                     cv += ((bits >> 16) / 65536 - 0.5) * 0.42 * pitch
                     corners.append((cu, cv))
                 outline = _round_corners(np.array(corners), gap, self.rng)
-                self.scene.add(Gland(kind, outline, self.seed()))
+                self.scene.add(Gland(kind, outline, self.draw_seed()))
                 self.take(u, v, 0.42 * pitch)
 
     def fill(self, isup_grade: int) -> None:
-        self.cores()
-        zones = self.zones(isup_grade)
+        self.place_cores()
+        zones = self.choose_zones(isup_grade)
         for number, core in enumerate(self.scene.cores):
             at = core.start
             for u0, u1, pattern in [*zones.get(number, []), (core.stop, core.stop, 0)]:

@@ -16,7 +16,7 @@ KappaInterval = Annotated[KappaEnds | None, Field(description=_INTERVAL)]
 AmountInterval = Annotated[AmountEnds | None, Field(description=_INTERVAL)]
 
 
-def write_now() -> str:
+def make_timestamp() -> str:
     """Return the present date and time, ISO 8601, UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
@@ -43,7 +43,7 @@ class Figures(Plain, frozen=True):
         reasons: Mapping[str, str] = getattr(self, "no_interval", {})
         return reasons.get(key, "")
 
-    def parts(self, by: str) -> Mapping[str, Figures]:
+    def find_parts(self, by: str) -> Mapping[str, Figures]:
         """Return the figures of parts of the slides by name, for `by_provider` or `by_grade`; empty if not given."""
         found: Mapping[str, Figures] = getattr(self, by, {})
         return found

@@ -17,7 +17,7 @@ from torch import Tensor
 from panda.errors import ConfigError
 from panda.stored import Plain, ShareEnds, Timestamp
 from panda.tasks.bootstrap import compute_percentile_interval, resample_sums
-from panda.tasks.figures import write_now
+from panda.tasks.figures import make_timestamp
 from panda.tasks.metrics import BINS, compute_curve, divide, pool_histograms
 
 DEFAULT_THRESHOLD = 0.5
@@ -164,7 +164,9 @@ class Threshold(Plain, frozen=True):
     @classmethod
     def _make_unsearched(cls, value: float, criterion: str, reason: str) -> Self:
         note = "nothing was searched"
-        return cls(value=value, criterion=criterion, score=None, chosen_on=reason, date=write_now(), interval_note=note)
+        return cls(
+            value=value, criterion=criterion, score=None, chosen_on=reason, date=make_timestamp(), interval_note=note
+        )
 
 
 class ThresholdChoice(Threshold, frozen=True):
@@ -292,7 +294,7 @@ def _choose(
         criterion=criterion,
         score=float(-ranked[k] if rule.lowest_is_best else ranked[k]),
         chosen_on=chosen_on,
-        date=write_now(),
+        date=make_timestamp(),
         cost_ratio=cost_ratio,
         interval=interval,
         interval_note=note,
