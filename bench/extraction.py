@@ -136,7 +136,7 @@ def _openslide(slide: SlideRecord, out: Path) -> int:
 def _clam_style(slide: SlideRecord, out: Path) -> int:
     """Cut a slide as CLAM does, written from its description (Lu et al., Nat Biomed Eng 2021).
 
-    It traces the tissue at the lowest level and lays a grid in the box of each contour. It keeps tiles whose center is
+    It traces the tissue at the lowest level and lays a grid in the box of each contour. It keeps tiles whose centre is
     in the contour and in none of its holes, and reads them by OpenSlide one by one. It leaves out the masks, which CLAM
     does not have. It writes the pictures, which CLAM leaves in the slide until features are computed.
     """

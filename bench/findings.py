@@ -80,7 +80,7 @@ def _sliver(width_um: float, length_um: float) -> Callable[[Codes, float, float,
 
 
 def small_cancer(places: int = 300) -> None:
-    """Measure which small areas a mask's levels keep, shrunk by nearest neighbors from 0.5 µm/px."""
+    """Measure which small areas a mask's levels keep, shrunk by nearest neighbours from 0.5 µm/px."""
     shapes = {f"disc of {um2:g} µm²": _disc(um2) for um2 in (20, 50, 100, 200, 500, 1_000, 10_000)}
     shapes |= {f"sliver, {width} x 200 µm": _sliver(width, 200) for width in (2, 5, 10)}
     _head("area", *(f"kept at {d * UM:g} µm/px" for d in DOWNSAMPLES), *(f"total at {d * UM:g} µm/px" for d in (4, 16)))

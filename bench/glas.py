@@ -113,7 +113,7 @@ def predict_all_cancer(picture: Picture) -> Probability:
 
 
 def colours() -> dict[str, Mapper]:
-    """List the colors that may predict cancer: each channel, saturation and darkness, sharp or blurred, both ways."""
+    """List the colours that may predict cancer: each channel, saturation and darkness, sharp or blurred, both ways."""
     of: dict[str, Callable[[Picture], NDArray[np.uint8]]] = {
         "red": lambda rgb: rgb[..., 0],
         "green": lambda rgb: rgb[..., 1],
@@ -138,7 +138,7 @@ def colours() -> dict[str, Mapper]:
 
 
 def score_by_color(learnt: Sequence[Scene], tested: Sequence[Scene]) -> tuple[str, list[Row]]:
-    """Choose the color and threshold of the best pooled Dice on the `learnt` slides; score the tested ones."""
+    """Choose the colour and threshold of the best pooled Dice on the `learnt` slides; score the tested ones."""
     of = colours()
     choices = {name: choose_threshold([scene.score(mapper) for scene in learnt]) for name, mapper in of.items()}
     name = max(choices, key=lambda name: choices[name][1])

@@ -166,7 +166,7 @@ def places(data: st.DataObject, view: Resolution, box: Box) -> Iterator[tuple[tu
 def sample_codes(
     codes: NDArray[np.uint8], slide: Slide, view: Resolution, location: tuple[int, int], size: tuple[int, int]
 ) -> NDArray[np.uint8]:
-    """Return the code under the center of each px of a window, from level 0 of the mask alone."""
+    """Return the code under the centre of each px of a window, from level 0 of the mask alone."""
     under = []
     for axis in (0, 1):
         start = location[axis] / view.downsample

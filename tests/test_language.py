@@ -17,6 +17,8 @@ UNUSED_WORDS = re.compile(
     r"|all the same|goes on)\b",
     re.IGNORECASE,
 )
+AMERICAN = re.compile(r"\b(colors?|colored|tumors?|neighbor\w*|center(s|ed)?|gray\w*)\b", re.IGNORECASE)
+"""Prose is British; identifiers have `tumor` as the data do."""
 LONGEST_SENTENCE = 30
 """Words of a sentence at most. Writers aim at 20."""
 SOURCES = sorted(
@@ -77,6 +79,13 @@ def sentences(text: str) -> list[str]:
     return [sentence for block in re.split(r"\n\s*\n", text) for sentence in re.split(r"(?<=[.!?:;])\s+", block)]
 
 
+def american_words(text: str) -> list[str]:
+    """List the words of a text in American spelling, except names in quotes and the names of arguments."""
+    return [
+        match[0] for match in AMERICAN.finditer(re.sub(r"`[^`]*`|\"[^\"]*\"|^ +\w+: ", "", text, flags=re.MULTILINE))
+    ]
+
+
 def long_sentences(text: str) -> list[str]:
     """List the sentences of a text that have too many words."""
     word = re.compile(r"[\w'µ²%-]*[A-Za-z][\w'-]*")
@@ -90,6 +99,9 @@ def test_source_texts_use_plain_words_and_short_sentences(path: Path) -> None:
     prose = [*docstrings(tree), *messages(tree)]
     faults = [f"line {line}: {m[0]}" for line, text in [*prose, *comments(source)] for m in UNUSED_WORDS.finditer(text)]
     faults += [f"line {line}: {sentence}" for line, text in prose for sentence in long_sentences(text)]
+    faults += [
+        f"line {line}: {word}" for line, text in [*docstrings(tree), *comments(source)] for word in american_words(text)
+    ]
     assert not faults
 
 
@@ -97,7 +109,7 @@ def test_source_texts_use_plain_words_and_short_sentences(path: Path) -> None:
 def test_pages_use_plain_words_and_short_sentences(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     faults = [match[0] for match in UNUSED_WORDS.finditer(text)]
-    assert not faults + (long_sentences(text) if path.suffix == ".md" else [])
+    assert not faults + (long_sentences(text) + american_words(text) if path.suffix == ".md" else [])
 
 
 def test_functions_are_not_named_by_participles() -> None:
@@ -145,6 +157,8 @@ def test_docstrings_describe_the_arguments_that_exist() -> None:
 def test_language_checks_find_faults() -> None:
     assert UNUSED_WORDS.search("it is made anew")
     assert not UNUSED_WORDS.search("renewed")
+    assert american_words("Colors of a tumor") == ["Colors", "tumor"]
+    assert not american_words('Args:\n    tumor: Colours of `color` and "Tumor"')
     assert long_sentences("word " * 31 + ".")
     assert not long_sentences("word " * 30 + ". " + "word " * 30)
     assert [text for _, text in messages(ast.parse('"""Doc."""\nx = f"a {b} c"'))] == ["a X c"]

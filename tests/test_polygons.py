@@ -20,7 +20,7 @@ def shapes(mask: NDArray[np.bool_]) -> list[shapely.Polygon]:
 
 
 def fill_polygons(polygons: list[shapely.Polygon], shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return the mask of the pixels whose centers the polygons hold."""
+    """Return the mask of the pixels whose centres the polygons hold."""
     y, x = np.mgrid[: shape[0], : shape[1]] + 0.5
     whole = shapely.MultiPolygon(polygons)
     return np.asarray(shapely.contains_xy(whole, x.ravel(), y.ravel())).reshape(shape)

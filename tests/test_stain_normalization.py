@@ -1,4 +1,4 @@
-"""Stain normalization: colors it changes and keeps, and equal pixels in training and inference."""
+"""Stain normalization: colours it changes and keeps, and equal pixels in training and inference."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def amounts() -> NDArray[np.float64]:
 
 
 def draw_stained(haematoxylin: ArrayLike, eosin: ArrayLike, glass: ArrayLike) -> NDArray[np.uint8]:
-    """Draw the picture of `amounts` in the colors of a laboratory."""
+    """Draw the picture of `amounts` in the colours of a laboratory."""
     density = amounts() @ np.array([haematoxylin, eosin])
     return np.asarray(np.rint(np.array(glass) * np.exp(-density)), np.uint8)
 

@@ -31,7 +31,7 @@ def draw_amounts(haematoxylin: float, eosin: float, glass: int = 255) -> NDArray
 
 @pytest.fixture(scope="module")
 def all_colors() -> NDArray[np.uint8]:
-    """Every RGB color once, (4096, 4096, 3)."""
+    """Every RGB colour once, (4096, 4096, 3)."""
     channels = np.meshgrid(*[np.arange(256, dtype=np.uint8)] * 3, indexing="ij")
     return np.stack(channels, axis=-1).reshape(4096, 4096, 3)
 

@@ -49,7 +49,7 @@ NOT_TISSUE = {
 def disc(
     colour: tuple[int, int, int], glass: tuple[int, int, int] = (250, 250, 250), noise: float = 2.0
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Draw a disc of one color on glass, and return the picture and the mask of the disc."""
+    """Draw a disc of one colour on glass, and return the picture and the mask of the disc."""
     image = np.full((240, 320, 3), glass, np.uint8)
     image[:, :100] = (226, 226, 226)  # a scanner's grey patch
     image[220:] = 0  # black padding

@@ -10,7 +10,7 @@ from panda.wsi.geometry import cut_blocks, level_scale
 from panda.wsi.tiff.pyramid import TiffPyramid
 
 COUNTED_UM = 10.0
-"""Largest µm per px at which codes are counted, PANDA's level 2 (8 µm). Masks are shrunk by nearest neighbors: areas
+"""Largest µm per px at which codes are counted, PANDA's level 2 (8 µm). Masks are shrunk by nearest neighbours: areas
 are right on average, and no spot of 10 µm or more is lost. docs/audit.md has the measured losses."""
 
 NOMINAL_UM = 0.5

@@ -150,7 +150,7 @@ def group_near_duplicates(hashes: Mapping[str, TissueHashes | None], *, threshol
     whole, and the other is whole or one of its parts.
 
     Groups do not chain. Closest pairs are processed first, and two groups are merged only if at least half of all pairs
-    across them match. In a row of slides that each resemble only their neighbors, at most three are in one group. The
+    across them match. In a row of slides that each resemble only their neighbours, at most three are in one group. The
     hashes of a slide that matches over 40 slides and over 0.5 % of all are not reliable: only its matches up to `SURE`
     count. The result does not depend on the order of `hashes`.
 

@@ -165,7 +165,7 @@ def _choose_pairs(folder: _Folder) -> list[Pairs]:
         one, other = (folder.show_slide(row.get(side, "")) for side in ("slide_a", "slide_b"))
         return Pair(one, other, distance, row.get("grades_conflict") == "yes")
 
-    section = "closest first. Only one grade can be right for the same tissue. But neighboring sections of a core can "
+    section = "closest first. Only one grade can be right for the same tissue. But neighbouring sections of a core can "
     section += "differ, and a match can be wrong: look at the pairs."
     wide = "if these do not show the same tissue, the groups are too wide."
     return [

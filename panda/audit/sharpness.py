@@ -25,7 +25,7 @@ WINDOWS = 12
 _SIDE_UM = 200.0  # of a window, at least
 _SIDE_PX = 512  # windows are multiples of it, to align with tiles
 _LEAST_TISSUE = 0.5  # share of a window
-_FLAT = 1.0  # variance of gray values below which a window has no detail
+_FLAT = 1.0  # variance of grey values below which a window has no detail
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def compute_sharpness(rgb: NDArray[np.uint8], um: float) -> float | None:
         um: µm per px, at most 2.
 
     Returns:
-        The smaller ratio, at least 0.46 on the slides in focus that were tried. None for a window of one color.
+        The smaller ratio, at least 0.46 on the slides in focus that were tried. None for a window of one colour.
     """
     grey = np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), np.float32)
     fine, coarse = _shrink(grey, FINE_UM / um), _shrink(grey, COARSE_UM / um)

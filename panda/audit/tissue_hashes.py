@@ -1,6 +1,6 @@
 """Perceptual hashes of the tissue of a slide, which do not depend on its orientation.
 
-A near-duplicate is the same tissue on another scan: turned, mirrored, cropped, or in other light, colors or quality.
+A near-duplicate is the same tissue on another scan: turned, mirrored, cropped, or in other light, colours or quality.
 `docs/audit.md` shows how well it is separated from other tissue.
 """
 
@@ -40,7 +40,7 @@ _FRAME_PX, _PICTURE_PX = 256, 64
 _FRAME_SIGMAS = 2.0  # an evenly filled bar ends at 1.73
 _BLUR_PX = 2.0
 _LEAST_PX = 30.0
-_LEAST_DEVIATION = 0.01  # of optical density; real tissue has 0.1, scanner noise on a uniform color 0.005
+_LEAST_DEVIATION = 0.01  # of optical density; real tissue has 0.1, scanner noise on a uniform colour 0.005
 
 Floats = NDArray[np.float32]
 
@@ -67,11 +67,11 @@ class TissueHashes:
 def hash_tissue(overview_rgb: NDArray[np.uint8], tissue: NDArray[np.bool_]) -> TissueHashes | None:
     """Hash the tissue of a slide, to find another scan of it in any orientation.
 
-    The tissue is resampled into its own frame: centered, rotated along its axis, each direction scaled by its spread.
+    The tissue is resampled into its own frame: centred, rotated along its axis, each direction scaled by its spread.
     So rotation and the size of glass or pixels have no effect. Optical density is relative to the slide's glass, and
-    scaled to mean 0 and deviation 1 inside the tissue, so colors and light have little effect. The comparison of hashes
-    covers mirroring and half a turn. `PARTS` of the tissue are hashed in the same way, because other scans may be
-    cropped, and so are both of `AXES`.
+    scaled to mean 0 and deviation 1 inside the tissue, so colours and light have little effect. The comparison of
+    hashes covers mirroring and half a turn. `PARTS` of the tissue are hashed in the same way, because other scans may
+    be cropped, and so are both of `AXES`.
 
     Args:
         overview_rgb: Overview of the whole slide, (H, W, 3) uint8 RGB. Its longest side is reduced to 512 px; with
@@ -119,7 +119,7 @@ def _compute_density(rgb: NDArray[np.uint8], tissue: NDArray[np.bool_]) -> tuple
 
 @dataclass(frozen=True)
 class _Frame:
-    """A frame of tissue: center (x, y) in working px, unit vector of the axis, spread (σ in px) along and across."""
+    """A frame of tissue: centre (x, y) in working px, unit vector of the axis, spread (σ in px) along and across."""
 
     center: tuple[float, float]
     axis: tuple[float, float]

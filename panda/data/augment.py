@@ -23,7 +23,7 @@ def make_none() -> A.Compose:
 
 
 def make_light() -> A.Compose:
-    """Rotate or mirror the square patch, and change color and brightness slightly."""
+    """Rotate or mirror the square patch, and change colour and brightness slightly."""
     return A.Compose(
         [
             A.D4(p=1.0),

@@ -25,7 +25,7 @@ def read_bag(
         coords: Top-left corners, (K, 2), level-0 px.
         resolution: Resolution of the tiles.
         tile_size: Side of a tile in px at that resolution.
-        stain: Stain of the slide, to change its colors to those of the reference; None to leave them unchanged.
+        stain: Stain of the slide, to change its colours to those of the reference; None to leave them unchanged.
 
     Returns:
         Tiles, (K, 3, h, w) float32 in [0, 1], RGB; white past the slide's edge.

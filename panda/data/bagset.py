@@ -49,7 +49,7 @@ class BagItem:
     Attributes:
         record: The slide.
         coords: Top-left corners, (n, 2) int64, level-0 px, the most important first.
-        stain: Stain of the slide, to change its colors to those of the reference; None to leave them unchanged.
+        stain: Stain of the slide, to change its colours to those of the reference; None to leave them unchanged.
         features: A file with the features of the tiles, which are used instead of pixels; None for pixels.
     """
 

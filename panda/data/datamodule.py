@@ -235,7 +235,7 @@ class PatchDataModule(pl.LightningDataModule):
         }
 
     def describe_colors(self, augmented: bool = True) -> str:
-        """Return how colors are changed, as typed on a command line: normalization of slides, augmentation of patches.
+        """Return how colours are changed, as typed on a command line: normalization of slides, augmentation of patches.
 
         If `augmented` is False, training patches do not pass through the augmentation.
         """

@@ -29,8 +29,8 @@ class PatchSet(Dataset[tuple[Tensor, Tensor]]):
         manifest: CSV of a split.
         transform: Applied to image and mask together; None for none. Its random choices follow the `Draw` that
             indexes the set or, with a plain index, torch's random generator.
-        stains: The stain of each slide, to change its colors to those of the reference before `transform`; None to
-            leave all colors unchanged.
+        stains: The stain of each slide, to change its colours to those of the reference before `transform`; None to
+            leave all colours unchanged.
 
     Raises:
         ManifestError: If the manifest is faulty; on access, if a file of the store is missing or damaged, or if the

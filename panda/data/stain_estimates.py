@@ -1,6 +1,6 @@
 """The stain of each slide of a patch store: estimated once and kept in the slide's folder, `stain.json`.
 
-The pixels of the store keep their colors, so that one store serves runs with and without normalization.
+The pixels of the store keep their colours, so that one store serves runs with and without normalization.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def select_tile_coords_for_slide(
     min_tissue: float = 0.0,
     seed: int = 0,
 ) -> NDArray[np.int64]:
-    """Choose the K tiles of a slide with the highest tumor probability, and some random ones.
+    """Choose the K tiles of a slide with the highest tumour probability, and some random ones.
 
     Tiles are side by side over the tissue. A tile's score is the mean probability over its tissue. Equal scores are
     sorted by more tissue, then y, then x. Random tiles show benign tissue to the grading network too, so that it does

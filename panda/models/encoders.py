@@ -23,7 +23,7 @@ USUAL_SIZES = (32, 64, 96, 128, 192, 224, 256, 384, 448, 512, 768, 1024)
 
 
 class Normalize(nn.Module):
-    """Subtract the mean of each color channel and divide by its standard deviation, for pixels in [0, 1].
+    """Subtract the mean of each colour channel and divide by its standard deviation, for pixels in [0, 1].
 
     Both are options of the network, so they are not in the state dict.
 

@@ -14,7 +14,7 @@ from panda.report.table import format_value
 
 
 def draw_agreement(rows: Sequence[Mapping[str, Any]]) -> Markup:
-    """Draw the difference of predicted and labelled tumor area against their mean, one dot for each slide.
+    """Draw the difference of predicted and labelled tumour area against their mean, one dot for each slide.
 
     Lines mark the mean difference and the limits of agreement (Bland and Altman 1986, "Statistical methods for
     assessing agreement"). About 95 % of such slides are between the limits if the differences are about normal. Rows

@@ -1,4 +1,4 @@
-"""The axes of a chart: its colors, round values, and the place of a value in px."""
+"""The axes of a chart: its colours, round values, and the place of a value in px."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from panda.report.page import ENVIRONMENT
 
-# Okabe and Ito's colours (2008), distinct with any color vision, without the yellow, which has no contrast on white.
+# Okabe and Ito's colours (2008), distinct with any colour vision, without the yellow, which has no contrast on white.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5b4b9a", "#444444")
 TRAIN, VALIDATION, TEST = "#7a8194", "#0072b2", "#3b2f7d"
 GREY = "#c3c6ce"
@@ -76,7 +76,7 @@ def draw(
         title: Title above the chart.
         size: Width and height, px.
         frame: Left, top, right and bottom of the plotted area, px.
-        legend: Name, color and class of each entry: `dot`, `dot ring`, or none for a line.
+        legend: Name, colour and class of each entry: `dot`, `dot ring`, or none for a line.
         x_ticks: Px and label of the values at the lower side.
         y_ticks: Px and label of the values at the left side.
         x_label: Label below the axis.

@@ -139,7 +139,7 @@ def draw_columns(
         title: Title above the chart.
         labels: Labels below the columns, one for each class.
         series: Name of each series and its count in each class. A series without a count is left out, and the others
-            keep their colors.
+            keep their colours.
         x_label: Label below the axis.
     """
     colours = dict(zip((name for name, _ in series), itertools.cycle(PALETTE), strict=False))

@@ -18,7 +18,7 @@ from panda.inference.panel_patches import PanelRow
 from panda.report.sheet import INK, MASK, Sheet
 
 _PAPER = "#f4f3f0"
-# Distinct with any color vision, and unlike the colors of haematoxylin and eosin.
+# Distinct with any colour vision, and unlike the colours of haematoxylin and eosin.
 _TRUE_POSITIVE = "#00a35a"
 _FALSE_POSITIVE = "#ffd000"
 _FALSE_NEGATIVE = "#0a4dff"
@@ -101,11 +101,11 @@ def draw_panels(
     """Draw patches as rows of five: image, predicted mask, overlay, ground truth, heatmap.
 
     The overlay shows true positives, false positives and false negatives in tissue if there is a label, otherwise the
-    prediction. The black line on the color bar is the threshold.
+    prediction. The black line on the colour bar is the threshold.
 
     Args:
         rows: The patches, from top to bottom.
-        threshold: A pixel is predicted tumor if its probability is at least this.
+        threshold: A pixel is predicted tumour if its probability is at least this.
         path: The PNG to write, whole or not at all.
         heading: A line above all.
         counted: Name of the pixels that the rows count, for the legend.

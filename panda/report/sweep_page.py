@@ -147,7 +147,7 @@ def _draw_effects(jobs: Sequence[Job], varied: Sequence[str]) -> tuple[list[Mark
 
 
 def _draw_curves(sweep_dir: Path, jobs: Sequence[Job], varied: Sequence[str]) -> Markup:
-    """Draw all threshold curves in one chart, the best by validation in color and the rest in grey.
+    """Draw all threshold curves in one chart, the best by validation in colour and the rest in grey.
 
     Jobs of one training share a curve, on which their thresholds are marked.
     """

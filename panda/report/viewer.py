@@ -64,7 +64,7 @@ def read_viewer(slide_dir: Path, facts: SlideFacts) -> dict[str, Any] | None:
     """Return the data that the viewer of a slide's page shows; None if the folder lacks a part of it.
 
     These are `slide`, a data URI, and `view`, the data that the script reads. A slide that was mapped also has `map` (a
-    data URI), `labelled`, `mm2` (whether areas are known) and `curve`: points of an SVG 200 × 40, tumor per cent by
+    data URI), `labelled`, `mm2` (whether areas are known) and `curve`: points of an SVG 200 × 40, tumour per cent by
     threshold.
 
     Raises:

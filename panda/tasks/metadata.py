@@ -31,7 +31,7 @@ Mpp = Annotated[float, Field(gt=0, le=1e6)]
 MOST_LEVELS = 64
 
 SAME_MPP = 0.05
-"""Relative difference of µm/px up to which resolutions are the same. Neighboring levels differ by a factor of 2."""
+"""Relative difference of µm/px up to which resolutions are the same. Neighbouring levels differ by a factor of 2."""
 
 
 class TrainedResolution(Plain, frozen=True):
@@ -122,7 +122,7 @@ class CheckpointMetadata(Plain, frozen=True):
         resolution: Working resolution.
         train_slides: Ids of the slides that the network learned from.
         val_slides: Ids of the slides that chose epoch and threshold. Both are in-sample.
-        normalize: How the colors of slides were brought to those of a reference, or None.
+        normalize: How the colours of slides were brought to those of a reference, or None.
     """
 
     TASK: ClassVar[Task]
@@ -153,7 +153,7 @@ class SegmentationMetadata(CheckpointMetadata, frozen=True):
 
     Attributes:
         patch_size: Side of a patch in working px.
-        overlap: Overlap of neighboring tiles, as a share of the patch size.
+        overlap: Overlap of neighbouring tiles, as a share of the patch size.
         label_maps: Provider to the meaning of its mask codes, for the providers of the training slides.
         threshold: The chosen threshold and its provenance.
         precision: Precision of the maps on which the threshold was chosen.

@@ -1,4 +1,4 @@
-"""Tumor segmentation as a LightningModule."""
+"""Tumour segmentation as a LightningModule."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ CRITERIA: Mapping[str, Criterion] = MappingProxyType(
     {
         "dice_pooled": Criterion(
             "pooled Dice",
-            "2 TP / (2 TP + FP + FN) over the pixels of all slides together. Large tumors weigh most, and false "
+            "2 TP / (2 TP + FP + FN) over the pixels of all slides together. Large tumours weigh most, and false "
             "positives on benign slides count.",
             _score_pooled_dice,
         ),

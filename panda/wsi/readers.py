@@ -209,7 +209,7 @@ def _find_bounds(properties: Mapping[str, str], size: tuple[int, int]) -> Bounds
 
 
 def blend_over_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Blend straight (not premultiplied) RGBA over white, the color of glass.
+    """Blend straight (not premultiplied) RGBA over white, the colour of glass.
 
     Args:
         rgba: (h, w, 4) uint8.

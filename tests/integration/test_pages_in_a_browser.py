@@ -78,7 +78,7 @@ def open_slide(page: Page, out: Path, name: str) -> None:
 
 
 def measure_pane(page: Page, pane: str) -> tuple[bytes, int]:
-    """Return the screenshot of a pane and its number of px in the color of a highlighted region."""
+    """Return the screenshot of a pane and its number of px in the colour of a highlighted region."""
     page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
     data = page.locator(f"#viewer .{pane}").screenshot()
     with Image.open(io.BytesIO(data)) as image:
