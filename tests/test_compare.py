@@ -185,12 +185,12 @@ def change_row(rows: Rows, k: int, **values: Any) -> Rows:
         (
             change_row(make_rows(), 2, tp_px=1),
             {},
-            "truth differs: of s02 the labelled cancer in its tissue is 1000.0 in a",
+            "truth differs: for s02, the labelled cancer in its tissue is 1000.0 in a",
         ),
-        (change_row(make_rows(), 2, isup_grade=5), {}, "of s02 its grade is 2.0 in a and 5.0 in b"),
+        (change_row(make_rows(), 2, isup_grade=5), {}, "for s02, its grade is 2.0 in a and 5.0 in b"),
         (change_row(make_rows(), 2, cancer_outside_tissue_px=9), {}, "labelled cancer outside its tissue"),
         (make_rows(), {"data": {"settings": {"level": 0, "mpp": None}}}, "data.level is 1 in .*a and 0 in .*b"),
-        (make_rows(), {"task": "grading"}, "of task segmentation, .*b of grading"),
+        (make_rows(), {"task": "grading"}, "task is segmentation in .*a and grading in .*b"),
         (make_rows(), {"test": None}, "b scored no test slides"),
         (
             [{k: v for k, v in row.items() if k != "tp_px"} for row in make_rows()],

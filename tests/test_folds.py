@@ -52,11 +52,11 @@ def test_read_folds_slide_tested_twice_raises(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("one", "other", "message"),
     [
-        ({}, {"task": "grading"}, "a is of task segmentation, .*b of grading"),
+        ({}, {"task": "grading"}, "task is segmentation in .*a and grading in .*b"),
         (
             {"task": "grading", "target": "isup"},
             {"task": "grading", "target": "cancer"},
-            "a is of target isup, .*b of cancer",
+            "target is isup in .*a and cancer in .*b",
         ),
         ({}, {"data": {"settings": {"level": 2, "mpp": None}}}, "data.level is 1 in .*a and 2 in .*b"),
     ],

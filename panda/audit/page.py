@@ -215,8 +215,8 @@ def _make_cards(summary: AuditSummary) -> list[Card]:
     return cards
 
 
-def _show_scale(level: LevelScale) -> str:
-    low, high = show(level.lowest_mpp), show(level.highest_mpp)
+def _format_scale(level: LevelScale) -> str:
+    low, high = format_value(level.lowest_mpp), format_value(level.highest_mpp)
     return f"{level.level}: {low if low == high else f'{low} to {high}'}"
 
 
@@ -240,7 +240,7 @@ def write_audit_page(folder: Path, steps: Sequence[str] = ()) -> Path:
             f"matches count ({', '.join(crowded[:5])}{' …' * (len(crowded) > 5)})."
         )
     data = summary.data if summary else ""
-    how = summary.looked_with if summary else None
+    how = summary.settings if summary else None
     return write_page(
         path / "report.html",
         "audit.html",
@@ -250,7 +250,7 @@ def write_audit_page(folder: Path, steps: Sequence[str] = ()) -> Path:
             ("Rows", format_value(summary.rows if summary else None, "count")),
             ("Inspected", "slides and masks" if audit.inspected else "only the table"),
             ("Reader", how.reader if how else ""),
-            ("µm/px by level", ", ".join(map(_show_scale, summary.levels)) if summary else ""),
+            ("µm/px by level", ", ".join(map(_format_scale, summary.levels)) if summary else ""),
             ("Every tile decoded", "yes" if how and how.deep else ""),
         ],
         notes=notes,

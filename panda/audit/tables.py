@@ -195,7 +195,7 @@ class AuditSummary(Plain, frozen=True):
         groups: Groups of near-duplicates; None if only the table was read.
         levels: The scale of each pyramid level; empty if only the table was read.
         crowded: Slides that resemble so many others that their hashes are not reliable.
-        looked_with: How the slides were inspected; None if only the table was read.
+        settings: How the slides were inspected, `looked_with` in the file; None if only the table was read.
     """
 
     version: Literal[1] = Field(alias="schema")
@@ -208,7 +208,7 @@ class AuditSummary(Plain, frozen=True):
     groups: GroupCount | None
     crowded: tuple[str, ...]
     levels: tuple[LevelScale, ...] = ()
-    looked_with: InspectionSettings | None = None
+    settings: InspectionSettings | None = Field(default=None, alias="looked_with")
 
     @field_validator("findings")
     @classmethod
@@ -224,7 +224,7 @@ class AuditSummary(Plain, frozen=True):
 
     def write(self, folder: Path) -> None:
         """Write the summary into an audit's folder, whole or not at all."""
-        absent = {"looked_with"} if self.looked_with is None else set()
+        absent = {"settings"} if self.settings is None else set()
         write_json(folder / SUMMARY, self.model_dump(mode="json", by_alias=True, exclude=absent))
 
 

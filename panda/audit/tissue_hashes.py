@@ -121,7 +121,7 @@ def _compute_density(rgb: NDArray[np.uint8], tissue: NDArray[np.bool_]) -> tuple
 class _Frame:
     """A frame of tissue: centre (x, y) in working px, unit vector of the axis, spread (σ in px) along and across."""
 
-    center: tuple[float, float]
+    centre: tuple[float, float]
     axis: tuple[float, float]
     spread: tuple[float, float]
 
@@ -143,7 +143,7 @@ class _Frame:
 
     def resample(self, picture: Floats) -> Floats:
         """Resample a picture of the slide into the frame, (64, 64)."""
-        (x, y), (c, s) = self.center, self.axis
+        (x, y), (c, s) = self.centre, self.axis
         along, across = (2 * _FRAME_SIGMAS * spread / _FRAME_PX for spread in self.spread)
         middle = (_FRAME_PX - 1) / 2
         into = np.array([[along * c, -across * s, 0], [along * s, across * c, 0]])
@@ -156,7 +156,7 @@ def _cut_parts(cover: Floats, axis: Axis) -> Iterator[tuple[Floats, _Frame]]:
     """Yield the tissue of each of `PARTS` along an axis, and its own frame."""
     frame = _Frame.measure(cover, axis)
     rows, columns = np.ogrid[: cover.shape[0], : cover.shape[1]]
-    (x, y), (c, s), inside = frame.center, frame.axis, cover > 0
+    (x, y), (c, s), inside = frame.centre, frame.axis, cover > 0
     ways = (columns - x) * c + (rows - y) * s, (rows - y) * c - (columns - x) * s
     for at, parts in zip(ways, PARTS, strict=True):
         order = np.argsort(at[inside], kind="stable")

@@ -20,6 +20,7 @@ from panda.data.manifest import SlideRecord
 from panda.files import fingerprint, identity, write_beside
 from panda.inference.canvas import Canvas
 from panda.inference.predictor import SegmentationPredictor
+from panda.inference.regions import compute_area_mm2
 from panda.tasks.metrics import BINS, count_probabilities, score_threshold
 from panda.wsi.geometry import round_px
 from panda.wsi.label_maps import LabelMap, find_label_map
@@ -88,7 +89,7 @@ class SlideScore:
 
     def compute_mm2(self, pixels: float) -> float | None:
         """Return the area of canvas pixels, None if µm/px is unknown."""
-        return None if self.pixel_area_um2 is None else float(pixels) * self.pixel_area_um2 / 1e6
+        return compute_area_mm2(float(pixels), self.pixel_area_um2)
 
     def compute_metrics(self, threshold: float) -> SlideMetrics:
         """Return the metrics of the slide at a threshold."""

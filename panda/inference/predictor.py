@@ -21,7 +21,7 @@ from panda.inference.canvas import Canvas, CanvasWriter
 from panda.inference.canvas_store import AGAIN
 from panda.inference.compute import ComputeMode, EngineSettings, InferenceModel
 from panda.models.segmentation import Segmenter
-from panda.tasks.checkpoint import Checkpoint, read_checkpoint
+from panda.tasks.checkpoint import ALTERED, Checkpoint, read_checkpoint
 from panda.tasks.metadata import CheckpointMetadata, SegmentationMetadata
 from panda.wsi.geometry import Resolution, round_px
 from panda.wsi.grid import Grid, tissue_grid
@@ -226,15 +226,14 @@ def restore_network(kind: type[N], checkpoint: Checkpoint[CheckpointMetadata]) -
     one of any size.
     """
     options, path = checkpoint.metadata.network, checkpoint.path
-    altered = "the file was altered or written by another version: train again"
     if absent := [key for key in ("mean", "std") if key not in options]:
-        raise CheckpointError(f"checkpoint {path}: panda.network.{absent[0]} is missing; {altered}")
+        raise CheckpointError(f"checkpoint {path}: panda.network.{absent[0]} is missing; {ALTERED}")
     try:
         with torch.device("meta"), _LinspaceOnCpu():
             expected = kind(**options).state_dict()
     except Exception as error:  # the libraries raise many kinds of errors for unknown options
         raise CheckpointError(
-            f"checkpoint {path}: panda.network describes no {kind.__name__} ({error}); {altered}"
+            f"checkpoint {path}: panda.network describes no {kind.__name__} ({error}); {ALTERED}"
         ) from error
     shapes, found = (
         {key: tuple(value.shape) for key, value in part.items()} for part in (expected, checkpoint.weights)
@@ -243,7 +242,7 @@ def restore_network(kind: type[N], checkpoint: Checkpoint[CheckpointMetadata]) -
         raise CheckpointError(
             f"checkpoint {path}: its weights do not fit the network it describes: {len(other)} differ, the first is "
             f"state_dict.network.{other[0]}, which has the shape {found.get(other[0])} and not {shapes.get(other[0])}; "
-            f"{altered}"
+            f"{ALTERED}"
         )
     network = kind(**options)
     network.load_state_dict(checkpoint.weights)

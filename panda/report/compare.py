@@ -15,7 +15,7 @@ from panda.report.axes import PALETTE
 from panda.report.charts import draw_pairs
 from panda.report.page import require_folder, write_page
 from panda.report.paired import Difference, Pair, choose_groups, compute_differences, pair_rows
-from panda.report.run_folder import find_subfolder, make_link, parse_number, read_picture, read_text
+from panda.report.run_folder import Picture, find_subfolder, make_link, parse_number, read_picture, read_text
 from panda.report.run_summary import RunSummary, SegmentationSummary, read_summary
 from panda.report.sweep_jobs import parse_overrides
 from panda.report.table import UNITS, Cell, Head, Table, find_format, format_value, make_cell, name_figure
@@ -45,7 +45,7 @@ def check_comparable(folders: tuple[Path, Path], summaries: tuple[RunSummary, Ru
     for key in ("task", "target"):
         was, is_ = (getattr(summary, key, None) for summary in summaries)
         if was != is_:
-            raise ManifestError(f"{folders[0]} is of {key} {was}, {folders[1]} of {is_}: give two runs of one {key}")
+            raise ManifestError(f"{key} is {was} in {folders[0]} and {is_} in {folders[1]}: give two runs of one {key}")
     if isinstance(a, SegmentationSummary) and isinstance(b, SegmentationSummary):
         for key in _RESOLUTION:
             before, after = a.data.settings.get(key), b.data.settings.get(key)
@@ -235,7 +235,7 @@ def _make_slide_table(rows: Sequence[Mapping[str, Any]], names: tuple[str, str],
 
 def _choose_sides(
     folders: tuple[Path, Path], output: Path, rows: Sequence[Mapping[str, Any]], names: tuple[str, str]
-) -> list[tuple[str, list[tuple[str, list[tuple[Any, str, str]]]]]]:
+) -> list[tuple[str, list[tuple[str, list[tuple[Picture, str, str]]]]]]:
     """Choose the slides on which the runs differ most, each with the overlay of either run."""
     scored = sorted((row for row in rows if row["dice_difference"]), key=lambda row: row["dice_difference"])
     worse = [row for row in scored[:SHOWN] if row["dice_difference"] < 0]

@@ -32,7 +32,7 @@ class Figure:
     interval: tuple[float, float] | None
 
 
-def compute_figures(rows: Sequence[Mapping[str, str]], task: str, seed: int = 0) -> list[Figure]:
+def compute_figures(rows: Sequence[Mapping[str, str]], task: str) -> list[Figure]:
     """Compute each of `panda.report.paired.FIGURES` that a slide has over the rows of `test_slides.csv`."""
     names = np.array([row.get("group") or row["slide_id"] for row in rows])
     found = []
@@ -42,7 +42,7 @@ def compute_figures(rows: Sequence[Mapping[str, str]], task: str, seed: int = 0)
         if not has_it.any():
             continue
         groups = names[has_it]
-        ends = bootstrap_interval(values[has_it], groups, seed=seed, statistic=statistic)
+        ends = bootstrap_interval(values[has_it], groups, seed=0, statistic=statistic)
         interval = None if np.isnan(ends).any() else ends
         value = statistic(values[has_it])
         found.append(Figure(name, int(has_it.sum()), len(set(groups.tolist())), value, interval))

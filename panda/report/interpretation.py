@@ -22,8 +22,8 @@ HEADLINES = {
     "cancer": ("auroc", "accuracy"),
 }  # fmt: skip
 LESS_IS_BETTER = frozenset({"fp_mm2_benign_slides"})
-_FEW = 20
-_OUTSIDE = 0.5
+_FEW_SLIDES = 20
+_MUCH_OUTSIDE = 0.5
 """Share in % of the labelled cancer from which the cancer outside the tissue found is shown."""
 _WHY_NONE = {
     "fp_mm2_benign_slides": "needs benign slides of known µm/px",
@@ -109,7 +109,7 @@ def explain_figures(summary: RunSummary) -> list[str]:
 
 def _has_much_outside(numbers: Numbers) -> bool:
     """Return whether so much labelled cancer is outside the tissue found that Dice alone would mislead."""
-    return (numbers.get("cancer_outside_tissue_percent") or 0) > _OUTSIDE
+    return (numbers.get("cancer_outside_tissue_percent") or 0) > _MUCH_OUTSIDE
 
 
 def _explain_outside(numbers: Numbers) -> list[str]:
@@ -200,7 +200,7 @@ def _explain_calibration(found: Calibration | None) -> list[str]:
 
 
 def _explain_doubts(split: str, slides: float | None) -> list[str]:
-    if slides is None or slides >= _FEW or split != "test":
+    if slides is None or slides >= _FEW_SLIDES or split != "test":
         return []
     return [
         f"With {slides:.0f} slide{'s' * (slides != 1)} the figures are coarse. Read them as a check that everything "

@@ -15,7 +15,8 @@ from panda.report.run_folder import parse_number
 from panda.tasks.bootstrap import average_known, bootstrap_interval
 from panda.tasks.grade_metrics import compare_grades
 
-FEW = 3
+_LEAST_GROUPS = 3
+"""Fewest groups of a signed-rank test."""
 Row = Mapping[str, str]
 Pair = tuple[Row, Row]
 
@@ -53,7 +54,7 @@ def compute_signed_rank_p(differences: NDArray[np.float64], groups: NDArray[Any]
         Two-sided p of Wilcoxon's signed-rank test; 1 if all differences are zero, None with fewer than 3 groups.
     """
     means = np.array([differences[groups == group].mean() for group in np.unique(groups)])
-    if len(means) < FEW:
+    if len(means) < _LEAST_GROUPS:
         return None
     return 1.0 if not means.any() else float(wilcoxon(means).pvalue)
 
@@ -79,19 +80,19 @@ FIGURES: Mapping[str, Mapping[str, tuple[tuple[str, ...], Statistic]]] = {
 """Figures of each task: the columns of the table of slides, and the statistic over their rows."""
 
 
-def compute_differences(rows: Sequence[Pair], groups: Sequence[str], task: str, seed: int = 0) -> list[Difference]:
+def compute_differences(rows: Sequence[Pair], groups: Sequence[str], task: str) -> list[Difference]:
     """Compare two runs by each figure that a slide has, over all slides and by provider.
 
     `rows` are the rows of each slide in both tables, `groups` the group of each slide.
     """
     providers = sorted({a.get("provider", "") for a, _ in rows} - {""})
     each = [(figure, provider) for provider in ("all", *providers) for figure in FIGURES[task]]
-    found = (compute_difference(rows, groups, task, *one, seed=seed) for one in each)
+    found = (compute_difference(rows, groups, task, *one) for one in each)
     return [difference for difference in found if difference is not None]
 
 
 def compute_difference(
-    rows: Sequence[Pair], groups: Sequence[str], task: str, figure: str, provider: str = "all", *, seed: int = 0
+    rows: Sequence[Pair], groups: Sequence[str], task: str, figure: str, provider: str = "all"
 ) -> Difference | None:
     """Compare two runs by one figure, over all slides or those of a provider.
 
@@ -111,7 +112,7 @@ def compute_difference(
         return statistic(pairs[:, len(columns) :]) - statistic(pairs[:, : len(columns)])
 
     pairs = np.hstack([a, b])
-    ends = bootstrap_interval(pairs, drawn, seed=seed, statistic=subtract)
+    ends = bootstrap_interval(pairs, drawn, seed=0, statistic=subtract)
     was, is_, gap = (None if np.isnan(value) else value for value in (statistic(a), statistic(b), subtract(pairs)))
     interval = None if np.isnan(ends).any() else ends
     p = compute_signed_rank_p((b - a)[:, 0], drawn) if figure == "dice_mean_slide" else None
@@ -165,7 +166,7 @@ def pair_rows(names: tuple[str, str], tables: tuple[Sequence[Row], Sequence[Row]
             was, is_ = (_read_truth(row, key) for row in (one, other))
             if was != is_:
                 raise ManifestError(
-                    f"the truth differs: of {one['slide_id']} {what} is {was} in {names[0]} and {is_} in {names[1]}: "
+                    f"the truth differs: for {one['slide_id']}, {what} is {was} in {names[0]} and {is_} in {names[1]}: "
                     "score both on the same masks, at the same resolution, with the same version"
                 )
     return pairs

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import cv2
 import numpy as np
+from pydantic import JsonValue
 from pydantic_core import from_json
 
 from panda.errors import PandaError
@@ -21,7 +22,7 @@ Row = Mapping[str, Any]
 T = TypeVar("T")
 
 
-def read_json(path: Path) -> tuple[dict[str, Any], str]:
+def read_json(path: Path) -> tuple[dict[str, JsonValue], str]:
     """Read a JSON object: the object and an empty text, or an empty object and the reason as a sentence."""
     try:
         content = from_json(path.read_bytes())

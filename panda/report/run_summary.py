@@ -114,7 +114,7 @@ _MODELS: Mapping[str, type[SegmentationSummary | GradingSummary]] = {
 }
 
 
-def parse_summary(content: Mapping[str, Any]) -> tuple[RunSummary | None, list[str]]:
+def parse_summary(content: Mapping[str, JsonValue]) -> tuple[RunSummary | None, list[str]]:
     """Parse the content of `summary.json`: the summary, or None and a sentence for each fault, with its key."""
     if content.get("schema") != SCHEMA:
         return None, [f"schema is {content.get('schema')!r}, this version reads {SCHEMA}"]

@@ -43,7 +43,7 @@ class _Spill:
         self.file.write(np.ascontiguousarray(band).data)
         self.rows += band.shape[0]
 
-    def tiles(self, size: tuple[int, int], tile: int) -> Iterator[Bytes]:
+    def read_tiles(self, size: tuple[int, int], tile: int) -> Iterator[Bytes]:
         """Yield the tiles (tile, tile, channels) of a level of `size` (w, h), with its edges repeated past it."""
         line = self.width * self.channels
         for y in range(0, size[1], tile):
@@ -63,7 +63,7 @@ def _to_red(codes: Bytes) -> Bytes:
     return rgb
 
 
-class _Pass:
+class _LevelZero:
     """The one pass over level 0: it yields the tiles of the picture and stores everything that is written later."""
 
     def __init__(self, draw: Draw, size: tuple[int, int], tile: int, files: Sequence[IO[bytes]]) -> None:
@@ -81,7 +81,7 @@ class _Pass:
     def encode(self, codes: Bytes) -> bytes:
         return zlib.compress(_to_red(codes).tobytes(), 4) if codes.any() else self.blank
 
-    def tiles(self, recode: Bytes) -> Iterator[Bytes]:
+    def draw_tiles(self, recode: Bytes) -> Iterator[Bytes]:
         tile, (width, height) = self.tile, self.size
         step = max(_CHUNK_PX // tile, 1)
         for y in range(0, height, tile):
@@ -153,14 +153,14 @@ def write_slide(
     with contextlib.ExitStack() as stack:
         image_partial, mask_partial = (stack.enter_context(write_beside(p)) for p in (image_path, mask_path))
         files = [stack.enter_context(tempfile.TemporaryFile(dir=image_partial.parent)) for _ in range(4)]
-        once = _Pass(draw, size, tile, files)
+        base = _LevelZero(draw, size, tile, files)
         with tifffile.TiffWriter(image_partial, bigtiff=big) as tiff:
-            write(tiff, once.tiles(recode), 0, **jpeg)
-            for level, spill in enumerate(once.picture, start=1):
-                write(tiff, spill.tiles(levels[level], tile), level, **jpeg)
+            write(tiff, base.draw_tiles(recode), 0, **jpeg)
+            for level, spill in enumerate(base.picture, start=1):
+                write(tiff, spill.read_tiles(levels[level], tile), level, **jpeg)
         with tifffile.TiffWriter(mask_partial, bigtiff=big) as tiff:
-            write(tiff, iter(once.mask_tiles), 0, compression="adobe_deflate")
-            for level, spill in enumerate(once.mask, start=1):
-                reds = (_to_red(t[..., 0]) for t in spill.tiles(levels[level], tile))
+            write(tiff, iter(base.mask_tiles), 0, compression="adobe_deflate")
+            for level, spill in enumerate(base.mask, start=1):
+                reds = (_to_red(t[..., 0]) for t in spill.read_tiles(levels[level], tile))
                 write(tiff, reds, level, compression="adobe_deflate")
-    return once.counts
+    return base.counts

@@ -26,7 +26,8 @@ from panda.wsi.label_maps import LabelMap, find_label_map
 M = TypeVar("M", bound=CheckpointMetadata)
 M_co = TypeVar("M_co", bound=CheckpointMetadata, covariant=True)
 
-_ALTERED = "the file was altered or written by another version: train again"
+ALTERED = "the file was altered or written by another version: train again"
+"""End of the message for a checkpoint that a model refuses."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def read_checkpoint(path: Path, kind: type[M]) -> Checkpoint[M]:
     metadata = _parse(path, loaded["panda"], kind)
     for key, value in loaded["state_dict"].items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
-            raise CheckpointError(f"checkpoint {path}: state_dict[{key!r}] is not a named tensor; {_ALTERED}")
+            raise CheckpointError(f"checkpoint {path}: state_dict[{key!r}] is not a named tensor; {ALTERED}")
     prefix = "network."
     weights = {key.removeprefix(prefix): value for key, value in loaded["state_dict"].items() if key.startswith(prefix)}
     return Checkpoint(path, metadata, weights)
@@ -108,13 +109,13 @@ def _parse(path: Path, entry: Mapping[str, Any], kind: type[M]) -> M:
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        raise CheckpointError(f"checkpoint {path}: {describe_faults(error, 'panda')}; {_ALTERED}") from error
+        raise CheckpointError(f"checkpoint {path}: {describe_faults(error, 'panda')}; {ALTERED}") from error
 
 
 def _find_label_maps(path: Path, labels: Any) -> dict[str, LabelMap]:
     """Return the label maps of an older checkpoint, which has only the cancer codes of each provider."""
     if not isinstance(labels, dict):
-        raise CheckpointError(f"checkpoint {path}: panda.labels is {labels!r}, not a mapping; {_ALTERED}")
+        raise CheckpointError(f"checkpoint {path}: panda.labels is {labels!r}, not a mapping; {ALTERED}")
     label_maps: dict[str, LabelMap] = {}
     for provider, codes in labels.items():
         try:
