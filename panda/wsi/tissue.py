@@ -77,7 +77,7 @@ class TissueMap:
         resolution: The working resolution of `mask`.
         how: `"strict"`; `"loose"` if only the loose search found most of the tissue, which is pale; `"whole"` if all
             of the slide counts as tissue, because its stain is unexpected.
-        glass: Color of the clean glass, RGB; None if there is too little of it.
+        glass: Colour of the clean glass, RGB; None if there is too little of it.
         black: Share of the slide that is plain black, which a scanner shows where it did not scan.
     """
 
