@@ -83,7 +83,7 @@ def test_panel_row_other_shapes_raise(tmp_path: Path) -> None:
 
 
 def _make_grade(
-    tiles: list[tuple[int, int, float]], side: float, target: Literal["isup", "cancer"] = "isup", predicted: int = 3
+    tiles: list[tuple[int, int, float]], side: float, target: Literal["isup", "cancer"] = "isup", predicted: int = 0
 ) -> Grade:
     """Make a grade from tiles, each x, y and attention, whose side is in level-0 px."""
     record = GradeRecord(
