@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 
 class PandaError(Exception):
@@ -24,9 +25,14 @@ class ConfigError(PandaError):
 class OptionError(ConfigError):
     """Options that a loss or a network refuses; each fault begins with the option's name, as they know no nodes."""
 
-    def prefix_node(self, node: str) -> ConfigError:
-        """Return the same faults with the node that holds the options: `loss.alpha=2` for `alpha=2`."""
-        return ConfigError([f"{node}.{fault}" for fault in self.faults])
+
+@contextlib.contextmanager
+def name_options(node: str) -> Iterator[None]:
+    """Begin the faults of an `OptionError` raised inside with the node of the options: `loss.alpha=2`."""
+    try:
+        yield
+    except OptionError as error:
+        raise ConfigError([f"{node}.{fault}" for fault in error.faults]) from error
 
 
 class SlideError(PandaError):

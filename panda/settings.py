@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+import shlex
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, Strict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticCustomError
 
-from panda.errors import ConfigError, suggest
+from panda.errors import ConfigError, PandaError, raise_exhaustion, suggest
 
 PathValue = Annotated[Path, Strict(False)]
 """A path, which YAML writes as text."""
 Names = Annotated[tuple[str, ...], Strict(False)]
 """Names, which YAML writes as a list."""
+Text = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
@@ -26,9 +29,10 @@ REFUSED = object()
 """Stands for a value whose faults are reported already: only the rules that read it are skipped."""
 
 _Part = TypeVar("_Part", bound="Settings")
-_Rule = TypeVar("_Rule", bound=Callable[[Any], Iterator[str]])
+_Rule = TypeVar("_Rule", bound=Callable[[Any], Iterable[str] | None])
 _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below", "multiple_of": "a multiple of"}
 _KINDS = {
+    "string_too_short": "text that is not empty",
     "int": "a whole number",
     "float": "a number",
     "bool": "true or false",
@@ -39,17 +43,41 @@ _KINDS = {
 }
 
 
+class SettingsError(ConfigError):
+    """The faults of settings. `checked` has their valid fields, for the rules of the settings that hold it."""
+
+    def __init__(self, faults: list[str], checked: Settings) -> None:
+        super().__init__(faults)
+        self.checked = checked
+
+
 class _FaultyField(AttributeError):
     """A rule reads a field whose value is refused."""
 
 
 def rule(check: _Rule) -> _Rule:
-    """Mark a method of a `Settings` class, which yields one sentence per fault, as a rule between fields.
+    """Mark a method of a `Settings` class as a rule between fields.
 
-    A rule that reads a refused field is skipped.
+    It yields one sentence per fault, or raises a PandaError. A rule that reads a refused field is skipped.
     """
     setattr(check, "is_rule", True)  # noqa: B010  (mypy knows no attributes of functions)
     return check
+
+
+def accept(expected: str, test: Callable[[Any], bool]) -> PlainValidator:
+    """Return a validator that takes the values that pass a test; `expected` ends its "must be …"."""
+
+    def check(value: Any) -> Any:
+        if not test(value):
+            raise PydanticCustomError("accept", "{expected}", {"expected": expected})
+        return value
+
+    return PlainValidator(check)
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a number; YAML's true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class Settings(BaseModel):
@@ -59,7 +87,7 @@ class Settings(BaseModel):
     one, ends the message about its value.
 
     Raises:
-        ConfigError: With all faults of the fields and of the rules between them.
+        SettingsError: With all faults of the fields and of the rules between them.
     """
 
     model_config = ConfigDict(
@@ -74,35 +102,47 @@ class Settings(BaseModel):
             super().__init__(**values)
         except ValidationError as error:
             details = error.errors(include_url=False)
-            faults = [self._describe(detail) for detail in details if detail["input"] is not REFUSED]
+            refused: dict[tuple[str, int], list[ErrorDetails]] = {}
+            for detail in details:  # a union has one for each of its members
+                if detail["input"] is not REFUSED:
+                    refused.setdefault((str(detail["loc"][0]), id(detail["input"])), []).append(detail)
+            faults = [self._describe(name, same) for (name, _), same in refused.items()]
             checked = self._leave_out({str(detail["loc"][0]) for detail in details}, values)
         for check in (part for base in type(self).__mro__ for part in vars(base).values()):
             if getattr(check, "is_rule", False):
-                with suppress(_FaultyField):
-                    faults += check(checked)
-        if faults:
-            raise ConfigError(list(dict.fromkeys(faults)))
+                faults += _find_faults(check, checked)
+        if faults or checked is not self:
+            raise SettingsError(list(dict.fromkeys(faults)), checked)
 
     def setting(self, name: str) -> str:
         """Return a field as it is typed on a command line, `data.stride=64`."""
-        return f"{self.node}.{name}={format_value(getattr(self, name))}"
+        return f"{self.key(name)}={format_value(getattr(self, name))}"
+
+    @classmethod
+    def key(cls, name: str) -> str:
+        """Return the key of a field, `data.stride`."""
+        return f"{cls.node}.{name}".removeprefix(".")
 
     def part(self, kind: type[_Part]) -> _Part:
         """Return the fields that a base class has, as an object of that class."""
         return kind(**{name: getattr(self, name) for name in kind.model_fields})
 
     @classmethod
-    def _describe(cls, error: ErrorDetails) -> str:
+    def _describe(cls, name: str, errors: list[ErrorDetails]) -> str:
         """Return the fault of one field in words of the configuration."""
-        name, kind = str(error["loc"][0]), error["type"]
-        key = f"{cls.node}.{name}"
-        if kind == "missing":
+        key, value = cls.key(name), errors[0]["input"]
+        if errors[0]["type"] == "missing":
             return f"{key} is not given: write {key}=… on the command line"
         field = cls.model_fields.get(name)
         if field is None:
-            return f"{key}={format_value(error['input'])}: there is no such key{suggest(name, cls.model_fields)}"
+            return f"{key}={format_value(value)}: there is no such key{suggest(name, cls.model_fields)}"
+        expected = list(dict.fromkeys(_describe_expected(field, error) for error in errors))
+        if NoneType in get_args(field.annotation):
+            expected.append("null")
         remedy = f": {field.description}" if field.description else ""
-        return f"{key}={format_value(error['input'])} must be {_describe_expected(field, error)}{remedy}"
+        if expected[0] in ("text", "a path") and len(errors[0]["loc"]) == 1 and isinstance(value, int | float):
+            remedy = f": quote it, {quote(f'{key}={format_value(value)}')}"
+        return f"{key}={format_value(value)} must be {' or '.join(expected)}{remedy}"
 
     @classmethod
     def _leave_out(cls, faulty: set[str], values: dict[str, Any]) -> Settings:
@@ -140,15 +180,40 @@ def format_value(value: Any) -> str:
     return str(value)
 
 
+def escape(text: str) -> str:
+    """Escape `${` for OmegaConf, so that it does not refer to another key."""
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+
+
+def quote(override: str) -> str:
+    """Quote an override `key=value` for a shell, so that its value is taken literally."""
+    key, _, value = override.partition("=")
+    # Hydra needs quotes escaped, and backslashes before a quote doubled.
+    text = re.sub(r'(\\*)("|\Z)', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), escape(value))
+    return shlex.quote(f'{key}="{text}"')
+
+
+def _find_faults(check: Callable[[Any], Iterable[str] | None], settings: Settings) -> list[str]:
+    """Return the faults that a rule yields, and those of the error that ends it."""
+    faults: list[str] = []
+    try:
+        faults.extend(check(settings) or ())
+    except _FaultyField:
+        pass
+    except PandaError as error:
+        raise_exhaustion(error)
+        faults += error.faults if isinstance(error, ConfigError) else [str(error)]
+    return faults
+
+
 def _describe_expected(field: FieldInfo, error: ErrorDetails) -> str:
     """Return the values that a field takes, as the end of "must be …"."""
     kind, limits = error["type"], error.get("ctx", {})
-    null = " or null" if NoneType in get_args(field.annotation) else ""
     if kind == "literal_error":
-        return str(limits["expected"]).replace("'", "") + null
-    if (words := _KINDS.get(kind.partition("_")[0])) is not None:
-        return words + null
+        return str(limits["expected"]).replace("'", "")
+    if (words := _KINDS.get(kind) or _KINDS.get(kind.partition("_")[0])) is not None:
+        return words
     limits = {key: getattr(part, key) for part in field.metadata for key in _BOUNDS if hasattr(part, key)} or limits
     bounds = [f"from {limits.pop('ge')} to {limits.pop('le')}"] if {"ge", "le"} <= limits.keys() else []
     bounds += [f"{words} {limits[key]}" for key, words in _BOUNDS.items() if key in limits]
-    return " and ".join(bounds) + null if bounds else error["msg"].removeprefix("Input should be ")
+    return " and ".join(bounds) if bounds else error["msg"].removeprefix("Input should be ")

@@ -83,7 +83,9 @@ def test_datamodule_overlapping_patches_of_one_slide_raise(folder: Path) -> None
 
 @pytest.mark.parametrize("value", [0.0, 0.04, 21.0])
 def test_datamodule_invalid_mpp_override_raises(folder: Path, value: float) -> None:
-    with pytest.raises(ConfigError, match=rf"data\.mpp_override={value} must be 0.05 to 20 µm per level-0 px, or null"):
+    with pytest.raises(
+        ConfigError, match=rf"data\.mpp_override={value} must be from 0.05 to 20.0 or null: µm per level-0 px"
+    ):
         make_module(folder, mpp_override=value)
 
 

@@ -16,11 +16,11 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from panda.app.callbacks import Clock
-from panda.app.distributed import find_device_faults
 from panda.app.resume_point import ResumePoint
 from panda.app.run import Run
 from panda.app.tracking import read_metrics
 from panda.app.train import build_trainer
+from panda.app.trainer import TrainerSettings
 from panda.data.loaders import (
     Choice,
     DrawSampler,
@@ -34,7 +34,7 @@ from panda.errors import ConfigError, PandaError
 from panda.models.losses import BCELoss
 from panda.tasks.optim import Optim
 from panda.tasks.segmentation import SegmentationTask
-from tests.test_config_check import compose_config
+from tests.test_config_check import compose_settings
 from tests.test_train import METADATA, Named
 
 DDP = ("trainer=ddp", "trainer.accelerator=cpu")
@@ -75,7 +75,8 @@ class Data(pl.LightningDataModule):
 
 
 def make_run(folder: Path, data: Data, *overrides: str, resume: Path | None = None) -> Run:
-    cfg = compose_config("trainer.max_epochs=2", "logger=csv", f"run_dir={folder}", *overrides)
+    resumed = [f"resume={resume}"] if resume else []
+    cfg = compose_settings("trainer.max_epochs=2", "logger=csv", f"run_dir={folder}", *overrides, *resumed)
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     pl.seed_everything(cfg.seed, verbose=False)
     task = SegmentationTask(Plain(), BCELoss(), Optim(lr=0.05, schedule="none"), METADATA)  # type: ignore[arg-type]
@@ -190,18 +191,19 @@ def test_batch_items_of_devices_make_up_step() -> None:
     ("trainer", "fault"),
     [
         ({"devices": 2}, "trainer.devices=2 needs trainer=ddp"),
-        ({"devices": "auto"}, "trainer.devices=auto: give a number"),
-        ({"devices": 0}, "trainer.devices=0: give a number"),
-        ({"devices": 2, "strategy": "ddp"}, "trainer.strategy=ddp: give auto for one device, ddp_spawn"),
+        ({"devices": "auto"}, "trainer.devices=auto must be a whole number: give a number"),
+        ({"devices": 0}, "trainer.devices=0 must be at least 1: give a number"),
+        ({"devices": 2, "strategy": "ddp"}, "trainer.strategy=ddp must be auto, ddp_spawn"),
         ({"accelerator": "cpu", "devices": 999, "strategy": "ddp_spawn"}, "trainer.devices=999: this machine has"),
-        ({"num_nodes": 2}, "trainer.num_nodes=2: a run uses one machine"),
+        ({"num_nodes": 2}, "trainer.num_nodes=2 must be 1: a run uses one machine"),
     ],
 )
-def test_device_faults_unsupported_settings_are_named(trainer: dict[str, Any], fault: str) -> None:
-    (message,) = find_device_faults(trainer)
-    assert message.startswith(fault)
+def test_trainer_unsupported_devices_are_named(trainer: dict[str, Any], fault: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        TrainerSettings(**trainer)
+    assert caught.value.faults[0].startswith(fault)
 
 
-def test_device_faults_supported_settings_are_empty() -> None:
-    assert find_device_faults({}) == find_device_faults({"devices": 1}) == []
-    assert find_device_faults({"devices": 4, "strategy": "ddp_spawn"}) == []
+def test_trainer_supported_devices_pass() -> None:
+    assert TrainerSettings().devices == 1
+    assert TrainerSettings(devices=2, strategy="ddp_spawn", accelerator="cpu").devices == 2

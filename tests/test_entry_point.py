@@ -15,11 +15,11 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from panda.app.command_line import explain, quote
 from panda.app.entry_point import Interrupted, enter, exit_status, forget_refusals, guard, log_to_file
 from panda.app.hydra_job import register_resolvers
-from panda.errors import SlideError
+from panda.errors import ConfigError, SlideError
 from panda.files import write_whole
+from panda.settings import quote
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -35,9 +35,9 @@ def reset_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def run_refused(*overrides: str, entry_point: str = "train") -> str:
     register_resolvers()
-    with initialize_config_dir(str(CONF), version_base="1.3"), pytest.raises(Exception) as caught:  # noqa: PT011
+    with initialize_config_dir(str(CONF), version_base="1.3"), pytest.raises(ConfigError) as caught:
         compose(entry_point, overrides=list(overrides))
-    return explain(caught.value, overrides)
+    return caught.value.faults[0]
 
 
 @pytest.mark.parametrize(

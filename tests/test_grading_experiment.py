@@ -12,10 +12,10 @@ import pytest
 from tqdm import tqdm
 
 from panda.app.grading import GradingExperiment
-from panda.app.grading_sources import copy_encoder
+from panda.app.grading_config import copy_encoder
 from panda.data.bagset import BagItem
 from panda.data.manifest import SlideRecord
-from panda.errors import ConfigError, ManifestError
+from panda.errors import ConfigError
 from panda.inference.grader import GradingPredictor
 from panda.models.mil import MILNet
 from panda.models.segmentation import Segmenter
@@ -25,7 +25,7 @@ from tests.checkpoints import grading_checkpoint
 from tests.panda_folder import HEIGHT, WIDTH, make_folder
 from tests.pyramids import write_pyramid
 from tests.summaries import make_summary
-from tests.test_config_check import compose_config
+from tests.test_config_check import compose_settings
 
 
 def make_experiment(tmp_path: Path, *overrides: str, grade: str = "4,4+4") -> GradingExperiment:
@@ -47,7 +47,7 @@ def make_experiment(tmp_path: Path, *overrides: str, grade: str = "4,4+4") -> Gr
         "model.hidden=8",
         "engine.device=cpu",
     )
-    return GradingExperiment(compose_config(*own, *small, *overrides))
+    return GradingExperiment(compose_settings(*own, *small, *overrides))
 
 
 @pytest.mark.parametrize("typed", ["colour_map=viridis", "quantify.min_hole_px=9", "engine.tta=d4"])
@@ -65,14 +65,14 @@ def test_grading_map_keys_without_maps_raise(tmp_path: Path, monkeypatch: pytest
     ],
 )
 def test_grading_one_class_or_no_grade_raises(tmp_path: Path, grade: str, fault: str) -> None:
-    with pytest.raises(ManifestError, match=fault):
+    with pytest.raises(ConfigError, match=fault):
         make_experiment(tmp_path, grade=grade)
 
 
 def test_grading_slides_without_grade_can_be_excluded(tmp_path: Path) -> None:
     grading = make_experiment(tmp_path, "data.exclude=[missing_grade]", "task.target=cancer", grade="4.0,")
     assert grading.data.select().exclusion_counts == {}
-    with pytest.raises(ManifestError, match="left out are missing_grade: 4"):
+    with pytest.raises(ConfigError, match="left out are missing_grade: 4"):
         make_experiment(tmp_path / "b", "data.exclude=[missing_grade]", grade=",")
 
 

@@ -24,7 +24,7 @@ from panda.models.losses import BCELoss
 from panda.tasks import segmentation
 from panda.tasks.optim import Optim
 from panda.tasks.segmentation import SegmentationTask
-from tests.test_config_check import compose_config
+from tests.test_config_check import compose_settings
 from tests.test_train import METADATA, Data, Named, Tiny
 
 
@@ -110,7 +110,7 @@ class OfPatches(Data):
 
 
 def train(folder: Path, every: int, *overrides: str) -> tuple[SegmentationTask, Run]:
-    cfg = compose_config("trainer=cpu", "trainer.max_epochs=4", "logger=csv", f"run_dir={folder}", *overrides)
+    cfg = compose_settings("trainer=cpu", "trainer.max_epochs=4", "logger=csv", f"run_dir={folder}", *overrides)
     (folder / "checkpoints").mkdir(parents=True)
     pl.seed_everything(0, verbose=False)
     task = SegmentationTask(Tiny(), BCELoss(), Optim(lr=0.05), METADATA)  # type: ignore[arg-type]

@@ -214,7 +214,7 @@ def test_extract_store_store_of_other_settings_raises(folder: Path, tmp_path: Pa
         ({"edge": "mirror"}, "data.edge=mirror must be pad or shift"),
         ({"min_tissue": 1.5}, "data.min_tissue=1.5 must be from 0 to 1"),
         ({"reader": "magic"}, "data.reader=magic must be"),
-        ({"mpp_override": 0.0}, "data.mpp_override=0.0 must be 0.05 to 20 µm"),
+        ({"mpp_override": 0.0}, "data.mpp_override=0.0 must be from 0.05 to 20.0 or null: µm"),
     ],
 )
 def test_patch_settings_invalid_values_raise(change: dict[str, Any], fault: str) -> None:

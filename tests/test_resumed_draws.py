@@ -29,7 +29,7 @@ from panda.tasks.metadata import GradingMetadata, TileSelection, TrainedResoluti
 from panda.tasks.optim import Optim
 from panda.tasks.segmentation import SegmentationTask
 from tests.panda_folder import make_folder
-from tests.test_config_check import compose_config
+from tests.test_config_check import compose_settings
 from tests.test_train import METADATA, PowerCut
 
 pytestmark = [
@@ -98,9 +98,10 @@ def build_grading(records: list[Any], workers: int) -> tuple[GradingTask, BagDat
 
 def fit(build: Build, folder: Path, workers: int, *overrides: str, resume: bool = False, stop: Any = None) -> Path:
     """Train by the run's own trainer; `stop` is a callback that raises."""
-    cfg = compose_config(*SHORT, "logger=csv", f"run_dir={folder}", *overrides)
-    pl.seed_everything(cfg.seed, verbose=False)
     last = folder / "checkpoints" / "last.ckpt"
+    resumed = (f"resume={last}",) if resume else ()
+    cfg = compose_settings(*SHORT, "logger=csv", f"run_dir={folder}", *overrides, *resumed)
+    pl.seed_everything(cfg.seed, verbose=False)
     last.parent.mkdir(parents=True, exist_ok=True)
     task, data = build(workers)
     experiment: Any = SimpleNamespace(monitor="val/loss", mode="min")

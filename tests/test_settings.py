@@ -73,9 +73,9 @@ def test_settings_lists_and_text_become_tuples_and_paths() -> None:
         ("edge", "cut", "data.edge=cut must be pad or shift"),
         ("names", "a", "data.names=a must be a list"),
         ("names", [1], "data.names=1 must be text"),
-        ("folder", 3, "data.folder=3 must be a path or null"),
+        ("folder", 3, "data.folder=3 must be a path or null: quote it, 'data.folder=\"3\"'"),
         ("ready", "yes", "data.ready=yes must be true or false"),
-        ("root", 2020, "data.root=2020 must be text"),
+        ("root", 2020, "data.root=2020 must be text: quote it, 'data.root=\"2020\"'"),
         ("sise", 3, "data.sise=3: there is no such key (did you mean size?)"),
     ],
 )

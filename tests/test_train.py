@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from panda.app.callbacks import Clock
-from panda.app.grading import GradingExperiment, GradingSettings
+from panda.app.grading import GradingExperiment
+from panda.app.grading_config import GradingSettings
 from panda.app.guidance import note_leaks
 from panda.app.operating_point import freeze_threshold
 from panda.app.resume import load_resumed_config
@@ -42,7 +43,7 @@ from panda.tasks.segmentation import SegmentationTask
 from panda.tasks.threshold import search_threshold
 from panda.wsi.label_maps import find_label_map
 from tests.summaries import make_summary
-from tests.test_config_check import compose_config
+from tests.test_config_check import compose_settings
 
 METADATA = SegmentationMetadata(
     network={},
@@ -103,7 +104,9 @@ def train_run(
     **metadata: Any,
 ) -> tuple[Run, SegmentationTask]:
     """Train three epochs over tiny patches by the run's own trainer."""
-    cfg = compose_config("trainer=cpu", "trainer.max_epochs=3", "logger=csv", f"run_dir={folder}", *overrides)
+    resumed = [f"resume={resume}"] if resume else []
+    small = ("model.encoder_name=resnet18", "trainer=cpu", "trainer.max_epochs=3", "logger=csv")
+    cfg = compose_settings(*small, f"run_dir={folder}", *overrides, *resumed)
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     pl.seed_everything(cfg.seed, verbose=False)
     task = SegmentationTask(Tiny(), BCELoss(), Optim(lr=0.05), METADATA.model_copy(update=metadata))  # type: ignore[arg-type]
@@ -153,7 +156,7 @@ def test_run_nan_loss_names_patch_and_keeps_checkpoints(tmp_path: Path, split: s
         def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
             sets[split].broken = 5 if trainer.current_epoch == 1 else None
 
-    cfg = compose_config("trainer=cpu", "trainer.max_epochs=3", "logger=csv", f"run_dir={tmp_path}")
+    cfg = compose_settings("trainer=cpu", "trainer.max_epochs=3", "logger=csv", f"run_dir={tmp_path}")
     (tmp_path / "checkpoints").mkdir()
     pl.seed_everything(0, verbose=False)
     task = SegmentationTask(Tiny(), BCELoss(), Optim(lr=0.05), METADATA)  # type: ignore[arg-type]
@@ -192,7 +195,9 @@ def mib_after_epochs(folder: Path) -> list[float]:
             image = torch.rand(24, 3, 512, 512, generator=torch.Generator().manual_seed(7))
             return make_train_loader(Patches(image, (image[:, :1] > 0.5).float()), 24, 4, 0, self.trainer)
 
-    cfg = compose_config("trainer=cpu", "trainer.max_epochs=12", "task.patience=99", "logger=csv", f"run_dir={folder}")
+    cfg = compose_settings(
+        "trainer=cpu", "trainer.max_epochs=12", "task.patience=99", "logger=csv", f"run_dir={folder}"
+    )
     (folder / "checkpoints").mkdir()
     task = SegmentationTask(Tiny(), BCELoss(), Optim(), METADATA)  # type: ignore[arg-type]
     run = Run(
@@ -351,7 +356,8 @@ def test_load_resumed_config_grading_keeps_source_of_bags(
         (tmp_path / "checkpoints" / name).touch()
     (tmp_path / "config.yaml").write_text(f"task: {{name: {task}}}\nengine: {{precision: fp32, batch_size: 8}}\n")
     monkeypatch.setattr("panda.app.resume.list_overrides", lambda: ["engine.batch_size=2", "engine.precision=bf16"])
-    resume, typed = tmp_path / "checkpoints" / "last.ckpt", OmegaConf.create({"debug": False})
+    resume = tmp_path / "checkpoints" / "last.ckpt"
+    typed = OmegaConf.create({"debug": False, "engine": {"batch_size": 2, "precision": "bf16"}})
     if task == "grading":
         with pytest.raises(ConfigError, match=r"engine\.precision=bf16: a resumed grading keeps the tiles"):
             load_resumed_config(typed, resume)

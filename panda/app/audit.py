@@ -13,21 +13,21 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 
 from panda.app.build import Faults
-from panda.app.command_line import quote
 from panda.app.config_check import check_config
 from panda.app.entry_point import log_to_file, make_folder
 from panda.app.hydra_job import find_idle_faults, list_overrides
-from panda.app.registry import SLOTS, find_undeclared
+from panda.app.registry import find_undeclared
 from panda.data.settings import FolderSettings
-from panda.errors import ConfigError
 from panda.files import hold_lock
-from panda.settings import Settings, rule
+from panda.settings import Settings, Text, quote, rule
 
 if TYPE_CHECKING:  # slow to import, see `audit`
     from panda.audit.tables import AuditSummary
 
 log = logging.getLogger(__name__)
 
+DATA = "panda.data.datamodule.DataSettings"
+"""What `data` builds in a training, which an audit does not import."""
 SPOILT_LABELS = ("missing_mask", "empty_mask_graded", "benign_mask_cancer_grade", "cancer_mask_benign_grade")
 """Warnings whose slides would train a segmentation wrongly."""
 
@@ -45,19 +45,30 @@ class AuditSettings(Settings):
     node: ClassVar[str] = "audit"
 
     slides: bool = True
-    output: str = "audit"
+    output: Text = "audit"
     workers: int | None = Field(default=None, ge=1, le=1024, description="null is one process a core")
     deep: bool = False
 
     @rule
     def _check_output(self) -> Iterator[str]:
-        if not self.output.strip():
-            yield "audit.output is empty: give the folder to write to"
+        if (Path(self.output) / "checkpoints").is_dir():
+            yield f"{self.setting('output')} is the folder of a training run: give a folder of its own"
 
     @rule
     def _check_deep(self) -> Iterator[str]:
         if self.deep and not self.slides:
             yield "audit.deep=true needs audit.slides=true: the table alone has no tiles"
+
+
+class AuditConfig(Settings):
+    """Keys and nodes of `conf/audit.yaml`."""
+
+    node: ClassVar[str] = ""
+
+    data: FolderSettings
+    audit: AuditSettings
+    debug: bool
+    run_dir: Text
 
 
 def audit(cfg: DictConfig) -> AuditSummary:
@@ -70,14 +81,15 @@ def audit(cfg: DictConfig) -> AuditSummary:
         ConfigError: If the configuration has faults; the message lists all of them.
         ManifestError: If the table of slides is faulty.
     """
-    folder, settings = _check_settings(cfg)
+    config = check(cfg)
+    folder, settings = config.data, config.audit
     from panda.audit.dataset import audit_folder  # noqa: PLC0415  (--help does not wait for them)
     from panda.audit.page import write_audit_page  # noqa: PLC0415
     from panda.audit.process_pool import count_cores  # noqa: PLC0415
     from panda.audit.tables import AUDIT, FINDINGS_TABLE  # noqa: PLC0415
     from panda.synthetic.dataset import draw_dataset  # noqa: PLC0415
 
-    out = Path(cfg.run_dir)
+    out = Path(config.run_dir)
     make_folder(out)
     log_to_file(out / "audit.log")
     if folder.draw is not None:
@@ -103,30 +115,22 @@ def audit(cfg: DictConfig) -> AuditSummary:
     return summary
 
 
-def _check_settings(cfg: DictConfig) -> tuple[FolderSettings, AuditSettings]:
-    """Check the configuration, and return the settings of the data folder and of the audit."""
-    faults = Faults()
-    data = cfg.get("data")
-    if not isinstance(data, DictConfig):
-        raise ConfigError("data was taken away, and an audit needs it: remove ~data")
-    given: Any = OmegaConf.to_container(data)
-    faults.add(
-        *find_idle_faults([f"data.{key}" for key in given if key not in FolderSettings.model_fields], "audit.py")
-    )
-    # An audit does not build the data module, so that a node in an unused option would go unnoticed.
-    faults.add(*find_undeclared("data", given, SLOTS))
-    if given.get("_target_") != SLOTS["data"].base:
-        faults.add(f"data._target_={given.get('_target_')} is not allowed: data builds {SLOTS['data'].base} only")
-    target = f"{FolderSettings.__module__}.{FolderSettings.__name__}"
-    pruned = cfg.copy()
-    pruned.data = {"_target_": target, **{key: given[key] for key in FolderSettings.model_fields if key in given}}
-    with faults.collect():
-        check_config(pruned, "audit")
-    faults.raise_any()
-    plain: Any = OmegaConf.to_container(pruned, resolve=True)
-    folder, settings = faults.build(plain, "data"), faults.build(plain, "audit")
-    faults.raise_any()
-    return folder, settings
+def check(cfg: DictConfig, faults: Faults | None = None) -> AuditConfig:
+    """Check a configuration. Faults that were found before are raised with its own.
+
+    An audit does not build the data module, so that options of `data` which it does not use are left out first.
+    """
+    faults, pruned = faults or Faults(), cfg.copy()
+    if isinstance(data := cfg.get("data"), DictConfig):
+        given: Any = OmegaConf.to_container(data)
+        used = {key: given.pop(key) for key in FolderSettings.model_fields if key in given}
+        if (target := given.pop("_target_", None)) != DATA:
+            faults.add(f"data._target_={target} is not allowed: data builds {DATA} only")
+        faults.add(*find_idle_faults([f"data.{key}" for key in given], "audit.py"))
+        faults.add(*find_undeclared("data", given, {}))
+        pruned.data = {"_target_": f"{FolderSettings.__module__}.{FolderSettings.__name__}", **used}
+    config: AuditConfig = check_config(pruned, "audit", faults)
+    return config
 
 
 def describe_summary(summary: AuditSummary) -> list[str]:

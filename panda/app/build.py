@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from panda.app.registry import find_class, find_slots
-from panda.errors import ConfigError, OptionError, PandaError, raise_exhaustion
+from panda.app.registry import find_class, list_slots
+from panda.errors import ConfigError, PandaError, name_options, raise_exhaustion
+from panda.settings import Settings
 
 
 class Faults:
@@ -20,23 +21,14 @@ class Faults:
         """Add sentences that each name key, value and remedy, and skip those that are known already."""
         self.found += [fault for fault in dict.fromkeys(faults) if fault not in self.found]
 
-    def names(self, key: str) -> bool:
-        """Return whether a fault is about a key or one below it."""
-        return any(fault.startswith((f"{key}=", f"{key}.")) for fault in self.found)
-
     @contextmanager
-    def collect(self, key: str = "") -> Iterator[None]:
-        """Take over the faults of a ConfigError raised inside; `key` names the node of an `OptionError`."""
+    def collect(self) -> Iterator[None]:
+        """Take over the faults of a PandaError raised inside."""
         try:
             yield
-        except ConfigError as error:
+        except PandaError as error:
             raise_exhaustion(error)
-            self.add(*(error.prefix_node(key) if isinstance(error, OptionError) else error).faults)
-
-    def build(self, plain: Mapping[str, Any], key: str, /, **extra: Any) -> Any:
-        """Build a node as `build` does. If its constructor refuses, take over its faults and return None."""
-        with self.collect(key):
-            return build(plain, key, **extra)
+            self.add(*(error.faults if isinstance(error, ConfigError) else [str(error)]))
 
     def raise_any(self) -> None:
         """Raise all faults at once, if there is any."""
@@ -44,22 +36,23 @@ class Faults:
             raise ConfigError(self.found)
 
 
-def build(plain: Mapping[str, Any], key: str, /, **extra: Any) -> Any:
+def build(config: type[Settings], plain: Mapping[str, Any], key: str, /, **extra: Any) -> Any:
     """Build the object that a node describes, and the objects of its options that have a slot.
 
-    `plain` is the resolved configuration, which `check_config` passed. `extra` replaces options of the node. Raise a
-    ConfigError for any error of the constructor, except for a PandaError, which passes as it is.
+    `plain` is the resolved configuration of class `config`, which `check_config` passed. `extra` replaces options of
+    the node. Raise a ConfigError for any error of the constructor, except for a PandaError, which passes as it is.
     """
     parent, _, name = key.rpartition(".")
-    node, slots = (plain[parent] if parent else plain)[name], find_slots(plain)
+    node, slots = (plain[parent] if parent else plain)[name], list_slots(config)
     built = find_class(key, slots[key], str(node["_target_"]), plain.get("allow_packages") or [])
     options = {
-        name: build(plain, f"{key}.{name}") if f"{key}.{name}" in slots and value is not None else value
+        name: build(config, plain, f"{key}.{name}") if f"{key}.{name}" in slots and value is not None else value
         for name, value in node.items()
         if name != "_target_"
     }
     try:
-        return built(**options | extra)
+        with name_options(key):
+            return built(**options | extra)
     except PandaError:
         raise
     except Exception as error:

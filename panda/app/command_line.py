@@ -15,35 +15,45 @@ from omegaconf.errors import OmegaConfBaseException
 
 from panda.errors import suggest
 from panda.files import CONF
+from panda.settings import quote
 
 OWN = {"hydra", "run_dir"}
 """Keys that are not typed."""
 
 
-def explain(error: Exception, arguments: Sequence[str]) -> str:
-    """Return in a sentence why Hydra could not compose a configuration from the arguments."""
+def explain(error: Exception, arguments: Sequence[str]) -> tuple[str, str | None]:
+    """Return in a sentence why Hydra could not compose a configuration, and the argument at fault if it is known."""
     cause = error.__cause__
     if isinstance(error, OverrideParseException):
-        return _explain_unreadable(error.override)
+        return _explain_unreadable(error.override), error.override
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, choice = error.missing_cfg_file.rpartition("/")
-        return f"{group}={choice}: there is no such choice{suggest(choice, error.options)}"
+        given = _find_argument(group, arguments)
+        return f"{group}={choice}: there is no such choice{suggest(choice, error.options)}", given
     if (several := re.search(r"Ambiguous value for argument '(.*)'\n", str(error))) is not None:
         return (
             f"{several[1]}: a comma separates values; sweep over them with -m, or quote a value that has a comma: "
             f"{quote(several[1])}"
-        )
+        ), several[1]
     absent = getattr(cause, "full_key", None) or "".join(re.findall(r"^Could not override '(\w+)'\. No", str(error)))
     if with_it := _find_required_choice(absent):
-        given = next((text for text in arguments if f"{text.partition('=')[0]}.".startswith(f"{absent}.")), absent)
-        return f"{given} needs {with_it}: give both"
+        given = next((text for text in arguments if f"{text.partition('=')[0]}.".startswith(f"{absent}.")), None)
+        return f"{given or absent} needs {with_it}: give both", given
     if isinstance(cause, OmegaConfBaseException) and str(error).startswith("Could not override"):
         key = str(cause.full_key)
-        given = next((text for text in arguments if text.partition("=")[0] == key), key)
+        given = _find_argument(key, arguments)
         node = OmegaConf.to_container(cause.parent_node) if isinstance(cause.parent_node, DictConfig) else {}
         assert isinstance(node, dict)
-        return f"{given}: there is no such key{suggest_key(str(cause.key), node, key[: -len(str(cause.key))])}"
-    return f"{str(error).splitlines()[0]}; the arguments were {shlex.join(arguments)}, --help lists choices and keys"
+        suggested = suggest_key(str(cause.key), node, key[: -len(str(cause.key))])
+        return f"{given or key}: there is no such key{suggested}", given
+    return (
+        f"{str(error).splitlines()[0]}; the arguments were {shlex.join(arguments)}, --help lists choices and keys",
+        None,
+    )
+
+
+def _find_argument(key: str, arguments: Sequence[str]) -> str | None:
+    return next((text for text in arguments if text.partition("=")[0].lstrip("+~") == key), None)
 
 
 def suggest_key(key: str, node: Mapping[Any, Any], path: str = "") -> str:
@@ -85,14 +95,6 @@ def _read_choices() -> Iterator[tuple[str, str, dict[Any, Any]]]:
             content = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
             if isinstance(content, dict):
                 yield file.parent.name, file.stem, content
-
-
-def quote(override: str) -> str:
-    """Quote an override `key=value` for a shell, so that its value is taken literally."""
-    key, _, value = override.partition("=")
-    # Hydra needs quotes escaped, and backslashes before a quote doubled.
-    text = re.sub(r'(\\*)("|\Z)', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), value)
-    return shlex.quote(f'{key}="{text}"')
 
 
 def _explain_unreadable(override: str) -> str:

@@ -7,109 +7,74 @@ import typing
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import NoneType, UnionType
-from typing import Any, Literal
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, ListConfig, Node
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 
-from panda.app.build import Faults, build
-from panda.app.command_line import quote, suggest_key
+from panda.app.build import Faults
+from panda.app.command_line import suggest_key
 from panda.app.hydra_job import is_typed
-from panda.app.registry import find_class, find_slots, find_undeclared
-from panda.app.value_checks import find_value_faults
+from panda.app.registry import SPECIAL, find_class, find_config, find_undeclared, list_slots
 from panda.errors import ConfigError, suggest
-from panda.settings import REFUSED, Settings, format_value
-
-PLAIN_TYPES: dict[str, dict[str, Any]] = {
-    "train": {
-        "seed": int, "test_slides": bool, "debug": bool, "resume": str | None, "segmentation_checkpoint": str | None,
-        "cost_ratio": float | None, "threshold_per_provider": bool, "colour_map": Literal["jet", "viridis"],
-        "allow_packages": list[str],
-    },
-    "infer": {
-        "checkpoint": str, "grading_checkpoint": str | None, "slides": str, "output": str, "debug": bool,
-        "provider": str | None, "labels": str | None, "mpp_override": float | None,
-        "reader": Literal["auto", "openslide", "fast"], "colour_map": Literal["jet", "viridis"],
-    },
-    "audit": {"debug": bool},
-}  # fmt: skip
-"""Types of the keys that belong to no group."""
-KEYS = {
-    "train": {
-        "data", "model", "loss", "augment", "optim", "trainer", "logger", "quantify", "engine", "task", "tiles",
-        "name", "threshold", "criterion", "run_dir", *PLAIN_TYPES["train"],
-    },
-    "infer": {"quantify", "engine", "threshold", "run_dir", *PLAIN_TYPES["infer"]},
-    "audit": {"data", "audit", "run_dir", *PLAIN_TYPES["audit"]},
-}  # fmt: skip
+from panda.settings import REFUSED, Settings, SettingsError, format_value, quote
 
 
-def check_config(cfg: DictConfig, entry_point: str, refused: Faults | None = None) -> None:
-    """Check keys, missing values, classes and values of a composed configuration, and raise every fault.
+def check_config(cfg: DictConfig, entry_point: str, faults: Faults | None = None) -> Any:
+    """Check a composed configuration and return its settings, see `find_config`.
 
-    If only settings have faults, `refused` takes them instead, so that a caller can add more and raise all at once.
+    Faults that were found before are raised with its own.
+
+    Raises:
+        ConfigError: With all faults: unknown and missing keys, classes, options, types, values and the rules between
+            them, files that do not exist.
     """
-    faults, known = Faults(), KEYS[entry_point]
-    asked: Any = OmegaConf.to_container(cfg, resolve=False)
-    given = list(map(str, cfg))
-    nodes_by_key = {name: asked.get(name) for name in known}
-    faults.add(*(f"{key}: there is no such key{suggest_key(key, nodes_by_key)}" for key in given if key not in known))
-    absent = sorted(known - set(given) - {"tiles"})
-    faults.add(*(f"{key} was taken away, and a run needs it: remove ~{key}" for key in absent))
-    try:
-        missing = sorted(map(str, OmegaConf.missing_keys(cfg)))
-        faults.add(*(f"{key} is not given: write {key}=… on the command line" for key in missing))
-        plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
-    except OmegaConfBaseException as error:
-        faults.add(f"{str(error).splitlines()[0]}; correct the ${{…}} in it")
-        faults.raise_any()
-    assert isinstance(plain, dict)
-    nodes = {str(key): value for key, value in plain.items()}
-    check = _NodeCheck(nodes, faults)
-    for key in check.slots:
-        check.check_slot(key)
-    faults.add(*find_value_faults(nodes, entry_point))
-    _check_plain_values(nodes, entry_point, faults)
-    if faults.found or refused is None:
-        faults.add(*check.refused.found)
-    else:
-        refused.add(*check.refused.found)
+    faults = faults or Faults()
+    nodes = {str(key): _resolve(cfg, key, str(key), faults) for key in cfg}
+    config = find_config(entry_point, nodes)
+    known = {name: nodes.get(name) for name in config.model_fields}
+    faults.add(*(f"{key}: there is no such key{suggest_key(key, known)}" for key in nodes if key not in known))
+    check = _NodeCheck(config, nodes, faults)
+    parts = {key: check.build_part(key, nodes[key]) for key in known if key in nodes}
+    settings = None
+    with faults.collect():
+        settings = config(**parts)
     faults.raise_any()
+    return settings
 
 
-def _check_plain_values(nodes: Mapping[str, Any], entry_point: str, faults: Faults) -> None:
-    """Check the types of the keys that belong to no group."""
-    if entry_point == "train":
-        from panda.tasks.threshold import find_criterion  # noqa: PLC0415
-
-        with faults.collect():
-            find_criterion(str(nodes.get("criterion")))
-    for key, hint in PLAIN_TYPES[entry_point].items():
-        value = nodes.get(key)
-        if value == "":
-            faults.add(f"{key} is empty: write {key}=…")
-        elif hint in (str, str | None) and isinstance(value, int | float):
-            faults.add(f"{key}={value} was read as a number: quote it, {quote(f'{key}={value}')}")
-        else:
-            _check_type(key, value, hint, faults)
+def _resolve(parent: DictConfig | ListConfig, name: Any, key: str, faults: Faults) -> Any:
+    """Return a value as plain data; REFUSED if it is missing or refers to something that does not exist."""
+    try:
+        value = parent[name]
+    except MissingMandatoryValue:
+        faults.add(f"{key} is not given: write {key}=… on the command line")
+        return REFUSED
+    except OmegaConfBaseException as error:
+        raw = parent._get_node(name, validate_access=False)
+        literal = quote(f"{key}={raw._value()}") if isinstance(raw, Node) else key
+        faults.add(
+            f"{key}: {str(error).splitlines()[0]}; correct the ${{…}} in it, or escape it if it is text: {literal}"
+        )
+        return REFUSED
+    if isinstance(value, ListConfig):
+        children = [_resolve(value, index, f"{key}[{index}]", faults) for index in range(len(value))]
+        return REFUSED if REFUSED in children else children
+    if isinstance(value, DictConfig):
+        return {child: _resolve(value, child, f"{key}.{child!s}", faults) for child in value}
+    return value
 
 
 class _NodeCheck:
-    """Checks that each node builds only what its slot allows, from options that the class takes.
+    """Checks that each node builds only what its slot allows, from options that the class takes."""
 
-    `refused` gets the faults of settings, and `faults` all others.
-    """
-
-    def __init__(self, nodes: Mapping[str, Any], faults: Faults) -> None:
+    def __init__(self, config: type[Settings], nodes: Mapping[str, Any], faults: Faults) -> None:
         self.nodes = nodes
         self.faults = faults
-        self.refused = Faults()
-        self.slots = find_slots(nodes)
+        self.slots = list_slots(config)
         self._allowed = self._list_allowed_packages()
-        for key, node in nodes.items():
-            faults.add(*find_undeclared(key, node, self.slots))
 
     def _list_allowed_packages(self) -> Sequence[str]:
         """Return the user's own packages that may define a class. They count only when typed."""
@@ -122,47 +87,53 @@ class _NodeCheck:
             return []
         return given if isinstance(given, list) and all(isinstance(name, str) for name in given) else []
 
-    def check_slot(self, key: str) -> None:
-        """Check the node at the key of a slot, if there is one."""
+    def build_part(self, key: str, node: Any) -> Any:
+        """Return the settings that a node describes, or a plain value; REFUSED if a rule cannot read it.
+
+        Of settings and options with faults, the valid ones remain. Nothing is built from a value that would build what
+        no slot declares. A class that is no settings is not built, because its task builds it.
+        """
+        undeclared = find_undeclared(key, node, self.slots)
+        self.faults.add(*undeclared)
+        if key not in self.slots or node is REFUSED or ("." in key and node is None):
+            return REFUSED if undeclared else node
         slot = self.slots[key]
-        parent, _, name = key.rpartition(".")
-        above = self.nodes.get(parent) if parent else self.nodes
-        if not isinstance(above, Mapping) or name not in above or (parent and above[name] is None):
-            return
-        node = above[name]
         if not isinstance(node, Mapping) or "_target_" not in node:
             derived = ", or a class derived from it" if slot.packages else ""
-            self.faults.add(f"{key} has no _target_: give {slot.base}{derived}")
-            return
-        with self.faults.collect():
+            self.faults.add(f"{key} has no _target_: give {slot.base.__module__}.{slot.base.__name__}{derived}")
+            return REFUSED
+        try:
             built = find_class(key, slot, str(node["_target_"]), self._allowed)
-            options = {str(option): value for option, value in node.items() if option != "_target_" and value != "???"}
-            if issubclass(built, Settings):
-                self._check_settings(key, options, built)
-            else:
-                self._check_options(key, options, built)
+        except ConfigError as error:
+            self.faults.add(*error.faults)
+            return REFUSED
+        options = {str(option): value for option, value in node.items() if not SPECIAL.fullmatch(str(option))}
+        if not issubclass(built, Settings):
+            return {"_target_": node["_target_"], **self._find_valid_options(key, options, built)}
+        try:
+            return built(**{option: self.build_part(f"{key}.{option}", value) for option, value in options.items()})
+        except SettingsError as error:
+            self.faults.add(*error.faults)
+            return error.checked
 
-    def _check_settings(self, key: str, options: dict[str, Any], built: type[Settings]) -> None:
-        """Check options by making the settings from them."""
-        for name, value in options.items():
-            if f"{key}.{name}" in self.slots and value is not None:
-                options[name] = REFUSED
-                with suppress(ConfigError):  # the check of its own slot reports it
-                    options[name] = build(self.nodes, f"{key}.{name}")
-        with self.refused.collect(key):
-            built(**options)
-
-    def _check_options(self, key: str, options: Mapping[str, Any], built: type) -> None:
-        """Check options against the signature of a class."""
+    def _find_valid_options(self, key: str, options: Mapping[str, Any], built: type) -> dict[str, Any]:
+        """Check options against the signature of a class, and return those that fit it."""
         known, hints = _read_signature(built, options)
-        for name, value in options.items():
+        valid = {}
+        for name, given in options.items():
+            faults = []
+            value = self.build_part(f"{key}.{name}", given)
             if name not in known:
-                self.faults.add(
-                    f"{key}.{name}={value}: {built.__module__}.{built.__name__} has no such option"
+                faults.append(
+                    f"{key}.{name}={given}: {built.__module__}.{built.__name__} has no such option"
                     f"{suggest(name, known)}"
                 )
-            elif name in hints and f"{key}.{name}" not in self.slots:
-                _check_type(f"{key}.{name}", value, hints[name], self.faults)
+            elif name in hints and value is not REFUSED:
+                faults += _find_type_faults(f"{key}.{name}", value, hints[name])
+            self.faults.add(*faults)
+            if not faults and value is not REFUSED:
+                valid[name] = value
+        return valid
 
 
 def _read_signature(built: type, options: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
@@ -187,19 +158,20 @@ def _read_signature(built: type, options: Mapping[str, Any]) -> tuple[list[str],
     return known + (list(wrapped(options)) if wrapped else []), hints
 
 
-def _check_type(key: str, value: Any, hint: Any, faults: Faults) -> None:
-    """Check a value against a type, if pydantic can check the type."""
+def _find_type_faults(key: str, value: Any, hint: Any) -> list[str]:
+    """Return the fault of a value that is not of a type, if pydantic can check the type."""
     try:
         adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
     except (PydanticSchemaGenerationError, PydanticUserError):
-        return  # the constructor checks a library's own type
+        return []  # the constructor checks a library's own type
     try:
         # Lax lets YAML lists stand for tuples and text for paths, but would also take "3" for a number.
         strict = isinstance(value, str) and _list_kinds(hint) <= {int, float, bool, NoneType}
         adapter.validate_python(value, strict=strict)
     except ValidationError as error:
         wanted = "; ".join(dict.fromkeys(e["msg"].lower() for e in error.errors()))
-        faults.add(f"{key}={format_value(value)} is of the wrong kind: {wanted}")
+        return [f"{key}={format_value(value)} is of the wrong kind: {wanted}"]
+    return []
 
 
 def _list_kinds(hint: Any) -> set[Any]:

@@ -10,33 +10,13 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pytorch_lightning as pl
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from panda.errors import PandaError
-
-STRATEGIES = ("ddp_spawn", "ddp_spawn_find_unused_parameters_true", "ddp_spawn_find_unused_parameters_false")
-
-
-def find_device_faults(trainer: Mapping[str, Any]) -> list[str]:
-    """Return the faults of the requested devices, one sentence each."""
-    devices, nodes, strategy = trainer.get("devices", 1), trainer.get("num_nodes", 1), trainer.get("strategy", "auto")
-    if not isinstance(devices, int) or isinstance(devices, bool) or devices < 1:
-        return [f"trainer.devices={devices}: give a number, because training depends on it"]
-    faults = []
-    if nodes != 1:
-        faults.append(f"trainer.num_nodes={nodes}: a run uses one machine; use trainer.num_nodes=1")
-    if strategy not in ("auto", *STRATEGIES):
-        faults.append(f"trainer.strategy={strategy}: give auto for one device, {' or '.join(STRATEGIES)} for several")
-    elif trainer.get("accelerator") == "cpu" and devices > (cores := os.cpu_count() or 1):
-        faults.append(f"trainer.devices={devices}: this machine has {cores} cores; use at most as many processes")
-    elif devices > 1 and strategy == "auto":
-        faults.append(f"trainer.devices={devices} needs trainer=ddp, which starts one process per device")
-    return faults
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from panda.app.command_line import explain
 from panda.app.hydra_check import install_hydra_check
-from panda.app.hydra_job import is_multirun, register_resolvers, remember_arguments, write_overrides
+from panda.app.hydra_job import is_multirun, read_key, register_resolvers, remember_arguments, write_overrides
 from panda.app.signals import is_interruption, name_signal, stop_on_signals
 from panda.errors import ConfigError, PandaError, find_exhaustion
 from panda.files import open_log, remove, write_whole
@@ -67,7 +67,7 @@ def enter(main: Callable[[], Any]) -> NoReturn:
             raise
         set_up_logging(debug)
         _withdraw_sweeps()
-        fault = error if isinstance(error, ConfigError) else ConfigError(explain(error, sys.argv[1:]))
+        fault = error if isinstance(error, ConfigError) else ConfigError(explain(error, sys.argv[1:])[0])
         _refusals.append(str(fault))
         log.error("ConfigError: %s", fault, exc_info=error if debug else None)
     sys.exit(exit_status())
@@ -78,7 +78,8 @@ def guard(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
 
     @functools.wraps(job)
     def run(cfg: DictConfig) -> Any:
-        set_up_logging(debug=cfg.debug is True)
+        debug, folder = read_key(cfg, "debug") is True, str(read_key(cfg, "run_dir") or ".")
+        set_up_logging(debug)
         try:
             with stop_on_signals():
                 return job(cfg)
@@ -87,11 +88,11 @@ def guard(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
                 raise KeyboardInterrupt from error
             error = find_exhaustion(error) or error
             if isinstance(error, SomeSlidesFailed):
-                refuse(error, Path(str(cfg.run_dir)), debug=cfg.debug is True)
+                refuse(error, Path(folder), debug)
                 return error.figure
-            _leave_trace(cfg.run_dir, error)
+            _leave_trace(folder, error)
             if isinstance(error, PandaError | OSError):
-                refuse(error, Path(str(cfg.run_dir)), debug=cfg.debug is True)
+                refuse(error, Path(folder), debug)
                 return float("nan")
             if is_multirun():
                 # If raised, it would end the sweep before its other jobs, or before its page.
@@ -123,12 +124,12 @@ _REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room; finished wor
 _REMEDIES[errno.EFBIG] = "raise the limit on file size (ulimit -f), or use another file system"
 
 
-def _leave_trace(run_dir: object, error: Exception) -> None:
+def _leave_trace(run_dir: str, error: Exception) -> None:
     """Write the error to the folder of a job that began or is a row of a sweep. A refused command leaves nothing."""
-    folder = Path(str(run_dir))
+    folder = Path(run_dir)
     begun = any(isinstance(handler, logging.FileHandler) for handler in log.handlers)
     refused_job = folder.parent.name.startswith("sweep-") and not (folder / "checkpoints").exists()
-    if run_dir and (begun or refused_job):
+    if begun or refused_job:
         with contextlib.suppress(OSError):  # the error may be that the disk is full
             write_whole(folder / "error.txt", f"{type(error).__name__}: {error}\n")
             if not (folder / "overrides.txt").exists():

@@ -7,114 +7,59 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from panda.app.build import Faults
 from panda.app.dashboard import MAX_TILE_PICTURES, log_slides
-from panda.app.grading_sources import DOWNLOADED, IDLE_KEYS, SEGMENTATION_ENCODER, copy_encoder, find_source_faults
-from panda.app.guidance import Guidance, TileSettings
-from panda.app.hydra_job import find_idle_faults
-from panda.app.loss_check import check_loss
+from panda.app.grading_config import SEGMENTATION_ENCODER, GradingConfig, copy_encoder, list_guided_splits
 from panda.app.run import Run, note_level
 from panda.app.slide_grading import SlideGrading
 from panda.data.bag_datamodule import BagDataModule
 from panda.data.bagset import BagItem, BagSettings
-from panda.data.datamodule import DataSettings, PatchDataModule
+from panda.data.datamodule import PatchDataModule
 from panda.data.failures import Failure
-from panda.data.manifest import SlideRecord, require_grades
+from panda.data.manifest import SlideRecord
 from panda.data.splits import Split
 from panda.data.summary import DataSummary
 from panda.errors import ManifestError
 from panda.files import identity
-from panda.inference.compute import EngineSettings
 from panda.inference.features import FeatureCache
 from panda.inference.grader import GradingPredictor, select_tiles
 from panda.inference.grading_metrics import GradedSlide, summarize_grades, summarize_test_grades
-from panda.inference.quantify import QuantifySettings
 from panda.inference.slide_loop import run_over_slides
-from panda.models.mil import MILNet
 from panda.report.run_summary import GradingSummary
-from panda.settings import Count, Settings
 from panda.tables import write_table
 from panda.tasks.grading import CLASSES, GradingTask, find_class
-from panda.tasks.metadata import GradingMetadata, Target, TrainedResolution
-from panda.tasks.optim import Optim
+from panda.tasks.metadata import GradingMetadata, TrainedResolution
 from panda.wsi.stain_normalization import find_stain
 from panda.wsi.tissue import find_tissue
 
 log = logging.getLogger(__name__)
 
 
-class GradingSettings(Settings):
-    """Settings of the task, apart from its data, model and trainer.
-
-    Args:
-        name: `grading`.
-        target: `isup` (six classes) or `cancer` (absent or present).
-        patience: Epochs without a lower `val/loss` after which training stops.
-    """
-
-    node: ClassVar[str] = "task"
-
-    name: Literal["grading"] = "grading"
-    target: Target = "isup"
-    patience: Count = 10
-
-
 class GradingExperiment:
-    """Builds everything from the configuration, then runs it. Faults that were found before are raised with its own."""
+    """Runs a grading as its configuration says."""
 
     kind = GradingMetadata
     monitor = "val/loss"
     mode = "min"
 
-    def __init__(self, cfg: DictConfig, faults: Faults | None = None) -> None:
-        plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    def __init__(self, cfg: GradingConfig) -> None:
         self.cfg = cfg
-        faults = faults or Faults()
-        data: DataSettings | None = faults.build(plain, "data")
-        if plain["data"]["split"] == "patches":
-            faults.add("data.split=patches: grading needs slides in each split; use data.split=holdout or kfold")
-        elif data is not None:
-            faults.add(*find_idle_faults(data.list_idle_keys(), data.describe_split()))
-        self.tiles: TileSettings = faults.build(plain, "tiles")
-        self.settings: GradingSettings = faults.build(plain, "task")
-        classes = CLASSES[self.settings.target if self.settings else "isup"]
-        self.loss = faults.build(plain, "loss")
-        if self.loss is not None:
-            logits = torch.zeros(2, classes)
-            check_loss(self.loss, logits, torch.tensor([0, 1]), plain["loss"], faults)
-        self.optim: Optim = faults.build(plain, "optim")
-        self.quantify: QuantifySettings = faults.build(plain, "quantify")
-        self.engine: EngineSettings = faults.build(plain, "engine")
-        faults.add(*find_source_faults(plain))
-        weights = plain["model"].get("encoder_weights")
-        # The segmentation is not loaded yet, and weights are downloaded only after every check has passed.
-        unloaded = {"encoder_weights": None} if weights in (SEGMENTATION_ENCODER, DOWNLOADED) else {}
-        self.network: MILNet = faults.build(plain, "model", num_classes=classes, **unloaded)
-        if self.network is not None and self.tiles is not None:
-            with faults.collect("tiles"):
-                self.network.check_tile_size(self.tiles.tile_size)
-        faults.add(*find_idle_faults(IDLE_KEYS, "task=grading"))
-        faults.raise_any()
-        assert data is not None
-        self.data = PatchDataModule(data)
-        self.guidance = Guidance.load(cfg.segmentation_checkpoint, self.tiles.cross_fit, self.engine, data.store_root)
+        self.tiles, self.settings, self.quantify, self.engine = cfg.tiles, cfg.task, cfg.quantify, cfg.engine
+        self.optim, self.guidance, self.network = cfg.optim, cfg.guidance, cfg.network
+        self.loss = cfg.build("loss")
+        self.data = PatchDataModule(cfg.data)
         self.failures: list[Failure] = []
         self._items: dict[Split, list[BagItem]] = {}
         self._metadata: GradingMetadata | None = None
-        if data.draw is None:
-            self._list_splits()
-        if weights == SEGMENTATION_ENCODER:
+        if cfg.unloaded_weights == SEGMENTATION_ENCODER:
             copy_encoder(self.network, self.guidance.segmenters[0])
-        elif weights == DOWNLOADED:
-            self.network = faults.build(plain, "model", num_classes=classes)
-            faults.raise_any()
+        elif cfg.unloaded_weights:
+            self.network = cfg.build("model", num_classes=cfg.classes)
 
     @property
     def segmentation(self) -> tuple[str, ...]:
@@ -125,7 +70,7 @@ class GradingExperiment:
         """See `Experiment.prepare`: select the tiles of each slide, and compute their features if they are cached."""
         if self._metadata is not None:
             return self._metadata
-        splits = self._list_splits()
+        splits = list_guided_splits(self.data, self.guidance, self.settings.target)
         cache = None
         if self.network.frozen:
             cache = FeatureCache(self.network, self.engine, self.data.settings.store_root)
@@ -159,7 +104,7 @@ class GradingExperiment:
 
     def run(self, run: Run) -> GradingSummary:
         """See `Experiment.run`."""
-        splits = self._list_splits()
+        splits = list_guided_splits(self.data, self.guidance, self.settings.target)
         try:
             metadata = self.prepare()
         finally:
@@ -202,19 +147,6 @@ class GradingExperiment:
         pictures = {f"attention_tiles/{path.parent.name}": path for path in drawn}
         run.log_summary(summary, pictures, task="grading", target=self.settings.target)
         return summary
-
-    def _list_splits(self) -> dict[Split, list[SlideRecord]]:
-        """Return the slides of each split, after checking that each has a segmentation to guide it."""
-        splits = self.data.list_splits()
-        require_grades([record for records in splits.values() for record in records])
-        if len(found := {self._find_class(record) for record in splits["train"]}) == 1:
-            raise ManifestError(
-                f"all {len(splits['train'])} training slides have class {found.pop()} of task.target="
-                f"{self.settings.target}, so there is nothing to learn: give slides of other grades, or another "
-                "data.seed or data.splits"
-            )
-        self.guidance.check([record for records in splits.values() for record in records])
-        return splits
 
     def _find_class(self, record: SlideRecord) -> int:
         assert record.isup_grade is not None  # a bag without a grade is refused

@@ -16,7 +16,7 @@ from panda.data.bagset import BagItem
 from panda.data.manifest import SlideRecord
 from panda.data.settings import ResolutionSettings
 from panda.data.splits import Split
-from panda.errors import ConfigError
+from panda.errors import CheckpointError, ConfigError
 from panda.inference.canvas import Canvas
 from panda.inference.compute import EngineSettings
 from panda.inference.predictor import SegmentationPredictor
@@ -112,7 +112,10 @@ class Guidance:
                     f"there are {len(paths)}; train them with -m data.split=kfold data.fold=0,1,2,3,4 and give a glob, "
                     "as 'runs/segmentation/sweep-NAME/*/checkpoints/best.ckpt'"
                 )
-        segmenters = [SegmentationPredictor.from_checkpoint(path, engine) for path in paths]
+        try:
+            segmenters = [SegmentationPredictor.from_checkpoint(path, engine) for path in paths]
+        except CheckpointError as error:
+            raise CheckpointError(f"segmentation_checkpoint={given}: {error}") from error
         folds: dict[tuple[frozenset[str], ...], Path] = {}
         for s in segmenters:
             path, fold = s.checkpoint.path, (frozenset(s.metadata.train_slides), frozenset(s.metadata.val_slides))

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from panda.app.build import Faults
+from panda.app.command_line import explain
 from panda.app.registry import SPECIAL
 from panda.errors import ConfigError
 
+ENTRY_POINTS = ("train", "infer", "audit")
 ALLOWED = re.compile(
     r"hydra\.callbacks\.\w+\._target_=panda\.app\.sweep\.SweepPage"
     r"|hydra\.(launcher|sweeper)\._target_=(hydra\._internal\.core_plugins|hydra_plugins)\.[\w.]+"
@@ -26,16 +32,48 @@ LOGGING_PARTS = ("handlers", "formatters", "filters", "loggers", "root")
 def install_hydra_check() -> None:
     """Make Hydra check each configuration that it composes, also those of the jobs of a sweep.
 
-    Hydra has no hook between composing a configuration and building callbacks from it.
+    Hydra has no hook between composing a configuration and building callbacks from it, and reports one fault only.
     """
     compose = ConfigLoaderImpl.load_configuration
 
-    def load_configuration(*given: Any, **options: Any) -> DictConfig:
-        cfg = compose(*given, **options)
-        check_hydra_node(cfg)
+    def load_configuration(
+        loader: ConfigLoaderImpl,
+        config_name: str | None,
+        overrides: list[str],
+        run_mode: RunMode,
+        *more: Any,
+        **options: Any,
+    ) -> DictConfig:
+        faults, left = Faults(), list(overrides)
+        while True:
+            try:
+                cfg = compose(loader, config_name, left, run_mode, *more, **options)
+                break
+            except Exception as error:  # Hydra raises several classes
+                fault, argument = explain(error, left)
+                faults.add(fault)
+                if argument is None or argument not in left:
+                    raise ConfigError(faults.found) from error
+                left.remove(argument)
+        with faults.collect():
+            check_hydra_node(cfg)
+        if faults.found:
+            if run_mode == RunMode.RUN and config_name in ENTRY_POINTS:
+                _add_faults_of_job(cfg, config_name, faults)
+            faults.raise_any()
         return cfg
 
-    ConfigLoaderImpl.load_configuration = load_configuration  # type: ignore[method-assign]
+    ConfigLoaderImpl.load_configuration = load_configuration  # type: ignore[method-assign, assignment]
+
+
+def _add_faults_of_job(cfg: DictConfig, entry_point: str, faults: Faults) -> None:
+    """Add what the check of a job finds in the rest of a refused configuration."""
+    HydraConfig.instance().set_config(cfg)
+    job = cfg.copy()
+    with open_dict(job):
+        del job["hydra"]
+    with faults.collect():
+        importlib.import_module(f"panda.app.{entry_point}").check(job, faults)
 
 
 def check_hydra_node(cfg: DictConfig) -> None:

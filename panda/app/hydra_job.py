@@ -6,10 +6,12 @@ import contextlib
 import itertools
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from panda.files import write_whole
 
@@ -27,7 +29,7 @@ def is_multirun() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def is_unnamed(cfg: DictConfig) -> bool:
+def is_unnamed(cfg: Any) -> bool:
     """Return whether the time of the start names the folder of a job, which is neither resumed nor in a sweep."""
     return HydraConfig.initialized() and not is_multirun() and cfg.name is None and not cfg.resume
 
@@ -40,6 +42,13 @@ def make_new_folder(folder: Path) -> Path:
             new.mkdir(parents=True)
             return new
     raise AssertionError("the names do not end")
+
+
+def read_key(cfg: DictConfig, key: str) -> Any:
+    """Return the value of a key, or None if it has none, which is a fault that the job's check names."""
+    with contextlib.suppress(OmegaConfBaseException):
+        return cfg.get(key)
+    return None
 
 
 def choices_made() -> list[str]:
@@ -80,7 +89,11 @@ def remember_arguments(arguments: Sequence[str]) -> Iterator[None]:
 
 def list_overrides() -> list[str]:
     """Return the overrides of this job, `key=value`; an empty list without a command line."""
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    if not HydraConfig.initialized():
+        return []
+    # Not resolved, because the text of an override may have ${…}, which means nothing in Hydra's own configuration.
+    typed: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    return list(map(str, typed))
 
 
 def is_typed(key: str) -> bool:

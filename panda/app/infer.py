@@ -8,23 +8,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from tqdm import tqdm
 
 from panda.app.build import Faults
 from panda.app.config_check import check_config
 from panda.app.entry_point import SomeSlidesFailed, log_to_file, make_folder
-from panda.app.inference_slides import FoundSlides, find_labelled_slides, find_slides
+from panda.app.inference_config import InferenceConfig
 from panda.app.inference_tables import ONLY_UNGRADED, InferenceTables
-from panda.data.manifest import SlideRecord
-from panda.errors import CheckpointError, PandaError
 from panda.files import hold_lock, remove_leftovers
 from panda.inference.autotune import TunedMode, tune_mode
-from panda.inference.compute import EngineSettings
 from panda.inference.evaluate import open_label
 from panda.inference.grader import GradingPredictor
 from panda.inference.predictor import SegmentationPredictor
-from panda.inference.quantify import QuantifySettings
 from panda.inference.slide_loop import SlidePrefetcher, make_tile_callback, run_over_slides
 from panda.inference.slide_mapper import SlideMapper
 from panda.inference.slide_result import MapSettings, SlideResult
@@ -32,11 +28,8 @@ from panda.report.attention_tiles import draw_attention_tiles
 from panda.report.inference_page import write_inference_page
 from panda.report.inference_summary import INFERENCE_FILE, InferenceSummary, LastRun
 from panda.report.slide_page import write_slide_page
-from panda.tasks.checkpoint import Checkpoint, read_checkpoint
 from panda.tasks.figures import make_timestamp
-from panda.tasks.metadata import SegmentationMetadata
 from panda.tasks.threshold import ThresholdChoice
-from panda.wsi.slide import SlideOptions
 
 log = logging.getLogger(__name__)
 
@@ -61,23 +54,24 @@ def infer(cfg: DictConfig) -> list[SlideResult]:
         SomeSlidesFailed: If any slide failed or could not be graded, after all others are done.
     """
     started = time.monotonic()
-    engine, quantify, (paths, passed_over), labelled, checkpoint = _check_inputs(cfg)
-    if cfg.labels:
+    config = check(cfg)
+    engine, (paths, passed_over), labelled = config.engine, config.slide_list, config.labelled
+    if config.labels:
         log.info("labels: %d of %d slides have a mask", len(labelled), len(paths))
-    predictor = SegmentationPredictor(checkpoint, engine)
-    grader = GradingPredictor.from_checkpoint(Path(cfg.grading_checkpoint), engine) if cfg.grading_checkpoint else None
-    searched = cfg.threshold == "checkpoint"
-    threshold = predictor.threshold.value_for(cfg.provider) if searched else float(cfg.threshold)
-    mapper = SlideMapper(predictor, threshold, quantify, grader, _read_slide_options(cfg), cfg.colour_map)
+    predictor = SegmentationPredictor(config.segmentation, engine)
+    grader = GradingPredictor(config.grading, engine) if config.grading else None
+    searched = config.threshold == "checkpoint"
+    threshold = predictor.threshold.value_for(config.provider) if searched else float(config.threshold)
+    mapper = SlideMapper(predictor, threshold, config.quantify, grader, config.slide_options, config.colour_map)
 
     # Results are written to the job's folder, and canvases to `output`, which all jobs of a multirun share.
-    folder, canvases = Path(cfg.run_dir), Path(cfg.output)
+    folder, canvases = Path(config.run_dir), Path(config.output)
     make_folder(folder)
     log_to_file(folder / "infer.log")
-    log.info("slides=%s: %d slides%s", cfg.slides, len(paths), passed_over and f"; passed over: {passed_over}")
+    log.info("slides=%s: %d slides%s", config.slides, len(paths), passed_over and f"; passed over: {passed_over}")
     choice = tune_mode(predictor, threshold, paths, mapper.open, canvases / "engine.json")
     log.info("network in %s on %s: %s", predictor.mode, engine.torch_device, choice.why)
-    notes = _list_notes(predictor, grader, searched, cfg.provider, choice)
+    notes = _list_notes(predictor, grader, searched, config.provider, choice)
     tables = InferenceTables(folder, mapper.provenance.fingerprint)
 
     def work(path: Path, bar: tqdm[Any]) -> None:
@@ -105,7 +99,7 @@ def infer(cfg: DictConfig) -> list[SlideResult]:
         notes.append(others)
     last_run = LastRun(slides=len(paths), failed=len(tables.failed), seconds=round(time.monotonic() - started, 1))
     origin = predictor.threshold if searched else None
-    report = _write_report(_summarize(cfg, mapper, origin, choice.why, last_run=last_run, notes=notes), folder)
+    report = _write_report(_summarize(config, mapper, origin, choice.why, last_run=last_run, notes=notes), folder)
     for result in list(tables.done.values())[:SHOWN]:
         log.info("%s", _describe_slide(result))
     log.info("report: %s", report)
@@ -114,52 +108,10 @@ def infer(cfg: DictConfig) -> list[SlideResult]:
     return results
 
 
-def _check_inputs(
-    cfg: DictConfig,
-) -> tuple[EngineSettings, QuantifySettings, FoundSlides, dict[str, SlideRecord], Checkpoint[SegmentationMetadata]]:
-    """Check settings, slides, labels and the segmentation checkpoint before a network is built.
-
-    An unusable file is reported only if the configuration has no faults.
-    """
-    faults = Faults()
-    check_config(cfg, "infer", faults)
-    plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    engine: EngineSettings = faults.build(plain, "engine")
-    quantify: QuantifySettings = faults.build(plain, "quantify")
-    faults.add(*_read_slide_options(cfg).faults())
-    searched = cfg.threshold == "checkpoint"
-    if cfg.provider is not None and not searched:
-        faults.add(f"provider={cfg.provider}: not used with threshold=…: remove one of them")
-    found = FoundSlides([], "")
-    labelled: dict[str, SlideRecord] = {}
-    try:
-        with faults.collect():
-            found = find_slides(cfg.slides)
-        checkpoint: Checkpoint[SegmentationMetadata] | CheckpointError
-        try:
-            checkpoint = read_checkpoint(Path(cfg.checkpoint), SegmentationMetadata)
-        except CheckpointError as error:
-            checkpoint = error
-        with faults.collect():
-            labelled = find_labelled_slides(cfg.labels, found.paths, checkpoint)
-        if isinstance(checkpoint, CheckpointError):
-            raise checkpoint
-    except PandaError:
-        faults.raise_any()
-        raise
-    if cfg.provider is not None and searched:
-        known = checkpoint.metadata.threshold.by_provider
-        if not known:
-            faults.add(f"provider={cfg.provider}: the checkpoint has one threshold for all providers; remove the key")
-        elif cfg.provider not in known:
-            faults.add(f"provider={cfg.provider}: the checkpoint has thresholds for {', '.join(known)}")
-    faults.raise_any()
-    return engine, quantify, found, labelled, checkpoint
-
-
-def _read_slide_options(cfg: DictConfig) -> SlideOptions:
-    """Return how the slides are opened, from the keys `reader` and `mpp_override`."""
-    return SlideOptions(cfg.reader, None if cfg.mpp_override is None else float(cfg.mpp_override))
+def check(cfg: DictConfig, faults: Faults | None = None) -> InferenceConfig:
+    """Check a configuration and the files that it names. Faults that were found before are raised with its own."""
+    config: InferenceConfig = check_config(cfg, "infer", faults)
+    return config
 
 
 def _list_notes(
@@ -197,7 +149,7 @@ def _list_notes(
 
 
 def _summarize(
-    cfg: DictConfig,
+    config: InferenceConfig,
     mapper: SlideMapper,
     threshold: ThresholdChoice | None,
     engine_choice: str,
@@ -209,13 +161,13 @@ def _summarize(
     return InferenceSummary(
         **{key: getattr(mapper.provenance, key) for key in MapSettings.model_fields},
         threshold_choice=threshold,
-        provider=cfg.provider,
+        provider=config.provider,
         resolution=mapper.predictor.metadata.resolution,
         engine_choice=engine_choice,
         device=str(mapper.predictor.settings.torch_device),
         date=make_timestamp(),
         last_run=last_run,
-        labels=cfg.labels,
+        labels=config.labels,
         notes=notes,
     )
 

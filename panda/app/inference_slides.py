@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from panda.data.manifest import TABLE, SlideRecord, read_manifest
 from panda.data.slide_files import SLIDE_SUFFIXES, sort_slide_files
-from panda.errors import CheckpointError, ConfigError, ManifestError
+from panda.errors import ConfigError, ManifestError
 from panda.tables import read_user_table
 from panda.tasks.checkpoint import Checkpoint
 from panda.tasks.metadata import SegmentationMetadata
@@ -79,25 +79,27 @@ def _read_slide_table(table: Path) -> list[Path]:
     return [folder / f"{row['image_id']}.tiff" for row in rows]
 
 
-def find_labelled_slides(
-    root: str | None, paths: Sequence[Path], checkpoint: Checkpoint[SegmentationMetadata] | CheckpointError
-) -> dict[str, SlideRecord]:
-    """Return the slides that have a label mask in `root`, a folder in PANDA's layout, by name.
-
-    Masks are not looked for if `paths` is empty because no slide was found. The checkpoint may know providers that
-    `conf/label_maps` does not have.
-    """
-    if root is None:
-        return {}
-    if not (Path(root) / TABLE).is_file():
+def check_labels_folder(root: str | None) -> None:
+    """Check that `labels`, if it is given, is a folder in PANDA's layout."""
+    if root is not None and not (Path(root) / TABLE).is_file():
         raise ConfigError(
             f"labels={root}: there is no {Path(root) / TABLE}; give the folder that holds {TABLE} and "
             "train_label_masks/ of these slides, or leave it out"
         )
-    if not paths:
+
+
+def find_labelled_slides(
+    root: str | None, paths: Sequence[Path], checkpoint: Checkpoint[SegmentationMetadata]
+) -> dict[str, SlideRecord]:
+    """Return the slides that have a label mask in `root`, a folder in PANDA's layout, by name.
+
+    The checkpoint may know providers that `conf/label_maps` does not have.
+    """
+    if root is None:
         return {}
+    check_labels_folder(root)
     names = {path.stem for path in paths}
-    label_maps = checkpoint.metadata.label_maps if isinstance(checkpoint, Checkpoint) else {}
+    label_maps = checkpoint.metadata.label_maps
     found = [record for record in read_manifest(root, label_maps=label_maps) if record.slide_id in names]
     labelled = {record.slide_id: record for record in found if record.mask_path and record.mask_path.is_file()}
     if not labelled:

@@ -1,4 +1,8 @@
-"""The registry of what a configuration may build: for each node one class, or the classes of a few packages."""
+"""The registry of what a configuration may build: for each node one class, or the classes of a few packages.
+
+It follows from the settings of an entry point: a field that holds settings builds its class, and a field with a `Slot`
+builds what the slot allows.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,10 @@ import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from panda.errors import ConfigError
+from panda.settings import Settings
 
 SPECIAL = re.compile(r"_\w+_")
 """Keys that Hydra gives a meaning: `_target_`, `_partial_`, `_args_` and others."""
@@ -20,70 +25,45 @@ class Slot:
     """What one node of a configuration may build.
 
     Attributes:
-        base: Dotted path of a class.
+        base: A class.
         packages: Packages whose classes derived from `base` may be built too. If empty, only `base` is built.
     """
 
-    base: str
+    base: type
     packages: tuple[str, ...] = ()
 
 
-AUGMENTATION = Slot("panda.data.augment.Augmentation")
-SYNTHETIC_DATA = Slot("panda.synthetic.dataset.SyntheticSpec")
-SLOTS = {
-    "data": Slot("panda.data.datamodule.DataSettings"),
-    "data.augment": AUGMENTATION,
-    "data.draw": SYNTHETIC_DATA,
-    "loss": Slot(
-        "torch.nn.Module",
-        (
-            "panda.models",
-            "torch.nn",
-            "segmentation_models_pytorch.losses",
-            # Other parts of torchmetrics download or unpickle weights.
-            "torchmetrics.classification",
-            "torchmetrics.regression",
-            "torchmetrics.segmentation",
-        ),
-    ),
-    "augment": AUGMENTATION,
-    "optim": Slot("panda.tasks.optim.Optim"),
-    "trainer": Slot("pytorch_lightning.Trainer"),
-    "logger": Slot("panda.app.tracking.Tracking"),
-    "quantify": Slot("panda.inference.quantify.QuantifySettings"),
-    "engine": Slot("panda.inference.compute.EngineSettings"),
-    "tiles": Slot("panda.app.guidance.TileSettings"),
-}
-"""Slots of training and inference, by the key of the node. A node that is not listed builds nothing."""
-SLOTS_OF_TASK = {
-    "segmentation": {
-        "task": Slot("panda.app.segmentation.SegmentationSettings"),
-        "model": Slot("panda.models.segmentation.Segmenter", ("panda.models",)),
-    },
-    "grading": {
-        "task": Slot("panda.app.grading.GradingSettings"),
-        "model": Slot("panda.models.mil.MILNet", ("panda.models",)),
-    },
-}
-"""Slots that depend on `task.name`."""
-SLOTS_OF_AUDIT = {
-    "audit": Slot("panda.app.audit.AuditSettings"),
-    "data": Slot("panda.data.settings.FolderSettings"),
-    "data.draw": SYNTHETIC_DATA,
-}
-"""Slots of the audit, whose classes need no torch."""
+def find_config(entry_point: str, plain: Mapping[str, Any]) -> type[Settings]:
+    """Return the class of the configuration of `train`, `infer` or `audit`; for `train` by the task.
 
-
-def find_slots(plain: Mapping[str, Any]) -> Mapping[str, Slot]:
-    """Return the slots of a resolved configuration by the keys of its nodes.
-
-    An unknown task, which is a fault elsewhere, gets the slots of segmentation.
+    An unknown task, which is a fault, gets the class of segmentation. No other class is imported, because an audit
+    does not wait for torch.
     """
-    if "audit" in plain:
-        return SLOTS_OF_AUDIT
     task = plain.get("task")
     name = task.get("name") if isinstance(task, Mapping) else None
-    return SLOTS | SLOTS_OF_TASK.get(str(name), SLOTS_OF_TASK["segmentation"])
+    module, name = {
+        "train": ("grading_config", "GradingConfig")
+        if name == "grading"
+        else ("segmentation_config", "SegmentationConfig"),
+        "infer": ("inference_config", "InferenceConfig"),
+        "audit": ("audit", "AuditConfig"),
+    }[entry_point]
+    found: type[Settings] = getattr(importlib.import_module(f"panda.app.{module}"), name)
+    return found
+
+
+def list_slots(kind: type[Settings], path: str = "") -> dict[str, Slot]:
+    """Return the slots of settings by the keys of their nodes. `path` begins the keys, with a final dot."""
+    slots: dict[str, Slot] = {}
+    for name, field in kind.model_fields.items():
+        slot = next((part for part in field.metadata if isinstance(part, Slot)), None)
+        for part in (field.annotation, *get_args(field.annotation)):
+            if inspect.isclass(part) and issubclass(part, Settings):
+                slot = Slot(part)
+                slots |= list_slots(part, f"{path}{name}.")
+        if slot is not None:
+            slots[f"{path}{name}"] = slot
+    return slots
 
 
 def find_undeclared(key: str, node: Any, slots: Mapping[str, Slot]) -> list[str]:
@@ -113,31 +93,24 @@ def find_class(key: str, slot: Slot, target: str, allowed: Sequence[str] = ()) -
         ConfigError: If the slot does not allow the class, or it cannot be imported.
     """
     if not slot.packages:
-        if target != slot.base:
-            raise ConfigError(f"{key}._target_={target} is not allowed: {key} builds {slot.base} only")
-        return _import_class(target)
+        if target != (base := f"{slot.base.__module__}.{slot.base.__name__}"):
+            raise ConfigError(f"{key}._target_={target} is not allowed: {key} builds {base} only")
+        return slot.base
     packages = (*slot.packages, *allowed)
-    base = _import_class(slot.base)
     refusal = ConfigError(
-        f"{key}._target_={target} is not allowed: give a class derived from {base.__name__} and defined in "
+        f"{key}._target_={target} is not allowed: give a class derived from {slot.base.__name__} and defined in "
         f"{', '.join(packages)}. A package of your own is allowed by allow_packages=[PACKAGE]; type it with each "
         "command, also with resume=…, because it is never read from a file"
     )
-    module = target.rpartition(".")[0]
+    module, _, name = target.rpartition(".")
     if not (_is_inside(module, packages) or module in {package.partition(".")[0] for package in packages}):
         raise refusal
     try:
-        found: Any = _import_class(target)
+        found: Any = getattr(importlib.import_module(module), name)
     except Exception as error:  # a user's own module may raise any
         raise ConfigError(f"{key}._target_={target} cannot be used: {error}") from error
-    if not (inspect.isclass(found) and issubclass(found, base) and _is_inside(found.__module__, packages)):
+    if not (inspect.isclass(found) and issubclass(found, slot.base) and _is_inside(found.__module__, packages)):
         raise refusal
-    return found
-
-
-def _import_class(path: str) -> type:
-    module, _, name = path.rpartition(".")
-    found: type = getattr(importlib.import_module(module), name)
     return found
 
 

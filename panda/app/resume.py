@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from panda.app.build import Faults
 from panda.app.hydra_job import is_typed, list_overrides
 from panda.errors import ConfigError
+from panda.settings import escape
 
 RESUMABLE = (
     "trainer.max_epochs",
@@ -41,20 +43,37 @@ def load_resumed_config(cfg: DictConfig, resume: Path) -> DictConfig:
     grading = OmegaConf.select(own, "task.name") == "grading"
     faults = Faults()
     for override in list_overrides():
-        key, _, value = override.partition("=")
+        key = override.partition("=")[0]
         if key.lstrip("+") in SESSION_KEYS:
             continue
         if grading and key in DECIDES_BAGS:
             faults.add(f"{override}: a resumed grading keeps the tiles and features that it learns from; leave it out")
         elif is_resumable(key, grading):
-            own.merge_with_dotlist([f"{key}={value}"])
+            OmegaConf.update(own, key, _select_raw(cfg, key), force_add=True)
         else:
             faults.add(f"{override}: a resumed run keeps its choices; what can be changed is {', '.join(RESUMABLE)}")
     faults.raise_any()
-    own.resume, own.run_dir, own.debug = str(resume), str(resume.parent.parent), cfg.debug
+    own.resume, own.run_dir, own.debug = escape(str(resume)), escape(str(resume.parent.parent)), cfg.debug
     # The run's folder may come from somebody else, so what it allows does not count.
     own.allow_packages = cfg.allow_packages if is_typed("allow_packages") else []
     return own
+
+
+def _select_raw(cfg: DictConfig, key: str) -> Any:
+    """Return the value of a key as it was typed, its interpolations included."""
+    plain: Any = OmegaConf.to_container(cfg, resolve=False)
+    for name in key.split("."):
+        plain = plain[name]
+    return plain
+
+
+def _escape_texts(plain: Any) -> Any:
+    """Escape all text of plain data, so that none of it is an interpolation."""
+    if isinstance(plain, dict):
+        return {key: _escape_texts(value) for key, value in plain.items()}
+    if isinstance(plain, list):
+        return [_escape_texts(value) for value in plain]
+    return escape(plain) if isinstance(plain, str) else plain
 
 
 def _read_config(resume: Path) -> DictConfig:
@@ -64,7 +83,8 @@ def _read_config(resume: Path) -> DictConfig:
         if not needed.is_file():
             raise ConfigError(f"resume={resume}: {needed} does not exist; give runs/…/checkpoints/last.ckpt of a run")
     try:
-        own = OmegaConf.load(written)
+        # The file has the resolved values of a run, so that a ${…} in it is text.
+        own = OmegaConf.create(_escape_texts(OmegaConf.to_container(OmegaConf.load(written), resolve=False)))
     except Exception as error:  # the YAML reader has errors of its own
         raise ConfigError(f"{written} cannot be read ({str(error).splitlines()[0]}): start a new run") from error
     if not isinstance(own, DictConfig) or not own:

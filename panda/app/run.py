@@ -11,13 +11,13 @@ from typing import Any, Protocol
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig
 from torch import nn
 
 from panda.app.callbacks import Clock
 from panda.app.dashboard import log_checkpoints, log_figures, log_pictures, replay_views
 from panda.app.distributed import join_processes
 from panda.app.tracking import EpochLogger, find_wandb_logger, read_metrics, replay_metrics
+from panda.app.train_config import TrainConfig
 from panda.app.training_reuse import (
     Training,
     find_training,
@@ -50,7 +50,7 @@ class Run:
         notes: Sentences that a reader of the figures must know.
     """
 
-    cfg: DictConfig
+    cfg: TrainConfig
     folder: Path
     resume: Path | None
     trainer: pl.Trainer
@@ -97,7 +97,7 @@ class Run:
         if (logger := self.wandb) is not None:
             log_pictures(logger, pictures)
             log_figures(logger, summary)
-            if self.cfg.logger.get("checkpoints", True):
+            if self.cfg.logger.checkpoints:
                 log_checkpoints(logger, self.best.parent, about)
 
     def fit(

@@ -2,120 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping, Sequence
 
-import torch
-from omegaconf import DictConfig, OmegaConf
-from pydantic import Field
-
-from panda.app.build import Faults
 from panda.app.dashboard import log_csv, log_threshold_curve
-from panda.app.hydra_job import find_idle_faults
-from panda.app.loss_check import check_ignored_pixels, check_loss
-from panda.app.operating_point import CHOICE_KEYS, calibrate, freeze_threshold, note_unknown_providers
+from panda.app.operating_point import calibrate, freeze_threshold, note_unknown_providers
 from panda.app.patch_views import PatchViews
 from panda.app.run import Run, note_level
+from panda.app.segmentation_config import SegmentationConfig
 from panda.app.slide_maps import map_slides
-from panda.data.datamodule import DataSettings, PatchDataModule
+from panda.data.datamodule import PatchDataModule
 from panda.data.failures import Failure
 from panda.data.label_check import describe_contradiction, list_contradictions, require_cancer
 from panda.data.manifest import SlideRecord
 from panda.data.splits import Split
-from panda.inference.compute import EngineSettings, has_compiler
 from panda.inference.dataset_metrics import summarize
 from panda.inference.predictor import SegmentationPredictor
-from panda.inference.quantify import QuantifySettings
-from panda.models.segmentation import Segmenter, list_weights
+from panda.models.segmentation import Segmenter
 from panda.report.run_summary import PatchFigures, SegmentationSummary
-from panda.settings import Count, Settings, rule
 from panda.tasks.metadata import SegmentationMetadata, TrainedResolution
-from panda.tasks.optim import Optim
 from panda.tasks.segmentation import SegmentationTask
-from panda.tasks.threshold import ThresholdChoice, check_criterion
+from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.label_maps import find_label_map
 
 
-class SegmentationSettings(Settings):
-    """Settings of the task, apart from its data, model and trainer.
-
-    Args:
-        name: `segmentation`.
-        overlap: Overlap of neighbouring tiles when slides are mapped, as a share of the patch size, in [0, 1).
-        panels: Rows of the panel pictures.
-        views_every: Epochs between pictures of validation patches during training; 0 draws none.
-        views: Patches that are the same in all of these pictures, see `panda.app.patch_views`.
-        patience: Epochs without a better `val/dice` after which training stops.
-        channels_last: Train with the channels of a pixel next to each other in memory. The network is the same, and
-            training is faster (docs/performance.md).
-        compile: Train through `torch.compile`, which starts slowly and then is faster. It needs a C++ compiler.
-    """
-
-    node: ClassVar[str] = "task"
-
-    name: Literal["segmentation"] = "segmentation"
-    overlap: float = Field(default=0.5, ge=0, lt=1, description="0.5 lets each tile overlap half of the next")
-    panels: int = Field(default=6, ge=0, description="0 draws none")
-    views_every: int = Field(default=5, ge=0, description="0 draws none")
-    views: int = Field(default=4, ge=0, description="0 draws none")
-    patience: Count = 10
-    channels_last: bool = True
-    compile: bool = False
-
-    @rule
-    def _check_compiler(self) -> Iterator[str]:
-        if self.compile and not has_compiler():
-            yield "task.compile=true needs a C++ compiler (g++ or clang++), and none was found: install one"
-
-
 class SegmentationExperiment:
-    """Builds everything from the configuration, then runs it. Faults that were found before are raised with its own."""
+    """Runs a segmentation as its configuration says."""
 
     kind = SegmentationMetadata
     monitor = "val/dice"
     mode = "max"
 
-    def __init__(self, cfg: DictConfig, faults: Faults | None = None) -> None:
-        plain: Any = OmegaConf.to_container(cfg, resolve=True)
-        faults = faults or Faults()
+    def __init__(self, cfg: SegmentationConfig) -> None:
         self.cfg = cfg
-        data: DataSettings | None = faults.build(plain, "data")
-        model = plain["model"]
-        downloaded = model.get("encoder_weights") in list_weights(str(model.get("encoder_name")))
-        # Weights are downloaded only after every check has passed.
-        unloaded = {"encoder_weights": None} if downloaded else {}
-        self.network: Segmenter = faults.build(plain, "model", **unloaded)
-        for key in ("patch_size", "batch_size"):
-            if self.network is not None and not faults.names(f"data.{key}"):
-                with faults.collect("data"):
-                    getattr(self.network, f"check_{key}")(plain["data"][key])
-        self.loss = faults.build(plain, "loss")
-        if self.loss is not None:
-            fits = check_loss(self.loss, torch.zeros(2, 1, 8, 8), torch.ones(2, 1, 8, 8), plain["loss"], faults)
-            if fits and plain["data"]["ignore_background"]:
-                check_ignored_pixels(self.loss, plain["loss"], faults)
-        if plain["segmentation_checkpoint"] is not None:
-            faults.add("segmentation_checkpoint is for task=grading: leave it out, or give task=grading")
-        if data is not None:
-            idle = (*data.list_idle_keys(), *(CHOICE_KEYS if data.split == "patches" else ()))
-            faults.add(*find_idle_faults(idle, data.describe_split()))
-            if data.sampler != "balanced":
-                faults.add(*find_idle_faults(("data.tumor_share",), data.setting("sampler")))
-        with faults.collect():
-            check_criterion(plain["criterion"], plain["cost_ratio"])
-        self.optim: Optim = faults.build(plain, "optim")
-        self.settings: SegmentationSettings = faults.build(plain, "task")
-        if self.settings is not None and not self.settings.views_every:
-            faults.add(*find_idle_faults(("task.views",), "task.views_every=0, which draws none"))
-        self.quantify: QuantifySettings = faults.build(plain, "quantify")
-        engine: EngineSettings = faults.build(plain, "engine")
-        faults.raise_any()
-        assert data is not None
-        self.data = PatchDataModule(data)
-        if downloaded:
-            self.network = faults.build(plain, "model")
-            faults.raise_any()
-        self.engine = engine.resolve_auto()
+        self.settings, self.quantify, self.optim = cfg.task, cfg.quantify, cfg.optim
+        self.network: Segmenter = cfg.build("model") if cfg.downloads else cfg.network
+        self.loss = cfg.build("loss")
+        self.data = PatchDataModule(cfg.data)
+        self.engine = cfg.engine.resolve_auto()
 
     @property
     def segmentation(self) -> tuple[str, ...]:

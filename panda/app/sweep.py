@@ -11,9 +11,9 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict, read_write
 
-from panda.app.command_line import quote
 from panda.app.entry_point import record_failed_jobs, refuse, remember_sweep
 from panda.app.hydra_job import make_new_folder
+from panda.settings import quote
 
 
 class SweepPage(Callback):

@@ -5,18 +5,17 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 
-from panda.app.begun_job import clear_failed_start, continue_job, holds_run
-from panda.app.build import Faults, build
+from panda.app.begun_job import clear_failed_start, continue_job
+from panda.app.build import Faults
 from panda.app.callbacks import (
     Clock,
     EpochSeed,
@@ -29,21 +28,23 @@ from panda.app.callbacks import (
 )
 from panda.app.config_check import check_config
 from panda.app.dashboard import replay_views
-from panda.app.distributed import find_device_faults
 from panda.app.entry_point import Interrupted, SomeSlidesFailed, log_to_file, make_folder
 from panda.app.grading import GradingExperiment
-from panda.app.hydra_job import is_multirun, is_unnamed, make_new_folder, write_overrides
+from panda.app.grading_config import GradingConfig
+from panda.app.hydra_job import is_multirun, is_unnamed, make_new_folder, read_key, write_overrides
 from panda.app.learning_record import LearningRecord
 from panda.app.resume import load_resumed_config
 from panda.app.resume_point import ResumePoint, check_resumed
 from panda.app.run import Experiment, Run
 from panda.app.segmentation import SegmentationExperiment
+from panda.app.segmentation_config import SegmentationConfig
 from panda.app.signals import is_interruption
 from panda.app.tracking import end_wandb, read_metrics, replay_metrics, set_wandb_aside
+from panda.app.train_config import TrainConfig
 from panda.app.training_reuse import list_software_versions
 from panda.data.failures import write_failures
 from panda.errors import ConfigError
-from panda.files import advise_removal, hold_lock, remove_leftovers, write_json, write_whole
+from panda.files import hold_lock, remove_leftovers, write_json, write_whole
 from panda.report.headline import format_headline
 from panda.report.interpretation import list_headlines
 from panda.report.run_page import write_run_page
@@ -53,11 +54,6 @@ from panda.tables import read_output_table
 from panda.tasks.checkpoint import AtomicCheckpointIO
 
 log = logging.getLogger(__name__)
-
-EXPERIMENTS: dict[str, type[SegmentationExperiment] | type[GradingExperiment]] = {
-    "segmentation": SegmentationExperiment,
-    "grading": GradingExperiment,
-}
 
 
 def train(cfg: DictConfig) -> float:
@@ -76,19 +72,19 @@ def train(cfg: DictConfig) -> float:
         Interrupted: If it was stopped by Ctrl-C or a signal.
     """
     started = time.monotonic()
-    resume = Path(cfg.resume) if cfg.resume and isinstance(cfg.resume, str) else None
-    if resume:
-        cfg = load_resumed_config(cfg, resume)
-    faults = Faults()
-    check_config(cfg, "train", faults)
-    folder = Path(cfg.run_dir)
-    if is_multirun() and not resume and not faults.found:
+    cfg, config = check(cfg)
+    resume = Path(config.resume) if config.resume else None
+    folder = Path(config.run_dir)
+    if is_multirun() and not resume:
         resume, finished = continue_job(cfg, folder)
         if finished:
             return _reuse_job(folder, finished)
-    _check_run(cfg, folder, resume, faults)
-    pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    experiment: Experiment = EXPERIMENTS[cfg.task.name](cfg, faults)
+    experiment: Experiment
+    if isinstance(config, GradingConfig):
+        experiment = GradingExperiment(config)
+    else:
+        assert isinstance(config, SegmentationConfig)
+        experiment = SegmentationExperiment(config)
     point = check_resumed(cfg, resume, experiment) if resume else None
 
     if is_unnamed(cfg):
@@ -96,20 +92,43 @@ def train(cfg: DictConfig) -> float:
     make_folder(folder)
     try:
         with hold_lock(folder / "run", wait=False):
-            return _run(cfg, folder, point, experiment, started)
+            return _run(cfg, config, folder, point, experiment, started=started)
     except BlockingIOError as error:
-        raise ConfigError(f"name={cfg.name}: another process works in {folder}; take another name") from error
+        raise ConfigError(f"name={config.name}: another process works in {folder}; take another name") from error
 
 
-def _run(cfg: DictConfig, folder: Path, point: ResumePoint | None, experiment: Experiment, started: float) -> float:
-    """Run in a folder that no other process uses."""
+def check(cfg: DictConfig, faults: Faults | None = None) -> tuple[DictConfig, TrainConfig]:
+    """Check a configuration, or that of the run that it resumes. Faults that were found before are raised with its own.
+
+    The network is built in the check, so torch is seeded before.
+    """
+    faults = faults or Faults()
+    resume = read_key(cfg, "resume")
+    if resume and isinstance(resume, str):
+        with faults.collect():
+            cfg = load_resumed_config(cfg, Path(resume))
+    with suppress(ValueError, TypeError):  # the check names an impossible seed
+        pl.seed_everything(read_key(cfg, "seed"), workers=True, verbose=False)
+    return cfg, check_config(cfg, "train", faults)
+
+
+def _run(
+    raw: DictConfig,
+    cfg: TrainConfig,
+    folder: Path,
+    point: ResumePoint | None,
+    experiment: Experiment,
+    *,
+    started: float,
+) -> float:
+    """Run in a folder that no other process uses. `raw` is the configuration that `cfg` was read from."""
     if point:
         point.check_untouched()
     remove_leftovers(folder, deep=True)
     if point is None:
         clear_failed_start(folder)
     log_to_file(folder / "run.log")
-    write_whole(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    write_whole(folder / "config.yaml", OmegaConf.to_yaml(raw, resolve=True))
     write_overrides(folder, resumed=point is not None)
     (folder / "error.txt").unlink(missing_ok=True)
     log.info("run: %s", folder)
@@ -121,7 +140,7 @@ def _run(cfg: DictConfig, folder: Path, point: ResumePoint | None, experiment: E
         selection = experiment.data.select()
         selection.write(folder / "splits.csv")
         if point is None:
-            LearningRecord.read_today(cfg, selection, experiment.segmentation).write(folder)
+            LearningRecord.read_today(raw, selection, experiment.segmentation).write(folder)
         summary = experiment.run(run)
         write_json(folder / "summary.json", summary.to_dict())
         write_failures(folder / "failures.csv", run.failures)
@@ -169,27 +188,8 @@ def find_objective(summary: RunSummary) -> float:
     return math.nan if figure is None else float(figure)
 
 
-def _check_run(cfg: DictConfig, folder: Path, resume: Path | None, faults: Faults) -> None:
-    """Check the run's folder and the devices."""
-    begun_job = is_multirun() and (folder / "config.yaml").is_file()
-    if not resume and not begun_job and not is_unnamed(cfg) and holds_run(folder):
-        last = folder / "checkpoints" / "last.ckpt"
-        remedy = advise_removal(folder, "config.yaml", "take another name")
-        faults.add(
-            f"name={cfg.name}: {folder} holds a run already; {remedy}"
-            + (f", or resume it with resume={last}" if last.exists() else " (it has no checkpoint to resume from)")
-        )
-    found = find_device_faults(cfg.trainer)
-    faults.add(*found)
-    plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    faults.build(plain, "logger")
-    if not found:
-        # Lightning refuses some options (a GPU that does not exist) before the run has a folder.
-        faults.build(plain, "trainer", logger=False, callbacks=[ModelCheckpoint()], plugins=[LightningEnvironment()])
-
-
 def build_trainer(
-    cfg: DictConfig, folder: Path, experiment: Experiment, clock: Clock, point: ResumePoint | None = None
+    cfg: TrainConfig, folder: Path, experiment: Experiment, clock: Clock, point: ResumePoint | None = None
 ) -> pl.Trainer:
     """Build the trainer of a run with its loggers and callbacks.
 
@@ -198,11 +198,10 @@ def build_trainer(
     # One process starts the others, also inside an allocation of SLURM, whose variables Lightning would follow.
     environment = LightningEnvironment()
     environment.set_global_rank(0)
-    plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    loggers = _resume_loggers(cfg, plain, folder, clock, point)
+    loggers = _resume_loggers(cfg, folder, clock, point)
     monitor, mode = experiment.monitor, experiment.mode
     callbacks: list[Callback] = [
-        WarningFilter(cfg.debug is True),
+        WarningFilter(cfg.debug),
         SignalHandling(),
         clock,
         EpochSeed(cfg.seed),
@@ -227,9 +226,7 @@ def build_trainer(
         LearningRateLogger(),
         ProgressBar(refresh_rate=5),
     ]
-    trainer: pl.Trainer = build(
-        plain,
-        "trainer",
+    return cfg.trainer.build(
         logger=loggers,
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO(), environment],
@@ -238,25 +235,22 @@ def build_trainer(
         use_distributed_sampler=False,  # the loaders split an epoch themselves
         enable_model_summary=False,
     )
-    return trainer
 
 
-def _resume_loggers(
-    cfg: DictConfig, plain: Mapping[str, Any], folder: Path, clock: Clock, point: ResumePoint | None
-) -> list[Logger]:
+def _resume_loggers(cfg: TrainConfig, folder: Path, clock: Clock, point: ResumePoint | None) -> list[Logger]:
     """Build the loggers. In a resumed run, restore the clock and log again what was logged before."""
     kept = read_metrics(folder, point.global_step) if point else []  # before a logger empties the file
     if point:
         # Lightning restores the clock too, but only in the training processes.
         clock.load_state_dict(point.clock)
         set_wandb_aside(folder)
-    loggers: list[Logger] = build(plain, "logger").build_loggers(
+    loggers = cfg.logger.build_loggers(
         folder,
         name=folder.name,
         task=cfg.task.name,
         # A resumed job still belongs to its sweep.
         group=folder.parent.name if is_multirun() or folder.parent.name.startswith("sweep-") else None,
-        config={**plain, **list_software_versions()},
+        config={**cfg.model_dump(mode="json"), **list_software_versions()},
     )
     replay_metrics(kept, loggers)
     if point:

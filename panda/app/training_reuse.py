@@ -14,13 +14,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
 from pydantic import JsonValue, NonNegativeInt, TypeAdapter, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
 import panda
 from panda.errors import CheckpointError, PandaError
 from panda.files import fingerprint, write_beside, write_json
+from panda.settings import Settings
 from panda.stored import Digest, Plain, describe_faults, read_model
 from panda.tasks.checkpoint import read_checkpoint, update_metadata
 from panda.tasks.metadata import CheckpointMetadata
@@ -73,23 +73,20 @@ class Training(Plain, frozen=True):
 
 
 def fingerprint_training(
-    cfg: DictConfig, metadata: CheckpointMetadata, learns_from: Mapping[str, Any], device: str
+    config: Settings, metadata: CheckpointMetadata, learns_from: Mapping[str, Any], device: str
 ) -> str:
     """Return the fingerprint of all that determines the weights of a training, the device among them.
 
     Keys in `EVALUATION` and metadata in `AFTER_TRAINING` are ignored. `learns_from` identifies the slides, masks and
     tiles of training and validation, as plain data.
     """
-    decisive = DictConfig(OmegaConf.to_container(cfg, resolve=True))
-    with open_dict(decisive):
-        for key in EVALUATION:
-            node, _, name = key.rpartition(".")
-            parent = OmegaConf.select(decisive, node) if node else decisive
-            if isinstance(parent, DictConfig):
-                parent.pop(name, None)
+    decisive = config.model_dump(mode="json")
+    for key in EVALUATION:
+        node, _, name = key.rpartition(".")
+        (decisive[node] if node else decisive).pop(name, None)
     return fingerprint(
         {
-            "config": OmegaConf.to_yaml(decisive, sort_keys=True),
+            "config": decisive,
             "metadata": metadata.model_dump(mode="json", exclude=set(AFTER_TRAINING)),
             "learns_from": dict(learns_from),
             "device": device,

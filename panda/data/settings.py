@@ -61,16 +61,12 @@ class SlideSettings(Settings):
     node: ClassVar[str] = "data"
 
     reader: ReaderName = "auto"
-    mpp_override: float | None = None
+    mpp_override: float | None = Field(default=None, ge=MPP_MIN, le=MPP_MAX, description="µm per level-0 px")
 
     @property
     def slide_options(self) -> SlideOptions:
         """The options that open slides."""
         return SlideOptions(self.reader, self.mpp_override)
-
-    @rule
-    def _check_slide_options(self) -> Iterator[str]:
-        yield from self.slide_options.faults(f"{self.node}.")
 
 
 class FolderSettings(SlideSettings):

@@ -38,14 +38,14 @@ class SlideOptions:
     reader: ReaderName = "auto"
     mpp_override: float | None = None
 
-    def faults(self, prefix: str = "") -> list[str]:
-        """Return one sentence a fault; `prefix` comes before each key, for example `data.`."""
+    def faults(self) -> list[str]:
+        """Return one sentence a fault."""
         faults = []
         if self.reader not in get_args(ReaderName):
-            faults.append(f"{prefix}reader={self.reader} must be {', '.join(get_args(ReaderName))}")
+            faults.append(f"reader={self.reader} must be {', '.join(get_args(ReaderName))}")
         if self.mpp_override is not None and not is_plausible(self.mpp_override):
             faults.append(
-                f"{prefix}mpp_override={self.mpp_override} must be {MPP_MIN} to {MPP_MAX:g} µm per level-0 px, or null"
+                f"mpp_override={self.mpp_override} must be {MPP_MIN} to {MPP_MAX:g} µm per level-0 px, or null"
             )
         return faults
 

@@ -106,7 +106,7 @@ def test_audit_all_faults_at_once_and_no_output(
     assert enter(monkeypatch, "data=panda", "data.root=data", "audit.wokers=3") == 1
     assert "did you mean workers?" in capsys.readouterr().err
     assert enter(monkeypatch, "~data") == 1
-    assert "data was taken away" in capsys.readouterr().err
+    assert "data is not given" in capsys.readouterr().err
     assert not (home / "audit").exists()
 
 

@@ -1,0 +1,200 @@
+"""The configuration of a grading: settings of the task, and the rules between its nodes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+import timm
+import torch
+from pydantic import Field
+
+from panda.app.guidance import Guidance, TileSettings
+from panda.app.hydra_job import find_idle_faults
+from panda.app.loss_check import check_loss
+from panda.app.operating_point import CHOICE_KEYS
+from panda.app.registry import Slot
+from panda.app.train_config import TaskSettings, TrainConfig
+from panda.data.datamodule import PatchDataModule
+from panda.data.manifest import SlideRecord, require_grades
+from panda.data.splits import Split
+from panda.errors import ConfigError, ManifestError, name_options
+from panda.inference.predictor import SegmentationPredictor
+from panda.inference.quantify import QuantifySettings
+from panda.models.mil import MILNet
+from panda.models.pooling import POOLINGS
+from panda.settings import rule
+from panda.tasks.grading import CLASSES, find_class
+from panda.tasks.metadata import Target
+
+SEGMENTATION_ENCODER = "segmentation"
+"""Value of `model.encoder_weights` that takes the encoder of the segmentation checkpoint."""
+DOWNLOADED = "imagenet"
+"""Value of `model.encoder_weights` that is downloaded."""
+
+IDLE_KEYS = (
+    *CHOICE_KEYS,
+    *(f"data.{key}" for key in ("batch_size", "stride", "edge", "min_tissue", "store", "extract_workers")),
+    *(f"data.{key}" for key in ("sampler", "tumor_share", "ignore_background")),
+)
+"""Keys that have no effect in grading. The group `tiles` has its own."""
+
+MAP_KEYS = ("colour_map", "quantify", *(f"quantify.{limit}" for limit in QuantifySettings.model_fields), "engine.tta")
+"""Keys that only affect maps of slides, which only guided tiles need."""
+AUGMENT_KEYS = ("augment", "data.augment", "data.augment.name")
+
+
+class GradingSettings(TaskSettings):
+    """Settings of the task, apart from its data, model and trainer; see the base class too.
+
+    Args:
+        name: `grading`.
+        target: `isup` (six classes) or `cancer` (absent or present).
+    """
+
+    name: Literal["grading"] = Field(default="grading", description="give task=segmentation or task=grading")
+    target: Target = "isup"
+
+
+class GradingConfig(TrainConfig):
+    """Configuration of `train.py task=grading`."""
+
+    task: GradingSettings
+    tiles: TileSettings
+    model: Annotated[dict[str, Any], Slot(MILNet, ("panda.models",))]
+
+    @property
+    def classes(self) -> int:
+        """Number of classes; that of the ISUP grades if the target is refused, so that the network is still checked."""
+        return CLASSES[getattr(self.task, "target", "isup")]
+
+    @property
+    def unloaded_weights(self) -> str | None:
+        """The weights that are not loaded by a check: those of the segmentation, and those that are downloaded."""
+        weights = self.model.get("encoder_weights")
+        return weights if weights in (SEGMENTATION_ENCODER, DOWNLOADED) else None
+
+    @functools.cached_property
+    def network(self) -> MILNet:
+        """The network, without `unloaded_weights`."""
+        unloaded = {"encoder_weights": None} if self.unloaded_weights else {}
+        network: MILNet = self.build("model", num_classes=self.classes, **unloaded)
+        return network
+
+    @functools.cached_property
+    def guidance(self) -> Guidance:
+        """The segmentations that guide the tiles."""
+        return Guidance.load(self.segmentation_checkpoint, self.tiles.cross_fit, self.engine, self.data.store_root)
+
+    @rule
+    def _check_tile_size(self) -> None:
+        network = self.network
+        with name_options("tiles"):
+            network.check_tile_size(self.tiles.tile_size)
+
+    @rule
+    def _check_loss(self) -> None:
+        loss = self.build("loss")
+        check_loss(loss, self.loss["_target_"], torch.zeros(2, self.classes), torch.tensor([0, 1]))
+
+    @rule
+    def _check_split_keys(self) -> Iterator[str]:
+        if self.data.split == "patches":
+            yield "data.split=patches: grading needs slides in each split; use data.split=holdout or kfold"
+        else:
+            yield from find_idle_faults(self.data.list_idle_keys(), self.data.describe_split())
+
+    @rule
+    def _check_segmentation_checkpoint(self) -> Iterator[str]:
+        guided, given = self.tiles.how == "guided", self.segmentation_checkpoint
+        if guided and not given:
+            which = "'runs/segmentation/sweep-NAME/*" if self.tiles.cross_fit else "runs/segmentation/…"
+            quote = "'" * which.startswith("'")
+            yield (
+                "segmentation_checkpoint is not given: tiles=guided needs one "
+                f"(segmentation_checkpoint={which}/checkpoints/best.ckpt{quote}), tiles=tissue needs none"
+            )
+        elif given and not guided:
+            yield "segmentation_checkpoint is not used with tiles=tissue or all: remove it, or give tiles=guided"
+        elif given:
+            _ = self.guidance
+
+    @rule
+    def _check_slides(self) -> None:
+        if self.data.draw is None and (self.segmentation_checkpoint or self.tiles.how != "guided"):
+            list_guided_splits(PatchDataModule(self.data), self.guidance, self.task.target)
+
+    @rule
+    def _check_encoder(self) -> Iterator[str]:
+        if self.model.get("encoder_weights") == SEGMENTATION_ENCODER:
+            if self.tiles.how != "guided":
+                yield "model.encoder_weights=segmentation needs tiles=guided and a segmentation_checkpoint"
+            if self.tiles.cross_fit:
+                yield (
+                    "model.encoder_weights=segmentation with tiles.cross_fit=true: there is an encoder for each fold, "
+                    "and each was trained on slides that others hold out; give another model.encoder_weights"
+                )
+
+    @rule
+    def _check_tile_keys(self) -> Iterator[str]:
+        if self.tiles.how != "guided":
+            idle = ("tiles.random_fraction", *MAP_KEYS)
+            yield from find_idle_faults(idle, "tiles=tissue or all, which no segmentation guides")
+        if self.tiles.how == "all":
+            yield from find_idle_faults(("tiles.k",), "tiles=all (tiles=tissue takes some)")
+
+    @rule
+    def _check_model_keys(self) -> Iterator[str]:
+        if self.model.get("freeze_encoder"):
+            yield from find_idle_faults(AUGMENT_KEYS, "model.freeze_encoder=true, which encodes each tile once")
+        pooling: Any = self.model.get("pooling")
+        if pooling in POOLINGS and not POOLINGS[pooling].uses_hidden:
+            yield from find_idle_faults(("model.hidden",), f"model.pooling={pooling}")
+
+    @rule
+    def _check_idle_keys(self) -> Iterator[str]:
+        yield from find_idle_faults(IDLE_KEYS, "task=grading")
+
+    @rule
+    def _check_threshold(self) -> Iterator[str]:
+        if self.threshold != "auto":
+            yield (
+                f"{self.setting('threshold')} is not used with task=grading, which takes it from the segmentation "
+                "checkpoint: remove it"
+            )
+
+
+def list_guided_splits(data: PatchDataModule, guidance: Guidance, target: Target) -> dict[Split, list[SlideRecord]]:
+    """Return the slides of each split, after checking that they have grades to learn and segmentations as guides."""
+    splits = data.list_splits()
+    require_grades([record for records in splits.values() for record in records])
+    if len(found := {int(find_class(torch.tensor(r.isup_grade), target)) for r in splits["train"]}) == 1:
+        raise ManifestError(
+            f"all {len(splits['train'])} training slides have class {found.pop()} of task.target={target}, so there is "
+            "nothing to learn: give slides of other grades, or another data.seed or data.splits"
+        )
+    guidance.check([record for records in splits.values() for record in records])
+    return splits
+
+
+def copy_encoder(network: MILNet, segmenter: SegmentationPredictor) -> None:
+    """Copy the weights of the segmentation's encoder into the encoder of the tiles, which must be of the same kind."""
+    trained, own = segmenter.network.options, network.options
+    name, prefix = trained["encoder_name"], "model.encoder_weights=segmentation: the encoder of the segmentation"
+    try:
+        network.encoder.load_state_dict(segmenter.network.encoder.state_dict())
+    except RuntimeError as error:
+        other = name != own["encoder"] and timm.is_model(name)
+        raise ConfigError(
+            f"{prefix} is {name}, which does not fit the encoder of the tiles, timm's {own['encoder']}; give "
+            + f"model.encoder={name}, or " * other
+            + "model.encoder_weights=null"
+        ) from error
+    if faults := [
+        f"{prefix} was trained on pixels with {key} {trained[key]}; "
+        f"give model.{key}={str(trained[key]).replace(' ', '')}"
+        for key in ("mean", "std")
+        if own[key] != trained[key]
+    ]:
+        raise ConfigError(faults)

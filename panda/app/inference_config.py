@@ -1,0 +1,108 @@
+"""The configuration of inference: keys, and the files that they name."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from panda.app.inference_slides import FoundSlides, check_labels_folder, find_labelled_slides, find_slides
+from panda.data.manifest import SlideRecord
+from panda.data.settings import SlideSettings
+from panda.errors import CheckpointError
+from panda.inference.compute import EngineSettings
+from panda.inference.legends import ColourMap
+from panda.inference.quantify import QuantifySettings
+from panda.settings import Text, accept, is_number, rule
+from panda.tasks.checkpoint import Checkpoint, M, read_checkpoint
+from panda.tasks.metadata import GradingMetadata, SegmentationMetadata
+
+Threshold = Annotated[
+    str | float,
+    accept(
+        "checkpoint or a probability between 0 and 1",
+        lambda value: value == "checkpoint" or (is_number(value) and 0 < value < 1),
+    ),
+]
+
+
+class InferenceConfig(SlideSettings):
+    """Keys and nodes of `conf/infer.yaml`, which describes them."""
+
+    node: ClassVar[str] = ""
+
+    quantify: QuantifySettings
+    engine: EngineSettings
+    checkpoint: Text
+    grading_checkpoint: Text | None
+    slides: Text
+    output: Text
+    threshold: Threshold
+    provider: Text | None
+    labels: Text | None
+    colour_map: ColourMap
+    debug: bool
+    run_dir: Text
+
+    @functools.cached_property
+    def segmentation(self) -> Checkpoint[SegmentationMetadata]:
+        """The checkpoint of the segmentation, without its network."""
+        return self._read("checkpoint", SegmentationMetadata)
+
+    @functools.cached_property
+    def grading(self) -> Checkpoint[GradingMetadata] | None:
+        """The checkpoint of the grading, if there is one."""
+        return self._read("grading_checkpoint", GradingMetadata) if self.grading_checkpoint else None
+
+    @functools.cached_property
+    def slide_list(self) -> FoundSlides:
+        """The slides, and what was passed over."""
+        return find_slides(self.slides)
+
+    @functools.cached_property
+    def labelled(self) -> dict[str, SlideRecord]:
+        """The slides with a label mask, by name."""
+        return find_labelled_slides(self.labels, self.slide_list.paths, self.segmentation)
+
+    def _read(self, name: str, kind: type[M]) -> Checkpoint[M]:
+        try:
+            return read_checkpoint(Path(getattr(self, name)), kind)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.setting(name)}: {error}") from error
+
+    @rule
+    def _check_output(self) -> Iterator[str]:
+        if (Path(self.output) / "checkpoints").is_dir():
+            yield f"{self.setting('output')} is the folder of a training run: give a folder of its own"
+
+    @rule
+    def _check_files(self) -> None:
+        _ = self.slide_list
+
+    @rule
+    def _check_segmentation(self) -> None:
+        _ = self.segmentation
+
+    @rule
+    def _check_grading(self) -> None:
+        _ = self.grading
+
+    @rule
+    def _check_labels_folder(self) -> None:
+        check_labels_folder(self.labels)
+
+    @rule
+    def _check_labels(self) -> None:
+        _ = self.labelled
+
+    @rule
+    def _check_provider(self) -> Iterator[str]:
+        if self.provider is None:
+            return
+        if self.threshold != "checkpoint":
+            yield f"{self.setting('provider')}: not used with threshold=…: remove one of them"
+        elif not (known := self.segmentation.metadata.threshold.by_provider):
+            yield f"{self.setting('provider')}: the checkpoint has one threshold for all providers; remove the key"
+        elif self.provider not in known:
+            yield f"{self.setting('provider')}: the checkpoint has thresholds for {', '.join(known)}"

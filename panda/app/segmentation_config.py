@@ -1,0 +1,111 @@
+"""The configuration of a segmentation: settings of the task, and the rules between its nodes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+
+from panda.app.hydra_job import find_idle_faults
+from panda.app.loss_check import check_ignored_pixels, check_loss
+from panda.app.operating_point import CHOICE_KEYS
+from panda.app.registry import Slot
+from panda.app.train_config import TaskSettings, TrainConfig
+from panda.errors import name_options
+from panda.inference.compute import has_compiler
+from panda.models.segmentation import Segmenter, list_weights
+from panda.settings import rule
+from panda.tasks.threshold import check_criterion
+
+
+class SegmentationSettings(TaskSettings):
+    """Settings of the task, apart from its data, model and trainer; see the base class too.
+
+    Args:
+        name: `segmentation`.
+        overlap: Overlap of neighbouring tiles when slides are mapped, as a share of the patch size, in [0, 1).
+        panels: Rows of the panel pictures.
+        views_every: Epochs between pictures of validation patches during training; 0 draws none.
+        views: Patches that are the same in all of these pictures, see `panda.app.patch_views`.
+        channels_last: Train with the channels of a pixel next to each other in memory. The network is the same, and
+            training is faster (docs/performance.md).
+        compile: Train through `torch.compile`, which starts slowly and then is faster. It needs a C++ compiler.
+    """
+
+    name: Literal["segmentation"] = Field(default="segmentation", description="give task=segmentation or task=grading")
+    overlap: float = Field(default=0.5, ge=0, lt=1, description="0.5 lets each tile overlap half of the next")
+    panels: int = Field(default=6, ge=0, description="0 draws none")
+    views_every: int = Field(default=5, ge=0, description="0 draws none")
+    views: int = Field(default=4, ge=0, description="0 draws none")
+    channels_last: bool = True
+    compile: bool = False
+
+    @rule
+    def _check_compiler(self) -> Iterator[str]:
+        if self.compile and not has_compiler():
+            yield "task.compile=true needs a C++ compiler (g++ or clang++), and none was found: install one"
+
+    @rule
+    def _check_views(self) -> Iterator[str]:
+        if not self.views_every:
+            yield from find_idle_faults(("task.views",), "task.views_every=0, which draws none")
+
+
+class SegmentationConfig(TrainConfig):
+    """Configuration of `train.py task=segmentation`."""
+
+    task: SegmentationSettings
+    model: Annotated[dict[str, Any], Slot(Segmenter, ("panda.models",))]
+
+    @property
+    def downloads(self) -> bool:
+        """Whether the weights of the encoder are downloaded, which happens only after every check has passed."""
+        return self.model.get("encoder_weights") in list_weights(str(self.model.get("encoder_name")))
+
+    @functools.cached_property
+    def network(self) -> Segmenter:
+        """The network, without weights that are downloaded."""
+        unloaded = {"encoder_weights": None} if self.downloads else {}
+        network: Segmenter = self.build("model", **unloaded)
+        return network
+
+    @rule
+    def _check_patch_size(self) -> None:
+        network = self.network
+        with name_options("data"):
+            network.check_patch_size(self.data.patch_size)
+
+    @rule
+    def _check_batch_size(self) -> None:
+        network = self.network
+        with name_options("data"):
+            network.check_batch_size(self.data.batch_size)
+
+    @rule
+    def _check_loss(self) -> None:
+        loss, name = self.build("loss"), self.loss["_target_"]
+        check_loss(loss, name, torch.zeros(2, 1, 8, 8), torch.ones(2, 1, 8, 8))
+        if self.data.ignore_background:
+            check_ignored_pixels(loss, name)
+
+    @rule
+    def _check_segmentation_checkpoint(self) -> Iterator[str]:
+        if self.segmentation_checkpoint is not None:
+            yield "segmentation_checkpoint is for task=grading: leave it out, or give task=grading"
+
+    @rule
+    def _check_criterion(self) -> None:
+        check_criterion(self.criterion, self.cost_ratio)
+
+    @rule
+    def _check_split_keys(self) -> Iterator[str]:
+        idle = (*self.data.list_idle_keys(), *(CHOICE_KEYS if self.data.split == "patches" else ()))
+        yield from find_idle_faults(idle, self.data.describe_split())
+
+    @rule
+    def _check_sampler_keys(self) -> Iterator[str]:
+        if self.data.sampler != "balanced":
+            yield from find_idle_faults(("data.tumor_share",), self.data.setting("sampler"))

@@ -1,0 +1,89 @@
+"""Settings of Lightning's trainer: the options that a user may choose."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
+
+import pytorch_lightning as pl
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pydantic import Field
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from panda.settings import Count, Settings, accept, is_number, rule
+
+Batches = Annotated[
+    int | float | None,
+    accept(
+        "a share above 0 and at most 1.0, or at least 1 batch",
+        lambda value: value is None or (is_number(value) and value > 0 and (isinstance(value, int) or value <= 1)),
+    ),
+]
+
+
+class TrainerSettings(Settings):
+    """Options of `pytorch_lightning.Trainer`, which documents them. A run sets the others itself."""
+
+    node: ClassVar[str] = "trainer"
+
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
+    strategy: Literal[
+        "auto",
+        "ddp_spawn",
+        "ddp_spawn_find_unused_parameters_true",
+        "ddp_spawn_find_unused_parameters_false",
+    ] = Field(default="auto", description="auto is for one device, the others for several")
+    devices: int = Field(default=1, ge=1, description="give a number, because training depends on it")
+    num_nodes: Literal[1] = Field(default=1, description="a run uses one machine")
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"] = "32-true"
+    max_epochs: Count | None = None
+    min_epochs: Count | None = None
+    max_steps: Literal[-1] = Field(
+        default=-1,
+        description="Lightning cannot resume a run that counts steps; give trainer.max_epochs, and "
+        "trainer.limit_train_batches for short epochs",
+    )
+    max_time: str | None = None
+    limit_train_batches: Batches = None
+    limit_val_batches: Batches = None
+    val_check_interval: Batches = None
+    check_val_every_n_epoch: Count = 1
+    log_every_n_steps: int | None = Field(default=None, ge=0)
+    accumulate_grad_batches: Count = 1
+    gradient_clip_val: float | None = Field(default=None, ge=0, description="null clips nothing")
+    gradient_clip_algorithm: Literal["norm", "value"] | None = None
+    deterministic: bool | Literal["warn"] | None = None
+    benchmark: bool | None = None
+    sync_batchnorm: bool = False
+    detect_anomaly: bool = False
+    profiler: Literal["simple", "advanced"] | None = None
+    enable_progress_bar: bool = True
+
+    @rule
+    def _check_validation(self) -> Iterator[str]:
+        if self.max_epochs is not None and self.check_val_every_n_epoch > self.max_epochs:
+            yield (
+                f"{self.setting('check_val_every_n_epoch')} must be from 1 to max_epochs: validation picks the epoch"
+            )
+
+    @rule
+    def _check_devices(self) -> Iterator[str]:
+        cores = os.cpu_count() or 1
+        if self.devices > 1 and self.strategy == "auto":
+            yield f"{self.setting('devices')} needs trainer=ddp, which starts one process per device"
+        elif self.accelerator == "cpu" and self.devices > cores:
+            yield f"{self.setting('devices')}: this machine has {cores} cores; use at most as many processes"
+
+    @rule
+    def _check_machine(self) -> Iterator[str]:
+        """Let Lightning refuse what this machine has not, for example a GPU, before the run has a folder."""
+        try:
+            self.build(logger=False, callbacks=[ModelCheckpoint()], plugins=[LightningEnvironment()])
+        except (MisconfigurationException, ValueError, RuntimeError, TypeError) as error:
+            yield f"trainer: Lightning refuses these options: {error}"
+
+    def build(self, **given: Any) -> pl.Trainer:
+        """Build the trainer, with the options that a run sets itself."""
+        return pl.Trainer(**{name: getattr(self, name) for name in type(self).model_fields}, **given)
