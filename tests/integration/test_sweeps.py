@@ -80,7 +80,7 @@ def test_sweep_unexpected_error_ends_its_job_only(
     step = SegmentationTask.training_step
 
     def broken(task: SegmentationTask, batch: Any, batch_idx: int) -> torch.Tensor:
-        if str(task.trainer.default_root_dir).endswith("/0"):
+        if str(task.trainer.default_root_dir).endswith("/0/checkpoints"):
             raise RuntimeError("seven")
         return step(task, batch, batch_idx)
 
