@@ -48,7 +48,7 @@ class ManifestError(PandaError):
 
 
 class ExhaustedError(PandaError):
-    """Memory ran out, so that the next slide or step would fail in the same way."""
+    """Memory or file handles ran out, so that the next slide or step would fail in the same way."""
 
 
 class CheckpointError(PandaError):
@@ -72,6 +72,7 @@ _CPU = re.compile(
     r"|could not (create|execute) a primitive$|^\S*MemoryError\b",
     re.IGNORECASE | re.MULTILINE,
 )
+_FILES = re.compile(r"too many open files", re.IGNORECASE)
 _REMEDIES = {
     "shared memory (/dev/shm) is exhausted": (
         "use data.num_workers=0, or give the container more of it (docker run --shm-size=8g)"
@@ -83,11 +84,12 @@ _REMEDIES = {
         "lower data.num_workers, data.extract_workers, audit.workers, data.batch_size or engine.batch_size, or give "
         "it more memory"
     ),
+    "the limit on open files (ulimit -n) is exhausted": "raise it, or use data.num_workers=0",
 }
 
 
 def find_exhaustion(error: BaseException) -> ExhaustedError | None:
-    """Return the error for memory that ran out, with the remedy; None if the error has another cause.
+    """Return the error for memory or file handles that ran out, with the remedy; None if the cause is another.
 
     Libraries have no common class for it, so the errors behind `error` are searched by class and text. A decoder says
     so of damaged files too, and only its MemoryError counts.
@@ -114,13 +116,15 @@ def _classify(error: BaseException) -> int | None:
     text, kind = str(error), type(error)
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return 2
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return 3
     if kind.__name__ == "OutOfMemoryError":  # torch's, which the patches are cut without
         return 1
     # A loader's process passes on the traceback as text, under the class of the error.
     passed_on = text.startswith("Caught ")
     if not (passed_on or kind in (RuntimeError, ImportError) or kind.__module__.partition(".")[0] in ("torch", "cv2")):
         return None
-    return next((number for number, sign in enumerate((_SHARED, _GPU, _CPU)) if sign.search(text)), None)
+    return next((number for number, sign in enumerate((_SHARED, _GPU, _CPU, _FILES)) if sign.search(text)), None)
 
 
 def _shorten(error: BaseException) -> str:

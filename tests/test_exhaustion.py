@@ -35,6 +35,8 @@ _PASSED_ON = "Caught SlideError in DataLoader worker process 0.\nOriginal Traceb
         (RuntimeError(_CPU_ALLOCATOR), "more memory"),
         (RuntimeError("can't start new thread"), "ulimit -u"),
         (RuntimeError("could not create a primitive"), "more memory"),
+        (RuntimeError("Too many open files. Communication with the workers is no longer possible"), "ulimit -n"),
+        (OSError(errno.EMFILE, "Too many open files"), "ulimit -n"),
         (RuntimeError("std::bad_alloc"), "more memory"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "more memory"),
         (cv2.error("OpenCV(4.11) alloc.cpp:73: error: (-4:Insufficient memory) Failed to allocate"), "more memory"),

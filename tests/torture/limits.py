@@ -27,10 +27,19 @@ def _limit_memory(extra: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
 
 
-def _limit_threads(extra: int) -> None:
+def _become_nobody() -> None:
     if os.getuid() == 0:
         os.setgid(_NOBODY)
         os.setuid(_NOBODY)
+
+
+def _read_library() -> None:
+    """Read a file of Python's library, from which modules are imported when they are needed."""
+    Path(os.__file__).read_bytes()
+
+
+def _limit_threads(extra: int) -> None:
+    _become_nobody()
     resource.setrlimit(resource.RLIMIT_NPROC, (extra, extra))
 
 
@@ -42,7 +51,7 @@ _LIMITS: dict[str, tuple[Callable[[int], None], tuple[int, ...]]] = {
     "MiB of address space above the start": (lambda mib: _limit_memory(mib * _MIB), (8, 32, 64, 128, 256, 512)),
     "open files": (functools.partial(_limit, resource.RLIMIT_NOFILE), (8, 16, 24, 32, 64)),
     "threads": (_limit_threads, (1, 2, 4, 8)),
-    "bytes a file": (functools.partial(_limit, resource.RLIMIT_FSIZE), (0, 1000, 20_000, 300_000)),
+    "bytes a file": (functools.partial(_limit, resource.RLIMIT_FSIZE), (2000, 20_000, 300_000)),
 }
 
 
@@ -50,6 +59,13 @@ def torture(home: Path, jobs: Sequence[Job], rng: random.Random, deadline: Deadl
     """Run jobs under limits, as many as the time allows in random order; then each must complete without."""
     for name, (prepare, values) in _LIMITS.items():
         outcome, until = Outcome(PART, name), deadline.share(len(_LIMITS))
+        if (
+            prepare is _limit_threads
+            and Child(_read_library, home / "logs" / "limits.txt", _become_nobody).wait().status
+        ):
+            outcome.note("not tried: root has no limit on threads, and another user cannot read this Python")
+            yield outcome
+            continue
         trials = [(job, value) for job in jobs for value in values]
         for job, value in rng.sample(trials, len(trials)):
             if until.passed:

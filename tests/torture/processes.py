@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from panda.errors import PandaError
+from panda.errors import PandaError, find_exhaustion
 
 HANG_S = 240.0
 """Seconds after which a job counts as hanging."""
@@ -143,9 +143,12 @@ def _work(work: Callable[[], None], prepare: Callable[[], None]) -> int:
     except (PandaError, OSError, MemoryError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return 1
-    except BaseException:
-        traceback.print_exc()
-        return 70
+    except BaseException as error:
+        if (exhausted := find_exhaustion(error)) is None:
+            traceback.print_exc()
+            return 70
+        print(f"{type(exhausted).__name__}: {exhausted}", file=sys.stderr, flush=True)
+        return 1
     finally:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError):
