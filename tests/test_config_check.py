@@ -118,7 +118,7 @@ def test_check_config_wrong_type_is_named() -> None:
     [
         ("data.level='1'", "must be a whole number or null"),
         ("data.mpp='1.0'", "must be a number or null"),
-        ("trainer.max_epochs='3'", "must be at least 1, -1 with a trainer.max_steps or null"),
+        ("trainer.max_epochs='3'", "must be a whole number or null"),
         ("optim.lr='1'", "must be a number"),
     ],
 )
