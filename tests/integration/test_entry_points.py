@@ -408,7 +408,7 @@ def test_train_split_of_bad_slides_ends_run_and_lists_them(home: Path, trained_r
         (("model=deeplabv3", "data.batch_size=1"), "at least 2"),
         (("task=grading", "segmentation_checkpoint=nothing.ckpt"), "nothing.ckpt"),
         (("trainer.max_epochs=0", "seed=one"), "2 faults"),
-        (("+trainer.enable_checkpointing=false",), "pytorch_lightning.Trainer"),
+        (("+trainer.enable_checkpointing=false",), "enable_checkpointing=false: there is no such key"),
         (("modle=unet",), "did you mean model?"),
         (("name=a=b",), "'name=\"a=b\"'"),
     ],
