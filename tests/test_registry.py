@@ -1,6 +1,7 @@
 """A configuration builds only what the registry of its group allows, for every source of a configuration."""
 
 import importlib
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from panda.app.hydra_check import check_hydra_node
 from panda.app.hydra_job import remember_arguments
 from panda.app.infer import infer
 from panda.app.registry import list_slots
+from panda.app.resume import load_resumed_config
 from panda.app.segmentation_config import SegmentationConfig
 from panda.app.train import train
 from panda.errors import ConfigError
@@ -186,10 +188,21 @@ def test_registry_no_key_of_received_run_builds_nested_node(tmp_path: Path) -> N
     own = ("resume", "run_dir", "debug", "allow_packages")  # are given by the command that resumes
     for number, key in enumerate(key for key in (*list_keys(plain), "hydra", "new") if key not in own):
         sent = OmegaConf.create(plain)
-        OmegaConf.update(sent, key, SHAPES[number % len(SHAPES)], merge=False, force_add=True)
+        OmegaConf.update(sent, key, SHAPES[number % (len(SHAPES) - 1)], merge=False, force_add=True)
         with pytest.raises(ConfigError):
             train(compose_received_run(tmp_path, sent))
         assert "tests.sentinel" not in sys.modules, key
+
+
+@pytest.mark.parametrize("text", [SHAPES[-1], "${oc.env:HOME}", "a\\${seed}b"])
+def test_load_resumed_config_interpolation_is_text(tmp_path: Path, text: str) -> None:
+    sent = compose_plain_config(compose_config("logger=csv"))
+    sent["logger"]["project"] = sent["data"]["exclude"] = text
+    cfg = compose_received_run(tmp_path, OmegaConf.create({}))
+    (tmp_path / "config.yaml").write_text(json.dumps(sent))
+    own = load_resumed_config(cfg, tmp_path / "checkpoints" / "last.ckpt")
+    assert own.logger.project == own.data.exclude == text
+    assert "tests.sentinel" not in sys.modules
 
 
 def test_registry_received_run_allows_no_package(tmp_path: Path) -> None:
