@@ -78,11 +78,15 @@ def test_trace_regions_equal_opencv_for_any_block(connectivity: int) -> None:
     rng = np.random.default_rng(0)
     for _ in range(60):
         mask = rng.random(tuple(rng.integers(1, 24, 2))) < rng.random()
-        regions = trace_regions(mask, connectivity, block=int(rng.integers(1, 30)))
+        found = trace_regions(mask, connectivity, block=int(rng.integers(1, 30)))
+        regions = list(found.values())
         rings = [sorted(ring.tolist() for polygon in region for ring in polygon) for region in regions]
         assert sorted(rings) == trace_with_opencv(mask, connectivity)
         areas = [sum(shapely.Polygon(shell, holes).area for shell, *holes in region) for region in regions]
         assert areas == sorted(areas, reverse=True)
+        for (x, y), polygons in found.items():
+            corners = np.concatenate([shell for shell, *_ in polygons])
+            assert (y, x) == min((int(row), int(column)) for column, row in corners)
 
 
 def test_trace_memory_does_not_grow_with_the_box() -> None:

@@ -37,13 +37,14 @@ def write_geojson(quantification: Quantification, slide: Slide, resolution: Reso
     of the slide and have holes, so a feature has the area of its region. A region whose pixels touch only at corners
     becomes a MultiPolygon. A slide's ids are always the same.
     """
-    regions = trace_regions(quantification.mask_clean, quantification.settings.connectivity)
+    # By the first px of a region: their order differs if px at the edge count in part.
+    polygons = trace_regions(quantification.mask_clean, quantification.settings.connectivity)
     # A foreign member (RFC 7946, section 6.1), which QuPath ignores.
     frame = _write_json(describe_frame(slide.bounds))
     with write_beside(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         file.write(f'{{"type":"FeatureCollection","frame":{frame},"features":[')
-        for region, polygons in zip(quantification.regions, regions, strict=True):
-            feature = _describe_feature(region, polygons, slide, resolution)
+        for region in quantification.regions:
+            feature = _describe_feature(region, polygons[region.start_px], slide, resolution)
             file.write("," * (region.id > 1) + _write_json(feature))
         file.write("]}")
 

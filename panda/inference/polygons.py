@@ -55,14 +55,17 @@ def trace(mask: NDArray[np.bool_], block: int = BLOCK) -> list[Polygon]:
     Returns:
         The polygons, largest first. A ring starts at its topmost and then leftmost corner.
     """
-    return [polygon for [polygon] in trace_regions(mask, 4, block)]
+    return [polygon for [polygon] in trace_regions(mask, 4, block).values()]
 
 
-def trace_regions(mask: NDArray[np.bool_], connectivity: int, block: int = BLOCK) -> list[list[Polygon]]:
+def trace_regions(
+    mask: NDArray[np.bool_], connectivity: int, block: int = BLOCK
+) -> dict[tuple[int, int], list[Polygon]]:
     """Trace the connected regions of a mask as `trace` does; with connectivity 8 a region can have several polygons.
 
     Returns:
-        The polygons of each region, largest first; regions in the order of `find_components`.
+        First px (x, y) of each region, as in `Region.start_px`, to its polygons, largest first; the region with most px
+        comes first.
     """
     objects = find_components(lambda window: mask[slice_window(window)], (mask.shape[0], mask.shape[1]), 4, block)
     corners = _find_corners(mask, objects, block)
@@ -79,7 +82,8 @@ def trace_regions(mask: NDArray[np.bool_], connectivity: int, block: int = BLOCK
     regions: list[list[Polygon]] = [[] for _ in range(count)]
     for polygon, of in zip(polygons, region.tolist(), strict=True):
         regions[of].append(polygon)
-    return [regions[number] for number in np.lexsort((first, -area)).tolist()]
+    y, x = np.divmod(first, mask.shape[1])
+    return {(int(x[number]), int(y[number])): regions[number] for number in np.lexsort((first, -area)).tolist()}
 
 
 def _find_corners(mask: NDArray[np.bool_], objects: Components, block: int) -> _Corners:
