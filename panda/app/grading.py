@@ -19,7 +19,6 @@ from panda.app.run import Run, note_level
 from panda.app.slide_grading import SlideGrading
 from panda.data.bag_datamodule import BagDataModule
 from panda.data.bagset import BagItem, BagSettings
-from panda.data.datamodule import PatchDataModule
 from panda.data.failures import Failure
 from panda.data.manifest import SlideRecord
 from panda.data.splits import Split
@@ -52,7 +51,7 @@ class GradingExperiment:
         self.tiles, self.settings, self.quantify, self.engine = cfg.tiles, cfg.task, cfg.quantify, cfg.engine
         self.optim, self.guidance, self.network = cfg.optim, cfg.guidance, cfg.network
         self.loss = cfg.build("loss")
-        self.data = PatchDataModule(cfg.data)
+        self.data = cfg.data_module
         self.failures: list[Failure] = []
         self._items: dict[Split, list[BagItem]] = {}
         self._metadata: GradingMetadata | None = None

@@ -87,6 +87,11 @@ class GradingConfig(TrainConfig):
         """The segmentations that guide the tiles."""
         return Guidance.load(self.segmentation_checkpoint, self.tiles.cross_fit, self.engine, self.data.store_root)
 
+    @functools.cached_property
+    def data_module(self) -> PatchDataModule:
+        """The slides, whose table is read once."""
+        return PatchDataModule(self.data)
+
     @rule
     def _check_tile_size(self) -> None:
         network = self.network
@@ -123,7 +128,7 @@ class GradingConfig(TrainConfig):
     @rule
     def _check_slides(self) -> None:
         if self.data.draw is None and (self.segmentation_checkpoint or self.tiles.how != "guided"):
-            list_guided_splits(PatchDataModule(self.data), self.guidance, self.task.target)
+            list_guided_splits(self.data_module, self.guidance, self.task.target)
 
     @rule
     def _check_encoder(self) -> Iterator[str]:
