@@ -81,6 +81,14 @@ def test_continue_job_of_other_configuration_is_refused(leave: Callable[..., Pat
         continue_job(OmegaConf.merge(CFG, {"optim": {"lr": 0.2}, "seed": 2}), folder)  # type: ignore[arg-type]
 
 
+def test_continue_job_takes_text_of_written_config_as_text(leave: Callable[..., Path]) -> None:
+    folder = leave("checkpoints/last.ckpt")
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(CFG).replace("seed: 1", "seed: 1\nroot: /data/${seed}"))
+    assert continue_job(OmegaConf.merge(CFG, {"root": r"/data/\${seed}"}), folder)[0]  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"job with root=/data/\$\{seed\}, not /data/1"):
+        continue_job(OmegaConf.merge(CFG, {"root": "/data/1"}), folder)  # type: ignore[arg-type]
+
+
 def test_make_new_folder_of_same_second_gets_number(tmp_path: Path) -> None:
     made = [make_new_folder(tmp_path / "runs" / "2026").name for _ in range(3)]
     assert made == ["2026", "2026-2", "2026-3"]

@@ -60,7 +60,7 @@ def test_wandb_run_finishes_without_account_network_or_home(tmp_path: Path, mode
 
 
 def test_flat_settings_have_no_dots() -> None:
-    assert flatten({"a": {"b": {"c": 1}, "d": [1, {"e": 2}]}, "f": None}) == {
+    assert flatten({"a": {"b": {"c": 1}, "d": [1, {"e": 2}]}, "f": None}, "/") == {
         "a/b/c": 1,
         "a/d": [1, {"e": 2}],
         "f": None,

@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from panda.app.resume import read_run_config
 from panda.app.tracking import flatten, set_wandb_aside
 from panda.app.training_reuse import RECORD
 from panda.errors import ConfigError
@@ -62,20 +63,16 @@ def _was_taken_over(folder: Path) -> bool:
 
 def _check_config(cfg: DictConfig, folder: Path) -> None:
     """Check that a job of a sweep began with the configuration that it has now."""
-    written = folder / "config.yaml"
-    try:
-        begun, now = (_describe(found) for found in (OmegaConf.load(written), cfg))
-    except Exception as error:  # the YAML reader has errors of its own
-        raise ConfigError(f"{written} cannot be read ({str(error).splitlines()[0]}): give another name") from error
+    begun, now = _describe(read_run_config(folder / "config.yaml")), _describe(cfg)
     if changed := [key for key in sorted(begun.keys() | now.keys()) if begun.get(key) != now.get(key)]:
         key = changed[0]
         others = f" and {len(changed) - 1} other key{'s' * (len(changed) > 2)}" if changed[1:] else ""
         raise ConfigError(
-            f"name={cfg.name}: {folder} is a job with {key.replace('/', '.')}={begun.get(key)}, not {now.get(key)}"
+            f"name={cfg.name}: {folder} is a job with {key}={begun.get(key)}, not {now.get(key)}"
             f"{others}; give another name, or the command that the sweep began with"
         )
 
 
-def _describe(cfg: Any) -> dict[str, Any]:
+def _describe(cfg: DictConfig) -> dict[str, Any]:
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     return flatten({key: value for key, value in plain.items() if key not in _OF_COMMAND})

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import TypeAdapter
 
 from panda.app.resume import SESSION_KEYS, is_resumable
+from panda.app.tracking import flatten
 from panda.data.manifest import SlideRecord
 from panda.data.slide_entry import FileIdentity
 from panda.data.slide_selection import LEFT_OUT, Selection
@@ -141,20 +142,11 @@ def _identify(path: Path) -> FileIdentity | None:
 def _list_kept_keys(cfg: DictConfig) -> dict[str, str]:
     """Return dotted key → value as JSON, for the keys that a resumed run keeps."""
     grading = OmegaConf.select(cfg, "task.name") == "grading"
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
     return {
         key: json.dumps(value)
-        for key, value in _flatten(OmegaConf.to_container(cfg, resolve=True)).items()
+        for key, value in flatten(plain).items()
         if key not in (*SESSION_KEYS, "run_dir") and not is_resumable(key, grading)
-    }
-
-
-def _flatten(node: Any, above: str = "") -> dict[str, Any]:
-    if not isinstance(node, Mapping) or not node:
-        return {above: node}
-    return {
-        key: value
-        for name, child in node.items()
-        for key, value in _flatten(child, f"{above}.{name}".removeprefix(".")).items()
     }
 
 

@@ -76,19 +76,28 @@ def _escape_texts(plain: Any) -> Any:
     return escape(plain) if isinstance(plain, str) else plain
 
 
+def read_run_config(written: Path) -> DictConfig:
+    """Read the `config.yaml` of a run. It has the resolved values of the run, so a ${…} in it is text.
+
+    Raises:
+        ConfigError: If the file cannot be read or holds no keys.
+    """
+    try:
+        own = OmegaConf.create(_escape_texts(OmegaConf.to_container(OmegaConf.load(written), resolve=False)))
+    except Exception as error:  # the YAML reader has errors of its own
+        raise ConfigError(f"{written} cannot be read ({str(error).splitlines()[0]}): start a new run") from error
+    if not isinstance(own, DictConfig) or not own:
+        raise ConfigError(f"{written} holds no keys: start a new run")
+    return own
+
+
 def _read_config(resume: Path) -> DictConfig:
     """Read `config.yaml` of the run that a checkpoint belongs to."""
     written = resume.parent.parent / "config.yaml"
     for needed in (resume, written):
         if not needed.is_file():
             raise ConfigError(f"resume={resume}: {needed} does not exist; give runs/…/checkpoints/last.ckpt of a run")
-    try:
-        # The file has the resolved values of a run, so that a ${…} in it is text.
-        own = OmegaConf.create(_escape_texts(OmegaConf.to_container(OmegaConf.load(written), resolve=False)))
-    except Exception as error:  # the YAML reader has errors of its own
-        raise ConfigError(f"{written} cannot be read ({str(error).splitlines()[0]}): start a new run") from error
-    if not isinstance(own, DictConfig) or not own:
-        raise ConfigError(f"{written} holds no keys: start a new run")
+    own = read_run_config(written)
     if isinstance(data := own.get("data"), DictConfig) and data.get("_target_") == _OLD_DATA:
         raise ConfigError(f"{written} is of an earlier version (data._target_={_OLD_DATA}): start a new run")
     return own

@@ -68,7 +68,7 @@ class Tracking(Settings):
             tags=list(dict.fromkeys(tag[:MAX_TAG_LENGTH] for tag in (*self.choices, *self.tags) if tag)),
             group=group,
             job_type=task,
-            config=flatten(config),
+            config=flatten(config, "/"),  # W&B takes a dot for nesting
             settings=wandb.Settings(
                 quiet=True,
                 silent=self.mode == "offline",
@@ -159,12 +159,12 @@ class EpochLogger(WandbLogger):
             self._wandb_init["mode"] = "offline"
 
 
-def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Flatten nested settings to keys such as `model/encoder_name`, because W&B takes a dot for nesting."""
+def flatten(config: Mapping[str, Any], joint: str = ".") -> dict[str, Any]:
+    """Flatten nested settings to keys such as `model.encoder_name`; an empty node stays a value."""
     found: dict[str, Any] = {}
     for key, value in config.items():
-        if isinstance(value, Mapping):
-            found |= {f"{key}/{below}": deep for below, deep in flatten(value).items()}
+        if isinstance(value, Mapping) and value:
+            found |= {f"{key}{joint}{below}": deep for below, deep in flatten(value, joint).items()}
         else:
             found[str(key)] = value
     return found
