@@ -1,11 +1,13 @@
 """Markers and fixtures of all tests."""
 
+import logging
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -13,6 +15,19 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 def pytest_configure(config: pytest.Config) -> None:
     # Two threads, as on the smallest machine that is supported: more only wait for each other there.
     torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def no_hydra_job() -> None:
+    """Let no test see the overrides of a job that another ran in this process."""
+    HydraConfig.instance().cfg = None
+
+
+@pytest.fixture
+def panda_log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    """Return pytest's log of a test, which the package's loggers reach after an entry point has set them up too."""
+    monkeypatch.setattr(logging.getLogger("panda"), "propagate", True)
+    return caplog
 
 
 @pytest.fixture(scope="session")

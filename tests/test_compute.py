@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -254,18 +253,17 @@ def test_tune_mode_damaged_choice_warns_and_repeats(
     slide_path: Path,
     tmp_path: Path,
     trial: Callable[..., list[ComputeMode]],
-    caplog: pytest.LogCaptureFixture,
+    panda_log: pytest.LogCaptureFixture,
 ) -> None:
-    logging.getLogger("panda").addHandler(caplog.handler)
     trial(lambda _: 1e-4)
     (tmp_path / "engine.json").write_text('{"x": ')
     assert tune(predictor, slide_path, tmp_path).precision == "fp32"
-    assert "engine.json: invalid json" in caplog.text
+    assert "engine.json: invalid json" in panda_log.text
     (key,) = json.loads((tmp_path / "engine.json").read_text())
     edited = {"precision": "int3", "compiled": False, "moved": None, "why": ""}
     (tmp_path / "engine.json").write_text(json.dumps({key: edited}))
     assert tune(predictor, slide_path, tmp_path).precision == "fp32"
-    assert f"{key}.precision is 'int3', but must be 'fp32' or 'bf16'; precision and" in caplog.text
+    assert f"{key}.precision is 'int3', but must be 'fp32' or 'bf16'; precision and" in panda_log.text
     assert json.loads((tmp_path / "engine.json").read_text())[key]["precision"] == "fp32"
 
 

@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from panda.app.entry_point import Interrupted, enter, exit_status, forget_refusals, guard, log_to_file
-from panda.app.hydra_job import register_resolvers
+from panda.app.hydra_job import list_overrides, register_resolvers
 from panda.errors import ConfigError, SlideError
 from panda.files import write_whole
 from panda.settings import quote
@@ -77,6 +77,11 @@ def test_entry_point_key_of_other_task_names_task() -> None:
     assert run_refused("task=grading", "tiles.kk=4").startswith("tiles.kk=4: there is no such key")
     message = run_refused("checkpoint=a", "slides=b", "min_region_px=9", entry_point="infer")
     assert message == "min_region_px=9: there is no such key (did you mean quantify.min_region_px?)"
+
+
+def test_entry_point_refused_composition_leaves_no_overrides() -> None:
+    run_refused("checkpoint=a", "slides=b", "min_region_px=9", entry_point="infer")
+    assert list_overrides() == []
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The feature cache: its content, when it is renewed, and bags of features."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +85,8 @@ def test_feature_cache_other_inputs_use_other_file(cache: FeatureCache, path: Pa
 
 @pytest.mark.parametrize("how", ["byte", "cut", "empty", "other"])
 def test_feature_cache_damaged_file_warns_and_is_rewritten(
-    cache: FeatureCache, path: Path, how: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    cache: FeatureCache, path: Path, how: str, panda_log: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("panda"), "propagate", True)
     file = encode(cache, path)
     before = read_features(file)
     data = bytearray(file.read_bytes())
@@ -101,9 +99,9 @@ def test_feature_cache_damaged_file_warns_and_is_rewritten(
             read_features(file)
     assert encode(cache, path) == file
     np.testing.assert_array_equal(read_features(file), before)
-    assert "its tiles are encoded again" in caplog.text
-    assert "run again" not in caplog.text
-    assert str(file) in caplog.text
+    assert "its tiles are encoded again" in panda_log.text
+    assert "run again" not in panda_log.text
+    assert str(file) in panda_log.text
 
 
 def test_bag_set_of_features_is_padded_and_masked(cache: FeatureCache, path: Path) -> None:

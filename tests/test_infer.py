@@ -2,7 +2,6 @@
 
 import csv
 import json
-import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -66,10 +65,9 @@ def run(tmp_path: Path, slides: Path) -> Infer:
 
 
 @pytest.fixture
-def list_warnings(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+def list_warnings(panda_log: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     """Return a function that lists the logged messages, each once."""
-    monkeypatch.setattr(logging.getLogger("panda"), "propagate", True)
-    return lambda: list({id(record): record.getMessage() for record in caplog.records}.values())
+    return lambda: list({id(record): record.getMessage() for record in panda_log.records}.values())
 
 
 def read_column(path: Path, name: str) -> list[str]:

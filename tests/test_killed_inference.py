@@ -10,7 +10,6 @@ import contextlib
 import csv
 import errno
 import json
-import logging
 import os
 import random
 import signal
@@ -180,9 +179,8 @@ def test_infer_nan_output_names_slide_and_place(folder: Path, tmp_path: Path) ->
 
 
 def test_infer_canvas_of_older_version_is_made_again(
-    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, panda_log: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("panda"), "propagate", True)
     for name in ("slides", "best.ckpt"):
         os.symlink(folder / name, tmp_path / name)
     _run(tmp_path, "out")
@@ -191,9 +189,9 @@ def test_infer_canvas_of_older_version_is_made_again(
     plain = json.loads(meta.read_text())
     plain["attributes"]["panda_canvas"] = 0
     meta.write_text(json.dumps(plain))
-    caplog.clear()
+    panda_log.clear()
     _run(tmp_path, "out")
-    (failures,) = {record.getMessage() for record in caplog.records if "made again" in record.getMessage()}
+    (failures,) = {record.getMessage() for record in panda_log.records if "made again" in record.getMessage()}
     assert "panda_canvas is 0, this version reads 1; it is made again" in failures
     assert _files(tmp_path / "out") == before
 

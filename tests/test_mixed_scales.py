@@ -30,14 +30,13 @@ LEVEL_1 = ResolutionRequest(level=1)
     ],
 )
 def test_note_level_states_range_and_warns_of_mixed_scales(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, mpp: list[float], said: str, noted: bool
+    panda_log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, mpp: list[float], said: str, noted: bool
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("panda"), "propagate", True)
     monkeypatch.setattr(logging.getLogger(note_level.__module__), "disabled", False)
-    caplog.set_level(logging.INFO, note_level.__module__)
+    panda_log.set_level(logging.INFO, note_level.__module__)
     notes: list[str] = []
     note_level(TrainedResolution.from_slides(LEVEL_1, mpp), notes)
-    (record,) = (record for record in caplog.records if record.name == note_level.__module__)
+    (record,) = (record for record in panda_log.records if record.name == note_level.__module__)
     assert said in record.getMessage()
     assert record.levelno == (logging.WARNING if "Give" in said else logging.INFO)
     assert notes == [record.getMessage()] * noted

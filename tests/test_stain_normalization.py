@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import warnings
@@ -234,17 +233,14 @@ def test_stains_unreadable_slide_fails(drawn: Path, monkeypatch: pytest.MonkeyPa
     assert gone not in again.get_patches("train").slide_ids
 
 
-def test_find_stain_slide_of_one_stain_is_noted(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_find_stain_slide_of_one_stain_is_noted(tmp_path: Path, panda_log: pytest.LogCaptureFixture) -> None:
     from tests.pyramids import write_pyramid
 
     image = np.full((512, 768, 3), 244, np.uint8)
     image[100:400, 100:600] = (215, 120, 180)
-    monkeypatch.setattr(logging.getLogger("panda"), "propagate", True)
     with Slide.open(write_pyramid(tmp_path / "one.tiff", image, mpp=2.0)) as slide:
         assert find_stain(slide, find_tissue(slide)) is None
-    assert "colours are not normalized" in caplog.text
+    assert "colours are not normalized" in panda_log.text
 
 
 def test_data_settings_unknown_normalize_raises() -> None:

@@ -68,12 +68,17 @@ def install_hydra_check() -> None:
 
 def _add_faults_of_job(cfg: DictConfig, entry_point: str, faults: Faults) -> None:
     """Add what the check of a job finds in the rest of a refused configuration."""
-    HydraConfig.instance().set_config(cfg)
     job = cfg.copy()
     with open_dict(job):
         del job["hydra"]
-    with faults.collect():
-        importlib.import_module(f"panda.app.{entry_point}").check(job, faults)
+    hydra = HydraConfig.instance()
+    before = hydra.cfg
+    hydra.set_config(cfg)
+    try:
+        with faults.collect():
+            importlib.import_module(f"panda.app.{entry_point}").check(job, faults)
+    finally:
+        hydra.cfg = before
 
 
 def check_hydra_node(cfg: DictConfig) -> None:
