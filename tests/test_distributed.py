@@ -74,12 +74,20 @@ class Data(pl.LightningDataModule):
         self.choose.losses = state_dict["losses"]
 
 
+class Counting(SegmentationTask):
+    """A segmentation that also logs the number of pixels in the epoch's Dice."""
+
+    def on_train_epoch_end(self) -> None:
+        self.log("train/px", self.train_pixels.compute().sum().float())
+        super().on_train_epoch_end()
+
+
 def make_run(folder: Path, data: Data, *overrides: str, resume: Path | None = None) -> Run:
     resumed = [f"resume={resume}"] if resume else []
     cfg = compose_settings("trainer.max_epochs=2", "logger=csv", f"run_dir={folder}", *overrides, *resumed)
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     pl.seed_everything(cfg.seed, verbose=False)
-    task = SegmentationTask(Plain(), BCELoss(), Optim(lr=0.05, schedule="none"), METADATA)  # type: ignore[arg-type]
+    task = Counting(Plain(), BCELoss(), Optim(lr=0.05, schedule="none"), METADATA)  # type: ignore[arg-type]
     experiment: Any = SimpleNamespace(monitor="val/dice", mode="max")
     point = ResumePoint.read(resume) if resume else None
     run = Run(cfg, folder, resume, build_trainer(cfg, folder, experiment, Clock(time.monotonic()), point))
@@ -99,6 +107,7 @@ def test_ddp_two_processes_equal_one_with_double_batch(tmp_path: Path) -> None:
     for ours, theirs in zip(read_metrics(two.folder), read_metrics(one.folder), strict=True):
         figures = {key: value for key, value in ours.items() if "step" not in key or key == "step"}
         assert {"val/dice", "val/threshold", "step"} <= set(ours) or "val/dice" not in theirs
+        assert ours.get("train/px", 12 * 16 * 16) == 12 * 16 * 16
         assert figures == pytest.approx({key: theirs[key] for key in figures}, abs=1e-5)
     left, right = last(two), last(one)
     assert left["global_step"] == right["global_step"] == 6

@@ -15,6 +15,7 @@ from torchmetrics.utilities import dim_zero_cat
 from panda.models.mil import MILNet
 from panda.tasks.grade_metrics import score_grades
 from panda.tasks.metadata import GradingMetadata, Target
+from panda.tasks.metrics import separate_metrics
 from panda.tasks.optim import Optim, check_finite
 
 CLASSES: Mapping[Target, int] = {"isup": 6, "cancer": 2}
@@ -72,6 +73,10 @@ class GradingTask(pl.LightningModule):
         self.train_slides, self.val_slides = Predictions(), Predictions()
         # Lightning's own mean over the epoch is not used: its progress bar computes it on one of several devices only.
         self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
+
+    def setup(self, stage: str) -> None:
+        """Separate the metrics from those of other processes."""
+        separate_metrics(self)
 
     def forward(self, bag: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """See `MILNet.forward`."""

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 BINS = 1000
@@ -103,6 +103,17 @@ class PixelHistogram(Metric):
     def compute(self) -> Tensor:
         """Return the histogram, (2, BINS) int64."""
         return self.counts.clone()
+
+
+def separate_metrics(module: nn.Module) -> None:
+    """Give all metrics of a module states of their own, in the process that trains it.
+
+    Lightning's `ddp_spawn` separates the weights of its processes on a CPU but not the states of metrics, which stay in
+    memory that all processes share: each would add its batches to the counts of the others.
+    """
+    for metric in module.modules():
+        if isinstance(metric, Metric):
+            metric.reset()
 
 
 @dataclass(frozen=True)

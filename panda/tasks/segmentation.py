@@ -19,7 +19,7 @@ from panda.data.patchset import PatchSet
 from panda.data.samplers import HardDraws
 from panda.models.segmentation import Segmenter
 from panda.tasks.metadata import SegmentationMetadata
-from panda.tasks.metrics import PixelHistogram, compute_dice
+from panda.tasks.metrics import PixelHistogram, compute_dice, separate_metrics
 from panda.tasks.optim import Optim, check_finite
 from panda.tasks.threshold import search_threshold
 
@@ -65,6 +65,7 @@ class SegmentationTask(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Compile the network in the process that trains it, because another process cannot take it over."""
+        separate_metrics(self)
         if self.compiled:
             self.network.compile()
 
