@@ -10,8 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from panda.data.datamodule import DataSettings, PatchDataModule
-from panda.data.label_check import describe_contradiction, list_contradictions, require_cancer
+from panda.data.label_check import describe_contradiction, require_cancer
 from panda.data.manifest import SlideRecord
+from panda.data.splits import Split
 from panda.errors import ManifestError
 from panda.inference.dataset_metrics import summarize
 from panda.inference.evaluate import SlideScore, collect_histograms
@@ -73,7 +74,7 @@ def test_require_cancer_label_in_other_channel_is_refused(tmp_path: Path) -> Non
     with pytest.raises(ManifestError, match=r"(?s)although 2 of 4 training slides .*green channel.*looks like"):
         require_cancer("train", data.get_patches("train"), train)
     graded = [record.slide_id for record in train if record.isup_grade]
-    assert list_contradictions(data.get_patches("train")) == graded
+    assert data.list_contradictions("train") == graded
     assert repr(graded[0]) in describe_contradiction("training", graded, len(train))
     benign = [replace(record, isup_grade=0) for record in train]
     with pytest.raises(ManifestError, match="no training slide has a grade of 1 or more, so there is nothing to learn"):
@@ -88,7 +89,23 @@ def test_require_cancer_sound_masks_pass(tmp_path: Path) -> None:
     make_folder(tmp_path, 8)
     data = prepare(tmp_path)
     require_cancer("train", data.get_patches("train"), data.list_splits()["train"])
-    assert list_contradictions(data.get_patches("train")) == []
+    assert data.list_contradictions("train") == data.list_contradictions("val") == []
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_datamodule_graded_slide_without_cancer_gives_no_patch(tmp_path: Path, split: Split) -> None:
+    records = make_folder(tmp_path, 16)
+    before = prepare(tmp_path)
+    empty = next(record for record in before.list_splits()[split] if record.isup_grade)
+    assert empty.mask_path is not None
+    write_pyramid(empty.mask_path, codes(empty.provider, False), (1, 2, 4), mpp=2.0)
+    data = prepare(tmp_path)
+    assert data.list_contradictions(split) == [empty.slide_id]
+    other: Split = "val" if split == "train" else "train"
+    expected = [name for name in before.get_patches(split).slide_ids if name != empty.slide_id]
+    assert data.get_patches(split).slide_ids == expected
+    assert data.get_patches(other).slide_ids == before.get_patches(other).slide_ids
+    assert data.summarize().slides == {split: len(expected), other: len(records) // 2}
 
 
 def score(slide_id: str, grade: int | None, cancer: bool, outside: int = 0) -> SlideScore:

@@ -12,7 +12,7 @@ from panda.app.segmentation_config import SegmentationConfig
 from panda.app.slide_maps import map_slides
 from panda.data.datamodule import PatchDataModule
 from panda.data.failures import Failure
-from panda.data.label_check import describe_contradiction, list_contradictions, require_cancer
+from panda.data.label_check import describe_contradiction, require_cancer
 from panda.data.manifest import SlideRecord
 from panda.data.splits import Split
 from panda.inference.dataset_metrics import summarize
@@ -66,9 +66,11 @@ class SegmentationExperiment:
         splits = self._list_used()
         require_cancer("train", data.get_patches("train"), splits["train"])
         run.notes += require_cancer("val", data.get_patches("val"), splits["val"])
-        if contradicting := list_contradictions(data.get_patches("train")):
-            found = describe_contradiction("training", contradicting, len(splits["train"]))
-            run.notes.append(f"The network learns as benign: {found}.")
+        names: dict[Split, str] = {"train": "training", "val": "validation"}
+        for split, name in names.items():
+            if contradicting := data.list_contradictions(split):
+                found = describe_contradiction(name, contradicting, len(splits[split]))
+                run.notes.append(f"No patches are taken from: {found}.")
         note_level(metadata.resolution, run.notes)
         task = SegmentationTask(
             self.network,
@@ -164,6 +166,6 @@ class SegmentationExperiment:
             precision=self.engine.precision,
             tta=self.engine.tta,
             normalize=settings.normalize,
-            train_slides=tuple(sorted(record.slide_id for record in splits["train"])),
+            train_slides=tuple(sorted(self.data.get_patches("train").slide_ids)),
             val_slides=tuple(sorted(record.slide_id for record in splits["val"])),
         )

@@ -226,6 +226,15 @@ class PatchDataModule(pl.LightningDataModule):
         known = self.list_mpp()
         return [mpp for record in self.list_splits()["train"] if (mpp := known.get(record.slide_id)) is not None]
 
+    def list_contradictions(self, split: Split) -> list[str]:
+        """Return the slides of a split that have patches, a grade of 1 or more and no cancer pixel in any patch."""
+        patches = self._patches
+        return [
+            record.slide_id
+            for record in self.list_splits()[split]
+            if record.slide_id in patches and patches[record.slide_id].contradicts_grade
+        ]
+
     def list_fingerprints(self) -> dict[str, dict[str, str]]:
         """Return the fingerprint of the patches of each training and validation slide, by split and slide id."""
         patches, splits = self._patches, self.list_splits()

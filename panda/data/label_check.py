@@ -55,17 +55,6 @@ def require_cancer(split: Literal["train", "val"], patches: PatchSet, records: S
     )
 
 
-def list_contradictions(patches: PatchSet) -> list[str]:
-    """Return the slides that have a grade of 1 or more and no cancer pixel in any patch."""
-    rows = patches.rows
-    with_cancer = set(rows.slide_index[rows.fractions[:, 1] > 0].tolist())
-    return [
-        slide_id
-        for index, (slide_id, _, grade, *_) in enumerate(rows.slides)
-        if grade not in ("", "0") and index not in with_cancer
-    ]
-
-
 def describe_contradiction(split: str, slides: Sequence[str], count: int) -> str:
     """Return how many of the `count` slides of a split contradict their grade, with the first of them."""
     shown = ", ".join(map(repr, slides[:_SHOWN])) + " …" * (len(slides) > _SHOWN)

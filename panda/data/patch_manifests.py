@@ -96,7 +96,9 @@ class PatchTable(Sequence[PatchRow]):
 
 
 def write_patch_manifests(result: StoreResult, split: Mapping[str, Split]) -> dict[Split, Path]:
-    """Write the manifests of a split by slide, without the slides that failed.
+    """Write the manifests of a split by slide, without the slides that failed or contradict their grade.
+
+    A split of nothing but such contradictions keeps them, and `panda.data.label_check.require_cancer` refuses it.
 
     Args:
         result: The patches in the store.
@@ -108,15 +110,12 @@ def write_patch_manifests(result: StoreResult, split: Mapping[str, Split]) -> di
     Raises:
         ManifestError: If all slides of a split failed.
     """
-    members: Members = {
-        name: [
-            (patches, np.arange(len(patches)))
-            for slide_id, patches in sorted(result.slides.items())
-            if split.get(slide_id) == name
-        ]
-        for name in SPLITS
-        if name in split.values()
-    }
+    members: dict[Split, list[tuple[SlidePatches, NDArray[np.int64]]]] = {}
+    for name in SPLITS:
+        if name in split.values():
+            slides = [patches for slide_id, patches in sorted(result.slides.items()) if split.get(slide_id) == name]
+            sound = [patches for patches in slides if not patches.contradicts_grade]
+            members[name] = [(patches, np.arange(len(patches))) for patches in sound or slides]
     if empty := [name for name, slides in members.items() if not slides]:
         raise ManifestError(
             f"{result.store}: all slides of {', '.join(empty)} failed ({len(result.failures)} failures in all; "

@@ -43,6 +43,11 @@ class SlidePatches:
     def __len__(self) -> int:
         return len(self.xy)
 
+    @property
+    def contradicts_grade(self) -> bool:
+        """Whether the slide has a grade of 1 or more and no cancer pixel in any patch, so that its truth is unknown."""
+        return bool(self.record.isup_grade) and not self.tumor_fraction.any()
+
     @classmethod
     def from_entry(cls, record: SlideRecord, folder: Path, entry: SlideEntry) -> SlidePatches:
         """Return the patches that the entry of a slide lists."""
