@@ -40,9 +40,11 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C, with the command to continue as its message. It ends a multirun too."""
 
 
+MULTIRUN = "multirun.yaml"
+"""The command of a sweep, which Hydra writes."""
 _refusals: list[str] = []
 _crashes: list[Exception] = []
-_sweeps: list[Path] = []
+_sweeps: dict[Path, bytes | None] = {}
 
 
 def enter(main: Callable[[], Any]) -> NoReturn:
@@ -66,10 +68,11 @@ def enter(main: Callable[[], Any]) -> NoReturn:
         if _crashes:
             raise
         set_up_logging(debug)
-        _withdraw_sweeps()
         fault = error if isinstance(error, ConfigError) else ConfigError(explain(error, sys.argv[1:])[0])
         _refusals.append(str(fault))
         log.error("ConfigError: %s", fault, exc_info=error if debug else None)
+    finally:
+        _restore_sweeps()
     sys.exit(exit_status())
 
 
@@ -137,8 +140,9 @@ def _leave_trace(run_dir: str, error: Exception) -> None:
 
 
 def remember_sweep(folder: Path) -> None:
-    """Remember a sweep, whose folder is removed if Hydra refuses it before its first job."""
-    _sweeps.append(folder)
+    """Remember a sweep with its `multirun.yaml`, which Hydra overwrites before it checks the jobs."""
+    written = folder / MULTIRUN
+    _sweeps[folder] = written.read_bytes() if written.is_file() else None
 
 
 def record_failed_jobs(failed: int) -> None:
@@ -147,11 +151,14 @@ def record_failed_jobs(failed: int) -> None:
         _refusals.append(f"{failed} jobs of the sweep failed")
 
 
-def _withdraw_sweeps() -> None:
-    """Remove the folders of sweeps that hold only the file that Hydra writes before it checks the jobs."""
-    for folder in _sweeps:
-        if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"multirun.yaml"}:
-            remove(folder)
+def _restore_sweeps() -> None:
+    """Restore the `multirun.yaml` that each sweep began with, and remove the folder of a sweep that did not begin."""
+    for folder, before in _sweeps.items():
+        with contextlib.suppress(OSError):  # of a full disk, which has a message already
+            if before is not None:
+                write_whole(folder / MULTIRUN, before)
+            elif folder.is_dir() and {path.name for path in folder.iterdir()} <= {MULTIRUN}:
+                remove(folder)
 
 
 def exit_status() -> int:

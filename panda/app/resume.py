@@ -97,6 +97,12 @@ def _read_config(resume: Path) -> DictConfig:
     for needed in (resume, written):
         if not needed.is_file():
             raise ConfigError(f"resume={resume}: {needed} does not exist; give runs/…/checkpoints/last.ckpt of a run")
+    last = resume.with_name("last.ckpt")
+    if resume.name != last.name:
+        raise ConfigError(
+            f"resume={resume}: a run continues from its {last.name} and overwrites it; give resume={last}, or copy "
+            f"{resume.name} to {last.name} to train the later epochs again"
+        )
     own = read_run_config(written)
     if isinstance(data := own.get("data"), DictConfig) and data.get("_target_") == _OLD_DATA:
         raise ConfigError(f"{written} is of an earlier version (data._target_={_OLD_DATA}): start a new run")

@@ -181,6 +181,11 @@ REFUSED: dict[str, tuple[Change, tuple[str, ...], str]] = {
     "other_task": (change_nothing, (*RESUME, "task=grading"), "a resumed run keeps its choices"),
     "other_data": (change_nothing, (*RESUME, "data.seed=1"), "a resumed run keeps its choices"),
     "no_checkpoint": (change_nothing, ("train", f"resume={DONE}/checkpoints/no.ckpt"), "no.ckpt does not exist"),
+    "best_checkpoint": (
+        change_nothing,
+        ("train", f"resume={DONE}/checkpoints/best.ckpt"),
+        f"a run continues from its last.ckpt and overwrites it; give resume={DONE}/checkpoints/last.ckpt",
+    ),
     "no_best": (edit_file(f"{DONE}/checkpoints/best.ckpt", lambda _: None), RESUME, "best.ckpt does not exist"),
     "damaged_best": (edit_file(f"{DONE}/checkpoints/best.ckpt", lambda c: c[:999]), RESUME, "best.ckpt is not a"),
     "cut_checkpoint": (edit_file(LAST, lambda c: c[: len(c) // 2]), RESUME, "last.ckpt is not a checkpoint"),

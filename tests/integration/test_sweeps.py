@@ -73,6 +73,14 @@ def test_sweep_of_evaluation_settings_trains_once(home: Path, call_counts: dict[
         if row is not best:
             assert float(row["val_less_best"]) == pytest.approx(sum(gaps) / len(gaps))
 
+    # the finished sweep changes no byte, if it is run again or with a refused configuration
+    before = {path: path.read_bytes() for path in sweep.rglob("*") if path.is_file()}
+    for other, status in (((), 0), (("optim.lr=0.5",), 1), (("model=unett",), 1)):
+        done = run_entry_point("train", home, "-m", *TINY, *choices, "name=once", "logger=csv", *other)
+        assert done.returncode == status, done.stderr[-3000:]
+        assert {path: path.read_bytes() for path in sweep.rglob("*") if path.is_file()} == before
+    assert call_counts == {"fit": 3, "map": 12}
+
 
 def test_sweep_unexpected_error_ends_its_job_only(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
