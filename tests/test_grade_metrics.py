@@ -174,7 +174,7 @@ def test_grading_task_validation_logs_any_number_of_slides(slides: int) -> None:
     logged: dict[str, float] = {}
     task.log = lambda name, value, **_: logged.update({name: float(value)})  # type: ignore[method-assign]
     truth, prob = draw_grades(0, 6, slides)
-    task.val_loss.update(torch.tensor(0.5))
+    task.val_loss.update(torch.tensor(0.5), slides)
     task.val_slides.update(torch.tensor(prob), torch.tensor(truth))
     task.on_validation_epoch_end()
     assert logged["val/accuracy"] == pytest.approx(float((prob.argmax(axis=1) == truth).mean()))

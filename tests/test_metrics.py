@@ -11,6 +11,7 @@ from sklearn import metrics as oracle
 
 from panda.tasks.metrics import (
     BINS,
+    MeanLoss,
     PixelHistogram,
     PixelScores,
     compute_areas,
@@ -119,6 +120,26 @@ def test_pixel_histogram_two_devices_add_up() -> None:
     first.merge_state(second)
     assert first.compute()[0, 250] == 2
     assert first.compute()[1, 500] == 1
+
+
+def test_pixel_histogram_no_probability_raises_in_compute() -> None:
+    """A check in each batch would wait for a GPU."""
+    metric, prob = PixelHistogram(), torch.tensor([0.5, math.nan])
+    metric.update(prob, torch.tensor([True, False]), torch.tensor([True, False]))
+    assert metric.compute().sum() == 1
+    metric.update(prob, torch.tensor([True, False]))
+    with pytest.raises(ValueError, match="sigmoid"):
+        metric.compute()
+
+
+def test_mean_loss_weighs_batches() -> None:
+    first, second = MeanLoss(), MeanLoss()
+    first.update(torch.tensor(1.0), 3)
+    first.update(torch.tensor(2.0), torch.tensor(1))
+    second.update(torch.tensor(5.0), 4)
+    assert second.compute() == 5
+    first.merge_state(second)
+    assert first.compute() == 3.125
 
 
 def test_metrics_other_shapes_raise() -> None:

@@ -38,7 +38,7 @@ from panda.inference.grade import AttendedTile, GradeRecord
 from panda.models.losses import BCELoss
 from panda.models.segmentation import Segmenter
 from panda.tasks.metadata import SegmentationMetadata, TrainedResolution
-from panda.tasks.optim import Optim
+from panda.tasks.optim import FiniteCheck, Optim
 from panda.tasks.segmentation import SegmentationTask
 from panda.tasks.threshold import search_threshold
 from panda.wsi.label_maps import find_label_map
@@ -173,6 +173,21 @@ def test_run_nan_loss_names_patch_and_keeps_checkpoints(tmp_path: Path, split: s
         state = torch.load(tmp_path / "checkpoints" / f"{name}.ckpt", weights_only=True)
         assert state["epoch"] == 0
         assert all(bool(torch.isfinite(value).all()) for value in state["state_dict"].values())
+
+
+def test_finite_check_reports_batch_when_next_is_added() -> None:
+    check, good = FiniteCheck(0.1), torch.zeros(2, 1, 4, 4)
+    bad = good.clone()
+    bad[1, 0, 2, 2] = torch.inf
+    check.add(torch.tensor(1.0), good, 0, list)
+    check.add(torch.tensor(torch.nan), bad, 3, lambda: ["a", "b"])
+    with pytest.raises(PandaError, match=r"loss is nan in epoch 3.*optim\.lr=0\.1.*no number for: b$"):
+        check.add(torch.tensor(1.0), good, 4, list)
+    check.settle()
+    check.add(torch.tensor(torch.inf), good, 5, lambda: ["a", "b"])
+    with pytest.raises(PandaError, match=r"loss is inf in epoch 5.*the batch was: a; b$"):
+        check.settle()
+    check.settle()
 
 
 class Memory(pl.Callback):

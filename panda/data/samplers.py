@@ -78,17 +78,31 @@ class HardDraws:
     """
 
     def __init__(self, count: int) -> None:
-        self.losses = torch.full((count,), torch.nan)
+        self._losses = torch.full((count,), torch.nan)
+        self._recorded: list[tuple[list[int], Tensor]] = []  # on their device, because a copy waits for a GPU
+
+    @property
+    def losses(self) -> Tensor:
+        """The last loss of each patch, (count,) float32 on the CPU, NaN without one."""
+        for items, losses in self._recorded:
+            self._losses[items] = losses.float().cpu()
+        self._recorded.clear()
+        return self._losses
+
+    @losses.setter
+    def losses(self, losses: Tensor) -> None:
+        self._recorded.clear()
+        self._losses = losses
 
     def record_losses(self, items: Sequence[int], losses: Tensor) -> None:
         """Store the losses of some patches, (n,), 0 or more."""
-        self.losses[list(items)] = losses.detach().float().cpu()
+        self._recorded.append((list(items), losses.detach()))
 
     def __call__(self, rng: np.random.Generator) -> NDArray[np.int64]:
         """Return the patches of an epoch, in the order of the draws."""
-        count = len(self.losses)
-        whole = rng.permutation(count)[: -(-count // 2)]
         losses = self.losses.double().numpy()
+        count = len(losses)
+        whole = rng.permutation(count)[: -(-count // 2)]
         seen = losses[~np.isnan(losses)]
         weight = np.where(np.isnan(losses), seen.max() if len(seen) else 1.0, losses) + 1e-6
         hard = rng.choice(count, size=count - len(whole), p=weight / weight.sum())

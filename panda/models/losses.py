@@ -28,7 +28,7 @@ from panda.errors import OptionError
 def binary_cross_entropy(logits: Tensor, target: Tensor, positive_weight: float = 1.0) -> Tensor:
     """Compute the mean cross-entropy over the pixels; a cancer pixel has the weight `positive_weight`, others 1."""
     logits, target, counts = _prepare(logits, target)
-    weight = torch.tensor(positive_weight, device=logits.device)
+    weight = torch.full((), positive_weight, device=logits.device)  # a copy from the CPU would wait for the GPU
     return _average(F.binary_cross_entropy_with_logits(logits, target, pos_weight=weight, reduction="none"), counts)
 
 

@@ -9,14 +9,14 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from panda.models.mil import MILNet
 from panda.tasks.grade_metrics import score_grades
 from panda.tasks.metadata import GradingMetadata, Target
-from panda.tasks.metrics import separate_metrics
-from panda.tasks.optim import Optim, check_finite
+from panda.tasks.metrics import MeanLoss, separate_metrics
+from panda.tasks.optim import FiniteCheck, Optim
 
 CLASSES: Mapping[Target, int] = {"isup": 6, "cancer": 2}
 
@@ -72,7 +72,8 @@ class GradingTask(pl.LightningModule):
         self.metadata = metadata
         self.train_slides, self.val_slides = Predictions(), Predictions()
         # Lightning's own mean over the epoch is not used: its progress bar computes it on one of several devices only.
-        self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
+        self.train_loss, self.val_loss = MeanLoss(), MeanLoss()
+        self.finite = FiniteCheck(optim.lr)
 
     def setup(self, stage: str) -> None:
         """Separate the metrics from those of other processes."""
@@ -89,14 +90,15 @@ class GradingTask(pl.LightningModule):
         label = find_class(grade, self.metadata.target)
         logits, _, _ = self(bag, mask)
         loss: Tensor = self.loss(logits, label)
-        check_finite(loss, logits, self.optim.lr, self.current_epoch, lambda: slides)
-        self.train_loss.update(loss.detach(), weight=len(bag))
+        self.finite.add(loss, logits, self.current_epoch, lambda: slides)
+        self.train_loss.update(loss, len(bag))
         self.train_slides.update(logits.detach().float().softmax(-1), label)
         self.log("train/loss_step", loss, prog_bar=True)
         return loss
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's training loss and accuracy."""
+        self.finite.settle()
         self.log("train/loss", self.train_loss.compute())
         self.train_loss.reset()
         prob, label = self.train_slides.compute()
@@ -109,12 +111,13 @@ class GradingTask(pl.LightningModule):
         label = find_class(grade, self.metadata.target)
         logits, _, _ = self(bag, mask)
         loss: Tensor = self.loss(logits, label)
-        check_finite(loss, logits, self.optim.lr, self.current_epoch, lambda: slides)
-        self.val_loss.update(loss, weight=len(bag))
+        self.finite.add(loss, logits, self.current_epoch, lambda: slides)
+        self.val_loss.update(loss, len(bag))
         self.val_slides.update(logits.float().softmax(-1), label)
 
     def on_validation_epoch_end(self) -> None:
         """Log the defined scores of the validation slides."""
+        self.finite.settle()
         self.log("val/loss", self.val_loss.compute(), prog_bar=True)
         self.val_loss.reset()
         prob, label = self.val_slides.compute()

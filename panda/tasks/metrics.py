@@ -10,6 +10,7 @@ are exact at the thresholds 0, 0.001, … 0.999, and another threshold raises a 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,12 +38,25 @@ def find_bins(prob: Tensor) -> Tensor:
     Raises:
         ValueError: If a value is outside [0, 1] or NaN.
     """
-    if not prob.is_floating_point() or not bool(((prob >= 0) & (prob <= 1)).all()):
+    _require_probabilities(prob.is_floating_point() and bool(_are_probabilities(prob).all()))
+    return _find_bins(prob)
+
+
+def _require_probabilities(fine: bool) -> None:
+    if not fine:
         raise ValueError("probabilities must be floating point in [0, 1] (apply a sigmoid to logits)")
+
+
+def _are_probabilities(prob: Tensor) -> Tensor:
+    return (prob >= 0) & (prob <= 1)
+
+
+def _find_bins(prob: Tensor) -> Tensor:
+    """Find the bins of probabilities that are known to be in [0, 1], see `find_bins`."""
     prob = prob.detach()
     if prob.dtype not in (torch.float32, torch.float64):
         prob = prob.float()  # exact for shorter types
-    edges = _list_edges(prob.dtype).to(prob.device)
+    edges = _list_edges(prob.dtype, prob.device)
     bins = (prob * BINS).long().clamp_(max=BINS - 1)
     # The product is rounded and can be one bin off near an edge, so comparisons decide.
     bins -= (prob < edges[bins]).long()
@@ -50,7 +64,8 @@ def find_bins(prob: Tensor) -> Tensor:
     return bins
 
 
-def _list_edges(dtype: torch.dtype) -> Tensor:
+@functools.cache  # a copy to a GPU in every batch would wait for it
+def _list_edges(dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the smallest number of a dtype that is at least k / 1000, for each k, and infinity; (BINS + 1,).
 
     A comparison with these in float32 equals one with k / 1000 in float64, on devices without float64 too.
@@ -60,7 +75,7 @@ def _list_edges(dtype: torch.dtype) -> Tensor:
     short = edges.double() < exact
     edges = torch.where(short, torch.nextafter(edges, torch.full_like(edges, math.inf)), edges)
     edges[BINS] = math.inf
-    return edges
+    return edges.to(device)
 
 
 def count_probabilities(prob: Tensor, target: Tensor, where: Tensor | None = None) -> Tensor:
@@ -77,32 +92,78 @@ def count_probabilities(prob: Tensor, target: Tensor, where: Tensor | None = Non
     Raises:
         ValueError: If shapes differ, or a value is outside [0, 1].
     """
+    counts = _count_cells(prob, target, where)
+    _require_probabilities(not bool(counts[_FAULTY]))
+    return counts[: 2 * BINS].view(2, BINS)
+
+
+_FAULTY = 2 * BINS
+"""Cell of the pixels that count and whose value is no probability. The cell after it has those that do not count."""
+
+
+def _count_cells(prob: Tensor, target: Tensor, where: Tensor | None) -> Tensor:
+    """Count as `count_probabilities` does, without an operation that waits for a GPU.
+
+    Returns:
+        (2 * BINS + 1,) int64: cancer, other pixels, and the number of values that are no probabilities.
+    """
     for name, tensor in (("target", target), ("where", where)):
         if tensor is not None and tensor.shape != prob.shape:
             raise ValueError(f"{name} is {tuple(tensor.shape)} and prob {tuple(prob.shape)}: must be the same")
+    _require_probabilities(prob.is_floating_point())
+    fine = _are_probabilities(prob)
+    cells = _find_bins(torch.where(fine, prob, 0)) + BINS * (~target.bool()).long()
+    cells = torch.where(fine, cells, _FAULTY)
     if where is not None:
-        prob, target = prob[where.bool()], target[where.bool()]
-    cells = find_bins(prob) + BINS * (~target.bool()).long()
-    return torch.bincount(cells.flatten(), minlength=2 * BINS).view(2, BINS)
+        cells = torch.where(where.bool(), cells, _FAULTY + 1)
+    if cells.is_cuda:  # there bincount waits for the largest value
+        return torch.histc(cells, _FAULTY + 2, 0, _FAULTY + 2)[: _FAULTY + 1]
+    return torch.bincount(cells.flatten(), minlength=_FAULTY + 2)[: _FAULTY + 1]
 
 
 class PixelHistogram(Metric):
-    """Sum of `count_probabilities` over batches and devices."""
+    """Sum of `count_probabilities` over batches and devices; a value that is no probability raises in `compute`."""
 
     full_state_update = False
     counts: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.add_state("counts", torch.zeros(2, BINS, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("counts", torch.zeros(_FAULTY + 1, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, prob: Tensor, target: Tensor, where: Tensor | None = None) -> None:
         """Add a batch, see `count_probabilities`."""
-        self.counts += count_probabilities(prob, target, where)
+        self.counts += _count_cells(prob, target, where)
 
     def compute(self) -> Tensor:
         """Return the histogram, (2, BINS) int64."""
-        return self.counts.clone()
+        _require_probabilities(not bool(self.counts[_FAULTY]))
+        return self.counts[:_FAULTY].view(2, BINS).clone()
+
+
+class MeanLoss(Metric):
+    """Weighted mean of the losses of batches, over batches and devices.
+
+    `torchmetrics.MeanMetric` looks for NaN in every batch, which waits for a GPU; without that it drops the weights.
+    """
+
+    full_state_update = False
+    total: Tensor
+    weight: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("weight", torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, weight: Tensor | int) -> None:
+        """Add the loss of a batch, a scalar, with the number of its pixels, patches or slides."""
+        self.total += loss.detach() * weight
+        self.weight += weight
+
+    def compute(self) -> Tensor:
+        """Return the mean; NaN without weight."""
+        return self.total / self.weight
 
 
 def separate_metrics(module: nn.Module) -> None:

@@ -69,28 +69,64 @@ class Optim(Settings):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
 
 
-def check_finite(loss: Tensor, outputs: Tensor, lr: float, epoch: int, names: Callable[[], Sequence[str]]) -> None:
-    """Raise a `PandaError` if the loss of a batch is NaN or infinite, because training has diverged.
+class FiniteCheck:
+    """Stops a training whose loss is NaN or infinite.
+
+    A batch is checked when the next one is added, so that a GPU never waits for the check. `settle` checks the last
+    batch, and is called before a checkpoint is written.
 
     Args:
-        loss: Loss of a batch.
-        outputs: Output of the network, (N, …).
         lr: Highest learning rate, for the message.
-        epoch: Epoch, for the message.
-        names: Returns the names of the N samples; called only if the loss is not finite.
     """
-    if bool(torch.isfinite(loss).all()):
-        return
-    fine = torch.isfinite(outputs.detach()).flatten(1).all(dim=1).tolist()
-    batch = list(names())
+
+    def __init__(self, lr: float) -> None:
+        self.lr = lr
+        self._pending: tuple[Tensor, torch.cuda.Event | None, int, Callable[[], Sequence[str]]] | None = None
+
+    def add(self, loss: Tensor, outputs: Tensor, epoch: int, names: Callable[[], Sequence[str]]) -> None:
+        """Add a batch, and raise a `PandaError` if the loss of the batch before is not finite.
+
+        Args:
+            loss: Loss of the batch.
+            outputs: Output of the network, (N, …).
+            epoch: Epoch, for the message.
+            names: Returns the names of the N samples; called only if the loss is not finite.
+        """
+        fine = torch.isfinite(outputs.detach()).flatten(1).all(dim=1)
+        found, copied = torch.cat([loss.detach().double().reshape(1), fine.double()]), None
+        if found.is_cuda:
+            found = torch.empty_like(found, device="cpu", pin_memory=True).copy_(found, non_blocking=True)
+            copied = torch.cuda.current_stream().record_event()
+        before, self._pending = self._pending, (found, copied, epoch, names)
+        self._check(before)
+
+    def settle(self) -> None:
+        """Check the last batch that was added, see `add`."""
+        before, self._pending = self._pending, None
+        self._check(before)
+
+    def _check(self, batch: tuple[Tensor, torch.cuda.Event | None, int, Callable[[], Sequence[str]]] | None) -> None:
+        if batch is None:
+            return
+        found, copied, epoch, names = batch
+        if copied is not None:
+            copied.synchronize()
+        loss, *fine = found.tolist()
+        if not math.isfinite(loss):
+            self._pending = None
+            raise PandaError(_describe_divergence(loss, [bool(each) for each in fine], self.lr, epoch, list(names())))
+
+
+def _describe_divergence(loss: float, fine: Sequence[bool], lr: float, epoch: int, batch: Sequence[str]) -> str:
+    """Return the message for a batch of named samples, whose outputs are finite or not."""
     broken = [name for name, good in zip(batch, fine, strict=True) if not good] if len(batch) == len(fine) else []
     samples = broken or batch
     listed = "; ".join(samples[:_MOST_NAMES])
     if len(samples) > _MOST_NAMES:
         listed += f"; and {len(samples) - _MOST_NAMES} more"
     cause = "the network's output is no number for" if broken and len(broken) < len(batch) else "the batch was"
-    raise PandaError(
-        f"the loss is {loss.item()} in epoch {epoch}: training has diverged; lower optim.lr={lr:g}, set "
+    return (
+        f"the loss is {loss} in epoch {epoch}: training has diverged; lower optim.lr={lr:g}, set "
         "trainer.gradient_clip_val=1.0, or train in trainer.precision=32-true. Checkpoints of earlier epochs are kept"
         + (f"; {cause}: {listed}" if listed else "")
     )

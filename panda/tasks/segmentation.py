@@ -11,7 +11,6 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
-from torchmetrics import MeanMetric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from panda.data.loaders import find_batch_items, find_step_items
@@ -19,8 +18,8 @@ from panda.data.patchset import PatchSet
 from panda.data.samplers import HardDraws
 from panda.models.segmentation import Segmenter
 from panda.tasks.metadata import SegmentationMetadata
-from panda.tasks.metrics import PixelHistogram, compute_dice, separate_metrics
-from panda.tasks.optim import Optim, check_finite
+from panda.tasks.metrics import MeanLoss, PixelHistogram, compute_dice, separate_metrics
+from panda.tasks.optim import FiniteCheck, Optim
 from panda.tasks.threshold import search_threshold
 
 Batch = tuple[Tensor, Tensor]
@@ -61,7 +60,8 @@ class SegmentationTask(pl.LightningModule):
         self.train_pixels = PixelHistogram()
         self.val_pixels = PixelHistogram()
         # Lightning's own mean over the epoch is not used: its progress bar computes it on one of several devices only.
-        self.train_loss, self.val_loss = MeanMetric(), MeanMetric()
+        self.train_loss, self.val_loss = MeanLoss(), MeanLoss()
+        self.finite = FiniteCheck(optim.lr)
 
     def setup(self, stage: str) -> None:
         """Compile the network in the process that trains it, because another process cannot take it over."""
@@ -81,7 +81,7 @@ class SegmentationTask(pl.LightningModule):
         loss: Tensor = self.loss(logits, mask)
         self._check_loss(loss, logits, self.trainer.train_dataloader, batch_idx)
         self._report_errors(logits, mask, batch_idx)
-        self.train_loss.update(loss.detach(), weight=len(image))
+        self.train_loss.update(loss, len(image))
         self.train_pixels.update(logits.detach().float().sigmoid(), mask > 0.5, mask >= 0)
         self.log("train/loss_step", loss, prog_bar=True)
         return loss
@@ -109,10 +109,11 @@ class SegmentationTask(pl.LightningModule):
                 return []
             return [loader.dataset.describe_patch(item) for item in find_batch_items(loader, number)]
 
-        check_finite(loss, logits, self.optim.lr, self.current_epoch, list_patches)
+        self.finite.add(loss, logits, self.current_epoch, list_patches)
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's training loss and Dice."""
+        self.finite.settle()
         self.log("train/loss", self.train_loss.compute())
         self.train_loss.reset()
         self.log("train/dice", compute_dice(self.train_pixels.compute(), 0.5), prog_bar=True)
@@ -124,13 +125,14 @@ class SegmentationTask(pl.LightningModule):
         logits = self(image)
         loss: Tensor = self.loss(logits, mask)
         self._check_loss(loss, logits, self.trainer.val_dataloaders, batch_idx)
-        self.val_loss.update(loss, weight=(mask >= 0).sum())
+        self.val_loss.update(loss, (mask >= 0).sum())
         prob: Tensor = logits.float().sigmoid()
         self.val_pixels.update(prob, mask > 0.5, mask >= 0)
         return prob
 
     def on_validation_epoch_end(self) -> None:
         """Log validation loss and Dice, and search the threshold over the epoch's pixels."""
+        self.finite.settle()
         histogram = self.val_pixels.compute()
         self.val_pixels.reset()
         self.log("val/loss", self.val_loss.compute(), prog_bar=True)
