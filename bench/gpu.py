@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from statistics import mean
@@ -35,7 +36,8 @@ from panda.data.patchset import PatchSet
 from panda.inference.canvas import CanvasWriter
 from panda.inference.compute import ComputeMode, EngineSettings, InferenceModel
 from panda.inference.modes import Precision
-from panda.inference.predictor import SegmentationPredictor, read_batches
+from panda.inference.predictor import SegmentationPredictor
+from panda.inference.tile_batches import TileReader, read_batches
 from panda.models.segmentation import Segmenter
 from panda.wsi.tissue import find_tissue
 
@@ -90,7 +92,7 @@ def measure_network(scale: Scale) -> None:
             count = max(1, scale.tiles // size)
             with _timed() as clock:
                 for _ in range(count):
-                    model(images)
+                    model(images).cpu()
             _report(
                 "inference model, arrays in and out", name, "bf16", batch=size, tiles_s=count * size / clock.seconds
             )
@@ -107,10 +109,12 @@ def measure_reading(scale: Scale) -> None:
         grid = predictor.make_grid(slide, tissue)
         read = predictor.make_tile_reader(slide, tissue, grid)
         for threads in scale.threads:
-            engine = EngineSettings(device="cpu", batch_size=32, read_threads=threads)
+            corners = grid.level0[grid.reading_order()].tolist()
+            tiles: list[TileReader] = [partial(read, x, y) for x, y in corners]
             with _timed() as clock:
-                count = sum(len(images) for images, _ in read_batches(read, grid, engine))
-            _report("reading", threads=threads, tiles=count, tiles_s=count / clock.seconds)
+                for _ in read_batches(tiles, MAPPED_TILE, 32, threads=threads, device=torch.device(scale.device)):
+                    pass
+            _report("reading", threads=threads, tiles=len(tiles), tiles_s=len(tiles) / clock.seconds)
         prob = np.random.default_rng(0).random((32, MAPPED_TILE, MAPPED_TILE), np.float32)
         overlap = grid.patch_size - grid.stride
         with (

@@ -110,7 +110,7 @@ def _time_wall(path: Path, network: str, rounds: int, results: Results) -> None:
         grid = predictor.make_grid(slide, find_tissue(slide))
         size = (grid.patch_size, grid.patch_size)
         tiles = np.stack([slide.read(grid.resolution, (int(x), int(y)), size) for x, y in grid.level0])
-    batch = predictor.settings.batch_size
+    batch = predictor.batch_size
     # Linked under several names: a slide is opened ahead of its turn by its path.
     slides = [CACHE / "out" / f"slide{number}.tiff" for number in range(_SLIDES)]
     slides[0].parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ def _time_wall(path: Path, network: str, rounds: int, results: Results) -> None:
     def run_network() -> None:
         for _ in slides:
             for at in range(0, len(tiles), batch):
-                predictor.model(tiles[at : at + batch])
+                predictor.model(tiles[at : at + batch]).cpu()
 
     def run_mapping() -> None:
         with SlidePrefetcher(slides, open_slide) as prefetcher:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Callable, Iterable
@@ -165,6 +166,11 @@ class Settings(BaseModel):
             if name in type(self).model_fields:
                 raise _FaultyField(name)
             return super().__getattr__(name)
+
+
+def count_cores() -> int:
+    """Return the number of cores that this process may use, from which `auto` is chosen."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def format_value(value: Any) -> str:

@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from panda.errors import ConfigError
+from panda.errors import ConfigError, ExhaustedError
 from panda.inference import autotune as choosing
 from panda.inference.autotune import TunedMode, tune_mode
+from panda.inference.batch_size import choose_batch_size
 from panda.inference.compute import ComputeMode, EngineSettings, InferenceModel
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
@@ -55,7 +56,7 @@ def test_tta_copies_are_averaged_in_place(tta: str, copies: int) -> None:
         for quarters in range(4) if copies == 8 else (0, 2):
             turned = np.rot90(images, quarters, (1, 2))
             turned = turned[:, :, ::-1] if mirrored else turned
-            prob = one(np.ascontiguousarray(turned))
+            prob = one(np.ascontiguousarray(turned)).numpy()
             prob = prob[:, :, ::-1] if mirrored else prob
             maps.append(np.rot90(prob, -quarters, (1, 2)))
     wanted = np.mean(maps, axis=0) if copies > 1 else maps[0]
@@ -65,8 +66,8 @@ def test_tta_copies_are_averaged_in_place(tta: str, copies: int) -> None:
 def test_tta_all_copies_rotated_tile_gives_rotated_map() -> None:
     images, run = pictures(), model("d4")
     turned = run(np.ascontiguousarray(np.rot90(images, 1, (1, 2))))
-    np.testing.assert_allclose(turned, np.rot90(run(images), 1, (1, 2)), atol=1e-6)
-    assert np.abs(model("flip")(np.ascontiguousarray(np.rot90(images, 1, (1, 2)))) - turned).max() > 0.01
+    np.testing.assert_allclose(turned, np.rot90(run(images).numpy(), 1, (1, 2)), atol=1e-6)
+    assert (model("flip")(np.ascontiguousarray(np.rot90(images, 1, (1, 2)))) - turned).abs().max() > 0.01
 
 
 def test_predictor_batch_size_changes_nothing(tmp_path: Path) -> None:
@@ -91,14 +92,58 @@ def test_predictor_compiled_network_equals_eager_to_rounding(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 0}, "engine.batch_size=0"),
-        ({"read_threads": 0}, "engine.read_threads=0"),
+        ({"batch_size": 0}, "engine.batch_size=0 must be at least 1 or auto"),
+        ({"read_threads": "all"}, "engine.read_threads=all must be a whole number or auto"),
         ({"canvas_mib": 0}, "engine.canvas_mib=0"),
     ],
 )
 def test_engine_settings_invalid_values_raise(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         EngineSettings(device="cpu", **changes)
+
+
+def test_engine_settings_auto_follows_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, threads in ((1, 1), (4, 4), (64, 8)):
+        monkeypatch.setattr("panda.inference.compute.count_cores", lambda cores=cores: cores)
+        assert EngineSettings(device="cpu").thread_count == threads
+    assert EngineSettings(device="cpu", read_threads=20).thread_count == 20
+    assert model("none").batch_size == 8
+
+
+def test_choose_batch_size_takes_smallest_that_is_fast() -> None:
+    assert choose_batch_size({4: 500, 8: 900, 16: 971, 32: 1000, 64: 990}) == 16
+    assert choose_batch_size({4: 500}) == 4
+    assert choose_batch_size({}) == 1
+
+
+class Hungry(Lopsided):
+    """Needs more memory than there is for more than `most` tiles."""
+
+    most = 2
+
+    def forward(self, image: Tensor) -> Tensor:
+        if len(image) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return super().forward(image)
+
+
+def test_model_memory_exhausted_halves_batch_once(panda_log: pytest.LogCaptureFixture) -> None:
+    images = pictures(5)
+    settings = EngineSettings(device="cpu", batch_size=5)
+    network = Hungry()
+    run = InferenceModel(network, settings, FP32)
+    np.testing.assert_allclose(run(images), model("none")(images), atol=1e-6)
+    assert run.batch_size == 2
+    (note,) = run.notes
+    assert "too small for batches of 5 tiles; batches of 2 are used. engine.batch_size=2" in note
+    assert note in panda_log.text
+    network.most = 1
+    with pytest.raises(ExhaustedError, match=r"batches of 2 tiles.*give engine\.batch_size=1"):
+        run(images)
+    network.most = 0
+    run = InferenceModel(network, settings, FP32)
+    with pytest.raises(ExhaustedError, match=r"give engine\.batch_size=1, or free the GPU"):
+        run(images)
 
 
 def test_engine_settings_compile_without_compiler_raises(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,7 +22,7 @@ from panda.errors import SlideError
 from panda.wsi.readers import OpenSlideReader, ReaderName, TiffReader, open_reader
 from panda.wsi.slide import Slide, SlideOptions
 from panda.wsi.tiff.pyramid import TiffPyramid
-from panda.wsi.tiff.segments import CACHE, SegmentCache
+from panda.wsi.tiff.segments import CACHE, Decoder, SegmentCache
 
 WIDTH, HEIGHT = 1373, 1101
 KINDS: dict[str, dict[str, Any]] = {
@@ -262,18 +264,57 @@ def _count_bytes(cache: SegmentCache) -> int:
 
 def test_segment_cache_memory_is_bounded(tmp_path: Path) -> None:
     cache = SegmentCache(1000)
+
+    def put(key: tuple[int, int, int], segment: NDArray[np.uint8]) -> None:
+        cache.decode_once(key, lambda: segment)
+
     for number in range(50):
-        cache.put((number % 3, 0, number), np.zeros(90 + number, np.uint8))
+        put((number % 3, 0, number), np.zeros(90 + number, np.uint8))
     assert 800 < _count_bytes(cache) <= 1000
     assert cache._segments.currsize == _count_bytes(cache)
     cache.drop(1)
     assert cache.get((1, 0, 49)) is None
     assert cache.get((0, 0, 48)) is not None
     assert cache._segments.currsize == _count_bytes(cache)
-    cache.put((9, 0, 0), np.zeros(5000, np.uint8))
+    put((9, 0, 0), np.zeros(5000, np.uint8))
     assert (_count_bytes(cache), len(cache._segments)) == (5000, 1), "larger than all of it: kept until the next"
-    cache.put((0, 0, 50), np.zeros(90, np.uint8))
+    put((0, 0, 50), np.zeros(90, np.uint8))
     assert (_count_bytes(cache), len(cache._segments)) == (90, 1)
+
+
+def test_tiff_pyramid_threads_decode_each_tile_once(tiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Overlapping windows in reading order, of which several threads need the same tile at the same time."""
+    decoded = []
+    decode = Decoder.decode
+
+    def count(self: Decoder, data: bytes, height: int, width: int) -> NDArray[np.uint8]:
+        decoded.append(data)
+        time.sleep(0.002)  # others ask for it meanwhile
+        return decode(self, data, height, width)
+
+    monkeypatch.setattr(Decoder, "decode", count)
+    pyramid = TiffPyramid(tiled)
+    level = pyramid.levels[0]
+    corners = [(x, y) for y in range(0, HEIGHT - 300, 100) for x in range(0, WIDTH - 300, 100)]
+    with ThreadPoolExecutor(8) as pool:
+        windows = list(pool.map(lambda corner: pyramid.read(0, corner[0], corner[1], 300, 300), corners))
+    assert len(windows) == len(corners)
+    rows = (corners[-1][1] + 299) // level.segment_height + 1
+    columns = (corners[-1][0] + 299) // level.segment_width + 1
+    assert len(decoded) == rows * columns
+
+
+def test_segment_cache_failed_decoding_is_tried_again() -> None:
+    cache, key = SegmentCache(1000), (0, 0, 0)
+
+    def fail() -> NDArray[np.uint8]:
+        raise ValueError("damaged")
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="damaged"):
+            cache.decode_once(key, fail)
+    assert len(cache.decode_once(key, lambda: np.zeros(9, np.uint8))) == 9
+    assert not cache._decoding
 
 
 def test_tiff_pyramid_without_pread_reads_same_pixels(tiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,11 @@ import os
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from panda.data.augment import Augmentation
 from panda.data.bags import read_bag
@@ -21,7 +21,6 @@ from panda.data.datamodule import DataSettings, PatchDataModule
 from panda.data.settings import StoreKind
 from panda.data.stain_estimates import STAIN_FILE
 from panda.errors import ConfigError
-from panda.inference import predictor as engine
 from panda.inference.compute import EngineSettings, InferenceModel
 from panda.inference.predictor import SegmentationPredictor
 from panda.synthetic.dataset import SyntheticSpec, draw_dataset
@@ -146,17 +145,14 @@ def test_normalize_training_and_inference_see_same_pixels(
     drawn: Path, store: StoreKind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = make_module(drawn, store)
-    tiles: dict[tuple[int, int], NDArray[np.uint8]] = {}
-    read = engine.read_batches
+    shown: list[NDArray[np.uint8]] = []
 
-    def noted(*given: Any) -> Any:
-        for images, positions in read(*given):
-            tiles.update(zip(map(tuple, positions.tolist()), images, strict=True))
-            yield images, positions
+    def run(self: InferenceModel, images: Tensor) -> Tensor:
+        shown.extend(images.numpy())
+        return images[..., 0].float() / 255
 
-    monkeypatch.setattr(engine, "read_batches", noted)
     # only what it is shown matters
-    monkeypatch.setattr(InferenceModel, "__call__", lambda _, images: images[..., 0].astype(np.float32) / 255)
+    monkeypatch.setattr(InferenceModel, "__call__", run)
     plain = segmentation_checkpoint(tmp_path / "plain.ckpt", patch_size=64, overlap=0.0)
     path = segmentation_checkpoint(tmp_path / "a.ckpt", normalize="macenko", patch_size=64, overlap=0.0)
     settings = EngineSettings(device="cpu")
@@ -165,10 +161,12 @@ def test_normalize_training_and_inference_see_same_pixels(
         patches = module.get_patches(split)
         slide_id = patches.slide_ids[0]
         record = next(r for r in module.select().used if r.slide_id == slide_id)
-        tiles.clear()
+        shown.clear()
         with Slide.open(record.image_path) as slide:
             tissue = find_tissue(slide)
             network.predict(slide, tissue, tmp_path / f"{split}.zarr")
+            grid = network.make_grid(slide, tissue)
+            tiles = dict(zip(map(tuple, grid.working[grid.reading_order()].tolist()), shown, strict=True))
             view = slide.choose_resolution(level=1)
             other = SegmentationPredictor.from_checkpoint(plain, settings)
             assert network.fingerprint_canvas(slide, view) != other.fingerprint_canvas(slide, view)

@@ -19,7 +19,7 @@ from panda.app.hydra_job import find_idle_faults, list_overrides
 from panda.app.registry import find_undeclared
 from panda.data.settings import FolderSettings
 from panda.files import hold_lock
-from panda.settings import Settings, Text, quote, rule
+from panda.settings import Settings, Text, count_cores, quote, rule
 
 if TYPE_CHECKING:  # slow to import, see `audit`
     from panda.audit.tables import AuditSummary
@@ -85,7 +85,6 @@ def audit(cfg: DictConfig) -> AuditSummary:
     folder, settings = config.data, config.audit
     from panda.audit.dataset import audit_folder  # noqa: PLC0415  (--help does not wait for them)
     from panda.audit.page import write_audit_page  # noqa: PLC0415
-    from panda.audit.process_pool import count_cores  # noqa: PLC0415
     from panda.audit.tables import AUDIT, FINDINGS_TABLE  # noqa: PLC0415
     from panda.synthetic.dataset import draw_dataset  # noqa: PLC0415
 

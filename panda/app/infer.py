@@ -70,7 +70,14 @@ def infer(cfg: DictConfig) -> list[SlideResult]:
     log_to_file(folder / "infer.log")
     log.info("slides=%s: %d slides%s", config.slides, len(paths), passed_over and f"; passed over: {passed_over}")
     choice = tune_mode(predictor, threshold, paths, mapper.open, canvases / "engine.json")
-    log.info("network in %s on %s: %s", predictor.mode, engine.torch_device, choice.why)
+    log.info(
+        "network in %s on %s, batches of %d tiles, %d read threads: %s",
+        predictor.mode,
+        engine.torch_device,
+        predictor.batch_size,
+        engine.thread_count,
+        choice.why,
+    )
     notes = _list_notes(predictor, grader, searched, config.provider, choice)
     tables = InferenceTables(folder, mapper.provenance.fingerprint)
 
@@ -92,6 +99,7 @@ def infer(cfg: DictConfig) -> list[SlideResult]:
     tables.write()
     with SlidePrefetcher(paths, mapper.open) as prefetcher:
         run_over_slides(paths, lambda path: path.stem, "inference", work, tables.fail)
+    notes += predictor.model.notes
     tables.scan()  # another process may have mapped slides into this folder
     results = tables.write()
     if others := tables.note():

@@ -19,9 +19,10 @@ from pydantic import NonNegativeFloat, TypeAdapter
 
 from panda.errors import PandaError
 from panda.files import fingerprint, hold_lock, write_json
+from panda.inference.batch_size import tune_batch_size
 from panda.inference.compute import ComputeMode, EngineSettings, InferenceModel
 from panda.inference.modes import Precision
-from panda.inference.predictor import SegmentationPredictor, TileReader
+from panda.inference.predictor import CornerReader, SegmentationPredictor
 from panda.stored import Digest, Plain, read_model
 from panda.wsi.grid import Grid
 from panda.wsi.slide import Slide
@@ -132,7 +133,7 @@ Sample = tuple[NDArray[np.uint8], NDArray[np.bool_]]
 """Tiles (n, p, p, 3) and their tissue (n, p, p)."""
 
 
-def _read_sample(read: TileReader, tissue: TissueMap, grid: Grid, work: int) -> Sample | None:
+def _read_sample(read: CornerReader, tissue: TissueMap, grid: Grid, work: int) -> Sample | None:
     """Return tiles from all over a slide; None if a trial would be too large a part of `work` tiles."""
     count = min(len(grid), _TILES[1], work // _TILES_PER_TRIAL_TILE)
     if count < _TILES[0]:
@@ -186,9 +187,9 @@ def _compare_modes(predictor: SegmentationPredictor, threshold: float, sample: S
 
 def _time_model(model: InferenceModel, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
     """Return the probabilities of tiles, and the seconds per tile after a warm-up."""
-    size = model.settings.batch_size
-    model(images[:size])
+    size = tune_batch_size(model, images.shape[1])
+    model(images[:size]).cpu()
     start = time.perf_counter()
-    prob = [model(images[at : at + size]) for at in range(0, len(images), size)]
+    prob = [model(images[at : at + size]).cpu().numpy() for at in range(0, len(images), size)]
     batches = -(-len(images) // size) * size if model.mode.compiled else len(images)
     return np.concatenate(prob), (time.perf_counter() - start) / batches

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,9 +16,11 @@ from torch.overrides import TorchFunctionMode
 
 from panda.errors import CheckpointError, SlideError
 from panda.files import fingerprint, hold_lock, identity
+from panda.inference.batch_size import tune_batch_size
 from panda.inference.canvas import Canvas, CanvasWriter
 from panda.inference.canvas_store import AGAIN
 from panda.inference.compute import ComputeMode, EngineSettings, InferenceModel
+from panda.inference.tile_batches import TileReader, read_batches
 from panda.models.segmentation import Segmenter
 from panda.tasks.checkpoint import ALTERED, Checkpoint, read_checkpoint
 from panda.tasks.metadata import CheckpointMetadata, SegmentationMetadata
@@ -32,33 +33,11 @@ from panda.wsi.tissue import RULES, TissueMap
 log = logging.getLogger(__name__)
 
 N = TypeVar("N", bound=torch.nn.Module)
-TileReader = Callable[[int, int], NDArray[np.uint8]]
+CornerReader = Callable[[int, int], NDArray[np.uint8]]
+"""Reads a tile (p, p, 3) by its upper left corner in level-0 px."""
 
 ENGINE_VERSION = 1
 """To be raised by each change that gives other last digits; it makes all canvases again."""
-
-
-def read_batches(
-    read: TileReader, grid: Grid, settings: EngineSettings
-) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
-    """Yield tiles (n, p, p, 3) and their positions (n, 2) in working px, in reading order, two batches ahead."""
-    starts = range(0, len(grid.working), settings.batch_size)
-    order = grid.reading_order()
-    working, level0 = grid.working[order], grid.level0[order]
-    with ThreadPoolExecutor(settings.read_threads) as pool:
-
-        def submit(start: int) -> tuple[int, list[Future[NDArray[np.uint8]]]]:
-            stop = start + settings.batch_size
-            return start, [pool.submit(read, x, y) for x, y in level0[start:stop].tolist()]
-
-        waiting = deque(submit(start) for start in starts[:2])
-        upcoming = iter(starts[2:])
-        while waiting:
-            start, tiles = waiting.popleft()
-            images = np.stack([tile.result() for tile in tiles])
-            if (following := next(upcoming, None)) is not None:
-                waiting.append(submit(following))
-            yield images, working[start : start + len(tiles)]
 
 
 class SegmentationPredictor:
@@ -95,7 +74,12 @@ class SegmentationPredictor:
         resolution = self.metadata.resolution.resolve(slide)
         return tissue_grid(resolution, tissue, patch, stride, edge="shift", min_tissue=0.0)
 
-    def make_tile_reader(self, slide: Slide, tissue: TissueMap, grid: Grid) -> TileReader:
+    @property
+    def batch_size(self) -> int:
+        """Tiles in a batch; `auto` is tuned at the first use of a model on a GPU."""
+        return tune_batch_size(self.model, self.metadata.patch_size)
+
+    def make_tile_reader(self, slide: Slide, tissue: TissueMap, grid: Grid) -> CornerReader:
         """Return a function that reads a tile (p, p, 3) by its upper left corner in level-0 px.
 
         If the network was trained on normalized slides, the colours of the tile are normalized too.
@@ -170,30 +154,27 @@ class SegmentationPredictor:
         resolution = grid.resolution
         if len(grid.working) == 0:
             raise SlideError(f"{slide.path}: no tile holds tissue at {resolution.width} × {resolution.height} px")
+        order = grid.reading_order()
+        positions = grid.working[order]
         read = self.make_tile_reader(slide, tissue, grid)
-        with (
-            CanvasWriter(
-                path,
-                resolution,
-                grid.patch_size,
-                expected,
-                {"slide_id": slide.slide_id, "checkpoint": self.checkpoint.path.name, "tiles": len(grid)},
-                overlap=grid.patch_size - grid.stride,
-                expected=grid.working,
-                budget=self.settings.canvas_mib * 2**20,
-            ) as writer,
-            ThreadPoolExecutor(1) as blender,
-        ):
+        tiles: Iterator[TileReader] = (partial(read, x, y) for x, y in grid.level0[order].tolist())
+        with CanvasWriter(
+            path,
+            resolution,
+            grid.patch_size,
+            expected,
+            {"slide_id": slide.slide_id, "checkpoint": self.checkpoint.path.name, "tiles": len(grid)},
+            overlap=grid.patch_size - grid.stride,
+            expected=grid.working,
+            budget=self.settings.canvas_mib * 2**20,
+        ) as writer:
             done = 0
-            blending: deque[Future[None]] = deque()
-            for images, positions in read_batches(read, grid, self.settings):
-                blending.append(blender.submit(writer.add, self.model(images), positions))
-                if len(blending) > 1:
-                    blending.popleft().result()
+            threads, device = self.settings.thread_count, self.settings.torch_device
+            for images in read_batches(tiles, grid.patch_size, self.batch_size, threads=threads, device=device):
+                writer.add(self.model(images).cpu(), positions[done : done + len(images)])
                 done += len(images)
                 if on_tiles:
                     on_tiles(done, len(grid))
-            blending.popleft().result()
             return writer.close()
 
 

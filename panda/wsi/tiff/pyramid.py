@@ -151,20 +151,23 @@ class TiffPyramid:
         if not own.byte_counts[index]:
             return None
         key = file.number, level, index
-        if (cached := CACHE.get(key)) is not None:
-            return cached
-        data = file.read(int(own.offsets[index]), int(own.byte_counts[index]))
-        try:
-            segment = self._decoders[level].decode(data, own.stored_height(index), own.segment_width)
-        except Exception as exc:  # every codec has errors of its own
-            raise_exhaustion(exc)
-            raise ValueError(f"segment {index} of level {level} does not decode: {exc}") from exc
-        if self._red_only:
-            segment = np.ascontiguousarray(segment[..., 0])
+
+        def decode() -> NDArray[np.uint8]:
+            data = file.read(int(own.offsets[index]), int(own.byte_counts[index]))
+            try:
+                segment = self._decoders[level].decode(data, own.stored_height(index), own.segment_width)
+            except Exception as exc:  # every codec has errors of its own
+                raise_exhaustion(exc)
+                raise ValueError(f"segment {index} of level {level} does not decode: {exc}") from exc
+            if self._red_only:
+                segment = np.ascontiguousarray(segment[..., 0])
+            if keep:
+                segment.flags.writeable = False
+            return segment
+
         if keep:
-            segment.flags.writeable = False
-            CACHE.put(key, segment)
-        return segment
+            return CACHE.decode_once(key, decode)
+        return cached if (cached := CACHE.get(key)) is not None else decode()
 
     def close(self) -> None:
         """Close the file in this process; a later read opens it again."""

@@ -133,6 +133,7 @@ class SegmentCache:
     def clear(self) -> None:
         """Remove all segments."""
         self._lock = threading.Lock()
+        self._decoding: dict[tuple[int, int, int], threading.Lock] = {}
         self._segments: LRUCache[tuple[int, int, int], Segment] = LRUCache(
             self._max_bytes, getsizeof=lambda segment: min(segment.nbytes, self._max_bytes)
         )
@@ -142,10 +143,26 @@ class SegmentCache:
         with self._lock:
             return self._segments.get(key)
 
-    def put(self, key: tuple[int, int, int], segment: Segment) -> None:
-        """Cache a segment in place of the least recently used ones."""
+    def decode_once(self, key: tuple[int, int, int], decode: Callable[[], Segment]) -> Segment:
+        """Return a cached segment, or decode and cache it; other threads that need it wait for the one that decodes.
+
+        It takes the place of the least recently used segments.
+        """
         with self._lock:
-            self._segments.setdefault(key, segment)
+            if (cached := self._segments.get(key)) is not None:
+                return cached
+            decoding = self._decoding.setdefault(key, threading.Lock())
+        with decoding:
+            if (cached := self.get(key)) is not None:
+                return cached
+            try:
+                segment = decode()
+                with self._lock:
+                    self._segments[key] = segment
+            finally:
+                with self._lock:
+                    self._decoding.pop(key, None)
+        return segment
 
     def drop(self, file: int) -> None:
         """Remove the segments of a file."""

@@ -1,0 +1,68 @@
+"""Read tiles ahead of a network, in threads, into batches."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+TileReader = Callable[[], NDArray[np.uint8]]
+"""Reads one tile, (side, side, 3)."""
+
+_MOST_AHEAD = 4
+"""Batches that are read ahead; more would not help a network that takes them at a steady rate."""
+
+_BYTES_AHEAD = 128 * 2**20
+"""Bytes that are read ahead, or one larger batch."""
+
+
+def read_batches(
+    tiles: Iterable[TileReader], side: int, batch_size: int, *, threads: int, device: torch.device
+) -> Iterator[Tensor]:
+    """Yield tiles in batches, in their order, while threads read the next ones.
+
+    Tiles may be of several slides. `tiles` is read lazily, one batch of readers at a time, by the thread that iterates.
+
+    Args:
+        tiles: One reader a tile.
+        side: Side of a tile in px.
+        batch_size: Tiles in a batch; the last one can have fewer.
+        threads: Threads that read.
+        device: Where the batches are used. If it is a CUDA device, they are page-locked and can be copied to it beside
+            other work.
+
+    Returns:
+        Batches, (n, side, side, 3) uint8, in the memory of the host.
+    """
+    upcoming = iter(tiles)
+    ahead = max(1, min(_MOST_AHEAD, _BYTES_AHEAD // (batch_size * side * side * 3)))
+    waiting: deque[tuple[Tensor, list[Future[None]]]] = deque()
+    pool = ThreadPoolExecutor(threads)
+
+    def submit() -> None:
+        if readers := list(islice(upcoming, batch_size)):
+            images = torch.empty((len(readers), side, side, 3), dtype=torch.uint8, pin_memory=device.type == "cuda")
+            slots = images.numpy()
+            waiting.append((images, [pool.submit(_fill, slots[at], reader) for at, reader in enumerate(readers)]))
+
+    try:
+        for _ in range(ahead):
+            submit()
+        while waiting:
+            images, filled = waiting.popleft()
+            submit()
+            for tile in filled:
+                tile.result()
+            yield images
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _fill(slot: NDArray[np.uint8], read: TileReader) -> None:
+    slot[...] = read()
