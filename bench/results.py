@@ -26,6 +26,10 @@ UNITS = {
     "inference": "tiles/s",
     "mapping": "Mpx of slide/s",
     "mapping memory": "MiB at most",
+    "pipeline": "tiles/s",
+    "pipeline cpu": "ms of CPU a tile",
+    "files of a slide": "s of CPU a slide",
+    "infer.py": "s a slide",
 }
 PACKAGES = (
     *("panda-wsi", "openslide-python", "openslide-bin", "imagecodecs", "tifffile", "zarr", "numpy", "pillow"),

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from statistics import median
 
-from bench import extraction, memory, reading, start
+from bench import extraction, memory, pipeline, reading, start
 from bench.project import (
     CACHED,
     DEFAULT_STORE,
@@ -23,7 +23,7 @@ from bench.project import (
 from bench.results import BASELINE, Results
 from bench.slides import FULL, QUICK, make_slide
 
-PARTS = ("reading", "extraction", "stores", "memory", "start", "training", "inference", "grading")
+PARTS = ("reading", "extraction", "stores", "memory", "start", "training", "inference", "grading", "pipeline")
 
 
 def main() -> None:
@@ -42,34 +42,7 @@ def main() -> None:
     if load > 0.2 * cores:
         print(f"This machine is busy (load {load:.1f} on {cores} cores): do not quote these figures.")
     results = Results()
-    if {"reading", "extraction", "stores", "training", "grading"} & set(parts):
-        slide = make_slide(*(QUICK if options.quick else FULL))
-        if "reading" in parts:
-            reading.measure(slide, options.rounds, results)
-        if "extraction" in parts:
-            extraction.measure(slide, make_slide(*QUICK), options.rounds, results)
-        if "stores" in parts:
-            # Not at the top: the processes of all contenders import this module too, and torch comes with the stores.
-            # Its NVIDIA libraries let a later `import cucim` wait for ever on a machine without GPU (cuFileDriverOpen).
-            from bench import stores  # noqa: PLC0415
-
-            stores.measure(slide, options.rounds, results)
-        if "training" in parts:
-            from bench import training  # noqa: PLC0415  (for the same reason)
-
-            training.measure(slide, options.rounds, results)
-        if "grading" in parts:
-            from bench import grading  # noqa: PLC0415  (for the same reason)
-
-            grading.measure(slide, options.rounds, results)
-    if "memory" in parts:
-        memory.measure(options.rounds, results)
-    if "inference" in parts:
-        from bench import inference  # noqa: PLC0415  (for the same reason)
-
-        inference.measure(options.quick, options.rounds, results)
-    if "start" in parts:
-        start.measure(options.rounds, results)
+    _measure(set(parts), options.quick, options.rounds, results)
     _headline(results)
     full = not options.quick and set(parts) == set(PARTS) and options.rounds >= 5
     path = Path(__file__).parent / ("results.json" if full else "results.quick.json")
@@ -77,6 +50,45 @@ def main() -> None:
     results.write(path, settings)
     print(results.table())
     print(f"\nAll of it is in {path}")
+
+
+def _measure(parts: set[str], quick: bool, rounds: int, results: Results) -> None:
+    """Measure the parts in turn."""
+    if {"reading", "extraction", "stores", "training", "grading"} & parts:
+        _measure_on_slide(parts, quick, rounds, results)
+    if "memory" in parts:
+        memory.measure(rounds, results)
+    if "inference" in parts:
+        from bench import inference  # noqa: PLC0415  (for the same reason)
+
+        inference.measure(quick, rounds, results)
+    if "pipeline" in parts:
+        pipeline.measure(quick, rounds, results)
+    if "start" in parts:
+        start.measure(rounds, results)
+
+
+def _measure_on_slide(parts: set[str], quick: bool, rounds: int, results: Results) -> None:
+    """Measure the parts that share one drawn slide."""
+    slide = make_slide(*(QUICK if quick else FULL))
+    if "reading" in parts:
+        reading.measure(slide, rounds, results)
+    if "extraction" in parts:
+        extraction.measure(slide, make_slide(*QUICK), rounds, results)
+    if "stores" in parts:
+        # Not at the top: the processes of all contenders import this module too, and torch comes with the stores.
+        # Its NVIDIA libraries let a later `import cucim` wait for ever on a machine without GPU (cuFileDriverOpen).
+        from bench import stores  # noqa: PLC0415
+
+        stores.measure(slide, rounds, results)
+    if "training" in parts:
+        from bench import training  # noqa: PLC0415  (for the same reason)
+
+        training.measure(slide, rounds, results)
+    if "grading" in parts:
+        from bench import grading  # noqa: PLC0415  (for the same reason)
+
+        grading.measure(slide, rounds, results)
 
 
 def _headline(results: Results) -> None:
@@ -99,6 +111,7 @@ def _headline(results: Results) -> None:
     results.head("extraction_rss_100k_vs_10k", "memory", (memory.NAME, memory.NAME), (large, small))
     results.head("inference_rss_100k_vs_10k", "memory", ("panda inference", "panda inference"), (large, small))
     _inference_headline(results)
+    _pipeline_headline(results)
     for store in STORES:
         which = "" if store == DEFAULT_STORE else f"_{store}"
         names = f"panda {store}", CACHED
@@ -121,6 +134,16 @@ def _inference_headline(results: Results) -> None:
         for part, what in (("mapping", ""), ("mapping memory", "_rss")):
             results.head(f"inference{what}_vs_{other}", part, ("panda", other), (MAPPING, MAPPING))
         results.head(f"inference_compiled_vs_{other}", "mapping", ("panda compiled", other), (MAPPING, MAPPING))
+
+
+def _pipeline_headline(results: Results) -> None:
+    """Choose the headline figures of the work around the network: against the build before and the network alone."""
+    builds, whole = (pipeline.NOW_NAME, pipeline.BEFORE_NAME), (pipeline.WHOLE, pipeline.WHOLE)
+    results.head("pipeline_vs_before", pipeline.MAP, builds, whole)
+    results.head("post_cpu_vs_before", pipeline.FILES, builds, whole)
+    results.head("infer_wall_vs_forward", pipeline.INFER, (pipeline.NOW_NAME, pipeline.ALONE), whole)
+    if values := results.rows.get((f"{pipeline.MAP} cpu", pipeline.NOW_NAME, pipeline.AROUND)):
+        results.headline["pipeline_cpu_ms_per_tile"] = round(median(values), 3)
 
 
 def _word(name: str) -> str:

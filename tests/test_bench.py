@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from bench import ablation
+from bench import ablation, pipeline, pipeline_build
 from bench.project import DEFAULT_STORE
+from bench.worker import LeftOutError
+from panda.inference.canvas import Canvas
+from tests.panda_folder import make_folder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -32,3 +35,21 @@ def test_ablation_train_interrupted_run_starts_over(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: begun.append(left.exists()))
     ablation._train(tmp_path, tmp_path / "sweep-all0", "name=all0")
     assert begun == [False], "a run refuses a folder that holds one"
+
+
+def test_unpack_commit_that_is_absent_is_left_out(tmp_path: Path) -> None:
+    with pytest.raises(LeftOutError, match=r"0000000 is not there .* full clone"):
+        pipeline.unpack_commit("0" * 40, tmp_path / "before")
+
+
+def test_pipeline_steps_files_reuse_canvases_of_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.inference.CACHE", tmp_path)
+    (record,) = make_folder(tmp_path / "data", 1)
+    out = tmp_path / "out"
+    out.mkdir()
+    found = pipeline_build.map_slides(out, [record.image_path])
+    canvas = out / record.slide_id / "canvas.zarr"
+    assert Canvas.open(canvas).attrs["tiles"] == found["tiles"] > 0
+    made = canvas.stat().st_ino
+    pipeline_build.write_files(out, [record.image_path])
+    assert (canvas.with_name("quantification.json").is_file(), canvas.stat().st_ino) == (True, made)
