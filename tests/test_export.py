@@ -18,6 +18,7 @@ from PIL import Image
 from panda.inference.canvas import Canvas, CanvasWriter
 from panda.inference.export import write_geojson, write_ome_tiff
 from panda.inference.legends import JET, Scale, round_length
+from panda.inference.polygons import trace
 from panda.inference.quantify import Quantification, QuantifySettings, slide_quantification
 from panda.inference.slide_images import UNSCORED, Overview, shrink, write_heatmap, write_overlay, write_view
 from panda.wsi.slide import Slide
@@ -110,7 +111,7 @@ def test_shrink_averages_scored_pixels(canvas: Canvas, factor: int) -> None:
 
 
 def test_write_heatmap_uses_jet_colors(canvas: Canvas, tmp_path: Path) -> None:
-    nothing = np.zeros(canvas.shape, np.bool_)
+    nothing = trace(np.zeros(canvas.shape, np.bool_))
     write_heatmap(canvas, nothing, 0.5, tmp_path / "heat.png")
     image = read_pixels(tmp_path / "heat.png")
     height, width = canvas.shape
@@ -127,7 +128,7 @@ def test_write_heatmap_uses_jet_colors(canvas: Canvas, tmp_path: Path) -> None:
 def test_write_overlay_colors_and_outlines_tumor_only(slide: Slide, canvas: Canvas, tmp_path: Path) -> None:
     found = quantify(canvas, slide)
     seen = Overview.from_canvas(slide, canvas, make_full_tissue(slide))
-    write_overlay(seen, found.mask_clean, 0.5, tmp_path / "over.png")
+    write_overlay(seen, found.outlines, 0.5, tmp_path / "over.png")
     image = read_pixels(tmp_path / "over.png")
     overview, view = slide.overview()
     top, left = np.argwhere(is_near(image, overview[0, 0], 4))[0]  # the picture's first px
@@ -148,17 +149,17 @@ def test_write_overlay_colors_and_outlines_tumor_only(slide: Slide, canvas: Canv
     row, column = top + round(250 * scale), left + round(300 * scale)
     assert image[row, column - 3 : column + 4].max(axis=-1).min() < 100
     nothing = TissueMap(np.zeros((10, 10), np.bool_), make_full_tissue(slide).resolution, "strict")
-    write_overlay(
-        Overview.from_canvas(slide, canvas, nothing), np.zeros(canvas.shape, np.bool_), 0.5, tmp_path / "over.png"
-    )
+    empty = trace(np.zeros(canvas.shape, np.bool_))
+    write_overlay(Overview.from_canvas(slide, canvas, nothing), empty, 0.5, tmp_path / "over.png")
     assert is_near(read_pixels(tmp_path / "over.png"), mixed.astype(np.uint8), 4).sum() == 0
 
 
 def test_pictures_without_resolution_are_written(slide_without_mpp: Slide, tmp_path: Path) -> None:
     canvas = make_canvas(slide_without_mpp, tmp_path / "c.zarr")
-    mask = np.asarray(canvas) > 0.5
-    write_heatmap(canvas, mask, 0.123456, tmp_path / "heat.png", max_side=200)
-    write_overlay(Overview.from_canvas(slide_without_mpp, canvas, max_side=300), mask, 0.123456, tmp_path / "over.png")
+    outlines = trace(np.asarray(canvas) > 0.5)
+    write_heatmap(canvas, outlines, 0.123456, tmp_path / "heat.png", max_side=200)
+    seen = Overview.from_canvas(slide_without_mpp, canvas, max_side=300)
+    write_overlay(seen, outlines, 0.123456, tmp_path / "over.png")
     assert read_pixels(tmp_path / "heat.png").shape[1] > 200
     assert read_pixels(tmp_path / "over.png").shape[1] > 300
 
@@ -234,8 +235,10 @@ def test_write_geojson_no_tumor_or_unknown_area(slide_without_mpp: Slide, tmp_pa
     write_geojson(found, slide_without_mpp, canvas.resolution, tmp_path / "r.geojson")
     features = json.loads((tmp_path / "r.geojson").read_text())["features"]
     assert "Area µm^2" not in features[0]["properties"]["measurements"]
-    found = found.model_copy(update={"mask_clean": np.zeros(canvas.shape, np.bool_), "regions": ()})
-    write_geojson(found, slide_without_mpp, canvas.resolution, tmp_path / "r.geojson")
+    none = slide_quantification(
+        np.zeros(canvas.shape), slide_without_mpp, canvas.resolution, 0.5, tissue=make_full_tissue(slide_without_mpp)
+    )
+    write_geojson(none, slide_without_mpp, canvas.resolution, tmp_path / "r.geojson")
     assert json.loads((tmp_path / "r.geojson").read_text())["features"] == []
 
 

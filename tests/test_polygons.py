@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from panda.inference.polygons import trace, trace_regions
+from panda.inference.polygons import trace
 
 
 def shapes(mask: NDArray[np.bool_]) -> list[shapely.Polygon]:
-    return [shapely.Polygon(shell, holes) for shell, *holes in trace(mask)]
+    return [shapely.Polygon(shell, holes) for shell, *holes in trace(mask).polygons]
 
 
 def fill_polygons(polygons: list[shapely.Polygon], shape: tuple[int, int]) -> NDArray[np.bool_]:
@@ -41,7 +41,7 @@ def test_trace_box_has_four_corners_and_hole_its_own_ring() -> None:
     mask = np.zeros((9, 12), np.bool_)
     mask[2:7, 3:11] = True
     mask[4, 5:7] = False
-    [[shell, hole]] = trace(mask)
+    [[shell, hole]] = trace(mask).polygons
     assert sorted(shell.tolist()) == [[3, 2], [3, 7], [11, 2], [11, 7]]
     assert sorted(hole.tolist()) == [[5, 4], [5, 5], [7, 4], [7, 5]]
 
@@ -52,7 +52,7 @@ def test_trace_pixels_touching_at_corner_are_separate() -> None:
 
 @pytest.mark.parametrize("shape", [(3, 4), (1, 1)])
 def test_trace_empty_mask_has_no_polygons(shape: tuple[int, int]) -> None:
-    assert trace(np.zeros(shape, np.bool_)) == []
+    assert trace(np.zeros(shape, np.bool_)) == ([], {})
 
 
 def trace_with_opencv(mask: NDArray[np.bool_], connectivity: int) -> list[list[list[list[int]]]]:
@@ -74,11 +74,11 @@ def trace_with_opencv(mask: NDArray[np.bool_], connectivity: int) -> list[list[l
 
 
 @pytest.mark.parametrize("connectivity", [4, 8])
-def test_trace_regions_equal_opencv_for_any_block(connectivity: int) -> None:
+def test_trace_regions_equal_opencv(connectivity: int) -> None:
     rng = np.random.default_rng(0)
     for _ in range(60):
         mask = rng.random(tuple(rng.integers(1, 24, 2))) < rng.random()
-        found = trace_regions(mask, connectivity, block=int(rng.integers(1, 30)))
+        found = trace(mask, connectivity).regions
         regions = list(found.values())
         rings = [sorted(ring.tolist() for polygon in region for ring in polygon) for region in regions]
         assert sorted(rings) == trace_with_opencv(mask, connectivity)
@@ -93,7 +93,7 @@ def test_trace_memory_does_not_grow_with_the_box() -> None:
     mask = np.zeros((6144, 6144), np.bool_)
     mask[[0, -1]] = mask[:, [0, -1]] = True
     tracemalloc.start()
-    [[shell, hole]] = trace(mask)
+    [[shell, hole]] = trace(mask).polygons
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert (len(shell), len(hole)) == (4, 4)

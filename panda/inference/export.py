@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from panda.files import write_beside
 from panda.inference.canvas import Canvas
 from panda.inference.canvas_store import dequantize
-from panda.inference.polygons import Polygon, trace_regions
+from panda.inference.polygons import Polygon
 from panda.inference.quantify import Quantification
 from panda.inference.regions import Region
 from panda.wsi.geometry import Resolution
@@ -38,7 +38,7 @@ def write_geojson(quantification: Quantification, slide: Slide, resolution: Reso
     becomes a MultiPolygon. A slide's ids are always the same.
     """
     # By the first px of a region: their order differs if px at the edge count in part.
-    polygons = trace_regions(quantification.mask_clean, quantification.settings.connectivity)
+    polygons = quantification.outlines.regions
     # A foreign member (RFC 7946, section 6.1), which QuPath ignores.
     frame = _write_json(describe_frame(slide.bounds))
     with write_beside(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:

@@ -1,6 +1,6 @@
 """Turn a mask into polygons along the edges of its pixels, with the same area.
 
-Corners are found block by block, so memory grows with the number of corners and not with the area of a mask.
+Corners are found from the runs of a mask, so memory grows with the number of corners and not with the area of a mask.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from panda.wsi.components import BLOCK, Components, find_components, slice_window
-from panda.wsi.geometry import cut_blocks
+from panda.wsi.runs import ConnectedRuns, Runs, connect_runs
 
 Ring = NDArray[np.int64]
 """(n, 2) x, y corners in px edges, not closed: pixel i spans i to i + 1."""
@@ -28,8 +27,9 @@ _EAST, _SOUTH, _LEAVES_ALONG_ROW = (
 )
 _CORNERS = np.isin(np.arange(16), (1, 2, 4, 7, 8, 11, 13, 14))
 _OUTER = 8  # turn at the topmost and then leftmost corner of an outer ring
-_DIAGONALS = {9: ((1, 8), (11, 13)), 6: ((2, 4), (14, 7))}
-"""Two px that touch only at a corner: the turns there if they are of two objects, and if they are of one."""
+_ABOVE_DIAGONAL, _BELOW_DIAGONAL = np.array([[2, 1], [14, 11]]), np.array([[8, 4], [13, 7]])
+"""Turns of the upper and the lower of two px that touch only at a corner. The px are of two objects in the first row,
+of one in the second. The edge between the px is the beginning of a run in the first column, its end in the second."""
 
 
 class _Corners(NamedTuple):
@@ -42,33 +42,37 @@ class _Corners(NamedTuple):
     pairs: NDArray[np.int64]
 
 
-def trace(mask: NDArray[np.bool_], block: int = BLOCK) -> list[Polygon]:
+class Outlines(NamedTuple):
+    """The outlines of a mask.
+
+    Attributes:
+        polygons: One for each 4-connected object, largest first.
+        regions: First px (x, y) of each region, as in `Region.start_px`, to its polygons, largest first. The region
+            with most px comes first. A region that is 8-connected can have several polygons.
+    """
+
+    polygons: list[Polygon]
+    regions: dict[tuple[int, int], list[Polygon]]
+
+    @property
+    def rings(self) -> list[Ring]:
+        """All rings of all polygons."""
+        return [ring for polygon in self.polygons for ring in polygon]
+
+
+def trace(mask: NDArray[np.bool_], connectivity: int = 4) -> Outlines:
     """Trace a mask's outline along pixel edges.
 
     Pixels that touch only at a corner give separate polygons, because a ring that meets itself there is not valid.
-    Every pixel edge is on exactly one ring, so the areas of the polygons are exact pixel counts.
+    Every pixel edge is on exactly one ring, so the areas of the polygons are exact pixel counts. A ring starts at its
+    topmost and then leftmost corner.
 
     Args:
         mask: (H, W) bool.
-        block: Side of the blocks in px; it changes no result.
-
-    Returns:
-        The polygons, largest first. A ring starts at its topmost and then leftmost corner.
+        connectivity: Connectivity of the regions, 4 or 8.
     """
-    return [polygon for [polygon] in trace_regions(mask, 4, block).values()]
-
-
-def trace_regions(
-    mask: NDArray[np.bool_], connectivity: int, block: int = BLOCK
-) -> dict[tuple[int, int], list[Polygon]]:
-    """Trace the connected regions of a mask as `trace` does; with connectivity 8 a region can have several polygons.
-
-    Returns:
-        First px (x, y) of each region, as in `Region.start_px`, to its polygons, largest first; the region with most px
-        comes first.
-    """
-    objects = find_components(lambda window: mask[slice_window(window)], (mask.shape[0], mask.shape[1]), 4, block)
-    corners = _find_corners(mask, objects, block)
+    objects = connect_runs(Runs.from_mask(mask), 4)
+    corners = _find_corners(objects)
     polygons: list[Polygon] = [[] for _ in range(len(objects))]
     for start, ring in _link(corners):
         own = polygons[corners.number[start] - 1]
@@ -83,55 +87,41 @@ def trace_regions(
     for polygon, of in zip(polygons, region.tolist(), strict=True):
         regions[of].append(polygon)
     y, x = np.divmod(first, mask.shape[1])
-    return {(int(x[number]), int(y[number])): regions[number] for number in np.lexsort((first, -area)).tolist()}
+    order = np.lexsort((first, -area)).tolist()
+    return Outlines(polygons, {(int(x[number]), int(y[number])): regions[number] for number in order})
 
 
-def _find_corners(mask: NDArray[np.bool_], objects: Components, block: int) -> _Corners:
-    """Find the corners of 4-connected objects, sorted by y, x and then from west to east."""
-    height, width = mask.shape
-    above, below = np.zeros((2, width + 2), np.int64)  # object numbers of the row above the blocks, and of their last
-    parts: list[NDArray[np.int64]] = [np.zeros((4, 0), np.int64)]
-    pairs: list[NDArray[np.int64]] = [np.zeros((2, 0), np.int64)]
-    left = np.zeros(0, np.int64)
-    for x0, y0, w, h in cut_blocks(width, height, block):
-        if x0 == 0:
-            above, below = below, np.zeros(width + 2, np.int64)
-            left = np.zeros(h, np.int64)
-        # With the row above, the column at the left, and past the last row and column.
-        numbers = np.zeros((h + 1 + (y0 + h == height), w + 1 + (x0 + w == width)), np.int32)
-        part = mask[slice_window((x0, y0, w, h))]
-        numbers[0] = above[x0 : x0 + numbers.shape[1]]
-        numbers[1 : h + 1, 0] = left
-        if part.any():
-            numbers[1 : h + 1, 1 : w + 1] = objects.number_px((x0, y0, w, h), part)
-        left = numbers[1 : h + 1, w].astype(np.int64)
-        below[x0 + 1 : x0 + 1 + w] = numbers[h, 1 : w + 1]
-        if numbers.any():
-            found, touching = _find_turns(numbers)
-            parts.append(found + np.array([[x0], [y0], [0], [0]]))
-            pairs.append(touching)
-    x, y, turn, number = np.concatenate(parts, axis=1)
+def _find_corners(objects: ConnectedRuns) -> _Corners:
+    """Find the corners of 4-connected objects, sorted by y, x and then from west to east.
+
+    Both ends of a run are edges between px, one px high. A corner is at the end of an edge that no other one continues.
+    """
+    runs, stride = objects.runs, objects.runs.shape[1] + 1
+    x = np.stack([runs.left, runs.right], axis=1).ravel()
+    top = np.repeat(runs.y, 2) * stride + x
+    bottom = top + stride
+    is_end = np.tile([False, True], len(runs))
+    number = np.repeat(objects.number, 2)
+    # An odd number of edges before a place in a row means that it is in the mask.
+    after, above = np.searchsorted(top, bottom), np.searchsorted(top, top - stride)
+    goes_on = top.take(after, mode="clip") == bottom
+    is_continued = np.zeros(len(top), np.bool_)
+    is_continued[after[goes_on]] = True
+    begins, ends = np.where(is_end, 4, 8) + 3 * (above % 2), np.where(is_end, 1, 2) + 12 * (after % 2)
+    upper = np.flatnonzero(goes_on & (is_end != is_end.take(after, mode="clip")))
+    lower = after[upper]
+    parts = [
+        (top[~is_continued], begins[~is_continued], number[~is_continued]),
+        (bottom[~goes_on], ends[~goes_on], number[~goes_on]),
+    ]
+    pairs = np.stack([number[upper], number[lower]])
+    one = pairs[0] == pairs[1]
+    for own, turns in ((upper, _ABOVE_DIAGONAL), (lower, _BELOW_DIAGONAL)):
+        parts.append((bottom[upper], turns[one.astype(np.intp), is_end[own].astype(np.intp)], number[own]))
+    place, turn, number = (np.concatenate(values) for values in zip(*parts, strict=True))
+    y, x = np.divmod(place, stride)
     order = np.lexsort((_EAST[turn], x, y))
-    return _Corners(x[order], y[order], turn[order], number[order], np.concatenate(pairs, axis=1))
-
-
-def _find_turns(numbers: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Find the corners between px, from the object number of each: (4, n) x, y, turn, number; and `_Corners.pairs`."""
-    around = numbers[:-1, :-1], numbers[:-1, 1:], numbers[1:, :-1], numbers[1:, 1:]
-    code = np.zeros(around[0].shape, np.uint8)
-    for bit, part in enumerate(around):
-        code |= (part > 0).astype(np.uint8) << bit
-    y, x = np.nonzero(_CORNERS[code])
-    here = np.stack([part[y, x] for part in around])
-    found = [np.stack([x, y, code[y, x].astype(np.int64), here.max(axis=0).astype(np.int64)])]
-    pairs = [np.zeros((2, 0), np.int64)]
-    for diagonal, (of_two, of_one) in _DIAGONALS.items():
-        y, x = np.nonzero(code == diagonal)
-        own = np.stack([part[y, x] for bit, part in enumerate(around) if diagonal >> bit & 1]).astype(np.int64)
-        pairs.append(own)
-        for number, turns in zip(own, zip(of_two, of_one, strict=True), strict=True):
-            found.append(np.stack([x, y, np.where(own[0] == own[1], turns[1], turns[0]), number]))
-    return np.concatenate(found, axis=1), np.concatenate(pairs, axis=1)
+    return _Corners(x[order], y[order], turn[order], number[order], pairs)
 
 
 def _link(corners: _Corners) -> Iterator[tuple[int, Ring]]:

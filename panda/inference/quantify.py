@@ -9,6 +9,7 @@ Everything runs block by block (`panda.wsi.components`), because a map may be la
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import tempfile
@@ -23,6 +24,7 @@ from pydantic_core import PydanticCustomError
 
 from panda.errors import PandaError
 from panda.inference.canvas_store import Canvas
+from panda.inference.polygons import Outlines, trace
 from panda.inference.regions import Px, Region, clean_mask, compute_area_mm2, convert_px, describe_regions
 from panda.inference.scored_map import ScoredMap
 from panda.settings import Settings
@@ -137,6 +139,11 @@ class Quantification(Measurements, frozen=True, arbitrary_types_allowed=True):
 
     mask_clean: SkipValidation[NDArray[np.bool_]] = Field(repr=False, exclude=True)
 
+    @functools.cached_property
+    def outlines(self) -> Outlines:
+        """The outlines of `mask_clean` in working px."""
+        return trace(self.mask_clean, self.settings.connectivity)
+
 
 def slide_quantification(
     pred_canvas: Canvas | NDArray[np.floating[Any]],
@@ -186,23 +193,24 @@ def slide_quantification(
     near = np.clip(thr + np.array(NEARBY), 0, 1)
     steps = np.union1d(THRESHOLDS, near)
     counts = np.zeros((4, len(steps) + 1), np.int64)
-    count_steps = scored_map.make_step_counter(steps)
     tissue_counts = np.zeros(4, np.int64)
+    bound = scored_map.find_bound(thr)
     for window in cut_blocks(*resolution.size, block):
-        in_tissue, scored, prob = scored_map.read(window)
+        in_tissue, values = scored_map.read(window)
+        is_scored = (values >= scored_map.lowest).any()
         for index, px in resolution.list_edges(window):
             tissue_counts[index] += np.count_nonzero(in_tissue[px])
-            counts[index] += np.bincount(count_steps(prob[px][scored[px]]), minlength=len(steps) + 1)
-        if scored.any():
-            # np.float64 and not float: NumPy would round a plain float to float32 before it compares.
-            mask[slice_window(window)] = (prob >= np.float64(thr)) & scored
+            if is_scored:
+                counts[index] += scored_map.count_steps(values[px], steps)
+        if is_scored:
+            np.greater_equal(values, bound, out=mask[slice_window(window)])
     tissue_px = convert_px(resolution.weigh_counts(tissue_counts))
     at_least = resolution.weigh_counts(counts[:, ::-1].cumsum(axis=1)[:, ::-1])[1:]
     pixel_area = resolution.pixel_area_um2
     min_region, min_hole = settings.convert_limits(pixel_area)
     objects = clean_mask(
         mask,
-        lambda window: scored_map.read(window)[1],
+        lambda window: scored_map.read(window)[1] >= scored_map.lowest,
         min_region=min_region,
         min_hole=min_hole,
         connectivity=settings.connectivity,

@@ -14,8 +14,9 @@ from scipy.spatial.distance import pdist
 from panda.inference.canvas_store import STEPS
 from panda.inference.scored_map import ScoredMap
 from panda.stored import Plain, Share
-from panda.wsi.components import BLOCK, ComponentFinder, Components, Window, find_components, slice_window
+from panda.wsi.components import BLOCK, Window, slice_window
 from panda.wsi.geometry import Resolution, cut_blocks, round_px
+from panda.wsi.runs import ConnectedRuns, Runs, connect_runs
 
 Px = Annotated[int | float, Field(ge=0)]
 """An area in working px: whole, unless px at the edge of the slide are partly past it."""
@@ -62,7 +63,7 @@ def clean_mask(
     min_hole: float,
     connectivity: int = 8,
     block: int = BLOCK,
-) -> Components:
+) -> ConnectedRuns:
     """Remove small objects of a mask, then fill its small holes, in place and block by block.
 
     A speck inside a gland is removed first, so it does not keep the hole around it open. Objects are 8-connected and
@@ -81,32 +82,31 @@ def clean_mask(
         The objects of the clean mask.
     """
     height, width = mask.shape
-    objects = find_components(lambda window: mask[slice_window(window)], (height, width), connectivity, block)
-    keep = objects.area >= min_region
-    keep[0] = False
-    hole_finder = ComponentFinder(width, 12 - connectivity)
-    for window in cut_blocks(width, height, block):
-        part = mask[slice_window(window)]
-        if part.any():
-            part[:] = keep[objects.number_px(window, part)]
-        hole_finder.add(window, ~part)
-    holes = hole_finder.components()
+    objects = connect_runs(Runs.from_mask(mask), connectivity)
+    small = (objects.area < min_region)[objects.number]
+    objects.runs.select(small).paint(mask, value=False)
+    holes = connect_runs(objects.runs.select(~small).invert(), 12 - connectivity)
     enclosed = (holes.box[:, :2] > 0).all(axis=1) & (holes.box[:, 2] < width) & (holes.box[:, 3] < height)
-    fill = enclosed & (holes.area < min_hole)
-    fill[0] = False
-    clean_finder = ComponentFinder(width, connectivity)
-    for window in cut_blocks(width, height, block):
-        part = mask[slice_window(window)]
-        if fill.any() and not part.all():  # the other masks are not empty in a block that is all hole
-            small = fill[holes.number_px(window, ~part)]
-            if small.any():
-                part |= small & fillable(window)
-        clean_finder.add(window, part)
-    return clean_finder.components()
+    fill = (enclosed & (holes.area < min_hole))[holes.number]
+    if fill.any():
+        _fill(mask, holes.runs.select(fill), fillable, block)
+    if not (small.any() or fill.any()):
+        return objects
+    return connect_runs(Runs.from_mask(mask), connectivity)
+
+
+def _fill(mask: NDArray[np.bool_], holes: Runs, fillable: Callable[[Window], NDArray[np.bool_]], block: int) -> None:
+    """Fill runs of a mask in place, as `clean_mask` does."""
+    for window in cut_blocks(mask.shape[1], mask.shape[0], block):
+        _, inside = holes.cut(window)
+        if len(inside):
+            hole = np.zeros(inside.shape, np.bool_)
+            inside.paint(hole, value=True)
+            mask[slice_window(window)] |= hole & fillable(window)
 
 
 def describe_regions(
-    objects: Components, mask: NDArray[np.bool_], scored: ScoredMap, block: int
+    objects: ConnectedRuns, mask: NDArray[np.bool_], scored: ScoredMap, block: int
 ) -> tuple[tuple[Region, ...], Px]:
     """Describe the objects of a clean (H, W) mask; the side of the blocks changes no result.
 
@@ -115,19 +115,17 @@ def describe_regions(
     """
     count = len(objects) + 1
     total, highest = np.zeros(count), np.zeros(count)
-    edges = _EdgeCounts(objects, scored.resolution)
-    ends = []
     for window in cut_blocks(mask.shape[1], mask.shape[0], block):
-        inside = mask[slice_window(window)]
-        if not inside.any():
+        index, runs = objects.runs.cut(window)
+        if not len(runs):
             continue
-        numbers, prob = objects.number_px(window, inside), scored.read(window)[2]
-        number_of_px, values = numbers[inside], prob[inside].astype(np.float64)
-        total += np.bincount(number_of_px, weights=scored.convert_to_steps(values), minlength=count)
-        np.maximum.at(highest, number_of_px, values)
-        edges.add(window, numbers)
-        ends.append(_find_row_ends(numbers, window))
-    lengths = _measure_lengths(np.concatenate(ends, axis=1) if ends else np.zeros((4, 0), np.int64), scored.resolution)
+        numbers, starts = objects.number[index], np.cumsum(runs.length) - runs.length
+        values = scored.read(window)[1][mask[slice_window(window)]]
+        total += np.bincount(numbers, np.add.reduceat(scored.convert_to_steps(values), starts), count)
+        most = scored.convert_to_probability(np.maximum.reduceat(values, starts))
+        np.maximum.at(highest, numbers, most.astype(np.float64))
+    edges = _EdgeCounts(objects, scored.resolution)
+    lengths = _measure_lengths(objects, scored.resolution)
     to_level0, (width, height) = scored.resolution.frame.to_level0, scored.slide.dimensions
     pixel_area = scored.resolution.pixel_area_um2
     areas, centroids = edges.measure()
@@ -156,28 +154,23 @@ def describe_regions(
 
 
 class _EdgeCounts:
-    """Counts the px of objects in the last column and row of a slide, of which a part may be past its edge.
+    """Counts the px of objects in the last column and row of a slide, of which a part may be past its edge."""
 
-    Sums are whole numbers, so no result depends on the blocks.
-    """
-
-    def __init__(self, objects: Components, resolution: Resolution) -> None:
+    def __init__(self, objects: ConnectedRuns, resolution: Resolution) -> None:
         self._objects = objects
         self._resolution = resolution
-        self._counts = np.zeros((4, len(objects) + 1), np.int64)
-        self._counts[0] = objects.area
-        self._y_in_column, self._x_in_row = np.zeros((2, len(objects) + 1), np.int64)
+        runs = objects.runs
+        in_column, in_row = runs.right == resolution.width, runs.y == resolution.height - 1
 
-    def add(self, window: Window, numbers: NDArray[np.int32]) -> None:
-        """Count the (h, w) object number of each px of a block; 0 outside of all."""
-        for index, px in self._resolution.list_edges(window):
-            if index:
-                edge = numbers[px].ravel()
-                np.add.at(self._counts[index], edge, 1)
-                if index == 1:
-                    np.add.at(self._y_in_column, edge, window[1] + np.arange(edge.size))
-                elif index == 2:
-                    np.add.at(self._x_in_row, edge, window[0] + np.arange(edge.size))
+        def add(values: NDArray[np.int64], chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+            sums = np.zeros(len(objects) + 1, np.int64)
+            np.add.at(sums, objects.number[chosen], values[chosen])
+            return sums
+
+        one = np.ones_like(runs.y)
+        edges = (add(one, in_column), add(runs.length, in_row), add(one, in_column & in_row))
+        self._counts = np.stack([objects.area, *edges])
+        self._y_in_column, self._x_in_row = add(runs.y, in_column), add(runs.sum_of_x, in_row)
 
     @property
     def total(self) -> Px:
@@ -213,33 +206,18 @@ def compute_area_mm2(pixels: float, pixel_area_um2: float | None) -> float | Non
     return None if pixel_area_um2 is None else pixels * pixel_area_um2 / 1e6
 
 
-def _find_row_ends(numbers: NDArray[np.int32], window: Window) -> NDArray[np.int64]:
-    """Return how far each object reaches in each row of a block, from the (h, w) object number of each pixel.
-
-    Returns:
-        (4, n) int64: number, y, left and right edge in working px.
-    """
-    height, width = numbers.shape
-    framed = np.zeros((height, width + 2), np.int64)
-    framed[:, 1:-1] = numbers
-    change = framed[:, 1:] != framed[:, :-1]
-    y, x = np.nonzero(change)
-    before, after = framed[y, x], framed[y, x + 1]
-    many = int(numbers.max()) + 1
-    starts, finishes = after > 0, before > 0
-    keys, first = np.unique(y[starts] * many + after[starts], return_index=True)
-    last = np.unique((y[finishes] * many + before[finishes])[::-1], return_index=True)[1]
-    left, right = x[starts][first] + window[0], x[finishes][::-1][last] + window[0]
-    return np.stack([keys % many, keys // many + window[1], left, right])
-
-
-def _measure_lengths(ends: NDArray[np.int64], resolution: Resolution) -> list[tuple[float, float | None]]:
-    """Return Feret's diameter of each object, by number, in working px and in mm, from `_find_row_ends`."""
-    ends = ends[:, np.argsort(ends[0], kind="stable")]
-    borders = np.flatnonzero(np.diff(ends[0])) + 1
+def _measure_lengths(objects: ConnectedRuns, resolution: Resolution) -> list[tuple[float, float | None]]:
+    """Return Feret's diameter of each object, by number, in working px and in mm."""
+    runs, order = objects.runs, np.argsort(objects.number, kind="stable")
+    number, y = objects.number[order], runs.y[order]
+    is_first = np.ones(len(runs), np.bool_)  # of its object in its row
+    is_first[1:] = (number[1:] != number[:-1]) | (y[1:] != y[:-1])
+    number, y, left = number[is_first], y[is_first], runs.left[order][is_first]
+    right = runs.right[order][np.append(is_first[1:], True)] if len(runs) else left
     lengths = []
-    for _, y, left, right in (part for part in np.split(ends, borders, axis=1) if part.size):
-        corners = np.stack([np.concatenate([left, left, right, right]), np.concatenate([y, y + 1, y, y + 1])], axis=1)
+    for part in np.split(np.arange(len(y)), np.flatnonzero(np.diff(number)) + 1) if len(runs) else ():
+        x, rows = np.tile([left[part], right[part]], (1, 2)).ravel(), y[part]
+        corners = np.stack([x, np.concatenate([rows, rows + 1, rows, rows + 1])], axis=1)
         cut = np.minimum(corners, resolution.extent)
         hull = cut[cv2.convexHull(cut.astype(np.float32), returnPoints=False)[:, 0]]
         mm = None if resolution.mpp is None else float(pdist(hull * resolution.mpp).max()) / 1000

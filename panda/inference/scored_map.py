@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,29 +32,55 @@ class ScoredMap:
     tissue: TissueMap
     resolution: Resolution
 
-    def read(self, window: Window) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.floating[Any]]]:
-        """Return tissue, scored tissue and probability of a window, each (h, w)."""
+    def read(self, window: Window) -> tuple[NDArray[np.bool_], NDArray[Any]]:
+        """Return the tissue of a window, (h, w) bool, and its values, (h, w).
+
+        Values are the codes of a canvas, uint16, or probabilities of an array. They are below `lowest` outside of
+        tissue and if they were not scored.
+        """
         tissue = self.tissue.window(self.resolution, *window)
         if isinstance(self.values, Canvas):
             codes = self.values.read_codes(*window)
-            return tissue, tissue & (codes > 0), dequantize(codes)
+            return tissue, np.multiply(codes, tissue, out=codes)
         prob = self.values[slice_window(window)]
         if np.isnan(prob).any():
             raise PandaError(
                 f"{self.slide.path}: the probability map holds NaN in rows {window[1]} to "
                 f"{window[1] + window[3] - 1}; give 0 for pixels that were not scored"
             )
-        return tissue, tissue, prob
+        return tissue, np.where(tissue, prob, -1)
 
-    def make_step_counter(self, steps: NDArray[np.float64]) -> Callable[[NDArray[np.floating[Any]]], NDArray[np.int64]]:
-        """Return a function that counts how many of the ascending `steps` each probability reaches, in float64."""
+    @property
+    def lowest(self) -> int:
+        """The lowest value of a pixel that was scored."""
+        return 1 if isinstance(self.values, Canvas) else 0
+
+    def find_bound(self, threshold: float) -> Any:
+        """Return the lowest value whose probability reaches a threshold, in float64."""
         if not isinstance(self.values, Canvas):
-            return lambda values: np.searchsorted(steps, values.astype(np.float64), side="right")
-        codes = np.arange(1, STEPS + 2).astype(np.uint16)  # one search per code is cheaper than one per pixel
-        table = np.searchsorted(steps, dequantize(codes).astype(np.float64), side="right")
-        return lambda values: table[np.rint(values * STEPS).astype(np.int64)]
+            return np.float64(threshold)  # NumPy would round a plain float to float32 before it compares
+        return np.uint16(1 + np.searchsorted(_PROBABILITIES, threshold))
 
-    def convert_to_steps(self, probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return probabilities in steps of a canvas: there they are whole, so a sum does not depend on its order."""
-        steps = probabilities * STEPS
-        return np.rint(steps) if isinstance(self.values, Canvas) else steps
+    def count_steps(self, values: NDArray[Any], steps: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Count scored values by how many of the ascending `steps` their probability reaches, (steps + 1,)."""
+        if not isinstance(self.values, Canvas):
+            reached = np.searchsorted(steps, values[values >= 0].astype(np.float64), side="right")
+            return np.bincount(reached, minlength=len(steps) + 1)
+        counts = np.bincount(values.ravel(), minlength=STEPS + 2)[1:]
+        bounds = np.searchsorted(_PROBABILITIES, steps)
+        below = np.concatenate([[0], counts.cumsum()])[[0, *bounds, STEPS + 1]]
+        return np.diff(below)
+
+    def convert_to_steps(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Return scored values in steps of a canvas: there they are whole, so a sum does not depend on its order."""
+        if isinstance(self.values, Canvas):
+            return values.astype(np.int64) - 1
+        return values.astype(np.float64) * STEPS
+
+    def convert_to_probability(self, values: NDArray[Any]) -> NDArray[np.floating[Any]]:
+        """Return the probability of scored values."""
+        return dequantize(values) if isinstance(self.values, Canvas) else values
+
+
+_PROBABILITIES = dequantize(np.arange(1, STEPS + 2).astype(np.uint16)).astype(np.float64)
+"""Probability of each code of a canvas, from 1 on."""

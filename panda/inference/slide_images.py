@@ -15,7 +15,7 @@ from panda.inference.canvas import Canvas
 from panda.inference.canvas_store import dequantize
 from panda.inference.grade import Grade
 from panda.inference.legends import COLOUR_MAPS, ColourMap, LegendEntry, Scale, colorize, frame_image
-from panda.inference.polygons import trace
+from panda.inference.polygons import Outlines
 from panda.wsi.geometry import Resolution, round_px
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap
@@ -98,7 +98,7 @@ class Overview:
 
 def write_heatmap(
     canvas: Canvas,
-    mask_clean: NDArray[np.bool_],
+    outlines: Outlines,
     threshold: float,
     path: Path | str,
     *,
@@ -109,8 +109,8 @@ def write_heatmap(
 
     Args:
         canvas: The probability map.
-        mask_clean: (H, W) bool in working px of the canvas; its outline is drawn.
-        threshold: Threshold of `mask_clean`, marked on the colour bar.
+        outlines: Outlines of the tumour in working px of the canvas.
+        threshold: Threshold of the tumour, marked on the colour bar.
         path: The PNG, whole or absent.
         colour_map: Name of the colours.
         max_side: Longest side of the map in the picture; a larger map is averaged down by a whole factor.
@@ -120,7 +120,7 @@ def write_heatmap(
     prob, share = shrink(canvas, factor)
     image = colorize(prob, COLOUR_MAPS[colour_map])
     image[share == 0] = UNSCORED
-    _draw_outline(image, mask_clean, 1 / factor)
+    _draw_outlines(image, outlines, 1 / factor)
     sheet = frame_image(
         image,
         title=str(canvas.attrs.get("slide_id", canvas.path.parent.name)),
@@ -136,7 +136,7 @@ def write_heatmap(
 
 def write_overlay(
     overview: Overview,
-    mask_clean: NDArray[np.bool_],
+    outlines: Outlines,
     threshold: float,
     path: Path | str,
     *,
@@ -149,7 +149,7 @@ def write_overlay(
     """
     colours = COLOUR_MAPS[colour_map]
     blended = _blend(overview.image, colorize(overview.prob, colours), _compute_opacity(overview.prob) * overview.share)
-    _draw_outline(blended, mask_clean, overview.mapped.downsample / overview.resolution.downsample)
+    _draw_outlines(blended, outlines, overview.mapped.downsample / overview.resolution.downsample)
     glass = np.full((256, 1, 3), 255, np.uint8)
     bar = _blend(glass, colours[:, None], _compute_opacity(np.linspace(0, 1, 256, dtype=np.float32)[:, None]))
     sheet = frame_image(
@@ -241,11 +241,10 @@ def _warp(values: NDArray[np.float32], downsample: float, view: Resolution) -> N
     return np.asarray(warped, np.float32)
 
 
-def _draw_outline(image: NDArray[np.uint8], mask: NDArray[np.bool_], scale: float) -> None:
-    """Draw the outline of a mask into an image: a dark line on a light one, visible on any colour."""
-    rings = [ring for polygon in trace(mask) for ring in polygon]
+def _draw_outlines(image: NDArray[np.uint8], outlines: Outlines, scale: float) -> None:
+    """Draw outlines into an image: a dark line on a light one, visible on any colour."""
     shift = 4  # binary digits of a fraction of a pixel
-    points = [round_px((ring * scale - 0.5) * 2**shift).astype(np.int32) for ring in rings]
+    points = [round_px((ring * scale - 0.5) * 2**shift).astype(np.int32) for ring in outlines.rings]
     thick = max(1, round_px(max(image.shape) / 1200))
     for colour, thickness in (((255, 255, 255), 2 * thick + 1), (OUTLINE, thick)):
         cv2.polylines(image, points, True, colour, thickness, cv2.LINE_AA, shift)

@@ -145,10 +145,9 @@ class SlideMapper:
                 log.warning("%s: %s", slide.path, note)
             # Removed first and written last: if it exists, all other files exist and have the same provenance.
             (folder / RESULT_FILE).unlink(missing_ok=True)
-            mask_clean = found.mask_clean
             colours, overview = self.colour_map, Overview.from_canvas(slide, canvas, tissue)
-            write_heatmap(canvas, mask_clean, self.threshold, folder / "heatmap.png", colour_map=colours)
-            write_overlay(overview, mask_clean, self.threshold, folder / "overlay.png", colour_map=colours)
+            write_heatmap(canvas, found.outlines, self.threshold, folder / "heatmap.png", colour_map=colours)
+            write_overlay(overview, found.outlines, self.threshold, folder / "overlay.png", colour_map=colours)
             view = overview.resolution
             write_attention(overview.image, view, grade, slide.slide_id, folder / "attention.png")
             write_view(overview, folder, label.read_tumor(view, (0, 0), view.size) if label else None)

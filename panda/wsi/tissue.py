@@ -125,10 +125,15 @@ class TissueMap:
         Returns:
             (height, width) bool, False past the edge of the slide.
         """
-        out = np.zeros((height, width), np.bool_)
         columns, column = self._find_nearest(resolution, 0, x0, width)
         rows, row = self._find_nearest(resolution, 1, y0, height)
-        out[np.ix_(rows, columns)] = self.mask[np.ix_(row, column)]
+        # Several rows of the window can be of one row of the map, which is looked up once.
+        first = np.flatnonzero(np.diff(row, prepend=-1))
+        part = np.repeat(self.mask[row[first]][:, column], np.diff(first, append=len(row)), axis=0)
+        if rows.all() and columns.all():
+            return part
+        out = np.zeros((height, width), np.bool_)
+        out[np.ix_(rows, columns)] = part
         return out
 
     def _find_nearest(
