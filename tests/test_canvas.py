@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import pickle
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -189,6 +190,26 @@ def test_canvas_unscored_differs_from_0_and_takes_no_space(tmp_path: Path) -> No
     assert scored[CHUNK + 10 : CHUNK + 74, 10:74].all()
     assert canvas.read(0, 0, CHUNK, 3 * CHUNK).max() == 0
     assert len([p for p in (tmp_path / "c" / "c").rglob("*") if p.is_file()]) == 1
+
+
+def test_canvas_kept_blocks_are_decoded_once_within_budget(tmp_path: Path) -> None:
+    truth = np.random.default_rng(0).random((1100, 1100), np.float32)
+    whole = write(tmp_path / "c", truth, 1100, [(0, 0)]).read_codes(0, 0, 1100, 1100)
+    enough, one_block = Canvas.open(tmp_path / "c", 2**30), Canvas.open(tmp_path / "c", 2 * 1024**2)
+    for canvas in (enough, one_block):
+        np.testing.assert_array_equal(canvas.read_codes(0, 0, 1100, 1100), whole)
+    shutil.rmtree(tmp_path / "c" / "c")
+    for window in ((-3, 5, 1200, 1200), (1000, 1020, 77, 50), (1024, 0, 5, 9)):
+        np.testing.assert_array_equal(enough.read_codes(*window), pad(whole, window))
+    whole[1024:], whole[:, 1024:] = 0, 0
+    np.testing.assert_array_equal(one_block.read_codes(0, 0, 1100, 1100), whole)
+
+
+def pad(codes: NDArray[np.uint16], window: tuple[int, int, int, int]) -> NDArray[np.uint16]:
+    """Cut a window whose sides may be past the edges of the map; 0 there."""
+    x0, y0, width, height = window
+    around = np.pad(codes, 200)
+    return around[y0 + 200 : y0 + 200 + height, x0 + 200 : x0 + 200 + width]
 
 
 def test_canvas_read_past_edge_is_unscored(tmp_path: Path) -> None:

@@ -30,6 +30,9 @@ FORMAT = 1
 CHUNK = 512
 """Side of a stored chunk in working px."""
 
+_BLOCK = 2 * CHUNK
+"""Side of a block that is kept decoded, in working px."""
+
 STEPS = 65534
 """Quantization steps between probability 0 and 1."""
 
@@ -117,17 +120,23 @@ class Canvas:
         attrs: The plain data that its writer stored.
     """
 
-    def __init__(self, path: Path, array: Any, metadata: CanvasMetadata) -> None:
+    def __init__(self, path: Path, array: Any, metadata: CanvasMetadata, kept_bytes: int) -> None:
         self.path = path
         self._array = array
+        self._room = kept_bytes
+        self._kept: dict[tuple[int, int], NDArray[np.uint16] | None] = {}  # by row and column; None is all 0
         self.resolution = metadata.resolution
         self.fingerprint = metadata.fingerprint
         self.patch_size = metadata.patch_size
         self.attrs = metadata.attrs
 
     @classmethod
-    def open(cls, path: Path | str) -> Canvas:
+    def open(cls, path: Path | str, kept_bytes: int = 0) -> Canvas:
         """Open the canvas in a zarr folder.
+
+        Args:
+            path: The zarr folder.
+            kept_bytes: Bytes of decoded blocks to keep, so that they are decoded once for several reads.
 
         Raises:
             CheckpointError: If there is none, it is of another format, or a part of it is lost.
@@ -160,7 +169,7 @@ class Canvas:
                 f"{path}: part of it is lost: it has {found.bytes} bytes in {found.chunks} chunks, "
                 f"{METADATA} has {stated.bytes} in {stated.chunks} (attributes.stored); {AGAIN}"
             )
-        return cls(path, array, metadata)
+        return cls(path, array, metadata, kept_bytes)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -178,15 +187,39 @@ class Canvas:
         height, width = self.shape
         left, right, top, bottom = max(x0, 0), min(x0 + w, width), max(y0, 0), min(y0 + h, height)
         out = np.zeros((h, w), np.uint16)
-        if left < right and top < bottom:
-            try:
-                block = self._array[top:bottom, left:right]
-            except Exception as exc:  # codecs raise RuntimeError and others
-                raise CheckpointError(
-                    f"{self.path}: cannot be read at working px ({left}, {top}) ({exc}); {AGAIN}"
-                ) from exc
-            out[top - y0 : bottom - y0, left - x0 : right - x0] = block
+        if left >= right or top >= bottom:
+            return out
+        for row in range(top // _BLOCK, (bottom - 1) // _BLOCK + 1):
+            for column in range(left // _BLOCK, (right - 1) // _BLOCK + 1):
+                above, before = row * _BLOCK, column * _BLOCK
+                ys = slice(max(top, above), min(bottom, above + _BLOCK))
+                xs = slice(max(left, before), min(right, before + _BLOCK))
+                into = out[ys.start - y0 : ys.stop - y0, xs.start - x0 : xs.stop - x0]
+                if not self._keep(row, column):
+                    into[:] = self._decode(ys, xs)
+                elif (block := self._kept[row, column]) is not None:
+                    into[:] = block[ys.start - above : ys.stop - above, xs.start - before : xs.stop - before]
         return out
+
+    def _keep(self, row: int, column: int) -> bool:
+        """Decode a block and keep it unless it is kept already; return False if there is no room for it."""
+        if (row, column) in self._kept:
+            return True
+        if self._room < _BLOCK**2 * 2:
+            return False
+        ys, xs = slice(row * _BLOCK, (row + 1) * _BLOCK), slice(column * _BLOCK, (column + 1) * _BLOCK)
+        block = self._decode(ys, xs)
+        self._kept[row, column] = block if block.any() else None
+        self._room -= block.nbytes if block.any() else 0
+        return True
+
+    def _decode(self, ys: slice, xs: slice) -> NDArray[np.uint16]:
+        try:
+            return np.asarray(self._array[ys, xs])
+        except Exception as exc:  # codecs raise RuntimeError and others
+            raise CheckpointError(
+                f"{self.path}: cannot be read at working px ({xs.start}, {ys.start}) ({exc}); {AGAIN}"
+            ) from exc
 
     def check(self) -> None:
         """Read every chunk on the disk and verify its checksum; a damaged one raises `CheckpointError`."""

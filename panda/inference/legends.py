@@ -40,7 +40,8 @@ JET = COLOUR_MAPS["jet"]
 
 def colorize(prob: NDArray[np.floating], colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Convert probabilities (h, w) in [0, 1] to (h, w, 3) uint8 RGB with one of `COLOUR_MAPS`."""
-    return np.asarray(colours[np.rint(prob * 255).astype(np.uint8)])
+    grey = cv2.convertScaleAbs(prob, alpha=255)
+    return np.asarray(cv2.LUT(cv2.merge([grey] * 3), colours[None]), np.uint8)
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
+import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from panda.files import write_beside
-from panda.inference.canvas import Canvas
-from panda.inference.canvas_store import dequantize
+from panda.files import write_beside, write_whole
+from panda.inference.canvas_store import STEPS, Canvas
 from panda.inference.grade import Grade
 from panda.inference.legends import COLOUR_MAPS, ColourMap, LegendEntry, Scale, colorize, frame_image
 from panda.inference.polygons import Outlines
@@ -45,21 +46,26 @@ def shrink(canvas: Canvas, factor: int) -> tuple[NDArray[np.float32], NDArray[np
             codes = canvas.read_codes(x0, y0, min(step, width - x0), min(step, height - y0))
             if not codes.any():
                 continue
-            rows, columns = (np.arange(0, side, factor) for side in codes.shape)
-            total = _sum_blocks(dequantize(codes), rows, columns)
-            scored = _sum_blocks((codes > 0).astype(np.float32), rows, columns)
-            pixels = np.outer(np.diff(rows, append=codes.shape[0]), np.diff(columns, append=codes.shape[1]))
+            scored = _sum_blocks(codes > 0, factor)
+            total = _sum_blocks(codes, factor) - scored
             top, left = y0 // factor, x0 // factor
-            into = slice(top, top + len(rows)), slice(left, left + len(columns))
-            mean[into] = np.divide(total, scored, out=np.zeros_like(total), where=scored > 0)
-            share[into] = scored / pixels
-    return np.minimum(mean, 1), share
+            into = slice(top, top + len(total)), slice(left, left + total.shape[1])
+            mean[into] = np.divide(total, STEPS * scored, out=np.zeros(total.shape), where=scored > 0)
+            share[into] = scored / _sum_blocks(np.ones(codes.shape, np.bool_), factor)
+    return mean, share
 
 
-def _sum_blocks(
-    values: NDArray[np.float32], rows: NDArray[np.int64], columns: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    return np.asarray(np.add.reduceat(np.add.reduceat(values, rows, axis=0), columns, axis=1))
+def _sum_blocks(values: NDArray[Any], factor: int) -> NDArray[np.int64]:
+    """Sum blocks of `factor` × `factor` px of whole numbers; those at the right and lower edge may be cut."""
+    height, width = (-(-side // factor) for side in values.shape)
+    rows, sums = np.zeros((height, values.shape[1]), np.uint32), np.zeros((height, width), np.int64)
+    for offset in range(min(factor, len(values))):
+        part = values[offset::factor]
+        rows[: len(part)] += part
+    for offset in range(min(factor, values.shape[1])):
+        columns = rows[:, offset::factor]
+        sums[:, : columns.shape[1]] += columns
+    return sums
 
 
 @dataclass(frozen=True)
@@ -130,8 +136,7 @@ def write_heatmap(
         scale=_make_scale(resolution, factor),
         keys=[_OUTLINED, LegendEntry("not scored", UNSCORED)],
     )
-    with write_beside(path) as partial:
-        sheet.save(partial, format="PNG")
+    _write_png(sheet, path)
 
 
 def write_overlay(
@@ -161,8 +166,7 @@ def write_overlay(
         scale=_make_scale(overview.resolution),
         keys=[_OUTLINED],
     )
-    with write_beside(path) as partial:
-        sheet.save(partial, format="PNG", compress_level=3)  # at 6, the default, 8 % smaller and 2.6 times as slow
+    _write_png(sheet, path)
 
 
 def write_attention(image: NDArray[np.uint8], view: Resolution, grade: Grade | None, slide_id: str, path: Path) -> None:
@@ -195,8 +199,7 @@ def write_attention(image: NDArray[np.uint8], view: Resolution, grade: Grade | N
         keys=[LegendEntry("a tile; the rest of the slide had no part in the grade", tuple(fills[share.argmax()]))],
         measures=("attention,", "of the most"),
     )
-    with write_beside(path) as partial:
-        sheet.save(partial, format="PNG", compress_level=3)
+    _write_png(sheet, path)
 
 
 def write_slide(image: NDArray[np.uint8], folder: Path) -> None:
@@ -217,8 +220,19 @@ def write_view(overview: Overview, folder: Path, label: NDArray[np.bool_] | None
     if label is not None:
         planes[..., 2] = 255 * label
     write_slide(overview.image, folder)
-    with write_beside(folder / "map.png") as partial:
-        Image.fromarray(planes).save(partial, format="PNG")
+    _write_png(planes, folder / "map.png")
+
+
+def _write_png(image: Any, path: Path | str) -> None:
+    """Write an RGB image of NumPy or Pillow as a PNG.
+
+    Settings for files a tenth smaller take two to eight times as long.
+    """
+    png = imagecodecs.PNG
+    data = imagecodecs.png_encode(
+        np.asarray(image), level=png.COMPRESSION.SPEED, strategy=png.STRATEGY.RLE, filter=png.FILTER.PAETH
+    )
+    write_whole(path, bytes(data))
 
 
 def _compute_opacity(prob: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -36,6 +36,10 @@ OUTPUTS = ("report.html", "quantification.csv", "failures.csv", "inference.json"
 """Files of an output, beside the folders of its slides."""
 
 
+KEPT_BYTES = 64 * 2**20
+"""Bytes of a decoded canvas in memory: most slides are decoded once."""
+
+
 @dataclass(frozen=True)
 class MappedSlide:
     """A slide after its files are written.
@@ -126,8 +130,9 @@ class SlideMapper:
 
         The canvas at `canvas_path` is reused if it fits. The map is scored against the label mask in `labelled`.
         """
-        with self.predictor.hold_canvas(slide, tissue, canvas_path, on_tiles) as canvas:
+        with self.predictor.hold_canvas(slide, tissue, canvas_path, on_tiles) as held:
             record, label = labelled or (None, None)
+            canvas = Canvas.open(held.path, KEPT_BYTES)
             score = score_canvas(canvas, slide, label, tissue, record) if record and label else None
             remove_leftovers(folder)  # the lock of the canvas keeps other writers out
             found = slide_quantification(
