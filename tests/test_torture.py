@@ -32,16 +32,16 @@ def test_child_killed_alone_shows_its_orphan(tmp_path: Path) -> None:
     code = """
 import os, sys, time
 from pathlib import Path
-from tests.torture.processes import Child
+from tests.torture.processes import Child, wait_for_none
 def work():
     if os.fork() == 0:
         time.sleep(30)
     time.sleep(30)
 child = Child(work, Path(sys.argv[1]))
 ended = child.kill_after(0.5)
-print(ended.killed, len(child.find_orphans()))
+print(ended.killed, len(child.list_alive()))
 child.end_session()
-print(len(child.find_orphans()))
+print(len(wait_for_none(child.list_alive)[0]))
 """
     command = [sys.executable, "-c", code, str(tmp_path / "log")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=True)

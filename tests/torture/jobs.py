@@ -54,6 +54,11 @@ class Job:
     prepare: Callable[[], None] | None = None
 
     @property
+    def kind(self) -> str:
+        """The kind of work, over which time and kills are shared: jobs that train or extract are one kind each."""
+        return next((kind for kind in ("extract", "train") if self.name.startswith(f"{kind} ")), self.name)
+
+    @property
     def needs_store(self) -> bool:
         """Whether it trains, for which patches are cut once beforehand."""
         return self.output.parts[0] == "runs"

@@ -8,19 +8,22 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from filelock import FileLock, Timeout
 
 from panda.errors import PandaError, find_exhaustion
 
-HANG_S = 240.0
-"""Seconds after which a job counts as hanging."""
-GRACE_S = 1.0
-"""Seconds in which the children of a killed process must end, and its locks must be free."""
+T = TypeVar("T")
+
+HANG_S = 600.0
+"""Seconds after which a job counts as hanging, on a machine that has other work too."""
+GRACE_S, PATIENCE_S = 1.0, 10.0
+"""Seconds after a kill in which its children should have ended and its locks should be free, and must."""
 _POLL_S = 0.01
 
 
@@ -112,16 +115,13 @@ class Child:
             os.kill(self.pid, signal.SIGKILL)
         return self.wait()
 
-    def find_orphans(self) -> list[int]:
-        """Return the processes of the session that are alive after `GRACE_S`."""
-        until = time.monotonic() + GRACE_S
-        while (alive := _list_session(self.pid)) and time.monotonic() < until:
-            time.sleep(_POLL_S)
-        return alive
+    def list_alive(self) -> list[int]:
+        """Return the living processes of the session."""
+        return _list_session(self.pid)
 
     def end_session(self) -> None:
         """Kill all processes of the session."""
-        for pid in _list_session(self.pid):
+        for pid in self.list_alive():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -169,20 +169,25 @@ def _list_session(session: int) -> list[int]:
     return found
 
 
-def find_held_locks(folder: Path) -> list[Path]:
-    """Return the locks below a folder that are still held after `GRACE_S`."""
-    until = time.monotonic() + GRACE_S
-    while (held := list(_list_held(folder))) and time.monotonic() < until:
+def wait_for_none(find: Callable[[], list[T]]) -> tuple[list[T], float]:
+    """Wait until nothing is found; return what is there after `PATIENCE_S`, and the seconds."""
+    started = time.monotonic()
+    while (found := find()) and time.monotonic() - started < PATIENCE_S:
         time.sleep(_POLL_S)
-    return held
+    return found, time.monotonic() - started
 
 
-def _list_held(folder: Path) -> Iterator[Path]:
-    for path in folder.rglob(".*.lock"):
-        lock = FileLock(path)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            yield path
-        finally:
-            lock.release()
+def list_held_locks(folder: Path) -> list[Path]:
+    """Return the locks below a folder that are held."""
+    return [path for path in folder.rglob(".*.lock") if _is_held(path)]
+
+
+def _is_held(path: Path) -> bool:
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return True
+    finally:
+        lock.release()
+    return False
