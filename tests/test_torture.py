@@ -6,12 +6,16 @@ import json
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from tests.torture import kills
 from tests.torture.digests import compare, digest_folder
+from tests.torture.jobs import make_jobs
 from tests.torture.mutations import mutate
+from tests.torture.outcome import Deadline
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -19,13 +23,39 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 @pytest.mark.slow
 def test_torture_killed_jobs_complete_to_same_files(tmp_path: Path) -> None:
     out = tmp_path / "torture.json"
-    chosen = ("--only", "kills", "--jobs", "draw", "extract png", "--minutes", "0.5", "--kills", "4")
+    chosen = ("--only", "kills", "readers", "--jobs", "draw", "extract png", "--minutes", "0.5", "--kills", "12")
     command = [sys.executable, "-m", "tests.torture", *chosen, "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     outcomes = json.loads(out.read_text())["outcomes"]
-    assert {outcome["case"] for outcome in outcomes} == {"draw", "extract png"}
-    assert sum(outcome["tried"] for outcome in outcomes) >= 1
+    tried = {(outcome["part"], outcome["case"]): outcome["tried"] for outcome in outcomes}
+    assert {case for part, case in tried if part == "kills"} == {"draw", "extract png"}
+    assert tried["readers", "cut_*/*/*/slide.json"] >= 1
+    assert sum(tried.values()) >= 4
+
+
+def test_kills_kinds_share_time_until_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_once(trial: kills._Trial) -> None:
+        ran.append(trial.job.name)
+        trial.outcome.tried += 1
+        clock[0] += 40 if trial.job.kind == "train" else 10
+
+    ran: list[str] = []
+    clock = [0]
+    monkeypatch.setattr(kills, "SHARES", {"draw": (0.2, 3), "train": (0.8, 10)})
+    monkeypatch.setattr(kills, "KILLS", 13)
+    monkeypatch.setattr(kills._Trial, "run_once", run_once)
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    names = ("draw", "train uniform, 0 workers", "train hard, 2 workers", "infer")
+    jobs = [job for name, job in make_jobs().items() if name in names]
+    outcomes = list(kills.torture(Path("home"), jobs, random.Random(0), Deadline(1000), 13))
+    assert [(outcome.case, outcome.tried) for outcome in outcomes] == [
+        ("draw", 3),
+        ("train uniform, 0 workers", 5),
+        ("train hard, 2 workers", 5),
+    ]
+    uniform, hard = names[1:3]
+    assert ran[:6] == ["draw", uniform, "draw", hard, "draw", uniform]
 
 
 def test_child_killed_alone_shows_its_orphan(tmp_path: Path) -> None:
