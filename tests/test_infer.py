@@ -19,7 +19,7 @@ from panda.app.hydra_job import register_resolvers
 from panda.app.infer import infer
 from panda.errors import ConfigError, ExhaustedError
 from panda.files import hold_lock, write_json
-from panda.inference import slide_mapper, slide_result
+from panda.inference import slide_files, slide_result
 from panda.inference.canvas import Canvas
 from panda.inference.compute import EngineSettings
 from panda.inference.predictor import SegmentationPredictor
@@ -223,7 +223,7 @@ def test_infer_unexpected_error_is_logged_with_traceback(
     def broken(*_: object, **__: object) -> None:
         raise KeyError("x")
 
-    monkeypatch.setattr(slide_mapper, "write_heatmap", broken)
+    monkeypatch.setattr(slide_files, "write_heatmap", broken)
     with pytest.raises(SomeSlidesFailed):
         run("a.tiff")
     assert read_column(tmp_path / "out" / "failures.csv", "error") == ["KeyError"]
@@ -238,7 +238,7 @@ def test_infer_out_of_memory_ends_run(run: Infer, monkeypatch: pytest.MonkeyPatc
     def full(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(slide_mapper, "write_heatmap", full)
+    monkeypatch.setattr(slide_files, "write_heatmap", full)
     with pytest.raises(ExhaustedError, match=r"memory .* is exhausted"):
         run("*.tiff")
 
@@ -388,7 +388,9 @@ def test_predict_concurrent_runs_make_canvas_once(tmp_path: Path, slides: Path) 
             with Slide.open(slides / "a.tiff") as slide:
                 tissue = find_tissue(slide)
                 start.wait()
-                mapper.map(slide, tissue, tmp_path / str(number), tmp_path / "c.zarr", lambda *_: made.append(number))
+                folder = tmp_path / str(number)
+                mapped = mapper.map(slide, tissue, folder, tmp_path / "c.zarr", lambda *_: made.append(number))
+                mapped.files.write()
         except BaseException as error:
             failed.append(error)
 

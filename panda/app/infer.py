@@ -24,10 +24,9 @@ from panda.inference.predictor import SegmentationPredictor
 from panda.inference.slide_loop import SlidePrefetcher, make_tile_callback, run_over_slides
 from panda.inference.slide_mapper import SlideMapper
 from panda.inference.slide_result import MapSettings, SlideResult
-from panda.report.attention_tiles import draw_attention_tiles
 from panda.report.inference_page import write_inference_page
 from panda.report.inference_summary import INFERENCE_FILE, InferenceSummary, LastRun
-from panda.report.slide_page import write_slide_page
+from panda.report.slide_folder import write_slide_folder
 from panda.tasks.figures import make_timestamp
 from panda.tasks.threshold import ThresholdChoice
 
@@ -88,11 +87,9 @@ def infer(cfg: DictConfig) -> list[SlideResult]:
             if record := labelled.get(slide.slide_id):
                 known = record, stack.enter_context(open_label(record, slide, predictor.metadata.label_maps))
             canvas_path = canvases / slide.slide_id / "canvas.zarr"
-            with hold_lock(own / "slide.html"):  # another run may write the same slide
-                mapped = mapper.map(slide, tissue, own, canvas_path, make_tile_callback(bar), labelled=known)
-                draw_attention_tiles(mapped.grade, own / "attention_tiles.png")
-                write_slide_page(own)
-        tables.add(mapped.result, mapped.ungraded)
+            mapped = mapper.map(slide, tissue, own, canvas_path, make_tile_callback(bar), labelled=known)
+            result = write_slide_folder(mapped.files)
+        tables.add(result, mapped.ungraded)
         if len(tables.done) % TABLE_EVERY == 1:
             tables.write()
 

@@ -26,6 +26,7 @@ from panda.inference.slide_loop import make_tile_callback
 from panda.inference.slide_mapper import SlideMapper
 from panda.inference.slide_result import SlideFacts
 from panda.report.attention_tiles import draw_attention_tiles
+from panda.report.slide_folder import write_slide_folder
 from panda.report.slide_page import write_slide_page
 from panda.wsi.label_mask import LabelMask
 from panda.wsi.levels import describe_frame
@@ -78,21 +79,18 @@ class SlideGrading:
             label_maps = None if segmenter is None else segmenter.metadata.label_maps
             label = stack.enter_context(open_label(record, slide, label_maps)) if labelled else None
             if segmenter is None:
-                grade: Grade | None = self._grade_unguided(slide, tissue, label, own)
-            else:
-                mapper = self._find_mapper(segmenter, segmenter.threshold.value_for(record.provider))
-                canvas_path = self.guidance.find_canvas_path(segmenter, slide)
-                known = (record, label) if label else None
-                mapped = mapper.map(slide, tissue, own, canvas_path, make_tile_callback(bar), labelled=known)
-                if mapped.ungraded:
-                    self.failures.append(mapped.ungraded)
-                grade = mapped.grade
-        draw_attention_tiles(grade, own / "attention_tiles.png")
-        write_slide_page(own)
-        return grade
+                return self._grade_unguided(slide, tissue, label, own)
+            mapper = self._find_mapper(segmenter, segmenter.threshold.value_for(record.provider))
+            canvas_path = self.guidance.find_canvas_path(segmenter, slide)
+            known = (record, label) if label else None
+            mapped = mapper.map(slide, tissue, own, canvas_path, make_tile_callback(bar), labelled=known)
+            if mapped.ungraded:
+                self.failures.append(mapped.ungraded)
+            write_slide_folder(mapped.files)
+            return mapped.files.grade
 
     def _grade_unguided(self, slide: Slide, tissue: TissueMap, label: LabelMask | None, own: Path) -> Grade:
-        """Grade a slide that has no map, and write its pictures to `own`."""
+        """Grade a slide that has no map, and write its pictures and page to `own`."""
         grade = self.grader.grade(slide, tissue, None, label)
         image, view = slide.overview()
         write_slide(image, own)
@@ -107,6 +105,8 @@ class SlideGrading:
             notes=list_slide_notes(slide, tissue),
             grade=grade.record,
         ).write(own)
+        draw_attention_tiles(grade, own / "attention_tiles.png")
+        write_slide_page(own)
         return grade
 
     @functools.cache  # noqa: B019 - this object is dropped after the last slide

@@ -20,7 +20,7 @@ from panda.inference.quantify import QuantifySettings
 from panda.inference.slide_loop import make_tile_callback, run_over_slides
 from panda.inference.slide_mapper import SlideMapper
 from panda.report.panels import draw_panels
-from panda.report.slide_page import write_slide_page
+from panda.report.slide_folder import write_slide_folder
 from panda.tables import write_table
 from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.tissue import find_tissue
@@ -77,8 +77,8 @@ def map_slides(
                     count=min(per_slide, panel_rows - sum(map(len, panels.values()))),
                 )
             )
-        write_slide_page(folder)
-        table.append(asdict(mapped.score.compute_metrics(threshold)) | mapped.result.model_dump(include=QUANTIFIED))
+        result = write_slide_folder(mapped.files)
+        table.append(asdict(mapped.score.compute_metrics(threshold)) | result.model_dump(include=QUANTIFIED))
         return mapped.score
 
     scores = run_over_slides(records, lambda record: record.slide_id, "slides", work, run.failures.append)

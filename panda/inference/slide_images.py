@@ -180,7 +180,7 @@ def write_attention(image: NDArray[np.uint8], view: Resolution, grade: Grade | N
     record, attention = grade.record, grade.record.attention
     share = attention / attention.sum()
     colours = COLOUR_MAPS["viridis"]
-    fills = colorize(share / share.max(), colours)
+    fills = colorize(share[None] / share.max(), colours)[0]
     corners = round_px(np.array([(tile.x, tile.y) for tile in record.tiles]) / view.downsample)
     side = max(1, round_px((record.tile_side_px or 0) / view.downsample))
     laid, thick = image.copy(), max(1, round_px(max(image.shape) / 1200))

@@ -1,4 +1,4 @@
-"""Map one slide: canvas, pictures, exports, figures and grade."""
+"""Map one slide: canvas, score and grade."""
 
 from __future__ import annotations
 
@@ -13,19 +13,15 @@ from panda.data.failures import Failure, record_failure
 from panda.data.manifest import SlideRecord
 from panda.data.slide_entry import FileIdentity
 from panda.errors import PandaError, SlideError
-from panda.files import remove_leftovers
 from panda.inference.canvas import Canvas
 from panda.inference.evaluate import SlideScore, score_canvas
-from panda.inference.export import write_geojson, write_ome_tiff
-from panda.inference.grade import Grade
 from panda.inference.grader import GradingPredictor
 from panda.inference.legends import ColourMap
 from panda.inference.predictor import SegmentationPredictor
-from panda.inference.quantify import Measurements, QuantifySettings, slide_quantification
-from panda.inference.slide_images import Overview, write_attention, write_heatmap, write_overlay, write_view
-from panda.inference.slide_result import LABEL_METRICS, RESULT_FILE, InSample, LabelMetrics, Provenance, SlideResult
+from panda.inference.quantify import QuantifySettings
+from panda.inference.slide_files import SlideFiles
+from panda.inference.slide_result import LABEL_METRICS, InSample, LabelMetrics, Provenance, SlideResult
 from panda.wsi.label_mask import LabelMask
-from panda.wsi.levels import describe_frame
 from panda.wsi.slide import Slide, SlideOptions
 from panda.wsi.stain_normalization import STAIN_RULES
 from panda.wsi.tissue import RULES, TissueMap, list_slide_notes
@@ -36,28 +32,26 @@ OUTPUTS = ("report.html", "quantification.csv", "failures.csv", "inference.json"
 """Files of an output, beside the folders of its slides."""
 
 
-KEPT_BYTES = 64 * 2**20
-"""Bytes of a decoded canvas in memory: most slides are decoded once."""
-
-
 @dataclass(frozen=True)
 class MappedSlide:
-    """A slide after its files are written.
+    """A slide with a closed canvas.
 
-    `score` is None without a label mask. `grade` is None without a grader, or if the slide could not be graded, for
-    the reason in `ungraded`.
+    Attributes:
+        canvas: The canvas. Its lock is free: another run may replace it.
+        files: What the files of the slide are made from. They are not written yet.
+        score: The score against the label mask, None without one.
+        ungraded: The failure of the grading, if there was one.
     """
 
-    result: SlideResult
     canvas: Canvas
+    files: SlideFiles
     score: SlideScore | None
-    grade: Grade | None
     ungraded: Failure | None
 
 
 @dataclass(frozen=True)
 class SlideMapper:
-    """Maps slides and writes the canvas, pictures, exports and figures of each.
+    """Maps, scores and grades slides.
 
     Args:
         predictor: The segmentation network.
@@ -126,67 +120,47 @@ class SlideMapper:
         *,
         labelled: tuple[SlideRecord, LabelMask] | None = None,
     ) -> MappedSlide:
-        """Map one open slide into a folder; a slide that cannot be graded keeps everything except its grade.
+        """Map and grade one open slide, whose files are to be written into a folder.
 
-        The canvas at `canvas_path` is reused if it fits. The map is scored against the label mask in `labelled`.
+        The canvas at `canvas_path` is reused if it fits. The map is scored against the label mask in `labelled`. A
+        slide that cannot be graded keeps everything except its grade.
         """
-        with self.predictor.hold_canvas(slide, tissue, canvas_path, on_tiles) as held:
+        with self.predictor.hold_canvas(slide, tissue, canvas_path, on_tiles) as canvas:
             record, label = labelled or (None, None)
-            canvas = Canvas.open(held.path, KEPT_BYTES)
             score = score_canvas(canvas, slide, label, tissue, record) if record and label else None
-            remove_leftovers(folder)  # the lock of the canvas keeps other writers out
-            found = slide_quantification(
-                canvas, slide, canvas.resolution, self.threshold, settings=self.quantify, tissue=tissue
-            )
             grade, ungraded = None, None
             if self.grader:
                 try:
                     grade = self.grader.grade(slide, tissue, canvas, label)
                 except Exception as error:
                     ungraded = record_failure(slide.slide_id, "grading", error)
-            _warn_of_replaced_file(folder, slide)
-            notes = list_slide_notes(slide, tissue)
-            for note in notes:
-                log.warning("%s: %s", slide.path, note)
-            # Removed first and written last: if it exists, all other files exist and have the same provenance.
-            (folder / RESULT_FILE).unlink(missing_ok=True)
-            colours, overview = self.colour_map, Overview.from_canvas(slide, canvas, tissue)
-            write_heatmap(canvas, found.outlines, self.threshold, folder / "heatmap.png", colour_map=colours)
-            write_overlay(overview, found.outlines, self.threshold, folder / "overlay.png", colour_map=colours)
-            view = overview.resolution
-            write_attention(overview.image, view, grade, slide.slide_id, folder / "attention.png")
-            write_view(overview, folder, label.read_tumor(view, (0, 0), view.size) if label else None)
-            write_geojson(found, slide, canvas.resolution, folder / "regions.geojson")
-            write_ome_tiff(canvas, slide, folder / "probability.ome.tiff")
-            result = SlideResult(
-                **{name: getattr(found, name) for name in Measurements.model_fields},
-                slide_id=slide.slide_id,
-                file=FileIdentity.read(slide.path),
-                mpp=slide.mpp,
-                mpp_source=slide.mpp_source,
-                mpp_note=slide.mpp_note,
-                reader=slide.reader_name,
-                downsample=canvas.resolution.downsample,
-                view_downsample=view.downsample,
-                tissue_how=tissue.how,
-                bounds=slide.bounds,
-                frame=describe_frame(slide.bounds),
-                notes=notes,
-                in_sample=self.find_role(slide.slide_id),
-                grade=grade.record if grade else None,
-                grade_note=ungraded.message if ungraded else None,
-                against_label=_compute_label_metrics(score, self.threshold, found.tumor_mm2) if score else None,
-                provenance=self.provenance,
-            )
-            result.write(folder)
-        return MappedSlide(result, canvas, score, grade, ungraded)
+        _warn_of_replaced_file(folder, slide)
+        notes = list_slide_notes(slide, tissue)
+        for note in notes:
+            log.warning("%s: %s", slide.path, note)
+        files = SlideFiles(
+            slide=slide,
+            tissue=tissue,
+            folder=folder,
+            canvas_path=canvas_path,
+            canvas_fingerprint=canvas.fingerprint,
+            threshold=self.threshold,
+            quantify=self.quantify,
+            colour_map=self.colour_map,
+            notes=notes,
+            in_sample=self.find_role(slide.slide_id),
+            provenance=self.provenance,
+            label=label,
+            against_label=_compute_label_metrics(score, self.threshold) if score else None,
+            grade=grade,
+            grade_note=ungraded.message if ungraded else None,
+        )
+        return MappedSlide(canvas, files, score, ungraded)
 
 
-def _compute_label_metrics(score: SlideScore, threshold: float, tumor_mm2: float | None) -> LabelMetrics:
-    """Return the metrics of a map at a threshold; `tumor_mm2` is its area after the clean-up."""
-    metrics = asdict(score.compute_metrics(threshold))
-    true = metrics["true_tumor_mm2"]
-    metrics["tumor_difference_mm2"] = None if tumor_mm2 is None or true is None else tumor_mm2 - true
+def _compute_label_metrics(score: SlideScore, threshold: float) -> LabelMetrics:
+    """Return the metrics of a map at a threshold."""
+    metrics = asdict(score.compute_metrics(threshold)) | {"tumor_difference_mm2": None}
     return LabelMetrics(**{key: metrics[key] for key in LABEL_METRICS})
 
 

@@ -61,6 +61,12 @@ class LabelMetrics(Plain, frozen=True):
     tumor_difference_mm2: float | None
     fp_mm2: NonNegativeFloat | None
 
+    def add_difference(self, tumor_mm2: float | None) -> Self:
+        """Return the metrics with the difference between the predicted area after the clean-up and the labelled one."""
+        true = self.true_tumor_mm2
+        difference = None if tumor_mm2 is None or true is None else tumor_mm2 - true
+        return self.model_copy(update={"tumor_difference_mm2": difference})
+
 
 LABEL_METRICS = tuple(LabelMetrics.model_fields)
 

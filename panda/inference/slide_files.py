@@ -1,0 +1,130 @@
+"""Write the files of one slide whose canvas is closed: figures, pictures and exports."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from panda.data.slide_entry import FileIdentity
+from panda.errors import PandaError
+from panda.files import hold_lock, remove_leftovers
+from panda.inference.canvas_store import Canvas
+from panda.inference.export import write_geojson, write_ome_tiff
+from panda.inference.grade import Grade
+from panda.inference.legends import ColourMap
+from panda.inference.quantify import Measurements, Quantification, QuantifySettings, slide_quantification
+from panda.inference.slide_images import Overview, write_attention, write_heatmap, write_overlay, write_view
+from panda.inference.slide_result import RESULT_FILE, InSample, LabelMetrics, Provenance, SlideResult
+from panda.wsi.geometry import Resolution
+from panda.wsi.label_mask import LabelMask
+from panda.wsi.levels import describe_frame
+from panda.wsi.slide import Slide
+from panda.wsi.tissue import TissueMap
+
+_KEPT_BYTES = 64 * 2**20
+"""Bytes of a decoded canvas in memory: most are decoded once."""
+
+
+@dataclass(frozen=True)
+class SlideFiles:
+    """All that the files of a slide are made from, beside its canvas. It can be pickled to another process.
+
+    Attributes:
+        slide: The slide.
+        tissue: Its tissue.
+        folder: Gets the files.
+        canvas_path: The zarr folder of the canvas.
+        canvas_fingerprint: Fingerprint of the canvas.
+        threshold: Probability at which a pixel counts as tumour.
+        quantify: Limits of the clean-up.
+        colour_map: Colours of the pictures.
+        notes: What a reader of the figures must know of the scan.
+        in_sample: Role of the slide when the networks were trained.
+        provenance: What made the result.
+        label: The label mask, if there is one.
+        against_label: Metrics against the mask; the difference of the areas is added when the tumour is measured.
+        grade: The grade, None without a grader, or if the slide could not be graded.
+        grade_note: Why a slide has no grade although there is a grader.
+    """
+
+    slide: Slide
+    tissue: TissueMap
+    folder: Path
+    canvas_path: Path
+    canvas_fingerprint: str
+    threshold: float
+    quantify: QuantifySettings
+    colour_map: ColourMap
+    notes: tuple[str, ...]
+    in_sample: InSample | None
+    provenance: Provenance
+    label: LabelMask | None = None
+    against_label: LabelMetrics | None = None
+    grade: Grade | None = None
+    grade_note: str | None = None
+
+    def write(self) -> SlideResult:
+        """Write the files and return the result.
+
+        The result is removed first and written last. If it exists, all other files exist and have its provenance.
+
+        Raises:
+            PandaError: If another run replaced the canvas by that of another network since it was made.
+        """
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(hold_lock(self.canvas_path))  # keeps other writers out
+            slide = stack.enter_context(self.slide)
+            if self.label:
+                stack.callback(self.label.close)
+            canvas = Canvas.open(self.canvas_path, _KEPT_BYTES)
+            if canvas.fingerprint != self.canvas_fingerprint:
+                raise PandaError(
+                    f"{self.canvas_path}: another run with another checkpoint or other settings replaced it; "
+                    "let one of them at a time use this output"
+                )
+            remove_leftovers(self.folder)
+            found = slide_quantification(
+                canvas, slide, canvas.resolution, self.threshold, settings=self.quantify, tissue=self.tissue
+            )
+            (self.folder / RESULT_FILE).unlink(missing_ok=True)
+            view = self._write_pictures(canvas, found)
+            write_geojson(found, slide, canvas.resolution, self.folder / "regions.geojson")
+            write_ome_tiff(canvas, slide, self.folder / "probability.ome.tiff")
+            result = self._make_result(found, canvas.resolution, view)
+            result.write(self.folder)
+        return result
+
+    def _write_pictures(self, canvas: Canvas, found: Quantification) -> Resolution:
+        """Write the pictures, and return the resolution of those that show the slide."""
+        folder, colours = self.folder, self.colour_map
+        overview = Overview.from_canvas(self.slide, canvas, self.tissue)
+        write_heatmap(canvas, found.outlines, self.threshold, folder / "heatmap.png", colour_map=colours)
+        write_overlay(overview, found.outlines, self.threshold, folder / "overlay.png", colour_map=colours)
+        image, view = overview.image, overview.resolution
+        write_attention(image, view, self.grade, self.slide.slide_id, folder / "attention.png")
+        write_view(overview, folder, self.label.read_tumor(view, (0, 0), view.size) if self.label else None)
+        return view
+
+    def _make_result(self, found: Quantification, resolution: Resolution, view: Resolution) -> SlideResult:
+        slide = self.slide
+        return SlideResult(
+            **{name: getattr(found, name) for name in Measurements.model_fields},
+            slide_id=slide.slide_id,
+            file=FileIdentity.read(slide.path),
+            mpp=slide.mpp,
+            mpp_source=slide.mpp_source,
+            mpp_note=slide.mpp_note,
+            reader=slide.reader_name,
+            downsample=resolution.downsample,
+            view_downsample=view.downsample,
+            tissue_how=self.tissue.how,
+            bounds=slide.bounds,
+            frame=describe_frame(slide.bounds),
+            notes=self.notes,
+            in_sample=self.in_sample,
+            grade=self.grade.record if self.grade else None,
+            grade_note=self.grade_note,
+            against_label=self.against_label and self.against_label.add_difference(found.tumor_mm2),
+            provenance=self.provenance,
+        )
