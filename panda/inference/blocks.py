@@ -1,81 +1,161 @@
-"""The sums of a canvas that is being blended: in memory up to a budget, beyond it on the disk."""
+"""The sums of a canvas that is being blended: on the device up to a budget, beyond it on the disk."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from cachetools import LRUCache
 from numpy.typing import NDArray
+from torch import Tensor
 
 from panda.files import remove
 
 Key = tuple[int, int]
 """Row and column of a block."""
 
+_THREADS, _MOST_WAITING = 4, 8
+"""Threads that compress and write, and how many blocks may wait for them, at most 1 MiB each."""
 
-class _HeldBlocks(LRUCache[Key, NDArray[np.float32]]):
+
+_MOST_FREE = 4
+"""Finished blocks whose memory is kept for the next ones."""
+
+
+class HostCopy:
+    """A copy of a tensor in the memory of the host, which a GPU makes when the work before it is done."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._copied: Any = None  # the event that ends the copy
+        if tensor.device.type == "cuda":
+            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._host.copy_(tensor, non_blocking=True)
+            self._copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            self._copied.record(torch.cuda.current_stream(tensor.device))
+        else:
+            self._host = tensor.cpu()
+
+    def is_ready(self) -> bool:
+        """Return whether the copy is made."""
+        return self._copied is None or bool(self._copied.query())
+
+    def wait(self) -> NDArray[Any]:
+        """Return the copy as soon as it is made."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return np.asarray(self._host.numpy())
+
+
+class BlockWriters:
+    """Threads that write blocks to the disk. If too many wait, `submit` waits too, so that memory is bounded."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(_THREADS)
+        self._waiting: deque[Future[None]] = deque()
+
+    def submit(self, write: Callable[..., None], *given: Any) -> Future[None]:
+        """Call a function with its arguments in a thread. The error of an earlier call may be raised here."""
+        if len(self._waiting) == _MOST_WAITING:
+            self._waiting.popleft().result()
+        self._waiting.append(self._pool.submit(write, *given))
+        return self._waiting[-1]
+
+    def finish(self) -> None:
+        """Wait for all calls, and raise the error of the first that failed."""
+        while self._waiting:
+            self._waiting.popleft().result()
+        self._pool.shutdown()
+
+    def abort(self) -> None:
+        """Wait for the calls that run, and drop the others."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+class _HeldBlocks(LRUCache[Key, Tensor]):
     """Blocks up to a number of bytes, or one larger block; `spill` gets each block that gives way to another."""
 
-    def __init__(self, budget: int, spill: Callable[[Key, NDArray[np.float32]], None]) -> None:
+    def __init__(self, budget: int, spill: Callable[[Key, Tensor], None]) -> None:
         super().__init__(max(budget, 1), getsizeof=lambda block: min(block.nbytes, self.maxsize))
         self._spill = spill
 
-    def popitem(self) -> tuple[Key, NDArray[np.float32]]:
+    def popitem(self) -> tuple[Key, Tensor]:
         key, block = super().popitem()
         self._spill(key, block)
         return key, block
 
 
 class OpenBlocks:
-    """Blocks of float32 that are added to, each until it is taken out.
+    """Blocks of float32 on a device that are added to, each until it is taken out.
 
     If there are more than `budget` bytes, the blocks that were not used for longest are written to files in `folder`,
-    exactly, and read again when they are needed: a budget changes no result. The last one used always stays in memory.
+    exactly, and read again when they are needed: a budget changes no result. The last one used always stays on the
+    device.
     """
 
-    def __init__(self, folder: Path, budget: int) -> None:
+    def __init__(self, folder: Path, budget: int, device: torch.device, writers: BlockWriters) -> None:
         self._folder = folder
-        self._held = _HeldBlocks(budget, self._write)
-        self._away: dict[Key, tuple[int, ...]] = {}
+        self._device = device
+        self._writers = writers
+        self._held = _HeldBlocks(budget, self._spill)
+        self._free: list[Tensor] = []
+        self._away: dict[Key, tuple[tuple[int, int], Future[None]]] = {}
 
     def list_unfinished(self) -> list[Key]:
         """Return all blocks that were begun and not taken out, by row and column."""
         return sorted([*self._held, *self._away])
 
-    def get(self, key: Key, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    def get(self, key: Key, shape: tuple[int, int]) -> Tensor:
         """Return a block, zeros at first, which may be changed in place until another one is asked for."""
         block = self._held.get(key)
         if block is None:
-            block = self._read(key) if key in self._away else np.zeros(shape, np.float32)
+            block = self._read(key) if key in self._away else self._make(shape)
             self._held[key] = block
         return block
 
-    def take(self, key: Key) -> NDArray[np.float32]:
+    def _make(self, shape: tuple[int, int]) -> Tensor:
+        fitting = (at for at, block in enumerate(self._free) if block.shape == shape)
+        if (at := next(fitting, None)) is not None:
+            return self._free.pop(at).zero_()
+        return torch.zeros(shape, device=self._device)
+
+    def recycle(self, block: Tensor) -> None:
+        """Use the memory of a block that was taken out for a later one, because new memory is slow at first."""
+        if len(self._free) < _MOST_FREE:
+            self._free.append(block)
+
+    def take(self, key: Key) -> Tensor:
         """Return a block, which is then no longer held."""
         return self._read(key) if key in self._away else self._held.pop(key)
 
     def _file(self, key: Key) -> Path:
         return self._folder / f"{key[0]}.{key[1]}"
 
-    def _write(self, key: Key, block: NDArray[np.float32]) -> None:
-        self._folder.mkdir(exist_ok=True)
-        self._file(key).write_bytes(block.data)
-        self._away[key] = block.shape
+    def _spill(self, key: Key, block: Tensor) -> None:
+        self._away[key] = (block.shape[0], block.shape[1]), self._writers.submit(self._write, key, HostCopy(block))
 
-    def _read(self, key: Key) -> NDArray[np.float32]:
-        block = np.empty(self._away[key], np.float32)
+    def _write(self, key: Key, block: HostCopy) -> None:
+        self._folder.mkdir(exist_ok=True)
+        self._file(key).write_bytes(block.wait().data)
+
+    def _read(self, key: Key) -> Tensor:
+        shape, written = self._away.pop(key)
+        written.result()
+        block = torch.empty(shape, pin_memory=self._device.type == "cuda")
         with self._file(key).open("rb", buffering=0) as file:
-            if file.readinto(block.data.cast("B")) != block.nbytes:
+            if file.readinto(block.numpy().data.cast("B")) != block.nbytes:
                 raise OSError(f"{self._file(key)}: was shortened while the canvas was written; run the slide again")
         self._file(key).unlink()
-        del self._away[key]
-        return block
+        return block.to(self._device, non_blocking=True)
 
     def close(self) -> None:
         """Forget all blocks and remove the files."""
         for key in [*self._held]:
             del self._held[key]
         self._away.clear()
+        self._free.clear()
         remove(self._folder)

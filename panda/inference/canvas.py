@@ -6,18 +6,19 @@
 from __future__ import annotations
 
 import json
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from pydantic import JsonValue
+from torch import Tensor
 
 from panda.errors import PandaError
 from panda.files import partial_path, remove, remove_leftovers, replace, sync
-from panda.inference.blocks import OpenBlocks
+from panda.inference.blocks import BlockWriters, HostCopy, Key, OpenBlocks
 from panda.inference.canvas_store import (
     CHUNK,
     FORMAT,
@@ -27,50 +28,29 @@ from panda.inference.canvas_store import (
     create_array,
     measure_stored_size,
     quantize,
+    read_quantized,
+    write_chunk,
 )
+from panda.inference.window import Window
 from panda.wsi.geometry import Resolution
 
-__all__ = ["Canvas", "CanvasWriter", "blend_window"]
+__all__ = ["Canvas", "CanvasWriter"]
 
-WINDOW_FLOOR = 0.01
-"""Smallest weight along one axis: a pixel that only the rim of one tile covers still gets a value."""
+BUDGET = 64 * 2**20
+"""Default bytes of sums held on the device: 64 blocks of 512 px."""
 
-BUDGET = 128 * 2**20
-"""Default bytes of sums held in memory: 64 blocks of 512 px."""
-
-_WRITERS, _MOST_WAITING = 6, 12
-"""Threads that compress and write finished blocks, and how many blocks may wait for them, 3 MiB each."""
+_IN_FLIGHT = 2
+"""Batches whose probabilities a GPU may not have checked yet."""
 
 _ROUNDING = 1e-3
 """How far outside 0..1 a probability may be, for example by rounding a mean over augmented copies."""
 
 
-def blend_window(patch_size: int, overlap: int) -> NDArray[np.float32]:
-    """Return the weights of a tile along one axis: a raised cosine over the overlap, flat between.
-
-    The weight of a pixel is the product of both axes. It is positive, so every pixel that a tile covers gets a value.
-
-    Args:
-        patch_size: Side of a tile in working px.
-        overlap: Working px that neighbouring tiles share, `patch_size - stride`; 0 gives a flat window.
-
-    Returns:
-        (patch_size,) float32, symmetric, in [0.01, 1].
-    """
-    if not 0 <= overlap < patch_size:
-        raise ValueError(f"overlap is {overlap} px; it must be at least 0 and less than the patch, {patch_size}")
-    if overlap == 0:
-        return np.ones(patch_size, np.float32)
-    centre = np.arange(patch_size) + 0.5
-    to_edge = np.minimum(centre, patch_size - centre)
-    ramp = np.clip(to_edge / min(overlap, patch_size / 2), 0, 1)
-    return np.asarray(WINDOW_FLOOR + (1 - WINDOW_FLOOR) * (0.5 - 0.5 * np.cos(np.pi * ramp)), np.float32)
-
-
 class CanvasWriter:
-    """Blends tiles into a canvas.
+    """Blends tiles into a canvas, on the device of the network.
 
-    The canvas is summed in blocks of one chunk. If `expected` is given, a block is written as soon as no more tile
+    The canvas is summed in blocks of one chunk. A finished block becomes codes on the device and is copied from there
+    once, beside other work. If `expected` is given, a block is written as soon as no more tile
     touches it, otherwise at the end. Memory depends neither on the height nor on the width of the slide.
 
     The files have a partial name beside `path` until `close`. A `with` statement closes the canvas at its end, or
@@ -85,7 +65,8 @@ class CanvasWriter:
         attrs: Plain data (JSON) stored with the canvas; messages name `slide_id`.
         overlap: Working px that neighbouring tiles share, `patch_size - stride`; shapes the window.
         expected: (n, 2) x, y of all tiles that will be added, in any order; None if unknown.
-        budget: Bytes of unfinished blocks in memory, the rest is on the disk; it changes no result.
+        budget: Bytes of unfinished blocks on the device, the rest is on the disk; it changes no result.
+        device: Where tiles are blended.
     """
 
     def __init__(
@@ -99,12 +80,13 @@ class CanvasWriter:
         overlap: int = 0,
         expected: ArrayLike | None = None,
         budget: int = BUDGET,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.path = Path(path)
         self._resolution = resolution
         self._patch = patch_size
-        window = blend_window(patch_size, overlap)
-        self._window = np.outer(window, window)
+        self._device = torch.device(device)
+        self._window = Window(patch_size, overlap, self._device)
         self._slide = f"slide {attrs['slide_id']}" if "slide_id" in attrs else f"canvas {self.path}"
         height, width = resolution.height, resolution.width
         self._side = (min(CHUNK, height), min(CHUNK, width))
@@ -117,9 +99,10 @@ class CanvasWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.path.parent, self.path.name)
         self._partial = partial_path(self.path)
-        self.blocks = OpenBlocks(partial_path(self.path), budget)
-        self._writers = ThreadPoolExecutor(_WRITERS)
-        self._writing: deque[Future[None]] = deque()
+        self._writers = BlockWriters()
+        self.blocks = OpenBlocks(partial_path(self.path), budget, self._device, self._writers)
+        self._touching: defaultdict[Key, list[tuple[int, int]]] = defaultdict(list)
+        self._unchecked: deque[tuple[NDArray[np.int64], HostCopy]] = deque()
         metadata = CanvasMetadata(
             fingerprint=fingerprint, resolution=resolution, patch_size=patch_size, overlap=overlap, attrs=dict(attrs)
         )
@@ -139,8 +122,8 @@ class CanvasWriter:
             np.add.at(edges, (y, x), sign)
         return edges.cumsum(0).cumsum(1)[:-1, :-1]
 
-    def add(self, tiles: ArrayLike, positions: ArrayLike) -> None:
-        """Blend a batch of tiles.
+    def add(self, tiles: Tensor | ArrayLike, positions: ArrayLike) -> None:
+        """Blend a batch of tiles. A GPU may still blend it when the call returns.
 
         Args:
             tiles: (n, p, p) probabilities in [0, 1].
@@ -148,38 +131,41 @@ class CanvasWriter:
                 reaches past it is cropped.
 
         Raises:
-            PandaError: If a probability is not finite, or outside [0, 1].
+            PandaError: If a probability is not finite, or outside [0, 1], in this batch or, on a GPU, an earlier one.
             ValueError: If the shapes disagree, a tile was not expected, or the writer is closed.
         """
-        prob, where = np.asarray(tiles, np.float32), np.asarray(positions, np.int64)
+        prob, where = torch.as_tensor(tiles, dtype=torch.float32, device=self._device), np.asarray(positions, np.int64)
         if not self._open:
             raise ValueError(f"{self.path}: the canvas is closed")
         if prob.shape != (len(where), self._patch, self._patch) or where.shape != (len(prob), 2):
             raise ValueError(
-                f"tiles are {prob.shape}, positions {where.shape}; "
+                f"tiles are {tuple(prob.shape)}, positions {where.shape}; "
                 f"they must be (n, {self._patch}, {self._patch}) and (n, 2)"
             )
+        extremes = torch.stack([prob.amin((1, 2)), prob.amax((1, 2))], dim=1)
+        self._unchecked.append((where, HostCopy(extremes)))
+        self._check(_IN_FLIGHT)
         for tile, (x, y) in zip(prob, where.tolist(), strict=True):
-            self._check(tile, x, y)
             self._blend(tile, x, y)
             self._missing -= 1
 
-    def _check(self, tile: NDArray[np.float32], x: int, y: int) -> None:
-        """Refuse a tile with values that are no probabilities."""
-        low, high = float(tile.min()), float(tile.max())
-        if low >= -_ROUNDING and high <= 1 + _ROUNDING:  # false for NaN, which min and max propagate
-            return
-        bad = int(np.count_nonzero(~np.isfinite(tile)))
-        what = (
-            f"{bad} of {tile.size} probabilities are NaN or infinite; the network has diverged or overflows: "
-            "try engine.precision=fp32, else train again with a lower learning rate"
-            if bad
-            else f"values reach from {low:g} to {high:g}, outside 0..1; give probabilities, not logits"
-        )
-        x0, y0 = self._resolution.frame.to_level0(x, y)
-        raise PandaError(f"{self._slide}: tile at working px ({x}, {y}), level-0 px ({x0:g}, {y0:g}): {what}")
+    def _check(self, in_flight: int) -> None:
+        """Refuse tiles with values that are no probabilities; wait until at most `in_flight` batches are unchecked."""
+        while self._unchecked and (len(self._unchecked) > in_flight or self._unchecked[0][1].is_ready()):
+            where, extremes = self._unchecked.popleft()
+            for (low, high), (x, y) in zip(extremes.wait().tolist(), where.tolist(), strict=True):
+                if low >= -_ROUNDING and high <= 1 + _ROUNDING:  # false for NaN, which min and max propagate
+                    continue
+                what = (
+                    f"values reach from {low:g} to {high:g}, outside 0..1; give probabilities, not logits"
+                    if np.isfinite([low, high]).all()
+                    else "probabilities are NaN or infinite; the network has diverged or overflows: "
+                    "try engine.precision=fp32, else train again with a lower learning rate"
+                )
+                x0, y0 = self._resolution.frame.to_level0(x, y)
+                raise PandaError(f"{self._slide}: tile at working px ({x}, {y}), level-0 px ({x0:g}, {y0:g}): {what}")
 
-    def _blend(self, tile: NDArray[np.float32], x: int, y: int) -> None:
+    def _blend(self, tile: Tensor, x: int, y: int) -> None:
         height, width = self._resolution.height, self._resolution.width
         x0, x1 = max(x, 0), min(x + self._patch, width)
         y0, y1 = max(y, 0), min(y + self._patch, height)
@@ -188,15 +174,13 @@ class CanvasWriter:
         rows, columns = self._side
         for row in range(y0 // rows, (y1 - 1) // rows + 1):
             for column in range(x0 // columns, (x1 - 1) // columns + 1):
-                top, left, bottom, right = self._find_bounds(row, column)
                 if self._left is not None and self._left[row, column] == 0:
                     raise ValueError(f"{self._slide}: tile at ({x}, {y}) was not expected, or comes twice")
-                sums = self.blocks.get((row, column), (2, bottom - top, right - left))
-                upper, lower, start, stop = max(y0, top), min(y1, bottom), max(x0, left), min(x1, right)
-                weight = self._window[upper - y : lower - y, start - x : stop - x]
-                into = sums[:, upper - top : lower - top, start - left : stop - left]
-                into[0] += np.clip(tile[upper - y : lower - y, start - x : stop - x], 0, 1) * weight
-                into[1] += weight
+                top, left, bottom, right = self._find_bounds(row, column)
+                shape, at = (bottom - top, right - left), (y - top, x - left)
+                inside, own = self._window.find_overlap(shape, at)
+                self.blocks.get((row, column), shape)[inside].addcmul_(tile[own], self._window.weights[own])
+                self._touching[row, column].append(at)
                 if self._left is not None:
                     self._left[row, column] -= 1
                     if self._left[row, column] == 0:
@@ -209,17 +193,16 @@ class CanvasWriter:
         return top, left, min(bottom, self._resolution.height), min(right, self._resolution.width)
 
     def _finish(self, row: int, column: int) -> None:
-        """Give a block to the writers, which are slower than the blending."""
-        if len(self._writing) == _MOST_WAITING:
-            self._writing.popleft().result()
-        self._writing.append(self._writers.submit(self._write, row, column, *self.blocks.take((row, column))))
+        """Convert a block to codes and give it to the writers."""
+        sums = self.blocks.take((row, column))
+        touching = sorted(self._touching.pop((row, column)))
+        codes = quantize(sums.div_(self._window.sum_weights((sums.shape[0], sums.shape[1]), touching)))
+        self._writers.submit(self._write, row, column, HostCopy(codes))
+        self.blocks.recycle(sums)
 
-    def _write(self, row: int, column: int, values: NDArray[np.float32], weights: NDArray[np.float32]) -> None:
-        """Write a block; pixels that were not scored stay 0."""
-        scored = weights > 0
-        prob = np.divide(values, weights, out=values, where=scored)
-        top, left, bottom, right = self._find_bounds(row, column)
-        self._array[top:bottom, left:right] = np.where(scored, quantize(np.clip(prob, 0, 1)), 0)
+    def _write(self, row: int, column: int, codes: HostCopy) -> None:
+        """Write a block."""
+        write_chunk(self._partial, (row, column), self._side, read_quantized(codes.wait()))
 
     def close(self) -> Canvas:
         """Write the last blocks, flush the files, give the canvas its name and return it, open for reading.
@@ -229,13 +212,12 @@ class CanvasWriter:
         """
         if self._open:
             try:
+                self._check(0)
                 if self._left is not None and self._missing:
                     raise PandaError(f"{self.path}: {self._missing} of its tiles are missing; run the slide again")
                 for row, column in self.blocks.list_unfinished():
                     self._finish(row, column)
-                for block in self._writing:
-                    block.result()
-                self._writers.shutdown()
+                self._writers.finish()
                 self.blocks.close()
                 if not (self._partial / METADATA).is_file():
                     raise PandaError(
@@ -256,7 +238,7 @@ class CanvasWriter:
         """Remove the unfinished files and keep an older canvas at `path`; do nothing after `close`."""
         if self._open:
             self._open = False
-            self._writers.shutdown(cancel_futures=True)
+            self._writers.abort()
             self.blocks.close()
             remove(self._partial)
 

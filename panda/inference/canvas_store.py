@@ -11,12 +11,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
+import google_crc32c
+import imagecodecs
 import numpy as np
+import torch
 import zarr
 from numpy.typing import NDArray
 from pydantic import Field, JsonValue, NonNegativeInt, ValidationError, model_validator
 from pydantic_core import PydanticCustomError, from_json, to_json
-from zarr.codecs import ZstdCodec
+from torch import Tensor
+from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
@@ -24,7 +28,7 @@ from panda.errors import CheckpointError
 from panda.stored import PatchSide, Plain, describe_faults
 from panda.wsi.geometry import Resolution
 
-FORMAT = 1
+FORMAT = 2
 """Version of the files; a canvas of another version is refused."""
 
 CHUNK = 512
@@ -36,16 +40,35 @@ _BLOCK = 2 * CHUNK
 STEPS = 65534
 """Quantization steps between probability 0 and 1."""
 
+_HALF = 2**15
 
-def quantize(prob: NDArray[np.floating[Any]]) -> NDArray[np.uint16]:
-    """Convert probabilities in [0, 1] to the codes 1..65535 of a canvas."""
-    return np.asarray(np.rint(prob * STEPS) + 1, np.uint16)
+
+def quantize(mean: Tensor) -> Tensor:
+    """Convert probabilities to codes of a canvas, in place of the probabilities; see `read_quantized`.
+
+    Args:
+        mean: (h, w) float32, cut at 0 and 1; NaN for px that were not scored.
+
+    Returns:
+        Codes less 32768, (h, w) int16, because not all devices know uint16.
+    """
+    codes = mean.clamp_(0, 1).mul_(STEPS).round_().add_(1 - _HALF)
+    return codes.nan_to_num_(-_HALF).to(torch.int16)
+
+
+def read_quantized(codes: NDArray[np.int16]) -> NDArray[np.uint16]:
+    """Return the codes of `quantize`, in place."""
+    shifted = codes.view(np.uint16)
+    return np.bitwise_xor(shifted, _HALF, out=shifted)
 
 
 def dequantize(codes: NDArray[np.uint16]) -> NDArray[np.float32]:
     """Convert codes of a canvas to float32 probabilities; 0 for a pixel that was not scored."""
     return np.asarray((np.maximum(codes, 1) - 1) / np.float32(STEPS), np.float32)
 
+
+_LEVEL = 3
+"""Level of LZ4, which with shuffled bytes takes a sixth of the time of zstd and about 5 % more space."""
 
 METADATA = "zarr.json"
 AGAIN = "run the slide again, which replaces it"
@@ -102,11 +125,33 @@ def create_array(store: str | MemoryStore, resolution: Resolution, attributes: M
         shape=shape,
         chunks=tuple(min(CHUNK, side) for side in shape),
         dtype="uint16",
-        compressors=ZstdCodec(level=3, checksum=True),
+        compressors=(BloscCodec(typesize=2, cname="lz4", clevel=_LEVEL, shuffle="shuffle"), Crc32cCodec()),
         fill_value=0,
         attributes=dict(attributes),
         dimension_names=("y", "x"),
     )
+
+
+def write_chunk(path: Path, chunk: tuple[int, int], shape: tuple[int, int], codes: NDArray[np.uint16]) -> None:
+    """Write a chunk as zarr does, which takes several times longer because it goes through its event loop.
+
+    Args:
+        path: The zarr folder.
+        chunk: Row and column of the chunk.
+        shape: Height and width of chunks.
+        codes: The chunk, (≤ height, ≤ width); the edge of the array can cut it.
+    """
+    whole = codes
+    if codes.shape != shape:
+        whole = np.zeros(shape, np.uint16)
+        whole[: codes.shape[0], : codes.shape[1]] = codes
+    plain: Any = whole.astype("<u2", copy=False)
+    data = imagecodecs.blosc_encode(plain, level=_LEVEL, compressor="lz4", shuffle="shuffle", typesize=2, numthreads=1)
+    file = path / "c" / str(chunk[0]) / str(chunk[1])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("wb") as stream:
+        stream.write(data)
+        stream.write(google_crc32c.value(data).to_bytes(4, "little"))
 
 
 class Canvas:

@@ -65,7 +65,7 @@ class EngineSettings(Settings):
         batch_size: Tiles in a batch. `auto` is 8 on a CPU; on a GPU it is the smallest size that reaches 97 % of the
             best rate in a trial (`panda.inference.batch_size`).
         read_threads: Threads that read tiles ahead of the network. `auto` is one for each core, at most 8.
-        canvas_mib: MiB of unfinished canvas held in memory; the rest is on the disk until it is finished.
+        canvas_mib: MiB of unfinished canvas held on the device; the rest is on the disk until it is finished.
 
     Raises:
         ConfigError: If a value is out of range, or the device or a compiler is absent.

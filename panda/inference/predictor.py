@@ -36,7 +36,7 @@ N = TypeVar("N", bound=torch.nn.Module)
 CornerReader = Callable[[int, int], NDArray[np.uint8]]
 """Reads a tile (p, p, 3) by its upper left corner in level-0 px."""
 
-ENGINE_VERSION = 1
+ENGINE_VERSION = 2
 """To be raised by each change that gives other last digits; it makes all canvases again."""
 
 
@@ -157,6 +157,7 @@ class SegmentationPredictor:
         order = grid.reading_order()
         positions = grid.working[order]
         read = self.make_tile_reader(slide, tissue, grid)
+        device = self.settings.torch_device
         tiles: Iterator[TileReader] = (partial(read, x, y) for x, y in grid.level0[order].tolist())
         with CanvasWriter(
             path,
@@ -167,11 +168,11 @@ class SegmentationPredictor:
             overlap=grid.patch_size - grid.stride,
             expected=grid.working,
             budget=self.settings.canvas_mib * 2**20,
+            device=device,
         ) as writer:
-            done = 0
-            threads, device = self.settings.thread_count, self.settings.torch_device
+            done, threads = 0, self.settings.thread_count
             for images in read_batches(tiles, grid.patch_size, self.batch_size, threads=threads, device=device):
-                writer.add(self.model(images).cpu(), positions[done : done + len(images)])
+                writer.add(self.model(images), positions[done : done + len(images)])
                 done += len(images)
                 if on_tiles:
                     on_tiles(done, len(grid))
