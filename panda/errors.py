@@ -48,7 +48,11 @@ class ManifestError(PandaError):
 
 
 class ExhaustedError(PandaError):
-    """Memory or file handles ran out, so that the next slide or step would fail in the same way."""
+    """Memory, file handles or sizes of files ran out, so that the next slide or step would fail in the same way."""
+
+
+class LockedError(PandaError):
+    """Another process holds the lock on a name."""
 
 
 class CheckpointError(PandaError):
@@ -69,10 +73,13 @@ _GPU = re.compile(r"(CUDA|HIP|MPS)\b.* out of memory|_STATUS_ALLOC_FAILED", re.I
 _CPU = re.compile(
     r"can'?t allocate memory|cannot allocate memory|DefaultCPUAllocator: not enough memory|std::bad_alloc"
     r"|bad allocation|insufficient memory|can't start new thread|failed to map segment|killed by signal: Killed"
-    r"|could not (create|execute) a primitive$|^\S*MemoryError\b",
+    r"|could not (create|execute) a primitive$|DataLoader worker .* exited unexpectedly|^\S*MemoryError\b",
     re.IGNORECASE | re.MULTILINE,
 )
+_NO_MEMORY = (errno.ENOMEM, errno.EAGAIN)
+"""The second is of a process that cannot be started."""
 _FILES = re.compile(r"too many open files", re.IGNORECASE)
+_SIZE = re.compile(r"file </torch_.*: file too large", re.IGNORECASE)
 _REMEDIES = {
     "shared memory (/dev/shm) is exhausted": (
         "use data.num_workers=0, or give the container more of it (docker run --shm-size=8g)"
@@ -85,6 +92,9 @@ _REMEDIES = {
         "it more memory"
     ),
     "the limit on open files (ulimit -n) is exhausted": "raise it, or use data.num_workers=0",
+    "the limit on the size of a file (ulimit -f), which holds for shared memory too, is exhausted": (
+        "raise it, or use data.num_workers=0"
+    ),
 }
 
 
@@ -114,7 +124,7 @@ def raise_exhaustion(error: BaseException) -> None:
 def _classify(error: BaseException) -> int | None:
     """Return the number of the entry of `_REMEDIES`, or None."""
     text, kind = str(error), type(error)
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _NO_MEMORY):
         return 2
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return 3
@@ -124,7 +134,7 @@ def _classify(error: BaseException) -> int | None:
     passed_on = text.startswith("Caught ")
     if not (passed_on or kind in (RuntimeError, ImportError) or kind.__module__.partition(".")[0] in ("torch", "cv2")):
         return None
-    return next((number for number, sign in enumerate((_SHARED, _GPU, _CPU, _FILES)) if sign.search(text)), None)
+    return next((number for number, sign in enumerate((_SHARED, _GPU, _CPU, _FILES, _SIZE)) if sign.search(text)), None)
 
 
 def _shorten(error: BaseException) -> str:

@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
-from panda.errors import PandaError
+from panda.errors import LockedError, PandaError
 
 log = logging.getLogger(__name__)
 
@@ -181,7 +181,7 @@ def hold_lock(path: Path | str, *, wait: bool = True) -> Iterator[None]:
 
     The lock is a hidden empty file beside `path`, which need not exist. The file stays, because two processes could
     hold the lock if one removed it. The system frees the lock of a killed process. A forked child does not hold it.
-    Missing parent folders are made. If `wait` is False and the lock is held, BlockingIOError is raised.
+    Missing parent folders are made. If `wait` is False and the lock is held, LockedError is raised.
     Unfinished files of `path` that a killed process left are removed.
     """
     path = Path(path)
@@ -194,7 +194,7 @@ def hold_lock(path: Path | str, *, wait: bool = True) -> Iterator[None]:
             lock.acquire(blocking=False)
         except Timeout:
             if not wait:
-                raise BlockingIOError(errno.EAGAIN, "another run holds its lock", str(path)) from None
+                raise LockedError(f"{path}: another run holds its lock") from None
             log.warning("%s: another run is at work on it; waiting", path)
             lock.acquire()
     except OSError as error:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from panda.errors import PandaError
+from panda.errors import LockedError, PandaError
 from panda.files import (
     advise_removal,
     fingerprint,
@@ -130,7 +130,7 @@ def test_write_json_nan_raises_and_keeps_old_file(tmp_path: Path) -> None:
 
 
 def test_hold_lock_held_raises_and_is_free_afterwards(tmp_path: Path) -> None:
-    with hold_lock(tmp_path / "run", wait=False), pytest.raises(BlockingIOError, match="another run holds its lock"):
+    with hold_lock(tmp_path / "run", wait=False), pytest.raises(LockedError, match="run: another run holds its lock"):
         _take_lock(tmp_path / "run")
     _take_lock(tmp_path / "run")
 
@@ -213,7 +213,7 @@ def test_hold_lock_killed_process_frees_lock_while_child_lives(tmp_path: Path) -
     assert holder.stdout is not None
     child = int(holder.stdout.readline())
     try:
-        with pytest.raises(BlockingIOError):
+        with pytest.raises(LockedError):
             _take_lock(tmp_path / "run")
         holder.kill()
         holder.wait()

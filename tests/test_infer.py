@@ -17,7 +17,7 @@ from PIL import Image
 from panda.app.entry_point import SomeSlidesFailed
 from panda.app.hydra_job import register_resolvers
 from panda.app.infer import infer
-from panda.errors import ConfigError, ExhaustedError
+from panda.errors import ConfigError, ExhaustedError, LockedError
 from panda.files import hold_lock, write_json
 from panda.inference import slide_files, slide_result
 from panda.inference.canvas import Canvas
@@ -252,7 +252,7 @@ def test_infer_slide_files_are_written_under_one_lock(
         try:
             with hold_lock(path.with_name("canvas.zarr"), wait=False):
                 pass
-        except BlockingIOError:
+        except LockedError:
             held.append(path.name)
         write_json(path, facts)
 

@@ -43,7 +43,7 @@ from panda.app.tracking import end_wandb, read_metrics, replay_metrics, set_wand
 from panda.app.train_config import TrainConfig
 from panda.app.training_reuse import list_software_versions
 from panda.data.failures import write_failures
-from panda.errors import ConfigError
+from panda.errors import ConfigError, LockedError
 from panda.files import hold_lock, remove_leftovers, write_json, write_whole
 from panda.report.headline import format_headline
 from panda.report.interpretation import list_headlines
@@ -93,7 +93,7 @@ def train(cfg: DictConfig) -> float:
     try:
         with hold_lock(folder / "run", wait=False):
             return _run(cfg, config, folder, point, experiment, started=started)
-    except BlockingIOError as error:
+    except LockedError as error:
         raise ConfigError(f"name={config.name}: another process works in {folder}; take another name") from error
 
 
