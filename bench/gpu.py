@@ -27,10 +27,10 @@ import torch
 from bench.inference import checkpoint, open_slide
 from bench.project import MAPPED_TILE, MAPPED_TISSUE, NETWORKS, OVERLAP, UNET, settings
 from bench.slides import CACHE, shared_tiles_slide
-from bench.training import Batch, Device, SegmentationSteps, endless
+from bench.training import Device, SegmentationSteps, endless, make_patch_loader
 from panda.data.augment import Augmentation, Name
 from panda.data.extraction import extract_store
-from panda.data.loaders import make_train_loader
+from panda.data.image_batch import PatchBatch
 from panda.data.patch_manifests import write_patch_manifests
 from panda.data.patchset import PatchSet
 from panda.inference.canvas import CanvasWriter
@@ -164,18 +164,18 @@ def measure_training(scale: Scale) -> None:
         cut = extract_store([record], settings("slide", MAPPED_TILE), out, CACHE, workers=2, progress=False)
         manifest = write_patch_manifests(cut, {record.slide_id: "train"})["train"]
         patches = PatchSet(manifest, Augmentation(name="none"))
-        cached = next(iter(make_train_loader(patches, len(patches), scale.patches, 0)))
+        cached = next(iter(make_patch_loader(patches, scale.patches, 0)))
         trained, alone = {}, {}
         for name in NETWORKS:
             trained[name] = SegmentationSteps(torch.bfloat16, network=name, device=scale.device)
-            batch = tuple(tensor.to(scale.device) for tensor in cached)
+            batch = tuple(part.to(scale.device) for part in cached)
             trained[name].seconds(repeat(batch), scale.steps // 4)
             alone[name] = scale.steps * scale.patches / trained[name].seconds(repeat(batch), scale.steps)
             _report("training, one batch", name, "bf16", batch=scale.patches, patches_s=alone[name])
         for augmentation in get_args(Name):
             patches = PatchSet(manifest, Augmentation(name=augmentation))
             for workers in scale.workers:
-                batches = endless(make_train_loader(patches, len(patches), scale.patches, workers))
+                batches = endless(make_patch_loader(patches, scale.patches, workers))
                 given = {"augment": augmentation, "workers": workers}
                 _report("loading", **given, patches_s=_time_loading(batches, scale, workers))
                 if workers < max(scale.workers):
@@ -186,7 +186,7 @@ def measure_training(scale: Scale) -> None:
                     _report("training, loader", name, "bf16", **given, patches_s=rate, share_of_one_batch=share)
 
 
-def _time_loading(batches: Iterator[Batch], scale: Scale, workers: int) -> float:
+def _time_loading(batches: Iterator[PatchBatch], scale: Scale, workers: int) -> float:
     """Return the patches per s of a loader, without the batches that its workers prepare ahead."""
     count = scale.steps + 2 * workers
     for _ in range(1 + 2 * workers):

@@ -18,6 +18,7 @@ from bench.results import Results
 from bench.slides import CACHE
 from panda.data.augment import Augmentation
 from panda.data.extraction import extract_store
+from panda.data.image_batch import PatchBatch, RawItems, convert_patches, stack_patches
 from panda.data.loaders import make_train_loader
 from panda.data.manifest import SlideRecord
 from panda.data.patch_manifests import write_patch_manifests
@@ -40,7 +41,6 @@ KINDS = {
 }
 """Precision, memory layout and whether the network goes through `torch.compile`."""
 
-Batch = tuple[Tensor, Tensor]
 Device = Literal["cpu", "cuda"]
 
 
@@ -48,6 +48,11 @@ def endless(loader: DataLoader[Any]) -> Iterator[Any]:
     """Yield the batches of a loader, epoch after epoch."""
     while True:
         yield from loader
+
+
+def make_patch_loader(patches: PatchSet, batch_size: int, workers: int) -> DataLoader[Any]:
+    """Return a loader as the data module makes it for training."""
+    return make_train_loader(RawItems(patches), len(patches), batch_size, workers, collate=stack_patches)
 
 
 class Steps(ABC):
@@ -104,9 +109,10 @@ class SegmentationSteps(Steps):
         self.loss = BCEDiceLoss()
         self.optimizer = torch.optim.AdamW(self.network.parameters())
 
-    def compute_loss(self, batch: Batch) -> Tensor:
+    def compute_loss(self, batch: PatchBatch) -> Tensor:
         """Return the loss of one batch, see `Steps`."""
-        image, mask = (tensor.to(self.device, non_blocking=True) for tensor in batch)
+        images, targets = batch
+        image, mask = convert_patches((images.to(self.device), targets.to(self.device, non_blocking=True)))
         with torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             loss: Tensor = self.loss(self.network(image.contiguous(memory_format=self.layout)), mask)
         return loss
@@ -121,16 +127,16 @@ def measure(record: SlideRecord, rounds: int, results: Results) -> None:
         results: Gets the rows, in steps/s.
     """
     with tempfile.TemporaryDirectory(dir=CACHE) as out:
-        sources: dict[str, Iterator[Batch]] = {}
-        batch: Batch | None = None
+        sources: dict[str, Iterator[PatchBatch]] = {}
+        batch: PatchBatch | None = None
         for store in STORES:
             cut = settings(store, TRAINING_SIZE)
             done = extract_store([record], cut, out, CACHE, workers=2, progress=False)
             manifest = write_patch_manifests(done, {record.slide_id: "train"})["train"]
             patches = PatchSet(manifest, Augmentation(name="light"))
-            loader = make_train_loader(patches, len(patches), TRAINING_BATCH, WORKERS)
+            loader = make_patch_loader(patches, TRAINING_BATCH, WORKERS)
             sources[f"panda {store}"] = endless(loader)
-            batch = batch or next(iter(make_train_loader(patches, len(patches), TRAINING_BATCH, 0)))
+            batch = batch or next(iter(make_patch_loader(patches, TRAINING_BATCH, 0)))
         assert batch is not None
         steps = SegmentationSteps()
         for turn in range(-1, rounds):

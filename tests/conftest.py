@@ -9,6 +9,8 @@ import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
 
+import panda  # noqa: F401 (before a test imports albumentations)
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

@@ -17,6 +17,7 @@ from panda.data.augment import Augmentation
 from panda.data.bag_datamodule import BagDataModule
 from panda.data.bags import read_bag
 from panda.data.bagset import BagItem, BagSet, BagSettings
+from panda.data.image_batch import convert_bags, stack_bags
 from panda.data.loaders import Draw
 from panda.data.manifest import SlideRecord
 from panda.data.tile_selection import select_tile_coords_for_slide
@@ -218,6 +219,8 @@ def test_read_bag_stacks_tiles_in_order(records: list[SlideRecord]) -> None:
 
 def test_bag_set_items_are_padded_and_follow_draw(records: list[SlideRecord]) -> None:
     bags = BagSet(make_items(records), SETTINGS)
+    tiles, *_ = convert_bags(stack_bags([bags.read(1), bags.read(3)]))
+    assert torch.equal(tiles, torch.stack([bags[1][0], bags[3][0]]))
     bag, mask, label, slide_id = bags[1]
     assert bag.shape == (3, 3, 64, 64)
     assert mask.tolist() == [True, True, False]
@@ -257,7 +260,8 @@ def test_bag_datamodule_drops_single_last_training_bag(records: list[SlideRecord
         Augmentation(name="light"),
     )
     (batch,) = module.train_dataloader()  # the third bag would be alone
-    bag, mask, label, slide_ids = batch
+    assert batch[0].pixels.dtype == torch.uint8
+    bag, mask, label, slide_ids = module.on_after_batch_transfer(batch, 0)
     assert bag.shape == (2, 3, 3, 64, 64)
     assert mask.dtype == torch.bool
     assert label.dtype == torch.int64

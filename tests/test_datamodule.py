@@ -98,7 +98,8 @@ def test_datamodule_loaders_yield_splits(folder: Path, workers: int) -> None:
     for name in SPLITS:
         loader = loaders[name]
         batches = list(loader)
-        image, mask = batches[0]
+        assert batches[0][0].pixels.dtype == batches[0][1].dtype == torch.uint8
+        image, mask = module.on_after_batch_transfer(batches[0], 0)
         assert image.shape == (8, 3, 64, 64)
         assert mask.shape == (8, 1, 64, 64)
         assert image.dtype == mask.dtype == torch.float32

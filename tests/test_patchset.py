@@ -6,6 +6,7 @@ import csv
 import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from panda.data.augment import Augmentation
 from panda.data.extraction import extract_store
+from panda.data.image_batch import RawItems, convert_patches, stack_patches
 from panda.data.loaders import Draw, make_ordered_loader, make_train_loader
 from panda.data.patch_manifests import COLUMNS, PatchTable, write_one_slide_manifests, write_patch_manifests
 from panda.data.patchset import PatchSet
@@ -126,21 +128,25 @@ def test_patch_set_transform_is_applied_to_image_and_mask(manifest: Path) -> Non
     assert torch.equal(again, pairs[3][0])
 
 
-def _run_epochs(loader: DataLoader[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:
-    return [torch.cat([image for image, _ in loader]) for _ in range(2)]
+def _run_epochs(loader: DataLoader[Any]) -> list[torch.Tensor]:
+    return [torch.cat([convert_patches(batch)[0] for batch in loader]) for _ in range(2)]
 
 
 def test_patch_set_samples_do_not_depend_on_workers(manifest: Path) -> None:
-    patches = PatchSet(manifest, Augmentation(name="light"))
+    patches = PatchSet(manifest, Augmentation(name="strong"))
+    options: dict[str, Any] = {"dataset": RawItems(patches), "items": len(patches), "collate": stack_patches}
     torch.manual_seed(5)
-    alone = _run_epochs(make_train_loader(patches, len(patches), 8, 0))
+    alone = _run_epochs(make_train_loader(batch_size=8, num_workers=0, **options))
     torch.manual_seed(5)
-    helped = _run_epochs(make_train_loader(patches, len(patches), 8, 2))
+    helped = _run_epochs(make_train_loader(batch_size=8, num_workers=2, **options))
+    torch.manual_seed(5)
+    whole = _run_epochs(make_train_loader(batch_size=len(patches), num_workers=0, **options))
+    assert torch.equal(whole[0][: len(alone[0])], alone[0])
     for left, right in zip(alone, helped, strict=True):
         assert torch.equal(left, right)
     assert not torch.equal(*alone)
     torch.manual_seed(6)
-    assert not torch.equal(_run_epochs(make_train_loader(patches, len(patches), 8, 0))[0], alone[0])
+    assert not torch.equal(_run_epochs(make_train_loader(batch_size=8, num_workers=0, **options))[0], alone[0])
     plain = PatchSet(manifest)
     ordered = [
         torch.cat([mask for _, mask in make_ordered_loader(plain, 8, workers)]).sum((1, 2, 3)) for workers in (0, 2)

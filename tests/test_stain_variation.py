@@ -5,22 +5,31 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from panda.data.augment import Augmentation, StainChange
+from panda.data.augment import MOST_TURN, STRENGTH
+from panda.wsi import stain_variation
 from panda.wsi.slide import Slide
 from panda.wsi.stain_normalization import REFERENCE
-from panda.wsi.stain_variation import GLASS_MAGENTA, STAINED_MAGENTA, vary_stain
+from panda.wsi.stain_variation import GLASS_MAGENTA, STAINED_MAGENTA
 from tests.conftest import SHARED
 
 STAINS = np.array([REFERENCE.haematoxylin, REFERENCE.eosin])
-FACTOR, TURN = StainChange.strength_range, StainChange.most_turn
-strengths = arrays(np.float64, 2, elements=st.floats(*FACTOR))
-turns = arrays(np.float64, (2, 3), elements=st.floats(-TURN, TURN))
+strengths = arrays(np.float64, 2, elements=st.floats(*STRENGTH))
+turns = arrays(np.float64, (2, 3), elements=st.floats(-MOST_TURN, MOST_TURN))
 pictures = arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40), st.just(3)))
+
+
+def vary_stain(rgb: NDArray[np.uint8], strength: ArrayLike, turn: ArrayLike = 0.0) -> NDArray[np.uint8]:
+    """Vary the stain of one picture, (h, w, 3) uint8, and round it."""
+    given = torch.from_numpy(rgb.copy()).permute(2, 0, 1)[None].float()
+    factors = torch.tensor(np.broadcast_to(strength, (1, 2)), dtype=torch.float32)
+    turned = torch.tensor(np.broadcast_to(turn, (1, 2, 3)), dtype=torch.float32)
+    return stain_variation.vary_stain(given, factors, turned)[0].permute(1, 2, 0).round().byte().numpy()
 
 
 def draw_amounts(haematoxylin: float, eosin: float, glass: int = 255) -> NDArray[np.uint8]:
@@ -85,23 +94,15 @@ def test_vary_stain_ink_and_padding_stay() -> None:
         np.testing.assert_array_equal(vary_stain(colors, strength, 0.05), colors)
 
 
-def test_vary_stain_any_shape_gives_same_pixels() -> None:
-    """Rows are processed in bands, and a turned picture is no C array: neither shows in the pixels."""
-    picture = np.random.default_rng(0).integers(0, 256, (130, 4000, 3), np.uint8)
-    whole = vary_stain(picture, (0.8, 1.2), TURN)
-    np.testing.assert_array_equal(vary_stain(picture[60:61, 100:300], (0.8, 1.2), TURN), whole[60:61, 100:300])
-    np.testing.assert_array_equal(vary_stain(picture.swapaxes(0, 1), (0.8, 1.2), TURN), whole.swapaxes(0, 1))
-    assert vary_stain(picture[:0], (0.8, 1.2)).shape == (0, 4000, 3)
-
-
-def test_stain_change_same_seed_gives_same_stain() -> None:
-    augmentation = Augmentation(name="stain")
-    picture = np.concatenate([draw_amounts(0.5, each) for each in np.linspace(0.1, 1, 16)])
-    picture = np.ascontiguousarray(picture.repeat(16, axis=1))
-    first = [augmentation.augment_image(picture, seed) for seed in range(8)]
-    again = [augmentation.augment_image(picture, seed) for seed in range(8)]
-    np.testing.assert_array_equal(first, again)
-    assert len({each.tobytes() for each in first}) == 8
+def test_vary_stain_batch_has_a_stain_for_each() -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 30, 40, 3), np.uint8)
+    given = torch.from_numpy(pictures).permute(0, 3, 1, 2).float()
+    factors, turned = torch.tensor([[0.7, 1.3], [1.2, 0.9]]), torch.tensor([[[0.05] * 3, [-0.05] * 3], [[0.0] * 3] * 2])
+    both = stain_variation.vary_stain(given, factors, turned)
+    for number in range(2):
+        one = slice(number, number + 1)
+        assert torch.equal(both[one], stain_variation.vary_stain(given[one], factors[one], turned[one]))
+    assert torch.equal(stain_variation.vary_stain(given[..., :0], factors, turned), given[..., :0])
 
 
 @pytest.mark.real_data

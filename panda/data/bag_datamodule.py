@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader
 
 from panda.data.augment import Augmentation
 from panda.data.bagset import BagItem, BagSet, BagSettings
-from panda.data.loaders import make_ordered_loader, make_train_loader
+from panda.data.image_batch import BagBatch, RawItems, convert_bags, stack_bags
+from panda.data.loaders import convert_to_precision, make_ordered_loader, make_train_loader
 from panda.data.splits import Split
 from panda.errors import ConfigError
 
@@ -49,15 +50,23 @@ class BagDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return a loader of training bags in random order, see `make_train_loader`."""
-        bags = self.get_bags("train")
-        return make_train_loader(bags, len(bags), self.settings.batch_size, self.settings.num_workers, self.trainer)
+        bags, settings = RawItems(self.get_bags("train")), self.settings
+        return make_train_loader(
+            bags, len(bags), settings.batch_size, settings.num_workers, self.trainer, collate=stack_bags
+        )
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return a loader of validation bags in order."""
-        return make_ordered_loader(
-            self.get_bags("val"), self.settings.batch_size, self.settings.num_workers, self.trainer
-        )
+        return self._make_ordered_loader("val", self.trainer)
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Return a loader of test bags in order."""
-        return make_ordered_loader(self.get_bags("test"), self.settings.batch_size, self.settings.num_workers)
+        return self._make_ordered_loader("test")
+
+    def _make_ordered_loader(self, split: Split, trainer: pl.Trainer | None = None) -> DataLoader[Any]:
+        bags, settings = RawItems(self.get_bags(split)), self.settings
+        return make_ordered_loader(bags, settings.batch_size, settings.num_workers, trainer, collate=stack_bags)
+
+    def on_after_batch_transfer(self, batch: BagBatch, dataloader_idx: int) -> Any:
+        """Convert a batch on its device, see `convert_bags`, to the precision of the trainer."""
+        return convert_to_precision(convert_bags(batch), self.trainer)

@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from panda.data.augment import Augmentation
-from panda.data.bags import convert_to_planes, read_features, read_tiles
+from panda.data.bags import read_features, read_tiles
+from panda.data.colour_changes import Change
+from panda.data.image_batch import RawBag, convert_bags, stack_bags
 from panda.data.loaders import Draw, find_item, find_seed
 from panda.data.manifest import SlideRecord
 from panda.data.settings import ResolutionSettings, SlideSettings
@@ -95,24 +97,30 @@ class BagSet(Dataset[tuple[Tensor, Tensor, int, str]]):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int | Draw) -> tuple[Tensor, Tensor, int, str]:
+    def read(self, index: int | Draw) -> RawBag:
+        """Read and turn the tiles of a bag, whose colours still need the changes of `transform`."""
         number = find_item(index)
         settings = self.settings
         item = self.items[number]
         record, coords = item.record, item.coords[: self.k]
+        label = self.labels[number]
         if item.features is not None:
             found = read_features(item.features)[: self.k]
-            padded = np.pad(found, ((0, self.k - len(found)), (0, 0)))
-            mask = torch.arange(self.k) < len(found)
-            return torch.from_numpy(padded), mask, self.labels[number], record.slide_id
+            padded = torch.from_numpy(np.pad(found, ((0, self.k - len(found)), (0, 0))))
+            return RawBag(padded, (), torch.arange(self.k) < len(found), label, record.slide_id)
         with settings.slide_options.open(record.image_path) as slide:
             resolution = settings.resolution.resolve(slide)
             tiles = read_tiles(slide, coords, resolution, settings.tile_size, item.stain)
+        changes: list[list[Change]] = [[] for _ in range(self.k)]
         if self.transform is not None:
-            seed = find_seed(index)
-            tiles = [self.transform.augment_image(tile, seed + offset) for offset, tile in enumerate(tiles)]
-        bag = np.zeros((self.k, 3, settings.tile_size, settings.tile_size), dtype=np.float32)
-        for offset, tile in enumerate(tiles):
-            bag[offset] = convert_to_planes(tile)
-        mask = torch.arange(self.k) < len(tiles)
-        return torch.from_numpy(bag), mask, self.labels[number], record.slide_id
+            seed, mask = find_seed(index), np.zeros((settings.tile_size,) * 2, np.uint8)
+            for offset, tile in enumerate(tiles):
+                tiles[offset], _, changes[offset] = self.transform(tile, mask, seed + offset)
+        bag = np.zeros((self.k, settings.tile_size, settings.tile_size, 3), dtype=np.uint8)
+        bag[: len(tiles)] = tiles
+        return RawBag(torch.from_numpy(bag), changes, torch.arange(self.k) < len(tiles), label, record.slide_id)
+
+    def __getitem__(self, index: int | Draw) -> tuple[Tensor, Tensor, int, str]:
+        bag = self.read(index)
+        tiles, mask, *_ = convert_bags(stack_bags([bag]))
+        return tiles[0], mask[0], bag.label, bag.slide_id

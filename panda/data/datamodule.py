@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 from panda.data.augment import Augmentation
 from panda.data.extraction import extract_store
 from panda.data.failures import Failure
-from panda.data.loaders import make_ordered_loader, make_train_loader
+from panda.data.image_batch import PatchBatch, RawItems, convert_patches, stack_patches
+from panda.data.loaders import convert_to_precision, make_ordered_loader, make_train_loader
 from panda.data.manifest import SlideRecord, find_one_tumor_example, read_manifest
 from panda.data.patch_manifests import write_one_slide_manifests, write_patch_manifests
 from panda.data.patches import SlidePatches
@@ -187,7 +188,13 @@ class PatchDataModule(pl.LightningDataModule):
             if self._losses is not None:
                 choose.losses = self._losses
         return make_train_loader(
-            patches, len(patches), self.settings.batch_size, self.settings.num_workers, self.trainer, choose=choose
+            RawItems(patches),
+            len(patches),
+            self.settings.batch_size,
+            self.settings.num_workers,
+            self.trainer,
+            choose=choose,
+            collate=stack_patches,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -202,13 +209,19 @@ class PatchDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Load validation patches in the order of their manifest."""
-        return make_ordered_loader(
-            self.get_patches("val"), self.settings.batch_size, self.settings.num_workers, self.trainer
-        )
+        return self._make_ordered_loader("val", self.trainer)
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Load test patches in the order of their manifest."""
-        return make_ordered_loader(self.get_patches("test"), self.settings.batch_size, self.settings.num_workers)
+        return self._make_ordered_loader("test")
+
+    def _make_ordered_loader(self, split: Split, trainer: pl.Trainer | None = None) -> DataLoader[Any]:
+        patches, settings = RawItems(self.get_patches(split)), self.settings
+        return make_ordered_loader(patches, settings.batch_size, settings.num_workers, trainer, collate=stack_patches)
+
+    def on_after_batch_transfer(self, batch: PatchBatch, dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        """Convert a batch on its device, see `convert_patches`, to the precision of the trainer."""
+        return convert_to_precision(convert_patches(batch), self.trainer)
 
     @property
     def _patches(self) -> dict[str, SlidePatches]:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from panda.data.worker_process import end_with_parent
 from panda.errors import ConfigError
 
+Batch = TypeVar("Batch")
 T_co = TypeVar("T_co", covariant=True)
 _SEEDS = 2**62
 Choice = Callable[[np.random.Generator], NDArray[np.int64]]
@@ -121,13 +122,15 @@ def make_train_loader(
     trainer: pl.Trainer | None = None,
     *,
     choose: Choice | None = None,
+    collate: Callable[[list[Any]], Any] | None = None,
 ) -> DataLoader[Any]:
     """Return a loader of a training split, in random order; the dataset is indexed by `Draw`.
 
     The last batch of an epoch is left out if it has a single sample, because batch normalization needs two. The order
     is random, so each sample occurs in other epochs. The seed is that of torch's random generator, so it follows
     Lightning's `seed_everything`. The trainer gives the number of this device and the number of devices, and sets the
-    epoch before the first batch; see `DrawSampler` for `choose`.
+    epoch before the first batch; see `DrawSampler` for `choose`. `collate` makes a
+    batch of items; the default is torch's own.
 
     Raises:
         ConfigError: If there are more devices than items.
@@ -139,6 +142,7 @@ def make_train_loader(
         batch_size=batch_size,
         sampler=DrawSampler(items, torch.initial_seed(), choose, share),
         drop_last=batch_size > 1 and a_device > 1 and a_device % batch_size == 1,
+        collate_fn=collate,
         **_make_options(num_workers),
     )
 
@@ -152,7 +156,12 @@ def _find_share(trainer: pl.Trainer | None, items: int) -> tuple[int, int]:
 
 
 def make_ordered_loader(
-    dataset: Dataset[Any], batch_size: int, num_workers: int, trainer: pl.Trainer | None = None
+    dataset: Dataset[Any],
+    batch_size: int,
+    num_workers: int,
+    trainer: pl.Trainer | None = None,
+    *,
+    collate: Callable[[list[Any]], Any] | None = None,
 ) -> DataLoader[Any]:
     """Return a loader of a validation or test split, in the order of the dataset.
 
@@ -164,7 +173,8 @@ def make_ordered_loader(
     items = len(dataset)  # type: ignore[arg-type]
     device, devices = _find_share(trainer, items)
     mine = None if devices == 1 else range(device, items, devices)
-    return DataLoader(dataset, batch_size=batch_size, shuffle=False, sampler=mine, **_make_options(num_workers))
+    options = _make_options(num_workers)
+    return DataLoader(dataset, batch_size=batch_size, shuffle=False, sampler=mine, collate_fn=collate, **options)
 
 
 def _make_options(num_workers: int) -> dict[str, Any]:
@@ -177,6 +187,12 @@ def _make_options(num_workers: int) -> dict[str, Any]:
         # A separate generator, so that the number of workers does not change torch's own generator.
         "generator": torch.Generator().manual_seed(torch.initial_seed()),
     }
+
+
+def convert_to_precision(batch: Batch, trainer: pl.Trainer | None) -> Batch:
+    """Return a batch in the data type of the trainer's precision; Lightning converts only what a loader returns."""
+    converted: Batch = batch if trainer is None else trainer.precision_plugin.convert_input(batch)
+    return converted
 
 
 def _start_worker(number: int) -> None:

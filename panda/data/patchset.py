@@ -4,26 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from panda.data.augment import Augmentation
-from panda.data.bags import convert_to_planes
+from panda.data.image_batch import RawPatch, convert_patches, stack_patches
 from panda.data.loaders import Draw, find_item, find_seed
 from panda.data.patch_manifests import PatchTable
 from panda.data.stain_estimates import Stains
 from panda.wsi.stain_normalization import normalize_stain
-
-_VALUES = np.array([0, 1, -1], np.float32)  # in a mask tensor, by target: other, cancer, ignored
 
 
 class PatchSet(Dataset[tuple[Tensor, Tensor]]):
     """Pairs of image and cancer mask.
 
     An item is `(image, mask)`: (3, h, w) float32 in [0, 1], RGB; (1, h, w) float32, 0 or 1. Pixels to ignore are -1,
-    which needs patches that were cut with `ignore_background`.
+    which needs patches that were cut with `ignore_background`. Loaders `read` items instead, and the data module
+    converts batches of them on the device of the network.
 
     Args:
         manifest: CSV of a split.
@@ -59,11 +56,16 @@ class PatchSet(Dataset[tuple[Tensor, Tensor]]):
         row = self.rows[index]
         return f"{row.slide_id} at level-0 px ({row.x}, {row.y})"
 
-    def __getitem__(self, index: int | Draw) -> tuple[Tensor, Tensor]:
+    def read(self, index: int | Draw) -> RawPatch:
+        """Read and turn a patch, whose colours still need the changes of `transform`."""
         row = self.rows[find_item(index)]
         image, target = self.pixels.read(row, self.rows.store)
         if self.stains and (stain := self.stains[row.slide_id]):
             image = normalize_stain(image, stain)
-        if self.transform is not None:
-            image, target = self.transform(image, target, find_seed(index))
-        return torch.from_numpy(convert_to_planes(image)), torch.from_numpy(_VALUES[target])[None]
+        if self.transform is None:
+            return RawPatch(image, target, ())
+        return RawPatch(*self.transform(image, target, find_seed(index)))
+
+    def __getitem__(self, index: int | Draw) -> tuple[Tensor, Tensor]:
+        images, masks = convert_patches(stack_patches([self.read(index)]))
+        return images[0], masks[0]

@@ -13,6 +13,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from torchmetrics.utilities.distributed import gather_all_tensors
 
+from panda.data.image_batch import RawItems
 from panda.data.loaders import find_batch_items, find_step_items
 from panda.data.patchset import PatchSet
 from panda.data.samplers import HardDraws
@@ -105,9 +106,12 @@ class SegmentationTask(pl.LightningModule):
         """Stop the training if the loss is not finite, with the names of the patches."""
 
         def list_patches() -> list[str]:
-            if loader is None or not isinstance(loader.dataset, PatchSet):
+            if loader is None:
                 return []
-            return [loader.dataset.describe_patch(item) for item in find_batch_items(loader, number)]
+            patches = loader.dataset.whole if isinstance(loader.dataset, RawItems) else loader.dataset
+            if not isinstance(patches, PatchSet):
+                return []
+            return [patches.describe_patch(item) for item in find_batch_items(loader, number)]
 
         self.finite.add(loss, logits, self.current_epoch, list_patches)
 
