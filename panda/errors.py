@@ -88,8 +88,8 @@ _REMEDIES = {
         "lower data.batch_size (training) or engine.batch_size (inference), or free the GPU of other programs"
     ),
     "the memory of the computer, or the limit of the job or container (ulimit -v, ulimit -u), is exhausted": (
-        "lower data.num_workers, data.extract_workers, audit.workers, data.batch_size or engine.batch_size, or give "
-        "it more memory"
+        "lower data.num_workers, data.extract_workers, audit.workers, data.batch_size, engine.batch_size or "
+        "engine.post_workers, or give it more memory"
     ),
     "the limit on open files (ulimit -n) is exhausted": "raise it, or use data.num_workers=0",
     "the limit on the size of a file (ulimit -f), which holds for shared memory too, is exhausted": (
@@ -106,6 +106,8 @@ def find_exhaustion(error: BaseException) -> ExhaustedError | None:
     """
     link: BaseException | None = error
     while link is not None:
+        if isinstance(link, ExhaustedError):
+            return link
         if (number := _classify(link)) is not None:
             what, remedy = list(_REMEDIES.items())[number]
             found = ExhaustedError(f"{what} ({_shorten(link)}): {remedy}; finished work is kept")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -57,8 +58,9 @@ def run(tmp_path: Path, slides: Path) -> Infer:
     def call(given: str, *overrides: str) -> list[SlideResult]:
         register_resolvers()
         common = (f"checkpoint={checkpoint}", f"output={tmp_path / 'out'}", f"run_dir={tmp_path / 'out'}")
+        engine = ("engine.device=cpu", "engine.post_workers=0")
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose("infer", overrides=[*common, f"slides='{slides / given}'", "engine.device=cpu", *overrides])
+            cfg = compose("infer", overrides=[*common, f"slides='{slides / given}'", *engine, *overrides])
         return infer(cfg)
 
     return call
@@ -259,6 +261,29 @@ def test_infer_slide_files_are_written_under_one_lock(
     monkeypatch.setattr(slide_result, "write_json", write)
     run("a.tiff")
     assert held == ["quantification.json"]
+
+
+def test_infer_post_workers_write_the_same_files(tmp_path: Path, slides: Path, run: Infer) -> None:
+    (slides / "bad.tiff").write_bytes(b"II*\0")
+    checkpoint = grading_checkpoint(tmp_path / "grader.ckpt")
+    found = []
+    for processes in (0, 2):
+        with pytest.raises(SomeSlidesFailed, match="1 of 3 slides failed"):
+            run("[ab]*.tiff", f"grading_checkpoint={checkpoint}", f"engine.post_workers={processes}")
+        files = (path for path in (tmp_path / "out").rglob("*") if path.is_file())
+        dated = {"infer.log", "inference.json", "report.html"}
+        found.append({str(path): path.read_bytes() for path in files if path.name not in dated})
+        shutil.rmtree(tmp_path / "out")
+    assert found[0] == found[1]
+    assert str(tmp_path / "out" / "b" / "attention_tiles.png") in found[0]
+
+
+def test_infer_full_disk_in_post_worker_ends_run(tmp_path: Path, run: Infer, small_disk: Callable[[str], Path]) -> None:
+    run("[ab].tiff")
+    disk = small_disk("48k")
+    with pytest.raises(OSError, match="No space left"):
+        run("[ab].tiff", f"run_dir={disk}", "engine.post_workers=2")
+    assert not list(disk.rglob("quantification.json"))
 
 
 def test_infer_row_of_earlier_run_is_rebuilt_unchanged(tmp_path: Path, run: Infer) -> None:

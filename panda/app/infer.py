@@ -6,34 +6,30 @@ import contextlib
 import logging
 import time
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
-from tqdm import tqdm
 
 from panda.app.build import Faults
 from panda.app.config_check import check_config
 from panda.app.entry_point import SomeSlidesFailed, log_to_file, make_folder
 from panda.app.inference_config import InferenceConfig
 from panda.app.inference_tables import ONLY_UNGRADED, InferenceTables
+from panda.app.slide_writing import SlideWriting
 from panda.files import hold_lock, remove_leftovers
 from panda.inference.autotune import TunedMode, tune_mode
 from panda.inference.evaluate import open_label
 from panda.inference.grader import GradingPredictor
 from panda.inference.predictor import SegmentationPredictor
-from panda.inference.slide_loop import SlidePrefetcher, make_tile_callback, run_over_slides
+from panda.inference.slide_loop import SlidePrefetcher
 from panda.inference.slide_mapper import SlideMapper
 from panda.inference.slide_result import MapSettings, SlideResult
 from panda.report.inference_page import write_inference_page
 from panda.report.inference_summary import INFERENCE_FILE, InferenceSummary, LastRun
-from panda.report.slide_folder import write_slide_folder
 from panda.tasks.figures import make_timestamp
 from panda.tasks.threshold import ThresholdChoice
 
 log = logging.getLogger(__name__)
 
-TABLE_EVERY = 20
-"""Number of slides after which `quantification.csv` is written again, so that an interrupted run leaves one."""
 SHOWN = 20
 """Number of slides whose figures are logged."""
 
@@ -70,32 +66,35 @@ def infer(cfg: DictConfig) -> list[SlideResult]:
     log.info("slides=%s: %d slides%s", config.slides, len(paths), passed_over and f"; passed over: {passed_over}")
     choice = tune_mode(predictor, threshold, paths, mapper.open, canvases / "engine.json")
     log.info(
-        "network in %s on %s, batches of %d tiles, %d read threads: %s",
+        "network in %s on %s, batches of %d tiles, %d read threads, %d post workers: %s",
         predictor.mode,
         engine.torch_device,
         predictor.batch_size,
         engine.thread_count,
+        engine.post_process_count,
         choice.why,
     )
     notes = _list_notes(predictor, grader, searched, config.provider, choice)
     tables = InferenceTables(folder, mapper.provenance.fingerprint)
 
-    def work(path: Path, bar: tqdm[Any]) -> None:
+    def map_slide(path: Path) -> None:
         with prefetcher.open(path) as (slide, tissue), contextlib.ExitStack() as stack:
-            own = folder / slide.slide_id
             known = None
             if record := labelled.get(slide.slide_id):
                 known = record, stack.enter_context(open_label(record, slide, predictor.metadata.label_maps))
-            canvas_path = canvases / slide.slide_id / "canvas.zarr"
-            mapped = mapper.map(slide, tissue, own, canvas_path, make_tile_callback(bar), labelled=known)
-            result = write_slide_folder(mapped.files)
-        tables.add(result, mapped.ungraded)
-        if len(tables.done) % TABLE_EVERY == 1:
-            tables.write()
+            canvas_path, own = canvases / slide.slide_id / "canvas.zarr", folder / slide.slide_id
+            writing.add(mapper.map(slide, tissue, own, canvas_path, writing.show_tiles, labelled=known))
 
     tables.write()
-    with SlidePrefetcher(paths, mapper.open) as prefetcher:
-        run_over_slides(paths, lambda path: path.stem, "inference", work, tables.fail)
+    processes = engine.post_process_count if len(paths) > 1 else 0  # one slide has no next one
+    with SlideWriting(tables, len(paths), processes) as writing, SlidePrefetcher(paths, mapper.open) as prefetcher:
+        for path in paths:
+            try:
+                map_slide(path)
+            except Exception as error:
+                writing.fail(path.stem, error)
+            writing.record()
+        writing.record(everything=True)
     notes += predictor.model.notes
     tables.scan()  # another process may have mapped slides into this folder
     results = tables.write()

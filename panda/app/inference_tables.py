@@ -82,7 +82,7 @@ class InferenceTables:
             }
             for slide_id, failure in self.failed.items():
                 lines[slide_id] = {key: getattr(failure, key) for key in FAILURE_COLUMNS} | {"made_with": mark}
-            write_table(path, list(lines.values()), [*FAILURE_COLUMNS, "made_with"])
+            write_table(path, [line for _, line in sorted(lines.items())], [*FAILURE_COLUMNS, "made_with"])
         return lines
 
     def write(self) -> list[SlideResult]:

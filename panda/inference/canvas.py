@@ -27,10 +27,9 @@ from panda.inference.canvas_store import (
     CanvasMetadata,
     create_array,
     measure_stored_size,
-    quantize,
-    read_quantized,
     write_chunk,
 )
+from panda.inference.quantize import quantize, read_quantized
 from panda.inference.window import Window
 from panda.wsi.geometry import Resolution
 

@@ -14,12 +14,10 @@ from typing import Annotated, Any, Self
 import google_crc32c
 import imagecodecs
 import numpy as np
-import torch
 import zarr
 from numpy.typing import NDArray
 from pydantic import Field, JsonValue, NonNegativeInt, ValidationError, model_validator
 from pydantic_core import PydanticCustomError, from_json, to_json
-from torch import Tensor
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
@@ -39,27 +37,6 @@ _BLOCK = 2 * CHUNK
 
 STEPS = 65534
 """Quantization steps between probability 0 and 1."""
-
-_HALF = 2**15
-
-
-def quantize(mean: Tensor) -> Tensor:
-    """Convert probabilities to codes of a canvas, in place of the probabilities; see `read_quantized`.
-
-    Args:
-        mean: (h, w) float32, cut at 0 and 1; NaN for px that were not scored.
-
-    Returns:
-        Codes less 32768, (h, w) int16, because not all devices know uint16.
-    """
-    codes = mean.clamp_(0, 1).mul_(STEPS).round_().add_(1 - _HALF)
-    return codes.nan_to_num_(-_HALF).to(torch.int16)
-
-
-def read_quantized(codes: NDArray[np.int16]) -> NDArray[np.uint16]:
-    """Return the codes of `quantize`, in place."""
-    shifted = codes.view(np.uint16)
-    return np.bitwise_xor(shifted, _HALF, out=shifted)
 
 
 def dequantize(codes: NDArray[np.uint16]) -> NDArray[np.float32]:

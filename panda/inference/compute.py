@@ -6,11 +6,12 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor, nn
 
 from panda.errors import ExhaustedError
@@ -22,6 +23,9 @@ log = logging.getLogger(__name__)
 
 CPU_BATCH = 8
 """Tiles in a batch where nothing is tuned: a larger batch is no faster on a CPU."""
+
+_MOST_POST = 4
+"""One process writes the files of a slide in under a second, so more than 4 would wait."""
 
 _MOST_READERS = 8
 """Threads from which on reading was slower again, on 16 cores."""
@@ -66,6 +70,8 @@ class EngineSettings(Settings):
             best rate in a trial (`panda.inference.batch_size`).
         read_threads: Threads that read tiles ahead of the network. `auto` is one for each core, at most 8.
         canvas_mib: MiB of unfinished canvas held on the device; the rest is on the disk until it is finished.
+        post_workers: In inference, processes that write the files of finished maps while the next slide is mapped.
+            With 0 the same process does both in turn. `auto` is a quarter of the cores, at most 4.
 
     Raises:
         ConfigError: If a value is out of range, or the device or a compiler is absent.
@@ -80,6 +86,7 @@ class EngineSettings(Settings):
     batch_size: Count | Literal["auto"] = "auto"
     read_threads: Count | Literal["auto"] = "auto"
     canvas_mib: Count = BUDGET // 2**20
+    post_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
 
     @rule
     def _check_device(self) -> Iterator[str]:
@@ -109,6 +116,11 @@ class EngineSettings(Settings):
     def thread_count(self) -> int:
         """The number of threads that `read_threads` means on this machine."""
         return min(count_cores(), _MOST_READERS) if self.read_threads == "auto" else self.read_threads
+
+    @property
+    def post_process_count(self) -> int:
+        """The number of processes that `post_workers` means on this machine."""
+        return min(count_cores() // 4, _MOST_POST) if self.post_workers == "auto" else self.post_workers
 
     @property
     def can_compile(self) -> bool:

@@ -1,0 +1,85 @@
+"""Write the folders of mapped slides beside the mapping of the next ones."""
+
+from __future__ import annotations
+
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import Any
+
+from tqdm import tqdm
+
+from panda.app.inference_tables import InferenceTables
+from panda.data.failures import record_failure
+from panda.data.worker_pool import WorkerPool
+from panda.inference.slide_files import SlideFiles
+from panda.inference.slide_mapper import MappedSlide
+from panda.inference.slide_result import SlideResult
+from panda.report.slide_folder import write_slide_folder
+
+TABLE_EVERY = 20
+"""Number of slides after which `quantification.csv` is written again, so that an interrupted run leaves one."""
+_MOST_QUEUED = 2
+"""Mapped slides that may wait for a free process, so that a slow disk stops the mapping and not the memory."""
+_STAGE = "inference"
+_REMEDY = "lower engine.post_workers, or give it more memory, and run the slide again"
+
+
+class SlideWriting:
+    """Gives mapped slides to processes that write their folders, and records each slide that is wholly done.
+
+    Args:
+        tables: Get the results and failures.
+        slides: The number of all slides, for the progress bar.
+        processes: The number of processes; with 0 the folders are written here, in turn.
+    """
+
+    def __init__(self, tables: InferenceTables, slides: int, processes: int) -> None:
+        self._tables = tables
+        self._most = processes + _MOST_QUEUED if processes else 0
+        self._pool: WorkerPool[SlideFiles, SlideResult] = WorkerPool(write_slide_folder, processes, _REMEDY)
+        self._unfinished: dict[Future[SlideResult], MappedSlide] = {}
+        self._bar: tqdm[Any] = tqdm(total=slides, desc=_STAGE, unit="slide", dynamic_ncols=True)
+
+    def add(self, mapped: MappedSlide) -> None:
+        """Let the folder of a slide be written."""
+        self._unfinished[self._pool.submit(mapped.files)] = mapped
+
+    def fail(self, slide_id: str, error: Exception) -> None:
+        """Record the failure of a slide; raise an error that the next slide would meet too, as `record_failure`."""
+        self._tables.fail(record_failure(slide_id, _STAGE, error))
+        self._bar.update()
+
+    def record(self, *, everything: bool = False) -> None:
+        """Record the slides that are done; wait until few are unfinished, or none."""
+        most = 0 if everything else self._most
+        while self._unfinished:
+            is_full = len(self._unfinished) > most
+            done = wait(self._unfinished, None if is_full else 0, FIRST_COMPLETED).done
+            if not done:
+                return
+            for future in done:
+                self._record(future, self._unfinished.pop(future))
+
+    def _record(self, future: Future[SlideResult], mapped: MappedSlide) -> None:
+        try:
+            result = future.result()
+        except Exception as error:
+            self.fail(mapped.files.slide.slide_id, error)
+            return
+        self._tables.add(result, mapped.ungraded)
+        if len(self._tables.done) % TABLE_EVERY == 1:
+            self._tables.write()
+        self._bar.update()
+
+    def show_tiles(self, done: int, total: int) -> None:
+        """Show the finished tiles of the present slide, and how many slides before it wait for their files."""
+        waiting = len(self._unfinished)
+        self._bar.set_postfix_str(f"{done}/{total} tiles" + (f", {waiting} slides wait for files" if waiting else ""))
+
+    def __enter__(self) -> SlideWriting:
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        try:
+            self._pool.__exit__(*raised)
+        finally:
+            self._bar.close()

@@ -1,0 +1,31 @@
+"""Quantize probabilities on the device; a process that only reads canvases needs no torch for it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from panda.inference.canvas_store import STEPS
+
+_HALF = 2**15
+
+
+def quantize(mean: Tensor) -> Tensor:
+    """Convert probabilities to codes of a canvas, in place of the probabilities; see `read_quantized`.
+
+    Args:
+        mean: (h, w) float32, cut at 0 and 1; NaN for px that were not scored.
+
+    Returns:
+        Codes less 32768, (h, w) int16, because not all devices know uint16.
+    """
+    codes = mean.clamp_(0, 1).mul_(STEPS).round_().add_(1 - _HALF)
+    return codes.nan_to_num_(-_HALF).to(torch.int16)
+
+
+def read_quantized(codes: NDArray[np.int16]) -> NDArray[np.uint16]:
+    """Return the codes of `quantize`, in place."""
+    shifted = codes.view(np.uint16)
+    return np.bitwise_xor(shifted, _HALF, out=shifted)
