@@ -26,6 +26,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 
+_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
+"""Linux: µs of computing that a container may use, and in how many µs."""
 REFUSED = object()
 """Stands for a value whose faults are reported already: only the rules that read it are skipped."""
 
@@ -169,8 +171,15 @@ class Settings(BaseModel):
 
 
 def count_cores() -> int:
-    """Return the number of cores that this process may use, from which `auto` is chosen."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of cores that this process may use, from which `auto` is chosen.
+
+    It counts the cores that the process may run on, and the share of time that a container has.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # another system, no limit ("max"), or the older kind of container
+        quota, period = _CPU_LIMIT.read_text(encoding="ascii").split()
+        cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
 
 
 def format_value(value: Any) -> str:

@@ -6,6 +6,7 @@ import csv
 import pickle
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader
 from panda.data.augment import Augmentation
 from panda.data.extraction import extract_store
 from panda.data.image_batch import RawItems, convert_patches, stack_patches
-from panda.data.loaders import Draw, make_ordered_loader, make_train_loader
+from panda.data.loaders import Draw, count_workers, make_ordered_loader, make_train_loader
 from panda.data.patch_manifests import COLUMNS, PatchTable, write_one_slide_manifests, write_patch_manifests
 from panda.data.patchset import PatchSet
 from panda.data.settings import PatchSettings
@@ -160,6 +161,19 @@ def test_patch_set_samples_do_not_depend_on_workers(manifest: Path) -> None:
 )
 def test_make_train_loader_drops_batch_of_one(items: int, batch: int, batches: int) -> None:
     assert len(make_train_loader(torch.utils.data.TensorDataset(torch.zeros(items)), items, batch, 0)) == batches
+
+
+@pytest.mark.parametrize(
+    ("cores", "devices", "workers"), [(1, 1, 0), (2, 1, 1), (16, 1, 15), (64, 1, 16), (16, 4, 3), (4, 4, 0)]
+)
+def test_count_workers_auto_leaves_one_core(
+    monkeypatch: pytest.MonkeyPatch, cores: int, devices: int, workers: int
+) -> None:
+    monkeypatch.setattr("panda.data.loaders.count_cores", lambda: cores)
+    trainer: Any = SimpleNamespace(world_size=devices)
+    assert count_workers("auto", trainer) == workers
+    assert count_workers(5, trainer) == 5
+    assert count_workers("auto") == min(cores - 1, 16)
 
 
 @pytest.mark.parametrize("part", ["img", "msk"])

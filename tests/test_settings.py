@@ -11,7 +11,7 @@ from pydantic import Field
 
 from panda.data.settings import PatchSettings
 from panda.errors import ConfigError
-from panda.settings import REFUSED, Count, Names, PathValue, Settings, Share, rule
+from panda.settings import REFUSED, Count, Names, PathValue, Settings, Share, count_cores, rule
 
 
 class Inner(Settings):
@@ -117,3 +117,16 @@ def test_settings_are_immutable_and_keep_plain_values() -> None:
 def test_settings_share_just_above_1_is_refused() -> None:
     with pytest.raises(ConfigError, match="must be from 0 to 1"):
         PatchSettings(min_tissue=1 + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("limit", "cores"), [("max 100000", 4), ("200000 100000", 2), ("50000 100000", 1), ("800000 100000", 4), ("", 4)]
+)
+def test_count_cores_follows_limit_of_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, cores: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr("panda.settings._CPU_LIMIT", tmp_path / "cpu.max")
+    assert count_cores() == 4
+    (tmp_path / "cpu.max").write_text(f"{limit}\n")
+    assert count_cores() == cores

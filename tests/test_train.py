@@ -1,5 +1,6 @@
 """Runs of training, and that a resumed one equals one that never stopped."""
 
+import copy
 import gc
 import os
 import shutil
@@ -20,7 +21,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from panda.app.callbacks import Clock
+from panda.app.callbacks import Clock, Tf32
 from panda.app.grading import GradingExperiment
 from panda.app.grading_config import GradingSettings
 from panda.app.guidance import note_leaks
@@ -29,6 +30,7 @@ from panda.app.resume import load_resumed_config
 from panda.app.resume_point import ResumePoint, check_same
 from panda.app.run import Run
 from panda.app.train import build_trainer, find_objective
+from panda.app.trainer import TrainerSettings
 from panda.data.bagset import BagItem
 from panda.data.loaders import Draw, find_item, make_ordered_loader, make_train_loader
 from panda.data.manifest import SlideRecord
@@ -188,6 +190,60 @@ def test_finite_check_reports_batch_when_next_is_added() -> None:
     with pytest.raises(PandaError, match=r"loss is inf in epoch 5.*the batch was: a; b$"):
         check.settle()
     check.settle()
+
+
+@pytest.mark.parametrize("fused", [(False, True), (True, False)])
+def test_optimizer_state_of_fused_steps_resumes_without(fused: tuple[bool, bool]) -> None:
+    """A run may begin on a GPU and be resumed on a CPU, and the other way round."""
+
+    def step(optimizer: torch.optim.Optimizer, weight: torch.nn.Parameter, times: int) -> Tensor:
+        for _ in range(times):
+            optimizer.zero_grad()
+            torch.autograd.backward((weight**2).sum())
+            optimizer.step()
+        return weight.detach()
+
+    first = torch.nn.Parameter(torch.arange(1.0, 5.0))
+    begun = torch.optim.AdamW([first], lr=0.1, fused=fused[0])
+    step(begun, first, 3)
+    second = torch.nn.Parameter(first.detach().clone())
+    resumed = torch.optim.AdamW([second], lr=0.1, fused=fused[1])
+    resumed.load_state_dict(copy.deepcopy(begun.state_dict()))
+    torch.testing.assert_close(step(resumed, second, 3), step(begun, first, 3))
+
+
+@pytest.mark.parametrize(
+    ("cuda", "bf16", "given", "chosen"),
+    [
+        (True, True, {}, "bf16-mixed"),
+        (True, False, {}, "32-true"),
+        (False, True, {}, "32-true"),
+        (True, True, {"accelerator": "cpu"}, "32-true"),
+        (True, True, {"precision": "16-mixed"}, "16-mixed"),
+    ],
+)
+def test_trainer_precision_auto_follows_device(
+    monkeypatch: pytest.MonkeyPatch, cuda: bool, bf16: bool, given: dict[str, Any], chosen: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda **_: bf16)
+    assert (
+        TrainerSettings.model_construct(**{"precision": "auto", "accelerator": "auto", **given}).machine_precision
+        == chosen
+    )
+
+
+def test_build_trainer_auto_precision_on_cpu_is_fp32(tmp_path: Path) -> None:
+    cfg = compose_settings("trainer=cpu", "trainer.max_epochs=3", "logger=csv", f"run_dir={tmp_path}")
+    assert cfg.trainer.precision == "auto"
+    trainer = build_trainer(cfg, tmp_path, SimpleNamespace(monitor="a", mode="max"), Clock(0.0))
+    assert trainer.precision == "32-true"
+    (tf32,) = (callback for callback in trainer.callbacks if isinstance(callback, Tf32))  # type: ignore[attr-defined]
+    before = torch.get_float32_matmul_precision()
+    tf32.setup(SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda"))), None, "fit")  # type: ignore[arg-type]
+    assert torch.get_float32_matmul_precision() == "high"
+    tf32.teardown(trainer, None, "fit")  # type: ignore[arg-type]
+    assert torch.get_float32_matmul_precision() == before
 
 
 class Memory(pl.Callback):

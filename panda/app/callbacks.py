@@ -106,6 +106,26 @@ class SignalHandling(Callback):
         handle_signals(ignore=trainer.world_size > 1)
 
 
+class Tf32(Callback):
+    """Lets products of fp32 matrices use TF32 on a GPU, until the training ends."""
+
+    def __init__(self) -> None:
+        self._before = torch.get_float32_matmul_precision()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Allow TF32, in each training process."""
+        if trainer.strategy.root_device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Restore the precision of the process."""
+        torch.set_float32_matmul_precision(self._before)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Restore the precision of the process, whose next job may be another one."""
+        torch.set_float32_matmul_precision(self._before)
+
+
 class EpochSeed(Callback):
     """Seeds torch at the start of each epoch, so that a resumed run drops out as an uninterrupted one does."""
 

@@ -27,6 +27,7 @@ from panda.app.training_reuse import (
 )
 from panda.data.datamodule import PatchDataModule
 from panda.data.failures import Failure
+from panda.data.loaders import count_workers
 from panda.files import hold_lock
 from panda.report.run_summary import SCHEMA, BootstrapSummary, RunSummary
 from panda.tasks.bootstrap import RESAMPLES
@@ -128,7 +129,15 @@ class Run:
 
     def _train(self, task: SegmentationTask | GradingTask, data: pl.LightningDataModule, fingerprint: str) -> None:
         weights = sum(parameter.numel() for parameter in task.parameters() if parameter.requires_grad)
-        log.info("training %.1f million weights on %s", weights / 1e6, self.trainer.strategy.root_device)
+        workers = count_workers(self.cfg.data.num_workers, self.trainer)
+        log.info(
+            "training %.1f million weights on %s in %s; %d loader processes (data.num_workers=%s)",
+            weights / 1e6,
+            self.trainer.strategy.root_device,
+            self.trainer.precision,
+            workers,
+            self.cfg.data.num_workers,
+        )
         if (devices := self.trainer.world_size) > 1:
             log.info("%d processes with one device each: a step takes %d batches", devices, devices)
         try:

@@ -24,6 +24,7 @@ from panda.app.callbacks import (
     Patience,
     ProgressBar,
     SignalHandling,
+    Tf32,
     WarningFilter,
 )
 from panda.app.config_check import check_config
@@ -205,6 +206,7 @@ def build_trainer(
         SignalHandling(),
         clock,
         EpochSeed(cfg.seed),
+        *([Tf32()] if cfg.trainer.precision == "auto" else []),
         MovableCheckpoint(
             dirpath=folder / "checkpoints",
             filename="best",

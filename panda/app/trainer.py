@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 import pytorch_lightning as pl
+import torch
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pydantic import Field
@@ -22,9 +23,16 @@ Batches = Annotated[
     ),
 ]
 
+Precision = Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
+
 
 class TrainerSettings(Settings):
-    """Options of `pytorch_lightning.Trainer`, which documents them. A run sets the others itself."""
+    """Options of `pytorch_lightning.Trainer`, which documents them. A run sets the others itself.
+
+    Attributes:
+        precision: `auto` is bf16-mixed on a CUDA device that computes in it, with TF32 for what stays in fp32, and
+            32-true elsewhere.
+    """
 
     node: ClassVar[str] = "trainer"
 
@@ -37,7 +45,7 @@ class TrainerSettings(Settings):
     ] = Field(default="auto", description="auto is for one device, the others for several")
     devices: int = Field(default=1, ge=1, description="give a number, because training depends on it")
     num_nodes: Literal[1] = Field(default=1, description="a run uses one machine")
-    precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"] = "32-true"
+    precision: Precision | Literal["auto"] = "32-true"
     max_epochs: Count | None = None
     min_epochs: Count | None = None
     max_steps: Literal[-1] = Field(
@@ -84,6 +92,15 @@ class TrainerSettings(Settings):
         except (MisconfigurationException, ValueError, RuntimeError, TypeError) as error:
             yield f"trainer: Lightning refuses these options: {error}"
 
+    @property
+    def machine_precision(self) -> Precision:
+        """The precision that `auto` means on this machine, otherwise the given one."""
+        if self.precision != "auto":
+            return self.precision
+        cuda = self.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+        return "bf16-mixed" if cuda and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+
     def build(self, **given: Any) -> pl.Trainer:
         """Build the trainer, with the options that a run sets itself."""
-        return pl.Trainer(**{name: getattr(self, name) for name in type(self).model_fields}, **given)
+        options = {name: getattr(self, name) for name in type(self).model_fields}
+        return pl.Trainer(**options | {"precision": self.machine_precision}, **given)

@@ -10,7 +10,6 @@ from typing import ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -18,7 +17,7 @@ from panda.data.augment import Augmentation
 from panda.data.bags import read_features, read_tiles
 from panda.data.colour_changes import Change
 from panda.data.image_batch import RawBag, convert_bags, stack_bags
-from panda.data.loaders import Draw, find_item, find_seed
+from panda.data.loaders import Draw, Workers, find_item, find_seed
 from panda.data.manifest import SlideRecord
 from panda.data.settings import ResolutionSettings, SlideSettings
 from panda.errors import ManifestError
@@ -33,7 +32,7 @@ class BagSettings(ResolutionSettings, SlideSettings):
         k: Most tiles of a bag.
         tile_size: Side of a tile in px at the tiles' resolution.
         batch_size: Bags per batch.
-        num_workers: Processes that load, for each loader; 0 for none.
+        num_workers: Processes that load, for each loader; 0 for none; `"auto"`: see `count_workers`.
     """
 
     node: ClassVar[str] = "tiles"
@@ -41,7 +40,7 @@ class BagSettings(ResolutionSettings, SlideSettings):
     k: Count = 32
     tile_size: Count = 256
     batch_size: Count = 1
-    num_workers: int = Field(default=2, ge=0)
+    num_workers: Workers = "auto"
 
 
 @dataclass(frozen=True, eq=False)

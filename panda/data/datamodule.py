@@ -16,7 +16,7 @@ from panda.data.augment import Augmentation
 from panda.data.extraction import extract_store
 from panda.data.failures import Failure
 from panda.data.image_batch import PatchBatch, RawItems, convert_patches, stack_patches
-from panda.data.loaders import convert_to_precision, make_ordered_loader, make_train_loader
+from panda.data.loaders import Workers, convert_to_precision, make_ordered_loader, make_train_loader
 from panda.data.manifest import SlideRecord, find_one_tumor_example, read_manifest
 from panda.data.patch_manifests import write_one_slide_manifests, write_patch_manifests
 from panda.data.patches import SlidePatches
@@ -41,7 +41,7 @@ class DataSettings(PatchSettings, SelectionSettings, FolderSettings):
     Attributes:
         store_root: The folder of the patch stores.
         batch_size: Patches per batch.
-        num_workers: Processes that load, for each loader; 0 for none.
+        num_workers: Processes that load, for each loader; 0 for none; `"auto"`: see `count_workers`.
         extract_workers: Slides cut at the same time, in threads.
         augment: Applied to training patches; None for none.
         sampler: Which training patches an epoch draws: `"uniform"`: each once; `"balanced"`: by cancer, see
@@ -53,7 +53,7 @@ class DataSettings(PatchSettings, SelectionSettings, FolderSettings):
 
     store_root: PathValue = Path("patches")
     batch_size: Count = 16
-    num_workers: int = Field(default=2, ge=0, description="0 loads without processes")
+    num_workers: Workers = Field(default="auto", description="auto or a number; 0 loads without processes")
     extract_workers: Count = 2
     augment: Augmentation | None = None
     sampler: SamplerName = "uniform"

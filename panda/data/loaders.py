@@ -6,21 +6,26 @@ The sampler draws the order of an epoch, and a seed for the random choices of ea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
 from panda.data.worker_process import end_with_parent
 from panda.errors import ConfigError
+from panda.settings import count_cores
 
 Batch = TypeVar("Batch")
 T_co = TypeVar("T_co", covariant=True)
 _SEEDS = 2**62
+_MOST_WORKERS = 16
+Workers = Annotated[int, Field(ge=0)] | Literal["auto"]
+"""Processes of a loader, 0 for none; see `count_workers` for `auto`."""
 Choice = Callable[[np.random.Generator], NDArray[np.int64]]
 """See `panda.data.samplers`."""
 
@@ -118,7 +123,7 @@ def make_train_loader(
     dataset: Dataset[Any],
     items: int,
     batch_size: int,
-    num_workers: int,
+    num_workers: Workers,
     trainer: pl.Trainer | None = None,
     *,
     choose: Choice | None = None,
@@ -143,8 +148,17 @@ def make_train_loader(
         sampler=DrawSampler(items, torch.initial_seed(), choose, share),
         drop_last=batch_size > 1 and a_device > 1 and a_device % batch_size == 1,
         collate_fn=collate,
-        **_make_options(num_workers),
+        **_make_options(count_workers(num_workers, trainer)),
     )
+
+
+def count_workers(asked: Workers, trainer: pl.Trainer | None = None) -> int:
+    """Return the number of processes of a loader.
+
+    `auto` leaves one core to the process that trains, of those for each device, and takes at most 16 others.
+    """
+    devices = 1 if trainer is None else trainer.world_size
+    return min(max(count_cores() // devices - 1, 0), _MOST_WORKERS) if asked == "auto" else asked
 
 
 def _find_share(trainer: pl.Trainer | None, items: int) -> tuple[int, int]:
@@ -158,7 +172,7 @@ def _find_share(trainer: pl.Trainer | None, items: int) -> tuple[int, int]:
 def make_ordered_loader(
     dataset: Dataset[Any],
     batch_size: int,
-    num_workers: int,
+    num_workers: Workers,
     trainer: pl.Trainer | None = None,
     *,
     collate: Callable[[list[Any]], Any] | None = None,
@@ -173,7 +187,7 @@ def make_ordered_loader(
     items = len(dataset)  # type: ignore[arg-type]
     device, devices = _find_share(trainer, items)
     mine = None if devices == 1 else range(device, items, devices)
-    options = _make_options(num_workers)
+    options = _make_options(count_workers(num_workers, trainer))
     return DataLoader(dataset, batch_size=batch_size, shuffle=False, sampler=mine, collate_fn=collate, **options)
 
 

@@ -51,7 +51,11 @@ class Optim(Settings):
         trained = [p for p in parameters if p.requires_grad]
         optimizer: torch.optim.Optimizer
         if self.name == "adamw":
-            optimizer = torch.optim.AdamW(trained, lr=self.lr, weight_decay=self.weight_decay)
+            fused = all(parameter.is_cuda for parameter in trained)  # one kernel a step instead of several a weight
+            optimizer = torch.optim.AdamW(trained, lr=self.lr, weight_decay=self.weight_decay, fused=fused or None)
+            # A fused step could also undo the scale of 16-mixed. Lightning leaves that to it, and then refuses to clip
+            # gradients, in bf16-mixed too, which has no scale.
+            optimizer._step_supports_amp_scaling = False
         else:
             optimizer = torch.optim.SGD(
                 trained, lr=self.lr, weight_decay=self.weight_decay, momentum=self.momentum, nesterov=self.momentum > 0
