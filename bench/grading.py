@@ -27,7 +27,8 @@ from panda.data.loaders import make_train_loader
 from panda.data.manifest import SlideRecord
 from panda.data.tile_selection import select_tile_coords_for_slide
 from panda.inference.compute import EngineSettings
-from panda.inference.features import FeatureCache
+from panda.inference.feature_cache import FeatureCache
+from panda.inference.features import TileBag
 from panda.models.mil import MILNet
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import find_tissue
@@ -76,7 +77,7 @@ def measure(record: SlideRecord, rounds: int, results: Results) -> None:
                     None, None, tissue, view, k=GRADING_K, tile_size=GRADING_SIZE, seed=seed
                 )
                 items["pixels"].append(BagItem(record, coords))
-                kept = cache.encode(slide, coords, view, GRADING_SIZE, None)
+                kept = cache.encode(slide, TileBag(record.image_path, coords, view, GRADING_SIZE))
                 items["features"].append(BagItem(record, coords, None, kept))
         steps["features"].network.train()
         sources: dict[str, Iterator[Any]] = {}

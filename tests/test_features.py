@@ -1,5 +1,7 @@
 """The feature cache: its content, when it is renewed, and bags of features."""
 
+import contextlib
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ import torch
 from panda.data.bags import read_bag, read_features
 from panda.data.bagset import BagItem, BagSet, BagSettings
 from panda.data.manifest import SlideRecord
-from panda.errors import ManifestError
+from panda.errors import ExhaustedError, ManifestError, SlideError
+from panda.files import hold_lock
 from panda.inference.compute import EngineSettings
-from panda.inference.features import FeatureCache, encode_tiles
+from panda.inference.feature_cache import FeatureCache
+from panda.inference.features import TileBag, TileEncoder, encode_tiles
 from panda.inference.grader import GradingPredictor, select_tiles
 from panda.models.mil import MILNet
 from panda.wsi.slide import Slide
@@ -43,7 +47,7 @@ def cache(tmp_path: Path) -> FeatureCache:
 
 def encode(cache: FeatureCache, path: Path, coords: Any = COORDS, side: int = 64) -> Path:
     with Slide.open(path) as slide:
-        return cache.encode(slide, coords, slide.choose_resolution(level=1), side, None)
+        return cache.encode(slide, TileBag(path, coords, slide.choose_resolution(level=1), side))
 
 
 def test_feature_cache_features_equal_network_output(cache: FeatureCache, path: Path) -> None:
@@ -65,7 +69,7 @@ def test_feature_cache_folder_cannot_be_made_raises(tmp_path: Path) -> None:
 
 def test_feature_cache_encodes_each_tile_once(cache: FeatureCache, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = encode(cache, path)
-    monkeypatch.setattr("panda.inference.features.encode_tiles", None)
+    monkeypatch.setattr("panda.inference.feature_cache.encode_tiles", None)
     assert encode(cache, path) == first
     again = FeatureCache(net(), SETTINGS, cache.folder.parent)
     assert encode(again, path) == first, "a new process with the same weights finds them"
@@ -110,7 +114,7 @@ def test_bag_set_of_features_is_padded_and_masked(cache: FeatureCache, path: Pat
     longer = np.concatenate([COORDS, COORDS[:3]])
     bags = BagSet([item, BagItem(record, longer, None, encode(cache, path, longer))], BagSettings(k=4000))
     bag, mask, label, name = bags[0]
-    assert bag.shape == (8, cache.network.feature_dim), "as long as the longest bag that there is"
+    assert bag.shape == (8, cache.encoder.feature_dim), "as long as the longest bag that there is"
     assert mask.tolist() == [True] * 5 + [False] * 3
     assert (label, name) == (3, "s")
     assert not bag[5:].any()
@@ -131,11 +135,11 @@ def test_grading_predictor_reads_cached_features(tmp_path: Path, monkeypatch: py
     (record, *_) = make_folder(tmp_path / "data", 2)
     encoded: list[int] = []
 
-    def counted(network: MILNet, slide: Slide, coords: Any, *args: Any, **options: Any) -> Any:
-        encoded.append(len(coords))
-        return encode_tiles(network, slide, coords, *args, **options)
+    def counted(encoder: TileEncoder, slide: Slide, bag: TileBag) -> Any:
+        encoded.append(len(bag.coords))
+        return encode_tiles(encoder, slide, bag)
 
-    for module in ("features", "grader"):
+    for module in ("feature_cache", "grader"):
         monkeypatch.setattr(f"panda.inference.{module}.encode_tiles", counted)
     grader = GradingPredictor.from_checkpoint(ready, SETTINGS, tmp_path / "patches")
     with Slide.open(record.image_path) as slide:
@@ -145,7 +149,7 @@ def test_grading_predictor_reads_cached_features(tmp_path: Path, monkeypatch: py
         view = metadata.resolution.resolve(slide)
         coords = select_tiles(slide, view, tissue, None, metadata.tiles, tile_size=64)
         if frozen:
-            FeatureCache(network, SETTINGS, tmp_path / "patches").encode(slide, coords, view, 64, None)
+            FeatureCache(network, SETTINGS, tmp_path / "patches").encode(slide, TileBag(slide.path, coords, view, 64))
         encoded.clear()
         found = grader.grade(slide, tissue, None)
     assert encoded == ([] if frozen else [3])
@@ -153,20 +157,110 @@ def test_grading_predictor_reads_cached_features(tmp_path: Path, monkeypatch: py
 
 
 def test_encode_tiles_any_count_keeps_order(path: Path) -> None:
+    encoder = TileEncoder(net(), SETTINGS)
     with Slide.open(path) as slide:
+        view = slide.choose_resolution(level=1)
         for count in (1, 2, 5):
-            found = encode_tiles(
-                net().eval(),
-                slide,
-                COORDS[:count],
-                slide.choose_resolution(level=1),
-                tile_size=64,
-                stain=None,
-                settings=SETTINGS,
-            )
+            found = encode_tiles(encoder, slide, TileBag(path, COORDS[:count], view, 64))
             assert len(found) == count
-            one = encode_tiles(
-                net().eval(), slide, COORDS[count - 1 : count], slide.choose_resolution(level=1),
-                tile_size=64, stain=None, settings=SETTINGS,
-            )  # fmt: skip
-            np.testing.assert_allclose(found[-1], one[0], rtol=1e-3, atol=1e-3)
+            for at in range(count):
+                one = encode_tiles(encoder, slide, TileBag(path, COORDS[at : at + 1], view, 64))
+                np.testing.assert_allclose(found[at], one[0], rtol=1e-3, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def bags(tmp_path_factory: pytest.TempPathFactory) -> list[TileBag]:
+    """Bags of three slides, of 5, 3 and 4 tiles."""
+    made = []
+    for number, count in enumerate((5, 3, 4)):
+        image = np.random.default_rng(number).integers(0, 255, (768, 1024, 3)).astype(np.uint8)
+        path = write_pyramid(tmp_path_factory.mktemp("bag") / f"s{number}.tiff", image, mpp=0.5)
+        with Slide.open(path) as slide:
+            made.append(TileBag(path, COORDS[:count], slide.choose_resolution(level=1), 64))
+    return made
+
+
+def encode_all(cache: FeatureCache, bags: list[TileBag]) -> dict[TileBag, Path | Exception]:
+    found: dict[TileBag, Path | Exception] = {}
+    cache.encode_all(bags, Slide.open, found.__setitem__)
+    return found
+
+
+def find_alone(bag: TileBag) -> Any:
+    with Slide.open(bag.path) as slide:
+        return encode_tiles(TileEncoder(net(), SETTINGS), slide, bag)
+
+
+def test_feature_cache_slides_share_batches(
+    cache: FeatureCache, bags: list[TileBag], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    run = cache.encoder.run
+
+    def count(images: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(images))
+        return run(images)
+
+    monkeypatch.setattr(cache.encoder, "run", count)
+    with Slide.open(bags[1].path) as slide:
+        stored = cache.encode(slide, bags[1])
+    sizes.clear()
+    found = encode_all(cache, bags)
+    assert sizes == [2, 2, 2, 2, 1], "the fifth tile of the first slide is with the first one of the third"
+    assert found[bags[1]] == stored
+    for bag in bags:
+        file = found[bag]
+        assert isinstance(file, Path)
+        np.testing.assert_allclose(read_features(file), find_alone(bag), rtol=1e-4, atol=1e-4)
+
+
+def test_feature_cache_damaged_slide_fails_alone(
+    cache: FeatureCache, bags: list[TileBag], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Slide.read
+
+    def fail(slide: Slide, resolution: Any, corner: tuple[int, int], size: tuple[int, int]) -> Any:
+        if slide.path == bags[0].path and corner == (512, 256):
+            raise SlideError(f"{slide.path}: damaged")
+        return read(slide, resolution, corner, size)
+
+    monkeypatch.setattr(Slide, "read", fail)
+    absent = TileBag(tmp_path / "absent.tiff", COORDS, bags[0].resolution, 64)
+    found = encode_all(cache, [bags[0], absent, *bags[1:]])
+    assert isinstance(found[bags[0]], SlideError)
+    assert isinstance(found[absent], SlideError)
+    for bag in bags[1:]:
+        file = found[bag]
+        assert isinstance(file, Path)
+        np.testing.assert_allclose(read_features(file), find_alone(bag), rtol=1e-4, atol=1e-4)
+    assert len(list(cache.folder.glob("*.npz"))) == 2
+
+
+def test_feature_cache_exhausted_memory_ends_work(
+    cache: FeatureCache, bags: list[TileBag], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("panda.inference.features.read_tiles", fail)
+    before = threading.active_count()
+    with pytest.raises(ExhaustedError):
+        encode_all(cache, bags)
+    assert threading.active_count() == before
+
+
+def test_feature_cache_bag_of_another_run_waits_for_end(cache: FeatureCache, bags: list[TileBag]) -> None:
+    with Slide.open(bags[0].path) as slide:
+        path = cache._find_file(slide, bags[0])
+    order: list[TileBag] = []
+    with contextlib.ExitStack() as other:
+        other.enter_context(hold_lock(path))
+
+        def on_bag(bag: TileBag, found: Path | Exception) -> None:
+            order.append(bag)
+            assert isinstance(found, Path)
+            if bag is bags[2]:
+                other.close()
+
+        cache.encode_all(bags, Slide.open, on_bag)
+    assert order == [bags[1], bags[2], bags[0]]

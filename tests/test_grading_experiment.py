@@ -13,14 +13,17 @@ from tqdm import tqdm
 
 from panda.app.grading import GradingExperiment
 from panda.app.grading_config import copy_encoder
+from panda.data.bags import read_tiles
 from panda.data.bagset import BagItem
 from panda.data.manifest import SlideRecord
-from panda.errors import ConfigError
+from panda.errors import ConfigError, SlideError
+from panda.inference.features import TileBag
 from panda.inference.grader import GradingPredictor
 from panda.models.mil import MILNet
 from panda.models.segmentation import Segmenter
 from panda.report.run_summary import SCHEMA, CommonSummary
 from panda.tables import read_output_table
+from panda.wsi.slide import Slide
 from tests.checkpoints import grading_checkpoint
 from tests.panda_folder import HEIGHT, WIDTH, make_folder
 from tests.pyramids import write_pyramid
@@ -103,11 +106,11 @@ def test_grading_unscored_test_slides_are_not_read(
     grading = make_experiment(tmp_path, f"test_slides={str(scored).lower()}")
     tested = {record.slide_id for record in grading.data.list_splits()["test"]}
     looked_at: set[str] = set()
-    bag_item = grading._make_bag
+    make_bag = grading._make_bag
 
-    def seen(mpps: list[float], cache: None, record: SlideRecord, bar: "tqdm[Any]") -> BagItem:
+    def seen(record: SlideRecord, bar: "tqdm[Any]") -> tuple[SlideRecord, TileBag]:
         looked_at.add(record.slide_id)
-        return bag_item(mpps, cache, record, bar)
+        return make_bag(record, bar)
 
     monkeypatch.setattr(grading, "_make_bag", seen)
     with pytest.raises(Trains):
@@ -123,10 +126,32 @@ def test_grading_feature_store_on_full_disk_fails_no_slide(
         raise OSError(code, os.strerror(code))
 
     grading, run = make_experiment(tmp_path, "model.freeze_encoder=true"), make_run_without_training(tmp_path)
-    monkeypatch.setattr("panda.inference.features.np.savez", full)
+    monkeypatch.setattr("panda.inference.feature_cache.np.savez", full)
     with pytest.raises(OSError, match=os.strerror(code)):
         grading.run(run)
     assert run.failures == []
+
+
+def test_grading_slide_without_features_is_a_failure_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grading, run = make_experiment(tmp_path, "model.freeze_encoder=true"), make_run_without_training(tmp_path)
+    lost = grading.data.list_splits()["train"][0]
+    read = read_tiles
+
+    def fail(slide: Slide, *args: Any) -> Any:
+        if slide.slide_id == lost.slide_id:
+            raise SlideError(f"{slide.path}: damaged")
+        return read(slide, *args)
+
+    monkeypatch.setattr("panda.inference.features.read_tiles", fail)
+    with pytest.raises(Trains):
+        grading.run(run)
+    assert [(failure.slide_id, failure.stage) for failure in run.failures] == [(lost.slide_id, "features of train")]
+    assert lost.slide_id not in grading.prepare().train_slides
+    for item in grading._items["train"]:
+        assert item.features is not None
+        assert item.features.name.startswith(item.record.slide_id)
 
 
 @pytest.mark.parametrize(("frozen", "colours"), [("true", "none"), ("false", "light")])

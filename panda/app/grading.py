@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import hashlib
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,14 @@ from panda.app.run import Run, note_level
 from panda.app.slide_grading import SlideGrading
 from panda.data.bag_datamodule import BagDataModule
 from panda.data.bagset import BagItem, BagSettings
-from panda.data.failures import Failure
+from panda.data.failures import Failure, record_failure
 from panda.data.manifest import SlideRecord
 from panda.data.splits import Split
 from panda.data.summary import DataSummary
 from panda.errors import ManifestError
 from panda.files import identity
-from panda.inference.features import FeatureCache
+from panda.inference.feature_cache import FeatureCache
+from panda.inference.features import TileBag
 from panda.inference.grader import GradingPredictor, select_tiles
 from panda.inference.grading_metrics import GradedSlide, summarize_grades, summarize_test_grades
 from panda.inference.slide_loop import run_over_slides
@@ -55,6 +57,7 @@ class GradingExperiment:
         self.failures: list[Failure] = []
         self._items: dict[Split, list[BagItem]] = {}
         self._metadata: GradingMetadata | None = None
+        self._cache: FeatureCache | None = None
         if cfg.unloaded_weights == SEGMENTATION_ENCODER:
             copy_encoder(self.network, self.guidance.segmenters[0])
         elif cfg.unloaded_weights:
@@ -70,27 +73,26 @@ class GradingExperiment:
         if self._metadata is not None:
             return self._metadata
         splits = list_guided_splits(self.data, self.guidance, self.settings.target)
-        cache = None
         if self.network.frozen:
-            cache = FeatureCache(self.network, self.engine, self.data.settings.store_root)
+            self._cache = FeatureCache(self.network, self.engine, self.data.settings.store_root)
         items = self._items
-        mpps: dict[Split, list[float]] = {name: [] for name in splits}
+        mpps: list[float] = []
         for name, records in splits.items():
             if name == "test" and not self.cfg.test_slides:
                 continue
-            items[name] = run_over_slides(
-                records,
-                lambda record: record.slide_id,
-                f"tiles of {name}",
-                # The grader reads the tiles of test slides itself.
-                functools.partial(self._make_bag, mpps[name], cache if name != "test" else None),
-                self.failures.append,
+            bags = run_over_slides(
+                records, lambda record: record.slide_id, f"tiles of {name}", self._make_bag, self.failures.append
             )
+            # The grader reads the tiles of test slides itself.
+            cache = None if name == "test" else self._cache
+            items[name] = self._encode(bags, cache, name) if cache else list(map(_make_item, bags))
+            if name == "train":
+                mpps += [mpp for _, bag in bags if (mpp := bag.resolution.mean_mpp)]
             if not items[name] and records:
                 raise ManifestError(f"no slide of the {name} split could be used: {self.failures[-1].message}")
         self._metadata = GradingMetadata(
             network=self.network.options,
-            resolution=TrainedResolution.from_slides(self.tiles.resolution, mpps["train"]),
+            resolution=TrainedResolution.from_slides(self.tiles.resolution, mpps),
             tile_size=self.tiles.tile_size,
             tiles=self.tiles.selection,
             target=self.settings.target,
@@ -151,18 +153,36 @@ class GradingExperiment:
         assert record.isup_grade is not None  # a bag without a grade is refused
         return int(find_class(torch.tensor(record.isup_grade), self.settings.target))
 
-    def _make_bag(self, mpps: list[float], cache: FeatureCache | None, record: SlideRecord, bar: tqdm[Any]) -> BagItem:
+    def _make_bag(self, record: SlideRecord, bar: tqdm[Any]) -> tuple[SlideRecord, TileBag]:
         with self.data.settings.slide_options.open(record.image_path) as slide:
             tissue = find_tissue(slide)
             view = self.tiles.resolution.resolve(slide)
             with self.guidance.hold_canvas(slide, tissue, bar) as canvas:
                 size = self.tiles.tile_size
                 coords = select_tiles(slide, view, tissue, canvas, self.tiles.selection, tile_size=size)
-            if view.mean_mpp:
-                mpps.append(view.mean_mpp)
             stain = find_stain(slide, tissue) if self.data.settings.normalize else None
-            features = cache.encode(slide, coords, view, self.tiles.tile_size, stain) if cache else None
-            return BagItem(record, coords, stain, features)
+            return record, TileBag(record.image_path, coords, view, size, stain)
+
+    def _encode(self, bags: Sequence[tuple[SlideRecord, TileBag]], cache: FeatureCache, split: str) -> list[BagItem]:
+        """Encode bags into features, and return items of those that could be encoded."""
+        stage = f"features of {split}"
+        features: dict[TileBag, Path] = {}
+        records = {bag: record for record, bag in bags}
+        with tqdm(total=len(bags), desc=stage, unit="slide", dynamic_ncols=True) as bar:
+
+            def add(bag: TileBag, found: Path | Exception) -> None:
+                bar.update()
+                if isinstance(found, Exception):
+                    self.failures.append(record_failure(records[bag].slide_id, stage, found))
+                else:
+                    features[bag] = found
+
+            cache.encode_all(list(records), self.data.settings.slide_options.open, add)
+        return [
+            dataclasses.replace(_make_item((record, bag)), features=features[bag])
+            for record, bag in bags
+            if bag in features
+        ]
 
     def _identify_bag(self, item: BagItem) -> list[Any]:
         """Return the identity of a bag: slide, class, tiles, and the file of its features if they are cached."""
@@ -172,6 +192,7 @@ class GradingExperiment:
 
     def _list_notes(self, run: Run, items: Mapping[Split, Sequence[BagItem]]) -> None:
         run.notes += self.guidance.list_notes(items, self.tiles)
+        run.notes += self._cache.encoder.notes if self._cache else []
         classes = CLASSES[self.settings.target]
         counts = Counter(self._find_class(item.record) for item in items["train"])
         absent = [str(c) for c in range(classes) if not counts[c]]
@@ -215,3 +236,9 @@ class GradingExperiment:
             if tested and run.wandb is not None:
                 log_slides(run.wandb, "test_slides", rows, run.folder / "slides")
         return graded
+
+
+def _make_item(bag: tuple[SlideRecord, TileBag]) -> BagItem:
+    """Return the item of a bag whose pixels are read."""
+    record, tiles = bag
+    return BagItem(record, tiles.coords, tiles.stain)

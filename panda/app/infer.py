@@ -95,7 +95,7 @@ def infer(cfg: DictConfig) -> list[SlideResult]:
                 writing.fail(path.stem, error)
             writing.record()
         writing.record(everything=True)
-    notes += predictor.model.notes
+    notes += [*predictor.model.notes, *(grader.notes if grader else [])]
     tables.scan()  # another process may have mapped slides into this folder
     results = tables.write()
     if others := tables.note():

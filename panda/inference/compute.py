@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from panda.errors import ExhaustedError
 from panda.inference.canvas import BUDGET
 from panda.inference.modes import TTA, Precision
+from panda.inference.tile_model import TileModel
 from panda.settings import Count, Settings, count_cores, rule
-
-log = logging.getLogger(__name__)
 
 CPU_BATCH = 8
 """Tiles in a batch where nothing is tuned: a larger batch is no faster on a CPU."""
@@ -171,10 +166,8 @@ class ComputeMode:
         return f"{self.precision}{', compiled' if self.compiled else ''}"
 
 
-class InferenceModel:
-    """A segmentation network in evaluation mode, from pixels to probabilities.
-
-    If the memory of the GPU is exhausted, the batches are halved once, with a warning.
+class InferenceModel(TileModel):
+    """A segmentation network in evaluation mode, from tiles to cancer probabilities, (n, h, w).
 
     Args:
         network: (n, 3, h, w) in [0, 1] to logits (n, 1, h, w); it is moved to the device.
@@ -183,87 +176,36 @@ class InferenceModel:
 
     Attributes:
         batch_size: Most tiles that go through the network at once; None until `auto` is tuned on a GPU.
-        notes: What a reader of the results should know, in sentences.
     """
 
     def __init__(self, network: nn.Module, settings: EngineSettings, mode: ComputeMode) -> None:
-        self.network = network
+        device = settings.torch_device
+        untuned = None if device.type == "cuda" else CPU_BATCH
+        super().__init__(network, device, untuned if settings.batch_size == "auto" else settings.batch_size)
         self.settings = settings
         self.mode = mode
-        self.notes: list[str] = []
-        self._device = settings.torch_device
-        self.batch_size: int | None
-        if settings.batch_size != "auto":
-            self.batch_size = settings.batch_size
-        else:
-            self.batch_size = None if self._device.type == "cuda" else CPU_BATCH
         # The same numbers in the memory order that is fast for convolutions on CPUs and tensor cores.
-        self._layout = torch.contiguous_format if self._device.type == "mps" else torch.channels_last
-        self._network: Any = network.eval().to(self._device).to(memory_format=self._layout)
+        self._layout = torch.contiguous_format if device.type == "mps" else torch.channels_last
+        self._network: Any = network.to(memory_format=self._layout)
         if mode.compiled:
-            options: dict[str, Any] = {"freezing": True} if self._device.type == "cpu" else {}
+            options: dict[str, Any] = {"freezing": True} if device.type == "cpu" else {}
             self._network = torch.compile(self._network, dynamic=False, options=options)
-        self._uploads = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None  # type: ignore[no-untyped-call]
-
-    def __call__(self, images: Tensor | NDArray[np.uint8]) -> Tensor:
-        """Return cancer probabilities (n, h, w) float32 of images (n, h, w, 3) uint8, on the device.
-
-        A GPU may still compute them when the call returns.
-
-        Raises:
-            ExhaustedError: If the memory of the GPU does not suffice for half of the batch either.
-        """
-        tiles = torch.as_tensor(images)
-        while True:
-            try:
-                parts = [self.run(part) for part in torch.split(tiles, self.batch_size or len(tiles))]
-                return parts[0] if len(parts) == 1 else torch.cat(parts)
-            except torch.OutOfMemoryError as error:
-                self._halve_batches(self.batch_size or len(tiles), error)
-
-    def _halve_batches(self, size: int, error: torch.OutOfMemoryError) -> None:
-        """Use half of a batch size from here on, or raise if that was done before."""
-        half = size // 2
-        if self.notes or not half:
-            remedy = f"give engine.batch_size={half}, or " if half else ""
-            raise ExhaustedError(
-                f"the memory of the GPU is exhausted with batches of {size} tiles, and half of it is not enough: "
-                f"{remedy}free the GPU of other programs; finished work is kept"
-            ) from error
-        self.batch_size = half
-        note = (
-            f"The memory of the GPU was too small for batches of {size} tiles; batches of {half} are used. "
-            f"engine.batch_size={half} uses them from the start."
-        )
-        self.notes.append(note)
-        log.warning("%s", note)
 
     def run(self, images: Tensor) -> Tensor:
-        """Return the probabilities of one batch as `__call__` does, without a limit to its size."""
+        """See `TileModel.run`."""
         count = len(images)
         if self.mode.compiled and (rest := (self.batch_size or count) - count) > 0:
             # A batch of another size would be compiled again.
             images = torch.cat([images, images.new_zeros(rest, *images.shape[1:])])
-        batch = self._upload(images).permute(0, 3, 1, 2).float().div_(255)
+        batch = self.upload(images).permute(0, 3, 1, 2).float().div_(255)
         copies = _COPIES[self.settings.tta]
         half = self.mode.precision == "bf16"
         # A frozen graph does not accept inference tensors.
         guard = torch.no_grad() if self.mode.compiled else torch.inference_mode()
-        with guard, torch.autocast(self._device.type, torch.bfloat16, enabled=half):
+        with guard, torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             maps = []
             for apply, invert in copies:
                 logits = self._network(apply(batch).contiguous(memory_format=self._layout))
                 maps.append(invert(torch.sigmoid(logits.float())[:, 0]))
             mean = maps[0] if len(maps) == 1 else sum(maps[1:], maps[0]).div_(len(maps))
         return mean[:count]
-
-    def _upload(self, images: Tensor) -> Tensor:
-        """Copy images to the device; to a GPU beside the work that is queued there."""
-        if self._uploads is None:
-            return images.to(self._device)
-        with torch.cuda.stream(self._uploads):
-            uploaded = images.to(self._device, non_blocking=True)
-        current = torch.cuda.current_stream(self._device)
-        current.wait_stream(self._uploads)
-        uploaded.record_stream(current)
-        return uploaded

@@ -13,7 +13,8 @@ from panda.data.tile_selection import select_tile_coords_for_slide
 from panda.errors import ConfigError, SlideError
 from panda.inference.canvas import Canvas
 from panda.inference.compute import EngineSettings
-from panda.inference.features import FeatureCache, encode_tiles
+from panda.inference.feature_cache import FeatureCache
+from panda.inference.features import TileBag, TileEncoder, encode_tiles
 from panda.inference.grade import AttendedTile, AttentionScores, Grade, GradeRecord
 from panda.inference.predictor import restore_network
 from panda.models.mil import MILNet
@@ -85,8 +86,14 @@ class GradingPredictor:
         self.checkpoint = checkpoint
         self.metadata = checkpoint.metadata
         self.settings = settings
-        self.network = restore_network(MILNet, checkpoint).eval().to(settings.torch_device)
+        self.network = restore_network(MILNet, checkpoint)
         self._cache = FeatureCache(self.network, settings, store_root) if store_root and self.network.frozen else None
+        self._encoder = self._cache.encoder if self._cache else TileEncoder(self.network, settings)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the grades should know, in sentences."""
+        return self._encoder.notes
 
     @classmethod
     def from_checkpoint(cls, path: Path, settings: EngineSettings, store_root: Path | None = None) -> GradingPredictor:
@@ -110,12 +117,11 @@ class GradingPredictor:
         side, view = self.metadata.tile_size, self.metadata.resolution.resolve(slide)
         coords = select_tiles(slide, view, tissue, canvas, self.metadata.tiles, tile_size=side)
         stain = find_stain(slide, tissue) if self.metadata.normalize else None
+        bag = TileBag(slide.path, coords, view, side, stain)
         if self._cache is not None:
-            features = read_features(self._cache.encode(slide, coords, view, side, stain))
+            features = read_features(self._cache.encode(slide, bag))
         else:
-            features = encode_tiles(
-                self.network, slide, coords, view, tile_size=side, stain=stain, settings=self.settings
-            )
+            features = encode_tiles(self._encoder, slide, bag)
         feats = torch.from_numpy(features).to(self.settings.torch_device)
         with torch.inference_mode():
             logits, weights = self.network.aggregate(feats)
