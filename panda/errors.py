@@ -85,7 +85,8 @@ _REMEDIES = {
         "use data.num_workers=0, or give the container more of it (docker run --shm-size=8g)"
     ),
     "the memory of the GPU is exhausted": (
-        "lower data.batch_size (training) or engine.batch_size (inference), or free the GPU of other programs"
+        "lower data.batch_size (segmentation), tiles.batch_size or model.chunk (grading) or engine.batch_size "
+        "(inference), or free the GPU of other programs"
     ),
     "the memory of the computer, or the limit of the job or container (ulimit -v, ulimit -u), is exhausted": (
         "lower data.num_workers, data.extract_workers, audit.workers, data.batch_size, engine.batch_size or "
@@ -121,6 +122,16 @@ def raise_exhaustion(error: BaseException) -> None:
     """Raise `ExhaustedError` if memory ran out; call it before an error is taken for the fault of a slide."""
     if (found := find_exhaustion(error)) is not None:
         raise found
+
+
+@contextlib.contextmanager
+def name_exhaustion() -> Iterator[None]:
+    """Raise `ExhaustedError` if memory or file handles run out inside; it also decorates functions."""
+    try:
+        yield
+    except Exception as error:
+        raise_exhaustion(error)
+        raise
 
 
 def _classify(error: BaseException) -> int | None:

@@ -208,6 +208,11 @@ def quote(override: str) -> str:
     return shlex.quote(f'{key}="{text}"')
 
 
+def format_override(override: str) -> str:
+    """Return an override `key=value` as it is typed into a shell, quoted only if its value needs it."""
+    return override if re.fullmatch(r"[\w./:+~-]+", override.partition("=")[2]) else quote(override)
+
+
 def _find_faults(check: Callable[[Any], Iterable[str] | None], settings: Settings) -> list[str]:
     """Return the faults that a rule yields, and those of the error that ends it."""
     faults: list[str] = []

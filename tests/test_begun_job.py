@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from panda.app.begun_job import clear_failed_start, continue_job, holds_run
 from panda.app.hydra_job import make_new_folder
+from panda.app.training_reuse import Training
 from panda.errors import ConfigError
 from tests.summaries import fill_summary
 
@@ -63,9 +64,10 @@ def test_continue_job_begins_resumes_or_reuses(leave: Callable[..., Path]) -> No
     leave("checkpoints/last.ckpt")
     last = folder / "checkpoints" / "last.ckpt"
     assert continue_job(CFG, folder) == (last, None)
-    (folder / "training.json").write_text('{"trained_by": "0"}')
+    training = Training(fingerprint="0" * 64, epochs=1, decided={}, trained_by="0")
+    training.write(folder)
     assert continue_job(CFG, folder) == (None, None)
-    (folder / "training.json").write_text('{"trained_by": null}')
+    training.model_copy(update={"trained_by": None}).write(folder)
     (folder / "summary.json").write_text(json.dumps(fill_summary({})))
     assert continue_job(CFG, folder) == (last, None), "it was killed before its page"
     leave("report.html")

@@ -5,15 +5,26 @@ from __future__ import annotations
 import errno
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import cv2
 import pytest
 import torch
 
 from panda.app.build import Faults
+from panda.data.extraction import extract_store
+from panda.data.settings import PatchSettings
+from panda.data.stain_estimates import estimate_stains
+from panda.data.store import StoreResult
 from panda.errors import ConfigError, ExhaustedError, SlideError, find_exhaustion
+from panda.models.segmentation import Segmenter
 from panda.synthetic.dataset import SyntheticSpec, draw_dataset
+from panda.tables import read_output_table
+from tests.checkpoints import grading_checkpoint, segmentation_checkpoint
+from tests.integration.entry_points import Done, run_entry_point
+from tests.panda_folder import make_folder
 
 _BUS_ERROR = (
     "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out of "
@@ -111,3 +122,111 @@ def test_limited_memory_is_no_fault_of_a_slide(tmp_path: Path, mib: int) -> None
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("memory of the computer") == 2, done.stdout + done.stderr
+
+
+def run_exhausted(target: str, error: Exception, work: Callable[[], object], remedy: str = "exhausted") -> None:
+    """Check that work raises `ExhaustedError` with a remedy while a function of it fails."""
+    with patch(target, side_effect=error), pytest.raises(ExhaustedError, match=remedy):
+        work()
+
+
+NO_THREAD = RuntimeError("can't start new thread")
+NO_FILE = OSError(errno.EMFILE, "Too many open files")
+
+
+@pytest.mark.parametrize(
+    ("target", "error", "remedy"),
+    [
+        ("threading.Thread.start", NO_THREAD, "ulimit -u"),
+        ("panda.data.extraction.find_tissue", NO_THREAD, "ulimit -u"),
+        ("panda.data.extraction.find_tissue", MemoryError(), "more memory"),
+        ("panda.data.extraction.LabelMask.open", NO_FILE, "ulimit -n"),
+        ("panda.wsi.readers.OpenSlideReader.read", MemoryError(), "more memory"),
+        ("panda.data.extraction.prepare_store", NO_FILE, "ulimit -n"),
+        ("panda.data.extraction.write_beside", NO_FILE, "ulimit -n"),
+    ],
+)
+def test_extract_store_exhaustion_is_no_fault_of_a_slide(
+    tmp_path: Path, target: str, error: Exception, remedy: str
+) -> None:
+    records = make_folder(tmp_path / "data", 2)
+    settings = PatchSettings(level=0, patch_size=64, reader="openslide")
+
+    def extract() -> StoreResult:
+        return extract_store(records, settings, tmp_path / "out", tmp_path / "data", progress=False)
+
+    run_exhausted(target, error, extract, remedy)
+    assert len(extract().slides) == 2
+
+
+@pytest.mark.parametrize("error", [NO_THREAD, MemoryError(), NO_FILE])
+def test_estimate_stains_exhaustion_is_no_fault_of_a_slide(tmp_path: Path, error: Exception) -> None:
+    records, settings = make_folder(tmp_path / "data", 2), PatchSettings(level=0, patch_size=64)
+    result = extract_store(records, settings, tmp_path / "out", tmp_path / "data", progress=False)
+    for target in ("threading.Thread.start", "panda.data.stain_estimates.find_stain"):
+        run_exhausted(target, error, lambda: estimate_stains(result, settings))
+    assert len(estimate_stains(result, settings)[1]) == 2
+
+
+@pytest.mark.parametrize("target", ["threading.Thread.start", "panda.synthetic.dataset.draw_slide"])
+@pytest.mark.parametrize("error", [NO_THREAD, MemoryError(), NO_FILE])
+def test_draw_dataset_exhaustion_is_named(tmp_path: Path, target: str, error: Exception) -> None:
+    spec = SyntheticSpec(slides=2, width=1024, height=768)
+    run_exhausted(target, error, lambda: draw_dataset(tmp_path / "data", spec, progress=False))
+    assert draw_dataset(tmp_path / "data", spec, progress=False).is_dir()
+
+
+GPU_FULL = torch.OutOfMemoryError(
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB"
+)
+
+
+@pytest.mark.parametrize("step", ["segmentation.Segmenter.forward", "mil.MILNet.encode"])
+def test_infer_gpu_memory_exhausted_is_one_message(tmp_path: Path, step: str) -> None:
+    slides = [record.image_path for record in make_folder(tmp_path / "data", 2)]
+    given = (
+        f"checkpoint={segmentation_checkpoint(tmp_path / 'best.ckpt')}",
+        f"grading_checkpoint={grading_checkpoint(tmp_path / 'grader.ckpt')}",
+        f"slides={slides[0].parent}",
+        "engine.device=cpu",
+        "engine.batch_size=4",
+    )
+    with patch(f"panda.models.{step}", side_effect=GPU_FULL):
+        done = run_entry_point("infer", tmp_path, *given)
+    assert_one_message(done, "the memory of the GPU is exhausted", "engine.batch_size")
+    assert read_output_table(tmp_path / "out" / "failures.csv") == []
+
+
+def assert_one_message(done: Done, what: str, remedy: str) -> None:
+    """Check that a command ended with one error, which names what ran out and the remedy."""
+    assert done.returncode == 1, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr, done.stderr[-3000:]
+    (message,) = [line for line in done.stderr.splitlines() if "Error: " in line]
+    assert f"ExhaustedError: {what}" in message
+    assert remedy in message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["segmentation", "grading"])
+def test_train_gpu_memory_exhausted_is_one_message(tmp_path: Path, task: str) -> None:
+    make_folder(tmp_path / "data", 8)
+    common = ("data=panda", "data.root=data", "trainer=cpu", "data.num_workers=0", "logger=csv", "name=x")
+    if task == "segmentation":
+        step, own = (
+            "panda.tasks.segmentation.SegmentationTask.forward",
+            ("data.patch_size=64", "model.encoder_name=resnet18"),
+        )
+        remedy = "data.batch_size (segmentation)"
+    else:
+        step, own = "panda.models.mil.MILNet.forward", ("task=grading", "tiles=tissue", "tiles.tile_size=64")
+        remedy = "tiles.batch_size or model.chunk (grading)"
+    with patch(step, side_effect=GPU_FULL):
+        done = run_entry_point("train", tmp_path, *common, *own)
+    assert_one_message(done, "the memory of the GPU is exhausted", remedy)
+    assert (tmp_path / "runs" / task / "x" / "error.txt").read_text().startswith("ExhaustedError: ")
+
+
+@pytest.mark.parametrize("error", [GPU_FULL, MemoryError()])
+def test_check_patch_size_exhaustion_is_no_fault_of_the_size(error: Exception) -> None:
+    network = Segmenter("unet", "resnet18", decoder_channels=[16, 16, 8, 8, 8])
+    run_exhausted("panda.models.segmentation.Segmenter.forward", error, lambda: network.check_patch_size(64))

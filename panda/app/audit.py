@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from panda.app.hydra_job import find_idle_faults, list_overrides
 from panda.app.registry import find_undeclared
 from panda.data.settings import FolderSettings
 from panda.files import hold_lock
-from panda.settings import Settings, Text, count_cores, quote, rule
+from panda.settings import Settings, Text, count_cores, format_override, rule
 
 if TYPE_CHECKING:  # slow to import, see `audit`
     from panda.audit.tables import AuditSummary
@@ -181,7 +180,6 @@ def list_next_steps(summary: AuditSummary, out: Path) -> list[str]:
         if name in SPOILT_LABELS or (count.severity == "error" and name not in REFUSED_ROWS)
     ]
     filters = f" data.exclude=[{','.join(exclude)}]" if exclude else ""
-    files = [f"data.findings={out / FINDINGS_TABLE}", f"data.groups={out / GROUPS}"]
-    quoted = " ".join(file if re.fullmatch(r"[\w.=/:+~-]+", file) else quote(file) for file in files)
-    steps.append(f"python train.py {given} {quoted}{filters}")
+    files = map(format_override, (f"data.findings={out / FINDINGS_TABLE}", f"data.groups={out / GROUPS}"))
+    steps.append(f"python train.py {given} {' '.join(files)}{filters}")
     return steps

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from panda.app.resume import read_run_config
 from panda.app.tracking import flatten, set_wandb_aside
-from panda.app.training_reuse import RECORD
-from panda.errors import ConfigError
+from panda.app.training_reuse import RECORD, Training
+from panda.errors import ConfigError, PandaError
 from panda.files import remove
 from panda.report.run_summary import RunSummary, read_summary
 
@@ -56,8 +55,8 @@ def continue_job(cfg: DictConfig, folder: Path) -> tuple[Path | None, RunSummary
 
 def _was_taken_over(folder: Path) -> bool:
     try:
-        return json.loads((folder / RECORD).read_text(encoding="utf-8"))["trained_by"] is not None
-    except (OSError, ValueError, KeyError, TypeError):
+        return Training.read(folder).trained_by is not None
+    except (OSError, PandaError):  # there is none, or it was edited
         return False
 
 

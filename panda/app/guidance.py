@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from tqdm import tqdm
 
+from panda.app.inference_slides import describe_brackets
 from panda.data.bagset import BagItem
 from panda.data.manifest import SlideRecord
 from panda.data.settings import ResolutionSettings
@@ -110,7 +111,7 @@ class Guidance:
                 raise ConfigError(
                     f"segmentation_checkpoint={given}: tiles.cross_fit=true needs checkpoints of several folds, and "
                     f"there are {len(paths)}; train them with -m data.split=kfold data.fold=0,1,2,3,4 and give a glob, "
-                    "as 'runs/segmentation/sweep-NAME/*/checkpoints/best.ckpt'"
+                    "as 'runs/segmentation/sweep-NAME/*/checkpoints/best.ckpt'" + describe_brackets(str(given))
                 )
         try:
             segmenters = [SegmentationPredictor.from_checkpoint(path, engine) for path in paths]

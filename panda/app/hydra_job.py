@@ -61,7 +61,11 @@ def choices_made() -> list[str]:
 
 def job_folder(own: str | None) -> str | None:
     """Return the folder of a job: in a multirun the one that Hydra made for it, otherwise its own."""
-    return str(HydraConfig.get().runtime.output_dir) if is_multirun() else own
+    if not is_multirun():
+        return own
+    # Not resolved, because Hydra writes the path as it is, and a ${…} in it is text.
+    made: Any = OmegaConf.to_container(HydraConfig.get().runtime, resolve=False)
+    return str(made["output_dir"])
 
 
 def run_folder(resume: str | None, task: str, name: str | None, now: str) -> str:

@@ -51,7 +51,7 @@ def find_slides(given: str) -> FoundSlides:
         raise ConfigError(
             f"slides={given}: no slide found{passed_over and f' (passed over: {passed_over})'}; give a slide, a folder "
             f"of {', '.join(SLIDE_SUFFIXES[:3])} … files, a quoted glob such as 'slides/*.svs', or a CSV with a column "
-            "path or image_id"
+            "path or image_id" + describe_brackets(given)
         )
     twice = [name for name, count in Counter(p.stem for p in found).items() if count > 1]
     if twice:
@@ -59,6 +59,11 @@ def find_slides(given: str) -> FoundSlides:
             f"slides={given}: several slides are named {', '.join(map(repr, sorted(twice)[:5]))}; results go by name"
         )
     return FoundSlides(found, passed_over)
+
+
+def describe_brackets(given: str) -> str:
+    """Return how a glob names a file with a bracket, as the end of a message about a glob that found too little."""
+    return "; in a glob, write [[] for a [ in a name" if "[" in given else ""
 
 
 def _read_slide_table(table: Path) -> list[Path]:

@@ -51,6 +51,7 @@ from panda.report.interpretation import list_headlines
 from panda.report.run_page import write_run_page
 from panda.report.run_summary import RunSummary
 from panda.report.sweep_page import write_sweep
+from panda.settings import format_override
 from panda.tables import read_output_table
 from panda.tasks.checkpoint import AtomicCheckpointIO
 
@@ -153,11 +154,13 @@ def _run(
         if not is_interruption(stop):
             raise
         if run.sweep:
-            remedy = f"the same command with name={run.sweep.name.removeprefix('sweep-')} continues the sweep"
+            name = format_override(f"name={run.sweep.name.removeprefix('sweep-')}")
+            remedy = f"the same command with {name} continues the sweep"
             write_whole(folder / "error.txt", f"interrupted; {remedy}\n")
             write_sweep(run.sweep)
         else:
-            remedy = f"resume it with: python train.py resume={run.last}" if run.last.exists() else ""
+            command = f"python train.py {format_override(f'resume={run.last}')}"
+            remedy = f"resume it with: {command}" if run.last.exists() else ""
         raise Interrupted(remedy) from stop
     finally:
         end_wandb()

@@ -21,7 +21,7 @@ from panda.files import advise_removal
 from panda.inference.compute import EngineSettings
 from panda.inference.legends import ColourMap
 from panda.inference.quantify import QuantifySettings
-from panda.settings import Count, Names, Seed, Settings, Text, accept, is_number, rule
+from panda.settings import Count, Names, Seed, Settings, Text, accept, format_override, is_number, rule
 from panda.tasks.metrics import BINS
 from panda.tasks.optim import Optim
 from panda.tasks.threshold import CRITERIA
@@ -106,10 +106,11 @@ class TrainConfig(Settings):
         begun_job = is_multirun() and (folder / "config.yaml").is_file()
         if not self.resume and not begun_job and not is_unnamed(self) and holds_run(folder):
             last = folder / "checkpoints" / "last.ckpt"
+            resume = format_override(f"resume={last}")
             remedy = advise_removal(folder, "config.yaml", "take another name")
             yield (
                 f"name={self.name}: {folder} holds a run already; {remedy}"
-                + (f", or resume it with resume={last}" if last.exists() else " (it has no checkpoint to resume from)")
+                + (f", or resume it with {resume}" if last.exists() else " (it has no checkpoint to resume from)")
             )
 
     def build(self, key: str, **extra: Any) -> Any:

@@ -67,6 +67,16 @@ class Training(Plain, frozen=True):
             raise PydanticCustomError("decided", "{name} is not decided after training", {"name": unknown[0]})
         return decided
 
+    @classmethod
+    def read(cls, folder: Path) -> Training:
+        """Read the training of a run.
+
+        Raises:
+            OSError: If there is none.
+            PandaError: If it was edited or is of another version.
+        """
+        return read_model(folder / RECORD, TypeAdapter(cls), _REMEDY)
+
     def write(self, folder: Path) -> None:
         """Write the training to the folder of its run. From then on other jobs of the sweep may reuse it."""
         write_json(folder / RECORD, self.model_dump(mode="json"))
@@ -121,7 +131,7 @@ def record_training(folder: Path, training: str, epochs: int, metadata: Checkpoi
     `metadata` is that of the best checkpoint.
     """
     with contextlib.suppress(OSError, PandaError):  # there is none, or it was edited
-        known = read_model(folder / RECORD, TypeAdapter(Training), _REMEDY)
+        known = Training.read(folder)
         if known.fingerprint == training:
             return known
     decided = metadata.model_dump(mode="json", include=set(AFTER_TRAINING))
@@ -137,7 +147,7 @@ def find_training(sweep: Path, training: str, but: Path, metadata: CheckpointMet
     """
     for path in sorted(sweep.glob(f"*/{RECORD}")):
         try:
-            found = read_model(path, TypeAdapter(Training), _REMEDY)
+            found = Training.read(path.parent)
             if path.parent == but or found.fingerprint != training or found.trained_by is not None:
                 continue
             type(metadata).model_validate(metadata.model_dump(mode="json") | found.decided)

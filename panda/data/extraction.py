@@ -40,7 +40,7 @@ from panda.data.store import (
     locate_store,
     prepare_store,
 )
-from panda.errors import MaskError, PandaError, SlideError, raise_exhaustion
+from panda.errors import MaskError, PandaError, SlideError, name_exhaustion, raise_exhaustion
 from panda.files import hold_lock, write_beside
 from panda.wsi.grid import Grid
 from panda.wsi.label_mask import CANCER, LabelMask
@@ -54,6 +54,7 @@ class _StoppedError(Exception):
     """Another slide has ended the run."""
 
 
+@name_exhaustion()
 def extract_store(
     records: Sequence[SlideRecord],
     settings: PatchSettings,
@@ -79,6 +80,7 @@ def extract_store(
     Raises:
         PandaError: If the store cannot be written (a full disk) or will not fit; finished slides are kept.
         ManifestError: If the folder holds a store of other settings.
+        ExhaustedError: If memory, threads or file handles run out.
     """
     store = locate_store(store_root, root, settings)
     slides: dict[str, SlidePatches] = {}

@@ -16,7 +16,7 @@ from panda.data.failures import Failure
 from panda.data.patches import SlidePatches
 from panda.data.settings import PatchSettings
 from panda.data.store import StoreResult
-from panda.errors import raise_exhaustion
+from panda.errors import name_exhaustion, raise_exhaustion
 from panda.files import hold_lock, remove_leftovers, write_json
 from panda.wsi.stain_normalization import STAIN_RULES, StainProfile, find_stain
 from panda.wsi.tissue import find_tissue
@@ -27,6 +27,7 @@ Stains = dict[str, StainProfile | None]
 """Slide id → its stain; None for a slide without two stains."""
 
 
+@name_exhaustion()
 def estimate_stains(result: StoreResult, settings: PatchSettings, *, workers: int = 2) -> tuple[StoreResult, Stains]:
     """Estimate the stain of each slide of a store, if the store does not have it yet.
 
@@ -35,6 +36,7 @@ def estimate_stains(result: StoreResult, settings: PatchSettings, *, workers: in
 
     Raises:
         OSError: If the store cannot be written.
+        ExhaustedError: If memory, threads or file handles run out.
     """
     stains: Stains = {}
     unknown: list[SlidePatches] = []

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from panda.errors import OptionError
+from panda.errors import OptionError, raise_exhaustion
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 """Mean of RGB in [0, 1] over ImageNet, which most pretrained encoders expect to be subtracted."""
@@ -145,6 +145,7 @@ def find_size_fault(module: nn.Module, size: int, *, confirm: bool = True) -> st
                 device = next(module.parameters()).device
                 module(torch.zeros(1, 3, size, size, device=device))
     except Exception as error:
+        raise_exhaustion(error)  # says nothing about the size
         return str(error) or type(error).__name__
     finally:
         for part, mode in modes.items():

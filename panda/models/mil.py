@@ -215,7 +215,7 @@ def _check_mask(shape: torch.Size, mask: Tensor | None, device: torch.device) ->
 def _build_encoder(name: str, weights: str | None) -> nn.Module:
     try:
         encoder: nn.Module = timm.create_model(name, pretrained=False, num_classes=0)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise OptionError(f"encoder={name}: timm cannot build it ({error}); give another model") from error
     if weights is None:
         return encoder

@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import Field
 from tqdm import tqdm
 
-from panda.errors import ConfigError, ManifestError
+from panda.errors import ConfigError, ManifestError, name_exhaustion
 from panda.files import advise_removal, fingerprint, hold_lock, remove, replace, sync, write_whole
 from panda.settings import Settings
 from panda.synthetic.layout import GRADE_PATTERNS, plan_scene
@@ -227,6 +227,7 @@ def _fill(folder: Path, spec: SyntheticSpec, progress: bool) -> None:
     remove(folder / ".drawn")
 
 
+@name_exhaustion()
 def draw_dataset(root: Path, spec: SyntheticSpec, progress: bool = True) -> Path:
     """Draw a data set in PANDA's layout, or reuse the existing one.
 
@@ -237,6 +238,7 @@ def draw_dataset(root: Path, spec: SyntheticSpec, progress: bool = True) -> Path
 
     Raises:
         ManifestError: If `root` holds something else, a data set of another spec, or an incomplete one.
+        ExhaustedError: If memory, threads or file handles run out.
     """
     root = Path(root)
     partial = root.parent / f".{root.name}.{fingerprint(_describe(spec))[:12]}.partial"
