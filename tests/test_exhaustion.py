@@ -211,15 +211,21 @@ def assert_one_message(done: Done, what: str, remedy: str) -> None:
 def test_train_gpu_memory_exhausted_is_one_message(tmp_path: Path, task: str) -> None:
     make_folder(tmp_path / "data", 8)
     common = ("data=panda", "data.root=data", "trainer=cpu", "data.num_workers=0", "logger=csv", "name=x")
-    if task == "segmentation":
-        step, own = (
+    step, remedy, *own = {
+        "segmentation": (
             "panda.tasks.segmentation.SegmentationTask.forward",
-            ("data.patch_size=64", "model.encoder_name=resnet18"),
-        )
-        remedy = "data.batch_size (segmentation)"
-    else:
-        step, own = "panda.models.mil.MILNet.forward", ("task=grading", "tiles=tissue", "tiles.tile_size=64")
-        remedy = "tiles.batch_size or model.chunk (grading)"
+            "data.batch_size (segmentation)",
+            "data.patch_size=64",
+            "model.encoder_name=resnet18",
+        ),
+        "grading": (
+            "panda.models.mil.MILNet.forward",
+            "tiles.batch_size or model.chunk (grading)",
+            "task=grading",
+            "tiles=tissue",
+            "tiles.tile_size=64",
+        ),
+    }[task]
     with patch(step, side_effect=GPU_FULL):
         done = run_entry_point("train", tmp_path, *common, *own)
     assert_one_message(done, "the memory of the GPU is exhausted", remedy)
