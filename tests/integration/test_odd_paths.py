@@ -85,8 +85,8 @@ def test_odd_path_works_in_all_entry_points(tmp_path: Path, odd: str) -> None:
         out = place / f"out{number}"
         sweep = ("-m", "threshold=0.5") if number == 0 else ()
         run(home, "infer", *sweep, give("checkpoint", best), give("slides", slides), give("output", out))
-        page = home / out / ("threshold=0.5" if sweep else "") / slide.stem / "page.html"
-        assert page.is_file()
+        result = home / out / ("threshold=0.5" if sweep else "") / slide.stem / "quantification.json"
+        assert result.is_file()
 
 
 @pytest.mark.parametrize(
