@@ -24,6 +24,7 @@ from panda.data.samplers import SamplerName
 from panda.data.settings import PatchSettings, StoreKind
 from panda.files import remove
 from panda.synthetic.dataset import SyntheticSpec, draw_dataset
+from panda.tasks.threshold import search_threshold
 from tests.checkpoints import grading_checkpoint, segmentation_checkpoint
 from tests.integration.entry_points import REPOSITORY
 from tests.panda_folder import make_folder
@@ -94,7 +95,9 @@ def make_home(home: Path) -> None:
     few.mkdir()
     for path in sorted((home / "data" / "train_images").iterdir())[:3]:
         (few / path.name).symlink_to(path.resolve())
-    segmentation_checkpoint(home / "segmentation.ckpt")
+    # at 0.44 about half of the tissue is tumour, so that regions are drawn and areas compared
+    threshold = search_threshold({}).model_copy(update={"value": 0.44})
+    segmentation_checkpoint(home / "segmentation.ckpt", threshold=threshold)
     grading_checkpoint(home / "grading.ckpt")
 
 
