@@ -73,13 +73,14 @@ _GPU = re.compile(r"(CUDA|HIP|MPS)\b.* out of memory|_STATUS_ALLOC_FAILED", re.I
 _CPU = re.compile(
     r"can'?t allocate memory|cannot allocate memory|DefaultCPUAllocator: not enough memory|std::bad_alloc"
     r"|bad allocation|insufficient memory|can't start new thread|failed to map segment|killed by signal: Killed"
-    r"|could not (create|execute) a primitive$|DataLoader worker .* exited unexpectedly|^\S*MemoryError\b",
+    r"|could not (create|execute) a primitive$|^\S*MemoryError\b",
     re.IGNORECASE | re.MULTILINE,
 )
 _NO_MEMORY = (errno.ENOMEM, errno.EAGAIN)
 """The second is of a process that cannot be started."""
 _FILES = re.compile(r"too many open files", re.IGNORECASE)
 _SIZE = re.compile(r"file </torch_.*: file too large", re.IGNORECASE)
+_ENDED = re.compile(r"DataLoader worker .* exited unexpectedly")
 _REMEDIES = {
     "shared memory (/dev/shm) is exhausted": (
         "use data.num_workers=0, or give the container more of it (docker run --shm-size=8g)"
@@ -95,6 +96,9 @@ _REMEDIES = {
     "the limit on open files (ulimit -n) is exhausted": "raise it, or use data.num_workers=0",
     "the limit on the size of a file (ulimit -f), which holds for shared memory too, is exhausted": (
         "raise it, or use data.num_workers=0"
+    ),
+    "memory, processes or open files of a loader's process (ulimit -v, ulimit -u, ulimit -n) are exhausted": (
+        "its own message is above; raise the limit, or use data.num_workers=0"
     ),
 }
 
@@ -147,7 +151,9 @@ def _classify(error: BaseException) -> int | None:
     passed_on = text.startswith("Caught ")
     if not (passed_on or kind in (RuntimeError, ImportError) or kind.__module__.partition(".")[0] in ("torch", "cv2")):
         return None
-    return next((number for number, sign in enumerate((_SHARED, _GPU, _CPU, _FILES, _SIZE)) if sign.search(text)), None)
+    return next(
+        (number for number, sign in enumerate((_SHARED, _GPU, _CPU, _FILES, _SIZE, _ENDED)) if sign.search(text)), None
+    )
 
 
 def _shorten(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Loader workers of a killed training."""
+"""Loader workers of a killed training, and workers that lose a batch."""
 
 from __future__ import annotations
 
@@ -25,6 +25,26 @@ time.sleep(30)
 """
 
 
+LOSING = """
+import multiprocessing.reduction
+from panda.data.loaders import make_train_loader
+from panda.errors import find_exhaustion
+
+def fail(handle):
+    raise RuntimeError("can't start new thread")
+
+class Items:
+    def __getitem__(self, draw):
+        multiprocessing.reduction.DupFd = fail
+        return draw.item
+
+try:
+    print(list(make_train_loader(Items(), 8, 2, 2)))
+except Exception as error:
+    print(find_exhaustion(error))
+"""
+
+
 def _is_alive(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -45,3 +65,12 @@ def test_loader_workers_end_within_a_second_of_killed_parent() -> None:
         while any(map(_is_alive, workers)) and time.monotonic() < until:
             time.sleep(0.01)
         assert not any(map(_is_alive, workers))
+
+
+def test_loader_worker_that_cannot_pass_on_batch_ends_the_pass() -> None:
+    """Torch would wait for the batch without end."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOSING], capture_output=True, text=True, cwd=REPOSITORY, timeout=60, check=False
+    )
+    assert "a loader's process cannot pass on its batch: RuntimeError: can't start new thread" in done.stderr
+    assert "of a loader's process (ulimit -v, ulimit -u, ulimit -n) are exhausted" in done.stdout

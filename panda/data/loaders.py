@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
-from panda.data.worker_process import end_with_parent
+from panda.data.worker_process import end_at_lost_result, end_with_parent
 from panda.errors import ConfigError
 from panda.settings import count_cores
 
@@ -210,6 +210,7 @@ def convert_to_precision(batch: Batch, trainer: pl.Trainer | None) -> Batch:
 
 
 def _start_worker(number: int) -> None:
-    """End the worker with its parent, and limit OpenCV to one thread, because its pool does not survive a fork."""
+    """Let the worker end in time, and limit OpenCV to one thread, because its pool does not survive a fork."""
     end_with_parent()
+    end_at_lost_result()
     cv2.setNumThreads(0)
