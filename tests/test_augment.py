@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from panda.data.augment import Augmentation
+from panda.data.augment import Augmentation, turn_square
 from panda.data.image_batch import RawPatch, convert_patches, stack_patches
 from panda.data.loaders import Draw, DrawSampler, find_item, find_seed
 from panda.errors import ConfigError
@@ -45,6 +45,15 @@ def test_augmentation_light_keeps_mask_aligned() -> None:
         shapes.add(new_mask.tobytes())
     assert len(shapes) == 8
     assert len({augment("light", image, mask, seed)[0].mean() for seed in range(20)}) > 10
+
+
+def test_turn_square_makes_eight_pictures_alike() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (7, 7, 3), np.uint8)
+    ways = {np.rot90(side, turns).tobytes() for side in (image, image[::-1]) for turns in range(4)}
+    found = [tuple(turn_square((image, image[..., 0].copy()), number)) for number in range(8)]
+    assert {picture.tobytes() for picture, _ in found} == ways
+    for picture, mask in found:
+        np.testing.assert_array_equal(picture[..., 0], mask)
 
 
 def test_augmentation_same_seed_pickled_gives_same_pair() -> None:

@@ -7,6 +7,7 @@ network: what is drawn here is a list of changes, see `panda.data.colour_changes
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import ClassVar, Literal, NamedTuple
 
@@ -84,12 +85,9 @@ class Augmentation(Settings):
     name: Name = "light"
 
     @cached_property
-    def _geometry(self) -> A.Compose:
-        """The transforms of the shape."""
-        turns = [] if self.name == "none" else [A.D4(p=1.0)]
-        if self.name == "strong":
-            turns += [A.Affine(scale=(0.8, 1.25), rotate=(-20, 20), border_mode=cv2.BORDER_REFLECT_101, p=0.5)]
-        return A.Compose(turns)
+    def _affine(self) -> A.Compose:
+        """The change of scale and angle."""
+        return A.Compose([A.Affine(scale=(0.8, 1.25), rotate=(-20, 20), border_mode=cv2.BORDER_REFLECT_101, p=0.5)])
 
     def __call__(self, image: NDArray[np.uint8], mask: NDArray[np.uint8], seed: int) -> Augmented:
         """Turn a pair and draw the changes of its colours; the same seed gives the same result.
@@ -102,6 +100,18 @@ class Augmentation(Settings):
         # One generator for all transforms: the same seed for each would correlate their choices.
         rng = np.random.default_rng(seed)
         changes = _COLOURS[self.name](rng)
-        self._geometry.set_random_state(rng, random.Random(seed))
-        turned = self._geometry(image=image, mask=mask)
-        return Augmented(turned["image"], turned["mask"], changes)
+        if self.name != "none":
+            image, mask = turn_square((image, mask), int(rng.integers(8)))
+        if self.name == "strong":
+            self._affine.set_random_state(rng, random.Random(seed))
+            result = self._affine(image=image, mask=mask)
+            image, mask = result["image"], result["mask"]
+        return Augmented(image, mask, changes)
+
+
+def turn_square(pictures: Sequence[NDArray[np.uint8]], number: int) -> Iterator[NDArray[np.uint8]]:
+    """Turn and mirror square pictures in one of the 8 ways. OpenCV is ten times as fast as a copy by NumPy."""
+    flips: dict[int, int] = {2: 0, 4: 1, 6: -1}
+    for picture in pictures:
+        turned = cv2.transpose(picture) if number & 1 else picture
+        yield np.asarray(cv2.flip(turned, flips[number & 6]) if number & 6 else turned, np.uint8)
