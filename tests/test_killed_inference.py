@@ -43,9 +43,8 @@ def _run(folder: Path, out: str, *overrides: str) -> None:
     register_resolvers()
     given = [f"checkpoint={folder / 'best.ckpt'}", f"output={folder / out}", f"run_dir={folder / out}"]
     with initialize_config_dir(str(_REPOSITORY / "conf"), version_base="1.3"):
-        cfg = compose(
-            "infer", overrides=[*given, f"slides='{folder / 'slides' / '*.tiff'}'", "engine.device=cpu", *overrides]
-        )
+        engine = ("engine.device=cpu", "engine.post_workers=0")
+        cfg = compose("infer", overrides=[*given, f"slides='{folder / 'slides' / '*.tiff'}'", *engine, *overrides])
     infer(cfg)
 
 

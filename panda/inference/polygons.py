@@ -97,8 +97,7 @@ def _find_corners(objects: ConnectedRuns) -> _Corners:
     Both ends of a run are edges between px, one px high. A corner is at the end of an edge that no other one continues.
     """
     runs, stride = objects.runs, objects.runs.shape[1] + 1
-    x = np.stack([runs.left, runs.right], axis=1).ravel()
-    top = np.repeat(runs.y, 2) * stride + x
+    top = np.stack([runs.number_places(runs.left), runs.number_places(runs.right)], axis=1).ravel()
     bottom = top + stride
     is_end = np.tile([False, True], len(runs))
     number = np.repeat(objects.number, 2)

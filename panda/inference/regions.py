@@ -162,7 +162,7 @@ class _EdgeCounts:
         runs = objects.runs
         in_column, in_row = runs.right == resolution.width, runs.y == resolution.height - 1
 
-        def add(values: NDArray[np.int64], chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+        def add(values: NDArray[Any], chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
             sums = np.zeros(len(objects) + 1, np.int64)
             np.add.at(sums, objects.number[chosen], values[chosen])
             return sums

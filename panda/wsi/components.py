@@ -7,7 +7,7 @@ joined. Labels take four bytes a px, so they are not kept but made again when ne
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -125,7 +125,7 @@ class ComponentFinder:
         columns = {"area": 1, "box": 5}[self.measure]
         stats = np.concatenate([np.zeros((0, columns), np.int64), *self._stats])
         pairs = np.concatenate([np.zeros((2, 0), np.int64), *self._pairs], axis=1)
-        roots, of = np.unique(_find_roots(self._count, pairs), return_inverse=True)
+        roots, of = np.unique(find_roots(self._count, pairs), return_inverse=True)
         found = len(roots)
         area, box = np.zeros(found, np.int64), np.zeros((found, 4), np.int64)
         np.add.at(area, of, stats[:, 0])
@@ -170,13 +170,17 @@ def _measure(mask: Mask, connectivity: int, measure: Measure, x0: int, y0: int) 
     return np.asarray(found, np.int32), np.stack(columns, axis=1)
 
 
-def _find_roots(count: int, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+def find_roots(count: int, pairs: NDArray[Any]) -> NDArray[Any]:
     """Return the smallest of all numbers, 0 to count - 1, that pairs join each number to, directly or not.
 
     Each round halves the number of trees at least (Shiloach and Vishkin, "An O(log n) parallel connectivity
     algorithm", J Algorithms 3:57-67, 1982).
+
+    Args:
+        count: How many numbers there are.
+        pairs: (2, n) whole numbers.
     """
-    root = np.arange(count)
+    root = np.arange(count, dtype=pairs.dtype)
     while pairs.size:
         pairs = root[pairs]
         pairs = pairs[:, pairs[0] != pairs[1]]

@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
-from panda.wsi.components import Window
+from panda.wsi.components import Window, find_roots
 
 Mask = NDArray[np.bool_]
 Integers = NDArray[np.int64]
+Places = NDArray[np.int32]
 
 _BAND_PX = 2**20
+_AT_ONCE = 2**16  # runs that are painted, or compared with those above them, at a time
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,15 @@ class Runs:
     """The runs of a mask, row by row and from the left.
 
     Attributes:
-        y: Row, (n,) int64 px.
-        left: First column, (n,) int64 px.
-        right: Column after the last, (n,) int64 px.
+        y: Row, (n,) int32 px.
+        left: First column, (n,) int32 px.
+        right: Column after the last, (n,) int32 px.
         shape: (height, width) of the mask in px.
     """
 
-    y: Integers
-    left: Integers
-    right: Integers
+    y: Places
+    left: Places
+    right: Places
     shape: tuple[int, int]
 
     def __len__(self) -> int:
@@ -45,18 +45,18 @@ class Runs:
     @property
     def length(self) -> Integers:
         """Number of px, (n,)."""
-        return self.right - self.left
+        return np.subtract(self.right, self.left, dtype=np.int64)
 
     @property
     def sum_of_x(self) -> Integers:
         """Sum of the columns of the px, (n,)."""
-        return (self.left + self.right - 1) * self.length // 2
+        return (self.length - 1 + 2 * self.left.astype(np.int64)) * self.length // 2
 
     @classmethod
     def from_mask(cls, mask: Mask) -> Runs:
         """Find the runs of a mask, (H, W) bool, in bands of whole rows."""
         height, width = mask.shape
-        found = [np.zeros((3, 0), np.int64)]
+        found = [np.zeros((3, 0), np.int32)]
         rows = max(1, _BAND_PX // max(1, width))
         for top in range(0, height, rows):
             part = mask[top : top + rows]
@@ -66,7 +66,7 @@ class Runs:
             change[:, 0], change[:, -1] = part[:, 0], part[:, -1]
             np.not_equal(part[:, 1:], part[:, :-1], out=change[:, 1:-1])
             y, x = np.divmod(np.flatnonzero(change), width + 1)
-            found.append(np.stack([y[::2] + top, x[::2], x[1::2]]))
+            found.append(np.stack([y[::2] + top, x[::2], x[1::2]]).astype(np.int32))
         y, left, right = np.concatenate(found, axis=1)
         return cls(y, left, right, (height, width))
 
@@ -77,13 +77,17 @@ class Runs:
     def invert(self) -> Runs:
         """Return the runs of the px outside of the mask."""
         height, width = self.shape
-        stride = width + 1
-        rows = np.arange(height) * stride
-        starts = np.sort(np.concatenate([rows, self.y * stride + self.right]), kind="stable")
-        ends = np.sort(np.concatenate([self.y * stride + self.left, rows + width]), kind="stable")
+        rows = np.arange(height) * (width + 1)
+        starts = np.sort(np.concatenate([rows, self.number_places(self.right)]), kind="stable")
+        ends = np.sort(np.concatenate([self.number_places(self.left), rows + width]), kind="stable")
         some = starts < ends
-        y, left = np.divmod(starts[some], stride)
-        return Runs(y, left, ends[some] - y * stride, self.shape)
+        y, left = np.divmod(starts[some], width + 1)
+        right = ends[some] - y * (width + 1)
+        return Runs(y.astype(np.int32), left.astype(np.int32), right.astype(np.int32), self.shape)
+
+    def number_places(self, x: Places) -> Integers:
+        """Return the numbers of px edges, (n,), in the rows of the runs; a row has one edge more than px."""
+        return self.y.astype(np.int64) * (self.shape[1] + 1) + x
 
     def cut(self, window: Window) -> tuple[Integers, Runs]:
         """Return the parts of the runs in a window, in px of the window, with the index of the run of each."""
@@ -95,23 +99,29 @@ class Runs:
 
     def paint(self, image: NDArray[Any], value: Any) -> None:
         """Set the px of the runs in an image, (H, W), to a value."""
-        for y, left, right in zip(self.y.tolist(), self.left.tolist(), self.right.tolist(), strict=True):
-            image[y, left:right] = value
+        for at in range(0, len(self), _AT_ONCE):
+            parts = (part[at : at + _AT_ONCE].tolist() for part in (self.y, self.left, self.right))
+            for y, left, right in zip(*parts, strict=True):
+                image[y, left:right] = value
 
-    def find_touching(self, connectivity: int) -> tuple[Integers, Integers]:
-        """Return the pairs of runs in neighbouring rows that touch, as two arrays of indices.
+    def find_touching(self, connectivity: int) -> Places:
+        """Return the pairs of runs in neighbouring rows that touch, (2, m) indices.
 
         With connectivity 8, runs touch that have only a corner in common; with 4, they do not.
         """
-        stride = self.shape[1] + 2
         corner = connectivity == 8
-        row, above = self.y * stride, (self.y - 1) * stride
-        first = np.searchsorted(row + self.right, above + self.left, "left" if corner else "right")
-        past = np.searchsorted(row + self.left, above + self.right, "right" if corner else "left")
-        count = past - first
-        lower = np.repeat(np.arange(len(self)), count)
-        upper = np.arange(len(lower)) + np.repeat(first - (np.cumsum(count) - count), count)
-        return upper, lower
+        starts, ends = self.number_places(self.left), self.number_places(self.right)
+        pairs = [np.zeros((2, 0), np.int32)]
+        row = self.shape[1] + 1
+        for at in range(0, len(self), _AT_ONCE):
+            left, right = starts[at : at + _AT_ONCE] - row, ends[at : at + _AT_ONCE] - row
+            first = np.searchsorted(ends, left, "left" if corner else "right")
+            past = np.searchsorted(starts, right, "right" if corner else "left")
+            count = past - first
+            lower = np.repeat(np.arange(at, at + len(count)), count)
+            upper = np.arange(len(lower)) + np.repeat(first - (np.cumsum(count) - count), count)
+            pairs.append(np.stack([upper, lower]).astype(np.int32))
+        return np.concatenate(pairs, axis=1)
 
 
 @dataclass(frozen=True)
@@ -140,25 +150,18 @@ class ConnectedRuns:
 
 def connect_runs(runs: Runs, connectivity: int) -> ConnectedRuns:
     """Find the components of a mask from its runs; connectivity 8 joins px that touch at a corner, 4 does not."""
-    upper, lower = runs.find_touching(connectivity)
-    graph = coo_array((np.ones(len(upper), np.int8), (upper, lower)), (len(runs), len(runs)))
-    count, of = connected_components(graph, directed=False)
+    root = find_roots(len(runs), runs.find_touching(connectivity))
+    first = np.flatnonzero(root == np.arange(len(runs)))
+    count, of = len(first), np.searchsorted(first, root)
     length = runs.length
     area, sums = np.zeros(count, np.int64), np.zeros((count, 2), np.int64)
     np.add.at(area, of, length)
     np.add.at(sums[:, 0], of, runs.sum_of_x)
     np.add.at(sums[:, 1], of, runs.y * length)
-    box, ends = np.zeros((count, 4), np.int64), np.iinfo(np.int64)
-    box[:, :2], box[:, 2:] = ends.max, ends.min
-    first = np.full(count, ends.max)
-    for values, take, at in (
-        (runs.left, np.minimum, box[:, 0]),
-        (runs.y, np.minimum, box[:, 1]),
-        (runs.right, np.maximum, box[:, 2]),
-        (runs.y + 1, np.maximum, box[:, 3]),
-        (np.arange(len(runs)), np.minimum, first),
-    ):
-        take.at(at, of, values)
+    box = np.stack([runs.left[first], runs.y[first], runs.right[first], runs.y[first] + 1], axis=1).astype(np.int64)
+    np.minimum.at(box[:, 0], of, runs.left)
+    np.maximum.at(box[:, 2], of, runs.right)
+    np.maximum.at(box[:, 3], of, runs.y + 1)
     order = np.lexsort((first, -area))
     number = np.empty(count, np.int64)
     number[order] = np.arange(1, count + 1)
