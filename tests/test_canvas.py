@@ -95,7 +95,8 @@ def test_blend_window_impossible_overlap_raises(overlap: int) -> None:
 
 def test_quantize_is_exact_at_ends_and_middle() -> None:
     def make_codes(prob: NDArray[np.float32]) -> NDArray[np.uint16]:
-        return read_quantized(quantize(torch.tensor(prob)).numpy())
+        codes = torch.empty(prob.shape, dtype=torch.int16)
+        return read_quantized(quantize(torch.tensor(prob), codes).numpy())
 
     given_prob = np.array([0, 0.5, 1, np.nan, -1e-4, 1 + 1e-4], np.float32)
     assert make_codes(given_prob).tolist() == [1, 32768, 65535, 0, 1, 65535]

@@ -15,16 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from panda.files import remove
+from panda.inference.buffers import Buffers
 
 Key = tuple[int, int]
 """Row and column of a block."""
 
 _THREADS, _MOST_WAITING = 4, 8
 """Threads that compress and write, and how many blocks may wait for them, at most 1 MiB each."""
-
-
-_MOST_FREE = 4
-"""Finished blocks whose memory is kept for the next ones."""
 
 
 class HostCopy:
@@ -97,12 +94,14 @@ class OpenBlocks:
     device.
     """
 
-    def __init__(self, folder: Path, budget: int, device: torch.device, writers: BlockWriters) -> None:
+    def __init__(
+        self, folder: Path, budget: int, device: torch.device, buffers: Buffers, writers: BlockWriters
+    ) -> None:
         self._folder = folder
         self._device = device
+        self._buffers = buffers
         self._writers = writers
         self._held = _HeldBlocks(budget, self._spill)
-        self._free: list[Tensor] = []
         self._away: dict[Key, tuple[tuple[int, int], Future[None]]] = {}
 
     def list_unfinished(self) -> list[Key]:
@@ -113,20 +112,9 @@ class OpenBlocks:
         """Return a block, zeros at first, which may be changed in place until another one is asked for."""
         block = self._held.get(key)
         if block is None:
-            block = self._read(key) if key in self._away else self._make(shape)
+            block = self._read(key) if key in self._away else self._buffers.zeros(shape)
             self._held[key] = block
         return block
-
-    def _make(self, shape: tuple[int, int]) -> Tensor:
-        fitting = (at for at, block in enumerate(self._free) if block.shape == shape)
-        if (at := next(fitting, None)) is not None:
-            return self._free.pop(at).zero_()
-        return torch.zeros(shape, device=self._device)
-
-    def recycle(self, block: Tensor) -> None:
-        """Use the memory of a block that was taken out for a later one, because new memory is slow at first."""
-        if len(self._free) < _MOST_FREE:
-            self._free.append(block)
 
     def take(self, key: Key) -> Tensor:
         """Return a block, which is then no longer held."""
@@ -145,7 +133,8 @@ class OpenBlocks:
     def _read(self, key: Key) -> Tensor:
         shape, written = self._away.pop(key)
         written.result()
-        block = torch.empty(shape, pin_memory=self._device.type == "cuda")
+        pinned = self._device.type == "cuda"
+        block = torch.empty(shape, pin_memory=True) if pinned else self._buffers.empty(shape, torch.float32)
         with self._file(key).open("rb", buffering=0) as file:
             if file.readinto(block.numpy().data.cast("B")) != block.nbytes:
                 raise OSError(f"{self._file(key)}: was shortened while the canvas was written; run the slide again")
@@ -157,5 +146,4 @@ class OpenBlocks:
         for key in [*self._held]:
             del self._held[key]
         self._away.clear()
-        self._free.clear()
         remove(self._folder)

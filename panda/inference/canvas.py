@@ -19,6 +19,7 @@ from torch import Tensor
 from panda.errors import PandaError
 from panda.files import partial_path, remove, remove_leftovers, replace, sync
 from panda.inference.blocks import BlockWriters, HostCopy, Key, OpenBlocks
+from panda.inference.buffers import Buffers
 from panda.inference.canvas_store import (
     CHUNK,
     FORMAT,
@@ -49,8 +50,8 @@ class CanvasWriter:
     """Blends tiles into a canvas, on the device of the network.
 
     The canvas is summed in blocks of one chunk. A finished block becomes codes on the device and is copied from there
-    once, beside other work. If `expected` is given, a block is written as soon as no more tile
-    touches it, otherwise at the end. Memory depends neither on the height nor on the width of the slide.
+    once, beside other work. If `expected` is given, a block is written as soon as no more tile touches it, otherwise
+    at the end. Memory depends neither on the height nor on the width of the slide.
 
     The files have a partial name beside `path` until `close`. A `with` statement closes the canvas at its end, or
     removes the files if it raises. Only one writer at a time may write a path: it removes the unfinished files of a
@@ -85,7 +86,8 @@ class CanvasWriter:
         self._resolution = resolution
         self._patch = patch_size
         self._device = torch.device(device)
-        self._window = Window(patch_size, overlap, self._device)
+        self._buffers = Buffers(self._device)
+        self._window = Window(patch_size, overlap, self._device, self._buffers)
         self._slide = f"slide {attrs['slide_id']}" if "slide_id" in attrs else f"canvas {self.path}"
         height, width = resolution.height, resolution.width
         self._side = (min(CHUNK, height), min(CHUNK, width))
@@ -99,7 +101,7 @@ class CanvasWriter:
         remove_leftovers(self.path.parent, self.path.name)
         self._partial = partial_path(self.path)
         self._writers = BlockWriters()
-        self.blocks = OpenBlocks(partial_path(self.path), budget, self._device, self._writers)
+        self.blocks = OpenBlocks(partial_path(self.path), budget, self._device, self._buffers, self._writers)
         self._touching: defaultdict[Key, list[tuple[int, int]]] = defaultdict(list)
         self._unchecked: deque[tuple[NDArray[np.int64], HostCopy]] = deque()
         metadata = CanvasMetadata(
@@ -195,9 +197,9 @@ class CanvasWriter:
         """Convert a block to codes and give it to the writers."""
         sums = self.blocks.take((row, column))
         touching = sorted(self._touching.pop((row, column)))
-        codes = quantize(sums.div_(self._window.sum_weights((sums.shape[0], sums.shape[1]), touching)))
+        mean = sums.div_(self._window.sum_weights((sums.shape[0], sums.shape[1]), touching))
+        codes = quantize(mean, self._buffers.empty(tuple(mean.shape), torch.int16))
         self._writers.submit(self._write, row, column, HostCopy(codes))
-        self.blocks.recycle(sums)
 
     def _write(self, row: int, column: int, codes: HostCopy) -> None:
         """Write a block."""

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from panda.inference.buffers import Buffers
 from panda.inference.canvas import BUDGET
 from panda.inference.modes import TTA, Precision
 from panda.inference.tile_model import TileModel
@@ -184,6 +185,7 @@ class InferenceModel(TileModel):
         super().__init__(network, device, untuned if settings.batch_size == "auto" else settings.batch_size)
         self.settings = settings
         self.mode = mode
+        self._buffers = Buffers(device)
         # The same numbers in the memory order that is fast for convolutions on CPUs and tensor cores.
         self._layout = torch.contiguous_format if device.type == "mps" else torch.channels_last
         self._network: Any = network.to(memory_format=self._layout)
@@ -197,7 +199,8 @@ class InferenceModel(TileModel):
         if self.mode.compiled and (rest := (self.batch_size or count) - count) > 0:
             # A batch of another size would be compiled again.
             images = torch.cat([images, images.new_zeros(rest, *images.shape[1:])])
-        batch = self.upload(images).permute(0, 3, 1, 2).float().div_(255)
+        uploaded = self.upload(images)
+        batch = self._buffers.empty(tuple(uploaded.shape), torch.float32).copy_(uploaded).div_(255).permute(0, 3, 1, 2)
         copies = _COPIES[self.settings.tta]
         half = self.mode.precision == "bf16"
         # A frozen graph does not accept inference tensors.

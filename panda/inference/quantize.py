@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -12,17 +11,17 @@ from panda.inference.canvas_store import STEPS
 _HALF = 2**15
 
 
-def quantize(mean: Tensor) -> Tensor:
-    """Convert probabilities to codes of a canvas, in place of the probabilities; see `read_quantized`.
+def quantize(mean: Tensor, codes: Tensor) -> Tensor:
+    """Convert probabilities to codes of a canvas; see `read_quantized`. The probabilities are overwritten.
 
     Args:
         mean: (h, w) float32, cut at 0 and 1; NaN for px that were not scored.
+        codes: Gets the codes less 32768, (h, w) int16, because not all devices know uint16.
 
     Returns:
-        Codes less 32768, (h, w) int16, because not all devices know uint16.
+        `codes`.
     """
-    codes = mean.clamp_(0, 1).mul_(STEPS).round_().add_(1 - _HALF)
-    return codes.nan_to_num_(-_HALF).to(torch.int16)
+    return codes.copy_(mean.clamp_(0, 1).mul_(STEPS).round_().add_(1 - _HALF).nan_to_num_(-_HALF))
 
 
 def read_quantized(codes: NDArray[np.int16]) -> NDArray[np.uint16]:

@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from panda.inference.buffers import Buffers
+
 TileReader = Callable[[], NDArray[np.uint8]]
 """Reads one tile, (side, side, 3)."""
 
@@ -43,11 +45,12 @@ def read_batches(
     upcoming = iter(tiles)
     ahead = max(1, min(_MOST_AHEAD, _BYTES_AHEAD // (batch_size * side * side * 3)))
     waiting: deque[tuple[Tensor, list[Future[None]]]] = deque()
+    buffers = Buffers(torch.device("cpu"), pinned=device.type == "cuda")
     pool = ThreadPoolExecutor(threads)
 
     def submit() -> None:
         if readers := list(islice(upcoming, batch_size)):
-            images = torch.empty((len(readers), side, side, 3), dtype=torch.uint8, pin_memory=device.type == "cuda")
+            images = buffers.empty((len(readers), side, side, 3), torch.uint8)
             slots = images.numpy()
             waiting.append((images, [pool.submit(_fill, slots[at], reader) for at, reader in enumerate(readers)]))
 

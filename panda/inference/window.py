@@ -8,6 +8,8 @@ from cachetools import LRUCache
 from numpy.typing import NDArray
 from torch import Tensor
 
+from panda.inference.buffers import Buffers
+
 WINDOW_FLOOR = 0.01
 """Smallest weight along one axis: a pixel that only the rim of one tile covers still gets a value."""
 
@@ -44,14 +46,16 @@ class Window:
         patch_size: Side of a tile in working px.
         overlap: See `blend_window`.
         device: Where tiles are blended.
+        buffers: Memory of sums, on the device.
 
     Attributes:
         weights: Weights of a tile, (patch_size, patch_size) float32.
     """
 
-    def __init__(self, patch_size: int, overlap: int, device: torch.device) -> None:
+    def __init__(self, patch_size: int, overlap: int, device: torch.device, buffers: Buffers) -> None:
         along = torch.from_numpy(blend_window(patch_size, overlap)).to(device)
         self.weights = torch.outer(along, along)
+        self._buffers = buffers
         self._known: LRUCache[object, Tensor] = LRUCache(_PATTERNS)
 
     def find_overlap(self, shape: tuple[int, int], at: tuple[int, int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
@@ -75,7 +79,7 @@ class Window:
         """
         pattern = shape, tuple(touching)
         if pattern not in self._known:
-            sums = torch.zeros(shape, device=self.weights.device)
+            sums = self._buffers.zeros(shape)
             for at in touching:
                 inside, own = self.find_overlap(shape, at)
                 sums[inside] += self.weights[own]
