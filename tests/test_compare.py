@@ -206,6 +206,14 @@ def test_compare_unpaired_runs_raise(tmp_path: Path, rows: Rows, summary: dict[s
     assert not list(tmp_path.glob("compare*"))
 
 
+def test_compare_table_without_slide_id_raises(tmp_path: Path) -> None:
+    a, b = (make_run(tmp_path / name, make_rows(n=3)) for name in "ab")
+    table = b / "test_slides.csv"
+    table.write_text(table.read_text().replace("slide_id", "slide_ie", 1))
+    with pytest.raises(ManifestError, match="b: its table of slides has no slide_id: it was edited"):
+        compare(a, b)
+
+
 def test_main_prints_page_or_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = make_run(tmp_path / "sweep-x" / "0", make_rows()), make_run(tmp_path / "sweep-x" / "1", make_rows(shift=0.1))
     assert main([str(a), str(b)]) == 0

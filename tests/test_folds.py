@@ -66,3 +66,11 @@ def test_read_folds_unlike_runs_raise(tmp_path: Path, one: dict[str, Any], other
     folders = [make_run(tmp_path / "a", rows[:2], **one), make_run(tmp_path / "b", rows[2:], **other)]
     with pytest.raises(ManifestError, match=message):
         read_folds(folders)
+
+
+def test_read_folds_table_without_slide_id_raises(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "a", make_rows(n=2))
+    table = folder / "test_slides.csv"
+    table.write_text(table.read_text().replace("slide_id", "slide_ie", 1))
+    with pytest.raises(ManifestError, match=r"test_slides\.csv: a row has no slide_id"):
+        read_folds([folder])

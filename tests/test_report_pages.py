@@ -201,6 +201,7 @@ def test_write_run_page_escapes_slide_names(run: Path) -> None:
     assert "<script>alert" not in check_page(slide)
     assert make_link("slides", EVIL, "slide.html") in text
     assert find_subfolder(run / "slides", "../..") is None
+    assert find_subfolder(run / "slides", "x" * 300) is None
 
 
 def test_write_run_page_renews_outdated_slide_pages_only(run: Path) -> None:

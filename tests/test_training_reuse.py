@@ -23,7 +23,7 @@ from panda.app.training_reuse import (
     record_training,
 )
 from panda.data.manifest import SlideRecord
-from panda.errors import CheckpointError
+from panda.errors import CheckpointError, ManifestError
 from panda.files import hold_lock
 from panda.inference.evaluate import SlideScore, read_scores, write_scores
 from panda.tasks.checkpoint import read_checkpoint, update_metadata
@@ -209,6 +209,13 @@ def test_read_metrics_drops_incomplete_epoch_and_line(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert [row["step"] for row in read_metrics(tmp_path, before=3)] == [1, 2]
     assert read_metrics(tmp_path / "absent") == []
+
+
+@pytest.mark.parametrize("row", ["0,x,0.1,", "0,nan,0.1,", "0,1.5,,", "0,1,o.1,"])
+def test_read_metrics_no_number_raises_and_names_file(tmp_path: Path, row: str) -> None:
+    (tmp_path / "metrics.csv").write_text(f"epoch,step,x,y\n{row}\n")
+    with pytest.raises(ManifestError, match=r"metrics\.csv: .*; the file was edited: restore it"):
+        read_metrics(tmp_path)
 
 
 def test_clock_sums_seconds_of_all_sessions(monkeypatch: pytest.MonkeyPatch) -> None:

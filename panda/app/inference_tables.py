@@ -73,16 +73,16 @@ class InferenceTables:
 
         The failure of an earlier run stays until the slide succeeds.
         """
-        path, mark = self.folder / "failures.csv", self.fingerprint[:12]
+        path, mark, columns = self.folder / "failures.csv", self.fingerprint[:12], (*FAILURE_COLUMNS, "made_with")
         with hold_lock(path):
             lines: dict[str, Mapping[str, str]] = {
                 line["slide_id"]: line
                 for line in read_output_table(path)
-                if line.get("made_with") == mark and line.get("slide_id") and line["slide_id"] not in self.done
+                if line.get("made_with") == mark and line.keys() == set(columns) and line["slide_id"] not in self.done
             }
             for slide_id, failure in self.failed.items():
                 lines[slide_id] = {key: getattr(failure, key) for key in FAILURE_COLUMNS} | {"made_with": mark}
-            write_table(path, [line for _, line in sorted(lines.items())], [*FAILURE_COLUMNS, "made_with"])
+            write_table(path, [line for _, line in sorted(lines.items())], columns)
         return lines
 
     def write(self) -> list[SlideResult]:

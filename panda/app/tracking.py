@@ -15,6 +15,7 @@ import wandb
 from lightning_fabric.loggers.logger import rank_zero_experiment
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
+from panda.errors import ManifestError
 from panda.files import check_plain_file
 from panda.settings import Names, Settings
 from panda.tables import read_output_table
@@ -185,12 +186,20 @@ def read_metrics(run_dir: Path, before: int | None = None) -> list[dict[str, int
     """Read the rows of a run's `metrics.csv`, `step` among their columns. A row that was cut off is skipped.
 
     `before` drops the steps from this one on, because an epoch that was cut off is logged again.
+
+    Raises:
+        ManifestError: If a value is no number.
     """
     path = run_dir / "metrics.csv"
     table = read_output_table(path)
     if table and not path.read_bytes().endswith(b"\n"):
         table.pop()
-    rows = [{key: _parse_number(value) for key, value in row.items() if value} for row in table]
+    try:
+        rows = [{key: _parse_number(value) for key, value in row.items() if value} for row in table]
+        if any(not isinstance(row.get("step", 0), int) for row in rows):
+            raise ValueError("a step is no whole number")
+    except ValueError as error:
+        raise ManifestError(f"{path}: {error}; the file was edited: restore it, or start a new run") from error
     return [row for row in rows if "step" in row and (before is None or row["step"] < before)]
 
 

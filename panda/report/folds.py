@@ -62,8 +62,9 @@ def read_folds(folders: Sequence[Path]) -> tuple[list[dict[str, str]], str]:
     rows: list[dict[str, str]] = []
     tested: dict[str, Path] = {}
     for folder in folders:
-        for row in read_output_table(folder / "test_slides.csv"):
-            slide_id = row["slide_id"]
+        for row in read_output_table(table := folder / "test_slides.csv"):
+            if not (slide_id := row.get("slide_id")):
+                raise ManifestError(f"{table}: a row has no slide_id: the table was edited, test the run again")
             if slide_id in tested:
                 raise ManifestError(
                     f"{slide_id} was tested in {tested[slide_id]} and in {folder}: give runs of data.split=kfold that "

@@ -144,8 +144,17 @@ def pair_rows(names: tuple[str, str], tables: tuple[Sequence[Row], Sequence[Row]
     """Pair the rows of the same slides in two tables, `test_slides.csv` or `val_slides.csv`, by slide id.
 
     Raises:
-        ManifestError: If the slides or their labels differ, or a table is of an older version.
+        ManifestError: If the slides or their labels differ, or a table lacks a column.
     """
+    for name, table in zip(names, tables, strict=True):
+        for column in (
+            "slide_id",
+            *(("tp_px", "fp_px", "fn_px") if task == "segmentation" else ("label", "predicted")),
+        ):
+            if any(column not in row for row in table):
+                raise ManifestError(
+                    f"{name}: its table of slides has no {column}: it was edited or is of an older version, train again"
+                )
     a, b = ({row["slide_id"]: row for row in table} for table in tables)
     if missing := sorted(set(a) ^ set(b)):
         shown = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
@@ -155,12 +164,6 @@ def pair_rows(names: tuple[str, str], tables: tuple[Sequence[Row], Sequence[Row]
             "The slides that a run skipped are in its failures.csv"
         )
     pairs = [(a[slide_id], b[slide_id]) for slide_id in sorted(a)]
-    for name, table in zip(names, tables, strict=True):
-        for column in ("tp_px", "fp_px", "fn_px") if task == "segmentation" else ("label", "predicted"):
-            if any(column not in row for row in table):
-                raise ManifestError(
-                    f"{name}: its table of slides has no {column}: it is of an older version, train again"
-                )
     for one, other in pairs:
         for key, what in MUST_AGREE[task]:
             was, is_ = (_read_truth(row, key) for row in (one, other))

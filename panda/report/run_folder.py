@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -80,7 +81,8 @@ def make_link(*parts: str) -> str:
 def find_subfolder(folder: Path, name: str) -> Path | None:
     """Find the subfolder with a name from a table; None if there is none or the name leads out of `folder`."""
     plain = bool(name) and name not in {".", ".."} and "/" not in name and "\\" not in name and "\0" not in name
-    return folder / name if plain and (folder / name).is_dir() else None
+    # unlike Path.is_dir, it is False for a name that is too long
+    return folder / name if plain and os.path.isdir(folder / name) else None
 
 
 @dataclass(frozen=True)
