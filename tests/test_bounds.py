@@ -118,7 +118,8 @@ def test_mapped_slide_with_bounds_is_in_the_frame_of_qupath(tmp_path: Path, path
     mapper = SlideMapper(predictor, 0.0, QuantifySettings())
     with mapper.open(path) as slide:
         tissue = find_tissue(slide)
-        result = mapper.map(slide, tissue, tmp_path / "out", tmp_path / "out" / "canvas.zarr").files.write()
+        with mapper.map(slide, tissue, tmp_path / "out", tmp_path / "out" / "canvas.zarr") as mapped:
+            result = mapped.files.write()
     assert result.bounds == BOUNDS
     assert "(256, 512); add 256 and 512" in result.frame
     box = np.array(BOX) - [X, Y, X, Y]

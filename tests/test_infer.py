@@ -414,8 +414,8 @@ def test_predict_concurrent_runs_make_canvas_once(tmp_path: Path, slides: Path) 
                 tissue = find_tissue(slide)
                 start.wait()
                 folder = tmp_path / str(number)
-                mapped = mapper.map(slide, tissue, folder, tmp_path / "c.zarr", lambda *_: made.append(number))
-                mapped.files.write()
+                with mapper.map(slide, tissue, folder, tmp_path / "c.zarr", lambda *_: made.append(number)) as mapped:
+                    mapped.files.write()
         except BaseException as error:
             failed.append(error)
 
@@ -446,6 +446,19 @@ def test_predict_canvas_is_not_replaced_while_read(tmp_path: Path, slides: Path)
             assert np.array_equal(np.asarray(canvas), before)
         thread.join()
         assert other.predict(slide, tissue, path).fingerprint != canvas.fingerprint
+
+
+def test_slide_mapper_holds_canvas_until_files_are_written(tmp_path: Path, slides: Path) -> None:
+    engine, path = EngineSettings(device="cpu"), tmp_path / "c.zarr"
+    predictor = SegmentationPredictor.from_checkpoint(segmentation_checkpoint(tmp_path / "a.ckpt"), engine)
+    with Slide.open(slides / "a.tiff") as slide:
+        mapped = SlideMapper(predictor, 0.5, QuantifySettings()).map(slide, find_tissue(slide), tmp_path / "out", path)
+        with pytest.raises(LockedError), hold_lock(path, wait=False):
+            pass
+        with mapped:
+            mapped.files.write()
+        with hold_lock(path, wait=False):
+            pass
 
 
 def test_infer_labels_scores_slides_that_have_mask(tmp_path: Path, slides: Path, run: Infer) -> None:

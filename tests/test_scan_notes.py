@@ -72,7 +72,8 @@ def test_mapped_slide_notes_black_and_stretched_px(tmp_path: Path) -> None:
     with SlideOptions().open(path) as slide:
         tissue = find_tissue(slide)
         mapper = SlideMapper(predictor, 0.5, QuantifySettings())
-        result = mapper.map(slide, tissue, tmp_path / "out", tmp_path / "out" / "canvas.zarr").files.write()
+        with mapper.map(slide, tissue, tmp_path / "out", tmp_path / "out" / "canvas.zarr") as mapped:
+            result = mapped.files.write()
     stretched, black = result.notes
     assert stretched.startswith("µm/px is 0.5 along x and 1 along y.")
     assert "of the slide is plain black." in black

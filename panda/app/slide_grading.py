@@ -83,11 +83,11 @@ class SlideGrading:
             mapper = self._find_mapper(segmenter, segmenter.threshold.value_for(record.provider))
             canvas_path = self.guidance.find_canvas_path(segmenter, slide)
             known = (record, label) if label else None
-            mapped = mapper.map(slide, tissue, own, canvas_path, make_tile_callback(bar), labelled=known)
-            if mapped.ungraded:
-                self.failures.append(mapped.ungraded)
-            write_slide_folder(mapped.files)
-            return mapped.files.grade
+            with mapper.map(slide, tissue, own, canvas_path, make_tile_callback(bar), labelled=known) as mapped:
+                if mapped.ungraded:
+                    self.failures.append(mapped.ungraded)
+                write_slide_folder(mapped.files)
+                return mapped.files.grade
 
     def _grade_unguided(self, slide: Slide, tissue: TissueMap, label: LabelMask | None, own: Path) -> Grade:
         """Grade a slide that has no map, and write its pictures and page to `own`."""

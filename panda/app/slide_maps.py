@@ -61,23 +61,21 @@ def map_slides(
             data.slide_options.open(record.image_path) as slide,
             open_label(record, slide, predictor.metadata.label_maps) as mask,
         ):
-            tissue = find_tissue(slide)
-            mapped = mappers[threshold].map(
-                slide, tissue, folder, folder / "canvas.zarr", make_tile_callback(bar), labelled=(record, mask)
-            )
-            assert mapped.score is not None  # segmentation leaves out slides without a mask
-            panels[threshold].extend(
-                select_panel_rows(
-                    record,
-                    slide,
-                    None if mapped.score.contradicts_grade else mask,
-                    tissue,
-                    mapped.canvas,
-                    patch_size=data.patch_size,
-                    count=min(per_slide, panel_rows - sum(map(len, panels.values()))),
+            tissue, mapper, tiles = find_tissue(slide), mappers[threshold], make_tile_callback(bar)
+            with mapper.map(slide, tissue, folder, folder / "canvas.zarr", tiles, labelled=(record, mask)) as mapped:
+                assert mapped.score is not None  # segmentation leaves out slides without a mask
+                panels[threshold].extend(
+                    select_panel_rows(
+                        record,
+                        slide,
+                        None if mapped.score.contradicts_grade else mask,
+                        tissue,
+                        mapped.canvas,
+                        patch_size=data.patch_size,
+                        count=min(per_slide, panel_rows - sum(map(len, panels.values()))),
+                    )
                 )
-            )
-        result = write_slide_folder(mapped.files)
+                result = write_slide_folder(mapped.files)
         table.append(asdict(mapped.score.compute_metrics(threshold)) | result.model_dump(include=QUANTIFIED))
         return mapped.score
 

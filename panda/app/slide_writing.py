@@ -41,7 +41,10 @@ class SlideWriting:
 
     def add(self, mapped: MappedSlide) -> None:
         """Let the folder of a slide be written."""
-        self._unfinished[self._pool.submit(mapped.files)] = mapped
+        future = self._pool.submit(mapped.files)
+        self._unfinished[future] = mapped
+        # At once, and not when it is recorded: another run may wait for this canvas, and this run for one of its.
+        future.add_done_callback(lambda _: mapped.release())
 
     def fail(self, slide_id: str, error: Exception) -> None:
         """Record the failure of a slide; raise an error that the next slide would meet too, as `record_failure`."""

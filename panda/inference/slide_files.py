@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from panda.data.slide_entry import FileIdentity
-from panda.errors import PandaError
-from panda.files import hold_lock, remove_leftovers
+from panda.files import remove_leftovers
 from panda.inference.canvas_store import Canvas
 from panda.inference.export import write_geojson, write_ome_tiff
 from panda.inference.grade import Grade
@@ -28,14 +27,13 @@ _KEPT_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class SlideFiles:
-    """All that the files of a slide are made from, beside its canvas. It can be pickled to another process.
+    """All that the files of a slide are made from. It can be pickled to another process.
 
     Attributes:
         slide: The slide.
         tissue: Its tissue.
         folder: Gets the files.
-        canvas_path: The zarr folder of the canvas.
-        canvas_fingerprint: Fingerprint of the canvas.
+        canvas_path: The zarr folder of the canvas, locked against other runs by the process that mapped the slide.
         threshold: Probability at which a pixel counts as tumour.
         quantify: Limits of the clean-up.
         colour_map: Colours of the pictures.
@@ -52,7 +50,6 @@ class SlideFiles:
     tissue: TissueMap
     folder: Path
     canvas_path: Path
-    canvas_fingerprint: str
     threshold: float
     quantify: QuantifySettings
     colour_map: ColourMap
@@ -68,22 +65,13 @@ class SlideFiles:
         """Write the files and return the result.
 
         The result is removed first and written last. If it exists, all other files exist and have its provenance.
-
-        Raises:
-            PandaError: If another run replaced the canvas by that of another network since it was made.
         """
         with contextlib.ExitStack() as stack:
-            stack.enter_context(hold_lock(self.canvas_path))  # keeps other writers out
             slide = stack.enter_context(self.slide)
             if self.label:
                 stack.callback(self.label.close)
             canvas = Canvas.open(self.canvas_path, _KEPT_BYTES)
-            if canvas.fingerprint != self.canvas_fingerprint:
-                raise PandaError(
-                    f"{self.canvas_path}: another run with another checkpoint or other settings replaced it; "
-                    "let one of them at a time use this output"
-                )
-            remove_leftovers(self.folder)
+            remove_leftovers(self.folder)  # the lock of the canvas keeps other writers out
             found = slide_quantification(
                 canvas, slide, canvas.resolution, self.threshold, settings=self.quantify, tissue=self.tissue
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 from collections.abc import Callable
@@ -34,19 +35,27 @@ OUTPUTS = ("report.html", "quantification.csv", "failures.csv", "inference.json"
 
 @dataclass(frozen=True)
 class MappedSlide:
-    """A slide with a closed canvas.
+    """A slide with a closed canvas, which no other run replaces until `release` or the end of a `with` statement.
 
     Attributes:
-        canvas: The canvas. Its lock is free: another run may replace it.
+        canvas: The canvas.
         files: What the files of the slide are made from. They are not written yet.
         score: The score against the label mask, None without one.
         ungraded: The failure of the grading, if there was one.
+        release: Frees the lock of the canvas; it can be called twice, and from another thread.
     """
 
     canvas: Canvas
     files: SlideFiles
     score: SlideScore | None
     ungraded: Failure | None
+    release: Callable[[], None]
+
+    def __enter__(self) -> MappedSlide:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
 
 @dataclass(frozen=True)
@@ -125,7 +134,8 @@ class SlideMapper:
         The canvas at `canvas_path` is reused if it fits. The map is scored against the label mask in `labelled`. A
         slide that cannot be graded keeps everything except its grade.
         """
-        with self.predictor.hold_canvas(slide, tissue, canvas_path, on_tiles) as canvas:
+        with contextlib.ExitStack() as lock:
+            canvas = lock.enter_context(self.predictor.hold_canvas(slide, tissue, canvas_path, on_tiles))
             record, label = labelled or (None, None)
             score = score_canvas(canvas, slide, label, tissue, record) if record and label else None
             grade, ungraded = None, None
@@ -134,28 +144,27 @@ class SlideMapper:
                     grade = self.grader.grade(slide, tissue, canvas, label)
                 except Exception as error:
                     ungraded = record_failure(slide.slide_id, "grading", error)
-        _warn_of_replaced_file(folder, slide)
-        notes = list_slide_notes(slide, tissue)
-        for note in notes:
-            log.warning("%s: %s", slide.path, note)
-        files = SlideFiles(
-            slide=slide,
-            tissue=tissue,
-            folder=folder,
-            canvas_path=canvas_path,
-            canvas_fingerprint=canvas.fingerprint,
-            threshold=self.threshold,
-            quantify=self.quantify,
-            colour_map=self.colour_map,
-            notes=notes,
-            in_sample=self.find_role(slide.slide_id),
-            provenance=self.provenance,
-            label=label,
-            against_label=_compute_label_metrics(score, self.threshold) if score else None,
-            grade=grade,
-            grade_note=ungraded.message if ungraded else None,
-        )
-        return MappedSlide(canvas, files, score, ungraded)
+            _warn_of_replaced_file(folder, slide)
+            notes = list_slide_notes(slide, tissue)
+            for note in notes:
+                log.warning("%s: %s", slide.path, note)
+            files = SlideFiles(
+                slide=slide,
+                tissue=tissue,
+                folder=folder,
+                canvas_path=canvas_path,
+                threshold=self.threshold,
+                quantify=self.quantify,
+                colour_map=self.colour_map,
+                notes=notes,
+                in_sample=self.find_role(slide.slide_id),
+                provenance=self.provenance,
+                label=label,
+                against_label=_compute_label_metrics(score, self.threshold) if score else None,
+                grade=grade,
+                grade_note=ungraded.message if ungraded else None,
+            )
+            return MappedSlide(canvas, files, score, ungraded, lock.pop_all().close)
 
 
 def _compute_label_metrics(score: SlideScore, threshold: float) -> LabelMetrics:
