@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from panda.models.segmentation import Segmenter
 from panda.synthetic.dataset import SyntheticSpec, draw_dataset
 from panda.tables import read_output_table
 from tests.checkpoints import grading_checkpoint, segmentation_checkpoint
-from tests.integration.entry_points import Done, run_entry_point
+from tests.integration.entry_points import REPOSITORY, Done, run_entry_point
 from tests.panda_folder import make_folder
 
 _BUS_ERROR = (
@@ -236,3 +237,26 @@ def test_train_gpu_memory_exhausted_is_one_message(tmp_path: Path, task: str) ->
 def test_check_patch_size_exhaustion_is_no_fault_of_the_size(error: Exception) -> None:
     network = Segmenter("unet", "resnet18", decoder_channels=[16, 16, 8, 8, 8])
     run_exhausted("panda.models.segmentation.Segmenter.forward", error, lambda: network.check_patch_size(64))
+
+
+_FEW_FILES = """
+import resource, runpy, sys
+import panda.app.train
+sys.argv = ["train.py", *sys.argv[1:]]
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv.pop(1)),) * 2)
+runpy.run_path(r"{script}", run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no limit on open files")
+@pytest.mark.parametrize("files", [16])
+def test_train_few_open_files_with_workers_is_one_message(tmp_path: Path, files: int) -> None:
+    make_folder(tmp_path / "data", 8)
+    script = _FEW_FILES.format(script=REPOSITORY / "train.py")
+    own = ("data.patch_size=64", "model.encoder_name=resnet18", "data.num_workers=2", "trainer.max_epochs=1")
+    common = ("data=panda", "data.root=data", "trainer=cpu", "logger=csv", "name=x")
+    command = [sys.executable, "-c", script, str(files), *common, *own]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert_one_message(Done(done.returncode, done.stderr), "the limit on open files (ulimit -n)", "data.num_workers=0")

@@ -1,11 +1,13 @@
 """Folds of a cross-validation as one figure, against sums by hand; runs that are no folds of one are refused."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from panda.errors import ManifestError
+from panda.report.compare import main as compare_main
 from panda.report.folds import compute_figures, main, read_folds
 from tests.test_compare import make_rows, make_run
 
@@ -27,6 +29,39 @@ def test_compute_figures_pools_slides_of_folds(tmp_path: Path) -> None:
     assert interval[0] < found["dice"].value < interval[1]
     assert found["fp_mm2_benign_slides"].value == 0.5
     assert found["fp_mm2_benign_slides"].interval is None  # one slide has no spread
+
+
+EDITS = {
+    "slide_id,": ("other,", "row 2: slide_id is None"),
+    "s01,": ("s00,", "row 3: slide_id is 's00' again"),
+    "dice,": ("dice,", ""),
+    ",100,": (",many,", "row 2: fp_px is 'many'"),
+    ",0.5,": (",-0.5,", "row 2: fp_mm2 is '-0.5'"),
+    ",0.5,100": (",nan,100", "row 2: fp_mm2 is 'nan'"),
+}
+
+
+@pytest.mark.parametrize("old", EDITS)
+def test_edited_table_of_slides_is_refused_by_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, old: str
+) -> None:
+    rows, (new, said) = make_rows(n=8, groups=4), EDITS[old]
+    folders = [make_run(tmp_path / "a", rows[:4]), make_run(tmp_path / "b", rows[4:])]
+    same = make_run(tmp_path / "c", rows[:4])
+    table = folders[0] / "test_slides.csv"
+    text = table.read_text()
+    assert old in text
+    table.write_text(text.replace(old, new, 1))
+    monkeypatch.setattr("sys.argv", ["folds", *map(str, folders)])
+    if not said:
+        main()
+        assert compare_main([str(folders[0]), str(same)]) == 0
+        return
+    with pytest.raises(SystemExit, match=re.escape(f"{table}, {said}")):
+        main()
+    assert compare_main([str(folders[0]), str(same)]) == 1
+    assert f"{table}, {said}" in capsys.readouterr().err
+    assert not list(tmp_path.glob("compare-*"))
 
 
 def test_main_prints_each_figure(
@@ -66,11 +101,3 @@ def test_read_folds_unlike_runs_raise(tmp_path: Path, one: dict[str, Any], other
     folders = [make_run(tmp_path / "a", rows[:2], **one), make_run(tmp_path / "b", rows[2:], **other)]
     with pytest.raises(ManifestError, match=message):
         read_folds(folders)
-
-
-def test_read_folds_table_without_slide_id_raises(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "a", make_rows(n=2))
-    table = folder / "test_slides.csv"
-    table.write_text(table.read_text().replace("slide_id", "slide_ie", 1))
-    with pytest.raises(ManifestError, match=r"test_slides\.csv: a row has no slide_id"):
-        read_folds([folder])

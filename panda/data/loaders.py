@@ -5,6 +5,7 @@ The sampler draws the order of an epoch, and a seed for the random choices of ea
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
@@ -15,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from panda.data.worker_process import end_at_lost_result, end_with_parent
 from panda.errors import ConfigError
@@ -89,6 +91,10 @@ class DrawSampler(Sampler[Draw]):
         self.order = order[:whole]
         draws = [Draw(index, seed) for index, seed in zip(order, seeds, strict=True)]
         return iter(draws[device:whole:devices])
+
+
+# An iterator whose processes could not all be started lacks this, and torch prints a traceback when it is collected.
+_MultiProcessingDataLoaderIter._workers_status = defaultdict(lambda: True)  # type: ignore[attr-defined]
 
 
 class LazyLoader(DataLoader[T_co]):

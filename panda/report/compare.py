@@ -14,12 +14,12 @@ from panda.errors import ManifestError, PandaError
 from panda.report.axes import PALETTE
 from panda.report.charts import draw_pairs
 from panda.report.page import require_folder, write_page
-from panda.report.paired import Difference, Pair, choose_groups, compute_differences, pair_rows
+from panda.report.paired import Difference, Pair, choose_groups, compute_differences, pair_rows, read_slide_rows
 from panda.report.run_folder import Picture, find_subfolder, make_link, parse_number, read_picture, read_text
 from panda.report.run_summary import RunSummary, SegmentationSummary, read_summary
 from panda.report.sweep_jobs import parse_overrides
 from panda.report.table import UNITS, Cell, Head, Table, find_format, format_value, make_cell, name_figure
-from panda.tables import read_output_table, write_table
+from panda.tables import write_table
 
 SHOWN = 4
 """Number of slides on either side whose maps are shown."""
@@ -76,7 +76,8 @@ def compare(a: Path, b: Path, output: Path | None = None) -> Path:
     check_comparable((a, b), summaries)
     task = summaries[0].task
     names = _name_runs(a, b)
-    pairs = pair_rows(names, (read_output_table(a / "test_slides.csv"), read_output_table(b / "test_slides.csv")), task)
+    first, second = (read_slide_rows(folder / "test_slides.csv", task) for folder in (a, b))
+    pairs = pair_rows(names, (first, second), task)
     if not pairs:
         raise ManifestError(f"{a / 'test_slides.csv'} holds no slide: nothing can be compared")
     groups, agreed = choose_groups(pairs)

@@ -16,8 +16,7 @@ import numpy as np
 
 from panda.errors import ManifestError, PandaError
 from panda.report.compare import check_comparable, read_tested
-from panda.report.paired import FIGURES, read_value
-from panda.tables import read_output_table
+from panda.report.paired import FIGURES, read_slide_rows, read_value
 from panda.tasks.bootstrap import bootstrap_interval
 
 
@@ -62,9 +61,8 @@ def read_folds(folders: Sequence[Path]) -> tuple[list[dict[str, str]], str]:
     rows: list[dict[str, str]] = []
     tested: dict[str, Path] = {}
     for folder in folders:
-        for row in read_output_table(table := folder / "test_slides.csv"):
-            if not (slide_id := row.get("slide_id")):
-                raise ManifestError(f"{table}: a row has no slide_id: the table was edited, test the run again")
+        for row in read_slide_rows(folder / "test_slides.csv", summaries[0].task):
+            slide_id = row["slide_id"]
             if slide_id in tested:
                 raise ManifestError(
                     f"{slide_id} was tested in {tested[slide_id]} and in {folder}: give runs of data.split=kfold that "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from scipy.stats import wilcoxon
 
 from panda.errors import ManifestError
 from panda.report.run_folder import parse_number
+from panda.tables import read_output_table
 from panda.tasks.bootstrap import average_known, bootstrap_interval
 from panda.tasks.grade_metrics import compare_grades
 
@@ -64,6 +66,7 @@ def _pool_dice(counts: NDArray[np.float64]) -> float:
     return float(2 * tp / (2 * tp + fp + fn)) if tp + fp + fn else float("nan")
 
 
+_AREAS = {"fp_mm2", "cancer_outside_tissue_px"}
 Statistic = Callable[[NDArray[Any]], float]
 
 FIGURES: Mapping[str, Mapping[str, tuple[tuple[str, ...], Statistic]]] = {
@@ -117,6 +120,31 @@ def compute_difference(
     interval = None if np.isnan(ends).any() else ends
     p = compute_signed_rank_p((b - a)[:, 0], drawn) if figure == "dice_mean_slide" else None
     return Difference(figure, provider, len(a), len(np.unique(drawn)), was, is_, gap, interval, p)
+
+
+def read_slide_rows(path: Path, task: str) -> list[dict[str, str]]:
+    """Read a table of scored slides, `test_slides.csv` or `val_slides.csv`.
+
+    Raises:
+        ManifestError: If a row has no slide id or that of another row, or a figure is not empty and no number from 0.
+    """
+    rows, known = read_output_table(path), set[str]()
+    columns = {name for names, _ in FIGURES[task].values() for name in names} | _AREAS
+    for number, row in enumerate(rows, start=2):
+        slide_id = row.get("slide_id")
+        faults = [f"{name} is {row[name]!r}" for name in sorted(columns & row.keys()) if not _is_figure(row[name])]
+        if not slide_id or slide_id in known:
+            faults.append(f"slide_id is {slide_id!r}" + " again" * bool(slide_id))
+        if faults:
+            raise ManifestError(
+                f"{path}, row {number}: {', '.join(faults)}; restore the file, or evaluate the run again"
+            )
+        known.add(slide_id or "")
+    return rows
+
+
+def _is_figure(cell: str) -> bool:
+    return not cell or ((value := parse_number(cell)) is not None and value >= 0)
 
 
 def read_value(row: Row, column: str) -> float:

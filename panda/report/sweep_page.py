@@ -18,12 +18,12 @@ from panda.report.charts import Bar, Line, draw_bars, draw_lines
 from panda.report.effects import ScoredJob, draw_effect, find_effects
 from panda.report.interpretation import format_interval
 from panda.report.page import require_folder, write_page
-from panda.report.paired import Difference, choose_groups, compute_difference, pair_rows
+from panda.report.paired import Difference, choose_groups, compute_difference, pair_rows, read_slide_rows
 from panda.report.replicates import find_repeats, make_repeats_table
 from panda.report.run_page import read_threshold_line
 from panda.report.sweep_jobs import Job, label_job, rank_jobs, read_jobs, split_choices
 from panda.report.table import Cell, Head, Table, find_format, format_value, make_cell, name_figure
-from panda.tables import read_output_table, write_table
+from panda.tables import write_table
 
 _MOST_BARS = 40
 _MOST_ERROR = 110
@@ -38,10 +38,11 @@ def _pair_with_best(sweep_dir: Path, jobs: Sequence[Job]) -> dict[str, Differenc
     gaps = {}
     for key in dict.fromkeys(job.key for job in jobs if job.summary):
         same = [job for job in rank_jobs(jobs) if job.key == key and job.find_score("val") is not None]
-        tables = [read_output_table(sweep_dir / job.name / "val_slides.csv") for job in same[:_MOST_BARS]]
-        for job, table in zip(same[1:], tables[1:], strict=False):
+        for job in same[1:_MOST_BARS]:
             with contextlib.suppress(ManifestError):
-                pairs = pair_rows((same[0].name, job.name), (tables[0], table), job.task)
+                names = same[0].name, job.name
+                best, own = (read_slide_rows(sweep_dir / name / "val_slides.csv", job.task) for name in names)
+                pairs = pair_rows(names, (best, own), job.task)
                 found = compute_difference(pairs, choose_groups(pairs)[0], job.task, key) if pairs else None
                 if found is not None:
                     gaps[job.name] = found
