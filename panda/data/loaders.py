@@ -94,7 +94,7 @@ class DrawSampler(Sampler[Draw]):
 
 
 # An iterator whose processes could not all be started lacks this, and torch prints a traceback when it is collected.
-_MultiProcessingDataLoaderIter._workers_status = defaultdict(lambda: True)  # type: ignore[attr-defined]
+_MultiProcessingDataLoaderIter._workers_status = defaultdict(lambda: True)  # type: ignore[assignment]
 
 
 class LazyLoader(DataLoader[T_co]):
