@@ -1,4 +1,7 @@
-"""Part f: the share of a training step that waits for the loader, and the gain of precision and memory layout."""
+"""Part f: the share of a training step that waits for the loader, and the gain of precision and memory layout.
+
+`python -m bench.training` prints the CPU time of a patch instead: in a loader process, and in the process that trains.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,20 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import repeat
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+import cv2
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from bench.project import CACHED, NETWORKS, TRAINING, TRAINING_BATCH, TRAINING_SIZE, UNET, settings
+from bench.project import CACHED, MAPPED_TISSUE, NETWORKS, TRAINING, TRAINING_BATCH, TRAINING_SIZE, UNET, settings
 from bench.results import Results
-from bench.slides import CACHE
-from panda.data.augment import Augmentation
+from bench.slides import CACHE, shared_tiles_slide
+from panda.data.augment import Augmentation, Name
 from panda.data.extraction import extract_store
 from panda.data.image_batch import PatchBatch, RawItems, convert_patches, stack_patches
-from panda.data.loaders import make_train_loader
+from panda.data.loaders import Draw, make_train_loader
 from panda.data.manifest import SlideRecord
 from panda.data.patch_manifests import write_patch_manifests
 from panda.data.patchset import PatchSet
@@ -30,6 +34,8 @@ from panda.models.segmentation import Segmenter
 PART = "training"
 STEPS = 10
 WORKERS = 2
+LOADED_SIDE, TURNS = 8192, 5
+"""Side of the slide whose patches are loaded, level-0 px, and passes over them."""
 STORES: tuple[StoreKind, ...] = ("slide", "png")
 KINDS = {
     "fp32": (torch.float32, torch.contiguous_format, False),
@@ -118,6 +124,38 @@ class SegmentationSteps(Steps):
         return loss
 
 
+def print_loading() -> None:
+    """Print the CPU time of a patch of 512 px in ms, on one thread, by store and augmentation."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    record = shared_tiles_slide(LOADED_SIDE, MAPPED_TISSUE)
+    print(f"{'store':8s}{'augment':8s}{'loader process':>16s}{'device':>8s}")
+    with tempfile.TemporaryDirectory(dir=CACHE) as out:
+        for store in get_args(StoreKind):
+            done = extract_store([record], settings(store), out, CACHE, workers=1, progress=False)
+            manifest = write_patch_manifests(done, {record.slide_id: "train"})["train"]
+            for name in get_args(Name):
+                reading, converting = _time_loading(PatchSet(manifest, Augmentation(name=name)))
+                print(f"{store:8s}{name:8s}{reading:16.1f}{converting:8.1f}")
+
+
+def _time_loading(patches: PatchSet) -> tuple[float, float]:
+    """Return the CPU time of a patch in ms: to read and turn it, and to convert it and change its colours."""
+    reading = converting = 0.0
+    for turn in range(-1, TURNS):
+        start = time.process_time()
+        read = [patches.read(Draw(number, 1000 * (turn + 1) + number)) for number in range(len(patches))]
+        batches = [stack_patches(read[n : n + TRAINING_BATCH]) for n in range(0, len(read), TRAINING_BATCH)]
+        middle = time.process_time()
+        for batch in batches:
+            convert_patches(batch)
+        if turn >= 0:
+            reading += middle - start
+            converting += time.process_time() - middle
+    ms = 1000 / (TURNS * len(patches))
+    return ms * reading, ms * converting
+
+
 def measure(record: SlideRecord, rounds: int, results: Results) -> None:
     """Train on patches of a slide from the loader and from memory in turn, and in each precision and layout.
 
@@ -151,3 +189,7 @@ def measure(record: SlideRecord, rounds: int, results: Results) -> None:
             seconds = steps.seconds(repeat(batch), 3)
             if turn >= 0:
                 results.add(PART, name, f"{TRAINING}, by precision and memory layout", 3 / seconds)
+
+
+if __name__ == "__main__":
+    print_loading()
