@@ -325,6 +325,12 @@ def test_infer_failures_stay_until_slide_succeeds(tmp_path: Path, slides: Path, 
     # failures of other settings are another matter
     run("c.tiff", "threshold=0.9")
     assert read_column(out / "failures.csv", "slide_id") == []
+    # a table without one of its columns holds no failure
+    with pytest.raises(SomeSlidesFailed):
+        run("a.tiff", "threshold=0.9")
+    (out / "failures.csv").write_text((out / "failures.csv").read_text().replace("stage", "stagf", 1))
+    run("c.tiff", "threshold=0.9")
+    assert read_column(out / "failures.csv", "slide_id") == []
 
 
 def test_infer_failed_grading_keeps_quantification(tmp_path: Path, run: Infer) -> None:

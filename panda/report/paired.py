@@ -174,11 +174,9 @@ def pair_rows(names: tuple[str, str], tables: tuple[Sequence[Row], Sequence[Row]
     Raises:
         ManifestError: If the slides or their labels differ, or a table lacks a column.
     """
+    columns = ("slide_id", "tp_px", "fp_px", "fn_px") if task == "segmentation" else ("slide_id", "label", "predicted")
     for name, table in zip(names, tables, strict=True):
-        for column in (
-            "slide_id",
-            *(("tp_px", "fp_px", "fn_px") if task == "segmentation" else ("label", "predicted")),
-        ):
+        for column in columns:
             if any(column not in row for row in table):
                 raise ManifestError(
                     f"{name}: its table of slides has no {column}: it was edited or is of an older version, train again"
