@@ -141,8 +141,9 @@ def _sweep() -> None:
 
 def _infer(output: str, *overrides: str) -> Callable[[], None]:
     def run() -> None:
-        given = ("checkpoint=segmentation.ckpt", "slides=few", f"output={output}", "engine.device=cpu", *overrides)
-        _enter("infer", *given)
+        # by default the precision is chosen by a trial that takes time, so another run may choose another one
+        engine = ("engine.device=cpu", "engine.precision=fp32")
+        _enter("infer", "checkpoint=segmentation.ckpt", "slides=few", f"output={output}", *engine, *overrides)
 
     return run
 

@@ -105,6 +105,6 @@ def _run(home: Path, job: Job, prepare: Callable[[], None], case: str, outcome: 
     elif ended.status:
         outcome.note(f"{case}: refused")
     if ended.status:
-        again = Child(job.enter(home), home / "logs" / "limits.txt").wait()
+        again = Child(job.enter(home), home / "logs" / "limits_after.txt").wait()
         if again.fault or again.status:
             outcome.faults.append(f"{case}, then without: {again.fault or again.last_line}")
