@@ -17,7 +17,7 @@ from panda.inference.buffers import Buffers
 TileReader = Callable[[], NDArray[np.uint8]]
 """Reads one tile, (side, side, 3)."""
 
-_MOST_AHEAD = 4
+_MOST_AHEAD = 2
 """Batches that are read ahead; more would not help a network that takes them at a steady rate."""
 
 _BYTES_AHEAD = 128 * 2**20
