@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 import torch
 
 from panda.files import hold_lock
+from tests.checkpoints import grading_checkpoint
 from tests.integration.entry_points import run_entry_point
 from tests.integration.test_entry_points import TINY
 from tests.panda_folder import make_folder
@@ -33,6 +36,7 @@ RUN = (
 )
 DONE = "runs/segmentation/done"
 LAST = f"{DONE}/checkpoints/last.ckpt"
+RECORD = f"{DONE}/learns_from.json"
 JOB = "runs/segmentation/sweep-old/0"
 RESUME = ("train", f"resume={LAST}")
 
@@ -63,6 +67,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run_entry_point("infer", home, f"checkpoint={home / DONE}/checkpoints/best.ckpt", f"slides={slide}")
     assert done.returncode == 0, done.stderr[-3000:]
     shutil.copytree(home / DONE, home / JOB)
+    grading_checkpoint(home / "grader.ckpt")
     return home
 
 
@@ -149,11 +154,32 @@ def strip_training_state(home: Path) -> AbstractContextManager[None]:
     return edit(home, LAST, change)
 
 
+def edit_checkpoint(name: str, key: str, value: object) -> Change:
+    """Change a value of the metadata of a checkpoint, by its dotted key."""
+
+    def change(home: Path) -> AbstractContextManager[None]:
+        def replace(_: bytes) -> bytes:
+            content = torch.load(home / name, weights_only=True)
+            *path, last = key.split(".")
+            node = content["panda"]
+            for part in path:
+                node = node[part]
+            assert last in node
+            node[last] = value
+            torch.save(content, home / "other.ckpt")
+            return (home / "other.ckpt").read_bytes()
+
+        return edit(home, name, replace)
+
+    return change
+
+
 def change_nothing(home: Path) -> AbstractContextManager[None]:
     return contextlib.nullcontext()
 
 
 GRADING = ("train", "task=grading", "data=panda", "data.root=data", "name=done", "logger=csv", "trainer=cpu")
+INFER = ("infer", f"checkpoint={DONE}/checkpoints/best.ckpt", "slides=data/train_images", "output=out")
 REFUSED: dict[str, tuple[Change, tuple[str, ...], str]] = {
     "fewer_epochs": (change_nothing, (*RESUME, "trainer.max_epochs=1"), "the run has 2 epochs already; give 2"),
     "no_epochs": (change_nothing, (*RESUME, "trainer.max_epochs=0"), "trainer.max_epochs=0 must be at least 1"),
@@ -178,6 +204,40 @@ REFUSED: dict[str, tuple[Change, tuple[str, ...], str]] = {
     "no_config": (edit_file(f"{DONE}/config.yaml", lambda _: None), RESUME, "config.yaml does not exist"),
     "no_record": (edit_file(f"{DONE}/learns_from.json", lambda _: None), RESUME, "learns_from.json does not exist"),
     "damaged_record": (edit_file(f"{DONE}/learns_from.json", lambda c: c[:99]), RESUME, "learns_from.json"),
+    "record_of_other_format": (edit_text(RECORD, '"format": 1', '"format": 9'), RESUME, "format is 9"),
+    "record_with_number": (edit_text(RECORD, '"split": "train"', '"split": 5'), RESUME, "split is 5"),
+    "edited_checkpoint": (edit_checkpoint(LAST, "patch_size", "wide"), RESUME, "panda.patch_size is 'wide'"),
+    "edited_threshold": (edit_checkpoint(LAST, "threshold.value", math.nan), RESUME, "panda.threshold.value is nan"),
+    "guide_from_hub": (
+        edit_checkpoint(f"{DONE}/checkpoints/best.ckpt", "network.encoder_name", "tu-hf-hub:timm/resnet18.a1_in1k"),
+        (*GRADING[:4], "name=new", *GRADING[5:], f"segmentation_checkpoint={DONE}/checkpoints/best.ckpt"),
+        "encoder_name=tu-hf-hub:timm/resnet18.a1_in1k: there is no such encoder",
+    ),
+    "infer_encoder_from_hub": (
+        edit_checkpoint(f"{DONE}/checkpoints/best.ckpt", "network.encoder_name", "tu-hf-hub:timm/resnet18.a1_in1k"),
+        INFER,
+        "encoder_name=tu-hf-hub:timm/resnet18.a1_in1k: there is no such encoder",
+    ),
+    "infer_encoder_of_folder": (
+        edit_checkpoint(f"{DONE}/checkpoints/best.ckpt", "network.encoder_name", "tu-local-dir:data"),
+        INFER,
+        "encoder_name=tu-local-dir:data: there is no such encoder",
+    ),
+    "infer_weights_from_hub": (
+        edit_checkpoint(f"{DONE}/checkpoints/best.ckpt", "network.encoder_weights", "imagenet"),
+        INFER,
+        "encoder_weights is 'imagenet', but must be null",
+    ),
+    "infer_grader_from_hub": (
+        edit_checkpoint("grader.ckpt", "network.encoder", "hf-hub:timm/resnet18.a1_in1k"),
+        (*INFER, "grading_checkpoint=grader.ckpt"),
+        "encoder=hf-hub:timm/resnet18.a1_in1k: timm has no such model",
+    ),
+    "infer_grader_of_other_source": (
+        edit_checkpoint("grader.ckpt", "network.encoder", "resnet18.hf-hub:timm/resnet18"),
+        (*INFER, "grading_checkpoint=grader.ckpt"),
+        "encoder=resnet18.hf-hub:timm/resnet18: timm cannot build it",
+    ),
     "other_task": (change_nothing, (*RESUME, "task=grading"), "a resumed run keeps its choices"),
     "other_data": (change_nothing, (*RESUME, "data.seed=1"), "a resumed run keeps its choices"),
     "no_checkpoint": (change_nothing, ("train", f"resume={DONE}/checkpoints/no.ckpt"), "no.ckpt does not exist"),
@@ -233,7 +293,12 @@ REFUSED: dict[str, tuple[Change, tuple[str, ...], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refused_command_changes_nothing(home: Path, case: str) -> None:
+def test_refused_command_changes_nothing(home: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a refused command goes to the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
     change, (entry_point, *overrides), reason = REFUSED[case]
     with change(home):
         before = {name: snapshot(home / name) for name in ("runs", "out")}
