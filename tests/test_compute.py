@@ -95,6 +95,7 @@ def test_predictor_compiled_network_equals_eager_to_rounding(tmp_path: Path) -> 
         ({"batch_size": 0}, "engine.batch_size=0 must be at least 1 or auto"),
         ({"read_threads": "all"}, "engine.read_threads=all must be a whole number or auto"),
         ({"canvas_mib": 0}, "engine.canvas_mib=0"),
+        ({"post_workers": -1}, "engine.post_workers=-1 must be at least 0 or auto"),
     ],
 )
 def test_engine_settings_invalid_values_raise(changes: dict[str, Any], message: str) -> None:
@@ -103,10 +104,12 @@ def test_engine_settings_invalid_values_raise(changes: dict[str, Any], message: 
 
 
 def test_engine_settings_auto_follows_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    for cores, threads in ((1, 1), (4, 4), (64, 8)):
+    for cores, threads, processes in ((1, 1, 0), (3, 3, 0), (4, 4, 1), (64, 8, 4)):
         monkeypatch.setattr("panda.inference.compute.count_cores", lambda cores=cores: cores)
-        assert EngineSettings(device="cpu").thread_count == threads
+        settings = EngineSettings(device="cpu")
+        assert (settings.thread_count, settings.post_process_count) == (threads, processes)
     assert EngineSettings(device="cpu", read_threads=20).thread_count == 20
+    assert EngineSettings(device="cpu", post_workers=0).post_process_count == 0
     assert model("none").batch_size == 8
 
 
