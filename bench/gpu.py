@@ -115,7 +115,7 @@ def measure_reading(scale: Scale) -> None:
                 for _ in read_batches(tiles, MAPPED_TILE, 32, threads=threads, device=torch.device(scale.device)):
                     pass
             _report("reading", threads=threads, tiles=len(tiles), tiles_s=len(tiles) / clock.seconds)
-        prob = np.random.default_rng(0).random((32, MAPPED_TILE, MAPPED_TILE), np.float32)
+        prob = torch.rand((32, MAPPED_TILE, MAPPED_TILE), device=scale.device)
         overlap = grid.patch_size - grid.stride
         with (
             _timed() as clock,
@@ -127,6 +127,7 @@ def measure_reading(scale: Scale) -> None:
                 {"slide_id": slide.slide_id},
                 overlap=overlap,
                 expected=grid.working,
+                device=scale.device,
             ) as writer,
         ):
             for start in range(0, len(grid), len(prob)):

@@ -13,7 +13,7 @@ from panda.inference.buffers import Buffers
 WINDOW_FLOOR = 0.01
 """Smallest weight along one axis: a pixel that only the rim of one tile covers still gets a value."""
 
-_PATTERNS = 16
+_PATTERNS = 24
 """Arrangements of tiles over a block whose weights are cached. With 25 % overlap there are nine inside a full grid."""
 
 
