@@ -209,6 +209,7 @@ class InferenceModel(TileModel):
             maps = []
             for apply, invert in copies:
                 logits = self._network(apply(batch).contiguous(memory_format=self._layout))
-                maps.append(invert(torch.sigmoid(logits.float())[:, 0]))
+                prob = self._buffers.empty(tuple(logits.shape), torch.float32)
+                maps.append(invert(torch.sigmoid(logits.float(), out=prob)[:, 0]))
             mean = maps[0] if len(maps) == 1 else sum(maps[1:], maps[0]).div_(len(maps))
         return mean[:count]
