@@ -16,7 +16,7 @@ from panda.app.run import Experiment
 from panda.app.training_reuse import AFTER_TRAINING
 from panda.errors import CheckpointError, ConfigError
 from panda.files import identity
-from panda.tasks.checkpoint import Checkpoint, read_checkpoint
+from panda.tasks.checkpoint import STATE_HASH, Checkpoint, hash_state, read_checkpoint
 from panda.tasks.metadata import CheckpointMetadata
 
 _STATES = ("loops", "optimizer_states", "lr_schedulers")
@@ -60,6 +60,11 @@ class ResumePoint:
         ):
             raise CheckpointError(
                 f"resume={path}: the checkpoint has no training state of this version; give last.ckpt of a run, or "
+                "start a new run"
+            )
+        if content.get(STATE_HASH) != hash_state(content):
+            raise CheckpointError(
+                f"resume={path}: the training state was edited, or another version saved it; restore the file, or "
                 "start a new run"
             )
         best = path.with_name("best.ckpt")

@@ -18,7 +18,7 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from pydantic import ValidationError
 
 from panda.errors import CheckpointError, MaskError
-from panda.files import write_whole
+from panda.files import fingerprint, write_whole
 from panda.stored import describe_faults
 from panda.tasks.metadata import CheckpointMetadata
 from panda.wsi.label_maps import LabelMap, find_label_map
@@ -28,6 +28,9 @@ M_co = TypeVar("M_co", bound=CheckpointMetadata, covariant=True)
 
 ALTERED = "the file was altered or written by another version: train again"
 """End of the message for a checkpoint that a model refuses."""
+
+STATE_HASH = "panda_state"
+"""Key of a checkpoint for the hash of its training state."""
 
 
 @dataclass(frozen=True)
@@ -152,8 +155,27 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Save as the base class does; `storage_options` is not used."""
-        _save(checkpoint, Path(path))
+        """Save as the base class does, with the hash of the training state; `storage_options` is not used."""
+        _save(checkpoint | {STATE_HASH: hash_state(checkpoint)}, Path(path))
+
+
+def hash_state(content: Mapping[str, Any]) -> str:
+    """Return a hash of the training state in a checkpoint: of the shape of each tensor, and of every other value.
+
+    Weights and metadata do not enter, because they are checked by themselves.
+    """
+    others = {"panda", "state_dict", STATE_HASH}
+    return fingerprint({key: _describe(value) for key, value in content.items() if key not in others})
+
+
+def _describe(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return f"{value.dtype} {tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        return [[repr(key), _describe(part)] for key, part in value.items()]
+    if isinstance(value, list | tuple):
+        return [_describe(part) for part in value]
+    return repr(value)
 
 
 def _save(data: dict[str, Any], path: Path) -> None:

@@ -154,6 +154,16 @@ def strip_training_state(home: Path) -> AbstractContextManager[None]:
     return edit(home, LAST, change)
 
 
+def edit_training_state(home: Path) -> AbstractContextManager[None]:
+    def change(_: bytes) -> bytes:
+        content = torch.load(home / LAST, weights_only=True)
+        content["pytorch-lightning_version"] = "new"
+        torch.save(content, home / "other.ckpt")
+        return (home / "other.ckpt").read_bytes()
+
+    return edit(home, LAST, change)
+
+
 def edit_checkpoint(name: str, key: str, value: object) -> Change:
     """Change a value of the metadata of a checkpoint, by its dotted key."""
 
@@ -251,6 +261,7 @@ REFUSED: dict[str, tuple[Change, tuple[str, ...], str]] = {
     "cut_checkpoint": (edit_file(LAST, lambda c: c[: len(c) // 2]), RESUME, "last.ckpt is not a checkpoint"),
     "empty_checkpoint": (edit_file(LAST, lambda _: b""), RESUME, "last.ckpt is not a checkpoint"),
     "other_network": (replace_network, RESUME, "is of another network than config.yaml"),
+    "edited_state": (edit_training_state, RESUME, "the training state was edited"),
     "only_weights": (strip_training_state, RESUME, "has no training state of this version"),
     "unknown_key": (change_nothing, (*RESUME, "nonsense=1"), "nonsense"),
     "unknown_group": (change_nothing, (*RESUME, "model=nonsense"), "nonsense"),
