@@ -20,9 +20,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_hydra_job() -> None:
-    """Let no test see the overrides of a job that another ran in this process."""
+def fresh_process() -> None:
+    """Let no test see the overrides or the log file of a job that another ran in this process."""
     HydraConfig.instance().cfg = None
+    log = logging.getLogger("panda")
+    for handler in [handler for handler in log.handlers if isinstance(handler, logging.FileHandler)]:
+        handler.close()
+        log.removeHandler(handler)
 
 
 @pytest.fixture
