@@ -12,7 +12,7 @@ import torch
 from panda import files
 from panda.errors import CheckpointError
 from panda.tasks.calibration import Temperature, fit_temperature
-from panda.tasks.checkpoint import AtomicCheckpointIO, read_checkpoint, update_metadata
+from panda.tasks.checkpoint import STATE_HASH, AtomicCheckpointIO, hash_state, read_checkpoint, update_metadata
 from panda.tasks.metadata import GradingMetadata, SegmentationMetadata, TrainedResolution
 from panda.tasks.threshold import ThresholdChoice, search_threshold
 from panda.wsi.label_maps import LabelMap, find_label_map
@@ -189,7 +189,7 @@ def test_whole_checkpoints_failed_write_keeps_previous(tmp_path: Path, monkeypat
     monkeypatch.setattr(files, "sync", full)
     with pytest.raises(OSError, match="full"):
         AtomicCheckpointIO().save_checkpoint({"epoch": 1}, path)
-    assert torch.load(path, weights_only=True)["epoch"] == 0
+    assert torch.load(path, weights_only=True) == {"epoch": 0, STATE_HASH: hash_state({"epoch": 0})}
     assert list(tmp_path.iterdir()) == [path]
 
 

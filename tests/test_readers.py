@@ -289,7 +289,7 @@ def test_tiff_pyramid_threads_decode_each_tile_once(tiled: Path, monkeypatch: py
 
     def count(self: Decoder, data: bytes, height: int, width: int) -> NDArray[np.uint8]:
         decoded.append(data)
-        time.sleep(0.002)  # others ask for it meanwhile
+        time.sleep(0.002)  # others ask for it at the same time
         return decode(self, data, height, width)
 
     monkeypatch.setattr(Decoder, "decode", count)

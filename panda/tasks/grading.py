@@ -13,9 +13,9 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from panda.models.mil import MILNet
+from panda.tasks.epoch_metrics import MeanLoss, separate_metrics
 from panda.tasks.grade_metrics import score_grades
 from panda.tasks.metadata import GradingMetadata, Target
-from panda.tasks.metrics import MeanLoss, separate_metrics
 from panda.tasks.optim import FiniteCheck, Optim
 
 CLASSES: Mapping[Target, int] = {"isup": 6, "cancer": 2}

@@ -18,8 +18,9 @@ from panda.data.loaders import find_batch_items, find_step_items
 from panda.data.patchset import PatchSet
 from panda.data.samplers import HardDraws
 from panda.models.segmentation import Segmenter
+from panda.tasks.epoch_metrics import MeanLoss, separate_metrics
 from panda.tasks.metadata import SegmentationMetadata
-from panda.tasks.metrics import MeanLoss, PixelHistogram, compute_dice, separate_metrics
+from panda.tasks.metrics import PixelHistogram, compute_dice
 from panda.tasks.optim import FiniteCheck, Optim
 from panda.tasks.threshold import search_threshold
 
