@@ -32,7 +32,7 @@ def slice_window(window: Window) -> tuple[slice, slice]:
 
 @dataclass(frozen=True)
 class Components:
-    """The connected components of a mask, numbered from 1.
+    """The 8-connected components of a mask, numbered from 1.
 
     Attributes:
         area: Area, (n + 1,) int64 px; entry 0 is the background in all arrays.
@@ -43,7 +43,6 @@ class Components:
     box: NDArray[np.int64]
     _numbers: dict[tuple[int, int], Labels]  # by corner of the block: the number of each of its labels
     _labels: dict[tuple[int, int], Labels]
-    _connectivity: int
 
     def find_numbers(self, window: Window) -> Labels:
         """Return the numbers of the components that a block of the mask touches, after a 0 for the background."""
@@ -60,21 +59,20 @@ class Components:
         if len(numbers) == 1:
             return np.zeros(mask.shape, np.int32)
         labels = self._labels.get(window[:2])
-        return np.asarray(numbers[label(mask, self._connectivity) if labels is None else labels])
+        return np.asarray(numbers[label(mask) if labels is None else labels])
 
 
 class ComponentFinder:
-    """Finds the components of a mask whose blocks are added row by row.
+    """Finds the 8-connected components of a mask whose blocks are added row by row.
 
     Args:
         width: Width of the mask, px.
-        connectivity: 8 joins pixels that touch at a corner, 4 does not.
         measure: The measures of each component.
         keep_labels: Keep the labels of all blocks.
     """
 
-    def __init__(self, width: int, connectivity: int, measure: Measure, *, keep_labels: bool = False) -> None:
-        self.width, self.connectivity, self.measure = width, connectivity, measure
+    def __init__(self, width: int, measure: Measure, *, keep_labels: bool = False) -> None:
+        self.width, self.measure = width, measure
         self._keep_labels = keep_labels
         self._stats: list[NDArray[np.int64]] = []
         self._pairs: list[NDArray[np.int64]] = []
@@ -95,14 +93,14 @@ class ComponentFinder:
         if not mask.any():
             self._left = np.zeros(height, np.int64)
             return
-        labels, stats = _measure(mask, self.connectivity, self.measure, x0, y0)
+        labels, stats = _measure(mask, self.measure, x0, y0)
         if self._keep_labels:
             self._labels[x0, y0] = labels
         top, bottom, left, right = (
             np.where(line > 0, line.astype(np.int64) + self._count, 0)
             for line in (labels[0], labels[-1], labels[:, 0], labels[:, -1])
         )
-        for shift in (-1, 0, 1) if self.connectivity == 8 else (0,):
+        for shift in (-1, 0, 1):
             self._join(self._above[x0 + 1 + shift : x0 + 1 + shift + width], top)
             down, up = max(shift, 0), max(-shift, 0)
             self._join(self._left[down : height - up], left[up : height - down])
@@ -142,28 +140,25 @@ class ComponentFinder:
                 for corner, (before, own) in self._blocks.items()
             },
             _labels=self._labels,
-            _connectivity=self.connectivity,
         )
 
 
-def label(mask: Mask, connectivity: int) -> Labels:
-    """Label the components of a block, (h, w) int32; the same mask always gets the same labels."""
-    return np.asarray(
-        cv2.connectedComponents(np.ascontiguousarray(mask).view(np.uint8), connectivity=connectivity)[1], np.int32
-    )
+def label(mask: Mask) -> Labels:
+    """Label the 8-connected components of a block, (h, w) int32; the same mask always gets the same labels."""
+    return np.asarray(cv2.connectedComponents(np.ascontiguousarray(mask).view(np.uint8), connectivity=8)[1], np.int32)
 
 
-def _measure(mask: Mask, connectivity: int, measure: Measure, x0: int, y0: int) -> tuple[Labels, NDArray[np.int64]]:
+def _measure(mask: Mask, measure: Measure, x0: int, y0: int) -> tuple[Labels, NDArray[np.int64]]:
     """Label a block, and measure its components in px of the whole mask.
 
     Returns:
         The labels, and (n, 1) or (n, 5) figures: area; left, top, right, bottom.
     """
     if measure == "area":  # takes half the time of OpenCV's statistics
-        labels = label(mask, connectivity)
+        labels = label(mask)
         return labels, np.bincount(labels.ravel())[1:, None]
     _, found, stats, _ = cv2.connectedComponentsWithStats(
-        np.ascontiguousarray(mask).view(np.uint8), connectivity=connectivity, ltype=cv2.CV_32S
+        np.ascontiguousarray(mask).view(np.uint8), connectivity=8, ltype=cv2.CV_32S
     )
     left, top, width, height, area = stats[1:].astype(np.int64).T
     columns = [area, left + x0, top + y0, left + x0 + width, top + y0 + height]

@@ -51,7 +51,7 @@ class MaskComponents:
         self._mask = mask
         self._rows = rows
         height, width = mask.shape
-        finder = ComponentFinder(width, 8, "box" if boxes else "area", keep_labels=mask.size <= KEPT_PX)
+        finder = ComponentFinder(width, "box" if boxes else "area", keep_labels=mask.size <= KEPT_PX)
         for own, _, _ in stripes(height, rows):
             finder.add((0, own.start, width, own.stop - own.start), mask[own])
         self._found = finder.components()
