@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from panda.wsi.geometry import Resolution, round_px
 from panda.wsi.grid import Edge, tissue_grid
 from panda.wsi.label_mask import LabelMask
+from panda.wsi.mask_file import MaskFile
 from panda.wsi.readers import ReaderName
 from panda.wsi.slide import FINEST, SNAP, Slide, SlideOptions
 from tests.pyramids import Rounding, area_means, level_size, sample_centers, write_levels
@@ -191,7 +192,8 @@ def test_readers_landmarks_are_read_at_painted_place(reader: ReaderName, data: s
     with open_slide(pyramid.levels(paint_boxes(pyramid.size, boxes)), pyramid.tile, reader) as slide:
         path = write_levels(slide.path.with_name("mask.tiff"), list(as_mask.levels(codes)), as_mask.tile)
         with LabelMask.open(path, slide, "radboud") as mask:
-            assert (len(mask.level_dimensions), len(slide.usable_levels)) == (
+            assert isinstance(mask.source, MaskFile)
+            assert (len(mask.source.level_dimensions), len(slide.usable_levels)) == (
                 len(as_mask.downsamples),
                 len(pyramid.downsamples),
             )

@@ -18,6 +18,7 @@ from panda.errors import MaskError
 from panda.wsi.geometry import round_px
 from panda.wsi.label_maps import LabelMap, find_label_map, get_label_maps
 from panda.wsi.label_mask import CANCER, IGNORED, OTHER, LabelMask
+from panda.wsi.mask_file import MaskFile
 from panda.wsi.slide import Slide
 from tests.pyramids import level_size, sample_centers, write_levels, write_pyramid
 
@@ -49,6 +50,10 @@ def mask_path(tmp_path_factory: pytest.TempPathFactory, codes: NDArray[np.uint8]
 @pytest.fixture
 def mask(mask_path: Path, slide: Slide) -> LabelMask:
     return LabelMask.open(mask_path, slide, "radboud")
+
+
+def open_file(path: Path, slide: Slide) -> MaskFile:
+    return MaskFile.open(path, slide, find_label_map("radboud"))
 
 
 def test_label_mask_open_unknown_provider_raises(mask_path: Path, slide: Slide) -> None:
@@ -153,7 +158,7 @@ def test_label_mask_reads_stored_codes_only(  # noqa: PLR0917 - one argument eac
     path = tmp_path_factory.mktemp("stored") / "m.tiff"
     write_levels(path, [make_channels(level, stored, seed) for level in levels], tile, **every)
     with LabelMask.open(path, small, "radboud") as mask:
-        assert len(mask.level_dimensions) == 3
+        assert len(open_file(path, small).level_dimensions) == 3
         view = small.choose_resolution(downsample=data.draw(st.floats(0.9, 20)))
         # px whose centre is on the slide, not on its very edge
         columns, rows = (math.ceil(side / view.downsample - 0.5 - 1e-9) for side in small.dimensions)
@@ -184,11 +189,12 @@ def test_label_mask_unknown_codes_are_named_with_file_and_count(
 
 
 def test_label_mask_reads_coarsest_sufficient_level(
-    mask: LabelMask, slide: Slide, tmp_path: Path, codes: NDArray[np.uint8]
+    mask_path: Path, slide: Slide, tmp_path: Path, codes: NDArray[np.uint8]
 ) -> None:
+    mask = open_file(mask_path, slide)
     assert [mask._choose_level(slide.choose_resolution(level=level)) for level in (0, 1, 2)] == [0, 1, 2]
     assert [mask._choose_level(slide.choose_resolution(downsample=d)) for d in (3.0, 8.0, 40.0)] == [0, 1, 2]
-    half = LabelMask.open(write_pyramid(tmp_path / "h.tiff", codes[::2, ::2], tile=64), slide, "radboud")
+    half = open_file(write_pyramid(tmp_path / "h.tiff", codes[::2, ::2], tile=64), slide)
     assert [half._choose_level(slide.choose_resolution(level=level)) for level in (0, 1, 2)] == [0, 0, 1]
 
 
@@ -220,7 +226,7 @@ def test_label_mask_single_channel_and_strips_are_read(tmp_path: Path, slide: Sl
 
 
 def test_label_mask_levels_in_sub_ifds_are_found(tmp_path: Path, slide: Slide, codes: NDArray[np.uint8]) -> None:
-    mask = LabelMask.open(write_pyramid(tmp_path / "o.tiff", codes, subifds=True), slide, "radboud")
+    mask = open_file(write_pyramid(tmp_path / "o.tiff", codes, subifds=True), slide)
     assert mask.level_dimensions == slide.level_dimensions
 
 

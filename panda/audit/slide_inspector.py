@@ -24,7 +24,7 @@ from panda.errors import MaskError, SlideError, raise_exhaustion
 from panda.wsi.geometry import mean_mpp
 from panda.wsi.label_codes import describe_label
 from panda.wsi.label_maps import get_label_maps
-from panda.wsi.label_mask import LabelMask
+from panda.wsi.mask_file import MaskFile
 from panda.wsi.mpp import is_anisotropic, is_plausible
 from panda.wsi.slide import Slide, SlideOptions
 from panda.wsi.tiff.pyramid import TiffPyramid
@@ -163,17 +163,17 @@ class SlideInspector:
         finally:
             tiff.close()
 
-    def _align_mask(self, path: Path, tiff: TiffPyramid) -> LabelMask | None:
+    def _align_mask(self, path: Path, tiff: TiffPyramid) -> MaskFile | None:
         """Return the mask in the frame of its slide; None if there is no slide, or the mask does not fit it."""
         if self.slide is None:
             return None
         try:
-            return LabelMask(path, self.slide, self.row.provider, get_label_maps(), tiff)
+            return MaskFile(path, self.slide, tiff)
         except MaskError as error:
             self.add_finding("mask_geometry", str(error))
             return None
 
-    def _inspect_codes(self, tiff: TiffPyramid, mask: LabelMask | None) -> None:
+    def _inspect_codes(self, tiff: TiffPyramid, mask: MaskFile | None) -> None:
         """Count the codes, and compare them with the label map and with the grade."""
         um = None
         if mask is not None and self.slide is not None and self.slide.mpp is not None:
@@ -212,13 +212,14 @@ class SlideInspector:
             found = f"{cancer / labelled:.2%} of the labelled px are cancer{size}"
             self.add_finding("cancer_mask_benign_grade", f"isup_grade is 0, {found}")
 
-    def _check_position(self, mask: LabelMask) -> None:
+    def _check_position(self, mask: MaskFile) -> None:
         """Check that the labelled px of the mask are on tissue."""
         if self.survey is None or self.survey.tissue is None:
             return
+        view = self.survey.resolution
         # Code 0 is glass too, even if its name is a tissue without cancer.
         unlabelled = (0, *(self.labels.unlabelled if self.labels is not None else ()))
-        labelled = ~np.isin(mask.overview(self.survey.resolution), unlabelled)
+        labelled = ~np.isin(mask.read(view, (0, 0), view.size)[0], unlabelled)
         if not labelled.any():
             return
         on_tissue = float(self.survey.tissue.mask[labelled].mean())
