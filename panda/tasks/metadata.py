@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 from panda.stored import Digest, PatchSide, Plain, Share
 from panda.tasks.calibration import Temperature
 from panda.tasks.threshold import ThresholdChoice
+from panda.wsi.classes import BINARY, ClassSet
 from panda.wsi.geometry import Resolution
 from panda.wsi.label_maps import LabelMap
 from panda.wsi.mpp import MPP_MAX, MPP_MIN, describe_level, is_mixed
@@ -155,6 +156,7 @@ class SegmentationMetadata(CheckpointMetadata, frozen=True):
         patch_size: Side of a patch in working px.
         overlap: Overlap of neighbouring tiles, as a share of the patch size.
         label_maps: Provider to the meaning of its mask codes, for the providers of the training slides.
+        classes: The classes of its pixels; older checkpoints have cancer or not.
         threshold: The chosen threshold and its provenance.
         precision: Precision of the maps on which the threshold was chosen.
         tta: Test-time augmentation of these maps.
@@ -171,6 +173,7 @@ class SegmentationMetadata(CheckpointMetadata, frozen=True):
     precision: Literal["fp32", "bf16"]
     tta: Literal["none", "flip", "d4"] = "none"
     calibration: Temperature | None = None
+    classes: ClassSet = BINARY
 
 
 class GradingMetadata(CheckpointMetadata, frozen=True):

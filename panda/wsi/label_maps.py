@@ -91,6 +91,19 @@ def load_label_maps(folder: Path) -> Mapping[str, LabelMap]:
 
 def _read_label_map(path: Path) -> LabelMap:
     """Read one file; raise ConfigError with all its faults."""
+    content = read_yaml(path)
+    try:
+        if isinstance(content, dict):
+            lists = {key: tuple(content[key]) for key in ("cancer", "unlabelled") if isinstance(content.get(key), list)}
+            content |= lists
+        # Strict, because YAML's true would count as code 1.
+        return LabelMap.model_validate(content, strict=True)
+    except ValidationError as error:
+        raise ConfigError([f"{path}: {_describe(fault)}" for fault in error.errors()]) from error
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file of settings; raise ConfigError if it cannot be read, or a key is given twice."""
     try:
         loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
         document = loader.get_single_node()
@@ -100,14 +113,7 @@ def _read_label_map(path: Path) -> LabelMap:
         raise ConfigError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())}); correct it") from error
     if twice:
         raise ConfigError([f"{path}: {key} is given twice: remove one" for key in twice])
-    try:
-        if isinstance(content, dict):
-            lists = {key: tuple(content[key]) for key in ("cancer", "unlabelled") if isinstance(content.get(key), list)}
-            content |= lists
-        # Strict, because YAML's true would count as code 1.
-        return LabelMap.model_validate(content, strict=True)
-    except ValidationError as error:
-        raise ConfigError([f"{path}: {_describe(fault)}" for fault in error.errors()]) from error
+    return content
 
 
 def _find_repeated_keys(loader: yaml.SafeLoader, document: yaml.Node | None) -> list[str]:
