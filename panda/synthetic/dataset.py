@@ -27,13 +27,15 @@ from panda.synthetic.layout import GRADE_PATTERNS, plan_scene
 from panda.synthetic.painter import Painter
 from panda.synthetic.pyramid_writer import write_slide
 from panda.tables import read_user_table, write_table
-from panda.wsi.gleason import isup_grade
+from panda.wsi.gleason import GleasonRule, grade_areas
 
 GRADES = (0, 1, 5, 2, 0, 1, 3, 4, 0, 2, 1, 5)
 """ISUP grades in turn. Three of twelve slides are benign, 3 have grade 1 and 2 grade 2, close to the shares in PANDA
 (27, 25 and 13 %; grades 3 to 5 have 12 % each)."""
 DRAWING_VERSION = 1
 """To be raised by each change that gives other pixels for the same spec."""
+GRADE_RULE = GleasonRule(secondary="largest", min_percent=5.0)
+"""The rule of the grades in `train.csv`: a second pattern counts from 5 % of the cancer."""
 LARGEST_SIDE = 100_000
 # codes in the masks of a provider for glass, stroma, benign epithelium, pattern 3, 4, 5
 MASK_CODES = {"karolinska": (0, 1, 1, 2, 2, 2), "radboud": (0, 1, 2, 3, 4, 5)}
@@ -103,10 +105,7 @@ class SlideTruth:
 
 
 def find_grade(pattern_px: Mapping[int, int]) -> tuple[int, str]:
-    """Return the grade of a biopsy from the areas of its patterns (see `panda.wsi.gleason.isup_grade`).
-
-    The largest pattern is the primary one. The next largest is the secondary one if it has at least 5 % of the cancer,
-    otherwise the primary one counts twice.
+    """Return the grade of a drawn slide from the areas of its patterns, by `GRADE_RULE`.
 
     Args:
         pattern_px: Area of the patterns 3, 4, 5 in any unit.
@@ -114,13 +113,8 @@ def find_grade(pattern_px: Mapping[int, int]) -> tuple[int, str]:
     Returns:
         ISUP grade 0-5 and the Gleason score as text; (0, "0+0") without cancer.
     """
-    total = sum(pattern_px.values())
-    if not total:
-        return 0, "0+0"
-    first, second, *_ = sorted(pattern_px, key=lambda p: (-pattern_px[p], -p))
-    if pattern_px[second] < 0.05 * total:
-        second = first
-    return isup_grade(first, second), f"{first}+{second}"
+    score = grade_areas(pattern_px, GRADE_RULE)
+    return score.isup, score.text
 
 
 def draw_slide(
