@@ -10,6 +10,7 @@ from panda.models.mil import MILNet
 from panda.models.segmentation import Segmenter
 from panda.tasks.metadata import CheckpointMetadata, GradingMetadata, SegmentationMetadata
 from panda.tasks.threshold import search_threshold
+from panda.wsi.classes import BINARY, ClassSet
 
 RESOLUTION = {"level": 1, "mpp": None, "train_mpp": [2.0, 2.0, 2.0]}
 
@@ -20,9 +21,9 @@ def write(path: Path, kind: type[CheckpointMetadata], network: nn.Module, data: 
     return path
 
 
-def segmentation_checkpoint(path: Path, **changes: Any) -> Path:
+def segmentation_checkpoint(path: Path, classes: ClassSet = BINARY, **changes: Any) -> Path:
     torch.manual_seed(0)
-    network = Segmenter("unet", "resnet18", decoder_channels=[16, 16, 8, 8, 8])
+    network = Segmenter("unet", "resnet18", decoder_channels=[16, 16, 8, 8, 8], channels=classes.channels)
     data = {
         "network": network.options,
         "resolution": RESOLUTION,
@@ -33,6 +34,7 @@ def segmentation_checkpoint(path: Path, **changes: Any) -> Path:
         "precision": "fp32",
         "train_slides": [],
         "val_slides": [],
+        "classes": classes.model_dump(mode="json"),
     }
     return write(path, SegmentationMetadata, network, data | changes)
 

@@ -15,8 +15,10 @@ from panda.tasks.calibration import Temperature, fit_temperature
 from panda.tasks.checkpoint import STATE_HASH, AtomicCheckpointIO, hash_state, read_checkpoint, update_metadata
 from panda.tasks.metadata import GradingMetadata, SegmentationMetadata, TrainedResolution
 from panda.tasks.threshold import ThresholdChoice, search_threshold
+from panda.wsi.classes import BINARY, find_classes
 from panda.wsi.label_maps import LabelMap, find_label_map
 from panda.wsi.slide import ResolutionRequest
+from tests.checkpoints import segmentation_checkpoint
 
 DATE = "2026-01-01T00:00:00Z"
 
@@ -73,6 +75,28 @@ def test_update_metadata_keeps_thresholds_and_temperature(tmp_path: Path) -> Non
     assert found.threshold == choice
     assert set(choice.by_provider) == {"x", "y"}
     assert found.calibration == temperature
+
+
+def test_read_checkpoint_without_classes_is_binary(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.ckpt")
+    content = torch.load(path, weights_only=True)
+    del content["panda"]["classes"]
+    torch.save(content, path)
+    assert read_checkpoint(path, SegmentationMetadata).metadata.classes == BINARY
+
+
+def test_read_checkpoint_classes_are_read_back(tmp_path: Path) -> None:
+    path = segmentation_checkpoint(tmp_path / "a.ckpt", find_classes("gleason"))
+    assert read_checkpoint(path, SegmentationMetadata).metadata.classes == find_classes("gleason")
+
+
+def test_read_checkpoint_channels_of_other_classes_raise(tmp_path: Path) -> None:
+    path = segmentation_checkpoint(tmp_path / "a.ckpt", find_classes("gleason"))
+    content = torch.load(path, weights_only=True)
+    content["panda"]["classes"] = BINARY.model_dump(mode="json")
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=r"network\.channels is 4, but classes has other, cancer, which need 1"):
+        read_checkpoint(path, SegmentationMetadata)
 
 
 def test_read_checkpoint_without_temperature_is_read(tmp_path: Path) -> None:

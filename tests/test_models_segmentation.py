@@ -61,6 +61,14 @@ def test_segmenter_every_architecture_meets_contract(architecture: str) -> None:
         torch.testing.assert_close(twin(image[:1]), network(image[:1]))
 
 
+def test_segmenter_channels_of_classes_are_restored() -> None:
+    network = Segmenter("Unet", "resnet18", decoder_channels=[8, 8, 8, 8, 8], channels=4).eval()
+    with torch.no_grad():
+        logits = network(torch.rand(2, 3, 32, 32))
+        assert logits.shape == (2, 4, 32, 32)
+        assert Segmenter(**network.options)(torch.rand(2, 3, 32, 32)).shape == (2, 4, 32, 32)
+
+
 @pytest.mark.parametrize("option", sorted(path.stem for path in (CONF / "model").glob("[!m]*.yaml")))
 @pytest.mark.parametrize("encoder", ["resnet18", "efficientnet-b0", "mit_b0", "tu-convnext_atto"])
 def test_segmenter_every_model_takes_encoders_of_all_families(option: str, encoder: str) -> None:

@@ -1,4 +1,4 @@
-"""A binary segmentation network: any decoder over any encoder of segmentation-models-pytorch."""
+"""A segmentation network: any decoder over any encoder of segmentation-models-pytorch."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ ARCHITECTURES: Mapping[str, type[nn.Module]] = dict(smp.MODEL_ARCHITECTURES_MAPP
 _NORMALIZE_POOLED_IMAGE = frozenset({"DeepLabV3", "DeepLabV3Plus", "PSPNet"})
 """Architectures whose batch normalization needs two images, because it follows a pooling of the whole image."""
 
-# Segmenter sets these options: other values would break its contract of one channel of logits.
+# Segmenter sets these options: other values would break its contract of logits.
 _FIXED = frozenset(
     {"self", "kwargs", "encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params"}
 )
 
 
 class Segmenter(nn.Module):
-    """A network that scores each pixel for cancer.
+    """A network that scores each pixel for cancer, or for each of some classes.
 
     Input normalization is part of the network, so training and inference cannot differ in it.
 
@@ -46,6 +46,7 @@ class Segmenter(nn.Module):
             the path of a local state dict of the encoder.
         mean: Mean of R, G and B, for pixels in [0, 1].
         std: Standard deviation of R, G and B.
+        channels: Channels of the logits, see `panda.models.probabilities`.
         **options: Further arguments of the architecture's class, such as `decoder_channels`.
 
     Raises:
@@ -62,6 +63,8 @@ class Segmenter(nn.Module):
         encoder_weights: str | None = None,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        *,
+        channels: int = 1,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -76,10 +79,11 @@ class Segmenter(nn.Module):
             "encoder_weights": None,
             "mean": [float(value) for value in mean],
             "std": [float(value) for value in std],
+            "channels": channels,
             **options,
         }
         self.normalize = Normalize(mean, std)
-        self.network = _build(kind, encoder_name, options)
+        self.network = _build(kind, encoder_name, channels, options)
         if encoder_weights is not None:
             self._load_encoder(kind, encoder_weights, options)
 
@@ -102,7 +106,7 @@ class Segmenter(nn.Module):
         self.encoder.load_state_dict(source.encoder.state_dict())  # type: ignore[union-attr]
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return logits, (N, 1, h, w), of images; their sigmoid is the probability of cancer.
+        """Return logits, (N, channels, h, w), of images.
 
         Args:
             image: RGB in [0, 1], (N, 3, h, w), floating point; h and w are multiples of `output_stride`.
@@ -156,9 +160,9 @@ def list_weights(encoder_name: str) -> list[str]:
     return list(smp_encoders[encoder_name]["pretrained_settings"]) if encoder_name in smp_encoders else ["imagenet"]
 
 
-def _build(kind: type[nn.Module], encoder_name: str, options: Mapping[str, Any]) -> nn.Module:
+def _build(kind: type[nn.Module], encoder_name: str, channels: int, options: Mapping[str, Any]) -> nn.Module:
     try:
-        return kind(encoder_name=encoder_name, encoder_weights=None, **options)
+        return kind(encoder_name=encoder_name, encoder_weights=None, classes=channels, **options)
     except Exception as error:  # smp and timm raise five classes for options that do not fit together
         raise OptionError(
             f"architecture={kind.__name__} with encoder_name={encoder_name} and options {dict(options)} "

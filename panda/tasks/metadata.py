@@ -175,6 +175,14 @@ class SegmentationMetadata(CheckpointMetadata, frozen=True):
     calibration: Temperature | None = None
     classes: ClassSet = BINARY
 
+    @model_validator(mode="after")
+    def _check_channels(self) -> Self:
+        if (channels := self.network.get("channels", 1)) != self.classes.channels:
+            message = "network.channels is {channels}, but classes has {names}, which need {needed}"
+            named = {"channels": repr(channels), "names": ", ".join(self.classes.names)}
+            raise PydanticCustomError("classes", message, {**named, "needed": self.classes.channels})
+        return self
+
 
 class GradingMetadata(CheckpointMetadata, frozen=True):
     """What a grading checkpoint stores beside the weights.
