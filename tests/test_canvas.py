@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from panda.errors import CheckpointError, PandaError
 from panda.inference.blocks import _MOST_WAITING
 from panda.inference.canvas import Canvas, CanvasWriter
-from panda.inference.canvas_store import CHUNK, STEPS, create_array, dequantize
+from panda.inference.canvas_store import CHUNK, create_array
+from panda.inference.codes import STEPS, dequantize
 from panda.inference.quantize import quantize, read_quantized
 from panda.inference.window import blend_window
 from panda.wsi.geometry import Resolution

@@ -102,13 +102,13 @@ class OpenBlocks:
         self._buffers = buffers
         self._writers = writers
         self._held = _HeldBlocks(budget, self._spill)
-        self._away: dict[Key, tuple[tuple[int, int], Future[None]]] = {}
+        self._away: dict[Key, tuple[torch.Size, Future[None]]] = {}
 
     def list_unfinished(self) -> list[Key]:
         """Return all blocks that were begun and not taken out, by row and column."""
         return sorted([*self._held, *self._away])
 
-    def get(self, key: Key, shape: tuple[int, int]) -> Tensor:
+    def get(self, key: Key, shape: tuple[int, ...]) -> Tensor:
         """Return a block, zeros at first, which may be changed in place until another one is asked for."""
         block = self._held.get(key)
         if block is None:
@@ -124,7 +124,7 @@ class OpenBlocks:
         return self._folder / f"{key[0]}.{key[1]}"
 
     def _spill(self, key: Key, block: Tensor) -> None:
-        self._away[key] = (block.shape[0], block.shape[1]), self._writers.submit(self._write, key, HostCopy(block))
+        self._away[key] = block.shape, self._writers.submit(self._write, key, HostCopy(block))
 
     def _write(self, key: Key, block: HostCopy) -> None:
         self._folder.mkdir(exist_ok=True)

@@ -32,12 +32,16 @@ from panda.inference.canvas_store import (
 )
 from panda.inference.quantize import quantize, read_quantized
 from panda.inference.window import Window
+from panda.wsi.classes import BINARY, ClassSet
 from panda.wsi.geometry import Resolution
 
 __all__ = ["Canvas", "CanvasWriter"]
 
 BUDGET = 64 * 2**20
 """Default bytes of sums held on the device: 64 blocks of 512 px."""
+
+_PLANES = slice(None)
+"""All planes of a block or a tile, one for each class of cancer."""
 
 _IN_FLIGHT = 2
 """Batches whose probabilities a GPU may not have checked yet."""
@@ -67,6 +71,7 @@ class CanvasWriter:
         expected: (n, 2) x, y of all tiles that will be added, in any order; None if unknown.
         budget: Bytes of unfinished blocks on the device, the rest is on the disk; it changes no result.
         device: Where tiles are blended.
+        classes: The classes of the network.
     """
 
     def __init__(
@@ -81,10 +86,13 @@ class CanvasWriter:
         expected: ArrayLike | None = None,
         budget: int = BUDGET,
         device: torch.device | str = "cpu",
+        classes: ClassSet = BINARY,
     ) -> None:
         self.path = Path(path)
         self._resolution = resolution
         self._patch = patch_size
+        self._tile_shape = (*(() if classes.is_binary else (len(classes.cancer_names),)), patch_size, patch_size)
+        self._planes = len(classes.cancer_names)
         self._device = torch.device(device)
         self._buffers = Buffers(self._device)
         self._window = Window(patch_size, overlap, self._device, self._buffers)
@@ -105,11 +113,16 @@ class CanvasWriter:
         self._touching: defaultdict[Key, list[tuple[int, int]]] = defaultdict(list)
         self._unchecked: deque[tuple[NDArray[np.int64], HostCopy]] = deque()
         metadata = CanvasMetadata(
-            fingerprint=fingerprint, resolution=resolution, patch_size=patch_size, overlap=overlap, attrs=dict(attrs)
+            fingerprint=fingerprint,
+            resolution=resolution,
+            patch_size=patch_size,
+            overlap=overlap,
+            attrs=dict(attrs),
+            classes=classes,
         )
         meta = {"panda_canvas": FORMAT, **metadata.model_dump(mode="json", exclude={"stored"})}
         json.dumps(meta, allow_nan=False)
-        self._array = create_array(str(self._partial), resolution, meta)
+        self._array = create_array(str(self._partial), resolution, meta, classes)
 
     def _count_tiles(self, corners: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return how many tiles touch each block, (rows, columns)."""
@@ -127,7 +140,7 @@ class CanvasWriter:
         """Blend a batch of tiles. A GPU may still blend it when the call returns.
 
         Args:
-            tiles: (n, p, p) probabilities in [0, 1].
+            tiles: (n, p, p) probabilities of cancer in [0, 1], or (n, k, p, p) of several classes of cancer.
             positions: (n, 2) x, y of their top-left corners in working px. A tile that begins before the slide or
                 reaches past it is cropped.
 
@@ -138,12 +151,13 @@ class CanvasWriter:
         prob, where = torch.as_tensor(tiles, dtype=torch.float32, device=self._device), np.asarray(positions, np.int64)
         if not self._open:
             raise ValueError(f"{self.path}: the canvas is closed")
-        if prob.shape != (len(where), self._patch, self._patch) or where.shape != (len(prob), 2):
+        if prob.shape != (len(where), *self._tile_shape) or where.shape != (len(prob), 2):
             raise ValueError(
                 f"tiles are {tuple(prob.shape)}, positions {where.shape}; "
-                f"they must be (n, {self._patch}, {self._patch}) and (n, 2)"
+                f"they must be (n, {', '.join(map(str, self._tile_shape))}) and (n, 2)"
             )
-        extremes = torch.stack([prob.amin((1, 2)), prob.amax((1, 2))], dim=1)
+        prob = prob.reshape(len(where), self._planes, self._patch, self._patch)
+        extremes = torch.stack([prob.amin((1, 2, 3)), prob.amax((1, 2, 3))], dim=1)
         self._unchecked.append((where, HostCopy(extremes)))
         self._check(_IN_FLIGHT)
         for tile, (x, y) in zip(prob, where.tolist(), strict=True):
@@ -180,7 +194,8 @@ class CanvasWriter:
                 top, left, bottom, right = self._find_bounds(row, column)
                 shape, at = (bottom - top, right - left), (y - top, x - left)
                 inside, own = self._window.find_overlap(shape, at)
-                self.blocks.get((row, column), shape)[inside].addcmul_(tile[own], self._window.weights[own])
+                block = self.blocks.get((row, column), (self._planes, *shape))
+                block[_PLANES, *inside].addcmul_(tile[_PLANES, *own], self._window.weights[own])
                 self._touching[row, column].append(at)
                 if self._left is not None:
                     self._left[row, column] -= 1
@@ -197,13 +212,16 @@ class CanvasWriter:
         """Convert a block to codes and give it to the writers."""
         sums = self.blocks.take((row, column))
         touching = sorted(self._touching.pop((row, column)))
-        mean = sums.div_(self._window.sum_weights((sums.shape[0], sums.shape[1]), touching))
+        mean = sums.div_(self._window.sum_weights((sums.shape[-2], sums.shape[-1]), touching))
         codes = quantize(mean, self._buffers.empty(tuple(mean.shape), torch.int16))
         self._writers.submit(self._write, row, column, HostCopy(codes))
 
     def _write(self, row: int, column: int, codes: HostCopy) -> None:
-        """Write a block."""
-        write_chunk(self._partial, (row, column), self._side, read_quantized(codes.wait()))
+        """Write a block, one chunk for each class of cancer."""
+        planes = read_quantized(codes.wait())
+        for number, plane in enumerate(planes):
+            chunk = (row, column) if len(planes) == 1 else (number, row, column)
+            write_chunk(self._partial, chunk, self._side, plane)
 
     def close(self) -> Canvas:
         """Write the last blocks, flush the files, give the canvas its name and return it, open for reading.

@@ -1,8 +1,8 @@
 """Store the probability map of a whole slide on disk.
 
-A canvas is a zarr 3 array of uint16 in the working frame of the network. 0 means "not scored", a value v of 1..65535
-means the probability `(v - 1) / 65534`. One step is 1.5e-5, far below the agreement of two runs of a network, and
-takes half the bytes of float32. 0.5 is exactly one of the steps.
+A canvas is a zarr 3 array of uint16 in the working frame of the network, with the codes of `panda.inference.codes`.
+With one class of cancer it has the axes y and x. With several it has the axes class, y and x, one plane for each class
+of cancer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from panda.errors import CheckpointError
+from panda.inference.codes import choose_classes, dequantize, merge_codes
 from panda.stored import PatchSide, Plain, describe_faults
+from panda.wsi.classes import BINARY, ClassSet
 from panda.wsi.geometry import Resolution
 
 FORMAT = 2
@@ -34,15 +36,6 @@ CHUNK = 512
 
 _BLOCK = 2 * CHUNK
 """Side of a block that is kept decoded, in working px."""
-
-STEPS = 65534
-"""Quantization steps between probability 0 and 1."""
-
-
-def dequantize(codes: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """Convert codes of a canvas to float32 probabilities; 0 for a pixel that was not scored."""
-    return np.asarray((np.maximum(codes, 1) - 1) / np.float32(STEPS), np.float32)
-
 
 _LEVEL = 3
 """Level of LZ4, which with shuffled bytes takes a sixth of the time of zstd and about 5 % more space."""
@@ -59,13 +52,14 @@ class StoredSize(Plain, frozen=True):
 
 
 class CanvasMetadata(Plain, frozen=True):
-    """Attributes of the zarr array, as they were given to its `CanvasWriter`."""
+    """Attributes of the zarr array, as they were given to its `CanvasWriter`; binary classes are not stated."""
 
     fingerprint: Annotated[str, Field(min_length=1)]
     resolution: Resolution
     patch_size: PatchSide
     overlap: NonNegativeInt
     attrs: dict[str, JsonValue]
+    classes: Annotated[ClassSet, Field(exclude_if=lambda classes: classes.is_binary)] = BINARY
     stored: StoredSize | None = None
 
     @model_validator(mode="after")
@@ -91,30 +85,33 @@ def _parse_attributes(content: Mapping[str, Any]) -> tuple[CanvasMetadata, zarr.
         raise CheckpointError(f"attributes.panda_canvas is {version!r}, this version reads {FORMAT}")
     own = {key: value for key, value in attributes.items() if key != "panda_canvas"}
     metadata = CanvasMetadata.model_validate_json(to_json(own))
-    return metadata, create_array(MemoryStore(), metadata.resolution, attributes)
+    return metadata, create_array(MemoryStore(), metadata.resolution, attributes, metadata.classes)
 
 
-def create_array(store: str | MemoryStore, resolution: Resolution, attributes: Mapping[str, Any]) -> zarr.Array[Any]:
+def create_array(
+    store: str | MemoryStore, resolution: Resolution, attributes: Mapping[str, Any], classes: ClassSet = BINARY
+) -> zarr.Array[Any]:
     """Create the empty array of a canvas; a canvas whose array would be created otherwise is refused."""
     shape = resolution.height, resolution.width
+    planes = () if classes.is_binary else (len(classes.cancer_names),)
     return zarr.create_array(
         store,
-        shape=shape,
-        chunks=tuple(min(CHUNK, side) for side in shape),
+        shape=(*planes, *shape),
+        chunks=(*(1 for _ in planes), *(min(CHUNK, side) for side in shape)),
         dtype="uint16",
         compressors=(BloscCodec(typesize=2, cname="lz4", clevel=_LEVEL, shuffle="shuffle"), Crc32cCodec()),
         fill_value=0,
         attributes=dict(attributes),
-        dimension_names=("y", "x"),
+        dimension_names=(*("class" for _ in planes), "y", "x"),
     )
 
 
-def write_chunk(path: Path, chunk: tuple[int, int], shape: tuple[int, int], codes: NDArray[np.uint16]) -> None:
+def write_chunk(path: Path, chunk: tuple[int, ...], shape: tuple[int, int], codes: NDArray[np.uint16]) -> None:
     """Write a chunk as zarr does, which takes several times longer because it goes through its event loop.
 
     Args:
         path: The zarr folder.
-        chunk: Row and column of the chunk.
+        chunk: Plane, if there are several, row and column of the chunk.
         shape: Height and width of chunks.
         codes: The chunk, (≤ height, ≤ width); the edge of the array can cut it.
     """
@@ -124,7 +121,7 @@ def write_chunk(path: Path, chunk: tuple[int, int], shape: tuple[int, int], code
         whole[: codes.shape[0], : codes.shape[1]] = codes
     plain: Any = whole.astype("<u2", copy=False)
     data = imagecodecs.blosc_encode(plain, level=_LEVEL, compressor="lz4", shuffle="shuffle", typesize=2, numthreads=1)
-    file = path / "c" / str(chunk[0]) / str(chunk[1])
+    file = path.joinpath("c", *map(str, chunk))
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("wb") as stream:
         stream.write(data)
@@ -140,6 +137,7 @@ class Canvas:
         fingerprint: Hash of everything that determined it.
         patch_size: Side of the tiles in working px.
         attrs: The plain data that its writer stored.
+        classes: Its classes. Reads are of the probability of cancer unless they say otherwise.
     """
 
     def __init__(self, path: Path, array: Any, metadata: CanvasMetadata, kept_bytes: int) -> None:
@@ -151,6 +149,7 @@ class Canvas:
         self.fingerprint = metadata.fingerprint
         self.patch_size = metadata.patch_size
         self.attrs = metadata.attrs
+        self.classes = metadata.classes
 
     @classmethod
     def open(cls, path: Path | str, kept_bytes: int = 0) -> Canvas:
@@ -199,16 +198,20 @@ class Canvas:
         return self.resolution.height, self.resolution.width
 
     def read_codes(self, x0: int, y0: int, w: int, h: int) -> NDArray[np.uint16]:
-        """Read a window as stored: (h, w) uint16, 0 for pixels that were not scored or are past the edge.
+        """Read the codes of a window: (h, w) uint16, 0 for pixels that were not scored or are past the edge.
 
         The window is in working px; its upper left corner may be negative.
 
         Raises:
             CheckpointError: If the data of the window is damaged.
         """
+        return merge_codes(self.read_class_codes(x0, y0, w, h))
+
+    def read_class_codes(self, x0: int, y0: int, w: int, h: int) -> NDArray[np.uint16]:
+        """Read the codes of each class of cancer, (k, h, w), as `read_codes` does."""
         height, width = self.shape
         left, right, top, bottom = max(x0, 0), min(x0 + w, width), max(y0, 0), min(y0 + h, height)
-        out = np.zeros((h, w), np.uint16)
+        out = np.zeros((len(self.classes.cancer_names), h, w), np.uint16)
         if left >= right or top >= bottom:
             return out
         for row in range(top // _BLOCK, (bottom - 1) // _BLOCK + 1):
@@ -216,18 +219,18 @@ class Canvas:
                 above, before = row * _BLOCK, column * _BLOCK
                 ys = slice(max(top, above), min(bottom, above + _BLOCK))
                 xs = slice(max(left, before), min(right, before + _BLOCK))
-                into = out[ys.start - y0 : ys.stop - y0, xs.start - x0 : xs.stop - x0]
+                into = out[:, ys.start - y0 : ys.stop - y0, xs.start - x0 : xs.stop - x0]
                 if not self._keep(row, column):
                     into[:] = self._decode(ys, xs)
                 elif (block := self._kept[row, column]) is not None:
-                    into[:] = block[ys.start - above : ys.stop - above, xs.start - before : xs.stop - before]
+                    into[:] = block[..., ys.start - above : ys.stop - above, xs.start - before : xs.stop - before]
         return out
 
     def _keep(self, row: int, column: int) -> bool:
         """Decode a block and keep it unless it is kept already; return False if there is no room for it."""
         if (row, column) in self._kept:
             return True
-        if self._room < _BLOCK**2 * 2:
+        if self._room < len(self.classes.cancer_names) * _BLOCK**2 * 2:
             return False
         ys, xs = slice(row * _BLOCK, (row + 1) * _BLOCK), slice(column * _BLOCK, (column + 1) * _BLOCK)
         block = self._decode(ys, xs)
@@ -236,8 +239,9 @@ class Canvas:
         return True
 
     def _decode(self, ys: slice, xs: slice) -> NDArray[np.uint16]:
+        """Decode a window, (h, w), or (k, h, w) with several classes of cancer."""
         try:
-            return np.asarray(self._array[ys, xs])
+            return np.asarray(self._array[..., ys, xs])
         except Exception as exc:  # codecs raise RuntimeError and others
             raise CheckpointError(
                 f"{self.path}: cannot be read at working px ({xs.start}, {ys.start}) ({exc}); {AGAIN}"
@@ -245,8 +249,26 @@ class Canvas:
 
     def check(self) -> None:
         """Read every chunk on the disk and verify its checksum; a damaged one raises `CheckpointError`."""
-        for chunk in sorted((self.path / "c").glob("*/*")):
-            self.read_codes(int(chunk.name) * CHUNK, int(chunk.parent.name) * CHUNK, CHUNK, CHUNK)
+        places = {(int(chunk.parent.name), int(chunk.name)) for chunk in _list_chunks(self.path)}
+        for row, column in sorted(places):
+            self.read_class_codes(column * CHUNK, row * CHUNK, CHUNK, CHUNK)
+
+    def read_classes(self, x0: int, y0: int, w: int, h: int) -> NDArray[np.float32]:
+        """Read the probability of each class of cancer in a window, (k, h, w), as `read` does."""
+        return dequantize(self.read_class_codes(x0, y0, w, h))
+
+    def read_class_map(self, x0: int, y0: int, w: int, h: int, threshold: float) -> NDArray[np.uint8]:
+        """Read the class of each px of a window at a threshold of the probability of cancer.
+
+        Returns:
+            (h, w) uint8: 0 if the probability of cancer is below the threshold or the px was not scored, else the
+            number of the class of cancer that `choose_classes` chooses.
+        """
+        codes = self.read_class_codes(x0, y0, w, h)
+        merged = merge_codes(codes)
+        # NumPy would round a plain float to float32 before it compares.
+        is_cancer = (merged > 0) & (dequantize(merged) >= np.float64(threshold))
+        return np.asarray(np.where(is_cancer, choose_classes(codes, self.classes), 0), np.uint8)
 
     def read(self, x0: int, y0: int, w: int, h: int) -> NDArray[np.float32]:
         """Read a window: (h, w) float32 probabilities, 0 for pixels that were not scored; see `read_codes`."""
@@ -267,7 +289,12 @@ class Canvas:
         return out
 
 
+def _list_chunks(path: Path) -> list[Path]:
+    """Return the files of the chunks, which are named by column in a folder named by row."""
+    return [entry for entry in (path / "c").rglob("*") if entry.is_file()]
+
+
 def measure_stored_size(path: Path) -> StoredSize:
     """Return the number and the bytes of the chunks on the disk."""
-    sizes = [entry.stat().st_size for entry in (path / "c").rglob("*") if entry.is_file()]
+    sizes = [chunk.stat().st_size for chunk in _list_chunks(path)]
     return StoredSize(chunks=len(sizes), bytes=sum(sizes))

@@ -15,7 +15,8 @@ import tifffile
 from numpy.typing import NDArray
 
 from panda.files import write_beside
-from panda.inference.canvas_store import STEPS, Canvas
+from panda.inference.canvas_store import Canvas
+from panda.inference.codes import STEPS
 from panda.inference.polygons import Polygon
 from panda.inference.quantify import Quantification
 from panda.inference.regions import Region

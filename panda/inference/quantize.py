@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from panda.inference.canvas_store import STEPS
+from panda.inference.codes import STEPS
 
 _HALF = 2**15
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from scipy.spatial.distance import pdist
 
-from panda.inference.canvas_store import STEPS
+from panda.inference.codes import STEPS
 from panda.inference.scored_map import ScoredMap
 from panda.stored import Plain, Share
 from panda.wsi.components import BLOCK, Window, slice_window

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from panda.errors import PandaError
-from panda.inference.canvas_store import STEPS, Canvas, dequantize
+from panda.inference.canvas_store import Canvas
+from panda.inference.codes import STEPS, dequantize
 from panda.wsi.components import Window, slice_window
 from panda.wsi.geometry import Resolution
 from panda.wsi.slide import Slide

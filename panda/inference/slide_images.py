@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from panda.files import write_beside, write_whole
-from panda.inference.canvas_store import STEPS, Canvas
+from panda.inference.canvas_store import Canvas
+from panda.inference.codes import STEPS
 from panda.inference.grade import Grade
 from panda.inference.legends import COLOUR_MAPS, ColourMap, LegendEntry, Scale, colorize, frame_image
 from panda.inference.polygons import Outlines
