@@ -18,9 +18,11 @@ from panda.inference import autotune as choosing
 from panda.inference.autotune import TunedMode, tune_mode
 from panda.inference.batch_size import choose_batch_size
 from panda.inference.compute import ComputeMode, EngineSettings, InferenceModel
+from panda.inference.modes import TTA
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
 from panda.inference.slide_mapper import SlideMapper
+from panda.wsi.classes import find_classes
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import find_tissue
 from tests.checkpoints import segmentation_checkpoint
@@ -37,6 +39,14 @@ class Lopsided(nn.Module):
         down = torch.linspace(-1, 1, height)[:, None]
         across = torch.linspace(0, 3, width)[None, :]
         return (image[:, :1] - 0.5) * (down + across**2) + image[:, 1:2] * across
+
+
+class LopsidedClasses(nn.Module):
+    """The same for four classes."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        one = Lopsided()(image)
+        return torch.cat([one, 0.5 * one**2, image[:, 2:] - one, 2 * image[:, :1]], dim=1)
 
 
 def pictures(count: int = 3, side: int = 16) -> NDArray[np.uint8]:
@@ -232,6 +242,43 @@ def test_tune_mode_takes_fast_precision_if_area_stays(
         made = predictor.fingerprint_canvas(slide, slide.choose_resolution(level=1))
         predictor.model = InferenceModel(predictor.network, predictor.settings, FP32)
         assert predictor.fingerprint_canvas(slide, slide.choose_resolution(level=1)) != made
+
+
+def test_tune_mode_keeps_precision_if_the_area_of_a_class_moves(
+    slide_path: Path, tmp_path: Path, trial: Callable[..., list[ComputeMode]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial(lambda _: 0.0)
+
+    def run(model: InferenceModel, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
+        fast = model.mode.precision == "bf16"
+        prob = np.zeros((len(images), 3, *images.shape[1:3]), np.float32)
+        prob[:, 0], prob[:, 1, : 30 if fast else 20] = 0.4, 0.5
+        return prob, 1e-4 if fast else 2e-4
+
+    monkeypatch.setattr(choosing, "_time_model", run)
+    checkpoint = segmentation_checkpoint(tmp_path / "gleason.ckpt", find_classes("gleason"))
+    predictor = SegmentationPredictor.from_checkpoint(checkpoint, EngineSettings(device="cpu"))
+    found = tune_mode(predictor, 0.3, [slide_path], Slide.open, tmp_path / "engine.json")
+    assert found.precision == "fp32"
+    assert "bf16 moves the tumour area" in found.why
+
+
+@pytest.mark.parametrize("tta", ["none", "flip", "d4"])
+def test_inference_model_of_classes_averages_softmax_over_copies(tta: TTA) -> None:
+    network = LopsidedClasses()
+    images = torch.from_numpy(pictures())
+    moves = {
+        "none": [(0, False)],
+        "flip": [(0, False), (0, True), (2, False), (2, True)],
+        "d4": [(quarters, mirrored) for quarters in range(4) for mirrored in (False, True)],
+    }[tta]
+    want = torch.zeros(3, 3, 16, 16, dtype=torch.float64)
+    for quarters, mirrored in moves:
+        batch = (images / 255).permute(0, 3, 1, 2).rot90(quarters, (2, 3))
+        batch = batch.flip(3) if mirrored else batch
+        prob = network(batch).double().softmax(1)[:, 1:]
+        want += (prob.flip(3) if mirrored else prob).rot90(-quarters, (2, 3)) / len(moves)
+    np.testing.assert_allclose(model(tta, network)(images).numpy(), want.numpy(), atol=1e-6)
 
 
 def test_slide_mapper_fingerprint_depends_on_compute_mode(predictor: SegmentationPredictor) -> None:

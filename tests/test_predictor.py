@@ -15,6 +15,7 @@ from panda.inference.predictor import SegmentationPredictor
 from panda.tasks.metadata import TrainedResolution
 from panda.tasks.metrics import BINS
 from panda.tasks.threshold import ThresholdChoice
+from panda.wsi.classes import find_classes
 from panda.wsi.label_mask import LabelMask
 from panda.wsi.slide import ResolutionRequest, Slide, SlideOptions
 from panda.wsi.tissue import find_tissue
@@ -75,6 +76,37 @@ def test_predict_canvas_covers_tissue_and_is_reused(slide_path: Path, tmp_path: 
         again = predictor.predict(slide, tissue, tmp_path / "c.zarr", lambda done, total: seen.append((done, total)))
         assert not seen
         assert np.array_equal(np.asarray(again), np.asarray(canvas))
+
+
+def test_predict_of_classes_gives_each_and_their_sum(slide_path: Path, tmp_path: Path) -> None:
+    path = segmentation_checkpoint(tmp_path / "a.ckpt", find_classes("gleason"))
+    predictor = SegmentationPredictor.from_checkpoint(path, EngineSettings(device="cpu"))
+    with Slide.open(slide_path) as slide:
+        tissue = find_tissue(slide)
+        canvas = predictor.predict(slide, tissue, tmp_path / "c.zarr")
+        grid = predictor.make_grid(slide, tissue)
+        (x, y), (left, top) = grid.working[0].tolist(), grid.level0[0].tolist()
+        tile = slide.read(canvas.resolution, (left, top), (64, 64))
+    assert canvas.classes == predictor.classes
+    assert canvas.read_classes(0, 0, *canvas.shape[::-1]).shape == (3, *canvas.shape)
+    # the corner of the first tile has no neighbour that is blended into it
+    with torch.no_grad():
+        logits = predictor.network(torch.from_numpy(tile / np.float32(255)).permute(2, 0, 1)[None])
+    corner = canvas.read_classes(x, y, 8, 8)
+    np.testing.assert_allclose(corner, logits[0].softmax(0)[1:, :8, :8].numpy(), atol=1e-4)
+    np.testing.assert_allclose(canvas.read(x, y, 8, 8), corner.sum(axis=0), atol=1e-6)
+
+
+def test_predict_other_names_of_classes_make_other_canvas(slide_path: Path, tmp_path: Path) -> None:
+    gleason = find_classes("gleason")
+    others = (gleason, gleason.model_copy(update={"names": ("other", "G3", "G4", "G5")}))
+    prints = set()
+    with Slide.open(slide_path) as slide:
+        for number, classes in enumerate(others):
+            path = segmentation_checkpoint(tmp_path / f"{number}.ckpt", classes)
+            predictor = SegmentationPredictor.from_checkpoint(path, EngineSettings(device="cpu"))
+            prints.add(predictor.fingerprint_canvas(slide, slide.choose_resolution(level=1)))
+    assert len(prints) == 2
 
 
 def test_predict_other_network_makes_other_canvas(slide_path: Path, tmp_path: Path) -> None:

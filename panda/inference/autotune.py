@@ -1,9 +1,10 @@
 """Resolve `engine.precision=auto` and `engine.compile=auto` of inference by a trial on the first slide.
 
 The threshold of a checkpoint was chosen on maps of one precision. Another precision changes single probabilities, bf16
-by up to a few hundredths. It is therefore used only if the device computes in it natively and the tumour area at the
-threshold stays the same on tiles of this slide. The result is stored in the output, so that a run that continues
-there, after a kill or with more slides, makes maps with the same provenance.
+by up to a few hundredths. It is therefore used only if the device computes in it natively, and the areas at the
+threshold stay the same on tiles of this slide: that of the tumour and that of each class of cancer. The result is
+stored in the output, so that a run that continues there, after a kill or with more slides, makes maps with the same
+provenance.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from pydantic import NonNegativeFloat, TypeAdapter
 from panda.errors import PandaError
 from panda.files import fingerprint, hold_lock, write_json
 from panda.inference.batch_size import tune_batch_size
+from panda.inference.codes import choose_classes
 from panda.inference.compute import ComputeMode, EngineSettings, InferenceModel
 from panda.inference.modes import Precision
 from panda.inference.predictor import CornerReader, SegmentationPredictor
 from panda.stored import Digest, Plain, read_model
+from panda.wsi.classes import ClassSet
 from panda.wsi.grid import Grid
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap, find_tissue
@@ -31,7 +34,7 @@ from panda.wsi.tissue import TissueMap, find_tissue
 log = logging.getLogger(__name__)
 
 MOST_MOVED = 0.005
-"""Largest relative change of the tumour area on the tiles of the trial, at the threshold."""
+"""Largest relative change of an area of cancer on the tiles of the trial, at the threshold."""
 
 LEAST_AREA = 0.01
 """Smallest area that the change is relative to, as a share of the tissue of the trial."""
@@ -45,8 +48,8 @@ _FASTER = 0.9  # a compiled network must take less than this share of the time
 class TunedMode(Plain, frozen=True):
     """How the slides of an output are mapped, and why in words.
 
-    `moved` is the relative change of the tumour area in the trial, against the precision of the threshold without
-    compilation; None if nothing else was tried.
+    `moved` is the relative change of the tumour area in the trial, or the largest one of a class of cancer, against the
+    precision of the threshold without compilation; None if nothing else was tried.
     """
 
     precision: Precision
@@ -155,11 +158,12 @@ def _compare_modes(predictor: SegmentationPredictor, threshold: float, sample: S
         fits = ", and fast here" if fast == first.precision else ""
         return _keep_mode(first, f"{_name_origin(settings)}{fits}")
     before, seconds = _time_model(predictor.model, images)
-    base = int(np.count_nonzero((before >= threshold) & in_tissue))
+    base = _count_cancer(before, in_tissue, threshold, predictor.classes)
     least = max(LEAST_AREA * np.count_nonzero(in_tissue), 1)
 
     def measure_change(prob: NDArray[np.float32]) -> float:
-        return abs(int(np.count_nonzero((prob >= threshold) & in_tissue)) - base) / max(base, least)
+        moved = np.abs(_count_cancer(prob, in_tissue, threshold, predictor.classes) - base)
+        return float((moved / np.maximum(base, least)).max())
 
     best, moved, reasons = predictor.model, None, [f"{first.precision} is {_name_origin(settings)}"]
     if other:
@@ -183,6 +187,16 @@ def _compare_modes(predictor: SegmentationPredictor, threshold: float, sample: S
             reasons.append(f"{gain} and moving the area by {change:.2%}: not worth it")
     predictor.model = best
     return _keep_mode(best.mode, "; ".join(reasons)).model_copy(update={"moved": moved})
+
+
+def _count_cancer(
+    prob: NDArray[np.float32], in_tissue: NDArray[np.bool_], threshold: float, classes: ClassSet
+) -> NDArray[np.int64]:
+    """Return how many px of tissue are cancer: of any class, then of each, (1 + k,)."""
+    by_class = prob.reshape(len(prob), -1, *in_tissue.shape[1:]).swapaxes(0, 1)
+    is_cancer = (by_class.sum(axis=0) >= threshold) & in_tissue
+    found = np.bincount(choose_classes(by_class, classes)[is_cancer], minlength=len(classes.names))
+    return np.array([found.sum(), *found[1:]])
 
 
 def _time_model(model: InferenceModel, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:

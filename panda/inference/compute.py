@@ -15,6 +15,7 @@ from panda.inference.buffers import Buffers
 from panda.inference.canvas import BUDGET
 from panda.inference.modes import TTA, Precision
 from panda.inference.tile_model import TileModel
+from panda.models.probabilities import compute_cancer_classes
 from panda.settings import Count, Settings, count_cores, rule
 
 CPU_BATCH = 8
@@ -30,7 +31,7 @@ Move = Callable[[Tensor], Tensor]
 
 
 def _make_symmetry(quarters: int, mirrored: bool) -> tuple[Move, Move]:
-    """Return a symmetry of the square for (n, c, h, w), and its inverse for (n, h, w)."""
+    """Return a symmetry of the square for (n, c, h, w), and its inverse for (n, h, w) or (n, k, h, w)."""
 
     def apply(image: Tensor) -> Tensor:
         image = image.rot90(quarters, (-2, -1)) if quarters else image
@@ -168,10 +169,12 @@ class ComputeMode:
 
 
 class InferenceModel(TileModel):
-    """A segmentation network in evaluation mode, from tiles to cancer probabilities, (n, h, w).
+    """A segmentation network in evaluation mode, from tiles to cancer probabilities.
+
+    These are (n, h, w), or (n, k, h, w) of several classes of cancer.
 
     Args:
-        network: (n, 3, h, w) in [0, 1] to logits (n, 1, h, w); it is moved to the device.
+        network: (n, 3, h, w) in [0, 1] to logits, see `panda.models.probabilities`; it is moved to the device.
         settings: Device, copies and batch size.
         mode: Precision and compilation.
 
@@ -209,7 +212,8 @@ class InferenceModel(TileModel):
             maps = []
             for apply, invert in copies:
                 logits = self._network(apply(batch).contiguous(memory_format=self._layout))
-                prob = self._buffers.empty(tuple(logits.shape), torch.float32)
-                maps.append(invert(torch.sigmoid(logits.float(), out=prob)[:, 0]))
+                prob = compute_cancer_classes(logits)
+                kept = self._buffers.empty(tuple(prob.shape), torch.float32).copy_(prob)
+                maps.append(invert(kept[:, 0] if kept.shape[1] == 1 else kept))
             mean = maps[0] if len(maps) == 1 else sum(maps[1:], maps[0]).div_(len(maps))
         return mean[:count]

@@ -24,6 +24,7 @@ from panda.inference.tile_batches import TileReader, read_batches
 from panda.models.segmentation import Segmenter
 from panda.tasks.checkpoint import ALTERED, Checkpoint, read_checkpoint
 from panda.tasks.metadata import CheckpointMetadata, SegmentationMetadata
+from panda.wsi.classes import ClassSet
 from panda.wsi.geometry import Resolution, round_px
 from panda.wsi.grid import Grid, tissue_grid
 from panda.wsi.slide import Slide
@@ -61,6 +62,11 @@ class SegmentationPredictor:
     def from_checkpoint(cls, path: Path, settings: EngineSettings) -> SegmentationPredictor:
         """Read the checkpoint at `path`."""
         return cls(read_checkpoint(path, SegmentationMetadata), settings)
+
+    @property
+    def classes(self) -> ClassSet:
+        """The classes of the network."""
+        return self.metadata.classes
 
     @property
     def mode(self) -> ComputeMode:
@@ -112,6 +118,7 @@ class SegmentationPredictor:
                 "reader": slide.reader_name,
                 **({"bounds": slide.bounds} if slide.bounds else {}),
                 **({"normalize": [self.metadata.normalize, STAIN_RULES]} if self.metadata.normalize else {}),
+                **({} if self.classes.is_binary else {"classes": self.classes.model_dump(mode="json")}),
             }
         )
 
@@ -129,7 +136,7 @@ class SegmentationPredictor:
             on_tiles: Called with (finished tiles, all tiles) after each batch.
 
         Returns:
-            The `pred_canvas`: cancer probability at the network's working resolution.
+            The `pred_canvas`: cancer probability at the network's working resolution, of each class of cancer.
         """
         with self.hold_canvas(slide, tissue, path, on_tiles) as canvas:
             return canvas
@@ -169,6 +176,7 @@ class SegmentationPredictor:
             expected=grid.working,
             budget=self.settings.canvas_mib * 2**20,
             device=device,
+            classes=self.classes,
         ) as writer:
             done, threads = 0, self.settings.thread_count
             for images in read_batches(tiles, grid.patch_size, self.batch_size, threads=threads, device=device):
