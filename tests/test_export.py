@@ -172,7 +172,8 @@ def test_write_view_aligns_map_tissue_and_label_with_slide(slide: Slide, canvas:
     planes = read_pixels(tmp_path / "map.png")
     with Image.open(tmp_path / "slide.jpg") as image:
         assert image.size == planes.shape[1::-1] == seen.resolution.size
-        assert is_near(np.asarray(image), PINK, 4)[:-2, :-2].all()  # the last px may reach past the slide
+        # The last px may reach past the level that is read, and JPEG spreads their white over 16 px.
+        assert is_near(np.asarray(image), PINK, 4)[:-16, :-16].all()
     width, height = seen.resolution.size
     whole, scored = np.asarray(canvas), (canvas.read_codes(0, 0, *canvas.shape[::-1]) > 0)
     scale = seen.resolution.downsample / canvas.resolution.downsample

@@ -41,8 +41,8 @@ class Pyramid:
         size: (width, height) of level 0.
         downsamples: Of each level; its sides are those of level 0 over it, rounded.
         rounding: Of the sides of a level.
-        spans: Whether a level shows all of level 0 on its rounded sides. Writers that do not step by the
-            downsample instead, and so leave a strip out at the far edges or add an incomplete px there.
+        spans: Whether a level shows all of level 0 on its rounded sides, if no whole number gives these. Writers that
+            do not step by the downsample, and so leave a strip out at the far edges or add an incomplete px there.
         tile: Side of a tile in px.
     """
 
@@ -56,16 +56,25 @@ class Pyramid:
         """Shrink (H, W, 3) colours by exact area means, or (H, W) codes by the px under each centre."""
         for downsample in self.downsamples:
             size = level_size(self.size, downsample, self.rounding)
-            step_x, step_y = (
-                full / short if self.spans or downsample == 1 else downsample
-                for full, short in zip(self.size, size, strict=True)
-            )
+            step_x, step_y = find_steps(self.size, size) if self.spans else (downsample, downsample)
             if image.ndim == 2:
                 yield sample_centers(image, size, (step_x, step_y))
             else:
                 x, y = np.arange(size[0] + 1) * step_x, np.arange(size[1] + 1) * step_y
                 means = area_means(image, np.minimum(x, self.size[0]), np.minimum(y, self.size[1]))
                 yield np.floor(means + 0.5).astype(np.uint8)
+
+
+def find_steps(size: tuple[int, int], level: tuple[int, int]) -> tuple[float, float]:
+    """Return level-0 px per level px: a whole number if one gives both sides, else their ratios."""
+    whole = [
+        step
+        for step in range(1, 32)
+        if all(short in {full // step, -(-full // step)} for full, short in zip(size, level, strict=True))
+    ]
+    if whole:
+        return (float(max(whole, key=lambda step: step & -step)),) * 2
+    return size[0] / level[0], size[1] / level[1]
 
 
 @st.composite
@@ -285,7 +294,7 @@ def test_read_at_spacing_equals_area_mean(reader: ReaderName, pyramid: Pyramid, 
         assert view.size == tuple(math.ceil(side / view.downsample - 1e-6) for side in pyramid.size)
     else:
         assert view.size == level_size
-        steps = [full / short for full, short in zip(pyramid.size, level_size, strict=True)]
+        steps = list(find_steps(pyramid.size, level_size))
     x, y = (np.arange(count + 1, dtype=np.float64) * step for count, step in zip(view.size, steps, strict=True))
     whole = np.pad(image, ((0, math.ceil(y[-1]) - height), (0, math.ceil(x[-1]) - width), (0, 0)), "edge")
     # The last two px may show glass beside the slide: a window ends at a whole px of the level that is read.

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from panda.errors import MaskError
-from panda.wsi.geometry import Frame, Resolution, ceil_px, cut_blocks, level_scale, mask_frame, round_px
+from panda.wsi.geometry import Frame, Resolution, axis_scales, ceil_px, cut_blocks, level_scale, mask_frame, round_px
 from tests.pyramids import Rounding, level_size
 
 
@@ -55,9 +55,38 @@ def test_level_scale_far_corner_is_within_one_px(width: int, height: int, step: 
 
 
 def test_level_scale_long_thin_slide_follows_long_side() -> None:
-    downsample, deviation = level_scale((19919, 300), (1244, 18))
-    assert downsample == 19919 / 1244
+    downsample, deviation = level_scale((19919, 300), (1240, 18))
+    assert downsample == 19919 / 1240
     assert deviation < 1
+
+
+@given(
+    st.integers(1, 60_000), st.integers(1, 60_000), st.sampled_from([1, 2, 3, 4, 8, 10, 16, 32]),
+    st.sampled_from(get_args(Rounding)), st.sampled_from(get_args(Rounding)),
+)  # fmt: skip
+def test_axis_scales_any_rounding_gives_whole_number(
+    width: int, height: int, step: int, across: Rounding, down: Rounding
+) -> None:
+    size = (width, height)
+    scales = axis_scales(size, (level_size(size, step, across)[0], level_size(size, step, down)[1]))
+    # At a level of less px than the number, further numbers give the same sides.
+    limits = [(full / (full // step + 2), full / max(full // step - 1, 1e-9)) for full in size]
+    assert scales[0] == scales[1] == int(scales[0])
+    assert scales == (step, step) or max(size) < step * step + step
+    assert all(low < scales[0] < high for low, high in limits)
+
+
+@pytest.mark.parametrize("level", [(4979, 7085), (4980, 7086), (4980, 7085), (1244, 1771), (1245, 1772)])
+def test_axis_scales_karolinska_size_is_whole_number(level: tuple[int, int]) -> None:
+    assert axis_scales((19919, 28342), level) == ((4, 4) if level[0] > 4000 else (16, 16))
+
+
+def test_axis_scales_without_whole_number_span_each_axis() -> None:
+    assert axis_scales((1000, 800), (300, 240)) == (1000 / 300, 800 / 240)
+    assert axis_scales((1000, 800), (500, 266)) == (2, 800 / 266)
+    assert axis_scales((1000, 800), (2000, 1600)) == (0.5, 0.5)
+    assert axis_scales((1005, 803), (62, 50)) == (16, 16)
+    assert axis_scales((100, 90), (7, 6)) == (16, 16)  # 13 to 15 give these sides too
 
 
 @given(st.integers(1, 900), st.integers(1, 900), st.floats(0.5, 600))

@@ -52,11 +52,36 @@ def floor_px(v: NDArray[Any]) -> NDArray[np.int64]:
     return np.asarray(np.floor(v), np.int64)
 
 
+def axis_scales(size: tuple[int, int], level_size: tuple[int, int]) -> tuple[float, float]:
+    """Return level-0 px per px of a pyramid level, along x and along y.
+
+    Writers shrink by a whole number and round the sides (libvips, ASAP, Aperio: down). So if one whole number gives
+    both sides by rounding up or down, it is the scale. If several do, which happens at levels of a few px, the one
+    with the most factors of 2 is. Otherwise the level is taken to span level 0 along each axis.
+
+    Args:
+        size: (W, H) of level 0.
+        level_size: (w, h) of the level.
+    """
+    smallest, largest = 1, max(size)
+    for full, short in zip(size, level_size, strict=True):
+        smallest = max(smallest, full // (short + 1) + 1)
+        if short > 1:
+            largest = min(largest, (full - 1) // (short - 1))
+    step = 1
+    while -(-smallest // (2 * step)) * 2 * step <= largest:
+        step *= 2
+    if (whole := -(-smallest // step) * step) <= largest:
+        return float(whole), float(whole)
+    return size[0] / level_size[0], size[1] / level_size[1]
+
+
 def level_scale(size: tuple[int, int], level_size: tuple[int, int]) -> tuple[float, float]:
     """Return the downsample of a pyramid level, and how well the level fits it.
 
-    The downsample is the ratio of the longer sides, because rounding to whole px changes it least. OpenSlide's mean
-    of both ratios would shift the far corner of a long and thin slide by many px.
+    Without a whole number (see `axis_scales`) the downsample is the ratio of the longer sides, because rounding to
+    whole px changes it least. OpenSlide's mean of both ratios would shift the far corner of a long and thin slide by
+    many px.
 
     Args:
         size: (W, H) of level 0.
@@ -67,7 +92,7 @@ def level_scale(size: tuple[int, int], level_size: tuple[int, int]) -> tuple[flo
         if the level shrinks level 0 uniformly.
     """
     long = 0 if size[0] >= size[1] else 1
-    downsample = size[long] / level_size[long]
+    downsample = axis_scales(size, level_size)[long]
     return downsample, abs(level_size[1 - long] - size[1 - long] / downsample)
 
 

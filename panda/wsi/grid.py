@@ -119,7 +119,7 @@ def tissue_grid(
         if tissue is not None:
             level0 = corners * resolution.downsample
             boxes = np.concatenate([level0, level0 + patch_size * resolution.downsample], axis=1)
-            fraction = tissue.measure_fraction(boxes)
+            fraction = tissue.measure_fraction(boxes, resolution)
         kept = (fraction > 0) & (fraction >= min_tissue)
         parts.append((corners[kept], fraction[kept].astype(np.float32)))
     working, tissue_fraction = (np.concatenate(column) for column in zip(*parts, strict=True))

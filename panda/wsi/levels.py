@@ -18,7 +18,7 @@ class Levels:
 
     Attributes:
         file_sizes: (width, height) of each level of the file in px of that level.
-        downsamples: Level-0 px per px of each level, from the longer sides of the file.
+        downsamples: Level-0 px per px of each level, from the sizes in the file.
         usable: The levels that shrink level 0 uniformly.
         origins: (x, y) of the slide's corner in px of each level of the file, rounded.
         sizes: (width, height) of the slide in px of each level.

@@ -13,7 +13,7 @@ import openslide
 from numpy.typing import NDArray
 
 from panda.errors import SlideError
-from panda.wsi.geometry import Resolution, ceil_px, cut_blocks, mean_mpp, round_px
+from panda.wsi.geometry import Resolution, axis_scales, ceil_px, cut_blocks, mean_mpp, round_px
 from panda.wsi.levels import Levels
 from panda.wsi.mpp import MPP_MAX, MPP_MIN, find_mpp, is_plausible
 from panda.wsi.readers import ReaderName, TiffReader, check_slide_file, open_reader
@@ -71,8 +71,7 @@ class Slide:
         tiff: The stored tiles of the file; None if OpenSlide reads it.
         dimensions: (width, height) of level 0 in level-0 px.
         level_dimensions: (width, height) of each level in px of that level, level 0 first.
-        level_downsamples: Level-0 px per px of each level, from the longer sides (see
-            `panda.wsi.geometry.level_scale`).
+        level_downsamples: Level-0 px per px of each level, see `panda.wsi.geometry.level_scale`.
         usable_levels: The levels that shrink level 0 uniformly, nearly always all. Only these can be read.
         mpp: µm per level-0 px as (x, y); None if unknown.
         mpp_source: Where `mpp` comes from; None if unknown.
@@ -227,14 +226,10 @@ class Slide:
                 for start, origin in zip(location, self.level_origins[level], strict=True)
             )
             return self._read_level(level, x, y, *size, keep=keep)
-        # Level px per level-0 px, by axis: the level's rounded size makes them differ a little.
-        scale_x, scale_y = (
-            short / full
-            for short, full in zip(self.file_level_dimensions[level], self.file_level_dimensions[0], strict=True)
-        )
+        scale_x, scale_y = axis_scales(self.file_level_dimensions[0], self.file_level_dimensions[level])
         x0, y0 = self.level_origins[0]
-        left, factor_x = (location[0] + x0) * scale_x, resolution.downsample * scale_x
-        top, factor_y = (location[1] + y0) * scale_y, resolution.downsample * scale_y
+        left, factor_x = (location[0] + x0) / scale_x, resolution.downsample / scale_x
+        top, factor_y = (location[1] + y0) / scale_y, resolution.downsample / scale_y
         out = np.empty((size[1], size[0], 3), np.uint8)
         how = cv2.INTER_AREA if resolution.downsample > resolution.level_downsample else cv2.INTER_LINEAR
         for x, y, width, height in cut_blocks(*size, factor=max(factor_x, factor_y)):

@@ -21,7 +21,7 @@ OVERVIEW_UM = 8.0
 """µm per px of the overview in which tissue is searched; a core is about a hundred px wide there."""
 OVERVIEW_PX = 4_000_000
 """Largest area of the overview in px, which bounds its memory. 4 % of PANDA's slides get a coarser overview by it."""
-RULES = 2
+RULES = 3
 """Version of the search. A new number makes old stores and canvases invalid, because other px count as tissue, or the
 same px have other coordinates."""
 BLACK_SLIDE = 0.01
@@ -141,7 +141,8 @@ class TissueMap:
     ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
         """Return which of `count` working px from `start` on are on the slide, and the px of the map under these.
 
-        A px that is partly past the edge is looked up at the centre of its part on the slide.
+        A px that is partly past the edge is looked up at the centre of its part on the slide. If the sides of the map
+        were rounded down, its last px go on up to the edge.
         """
         left, end = start + np.arange(count), resolution.extent[axis]
         centres = (left + np.minimum(left + 1, end)) / 2
@@ -149,25 +150,28 @@ class TissueMap:
         px = floor_px(centres[on_slide] * resolution.downsample / self.resolution.downsample)
         return on_slide, np.minimum(px, self.mask.shape[1 - axis] - 1)
 
-    def measure_fraction(self, boxes_level0: NDArray[Any]) -> NDArray[np.float64]:
+    def measure_fraction(self, boxes_level0: NDArray[Any], resolution: Resolution | None = None) -> NDArray[np.float64]:
         """Return the exact fraction of tissue in each box; px past the edge of the slide are not tissue.
 
         Args:
             boxes_level0: Boxes as x0, y0, x1, y1, (N, 4), level-0 px, each of positive area.
+            resolution: The working resolution whose extent ends the slide; None for that of the map.
 
         Returns:
             (N,) float64 in 0..1, exactly 0 if a box touches no tissue.
         """
+        seen = resolution or self.resolution
+        end_x, end_y = (side * seen.downsample / self.resolution.downsample for side in seen.extent)
         boxes = np.asarray(boxes_level0, np.float64).reshape(-1, 4) / self.resolution.downsample
-        parts = [self._measure_fraction(boxes[start : start + _BOXES]) for start in range(0, len(boxes), _BOXES)]
-        return np.concatenate([np.empty(0), *parts])
-
-    def _measure_fraction(self, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the tissue fraction of boxes in px of the map."""
-        height = self.mask.shape[0]
-        width_on_slide, height_on_slide = self.resolution.extent
         area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-        x0, y0, x1, y1 = np.clip(boxes, 0, (width_on_slide, height_on_slide) * 2).T
+        inside = np.clip(boxes, 0, (end_x, end_y) * 2)
+        parts = [self._measure_area(inside[start : start + _BOXES]) for start in range(0, len(boxes), _BOXES)]
+        return np.asarray(np.clip(np.concatenate([np.empty(0), *parts]) / area, 0.0, 1.0))
+
+    def _measure_area(self, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the area of tissue in boxes, both in px of the map, whose last px go on up to the edge."""
+        height = self.mask.shape[0]
+        x0, y0, x1, y1 = boxes.T
         # A summed-area table takes four bytes a px, so it covers only the rows of the boxes.
         top = min(int(y0.min()), height - 1)
         rows = self.mask[top : max(int(np.ceil(y1.max())), top + 1)]
@@ -175,7 +179,7 @@ class TissueMap:
         y0, y1 = y0 - top, y1 - top
         inside = _sum_to(sums, x1, y1) - _sum_to(sums, x0, y1) - _sum_to(sums, x1, y0) + _sum_to(sums, x0, y0)
         inside[inside < 1e-6] = 0.0  # error of the interpolation of large sums
-        return np.asarray(np.clip(inside / area, 0.0, 1.0))
+        return np.asarray(inside)
 
 
 def _sum_to(sums: NDArray[np.int32], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
