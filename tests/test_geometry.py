@@ -101,8 +101,8 @@ def test_blocks_tile_output_and_stay_small(width: int, height: int, factor: floa
 
 
 def test_mask_frame_spans_slide() -> None:
-    frame = mask_frame((19919, 28342), (9959, 14171))
-    assert frame.to_level0(9959, 14171) == pytest.approx((19919, 28342))
+    assert mask_frame((19919, 28342), (9000, 12806)).to_level0(9000, 12806) == pytest.approx((19919, 28342))
+    assert mask_frame((19919, 28342), (9959, 14171)) == Frame(2, 2)
 
 
 @pytest.mark.parametrize("mask", [(1000, 2000), (1000, 1030), (500, 480)])
@@ -121,7 +121,8 @@ def test_mask_frame_shrunken_mask_is_accepted_for_any_rounding(
 ) -> None:
     mask = level_size((width, height), 1 / scale, rounding)
     frame = mask_frame((width, height), mask)
-    assert frame.to_level0(*mask) == pytest.approx((width, height))
+    assert abs(width - mask[0] * frame.sx) <= frame.sx
+    assert abs(height - mask[1] * frame.sy) <= frame.sy
 
 
 @given(sides, sides, shrunk, st.floats(1.1, 4), st.booleans())
@@ -137,7 +138,7 @@ def test_mask_frame_tenth_longer_raises_with_both_sizes(
 
 def test_mask_frame_within_two_percent_or_one_px_is_accepted() -> None:
     assert mask_frame((1000, 1000), (1000, 1015)).sy == pytest.approx(1000 / 1015)
-    assert mask_frame((10_000, 290), (100, 2)).sy == 145  # a mask px is worth 100 slide px here
+    assert mask_frame((10_000, 290), (100, 2)).sy == 100  # a mask px is worth 100 slide px here
 
 
 def test_mask_frame_empty_mask_raises() -> None:

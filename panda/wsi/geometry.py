@@ -237,14 +237,14 @@ def mean_mpp(mpp: tuple[float, float]) -> float:
 
 
 def mask_frame(slide_size: tuple[int, int], mask_size: tuple[int, int]) -> Frame:
-    """Return the frame of mask level-0 px; the mask covers the whole slide at any size.
+    """Return the frame of mask level-0 px; the mask covers the whole slide at any size, as a level does.
 
     Args:
         slide_size: (W, H) of the slide in level-0 px.
         mask_size: (W, H) of the mask in mask level-0 px.
 
     Returns:
-        A frame with slide px per mask px as its scales, `W_slide / W_mask` and `H_slide / H_mask`.
+        A frame with slide px per mask px as its scales, see `axis_scales`.
 
     Raises:
         MaskError: If the mask is empty, or its aspect differs from the slide's by more than 2 % and one mask pixel.
@@ -253,7 +253,7 @@ def mask_frame(slide_size: tuple[int, int], mask_size: tuple[int, int]) -> Frame
     sizes = f"mask is {mask_w} x {mask_h} px, slide is {slide_w} x {slide_h} px"
     if min(mask_w, mask_h, slide_w, slide_h) <= 0:
         raise MaskError(f"{sizes}: an empty image has no frame")
-    sx, sy = slide_w / mask_w, slide_h / mask_h
+    sx, sy = axis_scales(slide_size, mask_size)
     difference = max(sx, sy) / min(sx, sy) - 1
     # Rounding a small mask to whole pixels alone can exceed the tolerance.
     if difference > ASPECT_TOLERANCE and level_scale(slide_size, mask_size)[1] >= 1:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from panda.errors import MaskError
-from panda.wsi.geometry import Resolution, ceil_px, cut_blocks, floor_px, level_scale, mask_frame, round_px
+from panda.wsi.geometry import Resolution, axis_scales, ceil_px, cut_blocks, floor_px, level_scale, mask_frame, round_px
 from panda.wsi.label_maps import LabelMap
 from panda.wsi.label_source import LabelSource, OnSlide
 from panda.wsi.slide import SNAP, Slide
@@ -38,7 +37,10 @@ class MaskFile(LabelSource):
         self._spans = slide.file_level_dimensions if self._spans_file else slide.level_dimensions
         self._origins = slide.level_origins if self._spans_file else ((0, 0),) * len(self._spans)
         self._slide_size = slide.dimensions
-        self.frame = mask_frame(self._spans[0], tiff.level_dimensions[0])
+        self.frame = frame = mask_frame(self._spans[0], tiff.level_dimensions[0])
+        # Level-0 px of the slide per px of each mask level, along x and y.
+        scales = [axis_scales(tiff.level_dimensions[0], size) for size in tiff.level_dimensions]
+        self._steps = [(frame.sx * x, frame.sy * y) for x, y in scales]
         self._tiff = tiff
 
     @classmethod
@@ -62,40 +64,38 @@ class MaskFile(LabelSource):
         blocks, which bounds the memory.
         """
         level = self._choose_level(resolution)
-        width, height = self.level_dimensions[level]
-        x = self._find_px_under_centres(resolution, 0, location[0], size[0], width)
-        y = self._find_px_under_centres(resolution, 1, location[1], size[1], height)
-        out = np.zeros((size[1], size[0]), np.uint8)
-        on_slide = self._slice_on_slide(y, 1, height), self._slice_on_slide(x, 0, width)
-        y, x = y[on_slide[0]], x[on_slide[1]]
+        columns, x = self._find_px_under_centres(resolution, 0, location[0], size[0], level)
+        rows, y = self._find_px_under_centres(resolution, 1, location[1], size[1], level)
+        out, on_slide = np.zeros((size[1], size[0]), np.uint8), (rows, columns)
         if x.size and y.size:
             inside = out[on_slide]
-            factor = resolution.downsample * max(width / self._spans[0][0], height / self._spans[0][1])
-            for bx, by, bw, bh in cut_blocks(x.size, y.size, factor=factor):
+            for bx, by, bw, bh in cut_blocks(x.size, y.size, factor=resolution.downsample / min(self._steps[level])):
                 inside[by : by + bh, bx : bx + bw] = self._gather(level, x[bx : bx + bw], y[by : by + bh])
         return out, on_slide
 
     def _find_px_under_centres(
-        self, resolution: Resolution, axis: int, start: int, count: int, mask_length: int
-    ) -> NDArray[np.int64]:
-        """Return the mask level px under the centres of `count` working px from `start` (slide level-0 px) on."""
-        centres = np.arange(count) + 0.5
-        if resolution.is_resampled or not self._spans_file:
-            extent = self._spans[0][axis] / resolution.downsample
-            first = (start + self._origins[0][axis]) / resolution.downsample
-        else:
-            # The level's own length, so that px of a slide and a mask level of one size match exactly, even along
-            # the axis whose rounded length deviates from the common downsample.
-            extent = self._spans[resolution.level][axis]
-            first = round_px(start / resolution.downsample) + self._origins[resolution.level][axis]
-        return floor_px((first + centres) * (mask_length / extent))
+        self, resolution: Resolution, axis: int, start: int, count: int, level: int
+    ) -> tuple[slice, NDArray[np.int64]]:
+        """Return which of `count` working px are on the slide, and the px of the mask level under their centres.
 
-    def _slice_on_slide(self, px: NDArray[np.int64], axis: int, mask_length: int) -> slice:
-        """Return the part of ascending mask level px that is on the slide."""
-        scale = mask_length / self._spans[0][axis]
-        start, end = (self._origins[0][axis] + side for side in (0, self._slide_size[axis]))
-        inside = math.floor(start * scale), ceil_px(end * scale)
-        return slice(*(int(np.searchsorted(px, edge)) for edge in inside))
+        The working px begin at `start`, level-0 px of the slide.
+        If the sides of the mask level were rounded down, its last px go on up to the edge of the slide.
+        """
+        first = start / resolution.downsample
+        if not resolution.is_resampled:
+            first = round_px(first)
+        on_slide = slice(*(min(max(ceil_px(edge - first), 0), count) for edge in (-0.5, resolution.extent[axis])))
+        centres = first + np.arange(on_slide.start, on_slide.stop) + 0.5
+        if resolution.is_resampled or not self._spans_file:
+            at = self._origins[0][axis] + centres * resolution.downsample
+        else:
+            # By the level's own scale, so that px of a slide and a mask level of one size match exactly, even along
+            # the axis whose rounded length deviates from the common downsample.
+            scale = axis_scales(self._spans[0], self._spans[resolution.level])[axis]
+            at = (centres + self._origins[resolution.level][axis]) * scale
+        step = self._steps[level][axis]
+        end = ceil_px((self._origins[0][axis] + self._slide_size[axis]) / step)
+        return on_slide, np.minimum(floor_px(at / step), min(end, self.level_dimensions[level][axis]) - 1)
 
     def _gather(self, level: int, x: NDArray[np.int64], y: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the codes at the ascending columns x and rows y of a mask level."""
