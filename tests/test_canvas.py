@@ -20,8 +20,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from panda.errors import CheckpointError, PandaError
-from panda.inference.blocks import _MOST_WAITING
-from panda.inference.canvas import Canvas, CanvasWriter
+from panda.inference.canvas import _MOST_WAITING, Canvas, CanvasWriter
 from panda.inference.canvas_store import CHUNK, create_array
 from panda.inference.codes import STEPS, dequantize
 from panda.inference.quantize import quantize, read_quantized

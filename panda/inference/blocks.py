@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,10 @@ from torch import Tensor
 
 from panda.files import remove
 from panda.inference.buffers import Buffers
+from panda.inference.work_queue import WorkQueue
 
 Key = tuple[int, int]
 """Row and column of a block."""
-
-_THREADS, _MOST_WAITING = 4, 8
-"""Threads that compress and write, and how many blocks may wait for them, at most 1 MiB each."""
 
 
 class HostCopy:
@@ -48,31 +45,6 @@ class HostCopy:
         return np.asarray(self._host.numpy())
 
 
-class BlockWriters:
-    """Threads that write blocks to the disk. If too many wait, `submit` waits too, so that memory is bounded."""
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(_THREADS)
-        self._waiting: deque[Future[None]] = deque()
-
-    def submit(self, write: Callable[..., None], *given: Any) -> Future[None]:
-        """Call a function with its arguments in a thread. The error of an earlier call may be raised here."""
-        if len(self._waiting) == _MOST_WAITING:
-            self._waiting.popleft().result()
-        self._waiting.append(self._pool.submit(write, *given))
-        return self._waiting[-1]
-
-    def finish(self) -> None:
-        """Wait for all calls, and raise the error of the first that failed."""
-        while self._waiting:
-            self._waiting.popleft().result()
-        self._pool.shutdown()
-
-    def abort(self) -> None:
-        """Wait for the calls that run, and drop the others."""
-        self._pool.shutdown(cancel_futures=True)
-
-
 class _HeldBlocks(LRUCache[Key, Tensor]):
     """Blocks up to a number of bytes, or one larger block; `spill` gets each block that gives way to another."""
 
@@ -94,9 +66,7 @@ class OpenBlocks:
     device.
     """
 
-    def __init__(
-        self, folder: Path, budget: int, device: torch.device, buffers: Buffers, writers: BlockWriters
-    ) -> None:
+    def __init__(self, folder: Path, budget: int, device: torch.device, buffers: Buffers, writers: WorkQueue) -> None:
         self._folder = folder
         self._device = device
         self._buffers = buffers

@@ -1,4 +1,4 @@
-"""Memory for large tensors that outlive a batch, apart from the heap of the process.
+"""Memory for large tensors that outlive a batch.
 
 Torch aligns what it takes from the heap. In glibc such memory, once freed, often does not fit the next tensor of the
 same size. With tensors that live for one batch beside others that live longer, a process grew by one to two GiB.
@@ -7,13 +7,11 @@ same size. With tensors that live for one batch beside others that live longer, 
 from __future__ import annotations
 
 import math
-import mmap
-import weakref
-from collections import defaultdict
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from panda.memory import POOL
 
 
 class Buffers:
@@ -29,19 +27,13 @@ class Buffers:
     def __init__(self, device: torch.device, *, pinned: bool = False) -> None:
         self._device = device
         self._pinned = pinned
-        self._free: defaultdict[int, list[mmap.mmap]] = defaultdict(list)
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Return a tensor with any values, to be called by one thread."""
+        """Return a tensor with any values."""
         if self._pinned or self._device.type != "cpu":
             return torch.empty(shape, dtype=dtype, device=self._device, pin_memory=self._pinned)
-        size = math.prod(shape) * dtype.itemsize
-        free = self._free[size]
-        memory = free.pop() if free else mmap.mmap(-1, size)
-        lease = np.frombuffer(memory, np.uint8)  # the storage of the tensor and of all its views refers to it
-        weakref.finalize(lease, free.append, memory).atexit = False
-        return torch.from_numpy(lease).view(dtype).view(shape)
+        return torch.from_numpy(POOL.empty((math.prod(shape) * dtype.itemsize,))).view(dtype).view(shape)
 
     def zeros(self, shape: tuple[int, ...]) -> Tensor:
-        """Return a tensor of float32 zeros, to be called by one thread."""
+        """Return a tensor of float32 zeros."""
         return self.empty(shape, torch.float32).zero_()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from panda.errors import PandaError
 from panda.files import partial_path, remove, remove_leftovers, replace, sync
-from panda.inference.blocks import BlockWriters, HostCopy, Key, OpenBlocks
+from panda.inference.blocks import HostCopy, Key, OpenBlocks
 from panda.inference.buffers import Buffers
 from panda.inference.canvas_store import (
     CHUNK,
@@ -32,6 +32,7 @@ from panda.inference.canvas_store import (
 )
 from panda.inference.quantize import quantize, read_quantized
 from panda.inference.window import Window
+from panda.inference.work_queue import WorkQueue
 from panda.wsi.classes import BINARY, ClassSet
 from panda.wsi.geometry import Resolution
 
@@ -42,6 +43,9 @@ BUDGET = 64 * 2**20
 
 _PLANES = slice(None)
 """All planes of a block or a tile, one for each class of cancer."""
+
+_WRITERS, _MOST_WAITING = 4, 8
+"""Threads that compress and write, and how many blocks may wait for them, at most 1 MiB each."""
 
 _IN_FLIGHT = 2
 """Batches whose probabilities a GPU may not have checked yet."""
@@ -108,7 +112,7 @@ class CanvasWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.path.parent, self.path.name)
         self._partial = partial_path(self.path)
-        self._writers = BlockWriters()
+        self._writers = WorkQueue(_WRITERS, _MOST_WAITING)
         self.blocks = OpenBlocks(partial_path(self.path), budget, self._device, self._buffers, self._writers)
         self._touching: defaultdict[Key, list[tuple[int, int]]] = defaultdict(list)
         self._unchecked: deque[tuple[NDArray[np.int64], HostCopy]] = deque()

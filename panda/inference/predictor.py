@@ -21,6 +21,7 @@ from panda.inference.canvas import Canvas, CanvasWriter
 from panda.inference.canvas_store import AGAIN
 from panda.inference.compute import ComputeMode, EngineSettings, InferenceModel
 from panda.inference.tile_batches import TileReader, read_batches
+from panda.inference.work_queue import make_blending_queue
 from panda.models.segmentation import Segmenter
 from panda.tasks.checkpoint import ALTERED, Checkpoint, read_checkpoint
 from panda.tasks.metadata import CheckpointMetadata, SegmentationMetadata
@@ -39,6 +40,10 @@ CornerReader = Callable[[int, int], NDArray[np.uint8]]
 
 ENGINE_VERSION = 2
 """To be raised by each change that gives other last digits; it makes all canvases again."""
+
+
+_MOST_BLENDING = 2
+"""Batches that wait for their blending, or are blended, while the network maps the next one."""
 
 
 class SegmentationPredictor:
@@ -166,24 +171,28 @@ class SegmentationPredictor:
         read = self.make_tile_reader(slide, tissue, grid)
         device = self.settings.torch_device
         tiles: Iterator[TileReader] = (partial(read, x, y) for x, y in grid.level0[order].tolist())
-        with CanvasWriter(
-            path,
-            resolution,
-            grid.patch_size,
-            expected,
-            {"slide_id": slide.slide_id, "checkpoint": self.checkpoint.path.name, "tiles": len(grid)},
-            overlap=grid.patch_size - grid.stride,
-            expected=grid.working,
-            budget=self.settings.canvas_mib * 2**20,
-            device=device,
-            classes=self.classes,
-        ) as writer:
+        with (
+            CanvasWriter(
+                path,
+                resolution,
+                grid.patch_size,
+                expected,
+                {"slide_id": slide.slide_id, "checkpoint": self.checkpoint.path.name, "tiles": len(grid)},
+                overlap=grid.patch_size - grid.stride,
+                expected=grid.working,
+                budget=self.settings.canvas_mib * 2**20,
+                device=device,
+                classes=self.classes,
+            ) as writer,
+            make_blending_queue(_MOST_BLENDING) as blending,
+        ):
             done, threads = 0, self.settings.thread_count
             for images in read_batches(tiles, grid.patch_size, self.batch_size, threads=threads, device=device):
-                writer.add(self.model(images), positions[done : done + len(images)])
+                blending.submit(writer.add, self.model(images), positions[done : done + len(images)])
                 done += len(images)
                 if on_tiles:
                     on_tiles(done, len(grid))
+            blending.finish()
             return writer.close()
 
 

@@ -50,7 +50,7 @@ def read_batches(
 
     def submit() -> None:
         if readers := list(islice(upcoming, batch_size)):
-            images = buffers.empty((len(readers), side, side, 3), torch.uint8)
+            images = buffers.empty((batch_size, side, side, 3), torch.uint8)[: len(readers)]
             slots = images.numpy()
             waiting.append((images, [pool.submit(_fill, slots[at], reader) for at, reader in enumerate(readers)]))
 

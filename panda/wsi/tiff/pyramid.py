@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from panda.errors import raise_exhaustion
+from panda.memory import POOL
 from panda.wsi.handles import PerProcess
 from panda.wsi.tiff.segments import CACHE, JPEG
 from panda.wsi.tiff.tables import UnshownTiffError, describe_orientation, read_pages
@@ -130,7 +131,7 @@ class TiffPyramid:
             if segment is None:
                 return np.full(shape, self._blank, np.uint8)
             return segment if segment.flags.writeable else segment.copy()
-        out = np.empty(shape, np.uint8)
+        out = POOL.empty(shape) if keep else np.empty(shape, np.uint8)
         for row in range(y // down, (y + height - 1) // down + 1):
             top = row * down
             y0, y1 = max(y, top), min(y + height, top + down)

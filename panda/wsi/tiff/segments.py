@@ -17,6 +17,8 @@ import numpy as np
 from cachetools import LRUCache
 from numpy.typing import NDArray
 
+from panda.memory import POOL
+
 CACHE_BYTES = 32 * 2**20
 """Decoded segments that a process caches, of all its TIFFs together: 42 tiles of 512 px. If a row of overlapping
 windows touches no more, each tile is decoded once. A larger cache is slower, because its memory is touched rarely."""
@@ -90,7 +92,7 @@ class Decoder:
         # Checked before the codec runs: a progressive JPEG takes memory by the size it claims.
         if (frame := _read_jpeg_size(data)) not in {None, (height, width, self.samples)}:
             raise ValueError(f"it says (height, width, samples) {frame}, not {(height, width, self.samples)}")
-        segment = np.empty((height, width, 3) if colour else (height, width), np.uint8)
+        segment = POOL.empty((height, width, 3) if colour else (height, width))
         imagecodecs.jpeg8_decode(
             data,
             tables=self.tables,
