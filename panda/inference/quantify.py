@@ -24,8 +24,17 @@ from pydantic_core import PydanticCustomError
 
 from panda.errors import PandaError
 from panda.inference.canvas_store import Canvas
+from panda.inference.class_areas import ClassArea, classify_mask, describe_classes
 from panda.inference.polygons import Outlines, trace
-from panda.inference.regions import Px, Region, clean_mask, compute_area_mm2, convert_px, describe_regions
+from panda.inference.regions import (
+    Px,
+    Region,
+    clean_mask,
+    compute_area_mm2,
+    compute_percent,
+    convert_px,
+    describe_regions,
+)
 from panda.inference.scored_map import ScoredMap
 from panda.settings import Settings
 from panda.stored import Percent, Plain, Share
@@ -97,6 +106,7 @@ class Measurements(Plain, frozen=True):
         nearby: Tumour share at thresholds near `threshold`, before the clean-up.
         px_at_threshold: Scored tissue in px that reaches each of `THRESHOLDS`, before the clean-up.
         settings: The limits of the clean-up.
+        classes: The tumour by class of cancer; empty if there is one class.
     """
 
     threshold: Share
@@ -112,12 +122,13 @@ class Measurements(Plain, frozen=True):
     nearby: tuple[NearbyThreshold, ...]
     px_at_threshold: Annotated[tuple[Px, ...], Field(min_length=len(THRESHOLDS), max_length=len(THRESHOLDS))]
     settings: QuantifySettings
+    classes: tuple[ClassArea, ...] = Field(default=(), exclude_if=lambda areas: not areas)
 
     @model_validator(mode="after")
     def _check_sums(self) -> Self:
         """Refuse figures that contradict each other."""
         area = sum(region.area_px for region in self.regions)
-        share, right = self.tumor_percent_of_tissue, _compute_percent(self.tumor_px, self.tissue_px)
+        share, right = self.tumor_percent_of_tissue, compute_percent(self.tumor_px, self.tissue_px)
         is_right = (share is None) == (right is None) and math.isclose(share or 0, right or 0, abs_tol=1e-6)
         one_area = (self.tumor_mm2 is None) != (self.tissue_mm2 is None)
         rules = {
@@ -128,16 +139,38 @@ class Measurements(Plain, frozen=True):
             "tumor_percent_of_tissue is not tumor_px as a share of tissue_px": not is_right,
             "tumor_mm2 or tissue_mm2 is null, and the other is not": one_area,
             "px_at_threshold grows with the threshold": any(a < b for a, b in pairwise(self.px_at_threshold)),
+            "class_px of a region is not its area by class": not all(map(self._adds_up, self.regions)),
         }
+        if parts := self.classes:
+            by_class = [part.px_at_threshold for part in parts]
+            sums = map(sum, zip(*by_class, strict=False))
+            rules["tumor_px is not the area of all classes"] = not _is_near(
+                self.tumor_px, sum(part.area_px for part in parts)
+            )
+            rules["px_at_threshold is not that of all classes"] = {*map(len, by_class)} != {len(THRESHOLDS)} or not all(
+                map(_is_near, self.px_at_threshold, sums)
+            )
         if broken := [text for text, is_broken in rules.items() if is_broken]:
             raise PydanticCustomError("sums", "{broken}", {"broken": ", ".join(broken)})
         return self
 
+    def _adds_up(self, region: Region) -> bool:
+        """Return whether a region has an area for each class, and these add up to its own."""
+        if len(region.class_px) != len(self.classes):
+            return False
+        return not self.classes or _is_near(region.area_px, sum(region.class_px))
+
 
 class Quantification(Measurements, frozen=True, arbitrary_types_allowed=True):
-    """The measurements of a slide with the mask after the clean-up, (H, W) bool in working px."""
+    """The measurements of a slide with its tumour in working px.
+
+    Attributes:
+        mask_clean: The mask after the clean-up, (H, W) bool.
+        class_map: The number of the class of cancer of each px in the mask, (H, W) uint8; 0 outside it.
+    """
 
     mask_clean: SkipValidation[NDArray[np.bool_]] = Field(repr=False, exclude=True)
+    class_map: SkipValidation[NDArray[np.uint8]] = Field(repr=False, exclude=True)
 
     @functools.cached_property
     def outlines(self) -> Outlines:
@@ -189,23 +222,26 @@ def slide_quantification(
             "give the level or resolution of the map"
         )
     scored_map = ScoredMap(pred_canvas, slide, tissue if tissue is not None else find_tissue(slide), resolution)
-    mask = _make_empty_mask(shape, pred_canvas.path.parent if isinstance(pred_canvas, Canvas) else None)
+    folder = pred_canvas.path.parent if isinstance(pred_canvas, Canvas) else None
+    mask, names = _make_empty_mask(shape, folder), scored_map.classes.cancer_names
     near = np.clip(thr + np.array(NEARBY), 0, 1)
     steps = np.union1d(THRESHOLDS, near)
-    counts = np.zeros((4, len(steps) + 1), np.int64)
+    counts = np.zeros((4, len(names), len(steps) + 1), np.int64)
     tissue_counts = np.zeros(4, np.int64)
     bound = scored_map.find_bound(thr)
     for window in cut_blocks(*resolution.size, block):
         in_tissue, values = scored_map.read(window)
         is_scored = (values >= scored_map.lowest).any()
+        by_class = scored_map.split_classes(window, values) if is_scored else []
         for index, px in resolution.list_edges(window):
             tissue_counts[index] += np.count_nonzero(in_tissue[px])
-            if is_scored:
-                counts[index] += scored_map.count_steps(values[px], steps)
+            for number, own in enumerate(by_class):
+                counts[index, number] += scored_map.count_steps(own[px], steps)
         if is_scored:
             np.greater_equal(values, bound, out=mask[slice_window(window)])
     tissue_px = convert_px(resolution.weigh_counts(tissue_counts))
-    at_least = resolution.weigh_counts(counts[:, ::-1].cumsum(axis=1)[:, ::-1])[1:]
+    class_at_least = resolution.weigh_counts(counts[..., ::-1].cumsum(axis=2)[..., ::-1])[:, 1:]
+    at_least = class_at_least.sum(axis=0)
     pixel_area = resolution.pixel_area_um2
     min_region, min_hole = settings.convert_limits(pixel_area)
     objects = clean_mask(
@@ -216,30 +252,43 @@ def slide_quantification(
         connectivity=settings.connectivity,
         block=block,
     )
-    regions, tumor_px = describe_regions(objects, mask, scored_map, block)
+    class_map, class_areas = mask.view(np.uint8), np.zeros((len(objects) + 1, 0))
+    if len(names) > 1:
+        class_map = _make_empty_mask(shape, folder).view(np.uint8)
+        class_areas = classify_mask(class_map, mask, objects, scored_map, bound=bound, block=block)
+    regions, tumor_px = describe_regions(objects, mask, scored_map, class_areas, block)
     return Quantification(
         threshold=float(thr),
         tumor_px=tumor_px,
         tissue_px=tissue_px,
-        unscored_tissue_px=convert_px(resolution.weigh_counts(tissue_counts - counts.sum(axis=1))),
-        tumor_percent_of_tissue=_compute_percent(tumor_px, tissue_px),
+        unscored_tissue_px=convert_px(resolution.weigh_counts(tissue_counts - counts.sum(axis=(1, 2)))),
+        tumor_percent_of_tissue=compute_percent(tumor_px, tissue_px),
         tumor_mm2=compute_area_mm2(tumor_px, pixel_area),
         tissue_mm2=compute_area_mm2(tissue_px, pixel_area),
         mm2_note=slide.mpp_note,
         num_regions=len(regions),
         regions=regions,
         nearby=tuple(
-            NearbyThreshold(threshold=float(step), tumor_percent_of_tissue=_compute_percent(float(count), tissue_px))
+            NearbyThreshold(threshold=float(step), tumor_percent_of_tissue=compute_percent(float(count), tissue_px))
             for step, count in zip(near, at_least[np.searchsorted(steps, near)], strict=True)
         ),
         px_at_threshold=tuple(map(convert_px, at_least[np.searchsorted(steps, THRESHOLDS)])),
         settings=settings,
+        classes=describe_classes(
+            scored_map,
+            class_areas.sum(axis=0),
+            class_at_least[:, np.searchsorted(steps, THRESHOLDS)],
+            tumor_px,
+            tissue_px,
+        ),
         mask_clean=mask,
+        class_map=class_map,
     )
 
 
-def _compute_percent(pixels: float, total: float) -> float | None:
-    return 100 * pixels / total if total else None
+def _is_near(area: Px, other: Px) -> bool:
+    """Return whether areas are equal except for the rounding of parts of px."""
+    return math.isclose(area, other, rel_tol=1e-9, abs_tol=1e-6)
 
 
 def _make_empty_mask(shape: tuple[int, int], folder: Path | None) -> NDArray[np.bool_]:

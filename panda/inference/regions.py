@@ -40,6 +40,7 @@ class Region(Plain, frozen=True):
         length_mm: The same in mm, None if µm/px is unknown.
         box_px: Left, top, right, bottom in working px.
         start_px: x, y of the leftmost pixel of the topmost row, in working px.
+        class_px: Area of each class of cancer in working px; empty if there is one class.
     """
 
     id: PositiveInt
@@ -53,6 +54,7 @@ class Region(Plain, frozen=True):
     length_mm: NonNegativeFloat | None
     box_px: Box
     start_px: tuple[NonNegativeInt, NonNegativeInt]
+    class_px: tuple[Px, ...] = Field(default=(), exclude_if=lambda areas: not areas)
 
 
 def clean_mask(
@@ -106,9 +108,16 @@ def _fill(mask: NDArray[np.bool_], holes: Runs, fillable: Callable[[Window], NDA
 
 
 def describe_regions(
-    objects: ConnectedRuns, mask: NDArray[np.bool_], scored: ScoredMap, block: int
+    objects: ConnectedRuns, mask: NDArray[np.bool_], scored: ScoredMap, class_areas: NDArray[Any], block: int
 ) -> tuple[tuple[Region, ...], Px]:
     """Describe the objects of a clean (H, W) mask; the side of the blocks changes no result.
+
+    Args:
+        objects: The objects.
+        mask: The mask.
+        scored: The probability map.
+        class_areas: Areas of classes in each object in working px, (n + 1, k).
+        block: Side of the blocks in px.
 
     Returns:
         The regions, largest first, and the area of all of them in working px.
@@ -148,6 +157,7 @@ def describe_regions(
                 length_mm=lengths[number - 1][1],
                 box_px=(left, top, right, bottom),
                 start_px=tuple(objects.start[number].tolist()),
+                class_px=tuple(map(convert_px, class_areas[number])),
             )
         )
     return tuple(regions), edges.total
@@ -199,6 +209,11 @@ def convert_px(area: Any) -> Px:
     """Return an area in px as `int` if it is whole, else as `float`."""
     value = float(area)
     return int(value) if value.is_integer() else value
+
+
+def compute_percent(pixels: float, total: float) -> float | None:
+    """Return pixels in per cent of a total, None if that is 0."""
+    return 100 * pixels / total if total else None
 
 
 def compute_area_mm2(pixels: float, pixel_area_um2: float | None) -> float | None:

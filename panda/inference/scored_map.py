@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from panda.errors import PandaError
 from panda.inference.canvas_store import Canvas
-from panda.inference.codes import STEPS, dequantize
+from panda.inference.codes import STEPS, choose_classes, dequantize
+from panda.wsi.classes import BINARY, ClassSet
 from panda.wsi.components import Window, slice_window
 from panda.wsi.geometry import Resolution
 from panda.wsi.slide import Slide
@@ -50,6 +51,27 @@ class ScoredMap:
                 f"{window[1] + window[3] - 1}; give 0 for pixels that were not scored"
             )
         return tissue, np.where(tissue, prob, -1)
+
+    @property
+    def classes(self) -> ClassSet:
+        """The classes of the map; an array has one class of cancer."""
+        return self.values.classes if isinstance(self.values, Canvas) else BINARY
+
+    def choose_classes(self, window: Window) -> NDArray[np.uint8]:
+        """Return the number of the class of cancer with the highest probability in each px of a window, (h, w)."""
+        if not isinstance(self.values, Canvas):
+            return np.ones((window[3], window[2]), np.uint8)
+        return choose_classes(self.values.read_class_codes(*window), self.classes)
+
+    def split_classes(self, window: Window, values: NDArray[Any]) -> list[NDArray[Any]]:
+        """Return the values of a window by the class of each px, one array for each class of cancer.
+
+        A px of another class has a value as if it were not scored.
+        """
+        if self.classes.is_binary:
+            return [values]
+        chosen = self.choose_classes(window)
+        return [np.where(chosen == number, values, 0) for number in range(1, len(self.classes.names))]
 
     @property
     def lowest(self) -> int:
