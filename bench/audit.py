@@ -27,8 +27,8 @@ from panda.audit.dataset import audit_folder
 from panda.audit.inspection import Inspection
 from panda.audit.page import write_audit_page
 from panda.audit.records import Record, RecordFolder
-from panda.audit.slide_table import read_table
 from panda.audit.tissue_hashes import TissueHashes, hash_tissue
+from panda.data.slide_rows import read_rows
 from panda.synthetic.dataset import SyntheticSpec, draw_dataset
 
 PANDA_SLIDES = 10_616
@@ -63,7 +63,7 @@ def make_records(root: Path, out: Path, count: int) -> None:
     records = RecordFolder(out / "slides", root)
     records.folder.mkdir(parents=True)
     hashes: TissueHashes | None = None
-    for number, row in enumerate(read_table(root)):
+    for number, row in enumerate(read_rows(root)):
         if number % 20 >= 4 or number % 4 == 0:
             size = int(rng.integers(60, 240)), 96
             blobs = cv2.resize(rng.integers(60, 250, (12, 24, 3)).astype(np.uint8), size, interpolation=cv2.INTER_CUBIC)

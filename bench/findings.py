@@ -28,7 +28,7 @@ from bench.tissue import write
 from panda.audit.readability import find_unreadable
 from panda.audit.sharpness import measure_sharpness
 from panda.audit.slide_inspector import inspect_slide
-from panda.audit.slide_table import read_table
+from panda.data.slide_rows import read_rows
 from panda.synthetic.dataset import SyntheticSpec, draw_dataset
 from panda.synthetic.pyramid_writer import write_slide
 from panda.wsi.slide import Slide, SlideOptions
@@ -184,11 +184,11 @@ def damage(folder: Path, places: int = 25) -> None:
 def speed(root: Path, deep: bool) -> None:
     """Time the inspection of each slide of a folder, on one core."""
     cv2.setNumThreads(1)
-    rows = read_table(root)
-    inspect_slide(rows[0], root, deep=deep)
+    rows = read_rows(root)
+    inspect_slide(rows[0], deep=deep)
     began, worked, counts = time.perf_counter(), time.process_time(), Counter[str]()
     for row in rows:
-        inspection, _ = inspect_slide(row, root, deep=deep)
+        inspection, _ = inspect_slide(row, deep=deep)
         counts.update(found.finding for found in inspection.findings)
     worked, began = time.process_time() - worked, time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

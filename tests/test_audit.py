@@ -24,8 +24,8 @@ from panda.audit.dataset import audit_folder
 from panda.audit.page import WORST_SHOWN, write_audit_page
 from panda.audit.process_pool import run_in_processes
 from panda.audit.records import RecordFolder, make_file_stem
-from panda.audit.slide_table import read_table
-from panda.data.manifest import locate_image, locate_mask, read_groups
+from panda.data.manifest import read_groups
+from panda.data.slide_rows import locate_image, locate_mask, read_rows
 from panda.errors import ConfigError, ManifestError, PandaError
 from panda.files import hold_lock
 from panda.report.axes import PALETTE
@@ -127,7 +127,7 @@ def test_audit_folder_faulty_slides_reports_findings(faulty: Path, finished_audi
 
 
 def test_audit_folder_tables_have_row_per_slide(faulty: Path, finished_audit: Path) -> None:
-    ids = [row.slide_id for row in read_table(faulty)]
+    ids = [row.slide_id for row in read_rows(faulty)]
     rows = table(finished_audit / "audit.csv")
     assert [row["slide_id"] for row in rows] == list(dict.fromkeys(ids))
     first = rows[0]
@@ -185,7 +185,7 @@ def test_audit_folder_rerun_inspects_changed_slides_only(
     # as if it had lain elsewhere before
     said = (out / "summary.json").read_text().replace(str(faulty), str(tmp_path / "before"))
     (out / "summary.json").write_text(said)
-    rows = {row.slide_id: row for row in read_table(root) if row.has_file}
+    rows = {row.slide_id: row for row in read_rows(root) if row.has_file}
     records = RecordFolder(out / "slides", root)
 
     def current() -> set[str]:
@@ -201,7 +201,7 @@ def test_audit_folder_rerun_inspects_changed_slides_only(
     text = (root / "train.csv").read_text().splitlines()
     text[3] = text[3].replace("radboud", "karolinska") if "radboud" in text[3] else text[3].replace("karol", "x")
     (root / "train.csv").write_text("\n".join(text))
-    rows |= {row.slide_id: row for row in read_table(root)[:6]}
+    rows |= {row.slide_id: row for row in read_rows(root)[:6]}
     (out / "slides" / f"{EVIL}.json").write_text("{")
     assert set(rows) - current() == {changed, masked, graded, EVIL}
     assert not any(RecordFolder(out / "slides", root, deep=True).is_current(row) for row in rows.values())
@@ -215,7 +215,7 @@ def test_record_folder_other_data_root_writes_same_record(
 ) -> None:
     monkeypatch.chdir(faulty)
     row = next(
-        row for row in read_table(".") if not (Path() / "train_label_masks" / f"{row.slide_id}_mask.tiff").exists()
+        row for row in read_rows(".") if not (Path() / "train_label_masks" / f"{row.slide_id}_mask.tiff").exists()
     )
     RecordFolder(tmp_path, Path()).inspect(row)
     assert (tmp_path / f"{row.slide_id}.json").read_bytes() == (
@@ -256,7 +256,7 @@ def test_audit_folder_output_of_other_data_raises(faulty: Path, finished_audit: 
 def test_record_folder_after_system_error_inspects_again(
     faulty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row = next(row for row in read_table(faulty) if row.has_file)
+    row = next(row for row in read_rows(faulty) if row.has_file)
     records = RecordFolder(tmp_path / "slides", faulty)
 
     def away(*_: Any, **__: Any) -> Any:

@@ -93,7 +93,8 @@ _LIMITED = """
 import resource, sys
 from pathlib import Path
 from panda.audit.records import RecordFolder
-from panda.audit.slide_table import index_by_slide, read_table
+from panda.audit.slide_table import index_by_slide
+from panda.data.slide_rows import read_rows
 from panda.data.extraction import extract_store
 from panda.data.manifest import read_manifest
 from panda.data.settings import PatchSettings
@@ -103,7 +104,7 @@ root, out = map(Path, sys.argv[1:3])
 def extract():
     extract_store(read_manifest(root), PatchSettings(level=0), out, root, workers=1, progress=False)
 def inspect():
-    RecordFolder(out, root).inspect(next(iter(index_by_slide(read_table(root)).values())))
+    RecordFolder(out, root).inspect(next(iter(index_by_slide(read_rows(root)).values())))
 
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[3]) * 2**20, resource.RLIM_INFINITY))

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from panda.audit.near_duplicates import report_groups
-from panda.audit.slide_table import TableRow, check_table, read_table
+from panda.audit.slide_table import check_table
 from panda.data.findings import FINDINGS, Finding
+from panda.data.slide_rows import SlideRow, read_rows
 from panda.errors import ManifestError
 from panda.wsi.gleason import isup_grade_from_score
 from tests.conftest import SHARED
@@ -19,7 +20,7 @@ HEADER = "image_id,data_provider,isup_grade,gleason_score"
 
 def _find(folder: Path, *lines: str) -> list[tuple[str, str, str]]:
     (folder / "train.csv").write_text("\n".join([HEADER, *lines]) + "\n")
-    return [(found.slide_id, found.finding, found.value) for found in check_table(read_table(folder))]
+    return [(found.slide_id, found.finding, found.value) for found in check_table(read_rows(folder))]
 
 
 def test_check_table_sound_table_has_no_findings(tmp_path: Path) -> None:
@@ -83,14 +84,14 @@ def test_check_table_missing_grade_is_note(tmp_path: Path) -> None:
     [(slide_id, name, _)] = _find(tmp_path, "a,radboud,,", "b,radboud,3.0,4+3")
     assert (slide_id, name) == ("a", "missing_grade")
     assert FINDINGS[name].severity == "note"
-    assert [row.isup_grade for row in read_table(tmp_path)] == ["", "3"]
+    assert [row.isup_grade for row in read_rows(tmp_path)] == ["", "3"]
 
 
 @pytest.mark.parametrize("slide_id", ["", "../a", "a/b", ".a", "store.json"])
 def test_check_table_bad_id(tmp_path: Path, slide_id: str) -> None:
     [(found_id, name, _)] = _find(tmp_path, f"{slide_id},radboud,1,3+3")
     assert (found_id, name) == (slide_id, "bad_id")
-    assert not read_table(tmp_path)[0].has_file
+    assert not read_rows(tmp_path)[0].has_file
 
 
 def test_check_table_every_fault_of_row_is_named(tmp_path: Path) -> None:
@@ -103,10 +104,10 @@ def test_check_table_every_fault_of_row_is_named(tmp_path: Path) -> None:
 
 def test_read_table_missing_file_or_column_raises(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="no such file"):
-        read_table(tmp_path)
+        read_rows(tmp_path)
     (tmp_path / "train.csv").write_text("image_id,isup_grade\na,1\n")
     with pytest.raises(ManifestError, match="no column 'data_provider'"):
-        read_table(tmp_path)
+        read_rows(tmp_path)
 
 
 def test_report_groups_names_other_duplicates() -> None:
@@ -133,9 +134,9 @@ def test_findings_have_meaning_and_remedy() -> None:
 def test_check_table_real_table_has_one_contradiction() -> None:
     if not (SHARED / "panda").is_dir():
         pytest.skip(f"the real table is not there: {SHARED / 'panda'}")
-    rows = read_table(SHARED / "panda")
+    rows = read_rows(SHARED / "panda")
     assert len(rows) == 10_616
-    assert all(isinstance(row, TableRow) and row.has_file for row in rows)
+    assert all(isinstance(row, SlideRow) and row.has_file for row in rows)
     [found] = check_table(rows)
     assert found.finding == "contradicting_row"
     assert "gleason_score 4+3 is ISUP 3, isup_grade is 2" in found.value

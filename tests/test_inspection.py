@@ -21,8 +21,7 @@ from panda.audit import readability as soundness
 from panda.audit.inspection import Inspection, find_outliers
 from panda.audit.near_duplicates import digest_quickly, find_identical_files, report_groups
 from panda.audit.slide_inspector import inspect_slide
-from panda.audit.slide_table import TableRow, read_table
-from panda.data.manifest import locate_image, locate_mask
+from panda.data.slide_rows import locate_image, locate_mask, read_rows
 from panda.synthetic.dataset import SyntheticSpec, draw_dataset
 from panda.wsi.readers import ReaderName
 from panda.wsi.slide import SlideOptions
@@ -50,7 +49,7 @@ class Case:
 
     def __init__(self, root: Path, cancer: bool) -> None:
         self.root = root
-        self.rows = read_table(root)
+        self.rows = read_rows(root)
         self.row = next(row for row in self.rows if row.provider == "radboud" and bool(row.grade) == cancer)
         self.image, self.mask = locate_image(root, self.row.slide_id), locate_mask(root, self.row.slide_id)
         self.pixels: Picture = tifffile.imread(self.image, level=0)
@@ -58,7 +57,7 @@ class Case:
 
     def find(self, **how: Any) -> dict[str, str]:
         """Return the findings of the slide with their values."""
-        return {finding.finding: finding.value for finding in inspect_slide(self.row, self.root, **how)[0].findings}
+        return {finding.finding: finding.value for finding in inspect_slide(self.row, **how)[0].findings}
 
     def draw(self, pixels: Picture, downsamples: tuple[float, ...] = (1, 4, 16), **how: Any) -> None:
         """Write the slide again."""
@@ -97,14 +96,14 @@ def _zero(path: Path, start: float, share: float) -> None:
 @pytest.mark.parametrize("how", [{}, {"deep": True}, {"options": SlideOptions("openslide")}])
 def test_inspect_slide_sound_slides_have_no_finding(drawn_folder: Path, how: dict[str, Any]) -> None:
     seen = []
-    for row in read_table(drawn_folder):
-        inspection, thumbnail = inspect_slide(row, drawn_folder, **how)
+    for row in read_rows(drawn_folder):
+        inspection, thumbnail = inspect_slide(row, **how)
         assert inspection.findings == ()
         assert thumbnail is not None
         assert thumbnail.dtype == np.uint8
         assert thumbnail.shape == (64, 128, 3)
         assert ADAPTER.validate_json(ADAPTER.dump_json(inspection)) == inspection
-        assert inspect_slide(row, drawn_folder, **how)[0] == inspection
+        assert inspect_slide(row, **how)[0] == inspection
         assert inspection.hashes is not None
         seen.append(inspection)
     assert len({seen_of_one.hashes for seen_of_one in seen}) == len(seen)
@@ -113,7 +112,7 @@ def test_inspect_slide_sound_slides_have_no_finding(drawn_folder: Path, how: dic
 
 
 def test_inspect_slide_measures_levels_tissue_and_cancer(case: Case) -> None:
-    seen, _ = inspect_slide(case.row, case.root)
+    seen, _ = inspect_slide(case.row)
     assert seen.level_dimensions[1:] == ((512, 256), (128, 64))
     assert list(seen.downsamples) == [1, 4, 16]
     assert seen.mpp == pytest.approx((MPP, MPP))
@@ -124,7 +123,7 @@ def test_inspect_slide_measures_levels_tissue_and_cancer(case: Case) -> None:
     assert seen.tissue_fraction == pytest.approx((case.codes > 0).mean(), rel=0.05)
     assert seen.cancer_mm2 == pytest.approx((case.codes > 2).sum() * MPP**2 / 1e6, rel=0.05)
     assert seen.cancer_fraction == pytest.approx((case.codes > 2).sum() / (case.codes > 0).sum(), rel=0.05)
-    deep, _ = inspect_slide(case.row, case.root, deep=True)
+    deep, _ = inspect_slide(case.row, deep=True)
     assert deep.mask_codes == {str(code): int((case.codes == code).sum()) for code in np.unique(case.codes).tolist()}
 
 
@@ -279,7 +278,7 @@ def test_inspect_slide_cancer_lost_in_small_levels_counts(case: Case) -> None:
     case.label(codes)
     assert not (tifffile.imread(case.mask, level=1) > 2).any()
     assert case.find() == {}
-    assert inspect_slide(case.row, case.root)[0].mask_level == 0
+    assert inspect_slide(case.row)[0].mask_level == 0
 
 
 def test_inspect_slide_cancer_mask_benign_grade(case: Case) -> None:
@@ -293,7 +292,7 @@ def test_inspect_slide_cancer_mask_benign_grade(case: Case) -> None:
 def test_inspect_slide_mask_of_one_level_is_counted(case: Case, tile: int | None) -> None:
     write_levels(case.mask, [case.codes], tile)
     assert case.find() == {}
-    seen, _ = inspect_slide(case.row, case.root)
+    seen, _ = inspect_slide(case.row)
     assert (seen.mask_level, sum(seen.mask_codes.values())) == (0, case.codes.size)
 
 
@@ -306,7 +305,7 @@ def test_inspect_slide_unopenable_slide_still_inspects_mask(case: Case) -> None:
 def test_inspect_slide_unknown_provider_codes_are_only_counted(case: Case) -> None:
     case.row = dataclasses.replace(case.row, provider="elsewhere")
     assert case.find() == {}
-    assert set(inspect_slide(case.row, case.root)[0].mask_codes) >= {"0", "1", "2"}
+    assert set(inspect_slide(case.row)[0].mask_codes) >= {"0", "1", "2"}
 
 
 def test_inspect_slide_mpp_missing(case: Case) -> None:
@@ -319,7 +318,7 @@ def test_inspect_slide_mpp_nonsense(case: Case) -> None:
     case.draw(case.pixels, mpp=352.8)
     assert list(case.find()) == ["mpp_nonsense"]
     assert "352.8 x 352.8" in case.find()["mpp_nonsense"]
-    seen, _ = inspect_slide(case.row, case.root, SlideOptions(mpp_override=0.5))
+    seen, _ = inspect_slide(case.row, SlideOptions(mpp_override=0.5))
     assert (seen.mpp, seen.mpp_source) == ((0.5, 0.5), "override")
 
 
@@ -380,7 +379,7 @@ def test_inspect_slide_pen_marks(case: Case, pen: str) -> None:
     case.draw(cv2.GaussianBlur(pixels, (0, 0), 1.0).astype(np.uint8))
     found = case.find()
     assert "pen_marks" in found
-    seen, _ = inspect_slide(case.row, case.root)
+    seen, _ = inspect_slide(case.row)
     drawn_folder = cv2.polylines(np.zeros_like(pixels[..., 0]), [line], False, 1, 240).mean()
     assert seen.pen_fraction is not None
     assert 0.8 * drawn_folder < seen.pen_fraction < 1.4 * drawn_folder  # its soft border counts too
@@ -406,7 +405,7 @@ def test_inspect_slide_partial_blur_is_measured_without_finding(case: Case) -> N
     pixels[:, :700] = cv2.GaussianBlur(pixels[:, :700], (0, 0), 3 / MPP)
     case.draw(pixels)
     assert case.find() == {}
-    seen, _ = inspect_slide(case.row, case.root)
+    seen, _ = inspect_slide(case.row)
     assert seen.blurred is not None
     assert 0 < seen.blurred < 0.5
 
@@ -414,10 +413,10 @@ def test_inspect_slide_partial_blur_is_measured_without_finding(case: Case) -> N
 def test_find_identical_files_exact_duplicate(case: Case) -> None:
     first, second = case.row, next(row for row in case.rows if row is not case.row)
     copy = locate_image(case.root, second.slide_id)
-    seen = [inspect_slide(first, case.root)[0]]
+    seen = [inspect_slide(first)[0]]
     content = bytearray(case.image.read_bytes())
     copy.write_bytes(content)
-    seen.append(inspect_slide(second, case.root)[0])
+    seen.append(inspect_slide(second)[0])
     groups = find_identical_files(seen, lambda slide_id: case.root / "train_images" / f"{slide_id}.tiff")
     assert groups == [sorted([first.slide_id, second.slide_id])]
     assert {found.slide_id for found in report_groups("exact_duplicate", groups)} == set(groups[0])
@@ -430,9 +429,10 @@ def test_find_identical_files_exact_duplicate(case: Case) -> None:
 
 @pytest.mark.parametrize("slide_id", ["../secret", ""])
 def test_inspect_slide_id_with_path_opens_nothing(case: Case, slide_id: str) -> None:
-    case.row = TableRow(2, slide_id, "radboud", "1", "3+3")
+    (case.root / "train.csv").write_text(f"image_id,data_provider,isup_grade\n{slide_id},radboud,1\n")
+    (case.row,) = read_rows(case.root)
     shutil.copy(case.image, case.root / "secret.tiff")
-    inspection, thumbnail = inspect_slide(case.row, case.root)
+    inspection, thumbnail = inspect_slide(case.row)
     assert (inspection, thumbnail) == (Inspection(slide_id, "radboud"), None)
 
 

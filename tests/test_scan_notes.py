@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from panda.audit.slide_inspector import SlideInspector
-from panda.audit.slide_table import TableRow
+from panda.data.slide_rows import SlideRow
 from panda.errors import SlideError
 from panda.inference.compute import EngineSettings
 from panda.inference.predictor import SegmentationPredictor
@@ -82,7 +82,9 @@ def test_mapped_slide_notes_black_and_stretched_px(tmp_path: Path) -> None:
     page = write_slide_page(tmp_path / "out").read_text()
     assert black in page
 
-    inspector = SlideInspector(TableRow(2, "s", "radboud", "0", "negative"), SlideOptions(), deep=False)
+    inspector = SlideInspector(
+        SlideRow(2, "s", "radboud", "0", "negative", Path("s.tiff"), None), SlideOptions(), deep=False
+    )
     inspector.inspect_image(path)
     assert [found.finding for found in inspector.inspection.findings] == ["mpp_anisotropic", "black_background"]
 

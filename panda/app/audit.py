@@ -16,7 +16,7 @@ from panda.app.config_check import check_config
 from panda.app.entry_point import log_to_file, make_folder
 from panda.app.hydra_job import find_idle_faults, list_overrides
 from panda.app.registry import find_undeclared
-from panda.data.settings import FolderSettings
+from panda.data.settings import TableSettings
 from panda.files import hold_lock
 from panda.settings import Settings, Text, count_cores, format_override, rule
 
@@ -64,7 +64,7 @@ class AuditConfig(Settings):
 
     node: ClassVar[str] = ""
 
-    data: FolderSettings
+    data: TableSettings
     audit: AuditSettings
     debug: bool
     run_dir: Text
@@ -81,7 +81,7 @@ def audit(cfg: DictConfig) -> AuditSummary:
         ManifestError: If the table of slides is faulty.
     """
     config = check(cfg)
-    folder, settings = config.data, config.audit
+    data, settings = config.data, config.audit
     from panda.audit.dataset import audit_folder  # noqa: PLC0415  (--help does not wait for them)
     from panda.audit.page import write_audit_page  # noqa: PLC0415
     from panda.audit.tables import AUDIT, FINDINGS_TABLE  # noqa: PLC0415
@@ -90,15 +90,16 @@ def audit(cfg: DictConfig) -> AuditSummary:
     out = Path(config.run_dir)
     make_folder(out)
     log_to_file(out / "audit.log")
-    if folder.draw is not None:
-        draw_dataset(Path(folder.root), folder.draw)
+    if data.draw is not None and data.root is not None:
+        draw_dataset(data.root, data.draw)
     summary = audit_folder(
-        folder.root,
+        data.source,
         out,
+        labels=data.labels,
         slides=settings.slides,
         workers=settings.workers or count_cores(),
         deep=settings.deep,
-        options=folder.slide_options,
+        options=data.slide_options,
     )
     with hold_lock(out / AUDIT):  # as for the tables
         report = write_audit_page(out, next_steps := list_next_steps(summary, out)).name
@@ -121,12 +122,12 @@ def check(cfg: DictConfig, faults: Faults | None = None) -> AuditConfig:
     faults, pruned = faults or Faults(), cfg.copy()
     if isinstance(data := cfg.get("data"), DictConfig):
         given: Any = OmegaConf.to_container(data)
-        used = {key: given.pop(key) for key in FolderSettings.model_fields if key in given}
+        used = {key: given.pop(key) for key in TableSettings.model_fields if key in given}
         if (target := given.pop("_target_", None)) != DATA:
             faults.add(f"data._target_={target} is not allowed: data builds {DATA} only")
         faults.add(*find_idle_faults([f"data.{key}" for key in given], "audit.py"))
         faults.add(*find_undeclared("data", given, {}))
-        pruned.data = {"_target_": f"{FolderSettings.__module__}.{FolderSettings.__name__}", **used}
+        pruned.data = {"_target_": f"{TableSettings.__module__}.{TableSettings.__name__}", **used}
     config: AuditConfig = check_config(pruned, "audit", faults)
     return config
 
@@ -165,7 +166,7 @@ def list_next_steps(summary: AuditSummary, out: Path) -> list[str]:
 
     steps = []
     if refused := [name for name in summary.findings if name in REFUSED_ROWS]:
-        steps.append(f"correct train.csv first, training refuses it as it is: {', '.join(refused)}")
+        steps.append(f"correct the table of slides first, training refuses it as it is: {', '.join(refused)}")
     typed = [shlex.quote(text) for text in list_overrides() if text.startswith("data")]
     given = " ".join(typed) or "data=panda data.root=…"
     if summary.groups is None:

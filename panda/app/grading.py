@@ -135,7 +135,7 @@ class GradingExperiment:
             target=self.settings.target,
             tiles=self.tiles.model_dump(mode="json") | self.tiles.selection.model_dump() | {"how": self.tiles.how},
             data=DataSummary(
-                root=str(self.data.settings.root),
+                root=str(self.data.settings.source),
                 colours=self.data.describe_colors(augmented=not self.network.frozen),
                 slides={name: len(items.get(name, records)) for name, records in splits.items()},
                 left_out=self.data.select().exclusion_counts,
@@ -154,7 +154,7 @@ class GradingExperiment:
         return int(find_class(torch.tensor(record.isup_grade), self.settings.target))
 
     def _make_bag(self, record: SlideRecord, bar: tqdm[Any]) -> tuple[SlideRecord, TileBag]:
-        with self.data.settings.slide_options.open(record.image_path) as slide:
+        with self.data.settings.slide_options.open(record.image_path, record.slide_id) as slide:
             tissue = find_tissue(slide)
             view = self.tiles.resolution.resolve(slide)
             with self.guidance.hold_canvas(slide, tissue, bar) as canvas:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from panda.app.inference_slides import FoundSlides, check_labels_folder, find_labelled_slides, find_slides
+from panda.app.inference_slides import FoundSlides, check_labels_source, find_labelled_slides, find_slides
 from panda.data.manifest import SlideRecord
 from panda.data.settings import SlideSettings
 from panda.errors import CheckpointError
@@ -89,8 +89,8 @@ class InferenceConfig(SlideSettings):
         _ = self.grading
 
     @rule
-    def _check_labels_folder(self) -> None:
-        check_labels_folder(self.labels)
+    def _check_labels_source(self) -> None:
+        check_labels_source(self.labels)
 
     @rule
     def _check_labels(self) -> None:

@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from panda.data.manifest import TABLE, SlideRecord, read_manifest
+from panda.data.manifest import SlideRecord, read_manifest
 from panda.data.slide_files import SLIDE_SUFFIXES, sort_slide_files
+from panda.data.slide_rows import TABLE
 from panda.errors import ConfigError, ManifestError
 from panda.tables import read_user_table
 from panda.tasks.checkpoint import Checkpoint
@@ -84,32 +85,38 @@ def _read_slide_table(table: Path) -> list[Path]:
     return [folder / f"{row['image_id']}.tiff" for row in rows]
 
 
-def check_labels_folder(root: str | None) -> None:
-    """Check that `labels`, if it is given, is a folder in PANDA's layout."""
-    if root is not None and not (Path(root) / TABLE).is_file():
+def check_labels_source(source: str | None) -> None:
+    """Check that `labels`, if it is given, is a folder in PANDA's layout or a table of slides."""
+    if source is not None and not Path(source).is_file() and not (Path(source) / TABLE).is_file():
         raise ConfigError(
-            f"labels={root}: there is no {Path(root) / TABLE}; give the folder that holds {TABLE} and "
-            "train_label_masks/ of these slides, or leave it out"
+            f"labels={source}: there is no {Path(source) / TABLE}; give the folder that holds {TABLE} and "
+            "train_label_masks/ of these slides, or a CSV with the columns path and mask, or leave it out"
         )
 
 
 def find_labelled_slides(
-    root: str | None, paths: Sequence[Path], checkpoint: Checkpoint[SegmentationMetadata]
+    source: str | None, paths: Sequence[Path], checkpoint: Checkpoint[SegmentationMetadata]
 ) -> dict[str, SlideRecord]:
-    """Return the slides that have a label mask in `root`, a folder in PANDA's layout, by name.
+    """Return the slides that have labels in a folder in PANDA's layout or in a table, by the name of their file.
 
-    The checkpoint may know providers that `conf/label_maps` does not have.
+    A row is that of a slide if it names the same file, or else if its id is the slide's name. The checkpoint may know
+    providers that `conf/label_maps` does not have. If it knows one, this is the provider of rows without one.
     """
-    if root is None:
+    if source is None:
         return {}
-    check_labels_folder(root)
-    names = {path.stem for path in paths}
+    check_labels_source(source)
     label_maps = checkpoint.metadata.label_maps
-    found = [record for record in read_manifest(root, label_maps=label_maps) if record.slide_id in names]
-    labelled = {record.slide_id: record for record in found if record.mask_path and record.mask_path.is_file()}
+    labels = next(iter(label_maps)) if len(label_maps) == 1 else None
+    records = read_manifest(source, labels=labels, label_maps=label_maps)
+    by_id = {record.slide_id: record for record in records}
+    by_file = {record.image_path.resolve(): record for record in records}
+    found = {path.stem: by_file.get(path.resolve()) or by_id.get(path.stem) for path in paths}
+    labelled = {name: one for name, one in found.items() if one and one.mask_path and one.mask_path.is_file()}
     if not labelled:
+        listed = sum(one is not None for one in found.values())
         raise ConfigError(
-            f"labels={root}: none of the {len(names)} slides has a mask there ({len(found)} are in its table); give "
-            "the folder that holds train.csv and train_label_masks/ of these slides, or leave it out"
+            f"labels={source}: none of the {len(found)} slides has a mask there ({listed} are in its table); give "
+            "the folder that holds train.csv and train_label_masks/ of these slides, or a CSV with the columns path "
+            "and mask, or leave it out"
         )
     return labelled

@@ -91,7 +91,7 @@ def _score_validation(
     def score(record: SlideRecord, bar: tqdm[Any]) -> SlideScore:
         try:
             with (
-                data.slide_options.open(record.image_path) as slide,
+                data.slide_options.open(record.image_path, record.slide_id) as slide,
                 open_label(record, slide, predictor.metadata.label_maps) as mask,
             ):
                 key = fingerprint_score(predictor, slide, record)

@@ -69,7 +69,7 @@ class SlideGrading:
 
     def _grade(self, record: SlideRecord, bar: tqdm[Any], labelled: bool) -> Grade | None:
         with contextlib.ExitStack() as stack:
-            slide = stack.enter_context(self.slide_options.open(record.image_path))
+            slide = stack.enter_context(self.slide_options.open(record.image_path, record.slide_id))
             tissue = find_tissue(slide)
             if self.folder is None:
                 with self.guidance.hold_canvas(slide, tissue, bar) as canvas:

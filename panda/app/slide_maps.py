@@ -58,7 +58,7 @@ def map_slides(
         folder = run.folder / "slides" / record.slide_id
         threshold = choice.value_for(record.provider)
         with (
-            data.slide_options.open(record.image_path) as slide,
+            data.slide_options.open(record.image_path, record.slide_id) as slide,
             open_label(record, slide, predictor.metadata.label_maps) as mask,
         ):
             tissue, mapper, tiles = find_tissue(slide), mappers[threshold], make_tile_callback(bar)

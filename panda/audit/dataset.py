@@ -18,9 +18,9 @@ from panda.audit.inspection import RULE_VERSIONS, Inspection
 from panda.audit.near_duplicates import find_duplicates
 from panda.audit.process_pool import run_in_processes
 from panda.audit.records import RecordFolder
-from panda.audit.slide_table import TableRow, check_table, index_by_slide, read_table
-from panda.data.manifest import IMAGES, TABLE, locate_image
+from panda.audit.slide_table import check_table, index_by_slide
 from panda.data.slide_files import sort_slide_files
+from panda.data.slide_rows import IMAGES, TABLE, SlideRow, read_rows
 from panda.errors import ConfigError, PandaError
 from panda.files import hold_lock, remove_leftovers
 from panda.tables import write_table
@@ -35,13 +35,14 @@ def audit_folder(
     root: Path | str,
     out: Path | str,
     *,
+    labels: str | None = None,
     slides: bool = True,
     workers: int = 2,
     deep: bool = False,
     options: SlideOptions = SlideOptions(),
     progress: bool = True,
 ) -> tables.AuditSummary:
-    """Audit a folder in PANDA's layout, and return the content of `summary.json`.
+    """Audit a table of slides, and return the content of `summary.json`.
 
     `out` gets `audit.csv` with a row for each slide, `findings.csv` with a row for each finding, and `summary.json`.
     If slides are inspected, `groups.csv` has the near-duplicate group of each slide, and `pairs.csv` the slides that
@@ -52,8 +53,9 @@ def audit_folder(
     the first. Memory holds some kilobytes of each slide to compare all of them, and no picture.
 
     Args:
-        root: The folder that holds `train.csv`.
+        root: The folder that holds `train.csv`, or a CSV, see `panda.data.slide_rows.read_rows`.
         out: The folder to write to.
+        labels: The label map of slides without a provider.
         slides: Inspect slides and masks; otherwise only the table is read, and there are no groups and pairs.
         workers: Slides inspected at the same time, each in its own process. A crash is a finding of its slide.
         deep: Decode every tile of every slide and count masks at level 0.
@@ -67,25 +69,26 @@ def audit_folder(
         OSError: If `out` cannot be written, or a slide has been removed since its inspection.
     """
     root, out = Path(root), Path(out)
-    table = read_table(root)
+    table = read_rows(root, labels)
     if not slides and (out / tables.GROUPS).exists():
         raise ConfigError(
             f"audit.slides=false: {out} has an audit of the slides, whose findings those of the table alone would "
             f"replace; give another audit.output, or remove audit.slides=false: inspected slides are kept"
         )
     _check_output(out, root)
-    records = RecordFolder(out / RECORDS, root, options, deep)
+    records = RecordFolder(out / RECORDS, root if root.is_dir() else root.parent, options, deep)
     with hold_lock(out / tables.AUDIT):
         remove_leftovers(out)
         if slides:
-            _log_unlisted(table, root / IMAGES)
+            if root.is_dir():
+                _log_unlisted(table, root / IMAGES)
             _inspect_all([row for row in index_by_slide(table).values() if row.has_file], records, workers, progress)
         return _write_all(table, records if slides else None, out, root)
 
 
-def _log_unlisted(table: Sequence[TableRow], folder: Path) -> None:
+def _log_unlisted(table: Sequence[SlideRow], folder: Path) -> None:
     """Log how many files in the folder of the slides are in no row of the table."""
-    listed = {f"{row.slide_id}.tiff" for row in table}
+    listed = {row.image_path.name for row in table}
     files = sort_slide_files(path for path in folder.glob("*") if path.name not in listed)
     unlisted = [f"{len(files.slides)} slides"] * bool(files.slides)
     if text := ", ".join([*unlisted, files.describe_passed_over()]).removesuffix(", "):
@@ -103,13 +106,13 @@ def _check_output(out: Path, root: Path) -> None:
             f"audit.output={out}: its {tables.SUMMARY} is not that of an audit of this version ({error}); "
             "give another folder"
         ) from error
-    if (other / TABLE).is_file() and other.resolve() != root.resolve():
+    if ((other / TABLE).is_file() or other.is_file()) and other.resolve() != root.resolve():
         raise ConfigError(
             f"audit.output={out} holds the audit of {other}, and that of {root} would replace it; give another folder"
         )
 
 
-def _inspect_all(rows: Sequence[TableRow], records: RecordFolder, workers: int, progress: bool) -> None:
+def _inspect_all(rows: Sequence[SlideRow], records: RecordFolder, workers: int, progress: bool) -> None:
     """Inspect every slide that has no record of its present files."""
     remove_leftovers(records.folder)
     pending = [row for row in rows if not records.is_current(row)]
@@ -130,7 +133,7 @@ def _inspect_all(rows: Sequence[TableRow], records: RecordFolder, workers: int, 
             bar.update()
 
 
-def _write_all(table: Sequence[TableRow], records: RecordFolder | None, out: Path, root: Path) -> tables.AuditSummary:
+def _write_all(table: Sequence[SlideRow], records: RecordFolder | None, out: Path, root: Path) -> tables.AuditSummary:
     """Write all tables from the records; the summary last."""
     rows = index_by_slide(table)
 
@@ -140,7 +143,7 @@ def _write_all(table: Sequence[TableRow], records: RecordFolder | None, out: Pat
 
     duplicates = settings = None
     if records is not None:
-        duplicates = find_duplicates(read_inspections, lambda slide_id: locate_image(root, slide_id))
+        duplicates = find_duplicates(read_inspections, lambda slide_id: rows[slide_id].image_path)
         values = {**asdict(records.options), "deep": records.deep, **RULE_VERSIONS}
         settings = tables.InspectionSettings.model_validate(values)
         # A slide whose id cannot name a file has no group.

@@ -14,9 +14,8 @@ from pydantic import TypeAdapter
 
 from panda.audit.inspection import RULE_VERSIONS, Inspection
 from panda.audit.slide_inspector import inspect_slide
-from panda.audit.slide_table import TableRow
 from panda.data.findings import Finding
-from panda.data.manifest import locate_image, locate_mask
+from panda.data.slide_rows import SlideRow
 from panda.errors import PandaError, raise_exhaustion
 from panda.files import fingerprint, identity, remove, write_json, write_whole
 from panda.stored import read_model
@@ -51,20 +50,20 @@ class RecordFolder:
     options: SlideOptions = SlideOptions()
     deep: bool = False
 
-    def fingerprint_slide(self, row: TableRow) -> str:
+    def fingerprint_slide(self, row: SlideRow) -> str:
         """Return the fingerprint of a slide's row, of its two files, and of how they are inspected."""
         return fingerprint(
             {
-                **{key: value for key, value in asdict(row).items() if key != "number"},
-                "slide": _identify(locate_image(self.root, row.slide_id)),
-                "mask": _identify(locate_mask(self.root, row.slide_id)),
+                **{key: getattr(row, key) for key in ("slide_id", "provider", "isup_grade", "gleason")},
+                "slide": _identify(row.image_path),
+                "mask": None if row.mask_path is None else _identify(row.mask_path),
                 **asdict(self.options),
                 "deep": self.deep,
                 **RULE_VERSIONS,
             }
         )
 
-    def is_current(self, row: TableRow) -> bool:
+    def is_current(self, row: SlideRow) -> bool:
         """Return whether there is a complete record of the files as they are now."""
         try:
             return self._load(row.slide_id).fingerprint == self.fingerprint_slide(row)
@@ -74,15 +73,15 @@ class RecordFolder:
             log.warning("%s", error)
             return False
 
-    def read(self, row: TableRow) -> Inspection:
+    def read(self, row: SlideRow) -> Inspection:
         """Read the inspection of a slide; it is empty if the id cannot name a file."""
         return self._load(row.slide_id).inspection if row.has_file else Inspection(row.slide_id, row.provider)
 
-    def inspect(self, row: TableRow) -> int:
+    def inspect(self, row: SlideRow) -> int:
         """Inspect a slide, write its record, and return the number of findings; a fault is a finding, not an error."""
         slide_fingerprint = self.fingerprint_slide(row)
         try:
-            inspection, picture = inspect_slide(row, self.root, self.options, deep=self.deep)
+            inspection, picture = inspect_slide(row, self.options, deep=self.deep)
         except Exception as error:  # a fault that no reader expects is still a fault of the slide
             raise_exhaustion(error)
             inspection, picture = _describe_failure(row, f"{type(error).__name__}: {error}"), None
@@ -95,7 +94,7 @@ class RecordFolder:
         self._write(Record(slide_fingerprint, replace(inspection, findings=findings)), picture)
         return len(findings)
 
-    def write_crash(self, row: TableRow) -> None:
+    def write_crash(self, row: SlideRow) -> None:
         """Write the record of a slide whose inspection crashes its process."""
         message = "the process that inspected it crashed twice, the second time with no other slide to inspect"
         self._write(Record(self.fingerprint_slide(row), _describe_failure(row, message)), None)
@@ -121,7 +120,7 @@ def make_file_stem(slide_id: str) -> str:
     return slide_id if len(os.fsencode(slide_id)) <= _LONGEST_NAME else fingerprint({"slide_id": slide_id})
 
 
-def _describe_failure(row: TableRow, message: str) -> Inspection:
+def _describe_failure(row: SlideRow, message: str) -> Inspection:
     return Inspection(row.slide_id, row.provider, findings=(Finding(row.slide_id, "unopenable", message),))
 
 

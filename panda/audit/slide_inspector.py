@@ -16,10 +16,9 @@ from panda.audit.mask_codes import choose_level, count_codes
 from panda.audit.near_duplicates import digest_quickly
 from panda.audit.readability import SMALL_PX, find_unreadable
 from panda.audit.sharpness import BLURRED, measure_sharpness
-from panda.audit.slide_table import TableRow
 from panda.audit.tissue_hashes import hash_tissue
 from panda.data.findings import Finding
-from panda.data.manifest import locate_image, locate_mask
+from panda.data.slide_rows import SlideRow
 from panda.errors import MaskError, SlideError, raise_exhaustion
 from panda.wsi.geometry import mean_mpp
 from panda.wsi.label_codes import describe_label
@@ -42,7 +41,7 @@ ON_TISSUE = 0.5
 class SlideInspector:
     """Inspect a slide, then its mask; `inspection` grows with each. See `inspect_slide`."""
 
-    def __init__(self, row: TableRow, options: SlideOptions, deep: bool) -> None:
+    def __init__(self, row: SlideRow, options: SlideOptions, deep: bool) -> None:
         self.row, self.options, self.deep = row, options, deep
         self.inspection = Inspection(row.slide_id, row.provider)
         self.labels = get_label_maps().get(row.provider)
@@ -140,8 +139,11 @@ class SlideInspector:
                     f"{BLURRED}; the median is {focus.median:.2f})",
                 )
 
-    def inspect_mask(self, path: Path) -> None:
+    def inspect_mask(self, path: Path | None) -> None:
         """Inspect the mask, after the slide; a fault is a finding and not an error."""
+        if path is None:
+            self.add_finding("missing_mask", "the table gives neither a mask nor an annotation")
+            return
         if not path.is_file():
             self.add_finding("missing_mask", f"{path}: there is no such file")
             return
@@ -229,7 +231,7 @@ class SlideInspector:
 
 
 def inspect_slide(
-    row: TableRow, root: Path, options: SlideOptions = SlideOptions(), *, deep: bool = False
+    row: SlideRow, options: SlideOptions = SlideOptions(), *, deep: bool = False
 ) -> tuple[Inspection, NDArray[np.uint8] | None]:
     """Inspect a slide and its mask, each opened once. A part that cannot be read is a finding and not an error.
 
@@ -242,6 +244,6 @@ def inspect_slide(
     """
     inspector = SlideInspector(row, options, deep)
     if row.has_file:
-        inspector.inspect_image(locate_image(root, row.slide_id))
-        inspector.inspect_mask(locate_mask(root, row.slide_id))
+        inspector.inspect_image(row.image_path)
+        inspector.inspect_mask(row.mask_path)
     return inspector.inspection, inspector.thumbnail

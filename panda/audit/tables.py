@@ -12,8 +12,9 @@ from pydantic_core import PydanticCustomError
 
 from panda.audit.inspection import Inspection, find_outliers
 from panda.audit.near_duplicates import Duplicates
-from panda.audit.slide_table import TableRow
+from panda.audit.slide_table import list_values
 from panda.data.findings import FINDINGS, Finding, Severity
+from panda.data.slide_rows import SlideRow
 from panda.files import write_json
 from panda.stored import PathText, Plain, read_model
 from panda.tables import write_table
@@ -38,7 +39,7 @@ _DIGITS = 6  # significant digits of the figures
 
 
 def collect_findings(
-    rows: Mapping[str, TableRow],
+    rows: Mapping[str, SlideRow],
     table_findings: Iterable[Finding],
     read_inspections: Callable[[], Iterable[Inspection]],
     duplicates: Duplicates | None,
@@ -61,7 +62,7 @@ def write_findings(path: Path, findings: Iterable[Finding]) -> None:
     write_table(path, rows, ("slide_id", "finding", "severity", "value", "what_to_do"))
 
 
-def write_pairs(path: Path, duplicates: Duplicates, rows: Mapping[str, TableRow]) -> None:
+def write_pairs(path: Path, duplicates: Duplicates, rows: Mapping[str, SlideRow]) -> None:
     """Write `pairs.csv`: slides that match, closest first.
 
     The slides of a pair can be in two groups, if most slides of these groups do not match.
@@ -87,9 +88,9 @@ def write_pairs(path: Path, duplicates: Duplicates, rows: Mapping[str, TableRow]
 
 def write_audit(
     path: Path,
-    rows: Iterable[TableRow],
+    rows: Iterable[SlideRow],
     findings: Iterable[Finding],
-    read: Callable[[TableRow], Inspection] | None,
+    read: Callable[[SlideRow], Inspection] | None,
     duplicates: Duplicates | None,
 ) -> None:
     """Write `audit.csv`: a row for each slide.
@@ -105,7 +106,7 @@ def write_audit(
         for row in rows:
             own = by_slide[row.slide_id]
             names = " ".join(dict.fromkeys(found.finding for found in own))
-            line = (*row.values.values(), names, find_worst_severity(own) or "")
+            line = (*list_values(row), names, find_worst_severity(own) or "")
             if read is None or duplicates is None:
                 yield line
             else:
@@ -186,7 +187,7 @@ class AuditSummary(Plain, frozen=True):
     """The content of `summary.json`.
 
     Attributes:
-        data: The folder of the data.
+        data: The folder or the table of the data.
         rows: Number of rows of the table.
         slides: Number of different slides of the table.
         providers: Number of slides of each provider.
@@ -229,8 +230,8 @@ class AuditSummary(Plain, frozen=True):
 
 
 def summarize(
-    table: Sequence[TableRow],
-    rows: Mapping[str, TableRow],
+    table: Sequence[SlideRow],
+    rows: Mapping[str, SlideRow],
     findings: Sequence[Finding],
     duplicates: Duplicates | None,
     *,
@@ -289,7 +290,7 @@ def find_worst_severity(findings: Iterable[Finding]) -> Severity | None:
     return min((found.kind.severity for found in findings), key=get_args(Severity).index, default=None)
 
 
-def _count_groups(duplicates: Duplicates, rows: Mapping[str, TableRow]) -> GroupCount:
+def _count_groups(duplicates: Duplicates, rows: Mapping[str, SlideRow]) -> GroupCount:
     members = duplicates.members.values()
     grades = [{rows[slide_id].grade for slide_id in group} - {None} for group in members]
     return GroupCount(
@@ -301,7 +302,7 @@ def _count_groups(duplicates: Duplicates, rows: Mapping[str, TableRow]) -> Group
     )
 
 
-def _count_providers(rows: Iterable[TableRow]) -> dict[str, int]:
+def _count_providers(rows: Iterable[SlideRow]) -> dict[str, int]:
     """Return the number of rows of each provider, with unknown providers together at the end."""
     known = get_label_maps()
     counts = Counter(row.provider if row.provider in known else OTHER for row in rows)

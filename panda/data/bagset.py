@@ -107,7 +107,7 @@ class BagSet(Dataset[tuple[Tensor, Tensor, int, str]]):
             found = read_features(item.features)[: self.k]
             padded = torch.from_numpy(np.pad(found, ((0, self.k - len(found)), (0, 0))))
             return RawBag(padded, (), torch.arange(self.k) < len(found), label, record.slide_id)
-        with settings.slide_options.open(record.image_path) as slide:
+        with settings.slide_options.open(record.image_path, record.slide_id) as slide:
             resolution = settings.resolution.resolve(slide)
             tiles = read_tiles(slide, coords, resolution, settings.tile_size, item.stain)
         changes: list[list[Change]] = [[] for _ in range(self.k)]

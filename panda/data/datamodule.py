@@ -22,7 +22,7 @@ from panda.data.patch_manifests import write_one_slide_manifests, write_patch_ma
 from panda.data.patches import SlidePatches
 from panda.data.patchset import PatchSet
 from panda.data.samplers import BalancedDraws, HardDraws, SamplerName
-from panda.data.settings import FolderSettings, PatchSettings, SelectionSettings
+from panda.data.settings import PatchSettings, SelectionSettings, TableSettings
 from panda.data.slide_selection import Selection, select_slides
 from panda.data.splits import SPLITS, Split
 from panda.data.stain_estimates import Stains, estimate_stains
@@ -35,7 +35,7 @@ from panda.wsi.geometry import mean_mpp
 from panda.wsi.stain_normalization import NormalizeName
 
 
-class DataSettings(PatchSettings, SelectionSettings, FolderSettings):
+class DataSettings(PatchSettings, SelectionSettings, TableSettings):
     """Slides, patches, split and loading, in words of the `data` config. See the base classes for their fields.
 
     Attributes:
@@ -72,7 +72,7 @@ class DataSettings(PatchSettings, SelectionSettings, FolderSettings):
 
 
 class PatchDataModule(pl.LightningDataModule):
-    """Patches of the slides of a folder in PANDA's layout.
+    """Patches of the slides of a table.
 
     Loaders and augmentation follow torch's seed; `settings.seed` is that of the split. `split="patches"` splits the
     patches of one slide into training and validation without a test: its figures say nothing about other slides.
@@ -93,7 +93,7 @@ class PatchDataModule(pl.LightningDataModule):
     @property
     def store_folder(self) -> Path:
         """The folder of the patch store."""
-        return locate_store(self.settings.store_root, self.settings.root, self.patch_settings)
+        return locate_store(self.settings.store_root, self.settings.source, self.patch_settings)
 
     def select(self) -> Selection:
         """Return which slides of the table are used and which split each belongs to.
@@ -102,13 +102,13 @@ class PatchDataModule(pl.LightningDataModule):
             ManifestError: If the tables are faulty, or no slide is left for a split.
         """
         if self._selection is None:
-            if self.settings.draw is not None:
-                draw_dataset(self.settings.root, self.settings.draw)
             settings = self.settings
+            if settings.draw is not None and settings.root is not None:
+                draw_dataset(settings.root, settings.draw)
             if settings.split == "patches" and settings.slide_id is None:
-                example = find_one_tumor_example(settings.root, settings.provider)
+                example = find_one_tumor_example(settings.source, settings.provider, settings.labels)
                 settings = settings.model_copy(update={"slide_id": example.slide_id})
-            self._selection = select_slides(read_manifest(settings.root), settings)
+            self._selection = select_slides(read_manifest(settings.source, labels=settings.labels), settings)
         return self._selection
 
     def list_splits(self) -> dict[Split, list[SlideRecord]]:
@@ -128,7 +128,7 @@ class PatchDataModule(pl.LightningDataModule):
         if self._result is None:
             settings, records = self.settings, self.select().used  # a faulty split is reported before hours of cutting
             result = extract_store(
-                records, self.patch_settings, settings.store_root, settings.root, workers=settings.extract_workers
+                records, self.patch_settings, settings.store_root, settings.source, workers=settings.extract_workers
             )
             self._result = self._add_stains(result)
 
@@ -139,7 +139,7 @@ class PatchDataModule(pl.LightningDataModule):
         records = self.select().used
         # Only the first process cuts patches: the others read the store.
         result = self._result or self._add_stains(
-            load_store(records, self.patch_settings, self.settings.store_root, self.settings.root)
+            load_store(records, self.patch_settings, self.settings.store_root, self.settings.source)
         )
         self._result, self.failures = result, result.failures
         if self.settings.split != "patches":
@@ -269,7 +269,7 @@ class PatchDataModule(pl.LightningDataModule):
         self.setup()
         sets = self._sets.items()
         return PatchDataSummary(
-            root=str(self.settings.root),
+            root=str(self.settings.source),
             store=str(self.store_folder),
             settings=self.patch_settings.model_dump(),
             colours=self.describe_colors(),

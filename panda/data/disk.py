@@ -71,7 +71,7 @@ def estimate_disk(pending: Sequence[SlideRecord], settings: PatchSettings) -> Di
     sizes: list[int] = []
     pixels, side = open_pixel_store(settings), settings.patch_size
     for record in pending[:: max(1, -(-len(pending) // SAMPLED))]:
-        with suppress(Exception), settings.slide_options.open(record.image_path) as slide:
+        with suppress(Exception), settings.slide_options.open(record.image_path, record.slide_id) as slide:
             resolution, tissue = settings.resolution.resolve(slide), find_tissue(slide)
             grid = settings.lay_grid(resolution, tissue)
             counts.append(len(grid))
@@ -88,6 +88,6 @@ def _bound_bytes(pending: Sequence[SlideRecord], settings: PatchSettings) -> int
     """Return the bytes of all patches if the slides were all tissue and no PNG smaller than its pixels."""
     patches = 0
     for record in pending:
-        with suppress(Exception), settings.slide_options.open(record.image_path) as slide:
+        with suppress(Exception), settings.slide_options.open(record.image_path, record.slide_id) as slide:
             patches += math.prod(-(-side // settings.step) for side in settings.resolution.resolve(slide).size)
     return patches * (4 * settings.patch_size**2 + 3 * _BLOCK + _LISTED)

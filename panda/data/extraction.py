@@ -186,7 +186,7 @@ def extract_slide(
         return found
     on_stage("slide")
     slide_file = identify_file(record.image_path, SlideError)
-    with settings.slide_options.open(record.image_path) as slide:
+    with settings.slide_options.open(record.image_path, record.slide_id) as slide:
         resolution = settings.resolution.resolve(slide)
         on_stage("mask")
         if record.mask_path is None or not os.path.lexists(record.mask_path):

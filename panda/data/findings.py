@@ -30,6 +30,14 @@ FINDINGS: Mapping[str, FindingKind] = {
         "The image_id is empty or not a plain file name.",
         "Correct the row, or remove it from the table.",
     ),
+    "bad_file": _error(
+        "A cell for a file is empty, names no file or one of another row, or both a mask and an annotation are given.",
+        "Correct the row, or remove it from the table.",
+    ),
+    "missing_patient": _error(
+        "The row has no patient, though the table has a column for it.",
+        "Fill in patient. If it is unknown, give the slide a patient of its own.",
+    ),
     "unknown_provider": _error(
         "The row's data_provider has no label map.",
         "Correct data_provider, or remove the row from the table.",
@@ -141,8 +149,11 @@ FINDINGS: Mapping[str, FindingKind] = {
 }
 """Every kind of finding by its name in `data.exclude` and in the tables of the audit, in display order."""
 
-REFUSED_ROWS = ("bad_id", "unknown_provider", "bad_grade", "duplicate_row")
-"""Findings whose rows `panda.data.manifest.read_manifest` refuses: the table must be corrected."""
+REFUSED_ROWS = ("bad_id", "bad_file", "missing_patient", "unknown_provider", "bad_grade", "duplicate_row")
+"""Findings whose rows `panda.data.manifest.read_manifest` refuses: the table must be corrected.
+
+It also refuses bad and contradicting Gleason scores in a table of another layout than PANDA's.
+"""
 
 FILE_FINDINGS: Mapping[str, Callable[[SlideRecord], bool]] = {
     "missing_slide": lambda record: not record.image_path.is_file(),

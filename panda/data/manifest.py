@@ -1,38 +1,25 @@
-"""The table of slides: records of a folder in PANDA's layout, their groups, and an example with cancer.
-
-A folder has PANDA's layout: `train_images/<id>.tiff`, `train_label_masks/<id>_mask.tiff` and `train.csv`
-with the columns `image_id`, `data_provider`, `isup_grade`, `gleason_score`
-(https://www.kaggle.com/c/prostate-cancer-grade-assessment/data).
-"""
+"""The table of slides: its records, their groups, and an example with cancer."""
 
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from panda.data.slide_rows import read_rows
 from panda.errors import ManifestError, MaskError, SlideError
 from panda.tables import read_user_table
-from panda.wsi.label_maps import LabelMap, describe_unknown_provider, get_label_maps, tumor_bool_from_gray
+from panda.wsi.label_maps import LabelMap, tumor_bool_from_gray
 from panda.wsi.label_mask import LabelMask
 from panda.wsi.slide import Slide
 
 log = logging.getLogger(__name__)
 
-TABLE = "train.csv"
-IMAGES = "train_images"
-MASKS = "train_label_masks"
-COLUMNS = ("image_id", "data_provider", "isup_grade", "gleason_score")
-NEEDED = COLUMNS[:2]
-"""Columns that the table must have. Grades are needed for grading only, see `require_grades`."""
 GroupKind = Literal["slide", "group", "patient"]
 """The unit that is never in two splits: a slide, a group (of near-duplicates), or a patient."""
 GROUP_COLUMNS: tuple[GroupKind, ...] = ("patient", "group")
-RESERVED = ("splits", "store.json")
-"""Names in a patch store that are not folders of slides."""
 _SHOWN = 5
 _OVERVIEW = 2048
 
@@ -42,12 +29,15 @@ class SlideRecord:
     """One row of the table of slides. Slide and mask need not exist.
 
     Attributes:
-        slide_id: PANDA's `image_id`.
+        slide_id: Its name in all tables and folders, such as PANDA's `image_id`.
         provider: The name of its label map, see `panda.wsi.label_maps`.
         isup_grade: ISUP grade group, 0 (no cancer) to 5; None without a grade.
         gleason: The Gleason score as in the table (`"3+4"`, `"negative"`).
-        mask_path: Its label mask; None for a slide without one.
-        group: Slides of one group are never in two splits; the slide's own id if its group is unknown.
+        mask_path: Its label file, a mask or an annotation; None for a slide without one.
+        group: Slides of one group are never in two splits: those of a patient if the table has patients, otherwise
+            each slide by itself.
+        patient: The patient; None if it is unknown.
+        others: Names and values of the table's columns without a meaning.
     """
 
     slide_id: str
@@ -57,76 +47,61 @@ class SlideRecord:
     image_path: Path
     mask_path: Path | None
     group: str
+    patient: str | None = None
+    others: tuple[tuple[str, str], ...] = ()
 
 
 def read_manifest(
-    root: Path | str, *, mask_suffix: str = "_mask", label_maps: Mapping[str, LabelMap] | None = None
+    root: Path | str,
+    *,
+    labels: str | None = None,
+    mask_suffix: str = "_mask",
+    label_maps: Mapping[str, LabelMap] | None = None,
 ) -> list[SlideRecord]:
-    """Read the table of slides of a folder in PANDA's layout; the files of the slides are not checked.
+    """Read the table of slides.
 
     Args:
-        root: The folder that holds `train.csv`.
-        mask_suffix: Suffix of a mask's file name after the slide's id.
+        root: A folder in PANDA's layout, the files of whose slides are not checked, or a CSV with the column `path`.
+        labels: The label map of slides without a provider.
+        mask_suffix: Suffix of a mask's file name after the slide's id, in PANDA's layout.
         label_maps: Label maps of providers that are known besides those in `conf/label_maps`.
 
     Returns:
-        One record a row, in the order of the table; each is its own group.
+        One record a row, in the order of the table.
 
     Raises:
-        ManifestError: If the folder, the table or a column is missing, the table is empty, or rows are faulty. An id
-            must be a plain name that occurs once, the provider known, the grade a whole number from 0 to 5 or empty.
+        ManifestError: As `panda.data.slide_rows.read_rows`, or if rows are faulty or an id occurs twice.
     """
-    root = Path(root)
-    table = find_table(root)
-    rows = read_user_table(table, NEEDED)
-    if "isup_grade" not in rows[0][1]:
-        log.warning("%s: no column 'isup_grade', so no slide has a grade; the columns are %s", table, [*rows[0][1]])
+    rows = read_rows(root, labels, providers=label_maps or (), mask_suffix=mask_suffix)
+    if not any(row.isup_grade for row in rows):
+        log.warning("%s: no slide has a grade in a column 'isup_grade', 'grade' or 'gleason_score'", root)
     records: list[SlideRecord] = []
     faults: list[str] = []
     seen: dict[str, int] = {}
-    for number, row in rows:
-        slide_id = row["image_id"]
-        found = [fault for _, fault in check_row(row, label_maps or ())]
-        if slide_id in seen:
-            found.append(f"image_id {slide_id!r} occurs already in row {seen[slide_id]}")
-        seen.setdefault(slide_id, number)
-        faults += [f"row {number}: {fault}" for fault in found]
+    for row in rows:
+        found = [fault for _, fault in row.faults]
+        if row.slide_id in seen:
+            found.append(f"image_id {row.slide_id!r} occurs already in row {seen[row.slide_id]}")
+        seen.setdefault(row.slide_id, row.number)
+        faults += [f"row {row.number}: {fault}" for fault in found]
         if not found:
             record = SlideRecord(
-                slide_id=slide_id,
-                provider=row["data_provider"],
-                isup_grade=parse_grade(row.get("isup_grade", "")),
-                gleason=row.get("gleason_score", ""),
-                image_path=locate_image(root, slide_id),
-                mask_path=locate_mask(root, slide_id, mask_suffix),
-                group=slide_id,
+                slide_id=row.slide_id,
+                provider=row.provider,
+                isup_grade=row.grade,
+                gleason=row.gleason,
+                image_path=row.image_path,
+                mask_path=row.mask_path,
+                group=row.patient or row.slide_id,
+                patient=row.patient or None,
+                others=row.others,
             )
             records.append(record)
     if faults:
         raise ManifestError(
-            _format_list(f"{table}: {len(faults)} fault{'s' * (len(faults) > 1)}; correct or remove these rows", faults)
+            _format_list(f"{root}: {len(faults)} fault{'s' * (len(faults) > 1)}; correct or remove these rows", faults)
         )
     return records
-
-
-def find_table(root: Path) -> Path:
-    """Return the path of the table in a folder of PANDA's layout, or raise `ManifestError` if it is missing."""
-    if not root.is_dir():
-        raise ManifestError(f"{root}: no such folder; data.root is the folder that holds {TABLE}")
-    table = root / TABLE
-    if not table.is_file():
-        raise ManifestError(f"{table}: no such file; data.root is the folder that holds {TABLE} and {IMAGES}/")
-    return table
-
-
-def locate_image(root: Path, slide_id: str) -> Path:
-    """Return the path of a slide, which need not exist."""
-    return root / IMAGES / f"{slide_id}.tiff"
-
-
-def locate_mask(root: Path, slide_id: str, suffix: str = "_mask") -> Path:
-    """Return the path of a slide's label mask, which need not exist; `suffix` follows the slide's id in its name."""
-    return root / MASKS / f"{slide_id}{suffix}.tiff"
 
 
 def read_groups(path: Path | str) -> tuple[dict[str, str], GroupKind]:
@@ -174,14 +149,15 @@ def apply_groups(records: Sequence[SlideRecord], groups: Mapping[str, str]) -> l
     return [replace(record, group=groups[record.slide_id]) for record in records]
 
 
-def find_one_tumor_example(root: Path | str, provider: str | None = None) -> SlideRecord:
+def find_one_tumor_example(root: Path | str, provider: str | None = None, labels: str | None = None) -> SlideRecord:
     """Find a slide whose mask has cancer pixels, the highest grade first.
 
     Masks are read at low resolution (2,048 px). Slides and masks that cannot be read are skipped.
 
     Args:
-        root: The folder that holds `train.csv`.
+        root: The folder that holds `train.csv`, or a CSV, see `read_manifest`.
         provider: Only slides of this provider; None for any.
+        labels: The label map of slides without a provider.
 
     Returns:
         The record of the first such slide, by falling grade and then by id.
@@ -189,7 +165,7 @@ def find_one_tumor_example(root: Path | str, provider: str | None = None) -> Sli
     Raises:
         ManifestError: If no slide of the table has cancer pixels, or the table is faulty (see `read_manifest`).
     """
-    records = [record for record in read_manifest(root) if provider in (None, record.provider)]
+    records = [record for record in read_manifest(root, labels=labels) if provider in (None, record.provider)]
     unreadable = 0
     for record in sorted(records, key=lambda record: (-(record.isup_grade or 0), record.slide_id)):
         try:
@@ -212,50 +188,6 @@ def _has_tumor(record: SlideRecord) -> bool:
         small = slide.choose_resolution(downsample=max(1.0, max(slide.dimensions) / _OVERVIEW))
         with LabelMask.open(record.mask_path, slide, record.provider) as mask:
             return bool(tumor_bool_from_gray(mask.overview(small), record.provider).any())
-
-
-def check_row(row: Mapping[str, str], providers: Collection[str] = ()) -> list[tuple[str, str]]:
-    """Return the faults of a row of the table of slides, for which it makes no record.
-
-    Args:
-        row: Values by column; there need be no `isup_grade`.
-        providers: Providers that are known besides those in `conf/label_maps`.
-
-    Returns:
-        The name of each fault in `panda.data.findings.FINDINGS`, and a sentence.
-    """
-    faults = []
-    slide_id, provider = row["image_id"], row["data_provider"]
-    if (
-        not slide_id
-        or slide_id.startswith(".")
-        or any(part in slide_id for part in ("/", "\\", ".."))
-        or not slide_id.isprintable()
-    ):
-        faults.append(("bad_id", f"image_id {slide_id!r} is not a plain file name without folder and suffix"))
-    elif slide_id in RESERVED:
-        faults.append(("bad_id", f"image_id {slide_id!r} is a reserved name in patch stores; rename the slide"))
-    known = {*get_label_maps(), *providers}
-    if provider not in known:
-        faults.append(("unknown_provider", f"data_provider {describe_unknown_provider(provider, known)}"))
-    try:
-        parse_grade(row.get("isup_grade", ""))
-    except ValueError as error:
-        faults.append(("bad_grade", str(error)))
-    return faults
-
-
-def parse_grade(text: str) -> int | None:
-    """Return the ISUP grade of a cell, None if it is empty; a table with gaps may have 3 as `3.0`.
-
-    Raises:
-        ValueError: If it is no whole number from 0 to 5.
-    """
-    if not text:
-        return None
-    if not re.fullmatch(r"[0-5](\.0+)?", text, re.ASCII):
-        raise ValueError(f"isup_grade {text!r} is not a whole number from 0 to 5; leave it empty if it is unknown")
-    return int(text[0])
 
 
 def require_grades(records: Sequence[SlideRecord]) -> None:

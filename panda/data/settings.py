@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from panda.data.findings import FILE_FINDINGS, FINDINGS, REFUSED_ROWS
-from panda.data.manifest import TABLE
+from panda.data.slide_rows import TABLE
 from panda.data.splits import check_fractions
+from panda.errors import suggest
 from panda.settings import Names, PathValue, Seed, Settings, Share, rule
 from panda.stored import PatchSide
 from panda.synthetic.dataset import SyntheticSpec
@@ -69,21 +71,44 @@ class SlideSettings(Settings):
         return SlideOptions(self.reader, self.mpp_override)
 
 
-class FolderSettings(SlideSettings):
-    """A folder in PANDA's layout.
+class TableSettings(SlideSettings):
+    """The table of slides: of a folder in PANDA's layout, or of another layout.
 
     Attributes:
-        root: The folder that holds `train.csv`.
-        draw: Draws the embedded slides at `root` on first use; None for a folder that exists.
+        root: The folder that holds `train.csv`; None if `table` is given.
+        table: A CSV whose column `path` has the file of each slide; None if `root` is given.
+        labels: The label map of slides without a provider; None if the table has a provider for each.
+        draw: Draws the embedded slides at `root` on first use; None for slides that exist.
     """
 
-    root: PathValue
+    root: PathValue | None = None
+    table: PathValue | None = None
+    labels: str | None = None
     draw: SyntheticSpec | None = None
 
     @rule
-    def _check_root(self) -> Iterator[str]:
-        if self.draw is None and not (self.root / TABLE).is_file():
+    def _check_table(self) -> Iterator[str]:
+        if (self.root is None) == (self.table is None):
+            yield "data.root and data.table: give one of them, root for PANDA's layout, table for a CSV of your own"
+        elif self.table is not None and not self.table.is_file():
+            yield f"{self.setting('table')} is no file: give a CSV with a column path and one row a slide"
+        elif self.root is not None and self.draw is None and not (self.root / TABLE).is_file():
             yield f"{self.setting('root')} has no {TABLE}: give the folder that holds it and train_images/"
+
+    @rule
+    def _check_labels(self) -> Iterator[str]:
+        if self.labels is not None and self.labels not in (known := get_label_maps()):
+            yield (
+                f"{self.setting('labels')} is no label map{suggest(self.labels, known)}: describe the codes of your "
+                f"masks in conf/label_maps/{self.labels}.yaml, or give another"
+            )
+
+    @property
+    def source(self) -> Path:
+        """The folder or the table of the slides."""
+        source = self.root if self.table is None else self.table
+        assert source is not None
+        return source
 
 
 class PatchSettings(ResolutionSettings, SlideSettings):

@@ -12,6 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
 from panda.data.findings import FILE_FINDINGS, FINDINGS
 from panda.data.manifest import GroupKind, SlideRecord, apply_groups, read_groups
 from panda.data.settings import AUDIT, SelectionSettings
@@ -62,7 +66,7 @@ class Selection:
                 f"The figures are not valid for other slides: they do not measure generalization."
             )
         count = len({record.group for record in self.used})
-        source = asked.splits or asked.groups
+        source = asked.splits or asked.groups or "the table of slides"
         words = {
             "slide": "By slide: no slide is in two splits. Patients and near-duplicates are unknown, so two slides of "
             "one patient may be in two splits: the figures may be too good.",
@@ -90,12 +94,14 @@ class Selection:
             why = self.why.get(record.slide_id, "")
             grade = "" if record.isup_grade is None else str(record.isup_grade)
             values = (record.slide_id, record.group, self.groups_are, record.provider, grade)
-            rows.append(dict(zip(SPLIT_COLUMNS, (*values, LEFT_OUT if why else split, why), strict=True)))
+            own = dict(zip(SPLIT_COLUMNS, (*values, LEFT_OUT if why else split, why), strict=True))
+            rows.append({**own, **{name: value for name, value in record.others if name not in own}})
         return rows
 
     def write(self, path: Path) -> None:
-        """Write `splits.csv`: a row for each slide of the table, by slide id."""
-        write_table(path, self.list_rows(), SPLIT_COLUMNS)
+        """Write `splits.csv`: a row for each slide of the table, by slide id, with the table's other columns."""
+        others = (name for record in self.records for name, _ in record.others if name not in SPLIT_COLUMNS)
+        write_table(path, self.list_rows(), [*SPLIT_COLUMNS, *dict.fromkeys(others)])
 
 
 def select_slides(records: Sequence[SlideRecord], settings: SelectionSettings) -> Selection:
@@ -181,13 +187,34 @@ def _read_findings(path: Path, ids: Collection[str], *, wants_slides: bool) -> d
 def _add_groups(
     records: Sequence[SlideRecord], kept: Collection[str], settings: SelectionSettings
 ) -> tuple[list[SlideRecord], GroupKind]:
-    """Return the records with their groups; slides that are left out need none."""
+    """Return the records with their groups; slides that are left out need none in the file of groups.
+
+    If the table has patients too, slides that share a patient or a group of the file are in one group.
+    """
+    has_patients = any(record.patient for record in records)
     if settings.groups is None:
-        return list(records), "slide"
+        return list(records), "patient" if has_patients else "slide"
     groups, kind = read_groups(settings.groups)
     known = [record for record in records if record.slide_id in kept or record.slide_id in groups]
     with_groups = {record.slide_id: record for record in apply_groups(known, groups)}
-    return [with_groups.get(record.slide_id, record) for record in records], kind
+    grouped = [with_groups.get(record.slide_id, record) for record in records]
+    return (_join_patients(grouped), "patient") if has_patients else (grouped, kind)
+
+
+def _join_patients(records: Sequence[SlideRecord]) -> list[SlideRecord]:
+    """Give slides one group that are connected by patients and groups: the smallest patient of them."""
+    groups = {name: number for number, name in enumerate(sorted({record.group for record in records}))}
+    names = sorted({record.patient or "" for record in records})
+    patients = {name: len(groups) + number for number, name in enumerate(names)}
+    rows = [groups[record.group] for record in records]
+    columns = [patients[record.patient or ""] for record in records]
+    size = len(groups) + len(patients)
+    graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(size, size))
+    _, component = connected_components(graph, directed=False)
+    first: dict[int, str] = {}
+    for patient, number in patients.items():
+        first.setdefault(int(component[number]), patient)
+    return [replace(record, group=first[int(component[row])]) for record, row in zip(records, rows, strict=True)]
 
 
 def _make_split(records: Sequence[SlideRecord], settings: SelectionSettings) -> tuple[dict[str, Split], set[str]]:

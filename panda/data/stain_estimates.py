@@ -73,7 +73,7 @@ def _read_stain(patches: SlidePatches) -> StainProfile | None:
 def _estimate_stain(settings: PatchSettings, patches: SlidePatches) -> StainProfile | Failure | None:
     record = patches.record
     try:
-        with settings.slide_options.open(record.image_path) as slide:
+        with settings.slide_options.open(record.image_path, record.slide_id) as slide:
             return find_stain(slide, find_tissue(slide))
     except Exception as error:
         raise_exhaustion(error)

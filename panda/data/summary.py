@@ -10,7 +10,7 @@ from panda.stored import Plain
 class DataSummary(Plain, frozen=True):
     """The slides of a run."""
 
-    root: str = Field(description="Folder of the data.")
+    root: str = Field(description="Folder or table of the data.")
     slides: dict[str, NonNegativeInt] = Field(description="Split to its number of slides.")
     left_out: dict[str, NonNegativeInt] = Field(description="Reason to the number of slides left out.")
     colours: str | None = Field(

@@ -49,9 +49,9 @@ class SlideOptions:
             )
         return faults
 
-    def open(self, path: str | Path) -> Slide:
+    def open(self, path: str | Path, slide_id: str | None = None) -> Slide:
         """Open a slide with these options, see `Slide.open`."""
-        return Slide.open(path, self)
+        return Slide.open(path, self, slide_id)
 
 
 class Slide:
@@ -65,7 +65,7 @@ class Slide:
 
     Attributes:
         path: The file.
-        slide_id: The file's name without its suffix, which is PANDA's image_id.
+        slide_id: Its name in results: the id in its table, or the file's name without its suffix.
         reader_name: The reader in use.
         vendor: OpenSlide's name of the file's layout; None if OpenSlide did not open it.
         tiff: The stored tiles of the file; None if OpenSlide reads it.
@@ -82,10 +82,10 @@ class Slide:
         level_origins: (x, y) of the slide's corner in px of each level of the file.
     """
 
-    def __init__(self, path: Path, options: SlideOptions) -> None:
+    def __init__(self, path: Path, options: SlideOptions, slide_id: str | None = None) -> None:
         check_slide_file(path)
         self._reader = reader = open_reader(path, options.reader)
-        self.path, self.slide_id = path, path.stem
+        self.path, self.slide_id = path, slide_id or path.stem
         self.reader_name, self.vendor = reader.name, reader.vendor
         self.tiff = reader.tiff if isinstance(reader, TiffReader) else None
         self.mpp, self.mpp_source, self.mpp_note, self.stated_mpp = find_mpp(
@@ -99,15 +99,15 @@ class Slide:
         self.dimensions = self.level_dimensions[0]
 
     @classmethod
-    def open(cls, path: str | Path, options: SlideOptions = SlideOptions()) -> Slide:
-        """Open a slide.
+    def open(cls, path: str | Path, options: SlideOptions = SlideOptions(), slide_id: str | None = None) -> Slide:
+        """Open a slide, under the name of its file if no id is given.
 
         Raises:
             SlideError: If the file is missing, is a folder or cannot be opened, or an option is out of range.
         """
         if faults := options.faults():
             raise SlideError("; ".join(faults))
-        return cls(Path(path), options)
+        return cls(Path(path), options, slide_id)
 
     def choose_resolution(
         self, *, level: int | None = None, mpp: float | None = None, downsample: float | None = None

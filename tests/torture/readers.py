@@ -20,12 +20,12 @@ from panda.app.resume_point import ResumePoint
 from panda.app.training_reuse import Training
 from panda.audit.page import write_audit_page
 from panda.audit.records import RecordFolder, make_file_stem
-from panda.audit.slide_table import read_table
 from panda.audit.tables import AuditSummary
 from panda.data.manifest import read_groups, read_manifest
 from panda.data.patch_manifests import PatchTable
 from panda.data.settings import SelectionSettings
 from panda.data.slide_entry import SlideEntry
+from panda.data.slide_rows import read_rows
 from panda.data.slide_selection import select_slides
 from panda.data.store import read_store
 from panda.errors import PandaError
@@ -62,7 +62,7 @@ def _read_canvas(file: Path) -> bytes:
 
 def _read_inspection(file: Path) -> None:
     folder = RecordFolder(file.parent, file.parents[2] / "data")
-    row = next(row for row in read_table(folder.root) if make_file_stem(row.slide_id) == file.stem)
+    row = next(row for row in read_rows(folder.root) if make_file_stem(row.slide_id) == file.stem)
     folder.read(row)
 
 
