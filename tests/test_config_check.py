@@ -80,6 +80,8 @@ def test_check_config_every_option_passes(group: str, option: str, tmp_path: Pat
         expected.add("trainer: Lightning refuses these options: No supported gpu backend found!")
     if (group, option) in {("data", "panda"), ("experiment", "glas")}:
         overrides = (*overrides, f"data.root={tmp_path}")
+    if (group, option) == ("data", "table"):
+        overrides = (f"data.table={tmp_path / 'train.csv'}",)
     if option == "panda_grading":
         overrides = (*overrides, "data=synthetic", "tiles.cross_fit=false")
     found = set()

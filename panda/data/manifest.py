@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from panda.data.slide_rows import read_rows
+from panda.data.slide_rows import TABLE, read_rows
 from panda.errors import ManifestError, MaskError, SlideError
 from panda.tables import read_user_table
 from panda.wsi.label_maps import LabelMap, tumor_bool_from_gray
@@ -73,8 +73,9 @@ def read_manifest(
         ManifestError: As `panda.data.slide_rows.read_rows`, or if rows are faulty or an id occurs twice.
     """
     rows = read_rows(root, labels, providers=label_maps or (), mask_suffix=mask_suffix)
+    table = Path(root) if Path(root).is_file() else Path(root) / TABLE
     if not any(row.isup_grade for row in rows):
-        log.warning("%s: no slide has a grade in a column 'isup_grade', 'grade' or 'gleason_score'", root)
+        log.warning("%s: no slide has a grade in a column 'isup_grade', 'grade' or 'gleason_score'", table)
     records: list[SlideRecord] = []
     faults: list[str] = []
     seen: dict[str, int] = {}
@@ -99,7 +100,7 @@ def read_manifest(
             records.append(record)
     if faults:
         raise ManifestError(
-            _format_list(f"{root}: {len(faults)} fault{'s' * (len(faults) > 1)}; correct or remove these rows", faults)
+            _format_list(f"{table}: {len(faults)} fault{'s' * (len(faults) > 1)}; correct or remove these rows", faults)
         )
     return records
 

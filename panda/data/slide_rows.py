@@ -82,8 +82,7 @@ class SlideRow:
             return [("bad_gleason", str(error))]
         if self.grade is None or self.grade == by_score:
             return []
-        text = f"gleason_score {self.gleason} is ISUP {by_score}, isup_grade is {self.grade}"
-        return [("contradicting_row", f"{text}; correct the wrong one, or leave one of them empty")]
+        return [("contradicting_row", f"gleason_score {self.gleason} is ISUP {by_score}, isup_grade is {self.grade}")]
 
 
 def read_rows(

@@ -69,7 +69,7 @@ def test_audit_script_reads_table_only(home: Path) -> None:
         command, cwd=home, env={"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "correct train.csv first, training refuses it as it is: duplicate_row" in done.stderr
+    assert "correct the table of slides first, training refuses it as it is: duplicate_row" in done.stderr
     assert "there is no groups.csv" in done.stderr
     assert not (home / "audit" / "groups.csv").exists()
     assert [row["finding"] for row in table(home / "audit" / "findings.csv")] == ["duplicate_row"]
