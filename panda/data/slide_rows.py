@@ -101,8 +101,8 @@ def read_rows(
         mask_suffix: Suffix of a mask's file name after the slide's id, in PANDA's layout.
 
     Raises:
-        ManifestError: If the folder, the table or a column is missing, the table is not a CSV in UTF-8 or has no rows,
-            or a column is ambiguous or spelled nearly like a known one.
+        ManifestError: If the folder, the table or a column is missing, or the table is not a CSV in UTF-8 or has no
+            rows. Two columns of one meaning and a name that resembles a known one are refused too.
     """
     root = Path(root)
     table = root if root.is_file() else find_table(root)
