@@ -28,7 +28,9 @@ def test_tumor_bool_from_gray_unknown_codes_are_counted() -> None:
 
 
 def test_tumor_bool_from_gray_unknown_provider_names_known() -> None:
-    with pytest.raises(MaskError, match=r"'leuven'.* binary, karolinska, radboud;.*conf/label_maps/leuven\.yaml"):
+    with pytest.raises(
+        MaskError, match=r"'leuven'.* binary, gleason, karolinska, radboud;.*conf/label_maps/leuven\.yaml"
+    ):
         tumor_bool_from_gray(np.zeros((2, 2), np.uint8), "leuven")
 
 
@@ -88,7 +90,9 @@ def test_load_label_maps_all_faults_of_all_files_at_once(tmp_path: Path) -> None
         "c.yaml: unlabelled has code 1, which cancer has too: remove it from one of them",
     ]
     assert faults[-2].startswith("d.yaml: cannot be read as YAML (")
-    assert faults[-1] == "e.yaml: is [3]: give the keys names, cancer, unlabelled, patterns"
+    assert (
+        faults[-1] == "e.yaml: is [3]: give the keys names, cancer, unlabelled, patterns, aliases, empty_means_benign"
+    )
 
 
 def test_load_label_maps_folder_without_maps_raises(tmp_path: Path) -> None:

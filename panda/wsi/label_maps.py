@@ -33,12 +33,16 @@ class LabelMap(BaseModel, frozen=True, extra="forbid"):
         cancer: The codes that are cancer, ascending.
         unlabelled: The codes of px without a label, ascending.
         patterns: The Gleason pattern of a code that has one.
+        aliases: Further names of classes in annotations, each with its code.
+        empty_means_benign: A file of annotations without any object means a slide without cancer; else it is refused.
     """
 
     names: dict[Code, str] = Field(min_length=1, description="a name for each code, 0 to 255")
     cancer: tuple[Code, ...] = Field(description="a list of codes, 0 to 255")
     unlabelled: tuple[Code, ...] = Field(description="a list of codes, 0 to 255, [] for none")
     patterns: dict[Code, Pattern] = Field(default={}, description="the Gleason pattern, 1 to 5, of each such code")
+    aliases: dict[str, Code] = Field(default={}, description="a code, 0 to 255, for each further name of a class")
+    empty_means_benign: bool = Field(default=False, description="true or false")
 
     @field_validator("cancer", "unlabelled")
     @classmethod
@@ -54,6 +58,22 @@ class LabelMap(BaseModel, frozen=True, extra="forbid"):
         if info.field_name == "unlabelled" and (both := sorted(set(codes) & set(info.data.get("cancer", ())))):
             raise ValueError(f"has {_list_codes(both)}, which cancer has too: remove it from one of them")
         return codes
+
+    @field_validator("aliases")
+    @classmethod
+    def _check_aliases(cls, aliases: dict[str, int], info: ValidationInfo) -> dict[str, int]:
+        """Refuse codes without a name."""
+        cls._check_codes(aliases.values(), info)
+        return aliases
+
+    def find_codes(self, name: str) -> list[int]:
+        """Return the codes of a class by its name or alias, in upper or lower case; [] if there is none."""
+        known = [*((text, code) for code, text in self.names.items()), *self.aliases.items()]
+        return sorted({code for text, code in known if _fold(text) == _fold(name)})
+
+    def list_classes(self) -> str:
+        """Return the names of all classes, for messages."""
+        return ", ".join(map(repr, [*self.names.values(), *self.aliases]))
 
     def codes(self) -> dict[str, list[int]]:
         """Return the codes without their names, for fingerprints."""
@@ -200,6 +220,11 @@ def tumor_bool_from_gray(
             "is the provider right, and the mask stored without loss?"
         )
     return kinds.view(np.bool_)
+
+
+def _fold(name: str) -> str:
+    """Return a name of a class in lower case, with single blanks."""
+    return " ".join(name.casefold().split())
 
 
 def _list_codes(codes: Collection[int]) -> str:

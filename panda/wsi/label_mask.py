@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from panda.errors import MaskError
+from panda.wsi.annotations.source import AnnotationSource, is_annotation_file
 from panda.wsi.geometry import Resolution
 from panda.wsi.label_maps import LabelMap, find_label_map, tumor_bool_from_gray
 from panda.wsi.label_source import LabelSource, OnSlide
@@ -20,8 +21,8 @@ OTHER, CANCER, IGNORED = 0, 1, 2
 
 
 def open_source(path: Path, slide: Slide, label_map: LabelMap) -> LabelSource:
-    """Open the label file of a slide by its kind; arguments and errors as in `LabelMask.open`."""
-    return MaskFile.open(path, slide, label_map)
+    """Open the label file of a slide, annotations or a mask; arguments and errors as in `LabelMask.open`."""
+    return (AnnotationSource if is_annotation_file(path) else MaskFile).open(path, slide, label_map)
 
 
 class LabelMask:

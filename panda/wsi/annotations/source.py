@@ -1,0 +1,182 @@
+"""The annotations of a slide as a source of label codes."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from panda.wsi.annotations.file import Annotation, AnnotationFile
+from panda.wsi.annotations.geojson import parse_geojson
+from panda.wsi.annotations.raster import Raster
+from panda.wsi.annotations.xml_forms import parse_xml
+from panda.wsi.geometry import Resolution, cut_blocks, floor_px, mean_mpp, round_px
+from panda.wsi.label_maps import LabelMap
+from panda.wsi.label_source import LabelSource, OnSlide
+from panda.wsi.slide import Slide
+
+log = logging.getLogger(__name__)
+
+_PARSERS = {".geojson": parse_geojson, ".json": parse_geojson, ".xml": parse_xml, ".annotations": parse_xml}
+ANNOTATION_SUFFIXES = tuple(_PARSERS)
+"""Suffixes of the files that are annotations."""
+
+FAR = 0.1
+"""Share of the slide's side by which annotations may reach past its edge."""
+_MPP_TOLERANCE = 0.05
+
+
+def is_annotation_file(path: Path) -> bool:
+    """Return whether a label file is a file of annotations, by its suffix."""
+    return path.suffix.lower() in ANNOTATION_SUFFIXES
+
+
+def read_annotations(path: Path) -> AnnotationFile:
+    """Read a file of annotations, whose faults are in the result.
+
+    Raises:
+        MaskError: If the file cannot be read at all.
+    """
+    return _PARSERS[path.suffix.lower()](path)
+
+
+class AnnotationSource(LabelSource):
+    """The codes of the annotations of a slide, opened with `AnnotationSource.open`.
+
+    A px has the code of the uppermost annotation that holds its centre, or code 0. If the slide's edge cuts a px, the
+    centre of the part on the slide decides. The areas stay in memory, so a pickled source needs no file.
+
+    Attributes:
+        path: The file.
+        notes: What was repaired or ignored, one sentence each.
+    """
+
+    def __init__(self, path: Path, raster: Raster, background: int, notes: tuple[str, ...]) -> None:
+        super().__init__(path)
+        self.notes = notes
+        self._raster = raster
+        self._background = background
+
+    @classmethod
+    def open(cls, path: Path, slide: Slide, label_map: LabelMap) -> AnnotationSource:
+        """Open the annotations of a slide.
+
+        Args:
+            path: A file with one of `ANNOTATION_SUFFIXES`.
+            slide: The slide they were drawn on.
+            label_map: Gives the code of each class, by its names and aliases in any case.
+
+        Raises:
+            MaskError: With all faults of the file: coordinates that are no numbers, areas without an extent or outside
+                the slide, unknown classes, no annotation at all.
+        """
+        file = read_annotations(path)
+        codes = _find_codes(file, label_map)
+        _move_to_slide(file, slide)
+        background = 0
+        if not file.annotations and not file.faults:
+            background = _find_code_of_empty(file, label_map)
+        file.raise_faults()
+        notes = (*file.notes, *([f"ignored: {ignored}"] if (ignored := file.describe_ignored()) else []))
+        if notes:
+            log.info("%s: %s", path, "; ".join(notes))
+        return cls(path, Raster([found.polygon for found in file.annotations], codes), background, notes)
+
+    def read(
+        self, resolution: Resolution, location: tuple[int, int], size: tuple[int, int]
+    ) -> tuple[NDArray[np.uint8], OnSlide]:
+        """Read codes, see `LabelSource.read`. Areas are drawn in blocks, which bounds the memory."""
+        x, columns = _find_centres(resolution, 0, location[0], size[0])
+        y, rows = _find_centres(resolution, 1, location[1], size[1])
+        out = np.zeros((size[1], size[0]), np.uint8)
+        inside = out[rows, columns]
+        for x0, y0, width, height in cut_blocks(inside.shape[1], inside.shape[0]):
+            drawn = self._raster.draw(x[x0 : x0 + width], y[y0 : y0 + height], self._background)
+            inside[y0 : y0 + height, x0 : x0 + width] = drawn
+        return out, (rows, columns)
+
+    def close(self) -> None:
+        """Do nothing: the file was read as a whole."""
+
+
+def _find_centres(resolution: Resolution, axis: int, start: int, count: int) -> tuple[NDArray[np.float64], slice]:
+    """Return the centres in level-0 px of those of `count` working px that are on the slide, and which these are."""
+    first = start / resolution.downsample
+    centres = (first if resolution.is_resampled else round_px(first)) + np.arange(count) + 0.5
+    px = floor_px(centres)
+    side = resolution.size[axis]
+    on_slide = slice(int(np.searchsorted(px, 0)), int(np.searchsorted(px, side)))
+    centres, px = centres[on_slide], px[on_slide]
+    centres[px == side - 1] -= (1 - resolution.part[axis]) / 2
+    return np.asarray(centres * resolution.downsample, np.float64), on_slide
+
+
+def _find_codes(file: AnnotationFile, label_map: LabelMap) -> list[int]:
+    """Return the code of each annotation; unknown classes are added to the faults."""
+    if 0 not in label_map.names:
+        file.faults.append("the label map has no code 0, which px without an annotation get: add it to names")
+    by_class = {name: label_map.find_codes(name) for name in dict.fromkeys(found.name for found in file.annotations)}
+    for name, codes in by_class.items():
+        of_class = [found.where for found in file.annotations if found.name == name]
+        place = f"class {name!r} of {len(of_class)} annotation{'s' * (len(of_class) > 1)} ({of_class[0]})"
+        if not codes:
+            file.faults.append(
+                f"{place} is none of {label_map.list_classes()}: rename it, or add it to names or aliases of the label "
+                "map in conf/label_maps"
+            )
+        elif len(codes) > 1:
+            file.faults.append(f"{place} is the name of codes {codes} of the label map: rename one of them there")
+    return [next(iter(by_class[found.name]), 0) for found in file.annotations]
+
+
+def _find_code_of_empty(file: AnnotationFile, label_map: LabelMap) -> int:
+    """Return the code of every px of a file without annotations; a fault is added if that is not allowed."""
+    ignored = file.describe_ignored()
+    benign = [code for code in sorted(label_map.names) if code not in (*label_map.cancer, *label_map.unlabelled)]
+    if label_map.empty_means_benign and benign and not ignored:
+        return benign[0]
+    found = f"no annotation with a class, only {ignored}" if ignored else "no annotation"
+    file.faults.append(
+        f"it holds {found}: annotate the slide, leave it out, or use data.empty_means_benign=true if a file without "
+        "any object means a slide without cancer"
+    )
+    return 0
+
+
+def _move_to_slide(file: AnnotationFile, slide: Slide) -> None:
+    """Move the annotations into the slide's frame; areas outside the slide are added to the faults."""
+    if file.mpp is not None and slide.mpp is not None and abs(file.mpp / mean_mpp(slide.mpp) - 1) > _MPP_TOLERANCE:
+        file.faults.append(
+            f"it states {file.mpp:g} µm/px, the slide has {mean_mpp(slide.mpp):.4g}: these are the annotations of "
+            "another slide, check the pairing of the files"
+        )
+    if not file.annotations:
+        return
+    x, y = slide.bounds[:2] if slide.bounds is not None and file.frame == "file" else (0, 0)
+    if x or y:
+        file.annotations = [
+            Annotation(found.name, shapely.transform(found.polygon, lambda corners: corners - (x, y)), found.where)
+            for found in file.annotations
+        ]
+    boxes = shapely.bounds(np.asarray([found.polygon for found in file.annotations], object))
+    width, height = slide.dimensions
+    outside = (boxes[:, 0] >= width) | (boxes[:, 1] >= height) | (boxes[:, 2] <= 0) | (boxes[:, 3] <= 0)
+    (left, top), (right, bottom) = boxes[:, :2].min(axis=0).tolist(), boxes[:, 2:].max(axis=0).tolist()
+    size = f"the slide is {width} x {height} px"
+    if min(left + FAR * width, top + FAR * height, (1 + FAR) * width - right, (1 + FAR) * height - bottom) < 0:
+        file.faults.append(
+            f"the annotations reach from ({left:.6g}, {top:.6g}) to ({right:.6g}, {bottom:.6g}), {size}: these are the "
+            "annotations of another slide, or not in level-0 px; check the pairing of the files"
+        )
+    elif outside.any():
+        for number in np.flatnonzero(outside).tolist():
+            box = ", ".join(f"{edge:.6g}" for edge in boxes[number])
+            file.faults.append(
+                f"{file.annotations[number].where}: is outside the slide (its box is {box}, {size}): move or delete it"
+            )
+    elif (past := (boxes < 0).any(axis=1) | (boxes[:, 2] > width) | (boxes[:, 3] > height)).any():
+        first = file.annotations[int(np.argmax(past))].where
+        file.notes.append(f"{past.sum()} areas reach past the slide's edge ({first}); the part on the slide counts")
