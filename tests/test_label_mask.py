@@ -177,7 +177,7 @@ def test_label_mask_unknown_codes_are_named_with_file_and_count(
     known = sorted(find_label_map(provider).names)
     counts = data.draw(st.dictionaries(st.integers(known[-1] + 1, 255), st.integers(1, 400), min_size=1, max_size=3))
     rng = np.random.default_rng(seed)
-    codes = rng.integers(0, len(known), 223 * 301).astype(np.uint8)
+    codes = rng.choice(np.array(known, np.uint8), 223 * 301)
     places = iter(rng.permutation(codes.size))
     for code, count in counts.items():
         codes[[next(places) for _ in range(count)]] = code
