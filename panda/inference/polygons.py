@@ -60,7 +60,7 @@ class Outlines(NamedTuple):
         return [ring for polygon in self.polygons for ring in polygon]
 
 
-def trace(mask: NDArray[np.bool_], connectivity: int = 4) -> Outlines:
+def trace(mask: NDArray[np.bool_] | NDArray[np.uint8], connectivity: int = 4, number: int | None = None) -> Outlines:
     """Trace a mask's outline along pixel edges.
 
     Pixels that touch only at a corner give separate polygons, because a ring that meets itself there is not valid.
@@ -68,10 +68,11 @@ def trace(mask: NDArray[np.bool_], connectivity: int = 4) -> Outlines:
     topmost and then leftmost corner.
 
     Args:
-        mask: (H, W) bool.
+        mask: (H, W) bool; or (H, W) uint8 with `number`, whose px are the mask.
         connectivity: Connectivity of the regions, 4 or 8.
+        number: The value of the px of the mask.
     """
-    objects = connect_runs(Runs.from_mask(mask), 4)
+    objects = connect_runs(Runs.from_mask(mask, number), 4)
     corners = _find_corners(objects)
     polygons: list[Polygon] = [[] for _ in range(len(objects))]
     for start, ring in _link(corners):

@@ -53,13 +53,14 @@ class Runs:
         return (self.length - 1 + 2 * self.left.astype(np.int64)) * self.length // 2
 
     @classmethod
-    def from_mask(cls, mask: Mask) -> Runs:
-        """Find the runs of a mask, (H, W) bool, in bands of whole rows."""
+    def from_mask(cls, mask: Mask | NDArray[np.uint8], number: int | None = None) -> Runs:
+        """Find the runs of a mask, (H, W) bool, or of a number in (H, W) uint8, in bands of whole rows."""
         height, width = mask.shape
         found = [np.zeros((3, 0), np.int32)]
         rows = max(1, _BAND_PX // max(1, width))
         for top in range(0, height, rows):
             part = mask[top : top + rows]
+            part = part if number is None else part == number
             if not part.any():
                 continue
             change = np.empty((len(part), width + 1), np.bool_)
