@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from panda.errors import MaskError
+from panda.wsi.classes import ANY_CANCER, IGNORED, OTHER, find_classes
 from panda.wsi.geometry import round_px
 from panda.wsi.label_maps import LabelMap, find_label_map, get_label_maps
-from panda.wsi.label_mask import CANCER, IGNORED, OTHER, LabelMask
+from panda.wsi.label_mask import LabelMask
 from panda.wsi.mask_file import MaskFile
 from panda.wsi.slide import Slide
 from tests.pyramids import level_size, sample_centers, write_levels, write_pyramid
@@ -70,10 +71,10 @@ def test_label_mask_target_ignores_unlabelled_and_outside_px(
     inside = codes[:16, -8:]
     for mask, other in ((binary, OTHER), (radboud, IGNORED)):
         target = mask.read_target(level0, past, (16, 16), ignore_background=True)
-        assert (target[:, :8] == np.where(inside == 5, CANCER, other)).all()
+        assert (target[:, :8] == np.where(inside == 5, 1, other)).all()
         assert (target[:, 8:] == IGNORED).all()
         target = mask.read_target(level0, past, (16, 16), ignore_background=False)
-        assert (target == np.pad(np.where(inside == 5, CANCER, OTHER), ((0, 0), (0, 8)))).all()
+        assert (target == np.pad(np.where(inside == 5, 1, OTHER), ((0, 0), (0, 8)))).all()
 
 
 def test_label_mask_given_label_maps_precede_known(mask_path: Path, slide: Slide) -> None:
@@ -286,3 +287,17 @@ def test_label_mask_real_masks_fit_their_slides(number: int, provider: str) -> N
         labelled = codes > 0
         assert picture[labelled].mean() < picture[~labelled].mean() - 20
         mask.read_tumor(slide.choose_resolution(mpp=5.0), (0, 0), (100, 100))
+
+
+def test_label_mask_target_of_patterns_merges_to_binary(tmp_path: Path, slide: Slide) -> None:
+    gleason, level0 = find_classes("gleason"), slide.choose_resolution(level=0)
+    expected = {"radboud": [0, 0, 0, 1, 2, 3], "karolinska": [0, 0, ANY_CANCER]}
+    for provider, targets in expected.items():
+        codes = np.random.default_rng(0).integers(0, len(targets), (HEIGHT, WIDTH)).astype(np.uint8)
+        mask = LabelMask.open(write_pyramid(tmp_path / f"{provider}.tiff", codes, tile=64), slide, provider)
+        for ignore in (True, False):
+            binary = mask.read_target(level0, (0, 0), (WIDTH + 8, 40), ignore_background=ignore)
+            target = mask.read_target(level0, (0, 0), (WIDTH + 8, 40), ignore_background=ignore, classes=gleason)
+            assert (np.where((target == OTHER) | (target == IGNORED), target, 1) == binary).all()
+            assert (target[:, WIDTH:] == (IGNORED if ignore else OTHER)).all()
+        assert (target[:, :WIDTH] == np.array(targets, np.uint8)[codes[:40]]).all()

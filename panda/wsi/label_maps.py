@@ -22,7 +22,8 @@ FOLDER = CONF / "label_maps"
 Code = Annotated[int, Field(ge=0, le=255)]
 Pattern = Annotated[int, Field(ge=1, le=5)]
 
-_UNKNOWN = 2
+UNKNOWN = 253
+"""Entry of a table of codes for a code that the label map does not have."""
 
 
 class LabelMap(BaseModel, frozen=True, extra="forbid"):
@@ -204,22 +205,36 @@ def tumor_bool_from_gray(
             does not use. All such codes are named, with their counts.
     """
     label_map = find_label_map(provider, label_maps)
+    table = np.full(256, UNKNOWN, np.uint8)
+    table[list(label_map.names)] = 0
+    table[list(label_map.cancer)] = 1
+    return look_up_codes(mask_gray, table, provider).view(np.bool_)
+
+
+def look_up_codes(mask_gray: NDArray[np.uint8], table: NDArray[np.uint8], provider: str) -> NDArray[np.uint8]:
+    """Return the entry of each label code in a table, (H, W) uint8.
+
+    Args:
+        mask_gray: Label codes, (H, W) uint8.
+        table: (256,) uint8, with `UNKNOWN` for codes that the provider does not use.
+        provider: The provider, for the message.
+
+    Raises:
+        MaskError: If the array is no plane of uint8, or holds codes that the provider does not use.
+    """
     if mask_gray.ndim != 2 or mask_gray.dtype != np.uint8:
         raise MaskError(
             f"label codes are (H, W) uint8, not {mask_gray.shape} {mask_gray.dtype}; pass the red channel of the mask"
         )
-    table = np.full(256, _UNKNOWN, np.uint8)
-    table[list(label_map.names)] = 0
-    table[list(label_map.cancer)] = 1
-    kinds = np.asarray(cv2.LUT(mask_gray, table), np.uint8) if mask_gray.size else mask_gray.copy()
-    if kinds.max(initial=0) == _UNKNOWN:
-        codes, counts = np.unique(mask_gray[kinds == _UNKNOWN], return_counts=True)
-        found = ", ".join(f"{code} ({count} px)" for code, count in zip(codes, counts, strict=True))
+    found = np.asarray(cv2.LUT(mask_gray, table), np.uint8) if mask_gray.size else mask_gray.copy()
+    if (unknown := found == UNKNOWN).any():
+        codes, counts = np.unique(mask_gray[unknown], return_counts=True)
+        listed = ", ".join(f"{code} ({count} px)" for code, count in zip(codes, counts, strict=True))
         raise MaskError(
-            f"label codes {found} are not among {provider}'s {sorted(label_map.names)}; "
+            f"label codes {listed} are not among {provider}'s {np.flatnonzero(table != UNKNOWN).tolist()}; "
             "is the provider right, and the mask stored without loss?"
         )
-    return kinds.view(np.bool_)
+    return found
 
 
 def _fold(name: str) -> str:
