@@ -89,8 +89,8 @@ class Correction:
     def write_mask(self, path: Path) -> None:
         """Write the mask as a tiled TIFF, whose description is the provenance.
 
-        Its px are those of the map. If these are no px of a level of the whole file, the mask has a finer grid, in
-        which the centre of each px of the map finds its code.
+        Its px are those of the map, if these are the px of a level of the whole file. Otherwise the mask has a finer
+        grid: the centre of each px of the map is in a px of the mask with its code.
         """
         size, columns, rows = self._lay_grid()
         with write_beside(path) as partial, tifffile.TiffWriter(partial, bigtiff=size[0] * size[1] > 2**30) as tif:
