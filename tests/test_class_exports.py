@@ -1,4 +1,4 @@
-"""GeoJSON and OME-TIFF of a map of several classes of cancer."""
+"""GeoJSON, OME-TIFF and pictures of a map of several classes of cancer."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ import pytest
 import shapely
 import tifffile
 from numpy.typing import NDArray
+from PIL import Image
 
 from panda.inference.canvas import Canvas, CanvasWriter
+from panda.inference.class_areas import describe_class_area
 from panda.inference.class_colours import PATTERN_COLOURS
 from panda.inference.export import write_geojson, write_ome_tiff
 from panda.inference.quantify import Quantification, QuantifySettings, slide_quantification
+from panda.inference.slide_images import Overview, shrink, write_heatmap, write_overlay, write_view
 from panda.wsi.classes import find_classes
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap
@@ -112,3 +115,56 @@ def test_write_ome_tiff_of_classes_has_a_channel_for_each(slide: Slide, canvas: 
         int.from_bytes(bytes(PATTERN_COLOURS[pattern])) for pattern in (3, 4, 5)
     ]
     assert pixels["PhysicalSizeX"] == pytest.approx((canvas.resolution.mpp or (0, 0))[0])
+
+
+def count_px(path: Path, colour: NDArray[np.uint8] | tuple[int, ...], by: int = 1) -> int:
+    with Image.open(path) as image:
+        return int((np.abs(np.asarray(image).astype(int) - np.asarray(colour, int)) <= by).all(axis=-1).sum())
+
+
+def test_shrink_of_classes_averages_each(canvas: Canvas) -> None:
+    by_class, share = shrink(canvas, 10)
+    assert by_class.shape == (3, 86, 130)
+    assert by_class[:, 25, 35] == pytest.approx([0.1, 0.7, 0.1], abs=1e-4)
+    assert by_class[:, 15, 45] == pytest.approx([0, 0, 0])
+    assert share.min() == 1
+
+
+def test_write_heatmap_of_classes_has_their_colours(slide: Slide, canvas: Canvas, tmp_path: Path) -> None:
+    found = quantify(canvas, slide)
+    write_heatmap(canvas, found.outlines, 0.5, tmp_path / "heat.png", areas=found.classes)
+    for pattern, prob, area in ((3, 0.9, 400 * 300 - 10100), (4, 0.75, 10000), (5, 0.8, 5000)):
+        faded = np.rint(
+            (1 - round(prob * 255) / 255) * 255 + round(prob * 255) / 255 * np.array(PATTERN_COLOURS[pattern])
+        )
+        assert count_px(tmp_path / "heat.png", faded) > 0.8 * area  # the rest is under the outline
+
+
+def test_write_overlay_of_classes_tints_with_their_colours(slide: Slide, canvas: Canvas, tmp_path: Path) -> None:
+    found = quantify(canvas, slide)
+    seen = Overview.from_canvas(slide, canvas)
+    write_overlay(seen, found.outlines, 0.5, tmp_path / "over.png", areas=found.classes)
+    for pattern in (3, 4, 5):
+        tinted = 0.6 * seen.image[0, 0] + 0.4 * np.array(PATTERN_COLOURS[pattern])
+        assert count_px(tmp_path / "over.png", tinted, 3) > 2000
+        assert count_px(tmp_path / "over.png", PATTERN_COLOURS[pattern], 0) > 100  # in the legend
+
+
+def test_write_view_of_classes_numbers_them(slide: Slide, canvas: Canvas, tmp_path: Path) -> None:
+    seen = Overview.from_canvas(slide, canvas, max_side=1300)
+    write_view(seen, tmp_path)
+    with Image.open(tmp_path / "map.png") as image:
+        planes = np.asarray(image)
+    scale = canvas.resolution.downsample / seen.resolution.downsample
+    for x, y, number, prob in ((250, 150, 1, 0.9), (350, 250, 2, 0.9), (650, 420, 3, 0.8)):
+        red, green, blue = planes[round(y * scale), round(x * scale)].tolist()
+        assert (256 - green, blue) == (number, 0)
+        assert red == pytest.approx(255 * prob, abs=1)
+
+
+def test_class_area_of_legend_states_area_and_share(slide: Slide, canvas: Canvas) -> None:
+    part = quantify(canvas, slide).classes[1]
+    area = part.area_px * (canvas.resolution.pixel_area_um2 or 0) / 1e6
+    assert describe_class_area(part) == f"G4: {area:.3f} mm², {part.percent_of_tumor:.1f} % of the tumour"
+    bare = part.model_copy(update={"area_mm2": None, "percent_of_tumor": None})
+    assert describe_class_area(bare) == "G4: 20,000 px"

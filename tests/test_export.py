@@ -101,7 +101,7 @@ def is_near(image: NDArray[np.uint8], colour: tuple[int, ...] | NDArray[np.uint8
 def test_shrink_averages_scored_pixels(canvas: Canvas, factor: int) -> None:
     height, width = canvas.shape
     prob, scored = np.asarray(canvas).astype(np.float64), (canvas.read_codes(0, 0, width, height) > 0)
-    mean, share = shrink(canvas, factor)
+    [mean], share = shrink(canvas, factor)
     assert mean.shape == share.shape == (-(-height // factor), -(-width // factor))
     for row, column in ((0, 0), (len(mean) // 2, mean.shape[1] // 2), (len(mean) - 1, mean.shape[1] - 1)):
         block = np.s_[row * factor : (row + 1) * factor, column * factor : (column + 1) * factor]

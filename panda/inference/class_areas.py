@@ -39,6 +39,13 @@ class ClassArea(Plain, frozen=True):
     px_at_threshold: tuple[Px, ...]
 
 
+def describe_class_area(area: ClassArea) -> str:
+    """Write a class with its area and its share of the tumour, for a legend."""
+    size = f"{area.area_px:,g} px" if area.area_mm2 is None else f"{area.area_mm2:.3f} mm²"
+    share = "" if area.percent_of_tumor is None else f", {area.percent_of_tumor:.1f} % of the tumour"
+    return f"{area.name}: {size}{share}"
+
+
 def classify_mask(
     class_map: NDArray[np.uint8],
     mask: NDArray[np.bool_],

@@ -5,6 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+import numpy as np
+from numpy.typing import NDArray
+
+from panda.inference.codes import choose_classes
+from panda.inference.legends import COLOUR_MAPS, PAPER, ColourMap, colorize
+from panda.wsi.classes import ClassSet
+
 Colour = tuple[int, int, int]
 """RGB, 0 to 255."""
 
@@ -21,3 +28,34 @@ and on stained tissue."""
 def find_class_colour(patterns: Sequence[int]) -> Colour:
     """Return the colour of a class with these patterns: that of the highest, so no two classes have the same."""
     return PATTERN_COLOURS[max(patterns)]
+
+
+def make_class_tables(classes: ClassSet, colour_map: ColourMap, *, fades: bool = False) -> NDArray[np.uint8]:
+    """Return the colours of probabilities 0..1 in steps of 1/255, for each class of cancer, (k, 256, 3) uint8 RGB.
+
+    One class of cancer has the colours of `colour_map`. Several have one colour each, which fades to white towards
+    probability 0 if `fades`.
+    """
+    if classes.is_binary:
+        return COLOUR_MAPS[colour_map][None]
+    colours = np.array([find_class_colour(classes.patterns[name]) for name in classes.cancer_names], np.float64)
+    share = np.linspace(0, 1, 256)[None, :, None] if fades else np.ones((1, 256, 1))
+    return np.rint((1 - share) * PAPER + share * colours[:, None]).astype(np.uint8)
+
+
+def paint_classes(by_class: NDArray[np.float32], classes: ClassSet, tables: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Paint each px in the colours of its class of cancer at the probability of cancer.
+
+    Args:
+        by_class: Probability of each class of cancer, (k, h, w).
+        classes: The classes.
+        tables: See `make_class_tables`.
+
+    Returns:
+        (h, w, 3) uint8 RGB.
+    """
+    prob, chosen = by_class.sum(axis=0), choose_classes(by_class, classes)
+    image = colorize(prob, tables[0])
+    for number, table in enumerate(tables[1:], start=2):
+        np.copyto(image, colorize(prob, table), where=(chosen == number)[..., None])
+    return image

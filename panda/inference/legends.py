@@ -96,7 +96,7 @@ def frame_image(
         image: (h, w, 3) uint8 RGB; it is not resized.
         title: Bold text above the image.
         subtitle: Grey text below the title.
-        bar: (256, 3) uint8 colours of 0..1, drawn on the right.
+        bar: (256, k, 3) uint8 colours of 0..1, drawn on the right; k columns side by side.
         mark: A value to mark on the colour bar, or None.
         scale: Scale of the image.
         keys: The legend, below the image beside the scale bar.
@@ -152,9 +152,11 @@ def _draw_colour_bar(
     for line, text in enumerate(measures):
         draw.text((left, top + line * em), text, INK, font=small)
     top, bottom = top + round(em * 2.8), top + height - em
-    thick = round(em * 1.4)
+    columns = bar.shape[1]
+    thick = max(round(em * 1.4), columns * round(em * 0.8))
     rows = np.linspace(255, 0, bottom - top).round().astype(np.uint8)
-    sheet.paste(Image.fromarray(bar[rows][:, None].repeat(thick, axis=1)), (left, top))
+    across = np.arange(thick) * columns // thick
+    sheet.paste(Image.fromarray(bar[rows][:, across]), (left, top))
     draw.rectangle((left - 1, top - 1, left + thick, bottom), outline=(160, 160, 160))
 
     def row(value: float) -> int:

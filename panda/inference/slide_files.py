@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from panda.data.slide_entry import FileIdentity
 from panda.files import remove_leftovers
@@ -85,10 +86,11 @@ class SlideFiles:
 
     def _write_pictures(self, canvas: Canvas, found: Quantification) -> Resolution:
         """Write the pictures, and return the resolution of those that show the slide."""
-        folder, colours = self.folder, self.colour_map
+        folder = self.folder
         overview = Overview.from_canvas(self.slide, canvas, self.tissue)
-        write_heatmap(canvas, found.outlines, self.threshold, folder / "heatmap.png", colour_map=colours)
-        write_overlay(overview, found.outlines, self.threshold, folder / "overlay.png", colour_map=colours)
+        shown: dict[str, Any] = {"areas": found.classes, "colour_map": self.colour_map}
+        write_heatmap(canvas, found.outlines, self.threshold, folder / "heatmap.png", **shown)
+        write_overlay(overview, found.outlines, self.threshold, folder / "overlay.png", **shown)
         image, view = overview.image, overview.resolution
         write_attention(image, view, self.grade, self.slide.slide_id, folder / "attention.png")
         write_view(overview, folder, self.label.read_tumor(view, (0, 0), view.size) if self.label else None)

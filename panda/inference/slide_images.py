@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,13 @@ from PIL import Image
 
 from panda.files import write_beside, write_whole
 from panda.inference.canvas_store import Canvas
-from panda.inference.codes import STEPS
+from panda.inference.class_areas import ClassArea, describe_class_area
+from panda.inference.class_colours import find_class_colour, make_class_tables, paint_classes
+from panda.inference.codes import STEPS, choose_classes
 from panda.inference.grade import Grade
 from panda.inference.legends import COLOUR_MAPS, ColourMap, LegendEntry, Scale, colorize, frame_image
 from panda.inference.polygons import Outlines
+from panda.wsi.classes import ClassSet
 from panda.wsi.geometry import Resolution, round_px
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap
@@ -35,24 +39,26 @@ def shrink(canvas: Canvas, factor: int) -> tuple[NDArray[np.float32], NDArray[np
     """Average a canvas over blocks of `factor` × `factor` px, window by window.
 
     Returns:
-        (h, w) float32 mean probability of the scored pixels, 0 without any, and (h, w) float32 scored share of the
-        block, both of size `ceil(size / factor)`: blocks at the right and lower edge may be cut.
+        (k, h, w) float32 mean probability of each class of cancer over the scored pixels, 0 without any, and (h, w)
+        float32 scored share of the block, all of size `ceil(size / factor)`: blocks at the right and lower edge may
+        be cut.
     """
     height, width = canvas.shape
     size = -(-height // factor), -(-width // factor)
-    mean, share = np.zeros(size, np.float32), np.zeros(size, np.float32)
+    mean, share = np.zeros((len(canvas.classes.cancer_names), *size), np.float32), np.zeros(size, np.float32)
     step = factor * max(1, _BAND_PX // factor)
     for y0 in range(0, height, step):
         for x0 in range(0, width, step):
-            codes = canvas.read_codes(x0, y0, min(step, width - x0), min(step, height - y0))
+            codes = canvas.read_class_codes(x0, y0, min(step, width - x0), min(step, height - y0))
             if not codes.any():
                 continue
-            scored = _sum_blocks(codes > 0, factor)
-            total = _sum_blocks(codes, factor) - scored
+            scored = _sum_blocks(codes[0] > 0, factor)
             top, left = y0 // factor, x0 // factor
-            into = slice(top, top + len(total)), slice(left, left + total.shape[1])
-            mean[into] = np.divide(total, STEPS * scored, out=np.zeros(total.shape), where=scored > 0)
-            share[into] = scored / _sum_blocks(np.ones(codes.shape, np.bool_), factor)
+            into = slice(top, top + len(scored)), slice(left, left + scored.shape[1])
+            for own, means in zip(codes, mean, strict=True):
+                total = _sum_blocks(own, factor) - scored
+                means[into] = np.divide(total, STEPS * scored, out=np.zeros(total.shape), where=scored > 0)
+            share[into] = scored / _sum_blocks(np.ones(codes.shape[1:], np.bool_), factor)
     return mean, share
 
 
@@ -76,7 +82,8 @@ class Overview:
     Attributes:
         image: (h, w, 3) uint8 RGB, the whole slide.
         resolution: Resolution of `image`.
-        prob: (h, w) float32 mean probability of the scored pixels under each px.
+        by_class: (k, h, w) float32 mean probability of each class of cancer over the scored pixels under each px.
+        classes: The classes.
         share: (h, w) float32 share of each px that is scored tissue.
         mapped: Resolution of the probability map itself.
     """
@@ -84,9 +91,15 @@ class Overview:
     slide_id: str
     image: NDArray[np.uint8]
     resolution: Resolution
-    prob: NDArray[np.float32]
+    by_class: NDArray[np.float32]
+    classes: ClassSet
     share: NDArray[np.float32]
     mapped: Resolution
+
+    @property
+    def prob(self) -> NDArray[np.float32]:
+        """(h, w) float32 mean probability of cancer of the scored pixels under each px."""
+        return np.asarray(self.by_class.sum(axis=0), np.float32)
 
     @classmethod
     def from_canvas(
@@ -95,12 +108,13 @@ class Overview:
         """Shrink a slide and its map; with `tissue`, pixels outside it count as not scored."""
         image, view = slide.overview(max_side)
         factor = max(1, round_px(view.downsample / canvas.resolution.downsample))
-        prob, share = shrink(canvas, factor)
+        by_class, share = shrink(canvas, factor)
         downsample = factor * canvas.resolution.downsample
         share = _warp(share, downsample, view)
         if tissue is not None:
             share *= tissue.crop(view, (0, 0), view.size)
-        return cls(slide.slide_id, image, view, _warp(prob, downsample, view), share, canvas.resolution)
+        by_class = np.stack([_warp(prob, downsample, view) for prob in by_class])
+        return cls(slide.slide_id, image, view, by_class, canvas.classes, share, canvas.resolution)
 
 
 def write_heatmap(
@@ -109,6 +123,7 @@ def write_heatmap(
     threshold: float,
     path: Path | str,
     *,
+    areas: Sequence[ClassArea] = (),
     colour_map: ColourMap = "jet",
     max_side: int = MAX_SIDE,
 ) -> None:
@@ -119,23 +134,25 @@ def write_heatmap(
         outlines: Outlines of the tumour in working px of the canvas.
         threshold: Threshold of the tumour, marked on the colour bar.
         path: The PNG, whole or absent.
-        colour_map: Name of the colours.
+        areas: The tumour by class of cancer, for the legend; empty if there is one class.
+        colour_map: Name of the colours if there is one class of cancer.
         max_side: Longest side of the map in the picture; a larger map is averaged down by a whole factor.
     """
     resolution = canvas.resolution
     factor = -(-max(canvas.shape) // max_side)
-    prob, share = shrink(canvas, factor)
-    image = colorize(prob, COLOUR_MAPS[colour_map])
+    by_class, share = shrink(canvas, factor)
+    tables = make_class_tables(canvas.classes, colour_map, fades=True)
+    image = paint_classes(by_class, canvas.classes, tables)
     image[share == 0] = UNSCORED
     _draw_outlines(image, outlines, 1 / factor)
     sheet = frame_image(
         image,
         title=str(canvas.attrs.get("slide_id", canvas.path.parent.name)),
         subtitle=f"Tumour probability, threshold {threshold:.3g}, {_describe_scale(resolution)}",
-        bar=COLOUR_MAPS[colour_map],
+        bar=tables.swapaxes(0, 1),
         mark=threshold,
         scale=_make_scale(resolution, factor),
-        keys=[_OUTLINED, LegendEntry("not scored", UNSCORED)],
+        keys=[*_list_classes(areas), _OUTLINED, LegendEntry("not scored", UNSCORED)],
     )
     _write_png(sheet, path)
 
@@ -146,6 +163,7 @@ def write_overlay(
     threshold: float,
     path: Path | str,
     *,
+    areas: Sequence[ClassArea] = (),
     colour_map: ColourMap = "jet",
 ) -> None:
     """Write the slide with its probability map as an overlay and the outline of the tumour.
@@ -153,19 +171,20 @@ def write_overlay(
     Only scored pixels are coloured. The opacity falls with the probability, so tissue of low probability keeps its own
     colours. The arguments are those of `write_heatmap`.
     """
-    colours = COLOUR_MAPS[colour_map]
-    blended = _blend(overview.image, colorize(overview.prob, colours), _compute_opacity(overview.prob) * overview.share)
+    tables = make_class_tables(overview.classes, colour_map)
+    painted = paint_classes(overview.by_class, overview.classes, tables)
+    blended = _blend(overview.image, painted, _compute_opacity(overview.prob) * overview.share)
     _draw_outlines(blended, outlines, overview.mapped.downsample / overview.resolution.downsample)
-    glass = np.full((256, 1, 3), 255, np.uint8)
-    bar = _blend(glass, colours[:, None], _compute_opacity(np.linspace(0, 1, 256, dtype=np.float32)[:, None]))
+    glass = np.full((256, len(tables), 3), 255, np.uint8)
+    opacity = _compute_opacity(np.linspace(0, 1, 256, dtype=np.float32)[:, None])
     sheet = frame_image(
         blended,
         title=overview.slide_id,
         subtitle=f"Tumour probability over the slide, threshold {threshold:.3g}, {_describe_scale(overview.mapped)}",
-        bar=bar[:, 0],
+        bar=_blend(glass, tables.swapaxes(0, 1), opacity),
         mark=threshold,
         scale=_make_scale(overview.resolution),
-        keys=[_OUTLINED],
+        keys=[*_list_classes(areas), _OUTLINED],
     )
     _write_png(sheet, path)
 
@@ -194,7 +213,7 @@ def write_attention(image: NDArray[np.uint8], view: Resolution, grade: Grade | N
         title=slide_id,
         subtitle=f"Attention for {len(share)} tiles, {record.class_names[record.predicted]} predicted; "
         f"the most attended has {share.max():.1%}",
-        bar=_blend(np.full((256, 1, 3), 255, np.uint8), colours[:, None], np.full((256, 1), 0.5, np.float32))[:, 0],
+        bar=_blend(np.full((256, 1, 3), 255, np.uint8), colours[:, None], np.full((256, 1), 0.5, np.float32)),
         mark=None,
         scale=_make_scale(view),
         keys=[LegendEntry("a tile; the rest of the slide had no part in the grade", tuple(fills[share.argmax()]))],
@@ -212,16 +231,22 @@ def write_slide(image: NDArray[np.uint8], folder: Path) -> None:
 def write_view(overview: Overview, folder: Path, label: NDArray[np.bool_] | None = None) -> None:
     """Write `slide.jpg` and `map.png`, from which the page of a slide draws its map at any threshold.
 
-    Both have the same size. In the map, red is 255 × probability, green is 255 if at least half of the px is scored
-    tissue, blue is 255 if cancer is labelled: `label`, (h, w) bool in px of the overview.
+    Both have the same size. In the map, red is 255 × probability of cancer. Green is 0 unless at least half of the px
+    is scored tissue; it is 255 for the first class of cancer, 254 for the second, and so on. Blue is 255 if cancer is
+    labelled: `label`, (h, w) bool in px of the overview.
     """
     planes = np.zeros(overview.image.shape, np.uint8)
     planes[..., 0] = np.rint(overview.prob * 255)
-    planes[..., 1] = 255 * (overview.share >= 0.5)
+    planes[..., 1] = (255 - (choose_classes(overview.by_class, overview.classes) - 1)) * (overview.share >= 0.5)
     if label is not None:
         planes[..., 2] = 255 * label
     write_slide(overview.image, folder)
     _write_png(planes, folder / "map.png")
+
+
+def _list_classes(areas: Sequence[ClassArea]) -> list[LegendEntry]:
+    """Return the legend of the classes of cancer, with their areas and shares."""
+    return [LegendEntry(describe_class_area(area), find_class_colour(area.patterns)) for area in areas]
 
 
 def _write_png(image: Any, path: Path | str) -> None:
