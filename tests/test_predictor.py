@@ -141,6 +141,16 @@ def test_predict_batch_size_does_not_change_canvas(slide_path: Path, tmp_path: P
     assert np.abs(maps[0] - maps[1]).max() < 1e-4
 
 
+def test_from_checkpoint_takes_weights_and_draws_none(tmp_path: Path) -> None:
+    path = segmentation_checkpoint(tmp_path / "a.ckpt")
+    before = torch.get_rng_state()
+    predictor = SegmentationPredictor.from_checkpoint(path, EngineSettings(device="cpu"))
+    assert torch.equal(torch.get_rng_state(), before)
+    weights, found = predictor.checkpoint.weights, predictor.network.state_dict()
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[key], weights[key]) for key in found)
+
+
 def test_from_checkpoint_weights_that_do_not_fit_raise(tmp_path: Path) -> None:
     path = segmentation_checkpoint(tmp_path / "a.ckpt")
     content = torch.load(path, weights_only=True)

@@ -212,8 +212,9 @@ class InferenceModel(TileModel):
             maps = []
             for apply, invert in copies:
                 logits = self._network(apply(batch).contiguous(memory_format=self._layout))
-                prob = compute_cancer_classes(logits)
-                kept = self._buffers.empty(tuple(prob.shape), torch.float32).copy_(prob)
-                maps.append(invert(kept[:, 0] if kept.shape[1] == 1 else kept))
+                number, channels, *size = logits.shape
+                prob = self._buffers.empty((number, max(1, channels - 1), *size), torch.float32)
+                compute_cancer_classes(logits, out=prob)
+                maps.append(invert(prob[:, 0] if prob.shape[1] == 1 else prob))
             mean = maps[0] if len(maps) == 1 else sum(maps[1:], maps[0]).div_(len(maps))
         return mean[:count]

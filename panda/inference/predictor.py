@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from panda.errors import CheckpointError, SlideError
@@ -218,6 +219,17 @@ class _LinspaceOnCpu(TorchFunctionMode):
         return func(*args, **(kwargs or {}) | ({"device": "cpu"} if func is torch.linspace else {}))
 
 
+class _NoInitialization(TorchFunctionMode):
+    """Skip `torch.nn.init` and random draws, because the weights of a checkpoint replace the initial ones."""
+
+    _draws = (Tensor.uniform_, Tensor.normal_, Tensor.bernoulli_)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self._draws or getattr(func, "__module__", None) == torch.nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def restore_network(kind: type[N], checkpoint: Checkpoint[CheckpointMetadata]) -> N:
     """Build the network of a class that a checkpoint describes, and load its weights.
 
@@ -243,6 +255,7 @@ def restore_network(kind: type[N], checkpoint: Checkpoint[CheckpointMetadata]) -
             f"state_dict.network.{other[0]}, which has the shape {found.get(other[0])} and not {shapes.get(other[0])}; "
             f"{ALTERED}"
         )
-    network = kind(**options)
-    network.load_state_dict(checkpoint.weights)
+    with _NoInitialization():
+        network = kind(**options)
+    network.load_state_dict(checkpoint.weights, assign=True)
     return network

@@ -7,13 +7,22 @@ the classes of cancer.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
-def compute_cancer_classes(logits: Tensor) -> Tensor:
-    """Compute the probability of each class of cancer, (N, max(1, channels - 1), h, w) float32 in [0, 1]."""
+def compute_cancer_classes(logits: Tensor, out: Tensor | None = None) -> Tensor:
+    """Compute the probability of each class of cancer, (N, max(1, channels - 1), h, w) float32 in [0, 1].
+
+    Args:
+        logits: The logits.
+        out: Gets the result, if it is given.
+    """
     logits = logits.float()
-    return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)[:, 1:]
+    if logits.shape[1] == 1:
+        return torch.sigmoid(logits, out=out)
+    found = logits.softmax(1)[:, 1:]
+    return found if out is None else out.copy_(found)
 
 
 def merge_cancer_classes(probabilities: Tensor) -> Tensor:
