@@ -160,9 +160,24 @@ def test_from_checkpoint_weights_that_do_not_fit_raise(tmp_path: Path) -> None:
         SegmentationPredictor.from_checkpoint(path, EngineSettings(device="cpu"))
 
 
+def test_from_checkpoint_without_mean_is_refused(tmp_path: Path) -> None:
+    path = segmentation_checkpoint(tmp_path / "a.ckpt")
+    content = torch.load(path, weights_only=True)
+    content["panda"]["network"]["mean"] = None  # a new network would take the mean of its encoder
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=r"a\.ckpt: panda\.network\.mean is missing"):
+        SegmentationPredictor.from_checkpoint(path, EngineSettings(device="cpu"))
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("architecture", "hourglass"), ("encoder_name", 5), ("decoder_channels", ["wide"]), ("mean", None), ("colour", 1)],
+    [
+        ("architecture", "hourglass"),
+        ("encoder_name", 5),
+        ("decoder_channels", ["wide"]),
+        ("mean", "red"),
+        ("colour", 1),
+    ],
 )
 def test_from_checkpoint_invalid_network_is_named(tmp_path: Path, key: str, value: object) -> None:
     path = segmentation_checkpoint(tmp_path / "a.ckpt")
