@@ -31,7 +31,8 @@ from panda.errors import PandaError, SlideError
 from panda.wsi.label_mask import LabelMask
 from panda.wsi.readers import ReaderName
 from panda.wsi.slide import Slide, SlideOptions
-from panda.wsi.tiff.segments import CACHE_BYTES, JPEG, SEGMENT_BYTES, Decoder
+from panda.wsi.tiff.codecs import JPEG
+from panda.wsi.tiff.segments import CACHE_BYTES, SEGMENT_BYTES, Decoder
 from panda.wsi.tissue import find_tissue
 
 CASES = 2400
@@ -84,12 +85,18 @@ BASES: dict[str, dict[str, Any]] = {
     "CMYK": {"tile": (TILE, TILE), "photometric": "separated", "compression": "lzw"},
     "16 bit": {**_TILED, "compression": "adobe_deflate"},
     "grey": {"tile": (TILE, TILE), "photometric": "minisblack", "compression": "adobe_deflate"},
+    "JPEG 2000": {**_TILED, "compression": "jpeg2000"},
+    "JPEG XL": {**_TILED, "compression": "jpegxl"},
+    "WebP": {**_TILED, "compression": "webp"},
+    "planes": {"rowsperstrip": 16, "photometric": "rgb", "planarconfig": "separate", "compression": "lzw"},
+    "one strip": {"rowsperstrip": HEIGHT, "photometric": "rgb"},
+    "palette": {"rowsperstrip": 16, "photometric": "palette", "colormap": np.full((3, 256), 4000, np.uint16)},
 }  # fmt: skip
 
 
 def _write(path: Path, kind: str) -> Path:
     image = _picture()
-    if kind == "grey":
+    if kind in {"grey", "palette"}:
         image = _codes()
     if kind in {"RGBA", "CMYK"}:
         image = np.dstack([image, np.full((HEIGHT, WIDTH), 200, np.uint8)])
@@ -100,6 +107,8 @@ def _write(path: Path, kind: str) -> Path:
             if kind == "sub-IFDs" and level == 0:
                 options["subifds"] = 2
             pixels = part.astype(np.uint16) * 257 if kind == "16 bit" else part
+            if kind == "planes":
+                pixels = np.ascontiguousarray(np.moveaxis(part, 2, 0))
             tiff.write(pixels, subfiletype=int(level > 0), metadata=None, resolution=(5000, 5000),
                        resolutionunit="CENTIMETER", **options)  # fmt: skip
     return path
@@ -373,7 +382,7 @@ def test_progressive_jpeg_memory_is_bounded() -> None:
     with pytest.raises(ValueError, match=r"says \(height, width, samples\) \(16000, 16000, 3\), not \(64, 64, 3\)"):
         decoder.decode(bytes(data), TILE, TILE)
     with pytest.raises(ValueError, match="tables hold a picture"):
-        Decoder(JPEG, 1, 6, 3, bytes(data)).check()
+        Decoder(JPEG, 1, 6, 3, bytes(data)).check(TILE**2 * 3)
     assert _peak() - before < 2**24
 
 

@@ -250,10 +250,10 @@ def test_slide_open_auto_falls_back_to_tiff_reader(tmp_path: Path, image: NDArra
 
 
 def test_slide_open_tiff_reader_requires_color(tmp_path: Path, image: NDArray[np.uint8]) -> None:
-    grey = tmp_path / "grey.tiff"
-    tifffile.imwrite(grey, np.ascontiguousarray(image[..., 0]), rowsperstrip=16, metadata=None)
-    with pytest.raises(SlideError, match="1 channels"):
-        Slide.open(grey)
+    pair = tmp_path / "pair.tiff"
+    tifffile.imwrite(pair, np.ascontiguousarray(image[..., :2]), rowsperstrip=16, metadata=None, planarconfig="contig")
+    with pytest.raises(SlideError, match="2 channels"):
+        Slide.open(pair)
 
 
 def test_slide_level_without_common_downsample_is_refused(tmp_path: Path) -> None:

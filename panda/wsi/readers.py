@@ -16,8 +16,9 @@ from panda.errors import SlideError
 from panda.wsi.geometry import round_px
 from panda.wsi.handles import PerProcess
 from panda.wsi.levels import Bounds
+from panda.wsi.tiff.conversions import describe_orientation, suggest_bioformats, suggest_vips
 from panda.wsi.tiff.pyramid import TiffPyramid
-from panda.wsi.tiff.tables import BrokenTiffError, UnshownTiffError, describe_orientation
+from panda.wsi.tiff.tables import BrokenTiffError, UnshownTiffError
 
 ReaderName = Literal["auto", "openslide", "fast"]
 FAST_VENDORS = ("generic-tiff", "aperio")
@@ -33,13 +34,45 @@ def open_reader(path: Path, reader: ReaderName) -> OpenSlideReader | TiffReader:
     Args:
         path: The slide.
         reader: `"openslide"`: only OpenSlide. `"fast"`: only the TIFF reader. `"auto"`: the TIFF reader if it shows
-            the same levels and pixels as OpenSlide, or if OpenSlide does not open the file (levels in sub-IFDs,
-            strips instead of tiles); else OpenSlide.
+            what OpenSlide shows, or more of the levels (those in sub-IFDs), else OpenSlide. The TIFF reader also opens
+            files that OpenSlide does not open (strips, JPEG XL, WebP).
 
     Raises:
         SlideError: If no reader opens the file.
     """
-    fast: TiffReader | None = None
+    fast, unread = _open_tiff(path)
+    if fast is None and reader == "fast":
+        raise SlideError(
+            f"{path}: the fast reader cannot open it: {unread}; give data.reader=auto (infer.py: reader=auto)"
+        )
+    try:
+        reference = OpenSlideReader(path)
+    except (openslide.OpenSlideError, OSError, ValueError) as exc:
+        if fast is not None and reader != "openslide":
+            return fast
+        refused = f"{path}: OpenSlide cannot open it ({exc})"
+        if reader == "openslide":
+            raise SlideError(f"{refused}; is it whole, and in a format OpenSlide reads?") from exc
+        remedy = "" if "convert it" in unread else f" If it is, {suggest_bioformats(path)}"
+        raise SlideError(f"{refused}, nor can the TIFF reader ({unread}); is it whole, and a slide?{remedy}") from exc
+    if fast is None or reader == "openslide" or not (reader == "fast" or _shows_more(fast, reference)):
+        if fast is not None:
+            fast.close()
+        return reference
+    reference.close()
+    if fast.level_dimensions[0] == reference.level_dimensions[0]:  # otherwise the frame would depend on the reader
+        fast.bounds = reference.bounds
+    if reader == "auto":
+        fast.stated_mpp, fast.mpp_note, fast.vendor = reference.stated_mpp, reference.mpp_note, reference.vendor
+    return fast
+
+
+def _open_tiff(path: Path) -> tuple[TiffReader | None, str]:
+    """Open a slide with the TIFF reader; None and the reason if another reader may open it.
+
+    Raises:
+        SlideError: If no reader may open it.
+    """
     try:
         fast = TiffReader(path)
     except BrokenTiffError as exc:
@@ -47,43 +80,19 @@ def open_reader(path: Path, reader: ReaderName) -> OpenSlideReader | TiffReader:
     except UnshownTiffError as exc:
         raise SlideError(f"{path}: {exc}, or leave the slide out") from exc
     except (OSError, ValueError) as exc:
-        unread = exc
-    if reader == "fast" and fast is None:
-        raise SlideError(
-            f"{path}: the fast reader cannot open it: {unread}; give data.reader=auto (infer.py: reader=auto)"
-        ) from unread
-    if fast is not None and fast.tiff.orientation != 1 and openslide.OpenSlide.detect_format(path) in _PLAIN:
-        raise SlideError(f"{path}: {describe_orientation(fast.tiff.orientation)}, or leave the slide out")
-    try:
-        reference = OpenSlideReader(path)
-    except (openslide.OpenSlideError, OSError, ValueError) as exc:
-        if reader == "fast" and fast is not None:
-            return fast
-        refused = f"{path}: OpenSlide cannot open it ({exc})"
-        if reader == "openslide":
-            raise SlideError(f"{refused}; is it whole, and in a format OpenSlide reads?") from exc
-        if fast is None:
-            raise SlideError(f"{refused}, nor can the TIFF reader ({unread}); is it whole, and a slide?") from exc
-        return fast
-    same_levels = fast is not None and fast.level_dimensions == reference.level_dimensions
-    if reader == "fast" and fast is not None:
-        reference.close()
-        fast.bounds = reference.bounds if same_levels else None  # otherwise the frame would depend on the reader
-        return fast
-    if (
-        reader == "auto"
-        and fast is not None
-        and fast.tiff.matches_openslide
-        and reference.vendor in FAST_VENDORS
-        and same_levels
-    ):
-        reference.close()
-        fast.stated_mpp, fast.mpp_note, fast.vendor = reference.stated_mpp, reference.mpp_note, reference.vendor
-        fast.bounds = reference.bounds
-        return fast
-    if fast is not None:
-        fast.close()
-    return reference
+        return None, str(exc)
+    if fast.tiff.orientation != 1 and openslide.OpenSlide.detect_format(path) in _PLAIN:
+        raise SlideError(f"{path}: {describe_orientation(fast.tiff.orientation, path)}, or leave the slide out")
+    return fast, ""
+
+
+def _shows_more(fast: TiffReader, reference: OpenSlideReader) -> bool:
+    """Return whether the TIFF reader shows the same pixels as OpenSlide, or further levels, which sub-IFDs hold."""
+    if reference.vendor not in FAST_VENDORS or fast.level_dimensions[0] != reference.level_dimensions[0]:
+        return False
+    if fast.level_dimensions == reference.level_dimensions:
+        return fast.tiff.matches_openslide
+    return set(fast.level_dimensions) > set(reference.level_dimensions)
 
 
 def check_slide_file(path: Path) -> None:
@@ -178,10 +187,11 @@ class TiffReader:
     bounds: Bounds | None = None
 
     def __init__(self, path: Path) -> None:
-        self.tiff = TiffPyramid(path, blank=255)
+        self.tiff = TiffPyramid(path, blank=None)
         if self.tiff.colours is None:
             raise ValueError(
-                f"it has {self.tiff.samples} channels, neither RGB nor RGB with straight alpha; write it as RGB"
+                f"it has {self.tiff.samples} channels, neither RGB nor RGB with straight alpha; write it as RGB, "
+                f"{suggest_vips(path, 'colourspace', 'srgb')}"
             )
         self.level_dimensions = self.tiff.level_dimensions
         self.stated_mpp, self.mpp_note = None, "it was opened without OpenSlide"
@@ -189,6 +199,8 @@ class TiffReader:
     def read(self, level: int, x: int, y: int, width: int, height: int, *, keep: bool = True) -> NDArray[np.uint8]:
         """Read a window like `OpenSlideReader.read`; `keep` caches decoded tiles for later reads."""
         pixels = self.tiff.read(level, x, y, width, height, keep=keep)
+        if self.tiff.colour_table is not None:
+            return np.take(self.tiff.colour_table, pixels[..., 0], axis=0)
         return blend_over_white(pixels) if self.tiff.colours == "RGBA" else pixels
 
     def close(self) -> None:

@@ -173,8 +173,8 @@ class Slide:
         if not 0 <= level <= last:
             raise SlideError(
                 f"{self.path}: has no level {level}, its levels are 0 to {last}; train with another data.level or with "
-                "data.mpp, fetch the file again if it should have more, or leave the slide out. Levels in sub-IFDs "
-                "(OME-TIFF) are read with data.reader=fast (infer.py: reader=fast)"
+                "data.mpp, fetch the file again if it should have more, or leave the slide out. OpenSlide does not see "
+                "levels in sub-IFDs (OME-TIFF): data.reader=auto (infer.py: reader=auto) does"
             )
         if level not in self.usable_levels:
             raise SlideError(

@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from panda.errors import raise_exhaustion
 from panda.memory import POOL
 from panda.wsi.handles import PerProcess
-from panda.wsi.tiff.segments import CACHE, JPEG
-from panda.wsi.tiff.tables import UnshownTiffError, describe_orientation, read_pages
+from panda.wsi.tiff.codecs import JPEG, PICTURES
+from panda.wsi.tiff.conversions import describe_orientation
+from panda.wsi.tiff.segments import CACHE
+from panda.wsi.tiff.tables import Page, UnshownTiffError, read_pages
 
 
 class _OpenFile:
@@ -55,18 +57,20 @@ class _OpenFile:
 
 
 class TiffPyramid:
-    """The levels of a tiled or stripped uint8 TIFF, stored as further pages or as sub-IFDs of the first.
+    """The levels of a tiled or stripped TIFF, read as uint8, stored as further pages or as sub-IFDs of the first.
 
     Reads are exact, thread-safe, and decode only the segments that a window touches. The last ones are cached, see
     `panda.wsi.tiff.segments.CACHE_BYTES`. A pickled pyramid opens the file when it is read.
 
     Args:
         path: The file.
-        blank: Value of the px of segments that the file leaves out.
+        blank: Value of the px of segments that the file leaves out; None for the lightest.
         red_only: Read only the first channel, as label codes.
 
     Attributes:
         levels: Size and segments of each level, largest first.
+        colours: Meaning of the values; None if they are not RGB, straight RGBA, grey or a palette.
+        colour_table: RGB of each value in grey or of a palette, (256, 3) uint8; else None.
         level_dimensions: (width, height) of each level in px of that level, largest first.
 
     Raises:
@@ -76,25 +80,27 @@ class TiffPyramid:
         OSError: If the file cannot be read.
     """
 
-    def __init__(self, path: Path, *, blank: int = 0, red_only: bool = False) -> None:
+    def __init__(self, path: Path, *, blank: int | None = 0, red_only: bool = False) -> None:
         self.path = path
-        self._blank = blank
         self._red_only = red_only
         pages = read_pages(path)
-        if red_only and pages[0].decoder.compression == JPEG:
-            # Most altered codes are valid codes, so no later check would find them.
-            raise ValueError("it is compressed by JPEG, which alters label codes; store the mask without loss")
+        if red_only:
+            _refuse_altered_codes(pages[0])
         self.levels = tuple(page.level for page in pages)
         self.level_dimensions = tuple((level.width, level.height) for level in self.levels)
         self._decoders = tuple(page.decoder for page in pages)
-        for decoder in self._decoders:
-            decoder.check()
-        self.samples = pages[0].decoder.samples
+        for page in pages:
+            page.decoder.check(page.segment_bytes)
+        self.samples = pages[0].samples
         self.colours = pages[0].colours
+        self.colour_table = table = pages[0].colour_table
+        if blank is None:
+            blank = 255 if table is None else int(table.sum(axis=1).argmax())
+        self._blank = blank
         self.matches_openslide = pages[0].matches_openslide
         self.orientation = pages[0].orientation
         if red_only and self.orientation != 1:
-            raise UnshownTiffError(describe_orientation(self.orientation))
+            raise UnshownTiffError(describe_orientation(self.orientation, path))
         self._file = PerProcess(partial(_OpenFile, path))
 
     def is_jpeg(self, level: int) -> bool:
@@ -149,17 +155,22 @@ class TiffPyramid:
         A cached one is read-only.
         """
         file, own = self._file.get(), self.levels[level]
-        if not own.byte_counts[index]:
+        planes = range(1 if self._red_only else own.planes)
+        if not all(own.byte_counts[index + plane * own.count] for plane in planes):
             return None
         key = file.number, level, index
 
-        def decode() -> NDArray[np.uint8]:
-            data = file.read(int(own.offsets[index]), int(own.byte_counts[index]))
+        def decode_plane(number: int) -> NDArray[np.uint8]:
+            data = file.read(int(own.offsets[number]), int(own.byte_counts[number]))
             try:
-                segment = self._decoders[level].decode(data, own.stored_height(index), own.segment_width)
+                return self._decoders[level].decode(data, own.stored_height(index), own.segment_width)
             except Exception as exc:  # every codec has errors of its own
                 raise_exhaustion(exc)
-                raise ValueError(f"segment {index} of level {level} does not decode: {exc}") from exc
+                raise ValueError(f"segment {number} of level {level} does not decode: {exc}") from exc
+
+        def decode() -> NDArray[np.uint8]:
+            parts = [decode_plane(index + plane * own.count) for plane in planes]
+            segment = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
             if self._red_only:
                 segment = np.ascontiguousarray(segment[..., 0])
             if keep:
@@ -173,3 +184,17 @@ class TiffPyramid:
     def close(self) -> None:
         """Close the file in this process; a later read opens it again."""
         self._file.close()
+
+
+def _refuse_altered_codes(page: Page) -> None:
+    """Refuse a mask whose codes were altered by its compression, or are scaled when they are read."""
+    # Most altered codes are valid codes, so no later check would find them.
+    if page.decoder.compression == JPEG:
+        raise ValueError("it is compressed by JPEG, which alters label codes; store the mask without loss")
+    if page.decoder.compression in PICTURES:
+        raise ValueError(
+            f"its compression {page.decoder.compression} is one of pictures, which can alter label codes; store the "
+            "mask with deflate or LZW"
+        )
+    if page.kind[1] != 8:
+        raise ValueError(f"pixels are {page.kind[0]} of {page.kind[1]} bits; only uint8 codes are read")

@@ -6,7 +6,7 @@ parsed here first.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,13 +16,18 @@ from numpy.typing import NDArray
 
 from panda.errors import raise_exhaustion
 from panda.wsi.geometry import level_scale
-from panda.wsi.tiff.segments import JPEG, SEGMENT_BYTES, Decoder
+from panda.wsi.tiff.codecs import BLACK_IS_0, GREYS, JPEG, PALETTE, PICTURES, RGB, YCBCR
+from panda.wsi.tiff.conversions import describe_channel_pages, describe_long_values, suggest_vips
+from panda.wsi.tiff.segments import SEGMENT_BYTES, Decoder
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_READ_KIND = ("uint8", 8, 1, 1, 1)  # interleaved, bits in order, no depth
-_RGB, _YCBCR = 2, 6  # photometric interpretations (TIFF 6.0, sections 6 and 21)
+_READ_KINDS = (("uint8", 8, 1, 1), ("uint16", 16, 1, 1))  # bits in order, no depth
+_SEPARATE = 2  # PlanarConfiguration: a plane for each channel
 _SLACK_BYTES = 2**16  # for headers and tables of a segment
 _STRAIGHT_ALPHA = (2,)  # ExtraSamples: unassociated alpha
+_BAND_BYTES = 2**23  # of a single strip without compression, which is read in bands of rows
+
+Colours = Literal["RGB", "RGBA", "grey", "palette"]
 
 
 class BrokenTiffError(ValueError):
@@ -39,7 +44,10 @@ class CutShortError(BrokenTiffError):
 
 @dataclass(frozen=True, eq=False)
 class Level:
-    """The size of a level, and the positions of its tiles or strips in the file."""
+    """The size of a level, and the positions of its tiles or strips in the file.
+
+    The values of a px are interleaved in one plane, or each channel is a plane, and its segments follow each other.
+    """
 
     width: int
     height: int
@@ -48,6 +56,7 @@ class Level:
     tiled: bool
     offsets: NDArray[np.int64]
     byte_counts: NDArray[np.int64]
+    planes: int = 1
 
     @property
     def columns(self) -> int:
@@ -58,6 +67,29 @@ class Level:
     def rows(self) -> int:
         """Segments one below the other."""
         return -(-self.height // self.segment_height)
+
+    @property
+    def segment_px(self) -> int:
+        """Px of a segment."""
+        return self.segment_width * self.segment_height
+
+    @property
+    def count(self) -> int:
+        """Segments of one plane."""
+        return self.columns * self.rows
+
+    def cut_rows(self, row_bytes: int) -> Level:
+        """Return the level with its only strip, of `row_bytes` a row, cut into bands of rows."""
+        band = max(1, _BAND_BYTES // row_bytes)
+        starts = np.arange(0, self.height, band, dtype=np.int64)
+        stored = np.minimum(starts + band, self.height) - starts
+        offsets = [offset + starts * row_bytes for offset in self.offsets.tolist()]
+        return replace(
+            self,
+            segment_height=band,
+            offsets=np.concatenate(offsets),
+            byte_counts=np.tile(stored * row_bytes, len(offsets)),
+        )
 
     def stored_height(self, index: int) -> int:
         """Return the stored height of a segment: tiles are whole past the edge, the last strip ends at the edge."""
@@ -72,69 +104,107 @@ class Page:
 
     Attributes:
         level: Size and segments.
-        kind: Type, bits, planar configuration, fill order and depth of the values.
+        kind: Type, bits, fill order and depth of the values.
+        samples: Values a px.
         decoder: Decoder of the segments, not yet checked.
         straight_alpha: The last value of a px is alpha, not premultiplied.
+        palette: RGB of each value, (256, 3) uint8; None without a palette.
         orientation: Tag 274 (TIFF 6.0, section 8): 1 if the page is stored as it is shown.
     """
 
     level: Level
-    kind: tuple[str, int, int, int, int]
+    kind: tuple[str, int, int, int]
+    samples: int
     decoder: Decoder
     straight_alpha: bool
+    palette: NDArray[np.uint8] | None
     orientation: int
 
     @classmethod
     def from_tifffile(cls, page: Any) -> Page:
         """Copy a page of tifffile's."""
-        tiled, bits = bool(page.is_tiled), int(np.max(page.bitspersample))
+        tiled, bits, samples = bool(page.is_tiled), int(np.max(page.bitspersample)), int(page.samplesperpixel)
+        planes = samples if int(page.planarconfig) == _SEPARATE else 1
         level = Level(
             width=int(page.imagewidth),
             height=int(page.imagelength),
             segment_width=int(page.tilewidth if tiled else page.imagewidth),
-            segment_height=int(page.tilelength if tiled else page.rowsperstrip),
+            segment_height=int(page.tilelength if tiled else min(page.rowsperstrip, page.imagelength)),
             tiled=tiled,
             offsets=np.asarray(page.dataoffsets, np.int64),
             byte_counts=np.asarray(page.databytecounts, np.int64),
+            planes=planes,
         )
+        compression = int(page.compression)
+        row_bytes = level.width * (samples // max(planes, 1)) * (bits // 8)
+        whole = level.height * row_bytes
+        if not tiled and compression == 1 and len(level.offsets) == planes and 0 < whole <= min(level.byte_counts):
+            level = level.cut_rows(row_bytes)
         return cls(
             level=level,
-            kind=(str(page.dtype), bits, int(page.planarconfig), int(page.fillorder), int(page.imagedepth)),
+            kind=(str(page.dtype), bits, int(page.fillorder), int(page.imagedepth)),
+            samples=samples,
             decoder=Decoder(
-                compression=int(page.compression),
+                compression=compression,
                 predictor=int(page.predictor),
                 photometric=int(page.photometric),
-                samples=int(page.samplesperpixel),
+                samples=samples // max(planes, 1),
                 tables=None if page.jpegtables is None else bytes(page.jpegtables),
+                dtype="|u1" if bits <= 8 else f"{page.parent.byteorder}u2",
             ),
             straight_alpha=tuple(page.extrasamples) == _STRAIGHT_ALPHA,
+            palette=_read_palette(page),
             orientation=int(page.tags.valueof("Orientation", default=1)),
         )
 
     @property
-    def colours(self) -> Literal["RGB", "RGBA"] | None:
-        """Meaning of the decoded values: RGB, RGB with straight alpha, or None for another."""
-        photometric, samples = self.decoder.photometric, self.decoder.samples
-        if photometric != _RGB and (photometric, self.decoder.compression) != (_YCBCR, JPEG):
+    def colours(self) -> Colours | None:
+        """Meaning of the decoded values, None for another; RGBA has straight alpha."""
+        photometric, jpeg = self.decoder.photometric, self.decoder.compression == JPEG
+        if self.samples == 1 and photometric in GREYS:
+            return "grey"
+        if self.samples == 1 and photometric == PALETTE and self.palette is not None:
+            return "palette"
+        if photometric != RGB and (photometric, jpeg, self.level.planes) != (YCBCR, True, 1):
             return None
-        return "RGB" if samples == 3 else "RGBA" if samples == 4 and self.straight_alpha else None
+        return "RGB" if self.samples == 3 else "RGBA" if self.samples == 4 and self.straight_alpha else None
+
+    @property
+    def colour_table(self) -> NDArray[np.uint8] | None:
+        """RGB of each value of a page in grey or with a palette, (256, 3) uint8."""
+        if self.colours == "palette":
+            return self.palette
+        if self.colours != "grey":
+            return None
+        ramp = np.arange(256, dtype=np.uint8)
+        return np.repeat((ramp if self.decoder.photometric == BLACK_IS_0 else ramp[::-1])[:, None], 3, axis=1)
 
     @property
     def matches_openslide(self) -> bool:
-        """Whether OpenSlide shows the same pixels: tiles of RGB, or of JPEG's YCbCr."""
-        return self.level.tiled and self.colours == "RGB" and self.orientation == 1
+        """Whether OpenSlide shows the same pixels: tiles of RGB, of JPEG's YCbCr, in grey or with a palette.
+
+        In grey of 16 bits libtiff shears the tiles at the right edge for OpenSlide, see
+        `findings/libtiff_grey16_edge_tiles.sh`.
+        """
+        plain = self.orientation == 1 and self.decoder.compression not in PICTURES
+        return self.level.tiled and plain and self.colours in {"RGB", "grey", "palette"}
 
     def shrinks(self, first: Page) -> bool:
         """Return whether the page shows the first page's picture at a smaller size."""
         own, whole = self.level, first.level
-        kinds = {(page.kind, page.decoder.samples, page.level.tiled) for page in (self, first)}
+        kinds = {(page.kind, page.samples, page.level.planes, page.level.tiled) for page in (self, first)}
         if len(kinds) > 1 or min(own.width, own.height, whole.width, whole.height) < 1:
             return False
         downsample, deviation = level_scale((whole.width, whole.height), (own.width, own.height))
         return downsample > 1 and deviation <= 1
 
-    def check(self, size: int) -> None:
-        """Refuse a page that cannot be read in bounded memory, or not from a file of `size` bytes.
+    @property
+    def segment_bytes(self) -> int:
+        """Bytes of a decoded segment at most, before 16 bits are scaled to 8."""
+        return self.level.segment_px * self.decoder.samples * max(1, self.kind[1] // 8)
+
+    def check(self, path: Path, size: int) -> None:
+        """Refuse a page that cannot be read in bounded memory, or not from its file of `size` bytes.
 
         Raises:
             BrokenTiffError: If the page is empty, its tiles are too large, or the file lacks some of them.
@@ -143,14 +213,14 @@ class Page:
         if min(level.width, level.height, level.segment_width, level.segment_height, samples) < 1:
             size_px, segment_px = f"{level.width} x {level.height}", f"{level.segment_width} x {level.segment_height}"
             raise BrokenTiffError(f"it is {size_px} px in tiles or strips of {segment_px}")
-        each = samples * max(1, self.kind[1] // 8)
         # OpenSlide decodes any tile to RGBA.
-        segment = level.segment_width * level.segment_height * (max(4, each) if level.tiled else each)
+        segment = self.segment_bytes if not level.tiled else max(self.segment_bytes, 4 * level.segment_px)
         if segment > SEGMENT_BYTES:
             raise BrokenTiffError(
-                f"its tiles or strips take {segment} bytes each, over {SEGMENT_BYTES}; write it with tiles of 256 px"
+                f"its tiles or strips take {segment} bytes each, over {SEGMENT_BYTES}; write it with tiles of 256 px: "
+                f"{suggest_vips(path, 'copy')}"
             )
-        wanted = level.columns * level.rows
+        wanted = level.count * level.planes
         listed = min(len(level.offsets), len(level.byte_counts))
         if listed < wanted:
             raise BrokenTiffError(f"it is cut short or damaged: it lists {listed} of {wanted} tiles or strips")
@@ -195,35 +265,31 @@ def read_pages(path: Path) -> list[Page]:
     shown = [pages[0], *sorted(smaller, key=lambda page: -page.level.width)]
     for page in pages:
         if page.level.tiled or page in shown:  # other strips are label images, which nothing reads
-            page.check(size)
-    _refuse_unshown(pages)
-    if pages[0].kind != _READ_KIND:
-        dtype, bits, planar, fill, depth = pages[0].kind
+            page.check(path, size)
+    _refuse_unshown(pages, path)
+    if pages[0].kind not in _READ_KINDS:
+        dtype, bits, fill, depth = pages[0].kind
         raise ValueError(
-            f"pixels are {dtype} of {bits} bits, planar configuration {planar}, fill order {fill}, depth {depth}; "
-            "only uint8 pixels with interleaved channels are read"
+            f"pixels are {dtype} of {bits} bits, fill order {fill}, depth {depth}; only pixels of 8 or 16 bits are read"
         )
     return shown
 
 
-def describe_orientation(orientation: int) -> str:
-    """Return why a page with an Orientation tag other than 1 is refused, with the remedy."""
-    return (
-        f"its Orientation tag is {orientation}, by which OpenSlide turns each tile and not the picture; store it as it "
-        "is shown, with Orientation 1"
-    )
+def _read_palette(page: Any) -> NDArray[np.uint8] | None:
+    """Return the ColorMap of a page of 8 bits as libtiff reads it: of 16 bits if any value has more than 8."""
+    table = None if page.colormap is None else np.asarray(page.colormap)
+    if table is None or table.shape != (3, 256):
+        return None
+    return np.ascontiguousarray(table.T >> 8 if table.max() > 255 else table.T, dtype=np.uint8)
 
 
-def _refuse_unshown(pages: list[Page]) -> None:
+def _refuse_unshown(pages: list[Page], path: Path) -> None:
     """Refuse a picture of floats or of long integers, and channels in pages of their own."""
     first = pages[0]
     dtype, bits = first.kind[:2]
     if bits > 16 or "float" in dtype:
-        raise UnshownTiffError(f"its pixels are {dtype} of {bits} bits, which no reader shows as colours; store uint8")
+        raise UnshownTiffError(describe_long_values(dtype, bits, path))
     size = first.level.width, first.level.height
-    channels = [page for page in pages if page.decoder.samples == 1 and (page.level.width, page.level.height) == size]
-    if first.decoder.samples == 1 and len(channels) > 1:
-        raise UnshownTiffError(
-            f"it has {len(channels)} pages of one channel at full size, of which readers show the first in grey; "
-            "store one page with all channels"
-        )
+    channels = [page for page in pages if page.samples == 1 and (page.level.width, page.level.height) == size]
+    if first.samples == 1 and len(channels) > 1:
+        raise UnshownTiffError(describe_channel_pages(len(channels), path))

@@ -1,0 +1,51 @@
+"""Why no reader shows a picture, and the command that converts it, to paste into a shell."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+_PYRAMID = "[tile,pyramid,compression=jpeg,Q=90,bigtiff]"
+
+
+def suggest_vips(path: Path, operation: str, *arguments: str) -> str:
+    """Return how to write a slide with an operation of libvips' command line, as a tiled pyramid."""
+    return f"convert it: vips {operation} {shlex.quote(str(path))} {_name_target(path)} {' '.join(arguments)}".rstrip()
+
+
+def describe_orientation(orientation: int, path: Path) -> str:
+    """Return why a page with an Orientation tag other than 1 is refused, with the remedy."""
+    return (
+        f"its Orientation tag is {orientation}, by which OpenSlide turns each tile and not the picture; store it as it "
+        f"is shown, with Orientation 1: {suggest_vips(path, 'autorot')}"
+    )
+
+
+def describe_long_values(dtype: str, bits: int, path: Path) -> str:
+    """Return why px of floats or of more than 16 bits are refused, with the remedy."""
+    return (
+        f"its pixels are {dtype} of {bits} bits, which no reader shows as colours; store uint8: "
+        f"{suggest_vips(path, 'linear', '255 0 --uchar')} (for values of 0 to 1; '1 0' for 0 to 255)"
+    )
+
+
+def describe_channel_pages(count: int, path: Path) -> str:
+    """Return why a TIFF with a page for each channel is refused, with the remedy."""
+    pages = " ".join(f"{path}[page={page}]" for page in range(count))
+    joined = shlex.quote(str(path.with_name(f"{path.stem}_joined.v")))
+    return (
+        f"it has {count} pages of one channel at full size, of which readers show the first in grey; store one page "
+        f"with all channels. If they are red, green and blue, convert it: vips bandjoin {shlex.quote(pages)} {joined} "
+        f"&& vips copy {joined} {_name_target(path)} --interpretation srgb"
+    )
+
+
+def suggest_bioformats(path: Path) -> str:
+    """Return how to write a slide as an OME-TIFF with Bio-Formats, which reads most formats."""
+    target = shlex.quote(str(path.with_name(f"{path.stem}_converted.ome.tiff")))
+    tiles = "-bigtiff -compression LZW -tilex 512 -tiley 512 -pyramid-resolutions 4 -pyramid-scale 2"
+    return f"convert it: bfconvert {tiles} {shlex.quote(str(path))} {target}"
+
+
+def _name_target(path: Path) -> str:
+    return shlex.quote(f"{path.with_name(f'{path.stem}_converted.tiff')}{_PYRAMID}")
