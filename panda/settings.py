@@ -155,7 +155,9 @@ class Settings(BaseModel):
         for name, field in cls.model_fields.items():
             if name in values and name not in faulty and not isinstance(values[name], BaseModel):
                 hint: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
-                valid[name] = TypeAdapter(hint, config=cls.model_config).validate_python(values[name])
+                has_config = isinstance(hint, type) and issubclass(hint, BaseModel)
+                config = None if has_config else cls.model_config
+                valid[name] = TypeAdapter(hint, config=config).validate_python(values[name])
             elif name not in faulty:
                 valid[name] = values.get(name, field.get_default(call_default_factory=True))
         object.__setattr__(partial, "__dict__", valid)

@@ -28,6 +28,10 @@ class Drawn:
     truth: NDArray[np.bool_]
 
 
+def make_record(number: int, provider: str, group: str, grade: int | None = None) -> SlideRecord:
+    return SlideRecord(f"s{number}", provider, grade, "", Path("s.tiff"), None, group)
+
+
 def draw(
     number: int,
     part: float,
@@ -43,7 +47,7 @@ def draw(
     truth = rng.random(400) < part
     k = np.clip(rng.normal(350 + 300 * truth, 150), 0, BINS - 1).astype(int)
     hist = np.stack([np.bincount(k[truth == kind], minlength=BINS) for kind in (True, False)])
-    record = SlideRecord(f"s{number}", provider, grade, "", Path("s.tiff"), None, group)
+    record = make_record(number, provider, group, grade)
     return Drawn(SlideScore(record, hist, area, outside), k / BINS, truth)
 
 

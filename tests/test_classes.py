@@ -9,8 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from panda.errors import ConfigError, MaskError
-from panda.wsi.classes import ANY_CANCER, BINARY, FOLDER, IGNORED, UNKNOWN, ClassSet, find_classes
-from panda.wsi.label_maps import LabelMap, find_label_map, tumor_bool_from_gray
+from panda.wsi.classes import ANY_CANCER, BINARY, FOLDER, IGNORED, ClassSet, find_classes
+from panda.wsi.label_maps import UNKNOWN, LabelMap, find_label_map, tumor_bool_from_gray
 
 GLEASON = find_classes("gleason")
 RADBOUD, KAROLINSKA = find_label_map("radboud"), find_label_map("karolinska")

@@ -269,7 +269,8 @@ def test_edited_small_files_are_refused_or_same(tmp_path: Path, kind: str) -> No
                 {"slide_id": "a", "provider": "radboud", "isup_grade": 3, "slide": size, "mask": size,
                  "codes": {"cancer": [3]}, "fingerprint": "0" * 64, "tissue": {"how": "strict", "fraction": 0.5},
                  "resolution": {"downsample": 4.0, "level": 1, "resampled": False, "mpp": (2.0, 2.0), "mpp_note": ""},
-                 "patches": [{"x": 0, "y": 0, "tissue_fraction": 1.0, "tumor_fraction": 0.0}]}
+                 "patches": [{"x": 0, "y": 0, "tissue_fraction": 1.0, "tumor_fraction": 0.0,
+                              "class_fractions": [0.0]}]}
             ),
             ("slide_id", "provider", "isup_grade", "slide", "mask", "codes", "tissue", "resolution", "patches"),
         ),
@@ -283,7 +284,7 @@ def test_edited_small_files_are_refused_or_same(tmp_path: Path, kind: str) -> No
 def test_edited_checkpoint_is_refused_or_same(tmp_path: Path) -> None:
     path = segmentation_checkpoint(tmp_path / "a.ckpt")
     whole = torch.load(path, weights_only=True)
-    free = {"threshold", "label_maps", "train_slides", "val_slides", "resolution", "overlap", "mean", "std"}
+    free = {"threshold", "label_maps", "train_slides", "val_slides", "resolution", "overlap", "mean", "std", "classes"}
 
     weights = read_checkpoint(path, SegmentationMetadata).weights
 

@@ -19,7 +19,7 @@ from panda.data.augment import Augmentation
 from panda.data.extraction import extract_store
 from panda.data.image_batch import RawItems, convert_patches, stack_patches
 from panda.data.loaders import Draw, count_workers, make_ordered_loader, make_train_loader
-from panda.data.patch_manifests import COLUMNS, PatchTable, write_one_slide_manifests, write_patch_manifests
+from panda.data.patch_manifests import PatchTable, list_columns, write_one_slide_manifests, write_patch_manifests
 from panda.data.patchset import PatchSet
 from panda.data.settings import PatchSettings
 from panda.data.splits import Split
@@ -57,7 +57,7 @@ def test_write_patch_manifests_of_split(result: StoreResult) -> None:
     assert paths["train"].parent.parent == result.store / "splits"
     assert len(paths["train"].parent.name) == 12
     rows = list(csv.DictReader(paths["train"].read_text().splitlines()))
-    assert tuple(rows[0]) == COLUMNS
+    assert tuple(rows[0]) == list_columns(PatchSettings())
     first = result.slides[slide_name(0)]
     x, y = first.xy[0].tolist()
     assert rows[0] == {
@@ -203,7 +203,7 @@ def test_patch_set_mask_of_other_values_raises(manifest: Path) -> None:
 
 
 def test_patch_set_faulty_manifest_raises(manifest: Path) -> None:
-    header = ",".join(COLUMNS)
+    header = ",".join(list_columns(PatchSettings()))
     with pytest.raises(ManifestError, match="cannot be read"):
         PatchSet(manifest.with_name("none.csv"))
     for text, fault in [

@@ -329,7 +329,7 @@ def test_list_stores_lists_stores_of_folder(
     assert all(str(result.store) in printed for result in results.values())
     assert "64 px every 48 px, shift at the edge" in printed
     old = results["packed"].store / "store.json"
-    old.write_text(old.read_text().replace('"format": 3', '"format": 2'))
+    old.write_text(old.read_text().replace('"format": 4', '"format": 3'))
     (results["png"].store / "store.json").write_text("[" * 10**5)
     assert main(["list", str(tmp_path)]) == 1
     printed, faults = capsys.readouterr()

@@ -25,7 +25,7 @@ from panda.app.callbacks import Clock, Tf32
 from panda.app.grading import GradingExperiment
 from panda.app.grading_config import GradingSettings
 from panda.app.guidance import note_leaks
-from panda.app.operating_point import freeze_threshold
+from panda.app.operating_point import freeze_operating_point
 from panda.app.resume import load_resumed_config
 from panda.app.resume_point import ResumePoint, check_same
 from panda.app.run import Run
@@ -39,6 +39,7 @@ from panda.errors import CheckpointError, ConfigError, PandaError, SlideError
 from panda.inference.grade import AttendedTile, GradeRecord
 from panda.models.losses import BCELoss
 from panda.models.segmentation import Segmenter
+from panda.tasks.gleason_search import GleasonRuleSettings
 from panda.tasks.metadata import SegmentationMetadata, TrainedResolution
 from panda.tasks.optim import FiniteCheck, Optim
 from panda.tasks.segmentation import SegmentationTask
@@ -486,14 +487,14 @@ def test_leak_notes_name_slides_known_to_segmentation() -> None:
     assert "chose its epoch and threshold on 2 test slides" in chosen_on
 
 
-def test_freeze_threshold_failed_validation_slides_leave_no_canvas(
+def test_freeze_operating_point_failed_validation_slides_leave_no_canvas(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def predict(slide: None, tissue: None, path: Path, on_tiles: object) -> None:
         path.mkdir(parents=True)
         raise SlideError("cannot be read")
 
-    data: Any = SimpleNamespace(split="holdout", slide_options=SimpleNamespace(open=lambda _: nullcontext()))
+    data: Any = SimpleNamespace(split="holdout", slide_options=SimpleNamespace(open=lambda *_: nullcontext()))
     monkeypatch.setattr("panda.app.operating_point.open_label", lambda *_: nullcontext())
     monkeypatch.setattr("panda.app.operating_point.find_tissue", lambda _: None)
     monkeypatch.setattr("panda.app.operating_point.fingerprint_score", lambda *_: "")
@@ -501,7 +502,7 @@ def test_freeze_threshold_failed_validation_slides_leave_no_canvas(
     record: Any = SimpleNamespace(slide_id="a", image_path=tmp_path)
     predictor: Any = SimpleNamespace(predict=predict, threshold=None, metadata=SimpleNamespace(label_maps={}))
     with pytest.raises(PandaError, match="no validation slide could be scored: cannot be read"):
-        freeze_threshold(run, data, predictor, [record])
+        freeze_operating_point(run, data, predictor, [record], GleasonRuleSettings())
     assert [failure.slide_id for failure in run.failures] == ["a"]
     assert not list(tmp_path.iterdir())
 

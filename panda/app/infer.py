@@ -20,6 +20,7 @@ from panda.inference.autotune import TunedMode, tune_mode
 from panda.inference.evaluate import open_label
 from panda.inference.grader import GradingPredictor
 from panda.inference.predictor import SegmentationPredictor
+from panda.inference.rule_grade import RuleGrader
 from panda.inference.slide_loop import SlidePrefetcher
 from panda.inference.slide_mapper import SlideMapper
 from panda.inference.slide_result import MapSettings, SlideResult
@@ -57,14 +58,20 @@ def infer(cfg: DictConfig) -> list[SlideResult]:
     grader = GradingPredictor(config.grading, engine) if config.grading else None
     searched = config.threshold == "checkpoint"
     threshold = predictor.threshold.value_for(config.provider) if searched else float(config.threshold)
-    mapper = SlideMapper(predictor, threshold, config.quantify, grader, config.slide_options, config.colour_map)
+    choice = predictor.threshold if searched else ThresholdChoice.from_user(threshold)
+    rule_grader = RuleGrader.from_choice(
+        predictor.metadata.classes, predictor.metadata.gleason_rule, choice, config.provider
+    )
+    mapper = SlideMapper(
+        predictor, threshold, config.quantify, grader, config.slide_options, config.colour_map, rule_grader
+    )
 
     # Results are written to the job's folder, and canvases to `output`, which all jobs of a multirun share.
     folder, canvases = Path(config.run_dir), Path(config.output)
     make_folder(folder)
     log_to_file(folder / "infer.log")
     log.info("slides=%s: %d slides%s", config.slides, len(paths), passed_over and f"; passed over: {passed_over}")
-    choice = tune_mode(predictor, threshold, paths, mapper.open, canvases / "engine.json")
+    tuned = tune_mode(predictor, threshold, paths, mapper.open, canvases / "engine.json")
     log.info(
         "network in %s on %s, batches of %d tiles, %d read threads, %d post workers: %s",
         predictor.mode,
@@ -72,9 +79,9 @@ def infer(cfg: DictConfig) -> list[SlideResult]:
         predictor.batch_size,
         engine.thread_count,
         engine.post_process_count,
-        choice.why,
+        tuned.why,
     )
-    notes = _list_notes(predictor, grader, searched, config.provider, choice)
+    notes = _list_notes(predictor, grader, searched, config.provider, tuned)
     tables = InferenceTables(folder, mapper.provenance.fingerprint)
 
     def map_slide(path: Path) -> None:
@@ -103,7 +110,7 @@ def infer(cfg: DictConfig) -> list[SlideResult]:
         notes.append(others)
     last_run = LastRun(slides=len(paths), failed=len(tables.failed), seconds=round(time.monotonic() - started, 1))
     origin = predictor.threshold if searched else None
-    report = _write_report(_summarize(config, mapper, origin, choice.why, last_run=last_run, notes=notes), folder)
+    report = _write_report(_summarize(config, mapper, origin, tuned.why, last_run=last_run, notes=notes), folder)
     for result in list(tables.done.values())[:SHOWN]:
         log.info("%s", _describe_slide(result))
     log.info("report: %s", report)
@@ -147,6 +154,8 @@ def _list_notes(
         notes.append(
             "The grader was trained on tiles that another segmentation chose, so its grades were not tested like this."
         )
+    if (rule := metadata.gleason_rule) is not None and rule.score is None:
+        notes.append(f"The limits of the Gleason rule of this checkpoint were not chosen on slides: {rule.chosen_on}.")
     for note in notes:
         log.warning("%s", note)
     return notes
@@ -200,4 +209,6 @@ def _describe_slide(result: SlideResult) -> str:
     grade = "" if result.provenance.grader is None else ", not graded"
     if result.grade is not None:
         grade = f", graded {result.grade.class_names[result.grade.predicted]}"
+    if (rule := result.rule_grade) is not None:
+        grade += f", Gleason {rule.score} (ISUP {rule.isup}) by areas" if rule.score else ", no Gleason score"
     return f"{result.slide_id}: tumour {share} of tissue, {area}, {result.num_regions} regions{grade}"

@@ -1,9 +1,9 @@
-"""The operating point of a segmentation run: threshold and temperature, chosen on its validation slides."""
+"""The operating point of a segmentation run: threshold, temperature and Gleason rule, chosen on validation slides."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from panda.data.datamodule import DataSettings
 from panda.data.manifest import SlideRecord
 from panda.errors import PandaError
 from panda.files import remove
+from panda.inference.class_figures import RuleGradedSlide
 from panda.inference.evaluate import (
     SlideScore,
     collect_histograms,
@@ -25,24 +26,49 @@ from panda.inference.evaluate import (
     write_scores,
 )
 from panda.inference.predictor import SegmentationPredictor
+from panda.inference.rule_grade import RuleGrader
 from panda.inference.slide_loop import make_tile_callback, run_over_slides
 from panda.report.curves import write_calibration, write_threshold_curve
 from panda.tables import write_table
 from panda.tasks.calibration import RELIABILITY_BINS, Calibration, Temperature, fit_temperature, score_calibration
 from panda.tasks.checkpoint import update_metadata
+from panda.tasks.gleason_search import FEWEST_GRADED, GleasonRuleChoice, GleasonRuleSettings, search_gleason_rule
 from panda.tasks.metadata import SegmentationMetadata
 from panda.tasks.metrics import pool_histograms
 from panda.tasks.threshold import ThresholdChoice, search_threshold
+from panda.wsi.classes import ClassSet
+from panda.wsi.gleason import explain_no_score
 from panda.wsi.tissue import find_tissue
 
 CHOICE_KEYS = ("criterion", "cost_ratio", "threshold_per_provider")
 """Keys by which the threshold is chosen."""
 
 
-def freeze_threshold(
-    run: Run, data: DataSettings, predictor: SegmentationPredictor, val: Sequence[SlideRecord]
-) -> tuple[ThresholdChoice, Temperature | None, list[SlideScore]]:
-    """Choose threshold and temperature on validation and write them into the best checkpoint.
+@dataclass(frozen=True)
+class OperatingPoint:
+    """What was chosen on validation and is in the best checkpoint, and the scores of the validation slides.
+
+    Attributes:
+        threshold: The threshold.
+        temperature: The temperature, None without validation slides.
+        gleason_rule: The rule from areas to a Gleason score, None with one class of cancer.
+        validated: Scores of the validation slides.
+    """
+
+    threshold: ThresholdChoice
+    temperature: Temperature | None
+    gleason_rule: GleasonRuleChoice | None
+    validated: list[SlideScore]
+
+
+def freeze_operating_point(
+    run: Run,
+    data: DataSettings,
+    predictor: SegmentationPredictor,
+    val: Sequence[SlideRecord],
+    gleason: GleasonRuleSettings,
+) -> OperatingPoint:
+    """Choose threshold, temperature and Gleason rule on validation and write them into the best checkpoint.
 
     Validation slides are mapped as in inference and scored on their blended canvases. If the patches of one slide
     were split, there is no validation slide: the threshold found on the best epoch's validation patches stays, and
@@ -66,10 +92,11 @@ def freeze_threshold(
         )
     temperature = None
     if scores:
-        rows = [asdict(score.compute_metrics(choice.value_for(score.record.provider))) for score in scores]
+        rows = [_list_columns(score, choice, predictor.metadata.classes) for score in scores]
         write_table(run.folder / "val_slides.csv", rows)
         write_threshold_curve(histograms, choice, run.folder, _list_providers(scores))
         temperature = fit_temperature(pool_histograms(histograms), chosen_on, choice.date)
+    rule = choose_gleason_rule(gleason, predictor.metadata.classes, scores, choice)
     update_metadata(
         run.best,
         SegmentationMetadata,
@@ -77,8 +104,54 @@ def freeze_threshold(
         precision=predictor.settings.precision,
         tta=predictor.settings.tta,
         calibration=temperature,
+        gleason_rule=rule,
     )
-    return choice, temperature, scores
+    return OperatingPoint(choice, temperature, rule, scores)
+
+
+def _list_columns(score: SlideScore, choice: ThresholdChoice, classes: ClassSet) -> dict[str, Any]:
+    threshold = choice.value_for(score.record.provider)
+    return asdict(score.compute_metrics(threshold)) | score.list_class_columns(threshold, classes)
+
+
+def choose_gleason_rule(
+    settings: GleasonRuleSettings, classes: ClassSet, scores: Sequence[SlideScore], choice: ThresholdChoice
+) -> GleasonRuleChoice | None:
+    """Choose the rule from areas to a Gleason score on validation slides; None with one class of cancer.
+
+    Areas are those of the map at the threshold, before the clean-up, as in the search of the threshold.
+    """
+    if classes.is_binary:
+        return None
+    if reason := explain_no_score(classes.patterns):
+        return GleasonRuleChoice.from_settings(settings, f"not searched: {reason}")
+    areas, grades = [], []
+    for score in scores:
+        grade, found = score.record.isup_grade, _measure_areas(score, classes, choice)
+        if grade is not None and found is not None and not score.contradicts_grade:
+            areas.append(found)
+            grades.append(grade)
+    where = f"{len(scores)} validation slides" if len(areas) < FEWEST_GRADED else f"{len(areas)} validation slides"
+    return search_gleason_rule(areas, grades, settings, where)
+
+
+def grade_by_rule(scores: Sequence[SlideScore], classes: ClassSet, frozen: OperatingPoint) -> list[RuleGradedSlide]:
+    """Grade slides by the pixels of their scores; empty with one class of cancer."""
+    found = []
+    for score in scores:
+        grader = RuleGrader.from_choice(classes, frozen.gleason_rule, frozen.threshold, score.record.provider)
+        if grader is not None and not score.contradicts_grade:
+            found.append(RuleGradedSlide(score.record, grader.grade_score(score)))
+    return found
+
+
+def _measure_areas(score: SlideScore, classes: ClassSet, choice: ThresholdChoice) -> dict[int, float] | None:
+    """Return the area of each Gleason pattern on a slide in mm², None if µm/px is unknown."""
+    pixels = score.confuse_classes(choice.value_for(score.record.provider)).sum(axis=0)
+    patterns = {number: classes.patterns[name][0] for number, name in enumerate(classes.names) if number}
+    areas = {pattern: score.compute_mm2(pixels[number]) for number, pattern in patterns.items()}
+    known = {pattern: area for pattern, area in areas.items() if area is not None}
+    return known if known.keys() == areas.keys() else None
 
 
 def _score_validation(

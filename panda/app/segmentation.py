@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from panda.app.dashboard import log_csv, log_threshold_curve
-from panda.app.operating_point import calibrate, freeze_threshold, note_unknown_providers
+from panda.app.operating_point import calibrate, freeze_operating_point, grade_by_rule, note_unknown_providers
 from panda.app.patch_views import PatchViews
 from panda.app.run import Run, note_level
 from panda.app.segmentation_config import SegmentationConfig
-from panda.app.slide_maps import map_slides
+from panda.app.slide_maps import list_rule_grades, map_slides
 from panda.data.datamodule import PatchDataModule
 from panda.data.failures import Failure
 from panda.data.label_check import describe_contradiction, require_cancer
@@ -92,7 +92,8 @@ class SegmentationExperiment:
             run.trainer.callbacks.append(views)  # type: ignore[attr-defined]
         run.fit(task, data, data.list_fingerprints())
         predictor = SegmentationPredictor.from_checkpoint(run.best, self.engine)
-        choice, temperature, validated = freeze_threshold(run, data.settings, predictor, splits["val"])
+        frozen = freeze_operating_point(run, data.settings, predictor, splits["val"], self.settings.gleason_rule)
+        choice, temperature, validated = frozen.threshold, frozen.temperature, frozen.validated
         one_slide = data.settings.split == "patches"
         if one_slide:
             run.notes.append(
@@ -103,16 +104,17 @@ class SegmentationExperiment:
         if self.cfg.test_slides:
             shown = splits["train"] if one_slide else splits.get("test", [])
         # The one slide is not a test slide, so that its table has another name.
-        scores = map_slides(
+        mapped = map_slides(
             run,
             data.settings,
             predictor,
-            choice,
+            frozen,
             shown,
             quantify=self.quantify,
             panel_rows=self.settings.panels,
             table_path=run.folder / ("slides.csv" if one_slide else "test_slides.csv"),
         )
+        scores, classes = [slide.score for slide in mapped], metadata.classes
         tested = bool(shown) and not one_slide
         if tested:
             run.notes += note_unknown_providers(choice, scores)
@@ -131,10 +133,11 @@ class SegmentationExperiment:
             threshold=choice.value,
             threshold_choice=choice,
             calibration=calibration,
-            val=summarize(validated, choice, self.cfg.seed)
+            gleason_rule=frozen.gleason_rule,
+            val=summarize(validated, choice, self.cfg.seed, classes, grade_by_rule(validated, classes, frozen))
             if validated
             else PatchFigures(dice=patch_dice, of=choice.chosen_on),
-            test=summarize(scores, choice, self.cfg.seed) if tested else None,
+            test=summarize(scores, choice, self.cfg.seed, classes, list_rule_grades(mapped)) if tested else None,
         )
         curves = ("threshold_curve", "calibration")
         if run.wandb is not None:

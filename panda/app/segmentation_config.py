@@ -18,6 +18,7 @@ from panda.errors import name_options
 from panda.inference.compute import has_compiler
 from panda.models.segmentation import Segmenter, list_weights
 from panda.settings import rule
+from panda.tasks.gleason_search import GleasonRuleSettings
 from panda.tasks.threshold import check_criterion
 
 
@@ -32,6 +33,7 @@ class SegmentationSettings(TaskSettings):
         views: Patches that are the same in all of these pictures, see `panda.app.patch_views`.
         channels_last: Train with the channels of a pixel next to each other in memory. The network is the same, and
             training is faster (docs/performance.md).
+        gleason_rule: How areas of patterns become a Gleason score, for classes of Gleason patterns.
         compile: Train through `torch.compile`, which starts slowly and then is faster. It needs a C++ compiler.
     """
 
@@ -42,6 +44,7 @@ class SegmentationSettings(TaskSettings):
     views: int = Field(default=4, ge=0, description="0 draws none")
     channels_last: bool = True
     compile: bool = False
+    gleason_rule: GleasonRuleSettings = Field(default_factory=GleasonRuleSettings)
 
     @rule
     def _check_compiler(self) -> Iterator[str]:

@@ -21,6 +21,7 @@ from panda.inference.grader import GradingPredictor
 from panda.inference.legends import ColourMap
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
+from panda.inference.rule_grade import RuleGrader
 from panda.inference.slide_images import write_attention, write_slide
 from panda.inference.slide_loop import make_tile_callback
 from panda.inference.slide_mapper import SlideMapper
@@ -80,7 +81,7 @@ class SlideGrading:
             label = stack.enter_context(open_label(record, slide, label_maps)) if labelled else None
             if segmenter is None:
                 return self._grade_unguided(slide, tissue, label, own)
-            mapper = self._find_mapper(segmenter, segmenter.threshold.value_for(record.provider))
+            mapper = self._find_mapper(segmenter, record.provider)
             canvas_path = self.guidance.find_canvas_path(segmenter, slide)
             known = (record, label) if label else None
             with mapper.map(slide, tissue, own, canvas_path, make_tile_callback(bar), labelled=known) as mapped:
@@ -110,5 +111,14 @@ class SlideGrading:
         return grade
 
     @functools.cache  # noqa: B019 - this object is dropped after the last slide
-    def _find_mapper(self, segmenter: SegmentationPredictor, threshold: float) -> SlideMapper:
-        return SlideMapper(segmenter, threshold, self.quantify, self.grader, self.slide_options, self.colour_map)
+    def _find_mapper(self, segmenter: SegmentationPredictor, provider: str) -> SlideMapper:
+        choice, metadata = segmenter.threshold, segmenter.metadata
+        return SlideMapper(
+            segmenter,
+            choice.value_for(provider),
+            self.quantify,
+            self.grader,
+            self.slide_options,
+            self.colour_map,
+            RuleGrader.from_choice(metadata.classes, metadata.gleason_rule, choice, provider),
+        )

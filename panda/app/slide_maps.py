@@ -3,65 +3,91 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from panda.app.dashboard import log_rows, log_slides
+from panda.app.operating_point import OperatingPoint
 from panda.app.run import Run
 from panda.data.datamodule import DataSettings
 from panda.data.manifest import SlideRecord
+from panda.inference.class_figures import RuleGradedSlide
 from panda.inference.evaluate import SlideScore, open_label
+from panda.inference.grade import RuleGrade
 from panda.inference.panel_patches import PanelRow, select_panel_rows
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
+from panda.inference.rule_grade import RuleGrader
 from panda.inference.slide_loop import make_tile_callback, run_over_slides
 from panda.inference.slide_mapper import SlideMapper
 from panda.report.panels import draw_panels
 from panda.report.slide_folder import write_slide_folder
 from panda.tables import write_table
-from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.tissue import find_tissue
 
 QUANTIFIED = {"tumor_percent_of_tissue", "tumor_mm2", "tissue_mm2", "num_regions"}
 """Columns of the table of slides that come from the quantification."""
 
 
+@dataclass(frozen=True)
+class ScoredSlide:
+    """The score of a mapped slide, and its grade by the rule; None with one class of cancer."""
+
+    score: SlideScore
+    rule_grade: RuleGrade | None
+
+
+def list_rule_grades(slides: Sequence[ScoredSlide]) -> list[RuleGradedSlide]:
+    """Return the slides that have a grade by the rule, without those that contradict their given grade."""
+    return [
+        RuleGradedSlide(slide.score.record, slide.rule_grade)
+        for slide in slides
+        if slide.rule_grade and not slide.score.contradicts_grade
+    ]
+
+
 def map_slides(
     run: Run,
     data: DataSettings,
     predictor: SegmentationPredictor,
-    choice: ThresholdChoice,
+    frozen: OperatingPoint,
     records: Sequence[SlideRecord],
     *,
     quantify: QuantifySettings,
     panel_rows: int,
     table_path: Path,
-) -> list[SlideScore]:
+) -> list[ScoredSlide]:
     """Map and score slides with masks at the frozen threshold, and write their pages, panels and table.
 
     A slide that fails is added to `run.failures` and has no score. All panels together have `panel_rows` rows.
     """
+    choice, classes = frozen.threshold, predictor.metadata.classes
     mappers = {
-        threshold: SlideMapper(
-            predictor, threshold, quantify, slide_options=data.slide_options, colour_map=run.cfg.colour_map
+        provider: SlideMapper(
+            predictor,
+            choice.value_for(provider),
+            quantify,
+            slide_options=data.slide_options,
+            colour_map=run.cfg.colour_map,
+            rule_grader=RuleGrader.from_choice(classes, frozen.gleason_rule, choice, provider),
         )
-        for threshold in {choice.value_for(record.provider) for record in records}
+        for provider in {record.provider for record in records}
     }
     per_slide = -(-panel_rows // max(1, len(records)))
-    panels: dict[float, list[PanelRow]] = {threshold: [] for threshold in mappers}
+    panels: dict[float, list[PanelRow]] = {mapper.threshold: [] for mapper in mappers.values()}
     table: list[dict[str, Any]] = []
 
-    def work(record: SlideRecord, bar: tqdm[Any]) -> SlideScore:
+    def work(record: SlideRecord, bar: tqdm[Any]) -> ScoredSlide:
         folder = run.folder / "slides" / record.slide_id
         threshold = choice.value_for(record.provider)
         with (
             data.slide_options.open(record.image_path, record.slide_id) as slide,
             open_label(record, slide, predictor.metadata.label_maps) as mask,
         ):
-            tissue, mapper, tiles = find_tissue(slide), mappers[threshold], make_tile_callback(bar)
+            tissue, mapper, tiles = find_tissue(slide), mappers[record.provider], make_tile_callback(bar)
             with mapper.map(slide, tissue, folder, folder / "canvas.zarr", tiles, labelled=(record, mask)) as mapped:
                 assert mapped.score is not None  # segmentation leaves out slides without a mask
                 panels[threshold].extend(
@@ -76,8 +102,10 @@ def map_slides(
                     )
                 )
                 result = write_slide_folder(mapped.files)
-        table.append(asdict(mapped.score.compute_metrics(threshold)) | result.model_dump(include=QUANTIFIED))
-        return mapped.score
+        own = result.model_dump(include=QUANTIFIED) | result.list_rule_columns()
+        own |= mapped.score.list_class_columns(threshold, classes)
+        table.append(asdict(mapped.score.compute_metrics(threshold)) | own)
+        return ScoredSlide(mapped.score, result.rule_grade)
 
     scores = run_over_slides(records, lambda record: record.slide_id, "slides", work, run.failures.append)
     _draw_panels(run, panels)

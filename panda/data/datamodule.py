@@ -22,7 +22,7 @@ from panda.data.patch_manifests import write_one_slide_manifests, write_patch_ma
 from panda.data.patches import SlidePatches
 from panda.data.patchset import PatchSet
 from panda.data.samplers import BalancedDraws, HardDraws, SamplerName
-from panda.data.settings import PatchSettings, SelectionSettings, TableSettings
+from panda.data.settings import CutSettings, PatchSettings, SelectionSettings, TableSettings
 from panda.data.slide_selection import Selection, select_slides
 from panda.data.splits import SPLITS, Split
 from panda.data.stain_estimates import Stains, estimate_stains
@@ -31,11 +31,12 @@ from panda.data.summary import PatchDataSummary
 from panda.errors import ConfigError, ManifestError
 from panda.settings import Count, PathValue, rule
 from panda.synthetic.dataset import draw_dataset
+from panda.wsi.classes import BINARY, ClassSet
 from panda.wsi.geometry import mean_mpp
 from panda.wsi.stain_normalization import NormalizeName
 
 
-class DataSettings(PatchSettings, SelectionSettings, TableSettings):
+class DataSettings(CutSettings, SelectionSettings, TableSettings):
     """Slides, patches, split and loading, in words of the `data` config. See the base classes for their fields.
 
     Attributes:
@@ -78,10 +79,10 @@ class PatchDataModule(pl.LightningDataModule):
     patches of one slide into training and validation without a test: its figures say nothing about other slides.
     """
 
-    def __init__(self, settings: DataSettings) -> None:
+    def __init__(self, settings: DataSettings, classes: ClassSet = BINARY) -> None:
         super().__init__()
         self.settings = settings
-        self.patch_settings = settings.part(PatchSettings)
+        self.patch_settings = PatchSettings(**dict(settings.part(CutSettings)), classes=classes)
         self._stains: Stains | None = None
         self._losses: Tensor | None = None
         self._hard: HardDraws | None = None
@@ -271,7 +272,7 @@ class PatchDataModule(pl.LightningDataModule):
         return PatchDataSummary(
             root=str(self.settings.source),
             store=str(self.store_folder),
-            settings=self.patch_settings.model_dump(),
+            settings=self.patch_settings.model_dump(mode="json"),
             colours=self.describe_colors(),
             split=self.settings.split if self.settings.splits is None else str(self.settings.splits),
             seed=self.settings.seed,

@@ -42,8 +42,9 @@ from panda.data.store import (
 )
 from panda.errors import MaskError, PandaError, SlideError, name_exhaustion, raise_exhaustion
 from panda.files import hold_lock, write_beside
+from panda.wsi.classes import ANY_CANCER
 from panda.wsi.grid import Grid
-from panda.wsi.label_mask import CANCER, LabelMask
+from panda.wsi.label_mask import LabelMask
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap, find_tissue
 
@@ -209,17 +210,19 @@ def extract_slide(
             with write_beside(store / record.slide_id) as partial:
                 partial.mkdir()
                 pixels = open_pixel_store(settings)
-                read_target = functools.partial(mask.read_target, ignore_background=settings.ignore_background)
+                read_target = functools.partial(settings.read_target, mask, grid.resolution)
+                kinds = (*range(1, len(settings.classes.names)), ANY_CANCER)
                 with pixels.open_writer(partial, record.slide_id, len(grid)) as write:
-                    tumor = _write_patches(write, slide if pixels.keeps_pixels else None, read_target, grid, on_stage)
+                    source = slide if pixels.keeps_pixels else None
+                    cancer = _write_patches(write, source, read_target, grid, on_stage, kinds=kinds)
                 on_stage("read")
-                origin = read_origin(record)
+                origin = read_origin(record, settings.classes)
                 if origin.slide != slide_file:
                     raise SlideError(f"{record.image_path}: changed while it was read; run again to cut it again")
                 if origin.mask != mask_file:
                     raise MaskError(f"{record.mask_path}: changed while it was read; run again to cut it again")
                 on_stage("write")
-                entry = _describe_slide(origin, settings, slide, tissue=tissue, grid=grid, tumor=tumor)
+                entry = _describe_slide(origin, settings, slide, tissue=tissue, grid=grid, cancer=cancer)
                 entry.write(partial)
     return SlidePatches.from_entry(record, store / record.slide_id, entry)
 
@@ -227,34 +230,43 @@ def extract_slide(
 def _write_patches(
     write: WritePatch,
     slide: Slide | None,
-    read_target: Callable[..., NDArray[np.uint8]],
+    read_target: Callable[[tuple[int, int]], NDArray[np.uint8]],
     grid: Grid,
     on_stage: Callable[[str], None],
-) -> list[float]:
-    """Write all patches of the grid and return the share of cancer in each.
+    *,
+    kinds: Sequence[int],
+) -> NDArray[np.int64]:
+    """Write all patches of the grid and return how many px of each have each target of `kinds`, (N, kinds).
 
     Neighbours share tiles of the file, and the readers keep some of these. So wide slides are read in columns, each
     column row by row. If the store keeps no pixels, `slide` is None and nothing is written.
     """
     size = (grid.patch_size, grid.patch_size)
-    fractions = [0.0] * len(grid)
+    counts = np.zeros((len(grid), len(kinds)), np.int64)
     for number in grid.reading_order().tolist():
         x, y = grid.level0[number].tolist()
         on_stage("read")
         image = None if slide is None else slide.read(grid.resolution, (x, y), size)
-        target = read_target(grid.resolution, (x, y), size)
+        target = read_target((x, y))
         on_stage("write")
         if image is not None:
             write(number, x, y, image, target)
-        fractions[number] = round(int(np.count_nonzero(target == CANCER)) / target.size, 6)
-    return fractions
+        counts[number] = [np.count_nonzero(target == kind) for kind in kinds]
+    return counts
 
 
 def _describe_slide(
-    origin: SlideOrigin, settings: PatchSettings, slide: Slide, *, tissue: TissueMap, grid: Grid, tumor: Sequence[float]
+    origin: SlideOrigin,
+    settings: PatchSettings,
+    slide: Slide,
+    *,
+    tissue: TissueMap,
+    grid: Grid,
+    cancer: NDArray[np.int64],
 ) -> SlideEntry:
     """Return the content of `slide.json`."""
     resolution = grid.resolution
+    tumor, by_class = (part / settings.patch_size**2 for part in (cancer.sum(1), cancer[:, :-1]))
     return SlideEntry(
         **dict(origin),
         fingerprint=fingerprint_patches(origin, settings),
@@ -267,7 +279,15 @@ def _describe_slide(
         ),
         tissue=TissueEntry(how=tissue.how, fraction=round(float(tissue.fraction), 6)),
         patches=[
-            PatchEntry(x=x, y=y, tissue_fraction=round(float(share), 6), tumor_fraction=cancer)
-            for (x, y), share, cancer in zip(grid.level0.tolist(), grid.tissue_fraction, tumor, strict=True)
+            PatchEntry(
+                x=x,
+                y=y,
+                tissue_fraction=round(float(share), 6),
+                tumor_fraction=round(whole, 6),
+                class_fractions=[round(part, 6) for part in parts],
+            )
+            for (x, y), share, whole, parts in zip(
+                grid.level0.tolist(), grid.tissue_fraction, tumor.tolist(), by_class.tolist(), strict=True
+            )
         ],
     )

@@ -16,7 +16,6 @@ from torch.utils.data import Dataset, default_collate
 
 from panda.data.colour_changes import WHITE, Change, apply_changes
 from panda.data.loaders import Draw
-from panda.wsi.label_mask import CANCER, IGNORED
 
 
 class ImageBatch:
@@ -81,7 +80,7 @@ class RawItems(Dataset[T_co]):
 class RawPatch(NamedTuple):
     """A patch as it is read and turned: (h, w, 3) uint8 RGB, target (h, w) uint8 and the changes of its colours.
 
-    The target is that of `panda.wsi.label_mask`.
+    The target is that of `panda.wsi.classes`.
     """
 
     image: NDArray[np.uint8]
@@ -105,10 +104,13 @@ def stack_images(images: Sequence[NDArray[np.uint8]], changes: Sequence[Sequence
 
 
 def convert_patches(batch: PatchBatch) -> tuple[Tensor, Tensor]:
-    """Return images, (N, 3, h, w) float32 in [0, 1], and masks, (N, 1, h, w) float32: 1 cancer, 0 other, -1 ignored."""
+    """Return images, (N, 3, h, w) float32 in [0, 1], and masks, (N, 1, h, w) float32.
+
+    A mask has the number of a class, -1 for ignored px, and -2 for cancer of an unknown class: the targets of
+    `panda.wsi.classes` as signed numbers.
+    """
     images, targets = batch
-    masks = (targets == CANCER).float().sub_((targets == IGNORED).float())
-    return images.convert(), masks[:, None]
+    return images.convert(), targets.view(torch.int8).float()[:, None]
 
 
 class RawBag(NamedTuple):

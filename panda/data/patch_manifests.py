@@ -1,9 +1,10 @@
 """Patch manifests: which patches of a store belong to each split.
 
 A manifest is a CSV in `<store>/splits/<fingerprint of the split>/{train,val,test}.csv`, one row a patch:
-`slide_id, provider, isup_grade, number, x, y, img, msk, tissue_fraction, tumor_fraction`. `number` counts the slide's
-patches, and x and y are level-0 px. `img` and `msk` are the files with the pixels, relative to the store. If the store
-keeps no pixels, they are the absolute paths of slide and mask.
+`slide_id, provider, isup_grade, number, x, y, img, msk, tissue_fraction, tumor_fraction`, and `<class>_fraction` of
+each class of cancer if there are several. `number` counts the slide's patches, and x and y are level-0 px. `img` and
+`msk` are the files with the pixels, relative to the store. If the store keeps no pixels, they are the absolute paths of
+slide and mask.
 """
 
 from __future__ import annotations
@@ -20,20 +21,29 @@ from numpy.typing import NDArray
 from panda.data.manifest import SlideRecord
 from panda.data.patches import SlidePatches
 from panda.data.pixel_stores import PatchRow, PixelStore, open_pixel_store
+from panda.data.settings import PatchSettings
 from panda.data.splits import SPLITS, Split
 from panda.data.store import StoreResult, read_store
 from panda.errors import ManifestError
 from panda.files import advise_removal, fingerprint, hold_lock, write_beside
 from panda.tables import decode_cell, write_table
 
-COLUMNS = PatchRow._fields
-
 Members = Mapping[Split, Sequence[tuple[SlidePatches, NDArray[np.int64]]]]
 """Split → slides with the numbers of their patches that belong to it."""
 
 
+def list_columns(settings: PatchSettings) -> tuple[str, ...]:
+    """Return the columns of the manifests of a store."""
+    classes = settings.classes
+    return (*PatchRow._fields, *(f"{name}_fraction" for name in classes.cancer_names if not classes.is_binary))
+
+
 class PatchTable(Sequence[PatchRow]):
     """The rows of a manifest as columns, because PANDA has millions of patches and each worker has them all.
+
+    Attributes:
+        fractions: Share of tissue and of cancer, (N, 2) float32.
+        class_fractions: Share of each class of cancer, (N, number of such classes) float32.
 
     Raises:
         ManifestError: If the manifest is missing, lacks a column, has no rows or a malformed one.
@@ -46,17 +56,20 @@ class PatchTable(Sequence[PatchRow]):
         self.pixels = open_pixel_store(self.settings)
         slides: dict[tuple[str, ...], int] = {}
         index, numbers, xy, fractions = array("i"), array("i"), array("q"), array("f")
+        columns = list_columns(self.settings)
         remedy = "choose another folder with data.store_root, where it is written again"
         remedy = advise_removal(self.path.parent, self.path.name, remedy)
         try:
             with self.path.open(newline="", encoding="utf-8") as file:
                 reader = csv.reader(file, strict=True)
-                if (found := tuple(next(reader, ()))) != COLUMNS:
+                if (found := tuple(next(reader, ()))) != columns:
                     raise ManifestError(
-                        f"{path}: the columns are {', '.join(found) or 'none'}, not {', '.join(COLUMNS)}; {remedy}"
+                        f"{path}: the columns are {', '.join(found) or 'none'}, not {', '.join(columns)}; {remedy}"
                     )
                 for row in reader:
-                    slide_id, provider, grade, number, x, y, img, msk, tissue, tumor = map(decode_cell, row)
+                    slide_id, provider, grade, number, x, y, img, msk, *shares = map(decode_cell, row)
+                    if len(row) != len(columns):
+                        raise ValueError(f"{len(row)} values for {len(columns)} columns")
                     files = self.pixels.name_files(slide_id, int(x), int(y))
                     if files is not None and (img, msk) != files:
                         raise ValueError(f"img and msk are {img} and {msk}, not {files[0]} and {files[1]}")
@@ -64,7 +77,7 @@ class PatchTable(Sequence[PatchRow]):
                     index.append(slides.setdefault(key, len(slides)))
                     numbers.append(int(number))
                     xy.extend((int(x), int(y)))
-                    fractions.extend((float(tissue), float(tumor)))
+                    fractions.extend(map(float, shares))
         except OSError as error:
             raise ManifestError(f"{path}: the patch manifest cannot be read ({error.strerror})") from error
         except (ValueError, csv.Error) as error:
@@ -75,7 +88,9 @@ class PatchTable(Sequence[PatchRow]):
         self.slide_index = np.array(index, dtype=np.int32)
         self.numbers = np.array(numbers, dtype=np.int32)
         self.xy = np.array(xy, dtype=np.int64).reshape(-1, 2)
-        self.fractions = np.array(fractions, dtype=np.float32).reshape(-1, 2)
+        shares_of = np.array(fractions, dtype=np.float32).reshape(len(index), -1)
+        self.fractions = shares_of[:, :2]
+        self.class_fractions = shares_of[:, 1 if self.settings.classes.is_binary else 2 :]
 
     def __len__(self) -> int:
         return len(self.slide_index)
@@ -146,7 +161,8 @@ def write_one_slide_manifests(
 
 def _write(store: Path, members: Members) -> dict[Split, Path]:
     """Write the manifests into a folder named by their content; the same split is written once."""
-    pixels = open_pixel_store(read_store(store))
+    settings = read_store(store)
+    pixels, columns = open_pixel_store(settings), list_columns(settings)
     name = fingerprint(
         {
             split: [
@@ -163,7 +179,7 @@ def _write(store: Path, members: Members) -> dict[Split, Path]:
                 partial.mkdir()
                 for split, slides in members.items():
                     rows = (row for patches, numbers in slides for row in _yield_rows(pixels, patches, numbers))
-                    write_table(partial / f"{split}.csv", rows, COLUMNS)
+                    write_table(partial / f"{split}.csv", rows, columns)
     return {split: folder / f"{split}.csv" for split in members}
 
 
@@ -173,7 +189,9 @@ def _yield_rows(pixels: PixelStore, patches: SlidePatches, numbers: NDArray[np.i
     for number in numbers.tolist():
         x, y = patches.xy[number].tolist()
         img, msk = pixels.name_files(record.slide_id, x, y) or _list_files(pixels, record)
-        shares = patches.tissue_fraction[number], patches.tumor_fraction[number]
+        shares = [patches.tissue_fraction[number], patches.tumor_fraction[number]]
+        if not pixels.settings.classes.is_binary:
+            shares += patches.class_fractions[number].tolist()
         yield record.slide_id, record.provider, record.isup_grade, number, x, y, img, msk, *shares
 
 

@@ -29,6 +29,7 @@ class SlidePatches:
         xy: Top-left corners, (N, 2) int64, level-0 px.
         tissue_fraction: Share of tissue in each patch, (N,) float64.
         tumor_fraction: Share of cancer pixels in each patch, (N,) float64.
+        class_fractions: Share of pixels of each class of cancer in each patch, (N, number of such classes) float64.
         fingerprint: Hash of the settings, the slide's row, and the identity of slide and mask.
     """
 
@@ -38,6 +39,7 @@ class SlidePatches:
     xy: NDArray[np.int64]
     tissue_fraction: NDArray[np.float64]
     tumor_fraction: NDArray[np.float64]
+    class_fractions: NDArray[np.float64]
     fingerprint: str
 
     def __len__(self) -> int:
@@ -58,6 +60,7 @@ class SlidePatches:
             xy=np.array([(patch.x, patch.y) for patch in entry.patches], dtype=np.int64),
             tissue_fraction=np.array([patch.tissue_fraction for patch in entry.patches]),
             tumor_fraction=np.array([patch.tumor_fraction for patch in entry.patches]),
+            class_fractions=np.array([patch.class_fractions for patch in entry.patches]),
             fingerprint=entry.fingerprint,
         )
 
@@ -73,7 +76,7 @@ def load_slide(record: SlideRecord, settings: PatchSettings, store: Path) -> Sli
         log.warning("%s", error)
         return None
     try:
-        unchanged = entry.fingerprint == fingerprint_patches(read_origin(record), settings)
+        unchanged = entry.fingerprint == fingerprint_patches(read_origin(record, settings.classes), settings)
     except PandaError:
         return None
     return SlidePatches.from_entry(record, folder, entry) if unchanged else None
@@ -81,7 +84,7 @@ def load_slide(record: SlideRecord, settings: PatchSettings, store: Path) -> Sli
 
 def fingerprint_patches(origin: SlideOrigin, settings: PatchSettings) -> str:
     """Return the fingerprint of all that a slide's patches depend on."""
-    return fingerprint({"settings": settings.model_dump(), **origin.model_dump()})
+    return fingerprint({"settings": settings.model_dump(mode="json"), **origin.model_dump()})
 
 
 if __name__ == "__main__":

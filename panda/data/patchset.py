@@ -16,10 +16,11 @@ from panda.wsi.stain_normalization import normalize_stain
 
 
 class PatchSet(Dataset[tuple[Tensor, Tensor]]):
-    """Pairs of image and cancer mask.
+    """Pairs of image and mask.
 
-    An item is `(image, mask)`: (3, h, w) float32 in [0, 1], RGB; (1, h, w) float32, 0 or 1. Pixels to ignore are -1,
-    which needs patches that were cut with `ignore_background`. Loaders `read` items instead, and the data module
+    An item is `(image, mask)`: (3, h, w) float32 in [0, 1], RGB; (1, h, w) float32, 1 for cancer, or the number of the
+    class if there are several. Pixels to ignore are -1, which needs patches that were cut with `ignore_background`.
+    Cancer of an unknown class is -2. Loaders `read` items instead, and the data module
     converts batches of them on the device of the network.
 
     Args:

@@ -21,8 +21,9 @@ from panda.data.settings import PatchSettings, StoreKind
 from panda.data.slide_entry import SLIDE_FILE, FileIdentity, SlideEntry
 from panda.errors import ManifestError, PandaError
 from panda.files import advise_removal
+from panda.wsi.classes import ANY_CANCER, IGNORED, ClassSet
 from panda.wsi.geometry import Resolution
-from panda.wsi.label_mask import CANCER, IGNORED, OTHER, LabelMask
+from panda.wsi.label_mask import LabelMask
 from panda.wsi.slide import Slide
 
 OPEN_SLIDES = 32
@@ -34,11 +35,8 @@ WritePatch = Callable[[int, int, int, Image, Image], None]
 """Writes a patch: its number on the slide, x and y in level-0 px, image (h, w, 3) RGB and target (h, w)."""
 
 _BLOCK = 4096  # bytes; a file takes whole blocks, and a mask as PNG takes about one
-_GREYS = {OTHER: 0, CANCER: 255, IGNORED: 128}  # value in a mask file of each target
-_TO_GREY = np.zeros(256, np.uint8)
-_FROM_GREY = np.full(256, 255, np.uint8)
-for _target, _grey in _GREYS.items():
-    _TO_GREY[_target], _FROM_GREY[_grey] = _grey, _target
+_IGNORED_GREY, _ANY_CANCER_GREY = 128, 230
+_NO_TARGET = 253
 
 
 class PatchRow(NamedTuple):
@@ -94,8 +92,17 @@ class PngStore(PixelStore):
     """Files to look at, one a patch.
 
     `<SLIDE_ID>/img/<SLIDE_ID>_x1234_y5678.png`, and the mask in `msk/` under the same name: 255 cancer, 0 other, 128
-    ignored. x and y are the patch's top-left corner in level-0 px of the slide.
+    ignored. Several classes of cancer divide the greys up to 255 evenly, and 230 is cancer of an unknown class. x and y
+    are the patch's top-left corner in level-0 px of the slide.
     """
+
+    def __init__(self, settings: PatchSettings) -> None:
+        super().__init__(settings)
+        self._greys = list_greys(settings.classes)
+        self._to_grey = np.zeros(256, np.uint8)
+        self._from_grey = np.full(256, _NO_TARGET, np.uint8)
+        for target, grey in self._greys.items():
+            self._to_grey[target], self._from_grey[grey] = grey, target
 
     def name_files(self, slide_id: str, x: int, y: int) -> tuple[str, str]:
         """Return the two files of the patch."""
@@ -110,7 +117,9 @@ class PngStore(PixelStore):
 
         def write(number: int, x: int, y: int, image: Image, target: Image) -> None:
             for name, pixels in zip(
-                self.name_files(slide_id, x, y), (image, np.asarray(cv2.LUT(target, _TO_GREY), np.uint8)), strict=True
+                self.name_files(slide_id, x, y),
+                (image, np.asarray(cv2.LUT(target, self._to_grey), np.uint8)),
+                strict=True,
             ):
                 (folder / Path(name).relative_to(slide_id)).write_bytes(encode_png(pixels))
 
@@ -120,9 +129,10 @@ class PngStore(PixelStore):
         """Read the two files."""
         image = self._decode(row.img, cv2.IMREAD_COLOR_RGB)
         mask = self._decode(row.msk, cv2.IMREAD_GRAYSCALE)
-        target = np.asarray(cv2.LUT(mask, _FROM_GREY), np.uint8)
-        if target.max() > IGNORED:
-            raise _make_file_error(row.msk, "has values other than 0, 128 and 255")
+        target = np.asarray(cv2.LUT(mask, self._from_grey), np.uint8)
+        if (target == _NO_TARGET).any():
+            *greys, last = sorted(self._greys.values())
+            raise _make_file_error(row.msk, f"has values other than {', '.join(map(str, greys))} and {last}")
         return image, target
 
     def estimate_bytes(self, image: Image) -> int:
@@ -146,7 +156,7 @@ class PngStore(PixelStore):
 class PackedStore(PixelStore):
     """Memory-mapped arrays, two a slide.
 
-    `<SLIDE_ID>/img.npy` is (N, h, w, 3) uint8 and `msk.npy` (N, h, w) uint8: 0 other, 1 cancer, 2 ignored.
+    `<SLIDE_ID>/img.npy` is (N, h, w, 3) uint8 and `msk.npy` (N, h, w) uint8: the target, see `panda.wsi.classes`.
     """
 
     def __init__(self, settings: PatchSettings) -> None:
@@ -217,7 +227,7 @@ class SlideStore(PixelStore):
         """Read the patch from the slide and the mask."""
         slide, mask, resolution = self._open(row.img, row.msk, row.provider, store / row.slide_id)
         corner, size = (row.x, row.y), (self.settings.patch_size, self.settings.patch_size)
-        target = mask.read_target(resolution, corner, size, ignore_background=self.settings.ignore_background)
+        target = self.settings.read_target(mask, resolution, corner)
         return slide.read(resolution, corner, size), target
 
     def estimate_bytes(self, image: Image) -> int:
@@ -234,6 +244,13 @@ class SlideStore(PixelStore):
 
 STORES: dict[StoreKind, type[PixelStore]] = {"png": PngStore, "packed": PackedStore, "slide": SlideStore}
 """Every kind of patch store by its name in `data.store`."""
+
+
+def list_greys(classes: ClassSet) -> dict[int, int]:
+    """Return the grey value of each target in a mask file."""
+    most = len(classes.names) - 1
+    greys = {number: 255 * number // most for number in range(most + 1)} | {IGNORED: _IGNORED_GREY}
+    return greys if classes.is_binary else greys | {ANY_CANCER: _ANY_CANCER_GREY}
 
 
 def open_pixel_store(settings: PatchSettings) -> PixelStore:

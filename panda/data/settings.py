@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from panda.data.findings import FILE_FINDINGS, FINDINGS, REFUSED_ROWS
@@ -15,9 +17,11 @@ from panda.errors import suggest
 from panda.settings import Names, PathValue, Seed, Settings, Share, rule
 from panda.stored import PatchSide
 from panda.synthetic.dataset import SyntheticSpec
+from panda.wsi.classes import BINARY, ClassSet
 from panda.wsi.geometry import Resolution
 from panda.wsi.grid import Grid, tissue_grid
 from panda.wsi.label_maps import get_label_maps
+from panda.wsi.label_mask import LabelMask
 from panda.wsi.mpp import MPP_MAX, MPP_MIN
 from panda.wsi.readers import ReaderName
 from panda.wsi.slide import ResolutionRequest, SlideOptions
@@ -111,8 +115,8 @@ class TableSettings(SlideSettings):
         return source
 
 
-class PatchSettings(ResolutionSettings, SlideSettings):
-    """How patches are cut; with the slides, this defines the content of a patch store. See also the base classes.
+class CutSettings(ResolutionSettings, SlideSettings):
+    """How patches are cut. See also the base classes.
 
     Attributes:
         patch_size: Side of a patch in px at that resolution.
@@ -147,6 +151,23 @@ class PatchSettings(ResolutionSettings, SlideSettings):
     def lay_grid(self, resolution: Resolution, tissue: TissueMap) -> Grid:
         """Return the patches of a slide."""
         return tissue_grid(resolution, tissue, self.patch_size, self.step, edge=self.edge, min_tissue=self.min_tissue)
+
+
+class PatchSettings(CutSettings):
+    """What defines the content of a patch store, with its slides.
+
+    Attributes:
+        classes: The classes of its targets.
+    """
+
+    classes: ClassSet = BINARY
+
+    def read_target(self, mask: LabelMask, resolution: Resolution, corner: tuple[int, int]) -> NDArray[np.uint8]:
+        """Read the target of the patch at a corner in level-0 px, see `LabelMask.read_target`."""
+        size = (self.patch_size, self.patch_size)
+        return mask.read_target(
+            resolution, corner, size, ignore_background=self.ignore_background, classes=self.classes
+        )
 
 
 class SelectionSettings(Settings):

@@ -12,6 +12,7 @@ from panda.data.manifest import SlideRecord
 from panda.errors import ManifestError, MaskError, PandaError, SlideError
 from panda.files import identity
 from panda.stored import Digest, Plain, Share, read_model
+from panda.wsi.classes import ClassSet
 from panda.wsi.geometry import Positive
 from panda.wsi.label_maps import find_label_map
 from panda.wsi.tissue import How
@@ -45,7 +46,7 @@ class SlideOrigin(Plain, frozen=True):
     Attributes:
         slide: Its file.
         mask: The file of its label mask, or None.
-        codes: The meaning of the mask's codes, see `LabelMap.codes`.
+        codes: The meaning of the mask's codes, see `ClassSet.describe_codes`.
     """
 
     slide_id: str
@@ -57,12 +58,21 @@ class SlideOrigin(Plain, frozen=True):
 
 
 class PatchEntry(Plain, frozen=True):
-    """One patch: its top-left corner in level-0 px, its share of tissue, and of cancer pixels."""
+    """One patch.
+
+    Attributes:
+        x: Column of the top-left corner, level-0 px.
+        y: Row of the top-left corner, level-0 px.
+        tissue_fraction: Share of tissue.
+        tumor_fraction: Share of cancer px.
+        class_fractions: Share of px of each class of cancer; cancer of an unknown class is in none.
+    """
 
     x: Pixel
     y: Pixel
     tissue_fraction: Share
     tumor_fraction: Share
+    class_fractions: list[Share]
 
 
 class ResolutionEntry(Plain, frozen=True):
@@ -113,14 +123,15 @@ class SlideEntry(SlideOrigin, frozen=True):
         (folder / SLIDE_FILE).write_text(self.model_dump_json(indent=1), encoding="utf-8")
 
 
-def read_origin(record: SlideRecord) -> SlideOrigin:
+def read_origin(record: SlideRecord, classes: ClassSet) -> SlideOrigin:
     """Return the slide's row and the identity of its files as they are now.
 
     The files are not opened, because that would take long for a whole data set.
 
     Raises:
         SlideError: If the slide is missing.
-        MaskError: If the mask is missing, or its provider has no label map.
+        MaskError: If the mask is missing, its provider has no label map, or none of the classes has the Gleason
+            pattern of a code.
     """
     return SlideOrigin(
         slide_id=record.slide_id,
@@ -128,7 +139,7 @@ def read_origin(record: SlideRecord) -> SlideOrigin:
         isup_grade=record.isup_grade,
         slide=identify_file(record.image_path, SlideError),
         mask=None if record.mask_path is None else identify_file(record.mask_path, MaskError),
-        codes=find_label_map(record.provider).codes(),
+        codes=classes.describe_codes(find_label_map(record.provider)),
     )
 
 

@@ -25,7 +25,7 @@ from panda.errors import ConfigError, ManifestError, PandaError
 from panda.files import advise_removal, fingerprint, remove_leftovers, write_whole
 from panda.wsi.tissue import RULES
 
-FORMAT = 3
+FORMAT = 4
 """Version of the store's layout; another version gives another folder."""
 STORE_FILE = "store.json"
 
@@ -65,7 +65,7 @@ def load_store(
 
 def _describe_store(settings: PatchSettings) -> dict[str, Any]:
     """Return the content of `store.json`."""
-    return {"format": FORMAT, "tissue_rules": RULES, "settings": settings.model_dump()}
+    return {"format": FORMAT, "tissue_rules": RULES, "settings": settings.model_dump(mode="json")}
 
 
 def read_store(store: Path) -> PatchSettings:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeFloat, NonNegativeInt
 
+from panda.inference.class_figures import (
+    ClassSplitFigures,
+    RuleGradedSlide,
+    RuleGradeSplitFigures,
+    summarize_classes,
+    summarize_rule_grades,
+)
 from panda.inference.evaluate import SCORES, SlideScore
 from panda.stored import Percent, Share
-from panda.tasks.bootstrap import compute_percentile_interval, resample_sums
-from panda.tasks.figures import AmountInterval, Figures, Interval
+from panda.tasks.bootstrap import compute_percentile_interval, drop_undefined, resample_sums
+from panda.tasks.figures import AmountInterval, Figures, Interval, split_slides
 from panda.tasks.metrics import BINS, compute_areas, divide, score_threshold
 from panda.tasks.threshold import ThresholdChoice
-
-S = TypeVar("S")
+from panda.wsi.classes import BINARY, ClassSet
 
 _MEANS = (*(f"{name}_mean_slide" for name in SCORES), "fp_mm2_benign_slides")
 _AREAS = ("pr_auc", "pixel_auroc")
@@ -102,13 +108,54 @@ class SegmentationSplitFigures(SegmentationFigures, frozen=True):
     by_grade: dict[str, SegmentationFigures] = Field(
         description='ISUP grade, "0" to "5" or "none", to its slides\' scores.'
     )
+    classes: ClassSplitFigures | None = Field(
+        default=None,
+        description="Scores of several classes of cancer. Absent with one class.",
+        exclude_if=lambda figures: figures is None,
+    )
+    rule_grade: RuleGradeSplitFigures | None = Field(
+        default=None,
+        description="Agreement of the grades that follow from the areas of patterns with the given grades. Absent with "
+        "one class of cancer. Validation has areas before the clean-up, test after it.",
+        exclude_if=lambda figures: figures is None,
+    )
+
+    @property
+    def numbers(self) -> dict[str, float | None]:
+        """See the base class; the Dice of each class and the agreement of the grades by the rule are figures too."""
+        return super().numbers | {key: part.numbers[name] for key, (part, name) in self._list_parts().items()}
+
+    def find_interval(self, key: str) -> tuple[float, float] | None:
+        """See the base class."""
+        part, name = self._list_parts().get(key, (None, key))
+        return part.find_interval(name) if part else super().find_interval(key)
+
+    def _list_parts(self) -> dict[str, tuple[Figures, str]]:
+        """Return the figures of the classes and of the rule by their keys, each with its key in a part."""
+        by_class = self.classes.by_class if self.classes else {}
+        parts: dict[str, tuple[Figures, str]] = {f"dice_{name}": (part, "dice") for name, part in by_class.items()}
+        if self.rule_grade:
+            parts |= {f"rule_{name}": (self.rule_grade, name) for name in ("qwk", "accuracy")}
+        return parts
 
 
-def summarize(scores: Sequence[SlideScore], choice: ThresholdChoice, seed: int) -> SegmentationSplitFigures:
+def summarize(
+    scores: Sequence[SlideScore],
+    choice: ThresholdChoice,
+    seed: int,
+    classes: ClassSet = BINARY,
+    rule_grades: Sequence[RuleGradedSlide] = (),
+) -> SegmentationSplitFigures:
     """Compute figures of all slides, of each provider and of each grade; an undefined figure is None.
 
-    A slide whose provider has its own threshold is scored at that. `seed` is that of the bootstrap. Slides that
-    contradict their grade are only counted.
+    A slide whose provider has its own threshold is scored at that. Slides that contradict their grade are only counted.
+
+    Args:
+        scores: The scores of the slides.
+        choice: The thresholds.
+        seed: Seed of the bootstrap.
+        classes: The classes that were scored.
+        rule_grades: The slides with their grade by the rule.
     """
     found = len(scores)
     scores = [score for score in scores if not score.contradicts_grade]
@@ -124,18 +171,9 @@ def summarize(scores: Sequence[SlideScore], choice: ThresholdChoice, seed: int) 
         by_grade=summarize_parts(
             lambda score: "none" if score.record.isup_grade is None else str(score.record.isup_grade)
         ),
+        classes=None if classes.is_binary else summarize_classes(scores, choice, classes, seed),
+        rule_grade=None if classes.is_binary else summarize_rule_grades(rule_grades, seed),
     )
-
-
-def split_slides(slides: Sequence[S], name_part: Callable[[S], str]) -> dict[str, list[S]]:
-    """Return the slides of each part, by the names of the parts in order."""
-    names = sorted(set(map(name_part, slides)))
-    return {name: [slide for slide in slides if name_part(slide) == name] for name in names}
-
-
-def drop_undefined(ends: tuple[float, float]) -> tuple[float, float] | None:
-    """Return an interval, or None if an end is NaN."""
-    return None if np.isnan(ends).any() else (float(ends[0]), float(ends[1]))
 
 
 def _compute_figures(scores: Sequence[SlideScore], choice: ThresholdChoice, seed: int) -> dict[str, Any]:

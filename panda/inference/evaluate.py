@@ -21,7 +21,9 @@ from panda.files import fingerprint, identity, write_beside
 from panda.inference.canvas import Canvas
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.regions import compute_area_mm2
+from panda.tasks.class_metrics import confuse_classes, count_class_pixels, measure_class_dice, shape_counts
 from panda.tasks.metrics import BINS, count_probabilities, score_threshold
+from panda.wsi.classes import IGNORED, OTHER, ClassSet
 from panda.wsi.geometry import round_px
 from panda.wsi.label_maps import LabelMap, find_label_map
 from panda.wsi.label_mask import LabelMask
@@ -30,8 +32,12 @@ from panda.wsi.tissue import TissueMap
 
 log = logging.getLogger(__name__)
 
+CLASS_PIXELS = ("tp_px_", "fp_px_", "fn_px_")
+"""Begin the columns of a table of slides with the pixels of a class."""
 SCORES = ("dice", "iou", "precision", "recall")
 _STORED = ("histogram", "pixel_area_um2", "outside_px")  # fields of a `SlideScore` in a file
+_BY_CLASS = "_by_class"
+"""End of the name of an array with the counts of classes."""
 _PLAIN = TypeAdapter(dict[str, tuple[NonNegativeFloat | None, NonNegativeInt]])
 """Fingerprint to the stored fields that are no arrays."""
 
@@ -70,12 +76,14 @@ class SlideScore:
         histogram: (2, BINS) counts of tissue pixels by probability: cancer, other.
         pixel_area_um2: Area of a canvas pixel, None if µm/px is unknown.
         outside_px: Canvas pixels that are labelled cancer outside the tissue.
+        by_class: Counts of `count_class_pixels`; None with one class of cancer.
     """
 
     record: SlideRecord
     histogram: NDArray[np.int64]
     pixel_area_um2: float | None
     outside_px: int
+    by_class: NDArray[np.int64] | None = None
 
     @property
     def labelled_px(self) -> int:
@@ -90,6 +98,32 @@ class SlideScore:
     def compute_mm2(self, pixels: float) -> float | None:
         """Return the area of canvas pixels, None if µm/px is unknown."""
         return compute_area_mm2(float(pixels), self.pixel_area_um2)
+
+    def confuse_classes(self, threshold: float) -> NDArray[np.int64]:
+        """Return labelled and predicted pixels at a threshold, (ROWS, C), see `panda.tasks.class_metrics`."""
+        assert self.by_class is not None
+        return confuse_classes(self.by_class, threshold)
+
+    def list_class_columns(self, threshold: float, classes: ClassSet) -> dict[str, float | int | None]:
+        """Return the columns of each class of cancer: Dice and pixels, over those whose label names their class.
+
+        There are none with one class of cancer. All are None if no label names a class, and Dice is None if none names
+        this one.
+        """
+        if self.by_class is None:
+            return {}
+        size, columns = len(classes.names), dict[str, float | int | None]()
+        known = self.confuse_classes(threshold)[:size]
+        dice = measure_class_dice(known)
+        for number, name in enumerate(classes.cancer_names, start=1):
+            tp, named = int(known[number, number]), bool(known.any())
+            counts = tp, int(known[:, number].sum()) - tp, int(known[number].sum()) - tp
+            value = dice[number - 1]
+            columns[f"dice_{name}"] = None if np.isnan(value) else float(value)
+            columns |= {
+                f"{kind}{name}": count if named else None for kind, count in zip(CLASS_PIXELS, counts, strict=True)
+            }
+        return columns
 
     def compute_metrics(self, threshold: float) -> SlideMetrics:
         """Return the metrics of the slide at a threshold."""
@@ -122,16 +156,30 @@ def score_canvas(canvas: Canvas, slide: Slide, mask: LabelMask, tissue: TissueMa
 
     Tissue that no tile covered counts as probability 0.
     """
-    resolution = canvas.resolution
+    resolution, classes = canvas.resolution, canvas.classes
     counts, outside = np.zeros((2, BINS), np.int64), 0
+    by_class = None if classes.is_binary else np.zeros(shape_counts(len(classes.names)), np.int64)
     for y0, prob in canvas.read_bands():
         location = (0, round_px(y0 * resolution.downsample))
         size = (prob.shape[1], prob.shape[0])
-        truth = mask.read_tumor(resolution, location, size)
         in_tissue = tissue.crop(resolution, location, size)
+        if by_class is None:
+            truth = mask.read_tumor(resolution, location, size)
+        else:
+            target = mask.read_target(resolution, location, size, ignore_background=True, classes=classes)
+            truth = (target != OTHER) & (target != IGNORED)
+            chosen = canvas.read_class_map(0, y0, *size, threshold=0.0)
+            by_class += count_class_pixels(
+                prob,
+                chosen,
+                target,
+                in_tissue,
+                len(classes.names),
+                has_patterns=bool(mask.label_maps[mask.provider].patterns),
+            )
         counts += count_probabilities(*map(torch.from_numpy, (prob, truth, in_tissue))).numpy()
         outside += int(np.count_nonzero(truth & ~in_tissue))
-    return SlideScore(record, counts, resolution.pixel_area_um2, outside)
+    return SlideScore(record, counts, resolution.pixel_area_um2, outside, by_class)
 
 
 def collect_histograms(scores: Sequence[SlideScore]) -> Mapping[str, NDArray[np.int64]]:
@@ -142,12 +190,14 @@ def collect_histograms(scores: Sequence[SlideScore]) -> Mapping[str, NDArray[np.
 def fingerprint_score(predictor: SegmentationPredictor, slide: Slide, record: SlideRecord) -> str:
     """Return the hash of everything that determines the score of a slide with a mask: canvas, mask and label map."""
     assert record.mask_path is not None
+    classes = predictor.metadata.classes
     return fingerprint(
         {
             "canvas": predictor.fingerprint_canvas(slide, predictor.metadata.resolution.resolve(slide)),
             "mask": identity(record.mask_path),
             "codes": find_label_map(record.provider, predictor.metadata.label_maps).codes(),
             "parts": _STORED,
+            **({} if classes.is_binary else {"classes": classes.model_dump(mode="json")}),
         }
     )
 
@@ -156,20 +206,27 @@ def write_scores(path: Path, scores: Mapping[str, SlideScore]) -> None:
     """Write scores by `fingerprint_score` as one `.npz` file, so that a slide need not be mapped again."""
     plain = _PLAIN.dump_json({key: (score.pixel_area_um2, score.outside_px) for key, score in scores.items()})
     arrays: dict[str, Any] = {key: score.histogram for key, score in scores.items()}
+    arrays |= {f"{key}{_BY_CLASS}": score.by_class for key, score in scores.items() if score.by_class is not None}
     with write_beside(path) as partial:
         np.savez_compressed(partial, plain=np.array(plain.decode()), **arrays)
 
 
-def read_scores(path: Path) -> dict[str, tuple[NDArray[np.int64], float | None, int]]:
+def read_scores(path: Path) -> dict[str, tuple[NDArray[np.int64], float | None, int, NDArray[np.int64] | None]]:
     """Read the fields of scores after the record, by `fingerprint_score`; none if there is no sound file."""
     if not path.exists():
         return {}
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             plain = _PLAIN.validate_json(str(stored["plain"]))
-            scores = {key: (stored[key], *parts) for key, parts in plain.items()}
+            scores = {
+                key: (stored[key], *parts, stored[name] if (name := f"{key}{_BY_CLASS}") in stored else None)
+                for key, parts in plain.items()
+            }
         if any(hist.shape != (2, BINS) or hist.dtype != np.int64 for hist, *_ in scores.values()):
             raise ValueError(f"a histogram is not int64 of shape (2, {BINS})")
+        by_class = [counts for *_, counts in scores.values() if counts is not None]
+        if any(part.shape != shape_counts(part.shape[1]) or part.dtype != np.int64 for part in by_class):
+            raise ValueError(f"counts of classes are not int64 of shape (rows, classes, {BINS})")
     except Exception as error:  # zip, zlib and NumPy each have errors of their own
         log.warning("%s: damaged or edited (%s); its slides are mapped and scored again", path, error)
         return {}

@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, model_validator
 
-from panda.stored import Plain, Share
-from panda.wsi.gleason import list_class_names
+from panda.stored import Plain, Share, ShareEnds
+from panda.wsi.gleason import isup_grade_from_score, list_class_names
+
+Isup = Annotated[int, Field(ge=0, le=5)]
 
 _ROUNDING = 1e-3  # of the sum of probabilities in bf16
 
@@ -89,6 +91,34 @@ class GradeRecord(Plain, frozen=True):
     def drop_tiles(self) -> GradeRecord:
         """Return the grade without its tiles, because those of thousands of slides fill the memory."""
         return self.model_copy(update={"tiles": ()})
+
+
+class RuleGrade(Plain, frozen=True):
+    """The grade that follows from the areas of the patterns, see `panda.wsi.gleason.grade_areas`.
+
+    Attributes:
+        score: Gleason score, 0+0 without cancer; None if there is none, for the reason in `note`.
+        isup: ISUP grade of the score.
+        isup_interval: Lowest and highest ISUP grade at the threshold and at the ends of `band`.
+        band: Low and high threshold.
+        note: Why there is no score, otherwise empty.
+    """
+
+    score: Annotated[str, Field(pattern=r"^(0\+0|[1-5]\+[1-5])$")] | None
+    isup: Isup | None
+    isup_interval: Annotated[tuple[Isup, Isup], Field(strict=False)] | None
+    band: ShareEnds
+    note: str = ""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len({value is None for value in (self.score, self.isup, self.isup_interval)} | {bool(self.note)}) > 1:
+            raise ValueError("score, isup and isup_interval must be all given, or null with a note")
+        if self.score is not None and self.isup != isup_grade_from_score(self.score):
+            raise ValueError(f"isup is {self.isup}, which is not the grade of {self.score}")
+        if self.isup_interval and self.isup and not self.isup_interval[0] <= self.isup <= self.isup_interval[1]:
+            raise ValueError(f"isup is {self.isup}, outside of isup_interval")
+        return self
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,11 @@ import numpy as np
 from pydantic import Field, NonNegativeInt
 
 from panda.data.manifest import SlideRecord
-from panda.inference.dataset_metrics import drop_undefined, split_slides
 from panda.inference.grade import ATTENTION_SCORES, AttentionScores, GradeRecord
 from panda.inference.slide_result import TableRow
 from panda.stored import Kappa, Share
-from panda.tasks.bootstrap import compute_percentile_interval, resample_sums
-from panda.tasks.figures import Figures, Interval, KappaInterval
+from panda.tasks.bootstrap import compute_percentile_interval, drop_undefined, resample_sums
+from panda.tasks.figures import Figures, Interval, KappaInterval, split_slides
 from panda.tasks.grade_metrics import compute_grade_intervals, score_grades
 from panda.tasks.metrics import divide
 

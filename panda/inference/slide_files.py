@@ -11,9 +11,10 @@ from panda.data.slide_entry import FileIdentity
 from panda.files import remove_leftovers
 from panda.inference.canvas_store import Canvas
 from panda.inference.export import write_geojson, write_ome_tiff
-from panda.inference.grade import Grade
+from panda.inference.grade import Grade, RuleGrade
 from panda.inference.legends import ColourMap
 from panda.inference.quantify import Measurements, Quantification, QuantifySettings, slide_quantification
+from panda.inference.rule_grade import RuleGrader
 from panda.inference.slide_images import Overview, write_attention, write_heatmap, write_overlay, write_view
 from panda.inference.slide_result import RESULT_FILE, InSample, LabelMetrics, Provenance, SlideResult
 from panda.wsi.geometry import Resolution
@@ -45,6 +46,7 @@ class SlideFiles:
         against_label: Metrics against the mask; the difference of the areas is added when the tumour is measured.
         grade: The grade, None without a grader, or if the slide could not be graded.
         grade_note: Why a slide has no grade although there is a grader.
+        rule_grader: Grades the slide by the areas of its patterns; None with one class of cancer.
     """
 
     slide: Slide
@@ -61,6 +63,7 @@ class SlideFiles:
     against_label: LabelMetrics | None = None
     grade: Grade | None = None
     grade_note: str | None = None
+    rule_grader: RuleGrader | None = None
 
     def write(self) -> SlideResult:
         """Write the files and return the result.
@@ -96,6 +99,10 @@ class SlideFiles:
         write_view(overview, folder, self.label.read_tumor(view, (0, 0), view.size) if self.label else None)
         return view
 
+    def _grade_by_rule(self, found: Quantification, resolution: Resolution) -> RuleGrade | None:
+        grader = self.rule_grader
+        return None if grader is None else grader.grade_areas(found.classes, resolution.pixel_area_um2)
+
     def _make_result(self, found: Quantification, resolution: Resolution, view: Resolution) -> SlideResult:
         slide = self.slide
         return SlideResult(
@@ -115,6 +122,7 @@ class SlideFiles:
             in_sample=self.in_sample,
             grade=self.grade.record if self.grade else None,
             grade_note=self.grade_note,
+            rule_grade=self._grade_by_rule(found, resolution),
             against_label=self.against_label and self.against_label.add_difference(found.tumor_mm2),
             provenance=self.provenance,
         )

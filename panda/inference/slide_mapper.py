@@ -20,6 +20,7 @@ from panda.inference.grader import GradingPredictor
 from panda.inference.legends import ColourMap
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
+from panda.inference.rule_grade import RuleGrader
 from panda.inference.slide_files import SlideFiles
 from panda.inference.slide_result import LABEL_METRICS, InSample, LabelMetrics, Provenance, SlideResult
 from panda.wsi.label_mask import LabelMask
@@ -69,6 +70,7 @@ class SlideMapper:
         grader: Grades the slides too; None grades none.
         slide_options: How slides are opened.
         colour_map: Colours of the pictures.
+        rule_grader: Grades the slides by the areas of their patterns; None with one class of cancer.
     """
 
     predictor: SegmentationPredictor
@@ -77,6 +79,7 @@ class SlideMapper:
     grader: GradingPredictor | None = None
     slide_options: SlideOptions = SlideOptions()
     colour_map: ColourMap = "jet"
+    rule_grader: RuleGrader | None = None
 
     @functools.cached_property
     def provenance(self) -> Provenance:
@@ -96,6 +99,8 @@ class SlideMapper:
             "tissue_rules": RULES,
             **asdict(self.slide_options),
         }
+        if (rule := self.rule_grader) is not None:
+            values["segmentation"] |= {"gleason_rule": rule.rule.model_dump(mode="json"), "band": list(rule.band)}
         networks = {"segmentation": self.predictor, "grader": self.grader}
         models = {key: network.metadata for key, network in networks.items() if network}
         if normalize := {key: model.normalize for key, model in models.items() if model.normalize}:
@@ -162,6 +167,7 @@ class SlideMapper:
                 label=label,
                 against_label=_compute_label_metrics(score, self.threshold) if score else None,
                 grade=grade,
+                rule_grader=self.rule_grader,
                 grade_note=ungraded.message if ungraded else None,
             )
             return MappedSlide(canvas, files, score, ungraded, lock.pop_all().close)

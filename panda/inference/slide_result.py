@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from panda.data.slide_entry import FileIdentity
 from panda.files import fingerprint, write_json
-from panda.inference.grade import GradeRecord
+from panda.inference.grade import GradeRecord, RuleGrade
 from panda.inference.modes import TTA, Precision
 from panda.inference.quantify import Measurements, QuantifySettings
 from panda.stored import Digest, PathText, Plain, Share, read_model
@@ -170,6 +170,7 @@ class SlideResult(SlideFacts, Measurements, frozen=True, validate_by_name=True, 
         downsample: Level-0 px per px of the probability map.
         in_sample: Role of the slide when the networks were trained, None if it is new to them.
         grade_note: Why a slide has no grade although a grader was given.
+        rule_grade: The grade by the areas of its patterns, None with one class of cancer.
         against_label: Metrics against the label mask, None if the slide has none.
         provenance: What made the result; `made_with` in the file.
     """
@@ -181,6 +182,7 @@ class SlideResult(SlideFacts, Measurements, frozen=True, validate_by_name=True, 
     downsample: Annotated[float, Field(gt=0)]
     in_sample: InSample | None
     grade_note: str | None
+    rule_grade: RuleGrade | None = Field(default=None, exclude_if=lambda grade: grade is None)
     against_label: LabelMetrics | None
     provenance: Provenance = Field(validation_alias="made_with", serialization_alias="made_with")
 
@@ -205,11 +207,19 @@ class SlideResult(SlideFacts, Measurements, frozen=True, validate_by_name=True, 
         row: TableRow = {key: getattr(self, key) for key in _COLUMNS}
         if self.against_label is not None:
             row |= dict(self.against_label)
+        row |= self.list_rule_columns()
         row["mpp_x"], row["mpp_y"] = self.mpp or (None, None)
         if (grader := self.provenance.grader) is not None:
             row[f"{grader['target']}_predicted"] = None if self.grade is None else self.grade.predicted
             row |= {f"p{i}": p for i, p in enumerate(self.grade.probabilities if self.grade else ())}
         return row
+
+    def list_rule_columns(self) -> TableRow:
+        """Return the columns of the grade by the rule; none with one class of cancer."""
+        if (found := self.rule_grade) is None:
+            return {}
+        low, high = found.isup_interval or (None, None)
+        return {"rule_score": found.score, "rule_isup": found.isup, "rule_isup_low": low, "rule_isup_high": high}
 
 
 _REMEDY = "it was edited or written by another version: map the slide again"

@@ -1,13 +1,9 @@
-"""What all networks share: input normalization, weights from files and downloads, accepted image sizes."""
+"""What all networks share: input normalization and accepted image sizes."""
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -57,72 +53,6 @@ class Normalize(nn.Module):
         if not image.is_floating_point():
             raise TypeError(f"pixels are {image.dtype}: give floating point in [0, 1]")
         return (image - self.mean) / self.std
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a state dict, or one under the key `state_dict`, onto the CPU without running code from the file."""
-    key = f"encoder_weights={path}"
-    if not path.is_file():
-        raise OptionError(f"{key}: no such file; give null, a known name, or the path of a state dict")
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path, device="cpu")
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
-        raise OptionError(
-            f"{key}: cannot be read as weights ({type(error).__name__}: {str(error)[:200]}); give a file "
-            "written by torch.save(module.state_dict(), path), or .safetensors"
-        ) from error
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise OptionError(f"{key}: holds {type(state).__name__}, not a dict of named tensors; give a state dict")
-    return dict(state)
-
-
-def load_weights(module: nn.Module, path: Path, ignored: Collection[str] = ()) -> None:
-    """Load a file of weights into a module. Every weight of the module must be in the file.
-
-    Args:
-        module: Takes the weights.
-        path: A state dict, `.safetensors` or written by `torch.save`.
-        ignored: Submodules, such as a classifier, that the file may have and the module has not.
-
-    Raises:
-        OptionError: If the file cannot be read, or keys or shapes differ; the first of each are named.
-    """
-    prefixes = tuple(f"{name}." for name in ignored)
-    own = module.state_dict()
-    state = {name: value for name, value in _read_weights(path).items() if name in own or not name.startswith(prefixes)}
-    try:
-        module.load_state_dict(dict(state))  # a copy, because some encoders of smp remove keys from it
-    except RuntimeError as error:
-        groups = {
-            "missing in the file": [name for name in own if name not in state],
-            "not in the network": [name for name in state if name not in own],
-            "of another shape": [
-                f"{name} {tuple(state[name].shape)} for {tuple(value.shape)}"
-                for name, value in own.items()
-                if name in state and state[name].shape != value.shape
-            ],
-        }
-        report = "; ".join(
-            f"{len(names)} {what}: {', '.join(names[:3])}{', …' * (len(names) > 3)}"
-            for what, names in groups.items()
-            if names
-        )
-        raise OptionError(
-            f"encoder_weights={path}: does not fit {type(module).__name__} ({report}); give the weights of "
-            "the same encoder"
-        ) from error
-
-
-def explain_failed_download(weights: str, encoder: str, error: Exception) -> str:
-    """Return the message for pretrained weights that could not be downloaded."""
-    return (
-        f"encoder_weights={weights}: the weights of {encoder} could not be downloaded "
-        f"({type(error).__name__}: {str(error)[:200]}); without a network connection give "
-        "model.encoder_weights=null or the path of a local state dict"
-    )
 
 
 def find_size_fault(module: nn.Module, size: int, *, confirm: bool = True) -> str | None:

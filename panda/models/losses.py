@@ -1,9 +1,12 @@
-"""Losses over logits of one class, cancer. They are computed in float32, also under autocast.
+"""Losses over logits of cancer, or of several classes. They are computed in float32, also under autocast.
 
-Every loss, function or module, is called as `loss(logits, target)`:
+Every module is called as `loss(logits, target)`:
 
-- logits: (N, 1, h, w), any floating dtype;
-- target: (N, 1, h, w), 1 for cancer, 0 for other pixels, below 0 (-1) for pixels to ignore.
+- logits: (N, 1, h, w), or (N, channels, h, w) of several classes, any floating dtype;
+- target: (N, 1, h, w), 1 for cancer, 0 for other pixels, below 0 (-1) for pixels to ignore. With several classes it has
+  their numbers, see `panda.models.partial_labels`.
+
+`binary_cross_entropy`, `focal_loss` and `measure_cross_entropy` take both, the other functions one channel only.
 
 The result is a scalar float32, 0 for a batch whose pixels are all ignored. On a batch without cancer every loss still
 pushes probabilities down (`lovasz` through its cross-entropy). Shapes that differ raise a `ValueError`, and a module
@@ -13,6 +16,7 @@ refuses a number out of range with an `OptionError`. `smooth` is a share of the 
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import cv2
 import numpy as np
@@ -23,13 +27,28 @@ from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
 from panda.errors import OptionError
+from panda.models.partial_labels import average_regions, compute_label_probability, merge_target
 
 
 def binary_cross_entropy(logits: Tensor, target: Tensor, positive_weight: float = 1.0) -> Tensor:
-    """Compute the mean cross-entropy over the pixels; a cancer pixel has the weight `positive_weight`, others 1."""
+    """Compute the mean cross-entropy over the pixels; a cancer pixel has the weight `positive_weight`, others 1.
+
+    With several classes it is the cross-entropy of the softmax.
+    """
+    if logits.shape[1] > 1:
+        entropy = measure_cross_entropy(logits, target)
+        _, cancer, counts = _prepare(entropy, merge_target(target))
+        return _average(entropy * torch.where(cancer > 0, positive_weight, 1), counts)
     logits, target, counts = _prepare(logits, target)
     weight = torch.full((), positive_weight, device=logits.device)  # a copy from the CPU would wait for the GPU
     return _average(F.binary_cross_entropy_with_logits(logits, target, pos_weight=weight, reduction="none"), counts)
+
+
+def measure_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Compute the cross-entropy of each pixel, (N, 1, h, w); ignored pixels have any value."""
+    if logits.shape[1] > 1:
+        return -compute_label_probability(logits, target)
+    return F.binary_cross_entropy_with_logits(logits.float(), target.float().clamp_min(0), reduction="none")
 
 
 def focal_loss(logits: Tensor, target: Tensor, alpha: float = 0.5, gamma: float = 2.0) -> Tensor:
@@ -38,8 +57,14 @@ def focal_loss(logits: Tensor, target: Tensor, alpha: float = 0.5, gamma: float 
         -alpha_t (1 - p_t)^gamma log p_t, the mean over the pixels
 
     `alpha` is the weight of cancer pixels; others have 1 - alpha. Lin et al. use 0.25 for a rare class. `gamma` is the
-    focus on wrong pixels; 0 gives cross-entropy times alpha_t.
+    focus on wrong pixels; 0 gives cross-entropy times alpha_t. With several classes p_t is the probability that the
+    softmax gives to the label, and alpha is the weight of each class of cancer.
     """
+    if logits.shape[1] > 1:
+        entropy = measure_cross_entropy(logits, target)
+        _, cancer, counts = _prepare(entropy, merge_target(target))
+        focus = -torch.expm1(-entropy)
+        return _average(torch.where(cancer > 0, alpha, 1 - alpha) * focus**gamma * entropy, counts)
     logits, target, counts = _prepare(logits, target)
     return _average(sigmoid_focal_loss(logits, target, alpha=alpha, gamma=gamma, reduction="none"), counts)
 
@@ -166,7 +191,7 @@ class FocalLoss(_Loss):
 
 
 class DiceLoss(_Loss):
-    """Soft Dice over the batch; see `soft_tversky_index` for batches without cancer."""
+    """Soft Dice over the batch; see `soft_tversky_index` for batches without cancer, `average_regions` for classes."""
 
     def __init__(self, smooth: float = 0.01) -> None:
         super().__init__()
@@ -174,7 +199,7 @@ class DiceLoss(_Loss):
         self.smooth = float(smooth)
 
     def _compute(self, logits: Tensor, target: Tensor) -> Tensor:
-        return soft_dice_loss(logits, target, self.smooth)
+        return average_regions(partial(soft_dice_loss, smooth=self.smooth), logits, target)
 
 
 class TverskyLoss(_Loss):
@@ -201,6 +226,9 @@ class TverskyLoss(_Loss):
         self.gamma, self.smooth = float(gamma), float(smooth)
 
     def _compute(self, logits: Tensor, target: Tensor) -> Tensor:
+        return average_regions(self._compute_region, logits, target)
+
+    def _compute_region(self, logits: Tensor, target: Tensor) -> Tensor:
         error = 1 - soft_tversky_index(logits, target, self.false_positive, self.false_negative, self.smooth)
         return error if self.gamma == 1 else error.clamp_min(1e-4) ** self.gamma
 
@@ -236,7 +264,7 @@ class LovaszLoss(_Loss):
 
     def _compute(self, logits: Tensor, target: Tensor) -> Tensor:
         bce = binary_cross_entropy(logits, target)
-        return self.lovasz_weight * lovasz_hinge(logits, target) + self.bce_weight * bce
+        return self.lovasz_weight * average_regions(lovasz_hinge, logits, target) + self.bce_weight * bce
 
 
 class BCEBoundaryLoss(_Loss):
@@ -250,7 +278,7 @@ class BCEBoundaryLoss(_Loss):
 
     def _compute(self, logits: Tensor, target: Tensor) -> Tensor:
         bce: Tensor = self.bce(logits, target)
-        return bce + self.boundary_weight * boundary_loss(logits, target)
+        return bce + self.boundary_weight * average_regions(boundary_loss, logits, target)
 
 
 def _prepare(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -21,15 +21,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from panda.errors import OptionError, suggest
-from panda.models.encoders import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Normalize,
-    check_size,
-    explain_failed_download,
-    load_weights,
-)
+from panda.models.encoders import IMAGENET_MEAN, IMAGENET_STD, Normalize, check_size
 from panda.models.pooling import HEADS, POOLINGS, Head, Pooling
+from panda.models.weights import explain_failed_download, load_weights, offline_if_unreachable
 
 
 class MILNet(nn.Module):
@@ -224,7 +218,8 @@ def _build_encoder(name: str, weights: str | None) -> nn.Module:
         load_weights(encoder, Path(weights), [classifier] if isinstance(classifier, str) else classifier)
         return encoder
     try:
-        pretrained: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
+        with offline_if_unreachable():
+            pretrained: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # hub, transport and timm have their own classes
         raise OptionError(explain_failed_download(weights, name, error)) from error
     return pretrained

@@ -9,24 +9,26 @@ from typing import Any
 
 import segmentation_models_pytorch as smp
 import timm
+import torch
 from segmentation_models_pytorch.encoders import encoders as smp_encoders
 from torch import Tensor, nn
 
 from panda.errors import OptionError, suggest
-from panda.models.encoders import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Normalize,
-    check_size,
-    explain_failed_download,
-    load_weights,
-)
+from panda.models.encoders import IMAGENET_MEAN, IMAGENET_STD, Normalize, check_size
+from panda.models.weights import explain_failed_download, load_weights, offline_if_unreachable
 
 ARCHITECTURES: Mapping[str, type[nn.Module]] = dict(smp.MODEL_ARCHITECTURES_MAPPING)
 """Lower-case name to class, for all networks of segmentation-models-pytorch."""
 
 _NORMALIZE_POOLED_IMAGE = frozenset({"DeepLabV3", "DeepLabV3Plus", "PSPNet"})
 """Architectures whose batch normalization needs two images, because it follows a pooling of the whole image."""
+
+_TIMM_NAMES = {
+    "xception": "legacy_xception",
+    "inceptionv4": "inception_v4",
+    "inceptionresnetv2": "inception_resnet_v2",
+}
+"""timm's names of encoders of smp that it calls otherwise. Both have the same published weights."""
 
 # Segmenter sets these options: other values would break its contract of logits.
 _FIXED = frozenset(
@@ -44,8 +46,9 @@ class Segmenter(nn.Module):
         encoder_name: One of its encoders, or `tu-` and the name of a timm model.
         encoder_weights: None for random weights; "imagenet" or another set of the encoder, which is downloaded; or
             the path of a local state dict of the encoder.
-        mean: Mean of R, G and B, for pixels in [0, 1].
-        std: Standard deviation of R, G and B.
+        mean: Mean of R, G and B, for pixels in [0, 1]. None is the mean that the encoder was trained with, or that of
+            ImageNet for random weights.
+        std: Standard deviation of R, G and B; None as for `mean`.
         channels: Channels of the logits, see `panda.models.probabilities`.
         **options: Further arguments of the architecture's class, such as `decoder_channels`.
 
@@ -61,8 +64,8 @@ class Segmenter(nn.Module):
         architecture: str = "Unet",
         encoder_name: str = "resnet34",
         encoder_weights: str | None = None,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         *,
         channels: int = 1,
         **options: Any,
@@ -73,6 +76,9 @@ class Segmenter(nn.Module):
         if faults:
             raise OptionError(faults)
         kind = ARCHITECTURES[architecture.lower()]
+        own_mean, own_std = find_normalization(encoder_name, encoder_weights)
+        mean = own_mean if mean is None else mean
+        std = own_std if std is None else std
         self.options: dict[str, Any] = {
             "architecture": kind.__name__,
             "encoder_name": encoder_name,
@@ -96,11 +102,12 @@ class Segmenter(nn.Module):
                     f"encoder_weights={weights}: neither a file nor a set of weights of {name}"
                     f"{suggest(weights, known)}; null starts from random weights"
                 )
-            load_weights(self.encoder, Path(weights), ignored=("fc", "classifier", "head"))
+            load_weights(self.encoder, Path(weights), ignored=_list_unneeded(name))
             return
         try:
             # The network itself was built before, so a failure here is one of the download.
-            source = kind(encoder_name=name, encoder_weights=True if name.startswith("tu-") else weights, **options)
+            with offline_if_unreachable():
+                source = kind(encoder_name=name, encoder_weights=True if name.startswith("tu-") else weights, **options)
         except Exception as error:  # hub, transport and timm have their own classes
             raise OptionError(explain_failed_download(weights, name, error)) from error
         self.encoder.load_state_dict(source.encoder.state_dict())  # type: ignore[union-attr]
@@ -158,6 +165,35 @@ class Segmenter(nn.Module):
 def list_weights(encoder_name: str) -> list[str]:
     """Return the names of an encoder's pretrained weights; for `tu-` encoders `imagenet` means timm's default ones."""
     return list(smp_encoders[encoder_name]["pretrained_settings"]) if encoder_name in smp_encoders else ["imagenet"]
+
+
+def find_normalization(encoder_name: str, weights: str | None) -> tuple[Sequence[float], Sequence[float]]:
+    """Return mean and standard deviation of RGB in [0, 1] that an encoder was trained with; ImageNet's if unknown.
+
+    Args:
+        encoder_name: One of smp's encoders, or `tu-` and the name of a timm model.
+        weights: A set of weights or a file, which is taken as one of the usual set; None for random weights.
+    """
+    if weights == "advprop":  # of EfficientNet
+        return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    name = _TIMM_NAMES.get(encoder_name, encoder_name.removeprefix("tu-").removeprefix("timm-"))
+    if weights is None or not timm.is_model(name):
+        return IMAGENET_MEAN, IMAGENET_STD
+    config: Any = timm.get_pretrained_cfg(name)
+    return config.mean, config.std
+
+
+def _list_unneeded(encoder_name: str) -> list[str]:
+    """Return the names of weights, or of submodules, that a file of an encoder has and the encoder has not."""
+    if not encoder_name.startswith("tu-"):
+        return ["fc", "classifier", "head", "classif", "pre_logits"]
+    name = encoder_name.removeprefix("tu-")
+    try:
+        with torch.device("meta"):
+            whole = timm.create_model(name)
+    except Exception:  # some compute numbers from their tensors
+        whole = timm.create_model(name)
+    return list(whole.state_dict())
 
 
 def _build(kind: type[nn.Module], encoder_name: str, channels: int, options: Mapping[str, Any]) -> nn.Module:

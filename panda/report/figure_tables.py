@@ -12,9 +12,9 @@ from panda.tasks.figures import Figures
 
 _PART_COLUMNS = (
     "slides", "slides_with_cancer", "dice_mean_slide", "dice", "iou", "precision", "recall", "pr_auc",
-    "fp_mm2_benign_slides", "cancer_outside_tissue_percent",
+    "fp_mm2_benign_slides", "cancer_outside_tissue_percent", "labelled_mm2", "predicted_mm2",
 )  # fmt: skip
-"""Columns of the tables of providers and grades."""
+"""Columns of the tables of providers, grades and classes."""
 _WHY_OF_PART = {
     "dice_mean_slide": "no slide with labelled cancer",
     "dice": "no labelled cancer",
@@ -24,6 +24,9 @@ _WHY_OF_PART = {
     "pr_auc": "no labelled cancer",
     "fp_mm2_benign_slides": "no benign slide, or one of unknown µm/px",
     "cancer_outside_tissue_percent": "no labelled cancer",
+    **dict.fromkeys(("labelled_mm2", "predicted_mm2"), "µm/px of a slide is unknown"),
+    "qwk": "all given and found grades are the same one",
+    "within_band": "no graded slide",
 }
 _ONLY_AS_SHARE = ("cancer_outside_tissue_px", "cancer_outside_tissue_mm2")
 """Figures of a split that its tables give only in per cent."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from panda.errors import ManifestError, PandaError
 from panda.report.compare import check_comparable, read_tested
-from panda.report.paired import FIGURES, read_slide_rows, read_value
+from panda.report.paired import list_figures, read_slide_rows, read_value
 from panda.tasks.bootstrap import bootstrap_interval
 
 
@@ -32,10 +32,10 @@ class Figure:
 
 
 def compute_figures(rows: Sequence[Mapping[str, str]], task: str) -> list[Figure]:
-    """Compute each of `panda.report.paired.FIGURES` that a slide has over the rows of `test_slides.csv`."""
+    """Compute each of `panda.report.paired.list_figures` that a slide has over the rows of `test_slides.csv`."""
     names = np.array([row.get("group") or row["slide_id"] for row in rows])
     found = []
-    for name, (columns, statistic) in FIGURES[task].items():
+    for name, (columns, statistic) in list_figures(rows, task).items():
         values = np.array([[read_value(row, column) for column in columns] for row in rows]).reshape(-1, len(columns))
         has_it = np.isfinite(values).all(axis=1)
         if not has_it.any():

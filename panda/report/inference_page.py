@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from panda.report.agreement import draw_agreement
+from panda.report.grade_notes import add_rule_band, describe_disagreements, lay_out_both_grades
 from panda.report.inference_summary import INFERENCE_FILE, InferenceSummary
 from panda.report.page import require_folder, write_page
 from panda.report.run_folder import parse_number, try_read
@@ -16,8 +17,9 @@ from panda.report.table import format_value
 from panda.tables import read_output_table
 
 _COLUMNS = (
-    "slide_id", "isup_predicted", "cancer_predicted", "tumor_percent_of_tissue", "tumor_mm2", "dice", "true_tumor_mm2",
-    "tumor_difference_mm2", "tissue_mm2", "tissue_how", "unscored_tissue_px", "num_regions", "threshold", "in_sample",
+    "slide_id", "isup_predicted", "cancer_predicted", "rule_score", "rule_isup", "rule_band", "tumor_percent_of_tissue",
+    "tumor_mm2", "dice", "true_tumor_mm2", "tumor_difference_mm2", "tissue_mm2", "tissue_how", "unscored_tissue_px",
+    "num_regions", "threshold", "in_sample",
 )  # fmt: skip
 _SEEN = {
     "training": "The network was trained on {} of these slides, so their results say little about new slides.",
@@ -28,6 +30,7 @@ _WHY = {
     "dice": "the slide has no label mask, or no cancer in it",
     **dict.fromkeys(("true_tumor_mm2", "tumor_difference_mm2"), "no label mask that fits the grade, or no µm/px"),
     **dict.fromkeys(("isup_predicted", "cancer_predicted"), "the slide was not graded"),
+    **dict.fromkeys(("rule_score", "rule_isup", "rule_band"), "the areas of its patterns give no Gleason score"),
     "in_sample": "the slide is new to the network",
 }
 
@@ -71,7 +74,7 @@ def write_inference_page(output: Path) -> Path:
     output = Path(output).absolute()
     require_folder(output)
     summary, fault = try_read(InferenceSummary.read, output, INFERENCE_FILE)
-    rows = read_output_table(output / "quantification.csv")
+    rows = [add_rule_band(row) for row in read_output_table(output / "quantification.csv")]
     rows.sort(key=lambda r: -(parse_number(r.get("tumor_percent_of_tissue")) or 0.0))
     failures = make_failure_table(output / "failures.csv")
     counts = {word: sum(r.get("in_sample") == word for r in rows) for word in _SEEN}
@@ -91,10 +94,11 @@ def write_inference_page(output: Path) -> Path:
         checkpoint=summary.checkpoint if summary else "",
         date=summary.date.replace("T", " ") if summary else "",
         seen=[text.format(counts[word]) for word, text in _SEEN.items() if counts[word]],
-        notes=summary.notes if summary else [fault],
+        notes=[*(summary.notes if summary else [fault]), *filter(None, [describe_disagreements(rows)])],
         facts=[(name, text) for name, text in facts if text],
         cards=_make_cards(rows, {r[0].text for r in failures.rows}),
         slides=make_slide_table(rows, keys, output, _WHY),
         agreement=draw_agreement(rows),
+        both_grades=lay_out_both_grades(rows),
         failures=failures,
     )

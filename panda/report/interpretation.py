@@ -74,6 +74,10 @@ def make_cards(summary: RunSummary) -> list[Card]:
         elif big and not ends:
             under = scores.explain_no_interval(key) or "no interval was recorded"
         cards.append(Card(name_figure(key), text, UNITS.get(kind, "").strip(), under, big))
+    if "rule_qwk" in numbers:
+        span = format_interval(scores.find_interval("rule_qwk"))
+        under = f"95 % interval {span}" if span else "against the given ISUP grades"
+        cards.append(Card(name_figure("rule_qwk"), format_value(numbers["rule_qwk"], "headline"), under=under))
     if _has_much_outside(numbers):
         key = "cancer_outside_tissue_percent"
         cards.insert(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.stats import wilcoxon
 
 from panda.errors import ManifestError
+from panda.inference.evaluate import CLASS_PIXELS
 from panda.report.run_folder import parse_number
 from panda.tables import read_output_table
 from panda.tasks.bootstrap import average_known, bootstrap_interval
@@ -66,6 +67,12 @@ def _pool_dice(counts: NDArray[np.float64]) -> float:
     return float(2 * tp / (2 * tp + fp + fn)) if tp + fp + fn else float("nan")
 
 
+def _pool_class_dice(counts: NDArray[np.float64]) -> float:
+    """Compute the Dice of a class; NaN if no label names it."""
+    tp, _, fn = counts.sum(axis=0)
+    return _pool_dice(counts) if tp + fn else float("nan")
+
+
 _AREAS = {"fp_mm2", "cancer_outside_tissue_px"}
 Statistic = Callable[[NDArray[Any]], float]
 
@@ -74,6 +81,8 @@ FIGURES: Mapping[str, Mapping[str, tuple[tuple[str, ...], Statistic]]] = {
         "dice_mean_slide": (("dice",), average_known),
         "dice": (("tp_px", "fp_px", "fn_px"), _pool_dice),
         "fp_mm2_benign_slides": (("benign_fp_mm2",), average_known),
+        "rule_qwk": (("isup_grade", "rule_isup"), lambda pairs: compare_grades(pairs)[0]),
+        "rule_accuracy": (("isup_grade", "rule_isup"), lambda pairs: compare_grades(pairs)[1]),
     },
     "grading": {
         "qwk": (("label", "predicted"), lambda pairs: compare_grades(pairs)[0]),
@@ -83,13 +92,22 @@ FIGURES: Mapping[str, Mapping[str, tuple[tuple[str, ...], Statistic]]] = {
 """Figures of each task: the columns of the table of slides, and the statistic over their rows."""
 
 
+def list_figures(rows: Sequence[Row], task: str) -> Mapping[str, tuple[tuple[str, ...], Statistic]]:
+    """Return the figures of a task, and the Dice of each class whose pixels a table of slides has."""
+    first = CLASS_PIXELS[0]
+    names = [column.removeprefix(first) for column in (rows[0] if rows else ()) if column.startswith(first)]
+    by_class = {f"dice_{name}": (tuple(f"{kind}{name}" for kind in CLASS_PIXELS), _pool_class_dice) for name in names}
+    return {**FIGURES[task], **by_class}
+
+
 def compute_differences(rows: Sequence[Pair], groups: Sequence[str], task: str) -> list[Difference]:
     """Compare two runs by each figure that a slide has, over all slides and by provider.
 
     `rows` are the rows of each slide in both tables, `groups` the group of each slide.
     """
     providers = sorted({a.get("provider", "") for a, _ in rows} - {""})
-    each = [(figure, provider) for provider in ("all", *providers) for figure in FIGURES[task]]
+    figures = list_figures([a for a, _ in rows], task)
+    each = [(figure, provider) for provider in ("all", *providers) for figure in figures]
     found = (compute_difference(rows, groups, task, *one) for one in each)
     return [difference for difference in found if difference is not None]
 
@@ -99,11 +117,12 @@ def compute_difference(
 ) -> Difference | None:
     """Compare two runs by one figure, over all slides or those of a provider.
 
-    The result is None if no slide has the figure in both runs, or it is not in `FIGURES`.
+    The result is None if no slide has the figure in both runs, or it is not in `list_figures`.
     """
-    if figure not in FIGURES[task]:
+    figures = list_figures([a for a, _ in rows], task)
+    if figure not in figures:
         return None
-    columns, statistic = FIGURES[task][figure]
+    columns, statistic = figures[figure]
     chosen = np.array([provider in ("all", a.get("provider", "")) for a, _ in rows])
     sides = [np.array([[read_value(row[side], column) for column in columns] for row in rows]) for side in (0, 1)]
     both = chosen & np.isfinite(sides[0]).all(axis=1) & np.isfinite(sides[1]).all(axis=1)
@@ -129,7 +148,7 @@ def read_slide_rows(path: Path, task: str) -> list[dict[str, str]]:
         ManifestError: If a row has no slide id or that of another row, or a figure is not empty and no number from 0.
     """
     rows, known = read_output_table(path), set[str]()
-    columns = {name for names, _ in FIGURES[task].values() for name in names} | _AREAS
+    columns = {name for names, _ in list_figures(rows, task).values() for name in names} | _AREAS
     for number, row in enumerate(rows, start=2):
         slide_id = row.get("slide_id")
         faults = [f"{name} is {row[name]!r}" for name in sorted(columns & row.keys()) if not _is_figure(row[name])]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,10 @@ from panda.data.summary import DataSummary, PatchDataSummary
 from panda.report.agreement import draw_agreement
 from panda.report.axes import TRAIN, VALIDATION
 from panda.report.charts import Line, draw_lines
+from panda.report.class_section import lay_out_classes
+from panda.report.confusion import ConfusionTable, lay_out_confusion
 from panda.report.figure_tables import make_part_table, make_splits_table, name_grade
+from panda.report.grade_notes import add_rule_band
 from panda.report.interpretation import choose_split, explain_figures, make_cards
 from panda.report.page import require_folder, write_page
 from panda.report.run_folder import Picture, make_link, make_natural_key, parse_number, read_picture, read_text
@@ -26,8 +28,9 @@ from panda.wsi.gleason import list_class_names
 _MOST_PANELS = 12
 _SLIDE_COLUMNS = {
     "segmentation": (
-        "slide_id", "provider", "isup_grade", "dice", "iou", "precision", "recall", "tumor_percent_of_tissue",
-        "tumor_mm2", "true_tumor_mm2", "tissue_mm2", "num_regions", "fp_mm2", "cancer_outside_tissue_mm2",
+        "slide_id", "provider", "isup_grade", "rule_score", "rule_isup", "rule_band", "dice", "iou", "precision",
+        "recall", "tumor_percent_of_tissue", "tumor_mm2", "true_tumor_mm2", "tissue_mm2", "num_regions", "fp_mm2",
+        "cancer_outside_tissue_mm2",
     ),
     "grading": ("slide_id", "provider", "isup_grade", "label", "predicted", "p0", "p1", "p2", "p3", "p4", "p5"),
 }  # fmt: skip
@@ -41,6 +44,7 @@ _WHY = {
         ("true_tumor_mm2", "fp_mm2"), "µm/px of the slide is unknown, or it has a grade and no cancer is labelled"
     ),
     "isup_grade": "the slide has no grade",
+    **dict.fromkeys(("rule_score", "rule_isup", "rule_band"), "the areas of its patterns give no Gleason score"),
 }
 
 
@@ -94,21 +98,13 @@ def read_threshold_line(path: Path, name: str, colour: str) -> Line:
     return Line(name, [x for x, _ in points], [y for _, y in points], colour)
 
 
-@dataclass(frozen=True)
-class Confusion:
-    """A confusion matrix: for each true class the count, and the share of the row, of each predicted class."""
-
-    names: list[str]
-    rows: list[list[tuple[int, float]]]
-
-
-def _make_confusion(summary: RunSummary) -> Confusion | None:
+def _make_confusion(summary: RunSummary) -> ConfusionTable | None:
     """Lay out the confusion matrix of a grading run; None for another run."""
     if not isinstance(summary, GradingSummary):
         return None
     counts = (summary.test or summary.val).confusion
-    rows = [[(v, v / sum(row) if sum(row) else 0.0) for v in row] for row in counts]
-    return Confusion(list_class_names(summary.target, len(counts)), rows)
+    names = list_class_names(summary.target, len(counts))
+    return lay_out_confusion(counts, names, names, "given ↓   predicted →")
 
 
 def _count_classes_off(row: dict[str, str]) -> float:
@@ -119,7 +115,7 @@ def _count_classes_off(row: dict[str, str]) -> float:
 
 def _tabulate_slides(run_dir: Path, task: str) -> tuple[Table, str]:
     """Lay out the run's slides, the worst first, and describe the order."""
-    rows = read_output_table(find_slide_table(run_dir))
+    rows = [add_rule_band(row) for row in read_output_table(find_slide_table(run_dir))]
     if task == "grading":
         rows.sort(key=_count_classes_off, reverse=True)
         order = "Slides whose prediction is furthest from the given class come first."
@@ -226,6 +222,7 @@ def _lay_out_summary(summary: RunSummary) -> dict[str, Any]:
         "cards": make_cards(summary),
         "meaning": explain_figures(summary),
         "confusion": _make_confusion(summary),
+        "classes": lay_out_classes(summary),
         "splits": make_splits_table(summary),
         "providers": make_part_table(scores.find_parts("by_provider"), "Provider", str),
         "grades": make_part_table(scores.find_parts("by_grade"), "Grade", name_grade),

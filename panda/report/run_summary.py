@@ -15,6 +15,7 @@ from panda.report.run_folder import read_json
 from panda.stored import Plain, Share, Timestamp, list_faults
 from panda.tasks.calibration import Calibration
 from panda.tasks.figures import Figures
+from panda.tasks.gleason_search import GleasonRuleChoice
 from panda.tasks.threshold import ThresholdChoice
 
 SCHEMA = 3
@@ -83,6 +84,11 @@ class SegmentationSummary(CommonSummary, frozen=True):
     data: PatchDataSummary = Field(description="Slides and patches.")
     threshold: Share = Field(description="Common threshold of all providers.")
     threshold_choice: ThresholdChoice = Field(description="Where the threshold comes from.")
+    gleason_rule: GleasonRuleChoice | None = Field(
+        default=None,
+        description="The rule from areas of patterns to a Gleason score. Absent with one class of cancer.",
+        exclude_if=lambda rule: rule is None,
+    )
     calibration: Calibration | None = Field(
         description="How far probabilities can be trusted. Null for `data=one_slide`."
     )

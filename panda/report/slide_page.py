@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from panda.inference.grade import GradeRecord
+from panda.inference.grade import GradeRecord, RuleGrade
 from panda.inference.slide_result import RESULT_FILE, SlideFacts, SlideResult, read_slide_facts
+from panda.report.grade_notes import describe_band, describe_disagreement
 from panda.report.page import require_folder, write_page
 from panda.report.run_folder import Picture, Row, find_subfolder, make_link, read_picture, try_read
 from panda.report.table import Cell, Head, Table, find_format, format_value, make_cell, make_head
@@ -81,7 +82,10 @@ def _make_numbers_cell(numbers: Sequence[float]) -> Cell:
 
 
 def _make_cards(facts: SlideFacts, grade: str) -> list[Card]:
-    cards = [Card("Predicted grade", grade, big=True)] if grade else []
+    rule = facts.rule_grade if isinstance(facts, SlideResult) else None
+    cards = [Card("Predicted grade", grade, under="by the grading network" if rule else "", big=True)] if grade else []
+    if rule:
+        cards.append(_make_rule_card(rule))
     if not isinstance(facts, SlideResult):
         return cards
     why = "µm/px of the slide is unknown"
@@ -95,6 +99,20 @@ def _make_cards(facts: SlideFacts, grade: str) -> list[Card]:
         Card("Tumour regions", format_value(facts.num_regions, "count")),
         Card("Threshold", format_value(facts.threshold), under="a pixel is tumour from this probability"),
     ]
+
+
+def _make_rule_card(rule: RuleGrade) -> Card:
+    """Return the card of the grade by areas, with its interval or why there is none."""
+    if rule.score is None or rule.isup_interval is None:
+        return Card("Gleason by areas", "", under=rule.note, big=True)
+    low, high = rule.band
+    text = f"{rule.score} · ISUP {rule.isup}" if rule.isup else "no cancer"
+    return Card(
+        "Gleason by areas",
+        text,
+        under=f"ISUP {describe_band(*rule.isup_interval)} at thresholds {low:.2f} to {high:.2f}",
+        big=True,
+    )
 
 
 def _describe_nearby(result: SlideResult) -> str:
@@ -164,6 +182,8 @@ def _list_notes(facts: SlideFacts) -> list[str]:
     result = facts if isinstance(facts, SlideResult) else None
     if result and result.in_sample:
         notes.append(_SEEN[result.in_sample])
+    if result and (differ := describe_disagreement(result)):
+        notes.append(differ)
     if result and result.grade_note:
         notes.append(f"Not graded: {result.grade_note}")
     if facts.tissue_how == "whole":

@@ -50,9 +50,11 @@ def _pair_with_best(sweep_dir: Path, jobs: Sequence[Job]) -> dict[str, Differenc
 
 
 def _make_table(jobs: Sequence[Job], varied: Sequence[str], gaps: Mapping[str, Difference]) -> Table:
-    figures = list(dict.fromkeys(job.key for job in jobs if job.summary))
+    judged = list(dict.fromkeys(job.key for job in jobs if job.summary))
+    graded = any(job.find_figure(split, "rule_qwk") is not None for job in jobs for split in ("val", "test"))
+    figures = [*judged, *(["rule_qwk"] if graded else [])]
     failed, taken = any(job.error for job in jobs), any(job.summary and job.summary.trained_by for job in jobs)
-    best = {next(job.name for job in rank_jobs(jobs) if job.summary and job.key == key) for key in figures}
+    best = {next(job.name for job in rank_jobs(jobs) if job.summary and job.key == key) for key in judged}
     rows = []
     for job in rank_jobs(jobs):
         state = Cell(job.state, style="bad" if job.error else "")
@@ -64,7 +66,7 @@ def _make_table(jobs: Sequence[Job], varied: Sequence[str], gaps: Mapping[str, D
                 scores = job.find_scores(split)
                 figure = make_cell(job.find_figure(split, key), find_format(key), why)
                 row.append(replace(figure, under=format_interval(scores.find_interval(key) if scores else None)))
-                if split == "val" and gaps:
+                if split == "val" and gaps and key in judged:
                     row.append(_make_gap_cell(gaps.get(job.name), job.name in best, why if job.error else _UNPAIRED))
         threshold = job.summary.threshold if job.summary else None
         row.append(make_cell(threshold, "score", "the job failed" if job.error else "the task has no threshold"))

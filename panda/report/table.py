@@ -55,17 +55,32 @@ FIGURES: dict[str, tuple[str, str]] = {
     "isup_predicted": ("Predicted ISUP", "count"),
     "cancer_predicted": ("Predicted cancer", "count"),
     "in_sample": ("Seen in", "text"),
+    "rule_score": ("Gleason by areas", "text"),
+    "rule_isup": ("ISUP by areas", "count"),
+    "rule_band": ("ISUP in the threshold band", "text"),
+    "rule_qwk": ("κ of the grade by areas", "score"),
+    "rule_accuracy": ("Accuracy of the grade by areas", "score"),
+    "within_band": ("Given grade in the threshold band", "score"),
+    "without_score": ("Slides without Gleason score", "count"),
+    "labelled_mm2": ("Labelled", "mm2"),
+    "predicted_mm2": ("Predicted", "mm2"),
     **{f"p{k}": (f"P({k})", "headline") for k in range(6)},
     "provider": ("Provider", "text"),
     "slide_id": ("Slide", "id"),
 }
+CLASS_DICE = "dice_"
+"""Begins the key of the Dice of a class."""
 UNITS = {"mm2": " mm²", "percent": " %"}
 _UNSET = {"", "none", "null", "nan"}
 
 
 def name_figure(key: str) -> str:
-    """Name a figure: a known one by its name, another by its key with blanks."""
-    return FIGURES[key][0] if key in FIGURES else key.replace("_", " ").replace("mm2", "mm²")
+    """Name a figure: a known one by its name, the Dice of a class by the class, another by its key with blanks."""
+    if key in FIGURES:
+        return FIGURES[key][0]
+    if key.startswith(CLASS_DICE):
+        return f"Dice of {key.removeprefix(CLASS_DICE)}"
+    return key.replace("_", " ").replace("mm2", "mm²")
 
 
 def find_format(key: str) -> str:

@@ -35,6 +35,11 @@ def compute_percentile_interval(drawn: NDArray[np.float64]) -> tuple[float, floa
     return float(low), float(high)
 
 
+def drop_undefined(ends: tuple[float, float]) -> tuple[float, float] | None:
+    """Return an interval, or None if an end is NaN."""
+    return None if np.isnan(ends).any() else (float(ends[0]), float(ends[1]))
+
+
 def bootstrap_interval(
     values: ArrayLike,
     groups: Sequence[Any] | NDArray[Any],

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import Field
 
 from panda.stored import AmountEnds, KappaEnds, Plain, ShareEnds
+
+S = TypeVar("S")
 
 _INTERVAL = "Bootstrap 95 % interval of the figure above. Null without figure, or with one group of slides."
 Interval = Annotated[ShareEnds | None, Field(description=_INTERVAL)]
@@ -19,6 +21,12 @@ AmountInterval = Annotated[AmountEnds | None, Field(description=_INTERVAL)]
 def make_timestamp() -> str:
     """Return the present date and time, ISO 8601, UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def split_slides(slides: Sequence[S], name_part: Callable[[S], str]) -> dict[str, list[S]]:
+    """Return the slides of each part, by the names of the parts in order."""
+    names = sorted(set(map(name_part, slides)))
+    return {name: [slide for slide in slides if name_part(slide) == name] for name in names}
 
 
 class Figures(Plain, frozen=True):

@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from panda.stored import Digest, PatchSide, Plain, Share
 from panda.tasks.calibration import Temperature
+from panda.tasks.gleason_search import GleasonRuleChoice
 from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.classes import BINARY, ClassSet
 from panda.wsi.geometry import Resolution
@@ -161,6 +162,7 @@ class SegmentationMetadata(CheckpointMetadata, frozen=True):
         precision: Precision of the maps on which the threshold was chosen.
         tta: Test-time augmentation of these maps.
         calibration: Temperature of the probabilities, or None. Maps are not changed by it.
+        gleason_rule: The rule from areas to a Gleason score, None with one class of cancer.
     """
 
     TASK = "segmentation"
@@ -174,6 +176,7 @@ class SegmentationMetadata(CheckpointMetadata, frozen=True):
     tta: Literal["none", "flip", "d4"] = "none"
     calibration: Temperature | None = None
     classes: ClassSet = BINARY
+    gleason_rule: GleasonRuleChoice | None = None
 
     @model_validator(mode="after")
     def _check_channels(self) -> Self:

@@ -22,6 +22,8 @@ from panda.tasks.metrics import BINS, compute_curve, divide, pool_histograms
 
 DEFAULT_THRESHOLD = 0.5
 """Threshold if there is nothing to choose by."""
+_BAND = 0.1
+"""Half the width of the band around a threshold that has no interval."""
 
 Histograms = Mapping[str, ArrayLike | Tensor]
 Array = NDArray[np.float64]
@@ -179,6 +181,16 @@ class ThresholdChoice(Threshold, frozen=True):
     def value_for(self, provider: str | None) -> float:
         """Return the threshold for slides of a provider: its own if it has one, otherwise the common one."""
         return self.by_provider.get(provider or "", self).value
+
+    def find_band(self, provider: str | None) -> tuple[float, float]:
+        """Return the thresholds between which the choice for a provider could be, low and high, in steps of 0.001.
+
+        They are the ends of the interval, or 0.1 below and above the threshold if it has none.
+        """
+        own = self.by_provider.get(provider or "", self)
+        low, high = own.interval or (own.value - _BAND, own.value + _BAND)
+        low, high = max(min(low, own.value), 0.0), min(max(high, own.value), 1 - 1 / BINS)
+        return round(low * BINS) / BINS, round(high * BINS) / BINS
 
 
 def find_criterion(name: str) -> Criterion:

@@ -17,7 +17,7 @@ from pydantic_core import PydanticCustomError
 from panda.errors import ConfigError, MaskError, suggest
 from panda.files import CONF
 from panda.stored import Plain, list_faults
-from panda.wsi.label_maps import LabelMap, Pattern, read_yaml
+from panda.wsi.label_maps import UNKNOWN, LabelMap, Pattern, read_yaml
 
 FOLDER = CONF / "classes"
 """The class sets that are known by name, beside `binary`; the file name is the name."""
@@ -28,8 +28,6 @@ IGNORED = 255
 """The target of a px that counts nowhere: without a label, or past the slide's edge."""
 ANY_CANCER = 254
 """The target of a px that is cancer of an unknown class, because its label map gives its code no pattern."""
-UNKNOWN = 253
-"""Entry of a table of targets for a code that the label map does not have."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]{0,31}")
 _RESERVED = ("best",)
@@ -139,6 +137,14 @@ class ClassSet(Plain, frozen=True):
         if ignore_unlabelled:
             table[list(label_map.unlabelled)] = IGNORED
         return table
+
+    def describe_codes(self, label_map: LabelMap) -> dict[str, list[int]]:
+        """Return the meaning of the codes that decides targets, for fingerprints."""
+        codes = label_map.codes()
+        if self.is_binary:
+            return codes
+        table = self.make_table(label_map)
+        return codes | {name: np.flatnonzero(table == n).tolist() for n, name in enumerate(self.names) if n}
 
 
 BINARY = ClassSet(names=("other", "cancer"), patterns={"cancer": (1, 2, 3, 4, 5)})

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
@@ -21,10 +21,9 @@ FOLDER = CONF / "label_maps"
 """The label maps of all known providers; the file name is the provider."""
 Code = Annotated[int, Field(ge=0, le=255)]
 Pattern = Annotated[int, Field(ge=1, le=5)]
-Channel = Literal["red", "green", "blue", "alpha"]
-CHANNELS: tuple[Channel, ...] = get_args(Channel)
 
-_UNKNOWN = 2
+UNKNOWN = 253
+"""Entry of a table of codes for a code that the label map does not have."""
 
 
 class LabelMap(BaseModel, frozen=True, extra="forbid"):
@@ -36,7 +35,6 @@ class LabelMap(BaseModel, frozen=True, extra="forbid"):
         unlabelled: The codes of px without a label, ascending.
         patterns: The Gleason pattern of a code that has one.
         aliases: Further names of classes in annotations, each with its code.
-        channel: The channel of a mask that has the codes; None to find it, see `panda.wsi.mask_image.open_codes`.
         empty_means_benign: A file of annotations without any object means a slide without cancer; else it is refused.
     """
 
@@ -45,7 +43,6 @@ class LabelMap(BaseModel, frozen=True, extra="forbid"):
     unlabelled: tuple[Code, ...] = Field(description="a list of codes, 0 to 255, [] for none")
     patterns: dict[Code, Pattern] = Field(default={}, description="the Gleason pattern, 1 to 5, of each such code")
     aliases: dict[str, Code] = Field(default={}, description="a code, 0 to 255, for each further name of a class")
-    channel: Channel | None = Field(default=None, description="red, green, blue or alpha")
     empty_means_benign: bool = Field(default=False, description="true or false")
 
     @field_validator("cancer", "unlabelled")
@@ -81,11 +78,7 @@ class LabelMap(BaseModel, frozen=True, extra="forbid"):
 
     def codes(self) -> dict[str, list[int]]:
         """Return the codes without their names, for fingerprints."""
-        codes = {"known": sorted(self.names), "cancer": list(self.cancer), "unlabelled": list(self.unlabelled)}
-        # Nothing for red, as before channels could be named, so that patches of PANDA's masks stay usable.
-        if self.channel == "red":
-            return codes
-        return {**codes, "channel": [] if self.channel is None else [CHANNELS.index(self.channel)]}
+        return {"known": sorted(self.names), "cancer": list(self.cancer), "unlabelled": list(self.unlabelled)}
 
 
 def get_label_maps() -> Mapping[str, LabelMap]:
@@ -212,22 +205,36 @@ def tumor_bool_from_gray(
             does not use. All such codes are named, with their counts.
     """
     label_map = find_label_map(provider, label_maps)
+    table = np.full(256, UNKNOWN, np.uint8)
+    table[list(label_map.names)] = 0
+    table[list(label_map.cancer)] = 1
+    return look_up_codes(mask_gray, table, provider).view(np.bool_)
+
+
+def look_up_codes(mask_gray: NDArray[np.uint8], table: NDArray[np.uint8], provider: str) -> NDArray[np.uint8]:
+    """Return the entry of each label code in a table, (H, W) uint8.
+
+    Args:
+        mask_gray: Label codes, (H, W) uint8.
+        table: (256,) uint8, with `UNKNOWN` for codes that the provider does not use.
+        provider: The provider, for the message.
+
+    Raises:
+        MaskError: If the array is no plane of uint8, or holds codes that the provider does not use.
+    """
     if mask_gray.ndim != 2 or mask_gray.dtype != np.uint8:
         raise MaskError(
             f"label codes are (H, W) uint8, not {mask_gray.shape} {mask_gray.dtype}; pass the red channel of the mask"
         )
-    table = np.full(256, _UNKNOWN, np.uint8)
-    table[list(label_map.names)] = 0
-    table[list(label_map.cancer)] = 1
-    kinds = np.asarray(cv2.LUT(mask_gray, table), np.uint8) if mask_gray.size else mask_gray.copy()
-    if kinds.max(initial=0) == _UNKNOWN:
-        codes, counts = np.unique(mask_gray[kinds == _UNKNOWN], return_counts=True)
-        found = ", ".join(f"{code} ({count} px)" for code, count in zip(codes, counts, strict=True))
+    found = np.asarray(cv2.LUT(mask_gray, table), np.uint8) if mask_gray.size else mask_gray.copy()
+    if (unknown := found == UNKNOWN).any():
+        codes, counts = np.unique(mask_gray[unknown], return_counts=True)
+        listed = ", ".join(f"{code} ({count} px)" for code, count in zip(codes, counts, strict=True))
         raise MaskError(
-            f"label codes {found} are not among {provider}'s {sorted(label_map.names)}; "
+            f"label codes {listed} are not among {provider}'s {np.flatnonzero(table != UNKNOWN).tolist()}; "
             "is the provider right, and the mask stored without loss?"
         )
-    return kinds.view(np.bool_)
+    return found
 
 
 def _fold(name: str) -> str:

@@ -10,14 +10,12 @@ from numpy.typing import NDArray
 
 from panda.errors import MaskError
 from panda.wsi.annotations.source import AnnotationSource, is_annotation_file
+from panda.wsi.classes import BINARY, IGNORED, OTHER, ClassSet
 from panda.wsi.geometry import Resolution
-from panda.wsi.label_maps import LabelMap, find_label_map, tumor_bool_from_gray
+from panda.wsi.label_maps import LabelMap, find_label_map, look_up_codes
 from panda.wsi.label_source import LabelSource, OnSlide
 from panda.wsi.mask_file import MaskFile
 from panda.wsi.slide import Slide
-
-OTHER, CANCER, IGNORED = 0, 1, 2
-"""The values of a target, see `LabelMask.read_target`."""
 
 
 def open_source(path: Path, slide: Slide, label_map: LabelMap) -> LabelSource:
@@ -100,7 +98,13 @@ class LabelMask:
         return self.read_target(resolution, location, size, ignore_background=False).view(np.bool_)
 
     def read_target(
-        self, resolution: Resolution, location: tuple[int, int], size: tuple[int, int], *, ignore_background: bool
+        self,
+        resolution: Resolution,
+        location: tuple[int, int],
+        size: tuple[int, int],
+        *,
+        ignore_background: bool,
+        classes: ClassSet = BINARY,
     ) -> NDArray[np.uint8]:
         """Read the target that a network learns; arguments and frame as in `read`.
 
@@ -109,23 +113,21 @@ class LabelMask:
             location: Top-left corner (x, y), level-0 px of the slide.
             size: (width, height), working px.
             ignore_background: Mark px with an unlabelled code and px past the edge as `IGNORED`, else as `OTHER`.
+            classes: The classes of the target.
 
         Returns:
-            (height, width) uint8: `OTHER`, `CANCER` or `IGNORED`.
+            (height, width) uint8, see `panda.wsi.classes`.
 
         Raises:
-            MaskError: As `read_tumor`.
+            MaskError: As `read_tumor`, or if none of the classes has the Gleason pattern of a code.
         """
         codes, on_slide = self._read(resolution, location, size)
-        codes = codes[on_slide]
         target = np.full((size[1], size[0]), IGNORED if ignore_background else OTHER, np.uint8)
         try:
-            target[on_slide] = tumor_bool_from_gray(codes, self.provider, self.label_maps)
+            table = classes.make_table(self.label_maps[self.provider], ignore_unlabelled=ignore_background)
+            target[on_slide] = look_up_codes(codes[on_slide], table, self.provider)
         except MaskError as exc:
             raise MaskError(f"{self.path}: {exc}") from exc
-        if ignore_background:
-            for code in self.label_maps[self.provider].unlabelled:
-                target[on_slide][codes == code] = IGNORED
         return target
 
     def overview(self, resolution: Resolution) -> NDArray[np.uint8]:

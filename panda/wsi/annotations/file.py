@@ -45,7 +45,7 @@ class AnnotationFile:
 
     Attributes:
         path: The file.
-        tool: The program whose format it has.
+        tool: The program whose format it has; QuPath drops what makes a file PANDA's own.
         frame: `"slide"`: level-0 px from the corner of the slide's bounds, as in QuPath. `"file"`: level-0 px of the
             whole file, as in ASAP, ImageScope and HALO.
         annotations: The areas in the order in which they are drawn: a later one is above an earlier one.
@@ -55,7 +55,7 @@ class AnnotationFile:
     """
 
     path: Path
-    tool: Literal["QuPath", "ASAP", "ImageScope or HALO"]
+    tool: Literal["PANDA", "QuPath", "ASAP", "ImageScope or HALO"]
     frame: Literal["slide", "file"]
     annotations: list[Annotation] = field(default_factory=list)
     mpp: float | None = None

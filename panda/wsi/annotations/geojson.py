@@ -31,7 +31,8 @@ def parse_geojson(path: Path) -> AnnotationFile:
         raise MaskError(f"{path}: the annotations cannot be read: {error}") from error
     except (ValueError, RecursionError) as error:
         raise MaskError(f"{path}: is no JSON ({error}): export it again, in QuPath File > Export objects") from error
-    file = AnnotationFile(path, "QuPath", "slide")
+    is_own = isinstance(content, dict) and "frame" in content
+    file = AnnotationFile(path, "PANDA" if is_own else "QuPath", "slide")
     todo = _list_features(path, content)
     while todo:
         where, feature = todo.pop()

@@ -13,7 +13,7 @@ from panda.wsi.annotations.file import Annotation, AnnotationFile
 from panda.wsi.annotations.geojson import parse_geojson
 from panda.wsi.annotations.raster import Raster
 from panda.wsi.annotations.xml_forms import parse_xml
-from panda.wsi.geometry import Resolution, cut_blocks, floor_px, mean_mpp, round_px
+from panda.wsi.geometry import Resolution, ceil_px, cut_blocks, mean_mpp, round_px
 from panda.wsi.label_maps import LabelMap
 from panda.wsi.label_source import LabelSource, OnSlide
 from panda.wsi.slide import Slide
@@ -88,12 +88,24 @@ class AnnotationSource(LabelSource):
     def read(
         self, resolution: Resolution, location: tuple[int, int], size: tuple[int, int]
     ) -> tuple[NDArray[np.uint8], OnSlide]:
-        """Read codes, see `LabelSource.read`. Areas are drawn in blocks, which bounds the memory."""
-        x, columns = _find_centres(resolution, 0, location[0], size[0])
-        y, rows = _find_centres(resolution, 1, location[1], size[1])
+        """Read codes, see `LabelSource.read`."""
+        left, top = (start / resolution.downsample for start in location)
+        corner = (left, top) if resolution.is_resampled else (round_px(left), round_px(top))
+        return self._draw(resolution, corner, size)
+
+    def read_window(self, resolution: Resolution, window: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+        """Read the codes of a window x, y, width, height in working px, 0 past the edge; (height, width) uint8."""
+        return self._draw(resolution, window[:2], window[2:])[0]
+
+    def _draw(
+        self, resolution: Resolution, corner: tuple[float, float], size: tuple[int, int]
+    ) -> tuple[NDArray[np.uint8], OnSlide]:
+        """Draw a window whose corner is in working px, in blocks, which bounds the memory."""
+        columns, x = _find_centres(resolution, 0, corner[0], size[0])
+        rows, y = _find_centres(resolution, 1, corner[1], size[1])
         out = np.zeros((size[1], size[0]), np.uint8)
         inside = out[rows, columns]
-        for x0, y0, width, height in cut_blocks(inside.shape[1], inside.shape[0]):
+        for x0, y0, width, height in cut_blocks(x.size, y.size):
             drawn = self._raster.draw(x[x0 : x0 + width], y[y0 : y0 + height], self._background)
             inside[y0 : y0 + height, x0 : x0 + width] = drawn
         return out, (rows, columns)
@@ -102,16 +114,15 @@ class AnnotationSource(LabelSource):
         """Do nothing: the file was read as a whole."""
 
 
-def _find_centres(resolution: Resolution, axis: int, start: int, count: int) -> tuple[NDArray[np.float64], slice]:
-    """Return the centres in level-0 px of those of `count` working px that are on the slide, and which these are."""
-    first = start / resolution.downsample
-    centres = (first if resolution.is_resampled else round_px(first)) + np.arange(count) + 0.5
-    px = floor_px(centres)
-    side = resolution.size[axis]
-    on_slide = slice(int(np.searchsorted(px, 0)), int(np.searchsorted(px, side)))
-    centres, px = centres[on_slide], px[on_slide]
-    centres[px == side - 1] -= (1 - resolution.part[axis]) / 2
-    return np.asarray(centres * resolution.downsample, np.float64), on_slide
+def _find_centres(resolution: Resolution, axis: int, first: float, count: int) -> tuple[slice, NDArray[np.float64]]:
+    """Return which of `count` working px from `first` on are on the slide, and their centres in level-0 px.
+
+    For a px that is partly past the edge it is the centre of its part on the slide.
+    """
+    last = resolution.extent[axis]
+    on_slide = slice(*(min(max(ceil_px(edge - first), 0), count) for edge in (-0.5, last)))
+    centres = first + np.arange(on_slide.start, on_slide.stop) + 0.5
+    return on_slide, np.minimum(centres, last - resolution.part[axis] / 2) * resolution.downsample
 
 
 def _find_codes(file: AnnotationFile, label_map: LabelMap) -> list[int]:
@@ -140,8 +151,8 @@ def _find_code_of_empty(file: AnnotationFile, label_map: LabelMap) -> int:
         return benign[0]
     found = f"no annotation with a class, only {ignored}" if ignored else "no annotation"
     file.faults.append(
-        f"it holds {found}: annotate the slide, leave it out, or use data.empty_means_benign=true if a file without "
-        "any object means a slide without cancer"
+        f"it holds {found}: annotate the slide, or leave it out; if a file without any object means a slide without "
+        "cancer, say so with data.empty_means_benign=true (of corrections: --empty-means-benign)"
     )
     return 0
 

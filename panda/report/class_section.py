@@ -1,0 +1,90 @@
+"""The parts of a run's page about classes of cancer: their scores, and the grades that follow from their areas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from panda.inference.class_figures import ClassSplitFigures, RuleGradeSplitFigures
+from panda.inference.dataset_metrics import SegmentationSplitFigures
+from panda.report.confusion import lay_out_class_confusion, lay_out_confusion
+from panda.report.figure_tables import make_part_table
+from panda.report.interpretation import choose_split, format_interval
+from panda.report.run_summary import RunSummary, SegmentationSummary
+from panda.report.table import format_value
+from panda.tasks.gleason_search import GRADES, GleasonRuleChoice
+from panda.wsi.gleason import list_class_names
+
+
+def lay_out_classes(summary: RunSummary) -> dict[str, Any] | None:
+    """Return the parts of the page about classes of cancer; None for a run with one class."""
+    _, scores = choose_split(summary)
+    if not isinstance(summary, SegmentationSummary) or not isinstance(scores, SegmentationSplitFigures):
+        return None
+    if (found := scores.classes) is None:
+        return None
+    agreement, by_provider, rule = None, make_part_table({}, "Provider", str), []
+    if (graded := scores.rule_grade) is not None and summary.gleason_rule is not None:
+        rule = [_explain_agreement(graded), explain_rule(summary.gleason_rule)]
+        names = list_class_names("isup", GRADES)
+        if graded.slides:
+            agreement = lay_out_confusion(graded.confusion, names, names, "given ↓   by areas →")
+            by_provider = make_part_table(graded.by_provider, "Provider", str)
+    return {
+        "meaning": _explain_classes(found),
+        "table": make_part_table(found.by_class, "Class", str),
+        "confusion": lay_out_class_confusion(found.confusion),
+        "any_cancer": len(found.confusion.labels) > len(found.by_class) + 1 or not found.by_class,
+        "agreement": agreement,
+        "rule": rule,
+        "by_provider": by_provider,
+    }
+
+
+def _explain_classes(found: ClassSplitFigures) -> list[str]:
+    """Say which labels the scores of the classes are over."""
+    silent = [name for name, part in found.by_provider.items() if not part.by_class]
+    text = (
+        f"Dice of a class is over the pixels whose label names their class: {found.slides} "
+        f"slide{'s' * (found.slides != 1)} of {found.groups} group{'s' * (found.groups != 1)}."
+    )
+    if not found.slides:
+        text = "No label of these slides names a class of cancer, so no class has a Dice."
+    if silent and found.slides:
+        text += f" The labels of {' and '.join(silent)} say cancer or not, and enter only the figures of all cancer."
+    return [text]
+
+
+def explain_rule(rule: GleasonRuleChoice) -> str:
+    """Say in a paragraph how areas become a grade, and where the limits come from."""
+    area, lower = f"{rule.min_area_mm2:g} mm²", max(rule.min_percent, rule.min_lower_percent)
+    which = "the next largest one is the secondary one"
+    if rule.secondary == "highest":
+        which = "the highest one above it is the secondary one, otherwise the largest one below it"
+    text = (
+        f"The pattern with the largest area is the primary one, and {which}. A pattern beside the primary one counts "
+        f"from {area} and {rule.min_percent:g} % of the tumour, and a lower one from {lower:g} %. If none counts, the "
+        f"primary one counts twice. Less than {area} of tumour is no cancer."
+    )
+    if rule.score is None:
+        return f"{text} The limits were not searched ({rule.chosen_on.removeprefix('not searched: ')})."
+    text += (
+        f" The limits were chosen on {rule.chosen_on}, for the best κ ({format_value(rule.score, 'headline')} there)."
+    )
+    if rule.tied > 1:
+        text += f" {rule.tied} pairs of limits were equally good, and the smallest was taken."
+    return text
+
+
+def _explain_agreement(graded: RuleGradeSplitFigures) -> str:
+    """Say how well the grades by the rule agree with the given ones."""
+    if not graded.slides:
+        lacking = f" ({graded.without_score} graded slides have none)" if graded.without_score else ""
+        return f"No slide has a given grade and a Gleason score from its areas{lacking}."
+    ends = format_interval(graded.qwk_interval)
+    kappa = "is undefined" if graded.qwk is None else f"is {format_value(graded.qwk, 'headline')}"
+    kappa += f" (95 % bootstrap interval {ends})" if ends else ""
+    return (
+        f"Of {graded.slides} graded slides, {graded.accuracy:.0%} get the given ISUP grade from the areas of their "
+        f"patterns, and quadratic κ {kappa}. The given grade is within the grades of the threshold band on "
+        f"{graded.within_band:.0%}."
+    )

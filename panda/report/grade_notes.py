@@ -1,0 +1,76 @@
+"""Say in which slides the grade by areas and the grade of the grading network differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from panda.inference.slide_result import SlideResult
+from panda.report.confusion import ConfusionTable, lay_out_confusion
+from panda.report.run_folder import parse_number
+from panda.tasks.gleason_search import GRADES
+from panda.wsi.gleason import list_class_names
+
+_NAMED = 10
+Row = Mapping[str, str]
+
+
+def describe_band(low: int | str, high: int | str) -> str:
+    """Write the lowest and highest grade as one text, `2` or `1 to 3`."""
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def add_rule_band(row: Row) -> dict[str, str]:
+    """Return the row of a slide with `rule_band`, the interval of its grade by areas, if it was graded so."""
+    if "rule_isup_low" not in row:
+        return dict(row)
+    return {**row, "rule_band": describe_band(row["rule_isup_low"], row.get("rule_isup_high", ""))}
+
+
+def _measure_gap(by_areas: int | None, target: str, predicted: int | None) -> int | None:
+    """Return how many grades, or classes, the two are apart; None if one is missing."""
+    if by_areas is None or predicted is None:
+        return None
+    return abs((by_areas if target == "isup" else int(by_areas > 0)) - predicted)
+
+
+def describe_disagreement(result: SlideResult) -> str:
+    """Say that the two grades of a slide differ; empty if they agree or one is missing."""
+    rule, grade = result.rule_grade, result.grade
+    if rule is None or grade is None or not _measure_gap(rule.isup, grade.target, grade.predicted):
+        return ""
+    by_areas = "no cancer" if not rule.isup else f"Gleason {rule.score}, ISUP {rule.isup}"
+    network = grade.class_names[grade.predicted]
+    return (
+        f"The two grades differ: {by_areas} by the areas of the patterns, {network} by the grading network. Look at "
+        "the map and at the attended tiles before you use either."
+    )
+
+
+def describe_disagreements(rows: Sequence[Row]) -> str:
+    """Say on how many slides of a table the two grades differ, and on which; empty if none has both."""
+    gaps = {row["slide_id"]: gap for row in rows if (gap := _read_gap(row)) is not None}
+    if not gaps:
+        return ""
+    differ = sorted((slide_id for slide_id in gaps if gaps[slide_id]), key=lambda slide_id: (-gaps[slide_id], slide_id))
+    text = f"The grade by areas and the grade of the grading network differ on {len(differ)} of {len(gaps)} slides"
+    named = ", ".join(differ[:_NAMED]) + (" …" if len(differ) > _NAMED else "")
+    return f"{text}: {named}." if differ else f"{text}."
+
+
+def _read_gap(row: Row) -> int | None:
+    by_areas = parse_number(row.get("rule_isup"))
+    for target in ("isup", "cancer"):
+        if (predicted := parse_number(row.get(f"{target}_predicted"))) is not None:
+            return _measure_gap(None if by_areas is None else int(by_areas), target, int(predicted))
+    return None
+
+
+def lay_out_both_grades(rows: Sequence[Row]) -> ConfusionTable | None:
+    """Lay out both ISUP grades of the slides that have them against each other; None without such slides."""
+    pairs = [(parse_number(row.get("rule_isup")), parse_number(row.get("isup_predicted"))) for row in rows]
+    known = [(int(a), int(b)) for a, b in pairs if a is not None and b is not None]
+    if not known:
+        return None
+    counts = [[known.count((a, b)) for b in range(GRADES)] for a in range(GRADES)]
+    names = list_class_names("isup", GRADES)
+    return lay_out_confusion(counts, names, names, "by areas ↓   by the network →")
