@@ -149,7 +149,7 @@ def test_download_from_silent_hub_ends_in_three_seconds(monkeypatch: pytest.Monk
     monkeypatch.setattr("huggingface_hub.get_session", lambda: type("Silent", (), {"head": staticmethod(unreachable)}))
     start = time.monotonic()
     with pytest.raises(ConfigError) as caught:
-        find_published("MahmoodLab/UNI2-h", "pytorch_model.bin", None, gated=True, download=True)
+        find_published("MahmoodLab/UNI2-h", None, gated=True, download=True)
     assert time.monotonic() - start < 3
     for words in ("pytorch_model.bin", "https://huggingface.co/MahmoodLab/UNI2-h", "hf auth login", "PATH"):
         assert words in str(caught.value)
@@ -167,10 +167,11 @@ def test_find_published_takes_cached_file_without_network(monkeypatch: pytest.Mo
     file = folder / "snapshots" / commit / "model.safetensors"
     file.write_bytes(b"x")
     for revision in (None, commit):
-        assert find_published("OWNER/NAME", file.name, revision, gated=False, download=True) == file
-    for name, revision in ((file.name, "b" * 40), ("pytorch_model.bin", None)):
-        with pytest.raises(ConfigError, match=r"encoder_weights=cached: the local cache .*NAME.*=download"):
-            find_published("OWNER/NAME", name, revision, gated=False, download=False)
+        assert find_published("OWNER/NAME", revision, gated=False, download=True) == file
+    with pytest.raises(ConfigError) as caught:
+        find_published("OWNER/NAME", "b" * 40, gated=False, download=False)
+    for words in ("encoder_weights=cached", "at revision bbb", f"but those of another at {file}", "=download"):
+        assert words in str(caught.value)
 
 
 def test_offline_mode_ends_with_the_block(monkeypatch: pytest.MonkeyPatch) -> None:

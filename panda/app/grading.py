@@ -61,7 +61,7 @@ class GradingExperiment:
         if cfg.unloaded_weights == SEGMENTATION_ENCODER:
             copy_encoder(self.network, self.guidance.segmenters[0])
         elif cfg.unloaded_weights:
-            self.network = cfg.build("model", num_classes=cfg.classes)
+            self.network = cfg.build_network()
 
     @property
     def segmentation(self) -> tuple[str, ...]:

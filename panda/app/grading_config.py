@@ -10,6 +10,8 @@ import timm
 import torch
 from pydantic import Field
 
+from panda.app.build import Faults
+from panda.app.encoder_choice import find_encoder
 from panda.app.guidance import Guidance, TileSettings
 from panda.app.hydra_job import find_idle_faults
 from panda.app.loss_check import check_loss
@@ -30,8 +32,8 @@ from panda.tasks.metadata import Target
 
 SEGMENTATION_ENCODER = "segmentation"
 """Value of `model.encoder_weights` that takes the encoder of the segmentation checkpoint."""
-DOWNLOADED = "imagenet"
-"""Value of `model.encoder_weights` that is downloaded."""
+DOWNLOADED = ("imagenet", "download")
+"""Values of `model.encoder_weights` that are downloaded."""
 
 IDLE_KEYS = (
     *CHOICE_KEYS,
@@ -73,13 +75,22 @@ class GradingConfig(TrainConfig):
     def unloaded_weights(self) -> str | None:
         """The weights that are not loaded by a check: those of the segmentation, and those that are downloaded."""
         weights = self.model.get("encoder_weights")
-        return weights if weights in (SEGMENTATION_ENCODER, DOWNLOADED) else None
+        return weights if weights in (SEGMENTATION_ENCODER, *DOWNLOADED) else None
 
     @functools.cached_property
     def network(self) -> MILNet:
         """The network, without `unloaded_weights`."""
-        unloaded = {"encoder_weights": None} if self.unloaded_weights else {}
-        network: MILNet = self.build("model", num_classes=self.classes, **unloaded)
+        return self.build_network(**{"encoder_weights": None} if self.unloaded_weights else {})
+
+    def build_network(self, **extra: Any) -> MILNet:
+        """Build the network with the encoder that `model.encoder` names; `extra` replaces options."""
+        faults = Faults()
+        encoder: Any = "resnet18"  # in place of a wrong one, so that other faults of the model are found too
+        with faults.collect():
+            encoder = find_encoder(self.model.get("encoder"))
+        with faults.collect():
+            network: MILNet = self.build("model", num_classes=self.classes, encoder=encoder, **extra)
+        faults.raise_any()
         return network
 
     @functools.cached_property
@@ -97,6 +108,22 @@ class GradingConfig(TrainConfig):
         network = self.network
         with name_options("tiles"):
             network.check_tile_size(self.tiles.tile_size)
+
+    @rule
+    def _check_scale(self) -> Iterator[str]:
+        card, tiles = self.network.card, self.tiles
+        if not card.mpp:
+            return
+        mpp = min(card.mpp, key=lambda own: abs(own - (tiles.mpp or 0.5)))
+        size = f" tiles.tile_size={card.tile_size}" if card.tile_size not in (None, tiles.tile_size) else ""
+        remedy = f"give tiles.level=null tiles.mpp={mpp:g}{size}, to which the slides are resampled"
+        if tiles.mpp is None:
+            yield (
+                f"{tiles.setting('level')}: a level has other µm/px on other slides, but model.encoder="
+                f"{self.model['encoder']} was trained at {' or '.join(f'{own:g}' for own in card.mpp)} µm/px; {remedy}"
+            )
+        elif fault := card.describe_scale_fault(tiles.mpp, tiles.tile_size):
+            yield f"model.encoder={self.model['encoder']}: {fault}; {remedy}"
 
     @rule
     def _check_loss(self) -> None:
@@ -186,13 +213,14 @@ def list_guided_splits(data: PatchDataModule, guidance: Guidance, target: Target
 def copy_encoder(network: MILNet, segmenter: SegmentationPredictor) -> None:
     """Copy the weights of the segmentation's encoder into the encoder of the tiles, which must be of the same kind."""
     trained, own = segmenter.network.options, network.options
+    kind = network.card.architecture
     name, prefix = trained["encoder_name"], "model.encoder_weights=segmentation: the encoder of the segmentation"
     try:
         network.encoder.load_state_dict(segmenter.network.encoder.state_dict())
     except RuntimeError as error:
-        other = name != own["encoder"] and timm.is_model(name)
+        other = name != kind and timm.is_model(name)
         raise ConfigError(
-            f"{prefix} is {name}, which does not fit the encoder of the tiles, timm's {own['encoder']}; give "
+            f"{prefix} is {name}, which does not fit the encoder of the tiles, timm's {kind}; give "
             + f"model.encoder={name}, or " * other
             + "model.encoder_weights=null"
         ) from error

@@ -8,7 +8,7 @@ all are real. A `ValueError` is raised if shapes do not agree, or a bag has no r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -20,19 +20,24 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from panda.errors import OptionError, suggest
-from panda.models.encoders import IMAGENET_MEAN, IMAGENET_STD, Normalize, check_size
+from panda.errors import OptionError
+from panda.models.encoder_cards import EncoderCard, TimmOptions
+from panda.models.encoders import Normalize, check_size
 from panda.models.pooling import HEADS, POOLINGS, Head, Pooling
-from panda.models.weights import explain_failed_download, load_weights, offline_if_unreachable
+from panda.models.weights import explain_failed_download, find_published, load_weights, offline_if_unreachable
+
+PUBLISHED = ("cached", "download")
+"""Values of `encoder_weights` that take the published weights of an encoder."""
 
 
 class MILNet(nn.Module):
     """Grade a slide from a bag of its tiles, with a weight for each tile.
 
     Args:
-        encoder: Name of a timm model.
-        encoder_weights: None for random weights; "imagenet" for timm's default ones, which are downloaded; or the path
-            of a local state dict of the encoder, whose classifier is ignored.
+        encoder: Name of a timm model, or the plain data of an `EncoderCard`.
+        encoder_weights: None for random weights; "imagenet" for timm's default ones, which are downloaded; "cached" for
+            the published ones in the local cache of the hub, and "download" to download them to it; or the path of a
+            local state dict of the encoder, whose classifier is ignored.
         num_classes: C; 6 for ISUP grades 0 to 5, 2 for cancer absent or present.
         pooling: How tiles become a bag, a name of `POOLINGS`.
         head: How bags become classes, a name of `HEADS`.
@@ -41,8 +46,8 @@ class MILNet(nn.Module):
         freeze_encoder: Keep the encoder as it is, without gradient or change of its batch statistics.
         chunk: Largest number of tiles to encode at once. A larger bag that needs gradients is encoded again in the
             backward pass, so memory grows with the chunk and not with the bag.
-        mean: Mean of R, G and B, for pixels in [0, 1]. None is the mean of timm's default weights if `encoder_weights`
-            is "imagenet", otherwise that of ImageNet.
+        mean: Mean of R, G and B, for pixels in [0, 1]. None is that of the card; for the name of a timm model the mean
+            of its default weights if `encoder_weights` is "imagenet", otherwise that of ImageNet.
         std: Standard deviation of R, G and B; None as for `mean`.
 
     Raises:
@@ -54,7 +59,7 @@ class MILNet(nn.Module):
 
     def __init__(
         self,
-        encoder: str = "resnet18",
+        encoder: str | Mapping[str, Any] = "resnet18",
         encoder_weights: str | None = None,
         num_classes: int = 6,
         *,
@@ -78,22 +83,28 @@ class MILNet(nn.Module):
             faults.append(f"dropout={dropout}: must be at least 0 and below 1")
         if hidden % (multiple := POOLINGS[pooling].hidden_multiple):
             faults.append(f"hidden={hidden}: must be a multiple of {multiple} for pooling={pooling}")
-        if not timm.is_model(encoder):
-            faults.append(f"encoder={encoder}: timm has no such model{suggest(encoder, timm.list_models())}")
+        try:
+            self.card = EncoderCard.parse({"architecture": encoder} if isinstance(encoder, str) else encoder)
+            self.encoder = self.card.build()
+        except OptionError as error:
+            faults += error.faults
         if faults:
             raise OptionError(faults)
-        self.encoder = _build_encoder(encoder, encoder_weights)
+        if encoder_weights is not None:
+            _fill_encoder(self.encoder, self.card, encoder_weights)
         # Many transformers were trained with 0.5 and 0.5, also on ImageNet.
-        expected: Any = getattr(self.encoder, "pretrained_cfg", {}) if encoder_weights == "imagenet" else {}
-        mean = expected.get("mean", IMAGENET_MEAN) if mean is None else mean
-        std = expected.get("std", IMAGENET_STD) if std is None else std
+        trained = isinstance(encoder, str) and encoder_weights == "imagenet"
+        expected: Any = getattr(self.encoder, "pretrained_cfg", {}) if trained else {}
+        mean = expected.get("mean", self.card.mean) if mean is None else mean
+        std = expected.get("std", self.card.std) if std is None else std
         rgb = {"mean": [float(value) for value in mean], "std": [float(value) for value in std]}
         self.options: dict[str, Any] = given | {"encoder_weights": None} | rgb
+        if not isinstance(encoder, str):
+            self.options["encoder"] = self.card.to_options()
         self.chunk = chunk
         self.frozen = freeze_encoder
         self.normalize = Normalize(mean, std)
-        # Some models end in a layer wider than their last stage; head_hidden_size is the width of the output.
-        self.feature_dim = int(getattr(self.encoder, "head_hidden_size", None) or self.encoder.num_features)  # type: ignore[arg-type]
+        self.feature_dim = self.card.get_width(self.encoder)
         self.pool = POOLINGS[pooling](self.feature_dim, hidden)
         self.dropout = nn.Dropout(dropout)
         self.classifier = HEADS[head](self.pool.features, num_classes)
@@ -153,7 +164,8 @@ class MILNet(nn.Module):
             return torch.cat([encode(part) for part in parts])
 
     def _encode_part(self, tiles: Tensor) -> Tensor:
-        return nn.functional.layer_norm(self.encoder(self.normalize(tiles)), (self.feature_dim,))
+        features = self.card.embed(self.encoder, self.normalize(self.card.fit(tiles)))
+        return nn.functional.layer_norm(features, (self.feature_dim,))
 
     def aggregate(self, feats: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return logits, (C,) or (B, C), and attention, (K,) or (B, K), of bags of features."""
@@ -185,7 +197,10 @@ class MILNet(nn.Module):
 
     def check_tile_size(self, tile_size: int) -> None:
         """Check that the encoder accepts square tiles of a side in working px, see `check_size`."""
-        check_size(self.encoder, self.options["encoder"], tile_size, 1, "tile_size")
+        size = self.card.input_size or self.card.resize or tile_size
+        if self.card.resize is None and size > tile_size:
+            raise OptionError(f"tile_size={tile_size}: the encoder sees the central {size} px; give at least {size}")
+        check_size(self.encoder, self.card.architecture, size, 1, "tile_size" if size == tile_size else "input_size")
 
 
 def _compute_log_odds(logits: Tensor, index: int) -> Tensor:
@@ -206,23 +221,26 @@ def _check_mask(shape: torch.Size, mask: Tensor | None, device: torch.device) ->
     return mask
 
 
-def _build_encoder(name: str, weights: str | None) -> nn.Module:
-    try:
-        encoder: nn.Module = timm.create_model(name, pretrained=False, num_classes=0)
-    except (RuntimeError, ValueError) as error:
-        raise OptionError(f"encoder={name}: timm cannot build it ({error}); give another model") from error
-    if weights is None:
-        return encoder
-    if weights != "imagenet":
-        classifier = getattr(encoder, "pretrained_cfg", {}).get("classifier") or ()
-        load_weights(encoder, Path(weights), [classifier] if isinstance(classifier, str) else classifier)
-        return encoder
-    try:
-        with offline_if_unreachable():
-            pretrained: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
-    except Exception as error:  # hub, transport and timm have their own classes
-        raise OptionError(explain_failed_download(weights, name, error)) from error
-    return pretrained
+def _fill_encoder(encoder: nn.Module, card: EncoderCard, weights: str) -> None:
+    """Load the weights of an encoder: a file, or published ones."""
+    name = card.architecture
+    if weights == "imagenet":
+        if card.options != TimmOptions():
+            raise OptionError(f"encoder_weights=imagenet: {name} has options here; give cached, download or a file")
+        try:
+            with offline_if_unreachable():
+                pretrained: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
+        except Exception as error:  # hub, transport and timm have their own classes
+            raise OptionError(explain_failed_download(weights, name, error)) from error
+        encoder.load_state_dict(pretrained.state_dict())
+        return
+    path = Path(weights)
+    if weights in PUBLISHED:
+        if card.hub is None:
+            raise OptionError(f"encoder_weights={weights}: the file of {name} names no hub; give a file of weights")
+        path = find_published(card.hub, card.revision, gated=card.gated, download=weights == "download")
+    classifier = getattr(encoder, "pretrained_cfg", {}).get("classifier") or ()
+    load_weights(encoder, path, [classifier] if isinstance(classifier, str) else classifier)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import safetensors
 import safetensors.torch
 import torch
 from huggingface_hub import constants
-from huggingface_hub.errors import GatedRepoError
+from huggingface_hub.errors import EntryNotFoundError, GatedRepoError
 from torch import Tensor, nn
 
 from panda.errors import OptionError, raise_exhaustion
@@ -33,6 +33,8 @@ _HINTS = {
     "mlp.fc1.weight": "feed-forward layer: mlp_ratio, mlp_layer",
 }
 """Part of a name of a weight that does not fit: the option of the encoder that causes it."""
+_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Names of the file of weights in a repository of the hub."""
 _PATIENCE_S = 2.0
 """Longest time that the hub has to answer."""
 
@@ -82,12 +84,11 @@ def load_weights(module: nn.Module, path: Path, ignored: Collection[str] = ()) -
     return report
 
 
-def find_published(hub: str, file: str, revision: str | None, *, gated: bool, download: bool) -> Path:
+def find_published(hub: str, revision: str | None, *, gated: bool, download: bool) -> Path:
     """Return the file of an encoder's published weights in the local cache of the hub.
 
     Args:
         hub: Repository of the hub, `OWNER/NAME`.
-        file: Name of the file there.
         revision: Commit of the repository; None is the newest one.
         gated: Whether its owner must grant access.
         download: Download the file if the cache lacks it.
@@ -95,21 +96,22 @@ def find_published(hub: str, file: str, revision: str | None, *, gated: bool, do
     Raises:
         OptionError: If the file is not there, or cannot be downloaded, with the file to get.
     """
-    cached = huggingface_hub.try_to_load_from_cache(hub, file, revision=revision)
-    if isinstance(cached, str):
-        return Path(cached)
+    if cached := _find_cached(hub, revision):
+        return cached
     url = f"https://huggingface.co/{hub}"
     access = f" (log in at {url}, accept the terms there, then run `hf auth login`)" if gated else ""
-    remedy = f"get {file} from {url}{access}, and give model.encoder_weights=PATH of that file"
+    remedy = f"get {' or '.join(_FILES)} from {url}{access}, and give model.encoder_weights=PATH of that file"
     if not download:
-        at = f" at revision {revision}" if revision else ""
+        other = _find_cached(hub, None)
         raise OptionError(
-            f"encoder_weights=cached: the local cache of the hub ({constants.HF_HUB_CACHE}) has no {file} of "
-            f"{hub}{at}; {remedy}, or give model.encoder_weights=download"
+            f"encoder_weights=cached: the local cache of the hub ({constants.HF_HUB_CACHE}) has no weights of {hub}"
+            + f" at revision {revision}" * bool(revision)
+            + (f", but those of another at {other}, which can be given as a path" if other else "")
+            + f"; {remedy}, or give model.encoder_weights=download"
         )
     try:
         with offline_if_unreachable():
-            return Path(huggingface_hub.hf_hub_download(hub, file, revision=revision))
+            return _download(hub, revision)
     except GatedRepoError as error:
         raise OptionError(
             f"encoder_weights=download: {hub} is gated and this account has no access; {remedy}"
@@ -117,9 +119,23 @@ def find_published(hub: str, file: str, revision: str | None, *, gated: bool, do
     except Exception as error:  # hub and transport have their own classes
         raise_exhaustion(error)
         raise OptionError(
-            f"encoder_weights=download: {file} of {hub} could not be downloaded ({type(error).__name__}: "
+            f"encoder_weights=download: the weights of {hub} could not be downloaded ({type(error).__name__}: "
             f"{str(error)[:200]}); {remedy}"
         ) from error
+
+
+def _find_cached(hub: str, revision: str | None) -> Path | None:
+    found = (huggingface_hub.try_to_load_from_cache(hub, name, revision=revision) for name in _FILES)
+    return next((Path(path) for path in found if isinstance(path, str)), None)
+
+
+def _download(hub: str, revision: str | None) -> Path:
+    try:
+        return Path(huggingface_hub.hf_hub_download(hub, _FILES[0], revision=revision))
+    except EntryNotFoundError:
+        if constants.HF_HUB_OFFLINE:
+            raise
+        return Path(huggingface_hub.hf_hub_download(hub, _FILES[1], revision=revision))
 
 
 @contextmanager

@@ -1,0 +1,42 @@
+"""Find the encoder of tiles that a configuration names: a file of `conf/encoder`, a user's file, or a timm model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import timm
+
+from panda.errors import ConfigError, OptionError, suggest
+from panda.files import CONF
+from panda.models.encoder_cards import EncoderCard
+from panda.wsi.label_maps import read_yaml
+
+FOLDER = CONF / "encoder"
+"""The encoders that are known by name; the file name is the name."""
+
+
+def find_encoder(choice: Any) -> str | dict[str, Any]:
+    """Return the encoder for `MILNet`: the plain data of a card, or the name of a timm model.
+
+    Args:
+        choice: The name of a file in `conf/encoder`, the path of a YAML file, or the name of a timm model.
+
+    Raises:
+        ConfigError: If there is no such encoder, or with all faults of its file.
+    """
+    own = str(choice).endswith((".yaml", ".yml"))
+    path = Path(choice) if own else FOLDER / f"{choice}.yaml"
+    known = sorted(file.stem for file in FOLDER.glob("*.yaml"))
+    if not own and str(choice) not in known:
+        if timm.is_model(str(choice)):
+            return str(choice)
+        hint = suggest(str(choice), [*known, *timm.list_models()])
+        raise ConfigError(
+            f"model.encoder={choice}: timm has no such model, and conf/encoder no such file{hint}; give a timm model, "
+            f"a PATH.yaml, or one of {', '.join(known)}"
+        )
+    try:
+        return EncoderCard.parse(read_yaml(path)).to_options()
+    except OptionError as error:
+        raise ConfigError([f"{path}: {fault.removeprefix('encoder.')}" for fault in error.faults]) from error
