@@ -45,4 +45,6 @@ def choose_classes(values: NDArray[Any], classes: ClassSet) -> NDArray[np.uint8]
         (h, w) uint8, numbers of `classes.names` from 1 on.
     """
     order = np.array(classes.by_pattern, np.uint8)
+    if len(order) == 1:
+        return np.full(values.shape[1:], order[0])
     return np.asarray(order[values[order - 1].argmax(axis=0)])

@@ -58,8 +58,14 @@ def shrink(canvas: Canvas, factor: int) -> tuple[NDArray[np.float32], NDArray[np
             for own, means in zip(codes, mean, strict=True):
                 total = _sum_blocks(own, factor) - scored
                 means[into] = np.divide(total, STEPS * scored, out=np.zeros(total.shape), where=scored > 0)
-            share[into] = scored / _sum_blocks(np.ones(codes.shape[1:], np.bool_), factor)
+            rows, columns = (_measure_blocks(side, factor) for side in codes.shape[1:])
+            share[into] = scored / (rows[:, None] * columns)
     return mean, share
+
+
+def _measure_blocks(side: int, factor: int) -> NDArray[np.int64]:
+    """Return how many px of a side each block of `factor` px has; the last one may be cut."""
+    return np.diff(np.minimum(np.arange(0, side + factor, factor), side))
 
 
 def _sum_blocks(values: NDArray[Any], factor: int) -> NDArray[np.int64]:
@@ -267,8 +273,9 @@ def _compute_opacity(prob: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _blend(below: NDArray[np.uint8], above: NDArray[np.uint8], opacity: NDArray[np.float32]) -> NDArray[np.uint8]:
-    alpha = opacity[..., None]
-    return np.asarray(np.rint(below * (1 - alpha) + above * alpha), np.uint8)
+    above = np.ascontiguousarray(np.broadcast_to(above, below.shape))
+    alpha = np.ascontiguousarray(np.broadcast_to(opacity, below.shape[:2]))
+    return np.asarray(cv2.blendLinear(np.ascontiguousarray(below), above, 1 - alpha, alpha), np.uint8)
 
 
 def _warp(values: NDArray[np.float32], downsample: float, view: Resolution) -> NDArray[np.float32]:
