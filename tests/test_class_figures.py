@@ -13,7 +13,7 @@ from panda.inference.class_figures import RuleGradedSlide, summarize_classes, su
 from panda.inference.evaluate import SlideScore
 from panda.inference.grade import RuleGrade
 from panda.tasks.bootstrap import bootstrap_interval
-from panda.tasks.class_metrics import confuse_classes, count_class_pixels, find_row
+from panda.tasks.class_counts import confuse_classes, count_class_pixels, find_row
 from panda.tasks.metrics import BINS, count_probabilities
 from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.classes import ANY_CANCER, IGNORED, ClassSet

@@ -15,7 +15,7 @@ from panda.inference.evaluate import SlideScore
 from panda.inference.grade import RuleGrade
 from panda.stored import Kappa, Plain, Share
 from panda.tasks.bootstrap import compute_percentile_interval, drop_undefined, resample_sums
-from panda.tasks.class_metrics import find_row, measure_class_dice
+from panda.tasks.class_counts import find_row, measure_class_dice
 from panda.tasks.figures import Figures, Interval, KappaInterval, split_slides
 from panda.tasks.gleason_search import GRADES
 from panda.tasks.grade_metrics import compute_agreement

@@ -21,7 +21,7 @@ from panda.files import fingerprint, identity, write_beside
 from panda.inference.canvas import Canvas
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.regions import compute_area_mm2
-from panda.tasks.class_metrics import confuse_classes, count_class_pixels, measure_class_dice, shape_counts
+from panda.tasks.class_counts import confuse_classes, count_class_pixels, measure_class_dice, shape_counts
 from panda.tasks.metrics import BINS, count_probabilities, score_threshold
 from panda.wsi.classes import IGNORED, OTHER, ClassSet
 from panda.wsi.geometry import round_px
@@ -100,7 +100,7 @@ class SlideScore:
         return compute_area_mm2(float(pixels), self.pixel_area_um2)
 
     def confuse_classes(self, threshold: float) -> NDArray[np.int64]:
-        """Return labelled and predicted pixels at a threshold, (ROWS, C), see `panda.tasks.class_metrics`."""
+        """Return labelled and predicted pixels at a threshold, (ROWS, C), see `panda.tasks.class_counts`."""
         assert self.by_class is not None
         return confuse_classes(self.by_class, threshold)
 

@@ -104,7 +104,7 @@ def _make_confusion(summary: RunSummary) -> ConfusionTable | None:
         return None
     counts = (summary.test or summary.val).confusion
     names = list_class_names(summary.target, len(counts))
-    return lay_out_confusion(counts, names, names, "given ↓   predicted →")
+    return lay_out_confusion(counts, names[: len(counts)], names, "given ↓   predicted →")
 
 
 def _count_classes_off(row: dict[str, str]) -> float:
