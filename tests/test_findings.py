@@ -68,8 +68,8 @@ def test_check_table_unknown_provider(tmp_path: Path) -> None:
     [(slide_id, name, value)] = _find(tmp_path, "a,Radbout,1,3+3")
     assert (slide_id, name) == ("a", "unknown_provider")
     assert value == (
-        "row 2: data_provider 'Radbout' is unknown; known are annotations, binary, gleason, karolinska, radboud; "
-        "correct it, or describe its "
+        "row 2: data_provider 'Radbout' is unknown; known are annotations, binary, binary_255, gleason, karolinska, "
+        "radboud; correct it, or describe its "
         "mask codes in conf/label_maps/Radbout.yaml"
     )
 

@@ -1,6 +1,8 @@
 """Frames, rounding and the fit of a mask."""
 
+import csv
 import math
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -11,6 +13,8 @@ from hypothesis import strategies as st
 from panda.errors import MaskError
 from panda.wsi.geometry import Frame, Resolution, axis_scales, ceil_px, cut_blocks, level_scale, mask_frame, round_px
 from tests.pyramids import Rounding, level_size
+
+REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def test_round_px_rounds_halves_up_for_numbers_and_arrays() -> None:
@@ -111,7 +115,7 @@ def test_mask_frame_other_shape_raises_with_both_sizes(mask: tuple[int, int]) ->
         mask_frame((1000, 1000), mask)
 
 
-shrunk = st.floats(0.01, 1.3)
+shrunk = st.floats(0.01, 1)
 sides = st.integers(16, 60_000)
 
 
@@ -136,9 +140,35 @@ def test_mask_frame_tenth_longer_raises_with_both_sizes(
         mask_frame(slide, mask)
 
 
-def test_mask_frame_within_two_percent_or_one_px_is_accepted() -> None:
-    assert mask_frame((1000, 1000), (1000, 1015)).sy == pytest.approx(1000 / 1015)
+def test_mask_frame_within_one_px_is_accepted() -> None:
+    assert mask_frame((1000, 1000), (1000, 1001)).sy == pytest.approx(1000 / 1001)
     assert mask_frame((10_000, 290), (100, 2)).sy == 100  # a mask px is worth 100 slide px here
+    assert mask_frame((1000, 801), (2001, 1602)) == Frame(0.5, 0.5)
+
+
+@given(st.integers(3_000, 60_000), st.integers(3_000, 60_000), st.sampled_from([256, 512, 1024]), st.integers(0, 3))
+def test_mask_frame_padded_to_tiles_raises(width: int, height: int, tile: int, halvings: int) -> None:
+    padded = -(-width // tile) * tile, -(-height // tile) * tile
+    mask = padded[0] >> halvings, padded[1] >> halvings
+    # the shift of the far corner at one scale, px of the mask
+    off = max(abs(mask[0] * height - mask[1] * width) / max(width, height), 1e-9)
+    if off > 2 or (not halvings and max(padded[0] - width, padded[1] - height) > 1):
+        with pytest.raises(MaskError, match="padded"):
+            mask_frame((width, height), mask)
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"the real slides are not at {REAL}")
+def test_mask_frame_of_panda_sizes_padded_to_tiles_raises() -> None:
+    with (REAL / "panda/level1_sizes.csv").open() as file:
+        sizes = [(int(row["level1_width"]), int(row["level1_height"])) for row in csv.DictReader(file)]
+    assert len(sizes) > 10_000
+    for size in sizes:
+        assert mask_frame(size, size) == Frame(1, 1)
+        padded = -(-size[0] // 512) * 512, -(-size[1] // 512) * 512
+        if max(padded[0] - size[0], padded[1] - size[1]) > 1:
+            with pytest.raises(MaskError, match="padded"):
+                mask_frame(size, padded)
 
 
 def test_mask_frame_empty_mask_raises() -> None:

@@ -35,7 +35,7 @@ def in_channel(labels: NDArray[np.uint8], channel: int) -> NDArray[np.uint8]:
     [
         (in_channel(codes("radboud", True), 1), "radboud", "its green channel has 0, 1, 4 and looks like the label"),
         (in_channel(codes("karolinska", True), 2), "karolinska", "its blue channel has 0, 1, 2 and looks like"),
-        (codes("karolinska", True), "radboud", "codes fit data_provider karolinska (cancer is 2)"),
+        (codes("karolinska", True), "radboud", "karolinska (cancer is 2): correct data_provider"),
         ((codes("radboud", True) == 4).astype(np.uint8), "radboud", "codes fit data_provider binary (cancer is 1)"),
         (codes("radboud", True), "radboud", "labels cancer, but none in a patch: lower data.min_tissue"),
         (np.zeros((512, 768), np.uint8), "radboud", "codes 0 in its red channel, cancer of radboud is 3, 4, 5"),

@@ -29,7 +29,7 @@ def test_tumor_bool_from_gray_unknown_codes_are_counted() -> None:
 
 def test_tumor_bool_from_gray_unknown_provider_names_known() -> None:
     with pytest.raises(
-        MaskError, match=r"'leuven'.* binary, gleason, karolinska, radboud;.*conf/label_maps/leuven\.yaml"
+        MaskError, match=r"'leuven'.* binary, binary_255, gleason, karolinska, radboud;.*conf/label_maps/leuven\.yaml"
     ):
         tumor_bool_from_gray(np.zeros((2, 2), np.uint8), "leuven")
 
@@ -63,7 +63,10 @@ def test_label_map_survives_plain_data() -> None:
 
 def test_label_map_codes_omit_names() -> None:
     one, other = (LabelMap(names={1: name}, cancer=(1,), unlabelled=()) for name in ("tumour", "cancer"))
-    assert one.codes() == other.codes() == {"known": [1], "cancer": [1], "unlabelled": []}
+    assert one.codes() == other.codes() == {"known": [1], "cancer": [1], "unlabelled": [], "channel": []}
+    red, green = (LabelMap(names={1: "a"}, cancer=(1,), unlabelled=(), channel=name) for name in ("red", "green"))
+    assert "channel" not in red.codes()
+    assert green.codes()["channel"] == [1]
 
 
 def test_load_label_maps_all_faults_of_all_files_at_once(tmp_path: Path) -> None:
@@ -91,7 +94,8 @@ def test_load_label_maps_all_faults_of_all_files_at_once(tmp_path: Path) -> None
     ]
     assert faults[-2].startswith("d.yaml: cannot be read as YAML (")
     assert (
-        faults[-1] == "e.yaml: is [3]: give the keys names, cancer, unlabelled, patterns, aliases, empty_means_benign"
+        faults[-1]
+        == "e.yaml: is [3]: give the keys names, cancer, unlabelled, patterns, aliases, channel, empty_means_benign"
     )
 
 

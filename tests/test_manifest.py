@@ -64,7 +64,10 @@ def test_read_manifest_mask_suffix(tmp_path: Path) -> None:
         (".hidden,radboud,0,0+0", "not a plain file name"),
         (",radboud,0,0+0", "not a plain file name"),
         ("splits,radboud,0,0+0", "rename the slide"),
-        ("b,stanford,0,0+0", "row 3: data_provider 'stanford' is unknown; known are annotations, binary, gleason, "),
+        (
+            "b,stanford,0,0+0",
+            "row 3: data_provider 'stanford' is unknown; known are annotations, binary, ",
+        ),
         ("b,radboud,6,0+0", "row 3: isup_grade '6' is not a whole number from 0 to 5; leave it empty"),
         ("b,radboud,1.5,0+0", "isup_grade '1.5'"),
         ("b,radboud,nan,0+0", "isup_grade 'nan'"),

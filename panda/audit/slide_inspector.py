@@ -24,9 +24,9 @@ from panda.wsi.geometry import mean_mpp
 from panda.wsi.label_codes import describe_label
 from panda.wsi.label_maps import get_label_maps
 from panda.wsi.mask_file import MaskFile
+from panda.wsi.mask_image import CodeImage, open_codes
 from panda.wsi.mpp import is_anisotropic, is_plausible
 from panda.wsi.slide import Slide, SlideOptions
-from panda.wsi.tiff.pyramid import TiffPyramid
 from panda.wsi.tiff.tables import CutShortError
 from panda.wsi.tissue import BLACK_SLIDE, Survey, survey
 
@@ -148,45 +148,45 @@ class SlideInspector:
             self.add_finding("missing_mask", f"{path}: there is no such file")
             return
         try:
-            tiff = TiffPyramid(path, red_only=True)
+            image = open_codes(path, self.labels)
         except (OSError, ValueError) as error:
             raise_exhaustion(error)
             self.add_finding("unopenable_mask", f"{path}: {error}")
             return
         try:
-            self.inspection = replace(self.inspection, mask_dimensions=tiff.level_dimensions[0])
-            mask = self._align_mask(path, tiff)
-            self._inspect_codes(tiff, mask)
+            self.inspection = replace(self.inspection, mask_dimensions=image.level_dimensions[0])
+            mask = self._align_mask(path, image)
+            self._inspect_codes(path, image, mask)
             if mask is not None:
                 self._check_position(mask)
         except (OSError, ValueError, MaskError) as error:
             raise_exhaustion(error)
             self.add_finding("unopenable_mask", f"{path}: {error}")
         finally:
-            tiff.close()
+            image.close()
 
-    def _align_mask(self, path: Path, tiff: TiffPyramid) -> MaskFile | None:
+    def _align_mask(self, path: Path, image: CodeImage) -> MaskFile | None:
         """Return the mask in the frame of its slide; None if there is no slide, or the mask does not fit it."""
         if self.slide is None:
             return None
         try:
-            return MaskFile(path, self.slide, tiff)
+            return MaskFile(path, self.slide, image)
         except MaskError as error:
             self.add_finding("mask_geometry", str(error))
             return None
 
-    def _inspect_codes(self, tiff: TiffPyramid, mask: MaskFile | None) -> None:
+    def _inspect_codes(self, path: Path, image: CodeImage, mask: MaskFile | None) -> None:
         """Count the codes, and compare them with the label map and with the grade."""
         um = None
         if mask is not None and self.slide is not None and self.slide.mpp is not None:
             um = mean_mpp(self.slide.mpp) * math.sqrt(mask.frame.sx * mask.frame.sy)
-        level = 0 if self.deep else choose_level(tiff, um)
-        counts = count_codes(tiff, level)
+        level = 0 if self.deep else choose_level(image, um)
+        counts = count_codes(image, level)
         labels, grade = self.labels, self.row.grade
         # Coarser levels can miss a sliver of cancer, so only level 0 can show that there is none.
         while labels is not None and grade and level and not counts[list(labels.cancer)].any():
             level -= 1
-            counts = count_codes(tiff, level)
+            counts = count_codes(image, level)
         codes = {str(code): int(counts[code]) for code in np.flatnonzero(counts)}
         self.inspection = replace(self.inspection, mask_level=level, mask_codes=codes)
         if labels is None:
@@ -199,15 +199,15 @@ class SlideInspector:
         cancer, labelled = int(counts[list(labels.cancer)].sum()), int(counts.sum()) - unlabelled
         area_mm2 = None
         if um is not None:
-            scale = math.prod(tiff.level_dimensions[0]) / math.prod(tiff.level_dimensions[level])
+            scale = math.prod(image.level_dimensions[0]) / math.prod(image.level_dimensions[level])
             area_mm2 = cancer * um * um * scale / 1e6
         share = cancer / labelled if labelled else None
         self.inspection = replace(self.inspection, cancer_fraction=share, cancer_mm2=area_mm2)
         if grade and not labelled:
-            found = describe_label(tiff.path, self.row.provider)
+            found = describe_label(path, self.row.provider)
             self.add_finding("empty_mask_graded", f"isup_grade is {grade}, the mask labels no px: {found}")
         elif grade and not cancer:
-            found = describe_label(tiff.path, self.row.provider)
+            found = describe_label(path, self.row.provider)
             self.add_finding("benign_mask_cancer_grade", f"isup_grade is {grade}, no cancer at level 0: {found}")
         elif grade == 0 and cancer:
             size = "" if area_mm2 is None else f", {area_mm2:.4g} mm²"

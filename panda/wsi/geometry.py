@@ -19,8 +19,6 @@ from pydantic import Field
 
 from panda.errors import MaskError
 
-ASPECT_TOLERANCE = 0.02
-"""Largest relative difference between the aspect of a slide and of its mask."""
 Coordinate = TypeVar("Coordinate", float, NDArray[Any])
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Side = Annotated[int, Field(ge=1, lt=2**31)]
@@ -247,18 +245,25 @@ def mask_frame(slide_size: tuple[int, int], mask_size: tuple[int, int]) -> Frame
         A frame with slide px per mask px as its scales, see `axis_scales`.
 
     Raises:
-        MaskError: If the mask is empty, or its aspect differs from the slide's by more than 2 % and one mask pixel.
+        MaskError: If the mask is empty, or does not have the shape of the slide within 1 px. A mask that is larger by
+            more than 1 px must be so by a whole number. Otherwise it was probably padded to whole tiles.
     """
     (slide_w, slide_h), (mask_w, mask_h) = slide_size, mask_size
     sizes = f"mask is {mask_w} x {mask_h} px, slide is {slide_w} x {slide_h} px"
     if min(mask_w, mask_h, slide_w, slide_h) <= 0:
         raise MaskError(f"{sizes}: an empty image has no frame")
-    sx, sy = axis_scales(slide_size, mask_size)
-    difference = max(sx, sy) / min(sx, sy) - 1
-    # Rounding a small mask to whole pixels alone can exceed the tolerance.
-    if difference > ASPECT_TOLERANCE and level_scale(slide_size, mask_size)[1] >= 1:
+    if mask_w > slide_w + 1 or mask_h > slide_h + 1:
+        times_x, times_y = axis_scales(mask_size, slide_size)
+        if times_x != times_y or times_x % 1:
+            raise MaskError(
+                f"{sizes}: it is larger by more than 1 px and not by a whole number of times, so it was padded or is "
+                "the mask of another slide"
+            )
+        return Frame(1 / times_x, 1 / times_y)
+    deviation = level_scale(slide_size, mask_size)[1]
+    if deviation > 1 and max(abs(mask_w - slide_w), abs(mask_h - slide_h)) > 1:
         raise MaskError(
-            f"{sizes}: their shapes differ by {difference:.1%}, more than {ASPECT_TOLERANCE:.0%}; "
-            "this is not a mask of this slide, check the pairing of the files"
+            f"{sizes}: at one scale it would be {deviation:.4g} px longer or shorter, so it was cut or padded, or is "
+            "the mask of another slide; check the pairing of the files"
         )
-    return Frame(sx, sy)
+    return Frame(*axis_scales(slide_size, mask_size))

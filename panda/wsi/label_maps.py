@@ -6,7 +6,7 @@ import functools
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import cv2
 import numpy as np
@@ -21,6 +21,8 @@ FOLDER = CONF / "label_maps"
 """The label maps of all known providers; the file name is the provider."""
 Code = Annotated[int, Field(ge=0, le=255)]
 Pattern = Annotated[int, Field(ge=1, le=5)]
+Channel = Literal["red", "green", "blue", "alpha"]
+CHANNELS: tuple[Channel, ...] = get_args(Channel)
 
 UNKNOWN = 253
 """Entry of a table of codes for a code that the label map does not have."""
@@ -35,6 +37,7 @@ class LabelMap(BaseModel, frozen=True, extra="forbid"):
         unlabelled: The codes of px without a label, ascending.
         patterns: The Gleason pattern of a code that has one.
         aliases: Further names of classes in annotations, each with its code.
+        channel: The channel of a mask that has the codes; None to find it, see `panda.wsi.mask_image.open_codes`.
         empty_means_benign: A file of annotations without any object means a slide without cancer; else it is refused.
     """
 
@@ -43,6 +46,7 @@ class LabelMap(BaseModel, frozen=True, extra="forbid"):
     unlabelled: tuple[Code, ...] = Field(description="a list of codes, 0 to 255, [] for none")
     patterns: dict[Code, Pattern] = Field(default={}, description="the Gleason pattern, 1 to 5, of each such code")
     aliases: dict[str, Code] = Field(default={}, description="a code, 0 to 255, for each further name of a class")
+    channel: Channel | None = Field(default=None, description="red, green, blue or alpha")
     empty_means_benign: bool = Field(default=False, description="true or false")
 
     @field_validator("cancer", "unlabelled")
@@ -78,7 +82,11 @@ class LabelMap(BaseModel, frozen=True, extra="forbid"):
 
     def codes(self) -> dict[str, list[int]]:
         """Return the codes without their names, for fingerprints."""
-        return {"known": sorted(self.names), "cancer": list(self.cancer), "unlabelled": list(self.unlabelled)}
+        codes = {"known": sorted(self.names), "cancer": list(self.cancer), "unlabelled": list(self.unlabelled)}
+        # Nothing for red, as before channels could be named, so that patches of PANDA's masks stay usable.
+        if self.channel == "red":
+            return codes
+        return {**codes, "channel": [] if self.channel is None else [CHANNELS.index(self.channel)]}
 
 
 def get_label_maps() -> Mapping[str, LabelMap]:

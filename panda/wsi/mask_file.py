@@ -12,8 +12,8 @@ from panda.errors import MaskError
 from panda.wsi.geometry import Resolution, axis_scales, ceil_px, cut_blocks, floor_px, level_scale, mask_frame, round_px
 from panda.wsi.label_maps import LabelMap
 from panda.wsi.label_source import LabelSource, OnSlide
+from panda.wsi.mask_image import CodeImage, open_codes, write_vips
 from panda.wsi.slide import SNAP, Slide
-from panda.wsi.tiff.pyramid import TiffPyramid
 
 
 class MaskFile(LabelSource):
@@ -29,31 +29,31 @@ class MaskFile(LabelSource):
         frame: The frame of mask level-0 px; its origin is that of the file if the mask spans the whole file.
     """
 
-    def __init__(self, path: Path, slide: Slide, tiff: TiffPyramid) -> None:
+    def __init__(self, path: Path, slide: Slide, image: CodeImage) -> None:
         super().__init__(path)
-        self.level_dimensions = tiff.level_dimensions
-        self._spans_file = _spans_file(slide, tiff.level_dimensions[0])
+        self.level_dimensions = image.level_dimensions
+        self._spans_file = _spans_file(slide, image.level_dimensions[0])
         # Sizes of what the mask spans, and positions of the slide's corner in it, in px of each level of the slide.
         self._spans = slide.file_level_dimensions if self._spans_file else slide.level_dimensions
         self._origins = slide.level_origins if self._spans_file else ((0, 0),) * len(self._spans)
         self._slide_size = slide.dimensions
-        self.frame = frame = mask_frame(self._spans[0], tiff.level_dimensions[0])
+        self.frame = frame = mask_frame(self._spans[0], image.level_dimensions[0])
         # Level-0 px of the slide per px of each mask level, along x and y.
-        scales = [axis_scales(tiff.level_dimensions[0], size) for size in tiff.level_dimensions]
+        scales = [axis_scales(image.level_dimensions[0], size) for size in image.level_dimensions]
         self._steps = [(frame.sx * x, frame.sy * y) for x, y in scales]
-        self._tiff = tiff
+        self._image = image
 
     @classmethod
     def open(cls, path: Path, slide: Slide, label_map: LabelMap) -> MaskFile:
         """Open the mask of a slide, see `panda.wsi.label_mask.LabelMask.open`."""
         try:
-            tiff = TiffPyramid(path, red_only=True)
+            image = open_codes(path, label_map)
         except (OSError, ValueError) as exc:
             raise MaskError(f"{path}: the mask cannot be opened: {exc}") from exc
         try:
-            return cls(path, slide, tiff)
+            return cls(path, slide, image)
         except MaskError as exc:
-            raise MaskError(f"{path}: {exc}") from exc
+            raise MaskError(f"{path}: {exc}{_advise_crop(path, slide, image.level_dimensions[0])}") from exc
 
     def read(
         self, resolution: Resolution, location: tuple[int, int], size: tuple[int, int]
@@ -102,7 +102,7 @@ class MaskFile(LabelSource):
         x0, y0 = int(x[0]), int(y[0])
         width, height = int(x[-1]) - x0 + 1, int(y[-1]) - y0 + 1
         try:
-            window = self._tiff.read(level, x0, y0, width, height)
+            window = self._image.read(level, x0, y0, width, height)
         except (OSError, ValueError) as exc:
             raise MaskError(
                 f"{self.path}: cannot read {width} x {height} px at ({x0}, {y0}) of mask level {level}: "
@@ -118,7 +118,15 @@ class MaskFile(LabelSource):
 
     def close(self) -> None:
         """Close the file in this process; a later read opens it again."""
-        self._tiff.close()
+        self._image.close()
+
+
+def _advise_crop(path: Path, slide: Slide, mask_size: tuple[int, int]) -> str:
+    """Return the command that crops a mask that was padded to whole tiles, as the end of a message."""
+    width, height = slide.dimensions
+    if mask_size[0] < width or mask_size[1] < height:
+        return ""
+    return f"; if it was padded on the right and below: {write_vips('crop', path, f'0 0 {width} {height}')}"
 
 
 def _spans_file(slide: Slide, mask_size: tuple[int, int]) -> bool:

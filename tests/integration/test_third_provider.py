@@ -54,7 +54,7 @@ def test_label_map_yaml_of_third_provider_trains_and_is_scored(tmp_path: Path, m
     _draw(tmp_path / "slides")
     refused = run_entry_point("train", tmp_path, *TINY)
     assert refused.returncode == 1
-    assert "'mylab' is unknown; known are annotations, binary, gleason, karolinska, radboud;" in refused.stderr
+    assert "'mylab' is unknown; known are annotations, binary, binary_255, gleason, " in refused.stderr
     assert "conf/label_maps/mylab.yaml" in refused.stderr
 
     folder = tmp_path / "label_maps"
