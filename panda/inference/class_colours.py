@@ -19,7 +19,7 @@ TUMOR_COLOUR = (200, 0, 0)
 """The colour of QuPath's own class "Tumor"."""
 
 PATTERN_COLOURS: Mapping[int, Colour] = MappingProxyType(
-    {1: (190, 225, 110), 2: (60, 170, 80), 3: (30, 175, 245), 4: (255, 145, 0), 5: (196, 0, 26)}
+    {1: (190, 225, 110), 2: (60, 170, 80), 3: (30, 175, 245), 4: (255, 145, 0), 5: (222, 20, 30)}
 )
 """Colour of each Gleason pattern. 3, 4 and 5 differ in hue and lightness, so they are distinct with any colour vision
 and on stained tissue."""
@@ -38,9 +38,14 @@ def make_class_tables(classes: ClassSet, colour_map: ColourMap, *, fades: bool =
     """
     if classes.is_binary:
         return COLOUR_MAPS[colour_map][None]
-    colours = np.array([find_class_colour(classes.patterns[name]) for name in classes.cancer_names], np.float64)
-    share = np.linspace(0, 1, 256)[None, :, None] if fades else np.ones((1, 256, 1))
-    return np.rint((1 - share) * PAPER + share * colours[:, None]).astype(np.uint8)
+    colours = [find_class_colour(classes.patterns[name]) for name in classes.cancer_names]
+    return np.stack([make_class_table(colour, fades=fades) for colour in colours])
+
+
+def make_class_table(colour: Colour, *, fades: bool) -> NDArray[np.uint8]:
+    """Return the colours of one class, (256, 3) uint8 RGB, see `make_class_tables`."""
+    share = np.linspace(0, 1, 256)[:, None] if fades else np.ones((256, 1))
+    return np.rint((1 - share) * PAPER + share * colour).astype(np.uint8)
 
 
 def paint_classes(by_class: NDArray[np.float32], classes: ClassSet, tables: NDArray[np.uint8]) -> NDArray[np.uint8]:

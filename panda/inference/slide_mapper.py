@@ -86,7 +86,7 @@ class SlideMapper:
         """Everything that must be equal for the figures of two slides to be comparable."""
         values: dict[str, Any] = {
             "segmentation": {"network": self.predictor.fingerprint}
-            | self.predictor.metadata.model_dump(mode="json", include={"resolution", "patch_size", "overlap"}),
+            | self.predictor.metadata.model_dump(mode="json", include=_list_network_fields(self.predictor)),
             "grader": {"network": self.grader.checkpoint.fingerprint}
             | self.grader.metadata.model_dump(mode="json", include={"resolution", "tile_size", "tiles", "target"})
             if self.grader
@@ -171,6 +171,11 @@ class SlideMapper:
                 grade_note=ungraded.message if ungraded else None,
             )
             return MappedSlide(canvas, files, score, ungraded, lock.pop_all().close)
+
+
+def _list_network_fields(predictor: SegmentationPredictor) -> set[str]:
+    """Return the fields of a checkpoint on which figures depend; one class of cancer is not stated."""
+    return {"resolution", "patch_size", "overlap", *(() if predictor.classes.is_binary else ("classes",))}
 
 
 def _compute_label_metrics(score: SlideScore, threshold: float) -> LabelMetrics:

@@ -40,6 +40,18 @@ _COLUMNS = (
 """First columns of `quantification.csv`, see `SlideResult.to_row` for the others."""
 
 
+CLASS_AREA = "class_"
+"""Begins the names of columns with the areas of classes; the name of the class follows."""
+
+CLASS_FIGURES = {
+    "px": "area_px",
+    "mm2": "area_mm2",
+    "percent_of_tumor": "percent_of_tumor",
+    "percent_of_tissue": "percent_of_tissue",
+}
+"""Ends of these names, to the field of a `ClassArea`."""
+
+
 class LabelMetrics(Plain, frozen=True):
     """Metrics of a prediction against the label mask.
 
@@ -202,9 +214,12 @@ class SlideResult(SlideFacts, Measurements, frozen=True, validate_by_name=True, 
     def to_row(self) -> TableRow:
         """Return the row of `quantification.csv`.
 
-        After `_COLUMNS` come the label metrics if there is a mask, µm/px, and class and probabilities of a grade.
+        First come `_COLUMNS`, then the areas of each class of cancer if there are several, and the label metrics if
+        there is a mask. Last come µm/px, and class and probabilities of a grade.
         """
         row: TableRow = {key: getattr(self, key) for key in _COLUMNS}
+        for area in self.classes:
+            row |= {f"{CLASS_AREA}{area.name}_{end}": getattr(area, key) for end, key in CLASS_FIGURES.items()}
         if self.against_label is not None:
             row |= dict(self.against_label)
         row |= self.list_rule_columns()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from panda.inference.slide_result import CLASS_AREA
 from panda.report.agreement import draw_agreement
 from panda.report.grade_notes import add_rule_band, describe_disagreements, lay_out_both_grades
 from panda.report.inference_summary import INFERENCE_FILE, InferenceSummary
@@ -85,6 +86,10 @@ def write_inference_page(output: Path) -> Path:
         "in_sample": any(counts.values()),
     }
     keys = [k for k in _COLUMNS if any(k in row for row in rows) and is_informative.get(k, True)]
+    areas = [key for key in (rows[0] if rows else ()) if key.startswith(CLASS_AREA) and key.endswith("_mm2")]
+    if areas:
+        place = keys.index("tumor_mm2") + 1
+        keys[place:place] = areas
     settings = summary.model_dump(mode="json", exclude={"notes"}) if summary else {}
     facts = [(key.replace("_", " "), _write_value(value)) for key, value in settings.items()]
     return write_page(
@@ -97,7 +102,7 @@ def write_inference_page(output: Path) -> Path:
         notes=[*(summary.notes if summary else [fault]), *filter(None, [describe_disagreements(rows)])],
         facts=[(name, text) for name, text in facts if text],
         cards=_make_cards(rows, {r[0].text for r in failures.rows}),
-        slides=make_slide_table(rows, keys, output, _WHY),
+        slides=make_slide_table(rows, keys, output, _WHY | dict.fromkeys(areas, _WHY["tumor_mm2"])),
         agreement=draw_agreement(rows),
         both_grades=lay_out_both_grades(rows),
         failures=failures,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from panda.inference.class_colours import find_class_colour
 from panda.inference.grade import GradeRecord, RuleGrade
 from panda.inference.slide_result import RESULT_FILE, SlideFacts, SlideResult, read_slide_facts
 from panda.report.grade_notes import describe_band, describe_disagreement
@@ -39,6 +40,10 @@ _REGION_HEADS = (
     ("Region", ""), ("Area", "mm²"), ("Area", "px of the map"), ("Length", "mm, greatest"), ("Mean probability", ""),
     ("Highest probability", ""), ("Centre", "x, y in level-0 px"), ("Box", "x0, y0, x1, y1 in level-0 px"),
 )  # fmt: skip
+_CLASS_HEADS = (
+    ("Gleason pattern", ""), ("Area", "mm²"), ("Area", "px of the map"), ("Share of tumour", "%"),
+    ("Share of tissue", "%"),
+)  # fmt: skip
 GRADES = {"isup": "ISUP grade", "cancer": "Cancer"}
 
 
@@ -59,6 +64,7 @@ class Card:
 def _tabulate_regions(result: SlideResult, has_viewer: bool) -> Table:
     """Return the table of the regions, largest first, each with a button that shows it if there is a viewer."""
     no_area = result.mm2_note or "µm/px of the slide is unknown"
+    names = [area.name for area in result.classes]
     rows = [
         [
             Cell(format_value(region.id, "count"), sort=region.id, style="num", is_button=has_viewer),
@@ -69,12 +75,34 @@ def _tabulate_regions(result: SlideResult, has_viewer: bool) -> Table:
             make_cell(region.max_probability, "score"),
             _make_numbers_cell(region.centroid),
             _make_numbers_cell(region.bbox),
+            *(make_cell(100 * px / region.area_px, "percent") for px in region.class_px),
         ]
         for region in result.regions[:MOST_REGIONS]
     ]
     more = len(result.regions) - len(rows)
     note = f"The {len(rows)} largest; {more} smaller ones are in regions.geojson." if more > 0 else ""
-    return Table([Head(label, unit, figures=True) for label, unit in _REGION_HEADS], rows, note=note)
+    heads = [*_REGION_HEADS, *((name, "% of region") for name in names)]
+    return Table([Head(label, unit, figures=True) for label, unit in heads], rows, note=note)
+
+
+def _tabulate_classes(result: SlideResult) -> Table | None:
+    """Return the table of the classes of cancer; None if there is one class."""
+    no_area = result.mm2_note or "µm/px of the slide is unknown"
+    rows = [
+        [
+            Cell(area.name, swatch="#{:02x}{:02x}{:02x}".format(*find_class_colour(area.patterns))),
+            Cell(", ".join(map(str, area.patterns)), style="num"),
+            make_cell(area.area_mm2, "mm2", no_area),
+            make_cell(area.area_px, "count"),
+            make_cell(area.percent_of_tumor, "percent", "there is no tumour"),
+            make_cell(area.percent_of_tissue, "percent", "there is no tissue"),
+        ]
+        for area in result.classes
+    ]
+    if not rows:
+        return None
+    heads = [Head("Class"), *(Head(label, unit, figures=True) for label, unit in _CLASS_HEADS)]
+    return Table(heads, rows, sortable=False)
 
 
 def _make_numbers_cell(numbers: Sequence[float]) -> Cell:
@@ -230,6 +258,7 @@ def write_slide_page(slide_dir: Path) -> Path:
         grade_name=GRADES[grade.target if grade else "isup"],
         bars=_make_bars(grade) if grade else [],
         against=_tabulate_label_metrics(slide_dir, facts.slide_id),
+        classes=_tabulate_classes(result) if result else None,
         regions=_tabulate_regions(result, viewer is not None) if result else None,
         mapped=result is not None,
         threshold=result.threshold if result else None,

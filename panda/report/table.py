@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from panda.inference.slide_result import CLASS_AREA
 from panda.report.run_folder import Picture, parse_number
 
 # Name of each figure on a page, and its format.
@@ -75,17 +76,25 @@ _UNSET = {"", "none", "null", "nan"}
 
 
 def name_figure(key: str) -> str:
-    """Name a figure: a known one by its name, the Dice of a class by the class, another by its key with blanks."""
+    """Name a figure: a known one by its name, those of a class by the class, another by its key with blanks."""
     if key in FIGURES:
         return FIGURES[key][0]
     if key.startswith(CLASS_DICE):
         return f"Dice of {key.removeprefix(CLASS_DICE)}"
+    if key.startswith(CLASS_AREA) and key.endswith("_mm2"):
+        return key.removeprefix(CLASS_AREA).removesuffix("_mm2")
     return key.replace("_", " ").replace("mm2", "mm²")
 
 
 def find_format(key: str) -> str:
     """Return the format of a figure, see `format_value`."""
-    by_end = {"mm2": "mm2", "percent": "percent", "_px": "count"}
+    by_end = {
+        "mm2": "mm2",
+        "percent": "percent",
+        "percent_of_tumor": "percent",
+        "percent_of_tissue": "percent",
+        "_px": "count",
+    }
     return FIGURES[key][1] if key in FIGURES else next((by_end[end] for end in by_end if key.endswith(end)), "score")
 
 
@@ -138,6 +147,7 @@ class Cell:
         style: Classes: `num`, `id`, `bad`, `pre`.
         under: Smaller text below, such as an interval.
         is_button: Whether the text is a button for a script of the page.
+        swatch: Colour of a square before the text, as `#rrggbb`.
     """
 
     text: str = ""
@@ -148,6 +158,7 @@ class Cell:
     style: str = ""
     under: str = ""
     is_button: bool = False
+    swatch: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, Field, TypeAdapter
 
+from panda.inference.class_colours import find_class_colour, make_class_table
 from panda.inference.grade import GradeRecord
 from panda.inference.legends import COLOUR_MAPS
 from panda.inference.quantify import THRESHOLDS
@@ -21,6 +24,8 @@ from panda.stored import read_model
 MOST_REGIONS = 300
 """Number of largest regions that a page lists and outlines; more would be too many for a browser."""
 
+BY_CLASS = "by pattern"
+"""Name of the colours by class of cancer."""
 
 Coordinate = Annotated[float, Field(ge=-(2**31), le=2**31)]
 Ring = Annotated[list[tuple[Coordinate, Coordinate]], Field(min_length=4)]
@@ -47,6 +52,14 @@ class _MultiPolygon(BaseModel):
 
 class _Feature(BaseModel):
     geometry: Annotated[_Polygon | _MultiPolygon, Field(discriminator="type")]
+    properties: Any = None
+
+    def find_region(self, rank: int) -> int:
+        """Return the number of the region that the feature is part of, or its rank if it is a region of its own."""
+        try:
+            return int(self.properties["measurements"]["Region"])
+        except (TypeError, KeyError, ValueError):
+            return rank
 
 
 class _Regions(BaseModel):
@@ -107,20 +120,38 @@ def _read_map(slide_dir: Path, result: SlideResult) -> dict[str, Any]:
             "counts": counts,
             "tissue": result.tissue_px,
             "mm2": None if area is None or not result.tissue_px else area / result.tissue_px,
-            "colours": {name: colours.tobytes().hex() for name, colours in COLOUR_MAPS.items()},
+            "colours": _list_colours(result),
+            "classes": [
+                {
+                    "name": area.name,
+                    "colour": "#{:02x}{:02x}{:02x}".format(*find_class_colour(area.patterns)),
+                    "counts": area.px_at_threshold,
+                }
+                for area in result.classes
+            ],
         },
     }
 
 
+def _list_colours(result: SlideResult) -> dict[str, list[str]]:
+    """Return the colours of 256 probabilities as hexadecimal digits, by name: of all tumour, or of each class."""
+    named: dict[str, list[str]] = {name: [colours.tobytes().hex()] for name, colours in COLOUR_MAPS.items()}
+    tables = [make_class_table(find_class_colour(area.patterns), fades=True) for area in result.classes]
+    return ({BY_CLASS: [table.tobytes().hex() for table in tables]} if tables else {}) | named
+
+
 def _read_regions(path: Path, level0: float) -> list[dict[str, Any]]:
     """Return the outlines of the largest regions in px of the view, exact to half a px."""
+    found: defaultdict[int, list[list[tuple[float, float]]]] = defaultdict(list)
+    for rank, feature in enumerate(read_model(path, _REGIONS, _REMEDY).features, start=1):
+        found[feature.find_region(rank)] += feature.geometry.rings
     regions = []
-    for rank, feature in enumerate(read_model(path, _REGIONS, _REMEDY).features[:MOST_REGIONS], start=1):
-        corners = [np.array(ring, np.float32) / np.float32(level0) for ring in feature.geometry.rings]
+    for number, rings in islice(found.items(), MOST_REGIONS):
+        corners = [np.array(ring, np.float32) / np.float32(level0) for ring in rings]
         outer = np.concatenate(corners)
         regions.append(
             {
-                "id": rank,
+                "id": number,
                 "box": [round(float(v), 1) for v in (*outer.min(axis=0), *outer.max(axis=0))],
                 "rings": [_simplify(ring) for ring in corners],
             }

@@ -17,10 +17,12 @@ from panda.app.infer import infer
 from panda.inference.canvas import Canvas
 from panda.inference.quantify import QuantifySettings, slide_quantification
 from panda.report.slide_page import write_slide_page
+from panda.wsi.classes import find_classes
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import find_tissue
 from tests.checkpoints import grading_checkpoint, segmentation_checkpoint
 from tests.test_infer import CONF, draw
+from tests.test_infer_classes import run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
@@ -190,3 +192,25 @@ def test_page_of_graded_slide_shows_attention(page: Page, out: Path, tmp_path: P
     page.locator("#viewer .attention").uncheck()
     assert measure_pane(page, "left") != attended
     assert not page.locator("#viewer .right").is_visible()
+
+
+def test_legend_of_classes_follows_the_threshold(page: Page, tmp_path: Path) -> None:
+    run(tmp_path, find_classes("gleason"))
+    open_slide(page, tmp_path / "out", "a")
+    texts = page.locator("#viewer .classes b")
+    colours = page.locator("#viewer .colours")
+    assert colours.input_value() == "by pattern"
+    seen, pictures = set(), set()
+    for step in (300, 700, 800, 1000):
+        script = "(it, step) => { it.value = step; it.dispatchEvent(new Event('input')); }"
+        page.locator("#viewer .threshold").evaluate(script, step)
+        areas = [float(text.split(" mm²")[0]) for text in texts.all_inner_texts()]
+        assert sum(areas) == pytest.approx(float(page.locator("#viewer .mm2").inner_text()), abs=0.0016)
+        seen.add(tuple(areas))
+        pictures.add(measure_pane(page, "right")[0])
+    assert len(seen) > 1
+    assert len(pictures) > 1
+    by_class = measure_pane(page, "right")[0]
+    colours.select_option("viridis")
+    page.locator("#viewer .reset").click()
+    assert measure_pane(page, "right")[0] != by_class

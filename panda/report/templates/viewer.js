@@ -25,28 +25,35 @@
   // ---- the map in colours, again at each threshold
 
   function palette() {
-    const text = view.colours[colours.value];
-    return Array.from({ length: 256 }, (_, k) => [0, 2, 4].map((c) => parseInt(text.substr(6 * k + c, 2), 16)));
+    return view.colours[colours.value].map((text) =>
+      Array.from({ length: 256 }, (_, k) => [0, 2, 4].map((c) => parseInt(text.substr(6 * k + c, 2), 16))));
   }
 
   function paint() {
     if (!planes) return;
-    const table = palette(), share = Number(opacity.value) / 100, limit = Number(slider.value) / 1000;
-    find("bar").style.background = "linear-gradient(to right," + table.map((rgb) => `rgb(${rgb})`).join() + ")";
-    const over = new Uint32Array(256), alone = new Uint32Array(256);
-    for (let k = 0; k < 256; k++) {
-      const above = k / 255 >= limit - 1e-9, [r, g, b] = table[k];
-      const rgb = r | (g << 8) | (b << 16);
-      over[k] = rgb | (Math.round(255 * share * (above ? 1 : 0.25 * k / 255)) << 24);
-      alone[k] = rgb | ((above ? 255 : 150) << 24);
-    }
-    const { width, height } = view, count = width * height;
+    const tables = palette(), share = Number(opacity.value) / 100, limit = Number(slider.value) / 1000;
+    const count = tables.length, faded = count > 1; // a class has one colour over the slide
+    find("bar").style.background = tables.map((table, n) => "linear-gradient(to right," + table.map((rgb) => `rgb(${rgb})`).join() +
+      `) 0 ${faded ? 100 * n / (count - 1) : 0}% / 100% ${100 / count}% no-repeat`).join();
+    const over = tables.map(() => new Uint32Array(256)), alone = tables.map(() => new Uint32Array(256));
+    const pack = ([r, g, b]) => r | (g << 8) | (b << 16);
+    tables.forEach(function (table, n) {
+      for (let k = 0; k < 256; k++) {
+        const above = k / 255 >= limit - 1e-9;
+        over[n][k] = pack(table[faded ? 255 : k]) | (Math.round(255 * share * (above ? 1 : 0.25 * k / 255)) << 24);
+        alone[n][k] = pack(table[k]) | ((above ? 255 : 150) << 24);
+      }
+    });
+    const { width, height } = view;
     const outline = home.querySelector(".outline").checked, ink = 0xff000000;
     const label = find("label"), labelled = label && label.checked;
     painted.forEach(function (layer, which) {
       const context = layer.getContext("2d"), image = context.createImageData(width, height);
       const out = new Uint32Array(image.data.buffer), colour = which ? alone : over;
-      for (let k = 0; k < count; k++) if (planes[4 * k + 1]) out[k] = colour[planes[4 * k]];
+      for (let k = 0; k < width * height; k++) {
+        const scored = planes[4 * k + 1]; // 255 for the first class of cancer, 254 for the second
+        if (scored) out[k] = colour[faded ? 255 - scored : 0][planes[4 * k]];
+      }
       const tumour = (k) => planes[4 * k + 1] && planes[4 * k] / 255 >= limit - 1e-9;
       if (outline) edges(out, width, height, tumour, ink);
       if (labelled) edges(out, width, height, (k) => planes[4 * k + 2], 0xffd0ff00);
@@ -71,6 +78,10 @@
     exact.value = (step / 1000).toFixed(3);
     find("percent").textContent = view.tissue ? (100 * pixels / view.tissue).toFixed(2) : "–";
     if (find("mm2")) find("mm2").textContent = (pixels * view.mm2).toFixed(3);
+    home.querySelectorAll(".classes b").forEach(function (text, n) {
+      const own = view.classes[n].counts[step], share = pixels ? (100 * own / pixels).toFixed(1) + " %" : "–";
+      text.textContent = find("mm2") ? (own * view.mm2).toFixed(3) + " mm² · " + share : share;
+    });
     const mark = find("here");
     mark.setAttribute("x1", step / 5);
     mark.setAttribute("x2", step / 5);
