@@ -55,7 +55,7 @@ def map_slide(slide: Slide, resolution: Resolution, mask: NDArray[np.bool_], fol
         "downsample": resolution.downsample,
         "threshold": 0.5,
         "tumor_px": found.tumor_px,
-        "provenance": {"checkpoint": "best.ckpt", "fingerprint": "abc", "reader": "auto", "mpp_override": None},
+        "made_with": {"checkpoint": "best.ckpt", "fingerprint": "abc", "reader": "auto", "mpp_override": None},
     }
     (folder / RESULT).write_text(json.dumps(result | changes))
     return folder / "regions.geojson"

@@ -38,7 +38,7 @@ DOWNLOADED = ("imagenet", "download")
 IDLE_KEYS = (
     *CHOICE_KEYS,
     *(f"data.{key}" for key in ("batch_size", "stride", "edge", "min_tissue", "store", "extract_workers")),
-    *(f"data.{key}" for key in ("sampler", "tumor_share", "ignore_background")),
+    *(f"data.{key}" for key in ("sampler", "tumor_share", "ignore_background", "empty_means_benign")),
 )
 """Keys that have no effect in grading. The group `tiles` has its own."""
 

@@ -22,7 +22,6 @@ from panda.report.run_summary import PatchFigures, SegmentationSummary
 from panda.tasks.metadata import SegmentationMetadata, TrainedResolution
 from panda.tasks.segmentation import SegmentationTask
 from panda.tasks.threshold import ThresholdChoice
-from panda.wsi.label_maps import find_label_map
 
 
 class SegmentationExperiment:
@@ -164,7 +163,7 @@ class SegmentationExperiment:
             resolution=TrainedResolution.from_slides(settings.resolution, self.data.list_train_mpp()),
             patch_size=settings.patch_size,
             overlap=self.settings.overlap,
-            label_maps={provider: find_label_map(provider) for provider in providers},
+            label_maps={provider: settings.find_label_map(provider) for provider in providers},
             threshold=ThresholdChoice.from_default("not searched: no validation yet"),
             precision=self.engine.precision,
             tta=self.engine.tta,

@@ -38,7 +38,7 @@ _REMEDY = "give regions that infer.py wrote, or put their quantification.json be
 
 
 class _Origin(BaseModel, frozen=True):
-    """What made a map, of its provenance."""
+    """What made a map, of its `made_with`."""
 
     checkpoint: PathText
     fingerprint: str
@@ -53,7 +53,7 @@ class _Map(BaseModel, frozen=True):
     downsample: float = Field(gt=0)
     threshold: Share
     tumor_px: float
-    provenance: _Origin
+    made_with: _Origin
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def read_correction(path: Path, slides: Path, labels: str, *, empty_means_benign
     except FileNotFoundError as error:
         raise ManifestError(f"{path.parent / RESULT}: there is no such file: {_REMEDY}") from error
     slide_path = slides / Path(made.file.name).name if slides.is_dir() else slides
-    slide = SlideOptions(made.provenance.reader, made.provenance.mpp_override).open(slide_path)
+    slide = SlideOptions(made.made_with.reader, made.made_with.mpp_override).open(slide_path)
     if (now := FileIdentity.read(slide_path)).bytes != made.file.bytes or now.name != made.file.name:
         raise ManifestError(
             f"{slide_path}: is {now.name} of {now.bytes} bytes, the map was made of {made.file.name} of "
@@ -170,8 +170,8 @@ def read_correction(path: Path, slides: Path, labels: str, *, empty_means_benign
         "source": str(path.resolve()),
         "source_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "tool": read_annotations(path).tool,
-        "checkpoint": made.provenance.checkpoint,
-        "map_fingerprint": made.provenance.fingerprint,
+        "checkpoint": made.made_with.checkpoint,
+        "map_fingerprint": made.made_with.fingerprint,
         "threshold": made.threshold,
     }
     resolution = slide.choose_resolution(downsample=made.downsample)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from panda.data.disk import require_room
 from panda.data.failures import Failure
+from panda.data.label_check import warn_of_unlabelled
 from panda.data.manifest import SlideRecord
 from panda.data.patches import SlidePatches, fingerprint_patches, load_slide
 from panda.data.pixel_stores import WritePatch, open_pixel_store
@@ -44,7 +45,6 @@ from panda.errors import MaskError, PandaError, SlideError, name_exhaustion, rai
 from panda.files import hold_lock, write_beside
 from panda.wsi.classes import ANY_CANCER
 from panda.wsi.grid import Grid
-from panda.wsi.label_mask import LabelMask
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap, find_tissue
 
@@ -95,6 +95,7 @@ def extract_store(
                     slides[record.slide_id] = found
             pending = [record for record in records if record.slide_id not in slides]
             if pending:
+                warn_of_unlabelled(pending, settings)
                 require_room(pending, settings, store)
             _extract_pending(pending, settings, store, slides, failures, workers=workers, progress=progress)
     except OSError as error:
@@ -196,7 +197,7 @@ def extract_slide(
                 f"data.exclude=[missing_mask]"
             )
         mask_file = identify_file(record.mask_path, MaskError)
-        with LabelMask.open(record.mask_path, slide, record.provider) as mask:
+        with settings.open_labels(record.mask_path, slide, record.provider) as mask:
             on_stage("tissue")
             tissue = find_tissue(slide)
             on_stage("grid")

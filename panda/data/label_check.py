@@ -1,4 +1,4 @@
-"""Check that patches have the cancer that the grades of their slides promise, and say where the label may be.
+"""Check what the labels of slides teach: cancer that the grades promise, and px without a label.
 
 A label in another channel than red, the codes of another provider or an empty mask leave no cancer pixel. A network
 would then learn that cancer is benign.
@@ -6,13 +6,18 @@ would then learn that cancer is benign.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Literal
 
 from panda.data.manifest import SlideRecord
 from panda.data.patchset import PatchSet
+from panda.data.settings import PatchSettings
 from panda.errors import ManifestError
+from panda.wsi.annotations.source import is_annotation_file
 from panda.wsi.label_codes import describe_label
+
+log = logging.getLogger(__name__)
 
 REMEDY = (
     "`python audit.py` with the same data names such slides; correct their masks, or leave them out with "
@@ -61,3 +66,16 @@ def describe_contradiction(split: str, slides: Sequence[str], count: int) -> str
     return (
         f"{len(slides)} of {count} {split} slides have a grade of 1 or more and no labelled cancer ({shown}). {REMEDY}"
     )
+
+
+def warn_of_unlabelled(records: Sequence[SlideRecord], settings: PatchSettings) -> None:
+    """Warn if px without an annotation are said to be unlabelled, and would be learned as no cancer."""
+    drawn = [record for record in records if record.mask_path is not None and is_annotation_file(record.mask_path)]
+    unlabelled = [record.slide_id for record in drawn if 0 in settings.find_label_map(record.provider).unlabelled]
+    if unlabelled and not settings.ignore_background:
+        log.warning(
+            "%d slides have annotations (%s, …), and what they leave out is unlabelled: it is learned as no cancer, "
+            "unless data.ignore_background=true",
+            len(unlabelled),
+            unlabelled[0],
+        )

@@ -237,7 +237,7 @@ class SlideStore(PixelStore):
     def _open_slide(self, img: Path, msk: Path, provider: str, folder: Path) -> tuple[Slide, LabelMask, Resolution]:
         settings = self.settings
         slide = settings.slide_options.open(img)
-        mask = LabelMask.open(msk, slide, provider)
+        mask = settings.open_labels(msk, slide, provider)
         _require_unchanged(folder, img, msk)
         return slide, mask, settings.resolution.resolve(slide)
 

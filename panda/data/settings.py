@@ -20,11 +20,11 @@ from panda.synthetic.dataset import SyntheticSpec
 from panda.wsi.classes import BINARY, ClassSet
 from panda.wsi.geometry import Resolution
 from panda.wsi.grid import Grid, tissue_grid
-from panda.wsi.label_maps import get_label_maps
+from panda.wsi.label_maps import LabelMap, find_label_map, get_label_maps
 from panda.wsi.label_mask import LabelMask
 from panda.wsi.mpp import MPP_MAX, MPP_MIN
 from panda.wsi.readers import ReaderName
-from panda.wsi.slide import ResolutionRequest, SlideOptions
+from panda.wsi.slide import ResolutionRequest, Slide, SlideOptions
 from panda.wsi.tissue import TissueMap
 
 SplitMethod = Literal["holdout", "kfold", "patches"]
@@ -75,7 +75,24 @@ class SlideSettings(Settings):
         return SlideOptions(self.reader, self.mpp_override)
 
 
-class TableSettings(SlideSettings):
+class LabelSettings(Settings):
+    """What labels mean, besides their label maps.
+
+    Attributes:
+        empty_means_benign: A file of annotations without any object means a slide without cancer; else it is refused.
+    """
+
+    node: ClassVar[str] = "data"
+
+    empty_means_benign: bool = False
+
+    def find_label_map(self, provider: str) -> LabelMap:
+        """Return the label map of a provider with these settings, see `panda.wsi.label_maps.find_label_map`."""
+        found = find_label_map(provider)
+        return found.model_copy(update={"empty_means_benign": True}) if self.empty_means_benign else found
+
+
+class TableSettings(SlideSettings, LabelSettings):
     """The table of slides: of a folder in PANDA's layout, or of another layout.
 
     Attributes:
@@ -115,7 +132,7 @@ class TableSettings(SlideSettings):
         return source
 
 
-class CutSettings(ResolutionSettings, SlideSettings):
+class CutSettings(ResolutionSettings, SlideSettings, LabelSettings):
     """How patches are cut. See also the base classes.
 
     Attributes:
@@ -161,6 +178,10 @@ class PatchSettings(CutSettings):
     """
 
     classes: ClassSet = BINARY
+
+    def open_labels(self, path: Path, slide: Slide, provider: str) -> LabelMask:
+        """Open the label file of a slide, see `LabelMask.open`."""
+        return LabelMask.open(path, slide, provider, {provider: self.find_label_map(provider)})
 
     def read_target(self, mask: LabelMask, resolution: Resolution, corner: tuple[int, int]) -> NDArray[np.uint8]:
         """Read the target of the patch at a corner in level-0 px, see `LabelMask.read_target`."""

@@ -12,6 +12,7 @@ from panda.data.manifest import SlideRecord
 from panda.errors import ManifestError, MaskError, PandaError, SlideError
 from panda.files import identity
 from panda.stored import Digest, Plain, Share, read_model
+from panda.wsi.annotations.source import describe_classes
 from panda.wsi.classes import ClassSet
 from panda.wsi.geometry import Positive
 from panda.wsi.label_maps import find_label_map
@@ -133,13 +134,14 @@ def read_origin(record: SlideRecord, classes: ClassSet) -> SlideOrigin:
         MaskError: If the mask is missing, its provider has no label map, or none of the classes has the Gleason
             pattern of a code.
     """
+    label_map = find_label_map(record.provider)
     return SlideOrigin(
         slide_id=record.slide_id,
         provider=record.provider,
         isup_grade=record.isup_grade,
         slide=identify_file(record.image_path, SlideError),
         mask=None if record.mask_path is None else identify_file(record.mask_path, MaskError),
-        codes=classes.describe_codes(find_label_map(record.provider)),
+        codes=classes.describe_codes(label_map) | describe_classes(record.mask_path, label_map),
     )
 
 

@@ -23,6 +23,7 @@ from panda.inference.predictor import SegmentationPredictor
 from panda.inference.regions import compute_area_mm2
 from panda.tasks.class_counts import confuse_classes, count_class_pixels, measure_class_dice, shape_counts
 from panda.tasks.metrics import BINS, count_probabilities, score_threshold
+from panda.wsi.annotations.source import describe_classes
 from panda.wsi.classes import IGNORED, OTHER, ClassSet
 from panda.wsi.geometry import round_px
 from panda.wsi.label_maps import LabelMap, find_label_map
@@ -191,11 +192,12 @@ def fingerprint_score(predictor: SegmentationPredictor, slide: Slide, record: Sl
     """Return the hash of everything that determines the score of a slide with a mask: canvas, mask and label map."""
     assert record.mask_path is not None
     classes = predictor.metadata.classes
+    label_map = find_label_map(record.provider, predictor.metadata.label_maps)
     return fingerprint(
         {
             "canvas": predictor.fingerprint_canvas(slide, predictor.metadata.resolution.resolve(slide)),
             "mask": identity(record.mask_path),
-            "codes": find_label_map(record.provider, predictor.metadata.label_maps).codes(),
+            "codes": label_map.codes() | describe_classes(record.mask_path, label_map),
             "parts": _STORED,
             **({} if classes.is_binary else {"classes": classes.model_dump(mode="json")}),
         }

@@ -80,6 +80,11 @@ class LabelMap(BaseModel, frozen=True, extra="forbid"):
         """Return the names of all classes, for messages."""
         return ", ".join(map(repr, [*self.names.values(), *self.aliases]))
 
+    def describe_classes(self) -> dict[str, list[int]]:
+        """Return what decides the codes of annotations, for fingerprints."""
+        classes = {f"class {_fold(name)}": self.find_codes(name) for name in (*self.names.values(), *self.aliases)}
+        return classes | {"empty": [int(self.empty_means_benign)]}
+
     def codes(self) -> dict[str, list[int]]:
         """Return the codes without their names, for fingerprints."""
         codes = {"known": sorted(self.names), "cancer": list(self.cancer), "unlabelled": list(self.unlabelled)}

@@ -34,6 +34,11 @@ def is_annotation_file(path: Path) -> bool:
     return path.suffix.lower() in ANNOTATION_SUFFIXES
 
 
+def describe_classes(path: Path | None, label_map: LabelMap) -> dict[str, list[int]]:
+    """Return what decides the codes of a label file by the names of classes, for fingerprints; {} for a mask."""
+    return label_map.describe_classes() if path is not None and is_annotation_file(path) else {}
+
+
 def read_annotations(path: Path) -> AnnotationFile:
     """Read a file of annotations, whose faults are in the result.
 
