@@ -26,6 +26,7 @@ from panda.synthetic.dataset import SyntheticSpec, draw_dataset
 from panda.wsi.readers import ReaderName
 from panda.wsi.slide import SlideOptions
 from panda.wsi.tiff.pyramid import TiffPyramid
+from tests.drawings import box, feature, write_json
 from tests.pyramids import write_levels, write_pyramid
 
 MPP = 0.48
@@ -448,3 +449,47 @@ def test_inspect_slide_interrupt_is_raised(case: Case, monkeypatch: pytest.Monke
     monkeypatch.setattr("panda.audit.slide_inspector.survey", interrupt)
     with pytest.raises(KeyboardInterrupt):
         case.find()
+
+
+def _annotate(case: Case, *classes: str) -> Path:
+    """Give the slide annotations of its cancer, one for each class."""
+    ys, xs = np.nonzero(np.isin(case.codes, (3, 4, 5)))
+    edges = xs.min(), ys.min(), xs.max() + 1, ys.max() + 1
+    corners = box(*map(int, edges))
+    path = write_json(case.mask.with_suffix(".geojson"), [feature(name, corners) for name in classes])
+    case.row = dataclasses.replace(case.row, mask_path=path, provider="annotations")
+    return path
+
+
+def test_inspect_slide_annotations_are_counted_and_compared(case: Case) -> None:
+    _annotate(case, "G4")
+    inspection, _ = inspect_slide(case.row)
+    assert "faulty_annotations" not in {found.finding for found in inspection.findings}
+    assert inspection.mask_codes["4"] > 0
+    assert inspection.cancer_mm2 is not None
+    ys, xs = np.nonzero(np.isin(case.codes, (3, 4, 5)))
+    area = (xs.max() + 1 - xs.min()) * (ys.max() + 1 - ys.min())
+    assert inspection.cancer_mm2 == pytest.approx(area * MPP**2 / 1e6, rel=0.05)
+    case.set_grade(0)
+    assert "cancer_mask_benign_grade" in case.find()
+    _annotate(case, "benign")
+    case.set_grade(2)
+    value = case.find()["benign_mask_cancer_grade"]
+    assert "has annotations of benign, cancer of annotations is cancer, Gleason pattern 3" in value
+
+
+def test_inspect_slide_faulty_and_repaired_annotations(case: Case) -> None:
+    path = _annotate(case, "Cancre")
+    assert "class 'Cancre' of 1 annotation" in case.find()["faulty_annotations"]
+    bow = feature("Tumor", [(900, 400), (1100, 600), (1100, 400), (900, 600)])
+    write_json(path, [bow, feature(None, box(0, 0, 9, 9))])
+    value = case.find()["repaired_annotations"]
+    assert "Self-intersection" in value
+    assert "ignored: 1 without a class" in value
+
+
+def test_inspect_slide_empty_annotations_may_mean_benign(benign: Case) -> None:
+    path = write_json(benign.mask.with_suffix(".geojson"), [])
+    benign.row = dataclasses.replace(benign.row, mask_path=path, provider="annotations")
+    assert "data.empty_means_benign=true" in benign.find()["faulty_annotations"]
+    assert not benign.find(empty_means_benign=True)

@@ -100,6 +100,7 @@ def audit(cfg: DictConfig) -> AuditSummary:
         workers=settings.workers or count_cores(),
         deep=settings.deep,
         options=data.slide_options,
+        empty_means_benign=data.empty_means_benign,
     )
     with hold_lock(out / AUDIT):  # as for the tables
         report = write_audit_page(out, next_steps := list_next_steps(summary, out)).name

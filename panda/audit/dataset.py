@@ -40,6 +40,7 @@ def audit_folder(
     workers: int = 2,
     deep: bool = False,
     options: SlideOptions = SlideOptions(),
+    empty_means_benign: bool = False,
     progress: bool = True,
 ) -> tables.AuditSummary:
     """Audit a table of slides, and return the content of `summary.json`.
@@ -60,6 +61,7 @@ def audit_folder(
         workers: Slides inspected at the same time, each in its own process. A crash is a finding of its slide.
         deep: Decode every tile of every slide and count masks at level 0.
         options: Options to open slides.
+        empty_means_benign: An annotation file without any object means a slide without cancer.
         progress: Show a bar over the slides.
 
     Raises:
@@ -76,7 +78,8 @@ def audit_folder(
             f"replace; give another audit.output, or remove audit.slides=false: inspected slides are kept"
         )
     _check_output(out, root)
-    records = RecordFolder(out / RECORDS, root if root.is_dir() else root.parent, options, deep)
+    folder = root if root.is_dir() else root.parent
+    records = RecordFolder(out / RECORDS, folder, options, deep, empty_means_benign)
     with hold_lock(out / tables.AUDIT):
         remove_leftovers(out)
         if slides:

@@ -19,6 +19,8 @@ from panda.data.slide_rows import SlideRow
 from panda.errors import PandaError, raise_exhaustion
 from panda.files import fingerprint, identity, remove, write_json, write_whole
 from panda.stored import read_model
+from panda.wsi.annotations.source import describe_classes
+from panda.wsi.label_maps import get_label_maps
 from panda.wsi.slide import SlideOptions
 
 log = logging.getLogger(__name__)
@@ -42,16 +44,19 @@ _ADAPTER = TypeAdapter(Record)
 class RecordFolder:
     """The records of an audit, in `folder`, of the data in `root`.
 
-    With `deep` every tile of a slide is decoded and its mask is counted at level 0.
+    With `deep` every tile of a slide is decoded and its mask is counted at level 0. With `empty_means_benign` an
+    annotation file without any object means a slide without cancer.
     """
 
     folder: Path
     root: Path
     options: SlideOptions = SlideOptions()
     deep: bool = False
+    empty_means_benign: bool = False
 
     def fingerprint_slide(self, row: SlideRow) -> str:
         """Return the fingerprint of a slide's row, of its two files, and of how they are inspected."""
+        labels = get_label_maps().get(row.provider)
         return fingerprint(
             {
                 **{key: getattr(row, key) for key in ("slide_id", "provider", "isup_grade", "gleason")},
@@ -59,6 +64,8 @@ class RecordFolder:
                 "mask": None if row.mask_path is None else _identify(row.mask_path),
                 **asdict(self.options),
                 "deep": self.deep,
+                "empty_means_benign": self.empty_means_benign,
+                "classes": describe_classes(row.mask_path, labels) if labels else {},
                 **RULE_VERSIONS,
             }
         )
@@ -81,7 +88,9 @@ class RecordFolder:
         """Inspect a slide, write its record, and return the number of findings; a fault is a finding, not an error."""
         slide_fingerprint = self.fingerprint_slide(row)
         try:
-            inspection, picture = inspect_slide(row, self.options, deep=self.deep)
+            inspection, picture = inspect_slide(
+                row, self.options, deep=self.deep, empty_means_benign=self.empty_means_benign
+            )
         except Exception as error:  # a fault that no reader expects is still a fault of the slide
             raise_exhaustion(error)
             inspection, picture = _describe_failure(row, f"{type(error).__name__}: {error}"), None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from panda.audit.annotations import count_drawn_codes
 from panda.audit.inspection import Inspection
 from panda.audit.mask_codes import choose_level, count_codes
 from panda.audit.near_duplicates import digest_quickly
@@ -20,9 +22,11 @@ from panda.audit.tissue_hashes import hash_tissue
 from panda.data.findings import Finding
 from panda.data.slide_rows import SlideRow
 from panda.errors import MaskError, SlideError, raise_exhaustion
+from panda.wsi.annotations.source import is_annotation_file
 from panda.wsi.geometry import mean_mpp
 from panda.wsi.label_codes import describe_label
-from panda.wsi.label_maps import get_label_maps
+from panda.wsi.label_maps import LabelMap, get_label_maps
+from panda.wsi.label_source import LabelSource
 from panda.wsi.mask_file import MaskFile
 from panda.wsi.mask_image import CodeImage, open_codes
 from panda.wsi.mpp import is_anisotropic, is_plausible
@@ -41,10 +45,10 @@ ON_TISSUE = 0.5
 class SlideInspector:
     """Inspect a slide, then its mask; `inspection` grows with each. See `inspect_slide`."""
 
-    def __init__(self, row: SlideRow, options: SlideOptions, deep: bool) -> None:
+    def __init__(self, row: SlideRow, options: SlideOptions, deep: bool, labels: LabelMap | None = None) -> None:
         self.row, self.options, self.deep = row, options, deep
         self.inspection = Inspection(row.slide_id, row.provider)
-        self.labels = get_label_maps().get(row.provider)
+        self.labels = labels
         self.thumbnail: NDArray[np.uint8] | None = None
         self.slide: Slide | None = None
         self.survey: Survey | None = None
@@ -140,12 +144,15 @@ class SlideInspector:
                 )
 
     def inspect_mask(self, path: Path | None) -> None:
-        """Inspect the mask, after the slide; a fault is a finding and not an error."""
+        """Inspect the mask or the annotations, after the slide; a fault is a finding and not an error."""
         if path is None:
             self.add_finding("missing_mask", "the table gives neither a mask nor an annotation")
             return
         if not path.is_file():
             self.add_finding("missing_mask", f"{path}: there is no such file")
+            return
+        if is_annotation_file(path):
+            self._inspect_annotations(path)
             return
         try:
             image = open_codes(path, self.labels)
@@ -164,6 +171,24 @@ class SlideInspector:
             self.add_finding("unopenable_mask", f"{path}: {error}")
         finally:
             image.close()
+
+    def _inspect_annotations(self, path: Path) -> None:
+        """Inspect annotations, which have a meaning only on their slide and with their label map."""
+        if self.slide is None or self.labels is None:
+            return
+        try:
+            drawn = count_drawn_codes(path, self.slide, self.labels)
+        except MaskError as error:
+            self.add_finding("faulty_annotations", str(error))
+            return
+        if drawn.source.notes:
+            self.add_finding("repaired_annotations", f"{path}: {'; '.join(drawn.source.notes)}")
+        codes = {str(code): int(drawn.counts[code]) for code in np.flatnonzero(drawn.counts)}
+        size = drawn.resolution.size
+        self.inspection = replace(self.inspection, mask_dimensions=size, mask_level=0, mask_codes=codes)
+        area_um2 = drawn.resolution.pixel_area_um2
+        self._compare_codes(drawn.counts, area_um2, self.labels, lambda: describe_label(path, self.row.provider))
+        self._check_position(drawn.source)
 
     def _align_mask(self, path: Path, image: CodeImage) -> MaskFile | None:
         """Return the mask in the frame of its slide; None if there is no slide, or the mask does not fit it."""
@@ -195,26 +220,31 @@ class SlideInspector:
             found = ", ".join(f"{code} ({counts[code]} px)" for code in unknown)
             names = sorted(labels.names)
             self.add_finding("unknown_mask_code", f"{found} at level {level}; {self.row.provider} has {names}")
+        area_um2 = None
+        if um is not None:
+            area_um2 = um * um * math.prod(image.level_dimensions[0]) / math.prod(image.level_dimensions[level])
+        self._compare_codes(counts, area_um2, labels, lambda: describe_label(path, self.row.provider))
+
+    def _compare_codes(
+        self, counts: NDArray[np.int64], area_um2: float | None, labels: LabelMap, describe: Callable[[], str]
+    ) -> None:
+        """Compare px of each code, (256,), with the grade; `area_um2` is that of a px, if known."""
+        grade = self.row.grade
         unlabelled = int(counts[list(labels.unlabelled)].sum())
         cancer, labelled = int(counts[list(labels.cancer)].sum()), int(counts.sum()) - unlabelled
-        area_mm2 = None
-        if um is not None:
-            scale = math.prod(image.level_dimensions[0]) / math.prod(image.level_dimensions[level])
-            area_mm2 = cancer * um * um * scale / 1e6
+        area_mm2 = None if area_um2 is None else cancer * area_um2 / 1e6
         share = cancer / labelled if labelled else None
         self.inspection = replace(self.inspection, cancer_fraction=share, cancer_mm2=area_mm2)
         if grade and not labelled:
-            found = describe_label(path, self.row.provider)
-            self.add_finding("empty_mask_graded", f"isup_grade is {grade}, the mask labels no px: {found}")
+            self.add_finding("empty_mask_graded", f"isup_grade is {grade}, the mask labels no px: {describe()}")
         elif grade and not cancer:
-            found = describe_label(path, self.row.provider)
-            self.add_finding("benign_mask_cancer_grade", f"isup_grade is {grade}, no cancer at level 0: {found}")
+            self.add_finding("benign_mask_cancer_grade", f"isup_grade is {grade}, no cancer at level 0: {describe()}")
         elif grade == 0 and cancer:
             size = "" if area_mm2 is None else f", {area_mm2:.4g} mm²"
             found = f"{cancer / labelled:.2%} of the labelled px are cancer{size}"
             self.add_finding("cancer_mask_benign_grade", f"isup_grade is 0, {found}")
 
-    def _check_position(self, mask: MaskFile) -> None:
+    def _check_position(self, mask: LabelSource) -> None:
         """Check that the labelled px of the mask are on tissue."""
         if self.survey is None or self.survey.tissue is None:
             return
@@ -231,18 +261,22 @@ class SlideInspector:
 
 
 def inspect_slide(
-    row: SlideRow, options: SlideOptions = SlideOptions(), *, deep: bool = False
+    row: SlideRow, options: SlideOptions = SlideOptions(), *, deep: bool = False, empty_means_benign: bool = False
 ) -> tuple[Inspection, NDArray[np.uint8] | None]:
     """Inspect a slide and its mask, each opened once. A part that cannot be read is a finding and not an error.
 
     Faults of the row are left to `check_table`. With `deep` every tile of the slide is decoded and the mask is counted
-    at level 0, which takes as long as reading all.
+    at level 0, which takes as long as reading all. With `empty_means_benign` an annotation file without any object
+    means a slide without cancer.
 
     Returns:
         The inspection, and a picture of the slide, (h, w, 3) uint8 RGB of at most 512 px a side. The picture is None
         if the slide cannot be read.
     """
-    inspector = SlideInspector(row, options, deep)
+    labels = get_label_maps().get(row.provider)
+    if labels is not None and empty_means_benign:
+        labels = labels.model_copy(update={"empty_means_benign": True})
+    inspector = SlideInspector(row, options, deep, labels)
     if row.has_file:
         inspector.inspect_image(row.image_path)
         inspector.inspect_mask(row.mask_path)

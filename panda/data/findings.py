@@ -90,6 +90,15 @@ FINDINGS: Mapping[str, FindingKind] = {
         "The mask has codes that its provider does not use.",
         "Check that data_provider is right and that the mask has lossless compression, otherwise leave the slide out.",
     ),
+    "faulty_annotations": _error(
+        "The annotation file cannot be used: it cannot be read, has areas that are none, are outside the slide or have "
+        "an unknown class, belongs to another slide, or is empty.",
+        "Correct what the finding lists in the program that drew it, or leave the slide out of segmentation.",
+    ),
+    "repaired_annotations": _note(
+        "Some annotations were repaired, such as an outline that crosses itself, or ignored, such as a point.",
+        "Look at the areas that the finding names; correct them if they are not what was meant.",
+    ),
     "mask_geometry": _error(
         "The mask has another shape than its slide, so it is not the mask of this slide.",
         "Check which mask belongs to the slide, otherwise leave the slide out of segmentation.",

@@ -23,6 +23,9 @@ class Raster:
     A px has the code of the last area that holds its centre. A centre on an edge belongs to the area at its right or
     below it, so that areas with a common edge share no px and leave none out. Only edges in the rows of a window are
     looked at. A raster can be pickled and read by several threads.
+
+    Attributes:
+        codes: The code of each area, (n,) uint8.
     """
 
     def __init__(self, areas: Sequence[Area], codes: Sequence[int]) -> None:
@@ -41,7 +44,7 @@ class Raster:
         # From the upper to the lower corner, so that both areas at an edge find the same places on it.
         self._edges = np.where((edges[:, 1] < edges[:, 3])[:, None], edges, edges[:, [2, 3, 0, 1]])
         self._area = area.astype(np.int64)
-        self._codes = np.asarray(codes, np.uint8)
+        self.codes = np.asarray(codes, np.uint8)
         self._boxes = shapely.bounds(np.asarray(areas, object)).reshape(-1, 4)
         place = np.arange(len(area)) - np.searchsorted(area, area)
         self._chunks = np.flatnonzero(place % _CHUNK == 0)
@@ -70,7 +73,7 @@ class Raster:
         area_row, column = np.divmod(begin, len(x) + 1)
         area, row = np.divmod(area_row, len(y))
         start, length = row * len(x) + column, end - begin
-        codes = self._codes[area]
+        codes = self.codes[area]
         drawn = np.cumsum(length)
         first = 0
         while first < len(length):

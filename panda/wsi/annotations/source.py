@@ -56,11 +56,13 @@ class AnnotationSource(LabelSource):
 
     Attributes:
         path: The file.
+        codes: The codes that areas have.
         notes: What was repaired or ignored, one sentence each.
     """
 
     def __init__(self, path: Path, raster: Raster, background: int, notes: tuple[str, ...]) -> None:
         super().__init__(path)
+        self.codes = frozenset(raster.codes.tolist())
         self.notes = notes
         self._raster = raster
         self._background = background
