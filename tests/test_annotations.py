@@ -229,7 +229,7 @@ def test_annotation_source_lists_all_faults_of_a_file(tmp_path: Path, slide: Sli
     for part in (
         "features[0] 'one': corner 0 is ['a', 2]: give two finite numbers",
         "features[1]: corner 1 is [nan, 4]",
-        "features[2]: a ring has fewer than 3 different corners",
+        "features[2]: a ring has fewer than 3 corners",
         "features[3]: its geometry is GeometryCollection",
         "class 'Cancre' of 1 annotation (features[4]) is none of 'not annotated', 'benign'",
         "features[5]: is outside the slide (its box is 402, 0, 410, 9, the slide is 401 x 299 px)",

@@ -116,8 +116,12 @@ def test_correction_writes_table_row_with_provenance(
     assert {key: str(value) for key, value in described.items()}.items() <= row.items()
     mask[10:20, 60:70] = True
     np.testing.assert_array_equal(codes, mask)
-    assert main(arguments) == 0  # the row of the slide is replaced
-    assert len(read_user_table(tmp_path / "new" / TABLE, ("image_id",))) == 1
+    table = tmp_path / "new" / TABLE
+    text = table.read_text().splitlines()
+    table.write_text(f"{text[0]},patient\n{text[1].replace('best.ckpt', 'old.ckpt')},p1\n")
+    assert main(arguments) == 0
+    ((_, again),) = read_user_table(table, ("image_id",))
+    assert again == row | {"patient": "p1"}
 
 
 def test_correction_takes_classes_of_patterns(slides: dict[str, Slide], tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def read_correction(path: Path, slides: Path, labels: str, *, empty_means_benign
 
 
 def write_corrections(corrections: Sequence[Correction], labels: str, output: Path) -> Path:
-    """Write the masks, and their rows into the table of the folder; a row of the same slide is replaced.
+    """Write the masks, and their rows into the table of the folder; a row of the same slide keeps its other columns.
 
     Returns:
         The table, for `data.table`.
@@ -199,7 +199,8 @@ def write_corrections(corrections: Sequence[Correction], labels: str, output: Pa
             mask = Path(MASKS, f"{found.slide.slide_id}_mask.tiff")
             found.write_mask(output / mask)
             row = {"image_id": found.slide.slide_id, "path": str(found.slide.path.resolve()), "mask": mask.as_posix()}
-            rows[found.slide.slide_id] = {**row, "provider": labels, **{key: str(v) for key, v in found.facts.items()}}
+            row |= {"provider": labels, **{key: str(value) for key, value in found.facts.items()}}
+            rows[found.slide.slide_id] = rows.get(found.slide.slide_id, {}) | row
         write_table(table, rows.values())
     return table
 

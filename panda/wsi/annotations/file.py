@@ -74,9 +74,8 @@ class AnnotationFile:
         if not name or not name.strip():
             self.ignore("without a class")
             return
-        thin = [ring for polygon in polygons for ring in polygon if len(np.unique(ring, axis=0)) < 3]
-        if thin or not polygons:
-            self.faults.append(f"{where}: a ring has fewer than 3 different corners: draw it again, or delete it")
+        if not polygons or any(_count_corners(ring) < 3 for polygon in polygons for ring in polygon):
+            self.faults.append(f"{where}: a ring has fewer than 3 corners: draw it again, or delete it")
             return
         parts = [shapely.Polygon(polygon[0], polygon[1:]) for polygon in polygons]
         area: Area = parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)
@@ -140,6 +139,11 @@ class AnnotationFile:
             more = [f"… and {len(self.faults) - _SHOWN} more"] if len(self.faults) > _SHOWN else []
             headline = f"{self.path}: {len(self.faults)} fault{'s' * (len(self.faults) > 1)} in the annotations:"
             raise MaskError("\n".join([headline, *(f"  - {line}" for line in [*shown, *more])]))
+
+
+def _count_corners(ring: Ring) -> int:
+    """Return how many corners a ring has; the last one does not count if it closes the ring."""
+    return len(ring) - bool(len(ring) > 1 and (ring[0] == ring[-1]).all())
 
 
 def _convert(corners: Sequence[object]) -> Ring | None:
