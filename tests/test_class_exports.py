@@ -19,7 +19,9 @@ from panda.inference.class_colours import PATTERN_COLOURS
 from panda.inference.export import write_geojson, write_ome_tiff
 from panda.inference.quantify import Quantification, QuantifySettings, slide_quantification
 from panda.inference.slide_images import Overview, shrink, write_heatmap, write_overlay, write_view
+from panda.wsi.annotations.source import AnnotationSource
 from panda.wsi.classes import find_classes
+from panda.wsi.label_maps import get_label_maps
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap
 from tests.pyramids import write_pyramid
@@ -168,3 +170,13 @@ def test_class_area_of_legend_states_area_and_share(slide: Slide, canvas: Canvas
     assert describe_class_area(part) == f"G4: {area:.3f} mm², {part.percent_of_tumor:.1f} % of the tumour"
     bare = part.model_copy(update={"area_mm2": None, "percent_of_tumor": None})
     assert describe_class_area(bare) == "G4: 20,000 px"
+
+
+def test_geojson_of_classes_reads_back_as_the_class_map(slide: Slide, canvas: Canvas, tmp_path: Path) -> None:
+    """An unchanged file of QuPath labels each px with the pattern of its class."""
+    found = quantify(canvas, slide)
+    path = tmp_path / "r.geojson"
+    write_geojson(found, slide, canvas.resolution, path)
+    source = AnnotationSource.open(path, slide, get_label_maps()["annotations"])
+    codes, on_slide = source.read(canvas.resolution, (0, 0), canvas.resolution.size)
+    np.testing.assert_array_equal(codes[on_slide], np.array([0, 3, 4, 5])[found.class_map][on_slide])

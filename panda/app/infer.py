@@ -211,4 +211,6 @@ def _describe_slide(result: SlideResult) -> str:
         grade = f", graded {result.grade.class_names[result.grade.predicted]}"
     if (rule := result.rule_grade) is not None:
         grade += f", Gleason {rule.score} (ISUP {rule.isup}) by areas" if rule.score else ", no Gleason score"
-    return f"{result.slide_id}: tumour {share} of tissue, {area}, {result.num_regions} regions{grade}"
+    held = [f"{own.name} {own.percent_of_tumor:.0f} %" for own in result.classes if own.percent_of_tumor]
+    classes = f" ({', '.join(held)})" if held else ""
+    return f"{result.slide_id}: tumour {share} of tissue, {area}{classes}, {result.num_regions} regions{grade}"

@@ -45,7 +45,7 @@ _PLANES = slice(None)
 """All planes of a block or a tile, one for each class of cancer."""
 
 _WRITERS, _MOST_WAITING = 4, 8
-"""Threads that compress and write, and how many blocks may wait for them, at most 1 MiB each."""
+"""Threads that compress and write, and how many blocks may wait for them, at most 1 MiB for each class of cancer."""
 
 _IN_FLIGHT = 2
 """Batches whose probabilities a GPU may not have checked yet."""
