@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from panda.app.build import build
 from panda.app.config_check import check_config
 from panda.app.hydra_job import register_resolvers, run_folder
-from panda.app.loss_check import check_ignored_pixels
+from panda.app.loss_check import check_ignored_pixels, check_partial_labels
 from panda.app.segmentation_config import SegmentationConfig
 from panda.app.train_config import TrainConfig
 from panda.errors import ConfigError
@@ -26,6 +26,9 @@ GROUPS = sorted(
     if group.is_dir() and group.name not in ("hydra_folders", "label_maps", "classes", "encoder")
     for option in group.glob("*.yaml")
 )
+
+LOSSES = sorted({option for group, option in GROUPS if group == "loss"} - {"cross_entropy", "coral"})
+"""The losses of segmentation."""
 
 
 def compose_config(*overrides: str, entry_point: str = "train") -> DictConfig:
@@ -276,8 +279,25 @@ def test_run_folder_follows_name_and_resume() -> None:
 def test_check_ignored_pixels_loss_without_ignore_raises() -> None:
     with pytest.raises(ConfigError, match=r"data.ignore_background=true: loss=torch.nn.HuberLoss does not skip"):
         check_ignored_pixels(torch.nn.HuberLoss(), "torch.nn.HuberLoss")
-    of_grades = {"cross_entropy", "coral"}
     config = compose_settings()
-    for option in {path.stem for path in (CONF / "loss").glob("*.yaml")} - of_grades:
+    for option in LOSSES:
         node = compose_plain_config(compose_config(f"loss={option}"))["loss"]
         check_ignored_pixels(config.model_copy(update={"loss": node}).build("loss"), option)
+
+
+@pytest.mark.parametrize("option", LOSSES)
+def test_compose_settings_every_loss_takes_classes(option: str) -> None:
+    config = compose_settings(f"loss={option}", "task.classes=gleason", "data.ignore_background=true")
+    assert config.network.options["channels"] == 4
+    assert config.task.class_set.names == ("benign", "G3", "G4", "G5")
+
+
+def test_check_partial_labels_loss_of_plain_classes_raises() -> None:
+    class Plain(torch.nn.Module):
+        def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.cross_entropy(logits, target[:, 0].long().clamp_min(0))
+
+    with pytest.raises(ConfigError, match=r"task\.classes: loss=mine does not take labels that say"):
+        check_partial_labels(Plain(), "mine", 4)
+    with pytest.raises(ConfigError, match="loss=mine does not skip ignored pixels"):
+        check_ignored_pixels(Plain(), "mine", 4)

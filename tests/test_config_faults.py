@@ -45,6 +45,8 @@ FAULTS = {
         COMMON
         | {
             "model.encoder_name=nope": "model.encoder_name=nope: there is no such encoder",
+            "task.classes=gleeson": "task.classes=gleeson: there is no such set (did you mean gleason?)",
+            "+model.channels=3": "model.channels=3 follows from task.classes",
             "task.views_every=-1": "task.views_every=-1 must be at least 0",
             "cost_ratio=5": "cost_ratio is not used with criterion=dice_pooled",
             "name=${nothing}": "name: Interpolation key 'nothing' not found",

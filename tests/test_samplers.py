@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from panda.data.loaders import DrawSampler
-from panda.data.samplers import BalancedDraws, HardDraws
+from panda.data.samplers import BalancedDraws, HardDraws, find_kinds
 
 
 @settings(max_examples=60, deadline=None)
@@ -41,6 +41,27 @@ def test_balanced_draws_keep_share_and_draw_every_slide(sizes: list[tuple[int, i
             of = int(((slides == slide) & (tumor == kind)).sum())
             assert max(times.values()) - (min(times.values()) if len(times) == of else 0) <= 1
     np.testing.assert_array_equal(draws(np.random.default_rng(seed)), order)
+
+
+def test_balanced_draws_kinds_of_cancer_share_alike() -> None:
+    kinds = np.repeat([0, 1, 2, 4], [600, 300, 80, 20])
+    slides = np.arange(1000) % 5
+    order = BalancedDraws(kinds, slides, 0.6)(np.random.default_rng(0))
+    assert Counter(kinds[order].tolist()) == {0: 400, 1: 200, 2: 200, 4: 200}
+
+
+def test_find_kinds_rarest_class_counts() -> None:
+    classes = np.array([[0.1, 0, 0], [0.1, 0.2, 0], [0.5, 0.1, 0.01], [0, 0, 0], [0, 0, 0], [0.2, 0, 0]])
+    kinds = find_kinds(classes, np.array([0.1, 0.3, 0.61, 0.4, 0, 0.2]))
+    assert kinds.tolist() == [1, 2, 3, 4, 0, 1]
+
+
+def test_find_kinds_binary_is_cancer() -> None:
+    shares = np.random.default_rng(0).choice([0, 0.2, 1.0], 50)
+    kinds = find_kinds(shares[:, None], shares)
+    assert (kinds == (shares > 0)).all()
+    draws = [BalancedDraws(k, np.arange(50) % 3, 0.5)(np.random.default_rng(1)) for k in (kinds, shares > 0)]
+    assert np.array_equal(draws[0], draws[1])
 
 
 def test_balanced_draws_weigh_slides_by_root_of_size() -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from panda.errors import ConfigError
+from panda.models.partial_labels import ANY_CANCER, IGNORED
 
 
 def check_loss(loss: nn.Module, name: str, logits: Tensor, target: Tensor) -> None:
@@ -25,16 +26,30 @@ def check_loss(loss: nn.Module, name: str, logits: Tensor, target: Tensor) -> No
         )
 
 
-def check_ignored_pixels(loss: nn.Module, name: str) -> None:
-    """Check that a loss of one class skips ignored pixels (target below 0); most would learn them as a target."""
-    target = torch.tensor([[1.0, -1.0], [0.0, -1.0]]).view(1, 1, 2, 2)
-    logits = torch.zeros(1, 1, 2, 2, requires_grad=True)
-    try:
-        loss(logits, target).backward()
-    except Exception:  # a loss that checks its target refuses the mark of an ignored pixel
-        logits.grad = torch.ones_like(logits)
-    assert logits.grad is not None
-    if bool(logits.grad[target < 0].any()):
+def check_ignored_pixels(loss: nn.Module, name: str, channels: int = 1) -> None:
+    """Check that a loss skips ignored pixels; most would learn them as a target."""
+    if bool(_find_gradient(loss, [[1, IGNORED], [0, IGNORED]], channels)[..., 1].any()):
         raise ConfigError(
             f"data.ignore_background=true: loss={name} does not skip ignored pixels; use a loss of panda.models.losses"
         )
+
+
+def check_partial_labels(loss: nn.Module, name: str, channels: int) -> None:
+    """Check that a loss of several classes lowers no cancer only at a pixel whose label says no more than "cancer"."""
+    gradient = _find_gradient(loss, [[ANY_CANCER, 1], [ANY_CANCER, 0]], channels)[0, :, :, 0]
+    if bool((gradient[0] <= 0).any() or (gradient[1:] > 0).any()):
+        raise ConfigError(
+            f"task.classes: loss={name} does not take labels that say no more than cancer; use a loss of "
+            "panda.models.losses"
+        )
+
+
+def _find_gradient(loss: nn.Module, target: list[list[int]], channels: int) -> Tensor:
+    """Return the gradient of a loss at logits of 0, (1, channels, 2, 2); ones if it refuses the target."""
+    logits = torch.zeros(1, channels, 2, 2, requires_grad=True)
+    try:
+        loss(logits, torch.tensor(target, dtype=torch.float32)[None, None]).backward()
+    except Exception:  # a loss that checks its target refuses such marks
+        return torch.ones_like(logits)
+    assert logits.grad is not None
+    return logits.grad

@@ -24,10 +24,11 @@ from panda.app.tracking import find_wandb_logger
 from panda.data.loaders import Draw
 from panda.data.patchset import PatchSet
 from panda.inference.panel_patches import PanelRow
+from panda.models.partial_labels import merge_target
+from panda.models.probabilities import compute_cancer_probability
 from panda.report.panels import draw_panels
+from panda.tasks.segmentation import THRESHOLD
 
-THRESHOLD = 0.5
-"""Threshold of `val/dice`, which is the same in every epoch."""
 KINDS = {
     "true positive": "most cancer found",
     "false positive": "most false alarm",
@@ -43,11 +44,12 @@ def count_pixels(prob: Tensor, mask: Tensor) -> Tensor:
 
     Args:
         prob: Probabilities, (N, 1, h, w).
-        mask: Labels, (N, 1, h, w): 1 is cancer, pixels below 0 are not counted.
+        mask: Labels, (N, 1, h, w), see `panda.models.partial_labels`; ignored pixels are not counted.
 
     Returns:
         (N, 3) int32: true positives, false positives, false negatives.
     """
+    mask = merge_target(mask)
     called, cancer = (prob >= THRESHOLD) & (mask >= 0), mask > 0.5
     parts = (called & cancer, called & ~cancer, ~called & cancer)
     return torch.stack([part.flatten(1).sum(1, dtype=torch.int32) for part in parts], dim=1)
@@ -195,13 +197,14 @@ class PatchViews(Callback):
         image, mask = self.patches[Draw(item, 0)]  # a plain index would use the random generator of the training
         batch = trainer.precision_plugin.convert_input(image[None].to(pl_module.device))
         with trainer.precision_plugin.val_step_context():
-            prob = pl_module(batch).float().sigmoid()[0, 0].cpu().numpy()
+            prob = compute_cancer_probability(pl_module(batch))[0, 0].cpu().numpy()
+        merged = merge_target(mask)[0].numpy()
         pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
         return PanelRow(
             image=pixels,
             probability=prob,
-            truth=(mask[0] > 0.5).numpy(),
-            tissue=(mask[0] >= 0).numpy(),
+            truth=merged > 0.5,
+            tissue=merged >= 0,
             title=f"{kind}   ·   {place.slide_id} ({place.provider}) x={place.x} y={place.y}",
             um_per_px=self.um_per_px.get(place.slide_id),
         )

@@ -12,7 +12,7 @@ from panda.app.segmentation_config import SegmentationConfig
 from panda.app.slide_maps import list_rule_grades, map_slides
 from panda.data.datamodule import PatchDataModule
 from panda.data.failures import Failure
-from panda.data.label_check import describe_contradiction, require_cancer
+from panda.data.label_check import describe_contradiction, note_missing_classes, require_cancer, require_classes
 from panda.data.manifest import SlideRecord
 from panda.data.splits import Split
 from panda.inference.dataset_metrics import summarize
@@ -34,9 +34,9 @@ class SegmentationExperiment:
     def __init__(self, cfg: SegmentationConfig) -> None:
         self.cfg = cfg
         self.settings, self.quantify, self.optim = cfg.task, cfg.quantify, cfg.optim
-        self.network: Segmenter = cfg.build("model") if cfg.downloads else cfg.network
+        self.network: Segmenter = cfg.build_network() if cfg.downloads else cfg.network
         self.loss = cfg.build("loss")
-        self.data = PatchDataModule(cfg.data)
+        self.data = PatchDataModule(cfg.data, self.settings.class_set)
         self.engine = cfg.engine.resolve_auto()
 
     @property
@@ -64,7 +64,9 @@ class SegmentationExperiment:
             run.failures.extend(self.failures)
         splits = self._list_used()
         require_cancer("train", data.get_patches("train"), splits["train"])
+        require_classes(data.get_patches("train"))
         run.notes += require_cancer("val", data.get_patches("val"), splits["val"])
+        run.notes += note_missing_classes(data.get_patches("val"))
         names: dict[Split, str] = {"train": "training", "val": "validation"}
         for split, name in names.items():
             if contradicting := data.list_contradictions(split):
@@ -170,4 +172,5 @@ class SegmentationExperiment:
             normalize=settings.normalize,
             train_slides=tuple(sorted(self.data.get_patches("train").slide_ids)),
             val_slides=tuple(sorted(record.slide_id for record in splits["val"])),
+            classes=self.settings.class_set,
         )

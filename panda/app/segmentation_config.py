@@ -10,16 +10,17 @@ import torch
 from pydantic import Field
 
 from panda.app.hydra_job import find_idle_faults
-from panda.app.loss_check import check_ignored_pixels, check_loss
+from panda.app.loss_check import check_ignored_pixels, check_loss, check_partial_labels
 from panda.app.operating_point import CHOICE_KEYS
 from panda.app.registry import Slot
 from panda.app.train_config import TaskSettings, TrainConfig
 from panda.errors import name_options
 from panda.inference.compute import has_compiler
 from panda.models.segmentation import Segmenter, list_weights
-from panda.settings import rule
 from panda.tasks.gleason_search import GleasonRuleSettings
+from panda.settings import Text, rule
 from panda.tasks.threshold import check_criterion
+from panda.wsi.classes import ClassSet, find_classes
 
 
 class SegmentationSettings(TaskSettings):
@@ -27,6 +28,7 @@ class SegmentationSettings(TaskSettings):
 
     Args:
         name: `segmentation`.
+        classes: The classes of a pixel: `binary`, a name in `conf/classes`, or the path of a YAML file.
         overlap: Overlap of neighbouring tiles when slides are mapped, as a share of the patch size, in [0, 1).
         panels: Rows of the panel pictures.
         views_every: Epochs between pictures of validation patches during training; 0 draws none.
@@ -38,6 +40,7 @@ class SegmentationSettings(TaskSettings):
     """
 
     name: Literal["segmentation"] = Field(default="segmentation", description="give task=segmentation or task=grading")
+    classes: Text = "binary"
     overlap: float = Field(default=0.5, ge=0, lt=1, description="0.5 lets each tile overlap half of the next")
     panels: int = Field(default=6, ge=0, description="0 draws none")
     views_every: int = Field(default=5, ge=0, description="0 draws none")
@@ -45,6 +48,15 @@ class SegmentationSettings(TaskSettings):
     channels_last: bool = True
     compile: bool = False
     gleason_rule: GleasonRuleSettings = Field(default_factory=GleasonRuleSettings)
+
+    @functools.cached_property
+    def class_set(self) -> ClassSet:
+        """The classes that `classes` names."""
+        return find_classes(self.classes)
+
+    @rule
+    def _check_classes(self) -> None:
+        find_classes(self.classes)
 
     @rule
     def _check_compiler(self) -> Iterator[str]:
@@ -71,9 +83,17 @@ class SegmentationConfig(TrainConfig):
     @functools.cached_property
     def network(self) -> Segmenter:
         """The network, without weights that are downloaded."""
-        unloaded = {"encoder_weights": None} if self.downloads else {}
-        network: Segmenter = self.build("model", **unloaded)
+        return self.build_network(**({"encoder_weights": None} if self.downloads else {}))
+
+    def build_network(self, **extra: Any) -> Segmenter:
+        """Build the network with the channels of its classes. `extra` replaces options."""
+        network: Segmenter = self.build("model", channels=self.task.class_set.channels, **extra)
         return network
+
+    @rule
+    def _check_channels(self) -> Iterator[str]:
+        if "channels" in self.model:
+            yield f"model.channels={self.model['channels']} follows from task.classes: leave it out"
 
     @rule
     def _check_patch_size(self) -> None:
@@ -89,10 +109,12 @@ class SegmentationConfig(TrainConfig):
 
     @rule
     def _check_loss(self) -> None:
-        loss, name = self.build("loss"), self.loss["_target_"]
-        check_loss(loss, name, torch.zeros(2, 1, 8, 8), torch.ones(2, 1, 8, 8))
+        loss, name, classes = self.build("loss"), self.loss["_target_"], self.task.class_set
+        check_loss(loss, name, torch.zeros(2, classes.channels, 8, 8), torch.ones(2, 1, 8, 8))
+        if not classes.is_binary:
+            check_partial_labels(loss, name, classes.channels)
         if self.data.ignore_background:
-            check_ignored_pixels(loss, name)
+            check_ignored_pixels(loss, name, classes.channels)
 
     @rule
     def _check_segmentation_checkpoint(self) -> Iterator[str]:

@@ -21,7 +21,7 @@ from panda.data.manifest import SlideRecord, find_one_tumor_example, read_manife
 from panda.data.patch_manifests import write_one_slide_manifests, write_patch_manifests
 from panda.data.patches import SlidePatches
 from panda.data.patchset import PatchSet
-from panda.data.samplers import BalancedDraws, HardDraws, SamplerName
+from panda.data.samplers import BalancedDraws, HardDraws, SamplerName, find_kinds
 from panda.data.settings import CutSettings, PatchSettings, SelectionSettings, TableSettings
 from panda.data.slide_selection import Selection, select_slides
 from panda.data.splits import SPLITS, Split
@@ -181,9 +181,8 @@ class PatchDataModule(pl.LightningDataModule):
         patches = self.get_patches("train")
         choose: BalancedDraws | HardDraws | None = None
         if self.settings.sampler == "balanced":
-            choose = BalancedDraws(
-                patches.rows.fractions[:, 1] > 0, patches.rows.slide_index, self.settings.tumor_share
-            )
+            kinds = find_kinds(patches.rows.class_fractions, patches.rows.fractions[:, 1])
+            choose = BalancedDraws(kinds, patches.rows.slide_index, self.settings.tumor_share)
         elif self.settings.sampler == "hard":
             choose = self._hard = HardDraws(len(patches))
             if self._losses is not None:

@@ -60,6 +60,34 @@ def require_cancer(split: Literal["train", "val"], patches: PatchSet, records: S
     )
 
 
+def require_classes(patches: PatchSet) -> None:
+    """Refuse training patches that lack a class of cancer.
+
+    Raises:
+        ManifestError: If there is such a class; names all of them.
+    """
+    classes = patches.rows.settings.classes
+    if missing := _list_missing(patches):
+        patterns = sorted(pattern for name in missing for pattern in classes.patterns[name])
+        raise ManifestError(
+            f"no training patch has a pixel of {', '.join(missing)} (Gleason pattern {', '.join(map(str, patterns))}), "
+            "so it cannot be learned: give slides with it whose label map has patterns, another data.seed or "
+            "data.splits, or in task.classes a file in which another class holds its pattern, such as high: [4, 5]"
+        )
+
+
+def note_missing_classes(patches: PatchSet) -> list[str]:
+    """Return a note for classes of cancer that validation patches lack."""
+    if not (missing := _list_missing(patches)) or patches.rows.settings.classes.is_binary:
+        return []
+    return [f"No validation patch has a pixel of {', '.join(missing)}, so their Dice is unknown there."]
+
+
+def _list_missing(patches: PatchSet) -> list[str]:
+    shares = patches.rows.class_fractions
+    return [name for n, name in enumerate(patches.rows.settings.classes.cancer_names) if not shares[:, n].any()]
+
+
 def describe_contradiction(split: str, slides: Sequence[str], count: int) -> str:
     """Return how many of the `count` slides of a split contradict their grade, with the first of them."""
     shown = ", ".join(map(repr, slides[:_SHOWN])) + " …" * (len(slides) > _SHOWN)

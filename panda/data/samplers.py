@@ -17,30 +17,52 @@ from torch import Tensor
 SamplerName = Literal["uniform", "balanced", "hard"]
 
 
+def find_kinds(class_fractions: NDArray[np.floating], tumor_fraction: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Return the kind of each patch, (N,), by which `BalancedDraws` draws: its class of cancer that is the rarest.
+
+    Args:
+        class_fractions: Share of each of the k classes of cancer in each patch, (N, k).
+        tumor_fraction: Share of cancer in each patch, (N,).
+
+    Returns:
+        0 without cancer, the number of the class from 1 on, or k + 1 for a patch with cancer of unknown class only.
+    """
+    has = class_fractions > 0
+    kinds = np.where(tumor_fraction > 0, has.shape[1] + 1, 0)
+    for number in np.argsort(-has.sum(0), kind="stable").tolist():  # the rarest comes last and counts
+        kinds[has[:, number]] = number + 1
+    return kinds
+
+
 class BalancedDraws:
     """Draw as many patches as there are, with a given share of cancer, and some of every slide.
 
-    Patches with cancer, and those without, are drawn in proportion to the square root of their number on a slide. A
-    slide with 1,000 patches gets ten times the draws of a slide with 10, not a hundred times. Each slide with such
-    patches gets at least one draw. A patch is drawn again only after all others of its slide and kind.
+    Each kind of cancer has the same part of that share. The patches of a kind are drawn in proportion to the square
+    root of their number on a slide. A slide with 1,000 patches gets ten times the draws of a slide with 10, not a
+    hundred times. Each slide with such patches gets at least one draw. A patch is drawn again only after all others of
+    its slide and kind.
 
     Args:
-        tumor: Patches that have cancer, (N,) bool.
+        kinds: Kind of each patch, (N,) integers or bool: 0 without cancer, see `find_kinds`.
         slides: Number of the slide of each patch, (N,).
         share: Share of the draws that have cancer, in [0, 1]; it has no effect if all patches or none have cancer.
     """
 
-    def __init__(self, tumor: NDArray[np.bool_], slides: NDArray[np.integer[Any]], share: float) -> None:
-        self._count = len(tumor)
+    def __init__(
+        self, kinds: NDArray[np.integer[Any] | np.bool_], slides: NDArray[np.integer[Any]], share: float
+    ) -> None:
+        self._count = len(kinds)
+        cancer_kinds = np.unique(kinds[kinds > 0]).tolist()
         self._kinds = [
-            [np.flatnonzero((slides == slide) & (tumor == kind)) for slide in np.unique(slides[tumor == kind])]
-            for kind in (True, False)
+            [np.flatnonzero((slides == slide) & (kinds == kind)) for slide in np.unique(slides[kinds == kind])]
+            for kind in (*cancer_kinds, 0)
         ]
-        share = share if all(self._kinds) else float(bool(self._kinds[0]))
+        share = share if cancer_kinds and self._kinds[-1] else float(bool(cancer_kinds))
         cancer = round(share * self._count)
+        parts = [len(part) for part in np.array_split(np.arange(cancer), len(cancer_kinds))] if cancer_kinds else []
         self._draws = [
             _compute_quotas([len(patches) for patches in kind], draws)
-            for kind, draws in zip(self._kinds, (cancer, self._count - cancer), strict=True)
+            for kind, draws in zip(self._kinds, (*parts, self._count - cancer), strict=True)
         ]
 
     def __call__(self, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -116,9 +116,14 @@ def _count_cells(prob: Tensor, target: Tensor, where: Tensor | None) -> Tensor:
     cells = torch.where(fine, cells, _FAULTY)
     if where is not None:
         cells = torch.where(where.bool(), cells, _FAULTY + 1)
-    if cells.is_cuda:  # there bincount waits for the largest value
-        return torch.histc(cells, _FAULTY + 2, 0, _FAULTY + 2)[: _FAULTY + 1]
-    return torch.bincount(cells.flatten(), minlength=_FAULTY + 2)[: _FAULTY + 1]
+    return count_numbers(cells, _FAULTY + 2)[: _FAULTY + 1]
+
+
+def count_numbers(numbers: Tensor, count: int) -> Tensor:
+    """Count how often each number below `count` occurs, (count,) int64, without waiting for a GPU."""
+    if numbers.is_cuda:  # there bincount waits for the largest value
+        return torch.histc(numbers, count, 0, count)
+    return torch.bincount(numbers.flatten(), minlength=count)
 
 
 class PixelHistogram(Metric):

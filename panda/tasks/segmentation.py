@@ -9,7 +9,6 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.data import DataLoader
 from torchmetrics.utilities.distributed import gather_all_tensors
 
@@ -17,7 +16,11 @@ from panda.data.image_batch import RawItems
 from panda.data.loaders import find_batch_items, find_step_items
 from panda.data.patchset import PatchSet
 from panda.data.samplers import HardDraws
+from panda.models.losses import measure_cross_entropy
+from panda.models.partial_labels import merge_target
+from panda.models.probabilities import compute_cancer_classes, compute_cancer_probability, merge_cancer_classes
 from panda.models.segmentation import Segmenter
+from panda.tasks.class_metrics import ClassCounts, compute_class_dice, predict_classes
 from panda.tasks.epoch_metrics import MeanLoss, separate_metrics
 from panda.tasks.metadata import SegmentationMetadata
 from panda.tasks.metrics import PixelHistogram, compute_dice
@@ -26,16 +29,20 @@ from panda.tasks.threshold import search_threshold
 
 Batch = tuple[Tensor, Tensor]
 
+THRESHOLD = 0.5
+"""Threshold of `train/dice` and `val/dice`, which is the same in every epoch."""
+
 
 class SegmentationTask(pl.LightningModule):
     """Train a `Segmenter` on patches.
 
     It logs `train/loss`, `train/dice`, `val/loss` and `val/dice`. Dice is pooled over the pixels of the epoch, at a
-    probability of 0.5. `val/dice_best` is the best Dice over all thresholds, and `val/threshold` its threshold.
+    probability of 0.5. `val/dice_best` is the best Dice over all thresholds, and `val/threshold` its threshold. With
+    several classes of cancer these are of their sum, and `val/dice_<class>` is the Dice of each at 0.5.
 
     Args:
         network: The segmenter.
-        loss: Module that takes logits and target, both (N, 1, h, w).
+        loss: Module that takes logits (N, channels, h, w) and target (N, 1, h, w), see `panda.models.losses`.
         optim: Settings of optimizer and schedule.
         metadata: What checkpoints store for inference; each validation epoch replaces its threshold.
         channels_last: Use the memory format `torch.channels_last`.
@@ -61,6 +68,7 @@ class SegmentationTask(pl.LightningModule):
         self.metadata = metadata
         self.train_pixels = PixelHistogram()
         self.val_pixels = PixelHistogram()
+        self.val_classes = None if metadata.classes.is_binary else ClassCounts(len(metadata.classes.names))
         # Lightning's own mean over the epoch is not used: its progress bar computes it on one of several devices only.
         self.train_loss, self.val_loss = MeanLoss(), MeanLoss()
         self.finite = FiniteCheck(optim.lr)
@@ -72,7 +80,7 @@ class SegmentationTask(pl.LightningModule):
             self.network.compile()
 
     def forward(self, image: Tensor) -> Tensor:
-        """Compute logits (N, 1, h, w) of images (N, 3, h, w) in [0, 1]."""
+        """Compute logits (N, channels, h, w) of images (N, 3, h, w) in [0, 1]."""
         logits: Tensor = self.network(image.contiguous(memory_format=self.layout))
         return logits
 
@@ -84,7 +92,8 @@ class SegmentationTask(pl.LightningModule):
         self._check_loss(loss, logits, self.trainer.train_dataloader, batch_idx)
         self._report_errors(logits, mask, batch_idx)
         self.train_loss.update(loss, len(image))
-        self.train_pixels.update(logits.detach().float().sigmoid(), mask > 0.5, mask >= 0)
+        merged = merge_target(mask)
+        self.train_pixels.update(compute_cancer_probability(logits.detach()), merged > 0.5, merged >= 0)
         self.log("train/loss_step", loss, prog_bar=True)
         return loss
 
@@ -94,10 +103,8 @@ class SegmentationTask(pl.LightningModule):
         draws = getattr(getattr(loader, "sampler", None), "choose", None)
         if loader is None or not isinstance(draws, HardDraws):
             return
-        counts = (mask >= 0).float()
-        entropy = functional.binary_cross_entropy_with_logits(
-            logits.detach().float(), mask.clamp_min(0), reduction="none"
-        )
+        counts = (merge_target(mask) >= 0).float()
+        entropy = measure_cross_entropy(logits.detach(), mask)
         errors = (entropy * counts).flatten(1).sum(1) / counts.flatten(1).sum(1).clamp_min(1)
         # From all devices, because each draws the next epoch itself and all must draw the same.
         gathered = gather_all_tensors(errors) if self.trainer.world_size > 1 else [errors]
@@ -121,7 +128,7 @@ class SegmentationTask(pl.LightningModule):
         self.finite.settle()
         self.log("train/loss", self.train_loss.compute())
         self.train_loss.reset()
-        self.log("train/dice", compute_dice(self.train_pixels.compute(), 0.5), prog_bar=True)
+        self.log("train/dice", compute_dice(self.train_pixels.compute(), THRESHOLD), prog_bar=True)
         self.train_pixels.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -130,9 +137,13 @@ class SegmentationTask(pl.LightningModule):
         logits = self(image)
         loss: Tensor = self.loss(logits, mask)
         self._check_loss(loss, logits, self.trainer.val_dataloaders, batch_idx)
-        self.val_loss.update(loss, (mask >= 0).sum())
-        prob: Tensor = logits.float().sigmoid()
-        self.val_pixels.update(prob, mask > 0.5, mask >= 0)
+        merged = merge_target(mask)
+        self.val_loss.update(loss, (merged >= 0).sum())
+        classes = compute_cancer_classes(logits)
+        prob = merge_cancer_classes(classes)
+        self.val_pixels.update(prob, merged > 0.5, merged >= 0)
+        if self.val_classes is not None:
+            self.val_classes.update(predict_classes(classes, THRESHOLD, self.metadata.classes), mask)
         return prob
 
     def on_validation_epoch_end(self) -> None:
@@ -142,7 +153,12 @@ class SegmentationTask(pl.LightningModule):
         self.val_pixels.reset()
         self.log("val/loss", self.val_loss.compute(), prog_bar=True)
         self.val_loss.reset()
-        self.log("val/dice", compute_dice(histogram, 0.5), prog_bar=True)
+        self.log("val/dice", compute_dice(histogram, THRESHOLD), prog_bar=True)
+        if self.val_classes is not None:
+            dice = compute_class_dice(self.val_classes.compute()).tolist()
+            self.val_classes.reset()
+            for name, score in zip(self.metadata.classes.cancer_names, dice[1:], strict=True):
+                self.log(f"val/dice_{name}", score)
         choice = search_threshold({"all": histogram}, chosen_on=f"validation patches, epoch {self.current_epoch}")
         self.log("val/dice_best", math.nan if choice.score is None else choice.score)
         self.log("val/threshold", choice.value)
