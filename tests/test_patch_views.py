@@ -19,6 +19,7 @@ from panda.app.patch_views import PatchViews, count_pixels, merge_devices, selec
 from panda.app.run import Run
 from panda.app.train import build_trainer
 from panda.data.loaders import Draw, make_ordered_loader, make_train_loader
+from panda.data.settings import PatchSettings
 from panda.inference.panel_patches import PanelRow
 from panda.models.losses import BCELoss
 from panda.tasks import segmentation
@@ -97,6 +98,7 @@ class Rows(list[Any]):
     def __init__(self, place: Any, fractions: Any) -> None:
         super().__init__([place] * len(fractions))
         self.fractions = fractions
+        self.settings = PatchSettings()
 
 
 class OfPatches(Data):

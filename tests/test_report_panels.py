@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from panda.inference.class_colours import PATTERN_COLOURS
 from panda.inference.grade import AttendedTile, Grade, GradeRecord
 from panda.inference.panel_patches import PanelRow
 from panda.inference.slide_images import write_attention
 from panda.report.attention_tiles import draw_attention_tiles
 from panda.report.panels import describe_dice, draw_panels
+from panda.wsi.classes import ANY_CANCER, find_classes
 from panda.wsi.geometry import Resolution
 
 
@@ -46,6 +48,24 @@ def test_draw_panels_overlay_colors_hits_false_alarms_and_misses(tmp_path: Path)
         return tuple(int((1 - weight) * 255 + weight * int(hex_colour[i : i + 2], 16)) for i in (1, 3, 5))
 
     assert {tint("#00a35a", 0.45), tint("#ffd000", 0.6), tint("#0a4dff", 0.6)} <= colours
+
+
+def test_draw_panels_masks_have_a_colour_for_each_class(tmp_path: Path) -> None:
+    classes = find_classes("gleason")
+    labels = np.repeat(np.array([0, 1, 2, 3, ANY_CANCER], np.uint8), 12)[None].repeat(60, 0)
+    by_class = np.zeros((3, 60, 60), np.float32)
+    for number in (1, 2, 3):
+        by_class[number - 1][labels == number] = 0.7
+    by_class[:, labels == ANY_CANCER] = 0.25  # a tie has the highest pattern
+    row = PanelRow(
+        np.full((60, 60, 3), 255, np.uint8), by_class.sum(0), labels > 0, np.ones((60, 60), bool), "t", 1.0,
+        classes=classes, by_class=by_class, labels=labels,
+    )  # fmt: skip
+    assert (row.predict_classes(0.5) == np.where(labels == ANY_CANCER, 3, labels)).all()
+    picture = cv2.imread(str(draw_panels([row], 0.5, tmp_path / "p.png")))
+    assert picture is not None
+    colours = {tuple(c) for c in picture[::3, ::3, ::-1].reshape(-1, 3).tolist()}
+    assert {PATTERN_COLOURS[pattern] for pattern in (3, 4, 5)} <= colours
 
 
 def test_dice_text_shows_dice_or_reason() -> None:

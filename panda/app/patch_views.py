@@ -25,7 +25,7 @@ from panda.data.loaders import Draw
 from panda.data.patchset import PatchSet
 from panda.inference.panel_patches import PanelRow
 from panda.models.partial_labels import merge_target
-from panda.models.probabilities import compute_cancer_probability
+from panda.models.probabilities import compute_cancer_classes, merge_cancer_classes
 from panda.report.panels import draw_panels
 from panda.tasks.segmentation import THRESHOLD
 
@@ -197,12 +197,16 @@ class PatchViews(Callback):
         image, mask = self.patches[Draw(item, 0)]  # a plain index would use the random generator of the training
         batch = trainer.precision_plugin.convert_input(image[None].to(pl_module.device))
         with trainer.precision_plugin.val_step_context():
-            prob = compute_cancer_probability(pl_module(batch))[0, 0].cpu().numpy()
+            by_class = compute_cancer_classes(pl_module(batch))
         merged = merge_target(mask)[0].numpy()
+        classes = self.patches.rows.settings.classes
         pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
         return PanelRow(
             image=pixels,
-            probability=prob,
+            probability=merge_cancer_classes(by_class)[0, 0].cpu().numpy(),
+            classes=classes,
+            by_class=None if classes.is_binary else by_class[0].cpu().numpy(),
+            labels=None if classes.is_binary else mask[0].to(torch.int8).numpy().view(np.uint8),
             truth=merged > 0.5,
             tissue=merged >= 0,
             title=f"{kind}   ·   {place.slide_id} ({place.provider}) x={place.x} y={place.y}",

@@ -80,7 +80,7 @@ def note_missing_classes(patches: PatchSet) -> list[str]:
     """Return a note for classes of cancer that validation patches lack."""
     if not (missing := _list_missing(patches)) or patches.rows.settings.classes.is_binary:
         return []
-    return [f"No validation patch has a pixel of {', '.join(missing)}, so their Dice is unknown there."]
+    return [f"No validation patch has a pixel of {', '.join(missing)}, so no Dice of it is known."]
 
 
 def _list_missing(patches: PatchSet) -> list[str]:

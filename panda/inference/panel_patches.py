@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from panda.data.manifest import SlideRecord
 from panda.inference.canvas import Canvas
+from panda.inference.codes import choose_classes
+from panda.wsi.classes import BINARY, ClassSet
 from panda.wsi.grid import tissue_grid
 from panda.wsi.label_mask import LabelMask
 from panda.wsi.slide import Slide
@@ -26,6 +28,9 @@ class PanelRow:
         tissue: (h, w) bool; as in the scores, pixels outside it are neither predicted nor found nor missed.
         title: Slide id and coordinates.
         um_per_px: µm per pixel of the image, None if unknown.
+        classes: The classes of the network.
+        by_class: (k, h, w) probability of each class of cancer; None if there is one.
+        labels: (h, w) uint8 target of these classes, None as `truth` or if there is one class of cancer.
     """
 
     image: NDArray[np.uint8]
@@ -34,6 +39,14 @@ class PanelRow:
     tissue: NDArray[np.bool_]
     title: str
     um_per_px: float | None
+    classes: ClassSet = BINARY
+    by_class: NDArray[np.floating] | None = None
+    labels: NDArray[np.uint8] | None = None
+
+    def predict_classes(self, threshold: float) -> NDArray[np.uint8]:
+        """Return the predicted class of each pixel, (h, w) uint8: 0 is no tumour, see `predict`."""
+        predicted = self.predict(threshold).astype(np.uint8)
+        return predicted if self.by_class is None else predicted * choose_classes(self.by_class, self.classes)
 
     def predict(self, threshold: float) -> NDArray[np.bool_]:
         """Return the tissue pixels whose probability reaches the threshold, (h, w) bool."""
@@ -58,6 +71,10 @@ def select_panel_rows(
     if count < 1:
         return []
     view, size = canvas.resolution, (patch_size, patch_size)
+
+    def read_labels(mask: LabelMask, level0: tuple[int, int]) -> NDArray[np.uint8]:
+        return mask.read_target(view, level0, size, ignore_background=False, classes=canvas.classes)
+
     grid = tissue_grid(view, tissue, patch_size, patch_size, edge="shift", min_tissue=0.5)
     if len(grid.working) == 0:
         grid = tissue_grid(view, tissue, patch_size, patch_size, edge="shift", min_tissue=0.0)
@@ -73,6 +90,9 @@ def select_panel_rows(
         PanelRow(
             image=slide.read(view, level0, size),
             probability=canvas.read(x, y, *size),
+            classes=canvas.classes,
+            by_class=None if canvas.classes.is_binary else canvas.read_classes(x, y, *size),
+            labels=None if mask is None or canvas.classes.is_binary else read_labels(mask, level0),
             truth=None if mask is None else mask.read_tumor(view, level0, size),
             tissue=tissue.crop(view, level0, size),
             title=f"{record.slide_id} ({record.provider}) x={level0[0]} y={level0[1]}",

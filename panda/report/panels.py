@@ -13,9 +13,11 @@ from matplotlib.colors import ListedColormap, Normalize, to_rgb
 from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 
+from panda.inference.class_colours import find_class_colour
 from panda.inference.legends import JET, colorize, format_length, round_length
 from panda.inference.panel_patches import PanelRow
 from panda.report.sheet import INK, MASK, Sheet
+from panda.wsi.classes import ANY_CANCER, ClassSet
 
 _PAPER = "#f4f3f0"
 # Distinct with any colour vision, and unlike the colours of haematoxylin and eosin.
@@ -61,8 +63,20 @@ def _make_rgb(colour: str) -> NDArray[np.uint8]:
     return np.round(np.multiply(to_rgb(colour), 255)).astype(np.uint8)
 
 
-def _draw_mask(axes: Axes, mask: Mask) -> None:
-    axes.imshow(np.stack([_make_rgb(_PAPER), _make_rgb(MASK)])[mask.astype(np.intp)], interpolation="nearest")
+def _draw_mask(axes: Axes, mask: Mask | NDArray[np.uint8], classes: ClassSet) -> None:
+    """Draw a mask of cancer, or the target of several classes."""
+    colours = np.full((256, 3), _make_rgb(_PAPER))
+    for target, colour in _list_colours(classes).items():
+        colours[target] = colour
+    axes.imshow(colours[mask.astype(np.intp)], interpolation="nearest")
+
+
+def _list_colours(classes: ClassSet) -> dict[int, NDArray[np.uint8]]:
+    """Return the RGB of each target that is cancer."""
+    if classes.is_binary:
+        return {1: _make_rgb(MASK)}
+    found = [np.array(find_class_colour(classes.patterns[name]), np.uint8) for name in classes.cancer_names]
+    return dict(enumerate(found, 1)) | {ANY_CANCER: _make_rgb(MASK)}
 
 
 def _draw_scale_bar(axes: Axes, width: int, height: int, um_per_px: float | None) -> None:
@@ -87,7 +101,9 @@ def _check(rows: Sequence[PanelRow]) -> None:
     if not rows:
         raise ValueError("draw_panels needs at least one row")
     for row in rows:
-        shapes = [a.shape for a in (row.probability, row.tissue, row.truth) if a is not None]
+        shapes = [
+            a.shape[-2:] for a in (row.probability, row.tissue, row.truth, row.by_class, row.labels) if a is not None
+        ]
         if row.image.ndim != 3 or any(shape != row.image.shape[:2] for shape in shapes):
             raise ValueError(
                 f"panel row {row.title!r}: image {row.image.shape}, probability, tissue and truth {shapes} do not "
@@ -101,7 +117,8 @@ def draw_panels(
     """Draw patches as rows of five: image, predicted mask, overlay, ground truth, heatmap.
 
     The overlay shows true positives, false positives and false negatives in tissue if there is a label, otherwise the
-    prediction. The black line on the colour bar is the threshold.
+    prediction. The black line on the colour bar is the threshold. With several classes of cancer the masks have a
+    colour for each, and the overlay and the heatmap are of all of them together.
 
     Args:
         rows: The patches, from top to bottom.
@@ -145,14 +162,14 @@ def _draw_row(sheet: Sheet, row: PanelRow, y: float, height: float, threshold: f
     )
     image.imshow(row.image)
     _draw_scale_bar(image, row.image.shape[1], row.image.shape[0], row.um_per_px)
-    _draw_mask(mask, predicted)
+    _draw_mask(mask, row.predict_classes(threshold), row.classes)
     overlay.imshow(_blend(row.image, predicted, truth))
     if row.truth is None:
         label.set_facecolor("#f1f1f1")
         place = label.transAxes
         label.text(0.5, 0.5, "no label", ha="center", va="center", fontsize=15, color="#5d6474", transform=place)
     else:
-        _draw_mask(label, row.truth)
+        _draw_mask(label, row.truth if row.labels is None else row.labels, row.classes)
     heatmap.imshow(colorize(row.probability, JET))
     bar = sheet.add_axes(sheet.width - 1.15 + 0.12, y, 0.17, height)
     levels = sheet.figure.colorbar(ScalarMappable(Normalize(0.0, 1.0), ListedColormap(JET / 255.0)), cax=bar)
@@ -164,7 +181,15 @@ def _draw_row(sheet: Sheet, row: PanelRow, y: float, height: float, threshold: f
 
 
 def _draw_legend(sheet: Sheet, rows: Sequence[PanelRow], predicted: str) -> None:
+    classes = rows[0].classes
     handles = [Patch(facecolor=MASK, label=predicted)]
+    if not classes.is_binary:
+        names = {**dict(enumerate(classes.names)), ANY_CANCER: "cancer of unknown class (label)"}
+        handles = [
+            Patch(facecolor=tuple(colour / 255), label=names[target])
+            for target, colour in _list_colours(classes).items()
+        ]
+        handles[0].set_label(f"{predicted}: {handles[0].get_label()}")
     unlabelled = any(row.truth is None for row in rows)
     if any(row.truth is not None for row in rows):
         handles += [
