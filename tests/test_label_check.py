@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from panda.data.datamodule import DataSettings, PatchDataModule
-from panda.data.label_check import describe_contradiction, note_missing_classes, require_cancer, require_classes
+from panda.data.label_check import describe_contradiction, require_cancer
 from panda.data.manifest import SlideRecord
 from panda.data.splits import Split
 from panda.errors import ManifestError
@@ -24,20 +24,21 @@ from tests.panda_folder import codes, make_folder
 from tests.pyramids import write_pyramid
 
 
-def test_require_classes_names_what_no_training_slide_has(tmp_path: Path) -> None:
+def test_require_cancer_names_classes_no_training_slide_has(tmp_path: Path) -> None:
     make_folder(tmp_path / "data", 8)  # pattern 4, and cancer without a pattern
     module = PatchDataModule(
         DataSettings(root=tmp_path / "data", store_root=tmp_path, patch_size=64, level=1, num_workers=0),
         find_classes("gleason"),
     )
     module.prepare_data()
+    patches, records = module.get_patches("train"), module.list_splits()["train"]
     with pytest.raises(ManifestError, match=r"no training patch has a pixel of G3, G5 \(Gleason pattern 3, 5\), so it"):
-        require_classes(module.get_patches("train"))
-    assert note_missing_classes(module.get_patches("train"))[0].startswith("No validation patch has a pixel of G3, G5")
+        require_cancer("train", patches, records)
+    assert require_cancer("val", patches, records)[0].startswith("No validation patch has a pixel of G3, G5")
     merged = ClassSet(names=("benign", "cancer"), patterns={"cancer": (3, 4, 5)})
     module = PatchDataModule(module.settings, merged)
     module.prepare_data()
-    require_classes(module.get_patches("train"))
+    assert not require_cancer("train", module.get_patches("train"), records)
 
 
 def in_channel(labels: NDArray[np.uint8], channel: int) -> NDArray[np.uint8]:

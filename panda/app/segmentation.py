@@ -12,7 +12,7 @@ from panda.app.segmentation_config import SegmentationConfig
 from panda.app.slide_maps import list_rule_grades, map_slides
 from panda.data.datamodule import PatchDataModule
 from panda.data.failures import Failure
-from panda.data.label_check import describe_contradiction, note_missing_classes, require_cancer, require_classes
+from panda.data.label_check import describe_contradiction, require_cancer
 from panda.data.manifest import SlideRecord
 from panda.data.splits import Split
 from panda.inference.dataset_metrics import summarize
@@ -64,9 +64,7 @@ class SegmentationExperiment:
             run.failures.extend(self.failures)
         splits = self._list_used()
         require_cancer("train", data.get_patches("train"), splits["train"])
-        require_classes(data.get_patches("train"))
         run.notes += require_cancer("val", data.get_patches("val"), splits["val"])
-        run.notes += note_missing_classes(data.get_patches("val"))
         names: dict[Split, str] = {"train": "training", "val": "validation"}
         for split, name in names.items():
             if contradicting := data.list_contradictions(split):

@@ -17,8 +17,8 @@ from panda.app.train_config import TaskSettings, TrainConfig
 from panda.errors import name_options
 from panda.inference.compute import has_compiler
 from panda.models.segmentation import Segmenter, list_weights
-from panda.tasks.gleason_search import GleasonRuleSettings
 from panda.settings import Text, rule
+from panda.tasks.gleason_search import GleasonRuleSettings
 from panda.tasks.threshold import check_criterion
 from panda.wsi.classes import ClassSet, find_classes
 

@@ -29,20 +29,22 @@ _SHOWN = 3
 def require_cancer(split: Literal["train", "val"], patches: PatchSet, records: Sequence[SlideRecord]) -> list[str]:
     """Refuse a split of which no patch has a cancer pixel, unless it is a validation of benign slides.
 
+    A training without a pixel of a class of cancer is refused too.
+
     Args:
         split: Its name.
         patches: Its patches.
         records: Its slides.
 
     Returns:
-        A note if a validation of benign slides has no cancer, otherwise nothing.
+        A note if a validation of benign slides has no cancer, or a validation lacks a class; otherwise nothing.
 
     Raises:
         ManifestError: If there is no cancer; names what looks like the label, or what to change if no slide has a grade
-            of 1 or more.
+            of 1 or more. Also if a class is missing in training; names all such classes.
     """
     if (patches.rows.fractions[:, 1] > 0).any():
-        return []
+        return _check_classes(split, patches)
     name = {"train": "training", "val": "validation"}[split]
     graded = [record for record in records if record.isup_grade]
     if not graded:
@@ -60,32 +62,20 @@ def require_cancer(split: Literal["train", "val"], patches: PatchSet, records: S
     )
 
 
-def require_classes(patches: PatchSet) -> None:
-    """Refuse training patches that lack a class of cancer.
-
-    Raises:
-        ManifestError: If there is such a class; names all of them.
-    """
-    classes = patches.rows.settings.classes
-    if missing := _list_missing(patches):
-        patterns = sorted(pattern for name in missing for pattern in classes.patterns[name])
-        raise ManifestError(
-            f"no training patch has a pixel of {', '.join(missing)} (Gleason pattern {', '.join(map(str, patterns))}), "
-            "so it cannot be learned: give slides with it whose label map has patterns, another data.seed or "
-            "data.splits, or in task.classes a file in which another class holds its pattern, such as high: [4, 5]"
-        )
-
-
-def note_missing_classes(patches: PatchSet) -> list[str]:
-    """Return a note for classes of cancer that validation patches lack."""
-    if not (missing := _list_missing(patches)) or patches.rows.settings.classes.is_binary:
+def _check_classes(split: Literal["train", "val"], patches: PatchSet) -> list[str]:
+    """Refuse training patches that lack a class of cancer, and return a note for validation patches that do."""
+    classes, shares = patches.rows.settings.classes, patches.rows.class_fractions
+    missing = [name for number, name in enumerate(classes.cancer_names) if not shares[:, number].any()]
+    if not missing or classes.is_binary:
         return []
-    return [f"No validation patch has a pixel of {', '.join(missing)}, so no Dice of it is known."]
-
-
-def _list_missing(patches: PatchSet) -> list[str]:
-    shares = patches.rows.class_fractions
-    return [name for n, name in enumerate(patches.rows.settings.classes.cancer_names) if not shares[:, n].any()]
+    if split == "val":
+        return [f"No validation patch has a pixel of {', '.join(missing)}, so no Dice of it is known."]
+    patterns = sorted(pattern for name in missing for pattern in classes.patterns[name])
+    raise ManifestError(
+        f"no training patch has a pixel of {', '.join(missing)} (Gleason pattern {', '.join(map(str, patterns))}), "
+        "so it cannot be learned. Give slides with it whose label map has patterns, or another data.seed or "
+        "data.splits. Or let another class in the file of task.classes hold its pattern, such as high: [4, 5]"
+    )
 
 
 def describe_contradiction(split: str, slides: Sequence[str], count: int) -> str:

@@ -1,4 +1,4 @@
-"""Scores of the classes of cancer during training, from counts of pixels by label and prediction.
+"""Counts of pixels by class of the label and prediction, during training.
 
 A pixel counts for a class only if its label says whether it is of the class. So a pixel whose label says no more than
 "cancer" counts for none of them, and a pixel without cancer counts for all.
@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
 from panda.models.partial_labels import IGNORED
 from panda.models.probabilities import merge_cancer_classes
-from panda.tasks.metrics import count_numbers, divide
+from panda.tasks.metrics import count_numbers
 from panda.wsi.classes import ClassSet
 
 
@@ -63,13 +61,3 @@ class ClassCounts(Metric):
     def compute(self) -> Tensor:
         """Return the counts, (classes, classes) int64: rows are labels, columns are predictions."""
         return self.counts[:-1].view(self.count, self.count).clone()
-
-
-def compute_class_dice(counts: Tensor) -> NDArray[np.float64]:
-    """Compute the Dice of each class, (classes,), from the counts of `ClassCounts`.
-
-    It is 2 TP / (2 TP + FP + FN), NaN for a class that no pixel is labelled as.
-    """
-    table = counts.cpu().numpy()
-    labelled = table.sum(1)
-    return divide(2 * table.diagonal(), np.where(labelled > 0, table.sum(0) + labelled, 0))

@@ -20,7 +20,8 @@ from panda.models.losses import measure_cross_entropy
 from panda.models.partial_labels import merge_target
 from panda.models.probabilities import compute_cancer_classes, compute_cancer_probability, merge_cancer_classes
 from panda.models.segmentation import Segmenter
-from panda.tasks.class_metrics import ClassCounts, compute_class_dice, predict_classes
+from panda.tasks.class_counts import measure_class_dice
+from panda.tasks.class_metrics import ClassCounts, predict_classes
 from panda.tasks.epoch_metrics import MeanLoss, separate_metrics
 from panda.tasks.metadata import SegmentationMetadata
 from panda.tasks.metrics import PixelHistogram, compute_dice
@@ -155,9 +156,9 @@ class SegmentationTask(pl.LightningModule):
         self.val_loss.reset()
         self.log("val/dice", compute_dice(histogram, THRESHOLD), prog_bar=True)
         if self.val_classes is not None:
-            dice = compute_class_dice(self.val_classes.compute()).tolist()
+            dice = measure_class_dice(self.val_classes.compute().cpu().numpy()).tolist()
             self.val_classes.reset()
-            for name, score in zip(self.metadata.classes.cancer_names, dice[1:], strict=True):
+            for name, score in zip(self.metadata.classes.cancer_names, dice, strict=True):
                 self.log(f"val/dice_{name}", score)
         choice = search_threshold({"all": histogram}, chosen_on=f"validation patches, epoch {self.current_epoch}")
         self.log("val/dice_best", math.nan if choice.score is None else choice.score)
