@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 import torch
@@ -14,7 +15,7 @@ from panda.app.loss_check import check_ignored_pixels, check_loss, check_partial
 from panda.app.operating_point import CHOICE_KEYS
 from panda.app.registry import Slot
 from panda.app.train_config import TaskSettings, TrainConfig
-from panda.errors import name_options
+from panda.errors import ConfigError, name_options
 from panda.inference.compute import has_compiler
 from panda.models.segmentation import Segmenter, list_weights
 from panda.settings import Text, rule
@@ -87,7 +88,10 @@ class SegmentationConfig(TrainConfig):
 
     def build_network(self, **extra: Any) -> Segmenter:
         """Build the network with the channels of its classes. `extra` replaces options."""
-        network: Segmenter = self.build("model", channels=self.task.class_set.channels, **extra)
+        channels = 1
+        with suppress(ConfigError):  # the task reports it, and the options of the network are checked too
+            channels = self.task.class_set.channels
+        network: Segmenter = self.build("model", channels=channels, **extra)
         return network
 
     @rule
