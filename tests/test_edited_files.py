@@ -185,7 +185,7 @@ def test_edited_inference_json_is_refused_or_same(output: Path) -> None:
         "device",
         "last_run",
     )
-    free += ("threshold", "quantify", "resolution", "compiled", "mpp_override")
+    free += ("threshold", "quantify", "resolution", "compiled", "mpp_override", "allow_unknown_mpp")
     assert check_edits(output / "inference.json", lambda path: InferenceSummary.read(path.parent), free) > 100
 
 

@@ -128,6 +128,22 @@ def test_infer_other_override_or_reader_is_other_provenance(tmp_path: Path, slid
     assert read_column(out / "quantification.csv", "unscored_tissue_px") == ["0", "0"]
 
 
+def test_infer_unknown_mpp_is_refused_or_noted(tmp_path: Path, slides: Path, run: Infer) -> None:
+    out, image = tmp_path / "out", np.full((512, 640, 3), 244, np.uint8)
+    image[100:400, 100:500] = (215, 120, 180)
+    write_pyramid(slides / "d.tiff", image)
+    with pytest.raises(SomeSlidesFailed):
+        run("d.tiff")
+    (failure,) = read_column(out / "failures.csv", "message")
+    assert "µm/px is unknown, and the network was trained at 2 µm/px" in failure
+    run("d.tiff", "allow_unknown_mpp=true")
+    facts = json.loads((out / "d" / "quantification.json").read_text())
+    assert (facts["tumor_mm2"], facts["made_with"]["allow_unknown_mpp"]) == (None, True)
+    (note,) = facts["notes"]
+    assert "µm/px of the slide is unknown (allow_unknown_mpp)" in note
+    assert "was read as it is by a network that was trained at 2 µm/px" in (out / "d" / "slide.html").read_text()
+
+
 def test_infer_replaced_slide_file_warns_and_is_mapped_again(
     tmp_path: Path, slides: Path, run: Infer, list_warnings: Callable[[], list[str]]
 ) -> None:

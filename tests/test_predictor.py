@@ -61,6 +61,27 @@ def test_trained_resolution_decides_reading_resolution(slide_path: Path) -> None
         assert not make_resolution(1, None, 2.0).resolve(slide).is_resampled
 
 
+def test_trained_resolution_unknown_mpp_needs_permission(slide_path: Path) -> None:
+    with Slide.open(slide_path) as slide:
+        assert make_resolution(1, None, 2.0).list_notes(slide) == ()
+        slide.mpp, slide.mpp_note = None, "it states none: give data.mpp_override (infer.py: mpp_override)"
+        for level in (1, 5):  # with or without that level
+            with pytest.raises(
+                SlideError,
+                match=r"slide\.tiff: µm/px is unknown, and the network was trained at 2 µm/px.*mpp_override.*"
+                r"infer\.py: allow_unknown_mpp=true",
+            ):
+                make_resolution(level, None, 2.0).resolve(slide)
+        assert make_resolution(1, None).resolve(slide).level == 1  # training knows no µm/px either
+        slide.allow_unknown_mpp = True
+        assert make_resolution(1, None, 2.0).resolve(slide).level == 1
+        (note,) = make_resolution(1, None, 2.0).list_notes(slide)
+        assert "level 1 was read as it is by a network that was trained at 2 µm/px" in note
+        assert make_resolution(1, None).list_notes(slide) == ()
+        with pytest.raises(SlideError, match=r"has no level 5.*infer\.py needs no level if.*give mpp_override"):
+            make_resolution(5, None, 2.0).resolve(slide)
+
+
 def test_predict_canvas_covers_tissue_and_is_reused(slide_path: Path, tmp_path: Path) -> None:
     predictor = SegmentationPredictor.from_checkpoint(
         segmentation_checkpoint(tmp_path / "a.ckpt"), EngineSettings(device="cpu")

@@ -90,7 +90,8 @@ def _slide(folder: Path, **changes: Any) -> Path:
     region |= {"length_px": 60.5, "length_mm": 0.121, "box_px": [0, 0, 1, 1], "start_px": [0, 0]}
     provenance = Provenance.from_values(
         checkpoint="best.ckpt", grading_checkpoint=None, segmentation={}, grader=None, threshold=0.43, quantify={},
-        precision="fp32", compiled=False, tta="none", tissue_rules=1, reader="auto", mpp_override=None, normalize=None,
+        precision="fp32", compiled=False, tta="none", tissue_rules=1, reader="auto", mpp_override=None,
+        allow_unknown_mpp=False, normalize=None,
     ).model_dump(mode="json")  # fmt: skip
     content = {
         "slide_id": folder.name, "threshold": 0.43, "tumor_px": 1200, "tissue_px": 4800,
@@ -376,7 +377,8 @@ def test_write_inference_page_lists_slides(tmp_path: Path) -> None:
     InferenceSummary(
         checkpoint="best.ckpt", grading_checkpoint=None, threshold=0.43, threshold_choice=choice, provider=None,
         quantify=QuantifySettings(), resolution=TrainedResolution(level=1, mpp=None, train_mpp=(2.0, 2.0, 2.0)),
-        precision="fp32", compiled=False, engine_choice="", tta="none", reader="auto", mpp_override=None, device="cpu",
+        precision="fp32", compiled=False, engine_choice="", tta="none", reader="auto", mpp_override=None,
+        allow_unknown_mpp=False, device="cpu",
         date="2026-01-01T00:00:00Z", last_run=LastRun(slides=3, failed=1, seconds=4.0), labels=None, notes=[EVIL],
     ).write(tmp_path)  # fmt: skip
     text = html.unescape(check_page(write_inference_page(tmp_path)))

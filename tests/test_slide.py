@@ -7,7 +7,7 @@ import pickle
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import openslide
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from panda.errors import SlideError
 from panda.wsi.mpp import read_tag_mpp
-from panda.wsi.readers import blend_over_white
+from panda.wsi.readers import ReaderName, blend_over_white
 from panda.wsi.slide import Slide, SlideOptions
 from tests.pyramids import write_pyramid
 
@@ -313,6 +313,45 @@ def test_slide_options_mpp_override_replaces_missing_or_invalid(tmp_path: Path) 
     stated = SlideOptions(mpp_override=0.5).open(write_small(tmp_path, mpp=0.25))
     assert stated.mpp == pytest.approx((0.25, 0.25))
     assert stated.mpp_source == "openslide"
+
+
+def write_ome(path: Path, tags: dict[str, Any], **metadata: Any) -> Path:
+    tifffile.imwrite(path, picture(100, 80), tile=(64, 64), photometric="rgb", metadata=metadata, **tags)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("unit", "value"), [(None, 0.25), ("µm", 0.25), ("nm", 250.0), ("mm", 0.00025), ("m", 2.5e-7), ("in", 0.25 / 25400)]
+)
+def test_slide_open_ome_xml_gives_mpp_in_any_unit(tmp_path: Path, unit: str | None, value: float) -> None:
+    units = {} if unit is None else {f"PhysicalSize{axis}Unit": unit for axis in "XY"}
+    path = write_ome(tmp_path / "s.ome.tiff", {}, PhysicalSizeX=value, PhysicalSizeY=2 * value, **units)
+    for reader in get_args(ReaderName):
+        slide = SlideOptions(reader=reader).open(path)
+        assert slide.mpp == pytest.approx((0.25, 0.5))
+        assert slide.mpp_source == "ome-xml"
+
+
+def test_slide_open_ome_xml_without_length_is_unknown(tmp_path: Path) -> None:
+    for metadata in ({"PhysicalSizeX": 0.25}, {"PhysicalSizeX": 1, "PhysicalSizeY": 1, "PhysicalSizeXUnit": "pixel"}):
+        assert Slide.open(write_ome(tmp_path / "s.ome.tiff", {}, **metadata)).mpp is None
+    thumbnail = write_ome(tmp_path / "s.ome.tiff", {}, PhysicalSizeX=0.25, PhysicalSizeY=0.25)
+    thumbnail.write_bytes(thumbnail.read_bytes().replace(b'SizeX="100"', b'SizeX="900"'))
+    assert Slide.open(thumbnail).mpp is None
+
+
+def test_slide_open_tags_and_ome_xml_that_differ_are_named(tmp_path: Path) -> None:
+    um: dict[str, Any] = {"PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25}
+    tags = {"resolution": (20_000, 20_000), "resolutionunit": "CENTIMETER"}
+    slide = Slide.open(write_ome(tmp_path / "s.ome.tiff", tags, **um))
+    assert slide.mpp == pytest.approx((0.5, 0.5))
+    assert slide.mpp_source == "openslide"
+    assert slide.mpp_note.endswith("0.5 x 0.5 µm/px, but its OME-XML says 0.25 x 0.25 µm/px: check which is right")
+    tags = {"resolution": (40_000, 40_000), "resolutionunit": "CENTIMETER"}
+    assert "OME-XML" not in Slide.open(write_ome(tmp_path / "s.ome.tiff", tags, **um)).mpp_note
+    screen = Slide.open(write_ome(tmp_path / "s.ome.tiff", {"resolution": (72, 72), "resolutionunit": "INCH"}, **um))
+    assert (screen.mpp, screen.mpp_source) == ((0.25, 0.25), "ome-xml")
+    assert "352.8 x 352.8 µm/px, outside 0.05..20" in screen.mpp_note
 
 
 @pytest.mark.parametrize("override", [0.0, 0.01, 352.8, float("nan"), 50.0])

@@ -115,6 +115,7 @@ class GradingExperiment:
             k=self.tiles.selection.k,
             **self.tiles.model_dump(include={"tile_size", "level", "mpp", "batch_size"}),
             **self.data.settings.model_dump(include={"num_workers", "reader", "mpp_override"}),
+            allow_unknown_mpp=self.data.settings.allow_unknown_mpp,
         )
         bags = BagDataModule(items, settings, self.data.settings.augment)
         learns_from = {

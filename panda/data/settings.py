@@ -68,11 +68,12 @@ class SlideSettings(Settings):
 
     reader: ReaderName = "auto"
     mpp_override: float | None = Field(default=None, ge=MPP_MIN, le=MPP_MAX, description="µm per level-0 px")
+    allow_unknown_mpp: bool = Field(default=False, exclude=True)  # it changes no patch
 
     @property
     def slide_options(self) -> SlideOptions:
         """The options that open slides."""
-        return SlideOptions(self.reader, self.mpp_override)
+        return SlideOptions(self.reader, self.mpp_override, self.allow_unknown_mpp)
 
 
 class LabelSettings(Settings):

@@ -150,7 +150,7 @@ class SlideMapper:
                 except Exception as error:
                     ungraded = record_failure(slide.slide_id, "grading", error)
             _warn_of_replaced_file(folder, slide)
-            notes = list_slide_notes(slide, tissue)
+            notes = (*list_slide_notes(slide, tissue), *self.predictor.metadata.resolution.list_notes(slide))
             for note in notes:
                 log.warning("%s: %s", slide.path, note)
             files = SlideFiles(

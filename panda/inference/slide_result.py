@@ -96,6 +96,7 @@ class MapSettings(Plain, frozen=True):
         tta: Test-time augmentation.
         reader: Reader that was asked for.
         mpp_override: µm/px of slides that state none, or None.
+        allow_unknown_mpp: Whether slides of unknown µm/px were read at the level of the network.
     """
 
     checkpoint: PathText
@@ -107,6 +108,7 @@ class MapSettings(Plain, frozen=True):
     tta: TTA
     reader: ReaderName
     mpp_override: SlideMpp | None
+    allow_unknown_mpp: bool
 
 
 class Provenance(MapSettings, frozen=True):

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from panda.errors import SlideError
 from panda.stored import Digest, PatchSide, Plain, Share
 from panda.tasks.calibration import Temperature
 from panda.tasks.gleason_search import GleasonRuleChoice
@@ -86,9 +87,18 @@ class TrainedResolution(Plain, frozen=True):
         its µm/px is in the range, as in training. Any other slide is resampled to the median.
 
         Raises:
-            SlideError: If the level is absent, or µm/px is needed and unknown.
+            SlideError: If the level is absent, or µm/px of the slide is unknown and `allow_unknown_mpp` is not set.
         """
-        if self.level is None or self.train_mpp is None or slide.mpp is None:
+        if self.level is None or self.train_mpp is None:
+            return self.request.resolve(slide)
+        if slide.mpp is None:
+            if not slide.allow_unknown_mpp:
+                raise SlideError(
+                    f"{slide.path}: µm/px is unknown, and the network was trained at {self.train_mpp[1]:.3g} µm/px. "
+                    f"Level {self.level} of this slide may have another scale, with other areas and grades. "
+                    f"{slide.mpp_note}; or give data.allow_unknown_mpp=true (infer.py: allow_unknown_mpp=true) to read "
+                    "the level with a note"
+                )
             return self.request.resolve(slide)
         low, median_mpp, high = self.train_mpp
         if self.level < len(slide.level_downsamples):
@@ -96,6 +106,16 @@ class TrainedResolution(Plain, frozen=True):
             if at_level.mean_mpp and low * (1 - SAME_MPP) <= at_level.mean_mpp <= high * (1 + SAME_MPP):
                 return at_level
         return slide.choose_resolution(mpp=median_mpp)
+
+    def list_notes(self, slide: Slide) -> tuple[str, ...]:
+        """Return what a reader of the figures of a slide must know of the resolution of the network on it."""
+        if slide.mpp is not None or self.level is None or self.train_mpp is None:
+            return ()
+        return (
+            f"µm/px of the slide is unknown (allow_unknown_mpp). Its level {self.level} was read as it is by a network "
+            f"that was trained at {self.train_mpp[1]:.3g} µm/px. If it has another scale, the map, the areas and the "
+            "grade are wrong: give mpp_override.",
+        )
 
 
 class TileSelection(Plain, frozen=True):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import html
+import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,20 +21,25 @@ MPP_MIN, MPP_MAX = 0.05, 20.0
 MIXED = 0.1
 """Relative spread of µm/px at one pyramid level above which the scales of slides are mixed."""
 
-MppSource = Literal["openslide", "tiff tags", "override"]
+MppSource = Literal["openslide", "tiff tags", "ome-xml", "override"]
 SlideMpp = Annotated[float, Field(ge=MPP_MIN, le=MPP_MAX)]
 Mpp = tuple[float, float]
 """µm per px along x and y."""
 
 _UNIT_UM = {2: 25_400.0, 3: 10_000.0}  # ResolutionUnit inch, centimetre (TIFF 6.0, section 8)
+_OME_UNIT_UM = {"µm": 1.0, "μm": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6, "in": 25_400.0}
+"""µm per unit of length of the OME schema, which is µm if a file states none; written with either letter for micro."""
+_PIXELS = re.compile(r"<(?:\w+:)?Pixels\b([^>]*)>")
+_ATTRIBUTE = re.compile(r"""(\w+)\s*=\s*(?:"([^"]*)"|'([^']*)')""")
 
 
 def find_mpp(
     path: Path, stated: Mpp | None, note: str, override: float | None
 ) -> tuple[Mpp | None, MppSource | None, str, Mpp | None]:
-    """Decide µm per level-0 px from OpenSlide, else the TIFF resolution tags, else the override.
+    """Decide µm per level-0 px from OpenSlide, else the TIFF resolution tags, else OME-XML, else the override.
 
-    A value outside 0.05..20 is refused, and the tags are not read instead of it.
+    A value outside 0.05..20 is refused. OME-XML comes first if it has a possible value and the others have none. If it
+    states another value than the one that is used, the sentence says so.
 
     Args:
         path: The slide. Its tags are read if OpenSlide states nothing.
@@ -50,14 +58,44 @@ def find_mpp(
         stated, tags_note = read_tag_mpp(path)
         note = f"{note} and {tags_note}"
     if stated is not None:
-        note = f"{said} {stated[0]:.4g} x {stated[1]:.4g} µm/px"
-        if is_plausible(*stated):
-            return stated, source, note, stated
-        note += f", outside {MPP_MIN}..{MPP_MAX:g}"
+        note = f"{said} {_name(stated)}" + ("" if is_plausible(*stated) else f", outside {MPP_MIN}..{MPP_MAX:g}")
+    described = read_ome_mpp(path)
+    if described is not None and is_plausible(*described):
+        if stated is None or not is_plausible(*stated):
+            stated, source, note = described, "ome-xml", f"its OME-XML says {_name(described)} ({note})"
+        elif any(abs(own / other - 1) > SQUARE for own, other in zip(described, stated, strict=True)):
+            note += f", but its OME-XML says {_name(described)}: check which is right"
+    if stated is not None and is_plausible(*stated):
+        return stated, source, note, stated
     if override is not None:
         note = f"mpp_override, {override:g} x {override:g} µm/px ({note})"
         return (float(override), float(override)), "override", note, stated
     return None, None, f"{note}: give data.mpp_override (infer.py: mpp_override)", stated
+
+
+def _name(mpp: Mpp) -> str:
+    return f"{mpp[0]:.4g} x {mpp[1]:.4g} µm/px"
+
+
+def read_ome_mpp(path: Path) -> Mpp | None:
+    """Read µm per px of the first page from the OME-XML of a TIFF; None if it states none for a picture of its size."""
+    try:
+        with tifffile.TiffFile(path) as tif:
+            page: Any = tif.pages.first
+            found = _PIXELS.search(page.description) if page.is_ome else None
+            pixels = {
+                name: html.unescape(one or two) for name, one, two in _ATTRIBUTE.findall(found[1] if found else "")
+            }
+            if (int(pixels["SizeX"]), int(pixels["SizeY"])) != (page.imagewidth, page.imagelength):
+                return None  # a label or a thumbnail comes first
+            x, y = (
+                float(pixels[f"PhysicalSize{axis}"]) * _OME_UNIT_UM[pixels.get(f"PhysicalSize{axis}Unit", "µm")]
+                for axis in "XY"
+            )
+    except Exception as error:  # whichever error the parser raises, there is no usable metadata
+        raise_exhaustion(error)
+        return None
+    return (x, y) if 0 < x < math.inf and 0 < y < math.inf else None
 
 
 def read_tag_mpp(path: Path) -> tuple[Mpp | None, str]:

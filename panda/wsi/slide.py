@@ -32,11 +32,14 @@ class SlideOptions:
         reader: `"auto"`: the fast reader if it shows the same pixels as OpenSlide, else OpenSlide. `"openslide"`
             or `"fast"`: only this one (see `panda.wsi.readers.open_reader`).
         mpp_override: µm per level-0 px if the file states none or an impossible value; None for unknown. A
-            plausible value in the file comes first: OpenSlide's, then the TIFF resolution tags.
+            plausible value in the file comes first: OpenSlide's, then the TIFF resolution tags, then its OME-XML.
+        allow_unknown_mpp: Read a slide of unknown µm/px at the level at which a network was trained, although the
+            network knows its µm/px. False refuses it.
     """
 
     reader: ReaderName = "auto"
     mpp_override: float | None = None
+    allow_unknown_mpp: bool = False
 
     def faults(self) -> list[str]:
         """Return one sentence a fault."""
@@ -77,6 +80,7 @@ class Slide:
         mpp_source: Where `mpp` comes from; None if unknown.
         mpp_note: A sentence with the source, or with the reason and the remedy if `mpp` is unknown.
         stated_mpp: µm per level-0 px that the file states, even if impossible; None if it states none.
+        allow_unknown_mpp: See `SlideOptions`.
         bounds: x, y, width and height of the slide in level-0 px of the file; None if it is the whole file.
         file_level_dimensions: (width, height) of each level of the file in px of that level.
         level_origins: (x, y) of the slide's corner in px of each level of the file.
@@ -91,6 +95,7 @@ class Slide:
         self.mpp, self.mpp_source, self.mpp_note, self.stated_mpp = find_mpp(
             path, reader.stated_mpp, reader.mpp_note, options.mpp_override
         )
+        self.allow_unknown_mpp = options.allow_unknown_mpp
         self.bounds = reader.bounds
         levels = Levels.cut(reader.level_dimensions, reader.bounds)
         self.file_level_dimensions, self.level_origins = levels.file_sizes, levels.origins
@@ -172,9 +177,10 @@ class Slide:
         last = len(self.level_dimensions) - 1
         if not 0 <= level <= last:
             raise SlideError(
-                f"{self.path}: has no level {level}, its levels are 0 to {last}; train with another data.level or with "
-                "data.mpp, fetch the file again if it should have more, or leave the slide out. OpenSlide does not see "
-                "levels in sub-IFDs (OME-TIFF): data.reader=auto (infer.py: reader=auto) does"
+                f"{self.path}: has no level {level}, its levels are 0 to {last}; in training give another data.level "
+                "or data.mpp. infer.py needs no level if µm/px is known: give mpp_override. Fetch the file again if it "
+                "should have more levels, or leave it out. Levels in sub-IFDs (OME-TIFF) need data.reader=auto "
+                "(infer.py: reader=auto)"
             )
         if level not in self.usable_levels:
             raise SlideError(
