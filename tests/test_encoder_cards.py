@@ -401,7 +401,13 @@ def test_grading_scale_of_encoder_is_asked_for() -> None:
     assert "tiles.level=1: a level has other µm/px on other slides, but model.encoder=lunit_s16" in faults
     assert "give tiles.level=null tiles.mpp=0.5, to which the slides are resampled" in faults
     faults = find_faults(*GRADING, "tiles.level=null", "tiles.mpp=2.0", "tiles.tile_size=256")
-    for words in ("tiles of 256 px at 2 µm/px, but", "0.25 or 0.5 µm", "tiles.mpp=0.5 tiles.tile_size=224"):
+    faults += find_faults(*GRADING, "tiles.level=null", "tiles.mpp=2.0", "model.encoder_weights=none.bin")
+    for words in (
+        "model.encoder_weights=none.bin: no such file",
+        "tiles of 256 px at 2 µm/px, but",
+        "0.25 or 0.5 µm",
+        "tiles.mpp=0.5 tiles.tile_size=224",
+    ):
         assert words in faults
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
+import torch
 from tqdm import tqdm
 
 from panda.app.grading import GradingExperiment
@@ -130,6 +132,17 @@ def test_grading_feature_store_on_full_disk_fails_no_slide(
     with pytest.raises(OSError, match=os.strerror(code)):
         grading.run(run)
     assert run.failures == []
+
+
+def test_grading_report_names_the_file_of_the_encoder(tmp_path: Path) -> None:
+    source = timm.create_model("resnet10t")
+    torch.save({f"module.{key}": value for key, value in source.state_dict().items()}, tmp_path / "w.bin")
+    grading = make_experiment(tmp_path, f"model.encoder_weights={tmp_path / 'w.bin'}")
+    run = make_run_without_training(tmp_path)
+    with pytest.raises(Trains):
+        grading.run(run)
+    count = len(grading.network.encoder.state_dict())
+    assert run.notes[0] == f"The encoder took {count} weights from {tmp_path / 'w.bin'}; not used of the file: fc."
 
 
 def test_grading_slide_without_features_is_a_failure_of_its_own(

@@ -45,9 +45,9 @@ def test_load_weights_any_prefix_fits(tmp_path: Path, prefix: str, name: str) ->
     else:
         safetensors.torch.save_file(stored, tmp_path / name)
     target = make_target()
-    report = load_weights(target, tmp_path / name, ignored=["head"])
+    note = load_weights(target, tmp_path / name, ignored=["head"])
     assert_same(target, dict(state))
-    assert report == f"encoder_weights={tmp_path / name}: used 7 weights; not used: head"
+    assert note == f"The encoder took 7 weights from {tmp_path / name}; not used of the file: head."
 
 
 @pytest.mark.parametrize("key", ["state_dict", "model"])
@@ -77,10 +77,18 @@ def test_load_weights_layer_scale_names_option(tmp_path: Path) -> None:
         assert words in str(caught.value)
 
 
-# Each has another way to name its stages, and parts that a segmentation does not need.
-@pytest.mark.parametrize(
-    "name", ["resnet18", "convnext_atto", "tf_efficientnet_lite0", "densenet121", "hrnet_w18_small", "efficientvit_b0"]
-)
+UNUSED = {
+    "resnet18": "fc",
+    "convnext_atto": "head",
+    "tf_efficientnet_lite0": "conv_head, bn2, classifier",
+    "densenet121": "classifier",
+    "hrnet_w18_small": "downsamp_modules, final_layer, classifier",
+    "efficientvit_b0": "head",
+}
+"""Encoders that name their stages in different ways, and what a segmentation does not need of them."""
+
+
+@pytest.mark.parametrize("name", UNUSED)
 def test_segmenter_takes_timm_file(tmp_path: Path, name: str) -> None:
     torch.manual_seed(3)
     source = timm.create_model(name)
@@ -91,6 +99,9 @@ def test_segmenter_takes_timm_file(tmp_path: Path, name: str) -> None:
     assert len(loaded) > 0.9 * len(expected)
     for key, value in loaded.items():
         assert torch.equal(value, expected[key.removeprefix("model.").replace(".", "_")]), key
+    assert network.notes == [
+        f"The encoder took {len(loaded)} weights from {tmp_path / 'timm.bin'}; not used of the file: {UNUSED[name]}."
+    ]
     config: Any = timm.get_pretrained_cfg(name)
     assert network.options["mean"] == list(config.mean)
     assert network.normalize.std.flatten().tolist() == pytest.approx(list(config.std))

@@ -192,6 +192,7 @@ class GradingExperiment:
         return [identity(item.record.image_path), self._find_class(item.record), tiles, features]
 
     def _list_notes(self, run: Run, items: Mapping[Split, Sequence[BagItem]]) -> None:
+        run.notes += self.network.notes
         run.notes += self.guidance.list_notes(items, self.tiles)
         run.notes += self._cache.encoder.notes if self._cache else []
         classes = CLASSES[self.settings.target]

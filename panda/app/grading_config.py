@@ -24,6 +24,7 @@ from panda.data.splits import Split
 from panda.errors import ConfigError, ManifestError, name_options
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
+from panda.models.encoder_cards import EncoderCard
 from panda.models.mil import MILNet
 from panda.models.pooling import POOLINGS
 from panda.settings import rule
@@ -111,7 +112,8 @@ class GradingConfig(TrainConfig):
 
     @rule
     def _check_scale(self) -> Iterator[str]:
-        card, tiles = self.network.card, self.tiles
+        encoder, tiles = find_encoder(self.model.get("encoder")), self.tiles
+        card = EncoderCard.parse({"architecture": encoder} if isinstance(encoder, str) else encoder)
         if not card.mpp:
             return
         mpp = min(card.mpp, key=lambda own: abs(own - (tiles.mpp or 0.5)))

@@ -62,6 +62,7 @@ class SegmentationExperiment:
             metadata = self.prepare()
         finally:
             run.failures.extend(self.failures)
+        run.notes += self.network.notes
         splits = self._list_used()
         require_cancer("train", data.get_patches("train"), splits["train"])
         run.notes += require_cancer("val", data.get_patches("val"), splits["val"])

@@ -55,6 +55,7 @@ class MILNet(nn.Module):
 
     Attributes:
         options: Plain data that rebuilds the architecture: `MILNet(**options)` downloads no weights.
+        notes: What was used of a file of weights, in sentences.
     """
 
     def __init__(
@@ -90,8 +91,7 @@ class MILNet(nn.Module):
             faults += error.faults
         if faults:
             raise OptionError(faults)
-        if encoder_weights is not None:
-            _fill_encoder(self.encoder, self.card, encoder_weights)
+        self.notes = [] if encoder_weights is None else _fill_encoder(self.encoder, self.card, encoder_weights)
         # Many transformers were trained with 0.5 and 0.5, also on ImageNet.
         trained = isinstance(encoder, str) and encoder_weights == "imagenet"
         expected: Any = getattr(self.encoder, "pretrained_cfg", {}) if trained else {}
@@ -221,8 +221,8 @@ def _check_mask(shape: torch.Size, mask: Tensor | None, device: torch.device) ->
     return mask
 
 
-def _fill_encoder(encoder: nn.Module, card: EncoderCard, weights: str) -> None:
-    """Load the weights of an encoder: a file, or published ones."""
+def _fill_encoder(encoder: nn.Module, card: EncoderCard, weights: str) -> list[str]:
+    """Load the weights of an encoder, a file or published ones; return what was used of a file."""
     name = card.architecture
     if weights == "imagenet":
         if card.options != TimmOptions():
@@ -233,14 +233,14 @@ def _fill_encoder(encoder: nn.Module, card: EncoderCard, weights: str) -> None:
         except Exception as error:  # hub, transport and timm have their own classes
             raise OptionError(explain_failed_download(weights, name, error)) from error
         encoder.load_state_dict(pretrained.state_dict())
-        return
+        return []
     path = Path(weights)
     if weights in PUBLISHED:
         if card.hub is None:
             raise OptionError(f"encoder_weights={weights}: the file of {name} names no hub; give a file of weights")
         path = find_published(card.hub, card.revision, gated=card.gated, download=weights == "download")
     classifier = getattr(encoder, "pretrained_cfg", {}).get("classifier") or ()
-    load_weights(encoder, path, [classifier] if isinstance(classifier, str) else classifier)
+    return [load_weights(encoder, path, [classifier] if isinstance(classifier, str) else classifier)]
 
 
 @contextmanager

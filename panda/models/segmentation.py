@@ -57,6 +57,7 @@ class Segmenter(nn.Module):
 
     Attributes:
         options: Plain data that rebuilds the architecture: `Segmenter(**options)` downloads no weights.
+        notes: What was used of a file of weights, in sentences.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Segmenter(nn.Module):
             "channels": channels,
             **options,
         }
+        self.notes: list[str] = []
         self.normalize = Normalize(mean, std)
         self.network = _build(kind, encoder_name, channels, options)
         if encoder_weights is not None:
@@ -102,7 +104,7 @@ class Segmenter(nn.Module):
                     f"encoder_weights={weights}: neither a file nor a set of weights of {name}"
                     f"{suggest(weights, known)}; null starts from random weights"
                 )
-            load_weights(self.encoder, Path(weights), ignored=_list_unneeded(name))
+            self.notes.append(load_weights(self.encoder, Path(weights), ignored=_list_unneeded(name)))
             return
         try:
             # The network itself was built before, so a failure here is one of the download.

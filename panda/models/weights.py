@@ -50,7 +50,7 @@ def load_weights(module: nn.Module, path: Path, ignored: Collection[str] = ()) -
         ignored: Names of weights or submodules, such as a classifier, that the file may have and the module has not.
 
     Returns:
-        What was used of the file and what was not; it is logged too.
+        A sentence on what was used of the file and what was not; it is logged too.
 
     Raises:
         OptionError: If the file cannot be read, or keys or shapes differ; the first of each are named.
@@ -79,9 +79,9 @@ def load_weights(module: nn.Module, path: Path, ignored: Collection[str] = ()) -
     except RuntimeError as error:
         raise OptionError(_describe_misfit(module, path, own, state)) from error
     parts = list(dict.fromkeys(name.partition(".")[0] for name in unused))
-    report = f"encoder_weights={path}: used {len(own)} weights; not used: {', '.join(parts) or 'none'}"
-    log.info("%s", report)
-    return report
+    note = f"The encoder took {len(own)} weights from {path}; not used of the file: {', '.join(parts) or 'nothing'}."
+    log.info("%s", note)
+    return note
 
 
 def find_published(hub: str, revision: str | None, *, gated: bool, download: bool) -> Path:
