@@ -154,8 +154,8 @@ def _list_notes(
         notes.append(
             "The grader was trained on tiles that another segmentation chose, so its grades were not tested like this."
         )
-    if (rule := metadata.gleason_rule) is not None and rule.score is None:
-        notes.append(f"The limits of the Gleason rule of this checkpoint were not chosen on slides: {rule.chosen_on}.")
+    if (rule := metadata.gleason_rule) is not None and rule.is_default:
+        notes.append(f"The limits of the Gleason rule are the default ones, because they were {rule.chosen_on}.")
     for note in notes:
         log.warning("%s", note)
     return notes
@@ -181,6 +181,7 @@ def _summarize(
         date=make_timestamp(),
         last_run=last_run,
         labels=config.labels,
+        gleason_rule=mapper.predictor.metadata.gleason_rule,
         notes=notes,
     )
 

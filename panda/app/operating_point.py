@@ -97,6 +97,8 @@ def freeze_operating_point(
         write_threshold_curve(histograms, choice, run.folder, _list_providers(scores))
         temperature = fit_temperature(pool_histograms(histograms), chosen_on, choice.date)
     rule = choose_gleason_rule(gleason, predictor.metadata.classes, scores, choice)
+    if rule is not None and rule.is_default:
+        run.notes.append(f"The limits of the Gleason rule are the default ones, because they were {rule.chosen_on}.")
     update_metadata(
         run.best,
         SegmentationMetadata,
@@ -124,7 +126,7 @@ def choose_gleason_rule(
     if classes.is_binary:
         return None
     if reason := explain_no_score(classes.patterns):
-        return GleasonRuleChoice.from_settings(settings, f"not searched: {reason}")
+        return GleasonRuleChoice.from_settings(settings, reason)
     areas, grades = [], []
     for score in scores:
         grade, found = score.record.isup_grade, _measure_areas(score, classes, choice)

@@ -123,7 +123,8 @@ class SegmentationSplitFigures(SegmentationFigures, frozen=True):
     @property
     def numbers(self) -> dict[str, float | None]:
         """See the base class; the Dice of each class and the agreement of the grades by the rule are figures too."""
-        return super().numbers | {key: part.numbers[name] for key, (part, name) in self._list_parts().items()}
+        own = {key: value for key, value in super().numbers.items() if key not in ("classes", "rule_grade")}
+        return own | {key: part.numbers[name] for key, (part, name) in self._list_parts().items()}
 
     def find_interval(self, key: str) -> tuple[float, float] | None:
         """See the base class."""

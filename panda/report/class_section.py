@@ -66,7 +66,7 @@ def explain_rule(rule: GleasonRuleChoice) -> str:
         f"primary one counts twice. Less than {area} of tumour is no cancer."
     )
     if rule.score is None:
-        return f"{text} The limits were not searched ({rule.chosen_on.removeprefix('not searched: ')})."
+        return f"{text} Origin of the limits: {rule.chosen_on}."
     text += (
         f" The limits were chosen on {rule.chosen_on}, for the best κ ({format_value(rule.score, 'headline')} there)."
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 from panda.inference.slide_result import CLASS_AREA
 from panda.report.agreement import draw_agreement
+from panda.report.class_section import explain_rule
 from panda.report.grade_notes import add_rule_band, describe_disagreements, lay_out_both_grades
 from panda.report.inference_summary import INFERENCE_FILE, InferenceSummary
 from panda.report.page import require_folder, write_page
@@ -90,7 +91,7 @@ def write_inference_page(output: Path) -> Path:
     if areas:
         place = keys.index("tumor_mm2") + 1
         keys[place:place] = areas
-    settings = summary.model_dump(mode="json", exclude={"notes"}) if summary else {}
+    settings = summary.model_dump(mode="json", exclude={"notes", "gleason_rule"}) if summary else {}
     facts = [(key.replace("_", " "), _write_value(value)) for key, value in settings.items()]
     return write_page(
         output / "report.html",
@@ -105,5 +106,6 @@ def write_inference_page(output: Path) -> Path:
         slides=make_slide_table(rows, keys, output, _WHY | dict.fromkeys(areas, _WHY["tumor_mm2"])),
         agreement=draw_agreement(rows),
         both_grades=lay_out_both_grades(rows),
+        rule=explain_rule(summary.gleason_rule) if summary and summary.gleason_rule else "",
         failures=failures,
     )

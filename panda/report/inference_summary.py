@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, TypeAdapter
 from panda.files import write_json
 from panda.inference.slide_result import MapSettings
 from panda.stored import PathText, Plain, Timestamp, read_model
+from panda.tasks.gleason_search import GleasonRuleChoice
 from panda.tasks.metadata import TrainedResolution
 from panda.tasks.threshold import ThresholdChoice
 
@@ -32,6 +33,7 @@ class InferenceSummary(MapSettings, frozen=True):
         threshold_choice: Origin of the threshold; None if it was given.
         engine_choice: Reason for precision and compilation, as a sentence.
         labels: Folder of the label masks, or None.
+        gleason_rule: The rule from areas to a Gleason score, or None.
     """
 
     threshold_choice: ThresholdChoice | None
@@ -42,6 +44,7 @@ class InferenceSummary(MapSettings, frozen=True):
     date: Timestamp
     last_run: LastRun
     labels: PathText | None
+    gleason_rule: GleasonRuleChoice | None = Field(default=None, exclude_if=lambda rule: rule is None)
     notes: list[str]
 
     def write(self, folder: Path) -> None:

@@ -134,10 +134,10 @@ def _make_rule_card(rule: RuleGrade) -> Card:
     if rule.score is None or rule.isup_interval is None:
         return Card("Gleason by areas", "", under=rule.note, big=True)
     low, high = rule.band
-    text = f"{rule.score} · ISUP {rule.isup}" if rule.isup else "no cancer"
     return Card(
         "Gleason by areas",
-        text,
+        rule.score if rule.isup else "no cancer",
+        f"ISUP {rule.isup}" if rule.isup else "",
         under=f"ISUP {describe_band(*rule.isup_interval)} at thresholds {low:.2f} to {high:.2f}",
         big=True,
     )

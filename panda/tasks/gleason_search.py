@@ -26,6 +26,8 @@ GRID = {
     "min_percent": (0.0, 0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0),
 }
 """Limits that are tried, from low to high."""
+_GIVEN = "no slides: the limits were given beforehand"
+_NOT_SEARCHED = "not searched: "
 _AUTO = "auto is the best on validation"
 
 
@@ -64,11 +66,17 @@ class GleasonRuleChoice(GleasonRule, frozen=True):
     chosen_on: str = Field(description="The slides it was chosen on, or why there was no search.")
     date: Timestamp = Field(description="Date of the choice, ISO 8601, UTC.")
 
+    @property
+    def is_default(self) -> bool:
+        """Whether limits that were to be searched have their default."""
+        return self.chosen_on.startswith(_NOT_SEARCHED)
+
     @classmethod
-    def from_settings(cls, settings: GleasonRuleSettings, reason: str) -> GleasonRuleChoice:
-        """Return the rule with the default limits for those to be searched, with the reason as `chosen_on`."""
+    def from_settings(cls, settings: GleasonRuleSettings, reason: str = "") -> GleasonRuleChoice:
+        """Return the rule without a search: the given limits, and default ones, which need a reason."""
+        chosen_on = f"{_NOT_SEARCHED}{reason}" if set(GRID) - set(settings.fixed) else _GIVEN
         values = DEFAULT_LIMITS | settings.fixed
-        return cls(**values, score=None, tied=0, chosen_on=reason, date=make_timestamp())
+        return cls(**values, score=None, tied=0, chosen_on=chosen_on, date=make_timestamp())
 
 
 def search_gleason_rule(
@@ -91,9 +99,9 @@ def search_gleason_rule(
         kappa is undefined.
     """
     if not set(GRID) - set(settings.fixed):
-        return GleasonRuleChoice.from_settings(settings, "no slides: the limits were given beforehand")
+        return GleasonRuleChoice.from_settings(settings)
     if len(areas) < FEWEST_GRADED:
-        reason = f"not searched: {len(areas)} of {where} have a grade and areas, fewer than {FEWEST_GRADED}"
+        reason = f"{len(areas)} of {where} have a grade and areas, fewer than {FEWEST_GRADED}"
         return GleasonRuleChoice.from_settings(settings, reason)
     kept = settings.fixed
     tried = []
@@ -102,7 +110,7 @@ def search_gleason_rule(
         tried.append((measure_kappa(grades, [grade_areas(slide, rule).isup for slide in areas]), rule))
     best = max((kappa for kappa, _ in tried if not math.isnan(kappa)), default=None)
     if best is None:
-        return GleasonRuleChoice.from_settings(settings, f"not searched: {where} have one grade, given and found")
+        return GleasonRuleChoice.from_settings(settings, f"{where} have one grade, given and found")
     tied = [rule for kappa, rule in tried if kappa >= best - 1e-12]
     return GleasonRuleChoice(**dict(tied[0]), score=best, tied=len(tied), chosen_on=where, date=make_timestamp())
 
