@@ -79,13 +79,13 @@ def classify_mask(
         if mask[part].any():
             reached = mask[part] & (scored.read(window)[1] >= bound)
             np.copyto(class_map[part], scored.choose_classes(window), where=reached)
-            counts[0] += _count(_number_px(objects, window), class_map[part], counts.shape[1:])
+            counts[0] += _count(_number_px(objects, window, mask[part]), class_map[part], counts.shape[1:])
     most = order[counts[0][:, order].argmax(axis=1)]
     counts[:] = 0
     for window in windows:
         part = slice_window(window)
         if mask[part].any():
-            number = _number_px(objects, window)
+            number = _number_px(objects, window, mask[part])
             np.copyto(class_map[part], most[number], where=mask[part] & (class_map[part] == 0), casting="unsafe")
             for index, px in scored.resolution.list_edges(window):
                 counts[index] += _count(number[px], class_map[part][px], counts.shape[1:])
@@ -119,12 +119,12 @@ def describe_classes(
     )
 
 
-def _number_px(objects: ConnectedRuns, window: tuple[int, int, int, int]) -> NDArray[np.int64]:
-    """Return the number of the object of each px in a window, (h, w); 0 outside of objects."""
+def _number_px(
+    objects: ConnectedRuns, window: tuple[int, int, int, int], inside: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """Return the number of the object of each px in a window, (h, w), from the mask there; 0 outside of objects."""
     index, runs = objects.runs.cut(window)
-    number = np.zeros(runs.shape, np.int64)
-    inside = np.zeros(runs.shape, np.bool_)
-    runs.paint(inside, value=True)
+    number = np.zeros(inside.shape, np.int64)
     number[inside] = np.repeat(objects.number[index], runs.length)
     return number
 

@@ -19,7 +19,7 @@ TUMOR_COLOUR = (200, 0, 0)
 """The colour of QuPath's own class "Tumor"."""
 
 PATTERN_COLOURS: Mapping[int, Colour] = MappingProxyType(
-    {1: (190, 225, 110), 2: (60, 170, 80), 3: (30, 175, 245), 4: (255, 145, 0), 5: (222, 20, 30)}
+    {1: (190, 225, 110), 2: (60, 170, 80), 3: (30, 175, 245), 4: (255, 170, 0), 5: (222, 20, 30)}
 )
 """Colour of each Gleason pattern. 3, 4 and 5 differ in hue and lightness, so they are distinct with any colour vision
 and on stained tissue."""

@@ -44,7 +44,11 @@ def choose_classes(values: NDArray[Any], classes: ClassSet) -> NDArray[np.uint8]
     Returns:
         (h, w) uint8, numbers of `classes.names` from 1 on.
     """
-    order = np.array(classes.by_pattern, np.uint8)
-    if len(order) == 1:
-        return np.full(values.shape[1:], order[0])
-    return np.asarray(order[values[order - 1].argmax(axis=0)])
+    first, *others = classes.by_pattern
+    highest = values[first - 1]
+    chosen = np.full(highest.shape, first, np.uint8)
+    for number in others:
+        own = values[number - 1]
+        np.copyto(chosen, np.uint8(number), where=own > highest)
+        highest = np.maximum(highest, own)
+    return chosen
