@@ -47,7 +47,7 @@ class Inspection:
         blurred: Share of the windows that are out of focus.
         mask_dimensions: (width, height) of mask level 0.
         mask_level: Level of the mask at which codes are counted.
-        mask_codes: Px of each code at that level, by the code in decimal.
+        mask_codes: Px of each code at that level, by the code in decimal; annotations are counted at 10 µm/px or finer.
         cancer_fraction: Cancer as a fraction of the labelled px.
         labelled_on_tissue: Share of the labelled px that are on tissue.
     """

@@ -184,8 +184,7 @@ class SlideInspector:
         if drawn.source.notes:
             self.add_finding("repaired_annotations", f"{path}: {'; '.join(drawn.source.notes)}")
         codes = {str(code): int(drawn.counts[code]) for code in np.flatnonzero(drawn.counts)}
-        size = drawn.resolution.size
-        self.inspection = replace(self.inspection, mask_dimensions=size, mask_level=0, mask_codes=codes)
+        self.inspection = replace(self.inspection, mask_codes=codes)
         area_um2 = drawn.resolution.pixel_area_um2
         self._compare_codes(drawn.counts, area_um2, self.labels, lambda: describe_label(path, self.row.provider))
         self._check_position(drawn.source)

@@ -62,6 +62,11 @@ def test_annotations_train_are_scored_and_corrected(tmp_path: Path) -> None:
     _draw(tmp_path)
     assert find_one_tumor_example(tmp_path / "my.csv").slide_id == "s3"
 
+    done = run_entry_point("audit", tmp_path, "data=table", "data.table=my.csv")
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = {(row["slide_id"], row["finding"]) for row in table(tmp_path / "audit" / "findings.csv")}
+    assert not {finding for _, finding in found} & {"faulty_annotations", "mask_geometry", "unopenable_mask"}
+
     data = ("data=table", "data.table=my.csv", *TINY)
     done = run_entry_point("train", tmp_path, *data, "name=own", "data.ignore_background=true")
     assert done.returncode == 0, done.stderr[-3000:]
