@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import shapely
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from panda.data.extraction import extract_store
+from panda.data.patch_manifests import write_patch_manifests
+from panda.data.patchset import PatchSet
+from panda.data.settings import PatchSettings, StoreKind
 from panda.errors import MaskError
 from panda.wsi.annotations.raster import Raster
 from panda.wsi.annotations.source import AnnotationSource, read_annotations
@@ -21,6 +28,7 @@ from panda.wsi.label_maps import LabelMap, find_label_map
 from panda.wsi.label_mask import LabelMask
 from panda.wsi.slide import Slide
 from tests.drawings import Corners, box, feature, write_asap, write_halo, write_imagescope, write_json
+from tests.panda_folder import make_folder
 from tests.pyramids import drop_tiles, write_pyramid
 
 WIDTH, HEIGHT = 401, 299
@@ -90,6 +98,7 @@ def test_raster_covered_areas_in_batches_keep_the_upper_one(monkeypatch: pytest.
     np.testing.assert_array_equal(got, np.minimum(19 - np.maximum(rows, columns), 9))
 
 
+TISSUE_BOX = box(64, 64, 640, 448)
 LISTED = [feature("Tumor", box(10, 20, 60, 80), box(30, 40, 40, 50)), feature("BENIGN", box(50, 20, 90, 40))]
 
 
@@ -308,3 +317,48 @@ def test_annotation_source_frame_of_a_slide_with_bounds(tmp_path: Path, tool: st
     expected = np.zeros_like(codes)
     expected[20:60, 40:80] = 2
     np.testing.assert_array_equal(codes, expected)
+
+
+def test_parse_imagescope_open_stroke_is_noted(tmp_path: Path, slide: Slide) -> None:
+    angle = np.linspace(0, np.pi, 60)
+    arc = [(200 + 90 * float(np.cos(a)), 100 + 90 * float(np.sin(a))) for a in angle]
+    around = [(x, y) for x, y in [*arc, *((x, 200 - y) for x, y in arc[::-1])]]
+    path = write_imagescope(tmp_path / "a.xml", "Tumor", [(0, False, arc), (0, False, around)], mpp=0.5)
+    (note,) = AnnotationSource.open(path, slide, MAP).notes
+    assert "Region 0: its ends are 180 px apart; closed by a straight line" in note
+
+
+def test_annotation_source_saved_arrays_draw_the_same(tmp_path: Path, slide: Slide) -> None:
+    path = write_json(tmp_path / "a.geojson", LISTED)
+    AnnotationSource.open(path, slide, MAP).save(tmp_path / "a.npz")
+    loaded = AnnotationSource.load(path, tmp_path / "a.npz")
+    assert loaded is not None
+    level0 = slide.choose_resolution(level=0)
+    np.testing.assert_array_equal(loaded.read(level0, (0, 0), level0.size)[0], draw(path, slide))
+    (tmp_path / "a.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:200])
+    assert AnnotationSource.load(path, tmp_path / "a.npz") is None
+    assert AnnotationSource.load(path, tmp_path / "absent.npz") is None
+    benign = MAP.model_copy(update={"empty_means_benign": True})
+    AnnotationSource.open(write_json(path, []), slide, benign).save(tmp_path / "b.npz")
+    loaded = AnnotationSource.load(path, tmp_path / "b.npz")
+    assert loaded is not None
+    assert loaded.read(level0, (0, 0), level0.size)[0].min() == 1
+
+
+def test_stores_of_all_kinds_hold_the_same_annotations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (record,) = make_folder(tmp_path / "small", 1)
+    path = write_json(tmp_path / "a.geojson", [feature("G4", box(131, 127, 383, 320)), feature("benign", TISSUE_BOX)])
+    record = dataclasses.replace(record, mask_path=path, provider="annotations")
+    sets = []
+    for kind in get_args(StoreKind):
+        settings_of_kind = PatchSettings(level=1, patch_size=64, ignore_background=True, store=kind)
+        result = extract_store([record], settings_of_kind, tmp_path / "stores", "small", progress=False)
+        assert not result.failures
+        sets.append(PatchSet(write_patch_manifests(result, {record.slide_id: "train"})["train"]))
+    monkeypatch.setattr("panda.wsi.annotations.source.read_annotations", lambda path: pytest.fail("was parsed again"))
+    values: set[float] = set()
+    for number in range(len(sets[0])):
+        masks = [patches[number][1] for patches in sets]
+        assert all(torch.equal(masks[0], mask) for mask in masks[1:])
+        values |= set(masks[0].flatten().tolist())
+    assert values == {-1.0, 0.0, 1.0}

@@ -23,7 +23,7 @@ from panda.data.failures import Failure
 from panda.data.label_check import warn_of_unlabelled
 from panda.data.manifest import SlideRecord
 from panda.data.patches import SlidePatches, fingerprint_patches, load_slide
-from panda.data.pixel_stores import WritePatch, open_pixel_store
+from panda.data.pixel_stores import SAVED_ANNOTATIONS, WritePatch, open_pixel_store
 from panda.data.settings import PatchSettings
 from panda.data.slide_entry import (
     PatchEntry,
@@ -43,6 +43,7 @@ from panda.data.store import (
 )
 from panda.errors import MaskError, PandaError, SlideError, name_exhaustion, raise_exhaustion
 from panda.files import hold_lock, write_beside
+from panda.wsi.annotations.source import AnnotationSource
 from panda.wsi.classes import ANY_CANCER
 from panda.wsi.grid import Grid
 from panda.wsi.slide import Slide
@@ -216,6 +217,8 @@ def extract_slide(
                 with pixels.open_writer(partial, record.slide_id, len(grid)) as write:
                     source = slide if pixels.keeps_pixels else None
                     cancer = _write_patches(write, source, read_target, grid, on_stage, kinds=kinds)
+                if not pixels.keeps_pixels and isinstance(mask.source, AnnotationSource):
+                    mask.source.save(partial / SAVED_ANNOTATIONS)
                 on_stage("read")
                 origin = read_origin(record, settings.classes)
                 if origin.slide != slide_file:

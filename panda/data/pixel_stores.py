@@ -28,6 +28,8 @@ from panda.wsi.slide import Slide
 
 OPEN_SLIDES = 32
 """Slides, or packed files, that a process holds open to read patches."""
+SAVED_ANNOTATIONS = "annotations.npz"
+"""Annotations of a slide as arrays, in its folder of a store without pixels."""
 
 Image = NDArray[np.uint8]
 """(h, w, 3) RGB, or (h, w) one channel."""
@@ -208,7 +210,10 @@ class PackedStore(PixelStore):
 
 
 class SlideStore(PixelStore):
-    """No pixels: each patch is read from its slide and mask each time."""
+    """No pixels: each patch is read from its slide and its labels each time.
+
+    `<SLIDE_ID>/annotations.npz` has annotations as arrays, which open faster than their file.
+    """
 
     keeps_pixels = False
 
@@ -237,7 +242,7 @@ class SlideStore(PixelStore):
     def _open_slide(self, img: Path, msk: Path, provider: str, folder: Path) -> tuple[Slide, LabelMask, Resolution]:
         settings = self.settings
         slide = settings.slide_options.open(img)
-        mask = settings.open_labels(msk, slide, provider)
+        mask = settings.open_labels(msk, slide, provider, folder / SAVED_ANNOTATIONS)
         _require_unchanged(folder, img, msk)
         return slide, mask, settings.resolution.resolve(slide)
 

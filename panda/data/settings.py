@@ -17,6 +17,7 @@ from panda.errors import suggest
 from panda.settings import Names, PathValue, Seed, Settings, Share, rule
 from panda.stored import PatchSide
 from panda.synthetic.dataset import SyntheticSpec
+from panda.wsi.annotations.source import AnnotationSource
 from panda.wsi.classes import BINARY, ClassSet
 from panda.wsi.geometry import Resolution
 from panda.wsi.grid import Grid, tissue_grid
@@ -180,9 +181,12 @@ class PatchSettings(CutSettings):
 
     classes: ClassSet = BINARY
 
-    def open_labels(self, path: Path, slide: Slide, provider: str) -> LabelMask:
-        """Open the label file of a slide, see `LabelMask.open`."""
-        return LabelMask.open(path, slide, provider, {provider: self.find_label_map(provider)})
+    def open_labels(self, path: Path, slide: Slide, provider: str, saved: Path | None = None) -> LabelMask:
+        """Open the label file of a slide, see `LabelMask.open`; `saved` may have annotations as arrays."""
+        label_maps = {provider: self.find_label_map(provider)}
+        if saved is not None and (source := AnnotationSource.load(path, saved)) is not None:
+            return LabelMask(source, provider, label_maps)
+        return LabelMask.open(path, slide, provider, label_maps)
 
     def read_target(self, mask: LabelMask, resolution: Resolution, corner: tuple[int, int]) -> NDArray[np.uint8]:
         """Read the target of the patch at a corner in level-0 px, see `LabelMask.read_target`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,11 +46,31 @@ class Raster:
         self._area = area.astype(np.int64)
         self.codes = np.asarray(codes, np.uint8)
         self._boxes = shapely.bounds(np.asarray(areas, object)).reshape(-1, 4)
+        self._find_chunks()
+
+    def _find_chunks(self) -> None:
+        """Find the edges that belong together, and the rows in which they are."""
+        area = self._area
         place = np.arange(len(area)) - np.searchsorted(area, area)
         self._chunks = np.flatnonzero(place % _CHUNK == 0)
         empty = np.zeros(0)
         self._top = np.minimum.reduceat(self._edges[:, 1], self._chunks) if len(area) else empty
         self._bottom = np.maximum.reduceat(self._edges[:, 3], self._chunks) if len(area) else empty
+
+    @property
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All that a raster holds, for `from_arrays`."""
+        return {"edges": self._edges, "area": self._area, "codes": self.codes, "boxes": self._boxes}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Raster:
+        """Return a raster from its `arrays`; raise KeyError if one is missing."""
+        raster = cls.__new__(cls)
+        raster._edges, raster._area, raster.codes, raster._boxes = (
+            arrays[name] for name in ("edges", "area", "codes", "boxes")
+        )
+        raster._find_chunks()
+        return raster
 
     def draw(
         self, x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]], background: int = 0

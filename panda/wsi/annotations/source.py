@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import shapely
@@ -91,6 +93,21 @@ class AnnotationSource(LabelSource):
         if notes:
             log.info("%s: %s", path, "; ".join(notes))
         return cls(path, Raster([found.polygon for found in file.annotations], codes), background, notes)
+
+    def save(self, path: Path) -> None:
+        """Write the areas as arrays (`.npz`), which open faster than the file."""
+        arrays: dict[str, Any] = {"background": self._background, **self._raster.arrays}
+        with path.open("wb") as file:
+            np.savez(file, **arrays)
+
+    @classmethod
+    def load(cls, path: Path, saved: Path) -> AnnotationSource | None:
+        """Return the annotations of a file from what `save` wrote; None if there is none, or it is damaged."""
+        try:
+            with saved.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                return cls(path, Raster.from_arrays(arrays), int(arrays["background"]), ())
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return None
 
     def read(
         self, resolution: Resolution, location: tuple[int, int], size: tuple[int, int]

@@ -16,6 +16,8 @@ from panda.wsi.annotations.file import AnnotationFile, Ring
 Attributes = dict[str, str]
 
 _ELLIPSE_CORNERS = 360
+_FREEHAND, _OPEN_PX = 20, 30.0
+"""An outline of at least so many corners is drawn by hand, and is open if its ends are so many px apart, as in ASAP."""
 _ASAP_AREAS = ("polygon", "spline", "rectangle")
 _ASAP_OTHERS = ("dot", "pointset", "measurement", "none")
 _REGION_AREAS = {"0": "polygon", "1": "rectangle", "2": "ellipse"}
@@ -203,9 +205,17 @@ def _add_region(
     ring = file.read_corners(where, corners)
     if ring is None:
         return
+    if stated == "0" and len(ring) >= _FREEHAND and (gap := math.dist(ring[0], ring[-1])) > _find_widest_gap(ring):
+        file.notes.append(f"{where}: its ends are {gap:.0f} px apart; closed by a straight line")
     if len(ring) > 1 and (shape == "ellipse" or (shape == "rectangle" and len(ring) == 2)):
         ring = _fill_box(ring, shape)
     file.add(where, name, [[ring]])
+
+
+def _find_widest_gap(ring: Ring) -> float:
+    """Return how far the ends of an outline of ImageScope may be apart, which stores open strokes of a pen as well."""
+    steps = np.hypot(*np.diff(ring, axis=0).T)
+    return max(_OPEN_PX, 10 * float(np.median(steps)))
 
 
 def _fill_box(ring: Ring, shape: str) -> Ring:
