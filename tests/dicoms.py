@@ -14,9 +14,15 @@ _EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
 
 
 def write_dicom_series(
-    folder: Path, levels: Sequence[NDArray[np.uint8]], *, uid: str = "1.2.3", tile: int = 128, mpp: float = 0.5
+    folder: Path,
+    levels: Sequence[NDArray[np.uint8]],
+    *,
+    uid: str = "1.2.3",
+    tile: int = 128,
+    mpp: float = 0.5,
+    flavor: str = "VOLUME",
 ) -> list[Path]:
-    """Write one instance for each level, named by its position.
+    """Write one instance for each level, named by its position, and by its flavor if that is another one.
 
     Args:
         folder: The folder of the series; it is made.
@@ -24,6 +30,7 @@ def write_dicom_series(
         uid: Its SeriesInstanceUID.
         tile: Side of the tiles in px.
         mpp: µm per level-0 px.
+        flavor: What the instances show: `VOLUME`, `LABEL`, `OVERVIEW` or `THUMBNAIL` (third value of ImageType).
 
     Returns:
         The files, level 0 first.
@@ -32,13 +39,16 @@ def write_dicom_series(
     paths = []
     for number, level in enumerate(levels):
         spacing = mpp * levels[0].shape[1] / level.shape[1] / 1000
-        path = folder / f"{uid.replace('.', '_')}_{number}.dcm"
-        path.write_bytes(_encode_instance(level, uid, number, tile, spacing))
+        kind = "" if flavor == "VOLUME" else f"_{flavor.lower()}"
+        path = folder / f"{uid.replace('.', '_')}{kind}_{number}.dcm"
+        path.write_bytes(_encode_instance(level, uid, f"{len(kind)}.{number}", tile, spacing, flavor))
         paths.append(path)
     return paths
 
 
-def _encode_instance(image: NDArray[np.uint8], uid: str, number: int, tile: int, spacing_mm: float) -> bytes:
+def _encode_instance(  # noqa: PLR0917 - one argument each of what is varied
+    image: NDArray[np.uint8], uid: str, number: str, tile: int, spacing_mm: float, flavor: str
+) -> bytes:
     height, width = image.shape[:2]
     down, across = -(-height // tile), -(-width // tile)
     padded = np.zeros((down * tile, across * tile, 3), np.uint8)
@@ -50,7 +60,7 @@ def _encode_instance(image: NDArray[np.uint8], uid: str, number: int, tile: int,
     measures = _element(0x0028, 0x0030, "DS", f"{spacing_mm}\\{spacing_mm}")
     shared = _sequence(0x0028, 0x9110, measures)
     elements = [
-        _element(0x0008, 0x0008, "CS", "ORIGINAL\\PRIMARY\\VOLUME\\NONE"),
+        _element(0x0008, 0x0008, "CS", f"ORIGINAL\\PRIMARY\\{flavor}\\NONE"),
         _element(0x0008, 0x0016, "UI", _SOP_CLASS),
         _element(0x0008, 0x0018, "UI", instance),
         _element(0x0020, 0x000E, "UI", uid),

@@ -12,6 +12,7 @@ import tifffile
 from panda.app.inference_slides import find_slides
 from panda.data.slide_files import sort_slide_files
 from panda.errors import ConfigError
+from panda.wsi.slide import Slide
 from tests.dicoms import write_dicom_series
 
 PIXELS = np.full((64, 96, 3), 200, np.uint8)
@@ -28,6 +29,17 @@ def test_sort_slide_files_dicom_series_is_one_slide(tmp_path: Path) -> None:
     files = sort_slide_files(tmp_path.iterdir())
     assert name_all(files.slides) == ["1_2_3_0.dcm", "1_2_4_0.dcm", "broken.dcm"]
     assert files.describe_passed_over() == "2 further files of the same slides (2 .dcm)"
+
+
+def test_sort_slide_files_dicom_label_and_thumbnail_are_members(tmp_path: Path) -> None:
+    write_dicom_series(tmp_path, [PIXELS, PIXELS[::2, ::2].copy()])
+    for flavor in ("LABEL", "OVERVIEW", "THUMBNAIL"):
+        write_dicom_series(tmp_path, [PIXELS[:32, :32].copy()], flavor=flavor)
+    files = sort_slide_files(tmp_path.iterdir())
+    assert len(files.slides) == 1
+    assert files.describe_passed_over() == "4 further files of the same slides (4 .dcm)"
+    for path in (*files.slides, *files.members):  # each of them opens the slide, and none its own picture
+        assert Slide.open(path).level_dimensions == ((96, 64), (48, 32))
 
 
 def test_find_slides_counts_files_that_are_no_slides(tmp_path: Path) -> None:
