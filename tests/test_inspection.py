@@ -27,7 +27,7 @@ from panda.wsi.readers import ReaderName
 from panda.wsi.slide import SlideOptions
 from panda.wsi.tiff.pyramid import TiffPyramid
 from tests.drawings import box, feature, write_json
-from tests.pyramids import write_levels, write_pyramid
+from tests.pyramids import level_size, sample_centers, write_levels, write_pyramid
 
 MPP = 0.48
 HEIGHT, WIDTH = 1024, 2048
@@ -258,6 +258,35 @@ def test_inspect_slide_mask_geometry(case: Case, codes: Callable[[Picture], Pict
     found = case.find()
     assert list(found) == ["mask_geometry"]
     assert said in found["mask_geometry"]
+
+
+@pytest.mark.parametrize("turn", [np.flipud, np.fliplr, lambda codes: codes[::-1, ::-1]])
+def test_inspect_slide_turned_mask(case: Case, turn: Callable[[Picture], Picture]) -> None:
+    case.label(np.ascontiguousarray(turn(case.codes)))
+    found = case.find()
+    assert "turned_mask" in found
+    assert "of the labelled px are on tissue, but" in found["turned_mask"]
+
+
+@pytest.mark.parametrize("shrink", ["average", "nearest", "largest"])
+@pytest.mark.parametrize("downsamples", [(1, 4, 16), (1, 2, 4), (1, 2.5, 7)])
+def test_inspect_slide_averaged_mask(case: Case, shrink: str, downsamples: tuple[float, ...]) -> None:
+    levels = [case.codes]
+    for downsample in downsamples[1:]:
+        size = level_size((WIDTH, HEIGHT), downsample)
+        steps = WIDTH / size[0], HEIGHT / size[1]
+        if shrink == "average":
+            levels.append(np.asarray(cv2.resize(case.codes, size, interpolation=cv2.INTER_AREA), np.uint8))
+        elif shrink == "nearest":
+            levels.append(sample_centers(case.codes, size, steps))
+        else:
+            largest = cv2.dilate(case.codes, np.ones((int(steps[1]), int(steps[0])), np.uint8))
+            levels.append(sample_centers(np.asarray(largest, np.uint8), size, steps))
+    write_levels(case.mask, levels, 256)
+    found = case.find()
+    assert ("averaged_mask" in found) == (shrink == "average")
+    if found:
+        assert " px) at places where level 0 has no such code" in found["averaged_mask"]
 
 
 def test_inspect_slide_empty_mask_graded(case: Case) -> None:

@@ -17,7 +17,7 @@ from panda.wsi.geometry import Positive, Side
 from panda.wsi.mpp import MppSource, SlideMpp
 from panda.wsi.tissue import RULES, How
 
-RULE_VERSIONS: Mapping[str, int] = MappingProxyType({"inspection": 2, "tissue": RULES, "hashes": HASH_RULES})
+RULE_VERSIONS: Mapping[str, int] = MappingProxyType({"inspection": 3, "tissue": RULES, "hashes": HASH_RULES})
 """Versions of the rules that inspections follow; slides with older inspections are inspected again. Increase the first
 if the same files would give another inspection."""
 

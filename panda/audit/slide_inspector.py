@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from panda.audit.annotations import count_drawn_codes
 from panda.audit.inspection import Inspection
 from panda.audit.mask_codes import choose_level, count_codes
+from panda.audit.mask_fit import find_turn
+from panda.audit.mask_levels import find_averaging
 from panda.audit.near_duplicates import digest_quickly
 from panda.audit.readability import SMALL_PX, find_unreadable
 from panda.audit.sharpness import BLURRED, measure_sharpness
@@ -164,6 +166,8 @@ class SlideInspector:
             self.inspection = replace(self.inspection, mask_dimensions=image.level_dimensions[0])
             mask = self._align_mask(path, image)
             self._inspect_codes(path, image, mask)
+            if (averaged := find_averaging(image)) is not None:
+                self.add_finding("averaged_mask", averaged)
             if mask is not None:
                 self._check_position(mask)
         except (OSError, ValueError, MaskError) as error:
@@ -255,7 +259,9 @@ class SlideInspector:
             return
         on_tissue = float(self.survey.tissue.mask[labelled].mean())
         self.inspection = replace(self.inspection, labelled_on_tissue=on_tissue)
-        if on_tissue < ON_TISSUE:
+        if (turned := find_turn(labelled, self.survey.tissue.mask)) is not None:
+            self.add_finding("turned_mask", turned)
+        elif on_tissue < ON_TISSUE:
             self.add_finding("mask_geometry", f"only {on_tissue:.0%} of the labelled px are on tissue")
 
 

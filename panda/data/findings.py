@@ -103,6 +103,14 @@ FINDINGS: Mapping[str, FindingKind] = {
         "The mask has another shape than its slide, so it is not the mask of this slide.",
         "Check which mask belongs to the slide, otherwise leave the slide out of segmentation.",
     ),
+    "averaged_mask": _error(
+        "Smaller levels of the mask have codes that its larger levels do not have there: they are means of codes.",
+        "Write the mask again with levels of codes, for example by vips with region-shrink=mode (docs/your_slides.md).",
+    ),
+    "turned_mask": _warning(
+        "The labels fit the tissue much better if the mask is turned or mirrored.",
+        "Look at the slide and its mask; turn the mask, or leave the slide out of segmentation.",
+    ),
     "empty_mask_graded": _warning(
         "The slide has a grade of 1 or more, but its mask has no labels.",
         "Leave the slide out of segmentation: the network would learn its unlabelled cancer as benign.",
