@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 
 from tqdm import tqdm
@@ -147,7 +146,8 @@ def _write_all(table: Sequence[SlideRow], records: RecordFolder | None, out: Pat
     duplicates = settings = None
     if records is not None:
         duplicates = find_duplicates(read_inspections, lambda slide_id: rows[slide_id].image_path)
-        values = {**asdict(records.options), "deep": records.deep, **RULE_VERSIONS}
+        options = {key: getattr(records.options, key) for key in ("reader", "mpp_override")}
+        values = {**options, "deep": records.deep, **RULE_VERSIONS}
         settings = tables.InspectionSettings.model_validate(values)
         # A slide whose id cannot name a file has no group.
         named = ((row.slide_id, duplicates.groups[row.slide_id]) for row in rows.values() if row.has_file)
