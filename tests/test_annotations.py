@@ -213,6 +213,7 @@ def test_parse_xml_with_doctype_is_refused(tmp_path: Path) -> None:
         ("a.geojson", "[1,", "is no JSON"),
         ("a.geojson", '{"type": "Polygon"}', r"no list of features \(its type is 'Polygon'\)"),
         ("a.geojson", "3", "no list of features"),
+        ("a.geojson", "[" * 100_000, "is no JSON"),
         ("a.xml", "<Annotations><Annotation>", "is no XML"),
         ("a.xml", "", "is no XML"),
         ("a.xml", "<kml/>", "its root is 'kml'"),
@@ -362,3 +363,55 @@ def test_stores_of_all_kinds_hold_the_same_annotations(tmp_path: Path, monkeypat
         assert all(torch.equal(masks[0], mask) for mask in masks[1:])
         values |= set(masks[0].flatten().tolist())
     assert values == {-1.0, 0.0, 1.0}
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["Tumor", "Polygon", "1", ""])
+keys = st.sampled_from(
+    ["type", "features", "geometry", "coordinates", "properties", "classification", "name", "names", "childObjects"]
+)
+trees = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=5), max_leaves=12
+)
+
+
+@given(trees, trees, st.sampled_from(["Polygon", "MultiPolygon", "Feature"]))
+@settings(max_examples=300, deadline=None)
+def test_parse_geojson_any_content_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, tree: object, inner: object, kind: str
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.geojson"
+    drawn = {
+        "geometry": {"type": kind, "coordinates": inner},
+        "properties": {"classification": inner, "children": tree},
+    }
+    for content in (tree, {"type": "FeatureCollection", "features": [drawn, tree]}):
+        path.write_text(json.dumps(content))
+        try:
+            file = read_annotations(path)
+        except MaskError:
+            continue
+        assert all(found.polygon.is_valid and found.polygon.area > 0 for found in file.annotations)
+
+
+@pytest.mark.parametrize(
+    ("ring", "message"),
+    [
+        ([], "corner 0 is missing"),
+        ([["1", "2"], ["3", "4"], ["5", "1"]], "corner 0 is ['1', '2']"),
+        ([[1, 2], [3], [4, 5]], "corner 1 is [3]"),
+        ([[1, 2], None, [4, 5]], "corner 1 is None"),
+        ([[1, 2], [1e400, 2], [4, 5]], "corner 1 is [inf, 2]"),
+        ([[1, 2], [True, False], [4, 5]], None),
+    ],
+)
+def test_parse_geojson_odd_corners(tmp_path: Path, ring: list[object], message: str | None) -> None:
+    odd = feature("Tumor", box(0, 0, 9, 9))
+    odd["geometry"]["coordinates"] = [ring]
+    file = read_annotations(write_json(tmp_path / "a.geojson", [odd]))
+    assert [message in fault for fault in file.faults] == [True] if message else not file.faults
+
+
+def test_parse_geojson_corners_may_have_a_height(tmp_path: Path, slide: Slide) -> None:
+    high = feature("Tumor", box(10, 10, 20, 20))
+    high["geometry"]["coordinates"][0][1] = [20, 10, 5]
+    np.testing.assert_array_equal(draw(write_json(tmp_path / "a.json", [high]), slide), paint((10, 10, 20, 20, 2)))

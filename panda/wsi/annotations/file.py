@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import shapely
@@ -123,9 +123,12 @@ class AnnotationFile:
         if ring is not None and (np.abs(ring) < _LARGEST).all():
             return ring
         number, bad = next(
-            (number, corner)
-            for number, corner in enumerate(corners)
-            if (one := _convert([corner])) is None or not (np.abs(one) < _LARGEST).all()
+            (
+                (number, corner)
+                for number, corner in enumerate(corners)
+                if (one := _convert([corner])) is None or not (np.abs(one) < _LARGEST).all()
+            ),
+            (0, "missing"),
         )
         self.faults.append(
             f"{where}: corner {number} is {str(bad)[:80]}: give two finite numbers in level-0 px, or delete the area"
@@ -147,16 +150,17 @@ def _count_corners(ring: Ring) -> int:
 
 
 def _convert(corners: Sequence[object]) -> Ring | None:
-    """Return corners as (n, 2) numbers, or None if they are none."""
+    """Return corners as (n, 2) numbers, or None if they are none. Only tuples, of an XML file, may hold texts."""
+    pairs = [corner[:2] for corner in corners if isinstance(corner, (list, tuple))]
     try:
-        found = np.asarray(corners)
-        if found.dtype.kind == "U":  # of an XML file
+        found: NDArray[Any] = np.asarray(pairs)
+        if found.dtype.kind == "U" and isinstance(corners[0], tuple):
             found = found.astype(np.float64)
     except ValueError:
         return None
-    if found.dtype.kind not in "iuf" or found.ndim != 2 or found.shape[1] < 2:
+    if len(pairs) != len(corners) or found.dtype.kind not in "iuf" or found.ndim != 2 or found.shape[1] < 2:
         return None
-    return np.asarray(found[:, :2], np.float64)
+    return np.asarray(found, np.float64)
 
 
 def _replace_comma(corner: object) -> object:

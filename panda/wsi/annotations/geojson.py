@@ -46,7 +46,7 @@ def _list_features(path: Path, content: Any) -> list[tuple[str, Any]]:
     kind = content.get("type") if isinstance(content, dict) else None
     if kind == "Feature":
         return [("feature", content)]
-    features = content if isinstance(content, list) else content.get("features") if kind else None
+    features = content.get("features") if isinstance(content, dict) else content
     if not isinstance(features, list):
         raise MaskError(
             f"{path}: has no list of features (its type is {kind!r}): export it again, in QuPath File > Export objects "
@@ -62,7 +62,8 @@ def _add_feature(file: AnnotationFile, where: str, feature: Any) -> list[tuple[s
         file.faults.append(f"{where} is {str(feature)[:80]}: give a feature with properties, or delete it")
         return []
     children: Any = next((properties[key] for key in ("childObjects", "children") if key in properties), [])
-    inner = [(f"{where}.childObjects[{number}]", child) for number, child in enumerate(children or [])]
+    children = children if isinstance(children, list) else []
+    inner = [(f"{where}.childObjects[{number}]", child) for number, child in enumerate(children)]
     if properties.get("name"):
         where = f"{where} {str(properties['name'])[:60]!r}"
     if (kind := _find_object_type(feature, properties)) in _OTHER_OBJECTS:

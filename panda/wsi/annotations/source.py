@@ -91,7 +91,7 @@ class AnnotationSource(LabelSource):
         file.raise_faults()
         notes = (*file.notes, *([f"ignored: {ignored}"] if (ignored := file.describe_ignored()) else []))
         if notes:
-            log.info("%s: %s", path, "; ".join(notes))
+            log.warning("%s: %s", path, "; ".join(notes))
         return cls(path, Raster([found.polygon for found in file.annotations], codes), background, notes)
 
     def save(self, path: Path) -> None:

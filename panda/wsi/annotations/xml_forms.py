@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import NoReturn
@@ -158,7 +159,7 @@ class _Regions(_Form):
     def __init__(self, file: AnnotationFile, attributes: Attributes) -> None:
         super().__init__(file)
         stated = attributes.get("MicronsPerPixel", "")
-        file.mpp = (float(stated) or None) if stated else None
+        file.mpp = float(stated) if re.fullmatch(r"\d*\.?\d+", stated) and float(stated) else None
         self._layers = 0
         self._name = ""
         self._regions: list[tuple[Attributes, list[tuple[str, str]]]] = []
@@ -170,7 +171,7 @@ class _Regions(_Form):
             self._name = self._name or attributes.get("Value", "")
         elif tag == "Region":
             self._regions.append((attributes, []))
-        elif tag in ("V", "Vertex"):
+        elif tag in ("V", "Vertex") and self._regions:
             self._regions[-1][1].append((attributes.get("X", ""), attributes.get("Y", "")))
 
     def end(self, tag: str) -> None:
