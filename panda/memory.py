@@ -71,5 +71,5 @@ class MemoryPool:
         return found
 
 
-POOL = MemoryPool(192 * 2**20)
+POOL = MemoryPool(256 * 2**20)
 """The pool of this process. It holds what the map of one slide leaves to the next one."""

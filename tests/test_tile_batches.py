@@ -31,6 +31,12 @@ def test_read_batches_keeps_order_with_any_threads() -> None:
     assert list(read_batches([], 4, 4, threads=1, device=CPU)) == []
 
 
+def test_read_batches_of_floats_equal_converted_bytes() -> None:
+    values = (np.arange(4 * 192) % 256).astype(np.uint8).reshape(4, 8, 8, 3)
+    (batch,) = read_batches([values[at].copy for at in range(4)], 8, 4, threads=2, device=CPU, dtype=torch.float32)
+    assert torch.equal(batch, torch.from_numpy(values).float().div_(255))
+
+
 @pytest.mark.parametrize(("budget", "ahead"), [(1, 1), (2 * 2 * 48 - 1, 1), (2**30, 2)])
 def test_read_batches_ahead_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch, budget: int, ahead: int) -> None:
     monkeypatch.setattr(tile_batches, "_BYTES_AHEAD", budget)

@@ -203,7 +203,9 @@ class InferenceModel(TileModel):
             # A batch of another size would be compiled again.
             images = torch.cat([images, images.new_zeros(rest, *images.shape[1:])])
         uploaded = self.upload(images)
-        batch = self._buffers.empty(tuple(uploaded.shape), torch.float32).copy_(uploaded).div_(255).permute(0, 3, 1, 2)
+        if uploaded.dtype == torch.uint8:
+            uploaded = self._buffers.empty(tuple(uploaded.shape), torch.float32).copy_(uploaded).div_(255)
+        batch = uploaded.permute(0, 3, 1, 2)
         copies = _COPIES[self.settings.tta]
         half = self.mode.precision == "bf16"
         # A frozen graph does not accept inference tensors.

@@ -187,8 +187,16 @@ class SegmentationPredictor:
             ) as writer,
             make_blending_queue(_MOST_BLENDING) as blending,
         ):
-            done, threads = 0, self.settings.thread_count
-            for images in read_batches(tiles, grid.patch_size, self.batch_size, threads=threads, device=device):
+            batches = read_batches(
+                tiles,
+                grid.patch_size,
+                self.batch_size,
+                threads=self.settings.thread_count,
+                device=device,
+                dtype=torch.float32 if device.type == "cpu" else torch.uint8,  # a quarter of the bytes to a GPU
+            )
+            done = 0
+            for images in batches:
                 blending.submit(writer.add, self.model(images), positions[done : done + len(images)])
                 done += len(images)
                 if on_tiles:

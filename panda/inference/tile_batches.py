@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,13 @@ _BYTES_AHEAD = 128 * 2**20
 
 
 def read_batches(
-    tiles: Iterable[TileReader], side: int, batch_size: int, *, threads: int, device: torch.device
+    tiles: Iterable[TileReader],
+    side: int,
+    batch_size: int,
+    *,
+    threads: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.uint8,
 ) -> Iterator[Tensor]:
     """Yield tiles in batches, in their order, while threads read the next ones.
 
@@ -38,19 +45,20 @@ def read_batches(
         threads: Threads that read.
         device: Where the batches are used. If it is a CUDA device, they are page-locked and can be copied to it beside
             other work.
+        dtype: `torch.float32` for values in [0, 1], which the threads convert beside other work.
 
     Returns:
-        Batches, (n, side, side, 3) uint8, in the memory of the host.
+        Batches, (n, side, side, 3), in the memory of the host.
     """
     upcoming = iter(tiles)
-    ahead = max(1, min(_MOST_AHEAD, _BYTES_AHEAD // (batch_size * side * side * 3)))
+    ahead = max(1, min(_MOST_AHEAD, _BYTES_AHEAD // (batch_size * side * side * 3 * dtype.itemsize)))
     waiting: deque[tuple[Tensor, list[Future[None]]]] = deque()
     buffers = Buffers(torch.device("cpu"), pinned=device.type == "cuda")
     pool = ThreadPoolExecutor(threads)
 
     def submit() -> None:
         if readers := list(islice(upcoming, batch_size)):
-            images = buffers.empty((batch_size, side, side, 3), torch.uint8)[: len(readers)]
+            images = buffers.empty((batch_size, side, side, 3), dtype)[: len(readers)]
             slots = images.numpy()
             waiting.append((images, [pool.submit(_fill, slots[at], reader) for at, reader in enumerate(readers)]))
 
@@ -67,5 +75,8 @@ def read_batches(
         pool.shutdown(cancel_futures=True)
 
 
-def _fill(slot: NDArray[np.uint8], read: TileReader) -> None:
-    slot[...] = read()
+def _fill(slot: NDArray[Any], read: TileReader) -> None:
+    if slot.dtype == np.uint8:
+        slot[...] = read()
+    else:
+        np.divide(read(), np.float32(255), out=slot)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -40,8 +40,8 @@ class TileModel(ABC):
     def run(self, images: Tensor) -> Tensor:
         """Return the result of one batch as `__call__` does, without a limit to its size."""
 
-    def __call__(self, images: Tensor | NDArray[np.uint8]) -> Tensor:
-        """Return the results of images (n, h, w, 3) uint8, on the device: (n, …) float32.
+    def __call__(self, images: Tensor | NDArray[Any]) -> Tensor:
+        """Return the results of images (n, h, w, 3) uint8, or float32 in [0, 1], on the device: (n, …) float32.
 
         A GPU may still compute them when the call returns.
 
