@@ -1,5 +1,6 @@
 """Pictures of patches and of attended tiles."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from panda.app import dashboard
 from panda.inference.class_colours import PATTERN_COLOURS
 from panda.inference.grade import AttendedTile, Grade, GradeRecord
 from panda.inference.panel_patches import PanelRow
@@ -158,3 +160,22 @@ def test_write_attention_places_weights_on_tiles(tmp_path: Path) -> None:
     assert (sheet[top + 40, left + 60] == 255).all()
     write_attention(image, view, None, "s", path)
     assert not path.exists()
+
+
+def test_logged_masks_of_classes_have_their_numbers_and_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: dict[str, Any] = {}
+    monkeypatch.setattr("wandb.Image", lambda *_, **given: logged.update(given))
+    classes = find_classes("gleason")
+    by_class = np.zeros((3, 48, 64), np.float32)
+    by_class[1, :, :32], by_class[2, :, 32:] = 0.6, 0.3
+    labels = np.full((48, 64), ANY_CANCER, np.uint8)
+    row = dataclasses.replace(
+        _row(), probability=by_class.sum(axis=0), classes=classes, by_class=by_class, labels=labels
+    )
+    dashboard._add_masks(row, 0.5)
+    predicted = logged["masks"]["prediction"]["mask_data"]
+    np.testing.assert_array_equal(predicted, np.where(np.arange(64) < 32, 2, 0)[None].repeat(48, axis=0))
+    np.testing.assert_array_equal(logged["masks"]["ground_truth"]["mask_data"], labels)
+    names = logged["masks"]["ground_truth"]["class_labels"]
+    assert [names[number] for number in range(4)] == list(classes.names)
+    assert names[ANY_CANCER] == "cancer of unknown class"

@@ -17,8 +17,10 @@ from panda.report.run_summary import RunSummary
 from panda.report.table import name_figure
 from panda.tables import read_output_table
 from panda.tasks.threshold import CRITERIA
+from panda.wsi.classes import ANY_CANCER, IGNORED
 
 LABELS = {0: "no cancer", 1: "cancer"}
+_OTHER_LABELS = {ANY_CANCER: "cancer of unknown class", IGNORED: "not labelled"}
 THUMBNAIL_PX = 192
 """Longest side of the pictures in the table of slides, in px."""
 MAX_PICTURED = 500
@@ -51,11 +53,14 @@ def log_rows(
 
 
 def _add_masks(row: PanelRow, threshold: float) -> wandb.Image:
-    masks = {"prediction": row.predict(threshold)} | ({} if row.truth is None else {"ground_truth": row.truth})
+    masks = {"prediction": row.predict_classes(threshold)}
+    if row.truth is not None:
+        masks["ground_truth"] = row.truth.astype(np.uint8) if row.labels is None else row.labels
+    names = LABELS if row.classes.is_binary else {**dict(enumerate(row.classes.names)), **_OTHER_LABELS}
     return wandb.Image(
         row.image,
         caption=row.title,
-        masks={name: {"mask_data": mask.astype(np.uint8), "class_labels": LABELS} for name, mask in masks.items()},
+        masks={name: {"mask_data": mask, "class_labels": names} for name, mask in masks.items()},
     )
 
 
