@@ -83,7 +83,7 @@ def test_class_dice_interval_matches_bootstrap_over_groups() -> None:
     groups = [slide.score.record.group for slide in NAMED]
     expected = bootstrap_interval(np.arange(3), groups, seed=3, statistic=dice)
     assert summarize(SLIDES)["by_class"]["G4"]["dice_interval"] == pytest.approx(expected)
-    alone = summarize(SLIDES[2:])["by_class"]["G4"]
+    alone = summarize(SLIDES[2:])["by_class"]["G4"]  # both slides are of one group
     assert alone["dice"] is not None
     assert alone["dice_interval"] is None
 
@@ -120,6 +120,10 @@ def test_class_figures_absent_class_has_no_dice() -> None:
     assert counts is not None
     counts[3] = 0
     found = summarize([slide])["by_class"]["G5"]
+    both = summarize([slide, SLIDES[2]])["by_class"]
+    assert both["G5"]["dice"] is not None
+    assert both["G5"]["dice_interval"] is None  # one group alone has this class
+    assert both["G4"]["dice_interval"] is not None
     assert (found["slides"], found["dice"], found["dice_interval"]) == (0, None, None)
     assert found["predicted_mm2"] > 0
 

@@ -1,6 +1,7 @@
 """The parts of a run's page about classes of cancer, and figures of classes in tables and comparisons."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from panda.tasks.gleason_search import GleasonRuleChoice, GleasonRuleSettings
 from tests.drawn_scores import AT
 from tests.drawn_scores import SLIDES as BINARY_SLIDES
 from tests.summaries import make_summary
-from tests.test_class_figures import CLASSES, SLIDES, grade_slide
+from tests.test_class_figures import CLASSES, SLIDES, draw, grade_slide
 from tests.test_rule_grade_pages import read_page
 
 RULE = GleasonRuleChoice(
@@ -59,12 +60,33 @@ def test_run_page_shows_classes_and_grades_by_areas(tmp_path: Path) -> None:
     assert "3 slides of 2 groups" in page
     assert "The labels of karolinska say cancer or not" in page
     assert "cancer, class not labelled" in page
+    assert "it counts as found in every column but the first" in page
     assert figures.rule_grade is not None
     assert f"quadratic κ is {figures.rule_grade.qwk:.2f}" in page
     assert "4 pairs of limits were equally good" in page
     assert "0.05 mm² and 3 % of the tumour, and a lower one from 5 %" in page
     assert "1 to 2" in page
     assert "Dice of G4" in page  # in the table of both splits
+
+
+def test_classes_of_several_naming_providers_have_a_row_each() -> None:
+    second = draw(9, "radboud", "z")
+    score = replace(second.score, record=replace(second.score.record, provider="elsewhere"))
+    figures = summarize([*(slide.score for slide in SLIDES), score], AT, 3, CLASSES)
+    section = lay_out_classes(make_summary({"test": {}}).model_copy(update={"test": figures}))
+    assert section is not None
+    names = [row[0].text for row in section["table"].rows]
+    assert names == [
+        "G3",
+        "G3, elsewhere",
+        "G3, radboud",
+        "G4",
+        "G4, elsewhere",
+        "G4, radboud",
+        "G5",
+        "G5, elsewhere",
+        "G5, radboud",
+    ]
 
 
 def test_run_page_of_one_class_has_no_section() -> None:

@@ -138,3 +138,9 @@ class SegmentationConfig(TrainConfig):
     def _check_sampler_keys(self) -> Iterator[str]:
         if self.data.sampler != "balanced":
             yield from find_idle_faults(("data.tumor_share",), self.data.setting("sampler"))
+
+    @rule
+    def _check_gleason_rule(self) -> Iterator[str]:
+        if self.task.class_set.is_binary:
+            keys = tuple(GleasonRuleSettings.key(name) for name in GleasonRuleSettings.model_fields)
+            yield from find_idle_faults(keys, self.task.setting("classes"))

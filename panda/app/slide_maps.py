@@ -103,7 +103,7 @@ def map_slides(
                 )
                 result = write_slide_folder(mapped.files)
         own = result.model_dump(include=QUANTIFIED) | result.list_rule_columns()
-        own |= mapped.score.list_class_columns(threshold, classes)
+        own |= result.list_class_areas() | mapped.score.list_class_columns(threshold, classes)
         table.append(asdict(mapped.score.compute_metrics(threshold)) | own)
         return ScoredSlide(mapped.score, result.rule_grade)
 

@@ -13,7 +13,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt
 from panda.data.manifest import SlideRecord
 from panda.inference.evaluate import SlideScore
 from panda.inference.grade import RuleGrade
-from panda.stored import Kappa, Plain, Share
+from panda.stored import Kappa, Plain, Share, ShareEnds
 from panda.tasks.bootstrap import compute_percentile_interval, drop_undefined, resample_sums
 from panda.tasks.class_counts import find_row, measure_class_dice
 from panda.tasks.figures import Figures, Interval, KappaInterval, split_slides
@@ -22,6 +22,8 @@ from panda.tasks.grade_metrics import compute_agreement
 from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.classes import ClassSet
 
+UNNAMED = "cancer, class not labelled"
+"""Row of the confusion for cancer whose label names no class."""
 _UNKNOWN_AREA = "Null if µm/px of such a slide is unknown."
 
 
@@ -32,7 +34,9 @@ class ClassFigures(Figures, frozen=True):
     dice: Share | None = Field(
         description="2 TP / (2 TP + FP + FN) of this class over the pixels of all slides. Null if no label names it."
     )
-    dice_interval: Interval
+    dice_interval: ShareEnds | None = Field(
+        description="Bootstrap 95 % interval of `dice`. Null if fewer than two groups of slides have this class."
+    )
     labelled_mm2: NonNegativeFloat | None = Field(description=f"Labelled area, mm². {_UNKNOWN_AREA}")
     predicted_mm2: NonNegativeFloat | None = Field(description=f"Area called this class there, mm². {_UNKNOWN_AREA}")
 
@@ -121,12 +125,14 @@ def _score_classes(
         drawn = resample_sums(matrices, groups, measure_class_dice, seed=seed)
         mm2 = _sum_areas([m for _, m, _ in named], [area for *_, area in named])
         for number, name in enumerate(classes.cancer_names, start=1):
-            ends = drop_undefined(compute_percentile_interval(drawn[:, number - 1]))
-            value = dice[number - 1]
+            value, has_class = dice[number - 1], matrices[:, number].any(axis=1)
+            ends = None
+            if len(set(np.asarray(groups)[has_class])) > 1:
+                ends = drop_undefined(compute_percentile_interval(drawn[:, number - 1]))
             by_class[name] = ClassFigures(
-                slides=int(matrices[:, number].any(axis=1).sum()),
+                slides=int(has_class.sum()),
                 dice=None if np.isnan(value) else float(value),
-                dice_interval=None if np.isnan(value) else ends,
+                dice_interval=ends,
                 labelled_mm2=None if mm2 is None else float(mm2[number].sum()),
                 predicted_mm2=None if mm2 is None else float(mm2[:size, number].sum()),
             )
@@ -157,7 +163,7 @@ def _lay_out_confusion(
         mm2 = mm2.copy()
         mm2[0] += mm2[benign]
         shown = mm2[rows].tolist()
-    names = {**dict(enumerate(classes.names)), any_cancer: "cancer, class not labelled"}
+    names = {**dict(enumerate(classes.names)), any_cancer: UNNAMED}
     return ClassConfusion(labels=[names[row] for row in rows], predicted=list(classes.names), mm2=shown)
 
 

@@ -220,8 +220,7 @@ class SlideResult(SlideFacts, Measurements, frozen=True, validate_by_name=True, 
         there is a mask. Last come µm/px, and class and probabilities of a grade.
         """
         row: TableRow = {key: getattr(self, key) for key in _COLUMNS}
-        for area in self.classes:
-            row |= {f"{CLASS_AREA}{area.name}_{end}": getattr(area, key) for end, key in CLASS_FIGURES.items()}
+        row |= self.list_class_areas()
         if self.against_label is not None:
             row |= dict(self.against_label)
         row |= self.list_rule_columns()
@@ -230,6 +229,14 @@ class SlideResult(SlideFacts, Measurements, frozen=True, validate_by_name=True, 
             row[f"{grader['target']}_predicted"] = None if self.grade is None else self.grade.predicted
             row |= {f"p{i}": p for i, p in enumerate(self.grade.probabilities if self.grade else ())}
         return row
+
+    def list_class_areas(self) -> TableRow:
+        """Return the columns of the areas of each class of cancer; none with one class."""
+        return {
+            f"{CLASS_AREA}{area.name}_{end}": getattr(area, key)
+            for area in self.classes
+            for end, key in CLASS_FIGURES.items()
+        }
 
     def list_rule_columns(self) -> TableRow:
         """Return the columns of the grade by the rule; none with one class of cancer."""

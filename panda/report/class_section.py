@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from panda.inference.class_figures import ClassSplitFigures, RuleGradeSplitFigures
+from panda.inference.class_figures import UNNAMED, ClassFigures, ClassSplitFigures, RuleGradeSplitFigures
 from panda.inference.dataset_metrics import SegmentationSplitFigures
 from panda.report.confusion import lay_out_class_confusion, lay_out_confusion
 from panda.report.figure_tables import make_part_table
@@ -31,13 +31,22 @@ def lay_out_classes(summary: RunSummary) -> dict[str, Any] | None:
             by_provider = make_part_table(graded.by_provider, "Provider", str)
     return {
         "meaning": _explain_classes(found),
-        "table": make_part_table(found.by_class, "Class", str),
+        "table": make_part_table(_name_parts(found), "Class", str),
         "confusion": lay_out_class_confusion(found.confusion),
-        "any_cancer": len(found.confusion.labels) > len(found.by_class) + 1 or not found.by_class,
+        "any_cancer": UNNAMED in found.confusion.labels,
         "agreement": agreement,
         "rule": rule,
         "by_provider": by_provider,
     }
+
+
+def _name_parts(found: ClassSplitFigures) -> dict[str, ClassFigures]:
+    """Return the scores of each class, and those by provider too if several name classes."""
+    naming = {name: part for name, part in found.by_provider.items() if part.by_class}
+    parts = dict(found.by_class)
+    if len(naming) > 1:
+        parts |= {f"{name}, {at}": one for at, part in naming.items() for name, one in part.by_class.items()}
+    return parts
 
 
 def _explain_classes(found: ClassSplitFigures) -> list[str]:

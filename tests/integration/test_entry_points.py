@@ -399,6 +399,7 @@ def test_train_split_of_bad_slides_ends_run_and_lists_them(home: Path, trained_r
             ("task=grading", "tiles=all", "tiles.random_fraction=0.5"),
             "tiles.random_fraction=0.5 is not used with tiles=",
         ),
+        (("task.gleason_rule.min_percent=3",), "task.gleason_rule.min_percent=3 is not used with task.classes=binary"),
         (("task.views_every=0", "task.views=8"), "task.views=8 is not used with task.views_every=0"),
         (("data=one_slide", "data.test_fraction=0.1"), "data.test_fraction=0.1 is not used"),
         (("data=one_slide", "threshold_per_provider=true"), "threshold_per_provider=true is not used"),
