@@ -117,10 +117,16 @@ def _check_weights(checkpoint: Checkpoint[CheckpointMetadata], network: Mapping[
 
 
 def check_same(resume: Path, stored: CheckpointMetadata, now: CheckpointMetadata) -> None:
-    """Check that a resumed run uses the slides and tiles that it began with.
+    """Check that a resumed run uses the slides, tiles and options of the network that it began with.
 
     The record of the run does not see a slide that could not be read then and can be read now.
     """
+    if edited := [key for key, old in stored.network.items() if now.network.get(key, old) != old]:
+        key = edited[0]
+        raise CheckpointError(
+            f"resume={resume}: the network of the run has changed (model.{key} was {stored.network[key]} and is "
+            f"{now.network[key]}): restore the file of its encoder and the version of this package, or start a new run"
+        )
     before = stored.model_dump(mode="json", exclude={"network", *AFTER_TRAINING})
     today = now.model_dump(mode="json")
     if changes := list(_describe_changes(before, today)):
