@@ -52,14 +52,15 @@ def shrink(canvas: Canvas, factor: int) -> tuple[NDArray[np.float32], NDArray[np
             codes = canvas.read_class_codes(x0, y0, min(step, width - x0), min(step, height - y0))
             if not codes.any():
                 continue
-            scored = _sum_blocks(codes[0] > 0, factor)
+            rows, columns = (_measure_blocks(side, factor) for side in codes.shape[1:])
+            area = rows[:, None] * columns
+            scored = area if codes[0].all() else _sum_blocks(codes[0] > 0, factor)
             top, left = y0 // factor, x0 // factor
             into = slice(top, top + len(scored)), slice(left, left + scored.shape[1])
             for own, means in zip(codes, mean, strict=True):
                 total = _sum_blocks(own, factor) - scored
                 means[into] = np.divide(total, STEPS * scored, out=np.zeros(total.shape), where=scored > 0)
-            rows, columns = (_measure_blocks(side, factor) for side in codes.shape[1:])
-            share[into] = scored / (rows[:, None] * columns)
+            share[into] = scored / area
     return mean, share
 
 
