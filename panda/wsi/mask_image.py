@@ -234,7 +234,7 @@ def _read_tiff_header(path: Path, refusal: ValueError) -> tuple[int, int, int]:
     """Return width, height and channels of a TIFF that is not read in tiles; `refusal` says why."""
     try:
         with tifffile.TiffFile(path) as tif:
-            pages = [page.aspage() for page in tif.pages]
+            pages = [page.aspage() for page in [*tif.pages]]  # counted first: a chain in a circle has no end
             page = pages[0]
             dtype, compression = np.dtype(page.dtype or "f4"), int(page.compression)
             size = int(page.imagewidth), int(page.imagelength)
