@@ -194,3 +194,24 @@ def test_choose_classes_tie_takes_the_highest_pattern() -> None:
 def test_merge_codes_sum_is_cut_at_probability_1() -> None:
     codes = np.array([[0, 1, 1, 32768, 32769], [0, 1, 2, 32768, 32769], [0, 1, 3, 1, 1]], np.uint16)[:, None]
     assert merge_codes(codes).tolist() == [[0, 1, 4, 65535, 65535]]
+
+
+@pytest.mark.parametrize(
+    ("classes", "fault"),
+    [
+        (None, r"attributes\.classes is None"),
+        ({"names": ["benign"], "patterns": {}}, r"attributes\.classes\.names"),
+        ({"names": ["benign", "G3", "G4"], "patterns": {"G3": [3], "G4": [4]}}, "shape is"),
+        ({"names": ["benign", "G3", "G4", "G5"], "patterns": {"G3": [3]}}, "patterns lacks G4"),
+        ({"names": ["benign", "G3", "G4", "G5"], "patterns": {"G3": [3], "G4": [3], "G5": [5]}}, "pattern 3 is in"),
+        ({"names": [f"c{n}" for n in range(5)], "patterns": {f"c{n}": [n] for n in range(1, 5)}}, "shape is"),
+    ],
+)
+def test_canvas_with_edited_classes_raises(tmp_path: Path, classes: Any, fault: str) -> None:
+    canvas = write(tmp_path / "c", draw_tiles(np.random.default_rng(0), 1, 8), np.array([[0, 0]]), (8, 8), 0)
+    path = canvas.path / "zarr.json"
+    content = json.loads(path.read_text())
+    content["attributes"]["classes"] = classes
+    path.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=rf"zarr\.json.*{fault}.*run the slide again"):
+        Canvas.open(canvas.path)
