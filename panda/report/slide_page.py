@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from panda.inference.class_colours import find_class_colour
 from panda.inference.grade import GradeRecord, RuleGrade
 from panda.inference.slide_result import RESULT_FILE, SlideFacts, SlideResult, read_slide_facts
 from panda.report.grade_notes import describe_band, describe_disagreement
 from panda.report.page import require_folder, write_page
+from panda.report.region_tables import tabulate_classes, tabulate_regions
 from panda.report.run_folder import Picture, Row, find_subfolder, make_link, read_picture, try_read
 from panda.report.table import Cell, Head, Table, find_format, format_value, make_cell, make_head
-from panda.report.viewer import MOST_REGIONS, read_viewer
+from panda.report.viewer import read_viewer
 from panda.tables import read_output_table
 
 PAGE = "slide.html"
@@ -36,14 +36,6 @@ _SEEN = {
     "training": "The network was trained on this slide, so the result says little about new slides.",
     "validation": "The epoch and the threshold were chosen with this slide, so the result is too good.",
 }
-_REGION_HEADS = (
-    ("Region", ""), ("Area", "mm²"), ("Area", "px of the map"), ("Length", "mm, greatest"), ("Mean probability", ""),
-    ("Highest probability", ""), ("Centre", "x, y in level-0 px"), ("Box", "x0, y0, x1, y1 in level-0 px"),
-)  # fmt: skip
-_CLASS_HEADS = (
-    ("Gleason pattern", ""), ("Area", "mm²"), ("Area", "px of the map"), ("Share of tumour", "%"),
-    ("Share of tissue", "%"),
-)  # fmt: skip
 GRADES = {"isup": "ISUP grade", "cancer": "Cancer"}
 
 
@@ -59,54 +51,6 @@ class Card:
     unit: str = ""
     under: str = ""
     big: bool = False
-
-
-def _tabulate_regions(result: SlideResult, has_viewer: bool) -> Table:
-    """Return the table of the regions, largest first, each with a button that shows it if there is a viewer."""
-    no_area = result.mm2_note or "µm/px of the slide is unknown"
-    names = [area.name for area in result.classes]
-    rows = [
-        [
-            Cell(format_value(region.id, "count"), sort=region.id, style="num", is_button=has_viewer),
-            make_cell(region.area_mm2, "mm2", no_area),
-            make_cell(region.area_px, "count"),
-            make_cell(region.length_mm, "score", no_area),
-            make_cell(region.mean_probability, "score"),
-            make_cell(region.max_probability, "score"),
-            _make_numbers_cell(region.centroid),
-            _make_numbers_cell(region.bbox),
-            *(make_cell(100 * px / region.area_px, "percent") for px in region.class_px),
-        ]
-        for region in result.regions[:MOST_REGIONS]
-    ]
-    more = len(result.regions) - len(rows)
-    note = f"The {len(rows)} largest; {more} smaller ones are in regions.geojson." if more > 0 else ""
-    heads = [*_REGION_HEADS, *((name, "% of region") for name in names)]
-    return Table([Head(label, unit, figures=True) for label, unit in heads], rows, note=note)
-
-
-def _tabulate_classes(result: SlideResult) -> Table | None:
-    """Return the table of the classes of cancer; None if there is one class."""
-    no_area = result.mm2_note or "µm/px of the slide is unknown"
-    rows = [
-        [
-            Cell(area.name, swatch="#{:02x}{:02x}{:02x}".format(*find_class_colour(area.patterns))),
-            Cell(", ".join(map(str, area.patterns)), style="num"),
-            make_cell(area.area_mm2, "mm2", no_area),
-            make_cell(area.area_px, "count"),
-            make_cell(area.percent_of_tumor, "percent", "there is no tumour"),
-            make_cell(area.percent_of_tissue, "percent", "there is no tissue"),
-        ]
-        for area in result.classes
-    ]
-    if not rows:
-        return None
-    heads = [Head("Class"), *(Head(label, unit, figures=True) for label, unit in _CLASS_HEADS)]
-    return Table(heads, rows, sortable=False)
-
-
-def _make_numbers_cell(numbers: Sequence[float]) -> Cell:
-    return Cell(", ".join(f"{v:.0f}" for v in numbers), sort=numbers[0], style="num")
 
 
 def _make_cards(facts: SlideFacts, grade: str) -> list[Card]:
@@ -258,8 +202,8 @@ def write_slide_page(slide_dir: Path) -> Path:
         grade_name=GRADES[grade.target if grade else "isup"],
         bars=_make_bars(grade) if grade else [],
         against=_tabulate_label_metrics(slide_dir, facts.slide_id),
-        classes=_tabulate_classes(result) if result else None,
-        regions=_tabulate_regions(result, viewer is not None) if result else None,
+        classes=tabulate_classes(result) if result else None,
+        regions=tabulate_regions(result, viewer is not None) if result else None,
         mapped=result is not None,
         threshold=result.threshold if result else None,
         files=[(make_link(name), name, what) for name, what in _FILES if (slide_dir / name).is_file()],
