@@ -162,7 +162,7 @@ class SlideMapper:
                 quantify=self.quantify,
                 colour_map=self.colour_map,
                 notes=notes,
-                in_sample=self.find_role(slide.slide_id),
+                in_sample=self.find_role(record.slide_id if record else slide.slide_id),
                 provenance=self.provenance,
                 label=label,
                 against_label=_compute_label_metrics(score, self.threshold) if score else None,
