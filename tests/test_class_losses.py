@@ -208,3 +208,9 @@ def test_measure_cross_entropy_of_pixels() -> None:
     found, counts = measure_cross_entropy(logits, target), target != IGNORED
     expected = -np.log(label_probability(softmax(logits), target[:, 0].numpy())[0])
     np.testing.assert_allclose(found[counts], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_merge_target_of_cancer_or_not_is_the_target() -> None:
+    target = torch.tensor([0.0, 1.0, -1.0, 0.25])
+    assert torch.equal(merge_target(target), target)
+    assert merge_target(torch.tensor([0.0, 1.0, 2.0, 3.0, -1.0, -2.0])).tolist() == [0, 1, 1, 1, -1, 1]

@@ -125,3 +125,11 @@ def test_find_classes_unknown_name_lists_known() -> None:
 def test_class_set_without_cancer_is_refused() -> None:
     with pytest.raises(ValidationError):
         ClassSet(names=("benign",), patterns={})
+
+
+def test_describe_codes_change_with_patterns_of_several_classes_only() -> None:
+    swapped = RADBOUD.model_copy(update={"patterns": {3: 4, 4: 3, 5: 5}})
+    assert BINARY.describe_codes(swapped) == BINARY.describe_codes(RADBOUD) == RADBOUD.codes()
+    assert GLEASON.describe_codes(swapped) != GLEASON.describe_codes(RADBOUD)
+    named = ClassSet(names=("benign", "cancer", "known"), patterns={"cancer": (3,), "known": (4, 5)})
+    assert named.describe_codes(RADBOUD)["cancer"] == [3, 4, 5]

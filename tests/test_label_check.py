@@ -13,7 +13,7 @@ from panda.data.datamodule import DataSettings, PatchDataModule
 from panda.data.label_check import describe_contradiction, require_cancer
 from panda.data.manifest import SlideRecord
 from panda.data.splits import Split
-from panda.errors import ManifestError
+from panda.errors import ConfigError, ManifestError
 from panda.inference.dataset_metrics import summarize
 from panda.inference.evaluate import SlideScore, collect_histograms
 from panda.tasks.metrics import BINS
@@ -39,6 +39,15 @@ def test_require_cancer_names_classes_no_training_slide_has(tmp_path: Path) -> N
     module = PatchDataModule(module.settings, merged)
     module.prepare_data()
     assert not require_cancer("train", module.get_patches("train"), records)
+
+
+def test_prepare_data_pattern_without_class_is_refused_at_once(tmp_path: Path) -> None:
+    make_folder(tmp_path / "data", 8)
+    classes = ClassSet(names=("benign", "G3", "G4"), patterns={"G3": (3,), "G4": (4,)})
+    settings = DataSettings(root=tmp_path / "data", store_root=tmp_path / "stores", patch_size=64, level=1)
+    with pytest.raises(ConfigError, match="label map radboud: code 5 is Gleason pattern 5, which none of the classes"):
+        PatchDataModule(settings, classes).prepare_data()
+    assert not (tmp_path / "stores").exists()
 
 
 def in_channel(labels: NDArray[np.uint8], channel: int) -> NDArray[np.uint8]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from panda.data.splits import SPLITS, Split
 from panda.data.stain_estimates import Stains, estimate_stains
 from panda.data.store import StoreResult, load_store, locate_store
 from panda.data.summary import PatchDataSummary
-from panda.errors import ConfigError, ManifestError
+from panda.errors import ConfigError, ManifestError, MaskError
 from panda.settings import Count, PathValue, rule
 from panda.synthetic.dataset import draw_dataset
 from panda.wsi.classes import BINARY, ClassSet
@@ -128,10 +128,22 @@ class PatchDataModule(pl.LightningDataModule):
         """Draw the embedded slides if asked for, and cut the patches the store lacks."""
         if self._result is None:
             settings, records = self.settings, self.select().used  # a faulty split is reported before hours of cutting
+            self._check_patterns(records)
             result = extract_store(
                 records, self.patch_settings, settings.store_root, settings.source, workers=settings.extract_workers
             )
             self._result = self._add_stains(result)
+
+    def _check_patterns(self, records: Sequence[SlideRecord]) -> None:
+        """Raise `ConfigError` if none of the classes has a Gleason pattern of a label map."""
+        faults = []
+        for provider in sorted({record.provider for record in records}):
+            try:
+                self.patch_settings.classes.make_table(self.settings.find_label_map(provider))
+            except MaskError as error:
+                faults.append(f"label map {provider}: {error}")
+        if faults:
+            raise ConfigError(faults)
 
     def setup(self, stage: str | None = None) -> None:
         """Write the manifests of the splits, and open them; all stages are set up at once."""

@@ -144,7 +144,7 @@ class ClassSet(Plain, frozen=True):
         if self.is_binary:
             return codes
         table = self.make_table(label_map)
-        return codes | {name: np.flatnonzero(table == n).tolist() for n, name in enumerate(self.names) if n}
+        return codes | {f"target {n}": np.flatnonzero(table == n).tolist() for n in range(1, len(self.names))}
 
 
 BINARY = ClassSet(names=("other", "cancer"), patterns={"cancer": (1, 2, 3, 4, 5)})
