@@ -405,9 +405,12 @@ def test_check_same_other_data_raises(changed: dict[str, Any], named: str) -> No
 
 def test_check_same_other_network_options_raise() -> None:
     """The file of an encoder may have changed; a new option of a newer version has its default."""
-    before = METADATA.model_copy(update={"network": {"mean": [0.5, 0.5, 0.5]}})
-    for mean, named in (([0.5, 0.5, 0.5], None), ([0.7, 0.6, 0.7], r"model.mean was \[0.5, .* and is \[0.7, 0.6, 0.7")):
-        now = METADATA.model_copy(update={"network": {"mean": mean, "new": 1}})
+    before = METADATA.model_copy(update={"network": {"encoder": {"mean": [0.5, 0.5, 0.5]}}})
+    for mean, named in (
+        ([0.5, 0.5, 0.5], None),
+        ([0.7, 0.6, 0.7], r"model.encoder.mean was \[0.5, .* and is \[0.7, 0.6, 0.7"),
+    ):
+        now = METADATA.model_copy(update={"network": {"encoder": {"mean": mean}, "new": 1}})
         with pytest.raises(CheckpointError, match=named) if named else nullcontext():
             check_same(Path("last.ckpt"), before, now)
 

@@ -121,11 +121,11 @@ def check_same(resume: Path, stored: CheckpointMetadata, now: CheckpointMetadata
 
     The record of the run does not see a slide that could not be read then and can be read now.
     """
-    if edited := [key for key, old in stored.network.items() if now.network.get(key, old) != old]:
-        key = edited[0]
+    old, new = _flatten(stored.network), _flatten(now.network)
+    if edited := [key for key in old if new.get(key, old[key]) != old[key]]:
         raise CheckpointError(
-            f"resume={resume}: the network of the run has changed (model.{key} was {stored.network[key]} and is "
-            f"{now.network[key]}): restore the file of its encoder and the version of this package, or start a new run"
+            f"resume={resume}: the network of the run has changed (model.{edited[0]} was {old[edited[0]]} and is "
+            f"{new[edited[0]]}): restore the file of its encoder and the version of this package, or start a new run"
         )
     before = stored.model_dump(mode="json", exclude={"network", *AFTER_TRAINING})
     today = now.model_dump(mode="json")
@@ -134,6 +134,13 @@ def check_same(resume: Path, stored: CheckpointMetadata, now: CheckpointMetadata
             f"resume={resume}: the training data of the run have changed ({'; '.join(changes)}): "
             "restore them, or start a new run"
         )
+
+
+def _flatten(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options and those inside them, such as `encoder.mean`."""
+    inner = {key: value for key, value in options.items() if isinstance(value, Mapping)}
+    flat = {key: value for key, value in options.items() if key not in inner}
+    return flat | {f"{key}.{name}": value for key, part in inner.items() for name, value in _flatten(part).items()}
 
 
 def _describe_changes(before: Mapping[str, Any], today: Mapping[str, Any]) -> Iterator[str]:

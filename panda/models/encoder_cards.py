@@ -104,8 +104,8 @@ class EncoderCard(Plain, frozen=True):
             raise OptionError([f"encoder.{fault}" for fault in list_faults(error)]) from error
 
     def to_options(self) -> dict[str, Any]:
-        """Return plain data that `parse` reads again."""
-        return self.model_dump(mode="json", exclude_none=True)
+        """Return plain data that `parse` reads again, without what is for readers of the file only."""
+        return self.model_dump(mode="json", exclude_none=True, exclude={"licence", "source"})
 
     def describe_scale_fault(self, mpp: float, tile_size: int) -> str | None:
         """Return how tiles differ from those that the encoder was trained on, or None if at most by 10 %.
