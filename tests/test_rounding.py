@@ -23,6 +23,7 @@ DRAWN = ("report/", "inference/legends.py")
 """Pages and legends: their coordinates are places on paper, of no slide."""
 
 ALLOWED = {
+    ("models/encoder_cards.py", "round((length - self.input_size) / 2)"): "crops as torchvision does, halves to even",
     ("synthetic/layout.py", "round((cv - core.centre) / height * 6)"): "names a corner of a lattice for a hash",
     ("synthetic/scene.py", "np.floor(u / period)"): "the cell of a noise function",
     ("wsi/geometry.py", "math.ceil(v - 1e-06)"): "ceil_px, which turns a length into a number of px",

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from panda.data.manifest import SlideRecord
-from panda.data.patchset import PatchSet
 from panda.data.settings import PatchSettings
 from panda.errors import ManifestError
 from panda.wsi.annotations.source import is_annotation_file
 from panda.wsi.label_codes import describe_label
+
+if TYPE_CHECKING:
+    from panda.data.patchset import PatchSet  # loads torch, which processes that cut patches do without
 
 log = logging.getLogger(__name__)
 
