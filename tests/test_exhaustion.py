@@ -142,7 +142,7 @@ NO_FILE = OSError(errno.EMFILE, "Too many open files")
         ("threading.Thread.start", NO_THREAD, "ulimit -u"),
         ("panda.data.extraction.find_tissue", NO_THREAD, "ulimit -u"),
         ("panda.data.extraction.find_tissue", MemoryError(), "more memory"),
-        ("panda.data.extraction.LabelMask.open", NO_FILE, "ulimit -n"),
+        ("panda.data.settings.PatchSettings.open_labels", NO_FILE, "ulimit -n"),
         ("panda.wsi.readers.OpenSlideReader.read", MemoryError(), "more memory"),
         ("panda.data.extraction.prepare_store", NO_FILE, "ulimit -n"),
         ("panda.data.extraction.write_beside", NO_FILE, "ulimit -n"),

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from panda.wsi.geometry import axis_scales
+from panda.wsi.geometry import axis_scales, ceil_px, floor_px
 from panda.wsi.mask_image import MAX_PX, CodeImage
 
 _SIDE = 256
@@ -62,13 +62,13 @@ def _count_strange(image: CodeImage, level: int, window: tuple[int, int, int, in
     """Count the px of a window by code that have no such code near them in the next larger level; (256,) int64."""
     x, y, width, height = window
     whole, (step_x, step_y) = image.level_dimensions[level - 1], _find_steps(image, level)
-    x0, y0 = max(0, math.floor((x - 1) * step_x)), max(0, math.floor((y - 1) * step_y))
-    x1, y1 = min(whole[0], math.ceil((x + width + 1) * step_x)), min(whole[1], math.ceil((y + height + 1) * step_y))
+    x0, y0 = np.maximum(0, floor_px(np.array([(x - 1) * step_x, (y - 1) * step_y]))).tolist()
+    x1, y1 = min(whole[0], ceil_px((x + width + 1) * step_x)), min(whole[1], ceil_px((y + height + 1) * step_y))
     codes, larger = image.read(level, *window), image.read(level - 1, x0, y0, x1 - x0, y1 - y0)
     # A px of one code within a px of the smaller level, whose px may be off by half of it.
     kernel = np.ones((2 * math.ceil(step_y) + 1, 2 * math.ceil(step_x) + 1), np.uint8)
-    at_x = np.clip(((x + np.arange(width) + 0.5) * step_x - x0).astype(np.int64), 0, larger.shape[1] - 1)
-    at_y = np.clip(((y + np.arange(height) + 0.5) * step_y - y0).astype(np.int64), 0, larger.shape[0] - 1)
+    at_x = np.clip(floor_px((x + np.arange(width) + 0.5) * step_x) - x0, 0, larger.shape[1] - 1)
+    at_y = np.clip(floor_px((y + np.arange(height) + 0.5) * step_y) - y0, 0, larger.shape[0] - 1)
     strange = np.zeros(256, np.int64)
     for code in np.unique(codes).tolist():
         near = np.asarray(cv2.dilate((larger == code).view(np.uint8), kernel))[np.ix_(at_y, at_x)]
