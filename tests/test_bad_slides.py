@@ -225,11 +225,8 @@ MASK_REFUSED: dict[str, tuple[Spoil, str, str]] = {
     "cut early": (_cut(0.01), "mask", "cannot be opened"),
     "tiles damaged": (_damage_tiles, "(mask|read)", "does not decode"),
     "16 bits": (
-        _write(codes("radboud", True).astype(np.uint16), photometric="minisblack"), "mask", "uint16.*only uint8",
-    ),
-    "4 bits": (
-        _write(codes("radboud", True), photometric="minisblack", bitspersample=4, compression=None, tile=None), "mask",
-        "of 4 bits.*only pixels of 8",
+        _write(codes("radboud", True).astype(np.uint16) * 100, photometric="minisblack"), "mask",
+        "its values are 0 to 400, label codes are 0 to 255",
     ),
     "JPEG": (
         _write(codes("radboud", True), photometric="minisblack", compression="jpeg"), "mask",
@@ -239,7 +236,7 @@ MASK_REFUSED: dict[str, tuple[Spoil, str, str]] = {
         _redraw(codes("radboud", True) + np.uint8(3)), "read",
         r"label codes 7 \(\d+ px\) are not among radboud's \[0, 1, 2, 3, 4, 5\].*provider right.*stored without loss",
     ),
-    "other geometry": (_redraw(codes("radboud", True)[:, :500]), "mask", "not a mask of this slide, check the pair"),
+    "other geometry": (_redraw(codes("radboud", True)[:, :500]), "mask", "cut or padded, or is the mask of another"),
 }  # fmt: skip
 """Case: what makes it, the stage, and what the message says."""
 

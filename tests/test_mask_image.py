@@ -95,6 +95,7 @@ CODINGS: dict[str, tuple[str, Callable[[Path, Codes], Path]]] = {
     "uint16": ("radboud", lambda path, c: write_tiff(path / "m.tiff", c.astype(np.uint16), tile=(64, 64))),
     "int32": ("radboud", lambda path, c: write_tiff(path / "m.tiff", c.astype(np.int32))),
     "lzma": ("radboud", lambda path, c: write_tiff(path / "m.tiff", c, compression="lzma")),
+    "4 bits of a tiff": ("radboud", lambda path, c: write_tiff(path / "m.tiff", c, compression=None, bitspersample=4)),
     "bits of a tiff": ("binary", lambda path, c: write_tiff(path / "m.tiff", c > 1)),
     "0 and 255": ("binary_255", lambda path, c: write_tiff(path / "m.tiff", (c > 1).astype(np.uint8) * 255)),
     "palette tiff": (
