@@ -216,6 +216,11 @@ GRID = np.tile(np.arange(6, dtype=np.uint8), (300, 84))[:, :500]
         (lambda p: write_tiff(p / "m.tiff", GRID, compression="jpeg2000", tile=(64, 64)), "alters label codes|34712"),
         (lambda p: write_png(p / "m.jpg", GRID), "is a JPEG, which alters"),
         (lambda p: (p / "m.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(18)) and p / "m.png", "damaged PNG|decoded"),
+        (lambda p: (p / "m.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(16)) and p / "m.png", "damaged PNG"),
+        (
+            lambda p: write_tiff(p / "m.tiff", GRID, extratags=[(274, "H", 1, 3, True)]),
+            r"Orientation tag is 3.*vips autorot (?!.*jpeg).*region-shrink=mode\]'$",
+        ),
         (lambda p: (p / "m.bmp").write_bytes(b"BM" + bytes(30)) and p / "m.bmp", "neither a TIFF nor a PNG"),
         (lambda p: write_png(p / "m.png", np.dstack([GRID, GRID[:, ::-1], GRID])), "red .* and green .*channel: red"),
     ],

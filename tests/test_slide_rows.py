@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from panda.data.settings import SelectionSettings
 from panda.data.slide_rows import read_rows
 from panda.data.slide_selection import select_slides
 from panda.errors import ManifestError
+from tests.dicoms import write_dicom_series
 
 FILES = ("a/0012.svs", "a/b 2.ndpi", "other.ome.tiff", "m/x.png", "m/y.tif")
 
@@ -104,6 +106,9 @@ def test_read_manifest_table_any_spelling_gives_same_record(
         (("path,provider", ",radboud"), "row 2: .*path is empty"),
         (("path,provider,mask", "a/0012.svs,radboud,m/z.png"), "row 2: mask 'm/z.png': there is no file"),
         (("path,provider,mask,annotation", "a/0012.svs,radboud,m/x.png,m/y.tif"), "'m/y.tif' are both given"),
+        (("path,provider", f"{'x' * 300}.svs,radboud"), "row 2: path 'x+.svs': it cannot be read .*too long"),
+        (("path,provider", "a,radboud"), "row 2: path 'a': .*a is a folder .*: give a file"),
+        (("path,image_id,provider", f"a/0012.svs,{'é' * 101},radboud"), "is longer than 200 bytes"),
         (("path,provider,mask", "a/0012.svs,radboud,a/0012.svs"), "mask 'a/0012.svs' is the path of row 2 too"),
         (("path,image_id,provider", "a/0012.svs,x,radboud", "a/b 2.ndpi,x,radboud"), "'x' occurs already in row 2"),
         (("path,image_id,provider", "a/0012.svs,x,radboud", "./a/0012.svs,y,radboud"), "is the path of row 2 too"),
@@ -118,6 +123,16 @@ def test_read_manifest_table_any_spelling_gives_same_record(
 def test_read_manifest_table_is_refused_by_name(folder: Path, lines: tuple[str, ...], fault: str) -> None:
     with pytest.raises(ManifestError, match=f"(?s)my.csv.*{fault}"):
         read(folder, *lines)
+
+
+def test_read_manifest_one_slide_under_two_names_is_refused(folder: Path) -> None:
+    (folder / "link.svs").symlink_to("a/0012.svs")
+    with pytest.raises(ManifestError, match=r"row 3: path 'link.svs' is the path of row 2 too"):
+        read(folder, "path,provider", "a/0012.svs,radboud", "link.svs,radboud")
+    pixels = np.full((256, 256, 3), 200, np.uint8)
+    names = [path.name for path in write_dicom_series(folder, [pixels, pixels[::2, ::2].copy()])]
+    with pytest.raises(ManifestError, match=rf"1 fault.*\n.*row 3: path '{names[1]}' is a further file of a DICOM"):
+        read(folder, "path,provider", *(f"{name},radboud" for name in names))
 
 
 def test_read_rows_faulty_file_is_a_fault_of_its_row(folder: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import configparser
+import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -65,6 +67,25 @@ def sort_slide_files(paths: Iterable[Path]) -> SlideFiles:
             members |= {*own, path} - {first}
     slides = tuple(path for path in found if path not in members)
     return SlideFiles(slides, tuple(sorted(members)), tuple(sorted(known - members - set(slides))))
+
+
+def identify_file(path: Path) -> tuple[object, str]:
+    """Return the identity of a file, which all its names share, and what is wrong if it is no file, else ""."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return os.path.normpath(path), f"there is no file {path}"
+    except (OSError, ValueError) as error:
+        return os.path.normpath(path), f"it cannot be read ({error})"
+    is_file = stat.S_ISREG(found.st_mode)
+    return (found.st_dev, found.st_ino), "" if is_file else f"{path} is a folder or a device: give a file"
+
+
+def find_series_members(paths: Iterable[Path]) -> set[Path]:
+    """Return the files that belong to a DICOM series of which another file is given; the first of each is left out."""
+    series = [path for path in paths if path.suffix.lower() == ".dcm"]
+    count = Counter(path.parent for path in series)
+    return set(sort_slide_files({path for path in series if count[path.parent] > 1}).members)
 
 
 def _read_series(path: Path) -> str:

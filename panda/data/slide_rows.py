@@ -8,12 +8,12 @@ in its column `path`; docs/your_slides.md has its columns.
 from __future__ import annotations
 
 import difflib
-import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from panda.data.slide_files import find_series_members, identify_file
 from panda.errors import ManifestError
 from panda.tables import read_user_table
 from panda.wsi.gleason import isup_grade_from_score
@@ -27,6 +27,8 @@ KNOWN = (*_FILES, *_ID, *_PROVIDER, "patient", *_GRADE, "gleason_score")
 """Columns with a meaning; a slide keeps the values of all others."""
 RESERVED = ("splits", "store.json")
 """Names in a patch store that are not folders of slides."""
+_LONGEST_ID = 200
+"""Bytes of an id. File systems allow names of 255, and an id is a part of longer names."""
 _CLOSE = 0.8
 _SCORE = re.compile(r"([0-5])\s*\+\s*([0-5])(?:\s*=\s*(\d+))?")
 
@@ -111,7 +113,15 @@ def read_rows(
     if faults := _find_column_faults(columns, table, is_folder=table != root, has_labels=labels is not None):
         raise ManifestError(f"{table}: {'; '.join(faults)}; the columns found are {', '.join(map(repr, columns))}")
     reader = _RowReader(table, columns, labels, {*get_label_maps(), *providers}, None if table == root else mask_suffix)
-    return [reader.read(number, row) for number, row in numbered]
+    rows = [reader.read(number, row) for number, row in numbered]
+    further = find_series_members(row.image_path for row in rows if row.has_file)
+    text = "is a further file of a DICOM series that another row has too; keep one row for each slide"
+    return [
+        replace(row, faults=(*row.faults, ("bad_file", f"path {row.image_path.name!r} {text}")))
+        if row.image_path in further
+        else row
+        for row in rows
+    ]
 
 
 def find_table(root: Path) -> Path:
@@ -191,7 +201,7 @@ class _RowReader:
         self.providers = providers
         self.spellings = {name.casefold(): name for name in providers}
         self.mask_suffix = mask_suffix
-        self.files: dict[str, tuple[int, str]] = {}  # the row and column that names a file first
+        self.files: dict[object, tuple[int, str]] = {}  # the row and column that names a file first
 
     def read(self, number: int, row: Mapping[str, str]) -> SlideRow:
         """Read a row."""
@@ -257,12 +267,11 @@ class _RowReader:
         if not cell:
             return None
         path = self.folder / cell
-        if not path.is_file():
+        identity, fault = identify_file(path)
+        if fault:
             hint = "; write / between folders" if "\\" in cell else ""
-            faults.append(
-                ("bad_file", f"{column} {cell!r}: there is no file {path}{hint}; correct it or remove the row")
-            )
-        first = self.files.setdefault(os.path.normpath(path), (number, column))
+            faults.append(("bad_file", f"{column} {cell!r}: {fault}{hint}; correct it or remove the row"))
+        first = self.files.setdefault(identity, (number, column))
         if first != (number, column):
             faults.append(
                 ("bad_file", f"{column} {cell!r} is the {first[1]} of row {first[0]} too; correct one of them")
@@ -282,6 +291,8 @@ def _check_id(column: str, slide_id: str) -> str | None:
     folders = any(part in slide_id for part in ("/", "\\", ".."))
     if not slide_id or slide_id.startswith(".") or folders or not slide_id.isprintable():
         return f"{column} {slide_id!r} is not a plain file name without folder and suffix"
+    if len(slide_id.encode()) > _LONGEST_ID:
+        return f"{column} {slide_id!r} is longer than {_LONGEST_ID} bytes; give a short name in a column image_id"
     if slide_id in RESERVED:
         return f"{column} {slide_id!r} is a reserved name in patch stores; rename the slide"
     return None

@@ -12,8 +12,9 @@ from panda.errors import MaskError
 from panda.wsi.geometry import Resolution, axis_scales, ceil_px, cut_blocks, floor_px, level_scale, mask_frame, round_px
 from panda.wsi.label_maps import LabelMap
 from panda.wsi.label_source import LabelSource, OnSlide
-from panda.wsi.mask_image import CodeImage, open_codes, write_vips
+from panda.wsi.mask_image import CodeImage, open_codes
 from panda.wsi.slide import SNAP, Slide
+from panda.wsi.tiff.conversions import suggest_vips_codes
 
 
 class MaskFile(LabelSource):
@@ -126,7 +127,7 @@ def _advise_crop(path: Path, slide: Slide, mask_size: tuple[int, int]) -> str:
     width, height = slide.dimensions
     if mask_size[0] < width or mask_size[1] < height:
         return ""
-    return f"; if it was padded on the right and below: {write_vips('crop', path, f'0 0 {width} {height}')}"
+    return f"; if it was padded on the right and below: {suggest_vips_codes('crop', path, f'0 0 {width} {height}')}"
 
 
 def _spans_file(slide: Slide, mask_size: tuple[int, int]) -> bool:

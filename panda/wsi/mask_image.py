@@ -24,6 +24,7 @@ from panda.wsi.colours import count_values
 from panda.wsi.geometry import cut_blocks
 from panda.wsi.handles import PerProcess
 from panda.wsi.label_maps import CHANNELS, LabelMap
+from panda.wsi.tiff.conversions import suggest_vips_codes
 from panda.wsi.tiff.pyramid import TiffPyramid
 from panda.wsi.tiff.tables import BrokenTiffError
 
@@ -34,6 +35,8 @@ MAX_PX = 2**26
 _LISTED_PX = 4_000_000
 """Px of the level at which the codes of channels are compared."""
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
+_PNG_HEAD = 26
+"""Bytes of a PNG up to its type of colour."""
 _LOSSLESS = (1, 2, 3, 4, 5, 8, 32773, 32946, 34925, 50000)
 """TIFF's numbers of the compressions that keep codes: none, CCITT, LZW, deflate, PackBits, LZMA and zstd."""
 _SEARCHED = {1: 1, 2: 1, 3: 3, 4: 3}
@@ -96,20 +99,12 @@ class _Decoded:
         if low < 0 or high > 255:
             remedy = "give the classes numbers up to 255"
             if low >= 0 and not (values % 257).any():
-                remedy = f"they are codes times 257: {write_vips('msb', path)}"
+                remedy = f"they are codes times 257: {suggest_vips_codes('msb', path)}"
             raise ValueError(f"its values are {low} to {high}, label codes are 0 to 255; {remedy}")
         self.codes = np.ascontiguousarray(values, np.uint8)
 
     def close(self) -> None:
         """Close nothing; the memory is freed with the object."""
-
-
-def write_vips(operation: str, path: Path, arguments: str = "", page: int | None = None) -> str:
-    """Return a command of libvips that makes a mask as it is read best: tiles, a pyramid of codes, deflate."""
-    source = shlex.quote(f"{path}" if page is None else f"{path}[page={page}]")
-    options = "[tile,pyramid,compression=deflate,region-shrink=mode]"
-    target = shlex.quote(f"{path.with_name(path.stem + '_codes.tiff')}{options}")
-    return f"vips {operation} {source} {target} {arguments}".rstrip()
 
 
 def open_codes(path: Path, label_map: LabelMap | None) -> CodeImage:
@@ -186,7 +181,7 @@ def _probe(path: Path) -> tuple[Callable[[int], CodeImage], int]:
         OSError: If the file cannot be read.
     """
     with path.open("rb") as file:
-        head = file.read(26)
+        head = file.read(_PNG_HEAD)
     if head.startswith(_JPEG):
         raise ValueError("it is a JPEG, which alters label codes; store the mask without loss")
     if head.startswith(_PNG):
@@ -203,9 +198,10 @@ def _probe(path: Path) -> tuple[Callable[[int], CodeImage], int]:
             return lambda channel: _TiffChannel(path, channel) if channel else tiff, tiff.samples
     _check_samples(path, samples)
     if width * height > MAX_PX:
+        command = _write_python(path) if head.startswith(_PNG) else suggest_vips_codes("cast", path, "uchar")
         raise ValueError(
             f"it is {width} x {height} px in a coding that is decoded whole, which ends at {MAX_PX} px; store codes of "
-            f"8 bits in tiles: {_write_python(path) if head.startswith(_PNG) else write_vips('cast', path, 'uchar')}"
+            f"8 bits in tiles: {command}"
         )
     return lambda channel: _Plane(path, channel, (width, height)), samples
 
@@ -214,14 +210,14 @@ def _check_samples(path: Path, samples: int) -> None:
     if samples not in _SEARCHED:
         raise ValueError(
             f"it has {samples} channels, of which none is known to be the label; extract it, here channel 0: "
-            + write_vips("extract_band", path, "0")
+            + suggest_vips_codes("extract_band", path, "0")
         )
 
 
 def _read_png_header(head: bytes) -> tuple[int, int, int]:
     """Return width, height and channels of a PNG (ISO/IEC 15948, section 11.2.2)."""
     width, height = int.from_bytes(head[16:20]), int.from_bytes(head[20:24])
-    bits, colour = head[24], head[25]
+    bits, colour = head[24:26] if len(head) == _PNG_HEAD else (0, 1)  # 1 is no type of colour
     samples = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour)
     if samples is None:
         raise ValueError("it is a damaged PNG; fetch it again")
@@ -247,13 +243,13 @@ def _read_tiff_header(path: Path, refusal: ValueError) -> tuple[int, int, int]:
     if alike > 1:
         raise ValueError(
             f"it has {alike} pages of full size; if each is a class, give them codes: {_write_python(path)}; "
-            f"if one is the label, here page 0: {write_vips('copy', path, page=0)}"
+            f"if one is the label, here page 0: {suggest_vips_codes('copy', path, page=0)}"
         ) from refusal
     if turned or compression not in _LOSSLESS:
         raise refusal
     if dtype.kind not in "iub":
         raise ValueError(
-            f"its pixels are {dtype}; label codes are whole numbers: {write_vips('cast', path, 'uchar')}"
+            f"its pixels are {dtype}; label codes are whole numbers: {suggest_vips_codes('cast', path, 'uchar')}"
         ) from refusal
     return *size, samples
 
@@ -271,7 +267,7 @@ def _write_python(path: Path) -> str:
 def _decode(path: Path) -> NDArray[np.integer[Any] | np.bool_]:
     """Return all values of an image, (height, width, channels); a palette's are its indices."""
     with path.open("rb") as file:
-        head = file.read(26)
+        head = file.read(_PNG_HEAD)
     try:
         if not head.startswith(_PNG):
             values = np.asarray(tifffile.imread(path, key=0))

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 _PYRAMID = "[tile,pyramid,compression=jpeg,Q=90,bigtiff]"
+_CODE_PYRAMID = "[tile,pyramid,compression=deflate,region-shrink=mode]"
 
 
 def suggest_vips(path: Path, operation: str, *arguments: str) -> str:
@@ -13,11 +14,19 @@ def suggest_vips(path: Path, operation: str, *arguments: str) -> str:
     return f"convert it: vips {operation} {shlex.quote(str(path))} {_name_target(path)} {' '.join(arguments)}".rstrip()
 
 
-def describe_orientation(orientation: int, path: Path) -> str:
-    """Return why a page with an Orientation tag other than 1 is refused, with the remedy."""
+def suggest_vips_codes(operation: str, path: Path, arguments: str = "", page: int | None = None) -> str:
+    """Return a command of libvips that makes a mask as it is read best: tiles, a pyramid of codes, deflate."""
+    source = shlex.quote(f"{path}" if page is None else f"{path}[page={page}]")
+    target = shlex.quote(f"{path.with_name(path.stem + '_codes.tiff')}{_CODE_PYRAMID}")
+    return f"vips {operation} {source} {target} {arguments}".rstrip()
+
+
+def describe_orientation(orientation: int, path: Path, *, has_codes: bool = False) -> str:
+    """Return why a page with an Orientation tag other than 1 is refused, with the remedy for a slide or a mask."""
+    command = suggest_vips_codes("autorot", path) if has_codes else suggest_vips(path, "autorot")
     return (
         f"its Orientation tag is {orientation}, by which OpenSlide turns each tile and not the picture; store it as it "
-        f"is shown, with Orientation 1: {suggest_vips(path, 'autorot')}"
+        f"is shown, with Orientation 1: {command}"
     )
 
 

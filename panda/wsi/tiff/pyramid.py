@@ -100,7 +100,7 @@ class TiffPyramid:
         self.matches_openslide = pages[0].matches_openslide
         self.orientation = pages[0].orientation
         if red_only and self.orientation != 1:
-            raise UnshownTiffError(describe_orientation(self.orientation, path))
+            raise UnshownTiffError(describe_orientation(self.orientation, path, has_codes=True))
         self._file = PerProcess(partial(_OpenFile, path))
 
     def is_jpeg(self, level: int) -> bool:
