@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,10 @@ def test_correction_takes_classes_of_patterns(slides: dict[str, Slide], tmp_path
     empty = np.zeros((resolution.height, resolution.width), np.bool_)
     regions = map_slide(slide, resolution, empty, tmp_path / "plain")
     write_json(regions, [feature("G3", box(0, 0, 80, 80)), feature("G5", box(40, 40, 60, 60))])
+    with pytest.raises(
+        MaskError, match=r"--labels=annotations: all outside .*code 0.* one of binary, binary_255, glea"
+    ):
+        read_correction(regions, slide.path, "annotations")
     with pytest.raises(MaskError, match=r"(?s)class 'G3' of 1 annotation .*--labels=binary; .* are .*gleason"):
         read_correction(regions, slide.path, "binary")
     write_corrections([read_correction(regions, slide.path, "gleason")], "gleason", tmp_path)
@@ -165,6 +170,30 @@ def test_correction_refuses_all_faulty_files_and_writes_nothing(
     ):
         assert part in text
     assert not (tmp_path / "new").exists()
+    (tmp_path / "file").touch()
+    assert main([str(good), "--slides", slides_at, "--output", str(tmp_path / "file")]) == 1
+    assert f"File exists: '{tmp_path / 'file'}'; check this file, or give another --output" in capsys.readouterr().err
     (tmp_path / "good" / RESULT).write_text("{}")
     with pytest.raises(ManifestError, match="file is missing"):
         read_correction(good, slide.path, "binary")
+
+
+def test_correction_finds_slides_in_subfolders_by_name(slides: dict[str, Slide], tmp_path: Path) -> None:
+    name = slides["plain"].path.name
+    for folder in ("all/a", "all/b"):
+        (tmp_path / folder).mkdir(parents=True)
+        shutil.copy2(slides["plain"].path, tmp_path / folder / name)
+    resolution = slides["plain"].choose_resolution(level=1)
+    mask = np.ones((resolution.height, resolution.width), np.bool_)
+    regions = map_slide(slides["plain"], resolution, mask, tmp_path / "out")
+    with pytest.raises(ManifestError, match=r"all has 2 files 'plain.tiff': .*a/plain.tiff.*; give the slide itself"):
+        read_correction(regions, tmp_path / "all", "binary")
+    with pytest.raises(ManifestError, match=r"out has 0 files 'plain.tiff'; give the slide itself with --slides"):
+        read_correction(regions, tmp_path / "out", "binary")
+    (tmp_path / "all" / "b" / name).rename(tmp_path / name)
+    inner, outer = (read_correction(regions, tmp_path / place, "binary") for place in ("all", "."))
+    table = write_corrections([inner], "binary", tmp_path / "new")
+    before = table.read_bytes()
+    with pytest.raises(ManifestError, match=r"plain is .*all/a/plain.tiff, not .*: give another --output"):
+        write_corrections([outer], "binary", tmp_path / "new")
+    assert table.read_bytes() == before

@@ -221,6 +221,10 @@ GRID = np.tile(np.arange(6, dtype=np.uint8), (300, 84))[:, :500]
             lambda p: write_tiff(p / "m.tiff", GRID, extratags=[(274, "H", 1, 3, True)]),
             r"Orientation tag is 3.*vips autorot (?!.*jpeg).*region-shrink=mode\]'$",
         ),
+        (
+            lambda p: write_tiff(p / "m.tiff", np.zeros((8200, 8200), np.uint8), rowsperstrip=8200),
+            r"take 67240000 bytes each.*vips copy (?!.*jpeg).*region-shrink=mode\]'$",
+        ),
         (lambda p: (p / "m.bmp").write_bytes(b"BM" + bytes(30)) and p / "m.bmp", "neither a TIFF nor a PNG"),
         (lambda p: write_png(p / "m.png", np.dstack([GRID, GRID[:, ::-1], GRID])), "red .* and green .*channel: red"),
     ],

@@ -7,6 +7,7 @@ for `data=table`. Regions that were not changed give exactly the predicted tumou
 from __future__ import annotations
 
 import argparse
+import glob
 import hashlib
 import json
 import sys
@@ -145,12 +146,13 @@ def read_correction(path: Path, slides: Path, labels: str, *, empty_means_benign
 
     Args:
         path: The regions, beside the `quantification.json` of their map.
-        slides: The slide, or the folder that holds it.
+        slides: The slide, or a folder that holds it, in any sub-folder.
         labels: The label map that gives the code of each class; code 0 is all the rest of the slide.
         empty_means_benign: A file without any region means a slide without cancer; else it is refused.
 
     Raises:
-        PandaError: If a file is missing or faulty, the slide is another one, or a class is unknown.
+        PandaError: If a file is missing or faulty, the slide is another one, or a class is unknown. A label map whose
+            code 0 is not a label of no cancer is refused too.
     """
     if not is_annotation_file(path) or not path.is_file():
         raise MaskError(f"{path}: is no file of annotations (.geojson, .json, .xml, .annotations)")
@@ -158,14 +160,20 @@ def read_correction(path: Path, slides: Path, labels: str, *, empty_means_benign
         made = read_model(path.parent / RESULT, TypeAdapter(_Map), _REMEDY, ManifestError)
     except FileNotFoundError as error:
         raise ManifestError(f"{path.parent / RESULT}: there is no such file: {_REMEDY}") from error
-    slide_path = slides / Path(made.file.name).name if slides.is_dir() else slides
+    slide_path = _find_slide(slides, Path(made.file.name).name) if slides.is_dir() else slides
     slide = SlideOptions(made.made_with.reader, made.made_with.mpp_override).open(slide_path)
     if (now := FileIdentity.read(slide_path)).bytes != made.file.bytes or now.name != made.file.name:
         raise ManifestError(
             f"{slide_path}: is {now.name} of {now.bytes} bytes, the map was made of {made.file.name} of "
             f"{made.file.bytes} bytes: give the slide of the map with --slides"
         )
+    usable = {name: known for name, known in get_label_maps().items() if _has_benign_rest(known)}
     label_map = find_label_map(labels).model_copy(update={"empty_means_benign": empty_means_benign})
+    if not _has_benign_rest(label_map):
+        raise MaskError(
+            f"--labels={labels}: all outside the regions gets code 0, which is no label of no cancer there; give one "
+            f"of {', '.join(usable)}"
+        )
     facts = {
         "source": str(path.resolve()),
         "source_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -179,10 +187,24 @@ def read_correction(path: Path, slides: Path, labels: str, *, empty_means_benign
         source = AnnotationSource.open(path, slide, label_map)
     except MaskError as error:
         classes = {found.name for found in read_annotations(path).annotations}
-        fitting = [name for name, known in get_label_maps().items() if all(map(known.find_codes, classes))]
+        fitting = [name for name, known in usable.items() if all(map(known.find_codes, classes))]
         hint = f"\n--labels={labels}; label maps with all its classes are {', '.join(fitting) or 'none'}"
         raise MaskError(f"{error}{hint if labels not in fitting else ''}") from error
     return Correction(slide, source, resolution, label_map, facts, made.tumor_px)
+
+
+def _find_slide(folder: Path, name: str) -> Path:
+    """Return the file of a name in a folder or below it; raise ManifestError if there is none, or several."""
+    found = [folder / name] if (folder / name).is_file() else sorted(folder.rglob(glob.escape(name)))
+    if len(found) != 1:
+        several = f": {', '.join(map(str, found))}" if found else ""
+        raise ManifestError(f"{folder} has {len(found)} files {name!r}{several}; give the slide itself with --slides")
+    return found[0]
+
+
+def _has_benign_rest(label_map: LabelMap) -> bool:
+    """Return whether code 0, which all outside the regions gets, means no cancer."""
+    return 0 in label_map.names and 0 not in (*label_map.cancer, *label_map.unlabelled)
 
 
 def write_corrections(corrections: Sequence[Correction], labels: str, output: Path) -> Path:
@@ -190,11 +212,20 @@ def write_corrections(corrections: Sequence[Correction], labels: str, output: Pa
 
     Returns:
         The table, for `data.table`.
+
+    Raises:
+        ManifestError: If the table is faulty, or has another slide of the same name. Nothing is written then.
     """
     table = output / TABLE
     with hold_lock(table):
-        (output / MASKS).mkdir(parents=True, exist_ok=True)
         rows = {row["image_id"]: row for _, row in read_user_table(table, ("image_id",))} if table.exists() else {}
+        for found in corrections:
+            name, path = found.slide.slide_id, str(found.slide.path.resolve())
+            if (before := rows.get(name, {}).get("path", path)) != path:
+                raise ManifestError(
+                    f"{table}: {name} is {before}, not {path}: give another --output, or correct its path if it moved"
+                )
+        (output / MASKS).mkdir(parents=True, exist_ok=True)
         for found in corrections:
             mask = Path(MASKS, f"{found.slide.slide_id}_mask.tiff")
             found.write_mask(output / mask)
@@ -239,7 +270,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "regions", nargs="+", type=Path, help="regions.geojson of infer.py, or exported again by QuPath"
     )
-    parser.add_argument("--slides", required=True, type=Path, help="the slide, or the folder that holds the slides")
+    parser.add_argument("--slides", required=True, type=Path, help="the slide, or the folder of the slides")
     parser.add_argument("--output", required=True, type=Path, help=f"folder for {MASKS}/ and {TABLE}")
     parser.add_argument("--labels", default="binary", help="label map of the masks (default: binary)")
     parser.add_argument("--empty-means-benign", action="store_true", help="no region means no cancer, else refused")
@@ -250,6 +281,9 @@ def main(arguments: Sequence[str]) -> int:
         )
     except PandaError as error:
         print(error, file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"{error}; check this file, or give another --output", file=sys.stderr)
         return 1
     print(f"train with: python train.py data=table data.table={table}")
     return 0

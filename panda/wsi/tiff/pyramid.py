@@ -83,7 +83,7 @@ class TiffPyramid:
     def __init__(self, path: Path, *, blank: int | None = 0, red_only: bool = False) -> None:
         self.path = path
         self._red_only = red_only
-        pages = read_pages(path)
+        pages = read_pages(path, has_codes=red_only)
         if red_only:
             _refuse_altered_codes(pages[0])
         self.levels = tuple(page.level for page in pages)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from panda.errors import raise_exhaustion
 from panda.wsi.geometry import level_scale
 from panda.wsi.tiff.codecs import BLACK_IS_0, GREYS, JPEG, PALETTE, PICTURES, RGB, YCBCR
-from panda.wsi.tiff.conversions import describe_channel_pages, describe_long_values, suggest_vips
+from panda.wsi.tiff.conversions import describe_channel_pages, describe_long_values, suggest_vips, suggest_vips_codes
 from panda.wsi.tiff.segments import SEGMENT_BYTES, Decoder
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -203,8 +203,8 @@ class Page:
         """Bytes of a decoded segment at most, before 16 bits are scaled to 8."""
         return self.level.segment_px * self.decoder.samples * max(1, self.kind[1] // 8)
 
-    def check(self, path: Path, size: int) -> None:
-        """Refuse a page that cannot be read in bounded memory, or not from its file of `size` bytes.
+    def check(self, path: Path, size: int, *, has_codes: bool = False) -> None:
+        """Refuse a page of colours or codes that cannot be read in bounded memory, or not from its `size` bytes.
 
         Raises:
             BrokenTiffError: If the page is empty, its tiles are too large, or the file lacks some of them.
@@ -216,9 +216,9 @@ class Page:
         # OpenSlide decodes any tile to RGBA.
         segment = self.segment_bytes if not level.tiled else max(self.segment_bytes, 4 * level.segment_px)
         if segment > SEGMENT_BYTES:
+            command = suggest_vips_codes("copy", path) if has_codes else suggest_vips(path, "copy")
             raise BrokenTiffError(
-                f"its tiles or strips take {segment} bytes each, over {SEGMENT_BYTES}; write it with tiles of 256 px: "
-                f"{suggest_vips(path, 'copy')}"
+                f"its tiles or strips take {segment} bytes each, over {SEGMENT_BYTES}; write it with tiles: {command}"
             )
         wanted = level.count * level.planes
         listed = min(len(level.offsets), len(level.byte_counts))
@@ -234,7 +234,7 @@ class Page:
             raise BrokenTiffError(f"a tile or strip of {segment} bytes is stored in {stored}")
 
 
-def read_pages(path: Path) -> list[Page]:
+def read_pages(path: Path, *, has_codes: bool = False) -> list[Page]:
     """Parse a TIFF, check its tables, and return the pages that show one picture, largest first.
 
     These are the first page, and further pages or sub-IFDs of the first that show it at a smaller size.
@@ -265,7 +265,7 @@ def read_pages(path: Path) -> list[Page]:
     shown = [pages[0], *sorted(smaller, key=lambda page: -page.level.width)]
     for page in pages:
         if page.level.tiled or page in shown:  # other strips are label images, which nothing reads
-            page.check(path, size)
+            page.check(path, size, has_codes=has_codes)
     _refuse_unshown(pages, path)
     if pages[0].kind not in _READ_KINDS:
         dtype, bits, fill, depth = pages[0].kind
