@@ -17,10 +17,10 @@ from panda.stored import Kappa, Plain, Share, ShareEnds
 from panda.tasks.bootstrap import compute_percentile_interval, drop_undefined, resample_sums
 from panda.tasks.class_counts import find_row, measure_class_dice
 from panda.tasks.figures import Figures, Interval, KappaInterval, split_slides
-from panda.tasks.gleason_search import GRADES
 from panda.tasks.grade_metrics import compute_agreement
 from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.classes import ClassSet
+from panda.wsi.gleason import GRADES
 
 UNNAMED = "cancer, class not labelled"
 """Row of the confusion for cancer whose label names no class."""

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from panda.inference.class_figures import UNNAMED, ClassFigures, ClassSplitFigures, RuleGradeSplitFigures
+from panda.inference.class_figures import (
+    UNNAMED,
+    ClassConfusion,
+    ClassFigures,
+    ClassSplitFigures,
+    RuleGradeSplitFigures,
+)
 from panda.inference.dataset_metrics import SegmentationSplitFigures
-from panda.report.confusion import lay_out_class_confusion, lay_out_confusion
+from panda.report.confusion import ConfusionTable, lay_out_confusion
 from panda.report.figure_tables import make_part_table
 from panda.report.interpretation import choose_split, format_interval
 from panda.report.run_summary import RunSummary, SegmentationSummary
 from panda.report.table import format_value
-from panda.tasks.gleason_search import GRADES, GleasonRuleChoice
-from panda.wsi.gleason import list_class_names
+from panda.tasks.gleason_search import GleasonRuleChoice
+from panda.wsi.gleason import GRADES, list_class_names
 
 
 def lay_out_classes(summary: RunSummary) -> dict[str, Any] | None:
@@ -32,7 +38,7 @@ def lay_out_classes(summary: RunSummary) -> dict[str, Any] | None:
     return {
         "meaning": _explain_classes(found),
         "table": make_part_table(_name_parts(found), "Class", str),
-        "confusion": lay_out_class_confusion(found.confusion),
+        "confusion": _lay_out_areas(found.confusion),
         "any_cancer": UNNAMED in found.confusion.labels,
         "agreement": agreement,
         "rule": rule,
@@ -97,3 +103,10 @@ def _explain_agreement(graded: RuleGradeSplitFigures) -> str:
         f"patterns, and quadratic κ {kappa}. The given grade is within the grades of the threshold band on "
         f"{graded.within_band:.0%}."
     )
+
+
+def _lay_out_areas(found: ClassConfusion) -> ConfusionTable | None:
+    """Lay out the areas of labelled and predicted classes; None if they are unknown."""
+    if found.mm2 is None:
+        return None
+    return lay_out_confusion(found.mm2, found.labels, found.predicted, "labelled ↓   predicted →", "mm2")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from panda.inference.class_figures import ClassConfusion
 from panda.report.table import format_value
 
 
@@ -54,10 +53,3 @@ def lay_out_confusion(
         ]
         table.append((name, cells))
     return ConfusionTable(corner, columns, table)
-
-
-def lay_out_class_confusion(found: ClassConfusion) -> ConfusionTable | None:
-    """Lay out the areas of labelled and predicted classes; None if they are unknown."""
-    if found.mm2 is None:
-        return None
-    return lay_out_confusion(found.mm2, found.labels, found.predicted, "labelled ↓   predicted →", "mm2")

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from panda.inference.slide_result import SlideResult
 from panda.report.confusion import ConfusionTable, lay_out_confusion
 from panda.report.run_folder import parse_number
-from panda.tasks.gleason_search import GRADES
-from panda.wsi.gleason import list_class_names
+from panda.wsi.gleason import GRADES, list_class_names
 
 _NAMED = 10
 Row = Mapping[str, str]

@@ -14,9 +14,8 @@ from panda.settings import Settings
 from panda.stored import Kappa, Timestamp
 from panda.tasks.figures import make_timestamp
 from panda.tasks.grade_metrics import compute_agreement
-from panda.wsi.gleason import GleasonRule, grade_areas
+from panda.wsi.gleason import GRADES, GleasonRule, grade_areas
 
-GRADES = 6
 FEWEST_GRADED = 20
 """Number of graded validation slides from which limits are searched: with fewer, chance decides."""
 DEFAULT_LIMITS = {"min_area_mm2": 0.02, "min_percent": 2.0}

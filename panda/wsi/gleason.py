@@ -11,6 +11,8 @@ from pydantic import Field, NonNegativeFloat
 
 from panda.stored import Percent, Plain
 
+GRADES = 6
+"""Number of ISUP grades, 0 (no cancer) included."""
 NEGATIVE_SCORES = ("negative", "0+0")
 """Gleason scores of a slide without cancer, as Radboud and Karolinska write them."""
 GRADED_PATTERNS = (3, 4, 5)
