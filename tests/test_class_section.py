@@ -1,7 +1,7 @@
 """The parts of a run's page about classes of cancer, and figures of classes in tables and comparisons."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from panda.report.class_section import explain_rule, lay_out_classes
 from panda.report.folds import compute_figures
 from panda.report.paired import compute_differences
 from panda.report.run_page import write_run_page
+from panda.report.sweep_page import write_sweep
 from panda.tables import read_output_table, write_table
 from panda.tasks.gleason_search import GleasonRuleChoice, GleasonRuleSettings
 from tests.drawn_scores import AT
@@ -67,6 +68,20 @@ def test_run_page_shows_classes_and_grades_by_areas(tmp_path: Path) -> None:
     assert "0.05 mm² and 3 % of the tumour, and a lower one from 5 %" in page
     assert "1 to 2" in page
     assert "Dice of G4" in page  # in the table of both splits
+
+
+def test_sweep_page_pairs_jobs_with_and_without_grades_by_areas(tmp_path: Path) -> None:
+    binary = summarize([slide.score for slide in SLIDES], AT, 3)
+    for job, figures in (("0", binary), ("1", make_figures())):
+        parts = json.loads(figures.model_dump_json())
+        folder = tmp_path / job
+        folder.mkdir()
+        (folder / "summary.json").write_text(json.dumps(make_summary({"val": parts, "test": parts}).to_dict()))
+        (folder / "overrides.txt").write_text(f"task.classes={'gleason' if job == '1' else 'binary'}\n")
+        write_table(folder / "val_slides.csv", [asdict(slide.score.compute_metrics(0.5)) for slide in SLIDES])
+    page = read_page(write_sweep(tmp_path))
+    assert "the job has no κ of grades by areas" in page
+    assert page.count("Less the best") == 1
 
 
 def test_classes_of_several_naming_providers_have_a_row_each() -> None:

@@ -64,7 +64,8 @@ def _make_table(jobs: Sequence[Job], varied: Sequence[str], gaps: Mapping[str, D
         for key in figures:
             for split in ("val", "test"):
                 scores = job.find_scores(split)
-                figure = make_cell(job.find_figure(split, key), find_format(key), why)
+                lacking = "the job has no κ of grades by areas" if scores and key == "rule_qwk" else why
+                figure = make_cell(job.find_figure(split, key), find_format(key), lacking)
                 row.append(replace(figure, under=format_interval(scores.find_interval(key) if scores else None)))
                 if split == "val" and gaps and key in judged:
                     row.append(_make_gap_cell(gaps.get(job.name), job.name in best, why if job.error else _UNPAIRED))
@@ -82,7 +83,8 @@ def _make_table(jobs: Sequence[Job], varied: Sequence[str], gaps: Mapping[str, D
         name = name_figure(key)
         for split in ("validation", "test"):
             heads += [Head(name, split, True)]
-            heads += [Head("Less the best", "paired, validation", True)] * (split == "validation" and bool(gaps))
+            if split == "validation" and gaps and key in judged:
+                heads += [Head("Less the best", "paired, validation", True)]
     heads += [Head("Threshold", figures=True), Head("Took", figures=True)]
     heads += [Head("Trained by")] * taken + [Head("Error")] * failed
     return Table(heads, rows)
