@@ -87,6 +87,7 @@ def test_class_set_survives_plain_data() -> None:
         ("names: [benign, G3, G4]\npatterns: {G3: [3, 4], G4: [4]}\n", "pattern 4 is in G3 and G4"),
         ("names: [benign, G3, g3]\npatterns: {G3: [3], g3: [4]}\n", "G3 occurs twice"),
         ("names: [benign, best]\npatterns: {best: [3]}\n", "best is the name of another figure"),
+        ("names: [benign, mean_slide]\npatterns: {mean_slide: [3]}\n", "mean_slide is the name of another figure"),
         ("names: [benign, G3]\npatterns: {G3: []}\n", "patterns lacks G3"),
         ("names: [benign, G3]\npatterns: {G3: [6]}\n", "patterns.G3.0 is 6"),
         ("names: [benign, G3]\npatterns: {G3: [true]}\n", "patterns.G3.0 is True"),
@@ -115,11 +116,16 @@ def test_find_classes_all_faults_at_once(tmp_path: Path) -> None:
     assert len(caught.value.faults) == 3
 
 
+def test_find_classes_missing_file_names_key_and_file() -> None:
+    with pytest.raises(ConfigError, match=r"task\.classes=a/b: there is no file .*a/b\.yaml; give binary, gleason"):
+        find_classes("a/b")
+    with pytest.raises(ConfigError, match=r"task\.classes=absent\.yaml: there is no file absent\.yaml"):
+        find_classes("absent.yaml")
+
+
 def test_find_classes_unknown_name_lists_known() -> None:
     with pytest.raises(ConfigError, match=r"task\.classes=gleeson.*did you mean gleason\?"):
         find_classes("gleeson")
-    with pytest.raises(ConfigError, match=r"nowhere\.yaml: cannot be read"):
-        find_classes("nowhere.yaml")
 
 
 def test_class_set_without_cancer_is_refused() -> None:

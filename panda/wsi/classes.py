@@ -30,8 +30,8 @@ ANY_CANCER = 254
 """The target of a px that is cancer of an unknown class, because its label map gives its code no pattern."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]{0,31}")
-_RESERVED = ("best",)
-"""Ends of the names of other figures: `val/dice_best`."""
+_RESERVED = ("best", "interval", "mean_slide", "mean_slide_interval")
+"""Ends of the names of other figures: `val/dice_best`, `dice_mean_slide`."""
 
 
 class ClassSet(Plain, frozen=True):
@@ -166,6 +166,8 @@ def find_classes(choice: str) -> ClassSet:
     known = ["binary", *(file.stem for file in FOLDER.glob("*.yaml"))]
     if path.parent == FOLDER and path.stem not in known:
         raise ConfigError(f"task.classes={choice}: there is no such set{suggest(choice, known)}, or give a PATH.yaml")
+    if not path.is_file():
+        raise ConfigError(f"task.classes={choice}: there is no file {path}; give {', '.join(known)} or a PATH.yaml")
     content = read_yaml(path)
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: is {content!r}: give the keys {' and '.join(ClassSet.model_fields)}")
