@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -170,3 +171,10 @@ def test_selection_write_keeps_other_columns(folder: Path) -> None:
     assert first.endswith(",T1")
     again = select_slides(records, SelectionSettings(splits=folder / "splits.csv"))
     assert again.split == selection.split
+
+
+def test_read_rows_panda_table_alone_names_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "train_images").mkdir()
+    (tmp_path / "train.csv").write_text("image_id,data_provider\na,radboud\n")
+    with pytest.raises(ManifestError, match=re.escape(f"data.root={tmp_path}, or labels={tmp_path} in inference")):
+        read_rows(tmp_path / "train.csv")

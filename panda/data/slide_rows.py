@@ -165,13 +165,16 @@ def _find_column_faults(columns: Sequence[str], table: Path, *, is_folder: bool,
         hint = ""
         if not is_folder:
             hint = ": give the file of each slide, relative to the table or absolute" + (
-                f", or data=panda data.root={table.parent}" if (table.parent / IMAGES).is_dir() else ""
+                f", or the folder in PANDA's layout: data=panda data.root={table.parent}, or labels={table.parent} in "
+                "inference"
+                if (table.parent / IMAGES).is_dir()
+                else ""
             )
         faults.append(f"no column {needed[0]!r}{hint}")
     if not has_labels and not {*_PROVIDER} & {*columns}:
         faults.append(
-            f"no column {_PROVIDER[0 if is_folder else 1]!r}, the label map of each slide: add it, or name one label "
-            "map for all of them with data.labels=NAME"
+            f"no column {_PROVIDER[0 if is_folder else 1]!r}, the label map of each slide: add it, or in training name "
+            "one label map for all of them with data.labels=NAME"
         )
     for names in _SYNONYMS:
         if {*names} <= {*columns}:
