@@ -13,7 +13,7 @@ from panda.inference.class_figures import RuleGradedSlide, summarize_classes, su
 from panda.inference.evaluate import SlideScore
 from panda.inference.grade import RuleGrade
 from panda.tasks.bootstrap import bootstrap_interval
-from panda.tasks.class_counts import confuse_classes, count_class_pixels, find_row
+from panda.tasks.class_counts import confuse_classes, count_class_pixels, find_row, shape_counts
 from panda.tasks.metrics import BINS, count_probabilities
 from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.classes import ANY_CANCER, IGNORED, ClassSet
@@ -196,3 +196,11 @@ def test_rule_grade_contradiction_is_refused(changes: dict[str, Any], fault: str
     assert RuleGrade(**sound).isup == 1
     with pytest.raises(ValueError, match=fault):
         RuleGrade(**sound | changes)
+
+
+def test_class_columns_of_contradicting_slide_are_none() -> None:
+    histogram, by_class = np.zeros((2, BINS), np.int64), np.zeros(shape_counts(4), np.int64)
+    histogram[1, 900] = by_class[0, 1, 900] = 50
+    benign, graded = (SlideScore(make_record(1, "radboud", "a", g), histogram, AREA, 0, by_class) for g in (0, 5))
+    assert benign.list_class_columns(0.5, CLASSES)["fp_px_G3"] == 50
+    assert set(graded.list_class_columns(0.5, CLASSES).values()) == {None}

@@ -13,7 +13,7 @@ from panda.data.manifest import SlideRecord
 from panda.inference.canvas import Canvas, CanvasWriter
 from panda.inference.class_areas import ClassArea
 from panda.inference.class_figures import RuleGradedSlide, summarize_classes, summarize_rule_grades
-from panda.inference.evaluate import read_scores, score_canvas, write_scores
+from panda.inference.evaluate import SlideScore, read_scores, score_canvas, write_scores
 from panda.inference.quantify import Quantification, QuantifySettings, slide_quantification
 from panda.inference.rule_grade import RuleGrader
 from panda.synthetic.dataset import GRADE_RULE, SlideTruth, SyntheticSpec, draw_slide
@@ -23,6 +23,7 @@ from panda.wsi.geometry import Resolution
 from panda.wsi.label_mask import LabelMask
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap
+from tests.drawn_scores import make_record
 
 GLEASON = find_classes("gleason")
 AT = ThresholdChoice.from_user(0.5)
@@ -166,9 +167,19 @@ def test_perfect_map_scores_one_in_each_class(drawn: list[DrawnSlide], tmp_path:
     px = sum(one.truth.tissue_px for one in drawn)
     assert mm2.sum() == pytest.approx(px * drawn[0].truth.mpp ** 2 / 1e6)
     write_scores(tmp_path / "scores.npz", dict(zip("abcdef", scores, strict=True)))
-    stored = read_scores(tmp_path / "scores.npz")
+    stored = read_scores(tmp_path / "scores.npz", GLEASON)
     for key, score in zip("abcdef", scores, strict=True):
         np.testing.assert_array_equal(stored[key][3], score.by_class)
+
+
+@pytest.mark.parametrize("shape", [None, (6, 3, 1000), (7,)])
+def test_read_scores_counts_of_other_classes_are_not_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, shape: tuple[int, ...] | None
+) -> None:
+    record, by_class = make_record(1, "radboud", "a"), None if shape is None else np.zeros(shape, np.int64)
+    write_scores(tmp_path / "s.npz", {"a": SlideScore(record, np.zeros((2, 1000), np.int64), 0.25, 0, by_class)})
+    assert read_scores(tmp_path / "s.npz", GLEASON) == {}
+    assert "counts of classes are not those of benign, G3, G4, G5" in caplog.text
 
 
 def make_areas(*px: tuple[int, int, int]) -> tuple[ClassArea, ...]:

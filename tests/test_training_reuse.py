@@ -28,6 +28,7 @@ from panda.files import hold_lock
 from panda.inference.evaluate import SlideScore, read_scores, write_scores
 from panda.tasks.checkpoint import read_checkpoint, update_metadata
 from panda.tasks.metadata import SegmentationMetadata
+from panda.wsi.classes import BINARY
 from tests.checkpoints import segmentation_checkpoint
 from tests.test_config_check import compose_settings
 from tests.test_train import METADATA, train_run, weights
@@ -190,15 +191,15 @@ def test_read_scores_returns_written_scores(tmp_path: Path, caplog: pytest.LogCa
     counts = np.arange(2000).reshape(2, 1000)
     scores = {"one": SlideScore(record, counts, 0.25, 7), "two": SlideScore(record, counts + 1, None, 0)}
     write_scores(tmp_path / "s.npz", scores)
-    back = read_scores(tmp_path / "s.npz")
+    back = read_scores(tmp_path / "s.npz", BINARY)
     for key, score in scores.items():
         found = SlideScore(record, *back[key])
         assert np.array_equal(found.histogram, score.histogram)
         assert (found.pixel_area_um2, found.outside_px) == (score.pixel_area_um2, score.outside_px)
-    assert read_scores(tmp_path / "absent.npz") == {}
+    assert read_scores(tmp_path / "absent.npz", BINARY) == {}
     (tmp_path / "s.npz").write_bytes((tmp_path / "s.npz").read_bytes()[:300])
     assert not caplog.text
-    assert read_scores(tmp_path / "s.npz") == {}
+    assert read_scores(tmp_path / "s.npz", BINARY) == {}
     assert f"{tmp_path / 's.npz'}: damaged or edited" in caplog.text
 
 

@@ -161,7 +161,7 @@ def _score_validation(
 ) -> list[SlideScore]:
     """Map and score the validation slides. Scores that another job of the sweep stored are read instead."""
     canvases = run.folder / "validation"
-    stored, scored = read_scores(run.folder / SCORES), dict[str, SlideScore]()
+    stored, scored = read_scores(run.folder / SCORES, predictor.classes), dict[str, SlideScore]()
 
     def score(record: SlideRecord, bar: tqdm[Any]) -> SlideScore:
         try:

@@ -108,8 +108,8 @@ class SlideScore:
     def list_class_columns(self, threshold: float, classes: ClassSet) -> dict[str, float | int | None]:
         """Return the columns of each class of cancer: Dice and pixels, over those whose label names their class.
 
-        There are none with one class of cancer. All are None if no label names a class, and Dice is None if none names
-        this one.
+        There are none with one class of cancer. All are None if no label names a class, or the mask contradicts the
+        grade. Dice is None if no label names this class.
         """
         if self.by_class is None:
             return {}
@@ -117,7 +117,7 @@ class SlideScore:
         known = self.confuse_classes(threshold)[:size]
         dice = measure_class_dice(known)
         for number, name in enumerate(classes.cancer_names, start=1):
-            tp, named = int(known[number, number]), bool(known.any())
+            tp, named = int(known[number, number]), bool(known.any()) and not self.contradicts_grade
             counts = tp, int(known[:, number].sum()) - tp, int(known[number].sum()) - tp
             value = dice[number - 1]
             columns[f"dice_{name}"] = None if np.isnan(value) else float(value)
@@ -213,8 +213,10 @@ def write_scores(path: Path, scores: Mapping[str, SlideScore]) -> None:
         np.savez_compressed(partial, plain=np.array(plain.decode()), **arrays)
 
 
-def read_scores(path: Path) -> dict[str, tuple[NDArray[np.int64], float | None, int, NDArray[np.int64] | None]]:
-    """Read the fields of scores after the record, by `fingerprint_score`; none if there is no sound file."""
+def read_scores(
+    path: Path, classes: ClassSet
+) -> dict[str, tuple[NDArray[np.int64], float | None, int, NDArray[np.int64] | None]]:
+    """Read the fields of scores of these classes after the record, by `fingerprint_score`; none if no file is sound."""
     if not path.exists():
         return {}
     try:
@@ -226,9 +228,10 @@ def read_scores(path: Path) -> dict[str, tuple[NDArray[np.int64], float | None, 
             }
         if any(hist.shape != (2, BINS) or hist.dtype != np.int64 for hist, *_ in scores.values()):
             raise ValueError(f"a histogram is not int64 of shape (2, {BINS})")
-        by_class = [counts for *_, counts in scores.values() if counts is not None]
-        if any(part.shape != shape_counts(part.shape[1]) or part.dtype != np.int64 for part in by_class):
-            raise ValueError(f"counts of classes are not int64 of shape (rows, classes, {BINS})")
+        right = None if classes.is_binary else (shape_counts(len(classes.names)), np.dtype(np.int64))
+        for *_, counts in scores.values():
+            if (None if counts is None else (counts.shape, counts.dtype)) != right:
+                raise ValueError(f"counts of classes are not those of {', '.join(classes.names)}")
     except Exception as error:  # zip, zlib and NumPy each have errors of their own
         log.warning("%s: damaged or edited (%s); its slides are mapped and scored again", path, error)
         return {}

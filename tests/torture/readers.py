@@ -43,6 +43,7 @@ from panda.report.sweep_page import write_sweep
 from panda.stored import read_model
 from panda.tasks.checkpoint import read_checkpoint
 from panda.tasks.metadata import SegmentationMetadata
+from panda.wsi.classes import BINARY
 from tests.torture.jobs import Job
 from tests.torture.mutations import mutate
 from tests.torture.outcome import Deadline, Outcome
@@ -108,7 +109,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     f"{_RUN}/config.yaml": lambda file: void(read_run_config(file)),
     f"{_RUN}/learns_from.json": _of_parent(LearningRecord.read),
     f"{_RUN}/training.json": lambda file: void(read_model(file, TypeAdapter(Training), "")),
-    f"{_RUN}/validation_scores.npz": lambda file: void(read_scores(file)),
+    f"{_RUN}/validation_scores.npz": lambda file: void(read_scores(file, BINARY)),
     f"{_RUN}/checkpoints/best.ckpt": lambda file: void(read_checkpoint(file, SegmentationMetadata)),
     f"{_RUN}/checkpoints/last.ckpt": _read_last,
     f"{_RUN}/summary.json": _of_parent(write_run_page),
