@@ -19,6 +19,7 @@ from panda.inference.dataset_metrics import summarize
 from panda.inference.predictor import SegmentationPredictor
 from panda.models.segmentation import Segmenter
 from panda.report.run_summary import PatchFigures, SegmentationSummary
+from panda.tasks.gleason_search import GleasonRuleChoice
 from panda.tasks.metadata import SegmentationMetadata, TrainedResolution
 from panda.tasks.segmentation import SegmentationTask
 from panda.tasks.threshold import ThresholdChoice
@@ -159,6 +160,8 @@ class SegmentationExperiment:
         settings = self.data.settings
         assert self.engine.precision != "auto"
         providers = sorted({record.provider for record in (*splits["train"], *splits["val"])})
+        classes = self.settings.class_set
+        rule = GleasonRuleChoice.from_settings(self.settings.gleason_rule, "no validation yet")
         return SegmentationMetadata(
             network=self.network.options,
             resolution=TrainedResolution.from_slides(settings.resolution, self.data.list_train_mpp()),
@@ -171,5 +174,6 @@ class SegmentationExperiment:
             normalize=settings.normalize,
             train_slides=tuple(sorted(self.data.get_patches("train").slide_ids)),
             val_slides=tuple(sorted(record.slide_id for record in splits["val"])),
-            classes=self.settings.class_set,
+            classes=classes,
+            gleason_rule=None if classes.is_binary else rule,
         )

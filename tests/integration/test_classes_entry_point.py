@@ -35,6 +35,9 @@ def test_train_gleason_writes_classes_and_their_dice(trained_run: Path) -> None:
     metadata = read_checkpoint(trained_run / "checkpoints" / "best.ckpt", SegmentationMetadata).metadata
     assert metadata.classes == find_classes("gleason")
     assert metadata.network["channels"] == 4
+    last = read_checkpoint(trained_run / "checkpoints" / "last.ckpt", SegmentationMetadata).metadata
+    assert last.gleason_rule is not None
+    assert last.gleason_rule.chosen_on == "not searched: no validation yet"
     with (trained_run / "metrics.csv").open(newline="") as file:
         columns = set(next(csv.reader(file)))
     assert {"val/dice", "val/dice_best", "val/threshold", "val/dice_G3", "val/dice_G4", "val/dice_G5"} <= columns
