@@ -218,12 +218,17 @@ def test_score_canvas_matches_plain_count(slide_path: Path, mask_path: Path, tmp
         tissue = find_tissue(slide)
         canvas = predictor.predict(slide, tissue, tmp_path / "c.zarr")
         score = score_canvas(canvas, slide, mask, tissue, record)
+        labelled = score_canvas(canvas, slide, mask, tissue, record, ignore_background=True)
         size = canvas.shape[::-1]
         where = tissue.crop(canvas.resolution, (0, 0), size)
         truth = mask.read_tumor(canvas.resolution, (0, 0), size)
+        unlabelled = where & (mask.read(canvas.resolution, (0, 0), size) == 0)
         prob = np.asarray(canvas, dtype=np.float64)
     assert score.histogram.shape == (2, BINS)
     assert score.histogram.sum() == where.sum()
+    assert 0 < unlabelled.sum() < where.sum()
+    assert labelled.histogram.sum() == where.sum() - unlabelled.sum()
+    assert (labelled.histogram[0] == score.histogram[0]).all()
     threshold = float(np.round(np.median(prob[where]), 3))
     called = (prob >= threshold) & where
     tp, fp, fn = (called & truth).sum(), (called & ~truth).sum(), (~called & truth & where).sum()

@@ -175,7 +175,8 @@ def _score_validation(
                     return scored[key]
                 tissue = find_tissue(slide)
                 canvas = predictor.predict(slide, tissue, canvases / f"{record.slide_id}.zarr", make_tile_callback(bar))
-                scored[key] = score_canvas(canvas, slide, mask, tissue, record)
+                ignore = predictor.metadata.ignore_background
+                scored[key] = score_canvas(canvas, slide, mask, tissue, record, ignore_background=ignore)
                 return scored[key]
         finally:
             remove(canvases)  # the canvases of a large split would fill the disk

@@ -172,6 +172,7 @@ class SegmentationExperiment:
             precision=self.engine.precision,
             tta=self.engine.tta,
             normalize=settings.normalize,
+            ignore_background=settings.ignore_background,
             train_slides=tuple(sorted(self.data.get_patches("train").slide_ids)),
             val_slides=tuple(sorted(record.slide_id for record in splits["val"])),
             classes=classes,

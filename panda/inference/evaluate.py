@@ -152,10 +152,19 @@ def open_label(record: SlideRecord, slide: Slide, label_maps: Mapping[str, Label
     return LabelMask.open(record.mask_path, slide, record.provider, label_maps)
 
 
-def score_canvas(canvas: Canvas, slide: Slide, mask: LabelMask, tissue: TissueMap, record: SlideRecord) -> SlideScore:
+def score_canvas(
+    canvas: Canvas,
+    slide: Slide,
+    mask: LabelMask,
+    tissue: TissueMap,
+    record: SlideRecord,
+    *,
+    ignore_background: bool = False,
+) -> SlideScore:
     """Count the tissue pixels of a canvas by probability and truth, band by band.
 
-    Tissue that no tile covered counts as probability 0.
+    Tissue that no tile covered counts as probability 0. Tissue with an unlabelled code counts as no cancer, or nowhere
+    with `ignore_background`, as in the loss. It never counts for a single class of several.
     """
     resolution, classes = canvas.resolution, canvas.classes
     counts, outside = np.zeros((2, BINS), np.int64), 0
@@ -164,11 +173,9 @@ def score_canvas(canvas: Canvas, slide: Slide, mask: LabelMask, tissue: TissueMa
         location = (0, round_px(y0 * resolution.downsample))
         size = (prob.shape[1], prob.shape[0])
         in_tissue = tissue.crop(resolution, location, size)
-        if by_class is None:
-            truth = mask.read_tumor(resolution, location, size)
-        else:
-            target = mask.read_target(resolution, location, size, ignore_background=True, classes=classes)
-            truth = (target != OTHER) & (target != IGNORED)
+        target = mask.read_target(resolution, location, size, ignore_background=True, classes=classes)
+        truth = (target != OTHER) & (target != IGNORED)
+        if by_class is not None:
             chosen = canvas.read_class_map(0, y0, *size, threshold=0.0)
             by_class += count_class_pixels(
                 prob,
@@ -178,8 +185,9 @@ def score_canvas(canvas: Canvas, slide: Slide, mask: LabelMask, tissue: TissueMa
                 len(classes.names),
                 has_patterns=bool(mask.label_maps[mask.provider].patterns),
             )
-        counts += count_probabilities(*map(torch.from_numpy, (prob, truth, in_tissue))).numpy()
         outside += int(np.count_nonzero(truth & ~in_tissue))
+        counted = in_tissue & (target != IGNORED) if ignore_background else in_tissue
+        counts += count_probabilities(*map(torch.from_numpy, (prob, truth, counted))).numpy()
     return SlideScore(record, counts, resolution.pixel_area_um2, outside, by_class)
 
 
@@ -200,6 +208,7 @@ def fingerprint_score(predictor: SegmentationPredictor, slide: Slide, record: Sl
             "codes": label_map.codes() | describe_classes(record.mask_path, label_map),
             "parts": _STORED,
             **({} if classes.is_binary else {"classes": classes.model_dump(mode="json")}),
+            **({"ignore_background": True} if predictor.metadata.ignore_background else {}),
         }
     )
 

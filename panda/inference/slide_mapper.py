@@ -142,7 +142,10 @@ class SlideMapper:
         with contextlib.ExitStack() as lock:
             canvas = lock.enter_context(self.predictor.hold_canvas(slide, tissue, canvas_path, on_tiles))
             record, label = labelled or (None, None)
-            score = score_canvas(canvas, slide, label, tissue, record) if record and label else None
+            score = None
+            if record and label:
+                ignore = self.predictor.metadata.ignore_background
+                score = score_canvas(canvas, slide, label, tissue, record, ignore_background=ignore)
             grade, ungraded = None, None
             if self.grader:
                 try:

@@ -182,6 +182,7 @@ class SegmentationMetadata(CheckpointMetadata, frozen=True):
         precision: Precision of the maps on which the threshold was chosen.
         tta: Test-time augmentation of these maps.
         calibration: Temperature of the probabilities, or None. Maps are not changed by it.
+        ignore_background: Whether px with an unlabelled code count in no loss and in no score.
         gleason_rule: The rule from areas to a Gleason score, None with one class of cancer.
     """
 
@@ -195,6 +196,7 @@ class SegmentationMetadata(CheckpointMetadata, frozen=True):
     precision: Literal["fp32", "bf16"]
     tta: Literal["none", "flip", "d4"] = "none"
     calibration: Temperature | None = None
+    ignore_background: bool = False
     classes: ClassSet = BINARY
     gleason_rule: GleasonRuleChoice | None = None
 
