@@ -25,6 +25,8 @@ def test_tumor_bool_from_gray_cancer_codes_of_each_provider() -> None:
 def test_tumor_bool_from_gray_unknown_codes_are_counted() -> None:
     with pytest.raises(MaskError, match=r"3 \(2 px\), 255 \(1 px\) are not among karolinska's \[0, 1, 2\]"):
         tumor_bool_from_gray(np.array([[3, 3, 0], [1, 2, 255]], np.uint8), "karolinska")
+    with pytest.raises(MaskError, match=r"not among binary's \[0, 1\]; .* right \(the codes fit binary_255\)"):
+        tumor_bool_from_gray(np.array([[0, 255]], np.uint8), "binary")
 
 
 def test_tumor_bool_from_gray_unknown_provider_names_known() -> None:

@@ -312,6 +312,17 @@ def test_open_reader_picture_that_no_reader_shows_is_refused(
         TiffPyramid(tmp_path / "slide.tiff", red_only=True)
 
 
+def test_open_reader_several_channels_of_grey_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "slide.tiff"
+    how: dict[str, Any] = {"tile": (256, 256), "photometric": "minisblack", "planarconfig": "contig", "metadata": None}
+    tifffile.imwrite(path, np.zeros((300, 300, 5), np.uint8), **how)
+    for reader in get_args(ReaderName):
+        with pytest.raises(
+            SlideError, match=r"its 5 channels are stored as grey, .*vips extract_band \S+ \S+ 0 --n 3 && "
+        ):
+            open_reader(path, reader)
+
+
 def test_open_reader_fast_names_file_and_remedy(tmp_path: Path) -> None:
     path = tmp_path / "other.tiff"
     tifffile.imwrite(path, np.zeros((300, 300, 3), np.uint8), tile=(256, 256), photometric="rgb", compression="lzma",

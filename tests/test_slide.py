@@ -321,7 +321,8 @@ def write_ome(path: Path, tags: dict[str, Any], **metadata: Any) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("unit", "value"), [(None, 0.25), ("µm", 0.25), ("nm", 250.0), ("mm", 0.00025), ("m", 2.5e-7), ("in", 0.25 / 25400)]
+    ("unit", "value"),
+    [(None, 0.25), ("µm", 0.25), ("nm", 250.0), ("mm", 0.00025), ("m", 2.5e-7), ("in", 0.25 / 25400), ("Å", 2500)],
 )
 def test_slide_open_ome_xml_gives_mpp_in_any_unit(tmp_path: Path, unit: str | None, value: float) -> None:
     units = {} if unit is None else {f"PhysicalSize{axis}Unit": unit for axis in "XY"}

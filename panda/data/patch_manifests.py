@@ -132,9 +132,10 @@ def write_patch_manifests(result: StoreResult, split: Mapping[str, Split]) -> di
             sound = [patches for patches in slides if not patches.contradicts_grade]
             members[name] = [(patches, np.arange(len(patches))) for patches in sound or slides]
     if empty := [name for name, slides in members.items() if not slides]:
+        first = result.failures[0].message if result.failures else "none"
         raise ManifestError(
-            f"{result.store}: all slides of {', '.join(empty)} failed ({len(result.failures)} failures in all; "
-            f"the first: {result.failures[0].message if result.failures else 'none'}); repair or exclude them"
+            f"{result.store}: all slides of {', '.join(empty)} failed ({len(result.failures)} failures in all, in "
+            f"failures.csv of the run; the first: {first}); repair or exclude them"
         )
     return _write(result.store, members)
 

@@ -243,9 +243,12 @@ def look_up_codes(mask_gray: NDArray[np.uint8], table: NDArray[np.uint8], provid
     if (unknown := found == UNKNOWN).any():
         codes, counts = np.unique(mask_gray[unknown], return_counts=True)
         listed = ", ".join(f"{code} ({count} px)" for code, count in zip(codes, counts, strict=True))
+        every = {*np.unique(mask_gray).tolist()}
+        fitting = " or ".join(name for name, known in get_label_maps().items() if every <= known.names.keys())
+        hint = f" (the codes fit {fitting})" if fitting else ""
         raise MaskError(
             f"label codes {listed} are not among {provider}'s {np.flatnonzero(table != UNKNOWN).tolist()}; "
-            "is the provider right, and the mask stored without loss?"
+            f"is the provider right{hint}, and the mask stored without loss?"
         )
     return found
 

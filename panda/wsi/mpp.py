@@ -27,7 +27,7 @@ Mpp = tuple[float, float]
 """µm per px along x and y."""
 
 _UNIT_UM = {2: 25_400.0, 3: 10_000.0}  # ResolutionUnit inch, centimetre (TIFF 6.0, section 8)
-_OME_UNIT_UM = {"µm": 1.0, "μm": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6, "in": 25_400.0}
+_OME_UNIT_UM = {"µm": 1.0, "μm": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6, "in": 25_400.0, "Å": 1e-4}
 """µm per unit of length of the OME schema, which is µm if a file states none; written with either letter for micro."""
 _PIXELS = re.compile(r"<(?:\w+:)?Pixels\b([^>]*)>")
 _ATTRIBUTE = re.compile(r"""(\w+)\s*=\s*(?:"([^"]*)"|'([^']*)')""")

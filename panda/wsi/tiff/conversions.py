@@ -38,14 +38,24 @@ def describe_long_values(dtype: str, bits: int, path: Path) -> str:
     )
 
 
+def describe_grey_channels(count: int, path: Path) -> str:
+    """Return why channels that are stored as grey are refused, with the remedy."""
+    joined = shlex.quote(str(path.with_name(f"{path.stem}_joined.v")))
+    return (
+        f"its {count} channels are stored as grey, and readers show the first; store red, green and blue. If the first "
+        f"three are these, convert it: vips extract_band {shlex.quote(str(path))} {joined} 0 --n 3 && "
+        f"vips copy {joined} {_name_target(path)} --interpretation srgb"
+    )
+
+
 def describe_channel_pages(count: int, path: Path) -> str:
     """Return why a TIFF with a page for each channel is refused, with the remedy."""
-    pages = " ".join(f"{path}[page={page}]" for page in range(count))
+    pages = " ".join(f"{path}[page={page}]" for page in range(min(count, 3)))
     joined = shlex.quote(str(path.with_name(f"{path.stem}_joined.v")))
     return (
         f"it has {count} pages of one channel at full size, of which readers show the first in grey; store one page "
-        f"with all channels. If they are red, green and blue, convert it: vips bandjoin {shlex.quote(pages)} {joined} "
-        f"&& vips copy {joined} {_name_target(path)} --interpretation srgb"
+        f"with all channels. If the first are red, green and blue, convert it: vips bandjoin {shlex.quote(pages)} "
+        f"{joined} && vips copy {joined} {_name_target(path)} --interpretation srgb"
     )
 
 

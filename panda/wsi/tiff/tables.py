@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from panda.errors import raise_exhaustion
 from panda.wsi.geometry import level_scale
+from panda.wsi.tiff import conversions
 from panda.wsi.tiff.codecs import BLACK_IS_0, GREYS, JPEG, PALETTE, PICTURES, RGB, YCBCR
-from panda.wsi.tiff.conversions import describe_channel_pages, describe_long_values, suggest_vips, suggest_vips_codes
 from panda.wsi.tiff.segments import SEGMENT_BYTES, Decoder
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -216,7 +216,9 @@ class Page:
         # OpenSlide decodes any tile to RGBA.
         segment = self.segment_bytes if not level.tiled else max(self.segment_bytes, 4 * level.segment_px)
         if segment > SEGMENT_BYTES:
-            command = suggest_vips_codes("copy", path) if has_codes else suggest_vips(path, "copy")
+            command = (
+                conversions.suggest_vips_codes("copy", path) if has_codes else conversions.suggest_vips(path, "copy")
+            )
             raise BrokenTiffError(
                 f"its tiles or strips take {segment} bytes each, over {SEGMENT_BYTES}; write it with tiles: {command}"
             )
@@ -266,7 +268,7 @@ def read_pages(path: Path, *, has_codes: bool = False) -> list[Page]:
     for page in pages:
         if page.level.tiled or page in shown:  # other strips are label images, which nothing reads
             page.check(path, size, has_codes=has_codes)
-    _refuse_unshown(pages, path)
+    _refuse_unshown(pages, path, has_codes=has_codes)
     if pages[0].kind not in _READ_KINDS:
         dtype, bits, fill, depth = pages[0].kind
         raise ValueError(
@@ -283,13 +285,15 @@ def _read_palette(page: Any) -> NDArray[np.uint8] | None:
     return np.ascontiguousarray(table.T >> 8 if table.max() > 255 else table.T, dtype=np.uint8)
 
 
-def _refuse_unshown(pages: list[Page], path: Path) -> None:
-    """Refuse a picture of floats or of long integers, and channels in pages of their own."""
+def _refuse_unshown(pages: list[Page], path: Path, *, has_codes: bool) -> None:
+    """Refuse floats, long integers, channels in pages of their own, and colours that are stored as grey."""
     first = pages[0]
     dtype, bits = first.kind[:2]
     if bits > 16 or "float" in dtype:
-        raise UnshownTiffError(describe_long_values(dtype, bits, path))
+        raise UnshownTiffError(conversions.describe_long_values(dtype, bits, path))
     size = first.level.width, first.level.height
     channels = [page for page in pages if page.samples == 1 and (page.level.width, page.level.height) == size]
     if first.samples == 1 and len(channels) > 1:
-        raise UnshownTiffError(describe_channel_pages(len(channels), path))
+        raise UnshownTiffError(conversions.describe_channel_pages(len(channels), path))
+    if first.samples > 2 and first.decoder.photometric in GREYS and not has_codes:
+        raise UnshownTiffError(conversions.describe_grey_channels(first.samples, path))
