@@ -226,19 +226,8 @@ def slide_quantification(
     mask, names = _make_empty_mask(shape, folder), scored_map.classes.cancer_names
     near = np.clip(thr + np.array(NEARBY), 0, 1)
     steps = np.union1d(THRESHOLDS, near)
-    counts = np.zeros((4, len(names), len(steps) + 1), np.int64)
-    tissue_counts = np.zeros(4, np.int64)
     bound = scored_map.find_bound(thr)
-    for window in cut_blocks(*resolution.size, block):
-        in_tissue, values = scored_map.read(window)
-        is_scored = (values >= scored_map.lowest).any()
-        by_class = scored_map.split_classes(window, values) if is_scored else []
-        for index, px in resolution.list_edges(window):
-            tissue_counts[index] += np.count_nonzero(in_tissue[px])
-            for number, own in enumerate(by_class):
-                counts[index, number] += scored_map.count_steps(own[px], steps)
-        if is_scored:
-            np.greater_equal(values, bound, out=mask[slice_window(window)])
+    tissue_counts, counts = _count_px(scored_map, steps, mask, bound, block)
     tissue_px = convert_px(resolution.weigh_counts(tissue_counts))
     class_at_least = resolution.weigh_counts(counts[..., ::-1].cumsum(axis=2)[..., ::-1])[:, 1:]
     at_least = class_at_least.sum(axis=0)
@@ -284,6 +273,38 @@ def slide_quantification(
         mask_clean=mask,
         class_map=class_map,
     )
+
+
+def _count_px(
+    scored_map: ScoredMap, steps: NDArray[np.float64], mask: NDArray[np.bool_], bound: float, block: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Count the px of a map by place and probability, and mark those at or above a bound in an empty mask.
+
+    Args:
+        scored_map: The map.
+        steps: Ascending thresholds, (n,).
+        mask: Receives the px of the tumour, (H, W).
+        bound: The lowest value of a px of the tumour.
+        block: Side of the blocks in px.
+
+    Returns:
+        Tissue px by place, (4,), and scored tissue px by place, class and step, (4, k, n + 1). The four places are
+        those of `Resolution.list_edges`, whose px have different areas.
+    """
+    counts = np.zeros((4, len(scored_map.classes.cancer_names), len(steps) + 1), np.int64)
+    tissue_counts = np.zeros(4, np.int64)
+    resolution = scored_map.resolution
+    for window in cut_blocks(*resolution.size, block):
+        in_tissue, values = scored_map.read(window)
+        is_scored = (values >= scored_map.lowest).any()
+        by_class = scored_map.split_classes(window, values) if is_scored else []
+        for index, px in resolution.list_edges(window):
+            tissue_counts[index] += np.count_nonzero(in_tissue[px])
+            for number, own in enumerate(by_class):
+                counts[index, number] += scored_map.count_steps(own[px], steps)
+        if is_scored:
+            np.greater_equal(values, bound, out=mask[slice_window(window)])
+    return tissue_counts, counts
 
 
 def _is_near(area: Px, other: Px) -> bool:
