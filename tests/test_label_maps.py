@@ -77,6 +77,7 @@ def test_load_label_maps_all_faults_of_all_files_at_once(tmp_path: Path) -> None
     )
     (tmp_path / "b.yaml").write_text("names: {0: a, 1: b}\ncancer: [1, 4]\nunlabelled: [0, 9]\npatterns: {5: 5}\n")
     (tmp_path / "c.yaml").write_text("names: {0: a, 1: b}\ncancer: [1]\nunlabelled: [1]\n")
+    (tmp_path / "ca.yaml").write_text("names: {0: a, 1: b}\ncancer: [1]\nunlabelled: []\npatterns: {0: 3, 1: 4}\n")
     (tmp_path / "d.yaml").write_text("names: {0: a\n")
     (tmp_path / "e.yaml").write_text("- 3\n")
     (tmp_path / "good.yaml").write_text(GOOD)
@@ -93,6 +94,7 @@ def test_load_label_maps_all_faults_of_all_files_at_once(tmp_path: Path) -> None
         "b.yaml: unlabelled has code 9 without a name: add it to names, or remove it here",
         "b.yaml: patterns has code 5 without a name: add it to names, or remove it here",
         "c.yaml: unlabelled has code 1, which cancer has too: remove it from one of them",
+        "ca.yaml: patterns has code 0, which cancer lacks: add it to cancer, or remove it here",
     ]
     assert faults[-2].startswith("d.yaml: cannot be read as YAML (")
     assert (

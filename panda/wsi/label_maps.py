@@ -57,11 +57,13 @@ class LabelMap(BaseModel, frozen=True, extra="forbid"):
     @field_validator("cancer", "unlabelled", "patterns")
     @classmethod
     def _check_codes(cls, codes: Collection[int], info: ValidationInfo) -> Collection[int]:
-        """Refuse codes without a name, and codes that are cancer and unlabelled at once."""
+        """Refuse codes without a name, codes that are cancer and unlabelled at once, and patterns of no cancer."""
         if unnamed := sorted(set(codes) - set(info.data.get("names", codes))):
             raise ValueError(f"has {_list_codes(unnamed)} without a name: add it to names, or remove it here")
         if info.field_name == "unlabelled" and (both := sorted(set(codes) & set(info.data.get("cancer", ())))):
             raise ValueError(f"has {_list_codes(both)}, which cancer has too: remove it from one of them")
+        if info.field_name == "patterns" and (benign := sorted(set(codes) - set(info.data.get("cancer", codes)))):
+            raise ValueError(f"has {_list_codes(benign)}, which cancer lacks: add it to cancer, or remove it here")
         return codes
 
     @field_validator("aliases")

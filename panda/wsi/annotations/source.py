@@ -176,7 +176,8 @@ def _find_code_of_empty(file: AnnotationFile, label_map: LabelMap) -> int:
     found = f"no annotation with a class, only {ignored}" if ignored else "no annotation"
     file.faults.append(
         f"it holds {found}: annotate the slide, or leave it out; if a file without any object means a slide without "
-        "cancer, say so with data.empty_means_benign=true (of corrections: --empty-means-benign)"
+        "cancer, say so with empty_means_benign: true in its label map, in training and the audit also with "
+        "data.empty_means_benign=true (of corrections: --empty-means-benign)"
     )
     return 0
 
