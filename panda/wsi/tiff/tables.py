@@ -220,7 +220,8 @@ class Page:
                 conversions.suggest_vips_codes("copy", path) if has_codes else conversions.suggest_vips(path, "copy")
             )
             raise BrokenTiffError(
-                f"its tiles or strips take {segment} bytes each, over {SEGMENT_BYTES}; write it with tiles: {command}"
+                f"its tiles or strips take {segment} bytes each, over {SEGMENT_BYTES}; write it with tiles of 256 px: "
+                f"{command}"
             )
         wanted = level.count * level.planes
         listed = min(len(level.offsets), len(level.byte_counts))
