@@ -8,6 +8,7 @@ from torch import nn
 
 from panda.models.mil import MILNet
 from panda.models.segmentation import Segmenter
+from panda.tasks.gleason_search import GleasonRuleChoice, GleasonRuleSettings
 from panda.tasks.metadata import CheckpointMetadata, GradingMetadata, SegmentationMetadata
 from panda.tasks.threshold import search_threshold
 from panda.wsi.classes import BINARY, ClassSet
@@ -36,6 +37,9 @@ def segmentation_checkpoint(path: Path, classes: ClassSet = BINARY, **changes: A
         "val_slides": [],
         "classes": classes.model_dump(mode="json"),
     }
+    if not classes.is_binary:
+        rule = GleasonRuleChoice.from_settings(GleasonRuleSettings(), "a checkpoint of a test")
+        data["gleason_rule"] = rule.model_dump(mode="json")
     return write(path, SegmentationMetadata, network, data | changes)
 
 

@@ -99,6 +99,15 @@ def test_read_checkpoint_channels_of_other_classes_raise(tmp_path: Path) -> None
         read_checkpoint(path, SegmentationMetadata)
 
 
+def test_read_checkpoint_classes_without_rule_raise(tmp_path: Path) -> None:
+    path = segmentation_checkpoint(tmp_path / "a.ckpt", find_classes("gleason"))
+    entry = torch.load(path, weights_only=True)
+    entry["panda"]["gleason_rule"] = None
+    torch.save(entry, path)
+    with pytest.raises(CheckpointError, match="gleason_rule must be a rule with the classes benign, G3, G4, G5"):
+        read_checkpoint(path, SegmentationMetadata)
+
+
 def test_read_checkpoint_without_temperature_is_read(tmp_path: Path) -> None:
     path = write(tmp_path / "a.ckpt")
     content = torch.load(path, weights_only=True)

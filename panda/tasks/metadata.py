@@ -206,6 +206,10 @@ class SegmentationMetadata(CheckpointMetadata, frozen=True):
             message = "network.channels is {channels}, but classes has {names}, which need {needed}"
             named = {"channels": repr(channels), "names": ", ".join(self.classes.names)}
             raise PydanticCustomError("classes", message, {**named, "needed": self.classes.channels})
+        if (self.gleason_rule is None) != self.classes.is_binary:
+            message = "gleason_rule must be {needed} with the classes {names}"
+            needed = "null" if self.classes.is_binary else "a rule"
+            raise PydanticCustomError("classes", message, {"needed": needed, "names": ", ".join(self.classes.names)})
         return self
 
 
