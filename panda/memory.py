@@ -36,7 +36,8 @@ class MemoryPool:
     def __init__(self, most_unused: int) -> None:
         self._most_unused = most_unused
         self.clear()
-        os.register_at_fork(after_in_child=self.clear)  # a lock may have been held when the process was copied
+        if hasattr(os, "register_at_fork"):  # Windows has no fork
+            os.register_at_fork(after_in_child=self.clear)  # a lock may have been held when the process was copied
 
     def clear(self) -> None:
         """Give the unused memory back to the system."""

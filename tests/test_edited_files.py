@@ -284,7 +284,18 @@ def test_edited_small_files_are_refused_or_same(tmp_path: Path, kind: str) -> No
 def test_edited_checkpoint_is_refused_or_same(tmp_path: Path) -> None:
     path = segmentation_checkpoint(tmp_path / "a.ckpt")
     whole = torch.load(path, weights_only=True)
-    free = {"threshold", "label_maps", "train_slides", "val_slides", "resolution", "overlap", "mean", "std", "classes"}
+    free = {
+        "threshold",
+        "label_maps",
+        "train_slides",
+        "val_slides",
+        "resolution",
+        "overlap",
+        "mean",
+        "std",
+        "classes",
+        "ignore_background",
+    }
 
     weights = read_checkpoint(path, SegmentationMetadata).weights
 

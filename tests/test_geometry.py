@@ -7,11 +7,14 @@ from typing import get_args
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
 from panda.errors import MaskError
 from panda.wsi.geometry import Frame, Resolution, axis_scales, ceil_px, cut_blocks, level_scale, mask_frame, round_px
+from panda.wsi.slide import Slide
 from tests.pyramids import Rounding, level_size
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -185,3 +188,16 @@ def test_resolution_gives_pixel_area_and_frame() -> None:
     unknown = Resolution(5.0, 80, 40, 1, 4.0, None)
     assert unknown.pixel_area_um2 is None
     assert unknown.is_resampled
+
+
+def test_resolution_level_padded_by_one_px_is_stored(tmp_path: Path) -> None:
+    image = np.full((500, 1000, 3), 240, np.uint8)
+    level = np.full((201, 400, 3), 240, np.uint8)  # 200 rows and one of padding
+    with tifffile.TiffWriter(tmp_path / "a.tiff") as file:
+        for number, pixels in enumerate((image, level)):
+            file.write(pixels, tile=(64, 64), photometric="rgb", subfiletype=int(number > 0), metadata=None)
+    with Slide.open(tmp_path / "a.tiff") as slide:
+        resolution = slide.choose_resolution(level=1)
+    assert list(resolution.part) == [1, 0]
+    stored = TypeAdapter(Resolution)
+    assert stored.validate_json(stored.dump_json(resolution)) == resolution

@@ -1,10 +1,12 @@
 """From checkpoint and slide to canvas: the resolution a slide is read at, reuse, and scores against a mask."""
 
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from panda.data.manifest import SlideRecord
 from panda.errors import CheckpointError, SlideError
@@ -283,3 +285,37 @@ def test_score_canvas_benign_slide_has_area_and_no_dice(slide_path: Path, tmp_pa
     assert summarize([score], ThresholdChoice.from_user(0.001), seed=0).fp_mm2_benign_slides == pytest.approx(
         row.fp_mm2
     )
+
+
+def test_predict_failed_network_ends_reads_before_slide_closes(
+    slide_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = EngineSettings(device="cpu", batch_size=1, read_threads=4)
+    predictor = SegmentationPredictor.from_checkpoint(segmentation_checkpoint(tmp_path / "a.ckpt"), settings)
+    reading: list[int] = []
+    begun: list[int] = []
+
+    def read(x: int, y: int) -> NDArray[np.uint8]:
+        begun.append(x)
+        reading.append(x)
+        time.sleep(0.1)
+        reading.remove(x)
+        return np.zeros((64, 64, 3), np.uint8)
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predictor, "make_tile_reader", lambda *_: read)
+    monkeypatch.setattr(type(predictor.model), "__call__", fail)
+    with Slide.open(slide_path) as slide:
+        tissue = find_tissue(slide)
+        try:
+            predictor.predict(slide, tissue, tmp_path / "c.zarr")
+        except KeyboardInterrupt:  # its traceback keeps the frames alive
+            assert begun
+            assert not reading
+        else:
+            pytest.fail("the network failed")
+    count = len(begun)
+    time.sleep(0.2)
+    assert len(begun) == count

@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from types import FrameType
@@ -80,14 +81,16 @@ class WorkerPool(Generic[Item, Result]):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self._threads.shutdown()
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        for worker in self._workers:
-            worker.stop()
-        until = time.monotonic() + _GRACE_S
-        for worker in self._workers:
-            worker.end(max(0.0, until - time.monotonic()))
+        try:
+            if kind is None:
+                self._threads.shutdown()
+        finally:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+            for worker in self._workers:
+                worker.stop()
+            until = time.monotonic() + _GRACE_S
+            for worker in self._workers:
+                worker.end(max(0.0, until - time.monotonic()))
 
 
 class _Worker(Generic[Item, Result]):
@@ -99,7 +102,7 @@ class _Worker(Generic[Item, Result]):
         self._process: SpawnProcess | None = None
         self._connection: Connection | None = None
         self._lock = threading.Lock()  # of the connection, which two threads may send to
-        self._is_stopped = False
+        self._stopped = threading.Event()
 
     def run(self, item: Item) -> Result:
         """Do the work for an item in the process.
@@ -130,20 +133,25 @@ class _Worker(Generic[Item, Result]):
         context = multiprocessing.get_context("spawn")
         process = context.Process(target=_serve, args=(self._work, other, log.getEffectiveLevel()), daemon=True)
         with self._lock, other:
-            if self._is_stopped:
+            if self._stopped.is_set():
                 raise EOFError("the pool has ended")
             with _starting, _limit_threads(), _hold_signals():
                 process.start()
+            if self._stopped.is_set():  # while it started
+                process.kill()
+                raise EOFError("the pool has ended")
             self._process, self._connection = process, own
         return process, own
 
     def stop(self) -> None:
-        """Let the process end, also in the middle of an item."""
-        with self._lock:
-            self._is_stopped = True
-            if self._connection is not None:
-                with contextlib.suppress(OSError):
-                    self._connection.send(None)
+        """Let the process end, also in the middle of an item; do nothing if it does not receive one yet."""
+        self._stopped.set()
+        if self._lock.acquire(timeout=_GRACE_S):
+            with contextlib.ExitStack() as locked:
+                locked.callback(self._lock.release)
+                if self._connection is not None:
+                    with contextlib.suppress(OSError):
+                        self._connection.send(None)
 
     def end(self, timeout_s: float) -> None:
         """Wait for the end of the process after `stop`, and kill it if it takes longer."""
@@ -193,6 +201,7 @@ def _hold_signals() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield  # Windows has none
         return
+    resource_tracker.ensure_running()  # its start lets signals through, so it comes before
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
     try:
         yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -186,15 +186,17 @@ class SegmentationPredictor:
                 classes=self.classes,
             ) as writer,
             make_blending_queue(_MOST_BLENDING) as blending,
+            closing(
+                read_batches(
+                    tiles,
+                    grid.patch_size,
+                    self.batch_size,
+                    threads=self.settings.thread_count,
+                    device=device,
+                    dtype=torch.float32 if device.type == "cpu" else torch.uint8,  # a quarter of the bytes to a GPU
+                )
+            ) as batches,
         ):
-            batches = read_batches(
-                tiles,
-                grid.patch_size,
-                self.batch_size,
-                threads=self.settings.thread_count,
-                device=device,
-                dtype=torch.float32 if device.type == "cpu" else torch.uint8,  # a quarter of the bytes to a GPU
-            )
             done = 0
             for images in batches:
                 blending.submit(writer.add, self.model(images), positions[done : done + len(images)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any
@@ -33,10 +33,11 @@ def read_batches(
     threads: int,
     device: torch.device,
     dtype: torch.dtype = torch.uint8,
-) -> Iterator[Tensor]:
+) -> Generator[Tensor]:
     """Yield tiles in batches, in their order, while threads read the next ones.
 
     Tiles may be of several slides. `tiles` is read lazily, one batch of readers at a time, by the thread that iterates.
+    Threads read until the generator is closed, so close it before the slides: a traceback keeps a generator alive.
 
     Args:
         tiles: One reader a tile.

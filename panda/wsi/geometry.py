@@ -22,7 +22,7 @@ from panda.errors import MaskError
 Coordinate = TypeVar("Coordinate", float, NDArray[Any])
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Side = Annotated[int, Field(ge=1, lt=2**31)]
-Part = Annotated[float, Field(gt=0, le=1)]
+Part = Annotated[float, Field(ge=0, le=1)]
 
 
 @overload

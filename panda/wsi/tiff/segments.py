@@ -111,7 +111,8 @@ class SegmentCache:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self.clear()
-        os.register_at_fork(after_in_child=self.clear)  # a lock may have been held when the process was copied
+        if hasattr(os, "register_at_fork"):  # Windows has no fork
+            os.register_at_fork(after_in_child=self.clear)  # a lock may have been held when the process was copied
 
     def clear(self) -> None:
         """Remove all segments."""
