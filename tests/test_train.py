@@ -44,6 +44,7 @@ from panda.tasks.metadata import SegmentationMetadata, TrainedResolution
 from panda.tasks.optim import FiniteCheck, Optim
 from panda.tasks.segmentation import SegmentationTask
 from panda.tasks.threshold import search_threshold
+from panda.wsi.classes import BINARY
 from panda.wsi.label_maps import find_label_map
 from tests.summaries import make_summary
 from tests.test_config_check import compose_settings
@@ -512,7 +513,9 @@ def test_freeze_operating_point_failed_validation_slides_leave_no_canvas(
     monkeypatch.setattr("panda.app.operating_point.fingerprint_score", lambda *_: "")
     run: Any = SimpleNamespace(folder=tmp_path, failures=[])
     record: Any = SimpleNamespace(slide_id="a", image_path=tmp_path)
-    predictor: Any = SimpleNamespace(predict=predict, threshold=None, metadata=SimpleNamespace(label_maps={}))
+    predictor: Any = SimpleNamespace(
+        predict=predict, threshold=None, classes=BINARY, metadata=SimpleNamespace(label_maps={})
+    )
     with pytest.raises(PandaError, match="no validation slide could be scored: cannot be read"):
         freeze_operating_point(run, data, predictor, [record], GleasonRuleSettings())
     assert [failure.slide_id for failure in run.failures] == ["a"]
