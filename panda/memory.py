@@ -12,6 +12,7 @@ import os
 import threading
 import weakref
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,12 @@ _LARGE = 2**17
 """Bytes from which the heap gives memory back to the system at once."""
 
 
+def clear_after_fork(clear: Callable[[], None]) -> None:
+    """Call a function in each process that is forked from this one, where a lock may have been copied while held."""
+    if hasattr(os, "register_at_fork"):  # Windows has no fork
+        os.register_at_fork(after_in_child=clear)
+
+
 class MemoryPool:
     """Arrays whose memory is used again, for one of as many bytes, when nothing refers to it any more.
 
@@ -36,8 +43,7 @@ class MemoryPool:
     def __init__(self, most_unused: int) -> None:
         self._most_unused = most_unused
         self.clear()
-        if hasattr(os, "register_at_fork"):  # Windows has no fork
-            os.register_at_fork(after_in_child=self.clear)  # a lock may have been held when the process was copied
+        clear_after_fork(self.clear)
 
     def clear(self) -> None:
         """Give the unused memory back to the system."""

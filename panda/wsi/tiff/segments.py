@@ -7,7 +7,6 @@ progressive picture, or values of 16 bits. Codecs that need more have smaller se
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 from cachetools import LRUCache
 from numpy.typing import NDArray
 
+from panda.memory import clear_after_fork
 from panda.wsi.tiff.codecs import GREYS, INFLATE, JPEG, PICTURES, decode_jpeg, read_jpeg_size
 
 CACHE_BYTES = 32 * 2**20
@@ -111,8 +111,7 @@ class SegmentCache:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self.clear()
-        if hasattr(os, "register_at_fork"):  # Windows has no fork
-            os.register_at_fork(after_in_child=self.clear)  # a lock may have been held when the process was copied
+        clear_after_fork(self.clear)
 
     def clear(self) -> None:
         """Remove all segments."""
