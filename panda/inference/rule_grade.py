@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from panda.inference.class_areas import ClassArea
 from panda.inference.grade import RuleGrade
+from panda.inference.quantify import THRESHOLDS
 from panda.wsi.classes import ClassSet
 from panda.wsi.gleason import GleasonRule, explain_no_score, grade_areas
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     # These load torch, which processes that write files do without.
     from panda.inference.evaluate import SlideScore
     from panda.tasks.threshold import ThresholdChoice
-
-_STEPS = 1000  # of a threshold, in `ClassArea.px_at_threshold`
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class RuleGrader:
 
     def grade_areas(self, areas: tuple[ClassArea, ...], pixel_area_um2: float | None) -> RuleGrade:
         """Grade a slide by its measured areas: after the clean-up at the threshold, before it at the band's ends."""
-        ends = [[area.px_at_threshold[round(at * _STEPS)] for area in areas] for at in self.band]
+        ends = [[area.px_at_threshold[np.abs(THRESHOLDS - at).argmin()] for area in areas] for at in self.band]
         return self._grade([[area.area_px for area in areas], *ends], pixel_area_um2)
 
     def _grade(self, pixels: ArrayLike, pixel_area_um2: float | None) -> RuleGrade:
