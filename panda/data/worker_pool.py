@@ -147,11 +147,12 @@ class _Worker(Generic[Item, Result]):
         """Let the process end, also in the middle of an item; do nothing if it does not receive one yet."""
         self._stopped.set()
         if self._lock.acquire(timeout=_GRACE_S):
-            with contextlib.ExitStack() as locked:
-                locked.callback(self._lock.release)
+            try:
                 if self._connection is not None:
                     with contextlib.suppress(OSError):
                         self._connection.send(None)
+            finally:
+                self._lock.release()
 
     def end(self, timeout_s: float) -> None:
         """Wait for the end of the process after `stop`, and kill it if it takes longer."""
