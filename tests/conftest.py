@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hypothesis import settings
 
 import panda  # noqa: F401 (before a test imports albumentations)
 
+# Property tests take the same examples each time; `--hypothesis-profile=default` searches for others.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

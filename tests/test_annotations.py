@@ -411,6 +411,15 @@ def test_parse_geojson_odd_corners(tmp_path: Path, ring: list[object], message: 
     assert [message in fault for fault in file.faults] == [True] if message else not file.faults
 
 
+@pytest.mark.parametrize("geometry", ["Polygon", ["Polygon"], 3, None, {}, {"type": ["Polygon"]}, {"type": None}])
+def test_parse_geojson_geometry_of_another_kind_is_a_fault(tmp_path: Path, geometry: object) -> None:
+    odd = {"type": "Feature", "geometry": geometry, "properties": {}}
+    (fault,) = read_annotations(write_json(tmp_path / "a.geojson", [odd])).faults
+    assert fault.endswith("give a Polygon or a MultiPolygon, or delete it")
+    (given,) = [geometry["type"]] if isinstance(geometry, dict) and geometry.get("type") else [geometry]
+    assert f"features[0]: its geometry is {given}:" in fault
+
+
 def test_parse_geojson_corners_may_have_a_height(tmp_path: Path, slide: Slide) -> None:
     high = feature("Tumor", box(10, 10, 20, 20))
     high["geometry"]["coordinates"][0][1] = [20, 10, 5]

@@ -70,11 +70,12 @@ def _add_feature(file: AnnotationFile, where: str, feature: Any) -> list[tuple[s
         file.ignore(f"of type {kind}")
         return inner
     geometry = feature.get("geometry") or {}
-    shape = geometry.get("type") if isinstance(geometry, dict) else str(geometry)[:80]
-    if shape in _NO_AREA or (shape is None and inner):
+    shape = geometry.get("type") if isinstance(geometry, dict) else None
+    if shape in _NO_AREA or (not geometry and inner):
         file.ignore("points or lines")
     elif shape not in ("Polygon", "MultiPolygon"):
-        file.faults.append(f"{where}: its geometry is {shape}: give a Polygon or a MultiPolygon, or delete it")
+        given = str(feature.get("geometry") if shape is None else shape)[:80]
+        file.faults.append(f"{where}: its geometry is {given}: give a Polygon or a MultiPolygon, or delete it")
     else:
         coordinates = geometry.get("coordinates")
         polygons = _read_polygons(file, where, [coordinates] if shape == "Polygon" else coordinates)
