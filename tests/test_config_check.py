@@ -23,7 +23,7 @@ BUILT: dict[Any, Any] = {}
 GROUPS = sorted(
     (group.name, option.stem)
     for group in CONF.iterdir()
-    if group.is_dir() and group.name not in ("hydra_folders", "label_maps", "classes", "encoder")
+    if group.is_dir() and group.name not in ("hydra_folders", "label_maps", "classes", "encoders")
     for option in group.glob("*.yaml")
 )
 

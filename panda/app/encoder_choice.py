@@ -1,4 +1,4 @@
-"""Find the encoder of tiles that a configuration names: a file of `conf/encoder`, a user's file, or a timm model."""
+"""Find the encoder of tiles that a configuration names: a file of `conf/encoders`, a user's file, or a timm model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from panda.files import CONF
 from panda.models.encoder_cards import EncoderCard
 from panda.wsi.label_maps import read_yaml
 
-FOLDER = CONF / "encoder"
+FOLDER = CONF / "encoders"
 """The encoders that are known by name; the file name is the name."""
 
 
@@ -20,7 +20,7 @@ def find_encoder(choice: Any) -> str | dict[str, Any]:
     """Return the encoder for `MILNet`: the plain data of a card, or the name of a timm model.
 
     Args:
-        choice: The name of a file in `conf/encoder`, the path of a YAML file, or the name of a timm model.
+        choice: The name of a file in `conf/encoders`, the path of a YAML file, or the name of a timm model.
 
     Raises:
         ConfigError: If there is no such encoder, or with all faults of its file.
@@ -33,7 +33,7 @@ def find_encoder(choice: Any) -> str | dict[str, Any]:
             return str(choice)
         hint = suggest(str(choice), [*known, *timm.list_models()])
         raise ConfigError(
-            f"model.encoder={choice}: timm has no such model, and conf/encoder no such file{hint}; give a timm model, "
+            f"model.encoder={choice}: timm has no such model, and conf/encoders no such file{hint}; give a timm model, "
             f"a PATH.yaml, or one of {', '.join(known)}"
         )
     try:

@@ -48,7 +48,7 @@ class TimmOptions(Plain, frozen=True):
 
 
 class EncoderCard(Plain, frozen=True):
-    """An encoder of tiles. A file of `conf/encoder` is one card.
+    """An encoder of tiles. A file of `conf/encoders` is one card.
 
     Attributes:
         architecture: Name of a timm model.
