@@ -397,3 +397,23 @@ def test_milnet_features_are_standardized_for_any_encoder_scale() -> None:
     expected = (raw - raw.mean(-1, keepdim=True)) / (raw.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
     torch.testing.assert_close(feats.double(), expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(model(tiles)[2], feats)
+
+
+def test_milnet_without_encoder_grades_features_only() -> None:
+    """The network has a pooling and a head, rebuilds from its options, and refuses tiles."""
+    model = MILNet(None, feature_dim=7, hidden=8, mean=(0.5, 0.5, 0.5)).eval()
+    assert not any(name.startswith("encoder") for name in model.state_dict())
+    again = MILNet(**model.options).eval()
+    again.load_state_dict(model.state_dict())
+    bag = torch.rand(2, 5, 7)
+    assert [part.shape for part in model(bag)] == [(2, 6), (2, 5), (2, 5, 7)]
+    torch.testing.assert_close(again(bag)[0], model(bag)[0])
+    with pytest.raises(ValueError, match="takes features, not tiles"):
+        model(torch.rand(3, 3, 32, 32))
+
+
+def test_milnet_feature_dim_is_for_networks_without_encoder() -> None:
+    with pytest.raises(ConfigError, match="feature_dim=None: must be at least 1"):
+        MILNet(None)
+    with pytest.raises(ConfigError, match="feature_dim=512: the encoder decides it"):
+        MILNet("resnet18", feature_dim=512)

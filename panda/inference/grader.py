@@ -71,7 +71,51 @@ def select_tiles(
     return coords
 
 
-class GradingPredictor:
+class BagGrader:
+    """A grading checkpoint, ready to grade bags of features.
+
+    Args:
+        checkpoint: Read by `read_checkpoint(path, GradingMetadata)`.
+        settings: Device.
+    """
+
+    def __init__(self, checkpoint: Checkpoint[GradingMetadata], settings: EngineSettings) -> None:
+        self.checkpoint = checkpoint
+        self.metadata = checkpoint.metadata
+        self.settings = settings
+        self.network = restore_network(MILNet, checkpoint).eval().to(settings.torch_device)
+
+    def grade_features(
+        self, features: NDArray[np.float32], coords: NDArray[np.int64] | None, tile_side_px: float | None
+    ) -> GradeRecord:
+        """Grade one bag.
+
+        Args:
+            features: Output of the encoder, (K, D).
+            coords: Upper left corners of the tiles, (K, 2), level-0 px; None if they are unknown.
+            tile_side_px: Side of a tile, level-0 px; None if it is unknown.
+
+        Returns:
+            The grade; its tiles are in the order of the features, and there are none without coordinates.
+        """
+        feats = torch.from_numpy(features).to(self.settings.torch_device)
+        with torch.inference_mode():
+            logits, weights = self.network.aggregate(feats)
+            probabilities = logits.float().softmax(-1)
+            predicted = int(probabilities.argmax())
+            contributions = self.network.compute_contributions(feats, predicted).cpu().numpy()
+        places = [] if coords is None else coords.tolist()
+        tiles = zip(places, weights.float().cpu().tolist(), contributions.tolist(), strict=coords is not None)
+        return GradeRecord(
+            target=self.metadata.target,
+            predicted=predicted,
+            probabilities=tuple(probabilities.tolist()),
+            tile_side_px=tile_side_px,
+            tiles=tuple(AttendedTile(x=x, y=y, attention=a, contribution=c) for (x, y), a, c in tiles),
+        )
+
+
+class GradingPredictor(BagGrader):
     """A grading checkpoint, ready to grade slides.
 
     Args:
@@ -83,10 +127,7 @@ class GradingPredictor:
     def __init__(
         self, checkpoint: Checkpoint[GradingMetadata], settings: EngineSettings, store_root: Path | None = None
     ) -> None:
-        self.checkpoint = checkpoint
-        self.metadata = checkpoint.metadata
-        self.settings = settings
-        self.network = restore_network(MILNet, checkpoint)
+        super().__init__(checkpoint, settings)
         self._cache = FeatureCache(self.network, settings, store_root) if store_root and self.network.frozen else None
         self._encoder = self._cache.encoder if self._cache else TileEncoder(self.network, settings)
 
@@ -122,24 +163,13 @@ class GradingPredictor:
             features = read_features(self._cache.encode(slide, bag))
         else:
             features = encode_tiles(self._encoder, slide, bag)
-        feats = torch.from_numpy(features).to(self.settings.torch_device)
-        with torch.inference_mode():
-            logits, weights = self.network.aggregate(feats)
-            probabilities = logits.float().softmax(-1)
-            predicted = int(probabilities.argmax())
-            contributions = self.network.compute_contributions(feats, predicted).cpu().numpy()
-        attention = weights.float().cpu().numpy()
+        record = self.grade_features(features, coords, side * view.downsample)
+        attention = record.attention
         first = np.argsort(-attention, kind="stable")[:shown]
         drawn = read_bag(slide, coords[first], view, side, stain).transpose(0, 2, 3, 1)
-        tiles = zip(coords.tolist(), attention.tolist(), contributions.tolist(), strict=True)
-        record = GradeRecord(
-            target=self.metadata.target,
-            predicted=predicted,
-            probabilities=tuple(probabilities.tolist()),
-            tile_side_px=side * view.downsample,
-            against_label=None if label is None else score_attention(label, coords, view, side, attention),
-            tiles=tuple(AttendedTile(x=x, y=y, attention=a, contribution=c) for (x, y), a, c in tiles),
-        )
+        if label is not None:
+            scores = score_attention(label, coords, view, side, attention)
+            record = record.model_copy(update={"against_label": scores})
         return Grade(record, (drawn * 255).round().astype(np.uint8))
 
 

@@ -247,7 +247,8 @@ def restore_network(kind: type[N], checkpoint: Checkpoint[CheckpointMetadata]) -
     one of any size.
     """
     options, path = checkpoint.metadata.network, checkpoint.path
-    if absent := [key for key in ("mean", "std") if options.get(key) is None]:
+    of_pixels = () if "feature_dim" in options else ("mean", "std")
+    if absent := [key for key in of_pixels if options.get(key) is None]:
         raise CheckpointError(f"checkpoint {path}: panda.network.{absent[0]} is missing; {ALTERED}")
     try:
         with torch.device("meta"), _LinspaceOnCpu():

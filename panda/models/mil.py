@@ -28,13 +28,16 @@ from panda.models.weights import explain_failed_download, find_published, load_w
 
 PUBLISHED = ("cached", "download")
 """Values of `encoder_weights` that take the published weights of an encoder."""
+_OF_PIXELS = ("encoder_weights", "freeze_encoder", "chunk", "mean", "std")
+"""Options that mean nothing without an encoder."""
 
 
 class MILNet(nn.Module):
     """Grade a slide from a bag of its tiles, with a weight for each tile.
 
     Args:
-        encoder: Name of a timm model, or the plain data of an `EncoderCard`.
+        encoder: Name of a timm model, or the plain data of an `EncoderCard`. None: the network takes features that were
+            computed before.
         encoder_weights: None for random weights; "imagenet" for timm's default ones, which are downloaded; "cached" for
             the published ones in the local cache of the hub, and "download" to download them to it; or the path of a
             local state dict of the encoder, whose classifier is ignored.
@@ -49,6 +52,7 @@ class MILNet(nn.Module):
         mean: Mean of R, G and B, for pixels in [0, 1]. None is that of the card; for the name of a timm model the mean
             of its default weights if `encoder_weights` is "imagenet", otherwise that of ImageNet.
         std: Standard deviation of R, G and B; None as for `mean`.
+        feature_dim: D of a network without an encoder, otherwise None.
 
     Raises:
         OptionError: If the encoder does not exist, a number is out of range, or weights are missing or do not fit.
@@ -60,7 +64,7 @@ class MILNet(nn.Module):
 
     def __init__(
         self,
-        encoder: str | Mapping[str, Any] = "resnet18",
+        encoder: str | Mapping[str, Any] | None = "resnet18",
         encoder_weights: str | None = None,
         num_classes: int = 6,
         *,
@@ -72,6 +76,7 @@ class MILNet(nn.Module):
         chunk: int = 64,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        feature_dim: int | None = None,
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
@@ -84,33 +89,53 @@ class MILNet(nn.Module):
             faults.append(f"dropout={dropout}: must be at least 0 and below 1")
         if hidden % (multiple := POOLINGS[pooling].hidden_multiple):
             faults.append(f"hidden={hidden}: must be a multiple of {multiple} for pooling={pooling}")
+        if encoder is None and (feature_dim is None or feature_dim < 1):
+            faults.append(f"feature_dim={feature_dim}: must be at least 1 without an encoder")
+        if encoder is not None and feature_dim is not None:
+            faults.append(f"feature_dim={feature_dim}: the encoder decides it; leave it out")
         try:
-            self.card = EncoderCard.parse({"architecture": encoder} if isinstance(encoder, str) else encoder)
-            self.encoder = self.card.build()
+            if encoder is None:
+                self.encoder: nn.Module = nn.Identity()
+            else:
+                self.card = EncoderCard.parse({"architecture": encoder} if isinstance(encoder, str) else encoder)
+                self.encoder = self.card.build()
         except OptionError as error:
             faults += error.faults
         if faults:
             raise OptionError(faults)
-        self.notes = [] if encoder_weights is None else _fill_encoder(self.encoder, self.card, encoder_weights)
-        # Many transformers were trained with 0.5 and 0.5, also on ImageNet.
-        trained = isinstance(encoder, str) and encoder_weights == "imagenet"
-        expected: Any = getattr(self.encoder, "pretrained_cfg", {}) if trained else {}
-        mean = expected.get("mean", self.card.mean) if mean is None else mean
-        std = expected.get("std", self.card.std) if std is None else std
-        rgb = {"mean": [float(value) for value in mean], "std": [float(value) for value in std]}
-        self.options: dict[str, Any] = given | {"encoder_weights": None} | rgb
-        if not isinstance(encoder, str):
-            self.options["encoder"] = self.card.to_options()
         self.chunk = chunk
         self.frozen = freeze_encoder
-        self.normalize = Normalize(mean, std)
-        self.feature_dim = self.card.get_width(self.encoder)
+        self.notes: list[str] = []
+        self.options: dict[str, Any] = {key: value for key, value in given.items() if key not in _OF_PIXELS}
+        self.feature_dim = feature_dim or self._fill_encoder(encoder, encoder_weights, mean, std)
         self.pool = POOLINGS[pooling](self.feature_dim, hidden)
         self.dropout = nn.Dropout(dropout)
         self.classifier = HEADS[head](self.pool.features, num_classes)
         if freeze_encoder:
             self.encoder.requires_grad_(False)
             self.encoder.eval()
+
+    def _fill_encoder(
+        self,
+        encoder: str | Mapping[str, Any] | None,
+        weights: str | None,
+        mean: Sequence[float] | None,
+        std: Sequence[float] | None,
+    ) -> int:
+        """Load the weights of the encoder and set the normalization of pixels; return D. See the class for `mean`."""
+        if weights is not None:
+            self.notes = _fill_encoder(self.encoder, self.card, weights)
+        # Many transformers were trained with 0.5 and 0.5, also on ImageNet.
+        trained = isinstance(encoder, str) and weights == "imagenet"
+        expected: Any = getattr(self.encoder, "pretrained_cfg", {}) if trained else {}
+        mean = expected.get("mean", self.card.mean) if mean is None else mean
+        std = expected.get("std", self.card.std) if std is None else std
+        del self.options["feature_dim"]
+        self.options["encoder"] = encoder if isinstance(encoder, str) else self.card.to_options()
+        rgb = {"mean": [float(value) for value in mean], "std": [float(value) for value in std]}
+        self.options |= rgb | {"encoder_weights": None, "freeze_encoder": self.frozen, "chunk": self.chunk}
+        self.normalize = Normalize(mean, std)
+        return self.card.get_width(self.encoder)
 
     def train(self, mode: bool = True) -> MILNet:
         """Set training or evaluation mode; a frozen encoder stays in evaluation mode."""
@@ -147,6 +172,8 @@ class MILNet(nn.Module):
         The output of the encoder is scaled to mean 0 and variance 1 in each tile (layer normalization without weights).
         Encoders differ much in scale and offset, and attention on unscaled values is slow to learn.
         """
+        if self.options["encoder"] is None:
+            raise ValueError("a network without an encoder takes features, not tiles")
         # Parts have about equal size, because batch statistics of a last part of one tile would be noise.
         parts = torch.tensor_split(tiles, math.ceil(len(tiles) / self.chunk))
         learning = torch.is_grad_enabled() and not self.frozen
