@@ -199,7 +199,7 @@ def test_cumulative_loss_matches_hand_computed() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_contributions_equal_loss_of_leaving_out_tile(pooling: Pooling, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("panda.models.pooling._TILES_AT_ONCE", 12)
+    monkeypatch.setattr("panda.models.transformer_pooling._ROWS_AT_ONCE", 12)
     model = net(pooling=pooling, head="ordinal").eval()
     for parameter in model.classifier.parameters():
         parameter.copy_(torch.randn_like(parameter))
@@ -207,6 +207,8 @@ def test_contributions_equal_loss_of_leaving_out_tile(pooling: Pooling, monkeypa
     if pooling in ("gated", "attention"):  # nearly all attention on one tile
         model.pool.attention.w.weight.mul_(2000)  # type: ignore[union-attr,operator]
         assert float(model.aggregate(feats)[1].max()) > 0.99
+    if pooling == "transformer":  # attention between tiles that some tiles take nearly alone
+        model.pool.between.self_attn.in_proj_weight.mul_(6)  # type: ignore[union-attr,operator]
     feats[1, :9] = feats[3, :9] = 7  # greatest values that two tiles share
     found = model.compute_contributions(feats, 2)
 

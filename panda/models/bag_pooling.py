@@ -1,0 +1,131 @@
+"""How the features of a bag's tiles become the features of the bag.
+
+Shapes: K tiles in a bag, B bags, D features of a tile. Features of tiles are (B, K, D). A mask, (B, K) bool, is True
+for a real tile, at least one in each bag. Weights of tiles are (B, K) float32, sum to 1 over a bag and are exactly 0
+for tiles that are not real. The order of the tiles has no influence.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+class BagPooling(nn.Module):
+    """Pool the features of the tiles of a bag, D of them, with a hidden layer of width `hidden` if there is one.
+
+    Attributes:
+        features: Number of features of a bag.
+        uses_hidden: Whether there is a hidden layer.
+        hidden_multiple: Divisor of the accepted widths of the hidden layer.
+    """
+
+    uses_hidden: ClassVar[bool] = True
+    hidden_multiple: ClassVar[int] = 1
+
+    def __init__(self, features: int, hidden: int) -> None:
+        super().__init__()
+        self.features = features
+
+    def forward(self, feats: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features of the bags, (B, `features`), and the weights of the tiles, (B, K)."""
+        raise NotImplementedError
+
+    def pool_without_each(self, feats: Tensor) -> Tensor:
+        """Pool one bag, (K, D) with K at least 2, without each tile k in turn: row k of (K, `features`)."""
+        raise NotImplementedError
+
+
+class Attention(nn.Module):
+    """Weights of the tiles of a bag (Ilse, Tomczak, Welling 2018, "Attention-based deep multiple instance learning").
+
+    Gated attention is their equation 9: a = softmax_k(wᵀ(tanh(V hₖ) ⊙ sigm(U hₖ))). Plain attention, equation 8, has no
+    U. V and U have `hidden` rows and a bias as in the authors' program. One of w would cancel in the softmax.
+    """
+
+    def __init__(self, features: int, hidden: int, gated: bool) -> None:
+        super().__init__()
+        self.V = nn.Linear(features, hidden)
+        self.U = nn.Linear(features, hidden) if gated else None
+        self.w = nn.Linear(hidden, 1, bias=False)
+
+    def forward(self, feats: Tensor, mask: Tensor) -> Tensor:
+        """Weight the tiles, see the module."""
+        inner = torch.tanh(self.V(feats))
+        if self.U is not None:
+            inner = inner * torch.sigmoid(self.U(feats))
+        scores: Tensor = self.w(inner).squeeze(-1).float()
+        return torch.softmax(scores.masked_fill(~mask, -math.inf), dim=-1)
+
+
+class AttentionPooling(BagPooling):
+    """Average the tiles with the weights of `Attention`."""
+
+    gated: ClassVar[bool] = False
+
+    def __init__(self, features: int, hidden: int) -> None:
+        super().__init__(features, hidden)
+        self.attention = Attention(features, hidden, self.gated)
+
+    def forward(self, feats: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """See `BagPooling.forward`."""
+        attention: Tensor = self.attention(feats, mask)
+        return torch.einsum("bk,bkd->bd", attention.to(feats.dtype), feats), attention
+
+    def pool_without_each(self, feats: Tensor) -> Tensor:
+        """See `BagPooling.pool_without_each`."""
+        keep = feats.new_ones(1, len(feats), dtype=torch.bool)
+        bag, attention = self(feats[None], keep)
+        weights = attention[0, :, None]
+        # The weights of the other tiles grow by the same factor, so that they sum to 1 again.
+        found: Tensor = ((bag - weights * feats) / (1 - weights)).to(feats.dtype)
+        most = int(weights.argmax())
+        if weights[most] > 0.5:  # the division by a small rest loses digits
+            keep[0, most] = False
+            found[most] = self(feats[None], keep)[0][0]
+        return found
+
+
+class GatedAttentionPooling(AttentionPooling):
+    """Average the tiles with the weights of gated `Attention`."""
+
+    gated = True
+
+
+class MeanPooling(BagPooling):
+    """Average the tiles with equal weights."""
+
+    uses_hidden = False
+
+    def forward(self, feats: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """See `BagPooling.forward`."""
+        weights = mask.float() / mask.sum(dim=-1, keepdim=True)
+        return torch.einsum("bk,bkd->bd", weights.to(feats.dtype), feats), weights
+
+    def pool_without_each(self, feats: Tensor) -> Tensor:
+        """See `BagPooling.pool_without_each`."""
+        return (feats.sum(dim=0) - feats) / (len(feats) - 1)
+
+
+class MaxPooling(BagPooling):
+    """Take the greatest value of each feature.
+
+    The weight of a tile is the share of the features whose greatest value is its own. Tiles with the same greatest
+    value divide that share among them.
+    """
+
+    uses_hidden = False
+
+    def forward(self, feats: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """See `BagPooling.forward`."""
+        highest = feats.masked_fill(~mask[..., None], -math.inf).amax(dim=1)
+        own = ((feats == highest[:, None]) & mask[..., None]).float()
+        return highest, (own / own.sum(dim=1, keepdim=True)).mean(dim=-1)
+
+    def pool_without_each(self, feats: Tensor) -> Tensor:
+        """See `BagPooling.pool_without_each`."""
+        highest, second = feats.topk(2, dim=0).values
+        return torch.where(feats == highest, second, highest)  # if tiles share the highest, the second equals it
