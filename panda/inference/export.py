@@ -20,7 +20,7 @@ from panda.files import write_beside
 from panda.inference.canvas_store import Canvas
 from panda.inference.class_colours import TUMOR_COLOUR, Colour, find_class_colour
 from panda.inference.codes import STEPS
-from panda.inference.polygons import Polygon, trace
+from panda.inference.polygons import Polygon, Ring, trace
 from panda.inference.quantify import Quantification
 from panda.inference.regions import Px, Region
 from panda.wsi.geometry import Resolution
@@ -42,10 +42,11 @@ def write_geojson(quantification: Quantification, slide: Slide, resolution: Reso
     """
     # A foreign member (RFC 7946, section 6.1), which QuPath ignores.
     frame = _write_json(describe_frame(slide.bounds))
+    writer = _FeatureWriter(slide, resolution)
     with write_beside(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         file.write(f'{{"type":"FeatureCollection","frame":{frame},"features":[')
         for index, part in enumerate(_list_parts(quantification)):
-            file.write("," * (index > 0) + _write_json(_describe_feature(part, slide, resolution)))
+            file.write("," * (index > 0) + writer.describe(part))
         file.write("]}")
 
 
@@ -99,28 +100,40 @@ def _trace_classes(quantification: Quantification) -> list[dict[tuple[int, int],
     return found
 
 
-def _describe_feature(part: _Part, slide: Slide, resolution: Resolution) -> dict[str, Any]:
-    """Return the feature of a part."""
-    rings = [
-        [np.round(np.minimum(ring, resolution.extent) * resolution.downsample, 3) for ring in polygon]
-        for polygon in part.polygons
-    ]
-    coordinates = [[np.concatenate([ring, ring[:1]]).tolist() for ring in polygon] for polygon in rings]
-    several = len(coordinates) > 1
-    return {
-        "type": "Feature",
-        "id": str(uuid.uuid5(_FEATURES, f"{slide.slide_id}/{part.mark}")),
-        "geometry": {
-            "type": "MultiPolygon" if several else "Polygon",
-            "coordinates": coordinates if several else coordinates[0],
-        },
-        "properties": {
+class _FeatureWriter:
+    """Writes parts as features. Corners are many and lists of them are slow, so they become text without lists."""
+
+    def __init__(self, slide: Slide, resolution: Resolution) -> None:
+        self._slide_id = slide.slide_id
+        self._x, self._y = (
+            _list_numbers(np.minimum(np.arange(side + 1), extent) * resolution.downsample)
+            for side, extent in zip(resolution.size, resolution.extent, strict=True)
+        )
+
+    def describe(self, part: _Part) -> str:
+        """Return the feature of a part as JSON."""
+        polygons = [f"[{','.join(map(self._describe_ring, polygon))}]" for polygon in part.polygons]
+        several = len(polygons) > 1
+        kind, coordinates = ("MultiPolygon", f"[{','.join(polygons)}]") if several else ("Polygon", polygons[0])
+        mark = _write_json(str(uuid.uuid5(_FEATURES, f"{self._slide_id}/{part.mark}")))
+        properties = {
             "objectType": "annotation",
             "name": f"{part.name} {part.region.id}",
             "classification": {"name": part.name, "color": list(part.colour)},
             "measurements": part.measurements,
-        },
-    }
+        }
+        geometry = f'{{"type":"{kind}","coordinates":{coordinates}}}'
+        return f'{{"type":"Feature","id":{mark},"geometry":{geometry},"properties":{_write_json(properties)}}}'
+
+    def _describe_ring(self, ring: Ring) -> str:
+        x, y = self._x, self._y
+        corners = [f"[{x[column]},{y[row]}]" for column, row in zip(*ring.T.tolist(), strict=True)]
+        return f"[{','.join([*corners, corners[0]])}]"
+
+
+def _list_numbers(values: NDArray[np.floating[Any]]) -> list[str]:
+    """Return numbers as JSON has them, rounded to 3 digits."""
+    return [repr(value) for value in np.round(values, 3).tolist()]
 
 
 def _write_json(content: Any) -> str:

@@ -10,9 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
+from panda.wsi.components import group_numbers
 from panda.wsi.runs import ConnectedRuns, Runs, connect_runs
 
 Ring = NDArray[np.int64]
@@ -79,8 +78,7 @@ def trace(mask: NDArray[np.bool_] | NDArray[np.uint8], connectivity: int = 4, nu
         own = polygons[corners.number[start] - 1]
         own.insert(0 if corners.turn[start] == _OUTER else 1, ring)  # the holes from the bottom to the top
     pairs = corners.pairs if connectivity == 8 else np.zeros((2, 0), np.int64)
-    graph = coo_array((np.ones(pairs.shape[1]), tuple(pairs - 1)), (len(objects), len(objects)))
-    count, region = connected_components(graph, directed=False)
+    count, region = group_numbers(len(objects), pairs - 1)
     area, first = np.zeros(count, np.int64), np.full(count, np.iinfo(np.int64).max)
     np.add.at(area, region, objects.area[1:])
     np.minimum.at(first, region, objects.start[1:, 1] * mask.shape[1] + objects.start[1:, 0])

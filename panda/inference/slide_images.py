@@ -290,9 +290,10 @@ def _warp(values: NDArray[np.float32], downsample: float, view: Resolution) -> N
 
 
 def _draw_outlines(image: NDArray[np.uint8], outlines: Outlines, scale: float) -> None:
-    """Draw outlines into an image: a dark line on a light one, visible on any colour."""
+    """Draw outlines into an image, exact to half a px: a dark line on a light one, visible on any colour."""
     shift = 4  # binary digits of a fraction of a pixel
-    points = [round_px((ring * scale - 0.5) * 2**shift).astype(np.int32) for ring in outlines.rings]
+    rings = (round_px((ring * scale - 0.5) * 2**shift).astype(np.int32) for ring in outlines.rings)
+    points = [cv2.approxPolyDP(ring, 2 ** (shift - 1), True) for ring in rings]
     thick = max(1, round_px(max(image.shape) / 1200))
     for colour, thickness in (((255, 255, 255), 2 * thick + 1), (OUTLINE, thick)):
         cv2.polylines(image, points, True, colour, thickness, cv2.LINE_AA, shift)

@@ -161,7 +161,8 @@ def _read_regions(path: Path, level0: float) -> list[dict[str, Any]]:
 
 def _simplify(ring: NDArray[np.float32]) -> list[float]:
     kept = cv2.approxPolyDP(ring[:, None], 0.5, True)[:, 0]
-    return [round(float(value), 1) for value in kept.reshape(-1)]
+    tenths: list[float] = np.round(kept.astype(np.float64), 1).ravel().tolist()
+    return tenths
 
 
 def _place_tiles(grade: GradeRecord, level0: float) -> list[list[float]]:

@@ -12,6 +12,8 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 Mask = NDArray[np.bool_]
 Labels = NDArray[np.int32]
@@ -123,8 +125,7 @@ class ComponentFinder:
         columns = {"area": 1, "box": 5}[self.measure]
         stats = np.concatenate([np.zeros((0, columns), np.int64), *self._stats])
         pairs = np.concatenate([np.zeros((2, 0), np.int64), *self._pairs], axis=1)
-        roots, of = np.unique(find_roots(self._count, pairs), return_inverse=True)
-        found = len(roots)
+        found, of = group_numbers(self._count, pairs)
         area, box = np.zeros(found, np.int64), np.zeros((found, 4), np.int64)
         np.add.at(area, of, stats[:, 0])
         if self.measure == "box":
@@ -165,21 +166,17 @@ def _measure(mask: Mask, measure: Measure, x0: int, y0: int) -> tuple[Labels, ND
     return np.asarray(found, np.int32), np.stack(columns, axis=1)
 
 
-def find_roots(count: int, pairs: NDArray[Any]) -> NDArray[Any]:
-    """Return the smallest of all numbers, 0 to count - 1, that pairs join each number to, directly or not.
-
-    Each round halves the number of trees at least (Shiloach and Vishkin, "An O(log n) parallel connectivity
-    algorithm", J Algorithms 3:57-67, 1982).
+def group_numbers(count: int, pairs: NDArray[Any]) -> tuple[int, NDArray[np.int64]]:
+    """Group the numbers from 0 to count - 1 that pairs join, directly or not.
 
     Args:
         count: How many numbers there are.
         pairs: (2, n) whole numbers.
+
+    Returns:
+        How many groups there are, and the group of each number, (count,). A group with a smaller first number comes
+        first.
     """
-    root = np.arange(count, dtype=pairs.dtype)
-    while pairs.size:
-        pairs = root[pairs]
-        pairs = pairs[:, pairs[0] != pairs[1]]
-        np.minimum.at(root, pairs.max(axis=0), pairs.min(axis=0))
-        while (root[root] != root).any():
-            root = root[root]
-    return root
+    graph = coo_array((np.ones(pairs.shape[1], np.int8), tuple(pairs)), (count, count))
+    groups, of = connected_components(graph, directed=False)
+    return int(groups), np.asarray(of, np.int64)
