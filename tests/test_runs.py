@@ -33,6 +33,14 @@ def test_runs_of_mask_and_inverse_paint_it_again(seed: int, density: float, heig
     assert (runs.y[index] == part.y + y0).all()
 
 
+def test_runs_paint_long_runs_in_parts() -> None:
+    mask = np.ones((300, 700), np.bool_)
+    mask[::3, 5] = mask[7:9] = False
+    painted = np.zeros_like(mask)
+    Runs.from_mask(mask).paint(painted, value=True)
+    np.testing.assert_array_equal(painted, mask)
+
+
 @pytest.mark.parametrize("connectivity", [4, 8])
 @given(seed=st.integers(0, 10**6), density=st.floats(0, 1))
 def test_connect_runs_equals_scipy(connectivity: int, seed: int, density: float) -> None:
