@@ -27,7 +27,7 @@ from panda.data.loaders import make_train_loader
 from panda.data.manifest import SlideRecord
 from panda.data.tile_selection import select_tile_coords_for_slide
 from panda.inference.compute import EngineSettings
-from panda.inference.feature_cache import FeatureCache
+from panda.inference.feature_store import FeatureStore
 from panda.inference.features import TileBag
 from panda.models.mil import MILNet
 from panda.wsi.slide import Slide
@@ -68,7 +68,7 @@ def measure(record: SlideRecord, rounds: int, results: Results) -> None:
     record = replace(record, isup_grade=record.isup_grade or 0)
     steps = {"pixels": _Steps(frozen=False), "features": _Steps(frozen=True)}
     with tempfile.TemporaryDirectory(dir=CACHE) as out:
-        cache = FeatureCache(steps["features"].network, EngineSettings(device="cpu", precision="fp32"), Path(out))
+        store = FeatureStore(steps["features"].network, EngineSettings(device="cpu", precision="fp32"), Path(out))
         with Slide.open(record.image_path) as slide:
             view, tissue = slide.choose_resolution(level=1), find_tissue(slide)
             items = {name: list[BagItem]() for name in steps}
@@ -77,7 +77,7 @@ def measure(record: SlideRecord, rounds: int, results: Results) -> None:
                     None, None, tissue, view, k=GRADING_K, tile_size=GRADING_SIZE, seed=seed
                 )
                 items["pixels"].append(BagItem(record, coords))
-                kept = cache.encode(slide, TileBag(record.image_path, coords, view, GRADING_SIZE))
+                kept = store.encode(slide, TileBag(record.image_path, coords, view, GRADING_SIZE))
                 items["features"].append(BagItem(record, coords, None, kept))
         steps["features"].network.train()
         sources: dict[str, Iterator[Any]] = {}

@@ -128,7 +128,7 @@ def test_grading_feature_store_on_full_disk_fails_no_slide(
         raise OSError(code, os.strerror(code))
 
     grading, run = make_experiment(tmp_path, "model.freeze_encoder=true"), make_run_without_training(tmp_path)
-    monkeypatch.setattr("panda.inference.feature_cache.np.savez", full)
+    monkeypatch.setattr("panda.inference.feature_store.write_feature_file", full)
     with pytest.raises(OSError, match=os.strerror(code)):
         grading.run(run)
     assert run.failures == []

@@ -29,6 +29,11 @@ def model() -> MILNet:
     return net().eval()
 
 
+def draw_features(*shape: int) -> torch.Tensor:
+    """Draw features with mean 0 and variance 1 in each tile, which `MILNet.aggregate` leaves as they are."""
+    return torch.nn.functional.layer_norm(torch.randn(*shape), shape[-1:])
+
+
 def reference(model: MILNet, feats: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Equations 8 and 9 of Ilse et al. 2018, tile by tile."""
     w = {key: value.double().numpy() for key, value in model.state_dict().items()}
@@ -46,7 +51,7 @@ def reference(model: MILNet, feats: NDArray[np.float64]) -> tuple[NDArray[np.flo
 @pytest.mark.parametrize("pooling", ["gated", "attention"])
 def test_milnet_matches_paper(pooling: Pooling) -> None:
     model = net(pooling=pooling).eval()
-    feats = torch.randn(7, model.feature_dim)
+    feats = draw_features(7, model.feature_dim)
     with torch.no_grad():
         logits, attention = model.aggregate(feats)
     expected_logits, expected_attention = reference(model, feats.double().numpy())
@@ -68,7 +73,7 @@ def test_milnet_output_shapes_and_attention_sums(model: MILNet) -> None:
 
 @torch.no_grad()
 def test_milnet_mean_and_max_pooling() -> None:
-    feats = torch.randn(7, 512)
+    feats = draw_features(7, 512)
     for pooling, bag in (("mean", feats.mean(0)), ("max", feats.amax(0))):
         model = net(pooling=pooling).eval()
         logits, attention = model.aggregate(feats)
@@ -154,7 +159,7 @@ def test_milnet_features_instead_of_tiles_give_same_result(model: MILNet) -> Non
 @torch.no_grad()
 def test_ordinal_head_is_cumulative_logit_model() -> None:
     model = net(head="ordinal").eval()
-    feats = torch.randn(9, 5, model.feature_dim)
+    feats = draw_features(9, 5, model.feature_dim)
     fresh = model(feats * 0)[0].softmax(-1)
     torch.testing.assert_close(fresh, torch.full((9, 6), 1 / 6))
     head = model.classifier
@@ -391,14 +396,20 @@ def test_ordinal_head_equal_thresholds_can_separate() -> None:
 
 
 @torch.no_grad()
-def test_milnet_features_are_standardized_for_any_encoder_scale() -> None:
+def test_milnet_aggregate_standardizes_features_of_any_scale() -> None:
     model = net().eval()
     tiles = torch.rand(3, 3, 32, 32)
-    feats = model.encode(tiles)
-    raw = model.encoder(model.normalize(tiles)).double()
-    expected = (raw - raw.mean(-1, keepdim=True)) / (raw.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
-    torch.testing.assert_close(feats.double(), expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(model(tiles)[2], feats)
+    raw = model.encoder(model.normalize(tiles))
+    torch.testing.assert_close(model.encode(tiles), raw)
+    torch.testing.assert_close(model(tiles)[2], raw)
+    feats = 70 * raw + 3
+    double = feats.double()
+    standard = ((double - double.mean(-1, keepdim=True)) / double.std(-1, unbiased=False, keepdim=True)).float()
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    expected = model.classifier(model.pool(standard[None], mask)[0])[0]
+    torch.testing.assert_close(model.aggregate(feats)[0], expected, rtol=1e-4, atol=1e-4)
+    contributions = model.compute_contributions(standard, 1)
+    torch.testing.assert_close(model.compute_contributions(feats, 1), contributions, rtol=1e-3, atol=1e-4)
 
 
 def test_milnet_without_encoder_grades_features_only() -> None:

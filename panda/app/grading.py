@@ -26,7 +26,7 @@ from panda.data.splits import Split
 from panda.data.summary import DataSummary
 from panda.errors import ManifestError
 from panda.files import identity
-from panda.inference.feature_cache import FeatureCache
+from panda.inference.feature_store import FeatureStore
 from panda.inference.features import TileBag
 from panda.inference.grader import GradingPredictor, select_tiles
 from panda.inference.grading_metrics import GradedSlide, summarize_grades, summarize_test_grades
@@ -57,7 +57,7 @@ class GradingExperiment:
         self.failures: list[Failure] = []
         self._items: dict[Split, list[BagItem]] = {}
         self._metadata: GradingMetadata | None = None
-        self._cache: FeatureCache | None = None
+        self._store: FeatureStore | None = None
         if cfg.unloaded_weights == SEGMENTATION_ENCODER:
             copy_encoder(self.network, self.guidance.segmenters[0])
         elif cfg.unloaded_weights:
@@ -69,12 +69,12 @@ class GradingExperiment:
         return tuple(segmenter.fingerprint for segmenter in self.guidance.segmenters)
 
     def prepare(self) -> GradingMetadata:
-        """See `Experiment.prepare`: select the tiles of each slide, and compute their features if they are cached."""
+        """See `Experiment.prepare`: select the tiles of each slide, and compute their features if they are stored."""
         if self._metadata is not None:
             return self._metadata
         splits = list_guided_splits(self.data, self.guidance, self.settings.target)
         if self.network.frozen:
-            self._cache = FeatureCache(self.network, self.engine, self.data.settings.store_root)
+            self._store = FeatureStore(self.network, self.engine, self.data.settings.store_root)
         items = self._items
         mpps: list[float] = []
         for name, records in splits.items():
@@ -84,8 +84,8 @@ class GradingExperiment:
                 records, lambda record: record.slide_id, f"tiles of {name}", self._make_bag, self.failures.append
             )
             # The grader reads the tiles of test slides itself.
-            cache = None if name == "test" else self._cache
-            items[name] = self._encode(bags, cache, name) if cache else list(map(_make_item, bags))
+            store = None if name == "test" else self._store
+            items[name] = self._encode(bags, store, name) if store else list(map(_make_item, bags))
             if name == "train":
                 mpps += [mpp for _, bag in bags if (mpp := bag.resolution.mean_mpp)]
             if not items[name] and records:
@@ -164,7 +164,7 @@ class GradingExperiment:
             stain = find_stain(slide, tissue) if self.data.settings.normalize else None
             return record, TileBag(record.image_path, coords, view, size, stain)
 
-    def _encode(self, bags: Sequence[tuple[SlideRecord, TileBag]], cache: FeatureCache, split: str) -> list[BagItem]:
+    def _encode(self, bags: Sequence[tuple[SlideRecord, TileBag]], store: FeatureStore, split: str) -> list[BagItem]:
         """Encode bags into features, and return items of those that could be encoded."""
         stage = f"features of {split}"
         features: dict[TileBag, Path] = {}
@@ -178,7 +178,7 @@ class GradingExperiment:
                 else:
                     features[bag] = found
 
-            cache.encode_all(list(records), self.data.settings.slide_options.open, add)
+            store.encode_all(list(records), self.data.settings.slide_options.open, add)
         return [
             dataclasses.replace(_make_item((record, bag)), features=features[bag])
             for record, bag in bags
@@ -186,7 +186,7 @@ class GradingExperiment:
         ]
 
     def _identify_bag(self, item: BagItem) -> list[Any]:
-        """Return the identity of a bag: slide, class, tiles, and the file of its features if they are cached."""
+        """Return the identity of a bag: slide, class, tiles, and the file of its features if they are stored."""
         tiles = hashlib.sha256(np.ascontiguousarray(item.coords).tobytes()).hexdigest()
         features = None if item.features is None else item.features.name
         return [identity(item.record.image_path), self._find_class(item.record), tiles, features]
@@ -194,7 +194,7 @@ class GradingExperiment:
     def _list_notes(self, run: Run, items: Mapping[Split, Sequence[BagItem]]) -> None:
         run.notes += self.network.notes
         run.notes += self.guidance.list_notes(items, self.tiles)
-        run.notes += self._cache.encoder.notes if self._cache else []
+        run.notes += self._store.encoder.notes if self._store else []
         classes = CLASSES[self.settings.target]
         counts = Counter(self._find_class(item.record) for item in items["train"])
         absent = [str(c) for c in range(classes) if not counts[c]]

@@ -1,15 +1,10 @@
-"""Bags: the tiles of one slide, read from the slide, or as features that an encoder made of them."""
+"""Bags: the tiles of one slide, read from the slide."""
 
 from __future__ import annotations
-
-import zipfile
-import zlib
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from panda.errors import ManifestError
 from panda.wsi.geometry import Resolution
 from panda.wsi.slide import Slide
 from panda.wsi.stain_normalization import StainProfile, normalize_stain
@@ -50,19 +45,3 @@ def read_tiles(
 def convert_to_planes(tile: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Convert (h, w, 3) uint8 to (3, h, w) float32 in [0, 1]."""
     return tile.transpose(2, 0, 1).astype(np.float32, order="C") / np.float32(255)
-
-
-def read_features(path: Path) -> NDArray[np.float32]:
-    """Read the features of a slide's tiles, (K, D) float32; the checksum in the file is verified.
-
-    Raises:
-        ManifestError: If the file is missing or damaged.
-    """
-    try:
-        with path.open("rb") as raw, np.load(raw) as file:
-            features: NDArray[np.float32] = file["features"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ManifestError(
-            f"{path}: features cannot be read ({type(error).__name__}: {error}); run again, which makes it again"
-        ) from error
-    return features

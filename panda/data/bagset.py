@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from panda.data.augment import Augmentation
-from panda.data.bags import read_features, read_tiles
+from panda.data.bags import read_tiles
 from panda.data.colour_changes import Change
+from panda.data.feature_files import read_features
 from panda.data.image_batch import RawBag, convert_bags, stack_bags
 from panda.data.loaders import Draw, Workers, find_item, find_seed
 from panda.data.manifest import SlideRecord

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from panda.data.bags import read_bag, read_features
+from panda.data.bags import read_bag
+from panda.data.feature_files import read_features
 from panda.data.tile_selection import select_tile_coords_for_slide
 from panda.errors import ConfigError, SlideError
 from panda.inference.canvas import Canvas
 from panda.inference.compute import EngineSettings
-from panda.inference.feature_cache import FeatureCache
+from panda.inference.feature_store import FeatureStore
 from panda.inference.features import TileBag, TileEncoder, encode_tiles
 from panda.inference.grade import AttendedTile, AttentionScores, Grade, GradeRecord
 from panda.inference.predictor import restore_network
@@ -128,8 +129,8 @@ class GradingPredictor(BagGrader):
         self, checkpoint: Checkpoint[GradingMetadata], settings: EngineSettings, store_root: Path | None = None
     ) -> None:
         super().__init__(checkpoint, settings)
-        self._cache = FeatureCache(self.network, settings, store_root) if store_root and self.network.frozen else None
-        self._encoder = self._cache.encoder if self._cache else TileEncoder(self.network, settings)
+        self._store = FeatureStore(self.network, settings, store_root) if store_root and self.network.frozen else None
+        self._encoder = self._store.encoder if self._store else TileEncoder(self.network, settings)
 
     @property
     def notes(self) -> list[str]:
@@ -159,8 +160,8 @@ class GradingPredictor(BagGrader):
         coords = select_tiles(slide, view, tissue, canvas, self.metadata.tiles, tile_size=side)
         stain = find_stain(slide, tissue) if self.metadata.normalize else None
         bag = TileBag(slide.path, coords, view, side, stain)
-        if self._cache is not None:
-            features = read_features(self._cache.encode(slide, bag))
+        if self._store is not None:
+            features = read_features(self._store.encode(slide, bag))
         else:
             features = encode_tiles(self._encoder, slide, bag)
         record = self.grade_features(features, coords, side * view.downsample)

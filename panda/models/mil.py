@@ -167,11 +167,7 @@ class MILNet(nn.Module):
         return logits, attention, feats
 
     def encode(self, tiles: Tensor) -> Tensor:
-        """Turn tiles, (K, 3, h, w), into features, (K, D), at most `chunk` at once.
-
-        The output of the encoder is scaled to mean 0 and variance 1 in each tile (layer normalization without weights).
-        Encoders differ much in scale and offset, and attention on unscaled values is slow to learn.
-        """
+        """Turn tiles, (K, 3, h, w), into features, (K, D), at most `chunk` at once: what the encoder gives."""
         if self.options["encoder"] is None:
             raise ValueError("a network without an encoder takes features, not tiles")
         # Parts have about equal size, because batch statistics of a last part of one tile would be noise.
@@ -191,8 +187,7 @@ class MILNet(nn.Module):
             return torch.cat([encode(part) for part in parts])
 
     def _encode_part(self, tiles: Tensor) -> Tensor:
-        features = self.card.embed(self.encoder, self.normalize(self.card.fit(tiles)))
-        return nn.functional.layer_norm(features, (self.feature_dim,))
+        return self.card.embed(self.encoder, self.normalize(self.card.fit(tiles)))
 
     def aggregate(self, feats: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return logits, (C,) or (B, C), and attention, (K,) or (B, K), of bags of features."""
@@ -203,9 +198,16 @@ class MILNet(nn.Module):
         if single:
             feats, mask = feats[None], mask[None]
         feats = feats.masked_fill(~mask[..., None], 0.0)  # 0 × NaN would be NaN
-        bags, attention = self.pool(feats, mask)
+        bags, attention = self.pool(self._scale(feats), mask)
         logits: Tensor = self.classifier(self.dropout(bags))
         return (logits[0], attention[0]) if single else (logits, attention)
+
+    def _scale(self, feats: Tensor) -> Tensor:
+        """Scale features to mean 0 and variance 1 in each tile (layer normalization without weights).
+
+        Encoders differ much in scale and offset, and attention on unscaled values is slow to learn.
+        """
+        return nn.functional.layer_norm(feats, (self.feature_dim,))
 
     def compute_contributions(self, feats: Tensor, predicted: int) -> Tensor:
         """Compute the contribution of each tile to a class: its log odds with the tile minus those without it.
@@ -219,7 +221,7 @@ class MILNet(nn.Module):
         """
         if len(feats) == 1:
             return feats.new_zeros(1, dtype=torch.float32)
-        without: Tensor = self.classifier(self.dropout(self.pool.pool_without_each(feats)))
+        without: Tensor = self.classifier(self.dropout(self.pool.pool_without_each(self._scale(feats))))
         return _compute_log_odds(self.aggregate(feats)[0], predicted) - _compute_log_odds(without, predicted)
 
     def check_tile_size(self, tile_size: int) -> None:

@@ -1,4 +1,4 @@
-"""Cache the features of a frozen encoder on the disk."""
+"""Store the features of a frozen encoder on the disk."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from panda.data.bags import read_features
+from panda.data.feature_files import VERSION, FeatureFile, FeatureOrigin, read_features, write_feature_file
 from panda.errors import LockedError, PandaError
-from panda.files import fingerprint, hold_lock, identity, write_beside
+from panda.files import fingerprint, hold_lock, identity
 from panda.inference.compute import EngineSettings
 from panda.inference.features import TileBag, TileEncoder, encode_bags, encode_tiles
 from panda.models.mil import MILNet
-from panda.tasks.metadata import GradingMetadata
 from panda.wsi.slide import Slide
 from panda.wsi.stain_normalization import STAIN_RULES
 
@@ -30,7 +29,7 @@ OnBag = Callable[[TileBag, Path | Exception], None]
 """Takes a bag with the file of its features, or its error. What it raises ends the work on all bags."""
 
 
-class FeatureCache:
+class FeatureStore:
     """Features of tiles by a frozen encoder, each computed once.
 
     The name of a file holds the hash of everything that determines it: the weights of the encoder, the slide, its tiles
@@ -41,16 +40,30 @@ class FeatureCache:
         network: A network with a frozen encoder; it is moved to the device of `settings`.
         settings: Device and precision.
         folder: Parent folder of the files.
+        encoder: Name of the encoder in the files; None is that of its weights on the hub, or of its architecture.
     """
 
-    def __init__(self, network: MILNet, settings: EngineSettings, folder: Path) -> None:
+    def __init__(self, network: MILNet, settings: EngineSettings, folder: Path, encoder: str | None = None) -> None:
         self.encoder = TileEncoder(network, settings)
         weights = hashlib.sha256()
         for name, value in sorted(network.encoder.state_dict().items()):
             weights.update(name.encode() + value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        card, options = network.card, network.options
         self.fingerprint = fingerprint(
-            {"rules": GradingMetadata.FORMAT, "weights": weights.hexdigest(), "precision": settings.precision}
-            | {key: network.options[key] for key in ("encoder", "mean", "std")}
+            {"rules": VERSION, "weights": weights.hexdigest(), "precision": settings.precision}
+            | {key: options[key] for key in ("encoder", "mean", "std")}
+        )
+        scaled = "" if card.resize is None else f"resize {card.resize} {card.interpolation}, "
+        cut = "" if card.input_size is None else f"centre {card.input_size}, "
+        self._origin = FeatureOrigin(
+            format="panda",
+            dim=network.feature_dim,
+            encoder=encoder or card.hub or card.architecture,
+            weights=weights.hexdigest(),
+            revision=card.revision,
+            transform=f"{scaled}{cut}mean {options['mean']}, std {options['std']}",
+            pooling=card.pooling,
+            precision=settings.precision,
         )
         self.folder = folder / f"features-{self.fingerprint[:12]}"
         self.folder.mkdir(parents=True, exist_ok=True)  # before any slide, because it is no failure of a slide
@@ -60,7 +73,7 @@ class FeatureCache:
         path = self._find_file(slide, bag)
         with hold_lock(path):
             if not self._holds(path, bag):
-                _write(path, encode_tiles(self.encoder, slide, bag))
+                write_feature_file(path, self.describe(slide, bag, encode_tiles(self.encoder, slide, bag)))
         return path
 
     def encode_all(self, bags: Sequence[TileBag], open_slide: OpenSlide, on_bag: OnBag) -> None:
@@ -113,7 +126,7 @@ class FeatureCache:
                     found: Path | Exception = path
                     with stack:
                         try:
-                            _write(path, encoded.get_features())
+                            write_feature_file(path, self.describe(encoded.slide, encoded.bag, encoded.get_features()))
                         except Exception as error:
                             found = error
                     on_bag(encoded.bag, found)
@@ -122,9 +135,23 @@ class FeatureCache:
                 stack.close()
         return busy
 
-    def _find_file(self, slide: Slide, bag: TileBag) -> Path:
-        """Return the path of the features of a bag, which need not exist."""
-        key = fingerprint(
+    def describe(self, slide: Slide, bag: TileBag, features: NDArray[np.float32]) -> FeatureFile:
+        """Return features of the tiles of an open slide with their origin."""
+        mpp = bag.resolution.mean_mpp
+        known = {
+            "tile_px0": float(bag.tile_size * bag.resolution.downsample),
+            "tile_um": mpp and float(bag.tile_size * mpp),
+            "tile_size": bag.tile_size,
+            "mpp": mpp and float(mpp),
+            "normalize": bag.stain and "macenko",
+            "fingerprint": self._find_key(slide, bag),
+        }
+        origin = FeatureOrigin.model_validate(self._origin.model_dump() | known)
+        return FeatureFile(slide.slide_id, features, bag.coords, origin, slide.dimensions)
+
+    def _find_key(self, slide: Slide, bag: TileBag) -> str:
+        """Return a hash of everything that determines the features of a bag."""
+        return fingerprint(
             {
                 "encoder": self.fingerprint,
                 "slide": identity(slide.path),
@@ -134,7 +161,10 @@ class FeatureCache:
                 "stain": None if bag.stain is None else [STAIN_RULES, asdict(bag.stain)],
             }
         )
-        return self.folder / f"{slide.slide_id}-{key[:16]}.npz"
+
+    def _find_file(self, slide: Slide, bag: TileBag) -> Path:
+        """Return the path of the features of a bag, which need not exist."""
+        return self.folder / f"{slide.slide_id}-{self._find_key(slide, bag)[:16]}.h5"
 
     def _holds(self, path: Path, bag: TileBag) -> bool:
         """Return whether the features of a bag are stored; warn of a damaged file."""
@@ -147,8 +177,3 @@ class FeatureCache:
         except PandaError as error:
             log.warning("%s: damaged (%s); its tiles are encoded again", path, error.__cause__)
         return False
-
-
-def _write(path: Path, features: NDArray[np.float32]) -> None:
-    with write_beside(path) as partial, partial.open("wb") as file:
-        np.savez(file, features=features)

@@ -1,7 +1,8 @@
-"""The feature cache: its content, when it is renewed, and bags of features."""
+"""The feature store: its content, when it is renewed, and bags of features."""
 
 import contextlib
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from panda.data.bags import read_bag, read_features
+from panda.data.bags import read_bag
 from panda.data.bagset import BagItem, BagSet, BagSettings
+from panda.data.feature_files import read_feature_file, read_features, write_feature_file
 from panda.data.manifest import SlideRecord
 from panda.errors import ExhaustedError, ManifestError, SlideError
 from panda.files import hold_lock
 from panda.inference.compute import EngineSettings
-from panda.inference.feature_cache import FeatureCache
+from panda.inference.feature_store import FeatureStore
 from panda.inference.features import TileBag, TileEncoder, encode_tiles
 from panda.inference.grader import GradingPredictor, select_tiles
 from panda.models.mil import MILNet
@@ -41,17 +43,17 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> FeatureCache:
-    return FeatureCache(net(), SETTINGS, tmp_path / "patches")
+def store(tmp_path: Path) -> FeatureStore:
+    return FeatureStore(net(), SETTINGS, tmp_path / "patches")
 
 
-def encode(cache: FeatureCache, path: Path, coords: Any = COORDS, side: int = 64) -> Path:
+def encode(store: FeatureStore, path: Path, coords: Any = COORDS, side: int = 64) -> Path:
     with Slide.open(path) as slide:
-        return cache.encode(slide, TileBag(path, coords, slide.choose_resolution(level=1), side))
+        return store.encode(slide, TileBag(path, coords, slide.choose_resolution(level=1), side))
 
 
-def test_feature_cache_features_equal_network_output(cache: FeatureCache, path: Path) -> None:
-    features = read_features(encode(cache, path))
+def test_feature_store_features_equal_network_output(store: FeatureStore, path: Path) -> None:
+    features = read_features(encode(store, path))
     assert features.dtype == np.float32
     with Slide.open(path) as slide, torch.inference_mode():
         bag = torch.from_numpy(read_bag(slide, COORDS, slide.choose_resolution(level=1), 64))
@@ -61,60 +63,60 @@ def test_feature_cache_features_equal_network_output(cache: FeatureCache, path: 
     torch.testing.assert_close(logits, whole[0], rtol=1e-4, atol=1e-4)
 
 
-def test_feature_cache_folder_cannot_be_made_raises(tmp_path: Path) -> None:
+def test_feature_store_folder_cannot_be_made_raises(tmp_path: Path) -> None:
     (tmp_path / "patches").write_text("a file where the store should be")
     with pytest.raises(OSError, match="patches"):
-        FeatureCache(net(), SETTINGS, tmp_path / "patches")
+        FeatureStore(net(), SETTINGS, tmp_path / "patches")
 
 
-def test_feature_cache_encodes_each_tile_once(cache: FeatureCache, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = encode(cache, path)
-    monkeypatch.setattr("panda.inference.feature_cache.encode_tiles", None)
-    assert encode(cache, path) == first
-    again = FeatureCache(net(), SETTINGS, cache.folder.parent)
+def test_feature_store_encodes_each_tile_once(store: FeatureStore, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = encode(store, path)
+    monkeypatch.setattr("panda.inference.feature_store.encode_tiles", None)
+    assert encode(store, path) == first
+    again = FeatureStore(net(), SETTINGS, store.folder.parent)
     assert encode(again, path) == first, "a new process with the same weights finds them"
 
 
-def test_feature_cache_other_inputs_use_other_file(cache: FeatureCache, path: Path) -> None:
+def test_feature_store_other_inputs_use_other_file(store: FeatureStore, path: Path) -> None:
     others = [
-        encode(cache, path),
-        encode(cache, path, COORDS[:4]),
-        encode(cache, path, side=32),
-        encode(FeatureCache(net(seed=1), SETTINGS, cache.folder.parent), path),
-        encode(FeatureCache(net(mean=(0.5, 0.5, 0.5)), SETTINGS, cache.folder.parent), path),
-        encode(FeatureCache(net(), EngineSettings(device="cpu", precision="bf16"), cache.folder.parent), path),
+        encode(store, path),
+        encode(store, path, COORDS[:4]),
+        encode(store, path, side=32),
+        encode(FeatureStore(net(seed=1), SETTINGS, store.folder.parent), path),
+        encode(FeatureStore(net(mean=(0.5, 0.5, 0.5)), SETTINGS, store.folder.parent), path),
+        encode(FeatureStore(net(), EngineSettings(device="cpu", precision="bf16"), store.folder.parent), path),
     ]
     assert len(set(others)) == len(others)
 
 
 @pytest.mark.parametrize("how", ["byte", "cut", "empty", "other"])
-def test_feature_cache_damaged_file_warns_and_is_rewritten(
-    cache: FeatureCache, path: Path, how: str, panda_log: pytest.LogCaptureFixture
+def test_feature_store_damaged_file_warns_and_is_rewritten(
+    store: FeatureStore, path: Path, how: str, panda_log: pytest.LogCaptureFixture
 ) -> None:
-    file = encode(cache, path)
+    file = encode(store, path)
     before = read_features(file)
     data = bytearray(file.read_bytes())
     if how == "other":
-        np.savez(file, features=before[:2])
+        whole = read_feature_file(file)
+        write_feature_file(file, replace(whole, features=before[:2], coords=COORDS[:2]))
     else:
         data[len(data) // 2] ^= 255
         file.write_bytes({"byte": bytes(data), "cut": bytes(data[:-30]), "empty": b""}[how])
-        with pytest.raises(ManifestError, match=r"features cannot be read .*run again, which makes it again"):
+        with pytest.raises(ManifestError, match=r"features cannot be read .*make the file again"):
             read_features(file)
-    assert encode(cache, path) == file
+    assert encode(store, path) == file
     np.testing.assert_array_equal(read_features(file), before)
     assert "its tiles are encoded again" in panda_log.text
-    assert "run again" not in panda_log.text
     assert str(file) in panda_log.text
 
 
-def test_bag_set_of_features_is_padded_and_masked(cache: FeatureCache, path: Path) -> None:
+def test_bag_set_of_features_is_padded_and_masked(store: FeatureStore, path: Path) -> None:
     record = SlideRecord("s", "radboud", 3, "4+3", path, None, "s")
-    item = BagItem(record, COORDS, None, encode(cache, path))
+    item = BagItem(record, COORDS, None, encode(store, path))
     longer = np.concatenate([COORDS, COORDS[:3]])
-    bags = BagSet([item, BagItem(record, longer, None, encode(cache, path, longer))], BagSettings(k=4000))
+    bags = BagSet([item, BagItem(record, longer, None, encode(store, path, longer))], BagSettings(k=4000))
     bag, mask, label, name = bags[0]
-    assert bag.shape == (8, cache.encoder.feature_dim), "as long as the longest bag that there is"
+    assert bag.shape == (8, store.encoder.feature_dim), "as long as the longest bag that there is"
     assert mask.tolist() == [True] * 5 + [False] * 3
     assert (label, name) == (3, "s")
     assert not bag[5:].any()
@@ -127,7 +129,7 @@ def test_bag_set_of_features_is_padded_and_masked(cache: FeatureCache, path: Pat
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_grading_predictor_reads_cached_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frozen: bool) -> None:
+def test_grading_predictor_reads_stored_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frozen: bool) -> None:
     torch.manual_seed(0)
     network = MILNet("resnet10t", freeze_encoder=frozen, hidden=8)
     tiles = {"how": "tissue", "k": 3, "random_fraction": 1.0, "min_tissue": 0.25, "seed": 0}
@@ -139,7 +141,7 @@ def test_grading_predictor_reads_cached_features(tmp_path: Path, monkeypatch: py
         encoded.append(len(bag.coords))
         return encode_tiles(encoder, slide, bag)
 
-    for module in ("feature_cache", "grader"):
+    for module in ("feature_store", "grader"):
         monkeypatch.setattr(f"panda.inference.{module}.encode_tiles", counted)
     grader = GradingPredictor.from_checkpoint(ready, SETTINGS, tmp_path / "patches")
     with Slide.open(record.image_path) as slide:
@@ -149,7 +151,7 @@ def test_grading_predictor_reads_cached_features(tmp_path: Path, monkeypatch: py
         view = metadata.resolution.resolve(slide)
         coords = select_tiles(slide, view, tissue, None, metadata.tiles, tile_size=64)
         if frozen:
-            FeatureCache(network, SETTINGS, tmp_path / "patches").encode(slide, TileBag(slide.path, coords, view, 64))
+            FeatureStore(network, SETTINGS, tmp_path / "patches").encode(slide, TileBag(slide.path, coords, view, 64))
         encoded.clear()
         found = grader.grade(slide, tissue, None)
     assert encoded == ([] if frozen else [3])
@@ -180,9 +182,9 @@ def bags(tmp_path_factory: pytest.TempPathFactory) -> list[TileBag]:
     return made
 
 
-def encode_all(cache: FeatureCache, bags: list[TileBag]) -> dict[TileBag, Path | Exception]:
+def encode_all(store: FeatureStore, bags: list[TileBag]) -> dict[TileBag, Path | Exception]:
     found: dict[TileBag, Path | Exception] = {}
-    cache.encode_all(bags, Slide.open, found.__setitem__)
+    store.encode_all(bags, Slide.open, found.__setitem__)
     return found
 
 
@@ -191,21 +193,21 @@ def find_alone(bag: TileBag) -> Any:
         return encode_tiles(TileEncoder(net(), SETTINGS), slide, bag)
 
 
-def test_feature_cache_slides_share_batches(
-    cache: FeatureCache, bags: list[TileBag], monkeypatch: pytest.MonkeyPatch
+def test_feature_store_slides_share_batches(
+    store: FeatureStore, bags: list[TileBag], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    run = cache.encoder.run
+    run = store.encoder.run
 
     def count(images: torch.Tensor) -> torch.Tensor:
         sizes.append(len(images))
         return run(images)
 
-    monkeypatch.setattr(cache.encoder, "run", count)
+    monkeypatch.setattr(store.encoder, "run", count)
     with Slide.open(bags[1].path) as slide:
-        stored = cache.encode(slide, bags[1])
+        stored = store.encode(slide, bags[1])
     sizes.clear()
-    found = encode_all(cache, bags)
+    found = encode_all(store, bags)
     assert sizes == [2, 2, 2, 2, 1], "the fifth tile of the first slide is with the first one of the third"
     assert found[bags[1]] == stored
     for bag in bags:
@@ -214,8 +216,8 @@ def test_feature_cache_slides_share_batches(
         np.testing.assert_allclose(read_features(file), find_alone(bag), rtol=1e-4, atol=1e-4)
 
 
-def test_feature_cache_damaged_slide_fails_alone(
-    cache: FeatureCache, bags: list[TileBag], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_feature_store_damaged_slide_fails_alone(
+    store: FeatureStore, bags: list[TileBag], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = Slide.read
 
@@ -226,18 +228,18 @@ def test_feature_cache_damaged_slide_fails_alone(
 
     monkeypatch.setattr(Slide, "read", fail)
     absent = TileBag(tmp_path / "absent.tiff", COORDS, bags[0].resolution, 64)
-    found = encode_all(cache, [bags[0], absent, *bags[1:]])
+    found = encode_all(store, [bags[0], absent, *bags[1:]])
     assert isinstance(found[bags[0]], SlideError)
     assert isinstance(found[absent], SlideError)
     for bag in bags[1:]:
         file = found[bag]
         assert isinstance(file, Path)
         np.testing.assert_allclose(read_features(file), find_alone(bag), rtol=1e-4, atol=1e-4)
-    assert len(list(cache.folder.glob("*.npz"))) == 2
+    assert len(list(store.folder.glob("*.h5"))) == 2
 
 
-def test_feature_cache_exhausted_memory_ends_work(
-    cache: FeatureCache, bags: list[TileBag], monkeypatch: pytest.MonkeyPatch
+def test_feature_store_exhausted_memory_ends_work(
+    store: FeatureStore, bags: list[TileBag], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> Any:
         raise RuntimeError("can't start new thread")
@@ -245,13 +247,13 @@ def test_feature_cache_exhausted_memory_ends_work(
     monkeypatch.setattr("panda.inference.features.read_tiles", fail)
     before = threading.active_count()
     with pytest.raises(ExhaustedError):
-        encode_all(cache, bags)
+        encode_all(store, bags)
     assert threading.active_count() == before
 
 
-def test_feature_cache_bag_of_another_run_waits_for_end(cache: FeatureCache, bags: list[TileBag]) -> None:
+def test_feature_store_bag_of_another_run_waits_for_end(store: FeatureStore, bags: list[TileBag]) -> None:
     with Slide.open(bags[0].path) as slide:
-        path = cache._find_file(slide, bags[0])
+        path = store._find_file(slide, bags[0])
     order: list[TileBag] = []
     with contextlib.ExitStack() as other:
         other.enter_context(hold_lock(path))
@@ -262,5 +264,5 @@ def test_feature_cache_bag_of_another_run_waits_for_end(cache: FeatureCache, bag
             if bag is bags[2]:
                 other.close()
 
-        cache.encode_all(bags, Slide.open, on_bag)
+        store.encode_all(bags, Slide.open, on_bag)
     assert order == [bags[1], bags[2], bags[0]]
