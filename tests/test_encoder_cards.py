@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision import transforms
 
-from panda.app.encoder_choice import FOLDER, find_encoder
+from panda.app.encoder_choice import FOLDER, find_card, find_encoder
 from panda.errors import CheckpointError, ConfigError
 from panda.inference.compute import EngineSettings
 from panda.inference.grader import GradingPredictor
@@ -433,6 +433,40 @@ def test_grading_cached_weights_absent_are_named(tmp_path: Path, monkeypatch: py
         "give model.encoder_weights=PATH of that file, or give model.encoder_weights=download",
     ):
         assert words in faults
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("kaiko_s16", "give model.encoder=vit_small_patch16_224"),  # the same mean and std, other weights
+        ("lunit_s8", "those of 1aurent/vit_small_patch8_224.lunit_dino, and imagenet are timm's for vit_small_patch8"),
+        ("uni", "vit_large_patch16_224 has options here; give cached, download or a file"),
+        ("dinov3_s16", None),
+        ("resnet50", None),
+        ("vit_tiny_patch16_224", None),
+    ],
+)
+def test_grading_imagenet_weights_of_other_encoders_are_refused(name: str, words: str | None) -> None:
+    fault = find_card(name, "imagenet").describe_weights_fault("imagenet")
+    assert (fault is None) == (words is None)
+    if words is not None:
+        faults = find_faults(*GRADING[:2], f"model.encoder={name}", "model.encoder_weights=imagenet")
+        assert "model.encoder_weights=imagenet: " in faults
+        assert words in faults
+
+
+def test_own_encoder_with_imagenet_weights_needs_their_mean(tmp_path: Path) -> None:
+    own = write_card(tmp_path / "mine.yaml")
+    faults = find_faults(*GRADING[:2], f"model.encoder={own}", "model.encoder_weights=imagenet")
+    assert "were trained with mean [0.5, 0.5, 0.5] and std [0.5, 0.5, 0.5]; give these in the file" in faults
+    own = write_card(tmp_path / "mine.yaml", mean="[0.5, 0.5, 0.5]", std="[0.5, 0.5, 0.5]")
+    assert find_card(own).describe_weights_fault("imagenet") is None
+
+
+def test_grading_published_weights_without_hub_are_refused(tmp_path: Path) -> None:
+    own = write_card(tmp_path / "mine.yaml")
+    faults = find_faults(*GRADING[:2], f"model.encoder={own}", "model.encoder_weights=download")
+    assert "model.encoder_weights=download: the file of vit_tiny_patch16_224 names no hub" in faults
 
 
 def test_grading_wrong_encoder_hides_no_other_fault() -> None:

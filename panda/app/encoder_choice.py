@@ -16,6 +16,11 @@ FOLDER = CONF / "encoders"
 """The encoders that are known by name; the file name is the name."""
 
 
+def find_card(choice: Any, weights: Any = None) -> EncoderCard:
+    """Return the card of the encoder that `find_encoder` finds, for these `encoder_weights`."""
+    return EncoderCard.read(find_encoder(choice), weights)
+
+
 def find_encoder(choice: Any) -> str | dict[str, Any]:
     """Return the encoder for `MILNet`: the plain data of a card, or the name of a timm model.
 

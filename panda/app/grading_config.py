@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 
 from panda.app.build import Faults
-from panda.app.encoder_choice import find_encoder
+from panda.app.encoder_choice import find_card, find_encoder
 from panda.app.guidance import Guidance, TileSettings
 from panda.app.hydra_job import find_idle_faults
 from panda.app.loss_check import check_loss
@@ -24,7 +24,6 @@ from panda.data.splits import Split
 from panda.errors import ConfigError, ManifestError, name_options
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
-from panda.models.encoder_cards import EncoderCard
 from panda.models.mil import MILNet
 from panda.models.pooling import POOLINGS
 from panda.settings import rule
@@ -112,8 +111,7 @@ class GradingConfig(TrainConfig):
 
     @rule
     def _check_scale(self) -> Iterator[str]:
-        encoder, tiles = find_encoder(self.model.get("encoder")), self.tiles
-        card = EncoderCard.parse({"architecture": encoder} if isinstance(encoder, str) else encoder)
+        card, tiles = find_card(self.model.get("encoder")), self.tiles
         if not card.mpp:
             return
         mpp = min(card.mpp, key=lambda own: abs(own - (tiles.mpp or 0.5)))
@@ -161,6 +159,10 @@ class GradingConfig(TrainConfig):
 
     @rule
     def _check_encoder(self) -> Iterator[str]:
+        weights = self.model.get("encoder_weights")
+        if weights in DOWNLOADED:  # these are not loaded by the check
+            fault = find_card(self.model.get("encoder"), weights).describe_weights_fault(weights)
+            yield from () if fault is None else (f"model.{fault}",)
         if self.model.get("encoder_weights") == SEGMENTATION_ENCODER:
             if self.tiles.how != "guided":
                 yield "model.encoder_weights=segmentation needs tiles=guided and a segmentation_checkpoint"

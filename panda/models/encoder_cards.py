@@ -6,6 +6,7 @@ normalization, size and pooling.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 import timm
@@ -22,6 +23,8 @@ from panda.stored import Plain, list_faults
 Rgb = Annotated[tuple[float, float, float], Field(strict=False)]
 """Read from a list, because YAML and checkpoints have no tuples."""
 Pooling = Literal["own", "cls", "cls_mean", "mean"]
+PUBLISHED = ("cached", "download")
+"""Values of `encoder_weights` that take the published weights of an encoder."""
 
 _SAME_SCALE = 0.1
 """Relative difference up to which scales are the same."""
@@ -103,6 +106,19 @@ class EncoderCard(Plain, frozen=True):
         except ValidationError as error:
             raise OptionError([f"encoder.{fault}" for fault in list_faults(error)]) from error
 
+    @classmethod
+    def read(cls, encoder: str | Mapping[str, Any], weights: str | None = None) -> Self:
+        """Read the card of an encoder: its plain data, or the name of a timm model.
+
+        A name has the normalization of timm's default weights if `weights` is `imagenet`, otherwise that of ImageNet.
+        """
+        if not isinstance(encoder, str):
+            return cls.parse(encoder)
+        if weights != "imagenet" or not timm.is_model(encoder):
+            return cls(architecture=encoder)
+        trained: Any = timm.get_pretrained_cfg(encoder)  # many were trained with 0.5 and 0.5, also on ImageNet
+        return cls(architecture=encoder, mean=tuple(trained.mean), std=tuple(trained.std))
+
     def to_options(self) -> dict[str, Any]:
         """Return plain data that `parse` reads again, without what is for readers of the file only."""
         return self.model_dump(mode="json", exclude_none=True, exclude={"licence", "source"})
@@ -118,6 +134,28 @@ class EncoderCard(Plain, frozen=True):
         known = " or ".join(f"{own:g}" for own in self.mpp)
         size = f" px of {self.tile_size} px tiles" if self.tile_size else " px"
         return f"tiles of {tile_size} px at {mpp:g} µm/px, but the encoder was trained at {known} µm for{size}"
+
+    def describe_weights_fault(self, weights: str | None) -> str | None:
+        """Return why `encoder_weights` cannot be a set of published weights of this card, or None."""
+        name, prefix = self.architecture, f"encoder_weights={weights}"
+        if weights in PUBLISHED and self.hub is None:
+            return f"{prefix}: the file of {name} names no hub; give a file of weights"
+        if weights != "imagenet":
+            return None
+        if self.options != TimmOptions():
+            return f"{prefix}: {name} has options here; give cached, download or a file"
+        timms: Any = timm.get_pretrained_cfg(name)
+        if self.hub not in (None, timms.hf_hub_id):
+            return (
+                f"{prefix}: the weights of this encoder are those of {self.hub}, and imagenet are timm's for {name}; "
+                f"give cached, download or a file, or give model.encoder={name}"
+            )
+        if (self.mean, self.std) != (tuple(timms.mean), tuple(timms.std)):
+            return (
+                f"{prefix}: the weights of {name} were trained with mean {list(timms.mean)} and std {list(timms.std)}; "
+                f"give these in the file of the encoder, or give model.encoder={name}"
+            )
+        return None
 
     def build(self) -> nn.Module:
         """Build the network with random weights and without classifier.

@@ -11,24 +11,21 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from panda.errors import OptionError
-from panda.models.encoder_cards import EncoderCard, TimmOptions
+from panda.models.encoder_cards import EncoderCard
 from panda.models.encoders import Normalize, check_size
 from panda.models.pooling import HEADS, POOLINGS, Head, Pooling
-from panda.models.weights import explain_failed_download, find_published, load_weights, offline_if_unreachable
+from panda.models.published_weights import fill_encoder
+from panda.models.trained_blocks import hold_frozen, train_last_blocks
 
-PUBLISHED = ("cached", "download")
-"""Values of `encoder_weights` that take the published weights of an encoder."""
-_OF_PIXELS = ("encoder_weights", "freeze_encoder", "chunk", "mean", "std")
+_OF_PIXELS = ("encoder_weights", "freeze_encoder", "train_blocks", "chunk", "mean", "std")
 """Options that mean nothing without an encoder."""
 
 
@@ -47,6 +44,7 @@ class MILNet(nn.Module):
         hidden: Width of the hidden layer of the pooling, if it has one.
         dropout: Dropout of a bag's features before the head, in [0, 1).
         freeze_encoder: Keep the encoder as it is, without gradient or change of its batch statistics.
+        train_blocks: Number of last blocks of the encoder that learn; the others are frozen. None lets all learn.
         chunk: Largest number of tiles to encode at once. A larger bag that needs gradients is encoded again in the
             backward pass, so memory grows with the chunk and not with the bag.
         mean: Mean of R, G and B, for pixels in [0, 1]. None is that of the card; for the name of a timm model the mean
@@ -73,6 +71,7 @@ class MILNet(nn.Module):
         hidden: int = 128,
         dropout: float = 0.25,
         freeze_encoder: bool = False,
+        train_blocks: int | None = None,
         chunk: int = 64,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -85,6 +84,8 @@ class MILNet(nn.Module):
             for key, value, least in (("num_classes", num_classes, 2), ("hidden", hidden, 1), ("chunk", chunk, 1))
             if value < least
         ]
+        if freeze_encoder and train_blocks is not None:
+            faults.append(f"train_blocks={train_blocks} is not used with freeze_encoder=true: leave it out")
         if not 0 <= dropout < 1:
             faults.append(f"dropout={dropout}: must be at least 0 and below 1")
         if hidden % (multiple := POOLINGS[pooling].hidden_multiple):
@@ -97,8 +98,12 @@ class MILNet(nn.Module):
             if encoder is None:
                 self.encoder: nn.Module = nn.Identity()
             else:
-                self.card = EncoderCard.parse({"architecture": encoder} if isinstance(encoder, str) else encoder)
+                self.card = EncoderCard.read(encoder, encoder_weights)
                 self.encoder = self.card.build()
+                if freeze_encoder:
+                    self.encoder.requires_grad_(False)
+                elif train_blocks is not None:
+                    train_last_blocks(self.encoder, train_blocks)
         except OptionError as error:
             faults += error.faults
         if faults:
@@ -106,14 +111,13 @@ class MILNet(nn.Module):
         self.chunk = chunk
         self.frozen = freeze_encoder
         self.notes: list[str] = []
-        self.options: dict[str, Any] = {key: value for key, value in given.items() if key not in _OF_PIXELS}
+        idle = _OF_PIXELS if encoder is None else ("feature_dim",)
+        self.options: dict[str, Any] = {key: value for key, value in given.items() if key not in idle}
         self.feature_dim = feature_dim or self._fill_encoder(encoder, encoder_weights, mean, std)
         self.pool = POOLINGS[pooling](self.feature_dim, hidden)
         self.dropout = nn.Dropout(dropout)
         self.classifier = HEADS[head](self.pool.features, num_classes)
-        if freeze_encoder:
-            self.encoder.requires_grad_(False)
-            self.encoder.eval()
+        hold_frozen(self.encoder)
 
     def _fill_encoder(
         self,
@@ -124,24 +128,19 @@ class MILNet(nn.Module):
     ) -> int:
         """Load the weights of the encoder and set the normalization of pixels; return D. See the class for `mean`."""
         if weights is not None:
-            self.notes = _fill_encoder(self.encoder, self.card, weights)
-        # Many transformers were trained with 0.5 and 0.5, also on ImageNet.
-        trained = isinstance(encoder, str) and weights == "imagenet"
-        expected: Any = getattr(self.encoder, "pretrained_cfg", {}) if trained else {}
-        mean = expected.get("mean", self.card.mean) if mean is None else mean
-        std = expected.get("std", self.card.std) if std is None else std
-        del self.options["feature_dim"]
+            self.notes = fill_encoder(self.encoder, self.card, weights)
+        mean = self.card.mean if mean is None else mean
+        std = self.card.std if std is None else std
         self.options["encoder"] = encoder if isinstance(encoder, str) else self.card.to_options()
         rgb = {"mean": [float(value) for value in mean], "std": [float(value) for value in std]}
-        self.options |= rgb | {"encoder_weights": None, "freeze_encoder": self.frozen, "chunk": self.chunk}
+        self.options |= rgb | {"encoder_weights": None}
         self.normalize = Normalize(mean, std)
         return self.card.get_width(self.encoder)
 
     def train(self, mode: bool = True) -> MILNet:
-        """Set training or evaluation mode; a frozen encoder stays in evaluation mode."""
+        """Set training or evaluation mode; the frozen part of the encoder stays in evaluation mode."""
         super().train(mode)
-        if self.frozen:
-            self.encoder.eval()
+        hold_frozen(self.encoder)
         return self
 
     def forward(self, bag: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -248,28 +247,6 @@ def _check_mask(shape: torch.Size, mask: Tensor | None, device: torch.device) ->
     if empty:
         raise ValueError(f"bag {', '.join(map(str, empty))} of the batch has no real tile: leave such a slide out")
     return mask
-
-
-def _fill_encoder(encoder: nn.Module, card: EncoderCard, weights: str) -> list[str]:
-    """Load the weights of an encoder, a file or published ones; return what was used of a file."""
-    name = card.architecture
-    if weights == "imagenet":
-        if card.options != TimmOptions():
-            raise OptionError(f"encoder_weights=imagenet: {name} has options here; give cached, download or a file")
-        try:
-            with offline_if_unreachable():
-                pretrained: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
-        except Exception as error:  # hub, transport and timm have their own classes
-            raise OptionError(explain_failed_download(weights, name, error)) from error
-        encoder.load_state_dict(pretrained.state_dict())
-        return []
-    path = Path(weights)
-    if weights in PUBLISHED:
-        if card.hub is None:
-            raise OptionError(f"encoder_weights={weights}: the file of {name} names no hub; give a file of weights")
-        path = find_published(card.hub, card.revision, gated=card.gated, download=weights == "download")
-    classifier = getattr(encoder, "pretrained_cfg", {}).get("classifier") or ()
-    return [load_weights(encoder, path, [classifier] if isinstance(classifier, str) else classifier)]
 
 
 @contextmanager
