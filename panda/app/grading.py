@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from panda.app.confidence import freeze_confidence, measure_calibration
 from panda.app.dashboard import MAX_TILE_PICTURES, log_slides
 from panda.app.grading_config import SEGMENTATION_ENCODER, GradingConfig, copy_encoder, list_guided_splits
 from panda.app.run import Run, note_level
@@ -124,12 +125,16 @@ class GradingExperiment:
         self._list_notes(run, items)
         note_level(metadata.resolution, run.notes)
         run.fit(GradingTask(self.network, self.loss, self.optim, metadata), bags, learns_from)
-        grader = GradingPredictor.from_checkpoint(run.best, self.engine, self.data.settings.store_root)
-        classes, seed = CLASSES[self.settings.target], self.cfg.seed
-        val = summarize_grades(self._grade_slides(run, grader, items["val"], "val"), classes, seed)
-        test = None
+        graded = self._grade_slides(run, self._load_grader(run), items["val"], "val")
+        frozen = freeze_confidence(run.best, graded, self.settings.abstain_risk)
+        if (abstention := frozen.abstention) and abstention.note:
+            run.notes.append(f"No confidence to abstain below was found, so every slide is graded: {abstention.note}.")
+        graded_by_split = {"validation": frozen.validated}
         if items.get("test"):
-            test = summarize_test_grades(self._grade_slides(run, grader, items["test"], "test"), classes, seed)
+            graded_by_split["test"] = self._grade_slides(run, self._load_grader(run), items["test"], "test")
+        self._write_slides(run, graded_by_split)
+        calibration = measure_calibration(run.folder, frozen, graded_by_split)
+        classes, seed = CLASSES[self.settings.target], self.cfg.seed
         summary = GradingSummary(
             **run.describe(),
             threshold=self.guidance.threshold,
@@ -142,13 +147,17 @@ class GradingExperiment:
                 left_out=self.data.select().exclusion_counts,
                 groups=self.data.select().describe_policy(),
             ),
-            val=val,
-            test=test,
+            calibration=calibration,
+            val=summarize_grades(frozen.validated, classes, seed),
+            test=summarize_test_grades(graded_by_split["test"], classes, seed) if "test" in graded_by_split else None,
         )
         drawn = sorted((run.folder / "slides").glob("*/attention_tiles.png"))[:MAX_TILE_PICTURES]
         pictures = {f"attention_tiles/{path.parent.name}": path for path in drawn}
         run.log_summary(summary, pictures, task="grading", target=self.settings.target)
         return summary
+
+    def _load_grader(self, run: Run) -> GradingPredictor:
+        return GradingPredictor.from_checkpoint(run.best, self.engine, self.data.settings.store_root)
 
     def _find_class(self, record: SlideRecord) -> int:
         assert record.isup_grade is not None  # a bag without a grade is refused
@@ -208,7 +217,7 @@ class GradingExperiment:
     def _grade_slides(
         self, run: Run, grader: GradingPredictor, items: Sequence[BagItem], split: str
     ) -> list[GradedSlide]:
-        """Grade the slides of bags and write their table."""
+        """Grade the slides of bags."""
         tested = split == "test"
         grading = SlideGrading(
             grader,
@@ -231,13 +240,17 @@ class GradingExperiment:
                 f"The label masks of {len(unusable)} graded slides cannot be used, so their attention was not scored. "
                 f"The first: {unusable[0]}"
             )
-        graded = [GradedSlide(record, self._find_class(record), grade) for record, grade in filter(None, found)]
-        if graded:
-            rows = [slide.to_row(attention=tested) for slide in graded]
-            write_table(run.folder / f"{split}_slides.csv", rows)
-            if tested and run.wandb is not None:
+        return [GradedSlide(record, self._find_class(record), grade) for record, grade in filter(None, found)]
+
+    def _write_slides(self, run: Run, graded: Mapping[str, Sequence[GradedSlide]]) -> None:
+        """Write the table of each split that has slides."""
+        for split, slides in graded.items():
+            tested = split == "test"
+            rows = [slide.to_row(attention=tested) for slide in slides]
+            if rows:
+                write_table(run.folder / ("test_slides.csv" if tested else "val_slides.csv"), rows)
+            if rows and tested and run.wandb is not None:
                 log_slides(run.wandb, "test_slides", rows, run.folder / "slides")
-        return graded
 
 
 def _make_item(bag: tuple[SlideRecord, TileBag]) -> BagItem:

@@ -53,10 +53,13 @@ class GradingSettings(TaskSettings):
     Args:
         name: `grading`.
         target: `isup` (six classes) or `cancer` (absent or present).
+        abstain_risk: Largest share of wrong classes among the graded validation slides. The least certain slides are
+            marked as not certain enough to grade. None grades every slide.
     """
 
     name: Literal["grading"] = Field(default="grading", description="give task=segmentation or task=grading")
     target: Target = "isup"
+    abstain_risk: Annotated[float, Field(gt=0, lt=1)] | None = None
 
 
 class GradingConfig(TrainConfig):

@@ -11,10 +11,13 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, model_validator
 
 from panda.stored import Plain, Share, ShareEnds
+from panda.tasks.grade_calibration import scale_probabilities
 from panda.wsi.gleason import isup_grade_from_score, list_class_names
 
 Isup = Annotated[int, Field(ge=0, le=5)]
 
+UNCERTAIN = "not certain enough to grade"
+"""Mark of a grade whose confidence is too low."""
 _ROUNDING = 1e-3  # of the sum of probabilities in bf16
 
 
@@ -54,7 +57,9 @@ class GradeRecord(Plain, frozen=True):
     Attributes:
         target: `isup` or `cancer`.
         predicted: Class with the highest probability.
-        probabilities: Probability of each class; they sum to 1.
+        probabilities: Probability of each class, calibrated if the checkpoint has a temperature; they sum to 1.
+        abstain_below: Confidence below which the slide is not certain enough to grade; None if all are graded.
+        mark: `UNCERTAIN` if the confidence is below that, otherwise empty.
         tile_side_px: Side of a tile in level-0 px.
         against_label: Scores of the attention, None if the slide has no label mask.
         tiles: The tiles, whose attention weights sum to 1.
@@ -63,6 +68,8 @@ class GradeRecord(Plain, frozen=True):
     target: Literal["isup", "cancer"]
     predicted: NonNegativeInt
     probabilities: tuple[Share, ...]
+    abstain_below: Share | None = None
+    mark: Literal["", "not certain enough to grade"] = ""
     tile_side_px: Annotated[float, Field(gt=0)] | None = None
     against_label: AttentionScores | None = None
     tiles: tuple[AttendedTile, ...] = ()
@@ -76,7 +83,25 @@ class GradeRecord(Plain, frozen=True):
             raise ValueError(f"probabilities add up to {total:.4g}, not to 1")
         if self.probabilities[self.predicted] < max(self.probabilities):
             raise ValueError(f"predicted={self.predicted} is not the most probable class")
+        if bool(self.mark) != self._is_uncertain():
+            raise ValueError(f"mark is {self.mark!r}, which does not fit a confidence of {self.confidence:.4g}")
         return self
+
+    @property
+    def confidence(self) -> float:
+        """Probability of the predicted class."""
+        return self.probabilities[self.predicted]
+
+    def _is_uncertain(self) -> bool:
+        return self.abstain_below is not None and self.confidence < self.abstain_below
+
+    def calibrate(self, temperature: float | None, abstain_below: float | None) -> GradeRecord:
+        """Return the grade with its probabilities at a temperature, and with its mark; the class stays."""
+        prob = self.probabilities
+        if temperature is not None:
+            prob = tuple(scale_probabilities(np.array(prob), temperature).tolist())
+        found = self.model_copy(update={"probabilities": prob, "abstain_below": abstain_below})
+        return found.model_copy(update={"mark": UNCERTAIN if found._is_uncertain() else ""})
 
     @property
     def class_names(self) -> Sequence[str]:
@@ -87,6 +112,10 @@ class GradeRecord(Plain, frozen=True):
     def attention(self) -> NDArray[np.float32]:
         """Attention weights of the tiles, (K,)."""
         return np.array([tile.attention for tile in self.tiles], np.float32)
+
+    def list_confidence(self) -> dict[str, float | str]:
+        """Return the columns of the confidence: with its mark if the checkpoint has a least one."""
+        return {"confidence": self.confidence, **({"mark": self.mark} if self.abstain_below is not None else {})}
 
     def drop_tiles(self) -> GradeRecord:
         """Return the grade without its tiles, because those of thousands of slides fill the memory."""

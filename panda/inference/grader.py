@@ -102,18 +102,20 @@ class BagGrader:
         feats = torch.from_numpy(features).to(self.settings.torch_device)
         with torch.inference_mode():
             logits, weights = self.network.aggregate(feats)
-            probabilities = logits.float().softmax(-1)
+            probabilities = logits.double().softmax(-1)
             predicted = int(probabilities.argmax())
             contributions = self.network.compute_contributions(feats, predicted).cpu().numpy()
         places = [] if coords is None else coords.tolist()
         tiles = zip(places, weights.float().cpu().tolist(), contributions.tolist(), strict=coords is not None)
-        return GradeRecord(
+        record = GradeRecord(
             target=self.metadata.target,
             predicted=predicted,
             probabilities=tuple(probabilities.tolist()),
             tile_side_px=tile_side_px,
             tiles=tuple(AttendedTile(x=x, y=y, attention=a, contribution=c) for (x, y), a, c in tiles),
         )
+        choices = self.metadata.calibration, self.metadata.abstain_below
+        return record.calibrate(*(choice.value if choice else None for choice in choices))
 
 
 class GradingPredictor(BagGrader):

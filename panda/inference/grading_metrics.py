@@ -10,11 +10,12 @@ import numpy as np
 from pydantic import Field, NonNegativeInt
 
 from panda.data.manifest import SlideRecord
+from panda.inference.confidence_metrics import ConfidenceFigures, compute_confidence_scores
 from panda.inference.grade import ATTENTION_SCORES, AttentionScores, GradeRecord
 from panda.inference.slide_result import TableRow
 from panda.stored import Kappa, Share
 from panda.tasks.bootstrap import compute_percentile_interval, drop_undefined, resample_sums
-from panda.tasks.figures import Figures, Interval, KappaInterval, split_slides
+from panda.tasks.figures import Interval, KappaInterval, split_slides
 from panda.tasks.grade_metrics import compute_grade_intervals, score_grades
 from panda.tasks.metrics import divide
 
@@ -25,7 +26,7 @@ _NAMES = {"qwk": "qwk", "accuracy": "accuracy", "auroc": "auroc_cancer", "auroc_
 _ONE_SIDE = "Null if all slides are on one side"
 
 
-class GradingFigures(Figures, frozen=True):
+class GradingFigures(ConfidenceFigures, frozen=True):
     """Scores of whole slides, each with its most probable class."""
 
     slides: NonNegativeInt = Field(description="Slides that were graded.")
@@ -94,6 +95,7 @@ class GradedSlide:
             "predicted": self.grade.predicted,
             "group": self.record.group,
             **{f"p{k}": p for k, p in enumerate(self.grade.probabilities)},
+            **self.grade.list_confidence(),
             **(dict(self.grade.against_label or AttentionScores()) if attention else {}),
         }
 
@@ -121,8 +123,10 @@ def _compute_scores(graded: Sequence[GradedSlide], classes: int, seed: int) -> d
     labels = np.array([slide.label for slide in graded], dtype=np.int64)
     prob = np.array([slide.grade.probabilities for slide in graded]).reshape(-1, classes)
     found = score_grades(labels, prob)
-    ends = compute_grade_intervals(labels, prob, [slide.record.group for slide in graded], seed=seed)
+    groups = [slide.record.group for slide in graded]
+    ends = compute_grade_intervals(labels, prob, groups, seed=seed)
     figures: dict[str, Any] = {"slides": len(graded), "confusion": found.confusion}
+    figures |= compute_confidence_scores([slide.grade for slide in graded], labels.tolist(), groups, seed)
     for key, name in _NAMES.items():
         figures |= {key: getattr(found, name), f"{key}_interval": drop_undefined(ends[name])}
     return figures

@@ -217,7 +217,7 @@ class SlideResult(SlideFacts, Measurements, frozen=True, validate_by_name=True, 
         """Return the row of `quantification.csv`.
 
         First come `_COLUMNS`, then the areas of each class of cancer if there are several, and the label metrics if
-        there is a mask. Last come µm/px, and class and probabilities of a grade.
+        there is a mask. Last come µm/px, and class, probabilities and confidence of a grade.
         """
         row: TableRow = {key: getattr(self, key) for key in _COLUMNS}
         row |= self.list_class_areas()
@@ -228,6 +228,7 @@ class SlideResult(SlideFacts, Measurements, frozen=True, validate_by_name=True, 
         if (grader := self.provenance.grader) is not None:
             row[f"{grader['target']}_predicted"] = None if self.grade is None else self.grade.predicted
             row |= {f"p{i}": p for i, p in enumerate(self.grade.probabilities if self.grade else ())}
+            row |= self.grade.list_confidence() if self.grade else {}
         return row
 
     def list_class_areas(self) -> TableRow:

@@ -16,6 +16,7 @@ from panda.stored import Plain, Share, Timestamp, list_faults
 from panda.tasks.calibration import Calibration
 from panda.tasks.figures import Figures
 from panda.tasks.gleason_search import GleasonRuleChoice
+from panda.tasks.grade_calibration import GradeCalibration
 from panda.tasks.threshold import ThresholdChoice
 
 SCHEMA = 3
@@ -109,6 +110,9 @@ class GradingSummary(CommonSummary, frozen=True):
     target: Literal["isup", "cancer"] = Field(description="What was learned.")
     tiles: dict[str, JsonValue] = Field(description="How tiles were chosen: keys of `tiles`.")
     data: DataSummary = Field(description="Slides.")
+    calibration: GradeCalibration | None = Field(
+        default=None, description="How far probabilities can be trusted. Absent in older runs."
+    )
     val: GradingSplitFigures = Field(description="Validation slides. The epoch was chosen on them.")
     test: AttentionSplitFigures | None = Field(default=None, description=f"Test slides. {_NOT_TESTED}")
 

@@ -8,6 +8,7 @@ exact up to that confidence.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -29,13 +30,13 @@ _LOGIT = np.log(_MIDDLE / (1 - _MIDDLE))
 
 
 class Temperature(Plain, frozen=True):
-    """A temperature T and its provenance. Calibrated probabilities are sigmoid(logit(p) / T).
+    """A temperature T and its provenance. Calibrated probabilities have the logits of the network divided by T.
 
     T above 1 means that the network is overconfident, below 1 that it is underconfident.
     """
 
     value: Annotated[float, Field(gt=0)] | None = Field(
-        description="T: sigmoid(logit(p) / T) is most likely on validation. Null for the reason in `note`."
+        description="T: the probabilities of logits / T are most likely on validation. Null for the reason in `note`."
     )
     note: str = Field(description="Why there is no temperature, otherwise empty.")
     chosen_on: str = Field(description="The slides it was fitted on.")
@@ -79,18 +80,32 @@ def fit_temperature(hist: NDArray[np.int64], chosen_on: str, date: str) -> Tempe
         chosen_on: The slides, in words.
         date: Date of the fit, ISO 8601.
     """
-    low, high = 1 / HIGHEST, 1 / LOWEST
-    value, note = None, ""
-    if not hist[0].any() or not hist[1].any():
-        note = "needs pixels with and without cancer"
-    elif _differentiate(low, hist) > 0:
-        note = f"above {HIGHEST:g}: the probabilities say next to nothing about cancer"
-    elif _differentiate(high, hist) < 0:
-        note = f"below {LOWEST:g}: cancer and other pixels are separated without an error"
-    else:
-        # The loss is convex in 1 / T, so its slope has one root.
-        value = 1 / float(brentq(_differentiate, low, high, args=(hist,), xtol=1e-12))
+    value, note = None, "needs pixels with and without cancer"
+    if hist[0].any() and hist[1].any():
+        value, note = solve_temperature(
+            lambda inverse: _differentiate(inverse, hist),
+            "the probabilities say next to nothing about cancer",
+            "cancer and other pixels are separated without an error",
+        )
     return Temperature(value=value, note=note, chosen_on=chosen_on, date=date)
+
+
+def solve_temperature(
+    differentiate: Callable[[float], float], if_above: str, if_below: str
+) -> tuple[float | None, str]:
+    """Return the temperature with the lowest loss and an empty note; None and a note outside `LOWEST` to `HIGHEST`.
+
+    Args:
+        differentiate: Derivative of the loss with respect to 1 / T. The loss is convex in it, so there is one root.
+        if_above: What a temperature above `HIGHEST` means.
+        if_below: What one below `LOWEST` means.
+    """
+    low, high = 1 / HIGHEST, 1 / LOWEST
+    if differentiate(low) >= 0:
+        return None, f"above {HIGHEST:g}: {if_above}"
+    if differentiate(high) <= 0:
+        return None, f"below {LOWEST:g}: {if_below}"
+    return 1 / float(brentq(differentiate, low, high, xtol=1e-12)), ""
 
 
 def _differentiate(inverse: float, hist: NDArray[np.int64]) -> float:

@@ -17,6 +17,7 @@ from panda.errors import SlideError
 from panda.stored import Digest, PatchSide, Plain, Share
 from panda.tasks.calibration import Temperature
 from panda.tasks.gleason_search import GleasonRuleChoice
+from panda.tasks.grade_calibration import AbstentionChoice
 from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.classes import BINARY, ClassSet
 from panda.wsi.geometry import Resolution
@@ -221,6 +222,8 @@ class GradingMetadata(CheckpointMetadata, frozen=True):
         tiles: How tiles are selected.
         target: `isup` grades, or `cancer` present or absent.
         segmentation: Fingerprints of the segmentations that guided the tiles.
+        calibration: Temperature of the probabilities, or None.
+        abstain_below: Confidence below which a slide is not certain enough to grade, or None.
     """
 
     TASK = "grading"
@@ -230,3 +233,10 @@ class GradingMetadata(CheckpointMetadata, frozen=True):
     tiles: TileSelection
     target: Target
     segmentation: Annotated[tuple[Digest, ...], Field(strict=False)]
+    calibration: Temperature | None = None
+    abstain_below: AbstentionChoice | None = None
+
+    def list_confidence(self) -> dict[str, float]:
+        """Return temperature and least confidence, each if there is one."""
+        choices = {"temperature": self.calibration, "abstain_below": self.abstain_below}
+        return {key: choice.value for key, choice in choices.items() if choice and choice.value is not None}
