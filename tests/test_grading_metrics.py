@@ -66,7 +66,7 @@ def test_summarize_test_grades_undefined_is_none() -> None:
     assert {key for key, value in none.items() if value is not None} == {"slides", "confusion", "by_provider"}
     one = summarize_test_grades(GRADED[:1], 6, seed=0).model_dump()
     assert one["accuracy"] in (0, 1)
-    assert [one[key] for key in one if key.endswith("_interval")] == [None] * 7
+    assert [one[key] for key in one if key.endswith("_interval")] == [None] * 11
     benign = [slide for slide in (draw_graded_slide(number, 2) for number in range(30)) if slide.label == 0]
     found = summarize_test_grades(benign, 2, seed=0).model_dump()
     assert (found["auroc"], found["auroc_interval"]) == (None, None)

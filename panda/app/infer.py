@@ -24,6 +24,7 @@ from panda.inference.rule_grade import RuleGrader
 from panda.inference.slide_loop import SlidePrefetcher
 from panda.inference.slide_mapper import SlideMapper
 from panda.inference.slide_result import MapSettings, SlideResult
+from panda.report.grade_notes import describe_mark
 from panda.report.inference_page import write_inference_page
 from panda.report.inference_summary import INFERENCE_FILE, InferenceSummary, LastRun
 from panda.tasks.figures import make_timestamp
@@ -182,6 +183,8 @@ def _summarize(
         last_run=last_run,
         labels=config.labels,
         gleason_rule=mapper.predictor.metadata.gleason_rule,
+        calibration=mapper.grader.metadata.calibration if mapper.grader else None,
+        abstention=mapper.grader.metadata.abstain_below if mapper.grader else None,
         notes=notes,
     )
 
@@ -210,6 +213,7 @@ def _describe_slide(result: SlideResult) -> str:
     grade = "" if result.provenance.grader is None else ", not graded"
     if result.grade is not None:
         grade = f", graded {result.grade.class_names[result.grade.predicted]}"
+        grade += f" ({mark})" if (mark := describe_mark(result.grade)) else ""
     if (rule := result.rule_grade) is not None:
         grade += f", Gleason {rule.score} (ISUP {rule.isup}) by areas" if rule.score else ", no Gleason score"
     held = [f"{own.name} {own.percent_of_tumor:.0f} %" for own in result.classes if own.percent_of_tumor]

@@ -63,11 +63,7 @@ def draw_confidence(folder: Path, abstain_below: float | None) -> list[Markup]:
         steps = _collect(risks, split, scaled, "confidence", "coverage", "risk")
         graded = [step for step in steps if abstain_below is not None and step[0] >= abstain_below]
         marks = [
-            (
-                coverage,
-                risk,
-                f"{split}, confidence from {abstain_below:.3g}: {coverage:.0%} graded, {risk:.0%} of them wrong",
-            )
+            (coverage, risk, f"{split}: {coverage:.0%} graded from {abstain_below:.3g}, {risk:.0%} of them wrong")
             for _, coverage, risk in graded[-1:]
         ]
         curves.append(Line(split, [step[1] for step in steps], [step[2] for step in steps], colour, marks))
@@ -76,9 +72,7 @@ def draw_confidence(folder: Path, abstain_below: float | None) -> list[Markup]:
     reliability.append(Line("perfect calibration", (0.0, 1.0), (0.0, 1.0), GREY))
     return [
         draw_lines("Accuracy by confidence", reliability, "confidence", y_range=(0.0, 1.0)),
-        draw_lines(
-            "Wrong classes among the most confident slides", curves, "share of slides graded", y_range=(0.0, 0.1)
-        ),
+        draw_lines("Wrong classes among the most confident", curves, "share of slides graded", y_range=(0.0, 0.1)),
     ]
 
 

@@ -1,9 +1,10 @@
-"""Say in which slides the grade by areas and the grade of the grading network differ."""
+"""Say in which slides the grade by areas and the grade of the network differ, and which grades are not certain."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from panda.inference.grade import GradeRecord
 from panda.inference.slide_result import SlideResult
 from panda.report.confusion import ConfusionTable, lay_out_confusion
 from panda.report.run_folder import parse_number
@@ -54,6 +55,23 @@ def describe_disagreements(rows: Sequence[Row]) -> str:
     text = f"The grade by areas and the grade of the grading network differ on {len(differ)} of {len(gaps)} slides"
     named = ", ".join(differ[:_NAMED]) + (" …" if len(differ) > _NAMED else "")
     return f"{text}: {named}." if differ else f"{text}."
+
+
+def describe_mark(grade: GradeRecord) -> str:
+    """Say that a grade is not certain enough, with its confidence; empty if it is."""
+    if not grade.mark:
+        return ""
+    return f"{grade.mark}: its confidence is {grade.confidence:.2f}, below {grade.abstain_below:.2f}"
+
+
+def describe_uncertain(rows: Sequence[Row]) -> str:
+    """Say how many slides of a table are not certain enough to grade, and which; empty if no grade has a mark."""
+    uncertain = sorted(row["slide_id"] for row in rows if row.get("mark"))
+    if not uncertain:
+        return ""
+    named = ", ".join(uncertain[:_NAMED]) + (" …" if len(uncertain) > _NAMED else "")
+    one = len(uncertain) == 1
+    return f"{len(uncertain)} of {len(rows)} slides {'is' if one else 'are'} not certain enough to grade: {named}."
 
 
 def _read_gap(row: Row) -> int | None:

@@ -9,7 +9,12 @@ from typing import Any
 from panda.inference.slide_result import CLASS_AREA
 from panda.report.agreement import draw_agreement
 from panda.report.class_section import explain_rule
-from panda.report.grade_notes import add_rule_band, describe_disagreements, lay_out_both_grades
+from panda.report.grade_notes import (
+    add_rule_band,
+    describe_disagreements,
+    describe_uncertain,
+    lay_out_both_grades,
+)
 from panda.report.inference_summary import INFERENCE_FILE, InferenceSummary
 from panda.report.page import require_folder, write_page
 from panda.report.run_folder import parse_number, try_read
@@ -19,7 +24,7 @@ from panda.report.table import format_value
 from panda.tables import read_output_table
 
 _COLUMNS = (
-    "slide_id", "isup_predicted", "cancer_predicted", "rule_score", "rule_isup", "rule_band", "tumor_percent_of_tissue",
+    "slide_id", "isup_predicted", "cancer_predicted", "confidence", "mark", "rule_score", "rule_isup", "rule_band", "tumor_percent_of_tissue",
     "tumor_mm2", "dice", "true_tumor_mm2", "tumor_difference_mm2", "tissue_mm2", "tissue_how", "unscored_tissue_px",
     "num_regions", "threshold", "in_sample",
 )  # fmt: skip
@@ -31,7 +36,8 @@ _WHY = {
     **dict.fromkeys(("tumor_mm2", "tissue_mm2"), "µm/px of the slide is unknown"),
     "dice": "the slide has no label mask, or no cancer in it",
     **dict.fromkeys(("true_tumor_mm2", "tumor_difference_mm2"), "no label mask that fits the grade, or no µm/px"),
-    **dict.fromkeys(("isup_predicted", "cancer_predicted"), "the slide was not graded"),
+    **dict.fromkeys(("isup_predicted", "cancer_predicted", "confidence"), "the slide was not graded"),
+    "mark": "the grade is certain enough, or there is none",
     **dict.fromkeys(("rule_score", "rule_isup", "rule_band"), "the areas of its patterns give no Gleason score"),
     "in_sample": "the slide is new to the network",
 }
@@ -100,7 +106,10 @@ def write_inference_page(output: Path) -> Path:
         checkpoint=summary.checkpoint if summary else "",
         date=summary.date.replace("T", " ") if summary else "",
         seen=[text.format(counts[word]) for word, text in _SEEN.items() if counts[word]],
-        notes=[*(summary.notes if summary else [fault]), *filter(None, [describe_disagreements(rows)])],
+        notes=[
+            *(summary.notes if summary else [fault]),
+            *filter(None, [describe_disagreements(rows), describe_uncertain(rows)]),
+        ],
         facts=[(name, text) for name, text in facts if text],
         cards=_make_cards(rows, {r[0].text for r in failures.rows}),
         slides=make_slide_table(rows, keys, output, _WHY | dict.fromkeys(areas, _WHY["tumor_mm2"])),

@@ -10,7 +10,9 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, TypeAdapter
 from panda.files import write_json
 from panda.inference.slide_result import MapSettings
 from panda.stored import PathText, Plain, Timestamp, read_model
+from panda.tasks.calibration import Temperature
 from panda.tasks.gleason_search import GleasonRuleChoice
+from panda.tasks.grade_calibration import AbstentionChoice
 from panda.tasks.metadata import TrainedResolution
 from panda.tasks.threshold import ThresholdChoice
 
@@ -34,6 +36,8 @@ class InferenceSummary(MapSettings, frozen=True):
         engine_choice: Reason for precision and compilation, as a sentence.
         labels: Folder of the label masks, or None.
         gleason_rule: The rule from areas to a Gleason score, or None.
+        calibration: Temperature of the grader's probabilities, or None.
+        abstention: Confidence below which a slide is not certain enough to grade, or None.
     """
 
     threshold_choice: ThresholdChoice | None
@@ -45,6 +49,8 @@ class InferenceSummary(MapSettings, frozen=True):
     last_run: LastRun
     labels: PathText | None
     gleason_rule: GleasonRuleChoice | None = Field(default=None, exclude_if=lambda rule: rule is None)
+    calibration: Temperature | None = Field(default=None, exclude_if=lambda choice: choice is None)
+    abstention: AbstentionChoice | None = Field(default=None, exclude_if=lambda choice: choice is None)
     notes: list[str]
 
     def write(self, folder: Path) -> None:

@@ -21,7 +21,7 @@ HEADLINES = {
     "isup": ("qwk", "accuracy", "auroc_significant", "auroc"),
     "cancer": ("auroc", "accuracy"),
 }  # fmt: skip
-LESS_IS_BETTER = frozenset({"fp_mm2_benign_slides"})
+LESS_IS_BETTER = frozenset({"fp_mm2_benign_slides", "nll", "ece", "aurc", "selective_risk"})
 _FEW_SLIDES = 20
 _MUCH_OUTSIDE = 0.5
 """Share in % of the labelled cancer from which the cancer outside the tissue found is shown."""

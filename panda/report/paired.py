@@ -16,6 +16,7 @@ from panda.inference.evaluate import CLASS_PIXELS
 from panda.report.run_folder import parse_number
 from panda.tables import read_output_table
 from panda.tasks.bootstrap import average_known, bootstrap_interval
+from panda.tasks.grade_calibration import compute_aurc, measure_grade_reliability
 from panda.tasks.grade_metrics import compare_grades
 
 _LEAST_GROUPS = 3
@@ -73,6 +74,16 @@ def _pool_class_dice(counts: NDArray[np.float64]) -> float:
     return _pool_dice(counts) if tp + fn else float("nan")
 
 
+def _measure_ece(rows: NDArray[np.float64]) -> float:
+    """Compute the calibration error of (N, 3) true and predicted classes and confidences."""
+    return measure_grade_reliability(rows[:, 2], rows[:, 0] == rows[:, 1]).ece
+
+
+def _measure_aurc(rows: NDArray[np.float64]) -> float:
+    """Compute the area under the risk-coverage curve, from rows as in `_measure_ece`."""
+    return float(compute_aurc(rows[:, 2], rows[:, 0] == rows[:, 1], np.ones(len(rows))))
+
+
 _AREAS = {"fp_mm2", "cancer_outside_tissue_px"}
 Statistic = Callable[[NDArray[Any]], float]
 
@@ -87,6 +98,8 @@ FIGURES: Mapping[str, Mapping[str, tuple[tuple[str, ...], Statistic]]] = {
     "grading": {
         "qwk": (("label", "predicted"), lambda pairs: compare_grades(pairs)[0]),
         "accuracy": (("label", "predicted"), lambda pairs: compare_grades(pairs)[1]),
+        "ece": (("label", "predicted", "confidence"), _measure_ece),
+        "aurc": (("label", "predicted", "confidence"), _measure_aurc),
     },
 }
 """Figures of each task: the columns of the table of slides, and the statistic over their rows."""

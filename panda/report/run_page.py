@@ -13,6 +13,7 @@ from panda.report.agreement import draw_agreement
 from panda.report.axes import TRAIN, VALIDATION
 from panda.report.charts import Line, draw_lines
 from panda.report.class_section import lay_out_classes
+from panda.report.confidence_section import lay_out_confidence
 from panda.report.confusion import ConfusionTable, lay_out_confusion
 from panda.report.figure_tables import make_part_table, make_splits_table, name_grade
 from panda.report.grade_notes import add_rule_band
@@ -32,7 +33,7 @@ _SLIDE_COLUMNS = {
         "recall", "tumor_percent_of_tissue", "tumor_mm2", "true_tumor_mm2", "tissue_mm2", "num_regions", "fp_mm2",
         "cancer_outside_tissue_mm2",
     ),
-    "grading": ("slide_id", "provider", "isup_grade", "label", "predicted", "p0", "p1", "p2", "p3", "p4", "p5"),
+    "grading": ("slide_id", "provider", "isup_grade", "label", "predicted", "confidence", "mark", "p0", "p1", "p2", "p3", "p4", "p5"),
 }  # fmt: skip
 _AREAS = ("tumor_mm2", "true_tumor_mm2", "tissue_mm2", "fp_mm2", "cancer_outside_tissue_mm2")
 _WHY = {
@@ -195,6 +196,7 @@ def write_run_page(run_dir: Path) -> Path:
         failures=make_failure_table(run_dir / "failures.csv"),
         config=read_text(run_dir / "config.yaml"),
         figures=_lay_out_summary(summary) if summary else None,
+        confidence=lay_out_confidence(run_dir, summary) if summary else None,
     )
 
 

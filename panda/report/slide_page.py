@@ -8,7 +8,7 @@ from pathlib import Path
 
 from panda.inference.grade import GradeRecord, RuleGrade
 from panda.inference.slide_result import RESULT_FILE, SlideFacts, SlideResult, read_slide_facts
-from panda.report.grade_notes import describe_band, describe_disagreement
+from panda.report.grade_notes import describe_band, describe_disagreement, describe_mark
 from panda.report.page import require_folder, write_page
 from panda.report.region_tables import tabulate_classes, tabulate_regions
 from panda.report.run_folder import Picture, Row, find_subfolder, make_link, read_picture, try_read
@@ -55,7 +55,9 @@ class Card:
 
 def _make_cards(facts: SlideFacts, grade: str) -> list[Card]:
     rule = facts.rule_grade if isinstance(facts, SlideResult) else None
-    cards = [Card("Predicted grade", grade, under="by the grading network" if rule else "", big=True)] if grade else []
+    mark = describe_mark(facts.grade) if facts.grade else ""
+    under = mark or ("by the grading network" if rule else "")
+    cards = [Card("Predicted grade", grade, under=under, big=True)] if grade else []
     if rule:
         cards.append(_make_rule_card(rule))
     if not isinstance(facts, SlideResult):
@@ -151,6 +153,8 @@ def _list_notes(facts: SlideFacts) -> list[str]:
     notes = list(facts.notes)
     if facts.tissue_how == "loose":
         notes.append("Tissue was found only with the loose rule. The slide is pale or unusual: check the tissue area.")
+    if facts.grade and facts.grade.mark:
+        notes.append(f"This slide is {describe_mark(facts.grade)}. The grade below is the most probable one.")
     result = facts if isinstance(facts, SlideResult) else None
     if result and result.in_sample:
         notes.append(_SEEN[result.in_sample])

@@ -25,6 +25,8 @@ from panda.report.sweep_jobs import Job, label_job, rank_jobs, read_jobs, split_
 from panda.report.table import Cell, Head, Table, find_format, format_value, make_cell, name_figure
 from panda.tables import write_table
 
+_MORE = ("rule_qwk", "ece", "aurc")
+"""Figures of the table that judge no job, each if a job has it."""
 _MOST_BARS = 40
 _MOST_ERROR = 110
 _UNPAIRED = f"not scored on the same pixels of the same slides as the best, or not among the first {_MOST_BARS}"
@@ -51,8 +53,10 @@ def _pair_with_best(sweep_dir: Path, jobs: Sequence[Job]) -> dict[str, Differenc
 
 def _make_table(jobs: Sequence[Job], varied: Sequence[str], gaps: Mapping[str, Difference]) -> Table:
     judged = list(dict.fromkeys(job.key for job in jobs if job.summary))
-    graded = any(job.find_figure(split, "rule_qwk") is not None for job in jobs for split in ("val", "test"))
-    figures = [*judged, *(["rule_qwk"] if graded else [])]
+    known = {
+        key for job in jobs for split in ("val", "test") for key in _MORE if job.find_figure(split, key) is not None
+    }
+    figures = [*judged, *(key for key in _MORE if key in known)]
     failed, taken = any(job.error for job in jobs), any(job.summary and job.summary.trained_by for job in jobs)
     best = {next(job.name for job in rank_jobs(jobs) if job.summary and job.key == key) for key in judged}
     rows = []
@@ -64,7 +68,7 @@ def _make_table(jobs: Sequence[Job], varied: Sequence[str], gaps: Mapping[str, D
         for key in figures:
             for split in ("val", "test"):
                 scores = job.find_scores(split)
-                lacking = "the job has no κ of grades by areas" if scores and key == "rule_qwk" else why
+                lacking = f"the job has no {name_figure(key)}" if scores and key in _MORE else why
                 figure = make_cell(job.find_figure(split, key), find_format(key), lacking)
                 row.append(replace(figure, under=format_interval(scores.find_interval(key) if scores else None)))
                 if split == "val" and gaps and key in judged:
