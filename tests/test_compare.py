@@ -164,12 +164,16 @@ def test_compare_graders_reports_kappa(tmp_path: Path) -> None:
     for name, guess in zip("ab", guesses, strict=True):
         rows = [
             {"slide_id": f"s{k}", "provider": "p", "isup_grade": t, "label": t, "predicted": g, "group": f"s{k}"}
+            | {"confidence": (k + 1) / 60}
             for k, (t, g) in enumerate(zip(labels.tolist(), guess.tolist(), strict=True))
         ]
         make_run(tmp_path / name, rows, task="grading", target="isup", test={"qwk": 0.5})
     text = check_page(compare(tmp_path / "a", tmp_path / "b"))
     assert "b is better" in text
-    kappa = table(tmp_path / "compare-a-b" / "compare.csv")[0]
+    kappa, _, ece, area, *_ = table(tmp_path / "compare-a-b" / "compare.csv")
+    assert (ece["figure"], area["figure"]) == ("ece", "aurc")
+    wrong = (guesses[0] != labels)[::-1]
+    assert float(area["a"]) == pytest.approx((wrong.cumsum() / np.arange(1, 61)).mean())
     ours = [cohen_kappa_score(labels, guess, weights="quadratic") for guess in guesses]
     assert [float(kappa[key]) for key in "ab"] == pytest.approx(ours)
 

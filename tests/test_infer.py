@@ -294,6 +294,35 @@ def test_infer_post_workers_write_the_same_files(tmp_path: Path, slides: Path, r
     assert str(tmp_path / "out" / "b" / "attention_tiles.png") in found[0]
 
 
+def test_infer_calibrated_grade_keeps_class_and_is_marked(tmp_path: Path, run: Infer) -> None:
+    def grade(**changes: Any) -> Any:
+        path = grading_checkpoint(tmp_path / "grader.ckpt", **changes)
+        (result,) = run("a.tiff", f"grading_checkpoint={path}", f"output={tmp_path / 'out'}")
+        return result.grade
+
+    origin = {"note": "", "chosen_on": "30 validation slides", "date": "2026-01-01T00:00:00Z"}
+    plain = grade()
+    assert (plain.abstain_below, plain.mark) == (None, "")
+    assert "mark" not in (tmp_path / "out" / "quantification.csv").read_text()
+    calibration, least = {"value": 0.5, **origin}, {"value": 0.99, "risk": 0.1, **origin}
+    found = grade(calibration=calibration, abstain_below=least)
+    expected = np.square(plain.probabilities)  # at half the temperature
+    assert found.probabilities == pytest.approx(expected / expected.sum())
+    assert (found.predicted, found.mark) == (plain.predicted, "not certain enough to grade")
+    out = tmp_path / "out"
+    stored = json.loads((out / "a" / "quantification.json").read_text())["grade"]
+    assert (stored["mark"], stored["abstain_below"]) == ("not certain enough to grade", 0.99)
+    assert read_column(out / "quantification.csv", "mark") == ["not certain enough to grade"]
+    assert float(read_column(out / "quantification.csv", "confidence")[0]) == pytest.approx(found.confidence)
+    said = f"not certain enough to grade: its confidence is {found.confidence:.2f}, below 0.99"
+    assert said in (out / "a" / "slide.html").read_text()
+    assert said in (out / "infer.log").read_text()
+    assert "1 of 1 slides is not certain enough to grade: a." in (out / "report.html").read_text()
+    certain = grade(calibration=calibration, abstain_below=least | {"value": 0.1})
+    assert (certain.mark, certain.probabilities) == ("", found.probabilities)
+    assert read_column(out / "quantification.csv", "mark") == [""]
+
+
 def test_infer_full_disk_in_post_worker_ends_run(tmp_path: Path, run: Infer, small_disk: Callable[[str], Path]) -> None:
     run("[ab].tiff")
     disk = small_disk("48k")

@@ -24,9 +24,9 @@ from panda.report.table import format_value
 from panda.tables import read_output_table
 
 _COLUMNS = (
-    "slide_id", "isup_predicted", "cancer_predicted", "confidence", "mark", "rule_score", "rule_isup", "rule_band", "tumor_percent_of_tissue",
-    "tumor_mm2", "dice", "true_tumor_mm2", "tumor_difference_mm2", "tissue_mm2", "tissue_how", "unscored_tissue_px",
-    "num_regions", "threshold", "in_sample",
+    "slide_id", "isup_predicted", "cancer_predicted", "confidence", "mark", "rule_score", "rule_isup", "rule_band",
+    "tumor_percent_of_tissue", "tumor_mm2", "dice", "true_tumor_mm2", "tumor_difference_mm2", "tissue_mm2",
+    "tissue_how", "unscored_tissue_px", "num_regions", "threshold", "in_sample",
 )  # fmt: skip
 _SEEN = {
     "training": "The network was trained on {} of these slides, so their results say little about new slides.",
@@ -41,6 +41,9 @@ _WHY = {
     **dict.fromkeys(("rule_score", "rule_isup", "rule_band"), "the areas of its patterns give no Gleason score"),
     "in_sample": "the slide is new to the network",
 }
+
+
+_NOTES = (describe_disagreements, describe_uncertain)
 
 
 def _write_value(value: Any) -> str:
@@ -106,10 +109,7 @@ def write_inference_page(output: Path) -> Path:
         checkpoint=summary.checkpoint if summary else "",
         date=summary.date.replace("T", " ") if summary else "",
         seen=[text.format(counts[word]) for word, text in _SEEN.items() if counts[word]],
-        notes=[
-            *(summary.notes if summary else [fault]),
-            *filter(None, [describe_disagreements(rows), describe_uncertain(rows)]),
-        ],
+        notes=[*(summary.notes if summary else [fault]), *filter(None, (describe(rows) for describe in _NOTES))],
         facts=[(name, text) for name, text in facts if text],
         cards=_make_cards(rows, {r[0].text for r in failures.rows}),
         slides=make_slide_table(rows, keys, output, _WHY | dict.fromkeys(areas, _WHY["tumor_mm2"])),

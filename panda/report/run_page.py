@@ -33,7 +33,10 @@ _SLIDE_COLUMNS = {
         "recall", "tumor_percent_of_tissue", "tumor_mm2", "true_tumor_mm2", "tissue_mm2", "num_regions", "fp_mm2",
         "cancer_outside_tissue_mm2",
     ),
-    "grading": ("slide_id", "provider", "isup_grade", "label", "predicted", "confidence", "mark", "p0", "p1", "p2", "p3", "p4", "p5"),
+    "grading": (
+        "slide_id", "provider", "isup_grade", "label", "predicted", "confidence", "mark", "p0", "p1", "p2", "p3", "p4",
+        "p5",
+    ),
 }  # fmt: skip
 _AREAS = ("tumor_mm2", "true_tumor_mm2", "tissue_mm2", "fp_mm2", "cancer_outside_tissue_mm2")
 _WHY = {

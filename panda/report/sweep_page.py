@@ -53,10 +53,9 @@ def _pair_with_best(sweep_dir: Path, jobs: Sequence[Job]) -> dict[str, Differenc
 
 def _make_table(jobs: Sequence[Job], varied: Sequence[str], gaps: Mapping[str, Difference]) -> Table:
     judged = list(dict.fromkeys(job.key for job in jobs if job.summary))
-    known = {
-        key for job in jobs for split in ("val", "test") for key in _MORE if job.find_figure(split, key) is not None
-    }
-    figures = [*judged, *(key for key in _MORE if key in known)]
+    scored = [(job, split) for job in jobs for split in ("val", "test")]
+    more = [key for key in _MORE if any(job.find_figure(split, key) is not None for job, split in scored)]
+    figures = [*judged, *more]
     failed, taken = any(job.error for job in jobs), any(job.summary and job.summary.trained_by for job in jobs)
     best = {next(job.name for job in rank_jobs(jobs) if job.summary and job.key == key) for key in judged}
     rows = []
