@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from panda.app.confidence import freeze_confidence, measure_calibration
+from panda.files import write_json
 from panda.inference.confidence_metrics import compute_confidence_scores
 from panda.inference.grading_metrics import GradedSlide, summarize_grades
 from panda.report.confidence_section import lay_out_confidence
@@ -22,7 +23,6 @@ from panda.tasks.metadata import GradingMetadata
 from tests.checkpoints import grading_checkpoint
 from tests.drawn_scores import draw_graded_slide
 from tests.summaries import fill_summary
-from tests.test_report_pages import _run as write_run
 
 
 def draw_slides(count: int, first: int = 0) -> list[GradedSlide]:
@@ -30,7 +30,7 @@ def draw_slides(count: int, first: int = 0) -> list[GradedSlide]:
     found = []
     for number in range(first, first + count):
         slide = draw_graded_slide(number)
-        found.append(replace(slide, grade=slide.grade.calibrate(0.4, None)))
+        found.append(replace(slide, grade=slide.grade.calibrate(0.12, None)))
     return found
 
 
@@ -134,7 +134,8 @@ def test_run_page_shows_confidence_and_says_why_all_are_graded(best: Path, tmp_p
         calibration = measure_calibration(folder, frozen, {"validation": frozen.validated})
         val = summarize_grades(frozen.validated, 6, seed=0).model_dump(mode="json")
         content = fill_summary({"task": "grading", "val": val}) | {"calibration": calibration.model_dump(mode="json")}
-        section = lay_out_confidence(write_run(folder, content), GradingSummary.model_validate(content))
+        write_json(folder / "summary.json", content)
+        section = lay_out_confidence(folder, GradingSummary.model_validate(content))
         assert section is not None
         assert len(section.charts) == 2
         text = html.unescape(write_run_page(folder).read_text())
