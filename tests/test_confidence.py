@@ -85,7 +85,7 @@ def test_measure_calibration_compares_before_and_after(best: Path, tmp_path: Pat
     rows = read_output_table(tmp_path / "risk_coverage.csv")
     last = [row for row in rows if (row["split"], row["scaled"]) == ("test", "1")][-1]
     wrong = np.mean([slide.grade.predicted != slide.label for slide in tested])
-    assert (float(last["coverage"]), float(last["risk"])) == (1, pytest.approx(wrong))
+    assert [float(last[key]) for key in ("coverage", "risk")] == pytest.approx([1, wrong])
     bins = [row for row in read_output_table(tmp_path / "calibration.csv") if row["split"] == "validation"]
     gaps = [abs(float(row["confidence"]) - float(row["accuracy"])) * int(row["slides"]) for row in bins]
     assert sum(gaps[:6]) / 60 == pytest.approx(found.val.ece)
@@ -124,7 +124,7 @@ def test_run_page_shows_confidence_and_says_why_all_are_graded(best: Path, tmp_p
                 "at most 20% of the graded slides are wrong",
                 "at the temperature",
                 "AURC",
-                "60 slides of val",
+                "Of 60 slides of validation",
             ),
         ),
         (19, ("Every slide is graded", "needs 20 validation slides, there are 19", "No temperature")),

@@ -224,6 +224,7 @@ def test_grading_bad_mask_slide_is_still_graded(tmp_path: Path, code: int | None
         write_pyramid(mask, np.full((HEIGHT, WIDTH), code, np.uint8), (1, 2, 4), mpp=2.0)
     found = grading._grade_slides(run, grader, [good, bad], "test")
     assert (len(found), run.failures) == (2, [])
+    grading._write_slides(run, {"test": found})
     (note,) = run.notes
     assert note.startswith("The label masks of 1 graded slides cannot be used")
     assert str(mask) in note or "label codes 9" in note

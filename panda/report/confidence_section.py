@@ -51,14 +51,15 @@ def _explain_temperature(found: GradeCalibration) -> str:
 
 def _explain_risk(splits: Mapping[str, GradingFigures]) -> str:
     known = [
-        f"{format_value(scores.aurc)}{_put_interval(scores, 'aurc')} on {name}"
+        f"{scores.aurc:.0%}{_put_interval(scores, 'aurc')} on {name}"
         for name, scores in splits.items()
         if scores.aurc is not None
     ]
     if not known:
         return ""
     return (
-        f"If the least certain slides are left out one by one, {' and '.join(known)} of the rest are wrong on average."
+        "The risk-coverage curve grades the most certain slides first. Over all numbers of graded slides, the share of "
+        f"wrong classes is {' and '.join(known)} on average (the area under the curve, AURC)."
     )
 
 
@@ -71,21 +72,16 @@ def _explain_abstention(choice: AbstentionChoice | None, splits: Mapping[str, Gr
     if choice.value is None:
         return f"Every slide is graded, because no confidence to abstain below was found: {choice.note}."
     known = [
-        f"{scores.coverage:.0%}{_put_interval(scores, 'coverage')} of the {scores.slides} slides of {name} are graded, "
-        + (
-            f"{scores.selective_risk:.0%}{_put_interval(scores, 'selective_risk')} of them "
-            if scores.coverage
-            else "none "
-        )
-        + "with a wrong class"
+        f"Of {scores.slides} slides of {name}, {scores.coverage:.0%}{_put_interval(scores, 'coverage')} are graded"
+        + _explain_wrong(scores)
         for name, scores in splits.items()
         if scores.coverage is not None
     ]
     return (
         f"A slide with a confidence below {choice.value:.3g} is not certain enough to grade. That is the lowest one at "
         f"which at most {choice.risk:.0%} of the graded slides are wrong, on {choice.chosen_on} "
-        f"(task.abstain_risk={choice.risk:g}). {' '.join(known)} Those of validation are too good, because the "
-        "confidence was chosen on them."
+        f"(task.abstain_risk={choice.risk:g}). {' '.join(known)} The figures of validation are too good, because the "
+        "confidence was chosen there."
     )
 
 
@@ -96,5 +92,6 @@ def _explain_wrong(scores: GradingFigures) -> str:
 
 
 def _put_interval(scores: GradingFigures, key: str) -> str:
+    """Return the 95 % interval of a share in brackets; empty without one."""
     ends = scores.find_interval(key)
     return f" ({ends[0]:.0%} to {ends[1]:.0%})" if ends else ""
