@@ -26,7 +26,7 @@ _TINY = np.finfo(np.float64).tiny
 class AbstentionChoice(Plain, frozen=True):
     """The confidence below which a slide is not certain enough to grade, and its origin.
 
-    It is the lowest one at which at most the share `risk` of the graded validation slides got a wrong class. It lies
+    It is the lowest one at which at most the share `risk` of the graded validation slides got a wrong class. It is
     in the middle between the last slide that is graded and the first that is not.
     """
 
