@@ -65,7 +65,8 @@ def compute_confidence_scores(
         "aurc": float(area(np.ones(len(correct)))),
     }
     # The bins of the slides are those of all slides in each draw.
-    gaps = np.eye(len(grades))[assign_bins(confidence, correct)] * (confidence - correct)[:, None]
+    bins = assign_bins(confidence, correct)
+    gaps = np.eye(bins.max() + 1)[bins] * (confidence - correct)[:, None]
     rows = np.column_stack([gaps, np.ones(len(grades))])
     drawn = {
         "ece": resample_sums(rows, groups, lambda s: divide(np.abs(s[..., :-1]).sum(-1), s[..., -1]), seed=seed),
