@@ -22,9 +22,11 @@ def write(path: Path, kind: type[CheckpointMetadata], network: nn.Module, data: 
     return path
 
 
-def segmentation_checkpoint(path: Path, classes: ClassSet = BINARY, **changes: Any) -> Path:
+def segmentation_checkpoint(
+    path: Path, classes: ClassSet = BINARY, segmenter: Segmenter | None = None, **changes: Any
+) -> Path:
     torch.manual_seed(0)
-    network = Segmenter("unet", "resnet18", decoder_channels=[16, 16, 8, 8, 8], channels=classes.channels)
+    network = segmenter or Segmenter("unet", "resnet18", decoder_channels=[16, 16, 8, 8, 8], channels=classes.channels)
     data = {
         "network": network.options,
         "resolution": RESOLUTION,

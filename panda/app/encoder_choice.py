@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from panda.files import CONF
 from panda.models.encoder_cards import EncoderCard
 from panda.wsi.label_maps import read_yaml
 
+DOWNLOADED = ("imagenet", "download")
+"""Values of `model.encoder_weights` that are downloaded, which happens only after every check has passed."""
 FOLDER = CONF / "encoders"
 """The encoders that are known by name; the file name is the name."""
 
@@ -19,6 +22,18 @@ FOLDER = CONF / "encoders"
 def find_card(choice: Any, weights: Any = None) -> EncoderCard:
     """Return the card of the encoder that `find_encoder` finds, for these `encoder_weights`."""
     return EncoderCard.read(find_encoder(choice), weights)
+
+
+def describe_weights_fault(model: Mapping[str, Any]) -> str | None:
+    """Return why the encoder of a model has no such weights to download, which a check does not try; or None."""
+    weights = model.get("encoder_weights")
+    fault = find_card(model.get("encoder"), weights).describe_weights_fault(weights) if weights in DOWNLOADED else None
+    return f"model.{fault}" if fault else None
+
+
+def describe_scale(card: EncoderCard, mpp: float | None) -> tuple[str, float]:
+    """Return the µm/px that an encoder was trained at, in words, and the nearest of them to another one."""
+    return " or ".join(f"{own:g}" for own in card.mpp), min(card.mpp, key=lambda own: abs(own - (mpp or 0.5)))
 
 
 def find_encoder(choice: Any) -> str | dict[str, Any]:

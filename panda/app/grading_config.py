@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 
 from panda.app.build import Faults
-from panda.app.encoder_choice import find_card, find_encoder
+from panda.app.encoder_choice import DOWNLOADED, describe_scale, describe_weights_fault, find_card, find_encoder
 from panda.app.guidance import Guidance, TileSettings
 from panda.app.hydra_job import find_idle_faults
 from panda.app.loss_check import check_loss
@@ -32,8 +32,6 @@ from panda.tasks.metadata import Target
 
 SEGMENTATION_ENCODER = "segmentation"
 """Value of `model.encoder_weights` that takes the encoder of the segmentation checkpoint."""
-DOWNLOADED = ("imagenet", "download")
-"""Values of `model.encoder_weights` that are downloaded."""
 
 IDLE_KEYS = (
     *CHOICE_KEYS,
@@ -117,13 +115,13 @@ class GradingConfig(TrainConfig):
         card, tiles = find_card(self.model.get("encoder")), self.tiles
         if not card.mpp:
             return
-        mpp = min(card.mpp, key=lambda own: abs(own - (tiles.mpp or 0.5)))
+        trained, mpp = describe_scale(card, tiles.mpp)
         size = f" tiles.tile_size={card.tile_size}" if card.tile_size not in (None, tiles.tile_size) else ""
         remedy = f"give tiles.level=null tiles.mpp={mpp:g}{size}, to which the slides are resampled"
         if tiles.mpp is None:
             yield (
                 f"{tiles.setting('level')}: a level has other µm/px on other slides, but model.encoder="
-                f"{self.model['encoder']} was trained at {' or '.join(f'{own:g}' for own in card.mpp)} µm/px; {remedy}"
+                f"{self.model['encoder']} was trained at {trained} µm/px; {remedy}"
             )
         elif fault := card.describe_scale_fault(tiles.mpp, tiles.tile_size):
             yield f"model.encoder={self.model['encoder']}: {fault}; {remedy}"
@@ -162,10 +160,8 @@ class GradingConfig(TrainConfig):
 
     @rule
     def _check_encoder(self) -> Iterator[str]:
-        weights = self.model.get("encoder_weights")
-        if weights in DOWNLOADED:  # these are not loaded by the check
-            fault = find_card(self.model.get("encoder"), weights).describe_weights_fault(weights)
-            yield from () if fault is None else (f"model.{fault}",)
+        if fault := describe_weights_fault(self.model):
+            yield fault
         if self.model.get("encoder_weights") == SEGMENTATION_ENCODER:
             if self.tiles.how != "guided":
                 yield "model.encoder_weights=segmentation needs tiles=guided and a segmentation_checkpoint"
@@ -221,7 +217,7 @@ def copy_encoder(network: MILNet, segmenter: SegmentationPredictor) -> None:
     """Copy the weights of the segmentation's encoder into the encoder of the tiles, which must be of the same kind."""
     trained, own = segmenter.network.options, network.options
     kind = network.card.architecture
-    name, prefix = trained["encoder_name"], "model.encoder_weights=segmentation: the encoder of the segmentation"
+    name, prefix = segmenter.network.encoder_name, "model.encoder_weights=segmentation: the encoder of the segmentation"
     try:
         network.encoder.load_state_dict(segmenter.network.encoder.state_dict())
     except RuntimeError as error:

@@ -10,6 +10,14 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 
+from panda.app.build import Faults
+from panda.app.encoder_choice import (
+    DOWNLOADED,
+    describe_scale,
+    describe_weights_fault,
+    find_card,
+    find_encoder,
+)
 from panda.app.hydra_job import find_idle_faults
 from panda.app.loss_check import check_ignored_pixels, check_loss, check_partial_labels
 from panda.app.operating_point import CHOICE_KEYS
@@ -79,7 +87,13 @@ class SegmentationConfig(TrainConfig):
     @property
     def downloads(self) -> bool:
         """Whether the weights of the encoder are downloaded, which happens only after every check has passed."""
-        return self.model.get("encoder_weights") in list_weights(str(self.model.get("encoder_name")))
+        weights = self.model.get("encoder_weights")
+        return weights in (DOWNLOADED if self.has_card else list_weights(str(self.model.get("encoder_name"))))
+
+    @property
+    def has_card(self) -> bool:
+        """Whether the network has an encoder of `conf/encoder`, which has a card."""
+        return "encoder" in self.model
 
     @functools.cached_property
     def network(self) -> Segmenter:
@@ -91,8 +105,33 @@ class SegmentationConfig(TrainConfig):
         channels = 1
         with suppress(ConfigError):  # the task reports it, and the options of the network are checked too
             channels = self.task.class_set.channels
-        network: Segmenter = self.build("model", channels=channels, **extra)
+        faults = Faults()
+        if self.has_card:
+            extra["encoder"] = "vit_tiny_patch16_224"  # in place of a wrong one, so that other faults are found too
+            with faults.collect():
+                extra["encoder"] = find_encoder(self.model["encoder"])
+        with faults.collect():
+            network: Segmenter = self.build("model", channels=channels, **extra)
+        faults.raise_any()
         return network
+
+    @rule
+    def _check_encoder(self) -> Iterator[str]:
+        if self.has_card and (fault := describe_weights_fault(self.model)):
+            yield fault
+
+    @rule
+    def _check_scale(self) -> Iterator[str]:
+        if not self.has_card or not (card := find_card(self.model["encoder"])).mpp:
+            return
+        asked = self.data.mpp
+        if asked is None or not card.fits_mpp(asked):
+            trained, nearest = describe_scale(card, asked)
+            yield (
+                f"data.{'level' if asked is None else 'mpp'}={self.data.level if asked is None else asked}: "
+                f"model.encoder={self.model['encoder']} was trained at {trained} µm/px; give data.level=null "
+                f"data.mpp={nearest:g}, to which the slides are resampled"
+            )
 
     @rule
     def _check_channels(self) -> Iterator[str]:

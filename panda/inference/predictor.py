@@ -23,7 +23,7 @@ from panda.inference.canvas_store import AGAIN
 from panda.inference.compute import ComputeMode, EngineSettings, InferenceModel
 from panda.inference.tile_batches import TileReader, read_batches
 from panda.inference.work_queue import make_blending_queue
-from panda.models.segmentation import Segmenter
+from panda.models.token_segmenter import find_segmenter
 from panda.tasks.checkpoint import ALTERED, Checkpoint, read_checkpoint
 from panda.tasks.metadata import CheckpointMetadata, SegmentationMetadata
 from panda.wsi.classes import ClassSet
@@ -61,7 +61,7 @@ class SegmentationPredictor:
         self.settings = settings
         self.threshold = self.metadata.threshold
         self.fingerprint = checkpoint.fingerprint
-        self.network = restore_network(Segmenter, checkpoint).eval()
+        self.network = restore_network(find_segmenter(self.metadata.network), checkpoint).eval()
         self.model = InferenceModel(self.network, settings, settings.compute_mode(self.metadata.precision))
 
     @classmethod

@@ -123,6 +123,10 @@ class EncoderCard(Plain, frozen=True):
         """Return plain data that `parse` reads again, without what is for readers of the file only."""
         return self.model_dump(mode="json", exclude_none=True, exclude={"licence", "source"})
 
+    def fits_mpp(self, mpp: float) -> bool:
+        """Return whether px of a scale differ from those of the training by at most 10 %."""
+        return not self.mpp or any(abs(mpp / own - 1) <= _SAME_SCALE for own in self.mpp)
+
     def describe_scale_fault(self, mpp: float, tile_size: int) -> str | None:
         """Return how tiles differ from those that the encoder was trained on, or None if at most by 10 %.
 

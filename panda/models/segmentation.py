@@ -127,7 +127,7 @@ class Segmenter(nn.Module):
         logits: Tensor = self.network(self.normalize(image))
         if logits.shape[-2:] != image.shape[-2:]:
             raise ValueError(
-                f"{self.options['architecture']} gives {tuple(logits.shape[-2:])} for an image of "
+                f"{type(self.network).__name__} gives {tuple(logits.shape[-2:])} for an image of "
                 f"{tuple(image.shape[-2:])}: let the options upsampling, encoder_depth and "
                 "encoder_output_stride agree"
             )
@@ -140,6 +140,16 @@ class Segmenter(nn.Module):
         return encoder
 
     @property
+    def name(self) -> str:
+        """Name of the network for messages."""
+        return f"{self.options['architecture']} over {self.encoder_name}"
+
+    @property
+    def encoder_name(self) -> str:
+        """Name of the encoder in its library."""
+        return str(self.options["encoder_name"])
+
+    @property
     def output_stride(self) -> int:
         """Divisor of all accepted patch sizes, px; 1 if the decoder accepts any size (Unet)."""
         if not getattr(self.network, "requires_divisible_input_shape", True):
@@ -148,14 +158,13 @@ class Segmenter(nn.Module):
 
     def check_batch_size(self, batch_size: int) -> None:
         """Refuse a batch of one patch if the architecture normalizes over a pooled image."""
-        name = self.options["architecture"]
+        name = type(self.network).__name__
         if batch_size < 2 and name in _NORMALIZE_POOLED_IMAGE:
             raise OptionError(f"batch_size={batch_size}: {name} normalizes over a pooled image and needs at least 2")
 
     def check_patch_size(self, patch_size: int) -> None:
         """Check that the network accepts square patches of a side in working px, see `check_size`."""
-        name = f"{self.options['architecture']} over {self.options['encoder_name']}"
-        check_size(self, name, patch_size, self.output_stride)
+        check_size(self, self.name, patch_size, self.output_stride)
 
     @staticmethod
     def list_wrapped_options(options: Mapping[str, Any]) -> list[str]:
