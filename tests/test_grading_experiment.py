@@ -230,3 +230,18 @@ def test_grading_bad_mask_slide_is_still_graded(tmp_path: Path, code: int | None
     assert str(mask) in note or "label codes 9" in note
     rows = {row["slide_id"]: row for row in read_output_table(run.folder / "test_slides.csv")}
     assert rows[bad.record.slide_id]["cancer_attended"] == ""
+
+
+def test_grading_validation_ignores_older_temperature(tmp_path: Path) -> None:
+    """A run that is resumed after its end finds a calibrated checkpoint, on which a temperature must not be fitted."""
+    grading, run = make_experiment(tmp_path), make_run_without_training(tmp_path)
+    tiles = {"how": "tissue", "k": 3, "random_fraction": 1.0, "min_tissue": 0.25, "seed": 0}
+    origin = {"note": "", "chosen_on": "", "date": "2026-01-01T00:00:00Z"}
+    older = {"calibration": {"value": 5.0, **origin}, "abstain_below": {"value": 0.9, "risk": 0.1, **origin}}
+    items = [BagItem(record, np.zeros((0, 2), np.int64)) for record in grading.data.list_splits()["val"]]
+    found = []
+    for changes in ({}, older):
+        run.best = grading_checkpoint(tmp_path / "b.ckpt", MILNet("resnet10t", hidden=8), tiles=tiles, **changes)
+        found.append([slide.grade for slide in grading._grade_validation(run, items)])
+    assert found[0] == found[1]
+    assert found[0][0].abstain_below is None

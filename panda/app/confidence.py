@@ -25,6 +25,9 @@ from panda.tasks.grade_calibration import (
 )
 from panda.tasks.metadata import GradingMetadata
 
+UNCALIBRATED = {"calibration": None, "abstain_below": None}
+"""Metadata of a grader before the choice. A run that is resumed after its end finds a checkpoint with older choices."""
+
 
 @dataclass(frozen=True)
 class FrozenConfidence:
@@ -45,8 +48,8 @@ def freeze_confidence(best: Path, graded: Sequence[GradedSlide], risk: float | N
     """Choose temperature and abstention on validation slides and write them into the best checkpoint.
 
     Args:
-        best: The checkpoint, which has neither.
-        graded: The validation slides with the grades of the network.
+        best: The checkpoint.
+        graded: The validation slides with the grades of the network, see `UNCALIBRATED`.
         risk: Largest share of wrong classes among graded slides; None if every slide is graded.
     """
     chosen_on, date = f"{len(graded)} validation slides", make_timestamp()

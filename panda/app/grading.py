@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from panda.app.confidence import freeze_confidence, measure_calibration
+from panda.app.confidence import UNCALIBRATED, freeze_confidence, measure_calibration
 from panda.app.dashboard import MAX_TILE_PICTURES, log_slides
 from panda.app.grading_config import SEGMENTATION_ENCODER, GradingConfig, copy_encoder, list_guided_splits
 from panda.app.run import Run, note_level
@@ -125,7 +125,7 @@ class GradingExperiment:
         self._list_notes(run, items)
         note_level(metadata.resolution, run.notes)
         run.fit(GradingTask(self.network, self.loss, self.optim, metadata), bags, learns_from)
-        graded = self._grade_slides(run, self._load_grader(run), items["val"], "val")
+        graded = self._grade_validation(run, items["val"])
         frozen = freeze_confidence(run.best, graded, self.settings.abstain_risk)
         if (abstention := frozen.abstention) and abstention.note:
             run.notes.append(f"No confidence to abstain below was found, so every slide is graded: {abstention.note}.")
@@ -155,6 +155,12 @@ class GradingExperiment:
         pictures = {f"attention_tiles/{path.parent.name}": path for path in drawn}
         run.log_summary(summary, pictures, task="grading", target=self.settings.target)
         return summary
+
+    def _grade_validation(self, run: Run, items: Sequence[BagItem]) -> list[GradedSlide]:
+        """Grade the validation slides without any temperature."""
+        grader = self._load_grader(run)
+        grader.metadata = grader.metadata.model_copy(update=UNCALIBRATED)
+        return self._grade_slides(run, grader, items, "val")
 
     def _load_grader(self, run: Run) -> GradingPredictor:
         return GradingPredictor.from_checkpoint(run.best, self.engine, self.data.settings.store_root)

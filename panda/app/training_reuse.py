@@ -33,12 +33,13 @@ SCORES = "validation_scores.npz"
 CHECKPOINTS = ("best.ckpt", "last.ckpt")
 FROM_EVALUATION = frozenset({"precision", "tta", "overlap"})
 """Fields of the metadata that a run's evaluation settings decide."""
-AFTER_TRAINING = FROM_EVALUATION | {"threshold", "calibration", "gleason_rule"}
+AFTER_TRAINING = FROM_EVALUATION | {"threshold", "calibration", "gleason_rule", "abstain_below"}
 """Fields of the metadata that decide nothing of the weights."""
 EVALUATION = (
     "name", "run_dir", "resume", "debug", "logger", "allow_packages",
     "threshold", "criterion", "cost_ratio", "threshold_per_provider", "test_slides", "colour_map",
     "quantify", "engine", "task.panels", "task.views", "task.views_every", "task.overlap", "task.gleason_rule",
+    "task.abstain_risk",
     "data.num_workers", "data.extract_workers", "data.store_root",
 )  # fmt: skip
 """Keys that do not change the weights. All other keys are part of the fingerprint, also future ones.
