@@ -239,9 +239,9 @@ def test_grading_validation_ignores_older_temperature(tmp_path: Path) -> None:
     origin = {"note": "", "chosen_on": "", "date": "2026-01-01T00:00:00Z"}
     older = {"calibration": {"value": 5.0, **origin}, "abstain_below": {"value": 0.9, "risk": 0.1, **origin}}
     items = [BagItem(record, np.zeros((0, 2), np.int64)) for record in grading.data.list_splits()["val"]]
-    found = []
+    network, found = MILNet("resnet10t", hidden=8), []
     for changes in ({}, older):
-        run.best = grading_checkpoint(tmp_path / "b.ckpt", MILNet("resnet10t", hidden=8), tiles=tiles, **changes)
+        run.best = grading_checkpoint(tmp_path / "b.ckpt", network, tiles=tiles, **changes)
         found.append([slide.grade for slide in grading._grade_validation(run, items)])
     assert found[0] == found[1]
     assert found[0][0].abstain_below is None
