@@ -306,7 +306,7 @@ def test_predict_failed_network_ends_reads_before_slide_closes(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(predictor, "make_tile_reader", lambda *_: read)
-    monkeypatch.setattr(type(predictor.model), "__call__", fail)
+    monkeypatch.setattr(type(predictor.model), "run", fail)
     with Slide.open(slide_path) as slide:
         tissue = find_tissue(slide)
         try:

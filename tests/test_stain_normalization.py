@@ -147,12 +147,12 @@ def test_normalize_training_and_inference_see_same_pixels(
     module = make_module(drawn, store)
     shown: list[NDArray[np.uint8]] = []
 
-    def run(self: InferenceModel, images: Tensor) -> Tensor:
+    def show(self: InferenceModel, images: Tensor) -> Tensor:
         shown.extend((images.numpy() * 255).round().astype(np.uint8))
-        return images[..., 0]
+        return images[:, None, None, ..., 0]
 
     # only what it is shown matters
-    monkeypatch.setattr(InferenceModel, "__call__", run)
+    monkeypatch.setattr(InferenceModel, "compute_logits", show)
     plain = segmentation_checkpoint(tmp_path / "plain.ckpt", patch_size=64, overlap=0.0)
     path = segmentation_checkpoint(tmp_path / "a.ckpt", normalize="macenko", patch_size=64, overlap=0.0)
     settings = EngineSettings(device="cpu")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -196,6 +197,24 @@ class InferenceModel(TileModel):
             options: dict[str, Any] = {"freezing": True} if device.type == "cpu" else {}
             self._network = torch.compile(self._network, dynamic=False, options=options)
 
+    def __call__(self, images: Tensor | NDArray[Any]) -> Tensor:
+        """Return the probabilities of images; see `TileModel`."""
+        return self.compute_probabilities(self.compute_logits(images))
+
+    def compute_logits(self, images: Tensor | NDArray[Any]) -> Tensor:
+        """Return the logits of images and their copies, (n, copies, channels, h, w), on the device; see `TileModel`."""
+        return super().__call__(images)
+
+    def compute_probabilities(self, logits: Tensor) -> Tensor:
+        """Return the probabilities of `compute_logits`, averaged over the copies."""
+        maps = []
+        for (_, invert), own in zip(_COPIES[self.settings.tta], logits.unbind(1), strict=True):
+            number, channels, *size = own.shape
+            prob = self._buffers.empty((number, max(1, channels - 1), *size), torch.float32)
+            compute_cancer_classes(own, out=prob)
+            maps.append(invert(prob[:, 0] if prob.shape[1] == 1 else prob))
+        return maps[0] if len(maps) == 1 else sum(maps[1:], maps[0]).div_(len(maps))
+
     def run(self, images: Tensor) -> Tensor:
         """See `TileModel.run`."""
         count = len(images)
@@ -211,12 +230,5 @@ class InferenceModel(TileModel):
         # A frozen graph does not accept inference tensors.
         guard = torch.no_grad() if self.mode.compiled else torch.inference_mode()
         with guard, torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            maps = []
-            for apply, invert in copies:
-                logits = self._network(apply(batch).contiguous(memory_format=self._layout))
-                number, channels, *size = logits.shape
-                prob = self._buffers.empty((number, max(1, channels - 1), *size), torch.float32)
-                compute_cancer_classes(logits, out=prob)
-                maps.append(invert(prob[:, 0] if prob.shape[1] == 1 else prob))
-            mean = maps[0] if len(maps) == 1 else sum(maps[1:], maps[0]).div_(len(maps))
-        return mean[:count]
+            logits = [self._network(apply(batch).contiguous(memory_format=self._layout)) for apply, _ in copies]
+            return (logits[0][:, None] if len(logits) == 1 else torch.stack(logits, dim=1))[:count]

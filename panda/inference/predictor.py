@@ -197,9 +197,13 @@ class SegmentationPredictor:
                 )
             ) as batches,
         ):
+
+            def blend(logits: Tensor, where: NDArray[np.int64]) -> None:
+                writer.add(self.model.compute_probabilities(logits), where)
+
             done = 0
             for images in batches:
-                blending.submit(writer.add, self.model(images), positions[done : done + len(images)])
+                blending.submit(blend, self.model.compute_logits(images), positions[done : done + len(images)])
                 done += len(images)
                 if on_tiles:
                     on_tiles(done, len(grid))
