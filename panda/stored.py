@@ -49,6 +49,7 @@ PathText = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00
 ShareEnds = Annotated[tuple[Share, Share], Field(strict=False), AfterValidator(_check_order)]
 """Low and high; read from a list, because JSON has no tuples."""
 KappaEnds = Annotated[tuple[Kappa, Kappa], Field(strict=False), AfterValidator(_check_order)]
+NumberEnds = Annotated[tuple[float, float], Field(strict=False), AfterValidator(_check_order)]
 AmountEnds = Annotated[tuple[NonNegativeFloat, NonNegativeFloat], Field(strict=False), AfterValidator(_check_order)]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from panda.data.manifest import SlideRecord
+from panda.data.targets import CANCER, ISUP
 from panda.inference.dataset_metrics import summarize
 from panda.inference.evaluate import SlideScore
 from panda.inference.grade import ATTENTION_SCORES, AttentionScores, GradeRecord
@@ -84,10 +85,10 @@ def draw_graded_slide(number: int, classes: int = 6) -> GradedSlide:
         against = AttentionScores(**scores | ({"attention_auroc": None} if number == 0 else {}))
     probabilities = (prob / prob.sum()).tolist()
     grade = GradeRecord(
-        target="isup",
+        target=CANCER if classes == 2 else ISUP,
         predicted=int(prob.argmax()),
         probabilities=tuple(probabilities),
         tile_side_px=8.0,
         against_label=against,
     )
-    return GradedSlide(record, label, grade)
+    return GradedSlide(record, (label,), grade)

@@ -226,7 +226,7 @@ def test_bag_set_items_are_padded_and_follow_draw(records: list[SlideRecord]) ->
     assert mask.tolist() == [True, True, False]
     assert (bag[2] == 0).all()
     assert bag[1].min() > 0
-    assert (label, slide_id) == (4, records[1].slide_id)
+    assert (int(label), slide_id) == (4, records[1].slide_id)
     assert bags[3][1].all()
     turned = BagSet(make_items(records), SETTINGS, Augmentation(name="light"))
     assert torch.equal(turned[Draw(1, 5)][0], turned[Draw(1, 5)][0])

@@ -118,7 +118,7 @@ def test_bag_set_of_features_is_padded_and_masked(store: FeatureStore, path: Pat
     bag, mask, label, name = bags[0]
     assert bag.shape == (8, store.encoder.feature_dim), "as long as the longest bag that there is"
     assert mask.tolist() == [True] * 5 + [False] * 3
-    assert (label, name) == (3, "s")
+    assert (int(label), name) == (3, "s")
     assert not bag[5:].any()
     assert BagSet([item], BagSettings(k=3))[0][0].shape[0] == 3
     plain = BagSet([BagItem(record, COORDS), BagItem(record, longer)], BagSettings(k=8, tile_size=64))[0][0]

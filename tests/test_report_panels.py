@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from panda.app import dashboard
+from panda.data.targets import NAMED
 from panda.inference.class_colours import PATTERN_COLOURS
 from panda.inference.grade import AttendedTile, Grade, GradeRecord
 from panda.inference.panel_patches import PanelRow
@@ -109,7 +110,7 @@ def _make_grade(
 ) -> Grade:
     """Make a grade from tiles, each x, y and attention, whose side is in level-0 px."""
     record = GradeRecord(
-        target=target,
+        target=NAMED[target],
         predicted=predicted,
         probabilities=(0.5, 0.5) if target == "cancer" else (0.8, 0, 0, 0.2, 0, 0),
         tile_side_px=side,

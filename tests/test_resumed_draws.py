@@ -23,6 +23,7 @@ from panda.data.bagset import BagItem, BagSettings
 from panda.data.datamodule import DataSettings, PatchDataModule
 from panda.data.manifest import read_manifest
 from panda.data.samplers import SamplerName
+from panda.data.targets import ISUP
 from panda.models.losses import BCELoss
 from panda.tasks.grading import GradingTask
 from panda.tasks.metadata import GradingMetadata, TileSelection, TrainedResolution
@@ -45,7 +46,7 @@ GRADING = GradingMetadata(
     resolution=TrainedResolution(level=1, mpp=None, train_mpp=None),
     tile_size=32,
     tiles=TileSelection(how="tissue", k=2, random_fraction=1, min_tissue=0.25, seed=0),
-    target="isup",
+    target=ISUP,
     segmentation=(),
     train_slides=("a",),
     val_slides=("b",),

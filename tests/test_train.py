@@ -35,6 +35,7 @@ from panda.data.bagset import BagItem
 from panda.data.loaders import Draw, find_item, make_ordered_loader, make_train_loader
 from panda.data.manifest import SlideRecord
 from panda.data.patchset import PatchSet
+from panda.data.targets import ISUP
 from panda.errors import CheckpointError, ConfigError, PandaError, SlideError
 from panda.inference.grade import AttendedTile, GradeRecord
 from panda.models.losses import BCELoss
@@ -524,5 +525,5 @@ def test_freeze_operating_point_failed_validation_slides_leave_no_canvas(
 
 def test_grade_holds_no_tiles() -> None:
     tile = AttendedTile(x=0, y=0, attention=1.0, contribution=1.0)
-    record = GradeRecord(target="isup", predicted=0, probabilities=(1.0,), tiles=(tile,) * 3)
-    assert record.drop_tiles() == GradeRecord(target="isup", predicted=0, probabilities=(1.0,))
+    record = GradeRecord(target=ISUP, predicted=0, probabilities=(1.0,), tiles=(tile,) * 3)
+    assert record.drop_tiles() == GradeRecord(target=ISUP, predicted=0, probabilities=(1.0,))

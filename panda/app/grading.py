@@ -5,13 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from panda.app.confidence import UNCALIBRATED, freeze_confidence, measure_calibration
@@ -32,10 +30,11 @@ from panda.inference.features import TileBag
 from panda.inference.grader import GradingPredictor, select_tiles
 from panda.inference.grading_metrics import GradedSlide, summarize_grades, summarize_test_grades
 from panda.inference.slide_loop import run_over_slides
+from panda.inference.target_figures import summarize_target
 from panda.report.run_summary import GradingSummary
 from panda.tables import write_table
-from panda.tasks.grading import CLASSES, GradingTask, find_class
-from panda.tasks.metadata import GradingMetadata, TrainedResolution
+from panda.tasks.grading import GradingTask
+from panda.tasks.metadata import GradingMetadata, TargetScale, TrainedResolution
 from panda.wsi.stain_normalization import find_stain
 from panda.wsi.tissue import find_tissue
 
@@ -54,7 +53,7 @@ class GradingExperiment:
         self.tiles, self.settings, self.quantify, self.engine = cfg.tiles, cfg.task, cfg.quantify, cfg.engine
         self.optim, self.guidance, self.network = cfg.optim, cfg.guidance, cfg.network
         self.loss = cfg.build("loss")
-        self.data = cfg.data_module
+        self.data, self.target = cfg.data_module, cfg.target
         self.failures: list[Failure] = []
         self._items: dict[Split, list[BagItem]] = {}
         self._metadata: GradingMetadata | None = None
@@ -73,7 +72,7 @@ class GradingExperiment:
         """See `Experiment.prepare`: select the tiles of each slide, and compute their features if they are stored."""
         if self._metadata is not None:
             return self._metadata
-        splits = list_guided_splits(self.data, self.guidance, self.settings.target)
+        splits = list_guided_splits(self.data, self.guidance, self.target)
         if self.network.frozen:
             self._store = FeatureStore(self.network, self.engine, self.data.settings.store_root)
         items = self._items
@@ -96,7 +95,8 @@ class GradingExperiment:
             resolution=TrainedResolution.from_slides(self.tiles.resolution, mpps),
             tile_size=self.tiles.tile_size,
             tiles=self.tiles.selection,
-            target=self.settings.target,
+            target=self.target,
+            scale=self._find_scale(splits["train"]),
             segmentation=self.segmentation,
             normalize=self.data.settings.normalize,
             train_slides=tuple(sorted(item.record.slide_id for item in items["train"])),
@@ -106,7 +106,7 @@ class GradingExperiment:
 
     def run(self, run: Run) -> GradingSummary:
         """See `Experiment.run`."""
-        splits = list_guided_splits(self.data, self.guidance, self.settings.target)
+        splits = list_guided_splits(self.data, self.guidance, self.target)
         try:
             metadata = self.prepare()
         finally:
@@ -118,7 +118,7 @@ class GradingExperiment:
             **self.data.settings.model_dump(include={"num_workers", "reader", "mpp_override"}),
             allow_unknown_mpp=self.data.settings.allow_unknown_mpp,
         )
-        bags = BagDataModule(items, settings, self.data.settings.augment)
+        bags = BagDataModule(items, settings, self.data.settings.augment, self.target)
         learns_from = {
             name: {item.record.slide_id: self._identify_bag(item) for item in items[name]} for name in ("train", "val")
         }
@@ -126,19 +126,18 @@ class GradingExperiment:
         note_level(metadata.resolution, run.notes)
         run.fit(GradingTask(self.network, self.loss, self.optim, metadata), bags, learns_from)
         graded = self._grade_validation(run, items["val"])
-        frozen = freeze_confidence(run.best, graded, self.settings.abstain_risk)
-        if (abstention := frozen.abstention) and abstention.note:
+        frozen = freeze_confidence(run.best, graded, self.settings.abstain_risk) if self.target.has_classes else None
+        if frozen and (abstention := frozen.abstention) and abstention.note:
             run.notes.append(f"No confidence to abstain below was found, so every slide is graded: {abstention.note}.")
-        graded_by_split = {"validation": frozen.validated}
+        graded_by_split = {"validation": frozen.validated if frozen else graded}
         if items.get("test"):
             graded_by_split["test"] = self._grade_slides(run, self._load_grader(run), items["test"], "test")
         self._write_slides(run, graded_by_split)
-        calibration = measure_calibration(run.folder, frozen, graded_by_split)
-        classes, seed = CLASSES[self.settings.target], self.cfg.seed
+        calibration = measure_calibration(run.folder, frozen, graded_by_split) if frozen else None
         summary = GradingSummary(
             **run.describe(),
             threshold=self.guidance.threshold,
-            target=self.settings.target,
+            target=self.target,
             tiles=self.tiles.model_dump(mode="json") | self.tiles.selection.model_dump() | {"how": self.tiles.how},
             data=DataSummary(
                 root=str(self.data.settings.source),
@@ -148,12 +147,12 @@ class GradingExperiment:
                 groups=self.data.select().describe_policy(),
             ),
             calibration=calibration,
-            val=summarize_grades(frozen.validated, classes, seed),
-            test=summarize_test_grades(graded_by_split["test"], classes, seed) if "test" in graded_by_split else None,
+            val=self._summarize(graded_by_split["validation"], summarize_grades),
+            test=self._summarize(graded_by_split["test"], summarize_test_grades) if "test" in graded_by_split else None,
         )
         drawn = sorted((run.folder / "slides").glob("*/attention_tiles.png"))[:MAX_TILE_PICTURES]
         pictures = {f"attention_tiles/{path.parent.name}": path for path in drawn}
-        run.log_summary(summary, pictures, task="grading", target=self.settings.target)
+        run.log_summary(summary, pictures, task="grading", target=self.target.name)
         return summary
 
     def _grade_validation(self, run: Run, items: Sequence[BagItem]) -> list[GradedSlide]:
@@ -165,9 +164,23 @@ class GradingExperiment:
     def _load_grader(self, run: Run) -> GradingPredictor:
         return GradingPredictor.from_checkpoint(run.best, self.engine, self.data.settings.store_root)
 
-    def _find_class(self, record: SlideRecord) -> int:
-        assert record.isup_grade is not None  # a bag without a grade is refused
-        return int(find_class(torch.tensor(record.isup_grade), self.settings.target))
+    def _read_values(self, record: SlideRecord) -> tuple[float, ...]:
+        values = self.target.read_values(record)
+        assert values is not None  # a bag without a label is refused
+        return values
+
+    def _find_scale(self, train: Sequence[SlideRecord]) -> TargetScale | None:
+        if self.target.kind != "regression":
+            return None
+        return TargetScale.fit([self._read_values(record)[0] for record in train])
+
+    def _summarize(
+        self, graded: Sequence[GradedSlide], summarize: Callable[[Sequence[GradedSlide], int, int], Any]
+    ) -> Any:
+        """Summarize grades by `summarize`, and other targets by their kind."""
+        if self.target.is_grade:
+            return summarize(graded, self.target.outputs, self.cfg.seed)
+        return summarize_target(graded, self.target, self.cfg.seed)
 
     def _make_bag(self, record: SlideRecord, bar: tqdm[Any]) -> tuple[SlideRecord, TileBag]:
         with self.data.settings.slide_options.open(record.image_path, record.slide_id) as slide:
@@ -201,22 +214,25 @@ class GradingExperiment:
         ]
 
     def _identify_bag(self, item: BagItem) -> list[Any]:
-        """Return the identity of a bag: slide, class, tiles, and the file of its features if they are stored."""
+        """Return the identity of a bag: slide, label, tiles, and the file of its features if they are stored."""
         tiles = hashlib.sha256(np.ascontiguousarray(item.coords).tobytes()).hexdigest()
         features = None if item.features is None else item.features.name
-        return [identity(item.record.image_path), self._find_class(item.record), tiles, features]
+        return [identity(item.record.image_path), list(self._read_values(item.record)), tiles, features]
 
     def _list_notes(self, run: Run, items: Mapping[Split, Sequence[BagItem]]) -> None:
         run.notes += self.network.notes
         run.notes += self.guidance.list_notes(items, self.tiles)
         run.notes += self._store.encoder.notes if self._store else []
-        classes = CLASSES[self.settings.target]
-        counts = Counter(self._find_class(item.record) for item in items["train"])
-        absent = [str(c) for c in range(classes) if not counts[c]]
-        if absent:
+        train, val = ([self._read_values(item.record) for item in items[name]] for name in ("train", "val"))
+        names = range(len(self.target.classes)) if self.target.is_grade else self.target.classes
+        if absent := [str(name) for k, name in enumerate(names) if (k,) not in train]:
             run.notes.append(f"No training slide has class {', '.join(absent)}, so the grader cannot learn it.")
-        if len({self._find_class(item.record) for item in items["val"]}) == 1:
-            run.notes.append("All validation slides have one class, so the best epoch says little.")
+        if self.target.kind == "survival":
+            if not any(event for _, event in val):
+                run.notes.append("No validation slide has an event, so the best epoch says nothing.")
+        elif len({*val}) == 1:
+            what = "class" if self.target.has_classes else "value"
+            run.notes.append(f"All validation slides have one {what}, so the best epoch says little.")
         for note in run.notes:
             log.warning("%s", note)
 
@@ -246,7 +262,7 @@ class GradingExperiment:
                 f"The label masks of {len(unusable)} graded slides cannot be used, so their attention was not scored. "
                 f"The first: {unusable[0]}"
             )
-        return [GradedSlide(record, self._find_class(record), grade) for record, grade in filter(None, found)]
+        return [GradedSlide(record, self._read_values(record), grade) for record, grade in filter(None, found)]
 
     def _write_slides(self, run: Run, graded: Mapping[str, Sequence[GradedSlide]]) -> None:
         """Write the table of each split that has slides."""

@@ -7,28 +7,26 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import timm
-import torch
 from pydantic import Field
 
 from panda.app.build import Faults
 from panda.app.encoder_choice import DOWNLOADED, describe_scale, describe_weights_fault, find_card, find_encoder
 from panda.app.guidance import Guidance, TileSettings
 from panda.app.hydra_job import find_idle_faults
-from panda.app.loss_check import check_loss
+from panda.app.loss_check import check_target_loss
 from panda.app.operating_point import CHOICE_KEYS
 from panda.app.registry import Slot
 from panda.app.train_config import TaskSettings, TrainConfig
 from panda.data.datamodule import PatchDataModule
-from panda.data.manifest import SlideRecord, require_grades
+from panda.data.manifest import SlideRecord
 from panda.data.splits import Split
-from panda.errors import ConfigError, ManifestError, name_options
+from panda.data.targets import ISUP, NAMED, Kind, TargetSpec, find_target, require_labels, require_learnable
+from panda.errors import ConfigError, PandaError, name_options
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
 from panda.models.mil import MILNet
 from panda.models.pooling import POOLINGS
-from panda.settings import rule
-from panda.tasks.grading import CLASSES, find_class
-from panda.tasks.metadata import Target
+from panda.settings import Text, accept, rule
 
 SEGMENTATION_ENCODER = "segmentation"
 """Value of `model.encoder_weights` that takes the encoder of the segmentation checkpoint."""
@@ -45,18 +43,33 @@ MAP_KEYS = ("colour_map", "quantify", *(f"quantify.{limit}" for limit in Quantif
 AUGMENT_KEYS = ("augment", "data.augment", "data.augment.name")
 
 
+def _are_classes(names: Any) -> bool:
+    return names is None or (
+        isinstance(names, list | tuple)
+        and all(isinstance(name, str | int) and not isinstance(name, bool) for name in names)
+    )
+
+
 class GradingSettings(TaskSettings):
     """Settings of the task, apart from its data, model and trainer; see the base class too.
 
     Args:
         name: `grading`.
-        target: `isup` (six classes) or `cancer` (absent or present).
+        target: `isup` (six classes), `cancer` (absent or present), or a column of the table.
+        kind: Kind of a column; `auto` for `isup` and `cancer`.
+        classes: Classes of a column in order; None for those that it has.
+        time: Column of the time of a survival; None if `target` is that column.
+        event: Column of its event.
         abstain_risk: Largest share of wrong classes among the graded validation slides. The least certain slides are
             marked as not certain enough to grade. None grades every slide.
     """
 
     name: Literal["grading"] = Field(default="grading", description="give task=segmentation or task=grading")
-    target: Target = "isup"
+    target: Text = "isup"
+    kind: Kind | Literal["auto"] = "auto"
+    classes: Annotated[Any, accept("a list of names, or null", _are_classes)] = None
+    time: Text | None = None
+    event: Text | None = None
     abstain_risk: Annotated[float, Field(gt=0, lt=1)] | None = None
 
 
@@ -67,10 +80,21 @@ class GradingConfig(TrainConfig):
     tiles: TileSettings
     model: Annotated[dict[str, Any], Slot(MILNet, ("panda.models",))]
 
+    @functools.cached_property
+    def target(self) -> TargetSpec:
+        """What is learned; a column's classes are those of the slides that are used."""
+        task, data = self.task, self.data_module
+        records = [] if task.kind == "auto" and task.target in NAMED else data.select().used
+        classes = None if task.classes is None else [str(name) for name in task.classes]
+        return find_target(records, task.target, task.kind, classes=classes, time=task.time, event=task.event)
+
     @property
-    def classes(self) -> int:
-        """Number of classes; that of the ISUP grades if the target is refused, so that the network is still checked."""
-        return CLASSES[getattr(self.task, "target", "isup")]
+    def _checked_target(self) -> TargetSpec:
+        """The target; the ISUP grades if it is refused, so that the rest is still checked."""
+        try:
+            return self.target
+        except (PandaError, AttributeError):  # a refused field has no attribute
+            return ISUP
 
     @property
     def unloaded_weights(self) -> str | None:
@@ -90,7 +114,7 @@ class GradingConfig(TrainConfig):
         with faults.collect():
             encoder = find_encoder(self.model.get("encoder"))
         with faults.collect():
-            network: MILNet = self.build("model", num_classes=self.classes, encoder=encoder, **extra)
+            network: MILNet = self.build("model", num_classes=self._checked_target.outputs, encoder=encoder, **extra)
         faults.raise_any()
         return network
 
@@ -128,8 +152,21 @@ class GradingConfig(TrainConfig):
 
     @rule
     def _check_loss(self) -> None:
-        loss = self.build("loss")
-        check_loss(loss, self.loss["_target_"], torch.zeros(2, self.classes), torch.tensor([0, 1]))
+        check_target_loss(self.build("loss"), self.loss["_target_"], self._checked_target)
+
+    @rule
+    def _check_target(self) -> Iterator[str]:
+        target, batch = self.target, self.tiles.batch_size
+        if self.model.get("head") == "ordinal" and target.kind != "ordinal" and target.outputs != 2:
+            yield f"model.head=ordinal needs classes in order, not task.kind={target.kind}: give model.head=softmax"
+        if target.kind == "survival" and batch < 2:
+            yield (
+                f"tiles.batch_size={batch}: task.kind=survival compares each event with the other slides of its batch; "
+                "give tiles.batch_size=32, or as many as fit into memory"
+            )
+        if not target.has_classes and self.trainer.precision in ("bf16-true", "16-true"):
+            mixed = self.trainer.precision.replace("true", "mixed")
+            yield f"{self.trainer.setting('precision')} would round the labels: give trainer.precision={mixed}"
 
     @rule
     def _check_split_keys(self) -> Iterator[str]:
@@ -156,7 +193,7 @@ class GradingConfig(TrainConfig):
     @rule
     def _check_slides(self) -> None:
         if self.data.draw is None and (self.segmentation_checkpoint or self.tiles.how != "guided"):
-            list_guided_splits(self.data_module, self.guidance, self.task.target)
+            list_guided_splits(self.data_module, self.guidance, self.target)
 
     @rule
     def _check_encoder(self) -> Iterator[str]:
@@ -200,15 +237,11 @@ class GradingConfig(TrainConfig):
             )
 
 
-def list_guided_splits(data: PatchDataModule, guidance: Guidance, target: Target) -> dict[Split, list[SlideRecord]]:
-    """Return the slides of each split, after checking that they have grades to learn and segmentations as guides."""
+def list_guided_splits(data: PatchDataModule, guidance: Guidance, target: TargetSpec) -> dict[Split, list[SlideRecord]]:
+    """Return the slides of each split, after checking that they have labels to learn and segmentations as guides."""
     splits = data.list_splits()
-    require_grades([record for records in splits.values() for record in records])
-    if len(found := {int(find_class(torch.tensor(r.isup_grade), target)) for r in splits["train"]}) == 1:
-        raise ManifestError(
-            f"all {len(splits['train'])} training slides have class {found.pop()} of task.target={target}, so there is "
-            "nothing to learn: give slides of other grades, or another data.seed or data.splits"
-        )
+    require_labels([record for records in splits.values() for record in records], target)
+    require_learnable(splits["train"], target)
     guidance.check([record for records in splits.values() for record in records])
     return splits
 

@@ -212,7 +212,7 @@ def _describe_slide(result: SlideResult) -> str:
     share = "–" if percent is None else f"{percent:.2f} %"
     grade = "" if result.provenance.grader is None else ", not graded"
     if result.grade is not None:
-        grade = f", graded {result.grade.class_names[result.grade.predicted]}"
+        grade = f", {result.grade.describe_with_name()}"
         grade += f" ({mark})" if (mark := describe_mark(result.grade)) else ""
     if (rule := result.rule_grade) is not None:
         grade += f", Gleason {rule.score} (ISUP {rule.isup}) by areas" if rule.score else ", no Gleason score"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
+from panda.data.targets import Kind, TargetSpec
 from panda.errors import ConfigError
+from panda.models.grade_losses import CumulativeLoss
 from panda.models.partial_labels import ANY_CANCER, IGNORED
 
 
@@ -24,6 +28,37 @@ def check_loss(loss: nn.Module, name: str, logits: Tensor, target: Tensor) -> No
         raise ConfigError(
             f"loss={name} gives no gradient for this task's logits {tuple(logits.shape)}: use another loss"
         )
+
+
+LOSSES: Mapping[Kind, str] = {
+    "classes": "cross_entropy",
+    "ordinal": "cross_entropy or loss=coral",
+    "regression": "huber or loss=mse",
+    "survival": "cox",
+}
+"""Losses of conf/loss for each kind of target."""
+
+
+def check_target_loss(loss: nn.Module, name: str, target: TargetSpec) -> None:
+    """Check that a loss fits the kind of a grading's target; see `GradingTask` for its arguments."""
+    remedy = f"task.kind={target.kind} of task.target={target.name}: give loss={LOSSES[target.kind]}"
+    if target.has_classes:
+        if target.kind == "classes" and target.outputs > 2 and isinstance(loss, CumulativeLoss):
+            raise ConfigError(f"loss={name} is for classes in order, not for {remedy}")
+        outputs = torch.zeros(2, target.outputs)
+        return check_loss(loss, name, outputs, torch.tensor([0, 1]))
+    if target.kind == "regression":
+        outputs, label, wanted = torch.tensor([2.0, 3.0, 4.0]), torch.ones(3), [1, 1, 1]
+    else:
+        outputs, label, wanted = torch.zeros(3), torch.tensor([[1.0, 1], [2, 0], [3, 0]]), [-1, 1, 1]
+    outputs.requires_grad_()
+    try:
+        loss(outputs, label).backward()
+    except Exception as error:  # libraries raise any for a shape that they do not take
+        raise ConfigError(f"loss={name} does not fit {remedy} ({str(error).splitlines()[0]})") from error
+    if outputs.grad is None or outputs.grad.sign().tolist() != wanted:
+        raise ConfigError(f"loss={name} does not fit {remedy}")
+    return None
 
 
 def check_ignored_pixels(loss: nn.Module, name: str, channels: int = 1) -> None:

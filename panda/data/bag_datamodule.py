@@ -13,6 +13,7 @@ from panda.data.bagset import BagItem, BagSet, BagSettings
 from panda.data.image_batch import BagBatch, RawItems, convert_bags, stack_bags
 from panda.data.loaders import convert_to_precision, make_ordered_loader, make_train_loader
 from panda.data.splits import Split
+from panda.data.targets import ISUP, TargetSpec
 from panda.errors import ConfigError
 
 
@@ -23,9 +24,10 @@ class BagDataModule(pl.LightningDataModule):
         splits: Split → slides with their tiles; an empty list is no split.
         settings: How the bags are read and loaded.
         augment: Applied to each tile of training bags; None for none.
+        target: What the labels are.
 
     Raises:
-        ManifestError: If a slide has no tiles or no grade.
+        ManifestError: If a slide has no tiles or no label.
     """
 
     def __init__(
@@ -33,11 +35,12 @@ class BagDataModule(pl.LightningDataModule):
         splits: Mapping[Split, Sequence[BagItem]],
         settings: BagSettings,
         augment: Augmentation | None = None,
+        target: TargetSpec = ISUP,
     ) -> None:
         super().__init__()
         self.settings = settings
         self._sets = {
-            name: BagSet(items, settings, augment if name == "train" else None)
+            name: BagSet(items, settings, augment if name == "train" else None, target)
             for name, items in splits.items()
             if items
         }

@@ -1,4 +1,4 @@
-"""Bags as a dataset: at most K tiles of a slide with its grade."""
+"""Bags as a dataset: at most K tiles of a slide with its label."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from panda.data.image_batch import RawBag, convert_bags, stack_bags
 from panda.data.loaders import Draw, Workers, find_item, find_seed
 from panda.data.manifest import SlideRecord
 from panda.data.settings import ResolutionSettings, SlideSettings
+from panda.data.targets import ISUP, TargetSpec
 from panda.errors import ManifestError
 from panda.settings import Count
 from panda.wsi.stain_normalization import StainProfile
@@ -61,34 +62,38 @@ class BagItem:
     features: Path | None = None
 
 
-class BagSet(Dataset[tuple[Tensor, Tensor, int, str]]):
-    """Bags with the grade of their slide.
+class BagSet(Dataset[tuple[Tensor, Tensor, Tensor, str]]):
+    """Bags with the label of their slide.
 
     An item is `(bag, mask, label, slide_id)`. The bag is (k, 3, h, w) float32 in [0, 1], or (k, D) float32 if the items
-    have features. The mask is (k,) bool, False for padding (zeros) if the slide has fewer tiles. The label is the ISUP
-    grade.
+    have features. The mask is (k,) bool, False for padding (zeros) if the slide has fewer tiles. The label is that of
+    `TargetSpec.read_label`.
 
     Args:
         items: Slides with their tiles; if there are more than k, the first k are used.
         settings: How the tiles are read.
         transform: Applied to each tile by itself, None for none; see `panda.data.patchset.PatchSet`.
+        target: What the labels are.
 
     Raises:
-        ManifestError: If there are no items, or one has no tiles or no grade.
+        ManifestError: If there are no items, or one has no tiles or no label.
         SlideError: On access, if a slide cannot be read.
     """
 
-    def __init__(self, items: Sequence[BagItem], settings: BagSettings, transform: Augmentation | None = None) -> None:
+    def __init__(
+        self,
+        items: Sequence[BagItem],
+        settings: BagSettings,
+        transform: Augmentation | None = None,
+        target: TargetSpec = ISUP,
+    ) -> None:
         if not items:
             raise ManifestError("no slides to make bags of")
-        self.labels: list[int] = []
         for item in items:
             if len(item.coords) == 0:
                 raise ManifestError(f"{item.record.slide_id}: no tiles; lower tiles.min_tissue or leave it out")
-            if item.record.isup_grade is None:
-                raise ManifestError(f"{item.record.slide_id}: no isup_grade; grade it in the table or leave it out")
-            self.labels.append(item.record.isup_grade)
         self.items = list(items)
+        self.labels = [target.read_label(item.record) for item in items]
         self.settings = settings
         # No bag has more tiles than the slide with the most.
         self.k = min(settings.k, max(len(item.coords) for item in items))
@@ -120,7 +125,7 @@ class BagSet(Dataset[tuple[Tensor, Tensor, int, str]]):
         bag[: len(tiles)] = tiles
         return RawBag(torch.from_numpy(bag), changes, torch.arange(self.k) < len(tiles), label, record.slide_id)
 
-    def __getitem__(self, index: int | Draw) -> tuple[Tensor, Tensor, int, str]:
+    def __getitem__(self, index: int | Draw) -> tuple[Tensor, Tensor, Tensor, str]:
         bag = self.read(index)
         tiles, mask, *_ = convert_bags(stack_bags([bag]))
         return tiles[0], mask[0], bag.label, bag.slide_id

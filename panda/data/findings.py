@@ -179,6 +179,17 @@ FILE_FINDINGS: Mapping[str, Callable[[SlideRecord], bool]] = {
 }
 """Findings that the table and the file names show: `data.exclude` needs no audit for them."""
 
+MISSING = "missing:"
+"""Begins the name of a finding that a column of the table shows: `missing:COLUMN`, the slide has no value there."""
+
+
+def find_file_check(name: str) -> Callable[[SlideRecord], bool] | None:
+    """Return whether a slide has a finding that needs no audit; None for a finding of an audit."""
+    if name.startswith(MISSING):
+        column = name.removeprefix(MISSING)
+        return lambda record: not record.read_cell(column)
+    return FILE_FINDINGS.get(name)
+
 
 @dataclass(frozen=True)
 class Finding:

@@ -119,12 +119,12 @@ class RawBag(NamedTuple):
     tiles: Tensor
     changes: Sequence[Sequence[Change]]
     mask: Tensor
-    label: int
+    label: Tensor
     slide_id: str
 
 
 BagBatch = tuple[ImageBatch | Tensor, Tensor, Tensor, list[str]]
-"""Tiles of all bags in a row, or features (B, k, D); mask (B, k); labels (B,); slide ids."""
+"""Tiles of all bags in a row, or features (B, k, D); mask (B, k); labels (B,) or (B, 2); slide ids."""
 
 
 def stack_bags(bags: Sequence[RawBag]) -> BagBatch:

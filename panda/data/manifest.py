@@ -50,6 +50,19 @@ class SlideRecord:
     patient: str | None = None
     others: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def cells(self) -> dict[str, str]:
+        """Columns of the table that can be learned, and the slide's values; empty ones are unknown."""
+        grade = "" if self.isup_grade is None else str(self.isup_grade)
+        known = {"isup_grade": grade, "gleason_score": self.gleason, "provider": self.provider}
+        return {**dict(self.others), **known}
+
+    def read_cell(self, column: str) -> str:
+        """Return the value of a column, or raise `ManifestError` if the table has no such column."""
+        if column not in (cells := self.cells):
+            raise ManifestError(f"the table of slides has no column {column!r}; columns are {', '.join(cells)}")
+        return cells[column].strip()
+
 
 def read_manifest(
     root: Path | str,
@@ -100,7 +113,7 @@ def read_manifest(
             records.append(record)
     if faults:
         raise ManifestError(
-            _format_list(f"{table}: {len(faults)} fault{'s' * (len(faults) > 1)}; correct or remove these rows", faults)
+            format_list(f"{table}: {len(faults)} fault{'s' * (len(faults) > 1)}; correct or remove these rows", faults)
         )
     return records
 
@@ -141,7 +154,7 @@ def apply_groups(records: Sequence[SlideRecord], groups: Mapping[str, str]) -> l
     absent = [repr(record.slide_id) for record in records if record.slide_id not in groups]
     if absent:
         raise ManifestError(
-            _format_list(
+            format_list(
                 f"{len(absent)} of {len(records)} slides are not in the table of groups; list them there, each "
                 f"with a group of its own if its patient is unknown",
                 absent,
@@ -191,23 +204,7 @@ def _has_tumor(record: SlideRecord) -> bool:
             return bool(tumor_bool_from_gray(mask.overview(small), record.provider).any())
 
 
-def require_grades(records: Sequence[SlideRecord]) -> None:
-    """Refuse slides without a grade, which grading cannot use.
-
-    Raises:
-        ManifestError: If there are any; the message counts them and names some.
-    """
-    if absent := [repr(record.slide_id) for record in records if record.isup_grade is None]:
-        raise ManifestError(
-            _format_list(
-                f"{len(absent)} of {len(records)} slides have no isup_grade, which grading needs; fill in the column, "
-                "or leave these slides out with data.exclude=[missing_grade]",
-                absent,
-            )
-        )
-
-
-def _format_list(headline: str, items: Sequence[str]) -> str:
+def format_list(headline: str, items: Sequence[str]) -> str:
     """Return a headline with the first few items below it."""
     more = [f"… and {len(items) - _SHOWN} more"] if len(items) > _SHOWN else []
     return "\n".join([f"{headline}:", *(f"  - {item}" for item in [*items[:_SHOWN], *more])])

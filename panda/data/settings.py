@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from panda.data.findings import FILE_FINDINGS, FINDINGS, REFUSED_ROWS
+from panda.data.findings import FINDINGS, MISSING, REFUSED_ROWS, find_file_check
 from panda.data.slide_rows import TABLE
 from panda.data.splits import check_fractions
 from panda.errors import suggest
@@ -261,14 +261,15 @@ class SelectionSettings(Settings):
 
     @rule
     def _check_exclude(self) -> Iterator[str]:
-        if unknown := [name for name in self.exclude if name not in FINDINGS]:
-            yield f"data.exclude has {', '.join(unknown)}: known are {', '.join(FINDINGS)}"
+        if unknown := [name for name in self.exclude if name not in FINDINGS and not name.startswith(MISSING)]:
+            yield f"data.exclude has {', '.join(unknown)}: known are {', '.join(FINDINGS)}, {MISSING}COLUMN"
         if refused := [name for name in self.exclude if name in REFUSED_ROWS]:
             yield f"data.exclude has {', '.join(refused)}: such rows are refused anyway; correct or remove them"
 
     @rule
     def _check_findings(self) -> Iterator[str]:
-        audited = [name for name in self.exclude if name in FINDINGS and name not in (*FILE_FINDINGS, *REFUSED_ROWS)]
+        known = FINDINGS.keys() - {*REFUSED_ROWS}
+        audited = [name for name in self.exclude if name in known and find_file_check(name) is None]
         if audited and self.findings is None:
             yield f"data.exclude has {', '.join(audited)}: give data.findings=audit/findings.csv, from {AUDIT}"
 

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from panda.data.findings import FILE_FINDINGS, FINDINGS
+from panda.data.findings import FINDINGS, find_file_check
 from panda.data.manifest import GroupKind, SlideRecord, apply_groups, read_groups
 from panda.data.settings import AUDIT, SelectionSettings
 from panda.data.splits import SPLITS, Split, fold_slides, split_slides
@@ -143,7 +143,8 @@ def _find_reasons(records: Sequence[SlideRecord], settings: SelectionSettings) -
     ids = {record.slide_id for record in records}
     found: Mapping[str, set[str]] = {}
     if settings.findings is not None:
-        found = _read_findings(settings.findings, ids, wants_slides=bool(set(settings.exclude) - FILE_FINDINGS.keys()))
+        wants_slides = any(find_file_check(name) is None for name in settings.exclude)
+        found = _read_findings(settings.findings, ids, wants_slides=wants_slides)
     why: dict[str, str] = {}
     for record in records:
         if settings.slide_id is not None and record.slide_id != settings.slide_id:
@@ -152,7 +153,7 @@ def _find_reasons(records: Sequence[SlideRecord], settings: SelectionSettings) -
             why[record.slide_id] = "other_provider"
         else:
             for name in settings.exclude:
-                looked = FILE_FINDINGS.get(name)
+                looked = find_file_check(name)
                 if name in found.get(record.slide_id, ()) or (looked is not None and looked(record)):
                     why[record.slide_id] = name
                     break

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, model_validator
 
+from panda.data.targets import Target
 from panda.stored import Plain, Share, ShareEnds
 from panda.tasks.grade_calibration import scale_probabilities
-from panda.wsi.gleason import isup_grade_from_score, list_class_names
+from panda.wsi.gleason import isup_grade_from_score
 
 Isup = Annotated[int, Field(ge=0, le=5)]
 
@@ -55,9 +56,10 @@ class GradeRecord(Plain, frozen=True):
     """The grade of one slide as plain data.
 
     Attributes:
-        target: `isup` or `cancer`.
-        predicted: Class with the highest probability.
-        probabilities: Probability of each class, calibrated if the checkpoint has a temperature; they sum to 1.
+        target: What was predicted.
+        predicted: Class with the highest probability; a number; or for survival the log relative hazard.
+        probabilities: Probability of each class, calibrated if the checkpoint has a temperature; they sum to 1. Empty
+            for numbers and survival.
         abstain_below: Confidence below which the slide is not certain enough to grade; None if all are graded.
         mark: `UNCERTAIN` if the confidence is below that, otherwise empty.
         tile_side_px: Side of a tile in level-0 px.
@@ -65,9 +67,9 @@ class GradeRecord(Plain, frozen=True):
         tiles: The tiles, whose attention weights sum to 1.
     """
 
-    target: Literal["isup", "cancer"]
-    predicted: NonNegativeInt
-    probabilities: tuple[Share, ...]
+    target: Target
+    predicted: NonNegativeInt | float
+    probabilities: tuple[Share, ...] = ()
     abstain_below: Share | None = None
     mark: Literal["", "not certain enough to grade"] = ""
     tile_side_px: Annotated[float, Field(gt=0)] | None = None
@@ -77,7 +79,11 @@ class GradeRecord(Plain, frozen=True):
     @model_validator(mode="after")
     def _check(self) -> Self:
         count, total = len(self.probabilities), sum(self.probabilities)
-        if self.predicted >= count:
+        if not self.target.has_classes:
+            if count:
+                raise ValueError(f"{count} probabilities, but {self.target.name} has no classes")
+            return self
+        if not isinstance(self.predicted, int) or self.predicted >= count:
             raise ValueError(f"predicted={self.predicted} has no probability; there are {count}")
         if abs(total - 1) > _ROUNDING:
             raise ValueError(f"probabilities add up to {total:.4g}, not to 1")
@@ -90,7 +96,7 @@ class GradeRecord(Plain, frozen=True):
     @property
     def confidence(self) -> float:
         """Probability of the predicted class."""
-        return self.probabilities[self.predicted]
+        return self.probabilities[int(self.predicted)]
 
     def _is_uncertain(self) -> bool:
         return self.abstain_below is not None and self.confidence < self.abstain_below
@@ -106,7 +112,15 @@ class GradeRecord(Plain, frozen=True):
     @property
     def class_names(self) -> Sequence[str]:
         """The classes in words."""
-        return list_class_names(self.target, len(self.probabilities))
+        return self.target.classes
+
+    def describe(self) -> str:
+        """Write the predicted class or number."""
+        return self.target.describe(self.predicted)
+
+    def describe_with_name(self) -> str:
+        """Write the prediction of a target: `graded ISUP 3`, or `ki67 12.5`."""
+        return f"graded {self.describe()}" if self.target.is_grade else f"{self.target.title} {self.describe()}"
 
     @property
     def attention(self) -> NDArray[np.float32]:
@@ -115,6 +129,8 @@ class GradeRecord(Plain, frozen=True):
 
     def list_confidence(self) -> dict[str, float | str]:
         """Return the columns of the confidence: with its mark if the checkpoint has a least one."""
+        if not self.target.has_classes:
+            return {}
         return {"confidence": self.confidence, **({"mark": self.mark} if self.abstain_below is not None else {})}
 
     def drop_tiles(self) -> GradeRecord:

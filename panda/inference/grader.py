@@ -21,6 +21,7 @@ from panda.inference.predictor import restore_network
 from panda.models.mil import MILNet
 from panda.tasks.checkpoint import Checkpoint, read_checkpoint
 from panda.tasks.grade_metrics import compute_auroc
+from panda.tasks.grading import convert_output
 from panda.tasks.metadata import GradingMetadata, TileSelection
 from panda.wsi.geometry import Resolution
 from panda.wsi.label_mask import LabelMask
@@ -99,18 +100,21 @@ class BagGrader:
         Returns:
             The grade; its tiles are in the order of the features, and there are none without coordinates.
         """
+        target = self.metadata.target
         feats = torch.from_numpy(features).to(self.settings.torch_device)
         with torch.inference_mode():
             logits, weights = self.network.aggregate(feats)
-            probabilities = logits.double().softmax(-1)
-            predicted = int(probabilities.argmax())
+            output = convert_output(logits.double(), self.metadata)
+            predicted = int(output.argmax()) if target.has_classes else 0
             contributions = self.network.compute_contributions(feats, predicted).cpu().numpy()
+        if (scale := self.metadata.scale) is not None:
+            contributions = contributions * scale.sd
         places = [] if coords is None else coords.tolist()
         tiles = zip(places, weights.float().cpu().tolist(), contributions.tolist(), strict=coords is not None)
         record = GradeRecord(
-            target=self.metadata.target,
-            predicted=predicted,
-            probabilities=tuple(probabilities.tolist()),
+            target=target,
+            predicted=predicted if target.has_classes else output.item(),
+            probabilities=tuple(output.tolist()) if target.has_classes else (),
             tile_side_px=tile_side_px,
             tiles=tuple(AttendedTile(x=x, y=y, attention=a, contribution=c) for (x, y), a, c in tiles),
         )
@@ -170,7 +174,7 @@ class GradingPredictor(BagGrader):
         attention = record.attention
         first = np.argsort(-attention, kind="stable")[:shown]
         drawn = read_bag(slide, coords[first], view, side, stain).transpose(0, 2, 3, 1)
-        if label is not None:
+        if label is not None and self.metadata.target.is_grade:
             scores = score_attention(label, coords, view, side, attention)
             record = record.model_copy(update={"against_label": scores})
         return Grade(record, (drawn * 255).round().astype(np.uint8))

@@ -79,24 +79,35 @@ class AttentionSplitFigures(AttentionFigures, frozen=True):
 
 @dataclass(frozen=True)
 class GradedSlide:
-    """A slide with its true class, `label`, and its predicted grade."""
+    """A slide with its label, see `TargetSpec.read_values`, and its predicted grade."""
 
     record: SlideRecord
-    label: int
+    values: tuple[float, ...]
     grade: GradeRecord
+
+    @property
+    def label(self) -> int:
+        """The true class."""
+        return int(self.values[0])
 
     def to_row(self, attention: bool) -> TableRow:
         """Return the slide's row of a table; with `attention`, `ATTENTION_SCORES` too, None if the slide has none."""
+        target = self.grade.target
+        label: TableRow = {"label": self.values[0]}
+        if target.kind == "survival":
+            label = dict(zip(("time", "event"), self.values, strict=True))
+        elif not target.is_grade and target.has_classes:
+            label |= {"given_class": target.describe(self.values[0]), "predicted_class": self.grade.describe()}
         return {
             "slide_id": self.record.slide_id,
             "provider": self.record.provider,
-            "isup_grade": self.record.isup_grade,
-            "label": self.label,
+            **({"isup_grade": self.record.isup_grade} if target.is_grade else {}),
+            **label,
             "predicted": self.grade.predicted,
             "group": self.record.group,
             **{f"p{k}": p for k, p in enumerate(self.grade.probabilities)},
             **self.grade.list_confidence(),
-            **(dict(self.grade.against_label or AttentionScores()) if attention else {}),
+            **(dict(self.grade.against_label or AttentionScores()) if attention and target.is_grade else {}),
         }
 
 

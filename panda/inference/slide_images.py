@@ -218,7 +218,7 @@ def write_attention(image: NDArray[np.uint8], view: Resolution, grade: Grade | N
     sheet = frame_image(
         laid,
         title=slide_id,
-        subtitle=f"Attention for {len(share)} tiles, {record.class_names[record.predicted]} predicted; "
+        subtitle=f"Attention for {len(share)} tiles, {record.describe()} predicted; "
         f"the most attended has {share.max():.1%}",
         bar=_blend(np.full((256, 1, 3), 255, np.uint8), colours[:, None], np.full((256, 1), 0.5, np.float32)),
         mark=None,

@@ -88,7 +88,9 @@ class SlideMapper:
             "segmentation": {"network": self.predictor.fingerprint}
             | self.predictor.metadata.model_dump(mode="json", include=_list_network_fields(self.predictor)),
             "grader": {"network": self.grader.checkpoint.fingerprint}
-            | self.grader.metadata.model_dump(mode="json", include={"resolution", "tile_size", "tiles", "target"})
+            | self.grader.metadata.model_dump(
+                mode="json", include={"resolution", "tile_size", "tiles", "target", "scale"}
+            )
             | self.grader.metadata.list_confidence()
             if self.grader
             else None,

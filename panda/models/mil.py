@@ -38,7 +38,7 @@ class MILNet(nn.Module):
         encoder_weights: None for random weights; "imagenet" for timm's default ones, which are downloaded; "cached" for
             the published ones in the local cache of the hub, and "download" to download them to it; or the path of a
             local state dict of the encoder, whose classifier is ignored.
-        num_classes: C; 6 for ISUP grades 0 to 5, 2 for cancer absent or present.
+        num_classes: C; 6 for ISUP grades 0 to 5, 2 for cancer absent or present, 1 for a number.
         pooling: How tiles become a bag, a name of `POOLINGS`.
         head: How bags become classes, a name of `HEADS`.
         hidden: Width of the hidden layer of the pooling, if it has one.
@@ -81,11 +81,13 @@ class MILNet(nn.Module):
         super().__init__()
         faults = [
             f"{key}={value}: must be at least {least}"
-            for key, value, least in (("num_classes", num_classes, 2), ("hidden", hidden, 1), ("chunk", chunk, 1))
+            for key, value, least in (("num_classes", num_classes, 1), ("hidden", hidden, 1), ("chunk", chunk, 1))
             if value < least
         ]
         if freeze_encoder and train_blocks is not None:
             faults.append(f"train_blocks={train_blocks} is not used with freeze_encoder=true: leave it out")
+        if num_classes == 1 and head == "ordinal":
+            faults.append("head=ordinal: needs at least two classes; give softmax")
         if not 0 <= dropout < 1:
             faults.append(f"dropout={dropout}: must be at least 0 and below 1")
         if hidden % (multiple := POOLINGS[pooling].hidden_multiple):
@@ -211,9 +213,11 @@ class MILNet(nn.Module):
     def compute_contributions(self, feats: Tensor, predicted: int) -> Tensor:
         """Compute the contribution of each tile to a class: its log odds with the tile minus those without it.
 
+        With one output, C = 1, it is the output with the tile minus that without it.
+
         Args:
             feats: Features of one bag, (K, D).
-            predicted: The class.
+            predicted: The class; 0 with one output.
 
         Returns:
             (K,) float32, positive if the tile raises the odds of the class; 0 for a bag of one tile.
@@ -233,6 +237,8 @@ class MILNet(nn.Module):
 
 def _compute_log_odds(logits: Tensor, index: int) -> Tensor:
     logits = logits.float()
+    if logits.shape[-1] == 1:
+        return logits[..., 0]
     others = torch.cat([logits[..., :index], logits[..., index + 1 :]], dim=-1)
     return logits[..., index] - others.logsumexp(dim=-1)
 

@@ -36,13 +36,14 @@ def _measure_gap(by_areas: int | None, target: str, predicted: int | None) -> in
 def describe_disagreement(result: SlideResult) -> str:
     """Say that the two grades of a slide differ; empty if they agree or one is missing."""
     rule, grade = result.rule_grade, result.grade
-    if rule is None or grade is None or not _measure_gap(rule.isup, grade.target, grade.predicted):
+    if rule is None or grade is None or not grade.target.is_grade:
+        return ""
+    if not _measure_gap(rule.isup, grade.target.name, int(grade.predicted)):
         return ""
     by_areas = "no cancer" if not rule.isup else f"Gleason {rule.score}, ISUP {rule.isup}"
-    network = grade.class_names[grade.predicted]
     return (
-        f"The two grades differ: {by_areas} by the areas of the patterns, {network} by the grading network. Look at "
-        "the map and at the attended tiles before you use either."
+        f"The two grades differ: {by_areas} by the areas of the patterns, {grade.describe()} by the grading network. "
+        "Look at the map and at the attended tiles before you use either."
     )
 
 

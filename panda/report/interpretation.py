@@ -20,6 +20,10 @@ HEADLINES = {
     ),
     "isup": ("qwk", "accuracy", "auroc_significant", "auroc"),
     "cancer": ("auroc", "accuracy"),
+    "classes": ("auroc_macro", "balanced_accuracy", "accuracy", "kappa"),
+    "ordinal": ("qwk", "accuracy", "balanced_accuracy", "auroc_macro"),
+    "regression": ("r2", "mae", "spearman", "pearson"),
+    "survival": ("concordance", "events"),
 }  # fmt: skip
 LESS_IS_BETTER = frozenset({"fp_mm2_benign_slides", "nll", "ece", "aurc", "selective_risk"})
 _FEW_SLIDES = 20
@@ -42,7 +46,7 @@ def list_headlines(summary: RunSummary | None) -> tuple[str, ...]:
     """Name the figures that matter for the run's task, the most important first."""
     if not isinstance(summary, GradingSummary):
         return HEADLINES["segmentation"]
-    return HEADLINES[summary.target]
+    return HEADLINES[summary.scoring]
 
 
 def format_interval(ends: tuple[float, float] | None, kind: str = "score") -> str:

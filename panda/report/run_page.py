@@ -24,7 +24,6 @@ from panda.report.run_summary import GradingSummary, RunSummary, read_summary
 from panda.report.slide_page import find_slide_table, make_slide_table
 from panda.report.table import Cell, Head, Table, format_value, make_cell, name_figure
 from panda.tables import read_output_table
-from panda.wsi.gleason import list_class_names
 
 _MOST_PANELS = 12
 _SLIDE_COLUMNS = {
@@ -106,8 +105,10 @@ def _make_confusion(summary: RunSummary) -> ConfusionTable | None:
     """Lay out the confusion matrix of a grading run; None for another run."""
     if not isinstance(summary, GradingSummary):
         return None
-    counts = (summary.test or summary.val).confusion
-    names = list_class_names(summary.target, len(counts))
+    counts = getattr(summary.test or summary.val, "confusion", None)
+    if counts is None:
+        return None
+    names = summary.target.classes
     return lay_out_confusion(counts, names[: len(counts)], names, "given ↓   predicted →")
 
 

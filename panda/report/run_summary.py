@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, JsonValue, NonNegativeFloat, NonNegativeInt, Tag, ValidationError
 
 from panda.data.summary import DataSummary, PatchDataSummary
+from panda.data.targets import Target
 from panda.inference.dataset_metrics import SegmentationSplitFigures
 from panda.inference.grading_metrics import AttentionSplitFigures, GradingSplitFigures
+from panda.inference.target_figures import ClassSplitFigures, RegressionSplitFigures, SurvivalSplitFigures
 from panda.report.run_folder import read_json
 from panda.stored import Plain, Share, Timestamp, list_faults
 from panda.tasks.calibration import Calibration
@@ -93,11 +95,31 @@ class SegmentationSummary(CommonSummary, frozen=True):
     calibration: Calibration | None = Field(
         description="How far probabilities can be trusted. Null for `data=one_slide`."
     )
+
+    @property
+    def scoring(self) -> str:
+        """Which figures the run has."""
+        return self.task
+
     val: Annotated[
         Annotated[SegmentationSplitFigures, Tag("<slides>")] | Annotated[PatchFigures, Tag("<patches>")],
         Discriminator(_tag_figures),
     ] = Field(description="Validation slides. Epoch and threshold were chosen on them.")
     test: SegmentationSplitFigures | None = Field(default=None, description=f"Test slides. {_NOT_TESTED}")
+
+
+_TARGET_FIGURES = {"auroc_macro": "<classes>", "mae": "<regression>", "concordance": "<survival>"}
+_TargetFigures = (
+    Annotated[ClassSplitFigures, Tag("<classes>")]
+    | Annotated[RegressionSplitFigures, Tag("<regression>")]
+    | Annotated[SurvivalSplitFigures, Tag("<survival>")]
+)
+
+
+def _tag_target(figures: object) -> str:
+    """Return which figures of a grading are meant, so that only their faults are reported."""
+    keys = figures if isinstance(figures, Mapping) else dict(figures) if isinstance(figures, Figures) else {}
+    return next((tag for key, tag in _TARGET_FIGURES.items() if key in keys), "<grades>")
 
 
 class GradingSummary(CommonSummary, frozen=True):
@@ -107,14 +129,23 @@ class GradingSummary(CommonSummary, frozen=True):
     threshold: Share | None = Field(
         description="Threshold of the guiding segmentation. Null without one, or with one for each fold."
     )
-    target: Literal["isup", "cancer"] = Field(description="What was learned.")
+    target: Target = Field(description="What was learned.")
     tiles: dict[str, JsonValue] = Field(description="How tiles were chosen: keys of `tiles`.")
     data: DataSummary = Field(description="Slides.")
     calibration: GradeCalibration | None = Field(
         default=None, description="How far probabilities can be trusted. Absent in older runs."
     )
-    val: GradingSplitFigures = Field(description="Validation slides. The epoch was chosen on them.")
-    test: AttentionSplitFigures | None = Field(default=None, description=f"Test slides. {_NOT_TESTED}")
+    val: Annotated[Annotated[GradingSplitFigures, Tag("<grades>")] | _TargetFigures, Discriminator(_tag_target)] = (
+        Field(description="Validation slides. The epoch was chosen on them.")
+    )
+    test: (
+        Annotated[Annotated[AttentionSplitFigures, Tag("<grades>")] | _TargetFigures, Discriminator(_tag_target)] | None
+    ) = Field(default=None, description=f"Test slides. {_NOT_TESTED}")
+
+    @property
+    def scoring(self) -> str:
+        """Which figures the run has."""
+        return self.target.scoring
 
 
 RunSummary = SegmentationSummary | GradingSummary

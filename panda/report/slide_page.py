@@ -32,11 +32,11 @@ _FILES = (
 )
 # The figures of one slide are not pooled.
 ONE_SLIDE = {"dice": "Dice", "isup_grade": "Given ISUP"}
+_RISK = "relative to a slide of hazard 0; a higher one means an earlier event"
 _SEEN = {
     "training": "The network was trained on this slide, so the result says little about new slides.",
     "validation": "The epoch and the threshold were chosen with this slide, so the result is too good.",
 }
-GRADES = {"isup": "ISUP grade", "cancer": "Cancer"}
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,13 @@ class Card:
     big: bool = False
 
 
-def _make_cards(facts: SlideFacts, grade: str) -> list[Card]:
-    rule = facts.rule_grade if isinstance(facts, SlideResult) else None
-    mark = describe_mark(facts.grade) if facts.grade else ""
-    under = mark or ("by the grading network" if rule else "")
-    cards = [Card("Predicted grade", grade, under=under, big=True)] if grade else []
+def _make_cards(facts: SlideFacts) -> list[Card]:
+    rule, grade = facts.rule_grade if isinstance(facts, SlideResult) else None, facts.grade
+    cards = []
+    if grade:
+        title = "Predicted grade" if grade.target.is_grade else f"Predicted {grade.target.title}"
+        under = "by the grading network" if rule else _RISK if grade.target.kind == "survival" else ""
+        cards.append(Card(title, grade.describe(), under=describe_mark(grade) or under, big=True))
     if rule:
         cards.append(_make_rule_card(rule))
     if not isinstance(facts, SlideResult):
@@ -196,14 +198,17 @@ def write_slide_page(slide_dir: Path) -> Path:
         slide_id=facts.slide_id,
         overview=_find_overview(slide_dir),
         notes=[text for text in (fault, broken) if text] + _list_notes(facts),
-        cards=_make_cards(facts, grade.class_names[grade.predicted] if grade else ""),
+        cards=_make_cards(facts),
         meta=_list_facts(facts),
         viewer=viewer,
         # without the parts of a viewer the pictures are shown
         overlay=None if viewer else read_picture(slide_dir / "overlay.png", _PICTURE_SIDE),
         heatmap=None if viewer else read_picture(slide_dir / "heatmap.png", _PICTURE_SIDE),
         attention=read_picture(slide_dir / "attention_tiles.png", _PICTURE_SIDE),
-        grade_name=GRADES[grade.target if grade else "isup"],
+        grade_name=grade.target.title if grade else "",
+        contribution=f"the log odds of the predicted {'grade' if not grade or grade.target.is_grade else 'class'}"
+        if not grade or grade.target.has_classes
+        else grade.target.title,
         bars=_make_bars(grade) if grade else [],
         against=_tabulate_label_metrics(slide_dir, facts.slide_id),
         classes=tabulate_classes(result) if result else None,

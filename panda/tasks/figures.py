@@ -12,10 +12,10 @@ from panda.stored import AmountEnds, KappaEnds, Plain, ShareEnds
 
 S = TypeVar("S")
 
-_INTERVAL = "Bootstrap 95 % interval of the figure above. Null without figure, or with one group of slides."
-Interval = Annotated[ShareEnds | None, Field(description=_INTERVAL)]
-KappaInterval = Annotated[KappaEnds | None, Field(description=_INTERVAL)]
-AmountInterval = Annotated[AmountEnds | None, Field(description=_INTERVAL)]
+INTERVAL = "Bootstrap 95 % interval of the figure above. Null without figure, or with one group of slides."
+Interval = Annotated[ShareEnds | None, Field(description=INTERVAL)]
+KappaInterval = Annotated[KappaEnds | None, Field(description=INTERVAL)]
+AmountInterval = Annotated[AmountEnds | None, Field(description=INTERVAL)]
 
 
 def make_timestamp() -> str:

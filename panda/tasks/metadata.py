@@ -7,12 +7,13 @@ needs a new `FORMAT`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import median
+from statistics import fmean, median, pstdev
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from panda.data.targets import Target
 from panda.errors import SlideError
 from panda.stored import Digest, PatchSide, Plain, Share
 from panda.tasks.calibration import Temperature
@@ -27,7 +28,6 @@ from panda.wsi.slide import ResolutionRequest, Slide
 from panda.wsi.stain_normalization import NormalizeName
 
 Task = Literal["segmentation", "grading"]
-Target = Literal["isup", "cancer"]
 
 SlideIds = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)]
 """Read from a list, because JSON and checkpoints have no tuples."""
@@ -214,13 +214,27 @@ class SegmentationMetadata(CheckpointMetadata, frozen=True):
         return self
 
 
+class TargetScale(Plain, frozen=True):
+    """Mean and standard deviation of a number on the training slides. A network learns (number - mean) / sd."""
+
+    mean: float
+    sd: Annotated[float, Field(gt=0)]
+
+    @classmethod
+    def fit(cls, numbers: Sequence[float]) -> Self:
+        """Return the scale of numbers that are not all equal."""
+        return cls(mean=fmean(numbers), sd=pstdev(numbers))
+
+
 class GradingMetadata(CheckpointMetadata, frozen=True):
     """What a grading checkpoint stores beside the weights.
 
     Attributes:
         tile_size: Side of a tile in working px.
         tiles: How tiles are selected.
-        target: `isup` grades, or `cancer` present or absent.
+        target: What is predicted.
+        scale: Mean and standard deviation of a number on the training slides, to which outputs are scaled back; None
+            for other kinds.
         segmentation: Fingerprints of the segmentations that guided the tiles.
         calibration: Temperature of the probabilities, or None.
         abstain_below: Confidence below which a slide is not certain enough to grade, or None.
@@ -232,6 +246,7 @@ class GradingMetadata(CheckpointMetadata, frozen=True):
     tile_size: PatchSide
     tiles: TileSelection
     target: Target
+    scale: TargetScale | None = Field(default=None, exclude_if=lambda scale: scale is None)
     segmentation: Annotated[tuple[Digest, ...], Field(strict=False)]
     calibration: Temperature | None = None
     abstain_below: AbstentionChoice | None = None
@@ -240,3 +255,15 @@ class GradingMetadata(CheckpointMetadata, frozen=True):
         """Return temperature and least confidence, each if there is one."""
         choices = {"temperature": self.calibration, "abstain_below": self.abstain_below}
         return {key: choice.value for key, choice in choices.items() if choice and choice.value is not None}
+
+    @model_validator(mode="after")
+    def _check_outputs(self) -> Self:
+        if (outputs := self.network.get("num_classes", self.target.outputs)) != self.target.outputs:
+            message = "network.num_classes is {outputs}, but the target {name} needs {needed}"
+            named = {"outputs": repr(outputs), "name": self.target.name, "needed": self.target.outputs}
+            raise PydanticCustomError("target", message, named)
+        if (self.scale is None) != (self.target.kind != "regression"):
+            message = "scale must be {needed} with kind {kind}"
+            needed = "given" if self.target.kind == "regression" else "null"
+            raise PydanticCustomError("target", message, {"needed": needed, "kind": self.target.kind})
+        return self
