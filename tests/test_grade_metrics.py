@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sklearn import metrics as oracle
 from torchmetrics.functional.classification import binary_auroc, multiclass_cohen_kappa
 
+from panda.data.targets import ISUP
 from panda.models.mil import MILNet
 from panda.tasks.grade_metrics import (
     compute_agreement,
@@ -169,7 +170,7 @@ def test_grading_intervals_of_many_slides_take_seconds() -> None:
 
 @pytest.mark.parametrize("slides", [1, 3])
 def test_grading_task_validation_logs_any_number_of_slides(slides: int) -> None:
-    metadata = GradingMetadata.model_construct(target="isup")
+    metadata = GradingMetadata.model_construct(target=ISUP)
     task = GradingTask(MILNet("resnet18", num_classes=6), torch.nn.CrossEntropyLoss(), Optim(), metadata)
     logged: dict[str, float] = {}
     task.log = lambda name, value, **_: logged.update({name: float(value)})  # type: ignore[method-assign]

@@ -23,25 +23,22 @@ Kind = Literal["classes", "ordinal", "regression", "survival"]
 """`classes`: without order; `ordinal`: with one; `regression`: a number; `survival`: time to an event, or censored."""
 CLASS_KINDS: tuple[Kind, ...] = ("classes", "ordinal")
 
+Names = Annotated[tuple[str, ...], Field(strict=False)]
 _UNKNOWN = ("na", "n/a", "nan", "null", "unknown", "?", "-")
 """Cells that are written for an unknown value, and that would silently become a class."""
 
 
 class TargetSpec(Plain, frozen=True):
-    """What is learned, and from which columns of the table.
+    """What is learned, and from which columns of the table."""
 
-    Attributes:
-        name: `isup`, `cancer`, or the name in `task.target`.
-        kind: See `Kind`.
-        classes: Names of the classes, in order; none for regression and survival.
-        columns: The column of the values; for survival those of time and event. None for `isup` and `cancer`, which
-            are read from the ISUP grade.
-    """
-
-    name: Annotated[str, Field(min_length=1)]
-    kind: Kind
-    classes: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    columns: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    name: Annotated[str, Field(min_length=1, description="`isup`, `cancer`, or the name in `task.target`.")]
+    kind: Kind = Field(description="Classes without or with order, a number, or the time to an event.")
+    classes: Names = Field(default=(), description="Names of the classes, in order. Empty for a number or a time.")
+    columns: Names = Field(
+        default=(),
+        description="The column of the values; those of time and event for survival. Empty for `isup` and `cancer`, "
+        "which follow from the ISUP grade.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -77,9 +74,9 @@ class TargetSpec(Plain, frozen=True):
     def title(self) -> str:
         """The prediction in words, for readers."""
         named = {"isup": "ISUP grade", "cancer": "Cancer"}
-        return (
-            named[self.name] if self.is_grade else f"{self.name}, log hazard" * (self.kind == "survival") or self.name
-        )
+        if self.is_grade:
+            return named[self.name]
+        return f"{self.name}, log hazard" if self.kind == "survival" else self.name
 
     @property
     def scoring(self) -> str:

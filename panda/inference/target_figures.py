@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field, NonNegativeFloat, NonNegativeInt
 
 from panda.data.targets import TargetSpec
+from panda.inference.confidence_metrics import ConfidenceFigures, compute_confidence_scores
 from panda.inference.grading_metrics import GradedSlide
 from panda.stored import Kappa, NumberEnds, Share
 from panda.tasks.bootstrap import compute_percentile_interval, drop_undefined, resample_counts
@@ -26,7 +27,7 @@ NumberInterval = Annotated[NumberEnds | None, Field(description=INTERVAL)]
 _CONSTANT = "Null if one of both is the same on all slides."
 
 
-class ClassFigures(Figures, frozen=True):
+class CategoryFigures(ConfidenceFigures, frozen=True):
     """Scores of slides with the classes of a column, each with its most probable class."""
 
     slides: NonNegativeInt = Field(description="Slides that were graded.")
@@ -52,10 +53,10 @@ class ClassFigures(Figures, frozen=True):
     )
 
 
-class ClassSplitFigures(ClassFigures, frozen=True):
+class CategorySplitFigures(CategoryFigures, frozen=True):
     """Scores of all slides of a split, and of parts of them."""
 
-    by_provider: dict[str, ClassFigures] = Field(description="Provider to the scores of its slides.")
+    by_provider: dict[str, CategoryFigures] = Field(description="Provider to the scores of its slides.")
 
 
 class RegressionFigures(Figures, frozen=True):
@@ -99,10 +100,10 @@ class SurvivalSplitFigures(SurvivalFigures, frozen=True):
     by_provider: dict[str, SurvivalFigures] = Field(description="Provider to the scores of its slides.")
 
 
-TargetSplitFigures = ClassSplitFigures | RegressionSplitFigures | SurvivalSplitFigures
+TargetSplitFigures = CategorySplitFigures | RegressionSplitFigures | SurvivalSplitFigures
 _MODELS: Mapping[str, tuple[type[Any], type[Any]]] = {
-    "classes": (ClassFigures, ClassSplitFigures),
-    "ordinal": (ClassFigures, ClassSplitFigures),
+    "classes": (CategoryFigures, CategorySplitFigures),
+    "ordinal": (CategoryFigures, CategorySplitFigures),
     "regression": (RegressionFigures, RegressionSplitFigures),
     "survival": (SurvivalFigures, SurvivalSplitFigures),
 }
@@ -120,6 +121,7 @@ def summarize_target(graded: Sequence[GradedSlide], target: TargetSpec, seed: in
 def _compute_figures(graded: Sequence[GradedSlide], target: TargetSpec, seed: int) -> dict[str, Any]:
     """Compute the fields of the figures of a kind."""
     found: dict[str, Any] = {"slides": len(graded)}
+    groups = [slide.record.group for slide in graded]
     values = np.array([slide.values for slide in graded], dtype=np.float64).reshape(len(graded), -1)
     predicted = np.array([slide.grade.predicted for slide in graded], dtype=np.float64)
     if target.has_classes:
@@ -129,6 +131,7 @@ def _compute_figures(graded: Sequence[GradedSlide], target: TargetSpec, seed: in
         statistics = list_class_statistics(truth, predicted.astype(np.int64), classes)
         statistics["auroc_macro"] = partial(average_aurocs, truth, prob)
         found |= {"confusion": confusion.reshape(classes, classes).tolist(), "qwk": None, "qwk_interval": None}
+        found |= compute_confidence_scores([slide.grade for slide in graded], truth.tolist(), groups, seed)
         if target.kind == "classes":
             del statistics["qwk"]
     elif target.kind == "regression":
@@ -137,7 +140,6 @@ def _compute_figures(graded: Sequence[GradedSlide], target: TargetSpec, seed: in
         time, event = values.reshape(-1, 2).T
         statistics = {"concordance": partial(compute_concordance, time, event, predicted)}
         found["events"] = int(event.sum())
-    groups = [slide.record.group for slide in graded]
     for name, statistic in statistics.items():
         value = float(statistic(np.ones(len(graded)))) if graded else np.nan
         drawn = resample_counts(groups, statistic, seed=seed) if not np.isnan(value) else np.empty(0)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from panda.inference.grading_metrics import GradingFigures
+from panda.inference.confidence_metrics import ConfidenceFigures
 from panda.report.confidence_tables import draw_confidence
 from panda.report.run_summary import GradingSummary, RunSummary
 from panda.report.table import format_value
@@ -28,7 +28,8 @@ def lay_out_confidence(run_dir: Path, summary: RunSummary) -> ConfidenceSection 
     if not isinstance(summary, GradingSummary) or summary.calibration is None:
         return None
     found = summary.calibration
-    splits = {"validation": summary.val} | ({"test": summary.test} if summary.test else {})
+    both = {"validation": summary.val, "test": summary.test}
+    splits = {name: scores for name, scores in both.items() if isinstance(scores, ConfidenceFigures)}
     least = found.abstention.value if found.abstention else None
     meaning = [_explain_temperature(found), _explain_risk(splits), _explain_abstention(found.abstention, splits)]
     return ConfidenceSection(list(filter(None, meaning)), draw_confidence(run_dir, least))
@@ -49,7 +50,7 @@ def _explain_temperature(found: GradeCalibration) -> str:
     )
 
 
-def _explain_risk(splits: Mapping[str, GradingFigures]) -> str:
+def _explain_risk(splits: Mapping[str, ConfidenceFigures]) -> str:
     known = [
         f"{scores.aurc:.0%}{_put_interval(scores, 'aurc')} on {name}"
         for name, scores in splits.items()
@@ -63,7 +64,7 @@ def _explain_risk(splits: Mapping[str, GradingFigures]) -> str:
     )
 
 
-def _explain_abstention(choice: AbstentionChoice | None, splits: Mapping[str, GradingFigures]) -> str:
+def _explain_abstention(choice: AbstentionChoice | None, splits: Mapping[str, ConfidenceFigures]) -> str:
     if choice is None:
         return (
             "Every slide is graded. task.abstain_risk=0.1 marks the least certain slides, so that at most 10 % of the "
@@ -72,7 +73,7 @@ def _explain_abstention(choice: AbstentionChoice | None, splits: Mapping[str, Gr
     if choice.value is None:
         return f"Every slide is graded, because no confidence to abstain below was found: {choice.note}."
     known = [
-        f"Of {scores.slides} slides of {name}, {scores.coverage:.0%}{_put_interval(scores, 'coverage')} are graded"
+        f"Of {scores.numbers['slides']} slides of {name}, {scores.coverage:.0%}{_put_interval(scores, 'coverage')} are graded"
         + _explain_wrong(scores)
         for name, scores in splits.items()
         if scores.coverage is not None
@@ -85,13 +86,13 @@ def _explain_abstention(choice: AbstentionChoice | None, splits: Mapping[str, Gr
     )
 
 
-def _explain_wrong(scores: GradingFigures) -> str:
+def _explain_wrong(scores: ConfidenceFigures) -> str:
     if scores.selective_risk is None:
         return "."
     return f", and {scores.selective_risk:.0%}{_put_interval(scores, 'selective_risk')} of these are wrong."
 
 
-def _put_interval(scores: GradingFigures, key: str) -> str:
+def _put_interval(scores: ConfidenceFigures, key: str) -> str:
     """Return the 95 % interval of a share in brackets; empty without one."""
     ends = scores.find_interval(key)
     return f" ({ends[0]:.0%} to {ends[1]:.0%})" if ends else ""

@@ -12,7 +12,7 @@ from panda.data.summary import DataSummary, PatchDataSummary
 from panda.data.targets import Target
 from panda.inference.dataset_metrics import SegmentationSplitFigures
 from panda.inference.grading_metrics import AttentionSplitFigures, GradingSplitFigures
-from panda.inference.target_figures import ClassSplitFigures, RegressionSplitFigures, SurvivalSplitFigures
+from panda.inference.target_figures import CategorySplitFigures, RegressionSplitFigures, SurvivalSplitFigures
 from panda.report.run_folder import read_json
 from panda.stored import Plain, Share, Timestamp, list_faults
 from panda.tasks.calibration import Calibration
@@ -110,7 +110,7 @@ class SegmentationSummary(CommonSummary, frozen=True):
 
 _TARGET_FIGURES = {"auroc_macro": "<classes>", "mae": "<regression>", "concordance": "<survival>"}
 _TargetFigures = (
-    Annotated[ClassSplitFigures, Tag("<classes>")]
+    Annotated[CategorySplitFigures, Tag("<classes>")]
     | Annotated[RegressionSplitFigures, Tag("<regression>")]
     | Annotated[SurvivalSplitFigures, Tag("<survival>")]
 )
