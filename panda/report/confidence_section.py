@@ -73,8 +73,8 @@ def _explain_abstention(choice: AbstentionChoice | None, splits: Mapping[str, Co
     if choice.value is None:
         return f"Every slide is graded, because no confidence to abstain below was found: {choice.note}."
     known = [
-        f"Of {scores.numbers['slides']} slides of {name}, {scores.coverage:.0%}{_put_interval(scores, 'coverage')} are graded"
-        + _explain_wrong(scores)
+        f"Of {scores.numbers['slides']} slides of {name}, {scores.coverage:.0%}{_put_interval(scores, 'coverage')} are "
+        "graded" + _explain_wrong(scores)
         for name, scores in splits.items()
         if scores.coverage is not None
     ]
