@@ -41,3 +41,5 @@ GRADING_K, GRADING_SIZE = 16, 256
 GRADING = f"MIL on ResNet18, {GRADING_K} tiles of {GRADING_SIZE} px"
 GRADING_MEMORY = f"one step of training on ResNet18, 128 tiles of {GRADING_SIZE} px"
 """Cases of the parts on grading."""
+ENCODING = "ViT-S/16 on tiles of 256 px"
+"""What features are measured with."""

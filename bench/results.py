@@ -30,6 +30,8 @@ UNITS = {
     "pipeline cpu": "ms of CPU a tile",
     "files of a slide": "s of CPU a slide",
     "infer.py": "s a slide",
+    "features": "tiles/s",
+    "features cpu": "ms of CPU a tile",
 }
 PACKAGES = (
     *("panda-wsi", "openslide-python", "openslide-bin", "imagecodecs", "tifffile", "zarr", "numpy", "pillow"),

@@ -11,6 +11,7 @@ from bench import extraction, memory, pipeline, reading, start
 from bench.project import (
     CACHED,
     DEFAULT_STORE,
+    ENCODING,
     GRADING,
     GRADING_MEMORY,
     MAPPING,
@@ -23,7 +24,18 @@ from bench.project import (
 from bench.results import BASELINE, Results
 from bench.slides import FULL, QUICK, make_slide
 
-PARTS = ("reading", "extraction", "stores", "memory", "start", "training", "inference", "grading", "pipeline")
+PARTS = (
+    "reading",
+    "extraction",
+    "stores",
+    "memory",
+    "start",
+    "training",
+    "inference",
+    "grading",
+    "pipeline",
+    "features",
+)
 
 
 def main() -> None:
@@ -64,6 +76,10 @@ def _measure(parts: set[str], quick: bool, rounds: int, results: Results) -> Non
         inference.measure(quick, rounds, results)
     if "pipeline" in parts:
         pipeline.measure(quick, rounds, results)
+    if "features" in parts:
+        from bench import features  # noqa: PLC0415  (for the same reason)
+
+        features.measure(quick, rounds, results)
     if "start" in parts:
         start.measure(rounds, results)
 
@@ -117,6 +133,9 @@ def _headline(results: Results) -> None:
         names = f"panda {store}", CACHED
         results.head(f"train_step_vs_cached{which}", "training", names, (TRAINING, TRAINING))
     results.head("grading_features_vs_pixels", "grading", ("features", "pixels"), (GRADING, GRADING))
+    for part in ("features", "features cpu"):
+        names = ("features.py", "the encoder alone")
+        results.head(f"{part.replace(' ', '_')}_vs_encoder", part, names, (ENCODING, ENCODING))
     if values := results.rows.get(("grading memory", "end to end", GRADING_MEMORY)):
         results.headline["grading_k128_peak_mib"] = round(median(values))
     for case, key in start.KEYS.items():

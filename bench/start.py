@@ -16,8 +16,14 @@ COMMANDS = {
     "import panda": ["-c", "import panda"],
     "train.py --help": ["train.py", "--help"],
     "infer.py --help": ["infer.py", "--help"],
+    "features.py --help": ["features.py", "--help"],
 }
-KEYS = {"import panda": "import_panda_s", "train.py --help": "train_help_s", "infer.py --help": "infer_help_s"}
+KEYS = {
+    "import panda": "import_panda_s",
+    "train.py --help": "train_help_s",
+    "infer.py --help": "infer_help_s",
+    "features.py --help": "features_help_s",
+}
 TIMEOUT_S = 120.0
 
 

@@ -66,7 +66,7 @@ def test_trained_resolution_decides_reading_resolution(slide_path: Path) -> None
 def test_trained_resolution_unknown_mpp_needs_permission(slide_path: Path) -> None:
     with Slide.open(slide_path) as slide:
         assert make_resolution(1, None, 2.0).list_notes(slide) == ()
-        slide.mpp, slide.mpp_note = None, "it states none: give data.mpp_override (infer.py: mpp_override)"
+        slide.mpp, slide.mpp_note = None, "it states none: give data.mpp_override (infer.py, features.py: mpp_override)"
         for level in (1, 5):  # with or without that level
             with pytest.raises(
                 SlideError,

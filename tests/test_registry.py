@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from panda.app.audit import audit
 from panda.app.build import build
 from panda.app.config_check import check_config
+from panda.app.features import extract_features
 from panda.app.hydra_check import check_hydra_node
 from panda.app.hydra_job import remember_arguments
 from panda.app.infer import infer
@@ -34,11 +35,13 @@ SHAPES: tuple[Any, ...] = (
     f"${{oc.create:'{NODE}'}}",
 )
 INFER = ("checkpoint=a.ckpt", "slides=b.tiff")
+FEATURES = ("encoder=test_resnet", "encoder_weights=null", "slides=b.tiff")
 ENTRY_POINTS: dict[str, tuple[Callable[[DictConfig], Any], tuple[str, ...], str]] = {
     "segmentation": (train, ("logger=csv", "data.patch_size=32"), "train"),
     "grading": (train, ("task=grading", "tiles=tissue", "data.patch_size=32", "+trainer.profiler=null"), "train"),
     "infer": (infer, INFER, "infer"),
     "audit": (audit, (), "audit"),
+    "features": (extract_features, FEATURES, "features"),
 }
 
 
@@ -219,6 +222,8 @@ def test_registry_received_run_allows_no_package(tmp_path: Path) -> None:
         ("infer", (*INFER, f"engine.device={NODE}")),
         ("infer", (*INFER, f"provider={NODE}")),
         ("audit", (f"audit.workers={NODE}",)),
+        ("features", (*FEATURES, f"engine.device={NODE}")),
+        ("features", (*FEATURES, f"encoder_weights={NODE}")),
         ("audit", (f"data.augment={NODE}",)),
         ("train", (f"resume={NODE}",)),
         ("train", (f"+trainer.callbacks=[{NODE}]",)),
@@ -273,7 +278,7 @@ def test_hydra_builds_its_plugins_and_sweep_callback() -> None:
     check_hydra_node(OmegaConf.create({"hydra": node}))
 
 
-@pytest.mark.parametrize("entry_point", ["train", "infer", "audit"])
+@pytest.mark.parametrize("entry_point", ["train", "infer", "audit", "features"])
 def test_entry_point_hydra_callback_is_refused(tmp_path: Path, entry_point: str) -> None:
     done = run_entry_point(entry_point, tmp_path, f"+hydra.callbacks.own._target_={SENTINEL}")
     assert done.returncode == 1

@@ -18,7 +18,7 @@ from panda.app.command_line import explain
 from panda.app.registry import SPECIAL
 from panda.errors import ConfigError
 
-ENTRY_POINTS = ("train", "infer", "audit")
+ENTRY_POINTS = ("train", "infer", "audit", "features")
 ALLOWED = re.compile(
     r"hydra\.callbacks\.\w+\._target_=panda\.app\.sweep\.SweepPage"
     r"|hydra\.(launcher|sweeper)\._target_=(hydra\._internal\.core_plugins|hydra_plugins)\.[\w.]+"

@@ -34,7 +34,7 @@ class Slot:
 
 
 def find_config(entry_point: str, plain: Mapping[str, Any]) -> type[Settings]:
-    """Return the class of the configuration of `train`, `infer` or `audit`; for `train` by the task.
+    """Return the class of the configuration of an entry point; for `train` by the task.
 
     An unknown task, which is a fault, gets the class of segmentation. No other class is imported, because an audit
     does not wait for torch.
@@ -47,6 +47,7 @@ def find_config(entry_point: str, plain: Mapping[str, Any]) -> type[Settings]:
         else ("segmentation_config", "SegmentationConfig"),
         "infer": ("inference_config", "InferenceConfig"),
         "audit": ("audit", "AuditConfig"),
+        "features": ("features_config", "FeaturesConfig"),
     }[entry_point]
     found: type[Settings] = getattr(importlib.import_module(f"panda.app.{module}"), name)
     return found

@@ -92,7 +92,7 @@ class SegmentationConfig(TrainConfig):
 
     @property
     def has_card(self) -> bool:
-        """Whether the network has an encoder of `conf/encoder`, which has a card."""
+        """Whether the network has an encoder of `conf/encoders`, which has a card."""
         return "encoder" in self.model
 
     @functools.cached_property

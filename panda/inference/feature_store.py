@@ -29,6 +29,59 @@ OnBag = Callable[[TileBag, Path | Exception], None]
 """Takes a bag with the file of its features, or its error. What it raises ends the work on all bags."""
 
 
+def describe_encoder(network: MILNet, precision: str, name: str | None = None) -> FeatureOrigin:
+    """Return what is known of features by the encoder of a network, without their tiles.
+
+    Args:
+        network: The network.
+        precision: Precision of its computation.
+        name: Name of the encoder; None is that of its weights on the hub, or of its architecture.
+    """
+    weights = hashlib.sha256()
+    for key, value in sorted(network.encoder.state_dict().items()):
+        weights.update(key.encode() + value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    card, options = network.card, network.options
+    scaled = "" if card.resize is None else f"resize {card.resize} {card.interpolation}, "
+    cut = "" if card.input_size is None else f"centre {card.input_size}, "
+    return FeatureOrigin(
+        format="panda",
+        dim=network.feature_dim,
+        encoder=name or card.hub or card.architecture,
+        weights=weights.hexdigest(),
+        revision=card.revision,
+        transform=f"{scaled}{cut}mean {options['mean']}, std {options['std']}",
+        pooling=card.pooling,
+        precision=precision,
+    )
+
+
+def describe_features(
+    encoder: FeatureOrigin, slide: Slide, bag: TileBag, features: NDArray[np.float32], *, key: str, overlap: int = 0
+) -> FeatureFile:
+    """Return features of the tiles of an open slide with their origin.
+
+    Args:
+        encoder: What is known of the encoder.
+        slide: The slide.
+        bag: Its tiles.
+        features: Features of the tiles, (K, D).
+        key: Hash of everything that determines the features.
+        overlap: Overlap of neighbouring tiles in px.
+    """
+    mpp = bag.resolution.mean_mpp
+    known = {
+        "tile_px0": float(bag.tile_size * bag.resolution.downsample),
+        "tile_um": mpp and float(bag.tile_size * mpp),
+        "tile_size": bag.tile_size,
+        "mpp": mpp and float(mpp),
+        "overlap": overlap,
+        "normalize": bag.stain and "macenko",
+        "fingerprint": key,
+    }
+    origin = FeatureOrigin.model_validate(encoder.model_dump() | known)
+    return FeatureFile(slide.slide_id, features, bag.coords, origin, slide.dimensions)
+
+
 class FeatureStore:
     """Features of tiles by a frozen encoder, each computed once.
 
@@ -45,25 +98,10 @@ class FeatureStore:
 
     def __init__(self, network: MILNet, settings: EngineSettings, folder: Path, encoder: str | None = None) -> None:
         self.encoder = TileEncoder(network, settings)
-        weights = hashlib.sha256()
-        for name, value in sorted(network.encoder.state_dict().items()):
-            weights.update(name.encode() + value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        card, options = network.card, network.options
+        self._origin = describe_encoder(network, settings.precision, encoder)
         self.fingerprint = fingerprint(
-            {"rules": VERSION, "weights": weights.hexdigest(), "precision": settings.precision}
-            | {key: options[key] for key in ("encoder", "mean", "std")}
-        )
-        scaled = "" if card.resize is None else f"resize {card.resize} {card.interpolation}, "
-        cut = "" if card.input_size is None else f"centre {card.input_size}, "
-        self._origin = FeatureOrigin(
-            format="panda",
-            dim=network.feature_dim,
-            encoder=encoder or card.hub or card.architecture,
-            weights=weights.hexdigest(),
-            revision=card.revision,
-            transform=f"{scaled}{cut}mean {options['mean']}, std {options['std']}",
-            pooling=card.pooling,
-            precision=settings.precision,
+            {"rules": VERSION, "weights": self._origin.weights, "precision": settings.precision}
+            | {key: network.options[key] for key in ("encoder", "mean", "std")}
         )
         self.folder = folder / f"features-{self.fingerprint[:12]}"
         self.folder.mkdir(parents=True, exist_ok=True)  # before any slide, because it is no failure of a slide
@@ -73,7 +111,7 @@ class FeatureStore:
         path = self._find_file(slide, bag)
         with hold_lock(path):
             if not self._holds(path, bag):
-                write_feature_file(path, self.describe(slide, bag, encode_tiles(self.encoder, slide, bag)))
+                write_feature_file(path, self._describe(slide, bag, encode_tiles(self.encoder, slide, bag)))
         return path
 
     def encode_all(self, bags: Sequence[TileBag], open_slide: OpenSlide, on_bag: OnBag) -> None:
@@ -126,7 +164,7 @@ class FeatureStore:
                     found: Path | Exception = path
                     with stack:
                         try:
-                            write_feature_file(path, self.describe(encoded.slide, encoded.bag, encoded.get_features()))
+                            write_feature_file(path, self._describe(encoded.slide, encoded.bag, encoded.get_features()))
                         except Exception as error:
                             found = error
                     on_bag(encoded.bag, found)
@@ -135,19 +173,8 @@ class FeatureStore:
                 stack.close()
         return busy
 
-    def describe(self, slide: Slide, bag: TileBag, features: NDArray[np.float32]) -> FeatureFile:
-        """Return features of the tiles of an open slide with their origin."""
-        mpp = bag.resolution.mean_mpp
-        known = {
-            "tile_px0": float(bag.tile_size * bag.resolution.downsample),
-            "tile_um": mpp and float(bag.tile_size * mpp),
-            "tile_size": bag.tile_size,
-            "mpp": mpp and float(mpp),
-            "normalize": bag.stain and "macenko",
-            "fingerprint": self._find_key(slide, bag),
-        }
-        origin = FeatureOrigin.model_validate(self._origin.model_dump() | known)
-        return FeatureFile(slide.slide_id, features, bag.coords, origin, slide.dimensions)
+    def _describe(self, slide: Slide, bag: TileBag, features: NDArray[np.float32]) -> FeatureFile:
+        return describe_features(self._origin, slide, bag, features, key=self._find_key(slide, bag))
 
     def _find_key(self, slide: Slide, bag: TileBag) -> str:
         """Return a hash of everything that determines the features of a bag."""

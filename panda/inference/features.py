@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import InitVar, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -127,7 +127,10 @@ class BagInProgress:
 
 
 def encode_bags(
-    encoder: TileEncoder, bags: Iterable[tuple[TileBag, Slide]], tile_size: int
+    encoder: TileEncoder,
+    bags: Iterable[tuple[TileBag, Slide]],
+    tile_size: int,
+    on_tiles: Callable[[int], None] = lambda _: None,
 ) -> Generator[BagInProgress, None, None]:
     """Encode bags of several slides in common batches, in their order, while threads read the tiles of the next bags.
 
@@ -138,6 +141,7 @@ def encode_bags(
         encoder: The encoder.
         bags: Bags and their open slides, taken several ahead. A slide must stay open until its bag is yielded.
         tile_size: Side of all tiles in px.
+        on_tiles: Called with the number of tiles of each finished batch.
 
     Yields:
         The bags, complete.
@@ -165,6 +169,7 @@ def encode_bags(
 
     for features in encode():
         rows: NDArray[np.float32] = features.cpu().numpy()
+        on_tiles(len(rows))
         while len(rows):
             rows = begun[0].take(rows)
             if begun[0].complete:

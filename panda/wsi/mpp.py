@@ -70,7 +70,7 @@ def find_mpp(
     if override is not None:
         note = f"mpp_override, {override:g} x {override:g} µm/px ({note})"
         return (float(override), float(override)), "override", note, stated
-    return None, None, f"{note}: give data.mpp_override (infer.py: mpp_override)", stated
+    return None, None, f"{note}: give data.mpp_override (infer.py, features.py: mpp_override)", stated
 
 
 def _name(mpp: Mpp) -> str:

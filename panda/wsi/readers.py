@@ -43,7 +43,8 @@ def open_reader(path: Path, reader: ReaderName) -> OpenSlideReader | TiffReader:
     fast, unread = _open_tiff(path)
     if fast is None and reader == "fast":
         raise SlideError(
-            f"{path}: the fast reader cannot open it: {unread}; give data.reader=auto (infer.py: reader=auto)"
+            f"{path}: the fast reader cannot open it: {unread}; "
+            "give data.reader=auto (infer.py, features.py: reader=auto)"
         )
     try:
         reference = OpenSlideReader(path)
@@ -108,7 +109,7 @@ def check_slide_file(path: Path) -> None:
             return
     except (FileNotFoundError, NotADirectoryError):
         raise SlideError(
-            f"{path}: there is no such slide; check data.root and the image_id (infer.py: slides)"
+            f"{path}: there is no such slide; check data.root and the image_id (infer.py, features.py: slides)"
         ) from None
     except (OSError, ValueError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else exc

@@ -180,7 +180,7 @@ class Slide:
                 f"{self.path}: has no level {level}, its levels are 0 to {last}; in training give another data.level "
                 "or data.mpp. infer.py needs no level if µm/px is known: give mpp_override. Fetch the file again if it "
                 "should have more levels, or leave it out. Levels in sub-IFDs (OME-TIFF) need data.reader=auto "
-                "(infer.py: reader=auto)"
+                "(infer.py, features.py: reader=auto)"
             )
         if level not in self.usable_levels:
             raise SlideError(

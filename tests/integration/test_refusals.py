@@ -295,6 +295,16 @@ REFUSED: dict[str, tuple[Change, tuple[str, ...], str]] = {
         ("infer", f"checkpoint={DONE}/checkpoints/best.ckpt", "slides=data/train_images", "output=out", "nonsense=1"),
         "nonsense",
     ),
+    "features_into_run": (
+        change_nothing,
+        ("features", "encoder=test_resnet", "encoder_weights=null", "slides=data/train_images", f"output={DONE}"),
+        f"output={DONE} is the folder of a training run",
+    ),
+    "features_without_weights": (
+        change_nothing,
+        ("features", "encoder=virchow2", "slides=data/train_images", "output=out"),
+        "encoder_weights=cached: the local cache of the hub",
+    ),
     "audit_into_run": (
         change_nothing,
         ("audit", "data=panda", "data.root=data", f"audit.output={DONE}"),

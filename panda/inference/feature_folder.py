@@ -1,0 +1,264 @@
+"""The folder of an extraction of features: its settings, and a record of each slide."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter
+
+from panda.data.feature_files import FeatureFormat, FeatureOrigin
+from panda.data.slide_entry import FileIdentity
+from panda.errors import ConfigError, PandaError
+from panda.files import fingerprint, hold_lock, write_json
+from panda.settings import format_value
+from panda.stored import Digest, PatchSide, PathText, Plain, Timestamp, read_model
+from panda.tasks.figures import make_timestamp
+from panda.wsi.geometry import Part, round_px
+from panda.wsi.mpp import SlideMpp
+from panda.wsi.readers import ReaderName
+from panda.wsi.slide import ResolutionRequest
+from panda.wsi.stain_normalization import STAIN_RULES, NormalizeName
+from panda.wsi.tissue import RULES, How
+
+log = logging.getLogger(__name__)
+
+SUMMARY, RECORDS = "features.json", "slides"
+VERSION = 1
+"""To be raised by each change that gives other features; folders made before are refused then."""
+_OTHER = "give an output of its own, or remove that folder"
+_REMEDY = f"it was edited or written by another version: {_OTHER}"
+_RECORD_REMEDY = "it was edited or written by another version: the tiles of the slide are encoded again"
+
+
+class TilePlan(Plain, frozen=True):
+    """The tiles of a slide and how they are read.
+
+    Attributes:
+        tile_size: Side of a tile in px of the resolution.
+        level: Pyramid level of the tiles; None if `mpp` is given.
+        mpp: µm/px of the tiles; None if `level` is given.
+        overlap: Share of a tile that it shares with the next one.
+        min_tissue: Least share of tissue in a tile.
+        normalize: How colours are normalized, or None.
+        reader: The reader that was asked for.
+    """
+
+    tile_size: PatchSide
+    level: NonNegativeInt | None
+    mpp: PositiveFloat | None
+    overlap: Annotated[float, Field(ge=0, lt=1)]
+    min_tissue: Part
+    normalize: NormalizeName | None
+    reader: ReaderName
+
+    @property
+    def request(self) -> ResolutionRequest:
+        """The resolution of the tiles."""
+        return ResolutionRequest(self.level, self.mpp)
+
+    @property
+    def overlap_px(self) -> int:
+        """Overlap of neighbouring tiles in px of the resolution."""
+        return min(round_px(self.tile_size * self.overlap), self.tile_size - 1)
+
+    @property
+    def stride(self) -> int:
+        """Distance of neighbouring tiles in px of the resolution."""
+        return self.tile_size - self.overlap_px
+
+
+class FeatureSettings(Plain, frozen=True):
+    """Everything but the slides that determines the files of a folder.
+
+    Attributes:
+        format: Format of the files.
+        plan: The tiles.
+        origin: The encoder; the fields on tiles are None.
+        rules: Versions of the rules by which features are made, tissue is found and colours are normalized.
+    """
+
+    format: FeatureFormat
+    plan: TilePlan
+    origin: FeatureOrigin
+    rules: dict[str, int] = Field(default_factory=lambda: {"features": VERSION, "tissue": RULES, "stain": STAIN_RULES})
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the settings."""
+        return fingerprint(self.model_dump(mode="json", include=set(FeatureSettings.model_fields)))
+
+    def list_values(self) -> dict[str, Any]:
+        """Return the settings as one level of keys and values."""
+        origin = self.origin.model_dump(mode="json", exclude_none=True, exclude={"format"})
+        return {"format": self.format} | origin | self.plan.model_dump(mode="json") | self.rules
+
+    def describe_difference(self, now: FeatureSettings) -> str:
+        """Return what other settings have instead, as a list of `key=before (now=…)`; empty if they are the same.
+
+        Weights are compared only if both are known.
+        """
+        own, others = self.list_values(), now.list_values()
+        keys = [key for key in own | others if key != "weights" or {key} <= own.keys() & others.keys()]
+        changed = [key for key in keys if own.get(key) != others.get(key)]
+        return ", ".join(f"{key}={_show(own.get(key))} (now {_show(others.get(key))})" for key in changed)
+
+
+def _show(value: Any) -> str:
+    return format_value(value[:12] if isinstance(value, str) and len(value) == 64 else value)  # of a hash the beginning
+
+
+class FeatureSummary(FeatureSettings, frozen=True):
+    """The content of `features.json`: the settings of a folder, and the notes for its reader.
+
+    Attributes:
+        device: Where the encoder ran.
+        date: Time of the last run.
+        notes: What a reader of the features should know, in sentences.
+    """
+
+    device: str
+    date: Timestamp
+    notes: list[str]
+
+
+def read_summary(folder: Path) -> FeatureSummary:
+    """Read `features.json` of a folder.
+
+    Raises:
+        FileNotFoundError: If it has none.
+        PandaError: If the file was edited or written by another version.
+    """
+    return read_model(folder / SUMMARY, TypeAdapter(FeatureSummary), _REMEDY)
+
+
+class FeatureRecord(Plain, frozen=True):
+    """The features of one slide.
+
+    Attributes:
+        made_with: Fingerprint of the settings.
+        slide: The file of the slide.
+        file: The file of features, relative to the folder.
+        bytes: Its size.
+        tiles: Number of tiles.
+        dim: Number of features of a tile.
+        mpp: µm/px of the tiles, None if unknown.
+        mpp_override: µm/px of level 0 that was given, None if the slide states its own.
+        tile_um: Side of a tile in µm, None if unknown.
+        tile_px0: Side of a tile in level-0 px.
+        tissue_how: How the tissue was found.
+        seconds: Time since the slide before was complete.
+        notes: What a reader should know of the slide.
+    """
+
+    slide_id: Annotated[str, Field(min_length=1)]
+    made_with: Digest
+    slide: FileIdentity
+    file: PathText
+    bytes: NonNegativeInt
+    tiles: PositiveInt
+    dim: PositiveInt
+    mpp: PositiveFloat | None
+    mpp_override: SlideMpp | None
+    tile_um: PositiveFloat | None
+    tile_px0: PositiveFloat
+    tissue_how: How
+    seconds: NonNegativeFloat
+    notes: tuple[str, ...] = Field(default=(), strict=False)
+
+
+@dataclass(frozen=True)
+class FeatureFolder:
+    """The files of an extraction. Files of other settings are refused, never mixed in or replaced.
+
+    Attributes:
+        path: The folder.
+        settings: The settings of its files.
+        mpp_override: µm/px of level 0 for slides that state none.
+    """
+
+    path: Path
+    settings: FeatureSettings
+    mpp_override: float | None = None
+
+    def find_fault(self) -> str | None:
+        """Return why files of these settings cannot be added, or None."""
+        try:
+            before = read_summary(self.path)
+        except FileNotFoundError:
+            return None
+        except PandaError as error:
+            return str(error)
+        if other := before.describe_difference(self.settings):
+            return f"output={self.path} has features of other settings: {other}; {_OTHER}"
+        return None
+
+    def write_summary(self, device: str, notes: Sequence[str]) -> None:
+        """Write `features.json`, unless the folder has files of other settings.
+
+        Raises:
+            ConfigError: If it has.
+        """
+        summary = FeatureSummary(
+            **{key: getattr(self.settings, key) for key in FeatureSettings.model_fields},
+            device=device,
+            date=make_timestamp(),
+            notes=list(notes),
+        )
+        with hold_lock(self.path / SUMMARY):
+            if fault := self.find_fault():
+                raise ConfigError(fault)
+            write_json(self.path / SUMMARY, summary.model_dump(mode="json"))
+
+    def find_file(self, slide_id: str) -> Path:
+        """Return the path of the features of a slide, which need not exist."""
+        return self.path / f"{slide_id}.h5"
+
+    def find_record(self, slide: Path, level: int = logging.DEBUG) -> FeatureRecord | None:
+        """Return the record of a slide if its features are complete and of the file as it is now.
+
+        The slide is not opened, because that would take long for a whole data set.
+
+        Args:
+            slide: The file of the slide.
+            level: Level of the messages on features that are not of the slide as it is now.
+        """
+        try:
+            record = self._read_record(slide.stem)
+            found = FileIdentity.read(slide)
+            if (self.path / record.file).stat().st_size != record.bytes:
+                log.log(level, "%s: its features were changed; its tiles are encoded again", slide)
+                return None
+        except OSError:
+            return None  # a slide that is missing fails when it is opened
+        except PandaError as error:
+            log.log(level, "%s", error)
+            return None
+        if record.made_with != self.settings.fingerprint or record.mpp_override not in (None, self.mpp_override):
+            return None
+        if record.slide != found:
+            log.log(level, "%s has changed since its tiles were encoded (%s): again", slide, record.slide)
+            return None
+        return record
+
+    def write_record(self, record: FeatureRecord) -> None:
+        """Write the record of a slide, whose features are written."""
+        write_json(self.path / RECORDS / f"{record.slide_id}.json", record.model_dump(mode="json"))
+
+    def list_records(self) -> dict[str, FeatureRecord]:
+        """Return the records of all slides in the folder with these settings, by slide."""
+        records = {}
+        for path in sorted((self.path / RECORDS).glob("*.json")):
+            try:
+                record = self._read_record(path.stem)
+            except (OSError, PandaError):
+                continue  # such a slide is encoded again if it is given
+            if record.made_with == self.settings.fingerprint:
+                records[record.slide_id] = record
+        return records
+
+    def _read_record(self, slide_id: str) -> FeatureRecord:
+        return read_model(self.path / RECORDS / f"{slide_id}.json", TypeAdapter(FeatureRecord), _RECORD_REMEDY)
