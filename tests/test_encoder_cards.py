@@ -73,13 +73,19 @@ VITS = {
     "kaiko_l14": Vit(1024, 24, 14, 16, (4096, 4096), 1369, registers=4, published=304.4),
     "lunit_s8": Vit(**SMALL, patch=8, positions=785, published=21.7),
     "lunit_s16": Vit(**SMALL, patch=16, positions=197, published=21.7),
+    "phikon_v2": Vit(1024, 24, 16, 16, (4096, 4096), 197, published=303.4),
+    "midnight": Vit(1536, 40, 14, 24, (8192, 4096), 257, published=1136),
+    "hibou_b": Vit(768, 12, 14, 12, (4096, 2048), 256, registers=4, published=85.7),
+    "hibou_l": Vit(1024, 24, 14, 16, (5472, 2736), 256, registers=4, published=303.7),
 }
 DIMS = {name: vit.dim for name, vit in VITS.items()} | {
-    **{"virchow": 2560, "virchow2": 2560, "h0_mini": 1536},
+    **{"virchow": 2560, "virchow2": 2560, "h0_mini": 1536, "midnight": 3072},
     **{"dinov3_s16": 384, "dinov3_b16": 768, "dinov3_l16": 1024, "resnet50": 2048},
 }
 STORED_MB = {
     "h_optimus_0": 4540,
+    "phikon_v2": 1210,
+    "midnight": 4550,
     "kaiko_s16": 86.7,
     "kaiko_b16": 343,
     "kaiko_l14": 1220,
@@ -164,7 +170,7 @@ def run_vit(w: dict[str, Tensor], vit: Vit, image: Tensor) -> Tensor:
 
 def test_encoder_facts_cover_all_files() -> None:
     assert set(NAMES) == set(DIMS)
-    assert len(NAMES) == 17
+    assert len(NAMES) == 21
 
 
 @pytest.mark.parametrize("name", VITS)
@@ -192,7 +198,7 @@ def test_encoder_features_match_written_out_transformer(name: str) -> None:
     image = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
     tokens, prefix = run_vit(dict(encoder.state_dict()), VITS[name], image), 1 + VITS[name].registers
     expected = tokens[:, 0]
-    if name in ("virchow", "virchow2", "h0_mini"):
+    if name in ("virchow", "virchow2", "h0_mini", "midnight"):
         expected = torch.cat([tokens[:, 0], tokens[:, prefix:].mean(1)], 1)
     features = card.embed(encoder, image)
     assert features.shape == (1, DIMS[name])
@@ -238,6 +244,7 @@ NORMALIZATION: dict[str, tuple[Any, Any]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "h_optimus": ((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517)),
     "kaiko": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "hibou": ((0.7068, 0.5755, 0.722), (0.195, 0.2316, 0.1816)),
     "lunit": ((0.70322989, 0.53606487, 0.66096631), (0.21716536, 0.26081574, 0.20723464)),
 }
 TRANSFORMS = {
@@ -254,6 +261,10 @@ TRANSFORMS = {
     "kaiko_l14": (224, 224, "BILINEAR", "kaiko"),
     "lunit_s8": (248, 224, "BICUBIC", "lunit"),
     "lunit_s16": (248, 224, "BICUBIC", "lunit"),
+    "phikon_v2": (224, 224, "BICUBIC", "imagenet"),
+    "midnight": (224, 224, "BILINEAR", "kaiko"),
+    "hibou_b": (224, 224, "BICUBIC", "hibou"),
+    "hibou_l": (224, 224, "BICUBIC", "hibou"),
     "dinov3_s16": (256, 256, "BICUBIC", "imagenet"),
     "dinov3_b16": (256, 256, "BICUBIC", "imagenet"),
     "dinov3_l16": (256, 256, "BICUBIC", "imagenet"),

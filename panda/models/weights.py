@@ -19,6 +19,7 @@ from huggingface_hub.errors import EntryNotFoundError, GatedRepoError
 from torch import Tensor, nn
 
 from panda.errors import OptionError, raise_exhaustion
+from panda.models.dinov2_names import convert_dinov2
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def load_weights(module: nn.Module, path: Path, ignored: Collection[str] = ()) -
     unneeded = {simplify(name) for name in ignored}
     state: dict[str, Tensor] = {}
     unused: list[str] = []
-    for stored, value in _read_weights(path).items():
+    for stored, value in convert_dinov2(_read_weights(path), own).items():
         name = names.get(simplify(stored))
         if name in state:
             raise OptionError(f"encoder_weights={path}: has {name} twice, also as {stored}; give a file of one network")
