@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from tqdm import tqdm
 
 from panda.app.grading import GradingExperiment
 from panda.app.grading_config import copy_encoder
@@ -25,7 +24,7 @@ from panda.models.mil import MILNet
 from panda.models.segmentation import Segmenter
 from panda.report.run_summary import SCHEMA, CommonSummary
 from panda.tables import read_output_table
-from panda.wsi.slide import Slide
+from panda.wsi.slide import Slide, SlideOptions
 from tests.checkpoints import grading_checkpoint
 from tests.panda_folder import HEIGHT, WIDTH, make_folder
 from tests.pyramids import write_pyramid
@@ -110,9 +109,9 @@ def test_grading_unscored_test_slides_are_not_read(
     looked_at: set[str] = set()
     make_bag = grading._make_bag
 
-    def seen(record: SlideRecord, bar: "tqdm[Any]") -> tuple[SlideRecord, TileBag]:
+    def seen(record: SlideRecord, *given: Any) -> tuple[SlideRecord, TileBag]:
         looked_at.add(record.slide_id)
-        return make_bag(record, bar)
+        return make_bag(record, *given)
 
     monkeypatch.setattr(grading, "_make_bag", seen)
     with pytest.raises(Trains):
@@ -162,7 +161,7 @@ def test_grading_slide_without_features_is_a_failure_of_its_own(
         grading.run(run)
     assert [(failure.slide_id, failure.stage) for failure in run.failures] == [(lost.slide_id, "features of train")]
     assert lost.slide_id not in grading.prepare().train_slides
-    for item in grading._items["train"]:
+    for item in [*grading._items["train"], *grading._items["test"]]:
         assert item.features is not None
         assert item.features.name.startswith(item.record.slide_id)
 
@@ -209,8 +208,18 @@ def test_take_encoder_other_than_segmentation_raises(
 
 
 @pytest.mark.parametrize("code", [None, 9])
-def test_grading_bad_mask_slide_is_still_graded(tmp_path: Path, code: int | None) -> None:
+def test_grading_bad_mask_slide_is_still_graded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int | None
+) -> None:
     """One that cannot be opened, and one of a code that its provider does not have."""
+    opened: list[str | None] = []
+    open_slide = SlideOptions.open
+
+    def count(self: SlideOptions, path: Path, slide_id: str | None = None) -> Slide:
+        opened.append(slide_id)
+        return open_slide(self, path, slide_id)
+
+    monkeypatch.setattr(SlideOptions, "open", count)
     grading, run = make_experiment(tmp_path), make_run_without_training(tmp_path)
     tiles = {"how": "tissue", "k": 3, "random_fraction": 1.0, "min_tissue": 0.25, "seed": 0}
     checkpoint = grading_checkpoint(tmp_path / "grade.ckpt", MILNet("resnet10t", hidden=8), tiles=tiles)
@@ -224,6 +233,7 @@ def test_grading_bad_mask_slide_is_still_graded(tmp_path: Path, code: int | None
         write_pyramid(mask, np.full((HEIGHT, WIDTH), code, np.uint8), (1, 2, 4), mpp=2.0)
     found = grading._grade_slides(run, grader, [good, bad], "test")
     assert (len(found), run.failures) == (2, [])
+    assert sorted(map(str, opened)) == sorted([good.record.slide_id, bad.record.slide_id])
     grading._write_slides(run, {"test": found})
     (note,) = run.notes
     assert note.startswith("The label masks of 1 graded slides cannot be used")

@@ -35,8 +35,9 @@ from panda.report.run_summary import GradingSummary
 from panda.tables import write_table
 from panda.tasks.grading import GradingTask
 from panda.tasks.metadata import GradingMetadata, TargetScale, TrainedResolution
+from panda.wsi.slide import Slide
 from panda.wsi.stain_normalization import find_stain
-from panda.wsi.tissue import find_tissue
+from panda.wsi.tissue import TissueMap
 
 log = logging.getLogger(__name__)
 
@@ -81,11 +82,14 @@ class GradingExperiment:
             if name == "test" and not self.cfg.test_slides:
                 continue
             bags = run_over_slides(
-                records, lambda record: record.slide_id, f"tiles of {name}", self._make_bag, self.failures.append
+                records,
+                self.data.settings.slide_options,
+                f"tiles of {name}",
+                self._make_bag,
+                self.failures.append,
+                ahead=self.engine.thread_count,
             )
-            # The grader reads the tiles of test slides itself.
-            store = None if name == "test" else self._store
-            items[name] = self._encode(bags, store, name) if store else list(map(_make_item, bags))
+            items[name] = self._encode(bags, self._store, name) if self._store else list(map(_make_item, bags))
             if name == "train":
                 mpps += [mpp for _, bag in bags if (mpp := bag.resolution.mean_mpp)]
             if not items[name] and records:
@@ -182,15 +186,14 @@ class GradingExperiment:
             return summarize(graded, self.target.outputs, self.cfg.seed)
         return summarize_target(graded, self.target, self.cfg.seed)
 
-    def _make_bag(self, record: SlideRecord, bar: tqdm[Any]) -> tuple[SlideRecord, TileBag]:
-        with self.data.settings.slide_options.open(record.image_path, record.slide_id) as slide:
-            tissue = find_tissue(slide)
-            view = self.tiles.resolution.resolve(slide)
-            with self.guidance.hold_canvas(slide, tissue, bar) as canvas:
-                size = self.tiles.tile_size
-                coords = select_tiles(slide, view, tissue, canvas, self.tiles.selection, tile_size=size)
-            stain = find_stain(slide, tissue) if self.data.settings.normalize else None
-            return record, TileBag(record.image_path, coords, view, size, stain)
+    def _make_bag(
+        self, record: SlideRecord, slide: Slide, tissue: TissueMap, bar: tqdm[Any]
+    ) -> tuple[SlideRecord, TileBag]:
+        view, size = self.tiles.resolution.resolve(slide), self.tiles.tile_size
+        with self.guidance.hold_canvas(slide, tissue, bar) as canvas:
+            coords = select_tiles(slide, view, tissue, canvas, self.tiles.selection, tile_size=size)
+        stain = find_stain(slide, tissue) if self.data.settings.normalize else None
+        return record, TileBag(record.image_path, coords, view, size, stain)
 
     def _encode(self, bags: Sequence[tuple[SlideRecord, TileBag]], store: FeatureStore, split: str) -> list[BagItem]:
         """Encode bags into features, and return items of those that could be encoded."""
@@ -252,10 +255,11 @@ class GradingExperiment:
         )
         found = run_over_slides(
             [item.record for item in items],
-            lambda record: record.slide_id,
+            self.data.settings.slide_options,
             f"grades of {split}",
             grading.grade_slide,
             run.failures.append,
+            ahead=self.engine.thread_count,
         )
         if unusable := grading.unusable_masks:
             run.notes.append(

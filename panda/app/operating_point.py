@@ -38,7 +38,8 @@ from panda.tasks.metrics import pool_histograms
 from panda.tasks.threshold import ThresholdChoice, search_threshold
 from panda.wsi.classes import ClassSet
 from panda.wsi.gleason import explain_no_score
-from panda.wsi.tissue import find_tissue
+from panda.wsi.slide import Slide
+from panda.wsi.tissue import TissueMap
 
 CHOICE_KEYS = ("criterion", "cost_ratio", "threshold_per_provider")
 """Keys by which the threshold is chosen."""
@@ -163,17 +164,13 @@ def _score_validation(
     canvases = run.folder / "validation"
     stored, scored = read_scores(run.folder / SCORES, predictor.classes), dict[str, SlideScore]()
 
-    def score(record: SlideRecord, bar: tqdm[Any]) -> SlideScore:
+    def score(record: SlideRecord, slide: Slide, tissue: TissueMap, bar: tqdm[Any]) -> SlideScore:
         try:
-            with (
-                data.slide_options.open(record.image_path, record.slide_id) as slide,
-                open_label(record, slide, predictor.metadata.label_maps) as mask,
-            ):
+            with open_label(record, slide, predictor.metadata.label_maps) as mask:
                 key = fingerprint_score(predictor, slide, record)
                 if key in stored:
                     scored[key] = SlideScore(record, *stored[key])
                     return scored[key]
-                tissue = find_tissue(slide)
                 canvas = predictor.predict(slide, tissue, canvases / f"{record.slide_id}.zarr", make_tile_callback(bar))
                 ignore = predictor.metadata.ignore_background
                 scored[key] = score_canvas(canvas, slide, mask, tissue, record, ignore_background=ignore)
@@ -181,7 +178,7 @@ def _score_validation(
         finally:
             remove(canvases)  # the canvases of a large split would fill the disk
 
-    results = run_over_slides(val, lambda record: record.slide_id, "validation", score, run.failures.append)
+    results = run_over_slides(val, data.slide_options, "validation", score, run.failures.append)
     if not results:
         raise PandaError(f"no validation slide could be scored: {run.failures[-1].message}")
     write_scores(run.folder / SCORES, scored)

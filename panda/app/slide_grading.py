@@ -32,7 +32,7 @@ from panda.report.slide_page import write_slide_page
 from panda.wsi.label_mask import LabelMask
 from panda.wsi.levels import describe_frame
 from panda.wsi.slide import Slide, SlideOptions
-from panda.wsi.tissue import TissueMap, find_tissue, list_slide_notes
+from panda.wsi.tissue import TissueMap, list_slide_notes
 
 log = logging.getLogger(__name__)
 
@@ -57,21 +57,23 @@ class SlideGrading:
     failures: list[Failure]
     unusable_masks: list[str] = field(default_factory=list)
 
-    def grade_slide(self, record: SlideRecord, bar: tqdm[Any]) -> tuple[SlideRecord, GradeRecord] | None:
-        """Grade a slide; return None if it was mapped and could not be graded."""
+    def grade_slide(
+        self, record: SlideRecord, slide: Slide, tissue: TissueMap, bar: tqdm[Any]
+    ) -> tuple[SlideRecord, GradeRecord] | None:
+        """Grade an open slide; return None if it was mapped and could not be graded."""
         labelled = self.folder is not None and record.mask_path is not None and record.mask_path.is_file()
         try:
-            grade = self._grade(record, bar, labelled)
+            grade = self._grade(record, slide, tissue, bar, labelled)
         except MaskError as error:  # a grade needs no mask
             log.warning("%s is graded without its label mask: %s", record.slide_id, error)
             self.unusable_masks.append(str(error))
-            grade = self._grade(record, bar, labelled=False)
+            grade = self._grade(record, slide, tissue, bar, labelled=False)
         return None if grade is None else (record, grade.record.drop_tiles())
 
-    def _grade(self, record: SlideRecord, bar: tqdm[Any], labelled: bool) -> Grade | None:
+    def _grade(
+        self, record: SlideRecord, slide: Slide, tissue: TissueMap, bar: tqdm[Any], labelled: bool
+    ) -> Grade | None:
         with contextlib.ExitStack() as stack:
-            slide = stack.enter_context(self.slide_options.open(record.image_path, record.slide_id))
-            tissue = find_tissue(slide)
             if self.folder is None:
                 with self.guidance.hold_canvas(slide, tissue, bar) as canvas:
                     return self.grader.grade(slide, tissue, canvas, shown=0)  # nothing is drawn

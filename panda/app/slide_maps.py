@@ -26,7 +26,8 @@ from panda.inference.slide_mapper import SlideMapper
 from panda.report.panels import draw_panels
 from panda.report.slide_folder import write_slide_folder
 from panda.tables import write_table
-from panda.wsi.tissue import find_tissue
+from panda.wsi.slide import Slide
+from panda.wsi.tissue import TissueMap
 
 QUANTIFIED = {"tumor_percent_of_tissue", "tumor_mm2", "tissue_mm2", "num_regions"}
 """Columns of the table of slides that come from the quantification."""
@@ -80,14 +81,11 @@ def map_slides(
     panels: dict[float, list[PanelRow]] = {mapper.threshold: [] for mapper in mappers.values()}
     table: list[dict[str, Any]] = []
 
-    def work(record: SlideRecord, bar: tqdm[Any]) -> ScoredSlide:
+    def work(record: SlideRecord, slide: Slide, tissue: TissueMap, bar: tqdm[Any]) -> ScoredSlide:
         folder = run.folder / "slides" / record.slide_id
         threshold = choice.value_for(record.provider)
-        with (
-            data.slide_options.open(record.image_path, record.slide_id) as slide,
-            open_label(record, slide, predictor.metadata.label_maps) as mask,
-        ):
-            tissue, mapper, tiles = find_tissue(slide), mappers[record.provider], make_tile_callback(bar)
+        with open_label(record, slide, predictor.metadata.label_maps) as mask:
+            mapper, tiles = mappers[record.provider], make_tile_callback(bar)
             with mapper.map(slide, tissue, folder, folder / "canvas.zarr", tiles, labelled=(record, mask)) as mapped:
                 assert mapped.score is not None  # segmentation leaves out slides without a mask
                 panels[threshold].extend(
@@ -107,7 +105,7 @@ def map_slides(
         table.append(asdict(mapped.score.compute_metrics(threshold)) | own)
         return ScoredSlide(mapped.score, result.rule_grade)
 
-    scores = run_over_slides(records, lambda record: record.slide_id, "slides", work, run.failures.append)
+    scores = run_over_slides(records, data.slide_options, "slides", work, run.failures.append)
     _draw_panels(run, panels)
     if table:
         write_table(table_path, table)

@@ -1,50 +1,61 @@
-"""Run one step over many slides, and open each slide while the slide before it is processed."""
+"""Run one step over many slides, and open each slide while the slides before it are processed."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from tqdm import tqdm
 
 from panda.data.failures import Failure, record_failure
-from panda.wsi.slide import Slide
+from panda.data.manifest import SlideRecord
+from panda.wsi.slide import Slide, SlideOptions
 from panda.wsi.tissue import TissueMap, find_tissue
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Hashable)
 R = TypeVar("R")
 
 
 def run_over_slides(
-    items: Sequence[T],
-    slide_id: Callable[[T], str],
+    records: Sequence[SlideRecord],
+    options: SlideOptions,
     stage: str,
-    work: Callable[[T, tqdm[Any]], R],
+    work: Callable[[SlideRecord, Slide, TissueMap, tqdm[Any]], R],
     on_failure: Callable[[Failure], None],
+    *,
+    ahead: int = 1,
 ) -> list[R]:
     """Run `work` for each slide under a progress bar, and return the results; continue after a slide that fails.
 
     Args:
-        items: One item per slide, for example its path or its record.
-        slide_id: Returns the slide id of an item.
+        records: The slides.
+        options: How slides are opened.
         stage: Name of the step, for the progress bar and the failures.
-        work: Called with an item and the progress bar, which can show the progress over tiles.
+        work: Called with a slide, open, its tissue, and the progress bar, which can show the progress over tiles.
         on_failure: Called at each failure, so that a list on disk is complete at any moment.
+        ahead: See `SlidePrefetcher`.
 
     Raises:
         OSError: If the disk is full or cannot be written, because the next slide would fail in the same way.
         ExhaustedError: If memory is exhausted, for the same reason.
     """
+
+    def open_slide(record: SlideRecord) -> Slide:
+        return options.open(record.image_path, record.slide_id)
+
     results = []
-    with tqdm(items, desc=stage, unit="slide", dynamic_ncols=True) as bar:
-        for item in bar:
+    with (
+        SlidePrefetcher(records, open_slide, ahead) as prefetcher,
+        tqdm(records, desc=stage, unit="slide", dynamic_ncols=True) as bar,
+    ):
+        for record in bar:
             try:
-                results.append(work(item, bar))
+                with prefetcher.open(record) as (slide, tissue):
+                    results.append(work(record, slide, tissue, bar))
             except Exception as error:
-                on_failure(record_failure(slide_id(item), stage, error))
+                on_failure(record_failure(record.slide_id, stage, error))
     return results
 
 
@@ -57,17 +68,25 @@ def make_tile_callback(bar: tqdm[Any]) -> Callable[[int, int], None]:
     return show
 
 
-class SlidePrefetcher:
-    """Opens slides and finds their tissue, one slide ahead in the order of `paths`."""
+class SlidePrefetcher(Generic[T]):
+    """Opens slides and finds their tissue in threads, before their turn.
 
-    def __init__(self, paths: Sequence[Path], open_slide: Callable[[Path], Slide]) -> None:
-        self._after = dict(zip(paths, [*paths[1:], None], strict=True)) if paths else {}
+    Args:
+        items: One item a slide, in their order.
+        open_slide: Opens the slide of an item.
+        ahead: How many slides are opened before their turn, each by a thread of its own.
+    """
+
+    def __init__(self, items: Sequence[T], open_slide: Callable[[T], Slide], ahead: int = 1) -> None:
+        self._items = items
+        self._places = {item: place for place, item in enumerate(items)}
         self._open_slide = open_slide
-        self._pool = ThreadPoolExecutor(1)
-        self._waiting: dict[Path, Future[tuple[Slide, TissueMap]]] = {}
+        self._ahead = ahead
+        self._pool = ThreadPoolExecutor(ahead)
+        self._waiting: dict[int, Future[tuple[Slide, TissueMap]]] = {}
 
-    def _load(self, path: Path) -> tuple[Slide, TissueMap]:
-        slide = self._open_slide(path)
+    def _load(self, item: T) -> tuple[Slide, TissueMap]:
+        slide = self._open_slide(item)
         try:
             return slide, find_tissue(slide)
         except BaseException:
@@ -75,16 +94,17 @@ class SlidePrefetcher:
             raise
 
     @contextlib.contextmanager
-    def open(self, path: Path) -> Iterator[tuple[Slide, TissueMap]]:
-        """Yield a slide and its tissue, and start to load the next slide; the slide is closed at the end."""
-        current = self._waiting.pop(path, None) or self._pool.submit(self._load, path)
-        if (following := self._after.get(path)) is not None:
-            self._waiting[following] = self._pool.submit(self._load, following)
-        slide, tissue = current.result()
+    def open(self, item: T) -> Iterator[tuple[Slide, TissueMap]]:
+        """Yield a slide and its tissue, and start to load the next slides; the slide is closed at the end."""
+        own = self._places[item]
+        for place in range(own, min(own + 1 + self._ahead, len(self._items))):
+            if place not in self._waiting:
+                self._waiting[place] = self._pool.submit(self._load, self._items[place])
+        slide, tissue = self._waiting.pop(own).result()
         with slide:
             yield slide, tissue
 
-    def __enter__(self) -> SlidePrefetcher:
+    def __enter__(self) -> SlidePrefetcher[T]:
         return self
 
     def __exit__(self, *_: object) -> None:
