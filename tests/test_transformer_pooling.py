@@ -5,11 +5,12 @@ import torch
 from torch import Tensor
 
 from panda.models.transformer_pooling import TransformerPooling
+from panda.stored import Plain
 
 
 def pool(scale: float) -> TransformerPooling:
     torch.manual_seed(0)
-    found = TransformerPooling(20, 16).double().eval()
+    found = TransformerPooling(20, 16, 6, Plain()).double().eval()
     with torch.no_grad():
         found.between.self_attn.in_proj_weight.mul_(scale)
     return found

@@ -2,7 +2,7 @@
 
 Shapes: K tiles in a bag, B bags, D features of a tile. Features of tiles are (B, K, D). A mask, (B, K) bool, is True
 for a real tile, at least one in each bag. Weights of tiles are (B, K) float32, sum to 1 over a bag and are exactly 0
-for tiles that are not real. The order of the tiles has no influence.
+for tiles that are not real. The order of the tiles has no influence, unless a pooling says otherwise.
 """
 
 from __future__ import annotations
@@ -13,20 +13,35 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from panda.stored import Plain
+
+_MOST_GROUPS = 256
+"""Most passes of a bag without some tiles, if there is no shorter way to their contributions."""
+
 
 class BagPooling(nn.Module):
     """Pool the features of the tiles of a bag, D of them, with a hidden layer of width `hidden` if there is one.
 
+    Args:
+        features: D.
+        hidden: Width of the hidden layer.
+        classes: C, for a pooling that learns from classes.
+        options: Of the class `Options`.
+
     Attributes:
+        Options: Options that only this pooling has.
         features: Number of features of a bag.
         uses_hidden: Whether there is a hidden layer.
         hidden_multiple: Divisor of the accepted widths of the hidden layer.
+        classifies: Whether the features of a bag are its logits, so that no head follows.
     """
 
+    Options: ClassVar[type[Plain]] = Plain
     uses_hidden: ClassVar[bool] = True
     hidden_multiple: ClassVar[int] = 1
+    classifies: ClassVar[bool] = False
 
-    def __init__(self, features: int, hidden: int) -> None:
+    def __init__(self, features: int, hidden: int, classes: int, options: Plain) -> None:
         super().__init__()
         self.features = features
 
@@ -34,29 +49,68 @@ class BagPooling(nn.Module):
         """Return the features of the bags, (B, `features`), and the weights of the tiles, (B, K)."""
         raise NotImplementedError
 
+    def group_tiles(self, count: int) -> Tensor:
+        """Return the group of each tile of a bag, (count,) int64. The tiles of a group are left out together."""
+        return torch.arange(count)
+
     def pool_without_each(self, feats: Tensor) -> Tensor:
-        """Pool one bag, (K, D) with K at least 2, without each tile k in turn: row k of (K, `features`)."""
+        """Pool one bag, (K, D) with K at least 2, without each group g of tiles in turn: row g of (G, `features`)."""
         raise NotImplementedError
+
+    def add_auxiliary_loss(self, loss: Tensor, feats: Tensor, mask: Tensor, label: Tensor) -> Tensor:
+        """Add to the loss of bags with classes `label`, (B,) int64, what the pooling itself learns from them."""
+        return loss
+
+
+class GroupedPooling(BagPooling):
+    """A pooling of single bags, without a short way to the bag that lacks a tile.
+
+    Contributions of up to 256 tiles are exact. Those of more tiles are an approximation, occlusion of groups: tiles
+    that follow each other in the bag are left out together, and share the change equally.
+    """
+
+    def forward(self, feats: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """See `BagPooling.forward`. Only real tiles are seen, so padding and other bags have no influence."""
+        bags, weights = [], torch.zeros(mask.shape, device=feats.device)
+        for index, (tiles, real) in enumerate(zip(feats, mask, strict=True)):
+            bag, weights[index, real] = self.pool_bag(tiles[real])
+            bags.append(bag)
+        return torch.stack(bags), weights
+
+    def pool_bag(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features of a bag of real tiles, (K, D), and the weights of the tiles, (K,)."""
+        raise NotImplementedError
+
+    def group_tiles(self, count: int) -> Tensor:
+        """See `BagPooling.group_tiles`."""
+        return torch.arange(count) * min(count, _MOST_GROUPS) // count
+
+    def pool_without_each(self, feats: Tensor) -> Tensor:
+        """See `BagPooling.pool_without_each`."""
+        groups = self.group_tiles(len(feats)).to(feats.device)
+        return torch.stack([self.pool_bag(feats[groups != group])[0] for group in range(int(groups[-1]) + 1)])
 
 
 class Attention(nn.Module):
     """Weights of the tiles of a bag (Ilse, Tomczak, Welling 2018, "Attention-based deep multiple instance learning").
 
     Gated attention is their equation 9: a = softmax_k(wᵀ(tanh(V hₖ) ⊙ sigm(U hₖ))). Plain attention, equation 8, has no
-    U. V and U have `hidden` rows and a bias as in the authors' program. One of w would cancel in the softmax.
+    U. V and U have `hidden` rows and a bias as in the authors' program. One of w would cancel in the softmax. Dropout
+    acts on the outputs of tanh and sigm.
     """
 
-    def __init__(self, features: int, hidden: int, gated: bool) -> None:
+    def __init__(self, features: int, hidden: int, gated: bool, dropout: float = 0.0) -> None:
         super().__init__()
         self.V = nn.Linear(features, hidden)
         self.U = nn.Linear(features, hidden) if gated else None
         self.w = nn.Linear(hidden, 1, bias=False)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, feats: Tensor, mask: Tensor) -> Tensor:
         """Weight the tiles, see the module."""
-        inner = torch.tanh(self.V(feats))
+        inner = self.dropout(torch.tanh(self.V(feats)))
         if self.U is not None:
-            inner = inner * torch.sigmoid(self.U(feats))
+            inner = inner * self.dropout(torch.sigmoid(self.U(feats)))
         scores: Tensor = self.w(inner).squeeze(-1).float()
         return torch.softmax(scores.masked_fill(~mask, -math.inf), dim=-1)
 
@@ -66,9 +120,9 @@ class AttentionPooling(BagPooling):
 
     gated: ClassVar[bool] = False
 
-    def __init__(self, features: int, hidden: int) -> None:
-        super().__init__(features, hidden)
-        self.attention = Attention(features, hidden, self.gated)
+    def __init__(self, features: int, hidden: int, classes: int, options: Plain, dropout: float = 0.0) -> None:
+        super().__init__(features, hidden, classes, options)
+        self.attention = Attention(features, hidden, self.gated, dropout)
 
     def forward(self, feats: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """See `BagPooling.forward`."""

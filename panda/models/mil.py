@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from panda.errors import OptionError
 from panda.models.encoder_cards import EncoderCard
 from panda.models.encoders import Normalize, check_size
-from panda.models.pooling import HEADS, POOLINGS, Head, Pooling
+from panda.models.pooling import HEADS, POOLINGS, Head, Pooling, parse_options
 from panda.models.published_weights import fill_encoder
 from panda.models.trained_blocks import hold_frozen, train_last_blocks
 
@@ -42,6 +42,7 @@ class MILNet(nn.Module):
         pooling: How tiles become a bag, a name of `POOLINGS`.
         head: How bags become classes, a name of `HEADS`.
         hidden: Width of the hidden layer of the pooling, if it has one.
+        pooling_options: Options that only this pooling has, those of its class `Options`.
         dropout: Dropout of a bag's features before the head, in [0, 1).
         freeze_encoder: Keep the encoder as it is, without gradient or change of its batch statistics.
         train_blocks: Number of last blocks of the encoder that learn; the others are frozen. None lets all learn.
@@ -69,6 +70,7 @@ class MILNet(nn.Module):
         pooling: Pooling = "gated",
         head: Head = "softmax",
         hidden: int = 128,
+        pooling_options: Mapping[str, Any] | None = None,
         dropout: float = 0.25,
         freeze_encoder: bool = False,
         train_blocks: int | None = None,
@@ -92,6 +94,12 @@ class MILNet(nn.Module):
             faults.append(f"dropout={dropout}: must be at least 0 and below 1")
         if hidden % (multiple := POOLINGS[pooling].hidden_multiple):
             faults.append(f"hidden={hidden}: must be a multiple of {multiple} for pooling={pooling}")
+        if POOLINGS[pooling].classifies and head != "softmax":
+            faults.append(f"head={head}: pooling={pooling} classifies itself; give head=softmax")
+        try:
+            options = parse_options(pooling, pooling_options)
+        except OptionError as error:
+            faults += error.faults
         if encoder is None and (feature_dim is None or feature_dim < 1):
             faults.append(f"feature_dim={feature_dim}: must be at least 1 without an encoder")
         if encoder is not None and feature_dim is not None:
@@ -116,9 +124,11 @@ class MILNet(nn.Module):
         idle = _OF_PIXELS if encoder is None else ("feature_dim",)
         self.options: dict[str, Any] = {key: value for key, value in given.items() if key not in idle}
         self.feature_dim = feature_dim or self._fill_encoder(encoder, encoder_weights, mean, std)
-        self.pool = POOLINGS[pooling](self.feature_dim, hidden)
-        self.dropout = nn.Dropout(dropout)
-        self.classifier = HEADS[head](self.pool.features, num_classes)
+        self.options["pooling_options"] = options.model_dump() or None
+        self.pool = POOLINGS[pooling](self.feature_dim, hidden, num_classes, options)
+        classifies = self.pool.classifies
+        self.dropout = nn.Dropout(0.0 if classifies else dropout)
+        self.classifier = nn.Identity() if classifies else HEADS[head](self.pool.features, num_classes)
         hold_frozen(self.encoder)
 
     def _fill_encoder(
@@ -210,10 +220,26 @@ class MILNet(nn.Module):
         """
         return nn.functional.layer_norm(feats, (self.feature_dim,))
 
+    def add_auxiliary_loss(self, loss: Tensor, feats: Tensor, mask: Tensor, label: Tensor) -> Tensor:
+        """Add to the loss of bags of features what the pooling itself learns in training.
+
+        Args:
+            loss: Scalar loss of the logits.
+            feats: Features that `forward` returned, (B, K, D).
+            mask: (B, K).
+            label: Classes of the bags, (B,) int64.
+        """
+        return self.pool.add_auxiliary_loss(loss, self._scale(feats), mask, label)
+
+    def count_left_out(self, tiles: int) -> int:
+        """Return how many tiles of a bag are left out at once for their contributions: 1 if these are exact."""
+        return int(self.pool.group_tiles(tiles).bincount().max())
+
     def compute_contributions(self, feats: Tensor, predicted: int) -> Tensor:
         """Compute the contribution of each tile to a class: its log odds with the tile minus those without it.
 
         With one output, C = 1, it is the output with the tile minus that without it.
+        A pooling may leave out groups of tiles together, see `GroupedPooling`; their tiles share the change equally.
 
         Args:
             feats: Features of one bag, (K, D).
@@ -225,7 +251,9 @@ class MILNet(nn.Module):
         if len(feats) == 1:
             return feats.new_zeros(1, dtype=torch.float32)
         without: Tensor = self.classifier(self.dropout(self.pool.pool_without_each(self._scale(feats))))
-        return _compute_log_odds(self.aggregate(feats)[0], predicted) - _compute_log_odds(without, predicted)
+        change = _compute_log_odds(self.aggregate(feats)[0], predicted) - _compute_log_odds(without, predicted)
+        groups = self.pool.group_tiles(len(feats)).to(feats.device)
+        return (change / groups.bincount())[groups]
 
     def check_tile_size(self, tile_size: int) -> None:
         """Check that the encoder accepts square tiles of a side in working px, see `check_size`."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
+from panda.errors import OptionError
 from panda.models.bag_pooling import (
     AttentionPooling,
     BagPooling,
@@ -16,9 +18,13 @@ from panda.models.bag_pooling import (
     MaxPooling,
     MeanPooling,
 )
+from panda.models.clam_pooling import ClamPooling
+from panda.models.dsmil_pooling import DsmilPooling
 from panda.models.transformer_pooling import TransformerPooling
+from panda.models.transmil_pooling import TransmilPooling
+from panda.stored import Plain, list_faults
 
-Pooling = Literal["gated", "attention", "mean", "max", "transformer"]
+Pooling = Literal["gated", "attention", "mean", "max", "transformer", "clam_sb", "dsmil", "transmil"]
 Head = Literal["softmax", "ordinal"]
 
 _LEAST_STEP = 1e-4
@@ -31,9 +37,20 @@ POOLINGS: Mapping[Pooling, type[BagPooling]] = MappingProxyType(
         "mean": MeanPooling,
         "max": MaxPooling,
         "transformer": TransformerPooling,
+        "clam_sb": ClamPooling,
+        "dsmil": DsmilPooling,
+        "transmil": TransmilPooling,
     }
 )
 """All poolings; `Pooling` lists the same names, which configuration checks read."""
+
+
+def parse_options(pooling: Pooling, data: Mapping[str, Any] | None) -> Plain:
+    """Read the options of a pooling from plain data; raise an OptionError with all their faults."""
+    try:
+        return POOLINGS[pooling].Options.model_validate(data or {})
+    except ValidationError as error:
+        raise OptionError([f"pooling_options.{fault} for pooling={pooling}" for fault in list_faults(error)]) from error
 
 
 class OrdinalHead(nn.Module):

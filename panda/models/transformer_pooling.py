@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from panda.models.bag_pooling import BagPooling
+from panda.stored import Plain
 
 _ROWS_AT_ONCE = 2**13
 """Pairs of tiles that pass the layer at once: the tiles of bags that each lack one."""
@@ -25,8 +26,8 @@ class TransformerPooling(BagPooling):
     hidden_multiple = 4
     """Number of heads."""
 
-    def __init__(self, features: int, hidden: int) -> None:
-        super().__init__(features, hidden)
+    def __init__(self, features: int, hidden: int, classes: int, options: Plain) -> None:
+        super().__init__(features, hidden, classes, options)
         self.features = hidden
         heads = self.hidden_multiple
         self.project = nn.Linear(features, hidden)

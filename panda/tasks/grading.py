@@ -128,8 +128,8 @@ class GradingTask(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch of bags."""
         bag, mask, label, slides = batch
-        logits, _, _ = self(bag, mask)
-        loss = self._compute_loss(logits, label)
+        logits, _, feats = self(bag, mask)
+        loss = self.network.add_auxiliary_loss(self._compute_loss(logits, label), feats, mask, label)
         self.finite.add(loss, logits, self.current_epoch, lambda: slides)
         self.train_loss.update(loss, len(bag))
         self.train_slides.update(convert_output(logits.detach().float(), self.metadata), label)
