@@ -19,7 +19,7 @@ WIDTH = 24
 
 def pool(name: Pooling, classes: int = 2, hidden: int = 16, **options: Any) -> BagPooling:
     torch.manual_seed(0)
-    return POOLINGS[name](WIDTH, hidden, classes, parse_options(name, options)).eval()
+    return POOLINGS[name](WIDTH, hidden, classes, parse_options(name, "softmax", options)).eval()
 
 
 def ones(tiles: int) -> Tensor:

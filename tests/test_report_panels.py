@@ -129,6 +129,21 @@ def test_draw_attention_tiles_of_any_count(tmp_path: Path, count: int) -> None:
     assert not path.exists()
 
 
+@pytest.mark.parametrize(
+    ("left_out", "said"),
+    [(1, "contribution +0.50"), (16, "contribution ≈ +0.50, by occlusion\nof groups of 16 tiles")],
+)
+def test_draw_attention_tiles_names_approximate_contributions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_out: int, said: str
+) -> None:
+    written: list[str] = []
+    monkeypatch.setattr("panda.report.sheet.Sheet.write", lambda self, x, y, text, **style: written.append(text))
+    grade = _make_grade([(0, 0, 0.5), (9, 8, 0.5)], 16.0)
+    record = grade.record.model_copy(update={"left_out": left_out})
+    draw_attention_tiles(Grade(record, grade.shown), tmp_path / "a.png")
+    assert f"x 9, y 8\n{said}" in written
+
+
 @pytest.mark.parametrize(("predicted", "said"), [(0, "no cancer"), (1, "cancer")])
 def test_write_attention_benign_slide_has_no_cancer_heading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, predicted: int, said: str

@@ -225,6 +225,8 @@ class GradingConfig(TrainConfig):
         pooling: Any = self.model.get("pooling")
         if pooling in POOLINGS and not POOLINGS[pooling].uses_hidden:
             yield from find_idle_faults(("model.hidden",), f"model.pooling={pooling}")
+        if pooling in POOLINGS and POOLINGS[pooling].classifies:
+            yield from find_idle_faults(("model.dropout",), f"model.pooling={pooling}, which has no head")
 
     @rule
     def _check_idle_keys(self) -> Iterator[str]:

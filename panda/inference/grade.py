@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from panda.data.targets import Target
 from panda.stored import Plain, Share, ShareEnds
@@ -64,6 +64,7 @@ class GradeRecord(Plain, frozen=True):
         mark: `UNCERTAIN` if the confidence is below that, otherwise empty.
         tile_side_px: Side of a tile in level-0 px.
         against_label: Scores of the attention, None if the slide has no label mask.
+        left_out: Number of tiles that were left out at once for the contributions; 1 if these are exact.
         tiles: The tiles, whose attention weights sum to 1.
     """
 
@@ -74,6 +75,7 @@ class GradeRecord(Plain, frozen=True):
     mark: Literal["", "not certain enough to grade"] = ""
     tile_side_px: Annotated[float, Field(gt=0)] | None = None
     against_label: AttentionScores | None = None
+    left_out: PositiveInt = 1
     tiles: tuple[AttendedTile, ...] = ()
 
     @model_validator(mode="after")

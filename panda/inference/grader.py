@@ -116,6 +116,7 @@ class BagGrader:
             predicted=predicted if target.has_classes else output.item(),
             probabilities=tuple(output.tolist()) if target.has_classes else (),
             tile_side_px=tile_side_px,
+            left_out=self.network.count_left_out(len(feats)),
             tiles=tuple(AttendedTile(x=x, y=y, attention=a, contribution=c) for (x, y), a, c in tiles),
         )
         choices = self.metadata.calibration, self.metadata.abstain_below

@@ -94,10 +94,8 @@ class MILNet(nn.Module):
             faults.append(f"dropout={dropout}: must be at least 0 and below 1")
         if hidden % (multiple := POOLINGS[pooling].hidden_multiple):
             faults.append(f"hidden={hidden}: must be a multiple of {multiple} for pooling={pooling}")
-        if POOLINGS[pooling].classifies and head != "softmax":
-            faults.append(f"head={head}: pooling={pooling} classifies itself; give head=softmax")
         try:
-            options = parse_options(pooling, pooling_options)
+            options = parse_options(pooling, head, pooling_options)
         except OptionError as error:
             faults += error.faults
         if encoder is None and (feature_dim is None or feature_dim < 1):

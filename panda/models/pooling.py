@@ -45,12 +45,18 @@ POOLINGS: Mapping[Pooling, type[BagPooling]] = MappingProxyType(
 """All poolings; `Pooling` lists the same names, which configuration checks read."""
 
 
-def parse_options(pooling: Pooling, data: Mapping[str, Any] | None) -> Plain:
-    """Read the options of a pooling from plain data; raise an OptionError with all their faults."""
+def parse_options(pooling: Pooling, head: Head, data: Mapping[str, Any] | None) -> Plain:
+    """Read the options of a pooling from plain data; raise an OptionError with all faults, also of a head in vain."""
+    kind, faults = POOLINGS[pooling], []
+    if kind.classifies and head != "softmax":
+        faults.append(f"head={head}: pooling={pooling} classifies itself; give head=softmax")
     try:
-        return POOLINGS[pooling].Options.model_validate(data or {})
+        options = kind.Options.model_validate(data or {})
     except ValidationError as error:
-        raise OptionError([f"pooling_options.{fault} for pooling={pooling}" for fault in list_faults(error)]) from error
+        faults += [f"pooling_options.{fault} for pooling={pooling}" for fault in list_faults(error)]
+    if faults:
+        raise OptionError(faults)
+    return options
 
 
 class OrdinalHead(nn.Module):

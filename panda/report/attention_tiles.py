@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.patches import Rectangle
 
-from panda.inference.grade import Grade
+from panda.inference.grade import Grade, GradeRecord
 from panda.report.sheet import MASK, Sheet
 
 _COLUMNS = 6
@@ -38,6 +38,12 @@ def draw_attention_tiles(grade: Grade | None, path: Path) -> None:
         bar.add_patch(Rectangle((0, 0), 1, 1, facecolor="#e6e7eb"))
         bar.add_patch(Rectangle((0, 0), float(shares[index] / shares[order[0]]), 1, facecolor=MASK))
         sheet.write(x, y + _CELL + 0.24, f"{rank + 1}   {shares[index]:.1%}", fontsize=15, weight="bold", va="top")
-        place = f"x {tiles[index].x}, y {tiles[index].y}\ncontribution {tiles[index].contribution:+.2f}"
-        sheet.write(x, y + _CELL + 0.52, place, fontsize=11.5, color="#5d6474", va="top")
+        sheet.write(x, y + _CELL + 0.52, _describe(grade.record, int(index)), fontsize=11.5, color="#5d6474", va="top")
     sheet.save(path)
+
+
+def _describe(record: GradeRecord, index: int) -> str:
+    tile, group = record.tiles[index], record.left_out
+    exact = f"contribution {tile.contribution:+.2f}"
+    approximate = f"contribution ≈ {tile.contribution:+.2f}, by occlusion\nof groups of {group} tiles"
+    return f"x {tile.x}, y {tile.y}\n{exact if group == 1 else approximate}"
