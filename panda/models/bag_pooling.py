@@ -91,6 +91,13 @@ class GroupedPooling(BagPooling):
         return torch.stack([self.pool_bag(feats[groups != group])[0] for group in range(int(groups[-1]) + 1)])
 
 
+def scale_signed(weights: Tensor) -> Tensor:
+    """Scale weights of tiles, (K,), to a sum of 1. Negative ones count as 0; all are equal if none is positive."""
+    weights = weights.clamp(min=0)
+    total = weights.sum()
+    return torch.where(total > 0, weights / total, 1 / len(weights))
+
+
 class Attention(nn.Module):
     """Weights of the tiles of a bag (Ilse, Tomczak, Welling 2018, "Attention-based deep multiple instance learning").
 

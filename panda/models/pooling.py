@@ -20,11 +20,12 @@ from panda.models.bag_pooling import (
 )
 from panda.models.clam_pooling import ClamPooling
 from panda.models.dsmil_pooling import DsmilPooling
+from panda.models.torchmil_pooling import TorchmilPooling
 from panda.models.transformer_pooling import TransformerPooling
 from panda.models.transmil_pooling import TransmilPooling
 from panda.stored import Plain, list_faults
 
-Pooling = Literal["gated", "attention", "mean", "max", "transformer", "clam_sb", "dsmil", "transmil"]
+Pooling = Literal["gated", "attention", "mean", "max", "transformer", "clam_sb", "dsmil", "transmil", "torchmil"]
 Head = Literal["softmax", "ordinal"]
 
 _LEAST_STEP = 1e-4
@@ -40,6 +41,7 @@ POOLINGS: Mapping[Pooling, type[BagPooling]] = MappingProxyType(
         "clam_sb": ClamPooling,
         "dsmil": DsmilPooling,
         "transmil": TransmilPooling,
+        "torchmil": TorchmilPooling,
     }
 )
 """All poolings; `Pooling` lists the same names, which configuration checks read."""

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from panda.models.bag_pooling import GroupedPooling
+from panda.models.bag_pooling import GroupedPooling, scale_signed
 from panda.stored import Plain
 
 _HEADS = 8
@@ -77,8 +77,7 @@ class TransmilPooling(GroupedPooling):
     neighbours on the square follow each other in the bag, or are a row apart. They need not be neighbours on the slide.
 
     The weight of a tile is that of the last layer for the token of the bag, averaged over the heads. A tile that is in
-    the square twice has the sum. Nyström attention can give negative weights, which count as 0. The remaining weights
-    are scaled to a sum of 1.
+    the square twice has the sum. Nyström attention can give negative weights, see `scale_signed`.
     """
 
     Options = TransmilOptions
@@ -112,6 +111,4 @@ class TransmilPooling(GroupedPooling):
             bag = self.norm(tokens[0] + change[0])
         weights = weights.mean(0)[1:]
         weights = nn.functional.pad(weights[count:], (0, 2 * count - len(weights))) + weights[:count]
-        weights = weights.clamp(min=0)
-        total = weights.sum()
-        return bag, torch.where(total > 0, weights / total, 1 / count)
+        return bag, scale_signed(weights)
