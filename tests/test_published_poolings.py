@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from panda.errors import OptionError
 from panda.models.bag_pooling import BagPooling
 from panda.models.clam_pooling import ClamPooling
 from panda.models.dsmil_pooling import DsmilPooling
@@ -19,7 +20,7 @@ WIDTH = 24
 
 def pool(name: Pooling, classes: int = 2, hidden: int = 16, **options: Any) -> BagPooling:
     torch.manual_seed(0)
-    return POOLINGS[name](WIDTH, hidden, classes, parse_options(name, "softmax", options)).eval()
+    return POOLINGS[name](WIDTH, hidden, classes, parse_options(name, hidden, "softmax", options)).eval()
 
 
 def ones(tiles: int) -> Tensor:
@@ -86,6 +87,15 @@ def test_clam_instance_loss_of_one_tile_is_finite() -> None:
     model = pool("clam_sb", classes=6)
     loss = model.add_auxiliary_loss(torch.tensor(1.0), torch.randn(1, 1, WIDTH), ones(1), torch.tensor([3]))
     assert 0.7 < float(loss) < 2
+
+
+def test_clam_without_classes_refuses_instance_loss() -> None:
+    with pytest.raises(OptionError, match=r"instance_weight=0.3: tiles are labelled by the class .* give 0"):
+        pool("clam_sb", classes=1)
+    feats = torch.randn(1, 7, WIDTH)
+    model = pool("clam_sb", classes=1, instance_weight=0)
+    loss = model.add_auxiliary_loss(torch.tensor(2.0), feats, ones(7), torch.tensor([3.7]))
+    assert float(loss) == 2
 
 
 @torch.no_grad()

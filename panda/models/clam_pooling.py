@@ -8,6 +8,7 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
+from panda.errors import OptionError
 from panda.models.bag_pooling import BagPooling, GatedAttentionPooling
 from panda.stored import Plain
 
@@ -41,12 +42,20 @@ class ClamPooling(BagPooling):
     The loss of a tile is their smooth support vector machine. With two classes and a temperature of 1 it is
     log(1 + exp(1 - s)) for the score s of the right class minus that of the wrong one (Berrada et al. 2018). At most
     half of the tiles of a bag count as positive, because the authors' program fails for bags of fewer tiles.
+
+    Raises:
+        OptionError: If tiles shall be labelled though the output is no class but a number.
     """
 
     Options = ClamOptions
 
     def __init__(self, features: int, hidden: int, classes: int, options: ClamOptions) -> None:
         super().__init__(features, hidden, classes, options)
+        if classes == 1 and options.instance_weight:
+            raise OptionError(
+                f"pooling_options.instance_weight={options.instance_weight}: tiles are labelled by the class of their "
+                "slide, which has none here; give 0"
+            )
         self.features = 2 * hidden
         self.options = options
         self.project = nn.Sequential(nn.Linear(features, self.features), nn.ReLU(), nn.Dropout(options.dropout))

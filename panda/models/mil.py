@@ -92,10 +92,8 @@ class MILNet(nn.Module):
             faults.append("head=ordinal: needs at least two classes; give softmax")
         if not 0 <= dropout < 1:
             faults.append(f"dropout={dropout}: must be at least 0 and below 1")
-        if hidden % (multiple := POOLINGS[pooling].hidden_multiple):
-            faults.append(f"hidden={hidden}: must be a multiple of {multiple} for pooling={pooling}")
         try:
-            options = parse_options(pooling, head, pooling_options)
+            options = parse_options(pooling, hidden, head, pooling_options)
         except OptionError as error:
             faults += error.faults
         if encoder is None and (feature_dim is None or feature_dim < 1):

@@ -47,9 +47,15 @@ POOLINGS: Mapping[Pooling, type[BagPooling]] = MappingProxyType(
 """All poolings; `Pooling` lists the same names, which configuration checks read."""
 
 
-def parse_options(pooling: Pooling, head: Head, data: Mapping[str, Any] | None) -> Plain:
-    """Read the options of a pooling from plain data; raise an OptionError with all faults, also of a head in vain."""
+def parse_options(pooling: Pooling, hidden: int, head: Head, data: Mapping[str, Any] | None) -> Plain:
+    """Read the options of a pooling from plain data, and check that width and head fit it.
+
+    Raises:
+        OptionError: With all faults.
+    """
     kind, faults = POOLINGS[pooling], []
+    if hidden % kind.hidden_multiple:
+        faults.append(f"hidden={hidden}: must be a multiple of {kind.hidden_multiple} for pooling={pooling}")
     if kind.classifies and head != "softmax":
         faults.append(f"head={head}: pooling={pooling} classifies itself; give head=softmax")
     try:
