@@ -388,7 +388,7 @@ def test_milnet_failed_download_raises(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_milnet_all_faults_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        MILNet("resnet_18", num_classes=1, hidden=0, chunk=0, dropout=1.0)
+        MILNet("resnet_18", num_classes=0, hidden=0, chunk=0, dropout=1.0)
     assert len(caught.value.faults) == 5
     assert "resnet18" in str(caught.value)
     with pytest.raises(ConfigError, match="hidden=18: must be a multiple of 4"):
