@@ -139,6 +139,8 @@ class Settings(BaseModel):
         field = cls.model_fields.get(name)
         if field is None:
             return f"{key}={format_value(value)}: there is no such key{suggest(name, cls.model_fields)}"
+        if value is None and len(errors[0]["loc"]) == 1 and field.is_required():
+            return f"{key} is not given: write {key}=… on the command line"
         expected = list(dict.fromkeys(_describe_expected(field, error) for error in errors))
         if NoneType in get_args(field.annotation):
             expected.append("null")

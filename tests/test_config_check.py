@@ -79,6 +79,9 @@ def test_check_config_every_option_passes(group: str, option: str, tmp_path: Pat
     expected = set()
     if option in ("tissue", "all"):
         expected.add("segmentation_checkpoint is not used with tiles=tissue or all: remove it, or give tiles=guided")
+    if option == "features":
+        expected.add("segmentation_checkpoint is not used with tiles=features: remove it, or give tiles=guided")
+        expected.add("tiles.features is not given: tiles=features needs the folder of the feature files")
     if option == "gpu" and not torch.cuda.is_available():
         expected.add("trainer: Lightning refuses these options: No supported gpu backend found!")
     if (group, option) in {("data", "panda"), ("experiment", "glas")}:

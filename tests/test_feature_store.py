@@ -148,7 +148,7 @@ def test_grading_predictor_reads_stored_features(tmp_path: Path, monkeypatch: py
         tissue = find_tissue(slide)
         alone = GradingPredictor.from_checkpoint(ready, SETTINGS).grade(slide, tissue, None)
         metadata = grader.metadata
-        view = metadata.resolution.resolve(slide)
+        view = grader.resolution.resolve(slide)
         coords = select_tiles(slide, view, tissue, None, metadata.tiles, tile_size=64)
         if frozen:
             FeatureStore(network, SETTINGS, tmp_path / "patches").encode(slide, TileBag(slide.path, coords, view, 64))

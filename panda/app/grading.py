@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from panda.app.confidence import UNCALIBRATED, freeze_confidence, measure_calibration
 from panda.app.dashboard import MAX_TILE_PICTURES, log_slides
+from panda.app.feature_grading import FeatureGrading, describe_tiles, find_feature_items
 from panda.app.grading_config import SEGMENTATION_ENCODER, GradingConfig, copy_encoder, list_guided_splits
 from panda.app.run import Run, note_level
 from panda.app.slide_grading import SlideGrading
@@ -25,11 +26,13 @@ from panda.data.splits import Split
 from panda.data.summary import DataSummary
 from panda.errors import ManifestError
 from panda.files import identity
+from panda.inference.feature_grader import FeatureGrader
 from panda.inference.feature_store import FeatureStore
 from panda.inference.features import TileBag
+from panda.inference.grade import GradeRecord
 from panda.inference.grader import GradingPredictor, select_tiles
 from panda.inference.grading_metrics import GradedSlide, summarize_grades, summarize_test_grades
-from panda.inference.slide_loop import run_over_slides
+from panda.inference.slide_loop import get_slide_id, run_over_items, run_over_slides
 from panda.inference.target_figures import summarize_target
 from panda.report.run_summary import GradingSummary
 from panda.tables import write_table
@@ -55,8 +58,10 @@ class GradingExperiment:
         self.optim, self.guidance, self.network = cfg.optim, cfg.guidance, cfg.network
         self.loss = cfg.build("loss")
         self.data, self.target = cfg.data_module, cfg.target
+        self.features = cfg.feature_folder
         self.failures: list[Failure] = []
         self._items: dict[Split, list[BagItem]] = {}
+        self._mpps: list[float] = []
         self._metadata: GradingMetadata | None = None
         self._store: FeatureStore | None = None
         if cfg.unloaded_weights == SEGMENTATION_ENCODER:
@@ -69,40 +74,42 @@ class GradingExperiment:
         """See `Experiment.segmentation`."""
         return tuple(segmenter.fingerprint for segmenter in self.guidance.segmenters)
 
+    @property
+    def feature_files(self) -> Mapping[str, Path] | None:
+        """See `Experiment.feature_files`."""
+        return None if self.features is None else self.features.files
+
     def prepare(self) -> GradingMetadata:
-        """See `Experiment.prepare`: select the tiles of each slide, and compute their features if they are stored."""
+        """See `Experiment.prepare`: select the tiles of each slide, and compute their features if they are stored.
+
+        Tiles of feature files are drawn when these are read.
+        """
         if self._metadata is not None:
             return self._metadata
         splits = list_guided_splits(self.data, self.guidance, self.target)
-        if self.network.frozen:
+        if self.network.frozen and self.features is None:
             self._store = FeatureStore(self.network, self.engine, self.data.settings.store_root)
         items = self._items
-        mpps: list[float] = []
         for name, records in splits.items():
             if name == "test" and not self.cfg.test_slides:
                 continue
-            bags = run_over_slides(
-                records,
-                self.data.settings.slide_options,
-                f"tiles of {name}",
-                self._make_bag,
-                self.failures.append,
-                ahead=self.engine.thread_count,
-            )
-            items[name] = self._encode(bags, self._store, name) if self._store else list(map(_make_item, bags))
-            if name == "train":
-                mpps += [mpp for _, bag in bags if (mpp := bag.resolution.mean_mpp)]
+            if self.features is not None:
+                items[name] = find_feature_items(records, self.features, f"features of {name}", self.failures.append)
+            else:
+                items[name] = self._choose_tiles(records, name)
             if not items[name] and records:
                 raise ManifestError(f"no slide of the {name} split could be used: {self.failures[-1].message}")
+        of_slides = self.features is None
         self._metadata = GradingMetadata(
             network=self.network.options,
-            resolution=TrainedResolution.from_slides(self.tiles.resolution, mpps),
-            tile_size=self.tiles.tile_size,
+            resolution=TrainedResolution.from_slides(self.tiles.resolution, self._mpps) if of_slides else None,
+            tile_size=self.tiles.tile_size if of_slides else None,
+            features=None if self.features is None else self.features.origin,
             tiles=self.tiles.selection,
             target=self.target,
             scale=self._find_scale(splits["train"]),
             segmentation=self.segmentation,
-            normalize=self.data.settings.normalize,
+            normalize=self.data.settings.normalize if of_slides else None,
             train_slides=tuple(sorted(item.record.slide_id for item in items["train"])),
             val_slides=tuple(sorted(item.record.slide_id for item in items["val"])),
         )
@@ -118,7 +125,7 @@ class GradingExperiment:
         items = self._items
         settings = BagSettings(
             k=self.tiles.selection.k,
-            **self.tiles.model_dump(include={"tile_size", "level", "mpp", "batch_size"}),
+            **self.tiles.model_dump(include={"tile_size", "level", "mpp", "batch_size", "seed"}),
             **self.data.settings.model_dump(include={"num_workers", "reader", "mpp_override"}),
             allow_unknown_mpp=self.data.settings.allow_unknown_mpp,
         )
@@ -127,7 +134,8 @@ class GradingExperiment:
             name: {item.record.slide_id: self._identify_bag(item) for item in items[name]} for name in ("train", "val")
         }
         self._list_notes(run, items)
-        note_level(metadata.resolution, run.notes)
+        if metadata.resolution is not None:
+            note_level(metadata.resolution, run.notes)
         run.fit(GradingTask(self.network, self.loss, self.optim, metadata), bags, learns_from)
         graded = self._grade_validation(run, items["val"])
         frozen = freeze_confidence(run.best, graded, self.settings.abstain_risk) if self.target.has_classes else None
@@ -142,10 +150,10 @@ class GradingExperiment:
             **run.describe(),
             threshold=self.guidance.threshold,
             target=self.target,
-            tiles=self.tiles.model_dump(mode="json") | self.tiles.selection.model_dump() | {"how": self.tiles.how},
+            tiles=describe_tiles(self.tiles, self.features),
             data=DataSummary(
                 root=str(self.data.settings.source),
-                colours=self.data.describe_colors(augmented=not self.network.frozen),
+                colours=self.data.describe_colors(augmented=not (self.features or self.network.frozen)),
                 slides={name: len(items.get(name, records)) for name, records in splits.items()},
                 left_out=self.data.select().exclusion_counts,
                 groups=self.data.select().describe_policy(),
@@ -165,7 +173,9 @@ class GradingExperiment:
         grader.metadata = grader.metadata.model_copy(update=UNCALIBRATED)
         return self._grade_slides(run, grader, items, "val")
 
-    def _load_grader(self, run: Run) -> GradingPredictor:
+    def _load_grader(self, run: Run) -> GradingPredictor | FeatureGrader:
+        if self.features is not None:
+            return FeatureGrader.from_checkpoint(run.best, self.engine)
         return GradingPredictor.from_checkpoint(run.best, self.engine, self.data.settings.store_root)
 
     def _read_values(self, record: SlideRecord) -> tuple[float, ...]:
@@ -185,6 +195,20 @@ class GradingExperiment:
         if self.target.is_grade:
             return summarize(graded, self.target.outputs, self.cfg.seed)
         return summarize_target(graded, self.target, self.cfg.seed)
+
+    def _choose_tiles(self, records: Sequence[SlideRecord], split: Split) -> list[BagItem]:
+        """Select the tiles of slides, and encode them if features are stored."""
+        bags = run_over_slides(
+            records,
+            self.data.settings.slide_options,
+            f"tiles of {split}",
+            self._make_bag,
+            self.failures.append,
+            ahead=self.engine.thread_count,
+        )
+        if split == "train":
+            self._mpps = [mpp for _, bag in bags if (mpp := bag.resolution.mean_mpp)]
+        return self._encode(bags, self._store, split) if self._store else list(map(_make_item, bags))
 
     def _make_bag(
         self, record: SlideRecord, slide: Slide, tissue: TissueMap, bar: tqdm[Any]
@@ -217,7 +241,12 @@ class GradingExperiment:
         ]
 
     def _identify_bag(self, item: BagItem) -> list[Any]:
-        """Return the identity of a bag: slide, label, tiles, and the file of its features if they are stored."""
+        """Return the identity of a bag: slide, label, tiles, and the file of its features if they are stored.
+
+        The identity of a bag of any feature file is that of the file.
+        """
+        if item.features is not None and item.drawn_from is not None:
+            return [identity(item.features), list(self._read_values(item.record))]
         tiles = hashlib.sha256(np.ascontiguousarray(item.coords).tobytes()).hexdigest()
         features = None if item.features is None else item.features.name
         return [identity(item.record.image_path), list(self._read_values(item.record)), tiles, features]
@@ -226,6 +255,7 @@ class GradingExperiment:
         run.notes += self.network.notes
         run.notes += self.guidance.list_notes(items, self.tiles)
         run.notes += self._store.encoder.notes if self._store else []
+        run.notes += self.features.notes if self.features else []
         train, val = ([self._read_values(item.record) for item in items[name]] for name in ("train", "val"))
         names = range(len(self.target.classes)) if self.target.is_grade else self.target.classes
         if absent := [str(name) for k, name in enumerate(names) if (k,) not in train]:
@@ -240,27 +270,25 @@ class GradingExperiment:
             log.warning("%s", note)
 
     def _grade_slides(
-        self, run: Run, grader: GradingPredictor, items: Sequence[BagItem], split: str
+        self, run: Run, grader: GradingPredictor | FeatureGrader, items: Sequence[BagItem], split: str
     ) -> list[GradedSlide]:
         """Grade the slides of bags."""
         tested = split == "test"
-        grading = SlideGrading(
-            grader,
-            self.guidance,
-            self.quantify,
-            self.data.settings.slide_options,
-            self.cfg.colour_map,
-            run.folder / "slides" if tested else None,
-            run.failures,
-        )
-        found = run_over_slides(
-            [item.record for item in items],
-            self.data.settings.slide_options,
-            f"grades of {split}",
-            grading.grade_slide,
-            run.failures.append,
-            ahead=self.engine.thread_count,
-        )
+        folder, options = run.folder / "slides" if tested else None, self.data.settings.slide_options
+        records, stage = [item.record for item in items], f"grades of {split}"
+        grading: SlideGrading | FeatureGrading
+        found: Sequence[tuple[SlideRecord, GradeRecord] | None]
+        if isinstance(grader, FeatureGrader):
+            files = {item.record.slide_id: item.features for item in items if item.features is not None}
+            grading = FeatureGrading(grader, files, options, folder)
+            found = run_over_items(records, get_slide_id, stage, grading.grade_slide, run.failures.append)
+        else:
+            grading = SlideGrading(
+                grader, self.guidance, self.quantify, options, self.cfg.colour_map, folder, run.failures
+            )
+            found = run_over_slides(
+                records, options, stage, grading.grade_slide, run.failures.append, ahead=self.engine.thread_count
+            )
         if unusable := grading.unusable_masks:
             run.notes.append(
                 f"The label masks of {len(unusable)} graded slides cannot be used, so their attention was not scored. "

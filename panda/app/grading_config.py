@@ -18,6 +18,7 @@ from panda.app.operating_point import CHOICE_KEYS
 from panda.app.registry import Slot
 from panda.app.train_config import TaskSettings, TrainConfig
 from panda.data.datamodule import PatchDataModule
+from panda.data.feature_folder import FeatureFolder, read_feature_folder
 from panda.data.manifest import SlideRecord
 from panda.data.splits import Split
 from panda.data.targets import ISUP, NAMED, Kind, TargetSpec, find_target, require_labels, require_learnable
@@ -41,6 +42,18 @@ IDLE_KEYS = (
 MAP_KEYS = ("colour_map", "quantify", *(f"quantify.{limit}" for limit in QuantifySettings.model_fields), "engine.tta")
 """Keys that only affect maps of slides, which only guided tiles need."""
 AUGMENT_KEYS = ("augment", "data.augment", "data.augment.name")
+PIXEL_KEYS = (
+    *MAP_KEYS,
+    *AUGMENT_KEYS,
+    *(f"tiles.{key}" for key in ("tile_size", "level", "mpp", "random_fraction", "min_tissue")),
+    *(f"data.{key}" for key in ("patch_size", "level", "mpp", "normalize", "store_root")),
+    *(
+        f"model.{key}"
+        for key in ("encoder", "encoder_weights", "freeze_encoder", "train_blocks", "chunk", "mean", "std")
+    ),
+    *(f"engine.{key}" for key in ("precision", "compile", "batch_size", "read_threads", "canvas_mib", "post_workers")),
+)
+"""Keys that only affect how tiles become features."""
 
 
 def _are_classes(names: Any) -> bool:
@@ -99,7 +112,7 @@ class GradingConfig(TrainConfig):
     @property
     def unloaded_weights(self) -> str | None:
         """The weights that are not loaded by a check: those of the segmentation, and those that are downloaded."""
-        weights = self.model.get("encoder_weights")
+        weights = None if self.tiles.how == "features" else self.model.get("encoder_weights")
         return weights if weights in (SEGMENTATION_ENCODER, *DOWNLOADED) else None
 
     @functools.cached_property
@@ -108,7 +121,18 @@ class GradingConfig(TrainConfig):
         return self.build_network(**{"encoder_weights": None} if self.unloaded_weights else {})
 
     def build_network(self, **extra: Any) -> MILNet:
-        """Build the network with the encoder that `model.encoder` names; `extra` replaces options."""
+        """Build the network with the encoder that `model.encoder` names; `extra` replaces options.
+
+        A network of features that were computed before has no encoder.
+        """
+        if self.feature_folder is not None:
+            found: MILNet = self.build(
+                "model",
+                num_classes=self._checked_target.outputs,
+                **dict.fromkeys(("encoder", "encoder_weights", "mean", "std")),
+                feature_dim=self.feature_folder.origin.dim,
+            )
+            return found
         faults = Faults()
         encoder: Any = "resnet18"  # in place of a wrong one, so that other faults of the model are found too
         with faults.collect():
@@ -124,6 +148,18 @@ class GradingConfig(TrainConfig):
         return Guidance.load(self.segmentation_checkpoint, self.tiles.cross_fit, self.engine, self.data.store_root)
 
     @functools.cached_property
+    def feature_folder(self) -> FeatureFolder | None:
+        """The feature files of the slides that are used; None if features are computed from pixels.
+
+        Of slides that are drawn first, all files count.
+        """
+        if self.tiles.how != "features" or self.tiles.features is None:
+            return None
+        drawn = self.data.draw is not None
+        used = None if drawn else [record.slide_id for record in self.data_module.select().used]
+        return read_feature_folder(self.tiles.features, used)
+
+    @functools.cached_property
     def data_module(self) -> PatchDataModule:
         """The slides, whose table is read once."""
         return PatchDataModule(self.data)
@@ -131,11 +167,15 @@ class GradingConfig(TrainConfig):
     @rule
     def _check_tile_size(self) -> None:
         network = self.network
+        if self.feature_folder is not None:
+            return
         with name_options("tiles"):
             network.check_tile_size(self.tiles.tile_size)
 
     @rule
     def _check_scale(self) -> Iterator[str]:
+        if self.tiles.how == "features":
+            return
         card, tiles = find_card(self.model.get("encoder")), self.tiles
         if not card.mpp:
             return
@@ -188,7 +228,8 @@ class GradingConfig(TrainConfig):
                 f"(segmentation_checkpoint={which}/checkpoints/best.ckpt{quote}), tiles=tissue needs none"
             )
         elif given and not guided:
-            yield "segmentation_checkpoint is not used with tiles=tissue or all: remove it, or give tiles=guided"
+            how = "features" if self.tiles.how == "features" else "tissue or all"
+            yield f"segmentation_checkpoint is not used with tiles={how}: remove it, or give tiles=guided"
         elif given:
             _ = self.guidance
 
@@ -199,9 +240,9 @@ class GradingConfig(TrainConfig):
 
     @rule
     def _check_encoder(self) -> Iterator[str]:
-        if fault := describe_weights_fault(self.model):
+        if self.tiles.how != "features" and (fault := describe_weights_fault(self.model)):
             yield fault
-        if self.model.get("encoder_weights") == SEGMENTATION_ENCODER:
+        if self.unloaded_weights == SEGMENTATION_ENCODER:
             if self.tiles.how != "guided":
                 yield "model.encoder_weights=segmentation needs tiles=guided and a segmentation_checkpoint"
             if self.tiles.cross_fit:
@@ -212,7 +253,9 @@ class GradingConfig(TrainConfig):
 
     @rule
     def _check_tile_keys(self) -> Iterator[str]:
-        if self.tiles.how != "guided":
+        if self.tiles.how == "features":
+            yield from find_idle_faults(PIXEL_KEYS, "tiles=features, whose features were computed before")
+        elif self.tiles.how != "guided":
             idle = ("tiles.random_fraction", *MAP_KEYS)
             yield from find_idle_faults(idle, "tiles=tissue or all, which no segmentation guides")
         if self.tiles.how == "all":
@@ -220,7 +263,7 @@ class GradingConfig(TrainConfig):
 
     @rule
     def _check_model_keys(self) -> Iterator[str]:
-        if self.model.get("freeze_encoder"):
+        if self.model.get("freeze_encoder") and self.tiles.how != "features":
             yield from find_idle_faults(AUGMENT_KEYS, "model.freeze_encoder=true, which encodes each tile once")
         pooling: Any = self.model.get("pooling")
         if pooling in POOLINGS and not POOLINGS[pooling].uses_hidden:

@@ -22,7 +22,7 @@ from panda.inference.canvas import Canvas
 from panda.inference.compute import EngineSettings
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.slide_loop import make_tile_callback
-from panda.settings import Count, Share, rule
+from panda.settings import Count, PathValue, Share, rule
 from panda.stored import PatchSide
 from panda.tasks.metadata import SegmentationMetadata, TileSelection
 from panda.wsi.slide import Slide
@@ -38,8 +38,10 @@ class TileSettings(ResolutionSettings):
     """How a slide becomes a bag.
 
     Args:
-        how: `guided` by a segmentation checkpoint, any `tissue`, or `all` of it.
-        k: Maximum number of tiles in a bag. With `all` the maximum is `MOST_TILES`, and `k` is not used.
+        how: `guided` by a segmentation checkpoint, any `tissue`, `all` of it, or those of files of `features`.
+        features: Folder of the feature files with `how="features"`, otherwise None.
+        k: Maximum number of tiles in a bag, which are drawn from those of a feature file. With `all` the maximum is
+            `MOST_TILES`, and `k` is not used.
         tile_size: Side of a tile in px at the resolution.
         level: Pyramid level of the tiles, see `ResolutionRequest`.
         mpp: µm per tile px, see `ResolutionRequest`.
@@ -52,7 +54,8 @@ class TileSettings(ResolutionSettings):
 
     node: ClassVar[str] = "tiles"
 
-    how: Literal["guided", "tissue", "all"] = "guided"
+    how: Literal["guided", "tissue", "all", "features"] = "guided"
+    features: PathValue | None = None
     k: Count = 32
     tile_size: PatchSide = 256
     random_fraction: Share = 0.25
@@ -66,14 +69,21 @@ class TileSettings(ResolutionSettings):
         if self.cross_fit and self.how != "guided":
             yield f"tiles.cross_fit=true is not used with tiles={self.how}: remove it, or give tiles=guided"
 
+    @rule
+    def _check_features(self) -> Iterator[str]:
+        if self.features is not None and self.how != "features":
+            yield f"{self.setting('features')} is not used with tiles={self.how}: remove it, or give tiles=features"
+        elif self.features is None and self.how == "features":
+            yield "tiles.features is not given: tiles=features needs the folder of the feature files"
+
     @property
     def selection(self) -> TileSelection:
         """Settings by which a grader selects the tiles of a slide, see `panda.inference.grader.select_tiles`."""
         return TileSelection(
-            how="guided" if self.how == "guided" else "tissue",
+            how="tissue" if self.how == "all" else self.how,
             k=MOST_TILES if self.how == "all" else self.k,
             random_fraction=self.random_fraction if self.how == "guided" else 1.0,
-            min_tissue=self.min_tissue,
+            min_tissue=0.0 if self.how == "features" else self.min_tissue,
             seed=self.seed,
         )
 

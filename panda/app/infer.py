@@ -12,7 +12,8 @@ from omegaconf import DictConfig
 from panda.app.build import Faults
 from panda.app.config_check import check_config
 from panda.app.entry_point import SomeSlidesFailed, log_to_file, make_folder
-from panda.app.inference_config import InferenceConfig
+from panda.app.feature_inference import infer_from_features
+from panda.app.inference_config import FeatureInferenceConfig, InferenceConfig
 from panda.app.inference_tables import ONLY_UNGRADED, InferenceTables
 from panda.app.slide_writing import SlideWriting
 from panda.files import hold_lock, remove_leftovers
@@ -37,13 +38,14 @@ SHOWN = 20
 
 
 def infer(cfg: DictConfig) -> list[SlideResult]:
-    """Map every slide, continue after bad ones, and write the report.
+    """Map every slide, or grade files of features, continue after bad ones, and write the report.
 
     Args:
         cfg: `conf/infer.yaml` as Hydra composed it, with `run_dir`.
 
     Returns:
-        The results in `quantification.csv`: all slides in the folder with the provenance of this run.
+        The results in `quantification.csv`: all slides in the folder with the provenance of this run. There are none
+        with `features`, from which slides are graded without a map.
 
     Raises:
         ConfigError: If the configuration has faults. All are reported, before anything slow begins.
@@ -52,6 +54,14 @@ def infer(cfg: DictConfig) -> list[SlideResult]:
     """
     started = time.monotonic()
     config = check(cfg)
+    if isinstance(config, FeatureInferenceConfig):
+        infer_from_features(config)
+        return []
+    return _map_slides(config, started)
+
+
+def _map_slides(config: InferenceConfig, started: float) -> list[SlideResult]:
+    """Map every slide, see `infer`. `started` is the time of the start, in s of `time.monotonic`."""
     engine, (paths, passed_over), labelled = config.engine, config.slide_list, config.labelled
     if config.labels:
         log.info("labels: %d of %d slides have a mask", len(labelled), len(paths))
@@ -120,9 +130,9 @@ def infer(cfg: DictConfig) -> list[SlideResult]:
     return results
 
 
-def check(cfg: DictConfig, faults: Faults | None = None) -> InferenceConfig:
+def check(cfg: DictConfig, faults: Faults | None = None) -> InferenceConfig | FeatureInferenceConfig:
     """Check a configuration and the files that it names. Faults that were found before are raised with its own."""
-    config: InferenceConfig = check_config(cfg, "infer", faults)
+    config: InferenceConfig | FeatureInferenceConfig = check_config(cfg, "infer", faults)
     return config
 
 

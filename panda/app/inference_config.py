@@ -7,11 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, ClassVar
 
+from panda.app.hydra_job import find_idle_faults
 from panda.app.inference_slides import FoundSlides, check_labels_source, find_labelled_slides, find_slides
+from panda.data.feature_files import find_feature_files, read_origin
 from panda.data.manifest import SlideRecord
 from panda.data.settings import SlideSettings
-from panda.errors import CheckpointError
+from panda.errors import CheckpointError, PandaError
 from panda.inference.compute import EngineSettings
+from panda.inference.feature_grader import require_features
+from panda.inference.grader import require_slides
 from panda.inference.legends import ColourMap
 from panda.inference.quantify import QuantifySettings
 from panda.settings import Text, accept, is_number, rule
@@ -27,16 +31,25 @@ Threshold = Annotated[
 ]
 
 
-class InferenceConfig(SlideSettings):
+MAP_KEYS = (
+    *("quantify", *(f"quantify.{limit}" for limit in QuantifySettings.model_fields)),
+    *("threshold", "provider", "labels", "colour_map"),
+    *(f"engine.{key}" for key in EngineSettings.model_fields if key != "device"),
+)
+"""Keys that only affect maps of slides."""
+
+
+class InferenceKeys(SlideSettings):
     """Keys and nodes of `conf/infer.yaml`, which describes them."""
 
     node: ClassVar[str] = ""
 
     quantify: QuantifySettings
     engine: EngineSettings
-    checkpoint: Text
+    checkpoint: Text | None
     grading_checkpoint: Text | None
-    slides: Text
+    slides: Text | None
+    features: Text | None
     output: Text
     threshold: Threshold
     provider: Text | None
@@ -44,6 +57,24 @@ class InferenceConfig(SlideSettings):
     colour_map: ColourMap
     debug: bool
     run_dir: Text
+
+    def _read(self, name: str, kind: type[M]) -> Checkpoint[M]:
+        try:
+            return read_checkpoint(Path(getattr(self, name)), kind)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.setting(name)}: {error}") from error
+
+    @rule
+    def _check_output(self) -> Iterator[str]:
+        if (Path(self.output) / "checkpoints").is_dir():
+            yield f"{self.setting('output')} is the folder of a training run: give a folder of its own"
+
+
+class InferenceConfig(InferenceKeys):
+    """The keys of an inference that maps slides."""
+
+    checkpoint: Text
+    slides: Text
 
     @functools.cached_property
     def segmentation(self) -> Checkpoint[SegmentationMetadata]:
@@ -65,17 +96,6 @@ class InferenceConfig(SlideSettings):
         """The slides with a label mask, by name."""
         return find_labelled_slides(self.labels, self.slide_list.paths, self.segmentation)
 
-    def _read(self, name: str, kind: type[M]) -> Checkpoint[M]:
-        try:
-            return read_checkpoint(Path(getattr(self, name)), kind)
-        except CheckpointError as error:
-            raise CheckpointError(f"{self.setting(name)}: {error}") from error
-
-    @rule
-    def _check_output(self) -> Iterator[str]:
-        if (Path(self.output) / "checkpoints").is_dir():
-            yield f"{self.setting('output')} is the folder of a training run: give a folder of its own"
-
     @rule
     def _check_files(self) -> None:
         _ = self.slide_list
@@ -86,7 +106,8 @@ class InferenceConfig(SlideSettings):
 
     @rule
     def _check_grading(self) -> None:
-        _ = self.grading
+        if self.grading is not None:
+            require_slides(self.grading)
 
     @rule
     def _check_labels_source(self) -> None:
@@ -106,3 +127,61 @@ class InferenceConfig(SlideSettings):
             yield f"{self.setting('provider')}: the checkpoint has one threshold for all providers; remove the key"
         elif self.provider not in known:
             yield f"{self.setting('provider')}: the checkpoint has thresholds for {', '.join(known)}"
+
+
+class FeatureInferenceConfig(InferenceKeys):
+    """The keys of an inference that grades files of features."""
+
+    features: Text
+    grading_checkpoint: Text
+
+    @functools.cached_property
+    def grading(self) -> Checkpoint[GradingMetadata]:
+        """The checkpoint of the grading."""
+        return self._read("grading_checkpoint", GradingMetadata)
+
+    @functools.cached_property
+    def files(self) -> dict[str, Path]:
+        """Slide id to its file of features."""
+        path = Path(self.features)
+        return {path.stem: path} if path.is_file() else find_feature_files(path)
+
+    @functools.cached_property
+    def images(self) -> dict[str, Path]:
+        """Slide id to the file of the slide, for those that are given."""
+        return {path.stem: path for path in find_slides(self.slides).paths} if self.slides else {}
+
+    @rule
+    def _check_keys(self) -> Iterator[str]:
+        if self.checkpoint is not None:
+            yield (
+                f"{self.setting('checkpoint')} is not used with features=…, from which slides are graded without a "
+                "map: remove one of them"
+            )
+        yield from find_idle_faults(MAP_KEYS, "features=…, from which slides are graded without a map")
+
+    @rule
+    def _check_slides(self) -> None:
+        _ = self.images
+
+    @rule
+    def _check_results(self) -> Iterator[str]:
+        if (Path(self.run_dir) / "quantification.csv").exists():
+            yield f"{self.setting('output')} holds maps of slides: give a folder of its own"
+
+    @rule
+    def _check_origins(self) -> Iterator[str]:
+        """Refuse a folder without one file that fits; one file that does not is a failure of its slide."""
+        trained, misfit = require_features(self.grading), ""
+        for path in self.files.values():
+            try:
+                faults = trained.describe_difference(read_origin(path)[0])
+            except PandaError as error:
+                faults = [str(error)]
+            if not faults:
+                return
+            misfit = misfit or f"{path}: {'; '.join(faults)}"
+        yield (
+            f"{self.setting('features')}: none of {len(self.files)} files fits the features that the grader learned "
+            f"from. The first is {misfit}"
+        )

@@ -35,7 +35,7 @@ class LearnedSlide(Plain, frozen=True):
 
     Attributes:
         split: Its split, or `left_out`; then only the group is known.
-        slide: The file of a training or validation slide, or None if it is missing.
+        slide: The file of a training or validation slide, or of its features, or None if it is missing.
         mask: The file of its label mask, or None if it is missing.
     """
 
@@ -64,10 +64,21 @@ class LearningRecord(Plain, frozen=True):
     segmentation: list[str]
 
     @classmethod
-    def read_today(cls, cfg: DictConfig, selection: Selection, segmentation: Sequence[str]) -> LearningRecord:
-        """Describe configuration, tables and files as they are now."""
+    def read_today(
+        cls,
+        cfg: DictConfig,
+        selection: Selection,
+        segmentation: Sequence[str],
+        features: Mapping[str, Path] | None = None,
+    ) -> LearningRecord:
+        """Describe configuration, tables and files as they are now.
+
+        `features` maps slide ids to the files that are learned from instead of slides and masks.
+        """
         split = {row["slide_id"]: row["split"] for row in selection.list_rows()}
-        slides = {record.slide_id: _describe_slide(record, split[record.slide_id]) for record in selection.records}
+        slides = {
+            record.slide_id: _describe_slide(record, split[record.slide_id], features) for record in selection.records
+        }
         providers = sorted({slide.data_provider for slide in slides.values() if slide.data_provider})
         return cls(
             config=_list_kept_keys(cfg),
@@ -119,17 +130,21 @@ class LearningRecord(Plain, frozen=True):
             )
 
 
-def _describe_slide(record: SlideRecord, split: str) -> LearnedSlide:
+def _describe_slide(record: SlideRecord, split: str, features: Mapping[str, Path] | None) -> LearnedSlide:
     if split == LEFT_OUT:
         return LearnedSlide(split=split, group=record.group)
     learned = split != "test"
+    path: Path | None = record.image_path
+    mask = record.mask_path
+    if features is not None:
+        path, mask = features.get(record.slide_id), None
     return LearnedSlide(
         split=split,
         group=record.group,
         data_provider=record.provider,
         isup_grade=record.isup_grade,
-        slide=_identify(record.image_path) if learned else None,
-        mask=_identify(record.mask_path) if learned and record.mask_path else None,
+        slide=_identify(path) if learned and path else None,
+        mask=_identify(mask) if learned and mask else None,
     )
 
 

@@ -34,10 +34,10 @@ class Slot:
 
 
 def find_config(entry_point: str, plain: Mapping[str, Any]) -> type[Settings]:
-    """Return the class of the configuration of an entry point; for `train` by the task.
+    """Return the class of the configuration of an entry point.
 
-    An unknown task, which is a fault, gets the class of segmentation. No other class is imported, because an audit
-    does not wait for torch.
+    That of `train` depends on the task, and that of `infer` on whether features are given. An unknown task, which is a
+    fault, gets the class of segmentation. No other class is imported, because an audit does not wait for torch.
     """
     task = plain.get("task")
     name = task.get("name") if isinstance(task, Mapping) else None
@@ -45,7 +45,10 @@ def find_config(entry_point: str, plain: Mapping[str, Any]) -> type[Settings]:
         "train": ("grading_config", "GradingConfig")
         if name == "grading"
         else ("segmentation_config", "SegmentationConfig"),
-        "infer": ("inference_config", "InferenceConfig"),
+        "infer": (
+            "inference_config",
+            "InferenceConfig" if plain.get("features") is None else "FeatureInferenceConfig",
+        ),
         "audit": ("audit", "AuditConfig"),
         "features": ("features_config", "FeaturesConfig"),
     }[entry_point]

@@ -86,9 +86,8 @@ def check_resumed(cfg: DictConfig, resume: Path, experiment: Experiment) -> Resu
         CheckpointError: If the checkpoint cannot be resumed, or slides, tables, configuration or segmentation changed.
         ConfigError: If the run has more epochs than asked for.
     """
-    LearningRecord.read(resume.parent.parent).check(
-        LearningRecord.read_today(cfg, experiment.data.select(), experiment.segmentation), resume
-    )
+    today = LearningRecord.read_today(cfg, experiment.data.select(), experiment.segmentation, experiment.feature_files)
+    LearningRecord.read(resume.parent.parent).check(today, resume)
     checkpoint = read_checkpoint(resume, experiment.kind)
     point = ResumePoint.read(resume)
     limit = cfg.trainer.max_epochs

@@ -178,6 +178,10 @@ class Experiment(Protocol):
         """Fingerprints of the segmentations that guide the tiles."""
 
     @property
+    def feature_files(self) -> Mapping[str, Path] | None:
+        """Slide id to the file of features that is learned from instead of the slide; None for slides."""
+
+    @property
     def failures(self) -> Sequence[Failure]:
         """The slides that `prepare` could not use."""
 

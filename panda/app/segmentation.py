@@ -46,6 +46,11 @@ class SegmentationExperiment:
         return ()
 
     @property
+    def feature_files(self) -> None:
+        """See `Experiment.feature_files`."""
+        return None
+
+    @property
     def failures(self) -> list[Failure]:
         """See `Experiment.failures`."""
         return self.data.failures

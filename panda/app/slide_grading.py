@@ -105,7 +105,7 @@ class SlideGrading:
             tissue_how=tissue.how,
             bounds=slide.bounds,
             frame=describe_frame(slide.bounds),
-            notes=(*list_slide_notes(slide, tissue), *self.grader.metadata.resolution.list_notes(slide)),
+            notes=(*list_slide_notes(slide, tissue), *self.grader.resolution.list_notes(slide)),
             grade=grade.record,
         ).write(own)
         draw_attention_tiles(grade, own / "attention_tiles.png")

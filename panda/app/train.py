@@ -142,7 +142,8 @@ def _run(
         selection = experiment.data.select()
         selection.write(folder / "splits.csv")
         if point is None:
-            LearningRecord.read_today(raw, selection, experiment.segmentation).write(folder)
+            today = LearningRecord.read_today(raw, selection, experiment.segmentation, experiment.feature_files)
+            today.write(folder)
         summary = experiment.run(run)
         write_json(folder / "summary.json", summary.to_dict())
         write_failures(folder / "failures.csv", run.failures)

@@ -22,6 +22,7 @@ from panda.data.loaders import Draw, Workers, find_item, find_seed
 from panda.data.manifest import SlideRecord
 from panda.data.settings import ResolutionSettings, SlideSettings
 from panda.data.targets import ISUP, TargetSpec
+from panda.data.tile_selection import sample_tiles
 from panda.errors import ManifestError
 from panda.settings import Count
 from panda.wsi.stain_normalization import StainProfile
@@ -35,6 +36,7 @@ class BagSettings(ResolutionSettings, SlideSettings):
         tile_size: Side of a tile in px at the tiles' resolution.
         batch_size: Bags per batch.
         num_workers: Processes that load, for each loader; 0 for none; `"auto"`: see `count_workers`.
+        seed: Draws the tiles of a slide whose feature file has more than k.
     """
 
     node: ClassVar[str] = "tiles"
@@ -43,6 +45,7 @@ class BagSettings(ResolutionSettings, SlideSettings):
     tile_size: Count = 256
     batch_size: Count = 1
     num_workers: Workers = "auto"
+    seed: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,12 +57,19 @@ class BagItem:
         coords: Top-left corners, (n, 2) int64, level-0 px, the most important first.
         stain: Stain of the slide, to change its colours to those of the reference; None to leave them unchanged.
         features: A file with the features of the tiles, which are used instead of pixels; None for pixels.
+        drawn_from: Number of tiles in a file of any slide's features, of which k are drawn; there are no `coords` then.
     """
 
     record: SlideRecord
     coords: NDArray[np.int64]
     stain: StainProfile | None = None
     features: Path | None = None
+    drawn_from: int | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of tiles."""
+        return len(self.coords) if self.drawn_from is None else self.drawn_from
 
 
 class BagSet(Dataset[tuple[Tensor, Tensor, Tensor, str]]):
@@ -90,13 +100,13 @@ class BagSet(Dataset[tuple[Tensor, Tensor, Tensor, str]]):
         if not items:
             raise ManifestError("no slides to make bags of")
         for item in items:
-            if len(item.coords) == 0:
+            if item.count == 0:
                 raise ManifestError(f"{item.record.slide_id}: no tiles; lower tiles.min_tissue or leave it out")
         self.items = list(items)
         self.labels = [target.read_label(item.record) for item in items]
         self.settings = settings
         # No bag has more tiles than the slide with the most.
-        self.k = min(settings.k, max(len(item.coords) for item in items))
+        self.k = min(settings.k, max(item.count for item in items))
         self.transform = transform
 
     def __len__(self) -> int:
@@ -110,7 +120,9 @@ class BagSet(Dataset[tuple[Tensor, Tensor, Tensor, str]]):
         record, coords = item.record, item.coords[: self.k]
         label = self.labels[number]
         if item.features is not None:
-            found = read_features(item.features)[: self.k]
+            found = read_features(item.features)
+            drawn = item.drawn_from is not None
+            found = found[sample_tiles(len(found), self.k, settings.seed) if drawn else slice(self.k)]
             padded = torch.from_numpy(np.pad(found, ((0, self.k - len(found)), (0, 0))))
             return RawBag(padded, (), torch.arange(self.k) < len(found), label, record.slide_id)
         with settings.slide_options.open(record.image_path, record.slide_id) as slide:

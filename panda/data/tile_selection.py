@@ -82,6 +82,13 @@ def select_tile_coords_for_slide(
     return chosen
 
 
+def sample_tiles(count: int, k: int, seed: int) -> NDArray[np.int64]:
+    """Return the numbers of at most k of a slide's tiles in their order, drawn by the seed if there are more."""
+    if count <= k:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).permutation(count)[:k])
+
+
 def _score_tiles(
     canvas: NDArray[Any] | ProbabilityMap, resolution: Resolution, tissue: TissueMap, grid: Grid
 ) -> NDArray[np.float64]:

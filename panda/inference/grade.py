@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from panda.data.targets import Target
+from panda.data.targets import Target, TargetSpec
 from panda.stored import Plain, Share, ShareEnds
 from panda.tasks.grade_calibration import scale_probabilities
 from panda.wsi.gleason import isup_grade_from_score
@@ -138,6 +138,21 @@ class GradeRecord(Plain, frozen=True):
     def drop_tiles(self) -> GradeRecord:
         """Return the grade without its tiles, because those of thousands of slides fill the memory."""
         return self.model_copy(update={"tiles": ()})
+
+
+def list_grade_columns(target: TargetSpec, grade: GradeRecord | None) -> dict[str, str | float | None]:
+    """Return the columns of a grade: `isup` and `cancer` by number, other classes by name; None without a grade."""
+    found: str | float | None = None
+    if grade is not None:
+        by_name = target.has_classes and not target.is_grade
+        found = grade.describe() if by_name else grade.predicted
+    row: dict[str, str | float | None] = {
+        f"{target.name}_{'risk' if target.kind == 'survival' else 'predicted'}": found
+    }
+    if target.is_grade:
+        return row | {f"p{k}": p for k, p in enumerate(grade.probabilities if grade else ())}
+    shares = grade.probabilities if grade else [None] * len(target.classes)
+    return row | {f"p_{name}": share for name, share in zip(target.classes, shares, strict=target.has_classes)}
 
 
 class RuleGrade(Plain, frozen=True):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from panda.data.bags import read_bag
 from panda.data.feature_files import read_features
 from panda.data.tile_selection import select_tile_coords_for_slide
-from panda.errors import ConfigError, SlideError
+from panda.errors import CheckpointError, ConfigError, SlideError
 from panda.inference.canvas import Canvas
 from panda.inference.compute import EngineSettings
 from panda.inference.feature_store import FeatureStore
@@ -22,7 +22,7 @@ from panda.models.mil import MILNet
 from panda.tasks.checkpoint import Checkpoint, read_checkpoint
 from panda.tasks.grade_metrics import compute_auroc
 from panda.tasks.grading import convert_output
-from panda.tasks.metadata import GradingMetadata, TileSelection
+from panda.tasks.metadata import GradingMetadata, TileSelection, TrainedResolution
 from panda.wsi.geometry import Resolution
 from panda.wsi.label_mask import LabelMask
 from panda.wsi.slide import Slide
@@ -123,6 +123,18 @@ class BagGrader:
         return record.calibrate(*(choice.value if choice else None for choice in choices))
 
 
+def require_slides(checkpoint: Checkpoint[GradingMetadata]) -> tuple[TrainedResolution, int]:
+    """Return resolution and size in px of a grader's tiles, or refuse a grader of feature files."""
+    metadata = checkpoint.metadata
+    if metadata.resolution is None or metadata.tile_size is None:
+        made = metadata.features.encoder if metadata.features else None
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path} grades files of features{(made and f' of {made}') or ''}, not the pixels of "
+            "slides: leave checkpoint=… out, and give features=… with the folder of the feature files"
+        )
+    return metadata.resolution, metadata.tile_size
+
+
 class GradingPredictor(BagGrader):
     """A grading checkpoint, ready to grade slides.
 
@@ -135,6 +147,7 @@ class GradingPredictor(BagGrader):
     def __init__(
         self, checkpoint: Checkpoint[GradingMetadata], settings: EngineSettings, store_root: Path | None = None
     ) -> None:
+        self.resolution, self.tile_size = require_slides(checkpoint)
         super().__init__(checkpoint, settings)
         self._store = FeatureStore(self.network, settings, store_root) if store_root and self.network.frozen else None
         self._encoder = self._store.encoder if self._store else TileEncoder(self.network, settings)
@@ -163,7 +176,7 @@ class GradingPredictor(BagGrader):
         The label mask scores the attention and does not influence the grade. At most `shown` tiles are read again for
         the pictures.
         """
-        side, view = self.metadata.tile_size, self.metadata.resolution.resolve(slide)
+        side, view = self.tile_size, self.resolution.resolve(slide)
         coords = select_tiles(slide, view, tissue, canvas, self.metadata.tiles, tile_size=side)
         stain = find_stain(slide, tissue) if self.metadata.normalize else None
         bag = TileBag(slide.path, coords, view, side, stain)

@@ -45,18 +45,35 @@ def run_over_slides(
     def open_slide(record: SlideRecord) -> Slide:
         return options.open(record.image_path, record.slide_id)
 
+    def run(record: SlideRecord, bar: tqdm[Any]) -> R:
+        with prefetcher.open(record) as (slide, tissue):
+            return work(record, slide, tissue, bar)
+
+    with SlidePrefetcher(records, open_slide, ahead) as prefetcher:
+        return run_over_items(records, get_slide_id, stage, run, on_failure)
+
+
+def run_over_items(
+    items: Sequence[T],
+    slide_id: Callable[[T], str],
+    stage: str,
+    work: Callable[[T, tqdm[Any]], R],
+    on_failure: Callable[[Failure], None],
+) -> list[R]:
+    """Run `work` as `run_over_slides` does, for one item a slide, which is not opened; `slide_id` returns its id."""
     results = []
-    with (
-        SlidePrefetcher(records, open_slide, ahead) as prefetcher,
-        tqdm(records, desc=stage, unit="slide", dynamic_ncols=True) as bar,
-    ):
-        for record in bar:
+    with tqdm(items, desc=stage, unit="slide", dynamic_ncols=True) as bar:
+        for item in bar:
             try:
-                with prefetcher.open(record) as (slide, tissue):
-                    results.append(work(record, slide, tissue, bar))
+                results.append(work(item, bar))
             except Exception as error:
-                on_failure(record_failure(record.slide_id, stage, error))
+                on_failure(record_failure(slide_id(item), stage, error))
     return results
+
+
+def get_slide_id(record: SlideRecord) -> str:
+    """Return the id of the slide of a record."""
+    return record.slide_id
 
 
 def make_tile_callback(bar: tqdm[Any]) -> Callable[[int, int], None]:

@@ -9,9 +9,9 @@ from pydantic import Field, JsonValue, NonNegativeFloat, NonNegativeInt, TypeAda
 from pydantic_core import PydanticCustomError
 
 from panda.data.slide_entry import FileIdentity
-from panda.data.targets import TargetSpec
+from panda.data.targets import Target, TargetSpec
 from panda.files import fingerprint, write_json
-from panda.inference.grade import GradeRecord, RuleGrade
+from panda.inference.grade import GradeRecord, RuleGrade, list_grade_columns
 from panda.inference.modes import TTA, Precision
 from panda.inference.quantify import Measurements, QuantifySettings
 from panda.stored import Digest, PathText, Plain, Share, read_model
@@ -227,22 +227,9 @@ class SlideResult(SlideFacts, Measurements, frozen=True, validate_by_name=True, 
         row |= self.list_rule_columns()
         row["mpp_x"], row["mpp_y"] = self.mpp or (None, None)
         if (grader := self.provenance.grader) is not None:
-            row |= self._list_grade_columns(grader["target"])
+            row |= list_grade_columns(_TARGET.validate_python(grader["target"]), self.grade)
             row |= self.grade.list_confidence() if self.grade else {}
         return row
-
-    def _list_grade_columns(self, target: JsonValue) -> TableRow:
-        """Return the columns of the grade: `isup` and `cancer` by number, other classes by name."""
-        if isinstance(target, str):
-            row: TableRow = {f"{target}_predicted": self.grade.predicted if self.grade else None}
-            return row | {f"p{k}": p for k, p in enumerate(self.grade.probabilities if self.grade else ())}
-        spec = TargetSpec.model_validate(target)
-        found: str | float | None = None
-        if self.grade:
-            found = self.grade.describe() if spec.has_classes else self.grade.predicted
-        shares = self.grade.probabilities if self.grade else [None] * len(spec.classes)
-        row = {f"{spec.name}_{'risk' if spec.kind == 'survival' else 'predicted'}": found}
-        return row | {f"p_{name}": share for name, share in zip(spec.classes, shares, strict=spec.has_classes)}
 
     def list_class_areas(self) -> TableRow:
         """Return the columns of the areas of each class of cancer; none with one class."""
@@ -260,6 +247,7 @@ class SlideResult(SlideFacts, Measurements, frozen=True, validate_by_name=True, 
         return {"rule_score": found.score, "rule_isup": found.isup, "rule_isup_low": low, "rule_isup_high": high}
 
 
+_TARGET: TypeAdapter[TargetSpec] = TypeAdapter(Target)
 _REMEDY = "it was edited or written by another version: map the slide again"
 
 

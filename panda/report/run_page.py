@@ -211,6 +211,15 @@ def _draw_threshold_chart(run_dir: Path, threshold: float | None) -> Markup:
     return draw_lines(title, [line], "threshold", y_range=(0.0, 1.0), mark=mark, size=(760, 300))
 
 
+def _describe_features(summary: RunSummary) -> str:
+    """Return what made the features that a grading learned from; empty if it read the pixels of slides."""
+    origin = summary.tiles.get("origin") if isinstance(summary, GradingSummary) else None
+    if not isinstance(origin, dict):
+        return ""
+    made = f"features of {origin.get('encoder') or 'an unknown encoder'}"
+    return f"{made}, {origin['tile_um']:.4g} µm tiles" if "tile_um" in origin else made
+
+
 def _lay_out_summary(summary: RunSummary) -> dict[str, Any]:
     """Return the parts of the page that come from the summary."""
     split, scores = choose_split(summary)
@@ -220,6 +229,7 @@ def _lay_out_summary(summary: RunSummary) -> dict[str, Any]:
             ("Made", summary.created.replace("T", " ").removesuffix("Z")),
             ("Seed", format_value(summary.seed, "text")),
             ("Device", summary.device),
+            ("Tiles", _describe_features(summary)),
             ("Colours", format_value(summary.data.colours, "text")),
             ("Took", format_value(summary.seconds, "seconds")),
         ],

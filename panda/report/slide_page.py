@@ -204,6 +204,7 @@ def write_slide_page(slide_dir: Path) -> Path:
         # without the parts of a viewer the pictures are shown
         overlay=None if viewer else read_picture(slide_dir / "overlay.png", _PICTURE_SIDE),
         heatmap=None if viewer else read_picture(slide_dir / "heatmap.png", _PICTURE_SIDE),
+        places=None if viewer else read_picture(slide_dir / "attention.png", _PICTURE_SIDE),
         attention=read_picture(slide_dir / "attention_tiles.png", _PICTURE_SIDE),
         grade_name=grade.target.title if grade else "",
         contribution=f"the log odds of the predicted {'grade' if not grade or grade.target.is_grade else 'class'}"
@@ -246,8 +247,8 @@ def make_slide_table(rows: Sequence[Row], keys: Sequence[str], folder: Path, why
         href = make_link(*up, name, update_slide_page(slide_dir)) if slide_dir else ""
         thumbnail: Picture | None = None
         if slide_dir and index < MOST_THUMBNAILS:
-            # A slide that was only graded has no overlay.
-            pictures = (slide_dir / name for name in ("overlay.png", "slide.jpg"))
+            # A slide that was only graded has no overlay, and one graded from features perhaps no picture of its own.
+            pictures = (slide_dir / name for name in ("overlay.png", "slide.jpg", "attention.png"))
             thumbnail = next(filter(None, (read_picture(path, THUMBNAIL_SIDE, quality=80) for path in pictures)), None)
         shown = Cell("slide", picture=thumbnail, href=href) if thumbnail else Cell(why="there is no picture")
         cells.append(

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from panda.data.feature_files import FeatureOrigin
 from panda.data.targets import Target
 from panda.errors import SlideError
 from panda.stored import Digest, PatchSide, Plain, Share
@@ -123,14 +124,14 @@ class TileSelection(Plain, frozen=True):
     """How the tiles of a slide's bag are selected.
 
     Attributes:
-        how: `guided` by a segmentation, or any `tissue`.
+        how: `guided` by a segmentation, any `tissue`, or those of a file of `features`.
         k: Largest number of tiles in a bag.
         random_fraction: Share of the bag that is random tissue.
         min_tissue: Least share of tissue in a tile.
         seed: Seed of the random share.
     """
 
-    how: Literal["guided", "tissue"]
+    how: Literal["guided", "tissue", "features"]
     k: PositiveInt
     random_fraction: Share
     min_tissue: Share
@@ -142,7 +143,6 @@ class CheckpointMetadata(Plain, frozen=True):
 
     Attributes:
         network: Arguments that rebuild the network, input normalization included.
-        resolution: Working resolution.
         train_slides: Ids of the slides that the network learned from.
         val_slides: Ids of the slides that chose epoch and threshold. Both are in-sample.
         normalize: How the colours of slides were brought to those of a reference, or None.
@@ -152,7 +152,6 @@ class CheckpointMetadata(Plain, frozen=True):
     FORMAT: ClassVar[int]
 
     network: dict[str, JsonValue]
-    resolution: TrainedResolution
     train_slides: SlideIds
     val_slides: SlideIds
     normalize: NormalizeName | None = None
@@ -175,6 +174,7 @@ class SegmentationMetadata(CheckpointMetadata, frozen=True):
     """What a segmentation checkpoint stores beside the weights.
 
     Attributes:
+        resolution: Working resolution.
         patch_size: Side of a patch in working px.
         overlap: Overlap of neighbouring tiles, as a share of the patch size.
         label_maps: Provider to the meaning of its mask codes, for the providers of the training slides.
@@ -190,6 +190,7 @@ class SegmentationMetadata(CheckpointMetadata, frozen=True):
     TASK = "segmentation"
     FORMAT = 1
 
+    resolution: TrainedResolution
     patch_size: PatchSide
     overlap: float = Field(ge=0, lt=1)
     label_maps: dict[str, LabelMap]
@@ -230,8 +231,10 @@ class GradingMetadata(CheckpointMetadata, frozen=True):
     """What a grading checkpoint stores beside the weights.
 
     Attributes:
-        tile_size: Side of a tile in working px.
+        resolution: Working resolution of the tiles; None for a grader of feature files.
+        tile_size: Side of a tile in working px; None for a grader of feature files.
         tiles: How tiles are selected.
+        features: What made the feature files that the grader learned from; None for a grader of slides.
         target: What is predicted.
         scale: Mean and standard deviation of a number on the training slides, to which outputs are scaled back; None
             for other kinds.
@@ -243,8 +246,10 @@ class GradingMetadata(CheckpointMetadata, frozen=True):
     TASK = "grading"
     FORMAT = 2  # 1 had tile features without normalization
 
-    tile_size: PatchSide
+    resolution: TrainedResolution | None
+    tile_size: PatchSide | None
     tiles: TileSelection
+    features: FeatureOrigin | None = None
     target: Target
     scale: TargetScale | None = Field(default=None, exclude_if=lambda scale: scale is None)
     segmentation: Annotated[tuple[Digest, ...], Field(strict=False)]
@@ -266,4 +271,15 @@ class GradingMetadata(CheckpointMetadata, frozen=True):
             message = "scale must be {needed} with kind {kind}"
             needed = "given" if self.target.kind == "regression" else "null"
             raise PydanticCustomError("target", message, {"needed": needed, "kind": self.target.kind})
+        return self
+
+    @model_validator(mode="after")
+    def _check_features(self) -> Self:
+        of_slides = self.tiles.how != "features"
+        absent = [key for key in ("resolution", "tile_size") if (getattr(self, key) is None) == of_slides]
+        if absent or (self.features is None) != of_slides:
+            key, other = (absent or ["features"])[0], "slides" if of_slides else "feature files"
+            message = "{key} is {value}, which does not fit a grader of {other} (tiles.how={how})"
+            named = {"key": key, "value": repr(getattr(self, key)), "other": other, "how": self.tiles.how}
+            raise PydanticCustomError("features", message, named)
         return self

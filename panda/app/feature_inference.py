@@ -1,0 +1,91 @@
+"""Grade the slides of feature files with a checkpoint: grades, pages of slides and a report, without maps."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from panda.app.entry_point import SomeSlidesFailed, log_to_file, make_folder
+from panda.app.feature_grading import FeatureGrading
+from panda.app.inference_config import FeatureInferenceConfig
+from panda.data.failures import Failure, write_failures
+from panda.data.feature_files import FeatureOrigin
+from panda.data.feature_folder import list_unknown
+from panda.errors import PandaError
+from panda.inference.feature_grader import FeatureGrader
+from panda.inference.grade import list_grade_columns
+from panda.inference.slide_loop import run_over_items
+from panda.inference.slide_result import TableRow
+from panda.report.grades_page import GRADES_TABLE, FeatureInferenceSummary, write_grades_page
+from panda.report.inference_summary import LastRun
+from panda.tables import write_table
+from panda.tasks.figures import make_timestamp
+
+log = logging.getLogger(__name__)
+
+
+def infer_from_features(config: FeatureInferenceConfig) -> None:
+    """Grade the slide of every feature file, continue after bad ones, and write the report.
+
+    Raises:
+        SomeSlidesFailed: If any slide could not be graded, after all others are done.
+    """
+    started = time.monotonic()
+    files, images, folder = config.files, config.images, Path(config.run_dir)
+    grader = FeatureGrader(config.grading, config.engine)
+    make_folder(folder)
+    log_to_file(folder / "infer.log")
+    log.info("features=%s: %d files, %d with their slides", config.features, len(files), len(files.keys() & images))
+    grading = FeatureGrading(grader, files, config.slide_options, folder)
+    failures: list[Failure] = []
+    origins: list[FeatureOrigin] = []
+
+    def grade(slide_id: str, _: tqdm[Any]) -> TableRow:
+        if slide_id in (".", "..") or not slide_id.isprintable():
+            raise PandaError(f"{files[slide_id]}: its name cannot name a folder in the output; rename the file")
+        record, origin = grading.grade_file(slide_id, images.get(slide_id))
+        origins.append(origin)
+        row: TableRow = {"slide_id": slide_id}
+        row |= list_grade_columns(record.target, record)
+        row |= record.list_confidence()
+        return row | {"in_sample": _find_role(grader, slide_id)}
+
+    def fail(failure: Failure) -> None:
+        failures.append(failure)
+        write_failures(folder / "failures.csv", failures)
+
+    write_failures(folder / "failures.csv", failures)
+    rows = run_over_items(list(files), str, "grades", grade, fail)
+    write_table(folder / GRADES_TABLE, rows, None if rows else ["slide_id"])
+    notes = list_unknown(origins)
+    if images and (absent := len(files.keys() - images)):
+        notes.append(f"{absent} of {len(files)} slides are not among slides={config.slides}, so no picture shows them.")
+    for note in notes:
+        log.warning("%s", note)
+    FeatureInferenceSummary(
+        grading_checkpoint=str(config.grading.path),
+        features=config.features,
+        slides=config.slides,
+        target=grader.metadata.target,
+        origin=grader.origin,
+        tiles=grader.metadata.tiles.k,
+        device=str(config.engine.torch_device),
+        date=make_timestamp(),
+        last_run=LastRun(slides=len(files), failed=len(failures), seconds=round(time.monotonic() - started, 1)),
+        notes=notes,
+    ).write(folder)
+    log.info("report: %s", write_grades_page(folder))
+    if failures:
+        but = "; the others are done" if rows else ""
+        raise SomeSlidesFailed(f"{len(failures)} of {len(files)} slides failed: see {folder / 'failures.csv'}{but}")
+
+
+def _find_role(grader: FeatureGrader, slide_id: str) -> str | None:
+    """Return the role of a slide in the training of a grader, None if it is new to it."""
+    if slide_id in grader.metadata.train_slides:
+        return "training"
+    return "validation" if slide_id in grader.metadata.val_slides else None

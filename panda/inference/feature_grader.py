@@ -1,0 +1,59 @@
+"""Grade slides from files of features, without their pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from panda.data.feature_files import FeatureFile, FeatureOrigin, read_feature_file
+from panda.data.tile_selection import sample_tiles
+from panda.errors import CheckpointError, ManifestError
+from panda.inference.compute import EngineSettings
+from panda.inference.grade import GradeRecord
+from panda.inference.grader import BagGrader
+from panda.tasks.checkpoint import Checkpoint, read_checkpoint
+from panda.tasks.metadata import GradingMetadata
+
+
+def require_features(checkpoint: Checkpoint[GradingMetadata]) -> FeatureOrigin:
+    """Return what made the features that a grader learned from, or refuse a grader of slides."""
+    if (origin := checkpoint.metadata.features) is None:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path} grades slides by their pixels: give checkpoint=… and slides=… instead of "
+            "features=…, or a grader that was trained with tiles=features"
+        )
+    return origin
+
+
+class FeatureGrader(BagGrader):
+    """A checkpoint of a grading of feature files, ready to grade others.
+
+    Args:
+        checkpoint: Read by `read_checkpoint(path, GradingMetadata)`.
+        settings: Device.
+    """
+
+    def __init__(self, checkpoint: Checkpoint[GradingMetadata], settings: EngineSettings) -> None:
+        self.origin = require_features(checkpoint)
+        super().__init__(checkpoint, settings)
+
+    @classmethod
+    def from_checkpoint(cls, path: Path, settings: EngineSettings) -> FeatureGrader:
+        """Read the checkpoint at `path`."""
+        return cls(read_checkpoint(path, GradingMetadata), settings)
+
+    def grade(self, path: Path) -> tuple[GradeRecord, FeatureFile]:
+        """Grade the slide of a feature file; return the content of the file too.
+
+        Raises:
+            ManifestError: If the file cannot be read, or its features are not of the kind that the grader learned from.
+        """
+        file = read_feature_file(path)
+        if faults := self.origin.describe_difference(file.origin):
+            raise ManifestError(
+                f"{path}: the grader learned from other features: {'; '.join(faults)}. Compute the features as those "
+                "of the training"
+            )
+        tiles = self.metadata.tiles
+        rows = sample_tiles(len(file.features), tiles.k, tiles.seed)
+        coords = None if file.coords is None else file.coords[rows]
+        return self.grade_features(file.features[rows], coords, file.origin.tile_px0), file

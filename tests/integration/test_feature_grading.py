@@ -1,0 +1,176 @@
+"""Train a grading on feature files without slides, and grade others, by the commands of a user."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from panda.data.feature_files import write_feature_file
+from panda.report.run_summary import parse_summary
+from panda.tasks.checkpoint import read_checkpoint
+from panda.tasks.metadata import GradingMetadata
+from tests.checkpoints import grading_checkpoint, segmentation_checkpoint
+from tests.feature_folders import draw_features, make_feature_folder
+from tests.integration.entry_points import run_entry_point, table
+from tests.pyramids import write_pyramid
+
+TRAIN = (
+    *("task=grading", "data=panda", "data.root=own", "data.num_workers=0", "tiles=features"),
+    *("model.hidden=8", "model.dropout=0", "optim.lr=0.02", "trainer=cpu", "trainer.max_epochs=15", "logger=csv"),
+)
+pytestmark = pytest.mark.slow
+
+CHECKPOINT = "runs/grading/first/checkpoints/best.ckpt"
+GRADE = (f"grading_checkpoint={CHECKPOINT}", "features=own/features")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a finished training on the drawn features of slides that do not exist."""
+    home = tmp_path_factory.mktemp("home")
+    make_feature_folder(home / "own")
+    done = run_entry_point("train", home, *TRAIN, "tiles.features=own/features", "name=first")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return home
+
+
+def test_train_on_features_learns_drawn_grades(home: Path) -> None:
+    run = home / "runs/grading/first"
+    content = json.loads((run / "summary.json").read_text())
+    assert parse_summary(content)[1] == []
+    assert (content["test"]["auroc"], content["test"]["accuracy"]) == (1.0, 1.0)
+    assert content["tiles"]["how"] == "features"
+    assert content["tiles"]["origin"]["encoder"] == "drawn"
+    metadata = read_checkpoint(home / CHECKPOINT, GradingMetadata).metadata
+    assert (metadata.tiles.how, metadata.resolution, metadata.tile_size) == ("features", None, None)
+    assert metadata.features is not None
+    assert (metadata.features.dim, metadata.features.encoder) == (8, "drawn")
+    for row in table(run / "test_slides.csv"):
+        left = {path.name for path in (run / "slides" / row["slide_id"]).iterdir()}
+        assert left == {"attention.png", "quantification.json", "slide.html"}
+    assert "features of drawn, 64 µm tiles" in (run / "report.html").read_text()
+
+
+def test_infer_from_features_gives_grades_of_training(home: Path) -> None:
+    done = run_entry_point("infer", home, *GRADE, "output=out")
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = {row["slide_id"]: row for row in table(home / "out/grades.csv")}
+    assert len(found) == 24
+    for row in table(home / "runs/grading/first/test_slides.csv"):
+        own = found[row["slide_id"]]
+        assert (own["isup_predicted"], own["in_sample"]) == (row["predicted"], "")
+        assert [own[f"p{k}"] for k in range(6)] == [row[f"p{k}"] for k in range(6)]
+    assert sum(row["in_sample"] == "training" for row in found.values()) > 5
+    assert table(home / "out/failures.csv") == []
+    assert "The network was trained on" in (home / "out/report.html").read_text()
+    assert (home / "out/slide00/slide.html").is_file()
+
+
+def test_infer_from_features_shows_attention_on_slides(home: Path) -> None:
+    """A slide that is there is drawn; one that is too small for the tiles of its file is not."""
+    (home / "slides").mkdir()
+    pixels = np.full((512, 768, 3), 230, np.uint8)
+    write_pyramid(home / "slides/slide00.tiff", pixels, mpp=1.0)
+    write_pyramid(home / "slides/slide01.tiff", pixels[:128, :128], mpp=1.0)
+    done = run_entry_point("infer", home, *GRADE, "slides=slides", "output=shown")
+    assert done.returncode == 0, done.stderr[-3000:]
+    drawn, other, absent = (home / "shown" / f"slide0{number}" for number in range(3))
+    assert (drawn / "attention_tiles.png").is_file()
+    assert (drawn / "slide.jpg").is_file()
+    assert "data-view=" in (drawn / "slide.html").read_text()
+    assert "its features were computed on another slide" in (other / "slide.html").read_text()
+    assert not (other / "slide.jpg").exists()
+    assert (other / "attention.png").is_file()
+    assert "The slide is not given" in (absent / "slide.html").read_text()
+    assert "22 of 24 slides are not among slides=slides" in (home / "shown/report.html").read_text()
+
+
+def test_infer_from_features_bad_file_fails_its_slide(home: Path) -> None:
+    folder = make_feature_folder(home / "mixed", 2)
+    write_feature_file(folder / "other.h5", draw_features("other", 0, encoder="uni", weights=None))
+    write_feature_file(folder / "unknown.h5", draw_features("unknown", 4, encoder=None, weights=None))
+    (folder / "slide01.h5").write_bytes(b"no features")
+    done = run_entry_point("infer", home, GRADE[0], "features=mixed/features", "output=mixed/out")
+    assert done.returncode == 1
+    assert "2 of 4 slides failed" in done.stderr
+    failed = {row["slide_id"]: row["message"] for row in table(home / "mixed/out/failures.csv")}
+    assert "the grader learned from other features: encoder is drawn, but uni" in failed["other"]
+    assert "slide01.h5" in failed["slide01"]
+    assert {row["slide_id"]: row["isup_predicted"] for row in table(home / "mixed/out/grades.csv")} == {
+        "slide00": "0",
+        "unknown": "4",
+    }
+    assert "1 of 2 feature files do not state which encoder" in (home / "mixed/out/report.html").read_text()
+
+
+def test_infer_refuses_what_features_do_not_fit(home: Path) -> None:
+    """Nothing is written if no file fits, keys of maps are typed, or the grader is of the other kind."""
+    make_feature_folder(home / "wide", 2, dim=9)
+    done = run_entry_point("infer", home, GRADE[0], "features=wide/features", "output=none", "threshold=0.5")
+    assert "none of 2 files fits the features" in done.stderr
+    assert "dim is 8, but 9" in done.stderr
+    assert "threshold=0.5 is not used with features=…" in done.stderr
+    of_slides = grading_checkpoint(home / "slides.ckpt")
+    done = run_entry_point("infer", home, f"grading_checkpoint={of_slides}", GRADE[1], "output=none")
+    assert "grades slides by their pixels: give checkpoint=… and slides=…" in done.stderr
+    mapped = f"checkpoint={segmentation_checkpoint(home / 'maps.ckpt')}"
+    write_pyramid(home / "one.tiff", np.full((64, 64, 3), 230, np.uint8), mpp=1.0)
+    done = run_entry_point("infer", home, GRADE[0], mapped, "slides=one.tiff", "output=none")
+    assert "grades files of features of drawn" in done.stderr
+    assert "give features=… with the folder of the feature files" in done.stderr
+    done = run_entry_point("infer", home, *GRADE, mapped, "output=none")
+    assert "is not used with features=…, from which slides are graded without a map" in done.stderr
+    assert not (home / "none").exists()
+
+
+def test_train_on_features_slide_without_file_is_failure(home: Path) -> None:
+    folder = make_feature_folder(home / "gap")
+    (folder / "slide00.h5").unlink()
+    done = run_entry_point("train", home, *TRAIN, "data.root=gap", "tiles.features=gap/features", "name=gap")
+    assert done.returncode == 1
+    (failed,) = table(home / "runs/grading/gap/failures.csv")
+    assert failed["slide_id"] == "slide00"
+    assert "there is no feature file of slide slide00" in failed["message"]
+
+
+def test_train_on_features_refuses_idle_keys_and_mixed_files(home: Path) -> None:
+    folder = make_feature_folder(home / "two")
+    write_feature_file(folder / "slide03.h5", draw_features("slide03", 0, encoder="uni"))
+    idle = ("model.encoder=resnet50", "tiles.tile_size=128", "engine.precision=fp32")
+    done = run_entry_point("train", home, *TRAIN, "data.root=two", "tiles.features=two/features", *idle, "name=no")
+    assert f"{', '.join(idle)} are not used with tiles=features" in done.stderr
+    assert "slide03.h5 were not made alike: encoder is drawn, but uni" in done.stderr
+    done = run_entry_point("train", home, *TRAIN, "tiles=tissue", "tiles.features=own/features", "name=no")
+    assert "tiles.features=own/features is not used with tiles=tissue" in done.stderr
+    done = run_entry_point("train", home, *TRAIN, "name=no")
+    assert "tiles.features is not given" in done.stderr
+    assert not (home / "runs/grading/no").exists()
+
+
+def test_train_on_features_resumes_only_with_same_files(home: Path) -> None:
+    begun = ("tiles.features=again/features", "data.root=again", "name=again", "trainer.max_epochs=2")
+    folder = make_feature_folder(home / "again")
+    assert run_entry_point("train", home, *TRAIN, *begun).returncode == 0
+    resume = ("resume=runs/grading/again/checkpoints/last.ckpt", "trainer.max_epochs=3")
+    assert run_entry_point("train", home, *resume).returncode == 0
+    train = next(row for row in table(home / "runs/grading/again/splits.csv") if row["split"] == "train")
+    os.utime(folder / f"{train['slide_id']}.h5", ns=(1, 1))
+    done = run_entry_point("train", home, *resume[:1], "trainer.max_epochs=4")
+    assert f"slide {train['slide_id']}: its file was" in done.stderr
+
+
+def test_sweep_over_feature_folders_names_them(home: Path) -> None:
+    """Folders of other encoders are compared; a job that differs only in its evaluation reuses a training."""
+    make_feature_folder(home / "uni", encoder="uni", dim=10)
+    sweep = ("-m", *TRAIN, "tiles.features=own/features,uni/features", "test_slides=true,false", "name=s")
+    done = run_entry_point("train", home, *sweep, "trainer.max_epochs=2")
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = home / "runs/grading/sweep-s"
+    assert "uni/features" in (folder / "sweep.html").read_text()
+    found = [json.loads((folder / str(job) / "summary.json").read_text()) for job in range(4)]
+    assert [one["tiles"]["origin"]["encoder"] for one in found] == ["drawn", "drawn", "uni", "uni"]
+    assert [one["trained_by"] is None for one in found] == [True, False, True, False]
