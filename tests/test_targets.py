@@ -1,5 +1,6 @@
 """Targets of grading: what is read from the columns of a table, and what is refused."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +161,4 @@ def test_stored_target_is_a_name_or_the_whole() -> None:
     ):
         assert stored.dump_python(target, mode="json") == text
         assert stored.validate_python(text) == target
+        assert stored.validate_json(json.dumps(text), strict=True) == target

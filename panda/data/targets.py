@@ -9,8 +9,8 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, GetCoreSchemaHandler, GetPydanticSchema, PlainSerializer, model_validator
+from pydantic_core import PydanticCustomError, core_schema
 from torch import Tensor
 
 from panda.data.findings import MISSING
@@ -76,7 +76,14 @@ class TargetSpec(Plain, frozen=True):
         named = {"isup": "ISUP grade", "cancer": "Cancer"}
         if self.is_grade:
             return named[self.name]
-        return f"{self.name}, log hazard" if self.kind == "survival" else self.name
+        return f"log hazard ({self.name})" if self.kind == "survival" else self.name
+
+    def describe_source(self) -> str:
+        """Return what is learned: `isup`, or name, kind, columns and classes of a column."""
+        if self.is_grade:
+            return self.name
+        classes = f" [{','.join(self.classes)}]" * self.has_classes
+        return f"{self.name} ({self.kind} of {' and '.join(self.columns)}{classes})"
 
     @property
     def scoring(self) -> str:
@@ -168,12 +175,18 @@ CANCER = TargetSpec(name="cancer", kind="classes", classes=tuple(list_class_name
 NAMED = MappingProxyType({spec.name: spec for spec in (ISUP, CANCER)})
 """Targets that follow from the ISUP grade, by name."""
 
+
+def _make_schema(_source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+    """Return the schema of a name in `NAMED` or a whole target."""
+    either = handler.generate_schema(Literal["isup", "cancer"] | TargetSpec)
+    return core_schema.no_info_after_validator_function(
+        lambda value: NAMED[value] if isinstance(value, str) else value, either
+    )
+
+
 Target = Annotated[
     TargetSpec,
-    BeforeValidator(
-        lambda value: NAMED.get(value, value) if isinstance(value, str) else value,
-        json_schema_input_type=Literal["isup", "cancer"] | TargetSpec,
-    ),
+    GetPydanticSchema(_make_schema),
     PlainSerializer(lambda spec: spec.name if spec.is_grade else spec.model_dump(mode="json")),
 ]
 """A target in a stored file: `isup` and `cancer` by name, others in full."""

@@ -10,11 +10,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from panda.data.targets import TargetSpec
 from panda.errors import ManifestError, PandaError
 from panda.report.axes import PALETTE
 from panda.report.charts import draw_pairs
 from panda.report.page import require_folder, write_page
-from panda.report.paired import Difference, Pair, choose_groups, compute_differences, pair_rows, read_slide_rows
+from panda.report.paired import (
+    MUST_AGREE,
+    Difference,
+    Pair,
+    choose_groups,
+    compute_differences,
+    pair_rows,
+    read_slide_rows,
+)
 from panda.report.run_folder import Picture, find_subfolder, make_link, parse_number, read_picture, read_text
 from panda.report.run_summary import RunSummary, SegmentationSummary, read_summary
 from panda.report.sweep_jobs import parse_overrides
@@ -45,7 +54,10 @@ def check_comparable(folders: tuple[Path, Path], summaries: tuple[RunSummary, Ru
     for key in ("task", "target"):
         was, is_ = (getattr(summary, key, None) for summary in summaries)
         if was != is_:
-            raise ManifestError(f"{key} is {was} in {folders[0]} and {is_} in {folders[1]}: give two runs of one {key}")
+            texts = [value.describe_source() if isinstance(value, TargetSpec) else value for value in (was, is_)]
+            raise ManifestError(
+                f"{key} is {texts[0]} in {folders[0]} and {texts[1]} in {folders[1]}: give two runs of one {key}"
+            )
     if isinstance(a, SegmentationSummary) and isinstance(b, SegmentationSummary):
         for key in _RESOLUTION:
             before, after = a.data.settings.get(key), b.data.settings.get(key)
@@ -74,17 +86,17 @@ def compare(a: Path, b: Path, output: Path | None = None) -> Path:
     a, b = Path(a).absolute(), Path(b).absolute()
     summaries = read_tested(a), read_tested(b)
     check_comparable((a, b), summaries)
-    task = summaries[0].task
+    scoring = summaries[0].scoring
     names = _name_runs(a, b)
-    first, second = (read_slide_rows(folder / "test_slides.csv", task) for folder in (a, b))
-    pairs = pair_rows(names, (first, second), task)
+    first, second = (read_slide_rows(folder / "test_slides.csv", scoring) for folder in (a, b))
+    pairs = pair_rows(names, (first, second), scoring)
     if not pairs:
         raise ManifestError(f"{a / 'test_slides.csv'} holds no slide: nothing can be compared")
     groups, agreed = choose_groups(pairs)
-    found = compute_differences(pairs, groups, task)
+    found = compute_differences(pairs, groups, scoring)
     output = Path(output).absolute() if output else b.parent / f"compare-{'-'.join(names)}".replace(" ", "-")
     write_table(output / "compare.csv", [_make_figure_row(difference) for difference in found])
-    slides = _make_slide_rows(pairs, groups, task)
+    slides = _make_slide_rows(pairs, groups, scoring)
     write_table(output / "compare_slides.csv", slides)
     return write_page(
         output / "compare.html",
@@ -107,10 +119,10 @@ def compare(a: Path, b: Path, output: Path | None = None) -> Path:
             names,
             {p: PALETTE[k % len(PALETTE)] for k, p in enumerate(sorted({row["provider"] for row in slides}))},
         )
-        if task == "segmentation"
+        if scoring == "segmentation"
         else "",
-        table=_make_slide_table(slides, names, task),
-        sides=_choose_sides((a, b), output, slides, names) if task == "segmentation" else [],
+        table=_make_slide_table(slides, names, scoring),
+        sides=_choose_sides((a, b), output, slides, names) if scoring == "segmentation" else [],
     )
 
 
@@ -126,9 +138,9 @@ def _make_figure_row(difference: Difference) -> dict[str, Any]:
     return row | {"low": low, "high": high}
 
 
-def _make_slide_rows(pairs: Sequence[Pair], groups: Sequence[str], task: str) -> list[dict[str, Any]]:
-    keys = ("dice", "fp_mm2", "tumor_mm2") if task == "segmentation" else ("predicted",)
-    kept = ("isup_grade", "true_tumor_mm2") if task == "segmentation" else ("isup_grade", "label")
+def _make_slide_rows(pairs: Sequence[Pair], groups: Sequence[str], scoring: str) -> list[dict[str, Any]]:
+    keys = ("dice", "fp_mm2", "tumor_mm2") if scoring == "segmentation" else ("predicted",)
+    kept = ("isup_grade", "true_tumor_mm2") if scoring == "segmentation" else _list_labels(scoring)
     rows = []
     for (one, other), group in zip(pairs, groups, strict=True):
         row: dict[str, Any] = {"slide_id": one["slide_id"], "provider": one.get("provider", ""), "group": group}
@@ -139,6 +151,12 @@ def _make_slide_rows(pairs: Sequence[Pair], groups: Sequence[str], task: str) ->
             row[f"{key}_difference"] = None if was is None or is_ is None else is_ - was
         rows.append(row)
     return rows
+
+
+def _list_labels(scoring: str) -> list[str]:
+    """Return the columns of the given label of a grading."""
+    grade = ["isup_grade"] if scoring in ("isup", "cancer") else []
+    return grade + [key for key, _ in MUST_AGREE[scoring] if key != "provider"]
 
 
 def _list_notes(pairs: Sequence[Pair], agreed: bool) -> list[str]:
@@ -209,27 +227,25 @@ def _tabulate_figures(found: Sequence[Difference], names: tuple[str, str]) -> Ta
 _NO_TEST = "only the Dice of slides is tested, with at least 3 groups"
 
 
-def _make_slide_table(rows: Sequence[Mapping[str, Any]], names: tuple[str, str], task: str) -> Table:
-    key = "dice" if task == "segmentation" else "predicted"
+def _make_slide_table(rows: Sequence[Mapping[str, Any]], names: tuple[str, str], scoring: str) -> Table:
+    key = "dice" if scoring == "segmentation" else "predicted"
     kind = find_format(key)
+    given = ["isup_grade"] if scoring in ("segmentation", "isup", "cancer") else _list_labels(scoring)
     why, unknown = "no cancer is labelled on this slide, so it has no Dice", "µm/px or truth of the slide is unknown"
     ordered = sorted(rows, key=lambda row: (row[f"{key}_difference"] is None, -abs(row[f"{key}_difference"] or 0)))
     body = []
     for row in ordered:
         gap = row[f"{key}_difference"]
-        line = [
-            make_cell(row["slide_id"], "id"),
-            Cell(row["provider"]),
-            make_cell(row["isup_grade"], "count", "it has no grade"),
-        ]
+        line = [make_cell(row["slide_id"], "id"), Cell(row["provider"])]
+        line += [make_cell(row[column], find_format(column), "it has no grade") for column in given]
         line += [make_cell(row[f"{key}_{side}"], kind, why) for side in "ab"]
         line.append(Cell("" if gap is None else f"{gap:+.3g}", sort=gap, why=why, style="num"))
-        if task == "segmentation":
+        if scoring == "segmentation":
             line += [make_cell(row[f"fp_mm2_{side}"], "mm2", unknown) for side in "ab"]
         body.append(line)
-    heads = [Head("Slide"), Head("Provider"), Head("ISUP grade", figures=True)]
+    heads = [Head("Slide"), Head("Provider"), *(Head(name_figure(column), figures=True) for column in given)]
     heads += [Head(name_figure(key), name, True) for name in names] + [Head("Difference", figures=True)]
-    if task == "segmentation":
+    if scoring == "segmentation":
         heads += [Head("False alarms, mm²", name, True) for name in names]
     return Table(heads, body)
 

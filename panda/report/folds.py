@@ -31,11 +31,11 @@ class Figure:
     interval: tuple[float, float] | None
 
 
-def compute_figures(rows: Sequence[Mapping[str, str]], task: str) -> list[Figure]:
+def compute_figures(rows: Sequence[Mapping[str, str]], scoring: str) -> list[Figure]:
     """Compute each of `panda.report.paired.list_figures` that a slide has over the rows of `test_slides.csv`."""
     names = np.array([row.get("group") or row["slide_id"] for row in rows])
     found = []
-    for name, (columns, statistic) in list_figures(rows, task).items():
+    for name, (columns, statistic) in list_figures(rows, scoring).items():
         values = np.array([[read_value(row, column) for column in columns] for row in rows]).reshape(-1, len(columns))
         has_it = np.isfinite(values).all(axis=1)
         if not has_it.any():
@@ -49,7 +49,7 @@ def compute_figures(rows: Sequence[Mapping[str, str]], task: str) -> list[Figure
 
 
 def read_folds(folders: Sequence[Path]) -> tuple[list[dict[str, str]], str]:
-    """Read the rows of the test slides of finished runs, one for each fold, and their task.
+    """Read the rows of the test slides of finished runs, one for each fold, and their scoring.
 
     Raises:
         ManifestError: If a folder holds no finished run, a slide was tested in two of them, or their tasks, targets or
@@ -61,7 +61,7 @@ def read_folds(folders: Sequence[Path]) -> tuple[list[dict[str, str]], str]:
     rows: list[dict[str, str]] = []
     tested: dict[str, Path] = {}
     for folder in folders:
-        for row in read_slide_rows(folder / "test_slides.csv", summaries[0].task):
+        for row in read_slide_rows(folder / "test_slides.csv", summaries[0].scoring):
             slide_id = row["slide_id"]
             if slide_id in tested:
                 raise ManifestError(
@@ -70,7 +70,7 @@ def read_folds(folders: Sequence[Path]) -> tuple[list[dict[str, str]], str]:
                 )
             tested[slide_id] = folder
             rows.append(row)
-    return rows, summaries[0].task
+    return rows, summaries[0].scoring
 
 
 def main() -> None:
@@ -79,11 +79,11 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="folders of finished runs, one for each fold")
     try:
         runs = parser.parse_args().runs
-        rows, task = read_folds(runs)
+        rows, scoring = read_folds(runs)
     except PandaError as error:
         sys.exit(f"error: {error}")
     print(f"{len(rows)} slides of {len(runs)} runs, each tested once")
-    for figure in compute_figures(rows, task):
+    for figure in compute_figures(rows, scoring):
         ends = "no interval: one group" if figure.interval is None else "[{:.3f}, {:.3f}]".format(*figure.interval)
         print(f"{figure.name:22} {figure.value:.3f}  {ends}  {figure.slides} slides, {figure.groups} groups")
 

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from panda.report.run_summary import RunSummary, read_summary
-from panda.report.table import format_value
+from panda.report.run_summary import GradingSummary, RunSummary, read_summary
+from panda.report.table import find_format, format_value
 
 FIGURES = {
     "segmentation": (
@@ -15,7 +15,13 @@ FIGURES = {
         ("dice_mean_slide", "mean Dice of slides with cancer"),
         ("all_tissue_dice", "Dice if all tissue were called cancer"),
     ),
-    "grading": (("qwk", "quadratic kappa"), ("accuracy", "accuracy"), ("auroc", "AUROC for cancer")),
+    **dict.fromkeys(
+        ("isup", "cancer"), (("qwk", "quadratic kappa"), ("accuracy", "accuracy"), ("auroc", "AUROC for cancer"))
+    ),
+    "classes": (("auroc_macro", "AUROC"), ("balanced_accuracy", "balanced accuracy"), ("kappa", "kappa")),
+    "ordinal": (("qwk", "quadratic kappa"), ("accuracy", "accuracy"), ("auroc_macro", "AUROC")),
+    "regression": (("r2", "R²"), ("mae", "mean absolute error")),
+    "survival": (("concordance", "concordance"), ("events", "events")),
 }
 
 
@@ -23,12 +29,14 @@ def format_headline(summary: RunSummary) -> str:
     """Write the figures of the test slides, or of validation if there are none, in a line."""
     split, scores = ("val", summary.val) if summary.test is None else ("test", summary.test)
     numbers = scores.numbers
-    named = [
-        f"{name} {format_value(numbers[key]) or 'undefined'}" for key, name in FIGURES[summary.task] if key in numbers
-    ]
+    known = [(key, name) for key, name in FIGURES[summary.scoring] if key in numbers]
+    named = [f"{name} {format_value(numbers[key], find_format(key)) or 'undefined'}" for key, name in known]
     slides = f" on {numbers['slides']} slides" if "slides" in numbers else ""
     at = f" at threshold {summary.threshold:.3f}" if summary.task == "segmentation" else ""
-    return f"{summary.task} ({split}{slides}{at}): {', '.join(named)}"
+    what: str = summary.task
+    if isinstance(summary, GradingSummary) and not summary.target.is_grade:
+        what += f" of {summary.target.name}"
+    return f"{what} ({split}{slides}{at}): {', '.join(named)}"
 
 
 def main(folders: Sequence[str]) -> int:

@@ -96,6 +96,8 @@ def write_inference_page(output: Path) -> Path:
         "in_sample": any(counts.values()),
     }
     keys = [k for k in _COLUMNS if any(k in row for row in rows) and is_informative.get(k, True)]
+    if rows and not {"isup_predicted", "cancer_predicted"} & rows[0].keys() and "mpp_y" in rows[0]:
+        keys[1:1] = list(rows[0])[list(rows[0]).index("mpp_y") + 1 :][:1]  # of a grader with another target
     areas = [key for key in (rows[0] if rows else ()) if key.startswith(CLASS_AREA) and key.endswith("_mm2")]
     if areas:
         place = keys.index("tumor_mm2") + 1

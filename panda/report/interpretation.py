@@ -23,9 +23,9 @@ HEADLINES = {
     "classes": ("auroc_macro", "balanced_accuracy", "accuracy", "kappa"),
     "ordinal": ("qwk", "accuracy", "balanced_accuracy", "auroc_macro"),
     "regression": ("r2", "mae", "spearman", "pearson"),
-    "survival": ("concordance", "events"),
+    "survival": ("concordance",),
 }  # fmt: skip
-LESS_IS_BETTER = frozenset({"fp_mm2_benign_slides", "nll", "ece", "aurc", "selective_risk"})
+LESS_IS_BETTER = frozenset({"fp_mm2_benign_slides", "nll", "ece", "aurc", "selective_risk", "mae"})
 _FEW_SLIDES = 20
 _MUCH_OUTSIDE = 0.5
 """Share in % of the labelled cancer from which the cancer outside the tissue found is shown."""
@@ -33,6 +33,9 @@ _WHY_NONE = {
     "fp_mm2_benign_slides": "needs benign slides of known µm/px",
     "auroc": "needs slides with and without cancer",
     "auroc_significant": "needs slides on both sides of ISUP 2",
+    "auroc_macro": "needs slides of two classes",
+    "concordance": "needs an event before the time of another slide",
+    **dict.fromkeys(("r2", "pearson", "spearman"), "needs slides with different numbers"),
 }
 
 
@@ -154,6 +157,12 @@ def _explain_grading(scores: Figures, keys: Sequence[str]) -> str:
         "qwk": "predicted and given grades agree with a quadratic weighted κ of {}",
         "accuracy": "{} of the slides got the right class",
         "auroc": "AUROC of cancer against benign is {}",
+        "auroc_macro": "AUROC of a class against all others is {}, on average over the classes",
+        "balanced_accuracy": "{} of the slides of a class got it, on average over the classes",
+        "r2": "R² of the predicted numbers is {}, if 1 is perfect and 0 is no better than their mean",
+        "mae": "they are off by {} on average",
+        "concordance": "the concordance index is {}: how often, of two slides, the one with the earlier event has the "
+        "higher predicted risk. Chance gives 0.5",
     }
     parts = []
     for key in keys:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,12 @@ from panda.tables import read_output_table
 from panda.tasks.bootstrap import average_known, bootstrap_interval
 from panda.tasks.grade_calibration import compute_aurc, measure_grade_reliability
 from panda.tasks.grade_metrics import compare_grades
+from panda.tasks.target_metrics import (
+    Statistics,
+    compute_concordance,
+    list_class_statistics,
+    list_number_statistics,
+)
 
 _LEAST_GROUPS = 3
 """Fewest groups of a signed-rank test."""
@@ -87,7 +95,43 @@ def _measure_aurc(rows: NDArray[np.float64]) -> float:
 _AREAS = {"fp_mm2", "cancer_outside_tissue_px"}
 Statistic = Callable[[NDArray[Any]], float]
 
-FIGURES: Mapping[str, Mapping[str, tuple[tuple[str, ...], Statistic]]] = {
+Figures = Mapping[str, tuple[tuple[str, ...], Statistic]]
+_LABEL = ("label", "predicted")
+_AGREEMENT: dict[str, tuple[tuple[str, ...], Statistic]] = {
+    "qwk": (_LABEL, lambda pairs: compare_grades(pairs)[0]),
+    "accuracy": (_LABEL, lambda pairs: compare_grades(pairs)[1]),
+}
+_CONFIDENCE: dict[str, tuple[tuple[str, ...], Statistic]] = {
+    "ece": ((*_LABEL, "confidence"), _measure_ece),
+    "aurc": ((*_LABEL, "confidence"), _measure_aurc),
+}
+
+
+def _score_classes(rows: NDArray[np.float64]) -> Statistics:
+    true, predicted = rows.astype(np.int64).T
+    return list_class_statistics(true, predicted, int(rows.max(initial=0)) + 1)
+
+
+def _score_numbers(rows: NDArray[np.float64]) -> Statistics:
+    return list_number_statistics(*rows.T)
+
+
+def _score_risks(rows: NDArray[np.float64]) -> Statistics:
+    return {"concordance": partial(compute_concordance, *rows.T)}
+
+
+def _make_figures(
+    columns: tuple[str, ...], names: Sequence[str], score: Callable[[NDArray[Any]], Statistics]
+) -> dict[str, tuple[tuple[str, ...], Statistic]]:
+    """Return the figures of these names, each over rows of the columns."""
+
+    def compute(name: str, rows: NDArray[Any]) -> float:
+        return float(score(rows)[name](np.ones(len(rows))))
+
+    return {name: (columns, partial(compute, name)) for name in names}
+
+
+FIGURES: Mapping[str, Figures] = {
     "segmentation": {
         "dice_mean_slide": (("dice",), average_known),
         "dice": (("tp_px", "fp_px", "fn_px"), _pool_dice),
@@ -95,44 +139,43 @@ FIGURES: Mapping[str, Mapping[str, tuple[tuple[str, ...], Statistic]]] = {
         "rule_qwk": (("isup_grade", "rule_isup"), lambda pairs: compare_grades(pairs)[0]),
         "rule_accuracy": (("isup_grade", "rule_isup"), lambda pairs: compare_grades(pairs)[1]),
     },
-    "grading": {
-        "qwk": (("label", "predicted"), lambda pairs: compare_grades(pairs)[0]),
-        "accuracy": (("label", "predicted"), lambda pairs: compare_grades(pairs)[1]),
-        "ece": (("label", "predicted", "confidence"), _measure_ece),
-        "aurc": (("label", "predicted", "confidence"), _measure_aurc),
-    },
+    **dict.fromkeys(("isup", "cancer"), _AGREEMENT | _CONFIDENCE),
+    "classes": _make_figures(_LABEL, ("balanced_accuracy", "accuracy", "kappa"), _score_classes) | _CONFIDENCE,
+    "ordinal": _AGREEMENT | _make_figures(_LABEL, ("balanced_accuracy", "kappa"), _score_classes) | _CONFIDENCE,
+    "regression": _make_figures(_LABEL, ("r2", "mae", "pearson", "spearman"), _score_numbers),
+    "survival": _make_figures(("time", "event", "predicted"), ("concordance",), _score_risks),
 }
-"""Figures of each task: the columns of the table of slides, and the statistic over their rows."""
+"""Figures of each scoring: the columns of the table of slides, and the statistic over their rows."""
 
 
-def list_figures(rows: Sequence[Row], task: str) -> Mapping[str, tuple[tuple[str, ...], Statistic]]:
-    """Return the figures of a task, and the Dice of each class whose pixels a table of slides has."""
+def list_figures(rows: Sequence[Row], scoring: str) -> Figures:
+    """Return the figures of a scoring, and the Dice of each class whose pixels a table of slides has."""
     first = CLASS_PIXELS[0]
     names = [column.removeprefix(first) for column in (rows[0] if rows else ()) if column.startswith(first)]
     by_class = {f"dice_{name}": (tuple(f"{kind}{name}" for kind in CLASS_PIXELS), _pool_class_dice) for name in names}
-    return {**FIGURES[task], **by_class}
+    return {**FIGURES[scoring], **by_class}
 
 
-def compute_differences(rows: Sequence[Pair], groups: Sequence[str], task: str) -> list[Difference]:
+def compute_differences(rows: Sequence[Pair], groups: Sequence[str], scoring: str) -> list[Difference]:
     """Compare two runs by each figure that a slide has, over all slides and by provider.
 
     `rows` are the rows of each slide in both tables, `groups` the group of each slide.
     """
     providers = sorted({a.get("provider", "") for a, _ in rows} - {""})
-    figures = list_figures([a for a, _ in rows], task)
+    figures = list_figures([a for a, _ in rows], scoring)
     each = [(figure, provider) for provider in ("all", *providers) for figure in figures]
-    found = (compute_difference(rows, groups, task, *one) for one in each)
+    found = (compute_difference(rows, groups, scoring, *one) for one in each)
     return [difference for difference in found if difference is not None]
 
 
 def compute_difference(
-    rows: Sequence[Pair], groups: Sequence[str], task: str, figure: str, provider: str = "all"
+    rows: Sequence[Pair], groups: Sequence[str], scoring: str, figure: str, provider: str = "all"
 ) -> Difference | None:
     """Compare two runs by one figure, over all slides or those of a provider.
 
     The result is None if no slide has the figure in both runs, or it is not in `list_figures`.
     """
-    figures = list_figures([a for a, _ in rows], task)
+    figures = list_figures([a for a, _ in rows], scoring)
     if figure not in figures:
         return None
     columns, statistic = figures[figure]
@@ -154,17 +197,20 @@ def compute_difference(
     return Difference(figure, provider, len(a), len(np.unique(drawn)), was, is_, gap, interval, p)
 
 
-def read_slide_rows(path: Path, task: str) -> list[dict[str, str]]:
+def read_slide_rows(path: Path, scoring: str) -> list[dict[str, str]]:
     """Read a table of scored slides, `test_slides.csv` or `val_slides.csv`.
 
     Raises:
-        ManifestError: If a row has no slide id or that of another row, or a figure is not empty and no number from 0.
+        ManifestError: If a row has no slide id or that of another row, or a figure is not empty and no number, from 0
+            unless a grading predicts numbers.
     """
     rows, known = read_output_table(path), set[str]()
-    columns = {name for names, _ in list_figures(rows, task).values() for name in names} | _AREAS
+    columns = {name for names, _ in list_figures(rows, scoring).values() for name in names} | _AREAS
+    least = -math.inf if scoring in ("regression", "survival") else 0
     for number, row in enumerate(rows, start=2):
         slide_id = row.get("slide_id")
-        faults = [f"{name} is {row[name]!r}" for name in sorted(columns & row.keys()) if not _is_figure(row[name])]
+        figures = {name: row[name] for name in sorted(columns & row.keys())}
+        faults = [f"{name} is {cell!r}" for name, cell in figures.items() if not _is_figure(cell, least)]
         if not slide_id or slide_id in known:
             faults.append(f"slide_id is {slide_id!r}" + " again" * bool(slide_id))
         if faults:
@@ -175,8 +221,8 @@ def read_slide_rows(path: Path, task: str) -> list[dict[str, str]]:
     return rows
 
 
-def _is_figure(cell: str) -> bool:
-    return not cell or ((value := parse_number(cell)) is not None and value >= 0)
+def _is_figure(cell: str, least: float) -> bool:
+    return not cell or ((value := parse_number(cell)) is not None and value >= least)
 
 
 def read_value(row: Row, column: str) -> float:
@@ -195,20 +241,23 @@ MUST_AGREE: Mapping[str, Sequence[tuple[str, str]]] = {
         ("cancer_outside_tissue_px", "the labelled cancer outside its tissue"),
         ("labelled_px", "the labelled cancer in its tissue"),
     ),
-    "grading": (("provider", "its provider"), ("label", "its class")),
+    **dict.fromkeys(("isup", "cancer", "classes", "ordinal"), (("provider", "its provider"), ("label", "its class"))),
+    "regression": (("provider", "its provider"), ("label", "its number")),
+    "survival": (("provider", "its provider"), ("time", "its time"), ("event", "its event")),
 }
 """Columns that must be equal in both runs, and their names in messages."""
 
 
-def pair_rows(names: tuple[str, str], tables: tuple[Sequence[Row], Sequence[Row]], task: str) -> list[Pair]:
+def pair_rows(names: tuple[str, str], tables: tuple[Sequence[Row], Sequence[Row]], scoring: str) -> list[Pair]:
     """Pair the rows of the same slides in two tables, `test_slides.csv` or `val_slides.csv`, by slide id.
 
     Raises:
         ManifestError: If the slides or their labels differ, or a table lacks a column.
     """
-    columns = ("slide_id", "tp_px", "fp_px", "fn_px") if task == "segmentation" else ("slide_id", "label", "predicted")
+    labels = [key for key, _ in MUST_AGREE[scoring] if key != "provider"]
+    columns = ("tp_px", "fp_px", "fn_px") if scoring == "segmentation" else (*labels, "predicted")
     for name, table in zip(names, tables, strict=True):
-        for column in columns:
+        for column in ("slide_id", *columns):
             if any(column not in row for row in table):
                 raise ManifestError(
                     f"{name}: its table of slides has no {column}: it was edited or is of an older version, train again"
@@ -223,7 +272,7 @@ def pair_rows(names: tuple[str, str], tables: tuple[Sequence[Row], Sequence[Row]
         )
     pairs = [(a[slide_id], b[slide_id]) for slide_id in sorted(a)]
     for one, other in pairs:
-        for key, what in MUST_AGREE[task]:
+        for key, what in MUST_AGREE[scoring]:
             was, is_ = (_read_truth(row, key) for row in (one, other))
             if was != is_:
                 raise ManifestError(

@@ -23,19 +23,24 @@ from panda.report.run_folder import Picture, make_link, make_natural_key, parse_
 from panda.report.run_summary import GradingSummary, RunSummary, read_summary
 from panda.report.slide_page import find_slide_table, make_slide_table
 from panda.report.table import Cell, Head, Table, format_value, make_cell, name_figure
+from panda.report.target_charts import draw_predictions
 from panda.tables import read_output_table
 
 _MOST_PANELS = 12
+_GRADED = ("slide_id", "provider", "isup_grade", "label", "predicted", "confidence", "mark")
 _SLIDE_COLUMNS = {
     "segmentation": (
         "slide_id", "provider", "isup_grade", "rule_score", "rule_isup", "rule_band", "dice", "iou", "precision",
         "recall", "tumor_percent_of_tissue", "tumor_mm2", "true_tumor_mm2", "tissue_mm2", "num_regions", "fp_mm2",
         "cancer_outside_tissue_mm2",
     ),
-    "grading": (
-        "slide_id", "provider", "isup_grade", "label", "predicted", "confidence", "mark", "p0", "p1", "p2", "p3", "p4",
-        "p5",
+    "isup": (*_GRADED, "p0", "p1", "p2", "p3", "p4", "p5"),
+    "cancer": (*_GRADED, "p0", "p1"),
+    **dict.fromkeys(
+        ("classes", "ordinal"), ("slide_id", "provider", "given_class", "predicted_class", "confidence", "mark")
     ),
+    "regression": ("slide_id", "provider", "label", "predicted"),
+    "survival": ("slide_id", "provider", "time", "event", "predicted"),
 }  # fmt: skip
 _AREAS = ("tumor_mm2", "true_tumor_mm2", "tissue_mm2", "fp_mm2", "cancer_outside_tissue_mm2")
 _WHY = {
@@ -59,7 +64,7 @@ def draw_training(rows: Sequence[dict[str, str]]) -> list[Markup]:
     columns = [c for c in (rows[0] if rows else {}) if c.startswith(("train/", "val/"))]
     names = list(dict.fromkeys(c.split("/", 1)[1] for c in columns))
     names = [n for n in names if not n.endswith(("_step", "_epoch"))]
-    first = ("loss", "dice", "qwk", "accuracy")
+    first = ("loss", "dice", "qwk", "auroc_macro", "r2", "concordance", "accuracy")
     names.sort(key=lambda n: first.index(n) if n in first else len(first))
     # best.ckpt is chosen by this metric: `monitor` of the segmentation and of the grading.
     chosen_by, better = ("dice", max) if "dice" in names else ("loss", min)
@@ -76,7 +81,7 @@ def draw_training(rows: Sequence[dict[str, str]]) -> list[Markup]:
         if name in {chosen_by, "qwk"} and best is not None and best in val:
             mark = (best, f"best epoch {best:g}: {val[best]:.3f}")
         title = "Dice" if name == "dice" else name_figure(name)
-        y_range = None if name == "loss" else (0.0, 1.0)
+        y_range = None if name in {"loss", "mae"} else (0.0, 1.0)
         title = title[:1].upper() + title[1:]
         charts.append(draw_lines(title, lines, "epoch", y_range=y_range, mark=mark, whole_x=True))
     return [chart for chart in charts if chart]
@@ -112,22 +117,29 @@ def _make_confusion(summary: RunSummary) -> ConfusionTable | None:
     return lay_out_confusion(counts, names[: len(counts)], names, "given ↓   predicted →")
 
 
-def _count_classes_off(row: dict[str, str]) -> float:
-    """Return how many classes the prediction is off."""
+def _measure_error(row: dict[str, str]) -> float:
+    """Return how far the predicted class or number is off."""
     given, predicted = parse_number(row.get("label")), parse_number(row.get("predicted"))
     return abs(given - predicted) if given is not None and predicted is not None else 0.0
 
 
-def _tabulate_slides(run_dir: Path, task: str) -> tuple[Table, str]:
-    """Lay out the run's slides, the worst first, and describe the order."""
+def _tabulate_slides(run_dir: Path, scoring: str) -> tuple[Table, str]:
+    """Lay out the run's slides, the worst or those of the highest risk first, and describe the order."""
     rows = [add_rule_band(row) for row in read_output_table(find_slide_table(run_dir))]
-    if task == "grading":
-        rows.sort(key=_count_classes_off, reverse=True)
-        order = "Slides whose prediction is furthest from the given class come first."
+    if scoring == "survival":
+        rows.sort(key=lambda r: -(parse_number(r.get("predicted")) or 0.0))
+        order = "Slides with the highest predicted risk come first."
+    elif scoring == "classes":
+        rows.sort(key=lambda r: r.get("label") == r.get("predicted"))
+        order = "Slides with a wrong class come first."
+    elif scoring != "segmentation":
+        rows.sort(key=_measure_error, reverse=True)
+        given = "number" if scoring == "regression" else "class"
+        order = f"Slides whose prediction is furthest from the given {given} come first."
     else:
         rows.sort(key=lambda r: d if (d := parse_number(r.get("dice"))) is not None else 2.0)
         order = "Slides with the lowest Dice come first. Slides without labelled cancer have no Dice and come last."
-    keys = [k for k in _SLIDE_COLUMNS[task] if rows and k in rows[0]]
+    keys = [k for k in _SLIDE_COLUMNS[scoring] if rows and k in rows[0]]
     if not any(parse_number(r.get("cancer_outside_tissue_px")) for r in rows):
         keys = [k for k in keys if k != "cancer_outside_tissue_mm2"]
     if all(r.get("label") == r.get("isup_grade") for r in rows):  # ISUP grades are the target
@@ -178,7 +190,8 @@ def write_run_page(run_dir: Path) -> Path:
     require_folder(run_dir)
     summary, fault = read_summary(run_dir)
     task = summary.task if summary else "segmentation"
-    slides, slide_order = _tabulate_slides(run_dir, task)
+    slides, slide_order = _tabulate_slides(run_dir, summary.scoring if summary else "segmentation")
+    rows = read_output_table(find_slide_table(run_dir))
     curve = read_picture(run_dir / "threshold_curve.png", 1400)
     panels, more_panels = _read_panels(run_dir)
     return write_page(
@@ -194,7 +207,9 @@ def write_run_page(run_dir: Path) -> Path:
         panels=panels,
         more_panels=more_panels,
         slides=slides,
-        agreement=draw_agreement(read_output_table(find_slide_table(run_dir))),
+        agreement=draw_predictions(rows, summary.target)
+        if isinstance(summary, GradingSummary)
+        else draw_agreement(rows),
         tested=summary is not None and summary.test is not None,
         slide_order=slide_order,
         failures=make_failure_table(run_dir / "failures.csv"),

@@ -32,7 +32,7 @@ _FILES = (
 )
 # The figures of one slide are not pooled.
 ONE_SLIDE = {"dice": "Dice", "isup_grade": "Given ISUP"}
-_RISK = "relative to a slide of hazard 0; a higher one means an earlier event"
+_RISK = "it only orders slides: a higher one means an earlier event"
 _SEEN = {
     "training": "The network was trained on this slide, so the result says little about new slides.",
     "validation": "The epoch and the threshold were chosen with this slide, so the result is too good.",
@@ -130,6 +130,7 @@ def _tabulate_label_metrics(slide_dir: Path, slide_id: str) -> Table | None:
     if row is None:
         return None
     hidden = {"slide_id", "group"} | ({"label"} if row.get("label") == row.get("isup_grade") else set())
+    hidden |= {"label", "predicted"} if "given_class" in row else set()
     keys = [k for k in row if k not in hidden and format_value(row[k], "text") and not k[1:].isdecimal()]
     return Table(
         [make_head(k, ONE_SLIDE.get(k, "")) for k in keys],

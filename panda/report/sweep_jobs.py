@@ -8,7 +8,7 @@ from pathlib import Path
 
 from panda.report.interpretation import LESS_IS_BETTER, list_headlines
 from panda.report.run_folder import make_link, make_natural_key, parse_number, read_text
-from panda.report.run_summary import RunSummary, read_summary
+from panda.report.run_summary import GradingSummary, RunSummary, read_summary
 from panda.tables import read_output_table
 from panda.tasks.figures import Figures
 
@@ -43,9 +43,16 @@ class Job:
         return "done" if not self.error else "failed" if self.has_ended else "unfinished"
 
     @property
-    def task(self) -> str:
-        """Return the task; segmentation if there is no summary."""
-        return self.summary.task if self.summary else "segmentation"
+    def scoring(self) -> str:
+        """Return which figures the job has; those of segmentation if there is no summary."""
+        return self.summary.scoring if self.summary else "segmentation"
+
+    @property
+    def subject(self) -> str:
+        """Return what the job learns. Figures of two subjects are not compared."""
+        if isinstance(self.summary, GradingSummary):
+            return self.summary.target.describe_source()
+        return "segmentation"
 
     @property
     def key(self) -> str:
@@ -119,14 +126,14 @@ def label_job(job: Job, varied: Sequence[str]) -> str:
     return " · ".join(part for part in parts if part) or job.name
 
 
-def rank_figure(job: Job, key: str, figure: float | None) -> tuple[float, float]:
+def rank_figure(job: Job, key: str, figure: float | None) -> tuple[float, str, float]:
     """Return the rank of a job with a figure on validation; the lowest is best.
 
-    Figures of two kinds are not compared: a job with the more important one always comes first.
+    Figures of two kinds or subjects are not compared: a job with the more important one always comes first.
     """
     if figure is None:
-        return float("inf"), 0.0
-    return list_headlines(job.summary).index(key), figure if key in LESS_IS_BETTER else -figure
+        return float("inf"), "", 0.0
+    return list_headlines(job.summary).index(key), job.subject, figure if key in LESS_IS_BETTER else -figure
 
 
 def rank_jobs(jobs: Sequence[Job]) -> list[Job]:

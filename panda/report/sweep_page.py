@@ -32,20 +32,28 @@ _MOST_ERROR = 110
 _UNPAIRED = f"not scored on the same pixels of the same slides as the best, or not among the first {_MOST_BARS}"
 
 
+def _group_jobs(jobs: Sequence[Job]) -> list[list[Job]]:
+    """Group the jobs with a figure on validation whose figures can be compared, the best first."""
+    groups: dict[tuple[str, str], list[Job]] = {}
+    for job in rank_jobs(jobs):
+        if job.summary and job.find_score("val") is not None:
+            groups.setdefault((job.subject, job.key), []).append(job)
+    return list(groups.values())
+
+
 def _pair_with_best(sweep_dir: Path, jobs: Sequence[Job]) -> dict[str, Difference]:
     """Pair each of the first jobs with the best one on the slides of validation, by the job's name.
 
     A job that was scored on other slides or other pixels is left out.
     """
     gaps = {}
-    for key in dict.fromkeys(job.key for job in jobs if job.summary):
-        same = [job for job in rank_jobs(jobs) if job.key == key and job.find_score("val") is not None]
+    for same in _group_jobs(jobs):
         for job in same[1:_MOST_BARS]:
             with contextlib.suppress(ManifestError):
                 names = same[0].name, job.name
-                best, own = (read_slide_rows(sweep_dir / name / "val_slides.csv", job.task) for name in names)
-                pairs = pair_rows(names, (best, own), job.task)
-                found = compute_difference(pairs, choose_groups(pairs)[0], job.task, key) if pairs else None
+                best, own = (read_slide_rows(sweep_dir / name / "val_slides.csv", job.scoring) for name in names)
+                pairs = pair_rows(names, (best, own), job.scoring)
+                found = compute_difference(pairs, choose_groups(pairs)[0], job.scoring, job.key) if pairs else None
                 if found is not None:
                     gaps[job.name] = found
     return gaps
@@ -57,7 +65,7 @@ def _make_table(jobs: Sequence[Job], varied: Sequence[str], gaps: Mapping[str, D
     more = [key for key in _MORE if any(job.find_figure(split, key) is not None for job, split in scored)]
     figures = [*judged, *more]
     failed, taken = any(job.error for job in jobs), any(job.summary and job.summary.trained_by for job in jobs)
-    best = {next(job.name for job in rank_jobs(jobs) if job.summary and job.key == key) for key in judged}
+    best = {same[0].name for same in _group_jobs(jobs)}
     rows = []
     for job in rank_jobs(jobs):
         state = Cell(job.state, style="bad" if job.error else "")
@@ -119,15 +127,17 @@ def _list_errors(failed: Sequence[Job], varied: Sequence[str]) -> list[tuple[str
 def _draw_bars(jobs: Sequence[Job], varied: Sequence[str]) -> list[Markup]:
     """Draw one chart for each figure: validation, which chooses a job, with its interval; and test."""
     charts = []
-    for key in dict.fromkeys(job.key for job in jobs if job.summary):
-        same = [job for job in rank_jobs(jobs) if job.key == key and job.find_score("val") is not None]
-        bars = []
+    groups = _group_jobs(jobs)
+    subjects = {same[0].subject for same in groups}
+    for same in groups:
+        key, bars = same[0].key, []
         for job in same[:_MOST_BARS]:
             low, high = job.find_interval("val") or (None, None)
             bars.append(
                 Bar(label_job(job, varied), job.find_score("val") or 0.0, low, high, job.find_score("test"), job.report)
             )
-        title = name_figure(key) + (f": the best {_MOST_BARS} of {len(same)} jobs" if len(same) > _MOST_BARS else "")
+        title = name_figure(key) + f", {same[0].subject}" * (len(subjects) > 1)
+        title += f": the best {_MOST_BARS} of {len(same)} jobs" if len(same) > _MOST_BARS else ""
         tested = any(bar.other is not None for bar in bars)
         unsure = any(bar.low is not None for bar in bars)
         name = "validation, with its 95 % interval" if unsure else "validation"
@@ -138,7 +148,7 @@ def _draw_bars(jobs: Sequence[Job], varied: Sequence[str]) -> list[Markup]:
 def _draw_effects(jobs: Sequence[Job], varied: Sequence[str]) -> tuple[list[Markup], str]:
     """Draw the effect of each choice, the most important first, and write the uncertainty of a single job."""
     done = [job for job in jobs if job.find_score("val") is not None]
-    if len({job.key for job in done}) != 1:
+    if len({(job.subject, job.key) for job in done}) != 1:
         return [], ""
     scored = [
         ScoredJob(job.choices, job.find_score("val") or 0.0, f"job {job.name}, {label_job(job, varied)}")
@@ -244,7 +254,8 @@ def _write_sweep(sweep_dir: Path) -> Path:
     if same := find_repeats(jobs, varied):
         write_table(sweep_dir / "repeats.csv", [repeat.to_row() for repeat in same])
     failed = [job for job in jobs if job.error]
-    best = next((job for job in rank_jobs(jobs) if job.find_score("val") is not None), None)
+    groups = _group_jobs(jobs)
+    best = groups[0][0] if len({same[0].subject for same in groups}) == 1 else None
     shown = [format_value(best.find_score(split), "headline") for split in ("val", "test")] if best else []
     charts, unsure = _draw_effects(jobs, varied)
     return write_page(

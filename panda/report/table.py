@@ -41,6 +41,15 @@ FIGURES: dict[str, tuple[str, str]] = {
     "attention_auroc": ("AUROC of attention, tiles with cancer", "score"),
     "cancer_attended": ("Labelled cancer in tiles, by attention", "score"),
     "cancer_of_tiles": ("Labelled cancer in tiles, each alike", "score"),
+    "auroc_macro": ("AUROC, a class against the others", "score"),
+    "balanced_accuracy": ("Balanced accuracy", "score"),
+    "kappa": ("Cohen's κ", "score"),
+    "r2": ("R²", "score"),
+    "mae": ("Mean absolute error", "score"),
+    "pearson": ("Pearson's r", "score"),
+    "spearman": ("Spearman's ρ", "score"),
+    "concordance": ("Concordance index", "score"),
+    "events": ("Slides with an event", "count"),
     "loss": ("Loss", "score"),
     "slides": ("Slides", "count"),
     "slides_with_cancer": ("Slides with labelled cancer", "count"),
@@ -60,6 +69,10 @@ FIGURES: dict[str, tuple[str, str]] = {
     "isup_grade": ("ISUP grade", "count"),
     "predicted": ("Predicted", "count"),
     "label": ("Given", "count"),
+    "given_class": ("Given", "text"),
+    "predicted_class": ("Predicted", "text"),
+    "time": ("Time", "count"),
+    "event": ("Event", "count"),
     "isup_predicted": ("Predicted ISUP", "count"),
     "cancer_predicted": ("Predicted cancer", "count"),
     "in_sample": ("Seen in", "text"),
@@ -101,6 +114,8 @@ def find_format(key: str) -> str:
         "percent_of_tumor": "percent",
         "percent_of_tissue": "percent",
         "_px": "count",
+        "_predicted": "value",
+        "_risk": "value",
     }
     return FIGURES[key][1] if key in FIGURES else next((by_end[end] for end in by_end if key.endswith(end)), "score")
 
@@ -108,12 +123,12 @@ def find_format(key: str) -> str:
 def format_value(value: Any, kind: str = "score") -> str:
     """Write a number, its text or another value with a sensible precision; empty if there is no value.
 
-    Kinds are `score` (3 decimals), `headline` (2 decimals), `mm2`, `percent` (0 to 100), `count`, `seconds`, and `text`
-    or `id` (as they are). Only `seconds` get their unit.
+    Kinds are `score` (3 decimals), `headline` (2 decimals), `mm2`, `percent` (0 to 100), `count`, `seconds`, `text` or
+    `id` (as they are), and `value` (4 digits of a number, or a text). Only `seconds` get their unit.
     """
-    if kind in {"text", "id"}:
-        return "" if value is None or str(value).lower() in _UNSET else str(value)
     figure = parse_number(value)
+    if kind in {"text", "id"} or (kind == "value" and figure is None):
+        return "" if value is None or str(value).lower() in _UNSET else str(value)
     return "" if figure is None else _FORMATS[kind](figure)
 
 
@@ -134,6 +149,7 @@ def _format_duration(seconds: float) -> str:
 
 _FORMATS: dict[str, Callable[[float], str]] = {
     "score": lambda figure: f"{figure:.3f}" if abs(figure) < 100 else f"{figure:,.1f}",
+    "value": "{:.4g}".format,
     "headline": "{:.2f}".format,
     "count": lambda figure: f"{figure:,.0f}" if figure == int(figure) else f"{figure:,.2f}",
     "mm2": _format_area,
