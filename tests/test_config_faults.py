@@ -68,7 +68,7 @@ FAULTS = {
             "criterion=best": "criterion=best must be dice_pooled",
             "tiles.k=0": "tiles.k=0 must be at least 1",
             "data.batch_size=4": "data.batch_size=4",
-            "task.target=age": "task.target=age must be isup or cancer",
+            "task.target=age": "task.target=age: give task.kind=classes, ordinal, regression or survival",
         },
     ),
     "infer": (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 import timm
@@ -96,8 +97,13 @@ class GradingConfig(TrainConfig):
     @functools.cached_property
     def target(self) -> TargetSpec:
         """What is learned; a column's classes are those of the slides that are used."""
-        task, data = self.task, self.data_module
-        records = [] if task.kind == "auto" and task.target in NAMED else data.select().used
+        task = self.task
+        records: list[SlideRecord] = []
+        if task.kind != "auto":
+            records = self.data_module.select().used
+        elif task.target not in NAMED:
+            with suppress(PandaError, AttributeError):  # the refused table has faults of its own
+                records = self.data_module.select().used
         classes = None if task.classes is None else [str(name) for name in task.classes]
         return find_target(records, task.target, task.kind, classes=classes, time=task.time, event=task.event)
 

@@ -222,9 +222,10 @@ def find_target(
     if kind == "auto":
         if name in NAMED:
             return NAMED[name]
+        shown = f" ({', '.join(columns)})" if columns else ""
         raise ManifestError(
-            f"task.target={name}: give task.kind=classes, ordinal, regression or survival with a column of the table "
-            f"({', '.join(columns)}); only isup and cancer have a kind of their own"
+            f"task.target={name}: give task.kind=classes, ordinal, regression or survival with a column of the table"
+            f"{shown}; only isup and cancer have a kind of their own"
         )
     if kind == "survival" and event is None:
         raise ManifestError(

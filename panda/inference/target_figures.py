@@ -122,7 +122,7 @@ def _compute_figures(graded: Sequence[GradedSlide], target: TargetSpec, seed: in
     """Compute the fields of the figures of a kind."""
     found: dict[str, Any] = {"slides": len(graded)}
     groups = [slide.record.group for slide in graded]
-    values = np.array([slide.values for slide in graded], dtype=np.float64).reshape(len(graded), -1)
+    values = np.array([slide.values for slide in graded], dtype=np.float64).reshape(-1, len(target.columns))
     predicted = np.array([slide.grade.predicted for slide in graded], dtype=np.float64)
     if target.has_classes:
         prob = np.array([slide.grade.probabilities for slide in graded]).reshape(-1, target.outputs)

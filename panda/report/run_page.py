@@ -113,8 +113,8 @@ def _make_confusion(summary: RunSummary) -> ConfusionTable | None:
     counts = getattr(summary.test or summary.val, "confusion", None)
     if counts is None:
         return None
-    names = summary.target.classes
-    return lay_out_confusion(counts, names[: len(counts)], names, "given ↓   predicted →")
+    names = summary.target.classes[: len(counts)]
+    return lay_out_confusion(counts, names, names, "given ↓   predicted →")
 
 
 def _measure_error(row: dict[str, str]) -> float:

@@ -79,7 +79,10 @@ def _make_table(jobs: Sequence[Job], varied: Sequence[str], gaps: Mapping[str, D
                 figure = make_cell(job.find_figure(split, key), find_format(key), lacking)
                 row.append(replace(figure, under=format_interval(scores.find_interval(key) if scores else None)))
                 if split == "val" and gaps and key in judged:
-                    row.append(_make_gap_cell(gaps.get(job.name), job.name in best, why if job.error else _UNPAIRED))
+                    gap = gaps.get(job.name) if key == job.key else None
+                    row.append(
+                        _make_gap_cell(gap, key == job.key and job.name in best, why if job.error else _UNPAIRED)
+                    )
         threshold = job.summary.threshold if job.summary else None
         row.append(make_cell(threshold, "score", "the job failed" if job.error else "the task has no threshold"))
         row.append(make_cell(job.summary.seconds if job.summary else None, "seconds", "the job failed"))

@@ -66,7 +66,8 @@ def _draw_survival(time: np.ndarray, event: np.ndarray, risk: np.ndarray, name: 
     lines = []
     for chosen, word, colour in ((higher, "higher", PALETTE[1]), (~higher, "lower", PALETTE[0])):
         xs, ys = compute_kaplan_meier(time[chosen], event[chosen])
-        lines.append(Line(f"{word} risk, {chosen.sum()} slide{'s' * (chosen.sum() != 1)}", xs, ys, colour))
+        count = int(chosen.sum())
+        lines.append(Line(f"{word} risk, {count} slide{'s' * (count != 1)}", xs, ys, colour))
     title = "Slides without an event (Kaplan and Meier), above the median of the predicted risk and below"
     return draw_lines(title, lines, name, y_range=(0.0, 1.0), size=(760, 320))
 
