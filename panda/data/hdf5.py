@@ -7,6 +7,7 @@ which a folder without write permission and some network file systems refuse. Th
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import zlib
 from collections.abc import Callable, Iterator
@@ -20,10 +21,10 @@ from numpy.typing import NDArray
 
 from panda.errors import ManifestError
 
-CHECKSUM = "crc32"
-"""Attribute of an array with the CRC-32 of its bytes."""
+REMEDY = "make the file again with the program that wrote it"
 
-_REMEDY = "make the file again with the program that wrote it"
+_CHECKSUM = b"crc32"
+"""Attribute of an array with the CRC-32 of its bytes."""
 
 
 def _make_access() -> h5p.PropFAID:
@@ -41,34 +42,64 @@ def open_hdf5(path: Path) -> Iterator[h5f.FileID]:
     """Open a file to read, by the functions of `h5py.h5d` and the like, which take half the time of `h5py.File`.
 
     Raises:
-        ManifestError: If the file is missing, damaged or no HDF5, or has not the content that is read from it.
+        ManifestError: If the file is missing, damaged or no HDF5, or its content cannot be read as the block does.
     """
-    try:
+    with explain_failure(path):
         file = h5f.open(os.fsencode(path), h5f.ACC_RDONLY, _ACCESS)
         try:
             yield file
         finally:
             file.close()
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise ManifestError(f"{path}: features cannot be read ({type(error).__name__}: {error}); {_REMEDY}") from error
 
 
-def read_array(file: h5f.FileID, name: str) -> NDArray[Any]:
+@contextlib.contextmanager
+def explain_failure(path: Path) -> Iterator[None]:
+    """Turn what reading a damaged file raises into a ManifestError."""
+    try:
+        yield
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError, EOFError, zlib.error) as error:
+        if isinstance(error, FileNotFoundError):
+            raise ManifestError(f"{path}: there is no such file; compute the features of the slide") from error
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ManifestError(f"{path}: features cannot be read ({what}); {REMEDY}") from error
+
+
+def open_array(file: h5f.FileID, *names: str) -> h5d.DatasetID | None:
+    """Open the first array of a file that has one of the names; None if there is none."""
+    return next((h5d.open(file, name.encode()) for name in names if name.encode() in file), None)
+
+
+def has_checksum(stored: h5d.DatasetID) -> bool:
+    """Return whether an array has a checksum, which `write_array` gives it."""
+    return bool(h5a.exists(stored, _CHECKSUM))
+
+
+def read_array(stored: h5d.DatasetID) -> NDArray[Any]:
     """Read an array as it is stored; its checksum is verified if it has one.
 
     Raises:
-        KeyError: If there is no such array.
-        ValueError: If the checksum differs.
+        ValueError: If the checksum differs, or the array was not written to its end.
     """
-    stored = h5d.open(file, name.encode())
+    plain = stored.get_create_plist().get_nfilters() == 0
+    if plain and stored.get_storage_size() < stored.dtype.itemsize * math.prod(stored.shape):
+        raise ValueError("an array was not written to its end")
     values = np.empty(stored.shape, stored.dtype)
     stored.read(h5s.ALL, h5s.ALL, values)
-    if h5a.exists(stored, CHECKSUM.encode()):
+    if has_checksum(stored):
         expected = np.empty((), np.uint32)
-        h5a.open(stored, CHECKSUM.encode()).read(expected)
+        h5a.open(stored, _CHECKSUM).read(expected)
         if zlib.crc32(values.data) != expected:
-            raise ValueError(f"the checksum of {name} does not fit its values")
+            raise ValueError("the checksum of an array does not fit its values")
     return values
+
+
+def read_attributes(owner: h5f.FileID | h5d.DatasetID | None) -> dict[str, Any]:
+    """Read the attributes of an array or of the file as plain values; TRIDENT writes the text `None` for None."""
+    if owner is None:
+        return {}
+    stored = (h5py.Dataset(owner) if isinstance(owner, h5d.DatasetID) else h5py.File(owner)).attrs
+    plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in stored.items()}
+    return {key: value for key, value in plain.items() if value not in ("None", "")}
 
 
 def build_hdf5(write: Callable[[h5py.File], None]) -> bytes:
@@ -87,5 +118,5 @@ def write_array(file: h5py.File, name: str, values: NDArray[Any]) -> h5py.Datase
     """Write an array in one piece, without compression, so that one read takes it; return it for attributes."""
     values = np.ascontiguousarray(values)
     stored = file.create_dataset(name, data=values)
-    stored.attrs[CHECKSUM] = np.uint32(zlib.crc32(values.data))
+    stored.attrs[_CHECKSUM.decode()] = np.uint32(zlib.crc32(values.data))
     return stored
