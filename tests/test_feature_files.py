@@ -1,6 +1,7 @@
 """Feature files: our own and those of other programs, each as that program really writes it, and their faults."""
 
 import json
+import multiprocessing
 import os
 import pickle
 from collections.abc import Callable
@@ -53,7 +54,12 @@ def write_hdf5(path: Path, arrays: dict[str, Any], of_arrays: dict[str, dict[str
 
 
 def write_trident(path: Path, dtype: str = "float32", **changed: Any) -> Path:
-    of_coords = {"patch_size": 256, "patch_size_level0": 512, "level0_magnification": 40, "target_magnification": 20}
+    of_coords: dict[str, Any] = {
+        "patch_size": 256,
+        "patch_size_level0": 512,
+        "level0_magnification": 40,
+        "target_magnification": 20,
+    }
     of_coords |= {"overlap": 0, "name": "s", "savetodir": "out", "level0_width": 9, "level0_height": 9}
     of_features = {"name": "s", "savetodir": "out/features_uni_v2", "encoder": "uni_v2"}
     arrays = {"features": FEATURES.astype(dtype), "coords": COORDS} | changed
@@ -341,10 +347,28 @@ def test_feature_tensor_other_content_is_refused(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize("format", FORMATS)
 def test_feature_file_changed_byte_is_found(tmp_path: Path, format: FeatureFormat) -> None:
     write_feature_file(path := name_feature_file(tmp_path, "s", format), make(), format)
+    np.testing.assert_array_equal(read_features(path), FEATURES)
     data = path.read_bytes()
     place = data.index(FEATURES[2].tobytes())
     path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
     with pytest.raises(ManifestError, match="checksum"):
+        read_features(path)
+
+
+def test_feature_file_that_was_written_again_is_read_again(tmp_path: Path) -> None:
+    """The same process reads a file of another length and one of another program under the same name."""
+    path, content = tmp_path / "s.h5", make()
+    write_feature_file(path, content)
+    for _ in range(2):
+        np.testing.assert_array_equal(read_features(path), FEATURES)
+    write_feature_file(path, FeatureFile("s.1", FEATURES[::-1][:4], COORDS[:4], content.origin))
+    for _ in range(2):
+        np.testing.assert_array_equal(read_features(path), FEATURES[::-1][:4])
+    write_trident(path, features=2 * FEATURES)
+    for _ in range(2):
+        np.testing.assert_array_equal(read_features(path), 2 * FEATURES)
+    path.unlink()
+    with pytest.raises(ManifestError, match="there is no such file"):
         read_features(path)
 
 
@@ -403,15 +427,15 @@ def test_feature_origins_of_one_encoder_by_other_names_fit() -> None:
 
 
 def test_feature_files_are_read_in_forked_processes(tmp_path: Path) -> None:
-    """Each item of a loader is read by a process that was forked after its parent had read a file."""
+    """Files are read by processes that were forked after their parent had read one."""
     paths = []
     for number in range(4):
         write_feature_file(path := tmp_path / f"{number}.h5", make())
         paths.append(path)
     read_features(paths[0])
-    loader = torch.utils.data.DataLoader(paths, batch_size=None, num_workers=2, collate_fn=read_features)
-    for features in loader:
-        np.testing.assert_array_equal(features, FEATURES)
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        for features in pool.map(read_features, paths):
+            np.testing.assert_array_equal(features, FEATURES)
 
 
 def test_feature_file_on_a_full_disk_raises_its_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from panda.data.feature_formats import BAG, VERSION, BagFile, Hdf5File, check_finite
 from panda.data.feature_origin import FeatureFile, FeatureFormat, FeatureOrigin, TilePlaces
 from panda.data.feature_writers import WRITERS
-from panda.data.hdf5 import open_hdf5
+from panda.data.hdf5 import ArrayPlace, open_hdf5
 from panda.errors import ManifestError
 
 __all__ = [
@@ -34,6 +34,8 @@ __all__ = [
 _COORDS_ONLY = "patches"
 """Folder of TRIDENT and CLAM for files that have the coordinates of tiles and no features."""
 _SHOWN = 3
+_PLACES: dict[Path, ArrayPlace] = {}
+"""Where this process found features before, because each epoch reads them again."""
 
 
 def read_features(path: Path) -> NDArray[np.float32]:
@@ -44,8 +46,14 @@ def read_features(path: Path) -> NDArray[np.float32]:
     """
     if path.suffix == BAG:
         return BagFile.open(path).read_features()
+    place = _PLACES.get(path)
+    if place is not None and (features := place.read(path)) is not None:
+        return features
     with open_hdf5(path) as file:
-        return Hdf5File(path, file).read_features()
+        found = Hdf5File(path, file)
+        if (place := found.find_features()) is not None:
+            _PLACES[path] = place
+        return found.read_features()
 
 
 def read_feature_file(path: Path) -> FeatureFile:

@@ -28,6 +28,7 @@ from panda.data.feature_origin import (
 )
 from panda.data.hdf5 import (
     REMEDY,
+    ArrayPlace,
     explain_failure,
     has_checksum,
     open_array,
@@ -65,13 +66,14 @@ class Hdf5File:
 
     def __init__(self, path: Path, file: h5f.FileID) -> None:
         self.path, self._file = path, file
-        self._stored, self._coords = open_array(file, "features", "feats"), open_array(file, "coords")
+        stored = open_array(file, "features")
+        self._is_stamp = stored is None
+        self._stored = stored or open_array(file, "feats")
         if self._stored is None:
             raise ManifestError(
                 f"{path}: has neither `features` nor `feats`; it is no feature file, or an unfinished one"
             )
         self.shape = _check_shape(path, self._stored.shape)
-        self._is_stamp = b"features" not in file
 
     def read_features(self) -> NDArray[np.float32]:
         """See `read_features`."""
@@ -81,9 +83,15 @@ class Hdf5File:
             check_finite(self.path, features)
         return features
 
+    def find_features(self) -> ArrayPlace | None:
+        """Return where the file has its features, if HDF5 is not needed to read them again."""
+        place = ArrayPlace.find(self._stored)
+        return place if place is not None and (place.dtype, place.shape) == (np.float32, self.shape) else None
+
     def read_origin(self) -> FeatureOrigin:
         """See `read_origin`."""
-        of_file, of_features, of_coords = map(read_attributes, (self._file, self._stored, self._coords))
+        coords = open_array(self._file, "coords")
+        of_file, of_features, of_coords = map(read_attributes, (self._file, self._stored, coords))
         if (kind := of_file.get("feat_type", "tile")) != "tile":
             raise ManifestError(f"{self.path}: has features of a {kind} (feat_type), but those of tiles are needed")
         format: FeatureFormat
@@ -102,8 +110,8 @@ class Hdf5File:
         """See `read_feature_file`."""
         origin, features = self.read_origin(), self.read_features()
         coords = places = None
-        if self._coords is not None:
-            values = read_array(self._coords)
+        if (stored := open_array(self._file, "coords")) is not None:
+            values = read_array(stored)
             values = _check_coords(
                 self.path, values[0] if values.ndim == 3 and len(values) == 1 else values, len(features)
             )

@@ -11,6 +11,7 @@ import math
 import os
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,12 @@ def explain_failure(path: Path) -> Iterator[None]:
         raise ManifestError(f"{path}: features cannot be read ({what}); {REMEDY}") from error
 
 
-def open_array(file: h5f.FileID, *names: str) -> h5d.DatasetID | None:
-    """Open the first array of a file that has one of the names; None if there is none."""
-    return next((h5d.open(file, name.encode()) for name in names if name.encode() in file), None)
+def open_array(file: h5f.FileID, name: str) -> h5d.DatasetID | None:
+    """Open an array of a file; return None if there is none of this name."""
+    try:
+        return h5d.open(file, name.encode())
+    except KeyError:
+        return None
 
 
 def has_checksum(stored: h5d.DatasetID) -> bool:
@@ -80,17 +84,61 @@ def read_array(stored: h5d.DatasetID) -> NDArray[Any]:
     Raises:
         ValueError: If the checksum differs, or the array was not written to its end.
     """
-    plain = stored.get_create_plist().get_nfilters() == 0
-    if plain and stored.get_storage_size() < stored.dtype.itemsize * math.prod(stored.shape):
+    kind = stored.get_type()
+    dtype, shape = kind.dtype, stored.shape
+    checked = has_checksum(stored)
+    if not checked and _is_unfinished(stored, dtype.itemsize * math.prod(shape)):
         raise ValueError("an array was not written to its end")
-    values = np.empty(stored.shape, stored.dtype)
-    stored.read(h5s.ALL, h5s.ALL, values)
-    if has_checksum(stored):
-        expected = np.empty((), np.uint32)
-        h5a.open(stored, _CHECKSUM).read(expected)
-        if zlib.crc32(values.data) != expected:
-            raise ValueError("the checksum of an array does not fit its values")
+    values = np.empty(shape, dtype)
+    stored.read(h5s.ALL, h5s.ALL, values, kind)
+    if checked and zlib.crc32(values.data) != _read_checksum(stored):
+        raise ValueError("the checksum of an array does not fit its values")
     return values
+
+
+def _read_checksum(stored: h5d.DatasetID) -> int:
+    checksum = np.empty((), np.uint32)
+    h5a.open(stored, _CHECKSUM).read(checksum)
+    return int(checksum)
+
+
+def _is_unfinished(stored: h5d.DatasetID, size: int) -> bool:
+    """Return whether a part of an array was not written, which would read as 0; unknown of a compressed one."""
+    return bool(stored.get_create_plist().get_nfilters() == 0 and stored.get_storage_size() < size)
+
+
+@dataclass(frozen=True)
+class ArrayPlace:
+    """Where a file has an array that has a checksum and is in one piece.
+
+    Attributes:
+        offset: Its first byte in the file.
+        shape: Its shape.
+        dtype: Its type.
+        checksum: CRC-32 of its bytes.
+    """
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    checksum: int
+
+    @classmethod
+    def find(cls, stored: h5d.DatasetID) -> ArrayPlace | None:
+        """Return the place of an array; None for one without checksum or in pieces."""
+        offset = stored.get_offset() if has_checksum(stored) else None
+        return None if offset is None else cls(offset, stored.shape, stored.dtype, _read_checksum(stored))
+
+    def read(self, path: Path) -> NDArray[Any] | None:
+        """Read the array without HDF5, which takes longer than a small array; None if it is not there any more."""
+        values = np.empty(self.shape, self.dtype)
+        try:
+            with path.open("rb", buffering=0) as file:
+                file.seek(self.offset)
+                file.readinto(values.data.cast("B"))
+        except OSError:
+            return None
+        return values if zlib.crc32(values.data) == self.checksum else None
 
 
 def read_attributes(owner: h5f.FileID | h5d.DatasetID | None) -> dict[str, Any]:
