@@ -158,6 +158,17 @@ def test_grading_predictor_reads_stored_features(tmp_path: Path, monkeypatch: py
     assert found.record.probabilities == pytest.approx(alone.record.probabilities, abs=1e-6)
 
 
+def test_feature_store_coordinates_are_of_the_whole_file(store: FeatureStore, path: Path) -> None:
+    with Slide.open(path) as slide:
+        slide.level_origins = ((256, 128), *slide.level_origins[1:])
+        found = read_feature_file(store.encode(slide, TileBag(path, COORDS[:2], slide.choose_resolution(level=1), 64)))
+        placed = found.locate_tiles(slide)
+    assert found.coords is not None
+    np.testing.assert_array_equal(found.coords, COORDS[:2] + np.array([256, 128]))
+    assert placed is not None
+    np.testing.assert_array_equal(placed[0], COORDS[:2])
+
+
 def test_encode_tiles_any_count_keeps_order(path: Path) -> None:
     encoder = TileEncoder(net(), SETTINGS)
     with Slide.open(path) as slide:

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 
 from panda.app.entry_point import SomeSlidesFailed
 from panda.app.features import check, extract_features
-from panda.data.feature_files import read_feature_file
+from panda.data.feature_files import FeatureFormat, find_feature_files, read_feature_file
 from panda.errors import ConfigError
 from panda.inference import feature_extraction
 from panda.inference.compute import EngineSettings
@@ -255,3 +256,16 @@ def test_features_log_names_what_was_passed_over(
     assert "3 slides; passed over: 1 files that are no slides (1 .txt)" in said
     extract()
     assert "3 of them have their features already" in "\n".join(record.getMessage() for record in panda_log.records)
+
+
+@pytest.mark.parametrize("format", get_args(FeatureFormat))
+def test_features_of_each_format_are_the_same(home: Path, extract: Extract, format: FeatureFormat) -> None:
+    extract("slides=slides/b.tiff")
+    (home / "out").rename(home / "own")
+    extract("slides=slides/b.tiff", f"format={format}")
+    own, found = read_feature_file(home / "own/b.h5"), read_feature_file(find_feature_files(home / "out")["b"])
+    np.testing.assert_array_equal(found.features, own.features)
+    assert found.coords is not None
+    np.testing.assert_array_equal(found.coords, own.coords)
+    assert own.origin.describe_difference(found.origin) == []
+    assert (found.origin.weights, found.origin.tile_um) == (own.origin.weights, own.origin.tile_um)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter
 
-from panda.data.feature_files import FeatureFormat, FeatureOrigin
+from panda.data.feature_files import FeatureFormat, FeatureOrigin, name_feature_file
 from panda.data.slide_entry import FileIdentity
 from panda.errors import ConfigError, PandaError
 from panda.files import fingerprint, hold_lock, write_json
@@ -215,7 +215,7 @@ class FeatureFolder:
 
     def find_file(self, slide_id: str) -> Path:
         """Return the path of the features of a slide, which need not exist."""
-        return self.path / f"{slide_id}.h5"
+        return name_feature_file(self.path, slide_id, self.settings.format)
 
     def find_record(self, slide: Path, level: int = logging.DEBUG) -> FeatureRecord | None:
         """Return the record of a slide if its features are complete and of the file as it is now.

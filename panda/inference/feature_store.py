@@ -79,7 +79,8 @@ def describe_features(
         "fingerprint": key,
     }
     origin = FeatureOrigin.model_validate(encoder.model_dump() | known)
-    return FeatureFile(slide.slide_id, features, bag.coords, origin, slide.dimensions)
+    coords = bag.coords + np.array(slide.level_origins[0], np.int64)
+    return FeatureFile(slide.slide_id, features, coords, origin, slide.file_level_dimensions[0])
 
 
 class FeatureStore:
