@@ -85,7 +85,7 @@ class Hdf5File:
 
     def find_features(self) -> ArrayPlace | None:
         """Return where the file has its features, if HDF5 is not needed to read them again."""
-        place = ArrayPlace.find(self._stored)
+        place = ArrayPlace.find(self.path, self._stored)
         return place if place and place.dtype == np.dtype(np.float32) and place.shape == self.shape else None
 
     def read_origin(self) -> FeatureOrigin:

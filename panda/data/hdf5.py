@@ -107,33 +107,43 @@ def _is_unfinished(stored: h5d.DatasetID, size: int) -> bool:
     return bool(stored.get_create_plist().get_nfilters() == 0 and stored.get_storage_size() < size)
 
 
+def _identify(found: os.stat_result) -> tuple[int, ...]:
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
 @dataclass(frozen=True)
 class ArrayPlace:
     """Where a file has an array that has a checksum and is in one piece.
 
     Attributes:
+        version: Identity of the file, as it was opened.
         offset: Its first byte in the file.
         shape: Its shape.
         dtype: Its type.
         checksum: CRC-32 of its bytes.
     """
 
+    version: tuple[int, ...]
     offset: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     checksum: int
 
     @classmethod
-    def find(cls, stored: h5d.DatasetID) -> ArrayPlace | None:
-        """Return the place of an array; None for one without checksum or in pieces."""
+    def find(cls, path: Path, stored: h5d.DatasetID) -> ArrayPlace | None:
+        """Return the place of an array in its open file; None for one without checksum or in pieces."""
         offset = stored.get_offset() if has_checksum(stored) else None
-        return None if offset is None else cls(offset, stored.shape, stored.dtype, _read_checksum(stored))
+        if offset is None:
+            return None
+        return cls(_identify(os.stat(path)), offset, stored.shape, stored.dtype, _read_checksum(stored))
 
     def read(self, path: Path) -> NDArray[Any] | None:
-        """Read the array without HDF5, which takes longer than a small array; None if it is not there any more."""
+        """Read the array without HDF5, which takes longer than a small array; None if the file has changed."""
         values = np.empty(self.shape, self.dtype)
         try:
             with path.open("rb", buffering=0) as file:
+                if _identify(os.fstat(file.fileno())) != self.version:
+                    return None
                 file.seek(self.offset)
                 file.readinto(values.data.cast("B"))
         except OSError:
