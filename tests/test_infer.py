@@ -317,6 +317,10 @@ def test_infer_calibrated_grade_keeps_class_and_is_marked(tmp_path: Path, run: I
     said = f"not certain enough to grade: its confidence is {found.confidence:.2f}, below 0.99"
     assert said in (out / "a" / "slide.html").read_text()
     assert "1 of 1 slides is not certain enough to grade: a." in (out / "report.html").read_text()
+    grade(bag="patient")
+    assert any(
+        note.startswith("The grader was trained on bags of all slides of a patient.") for note in read_notes(out)
+    )
     certain = grade(calibration=calibration, abstain_below=least | {"value": 0.1})
     assert (certain.mark, certain.probabilities) == ("", found.probabilities)
     assert read_column(out / "quantification.csv", "mark") == [""]

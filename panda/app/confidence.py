@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from panda.data.patients import BagUnit
 from panda.inference.grading_metrics import GradedSlide
 from panda.report.confidence_tables import write_confidence_tables
 from panda.tasks.calibration import Temperature
@@ -44,15 +45,18 @@ class FrozenConfidence:
     validated: list[GradedSlide]
 
 
-def freeze_confidence(best: Path, graded: Sequence[GradedSlide], risk: float | None) -> FrozenConfidence:
+def freeze_confidence(
+    best: Path, graded: Sequence[GradedSlide], risk: float | None, unit: BagUnit = "slide"
+) -> FrozenConfidence:
     """Choose temperature and abstention on validation slides and write them into the best checkpoint.
 
     Args:
         best: The checkpoint.
         graded: The validation slides with the grades of the network, see `UNCALIBRATED`.
         risk: Largest share of wrong classes among graded slides; None if every slide is graded.
+        unit: Whose grades they are.
     """
-    chosen_on, date = f"{len(graded)} validation slides", make_timestamp()
+    chosen_on, date = f"{len(graded)} validation {unit}s", make_timestamp()
     prob, label = _stack(graded)
     temperature = fit_grade_temperature(prob, label, chosen_on, date)
     validated = _calibrate(graded, temperature.value, None)

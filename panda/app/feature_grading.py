@@ -15,7 +15,7 @@ from panda.app.guidance import TileSettings
 from panda.data.bags import read_tiles
 from panda.data.bagset import BagItem
 from panda.data.failures import Failure
-from panda.data.feature_files import FeatureFile, FeatureOrigin
+from panda.data.feature_files import FeatureFile, FeatureOrigin, read_feature_file
 from panda.data.feature_folder import FeatureFolder
 from panda.data.manifest import SlideRecord
 from panda.errors import MaskError, SlideError
@@ -74,7 +74,11 @@ class FeatureGrading:
         Returns:
             The grade, without its tiles, and what made the features.
         """
-        grade, file = self.grader.grade(self.files[slide_id])
+        path = self.files[slide_id]
+        if slide_id in self.grader.known:
+            grade, file = self.grader.known[slide_id][1], read_feature_file(path)
+        else:
+            grade, file = self.grader.grade(path)
         if self.folder is None:
             return grade.drop_tiles(), file.origin
         own = self.folder / slide_id

@@ -16,12 +16,14 @@ from panda.app.confidence import UNCALIBRATED, freeze_confidence, measure_calibr
 from panda.app.dashboard import MAX_TILE_PICTURES, log_slides
 from panda.app.feature_grading import FeatureGrading, describe_tiles, find_feature_items
 from panda.app.grading_config import SEGMENTATION_ENCODER, GradingConfig, copy_encoder, list_guided_splits
+from panda.app.patient_grading import PatientGrading
 from panda.app.run import Run, note_level
 from panda.app.slide_grading import SlideGrading
 from panda.data.bag_datamodule import BagDataModule
 from panda.data.bagset import BagItem, BagSettings
 from panda.data.failures import Failure, record_failure
 from panda.data.manifest import SlideRecord
+from panda.data.patients import choose_labelled, divide_over_bags, group_bags, list_incomplete, name_bag
 from panda.data.splits import Split
 from panda.data.summary import DataSummary
 from panda.errors import ManifestError
@@ -34,6 +36,7 @@ from panda.inference.grader import GradingPredictor, select_tiles
 from panda.inference.grading_metrics import GradedSlide, summarize_grades, summarize_test_grades
 from panda.inference.slide_loop import get_slide_id, run_over_items, run_over_slides
 from panda.inference.target_figures import summarize_target
+from panda.report.patient_table import PATIENTS_TABLE
 from panda.report.run_summary import GradingSummary
 from panda.tables import write_table
 from panda.tasks.grading import GradingTask
@@ -62,6 +65,7 @@ class GradingExperiment:
         self.failures: list[Failure] = []
         self._items: dict[Split, list[BagItem]] = {}
         self._mpps: list[float] = []
+        self._parts: dict[str, int] = {}
         self._metadata: GradingMetadata | None = None
         self._store: FeatureStore | None = None
         if cfg.unloaded_weights == SEGMENTATION_ENCODER:
@@ -87,6 +91,8 @@ class GradingExperiment:
         if self._metadata is not None:
             return self._metadata
         splits = list_guided_splits(self.data, self.guidance, self.target)
+        self.cfg.check_bags()
+        self._parts = divide_over_bags(self.data.select().used, self.tiles.selection.k, self.settings.bag)
         if self.network.frozen and self.features is None:
             self._store = FeatureStore(self.network, self.engine, self.data.settings.store_root)
         items = self._items
@@ -97,6 +103,11 @@ class GradingExperiment:
                 items[name] = find_feature_items(records, self.features, f"features of {name}", self.failures.append)
             else:
                 items[name] = self._choose_tiles(records, name)
+            used = [item.record for item in items[name]]
+            if incomplete := list_incomplete(records, used, self.settings.bag, f"bags of {name}"):
+                self.failures += incomplete
+                lost = {failure.slide_id for failure in incomplete}
+                items[name] = [item for item in items[name] if item.record.slide_id not in lost]
             if not items[name] and records:
                 raise ManifestError(f"no slide of the {name} split could be used: {self.failures[-1].message}")
         of_slides = self.features is None
@@ -109,6 +120,7 @@ class GradingExperiment:
             target=self.target,
             scale=self._find_scale(splits["train"]),
             segmentation=self.segmentation,
+            bag=self.settings.bag,
             normalize=self.data.settings.normalize if of_slides else None,
             train_slides=tuple(sorted(item.record.slide_id for item in items["train"])),
             val_slides=tuple(sorted(item.record.slide_id for item in items["val"])),
@@ -125,6 +137,7 @@ class GradingExperiment:
         items = self._items
         settings = BagSettings(
             k=self.tiles.selection.k,
+            bag=self.settings.bag,
             **self.tiles.model_dump(include={"tile_size", "level", "mpp", "batch_size", "seed"}),
             **self.data.settings.model_dump(include={"num_workers", "reader", "mpp_override"}),
             allow_unknown_mpp=self.data.settings.allow_unknown_mpp,
@@ -138,7 +151,8 @@ class GradingExperiment:
             note_level(metadata.resolution, run.notes)
         run.fit(GradingTask(self.network, self.loss, self.optim, metadata), bags, learns_from)
         graded = self._grade_validation(run, items["val"])
-        frozen = freeze_confidence(run.best, graded, self.settings.abstain_risk) if self.target.has_classes else None
+        risk, unit = self.settings.abstain_risk, self.settings.bag
+        frozen = freeze_confidence(run.best, graded, risk, unit) if self.target.has_classes else None
         if frozen and (abstention := frozen.abstention) and abstention.note:
             run.notes.append(f"No confidence to abstain below was found, so every slide is graded: {abstention.note}.")
         graded_by_split = {"validation": frozen.validated if frozen else graded}
@@ -183,10 +197,15 @@ class GradingExperiment:
         assert values is not None  # a bag without a label is refused
         return values
 
+    def _list_labels(self, records: Sequence[SlideRecord]) -> list[tuple[float, ...]]:
+        """Return the label of each bag."""
+        bags = group_bags(records, lambda record: record, self.settings.bag).values()
+        return [self._read_values(choose_labelled(own, self.target)) for own in bags]
+
     def _find_scale(self, train: Sequence[SlideRecord]) -> TargetScale | None:
         if self.target.kind != "regression":
             return None
-        return TargetScale.fit([self._read_values(record)[0] for record in train])
+        return TargetScale.fit([values[0] for values in self._list_labels(train)])
 
     def _summarize(
         self, graded: Sequence[GradedSlide], summarize: Callable[[Sequence[GradedSlide], int, int], Any]
@@ -214,8 +233,9 @@ class GradingExperiment:
         self, record: SlideRecord, slide: Slide, tissue: TissueMap, bar: tqdm[Any]
     ) -> tuple[SlideRecord, TileBag]:
         view, size = self.tiles.resolution.resolve(slide), self.tiles.tile_size
+        tiles = self.tiles.selection.model_copy(update={"k": self._parts[record.slide_id]})
         with self.guidance.hold_canvas(slide, tissue, bar) as canvas:
-            coords = select_tiles(slide, view, tissue, canvas, self.tiles.selection, tile_size=size)
+            coords = select_tiles(slide, view, tissue, canvas, tiles, tile_size=size)
         stain = find_stain(slide, tissue) if self.data.settings.normalize else None
         return record, TileBag(record.image_path, coords, view, size, stain)
 
@@ -241,22 +261,24 @@ class GradingExperiment:
         ]
 
     def _identify_bag(self, item: BagItem) -> list[Any]:
-        """Return the identity of a bag: slide, label, tiles, and the file of its features if they are stored.
+        """Return the identity of a slide: its file, label, tiles, the file of its features if stored, and its bag.
 
-        The identity of a bag of any feature file is that of the file.
+        The identity of a slide of any feature file is that of the file.
         """
+        label, bag = list(self._read_values(item.record)), name_bag(item.record, self.settings.bag)
         if item.features is not None and item.drawn_from is not None:
-            return [identity(item.features), list(self._read_values(item.record))]
+            return [identity(item.features), label, bag]
         tiles = hashlib.sha256(np.ascontiguousarray(item.coords).tobytes()).hexdigest()
         features = None if item.features is None else item.features.name
-        return [identity(item.record.image_path), list(self._read_values(item.record)), tiles, features]
+        bag = name_bag(item.record, self.settings.bag)
+        return [identity(item.record.image_path), list(self._read_values(item.record)), tiles, features, bag]
 
     def _list_notes(self, run: Run, items: Mapping[Split, Sequence[BagItem]]) -> None:
         run.notes += self.network.notes
         run.notes += self.guidance.list_notes(items, self.tiles)
         run.notes += self._store.encoder.notes if self._store else []
         run.notes += self.features.notes if self.features else []
-        train, val = ([self._read_values(item.record) for item in items[name]] for name in ("train", "val"))
+        train, val = (self._list_labels([item.record for item in items[name]]) for name in ("train", "val"))
         names = range(len(self.target.classes)) if self.target.is_grade else self.target.classes
         if absent := [str(name) for k, name in enumerate(names) if (k,) not in train]:
             run.notes.append(f"No training slide has class {', '.join(absent)}, so the grader cannot learn it.")
@@ -266,6 +288,11 @@ class GradingExperiment:
         elif len({*val}) == 1:
             what = "class" if self.target.has_classes else "value"
             run.notes.append(f"All validation slides have one {what}, so the best epoch says little.")
+        if self.settings.bag == "patient":
+            run.notes.append(
+                "A bag has the tiles of all slides of a patient (task.bag=patient). What figures and tables call a "
+                "slide is a patient."
+            )
         for note in run.notes:
             log.warning("%s", note)
 
@@ -276,25 +303,31 @@ class GradingExperiment:
         tested = split == "test"
         folder, options = run.folder / "slides" if tested else None, self.data.settings.slide_options
         records, stage = [item.record for item in items], f"grades of {split}"
+        patients = None
+        if self.settings.bag == "patient":
+            patients = PatientGrading(grader, group_bags(records, lambda record: record, "patient"))
+            records = patients.records
         grading: SlideGrading | FeatureGrading
         found: Sequence[tuple[SlideRecord, GradeRecord] | None]
         if isinstance(grader, FeatureGrader):
             files = {item.record.slide_id: item.features for item in items if item.features is not None}
             grading = FeatureGrading(grader, files, options, folder)
-            found = run_over_items(records, get_slide_id, stage, grading.grade_slide, run.failures.append)
+            grade_file = patients.add_files(grading) if patients else grading.grade_slide
+            found = run_over_items(records, get_slide_id, stage, grade_file, run.failures.append)
         else:
             grading = SlideGrading(
                 grader, self.guidance, self.quantify, options, self.cfg.colour_map, folder, run.failures
             )
-            found = run_over_slides(
-                records, options, stage, grading.grade_slide, run.failures.append, ahead=self.engine.thread_count
-            )
+            grade = patients.add_slides(grading) if patients else grading.grade_slide
+            found = run_over_slides(records, options, stage, grade, run.failures.append, ahead=self.engine.thread_count)
+        if patients and tested:
+            write_table(run.folder / PATIENTS_TABLE, patients.rows)
         if unusable := grading.unusable_masks:
             run.notes.append(
                 f"The label masks of {len(unusable)} graded slides cannot be used, so their attention was not scored. "
                 f"The first: {unusable[0]}"
             )
-        return [GradedSlide(record, self._read_values(record), grade) for record, grade in filter(None, found)]
+        return [GradedSlide(record, self._read_values(record), grade) for record, grade in found]
 
     def _write_slides(self, run: Run, graded: Mapping[str, Sequence[GradedSlide]]) -> None:
         """Write the table of each split that has slides."""

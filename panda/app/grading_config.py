@@ -21,6 +21,7 @@ from panda.app.train_config import TaskSettings, TrainConfig
 from panda.data.datamodule import PatchDataModule
 from panda.data.feature_folder import FeatureFolder, read_feature_folder
 from panda.data.manifest import SlideRecord
+from panda.data.patients import BagUnit, PatientLabel, check_patients, has_highest
 from panda.data.splits import Split
 from panda.data.targets import ISUP, NAMED, Kind, TargetSpec, find_target, require_labels, require_learnable
 from panda.errors import ConfigError, PandaError, name_options
@@ -74,6 +75,8 @@ class GradingSettings(TaskSettings):
         classes: Classes of a column in order; None for those that it has.
         time: Column of the time of a survival; None if `target` is that column.
         event: Column of its event.
+        bag: Whose tiles form one bag: those of a `slide`, or of all slides of a `patient`.
+        patient_label: Label of a patient: `same` refuses slides with different labels, `highest` takes the highest.
         abstain_risk: Largest share of wrong classes among the graded validation slides. The least certain slides are
             marked as not certain enough to grade. None grades every slide.
     """
@@ -84,6 +87,8 @@ class GradingSettings(TaskSettings):
     classes: Annotated[Any, accept("a list of names, or null", _are_classes)] = None
     time: Text | None = None
     event: Text | None = None
+    bag: BagUnit = "slide"
+    patient_label: PatientLabel = "same"
     abstain_risk: Annotated[float, Field(gt=0, lt=1)] | None = None
 
 
@@ -114,6 +119,12 @@ class GradingConfig(TrainConfig):
             return self.target
         except (PandaError, AttributeError):  # a refused field has no attribute
             return ISUP
+
+    def check_bags(self) -> None:
+        """Refuse slides whose tiles cannot form the bags of patients that are asked for."""
+        if self.task.bag == "patient":
+            selection, label = self.data_module.select(), self.task.patient_label
+            check_patients(selection.used, selection.groups_are, self.target, label, self.tiles.selection.k)
 
     @property
     def unloaded_weights(self) -> str | None:
@@ -243,6 +254,7 @@ class GradingConfig(TrainConfig):
     def _check_slides(self) -> None:
         if self.data.draw is None and (self.segmentation_checkpoint or self.tiles.how != "guided"):
             list_guided_splits(self.data_module, self.guidance, self.target)
+            self.check_bags()
 
     @rule
     def _check_encoder(self) -> Iterator[str]:
@@ -278,6 +290,25 @@ class GradingConfig(TrainConfig):
             yield from find_idle_faults(("model.dropout",), f"model.pooling={pooling}, which has no head")
 
     @rule
+    def _check_classes_only(self) -> Iterator[str]:
+        target, task = self._checked_target, self.task
+        if task.abstain_risk is not None and not target.has_classes:
+            yield (
+                f"{self.task.setting('abstain_risk')} needs classes: a wrong one and its probability are not defined "
+                f"for task.kind={target.kind}; remove it"
+            )
+        if task.patient_label == "highest" and not has_highest(target):
+            yield (
+                f"{self.task.setting('patient_label')} needs ordered classes, not task.kind={target.kind}: give "
+                "task.patient_label=same"
+            )
+
+    @rule
+    def _check_bag(self) -> Iterator[str]:
+        if self.task.bag == "slide":
+            yield from find_idle_faults(("task.patient_label",), "task.bag=slide")
+
+    @rule
     def _check_idle_keys(self) -> Iterator[str]:
         yield from find_idle_faults(IDLE_KEYS, "task=grading")
 
@@ -293,9 +324,10 @@ class GradingConfig(TrainConfig):
 def list_guided_splits(data: PatchDataModule, guidance: Guidance, target: TargetSpec) -> dict[Split, list[SlideRecord]]:
     """Return the slides of each split, after checking that they have labels to learn and segmentations as guides."""
     splits = data.list_splits()
-    require_labels([record for records in splits.values() for record in records], target)
+    records = [record for own in splits.values() for record in own]
+    require_labels(records, target)
     require_learnable(splits["train"], target)
-    guidance.check([record for records in splits.values() for record in records])
+    guidance.check(records)
     return splits
 
 

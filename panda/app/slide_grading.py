@@ -17,7 +17,7 @@ from panda.data.manifest import SlideRecord
 from panda.errors import MaskError
 from panda.inference.evaluate import open_label
 from panda.inference.grade import Grade, GradeRecord
-from panda.inference.grader import GradingPredictor
+from panda.inference.grader import GradingPredictor, SlideBag
 from panda.inference.legends import ColourMap
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
@@ -69,6 +69,11 @@ class SlideGrading:
             self.unusable_masks.append(str(error))
             grade = self._grade(record, slide, tissue, bar, labelled=False)
         return None if grade is None else (record, grade.record.drop_tiles())
+
+    def encode_slide(self, slide: Slide, tissue: TissueMap, k: int, bar: tqdm[Any]) -> SlideBag:
+        """Select and encode at most k tiles of an open slide."""
+        with self.guidance.hold_canvas(slide, tissue, bar) as canvas:
+            return self.grader.encode(slide, tissue, canvas, k)
 
     def _grade(
         self, record: SlideRecord, slide: Slide, tissue: TissueMap, bar: tqdm[Any], labelled: bool

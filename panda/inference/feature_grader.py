@@ -9,7 +9,7 @@ from panda.data.tile_selection import sample_tiles
 from panda.errors import CheckpointError, ManifestError
 from panda.inference.compute import EngineSettings
 from panda.inference.grade import GradeRecord
-from panda.inference.grader import BagGrader
+from panda.inference.grader import BagGrader, SlideBag
 from panda.tasks.checkpoint import Checkpoint, read_checkpoint
 from panda.tasks.metadata import GradingMetadata
 
@@ -42,7 +42,12 @@ class FeatureGrader(BagGrader):
         return cls(read_checkpoint(path, GradingMetadata), settings)
 
     def grade(self, path: Path) -> tuple[GradeRecord, FeatureFile]:
-        """Grade the slide of a feature file; return the content of the file too.
+        """Grade the slide of a feature file; return the content of the file too, see `encode`."""
+        bag, file = self.encode(path, self.metadata.tiles.k)
+        return self.grade_features(bag.features, bag.coords, bag.tile_side_px), file
+
+    def encode(self, path: Path, k: int) -> tuple[SlideBag, FeatureFile]:
+        """Draw at most k tiles of a feature file; return the content of the file too.
 
         Raises:
             ManifestError: If the file cannot be read, or its features are not of the kind that the grader learned from.
@@ -53,7 +58,6 @@ class FeatureGrader(BagGrader):
                 f"{path}: the grader learned from other features: {'; '.join(faults)}. Compute the features as those "
                 "of the training"
             )
-        tiles = self.metadata.tiles
-        rows = sample_tiles(len(file.features), tiles.k, tiles.seed)
+        rows = sample_tiles(len(file.features), k, self.metadata.tiles.seed)
         coords = None if file.coords is None else file.coords[rows]
-        return self.grade_features(file.features[rows], coords, file.origin.tile_px0), file
+        return SlideBag(file.features[rows], coords, file.origin.tile_px0), file

@@ -65,7 +65,8 @@ class GradeRecord(Plain, frozen=True):
         tile_side_px: Side of a tile in level-0 px.
         against_label: Scores of the attention, None if the slide has no label mask.
         left_out: Number of tiles that were left out at once for the contributions; 1 if these are exact.
-        tiles: The tiles, whose attention weights sum to 1.
+        patient: The patient, if the grade is that of a bag of all slides of a patient.
+        tiles: The tiles, whose attention weights sum to 1 over the bag.
     """
 
     target: Target
@@ -76,6 +77,7 @@ class GradeRecord(Plain, frozen=True):
     tile_side_px: Annotated[float, Field(gt=0)] | None = None
     against_label: AttentionScores | None = None
     left_out: PositiveInt = 1
+    patient: str | None = Field(default=None, exclude_if=lambda patient: patient is None)
     tiles: tuple[AttendedTile, ...] = ()
 
     @model_validator(mode="after")

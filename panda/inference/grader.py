@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,7 @@ from panda.tasks.metadata import GradingMetadata, TileSelection, TrainedResoluti
 from panda.wsi.geometry import Resolution
 from panda.wsi.label_mask import LabelMask
 from panda.wsi.slide import Slide
-from panda.wsi.stain_normalization import find_stain
+from panda.wsi.stain_normalization import StainProfile, find_stain
 from panda.wsi.tissue import TissueMap
 
 MOST_SHOWN = 12
@@ -73,19 +75,63 @@ def select_tiles(
     return coords
 
 
+@dataclass(frozen=True, eq=False)
+class SlideBag:
+    """The tiles of one slide.
+
+    Attributes:
+        features: Output of the encoder, (K, D).
+        coords: Upper left corners, (K, 2), level-0 px; None if they are unknown.
+        tile_side_px: Side of a tile, level-0 px; None if it is unknown.
+        stain: Stain of the slide, to change its colours to those of the reference; None to leave them unchanged.
+    """
+
+    features: NDArray[np.float32]
+    coords: NDArray[np.int64] | None
+    tile_side_px: float | None
+    stain: StainProfile | None = None
+
+
 class BagGrader:
     """A grading checkpoint, ready to grade bags of features.
 
     Args:
         checkpoint: Read by `read_checkpoint(path, GradingMetadata)`.
         settings: Device.
+
+    Attributes:
+        known: Slide id to its tiles and grade, if the slide is one of a patient whose bag was graded before.
     """
 
     def __init__(self, checkpoint: Checkpoint[GradingMetadata], settings: EngineSettings) -> None:
+        self.known: dict[str, tuple[SlideBag, GradeRecord]] = {}
         self.checkpoint = checkpoint
         self.metadata = checkpoint.metadata
         self.settings = settings
         self.network = restore_network(MILNet, checkpoint).eval().to(settings.torch_device)
+
+    def grade_patient(self, patient: str, bags: Mapping[str, SlideBag]) -> tuple[GradeRecord, dict[str, GradeRecord]]:
+        """Grade one bag of the tiles of several slides.
+
+        Args:
+            patient: The patient.
+            bags: Slide id to its tiles.
+
+        Returns:
+            The grade of the patient without tiles, and the same grade for each slide with its own tiles.
+        """
+        coords = [bag.coords for bag in bags.values()]
+        known = [own for own in coords if own is not None]
+        places = np.concatenate(known) if len(known) == len(coords) else None
+        features = np.concatenate([bag.features for bag in bags.values()])
+        grade = self.grade_features(features, places, None).model_copy(update={"patient": patient})
+        ends = np.cumsum([len(bag.features) for bag in bags.values()]).tolist()
+        return grade.drop_tiles(), {
+            slide_id: grade.model_copy(
+                update={"tiles": grade.tiles[end - len(bag.features) : end], "tile_side_px": bag.tile_side_px}
+            )
+            for (slide_id, bag), end in zip(bags.items(), ends, strict=True)
+        }
 
     def grade_features(
         self, features: NDArray[np.float32], coords: NDArray[np.int64] | None, tile_side_px: float | None
@@ -162,6 +208,19 @@ class GradingPredictor(BagGrader):
         """Read the checkpoint at `path`."""
         return cls(read_checkpoint(path, GradingMetadata), settings, store_root)
 
+    def encode(self, slide: Slide, tissue: TissueMap, canvas: Canvas | None, k: int) -> SlideBag:
+        """Select at most k tiles of a slide, and compute their features."""
+        side, view = self.tile_size, self.resolution.resolve(slide)
+        tiles = self.metadata.tiles.model_copy(update={"k": k})
+        coords = select_tiles(slide, view, tissue, canvas, tiles, tile_size=side)
+        stain = find_stain(slide, tissue) if self.metadata.normalize else None
+        bag = TileBag(slide.path, coords, view, side, stain)
+        if self._store is not None:
+            features = read_features(self._store.encode(slide, bag))
+        else:
+            features = encode_tiles(self._encoder, slide, bag)
+        return SlideBag(features, coords, side * view.downsample, stain)
+
     def grade(
         self,
         slide: Slide,
@@ -176,18 +235,17 @@ class GradingPredictor(BagGrader):
         The label mask scores the attention and does not influence the grade. At most `shown` tiles are read again for
         the pictures.
         """
-        side, view = self.tile_size, self.resolution.resolve(slide)
-        coords = select_tiles(slide, view, tissue, canvas, self.metadata.tiles, tile_size=side)
-        stain = find_stain(slide, tissue) if self.metadata.normalize else None
-        bag = TileBag(slide.path, coords, view, side, stain)
-        if self._store is not None:
-            features = read_features(self._store.encode(slide, bag))
+        if slide.slide_id in self.known:
+            bag, record = self.known[slide.slide_id]
         else:
-            features = encode_tiles(self._encoder, slide, bag)
-        record = self.grade_features(features, coords, side * view.downsample)
+            bag = self.encode(slide, tissue, canvas, self.metadata.tiles.k)
+            record = self.grade_features(bag.features, bag.coords, bag.tile_side_px)
+        side, view = self.tile_size, self.resolution.resolve(slide)
+        coords = bag.coords
+        assert coords is not None  # of tiles that were selected
         attention = record.attention
         first = np.argsort(-attention, kind="stable")[:shown]
-        drawn = read_bag(slide, coords[first], view, side, stain).transpose(0, 2, 3, 1)
+        drawn = read_bag(slide, coords[first], view, side, bag.stain).transpose(0, 2, 3, 1)
         if label is not None and self.metadata.target.is_grade:
             scores = score_attention(label, coords, view, side, attention)
             record = record.model_copy(update={"against_label": scores})

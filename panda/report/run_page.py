@@ -19,6 +19,7 @@ from panda.report.figure_tables import make_part_table, make_splits_table, name_
 from panda.report.grade_notes import add_rule_band
 from panda.report.interpretation import choose_split, explain_figures, make_cards
 from panda.report.page import require_folder, write_page
+from panda.report.patient_table import lay_out_patients
 from panda.report.run_folder import Picture, make_link, make_natural_key, parse_number, read_picture, read_text
 from panda.report.run_summary import GradingSummary, RunSummary, read_summary
 from panda.report.slide_page import find_slide_table, make_slide_table
@@ -212,6 +213,7 @@ def write_run_page(run_dir: Path) -> Path:
         else draw_agreement(rows),
         tested=summary is not None and summary.test is not None,
         slide_order=slide_order,
+        patients=lay_out_patients(run_dir, "slides"),
         failures=make_failure_table(run_dir / "failures.csv"),
         config=read_text(run_dir / "config.yaml"),
         figures=_lay_out_summary(summary) if summary else None,

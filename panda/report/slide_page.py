@@ -156,6 +156,9 @@ def _list_notes(facts: SlideFacts) -> list[str]:
     notes = list(facts.notes)
     if facts.tissue_how == "loose":
         notes.append("Tissue was found only with the loose rule. The slide is pale or unusual: check the tissue area.")
+    if facts.grade and facts.grade.patient is not None:
+        share = f", and {sum(facts.grade.attention):.0%} of the attention is on this one" if facts.grade.tiles else ""
+        notes.append(f"The grade is that of patient {facts.grade.patient}, from the tiles of all slides{share}.")
     if facts.grade and facts.grade.mark:
         notes.append(f"This slide is {describe_mark(facts.grade)}. The grade below is the most probable one.")
     result = facts if isinstance(facts, SlideResult) else None

@@ -14,6 +14,7 @@ from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt, field_valida
 from pydantic_core import PydanticCustomError
 
 from panda.data.feature_files import FeatureOrigin
+from panda.data.patients import BagUnit
 from panda.data.targets import Target
 from panda.errors import SlideError
 from panda.stored import Digest, PatchSide, Plain, Share
@@ -241,6 +242,7 @@ class GradingMetadata(CheckpointMetadata, frozen=True):
         segmentation: Fingerprints of the segmentations that guided the tiles.
         calibration: Temperature of the probabilities, or None.
         abstain_below: Confidence below which a slide is not certain enough to grade, or None.
+        bag: Whose tiles form one bag.
     """
 
     TASK = "grading"
@@ -255,6 +257,7 @@ class GradingMetadata(CheckpointMetadata, frozen=True):
     segmentation: Annotated[tuple[Digest, ...], Field(strict=False)]
     calibration: Temperature | None = None
     abstain_below: AbstentionChoice | None = None
+    bag: BagUnit = "slide"
 
     def list_confidence(self) -> dict[str, float]:
         """Return temperature and least confidence, each if there is one."""
