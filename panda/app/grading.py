@@ -327,7 +327,7 @@ class GradingExperiment:
                 f"The label masks of {len(unusable)} graded slides cannot be used, so their attention was not scored. "
                 f"The first: {unusable[0]}"
             )
-        return [GradedSlide(record, self._read_values(record), grade) for record, grade in found]
+        return [GradedSlide(record, self._read_values(record), grade) for record, grade in filter(None, found)]
 
     def _write_slides(self, run: Run, graded: Mapping[str, Sequence[GradedSlide]]) -> None:
         """Write the table of each split that has slides."""

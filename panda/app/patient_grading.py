@@ -82,14 +82,15 @@ class PatientGrading:
         if len(bags) < len(own):
             raise SlideError(f"patient {name} is not graded, because another of its slides cannot be used")
         grade, by_slide = self.grader.grade_patient(name, bags)
-        self.grader.known = {slide_id: (bags[slide_id], part) for slide_id, part in by_slide.items()}
+        self.grader.known = {slide_id: (bags[slide_id], own_grade) for slide_id, own_grade in by_slide.items()}
         try:
-            for one in own if write else ():
-                write(one)
+            if write is not None:
+                for part in own:
+                    write(part)
         finally:
             self.grader.known = {}
-        for slide_id, part in by_slide.items():
-            attention = float(part.attention.sum()) if part.tiles else None
+        for slide_id, own_grade in by_slide.items():
+            attention = float(own_grade.attention.sum()) if own_grade.tiles else None
             tiles = len(bags[slide_id].features)
             self.rows.append({"patient": name, "slide_id": slide_id, "tiles": tiles, "attention": attention})
         labelled = choose_labelled(own, self.grader.metadata.target)
