@@ -101,14 +101,26 @@ def test_milnet_tile_order_changes_nothing(pooling: Pooling) -> None:
 
 @pytest.mark.parametrize("filler", [0.0, 7.0, float("nan")])
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("pooling", POOLINGS)
-def test_milnet_padding_changes_nothing(pooling: Pooling, filler: float, training: bool) -> None:
-    bag = torch.rand(2, 3, 3, 32, 32)
+def test_milnet_padding_changes_nothing(filler: float, training: bool) -> None:
     padded = torch.full((2, 5, 3, 32, 32), filler)
-    padded[:, 1:4] = bag
+    padded[:, 1:4] = torch.rand(2, 3, 3, 32, 32)
+    assert_padding_changes_nothing(net(dropout=0).train(training), net(dropout=0).train(training), padded)
+
+
+@pytest.mark.parametrize("filler", [0.0, 7.0, float("nan")])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_milnet_padding_of_features_changes_nothing(pooling: Pooling, filler: float, training: bool) -> None:
+    padded = torch.full((2, 5, 24), filler)
+    padded[:, 1:4] = torch.randn(2, 3, 24)
+    plain, other = (net(encoder=None, feature_dim=24, dropout=0, pooling=pooling).train(training) for _ in range(2))
+    assert_padding_changes_nothing(plain, other, padded)
+
+
+def assert_padding_changes_nothing(plain: MILNet, with_padding: MILNet, padded: Tensor) -> None:
+    """Pool bags of the three real tiles 1 to 3, and the same bags with two tiles of padding, by equal networks."""
     mask = torch.tensor([[False, True, True, True, False]] * 2)
-    plain, with_padding = (net(dropout=0, pooling=pooling).train(training) for _ in range(2))
-    logits, attention, feats = plain(bag)
+    logits, attention, feats = plain(padded[:, 1:4])
     padded_logits, padded_attention, padded_feats = with_padding(padded, mask)
     torch.testing.assert_close(padded_logits, logits)
     torch.testing.assert_close(padded_attention[:, 1:4], attention)
@@ -310,13 +322,21 @@ def test_milnet_frozen_encoder_stays_unchanged() -> None:
         torch.testing.assert_close(value, before[key], rtol=0, atol=0)
 
 
+def test_milnet_half_precision() -> None:
+    assert_finite_in_half_precision(net(dropout=0), torch.rand(2, 3, 3, 32, 32), torch.bfloat16)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_milnet_half_precision(pooling: Pooling, dtype: torch.dtype) -> None:
-    model = net(dropout=0, pooling=pooling)
+def test_milnet_half_precision_of_features(pooling: Pooling, dtype: torch.dtype) -> None:
+    model = net(encoder=None, feature_dim=24, dropout=0, pooling=pooling)
+    assert_finite_in_half_precision(model, torch.randn(2, 3, 24), dtype)
+
+
+def assert_finite_in_half_precision(model: MILNet, bag: Tensor, dtype: torch.dtype) -> None:
     with torch.autocast("cpu", dtype=dtype):
         mask = torch.tensor([[True, True, False], [True, True, True]])
-        logits, attention, feats = model(torch.rand(2, 3, 3, 32, 32), mask)
+        logits, attention, feats = model(bag, mask)
         loss = model.add_auxiliary_loss(logits.float().sum(), feats, mask, torch.tensor([0, 5]))
         loss.backward()  # type: ignore[no-untyped-call]
     assert bool(torch.isfinite(loss))

@@ -44,7 +44,7 @@ class TransformerPooling(BagPooling):
         query = self.query.expand(len(feats), -1, -1)
         bag, weights = self.attend(query, tiles, tiles, key_padding_mask=~mask)
         weights = weights[:, 0].float().masked_fill(~mask, 0.0)
-        return bag[:, 0], weights
+        return bag[:, 0], weights / weights.sum(dim=1, keepdim=True)  # the sum of weights in half precision is not 1
 
     def pool_without_each(self, feats: Tensor) -> Tensor:
         """See `BagPooling.pool_without_each`.
