@@ -1,11 +1,12 @@
-"""Compare guided tiles with random ones and with all of them, on drawn slides.
+"""Compare guided tiles with random ones and with all of them, and encoders, on drawn slides.
 
-`python -m bench.ablation [--folds 3] [--seeds 5] [--slides 96] [--output bench/ablation]`
+`python -m bench.ablation [--folds 3] [--seeds 5] [--slides 96] [--output bench/ablation] [--arms guided …]`
 
-For each fold a segmentation is trained on its training slides alone. Its frozen encoder makes the features of all
-three arms, and in the guided arm it also chooses the tiles. No part of it has seen the test slides. Each seed grades
-each slide once, over the folds, so that it gives one figure; their mean and spread are printed. A finished training,
-or finished seeds of an arm in a fold, are not repeated; interrupted ones start over.
+For each fold a segmentation is trained on its training slides alone. Its frozen encoder makes the features of three
+arms, and in the guided arm it also chooses the tiles. The arm `random_encoder` has the guided tiles too. Its encoder is
+of the same kind, with random weights, others for each seed. No part has seen the test slides. Each seed grades each
+slide once, over the folds, so that it gives one figure; their mean and spread are printed. A finished training, or
+finished seeds of an arm in a fold, are not repeated; interrupted ones start over.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ ARMS = {
     "guided": ("tiles=guided", "tiles.k=8"),
     "random": ("tiles=tissue", "tiles.k=8"),
     "all": ("tiles=all",),
+    "random_encoder": ("tiles=guided", "tiles.k=8"),
 }
 DRAWN = (
     *("data=synthetic", "data.draw.width=3072", "data.draw.height=2048", "data.patch_size=64", "data.split=kfold"),
@@ -48,6 +50,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--slides", type=int, default=96, help="that are drawn")
     parser.add_argument("--output", type=Path, default=ROOT / "bench" / "ablation")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     options = parser.parse_args()
     output = options.output.absolute()
     output.mkdir(parents=True, exist_ok=True)
@@ -63,16 +66,17 @@ def main() -> None:
         weights = output / f"encoder{fold}.pt"
         segmenter = restore_network(Segmenter, read_checkpoint(best, SegmentationMetadata))
         torch.save(segmenter.encoder.state_dict(), weights)
-        for arm, chosen in ARMS.items():
+        for arm in options.arms:
             sweep = output / "runs" / "grading" / f"sweep-{arm}{fold}"
             if len(list(sweep.glob("*/summary.json"))) < options.seeds:
-                guide = str(best) if arm == "guided" else "null"
+                guide = str(best) if "tiles=guided" in ARMS[arm] else "null"
+                encoder = "null" if arm == "random_encoder" else str(weights)
                 _train(
-                    output, sweep, "-m", *shared, "experiment=demo_grading", *chosen, f"data.fold={fold}",
+                    output, sweep, "-m", *shared, "experiment=demo_grading", *ARMS[arm], f"data.fold={fold}",
                     f"seed={seeds}", f"name={arm}{fold}", f"segmentation_checkpoint={guide}",
-                    f"model.encoder_weights={weights}",
+                    f"model.encoder_weights={encoder}",
                 )  # fmt: skip
-    table = [_figures(output, arm, options.folds, options.seeds) for arm in ARMS]
+    table = [_figures(output, arm, options.folds, options.seeds) for arm in options.arms]
     write_table(output / "ablation.csv", table)
     for row in table:
         print("; ".join(f"{key} {value}" for key, value in row.items()))
