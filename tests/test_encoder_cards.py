@@ -80,6 +80,7 @@ VITS = {
 }
 DIMS = {name: vit.dim for name, vit in VITS.items()} | {
     **{"virchow": 2560, "virchow2": 2560, "h0_mini": 1536, "midnight": 3072},
+    "conch_v1_5": 768,
     **{"dinov3_s16": 384, "dinov3_b16": 768, "dinov3_l16": 1024, "resnet50": 2048},
 }
 STORED_MB = {
@@ -170,7 +171,7 @@ def run_vit(w: dict[str, Tensor], vit: Vit, image: Tensor) -> Tensor:
 
 def test_encoder_facts_cover_all_files() -> None:
     assert set(NAMES) == set(DIMS)
-    assert len(NAMES) == 21
+    assert len(NAMES) == 22
 
 
 @pytest.mark.parametrize("name", VITS)
@@ -261,6 +262,7 @@ TRANSFORMS = {
     "kaiko_l14": (224, 224, "BILINEAR", "kaiko"),
     "lunit_s8": (248, 224, "BICUBIC", "lunit"),
     "lunit_s16": (248, 224, "BICUBIC", "lunit"),
+    "conch_v1_5": (448, 448, "BILINEAR", "imagenet"),
     "phikon_v2": (224, 224, "BICUBIC", "imagenet"),
     "midnight": (224, 224, "BILINEAR", "kaiko"),
     "hibou_b": (224, 224, "BICUBIC", "hibou"),

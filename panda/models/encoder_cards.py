@@ -17,12 +17,13 @@ from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
 from panda.errors import OptionError, suggest
+from panda.models.conch import CONCH_HEADS, ConchEncoder
 from panda.models.encoders import IMAGENET_MEAN, IMAGENET_STD
 from panda.stored import Plain, list_faults
 
 Rgb = Annotated[tuple[float, float, float], Field(strict=False)]
 """Read from a list, because YAML and checkpoints have no tuples."""
-Pooling = Literal["own", "cls", "cls_mean", "mean"]
+Pooling = Literal["own", "cls", "cls_mean", "mean", "attention"]
 PUBLISHED = ("cached", "download")
 """Values of `encoder_weights` that take the published weights of an encoder."""
 
@@ -62,7 +63,7 @@ class EncoderCard(Plain, frozen=True):
         mean: Mean of R, G and B, for pixels in [0, 1].
         std: Standard deviation of R, G and B.
         pooling: How the tokens of a tile become its features: the class token, the mean of the patch tokens, both one
-            after the other, or as timm does it (`own`).
+            after the other, as timm does it (`own`), or the attention of CONCH 1.5.
         dim: Number of features; None if nobody states it.
         mpp: The µm/px of the tiles that it was trained on; empty if it knows no scale.
         tile_size: Side in px of these tiles before `resize`; None if `mpp` alone counts.
@@ -96,6 +97,8 @@ class EncoderCard(Plain, frozen=True):
             raise PydanticCustomError("size", "input_size is above resize: the centre would be larger than the tile")
         if self.tile_size is not None and not self.mpp:
             raise PydanticCustomError("size", "tile_size is given without mpp: give both, or none")
+        if self.pooling == "attention" and not (self.dim and self.dim % CONCH_HEADS == 0):
+            raise PydanticCustomError("size", "pooling: attention needs dim, a multiple of 8: the width of the pooling")
         return self
 
     @classmethod
@@ -181,12 +184,18 @@ class EncoderCard(Plain, frozen=True):
             ) from error
         if self.pooling.startswith("cls") and not getattr(encoder, "num_prefix_tokens", 0):
             raise OptionError(f"encoder.pooling={self.pooling}: {self.architecture} has no class token; give mean")
+        if self.pooling == "attention":
+            assert self.dim is not None
+            encoder = ConchEncoder(encoder, self.dim)
         if self.dim not in (None, width := self.get_width(encoder)):
             raise OptionError(f"encoder.dim={self.dim}: {self.architecture} with pooling {self.pooling} gives {width}")
         return encoder
 
     def get_width(self, encoder: nn.Module) -> int:
         """Return the number of features that `embed` gives."""
+        if self.pooling == "attention":
+            assert self.dim is not None
+            return self.dim
         if self.pooling == "own":
             # Some models end in a layer wider than their last stage; head_hidden_size is the width of the output.
             return int(getattr(encoder, "head_hidden_size", None) or encoder.num_features)  # type: ignore[arg-type]
@@ -209,7 +218,7 @@ class EncoderCard(Plain, frozen=True):
 
     def embed(self, encoder: nn.Module, images: Tensor) -> Tensor:
         """Return the features, (n, D), of images that are fitted and normalized."""
-        if self.pooling == "own":
+        if self.pooling in ("own", "attention"):
             features: Tensor = encoder(images)
             return features
         tokens: Tensor = encoder.forward_features(images)  # type: ignore[operator]

@@ -19,6 +19,7 @@ from huggingface_hub.errors import EntryNotFoundError, GatedRepoError
 from torch import Tensor, nn
 
 from panda.errors import OptionError, raise_exhaustion
+from panda.models.conch import convert_conch
 from panda.models.dinov2_names import convert_dinov2
 
 log = logging.getLogger(__name__)
@@ -34,8 +35,8 @@ _HINTS = {
     "mlp.fc1.weight": "feed-forward layer: mlp_ratio, mlp_layer",
 }
 """Part of a name of a weight that does not fit: the option of the encoder that causes it."""
-_FILES = ("model.safetensors", "pytorch_model.bin")
-"""Names of the file of weights in a repository of the hub."""
+_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model_vision.bin")
+"""Names of the file of weights in a repository of the hub; the last one is that of an encoder with a text part."""
 _PATIENCE_S = 2.0
 """Longest time that the hub has to answer."""
 
@@ -65,7 +66,7 @@ def load_weights(module: nn.Module, path: Path, ignored: Collection[str] = ()) -
     unneeded = {simplify(name) for name in ignored}
     state: dict[str, Tensor] = {}
     unused: list[str] = []
-    for stored, value in convert_dinov2(_read_weights(path), own).items():
+    for stored, value in convert_conch(convert_dinov2(_read_weights(path), own), own).items():
         name = names.get(simplify(stored))
         if name in state:
             raise OptionError(f"encoder_weights={path}: has {name} twice, also as {stored}; give a file of one network")
@@ -131,12 +132,13 @@ def _find_cached(hub: str, revision: str | None) -> Path | None:
 
 
 def _download(hub: str, revision: str | None) -> Path:
-    try:
-        return Path(huggingface_hub.hf_hub_download(hub, _FILES[0], revision=revision))
-    except EntryNotFoundError:
-        if constants.HF_HUB_OFFLINE:
-            raise
-        return Path(huggingface_hub.hf_hub_download(hub, _FILES[1], revision=revision))
+    for name in _FILES[:-1]:
+        try:
+            return Path(huggingface_hub.hf_hub_download(hub, name, revision=revision))
+        except EntryNotFoundError:
+            if constants.HF_HUB_OFFLINE:
+                raise
+    return Path(huggingface_hub.hf_hub_download(hub, _FILES[-1], revision=revision))
 
 
 @contextmanager
