@@ -360,7 +360,7 @@ def test_own_encoder_weights_come_from_a_local_file(tmp_path: Path) -> None:
     [
         ({"architecture": "vit_tinny_patch16_224"}, "timm has no such model (did you mean vit_tiny_patch16_224"),
         ({"architecture": None}, "architecture is missing"),
-        ({"pooling": "max"}, "pooling is 'max', but must be 'own', 'cls', 'cls_mean' or 'mean'"),
+        ({"pooling": "max"}, "pooling is 'max', but must be 'own', 'cls', 'cls_mean', 'mean' or 'attention'"),
         ({"dim": 200}, "encoder.dim=200: vit_tiny_patch16_224 with pooling cls gives 192"),
         ({"options": "{checkpoint_path: evil.bin}"}, "options.checkpoint_path is 'evil.bin', but there is no such key"),
         ({"options": "{init_values: 1e-5}"}, "options.init_values is '1e-5', but must be a valid number"),
