@@ -441,7 +441,7 @@ def test_grading_cached_weights_absent_are_named(tmp_path: Path, monkeypatch: py
     faults = find_faults(*GRADING[:2], f"model.encoder={own}", "model.encoder_weights=cached")
     for words in (
         f"model.encoder_weights=cached: the local cache of the hub ({tmp_path}) has no weights of OWNER/NAME",
-        "get model.safetensors or pytorch_model.bin from https://huggingface.co/OWNER/NAME",
+        "get model.safetensors, pytorch_model.bin or pytorch_model_vision.bin from https://huggingface.co/OWNER/NAME",
         "accept the terms there, then run `hf auth login`",
         "give model.encoder_weights=PATH of that file, or give model.encoder_weights=download",
     ):

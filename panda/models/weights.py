@@ -102,7 +102,8 @@ def find_published(hub: str, revision: str | None, *, gated: bool, download: boo
         return cached
     url = f"https://huggingface.co/{hub}"
     access = f" (log in at {url}, accept the terms there, then run `hf auth login`)" if gated else ""
-    remedy = f"get {' or '.join(_FILES)} from {url}{access}, and give model.encoder_weights=PATH of that file"
+    files = f"{', '.join(_FILES[:-1])} or {_FILES[-1]}"
+    remedy = f"get {files} from {url}{access}, and give model.encoder_weights=PATH of that file"
     if not download:
         other = _find_cached(hub, None)
         raise OptionError(
