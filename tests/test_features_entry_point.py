@@ -1,6 +1,7 @@
 """`features.py`: files, tables and notes of its folder; what is encoded again, what is refused."""
 
 import csv
+import errno
 import json
 import logging
 from collections.abc import Callable
@@ -192,6 +193,45 @@ def test_features_damaged_tile_fails_its_slide_only(
         extract()
     assert [row["slide_id"] for row in read_rows(home / "out" / "failures.csv")] == ["b"]
     assert {path.stem for path in (home / "out").glob("*.h5")} == {"a", "c"}
+
+
+def test_features_full_disk_ends_the_command_and_keeps_files(
+    home: Path, extract: Extract, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = feature_extraction.write_feature_file
+
+    def fail(path: Path, *given: object) -> None:
+        if path.stem == "b":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(feature_extraction, "write_feature_file", fail)
+    with pytest.raises(OSError, match="No space left"):
+        extract()
+    assert (home / "out" / "a.h5").exists()
+    monkeypatch.undo()
+    monkeypatch.chdir(home)
+    assert len(extract()) == 3
+
+
+@pytest.mark.parametrize("change", [lambda text: text[:-9], lambda text: text.replace('"tiles"', '"tilse"')])
+def test_features_edited_record_is_made_again(
+    home: Path, extract: Extract, change: Callable[[str], str], panda_log: pytest.LogCaptureFixture
+) -> None:
+    extract("slides=slides/a.tiff")
+    record = home / "out" / "slides" / "a.json"
+    before = record.read_text()
+    record.write_text(change(before))
+    extract("slides=slides/a.tiff")
+    assert json.loads(record.read_text())["tiles"] == json.loads(before)["tiles"]
+    assert any("a.json: " in r.getMessage() and "encoded again" in r.getMessage() for r in panda_log.records)
+
+
+def test_features_edited_settings_are_refused(home: Path, extract: Extract) -> None:
+    extract("slides=slides/a.tiff")
+    (home / "out" / "features.json").write_text("{}")
+    with pytest.raises(ConfigError, match="give an output of its own, or remove that folder"):
+        extract("slides=slides/a.tiff")
 
 
 def test_features_pictures_are_on_the_page(home: Path, extract: Extract) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from panda.data.failures import FAILURE_COLUMNS, Failure
 from panda.files import hold_lock
@@ -60,8 +61,13 @@ class FeatureTables:
         """Write both tables, and return the records in `features.csv`, without slides that failed since."""
         failed = self._write_failures()
         records = [own for slide_id, own in sorted((self.earlier | self.done).items()) if slide_id not in failed]
-        rows = [own.model_dump(include=set(_COLUMNS)) | {"notes": " ".join(own.notes)} for own in records]
+        rows = [_make_row(own) for own in records]
         path = self.folder.path / TABLE
         with hold_lock(path):
             write_table(path, rows, _COLUMNS)
         return records
+
+
+def _make_row(record: FeatureRecord) -> dict[str, Any]:
+    values = record.model_dump(include=set(_COLUMNS)) | {"notes": " ".join(record.notes)}
+    return {key: round(value, 4) if isinstance(value, float) else value for key, value in values.items()}

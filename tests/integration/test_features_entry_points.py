@@ -60,6 +60,12 @@ def wait_for_file(process: subprocess.Popen[str], folder: Path) -> None:
         time.sleep(0.005)
 
 
+def read_readme_command() -> list[str]:
+    """Return the arguments of the command that the README tells users to type."""
+    (command,) = re.findall(r"^python features\.py (.*)$", (REPOSITORY / "README.md").read_text(), re.MULTILINE)
+    return shlex.split(command, comments=True)
+
+
 def check_same(folder: Path, whole: Path) -> None:
     assert sorted(path.name for path in folder.glob("[!.]*.h5")) == [f"{name}.h5" for name in NAMES]
     for name in NAMES:
@@ -75,16 +81,20 @@ def check_same(folder: Path, whole: Path) -> None:
 
 def test_features_readme_command_is_refused_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    (command,) = re.findall(r"^python features\.py (.*)$", (REPOSITORY / "README.md").read_text(), re.MULTILINE)
-    typed = shlex.split(command, comments=True)
     write_pyramid(tmp_path / "slides" / "a.tiff", np.full((256, 256, 3), 244, np.uint8), mpp=0.5)
     before = time.process_time()
-    done = run_entry_point("features", tmp_path, *typed)
+    done = run_entry_point("features", tmp_path, *read_readme_command())
     assert done.returncode == 1
     assert time.process_time() - before < 3
     assert "encoder_weights=cached: the local cache of the hub" in done.stderr
     assert "log in at https://huggingface.co/MahmoodLab/UNI2-h" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["slides"]
+
+
+def test_features_readme_command_writes_features(home: Path) -> None:
+    done = run_entry_point("features", home, *read_readme_command(), *OWN, *ENGINE)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(table(home / "out" / "features" / "features.csv")) == len(NAMES)
 
 
 def test_features_multirun_gives_each_encoder_a_folder(home: Path, whole: Path) -> None:
