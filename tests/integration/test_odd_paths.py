@@ -29,6 +29,7 @@ KEYS = {
     "train": ("data.root", "name", "data.groups", "data.findings", "data.splits", "resume"),
     "infer": ("checkpoint", "slides", "labels", "grading_checkpoint"),
     "audit": ("data.root",),
+    "features": ("encoder", "encoder_weights", "slides"),
 }
 
 
@@ -77,6 +78,10 @@ def test_odd_path_works_in_all_entry_points(tmp_path: Path, odd: str) -> None:
     for row in rows:
         assert (home / place / "out" / row["slide_id"] / "regions.geojson").is_file()
 
+    encoder = ("encoder=test_resnet", "encoder_weights=null", "tile_size=64", "mpp=4")
+    run(home, "features", *encoder, give("slides", folder), give("output", place / "features"))
+    assert len(table(home / place / "features" / "features.csv")) == len(records)
+
     slide = home / place / f"{odd}.tiff"
     shutil.copy(records[0].image_path, slide)
     (home / place / "list, 1.csv").write_text('path\n"{}"\n'.format(slide.name.replace('"', '""')))
@@ -95,7 +100,7 @@ def test_odd_path_works_in_all_entry_points(tmp_path: Path, odd: str) -> None:
 def test_odd_path_unquoted_is_named_or_quoted_in_message(tmp_path: Path, odd: str) -> None:
     for entry_point, keys in KEYS.items():
         typed = [f"{key}=x{odd}/y" for key in keys]
-        done = run_entry_point(entry_point, tmp_path, *["data=panda"] * (entry_point != "infer"), *typed)
+        done = run_entry_point(entry_point, tmp_path, *["data=panda"] * (entry_point in ("train", "audit")), *typed)
         assert done.returncode == 1
         assert "Traceback" not in done.stderr
         for override in typed:
