@@ -14,7 +14,12 @@ import torch
 
 from panda.app.entry_point import SomeSlidesFailed
 from panda.app.features import check, extract_features
-from panda.data.feature_files import FeatureFormat, find_feature_files, read_feature_file
+from panda.data.feature_files import (
+    FeatureFormat,
+    find_feature_files,
+    read_feature_file,
+    write_feature_file,
+)
 from panda.errors import ConfigError
 from panda.inference import feature_extraction
 from panda.inference.compute import EngineSettings
@@ -198,7 +203,7 @@ def test_features_damaged_tile_fails_its_slide_only(
 def test_features_full_disk_ends_the_command_and_keeps_files(
     home: Path, extract: Extract, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = feature_extraction.write_feature_file
+    write = write_feature_file
 
     def fail(path: Path, *given: object) -> None:
         if path.stem == "b":
