@@ -61,7 +61,7 @@ def infer_from_features(config: FeatureInferenceConfig) -> None:
     write_failures(folder / "failures.csv", failures)
     rows = run_over_items(list(files), str, "grades", grade, fail)
     write_table(folder / GRADES_TABLE, rows, None if rows else ["slide_id"])
-    notes = list_unknown(origins)
+    notes = [*list_unknown(origins), *grader.list_bag_notes()]
     if images and (absent := len(files.keys() - images)):
         notes.append(f"{absent} of {len(files)} slides are not among slides={config.slides}, so no picture shows them.")
     for note in notes:

@@ -165,11 +165,7 @@ def _list_notes(
         notes.append(
             "The grader was trained on tiles that another segmentation chose, so its grades were not tested like this."
         )
-    if grader is not None and grader.metadata.bag == "patient":
-        notes.append(
-            "The grader was trained on bags of all slides of a patient. Here each slide is graded by itself, as the "
-            "only one of its patient, so its grades were not tested like this."
-        )
+    notes += grader.list_bag_notes() if grader else []
     if (rule := metadata.gleason_rule) is not None and rule.is_default:
         notes.append(f"The limits of the Gleason rule are the default ones, because they were {rule.chosen_on}.")
     for note in notes:

@@ -110,6 +110,15 @@ class BagGrader:
         self.settings = settings
         self.network = restore_network(MILNet, checkpoint).eval().to(settings.torch_device)
 
+    def list_bag_notes(self) -> list[str]:
+        """Return what a reader of grades of single slides must know of the bags of the training."""
+        if self.metadata.bag == "slide":
+            return []
+        return [
+            "The grader was trained on bags of all slides of a patient. Here each slide is graded by itself, as the only "
+            "one of its patient, so its grades were not tested like this."
+        ]
+
     def grade_patient(self, patient: str, bags: Mapping[str, SlideBag]) -> tuple[GradeRecord, dict[str, GradeRecord]]:
         """Grade one bag of the tiles of several slides.
 

@@ -11,6 +11,7 @@ from pydantic import Field, PositiveInt, TypeAdapter
 from panda.data.feature_files import FeatureOrigin
 from panda.data.targets import Target, TargetSpec
 from panda.files import write_json
+from panda.report.grade_notes import describe_uncertain
 from panda.report.inference_summary import LastRun
 from panda.report.page import require_folder, write_page
 from panda.report.run_folder import parse_number, try_read
@@ -24,6 +25,11 @@ GRADES_TABLE, GRADES_FILE = "grades.csv", "grades.json"
 _SEEN = {
     "training": "The network was trained on {} of these slides, so their grades say little about new slides.",
     "validation": "The epoch was chosen on {} of these slides, so their grades are too good.",
+}
+
+_WHY = {
+    "in_sample": "the slide is new to the network",
+    "mark": "the grade is certain enough",
 }
 
 
@@ -86,9 +92,9 @@ def write_grades_page(output: Path) -> Path:
         checkpoint=summary.grading_checkpoint if summary else "",
         date=summary.date.replace("T", " ") if summary else "",
         seen=[text.format(counts[word]) for word, text in _SEEN.items() if counts[word]],
-        notes=summary.notes if summary else [fault],
+        notes=[*(summary.notes if summary else [fault]), *filter(None, [describe_uncertain(rows)])],
         cards=_make_cards([row.get(predicted, "") for row in rows], target, len(failures.rows)),
-        slides=make_slide_table(rows, columns, output, {"in_sample": "the slide is new to the network"}),
+        slides=make_slide_table(rows, columns, output, _WHY),
         failures=failures,
         facts=_list_facts(summary) if summary else [],
     )

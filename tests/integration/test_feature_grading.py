@@ -174,3 +174,28 @@ def test_sweep_over_feature_folders_names_them(home: Path) -> None:
     found = [json.loads((folder / str(job) / "summary.json").read_text()) for job in range(4)]
     assert [one["tiles"]["origin"]["encoder"] for one in found] == ["drawn", "drawn", "uni", "uni"]
     assert [one["trained_by"] is None for one in found] == [True, False, True, False]
+
+
+def test_patients_of_features_are_graded_together(home: Path) -> None:
+    """Slides 0 and 3 have the same grade and are one patient, and so on."""
+    patients = [f"slide{number:02d},p{number % 3}{number // 6}" for number in range(24)]
+    (home / "patients.csv").write_text("\n".join(["image_id,patient", *patients]) + "\n")
+    given = ("data.groups=patients.csv", "task.bag=patient", "tiles.k=5", "name=patients")
+    done = run_entry_point("train", home, *TRAIN, "tiles.features=own/features", *given)
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = home / "runs/grading/patients"
+    rows = table(run / "patients.csv")
+    tested = {row["slide_id"]: row for row in table(run / "test_slides.csv")}
+    assert {row["patient"] for row in rows} == tested.keys()
+    for patient in tested:
+        own = [row for row in rows if row["patient"] == patient]
+        assert [row["tiles"] for row in own] == ["3", "2"]
+        assert sum(float(row["attention"]) for row in own) == pytest.approx(1, abs=1e-5)
+        for row in own:
+            grade = json.loads((run / "slides" / row["slide_id"] / "quantification.json").read_text())["grade"]
+            assert grade["probabilities"] == [float(tested[patient][f"p{k}"]) for k in range(6)]
+    assert "Slides of the patients" in (run / "report.html").read_text()
+    grader = "grading_checkpoint=runs/grading/patients/checkpoints/best.ckpt"
+    done = run_entry_point("infer", home, grader, "features=own/features", "output=alone")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "trained on bags of all slides of a patient" in (home / "alone/report.html").read_text()
