@@ -115,8 +115,8 @@ class BagGrader:
         if self.metadata.bag == "slide":
             return []
         return [
-            "The grader was trained on bags of all slides of a patient. Here each slide is graded by itself, as the only "
-            "one of its patient, so its grades were not tested like this."
+            "The grader was trained on bags of all slides of a patient. Here each slide is graded by itself, as the "
+            "only one of its patient, so its grades were not tested like this."
         ]
 
     def grade_patient(self, patient: str, bags: Mapping[str, SlideBag]) -> tuple[GradeRecord, dict[str, GradeRecord]]:
