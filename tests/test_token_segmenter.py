@@ -86,6 +86,7 @@ def test_token_segmenter_trains_last_blocks() -> None:
     [
         ({"encoder": "resnet10t"}, "encoder=resnet10t: it is no vision transformer"),
         ({"encoder": "swin_tiny_patch4_window7_224"}, "encoder=swin_tiny_patch4_window7_224: it is no vision"),
+        ({"encoder": VITS["plain"] | {"pooling": "attention", "dim": 8}}, "with pooling attention has no tokens"),
         ({"encoder": "vit_tinny"}, "timm has no such model"),
         ({"decoder": "dpt"}, "decoder=dpt: there is no such decoder; give conv or linear"),
         ({"decoder_channels": 0}, "decoder_channels=0: must be at least 4"),

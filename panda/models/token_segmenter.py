@@ -162,6 +162,8 @@ _DECODERS = {"conv": _make_conv_decoder, "linear": _make_linear_decoder}
 
 def _build_transformer(card: EncoderCard) -> nn.Module:
     """Build the encoder for images of any size that its tokens divide."""
+    if card.pooling == "attention":
+        raise OptionError(f"encoder={card.architecture} with pooling attention has no tokens for a map; take another")
     options = card.options.model_copy(update={"dynamic_img_size": True})
     refusal = f"encoder={card.architecture}: it is no vision transformer with tokens of one size for images of any size"
     try:
