@@ -391,6 +391,18 @@ def test_train_split_of_bad_slides_ends_run_and_lists_them(home: Path, trained_r
             "- model.hidden=18: must be a multiple of 4 for pooling=transformer",
         ),
         (
+            ("task=grading", "tiles=tissue", "model=mil_dsmil", "model.dropout=0.2"),
+            "model.dropout=0.2 is not used with model.pooling=dsmil, which has no head: remove it",
+        ),
+        (
+            ("task=grading", "tiles=tissue", "model=torchmil", "model.pooling_options.name=GTP"),
+            "- model.pooling_options.name=GTP: this model of torchmil needs the adjacency of tiles",
+        ),
+        (
+            ("task=grading", "tiles=tissue", "model=torchmil", "+model.pooling_options._target_=os.system"),
+            "model.pooling_options._target_=os.system is not allowed",
+        ),
+        (
             ("task=grading", "tiles=tissue", "model.encoder_weights=nowhere.pt"),
             "- model.encoder_weights=nowhere.pt: no",
         ),
