@@ -163,7 +163,7 @@ def read_attributes(owner: h5f.FileID | h5d.DatasetID | None) -> dict[str, Any]:
 def build_hdf5(write: Callable[[h5py.File], None]) -> bytes:
     """Return the bytes of an HDF5 file with what `write` writes to it.
 
-    It is made in memory, because HDF5 hides why it cannot write to a disk that is full.
+    It is made in memory, because HDF5 cannot cope with a disk that is full: it hides the cause, or ends the process.
     """
     with h5py.File("memory", "w", driver="core", backing_store=False, libver="v108") as file:
         write(file)
