@@ -179,7 +179,7 @@ class GradingConfig(TrainConfig):
     @functools.cached_property
     def data_module(self) -> PatchDataModule:
         """The slides, whose table is read once."""
-        return PatchDataModule(self.data)
+        return PatchDataModule(self.data, needs_slides=self.tiles.how != "features")
 
     @rule
     def _check_tile_size(self) -> None:

@@ -77,10 +77,12 @@ class PatchDataModule(pl.LightningDataModule):
 
     Loaders and augmentation follow torch's seed; `settings.seed` is that of the split. `split="patches"` splits the
     patches of one slide into training and validation without a test: its figures say nothing about other slides.
+    Without `needs_slides`, a CSV need not name the files of its slides.
     """
 
-    def __init__(self, settings: DataSettings, classes: ClassSet = BINARY) -> None:
+    def __init__(self, settings: DataSettings, classes: ClassSet = BINARY, *, needs_slides: bool = True) -> None:
         super().__init__()
+        self.needs_slides = needs_slides
         self.settings = settings
         self.patch_settings = PatchSettings(**dict(settings.part(CutSettings)), classes=classes)
         self._stains: Stains | None = None
@@ -109,7 +111,8 @@ class PatchDataModule(pl.LightningDataModule):
             if settings.split == "patches" and settings.slide_id is None:
                 example = find_one_tumor_example(settings.source, settings.provider, settings.labels)
                 settings = settings.model_copy(update={"slide_id": example.slide_id})
-            self._selection = select_slides(read_manifest(settings.source, labels=settings.labels), settings)
+            records = read_manifest(settings.source, labels=settings.labels, needs_slides=self.needs_slides)
+            self._selection = select_slides(records, settings)
         return self._selection
 
     def list_splits(self) -> dict[Split, list[SlideRecord]]:

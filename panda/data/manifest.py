@@ -70,6 +70,7 @@ def read_manifest(
     labels: str | None = None,
     mask_suffix: str = "_mask",
     label_maps: Mapping[str, LabelMap] | None = None,
+    needs_slides: bool = True,
 ) -> list[SlideRecord]:
     """Read the table of slides.
 
@@ -78,6 +79,7 @@ def read_manifest(
         labels: The label map of slides without a provider.
         mask_suffix: Suffix of a mask's file name after the slide's id, in PANDA's layout.
         label_maps: Label maps of providers that are known besides those in `conf/label_maps`.
+        needs_slides: Whether a CSV must name the files of the slides; if not, ids suffice.
 
     Returns:
         One record a row, in the order of the table.
@@ -85,7 +87,7 @@ def read_manifest(
     Raises:
         ManifestError: As `panda.data.slide_rows.read_rows`, or if rows are faulty or an id occurs twice.
     """
-    rows = read_rows(root, labels, providers=label_maps or (), mask_suffix=mask_suffix)
+    rows = read_rows(root, labels, providers=label_maps or (), mask_suffix=mask_suffix, needs_slides=needs_slides)
     table = Path(root) if Path(root).is_file() else Path(root) / TABLE
     if not any(row.isup_grade for row in rows):
         log.warning("%s: no slide has a grade in a column 'isup_grade', 'grade' or 'gleason_score'", table)

@@ -93,6 +93,7 @@ def read_rows(
     *,
     providers: Collection[str] = (),
     mask_suffix: str = "_mask",
+    needs_slides: bool = True,
 ) -> list[SlideRow]:
     """Read the rows of a table of slides.
 
@@ -101,6 +102,7 @@ def read_rows(
         labels: The label map of slides without a provider.
         providers: Providers that are known besides those in `conf/label_maps`.
         mask_suffix: Suffix of a mask's file name after the slide's id, in PANDA's layout.
+        needs_slides: Whether a CSV must name the files of the slides; if not, ids suffice.
 
     Raises:
         ManifestError: If the folder, the table or a column is missing, or the table is not a CSV in UTF-8 or has no
@@ -110,9 +112,12 @@ def read_rows(
     table = root if root.is_file() else find_table(root)
     numbered = read_user_table(table, (), KNOWN)
     columns = list(numbered[0][1])
-    if faults := _find_column_faults(columns, table, is_folder=table != root, has_labels=labels is not None):
+    if faults := _find_column_faults(
+        columns, table, needs_path=table == root and needs_slides, has_labels=labels is not None
+    ):
         raise ManifestError(f"{table}: {'; '.join(faults)}; the columns found are {', '.join(map(repr, columns))}")
-    reader = _RowReader(table, columns, labels, {*get_label_maps(), *providers}, None if table == root else mask_suffix)
+    suffix = None if table == root else mask_suffix
+    reader = _RowReader(table, columns, labels, {*get_label_maps(), *providers}, suffix, needs_slides=needs_slides)
     rows = [reader.read(number, row) for number, row in numbered]
     further = find_series_members(row.image_path for row in rows if row.has_file)
     text = "is a further file of a DICOM series that another row has too; keep one row for each slide"
@@ -157,13 +162,13 @@ def parse_grade(text: str) -> int | None:
     return int(text[0])
 
 
-def _find_column_faults(columns: Sequence[str], table: Path, *, is_folder: bool, has_labels: bool) -> list[str]:
+def _find_column_faults(columns: Sequence[str], table: Path, *, needs_path: bool, has_labels: bool) -> list[str]:
     """Return what is wrong with the header of a table."""
     faults = []
-    needed = _ID if is_folder else ("path",)
+    needed = ("path",) if needs_path else _ID
     if not {*needed, "path"} & {*columns}:
         hint = ""
-        if not is_folder:
+        if needs_path:
             hint = ": give the file of each slide, relative to the table or absolute" + (
                 f", or the folder in PANDA's layout: data=panda data.root={table.parent}, or labels={table.parent} in "
                 "inference"
@@ -173,8 +178,8 @@ def _find_column_faults(columns: Sequence[str], table: Path, *, is_folder: bool,
         faults.append(f"no column {needed[0]!r}{hint}")
     if not has_labels and not {*_PROVIDER} & {*columns}:
         faults.append(
-            f"no column {_PROVIDER[0 if is_folder else 1]!r}, the label map of each slide: add it, or in training name "
-            "one label map for all of them with data.labels=NAME"
+            f"no column {_PROVIDER[1 if needs_path else 0]!r}, the label map of each slide: add it, or in training "
+            "name one label map for all of them with data.labels=NAME"
         )
     for names in _SYNONYMS:
         if {*names} <= {*columns}:
@@ -196,7 +201,14 @@ class _RowReader:
     """Reads the rows of one table in order; it knows which files earlier rows name."""
 
     def __init__(
-        self, table: Path, columns: Sequence[str], labels: str | None, providers: set[str], mask_suffix: str | None
+        self,
+        table: Path,
+        columns: Sequence[str],
+        labels: str | None,
+        providers: set[str],
+        mask_suffix: str | None,
+        *,
+        needs_slides: bool,
     ) -> None:
         self.folder = table.parent
         self.columns = columns
@@ -204,6 +216,7 @@ class _RowReader:
         self.providers = providers
         self.spellings = {name.casefold(): name for name in providers}
         self.mask_suffix = mask_suffix
+        self.needs_slides = needs_slides
         self.files: dict[object, tuple[int, str]] = {}  # the row and column that names a file first
 
     def read(self, number: int, row: Mapping[str, str]) -> SlideRow:
@@ -256,7 +269,7 @@ class _RowReader:
         """Return the files of a slide and of its labels."""
         named = {column: self._find_file(number, column, row[column], faults) for column in _FILES if column in row}
         image, mask, annotation = (named.get(column) for column in _FILES)
-        if "path" in row and image is None:
+        if self.needs_slides and "path" in row and image is None:
             faults.append(("bad_file", "path is empty; give the file of the slide, or remove the row"))
         if mask and annotation:
             text = f"mask {row['mask']!r} and annotation {row['annotation']!r} are both given; remove one"

@@ -113,7 +113,7 @@ def _make_cards(found: Sequence[str], target: TargetSpec | None, failed: int) ->
 
 def _list_facts(summary: FeatureInferenceSummary) -> list[tuple[str, str]]:
     """Return what made the grades, as rows of a table."""
-    origin = summary.origin.model_dump(exclude_none=True, exclude={"format"})
+    origin = summary.origin.model_dump(exclude_none=True, exclude={"format", "weights"})
     last, values = summary.last_run, summary.model_dump(exclude={"notes", "origin", "date", "last_run", "target"})
     return [
         ("target", summary.target.name),

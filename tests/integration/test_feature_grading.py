@@ -137,6 +137,18 @@ def test_train_on_features_slide_without_file_is_failure(home: Path) -> None:
     assert "there is no feature file of slide slide00" in failed["message"]
 
 
+def test_train_on_features_table_needs_no_path(home: Path) -> None:
+    rows = (home / "own/train.csv").read_text().splitlines()
+    lines = ["image_id,grade", *(",".join(row.split(",")[::2][:2]) for row in rows[1:])]
+    (home / "mine.csv").write_text("\n".join(lines) + "\n")
+    own = ("data=table", "data.table=mine.csv", "data.labels=binary")
+    begun = (*TRAIN[:1], *TRAIN[3:], *own, "tiles.features=own/features", "trainer.max_epochs=1", "name=mine")
+    done = run_entry_point("train", home, *begun)
+    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_entry_point("train", home, *begun, "tiles=tissue", "tiles.features=null", "name=no")
+    assert "no column 'path': give the file of each slide" in done.stderr
+
+
 def test_train_on_features_refuses_idle_keys_and_mixed_files(home: Path) -> None:
     folder = make_feature_folder(home / "two")
     write_feature_file(folder / "slide03.h5", draw_features("slide03", 0, encoder="uni"))
