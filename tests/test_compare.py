@@ -113,6 +113,14 @@ def test_compare_planted_difference_is_found_with_size_and_side(tmp_path: Path) 
     assert "b is better" in back
 
 
+def test_compare_provider_without_labelled_cancer_has_no_dice(tmp_path: Path) -> None:
+    rows = [row | ({"tp_px": 0, "fn_px": 0, "dice": ""} if row["provider"] == "radboud" else {}) for row in make_rows()]
+    compare(make_run(tmp_path / "a", rows), make_run(tmp_path / "b", rows))
+    dice = {row["provider"]: row for row in table(tmp_path / "compare-a-b" / "compare.csv") if row["figure"] == "dice"}
+    assert dice["radboud"]["a"] == dice["radboud"]["b"] == dice["radboud"]["difference"] == ""
+    assert float(dice["karolinska"]["a"]) > float(dice["all"]["a"]) > 0
+
+
 def test_compare_few_groups_is_not_sure(tmp_path: Path) -> None:
     rows = [make_rows(groups=4), make_rows(groups=4, shift=0.1)]
     a, b = (make_run(tmp_path / name, found) for name, found in zip("ab", rows, strict=True))

@@ -202,11 +202,16 @@ class DiceLoss(_Loss):
         return average_regions(partial(soft_dice_loss, smooth=self.smooth), logits, target)
 
 
+_LINE_END = 1e-4
+"""The error from which a Tversky loss is a power of it."""
+
+
 class TverskyLoss(_Loss):
     """(1 - Tversky index)^gamma over the batch; see `soft_tversky_index`.
 
     A gamma below 1 gives the focal Tversky loss (Abraham and Khan 2019, with 1 / gamma from 1 to 3, best 4/3). It still
-    learns if most pixels are right. Below an error of 1e-4, at which its slope is unbounded, it has no gradient.
+    learns if most pixels are right. Below an error of 1e-4 it is a straight line to 0, because its slope would be
+    unbounded.
 
     Args:
         false_positive: Weight of false positives, at least 0.
@@ -230,7 +235,8 @@ class TverskyLoss(_Loss):
 
     def _compute_region(self, logits: Tensor, target: Tensor) -> Tensor:
         error = 1 - soft_tversky_index(logits, target, self.false_positive, self.false_negative, self.smooth)
-        return error if self.gamma == 1 else error.clamp_min(1e-4) ** self.gamma
+        line = error * _LINE_END ** (self.gamma - 1)
+        return torch.where(error > _LINE_END, error.clamp_min(_LINE_END) ** self.gamma, line)
 
 
 class BCEDiceLoss(_Loss):

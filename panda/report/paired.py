@@ -72,14 +72,9 @@ def compute_signed_rank_p(differences: NDArray[np.float64], groups: NDArray[Any]
 
 
 def _pool_dice(counts: NDArray[np.float64]) -> float:
+    """Compute the Dice over the pixels of all slides; NaN if no label names the class, or cancer."""
     tp, fp, fn = counts.sum(axis=0)
-    return float(2 * tp / (2 * tp + fp + fn)) if tp + fp + fn else float("nan")
-
-
-def _pool_class_dice(counts: NDArray[np.float64]) -> float:
-    """Compute the Dice of a class; NaN if no label names it."""
-    tp, _, fn = counts.sum(axis=0)
-    return _pool_dice(counts) if tp + fn else float("nan")
+    return float(2 * tp / (2 * tp + fp + fn)) if tp + fn else float("nan")
 
 
 def _measure_ece(rows: NDArray[np.float64]) -> float:
@@ -152,7 +147,7 @@ def list_figures(rows: Sequence[Row], scoring: str) -> Figures:
     """Return the figures of a scoring, and the Dice of each class whose pixels a table of slides has."""
     first = CLASS_PIXELS[0]
     names = [column.removeprefix(first) for column in (rows[0] if rows else ()) if column.startswith(first)]
-    by_class = {f"dice_{name}": (tuple(f"{kind}{name}" for kind in CLASS_PIXELS), _pool_class_dice) for name in names}
+    by_class = {f"dice_{name}": (tuple(f"{kind}{name}" for kind in CLASS_PIXELS), _pool_dice) for name in names}
     return {**FIGURES[scoring], **by_class}
 
 
